@@ -1,0 +1,51 @@
+# auris: every target sets up what it needs. `make help` lists them.
+VENV   ?= .venv
+PYTHON ?= python3
+RUNS   ?= runs
+# Two studies' stages side by side, each on its own core; see ablations/demo.yaml.
+JOBS   ?= 2
+
+PY     := $(VENV)/bin/python
+PINS   := $(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
+STAMP  := $(VENV)/.auris-$(PINS)
+# The checkout that make runs in wins over whichever one the environment was made from.
+export PYTHONPATH := $(CURDIR)/src
+# Before torch is imported: the demo and the tests run several processes on few cores.
+export TOKENIZERS_PARALLELISM := false
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-slow lint format bench
+
+help:  ## show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@echo "  Variables: VENV=$(VENV) PYTHON=$(PYTHON) JOBS=$(JOBS)"
+
+$(STAMP):
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@rm -f $(VENV)/.auris-*
+	@touch $@
+
+setup: $(STAMP)  ## make the virtual environment with the pinned versions (nothing to do when nothing changed)
+
+demo: setup  ## train Qwen-Audio and Qwen2-Audio at tiny scale and compare them: a table and figures in runs/demo
+	$(PY) -m auris.corpus out=corpora/embedded
+	$(PY) -m auris.train ablations=demo jobs=$(JOBS)
+	$(PY) -m auris.results study=demo
+
+test: setup  ## run the tests (offline, CPU)
+	$(PY) -m pytest
+
+test-slow: setup  ## run the longer proofs
+	$(PY) -m pytest -m slow
+
+lint: setup  ## ruff: lint and format check
+	$(PY) -m ruff check src tests benchmarks
+	$(PY) -m ruff format --check src tests benchmarks
+
+format: setup  ## ruff: apply the format
+	$(PY) -m ruff check --fix src tests benchmarks
+	$(PY) -m ruff format src tests benchmarks
+
+bench: setup  ## speed against named peers, as ratios
+	$(PY) -m benchmarks

@@ -1,0 +1,276 @@
+"""Sound files to the encoder's input: read, resample, log-mel, windows, SpecAugment.
+
+Unusual here: a clip's features have the clip's own length, and still equal the first frames of the features that
+Whisper computes for the clip padded to 30 s.
+
+Shapes: L samples at 16 kHz, N valid mel frames, S = stored(N) stored frames.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cache
+from itertools import accumulate
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import soxr
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchaudio.functional import mask_along_axis
+from transformers.audio_utils import mel_filter_bank
+
+# Whisper's front end (Radford et al. 2022, section 2.2; transformers WhisperFeatureExtractor).
+SAMPLE_RATE = 16_000  # Hz
+N_FFT = 400  # samples: 25 ms
+HOP = 160  # samples: 10 ms
+MAX_SAMPLES = 480_000  # 30 s, the longest clip that the encoder's position table covers
+MAX_FRAMES = 3_000
+
+# A manifest's segment may end this much past the end of its file, as times are rounded (Kaldi's extract-segments,
+# --max-overshoot=0.5); it then ends with the file. Beyond, the row is wrong.
+MAX_OVERSHOOT = 0.5  # seconds
+
+
+class AudioError(ValueError):
+    """A sound file that cannot be used; the message names the file and says why."""
+
+
+def frames(n_samples: int) -> int:
+    """Valid mel frames N of a clip of `n_samples` samples (10 ms each, the last one may be partly empty)."""
+    return min(math.ceil(n_samples / HOP), MAX_FRAMES)
+
+
+def stored(frames: int) -> int:
+    """Frames kept of a clip with `frames` valid ones: two frames of the following silence go along.
+
+    The encoder's convolutions look past the last valid frame; without these two its outputs would differ from those
+    of the clip padded to 30 s.
+    """
+    return min(frames + 2, MAX_FRAMES)
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What data must know of an encoder: mel bins, and encoder frames (20 ms) per audio token."""
+
+    n_mels: int
+    pool: int
+
+    def tokens(self, frames: int) -> int:
+        """Audio tokens of a clip with `frames` valid mel frames; an incomplete last one is dropped."""
+        return ((frames - 1) // 2 + 1) // self.pool if frames > 0 else 0
+
+
+@dataclass(frozen=True)
+class _Segment:
+    """Where to read in a file, in samples of the file's own rate."""
+
+    start: int
+    length: int
+    rate: int
+
+
+def _locate(path: str | Path, offset: float, duration: float | None) -> _Segment:
+    if not Path(path).is_file():
+        raise AudioError(f"{path}: no such file")
+    try:
+        info = soundfile.info(str(path))
+    except (soundfile.SoundFileError, TypeError) as error:  # TypeError: headerless .raw
+        raise AudioError(f"{path}: cannot be decoded ({error})") from error
+    if info.frames == 0:
+        raise AudioError(f"{path}: holds no samples")
+    end_of_file = info.frames / info.samplerate
+    if offset < 0 or (duration is not None and duration <= 0):
+        raise AudioError(f"{path}: expected offset >= 0 and duration > 0 seconds, got {offset=} {duration=}")
+    start = round(offset * info.samplerate)
+    if start >= info.frames:
+        raise AudioError(f"{path}: offset {offset} s is beyond its end at {end_of_file:.3f} s")
+    length = info.frames - start
+    if duration is not None:
+        if offset + duration > end_of_file + MAX_OVERSHOOT:
+            raise AudioError(f"{path}: segment {offset} s + {duration} s runs past its end at {end_of_file:.3f} s")
+        length = min(length, round(duration * info.samplerate))
+    if _resampled(length, info.samplerate) == 0:
+        raise AudioError(f"{path}: {length} samples at {info.samplerate} Hz are less than one sample at 16 kHz")
+    return _Segment(start, length, info.samplerate)
+
+
+def _resampled(length: int, rate: int) -> int:
+    """Samples that soxr makes of `length` samples: the exact ratio, halves rounded up (tried at 14 rates)."""
+    return (2 * length * SAMPLE_RATE + rate) // (2 * rate)
+
+
+def n_samples(path: str | Path, offset: float = 0.0, duration: float | None = None) -> int:
+    """Samples at 16 kHz that `read` returns for the same arguments, from the file's header alone.
+
+    Exact but for an mp3 that was cut off or lacks the Xing or Info frame with its length: there it is the most that
+    `read` can return, as libsndfile guesses from the file's size and first bit rate, and decodes no further.
+
+    Raises:
+        AudioError: as `read`, as far as the header shows it.
+    """
+    segment = _locate(path, offset, duration)
+    return _resampled(segment.length, segment.rate)
+
+
+def read(path: str | Path, *, offset: float = 0.0, duration: float | None = None) -> np.ndarray:
+    """Decode a file, or `duration` seconds of it from `offset` on, to 16 kHz mono (L,) float32.
+
+    Any format of libsndfile (wav, flac, ogg vorbis, ogg opus, mp3, ...), rate and channel count. Channels are
+    averaged, then resampled by soxr at its HQ setting (as fast as torchaudio's default and 29 dB more accurate).
+
+    Raises:
+        AudioError: no such file, undecodable, no samples, samples that are not finite, a file that ends before its
+            header says (libsndfile shows this for flac; a wav, ogg or mp3 that was cut off is a shorter file to it),
+            or a segment outside the file.
+    """
+    segment = _locate(path, offset, duration)
+    try:
+        with soundfile.SoundFile(str(path)) as file:
+            # An mp3 is decoded from its start: its frames lean on earlier ones, so up to 0.3 s after a seek are wrong.
+            # And its stated length may be a guess.
+            is_mp3 = file.format == "MP3"
+            skip = segment.start if is_mp3 else 0
+            file.seek(segment.start - skip)
+            wave = file.read(skip + segment.length, dtype="float32", always_2d=True)[skip:]
+    except soundfile.SoundFileError as error:
+        raise AudioError(f"{path}: cannot be decoded ({error})") from error
+    if len(wave) < segment.length and not is_mp3:
+        raise AudioError(f"{path}: ends after {len(wave)} of {segment.length} samples, the file is cut off")
+    length = _resampled(len(wave), segment.rate)
+    if length == 0:
+        raise AudioError(f"{path}: no samples from {offset} s on")
+    wave = wave.mean(axis=1) if wave.shape[1] > 1 else wave[:, 0]
+    if not np.isfinite(wave).all():
+        raise AudioError(f"{path}: has samples that are not finite numbers")
+    if segment.rate != SAMPLE_RATE:
+        wave = soxr.resample(wave, segment.rate, SAMPLE_RATE, quality="HQ")
+    assert len(wave) == length, (len(wave), length, segment)
+    return wave
+
+
+def window_lengths(n_samples: int) -> list[int]:
+    """Samples in each window that `windows` cuts a clip of `n_samples` into."""
+    n_windows = math.ceil(n_samples / MAX_SAMPLES)
+    return [(n_samples + i) // n_windows for i in range(n_windows)]
+
+
+def windows(wave: np.ndarray) -> list[np.ndarray]:
+    """Split (L,) into the fewest windows of at most 30 s, as equal as can be (40 s gives 2 x 20 s).
+
+    Equal windows leave no sliver shorter than one audio token at the end: every sample is heard.
+    """
+    lengths = window_lengths(len(wave))
+    return [wave[end - length : end] for length, end in zip(lengths, accumulate(lengths), strict=True)]
+
+
+@cache
+def _mel_filters(n_mels: int) -> Tensor:
+    """Slaney mel filters (N_FFT // 2 + 1, n_mels): transformers' own, as torchaudio's are 1e-4 off in the features."""
+    filters = mel_filter_bank(
+        num_frequency_bins=N_FFT // 2 + 1,
+        num_mel_filters=n_mels,
+        min_frequency=0.0,
+        max_frequency=SAMPLE_RATE / 2,
+        sampling_rate=SAMPLE_RATE,
+        norm="slaney",
+        mel_scale="slaney",
+    )
+    return torch.from_numpy(filters).float()
+
+
+def log_mel(wave: np.ndarray | Tensor, n_mels: int) -> Tensor:
+    """Whisper's log-mel spectrogram of a clip's true length: (L,) at 16 kHz to (n_mels, S) float32.
+
+    Equals the first S frames of transformers' WhisperFeatureExtractor(feature_size=n_mels), which pads the clip with
+    silence to 30 s. Frames beyond them see silence only, so they never hold the maximum that levels the spectrogram.
+
+    Raises:
+        ValueError: no samples, or more than 30 s.
+    """
+    wave = torch.as_tensor(wave, dtype=torch.float32)
+    assert wave.ndim == 1, wave.shape
+    if not 0 < len(wave) <= MAX_SAMPLES:
+        raise ValueError(
+            f"a clip of {len(wave) / SAMPLE_RATE:.2f} s: expected more than 0 s and at most 30 s. "
+            "data.long_audio=window cuts longer clips into windows, skip leaves them out, error stops at the start"
+        )
+    n_stored = stored(frames(len(wave)))
+    half = N_FFT // 2
+    end = (n_stored - 1) * HOP + half  # the last frame's last sample
+    padded = F.pad(wave, (0, min(end, MAX_SAMPLES) - len(wave)))
+    # The published recipe mirrors the 30 s signal at both ends. On the right only the last of all 3000 frames reaches
+    # over that end; every other clip continues with silence, not with its mirror image.
+    padded = F.pad(padded[None], (half, end - len(padded)), mode="reflect")[0]
+    # Frames first and squares by hand: 1.5 times the speed of torch.stft(...).abs() ** 2, equal to 1e-7.
+    spectrum = torch.fft.rfft(padded.unfold(0, N_FFT, HOP) * torch.hann_window(N_FFT, device=wave.device))
+    power = spectrum.real.square() + spectrum.imag.square()
+    mel = (power @ _mel_filters(n_mels).to(wave.device)).clamp_(min=1e-10).log10_()
+    mel = torch.maximum(mel, mel.max() - 8.0).add_(4.0).div_(4.0).T.contiguous()
+    assert mel.shape == (n_mels, n_stored), (mel.shape, n_mels, n_stored)
+    return mel
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpecAugment:
+    """Time warp, frequency masks and time masks on a log-mel spectrogram (Park et al. 2019, arXiv 1904.08779).
+
+    The masks are torchaudio's, filled with the clip's mean. torchaudio has no time warp: here it is the published
+    one, linear between the clip's ends and one moved anchor. LibriSpeech Basic: n_freq_masks=1, freq_mask_param=27,
+    n_time_masks=1, time_mask_param=100, p=1.0, time_warp=80.
+
+    Args:
+        n_freq_masks, n_time_masks: number of masks of each kind.
+        freq_mask_param: a frequency mask is narrower than this many mel bins (F).
+        time_mask_param: a time mask is shorter than this many frames (T), and than `p` times the clip's frames.
+        time_warp: the anchor moves by less than this many frames (W), 0 = off. The anchor keeps W frames away from both
+            ends, so clips of 2 W frames or fewer are not warped.
+    """
+
+    n_freq_masks: int
+    freq_mask_param: int
+    n_time_masks: int
+    time_mask_param: int
+    p: float
+    time_warp: int
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.p <= 1.0:
+            raise ValueError(f"p={self.p}: expected the largest share of frames under one time mask, 0 to 1")
+        for name in ("n_freq_masks", "freq_mask_param", "n_time_masks", "time_mask_param", "time_warp"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)}: expected 0 or more")
+
+    def __call__(self, mel: Tensor, frames: int, seed: int) -> Tensor:
+        """Augment the first `frames` frames of (n_mels, S); the silence behind them stays. `seed` decides it all."""
+        n_mels, n_stored = mel.shape
+        assert 0 < frames <= n_stored, (frames, mel.shape)
+        if self.freq_mask_param > n_mels:
+            raise ValueError(f"freq_mask_param={self.freq_mask_param}: expected at most {n_mels}, the mel bins")
+        clip, mean = mel[:, :frames], mel[:, :frames].mean().item()
+        # torchaudio draws from the global generator; torch.manual_seed would reseed the accelerators' as well.
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            if 0 < 2 * self.time_warp < frames:
+                clip = self._warp(clip)
+            for _ in range(self.n_freq_masks):
+                clip = mask_along_axis(clip, self.freq_mask_param, mean, axis=0)
+            # With p = 1 torchaudio does not cap a mask at the clip's length, and would start it before the clip.
+            longest = min(self.time_mask_param, math.floor(self.p * frames))
+            for _ in range(self.n_time_masks):
+                clip = mask_along_axis(clip, longest, mean, axis=1)
+        return torch.cat([clip, mel[:, frames:]], dim=1)
+
+    def _warp(self, clip: Tensor) -> Tensor:
+        last = clip.shape[1] - 1
+        anchor = int(torch.randint(self.time_warp, last + 1 - self.time_warp, ()))
+        target = anchor + int(torch.randint(1 - self.time_warp, self.time_warp, ()))
+        time = torch.arange(last + 1)
+        left, right = time * (anchor / target), last - (last - time) * ((last - anchor) / (last - target))
+        source = torch.where(time < target, left, right)
+        before = source.long().clamp(max=last - 1)
+        return torch.lerp(clip[:, before], clip[:, before + 1], source - before)

@@ -1,0 +1,133 @@
+"""Eight instruments by synthesis, and the short phrases they play."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from auris.corpus.signal import (
+    SAMPLE_RATE,
+    Signal,
+    add,
+    band,
+    clock,
+    decay,
+    harmonics,
+    noise,
+    peak,
+    ramp,
+    samples,
+    shape,
+    sine,
+)
+
+Rng = np.random.Generator
+
+_PENTATONIC = (0, 2, 4, 7, 9)  # semitones above the root: any order of these sounds like a tune
+_RING = 0.25  # seconds that a note may sound on after the next one began
+
+
+def play(name: str, rng: Rng, seconds: float) -> Signal:
+    """A phrase of `seconds` on the instrument `name` (a key of `INSTRUMENTS`), at a root mean square of 1."""
+    instrument, (low, high) = INSTRUMENTS[name]
+    touch = rng.uniform(0, 1)  # how bright this player plays, the same for all notes of the phrase
+    signal = np.zeros(samples(seconds))
+    root = rng.integers(low, high - 9)
+    at, beat = 0.02, rng.uniform(0.18, 0.36)
+    while at < seconds - 0.15:
+        length = min(beat * rng.choice((1, 1, 2)), seconds - at)
+        pitch = 440 * 2 ** ((root + rng.choice(_PENTATONIC) - 69) / 12)
+        add(signal, rng.uniform(0.7, 1.0) * instrument(rng, pitch, length, touch), at)
+        at += length
+    signal = ramp(signal, 0.002, 0.03)
+    return signal / np.sqrt(np.mean(signal**2))
+
+
+def play_piano(rng: Rng, pitch: float, seconds: float, touch: float) -> Signal:
+    """Struck strings: partials slightly sharp of harmonic, the high ones dying first, a hammer's knock."""
+    n = samples(seconds + _RING)
+    stiffness = 4e-4  # of an upright's middle strings (Fletcher 1964), which sharpens partial k by sqrt(1 + B k^2)
+    note = np.zeros(n)
+    for k in range(1, min(int(7000 // pitch), 16) + 1):
+        frequency = k * pitch * np.sqrt(1 + stiffness * k * k)
+        note += sine(frequency, n) * decay(n, 0.7 / (1 + 0.35 * k)) / k ** (1.6 - 0.5 * touch)
+    knock = samples(0.03)
+    note[:knock] += 0.15 * noise(rng, knock, band(100, 1200)) * decay(knock, 0.006)
+    return ramp(note, 0.003, 0.05)
+
+
+def play_guitar(rng: Rng, pitch: float, seconds: float, touch: float) -> Signal:
+    """A plucked string (Karplus and Strong 1983): a burst of noise in a loop that averages neighbours."""
+    n = samples(seconds + _RING)
+    period = round(SAMPLE_RATE / pitch)
+    loop = shape(rng.standard_normal(period), band(20, 2500 + 3500 * touch))
+    cycles = [loop]
+    for _ in range(n // period):
+        loop = 0.996 * 0.5 * (loop + np.roll(loop, 1))
+        cycles.append(loop)
+    return ramp(np.concatenate(cycles)[:n], 0.001, 0.05)
+
+
+def play_organ(rng: Rng, pitch: float, seconds: float, touch: float) -> Signal:
+    """Pipes: steady ranks at 8', 4', 2 2/3', 2' and 1', nothing decays."""
+    n = samples(seconds)
+    ranks = {1: 1.0, 2: 0.8, 3: 0.3 + 0.4 * touch, 4: 0.6, 8: 0.2 + 0.3 * touch}
+    return ramp(harmonics(pitch, n, lambda k: ranks.get(k, 0.0)), 0.02, 0.03)
+
+
+def play_flute(rng: Rng, pitch: float, seconds: float, touch: float) -> Signal:
+    """Nearly a sine, with breath around it and a slow vibrato."""
+    n = samples(seconds)
+    vibrato = 1 + 0.006 * sine(rng.uniform(4.5, 5.5), n)
+    tone = harmonics(pitch * vibrato, n, lambda k: (1.0, 0.25 + 0.15 * touch, 0.06)[k - 1] if k <= 3 else 0.0)
+    return ramp(tone + 0.12 * noise(rng, n, peak(1.5 * pitch, 2 * pitch)), 0.06, 0.05)
+
+
+def play_violin(rng: Rng, pitch: float, seconds: float, touch: float) -> Signal:
+    """A bowed string: a sawtooth with a deep vibrato, through the body's resonances."""
+    n = samples(seconds)
+    depth = 0.012 * np.minimum(clock(n) / 0.1, 1)  # the finger starts to roll after the bow has caught the string
+    saw = harmonics(pitch * (1 + depth * sine(rng.uniform(5.5, 7.0), n)), n, lambda k: 1 / k)
+    saw += 0.03 * noise(rng, n, band(2000, 6000))
+    resonances = (peak(480, 150), peak(1200, 500), peak(2800, 900 + 600 * touch))
+    return ramp(shape(saw, lambda f: 0.15 + sum(resonance(f) for resonance in resonances)), 0.07, 0.05)
+
+
+def play_trumpet(rng: Rng, pitch: float, seconds: float, touch: float) -> Signal:
+    """Brass: the louder, the brighter, so harmonics arrive one after the other (Risset 1966)."""
+    n = samples(seconds)
+    swell = np.minimum(clock(n) / 0.05, 1) * (0.8 + 0.2 * decay(n, 0.1))
+    note = harmonics(pitch, n, lambda k: swell ** (1 + 0.45 * k) * k**0.3 * np.exp(-k / (3.5 + 2 * touch)))
+    return ramp(shape(note, peak(1300, 1500, floor=0.3)), 0.01, 0.04)
+
+
+def play_drum(rng: Rng, pitch: float, seconds: float, touch: float) -> Signal:
+    """A kit: bass drum or snare, whatever the pitch."""
+    n = samples(max(seconds, 0.2))
+    if rng.random() < 0.5:
+        return 1.5 * sine(50 + 25 * touch + 120 * decay(n, 0.02), n) * decay(n, 0.09)
+    skin = sine(170 + 50 * touch, n) * decay(n, 0.05)
+    return skin + 0.8 * noise(rng, n, band(1200, 7500)) * decay(n, 0.06)
+
+
+def play_xylophone(rng: Rng, pitch: float, seconds: float, touch: float) -> Signal:
+    """A struck bar tuned to 1:3, high and short."""
+    n = samples(seconds + _RING)
+    bar = sine(pitch, n) * decay(n, 0.12) + 0.5 * sine(3 * pitch, n) * decay(n, 0.05)
+    click = samples(0.01)
+    bar[:click] += (0.2 + 0.4 * touch) * noise(rng, click, band(2500, 7000)) * decay(click, 0.002)
+    return ramp(bar, 0.0005, 0.02)
+
+
+# Each with its register, in MIDI note numbers (60 = middle C).
+INSTRUMENTS: dict[str, tuple[Callable[[Rng, float, float, float], Signal], tuple[int, int]]] = {
+    "piano": (play_piano, (48, 76)),
+    "guitar": (play_guitar, (45, 72)),
+    "organ": (play_organ, (48, 76)),
+    "flute": (play_flute, (67, 91)),
+    "violin": (play_violin, (57, 86)),
+    "trumpet": (play_trumpet, (55, 79)),
+    "drum": (play_drum, (48, 76)),
+    "xylophone": (play_xylophone, (77, 96)),
+}

@@ -1,0 +1,129 @@
+"""Signal processing that speech, sounds and music share: noise with a spectrum, sweeps, envelopes, a room, a background.
+
+Signals are float64 arrays of samples at 16 kHz. Everything runs in float64 so that the rounding to 16 bits at the end
+comes out the same on any machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+Signal = NDArray[np.float64]
+
+SAMPLE_RATE = 16_000  # Hz; auris.audio has the same number, but importing it would load torch in every worker
+
+
+def samples(seconds: float) -> int:
+    """The number of samples in `seconds`."""
+    return round(seconds * SAMPLE_RATE)
+
+
+def clock(n: int) -> Signal:
+    """The times of `n` samples, in seconds."""
+    return np.arange(n) / SAMPLE_RATE
+
+
+def shape(signal: Signal, gain: Callable[[Signal], Signal]) -> Signal:
+    """`signal` with its spectrum multiplied by `gain(frequencies in Hz)`, without a shift in time."""
+    size = _fast_size(len(signal))
+    frequencies = np.fft.rfftfreq(size, 1 / SAMPLE_RATE)
+    return np.fft.irfft(np.fft.rfft(signal, size) * gain(frequencies), size)[: len(signal)]
+
+
+def _fast_size(n: int) -> int:
+    """A power of two that holds `n` samples: Fourier transforms of arbitrary lengths can be ten times slower."""
+    return 1 << (n - 1).bit_length()
+
+
+def band(low: float, high: float) -> Callable[[Signal], Signal]:
+    """A gain that passes `low` to `high` Hz, falling off smoothly over about a third of an octave."""
+
+    def gain(frequencies: Signal) -> Signal:
+        octaves = np.log2(np.maximum(frequencies, 1.0))
+        return 1 / (1 + np.exp(-12 * (octaves - np.log2(low)))) / (1 + np.exp(12 * (octaves - np.log2(high))))
+
+    return gain
+
+
+def peak(centre: float, width: float, floor: float = 0.0) -> Callable[[Signal], Signal]:
+    """A gain with one resonance at `centre` Hz, `width` Hz wide at half its power, above a constant `floor`."""
+    return lambda frequencies: floor + 1 / np.sqrt(1 + ((frequencies - centre) / (width / 2)) ** 2)
+
+
+def noise(rng: np.random.Generator, n: int, gain: Callable[[Signal], Signal]) -> Signal:
+    """Noise with the spectrum `gain`, at a root mean square of 1."""
+    signal = shape(rng.standard_normal(n), gain)
+    return signal / np.sqrt(np.mean(signal**2))
+
+
+def sine(frequency: Signal | float, n: int) -> Signal:
+    """A sine whose frequency in Hz may change from sample to sample."""
+    return np.sin(2 * np.pi * np.cumsum(np.broadcast_to(frequency, n)) / SAMPLE_RATE)
+
+
+def harmonics(frequency: Signal | float, n: int, amplitudes: Callable[[int], Signal | float]) -> Signal:
+    """A tone of harmonics 1, 2, ... of `frequency` up to 7 kHz; `amplitudes(k)` may change over time."""
+    top = float(np.max(frequency))
+    phase = 2 * np.pi * np.cumsum(np.broadcast_to(frequency, n)) / SAMPLE_RATE
+    return sum((amplitudes(k) * np.sin(k * phase) for k in range(1, int(7000 // top) + 1)), np.zeros(n))
+
+
+def decay(n: int, seconds: float) -> Signal:
+    """An envelope that falls to 1/e in `seconds`."""
+    return np.exp(-clock(n) / seconds)
+
+
+def ramp(signal: Signal, attack: float, release: float) -> Signal:
+    """`signal` faded in over `attack` and out over `release` seconds (each at most half of it)."""
+    signal = signal.copy()
+    for seconds, flip in ((attack, False), (release, True)):
+        n = min(samples(seconds), len(signal) // 2)
+        edge = 0.5 - 0.5 * np.cos(np.pi * np.arange(n) / max(n, 1))
+        if flip:
+            signal[len(signal) - n :] *= edge[::-1]
+        else:
+            signal[:n] *= edge
+    return signal
+
+
+def add(target: Signal, signal: Signal, at: float) -> None:
+    """Mix `signal` into `target` from second `at` on, in place; what would pass the end is left out."""
+    start = samples(at)
+    end = min(start + len(signal), len(target))
+    target[start:end] += signal[: end - start]
+
+
+def power(signal: Signal) -> float:
+    return float(np.mean(signal**2))
+
+
+def reverberate(rng: np.random.Generator, signal: Signal, seconds: float, ratio: float) -> Signal:
+    """`signal` in a room: the direct sound plus a tail of noise that decays by 60 dB in `seconds`.
+
+    `ratio` is the energy of the tail to that of the direct sound. The direct sound stays where it was, so times stay
+    true; the length stays too.
+    """
+    n = samples(seconds)
+    tail = rng.standard_normal(n) * 10 ** (-3 * clock(n) / seconds)
+    tail[: samples(0.003)] = 0.0  # the first reflection has a metre to go
+    impulse = tail * np.sqrt(ratio / np.sum(tail**2))
+    impulse[0] = 1.0
+    size = _fast_size(len(signal) + n)
+    return np.fft.irfft(np.fft.rfft(signal, size) * np.fft.rfft(impulse, size), size)[: len(signal)]
+
+
+def add_background(rng: np.random.Generator, signal: Signal, snr: float) -> Signal:
+    """`signal` with noise of a random colour (white to brown) at a signal-to-noise ratio of `snr` dB."""
+    slope = rng.uniform(0.0, 1.0)
+    background = noise(rng, len(signal), lambda frequencies: np.maximum(frequencies, 50.0) ** -slope)
+    return signal + background * np.sqrt(power(signal) / 10 ** (snr / 10))
+
+
+def to_pcm(signal: Signal, level: float) -> NDArray[np.int16]:
+    """16-bit samples of `signal` with its peak at `level` dB below full scale."""
+    assert level < 0, level
+    scale = 10 ** (level / 20) / max(float(np.max(np.abs(signal))), 1e-9)
+    return np.round(signal * scale * 32767).astype(np.int16)

@@ -1,0 +1,176 @@
+"""Ten everyday sounds by signal processing. Each call draws new parameters, so no two clips of a class are alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from auris.corpus.signal import (
+    Signal,
+    add,
+    band,
+    clock,
+    decay,
+    harmonics,
+    noise,
+    peak,
+    ramp,
+    samples,
+    shape,
+    sine,
+)
+
+Rng = np.random.Generator
+
+
+def make(name: str, rng: Rng, seconds: float) -> Signal:
+    """`seconds` of the sound `name` (a key of `SOUNDS`), at a root mean square of 1."""
+    signal = ramp(SOUNDS[name](rng, samples(seconds)), 0.005, 0.02)
+    return signal / np.sqrt(np.mean(signal**2))
+
+
+def _strikes(rng: Rng, n: int, period: float, jitter: float, strike: Callable[[int], Signal]) -> Signal:
+    """`strike(i)` every `period` seconds, each late or early by up to `jitter` of the period."""
+    signal = np.zeros(n)
+    at, index = rng.uniform(0.02, 0.1), 0
+    while samples(at) < n:
+        add(signal, strike(index), at)
+        at += period * (1 + rng.uniform(-jitter, jitter))
+        index += 1
+    return signal
+
+
+def make_dog(rng: Rng, n: int) -> Signal:
+    """Barks: a harmonic burst whose pitch jumps up and falls, roughened by noise, through a throat."""
+    pitch, throat = rng.uniform(250, 480), rng.uniform(700, 1300)
+    length = rng.uniform(0.12, 0.22)
+
+    def bark(_: int) -> Signal:
+        m = samples(length * rng.uniform(0.85, 1.15))
+        progress = np.linspace(0, 1, m)
+        frequency = pitch * rng.uniform(0.92, 1.08) * (0.75 + 0.6 * np.sin(np.pi * progress**0.6))
+        voice = harmonics(frequency, m, lambda k: 1 / k**0.7)
+        voice = shape(voice, peak(throat, 700, floor=0.08)) + 0.25 * noise(rng, m, band(500, 3500))
+        return voice * np.sin(np.pi * progress**0.5) ** 2
+
+    return _strikes(rng, n, length + rng.uniform(0.15, 0.4), 0.2, bark)
+
+
+def make_rain(rng: Rng, n: int) -> Signal:
+    """A steady hiss with drops on it."""
+    signal = noise(rng, n, band(rng.uniform(900, 2000), rng.uniform(6000, 7800)))
+    for _ in range(int(rng.uniform(40, 150) * n / 16_000)):
+        m = samples(rng.uniform(0.004, 0.012))
+        drop = sine(rng.uniform(1500, 6000), m) * decay(m, 0.003)
+        add(signal, rng.uniform(1, 5) * drop, rng.uniform(0, n / 16_000))
+    return signal
+
+
+def make_siren(rng: Rng, n: int) -> Signal:
+    """A tone that wails up and down."""
+    low = rng.uniform(450, 700)
+    high = low * rng.uniform(1.7, 2.4)
+    turns = rng.uniform(1.0, 2.6) * clock(n) + rng.random()
+    swing = 0.5 - 0.5 * np.cos(2 * np.pi * turns) if rng.random() < 0.5 else np.abs(2 * (turns % 1) - 1)
+    return harmonics(low + (high - low) * swing, n, lambda k: (k % 2 + 0.3) / k**1.5)
+
+
+def make_clock(rng: Rng, n: int) -> Signal:
+    """Ticks and tocks: two short resonances taking turns."""
+    tick, tock = rng.uniform(2800, 5000), rng.uniform(1600, 2600)
+
+    def strike(index: int) -> Signal:
+        m = samples(0.05)
+        frequency = (tick, tock)[index % 2]
+        ring = sine(frequency, m) + 0.6 * sine(frequency * 1.52, m)
+        return ring * decay(m, rng.uniform(0.004, 0.007)) + 0.4 * noise(rng, m, band(2000, 7000)) * decay(m, 0.002)
+
+    return _strikes(rng, n, rng.uniform(0.16, 0.3), 0.01, strike) + 1e-3 * rng.standard_normal(n)
+
+
+def make_bell(rng: Rng, n: int) -> Signal:
+    """One or two strokes of a bell: partials at the ratios of a church bell, ringing long."""
+    hum, ring = rng.uniform(250, 600), rng.uniform(0.5, 1.2)
+    partials = ((0.5, 0.5, 1.0), (1.0, 1.0, 0.8), (1.19, 0.8, 0.6), (1.5, 0.5, 0.5), (2.0, 0.9, 0.45), (2.74, 0.4, 0.3))
+    partials += ((3.76, 0.3, 0.2), (5.1, 0.2, 0.12))
+    detune = rng.normal(1, 0.004, len(partials))
+
+    def strike(_: int) -> Signal:
+        rungs = zip(partials, detune, strict=True)
+        return sum(
+            (level * sine(2 * hum * ratio * off, n) * decay(n, ring * life) for (ratio, level, life), off in rungs),
+            np.zeros(n),
+        )
+
+    return _strikes(rng, n, rng.uniform(0.7, 1.5), 0.02, strike)
+
+
+def make_engine(rng: Rng, n: int) -> Signal:
+    """A motor: a low train of uneven pulses whose speed drifts, and a rattle in step with it."""
+    idle = rng.uniform(28, 60)
+    frequency = idle * (1 + rng.uniform(-0.3, 0.5) * np.linspace(0, 1, n) + 0.02 * sine(rng.uniform(3, 7), n))
+    phase = np.cumsum(frequency) / 16_000
+    pulses = sum((np.cos(2 * np.pi * k * phase + k * k) / k**0.8 for k in range(1, 25)), np.zeros(n))
+    rattle = noise(rng, n, band(200, 1500)) * (0.5 + 0.5 * np.cos(2 * np.pi * phase)) ** 3
+    return shape(pulses, band(30, rng.uniform(350, 700))) + 0.5 * rattle
+
+
+def make_bird(rng: Rng, n: int) -> Signal:
+    """Chirps: short whistles that glide between 2.5 and 6 kHz."""
+    centre, glide = rng.uniform(3000, 5000), rng.choice((-1, 1)) * rng.uniform(400, 1200)
+    length, trill = rng.uniform(0.05, 0.12), rng.uniform(0, 250)
+
+    def chirp(_: int) -> Signal:
+        m = samples(length * rng.uniform(0.8, 1.2))
+        progress = np.linspace(0, 1, m)
+        frequency = centre * rng.uniform(0.95, 1.05) + glide * (progress - 0.5) + trill * sine(40.0, m)
+        return sine(frequency, m) * np.sin(np.pi * progress) ** 1.5
+
+    return _strikes(rng, n, length + rng.uniform(0.04, 0.18), 0.25, chirp) + 1e-3 * rng.standard_normal(n)
+
+
+def make_wind(rng: Rng, n: int) -> Signal:
+    """Gusts: dark noise with a whistle that swells and moves in pitch."""
+    gust = 0.6 + 0.4 * sine(rng.uniform(0.5, 1.5), n)
+    howl = rng.uniform(300, 700) * (1 + 0.25 * sine(rng.uniform(0.4, 1.2), n))
+    breath = noise(rng, n, band(60, rng.uniform(350, 800)))
+    whistle = noise(rng, n, band(1, 25)) * sine(howl, n)  # slow noise moved up to the whistle's pitch
+    return gust * (breath + rng.uniform(0.4, 1.0) * gust * whistle)
+
+
+def make_footsteps(rng: Rng, n: int) -> Signal:
+    """Steps: a thump from the heel, then a scuff from the sole."""
+    floor, scuff = rng.uniform(70, 140), rng.uniform(700, 2200)
+
+    def step(_: int) -> Signal:
+        m = samples(0.16)
+        thump = sine(floor * (1 + decay(m, 0.015)), m) * decay(m, rng.uniform(0.02, 0.04))
+        sole = np.zeros(m)
+        add(sole, 0.5 * noise(rng, samples(0.08), peak(scuff, 900)) * decay(samples(0.08), 0.02), rng.uniform(0.03, 0.06))
+        return thump * 1.5 + sole
+
+    return _strikes(rng, n, rng.uniform(0.32, 0.55), 0.06, step) + 1e-3 * rng.standard_normal(n)
+
+
+def make_alarm(rng: Rng, n: int) -> Signal:
+    """Electronic beeps: a square-like tone of one pitch, on and off."""
+    tone = harmonics(rng.uniform(900, 2200), n, lambda k: (k % 2) / k)
+    on = rng.uniform(0.45, 0.65)
+    gate = ((rng.uniform(3.0, 6.0) * clock(n)) % 1 < on).astype(np.float64)
+    smooth = np.hanning(samples(0.006))
+    return tone * np.convolve(gate, smooth / smooth.sum(), mode="same")
+
+
+SOUNDS: dict[str, Callable[[Rng, int], Signal]] = {
+    "dog": make_dog,
+    "rain": make_rain,
+    "siren": make_siren,
+    "clock": make_clock,
+    "bell": make_bell,
+    "engine": make_engine,
+    "bird": make_bird,
+    "wind": make_wind,
+    "footsteps": make_footsteps,
+    "alarm": make_alarm,
+}

@@ -1,0 +1,36 @@
+"""The tokenizer that comes with an embedded corpus: a byte-level BPE of its training text and of what prompts say."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from auris.tasks import LANGUAGES, TASKS
+from auris.tokenizer import Tokenizer
+
+# Row fields whose words a model must read or write.
+_FIELDS = ("text", "transcript", "content", "question")
+
+# Every training row is read behind a prompt: so often do the prompts' words count beside the corpus's.
+_PROMPT_SHARE = 20
+
+
+def train_tokenizer(corpus: Path, vocab_size: int) -> Path:
+    """Train on the corpus's train split, once; returns the tokenizer's directory."""
+    path = corpus / "tokenizer"
+    if not path.is_dir():
+        Tokenizer.train(_texts(corpus), vocab_size=vocab_size).save(path)
+    return path
+
+
+def _texts(corpus: Path) -> Iterator[str]:
+    yield from (corpus / "text.txt").read_text(encoding="utf-8").splitlines()
+    for line in (corpus / "train.jsonl").read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        yield from (row[field] for field in _FIELDS if field in row)
+    for task in _PROMPT_SHARE * list(TASKS.values()):
+        for wording in (task.natural, *task.paraphrases):
+            for name in LANGUAGES.values():
+                yield wording.replace("{target_language_name}", name).partition("<|")[0]
+    yield from LANGUAGES.values()

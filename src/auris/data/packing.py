@@ -1,0 +1,394 @@
+"""Which rows make a step, how a step's rows are packed, and how packed samples become one batch.
+
+Unusual here: the plan is a function of (row ids, weights, seed) and of the step's number. No process holds a position,
+so resuming is arithmetic, and every world size and every arm of a study sees the same rows at the same step.
+
+Shapes: S rows of T tokens in all, A clips of F stored mel frames in all, M audio tokens.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import math
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from auris.audio import stored
+
+IGNORE = -100  # label of a position that is not scored (torch's cross_entropy default)
+
+# A pack-filling plan looks this far ahead in the stream for rows that fit: rows stay near their place (batches stay
+# as good as random), and the packs come out full.
+POOL = 256  # rows
+
+# Valid frames of the silent clip in a pack without audio: two audio tokens at 20 ms a frame, one when pooled by 2.
+DUMMY_FRAMES = 4
+
+Entry = tuple[int, int]
+"""(row number, which time its source is gone through: 0 for the first)"""
+
+
+# --- samples to a batch -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Sample:
+    """One row, ready to be packed: T tokens and the log-mels of its clips in the order of its audio tokens."""
+
+    row: int
+    ids: np.ndarray  # (T,) int64
+    supervise: np.ndarray  # (T,) bool: True where the token is to be predicted
+    audio_mask: np.ndarray  # (T,) bool: True where audio tokens stand
+    mels: tuple[Tensor, ...]  # each (n_mels, stored(frames)) float32
+    frames: tuple[int, ...]  # valid mel frames of each clip
+    audio_seconds: float
+
+    def __post_init__(self) -> None:
+        shape = self.ids.shape
+        assert len(shape) == 1 and shape[0] > 0, shape
+        assert shape == self.supervise.shape == self.audio_mask.shape, (self.supervise.shape, self.audio_mask.shape)
+        assert not (self.supervise & self.audio_mask).any(), "an audio token cannot be predicted"
+        assert [mel.shape[1] for mel in self.mels] == [stored(n) for n in self.frames], self.frames
+
+
+def collate(samples: Sequence[Sample], *, n_mels: int | None, skipped: Sequence[tuple[int, str]] = ()) -> dict:
+    """Put samples side by side into one pack without padding.
+
+    Args:
+        samples: may be empty, when every row of the pack turned out to be unusable.
+        n_mels: mel bins of the encoder; None for a model without audio, whose packs have no `mel` and no `frames`.
+        skipped: (row number, reason) of the rows that are missing from the pack.
+
+    Returns:
+        `ids (T,)`, `labels (T,)` (shifted: the token to predict AT each position, else IGNORE), `positions (T,)`,
+        `cu_seqlens (S+1,)` int32, `mel (n_mels, F)`, `frames (A,)`, `audio_index (M,)` (where in `ids` the audio
+        tokens stand), `rows`, `skipped`, `audio_seconds`.
+        Every process of a sharded model must run the encoder, so a pack without clips gets a silent one that no
+        position refers to. A pack without rows is one unscored token of id 0, and its `rows` is empty.
+    """
+    ids = [sample.ids for sample in samples] or [np.zeros(1, np.int64)]
+    lengths = [len(row) for row in ids]
+    pack = {
+        "ids": torch.from_numpy(np.concatenate(ids)),
+        "labels": torch.from_numpy(np.concatenate([_shift(s) for s in samples] or [np.full(1, IGNORE)])),
+        "positions": torch.cat([torch.arange(n) for n in lengths]),
+        "cu_seqlens": torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32),
+        "audio_index": torch.from_numpy(np.flatnonzero(np.concatenate([s.audio_mask for s in samples] or [[]]))),
+        "rows": [sample.row for sample in samples],
+        "skipped": list(skipped),
+        "audio_seconds": sum(sample.audio_seconds for sample in samples),
+    }
+    mels = [mel for sample in samples for mel in sample.mels]
+    if n_mels is None:
+        assert not mels, "a pack for a model without audio, with clips in it"
+        return pack
+    frames = [n for sample in samples for n in sample.frames] or [DUMMY_FRAMES]
+    pack["mel"] = torch.cat(mels or [torch.zeros(n_mels, stored(DUMMY_FRAMES))], dim=1)
+    pack["frames"] = torch.tensor(frames)
+    assert pack["mel"].shape == (n_mels, sum(map(stored, frames))), (pack["mel"].shape, n_mels)
+    return pack
+
+
+def _shift(sample: Sample) -> np.ndarray:
+    """Labels (T,): the next token of the row where that token is supervised."""
+    labels = np.full(len(sample.ids), IGNORE, dtype=np.int64)
+    labels[:-1] = np.where(sample.supervise[1:], sample.ids[1:], IGNORE)
+    return labels
+
+
+# --- rows to steps and packs --------------------------------------------------------------------------------------
+
+
+def row_seed(seed: int, epoch: int, row_id: str) -> int:
+    """The seed (63 bits) of everything random about one row in one epoch, the same on every machine."""
+    return _hash(f"{seed}\x00{epoch}\x00{row_id}") >> 1
+
+
+def _hash(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+def _mix(x: np.ndarray) -> np.ndarray:
+    """splitmix64's finaliser on uint64 (Steele et al. 2014): every bit of the input moves every bit of the output."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """The rows of one manifest. `weight` is its share in the stream, None for its number of rows."""
+
+    name: str
+    ids: Sequence[str]  # unique within the source
+    weight: float | None
+    first: int  # number of its first row; rows are numbered through all sources
+
+
+@dataclass(frozen=True)
+class _Merge:
+    """Two streams merged into one, `share` of it from the left: of its first p rows, p * share, rounded, are left.
+
+    A merge of merges gives a stream of many sources in which any position is found without going through the ones
+    before it.
+    """
+
+    left: int | _Merge  # a source's index
+    right: int | _Merge
+    share: float
+
+    def locate(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """For positions (n,) of the merged stream: the source (n,) of each, and how many of its rows came before."""
+        before = np.floor(positions * self.share + 0.5).astype(np.int64)
+        is_left = np.floor((positions + 1) * self.share + 0.5) > before
+        sources, counts = np.empty_like(positions), np.empty_like(positions)
+        for branch, chosen, rank in ((self.left, is_left, before), (self.right, ~is_left, positions - before)):
+            if isinstance(branch, _Merge):
+                sources[chosen], counts[chosen] = branch.locate(rank[chosen])
+            else:
+                sources[chosen], counts[chosen] = branch, rank[chosen]
+        return sources, counts
+
+
+class Plan:
+    """The rows of every step, and their packs.
+
+    The stream: each source is gone through again and again, every time in another order, which is that of a hash of
+    (row id, seed, epoch): the order of the manifest and the other rows do not matter. Sources are merged two by two,
+    the two lightest first (Huffman's tree), so that of any first p rows of the stream a source has p times its share,
+    give or take half a row for two sources, and always less than two. Without weights, sources count by their rows,
+    and `epoch_rows` rows of the stream hold every row exactly once.
+
+    A row of length 0 is unusable. It keeps its place in the stream and is left out of the packs, so the steps of all
+    other rows stay as they were.
+
+    Args:
+        sources: names unique; weights given for all of them or for none.
+        lengths: (rows,) tokens of each row at most, 0 = unusable.
+        seed: of the orders.
+        rows_per_step: step k is rows [k R, (k+1) R) of the stream, whatever the lengths, budget and world size are.
+            None: a step is `packs_per_step` full packs, filled from the stream within each epoch.
+        token_budget: tokens in a pack at most.
+        packs_per_step: packs of all ranks together in a step; used where rows_per_step is None.
+
+    Raises:
+        ValueError: naming the setting to change, or a row longer than the budget.
+    """
+
+    def __init__(
+        self,
+        *,
+        sources: Sequence[Source],
+        lengths: np.ndarray,
+        seed: int,
+        rows_per_step: int | None,
+        token_budget: int,
+        packs_per_step: int = 1,
+    ) -> None:
+        self.sources = tuple(sources)
+        self.lengths = np.asarray(lengths, dtype=np.int64)
+        self.seed = seed
+        self.rows_per_step = rows_per_step
+        self.token_budget = token_budget
+        self.packs_per_step = packs_per_step
+        self._check()
+        self._hashes = [np.array([_hash(i) for i in s.ids], dtype=np.uint64) for s in self.sources]
+        for source, hashes in zip(self.sources, self._hashes, strict=True):
+            _, first, counts = np.unique(hashes, return_index=True, return_counts=True)
+            if counts.max() > 1:
+                repeated = source.ids[first[counts.argmax()]]
+                raise ValueError(f"source {source.name}: row id {repeated!r} occurs twice, expected unique ids")
+        self._mux = _merge(self.sources)
+        self._orders: dict[tuple[int, int], np.ndarray] = {}
+        self._filled: dict[int, list[list[Entry]]] = {}
+        self._fill_ends: list[int] = []  # packs of epochs 0..e together
+
+    def _check(self) -> None:
+        names = [source.name for source in self.sources]
+        if not names or len(set(names)) < len(names):
+            raise ValueError(f"data sources {names}: expected at least one, with different names")
+        for source in self.sources:
+            if not len(source.ids):
+                raise ValueError(f"source {source.name} has no rows")
+            if source.weight is not None and not source.weight > 0:
+                raise ValueError(f"source {source.name}: weight={source.weight}, expected a number above 0 or null")
+        if len({source.weight is None for source in self.sources}) > 1:
+            raise ValueError(f"data sources {names}: expected a weight for each of them or for none")
+        for name in ("rows_per_step", "packs_per_step", "token_budget"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"data.{name}={value}: expected 1 or more")
+        ends = np.cumsum([len(source.ids) for source in self.sources])
+        assert [s.first for s in self.sources] == [0, *ends[:-1]], "rows are numbered through all sources"
+        assert self.lengths.shape == (ends[-1],) and self.lengths.min() >= 0, (self.lengths.shape, ends[-1])
+        if not self.lengths.any():
+            raise ValueError(f"none of the {len(self.lengths)} rows of {names} is usable")
+        longest = int(self.lengths.argmax())
+        if self.lengths[longest] > self.token_budget:
+            source = self.sources[bisect_right(ends, longest)]
+            raise ValueError(
+                f"row {source.ids[longest - source.first]!r} of {source.name} has {self.lengths[longest]} tokens and "
+                f"does not fit data.token_budget={self.token_budget} (with it "
+                f"{np.count_nonzero(self.lengths > self.token_budget)} rows do not): "
+                f"data.token_budget={self.lengths[longest]} or more holds them all"
+            )
+
+    @property
+    def epoch_rows(self) -> int:
+        """Rows in one epoch of the stream: as many as there are, usable or not."""
+        return len(self.lengths)
+
+    def steps_for(self, epochs: int) -> int:
+        """Steps that take the first `epochs` epochs of the stream; the last one may reach into the next epoch."""
+        if self.rows_per_step is not None:
+            return math.ceil(epochs * self.epoch_rows / self.rows_per_step)
+        while len(self._fill_ends) < epochs:
+            self._fill(len(self._fill_ends))
+        return math.ceil(self._fill_ends[epochs - 1] / self.packs_per_step) if epochs else 0
+
+    def step(self, k: int) -> list[Entry]:
+        """All rows of step k in stream order; with full packs, the usable ones in the order of the packs."""
+        if self.rows_per_step is not None:
+            return self._stream(k * self.rows_per_step, (k + 1) * self.rows_per_step)
+        return [entry for pack in self.packs(k, world=1, rank=0) for entry in pack]
+
+    def packs(self, k: int, *, world: int, rank: int) -> list[list[Entry]]:
+        """The packs of one rank in step k: equally many on every rank, balanced by tokens, each within the budget.
+
+        Every usable row of the step is in exactly one pack of one rank. A pack is empty where the step has fewer
+        usable rows than packs.
+        """
+        assert k >= 0 and 0 <= rank < world, (k, rank, world)
+        if self.rows_per_step is None:
+            if self.packs_per_step % world:
+                raise ValueError(
+                    f"data.packs_per_step={self.packs_per_step} cannot be shared by {world} processes: "
+                    f"expected a multiple, data.packs_per_step={math.ceil(self.packs_per_step / world) * world}"
+                )
+            packs = self._full_packs(k * self.packs_per_step, (k + 1) * self.packs_per_step)
+        else:
+            usable = [entry for entry in self.step(k) if self.lengths[entry[0]]]
+            packs = self._balance(usable, world)
+        return packs[rank::world]
+
+    def fill(self, steps: Sequence[int], *, world: int = 1) -> float:
+        """Useful tokens in the packs of `steps`, as a share of what these packs could hold."""
+        packs = [pack for k in steps for rank in range(world) for pack in self.packs(k, world=world, rank=rank)]
+        useful = sum(int(self.lengths[row]) for pack in packs for row, _ in pack)
+        return useful / (len(packs) * self.token_budget)
+
+    def _order(self, source: int, epoch: int) -> np.ndarray:
+        """Rows of a source (counted from its first) in the order of an epoch."""
+        key = (source, epoch)
+        if key not in self._orders:
+            salt = np.array([row_seed(self.seed, epoch, "")], dtype=np.uint64)
+            while len(self._orders) >= 2 * len(self.sources):  # a step may lie across two epochs of each source
+                del self._orders[next(iter(self._orders))]
+            self._orders[key] = np.argsort(_mix(self._hashes[source] ^ salt), kind="stable")
+        return self._orders[key]
+
+    def _stream(self, start: int, stop: int) -> list[Entry]:
+        positions = np.arange(start, stop)
+        if isinstance(self._mux, _Merge):
+            sources, counts = self._mux.locate(positions)
+        else:
+            sources, counts = np.full_like(positions, self._mux), positions
+        rows, epochs = np.empty_like(positions), np.empty_like(positions)
+        for i, source in enumerate(self.sources):
+            mine = np.flatnonzero(sources == i)
+            epochs[mine], place = np.divmod(counts[mine], len(source.ids))
+            for epoch in np.unique(epochs[mine]):
+                now = epochs[mine] == epoch
+                rows[mine[now]] = source.first + self._order(i, int(epoch))[place[now]]
+        return list(zip(rows.tolist(), epochs.tolist(), strict=True))
+
+    def _balance(self, entries: list[Entry], world: int) -> list[list[Entry]]:
+        """Fewest packs per rank for which longest-processing-time-first (Graham 1969) stays within the budget.
+
+        Heaviest packs first, so that ranks work on packs of like weight at the same time.
+        """
+        lengths = [int(self.lengths[row]) for row, _ in entries]
+        longest_first = sorted(range(len(entries)), key=lambda i: -lengths[i])  # stable: stream order between equals
+        per_rank = max(1, math.ceil(sum(lengths) / (self.token_budget * world)))
+        while True:
+            loads = [(0, pack) for pack in range(per_rank * world)]
+            packs: list[list[int]] = [[] for _ in loads]
+            for i in longest_first:
+                load, pack = loads[0]
+                packs[pack].append(i)
+                heapq.heapreplace(loads, (load + lengths[i], pack))
+            if max(loads)[0] <= self.token_budget:
+                order = [pack for _, pack in sorted(loads, key=lambda load: (-load[0], load[1]))]
+                return [[entries[i] for i in sorted(packs[pack])] for pack in order]
+            per_rank += 1
+
+    def _full_packs(self, start: int, stop: int) -> list[list[Entry]]:
+        """Packs [start, stop) of the stream of full packs, epoch after epoch."""
+        while not self._fill_ends or self._fill_ends[-1] < stop:
+            self._fill(len(self._fill_ends))
+        packs = []
+        while start < stop:
+            epoch = bisect_right(self._fill_ends, start)
+            first = self._fill_ends[epoch - 1] if epoch else 0
+            taken = self._fill(epoch)[start - first : stop - first]
+            packs += taken
+            start += len(taken)
+        return packs
+
+    def _fill(self, epoch: int) -> list[list[Entry]]:
+        """Full packs of one epoch of the stream. Each starts with the row that has waited longest."""
+        if epoch not in self._filled:
+            packs = []
+            entries = self._stream(epoch * self.epoch_rows, (epoch + 1) * self.epoch_rows)
+            waiting = iter([entry for entry in entries if self.lengths[entry[0]]])
+            pool = list(islice(waiting, POOL))
+            while pool:
+                chosen = _fullest([int(self.lengths[row]) for row, _ in pool], self.token_budget)
+                packs.append([pool.pop(i) for i in reversed(chosen)][::-1])
+                pool += islice(waiting, POOL - len(pool))
+            if epoch == len(self._fill_ends):
+                self._fill_ends.append(len(packs) + (self._fill_ends[-1] if epoch else 0))
+            while len(self._filled) >= 2:
+                del self._filled[next(iter(self._filled))]
+            self._filled[epoch] = packs
+        return self._filled[epoch]
+
+
+def _merge(sources: Sequence[Source]) -> int | _Merge:
+    """Huffman's tree over the sources' weights, the same for any order of the sources."""
+    heap: list[tuple[float, str, int | _Merge]]
+    heap = [(len(s.ids) if s.weight is None else s.weight, s.name, i) for i, s in enumerate(sources)]
+    heapq.heapify(heap)
+    while len(heap) > 1:
+        light, name, right = heapq.heappop(heap)
+        heavy, _, left = heapq.heappop(heap)
+        heapq.heappush(heap, (light + heavy, name, _Merge(left, right, heavy / (light + heavy))))
+    return heap[0][2]
+
+
+def _fullest(lengths: list[int], budget: int) -> list[int]:
+    """Indices of rows, the first one among them, whose lengths add up to the most within the budget.
+
+    Subset sums as the bits of one integer: bit t of reach[i] says that rows 0..i can make t tokens. Later rows are
+    looked at only until the budget is met, and taken only where the earlier ones cannot do without them.
+    """
+    keep = (1 << budget + 1) - 1
+    reach = [1 << lengths[0]]
+    for length in lengths[1:]:
+        if reach[-1] >> budget:
+            break
+        reach.append((reach[-1] | reach[-1] << length) & keep)
+    total = reach[-1].bit_length() - 1
+    chosen = []
+    for i in range(len(reach) - 1, 0, -1):
+        if not reach[i - 1] >> total & 1:
+            chosen.append(i)
+            total -= lengths[i]
+    return [0, *reversed(chosen)]

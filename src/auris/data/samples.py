@@ -1,0 +1,231 @@
+"""Rows -> samples: prompt, answer and audio of one row as token ids, masks and log-mel features.
+
+Three ways to see the same row: `AudioSamples` (hear it and answer), `TextSamples` (its content as text where the audio
+will stand: what the embedded language model is pre-trained on) and `TranscriptSamples` (what is said: for CTC).
+Every random choice about a row is drawn from a seed of (seed, epoch, row id).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import numpy as np
+
+from auris import audio
+from auris.data.packing import Sample, row_seed
+from auris.data.rows import Clip, Row
+from auris.prompts import BothPrompts, Prompt, Turn
+from auris.tokenizer import Encoded, Tokenizer
+
+# A manifest's stated duration may differ from the file's by rounding and by codec delay; beyond this the row is wrong.
+DURATION_TOLERANCE = 0.5  # seconds
+
+
+class RowError(ValueError):
+    """A row that cannot be used; the message is the reason that reports name."""
+
+
+class TooLong(RowError):
+    """A clip over 30 s under a policy that does not cut it into windows."""
+
+    def __init__(self, samples: int):
+        seconds = samples / audio.SAMPLE_RATE
+        super().__init__(f"the clip is {seconds:.1f} s, the limit is 30 s: set data.long_audio=window or skip")
+
+
+class Samples(ABC):
+    """What the three views share.
+
+    Args:
+        tokenizer, prompt: as they are trained and evaluated with.
+        geometry: of the encoder (None for a language model alone).
+        long_audio: clips over 30 s: "error" stops at start-up, "skip" counts and names the row, "window" encodes
+            consecutive windows of at most 30 s, whose tokens follow one another. Never a silent cut.
+        augment: SpecAugment for training rows, or None.
+        seed: of every random choice.
+    """
+
+    has_audio = True
+
+    def __init__(
+        self,
+        *,
+        tokenizer: Tokenizer,
+        prompt: Prompt | BothPrompts,
+        geometry: audio.Geometry | None,
+        long_audio: str = "error",
+        augment: audio.SpecAugment | None = None,
+        seed: int = 0,
+    ):
+        if long_audio not in ("error", "skip", "window"):
+            raise ValueError(f"data.long_audio={long_audio!r}: expected error, skip or window")
+        self.tokenizer, self.prompt, self.geometry = tokenizer, prompt, geometry
+        self.long_audio, self.augment, self.seed = long_audio, augment, seed
+
+    @property
+    def n_mels(self) -> int | None:
+        return self.geometry.n_mels if self.has_audio else None
+
+    @abstractmethod
+    def encode(
+        self, row: Row, spans: Sequence[int], rng: np.random.Generator | None, *, prompt_only: bool = False
+    ) -> Encoded:
+        """Token ids of a row whose k-th clip has `spans[k]` audio tokens; `rng=None`: canonical wording."""
+
+    @abstractmethod
+    def length(self, row: Row, spans: Sequence[int]) -> int:
+        """Tokens of the row's longest wording: what the plan counts."""
+
+    def build(self, row: Row, number: int, epoch: int | None, *, prompt_only: bool = False) -> Sample:
+        """The sample of a row; `epoch=None` for evaluation: canonical wording, no augmentation.
+
+        `prompt_only` leaves the answer out, as generation starts.
+
+        Raises RowError or audio.AudioError if the row cannot be used.
+        """
+        rng = None if epoch is None else np.random.default_rng(row_seed(self.seed, epoch, row.id))
+        waves = [self._read(clip) for clip in row.clips] if self.has_audio else []
+        windows = [audio.windows(wave) for wave in waves]
+        frames = [[audio.frames(len(window)) for window in clip] for clip in windows]
+        spans = [sum(self.geometry.tokens(n) for n in clip) for clip in frames]
+        self.check_spans(spans)
+        encoded = self.encode(row, spans, rng, prompt_only=prompt_only)
+        mels = [audio.log_mel(window, self.geometry.n_mels) for clip in windows for window in clip]
+        frames = [n for clip in frames for n in clip]
+        if rng is not None and self.augment is not None:
+            seeds = rng.integers(2**62, size=len(mels))
+            mels = [self.augment(mel, n, int(seed)) for mel, n, seed in zip(mels, frames, seeds, strict=True)]
+        return Sample(
+            row=number,
+            ids=encoded.ids,
+            supervise=encoded.supervise,
+            audio_mask=encoded.audio,
+            mels=tuple(mels),
+            frames=tuple(frames),
+            audio_seconds=sum(len(wave) for wave in waves) / audio.SAMPLE_RATE,
+        )
+
+    def spans(self, row: Row) -> list[int]:
+        """Audio tokens of each clip, from the manifest's durations or the files' headers, without decoding."""
+        if not self.has_audio:
+            return []
+        spans = []
+        for clip in row.clips:
+            stated = clip.duration is not None
+            samples = (
+                round(clip.duration * audio.SAMPLE_RATE)
+                if stated
+                else audio.n_samples(clip.path, clip.offset or 0.0)
+            )
+            if samples > audio.MAX_SAMPLES and self.long_audio != "window":
+                raise TooLong(samples)
+            full, rest = divmod(samples, audio.MAX_SAMPLES)
+            tokens = full * self.geometry.tokens(audio.MAX_FRAMES) + self.geometry.tokens(audio.frames(rest))
+            spans.append(tokens + (1 if stated else 0))  # a rounded duration may hide one token
+        return spans
+
+    def _turns(self, row: Row, rng: np.random.Generator | None, prompt_only: bool) -> list[Turn]:
+        turns = self.prompt.turns(row.labels, len(row.clips), rng)
+        return [turn for turn in turns if turn.role == "prompt"] if prompt_only else turns
+
+    def _longest(self, row: Row, spans: Sequence[int]) -> int:
+        fill = [[0] * n for n in spans]
+        variants = self.prompt.variants(row.labels, len(row.clips))
+        return max(len(self.tokenizer.encode(turns, fill).ids) for turns in variants)
+
+    def check_spans(self, spans: Sequence[int]) -> None:
+        if any(n == 0 for n in spans):
+            raise RowError("the clip is shorter than one audio token")
+
+    def _read(self, clip: Clip) -> np.ndarray:
+        if clip.offset is not None:
+            wave = audio.read(clip.path, offset=clip.offset, duration=clip.duration)
+        else:
+            wave = audio.read(clip.path)
+            seconds = len(wave) / audio.SAMPLE_RATE
+            if clip.duration is not None and abs(seconds - clip.duration) > DURATION_TOLERANCE:
+                raise RowError(f"{clip.path} is {seconds:.2f} s, the manifest says {clip.duration:.2f} s")
+        if len(wave) > audio.MAX_SAMPLES and self.long_audio != "window":
+            raise TooLong(len(wave))
+        return wave
+
+
+class AudioSamples(Samples):
+    """Hear the clips and answer the prompt."""
+
+    def encode(
+        self, row: Row, spans: Sequence[int], rng: np.random.Generator | None, *, prompt_only: bool = False
+    ) -> Encoded:
+        turns = self._turns(row, rng, prompt_only)
+        pad = self.tokenizer.pad_of(turns)
+        return self.tokenizer.encode(turns, [[pad] * n for n in spans])
+
+    def length(self, row: Row, spans: Sequence[int]) -> int:
+        return self._longest(row, spans)
+
+
+class TextSamples(Samples):
+    """The row's content as text where its audio will stand: no audio is read.
+
+    Tokens of the content are stretched, as pooled audio frames are: each stands 1 to 8 times, with 0 to 4 blanks (the
+    audio pad) between them. A row's content is its `content` field, or `transcript`, or for ASR its `text`.
+    """
+
+    has_audio = False
+    REPEATS, BLANKS = (1, 8), (0, 4)
+
+    def encode(
+        self, row: Row, spans: Sequence[int], rng: np.random.Generator | None, *, prompt_only: bool = False
+    ) -> Encoded:
+        turns = self._turns(row, rng, prompt_only)
+        if not row.clips:
+            return self.tokenizer.encode(turns, [])
+        content = self.tokenizer.plain(self._content(row))
+        span = self._stretch(content, self.tokenizer.pad_of(turns), rng or np.random.default_rng(0))
+        return self.tokenizer.encode(turns, [span], is_audio=False)
+
+    def length(self, row: Row, spans: Sequence[int]) -> int:
+        content = len(self.tokenizer.plain(self._content(row))) if row.clips else 0
+        longest = self.REPEATS[1] * content + self.BLANKS[1] * (content + 1)
+        return self._longest(row, [longest] * len(row.clips))
+
+    def _content(self, row: Row) -> str:
+        labels = row.labels
+        text = labels.get("content") or labels.get("transcript") or (labels["text"] if labels["task"] == "asr" else "")
+        if not text:
+            raise RowError("no `content` (what is heard, as text) to stand in the audio's place")
+        if len(row.clips) > 1:
+            raise RowError("several clips: a text in the audio's place is defined for one")
+        return text
+
+    def _stretch(self, content: Sequence[int], blank: int, rng: np.random.Generator) -> list[int]:
+        blanks = rng.integers(self.BLANKS[0], self.BLANKS[1] + 1, size=len(content) + 1)
+        repeats = rng.integers(self.REPEATS[0], self.REPEATS[1] + 1, size=len(content))
+        span = [blank] * int(blanks[0])
+        for token, repeat, after in zip(content, repeats, blanks[1:], strict=True):
+            span += [token] * int(repeat) + [blank] * int(after)
+        return span
+
+
+class TranscriptSamples(Samples):
+    """What is said, as text tokens beside the clip: no prompt, nothing spliced (CTC training of the encoder)."""
+
+    def encode(
+        self, row: Row, spans: Sequence[int], rng: np.random.Generator | None, *, prompt_only: bool = False
+    ) -> Encoded:
+        ids = np.array(self.tokenizer.plain(self._transcript(row)), dtype=np.int64)
+        return Encoded(ids, np.zeros(len(ids), dtype=bool), np.zeros(len(ids), dtype=bool))
+
+    def length(self, row: Row, spans: Sequence[int]) -> int:
+        """Audio tokens: they, not the few text tokens, are what a step of the encoder costs."""
+        self._transcript(row)
+        return sum(spans)
+
+    def _transcript(self, row: Row) -> str:
+        text = row.labels.get("transcript") or (row.labels["text"] if row.labels["task"] == "asr" else "")
+        if not text:
+            raise RowError("no `transcript` (what is said) to train the encoder on")
+        if len(row.clips) != 1:
+            raise RowError(f"{len(row.clips)} clips: a transcript belongs to one")
+        return text

@@ -1,0 +1,190 @@
+"""`python -m auris.evaluate checkpoint=RUN`: answers to a test manifest, scored per task, with intervals.
+
+Writes `predictions/<benchmark>.jsonl` and the benchmark's lines of `results.jsonl` into the run directory (formats: see
+`auris.results`). Nothing is left out of a score silently: a row that cannot be read is counted, named and listed.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import hydra
+import numpy as np
+import torch
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from auris import parallel, recipe, tasks
+from auris.data.datamodule import by_length, group, pack
+from auris.data.lengths import measure
+from auris.data.rows import Row, read_manifests
+from auris.results import bootstrap, value
+from auris.scoring.metrics import row_stats, signature
+from auris.tokenizer import Tokenizer
+
+# Beside a task's own metric: how often a closed question was answered outside its classes, whether the intent was right.
+_ALSO = {"accuracy": ("unparsed",), "slot_f1": ("intent_accuracy",)}
+
+
+def evaluate(made: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Answer and score; returns the result rows that were written."""
+    console = Console()
+    device = _device(made["accelerator"])
+    trained, tokenizer, net, objective = load_run(made["checkpoint"], made["which"], device)
+    view = recipe.build_samples(trained, net, tokenizer, long_audio=made["long_audio"], train=False)
+    manifests = read_manifests(made["benchmark"]["test"], key="data.test")
+    rows = [row for manifest in manifests for row in manifest.rows]
+    lengths = measure(manifests, view, Path(trained["data"]["cache_dir"]))
+    skipped = {rows[number].id: reason for number, reason in lengths.problems.items()}
+    answers: dict[int, str] = {}
+    for numbers in track(by_length(lengths, made["token_budget"]), description="answering", console=console):
+        batch = pack(rows, [(number, None) for number in numbers], view, prompt_only=True)
+        skipped |= dict(batch["skipped"])
+        batch = {key: entry.to(device) if torch.is_tensor(entry) else entry for key, entry in batch.items()}
+        with torch.no_grad():
+            ids = objective.answer(net, batch, max_new_tokens=made["max_new_tokens"], stop={tokenizer.end})
+        for number, answer in zip(batch["rows"], ids, strict=False):  # an empty pack holds one dummy row
+            answers[number] = tokenizer.decode(answer)
+    name = made["benchmark"]["name"] or "+".join(manifest.path.stem for manifest in manifests)
+    predictions = score({rows[number].id: (rows[number], text) for number, text in answers.items()})
+    run_dir = recipe.checkpoint_file(made["checkpoint"], made["which"]).parents[1]
+    results = summarise(predictions, trained, name, made["bootstrap"], made["seed"])
+    _write(run_dir, name, predictions, results)
+    _show(console, name, results, skipped)
+    return results
+
+
+def load_run(path: str, which: str, device: torch.device) -> tuple[dict, Tokenizer, torch.nn.Module, torch.nn.Module]:
+    """A trained run: its recipe, tokenizer, net and objective, with weights, in eval mode."""
+    trained, state = recipe.load_state(path, which)
+    tokenizer = Tokenizer.load(trained["tokenizer"])
+    net = recipe.build_net(trained, tokenizer)
+    objective = recipe.build_objective(trained, net, tokenizer)
+    for prefix, part in (("net.", net), ("objective.", objective)):
+        parallel.materialise(part, device)
+        part.load_state_dict({name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)})
+        part.eval()
+    return trained, tokenizer, net, objective
+
+
+def score(answered: Mapping[str, tuple[Row, str]]) -> list[dict[str, Any]]:
+    """One prediction per row and metric, with the row's additive statistics."""
+    classes: dict[str, set[str]] = {}
+    for row, _ in answered.values():
+        classes.setdefault(group(row), set()).add(tasks.find(row.labels["task"]).render(row.labels))
+    predictions = []
+    for name, (row, hypothesis) in answered.items():
+        task, labels = tasks.find(row.labels["task"]), row.labels
+        reference = task.render(labels)
+        language = labels.get("target_language") or labels.get("language") or "en"
+        also = _ALSO.get(task.metric, ()) if task.closed or task.metric == "slot_f1" else ()
+        for metric in (task.metric, *also):
+            parsed = metric in ("slot_f1", "intent_accuracy")
+            said, true = (task.parse(hypothesis), task.parse(reference)) if parsed else (hypothesis, reference)
+            predictions.append(
+                {
+                    "id": name,
+                    "task": task.code,
+                    "language": language,
+                    "group": group(row),
+                    "metric": metric,
+                    "stats": row_stats(metric, said, true, language, sorted(classes[group(row)])),
+                    "hypothesis": hypothesis,
+                    "reference": reference,
+                    "provenance": labels.get("provenance", "unknown"),
+                    "audio_seconds": sum(clip.duration or 0.0 for clip in row.clips),
+                }
+            )
+    return predictions
+
+
+def summarise(
+    predictions: Sequence[Mapping[str, Any]], trained: Mapping[str, Any], benchmark: str, samples: int, seed: int
+) -> list[dict[str, Any]]:
+    """One result row per group and metric, with a 95 % bootstrap interval over rows."""
+    lines: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for prediction in predictions:
+        lines.setdefault((prediction["group"], prediction["metric"]), []).append(prediction)
+    results = []
+    for (name, metric), of_line in sorted(lines.items()):
+        stats = np.array([prediction["stats"] for prediction in of_line])
+        low, high = bootstrap(stats, metric, n_samples=samples, seed=seed)
+        results.append(
+            {
+                "study": trained["study"],
+                "arm": trained["arm"],
+                "seed": trained["seed"],
+                "benchmark": benchmark,
+                "task": name,
+                "split": "test",
+                "metric": metric,
+                "value": value(metric, stats.sum(0)),
+                "low": low,
+                "high": high,
+                "n": len(of_line),
+                "signature": signature(metric, of_line[0]["language"]),
+                "provenance": "+".join(sorted({prediction["provenance"] for prediction in of_line})),
+            }
+        )
+    return results
+
+
+def _write(
+    run_dir: Path, benchmark: str, predictions: Sequence[Mapping[str, Any]], results: Sequence[Mapping[str, Any]]
+) -> None:
+    """The benchmark's predictions, and its lines of results.jsonl in the place of earlier ones."""
+    _write_lines(run_dir / "predictions" / f"{benchmark}.jsonl", predictions)
+    file = run_dir / "results.jsonl"
+    earlier = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+    _write_lines(file, [*(row for row in earlier if row["benchmark"] != benchmark), *results])
+
+
+def _write_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".tmp")
+    partial.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    partial.replace(path)
+
+
+def _show(console: Console, benchmark: str, results: Sequence[Mapping[str, Any]], skipped: Mapping[str, str]) -> None:
+    table = Table("task", "metric", "value", "95 % interval", "n", "provenance", title=benchmark)
+    for row in results:
+        scale = 1 if row["metric"] == "bleu" else 100
+        interval = f"{scale * row['low']:.1f} .. {scale * row['high']:.1f}"
+        cells = (row["task"], row["metric"], f"{scale * row['value']:.1f}", interval, str(row["n"]), row["provenance"])
+        table.add_row(*cells)
+    console.print(table)
+    if skipped:
+        console.print(f"[yellow]{len(skipped)} rows could not be used and are in no score:[/yellow]")
+        for name, reason in list(skipped.items())[:20]:
+            console.print(f"  {name}: {reason}", markup=False, soft_wrap=True)
+
+
+def _device(accelerator: str) -> torch.device:
+    if accelerator == "auto":
+        accelerator = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(accelerator)
+
+
+@hydra.main(config_path=str(recipe.CONFIGS), config_name="evaluate", version_base="1.3")
+def main(cfg: DictConfig) -> None:
+    try:
+        made = recipe.resolve(cfg)
+        made["benchmark"]["test"] = _as_list(made["benchmark"]["test"])
+        evaluate(made)
+    except (ValueError, FileNotFoundError) as error:
+        sys.exit(f"error: {error}")
+
+
+def _as_list(entry: Any) -> list:
+    return entry if isinstance(entry, list) else [entry]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The model: encoder -> pooling -> the encoder's final norm -> projector -> LLM, every batch packed, nothing padded."""

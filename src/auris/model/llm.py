@@ -1,0 +1,162 @@
+"""The language model: any causal LM of transformers, built from its config and run packed through its public classes.
+
+Shapes: T tokens of all rows, S rows, H hidden width, V vocabulary rows, K key-value heads, Dh channels of a head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    Cache,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+
+from auris.model import attention
+
+# Config entries that scale or cap logits behind the output matrix; `head` would skip them silently.
+_LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+
+
+def build_llm(config: Mapping[str, Any], vocab_size: int) -> PreTrainedModel:
+    """Build a causal LM with freshly initialised weights (none at all on the meta device).
+
+    Args:
+        config: a transformers config as a dict with its `model_type`, or `{"path": DIR}` with a config.json in DIR.
+        vocab_size: V, rows of the embedding and of the head; replaces the config's own.
+
+    Raises:
+        ValueError: the model cannot be run packed.
+        FileNotFoundError: no config.json in DIR.
+    """
+    # Special tokens are the tokenizer's and `generate`'s business; ids of another vocabulary would freeze an embedding.
+    late = {"vocab_size": vocab_size, "pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
+    if "path" in config:
+        path = Path(config["path"])
+        if not (path / "config.json").is_file():
+            raise FileNotFoundError(
+                f"{path}: expected a transformers directory with a config.json (model.llm.config.path=DIR)"
+            )
+        hf_config = AutoConfig.from_pretrained(path, local_files_only=True, **late)
+    elif "model_type" in config:
+        hf_config = AutoConfig.for_model(**{**config, **late})
+    else:
+        raise ValueError(
+            f"LLM config with {sorted(config)}: expected a model_type (model.llm.config.model_type=qwen2) or a path"
+        )
+    _require_packable(hf_config)
+    # float32 whatever the config says: lower precision is the strategy's business, over float32 master weights.
+    return AutoModelForCausalLM.from_config(hf_config, attn_implementation="packed", dtype=torch.float32)
+
+
+def _require_packable(config: PreTrainedConfig) -> None:
+    """Refuse models in which a row would see its neighbours, or whose logits are more than a matrix product."""
+    name = config.model_type
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ValueError(f"{name} is no causal language model of transformers (model.llm=...)")
+    if not MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].is_backend_compatible():
+        raise ValueError(
+            f"{name} does not call transformers' attention interface: expected an LLM that does (model.llm=...)"
+        )
+    mixers = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    if mixers:
+        raise ValueError(
+            f"{name} has layers of type {sorted(mixers)}, which mix packed rows: expected attention (model.llm=...)"
+        )
+    for key in _LOGIT_CHANGES:
+        if getattr(config, key, None) not in (None, 1.0):
+            raise ValueError(
+                f"{name} changes its logits by {key}={getattr(config, key)}: expected none (model.llm=...)"
+            )
+
+
+@torch.no_grad()
+def reset_parameters(llm: PreTrainedModel) -> None:
+    """Initialise all weights and buffers, also those that no checkpoint holds, after `to_empty`.
+
+    transformers marks the modules that it has initialised and skips them from then on, and `to_empty` parts tied
+    weights. So: forget the marks, initialise, tie again. Draws from torch's global generator.
+    """
+    for module in llm.modules():
+        module._is_hf_initialized = False
+    llm.init_weights()
+
+
+def embed(llm: PreTrainedModel, ids: Tensor) -> Tensor:
+    """Token ids (T,) -> embeddings (T, H)."""
+    return llm.get_input_embeddings()(ids)
+
+
+def hidden(
+    llm: PreTrainedModel,
+    embeds: Tensor,
+    positions: Tensor,
+    cu_seqlens: Tensor,
+    cache: RaggedCache | None = None,
+    cu_k: Tensor | None = None,
+) -> Tensor:
+    """Hidden states behind the final norm of packed rows: embeddings (T, H), positions (T,) -> (T, H).
+
+    With a cache, `embeds` are the new tokens of each row and `cu_k` (S + 1,) counts the old ones as well.
+    """
+    out = llm.get_decoder()(
+        inputs_embeds=embeds[None],
+        position_ids=positions[None],
+        past_key_values=cache,
+        use_cache=cache is not None,
+        cu_seq_lens_q=cu_seqlens,
+        cu_seq_lens_k=cu_seqlens if cu_k is None else cu_k,
+    )
+    return out.last_hidden_state[0]
+
+
+def head(llm: PreTrainedModel) -> nn.Module:
+    """The output matrix: hidden states (R, H) -> logits (R, V)."""
+    return llm.get_output_embeddings()
+
+
+class RaggedCache(Cache):
+    """Keys and values of rows of different lengths, each in its own reserved stretch; nothing is ever moved.
+
+    Call `extend` before each forward: it says which rows take part and how many tokens each of them gets. Rows that are
+    left out (finished ones) cost nothing any more.
+
+    Args:
+        capacities: tokens that each row may come to hold.
+        device: where the indices live.
+    """
+
+    def __init__(self, capacities: Tensor, device: torch.device) -> None:
+        super().__init__(layers=[])
+        self.starts = capacities.cumsum(0) - capacities
+        self.lengths = torch.zeros_like(capacities)
+        self.size, self.device = int(capacities.sum()), device
+        self.keys: dict[int, Tensor] = {}
+        self.values: dict[int, Tensor] = {}
+
+    def extend(self, rows: Tensor, new: Tensor) -> Tensor:
+        """Make room for `new` (R,) tokens at the ends of `rows` (R,); returns the rows' cumulative lengths (R + 1,)."""
+        self._write = attention.ranges(self.starts[rows] + self.lengths[rows], new).to(self.device)
+        self.lengths[rows] += new
+        self._read = attention.ranges(self.starts[rows], self.lengths[rows]).to(self.device)
+        return attention.cumulate(self.lengths[rows]).to(self.device)
+
+    def update(self, key: Tensor, value: Tensor, layer: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Store a layer's new keys and values (1, K, T, Dh); returns all of the current rows, packed."""
+        return self._update(self.keys, key, layer), self._update(self.values, value, layer)
+
+    def _update(self, store: dict[int, Tensor], new: Tensor, layer: int) -> Tensor:
+        new = rearrange(new, "1 h t d -> t h d")
+        if layer not in store:
+            store[layer] = new.new_empty(self.size, *new.shape[1:])
+        store[layer].index_copy_(0, self._write, new)
+        return rearrange(store[layer].index_select(0, self._read), "t h d -> 1 h t d")

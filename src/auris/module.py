@@ -1,0 +1,169 @@
+"""The one LightningModule: steps, logging, weights. Parts are what an experiment swaps; there is no arithmetic here.
+
+Manual optimisation: a batch is one step, the list of this rank's packs. Gradients are communicated on the last pack
+only, and divided once by the count of supervised tokens over all packs and ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+
+from auris import optim, parallel, tasks
+from auris.data.datamodule import group
+from auris.scoring.metrics import TaskScore
+from auris.tokenizer import Tokenizer
+
+
+class AudioLMModule(L.LightningModule):
+    """Trains an `AudioLM` on an objective.
+
+    Args:
+        net: built on the meta device; it gets memory and weights in `configure_model`.
+        objective: loss of a pack, and answers to its prompts.
+        tokenizer: to read answers in validation.
+        optim: lr, min_lr, betas, eps, weight_decay, clip, warmup_steps, layer_decay (Qwen-Audio Table 6).
+        max_steps: length of the schedule.
+        trainable: parts of the net that learn; all others are frozen.
+        weights: part -> (state dict loader's result, where it came from): initial weights of parts.
+        max_new_tokens: of an answer in validation.
+        seed: of the initial weights.
+        recipe: the resolved config, kept in every checkpoint.
+    """
+
+    def __init__(
+        self,
+        *,
+        net: nn.Module,
+        objective: nn.Module,
+        tokenizer: Tokenizer,
+        optim: Mapping[str, Any],
+        max_steps: int,
+        trainable: Sequence[str],
+        weights: Mapping[str, tuple[Mapping[str, Tensor], str]] | None = None,
+        max_new_tokens: int = 256,
+        seed: int = 0,
+        recipe: dict | None = None,
+    ):
+        super().__init__()
+        self.automatic_optimization = False
+        self.save_hyperparameters({"recipe": recipe or {}})
+        self.net, self.objective, self.tokenizer = net, objective, tokenizer
+        self.optim, self.max_steps, self.trainable = dict(optim), max_steps, list(trainable)
+        self.weights, self.max_new_tokens, self.seed = weights or {}, max_new_tokens, seed
+        self.scores: dict[str, TaskScore] = {}
+
+    def configure_model(self) -> None:
+        if not any(parameter.is_meta for parameter in self.net.parameters()):
+            return  # Lightning calls this more than once
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            parallel.materialise(self.net, "cpu")
+            parallel.materialise(self.objective, "cpu")
+        for part, (state, source) in self.weights.items():
+            parallel.load_part(self.net, part, state, source)
+        optim.freeze(self.net, self.trainable)
+
+    def configure_optimizers(self) -> tuple[list, list]:
+        o = self.optim
+        groups = optim.parameter_groups(
+            self.net, self.objective, lr=o["lr"], weight_decay=o["weight_decay"], layer_decay=o["layer_decay"]
+        )
+        adamw = torch.optim.AdamW(groups, betas=tuple(o["betas"]), eps=o["eps"])
+        schedule = optim.cosine(
+            adamw, warmup_steps=o["warmup_steps"], max_steps=self.max_steps, floor=o["min_lr"] / o["lr"]
+        )
+        return [adamw], [schedule]
+
+    def training_step(self, packs: list[dict], step: int) -> dict[str, Any]:
+        sums = {"loss": torch.zeros((), device=self.device), "count": torch.zeros((), device=self.device)}
+        for number, pack in enumerate(packs):
+            last = number == len(packs) - 1
+            with nullcontext() if last else self._without_communication():
+                loss, metrics = self.objective(self.net, pack)
+                self.manual_backward(loss)
+            for name, value in {"loss": loss.detach(), "count": self.objective.count(pack), **metrics}.items():
+                sums[name] = sums.get(name, 0) + value
+        sums["tokens"] = torch.tensor(float(sum(len(pack["ids"]) for pack in packs)), device=self.device)
+        sums["audio_seconds"] = torch.tensor(float(sum(pack["audio_seconds"] for pack in packs)), device=self.device)
+        sums = dict(zip(sums, self._sum_over_ranks(torch.stack([v.float() for v in sums.values()])), strict=True))
+        self._update(sums["count"].clamp(min=1))
+        self._log_step(sums)
+        return {
+            "tokens": sums["tokens"],
+            "audio_seconds": sums["audio_seconds"],
+            "skipped": [row for pack in packs for row in pack["skipped"]],
+            "rows": [row for pack in packs for row in pack["rows"]],
+        }
+
+    def _update(self, count: Tensor) -> None:
+        """One optimizer step on the mean gradient. DDP has averaged over ranks where a sum is wanted."""
+        adamw, schedule = self.optimizers(), self.lr_schedulers()
+        scale = self.trainer.world_size / count
+        for parameter in self._trained():
+            if parameter.grad is not None:
+                parameter.grad.mul_(scale)
+        norm = nn.utils.clip_grad_norm_(self._trained(), self.optim["clip"])
+        self.log("train/grad_norm", norm)
+        adamw.step()
+        adamw.zero_grad()
+        schedule.step()
+
+    def _log_step(self, sums: dict[str, Tensor]) -> None:
+        count = sums["count"].clamp(min=1)
+        self.log("train/loss", sums["loss"] / count, prog_bar=True)
+        if "correct" in sums:
+            self.log("train/accuracy", sums["correct"] / count)
+        if "too_short" in sums:
+            self.log("train/rows_too_short_for_ctc", sums["too_short"])
+        self.log("train/lr", self.lr_schedulers().get_last_lr()[-1])
+
+    def on_validation_epoch_start(self) -> None:
+        groups = self.trainer.datamodule.groups()
+        self.scores = {name: TaskScore(metric).to(self.device) for name, metric in groups.items()}
+        self._valid = torch.zeros(2, device=self.device)
+
+    def validation_step(self, batch: dict, number: int) -> dict[str, Any]:
+        loss, _ = self.objective(self.net, batch["answered"])
+        self._valid += torch.stack([loss, self.objective.count(batch["answered"]).to(loss)])
+        pack = batch["prompts"]
+        answers = self.objective.answer(
+            self.net, pack, max_new_tokens=self.max_new_tokens, stop={self.tokenizer.end}
+        )
+        rows = self.trainer.datamodule.valid_rows
+        for row_number, ids in zip(pack["rows"], answers, strict=False):  # an empty pack holds one dummy row
+            row = rows[row_number]
+            task = tasks.find(row.labels["task"])
+            if (name := group(row)) in self.scores:
+                reference, hypothesis = self._reference(row), self.tokenizer.decode(ids)
+                if task.metric == "slot_f1":
+                    reference, hypothesis = task.parse(reference), task.parse(hypothesis)
+                language = row.labels.get("target_language") or row.labels.get("language") or "en"
+                self.scores[name].update([hypothesis], [reference], [language])
+        return {"skipped": pack["skipped"]}
+
+    def on_validation_epoch_end(self) -> None:
+        loss, count = self._sum_over_ranks(self._valid)
+        self.log("val/loss", loss / count.clamp(min=1), prog_bar=True)
+        for name, score in self.scores.items():
+            self.log(f"val/{name}/{score.metric}", score.compute())
+
+    def _reference(self, row: Any) -> str:
+        if "transcript" in self.objective.views:
+            return row.labels.get("transcript") or row.labels["text"]
+        return tasks.find(row.labels["task"]).render(row.labels)
+
+    def _trained(self) -> Iterator[nn.Parameter]:
+        return (parameter for parameter in self.parameters() if parameter.requires_grad)
+
+    def _without_communication(self) -> Any:
+        block = getattr(self.trainer.strategy, "block_backward_sync", None)
+        return block() if block else nullcontext()
+
+    def _sum_over_ranks(self, values: Tensor) -> Tensor:
+        return self.trainer.strategy.reduce(values, reduce_op="sum")

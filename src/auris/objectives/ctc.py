@@ -1,0 +1,68 @@
+"""Connectionist temporal classification on the encoder alone: the embedded stand-in for Whisper's weights.
+
+Targets are the language model's own text tokens, so that the frames which the encoder learns to fire on are the ones
+the projector will have to translate (Graves et al. 2006).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+
+class CTC(nn.Module):
+    """A linear layer over the encoder's normalised frames, and the CTC loss over text tokens plus a blank.
+
+    Args:
+        width: of the encoder.
+        n_text: text tokens of the vocabulary; the blank is one more.
+    """
+
+    views = ("transcript",)
+
+    def __init__(self, *, width: int, n_text: int):
+        super().__init__()
+        self.head = nn.Linear(width, n_text + 1)
+        self.blank = n_text
+
+    def count(self, pack: dict) -> Tensor:
+        """What the summed loss is divided by: target tokens."""
+        return pack["cu_seqlens"][len(pack["rows"])]
+
+    def forward(self, net: nn.Module, pack: dict) -> tuple[Tensor, dict[str, Tensor]]:
+        """The summed loss, and how many rows have too few frames for their text (their loss is infinite: left out)."""
+        scores, lengths = self._scores(net, pack)
+        target_lengths = pack["cu_seqlens"].diff().to(lengths)
+        losses = F.ctc_loss(
+            _pad(scores, lengths),
+            pack["ids"],
+            lengths,
+            target_lengths,
+            blank=self.blank,
+            reduction="none",
+            zero_infinity=True,
+        )[: len(pack["rows"])]  # an empty pack holds one dummy row
+        return losses.sum(), {"too_short": (losses == 0).sum()}
+
+    def answer(self, net: nn.Module, pack: dict, *, max_new_tokens: int, stop: Collection[int]) -> list[list[int]]:
+        """Best path, repeats and blanks removed."""
+        scores, lengths = self._scores(net, pack)
+        paths = scores.argmax(-1).split(lengths.tolist())
+        collapsed = [torch.unique_consecutive(path) for path in paths]
+        return [path[path != self.blank].tolist() for path in collapsed][: len(pack["rows"])]
+
+    def _scores(self, net: nn.Module, pack: dict) -> tuple[Tensor, Tensor]:
+        frames, lengths = net.encoder(pack["mel"], pack["frames"])
+        return self.head(net.encoder.norm(frames)).log_softmax(-1).float(), lengths
+
+
+def _pad(scores: Tensor, lengths: Tensor) -> Tensor:
+    """Packed frames (C, V) of clips -> (longest, A, V), by one indexed copy (pad_sequence copies all per clip, backward)."""
+    longest = int(lengths.max())
+    place = torch.cat([torch.arange(n) + clip * longest for clip, n in enumerate(lengths.tolist())])
+    padded = scores.new_zeros(len(lengths) * longest, scores.shape[-1]).index_copy(0, place.to(scores.device), scores)
+    return rearrange(padded, "(a c) v -> c a v", c=longest)

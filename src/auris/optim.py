@@ -1,0 +1,81 @@
+"""AdamW's parameter groups with layer-wise decay, and the warm-up + cosine schedule of Qwen-Audio Table 6."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+
+def freeze(net: nn.Module, trainable: Iterable[str]) -> None:
+    """Train these parts of the net and no others; frozen parts go to eval mode.
+
+    A part is a submodule or a parameter by name, as `encoder` or `llm.model.embed_tokens`. A part may have no
+    parameters (mean pooling); a name that matches nothing is a ValueError.
+    """
+    net.requires_grad_(False)
+    net.eval()
+    modules = dict(net.named_modules())
+    parameters = dict(net.named_parameters())
+    for name in trainable:
+        if name in modules and name:
+            modules[name].requires_grad_(True)
+            modules[name].train()
+        elif name in parameters:
+            parameters[name].requires_grad_(True)
+        else:
+            parts = ", ".join(name for name, _ in net.named_children())
+            raise ValueError(f"trainable={name!r} matches no part of the model; parts are {parts} and what is in them")
+
+
+def parameter_groups(
+    net: nn.Module, objective: nn.Module, *, lr: float, weight_decay: float, layer_decay: float
+) -> list[dict]:
+    """Groups by depth and by whether weights decay.
+
+    The encoder's block l of L learns at lr * layer_decay^(L - l), its convolutions as block 0; everything after the
+    blocks at lr (as in Qwen-VL; Qwen-Audio gives only the number 0.95). Vectors (biases, norms) do not decay.
+
+    Raises ValueError if nothing is trainable.
+    """
+    depth = len(net.encoder.blocks)
+    groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
+    named = [(f"net.{name}", p) for name, p in net.named_parameters()]
+    named += [(f"objective.{name}", p) for name, p in objective.named_parameters()]
+    for name, parameter in named:
+        if parameter.requires_grad:
+            key = (_below(name, depth), parameter.ndim >= 2)
+            groups.setdefault(key, []).append(parameter)
+    if not groups:
+        raise ValueError("nothing is trainable: set trainable=[encoder,pooling,projector] or other parts")
+    return [
+        {"params": parameters, "lr": lr * layer_decay**below, "weight_decay": weight_decay if decays else 0.0}
+        for (below, decays), parameters in sorted(groups.items(), key=lambda item: item[0])
+    ]
+
+
+def _below(name: str, depth: int) -> int:
+    """How many encoder blocks stand between this parameter and the encoder's output."""
+    if not name.startswith("net.encoder.") or name.startswith("net.encoder.norm."):
+        return 0
+    if name.startswith("net.encoder.blocks."):
+        return depth - 1 - int(name.split(".")[3])
+    return depth
+
+
+def cosine(
+    optimizer: torch.optim.Optimizer, *, warmup_steps: int, max_steps: int, floor: float
+) -> torch.optim.lr_scheduler.LambdaLR:
+    """Linear warm-up over `warmup_steps`, then a cosine from the peak to `floor` times the peak at `max_steps`."""
+    if warmup_steps >= max_steps:
+        raise ValueError(f"optim.warmup_steps={warmup_steps} must be below trainer.max_steps={max_steps}")
+
+    def factor(step: int) -> float:
+        if step < warmup_steps:
+            return (step + 1) / warmup_steps
+        progress = min(1.0, (step - warmup_steps) / (max_steps - warmup_steps))
+        return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)

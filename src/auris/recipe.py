@@ -1,0 +1,113 @@
+"""A recipe is a resolved config as a plain dict: composed by Hydra, saved with the run, turned into parts here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+
+from auris.data import samples
+from auris.tokenizer import Tokenizer
+
+HERE = Path(__file__).resolve().parent
+CONFIGS = next(path for path in (HERE / "configs", HERE.parents[1] / "configs") if path.is_dir())  # wheel, checkout
+
+VIEWS = {"audio": samples.AudioSamples, "text": samples.TextSamples, "transcript": samples.TranscriptSamples}
+
+
+def compose(overrides: Sequence[str], config: str = "train") -> DictConfig:
+    """What `python -m auris.<config> <overrides>` would be given."""
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return hydra_compose(config, overrides=list(overrides))
+
+
+def resolve(cfg: DictConfig) -> dict[str, Any]:
+    """A config as a plain dict, interpolations filled. Raises what OmegaConf raises on a missing value."""
+    return OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+
+
+def build(node: Mapping[str, Any] | None) -> Any:
+    """Make what a `_target_` node describes (None for None)."""
+    return None if node is None else instantiate(OmegaConf.create(dict(node)), _convert_="all")
+
+
+def build_net(recipe: Mapping[str, Any], tokenizer: Tokenizer) -> nn.Module:
+    """The model on the meta device: shapes and geometry, no memory."""
+    with torch.device("meta"):
+        return build(recipe["model"])(vocab_size=tokenizer.size)
+
+
+def build_objective(recipe: Mapping[str, Any], net: nn.Module, tokenizer: Tokenizer) -> nn.Module:
+    """The objective on the meta device; one that is partial is completed with the net's and the tokenizer's facts."""
+    with torch.device("meta"):
+        made = build(recipe["objective"])
+        objective = made if isinstance(made, nn.Module) else made(width=net.encoder.width, n_text=tokenizer.n_text)
+    view = recipe["data"]["view"]
+    if view not in objective.views:
+        raise ValueError(
+            f"data.view={view} does not suit objective {type(objective).__name__}: expected {' or '.join(objective.views)}"
+        )
+    return objective
+
+
+def build_samples(
+    recipe: Mapping[str, Any], net: nn.Module, tokenizer: Tokenizer, *, long_audio: str, train: bool
+) -> samples.Samples:
+    """How rows are seen; only training rows are augmented."""
+    return VIEWS[recipe["data"]["view"]](
+        tokenizer=tokenizer,
+        prompt=build(recipe["prompt"]),
+        geometry=net.geometry,
+        long_audio=long_audio,
+        augment=build(recipe["data"]["augment"]) if train else None,
+        seed=recipe["seed"],
+    )
+
+
+def save(recipe: Mapping[str, Any], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def load(path: Path) -> dict[str, Any]:
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """`key: old -> new` for every value that differs."""
+    found = []
+    for key in [*old, *(key for key in new if key not in old)]:
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            found += differences(before, after, f"{prefix}{key}.")
+        elif before != after:
+            found.append(f"{prefix}{key}: {before} -> {after}")
+    return found
+
+
+def checkpoint_file(path: str | Path, which: str = "last") -> Path:
+    """The checkpoint file that a path means: a file, or a run directory's `last` or `best`."""
+    path = Path(path)
+    if path.is_file():
+        return path
+    file = path / "checkpoints" / f"{which}.ckpt"
+    if not file.is_file():
+        what = "has no such checkpoint" if path.is_dir() else "does not exist"
+        raise FileNotFoundError(f"{path} {what}: expected a run directory with checkpoints/{which}.ckpt, or a .ckpt file")
+    return file
+
+
+def load_state(path: str | Path, which: str = "last") -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """A checkpoint's recipe, and its tensors by name (`net.encoder...`, `objective...`). Never executes a file."""
+    content = torch.load(checkpoint_file(path, which), map_location="cpu", weights_only=True, mmap=True)
+    return content["hyper_parameters"]["recipe"], content["state_dict"]

@@ -1,0 +1,688 @@
+"""From the files of finished runs to a table, a comparison with intervals and figures; imports nothing else of ours.
+
+    python -m auris.results study=demo [runs=runs] [arms=a,b]
+
+A run is the directory `runs/<study>/<arm>/seed=<n>/`. What is read of it:
+
+`results.jsonl`, one line per score:
+    {study, arm, seed, benchmark, task, split, metric, value, low, high, n, signature, provenance}
+    `task` is the group of rows that the score is of, such as "asr en", "s2tt de-en" or "sec".
+`predictions/<benchmark>.jsonl`, one line per test row and metric:
+    {id, task, language, group, metric, stats, hypothesis, reference, provenance, audio_seconds}
+    `group` is what `task` is above; `stats` are the row's additive statistics, in the order of `MEASURES`. A row scored
+    by two metrics (accuracy, unparsed) is two lines; (group, metric, id) occurs once in a file.
+`events.out.tfevents*`, TensorBoard scalars: `train/loss`, `val/loss`, `val/<group>/<metric>`.
+
+Everything in the table is computed from the predictions, so that arms are compared row by row. Rates are fractions from
+0 to 1 in files and functions and per cent where a person reads them; BLEU is 0 to 100 everywhere.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if (
+    TYPE_CHECKING
+):  # pandas, matplotlib, rich and tensorboard are imported where they are used: scoring imports this file
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# --------------------------------------------------------------------------------------------------------------------
+# Measures: from summed statistics to a value.   Shapes: R rows, S bootstrap samples, K statistics
+
+
+def _rate(sums: np.ndarray) -> np.ndarray:
+    """First statistic over second; NaN where nothing was counted."""
+    return _divide(sums[..., 0], sums[..., 1])
+
+
+def _f1(sums: np.ndarray) -> np.ndarray:
+    hits, extra, missed = np.moveaxis(sums, -1, 0)
+    return _divide(2 * hits, 2 * hits + extra + missed)
+
+
+def _bleu(sums: np.ndarray) -> np.ndarray:
+    """Corpus BLEU with exponential smoothing: `sacrebleu.BLEU.compute_bleu`, for many sums at once."""
+    matches, totals = sums[..., 0:4], sums[..., 4:8]
+    hypothesis_len, reference_len = sums[..., 8], sums[..., 9]
+    missing = (matches == 0) & (totals > 0)
+    precisions = _divide(np.where(missing, 0.5 ** np.cumsum(missing, axis=-1), matches), totals)
+    shortness = np.minimum(0.0, 1.0 - _divide(reference_len, hypothesis_len))  # log of the brevity penalty
+    score = 100.0 * np.exp(np.log(np.nan_to_num(precisions, nan=1.0)).mean(-1) + np.nan_to_num(shortness))
+    # No match of any order, or too few words for a 4-gram in the whole corpus: 0, as sacrebleu 2 has it.
+    return np.where(matches.any(-1) & totals.all(-1), score, 0.0)
+
+
+def _divide(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return np.divide(a, b, out=np.full(np.shape(b), np.nan), where=b != 0)
+
+
+ERROR, BLEU, CORRECT = "Error rate (%)", "BLEU", "Accuracy and F1 (%)"  # the panels of the bar figure
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What a row counts, how the counts become a value, and how the value is shown."""
+
+    stats: tuple[str, ...]
+    formula: Callable[[np.ndarray], np.ndarray]  # (..., K) -> (...)
+    higher_is_better: bool
+    label: str
+    panel: str | None  # of the bar figure; None: in the table only
+    scale: int = 100  # shown = value x scale
+
+
+_BLEU_STATS = tuple(f"{kind} {n}" for kind in ("matches", "totals") for n in (1, 2, 3, 4)) + ("hypothesis", "reference")
+MEASURES = {
+    "wer": Measure(("errors", "reference units"), _rate, False, "WER", ERROR),
+    "cer": Measure(("errors", "reference units"), _rate, False, "CER", ERROR),
+    "bleu": Measure(_BLEU_STATS, _bleu, True, "BLEU", BLEU, scale=1),
+    "accuracy": Measure(("correct", "rows"), _rate, True, "accuracy", CORRECT),
+    "accuracy_raw": Measure(("correct", "rows"), _rate, True, "raw accuracy", None),
+    "unparsed": Measure(("unparsed", "rows"), _rate, False, "unparsed", None),
+    "slot_f1": Measure(("true positives", "false positives", "false negatives"), _f1, True, "slot F1", CORRECT),
+    "intent_accuracy": Measure(("correct", "rows"), _rate, True, "intent accuracy", CORRECT),
+}
+
+
+def measure(metric: str) -> Measure:
+    """The measure of that name; ValueError naming the known ones."""
+    if metric not in MEASURES:
+        raise ValueError(f"unknown metric {metric!r}; choose from {', '.join(MEASURES)}")
+    return MEASURES[metric]
+
+
+def value(metric: str, sums: Sequence[float] | np.ndarray) -> float:
+    """The score of summed statistics (K,): a fraction 0..1, or 0..100 for BLEU; NaN if nothing could be counted."""
+    return float(measure(metric).formula(np.asarray(sums, dtype=float)))
+
+
+def bootstrap(stats: np.ndarray, metric: str, n_samples: int = 1000, seed: int = 0) -> tuple[float, float]:
+    """95 % percentile interval of the score, from resampling rows with replacement. stats: (R, K)."""
+    return _interval(measure(metric).formula(_resample([stats], n_samples, seed)[0]))
+
+
+def paired_bootstrap(
+    stats_a: np.ndarray, stats_b: np.ndarray, metric: str, n_samples: int = 1000, seed: int = 0
+) -> tuple[float, float]:
+    """95 % percentile interval of `score(b) - score(a)`, both scored on the same resampled rows (Koehn 2004).
+    stats_a, stats_b: (R, K), row i of both being the same test row."""
+    assert len(stats_a) == len(stats_b), (stats_a.shape, stats_b.shape)
+    a, b = (measure(metric).formula(sums) for sums in _resample([stats_a, stats_b], n_samples, seed))
+    return _interval(b - a)
+
+
+def _resample(arrays: list[np.ndarray], n_samples: int, seed: int) -> list[np.ndarray]:
+    """Sums over the same resampled rows of every array: (R, K) each -> (S, K) each."""
+    rng, n_rows, columns = np.random.default_rng(seed), len(arrays[0]), np.concatenate(arrays, axis=1).astype(float)
+    # A sample is how often each row was drawn; one sample at a time keeps memory at R, not S x R.
+    draws = (np.bincount(rng.integers(n_rows, size=n_rows), minlength=n_rows) for _ in range(n_samples))
+    return np.split(np.stack([counts @ columns for counts in draws]), len(arrays), axis=1)
+
+
+def _interval(samples: np.ndarray) -> tuple[float, float]:
+    defined = samples[~np.isnan(samples)]  # a resample without any reference unit has no score
+    if not len(defined):
+        return float("nan"), float("nan")
+    low, high = np.percentile(defined, [2.5, 97.5])
+    return float(low), float(high)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Reading
+
+
+def collect(root: str | Path) -> pd.DataFrame:
+    """All rows of all `results.jsonl` of a study (`runs/<study>`), as the evaluations wrote them."""
+    import pandas as pd
+
+    return pd.DataFrame([row for _, _, run in _runs(root) for row in _lines(run / "results.jsonl")])
+
+
+def predictions(root: str | Path) -> pd.DataFrame:
+    """All prediction lines of a study, with the columns `arm`, `seed` and `benchmark` added.
+
+    Raises ValueError for a line twice in a file, or statistics that do not fit their metric.
+    """
+    import pandas as pd
+
+    frames = []
+    for arm, seed, run in _runs(root):
+        for path in sorted(run.glob("predictions/*.jsonl")):
+            frame = pd.DataFrame(_lines(path))
+            if frame.empty:
+                continue
+            repeated = frame.duplicated(["group", "metric", "id"])
+            if repeated.any():
+                row = frame[repeated].iloc[0]
+                raise ValueError(f"{path}: row {row['id']!r} ({row['group']}, {row['metric']}) occurs more than once")
+            for metric, stats in zip(frame["metric"], frame["stats"], strict=True):
+                if len(stats) != len(measure(metric).stats):
+                    raise ValueError(
+                        f"{path}: {metric} has the statistics {MEASURES[metric].stats}, but a row holds {stats}"
+                    )
+            frames.append(frame.assign(arm=arm, seed=seed, benchmark=path.stem))
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+
+
+def curves(root: str | Path) -> pd.DataFrame:
+    """Every TensorBoard scalar of every run of a study: columns arm, seed, tag, step, value."""
+    import pandas as pd
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    rows = []
+    for arm, seed, run in _runs(root):
+        if any(run.glob("events.out.tfevents*")):
+            events = EventAccumulator(str(run), size_guidance={"scalars": 0}).Reload()  # 0: keep every point
+            for tag in events.Tags()["scalars"]:
+                rows += [(arm, seed, tag, event.step, event.value) for event in events.Scalars(tag)]
+    frame = pd.DataFrame(rows, columns=["arm", "seed", "tag", "step", "value"])
+    # A resumed run logs the steps since its last checkpoint again.
+    return frame.drop_duplicates(["arm", "seed", "tag", "step"], keep="last", ignore_index=True)
+
+
+def _runs(root: str | Path) -> list[tuple[str, int, Path]]:
+    root = Path(root)
+    if not root.is_dir():
+        raise FileNotFoundError(f"no study at {root}; {_studies(root.parent)}")
+    found = [(path.parent.name, int(path.name[5:]), path) for path in root.glob("*/seed=*") if path.name[5:].isdigit()]
+    if not found:
+        raise FileNotFoundError(f"{root} holds no runs (<arm>/seed=<n>/); {_studies(root.parent)}")
+    return sorted(found)
+
+
+def _studies(runs: Path) -> str:
+    names = sorted({path.parent.parent.name for path in runs.glob("*/*/seed=*")})
+    return f"studies in {runs}: {', '.join(names)}" if names else f"{runs} holds no study yet"
+
+
+def _lines(path: Path) -> Iterator[dict]:
+    if not path.exists():
+        return
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path}, line {number} is not JSON ({error}); evaluate the run again") from None
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Comparing
+
+KEY = ["benchmark", "group", "metric"]
+
+
+def table(root: str | Path, arms: Sequence[str] | None = None) -> pd.DataFrame:
+    """One row per benchmark, group and metric: each arm's score with its interval, each later arm against the first.
+
+    Columns: benchmark, group, metric, provenance, signature, n (test rows common to the arms); for every arm `<arm>`,
+    `<arm> low`, `<arm> high` (statistics pooled over its seeds, rows resampled), `<arm> seeds`, `<arm> sd` (standard
+    deviation of the single seeds' scores); for every arm after the first `<arm> - <first>` with its ` low` and ` high`,
+    as in `compare`. `attrs["notes"]` lists, in words, what could not be compared row by row.
+    Arms default to all that have predictions, sorted by their words. Raises ValueError for an unknown arm.
+    """
+    import pandas as pd
+
+    scored, arms, notes = _scored(root, arms)
+    signatures = {}
+    for row in collect(root).to_dict("records"):
+        signatures[row["benchmark"], row["task"], row["metric"]] = row["signature"]
+    pairs = {arm: _compare(scored, arms[0], arm) for arm in arms[1:]}
+    rows = []
+    for key, rows_of_key in scored.groupby(KEY, sort=False):
+        common = set.intersection(*(set(ids) for _, ids in rows_of_key.groupby("arm")["id"]))
+        row = dict(zip(KEY, key, strict=True))
+        row["provenance"] = "+".join(sorted(set(rows_of_key["provenance"])))
+        row["signature"] = signatures.get(key, "")
+        row["n"] = len(common)
+        for arm in arms:
+            row |= _score(rows_of_key[rows_of_key["arm"] == arm], key[-1], arm)
+        for arm, pair in pairs.items():
+            match = pair[(pair[KEY] == list(key)).all(axis=1)].to_dict("records")
+            for part in ("", " low", " high"):
+                row[f"{arm} - {arms[0]}{part}"] = match[0][f"difference{part}"] if match else np.nan
+        rows.append(row)
+    frame = pd.DataFrame(rows)
+    frame.attrs["arms"] = list(arms)
+    frame.attrs["notes"] = notes + [note for pair in pairs.values() for note in pair.attrs["notes"]]
+    return frame
+
+
+def compare(root: str | Path, arm_a: str, arm_b: str) -> pd.DataFrame:
+    """`arm_b` minus `arm_a` on every group that both were scored on, with a 95 % interval.
+
+    Pairs (seed, row id) that both arms have are kept; a row's statistics are summed over the seeds; rows are resampled,
+    the same for both arms. Columns: benchmark, group, metric, n (rows), seeds, a, b, difference, `difference low`,
+    `difference high`, only_a, only_b (pairs without a partner, left out), references_differ. `attrs["notes"]` says so
+    in words. Raises ValueError for an unknown arm, or if nothing is common to the two.
+    """
+    scored, _, notes = _scored(root, [arm_a, arm_b])
+    pair = _compare(scored, arm_a, arm_b)
+    if pair.empty:
+        raise ValueError(f"{arm_a} and {arm_b} have no scored row in common: {'; '.join(pair.attrs['notes'])}")
+    pair.attrs["notes"] = notes + pair.attrs["notes"]
+    return pair
+
+
+def _scored(root: str | Path, asked: Sequence[str] | None) -> tuple[pd.DataFrame, list[str], list[str]]:
+    """The predictions of the arms asked for, the arms in order, and what is missing in words."""
+    scored = predictions(root)
+    if scored.empty:
+        raise ValueError(f"no run of {root} has predictions yet; evaluate one: python -m auris.evaluate checkpoint=RUN")
+    known = _sorted(scored["arm"].unique())
+    if unknown := [arm for arm in asked or () if arm not in known]:
+        raise ValueError(f"no predictions of {_join(unknown)} in {root}; arms=... may name {_join(known)}")
+    arms = list(dict.fromkeys(asked or known))
+    scored = scored[scored["arm"].isin(arms)]
+    notes = []
+    if not asked and (others := {arm for arm, _, _ in _runs(root)} - set(known)):
+        notes.append(f"not in the table, for want of predictions: {_join(_sorted(others))}")
+    for arm, rows in scored.groupby("arm"):
+        for key, of_key in rows.groupby(KEY, sort=False):
+            counts = of_key.groupby("seed")["id"].agg(frozenset)
+            if counts.nunique() > 1:
+                notes.append(f"{_name(key)}: the seeds of {arm} were scored on different rows")
+    return scored, arms, notes
+
+
+def _compare(scored: pd.DataFrame, arm_a: str, arm_b: str) -> pd.DataFrame:
+    import pandas as pd
+
+    columns = [*KEY, "n", "seeds", "a", "b", "difference", "difference low", "difference high"]
+    columns += ["only_a", "only_b", "references_differ"]
+    rows, notes = [], []
+    for key, of_key in scored.groupby(KEY, sort=False):
+        a, b = (of_key[of_key["arm"] == arm].set_index(["seed", "id"]) for arm in (arm_a, arm_b))
+        if a.empty or b.empty:
+            if len(a) or len(b):
+                notes.append(
+                    f"{_name(key)}: {arm_a if b.empty else arm_b} was scored, {arm_b if b.empty else arm_a} was not"
+                )
+            continue
+        seeds = sorted(set(a.index.unique(0)) & set(b.index.unique(0)))
+        unpaired = set(a.index.unique(0)) ^ set(b.index.unique(0))
+        if not seeds:
+            notes.append(f"{_name(key)}: {arm_a} and {arm_b} have no seed in common, so no difference")
+            continue
+        if unpaired:
+            notes.append(
+                f"{_name(key)}: {arm_b} - {arm_a} leaves out seed {_join(sorted(unpaired))}, which only one has"
+            )
+        a, b = (side[side.index.isin(seeds, level=0)] for side in (a, b))
+        both = a.index.intersection(b.index)
+        only_a, only_b = len(a) - len(both), len(b) - len(both)
+        if only_a or only_b:
+            notes.append(
+                f"{_name(key)}: {only_a} rows only in {arm_a}, {only_b} only in {arm_b}: left out of the difference"
+            )
+        if not len(both):
+            continue
+        a, b = a.loc[both], b.loc[both]
+        differ = int((a["reference"].map(json.dumps) != b["reference"].map(json.dumps)).sum())
+        if differ:
+            notes.append(f"{_name(key)}: {differ} rows have another reference in {arm_a} than in {arm_b}")
+        sums_a, sums_b = (_pool(side.reset_index()) for side in (a, b))
+        score_a, score_b = (value(key[-1], sums.sum(0)) for sums in (sums_a, sums_b))
+        low, high = paired_bootstrap(sums_a, sums_b, key[-1])
+        rows.append(
+            (*key, len(sums_a), len(seeds), score_a, score_b, score_b - score_a, low, high, only_a, only_b, differ)
+        )
+    frame = pd.DataFrame(rows, columns=columns)
+    frame.attrs["notes"] = notes
+    return frame
+
+
+def _score(rows: pd.DataFrame, metric: str, arm: str) -> dict[str, float]:
+    """The columns of one arm in one row of the table; NaN if it was not scored there."""
+    if rows.empty:
+        return {arm: np.nan, f"{arm} low": np.nan, f"{arm} high": np.nan, f"{arm} seeds": 0, f"{arm} sd": np.nan}
+    sums = _pool(rows)
+    low, high = bootstrap(sums, metric)
+    singles = [value(metric, np.sum(of_seed["stats"].tolist(), axis=0)) for _, of_seed in rows.groupby("seed")]
+    spread = float(np.std(singles, ddof=1)) if len(singles) > 1 else np.nan
+    point = value(metric, sums.sum(0))
+    return {arm: point, f"{arm} low": low, f"{arm} high": high, f"{arm} seeds": len(singles), f"{arm} sd": spread}
+
+
+def _pool(rows: pd.DataFrame) -> np.ndarray:
+    """Statistics per row id, summed over the seeds, in the order of the ids: (R, K)."""
+    import pandas as pd
+
+    return pd.DataFrame(rows["stats"].tolist()).groupby(rows["id"].to_numpy()).sum().to_numpy(float)
+
+
+def _name(key: tuple[str, ...]) -> str:
+    benchmark, group, metric = key
+    return f"{benchmark}, {group}, {metric}"
+
+
+def _sorted(arms: Iterable[str]) -> list[str]:
+    return sorted(arms, key=lambda arm: arm.split("_"))  # by words: qwen_audio before qwen2_audio
+
+
+def _join(items: Sequence) -> str:
+    return ", ".join(str(item) for item in items)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Drawing
+
+# Okabe and Ito's colours, which colour-blind readers tell apart too (jfly.uni-koeln.de/color), less their pale yellow
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
+GREY = "#555555"
+STYLE = {
+    "font.size": 9,
+    "axes.titlesize": 9.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": GREY,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#DDDDDD",
+    "grid.linewidth": 0.6,
+    "xtick.color": GREY,
+    "ytick.color": GREY,
+    "xtick.labelcolor": "black",
+    "ytick.labelcolor": "black",
+    "legend.frameon": False,
+    "savefig.dpi": 200,
+    "pdf.fonttype": 42,  # text stays text in the PDF
+}
+SYNTHETIC = {"tts", "procedural"}
+
+
+def plot_bars(root: str | Path, arms: Sequence[str] | None = None) -> Figure:
+    """Scores per benchmark and group with 95 % intervals, the arms side by side; error rates, BLEU and accuracies in
+    panels of their own. Raises ValueError as `table` does."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    frame = table(root, arms)
+    arms = frame.attrs["arms"]
+    colours = _colours(arms)
+    several = frame["benchmark"].nunique() > 1
+    panels = {}
+    for row in frame.to_dict("records"):
+        panel = MEASURES[row["metric"]].panel
+        if panel:
+            panels.setdefault(panel, []).append(row)
+    panels = {panel: panels[panel] for panel in (ERROR, BLEU, CORRECT) if panel in panels}
+    heights = [0.6 + len(rows) * (0.14 + 0.17 * len(arms)) for rows in panels.values()]
+    with rc_context(STYLE):
+        figure = Figure(figsize=(6.8, 1.1 + sum(heights)), layout="constrained")
+        axes = figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights)[:, 0]
+        for axis, (panel, rows) in zip(axes, panels.items(), strict=True):
+            _draw_bars(axis, panel, rows, colours, several)
+        _head(figure, root, colours)
+        seeds = frame[[f"{arm} seeds" for arm in arms]].to_numpy().max()
+        pooled = f", {seeds} seeds pooled" if seeds > 1 else ""
+        caption = f"Test-set score{pooled}; whiskers: 95 % bootstrap interval over test rows.\n{_provenance(frame)}"
+        figure.supxlabel(caption, x=0.01, ha="left", fontsize=7.5, color=GREY)
+    return figure
+
+
+def _draw_bars(axis: Axes, panel: str, rows: list[dict], colours: dict[str, str], several: bool) -> None:
+    scale = MEASURES[rows[0]["metric"]].scale
+    thickness = 0.76 / len(colours)
+    reach = 0.0
+    for i, (arm, colour) in enumerate(colours.items()):
+        for y, row in enumerate(rows):
+            if np.isnan(row[arm]):
+                continue
+            point, low, high = (scale * row[f"{arm}{part}"] for part in ("", " low", " high"))
+            at = y + (i - (len(colours) - 1) / 2) * thickness
+            axis.barh(at, point, height=0.92 * thickness, color=colour)
+            axis.plot([low, high], [at, at], color="black", linewidth=1, solid_capstyle="butt")
+            end = np.nanmax([point, high])
+            axis.annotate(f"{point:.1f}", (end, at), (3, 0), textcoords="offset points", va="center", fontsize=7.5)
+            reach = max(reach, end)
+    labels = []
+    for row in rows:
+        where = [f"({row['benchmark']})"] if several else []
+        what = [] if row["metric"] in ("accuracy", "bleu") else [MEASURES[row["metric"]].label]  # the panel says those
+        label = " ".join([row["group"], *what, *where])
+        labels.append(f"{label}  n={row['n']}")
+    axis.set_yticks(range(len(rows)), labels)
+    axis.set_ylim(len(rows) - 0.5, -0.5)
+    axis.tick_params(axis="y", length=0)
+    axis.grid(axis="y", visible=False)
+    axis.set_xlim(0, max(1.1 * reach, 1.0))
+    if panel == CORRECT:
+        axis.set_xlim(0, 109)  # the room above 100 is for the numbers
+        axis.set_xticks(range(0, 101, 20))
+    better = "higher" if MEASURES[rows[0]["metric"]].higher_is_better else "lower"
+    axis.set_title(f"{panel}, {better} is better")
+
+
+def plot_curves(root: str | Path, arms: Sequence[str] | None = None) -> Figure:
+    """Training loss (smoothed), validation loss and validation metrics over steps, one line per arm: the mean of its
+    seeds, with their range as a band. Arms default to those that have predictions, else to all that have events; an
+    arm without events has no line. Raises ValueError for an unknown arm, or if nothing was logged."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    points = curves(root)
+    points = points[(points["tag"] == "train/loss") | points["tag"].str.startswith("val/")]
+    logged = set(points["arm"])
+    runs = _runs(root)
+    if arms is None:
+        evaluated = {arm for arm, _, run in runs if any(run.glob("predictions/*.jsonl"))}
+        arms = _sorted(evaluated & logged or logged)
+    if unknown := set(arms) - {arm for arm, _, _ in runs}:
+        raise ValueError(f"no runs of {_join(_sorted(unknown))} in {root}; arms=... may name {_join(_sorted(logged))}")
+    if not logged & set(arms):
+        raise ValueError(f"the runs of {_join(arms) or 'any arm'} in {root} hold no train/loss or val/* scalars")
+    points = points[points["arm"].isin(arms)]
+    colours = {arm: colour for arm, colour in _colours(arms).items() if arm in logged}  # the same as in the bars
+    tags = sorted(points["tag"].unique(), key=lambda tag: (tag != "train/loss", tag != "val/loss", _rank(tag), tag))
+    columns = min(3, len(tags))
+    rows = -(-len(tags) // columns)
+    with rc_context(STYLE):
+        figure = Figure(figsize=(2.8 * columns + 0.6, 2.1 * rows + 0.9), layout="constrained")
+        axes = figure.subplots(rows, columns, squeeze=False).ravel()
+        for axis, tag in zip(axes, tags, strict=False):
+            _draw_curves(axis, tag, points[points["tag"] == tag], colours)
+        for axis in axes[len(tags) :]:
+            axis.set_visible(False)
+        _head(figure, root, colours)
+        seeds = points.groupby("arm")["seed"].nunique().max()
+        band = " Lines: mean of the seeds; bands: their range." if seeds > 1 else ""
+        tested = collect(root)
+        data = "" if tested.empty else f"\n{_provenance(tested)}"
+        figure.supxlabel(
+            f"Horizontal axis: training steps. Scores: validation rows.{band}{data}",
+            x=0.01,
+            ha="left",
+            fontsize=7.5,
+            color=GREY,
+        )
+    return figure
+
+
+def _draw_curves(axis: Axes, tag: str, points: pd.DataFrame, colours: dict[str, str]) -> None:
+    metric = tag.rpartition("/")[2]
+    known = MEASURES.get(metric)
+    for arm, colour in colours.items():
+        seeds = points[points["arm"] == arm].pivot(index="step", columns="seed", values="value").sort_index()
+        if known:
+            seeds = known.scale * seeds
+        if tag == "train/loss":
+            seeds = seeds.ewm(span=_span(len(seeds))).mean()
+        axis.plot(seeds.index, seeds.mean(axis=1), color=colour, linewidth=1.4, marker="." if len(seeds) < 12 else None)
+        axis.fill_between(seeds.index, seeds.min(axis=1), seeds.max(axis=1), color=colour, alpha=0.2, linewidth=0)
+    axis.margins(x=0.02)
+    if tag == "train/loss":
+        axis.set_title("Training loss, smoothed")
+    elif known:
+        unit = " (%)" if known.scale == 100 else ""
+        axis.set_title(f"{tag.split('/', 1)[1].rpartition('/')[0]}: {known.label}{unit}")
+        axis.set_ylim(0, 102 if known.panel == CORRECT else None)
+    else:
+        axis.set_title("Validation loss" if tag == "val/loss" else tag)
+
+
+def _span(n_points: int) -> int:
+    """Logged points that the exponential smoothing spans: a fiftieth of the run, so that the line keeps its shape."""
+    return max(1, n_points // 50)
+
+
+def _rank(tag: str) -> int:
+    return list(MEASURES).index(name) if (name := tag.rpartition("/")[2]) in MEASURES else len(MEASURES)
+
+
+def _colours(arms: Sequence[str]) -> dict[str, str]:
+    if len(arms) > len(COLOURS):
+        raise ValueError(
+            f"a figure tells at most {len(COLOURS)} arms apart, got {len(arms)}; choose some with arms=a,b"
+        )
+    return dict(zip(arms, COLOURS, strict=False))
+
+
+def _head(figure: Figure, root: str | Path, colours: dict[str, str]) -> None:
+    from matplotlib.patches import Patch
+
+    patches = [Patch(color=colour, label=arm) for arm, colour in colours.items()]
+    figure.legend(handles=patches, loc="outside upper right", ncols=3, fontsize=9, handlelength=1, handleheight=1)
+    figure.suptitle(f"Study {Path(root).name}", x=0.01, ha="left", fontsize=11, fontweight="bold")
+
+
+def _provenance(frame: pd.DataFrame) -> str:
+    """What the data is, in one sentence for a reader who sees only the figure."""
+    kinds = {kind for joined in frame["provenance"] for kind in joined.split("+")}
+    if kinds <= SYNTHETIC:
+        return (
+            f"Synthetic data ({_join(sorted(kinds))}): shows that the systems learn; says nothing of real recordings."
+        )
+    if kinds == {"real"}:
+        return "Real recordings."
+    of_benchmark = frame.groupby("benchmark")["provenance"].agg(lambda p: "+".join(sorted(set("+".join(p).split("+")))))
+    named = [
+        f"{name}: {'synthetic, ' if set(of.split('+')) <= SYNTHETIC else ''}{of}" for name, of in of_benchmark.items()
+    ]
+    return f"Data: {'; '.join(named)}."
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Command line
+
+USAGE = """usage: python -m auris.results study=NAME [runs=runs] [arms=a,b]
+
+Prints the table of a study and writes table.csv, bars.png, bars.pdf, curves.png and curves.pdf into RUNS/NAME/.
+
+  study   the study to read, as in runs/<study>/<arm>/seed=<n>/
+  runs    the directory that holds the studies (default: runs)
+  arms    the arms to compare, in this order; differences are to the first (default: all that are evaluated)"""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """`python -m auris.results`; see `USAGE`."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    if {"--help", "-h"} & set(argv):
+        print(USAGE)
+        return
+    try:
+        given = _parse(argv)
+        root = Path(given["runs"]) / given["study"]
+        arms = given["arms"].split(",") if given["arms"] else None
+        frame = table(root, arms)
+        written = _write(root, frame)
+    except (ValueError, FileNotFoundError) as error:  # the user's mistakes: one sentence, no traceback
+        raise SystemExit(f"auris.results: {error}") from None
+    _show(frame, given["study"])
+    print("\n".join(["", *(f"wrote {path}" for path in written)]))
+
+
+def _parse(argv: Sequence[str]) -> dict[str, str]:
+    given = {"study": "", "runs": "runs", "arms": ""}
+    for argument in argv:
+        key, equals, text = argument.partition("=")
+        if not equals or key not in given:
+            raise ValueError(f"cannot read {argument!r}; accepted: study=NAME, runs=DIR, arms=a,b (see --help)")
+        given[key] = text
+    if not given["study"]:
+        raise ValueError(f"which study? give study=NAME; {_studies(Path(given['runs']))}")
+    return given
+
+
+def _write(root: Path, frame: pd.DataFrame) -> list[Path]:
+    from matplotlib import rc_context
+
+    arms = frame.attrs["arms"]
+    frame.to_csv(root / "table.csv", index=False)
+    figures = {"bars": plot_bars(root, arms)}
+    logged = set(curves(root)["arm"])
+    if logged & set(arms):
+        figures["curves"] = plot_curves(root, arms)
+    if untrained := [arm for arm in arms if arm not in logged]:
+        frame.attrs["notes"].append(f"no curves of {_join(untrained)}: no TensorBoard events there")
+    written = [root / "table.csv"]
+    for name, figure in figures.items():
+        for suffix in ("png", "pdf"):
+            written.append(root / f"{name}.{suffix}")
+            with rc_context(STYLE):  # resolution and fonts are read when the file is made
+                figure.savefig(written[-1])
+    return written
+
+
+def _show(frame: pd.DataFrame, study: str) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    arms = frame.attrs["arms"]
+    several = frame["benchmark"].nunique() > 1
+    title = f"Study {study}" if several else f"Study {study}, benchmark {frame['benchmark'].iloc[0]}"
+    shown = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    plain = KEY if several else KEY[1:]
+    for column in plain:
+        shown.add_column(column, no_wrap=True)
+    for column in ("n", *arms, *(f"{arm} - {arms[0]}" for arm in arms[1:])):
+        shown.add_column(column, justify="right")
+    for row in frame.to_dict("records"):
+        arrow = "↑" if MEASURES[row["metric"]].higher_is_better else "↓"
+        cells = [f"{row[column]} {arrow}" if column == "metric" else row[column] for column in plain]
+        cells.append(str(row["n"]))
+        cells += [format_score(row, arm) for arm in arms]
+        cells += [_coloured(row, f"{arm} - {arms[0]}") for arm in arms[1:]]
+        shown.add_row(*cells)
+    console = Console()
+    console.print(shown)
+    spread = "; ± standard deviation over seeds" if frame[[f"{arm} sd" for arm in arms]].notna().any(axis=None) else ""
+    legend = f"Scores in %, BLEU 0-100 [95 % bootstrap interval over rows]{spread}; ↑ higher is better, ↓ lower."
+    for line in (legend, _provenance(frame), *(f"note: {note}" for note in frame.attrs["notes"])):
+        console.print(line, highlight=False, markup=False)
+
+
+def format_score(row: dict, column: str) -> str:
+    """`8.9 [7.1, 10.8]`: a column of a table row with its interval, in % or BLEU points; `-` if it has no value."""
+    scale = MEASURES[row["metric"]].scale
+    point, low, high = (scale * row[f"{column}{part}"] for part in ("", " low", " high"))
+    sign = "+" if " - " in column else ""
+    spread = row.get(f"{column} sd", np.nan)
+    seeds = "" if np.isnan(spread) else f" ±{scale * spread:.1f}"
+    return "-" if np.isnan(point) else f"{point:{sign}.1f} [{low:{sign}.1f}, {high:{sign}.1f}]{seeds}"
+
+
+def _coloured(row: dict, column: str) -> str:
+    from rich.markup import escape
+
+    text, low, high = escape(format_score(row, column)), row[f"{column} low"], row[f"{column} high"]
+    if low <= 0 <= high or np.isnan(low):
+        return text
+    better = (low > 0) == MEASURES[row["metric"]].higher_is_better
+    return f"[bold {'green' if better else 'red'}]{text}[/]"
+
+
+if __name__ == "__main__":
+    main()

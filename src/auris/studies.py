@@ -1,0 +1,218 @@
+"""The study runner: `ablations/NAME.yaml` -> every arm trained and evaluated, stages they share only once per seed.
+
+Each run is a process of its own (`python -m auris.train ...`), so that an arm that fails takes nothing with it, several
+can work side by side, and an arm run by hand is the same run. Whatever is finished is skipped; what was stopped resumes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+
+from auris import recipe
+
+_RUNNER_KEYS = ("ablations", "arm", "seed", "jobs")
+
+
+@dataclass
+class Job:
+    """One run of a study and what it waits for."""
+
+    name: str
+    seed: int
+    overrides: list[str]
+    run_dir: Path
+    needs: list[str] = field(default_factory=list)
+    evaluate: list[list[str]] = field(default_factory=list)
+    status: str = "waiting"  # waiting, running, evaluating, done, failed, blocked
+    process: subprocess.Popen | None = None
+    started: float = 0.0
+    seconds: float = 0.0
+
+    @property
+    def key(self) -> str:
+        return f"{self.name}, seed {self.seed}"
+
+    @property
+    def log(self) -> Path:
+        return self.run_dir / "log.txt"
+
+
+def main(cfg: DictConfig) -> int:
+    """Run the study that a config holds; the exit code is the number of jobs that did not finish."""
+    given = list(HydraConfig.get().overrides.task)
+    extra = [override for override in given if override.lstrip("+").split("=")[0] not in _RUNNER_KEYS]
+    study = OmegaConf.to_container(cfg, resolve=False)
+    jobs = plan(study, extra, arm=cfg.arm, seed=cfg.seed)
+    return run(jobs, side_by_side=cfg.jobs)
+
+
+def plan(study: Mapping[str, Any], extra: Sequence[str] = (), arm: str | None = None, seed: int | None = None) -> list[Job]:
+    """Jobs in an order in which each comes after what it needs.
+
+    Every arm is composed here, so that a misspelt override ends the study before it starts. Raises ValueError for an
+    unknown arm or stage, a circle, or two arms that would train the same thing.
+    """
+    entries = {**(study.get("stages") or {}), **study["arms"]}
+    if arm is not None and arm not in entries:
+        raise ValueError(f"arm={arm}: study {study['study']} has {', '.join(entries)}")
+    wanted = [arm] if arm is not None else list(study["arms"])
+    jobs: dict[str, Job] = {}
+    for one in [seed] if seed is not None else study["seeds"]:
+        for name in wanted:
+            _add(jobs, study, entries, name, one, extra, path=())
+    _require_different(jobs, set(study["arms"]))
+    return list(jobs.values())
+
+
+def _add(
+    jobs: dict[str, Job],
+    study: Mapping[str, Any],
+    entries: Mapping[str, Any],
+    name: str,
+    seed: int,
+    extra: Sequence[str],
+    path: tuple[str, ...],
+) -> Job:
+    if name in path:
+        raise ValueError(f"study {study['study']}: {' after '.join((*path, name))} is a circle")
+    if name not in entries:
+        raise ValueError(f"study {study['study']}: {path[-1]} comes after {name!r}, which is no arm or stage of it")
+    key = f"{name}, seed {seed}"
+    if key in jobs:
+        return jobs[key]
+    entry = entries[name]
+    after = entry.get("after") or {}
+    before = {
+        part: _add(jobs, study, entries, stage, seed, extra, (*path, name)) for part, stage in after.items()
+    }
+    overrides = [
+        *entry["overrides"],
+        *(f"weights.{part}='{job.run_dir}'" for part, job in before.items()),
+        *extra,
+        f"study={study['study']}",
+        f"arm={name}",
+        f"seed={seed}",
+    ]
+    try:
+        made = recipe.resolve(recipe.compose(overrides))
+    except Exception as error:
+        raise ValueError(f"study {study['study']}, arm {name}: {error}") from error
+    evaluate = study.get("evaluate") or [] if name in study["arms"] else []
+    jobs[key] = Job(
+        name=name,
+        seed=seed,
+        overrides=overrides,
+        run_dir=Path(made["run_dir"]),
+        needs=[job.key for job in before.values()],
+        evaluate=[list(one) for one in evaluate],
+    )
+    return jobs[key]
+
+
+def _require_different(jobs: Mapping[str, Job], arms: set[str]) -> None:
+    """An arm whose overrides change nothing would be a silent lie."""
+    seen: dict[str, str] = {}
+    for job in jobs.values():
+        if job.name in arms:
+            made = recipe.resolve(recipe.compose(job.overrides))
+            content = json.dumps({k: v for k, v in made.items() if k not in ("arm", "run_dir")}, sort_keys=True)
+            if content in seen:
+                raise ValueError(f"arms {seen[content]} and {job.key} are the same run: an override has no effect")
+            seen[content] = job.key
+
+
+def run(jobs: list[Job], side_by_side: int) -> int:
+    """Work the jobs off, `side_by_side` at a time, with a live table; returns how many did not finish."""
+    threads = max(1, (os.cpu_count() or 1) // side_by_side)
+    console = Console()
+    by_key = {job.key: job for job in jobs}
+    console.print(f"{len(jobs)} runs, {side_by_side} side by side, {threads} threads each")
+    try:
+        with Live(console=console, refresh_per_second=2, transient=False, auto_refresh=console.is_terminal) as live:
+            while any(job.status in ("waiting", "running", "evaluating") for job in jobs):
+                changed = _advance(jobs, by_key, side_by_side, threads)
+                if console.is_terminal or changed:
+                    live.update(Group(_table(jobs)), refresh=True)
+                time.sleep(0.2)
+    except KeyboardInterrupt:
+        for job in jobs:
+            if job.process and job.process.poll() is None:
+                job.process.terminate()
+        console.print("stopped; the same command resumes")
+        return len([job for job in jobs if job.status != "done"])
+    unfinished = [job for job in jobs if job.status != "done"]
+    for job in unfinished:
+        console.print(f"[red]{job.key} {job.status}[/red]" + (f", see {job.log}:" if job.status == "failed" else ""))
+        if job.status == "failed":
+            console.print("".join(job.log.read_text(errors="replace").splitlines(keepends=True)[-12:]), markup=False)
+    return len(unfinished)
+
+
+def _advance(jobs: list[Job], by_key: Mapping[str, Job], side_by_side: int, threads: int) -> bool:
+    """Note what has ended, start what can start. True if anything changed."""
+    changed = False
+    for job in jobs:
+        if job.process is not None and (code := job.process.poll()) is not None:
+            job.process, changed = None, True
+            if code != 0:
+                job.status = "failed"
+            elif job.evaluate:
+                job.status = "evaluating"
+                arguments = job.evaluate.pop(0)
+                _start(job, ["auris.evaluate", f"checkpoint='{job.run_dir}'", *arguments], threads)
+            else:
+                job.status = "done"
+            if job.process is None:
+                job.seconds = time.time() - job.started
+    for job in jobs:
+        if job.status == "waiting":
+            states = [by_key[key].status for key in job.needs]
+            if any(state in ("failed", "blocked") for state in states):
+                job.status, changed = "blocked", True
+            elif all(state == "done" for state in states) and sum(j.process is not None for j in jobs) < side_by_side:
+                job.status, job.started, changed = "running", time.time(), True
+                _start(job, ["auris.train", *job.overrides], threads)
+    return changed
+
+
+def _start(job: Job, arguments: list[str], threads: int) -> None:
+    job.run_dir.mkdir(parents=True, exist_ok=True)
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    with job.log.open("ab") as log:
+        command = [sys.executable, "-m", *arguments]
+        job.process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+
+
+def _table(jobs: Sequence[Job]) -> Table:
+    table = Table("run", "seed", "status", "step", "loss", "tokens/s", "minutes", title_justify="left")
+    for job in jobs:
+        progress = _progress(job)
+        step = f"{progress.get('step', 0)}/{progress['max_steps']}" if progress else ""
+        loss = f"{progress['train/loss']:.3f}" if "train/loss" in progress else ""
+        speed = f"{progress['tokens/s']:,.0f}" if "tokens/s" in progress else ""
+        running = job.process is not None
+        seconds = time.time() - job.started if running else job.seconds
+        minutes = f"{seconds / 60:.1f}" if job.started else ""
+        table.add_row(job.name, str(job.seed), job.status, step, loss, speed, minutes)
+    return table
+
+
+def _progress(job: Job) -> dict[str, Any]:
+    try:
+        return json.loads((job.run_dir / "progress.json").read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
+        return {}

@@ -1,0 +1,159 @@
+"""`python -m auris.train`: one run, or with `ablations=STUDY` all arms of a study.
+
+The same name again resumes a run that was stopped, says so if it is finished, and refuses if the recipe has changed.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+import sys
+import time
+import warnings
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import hydra
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_info
+from omegaconf import DictConfig
+
+import auris
+from auris import callbacks, recipe, studies
+from auris.data.datamodule import AudioDataModule
+from auris.module import AudioLMModule
+from auris.tokenizer import Tokenizer
+
+# Recipe entries that may change between two starts of one run: where and how, not what.
+_FREE = ("jobs", "dry_run", "checkpoint_every", "trainer.devices", "trainer.accelerator", "trainer.log_every_n_steps")
+_FREE_DATA = ("data.num_workers", "data.cache_dir")
+
+_PACKAGES = ("torch", "lightning", "transformers", "torchaudio", "hydra-core", "numpy")
+
+
+def train(made: dict[str, Any]) -> Path:
+    """Train one run from its resolved recipe; returns its directory."""
+    run_dir = Path(made["run_dir"])
+    if not claim(run_dir, made):
+        return run_dir
+    module, data = build(made)
+    trainer = build_trainer(made, run_dir)
+    resume = run_dir / "checkpoints" / "last.ckpt"
+    started = time.time()
+    trainer.fit(module, data, ckpt_path=str(resume) if resume.is_file() else None, weights_only=True)
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    trainer.save_checkpoint(resume)
+    if trainer.is_global_zero:
+        summary = {"steps": trainer.global_step, "seconds": round(time.time() - started, 1)}
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        (run_dir / "finished.json").write_text(json.dumps({**summary, **metrics}, indent=1))
+        rank_zero_info(f"finished {run_dir}: {summary['steps']} steps, {summary['seconds']} s in this session")
+    return run_dir
+
+
+def claim(run_dir: Path, made: dict[str, Any]) -> bool:
+    """Write the recipe into a new run directory. False if the run is finished already.
+
+    Raises ValueError if the directory holds a run of another recipe.
+    """
+    file = run_dir / "recipe.yaml"
+    if file.is_file():
+        free = _FREE + _FREE_DATA
+        changed = [line for line in recipe.differences(recipe.load(file), made) if not line.startswith(free)]
+        if changed:
+            shown = "; ".join(changed[:5])
+            raise ValueError(
+                f"{run_dir} holds a run of another recipe ({shown}). Give this one a name of its own (arm=NAME, "
+                f"study=NAME or seed=N), or delete the directory"
+            )
+        if (run_dir / "finished.json").is_file():
+            rank_zero_info(f"{run_dir} is finished already")
+            return False
+    else:
+        recipe.save(made, file)
+        (run_dir / "versions.json").write_text(json.dumps(provenance(), indent=1))
+    return True
+
+
+def provenance() -> dict[str, str]:
+    """Package versions, and the commit of the working directory if it is a checkout."""
+    git = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
+    return {"commit": git.stdout.strip() or "unknown", "auris": auris.__version__, **{name: version(name) for name in _PACKAGES}}
+
+
+def build(made: dict[str, Any]) -> tuple[AudioLMModule, AudioDataModule]:
+    """The LightningModule and the DataModule of a recipe."""
+    tokenizer = Tokenizer.load(made["tokenizer"])
+    net = recipe.build_net(made, tokenizer)
+    data = dict(made["data"])
+    views = {train: recipe.build_samples(made, net, tokenizer, long_audio=data["long_audio"], train=train) for train in (True, False)}
+    objective = recipe.build_objective(made, net, tokenizer)
+    weights = {
+        part: (recipe.load_state(path)[1], str(path)) for part, path in made["weights"].items() if path is not None
+    }
+    module = AudioLMModule(
+        net=net,
+        objective=objective,
+        tokenizer=tokenizer,
+        optim=made["optim"],
+        max_steps=made["max_steps"],
+        trainable=made["trainable"],
+        weights=weights,
+        max_new_tokens=made["max_new_tokens"],
+        seed=made["seed"],
+        recipe=made,
+    )
+    keys = ("train", "valid", "rows_per_step", "token_budget", "packs_per_step", "num_workers", "cache_dir")
+    datamodule = AudioDataModule(
+        samples=views[True],
+        valid_samples=views[False],
+        max_steps=made["max_steps"],
+        seed=made["seed"],
+        **{key: data[key] for key in keys},
+    )
+    return module, datamodule
+
+
+def build_trainer(made: dict[str, Any], run_dir: Path) -> L.Trainer:
+    checkpoints = run_dir / "checkpoints"
+    options = {"dirpath": checkpoints, "enable_version_counter": False}
+    found = [
+        ModelCheckpoint(filename="best", monitor="val/loss", save_top_k=1, **options),
+        ModelCheckpoint(filename="last", every_n_train_steps=made["checkpoint_every"], save_top_k=1, **options),
+        callbacks.Throughput(),
+        callbacks.UnusableRows(run_dir),
+        callbacks.ProgressFile(run_dir),
+        TQDMProgressBar(refresh_rate=10),
+    ]
+    logger = TensorBoardLogger(run_dir, name="", version="")
+    return recipe.build(made["trainer"] | {"_partial_": True})(logger=logger, callbacks=found, default_root_dir=run_dir)
+
+
+def quiet() -> None:
+    """Only what a user can act on."""
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.INFO)
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
+    warnings.filterwarnings("ignore", message=".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*")
+
+
+@hydra.main(config_path=str(recipe.CONFIGS), config_name="train", version_base="1.3")
+def main(cfg: DictConfig) -> None:
+    quiet()
+    try:
+        if "arms" in cfg:
+            sys.exit(studies.main(cfg))
+        torch.set_float32_matmul_precision("high")
+        train(recipe.resolve(cfg))
+    except (ValueError, FileNotFoundError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,35 @@
+"""Fixtures: shared test data where it is at hand, and a tiny corpus made once per session."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real recordings and golden numbers that are not part of the project."""
+    path = ROOT / "../shared/data"
+    if not path.is_dir():
+        pytest.skip("needs the shared test data beside the checkout, which is absent here")
+    return path
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small embedded corpus with its tokenizer."""
+    from auris.corpus.build import build
+    from auris.corpus.vocabulary import train_tokenizer
+
+    path = tmp_path_factory.mktemp("embedded") / "corpus"
+    small = {"s2tt": 8, "lid": 7, "sgc": 4, "ks": 10, "sec": 10, "mic": 8, "aqa": 6}
+    sizes = {split: {"asr": {"en": 12, "zh": 6}, **small} for split in ("train", "valid", "test")}
+    build(path, sizes=sizes, seed=1, processes=1, text_lines=200, directions=["de-en", "en-de"], scale=1.0)
+    train_tokenizer(path, 600)
+    return path

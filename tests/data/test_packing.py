@@ -1,0 +1,347 @@
+"""The plan (which rows, in which packs, at which step) and the collation of samples into one pack."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+from auris.audio import stored
+from auris.data.packing import IGNORE, Plan, Sample, Source, collate, row_seed
+
+
+def sources(*sizes: int, weights: tuple[float, ...] | None = None) -> list[Source]:
+    firsts = np.cumsum([0, *sizes])
+    return [
+        Source(
+            name=f"s{k}",
+            ids=[f"s{k}-{i}" for i in range(size)],
+            weight=weights[k] if weights else None,
+            first=int(firsts[k]),
+        )
+        for k, size in enumerate(sizes)
+    ]
+
+
+def lengths(n_rows: int, longest: int = 100) -> np.ndarray:
+    return np.random.default_rng(n_rows).integers(10, longest + 1, n_rows)
+
+
+def speech_lengths(n_rows: int) -> np.ndarray:
+    """Tokens of rows whose durations look like LibriSpeech's: 25 a second of audio, prompt, transcript."""
+    rng = np.random.default_rng(0)
+    seconds = np.where(rng.random(n_rows) < 0.75, rng.normal(14.5, 1.3, n_rows), rng.uniform(2, 14, n_rows))
+    return (25 * seconds + 16 + 3.4 * seconds).clip(50).astype(np.int64)
+
+
+def plan(*sizes: int, weights: tuple[float, ...] | None = None, **changed) -> Plan:
+    settings = dict(lengths=lengths(sum(sizes)), seed=1, rows_per_step=8, token_budget=256)
+    return Plan(sources=sources(*sizes, weights=weights), **settings | changed)
+
+
+def take(p: Plan, n_rows: int) -> list[tuple[int, int]]:
+    """The first rows of the stream."""
+    entries = [entry for k in range(-(-n_rows // p.rows_per_step)) for entry in p.step(k)]
+    return entries[:n_rows]
+
+
+# --- the stream ---
+
+
+@pytest.mark.parametrize("sizes", [(37,), (30, 7), (5, 1, 60, 13, 13)])
+def test_each_epoch_of_the_stream_holds_every_row_once(sizes):
+    p = plan(*sizes)
+    n = p.epoch_rows
+    stream = take(p, 4 * n)
+    for epoch in range(4):
+        assert sorted(stream[epoch * n : (epoch + 1) * n]) == [(row, epoch) for row in range(n)]
+
+
+def test_epochs_seeds_and_sources_have_orders_of_their_own():
+    stream = take(plan(50), 100)
+    first, second = [row for row, _ in stream[:50]], [row for row, _ in stream[50:]]
+    assert first != second and first != sorted(first)
+    assert [row for row, _ in take(plan(50, seed=2), 50)] != first
+
+
+def test_the_stream_does_not_depend_on_the_order_of_manifest_or_sources():
+    first, second = sources(30, 12)
+    ids = [*first.ids, *second.ids]
+    turned = [
+        Source(name=second.name, ids=second.ids[::-1], weight=None, first=0),
+        Source(name=first.name, ids=first.ids[5:] + first.ids[:5], weight=None, first=12),
+    ]
+    turned_ids = [*turned[0].ids, *turned[1].ids]
+    common = dict(lengths=np.full(42, 50), seed=3, rows_per_step=8, token_budget=128)
+    a, b = Plan(sources=[first, second], **common), Plan(sources=turned, **common)
+    for k in range(12):
+        assert [(ids[row], e) for row, e in a.step(k)] == [(turned_ids[row], e) for row, e in b.step(k)]
+        assert [[ids[row] for row, _ in pack] for pack in a.packs(k, world=2, rank=1)] == [
+            [turned_ids[row] for row, _ in pack] for pack in b.packs(k, world=2, rank=1)
+        ]
+
+
+def test_a_row_added_to_a_source_keeps_the_order_of_the_others():
+    before = [row for row, _ in take(plan(40), 40)]
+    after = [row for row, _ in take(plan(41), 41) if row != 40]
+    assert after == before
+
+
+@pytest.mark.parametrize(
+    ("weights", "error"), [((3.0, 1.0), 0.5), ((0.7, 0.3), 0.5), ((5.0, 1.0, 1.0, 1.0, 2.0), 2), ((1.0,) * 31, 2)]
+)
+def test_weights_hold_at_every_point_of_the_stream(weights, error):
+    p = plan(*range(7, 7 + len(weights)), weights=weights)
+    stream = np.array([row for row, _ in take(p, 2000)])
+    shares = np.array(weights) / sum(weights)
+    for source, share in zip(p.sources, shares, strict=True):
+        mine = (stream >= source.first) & (stream < source.first + len(source.ids))
+        expected = share * np.arange(1, len(stream) + 1)
+        assert np.abs(np.cumsum(mine) - expected).max() <= error + 1e-6
+    counts = Counter(take(p, 2000))
+    assert set(counts.values()) == {1}  # no row twice in one epoch of its source
+
+
+GOLDEN_STEP_0 = [(4, 0), (8, 0), (2, 0), (5, 0), (7, 0), (3, 0)]
+GOLDEN_STEP_1000 = [(1, 666), (6, 666), (2, 666), (1, 667), (8, 667), (2, 667)]
+GOLDEN_PACKS = [[[(2, 0), (5, 0)], [(8, 0)]], [[(4, 0), (3, 0)], [(7, 0)]]]
+GOLDEN_SEED = 6114065636637634411
+
+
+def test_golden_order():
+    """Stored once: the plan must not change between versions, platforms and processes, or runs could not resume."""
+    p = plan(6, 3, lengths=np.array([50, 60, 70, 80, 90, 100, 110, 120, 130]), rows_per_step=6)
+    assert p.step(0) == GOLDEN_STEP_0
+    assert p.step(1000) == GOLDEN_STEP_1000
+    assert [p.packs(0, world=2, rank=rank) for rank in (0, 1)] == GOLDEN_PACKS
+    assert row_seed(0, 1, "a") == GOLDEN_SEED
+
+
+def test_row_seeds_differ_by_seed_epoch_and_row():
+    seeds = {row_seed(s, e, i) for s in range(5) for e in range(5) for i in ("a", "b", "1", "11")}
+    assert len(seeds) == 100 and all(0 <= seed < 2**63 for seed in seeds)
+
+
+# --- rows per step ---
+
+
+def test_steps_do_not_depend_on_lengths_and_budget():
+    a, b = plan(50), plan(50, lengths=np.full(50, 7), token_budget=1000)
+    assert [a.step(k) for k in range(20)] == [b.step(k) for k in range(20)]
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+@pytest.mark.parametrize("rows_per_step", [1, 5, 16])
+def test_ranks_share_a_steps_rows(world, rows_per_step):
+    p = plan(50, 3, rows_per_step=rows_per_step)
+    for k in range(30):
+        ranks = [p.packs(k, world=world, rank=rank) for rank in range(world)]
+        assert len({len(packs) for packs in ranks}) == 1
+        packs = [pack for packs in ranks for pack in packs]
+        assert sorted(entry for pack in packs for entry in pack) == sorted(p.step(k))
+        assert max(sum(int(p.lengths[row]) for row, _ in pack) for pack in packs) <= p.token_budget
+
+
+def test_as_few_packs_as_the_budget_asks_for():
+    p = plan(64, lengths=np.full(64, 64), rows_per_step=16)
+    assert [len(p.packs(0, world=world, rank=0)) for world in (1, 2, 3, 4, 16)] == [4, 2, 2, 1, 1]
+
+
+def test_ranks_are_balanced_by_tokens():
+    p = plan(5000, lengths=speech_lengths(5000), rows_per_step=128, token_budget=8192)
+    stragglers = []
+    for k in range(30):
+        loads = [sum(int(p.lengths[row]) for pack in p.packs(k, world=8, rank=r) for row, _ in pack) for r in range(8)]
+        stragglers.append(max(loads) / np.mean(loads))
+    assert np.mean(stragglers) < 1.01
+
+
+def test_more_ranks_than_rows_leaves_some_with_an_empty_pack():
+    p = plan(9, rows_per_step=2)
+    packs = [p.packs(0, world=4, rank=rank) for rank in range(4)]
+    assert [len(pack) for rank in packs for pack in rank] == [1, 1, 0, 0]
+
+
+@pytest.mark.parametrize("bad", [0, 17])
+def test_an_unusable_row_is_left_out_and_changes_no_other_rows_step(bad):
+    good = plan(50, lengths=lengths(50))
+    known = plan(50, lengths=np.where(np.arange(50) == bad, 0, lengths(50)))
+    for k in range(20):
+        assert known.step(k) == good.step(k)
+        packed = [entry for rank in (0, 1) for pack in known.packs(k, world=2, rank=rank) for entry in pack]
+        assert sorted(packed) == sorted(entry for entry in good.step(k) if entry[0] != bad)
+
+
+def test_any_step_is_found_without_the_ones_before_it():
+    """Step 10^8 has 1.28e10 rows before it: whoever counted through them would not come back."""
+    settings = dict(lengths=np.full(15_000, 30), rows_per_step=128, token_budget=4096)
+    p = plan(10_000, 5_000, **settings)
+    p.step(0)
+    k = 10**8
+    assert p.step(k) == plan(10_000, 5_000, **settings).step(k)
+    epoch = k * 128 // 15_000
+    assert len(p.step(k)) == 128 and {e for _, e in p.step(k)} <= {epoch, epoch + 1}
+
+
+def test_steps_for_epochs_reach_every_row():
+    p = plan(30, 7)
+    for epochs in (0, 1, 3):
+        seen = Counter(row for k in range(p.steps_for(epochs)) for row, _ in p.step(k))
+        assert all(seen[row] >= epochs for row in range(37))
+    assert [p.steps_for(e) for e in (0, 1, 3)] == [0, 5, 14]
+
+
+# --- full packs ---
+
+
+@pytest.mark.parametrize("token_budget", [4096, 8192])
+def test_packs_are_full_on_speech_lengths(token_budget):
+    p = plan(5000, lengths=speech_lengths(5000), rows_per_step=None, token_budget=token_budget)
+    n_packs = p.steps_for(1)
+    assert p.fill(range(n_packs)) >= 0.99
+    assert min(p.fill([k]) for k in range(n_packs - 1)) >= 0.99
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_full_packs_hold_every_row_once_an_epoch_though_epochs_differ_in_packs(world):
+    n_rows = 201
+    p = plan(150, 51, lengths=lengths(n_rows, longest=150), rows_per_step=None, packs_per_step=4)
+    n_steps = p.steps_for(6)
+    packs = [
+        pack for k in range(n_steps) for j in range(4 // world) for r in range(world)
+        for pack in [p.packs(k, world=world, rank=r)[j]]
+    ]  # fmt: skip
+    ends = [next(i for i, pack in enumerate(packs) if any(e > epoch for _, e in pack)) for epoch in range(5)]
+    sizes = np.diff([0, *ends])
+    assert len(set(sizes.tolist())) > 1  # the property under test needs epochs of unequal length
+    for epoch, (start, end) in enumerate(zip([0, *ends[:-1]], ends, strict=True)):
+        assert sorted(entry for pack in packs[start:end] for entry in pack) == [(row, epoch) for row in range(n_rows)]
+    assert all(0 < sum(int(p.lengths[row]) for row, _ in pack) <= p.token_budget for pack in packs)
+
+
+def test_full_packs_are_found_in_any_order():
+    settings = dict(rows_per_step=None, packs_per_step=2)
+    forward, resumed = plan(90, **settings), plan(90, **settings)
+    steps = [forward.step(k) for k in range(60)]
+    assert [resumed.step(k) for k in (59, 0, 30, 31, 29)] == [steps[k] for k in (59, 0, 30, 31, 29)]
+
+
+def test_full_packs_leave_unusable_rows_out():
+    p = plan(50, lengths=np.where(np.arange(50) % 7 == 0, 0, lengths(50)), rows_per_step=None)
+    seen = {row for k in range(p.steps_for(1)) for row, _ in p.step(k)}
+    assert seen >= {row for row in range(50) if row % 7} and not seen & set(range(0, 50, 7))
+
+
+def test_rows_wait_little_for_a_full_pack():
+    """A pack takes rows from about its place in the stream, so that what a step holds stays random."""
+    p = plan(5000, lengths=speech_lengths(5000), rows_per_step=None, token_budget=8192)
+    in_order = plan(5000, lengths=speech_lengths(5000), rows_per_step=5000, token_budget=8192).step(0)
+    place = {entry: i for i, entry in enumerate(in_order)}
+    packed = [entry for k in range(p.steps_for(1)) for entry in p.step(k) if entry in place]
+    assert max(abs(place[entry] - i) for i, entry in enumerate(packed)) < 256
+
+
+# --- refusals ---
+
+
+def test_a_row_over_the_budget_is_named_with_the_setting():
+    with pytest.raises(ValueError, match=r"row 's1-2' of s1 has 300 tokens.*data\.token_budget=256.*budget=300"):
+        plan(5, 4, lengths=np.array([9] * 7 + [300, 9]))
+
+
+def test_processes_must_divide_the_packs_of_a_step():
+    p = plan(50, rows_per_step=None, packs_per_step=4)
+    with pytest.raises(ValueError, match=r"data\.packs_per_step=4.*3 processes.*data\.packs_per_step=6"):
+        p.packs(0, world=3, rank=0)
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda: plan(3, lengths=np.zeros(3, int)), "none of the 3 rows"),
+        (lambda: plan(3, 0), "s1 has no rows"),
+        (lambda: plan(3, rows_per_step=0), r"data\.rows_per_step=0"),
+        (lambda: plan(3, token_budget=0), r"data\.token_budget=0"),
+        (lambda: plan(3, 3, weights=(1.0, 0.0)), "s1: weight=0.0"),
+        (lambda: plan(3, 3, weights=(1.0, None)), "for each of them or for none"),
+        (
+            lambda: Plan(
+                sources=[Source(name="s", ids=["a", "b", "a"], weight=None, first=0)],
+                lengths=np.ones(3, int),
+                seed=0,
+                rows_per_step=1,
+                token_budget=9,
+            ),
+            "s: row id 'a' occurs twice",
+        ),
+    ],
+)
+def test_impossible_plans_are_refused(make, reason):
+    with pytest.raises(ValueError, match=reason):
+        make()
+
+
+# --- collate ---
+
+
+def sample(row: int, ids: list[int], supervise: str, audio: str = "", frames: tuple[int, ...] = ()) -> Sample:
+    """`supervise` and `audio` mark positions with x."""
+    generator = torch.Generator().manual_seed(row)
+    return Sample(
+        row=row,
+        ids=np.array(ids, dtype=np.int64),
+        supervise=np.array([mark == "x" for mark in supervise.ljust(len(ids))]),
+        audio_mask=np.array([mark == "x" for mark in audio.ljust(len(ids))]),
+        mels=tuple(torch.randn(5, stored(n), generator=generator) for n in frames),
+        frames=frames,
+        audio_seconds=float(sum(frames)),
+    )
+
+
+def test_a_pack_puts_rows_side_by_side():
+    a = sample(7, [1, 9, 9, 2, 3, 4], "    xx", " xx   ", frames=(8,))
+    b = sample(3, [5, 6, 7], "xxx")
+    c = sample(9, [1, 9, 2, 9, 8], "    x", " x x ", frames=(4, 3))
+    pack = collate([a, b, c], n_mels=5, skipped=[(4, "gone")])
+    assert pack["ids"].tolist() == [1, 9, 9, 2, 3, 4, 5, 6, 7, 1, 9, 2, 9, 8]
+    # shifted inside rows only: the last position of a row never predicts the next row's first token
+    i = IGNORE
+    assert pack["labels"].tolist() == [i, i, i, 3, 4, i, 6, 7, i, i, i, i, 8, i]
+    assert pack["positions"].tolist() == [0, 1, 2, 3, 4, 5, 0, 1, 2, 0, 1, 2, 3, 4]
+    assert pack["cu_seqlens"].tolist() == [0, 6, 9, 14]
+    assert pack["audio_index"].tolist() == [1, 2, 10, 12]
+    assert pack["frames"].tolist() == [8, 4, 3]
+    assert torch.equal(pack["mel"], torch.cat([*a.mels, *c.mels], dim=1)) and pack["mel"].shape == (5, 10 + 6 + 5)
+    assert (pack["rows"], pack["skipped"], pack["audio_seconds"]) == ([7, 3, 9], [(4, "gone")], 15.0)
+
+
+def dtypes(pack: dict) -> dict[str, torch.dtype]:
+    return {key: value.dtype for key, value in pack.items() if isinstance(value, torch.Tensor)}
+
+
+@pytest.mark.parametrize("rows", [[], [sample(0, [1, 2], "xx")], [sample(0, [1, 9], "", " x", frames=(3,))]])
+def test_every_pack_has_the_same_types(rows):
+    integers = dict.fromkeys(("ids", "labels", "positions", "frames", "audio_index"), torch.int64)
+    assert dtypes(collate(rows, n_mels=5)) == integers | {"cu_seqlens": torch.int32, "mel": torch.float32}
+
+
+def test_a_pack_without_audio_carries_a_silent_clip_that_no_position_refers_to():
+    pack = collate([sample(0, [1, 2, 3], "xxx")], n_mels=5)
+    assert pack["frames"].tolist() == [4] and torch.equal(pack["mel"], torch.zeros(5, 6))
+    assert pack["audio_index"].tolist() == [] and pack["audio_seconds"] == 0
+
+
+def test_a_pack_for_a_model_without_audio_has_no_clip():
+    pack = collate([sample(0, [1, 2, 3], "xxx")], n_mels=None)
+    assert "mel" not in pack and "frames" not in pack and pack["audio_index"].tolist() == []
+
+
+@pytest.mark.parametrize("n_mels", [5, None])
+def test_a_pack_whose_rows_were_all_bad_is_one_token_that_is_not_scored(n_mels):
+    pack = collate([], n_mels=n_mels, skipped=[(2, "silent"), (5, "gone")])
+    assert (pack["ids"].tolist(), pack["labels"].tolist(), pack["positions"].tolist()) == ([0], [IGNORE], [0])
+    assert pack["cu_seqlens"].tolist() == [0, 1] and pack["audio_index"].tolist() == []
+    assert (pack["rows"], len(pack["skipped"]), pack["audio_seconds"]) == ([], 2, 0)
+    assert ("mel" in pack) == (n_mels is not None)

@@ -1,0 +1,95 @@
+"""attention.packed against a plain softmax over each sequence."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from auris.model import attention
+
+
+def reference(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> Tensor:
+    """One sequence: q (n, Hq, Dh), k and v (m, Hk, Dh); the last query sees the last key."""
+    group = q.shape[1] // k.shape[1]
+    k, v = (x.repeat_interleave(group, dim=1) for x in (k, v))
+    scores = torch.einsum("qhd,khd->hqk", q, k) * scale
+    if causal:
+        n, m = len(q), len(k)
+        seen = torch.arange(m)[None, :] <= torch.arange(n)[:, None] + (m - n)
+        scores = scores.masked_fill(~seen, -torch.inf)
+    return torch.einsum("hqk,khd->qhd", scores.softmax(-1), v)
+
+
+def cu(lengths: list[int], device: str = "cpu") -> Tensor:
+    return attention.cumulate(torch.tensor(lengths)).to(device)
+
+
+def tensors(n_q: list[int], n_k: list[int], heads: tuple[int, int]) -> list[Tensor]:
+    torch.manual_seed(sum(n_q))
+    sizes = ((sum(n_q), heads[0]), (sum(n_k), heads[1]), (sum(n_k), heads[1]))
+    return [torch.randn(*size, 8, requires_grad=True) for size in sizes]
+
+
+CASES = {
+    "square": ([5, 1, 9], [5, 1, 9]),
+    "decoding": ([1, 1, 1], [7, 1, 4]),
+    "chunks": ([3, 2, 1, 2, 4], [8, 5, 6, 2, 5]),
+    "one": ([6], [6]),
+}
+
+
+@pytest.mark.parametrize("heads", [(4, 4), (4, 2), (4, 1)], ids=str)
+@pytest.mark.parametrize("causal", [True, False], ids=["causal", "full"])
+@pytest.mark.parametrize("case", CASES)
+def test_packed_equals_each_sequence_alone(case: str, causal: bool, heads: tuple[int, int]) -> None:
+    n_q, n_k = CASES[case]
+    q, k, v = tensors(n_q, n_k, heads)
+    out = attention.packed(q, k, v, cu(n_q), cu(n_k), causal=causal, scale=0.3)
+    parts = zip(q.split(n_q), k.split(n_k), v.split(n_k), strict=True)
+    expected = torch.cat([reference(*part, causal, 0.3) for part in parts])
+    torch.testing.assert_close(out, expected, atol=1e-6, rtol=1e-5)
+    weights = torch.randn_like(out)
+    grads = torch.autograd.grad((out * weights).sum(), (q, k, v))
+    for grad, want in zip(grads, torch.autograd.grad((expected * weights).sum(), (q, k, v)), strict=True):
+        torch.testing.assert_close(grad, want, atol=1e-5, rtol=1e-5)
+
+
+def test_scale_defaults_to_the_head_width() -> None:
+    q, k, v = tensors([4, 3], [4, 3], (2, 2))
+    explicit = attention.packed(q, k, v, cu([4, 3]), cu([4, 3]), causal=True, scale=8**-0.5)
+    torch.testing.assert_close(attention.packed(q, k, v, cu([4, 3]), cu([4, 3]), causal=True), explicit)
+
+
+def test_lengths_that_do_not_cover_the_tokens_are_refused() -> None:
+    q, k, v = tensors([4, 3], [4, 3], (2, 2))
+    with pytest.raises(AssertionError):
+        attention.packed(q, k, v, cu([4, 2]), cu([4, 3]), causal=True)
+
+
+def test_autocast_chooses_the_precision() -> None:
+    q, k, v = tensors([4, 3], [4, 3], (2, 2))
+    exact = attention.packed(q, k, v, cu([4, 3]), cu([4, 3]), causal=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):  # rotated queries come in float32 even there
+        half = attention.packed(q, k, v.bfloat16(), cu([4, 3]), cu([4, 3]), causal=True)
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.float(), exact, atol=2e-2, rtol=2e-2)
+
+
+def test_ranges_are_the_concatenated_aranges() -> None:
+    got = attention.ranges(torch.tensor([3, 10, 0, 7]), torch.tensor([2, 0, 3, 1]))
+    assert got.tolist() == [3, 4, 0, 1, 2, 7]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: the flash kernel")
+@pytest.mark.parametrize("causal", [True, False], ids=["causal", "full"])
+@pytest.mark.parametrize("case", CASES)
+def test_the_flash_kernel_equals_the_loop(case: str, causal: bool) -> None:
+    n_q, n_k = CASES[case]
+    q, k, v = (x.detach().cuda() for x in tensors(n_q, n_k, (4, 2)))
+    loop = attention.packed(q, k, v, cu(n_q, "cuda"), cu(n_k, "cuda"), causal=causal)
+    half = [x.bfloat16().requires_grad_() for x in (q, k, v)]
+    flash = attention.packed(*half, cu(n_q, "cuda"), cu(n_k, "cuda"), causal=causal)
+    torch.testing.assert_close(flash.float(), loop, atol=2e-2, rtol=2e-2)
+    flash.sum().backward()
+    assert all(x.grad.isfinite().all() for x in half)

@@ -1,0 +1,172 @@
+"""AudioLM: the splice, the independence of rows, generation, and building from the meta device."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+from packs import VOCAB, Clip, Row, pack, text
+from torch import nn
+
+from auris.model import llm, pooling, projector
+from auris.model.audio_lm import AudioLM
+from auris.model.encoder import Encoder
+
+POOLINGS = {
+    "mean": partial(pooling.Mean, k=2),
+    "conv": partial(pooling.Conv, k=2),
+    "attention": partial(pooling.Attention, k=4, n_heads=2),
+    "stack": partial(pooling.Stack, k=2),
+    "identity": pooling.Identity,
+}
+QWEN2 = {
+    "model_type": "qwen2",
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "initializer_range": 0.3,  # wide enough that greedy answers differ from row to row
+}
+
+
+def build(pool: str = "mean", project: type[nn.Module] = projector.Linear) -> AudioLM:
+    return AudioLM(
+        encoder=Encoder(n_mels=16, width=24, n_layers=2, n_heads=2, ffn=40),
+        pooling=POOLINGS[pool],
+        projector=project,
+        llm=partial(llm.build_llm, QWEN2),
+        vocab_size=VOCAB,
+    )
+
+
+@pytest.fixture(scope="module", params=POOLINGS)
+def net(request: pytest.FixtureRequest) -> AudioLM:
+    torch.manual_seed(0)
+    return build(request.param, projector.MLP if request.param == "stack" else projector.Linear)
+
+
+@pytest.fixture(scope="module")
+def mean_net() -> AudioLM:
+    torch.manual_seed(0)
+    return build()
+
+
+def rows() -> list[Row]:
+    return [
+        [text(3), Clip(37), text(4)],
+        [text(9)],
+        [Clip(100), text(2), Clip(3), text(1), Clip(58), text(5)],
+        [text(1), Clip(201), text(2)],
+    ]
+
+
+def by_row(packed: torch.Tensor, batch: dict) -> list[torch.Tensor]:
+    return list(packed.split(batch["cu_seqlens"].diff().tolist()))
+
+
+@torch.no_grad()
+def test_audio_tokens_stand_at_their_places_and_nowhere_else(net: AudioLM) -> None:
+    batch = pack(rows(), net.geometry)
+    x, words = net.embed(batch), net.llm.get_input_embeddings()(batch["ids"])
+    index = batch["audio_index"]
+    assert torch.equal(x[index], net.encode(batch["mel"], batch["frames"]))
+    others = torch.ones(len(x), dtype=torch.bool).index_fill(0, index, False)
+    assert torch.equal(x[others], words[others]) and not torch.isclose(x[index], words[index]).all(1).any()
+
+
+@torch.no_grad()
+def test_a_rows_output_does_not_depend_on_its_neighbours(net: AudioLM) -> None:
+    batch = pack(rows(), net.geometry)
+    together = by_row(net.logits(batch), batch)
+    order = [2, 0, 3, 1]
+    batch = pack([rows()[i] for i in order], net.geometry)
+    permuted = by_row(net.logits(batch), batch)
+    for position, i in enumerate(order):
+        torch.testing.assert_close(permuted[position], together[i], atol=1e-5, rtol=0)
+        alone = net.logits(pack([rows()[i]], net.geometry))
+        torch.testing.assert_close(together[i], alone, atol=1e-5, rtol=0)
+
+
+def test_a_rows_loss_reaches_its_own_clips_and_tokens_only(mean_net: AudioLM) -> None:
+    batch = pack(rows(), mean_net.geometry)
+    batch["mel"].requires_grad_()
+    h = by_row(mean_net(batch), batch)
+    (grad,) = torch.autograd.grad(h[2].square().sum(), batch["mel"])
+    stored = [39, 102, 5, 60, 203]
+    assert [bool(part.any()) for part in grad.split(stored, dim=1)] == [False, True, True, True, False]
+
+
+def test_the_dummy_clip_keeps_the_encoder_in_the_graph_without_effect(mean_net: AudioLM) -> None:
+    mean_net.zero_grad()
+    batch = pack([[text(9)], [text(5)]], mean_net.geometry)
+    assert batch["mel"].shape[1] > 0 and len(batch["audio_index"]) == 0
+    h = mean_net(batch)
+    h.square().sum().backward()
+    audio = [p for part in (mean_net.encoder, mean_net.projector) for p in part.parameters()]
+    assert all(p.grad is not None and not p.grad.any() for p in audio)
+    without = {key: value for key, value in batch.items() if key not in ("mel", "frames")}
+    assert torch.equal(mean_net(without), h)
+
+
+def test_gradients_reach_every_parameter(net: AudioLM) -> None:
+    net.zero_grad()
+    net.logits(pack(rows(), net.geometry)).square().sum().backward()
+    without = [n for n, p in net.named_parameters() if p.grad is None or not p.grad.any()]
+    # A query of zeros, from which attention pooling starts, gives no gradient to its keys yet.
+    assert without == (["pooling.key.weight"] if isinstance(net.pooling, pooling.Attention) else [])
+
+
+def greedy(net: AudioLM, row: Row, n: int) -> list[int]:
+    """One row at a time, without a cache: the whole row again for every token."""
+    out: list[int] = []
+    for _ in range(n):
+        out.append(int(net.logits(pack([[*row, out]] if out else [row], net.geometry))[-1].argmax()))
+    return out
+
+
+@torch.no_grad()
+def test_generation_equals_the_argmax_of_each_row_run_alone(net: AudioLM) -> None:
+    expected = [greedy(net, row, 8) for row in rows()]
+    assert net.generate(pack(rows(), net.geometry), max_new_tokens=8, stop=()) == expected
+
+
+def test_a_row_stops_at_its_own_stop_token(mean_net: AudioLM) -> None:
+    batch = pack(rows(), mean_net.geometry)
+    free = mean_net.generate(batch, max_new_tokens=20, stop=())
+    assert [len(answer) for answer in free] == [20] * 4
+    stop = {free[0][3], free[2][6]}
+    expected = [answer[: next((i for i, t in enumerate(answer) if t in stop), None)] for answer in free]
+    assert len({len(answer) for answer in expected}) > 1
+    assert mean_net.generate(batch, max_new_tokens=20, stop=stop) == expected
+
+
+def test_min_new_tokens_forbids_an_early_stop(mean_net: AudioLM) -> None:
+    batch = pack(rows(), mean_net.geometry)
+    first = {answer[0] for answer in mean_net.generate(batch, max_new_tokens=1, stop=())}
+    assert mean_net.generate(batch, max_new_tokens=4, stop=first) == [[], [], [], []]
+    answers = mean_net.generate(batch, max_new_tokens=4, stop=first, min_new_tokens=2)
+    assert all(len(answer) >= 2 and not first & set(answer) for answer in answers)
+
+
+@pytest.mark.parametrize("pool", POOLINGS)
+def test_a_model_from_the_meta_device_equals_one_built_at_once(pool: str) -> None:
+    eager = build(pool)
+    with torch.device("meta"):
+        net = build(pool)
+    assert net.geometry == eager.geometry
+    net.to_empty(device="cpu")
+    with torch.no_grad():
+        for tensor in [*net.parameters(), *net.buffers()]:
+            tensor.fill_(torch.nan)
+    for part in (net.encoder, net.pooling, net.projector):
+        for module in part.modules():
+            if hasattr(module, "reset_parameters"):
+                module.reset_parameters()
+    llm.reset_parameters(net.llm)
+    assert all(p.isfinite().all() for p in net.parameters())
+    buffers = dict(eager.named_buffers())
+    assert [name for name, _ in net.named_buffers()] == list(buffers)
+    assert all(torch.equal(buffer, buffers[name]) for name, buffer in net.named_buffers())
+    assert net.state_dict().keys() == eager.state_dict().keys()

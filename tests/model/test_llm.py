@@ -1,0 +1,166 @@
+"""LLMs by config: run packed, refused where they cannot be, initialised on the meta device, cached."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from auris.model import attention
+from auris.model import llm as lm
+
+SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 1e4,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+CONFIGS = {
+    "qwen2": {"model_type": "qwen2", "num_key_value_heads": 2, **SMALL},
+    "tied": {"model_type": "qwen2", "num_key_value_heads": 4, "tie_word_embeddings": True, **SMALL},
+    "llama": {"model_type": "llama", "num_key_value_heads": 1, "rope_parameters": LLAMA3, **SMALL},
+    "gpt_neox": {"model_type": "gpt_neox", **SMALL},
+    "gpt2": {"model_type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 4, "attn_pdrop": 0.0},
+}
+VOCAB = 61
+LENGTHS = [7, 1, 12, 4]
+
+
+@pytest.fixture(params=CONFIGS)
+def config(request: pytest.FixtureRequest) -> dict:
+    return CONFIGS[request.param]
+
+
+def rows() -> list[torch.Tensor]:
+    return list(torch.randint(0, VOCAB, (sum(LENGTHS),), generator=torch.Generator().manual_seed(0)).split(LENGTHS))
+
+
+def positions(lengths: list[int]) -> torch.Tensor:
+    return torch.cat([torch.arange(n) for n in lengths])
+
+
+@torch.no_grad()
+def test_a_packed_row_equals_transformers_own_run_of_it(config: dict) -> None:
+    torch.manual_seed(0)
+    llm = lm.build_llm(config, VOCAB).eval()
+    twin = AutoModelForCausalLM.from_config(llm.config, attn_implementation="sdpa").eval()
+    twin.load_state_dict(llm.state_dict())
+    cu = attention.cumulate(torch.tensor(LENGTHS))
+    hidden = lm.hidden(llm, lm.embed(llm, torch.cat(rows())), positions(LENGTHS), cu)
+    logits = lm.head(llm)(hidden)
+    assert logits.shape == (sum(LENGTHS), VOCAB)
+    for row, got in zip(rows(), logits.split(LENGTHS), strict=True):
+        torch.testing.assert_close(got, twin(input_ids=row[None]).logits[0], atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_decoding_with_the_ragged_cache_equals_running_the_row_whole(config: dict) -> None:
+    torch.manual_seed(0)
+    llm = lm.build_llm(config, VOCAB).eval()
+    cu = attention.cumulate(torch.tensor(LENGTHS))
+    whole = lm.hidden(llm, lm.embed(llm, torch.cat(rows())), positions(LENGTHS), cu).split(LENGTHS)
+    cache = lm.RaggedCache(torch.tensor(LENGTHS), device=cu.device)
+    done = torch.zeros(len(LENGTHS), dtype=torch.long)
+    # Steps of several tokens and of one; rows come and go.
+    for plan in ({0: 3, 1: 1, 2: 5, 3: 2}, {0: 1, 2: 1, 3: 1}, {2: 4}, {3: 1, 0: 3}, {2: 2}):
+        who, new = torch.tensor(list(plan)), torch.tensor(list(plan.values()))
+        where = [(row, int(done[row]), int(done[row]) + n) for row, n in plan.items()]
+        ids = torch.cat([rows()[row][a:b] for row, a, b in where])
+        at = torch.cat([torch.arange(a, b) for _, a, b in where])
+        cu_k = cache.extend(who, new)
+        got = lm.hidden(llm, lm.embed(llm, ids), at, attention.cumulate(new), cache, cu_k)
+        torch.testing.assert_close(got, torch.cat([whole[row][a:b] for row, a, b in where]), atol=1e-5, rtol=1e-5)
+        done[who] += new
+    assert done.tolist() == LENGTHS
+
+
+def test_a_model_from_the_meta_device_equals_one_built_at_once(config: dict) -> None:
+    eager = lm.build_llm(config, VOCAB)
+    with torch.device("meta"):
+        llm = lm.build_llm(config, VOCAB)
+    llm.to_empty(device="cpu")
+    with torch.no_grad():
+        for tensor in [*llm.parameters(), *llm.buffers()]:
+            tensor.fill_(7)  # memory that was never initialised may happen to look right
+    lm.reset_parameters(llm)
+    buffers = dict(eager.named_buffers())
+    assert [name for name, _ in llm.named_buffers()] == list(buffers)
+    assert all(torch.equal(buffer, buffers[name]) for name, buffer in llm.named_buffers())
+    for name, parameter in llm.named_parameters():
+        twin = eager.get_parameter(name)
+        torch.testing.assert_close(parameter.mean(), twin.mean(), atol=0.01, rtol=0, msg=name)
+        torch.testing.assert_close(parameter.std(), twin.std(), atol=0.005, rtol=0.15, msg=name)
+    tied = llm.config.tie_word_embeddings
+    assert (llm.get_input_embeddings().weight is llm.get_output_embeddings().weight) == tied
+
+
+def test_a_model_that_was_initialised_once_can_be_again() -> None:
+    llm = lm.build_llm(CONFIGS["llama"], VOCAB)
+    llm.to_empty(device="cpu")
+    with torch.no_grad():
+        for tensor in [*llm.parameters(), *llm.buffers()]:
+            tensor.fill_(torch.nan)
+    lm.reset_parameters(llm)
+    assert all(tensor.isfinite().all() for tensor in [*llm.parameters(), *llm.buffers()])
+
+
+def test_initialisation_follows_the_seed(config: dict) -> None:
+    states = []
+    for seed in (1, 1, 2):
+        with torch.device("meta"):
+            llm = lm.build_llm(config, VOCAB)
+        llm.to_empty(device="cpu")
+        torch.manual_seed(seed)
+        lm.reset_parameters(llm)
+        states.append(torch.cat([p.detach().flatten() for p in llm.parameters()]))
+    assert torch.equal(states[0], states[1]) and not torch.equal(states[0], states[2])
+
+
+def test_a_directory_gives_the_config_and_the_tokenizer_gives_the_vocabulary(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({**CONFIGS["qwen2"], "vocab_size": 9, "dtype": "bfloat16"}))
+    llm = lm.build_llm({"path": str(tmp_path)}, VOCAB)
+    assert llm.get_input_embeddings().weight.shape == (VOCAB, 32)
+    assert llm.config.num_hidden_layers == 2 and llm.dtype == torch.float32
+
+
+def test_a_missing_directory_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        lm.build_llm({"path": str(tmp_path / "nowhere")}, VOCAB)
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        ({"model_type": "bloom"}, "attention interface"),
+        ({"model_type": "mamba"}, "attention interface"),
+        ({"model_type": "gemma2"}, "final_logit_softcapping"),
+        ({"model_type": "whisper_encoder_of_my_own"}, "whisper_encoder_of_my_own"),
+        ({"model_type": "qwen2_audio_encoder"}, "no causal language model"),
+        ({"hidden_size": 32}, "model_type"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_cannot_run_packed_is_refused(config: dict, reason: str) -> None:
+    with torch.device("meta"), pytest.raises(ValueError, match=reason):
+        lm.build_llm(config, VOCAB)
+
+
+@pytest.mark.parametrize(
+    ("extra", "reason"),
+    [
+        ({"attention_dropout": 0.1}, "attention_dropout"),
+        ({"model_type": "mistral", "sliding_window": 8}, "sliding_window"),
+    ],
+    ids=["dropout", "window"],
+)
+def test_attention_that_packed_does_not_have_is_refused(extra: dict, reason: str) -> None:
+    llm = lm.build_llm({**CONFIGS["llama"], "rope_parameters": None, **extra}, VOCAB).train()
+    cu = attention.cumulate(torch.tensor(LENGTHS))
+    with pytest.raises(ValueError, match=reason):
+        lm.hidden(llm, lm.embed(llm, torch.cat(rows())), positions(LENGTHS), cu)

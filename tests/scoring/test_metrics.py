@@ -1,0 +1,207 @@
+"""Scores against jiwer, sacrebleu, torchmetrics and the stored outputs of the official scripts."""
+
+from __future__ import annotations
+
+import json
+from importlib.metadata import version
+
+import jiwer
+import numpy as np
+import pytest
+import sacrebleu
+import torch
+from torchmetrics.text import CharErrorRate, SacreBLEUScore, WordErrorRate
+
+from auris.results import MEASURES, value
+from auris.scoring import TaskScore, normalize, row_stats, signature
+
+REFERENCES = ["It costs $3.50, Mr. Brown!", "The colour of the harbour was grey.", "I can't believe it.", "Turn left"]
+HYPOTHESES = ["it costs three dollars and fifty cents", "the color of a harbor was gray", "", "turn turn left now"]
+GERMAN = ["Der alte Fischer repariert sein Netz am Hafen.", "Das Museum ist geschlossen."]
+GERMAN_SAID = ["Der alte Fischer flickt sein Netz am Hafen.", "das Museum ist montags geschlossen."]
+
+
+@pytest.fixture(scope="module")
+def golden(shared_data):
+    def read(name: str) -> list[dict]:
+        path = shared_data / f"golden/official_scoring/{name}.jsonl"
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+    return read
+
+
+def score(metric: str, hypotheses, references, language: str, **kwargs) -> float:
+    rows = [row_stats(metric, *pair, language, **kwargs) for pair in zip(hypotheses, references, strict=True)]
+    return value(metric, np.sum(rows, axis=0))
+
+
+def task_score(metric: str, hypotheses, references, language: str) -> float:
+    metric = TaskScore(metric)
+    for pair in zip(hypotheses, references, strict=True):
+        metric.update(*([text] for text in pair), [language])
+    return metric.compute().item()
+
+
+# Golden: the official scripts
+
+
+@pytest.mark.parametrize("language", ["en", "fr", "de", "es", "it", "ko"])
+def test_word_errors_equal_the_official_distance_and_length(golden, language):
+    pairs = [row for row in golden("wer") if row["kind"] == "pair" and row["language"] == language]
+    ours = [row_stats("wer", row["hyp"], row["ref"], language) for row in pairs]
+    assert len(pairs) == 25
+    assert ours == [[row["v2"]["distance"], row["v2"]["ref_length"]] for row in pairs]
+    (corpus,) = (row for row in golden("wer") if row["kind"] == "corpus" and row["language"] == language)
+    assert value("wer", np.sum(ours, axis=0)) == corpus["v2"]["wer"]
+
+
+def test_chinese_without_numbers_or_brackets_equals_the_official_characters(golden):
+    pairs = [row for row in golden("wer") if row["kind"] == "pair" and row["language"] == "zh"]
+    plain = [r for r in pairs if not any(c.isdigit() or c in "[(" for c in r["ref"] + r["hyp"])]
+    assert len(plain) >= 8
+    for row in plain:
+        assert row_stats("cer", row["hyp"], row["ref"], "zh") == [row["v2"]["distance"], row["v2"]["ref_length"]]
+
+
+def test_an_empty_reference_only_adds_insertions_as_officially(golden):
+    for row in golden("wer"):
+        if row["kind"] == "edge" and row["name"] in ("later_reference_empty", "first_hypothesis_empty"):
+            references, hypotheses = zip(*row["pairs"], strict=True)
+            if row["language"] != "zh":
+                assert score("wer", hypotheses, references, row["language"]) == row["v2"]["wer"]
+    assert row_stats("wer", "two words", "<|nospeech|> ...", "en") == [2, 0]
+    assert row_stats("wer", "", "", "en") == [0, 0]
+
+
+def test_bleu_equals_the_official_corpora(golden):
+    rows = golden("bleu")
+    corpora = [row for row in rows if row["kind"] == "corpus"]
+    assert len(corpora) == 8
+    for corpus in corpora:
+        pairs = [row for row in rows if row["kind"] == "pair" and row["source"] == corpus["source"]]
+        target = corpus["source"].split("_")[-2]
+        stats = np.sum([row_stats("bleu", row["hyp"], row["ref"], target) for row in pairs], axis=0)
+        expected = [*corpus["counts"], *corpus["totals"], corpus["sys_len"], corpus["ref_len"]]
+        assert stats.tolist() == expected
+        assert value("bleu", stats) == pytest.approx(corpus["score"], abs=1e-9)
+
+
+def test_bleu_of_edge_corpora_is_official_but_for_the_smoothing_of_no_match(golden):
+    edges = {row["name"]: row for row in golden("bleu") if row["kind"] == "edge"}
+    for name in ("all_hypotheses_empty", "hypothesis_with_final_newline", "lower_cased_hypotheses"):
+        row = edges[name]
+        target = row["source"].split("_")[-2]
+        assert score("bleu", row["hyps"], row["refs"], target) == pytest.approx(row["score"], abs=1e-9), name
+    row = edges["no_matching_ngram"]
+    assert (row["score"], score("bleu", row["hyps"], row["refs"], "en")) == (pytest.approx(0.70, abs=0.01), 0)
+
+
+def test_raw_accuracy_equals_the_official_string_equality(golden):
+    rows = [row for row in golden("accuracy") if row["kind"] == "classification" and row["version"] == "v2"]
+    items = [item for row in rows for item in row["items"]]
+    assert len(items) > 20
+    for item in items:
+        assert row_stats("accuracy_raw", item["response"], item["gt"], "en") == [item["correct"], 1], item
+
+
+# The libraries
+
+
+def test_error_rates_equal_jiwer_and_torchmetrics():
+    said, true = ([normalize(text, "en") for text in texts] for texts in (HYPOTHESES, REFERENCES))
+    wer, cer = (score(metric, HYPOTHESES, REFERENCES, "en") for metric in ("wer", "cer"))
+    assert wer == pytest.approx(jiwer.wer(true, said), abs=1e-12)
+    assert cer == pytest.approx(jiwer.cer(true, said), abs=1e-12)
+    assert wer == pytest.approx(WordErrorRate()(said, true).item(), abs=1e-6)
+    assert cer == pytest.approx(CharErrorRate()(said, true).item(), abs=1e-6)
+    assert task_score("wer", HYPOTHESES, REFERENCES, "en") == pytest.approx(wer, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("language", "tokenizer", "hypotheses", "references"),
+    [
+        ("de", "13a", GERMAN_SAID, GERMAN),
+        ("zh", "zh", ["那座旧桥在去年夏天被漆成绿色。"], ["那座老桥去年夏天被漆成了绿色。"]),
+        ("ja", "ja-mecab", ["祖母はバルコニーでトマトを育てています。"], ["祖母はベランダでトマトを育てている。"]),
+    ],
+)
+def test_bleu_equals_sacrebleu_and_torchmetrics(language, tokenizer, hypotheses, references):
+    expected = sacrebleu.corpus_bleu(hypotheses, [references], tokenize=tokenizer).score
+    assert expected > 5
+    assert score("bleu", hypotheses, references, language) == pytest.approx(expected, abs=1e-9)
+    assert task_score("bleu", hypotheses, references, language) == pytest.approx(expected, abs=1e-4)
+    if tokenizer != "ja-mecab":  # torchmetrics has no Japanese tokenizer that works offline
+        # It smooths nothing: without a matching 4-gram (a short corpus) it says 0 where sacrebleu does not.
+        theirs = SacreBLEUScore(tokenize=tokenizer)(hypotheses, [[r] for r in references])
+        assert 100 * theirs.item() == pytest.approx(expected, abs=1e-3)
+
+
+# Accuracy and slots
+
+
+def test_accuracy_forgives_case_and_outer_space_only():
+    answers = ["Dog", " dog\n", "dog.", "a dog", ""]
+    assert [row_stats("accuracy", answer, "dog", "en")[0] for answer in answers] == [1, 1, 0, 0, 0]
+
+
+def test_unparsed_counts_answers_outside_the_classes():
+    answers = ["Dog", "cat", "a dog", ""]
+    assert score("unparsed", answers, ["dog"] * 4, "en", classes=["dog", "cat"]) == 0.5
+    with pytest.raises(ValueError, match="classes"):
+        row_stats("unparsed", "dog", "dog", "en")
+
+
+def test_slots_are_counted_as_name_and_value_pairs():
+    reference = {"intent": "orderDrink", "slots": {"size": "large", "drink": "latte", "sugar": "none"}}
+    hypothesis = {"intent": "orderDrink", "slots": {"size": "Large", "drink": "mocha"}}
+    assert row_stats("slot_f1", hypothesis, reference, "en") == [1, 1, 2]
+    assert row_stats("slot_f1", None, reference, "en") == [0, 0, 3]
+    assert row_stats("intent_accuracy", hypothesis, reference, "en") == [1, 1]
+    assert row_stats("intent_accuracy", None, reference, "en") == [0, 1]
+
+
+def test_every_measure_has_statistics_and_a_signature():
+    dicts = {"intent": "a", "slots": {"b": "c"}}
+    for metric, measure in MEASURES.items():
+        text = dicts if metric in ("slot_f1", "intent_accuracy") else "dog"
+        assert len(row_stats(metric, text, text, "en", classes=["dog"])) == len(measure.stats)
+        assert signature(metric, "en").startswith(metric)
+    assert signature("wer", "en") == f"wer|whisper_en+basic|word|jiwer{version('jiwer')}"
+    assert signature("cer", "fr") == f"cer|whisper_basic|char|jiwer{version('jiwer')}"
+    assert "tok:ja-mecab" in signature("bleu", "ja")
+
+
+def test_an_unknown_metric_is_an_error():
+    with pytest.raises(ValueError, match="'rouge'.*wer"):
+        row_stats("rouge", "a", "a", "en")
+    with pytest.raises(ValueError, match="'rouge'"):
+        TaskScore("rouge")
+
+
+# Inside fit
+
+
+def test_ranks_add_up_to_one_process():
+    whole, ranks = TaskScore("bleu"), [TaskScore("bleu"), TaskScore("bleu")]
+    whole.update(GERMAN_SAID, GERMAN, ["de", "de"])
+    for rank, said, true in zip(ranks, GERMAN_SAID, GERMAN, strict=True):
+        rank.update([said], [true], ["de"])
+    summed = torch.stack([rank.metric_state["sums"] for rank in ranks]).sum(0)
+    assert torch.equal(summed, whole.sums)
+    ranks[0].merge_state(ranks[1])
+    assert ranks[0].compute() == whole.compute() > 0
+
+
+def test_score_starts_anew_after_reset_and_knows_its_direction():
+    metric = TaskScore("wer")
+    metric.update(["a b"], ["a c"], ["de"])
+    assert metric.compute() == 0.5
+    metric.reset()
+    metric.update(["a c"], ["a c"], ["de"])
+    assert metric.compute() == 0
+    assert not metric.higher_is_better and TaskScore("bleu").higher_is_better
+
+
+def test_lists_of_unequal_length_are_an_error():
+    with pytest.raises(ValueError, match="shorter|longer"):
+        TaskScore("wer").update(["a", "b"], ["a"], ["en"])

@@ -1,0 +1,311 @@
+"""Reading, resampling, log-mel against transformers' WhisperFeatureExtractor, windows and SpecAugment."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from transformers import WhisperFeatureExtractor
+
+from auris import audio
+
+# (suffix, libsndfile format, subtype, error that the codec may make on a soft tone)
+CODECS = {
+    "wav": ("WAV", "PCM_16", 1e-4),
+    "wav-float": ("WAV", "FLOAT", 1e-4),
+    "flac": ("FLAC", "PCM_16", 1e-4),
+    "vorbis": ("OGG", "VORBIS", 0.03),
+    "opus": ("OGG", "OPUS", 0.06),  # at 8 kHz it delays by most of a sample
+    "mp3": ("MP3", "MPEG_LAYER_III", 0.03),
+}
+
+
+def tone(n_samples: int, rate: int) -> np.ndarray:
+    return (0.3 * np.sin(2 * np.pi * 300 * np.arange(n_samples) / rate)).astype(np.float32)
+
+
+def write(folder, codec: str, wave: np.ndarray, rate: int):
+    kind, subtype, _ = CODECS[codec]
+    path = folder / f"clip.{codec}"
+    soundfile.write(path, wave, rate, format=kind, subtype=subtype)
+    return path
+
+
+def whisper_features(wave: np.ndarray, n_mels: int) -> torch.Tensor:
+    extract = WhisperFeatureExtractor(feature_size=n_mels)
+    return extract(wave, sampling_rate=audio.SAMPLE_RATE, return_tensors="pt").input_features[0]
+
+
+# --- lengths ---
+
+
+@pytest.mark.parametrize(
+    ("n_samples", "tokens"),
+    # transformers' Qwen2-Audio processor (reference: qwen_audio.md, 1.3)
+    [(400, 1), (1600, 2), (8000, 12), (16001, 25), (93680, 146), (480_000, 750), (600_000, 750), (0, 0), (320, 0)],
+)
+def test_audio_tokens_of_the_published_geometry(n_samples, tokens):
+    assert audio.Geometry(n_mels=128, pool=2).tokens(audio.frames(n_samples)) == tokens
+
+
+def test_every_encoder_frame_is_a_token_without_pooling():
+    assert [audio.Geometry(n_mels=80, pool=1).tokens(n) for n in (0, 1, 2, 3, 3000)] == [0, 1, 1, 2, 1500]
+
+
+def test_two_frames_of_silence_are_stored_except_at_30_seconds():
+    assert [audio.stored(n) for n in (1, 100, 2997, 2998, 2999, 3000)] == [3, 102, 2999, 3000, 3000, 3000]
+
+
+# --- log-mel ---
+
+LENGTHS = [1, 160, 161, 201, 320, 321, 16_001, 93_680, 479_519, 479_681, 479_840, 479_841, 479_999, 480_000]
+
+
+@pytest.mark.parametrize("n_mels", [80, 128])
+@pytest.mark.parametrize("n_samples", LENGTHS)
+def test_log_mel_equals_whisper_features_of_the_padded_clip(n_samples, n_mels):
+    noise = np.random.default_rng(n_samples).standard_normal(n_samples).astype(np.float32) * 0.1
+    fading = noise * np.linspace(1, 1e-4, n_samples, dtype=np.float32)
+    for wave in (noise, fading):
+        ours, theirs = audio.log_mel(wave, n_mels), whisper_features(wave, n_mels)
+        n_stored = audio.stored(audio.frames(n_samples))
+        assert ours.shape == (n_mels, n_stored) and ours.dtype == torch.float32
+        torch.testing.assert_close(ours, theirs[:, :n_stored], rtol=0, atol=1e-6)
+
+
+def test_frames_that_are_not_stored_are_silence():
+    wave = np.random.default_rng(0).standard_normal(16_001).astype(np.float32)
+    features = whisper_features(wave, 80)
+    n_stored = audio.stored(audio.frames(len(wave)))
+    assert (features[:, n_stored:] == features.min()).all()
+
+
+@pytest.mark.parametrize("n_samples", [320, 16_001, 480_000])
+def test_log_mel_of_silence_equals_whisper_features(n_samples):
+    wave = np.zeros(n_samples, np.float32)
+    ours = audio.log_mel(wave, 128)
+    assert torch.equal(ours, whisper_features(wave, 128)[:, : ours.shape[1]])
+
+
+def test_log_mel_takes_a_tensor_and_leaves_it_alone():
+    wave = torch.randn(5000, generator=torch.Generator().manual_seed(0))
+    before = wave.clone()
+    assert torch.equal(audio.log_mel(wave, 80), audio.log_mel(before.numpy(), 80))
+    assert torch.equal(wave, before)
+
+
+@pytest.mark.parametrize("n_samples", [0, 480_001])
+def test_log_mel_refuses_empty_and_long_clips_and_names_the_setting(n_samples):
+    with pytest.raises(ValueError, match=r"data\.long_audio=window"):
+        audio.log_mel(np.zeros(n_samples, np.float32), 80)
+
+
+# --- reading ---
+
+
+RATES = [8000, 16_000, 22_050, 24_000, 44_100, 48_000]
+NOT_OPUS = {22_050, 44_100}  # rates its encoder does not take
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize(
+    ("codec", "rate"), [(c, r) for c in CODECS for r in RATES if not (c == "opus" and r in NOT_OPUS)]
+)
+def test_any_format_rate_and_channel_count_becomes_16_khz_mono(tmp_path, codec, rate, channels):
+    wave = tone(rate + 13, rate)
+    if channels == 2:
+        wave = np.stack([1.5 * wave, 0.5 * wave], axis=1)
+    path = write(tmp_path, codec, wave, rate)
+    samples = audio.read(path)
+    assert samples.dtype == np.float32 and samples.ndim == 1
+    assert len(samples) == audio.n_samples(path) == int((rate + 13) * 16_000 / rate + 0.5)
+    inside = slice(2000, -2000)  # codecs and resampling ring at the ends
+    assert np.abs(samples - tone(len(samples), 16_000))[inside].max() < CODECS[codec][2]
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_a_segment_is_that_part_of_the_clip(tmp_path, codec):
+    wave = tone(32_000, 16_000) * np.linspace(1, 0.5, 32_000, dtype=np.float32)  # steady: mp3 seeks wrongly in it
+    path = write(tmp_path, codec, wave, 16_000)
+    part = audio.read(path, offset=0.75, duration=0.5)
+    assert len(part) == audio.n_samples(path, 0.75, 0.5) == 8000
+    np.testing.assert_allclose(part, audio.read(path)[12_000:20_000], atol=1e-4)
+    assert len(audio.read(path, offset=1.5)) == audio.n_samples(path, offset=1.5) == 8000
+
+
+def test_length_from_the_header_for_all_short_lengths_and_odd_rates(tmp_path):
+    for rate in (11_025, 16_000, 32_000, 37_800, 96_000):
+        for n in [*range(6, 60), 4410, 44_101]:
+            path = write(tmp_path, "wav", np.zeros(n, np.float32), rate)
+            assert audio.n_samples(path) == len(audio.read(path)), (rate, n)
+
+
+def test_an_mp3_that_does_not_state_its_length_is_read_to_its_end(tmp_path):
+    path = tmp_path / "clip.mp3"
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, 88_200)
+    soundfile.write(path, noise, 44_100, subtype="MPEG_LAYER_III", bitrate_mode="VARIABLE", compression_level=0)
+    path.write_bytes(path.read_bytes().replace(b"Xing", b"\0\0\0\0"))
+    n_read = len(audio.read(path))
+    assert 32_000 <= n_read < 34_000  # the codec adds its delay
+    assert n_read < audio.n_samples(path)  # libsndfile's guess from the first bit rate
+
+
+def test_real_clips_have_the_length_that_their_header_says(shared_data):
+    paths = [path for kind in ("*.ogg", "*.flac") for path in sorted((shared_data / "real").rglob(kind))[::150]]
+    assert paths
+    for path in paths:
+        assert len(audio.read(path)) == audio.n_samples(path)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    for use in (audio.read, audio.n_samples):
+        with pytest.raises(audio.AudioError, match=r"gone\.wav: no such file"):
+            use(tmp_path / "gone.wav")
+
+
+@pytest.mark.parametrize("name", ["clip.wav", "clip.mp3", "clip.raw"])
+def test_a_file_that_is_no_audio_is_named(tmp_path, name):
+    (tmp_path / name).write_text("this is no audio " * 100)
+    for use in (audio.read, audio.n_samples):
+        with pytest.raises(audio.AudioError, match=rf"{name}: cannot be decoded"):
+            use(tmp_path / name)
+
+
+def test_a_cut_off_flac_is_named(tmp_path):
+    path = write(tmp_path, "flac", np.random.default_rng(0).uniform(-1, 1, 48_000), 16_000)
+    path.write_bytes(path.read_bytes()[:40_000])
+    with pytest.raises(audio.AudioError, match=r"clip\.flac: cannot be decoded"):
+        audio.read(path)
+
+
+@pytest.mark.parametrize(("n", "reason"), [(0, "holds no samples"), (1, "less than one sample")])
+def test_an_empty_file_is_named(tmp_path, n, reason):
+    path = write(tmp_path, "wav", np.zeros(n, np.float32), 48_000)
+    for use in (audio.read, audio.n_samples):
+        with pytest.raises(audio.AudioError, match=rf"clip\.wav: .*{reason}"):
+            use(path)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_samples_that_are_not_finite_are_refused(tmp_path, value):
+    wave = tone(1600, 16_000)
+    wave[700] = value
+    with pytest.raises(audio.AudioError, match="not finite"):
+        audio.read(write(tmp_path, "wav-float", wave, 16_000))
+
+
+@pytest.mark.parametrize(
+    ("offset", "duration", "reason"),
+    [
+        (1.0, None, "beyond its end"),
+        (0.5, 1.2, "past its end"),
+        (-1.0, None, "offset >= 0"),
+        (0.0, 0.0, "duration > 0"),
+    ],
+)
+def test_a_segment_outside_the_file_is_refused(tmp_path, offset, duration, reason):
+    path = write(tmp_path, "wav", tone(16_000, 16_000), 16_000)
+    for call in (
+        lambda: audio.read(path, offset=offset, duration=duration),
+        lambda: audio.n_samples(path, offset, duration),
+    ):
+        with pytest.raises(audio.AudioError, match=reason):
+            call()
+
+
+def test_a_segment_may_end_past_the_file_by_a_rounding(tmp_path):
+    path = write(tmp_path, "wav", tone(16_000, 16_000), 16_000)
+    assert len(audio.read(path, offset=0.5, duration=0.51)) == audio.n_samples(path, 0.5, 0.51) == 8000
+
+
+# --- windows ---
+
+
+@pytest.mark.parametrize("n_samples", [0, 1, 480_000, 480_001, 640_000, 960_000, 960_001, 2_000_003])
+def test_windows_hold_every_sample_once_and_none_is_a_sliver(n_samples):
+    wave = np.arange(n_samples, dtype=np.float32)
+    windows = audio.windows(wave)
+    lengths = [len(window) for window in windows]
+    assert lengths == audio.window_lengths(n_samples)
+    assert len(windows) == -(-n_samples // audio.MAX_SAMPLES)
+    if windows:
+        assert np.array_equal(np.concatenate(windows), wave)
+        assert max(lengths) <= audio.MAX_SAMPLES and max(lengths) - min(lengths) <= 1
+
+
+# --- SpecAugment ---
+
+BASIC = dict(n_freq_masks=1, freq_mask_param=27, n_time_masks=1, time_mask_param=100, p=1.0, time_warp=80)
+
+
+def mel(frames: int, n_mels: int = 80) -> torch.Tensor:
+    return torch.randn(n_mels, audio.stored(frames), generator=torch.Generator().manual_seed(frames))
+
+
+def test_specaugment_is_a_function_of_its_seed():
+    augment, clip = audio.SpecAugment(**BASIC), mel(400)
+    before = clip.clone()
+    assert torch.equal(augment(clip, 400, 7), augment(clip, 400, 7))
+    assert not torch.equal(augment(clip, 400, 7), augment(clip, 400, 8))
+    assert torch.equal(clip, before)
+
+
+def test_specaugment_leaves_the_global_generator_alone():
+    state = torch.get_rng_state()
+    audio.SpecAugment(**BASIC)(mel(400), 400, seed=2**62 - 1)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_specaugment_leaves_the_silence_behind_the_clip_alone():
+    augment, clip = audio.SpecAugment(**BASIC), mel(400)
+    for seed in range(20):
+        assert torch.equal(augment(clip, 400, seed)[:, 400:], clip[:, 400:])
+
+
+@pytest.mark.parametrize(("frames", "p", "widest"), [(400, 1.0, 100), (50, 1.0, 50), (200, 0.2, 40), (3, 0.2, 0)])
+def test_masks_are_bands_of_the_clips_mean_within_their_bounds(frames, p, widest):
+    augment, clip = audio.SpecAugment(**BASIC | dict(p=p, time_warp=0)), mel(frames)
+    mean = clip[:, :frames].mean()
+    widths, heights = set(), set()
+    for seed in range(200):
+        out = augment(clip, frames, seed)[:, :frames]
+        masked = out != clip[:, :frames]
+        assert torch.equal(out[masked], mean.expand(int(masked.sum())))
+        times, bins = masked.all(dim=0).nonzero().flatten(), masked.all(dim=1).nonzero().flatten()
+        for band, found in ((times, widths), (bins, heights)):
+            found.add(len(band))
+            assert len(band) == 0 or int(band[-1] - band[0]) + 1 == len(band)
+        assert masked.sum() == masked.numel() - (frames - len(times)) * (80 - len(bins))
+    assert max(heights) == 26 and min(heights) == 0
+    assert max(widths) < max(widest, 1) and max(widths) >= 0.9 * widest - 1
+
+
+def test_time_warp_moves_time_and_keeps_its_order_and_ends():
+    augment = audio.SpecAugment(**BASIC | dict(n_freq_masks=0, n_time_masks=0))
+    ramp = torch.arange(400.0).expand(80, 400).contiguous()
+    shifts = []
+    for seed in range(100):
+        out = augment(ramp, 400, seed)
+        assert out.shape == ramp.shape and (out.diff(dim=1) >= 0).all()
+        assert out[0, 0] == 0 and out[0, -1] == 399
+        shifts.append(float((out - ramp).abs().max()))
+    assert 60 < max(shifts) < 80 and min(shifts) < 10
+
+
+def test_a_clip_too_short_for_the_warp_is_not_warped():
+    augment = audio.SpecAugment(**BASIC | dict(n_freq_masks=0, n_time_masks=0))
+    for frames in (1, 160):
+        assert torch.equal(augment(mel(frames), frames, 0), mel(frames))
+    assert any(not torch.equal(augment(mel(161), 161, seed), mel(161)) for seed in range(5))
+
+
+@pytest.mark.parametrize("wrong", [dict(p=1.5), dict(time_warp=-1), dict(n_time_masks=-1)])
+def test_specaugment_refuses_impossible_settings(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        audio.SpecAugment(**BASIC | wrong)
+
+
+def test_a_frequency_mask_wider_than_the_spectrogram_is_refused():
+    with pytest.raises(ValueError, match="freq_mask_param=27"):
+        audio.SpecAugment(**BASIC)(mel(400, n_mels=20), 400, 0)

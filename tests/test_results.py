@@ -1,0 +1,348 @@
+"""Results, from files of made-up runs: two arms, two seeds, predictions with statistics and TensorBoard events."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sacrebleu
+from sacrebleu.metrics import BLEU
+from torch.utils.tensorboard import SummaryWriter
+
+from auris import results
+from auris.results import bootstrap, paired_bootstrap, value
+
+ARMS = ("qwen_audio", "qwen2_audio")
+
+
+def write_run(root: Path, arm: str, seed: int, groups: dict[str, tuple[str, list]], provenance: str = "tts") -> Path:
+    """One run. groups: {group: (metric, statistics of the rows 0, 1, ...)}."""
+    run = root / arm / f"seed={seed}"
+    (run / "predictions").mkdir(parents=True)
+    rows, scores = [], []
+    for group, (metric, stats) in groups.items():
+        task, language = (*group.split(), "en")[:2]
+        common = {"task": task, "metric": metric, "provenance": provenance}
+        for i, row in enumerate(stats):
+            row = {
+                "id": f"{group}-{i}",
+                "stats": list(row),
+                "hypothesis": "",
+                "reference": f"r{i}",
+                "audio_seconds": 2.0,
+            }
+            rows.append({**common, **row, "language": language, "group": group})
+        score = value(metric, np.sum(stats, axis=0))
+        low, high = bootstrap(np.array(stats), metric, n_samples=50)
+        score = {"value": score, "low": low, "high": high, "n": len(stats), "signature": f"{metric}|made up"}
+        where = {"study": root.name, "arm": arm, "seed": seed, "benchmark": "embedded", "split": "test"}
+        scores.append({**where, **common, **score, "task": group})
+    for name, lines in (("predictions/embedded.jsonl", rows), ("results.jsonl", scores)):
+        (run / name).write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return run
+
+
+def write_events(run: Path, scalars: dict[str, list[tuple[int, float]]]) -> None:
+    with SummaryWriter(str(run)) as writer:
+        for tag, points in scalars.items():
+            for step, number in points:
+                writer.add_scalar(tag, number, step)
+
+
+def rates(rng: np.random.Generator, n: int, rate: float, units: int) -> list[list[float]]:
+    return [[float(rng.binomial(units, rate)), float(units)] for _ in range(n)]
+
+
+def bleu_stats(rng: np.random.Generator, n: int, quality: float) -> list[list[float]]:
+    stats = []
+    for _ in range(n):
+        length = int(rng.integers(4, 9))
+        totals = [length - i for i in range(4)]
+        stats.append(
+            [float(rng.binomial(t, quality ** (i + 1))) for i, t in enumerate(totals)] + totals + [length, length]
+        )
+    return stats
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    """A study whose second arm is better in English ASR and sounds, and the same elsewhere."""
+    root = tmp_path / "runs" / "demo"
+    for seed in (0, 1):
+        for arm in ARMS:
+            second = arm == ARMS[1]
+            rng, shift = np.random.default_rng([seed, second]), seed * 0.05 + second * 0.3
+            groups = {
+                "asr en": ("wer", rates(rng, 80, 0.06 if second else 0.14, 7)),
+                "asr zh": ("cer", rates(rng, 80, 0.15, 9)),
+                "s2tt de-en": ("bleu", bleu_stats(rng, 60, 0.7)),
+                "sec": ("accuracy", rates(rng, 60, 0.95 if second else 0.75, 1)),
+                "lid": ("accuracy", rates(rng, 60, 0.97, 1)),
+            }
+            run = write_run(root, arm, seed, groups)
+            loss = [(s, 4 * np.exp(-s / 60) + shift + rng.normal(0, 0.1)) for s in range(0, 300, 2)]
+            wer = [(s, float(np.exp(-s / 90) + 0.05 * shift)) for s in range(0, 300, 50)]
+            write_events(run, {"train/loss": loss, "val/loss": loss[::25], "val/asr en/wer": wer, "lr": [(0, 1e-3)]})
+    return root
+
+
+def sentence_stats(hypothesis: str, reference: str) -> list[float]:
+    score = BLEU(effective_order=True).sentence_score(hypothesis, [reference])
+    return [*score.counts, *score.totals, score.sys_len, score.ref_len]
+
+
+def test_bleu_formula_equals_sacrebleu_on_many_sums_at_once():
+    rng = np.random.default_rng(0)
+    totals = np.sort(rng.integers(0, 12, (500, 4)), axis=1)[:, ::-1]
+    matches = rng.integers(0, totals + 1)
+    lengths = rng.integers(0, 20, (500, 2))
+    lengths[:, 0] = totals[:, 0]
+    stats = np.concatenate([matches, totals, lengths], axis=1)
+    ours = results.MEASURES["bleu"].formula(stats.astype(float))
+    theirs = [
+        BLEU.compute_bleu(list(row[:4]), list(row[4:8]), int(row[8]), int(row[9]), smooth_method="exp").score
+        for row in stats
+    ]
+    assert sum(score > 0 for score in theirs) > 100
+    np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-9)
+
+
+def test_sums_of_sentences_give_corpus_bleu():
+    hypotheses = ["the old bridge was painted green", "he likes apples", "nobody knew the answer ."]
+    references = ["the old bridge was painted green last summer", "he does not like apples", "nobody knew the answer ."]
+    sums = np.sum([sentence_stats(*pair) for pair in zip(hypotheses, references, strict=True)], axis=0)
+    assert value("bleu", sums) == pytest.approx(sacrebleu.corpus_bleu(hypotheses, [references]).score, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("metric", "sums", "expected"),
+    [
+        ("wer", [3, 12], 0.25),
+        ("cer", [5, 4], 1.25),
+        ("accuracy", [3, 4], 0.75),
+        ("unparsed", [1, 4], 0.25),
+        ("slot_f1", [6, 2, 4], 12 / 18),
+    ],
+)
+def test_values_are_fractions(metric, sums, expected):
+    assert value(metric, sums) == pytest.approx(expected)
+
+
+def test_a_score_of_nothing_is_nan():
+    assert np.isnan(value("wer", [2, 0]))
+    assert np.isnan(value("slot_f1", [0, 0, 0]))
+
+
+def test_an_unknown_metric_names_the_known_ones():
+    with pytest.raises(ValueError, match="'word_error'.*wer, cer, bleu"):
+        value("word_error", [1, 2])
+
+
+def test_bootstrap_interval_of_a_proportion_is_the_binomial_one():
+    stats = np.array([[1.0, 1.0]] * 700 + [[0.0, 1.0]] * 300)
+    low, high = bootstrap(stats, "accuracy", n_samples=4000)
+    half = 1.96 * np.sqrt(0.7 * 0.3 / 1000)
+    assert (low, high) == pytest.approx((0.7 - half, 0.7 + half), abs=0.003)
+    assert bootstrap(stats, "accuracy") == bootstrap(stats, "accuracy")
+
+
+def test_pairing_narrows_the_interval_when_rows_are_hard_for_both():
+    rng = np.random.default_rng(0)
+    hard = rng.random(400) < 0.5
+    a = np.stack([10.0 * hard + rng.binomial(2, 0.5, 400), np.full(400, 20.0)], axis=1)
+    b = a - np.array([1.0, 0.0]) * rng.binomial(1, 0.3, 400)[:, None]
+    low, high = paired_bootstrap(a, b, "wer")
+    assert -0.02 < low < value("wer", b.sum(0)) - value("wer", a.sum(0)) < high < 0
+    single = bootstrap(a, "wer")
+    assert high - low < 0.2 * (single[1] - single[0])
+
+
+def test_table_pools_seeds_and_gives_each_arm_beside_the_difference(study):
+    frame = results.table(study, ARMS).set_index("group")
+    row = frame.loc["asr en"]
+    sums = np.zeros(2)
+    for seed in (0, 1):
+        for line in (study / ARMS[1] / f"seed={seed}/predictions/embedded.jsonl").read_text().splitlines():
+            line = json.loads(line)
+            if line["group"] == "asr en":
+                sums += line["stats"]
+    assert row["qwen2_audio"] == pytest.approx(sums[0] / sums[1])
+    assert row["qwen2_audio low"] < row["qwen2_audio"] < row["qwen2_audio high"]
+    assert row["n"] == 80
+    assert row["qwen2_audio seeds"] == 2
+    assert row["signature"] == "wer|made up"
+    assert row["provenance"] == "tts"
+    assert row["qwen2_audio - qwen_audio"] == pytest.approx(row["qwen2_audio"] - row["qwen_audio"])
+    assert row["qwen2_audio - qwen_audio high"] < 0, "the better arm is better beyond its interval"
+    same = frame.loc["lid"]
+    assert same["qwen2_audio - qwen_audio low"] <= 0 <= same["qwen2_audio - qwen_audio high"]
+    assert not results.table(study, ARMS).attrs["notes"]
+
+
+def test_difference_swaps_sign_with_the_arms(study):
+    ab = results.compare(study, *ARMS).set_index("group")
+    ba = results.compare(study, *reversed(ARMS)).set_index("group")
+    np.testing.assert_allclose(ab["difference"], -ba["difference"])
+    np.testing.assert_allclose(ab["difference low"], -ba["difference high"])
+    assert (ab["seeds"] == 2).all()
+
+
+def test_order_of_the_lines_does_not_matter(study):
+    before = results.compare(study, *ARMS)
+    path = study / ARMS[0] / "seed=0/predictions/embedded.jsonl"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join(sorted(lines, key=lambda line: json.loads(line)["group"] + line[::-1])) + "\n")
+    after = results.compare(study, *ARMS).set_index("group").loc[before["group"]].reset_index()
+    np.testing.assert_allclose(before["difference high"], after["difference high"])
+
+
+def test_rows_without_a_partner_are_left_out_counted_and_said(tmp_path):
+    root = tmp_path / "s"
+    write_run(root, "a", 0, {"asr en": ("wer", [[1, 4], [0, 4], [4, 4]])})
+    write_run(root, "b", 0, {"asr en": ("wer", [[2, 4], [0, 4]])})
+    frame = results.compare(root, "a", "b")
+    assert frame.loc[0, ["n", "only_a", "only_b"]].tolist() == [2, 1, 0]
+    assert frame.loc[0, "difference"] == pytest.approx(2 / 8 - 1 / 8)
+    assert "1 rows only in a, 0 only in b" in results.table(root).attrs["notes"][0]
+
+
+def test_other_references_and_seeds_are_said(tmp_path):
+    root = tmp_path / "s"
+    run = write_run(root, "a", 0, {"sec": ("accuracy", [[1, 1], [0, 1]])})
+    write_run(root, "b", 0, {"sec": ("accuracy", [[1, 1], [1, 1]])})
+    write_run(root, "b", 1, {"sec": ("accuracy", [[1, 1], [1, 1]])})
+    path = run / "predictions/embedded.jsonl"
+    path.write_text(path.read_text().replace('"r1"', '"other"'))
+    notes = " ".join(results.compare(root, "a", "b").attrs["notes"])
+    assert "leaves out seed 1" in notes
+    assert "1 rows have another reference" in notes
+
+
+def test_arms_with_nothing_in_common_cannot_be_compared(tmp_path):
+    write_run(tmp_path / "s", "a", 0, {"sec": ("accuracy", [[1, 1]])})
+    write_run(tmp_path / "s", "b", 1, {"sec": ("accuracy", [[1, 1]])})
+    with pytest.raises(ValueError, match="no seed in common"):
+        results.compare(tmp_path / "s", "a", "b")
+    assert np.isnan(results.table(tmp_path / "s")["b - a"][0])
+
+
+def test_what_is_not_evaluated_is_said(tmp_path):
+    root = tmp_path / "s"
+    write_run(root, "a", 0, {"sec": ("accuracy", [[1, 1]]), "lid": ("accuracy", [[1, 1]])})
+    write_run(root, "b", 0, {"sec": ("accuracy", [[1, 1]])})
+    (root / "encoder_ctc/seed=0").mkdir(parents=True)
+    frame = results.table(root)
+    assert frame.attrs["arms"] == ["a", "b"]
+    assert np.isnan(frame.set_index("group").loc["lid", "b"])
+    notes = " ".join(frame.attrs["notes"])
+    assert "for want of predictions: encoder_ctc" in notes
+    assert "lid, accuracy: a was scored, b was not" in notes
+
+
+def test_a_row_twice_or_with_other_statistics_is_an_error(tmp_path):
+    run = write_run(tmp_path / "s", "a", 0, {"sec": ("accuracy", [[1, 1]])})
+    path = run / "predictions/embedded.jsonl"
+    once = path.read_text()
+    path.write_text(once + once)
+    with pytest.raises(ValueError, match="'sec-0'.*more than once"):
+        results.table(tmp_path / "s")
+    path.write_text(once.replace("[1, 1]", "[1, 1, 1]"))
+    with pytest.raises(ValueError, match="correct.*rows"):
+        results.table(tmp_path / "s")
+    path.write_text(once[:-20])
+    with pytest.raises(ValueError, match="line 1 is not JSON"):
+        results.table(tmp_path / "s")
+
+
+def test_collect_returns_every_result_row(study):
+    frame = results.collect(study)
+    assert len(frame) == 2 * 2 * 5
+    assert {"study", "arm", "seed", "benchmark", "task", "metric", "value", "low", "high", "n", "signature"} <= set(
+        frame
+    )
+
+
+def test_curves_keep_every_point_and_the_last_of_a_repeated_step(tmp_path):
+    run = write_run(tmp_path / "s", "a", 0, {"sec": ("accuracy", [[1, 1]])})
+    write_events(run, {"train/loss": [(step, 2.0) for step in range(12_000)]})
+    frame = results.curves(tmp_path / "s")
+    assert len(frame) == 12_000
+    write_events(run, {"train/loss": [(11_999, 1.0), (12_000, 0.5)]})
+    frame = results.curves(tmp_path / "s").set_index("step")["value"]
+    assert (len(frame), frame[11_999], frame[12_000]) == (12_001, 1.0, 0.5)
+
+
+def test_bars_have_a_panel_per_kind_of_score_and_say_what_the_data_is(study):
+    figure = results.plot_bars(study, ARMS)
+    titles = [axis.get_title(loc="left") for axis in figure.axes]
+    assert titles == [
+        "Error rate (%), lower is better",
+        "BLEU, higher is better",
+        "Accuracy and F1 (%), higher is better",
+    ]
+    assert [len(axis.patches) for axis in figure.axes] == [4, 2, 4]  # groups x arms
+    assert "Synthetic data (tts)" in figure.get_supxlabel()
+    widths = sorted(patch.get_width() for patch in figure.axes[0].patches)
+    frame = results.table(study, ARMS)
+    errors = frame[frame["metric"].isin(["wer", "cer"])][list(ARMS)].to_numpy().ravel()
+    np.testing.assert_allclose(widths, sorted(100 * errors))
+
+
+def test_real_and_synthetic_benchmarks_are_named_apart(tmp_path):
+    run = write_run(tmp_path / "s", "a", 0, {"sec": ("accuracy", [[1, 1]])}, provenance="procedural")
+    line = (run / "predictions/embedded.jsonl").read_text()
+    (run / "predictions/esc50.jsonl").write_text(line.replace("procedural", "real"))
+    caption = results.plot_bars(tmp_path / "s").get_supxlabel()
+    assert "embedded: synthetic, procedural; esc50: real" in caption
+
+
+def test_curves_have_one_line_per_arm(study):
+    figure = results.plot_curves(study, ARMS)
+    assert [axis.get_title(loc="left") for axis in figure.axes] == [
+        "Training loss, smoothed",
+        "Validation loss",
+        "asr en: WER (%)",
+    ]
+    assert all(len(axis.lines) == len(ARMS) for axis in figure.axes)
+    wer = figure.axes[2].lines[0].get_ydata()
+    assert wer[0] == pytest.approx(100 * np.mean([1 + 0.05 * seed * 0.05 for seed in (0, 1)]), rel=1e-5)
+
+
+def test_command_prints_the_table_and_writes_csv_and_figures(study, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "160")
+    results.main(["study=demo", f"runs={study.parent}", f"arms={','.join(ARMS)}"])
+    printed = capsys.readouterr().out
+    assert "qwen2_audio - qwen_audio" in printed
+    assert "asr en" in printed
+    for name in ("table.csv", "bars.png", "bars.pdf", "curves.png", "curves.pdf"):
+        assert (study / name).stat().st_size > 200
+        assert name in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["study=nothing"], "no study at .*nothing; studies in .*: demo"),
+        ([], "study=NAME; studies in .*: demo"),
+        (["study=demo", "arm=a"], "'arm=a'; accepted: study=NAME, runs=DIR, arms=a,b"),
+        (["study=demo", "arms=qwen_audio,salmonn"], "no predictions of salmonn.*qwen_audio, qwen2_audio"),
+    ],
+)
+def test_the_users_mistakes_end_in_one_sentence(study, arguments, message):
+    with pytest.raises(SystemExit, match=message):
+        results.main([f"runs={study.parent}", *arguments])
+
+
+def test_a_study_that_is_not_evaluated_says_what_to_run(tmp_path):
+    (tmp_path / "s/a/seed=0").mkdir(parents=True)
+    with pytest.raises(ValueError, match="auris.evaluate checkpoint=RUN"):
+        results.table(tmp_path / "s")
+
+
+def test_module_runs_as_a_command():
+    done = subprocess.run([sys.executable, "-m", "auris.results", "--help"], capture_output=True, text=True, check=True)
+    assert "study=NAME" in done.stdout
