@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 # Steps over which speeds are averaged; the first ones also pay for warm-up and are left out of it by then.
@@ -42,6 +43,26 @@ class Throughput(L.Callback):
         self.tokens, self.audio_seconds = state["tokens"], state["audio_seconds"]
 
 
+class LastCheckpoint(L.Callback):
+    """`last.ckpt` every so many steps: what a run that was stopped resumes from. Replaced in one move."""
+
+    def __init__(self, path: str | Path, every: int):
+        self.path, self.every = Path(path), every
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.global_step % self.every == 0:
+            self.save(trainer)
+
+    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self.save(trainer)
+
+    def save(self, trainer: L.Trainer) -> None:
+        partial = self.path.with_suffix(".partial")
+        trainer.save_checkpoint(partial)
+        if trainer.is_global_zero:
+            partial.replace(self.path)
+
+
 class UnusableRows(L.Callback):
     """Counts rows that could not be used and names them with their reason, in `unusable_rows.jsonl` and at the end."""
 
@@ -63,6 +84,7 @@ class UnusableRows(L.Callback):
             self._note(row, reason)
 
     def on_fit_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self._gather(trainer)
         if not self.reasons:
             rank_zero_info("every row could be used")
             return
@@ -75,6 +97,14 @@ class UnusableRows(L.Callback):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.reasons, self.counts = dict(state["reasons"]), Counter(state["counts"])
+
+    def _gather(self, trainer: L.Trainer) -> None:
+        """Every rank's rows, so that the first one reports them all."""
+        if trainer.world_size > 1:
+            states: list[Any] = [None] * trainer.world_size
+            torch.distributed.all_gather_object(states, self.state_dict())
+            self.reasons = {row: why for state in states for row, why in state["reasons"].items()}
+            self.counts = sum((Counter(state["counts"]) for state in states), Counter())
 
     def _note(self, row: str, reason: str) -> None:
         if row not in self.reasons:

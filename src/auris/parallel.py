@@ -16,18 +16,18 @@ def materialise(net: nn.Module, device: torch.device | str) -> None:
     `to_empty` leaves garbage in buffers as well as in parameters, so every module that owns either refills it.
     """
     net.to_empty(device=device)
-    for name, module in net.named_modules():
-        if isinstance(module, llm.PreTrainedModel):
-            llm.reset_parameters(module)
-        elif not _inside_llm(net, name) and hasattr(module, "reset_parameters"):
-            with torch.no_grad():
-                module.reset_parameters()
+    with torch.no_grad():
+        _reset(net)
 
 
-def _inside_llm(net: nn.Module, name: str) -> bool:
-    parents = name.split(".")
-    paths = (".".join(parents[:depth]) for depth in range(1, len(parents)))
-    return any(isinstance(net.get_submodule(path), llm.PreTrainedModel) for path in paths)
+def _reset(module: nn.Module) -> None:
+    if isinstance(module, llm.PreTrainedModel):
+        llm.reset_parameters(module)  # its own initialisation; torch's defaults must not overwrite it
+        return
+    for child in module.children():
+        _reset(child)
+    if hasattr(module, "reset_parameters"):
+        module.reset_parameters()  # after its children: a module may refine what they start from
 
 
 def load_part(net: nn.Module, part: str, state: Mapping[str, Tensor], source: str) -> None:

@@ -21,6 +21,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info
+from hydra.utils import get_class
 from omegaconf import DictConfig
 
 import auris
@@ -46,9 +47,6 @@ def train(made: dict[str, Any]) -> Path:
     resume = run_dir / "checkpoints" / "last.ckpt"
     started = time.time()
     trainer.fit(module, data, ckpt_path=str(resume) if resume.is_file() else None, weights_only=True)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
-    trainer.save_checkpoint(resume)
     if trainer.is_global_zero:
         summary = {"steps": trainer.global_step, "seconds": round(time.time() - started, 1)}
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
@@ -97,7 +95,7 @@ def build(made: dict[str, Any]) -> tuple[AudioLMModule, AudioDataModule]:
     weights = {
         part: (recipe.load_state(path)[1], str(path)) for part, path in made["weights"].items() if path is not None
     }
-    module = AudioLMModule(
+    module = get_class(made["module"])(
         net=net,
         objective=objective,
         tokenizer=tokenizer,
@@ -122,15 +120,16 @@ def build(made: dict[str, Any]) -> tuple[AudioLMModule, AudioDataModule]:
 
 def build_trainer(made: dict[str, Any], run_dir: Path) -> L.Trainer:
     checkpoints = run_dir / "checkpoints"
-    options = {"dirpath": checkpoints, "enable_version_counter": False}
+    best = {"filename": "best", "monitor": "val/loss", "save_top_k": 1, "enable_version_counter": False}
     found = [
-        ModelCheckpoint(filename="best", monitor="val/loss", save_top_k=1, **options),
-        ModelCheckpoint(filename="last", every_n_train_steps=made["checkpoint_every"], save_top_k=1, **options),
+        ModelCheckpoint(dirpath=checkpoints, **best),
+        callbacks.LastCheckpoint(checkpoints / "last.ckpt", made["checkpoint_every"]),
         callbacks.Throughput(),
         callbacks.UnusableRows(run_dir),
         callbacks.ProgressFile(run_dir),
-        TQDMProgressBar(refresh_rate=10),
     ]
+    if made["trainer"]["enable_progress_bar"]:
+        found.append(TQDMProgressBar(refresh_rate=10))
     logger = TensorBoardLogger(run_dir, name="", version="")
     return recipe.build(made["trainer"] | {"_partial_": True})(logger=logger, callbacks=found, default_root_dir=run_dir)
 

@@ -1,7 +1,8 @@
 """Builds the embedded corpus: one maker per task turns a seed into a row and its sound; worker processes do the rows.
 
-A row depends on its own seed alone, which is derived from the corpus seed and the row's place. So the same seed gives
-the same bytes with any number of processes, and a larger corpus begins with the rows of a smaller one.
+A row's seed is derived from the corpus seed and the row's place, and eSpeak speaks for a few neighbouring rows at a
+time, in order. So the same seed gives the same bytes with any number of processes, and a larger corpus holds the rows
+of a smaller one.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import math
 import multiprocessing
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -21,16 +22,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import rich
 import soundfile
-from rich.progress import track
+from numpy.typing import NDArray
+from rich.progress import Progress
 
 from auris.corpus import grammar, music, sound, speech
-from auris.corpus.grammar import KEYWORDS, LANGUAGES, SPLITS, Meaning
+from auris.corpus.grammar import KEYWORDS, LANGUAGES, SPLITS
 from auris.corpus.signal import SAMPLE_RATE, Signal, add, add_background, reverberate, samples, to_pcm
 
 VERSION = 1  # raise it whenever the same seed would give other bytes
 LICENCE = "CC0-1.0"
+_GROUP = 8  # rows that one worker makes at a time: one fork of eSpeak speaks for all of them
 COUNTS = ("one", "two", "three")
 # How a question names a sound.
 _SOUND_PHRASES = {name: f"a {name}" for name in sound.SOUNDS} | {
@@ -68,11 +70,19 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Made:
-    """What a task's maker returns: the row's own fields, and its sound as 16-bit samples."""
+class Script:
+    """A row that is yet to be spoken: its own fields, and what is said by whom."""
 
     fields: dict[str, Any]
-    pcm: np.ndarray
+    line: speech.Line
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A row with its sound as 16-bit samples."""
+
+    fields: dict[str, Any]
+    pcm: NDArray[np.int16]
 
 
 def build(
@@ -113,51 +123,84 @@ def build(
     }
     if out.exists() and any(out.iterdir()):
         facts = _read_same(out, config)
-        rich.print(f"The corpus is already in {out}: {sum(map(_total, facts['rows'].values()))} rows, {facts['hash']}")
+        print(f"The corpus is already in {out}: {sum(map(_total, facts['rows'].values()))} rows, hash {facts['hash']}")
         return facts
     if processes is not None and processes < 1:
         raise ValueError(f"processes is {processes}, expected at least 1, or null for one per core (processes=null)")
     jobs = plan(sizes, directions, seed)
+    if not jobs:
+        raise ValueError("sizes asks for no rows at all; set some, for instance sizes.train.asr.en=100")
     engine = speech.version()
     partial_out = out.with_name(out.name + ".partial")
     shutil.rmtree(partial_out, ignore_errors=True)
     for split in SPLITS:
         (partial_out / "audio" / split).mkdir(parents=True)
-    # Spawned, not forked: the caller may have threads (torch's), and a fork would copy their locks but not them.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes or os.cpu_count(), mp_context=context) as workers:
-        results = workers.map(partial(make_row, folder=partial_out, engine=engine), jobs, chunksize=8)
-        made = list(track(results, description="corpus", total=len(jobs)))
-    rows = [row for row, _ in made]
+    rows, audio_hash = _make_all(jobs, partial_out, engine, processes or os.cpu_count())
     for split in SPLITS:
-        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows if row["split"] == split)
-        (partial_out / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
-    (partial_out / "text.txt").write_text("".join(f"{line}\n" for line in draw_text(text_lines, seed)), encoding="utf-8")
+        _write_lines(partial_out / f"{split}.jsonl", (_to_json(row) for row in rows if row["split"] == split))
+    _write_lines(partial_out / "text.txt", draw_text(text_lines, seed))
     labels = [partial_out / name for name in (*(f"{split}.jsonl" for split in SPLITS), "text.txt")]
     facts = {
         "config": config,
         "engine": engine,
         "rows": _count(rows),
         "seconds": {split: round(sum(row["duration"] for row in rows if row["split"] == split), 1) for split in SPLITS},
+        "grammar": {
+            "subjects": len(grammar.SUBJECTS),
+            "objects": len(grammar.OBJECTS),
+            "adjectives": len(grammar.ADJECTIVES),
+            "verbs": len(grammar.TRANSITIVE) + len(grammar.INTRANSITIVE),
+            "places": len(grammar.PLACES),
+            "adverbs": len(grammar.ADVERBS),
+            "longest_sentence": grammar.MAX_WORDS,
+            "percent_of_meanings": grammar.SHARES,
+        },
         "vocabulary": {language: grammar.vocabulary(language) for language in LANGUAGES},
         "voices": speech.VOICES,
         "classes": {"ks": list(KEYWORDS), "sec": list(sound.SOUNDS), "mic": list(music.INSTRUMENTS)},
         "labels_hash": hash_bytes(*(path.read_bytes() for path in labels)),
-        "audio_hash": hash_bytes(*(digest for _, digest in made)),
+        "audio_hash": audio_hash,
     }
     facts["hash"] = hash_bytes(facts["labels_hash"].encode(), facts["audio_hash"].encode())
-    (partial_out / "corpus.json").write_text(json.dumps(facts, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    _write_lines(partial_out / "corpus.json", [json.dumps(facts, ensure_ascii=False, indent=1)])
     if out.exists():
         out.rmdir()  # empty, as checked above
     partial_out.rename(out)
     return facts
 
 
+def _make_all(jobs: Sequence[Job], folder: Path, engine: str, processes: int) -> tuple[list[dict[str, Any]], str]:
+    """The rows of `jobs`, in order, with a progress bar, and the hash of all their samples."""
+    groups: dict[tuple[Any, ...], list[Job]] = {}
+    for job in jobs:
+        groups.setdefault((job.split, job.task, job.variant, job.index // _GROUP), []).append(job)
+    made = {}
+    # Spawned, not forked: the caller may have threads (torch's), and a fork would copy their locks but not them.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, mp_context=context) as workers, Progress() as progress:
+        bar = progress.add_task("corpus", total=len(jobs))
+        for results in workers.map(partial(make_rows, folder=folder, engine=engine), groups.values()):
+            made.update({row["id"]: (row, digest) for row, digest in results})
+            progress.advance(bar, len(results))
+    rows, digests = zip(*(made[job.id] for job in jobs), strict=True)
+    return list(rows), hash_bytes(*digests)
+
+
+def _write_lines(path: Path, lines: Iterable[str]) -> None:
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+def _to_json(row: Mapping[str, Any]) -> str:
+    return json.dumps(row, ensure_ascii=False)
+
+
 def scale_sizes(sizes: Any, scale: float) -> Any:
     """`sizes` with every number in it multiplied by `scale` and rounded; what was positive stays at least 1."""
     if isinstance(sizes, Mapping):
         return {key: scale_sizes(value, scale) for key, value in sizes.items()}
-    return max(round(sizes * scale), min(sizes, 1))
+    return (
+        max(round(sizes * scale), min(sizes, 1)) if isinstance(sizes, int) else sizes
+    )  # `plan` names what is no count
 
 
 def hash_bytes(*parts: bytes) -> str:
@@ -219,26 +262,31 @@ def plan(sizes: Sizes, directions: Sequence[str], seed: int) -> list[Job]:
         if unknown := set(sizes.get(split, {})) - set(variants):
             raise ValueError(f"sizes.{split} has the tasks {sorted(unknown)}, expected {', '.join(variants)}")
         for task, options in variants.items():
-            size = sizes.get(split, {}).get(task, 0)
-            key = f"sizes.{split}.{task}"
-            if task == "asr":
-                shares = size or {}
-                if not isinstance(shares, Mapping) or set(shares) - set(options):
-                    raise ValueError(f"{key} is {size!r}, expected rows by language: {key}.en=100")
-            elif not options and size:
-                raise ValueError(f"{key}={size}, but directions is empty; name some, or set {key}=0")
-            else:
-                _check_count(key, size)
-                shares = {option: (size - place + len(options) - 1) // len(options) for place, option in enumerate(options)}
-            for option, share in shares.items():
-                _check_count(f"{key}.{option}" if task == "asr" else key, share)
-            # In each task's order every stretch has the variants in proportion, so that its first rows are a fair sample.
-            places = sorted((index / share, option, index) for option, share in shares.items() for index in range(share))
+            shares = _deal(f"sizes.{split}.{task}", sizes.get(split, {}).get(task, 0), options, task == "asr")
+            # Every stretch of a task's rows has its variants in proportion, so that the first rows are a fair sample.
+            places = sorted(
+                (index / share, option, index) for option, share in shares.items() for index in range(share)
+            )
             jobs += [
                 Job(split, task, option, index, derive_seed(seed, split, task, option, index))
                 for _, option, index in places
             ]
     return jobs
+
+
+def _deal(key: str, size: object, options: Sequence[str], by_language: bool) -> dict[str, int]:
+    """Rows for each of `options`: as `size` says where it goes by language, else evenly, the first ones rounded up."""
+    if by_language:
+        shares = size or {}
+        if not isinstance(shares, Mapping) or set(shares) - set(options):
+            raise ValueError(f"{key} is {size!r}, expected rows by language: {key}.en=100")
+        for language, share in shares.items():
+            _check_count(f"{key}.{language}", share)
+        return dict(shares)
+    _check_count(key, size)
+    if size and not options:
+        raise ValueError(f"{key}={size}, but directions is empty; name some, or set {key}=0")
+    return {option: (size - place + len(options) - 1) // len(options) for place, option in enumerate(options)}
 
 
 def _check_count(key: str, value: object) -> None:
@@ -265,75 +313,74 @@ def draw_text(lines: int, seed: int) -> list[str]:
     return text
 
 
-def make_row(job: Job, folder: Path, engine: str) -> tuple[dict[str, Any], bytes]:
-    """Make one row and write its sound below `folder`. Returns the row and the SHA-256 of its samples."""
-    made = _MAKERS[job.task](job, np.random.default_rng(job.seed))
-    flac = io.BytesIO()  # soundfile syncs the disk after each file that it writes itself: thousands of waits
-    soundfile.write(flac, made.pcm, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
-    (folder / job.audio).write_bytes(flac.getvalue())
-    spoken = "speaker" in made.fields
-    row = {
-        "id": job.id,
-        "audio": job.audio,
-        "duration": len(made.pcm) / SAMPLE_RATE,
-        "task": job.task,
-        **made.fields,
-        "split": job.split,
-        "provenance": "tts" if spoken else "procedural",
-        "generator": engine if spoken else "auris.corpus",
-        "seed": job.seed,
-        "licence": LICENCE,
-    }
-    return row, hashlib.sha256(made.pcm.astype("<i2").tobytes()).digest()
+def make_rows(jobs: Sequence[Job], folder: Path, engine: str) -> list[tuple[dict[str, Any], bytes]]:
+    """Make the rows of one group (all of one task) and write their sounds below `folder`.
+
+    Returns each row with the SHA-256 of its samples.
+    """
+    rngs = [np.random.default_rng(job.seed) for job in jobs]
+    if jobs[0].task in _SPOKEN:
+        scripts = [_SPOKEN[job.task](job, rng) for job, rng in zip(jobs, rngs, strict=True)]
+        utterances = speech.say([script.line for script in scripts])
+        recordings = [_stage(*parts) for parts in zip(scripts, utterances, rngs, strict=True)]
+        origin = {"provenance": "tts", "generator": engine}
+    else:
+        recordings = [_PROCEDURAL[job.task](job, rng) for job, rng in zip(jobs, rngs, strict=True)]
+        origin = {"provenance": "procedural", "generator": "auris.corpus"}
+    results = []
+    for job, recording in zip(jobs, recordings, strict=True):
+        flac = io.BytesIO()  # soundfile syncs the disk after each file that it writes itself: thousands of waits
+        soundfile.write(flac, recording.pcm, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
+        (folder / job.audio).write_bytes(flac.getvalue())
+        place = {"id": job.id, "audio": job.audio, "duration": len(recording.pcm) / SAMPLE_RATE, "task": job.task}
+        row = {**place, **recording.fields, "split": job.split, **origin, "seed": job.seed, "licence": LICENCE}
+        results.append((row, hashlib.sha256(recording.pcm.astype("<i2").tobytes()).digest()))
+    return results
 
 
-def _make_asr(job: Job, rng: Rng) -> Made:
-    meaning = grammar.draw_meaning(rng, job.split)
-    text = grammar.render(meaning, job.variant)
-    spoken, pcm = _speak(rng, text, job.variant, _pick_voice(rng, job.split))
-    return Made({"language": job.variant, "text": text, "content": text, **spoken}, pcm)
+def _script_asr(job: Job, rng: Rng) -> Script:
+    text = grammar.render(grammar.draw_meaning(rng, job.split), job.variant)
+    return Script({"language": job.variant, "text": text, "content": text}, _cast(rng, job, text, job.variant))
 
 
-def _make_s2tt(job: Job, rng: Rng) -> Made:
+def _script_s2tt(job: Job, rng: Rng) -> Script:
     source, target = job.variant.split("-")
-    meaning: Meaning = grammar.draw_meaning(rng, job.split)
-    transcript = grammar.render(meaning, source)
-    spoken, pcm = _speak(rng, transcript, source, _pick_voice(rng, job.split))
-    text = grammar.render(meaning, target)
-    fields = {"language": source, "target_language": target, "text": text, "transcript": transcript}
-    return Made({**fields, "content": transcript, **spoken}, pcm)
+    meaning = grammar.draw_meaning(rng, job.split)
+    transcript, text = grammar.render(meaning, source), grammar.render(meaning, target)
+    labels = {"language": source, "target_language": target, "text": text, "transcript": transcript}
+    return Script({**labels, "content": transcript}, _cast(rng, job, transcript, source))
 
 
-def _make_lid(job: Job, rng: Rng) -> Made:
+def _script_lid(job: Job, rng: Rng) -> Script:
     transcript = grammar.render(grammar.draw_meaning(rng, job.split), job.variant)
-    spoken, pcm = _speak(rng, transcript, job.variant, _pick_voice(rng, job.split))
-    return Made({"language": job.variant, "transcript": transcript, "content": transcript, **spoken}, pcm)
+    labels = {"language": job.variant, "transcript": transcript}
+    return Script({**labels, "content": transcript}, _cast(rng, job, transcript, job.variant))
 
 
-def _make_sgc(job: Job, rng: Rng) -> Made:
+def _script_sgc(job: Job, rng: Rng) -> Script:
     transcript = grammar.render(grammar.draw_meaning(rng, job.split), "en")
-    spoken, pcm = _speak(rng, transcript, "en", _pick_voice(rng, job.split, gender=job.variant))
-    content = f"{job.variant} {transcript}"
-    return Made({"language": "en", "text": job.variant, "transcript": transcript, "content": content, **spoken}, pcm)
+    labels = {"language": "en", "text": job.variant, "transcript": transcript}
+    line = _cast(rng, job, transcript, "en", gender=job.variant)
+    return Script({**labels, "content": f"{job.variant} {transcript}"}, line)
 
 
-def _make_ks(job: Job, rng: Rng) -> Made:
+def _script_ks(job: Job, rng: Rng) -> Script:
     transcript = grammar.draw_keyword_phrase(rng, job.split, job.variant).text
-    spoken, pcm = _speak(rng, transcript, "en", _pick_voice(rng, job.split))
-    return Made({"language": "en", "text": job.variant, "transcript": transcript, "content": transcript, **spoken}, pcm)
+    labels = {"language": "en", "text": job.variant, "transcript": transcript}
+    return Script({**labels, "content": transcript}, _cast(rng, job, transcript, "en"))
 
 
-def _make_sec(job: Job, rng: Rng) -> Made:
+def _record_sec(job: Job, rng: Rng) -> Recording:
     signal = sound.make(job.variant, rng, rng.uniform(1.2, 2.2))
-    return Made({"language": "en", "text": job.variant, "content": job.variant}, _record(rng, signal))
+    return Recording({"language": "en", "text": job.variant, "content": job.variant}, _capture(rng, signal))
 
 
-def _make_mic(job: Job, rng: Rng) -> Made:
+def _record_mic(job: Job, rng: Rng) -> Recording:
     signal = music.play(job.variant, rng, rng.uniform(1.2, 2.4))
-    return Made({"language": "en", "text": job.variant, "content": job.variant}, _record(rng, signal))
+    return Recording({"language": "en", "text": job.variant, "content": job.variant}, _capture(rng, signal))
 
 
-def _make_aqa(job: Job, rng: Rng) -> Made:
+def _record_aqa(job: Job, rng: Rng) -> Recording:
     """A scene of one to three different sounds with a question on it; the answers take turns where they are few."""
     if job.variant == "count":
         count = 1 + job.index % len(COUNTS)
@@ -350,67 +397,61 @@ def _make_aqa(job: Job, rng: Rng) -> Made:
         present = job.index % 2 == 0
         asked = str(rng.choice(names if present else [name for name in sound.SOUNDS if name not in names]))
         question, answer = f"Can you hear {_SOUND_PHRASES[asked]} in the audio?", "yes" if present else "no"
-    fields = {"language": "en", "question": question, "text": answer, "content": ", ".join(names), "events": events}
-    return Made(fields, _record(rng, signal))
+    labels = {"language": "en", "question": question, "text": answer, "events": events}
+    return Recording({**labels, "content": ", ".join(names)}, _capture(rng, signal))
 
 
-_MAKERS: dict[str, Callable[[Job, Rng], Made]] = {
-    "asr": _make_asr,
-    "s2tt": _make_s2tt,
-    "lid": _make_lid,
-    "sgc": _make_sgc,
-    "ks": _make_ks,
-    "sec": _make_sec,
-    "mic": _make_mic,
-    "aqa": _make_aqa,
+_SPOKEN: dict[str, Callable[[Job, Rng], Script]] = {
+    "asr": _script_asr,
+    "s2tt": _script_s2tt,
+    "lid": _script_lid,
+    "sgc": _script_sgc,
+    "ks": _script_ks,
 }
+_PROCEDURAL: dict[str, Callable[[Job, Rng], Recording]] = {"sec": _record_sec, "mic": _record_mic, "aqa": _record_aqa}
 
 
-def _pick_voice(rng: Rng, split: str, gender: str | None = None) -> speech.Voice:
-    """A voice of the split, of either gender with equal chance unless one is asked for."""
-    variants = speech.VOICES[split][gender or str(rng.choice(("male", "female")))]
-    return speech.Voice(str(rng.choice(variants)), rate=int(rng.integers(160, 211)), pitch=int(rng.integers(42, 59)))
+def _cast(rng: Rng, job: Job, text: str, language: str, gender: str | None = None) -> speech.Line:
+    """`text` for a random voice of the job's split, of either gender with equal chance unless one is asked for."""
+    variants = speech.VOICES[job.split][gender or str(rng.choice(("male", "female")))]
+    return speech.Line(
+        words=tuple(grammar.words(text, language)),
+        language=language,
+        variant=str(rng.choice(variants)),
+        rate=int(rng.integers(160, 211)),
+        pitch=int(rng.integers(42, 59)),  # 50 is the voice's own; this keeps men and women apart
+    )
 
 
-def _speak(rng: Rng, text: str, language: str, voice: speech.Voice) -> tuple[dict[str, Any], np.ndarray]:
-    """`text` as heard in some place: silence around it, often a small room, often some noise.
-
-    Returns the fields `words` and `speaker`, and the samples.
-    """
-    words = grammar.words(text, language)
-    utterance = speech.say(words, language, voice)
-    lead = rng.uniform(0.04, 0.2)
-    signal = np.zeros(samples(lead + rng.uniform(0.08, 0.2)) + len(utterance.samples))
-    add(signal, utterance.samples, lead)
+def _stage(script: Script, utterance: speech.Utterance, rng: Rng) -> Recording:
+    """The utterance as heard in some place: silence around it, often a small room, often some noise."""
+    lead = samples(rng.uniform(0.04, 0.2))
+    signal = np.zeros(lead + len(utterance.samples) + samples(rng.uniform(0.08, 0.2)))
+    signal[lead : lead + len(utterance.samples)] = utterance.samples
     if rng.random() < 0.4:
         signal = reverberate(rng, signal, seconds=rng.uniform(0.1, 0.4), ratio=rng.uniform(0.02, 0.25))
     if rng.random() < 0.6:
         signal = add_background(rng, signal, snr=rng.uniform(15, 30))
-    times = [round(samples(lead) / SAMPLE_RATE + boundary, 4) for boundary in utterance.boundaries]
-    timed = [
-        {"word": word, "start": start, "end": end}
-        for word, start, end in zip(words, times[:-1], times[1:], strict=True)
-    ]
-    return {"words": timed, "speaker": voice.variant}, to_pcm(signal, rng.uniform(-15, -2))
+    times = [round(lead / SAMPLE_RATE + boundary, 4) for boundary in utterance.boundaries]
+    spans = zip(script.line.words, times[:-1], times[1:], strict=True)
+    words = [{"word": word, "start": start, "end": end} for word, start, end in spans]
+    fields = {**script.fields, "words": words, "speaker": script.line.variant}
+    return Recording(fields, to_pcm(signal, rng.uniform(-15, -2)))
 
 
 def _compose(rng: Rng, names: Sequence[str]) -> tuple[list[dict[str, Any]], Signal]:
-    """The sounds `names` one after the other, each beginning before or after the one before it has ended."""
+    """The sounds `names` one after the other, each beginning a little before or after the one before it has ended."""
     lengths = rng.uniform(0.8, 1.2, len(names))
-    gaps = rng.uniform(-0.3, 0.15, len(names))
-    starts = [0.0]
-    for length, gap in zip(lengths[:-1], gaps[:-1], strict=True):
-        starts.append(starts[-1] + length + gap)
+    gaps = rng.uniform(-0.3, 0.15, len(names) - 1)
+    starts = np.concatenate(([0.0], np.cumsum(lengths[:-1] + gaps)))
     signal = np.zeros(math.ceil((starts[-1] + lengths[-1]) * SAMPLE_RATE))
+    events = []
     for name, start, length in zip(names, starts, lengths, strict=True):
         add(signal, 10 ** (rng.uniform(-3, 3) / 20) * sound.make(name, rng, length), start)
-    events = [
-        {"label": name, "start": round(start, 4), "end": round(start + length, 4)}
-        for name, start, length in zip(names, starts, lengths, strict=True)
-    ]
+        events.append({"label": name, "start": round(float(start), 4), "end": round(float(start + length), 4)})
     return events, signal
 
 
-def _record(rng: Rng, signal: Signal) -> np.ndarray:
+def _capture(rng: Rng, signal: Signal) -> NDArray[np.int16]:
     """A sound or a piece of music as a microphone gets it: with some noise, at some level."""
     return to_pcm(add_background(rng, signal, snr=rng.uniform(25, 45)), rng.uniform(-15, -2))

@@ -1,12 +1,12 @@
 """A closed grammar whose sentences mean the same in seven languages, and the keyword phrases: what the corpus says.
 
-A sentence is a choice of slots (`Meaning`); rendering it in a language is a function, so a translation is too. Sentences
-are dealt to train, valid and test by their meaning, hence an unseen sentence is unseen in every language and task.
+A sentence is a choice of slots (`Meaning`); rendering it in a language is a function, so a translation is too.
+Sentences are dealt to train, valid and test by their meaning, hence an unseen one is unseen in every language and task.
 
 The slots were chosen to make agreement easy to get right: definite articles throughout, verbs in the third person
-singular, nouns that need no elision in French and Italian, subjects in the nominative only and objects in the accusative
-only. Chinese words are those that eSpeak reads alike one character at a time. Japanese is written in kana, spaced by
-phrase, with the topic particle as it is pronounced (わ).
+singular, nouns that need no elision in French and Italian, subjects in the nominative only and objects in the
+accusative only. Chinese words are those that eSpeak reads alike one character at a time. Japanese is written in kana,
+spaced by phrase, with the topic particle as it is pronounced (わ).
 """
 
 from __future__ import annotations
@@ -97,10 +97,9 @@ _ADVERBS = """
 """
 _PEOPLE_AND_ANIMALS_ONLY = ("happy", "hungry", "strong")
 _THINGS_ONLY = ("new", "heavy")
-_MAX_WORDS = 7  # of the English sentence: clips stay under three seconds, so a laptop can train on them
+MAX_WORDS = 7  # of the English sentence: most clips stay under three seconds, so that a laptop can train on them
 
-# Of a hundred meanings, this many go to train and to valid; the rest are the test's.
-_TRAIN_SHARE, _VALID_SHARE = 82, 8
+SHARES = {"train": 82, "valid": 8, "test": 10}  # of a hundred meanings
 
 
 def _read(table: str) -> dict[str, dict[str, str]]:
@@ -166,14 +165,14 @@ class KeywordPhrase:
 def split_of(sentence: str) -> str:
     """The split of an English sentence, by its hash: the same in every corpus, whatever its seed and size."""
     share = int.from_bytes(hashlib.sha256(sentence.encode()).digest()[:8], "big") % 100
-    return "train" if share < _TRAIN_SHARE else "valid" if share < _TRAIN_SHARE + _VALID_SHARE else "test"
+    return "train" if share < SHARES["train"] else "valid" if share < SHARES["train"] + SHARES["valid"] else "test"
 
 
 def draw_meaning(rng: np.random.Generator, split: str) -> Meaning:
     """A random meaning that belongs to `split`, of three to seven English words."""
     while True:
         meaning = _draw(rng)
-        if meaning.split == split and len(render(meaning, "en").split()) <= _MAX_WORDS:
+        if meaning.split == split and len(render(meaning, "en").split()) <= MAX_WORDS:
             return meaning
 
 
@@ -183,7 +182,7 @@ def draw_keyword_phrase(rng: np.random.Generator, split: str, keyword: str) -> K
         phrase = KeywordPhrase(
             keyword=keyword,
             subject=_pick(rng, tuple(SUBJECTS)),
-            adjective=_pick(rng, _SUBJECT_ADJECTIVES) if rng.random() < 0.5 else None,
+            adjective=_pick(rng, _SUBJECT_ADJECTIVES) if rng.random() < 0.75 else None,
             adverb=_pick(rng, tuple(ADVERBS)) if rng.random() < 0.5 else None,
             keyword_first=bool(rng.random() < 0.5),
         )
@@ -208,7 +207,7 @@ def _draw(rng: np.random.Generator) -> Meaning:
         subject=subject,
         adjective=adjective,
         action=_pick(rng, tuple(INTRANSITIVE)),
-        place=_pick(rng, tuple(PLACES)) if rng.random() < 0.7 else None,
+        place=_pick(rng, tuple(PLACES)) if rng.random() < 0.8 else None,
         adverb=adverb,
     )
 
@@ -228,7 +227,9 @@ def render(meaning: Meaning, language: str) -> str:
     verbs = TRANSITIVE if meaning.object else INTRANSITIVE
     verb = verbs[meaning.action][language]
     subject = _noun_phrase(SUBJECTS[meaning.subject][language], meaning.adjective, language)
-    thing = _noun_phrase(OBJECTS[meaning.object][language], meaning.object_adjective, language) if meaning.object else ""
+    thing = (
+        _noun_phrase(OBJECTS[meaning.object][language], meaning.object_adjective, language) if meaning.object else ""
+    )
     place = PLACES[meaning.place][language] if meaning.place else ""
     adverb = ADVERBS[meaning.adverb][language] if meaning.adverb else ""
     if language == "zh":

@@ -1,4 +1,4 @@
-"""Signal processing that speech, sounds and music share: noise with a spectrum, sweeps, envelopes, a room, a background.
+"""Signal processing that speech, sounds and music share: coloured noise, sweeps, envelopes, a room, a background.
 
 Signals are float64 arrays of samples at 16 kHz. Everything runs in float64 so that the rounding to 16 bits at the end
 comes out the same on any machine.

@@ -1,28 +1,30 @@
 """Speech with exact word times, through the eSpeak NG library that the PyPI package `espeakng-loader` carries.
 
 Two things are unusual. Words are joined by no-break spaces: across plain spaces eSpeak merges common pairs ("in the")
-and loses their times. And every utterance is spoken in a forked child, with a fixed seed: the flutter and breath in
-eSpeak's voices go on from call to call and even start from the time of day, so only a fresh copy says the same twice.
+and loses their times. And it speaks in a forked child, with a fixed seed: the flutter and breath of eSpeak's
+voices go on from call to call, and even start from the time of day, so only a fresh copy says the same twice.
 """
 
 from __future__ import annotations
 
 import ctypes
+import io
 import json
 import os
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import soxr
 
 from auris.corpus.signal import SAMPLE_RATE, Signal
 
-# eSpeak's natural-sounding voice variants, dealt to the splits so that a test voice is never heard in training: variants
-# that share their formants (linda and belinda, f2 and f5) stand on the same side. Left out: robots, whispers, and variants
-# that overload 16 bits.
+# eSpeak's natural-sounding voice variants, dealt to the splits so that a test voice is never heard in training:
+# variants that share their formants (linda and belinda, f2 and f5) stand on the same side. Left out: robots, whispers,
+# and variants that overload 16 bits.
 VOICES = {
     "train": {
         "male": ("m1", "m2", "m3", "m5", "m7", "m8", "Diogo", "Mike"),
@@ -57,9 +59,15 @@ _Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctype
 
 
 @dataclass(frozen=True)
-class Voice:
-    """How something is said: variant (see `VOICES`), speaking rate in words per minute, pitch from 0 to 99."""
+class Line:
+    """Something to say and how.
 
+    `words` are the units that are to carry times, `variant` a voice of `VOICES`, `rate` in words per minute, `pitch`
+    from 0 to 99.
+    """
+
+    words: tuple[str, ...]
+    language: str
     variant: str
     rate: int
     pitch: int
@@ -67,7 +75,7 @@ class Voice:
 
 @dataclass(frozen=True)
 class Utterance:
-    """Speech at 16 kHz with the boundaries of its words in seconds: word i spans `boundaries[i]` to `boundaries[i+1]`."""
+    """Speech at 16 kHz with word boundaries in seconds: word i spans `boundaries[i]` to `boundaries[i+1]`."""
 
     samples: Signal
     boundaries: tuple[float, ...]
@@ -75,31 +83,36 @@ class Utterance:
 
 def version() -> str:
     """The synthesiser's version, as 'espeak-ng 1.52.0'."""
-    library, _ = _load()
+    library, *_ = _load()
     return f"espeak-ng {library.espeak_Info(None).decode()}"
 
 
-def say(words: Sequence[str], language: str, voice: Voice) -> Utterance:
-    """Speak `words`, a sentence cut into the units that are to carry times.
+def say(lines: Sequence[Line]) -> list[Utterance]:
+    """Speak `lines` one after the other: each depends on itself and the lines before it, and on nothing else.
 
     Raises:
-        RuntimeError: when eSpeak does not report one start time per word (it never happened with this grammar).
+        RuntimeError: when eSpeak fails, or does not report one start time per word (never, with this grammar).
     """
-    text = "\u00a0".join(words)
-    rate, events, pcm = _speak_in_child(text, f"{_LANGUAGES[language]}+{voice.variant}", voice)
-    spoken = [(position, sample) for kind, position, length, sample in events if kind == _WORD and length > 0]
-    expected = [1 + sum(len(word) + 1 for word in words[:index]) for index in range(len(words))]
-    ends = [sample for kind, _, _, sample in events if kind == _END]
-    if [position for position, _ in spoken] != expected or len(ends) != 1:
-        raise RuntimeError(f"eSpeak gave no time for every word of {text!r} ({language}, {voice}): events {events}")
-    # Very high quality runs in float64: at lower settings the result would depend on the processor's instructions.
-    signal = soxr.resample(np.frombuffer(pcm, np.int16) / 32768.0, rate, SAMPLE_RATE, quality="VHQ")
-    return Utterance(signal, tuple(sample / rate for sample in [*(sample for _, sample in spoken), ends[0]]))
+    _, rate, variants = _load()  # before the fork, so that every child starts from the same state
+    if unknown := {line.variant for line in lines} - variants:  # eSpeak itself would take its default voice
+        raise RuntimeError(f"eSpeak has no voice {sorted(unknown)}; espeakng-loader 0.2.4 has all of VOICES")
+    utterances = []
+    for line, (events, pcm) in zip(lines, _run_in_child(lines), strict=True):
+        spoken = [(position, sample) for kind, position, length, sample in events if kind == _WORD and length > 0]
+        expected = [1 + sum(len(word) + 1 for word in line.words[:index]) for index in range(len(line.words))]
+        ends = [sample for kind, _, _, sample in events if kind == _END]
+        if [position for position, _ in spoken] != expected or len(ends) != 1:
+            raise RuntimeError(f"eSpeak gave no time for every word of {line}: events {events}")
+        # Very high quality runs in float64: at lower settings the result would depend on the processor's instructions.
+        signal = soxr.resample(np.frombuffer(pcm, np.int16) / 32768.0, rate, SAMPLE_RATE, quality="VHQ")
+        boundaries = [*(sample for _, sample in spoken), ends[0]]
+        utterances.append(Utterance(signal, tuple(sample / rate for sample in boundaries)))
+    return utterances
 
 
 @cache
-def _load() -> tuple[ctypes.CDLL, int]:
-    """The initialised library and its sample rate in Hz.
+def _load() -> tuple[ctypes.CDLL, int, frozenset[str]]:
+    """The initialised library, its sample rate in Hz, and the voice variants it has.
 
     Raises:
         ImportError: when the package that carries eSpeak NG is not installed.
@@ -111,15 +124,15 @@ def _load() -> tuple[ctypes.CDLL, int]:
     library = ctypes.CDLL(str(espeakng_loader.get_library_path()))
     library.espeak_Info.restype = ctypes.c_char_p
     library.espeak_ng_SetRandSeed.argtypes = (ctypes.c_long,)
-    rate = library.espeak_Initialize(_SYNCHRONOUS, 0, str(espeakng_loader.get_data_path()).encode(), 0)
+    data = Path(espeakng_loader.get_data_path())
+    rate = library.espeak_Initialize(_SYNCHRONOUS, 0, str(data).encode(), 0)
     if rate <= 0:
         raise ImportError(f"eSpeak NG did not start (code {rate}); reinstall it: pip install 'auris[corpus]'")
-    return library, rate
+    return library, rate, frozenset(path.name for path in (data / "voices" / "!v").iterdir())
 
 
-def _speak_in_child(text: str, name: str, voice: Voice) -> tuple[int, list[list[int]], bytes]:
-    """Synthesise in a fork. Returns the sample rate, eSpeak's events [type, position, length, sample], 16-bit samples."""
-    _load()  # in the parent, so that every child starts from the same state
+def _run_in_child(lines: Sequence[Line]) -> Iterator[tuple[list[list[int]], bytes]]:
+    """Synthesise in a fork. Yields of each line eSpeak's events [type, position, length, sample] and 16-bit samples."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
@@ -127,7 +140,9 @@ def _speak_in_child(text: str, name: str, voice: Voice) -> tuple[int, list[list[
         status = 1
         try:
             with os.fdopen(writer, "wb") as pipe:
-                pipe.write(_synthesise(text, name, voice))
+                for line in lines:
+                    events, pcm = _synthesise(line)
+                    pipe.write(json.dumps([events, len(pcm)]).encode() + b"\n" + pcm)
             status = 0
         except Exception:
             traceback.print_exc()
@@ -135,17 +150,17 @@ def _speak_in_child(text: str, name: str, voice: Voice) -> tuple[int, list[list[
             os._exit(status)  # not sys.exit: the parent's cleanup is not the child's
     os.close(writer)
     with os.fdopen(reader, "rb") as pipe:
-        header, _, pcm = pipe.read().partition(b"\n")
+        output = io.BytesIO(pipe.read())
     _, status = os.waitpid(child, 0)
     if status != 0:
-        raise RuntimeError(f"eSpeak failed on {text!r} with voice {name!r} (status {status})")
-    rate, events = json.loads(header)
-    return rate, events, pcm
+        raise RuntimeError(f"eSpeak failed (status {status}) on one of {lines}; its own message is above")
+    for _ in lines:
+        events, size = json.loads(output.readline())
+        yield events, output.read(size)
 
 
-def _synthesise(text: str, name: str, voice: Voice) -> bytes:
-    """A line of JSON (sample rate and events), then the samples."""
-    library, rate = _load()
+def _synthesise(line: Line) -> tuple[list[tuple[int, int, int, int]], bytes]:
+    library, *_ = _load()
     events: list[tuple[int, int, int, int]] = []
     pcm: list[bytes] = []
 
@@ -159,15 +174,16 @@ def _synthesise(text: str, name: str, voice: Voice) -> bytes:
             index += 1
         return 0
 
-    library.espeak_ng_SetRandSeed(0)
     callback = _Callback(receive)  # a name of its own keeps it alive while eSpeak calls it
     library.espeak_SetSynthCallback(callback)
-    if library.espeak_SetVoiceByName(name.encode()) != 0:
-        raise RuntimeError(f"eSpeak has no voice {name!r}")
-    for parameter, value in ((_RATE, voice.rate), (_PITCH, voice.pitch), (_VOLUME, _HEADROOM)):
+    library.espeak_ng_SetRandSeed(0)
+    voice = f"{_LANGUAGES[line.language]}+{line.variant}"
+    if library.espeak_SetVoiceByName(voice.encode()) != 0:
+        raise RuntimeError(f"eSpeak does not take the voice {voice!r}")
+    for parameter, value in ((_RATE, line.rate), (_PITCH, line.pitch), (_VOLUME, _HEADROOM)):
         library.espeak_SetParameter(parameter, value, 0)
-    encoded = text.encode()
-    if library.espeak_Synth(encoded, len(encoded) + 1, 0, _BY_CHARACTER, 0, _UTF8, None, None) != 0:
-        raise RuntimeError(f"eSpeak refused {text!r}")
+    text = "\u00a0".join(line.words).encode()
+    if library.espeak_Synth(text, len(text) + 1, 0, _BY_CHARACTER, 0, _UTF8, None, None) != 0:
+        raise RuntimeError(f"eSpeak refused {line}")
     library.espeak_Synchronize()
-    return json.dumps([rate, events]).encode() + b"\n" + b"".join(pcm)
+    return events, b"".join(pcm)

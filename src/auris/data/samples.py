@@ -120,8 +120,8 @@ class Samples(ABC):
             )
             if samples > audio.MAX_SAMPLES and self.long_audio != "window":
                 raise TooLong(samples)
-            full, rest = divmod(samples, audio.MAX_SAMPLES)
-            tokens = full * self.geometry.tokens(audio.MAX_FRAMES) + self.geometry.tokens(audio.frames(rest))
+            windows = audio.window_lengths(samples)
+            tokens = sum(self.geometry.tokens(audio.frames(n)) for n in windows)
             spans.append(tokens + (1 if stated else 0))  # a rounded duration may hide one token
         return spans
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from auris.audio import stored
 from auris.model import attention
 
+STEM_GAIN = 1.5  # measured on log-mel of speech: the stem's deviation over time becomes about that of the positions
 MAX_PERIOD = 10_000  # of the sinusoids that mark time: openai/whisper model.py `sinusoids`
 
 
@@ -54,7 +55,15 @@ class Encoder(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Fill the position table: sines of all frequencies, then their cosines (not interleaved)."""
+        """Fill the position table (sines of all frequencies, then their cosines, not interleaved); scale up the stem.
+
+        With torch's initial convolutions the stem varies over time 20 times less than the positions added to it, and an
+        encoder trained from scratch long sees little but positions. With this gain the two are of one size.
+        """
+        for conv in (self.conv1, self.conv2):
+            nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
+            with torch.no_grad():
+                conv.weight.mul_(STEM_GAIN)
         half = self.width // 2
         rates = torch.exp(-math.log(MAX_PERIOD) / (half - 1) * torch.arange(half))
         angles = torch.arange(self.max_positions)[:, None] * rates

@@ -1,0 +1,66 @@
+"""Sounds and instruments: no two clips alike, and classes that a very simple classifier tells apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import pytest
+
+from auris.corpus import music, sound
+from auris.corpus.signal import SAMPLE_RATE, add_background, power, reverberate, samples, to_pcm
+
+Maker = Callable[[str, np.random.Generator, float], np.ndarray]
+
+
+def describe(clip: np.ndarray) -> np.ndarray:
+    """Level, spread and speed of change of the log energy in 32 bands."""
+    frames = np.lib.stride_tricks.sliding_window_view(clip, 512)[::160] * np.hanning(512)
+    spectrum = np.abs(np.fft.rfft(frames)) ** 2
+    edges = np.geomspace(2, 257, 33).astype(int)
+    bands = np.stack([spectrum[:, a : max(b, a + 1)].mean(1) for a, b in zip(edges[:-1], edges[1:], strict=True)], 1)
+    log = np.log10(bands + 1e-7 * bands.max())
+    return np.concatenate((log.mean(0) - log.mean(), log.std(0), np.abs(np.diff(log, axis=0)).mean(0)))
+
+
+@pytest.mark.parametrize(("make", "names"), [(sound.make, sound.SOUNDS), (music.play, music.INSTRUMENTS)])
+def test_classes_are_told_apart_by_their_nearest_neighbour(make: Maker, names: Iterable[str]) -> None:
+    def clips(seeds: range) -> list[tuple[str, np.ndarray]]:
+        return [(name, describe(make(name, np.random.default_rng(seed), 1.2))) for name in names for seed in seeds]
+
+    known, unseen = clips(range(8)), clips(range(100, 103))
+    scale = np.std([features for _, features in known], axis=0)
+    nearest = [min(known, key=lambda k: np.sum(((k[1] - features) / scale) ** 2))[0] for _, features in unseen]
+    right = np.mean([guess == name for guess, (name, _) in zip(nearest, unseen, strict=True)])
+    assert right >= 0.8
+
+
+@pytest.mark.parametrize(("make", "names"), [(sound.make, sound.SOUNDS), (music.play, music.INSTRUMENTS)])
+def test_clips_have_their_length_and_level_and_vary_with_the_seed(make: Maker, names: Iterable[str]) -> None:
+    for name in names:
+        one, same, other = (make(name, np.random.default_rng(seed), 0.8) for seed in (1, 1, 2))
+        assert len(one) == samples(0.8)
+        assert np.isfinite(one).all()
+        assert power(one) == pytest.approx(1.0)
+        np.testing.assert_array_equal(one, same)
+        assert np.corrcoef(one, other)[0, 1] < 0.5, name
+
+
+def test_background_has_the_asked_ratio() -> None:
+    clean = np.sin(2 * np.pi * 440 * np.arange(SAMPLE_RATE) / SAMPLE_RATE)
+    noisy = add_background(np.random.default_rng(0), clean, snr=20)
+    assert 10 * np.log10(power(clean) / power(noisy - clean)) == pytest.approx(20)
+
+
+def test_room_keeps_the_direct_sound_in_place_and_rings_after_it() -> None:
+    click = np.zeros(SAMPLE_RATE)
+    click[1000] = 1.0
+    heard = reverberate(np.random.default_rng(0), click, seconds=0.3, ratio=0.2)
+    assert heard[1000] == pytest.approx(1.0)
+    assert np.abs(heard[:1000]).max() < 1e-9
+    assert power(heard[1001:]) * (SAMPLE_RATE - 1001) == pytest.approx(0.2, rel=0.05)
+
+
+def test_pcm_peaks_at_the_level() -> None:
+    pcm = to_pcm(np.array([0.1, -0.4, 0.2]), level=-6.0)
+    assert np.abs(pcm.astype(int)).max() == round(32767 * 10 ** (-6 / 20))

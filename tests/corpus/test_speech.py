@@ -1,0 +1,110 @@
+"""The synthesiser: every word gets a time, voices are what their labels say, and history changes nothing."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from auris.corpus import signal, speech
+from auris.corpus.grammar import KEYWORDS, LANGUAGES, cover, render, words
+from auris.corpus.speech import VOICES, Line, say
+
+DOG = ("the", "dog", "works", "in", "the", "garden")
+
+
+def line(units: tuple[str, ...] = DOG, language: str = "en", variant: str = "m3", pitch: int = 50) -> Line:
+    return Line(words=units, language=language, variant=variant, rate=180, pitch=pitch)
+
+
+def pitch_of(samples: np.ndarray) -> float:
+    """Median fundamental frequency in Hz over the voiced 40 ms stretches, by autocorrelation."""
+    n, found = signal.samples(0.04), []
+    shortest, longest = signal.SAMPLE_RATE // 350, signal.SAMPLE_RATE // 60
+    for start in range(0, len(samples) - n, n // 2):
+        stretch = samples[start : start + n] * np.hanning(n)
+        correlation = np.fft.irfft(np.abs(np.fft.rfft(stretch, 4 * n)) ** 2)
+        lag = shortest + int(correlation[shortest:longest].argmax())
+        if correlation[lag] > 0.45 * correlation[0] > 0.01:
+            found.append(signal.SAMPLE_RATE / lag)
+    return float(np.median(found))
+
+
+def sentences_with_all_words(language: str) -> Iterator[tuple[str, ...]]:
+    heard: set[str] = set()
+    for meaning in cover():
+        units = tuple(words(render(meaning, language), language))
+        if not set(units) <= heard:
+            heard |= set(units)
+            yield units
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_every_word_of_the_grammar_gets_its_time(language: str) -> None:
+    lines = [line(units, language) for units in sentences_with_all_words(language)]
+    if language == "en":
+        lines += [line((keyword, "says", "the", "dog")) for keyword in KEYWORDS]
+    for spoken, utterance in zip(lines, say(lines), strict=True):
+        assert len(utterance.boundaries) == len(spoken.words) + 1
+        assert np.all(np.diff(utterance.boundaries) > 0.02), spoken
+
+
+def test_boundaries_enclose_the_speech() -> None:
+    (utterance,) = say([line()])
+    loud = np.flatnonzero(np.abs(utterance.samples) > 0.02 * np.abs(utterance.samples).max()) / signal.SAMPLE_RATE
+    assert utterance.boundaries[0] <= loud[0] + 0.005
+    assert loud[0] - utterance.boundaries[0] < 0.08
+    assert abs(loud[-1] - utterance.boundaries[-1]) < 0.08
+
+
+@pytest.mark.parametrize("variant", ["m3", "f5", "Alicia"])  # plain, with breath, with echo: each has state of its own
+def test_sounds_the_same_whatever_was_said_before(variant: str) -> None:
+    (first,) = say([line(variant=variant)])
+    say([line(variant="f2"), line(("le", "roi", "chante"), "fr", "m1")])
+    again, _ = say([line(variant=variant), line(variant="m8")])
+    np.testing.assert_array_equal(first.samples, again.samples)
+
+
+def test_no_voice_is_in_two_splits() -> None:
+    names = [name for genders in VOICES.values() for variants in genders.values() for name in variants]
+    assert len(names) == len(set(names))
+    assert all(genders["male"] and genders["female"] for genders in VOICES.values())
+
+
+@pytest.mark.parametrize(("gender", "low", "high"), [("male", 70, 135), ("female", 150, 300)])
+def test_pitch_tells_the_gender_of_every_voice(gender: str, low: float, high: float) -> None:
+    lines = [
+        line(variant=name, pitch=pitch) for split in VOICES.values() for name in split[gender] for pitch in (42, 58)
+    ]
+    for spoken, utterance in zip(lines, say(lines), strict=True):
+        assert low < pitch_of(utterance.samples) < high, spoken
+
+
+def test_no_voice_overloads() -> None:
+    lines = [line(variant=name, pitch=58) for split in VOICES.values() for names in split.values() for name in names]
+    assert all(np.abs(utterance.samples).max() < 1.0 for utterance in say(lines))
+
+
+def test_languages_differ_for_the_same_letters() -> None:
+    english, german = say([line(("table",), "en"), line(("table",), "de")])
+    assert len(english.samples) != len(german.samples)
+
+
+def test_unknown_voice_is_named() -> None:
+    with pytest.raises(RuntimeError, match=r"no voice \['nobody'\]"):
+        say([line(variant="nobody")])
+
+
+def test_failure_in_the_child_reaches_the_caller(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(RuntimeError, match="eSpeak failed"):
+        say([line(), line(language="ko")])
+    assert "KeyError: 'ko'" in capfd.readouterr().err
+
+
+def test_missing_synthesiser_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "espeakng_loader", None)
+    speech._load.cache_clear()
+    with pytest.raises(ImportError, match=r"pip install 'auris\[corpus\]'"):
+        speech.version()

@@ -1,0 +1,322 @@
+"""The data module: where a run stands, the same rows on any number of ranks, and what a bad row leaves untouched."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from manifests import samples_of, speech_rows, write_manifest
+
+from auris.audio import SpecAugment
+from auris.data.datamodule import AudioDataModule, From, Questions, Steps, by_length, group
+from auris.data.lengths import Lengths
+from auris.data.packing import IGNORE
+from auris.data.rows import Row
+from auris.data.samples import TextSamples
+
+SECONDS = [0.3 + 0.07 * n for n in range(14)]
+MASKS = SpecAugment(n_freq_masks=1, freq_mask_param=4, n_time_masks=1, time_mask_param=10, p=1.0, time_warp=0)
+STEPS = 9
+
+
+@pytest.fixture(scope="module")
+def speech(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Fourteen short clips in train.jsonl and three more in valid.jsonl."""
+    folder = tmp_path_factory.mktemp("speech")
+    write_manifest(folder / "train.jsonl", speech_rows(folder, SECONDS))
+    write_manifest(folder / "valid.jsonl", speech_rows(folder, [0.5, 0.9, 0.7], prefix="v"))
+    return folder
+
+
+def module(folder: Path, *, global_step: int = 0, place: dict | None = None, **changed: Any) -> AudioDataModule:
+    """A data module that is set up and stands at `global_step` of its run."""
+    settings: dict[str, Any] = {
+        "samples": samples_of(augment=MASKS, long_audio="skip"),
+        "valid_samples": samples_of(long_audio="skip"),
+        "train": [str(folder / "train.jsonl")],
+        "valid": [str(folder / "valid.jsonl")],
+        "max_steps": STEPS,
+        "rows_per_step": 4,
+        "token_budget": 90,
+        "cache_dir": str(folder / "cache"),
+    }
+    data = AudioDataModule(**settings | changed)
+    data.setup("fit")
+    data.trainer = SimpleNamespace(global_step=global_step, distributed_sampler_kwargs=place)
+    return data
+
+
+def steps(data: AudioDataModule, world: int, rank: int) -> Steps:
+    return Steps(data.rows, data.plan, data.samples, world, rank)
+
+
+def by_row(packs: list[dict]) -> dict[int, tuple[torch.Tensor, ...]]:
+    """Row number -> its tokens, its labels and its stored features, cut out of the packs."""
+    found = {}
+    for pack in packs:
+        tokens = pack["cu_seqlens"].diff().tolist()
+        stored = [n + 2 for n in pack["frames"].tolist()]
+        parts = zip(pack["ids"].split(tokens), pack["labels"].split(tokens), pack["mel"].split(stored, 1), strict=True)
+        assert not set(pack["rows"]) & set(found)
+        found |= dict(zip(pack["rows"], parts, strict=bool(pack["rows"])))
+    return found
+
+
+def equal(one: dict[int, tuple[torch.Tensor, ...]], two: dict[int, tuple[torch.Tensor, ...]]) -> bool:
+    same = (torch.equal(a, b) for row in one for a, b in zip(one[row], two[row], strict=True))
+    return list(one) == list(two) and all(same)
+
+
+# --- steps ---
+
+
+def test_a_batch_is_one_step_of_rows_per_step_rows(speech):
+    data = module(speech)
+    batches = list(data.train_dataloader())
+    assert len(batches) == STEPS
+    for number, packs in enumerate(batches):
+        rows = [row for pack in packs for row in pack["rows"]]
+        assert sorted(rows) == sorted(row for row, _ in data.plan.step(number))
+        assert len(rows) == 4
+        assert all(len(pack["ids"]) <= 90 for pack in packs)
+
+
+def test_every_row_is_met_once_in_each_epoch(speech):
+    batches = module(speech, rows_per_step=7).train_dataloader()
+    rows = [row for packs in batches for pack in packs for row in pack["rows"]]
+    assert len(rows) == STEPS * 7
+    for epoch in range(4):
+        assert sorted(rows[epoch * 14 : (epoch + 1) * 14]) == list(range(14))
+
+
+def test_a_resumed_run_goes_on_with_the_step_it_stopped_before(speech):
+    whole = list(module(speech).train_dataloader())
+    loader = module(speech, global_step=5).train_dataloader()
+    rest = list(loader)
+    assert len(loader) == STEPS  # Lightning counts from the beginning
+    assert len(rest) == STEPS - 5
+    for before, again in zip(whole[5:], rest, strict=True):
+        assert equal(by_row(before), by_row(again))
+
+
+def test_positions_from_start_to_stop():
+    assert list(From(3, 7)) == [3, 4, 5, 6] and len(From(3, 7)) == 7
+    assert list(From(7, 7)) == []
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_a_step_has_the_same_rows_on_any_number_of_ranks(speech, world):
+    data = module(speech)
+    for number in range(STEPS):
+        alone = by_row(steps(data, 1, 0)[number])
+        ranks = [steps(data, world, rank)[number] for rank in range(world)]
+        assert len({len(packs) for packs in ranks}) == 1  # gradients are exchanged once per pack
+        together = by_row([pack for packs in ranks for pack in packs])
+        assert equal(dict(sorted(alone.items())), dict(sorted(together.items())))
+
+
+def test_the_loader_serves_the_place_that_the_trainer_names(speech):
+    data = module(speech, place={"num_replicas": 3, "rank": 2})
+    for packs, expected in zip(data.train_dataloader(), (steps(data, 3, 2)[n] for n in range(STEPS)), strict=True):
+        assert equal(by_row(packs), by_row(expected))
+
+
+def test_worker_processes_change_nothing(speech):
+    alone = module(speech, max_steps=4).train_dataloader()
+    helped = module(speech, max_steps=4, num_workers=2).train_dataloader()
+    for one, two in zip(alone, helped, strict=True):
+        assert equal(by_row(one), by_row(two))
+
+
+def test_full_packs_are_filled_to_the_budget(speech):
+    data = module(speech, rows_per_step=None, packs_per_step=2, max_steps=3)
+    batches = list(data.train_dataloader())
+    assert [len(packs) for packs in batches] == [2, 2, 2]
+    assert all(len(pack["ids"]) <= 90 for packs in batches for pack in packs)
+
+
+# --- rows that cannot be used ---
+
+
+def spoil(folder: Path, **changed: Any) -> Path:
+    """The same manifest with one row spoilt: row 5."""
+    rows = speech_rows(folder, SECONDS)
+    rows[5] |= changed
+    write_manifest(folder / "train.jsonl", rows)
+    write_manifest(folder / "valid.jsonl", speech_rows(folder, [0.5], prefix="v"))
+    return folder
+
+
+def test_a_row_that_turns_out_to_be_unreadable_leaves_all_other_rows_in_their_packs(speech, tmp_path):
+    spoil(tmp_path)
+    (tmp_path / "r5.wav").write_bytes(b"RIFF, but no sound")
+    good, bad = module(speech), module(tmp_path)
+    met = 0
+    for number in range(STEPS):
+        for pack, spoilt in zip(steps(good, 1, 0)[number], steps(bad, 1, 0)[number], strict=True):
+            assert spoilt["rows"] == [row for row in pack["rows"] if row != 5]
+            kept = by_row([pack])
+            kept.pop(5, None)
+            assert equal(kept, by_row([spoilt]))
+            assert [row for row, _ in spoilt["skipped"]] == ["r5"] * (5 in pack["rows"])
+            assert all("r5.wav: cannot be decoded" in reason for _, reason in spoilt["skipped"])
+            met += 5 in pack["rows"]
+    assert met >= 2
+
+
+def test_a_row_known_to_be_unusable_leaves_all_other_rows_in_their_steps(speech, tmp_path):
+    spoil(tmp_path, text="")
+    good, bad = module(speech), module(tmp_path)
+    assert bad.problems() == [("r5", "label `text` is empty")]
+    for number in range(STEPS):
+        kept = by_row(steps(good, 1, 0)[number])
+        kept.pop(5, None)
+        found = by_row(steps(bad, 1, 0)[number])
+        assert equal(dict(sorted(kept.items())), dict(sorted(found.items())))
+
+
+def test_a_pack_of_which_nothing_can_be_read_is_an_empty_one_with_reasons(tmp_path):
+    spoil(tmp_path)
+    for path in tmp_path.glob("r*.wav"):
+        path.unlink()
+    packs = steps(module(tmp_path), 1, 0)[0]
+    assert all(pack["rows"] == [] and (pack["labels"] == IGNORE).all() for pack in packs)
+    assert sum(len(pack["skipped"]) for pack in packs) == 4
+    assert all("no such file" in reason for pack in packs for _, reason in pack["skipped"])
+
+
+def test_training_rows_of_which_none_can_be_used_are_an_error_with_the_first_reason(tmp_path):
+    rows = [row | {"text": ""} for row in speech_rows(tmp_path, [0.3, 0.4])]
+    write_manifest(tmp_path / "train.jsonl", rows)
+    with pytest.raises(ValueError, match=r"none of the 2 rows can be used \(the first: label `text` is empty\)"):
+        module(tmp_path)
+
+
+def test_a_lying_duration_is_named_when_the_row_is_met(tmp_path):
+    spoil(tmp_path, duration=2.5)
+    data = module(tmp_path)
+    skipped = [row for n in range(STEPS) for pack in steps(data, 1, 0)[n] for row in pack["skipped"]]
+    assert {row for row, _ in skipped} == {"r5"}
+    assert all("the manifest says 2.50 s" in reason for _, reason in skipped)
+
+
+# --- sources ---
+
+
+def test_weights_set_the_share_of_a_source(speech, tmp_path):
+    few = write_manifest(tmp_path / "few.jsonl", speech_rows(tmp_path, [0.4, 0.5], prefix="few"))
+    train = [{"path": str(speech / "train.jsonl"), "weight": 1}, {"path": str(few), "weight": 3}]
+    data = module(speech, train=train)
+    drawn = [row for number in range(STEPS) for row, _ in data.plan.step(number)]
+    assert sum(row >= len(SECONDS) for row in drawn) == round(0.75 * len(drawn))
+
+
+def test_tasks_and_limit_of_an_entry_choose_the_rows(speech):
+    entry = {"path": str(speech / "train.jsonl"), "tasks": ["asr"], "limit": 3}
+    assert [row.id for row in module(speech, train=[entry]).rows] == ["r0", "r1", "r2"]
+
+
+def test_one_manifest_can_be_a_source_twice_with_tasks_of_different_weight(tmp_path):
+    rows = speech_rows(tmp_path, [0.3, 0.4, 0.5])
+    rows[2] |= {"task": "sec", "text": "rain"}
+    path = str(write_manifest(tmp_path / "train.jsonl", rows))
+    entries = [{"path": path, "tasks": ["asr"], "weight": 1}, {"path": path, "tasks": ["sec"], "weight": 3}]
+    data = module(tmp_path, train=entries, valid=[path])
+    drawn = [row for number in range(4) for row, _ in data.plan.step(number)]
+    assert drawn.count(2) == 12
+
+
+def test_text_lines_and_sound_rows_mix_in_the_text_view(speech, tmp_path):
+    (tmp_path / "lines.txt").write_text("the mat\nthe cat\n")
+    data = module(
+        speech,
+        train=[str(speech / "train.jsonl"), str(tmp_path / "lines.txt")],
+        samples=samples_of(TextSamples),
+        valid_samples=samples_of(TextSamples),
+        token_budget=400,
+    )
+    packs = [pack for number in range(4) for pack in steps(data, 1, 0)[number]]
+    assert {row for pack in packs for row in pack["rows"]} == set(range(16))
+    assert all("mel" not in pack and not len(pack["audio_index"]) for pack in packs)
+
+
+# --- validation ---
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 5])
+def test_packs_by_length_hold_every_usable_row_once_within_the_budget(world):
+    tokens = np.random.default_rng(0).integers(5, 60, 41)
+    tokens[[3, 17]] = 0
+    packs = by_length(Lengths(tokens, {3: "bad", 17: "bad"}), 100, world)
+    assert sorted(row for pack in packs for row in pack) == [row for row in range(41) if row not in (3, 17)]
+    assert all(tokens[pack].sum() <= 100 for pack in packs)
+    assert len(packs) % world == 0 and sum(not pack for pack in packs) < world
+    order = [tokens[row] for pack in packs for row in pack]
+    assert order == sorted(order, reverse=True)
+
+
+def test_validation_rows_are_shared_by_the_ranks_each_once(speech):
+    seen = []
+    for rank in range(2):
+        batches = list(module(speech, place={"num_replicas": 2, "rank": rank}).val_dataloader())
+        seen.append([row for batch in batches for row in batch["prompts"]["rows"]])
+    assert sorted(seen[0] + seen[1]) == [0, 1, 2]
+    assert len(list(module(speech, place={"num_replicas": 2, "rank": 0}).val_dataloader())) == len(batches)
+
+
+def test_a_validation_batch_has_the_rows_with_and_without_their_answers(speech):
+    data = module(speech, token_budget=400)
+    (batch,) = data.val_dataloader()
+    answered, prompts = batch["answered"], batch["prompts"]
+    assert answered["rows"] == prompts["rows"] == [1, 2, 0]  # the longest first
+    assert torch.equal(answered["mel"], prompts["mel"])
+    whole, start = by_row([answered]), by_row([prompts])
+    for row in (0, 1, 2):
+        assert torch.equal(whole[row][0][: len(start[row][0])], start[row][0])
+        assert len(start[row][0]) < len(whole[row][0])
+
+
+def test_text_rows_can_be_validation_rows(speech, tmp_path):
+    """They have no prompt to generate from: only their loss counts."""
+    (tmp_path / "lines.txt").write_text("the mat\nthe cat\n")
+    text = samples_of(TextSamples)
+    data = module(speech, valid=[str(tmp_path / "lines.txt")], valid_samples=text, token_budget=200)
+    (batch,) = data.val_dataloader()
+    assert sorted(batch["answered"]["rows"]) == [0, 1]
+    assert batch["prompts"]["rows"] == []
+    assert data.groups() == {}
+
+
+def test_an_unreadable_validation_row_is_left_out_and_named(tmp_path):
+    write_manifest(tmp_path / "valid.jsonl", speech_rows(tmp_path, [0.3, 0.4], prefix="v"))
+    write_manifest(tmp_path / "train.jsonl", speech_rows(tmp_path, [0.3]))
+    (tmp_path / "v1.wav").write_bytes(b"")
+    (batch,) = module(tmp_path, token_budget=200).val_dataloader()
+    assert batch["answered"]["rows"] == batch["prompts"]["rows"] == [0]
+    assert [row for row, _ in batch["prompts"]["skipped"]] == ["v1"]
+
+
+def test_questions_have_canonical_wording_and_no_augmentation(speech):
+    data = module(speech)
+    questions = Questions(data.valid_rows, [[0]], samples_of(augment=MASKS))
+    plain = Questions(data.valid_rows, [[0]], samples_of())
+    assert equal(by_row([questions[0]["answered"]]), by_row([plain[0]["answered"]]))
+
+
+def test_groups_are_the_lines_of_the_validation_table_with_their_metric(tmp_path):
+    rows = speech_rows(tmp_path, [0.3] * 4)
+    rows[1] |= {"task": "s2tt", "language": "de", "target_language": "en"}
+    rows[2] |= {"task": "sec", "text": "rain"}
+    rows[3] |= {"task": "mic", "text": ""}  # unusable: no line
+    write_manifest(tmp_path / "train.jsonl", rows)
+    data = module(tmp_path, valid=[str(tmp_path / "train.jsonl")])
+    assert data.groups() == {"asr en": "wer", "s2tt de-en": "bleu", "sec": "accuracy"}
+
+
+def test_a_group_names_the_languages():
+    assert group(Row("a", labels={"task": "asr", "language": "zh"})) == "asr zh"
+    assert group(Row("a", labels={"task": "lid", "language": "zh"})) == "lid"

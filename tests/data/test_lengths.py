@@ -1,0 +1,209 @@
+"""Measured lengths: equal from the cache, measured anew when anything they depend on changes, problems named."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from manifests import samples_of, speech_rows, tokenizer, write_manifest, write_wave
+
+from auris.audio import Geometry
+from auris.data import lengths
+from auris.data.lengths import Lengths, measure
+from auris.data.rows import Manifest, read_manifests
+from auris.data.samples import TextSamples
+from auris.prompts import TagPrompt
+from auris.tokenizer import Tokenizer
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "data").mkdir()
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    return tmp_path / "cache"
+
+
+def manifests(folder: Path, *, stated: bool = False, extra: list[dict] | None = None) -> list[Manifest]:
+    rows = speech_rows(folder, [0.4, 0.6, 0.8], stated=stated)
+    return read_manifests([write_manifest(folder / "rows.jsonl", rows + (extra or []))])
+
+
+def caches(cache: Path) -> set[str]:
+    return {path.name for path in cache.glob("*")}
+
+
+def forbid_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise AssertionError("measured although cached")
+
+    monkeypatch.setattr(lengths, "_measure", fail)
+
+
+def equal(one: Lengths, two: Lengths) -> bool:
+    return np.array_equal(one.tokens, two.tokens) and one.problems == two.problems
+
+
+def test_lengths_are_those_of_the_built_samples(folder, cache):
+    (manifest,) = manifests(folder)
+    samples = samples_of(prompt=TagPrompt())
+    measured = measure([manifest], samples, cache)
+    assert measured.tokens.tolist() == [len(samples.build(row, 0, 0).ids) for row in manifest.rows]
+    assert measured.problems == {}
+
+
+def test_a_cache_hit_equals_the_measurement(folder, cache, monkeypatch):
+    bad = {"id": "gone", "audio": "gone.wav", "task": "asr", "language": "en", "text": "x"}
+    first = measure(manifests(folder, extra=[bad]), samples_of(), cache)
+    (file,) = caches(cache)
+    forbid_measuring(monkeypatch)
+    again = measure(manifests(folder, extra=[bad]), samples_of(), cache)
+    assert equal(first, again) and again.tokens.dtype == np.int64
+    assert list(again.problems) == [3]
+    assert caches(cache) == {file}
+
+
+def test_rows_are_numbered_through_the_manifests(folder, cache):
+    bad = {"id": "bad", "task": "asr"}
+    (folder / "b").mkdir()
+    other = write_manifest(folder / "b" / "rows.jsonl", [bad, *speech_rows(folder / "b", [0.5], prefix="b")])
+    (first,) = manifests(folder)
+    measured = measure([first, *read_manifests([other])], samples_of(), cache)
+    assert len(measured.tokens) == 5
+    assert list(measured.problems) == [3] and measured.tokens[3] == 0
+    assert (measured.tokens[[0, 1, 2, 4]] > 0).all()
+
+
+class Relaxed(TagPrompt):
+    """Another style."""
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"prompt": TagPrompt()},
+        {"prompt": Relaxed()},
+        {"tokenizer": Tokenizer.train(["other text"], vocab_size=290)},
+        {"geometry": Geometry(n_mels=16, pool=4)},
+        {"long_audio": "window"},
+        {"kind": TextSamples},
+    ],
+    ids=lambda changed: next(iter(changed)),
+)
+def test_another_view_of_the_rows_is_measured_anew(folder, cache, changed):
+    found = manifests(folder)
+    measure(found, samples_of(), cache)
+    before = caches(cache)
+    measure(found, samples_of(**changed), cache)
+    assert len(caches(cache) - before) == 1
+
+
+def test_another_wording_is_measured_anew(folder, cache, monkeypatch):
+    from auris import tasks
+
+    found = manifests(folder)
+    short = measure(found, samples_of(), cache)
+    asr = tasks.TASKS["asr"]
+    longer = tasks.Task(**{**vars(asr), "paraphrases": (*asr.paraphrases, 9 * "Write down what is said. ")})
+    monkeypatch.setitem(tasks.TASKS, "asr", longer)
+    assert (measure(found, samples_of(), cache).tokens > short.tokens).all()
+
+
+def test_another_manifest_is_measured_anew(folder, cache):
+    first = measure(manifests(folder), samples_of(), cache)
+    rows = speech_rows(folder, [0.4, 0.6, 0.8], stated=False)
+    rows[1]["text"] += " on the mat again and again"
+    changed = read_manifests([write_manifest(folder / "rows.jsonl", rows)])
+    second = measure(changed, samples_of(), cache)
+    assert (second.tokens > first.tokens).tolist() == [False, True, False]
+
+
+def test_some_rows_of_a_manifest_are_not_mistaken_for_all(folder, cache):
+    measure(manifests(folder), samples_of(), cache)
+    limited = read_manifests([{"path": folder / "rows.jsonl", "limit": 2}])
+    assert len(measure(limited, samples_of(), cache).tokens) == 2
+
+
+def test_an_unstated_file_that_changed_is_measured_anew(folder, cache):
+    found = manifests(folder)
+    first = measure(found, samples_of(), cache)
+    write_wave(folder / "r1.wav", 1.2)
+    assert (measure(found, samples_of(), cache).tokens - first.tokens).tolist() == [0, 15, 0]
+
+
+def test_an_unstated_file_of_the_same_size_but_another_time_is_measured_anew(folder, cache):
+    found = manifests(folder)
+    measure(found, samples_of(), cache)
+    before = caches(cache)
+    os.utime(folder / "r1.wav", ns=(1, 1))
+    measure(found, samples_of(), cache)
+    assert len(caches(cache) - before) == 1
+
+
+def test_a_file_that_was_missing_is_looked_for_again(folder, cache):
+    found = manifests(folder)
+    (folder / "r2.wav").unlink()
+    assert list(measure(found, samples_of(), cache).problems) == [2]
+    write_wave(folder / "r2.wav", 0.8)
+    assert measure(found, samples_of(), cache).problems == {}
+
+
+def test_stated_durations_are_measured_without_the_files(folder, cache):
+    found = manifests(folder, stated=True)
+    for path in folder.glob("*.wav"):
+        path.unlink()
+    assert (measure(found, samples_of(), cache).tokens > 0).all()
+
+
+def test_every_problem_is_named_with_its_reason_and_has_no_length(folder, cache):
+    (folder / "noise.wav").write_bytes(b"not a sound file")
+    asr = {"task": "asr", "language": "en", "text": "x"}
+    write_wave(folder / "short.wav", 0.02)
+    extra = [
+        {"id": "corrupt", "audio": "noise.wav", **asr},
+        {"id": "unlabelled", "audio": "r0.wav", "task": "asr", "language": "en"},
+        {"id": "long", "audio": "r0.wav", "duration": 40, **asr},
+        {"id": "short", "audio": "short.wav", **asr},
+    ]
+    measured = measure(manifests(folder, extra=extra), samples_of(long_audio="skip"), cache)
+    said = ["cannot be decoded", "needs the label `text`", "40.0 s, the limit is 30 s", "shorter than one audio token"]
+    assert list(measured.problems) == [3, 4, 5, 6]
+    assert all(words in reason for words, reason in zip(said, measured.problems.values(), strict=True))
+    assert (measured.tokens > 0).tolist() == [True] * 3 + [False] * 4
+
+
+def test_a_label_of_another_task_does_not_stop_the_measurement(folder, cache):
+    odd = {"id": "odd", "audio": "r0.wav", "task": "sec", "text": "rain", "language": "tlh"}
+    measured = measure(manifests(folder, extra=[odd]), samples_of(), cache)
+    assert measured.tokens[3] > 0 or 3 in measured.problems
+
+
+def test_a_long_clip_under_the_error_policy_stops_with_the_rows_name_and_leaves_no_cache(folder, cache):
+    long = {"id": "sermon", "audio": "r0.wav", "duration": 40, "task": "asr", "language": "en", "text": "x"}
+    with pytest.raises(ValueError, match="row sermon: the clip is 40.0 s, .* data.long_audio=window"):
+        measure(manifests(folder, extra=[long]), samples_of(long_audio="error"), cache)
+    assert caches(cache) == set()
+
+
+def test_windows_of_a_long_clip_count(folder, cache):
+    long = {"id": "sermon", "audio": "r0.wav", "duration": 40, "task": "asr", "language": "en", "text": "x"}
+    measured = measure(manifests(folder, extra=[long]), samples_of(long_audio="window"), cache)
+    assert measured.tokens[3] > 1_000 and measured.problems == {}
+
+
+def test_the_tokenizer_of_the_key_includes_control_tokens_added_later(folder, cache):
+    found = manifests(folder)
+    measure(found, samples_of(tokenizer=tokenizer()), cache)
+    grown = Tokenizer.train(["x"], vocab_size=300)
+    before = caches(cache)
+    measure(found, samples_of(tokenizer=grown), cache)
+    between = caches(cache)
+    grown.fast.add_tokens(["the cat sat"])
+    grown = Tokenizer(grown.fast)
+    measure(found, samples_of(tokenizer=grown), cache)
+    assert len(before) < len(between) < len(caches(cache))

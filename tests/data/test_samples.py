@@ -1,0 +1,348 @@
+"""Rows as samples: how long they are, what cannot be used and why, and what is random about them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from manifests import GEOMETRY, read_row, samples_of, tokenizer, write_wave
+
+from auris import audio
+from auris.data.rows import Row
+from auris.data.samples import AudioSamples, RowError, Samples, TextSamples, TooLong, TranscriptSamples
+from auris.prompts import BothPrompts, NaturalPrompt, TagPrompt
+
+WARP = audio.SpecAugment(n_freq_masks=1, freq_mask_param=4, n_time_masks=1, time_mask_param=10, p=1.0, time_warp=5)
+
+# At 16, 22.05 and 44.1 kHz, no multiples of a mel frame; 5281 samples are one audio token more than 5280.
+LENGTHS = [(0.03, 16_000), (0.33, 16_000), (5281 / 16_000, 16_000), (1.7, 22_050), (2.345, 44_100), (31.3, 16_000)]
+
+
+def row_of(folder: Path, seconds: float = 1.0, *, rate: int = audio.SAMPLE_RATE, **fields) -> Row:
+    write_wave(folder / "clip.wav", seconds, rate=rate)
+    return read_row(folder, audio="clip.wav", **fields)
+
+
+def planned(samples: Samples, row: Row) -> int:
+    return samples.length(row, samples.spans(row))
+
+
+def longest_built(samples: Samples, row: Row, epochs: int = 40) -> int:
+    """Tokens of the longest sample of a row that training would meet; enough epochs to draw every wording."""
+    return max(len(samples.build(row, 0, epoch).ids) for epoch in range(epochs))
+
+
+# --- lengths ---
+
+
+@pytest.mark.parametrize("prompt", [TagPrompt(), NaturalPrompt(), BothPrompts()])
+@pytest.mark.parametrize("pool", [1, 2, 4])
+def test_the_planned_length_is_that_of_the_longest_wording(tmp_path, prompt, pool):
+    row = row_of(tmp_path, 0.5)
+    samples = samples_of(prompt=prompt, geometry=audio.Geometry(n_mels=8, pool=pool))
+    assert planned(samples, row) == longest_built(samples, row)
+
+
+@pytest.mark.parametrize("seconds, rate", LENGTHS)
+def test_the_planned_length_of_an_unstated_file_is_exact(tmp_path, seconds, rate):
+    row = row_of(tmp_path, seconds, rate=rate)
+    samples = samples_of(prompt=TagPrompt(), long_audio="window")
+    assert planned(samples, row) == len(samples.build(row, 0, epoch=0).ids)
+
+
+def test_the_planned_length_of_windows_is_exact_where_each_rounds_up(tmp_path):
+    """Equal windows of 60.07 s may make a token more than 30 s + 30 s + the rest."""
+    samples = samples_of(prompt=TagPrompt(), long_audio="window", geometry=audio.Geometry(n_mels=2, pool=2))
+    for extra in (1, 400, 700, 1_100):
+        n_samples = 2 * audio.MAX_SAMPLES + extra
+        soundfile.write(tmp_path / "clip.wav", np.zeros(n_samples), audio.SAMPLE_RATE)
+        row = read_row(tmp_path, audio="clip.wav")
+        assert planned(samples, row) == len(samples.build(row, 0, epoch=0).ids), extra
+
+
+@pytest.mark.parametrize("digits", [1, 2, 3])
+@pytest.mark.parametrize("pool", [1, 2])
+def test_a_rounded_duration_never_plans_too_little(tmp_path, digits, pool):
+    samples = samples_of(prompt=TagPrompt(), geometry=audio.Geometry(n_mels=2, pool=pool))
+    for seconds in (0.449, 0.7349, 1.0495):
+        row = row_of(tmp_path, seconds, duration=round(seconds, digits))
+        assert planned(samples, row) >= len(samples.build(row, 0, epoch=0).ids), seconds
+
+
+def test_a_stated_duration_plans_without_the_file(tmp_path):
+    row = read_row(tmp_path, audio="absent.wav", duration=2.0)
+    (span,) = samples_of().spans(row)
+    assert 50 <= span <= 53  # 25 a second, and room for what rounding hides
+
+
+def test_the_length_of_a_segment_is_that_of_what_is_read(tmp_path):
+    write_wave(tmp_path / "long.wav", 3.0)
+    whole = read_row(tmp_path, audio="long.wav", offset=1.0)
+    part = read_row(tmp_path, audio="long.wav", offset=1.0, duration=0.5)
+    samples = samples_of(prompt=TagPrompt())
+    assert [len(samples.build(row, 0, None).frames) for row in (whole, part)] == [1, 1]
+    assert [samples.build(row, 0, None).frames[0] for row in (whole, part)] == [200, 50]
+    assert planned(samples, whole) == len(samples.build(whole, 0, None).ids)
+    assert planned(samples, part) >= len(samples.build(part, 0, None).ids)
+
+
+# --- a sample ---
+
+
+def test_a_sample_holds_a_pad_for_each_audio_token_and_the_clips_features(tmp_path):
+    sample = samples_of(prompt=NaturalPrompt()).build(row_of(tmp_path, 0.5), 7, epoch=None)
+    wave = audio.read(tmp_path / "clip.wav")
+    assert sample.row == 7 and sample.frames == (50,) and sample.audio_seconds == pytest.approx(0.5)
+    assert sample.audio_mask.sum() == GEOMETRY.tokens(50) == 12
+    assert set(sample.ids[sample.audio_mask]) == {tokenizer().id("<|AUDIO|>")}
+    torch.testing.assert_close(sample.mels[0], audio.log_mel(wave, GEOMETRY.n_mels), rtol=0, atol=0)
+
+
+def test_each_clip_of_a_row_has_its_own_tokens_and_features(tmp_path):
+    for name, seconds in (("a.wav", 0.5), ("b.wav", 0.2)):
+        write_wave(tmp_path / name, seconds)
+    row = read_row(tmp_path, audio=["a.wav", "b.wav"])
+    sample = samples_of().build(row, 0, None)
+    assert sample.frames == (50, 20)
+    assert np.flatnonzero(np.diff(sample.audio_mask.astype(int)) == 1).size == 2
+    assert sample.audio_mask.sum() == GEOMETRY.tokens(50) + GEOMETRY.tokens(20)
+
+
+def test_a_prompt_alone_is_the_sample_up_to_its_answer(tmp_path):
+    row = row_of(tmp_path, 0.5)
+    samples = samples_of(prompt=NaturalPrompt())
+    whole, prompt = (samples.build(row, 0, None, prompt_only=only) for only in (False, True))
+    answer = [*tokenizer().plain(row.labels["text"]), tokenizer().end]
+    assert whole.ids.tolist() == prompt.ids.tolist() + answer
+    assert whole.frames == prompt.frames
+
+
+# --- rows that cannot be used, and odd ones that can ---
+
+
+def test_a_silent_clip_is_a_row_like_any_other(tmp_path):
+    soundfile.write(tmp_path / "clip.wav", np.zeros(16_000), audio.SAMPLE_RATE)
+    sample = samples_of(augment=WARP).build(read_row(tmp_path, audio="clip.wav"), 0, epoch=0)
+    assert sample.frames == (100,) and all(torch.isfinite(mel).all() for mel in sample.mels)
+
+
+@pytest.mark.parametrize(
+    "content, said",
+    [(b"", "cannot be decoded"), (b"RIFF\x00\x00\x00\x00nonsense" * 9, "cannot be decoded"), (None, "no such file")],
+)
+def test_a_file_that_cannot_be_read_is_named(tmp_path, content, said):
+    if content is not None:
+        (tmp_path / "bad.wav").write_bytes(content)
+    row = read_row(tmp_path, audio="bad.wav")
+    for attempt in (samples_of().spans, lambda row: samples_of().build(row, 0, 0)):
+        with pytest.raises(audio.AudioError, match=f"bad.wav: {said}"):
+            attempt(row)
+
+
+def test_a_file_without_samples_and_one_shorter_than_a_token_are_named(tmp_path):
+    soundfile.write(tmp_path / "empty.wav", np.zeros(0), audio.SAMPLE_RATE)
+    with pytest.raises(audio.AudioError, match="empty.wav: holds no samples"):
+        samples_of().build(read_row(tmp_path, audio="empty.wav"), 0, 0)
+    with pytest.raises(RowError, match="shorter than one audio token"):
+        samples_of().build(row_of(tmp_path, 0.02), 0, 0)
+
+
+@pytest.mark.parametrize("policy", ["error", "skip"])
+@pytest.mark.parametrize("stated", [{}, {"duration": 40.0}])
+def test_40_seconds_are_refused_with_the_setting_to_change(tmp_path, policy, stated):
+    row = row_of(tmp_path, 40.0, **stated)
+    samples = samples_of(long_audio=policy)
+    for attempt in (samples.spans, lambda row: samples.build(row, 0, 0)):
+        with pytest.raises(TooLong, match="40.0 s, the limit is 30 s: set data.long_audio=window"):
+            attempt(row)
+
+
+def test_40_seconds_in_windows_are_heard_whole(tmp_path):
+    row = row_of(tmp_path, 40.0)
+    sample = samples_of(long_audio="window").build(row, 0, None)
+    assert sample.frames == (2_000, 2_000)
+    assert sample.audio_mask.sum() == 2 * GEOMETRY.tokens(2_000) == 1_000
+    assert (np.diff(np.flatnonzero(sample.audio_mask)) == 1).all()
+    assert sample.audio_seconds == pytest.approx(40.0)
+
+
+def test_30_seconds_are_not_too_long(tmp_path):
+    row = row_of(tmp_path, 30.0)
+    assert samples_of(long_audio="error").build(row, 0, None).frames == (3_000,)
+
+
+def test_an_unknown_policy_is_an_error():
+    with pytest.raises(ValueError, match="data.long_audio='cut': expected error, skip or window"):
+        samples_of(long_audio="cut")
+
+
+@pytest.mark.parametrize("seconds, stated", [(1.0, 3.0), (3.0, 1.0)])
+def test_a_duration_that_lies_makes_the_row_unusable(tmp_path, seconds, stated):
+    row = row_of(tmp_path, seconds, duration=stated)
+    with pytest.raises(RowError, match=f"clip.wav is {seconds:.2f} s, the manifest says {stated:.2f} s"):
+        samples_of().build(row, 0, 0)
+
+
+def test_a_clip_longer_than_stated_is_planned_for_or_refused(tmp_path):
+    samples = samples_of(prompt=TagPrompt())
+    for hidden in (0.05, 0.1, 0.2, 0.4):
+        row = row_of(tmp_path, 1.0 + hidden, duration=1.0)
+        try:
+            built = len(samples.build(row, 0, None).ids)
+        except RowError:
+            continue
+        assert built <= planned(samples, row), hidden
+
+
+# --- randomness ---
+
+
+def same(one, two) -> bool:
+    return np.array_equal(one.ids, two.ids) and all(torch.equal(a, b) for a, b in zip(one.mels, two.mels, strict=True))
+
+
+def test_a_sample_depends_on_seed_epoch_and_id_alone(tmp_path):
+    row = row_of(tmp_path, 1.0)
+    samples = samples_of(prompt=BothPrompts(), augment=WARP, seed=3)
+    once = samples.build(row, 0, epoch=5)
+    torch.manual_seed(99)
+    np.random.seed(99)
+    assert same(once, samples_of(prompt=BothPrompts(), augment=WARP, seed=3).build(row, 17, epoch=5))
+    others = [
+        samples.build(row, 0, epoch=6),
+        samples_of(prompt=BothPrompts(), augment=WARP, seed=4).build(row, 0, epoch=5),
+        samples.build(replace(row, id="other"), 0, epoch=5),
+    ]
+    assert not any(torch.equal(once.mels[0], other.mels[0]) for other in others)
+
+
+def test_the_global_generators_are_left_alone(tmp_path):
+    row = row_of(tmp_path, 1.0)
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    samples_of(augment=WARP).build(row, 0, epoch=0)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_evaluation_has_no_augmentation_and_the_canonical_wording(tmp_path):
+    row = row_of(tmp_path, 1.0)
+    plain, augmented = samples_of(), samples_of(augment=WARP)
+    assert same(plain.build(row, 0, None), augmented.build(row, 0, None))
+    assert not torch.equal(plain.build(row, 0, 0).mels[0], augmented.build(row, 0, 0).mels[0])
+    canonical = NaturalPrompt().turns(row.labels, 1)
+    pads = [[tokenizer().pad_of(canonical)] * GEOMETRY.tokens(100)]
+    assert plain.build(row, 0, None).ids.tolist() == tokenizer().encode(canonical, pads).ids.tolist()
+
+
+def test_two_clips_of_a_row_are_augmented_differently(tmp_path):
+    write_wave(tmp_path / "a.wav", 1.0)
+    row = read_row(tmp_path, audio=["a.wav", "a.wav"])
+    first, second = samples_of(augment=WARP).build(row, 0, epoch=0).mels
+    assert not torch.equal(first, second)
+
+
+# --- text in the place of audio ---
+
+
+def test_text_samples_need_no_file_and_have_no_audio(tmp_path):
+    row = read_row(tmp_path, audio="absent.wav")
+    samples = samples_of(TextSamples)
+    sample = samples.build(row, 0, epoch=0)
+    assert samples.n_mels is None
+    assert sample.mels == () and not sample.audio_mask.any() and sample.audio_seconds == 0
+
+
+def test_stretched_text_is_the_content_with_repeats_and_blanks(tmp_path):
+    row = read_row(tmp_path, audio="absent.wav", text="the cat sat on the mat")
+    tok, samples = tokenizer(), samples_of(TextSamples, prompt=TagPrompt())
+    pad = tok.id(TagPrompt.audio_pad)
+    spans = set()
+    for epoch in range(8):
+        sample = samples.build(row, 0, epoch)
+        ids = sample.ids.tolist()
+        end = ids.index(tok.id("</audio>"))
+        span = ids[1:end]
+        content = list(tok.plain(row.labels["text"]))
+        runs = [token for token, before in zip(span, [None, *span], strict=False) if token not in (before, pad)]
+        squeezed = [token for token, before in zip(content, [None, *content], strict=False) if token != before]
+        assert runs == squeezed or len(runs) > len(squeezed)  # a blank may stand between two equal tokens
+        assert len(content) <= len(span) - span.count(pad) <= 8 * len(content)
+        assert not sample.supervise[: end + 1].any()
+        spans.add(tuple(span))
+    assert len(spans) == 8
+
+
+def test_the_planned_length_of_stretched_text_bounds_every_draw(tmp_path):
+    row = read_row(tmp_path, audio="absent.wav", text="the cat")
+    samples = samples_of(TextSamples, prompt=BothPrompts())
+    bound, longest = planned(samples, row), longest_built(samples, row, epochs=200)
+    assert longest <= bound < 2 * longest
+
+
+@pytest.mark.parametrize(
+    "fields, content",
+    [
+        ({"content": "rain falls", "transcript": "no", "text": "no"}, "rain falls"),
+        ({"transcript": "guten Tag", "text": "no"}, "guten Tag"),
+        ({"text": "hello"}, "hello"),
+    ],
+)
+def test_content_is_taken_from_content_then_transcript_then_the_answer(tmp_path, fields, content):
+    row = read_row(tmp_path, audio="absent.wav", **fields)
+    sample = samples_of(TextSamples, prompt=TagPrompt()).build(row, 0, None)
+    ids = sample.ids.tolist()
+    tok = tokenizer()
+    span = ids[1 : ids.index(tok.id("</audio>"))]
+    assert set(span) - {tok.id(TagPrompt.audio_pad)} == set(tok.plain(content))
+
+
+def test_a_row_without_content_or_with_several_clips_is_no_text_row(tmp_path):
+    samples = samples_of(TextSamples)
+    sound = read_row(tmp_path, audio="a.wav", task="sec", text="rain")
+    pair = read_row(tmp_path, audio=["a.wav", "b.wav"])
+    for row, said in ((sound, "no `content`"), (pair, "several clips")):
+        for attempt in (planned, lambda samples, row: samples.build(row, 0, 0)):
+            with pytest.raises(RowError, match=said):
+                attempt(samples, row)
+
+
+@pytest.mark.parametrize("kind", [AudioSamples, TextSamples])
+def test_a_plain_text_row_is_its_text_and_the_end(kind):
+    row = Row("line", (), {"task": "text", "text": "the cat sat"})
+    samples = samples_of(kind)
+    sample = samples.build(row, 0, epoch=0)
+    assert sample.ids.tolist() == [*tokenizer().plain("the cat sat"), tokenizer().end]
+    assert sample.supervise.all()
+    assert planned(samples, row) == len(sample.ids)
+
+
+# --- transcripts ---
+
+
+def test_a_transcript_sample_is_what_is_said_beside_its_clip(tmp_path):
+    row = row_of(tmp_path, 0.5, task="s2tt", target_language="de", transcript="the cat", text="die Katze")
+    samples = samples_of(TranscriptSamples)
+    sample = samples.build(row, 0, epoch=0)
+    assert tokenizer().decode(sample.ids) == "the cat"
+    assert not sample.supervise.any() and not sample.audio_mask.any()
+    assert sample.frames == (50,) and len(sample.mels) == 1
+    assert planned(samples, row) == GEOMETRY.tokens(50)
+
+
+def test_speech_recognition_needs_no_transcript_beside_its_text_and_other_tasks_do(tmp_path):
+    samples = samples_of(TranscriptSamples)
+    assert tokenizer().decode(samples.build(row_of(tmp_path, 0.5, text="mat"), 0, 0).ids) == "mat"
+    row = row_of(tmp_path, 0.5, task="sgc", text="male")
+    for attempt in (planned, lambda samples, row: samples.build(row, 0, 0)):
+        with pytest.raises(RowError, match="no `transcript`"):
+            attempt(samples, row)
+
+
+def test_control_tokens_in_a_transcript_are_text(tmp_path):
+    row = row_of(tmp_path, 0.5, text="say <|en|>")
+    assert max(samples_of(TranscriptSamples).build(row, 0, 0).ids) < tokenizer().n_text

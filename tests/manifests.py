@@ -1,0 +1,61 @@
+"""Small sound files, manifests of them, and a tokenizer, made on the spot."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+
+from auris.audio import SAMPLE_RATE, Geometry
+from auris.data.rows import Row, read_manifests
+from auris.data.samples import AudioSamples, Samples
+from auris.prompts import NaturalPrompt
+from auris.tokenizer import Tokenizer
+
+GEOMETRY = Geometry(n_mels=16, pool=2)
+
+TEXTS = ["Detect the language and recognize the speech: ", "the cat sat on the mat", "ein Hund schläft", "猫は寝る"]
+
+
+@cache
+def tokenizer() -> Tokenizer:
+    """A few merges above bytes. Shared: do not change it."""
+    return Tokenizer.train(TEXTS, vocab_size=300)
+
+
+def write_wave(path: Path, seconds: float, *, rate: int = SAMPLE_RATE) -> Path:
+    """A tone whose pitch depends on its length."""
+    time = np.arange(round(seconds * rate)) / rate
+    soundfile.write(path, 0.3 * np.sin(2 * np.pi * (200 + 40 * seconds) * time), rate)
+    return path
+
+
+def write_manifest(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def speech_rows(folder: Path, seconds: list[float], *, stated: bool = True, prefix: str = "r") -> list[dict[str, Any]]:
+    """Manifest rows of English speech recognition with their sound files in `folder`."""
+    rows = []
+    for number, length in enumerate(seconds):
+        write_wave(folder / f"{prefix}{number}.wav", length)
+        row = {"id": f"{prefix}{number}", "audio": f"{prefix}{number}.wav", "task": "asr", "language": "en"}
+        row["text"] = " ".join(["the cat sat"] * (1 + number % 3))
+        rows.append(row | ({"duration": length} if stated else {}))
+    return rows
+
+
+def read_row(folder: Path, **fields: Any) -> Row:
+    """One row as the manifest reader makes it; English speech recognition unless `fields` say otherwise."""
+    row = {"id": "row", "task": "asr", "language": "en", "text": "the cat sat on the mat", **fields}
+    (manifest,) = read_manifests([write_manifest(folder / "one.jsonl", [row])])
+    return manifest.rows[0]
+
+
+def samples_of(kind: type[Samples] = AudioSamples, **changed: Any) -> Samples:
+    return kind(**{"tokenizer": tokenizer(), "prompt": NaturalPrompt(), "geometry": GEOMETRY} | changed)

@@ -1,0 +1,106 @@
+"""The study runner: the order of runs, shared stages, refusals, resuming, and going on after a failed arm."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from auris import studies
+from auris.studies import Job
+
+ROOT = Path(__file__).resolve().parents[1]
+
+STUDY = {
+    "study": "letters",
+    "seeds": [0, 1],
+    "stages": {"encoder": {"overrides": ["experiment=encoder_ctc"]}},
+    "arms": {
+        "a": {"overrides": ["experiment=qwen2_audio_pretrain"], "after": {"encoder": "encoder"}},
+        "b": {"overrides": ["experiment=qwen2_audio_pretrain", "model/pooling=conv"], "after": {"encoder": "encoder"}},
+    },
+    "evaluate": [["benchmark=embedded"]],
+}
+
+
+@pytest.fixture(autouse=True)
+def at_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+
+
+def test_a_shared_stage_is_planned_once_per_seed_and_before_its_arms():
+    names = [job.key for job in studies.plan(STUDY)]
+    expected = ["encoder", "a", "b"]
+    assert names == [f"{name}, seed {seed}" for seed in (0, 1) for name in expected]
+
+
+def test_weights_come_from_the_stage_of_the_same_seed():
+    job = next(job for job in studies.plan(STUDY) if job.key == "b, seed 1")
+    assert "weights.encoder='runs/letters/encoder/seed=1'" in job.overrides
+    assert job.needs == ["encoder, seed 1"]
+
+
+def test_one_arm_and_seed_bring_what_they_need():
+    assert [job.key for job in studies.plan(STUDY, arm="b", seed=1)] == ["encoder, seed 1", "b, seed 1"]
+
+
+def test_only_arms_are_evaluated():
+    assert {job.name: bool(job.evaluate) for job in studies.plan(STUDY)} == {"encoder": False, "a": True, "b": True}
+
+
+def test_the_command_line_wins_over_the_arm():
+    job = studies.plan(STUDY, extra=["model/pooling=stack", "max_steps=7"], arm="a", seed=0)[-1]
+    assert job.overrides.index("max_steps=7") > job.overrides.index("experiment=qwen2_audio_pretrain")
+
+
+def test_arms_that_would_train_the_same_thing_are_refused():
+    twins = {**STUDY, "arms": {"a": STUDY["arms"]["a"], "c": {**STUDY["arms"]["a"]}}}
+    with pytest.raises(ValueError, match="a, seed 0 and c, seed 0 are the same run"):
+        studies.plan(twins)
+
+
+def test_a_misspelt_override_names_the_arm_before_anything_starts():
+    wrong = {**STUDY, "arms": {"a": {"overrides": ["model.encoder.widht=64"]}}}
+    with pytest.raises(ValueError, match="arm a: .*widht"):
+        studies.plan(wrong)
+
+
+def test_an_unknown_arm_lists_those_that_exist():
+    with pytest.raises(ValueError, match="arm=z: study letters has encoder, a, b"):
+        studies.plan(STUDY, arm="z")
+
+
+def test_a_circle_is_refused():
+    arms = {"a": {"overrides": [], "after": {"llm": "b"}}, "b": {"overrides": [], "after": {"llm": "a"}}}
+    with pytest.raises(ValueError, match="a after b after a is a circle"):
+        studies.plan({**STUDY, "arms": arms})
+
+
+def test_a_failed_run_blocks_what_needs_it_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    """Runs are stand-in processes here: what they do is not the runner's business."""
+
+    def start(job: Job, arguments: list[str], threads: int) -> None:
+        job.run_dir.mkdir(parents=True, exist_ok=True)
+        job.log.write_text("the reason\n")
+        code = "raise SystemExit(1)" if job.name == "broken" else "pass"
+        job.process = studies.subprocess.Popen([sys.executable, "-c", code])
+
+    monkeypatch.setattr(studies, "_start", start)
+    jobs = [
+        Job("broken", 0, [], tmp_path / "broken"),
+        Job("child", 0, [], tmp_path / "child", needs=["broken, seed 0"]),
+        Job("other", 0, [], tmp_path / "other", evaluate=[["benchmark=embedded"]]),
+    ]
+    assert studies.run(jobs, side_by_side=2) == 2
+    assert [job.status for job in jobs] == ["failed", "blocked", "done"]
+    assert "the reason" in capsys.readouterr().out
+
+
+def test_the_table_shows_what_a_run_reports(tmp_path: Path):
+    job = Job("a", 0, [], tmp_path)
+    report = {"step": 3, "max_steps": 9, "train/loss": 1.5, "tokens/s": 1234.0}
+    (tmp_path / "progress.json").write_text(json.dumps(report))
+    cells = [column._cells for column in studies._table([job]).columns]
+    assert [cell[0] for cell in cells] == ["a", "0", "waiting", "3/9", "1.500", "1,234", ""]

@@ -1,0 +1,205 @@
+"""Whole runs at the smallest size: they resume exactly, see every row, and do not depend on the number of processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import lightning as L
+import pytest
+import torch
+
+from auris import callbacks, recipe, train
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def smallest(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Compose a recipe small enough for a test: `smallest("max_steps=4", ...)`."""
+    monkeypatch.chdir(ROOT)
+    size = [
+        "scale=tiny",
+        f"runs_dir={tmp_path}/runs",
+        f"data.root={corpus}",
+        f"data.cache_dir={tmp_path}/cache",
+        "data.rows_per_step=6",
+        "model.encoder.width=16",
+        "model.encoder.n_layers=1",
+        "model.encoder.n_heads=2",
+        "model.llm.config.hidden_size=16",
+        "model.llm.config.intermediate_size=32",
+        "model.llm.config.num_hidden_layers=1",
+        "model.llm.config.num_attention_heads=2",
+        "model.llm.config.num_key_value_heads=2",
+        "optim.warmup_steps=1",
+        "trainer.accelerator=cpu",
+        "trainer.log_every_n_steps=1",
+        "max_new_tokens=4",
+        "trainer.enable_progress_bar=false",
+    ]
+    return lambda *overrides: recipe.resolve(recipe.compose([*size, *overrides]))
+
+
+class Killed(Exception):
+    pass
+
+
+class KillAt(L.Callback):
+    """Ends a run without a word at the end of a step."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: object) -> None:
+        if trainer.global_step == self.step:
+            raise Killed
+
+
+class Seen(L.Callback):
+    """Rows that reached training_step, step by step."""
+
+    def __init__(self) -> None:
+        self.steps: list[list[int]] = []
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, outputs: dict, *_: object) -> None:
+        self.steps.append(outputs["rows"])
+
+
+def fit(made: dict, *extra: L.Callback) -> L.Trainer:
+    """`train.train` with callbacks added."""
+    module, data = train.build(made)
+    trainer = train.build_trainer(made, Path(made["run_dir"]))
+    trainer.callbacks.extend(extra)
+    trainer.fit(module, data, weights_only=True)
+    return trainer
+
+
+def weights(made: dict) -> dict[str, torch.Tensor]:
+    return recipe.load_state(made["run_dir"])[1]
+
+
+def assert_equal(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor], tolerance: float = 0.0) -> None:
+    assert left.keys() == right.keys()
+    for name in left:
+        torch.testing.assert_close(left[name], right[name], atol=tolerance, rtol=0.0, msg=name)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_killed_run_resumes_to_the_weights_of_an_uninterrupted_one(smallest, workers: int):
+    options = ["max_steps=6", "checkpoint_every=2", f"data.num_workers={workers}"]
+    whole = smallest(*options, "arm=whole")
+    train.train(whole)
+
+    broken = smallest(*options, "arm=broken")
+    train.claim(Path(broken["run_dir"]), broken)
+    with pytest.raises(Killed):
+        fit(broken, KillAt(5))
+    train.train(broken)
+
+    assert_equal(weights(whole), weights(broken))
+    finished = json.loads((Path(broken["run_dir"]) / "finished.json").read_text())
+    assert finished["steps"] == 6
+
+
+def test_training_again_under_the_same_name_is_refused_or_skipped(smallest, capsys):
+    made = smallest("max_steps=2")
+    train.train(made)
+    before = weights(made)
+    train.train(made)
+    assert_equal(before, weights(made))
+    with pytest.raises(ValueError, match=r"optim.lr: .* -> 0.5.*arm=NAME"):
+        train.train(smallest("max_steps=2", "optim.lr=0.5"))
+
+
+@pytest.mark.parametrize("mode", [["data.rows_per_step=7"], ["data.rows_per_step=null", "data.token_budget=700"]])
+def test_every_row_reaches_training_step_once_per_data_epoch(smallest, mode: list[str]):
+    probe = smallest("max_steps=2", *mode, "arm=probe")
+    _, data = train.build(probe)
+    data.setup("fit")
+    steps = data.plan.steps_for(3)
+    seen = Seen()
+    fit(smallest(f"max_steps={steps}", *mode, "trainer.val_check_interval=1.0"), seen)
+    rows = [row for step in seen.steps for row in step]
+    assert len(seen.steps) == steps
+    counts = torch.bincount(torch.tensor(rows), minlength=data.plan.epoch_rows)
+    # The last step may reach into the fourth epoch.
+    assert counts.min() == 3 and len(rows) - 3 * data.plan.epoch_rows < max(len(step) for step in seen.steps)
+
+
+def test_only_the_listed_parts_learn(smallest):
+    made = smallest("max_steps=2", "trainable=[projector]")
+    module, data = train.build(made)
+    module.configure_model()
+    start = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    train.train(made)
+    for name, tensor in weights(made).items():
+        assert torch.equal(tensor, start[name]) != name.startswith("net.projector."), name
+
+
+def test_weights_of_a_part_come_from_another_run(smallest):
+    first = smallest("max_steps=2", "experiment=encoder_ctc", "arm=encoder")
+    train.train(first)
+    second = smallest("max_steps=2", "trainable=[projector]", f"weights.encoder='{first['run_dir']}'")
+    train.train(second)
+    encoder = {name: tensor for name, tensor in weights(first).items() if name.startswith("net.encoder.")}
+    assert_equal(encoder, {name: tensor for name, tensor in weights(second).items() if name in encoder})
+
+
+def test_weights_that_do_not_fit_name_the_tensor_and_both_shapes(smallest):
+    first = smallest("max_steps=2", "experiment=encoder_ctc", "arm=encoder", "model/encoder=whisper_v2")
+    train.train(first)
+    second = smallest("max_steps=2", "model/encoder=whisper_v3", f"weights.encoder='{first['run_dir']}'")
+    with pytest.raises(ValueError, match=r"conv1.weight has shape \(16, 80, 3\), expected \(16, 128, 3\)"):
+        train.train(second)
+
+
+def test_rows_that_cannot_be_read_are_named_and_the_others_keep_their_steps(smallest, corpus: Path, tmp_path: Path):
+    lines = (corpus / "train.jsonl").read_text().splitlines()
+    rows = [{**json.loads(line), "audio": str(corpus / json.loads(line)["audio"])} for line in lines]
+    (tmp_path / "good.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "noise.flac").write_bytes(b"fLaC but not really")
+    rows[3]["audio"] = "noise.flac"
+    rows[4]["text"] = rows[4].get("text") and " "
+    (tmp_path / "bad.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    seen = {}
+    for name in ("good", "bad"):
+        seen[name] = Seen()
+        made = smallest("max_steps=12", f"arm={name}", f"data.train=[{tmp_path}/{name}.jsonl]")
+        fit(made, seen[name])
+        names = Path(made["run_dir"]) / "unusable_rows.jsonl"
+    left_out = {3, 4} if rows[4].get("text") == " " else {3}
+    for good, bad in zip(seen["good"].steps, seen["bad"].steps, strict=True):
+        assert sorted(bad) == sorted(set(good) - left_out)
+    named = {row["id"]: row["reason"] for row in map(json.loads, names.read_text().splitlines())}
+    assert set(named) == {rows[number]["id"] for number in left_out}
+    assert "noise.flac" in named[rows[3]["id"]]
+
+
+def test_two_processes_train_what_one_trains(smallest, corpus: Path, tmp_path: Path):
+    """DDP over gloo, uneven packs and an odd number of rows: the same weights as one process."""
+    options = ["max_steps=3", "data.rows_per_step=7", "data.token_budget=300", "optim.layer_decay=0.9"]
+    one = smallest(*options, "arm=one")
+    train.train(one)
+    overrides = [*options, "arm=two", "strategy=ddp", "trainer.devices=2"]
+    two = smallest(*overrides)
+    recipe.save(two, tmp_path / "two.yaml")
+    script = tmp_path / "two.py"
+    script.write_text(
+        "import sys\nfrom pathlib import Path\nfrom auris import recipe, train\n"
+        "if __name__ == '__main__':\n    train.train(recipe.load(Path(sys.argv[1])))\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(script), str(tmp_path / "two.yaml")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert_equal(weights(one), weights(two), tolerance=1e-6)
+
+
+def test_throughput_is_measured_over_the_last_steps(smallest):
+    trainer = fit(smallest("max_steps=4"))
+    speed = next(c for c in trainer.callbacks if isinstance(c, callbacks.Throughput))
+    assert speed.tokens > 0 and trainer.callback_metrics["tokens/s"] > 0
