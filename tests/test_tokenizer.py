@@ -11,7 +11,7 @@ from tokenizers import Tokenizer as FastTokenizer
 from tokenizers import models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from auris.prompts import BothPrompts, NaturalPrompt, Prompt, TagPrompt, Turn
+from auris.prompts import BothPrompts, NaturalPrompt, Prompt, TagPrompt
 from auris.tasks import LANGUAGES
 from auris.tokenizer import Tokenizer, control_tokens
 

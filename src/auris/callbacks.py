@@ -72,8 +72,12 @@ class UnusableRows(L.Callback):
         self.counts: Counter[str] = Counter()
 
     def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if not trainer.is_global_zero:  # each rank was given the first one's state, and knows the same problems
+            self.reasons, self.counts = {}, Counter()
+            return
         for row, reason in trainer.datamodule.problems():
-            self._note(row, reason)
+            if row not in self.reasons:  # known since before a resume
+                self._note(row, reason)
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, *_: Any) -> None:
         for row, reason in outputs["skipped"]:

@@ -70,7 +70,7 @@ def cosine(
 ) -> torch.optim.lr_scheduler.LambdaLR:
     """Linear warm-up over `warmup_steps`, then a cosine from the peak to `floor` times the peak at `max_steps`."""
     if warmup_steps >= max_steps:
-        raise ValueError(f"optim.warmup_steps={warmup_steps} must be below trainer.max_steps={max_steps}")
+        raise ValueError(f"optim.warmup_steps={warmup_steps} must be below max_steps={max_steps}")
 
     def factor(step: int) -> float:
         if step < warmup_steps:

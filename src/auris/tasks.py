@@ -243,27 +243,29 @@ def find(code: str) -> Task:
 
 def fields(labels: Mapping[str, Any]) -> dict[str, str]:
     """A row's labels as template fields, languages also under the names that prompts use."""
-    named = {f"{key}_name": LANGUAGES[labels[key]] for key in ("language", "target_language") if labels.get(key)}
-    return {**{key: value for key, value in labels.items() if isinstance(value, str)}, **named}
+    texts = {key: value for key, value in labels.items() if isinstance(value, str)}
+    languages = {key: texts[key] for key in ("language", "target_language") if texts.get(key) in LANGUAGES}
+    return {**texts, **{f"{key}_name": LANGUAGES[code] for key, code in languages.items()}}
 
 
 def check(labels: Mapping[str, Any]) -> str | None:
     """Why a row cannot be used for its task, or None if it can."""
     if "task" not in labels:
         return "no `task` field"
-    if labels["task"] not in TASKS:
+    if not isinstance(labels["task"], str) or labels["task"] not in TASKS:
         return f"unknown task {labels['task']!r}; known tasks: {', '.join(TASKS)}"
     task = TASKS[labels["task"]]
     for field in task.needs:
         value = labels.get(field)
         if value is None:
             return f"task {task.code!r} needs the label `{field}`"
-        if isinstance(value, str) and not value.strip():
-            return f"label `{field}` is empty"
-        if field == "slots" and not isinstance(value, Mapping):
-            return f"label `slots` is {type(value).__name__}, expected an object {{name: value}}"
-        if field.endswith("language") and value not in LANGUAGES:
-            return f"label `{field}` is {value!r}; known languages: {', '.join(LANGUAGES)}"
-        if field not in ("slots",) and not isinstance(value, str):
+        if field == "slots":
+            if not isinstance(value, Mapping):
+                return f"label `slots` is {type(value).__name__}, expected an object {{name: value}}"
+        elif not isinstance(value, str):
             return f"label `{field}` is {type(value).__name__}, expected a string"
+        elif not value.strip():
+            return f"label `{field}` is empty"
+        elif field.endswith("language") and value not in LANGUAGES:
+            return f"label `{field}` is {value!r}; known languages: {', '.join(LANGUAGES)}"
     return None

@@ -121,8 +121,9 @@ class Tokenizer:
 
     @property
     def n_text(self) -> int:
-        """Ids below this are text; control tokens start here."""
-        return min(self.fast.get_added_vocab().values())
+        """Ids of text are below this (so may be control tokens of a plain vocabulary that has them first)."""
+        control = self.fast.get_added_vocab()
+        return 1 + max(number for token, number in self.fast.get_vocab().items() if token not in control)
 
     def id(self, token: str) -> int:
         """The id of a control token. Raises ValueError if it is not one token."""

@@ -31,7 +31,7 @@ from auris.module import AudioLMModule
 from auris.tokenizer import Tokenizer
 
 # Recipe entries that may change between two starts of one run: where and how, not what.
-_FREE = ("jobs", "dry_run", "checkpoint_every", "trainer.devices", "trainer.accelerator", "trainer.log_every_n_steps")
+_FREE = ("jobs", "checkpoint_every", "trainer.devices", "trainer.accelerator", "trainer.log_every_n_steps")
 _FREE_DATA = ("data.num_workers", "data.cache_dir")
 
 _PACKAGES = ("torch", "lightning", "transformers", "torchaudio", "hydra-core", "numpy")
@@ -123,10 +123,10 @@ def build_trainer(made: dict[str, Any], run_dir: Path) -> L.Trainer:
     best = {"filename": "best", "monitor": "val/loss", "save_top_k": 1, "enable_version_counter": False}
     found = [
         ModelCheckpoint(dirpath=checkpoints, **best),
-        callbacks.LastCheckpoint(checkpoints / "last.ckpt", made["checkpoint_every"]),
         callbacks.Throughput(),
         callbacks.UnusableRows(run_dir),
         callbacks.ProgressFile(run_dir),
+        callbacks.LastCheckpoint(checkpoints / "last.ckpt", made["checkpoint_every"]),  # after those that count
     ]
     if made["trainer"]["enable_progress_bar"]:
         found.append(TQDMProgressBar(refresh_rate=10))

@@ -198,7 +198,7 @@ def test_training_rows_of_which_none_can_be_used_are_an_error_with_the_first_rea
 
 def test_a_lying_duration_is_named_when_the_row_is_met(tmp_path):
     spoil(tmp_path, duration=2.5)
-    data = module(tmp_path)
+    data = module(tmp_path, token_budget=150)
     skipped = [row for n in range(STEPS) for pack in steps(data, 1, 0)[n] for row in pack["skipped"]]
     assert {row for row, _ in skipped} == {"r5"}
     assert all("the manifest says 2.50 s" in reason for _, reason in skipped)

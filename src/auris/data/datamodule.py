@@ -144,9 +144,10 @@ class Questions(Dataset):
 
     def __getitem__(self, number: int) -> dict:
         numbers = [(row, None) for row in self.packs[number]]
+        asked = [(row, None) for row in self.packs[number] if self.rows[row].labels["task"] != "text"]
         return {
             "answered": pack(self.rows, numbers, self.samples),
-            "prompts": pack(self.rows, numbers, self.samples, prompt_only=True),
+            "prompts": pack(self.rows, asked, self.samples, prompt_only=True),  # plain text asks nothing
         }
 
 

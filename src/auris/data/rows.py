@@ -47,10 +47,11 @@ class Manifest:
     path: Path
     rows: tuple[Row, ...]
     weight: float | None = None
+    tasks: tuple[str, ...] = ()  # those kept; empty: all
 
     @property
     def name(self) -> str:
-        return str(self.path)
+        return " ".join([str(self.path), *self.tasks])
 
     def digest(self) -> str:
         """A hash of the manifest file: part of the key under which its index is cached."""
@@ -78,7 +79,7 @@ def read_manifests(sources: Sequence[str | Path | Mapping[str, Any]], *, key: st
         rows = tuple(_select(_read(path), entry.get("tasks"), entry.get("limit")))
         if not rows:
             raise ValueError(f"{key}: {path} has no rows" + (f" of tasks {entry['tasks']}" if "tasks" in entry else ""))
-        manifests.append(Manifest(path, rows, entry.get("weight")))
+        manifests.append(Manifest(path, rows, entry.get("weight"), tuple(entry.get("tasks") or ())))
     seen: dict[str, str] = {}
     for manifest in manifests:
         for row in manifest.rows:
@@ -92,7 +93,7 @@ def _select(rows: Iterator[Row], keep: Sequence[str] | None, limit: int | None) 
         tasks.find(code)
     taken: dict[str, int] = {}
     for row in rows:
-        code = row.labels.get("task", "")
+        code = str(row.labels.get("task"))  # whatever a row holds: a wrong task is a row with a problem
         if keep and code not in keep:
             continue
         taken[code] = taken.get(code, 0) + 1

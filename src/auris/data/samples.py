@@ -18,8 +18,9 @@ from auris.data.rows import Clip, Row
 from auris.prompts import BothPrompts, Prompt, Turn
 from auris.tokenizer import Encoded, Tokenizer
 
-# A manifest's stated duration may differ from the file's by rounding and by codec delay; beyond this the row is wrong.
-DURATION_TOLERANCE = 0.5  # seconds
+# A manifest's stated duration may differ from the file's by this, as when it is rounded to tenths; beyond, the row is
+# wrong. Rows are planned with so much room, or a pack could outgrow its budget.
+DURATION_TOLERANCE = 0.06  # seconds
 
 
 class RowError(ValueError):
@@ -120,9 +121,9 @@ class Samples(ABC):
             )
             if samples > audio.MAX_SAMPLES and self.long_audio != "window":
                 raise TooLong(samples)
-            windows = audio.window_lengths(samples)
-            tokens = sum(self.geometry.tokens(audio.frames(n)) for n in windows)
-            spans.append(tokens + (1 if stated else 0))  # a rounded duration may hide one token
+            if stated:
+                samples += round(DURATION_TOLERANCE * audio.SAMPLE_RATE)
+            spans.append(sum(self.geometry.tokens(audio.frames(n)) for n in audio.window_lengths(samples)))
         return spans
 
     def _turns(self, row: Row, rng: np.random.Generator | None, prompt_only: bool) -> list[Turn]:

@@ -1,0 +1,119 @@
+"""CTC over packed clips equals torch's own, clip by clip; best-path answers; packs without rows."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from auris.audio import stored
+from auris.data.packing import Sample, collate
+from auris.model.encoder import Encoder
+from auris.objectives.ctc import CTC
+
+N_TEXT = 11
+FRAMES = (40, 23, 61)
+TARGETS = ([3, 3, 7], [1], [10, 0, 5, 5, 2])
+
+
+class Net(nn.Module):
+    """What CTC uses of an AudioLM: its encoder."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = Encoder(n_mels=8, width=16, n_layers=1, n_heads=2, ffn=24)
+
+
+@pytest.fixture
+def net() -> Net:
+    torch.manual_seed(0)
+    return Net()
+
+
+@pytest.fixture
+def objective() -> CTC:
+    torch.manual_seed(1)
+    return CTC(width=16, n_text=N_TEXT)
+
+
+def sample(number: int, frames: int, target: list[int]) -> Sample:
+    ids = np.array(target, dtype=np.int64)
+    none = np.zeros(len(ids), dtype=bool)
+    mel = torch.randn(8, stored(frames), generator=torch.Generator().manual_seed(frames))
+    return Sample(
+        row=number, ids=ids, supervise=none, audio_mask=none, mels=(mel,), frames=(frames,), audio_seconds=0.0
+    )
+
+
+def pack(frames=FRAMES, targets=TARGETS) -> dict:
+    samples = [sample(n, f, t) for n, (f, t) in enumerate(zip(frames, targets, strict=True))]
+    return collate(samples, n_mels=8)
+
+
+def reference(net: Net, objective: CTC, frames: int, target: list[int]) -> Tensor:
+    """torch's CTC of one clip that is encoded alone."""
+    batch = pack([frames], [target])
+    hidden, lengths = net.encoder(batch["mel"], batch["frames"])
+    scores = objective.head(net.encoder.norm(hidden)).log_softmax(-1)
+    sizes = (torch.tensor([len(target)]),)
+    return F.ctc_loss(scores[:, None], torch.tensor([target]), lengths, *sizes, blank=N_TEXT, reduction="sum")
+
+
+def gradients(loss: Tensor, *modules: nn.Module) -> list[Tensor]:
+    parameters = [p for module in modules for p in module.parameters()]
+    return list(torch.autograd.grad(loss, parameters, allow_unused=False))
+
+
+def test_the_loss_and_its_gradients_are_torchs_of_each_clip_alone(net, objective):
+    loss, sums = objective(net, pack())
+    expected = sum(reference(net, objective, f, t) for f, t in zip(FRAMES, TARGETS, strict=True))
+    torch.testing.assert_close(loss, expected)
+    assert int(sums["too_short"]) == 0
+    torch.testing.assert_close(
+        gradients(loss, net, objective), gradients(expected, net, objective), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_the_count_is_all_target_tokens(objective):
+    assert int(objective.count(pack())) == 9
+
+
+def test_an_empty_pack_contributes_nothing_but_reaches_the_encoder(net, objective):
+    empty = collate([], n_mels=8)
+    loss, sums = objective(net, empty)
+    assert loss.item() == 0 and int(objective.count(empty)) == 0 and int(sums["too_short"]) == 0
+    assert not any(gradient.any() for gradient in gradients(loss, net, objective))
+    assert objective.answer(net, empty, max_new_tokens=1, stop=()) == []
+
+
+def test_a_clip_too_short_for_its_text_is_left_out_and_counted(net, objective):
+    loss, sums = objective(net, pack((40, 4), ([3, 3, 7], [1, 2, 3, 4])))
+    torch.testing.assert_close(loss, reference(net, objective, 40, [3, 3, 7]))
+    assert int(sums["too_short"]) == 1
+    assert all(torch.isfinite(gradient).all() for gradient in gradients(loss, net, objective))
+
+
+class Spelled(nn.Module):
+    """A net whose encoder fires one channel per frame, as given."""
+
+    def __init__(self, *paths: list[int]):
+        super().__init__()
+        self.paths, self.encoder, self.norm = paths, self, nn.Identity()
+
+    def forward(self, mel: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
+        fired = torch.tensor([symbol for path in self.paths for symbol in path])
+        return 9.0 * F.one_hot(fired, 4).float(), torch.tensor([len(path) for path in self.paths])
+
+
+def test_the_best_path_merges_repeats_drops_blanks_and_keeps_clips_apart():
+    objective = CTC(width=4, n_text=3)
+    with torch.no_grad():
+        objective.head.weight.copy_(torch.eye(4))
+        objective.head.bias.zero_()
+    blank = 3
+    net = Spelled([blank, 1, 1, blank, 1, 2, 2], [2, blank, blank], [blank, blank], [0, 1, 0, 0])
+    batch = {"mel": torch.zeros(0), "frames": torch.zeros(0), "rows": [0, 1, 2, 3]}
+    answers = objective.answer(net, batch, max_new_tokens=99, stop=())
+    assert answers == [[1, 1, 2], [2], [], [0, 1, 0]]

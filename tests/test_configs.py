@@ -1,0 +1,211 @@
+"""Configs are honest: every file composes, every target takes what it is given, every arm of a study differs."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from copy import deepcopy
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+from hydra.utils import get_object
+from omegaconf import OmegaConf
+
+from auris import recipe, studies
+
+ROOT = Path(__file__).resolve().parents[1]
+PRIMARIES = {  # with what each of them cannot do without
+    "train": [],
+    "evaluate": ["checkpoint=runs/some/run"],
+    "corpus": ["out=corpora/some"],
+}
+# The parts of these groups are chosen in more than one primary.
+SHARED = {"data": ("train", "evaluate")}
+STUDIES = sorted(path.stem for path in (ROOT / "ablations").glob("*.yaml"))
+
+
+@pytest.fixture(autouse=True)
+def at_the_root(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Studies are found in the working directory. No test leaves Hydra initialised."""
+    monkeypatch.chdir(ROOT)
+    yield
+    assert not GlobalHydra.instance().is_initialized()
+
+
+def choices() -> list[tuple[str, str]]:
+    """(primary, override) of every file under configs/ that belongs to a group."""
+    found = []
+    for path in sorted(recipe.CONFIGS.rglob("*.yaml")):
+        group = path.parent.relative_to(recipe.CONFIGS).as_posix()
+        if group not in (".", "experiment", "scale"):  # those are composed in all combinations below
+            owners = SHARED.get(group, ("evaluate",) if group == "benchmark" else ("train",))
+            found += [(owner, f"{group}={path.stem}") for owner in owners]
+    return found
+
+
+@cache
+def compose(primary: str, *overrides: str) -> dict[str, Any]:
+    """The resolved config. Shared: do not change it."""
+    return recipe.resolve(recipe.compose([*PRIMARIES[primary], *overrides], primary))
+
+
+def targets(node: Any, path: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Every node that says what is made of it, with its path."""
+    if isinstance(node, Mapping):
+        if "_target_" in node:
+            yield path, node
+        for key, value in node.items():
+            yield from targets(value, f"{path}.{key}".lstrip("."))
+    elif isinstance(node, list):
+        for number, value in enumerate(node):
+            yield from targets(value, f"{path}.{number}".lstrip("."))
+
+
+def unbound(made: Mapping[str, Any]) -> list[str]:
+    """Targets that do not exist or would not take their arguments, each with the reason."""
+    found = []
+    for path, node in targets(made):
+        arguments = {key: value for key, value in node.items() if not key.startswith("_")}
+        try:
+            signature = inspect.signature(get_object(node["_target_"]))
+            bind = signature.bind_partial if node.get("_partial_") else signature.bind
+            bind(**arguments)
+        except Exception as error:  # get_object raises whatever an import does
+            found.append(f"{path} ({node['_target_']}): {error}")
+    return found
+
+
+def test_every_file_at_the_top_is_a_known_primary():
+    assert {path.stem for path in recipe.CONFIGS.glob("*.yaml")} == set(PRIMARIES)
+
+
+@pytest.mark.parametrize("primary", PRIMARIES)
+def test_each_primary_composes_and_binds(primary):
+    assert unbound(compose(primary)) == []
+
+
+@pytest.mark.parametrize("primary, override", choices())
+def test_each_option_of_each_group_composes_and_binds(primary, override):
+    assert unbound(compose(primary, override)) == []
+
+
+@pytest.mark.parametrize("scale", sorted(path.stem for path in (recipe.CONFIGS / "scale").glob("*.yaml")))
+@pytest.mark.parametrize("experiment", sorted(path.stem for path in (recipe.CONFIGS / "experiment").glob("*.yaml")))
+def test_each_experiment_composes_at_each_scale(experiment, scale):
+    made = compose("train", f"experiment={experiment}", f"scale={scale}")
+    assert unbound(made) == []
+    assert made["arm"] == experiment
+    assert made["run_dir"].endswith(f"/{experiment}/seed=0")
+    assert made["optim"]["warmup_steps"] < made["max_steps"]
+    assert 0 < made["optim"]["min_lr"] < made["optim"]["lr"]
+
+
+def test_parts_can_be_exchanged_between_the_presets():
+    v1 = compose("train", "experiment=qwen_audio_pretrain", "prompt=natural", "model/pooling=conv")
+    v2 = compose("train", "experiment=qwen2_audio_pretrain", "model/encoder=whisper_v2", "scale=full")
+    assert v1["prompt"]["_target_"].endswith("NaturalPrompt") and v1["model"]["pooling"]["_target_"].endswith("Conv")
+    assert v1["model"]["encoder"]["n_mels"] == 80
+    assert (v2["model"]["encoder"]["n_mels"], v2["model"]["encoder"]["n_layers"]) == (80, 32)
+    assert v2["prompt"]["_target_"].endswith("NaturalPrompt")
+
+
+def test_the_presets_are_the_two_systems_of_the_papers():
+    v1, v2 = (compose("train", f"experiment={name}_pretrain", "scale=full") for name in ("qwen_audio", "qwen2_audio"))
+    encoder = {"width": 1280, "n_layers": 32, "n_heads": 20}
+    for made, n_mels, prompt in ((v1, 80, "TagPrompt"), (v2, 128, "NaturalPrompt")):
+        assert made["model"]["encoder"].items() >= {**encoder, "n_mels": n_mels}.items()
+        assert made["model"]["llm"]["config"]["hidden_size"] == 4096
+        assert made["model"]["pooling"] == {"_target_": "auris.model.pooling.Mean", "_partial_": True, "k": 2}
+        assert made["prompt"] == {"_target_": f"auris.prompts.{prompt}", "supervise_tags": True}
+        assert made["trainable"] == ["encoder", "pooling", "projector"]  # the language model is frozen
+        assert made["optim"] == {  # Qwen-Audio Table 6
+            "lr": 5e-5,
+            "min_lr": 1e-5,
+            "betas": [0.9, 0.98],
+            "eps": 1e-6,
+            "weight_decay": 0.05,
+            "clip": 1.0,
+            "warmup_steps": 2000,
+            "layer_decay": 0.95,
+        }
+        assert (made["max_steps"], made["data"]["rows_per_step"]) == (500_000, 120)
+
+
+@pytest.mark.parametrize(
+    "where, spoil",
+    [
+        ("model.pooling", lambda made: made["model"]["pooling"].update(kk=made["model"]["pooling"].pop("k"))),
+        ("model.encoder", lambda made: made["model"]["encoder"].pop("n_mels")),
+        ("prompt", lambda made: made["prompt"].update(supervise_tag=True)),
+        ("data.augment", lambda made: made["data"]["augment"].update(_target_="auris.audio.SpecAugmentation")),
+        ("trainer", lambda made: made["trainer"].update(max_step=3)),
+    ],
+)
+def test_a_planted_typo_is_caught(where, spoil):
+    made = deepcopy(compose("train"))
+    spoil(made)
+    (fault,) = unbound(made)
+    assert fault.startswith(f"{where} (")
+
+
+# --- studies ---
+
+
+def study(name: str) -> dict[str, Any]:
+    return OmegaConf.to_container(recipe.compose([f"ablations={name}"]), resolve=False)
+
+
+def small(**arms: list[str]) -> dict[str, Any]:
+    return {"study": "small", "seeds": [0], "arms": {name: {"overrides": list(given)} for name, given in arms.items()}}
+
+
+def test_there_are_studies():
+    assert "demo" in STUDIES
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_all_arms_of_each_study_compose_bind_and_differ(name):
+    found = study(name)
+    jobs = studies.plan(found)
+    arms = [job for job in jobs if job.name in found["arms"]]
+    assert found["study"] == name and found["question"]
+    assert len(arms) == len(found["arms"]) * len(found["seeds"])
+    assert len({job.run_dir for job in jobs}) == len(jobs)
+    made = [compose("train", *job.overrides) for job in jobs]
+    assert [fault for one in made for fault in unbound(one)] == []
+    for job, one in zip(jobs, made, strict=True):
+        assert (one["study"], one["arm"], one["seed"]) == (name, job.name, job.seed)
+        before = {other.key for other in jobs[: jobs.index(job)]}
+        assert set(job.needs) <= before
+    for number, one in enumerate(made):
+        for other in made[:number]:
+            changed = {line.split(":")[0] for line in recipe.differences(one, other)}
+            assert changed - {"arm", "run_dir", "seed"}, (one["arm"], other["arm"])
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_the_arguments_of_each_studys_evaluations_compose(name):
+    for arguments in study(name).get("evaluate") or []:
+        made = compose("evaluate", *arguments)
+        assert unbound(made) == [] and made["benchmark"]["test"]
+
+
+def test_a_planted_arm_without_effect_is_refused():
+    noop = small(base=["experiment=encoder_ctc"], wider=["experiment=encoder_ctc", "optim.layer_decay=0.95"])
+    with pytest.raises(ValueError, match="arms base, seed 0 and wider, seed 0 are the same run"):
+        studies.plan(noop)
+
+
+def test_a_misspelt_override_is_named_with_its_study_and_arm():
+    with pytest.raises(ValueError) as error:
+        studies.plan(small(base=["experiment=encoder_ctc"], typo=["optim.layer_dekay=0.9"]))
+    for said in ("study small", "arm typo", "optim.layer_dekay"):
+        assert said in str(error.value)
+
+
+def test_a_misspelt_option_is_named():
+    with pytest.raises(ValueError, match="(?s)study small, arm typo: .*whisper_v9"):
+        studies.plan(small(typo=["model/encoder=whisper_v9"]))

@@ -1,0 +1,132 @@
+"""The commands of the README, as a user types them in a folder of their own: study, evaluation, table and figures."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+STUDY = """\
+# @package _global_
+study: smoke
+arm: null
+seed: null
+seeds: [0]
+stages:
+  llm_text: {{overrides: [experiment=llm_text, *small]}}
+  encoder: {{overrides: [experiment=encoder_ctc, model/encoder=whisper_v2, *small]}}
+arms:
+  tags:
+    overrides: [experiment=qwen_audio_pretrain, *small]
+    after: {{llm: llm_text, encoder: encoder}}
+  natural_conv:
+    overrides: [experiment=qwen_audio_pretrain, prompt=natural, model/pooling=conv, *small]
+    after: {{llm: llm_text, encoder: encoder}}
+evaluate:
+  - ["benchmark.test=[{corpus}/test.jsonl]", benchmark.name=tiny, max_new_tokens=4, bootstrap=50]
+"""
+
+SMALL = [
+    "max_steps=3",
+    "optim.warmup_steps=1",
+    "data.rows_per_step=8",
+    "model.encoder.width=16",
+    "model.encoder.n_layers=1",
+    "model.encoder.n_heads=2",
+    "model.llm.config.hidden_size=16",
+    "model.llm.config.intermediate_size=32",
+    "model.llm.config.num_hidden_layers=1",
+    "model.llm.config.num_attention_heads=2",
+    "model.llm.config.num_key_value_heads=2",
+    "trainer.accelerator=cpu",
+    "trainer.val_check_interval=1.0",
+    "max_new_tokens=4",
+]
+
+
+def call(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    command = [sys.executable, "-m", *arguments]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=400)
+
+
+@pytest.fixture(scope="module")
+def folder(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A user's folder, with the study run in it."""
+    folder = tmp_path_factory.mktemp("user")
+    (folder / "ablations").mkdir()
+    small = ", ".join(f'"{override}"' for override in [*SMALL, f"data.root={corpus}"])
+    (folder / "ablations/smoke.yaml").write_text(STUDY.replace("*small", small).format(corpus=corpus))
+    done = call(folder, "auris.train", "ablations=smoke", "jobs=2")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return folder
+
+
+def test_a_study_trains_and_evaluates_every_arm(folder: Path):
+    for arm in ("tags", "natural_conv"):
+        run = folder / "runs/smoke" / arm / "seed=0"
+        rows = [json.loads(line) for line in (run / "results.jsonl").read_text().splitlines()]
+        assert {"asr en", "asr zh", "s2tt de-en", "sec", "aqa"} <= {row["task"] for row in rows}
+        for row in rows:
+            assert row["low"] <= row["value"] <= row["high"], row
+            assert row["provenance"] in ("tts", "procedural") and row["n"] > 0
+        assert (run / "recipe.yaml").is_file() and (run / "checkpoints/best.ckpt").is_file()
+
+
+def test_the_same_command_again_has_nothing_to_train(folder: Path):
+    checkpoint = folder / "runs/smoke/tags/seed=0/checkpoints/last.ckpt"
+    before = checkpoint.stat().st_mtime_ns
+    done = call(folder, "auris.train", "ablations=smoke", "arm=tags", "seed=0")
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert checkpoint.stat().st_mtime_ns == before
+
+
+def test_results_make_a_table_and_figures(folder: Path):
+    done = call(folder, "auris.results", "study=smoke")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "asr en" in done.stdout and "natural_conv" in done.stdout
+    for name in ("table.csv", "bars.png", "curves.png"):
+        assert (folder / "runs/smoke" / name).stat().st_size > 0
+
+
+def test_odd_files_are_evaluated_or_named(folder: Path, shared_data: Path):
+    """Real recordings beside a corrupt, an empty, a silent and a 40-second file."""
+    import numpy as np
+    import soundfile
+
+    (folder / "corrupt.flac").write_bytes(b"fLaC nothing")
+    (folder / "empty.wav").write_bytes(b"")
+    soundfile.write(folder / "silent.wav", np.zeros(16000), 16000)
+    soundfile.write(folder / "long.wav", np.random.default_rng(0).normal(0, 0.1, 40 * 8000), 8000)
+    real = shared_data / "real/ljspeech/LJ001-0002.flac"
+    names = ["corrupt.flac", "empty.wav", "silent.wav", "long.wav", str(real)]
+    rows = [{"id": name, "audio": name, "task": "asr", "language": "en", "text": "a b"} for name in names]
+    (folder / "odd.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run = "checkpoint='runs/smoke/tags/seed=0'"
+    done = call(folder, "auris.evaluate", run, "data=manifest", "data.test=odd.jsonl", "max_new_tokens=4")
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    said = [json.loads(line) for line in (folder / "runs/smoke/tags/seed=0/predictions/odd.jsonl").open()]
+    assert {row["id"] for row in said} == {"silent.wav", "long.wav", str(real)}
+    assert "2 rows could not be used" in done.stdout
+    assert "corrupt.flac" in done.stdout and "empty.wav" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["auris.train", "optim.lrr=1"], "lrr"),
+        (["auris.train", "data=manifest", "data.train=[missing.jsonl]"], "missing.jsonl"),
+        (["auris.results", "study=unheard"], "unheard"),
+    ],
+)
+def test_a_mistake_is_one_clear_sentence(folder: Path, arguments: list[str], message: str):
+    done = call(folder, *arguments)
+    assert done.returncode != 0
+    assert message in done.stderr + done.stdout
+    assert "Traceback" not in done.stderr + done.stdout
