@@ -21,7 +21,8 @@ from rich.progress import track
 from rich.table import Table
 
 from auris import parallel, recipe, tasks
-from auris.data.datamodule import by_length, group, pack
+from auris.data.datamodule import by_length, group, language, pack
+from auris.data.datamodule import metric as own_metric
 from auris.data.lengths import measure
 from auris.data.rows import Row, read_manifests
 from auris.results import bootstrap, value
@@ -82,19 +83,18 @@ def score(answered: Mapping[str, tuple[Row, str]]) -> list[dict[str, Any]]:
     for name, (row, hypothesis) in answered.items():
         task, labels = tasks.find(row.labels["task"]), row.labels
         reference = task.render(labels)
-        language = labels.get("target_language") or labels.get("language") or "en"
         also = _ALSO.get(task.metric, ()) if task.closed or task.metric == "slot_f1" else ()
-        for metric in (task.metric, *also):
+        for metric in (own_metric(row), *also):
             parsed = metric in ("slot_f1", "intent_accuracy")
             said, true = (task.parse(hypothesis), task.parse(reference)) if parsed else (hypothesis, reference)
             predictions.append(
                 {
                     "id": name,
                     "task": task.code,
-                    "language": language,
+                    "language": language(row),
                     "group": group(row),
                     "metric": metric,
-                    "stats": row_stats(metric, said, true, language, sorted(classes[group(row)])),
+                    "stats": row_stats(metric, said, true, language(row), sorted(classes[group(row)])),
                     "hypothesis": hypothesis,
                     "reference": reference,
                     "provenance": labels.get("provenance", "unknown"),

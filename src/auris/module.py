@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from auris import optim, parallel, tasks
-from auris.data.datamodule import group
+from auris.data.datamodule import group, language
 from auris.scoring.metrics import TaskScore
 from auris.tokenizer import Tokenizer
 
@@ -143,8 +143,7 @@ class AudioLMModule(L.LightningModule):
                 reference, hypothesis = self._reference(row), self.tokenizer.decode(ids)
                 if task.metric == "slot_f1":
                     reference, hypothesis = task.parse(reference), task.parse(hypothesis)
-                language = row.labels.get("target_language") or row.labels.get("language") or "en"
-                self.scores[name].update([hypothesis], [reference], [language])
+                self.scores[name].update([hypothesis], [reference], [language(row)])
         return {"skipped": pack["skipped"]}
 
     def on_validation_epoch_end(self) -> None:

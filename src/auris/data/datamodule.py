@@ -21,6 +21,7 @@ from auris.data.lengths import Lengths, measure
 from auris.data.packing import Plan, Sample, Source, collate
 from auris.data.rows import Manifest, Row, read_manifests
 from auris.data.samples import RowError, Samples
+from auris.scoring.metrics import for_language
 
 
 class AudioDataModule(L.LightningDataModule):
@@ -100,7 +101,7 @@ class AudioDataModule(L.LightningDataModule):
     def groups(self) -> dict[str, str]:
         """Lines of the validation table, each with its metric."""
         usable = [row for row, n in zip(self.valid_rows, self.valid_lengths.tokens, strict=True) if n]
-        return {group(row): tasks.find(row.labels["task"]).metric for row in usable if row.labels["task"] != "text"}
+        return {group(row): metric(row) for row in usable if row.labels["task"] != "text"}
 
     def _loader(self, dataset: Dataset, order: From) -> DataLoader:
         workers = {"num_workers": self.num_workers, "persistent_workers": self.num_workers > 0}
@@ -197,6 +198,15 @@ def sources(manifests: Sequence[Manifest]) -> list[Source]:
 def group(row: Row) -> str:
     """The line of a results table that a row belongs to, as `asr en` or `s2tt de-en`."""
     return tasks.find(row.labels["task"]).group.format(**row.labels)
+
+
+def language(row: Row) -> str:
+    """The language that a row's answer is written in."""
+    return row.labels.get("target_language") or row.labels.get("language") or "en"
+
+
+def metric(row: Row) -> str:
+    return for_language(tasks.find(row.labels["task"]).metric, language(row))
 
 
 def _as_is(packs: Any) -> Any:

@@ -6,6 +6,7 @@ the projector will have to translate (Graves et al. 2006).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 
 import torch
@@ -28,6 +29,12 @@ class CTC(nn.Module):
         super().__init__()
         self.head = nn.Linear(width, n_text + 1)
         self.blank = n_text
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Nine frames of ten start as blank: what the first steps would otherwise be spent on learning."""
+        with torch.no_grad():
+            self.head.bias[self.blank] = math.log(9 * self.blank)
 
     def count(self, pack: dict) -> Tensor:
         """What the summed loss is divided by: target tokens."""

@@ -66,6 +66,11 @@ def row_stats(
     raise AssertionError(f"{metric} is in MEASURES but has no statistics here")
 
 
+def for_language(metric: str, language: str) -> str:
+    """The metric under its honest name: WER of a language written without spaces is a character error rate."""
+    return "cer" if metric == "wer" and norm.unit(language) == "char" else metric
+
+
 def signature(metric: str, language: str) -> str:
     """How a number was made, to be printed beside it: normaliser, unit, tokenizer, library version."""
     measure(metric)
