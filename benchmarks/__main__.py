@@ -29,8 +29,8 @@ Speed against named peers, as ratios: above 1, auris is faster.
 {benchmarks}
   rounds    how often both sides run, in turn (5)
 
-Both sides run in one process on one thread, and are timed by CPU time. First they must agree: where they do not, nothing
-is timed and the exit code is 1. The last line of each benchmark is its result as JSON, kept in {out}/ as well.
+Both sides run in one process on one thread, and are timed by CPU time. First they must agree: where they do not,
+nothing is timed and the exit code is 1. The last line of each benchmark is its result as JSON, also kept in {out}/.
 """
 
 
@@ -103,7 +103,7 @@ def _run(benchmark: str, preset: str, rounds: int) -> int:
 
 
 def race(comparison: Comparison, rounds: int) -> tuple[list[float], list[float]]:
-    """CPU seconds of ours and of theirs in each round; who goes first alternates, so that neither gains by its place."""
+    """CPU seconds of ours and of theirs in each round. Who goes first alternates: neither gains by its place."""
     ours: list[float] = []
     theirs: list[float] = []
     for number in range(rounds):

@@ -33,7 +33,7 @@ LIMITS = {"loss": 1e-5, "gradient": 1e-4}
 
 N_MELS = 128  # Qwen2-Audio's
 AUDIO_ID = 0  # stands where audio tokens stand; the random text has none
-PROMPT = 12  # tokens of a prompt: "Detect the language and recognize the speech:" between its audio and ChatML marks
+PROMPT = 12  # about the tokens of "Detect the language and recognize the speech:" and the marks around the audio
 ANSWER_RATE = 4  # tokens of transcript for a second of speech: 150 words a minute at 1.5 tokens a word, rounded up
 
 
@@ -66,7 +66,7 @@ PRESETS = {
         llm_ffn=384,
         vocab_size=8000,
     ),
-    # In proportion to the released 8.4 B model: encoder, LLM and head have about its shares of the work. 84 M parameters.
+    # 84 M parameters in the proportions of the released 8.4 B: encoder, LLM and head do about its shares of the work.
     "prop": Preset(
         encoder_width=512,
         encoder_layers=2,

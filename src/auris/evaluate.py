@@ -29,7 +29,7 @@ from auris.results import bootstrap, value
 from auris.scoring.metrics import row_stats, signature
 from auris.tokenizer import Tokenizer
 
-# Beside a task's own metric: how often a closed question was answered outside its classes, whether the intent was right.
+# Beside a task's own metric: how often an answer was outside the task's classes, how often the intent was right.
 _ALSO = {"accuracy": ("unparsed",), "slot_f1": ("intent_accuracy",)}
 
 

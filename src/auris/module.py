@@ -132,9 +132,7 @@ class AudioLMModule(L.LightningModule):
         loss, _ = self.objective(self.net, batch["answered"])
         self._valid += torch.stack([loss, self.objective.count(batch["answered"]).to(loss)])
         pack = batch["prompts"]
-        answers = self.objective.answer(
-            self.net, pack, max_new_tokens=self.max_new_tokens, stop={self.tokenizer.end}
-        )
+        answers = self.objective.answer(self.net, pack, max_new_tokens=self.max_new_tokens, stop={self.tokenizer.end})
         rows = self.trainer.datamodule.valid_rows
         for row_number, ids in zip(pack["rows"], answers, strict=False):  # an empty pack holds one dummy row
             row = rows[row_number]

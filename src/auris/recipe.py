@@ -55,7 +55,7 @@ def build_objective(recipe: Mapping[str, Any], net: nn.Module, tokenizer: Tokeni
     view = recipe["data"]["view"]
     if view not in objective.views:
         raise ValueError(
-            f"data.view={view} does not suit objective {type(objective).__name__}: expected {' or '.join(objective.views)}"
+            f"data.view={view} does not suit {type(objective).__name__}: expected {' or '.join(objective.views)}"
         )
     return objective
 
@@ -103,7 +103,9 @@ def checkpoint_file(path: str | Path, which: str = "last") -> Path:
     file = path / "checkpoints" / f"{which}.ckpt"
     if not file.is_file():
         what = "has no such checkpoint" if path.is_dir() else "does not exist"
-        raise FileNotFoundError(f"{path} {what}: expected a run directory with checkpoints/{which}.ckpt, or a .ckpt file")
+        raise FileNotFoundError(
+            f"{path} {what}: expected a run directory with checkpoints/{which}.ckpt, or a .ckpt file"
+        )
     return file
 
 

@@ -1,7 +1,7 @@
 """The study runner: `ablations/NAME.yaml` -> every arm trained and evaluated, stages they share only once per seed.
 
 Each run is a process of its own (`python -m auris.train ...`), so that an arm that fails takes nothing with it, several
-can work side by side, and an arm run by hand is the same run. Whatever is finished is skipped; what was stopped resumes.
+can work side by side, and an arm run by hand is the same run. What is finished is skipped; what was stopped resumes.
 """
 
 from __future__ import annotations
@@ -60,7 +60,9 @@ def main(cfg: DictConfig) -> int:
     return run(jobs, side_by_side=cfg.jobs)
 
 
-def plan(study: Mapping[str, Any], extra: Sequence[str] = (), arm: str | None = None, seed: int | None = None) -> list[Job]:
+def plan(
+    study: Mapping[str, Any], extra: Sequence[str] = (), arm: str | None = None, seed: int | None = None
+) -> list[Job]:
     """Jobs in an order in which each comes after what it needs.
 
     Every arm is composed here, so that a misspelt override ends the study before it starts. Raises ValueError for an
@@ -96,9 +98,7 @@ def _add(
         return jobs[key]
     entry = entries[name]
     after = entry.get("after") or {}
-    before = {
-        part: _add(jobs, study, entries, stage, seed, extra, (*path, name)) for part, stage in after.items()
-    }
+    before = {part: _add(jobs, study, entries, stage, seed, extra, (*path, name)) for part, stage in after.items()}
     overrides = [
         *entry["overrides"],
         *(f"weights.{part}='{job.run_dir}'" for part, job in before.items()),

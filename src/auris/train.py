@@ -18,10 +18,10 @@ from typing import Any
 import hydra
 import lightning as L
 import torch
+from hydra.utils import get_class
 from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info
-from hydra.utils import get_class
 from omegaconf import DictConfig
 
 import auris
@@ -82,7 +82,11 @@ def claim(run_dir: Path, made: dict[str, Any]) -> bool:
 def provenance() -> dict[str, str]:
     """Package versions, and the commit of the working directory if it is a checkout."""
     git = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
-    return {"commit": git.stdout.strip() or "unknown", "auris": auris.__version__, **{name: version(name) for name in _PACKAGES}}
+    return {
+        "commit": git.stdout.strip() or "unknown",
+        "auris": auris.__version__,
+        **{name: version(name) for name in _PACKAGES},
+    }
 
 
 def build(made: dict[str, Any]) -> tuple[AudioLMModule, AudioDataModule]:
@@ -90,7 +94,10 @@ def build(made: dict[str, Any]) -> tuple[AudioLMModule, AudioDataModule]:
     tokenizer = Tokenizer.load(made["tokenizer"])
     net = recipe.build_net(made, tokenizer)
     data = dict(made["data"])
-    views = {train: recipe.build_samples(made, net, tokenizer, long_audio=data["long_audio"], train=train) for train in (True, False)}
+    views = {
+        train: recipe.build_samples(made, net, tokenizer, long_audio=data["long_audio"], train=train)
+        for train in (True, False)
+    }
     objective = recipe.build_objective(made, net, tokenizer)
     weights = {
         part: (recipe.load_state(path)[1], str(path)) for part, path in made["weights"].items() if path is not None

@@ -59,7 +59,7 @@ class Manifest:
 
 
 def read_manifests(sources: Sequence[str | Path | Mapping[str, Any]], *, key: str = "data.train") -> list[Manifest]:
-    """Each entry is a path, or `{path, weight, tasks, limit}`: `tasks` keeps some tasks, `limit` the first rows of each.
+    """Each entry is a path or `{path, weight, tasks, limit}`: `tasks` keeps some tasks, `limit` the first rows of each.
 
     Raises FileNotFoundError for a missing manifest and ValueError for an entry with unknown keys, or when two rows of
     different manifests share an id (ids name rows in the plan, in predictions and in comparisons).
@@ -73,8 +73,8 @@ def read_manifests(sources: Sequence[str | Path | Mapping[str, Any]], *, key: st
         path = Path(entry["path"])
         if not path.is_file():
             raise FileNotFoundError(
-                f"{key}: no manifest at {path}. For the embedded corpus run `python -m auris.corpus out={path.parent}`; "
-                f"for your own rows set {key}=[FILE.jsonl]"
+                f"{key}: no manifest at {path}. The embedded corpus is made by "
+                f"`python -m auris.corpus out={path.parent}`; for your own rows set {key}=[FILE.jsonl]"
             )
         rows = tuple(_select(_read(path), entry.get("tasks"), entry.get("limit")))
         if not rows:
@@ -84,7 +84,9 @@ def read_manifests(sources: Sequence[str | Path | Mapping[str, Any]], *, key: st
     for manifest in manifests:
         for row in manifest.rows:
             if seen.setdefault(row.id, manifest.name) != manifest.name:
-                raise ValueError(f"{key}: row id {row.id!r} is in {seen[row.id]} and in {manifest.name}; ids must differ")
+                raise ValueError(
+                    f"{key}: row id {row.id!r} is in {seen[row.id]} and in {manifest.name}; ids must differ"
+                )
     return manifests
 
 

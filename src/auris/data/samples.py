@@ -115,9 +115,7 @@ class Samples(ABC):
         for clip in row.clips:
             stated = clip.duration is not None
             samples = (
-                round(clip.duration * audio.SAMPLE_RATE)
-                if stated
-                else audio.n_samples(clip.path, clip.offset or 0.0)
+                round(clip.duration * audio.SAMPLE_RATE) if stated else audio.n_samples(clip.path, clip.offset or 0.0)
             )
             if samples > audio.MAX_SAMPLES and self.long_audio != "window":
                 raise TooLong(samples)
@@ -169,8 +167,8 @@ class AudioSamples(Samples):
 class TextSamples(Samples):
     """The row's content as text where its audio will stand: no audio is read.
 
-    Tokens of the content are stretched, as pooled frames of a CTC encoder are: each stands 1 to 4 times, 0 to 8 blanks (the
-    audio pad) between them. A row's content is its `content` field, or `transcript`, or for ASR its `text`.
+    Tokens of the content are stretched, as pooled frames of a CTC encoder are: each stands 1 to 4 times, with 0 to 8
+    blanks (the audio pad) between them. A row's content is its `content` field, or `transcript`, or for ASR its `text`.
     """
 
     has_audio = False

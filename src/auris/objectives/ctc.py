@@ -68,7 +68,7 @@ class CTC(nn.Module):
 
 
 def _pad(scores: Tensor, lengths: Tensor) -> Tensor:
-    """Packed frames (C, V) of clips -> (longest, A, V), by one indexed copy (pad_sequence copies all per clip, backward)."""
+    """Packed frames (C, V) of clips -> (longest, A, V), by one indexed copy (pad_sequence copies per clip)."""
     longest = int(lengths.max())
     place = torch.cat([torch.arange(n) + clip * longest for clip, n in enumerate(lengths.tolist())])
     padded = scores.new_zeros(len(lengths) * longest, scores.shape[-1]).index_copy(0, place.to(scores.device), scores)
