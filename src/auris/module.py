@@ -72,7 +72,12 @@ class AudioLMModule(L.LightningModule):
     def configure_optimizers(self) -> tuple[list, list]:
         o = self.optim
         groups = optim.parameter_groups(
-            self.net, self.objective, lr=o["lr"], weight_decay=o["weight_decay"], layer_decay=o["layer_decay"]
+            self.net,
+            self.objective,
+            lr=o["lr"],
+            weight_decay=o["weight_decay"],
+            layer_decay=o["layer_decay"],
+            lr_factors=o["lr_factors"],
         )
         adamw = torch.optim.AdamW(groups, betas=tuple(o["betas"]), eps=o["eps"])
         schedule = optim.cosine(

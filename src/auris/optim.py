@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import nn
@@ -31,28 +31,41 @@ def freeze(net: nn.Module, trainable: Iterable[str]) -> None:
 
 
 def parameter_groups(
-    net: nn.Module, objective: nn.Module, *, lr: float, weight_decay: float, layer_decay: float
+    net: nn.Module,
+    objective: nn.Module,
+    *,
+    lr: float,
+    weight_decay: float,
+    layer_decay: float,
+    lr_factors: Mapping[str, float] | None = None,
 ) -> list[dict]:
-    """Groups by depth and by whether weights decay.
+    """Groups by learning rate and by whether weights decay.
 
     The encoder's block l of L learns at lr * layer_decay^(L - l), its convolutions as block 0; everything after the
     blocks at lr (as in Qwen-VL; Qwen-Audio gives only the number 0.95). Vectors (biases, norms) do not decay.
+    `lr_factors` multiplies the learning rate of a part (a child of the net).
 
-    Raises ValueError if nothing is trainable.
+    Raises ValueError if nothing is trainable, or if a factor's part has nothing trainable.
     """
     depth = len(net.encoder.blocks)
-    groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
+    factors = dict(lr_factors or {})
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     named = [(f"net.{name}", p) for name, p in net.named_parameters()]
     named += [(f"objective.{name}", p) for name, p in objective.named_parameters()]
+    used: set[str] = set()
     for name, parameter in named:
         if parameter.requires_grad:
-            key = (_below(name, depth), parameter.ndim >= 2)
-            groups.setdefault(key, []).append(parameter)
+            part = name.split(".")[1]
+            rate = lr * layer_decay ** _below(name, depth) * factors.get(part, 1.0)
+            groups.setdefault((rate, parameter.ndim >= 2), []).append(parameter)
+            used.add(part)
     if not groups:
         raise ValueError("nothing is trainable: set trainable=[encoder,pooling,projector] or other parts")
+    if idle := set(factors) - used:
+        raise ValueError(f"optim.lr_factors names {sorted(idle)}, where nothing is trainable; parts that train: {used}")
     return [
-        {"params": parameters, "lr": lr * layer_decay**below, "weight_decay": weight_decay if decays else 0.0}
-        for (below, decays), parameters in sorted(groups.items(), key=lambda item: item[0])
+        {"params": parameters, "lr": rate, "weight_decay": weight_decay if decays else 0.0}
+        for (rate, decays), parameters in sorted(groups.items(), key=lambda item: (-item[0][0], item[0][1]))
     ]
 
 

@@ -167,12 +167,12 @@ class AudioSamples(Samples):
 class TextSamples(Samples):
     """The row's content as text where its audio will stand: no audio is read.
 
-    Tokens of the content are stretched, as pooled frames of a CTC encoder are: each stands 1 to 4 times, with 0 to 8
+    Tokens of the content are stretched, as pooled audio frames are: each stands 1 to 8 times, with 0 to 4
     blanks (the audio pad) between them. A row's content is its `content` field, or `transcript`, or for ASR its `text`.
     """
 
     has_audio = False
-    REPEATS, BLANKS = (1, 4), (0, 8)
+    REPEATS, BLANKS = (1, 8), (0, 4)
 
     def encode(
         self, row: Row, spans: Sequence[int], rng: np.random.Generator | None, *, prompt_only: bool = False
