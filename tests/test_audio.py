@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import soundfile
@@ -309,3 +312,18 @@ def test_specaugment_refuses_impossible_settings(wrong):
 def test_a_frequency_mask_wider_than_the_spectrogram_is_refused():
     with pytest.raises(ValueError, match="freq_mask_param=27"):
         audio.SpecAugment(**BASIC)(mel(400, n_mels=20), 400, 0)
+
+
+def test_a_mismatched_torchaudio_says_which_pair_to_install():
+    with pytest.raises(
+        ImportError, match=r"torch 2\.13\.0\+cpu and torchaudio 2\.11\.0\+cu130 do not match; .*pip install"
+    ):
+        audio.require_pair("2.13.0+cpu", "2.11.0+cu130")
+    audio.require_pair("2.11.0+cu130", "2.11.0+cu130")
+
+
+def test_a_torchaudio_that_cannot_be_imported_says_which_pair_to_install():
+    code = "import sys; sys.modules['torchaudio'] = None; import auris.audio"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "pip install torch==2.11.0 torchaudio==2.11.0" in done.stderr.splitlines()[-1]

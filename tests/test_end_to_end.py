@@ -108,7 +108,7 @@ def test_odd_files_are_evaluated_or_named(folder: Path, shared_data: Path):
     names = ["corrupt.flac", "empty.wav", "silent.wav", "long.wav", str(real)]
     rows = [{"id": name, "audio": name, "task": "asr", "language": "en", "text": "a b"} for name in names]
     (folder / "odd.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    run = "checkpoint='runs/smoke/tags/seed=0'"
+    run = "checkpoint=runs/smoke/tags/seed=0"
     done = call(folder, "auris.evaluate", run, "data=manifest", "data.test=odd.jsonl", "max_new_tokens=4")
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     said = [json.loads(line) for line in (folder / "runs/smoke/tags/seed=0/predictions/odd.jsonl").open()]

@@ -20,8 +20,23 @@ import soxr
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchaudio.functional import mask_along_axis
 from transformers.audio_utils import mel_filter_bank
+
+_REMEDY = "install the pair that belongs together: pip install torch==2.11.0 torchaudio==2.11.0"
+
+
+def require_pair(torch_version: str, torchaudio_version: str) -> None:
+    """Raise ImportError unless torch and torchaudio are of one release and one build (`2.11.0+cu130`: CUDA 13.0)."""
+    if torch_version != torchaudio_version:
+        raise ImportError(f"torch {torch_version} and torchaudio {torchaudio_version} do not match; {_REMEDY}")
+
+
+try:
+    import torchaudio
+    from torchaudio.functional import mask_along_axis
+except (ImportError, OSError, RuntimeError) as error:  # OSError: its libraries want another build of torch
+    raise ImportError(f"torchaudio does not work with torch {torch.__version__} ({error}); {_REMEDY}") from error
+require_pair(torch.__version__, torchaudio.__version__)
 
 # Whisper's front end (Radford et al. 2022, section 2.2; transformers WhisperFeatureExtractor).
 SAMPLE_RATE = 16_000  # Hz

@@ -172,8 +172,13 @@ def _device(accelerator: str) -> torch.device:
     return torch.device(accelerator)
 
 
+def main() -> None:
+    sys.argv[1:] = recipe.quote_arguments(sys.argv[1:])
+    run()
+
+
 @hydra.main(config_path=str(recipe.CONFIGS), config_name="evaluate", version_base="1.3")
-def main(cfg: DictConfig) -> None:
+def run(cfg: DictConfig) -> None:
     try:
         made = recipe.resolve(cfg)
         made["benchmark"]["test"] = _as_list(made["benchmark"]["test"])

@@ -31,6 +31,16 @@ def compose(overrides: Sequence[str], config: str = "train") -> DictConfig:
         return hydra_compose(config, overrides=list(overrides))
 
 
+def quote_arguments(arguments: Sequence[str]) -> list[str]:
+    """Command-line overrides with values such as `runs/demo/qwen_audio/seed=0` in quotes, as Hydra wants them."""
+    quoted = []
+    for argument in arguments:
+        key, _, value = argument.partition("=")
+        plain = "=" in value and not argument.startswith("-") and value[0] not in "'\"[{"
+        quoted.append(f"{key}='{value}'" if plain else argument)
+    return quoted
+
+
 def resolve(cfg: DictConfig) -> dict[str, Any]:
     """A config as a plain dict, interpolations filled. Raises what OmegaConf raises on a missing value."""
     return OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)

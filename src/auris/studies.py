@@ -18,7 +18,7 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console, Group
+from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
@@ -145,9 +145,12 @@ def run(jobs: list[Job], side_by_side: int) -> int:
         with Live(console=console, refresh_per_second=2, transient=False, auto_refresh=console.is_terminal) as live:
             while any(job.status in ("waiting", "running", "evaluating") for job in jobs):
                 changed = _advance(jobs, by_key, side_by_side, threads)
-                if console.is_terminal or changed:
-                    live.update(Group(_table(jobs)), refresh=True)
+                if console.is_terminal:
+                    live.update(_table(jobs))
+                for job in [] if console.is_terminal else changed:  # a log file: a line per change
+                    console.print(f"{job.key}: {job.status}")
                 time.sleep(0.2)
+            live.update(_table(jobs))
     except KeyboardInterrupt:
         for job in jobs:
             if job.process and job.process.poll() is None:
@@ -162,12 +165,12 @@ def run(jobs: list[Job], side_by_side: int) -> int:
     return len(unfinished)
 
 
-def _advance(jobs: list[Job], by_key: Mapping[str, Job], side_by_side: int, threads: int) -> bool:
-    """Note what has ended, start what can start. True if anything changed."""
-    changed = False
+def _advance(jobs: list[Job], by_key: Mapping[str, Job], side_by_side: int, threads: int) -> list[Job]:
+    """Note what has ended, start what can start; returns the jobs whose status changed."""
+    before = {job.key: job.status for job in jobs}
     for job in jobs:
         if job.process is not None and (code := job.process.poll()) is not None:
-            job.process, changed = None, True
+            job.process = None
             if code != 0:
                 job.status = "failed"
             elif job.evaluate:
@@ -182,11 +185,11 @@ def _advance(jobs: list[Job], by_key: Mapping[str, Job], side_by_side: int, thre
         if job.status == "waiting":
             states = [by_key[key].status for key in job.needs]
             if any(state in ("failed", "blocked") for state in states):
-                job.status, changed = "blocked", True
+                job.status = "blocked"
             elif all(state == "done" for state in states) and sum(j.process is not None for j in jobs) < side_by_side:
-                job.status, job.started, changed = "running", time.time(), True
+                job.status, job.started = "running", time.time()
                 _start(job, ["auris.train", *job.overrides], threads)
-    return changed
+    return [job for job in jobs if job.status != before[job.key]]
 
 
 def _start(job: Job, arguments: list[str], threads: int) -> None:

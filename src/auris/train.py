@@ -149,8 +149,13 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", message=".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*")
 
 
+def main() -> None:
+    sys.argv[1:] = recipe.quote_arguments(sys.argv[1:])
+    run()
+
+
 @hydra.main(config_path=str(recipe.CONFIGS), config_name="train", version_base="1.3")
-def main(cfg: DictConfig) -> None:
+def run(cfg: DictConfig) -> None:
     quiet()
     try:
         if "arms" in cfg:
