@@ -138,12 +138,11 @@ class AudioLMModule(L.LightningModule):
         self._valid += torch.stack([loss, self.objective.count(batch["answered"]).to(loss)])
         pack = batch["prompts"]
         answers = self.objective.answer(self.net, pack, max_new_tokens=self.max_new_tokens, stop={self.tokenizer.end})
-        rows = self.trainer.datamodule.valid_rows
         for row_number, ids in zip(pack["rows"], answers, strict=False):  # an empty pack holds one dummy row
-            row = rows[row_number]
+            row = self.trainer.datamodule.question(row_number)
             task = tasks.find(row.labels["task"])
             if (name := group(row)) in self.scores:
-                reference, hypothesis = self._reference(row), self.tokenizer.decode(ids)
+                reference, hypothesis = task.render(row.labels), self.tokenizer.decode(ids)
                 if task.metric == "slot_f1":
                     reference, hypothesis = task.parse(reference), task.parse(hypothesis)
                 self.scores[name].update([hypothesis], [reference], [language(row)])
@@ -154,11 +153,6 @@ class AudioLMModule(L.LightningModule):
         self.log("val/loss", loss / count.clamp(min=1), prog_bar=True)
         for name, score in self.scores.items():
             self.log(f"val/{name}/{score.metric}", score.compute())
-
-    def _reference(self, row: Any) -> str:
-        if "transcript" in self.objective.views:
-            return row.labels.get("transcript") or row.labels["text"]
-        return tasks.find(row.labels["task"]).render(row.labels)
 
     def _trained(self) -> Iterator[nn.Parameter]:
         return (parameter for parameter in self.parameters() if parameter.requires_grad)

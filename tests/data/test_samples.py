@@ -346,3 +346,10 @@ def test_speech_recognition_needs_no_transcript_beside_its_text_and_other_tasks_
 def test_control_tokens_in_a_transcript_are_text(tmp_path):
     row = row_of(tmp_path, 0.5, text="say <|en|>")
     assert max(samples_of(TranscriptSamples).build(row, 0, 0).ids) < tokenizer().n_text
+
+
+def test_a_transcript_view_asks_for_what_is_said_whatever_the_task():
+    row = Row("k", (), {"task": "ks", "language": "en", "text": "go", "transcript": "the cat says go"})
+    view = TranscriptSamples(tokenizer=None, prompt=None, geometry=None)
+    assert view.asked(row).labels == {**row.labels, "task": "asr", "text": "the cat says go"}
+    assert AudioSamples(tokenizer=None, prompt=None, geometry=None).asked(row) is row

@@ -339,7 +339,7 @@ def make_rows(jobs: Sequence[Job], folder: Path, engine: str) -> list[tuple[dict
 
 
 def _script_asr(job: Job, rng: Rng) -> Script:
-    # Every third English row is a keyword phrase: its words must be learnt as words, as in any speech, not only spotted.
+    # Every third English row is a keyword phrase: keywords are to be learnt as words too, not only spotted.
     if job.variant == "en" and job.index % 3 == 2:
         text = grammar.draw_keyword_phrase(rng, job.split, str(rng.choice(KEYWORDS))).text
     else:

@@ -100,8 +100,13 @@ class AudioDataModule(L.LightningDataModule):
 
     def groups(self) -> dict[str, str]:
         """Lines of the validation table, each with its metric."""
-        usable = [row for row, n in zip(self.valid_rows, self.valid_lengths.tokens, strict=True) if n]
-        return {group(row): metric(row) for row in usable if row.labels["task"] != "text"}
+        usable = [number for number, n in enumerate(self.valid_lengths.tokens) if n]
+        asked = [self.question(number) for number in usable]
+        return {group(row): metric(row) for row in asked if row.labels["task"] != "text"}
+
+    def question(self, number: int) -> Row:
+        """A validation row as it is asked."""
+        return self.valid_samples.asked(self.valid_rows[number])
 
     def _loader(self, dataset: Dataset, order: From) -> DataLoader:
         workers = {"num_workers": self.num_workers, "persistent_workers": self.num_workers > 0}

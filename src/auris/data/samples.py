@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -77,6 +78,10 @@ class Samples(ABC):
     @abstractmethod
     def length(self, row: Row, spans: Sequence[int]) -> int:
         """Tokens of the row's longest wording: what the plan counts."""
+
+    def asked(self, row: Row) -> Row:
+        """The row as this view asks it: its labels say what the right answer is."""
+        return row
 
     def build(self, row: Row, number: int, epoch: int | None, *, prompt_only: bool = False) -> Sample:
         """The sample of a row; `epoch=None` for evaluation: canonical wording, no augmentation.
@@ -215,6 +220,10 @@ class TranscriptSamples(Samples):
     ) -> Encoded:
         ids = np.array(self.tokenizer.plain(self._transcript(row)), dtype=np.int64)
         return Encoded(ids, np.zeros(len(ids), dtype=bool), np.zeros(len(ids), dtype=bool))
+
+    def asked(self, row: Row) -> Row:
+        text = {"task": "asr", "language": row.labels.get("language", "en"), "text": self._transcript(row)}
+        return replace(row, labels={**row.labels, **text})
 
     def length(self, row: Row, spans: Sequence[int]) -> int:
         """Audio tokens: they, not the few text tokens, are what a step of the encoder costs."""
