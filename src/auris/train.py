@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import subprocess
 import sys
 import time
@@ -17,7 +18,6 @@ from typing import Any
 
 import hydra
 import lightning as L
-import torch
 from hydra.utils import get_class
 from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -31,8 +31,15 @@ from auris.module import AudioLMModule
 from auris.tokenizer import Tokenizer
 
 # Recipe entries that may change between two starts of one run: where and how, not what.
-_FREE = ("jobs", "checkpoint_every", "trainer.devices", "trainer.accelerator", "trainer.log_every_n_steps")
-_FREE_DATA = ("data.num_workers", "data.cache_dir")
+_FREE = (
+    "jobs",
+    "checkpoint_every",
+    "data.num_workers",
+    "data.cache_dir",
+    "trainer.devices",
+    "trainer.accelerator",
+    "trainer.log_every_n_steps",
+)
 
 _PACKAGES = ("torch", "lightning", "transformers", "torchaudio", "hydra-core", "numpy")
 
@@ -56,34 +63,37 @@ def train(made: dict[str, Any]) -> Path:
 
 
 def claim(run_dir: Path, made: dict[str, Any]) -> bool:
-    """Write the recipe into a new run directory. False if the run is finished already.
+    """Write the recipe into a run directory. False if its run is finished already.
 
-    Raises ValueError if the directory holds a run of another recipe.
+    Raises ValueError if the directory holds a trained run of another recipe; one that never got to a checkpoint has
+    nothing to lose, and its recipe is replaced.
     """
     file = run_dir / "recipe.yaml"
-    if file.is_file():
-        free = _FREE + _FREE_DATA
-        changed = [line for line in recipe.differences(recipe.load(file), made) if not line.startswith(free)]
-        if changed:
-            shown = "; ".join(changed[:5])
-            raise ValueError(
-                f"{run_dir} holds a run of another recipe ({shown}). Give this one a name of its own (arm=NAME, "
-                f"study=NAME or seed=N), or delete the directory"
-            )
-        if (run_dir / "finished.json").is_file():
-            rank_zero_info(f"{run_dir} is finished already")
-            return False
-    else:
+    if not (run_dir / "checkpoints" / "last.ckpt").is_file():
         recipe.save(made, file)
         (run_dir / "versions.json").write_text(json.dumps(provenance(), indent=1))
+        return True
+    changed = [line for line in recipe.differences(recipe.load(file), made) if not line.startswith(_FREE)]
+    if changed:
+        shown = "; ".join(changed[:5])
+        raise ValueError(
+            f"{run_dir} holds a run of another recipe ({shown}). Give this one a name of its own (arm=NAME, "
+            f"study=NAME or seed=N), or delete the directory"
+        )
+    if (run_dir / "finished.json").is_file():
+        rank_zero_info(f"{run_dir} is finished already")
+        return False
     return True
 
 
 def provenance() -> dict[str, str]:
     """Package versions, and the commit of the working directory if it is a checkout."""
-    git = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
+    commit = ""
+    if shutil.which("git"):
+        command = ["git", "describe", "--always", "--dirty"]
+        commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
     return {
-        "commit": git.stdout.strip() or "unknown",
+        "commit": commit or "unknown",
         "auris": auris.__version__,
         **{name: version(name) for name in _PACKAGES},
     }
@@ -160,7 +170,6 @@ def run(cfg: DictConfig) -> None:
     try:
         if "arms" in cfg:
             sys.exit(studies.main(cfg))
-        torch.set_float32_matmul_precision("high")
         train(recipe.resolve(cfg))
     except (ValueError, FileNotFoundError) as error:
         sys.exit(f"error: {error}")
