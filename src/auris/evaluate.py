@@ -53,7 +53,8 @@ def evaluate(made: Mapping[str, Any]) -> list[dict[str, Any]]:
         for number, answer in zip(batch["rows"], ids, strict=False):  # an empty pack holds one dummy row
             answers[number] = tokenizer.decode(answer)
     name = made["benchmark"]["name"] or "+".join(manifest.path.stem for manifest in manifests)
-    predictions = score({rows[number].id: (view.asked(rows[number]), text) for number, text in answers.items()})
+    asked = {rows[number].id: (view.asked(rows[number]), answers[number]) for number in sorted(answers)}
+    predictions = sorted(score(asked), key=lambda prediction: (prediction["group"], prediction["metric"]))
     run_dir = recipe.checkpoint_file(made["checkpoint"], made["which"]).parents[1]
     results = summarise(predictions, trained, name, made["bootstrap"], made["seed"])
     _write(run_dir, name, predictions, results)
