@@ -129,6 +129,7 @@ def test_the_presets_are_the_two_systems_of_the_papers():
             "weight_decay": 0.05,
             "clip": 1.0,
             "warmup_steps": 2000,
+            "lr_factors": {},
             "layer_decay": 0.95,
         }
         assert (made["max_steps"], made["data"]["rows_per_step"]) == (500_000, 120)
@@ -145,7 +146,7 @@ def test_the_presets_are_the_two_systems_of_the_papers():
     ],
 )
 def test_a_planted_typo_is_caught(where, spoil):
-    made = deepcopy(compose("train"))
+    made = deepcopy(compose("train", "scale=full"))
     spoil(made)
     (fault,) = unbound(made)
     assert fault.startswith(f"{where} (")

@@ -12,7 +12,7 @@ import torch
 from manifests import GEOMETRY, read_row, samples_of, tokenizer, write_wave
 
 from auris import audio
-from auris.data.rows import Row
+from auris.data.rows import Clip, Row
 from auris.data.samples import AudioSamples, RowError, Samples, TextSamples, TooLong, TranscriptSamples
 from auris.prompts import BothPrompts, NaturalPrompt, TagPrompt
 
@@ -349,7 +349,9 @@ def test_control_tokens_in_a_transcript_are_text(tmp_path):
 
 
 def test_a_transcript_view_asks_for_what_is_said_whatever_the_task():
-    row = Row("k", (), {"task": "ks", "language": "en", "text": "go", "transcript": "the cat says go"})
+    row = Row(
+        "k", (Clip(Path("a.wav")),), {"task": "ks", "language": "en", "text": "go", "transcript": "the cat says go"}
+    )
     view = TranscriptSamples(tokenizer=None, prompt=None, geometry=None)
     assert view.asked(row).labels == {**row.labels, "task": "asr", "text": "the cat says go"}
     assert AudioSamples(tokenizer=None, prompt=None, geometry=None).asked(row) is row
