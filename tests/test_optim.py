@@ -168,12 +168,12 @@ def test_a_warm_up_as_long_as_the_run_is_an_error_that_names_settings_that_exist
     assert (made.optim.warmup_steps, made.max_steps) == (10, 10)
 
 
-def test_a_factor_scales_a_part_and_must_name_one_that_learns(net: Net):
+def test_a_factor_scales_a_part_and_must_name_one(net: Net):
     freeze(net, ["encoder", "projector"])
     numbers = {"lr": 1.0, "weight_decay": 0.0, "layer_decay": 1.0}
     groups = parameter_groups(net, nn.Identity(), **numbers, lr_factors={"encoder": 0.25})
     rates = {id(parameter): group["lr"] for group in groups for parameter in group["params"]}
     assert {rates[id(p)] for p in net.encoder.parameters()} == {0.25}
     assert {rates[id(p)] for p in net.projector.parameters()} == {1.0}
-    with pytest.raises(ValueError, match=r"lr_factors names \['llm'\]"):
-        parameter_groups(net, nn.Identity(), **numbers, lr_factors={"llm": 0.1})
+    with pytest.raises(ValueError, match=r"lr_factors names \['encodr'\]; parts are encoder"):
+        parameter_groups(net, nn.Identity(), **numbers, lr_factors={"encodr": 0.1})

@@ -45,24 +45,23 @@ def parameter_groups(
     blocks at lr (as in Qwen-VL; Qwen-Audio gives only the number 0.95). Vectors (biases, norms) do not decay.
     `lr_factors` multiplies the learning rate of a part (a child of the net).
 
-    Raises ValueError if nothing is trainable, or if a factor's part has nothing trainable.
+    Raises ValueError if nothing is trainable, or if a factor names no part.
     """
     depth = len(net.encoder.blocks)
     factors = dict(lr_factors or {})
+    parts = [name for name, _ in net.named_children()]
+    if unknown := sorted(set(factors) - set(parts)):
+        raise ValueError(f"optim.lr_factors names {unknown}; parts are {', '.join(parts)}")
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     named = [(f"net.{name}", p) for name, p in net.named_parameters()]
     named += [(f"objective.{name}", p) for name, p in objective.named_parameters()]
-    used: set[str] = set()
     for name, parameter in named:
         if parameter.requires_grad:
             part = name.split(".")[1]
             rate = lr * layer_decay ** _below(name, depth) * factors.get(part, 1.0)
             groups.setdefault((rate, parameter.ndim >= 2), []).append(parameter)
-            used.add(part)
     if not groups:
         raise ValueError("nothing is trainable: set trainable=[encoder,pooling,projector] or other parts")
-    if idle := set(factors) - used:
-        raise ValueError(f"optim.lr_factors names {sorted(idle)}, where nothing is trainable; parts that train: {used}")
     return [
         {"params": parameters, "lr": rate, "weight_decay": weight_decay if decays else 0.0}
         for (rate, decays), parameters in sorted(groups.items(), key=lambda item: (-item[0][0], item[0][1]))
