@@ -85,6 +85,11 @@ class Tokenizer:
     @classmethod
     def load(cls, path: str | Path) -> Tokenizer:
         """From a local directory (or a hub name, if transformers can reach the hub)."""
+        if not Path(path).is_dir() and len(Path(path).parts) > 2:  # a hub name is `name` or `owner/name`
+            raise FileNotFoundError(
+                f"tokenizer={path}: no such directory. The embedded corpus brings its own: "
+                f"`python -m auris.corpus out={Path(path).parent}`; or set tokenizer=DIR or a hub name"
+            )
         try:
             fast = AutoTokenizer.from_pretrained(str(path))
         except (OSError, ValueError) as error:

@@ -27,6 +27,7 @@ from omegaconf import DictConfig
 import auris
 from auris import callbacks, recipe, studies
 from auris.data.datamodule import AudioDataModule
+from auris.data.rows import entries
 from auris.module import AudioLMModule
 from auris.tokenizer import Tokenizer
 
@@ -101,9 +102,11 @@ def provenance() -> dict[str, str]:
 
 def build(made: dict[str, Any]) -> tuple[AudioLMModule, AudioDataModule]:
     """The LightningModule and the DataModule of a recipe."""
+    data = dict(made["data"])
+    for split in ("train", "valid"):
+        entries(data[split], key=f"data.{split}")  # a wrong path is said before anything is built
     tokenizer = Tokenizer.load(made["tokenizer"])
     net = recipe.build_net(made, tokenizer)
-    data = dict(made["data"])
     views = {
         train: recipe.build_samples(made, net, tokenizer, long_audio=data["long_audio"], train=train)
         for train in (True, False)

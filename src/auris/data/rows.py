@@ -65,17 +65,8 @@ def read_manifests(sources: Sequence[str | Path | Mapping[str, Any]], *, key: st
     different manifests share an id (ids name rows in the plan, in predictions and in comparisons).
     """
     manifests = []
-    for source in sources:
-        entry = {"path": source} if isinstance(source, (str, Path)) else dict(source)
-        unknown = set(entry) - {"path", "weight", "tasks", "limit"}
-        if unknown:
-            raise ValueError(f"{key}: unknown key {sorted(unknown)}; an entry has path, weight, tasks, limit")
+    for entry in entries(sources, key=key):
         path = Path(entry["path"])
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"{key}: no manifest at {path}. The embedded corpus is made by "
-                f"`python -m auris.corpus out={path.parent}`; for your own rows set {key}=[FILE.jsonl]"
-            )
         rows = tuple(_select(_read(path), entry.get("tasks"), entry.get("limit")))
         if not rows:
             raise ValueError(f"{key}: {path} has no rows" + (f" of tasks {entry['tasks']}" if "tasks" in entry else ""))
@@ -88,6 +79,22 @@ def read_manifests(sources: Sequence[str | Path | Mapping[str, Any]], *, key: st
                     f"{key}: row id {row.id!r} is in {seen[row.id]} and in {manifest.name}; ids must differ"
                 )
     return manifests
+
+
+def entries(sources: Sequence[str | Path | Mapping[str, Any]], *, key: str) -> list[dict[str, Any]]:
+    """The entries of a config's list as dicts, their files known to exist; raises as `read_manifests`."""
+    found = [{"path": source} if isinstance(source, (str, Path)) else dict(source) for source in sources]
+    for entry in found:
+        unknown = set(entry) - {"path", "weight", "tasks", "limit"}
+        if unknown:
+            raise ValueError(f"{key}: unknown key {sorted(unknown)}; an entry has path, weight, tasks, limit")
+        path = Path(entry["path"])
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{key}: no manifest at {path}. The embedded corpus is made by "
+                f"`python -m auris.corpus out={path.parent}`; for your own rows set {key}=[FILE.jsonl]"
+            )
+    return found
 
 
 def _select(rows: Iterator[Row], keep: Sequence[str] | None, limit: int | None) -> Iterator[Row]:
