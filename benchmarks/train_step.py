@@ -92,7 +92,7 @@ def compare(preset: Preset) -> Comparison:
         for seconds in np.linspace(preset.shortest, preset.longest, preset.clips)
     ]
     samples = [_sample(row, wave, ours.geometry, preset.vocab_size) for row, wave in enumerate(waves)]
-    pack, inputs = collate(samples, n_mels=N_MELS), _padded(samples, waves)
+    pack, inputs = collate(samples, geometry=Geometry(n_mels=N_MELS, pool=2)), _padded(samples, waves)
     objective = NextToken()
 
     def our_loss() -> Tensor:
@@ -121,7 +121,8 @@ def _step(model: nn.Module, loss_of: Callable[[], Tensor]) -> float:
 
 
 def _gradient_error(ours: AudioLM, theirs: Qwen2AudioForConditionalGeneration) -> float:
-    expected = {weights.from_qwen2_audio(name): p.grad for name, p in theirs.named_parameters() if p.requires_grad}
+    released = weights.LAYOUTS["qwen2_audio"]
+    expected = {released.ours(name)[0]: p.grad for name, p in theirs.named_parameters() if p.requires_grad}
     assert expected.keys() == dict(ours.named_parameters()).keys()
     errors = [(p.grad - expected[name]).norm() / expected[name].norm() for name, p in ours.named_parameters()]
     return torch.stack(errors).max().item()  # unlike python's max, it lets a NaN through
@@ -166,7 +167,7 @@ def _models(preset: Preset) -> tuple[AudioLM, Qwen2AudioForConditionalGeneration
         llm=partial(llm.build_llm, text),
         vocab_size=preset.vocab_size,
     ).train()
-    weights.load_qwen2_audio(ours, theirs.state_dict())
+    weights.load(ours, weights.StateTensors(theirs.state_dict()), where="transformers")
     return ours, theirs
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from auris.audio import MAX_FRAMES, Geometry, stored
+from auris.audio import MAX_FRAMES, Geometry
 from auris.data.packing import Sample, collate
 
 AUDIO_ID = 5  # stands where audio tokens stand
@@ -41,15 +41,19 @@ def clips(rows: list[Row]) -> list[Clip]:
 
 
 def expand(row: Row, geometry: Geometry) -> list[int]:
-    """The row's ids, each clip as its audio tokens."""
-    parts = ([AUDIO_ID] * geometry.tokens(p.frames) if isinstance(p, Clip) else p for p in row)
+    """The row's ids, each clip as its audio tokens (and its boundaries, where they are learned)."""
+    parts = ([AUDIO_ID] * _places(p, geometry) if isinstance(p, Clip) else p for p in row)
     return [token for part in parts for token in part]
 
 
 def audio_mask(row: Row, geometry: Geometry) -> list[bool]:
     """Where its audio tokens stand (a generated text id may be the audio token's)."""
-    parts = ([True] * geometry.tokens(p.frames) if isinstance(p, Clip) else [False] * len(p) for p in row)
+    parts = ([True] * _places(p, geometry) if isinstance(p, Clip) else [False] * len(p) for p in row)
     return [mark for part in parts for mark in part]
+
+
+def _places(clip: Clip, geometry: Geometry) -> int:
+    return geometry.tokens(clip.frames) + 2 * geometry.boundary
 
 
 def pack(rows: list[Row], geometry: Geometry) -> dict:
@@ -65,9 +69,9 @@ def pack(rows: list[Row], geometry: Geometry) -> dict:
                 ids=ids,
                 supervise=np.arange(len(ids)) > last + 1,
                 audio_mask=audio,
-                mels=tuple(clip.mel[:, : stored(clip.frames)] for clip in clips([row])),
+                mels=tuple(clip.mel[:, : geometry.stored(clip.frames)] for clip in clips([row])),
                 frames=tuple(clip.frames for clip in clips([row])),
                 audio_seconds=0.0,
             )
         )
-    return collate(samples, n_mels=geometry.n_mels)
+    return collate(samples, geometry=geometry)

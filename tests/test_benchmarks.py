@@ -40,14 +40,14 @@ def test_a_run_reports_parity_and_ratio_as_json(capsys: pytest.CaptureFixture, t
 def test_sides_that_differ_are_not_timed(
     value: float, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path
 ) -> None:
-    load = weights.load_qwen2_audio
+    load = weights.load
 
-    def load_and_move_one(net: torch.nn.Module, state: dict) -> None:
-        load(net, state)
+    def load_and_move_one(net: torch.nn.Module, source: weights.Source, where: str) -> None:
+        load(net, source, where=where)
         with torch.no_grad():
             net.encoder.blocks[0].query.weight[0] += value
 
-    monkeypatch.setattr(weights, "load_qwen2_audio", load_and_move_one)
+    monkeypatch.setattr(weights, "load", load_and_move_one)
     assert __main__.main(COMMAND) == 1
     captured = capsys.readouterr()
     assert "round" not in captured.out and "gradient" in captured.err

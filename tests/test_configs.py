@@ -21,6 +21,8 @@ PRIMARIES = {  # with what each of them cannot do without
     "train": [],
     "evaluate": ["checkpoint=runs/some/run"],
     "corpus": ["out=corpora/some"],
+    "export": ["checkpoint=runs/some/run", "out=exported"],
+    "doctor": ["checkpoint=runs/some/run"],
 }
 # The parts of these groups are chosen in more than one primary.
 SHARED = {"data": ("train", "evaluate")}
@@ -120,7 +122,7 @@ def test_the_presets_are_the_two_systems_of_the_papers():
         assert made["model"]["llm"]["config"]["hidden_size"] == 4096
         assert made["model"]["pooling"] == {"_target_": "auris.model.pooling.Mean", "_partial_": True, "k": 2}
         assert made["prompt"] == {"_target_": f"auris.prompts.{prompt}", "supervise_tags": True}
-        assert made["trainable"] == ["encoder", "pooling", "projector"]  # the language model is frozen
+        assert made["trainable"] == ["encoder", "pooling", "projector", "boundary"]  # the language model is frozen
         assert made["optim"] == {  # Qwen-Audio Table 6
             "lr": 5e-5,
             "min_lr": 1e-5,

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from recipes import SMALLEST_MODEL
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -29,21 +30,14 @@ arms:
     overrides: [experiment=qwen_audio_pretrain, prompt=natural, model/pooling=conv, *small]
     after: {{llm: llm_text, encoder: encoder}}
 evaluate:
-  - ["benchmark.test=[{corpus}/test.jsonl]", benchmark.name=tiny, max_new_tokens=4, bootstrap=50]
+  - ["benchmark.test=[{corpus}/test.jsonl]", benchmark.name=tiny, generation.max_new_tokens=4, bootstrap=50]
 """
 
 SMALL = [
     "max_steps=3",
     "optim.warmup_steps=1",
     "data.rows_per_step=8",
-    "model.encoder.width=16",
-    "model.encoder.n_layers=1",
-    "model.encoder.n_heads=2",
-    "model.llm.config.hidden_size=16",
-    "model.llm.config.intermediate_size=32",
-    "model.llm.config.num_hidden_layers=1",
-    "model.llm.config.num_attention_heads=2",
-    "model.llm.config.num_key_value_heads=2",
+    *SMALLEST_MODEL,
     "trainer.accelerator=cpu",
     "trainer.val_check_interval=1.0",
     "max_new_tokens=4",
@@ -109,7 +103,7 @@ def test_odd_files_are_evaluated_or_named(folder: Path, shared_data: Path):
     rows = [{"id": name, "audio": name, "task": "asr", "language": "en", "text": "a b"} for name in names]
     (folder / "odd.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     run = "checkpoint=runs/smoke/tags/seed=0"
-    done = call(folder, "auris.evaluate", run, "data=manifest", "data.test=odd.jsonl", "max_new_tokens=4")
+    done = call(folder, "auris.evaluate", run, "data=manifest", "data.test=odd.jsonl", "generation.max_new_tokens=4")
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     said = [json.loads(line) for line in (folder / "runs/smoke/tags/seed=0/predictions/odd.jsonl").open()]
     assert {row["id"] for row in said} == {"silent.wav", "long.wav", str(real)}

@@ -11,6 +11,7 @@ from pathlib import Path
 import lightning as L
 import pytest
 import torch
+from recipes import SMALLEST_MODEL
 
 from auris import callbacks, recipe, train
 
@@ -27,14 +28,7 @@ def smallest(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         f"data.root={corpus}",
         f"data.cache_dir={tmp_path}/cache",
         "data.rows_per_step=6",
-        "model.encoder.width=16",
-        "model.encoder.n_layers=1",
-        "model.encoder.n_heads=2",
-        "model.llm.config.hidden_size=16",
-        "model.llm.config.intermediate_size=32",
-        "model.llm.config.num_hidden_layers=1",
-        "model.llm.config.num_attention_heads=2",
-        "model.llm.config.num_key_value_heads=2",
+        *SMALLEST_MODEL,
         "optim.warmup_steps=1",
         "trainer.accelerator=cpu",
         "trainer.log_every_n_steps=1",

@@ -9,6 +9,7 @@ Shapes: L samples at 16 kHz, N valid mel frames, S = stored(N) stored frames.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import accumulate
@@ -70,14 +71,41 @@ def stored(frames: int) -> int:
 
 @dataclass(frozen=True)
 class Geometry:
-    """What data must know of an encoder: mel bins, and encoder frames (20 ms) per audio token."""
+    """What data must know of a model.
+
+    Args:
+        n_mels: mel bins of the encoder.
+        pool: encoder frames (20 ms) per audio token.
+        clip_end: "silence" (Whisper, Qwen2-Audio): lengths round up, two frames of silence follow the clip; "zero"
+            (Qwen-Audio as released): lengths round down, and what follows an even number of frames is the zero padding
+            of the convolutions.
+        boundary: learned vectors stand in the places of the tokens around each clip (Qwen-Audio).
+    """
 
     n_mels: int
     pool: int
+    clip_end: str = "silence"
+    boundary: bool = False
+
+    def frames(self, n_samples: int) -> int:
+        """Valid mel frames of a clip of `n_samples` samples (0: too short for one)."""
+        return frames(n_samples) if self.clip_end == "silence" else min(n_samples // HOP, MAX_FRAMES)
+
+    def stored(self, frames: int) -> int:
+        """Frames kept of a clip with `frames` valid ones: what the encoder's convolutions look at."""
+        return stored(frames) if self.clip_end == "silence" else frames + frames % 2
 
     def tokens(self, frames: int) -> int:
         """Audio tokens of a clip with `frames` valid mel frames; an incomplete last one is dropped."""
         return ((frames - 1) // 2 + 1) // self.pool if frames > 0 else 0
+
+    def span(self, windows: Sequence[int]) -> int:
+        """Audio tokens between the marks of a clip whose windows have so many valid frames.
+
+        With learned boundaries every window has its own; the outermost two take the places of the clip's marks.
+        """
+        inner = 2 * (len(windows) - 1) if self.boundary else 0
+        return sum(map(self.tokens, windows)) + inner
 
 
 @dataclass(frozen=True)
@@ -198,8 +226,10 @@ def _mel_filters(n_mels: int) -> Tensor:
     return torch.from_numpy(filters).float()
 
 
-def log_mel(wave: np.ndarray | Tensor, n_mels: int) -> Tensor:
+def log_mel(wave: np.ndarray | Tensor, n_mels: int, n_stored: int | None = None) -> Tensor:
     """Whisper's log-mel spectrogram of a clip's true length: (L,) at 16 kHz to (n_mels, S) float32.
+
+    S is `stored(frames(L))`, or the first `n_stored` of these.
 
     Equals the first S frames of transformers' WhisperFeatureExtractor(feature_size=n_mels), which pads the clip with
     silence to 30 s. Frames beyond them see silence only, so they never hold the maximum that levels the spectrogram.
@@ -214,9 +244,9 @@ def log_mel(wave: np.ndarray | Tensor, n_mels: int) -> Tensor:
             f"a clip of {len(wave) / SAMPLE_RATE:.2f} s: expected more than 0 s and at most 30 s. "
             "data.long_audio=window cuts longer clips into windows, skip leaves them out, error stops at the start"
         )
-    n_stored = stored(frames(len(wave)))
+    n_frames = stored(frames(len(wave)))  # all that the maximum is taken over, even if fewer are returned
     half = N_FFT // 2
-    end = (n_stored - 1) * HOP + half  # the last frame's last sample
+    end = (n_frames - 1) * HOP + half  # the last frame's last sample
     padded = F.pad(wave, (0, min(end, MAX_SAMPLES) - len(wave)))
     # The published recipe mirrors the 30 s signal at both ends. On the right only the last of all 3000 frames reaches
     # over that end; every other clip continues with silence, not with its mirror image.
@@ -225,9 +255,9 @@ def log_mel(wave: np.ndarray | Tensor, n_mels: int) -> Tensor:
     spectrum = torch.fft.rfft(padded.unfold(0, N_FFT, HOP) * torch.hann_window(N_FFT, device=wave.device))
     power = spectrum.real.square() + spectrum.imag.square()
     mel = (power @ _mel_filters(n_mels).to(wave.device)).clamp_(min=1e-10).log10_()
-    mel = torch.maximum(mel, mel.max() - 8.0).add_(4.0).div_(4.0).T.contiguous()
-    assert mel.shape == (n_mels, n_stored), (mel.shape, n_mels, n_stored)
-    return mel
+    mel = torch.maximum(mel, mel.max() - 8.0).add_(4.0).div_(4.0).T
+    assert mel.shape == (n_mels, n_frames), (mel.shape, n_mels, n_frames)
+    return mel[:, :n_stored].contiguous()
 
 
 @dataclass(frozen=True, kw_only=True)

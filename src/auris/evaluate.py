@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,16 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from auris import parallel, recipe, tasks
+from auris import pretrained, recipe, tasks
+from auris.audio import AudioError
+from auris.data import long_audio
 from auris.data.datamodule import by_length, group, language, pack
 from auris.data.datamodule import metric as own_metric
 from auris.data.lengths import measure
-from auris.data.rows import Row, read_manifests
+from auris.data.rows import Manifest, Row, read_manifests
+from auris.data.samples import RowError, Samples
 from auris.results import bootstrap, value
 from auris.scoring.metrics import row_stats, signature
-from auris.tokenizer import Tokenizer
 
 # Beside a task's own metric: how often an answer was outside the task's classes, how often the intent was right.
 _ALSO = {"accuracy": ("unparsed",), "slot_f1": ("intent_accuracy",)}
@@ -37,9 +40,14 @@ def evaluate(made: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Answer and score; returns the result rows that were written."""
     console = Console()
     device = _device(made["accelerator"])
-    trained, tokenizer, net, objective = load_run(made["checkpoint"], made["which"], device)
+    model = pretrained.load(made["checkpoint"], which=made["which"], device=device)
+    trained, tokenizer, net = model.recipe, model.tokenizer, model.net
+    settings = model.settings(**made["generation"])
+    settings = replace(settings, stop=settings.stop | {tokenizer.id(token) for token in model.prompt.stop})
+    console.print(f"answers by {settings}", highlight=False)
     view = recipe.build_samples(trained, net, tokenizer, long_audio=made["long_audio"], train=False)
     manifests = read_manifests(made["benchmark"]["test"], key="data.test")
+    manifests, whole = _in_windows(manifests, view)
     rows = [row for manifest in manifests for row in manifest.rows]
     lengths = measure(manifests, view, Path(trained["data"]["cache_dir"]))
     skipped = {rows[number].id: reason for number, reason in lengths.problems.items()}
@@ -49,45 +57,76 @@ def evaluate(made: Mapping[str, Any]) -> list[dict[str, Any]]:
         skipped |= dict(batch["skipped"])
         batch = {key: entry.to(device) if torch.is_tensor(entry) else entry for key, entry in batch.items()}
         with torch.no_grad():
-            ids = objective.answer(net, batch, max_new_tokens=made["max_new_tokens"], stop={tokenizer.end})
+            # The same draws for a row in whatever pack it stands.
+            generator = torch.Generator().manual_seed(made["seed"])
+            ids = model.objective.answer(net, batch, settings, generator=generator)
         for number, answer in zip(batch["rows"], ids, strict=False):  # an empty pack holds one dummy row
-            answers[number] = tokenizer.decode(answer)
+            task = tasks.find(view.asked(rows[number]).labels["task"])
+            answers[number] = tokenizer.decode(answer, control=task.tagged)
     name = made["benchmark"]["name"] or "+".join(manifest.path.stem for manifest in manifests)
     asked = {rows[number].id: (view.asked(rows[number]), answers[number]) for number in sorted(answers)}
+    asked = _joined(asked, whole)
     predictions = sorted(score(asked), key=lambda prediction: (prediction["group"], prediction["metric"]))
-    run_dir = recipe.checkpoint_file(made["checkpoint"], made["which"]).parents[1]
+    run_dir = _results_dir(made, trained)
     results = summarise(predictions, trained, name, made["bootstrap"], made["seed"])
     _write(run_dir, name, predictions, results)
     _show(console, name, results, skipped)
     return results
 
 
-def load_run(path: str, which: str, device: torch.device) -> tuple[dict, Tokenizer, torch.nn.Module, torch.nn.Module]:
-    """A trained run: its recipe, tokenizer, net and objective, with weights, in eval mode."""
-    trained, state = recipe.load_state(path, which)
-    tokenizer = Tokenizer.load(trained["tokenizer"])
-    net = recipe.build_net(trained, tokenizer)
-    objective = recipe.build_objective(trained, net, tokenizer)
-    for prefix, part in (("net.", net), ("objective.", objective)):
-        parallel.materialise(part, device)
-        part.load_state_dict({name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)})
-        part.eval()
-    return trained, tokenizer, net, objective
+def _in_windows(manifests: Sequence[Manifest], view: Samples) -> tuple[list[Manifest], dict[str, list[str]]]:
+    """Under `long_audio=window`, transcripts of long clips as rows of overlapping windows; which rows these were."""
+    whole: dict[str, list[str]] = {}
+
+    def is_transcript(row: Row) -> bool:
+        return view.asked(row).labels["task"] == "asr"
+
+    def parts(row: Row) -> list[Row]:
+        try:
+            pieces = long_audio.split(row, is_transcript) if view.long_audio == "window" and view.has_audio else [row]
+        except (AudioError, RowError):
+            return [row]  # measuring it will name the reason
+        if len(pieces) > 1:
+            whole[row.id] = [piece.id for piece in pieces]
+        return pieces
+
+    return [replace(m, rows=tuple(piece for row in m.rows for piece in parts(row))) for m in manifests], whole
+
+
+def _joined(asked: Mapping[str, tuple[Row, str]], whole: Mapping[str, Sequence[str]]) -> dict[str, tuple[Row, str]]:
+    """The answers to windows as answers to their rows; a row of which a window is missing has none."""
+    joined = dict(asked)
+    for name, pieces in whole.items():
+        heard = [joined.pop(piece, None) for piece in pieces]
+        if None not in heard:
+            row = replace(heard[0][0], id=name)
+            joined[name] = (row, long_audio.merge([answer for _, answer in heard], language(row)))
+    return joined
+
+
+def _results_dir(made: Mapping[str, Any], trained: Mapping[str, Any]) -> Path:
+    """A run's own directory; for what auris has not trained here, one among the runs."""
+    path = Path(made["checkpoint"])
+    if (path / "checkpoints").is_dir() or path.suffix == ".ckpt":
+        return recipe.checkpoint_file(path, made["which"]).parents[1]
+    return Path(made["runs_dir"]) / trained["study"] / path.resolve().name / f"seed={trained['seed']}"
 
 
 def score(answered: Mapping[str, tuple[Row, str]]) -> list[dict[str, Any]]:
     """One prediction per row and metric, with the row's additive statistics."""
     classes: dict[str, set[str]] = {}
     for row, _ in answered.values():
-        classes.setdefault(group(row), set()).add(tasks.find(row.labels["task"]).render(row.labels))
+        task = tasks.find(row.labels["task"])
+        if task.closed:
+            classes.setdefault(group(row), set()).add(task.compared(task.render(row.labels)))
     predictions = []
     for name, (row, hypothesis) in answered.items():
         task, labels = tasks.find(row.labels["task"]), row.labels
         reference = task.render(labels)
         also = _ALSO.get(task.metric, ()) if task.closed or task.metric == "slot_f1" else ()
         for metric in (own_metric(row), *also):
-            parsed = metric in ("slot_f1", "intent_accuracy")
-            said, true = (task.parse(hypothesis), task.parse(reference)) if parsed else (hypothesis, reference)
+            said, true = task.compared(hypothesis), task.compared(reference)
+            known = sorted(classes.get(group(row), ()))
             predictions.append(
                 {
                     "id": name,
@@ -95,7 +134,7 @@ def score(answered: Mapping[str, tuple[Row, str]]) -> list[dict[str, Any]]:
                     "language": language(row),
                     "group": group(row),
                     "metric": metric,
-                    "stats": row_stats(metric, said, true, language(row), sorted(classes[group(row)])),
+                    "stats": row_stats(metric, said, true, language(row), known),
                     "hypothesis": hypothesis,
                     "reference": reference,
                     "provenance": labels.get("provenance", "unknown"),

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from auris import optim, parallel, tasks
 from auris.data.datamodule import group, language
+from auris.model import weights
+from auris.model.generation import Generation
 from auris.scoring.metrics import TaskScore
 from auris.tokenizer import Tokenizer
 
@@ -30,7 +32,7 @@ class AudioLMModule(L.LightningModule):
         optim: lr, min_lr, betas, eps, weight_decay, clip, warmup_steps, layer_decay (Qwen-Audio Table 6).
         max_steps: length of the schedule.
         trainable: parts of the net that learn; all others are frozen.
-        weights: part -> (state dict loader's result, where it came from): initial weights of parts.
+        initial: where initial weights come from, each as the arguments of `weights.load`.
         max_new_tokens: of an answer in validation.
         seed: of the initial weights.
         recipe: the resolved config, kept in every checkpoint.
@@ -45,7 +47,7 @@ class AudioLMModule(L.LightningModule):
         optim: Mapping[str, Any],
         max_steps: int,
         trainable: Sequence[str],
-        weights: Mapping[str, tuple[Mapping[str, Tensor], str]] | None = None,
+        initial: Sequence[Mapping[str, Any]] = (),
         max_new_tokens: int = 256,
         seed: int = 0,
         recipe: dict | None = None,
@@ -55,7 +57,7 @@ class AudioLMModule(L.LightningModule):
         self.save_hyperparameters({"recipe": recipe or {}})
         self.net, self.objective, self.tokenizer = net, objective, tokenizer
         self.optim, self.max_steps, self.trainable = dict(optim), max_steps, list(trainable)
-        self.weights, self.max_new_tokens, self.seed = weights or {}, max_new_tokens, seed
+        self.initial, self.max_new_tokens, self.seed = initial, max_new_tokens, seed
         self.scores: dict[str, TaskScore] = {}
 
     def configure_model(self) -> None:
@@ -65,8 +67,8 @@ class AudioLMModule(L.LightningModule):
             torch.manual_seed(self.seed)
             parallel.materialise(self.net, "cpu")
             parallel.materialise(self.objective, "cpu")
-        for part, (state, source) in self.weights.items():
-            parallel.load_part(self.net, part, state, source)
+        for one in self.initial:
+            weights.load(self.net, seed=self.seed, **one)
         optim.freeze(self.net, self.trainable)
 
     def configure_optimizers(self) -> tuple[list, list]:
@@ -137,14 +139,14 @@ class AudioLMModule(L.LightningModule):
         loss, _ = self.objective(self.net, batch["answered"])
         self._valid += torch.stack([loss, self.objective.count(batch["answered"]).to(loss)])
         pack = batch["prompts"]
-        answers = self.objective.answer(self.net, pack, max_new_tokens=self.max_new_tokens, stop={self.tokenizer.end})
+        settings = Generation(max_new_tokens=self.max_new_tokens, stop=frozenset({self.tokenizer.end}))
+        answers = self.objective.answer(self.net, pack, settings)
         for row_number, ids in zip(pack["rows"], answers, strict=False):  # an empty pack holds one dummy row
             row = self.trainer.datamodule.question(row_number)
             task = tasks.find(row.labels["task"])
             if (name := group(row)) in self.scores:
-                reference, hypothesis = task.render(row.labels), self.tokenizer.decode(ids)
-                if task.metric == "slot_f1":
-                    reference, hypothesis = task.parse(reference), task.parse(hypothesis)
+                said = self.tokenizer.decode(ids, control=task.tagged)
+                reference, hypothesis = task.compared(task.render(row.labels)), task.compared(said)
                 self.scores[name].update([hypothesis], [reference], [language(row)])
         return {"skipped": pack["skipped"]}
 

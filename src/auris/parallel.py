@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from contextlib import nullcontext
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from auris.model import llm
 
+_DRAWS = {torch.ops.aten.normal_.default, torch.ops.aten.uniform_.default}
 
-def materialise(net: nn.Module, device: torch.device | str) -> None:
+
+def materialise(net: nn.Module, device: torch.device | str, *, draw: bool = True) -> None:
     """Give a net built on the meta device its memory and its initial weights (drawn from torch's global generator).
 
     `to_empty` leaves garbage in buffers as well as in parameters, so every module that owns either refills it.
+
+    Args:
+        draw: False leaves out the random numbers, minutes for 8.4 billion of them, where all weights are loaded next.
     """
     net.to_empty(device=device)
-    with torch.no_grad():
+    with torch.no_grad(), nullcontext() if draw else _WithoutDraws():
         _reset(net)
+
+
+class _WithoutDraws(TorchDispatchMode):
+    """Leaves a tensor as it is where it would be filled with random numbers."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        return args[0] if func in _DRAWS else func(*args, **(kwargs or {}))
 
 
 def _reset(module: nn.Module) -> None:
@@ -28,24 +42,3 @@ def _reset(module: nn.Module) -> None:
         _reset(child)
     if hasattr(module, "reset_parameters"):
         module.reset_parameters()  # after its children: a module may refine what they start from
-
-
-def load_part(net: nn.Module, part: str, state: Mapping[str, Tensor], source: str) -> None:
-    """Copy `part`'s tensors out of another run's state dict.
-
-    Raises ValueError naming missing, unexpected or misshapen tensors with both shapes; nothing loads half.
-    """
-    prefix = f"net.{part}."
-    given = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
-    expected = net.get_submodule(part).state_dict()
-    faults = [f"{name} is missing" for name in expected if name not in given]
-    faults += [f"{name} is unexpected" for name in given if name not in expected]
-    faults += [
-        f"{name} has shape {tuple(given[name].shape)}, expected {tuple(tensor.shape)}"
-        for name, tensor in expected.items()
-        if name in given and given[name].shape != tensor.shape
-    ]
-    if faults:
-        shown = "; ".join(faults[:5]) + (f"; and {len(faults) - 5} more" if len(faults) > 5 else "")
-        raise ValueError(f"weights.{part}={source} does not fit the model's {part}: {shown}")
-    net.get_submodule(part).load_state_dict(given)

@@ -2,13 +2,16 @@
 
 Data, not code. The table has room for all 31 rows of Qwen-Audio Table 1; a new task is a new entry. Templates name row
 fields in braces; `<|...|>` are single tokens of the vocabulary (`tokenizer.py`). Where no prompt was published, the
-nearest published tokens are used and `tags_source` says "ours".
+nearest published tokens are used and `tags_source` says "ours". Some answers hold control tokens themselves (times,
+notes): they are written as pieces, so that a row's own text never becomes one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import math
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 # The languages of both systems that have a published tag (Qwen-Audio tokenization_qwen.py), as their prompts name them.
@@ -23,17 +26,35 @@ LANGUAGES = {
     "ko": "Korean",
 }
 
+CAPTION_STYLES = ("clotho", "audiocaps", "plain")  # Qwen-Audio evaluate_caption.py; plain is nobody's house style
 
-def render_text(labels: Mapping[str, Any]) -> str:
-    return labels["text"]
+# Labels whose value becomes part of a control token: (what they are, the values that there are).
+_CLOSED: dict[str, tuple[str, Collection[str]]] = {
+    "language": ("languages", LANGUAGES),
+    "target_language": ("languages", LANGUAGES),
+    "caption_style": ("caption styles", CAPTION_STYLES),
+}
+
+_LAST_HUNDREDTH = 3000  # <|30.00|> is the last timestamp of both vocabularies
+_LAST_MIDI = 127
+_SILENCE = "<|sil|>"
+_TIME = re.compile(r"<\|(\d{1,2}\.\d{2})\|>")
+
+
+class Tag(str):
+    """Control tokens within an answer; the plain strings beside it are text."""
+
+
+def write_text(labels: Mapping[str, Any]) -> list[str]:
+    return [labels["text"]]
 
 
 def parse_text(answer: str) -> dict[str, Any]:
     return {"text": answer.strip()}
 
 
-def render_language(labels: Mapping[str, Any]) -> str:
-    return LANGUAGES[labels["language"]]
+def write_language(labels: Mapping[str, Any]) -> list[str]:
+    return [LANGUAGES[labels["language"]]]
 
 
 def parse_language(answer: str) -> dict[str, Any]:
@@ -41,10 +62,10 @@ def parse_language(answer: str) -> dict[str, Any]:
     return {"language": codes.get(answer.strip().lower())}
 
 
-def render_slots(labels: Mapping[str, Any]) -> str:
+def write_slots(labels: Mapping[str, Any]) -> list[str]:
     """`intent; name: value; name: value` with the slots in alphabetical order."""
     slots = sorted((name, str(value).strip()) for name, value in labels["slots"].items())
-    return "; ".join([labels["intent"], *(f"{name}: {value}" for name, value in slots)])
+    return ["; ".join([labels["intent"], *(f"{name}: {value}" for name, value in slots)])]
 
 
 def parse_slots(answer: str) -> dict[str, Any]:
@@ -53,14 +74,82 @@ def parse_slots(answer: str) -> dict[str, Any]:
     return {"intent": intent, "slots": {name.strip(): value.strip() for name, _, value in named if name.strip()}}
 
 
+def write_words(labels: Mapping[str, Any]) -> list[str]:
+    """Time, word, time, word, ..., time: neighbours share one time, a pause is the word `<|sil|>` (Qwen-Audio
+    EVALUATION.md). The `<|0.00|>` that opens it is the end of the prompt."""
+    pieces: list[str] = []
+    now = 0
+    for entry in labels["words"]:
+        start, end = _hundredths(entry["start"]), _hundredths(entry["end"])
+        if start > now:
+            pieces += [Tag(_SILENCE), _time(start)]
+        pieces += [entry["word"], _time(end)]
+        now = end
+    return pieces
+
+
+def parse_words(answer: str) -> dict[str, Any]:
+    """Words with their times in seconds; `end` is None for a last word whose time is missing."""
+    first, *rest = _TIME.split(answer)
+    spoken, times = [first, *rest[1::2]], [0.0, *map(float, rest[0::2])]
+    ends = [*times[1:], None]
+    heard = zip((word.strip() for word in spoken), times, ends, strict=True)
+    return {"words": [{"word": w, "start": s, "end": e} for w, s, e in heard if w and w != _SILENCE]}
+
+
+def spoken_words(answer: str) -> str:
+    return " ".join(entry["word"] for entry in parse_words(answer)["words"])
+
+
+def write_notes(labels: Mapping[str, Any]) -> list[str]:
+    """The four fields that evaluate_note_analysis.py of Qwen-Audio reads, in its order."""
+    notes = labels["notes"]
+    pieces = [
+        Tag(f"<|pitch|><|midi_pitch_{notes['pitch']}|>"),
+        Tag(f"<|velocity|><|midi_velocity_{notes['velocity']}|>"),
+        Tag("<|instrument|>"),
+        notes["instrument"],
+    ]
+    return pieces + ([Tag("<|sonic|>"), ", ".join(notes["sonic"])] if notes.get("sonic") else [])
+
+
+def parse_notes(answer: str) -> dict[str, Any]:
+    """Pitch and velocity as MIDI numbers, the instrument, the sonic qualities; None for what is missing."""
+
+    def number(name: str) -> int | None:
+        found = re.search(rf"<\|midi_{name}_(\d+)\|>", answer)
+        return int(found[1]) if found else None
+
+    def text(name: str) -> str | None:
+        found = re.search(rf"<\|{name}\|>([^<]+)", answer)
+        return found[1].strip() if found else None
+
+    notes = {"pitch": number("pitch"), "velocity": number("velocity"), "instrument": text("instrument")}
+    return {"notes": notes | {"sonic": [name.strip() for name in (text("sonic") or "").split(",") if name.strip()]}}
+
+
+def instrument(answer: str) -> str:
+    return parse_notes(answer)["notes"]["instrument"] or ""
+
+
+def _hundredths(seconds: float) -> int:
+    return round(100 * seconds)
+
+
+def _time(hundredths: int) -> Tag:
+    return Tag(f"<|{hundredths / 100:.2f}|>")
+
+
 @dataclass(frozen=True)
 class Task:
     """One row of the table.
 
     `tags` is the hierarchical-tag prompt that follows the audio (Qwen-Audio section 3.2 and its evaluation scripts),
     `natural` the canonical instruction (Qwen2-Audio) and `paraphrases` the other wordings it is trained with.
-    `render` turns a row's labels into the answer, `parse` turns an answer back. `group` names the line of a results
-    table. `closed` says that the answer is one of a closed set, so that an answer outside it counts as unparsed.
+    `optional` labels have the value given here where a row is silent. `write` turns a row's labels into the pieces of
+    its answer, `parse` turns an answer back, and `compared` takes from an answer what the metric compares. `tagged`
+    says that the answer holds control tokens, to be kept when it is decoded. `group` names the line of a results table.
+    `closed` says that what is compared is one of a closed set, so that an answer outside it counts as unparsed.
     """
 
     code: str
@@ -72,10 +161,17 @@ class Task:
     tags_source: str = "published"
     natural_source: str = "ours"
     paraphrases: tuple[str, ...] = ()
+    optional: Mapping[str, str] = field(default_factory=dict)
     group: str = ""
     closed: bool = False
-    render: Callable[[Mapping[str, Any]], str] = render_text
+    tagged: bool = False
+    write: Callable[[Mapping[str, Any]], Sequence[str]] = write_text
     parse: Callable[[str], dict[str, Any]] = parse_text
+    compared: Callable[[str], Any] = str
+
+    def render(self, labels: Mapping[str, Any]) -> str:
+        """The answer that a row's labels ask for, control tokens written out."""
+        return "".join(self.write(labels))
 
 
 _ROWS = (
@@ -110,6 +206,24 @@ _ROWS = (
         group="s2tt {language}-{target_language}",
     ),
     Task(
+        code="srwt",
+        name="speech recognition with word-level timestamps",
+        needs=("words", "language"),
+        tags="<|startoftranscript|><|{language}|><|transcribe|><|{language}|><|timestamps|><|0.00|>",
+        natural="Recognize the speech and the time of each word: <|{language}|><|0.00|>",
+        paraphrases=(
+            "Write down the speech with the times of its words: <|{language}|><|0.00|>",
+            "Transcribe the audio with word timestamps: <|{language}|><|0.00|>",
+            "What is said in this recording, and when? <|{language}|><|0.00|>",
+        ),
+        metric="wer",
+        group="srwt {language}",
+        tagged=True,
+        write=write_words,
+        parse=parse_words,
+        compared=spoken_words,
+    ),
+    Task(
         code="lid",
         name="language identification",
         needs=("language",),
@@ -124,7 +238,7 @@ _ROWS = (
         metric="accuracy",
         group="lid",
         closed=True,
-        render=render_language,
+        write=write_language,
         parse=parse_language,
     ),
     Task(
@@ -141,6 +255,38 @@ _ROWS = (
         ),
         metric="accuracy",
         group="sgc",
+        closed=True,
+    ),
+    Task(
+        code="er",
+        name="speech emotion recognition",
+        needs=("text",),
+        tags="<|startofanalysis|><|en|><|keyword|><|en|><|notimestamps|><|emotion_recognition|>",
+        natural="Recognize the emotion with keywords in English:",
+        natural_source="published (as read by third parties)",
+        paraphrases=(
+            "Which emotion does the speaker show?",
+            "What is the mood of the speaker?",
+            "Name the emotion in the voice:",
+        ),
+        metric="accuracy",
+        group="er",
+        closed=True,
+    ),
+    Task(
+        code="vsc",
+        name="vocal sound classification",
+        needs=("text",),
+        tags="<|startofanalysis|><|en|><|keyword|><|en|><|notimestamps|><|vocal_classification|>",
+        natural="Classify the human vocal sound to VocalSound in English:",
+        natural_source="published (as read by third parties)",
+        paraphrases=(
+            "Which vocal sound does the person make?",
+            "Name the sound that this person makes:",
+            "What human sound can be heard?",
+        ),
+        metric="accuracy",
+        group="vsc",
         closed=True,
     ),
     Task(
@@ -173,8 +319,40 @@ _ROWS = (
         ),
         metric="slot_f1",
         group="sf",
-        render=render_slots,
+        write=write_slots,
         parse=parse_slots,
+        compared=parse_slots,
+    ),
+    Task(
+        code="aac",
+        name="automated audio captioning",
+        needs=("text",),
+        tags="<|startofanalysis|><|unknown|><|caption|><|en|><|notimestamps|><|caption_{caption_style}|>",
+        natural="Generate the caption in English:",
+        natural_source="published",
+        paraphrases=(
+            "Describe the audio in one sentence:",
+            "What can be heard in this recording?",
+            "Write a caption for the audio:",
+        ),
+        optional={"caption_style": "plain"},
+        metric="bleu",
+        group="aac",
+    ),
+    Task(
+        code="asc",
+        name="acoustic scene classification",
+        needs=("text",),
+        tags="<|startofanalysis|><|unknown|><|keyword|><|en|><|notimestamps|><|scene|>",
+        natural="Classify the acoustic scene with keywords in English:",
+        paraphrases=(
+            "Where was this recorded?",
+            "Name the acoustic scene:",
+            "What place does this recording come from?",
+        ),
+        metric="accuracy",
+        group="asc",
+        closed=True,
     ),
     Task(
         code="sec",
@@ -209,6 +387,25 @@ _ROWS = (
         closed=True,
     ),
     Task(
+        code="mna",
+        name="music note analysis",
+        needs=("notes",),
+        tags="<|startofanalysis|><|unknown|><|keyword|><|en|><|notimestamps|><|note_analysis|>",
+        natural="Analyze the pitch, velocity, instrument and qualities of the note:",
+        paraphrases=(
+            "Which note is played, how loud, and on what instrument?",
+            "Describe the musical note:",
+            "Name the pitch, the velocity, the instrument and the sound of this note:",
+        ),
+        metric="accuracy",
+        group="mna",
+        closed=True,
+        tagged=True,
+        write=write_notes,
+        parse=parse_notes,
+        compared=instrument,
+    ),
+    Task(
         code="aqa",
         name="audio question answering",
         needs=("text", "question"),
@@ -241,11 +438,17 @@ def find(code: str) -> Task:
     return TASKS[code]
 
 
+def closed(labels: Mapping[str, Any]) -> dict[str, str]:
+    """Template fields whose values are our own, and so may stand within a control token."""
+    task = find(labels["task"])
+    given = {**task.optional, **{key: value for key, value in labels.items() if isinstance(value, str)}}
+    known = {key: given[key] for key, (_, values) in _CLOSED.items() if given.get(key) in values}
+    return known | {f"{key}_name": LANGUAGES[known[key]] for key in known if key.endswith("language")}
+
+
 def fields(labels: Mapping[str, Any]) -> dict[str, str]:
     """A row's labels as template fields, languages also under the names that prompts use."""
-    texts = {key: value for key, value in labels.items() if isinstance(value, str)}
-    languages = {key: texts[key] for key in ("language", "target_language") if texts.get(key) in LANGUAGES}
-    return {**texts, **{f"{key}_name": LANGUAGES[code] for key, code in languages.items()}}
+    return {key: value for key, value in labels.items() if isinstance(value, str)} | closed(labels)
 
 
 def check(labels: Mapping[str, Any]) -> str | None:
@@ -255,17 +458,76 @@ def check(labels: Mapping[str, Any]) -> str | None:
     if not isinstance(labels["task"], str) or labels["task"] not in TASKS:
         return f"unknown task {labels['task']!r}; known tasks: {', '.join(TASKS)}"
     task = TASKS[labels["task"]]
-    for field in task.needs:
-        value = labels.get(field)
-        if value is None:
-            return f"task {task.code!r} needs the label `{field}`"
-        if field == "slots":
-            if not isinstance(value, Mapping):
-                return f"label `slots` is {type(value).__name__}, expected an object {{name: value}}"
-        elif not isinstance(value, str):
-            return f"label `{field}` is {type(value).__name__}, expected a string"
-        elif not value.strip():
-            return f"label `{field}` is empty"
-        elif field.endswith("language") and value not in LANGUAGES:
-            return f"label `{field}` is {value!r}; known languages: {', '.join(LANGUAGES)}"
+    for name in task.needs:
+        if labels.get(name) is None:
+            return f"task {task.code!r} needs the label `{name}`"
+    asked = (name for name in (*task.needs, *task.optional) if labels.get(name) is not None)
+    problems = (_STRUCTURES.get(name, _check_string)(name, labels[name]) for name in asked)
+    return next((problem for problem in problems if problem), None)
+
+
+def _check_string(name: str, value: Any) -> str | None:
+    if not isinstance(value, str):
+        return f"label `{name}` is {type(value).__name__}, expected a string"
+    if not value.strip():
+        return f"label `{name}` is empty"
+    what, known = _CLOSED.get(name, ("", (value,)))
+    return None if value in known else f"label `{name}` is {value!r}; known {what}: {', '.join(known)}"
+
+
+def _check_slots(name: str, value: Any) -> str | None:
+    if not isinstance(value, Mapping):
+        return f"label `{name}` is {type(value).__name__}, expected an object {{name: value}}"
     return None
+
+
+def _check_words(name: str, value: Any) -> str | None:
+    expected = "expected a list of {word, start, end} with times in seconds"
+    if not isinstance(value, list) or not value:
+        return f"label `{name}` is {value!r:.40}, {expected}"
+    now = 0
+    for number, entry in enumerate(value):
+        where = f"`{name}[{number}]` is {entry!r:.80}"
+        if not isinstance(entry, Mapping) or not all(_is_number(entry.get(end), float) for end in ("start", "end")):
+            return f"{where}, {expected}"
+        if problem := _check_piece(entry.get("word")):
+            return f"{where}: {problem}"
+        start, end = _hundredths(entry["start"]), _hundredths(entry["end"])
+        if not now <= start <= end <= _LAST_HUNDREDTH:
+            return f"{where}: expected words one after the other, between 0 and {_LAST_HUNDREDTH / 100:.0f} s"
+        now = end
+    return None
+
+
+def _check_notes(name: str, value: Any) -> str | None:
+    if not isinstance(value, Mapping):
+        return f"label `{name}` is {value!r:.40}, expected an object {{pitch, velocity, instrument, sonic}}"
+    for key in ("pitch", "velocity"):
+        if not _is_number(value.get(key), int) or not 0 <= value[key] <= _LAST_MIDI:
+            return f"`{name}.{key}` is {value.get(key)!r}, expected a MIDI number from 0 to {_LAST_MIDI}"
+    qualities = value.get("sonic", [])
+    if not isinstance(qualities, list):
+        return f"`{name}.sonic` is {qualities!r:.40}, expected a list of words"
+    for piece in (value.get("instrument"), *qualities):
+        if problem := _check_piece(piece):
+            return f"`{name}` has {piece!r:.40}: {problem}"
+    return None
+
+
+def _check_piece(text: Any) -> str | None:
+    """Text beside control tokens is told from them by their brackets."""
+    if not isinstance(text, str) or not text.strip():
+        return "expected a string that is not empty"
+    return "expected text without `<`, which opens a control token" if "<" in text else None
+
+
+def _is_number(value: Any, kind: type) -> bool:
+    # JSON writes 2.0 as 2, and Python takes True for 1.
+    return isinstance(value, (int, kind)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+_STRUCTURES: dict[str, Callable[[str, Any], str | None]] = {
+    "slots": _check_slots,
+    "words": _check_words,
+    "notes": _check_notes,
+}

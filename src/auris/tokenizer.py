@@ -1,12 +1,17 @@
 """The language model's tokenizer plus the audio, task, language and timestamp tokens; turns -> ids and masks.
 
-Real vocabularies come from a local directory or a hub name. The embedded default is a byte-level BPE trained on the
-corpus's text. Text tokens come first, control tokens after them, as in Qwen's vocabularies.
+Vocabularies come from a local directory or a hub name, or are built from Qwen-Audio's `qwen.tiktoken`. One that knows
+audio is taken as it is, ids and all; a plain language model's grows. The embedded default is a byte-level BPE trained
+on the corpus's text. Text tokens come first, control tokens after them, as in Qwen's vocabularies.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import base64
+import binascii
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -15,22 +20,19 @@ import numpy as np
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Tokenizer as FastTokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from auris.prompts import END_OF_TEXT, NaturalPrompt, TagPrompt, Turn
+from auris.prompts import END_OF_TEXT, IM_END, IM_START, Control, NaturalPrompt, TagPrompt, Turn, audio_tags
+from auris.tasks import LANGUAGES
+
+RANKS_FILE = "qwen.tiktoken"  # the BPE ranks in a directory of Qwen-Audio (v1)
 
 # Pre-tokenisation of Qwen's vocabularies (Qwen-Audio tokenization_qwen.py, PAT_STR).
 _PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-_TAGS = (  # Qwen-Audio tokenization_qwen.py, in its order
-    "startoftranscript startofanalysis translate transcribe caption keyword unknown "
-    "en zh de es ko fr ja it zh_tr notimestamps sil timestamps",
-    "caption_audiocaps caption_clotho audioset_ontology caption_plain itn wo_itn startofentityvalue endofentityvalue "
-    "startofentitytype endofentitytype named_entity_recognition audio_grounding startofword endofword delim "
-    "emotion_recognition music_description note_analysis pitch",
-    "sonic instrument speaker_meta song_meta question answer choice scene event vocal_classification "
-    "speech_understanding scenario action entities speech_edit",
-)
+_PADS = (NaturalPrompt.audio_pad, TagPrompt.audio_pad)
+_BRACKETED = re.compile(r"(<\|[^|<>]*\|>|</?audio>|\[\[\[AUDIO:modality\]\]\])")
 
 
 def control_tokens() -> list[str]:
@@ -38,25 +40,20 @@ def control_tokens() -> list[str]:
 
     Qwen-Audio's in the order of its released vocabulary, then those that Qwen2-Audio adds.
     """
-    first, second, third = ([f"<|{name}|>" for name in names.split()] for names in _TAGS)
     return [
         END_OF_TEXT,
-        "<|im_start|>",
-        "<|im_end|>",
-        TagPrompt.audio_pad,
-        *first,
-        *(f"<|{hundredths / 100:.2f}|>" for hundredths in range(3001)),  # <|0.00|> .. <|30.00|>
-        *second,
-        *(f"<|midi_pitch_{note}|>" for note in range(128)),
-        "<|velocity|>",
-        *(f"<|midi_velocity_{level}|>" for level in range(128)),
-        *third,
-        TagPrompt.audio_begin,
-        TagPrompt.audio_end,
+        IM_START,
+        IM_END,
+        *_qwen_audio_tokens(),
         NaturalPrompt.audio_pad,
         NaturalPrompt.audio_begin,
         NaturalPrompt.audio_end,
     ]
+
+
+def _qwen_audio_tokens() -> list[str]:
+    """The 3,314 tokens that Qwen-Audio adds to Qwen's vocabulary, in its order."""
+    return [TagPrompt.audio_pad, *audio_tags(), TagPrompt.audio_begin, TagPrompt.audio_end]
 
 
 @dataclass(frozen=True)
@@ -69,47 +66,49 @@ class Encoded:
 
 
 class Tokenizer:
-    """A fast transformers tokenizer that knows every control token."""
+    """A fast transformers tokenizer that knows the control tokens of one system or of both.
+
+    A vocabulary with an audio token belongs to a model that was trained with it, and is never changed. Any other grows
+    by every control token that it lacks.
+    """
 
     def __init__(self, fast: PreTrainedTokenizerFast):
-        known = fast.get_added_vocab()
-        missing = [token for token in control_tokens() if token not in known]
-        if missing:  # a plain LLM's vocabulary grows by the tokens that audio needs
-            fast.add_special_tokens({"additional_special_tokens": missing}, replace_extra_special_tokens=False)
         self.fast = fast
+        if not _hears(fast):
+            known = fast.get_added_vocab()
+            missing = [token for token in control_tokens() if token not in known]
+            fast.add_special_tokens({"additional_special_tokens": missing}, replace_extra_special_tokens=False)
         self.end = self.id(END_OF_TEXT)
-        self.pads = frozenset(self.id(style.audio_pad) for style in (TagPrompt, NaturalPrompt))
-        self._plain = lru_cache(maxsize=100_000)(self._encode_plain)
-        self._special = lru_cache(maxsize=10_000)(self._encode_special)
+        self.pads = frozenset(self.id(pad) for pad in _PADS if self._has(pad))
+        # Reads text alone: `split_special_tokens` would still find the added tokens that are not marked special.
+        self._text = FastTokenizer(fast.backend_tokenizer.model)
+        self._text.normalizer = fast.backend_tokenizer.normalizer
+        self._text.pre_tokenizer = fast.backend_tokenizer.pre_tokenizer
+        # What a dialogue may say: the audio pad too, as released (without its begin and end it stands for no audio).
+        self._tags = {tag: self.id(tag) for tag in (TagPrompt.audio_pad, *audio_tags()) if self._has(tag)}
+        self.ids = lru_cache(maxsize=100_000)(self._encode)
+        self._check_known = lru_cache(maxsize=10_000)(self._check)
 
     @classmethod
-    def load(cls, path: str | Path) -> Tokenizer:
-        """From a local directory (or a hub name, if transformers can reach the hub)."""
-        if not Path(path).is_dir() and len(Path(path).parts) > 2:  # a hub name is `name` or `owner/name`
-            raise FileNotFoundError(
-                f"tokenizer={path}: no such directory. The embedded corpus brings its own: "
-                f"`python -m auris.corpus out={Path(path).parent}`; or set tokenizer=DIR or a hub name"
-            )
+    def load(cls, path: str | Path, *, grow: bool = True) -> Tokenizer:
+        """From a local directory, a hub name (if transformers can reach the hub), or Qwen-Audio's `qwen.tiktoken`.
+
+        Args:
+            grow: take a vocabulary without an audio token and let it grow; otherwise such a one is a ValueError.
+        """
+        ranks = _ranks_file(Path(path))
+        fast = _from_ranks(ranks) if ranks else _from_pretrained(path)
+        if not grow and not _hears(fast):
+            raise ValueError(f"tokenizer={path}: its vocabulary has no audio token, expected {' or '.join(_PADS)}")
         try:
-            fast = AutoTokenizer.from_pretrained(str(path))
-        except (OSError, ValueError) as error:
-            raise ValueError(f"tokenizer={path}: no tokenizer can be read there ({error})") from error
-        if not fast.is_fast:
-            raise ValueError(f"tokenizer={path}: {type(fast).__name__} is not a fast tokenizer (no tokenizer.json)")
-        return cls(fast)
+            return cls(fast)
+        except ValueError as error:
+            raise ValueError(f"tokenizer={path}: {error}") from error
 
     @classmethod
     def train(cls, texts: Iterable[str], *, vocab_size: int) -> Tokenizer:
         """A byte-level BPE of `vocab_size` text tokens, with every control token after them."""
-        bpe = FastTokenizer(models.BPE())
-        bpe.normalizer = normalizers.NFC()
-        bpe.pre_tokenizer = pre_tokenizers.Sequence(
-            [
-                pre_tokenizers.Split(Regex(_PATTERN), behavior="isolated"),
-                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-            ]
-        )
-        bpe.decoder = decoders.ByteLevel()
+        bpe = _byte_level(models.BPE())
         alphabet = pre_tokenizers.ByteLevel.alphabet()
         trainer = trainers.BpeTrainer(vocab_size=vocab_size, initial_alphabet=sorted(alphabet), show_progress=False)
         bpe.train_from_iterator(texts, trainer)
@@ -132,16 +131,19 @@ class Tokenizer:
 
     def id(self, token: str) -> int:
         """The id of a control token. Raises ValueError if it is not one token."""
-        number = self.fast.convert_tokens_to_ids(token)
-        if number is None or number == self.fast.unk_token_id:
+        number = self.fast.backend_tokenizer.token_to_id(token)
+        if number is None:
             raise ValueError(f"{token!r} is not a token of this vocabulary")
         return number
+
+    def _has(self, token: str) -> bool:
+        return self.fast.backend_tokenizer.token_to_id(token) is not None
 
     def encode(self, turns: Sequence[Turn], spans: Sequence[Sequence[int]], *, is_audio: bool = True) -> Encoded:
         """Turns as ids. The k-th audio pad is replaced by `spans[k]`.
 
         A span is the pad id once per audio token, or the ids of a text in the audio's place (`is_audio=False`).
-        Raises ValueError if pads and spans differ in number.
+        Raises ValueError if pads and spans differ in number, or if the vocabulary lacks a control token of the turns.
         """
         ids: list[int] = []
         supervise: list[bool] = []
@@ -149,8 +151,11 @@ class Tokenizer:
         remaining = iter(spans)
         used = 0
         for turn in turns:
-            for number in self._special(turn.text) if turn.special else self._plain(turn.text):
-                if turn.special and number in self.pads:
+            ours = turn.control is Control.ALL
+            if ours:
+                self._check_known(turn.text)
+            for number in self.ids(turn.text, turn.control):
+                if ours and number in self.pads:
                     span = next(remaining, None)
                     if span is None:
                         raise ValueError(f"the prompt has more audio marks than the {len(spans)} clips of the row")
@@ -167,20 +172,146 @@ class Tokenizer:
         return Encoded(np.array(ids, dtype=np.int64), np.array(supervise, dtype=bool), np.array(audio, dtype=bool))
 
     def pad_of(self, turns: Sequence[Turn]) -> int:
-        """The audio pad that these turns use."""
-        text = "".join(turn.text for turn in turns if turn.special)
-        return self.id(TagPrompt.audio_pad if TagPrompt.audio_pad in text else NaturalPrompt.audio_pad)
+        """The audio pad that these turns use; one of the vocabulary's where they hold no audio."""
+        text = "".join(turn.text for turn in turns if turn.control is Control.ALL)
+        used = [pad for pad in _PADS if pad in text]
+        return self.id(used[0]) if used else min(self.pads)
 
     def plain(self, text: str) -> tuple[int, ...]:
         """Ids of text in which control-token strings are ordinary characters."""
-        return self._plain(text)
+        return self.ids(text, Control.NONE)
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """Text of an answer, control tokens left out."""
-        return self.fast.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    def decode(self, ids: Sequence[int], *, control: bool = False) -> str:
+        """Text of an answer, its control tokens left out unless `control` keeps them."""
+        return self.fast.decode(list(ids), skip_special_tokens=not control, clean_up_tokenization_spaces=False)
 
-    def _encode_plain(self, text: str) -> tuple[int, ...]:
-        return tuple(self.fast.encode(text, add_special_tokens=False, split_special_tokens=True))
+    def _encode(self, text: str, control: Control) -> tuple[int, ...]:
+        if control is Control.TAGS:
+            return self._encode_tags(text)
+        if control is Control.NONE:
+            return tuple(self._text.encode(text, add_special_tokens=False).ids)
+        return tuple(self.fast.encode(text, add_special_tokens=False, split_special_tokens=False))
 
-    def _encode_special(self, text: str) -> tuple[int, ...]:
-        return tuple(self.fast.encode(text, add_special_tokens=False))
+    def _encode_tags(self, text: str) -> tuple[int, ...]:
+        normalizer = self.fast.backend_tokenizer.normalizer
+        text = normalizer.normalize_str(text) if normalizer else text  # before tags are looked for, as released
+        ids: list[int] = []
+        plain = ""
+        for piece in _BRACKETED.split(text):
+            if piece in self._tags:
+                ids += [*self.plain(plain), self._tags[piece]]
+                plain = ""
+            else:
+                plain += piece
+        return (*ids, *self.plain(plain))
+
+    def _check(self, text: str) -> None:
+        """That no control token of ours is read as text, as one that the vocabulary lacks would be, silently."""
+        missing = [token for token in _BRACKETED.findall(text) if token in _OURS and not self._has(token)]
+        if missing:
+            raise ValueError(
+                f"the prompt needs {missing[0]!r}, which is not a token of this vocabulary: "
+                "prompt=tags is for Qwen-Audio's tokens, prompt=natural for Qwen2-Audio's"
+            )
+
+
+# A language tag that ends an instruction of Qwen2-Audio is text where a vocabulary lacks it, as for its own processor.
+_OURS = frozenset(control_tokens()) - {f"<|{code}|>" for code in LANGUAGES}
+
+
+def _hears(fast: PreTrainedTokenizerFast) -> bool:
+    return any(fast.backend_tokenizer.token_to_id(pad) is not None for pad in _PADS)
+
+
+def _from_pretrained(path: str | Path) -> PreTrainedTokenizerFast:
+    if not Path(path).is_dir() and len(Path(path).parts) > 2:  # a hub name is `name` or `owner/name`
+        raise FileNotFoundError(
+            f"tokenizer={path}: no such directory. The embedded corpus brings its own: "
+            f"`python -m auris.corpus out={Path(path).parent}`; or set tokenizer=DIR or a hub name"
+        )
+    try:
+        fast = AutoTokenizer.from_pretrained(str(path))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"tokenizer={path}: no tokenizer can be read there ({error})") from error
+    if not fast.is_fast:
+        raise ValueError(f"tokenizer={path}: {type(fast).__name__} is not a fast tokenizer (no tokenizer.json)")
+    return fast
+
+
+def _byte_level(model: models.BPE) -> FastTokenizer:
+    """Qwen's way to read bytes: NFC, its pattern, one letter per byte."""
+    bpe = FastTokenizer(model)
+    bpe.normalizer = normalizers.NFC()
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_PATTERN), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    bpe.decoder = decoders.ByteLevel()
+    return bpe
+
+
+def _ranks_file(path: Path) -> Path | None:
+    """The file of BPE ranks that `path` is or holds; a directory that brings a tokenizer.json needs none."""
+    if path.is_file():
+        return path
+    found = path / RANKS_FILE
+    return found if found.is_file() and not (path / "tokenizer.json").is_file() else None
+
+
+def _from_ranks(path: Path) -> PreTrainedTokenizerFast:
+    """Qwen-Audio's vocabulary: the file's ranks are the ids of text, the 3,522 special tokens follow.
+
+    Source: Qwen-Audio tokenization_qwen.py. Raises ValueError that names the line at fault.
+    """
+    vocabulary = _read_ranks(path)
+    bpe = _byte_level(models.BPE(vocab=vocabulary, merges=_merges(vocabulary, path)))
+    extra = (f"<|extra_{number}|>" for number in range(205))
+    special = [END_OF_TEXT, IM_START, IM_END, *extra, *_qwen_audio_tokens()]
+    # `normalized`: the released code normalises the whole text before it looks for them.
+    bpe.add_special_tokens([AddedToken(token, normalized=True, special=True) for token in special])
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token=END_OF_TEXT, pad_token=END_OF_TEXT)
+
+
+def _read_ranks(path: Path) -> dict[str, int]:
+    """Lines `base64 rank` -> {token as letters, one per byte: rank}."""
+    letters = bytes_to_unicode()
+    vocabulary: dict[str, int] = {}
+    for number, line in enumerate(path.read_bytes().splitlines()):
+        try:
+            token, rank = line.split()
+            token = base64.b64decode(token, validate=True).decode("latin-1").translate(letters)
+            if int(rank) != number or token in vocabulary:
+                raise ValueError
+        except (ValueError, binascii.Error) as error:
+            raise ValueError(
+                f"{path}, line {number + 1}: {line[:40]!r}, expected a token in base64 and its rank {number}"
+            ) from error
+        vocabulary[token] = number
+    if missing := set(letters.values()) - set(vocabulary):
+        raise ValueError(f"{path}: {len(missing)} of the 256 single bytes have no rank")
+    return vocabulary
+
+
+def _merges(ranks: Mapping[str, int], path: Path) -> list[tuple[str, str]]:
+    """The merge that makes each token: ranks are ids *and* priorities, so that what the earlier ones leave of a token's
+    bytes are two parts."""
+    merges = []
+    for token, limit in ranks.items():
+        if len(token) == 1:
+            continue
+        parts = list(token)
+        pairs = [ranks.get(a + b, math.inf) for a, b in zip(parts, parts[1:], strict=False)]
+        while len(parts) > 2 and (lowest := min(pairs)) < limit:
+            at = pairs.index(lowest)
+            parts[at : at + 2] = [parts[at] + parts[at + 1]]
+            del pairs[at]
+            if at > 0:
+                pairs[at - 1] = ranks.get(parts[at - 1] + parts[at], math.inf)
+            if at < len(pairs):
+                pairs[at] = ranks.get(parts[at] + parts[at + 1], math.inf)
+        if len(parts) > 2:
+            raise ValueError(f"{path}, line {limit + 1}: no two earlier tokens make this one")
+        merges.append((parts[0], parts[1]))
+    return merges

@@ -23,9 +23,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info
 from omegaconf import DictConfig
+from rich.console import Console
 
 import auris
-from auris import callbacks, recipe, studies
+from auris import callbacks, checkpoint, doctor, recipe, studies
 from auris.data.datamodule import AudioDataModule
 from auris.data.rows import entries
 from auris.module import AudioLMModule
@@ -33,6 +34,7 @@ from auris.tokenizer import Tokenizer
 
 # Recipe entries that may change between two starts of one run: where and how, not what.
 _FREE = (
+    "dry_run",
     "jobs",
     "checkpoint_every",
     "data.num_workers",
@@ -46,8 +48,11 @@ _PACKAGES = ("torch", "lightning", "transformers", "torchaudio", "hydra-core", "
 
 
 def train(made: dict[str, Any]) -> Path:
-    """Train one run from its resolved recipe; returns its directory."""
+    """Train one run from its resolved recipe; returns its directory. With `dry_run`, only tell what it would do."""
     run_dir = Path(made["run_dir"])
+    if made["dry_run"]:
+        rehearse(made)
+        return run_dir
     if not claim(run_dir, made):
         return run_dir
     module, data = build(made)
@@ -61,6 +66,46 @@ def train(made: dict[str, Any]) -> Path:
         (run_dir / "finished.json").write_text(json.dumps({**summary, **metrics}, indent=1))
         rank_zero_info(f"finished {run_dir}: {summary['steps']} steps, {summary['seconds']} s in this session")
     return run_dir
+
+
+def rehearse(made: dict[str, Any]) -> None:
+    """Print the run's parameters, the memory that it needs and its first batch; nothing is written but lengths."""
+    module, data = build(made)
+    data.setup("fit")
+    first = data.first_step()
+    stage = doctor.Stage(name="this run", trainable=tuple(made["trainable"]))
+    doctor.report(
+        Console(),
+        module.net,
+        token_budget=made["data"]["token_budget"],
+        stages=[stage],
+        packs=first,
+        tokenizer=module.tokenizer,
+    )
+
+
+def initial_weights(made: dict[str, Any], tokenizer: Tokenizer) -> list[dict[str, Any]]:
+    """Arguments of `weights.load` for `checkpoint` and for each of `weights`, in this order.
+
+    Raises ValueError where the weights were trained with another vocabulary: their rows would mean other tokens.
+    """
+    given = {"checkpoint": made["checkpoint"], **{f"weights.{part}": path for part, path in made["weights"].items()}}
+    initial = []
+    for key, path in given.items():
+        if path is None:
+            continue
+        found = checkpoint.identify(path)
+        part = key.removeprefix("weights.")
+        if part in ("checkpoint", "llm") and found.tokenizer not in (None, made["tokenizer"]):
+            theirs = Tokenizer.load(found.tokenizer, grow=found.kind in ("run", "file", "causal_lm"))
+            if theirs.fast.get_vocab() != tokenizer.fast.get_vocab():
+                raise ValueError(
+                    f"{key}={path} has another vocabulary than tokenizer={made['tokenizer']}: "
+                    f"set tokenizer={found.tokenizer}"
+                )
+        parts = None if key == "checkpoint" else [part]
+        initial.append({"source": found.source(), "layout": found.layout, "parts": parts, "where": f"{key}={path}"})
+    return initial
 
 
 def claim(run_dir: Path, made: dict[str, Any]) -> bool:
@@ -112,9 +157,6 @@ def build(made: dict[str, Any]) -> tuple[AudioLMModule, AudioDataModule]:
         for train in (True, False)
     }
     objective = recipe.build_objective(made, net, tokenizer)
-    weights = {
-        part: (recipe.load_state(path)[1], str(path)) for part, path in made["weights"].items() if path is not None
-    }
     module = get_class(made["module"])(
         net=net,
         objective=objective,
@@ -122,7 +164,7 @@ def build(made: dict[str, Any]) -> tuple[AudioLMModule, AudioDataModule]:
         optim=made["optim"],
         max_steps=made["max_steps"],
         trainable=made["trainable"],
-        weights=weights,
+        initial=initial_weights(made, tokenizer),
         max_new_tokens=made["max_new_tokens"],
         seed=made["seed"],
         recipe=made,

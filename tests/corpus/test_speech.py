@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -108,3 +109,10 @@ def test_missing_synthesiser_says_what_to_install(monkeypatch: pytest.MonkeyPatc
     speech._load.cache_clear()
     with pytest.raises(ImportError, match=r"pip install 'auris\[corpus\]'"):
         speech.version()
+
+
+def test_speed_raises_the_pitch_and_shortens_the_times() -> None:
+    usual, fast = say([line()]) + say([replace(line(), speed=1.12)])
+    assert pitch_of(fast.samples) == pytest.approx(1.12 * pitch_of(usual.samples), rel=0.03)
+    assert [1.12 * time for time in fast.boundaries] == pytest.approx(list(usual.boundaries))
+    assert len(fast.samples) == pytest.approx(len(usual.samples) / 1.12, abs=2)

@@ -251,7 +251,7 @@ def test_text_lines_and_sound_rows_mix_in_the_text_view(speech, tmp_path):
 def test_packs_by_length_hold_every_usable_row_once_within_the_budget(world):
     tokens = np.random.default_rng(0).integers(5, 60, 41)
     tokens[[3, 17]] = 0
-    packs = by_length(Lengths(tokens, {3: "bad", 17: "bad"}), 100, world)
+    packs = by_length(Lengths(tokens, {3: "bad", 17: "bad"}, {}), 100, world)
     assert sorted(row for pack in packs for row in pack) == [row for row in range(41) if row not in (3, 17)]
     assert all(tokens[pack].sum() <= 100 for pack in packs)
     assert len(packs) % world == 0 and sum(not pack for pack in packs) < world

@@ -46,7 +46,7 @@ def forbid_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def equal(one: Lengths, two: Lengths) -> bool:
-    return np.array_equal(one.tokens, two.tokens) and one.problems == two.problems
+    return np.array_equal(one.tokens, two.tokens) and one.problems == two.problems and one.dropped == two.dropped
 
 
 def test_lengths_are_those_of_the_built_samples(folder, cache):
@@ -186,7 +186,7 @@ def test_a_label_of_another_task_does_not_stop_the_measurement(folder, cache):
 
 def test_a_long_clip_under_the_error_policy_stops_with_the_rows_name_and_leaves_no_cache(folder, cache):
     long = {"id": "sermon", "audio": "r0.wav", "duration": 40, "task": "asr", "language": "en", "text": "x"}
-    with pytest.raises(ValueError, match="row sermon: the clip is 40.0 s, .* data.long_audio=window"):
+    with pytest.raises(ValueError, match="row sermon: the clip is 40.0 s, .* set long_audio=window"):
         measure(manifests(folder, extra=[long]), samples_of(long_audio="error"), cache)
     assert caches(cache) == set()
 
@@ -208,3 +208,12 @@ def test_the_tokenizer_of_the_key_includes_control_tokens_added_later(folder, ca
     grown = Tokenizer(grown.fast)
     measure(found, samples_of(tokenizer=grown), cache)
     assert len(before) < len(between) < len(caches(cache))
+
+
+def test_seconds_that_are_not_heard_are_said_from_the_cache_too(folder, cache):
+    write_wave(folder / "long.wav", 33.0)
+    row = {"id": "long", "audio": "long.wav", "task": "asr", "language": "en", "text": "x"}
+    found = manifests(folder, extra=[row])
+    for _ in range(2):
+        with pytest.warns(UserWarning, match=r"of 1 rows only the first 30 s are heard; 3\.0 s are dropped"):
+            assert measure(found, samples_of(long_audio="first"), cache).dropped == {3: 3.0}

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from auris.audio import stored
+from auris.audio import Geometry, stored
 from auris.data.packing import IGNORE, Plan, Sample, Source, collate, row_seed
+
+GEOMETRY = Geometry(n_mels=5, pool=2)
 
 
 def sources(*sizes: int, weights: tuple[float, ...] | None = None) -> list[Source]:
@@ -304,7 +306,7 @@ def test_a_pack_puts_rows_side_by_side():
     a = sample(7, [1, 9, 9, 2, 3, 4], "    xx", " xx   ", frames=(8,))
     b = sample(3, [5, 6, 7], "xxx")
     c = sample(9, [1, 9, 2, 9, 8], "    x", " x x ", frames=(4, 3))
-    pack = collate([a, b, c], n_mels=5, skipped=[(4, "gone")])
+    pack = collate([a, b, c], geometry=GEOMETRY, skipped=[(4, "gone")])
     assert pack["ids"].tolist() == [1, 9, 9, 2, 3, 4, 5, 6, 7, 1, 9, 2, 9, 8]
     # shifted inside rows only: the last position of a row never predicts the next row's first token
     i = IGNORE
@@ -324,24 +326,24 @@ def dtypes(pack: dict) -> dict[str, torch.dtype]:
 @pytest.mark.parametrize("rows", [[], [sample(0, [1, 2], "xx")], [sample(0, [1, 9], "", " x", frames=(3,))]])
 def test_every_pack_has_the_same_types(rows):
     integers = dict.fromkeys(("ids", "labels", "positions", "frames", "audio_index"), torch.int64)
-    assert dtypes(collate(rows, n_mels=5)) == integers | {"cu_seqlens": torch.int32, "mel": torch.float32}
+    assert dtypes(collate(rows, geometry=GEOMETRY)) == integers | {"cu_seqlens": torch.int32, "mel": torch.float32}
 
 
 def test_a_pack_without_audio_carries_a_silent_clip_that_no_position_refers_to():
-    pack = collate([sample(0, [1, 2, 3], "xxx")], n_mels=5)
+    pack = collate([sample(0, [1, 2, 3], "xxx")], geometry=GEOMETRY)
     assert pack["frames"].tolist() == [4] and torch.equal(pack["mel"], torch.zeros(5, 6))
     assert pack["audio_index"].tolist() == [] and pack["audio_seconds"] == 0
 
 
 def test_a_pack_for_a_model_without_audio_has_no_clip():
-    pack = collate([sample(0, [1, 2, 3], "xxx")], n_mels=None)
+    pack = collate([sample(0, [1, 2, 3], "xxx")], geometry=None)
     assert "mel" not in pack and "frames" not in pack and pack["audio_index"].tolist() == []
 
 
-@pytest.mark.parametrize("n_mels", [5, None])
-def test_a_pack_whose_rows_were_all_bad_is_one_token_that_is_not_scored(n_mels):
-    pack = collate([], n_mels=n_mels, skipped=[(2, "silent"), (5, "gone")])
+@pytest.mark.parametrize("geometry", [GEOMETRY, None])
+def test_a_pack_whose_rows_were_all_bad_is_one_token_that_is_not_scored(geometry):
+    pack = collate([], geometry=geometry, skipped=[(2, "silent"), (5, "gone")])
     assert (pack["ids"].tolist(), pack["labels"].tolist(), pack["positions"].tolist()) == ([0], [IGNORE], [0])
     assert pack["cu_seqlens"].tolist() == [0, 1] and pack["audio_index"].tolist() == []
     assert (pack["rows"], len(pack["skipped"]), pack["audio_seconds"]) == ([], 2, 0)
-    assert ("mel" in pack) == (n_mels is not None)
+    assert ("mel" in pack) == (geometry is not None)

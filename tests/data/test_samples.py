@@ -157,7 +157,7 @@ def test_40_seconds_are_refused_with_the_setting_to_change(tmp_path, policy, sta
     row = row_of(tmp_path, 40.0, **stated)
     samples = samples_of(long_audio=policy)
     for attempt in (samples.spans, lambda row: samples.build(row, 0, 0)):
-        with pytest.raises(TooLong, match="40.0 s, the limit is 30 s: set data.long_audio=window"):
+        with pytest.raises(TooLong, match="40.0 s, the limit is 30 s: set long_audio=window"):
             attempt(row)
 
 
@@ -176,7 +176,7 @@ def test_30_seconds_are_not_too_long(tmp_path):
 
 
 def test_an_unknown_policy_is_an_error():
-    with pytest.raises(ValueError, match="data.long_audio='cut': expected error, skip or window"):
+    with pytest.raises(ValueError, match="long_audio='cut': expected error, skip, window or first"):
         samples_of(long_audio="cut")
 
 
@@ -253,7 +253,7 @@ def test_text_samples_need_no_file_and_have_no_audio(tmp_path):
     row = read_row(tmp_path, audio="absent.wav")
     samples = samples_of(TextSamples)
     sample = samples.build(row, 0, epoch=0)
-    assert samples.n_mels is None
+    assert not samples.has_audio
     assert sample.mels == () and not sample.audio_mask.any() and sample.audio_seconds == 0
 
 
@@ -355,3 +355,34 @@ def test_a_transcript_view_asks_for_what_is_said_whatever_the_task():
     view = TranscriptSamples(tokenizer=None, prompt=None, geometry=None)
     assert view.asked(row).labels == {**row.labels, "task": "asr", "text": "the cat says go"}
     assert AudioSamples(tokenizer=None, prompt=None, geometry=None).asked(row) is row
+
+
+# --- Qwen-Audio's clips ---
+
+
+def test_learned_boundaries_take_the_places_of_the_marks(tmp_path):
+    row = row_of(tmp_path, 0.5)
+    v1 = audio.Geometry(n_mels=8, pool=2, clip_end="zero", boundary=True)
+    sample = samples_of(prompt=TagPrompt(), geometry=v1).build(row, 0, None)
+    marks = [tokenizer().id(TagPrompt.audio_begin), tokenizer().id(TagPrompt.audio_end)]
+    heard = sample.ids[sample.audio_mask]
+    assert [heard[0], heard[-1]] == marks and len(heard) == v1.tokens(50) + 2
+    assert not sample.supervise[sample.audio_mask].any()
+
+
+def test_windows_have_boundaries_of_their_own(tmp_path):
+    row = row_of(tmp_path, 40.0)
+    v1 = audio.Geometry(n_mels=8, pool=2, clip_end="zero", boundary=True)
+    samples = samples_of(prompt=TagPrompt(), geometry=v1, long_audio="window")
+    sample = samples.build(row, 0, None)
+    assert sample.frames == (2000, 2000) and sample.audio_mask.sum() == 2 * (v1.tokens(2000) + 2)
+    assert planned(samples, row) == len(samples.build(row, 0, 0).ids)
+
+
+def test_the_first_30_seconds_are_heard_and_the_rest_is_counted(tmp_path):
+    row = row_of(tmp_path, 40.0)
+    samples = samples_of(long_audio="first", prompt=TagPrompt())
+    sample = samples.build(row, 0, None)
+    assert sample.frames == (3000,) and sample.audio_seconds == 30 and samples.dropped(row) == 10.0
+    assert planned(samples, row) == len(samples.build(row, 0, 0).ids)
+    assert samples_of(long_audio="window").dropped(row) == 0

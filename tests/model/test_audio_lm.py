@@ -9,9 +9,10 @@ import torch
 from packs import VOCAB, Clip, Row, pack, text
 from torch import nn
 
-from auris.model import llm, pooling, projector
+from auris.model import boundary, llm, pooling, projector
 from auris.model.audio_lm import AudioLM
 from auris.model.encoder import Encoder
+from auris.model.generation import Generation
 
 POOLINGS = {
     "mean": partial(pooling.Mean, k=2),
@@ -31,19 +32,22 @@ QWEN2 = {
 }
 
 
-def build(pool: str = "mean", project: type[nn.Module] = projector.Linear) -> AudioLM:
+def build(pool: str = "mean", project: type[nn.Module] = projector.Linear, *, v1: bool = False) -> AudioLM:
     return AudioLM(
-        encoder=Encoder(n_mels=16, width=24, n_layers=2, n_heads=2, ffn=40),
+        encoder=Encoder(n_mels=16, width=24, n_layers=2, n_heads=2, ffn=40, clip_end="zero" if v1 else "silence"),
         pooling=POOLINGS[pool],
         projector=project,
+        boundary=boundary.Learned if v1 else boundary.Tokens,
         llm=partial(llm.build_llm, QWEN2),
         vocab_size=VOCAB,
     )
 
 
-@pytest.fixture(scope="module", params=POOLINGS)
+@pytest.fixture(scope="module", params=[*POOLINGS, "qwen_audio"])
 def net(request: pytest.FixtureRequest) -> AudioLM:
     torch.manual_seed(0)
+    if request.param == "qwen_audio":
+        return build(v1=True)
     return build(request.param, projector.MLP if request.param == "stack" else projector.Linear)
 
 
@@ -129,24 +133,24 @@ def greedy(net: AudioLM, row: Row, n: int) -> list[int]:
 @torch.no_grad()
 def test_generation_equals_the_argmax_of_each_row_run_alone(net: AudioLM) -> None:
     expected = [greedy(net, row, 8) for row in rows()]
-    assert net.generate(pack(rows(), net.geometry), max_new_tokens=8, stop=()) == expected
+    assert net.generate(pack(rows(), net.geometry), Generation(max_new_tokens=8)) == expected
 
 
 def test_a_row_stops_at_its_own_stop_token(mean_net: AudioLM) -> None:
     batch = pack(rows(), mean_net.geometry)
-    free = mean_net.generate(batch, max_new_tokens=20, stop=())
+    free = mean_net.generate(batch, Generation(max_new_tokens=20))
     assert [len(answer) for answer in free] == [20] * 4
     stop = {free[0][3], free[2][6]}
     expected = [answer[: next((i for i, t in enumerate(answer) if t in stop), None)] for answer in free]
     assert len({len(answer) for answer in expected}) > 1
-    assert mean_net.generate(batch, max_new_tokens=20, stop=stop) == expected
+    assert mean_net.generate(batch, Generation(max_new_tokens=20, stop=frozenset(stop))) == expected
 
 
 def test_min_new_tokens_forbids_an_early_stop(mean_net: AudioLM) -> None:
     batch = pack(rows(), mean_net.geometry)
-    first = {answer[0] for answer in mean_net.generate(batch, max_new_tokens=1, stop=())}
-    assert mean_net.generate(batch, max_new_tokens=4, stop=first) == [[], [], [], []]
-    answers = mean_net.generate(batch, max_new_tokens=4, stop=first, min_new_tokens=2)
+    first = {answer[0] for answer in mean_net.generate(batch, Generation(max_new_tokens=1))}
+    assert mean_net.generate(batch, Generation(max_new_tokens=4, stop=frozenset(first))) == [[], [], [], []]
+    answers = mean_net.generate(batch, Generation(max_new_tokens=4, stop=frozenset(first), min_new_tokens=2))
     assert all(len(answer) >= 2 and not first & set(answer) for answer in answers)
 
 
@@ -170,3 +174,39 @@ def test_a_model_from_the_meta_device_equals_one_built_at_once(pool: str) -> Non
     assert [name for name, _ in net.named_buffers()] == list(buffers)
     assert all(torch.equal(buffer, buffers[name]) for name, buffer in net.named_buffers())
     assert net.state_dict().keys() == eager.state_dict().keys()
+
+
+@torch.no_grad()
+def test_learned_boundaries_stand_around_each_clip() -> None:
+    torch.manual_seed(0)
+    net = build(v1=True)
+    batch = pack(rows(), net.geometry)
+    x = net.embed(batch)[batch["audio_index"]]
+    spans = [net.geometry.tokens(n) + 2 for n in batch["frames"].tolist()]
+    for clip in x.split(spans):
+        assert torch.equal(clip[[0, -1]], net.boundary.weight)
+
+
+def test_beyond_its_training_length_a_row_is_rescaled_at_inference_only_and_alone() -> None:
+    torch.manual_seed(0)
+    short = AudioLM(
+        encoder=Encoder(n_mels=16, width=24, n_layers=2, n_heads=2, ffn=40),
+        pooling=POOLINGS["mean"],
+        projector=projector.Linear,
+        llm=partial(llm.build_llm, QWEN2, train_length=16),
+        vocab_size=VOCAB,
+    )
+    plain = build()
+    plain.load_state_dict(short.state_dict())
+    batch = pack([[text(40)], [text(12)]], short.geometry)
+    torch.testing.assert_close(short.logits(batch), plain.logits(batch))
+    with torch.no_grad():
+        rescaled, usual = (by_row(net.logits(batch), batch) for net in (short, plain))
+        assert (rescaled[0] - usual[0]).abs().max() > 1e-3
+        torch.testing.assert_close(rescaled[1], usual[1])
+
+
+def test_a_training_length_is_for_qwen_only() -> None:
+    config = {**QWEN2, "model_type": "llama"}
+    with pytest.raises(ValueError, match="model.llm.train_length=2048: expected null for llama"):
+        llm.build_llm(config, VOCAB, train_length=2048)

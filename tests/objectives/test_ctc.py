@@ -8,10 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from auris.audio import stored
+from auris.audio import Geometry, stored
 from auris.data.packing import Sample, collate
 from auris.model.encoder import Encoder
+from auris.model.generation import Generation
 from auris.objectives.ctc import CTC
+
+GEOMETRY = Geometry(n_mels=8, pool=1)
 
 N_TEXT = 11
 FRAMES = (40, 23, 61)
@@ -49,7 +52,7 @@ def sample(number: int, frames: int, target: list[int]) -> Sample:
 
 def pack(frames=FRAMES, targets=TARGETS) -> dict:
     samples = [sample(n, f, t) for n, (f, t) in enumerate(zip(frames, targets, strict=True))]
-    return collate(samples, n_mels=8)
+    return collate(samples, geometry=GEOMETRY)
 
 
 def reference(net: Net, objective: CTC, frames: int, target: list[int]) -> Tensor:
@@ -81,11 +84,11 @@ def test_the_count_is_all_target_tokens(objective):
 
 
 def test_an_empty_pack_contributes_nothing_but_reaches_the_encoder(net, objective):
-    empty = collate([], n_mels=8)
+    empty = collate([], geometry=GEOMETRY)
     loss, sums = objective(net, empty)
     assert loss.item() == 0 and int(objective.count(empty)) == 0 and int(sums["too_short"]) == 0
     assert not any(gradient.any() for gradient in gradients(loss, net, objective))
-    assert objective.answer(net, empty, max_new_tokens=1, stop=()) == []
+    assert objective.answer(net, empty, Generation(max_new_tokens=1)) == []
 
 
 def test_a_clip_too_short_for_its_text_is_left_out_and_counted(net, objective):
@@ -115,5 +118,15 @@ def test_the_best_path_merges_repeats_drops_blanks_and_keeps_clips_apart():
     blank = 3
     net = Spelled([blank, 1, 1, blank, 1, 2, 2], [2, blank, blank], [blank, blank], [0, 1, 0, 0])
     batch = {"mel": torch.zeros(0), "frames": torch.zeros(0), "rows": [0, 1, 2, 3]}
-    answers = objective.answer(net, batch, max_new_tokens=99, stop=())
+    answers = objective.answer(net, batch, Generation(max_new_tokens=99))
     assert answers == [[1, 1, 2], [2], [], [0, 1, 0]]
+    answers = objective.answer(net, batch, Generation(max_new_tokens=2, stop=frozenset({2})))
+    assert answers == [[1, 1], [], [], [0, 1]]
+
+
+@pytest.mark.parametrize(
+    "settings", [{"do_sample": True}, {"repetition_penalty": 1.1}, {"min_new_tokens": 1, "stop": frozenset({1})}]
+)
+def test_settings_that_a_best_path_cannot_follow_are_refused(net, objective, settings):
+    with pytest.raises(ValueError, match="a CTC answer is the best path"):
+        objective.answer(net, pack(), Generation(**settings))

@@ -10,10 +10,12 @@ import torch
 from packs import VOCAB, Clip, Row, pack, text
 from torch import Tensor, nn
 
+from auris.audio import Geometry
 from auris.data.packing import IGNORE, collate
 from auris.model import llm, pooling, projector
 from auris.model.audio_lm import AudioLM
 from auris.model.encoder import Encoder
+from auris.model.generation import Generation
 from auris.objectives import next_token
 from auris.objectives.next_token import NextToken
 
@@ -118,7 +120,7 @@ def test_a_packs_sums_are_those_of_its_rows_alone(net):
 
 def test_an_empty_pack_contributes_nothing_but_reaches_every_part(net):
     """Ranks of a sharded model must all run the same backward."""
-    loss, correct, count, gradients = run(net, collate([], n_mels=16))
+    loss, correct, count, gradients = run(net, collate([], geometry=Geometry(n_mels=16, pool=2)))
     assert (loss.item(), correct, count) == (0.0, 0, 0)
     assert all(not gradient.any() for gradient in gradients)
     assert net.projector.weight.grad is not None and net.encoder.conv1.weight.grad is not None
@@ -133,5 +135,5 @@ def test_a_text_pack_without_mel_is_scored(net):
 
 def test_answers_are_those_of_the_net(net):
     batch = pack([[Clip(37), text(4)]], net.geometry)
-    answers = NextToken().answer(net, batch, max_new_tokens=5, stop={0})
-    assert answers == net.generate(batch, max_new_tokens=5, stop={0})
+    answers = NextToken().answer(net, batch, Generation(max_new_tokens=5, stop=frozenset({0})))
+    assert answers == net.generate(batch, Generation(max_new_tokens=5, stop=frozenset({0})))

@@ -15,6 +15,7 @@ from auris.data.packing import IGNORE
 from auris.model import llm, pooling, projector, weights
 from auris.model.audio_lm import AudioLM
 from auris.model.encoder import Encoder
+from auris.model.generation import Generation
 
 QWEN2 = {
     "model_type": "qwen2",
@@ -62,7 +63,7 @@ def models() -> tuple[AudioLM, Qwen2AudioForConditionalGeneration]:
         llm=partial(llm.build_llm, QWEN2),
         vocab_size=VOCAB,
     ).eval()
-    weights.load_qwen2_audio(ours, theirs.state_dict())
+    weights.load(ours, weights.StateTensors(theirs.state_dict()), where="transformers")
     return ours, theirs
 
 
@@ -113,7 +114,8 @@ def test_loss_and_gradients_are_equal(models: tuple, rows: list[Row]) -> None:
 
     loss.backward()
     expected.backward()
-    grads = {weights.from_qwen2_audio(name): p.grad for name, p in theirs.named_parameters() if p.requires_grad}
+    released = weights.LAYOUTS["qwen2_audio"]
+    grads = {released.ours(name)[0]: p.grad for name, p in theirs.named_parameters() if p.requires_grad}
     assert grads.keys() == dict(ours.named_parameters()).keys()
     for name, parameter in ours.named_parameters():
         error = (parameter.grad - grads[name]).norm() / grads[name].norm()
@@ -129,9 +131,9 @@ def test_greedy_tokens_are_those_of_generate(models: tuple, rows: list[Row]) -> 
 
     free = theirs.generate(**inputs, **settings, eos_token_id=None)[:, prompt:].tolist()
     assert [len(row) for row in free] == [16] * len(rows) and len({tuple(row) for row in free}) > 1
-    assert ours.generate(batch, max_new_tokens=16, stop=()) == free
+    assert ours.generate(batch, Generation(max_new_tokens=16)) == free
 
     stop = [free[0][5], free[-1][12]]
     kept = theirs.generate(**inputs, **settings, eos_token_id=stop, min_new_tokens=3)[:, prompt:].tolist()
     kept = [row[: next((i for i, token in enumerate(row) if token in stop), None)] for row in kept]
-    assert ours.generate(batch, max_new_tokens=16, stop=stop, min_new_tokens=3) == kept
+    assert ours.generate(batch, Generation(max_new_tokens=16, stop=frozenset(stop), min_new_tokens=3)) == kept

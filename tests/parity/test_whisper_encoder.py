@@ -25,7 +25,8 @@ LENGTHS = [480, 160 * 37, 160 * 38, 16_001, 33_333, 100, 479_840, 479_841, 480_0
 
 def ours(theirs: torch.nn.Module, n_mels: int) -> Encoder:
     encoder = Encoder(n_mels=n_mels, width=32, n_layers=2, n_heads=4, ffn=48)
-    state = {weights.from_qwen2_audio(f"audio_tower.{k}").removeprefix("encoder."): v for k, v in theirs.items()}
+    whisper = weights.LAYOUTS["whisper"]
+    state = {whisper.ours(f"encoder.{k}")[0].removeprefix("encoder."): v for k, v in theirs.items()}
     encoder.load_state_dict(state)
     return encoder.eval()
 

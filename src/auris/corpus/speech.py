@@ -63,7 +63,8 @@ class Line:
     """Something to say and how.
 
     `words` are the units that are to carry times, `variant` a voice of `VOICES`, `rate` in words per minute, `pitch`
-    from 0 to 99.
+    from 0 to 99. `speed` plays the result that much faster (Ko et al. 2015): formants and pitch rise with it, as in a
+    smaller speaker; times are those of what is heard.
     """
 
     words: tuple[str, ...]
@@ -71,6 +72,7 @@ class Line:
     variant: str
     rate: int
     pitch: int
+    speed: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -104,9 +106,10 @@ def say(lines: Sequence[Line]) -> list[Utterance]:
         if [position for position, _ in spoken] != expected or len(ends) != 1:
             raise RuntimeError(f"eSpeak gave no time for every word of {line}: events {events}")
         # Very high quality runs in float64: at lower settings the result would depend on the processor's instructions.
-        signal = soxr.resample(np.frombuffer(pcm, np.int16) / 32768.0, rate, SAMPLE_RATE, quality="VHQ")
+        heard = rate * line.speed
+        signal = soxr.resample(np.frombuffer(pcm, np.int16) / 32768.0, heard, SAMPLE_RATE, quality="VHQ")
         boundaries = [*(sample for _, sample in spoken), ends[0]]
-        utterances.append(Utterance(signal, tuple(sample / rate for sample in boundaries)))
+        utterances.append(Utterance(signal, tuple(sample / heard for sample in boundaries)))
     return utterances
 
 

@@ -1,4 +1,4 @@
-"""The tokenizer that comes with an embedded corpus: a byte-level BPE of its training text and of what prompts say."""
+"""The tokenizer of an embedded corpus: a byte-level BPE of its training text and of what its tasks' prompts say."""
 
 from __future__ import annotations
 
@@ -26,10 +26,12 @@ def train_tokenizer(corpus: Path, vocab_size: int) -> Path:
 
 def _texts(corpus: Path) -> Iterator[str]:
     yield from (corpus / "text.txt").read_text(encoding="utf-8").splitlines()
+    codes = set()
     for line in (corpus / "train.jsonl").read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
+        codes.add(row["task"])
         yield from (row[field] for field in _FIELDS if field in row)
-    for task in _PROMPT_SHARE * list(TASKS.values()):
+    for task in _PROMPT_SHARE * [task for code, task in TASKS.items() if code in codes]:
         for wording in (task.natural, *task.paraphrases):
             for name in LANGUAGES.values():
                 yield wording.replace("{target_language_name}", name).partition("<|")[0]

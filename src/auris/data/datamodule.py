@@ -87,6 +87,10 @@ class AudioDataModule(L.LightningDataModule):
         dataset = Steps(self.rows, self.plan, self.samples, world, rank)
         return self._loader(dataset, From(self.trainer.global_step, self.max_steps))
 
+    def first_step(self) -> list[dict]:
+        """All packs of the first step, as a single process would have them."""
+        return Steps(self.rows, self.plan, self.samples, 1, 0)[0]
+
     def val_dataloader(self) -> DataLoader:
         world, rank = self._place()
         packs = by_length(self.valid_lengths, self.token_budget, world)[rank::world]
@@ -172,7 +176,7 @@ def pack(
             built.append(samples.build(rows[number], number, epoch, prompt_only=prompt_only))
         except (RowError, AudioError) as error:
             skipped.append((rows[number].id, str(error)))
-    return collate(built, n_mels=samples.n_mels, skipped=skipped)
+    return collate(built, geometry=samples.geometry if samples.has_audio else None, skipped=skipped)
 
 
 def by_length(lengths: Lengths, token_budget: int, world: int = 1) -> list[list[int]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +23,14 @@ _QUICK = 2_000  # rows measured in about a second: no progress bar below
 
 @dataclass(frozen=True)
 class Lengths:
-    """Tokens of each row, 0 for one that cannot be used, and why it cannot."""
+    """Tokens of each row, 0 for one that cannot be used, and why it cannot.
+
+    `dropped`: seconds of a row that `long_audio=first` leaves unheard, where there are any.
+    """
 
     tokens: np.ndarray
     problems: dict[int, str]
+    dropped: dict[int, float]
 
 
 def measure(manifests: Sequence[Manifest], samples: Samples, cache_dir: Path) -> Lengths:
@@ -35,24 +40,39 @@ def measure(manifests: Sequence[Manifest], samples: Samples, cache_dir: Path) ->
     """
     tokens: list[np.ndarray] = []
     problems: dict[int, str] = {}
+    dropped: dict[int, float] = {}
     first = 0
     for manifest in manifests:
         one = _cached(manifest, samples, cache_dir)
         tokens.append(one.tokens)
         problems |= {first + number: reason for number, reason in one.problems.items()}
+        dropped |= {first + number: seconds for number, seconds in one.dropped.items()}
         first += len(manifest.rows)
-    return Lengths(np.concatenate(tokens), problems)
+    if dropped:
+        seconds, longest = sum(dropped.values()), max(dropped.values())
+        warnings.warn(
+            f"long_audio=first: of {len(dropped)} rows only the first 30 s are heard; {seconds:.1f} s are dropped, "
+            f"{longest:.1f} s of the longest (long_audio=window hears them)",
+            stacklevel=2,
+        )
+    return Lengths(np.concatenate(tokens), problems, dropped)
 
 
 def _cached(manifest: Manifest, samples: Samples, cache_dir: Path) -> Lengths:
     path = cache_dir / f"lengths-{_key(manifest, samples)}.npz"
     if path.is_file():
         with np.load(path, allow_pickle=False) as stored:
-            return Lengths(stored["tokens"], {int(k): v for k, v in json.loads(str(stored["problems"])).items()})
+            tables = (json.loads(str(stored[name])) for name in ("problems", "dropped"))
+            return Lengths(stored["tokens"], *({int(k): v for k, v in table.items()} for table in tables))
     measured = _measure(manifest.rows, samples)
     cache_dir.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(f".{os.getpid()}.tmp.npz")  # several arms of a study may measure at once
-    np.savez(partial, tokens=measured.tokens, problems=json.dumps(measured.problems))
+    np.savez(
+        partial,
+        tokens=measured.tokens,
+        problems=json.dumps(measured.problems),
+        dropped=json.dumps(measured.dropped),
+    )
     partial.replace(path)
     return measured
 
@@ -60,6 +80,7 @@ def _cached(manifest: Manifest, samples: Samples, cache_dir: Path) -> Lengths:
 def _measure(rows: Sequence[Row], samples: Samples) -> Lengths:
     tokens = np.zeros(len(rows), dtype=np.int64)
     problems: dict[int, str] = {}
+    dropped: dict[int, float] = {}
     bar = track(enumerate(rows), description="measuring rows", total=len(rows), disable=len(rows) < _QUICK)
     for number, row in bar:
         try:
@@ -68,13 +89,15 @@ def _measure(rows: Sequence[Row], samples: Samples) -> Lengths:
             spans = samples.spans(row)
             samples.check_spans(spans)
             tokens[number] = samples.length(row, spans)
+            if seconds := samples.dropped(row):
+                dropped[number] = seconds
         except TooLong as error:
             if samples.long_audio == "error":
                 raise ValueError(f"row {row.id}: {error}") from error
             problems[number] = str(error)
         except (RowError, AudioError) as error:
             problems[number] = str(error)
-    return Lengths(tokens, problems)
+    return Lengths(tokens, problems, dropped)
 
 
 def _key(manifest: Manifest, samples: Samples) -> str:

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from auris.audio import stored
+from auris.audio import Geometry
 
 IGNORE = -100  # label of a position that is not scored (torch's cross_entropy default)
 
@@ -46,7 +46,7 @@ class Sample:
     ids: np.ndarray  # (T,) int64
     supervise: np.ndarray  # (T,) bool: True where the token is to be predicted
     audio_mask: np.ndarray  # (T,) bool: True where audio tokens stand
-    mels: tuple[Tensor, ...]  # each (n_mels, stored(frames)) float32
+    mels: tuple[Tensor, ...]  # each (n_mels, geometry.stored(frames)) float32
     frames: tuple[int, ...]  # valid mel frames of each clip
     audio_seconds: float
 
@@ -55,16 +55,15 @@ class Sample:
         assert len(shape) == 1 and shape[0] > 0, shape
         assert shape == self.supervise.shape == self.audio_mask.shape, (self.supervise.shape, self.audio_mask.shape)
         assert not (self.supervise & self.audio_mask).any(), "an audio token cannot be predicted"
-        assert [mel.shape[1] for mel in self.mels] == [stored(n) for n in self.frames], self.frames
 
 
-def collate(samples: Sequence[Sample], *, n_mels: int | None, skipped: Sequence[tuple[int, str]] = ()) -> dict:
+def collate(samples: Sequence[Sample], *, geometry: Geometry | None, skipped: Sequence[tuple[str, str]] = ()) -> dict:
     """Put samples side by side into one pack without padding.
 
     Args:
         samples: may be empty, when every row of the pack turned out to be unusable.
-        n_mels: mel bins of the encoder; None for a model without audio, whose packs have no `mel` and no `frames`.
-        skipped: (row number, reason) of the rows that are missing from the pack.
+        geometry: of the model; None for rows without audio, whose packs have no `mel` and no `frames`.
+        skipped: (row id, reason) of the rows that are missing from the pack.
 
     Returns:
         `ids (T,)`, `labels (T,)` (shifted: the token to predict AT each position, else IGNORE), `positions (T,)`,
@@ -86,13 +85,14 @@ def collate(samples: Sequence[Sample], *, n_mels: int | None, skipped: Sequence[
         "audio_seconds": sum(sample.audio_seconds for sample in samples),
     }
     mels = [mel for sample in samples for mel in sample.mels]
-    if n_mels is None:
+    if geometry is None:
         assert not mels, "a pack for a model without audio, with clips in it"
         return pack
     frames = [n for sample in samples for n in sample.frames] or [DUMMY_FRAMES]
-    pack["mel"] = torch.cat(mels or [torch.zeros(n_mels, stored(DUMMY_FRAMES))], dim=1)
+    mels = mels or [torch.zeros(geometry.n_mels, geometry.stored(DUMMY_FRAMES))]
+    assert [mel.shape for mel in mels] == [(geometry.n_mels, geometry.stored(n)) for n in frames], frames
+    pack["mel"] = torch.cat(mels, dim=1)
     pack["frames"] = torch.tensor(frames)
-    assert pack["mel"].shape == (n_mels, sum(map(stored, frames))), (pack["mel"].shape, n_mels)
     return pack
 
 

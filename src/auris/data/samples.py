@@ -29,11 +29,14 @@ class RowError(ValueError):
 
 
 class TooLong(RowError):
-    """A clip over 30 s under a policy that does not cut it into windows."""
+    """A clip over 30 s under a policy that takes none."""
 
     def __init__(self, samples: int):
         seconds = samples / audio.SAMPLE_RATE
-        super().__init__(f"the clip is {seconds:.1f} s, the limit is 30 s: set data.long_audio=window or skip")
+        super().__init__(
+            f"the clip is {seconds:.1f} s, the limit is 30 s: set long_audio=window, first or skip "
+            "(data.long_audio=... in training)"
+        )
 
 
 class Samples(ABC):
@@ -43,7 +46,8 @@ class Samples(ABC):
         tokenizer, prompt: as they are trained and evaluated with.
         geometry: of the encoder (None for a language model alone).
         long_audio: clips over 30 s: "error" stops at start-up, "skip" counts and names the row, "window" encodes
-            consecutive windows of at most 30 s, whose tokens follow one another. Never a silent cut.
+            consecutive windows of at most 30 s, whose tokens follow one another, "first" drops all but the first 30 s,
+            as both released systems do, and says how much. Never a silent cut.
         augment: SpecAugment for training rows, or None.
         seed: of every random choice.
     """
@@ -60,14 +64,10 @@ class Samples(ABC):
         augment: audio.SpecAugment | None = None,
         seed: int = 0,
     ):
-        if long_audio not in ("error", "skip", "window"):
-            raise ValueError(f"data.long_audio={long_audio!r}: expected error, skip or window")
+        if long_audio not in ("error", "skip", "window", "first"):
+            raise ValueError(f"long_audio={long_audio!r}: expected error, skip, window or first")
         self.tokenizer, self.prompt, self.geometry = tokenizer, prompt, geometry
         self.long_audio, self.augment, self.seed = long_audio, augment, seed
-
-    @property
-    def n_mels(self) -> int | None:
-        return self.geometry.n_mels if self.has_audio else None
 
     @abstractmethod
     def encode(
@@ -93,12 +93,13 @@ class Samples(ABC):
         rng = None if epoch is None else np.random.default_rng(row_seed(self.seed, epoch, row.id))
         waves = [self._read(clip) for clip in row.clips] if self.has_audio else []
         windows = [audio.windows(wave) for wave in waves]
-        frames = [[audio.frames(len(window)) for window in clip] for clip in windows]
-        spans = [sum(self.geometry.tokens(n) for n in clip) for clip in frames]
+        frames = [[self.geometry.frames(len(window)) for window in clip] for clip in windows]
+        spans = [self.geometry.span(clip) for clip in frames]
         self.check_spans(spans)
         encoded = self.encode(row, spans, rng, prompt_only=prompt_only)
-        mels = [audio.log_mel(window, self.geometry.n_mels) for clip in windows for window in clip]
         frames = [n for clip in frames for n in clip]
+        heard = zip((window for clip in windows for window in clip), frames, strict=True)
+        mels = [audio.log_mel(window, self.geometry.n_mels, self.geometry.stored(n)) for window, n in heard]
         if rng is not None and self.augment is not None:
             seeds = rng.integers(2**62, size=len(mels))
             mels = [self.augment(mel, n, int(seed)) for mel, n, seed in zip(mels, frames, seeds, strict=True)]
@@ -118,16 +119,22 @@ class Samples(ABC):
             return []
         spans = []
         for clip in row.clips:
-            stated = clip.duration is not None
-            samples = (
-                round(clip.duration * audio.SAMPLE_RATE) if stated else audio.n_samples(clip.path, clip.offset or 0.0)
-            )
-            if samples > audio.MAX_SAMPLES and self.long_audio != "window":
+            samples = _stated_samples(clip)
+            if samples > audio.MAX_SAMPLES and self.long_audio not in ("window", "first"):
                 raise TooLong(samples)
-            if stated:
+            if clip.duration is not None:
                 samples += round(DURATION_TOLERANCE * audio.SAMPLE_RATE)
-            spans.append(sum(self.geometry.tokens(audio.frames(n)) for n in audio.window_lengths(samples)))
+            if self.long_audio == "first":
+                samples = min(samples, audio.MAX_SAMPLES)
+            spans.append(self.geometry.span([self.geometry.frames(n) for n in audio.window_lengths(samples)]))
         return spans
+
+    def dropped(self, row: Row) -> float:
+        """Seconds of the row's clips that `long_audio=first` does not hear."""
+        if self.long_audio != "first" or not self.has_audio:
+            return 0.0
+        over = (max(0, _stated_samples(clip) - audio.MAX_SAMPLES) for clip in row.clips)
+        return sum(over) / audio.SAMPLE_RATE
 
     def _turns(self, row: Row, rng: np.random.Generator | None, prompt_only: bool) -> list[Turn]:
         turns = self.prompt.turns(row.labels, len(row.clips), rng)
@@ -150,9 +157,16 @@ class Samples(ABC):
             seconds = len(wave) / audio.SAMPLE_RATE
             if clip.duration is not None and abs(seconds - clip.duration) > DURATION_TOLERANCE:
                 raise RowError(f"{clip.path} is {seconds:.2f} s, the manifest says {clip.duration:.2f} s")
-        if len(wave) > audio.MAX_SAMPLES and self.long_audio != "window":
+        if len(wave) > audio.MAX_SAMPLES and self.long_audio not in ("window", "first"):
             raise TooLong(len(wave))
-        return wave
+        return wave[: audio.MAX_SAMPLES] if self.long_audio == "first" else wave
+
+
+def _stated_samples(clip: Clip) -> int:
+    """Samples of a clip by the manifest, or where that is silent by the file's header."""
+    if clip.duration is not None:
+        return round(clip.duration * audio.SAMPLE_RATE)
+    return audio.n_samples(clip.path, clip.offset or 0.0)
 
 
 class AudioSamples(Samples):
@@ -163,7 +177,13 @@ class AudioSamples(Samples):
     ) -> Encoded:
         turns = self._turns(row, rng, prompt_only)
         pad = self.tokenizer.pad_of(turns)
-        return self.tokenizer.encode(turns, [[pad] * n for n in spans])
+        encoded = self.tokenizer.encode(turns, [[pad] * n for n in spans])
+        if not self.geometry.boundary:
+            return encoded
+        marks = encoded.audio.copy()  # the tokens next to a clip's are its own too: learned vectors replace them
+        marks[:-1] |= encoded.audio[1:]
+        marks[1:] |= encoded.audio[:-1]
+        return replace(encoded, audio=marks)
 
     def length(self, row: Row, spans: Sequence[int]) -> int:
         return self._longest(row, spans)

@@ -90,6 +90,7 @@ def _transformers_attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
+    query_scale: Tensor | None = None,
     **others: object,
 ) -> tuple[Tensor, None]:
     """transformers' attention interface over `packed`: (1, H, T, Dh) -> (1, T, H, Dh)."""
@@ -109,6 +110,8 @@ def _transformers_attention(
                 f"the LLM {type(module).__name__} attends with {name}, which packed attention does not have"
             )
     q, k, v = (rearrange(x, "1 h t d -> t h d") for x in (query, key, value))
+    if query_scale is not None:  # (T,): log-n, see llm.LongRotary
+        q = q * query_scale[:, None, None].to(q.dtype)
     causal = getattr(module, "is_causal", True)
     return packed(q, k, v, cu_seq_lens_q, cu_seq_lens_k, causal=causal, scale=scaling)[None], None
 

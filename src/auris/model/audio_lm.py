@@ -7,7 +7,8 @@ training).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,22 +16,25 @@ from einops import rearrange
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from auris.audio import Geometry
 from auris.model import attention
 from auris.model import llm as lm
+from auris.model.boundary import Tokens
+from auris.model.generation import Generation, generate
 
 
 class AudioLM(nn.Module):
-    """Audio encoder, pooling, projector and LLM.
+    """Audio encoder, pooling, projector, boundary and LLM.
 
     Args:
         encoder: the audio encoder.
         pooling: completed here with `width`, the encoder's.
         projector: completed here with `in_width` and `out_width`.
+        boundary: what stands around a clip's tokens; completed here with `width`, the LLM's.
         llm: completed here with `vocab_size`.
-        vocab_size: V, rows of the LLM's embedding and head.
+        vocab_size: tokens that the tokenizer has.
+        vocab_rows: V, rows of the LLM's embedding and head; None: `vocab_size`. Released tables have spare rows.
 
-    `geometry` is what the data side must know of the model.
+    Raises ValueError if `vocab_rows` are too few. `geometry` is what the data side must know of the model.
     """
 
     def __init__(
@@ -39,22 +43,30 @@ class AudioLM(nn.Module):
         encoder: nn.Module,
         pooling: Callable[..., nn.Module],
         projector: Callable[..., nn.Module],
+        boundary: Callable[..., nn.Module] = Tokens,
         llm: Callable[..., PreTrainedModel],
         vocab_size: int,
+        vocab_rows: int | None = None,
     ) -> None:
         super().__init__()
+        if vocab_rows is not None and vocab_rows < vocab_size:
+            raise ValueError(
+                f"model.vocab_rows={vocab_rows}: the tokenizer needs {vocab_size} rows (null: just these)"
+            )
         self.encoder = encoder
         self.pooling = pooling(width=encoder.width)
-        self.llm = llm(vocab_size=vocab_size)
+        self.llm = llm(vocab_size=vocab_rows or vocab_size)
         width = self.llm.get_input_embeddings().embedding_dim
         self.projector = projector(in_width=self.pooling.groups * encoder.width, out_width=width)
-        self.geometry = Geometry(n_mels=encoder.n_mels, pool=self.pooling.k)
+        self.boundary = boundary(width=width)
+        self.geometry = replace(encoder.geometry, pool=self.pooling.k, boundary=self.boundary.learned)
 
     def encode(self, mel: Tensor, frames: Tensor) -> Tensor:
         """Stored mel frames (n_mels, F) of clips with `frames` (A,) valid ones -> audio tokens (M, H)."""
-        pooled, _ = self.pooling(*self.encoder(mel, frames))
+        pooled, lengths = self.pooling(*self.encoder(mel, frames))
         # Pooling stands before the encoder's final norm in both released systems; their weights depend on it.
-        return self.projector(rearrange(self.encoder.norm(pooled), "t g d -> t (g d)"))
+        tokens = self.projector(rearrange(self.encoder.norm(pooled), "t g d -> t (g d)"))
+        return self.boundary(tokens, lengths)
 
     def embed(self, batch: Mapping[str, Any]) -> Tensor:
         """The batch's token embeddings with its audio tokens in their places: (T, H)."""
@@ -68,7 +80,10 @@ class AudioLM(nn.Module):
 
     def hidden(self, batch: Mapping[str, Any]) -> Tensor:
         """The LLM's hidden states behind its final norm: (T, H)."""
-        return lm.hidden(self.llm, self.embed(batch), batch["positions"], batch["cu_seqlens"])
+        cu = batch["cu_seqlens"]
+        # What an LLM does beyond its training length it does at inference only: where no gradient is wanted.
+        lengths = None if torch.is_grad_enabled() else torch.tensor(attention.lengths(cu))
+        return lm.hidden(self.llm, self.embed(batch), batch["positions"], cu, prompt_lengths=lengths)
 
     def head(self, h: Tensor) -> Tensor:
         """Hidden states (R, H) -> logits (R, V). Gather the positions that are scored first."""
@@ -81,36 +96,13 @@ class AudioLM(nn.Module):
     def forward(self, batch: Mapping[str, Any]) -> Tensor:
         return self.hidden(batch)
 
-    @torch.no_grad()
     def generate(
-        self, batch: Mapping[str, Any], *, max_new_tokens: int, stop: Collection[int], min_new_tokens: int = 0
+        self,
+        batch: Mapping[str, Any],
+        settings: Generation,
+        *,
+        generator: torch.Generator | None = None,
+        stream: Callable[[int, int], None] | None = None,
     ) -> list[list[int]]:
-        """Continue every row greedily until a token of `stop`, which is not returned.
-
-        The rows are prefilled as one pack; then each step computes one token of every row that has not stopped yet.
-        No token of `stop` is chosen among a row's first `min_new_tokens`.
-        """
-        cu = batch["cu_seqlens"]
-        new = torch.tensor(attention.lengths(cu))
-        rows = torch.arange(len(new))
-        cache = lm.RaggedCache(new + max_new_tokens, device=cu.device)
-        answers: list[list[int]] = [[] for _ in rows]
-        cu_k = cache.extend(rows, new)
-        h = lm.hidden(self.llm, self.embed(batch), batch["positions"], cu, cache, cu_k)[cu[1:].long() - 1]
-        for step in range(max_new_tokens):
-            logits = self.head(h)
-            if step < min_new_tokens:
-                logits[:, list(stop)] = -torch.inf
-            ids = logits.argmax(-1).cpu()
-            going = [i for i, token in enumerate(ids.tolist()) if token not in stop]
-            rows, ids = rows[going], ids[going]
-            for row, token in zip(rows.tolist(), ids.tolist(), strict=True):
-                answers[row].append(token)
-            if not going or step + 1 == max_new_tokens:
-                break
-            positions = cache.lengths[rows].to(cu.device)
-            one = torch.ones_like(rows)
-            cu_k = cache.extend(rows, one)
-            cu = attention.cumulate(one).to(cu_k.device)
-            h = lm.hidden(self.llm, lm.embed(self.llm, ids.to(cu.device)), positions, cu, cache, cu_k)
-        return answers
+        """Token ids that continue each row of a batch of prompts (`generation.generate`)."""
+        return generate(self, batch, settings, generator=generator, stream=stream)

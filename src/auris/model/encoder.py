@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from auris.audio import stored
+from auris.audio import Geometry
 from auris.model import attention
 
 STEM_GAIN = 1.5  # measured on log-mel of speech: the stem's deviation over time becomes about that of the positions
@@ -34,25 +34,41 @@ class Encoder(nn.Module):
         n_heads: attention heads.
         ffn: hidden width of a block's MLP (4 * width if not given).
         max_positions: rows of the position table: the longest clip in encoder frames (1500 = 30 s).
+        clip_end: what follows a clip (`audio.Geometry`): "silence" (Whisper, Qwen2-Audio) or "zero" (Qwen-Audio).
 
     `norm` is the encoder's final LayerNorm. `forward` does not apply it: in both released systems pooling comes first.
     """
 
     def __init__(
-        self, *, n_mels: int, width: int, n_layers: int, n_heads: int, ffn: int | None = None, max_positions: int = 1500
+        self,
+        *,
+        n_mels: int,
+        width: int,
+        n_layers: int,
+        n_heads: int,
+        ffn: int | None = None,
+        max_positions: int = 1500,
+        clip_end: str = "silence",
     ) -> None:
         super().__init__()
         if width % n_heads or width % 2:
             raise ValueError(
                 f"encoder width {width}: expected an even multiple of n_heads={n_heads} (model.encoder.width=...)"
             )
-        self.n_mels, self.width, self.max_positions = n_mels, width, max_positions
+        if clip_end not in ("silence", "zero"):
+            raise ValueError(f"model.encoder.clip_end={clip_end!r}: expected silence or zero")
+        self.n_mels, self.width, self.max_positions, self.clip_end = n_mels, width, max_positions, clip_end
         self.conv1 = nn.Conv1d(n_mels, width, kernel_size=3, padding=1)
         self.conv2 = nn.Conv1d(width, width, kernel_size=3, stride=2, padding=1)
         self.register_buffer("positions", torch.empty(max_positions, width))
         self.blocks = nn.ModuleList(Block(width, n_heads, ffn or 4 * width) for _ in range(n_layers))
         self.norm = nn.LayerNorm(width)
         self.reset_parameters()
+
+    @property
+    def geometry(self) -> Geometry:
+        """Of the encoder alone, before pooling."""
+        return Geometry(n_mels=self.n_mels, pool=1, clip_end=self.clip_end)
 
     def reset_parameters(self) -> None:
         """Fill the position table (sines of all frequencies, then their cosines, not interleaved); scale up the stem.
@@ -89,7 +105,7 @@ class Encoder(nn.Module):
         Every clip starts at an even offset, so that the stride of two meets it as if it were alone, and is followed by
         at least one gap frame, which stands for the zero padding of the convolutions.
         """
-        n_stored = torch.tensor([stored(n) for n in frames.tolist()])
+        n_stored = torch.tensor([self.geometry.stored(n) for n in frames.tolist()])
         assert mel.shape == (self.n_mels, n_stored.sum()), (mel.shape, self.n_mels, n_stored)
         slots = n_stored + 2 - n_stored % 2
         starts = slots.cumsum(0) - slots

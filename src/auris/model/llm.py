@@ -5,6 +5,7 @@ Shapes: T tokens of all rows, S rows, H hidden width, V vocabulary rows, K key-v
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,12 +28,14 @@ from auris.model import attention
 _LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 
 
-def build_llm(config: Mapping[str, Any], vocab_size: int) -> PreTrainedModel:
+def build_llm(config: Mapping[str, Any], vocab_size: int, train_length: int | None = None) -> PreTrainedModel:
     """Build a causal LM with freshly initialised weights (none at all on the meta device).
 
     Args:
         config: a transformers config as a dict with its `model_type`, or `{"path": DIR}` with a config.json in DIR.
         vocab_size: V, rows of the embedding and of the head; replaces the config's own.
+        train_length: tokens of a row beyond which, at inference, angles and queries are rescaled as Qwen-7B does it
+            (`LongRotary`); None: never.
 
     Raises:
         ValueError: the model cannot be run packed.
@@ -55,7 +58,15 @@ def build_llm(config: Mapping[str, Any], vocab_size: int) -> PreTrainedModel:
         )
     _require_packable(hf_config)
     # float32 whatever the config says: lower precision is the strategy's business, over float32 master weights.
-    return AutoModelForCausalLM.from_config(hf_config, attn_implementation="packed", dtype=torch.float32)
+    llm = AutoModelForCausalLM.from_config(hf_config, attn_implementation="packed", dtype=torch.float32)
+    if train_length is not None:
+        decoder = llm.get_decoder()
+        if hf_config.model_type != "qwen2":
+            raise ValueError(
+                f"model.llm.train_length={train_length}: expected null for {hf_config.model_type}, only qwen2 has it"
+            )
+        decoder.rotary_emb = LongRotary(decoder.rotary_emb, train_length)
+    return llm
 
 
 def _require_packable(config: PreTrainedConfig) -> None:
@@ -91,6 +102,48 @@ def reset_parameters(llm: PreTrainedModel) -> None:
     llm.init_weights()
 
 
+class LongRotary(nn.Module):
+    """Qwen-7B beyond the length it was trained on: dynamic NTK angles and log-n queries, at inference only.
+
+    As released (QwenLM/Qwen-Audio modeling_qwen.py): the rotary base of a row grows with its prompt's length in steps
+    and keeps that value while an answer is decoded; the query at position p is scaled by log(p + 1) / log(train length)
+    where that is above one.
+
+    Args:
+        rotary: the model's own rotary embedding.
+        train_length: tokens of the rows it was trained on (Qwen-Audio: 2048).
+    """
+
+    def __init__(self, rotary: nn.Module, train_length: int) -> None:
+        super().__init__()
+        self.rotary, self.train_length = rotary, train_length
+        self._alpha: Tensor | None = None
+
+    def stretch(self, positions: Tensor, prompt_lengths: Tensor, row_lengths: Tensor) -> Tensor | None:
+        """Set the angles of the next forward: positions (T,), tokens of each row's prompt (S,), its rows in it (S,).
+
+        Returns what the queries are scaled by (T,), or None if no row is long enough for any of it.
+        """
+        self._alpha = None
+        longest = max(int(prompt_lengths.max()), int(positions.max()) + 1)
+        if longest <= self.train_length:
+            return None
+        steps = torch.ceil(torch.log2(prompt_lengths.double() / self.train_length) + 1)
+        alpha = (2**steps - 1).clamp(min=1).float()
+        self._alpha = torch.repeat_interleave(alpha, row_lengths).to(positions.device)
+        return (torch.log(positions + 1) / math.log(self.train_length)).clamp(min=1)
+
+    def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        if self._alpha is None:
+            return self.rotary(x, position_ids)
+        alpha, self._alpha = self._alpha, None
+        rates = self.rotary.inv_freq.float()  # base ** (-2 i / d); base * alpha ** (d / (d - 2)) in its place
+        exponents = torch.arange(len(rates), device=x.device) / (len(rates) - 1)
+        angles = position_ids[0, :, None].float() * rates * alpha[:, None] ** -exponents
+        angles = torch.cat([angles, angles], dim=-1)[None]
+        return angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+
+
 def embed(llm: PreTrainedModel, ids: Tensor) -> Tensor:
     """Token ids (T,) -> embeddings (T, H)."""
     return llm.get_input_embeddings()(ids)
@@ -103,11 +156,20 @@ def hidden(
     cu_seqlens: Tensor,
     cache: RaggedCache | None = None,
     cu_k: Tensor | None = None,
+    prompt_lengths: Tensor | None = None,
 ) -> Tensor:
     """Hidden states behind the final norm of packed rows: embeddings (T, H), positions (T,) -> (T, H).
 
     With a cache, `embeds` are the new tokens of each row and `cu_k` (S + 1,) counts the old ones as well.
+    `prompt_lengths` (S,), on the host, says that this is inference, and how long each row's prompt was: an LLM with a
+    `train_length` needs it.
     """
+    extra = {}
+    rotary = getattr(llm.get_decoder(), "rotary_emb", None)
+    if isinstance(rotary, LongRotary) and prompt_lengths is not None:
+        rows = torch.tensor(attention.lengths(cu_seqlens))
+        scale = rotary.stretch(positions, prompt_lengths, rows)
+        extra = {} if scale is None else {"query_scale": scale}
     out = llm.get_decoder()(
         inputs_embeds=embeds[None],
         position_ids=positions[None],
@@ -115,6 +177,7 @@ def hidden(
         use_cache=cache is not None,
         cu_seq_lens_q=cu_seqlens,
         cu_seq_lens_k=cu_seqlens if cu_k is None else cu_k,
+        **extra,
     )
     return out.last_hidden_state[0]
 

@@ -7,12 +7,14 @@ the projector will have to translate (Graves et al. 2006).
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from itertools import takewhile
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+
+from auris.model.generation import Generation
 
 
 class CTC(nn.Module):
@@ -55,12 +57,24 @@ class CTC(nn.Module):
         )[: len(pack["rows"])]  # an empty pack holds one dummy row
         return losses.sum(), {"too_short": (losses == 0).sum()}
 
-    def answer(self, net: nn.Module, pack: dict, *, max_new_tokens: int, stop: Collection[int]) -> list[list[int]]:
-        """Best path, repeats and blanks removed."""
+    def answer(
+        self, net: nn.Module, pack: dict, settings: Generation, *, generator: torch.Generator | None = None
+    ) -> list[list[int]]:
+        """Best path, repeats and blanks removed, as far as `stop` and `max_new_tokens` let it go. `generator` is idle.
+
+        Raises ValueError for settings that choose tokens in another way: they would have no effect.
+        """
+        if settings != Generation(max_new_tokens=settings.max_new_tokens, stop=settings.stop):
+            raise ValueError(
+                f"{settings}: a CTC answer is the best path, expected no settings but max_new_tokens and stop "
+                "(do_sample=false min_new_tokens=0 repetition_penalty=1)"
+            )
         scores, lengths = self._scores(net, pack)
         paths = scores.argmax(-1).split(lengths.tolist())
-        collapsed = [torch.unique_consecutive(path) for path in paths]
-        return [path[path != self.blank].tolist() for path in collapsed][: len(pack["rows"])]
+        collapsed = [torch.unique_consecutive(path) for path in paths][: len(pack["rows"])]
+        answers = [path[path != self.blank].tolist() for path in collapsed]
+        going = [takewhile(lambda token: token not in settings.stop, answer) for answer in answers]
+        return [list(answer)[: settings.max_new_tokens] for answer in going]
 
     def _scores(self, net: nn.Module, pack: dict) -> tuple[Tensor, Tensor]:
         frames, lengths = net.encoder(pack["mel"], pack["frames"])

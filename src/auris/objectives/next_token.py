@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from auris.data.packing import IGNORE
+from auris.model.generation import Generation, generate
 
 # Rows of logits in memory at a time. Above it, chunks are recomputed in backward; below, chunking only costs time.
 CHUNK = 4096
@@ -37,8 +36,11 @@ class NextToken(nn.Module):
             loss, correct = (torch.stack(sums).sum() for sums in zip(*scored, strict=True))
         return loss, {"correct": correct}
 
-    def answer(self, net: nn.Module, pack: dict, *, max_new_tokens: int, stop: Collection[int]) -> list[list[int]]:
-        return net.generate(pack, max_new_tokens=max_new_tokens, stop=stop)
+    def answer(
+        self, net: nn.Module, pack: dict, settings: Generation, *, generator: torch.Generator | None = None
+    ) -> list[list[int]]:
+        """Token ids that continue each row of a pack of prompts (`generation.generate`)."""
+        return generate(net, pack, settings, generator=generator)
 
     @staticmethod
     def _score(net: nn.Module, hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,353 @@
+"""`python -m auris.doctor checkpoint=PATH`: what a path holds, what fits, what is missing, and the memory it needs.
+
+`dry_run=true` of a training run prints the same report about its recipe, with its first batch. Memory is computed from
+sizes, never measured: bf16 computation over fp32 master weights and AdamW, everything sharded over the GPUs (FSDP2).
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import hydra
+import numpy as np
+import torch
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+from transformers import AutoConfig
+
+from auris import checkpoint, export, pretrained, recipe
+from auris.data.packing import IGNORE
+from auris.model import weights
+from auris.model.generation import Generation
+from auris.objectives.next_token import CHUNK
+from auris.tokenizer import Tokenizer
+
+GPUS = (1, 8, 64)
+GIB = 2**30
+
+# Bytes per parameter: a trained one has its fp32 master, two moments of Adam and a gradient; a frozen one is bf16.
+TRAINED, FROZEN = 16, 2
+# Of a pack, where no batch is at hand: rows of a 12.3 s clip (307 audio tokens), 16 of prompt and 42 of answer.
+AUDIO_SHARE, ANSWER_SHARE = 0.84, 0.12
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """A stage of training: the parts that learn, and whether a frozen copy of the whole model stands beside it."""
+
+    name: str
+    trainable: tuple[str, ...]
+    reference: bool = False
+
+
+_AUDIO = ("encoder", "pooling", "projector", "boundary")
+_TUNED = ("pooling", "projector", "boundary", "llm")
+STAGES = (
+    Stage(name="pre-training (LLM frozen)", trainable=_AUDIO),
+    Stage(name="fine-tuning (encoder frozen)", trainable=_TUNED),
+    Stage(name="DPO, reference precomputed", trainable=_TUNED),
+    Stage(name="DPO, reference in memory", trainable=_TUNED, reference=True),
+    Stage(name="everything trained", trainable=checkpoint.PARTS),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Load:
+    """What one GPU works on at a time: tokens, encoder frames (20 ms) of their audio, positions that are scored."""
+
+    tokens: int
+    frames: int
+    scored: int
+
+    @classmethod
+    def of_budget(cls, tokens: int, pool: int) -> Load:
+        """A full pack of typical rows."""
+        return cls(tokens=tokens, frames=round(AUDIO_SHARE * tokens) * pool, scored=round(ANSWER_SHARE * tokens))
+
+    @classmethod
+    def of_pack(cls, pack: Mapping[str, Any]) -> Load:
+        frames = int(((pack["frames"] - 1) // 2 + 1).sum()) if "frames" in pack else 0
+        return cls(tokens=len(pack["ids"]), frames=frames, scored=int((pack["labels"] != IGNORE).sum()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Bytes of a stage: `states` are shared by the GPUs, the rest is on each of them."""
+
+    states: int
+    activations: int
+    recomputed: int  # activations where every block is computed again in backward
+    logits: int
+    gathered: int
+
+    def beside(self, *, recompute: bool) -> int:
+        """Bytes on each GPU beside its share of the states."""
+        return (self.recomputed if recompute else self.activations) + self.logits + self.gathered
+
+
+def count(module: nn.Module) -> int:
+    """Parameters of a module; tied ones count once."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def parameters(parts: Mapping[str, nn.Module]) -> dict[str, int]:
+    """Parameters of each part by its pieces. The encoder's position table, a buffer of ours, has a line of its own."""
+    table: dict[str, int] = {}
+    if encoder := parts.get("encoder"):
+        table["encoder: convolutions"] = count(encoder.conv1) + count(encoder.conv2)
+        table["encoder: blocks"] = count(encoder.blocks)
+        table["encoder: final norm"] = count(encoder.norm)
+    table |= {part: count(parts[part]) for part in ("pooling", "projector", "boundary") if part in parts}
+    if llm := parts.get("llm"):
+        embedding, head = llm.get_input_embeddings(), llm.get_output_embeddings()
+        tied = head.weight is embedding.weight
+        table["llm: embedding"] = count(embedding)
+        table["llm: head" + (" (the embedding)" if tied else "")] = 0 if tied else count(head)
+        table["llm: layers and norm"] = count(llm) - count(embedding) - (0 if tied else count(head))
+    return table
+
+
+def memory(net: nn.Module, stage: Stage, load: Load) -> Memory:
+    """What a stage needs, by sizes alone.
+
+    A layer keeps, in bf16, 8 H + 4 F numbers per token in the LLM (gated MLP of width F) and 8 D + 2 F per frame in the
+    encoder; recomputed, only its input. Frozen layers keep as much while anything below them learns, and nothing at
+    the bottom. Logits are scored at most `CHUNK` rows at a time, in fp32, with their gradient. Gathered are two layers
+    of the LLM (one is fetched ahead), its embedding and its head.
+    """
+    config = net.llm.config.get_text_config()
+    n_layers, width = config.num_hidden_layers, config.hidden_size
+    parts = {part: count(getattr(net, part)) for part in checkpoint.PARTS}
+    trained = sum(n for part, n in parts.items() if part in stage.trainable)
+    everything = sum(parts.values())
+    states = TRAINED * trained + FROZEN * (everything - trained) + (FROZEN * everything if stage.reference else 0)
+
+    per_token = 2 * (8 * width + 4 * config.intermediate_size)
+    blocks = net.encoder.blocks if "encoder" in stage.trainable else []
+    per_frame = 2 * (8 * net.encoder.width + 2 * net.encoder.blocks[0].up.out_features) if blocks else 0
+    kept = load.tokens * n_layers * per_token + load.frames * len(blocks) * per_frame
+    inputs = load.tokens * n_layers * 2 * width + load.frames * len(blocks) * 2 * net.encoder.width
+    embedding, head = net.llm.get_input_embeddings(), net.llm.get_output_embeddings()
+    tables = count(embedding) + (0 if head.weight is embedding.weight else count(head))
+    return Memory(
+        states=states,
+        activations=kept,
+        recomputed=inputs + max(load.tokens * per_token, load.frames * per_frame),
+        logits=min(load.scored, CHUNK) * embedding.num_embeddings * 2 * 4,
+        gathered=2 * (tables + 2 * (parts["llm"] - tables) // n_layers),
+    )
+
+
+# --- what is shown ------------------------------------------------------------------------------------------------
+
+
+def report(
+    console: Console,
+    net: nn.Module,
+    *,
+    token_budget: int,
+    stages: Sequence[Stage] = STAGES,
+    packs: Sequence[Mapping[str, Any]] = (),
+    tokenizer: Tokenizer | None = None,
+) -> None:
+    """Print a model's parameters and the memory of its stages; with `packs`, a first batch, that batch as well.
+
+    Args:
+        net: may be on the meta device.
+        token_budget: tokens of a pack, where there are no packs.
+        stages: `Stage(name="this run", trainable=...)` for a recipe of its own.
+        packs: of one step of one rank; memory is then that of the largest.
+        tokenizer: to show the first row of the packs.
+    """
+    console.print(_parameter_table({part: getattr(net, part) for part in checkpoint.PARTS}))
+    loads = [Load.of_pack(pack) for pack in packs]
+    load = max(loads, key=lambda one: one.tokens) if loads else Load.of_budget(token_budget, net.geometry.pool)
+    console.print(_memory_table(net, stages, load))
+    if packs:
+        _show_batch(console, packs, tokenizer)
+
+
+def _parameter_table(parts: Mapping[str, nn.Module]) -> Table:
+    table = Table("part", "parameters", title="parameters", title_justify="left")
+    table.columns[1].justify = "right"
+    lines = parameters(parts)
+    for name, number in lines.items():
+        table.add_row(name, f"{number:,}")
+    table.add_section()
+    table.add_row("all", f"{sum(lines.values()):,}")
+    if "encoder" in parts:
+        positions = parts["encoder"].positions.numel()
+        table.add_row("the encoder's position table (fixed)", f"{positions:,}")
+        table.add_row("all with it", f"{sum(lines.values()) + positions:,}")
+    return table
+
+
+def _memory_table(net: nn.Module, stages: Sequence[Stage], load: Load) -> Table:
+    """States by number of GPUs; what a pack adds is the same on each of them, however many there are."""
+    title = (
+        f"GiB on each GPU; a pack has {load.tokens:,} tokens, {load.frames / 50:,.0f} s of audio, "
+        f"{load.scored:,} scored positions"
+    )
+    columns = [f"{n} GPU{'s' if n > 1 else ''}" for n in GPUS]
+    table = Table("stage", *columns, "+ a pack", "+ a pack, recomputed", title=title, title_justify="left")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for stage in stages:
+        need = memory(net, stage, load)
+        cells = [need.states / n for n in GPUS] + [need.beside(recompute=False), need.beside(recompute=True)]
+        table.add_row(stage.name, *(f"{size / GIB:.2f}" for size in cells))
+    table.add_section()
+    table.add_row("inference in bf16, whole on each", *[f"{FROZEN * count(net) / GIB:.2f}"] * len(GPUS), "", "")
+    return table
+
+
+def _show_batch(console: Console, packs: Sequence[Mapping[str, Any]], tokenizer: Tokenizer | None) -> None:
+    loads = [Load.of_pack(pack) for pack in packs]
+    rows = sum(len(pack["rows"]) for pack in packs)
+    tokens, scored = sum(load.tokens for load in loads), sum(load.scored for load in loads)
+    heard, seconds = sum(len(pack["audio_index"]) for pack in packs), sum(pack["audio_seconds"] for pack in packs)
+    counts = f"{tokens:,} tokens, {scored:,} of them scored, {heard:,} of audio ({seconds:.1f} s)"
+    _say(console, f"first batch: {len(packs)} packs, {rows} rows, {counts}")
+    for name, reason in (row for pack in packs for row in pack["skipped"]):
+        _say(console, f"  left out {name}: {reason}")
+    if tokenizer is not None and rows:
+        _say(console, f"its first row: {spell(next(pack for pack in packs if pack['rows']), tokenizer)}")
+
+
+def spell(pack: Mapping[str, Any], tokenizer: Tokenizer) -> str:
+    """A pack's first row as text: audio as its number of tokens, what is learned in braces."""
+    end = int(pack["cu_seqlens"][1])
+    ids = pack["ids"][:end].numpy()
+    audio = np.isin(np.arange(end), pack["audio_index"].numpy())
+    learned = np.roll(pack["labels"][:end].numpy() != IGNORE, 1)  # labels stand one before the token that they name
+    text = ""
+    for (is_audio, is_learned), places in groupby(range(end), key=lambda t: (audio[t], learned[t])):
+        these = list(places)
+        piece = f"[{len(these)} audio tokens]" if is_audio else tokenizer.fast.decode(ids[these].tolist())
+        text += f"{{{piece}}}" if is_learned else piece
+    return text
+
+
+def examine(path: str, which: str = "last", *, token_budget: int = 8192, console: Console | None = None) -> list[str]:
+    """Print what a path holds and what can be done with it; returns what is wrong with it, one sentence each."""
+    console = console or Console()
+    found = checkpoint.identify(path, which)
+    source = found.source()
+    _say(console, f"{path}: {checkpoint.KINDS[found.kind]}")
+    _say(console, _summary(source))
+    wrong: list[str] = []
+    if found.model is None:
+        _show_part(console, found)
+        return wrong
+    tokenizer = _try(pretrained.tokenizer_of, found, wrong=wrong)
+    rows = found.model.get("vocab_rows") or (tokenizer.size if tokenizer is not None else None)
+    if rows is not None:
+        with torch.device("meta"):
+            net = recipe.build({key: node for key, node in found.model.items() if key != "vocab_rows"})(vocab_size=rows)
+        wrong += misfits(net, source, found.layout)
+        if tokenizer is not None:
+            _show_use(console, found, net, tokenizer, wrong)
+        report(console, net, token_budget=token_budget)
+    for fault in wrong:
+        _say(console, f"wrong: {fault}", style="red")
+    return wrong
+
+
+def _say(console: Console, text: str, **options: Any) -> None:
+    """A line as it is: paths are no markup, and do not end where the terminal does."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True, **options)
+
+
+def _try(function: Callable[..., Any], *arguments: Any, wrong: list[str]) -> Any:
+    """What a function returns, or None and its complaint among what is wrong."""
+    try:
+        return function(*arguments)
+    except (ValueError, FileNotFoundError) as error:
+        wrong.append(str(error))
+        return None
+
+
+def misfits(net: nn.Module, source: weights.Source, layout: str) -> list[str]:
+    """Tensors that a source lacks or has beyond a model's, and those of another shape, from headers alone."""
+    table = weights.LAYOUTS[layout]
+    names = source.keys()
+    stored = {table.spell(name): name for name in names if table.uses(name)}
+    ours = net.state_dict(keep_vars=True)
+    first: dict[int, str] = {}
+    tied = {name for name, tensor in ours.items() if first.setdefault(id(tensor), name) != name}
+    wanted = table.group(ours)
+    faults = [f"{theirs} is missing" for theirs, own in wanted.items() if theirs not in stored and own[0] not in tied]
+    faults += [f"{name} is unexpected" for theirs, name in stored.items() if theirs not in wanted]
+    for theirs in wanted.keys() & stored.keys():
+        own = [ours[name] for name in wanted[theirs]]
+        expected = (sum(len(x) for x in own), *own[0].shape[1:]) if own[0].ndim else ()
+        if source.shape(stored[theirs]) != expected:
+            faults.append(f"{stored[theirs]} has shape {source.shape(stored[theirs])}, expected {expected}")
+    return faults
+
+
+def _summary(source: weights.Source) -> str:
+    sizes: dict[str, int] = {}
+    names = source.keys()
+    for name in names:
+        dtype = source.dtype(name)
+        label = str(dtype).removeprefix("torch.")
+        sizes[label] = sizes.get(label, 0) + math.prod(source.shape(name)) * dtype.itemsize
+    held = ", ".join(f"{size / GIB:.2f} GiB of {label}" for label, size in sizes.items())
+    return f"weights: {len(names)} tensors, {held}"
+
+
+def _show_part(console: Console, found: checkpoint.Checkpoint) -> None:
+    [(part, node)] = found.parts.items()
+    _say(console, f"fits: training with weights.{part}={found.path}")
+    with torch.device("meta"):
+        built = recipe.build(node)
+        if part == "llm":
+            built = built(vocab_size=AutoConfig.for_model(**found.config).get_text_config().vocab_size)
+    console.print(_parameter_table({part: built}))
+    if part == "llm":
+        what = f"{found.tokenizer}: it grows by the tokens of audio" if found.tokenizer else "none there"
+        _say(console, f"tokenizer: {what}")
+
+
+def _show_use(
+    console: Console, found: checkpoint.Checkpoint, net: nn.Module, tokenizer: Tokenizer, wrong: list[str]
+) -> None:
+    """Its tokenizer, how it answers, and what it can be exported as."""
+    rows = net.llm.get_input_embeddings().num_embeddings
+    _say(console, f"fits: checkpoint={found.path}, and weights.PART of {', '.join(found.parts)}")
+    _say(console, f"tokenizer: {tokenizer.size:,} tokens for {rows:,} rows of the embedding")
+    if found.generation:
+        settings = _try(Generation.from_config, found.generation, wrong=wrong)
+        _say(console, f"generation_config.json: {settings}")
+    else:
+        _say(console, "generation_config.json: none there; answers are greedy, to the end of the text")
+    for name in export.FORMATS:
+        missing = export.obstacles(net, tokenizer, name)
+        _say(console, f"export format={name}: " + ("; ".join(missing) or "fits"))
+
+
+def main() -> None:
+    sys.argv[1:] = recipe.quote_arguments(sys.argv[1:])
+    run()
+
+
+@hydra.main(config_path=str(recipe.CONFIGS), config_name="doctor", version_base="1.3")
+def run(cfg: DictConfig) -> None:
+    made = recipe.resolve(cfg)
+    try:
+        wrong = examine(made["checkpoint"], made["which"], token_budget=made["token_budget"])
+    except (ValueError, FileNotFoundError) as error:
+        sys.exit(f"error: {error}")
+    sys.exit(1 if wrong else 0)
+
+
+if __name__ == "__main__":
+    main()

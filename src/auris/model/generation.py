@@ -1,0 +1,253 @@
+"""Generation: answers to the rows of a pack, greedy or sampled, equal to transformers' `generate` token by token.
+
+Unusual: nothing is padded, so finished rows cost nothing, and nothing of a row's answer depends on its neighbours,
+neither what repetition is penalised nor the random numbers it is sampled with.
+
+Shapes: S rows, R of them still going on, V vocabulary rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+from auris.model import attention
+from auris.model import llm as lm
+
+if TYPE_CHECKING:
+    from auris.model.audio_lm import AudioLM
+
+_SAMPLING = frozenset({"temperature", "top_k", "top_p"})
+
+# What a generation_config.json may ask for and is not offered here, with the value at which it does nothing (null does
+# nothing either): transformers 5.23, GenerationConfig. Keys of beam search alone are not in it, as num_beams is.
+_OFF_IN_SAMPLING = {"min_p": 0, "top_h": None, "typical_p": 1, "epsilon_cutoff": 0, "eta_cutoff": 0}
+_OFF = {
+    "num_beams": 1,
+    "num_return_sequences": 1,
+    "penalty_alpha": 0,
+    "dola_layers": None,
+    "constraints": [],
+    "force_words_ids": [],
+    "guidance_scale": 1,
+    "encoder_repetition_penalty": 1,
+    "no_repeat_ngram_size": 0,
+    "encoder_no_repeat_ngram_size": 0,
+    "bad_words_ids": [],
+    "sequence_bias": {},
+    "suppress_tokens": [],
+    "begin_suppress_tokens": [],
+    "forced_bos_token_id": None,
+    "forced_eos_token_id": None,
+    "exponential_decay_length_penalty": None,
+    "remove_invalid_values": False,
+    "watermarking_config": None,
+    "token_healing": False,
+    "min_length": 0,
+    "max_time": None,
+    "stop_strings": [],
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generation:
+    """How an answer is chosen, token by token. A setting that would have no effect is refused.
+
+    Args:
+        max_new_tokens: of an answer at most.
+        min_new_tokens: among so many first ones there is no stop token.
+        stop: ids of the tokens that end an answer and are no part of it.
+        do_sample: draw tokens; else the likeliest is taken.
+        temperature: divides the logits before sampling.
+        top_k: sample from the k likeliest tokens only; 0: from all.
+        top_p: sample from the likeliest tokens that reach this probability together.
+        repetition_penalty: tokens of the prompt and the answer so far get less likely by this factor on their logits
+            (Keskar et al. 2019), audio tokens included.
+        unused: what `from_config` read and did not need.
+
+    Raises:
+        ValueError: a value out of its range, or without effect.
+    """
+
+    max_new_tokens: int = 256  # official evaluation scripts (QwenLM/Qwen2-Audio eval_audio)
+    min_new_tokens: int = 0
+    stop: frozenset[int] = frozenset()
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+    unused: tuple[str, ...] = field(default=(), compare=False)
+
+    def __post_init__(self) -> None:
+        ranges = {
+            "max_new_tokens": (self.max_new_tokens >= 1, "1 or more"),
+            "min_new_tokens": (0 <= self.min_new_tokens <= self.max_new_tokens, f"0 to {self.max_new_tokens}"),
+            "temperature": (self.temperature > 0, "more than 0 (do_sample=false takes the likeliest token)"),
+            "top_k": (self.top_k >= 0, "0 (off) or more"),
+            "top_p": (0 < self.top_p <= 1, "more than 0 and at most 1 (off)"),
+            "repetition_penalty": (self.repetition_penalty > 0, "more than 0 (1 is off)"),
+        }
+        for name, (holds, expected) in ranges.items():
+            if not holds:
+                raise ValueError(f"{name}={getattr(self, name)}: expected {expected}")
+        for name in _SAMPLING:
+            value = getattr(self, name)
+            if not self.do_sample and value != getattr(Generation, name):
+                raise ValueError(f"{name}={value} has no effect without sampling: expected do_sample=true")
+        if self.min_new_tokens and not self.stop:
+            raise ValueError(f"min_new_tokens={self.min_new_tokens} has no effect without a stop token: expected one")
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], **overrides: Any) -> Generation:
+        """The settings of a generation_config.json, some of them replaced.
+
+        As in transformers, null is as good as absent, `top_k` is 50 if absent, and what only sampling needs is left
+        alone where there is none. Unlike there, `max_new_tokens` is 256 if absent, whatever `max_length` says (which
+        counts the prompt as well).
+
+        Args:
+            config: `stop` is its `eos_token_id` (one or a list) and Qwen-Audio's `stop_words_ids`.
+            overrides: fields of `Generation`; None is not given.
+
+        Raises:
+            ValueError: the config asks for what would change the answers and is not offered here, or an override is no
+                field.
+        """
+        names = {entry.name for entry in fields(cls)} - {"unused"}
+        if unknown := overrides.keys() - names:
+            raise ValueError(f"{', '.join(sorted(unknown))}: expected settings among {', '.join(sorted(names))}")
+        typed = {name: value for name, value in overrides.items() if value is not None}
+        given = {key: value for key, value in config.items() if value is not None}
+        settings = {"top_k": 50} | {name: given[name] for name in names & given.keys()} | typed
+        settings["stop"] = frozenset(typed.get("stop", _stop_tokens(given)))
+        off = _OFF
+        if settings.get("do_sample"):
+            off = _OFF | _OFF_IN_SAMPLING
+        else:
+            for name in _SAMPLING - typed.keys():
+                settings.pop(name, None)
+        for key, value in off.items():
+            if key in given and given[key] != value:
+                raise ValueError(
+                    f"generation_config.json: {key}={given[key]} is not offered here, expected {value} or no such key"
+                )
+        used = settings.keys() | off.keys() | {"eos_token_id", "stop_words_ids"}
+        return cls(**settings, unused=tuple(sorted(given.keys() - used)))
+
+
+def _stop_tokens(config: Mapping[str, Any]) -> list[int]:
+    end, words = config.get("eos_token_id", []), config.get("stop_words_ids", [])
+    if longer := [word for word in words if len(word) != 1]:
+        raise ValueError(
+            f"generation_config.json: stop_words_ids={longer} is not offered here, expected words of one token each"
+        )
+    return [*([end] if isinstance(end, int) else end), *(token for word in words for token in word)]
+
+
+@torch.no_grad()
+def generate(
+    net: AudioLM,
+    batch: Mapping[str, Any],
+    settings: Generation,
+    *,
+    generator: torch.Generator | None = None,
+    stream: Callable[[int, int], None] | None = None,
+) -> list[list[int]]:
+    """Continue every row of a pack until its stop token, which is not returned.
+
+    The rows are prefilled as one pack; then each step computes one token of every row that has not stopped yet.
+
+    Args:
+        net: in eval mode.
+        batch: prompts, as auris.data.packing makes them.
+        generator: of the one number per call which, with a row's number (`rows` of the batch), all of that row's draws
+            follow from: in the same state, it gives a row the same answer in any pack. None: torch's global one.
+        stream: called with (row's index in the batch, token) as soon as each token is known.
+
+    Raises:
+        ValueError: a stop token that the model does not have.
+    """
+    cu = batch["cu_seqlens"]
+    vocab_size = net.llm.get_input_embeddings().num_embeddings
+    if unknown := [token for token in sorted(settings.stop) if not 0 <= token < vocab_size]:
+        raise ValueError(f"stop={unknown}: expected tokens of the model, which has {vocab_size}")
+    prompt = torch.tensor(attention.lengths(cu))  # (S,) tokens of each row, on the host, as all counting is
+    rows = torch.arange(len(prompt))
+    seen = None if settings.repetition_penalty == 1 else _mark_seen(batch["ids"], prompt, vocab_size)
+    draws = _draw(batch, settings.max_new_tokens, generator) if settings.do_sample else None
+    cache = lm.RaggedCache(prompt + settings.max_new_tokens, device=cu.device)
+    cu_k = cache.extend(rows, prompt)
+    h = lm.hidden(net.llm, net.embed(batch), batch["positions"], cu, cache, cu_k, prompt)
+    h = h[cu[1:].long() - 1]  # (R, H)
+    answers: list[list[int]] = [[] for _ in rows]
+    for step in range(settings.max_new_tokens):
+        scores = process(net.head(h), settings, step=step, seen=None if seen is None else seen[rows])
+        ids = (scores.argmax(-1) if draws is None else sample(scores, draws[rows, step].to(scores.device))).cpu()
+        going = [i for i, token in enumerate(ids.tolist()) if token not in settings.stop]
+        rows, ids = rows[going], ids[going]
+        for row, token in zip(rows.tolist(), ids.tolist(), strict=True):
+            answers[row].append(token)
+            if stream is not None:
+                stream(row, token)
+        if not going or step + 1 == settings.max_new_tokens:
+            break
+        if seen is not None:
+            seen[rows, ids] = True
+        positions = cache.lengths[rows].to(cu.device)
+        one = torch.ones_like(rows)
+        cu_k = cache.extend(rows, one)
+        cu = attention.cumulate(one).to(cu_k.device)
+        h = lm.hidden(net.llm, lm.embed(net.llm, ids.to(cu.device)), positions, cu, cache, cu_k, prompt[rows])
+    return answers
+
+
+def process(logits: Tensor, settings: Generation, *, step: int, seen: Tensor | None = None) -> Tensor:
+    """Logits (R, V) of the rows' new token number `step` (from 0) -> its scores (R, V), -inf for excluded tokens.
+
+    What transformers' processors make of them, in the same order, in float32 (5.23, generation/utils.py).
+
+    Args:
+        seen: (R, V) bool, the tokens of each row so far; None: no repetition penalty.
+    """
+    scores = logits.float()
+    if seen is not None:
+        penalty = settings.repetition_penalty
+        scores = torch.where(seen, torch.where(scores < 0, scores * penalty, scores / penalty), scores)
+    if step < settings.min_new_tokens:
+        scores = scores.index_fill(1, torch.tensor(sorted(settings.stop), device=scores.device), -torch.inf)
+    if settings.do_sample:  # these three do not look at the ids, their first argument
+        scores = TemperatureLogitsWarper(float(settings.temperature))(None, scores)
+        if settings.top_k:
+            scores = TopKLogitsWarper(settings.top_k)(None, scores)
+        if settings.top_p < 1:
+            scores = TopPLogitsWarper(settings.top_p)(None, scores)
+    return scores
+
+
+def sample(scores: Tensor, draws: Tensor) -> Tensor:
+    """A token (R,) of each row with the probabilities that scores (R, V) give; `draws` (R,) are uniform in [0, 1)."""
+    cumulative = scores.double().softmax(-1).cumsum(-1)  # the first entry above the draw is never one of probability 0
+    return torch.searchsorted(cumulative, draws[:, None] * cumulative[:, -1:], right=True)[:, 0]
+
+
+def _draw(batch: Mapping[str, Any], n: int, generator: torch.Generator | None) -> Tensor:
+    """`n` uniform numbers for each row: (S, n) float64, on the host, so that they do not depend on the device."""
+    device = "cpu" if generator is None else generator.device
+    seed = int(torch.randint(2**62, (1,), generator=generator, device=device))
+    numbers = batch["rows"] or [0]  # a pack without rows is one dummy row
+    return torch.from_numpy(np.stack([np.random.default_rng((seed, number)).random(n) for number in numbers]))
+
+
+def _mark_seen(ids: Tensor, lengths: Tensor, vocab_size: int) -> Tensor:
+    """Which tokens stand in each row: ids (T,) of rows with `lengths` (S,) -> (S, V) bool."""
+    row = torch.repeat_interleave(torch.arange(len(lengths)), lengths).to(ids.device)
+    seen = torch.zeros(len(lengths), vocab_size, dtype=torch.bool, device=ids.device)
+    seen[row, ids] = True
+    return seen

@@ -1,0 +1,275 @@
+"""Qwen-Audio against numbers that its released code produced at tiny random sizes (see the golden files' README)."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from auris.audio import Geometry, log_mel
+from auris.model import llm as lm
+from auris.model import weights
+from auris.model.audio_lm import AudioLM
+from auris.model.boundary import Learned
+from auris.model.encoder import Encoder
+from auris.model.generation import Generation
+from auris.model.llm import build_llm
+from auris.model.pooling import Mean
+from auris.model.projector import Linear
+
+VOCAB = 155947
+END = 151643  # <|endoftext|>
+STOPS = {"raw": {END}, "chatml": {END, 151644, 151645}}
+SINGLE = ["asr", "srwt", "aqa", "caption30", "text", "border"]  # at most one clip
+PROMPTS = [*SINGLE, "chat2", "long"]
+
+
+@pytest.fixture(scope="module")
+def golden(shared_data: Path) -> Path:
+    return shared_data / "golden/qwen_audio_v1"
+
+
+@pytest.fixture(scope="module")
+def clips(golden: Path) -> dict[str, np.ndarray]:
+    with np.load(golden / "encoder_io.npz", allow_pickle=False) as stored:
+        return dict(stored)
+
+
+@pytest.fixture(scope="module")
+def io(golden: Path) -> dict[str, np.ndarray]:
+    with np.load(golden / "model_io.npz", allow_pickle=False) as stored:
+        return dict(stored)
+
+
+def build(audio: dict, hidden: int, llm: dict, vocab_size: int, clip_end: str = "zero") -> AudioLM:
+    encoder = Encoder(
+        n_mels=audio["n_mels"],
+        width=audio["n_state"],
+        n_layers=audio["n_layer"],
+        n_heads=audio["n_head"],
+        clip_end=clip_end,
+    )
+    config = {"model_type": "qwen2", "hidden_size": hidden, "rope_theta": 10000, "tie_word_embeddings": False, **llm}
+    language_model = partial(build_llm, config, train_length=2048)
+    net = AudioLM(
+        encoder=encoder, pooling=partial(Mean, k=2), projector=Linear, boundary=Learned, llm=language_model,
+        vocab_size=vocab_size,
+    )  # fmt: skip
+    return net.eval()
+
+
+@pytest.fixture(scope="module", params=["zero", "silence"])
+def encoders(request, golden: Path) -> AudioLM:
+    """The released audio module, and the same with silence behind its clips."""
+    config = json.loads((golden / "encoder_config.json").read_text())
+    llm = {"intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2}
+    net = build(config, config["output_dim"], llm, 16, request.param)
+    state = {f"transformer.audio.{name}": t for name, t in load_file(golden / "encoder.safetensors").items()}
+    source = weights.StateTensors(state)
+    weights.load(
+        net, source, layout="qwen_audio", parts=["encoder", "projector", "boundary"], where="encoder.safetensors"
+    )
+    return net
+
+
+def table(n_rows: int, n_columns: int, seed: int, scale: float) -> Tensor:
+    """The golden README's formula for the two big matrices."""
+    row, column = np.meshgrid(np.arange(n_rows, dtype=np.uint32), np.arange(n_columns, dtype=np.uint32), indexing="ij")
+    with np.errstate(over="ignore"):
+        h = row * np.uint32(0x9E3779B1) + column * np.uint32(0x85EBCA77) + np.uint32(seed)
+        for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
+            h = (h ^ (h >> np.uint32(shift))) * np.uint32(factor)
+        h ^= h >> np.uint32(16)
+    return torch.from_numpy((((h >> np.uint32(8)).astype(np.int64) - 2**23) * (scale / 2**23)).astype(np.float32))
+
+
+@pytest.fixture(scope="module")
+def net(golden: Path) -> AudioLM:
+    config = json.loads((golden / "model_config.json").read_text())
+    llm = {
+        "intermediate_size": config["intermediate_size"] // 2,
+        "num_hidden_layers": config["num_hidden_layers"],
+        "num_attention_heads": config["num_attention_heads"],
+        "num_key_value_heads": config["num_attention_heads"],
+        "rms_norm_eps": 1e-6,
+        "max_position_embeddings": 8192,
+    }
+    net = build(config["audio"], config["hidden_size"], llm, VOCAB)
+    state = load_file(golden / "model.safetensors")
+    state["transformer.wte.weight"] = table(VOCAB, config["hidden_size"], 20899, 2**-5)
+    state["lm_head.weight"] = table(VOCAB, config["hidden_size"], 31769, 2**-2)
+    assert state["lm_head.weight"][0, 0].item() == 0.07834401726722717
+    weights.load(net, weights.StateTensors(state), layout="qwen_audio", where="model.safetensors")
+    return net
+
+
+def heard(clips: dict[str, np.ndarray], number: int, geometry: Geometry) -> tuple[Tensor, int]:
+    """A clip's stored features, and how many of its frames are valid."""
+    wave = clips[f"wave_{number}"].astype(np.float32) / 32768
+    frames = geometry.frames(len(wave))
+    return log_mel(wave, geometry.n_mels, geometry.stored(frames)), frames
+
+
+def encode(net: AudioLM, features: list[tuple[Tensor, int]]) -> Tensor:
+    mels, frames = zip(*features, strict=True)
+    with torch.no_grad():
+        return net.encode(torch.cat(mels, dim=1), torch.tensor(frames))
+
+
+def as_released(net: AudioLM, clips: dict[str, np.ndarray], numbers: list[int]) -> Tensor:
+    """Clips as the released code encodes them in one call: all but the longest see one frame of silence behind them."""
+    silent = replace(net.geometry, clip_end="silence")
+    lengths = [len(clips[f"wave_{n}"]) for n in numbers]
+    parts = []
+    for number, length in zip(numbers, lengths, strict=True):
+        mel, frames = heard(clips, number, net.geometry)
+        if length == max(lengths):
+            parts.append(encode(net, [(mel, frames)]))
+            continue
+        even = frames + frames % 2
+        wave = clips[f"wave_{number}"].astype(np.float32) / 32768
+        padded = np.concatenate([wave, np.zeros(480, np.float32)])
+        net.encoder.clip_end = "silence"
+        parts.append(encode(net, [(log_mel(padded, net.geometry.n_mels, silent.stored(even)), even)]))
+        net.encoder.clip_end = "zero"
+    return torch.cat(parts)
+
+
+def packed(net: AudioLM, io: dict[str, np.ndarray], clips: dict[str, np.ndarray], prompts: list[str]) -> dict:
+    ids = [torch.from_numpy(io[f"{prompt}.input_ids"].astype(np.int64)) for prompt in prompts]
+    lengths = torch.tensor([len(row) for row in ids])
+    starts = lengths.cumsum(0) - lengths
+    batch = {
+        "ids": torch.cat(ids),
+        "positions": torch.cat([torch.arange(n) for n in lengths.tolist()]),
+        "cu_seqlens": torch.tensor([0, *lengths.cumsum(0).tolist()], dtype=torch.int32),
+    }
+    index, features = [], []
+    for prompt, start in zip(prompts, starts.tolist(), strict=True):
+        for (first, last), number in zip(io[f"{prompt}.audio_pos"], io[f"{prompt}.clip_idx"], strict=True):
+            index.append(torch.arange(start + int(first), start + int(last) + 1))
+            features.append(heard(clips, int(number), net.geometry))
+    if features:
+        mels, frames = zip(*features, strict=True)
+        batch |= {"mel": torch.cat(mels, dim=1), "frames": torch.tensor(frames), "audio_index": torch.cat(index)}
+    return batch
+
+
+def check_logits(net: AudioLM, hidden: Tensor, io: dict[str, np.ndarray], prompt: str) -> None:
+    with torch.no_grad():
+        logits = net.head(hidden[-8:])
+    expected = torch.from_numpy(io[f"{prompt}.logits_cols"])
+    columns = torch.from_numpy(io["columns"].astype(np.int64))
+    torch.testing.assert_close(logits[:, columns], expected, rtol=0, atol=2e-4)
+    assert torch.equal(logits.topk(4).indices[:, 0], torch.from_numpy(io[f"{prompt}.top_ids"][:, 0].astype(np.int64)))
+
+
+# --- the audio module ---------------------------------------------------------------------------------------------
+
+
+def test_features_and_lengths_are_the_released_ones(clips: dict[str, np.ndarray]):
+    geometry = Geometry(n_mels=80, pool=2, clip_end="zero", boundary=True)
+    for number in range(5):
+        mel, frames = heard(clips, number, geometry)
+        expected = torch.from_numpy(clips["log_mel"][number])[:, : mel.shape[1]]
+        torch.testing.assert_close(mel, expected, rtol=0, atol=1e-5)
+        c, n = clips["input_audio_lengths"][number]
+        assert (geometry.stored(frames), geometry.tokens(frames)) == (2 * c, n)
+    for samples, n, status in zip(clips["probe_samples"], clips["probe_n"], clips["probe_single_status"], strict=True):
+        tokens = geometry.tokens(geometry.frames(int(samples)))
+        assert tokens == max(n, 0)
+        assert (tokens > 0) == (status == 1), samples  # what the released code cannot encode alone is an unusable row
+
+
+@pytest.mark.parametrize("encoders", ["zero"], indirect=True)
+def test_the_audio_module_equals_the_released_one_for_each_clip(encoders: AudioLM, clips: dict[str, np.ndarray]):
+    alone = [encode(encoders, [heard(clips, n, encoders.geometry)]) for n in range(5)]
+    for number, out in enumerate(alone):
+        expected = torch.from_numpy(clips[f"out_single_{number}"])
+        torch.testing.assert_close(out, expected, rtol=0, atol=1e-4)
+    together = encode(encoders, [heard(clips, n, encoders.geometry) for n in range(5)])
+    torch.testing.assert_close(together, torch.cat(alone), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("encoders", ["zero"], indirect=True)
+def test_the_released_batch_behaviour_is_one_frame_of_silence(encoders: AudioLM, clips: dict[str, np.ndarray]):
+    expected = torch.cat([torch.from_numpy(clips[f"out_batch_{number}"]) for number in range(5)])
+    torch.testing.assert_close(as_released(encoders, clips, list(range(5))), expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("encoders", ["silence"], indirect=True)
+def test_silence_behind_a_clip_is_another_function(encoders: AudioLM, clips: dict[str, np.ndarray]):
+    out = encode(encoders, [heard(clips, 0, encoders.geometry)])
+    expected = torch.from_numpy(clips["out_single_0"])
+    assert (out[: len(expected)] - expected).abs().max() > 5e-3
+
+
+# --- the whole model ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prompt", [*SINGLE, "long"])
+def test_logits_equal_the_released_ones(
+    net: AudioLM, io: dict[str, np.ndarray], clips: dict[str, np.ndarray], prompt: str
+):
+    """`long` has 2048 tokens behind it: dynamic NTK and log-n act."""
+    batch = packed(net, io, clips, [prompt])
+    with torch.no_grad():
+        hidden = net.hidden(batch)
+    torch.testing.assert_close(hidden[-8:], torch.from_numpy(io[f"{prompt}.hidden_last8"]), rtol=0, atol=2e-4)
+    check_logits(net, hidden, io, prompt)
+
+
+def test_a_dialogue_of_clips_encoded_as_released_equals_it(
+    net: AudioLM, io: dict[str, np.ndarray], clips: dict[str, np.ndarray]
+):
+    batch = packed(net, io, clips, ["chat2"])
+    audio = as_released(net, clips, io["chat2.clip_idx"].tolist())
+    with torch.no_grad():
+        embeds = lm.embed(net.llm, batch["ids"]).index_copy(0, batch["audio_index"], audio)
+        lengths = torch.tensor([len(embeds)])
+        hidden = lm.hidden(net.llm, embeds, batch["positions"], batch["cu_seqlens"], prompt_lengths=lengths)
+    check_logits(net, hidden, io, "chat2")
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_greedy_answers_are_the_released_ones(
+    net: AudioLM, io: dict[str, np.ndarray], clips: dict[str, np.ndarray], prompt: str
+):
+    kind = json.loads(str(io["meta"]))["prompts"][prompt]["kind"]
+    settings = Generation(max_new_tokens=12, stop=frozenset(STOPS[kind]))
+    [answer] = net.generate(packed(net, io, clips, [prompt]), settings)
+    expected = io[f"{prompt}.greedy_ids"].tolist()
+    assert answer == expected[: len(answer)] and (len(answer) == 12 or expected[len(answer)] in STOPS[kind])
+
+
+def test_a_batch_of_prompts_answers_as_each_alone(
+    net: AudioLM, io: dict[str, np.ndarray], clips: dict[str, np.ndarray]
+):
+    """Ragged, one of them beyond the training length: its angles are its own."""
+    prompts = ["asr", "long", "text"]
+    settings = Generation(max_new_tokens=5, stop=frozenset({END}))
+    together = net.generate(packed(net, io, clips, prompts), settings)
+    assert together == [net.generate(packed(net, io, clips, [prompt]), settings)[0] for prompt in prompts]
+
+
+def test_the_epsilon_is_a_number_of_the_config(net: AudioLM, io: dict[str, np.ndarray], clips: dict[str, np.ndarray]):
+    norms = [module for module in net.llm.modules() if hasattr(module, "variance_epsilon")]
+    for norm in norms:
+        norm.variance_epsilon = 1e-5
+    try:
+        with torch.no_grad():
+            hidden = net.hidden(packed(net, io, clips, ["asr"]))
+    finally:
+        for norm in norms:
+            norm.variance_epsilon = 1e-6
+    expected = torch.from_numpy(io["asr_eps1e-5.logits_cols"])
+    columns = torch.from_numpy(io["columns"].astype(np.int64))
+    with torch.no_grad():
+        torch.testing.assert_close(net.head(hidden[-8:])[:, columns], expected, rtol=0, atol=2e-4)
