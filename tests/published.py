@@ -112,6 +112,16 @@ def qwen_audio(path: Path, **config: Any) -> dict[str, Tensor]:
     return state
 
 
+def qwen(path: Path) -> dict[str, Tensor]:
+    """Qwen-Audio's language model alone, as Qwen-7B was released."""
+    state = qwen_audio(path)
+    state = {name: tensor for name, tensor in state.items() if not name.startswith("transformer.audio.")}
+    save_file(state, path / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((path / "config.json").read_text())
+    write_json(path / "config.json", {name: value for name, value in config.items() if name != "audio"})
+    return state
+
+
 def _v1_shapes(config: dict[str, Any]) -> list[tuple[str, tuple[int, ...]]]:
     """Names and shapes as QwenLM/Qwen-Audio's classes make them (fact sheet, section 2.1)."""
     audio, hidden, inner = config["audio"], config["hidden_size"], config["intermediate_size"] // 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,9 +13,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from auris import recipe
+from auris import parallel, recipe
 from auris.checkpoint import KINDS, PARTS, identify
 from auris.export import export
+from auris.model import weights
 from auris.model.weights import layout_of
 
 MAKE: dict[str, Callable[[Path], object]] = {
@@ -23,6 +25,7 @@ MAKE: dict[str, Callable[[Path], object]] = {
     "whisper": published.whisper,
     "whisper_openai": published.whisper_openai,
     "causal_lm": published.language_model,
+    "qwen": published.qwen,
     "run": published.run,
 }
 
@@ -109,9 +112,9 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def test_a_path_is_recognised(paths: dict[str, Path], kind: str):
     found = identify(paths[kind])
     assert (found.kind, found.layout) == (kind, layout_of(found.source()))
-    whole = kind not in ("whisper", "whisper_openai", "causal_lm")
+    whole = kind not in ("whisper", "whisper_openai", "causal_lm", "qwen")
     assert (found.model is not None) == whole == (set(found.parts) == set(PARTS))
-    assert (found.tokenizer is not None) == whole
+    assert (found.tokenizer is not None) == (whole or kind == "qwen")
 
 
 @pytest.mark.parametrize("kind", ["whisper", "whisper_openai"])
@@ -122,6 +125,19 @@ def test_a_whisper_is_an_encoder_of_its_sizes(paths: dict[str, Path], kind: str)
     source, prefix = found.source(), "model.encoder" if kind == "whisper" else "encoder"
     assert tuple(encoder.conv1.weight.shape) == source.shape(f"{prefix}.conv1.weight")
     assert len(encoder.blocks) == 2 and encoder.clip_end == "silence"
+
+
+@pytest.mark.parametrize("kind", ["causal_lm", "qwen"])
+def test_a_language_model_begins_ours_and_its_vocabulary_grows(paths: dict[str, Path], kind: str):
+    found = identify(paths[kind])
+    preset = recipe.resolve(recipe.compose(published.TINY))["model"]
+    net = recipe.build_net({"model": preset | found.parts}, SimpleNamespace(size=5000))
+    parallel.materialise(net, "cpu")
+    told = weights.load(net, found.source(), layout=found.layout, parts=list(found.parts), where="here")
+    rows = found.config["vocab_size"]
+    assert told["grown"]["llm.model.embed_tokens.weight"] == (rows, 5000)
+    names = {"causal_lm": "model.embed_tokens.weight", "qwen": "transformer.wte.weight"}
+    assert torch.equal(net.llm.model.embed_tokens.weight[:rows], found.source().read(names[kind]))
 
 
 @pytest.mark.parametrize("config, count", [(HUB_QWEN2_AUDIO, 8_395_174_912), (HUB_QWEN_AUDIO, 8_394_302_464)])
@@ -228,6 +244,14 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path):
     expect_one_sentence(tmp_path / "y.pt", str(tmp_path / "y.pt"), "cannot be read")
     save_file({"a": torch.ones(1)}, tmp_path / "x.safetensors")
     expect_one_sentence(tmp_path / "x.safetensors", str(tmp_path / "x.safetensors"), "directory")
+
+
+def test_a_broken_recipe_is_named(paths: dict[str, Path], tmp_path: Path):
+    copy = tmp_path / "copy"
+    shutil.copytree(paths["auris"], copy)
+    for content, what in (("a: [", "is not YAML"), ("seed: 0\n", "`model`"), ("- 1\n", "`model`")):
+        (copy / "recipe.yaml").write_text(content)
+        expect_one_sentence(copy, str(copy / "recipe.yaml"), what)
 
 
 def test_incomplete_weights_are_named(tmp_path: Path):

@@ -23,9 +23,12 @@ PRIMARIES = {  # with what each of them cannot do without
     "corpus": ["out=corpora/some"],
     "export": ["checkpoint=runs/some/run", "out=exported"],
     "doctor": ["checkpoint=runs/some/run"],
+    "instruct": [],
+    "chat": ["checkpoint=runs/some/run"],
+    "prefer": ["out=pairs.jsonl"],
 }
 # The parts of these groups are chosen in more than one primary.
-SHARED = {"data": ("train", "evaluate")}
+SHARED = {"data": ("train", "evaluate", "prefer")}
 STUDIES = sorted(path.stem for path in (ROOT / "ablations").glob("*.yaml"))
 
 
@@ -135,6 +138,19 @@ def test_the_presets_are_the_two_systems_of_the_papers():
             "layer_decay": 0.95,
         }
         assert (made["max_steps"], made["data"]["rows_per_step"]) == (500_000, 120)
+
+
+def test_fine_tuning_is_that_of_qwen_audio_in_both_systems():
+    for name, prompt in (("qwen_audio", "QwenAudioChat"), ("qwen2_audio", "Qwen2AudioChat")):
+        made = compose("train", f"experiment={name}_sft", "scale=full")
+        assert made["prompt"]["_target_"] == f"auris.prompts.{prompt}" and made["data"]["view"] == "chat"
+        assert made["trainable"] == ["pooling", "projector", "boundary", "llm"]  # the encoder is frozen
+        optim = made["optim"]
+        numbers = {"lr": 1e-5, "min_lr": 1e-6, "warmup_steps": 3000, "layer_decay": 1.0}  # Qwen-Audio Table 6
+        assert {key: optim[key] for key in numbers} == numbers
+        assert (made["max_steps"], made["data"]["rows_per_step"]) == (8000, 128)
+        pretrain = compose("train", f"experiment={name}_pretrain", "scale=full")
+        assert made["model"] == pretrain["model"] and made["data"]["augment"] == pretrain["data"]["augment"]
 
 
 @pytest.mark.parametrize(

@@ -118,6 +118,9 @@ def test_parts_say_where_they_fit(tmp_path: Path):
     published.whisper(tmp_path / "whisper")
     wrong, text = read(tmp_path / "whisper")
     assert wrong == [] and f"weights.encoder={tmp_path}/whisper" in text and "encoder: blocks" in text
+    published.qwen(tmp_path / "qwen")
+    wrong, text = read(tmp_path / "qwen")
+    assert wrong == [] and "weights.llm=" in text and "it grows" in text
     published.language_model(tmp_path / "llm")
     wrong, text = read(tmp_path / "llm")
     assert wrong == [] and f"weights.llm={tmp_path}/llm" in text and "tokenizer: none there" in text

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from auris.data.rows import Clip, Row
-from auris.evaluate import score, summarise
+from pathlib import Path
+
+from manifests import read_row, samples_of, write_wave
+
+from auris.data.rows import Clip, Manifest, Row
+from auris.evaluate import in_windows, join, score, summarise
 
 RUN = {"study": "s", "arm": "a", "seed": 0}
 
@@ -66,3 +70,24 @@ def test_provenances_of_a_line_are_all_named():
         "2": (row("2", task="sec", text="dog", provenance="real"), "dog"),
     }
     assert results(mixed)["sec", "accuracy"]["provenance"] == "real+tts"
+
+
+def test_a_long_transcript_is_answered_in_windows_and_joined(tmp_path: Path):
+    write_wave(tmp_path / "long.wav", 40.0)
+    write_wave(tmp_path / "short.wav", 1.0)
+    long = read_row(tmp_path, id="long", audio="long.wav", task="asr", language="en", text="a b c d e")
+    short = read_row(tmp_path, id="short", audio="short.wav", task="asr", language="en", text="x")
+    question = read_row(tmp_path, id="asked", audio="long.wav", task="aqa", question="What?", text="rain")
+    manifest = Manifest(tmp_path / "rows.jsonl", (long, short, question))
+    [cut], whole = in_windows([manifest], samples_of(long_audio="window"))
+    assert [row.id for row in cut.rows] == ["long#0", "long#1", "short", "asked"]
+    answered = {row.id: (row, "x") for row in cut.rows} | {
+        "long#0": (cut.rows[0], "a b c"),
+        "long#1": (cut.rows[1], "b c d e"),
+    }
+    joined = join(answered, whole)
+    assert {name: answer for name, (_, answer) in joined.items()} == {"long": "a b c d e", "short": "x", "asked": "x"}
+    assert joined["long"][0].labels["text"] == "a b c d e"
+    del answered["long#1"]
+    assert "long" not in join(answered, whole)
+    assert in_windows([manifest], samples_of(long_audio="first"))[0] == [manifest]

@@ -105,6 +105,21 @@ def test_transformers_loads_an_exported_run(tmp_path: Path, files: list[Path], t
     )
 
 
+def test_a_chat_stays_a_chat(tmp_path: Path, files: list[Path], offline: None):
+    end, im_end = tokenizer().end, tokenizer().id("<|im_end|>")
+    question = [{"type": "audio", "audio": files[0]}, {"type": "text", "text": "what?"}]
+    said = [{"role": "user", "content": question}]
+    for overrides, eos in ((["prompt=chat_v2"], [end, im_end]), (["prompt=chat_v1", "model=qwen_audio"], end)):
+        name = overrides[0].partition("=")[2]
+        published.run(tmp_path / name, "objective=sft", "data.view=chat", *overrides)
+        export(tmp_path / name, tmp_path / f"{name}-out")
+        config = json.loads((tmp_path / f"{name}-out/generation_config.json").read_text())
+        assert (config["chat_format"], config["eos_token_id"]) == ("chatml", eos)
+        ours, there = (auris.load(tmp_path / path) for path in (name, f"{name}-out"))
+        assert there.is_chat and there.settings(chat=True).stop == ours.settings(chat=True).stop
+        assert there.chat(said, max_new_tokens=8) == ours.chat(said, max_new_tokens=8)
+
+
 def test_weights_can_be_written_in_less_precision(tmp_path: Path):
     published.run(tmp_path / "run")
     export(tmp_path / "run", tmp_path / "out", dtype=torch.bfloat16)
@@ -178,8 +193,9 @@ def test_our_own_format_needs_nothing_of_the_run(tmp_path: Path, files: list[Pat
     assert_transformers_computes_the_same(tmp_path / "again", auris.load(tmp_path / "elsewhere"), files)
 
 
-def test_qwen_audio_comes_back_bit_by_bit(tmp_path: Path):
-    state = published.qwen_audio(tmp_path / "v1")
+@pytest.mark.parametrize("long", [True, False])
+def test_qwen_audio_comes_back_bit_by_bit(tmp_path: Path, long: bool):
+    state = published.qwen_audio(tmp_path / "v1", use_dynamic_ntk=long, use_logn_attn=long)
     (tmp_path / "v1/modeling_qwen.py").write_text("# the released code\n")
     assert export(tmp_path / "v1", tmp_path / "out")[0] == "qwen_audio"
     assert_identical(state, tensors(tmp_path / "out"))
@@ -226,6 +242,10 @@ def test_the_card_names_recipe_data_and_results(tmp_path: Path):
     assert "| rows | asr en | WER | 12.5 | [10.0, 20.0] | 40 | synthetic speech |" in card
     assert "arm `mine`" in card and "llm began with the weights of `runs/some/where`" in card
     assert "trained: encoder, pooling, projector" in card and "rows_per_step: 16" in card
+    export(run, tmp_path / "ours", format="auris")
+    export(tmp_path / "ours", tmp_path / "again")  # what our own directory is exported to knows as much
+    later = (tmp_path / "again/README.md").read_text()
+    assert "| 12.5 | [10.0, 20.0] |" in later and "2 synthetic speech" in later and "arm `mine`" in later
 
 
 def test_a_run_that_was_not_evaluated_says_so(tmp_path: Path):
@@ -248,12 +268,12 @@ def test_what_cannot_be_exported_is_said(tmp_path: Path):
     assert not list(tmp_path.glob("out*"))
 
 
-def test_a_stopped_export_leaves_no_directory_and_does_not_stand_in_the_way(tmp_path: Path, monkeypatch):
+def test_a_stopped_export_leaves_nothing_behind(tmp_path: Path, monkeypatch):
     published.run(tmp_path / "run")
     monkeypatch.setattr("auris.model.weights.save_file", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         export(tmp_path / "run", tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
     monkeypatch.undo()
     export(tmp_path / "run", tmp_path / "out")
     assert auris.load(tmp_path / "out").tokenizer.size == tokenizer().size

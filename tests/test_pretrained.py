@@ -19,6 +19,7 @@ from transformers import AutoProcessor, Qwen2AudioForConditionalGeneration
 import auris
 from auris import audio
 from auris.pretrained import AudioModel
+from auris.prompts import NaturalPrompt, Qwen2AudioChat, QwenAudioChat, TagPrompt
 from auris.tokenizer import Tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -183,6 +184,32 @@ def test_a_chat_model_is_asked_in_chatml(there: Path, tmp_path: Path, ours: Audi
     )
 
 
+@pytest.mark.parametrize(
+    "overrides, raw, label",
+    [
+        (["objective=sft", "data.view=chat", "prompt=chat_v2"], NaturalPrompt, Qwen2AudioChat.label),
+        (
+            ["objective=sft", "data.view=chat", "prompt=chat_v1", "prompt.spacing=paper"],
+            TagPrompt,
+            QwenAudioChat.SPACINGS["paper"],
+        ),
+        (["objective=dpo", "data.view=pair", "prompt=chat_v2"], NaturalPrompt, Qwen2AudioChat.label),
+    ],
+)
+def test_a_model_that_was_trained_on_dialogues_is_asked_as_it_was_trained(
+    tmp_path: Path, files: list[Path], overrides: list[str], raw: type, label: str
+):
+    published.run(tmp_path / "run", *overrides)
+    model = auris.load(tmp_path / "run", device="auto")
+    assert model.is_chat and model.dialogue.label == label and type(model.prompt) is raw
+    content = [{"type": "audio", "audio": files[0]}, {"type": "text", "text": "what?"}]
+    options = {"max_new_tokens": 6, "control": True}
+    expected = model.chat([{"role": "user", "content": content}], **options)
+    assert expected and model.generate(files[0], "what?", **options) == expected
+    alone = auris.load(tmp_path / "run", chat=False)
+    assert not alone.is_chat and alone.generate(files[0], "what?", **options) != expected
+
+
 def test_weights_keep_the_precision_that_they_are_stored_in(tmp_path: Path):
     model = published.qwen2_audio(tmp_path / "there", dtype=torch.bfloat16)
     stored = auris.load(tmp_path / "there").net
@@ -311,3 +338,37 @@ def linked(path: Path, copy: Path, without: tuple[str, ...] = ("generation_confi
         if file.name not in without:
             (copy / file.name).symlink_to(file)
     return copy
+
+
+# --- clips over 30 s ---
+
+
+def test_a_long_clip_is_transcribed_in_windows_and_joined(ours: AudioModel, tmp_path: Path, monkeypatch):
+    """Each window is asked as a row of its own; joining is tested with `data.long_audio`."""
+    write_wave(tmp_path / "long.wav", 40.0)
+    asked = []
+
+    def answer(clips, turns, **_):
+        asked.extend(zip(clips, turns, strict=True))
+        return ["a b c", "b c d", "x"]
+
+    monkeypatch.setattr(ours, "_answer", answer)
+    short = np.zeros(16_000, np.float32)
+    assert ours.transcribe([tmp_path / "long.wav", short], "en", max_new_tokens=4) == ["a b c d", "x"]
+    assert [len(clip) for [clip], _ in asked] == [480_000, 480_000, 16_000]
+    said = "".join(turn.text for turn in asked[0][1])
+    assert said == MARKS + "Detect the language and recognize the speech: <|en|>"
+
+
+def test_a_short_clip_is_transcribed_as_its_prompt_is_answered(ours: AudioModel, files: list[Path]):
+    prompt = "Detect the language and recognize the speech: <|en|>"
+    options = {"max_new_tokens": 6, "do_sample": False}
+    assert ours.transcribe(files, **options) == ours.generate(files, prompt, **options)
+
+
+def test_the_first_policy_says_what_it_drops(there: Path):
+    model = auris.load(there, long_audio="first")
+    wave = np.random.default_rng(0).normal(0, 0.1, 35 * 16_000).astype(np.float32)
+    with pytest.warns(UserWarning, match="5.0 s after the first 30 s are dropped"):
+        cut = model.generate(wave, PROMPT, max_new_tokens=4)
+    assert cut == model.generate(wave[: 30 * 16_000], PROMPT, max_new_tokens=4)

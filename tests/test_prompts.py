@@ -18,6 +18,8 @@ from auris.prompts import (
     UnknownLanguagePrompt,
     audio_tags,
     audios,
+    map_audios,
+    text_of,
 )
 from auris.tasks import TASKS
 
@@ -273,7 +275,16 @@ def test_audios_come_in_the_order_of_their_marks(chat):
     parts = [{"audio": "x"}, {"text": "and"}, {"type": "audio", "audio_url": "y"}]
     dialogue = [{"role": "user", "content": parts}, *say("", "yes")[1:], {"role": "user", "content": [{"audio": "z"}]}]
     assert audios(dialogue) == ["x", "y", "z"]
+    changed = map_audios(lambda clip: clip * 2, dialogue)
+    assert audios(changed) == ["xx", "yy", "zz"] and audios(dialogue) == ["x", "y", "z"]
+    assert map_audios(lambda clip: clip[0], changed) == dialogue
     assert written(chat, dialogue).count(chat.audio_pad) == 3
+
+
+def test_the_text_of_a_message_is_all_that_is_no_audio():
+    assert text_of({"role": "user", "content": [{"text": "what is "}, CLIP, {"text": "this?"}]}) == "what is this?"
+    assert text_of({"role": "user", "content": [CLIP]}) == ""
+    assert text_of({"role": "assistant", "content": "rain"}) == "rain"
 
 
 @pytest.mark.parametrize("chat", CHATS)
@@ -330,6 +341,9 @@ def test_what_a_message_says_is_never_read_as_chatml_or_audio(chat):
 def test_a_message_of_an_unknown_shape_is_shown(chat, messages, said):
     with pytest.raises(ValueError, match=said):
         chat.turns(messages)
+    if messages:
+        with pytest.raises(ValueError, match=said):
+            audios(messages)
 
 
 def by_characters(turns: list[Turn], clips: list) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from auris import recipe
 
@@ -42,3 +43,19 @@ def test_a_recipe_survives_its_file(tmp_path: Path):
     made = recipe.resolve(recipe.compose(["experiment=qwen_audio_pretrain"]))
     recipe.save(made, tmp_path / "recipe.yaml")
     assert recipe.load(tmp_path / "recipe.yaml") == made
+
+
+@pytest.mark.parametrize(
+    "view, prompt, expected",
+    [("chat", "natural", "chat_v1 or chat_v2"), ("audio", "chat_v2", "natural, tags or both")],
+)
+def test_a_view_that_a_prompting_style_does_not_write_says_which_do(view: str, prompt: str, expected: str):
+    made = recipe.resolve(recipe.compose([f"data.view={view}", f"prompt={prompt}"]))
+    with pytest.raises(ValueError, match=f"data.view={view} is not written in .*: expected prompt={expected}$"):
+        recipe.build_samples(made, torch.nn.Identity(), None, long_audio="error", train=False)
+
+
+def test_an_unknown_view_lists_the_known_ones():
+    made = recipe.resolve(recipe.compose(["data.view=chats"]))
+    with pytest.raises(ValueError, match="data.view=chats: expected audio, text, transcript, chat"):
+        recipe.build_samples(made, torch.nn.Identity(), None, long_audio="error", train=False)

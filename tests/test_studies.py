@@ -104,3 +104,16 @@ def test_the_table_shows_what_a_run_reports(tmp_path: Path):
     (tmp_path / "progress.json").write_text(json.dumps(report))
     cells = [column._cells for column in studies._table([job]).columns]
     assert [cell[0] for cell in cells] == ["a", "0", "waiting", "3/9", "1.500", "1,234", ""]
+
+
+def test_a_run_can_go_on_from_another_as_a_whole():
+    study = {
+        "study": "ladder",
+        "seeds": [0],
+        "arms": {
+            "first": {"overrides": ["experiment=qwen2_audio_pretrain"]},
+            "second": {"overrides": ["experiment=qwen2_audio_pretrain", "optim.lr=1e-3"], "after": "first"},
+        },
+    }
+    first, second = studies.plan(study)
+    assert second.needs == [first.key] and f"checkpoint='{first.run_dir}'" in second.overrides

@@ -23,6 +23,9 @@ LABELS = {
     "slots": {"time": "five am"},
     "words": WORDS,
     "notes": NOTES,
+    "mode": "voice_chat",
+    "chosen": "the answer",
+    "rejected": "no answer",
 }
 
 
@@ -112,6 +115,7 @@ def test_a_missing_label_is_named(code):
         ({"task": "singing"}, "'singing'"),
         ({"task": ["asr"]}, "['asr']"),
         ({"task": None}, "None"),
+        ({"task": "chat", "mode": "opera"}, "known modes: audio_analysis, voice_chat, text"),
     ],
 )
 def test_a_wrong_label_is_named_with_its_value(changed, named):

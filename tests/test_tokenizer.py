@@ -248,6 +248,17 @@ def test_a_grown_vocabulary_survives_saving(tmp_path):
     assert Tokenizer.load(tmp_path).fast.get_vocab() == tok.fast.get_vocab()
 
 
+def test_the_tokens_of_audio_are_all_control_tokens_but_those_of_text():
+    tok = Tokenizer(plain())
+    chatml = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    assert tok.audio_ids == sorted(tok.id(token) for token in control_tokens() if token not in chatml)
+    assert tok.audio_ids[0] >= tok.n_text
+    theirs = Tokenizer(qwen2_audio())  # has ten times and no MIDI notes
+    names = ["<|AUDIO|>", "<|audio_bos|>", "<|audio_eos|>", "<|sil|>", *(f"<|{code}|>" for code in LANGUAGES)]
+    names += [f"<|{n / 100:.2f}|>" for n in range(10)]
+    assert theirs.audio_ids == sorted(map(theirs.id, names))
+
+
 def test_an_unknown_control_token_is_named():
     with pytest.raises(ValueError, match=re.escape("'<|yue|>' is not a token")):
         tokenizer().id("<|yue|>")

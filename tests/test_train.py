@@ -197,3 +197,34 @@ def test_throughput_is_measured_over_the_last_steps(smallest):
     trainer = fit(smallest("max_steps=4"))
     speed = next(c for c in trainer.callbacks if isinstance(c, callbacks.Throughput))
     assert speed.tokens > 0 and trainer.callback_metrics["tokens/s"] > 0
+
+
+def test_a_dry_run_tells_what_the_run_would_be_and_writes_nothing(smallest, capsys: pytest.CaptureFixture):
+    made = smallest("experiment=qwen_audio_pretrain", "dry_run=true")
+    train.train(made)
+    said = capsys.readouterr().out
+    assert "this run" in said and "first batch:" in said and "6 rows" in said
+    assert "[" in said and "audio tokens]" in said and "<|startoftranscript|>" in said or "<|startofanalysis|>" in said
+    assert not Path(made["run_dir"]).exists()
+
+
+def test_a_whole_model_starts_from_another_run(smallest):
+    first = smallest("experiment=qwen_audio_pretrain", "arm=first", "max_steps=2", "seed=3")
+    train.train(first)
+    module, _ = train.build(smallest("experiment=qwen_audio_pretrain", f"checkpoint='{first['run_dir']}'"))
+    module.configure_model()
+    state = recipe.load_state(first["run_dir"])[1]
+    assert all(torch.equal(tensor, state[f"net.{name}"]) for name, tensor in module.net.state_dict().items())
+
+
+def test_weights_of_another_vocabulary_are_refused(smallest, tmp_path: Path):
+    first = smallest("experiment=llm_text", "arm=first", "max_steps=2")
+    train.train(first)
+    from auris.tokenizer import Tokenizer
+
+    Tokenizer.train(["other words entirely"], vocab_size=300).save(tmp_path / "other")
+    made = smallest(
+        "experiment=qwen_audio_pretrain", f"weights.llm='{first['run_dir']}'", f"tokenizer={tmp_path}/other"
+    )
+    with pytest.raises(ValueError, match="has another vocabulary than tokenizer=.*: set tokenizer="):
+        train.build(made)

@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 
 from auris import recipe
+from auris.model import adapters
 from auris.model.weights import StateTensors, TensorFiles
 
 # kind -> what a person calls it.
@@ -28,6 +30,7 @@ KINDS = {
     "qwen_audio": "Qwen-Audio (v1) as released",
     "whisper": "Whisper in transformers' layout: an audio encoder for us",
     "whisper_openai": "Whisper in OpenAI's layout: an audio encoder for us",
+    "qwen": "Qwen in the layout of its first release: a language model for us",
     "causal_lm": "a causal language model of transformers",
 }
 PARTS = ("encoder", "pooling", "projector", "boundary", "llm")
@@ -66,16 +69,18 @@ class Checkpoint:
     @property
     def layout(self) -> str:
         """How its tensors are named, as `auris.model.weights` calls it."""
-        return "auris" if self.kind in ("run", "file") else self.kind
+        return {"run": "auris", "file": "auris", "qwen": "qwen_audio"}.get(self.kind, self.kind)
 
     def source(self) -> TensorFiles | StateTensors:
-        """Its tensors, read one by one when they are asked for; of a run, the net's, by the net's names."""
+        """Its tensors, read one by one when they are asked for; of a run, the net's, by the net's names, its adapters
+        merged into them."""
         if self.file is None:
             return TensorFiles.open(self.path)
         if self.kind == "whisper_openai":
             return StateTensors(_load_pt(self.file)["model_state_dict"])
         state = recipe.load_state(self.file)[1]
-        return StateTensors({name[len("net.") :]: x for name, x in state.items() if name.startswith("net.")})
+        net = {name[len("net.") :]: x for name, x in state.items() if name.startswith("net.")}
+        return StateTensors(adapters.merge(net, self.config.get("lora")))
 
     def objective_state(self) -> dict[str, torch.Tensor]:
         """The objective's own tensors: only a run has them."""
@@ -150,7 +155,13 @@ def _trained(path: Path, kind: str, file: Path) -> Checkpoint:
 
 
 def _exported(path: Path) -> Checkpoint:
-    made = recipe.load(path / "recipe.yaml")
+    file = path / "recipe.yaml"
+    try:
+        made = recipe.load(file)
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"{file} is not YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(made, Mapping) or not isinstance(made.get("model"), Mapping):
+        raise ValueError(f"{file} is no recipe: expected a `model` in it")
     tokenizer = path / "tokenizer"
     return Checkpoint(
         path=path,
@@ -178,8 +189,10 @@ def _published(path: Path) -> Checkpoint:
         model, parts = _qwen2_audio(file, config)
     elif kind == "qwen_audio":
         model, parts = _qwen_audio(file, config)
+    elif kind == "whisper":
+        parts = {"encoder": _whisper(config)}
     else:
-        parts = {"encoder": _whisper(config)} if kind == "whisper" else {"llm": _llm(config)}
+        parts = {"llm": _qwen_llm(file, config) if kind == "qwen" else _llm(config)}
     return Checkpoint(
         path=path,
         kind=kind,
@@ -195,11 +208,11 @@ def _kind(file: Path, config: Mapping[str, Any]) -> str:
     name = config.get("model_type")
     if name in ("qwen2_audio", "whisper"):
         return name
-    if name == "qwen" and "audio" in config:
-        return "qwen_audio"
+    if name == "qwen":
+        return "qwen_audio" if "audio" in config else "qwen"
     if name in CONFIG_MAPPING and CONFIG_MAPPING[name] in MODEL_FOR_CAUSAL_LM_MAPPING:
         return "causal_lm"
-    known = "qwen2_audio, qwen (with `audio`), whisper, or a causal language model of transformers"
+    known = "qwen2_audio, qwen, whisper, or a causal language model of transformers"
     raise ValueError(f"{file}: model_type={name}, expected {known}")
 
 
@@ -289,38 +302,28 @@ def _whisper(config: Mapping[str, Any]) -> dict[str, Any]:
     return _audio_encoder({**CONFIG_MAPPING["whisper"]().to_dict(), **config}, "silence")
 
 
-# Fields of Qwen-Audio's config that its code knows other values of, and ours does not.
-_QWEN_AUDIO = {
-    "audio": {"avg_pool": True, "add_audio_bos_eos_token": True},
-    "": {"no_bias": True, "rotary_pct": 1.0, "scale_attn_weights": True, "tie_word_embeddings": False},
-}
+# Values of fields of Qwen's and Qwen-Audio's configs that our parts have; their code knows others.
+_QWEN_LLM = {"no_bias": True, "rotary_pct": 1.0, "scale_attn_weights": True, "tie_word_embeddings": False}
+_QWEN_AUDIO = {"avg_pool": True, "add_audio_bos_eos_token": True}
 
 
-def _qwen_audio(file: Path, config: Mapping[str, Any]) -> tuple[dict, dict]:
-    """Qwen-Audio's config (QwenLM/Qwen-Audio configuration_qwen.py): Qwen-7B in qwen2's terms.
+def _need(file: Path, values: Mapping[str, Any], names: str, prefix: str = "") -> None:
+    for name in names.split():
+        if name not in values:
+            raise ValueError(f"{file}: no `{prefix}{name}`, expected as in Qwen-Audio's config")
 
-    `intermediate_size` counts gate and up together. Dynamic NTK and log-n come in one: the released systems use both.
+
+def _qwen_llm(file: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Qwen-7B's config (QwenLM/Qwen-Audio configuration_qwen.py) in qwen2's terms.
+
+    Its `intermediate_size` counts gate and up together. Dynamic NTK and log-n come in one: the released systems use
+    both.
     """
-    audio = config["audio"]
-    fields = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "kv_channels")
-    for name in (*fields, "layer_norm_epsilon", "rotary_emb_base", "max_position_embeddings", "vocab_size"):
-        if name not in config:
-            raise ValueError(f"{file}: no `{name}`, expected as in Qwen-Audio's config")
-    for name in ("n_mels", "n_ctx", "n_state", "n_head", "n_layer", "output_dim"):
-        if name not in audio:
-            raise ValueError(f"{file}: no `audio.{name}`, expected as in Qwen-Audio's config")
-    _require(file, audio, _QWEN_AUDIO["audio"] | {"output_dim": config["hidden_size"]}, "audio.")
-    _require(file, config, _QWEN_AUDIO[""] | {"kv_channels": config["hidden_size"] // config["num_attention_heads"]})
+    sizes = "hidden_size intermediate_size num_hidden_layers num_attention_heads kv_channels vocab_size"
+    _need(file, config, f"{sizes} layer_norm_epsilon rotary_emb_base max_position_embeddings")
     long = bool(config.get("use_dynamic_ntk"))
-    _require(file, config, {"use_logn_attn": long})
-    encoder = _encoder(
-        n_mels=audio["n_mels"],
-        width=audio["n_state"],
-        n_layers=audio["n_layer"],
-        n_heads=audio["n_head"],
-        max_positions=audio["n_ctx"],
-        clip_end="zero",
-    )
+    head = config["hidden_size"] // config["num_attention_heads"]
+    _require(file, config, _QWEN_LLM | {"kv_channels": head, "use_logn_attn": long})
     llm = {
         "model_type": "qwen2",
         "hidden_size": config["hidden_size"],
@@ -333,8 +336,22 @@ def _qwen_audio(file: Path, config: Mapping[str, Any]) -> tuple[dict, dict]:
         "rope_theta": config["rotary_emb_base"],
         "tie_word_embeddings": False,
     }
-    train_length = config.get("seq_length", 2048) if long else None
-    return _whole(encoder, "Learned", _llm(llm, train_length), config["vocab_size"])
+    return _llm(llm, config.get("seq_length", 2048) if long else None)
+
+
+def _qwen_audio(file: Path, config: Mapping[str, Any]) -> tuple[dict, dict]:
+    audio, llm = config["audio"], _qwen_llm(file, config)
+    _need(file, audio, "n_mels n_ctx n_state n_head n_layer output_dim", "audio.")
+    _require(file, audio, _QWEN_AUDIO | {"output_dim": config["hidden_size"]}, "audio.")
+    encoder = _encoder(
+        n_mels=audio["n_mels"],
+        width=audio["n_state"],
+        n_layers=audio["n_layer"],
+        n_heads=audio["n_head"],
+        max_positions=audio["n_ctx"],
+        clip_end="zero",
+    )
+    return _whole(encoder, "Learned", llm, config["vocab_size"])
 
 
 # --- configs against weights --------------------------------------------------------------------------------------
@@ -354,6 +371,11 @@ _CAUSAL_SIZES = (
     ("num_hidden_layers", r"layers\.(\d+)\.mlp\.down_proj\.weight", None),
     ("intermediate_size", r"layers\.0\.mlp\.down_proj\.weight", 1),
 )
+_QWEN_SIZES = (
+    ("vocab_size", r"transformer\.wte\.weight", 0),
+    ("hidden_size", r"transformer\.wte\.weight", 1),
+    ("num_hidden_layers", r"transformer\.h\.(\d+)\.ln_1\.weight", None),
+)
 _SIZES = {
     "whisper": _WHISPER_SIZES,
     "causal_lm": _CAUSAL_SIZES,
@@ -364,14 +386,13 @@ _SIZES = {
         ),
         *((f"text_config.{size}", name, axis) for size, name, axis in _CAUSAL_SIZES),
     ),
+    "qwen": _QWEN_SIZES,
     "qwen_audio": (
         ("audio.n_mels", r"audio\.conv1\.weight", 1),
         ("audio.n_state", r"audio\.conv1\.weight", 0),
         ("audio.n_layer", r"audio\.blocks\.(\d+)\.mlp\.0\.weight", None),
         ("audio.n_ctx", r"audio\.positional_embedding", 0),
-        ("vocab_size", r"transformer\.wte\.weight", 0),
-        ("hidden_size", r"transformer\.wte\.weight", 1),
-        ("num_hidden_layers", r"transformer\.h\.(\d+)\.ln_1\.weight", None),
+        *_QWEN_SIZES,
     ),
 }
 

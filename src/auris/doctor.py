@@ -26,7 +26,7 @@ from auris import checkpoint, export, pretrained, recipe
 from auris.data.packing import IGNORE
 from auris.model import weights
 from auris.model.generation import Generation
-from auris.objectives.next_token import CHUNK
+from auris.objectives.logps import CHUNK
 from auris.tokenizer import Tokenizer
 
 GPUS = (1, 8, 64)
@@ -251,7 +251,7 @@ def examine(path: str, which: str = "last", *, token_budget: int = 8192, console
     if rows is not None:
         with torch.device("meta"):
             net = recipe.build({key: node for key, node in found.model.items() if key != "vocab_rows"})(vocab_size=rows)
-        wrong += misfits(net, source, found.layout)
+        wrong += weights.misfits(net, source, found.layout)
         if tokenizer is not None:
             _show_use(console, found, net, tokenizer, wrong)
         report(console, net, token_budget=token_budget)
@@ -274,25 +274,6 @@ def _try(function: Callable[..., Any], *arguments: Any, wrong: list[str]) -> Any
         return None
 
 
-def misfits(net: nn.Module, source: weights.Source, layout: str) -> list[str]:
-    """Tensors that a source lacks or has beyond a model's, and those of another shape, from headers alone."""
-    table = weights.LAYOUTS[layout]
-    names = source.keys()
-    stored = {table.spell(name): name for name in names if table.uses(name)}
-    ours = net.state_dict(keep_vars=True)
-    first: dict[int, str] = {}
-    tied = {name for name, tensor in ours.items() if first.setdefault(id(tensor), name) != name}
-    wanted = table.group(ours)
-    faults = [f"{theirs} is missing" for theirs, own in wanted.items() if theirs not in stored and own[0] not in tied]
-    faults += [f"{name} is unexpected" for theirs, name in stored.items() if theirs not in wanted]
-    for theirs in wanted.keys() & stored.keys():
-        own = [ours[name] for name in wanted[theirs]]
-        expected = (sum(len(x) for x in own), *own[0].shape[1:]) if own[0].ndim else ()
-        if source.shape(stored[theirs]) != expected:
-            faults.append(f"{stored[theirs]} has shape {source.shape(stored[theirs])}, expected {expected}")
-    return faults
-
-
 def _summary(source: weights.Source) -> str:
     sizes: dict[str, int] = {}
     names = source.keys()
@@ -310,11 +291,18 @@ def _show_part(console: Console, found: checkpoint.Checkpoint) -> None:
     with torch.device("meta"):
         built = recipe.build(node)
         if part == "llm":
-            built = built(vocab_size=AutoConfig.for_model(**found.config).get_text_config().vocab_size)
+            built = built(vocab_size=_vocabulary_rows(found))
     console.print(_parameter_table({part: built}))
     if part == "llm":
         what = f"{found.tokenizer}: it grows by the tokens of audio" if found.tokenizer else "none there"
         _say(console, f"tokenizer: {what}")
+
+
+def _vocabulary_rows(found: checkpoint.Checkpoint) -> int:
+    """Of a language model."""
+    if found.kind == "qwen":
+        return found.config["vocab_size"]
+    return AutoConfig.for_model(**found.config).get_text_config().vocab_size
 
 
 def _show_use(

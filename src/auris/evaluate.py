@@ -27,8 +27,10 @@ from auris.data import long_audio
 from auris.data.datamodule import by_length, group, language, pack
 from auris.data.datamodule import metric as own_metric
 from auris.data.lengths import measure
+from auris.data.pairs import PairSamples
 from auris.data.rows import Manifest, Row, read_manifests
-from auris.data.samples import RowError, Samples
+from auris.data.samples import AudioSamples, ChatSamples, RowError, Samples
+from auris.objectives.dpo import answer_logps
 from auris.results import bootstrap, value
 from auris.scoring.metrics import row_stats, signature
 
@@ -39,42 +41,97 @@ _ALSO = {"accuracy": ("unparsed",), "slot_f1": ("intent_accuracy",)}
 def evaluate(made: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Answer and score; returns the result rows that were written."""
     console = Console()
-    device = _device(made["accelerator"])
-    model = pretrained.load(made["checkpoint"], which=made["which"], device=device)
-    trained, tokenizer, net = model.recipe, model.tokenizer, model.net
-    settings = model.settings(**made["generation"])
-    settings = replace(settings, stop=settings.stop | {tokenizer.id(token) for token in model.prompt.stop})
-    console.print(f"answers by {settings}", highlight=False)
-    view = recipe.build_samples(trained, net, tokenizer, long_audio=made["long_audio"], train=False)
+    model = pretrained.load(made["checkpoint"], which=made["which"], device=made["accelerator"])
     manifests = read_manifests(made["benchmark"]["test"], key="data.test")
-    manifests, whole = _in_windows(manifests, view)
-    rows = [row for manifest in manifests for row in manifest.rows]
-    lengths = measure(manifests, view, Path(trained["data"]["cache_dir"]))
-    skipped = {rows[number].id: reason for number, reason in lengths.problems.items()}
-    answers: dict[int, str] = {}
-    for numbers in track(by_length(lengths, made["token_budget"]), description="answering", console=console):
-        batch = pack(rows, [(number, None) for number in numbers], view, prompt_only=True)
-        skipped |= dict(batch["skipped"])
-        batch = {key: entry.to(device) if torch.is_tensor(entry) else entry for key, entry in batch.items()}
-        with torch.no_grad():
-            # The same draws for a row in whatever pack it stands.
-            generator = torch.Generator().manual_seed(made["seed"])
-            ids = model.objective.answer(net, batch, settings, generator=generator)
-        for number, answer in zip(batch["rows"], ids, strict=False):  # an empty pack holds one dummy row
-            task = tasks.find(view.asked(rows[number]).labels["task"])
-            answers[number] = tokenizer.decode(answer, control=task.tagged)
+    predictions: list[dict[str, Any]] = []
+    skipped: dict[str, str] = {}
+    for kind in KINDS:
+        of_kind = [replace(m, rows=tuple(row for row in m.rows if _kind(row) == kind)) for m in manifests]
+        of_kind = [manifest for manifest in of_kind if manifest.rows]
+        if of_kind:
+            found, left_out = _evaluate_kind(model, kind, of_kind, made, console)
+            predictions += found
+            skipped |= left_out
+    predictions.sort(key=lambda prediction: (prediction["group"], prediction["metric"]))
     name = made["benchmark"]["name"] or "+".join(manifest.path.stem for manifest in manifests)
-    asked = {rows[number].id: (view.asked(rows[number]), answers[number]) for number in sorted(answers)}
-    asked = _joined(asked, whole)
-    predictions = sorted(score(asked), key=lambda prediction: (prediction["group"], prediction["metric"]))
-    run_dir = _results_dir(made, trained)
-    results = summarise(predictions, trained, name, made["bootstrap"], made["seed"])
-    _write(run_dir, name, predictions, results)
+    results = summarise(predictions, model.recipe, name, made["bootstrap"], made["seed"])
+    _write(_results_dir(made, model.recipe), name, predictions, results)
     _show(console, name, results, skipped)
     return results
 
 
-def _in_windows(manifests: Sequence[Manifest], view: Samples) -> tuple[list[Manifest], dict[str, list[str]]]:
+KINDS = ("task", "chat", "preference")
+"""Kinds of rows: asked as in pre-training, asked in ChatML, and pairs of answers of which the better is known."""
+
+
+def _kind(row: Row) -> str:
+    code = row.labels.get("task")
+    return code if code in KINDS else "task"
+
+
+def _view(model: pretrained.AudioModel, kind: str, policy: str) -> Samples:
+    """How rows of a kind are seen. Task rows as the model was trained to see them, or as its base model was."""
+    made = model.recipe
+    if kind == "task" and made["data"]["view"] in ("audio", "text", "transcript"):
+        return recipe.build_samples(made, model.net, model.tokenizer, long_audio=policy, train=False)
+    views = {"task": (AudioSamples, model.prompt), "chat": (ChatSamples, model.dialogue)}
+    view, prompt = views.get(kind, (PairSamples, model.dialogue))
+    facts = {"tokenizer": model.tokenizer, "geometry": model.net.geometry, "seed": made["seed"]}
+    return view(prompt=prompt, long_audio=policy, **facts)
+
+
+def _evaluate_kind(
+    model: pretrained.AudioModel,
+    kind: str,
+    manifests: Sequence[Manifest],
+    made: Mapping[str, Any],
+    console: Console,
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Predictions about rows of one kind, and why some were left out."""
+    view = _view(model, kind, made["long_audio"])
+    manifests, whole = in_windows(manifests, view)
+    rows = [row for manifest in manifests for row in manifest.rows]
+    lengths = measure(manifests, view, Path(model.recipe["data"]["cache_dir"]))
+    skipped = {rows[number].id: reason for number, reason in lengths.problems.items()}
+    settings = model.settings(chat=kind == "chat", **made["generation"])
+    if kind != "preference":
+        console.print(f"{kind} rows: answers by {settings}", highlight=False)
+    said: dict[int, Any] = {}
+    for numbers in track(by_length(lengths, made["token_budget"]), description="answering", console=console):
+        batch = pack(rows, [(number, None) for number in numbers], view, prompt_only=kind != "preference")
+        skipped |= dict(batch["skipped"])
+        batch = {key: value.to(model.device) if torch.is_tensor(value) else value for key, value in batch.items()}
+        with torch.no_grad():
+            if kind == "preference":
+                found = answer_logps(model.net, batch)[0].tolist()
+            else:
+                # The same draws for a row in whatever pack it stands.
+                generator = torch.Generator().manual_seed(made["seed"])
+                found = model.objective.answer(model.net, batch, settings, generator=generator)
+        said |= dict(zip(batch["rows"], found, strict=False))  # an empty pack holds one dummy row
+    if kind == "preference":
+        return [_preferred(rows[number], said[number]) for number in sorted(said)], skipped
+    asked = {rows[number].id: _asked(view, rows[number], said[number], model) for number in sorted(said)}
+    return score(join(asked, whole)), skipped
+
+
+def _asked(view: Samples, row: Row, ids: list[int], model: pretrained.AudioModel) -> tuple[Row, str]:
+    row = view.asked(row)
+    return row, model.tokenizer.decode(ids, control=tasks.find(row.labels["task"]).tagged)
+
+
+def _preferred(row: Row, logps: Sequence[float]) -> dict[str, Any]:
+    """Whether the chosen answer is the likelier one."""
+    chosen, rejected = logps
+    return {
+        **_about(row, "prefers"),
+        "stats": row_stats("prefers", rejected, chosen, language(row)),
+        "hypothesis": f"log p {chosen:.2f}, rejected {rejected:.2f}",
+        "reference": str(row.labels["chosen"]),
+    }
+
+
+def in_windows(manifests: Sequence[Manifest], view: Samples) -> tuple[list[Manifest], dict[str, list[str]]]:
     """Under `long_audio=window`, transcripts of long clips as rows of overlapping windows; which rows these were."""
     whole: dict[str, list[str]] = {}
 
@@ -93,7 +150,7 @@ def _in_windows(manifests: Sequence[Manifest], view: Samples) -> tuple[list[Mani
     return [replace(m, rows=tuple(piece for row in m.rows for piece in parts(row))) for m in manifests], whole
 
 
-def _joined(asked: Mapping[str, tuple[Row, str]], whole: Mapping[str, Sequence[str]]) -> dict[str, tuple[Row, str]]:
+def join(asked: Mapping[str, tuple[Row, str]], whole: Mapping[str, Sequence[str]]) -> dict[str, tuple[Row, str]]:
     """The answers to windows as answers to their rows; a row of which a window is missing has none."""
     joined = dict(asked)
     for name, pieces in whole.items():
@@ -125,23 +182,29 @@ def score(answered: Mapping[str, tuple[Row, str]]) -> list[dict[str, Any]]:
         reference = task.render(labels)
         also = _ALSO.get(task.metric, ()) if task.closed or task.metric == "slot_f1" else ()
         for metric in (own_metric(row), *also):
-            said, true = task.compared(hypothesis), task.compared(reference)
+            said, true = task.compared(hypothesis), task.compared(labels.get("key", reference))
             known = sorted(classes.get(group(row), ()))
             predictions.append(
                 {
-                    "id": name,
-                    "task": task.code,
-                    "language": language(row),
-                    "group": group(row),
-                    "metric": metric,
+                    **_about(row, metric) | {"id": name},
                     "stats": row_stats(metric, said, true, language(row), known),
                     "hypothesis": hypothesis,
                     "reference": reference,
-                    "provenance": labels.get("provenance", "unknown"),
-                    "audio_seconds": sum(clip.duration or 0.0 for clip in row.clips),
                 }
             )
     return predictions
+
+
+def _about(row: Row, metric: str) -> dict[str, Any]:
+    return {
+        "id": row.id,
+        "task": row.labels["task"],
+        "language": language(row),
+        "group": group(row),
+        "metric": metric,
+        "provenance": row.labels.get("provenance", "unknown"),
+        "audio_seconds": sum(clip.duration or 0.0 for clip in row.clips),
+    }
 
 
 def summarise(
@@ -204,12 +267,6 @@ def _show(console: Console, benchmark: str, results: Sequence[Mapping[str, Any]]
         console.print(f"[yellow]{len(skipped)} rows could not be used and are in no score:[/yellow]")
         for name, reason in list(skipped.items())[:20]:
             console.print(f"  {name}: {reason}", markup=False, soft_wrap=True)
-
-
-def _device(accelerator: str) -> torch.device:
-    if accelerator == "auto":
-        accelerator = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(accelerator)
 
 
 def main() -> None:

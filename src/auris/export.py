@@ -13,6 +13,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import hydra
@@ -32,7 +33,7 @@ from auris.model.audio_lm import AudioLM
 from auris.model.encoder import Encoder
 from auris.model.llm import LongRotary
 from auris.pretrained import AudioModel
-from auris.prompts import NaturalPrompt, TagPrompt
+from auris.prompts import NaturalPrompt, Qwen2AudioChat, TagPrompt
 from auris.results import measure
 from auris.tokenizer import RANKS_FILE, Tokenizer
 
@@ -70,16 +71,16 @@ def export(
     _, tokenizer, net = pretrained.build(found)
     chosen, reasons = choose(net, tokenizer, format)
     model = pretrained.load(checkpoint, which=which, dtype=dtype)
-    partial = out.with_name(out.name + ".partial")  # a directory gets its name when it is complete
-    if partial.exists():
-        shutil.rmtree(partial)
-    partial.mkdir(parents=True)
-    write = {"qwen2_audio": _write_qwen2_audio, "qwen_audio": _write_qwen_audio, "auris": _write_auris}
-    write[chosen](model, found, partial)
-    tensors = weights.export_tensors(model.net.state_dict(), chosen)
-    weights.write_sharded(tensors, partial, max_shard_bytes=shard_bytes)
-    (partial / "README.md").write_text(card(model, found, out.name, chosen, reasons), encoding="utf-8")
-    partial.rename(out)
+    write = {"qwen2_audio": _write_qwen2_audio, "qwen_audio": _write_qwen_audio, "auris": _write_auris}[chosen]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f"{out.name}.partial-", dir=out.parent) as folder:
+        made = Path(folder, out.name)  # gets its place when it is complete
+        made.mkdir()
+        write(model, found, made)
+        tensors = weights.export_tensors(model.net.state_dict(), chosen)
+        weights.write_sharded(tensors, made, max_shard_bytes=shard_bytes)
+        (made / "README.md").write_text(card(model, found, out.name, chosen, reasons), encoding="utf-8")
+        made.rename(out)
     return chosen, reasons
 
 
@@ -190,8 +191,11 @@ def _write_qwen2_audio(model: AudioModel, found: Checkpoint, out: Path) -> None:
 def _generation(model: AudioModel, found: Checkpoint) -> dict[str, Any]:
     """The generation config: as it came, or greedy answers to the end of the text."""
     end = model.tokenizer.end
-    style = "chatml" if model.is_chat else "raw"
-    ours = {"chat_format": style, "do_sample": False, "eos_token_id": end, "pad_token_id": end, "max_new_tokens": 256}
+    style, stop = ("chatml", model.dialogue.stop) if model.is_chat else ("raw", model.prompt.stop)
+    # transformers stops a chat at nothing else; the code of Qwen-Audio takes one number, and stops its chat by itself.
+    ends = [model.tokenizer.id(token) for token in stop] if isinstance(model.dialogue, Qwen2AudioChat) else [end]
+    eos = ends if len(ends) > 1 else end
+    ours = {"chat_format": style, "do_sample": False, "eos_token_id": eos, "pad_token_id": end, "max_new_tokens": 256}
     return dict(found.generation) or ours
 
 
@@ -248,7 +252,7 @@ def _write_qwen_audio(model: AudioModel, found: Checkpoint, out: Path) -> None:
         "vocab_size": _rows(net),
     }
     if found.kind == "qwen_audio":
-        config = {**found.config, **config}
+        config = {**config, **found.config, "torch_dtype": config["torch_dtype"]}
         for file in sorted(found.path.iterdir()):
             if file.suffix in (".py", ".npz") or file.name == "tokenizer_config.json":
                 shutil.copyfile(file, out / file.name)
@@ -270,14 +274,16 @@ def write_ranks(tokenizer: Tokenizer, path: Path) -> None:
 
 
 def _write_auris(model: AudioModel, found: Checkpoint, out: Path) -> None:
-    """recipe.yaml, the tokenizer in `tokenizer/` and generation_config.json."""
-    made = dict(model.recipe)
+    """recipe.yaml, the tokenizer in `tokenizer/`, generation_config.json and a run's results."""
+    made = dict(model.recipe) | {"tokenizer": "tokenizer"}
     if "path" in made["model"]["llm"]["config"]:  # that directory may be gone where this one is read
         config = json.loads(model.net.llm.config.to_json_string(use_diff=False))
         made["model"] = {**made["model"], "llm": {**made["model"]["llm"], "config": config}}
     made["model"] = {**made["model"], "vocab_rows": _rows(model.net)}
     recipe.save(made, out / "recipe.yaml")
     model.tokenizer.save(out / "tokenizer")
+    if (results := _results_file(found)).is_file():
+        shutil.copyfile(results, out / results.name)
     _write_json(out / "generation_config.json", _generation(model, found))
 
 
@@ -374,9 +380,14 @@ def _origin(row: Row) -> str:
     return _PROVENANCE.get(str(row.labels.get("provenance", "unknown")), _PROVENANCE["unknown"])
 
 
+def _results_file(found: Checkpoint) -> Path:
+    """Where a run keeps its results, and a directory of ours those of its run."""
+    return (found.path if found.file is None else found.file.parents[1]) / "results.jsonl"
+
+
 def _result_lines(found: Checkpoint) -> Iterator[str]:
-    file = found.file.parents[1] / "results.jsonl" if found.file is not None else None
-    if file is None or not file.is_file():
+    file = _results_file(found)
+    if not file.is_file():
         yield "Not evaluated."
         return
     yield "| benchmark | task | metric | value | 95 % interval | n | test audio |"

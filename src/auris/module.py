@@ -14,9 +14,9 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
-from auris import optim, parallel, tasks
+from auris import optim, parallel, references, tasks
 from auris.data.datamodule import group, language
-from auris.model import weights
+from auris.model import adapters, weights
 from auris.model.generation import Generation
 from auris.scoring.metrics import TaskScore
 from auris.tokenizer import Tokenizer
@@ -32,6 +32,7 @@ class AudioLMModule(L.LightningModule):
         optim: lr, min_lr, betas, eps, weight_decay, clip, warmup_steps, layer_decay (Qwen-Audio Table 6).
         max_steps: length of the schedule.
         trainable: parts of the net that learn; all others are frozen.
+        lora: settings of `llm.lora`, where `trainable` names it (`adapters.attach`).
         initial: where initial weights come from, each as the arguments of `weights.load`.
         max_new_tokens: of an answer in validation.
         seed: of the initial weights.
@@ -47,6 +48,7 @@ class AudioLMModule(L.LightningModule):
         optim: Mapping[str, Any],
         max_steps: int,
         trainable: Sequence[str],
+        lora: Mapping[str, Any] | None = None,
         initial: Sequence[Mapping[str, Any]] = (),
         max_new_tokens: int = 256,
         seed: int = 0,
@@ -57,7 +59,7 @@ class AudioLMModule(L.LightningModule):
         self.save_hyperparameters({"recipe": recipe or {}})
         self.net, self.objective, self.tokenizer = net, objective, tokenizer
         self.optim, self.max_steps, self.trainable = dict(optim), max_steps, list(trainable)
-        self.initial, self.max_new_tokens, self.seed = initial, max_new_tokens, seed
+        self.lora, self.initial, self.max_new_tokens, self.seed = lora, initial, max_new_tokens, seed
         self.scores: dict[str, TaskScore] = {}
 
     def configure_model(self) -> None:
@@ -69,6 +71,9 @@ class AudioLMModule(L.LightningModule):
             parallel.materialise(self.objective, "cpu")
         for one in self.initial:
             weights.load(self.net, seed=self.seed, **one)
+        references.provide(self)  # here, where a resumed run has its initial weights too; its own are restored later
+        token_ids = self.tokenizer.audio_ids
+        adapters.attach(self.net, self.trainable, token_ids=token_ids, lora=self.lora, seed=self.seed)
         optim.freeze(self.net, self.trainable)
 
     def configure_optimizers(self) -> tuple[list, list]:
@@ -124,22 +129,26 @@ class AudioLMModule(L.LightningModule):
     def _log_step(self, sums: dict[str, Tensor]) -> None:
         count = sums["count"].clamp(min=1)
         self.log("train/loss", sums["loss"] / count, prog_bar=True)
-        if "correct" in sums:
-            self.log("train/accuracy", sums["correct"] / count)
-        if "too_short" in sums:
-            self.log("train/rows_too_short_for_ctc", sums["too_short"])
+        self._log_metrics("train", sums, count)
         self.log("train/lr", self.lr_schedulers().get_last_lr()[-1])
+
+    def _log_metrics(self, split: str, sums: Mapping[str, Tensor], count: Tensor) -> None:
+        """An objective's own sums, over what its loss is divided by; `rows_...` are numbers of rows."""
+        for name in sums.keys() - {"loss", "count", "tokens", "audio_seconds"}:
+            self.log(f"{split}/{name}", sums[name] if name.startswith("rows_") else sums[name] / count)
 
     def on_validation_epoch_start(self) -> None:
         groups = self.trainer.datamodule.groups()
         self.scores = {name: TaskScore(metric).to(self.device) for name, metric in groups.items()}
-        self._valid = torch.zeros(2, device=self.device)
+        self._valid = {name: torch.zeros((), device=self.device) for name in ("loss", "count")}
 
     def validation_step(self, batch: dict, number: int) -> dict[str, Any]:
-        loss, _ = self.objective(self.net, batch["answered"])
-        self._valid += torch.stack([loss, self.objective.count(batch["answered"]).to(loss)])
+        loss, metrics = self.objective(self.net, batch["answered"])
+        for name, value in {"loss": loss, "count": self.objective.count(batch["answered"]), **metrics}.items():
+            self._valid[name] = self._valid.get(name, 0) + value
         pack = batch["prompts"]
-        settings = Generation(max_new_tokens=self.max_new_tokens, stop=frozenset({self.tokenizer.end}))
+        ends = self.trainer.datamodule.valid_samples.prompt.stop
+        settings = Generation(max_new_tokens=self.max_new_tokens, stop=frozenset(map(self.tokenizer.id, ends)))
         answers = self.objective.answer(self.net, pack, settings)
         for row_number, ids in zip(pack["rows"], answers, strict=False):  # an empty pack holds one dummy row
             row = self.trainer.datamodule.question(row_number)
@@ -151,8 +160,11 @@ class AudioLMModule(L.LightningModule):
         return {"skipped": pack["skipped"]}
 
     def on_validation_epoch_end(self) -> None:
-        loss, count = self._sum_over_ranks(self._valid)
-        self.log("val/loss", loss / count.clamp(min=1), prog_bar=True)
+        values = torch.stack([value.float() for value in self._valid.values()])
+        sums = dict(zip(self._valid, self._sum_over_ranks(values), strict=True))
+        count = sums["count"].clamp(min=1)
+        self.log("val/loss", sums["loss"] / count, prog_bar=True)
+        self._log_metrics("val", sums, count)
         for name, score in self.scores.items():
             self.log(f"val/{name}/{score.metric}", score.compute())
 

@@ -6,6 +6,7 @@ Both answer to `generate`; `chat` is always ChatML.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,14 +17,26 @@ import torch
 from torch import Tensor, nn
 
 from auris import parallel, recipe
+from auris.audio import MAX_SAMPLES, SAMPLE_RATE
 from auris.checkpoint import KINDS, Checkpoint, identify
+from auris.data.long_audio import merge, windows
 from auris.data.packing import collate
 from auris.data.rows import Clip, Row
 from auris.data.samples import AudioSamples
 from auris.model import weights
 from auris.model.audio_lm import AudioLM
 from auris.model.generation import Generation, generate
-from auris.prompts import BothPrompts, NaturalPrompt, Prompt, Qwen2AudioChat, QwenAudioChat, TagPrompt, Turn, audios
+from auris.prompts import (
+    BothPrompts,
+    Chat,
+    NaturalPrompt,
+    Prompt,
+    Qwen2AudioChat,
+    QwenAudioChat,
+    TagPrompt,
+    Turn,
+    audios,
+)
 from auris.tokenizer import Tokenizer
 
 RELEASED = "released"
@@ -40,6 +53,7 @@ def load(
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
     chat: bool | None = None,
+    long_audio: str = "window",
 ) -> AudioModel:
     """The model that a path holds, in eval mode.
 
@@ -47,15 +61,20 @@ def load(
         path: a run directory, a .ckpt file, a directory that auris exported, or a directory of a published system:
             Qwen2-Audio as transformers has it, Qwen-Audio (v1) as released.
         which: checkpoint of a run: last or best.
-        device: where it will run.
+        device: where it will run; "auto": on a GPU if there is one.
         dtype: of its parameters; None: each as it is stored.
-        chat: asked in ChatML; None: as the `chat_format` of its generation_config.json says, raw without one.
+        long_audio: clips over 30 s: "window" hears all of them, "first" drops the rest with a warning, as both released
+            systems do without one; "error" refuses them.
+        chat: asked in ChatML; None: as the `chat_format` of its generation_config.json says; without one, if
+            it was trained on dialogues.
 
     Raises:
         FileNotFoundError: nothing there.
         ValueError: it is no whole model, its files contradict each other, or weights are missing or do not fit.
     """
     found = identify(path, which)
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     made, tokenizer, net = build(found)
     objective = recipe.build_objective(made, net, tokenizer)
     source = found.source()
@@ -69,8 +88,15 @@ def load(
         tokenizer=tokenizer,
         recipe=made,
         generation=found.generation or {"eos_token_id": tokenizer.end},
-        is_chat=found.generation.get("chat_format") == "chatml" if chat is None else chat,
+        is_chat=_speaks_chatml(found, made) if chat is None else chat,
+        long_audio=long_audio,
     )
+
+
+def _speaks_chatml(found: Checkpoint, made: Mapping[str, Any]) -> bool:
+    """A published model says it in its generation config, one of ours by what it was trained on."""
+    said = found.generation.get("chat_format")
+    return said == "chatml" if said else isinstance(recipe.build(made["prompt"]), Chat)
 
 
 def build(found: Checkpoint) -> tuple[dict[str, Any], Tokenizer, AudioLM]:
@@ -162,6 +188,7 @@ class AudioModel:
         tokenizer, recipe: as it was trained with.
         generation: what a generation_config.json says; a call may say otherwise.
         is_chat: `generate` asks in ChatML.
+        long_audio: what becomes of clips over 30 s.
     """
 
     def __init__(
@@ -173,13 +200,26 @@ class AudioModel:
         recipe: Mapping[str, Any],
         generation: Mapping[str, Any],
         is_chat: bool = False,
+        long_audio: str = "window",
     ) -> None:
         self.net, self.objective, self.tokenizer, self.recipe = net, objective, tokenizer, recipe
         self.generation, self.is_chat = generation, is_chat
-        self.prompt = prompt_of(recipe)
-        self.dialogue = QwenAudioChat() if isinstance(self.prompt, TagPrompt) else Qwen2AudioChat()
+        self.prompt, self.dialogue = styles_of(recipe)
         view = {"tokenizer": tokenizer, "prompt": self.prompt, "geometry": net.geometry}
-        self._view = _Asked(**view, long_audio="window")
+        self._view = _Asked(**view, long_audio=long_audio)
+
+    @property
+    def name(self) -> str:
+        """Which of all runs it is."""
+        return "{study}/{arm}/seed={seed}".format(**self.recipe)
+
+    def check_answers(self) -> None:
+        """Raise ValueError if it was trained for something else than answering prompts."""
+        if not {"audio", "pair"} & set(self.objective.views):
+            raise ValueError(
+                f"this model was trained on {type(self.objective).__name__} and answers no prompts; "
+                "`python -m auris.evaluate checkpoint=RUN` scores it"
+            )
 
     def generate(
         self,
@@ -195,7 +235,7 @@ class AudioModel:
 
         Args:
             audio: a file or samples (L,) at 16 kHz; a list has an entry per row, itself a list where a row has several
-                clips. Clips over 30 s are heard in windows. None: text alone.
+                clips. Windows of a clip over 30 s are heard in one prompt. None: text alone.
             prompt: what follows the audio, control tokens included (of a chat model: what the user says, as text).
             seed: of what is sampled, for the same answers again.
             stream: called with (row, token id) as soon as each token is known.
@@ -209,11 +249,33 @@ class AudioModel:
         options = {"seed": seed, "stream": stream, "control": control, **settings}
         clips, prompts = _rows(audio, prompt)
         if self.is_chat:
-            answers = self._chat([_message(row, text) for row, text in zip(clips, prompts, strict=True)], **options)
+            dialogues = [[user_message(row, text)] for row, text in zip(clips, prompts, strict=True)]
+            answers = self._chat(dialogues, **options)
         else:
             turns = [self.prompt.raw(text, len(row)) for row, text in zip(clips, prompts, strict=True)]
             answers = self._answer(clips, turns, **options)
         return answers if is_batch else answers[0]
+
+    def transcribe(self, audio: Audio | Sequence[Audio], language: str = "en", **settings: Any) -> str | list[str]:
+        """What is said in a clip, or in each of a list, asked as speech recognition is in pre-training.
+
+        A clip over 30 s is heard in windows that overlap, each in a prompt of its own, and their transcripts are joined
+        where they agree (`data.long_audio`). `settings` as in `generate`.
+        """
+        clips = list(audio) if isinstance(audio, (list, tuple)) else [audio]
+        parts = [self._windows(clip) for clip in clips]
+        flat = [[window] for clip in parts for window in clip]
+        asked = self.prompt.turns({"task": "asr", "language": language, "text": "-"}, 1)
+        turns = [turn for turn in asked if turn.role == "prompt"]
+        options = {"seed": None, "stream": None, "control": False, **settings}
+        answers = iter(self._answer(flat, [turns] * len(flat), **options))
+        said = [merge([next(answers) for _ in clip], language) for clip in parts]
+        return said if isinstance(audio, (list, tuple)) else said[0]
+
+    def _windows(self, clip: Audio) -> list[np.ndarray]:
+        wave = self._view._read(clip)
+        starts = [round(start * SAMPLE_RATE) for start, _ in windows(len(wave) / SAMPLE_RATE)]
+        return [wave[start : start + MAX_SAMPLES] for start in starts] or [wave]
 
     def chat(
         self,
@@ -240,6 +302,10 @@ class AudioModel:
         answers = self._chat(messages if is_batch else [messages], **options)
         return answers if is_batch else answers[0]
 
+    @property
+    def device(self) -> torch.device:
+        return self.net.llm.device
+
     def pack(self, turns: Sequence[list[Turn]], clips: Sequence[Sequence[Audio]]) -> dict[str, Any]:
         """Rows, each some turns and the clips that they mark, as one batch on the net's device."""
         rows = [
@@ -247,8 +313,7 @@ class AudioModel:
         ]
         samples = [self._view.build(row, number, None) for number, row in enumerate(rows)]
         pack = collate(samples, geometry=self.net.geometry)
-        device = self.net.llm.device
-        return {key: value.to(device) if torch.is_tensor(value) else value for key, value in pack.items()}
+        return {key: value.to(self.device) if torch.is_tensor(value) else value for key, value in pack.items()}
 
     def settings(self, *, chat: bool = False, **changed: Any) -> Generation:
         """What an answer is chosen by: the model's generation config, with changes.
@@ -285,11 +350,7 @@ class AudioModel:
         control: bool,
         **settings: Any,
     ) -> list[str]:
-        if "audio" not in self.objective.views:
-            raise ValueError(
-                f"this model was trained on {type(self.objective).__name__} and answers no prompts; "
-                "`python -m auris.evaluate checkpoint=RUN` scores it"
-            )
+        self.check_answers()
         chosen = self.settings(chat=chat, **settings)
         generator = None if seed is None else torch.Generator().manual_seed(seed)
         ids = generate(self.net, self.pack(turns, clips), chosen, generator=generator, stream=stream)
@@ -308,13 +369,27 @@ class _Asked(AudioSamples):
         wave = np.asarray(clip, dtype=np.float32)
         if wave.ndim != 1 or not len(wave):
             raise ValueError(f"audio of shape {wave.shape}: expected samples (L,) at 16 kHz, one channel")
-        return wave
+        return self._limit(wave)
+
+    def _limit(self, wave: np.ndarray) -> np.ndarray:
+        heard = super()._limit(wave)
+        if len(heard) < len(wave):
+            seconds = (len(wave) - len(heard)) / SAMPLE_RATE
+            warnings.warn(f"long_audio=first: {seconds:.1f} s after the first 30 s are dropped", stacklevel=2)
+        return heard
 
 
-def prompt_of(made: Mapping[str, Any]) -> Prompt:
-    """The prompting style that a model of this recipe is asked in; of one that was trained on both, Qwen2-Audio's."""
+def styles_of(made: Mapping[str, Any]) -> tuple[Prompt, Chat]:
+    """How a model of this recipe is asked: as a base model, and in a dialogue.
+
+    After fine-tuning, the base model's way is that of its system; of a model that was trained on both prompting styles,
+    Qwen2-Audio's.
+    """
     style = recipe.build(made["prompt"])
-    return NaturalPrompt() if isinstance(style, BothPrompts) else style
+    if isinstance(style, Chat):
+        return (TagPrompt() if isinstance(style, QwenAudioChat) else NaturalPrompt()), style
+    style = NaturalPrompt() if isinstance(style, BothPrompts) else style
+    return style, (QwenAudioChat() if isinstance(style, TagPrompt) else Qwen2AudioChat())
 
 
 def _rows(
@@ -331,7 +406,7 @@ def _rows(
     return clips, list(prompt) if "prompt" in lists else [prompt] * n
 
 
-def _message(clips: Sequence[Audio], text: str) -> list[dict[str, Any]]:
-    """A dialogue of one message: the clips, then what is said about them (voice chat: nothing)."""
+def user_message(clips: Sequence[Audio], text: str) -> dict[str, Any]:
+    """What a user says: the clips, then the text that goes with them (voice chat: none)."""
     said = [{"type": "text", "text": text}] if text else []
-    return [{"role": "user", "content": [*({"type": "audio", "audio": clip} for clip in clips), *said]}]
+    return {"role": "user", "content": [*({"type": "audio", "audio": clip} for clip in clips), *said]}

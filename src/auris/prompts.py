@@ -187,6 +187,8 @@ class UnknownLanguagePrompt(NaturalPrompt):
 class BothPrompts:
     """Tags or natural language, a coin per row: how the embedded stand-in for Qwen-7B meets both styles alike."""
 
+    stop = Prompt.stop
+
     def __init__(self, *, supervise_tags: bool = True):
         self.styles = (TagPrompt(supervise_tags=supervise_tags), NaturalPrompt(supervise_tags=supervise_tags))
 
@@ -201,13 +203,37 @@ class BothPrompts:
 SYSTEM = "You are a helpful assistant."  # of both chats, where a dialogue brings no system message
 _ROLES = ("system", "user", "assistant")
 
+_AUDIO = ("audio", "audio_url")  # what names the clip in a part of a message
+
 # {role, content}: content is a string, or a list of {type: audio, audio: ...} and {type: text, text: ...}
 Message = Mapping[str, Any]
 
 
 def audios(messages: Sequence[Message]) -> list[Any]:
-    """What stands for the clips of a dialogue (paths, arrays, ...), in the order of their marks in its turns."""
+    """What stands for the clips of a dialogue (paths, arrays, ...), in the order of their marks in its turns.
+
+    Raises ValueError if the messages are none of the known shapes.
+    """
+    _check_roles(messages)
     return [value for message in messages for kind, value in _content(message) if kind == "audio"]
+
+
+def text_of(message: Message) -> str:
+    """The text of a message; its audio is left out."""
+    return "".join(value for kind, value in _content(message) if kind == "text")
+
+
+def map_audios(change: Callable[[Any], Any], messages: Sequence[Message]) -> list[Message]:
+    """A dialogue of known shape with what stands for each clip changed, in the order of `audios`."""
+
+    def part(given: Any) -> Any:
+        key = next((key for key in _AUDIO if key in given), None)
+        return given if key is None else {**given, key: change(given[key])}
+
+    return [
+        message if isinstance(message["content"], str) else {**message, "content": [*map(part, message["content"])]}
+        for message in messages
+    ]
 
 
 class Chat:
@@ -334,12 +360,16 @@ class Qwen2AudioChat(Chat):
     header = Control.TAGS
 
 
-def _with_system(messages: Sequence[Message]) -> list[Message]:
-    if not messages:
-        raise ValueError("a dialogue has at least one message {role, content}, got none")
+def _check_roles(messages: Sequence[Message]) -> None:
     for number, message in enumerate(messages):
         if not isinstance(message, Mapping) or message.get("role") not in _ROLES:
             raise ValueError(f"messages[{number}] is {message!r:.80}, expected a `role` of {', '.join(_ROLES)}")
+
+
+def _with_system(messages: Sequence[Message]) -> list[Message]:
+    if not messages:
+        raise ValueError("a dialogue has at least one message {role, content}, got none")
+    _check_roles(messages)
     system = [] if messages[0]["role"] == "system" else [{"role": "system", "content": SYSTEM}]
     return [*system, *messages]
 
@@ -353,7 +383,7 @@ def _content(message: Message) -> list[tuple[str, Any]]:
         raise ValueError(f"the content of {where} is {content!r:.80}, expected a string or a list")
     found: list[tuple[str, Any]] = []
     for part in content:
-        clip = [part[key] for key in ("audio", "audio_url") if key in part] if isinstance(part, Mapping) else []
+        clip = [part[key] for key in _AUDIO if key in part] if isinstance(part, Mapping) else []
         if clip and message["role"] == "user":
             found.append(("audio", clip[0]))
         elif clip:

@@ -11,17 +11,25 @@ import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from auris.data import samples
+from auris.data import pairs, samples
+from auris.prompts import Chat
 from auris.tokenizer import Tokenizer
 
 HERE = Path(__file__).resolve().parent
 CONFIGS = next(path for path in (HERE / "configs", HERE.parents[1] / "configs") if path.is_dir())  # wheel, checkout
 
-VIEWS = {"audio": samples.AudioSamples, "text": samples.TextSamples, "transcript": samples.TranscriptSamples}
+VIEWS = {
+    "audio": samples.AudioSamples,
+    "text": samples.TextSamples,
+    "transcript": samples.TranscriptSamples,
+    "chat": samples.ChatSamples,
+    "pair": pairs.PairSamples,
+}
 
 
 def compose(overrides: Sequence[str], config: str = "train") -> DictConfig:
@@ -47,8 +55,13 @@ def resolve(cfg: DictConfig) -> dict[str, Any]:
 
 
 def build(node: Mapping[str, Any] | None) -> Any:
-    """Make what a `_target_` node describes (None for None)."""
-    return None if node is None else instantiate(OmegaConf.create(dict(node)), _convert_="all")
+    """Make what a `_target_` node describes (None for None). A ValueError of what is made is raised as such."""
+    try:
+        return None if node is None else instantiate(OmegaConf.create(dict(node)), _convert_="all")
+    except InstantiationException as error:
+        if isinstance(error.__cause__, ValueError):
+            raise error.__cause__ from None
+        raise
 
 
 def build_net(recipe: Mapping[str, Any], tokenizer: Tokenizer) -> nn.Module:
@@ -73,10 +86,19 @@ def build_objective(recipe: Mapping[str, Any], net: nn.Module, tokenizer: Tokeni
 def build_samples(
     recipe: Mapping[str, Any], net: nn.Module, tokenizer: Tokenizer, *, long_audio: str, train: bool
 ) -> samples.Samples:
-    """How rows are seen; only training rows are augmented."""
-    return VIEWS[recipe["data"]["view"]](
+    """How rows are seen; only training rows are augmented.
+
+    Raises ValueError if there is no such view, or if it is not written in the recipe's style of prompting.
+    """
+    view, prompt = recipe["data"]["view"], build(recipe["prompt"])
+    if view not in VIEWS:
+        raise ValueError(f"data.view={view}: expected {', '.join(VIEWS)}")
+    if not isinstance(prompt, VIEWS[view].styles):
+        expected = "chat_v1 or chat_v2" if Chat in VIEWS[view].styles else "natural, tags or both"
+        raise ValueError(f"data.view={view} is not written in {type(prompt).__name__}: expected prompt={expected}")
+    return VIEWS[view](
         tokenizer=tokenizer,
-        prompt=build(recipe["prompt"]),
+        prompt=prompt,
         geometry=net.geometry,
         long_audio=long_audio,
         augment=build(recipe["data"]["augment"]) if train else None,

@@ -86,6 +86,8 @@ MEASURES = {
     "cer": Measure(("errors", "reference units"), _rate, False, "CER", ERROR),
     "bleu": Measure(_BLEU_STATS, _bleu, True, "BLEU", BLEU, scale=1),
     "accuracy": Measure(("correct", "rows"), _rate, True, "accuracy", CORRECT),
+    "contains": Measure(("correct", "rows"), _rate, True, "holds the answer", CORRECT),
+    "prefers": Measure(("preferred", "rows"), _rate, True, "prefers the chosen", CORRECT),
     "accuracy_raw": Measure(("correct", "rows"), _rate, True, "raw accuracy", None),
     "unparsed": Measure(("unparsed", "rows"), _rate, False, "unparsed", None),
     "slot_f1": Measure(("true positives", "false positives", "false negatives"), _f1, True, "slot F1", CORRECT),

@@ -98,10 +98,12 @@ def _add(
         return jobs[key]
     entry = entries[name]
     after = entry.get("after") or {}
-    before = {part: _add(jobs, study, entries, stage, seed, extra, (*path, name)) for part, stage in after.items()}
+    # One run goes on as a whole, or parts start from several.
+    keys = {"checkpoint": after} if isinstance(after, str) else {f"weights.{part}": run for part, run in after.items()}
+    before = {key: _add(jobs, study, entries, run, seed, extra, (*path, name)) for key, run in keys.items()}
     overrides = [
         *entry["overrides"],
-        *(f"weights.{part}='{job.run_dir}'" for part, job in before.items()),
+        *(f"{key}='{job.run_dir}'" for key, job in before.items()),
         *extra,
         f"study={study['study']}",
         f"arm={name}",

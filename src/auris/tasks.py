@@ -28,11 +28,15 @@ LANGUAGES = {
 
 CAPTION_STYLES = ("clotho", "audiocaps", "plain")  # Qwen-Audio evaluate_caption.py; plain is nobody's house style
 
+# How a dialogue is spoken to (Qwen2-Audio section 2): told from its messages, never from a switch in the prompt.
+MODES = ("audio_analysis", "voice_chat", "text")
+
 # Labels whose value becomes part of a control token: (what they are, the values that there are).
 _CLOSED: dict[str, tuple[str, Collection[str]]] = {
     "language": ("languages", LANGUAGES),
     "target_language": ("languages", LANGUAGES),
     "caption_style": ("caption styles", CAPTION_STYLES),
+    "mode": ("modes", MODES),
 }
 
 _LAST_HUNDREDTH = 3000  # <|30.00|> is the last timestamp of both vocabularies
@@ -425,6 +429,28 @@ _ROWS = (
         natural_source="none",
         metric="",
         group="text",
+    ),
+    Task(
+        code="chat",
+        name="dialogue (a row with `messages`): the assistant's messages are the answers",
+        needs=("text", "mode"),  # both are read from the messages
+        tags="",
+        natural="",
+        tags_source="none",
+        natural_source="none",
+        metric="contains",
+        group="chat {mode}",
+    ),
+    Task(
+        code="preference",
+        name="dialogue with a better and a worse answer (`chosen` and `rejected`)",
+        needs=("text", "mode", "chosen", "rejected"),
+        tags="",
+        natural="",
+        tags_source="none",
+        natural_source="none",
+        metric="",
+        group="preference {mode}",
     ),
 )
 

@@ -129,6 +129,12 @@ class Tokenizer:
         control = self.fast.get_added_vocab()
         return 1 + max(number for token, number in self.fast.get_vocab().items() if token not in control)
 
+    @property
+    def audio_ids(self) -> list[int]:
+        """Ids of the tokens that a language model without ears lacks: marks of audio and tags."""
+        chatml = (END_OF_TEXT, IM_START, IM_END)
+        return sorted(self.id(token) for token in control_tokens() if token not in chatml and self._has(token))
+
     def id(self, token: str) -> int:
         """The id of a control token. Raises ValueError if it is not one token."""
         number = self.fast.backend_tokenizer.token_to_id(token)

@@ -26,7 +26,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 import auris
-from auris import callbacks, checkpoint, doctor, recipe, studies
+from auris import callbacks, checkpoint, doctor, recipe, references, studies
 from auris.data.datamodule import AudioDataModule
 from auris.data.rows import entries
 from auris.module import AudioLMModule
@@ -73,7 +73,8 @@ def rehearse(made: dict[str, Any]) -> None:
     module, data = build(made)
     data.setup("fit")
     first = data.first_step()
-    stage = doctor.Stage(name="this run", trainable=tuple(made["trainable"]))
+    live = made["objective"].get("reference") == "live"
+    stage = doctor.Stage(name="this run", trainable=tuple(made["trainable"]), reference=live)
     doctor.report(
         Console(),
         module.net,
@@ -97,7 +98,7 @@ def initial_weights(made: dict[str, Any], tokenizer: Tokenizer) -> list[dict[str
         found = checkpoint.identify(path)
         part = key.removeprefix("weights.")
         if part in ("checkpoint", "llm") and found.tokenizer not in (None, made["tokenizer"]):
-            theirs = Tokenizer.load(found.tokenizer, grow=found.kind in ("run", "file", "causal_lm"))
+            theirs = Tokenizer.load(found.tokenizer, grow=found.model is None or found.kind in ("run", "file"))
             if theirs.fast.get_vocab() != tokenizer.fast.get_vocab():
                 raise ValueError(
                     f"{key}={path} has another vocabulary than tokenizer={made['tokenizer']}: "
@@ -157,6 +158,7 @@ def build(made: dict[str, Any]) -> tuple[AudioLMModule, AudioDataModule]:
         for train in (True, False)
     }
     objective = recipe.build_objective(made, net, tokenizer)
+    references.check(objective, views[True])
     module = get_class(made["module"])(
         net=net,
         objective=objective,
@@ -164,6 +166,7 @@ def build(made: dict[str, Any]) -> tuple[AudioLMModule, AudioDataModule]:
         optim=made["optim"],
         max_steps=made["max_steps"],
         trainable=made["trainable"],
+        lora=made["lora"],
         initial=initial_weights(made, tokenizer),
         max_new_tokens=made["max_new_tokens"],
         seed=made["seed"],

@@ -13,8 +13,8 @@ from auris.audio import Geometry
 from auris.data import lengths
 from auris.data.lengths import Lengths, measure
 from auris.data.rows import Manifest, read_manifests
-from auris.data.samples import TextSamples
-from auris.prompts import TagPrompt
+from auris.data.samples import ChatSamples, TextSamples
+from auris.prompts import Qwen2AudioChat, QwenAudioChat, TagPrompt
 from auris.tokenizer import Tokenizer
 
 
@@ -113,6 +113,17 @@ def test_another_wording_is_measured_anew(folder, cache, monkeypatch):
     longer = tasks.Task(**{**vars(asr), "paraphrases": (*asr.paraphrases, 9 * "Write down what is said. ")})
     monkeypatch.setitem(tasks.TASKS, "asr", longer)
     assert (measure(found, samples_of(), cache).tokens > short.tokens).all()
+
+
+def test_dialogues_announced_in_another_way_are_measured_anew(folder, cache):
+    write_wave(folder / "a.wav", 0.5)
+    messages = [{"role": "user", "content": [{"audio": "a.wav"}]}, {"role": "assistant", "content": "the cat"}]
+    (manifest,) = read_manifests([write_manifest(folder / "rows.jsonl", [{"id": "d", "messages": messages}])])
+    for chat in (QwenAudioChat(), QwenAudioChat(spacing="paper"), Qwen2AudioChat()):
+        samples = samples_of(ChatSamples, prompt=chat)
+        built = len(samples.build(manifest.rows[0], 0, None).ids)
+        assert measure([manifest], samples, cache).tokens.tolist() == [built]
+    assert len(caches(cache)) == 3
 
 
 def test_another_manifest_is_measured_anew(folder, cache):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -347,3 +348,43 @@ def test_a_pack_whose_rows_were_all_bad_is_one_token_that_is_not_scored(geometry
     assert pack["cu_seqlens"].tolist() == [0, 1] and pack["audio_index"].tolist() == []
     assert (pack["rows"], len(pack["skipped"]), pack["audio_seconds"]) == ([], 2, 0)
     assert ("mel" in pack) == (geometry is not None)
+
+
+# --- pairs ---
+
+
+def test_a_pair_is_a_tree_whose_second_branch_starts_at_the_prompts_last_token():
+    pair = replace(sample(4, [11, 12, 13, 14, 15], "   xx", "x", frames=(4,)), rejected=np.array([16, 17, 18]))
+    other = replace(sample(6, [21, 22], " x"), rejected=np.array([23]))
+    pack = collate([pair, other], geometry=GEOMETRY)
+    none = IGNORE
+    assert pack["ids"].tolist() == [11, 12, 13, 14, 15, 13, 16, 17, 18, 21, 22, 21, 23]
+    assert pack["labels"].tolist() == [none, none, 14, 15, none, 16, 17, 18, none, 22, none, 23, none]
+    assert pack["positions"].tolist() == [0, 1, 2, 3, 4, 2, 3, 4, 5, 0, 1, 0, 1]
+    assert pack["cu_seqlens"].tolist() == [0, 5, 9, 11, 13]
+    assert pack["cu_keys"].tolist() == [0, 5, 11, 13, 15] and pack["cu_keys"].dtype == torch.int32
+    assert pack["key_index"].tolist() == [0, 1, 2, 3, 4, 0, 1, 5, 6, 7, 8, 9, 10, 11, 12]
+    assert pack["audio_index"].tolist() == [0] and pack["frames"].tolist() == [4]
+    assert pack["rows"] == [4, 6] and "reference" not in pack
+
+
+def test_references_come_in_the_order_of_the_pairs():
+    rows = [replace(sample(n, [1, 2], " x"), rejected=np.array([3]), reference=(-n - 0.5, -1.0)) for n in (3, 5)]
+    pack = collate(rows, geometry=GEOMETRY)
+    assert pack["reference"].tolist() == [[-3.5, -1.0], [-5.5, -1.0]] and pack["reference"].dtype == torch.float32
+    with pytest.raises(AssertionError, match="for some pairs and not for others"):
+        collate([rows[0], replace(rows[1], reference=None)], geometry=GEOMETRY)
+
+
+def test_packs_without_pairs_have_no_tree():
+    assert not {"key_index", "cu_keys", "reference"} & collate([sample(0, [1, 2], " x")], geometry=GEOMETRY).keys()
+
+
+@pytest.mark.parametrize(
+    "supervise, audio",
+    [("xx ", ""), ("   ", ""), (" x ", ""), ("  x", " x")],
+    ids=["no prompt", "no answer", "text behind the answer", "a prompt that ends with audio"],
+)
+def test_what_is_no_pair_is_refused(supervise, audio):
+    with pytest.raises(AssertionError):
+        replace(sample(0, [1, 2, 3], supervise, audio), rejected=np.array([4]))

@@ -144,3 +144,107 @@ def test_the_digest_follows_the_file(tmp_path):
     assert Manifest(path, ()).digest() == before
     write_manifest(path, mixed(tmp_path)[:-1])
     assert Manifest(path, ()).digest() != before
+
+
+# --- dialogues ---
+
+HEARD = {"type": "audio", "audio": "wav/a.flac", "duration": 1.5}
+ASKED = {"role": "user", "content": [HEARD, {"type": "text", "text": "What is that?"}]}
+ANSWER = {"role": "assistant", "content": "Rain."}
+
+
+def test_a_dialogue_is_its_messages_the_clips_in_them_and_its_last_answer(tmp_path):
+    again = {"role": "user", "content": [{"audio_url": "b.wav", "offset": 1, "duration": 2}, {"text": "And that?"}]}
+    last = {"role": "assistant", "content": [{"type": "text", "text": "A "}, {"type": "text", "text": "dog."}]}
+    messages = [ASKED, ANSWER, again, last]
+    (row,) = read(tmp_path, {"id": "d", "messages": messages, "key": "dog", "provenance": "tts"})
+    assert row.clips == (Clip(tmp_path / "wav/a.flac", None, 1.5), Clip(tmp_path / "b.wav", 1, 2))
+    assert row.labels == {
+        "task": "chat",
+        "messages": messages,
+        "mode": "audio_analysis",
+        "text": "A dog.",
+        "key": "dog",
+        "provenance": "tts",
+    }
+    assert (row.id, row.problem) == ("d", None)
+
+
+VOICE = {"role": "user", "content": [HEARD]}
+TYPED = {"role": "user", "content": "What is that?"}
+
+
+@pytest.mark.parametrize(
+    "asked, mode",
+    [
+        ([ASKED], "audio_analysis"),
+        ([VOICE], "voice_chat"),
+        ([{"role": "user", "content": [HEARD, {"text": " "}]}], "voice_chat"),
+        ([TYPED], "text"),
+        ([ASKED, ANSWER, VOICE], "voice_chat"),
+        ([VOICE, ANSWER, TYPED], "audio_analysis"),  # of the audio that came before
+    ],
+)
+def test_the_mode_of_a_dialogue_is_told_from_its_last_question(tmp_path, asked, mode):
+    chat, pair, said = read(
+        tmp_path,
+        {"messages": [*asked, ANSWER]},
+        {"messages": asked, "chosen": "yes", "rejected": "no"},
+        {"messages": [*asked, ANSWER], "mode": "text"},
+    )
+    assert [row.labels["mode"] for row in (chat, pair, said)] == [mode, mode, "text"]
+
+
+def test_a_preference_has_two_answers_to_one_dialogue(tmp_path):
+    (row,) = read(tmp_path, {"messages": [ASKED], "chosen": [ANSWER], "rejected": "Snow."})
+    assert row.problem is None and row.labels["task"] == "preference"
+    assert [row.labels[name] for name in ("chosen", "rejected", "text")] == ["Rain.", "Snow.", "Rain."]
+
+
+@pytest.mark.parametrize(
+    "fields, said",
+    [
+        ({"messages": []}, "`messages` is [], expected a list of {role, content}"),
+        ({"messages": "hi"}, "`messages` is 'hi'"),
+        ({"messages": [ASKED]}, "the last message is the user's, expected the assistant's answer"),
+        ({"messages": [ANSWER]}, "before the answer stands nothing"),
+        ({"messages": [ASKED, ANSWER, ANSWER]}, "before the answer stands the assistant's"),
+        ({"messages": [ASKED, {"role": "robot", "content": "hi"}]}, "expected a `role` of system, user, assistant"),
+        ({"messages": [ASKED, {"role": "assistant", "content": "\n"}]}, "messages[1], of the assistant, is empty"),
+        (
+            {"messages": [TYPED, {"role": "assistant", "content": ""}, TYPED, ANSWER]},
+            "messages[1], of the assistant, is empty",
+        ),
+        ({"messages": [{"role": "user", "content": []}, ANSWER]}, "messages[0], of the user, is empty"),
+        ({"messages": [ASKED, {"role": "assistant", "content": [HEARD]}]}, "only the user's can"),
+        ({"messages": [{"role": "user", "content": [{"type": "image"}]}, ANSWER]}, "holds {'type': 'image'}"),
+        ({"messages": [{"role": "user", "content": [{"audio": 3}]}, ANSWER]}, "the audio of a message is 3"),
+        ({"messages": [{"role": "user", "content": [{**HEARD, "duration": -1}]}, ANSWER]}, "`duration` is -1"),
+        ({"messages": [TYPED, ANSWER], "audio": "a.wav"}, "`audio` beside `messages`"),
+        ({"messages": [TYPED, ANSWER], "task": "asr"}, "`task` is 'asr', but a row with `messages` is of task 'chat'"),
+        ({"messages": [TYPED, ANSWER], "mode": "loud"}, "label `mode` is 'loud'; known modes"),
+        ({"messages": [TYPED, ANSWER], "key": " "}, "`key` is ' '"),
+        ({"task": "chat", "audio": "a.wav"}, "task 'chat' needs `messages`"),
+        (
+            {"messages": [ASKED], "chosen": "Rain.", "rejected": " Rain.\n"},
+            "`chosen` and `rejected` are equal: 'Rain.'",
+        ),
+        ({"messages": [ASKED], "chosen": "Rain."}, "`rejected` is None"),
+        ({"messages": [ASKED], "chosen": "Rain.", "rejected": ""}, "`rejected` is empty"),
+        (
+            {"messages": [ASKED], "chosen": [ASKED], "rejected": "x"},
+            "expected a string or one message of the assistant",
+        ),
+        ({"messages": [ASKED, ANSWER], "chosen": "a", "rejected": "b"}, "before the answer stands the assistant's"),
+    ],
+)
+def test_an_unusable_dialogue_keeps_its_place_with_its_reason(tmp_path, fields, said):
+    bad, good = read(tmp_path, {"id": "bad", **fields}, {"id": "good", "messages": [ASKED, ANSWER]})
+    assert said in bad.problem
+    assert (bad.id, good.id, good.problem) == ("bad", "good", None)
+    assert bad.labels["task"] in ("chat", "preference")  # it is counted among the rows of its task
+
+
+def test_dialogues_are_chosen_by_task_like_other_rows(tmp_path):
+    rows = [{"messages": [TYPED, ANSWER]}, {"messages": [TYPED], "chosen": "a", "rejected": "b"}, *mixed(tmp_path)]
+    assert [row.labels["task"] for row in read(tmp_path, *rows, tasks=["preference", "chat"])] == ["chat", "preference"]

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from manifests import GEOMETRY, read_row, samples_of, tokenizer, write_wave
+from manifests import GEOMETRY, read_row, samples_of, tokenizer, write_manifest, write_wave
 
 from auris import audio
-from auris.data.rows import Clip, Row
-from auris.data.samples import AudioSamples, RowError, Samples, TextSamples, TooLong, TranscriptSamples
-from auris.prompts import BothPrompts, NaturalPrompt, TagPrompt
+from auris.data.packing import IGNORE, collate
+from auris.data.rows import Clip, Row, read_manifests
+from auris.data.samples import AudioSamples, ChatSamples, RowError, Samples, TextSamples, TooLong, TranscriptSamples
+from auris.prompts import BothPrompts, NaturalPrompt, Qwen2AudioChat, QwenAudioChat, TagPrompt
 
 WARP = audio.SpecAugment(n_freq_masks=1, freq_mask_param=4, n_time_masks=1, time_mask_param=10, p=1.0, time_warp=5)
 
@@ -386,3 +387,132 @@ def test_the_first_30_seconds_are_heard_and_the_rest_is_counted(tmp_path):
     assert sample.frames == (3000,) and sample.audio_seconds == 30 and samples.dropped(row) == 10.0
     assert planned(samples, row) == len(samples.build(row, 0, 0).ids)
     assert samples_of(long_audio="window").dropped(row) == 0
+
+
+# --- dialogues ---
+
+V1 = audio.Geometry(n_mels=8, pool=2, clip_end="zero", boundary=True)
+CHATS = [(Qwen2AudioChat(), GEOMETRY), (QwenAudioChat(), V1)]
+
+
+def dialogue_of(folder: Path) -> Row:
+    """Two questions about two clips, and the answers."""
+    for name, seconds in (("a.wav", 0.5), ("b.wav", 0.2)):
+        write_wave(folder / name, seconds)
+    messages = [
+        {"role": "user", "content": [{"audio": "a.wav"}, {"text": "what is that?"}]},
+        {"role": "assistant", "content": "a cat"},
+        {"role": "user", "content": [{"audio": "b.wav"}]},
+        {"role": "assistant", "content": "the mat <|im_end|>"},
+    ]
+    (manifest,) = read_manifests([write_manifest(folder / "dialogue.jsonl", [{"id": "d", "messages": messages}])])
+    assert manifest.rows[0].problem is None
+    return manifest.rows[0]
+
+
+def pieces(sample) -> list[tuple[str, bool]]:
+    """A sample as text, cut where supervision begins and ends; audio tokens are one `*` each."""
+    tok, found = tokenizer(), []
+    edges = [0, *(np.flatnonzero(np.diff(sample.supervise.astype(int))) + 1).tolist(), len(sample.ids)]
+    for start, stop in zip(edges, edges[1:], strict=False):
+        heard = sample.audio_mask[start:stop]
+        ids = sample.ids[start:stop]
+        text = "".join("*" if mark else tok.decode([i], control=True) for i, mark in zip(ids, heard, strict=True))
+        found.append((text, bool(sample.supervise[start])))
+    return found
+
+
+def test_exactly_what_the_assistant_says_and_its_end_is_trained_in_the_second_system(tmp_path):
+    sample = samples_of(ChatSamples, prompt=Qwen2AudioChat()).build(dialogue_of(tmp_path), 0, epoch=0)
+    first, second = "*" * GEOMETRY.tokens(50), "*" * GEOMETRY.tokens(20)
+    assert pieces(sample) == [
+        (
+            "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
+            f"Audio 1: <|audio_bos|>{first}<|audio_eos|>\nwhat is that?<|im_end|>\n<|im_start|>assistant\n",
+            False,
+        ),
+        ("a cat<|im_end|>", True),
+        (
+            f"\n<|im_start|>user\nAudio 2: <|audio_bos|>{second}<|audio_eos|>\n<|im_end|>\n<|im_start|>assistant\n",
+            False,
+        ),
+        ("the mat <|im_end|><|im_end|>", True),
+        ("\n", False),
+    ]
+    end = tokenizer().id("<|im_end|>")
+    assert (sample.ids[sample.supervise] == end).sum() == 2  # what the assistant wrote is text
+    assert sample.frames == (50, 20) and len(sample.mels) == 2
+
+
+def test_exactly_what_the_assistant_says_and_its_end_is_trained_in_the_first_system(tmp_path):
+    """Clips are numbered anew in each message, and learned vectors take the places of the marks."""
+    samples = samples_of(ChatSamples, prompt=QwenAudioChat(), geometry=V1)
+    first, second = "*" * (V1.tokens(50) + 2), "*" * (V1.tokens(20) + 2)
+    assert pieces(samples.build(dialogue_of(tmp_path), 0, epoch=0)) == [
+        (
+            "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
+            f"Audio 1:{first}\nwhat is that?<|im_end|>\n<|im_start|>assistant\n",
+            False,
+        ),
+        ("a cat<|im_end|>", True),
+        (f"\n<|im_start|>user\nAudio 1:{second}\n<|im_end|>\n<|im_start|>assistant\n", False),
+        ("the mat <|im_end|><|im_end|>", True),
+        ("\n", False),
+    ]
+
+
+@pytest.mark.parametrize("chat, geometry", CHATS)
+def test_the_labels_of_a_pack_are_the_supervised_tokens_one_place_earlier(tmp_path, chat, geometry):
+    sample = samples_of(ChatSamples, prompt=chat, geometry=geometry).build(dialogue_of(tmp_path), 0, None)
+    labels = collate([sample, sample], geometry=geometry)["labels"].numpy()
+    expected = np.where(np.append(sample.supervise[1:], False), np.append(sample.ids[1:], 0), IGNORE)
+    assert labels.tolist() == [*expected, *expected]
+    said = [*tokenizer().plain("a cat"), *tokenizer().plain("the mat <|im_end|>")]
+    assert (labels != IGNORE).sum() == 2 * (len(said) + 2)
+
+
+@pytest.mark.parametrize("chat, geometry", CHATS)
+def test_a_question_alone_is_the_dialogue_up_to_its_last_answer(tmp_path, chat, geometry):
+    row, samples = dialogue_of(tmp_path), samples_of(ChatSamples, prompt=chat, geometry=geometry)
+    whole, prompt = (samples.build(row, 0, None, prompt_only=only) for only in (False, True))
+    answer = [*tokenizer().plain("the mat <|im_end|>"), tokenizer().id("<|im_end|>"), *tokenizer().plain("\n")]
+    assert whole.ids.tolist() == [*prompt.ids, *answer]
+    assert whole.frames == prompt.frames and not prompt.supervise.any()
+    assert samples.asked(row).labels["text"] == "the mat <|im_end|>"
+
+
+@pytest.mark.parametrize("chat, geometry", CHATS)
+def test_the_planned_length_of_a_dialogue_is_exact(tmp_path, chat, geometry):
+    row, samples = dialogue_of(tmp_path), samples_of(ChatSamples, prompt=chat, geometry=geometry)
+    assert planned(samples, row) == len(samples.build(row, 0, epoch=3).ids)
+
+
+def test_plain_text_beside_dialogues_is_its_text_and_the_end():
+    row = Row("line", (), {"task": "text", "text": "the cat sat"})
+    samples = samples_of(ChatSamples, prompt=Qwen2AudioChat())
+    sample = samples.build(row, 0, epoch=0)
+    assert sample.ids.tolist() == [*tokenizer().plain("the cat sat"), tokenizer().end] and sample.supervise.all()
+    assert planned(samples, row) == len(sample.ids)
+
+
+def test_a_dialogue_without_audio_is_a_row_like_any_other(tmp_path):
+    messages = [{"role": "user", "content": "the cat?"}, {"role": "assistant", "content": "the mat"}]
+    row = Row("typed", (), {"task": "chat", "messages": messages, "text": "the mat", "mode": "text"})
+    sample = samples_of(ChatSamples, prompt=Qwen2AudioChat()).build(row, 0, None)
+    assert [text for text, trained in pieces(sample) if trained] == ["the mat<|im_end|>"]
+    assert sample.mels == () and not sample.audio_mask.any()
+
+
+def test_dialogues_and_task_rows_are_not_seen_as_each_other(tmp_path):
+    task, chat = row_of(tmp_path), dialogue_of(tmp_path)
+    pair = Row("pair", (), {"task": "preference", "messages": chat.labels["messages"][:1]})
+    cases = [
+        (samples_of(ChatSamples, prompt=Qwen2AudioChat()), task, "a row of task 'asr' is no dialogue"),
+        (samples_of(ChatSamples, prompt=Qwen2AudioChat()), pair, "a row of task 'preference' is no dialogue"),
+        (samples_of(AudioSamples), chat, "a dialogue: fine-tune on it"),
+        (samples_of(TextSamples), replace(chat, clips=()), "a dialogue: fine-tune on it"),
+    ]
+    for samples, row, said in cases:
+        for attempt in (planned, lambda samples, row: samples.build(row, 0, 0)):
+            with pytest.raises(RowError, match=said):
+                attempt(samples, row)

@@ -73,7 +73,7 @@ def test_the_loss_and_its_gradients_are_torchs_of_each_clip_alone(net, objective
     loss, sums = objective(net, pack())
     expected = sum(reference(net, objective, f, t) for f, t in zip(FRAMES, TARGETS, strict=True))
     torch.testing.assert_close(loss, expected)
-    assert int(sums["too_short"]) == 0
+    assert int(sums["rows_too_short_for_ctc"]) == 0
     torch.testing.assert_close(
         gradients(loss, net, objective), gradients(expected, net, objective), rtol=1e-4, atol=1e-5
     )
@@ -86,7 +86,7 @@ def test_the_count_is_all_target_tokens(objective):
 def test_an_empty_pack_contributes_nothing_but_reaches_the_encoder(net, objective):
     empty = collate([], geometry=GEOMETRY)
     loss, sums = objective(net, empty)
-    assert loss.item() == 0 and int(objective.count(empty)) == 0 and int(sums["too_short"]) == 0
+    assert loss.item() == 0 and int(objective.count(empty)) == 0 and int(sums["rows_too_short_for_ctc"]) == 0
     assert not any(gradient.any() for gradient in gradients(loss, net, objective))
     assert objective.answer(net, empty, Generation(max_new_tokens=1)) == []
 
@@ -94,7 +94,7 @@ def test_an_empty_pack_contributes_nothing_but_reaches_the_encoder(net, objectiv
 def test_a_clip_too_short_for_its_text_is_left_out_and_counted(net, objective):
     loss, sums = objective(net, pack((40, 4), ([3, 3, 7], [1, 2, 3, 4])))
     torch.testing.assert_close(loss, reference(net, objective, 40, [3, 3, 7]))
-    assert int(sums["too_short"]) == 1
+    assert int(sums["rows_too_short_for_ctc"]) == 1
     assert all(torch.isfinite(gradient).all() for gradient in gradients(loss, net, objective))
 
 

@@ -16,7 +16,7 @@ from auris.model import llm, pooling, projector
 from auris.model.audio_lm import AudioLM
 from auris.model.encoder import Encoder
 from auris.model.generation import Generation
-from auris.objectives import next_token
+from auris.objectives import logps
 from auris.objectives.next_token import NextToken
 
 QWEN2 = {
@@ -69,7 +69,7 @@ def run(net: nn.Module, batch: dict) -> tuple[Tensor, int, int, list[Tensor]]:
     loss, sums = objective(net, batch)
     loss.backward()
     gradients = [p.grad.clone() if p.grad is not None else torch.zeros_like(p) for p in net.parameters()]
-    return loss.detach(), int(sums["correct"]), int(objective.count(batch)), gradients
+    return loss.detach(), int(sums["accuracy"]), int(objective.count(batch)), gradients
 
 
 def test_the_loss_of_three_numbers_is_what_it_is_by_hand():
@@ -92,7 +92,7 @@ def test_logits_are_computed_only_where_a_label_stands():
 def test_chunks_change_neither_the_loss_nor_the_gradients(net, monkeypatch):
     batch = pack(rows(), net.geometry)
     whole = run(net, batch)
-    monkeypatch.setattr(next_token, "CHUNK", 4)
+    monkeypatch.setattr(logps, "CHUNK", 4)
     chunked = run(net, batch)
     assert whole[2] > 3 * 4  # several chunks, the last one shorter
     assert whole[2] % 4
@@ -102,7 +102,7 @@ def test_chunks_change_neither_the_loss_nor_the_gradients(net, monkeypatch):
 
 
 def test_a_chunk_at_a_time_is_all_that_is_scored(monkeypatch):
-    monkeypatch.setattr(next_token, "CHUNK", 3)
+    monkeypatch.setattr(logps, "CHUNK", 3)
     net = Given([[0.0, 1.0]] * 8)
     NextToken()(net, {"labels": torch.ones(8, dtype=torch.long)})
     assert net.scored == [3, 3, 2]

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from published import golden_table
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -79,17 +80,6 @@ def encoders(request, golden: Path) -> AudioLM:
     return net
 
 
-def table(n_rows: int, n_columns: int, seed: int, scale: float) -> Tensor:
-    """The golden README's formula for the two big matrices."""
-    row, column = np.meshgrid(np.arange(n_rows, dtype=np.uint32), np.arange(n_columns, dtype=np.uint32), indexing="ij")
-    with np.errstate(over="ignore"):
-        h = row * np.uint32(0x9E3779B1) + column * np.uint32(0x85EBCA77) + np.uint32(seed)
-        for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
-            h = (h ^ (h >> np.uint32(shift))) * np.uint32(factor)
-        h ^= h >> np.uint32(16)
-    return torch.from_numpy((((h >> np.uint32(8)).astype(np.int64) - 2**23) * (scale / 2**23)).astype(np.float32))
-
-
 @pytest.fixture(scope="module")
 def net(golden: Path) -> AudioLM:
     config = json.loads((golden / "model_config.json").read_text())
@@ -103,8 +93,8 @@ def net(golden: Path) -> AudioLM:
     }
     net = build(config["audio"], config["hidden_size"], llm, VOCAB)
     state = load_file(golden / "model.safetensors")
-    state["transformer.wte.weight"] = table(VOCAB, config["hidden_size"], 20899, 2**-5)
-    state["lm_head.weight"] = table(VOCAB, config["hidden_size"], 31769, 2**-2)
+    state["transformer.wte.weight"] = golden_table(VOCAB, config["hidden_size"], 20899, 2**-5)
+    state["lm_head.weight"] = golden_table(VOCAB, config["hidden_size"], 31769, 2**-2)
     assert state["lm_head.weight"][0, 0].item() == 0.07834401726722717
     weights.load(net, weights.StateTensors(state), layout="qwen_audio", where="model.safetensors")
     return net

@@ -205,3 +205,10 @@ def test_score_starts_anew_after_reset_and_knows_its_direction():
 def test_lists_of_unequal_length_are_an_error():
     with pytest.raises(ValueError, match="shorter|longer"):
         TaskScore("wer").update(["a", "b"], ["a"], ["en"])
+
+
+def test_an_answer_holds_its_key_as_whole_words_whatever_stands_around_it():
+    assert row_stats("contains", "It is a Dog.", "dog", "en") == [1, 1]
+    assert row_stats("contains", "It is a hotdog.", "dog", "en") == [0, 1]
+    assert row_stats("contains", "The dog sleeps in the garden", "dog sleeps", "en") == [1, 1]
+    assert row_stats("contains", "我听到狗叫", "狗", "zh") == [1, 1]

@@ -106,7 +106,7 @@ class AudioDataModule(L.LightningDataModule):
         """Lines of the validation table, each with its metric."""
         usable = [number for number, n in enumerate(self.valid_lengths.tokens) if n]
         asked = [self.question(number) for number in usable]
-        return {group(row): metric(row) for row in asked if row.labels["task"] != "text"}
+        return {group(row): metric(row) for row in asked if is_asked(row)}
 
     def question(self, number: int) -> Row:
         """A validation row as it is asked."""
@@ -154,10 +154,10 @@ class Questions(Dataset):
 
     def __getitem__(self, number: int) -> dict:
         numbers = [(row, None) for row in self.packs[number]]
-        asked = [(row, None) for row in self.packs[number] if self.rows[row].labels["task"] != "text"]
+        asked = [(row, None) for row in self.packs[number] if is_asked(self.rows[row])]
         return {
             "answered": pack(self.rows, numbers, self.samples),
-            "prompts": pack(self.rows, asked, self.samples, prompt_only=True),  # plain text asks nothing
+            "prompts": pack(self.rows, asked, self.samples, prompt_only=True),
         }
 
 
@@ -207,6 +207,11 @@ def sources(manifests: Sequence[Manifest]) -> list[Source]:
 def group(row: Row) -> str:
     """The line of a results table that a row belongs to, as `asr en` or `s2tt de-en`."""
     return tasks.find(row.labels["task"]).group.format(**row.labels)
+
+
+def is_asked(row: Row) -> bool:
+    """Whether a row has an answer to be scored: plain text and preferences have none."""
+    return bool(tasks.find(row.labels["task"]).metric)
 
 
 def language(row: Row) -> str:

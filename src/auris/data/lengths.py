@@ -16,6 +16,7 @@ from rich.progress import track
 from auris.audio import AudioError
 from auris.data.rows import Manifest, Row
 from auris.data.samples import RowError, Samples, TooLong
+from auris.prompts import SYSTEM, Chat
 from auris.tasks import TASKS
 
 _QUICK = 2_000  # rows measured in about a second: no progress bar below
@@ -116,6 +117,9 @@ def _key(manifest: Manifest, samples: Samples) -> str:
 
 
 def _wordings(samples: Samples) -> Iterator[str]:
+    if isinstance(samples.prompt, Chat):
+        yield " ".join([type(samples.prompt).__name__, samples.prompt.label, SYSTEM])
+        return
     for task in TASKS.values():
         yield " ".join([type(samples.prompt).__name__, task.tags, task.natural, *task.paraphrases])
 

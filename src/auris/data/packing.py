@@ -3,7 +3,8 @@
 Unusual here: the plan is a function of (row ids, weights, seed) and of the step's number. No process holds a position,
 so resuming is arithmetic, and every world size and every arm of a study sees the same rows at the same step.
 
-Shapes: S rows of T tokens in all, A clips of F stored mel frames in all, M audio tokens.
+Shapes: S rows of T tokens in all (a pair of answers is two of them), A clips of F stored mel frames in all, M audio
+tokens, P pairs, K keys.
 """
 
 from __future__ import annotations
@@ -49,12 +50,19 @@ class Sample:
     mels: tuple[Tensor, ...]  # each (n_mels, geometry.stored(frames)) float32
     frames: tuple[int, ...]  # valid mel frames of each clip
     audio_seconds: float
+    # Of a pair: `ids` go on with the chosen answer, all of it supervised and nothing else; this is the other one.
+    rejected: np.ndarray | None = None  # (N,) int64
+    reference: tuple[float, float] | None = None  # log-probabilities of both answers under the reference model
 
     def __post_init__(self) -> None:
         shape = self.ids.shape
         assert len(shape) == 1 and shape[0] > 0, shape
         assert shape == self.supervise.shape == self.audio_mask.shape, (self.supervise.shape, self.audio_mask.shape)
         assert not (self.supervise & self.audio_mask).any(), "an audio token cannot be predicted"
+        if self.rejected is not None:
+            start = int(self.supervise.argmax())
+            assert len(self.rejected) and start > 0 and self.supervise[start:].all(), (start, shape)
+            assert not self.audio_mask[start - 1], "the prompt of a pair ends with text"
 
 
 def collate(samples: Sequence[Sample], *, geometry: Geometry | None, skipped: Sequence[tuple[str, str]] = ()) -> dict:
@@ -71,19 +79,30 @@ def collate(samples: Sequence[Sample], *, geometry: Geometry | None, skipped: Se
         tokens stand), `rows`, `skipped`, `audio_seconds`.
         Every process of a sharded model must run the encoder, so a pack without clips gets a silent one that no
         position refers to. A pack without rows is one unscored token of id 0, and its `rows` is empty.
+
+        A pair is a tree of two segments: prompt and chosen answer, then the prompt's last token once more (it predicts
+        two tokens) and the rejected answer, which attends to the prompt where the first segment has it. A pack of
+        pairs says so in `key_index (K,)` (where in `ids` the keys of each segment stand) and `cu_keys (S+1,)` int32
+        (how many each has, cumulated), and brings `reference (P, 2)`, if its samples do.
     """
-    ids = [sample.ids for sample in samples] or [np.zeros(1, np.int64)]
-    lengths = [len(row) for row in ids]
+    segments = [segment for sample in samples for segment in _segments(sample)] or [_NOTHING]
+    lengths = [len(segment.ids) for segment in segments]
     pack = {
-        "ids": torch.from_numpy(np.concatenate(ids)),
-        "labels": torch.from_numpy(np.concatenate([_shift(s) for s in samples] or [np.full(1, IGNORE)])),
-        "positions": torch.cat([torch.arange(n) for n in lengths]),
+        "ids": torch.from_numpy(np.concatenate([segment.ids for segment in segments])),
+        "labels": torch.from_numpy(np.concatenate([_shift(segment) for segment in segments])),
+        "positions": torch.cat([torch.arange(len(s.ids)) + s.inherited for s in segments]),
         "cu_seqlens": torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32),
-        "audio_index": torch.from_numpy(np.flatnonzero(np.concatenate([s.audio_mask for s in samples] or [[]]))),
+        "audio_index": torch.from_numpy(np.flatnonzero(np.concatenate([s.audio_mask for s in segments]))),
         "rows": [sample.row for sample in samples],
         "skipped": list(skipped),
         "audio_seconds": sum(sample.audio_seconds for sample in samples),
     }
+    if any(segment.inherited for segment in segments):
+        pack |= _tree(segments)
+    references = [sample.reference for sample in samples if sample.reference is not None]
+    if references:
+        assert len(references) == len(samples), "reference log-probabilities for some pairs and not for others"
+        pack["reference"] = torch.tensor(references, dtype=torch.float32)
     mels = [mel for sample in samples for mel in sample.mels]
     if geometry is None:
         assert not mels, "a pack for a model without audio, with clips in it"
@@ -96,11 +115,45 @@ def collate(samples: Sequence[Sample], *, geometry: Geometry | None, skipped: Se
     return pack
 
 
-def _shift(sample: Sample) -> np.ndarray:
-    """Labels (T,): the next token of the row where that token is supervised."""
-    labels = np.full(len(sample.ids), IGNORE, dtype=np.int64)
-    labels[:-1] = np.where(sample.supervise[1:], sample.ids[1:], IGNORE)
+@dataclass(frozen=True, eq=False)
+class _Segment:
+    """Tokens that stand side by side. Their keys begin with the first `inherited` ones of the segment before."""
+
+    ids: np.ndarray
+    supervise: np.ndarray
+    audio_mask: np.ndarray
+    inherited: int = 0
+
+
+_NOTHING = _Segment(np.zeros(1, np.int64), np.zeros(1, bool), np.zeros(1, bool))
+
+
+def _segments(sample: Sample) -> list[_Segment]:
+    whole = _Segment(sample.ids, sample.supervise, sample.audio_mask)
+    if sample.rejected is None:
+        return [whole]
+    last = int(sample.supervise.argmax()) - 1  # token of the prompt
+    ids = np.concatenate([sample.ids[last : last + 1], sample.rejected])
+    return [whole, _Segment(ids, np.ones(len(ids), bool), np.zeros(len(ids), bool), inherited=last)]
+
+
+def _shift(segment: _Segment) -> np.ndarray:
+    """Labels (T,): the segment's next token where that token is supervised."""
+    labels = np.full(len(segment.ids), IGNORE, dtype=np.int64)
+    labels[:-1] = np.where(segment.supervise[1:], segment.ids[1:], IGNORE)
     return labels
+
+
+def _tree(segments: Sequence[_Segment]) -> dict[str, Tensor]:
+    """Where the keys of each segment stand: those that it inherits, then its own."""
+    places: list[Tensor] = []
+    before = start = 0
+    for segment in segments:
+        own = torch.arange(start, start + len(segment.ids))
+        places.append(torch.cat([torch.arange(before, before + segment.inherited), own]))
+        before, start = start, start + len(segment.ids)
+    counts = np.cumsum([len(place) for place in places])
+    return {"key_index": torch.cat(places), "cu_keys": torch.tensor([0, *counts], dtype=torch.int32)}
 
 
 # --- rows to steps and packs --------------------------------------------------------------------------------------

@@ -1,5 +1,7 @@
 """Manifest rows: one JSON object a line (JSONL), or plain text lines (`.txt`) for the language model alone.
 
+A row is a task row, or with `messages` a dialogue; forms of other projects are read as one of the two (`importers`).
+
 A row that cannot be used keeps its place, with the reason in `problem`: the plan of all other rows stays what it would
 be without the fault, and the row is counted and named, never dropped silently.
 """
@@ -13,9 +15,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from auris import tasks
+from auris import prompts, tasks
+from auris.data import importers
 
 _NOT_LABELS = {"audio", "offset", "duration", "id"}
+_PAIR = {"chosen", "rejected", "rejected_response", "rejected_messages"}  # any of them makes a dialogue a preference
+_DIALOGUE = {"messages", "conversations", *_PAIR}
+
+EQUAL_ANSWERS = "`chosen` and `rejected` are equal"  # how the problem of a pair begins that is none
 
 
 @dataclass(frozen=True)
@@ -32,7 +39,12 @@ class Clip:
 
 @dataclass(frozen=True)
 class Row:
-    """One task row of a manifest (design: paths are relative to the manifest, labels as their task needs them)."""
+    """One row of a manifest: paths are relative to the manifest, labels as their task needs them.
+
+    Of a dialogue, labels hold `task` (chat, or preference if there are `chosen` and `rejected`), `messages`, `mode` (a
+    key of tasks.MODES) and `text`, the answer that its last question asks for; a preference also `chosen` and
+    `rejected`, two such answers, and its messages end with the user's. The k-th clip is the k-th audio of the messages.
+    """
 
     id: str
     clips: tuple[Clip, ...] = ()
@@ -135,20 +147,127 @@ def _json_row(line: str, name: str, folder: Path) -> Row:
         return Row(name, problem=f"not JSON: {error}")
     if not isinstance(fields, dict):
         return Row(name, problem=f"a row is a JSON object, got {type(fields).__name__}")
-    labels = {key: value for key, value in fields.items() if key not in _NOT_LABELS}
     identity = str(fields.get("id", name))
+    labels = {key: value for key, value in fields.items() if key not in _NOT_LABELS}
+    if fields.keys() & _DIALOGUE:
+        labels["task"] = "preference" if fields.keys() & _PAIR else "chat"  # also of a row that cannot be used
+    try:
+        fields = importers.convert(fields)
+        if "messages" in fields:
+            return _chat_row(fields, identity, folder)
+        return _task_row(fields, identity, folder)
+    except ValueError as error:
+        return Row(identity, (), labels, str(error))
+
+
+def _task_row(fields: Mapping[str, Any], identity: str, folder: Path) -> Row:
+    labels = {key: value for key, value in fields.items() if key not in _NOT_LABELS}
     paths = fields.get("audio", [])
     paths = [paths] if isinstance(paths, str) else paths
     if not isinstance(paths, list) or not all(isinstance(path, str) and path for path in paths):
-        return Row(identity, (), labels, f"`audio` is {fields['audio']!r}, expected a path or a list of paths")
-    seconds = {what: fields[what] for what in ("offset", "duration") if fields.get(what) is not None}
-    for what, value in seconds.items():
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value < float("inf"):
-            return Row(identity, (), labels, f"`{what}` is {value!r}, expected seconds >= 0")
+        raise ValueError(f"`audio` is {fields['audio']!r}, expected a path or a list of paths")
+    seconds = _seconds(fields)
     if seconds and len(paths) > 1:
-        return Row(identity, (), labels, "`offset` and `duration` describe one clip, the row has several")
+        raise ValueError("`offset` and `duration` describe one clip, the row has several")
     clips = tuple(Clip(folder / path, **seconds) for path in paths)
+    if labels.get("task") in ("chat", "preference"):
+        raise ValueError(f"task {labels['task']!r} needs `messages`")
     problem = tasks.check(labels)
     if problem is None and not clips and labels["task"] != "text":
         problem = f"task {labels['task']!r} needs `audio`"
     return Row(identity, clips, labels, problem)
+
+
+def _seconds(fields: Mapping[str, Any]) -> dict[str, float]:
+    """`offset` and `duration` of a clip, as far as they are given. Raises ValueError for what is no number >= 0."""
+    seconds = {what: fields[what] for what in ("offset", "duration") if fields.get(what) is not None}
+    for what, value in seconds.items():
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value < float("inf"):
+            raise ValueError(f"`{what}` is {value!r}, expected seconds >= 0")
+    return seconds
+
+
+# --- dialogues ----------------------------------------------------------------------------------------------------
+
+
+def _chat_row(fields: Mapping[str, Any], identity: str, folder: Path) -> Row:
+    """A dialogue as a row. Raises ValueError saying why it cannot be used."""
+    is_pair = "chosen" in fields or "rejected" in fields
+    task = "preference" if is_pair else "chat"
+    if fields.get("task", task) != task:
+        raise ValueError(f"`task` is {fields['task']!r}, but a row with `messages` is of task {task!r}")
+    if "audio" in fields:
+        raise ValueError("`audio` beside `messages`: the audio of a dialogue stands in its messages")
+    messages = fields["messages"]
+    if not isinstance(messages, list) or not messages:
+        raise ValueError(f"`messages` is {messages!r:.80}, expected a list of {{role, content}}")
+    clips = tuple(_clip(part, folder) for part in _audio_parts(messages))
+    if is_pair:
+        asked = messages
+        answers = {side: _reply(side, fields.get(side)) for side in ("chosen", "rejected")}
+        if answers["chosen"].strip() == answers["rejected"].strip():
+            raise ValueError(f"{EQUAL_ANSWERS}: {answers['chosen']!r:.80}")
+        answers["text"] = answers["chosen"]
+    else:
+        *asked, answer = messages
+        if answer["role"] != "assistant":
+            raise ValueError(f"the last message is the {answer['role']}'s, expected the assistant's answer")
+        answers = {"text": _text(answer, len(asked))}
+    _check_order(asked)
+    labels = {key: value for key, value in fields.items() if key != "id"}
+    labels |= {"task": task, "mode": fields.get("mode") or _mode(asked), **answers}
+    if "key" in labels and (not isinstance(labels["key"], str) or not labels["key"].strip()):
+        raise ValueError(f"`key` is {labels['key']!r:.80}, expected what a right answer contains")
+    return Row(identity, clips, labels, tasks.check(labels))
+
+
+def _audio_parts(messages: Sequence[prompts.Message]) -> list[Mapping[str, Any]]:
+    """The parts of the messages that are audio, in their order. Raises ValueError for messages of no known shape."""
+    prompts.audios(messages)
+    parts = [part for message in messages if isinstance(message["content"], list) for part in message["content"]]
+    return [part for part in parts if "audio" in part or "audio_url" in part]
+
+
+def _clip(part: Mapping[str, Any], folder: Path) -> Clip:
+    path = part.get("audio", part.get("audio_url"))
+    if not isinstance(path, str) or not path:
+        raise ValueError(f"the audio of a message is {path!r:.80}, expected a path")
+    return Clip(folder / path, **_seconds(part))
+
+
+def _check_order(asked: Sequence[prompts.Message]) -> None:
+    """That a dialogue up to its answer asks something, and says something in each turn."""
+    if not asked or asked[-1]["role"] != "user":
+        before = f"the {asked[-1]['role']}'s" if asked else "nothing"
+        raise ValueError(f"before the answer stands {before}, expected the user's message")
+    for number, message in enumerate(asked):
+        if not _audio_parts([message]):
+            _text(message, number)
+
+
+def _text(message: prompts.Message, number: int) -> str:
+    text = prompts.text_of(message)
+    if not text.strip():
+        raise ValueError(f"messages[{number}], of the {message['role']}, is empty")
+    return text
+
+
+def _reply(side: str, given: Any) -> str:
+    """One side of a preference, a string or a message of the assistant's, as its text."""
+    given = [given] if isinstance(given, Mapping) else given
+    messages = [{"role": "assistant", "content": given}] if isinstance(given, str) else given
+    if not isinstance(messages, list) or len(messages) != 1 or _audio_parts(messages):
+        raise ValueError(f"`{side}` is {given!r:.80}, expected a string or one message of the assistant")
+    if messages[0]["role"] != "assistant":
+        raise ValueError(f"`{side}` is the {messages[0]['role']}'s, expected the assistant's")
+    text = prompts.text_of(messages[0])
+    if not text.strip():
+        raise ValueError(f"`{side}` is empty")
+    return text
+
+
+def _mode(asked: Sequence[prompts.Message]) -> str:
+    """How the user speaks: by voice where the last message is only audio, in text where the dialogue has none."""
+    if not _audio_parts(asked):
+        return "text"
+    return "audio_analysis" if prompts.text_of(asked[-1]).strip() else "voice_chat"

@@ -1,7 +1,8 @@
 """Rows -> samples: prompt, answer and audio of one row as token ids, masks and log-mel features.
 
-Three ways to see the same row: `AudioSamples` (hear it and answer), `TextSamples` (its content as text where the audio
-will stand: what the embedded language model is pre-trained on) and `TranscriptSamples` (what is said: for CTC).
+Three ways to see the same task row: `AudioSamples` (hear it and answer), `TextSamples` (its content as text where the
+audio will stand: what the embedded language model is pre-trained on) and `TranscriptSamples` (what is said: for CTC).
+Dialogues are seen by `ChatSamples`.
 Every random choice about a row is drawn from a seed of (seed, epoch, row id).
 """
 
@@ -16,7 +17,7 @@ import numpy as np
 from auris import audio
 from auris.data.packing import Sample, row_seed
 from auris.data.rows import Clip, Row
-from auris.prompts import BothPrompts, Prompt, Turn
+from auris.prompts import BothPrompts, Chat, NaturalPrompt, Prompt, Turn
 from auris.tokenizer import Encoded, Tokenizer
 
 # A manifest's stated duration may differ from the file's by this, as when it is rounded to tenths; beyond, the row is
@@ -53,12 +54,13 @@ class Samples(ABC):
     """
 
     has_audio = True
+    styles: tuple[type, ...] = (Prompt, BothPrompts)  # of prompting that a view is written in
 
     def __init__(
         self,
         *,
         tokenizer: Tokenizer,
-        prompt: Prompt | BothPrompts,
+        prompt: Prompt | BothPrompts | Chat,
         geometry: audio.Geometry | None,
         long_audio: str = "error",
         augment: audio.SpecAugment | None = None,
@@ -137,10 +139,12 @@ class Samples(ABC):
         return sum(over) / audio.SAMPLE_RATE
 
     def _turns(self, row: Row, rng: np.random.Generator | None, prompt_only: bool) -> list[Turn]:
+        _check_task(row)
         turns = self.prompt.turns(row.labels, len(row.clips), rng)
         return [turn for turn in turns if turn.role == "prompt"] if prompt_only else turns
 
     def _longest(self, row: Row, spans: Sequence[int]) -> int:
+        _check_task(row)
         fill = [[0] * n for n in spans]
         variants = self.prompt.variants(row.labels, len(row.clips))
         return max(len(self.tokenizer.encode(turns, fill).ids) for turns in variants)
@@ -157,9 +161,18 @@ class Samples(ABC):
             seconds = len(wave) / audio.SAMPLE_RATE
             if clip.duration is not None and abs(seconds - clip.duration) > DURATION_TOLERANCE:
                 raise RowError(f"{clip.path} is {seconds:.2f} s, the manifest says {clip.duration:.2f} s")
+        return self._limit(wave)
+
+    def _limit(self, wave: np.ndarray) -> np.ndarray:
+        """A clip as far as the policy lets it be heard."""
         if len(wave) > audio.MAX_SAMPLES and self.long_audio not in ("window", "first"):
             raise TooLong(len(wave))
         return wave[: audio.MAX_SAMPLES] if self.long_audio == "first" else wave
+
+
+def _check_task(row: Row) -> None:
+    if "messages" in row.labels:
+        raise RowError("a dialogue: fine-tune on it (objective=sft data.view=chat prompt=chat_v1 or chat_v2)")
 
 
 def _stated_samples(clip: Clip) -> int:
@@ -257,3 +270,24 @@ class TranscriptSamples(Samples):
         if len(row.clips) != 1:
             raise RowError(f"{len(row.clips)} clips: a transcript belongs to one")
         return text
+
+
+class ChatSamples(AudioSamples):
+    """Dialogues in ChatML, in which all that the assistant says is trained, and plain text.
+
+    A question alone is the dialogue up to its last message; every wording is the row's own.
+    """
+
+    styles = (Chat,)
+
+    def length(self, row: Row, spans: Sequence[int]) -> int:
+        return len(self.encode(row, spans, None).ids)
+
+    def _turns(self, row: Row, rng: np.random.Generator | None, prompt_only: bool) -> list[Turn]:
+        task = row.labels["task"]
+        if task == "text":
+            return NaturalPrompt().turns(row.labels, 0)
+        if task != "chat":
+            raise RowError(f"a row of task {task!r} is no dialogue with an answer: expected `messages`")
+        messages = row.labels["messages"]
+        return self.prompt.turns(messages[:-1]) if prompt_only else self.prompt.turns(messages, supervise=True)

@@ -91,6 +91,7 @@ def _transformers_attention(
     dropout: float = 0.0,
     sliding_window: int | None = None,
     query_scale: Tensor | None = None,
+    key_index: Tensor | None = None,
     **others: object,
 ) -> tuple[Tensor, None]:
     """transformers' attention interface over `packed`: (1, H, T, Dh) -> (1, T, H, Dh)."""
@@ -112,6 +113,8 @@ def _transformers_attention(
     q, k, v = (rearrange(x, "1 h t d -> t h d") for x in (query, key, value))
     if query_scale is not None:  # (T,): log-n, see llm.LongRotary
         q = q * query_scale[:, None, None].to(q.dtype)
+    if key_index is not None:  # (Tk,): where the keys stand; those of a prompt serve all answers to it
+        k, v = (x.index_select(0, key_index) for x in (k, v))
     causal = getattr(module, "is_causal", True)
     return packed(q, k, v, cu_seq_lens_q, cu_seq_lens_k, causal=causal, scale=scaling)[None], None
 

@@ -50,9 +50,7 @@ class AudioLM(nn.Module):
     ) -> None:
         super().__init__()
         if vocab_rows is not None and vocab_rows < vocab_size:
-            raise ValueError(
-                f"model.vocab_rows={vocab_rows}: the tokenizer needs {vocab_size} rows (null: just these)"
-            )
+            raise ValueError(f"model.vocab_rows={vocab_rows}: the tokenizer needs {vocab_size} rows (null: just these)")
         self.encoder = encoder
         self.pooling = pooling(width=encoder.width)
         self.llm = llm(vocab_size=vocab_rows or vocab_size)
@@ -79,11 +77,14 @@ class AudioLM(nn.Module):
         return x.index_copy(0, index, audio[: len(index)].to(x.dtype))
 
     def hidden(self, batch: Mapping[str, Any]) -> Tensor:
-        """The LLM's hidden states behind its final norm: (T, H)."""
+        """The LLM's hidden states behind its final norm: (T, H). Pairs of answers are computed as trees."""
         cu = batch["cu_seqlens"]
-        # What an LLM does beyond its training length it does at inference only: where no gradient is wanted.
-        lengths = None if torch.is_grad_enabled() else torch.tensor(attention.lengths(cu))
-        return lm.hidden(self.llm, self.embed(batch), batch["positions"], cu, prompt_lengths=lengths)
+        tree = {"cu_k": batch["cu_keys"], "key_index": batch["key_index"]} if "key_index" in batch else {}
+        # What an LLM does beyond its training length it does at inference only: where no gradient is wanted. Not for
+        # pairs: the reference, which never wants one, is compared with what is trained.
+        is_training = bool(tree) or torch.is_grad_enabled()
+        lengths = None if is_training else torch.tensor(attention.lengths(cu))
+        return lm.hidden(self.llm, self.embed(batch), batch["positions"], cu, prompt_lengths=lengths, **tree)
 
     def head(self, h: Tensor) -> Tensor:
         """Hidden states (R, H) -> logits (R, V). Gather the positions that are scored first."""

@@ -157,19 +157,24 @@ def hidden(
     cache: RaggedCache | None = None,
     cu_k: Tensor | None = None,
     prompt_lengths: Tensor | None = None,
+    key_index: Tensor | None = None,
 ) -> Tensor:
     """Hidden states behind the final norm of packed rows: embeddings (T, H), positions (T,) -> (T, H).
 
     With a cache, `embeds` are the new tokens of each row and `cu_k` (S + 1,) counts the old ones as well.
     `prompt_lengths` (S,), on the host, says that this is inference, and how long each row's prompt was: an LLM with a
     `train_length` needs it.
+    With `key_index` (Tk,), instead of a cache, the keys of a row are not its own tokens but those at these places in
+    `embeds`, `cu_k` of them: rows that begin alike share what they begin with.
     """
-    extra = {}
+    assert cache is None or key_index is None, "a cache holds each row's own keys"
+    extra = {} if key_index is None else {"key_index": key_index}
     rotary = getattr(llm.get_decoder(), "rotary_emb", None)
     if isinstance(rotary, LongRotary) and prompt_lengths is not None:
         rows = torch.tensor(attention.lengths(cu_seqlens))
         scale = rotary.stretch(positions, prompt_lengths, rows)
-        extra = {} if scale is None else {"query_scale": scale}
+        if scale is not None:
+            extra["query_scale"] = scale
     out = llm.get_decoder()(
         inputs_embeds=embeds[None],
         position_ids=positions[None],

@@ -55,7 +55,7 @@ class CTC(nn.Module):
             reduction="none",
             zero_infinity=True,
         )[: len(pack["rows"])]  # an empty pack holds one dummy row
-        return losses.sum(), {"too_short": (losses == 0).sum()}
+        return losses.sum(), {"rows_too_short_for_ctc": (losses == 0).sum()}
 
     def answer(
         self, net: nn.Module, pack: dict, settings: Generation, *, generator: torch.Generator | None = None

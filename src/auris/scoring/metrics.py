@@ -23,8 +23,8 @@ BLEU_TOKENIZERS = {"zh": "zh", "ja": "ja-mecab"}  # evaluate_st.py of both relea
 
 def row_stats(
     metric: str,
-    hypothesis: str | Mapping | None,
-    reference: str | Mapping,
+    hypothesis: str | float | Mapping | None,
+    reference: str | float | Mapping,
     language: str,
     classes: Sequence[str] | None = None,
 ) -> list[float]:
@@ -34,8 +34,10 @@ def row_stats(
     `cer` counts characters everywhere, spaces between words included (jiwer). An empty reference adds its hypothesis
     as insertions and nothing to the reference length, as the official script does. `bleu` takes raw text and the
     *target* language. `accuracy` compares after strip and lower case, `accuracy_raw` as Qwen2-Audio's scripts do
-    (`lstrip` only); `unparsed` counts answers outside `classes`. `slot_f1` and `intent_accuracy` take
-    `{intent, slots: {name: value}}`, and None for an answer that could not be parsed.
+    (`lstrip` only); `contains` asks whether the normalised reference stands in the normalised hypothesis, whole words
+    where there are any; `unparsed` counts answers outside `classes`. `slot_f1` and `intent_accuracy` take
+    `{intent, slots: {name: value}}`, and None for an answer that could not be parsed. `prefers` takes log-probabilities:
+    of the rejected answer as hypothesis, of the chosen one as reference.
     """
     measure(metric)  # an unknown name ends here
     match metric:
@@ -51,6 +53,12 @@ def row_stats(
             return [float(x) for x in (*score.counts, *score.totals, score.sys_len, score.ref_len)]
         case "accuracy":
             return [float(_canonical(hypothesis) == _canonical(reference)), 1.0]
+        case "contains":
+            said, key = (norm.normalize(text, language) for text in (hypothesis, reference))
+            space = " " if norm.unit(language) == "word" else ""  # whole words, where there are any
+            return [float(f"{space}{key}{space}" in f"{space}{said}{space}"), 1.0]
+        case "prefers":
+            return [float(reference > hypothesis), 1.0]
         case "accuracy_raw":
             return [float(hypothesis.lstrip() == reference), 1.0]
         case "unparsed":
@@ -84,6 +92,10 @@ def signature(metric: str, language: str) -> str:
             return f"bleu|nrefs:1|case:mixed|eff:no|tok:{tokenizer}|smooth:exp|version:{version('sacrebleu')}"
         case "accuracy_raw":
             return "accuracy_raw|lstrip|exact"
+        case "prefers":
+            return "prefers|log p(chosen) > log p(rejected)|sums over tokens"
+        case "contains":
+            return f"contains|{norm.describe(language)}"
         case "slot_f1":
             return "slot_f1|strip+lower|name=value pairs, micro"
         case _:

@@ -1,0 +1,128 @@
+"""Parameters beside a frozen language model: rows of new tokens, and LoRA through peft.
+
+Both learn next to weights that no step of the optimizer touches, and are merged into these wherever a run is read
+again: the rest of the project knows models without adapters only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from auris.model.audio_lm import AudioLM
+
+NEW_TOKENS, LORA = "llm.new_tokens", "llm.lora"  # as `trainable` names them
+_TABLES = {"embedding": "model.embed_tokens.weight", "head": "lm_head.weight"}  # what `merge` looks for
+
+
+def attach(
+    net: AudioLM,
+    trainable: Collection[str],
+    *,
+    token_ids: Sequence[int] = (),
+    lora: Mapping[str, Any] | None = None,
+    seed: int = 0,
+) -> None:
+    """Give a net the adapters that `trainable` names. It computes what it did before until they are trained.
+
+    Args:
+        net: with its weights.
+        token_ids: of the new tokens.
+        lora: `rank`, `alpha` (the update is scaled by alpha / rank) and `targets`, the linear layers by their names.
+        seed: of LoRA's first matrices; the second are zero.
+
+    Raises:
+        ValueError: the whole LLM is trained anyway, or it has no tables or layers of the expected kind.
+    """
+    named = [name for name in (NEW_TOKENS, LORA) if name in trainable]
+    if named and "llm" in trainable:
+        raise ValueError(f"trainable names llm and {named[0]}: expected one of them, llm trains all of its weights")
+    if NEW_TOKENS in trainable:
+        net.llm.new_tokens = NewTokens(net.llm, token_ids)
+    if LORA in trainable:
+        _attach_lora(net.llm, lora, seed)
+
+
+class NewTokens(nn.Module):
+    """Rows of a language model's embedding and head that take the places of its own.
+
+    They are parameters of their own, so that neither a gradient nor weight decay moves a row of another token.
+
+    Args:
+        llm: whose tables they stand in; hooks on both put them there.
+        token_ids: N tokens; their rows begin as those of the tables.
+    """
+
+    def __init__(self, llm: PreTrainedModel, token_ids: Sequence[int]) -> None:
+        super().__init__()
+        ends = {"embedding": llm.get_input_embeddings(), "head": llm.get_output_embeddings()}
+        kinds = {"embedding": nn.Embedding, "head": nn.Linear}
+        parameters = dict(llm.named_parameters(remove_duplicate=False))
+        for end, module in ends.items():
+            if type(module) is not kinds[end] or parameters.get(_TABLES[end]) is not module.weight:
+                raise ValueError(
+                    f"trainable={NEW_TOKENS}: the LLM's {end} is a {type(module).__name__}, expected a plain "
+                    f"{kinds[end].__name__} whose weight is {_TABLES[end]}"
+                )
+        if not len(token_ids):
+            raise ValueError(f"trainable={NEW_TOKENS}: the tokenizer has no audio or tag tokens")
+        table, head = ends["embedding"].weight, ends["head"].weight
+        ids = torch.tensor(sorted(token_ids), device=table.device)
+        self.register_buffer("ids", ids)
+        place = torch.full((len(table),), -1, device=table.device)
+        place[ids] = torch.arange(len(ids), device=table.device)
+        self.register_buffer("place", place, persistent=False)  # (V,) row of each token in ours, -1: none
+        self.embedding = nn.Parameter(table.detach()[ids])  # (N, H)
+        self.head = self.embedding if head is table else nn.Parameter(head.detach()[ids])  # (N, H)
+        ends["embedding"].register_forward_hook(self._embed)
+        ends["head"].register_forward_hook(self._score)
+
+    def _embed(self, module: nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor:
+        place = self.place[args[0]]
+        ours = F.embedding(place.clamp(min=0), self.embedding)
+        return torch.where(place[..., None] >= 0, ours.to(output.dtype), output)
+
+    def _score(self, module: nn.Linear, args: tuple[Tensor], output: Tensor) -> Tensor:
+        bias = None if module.bias is None else module.bias[self.ids]
+        return output.index_copy(-1, self.ids, F.linear(args[0], self.head, bias).to(output.dtype))
+
+
+def _attach_lora(llm: PreTrainedModel, lora: Mapping[str, Any] | None, seed: int) -> None:
+    from peft import LoraConfig, inject_adapter_in_model  # here, as it takes seconds
+
+    if lora is None:
+        raise ValueError(f"trainable={LORA}: expected its settings, as lora.rank=8 lora.alpha=16 lora.targets=[q_proj]")
+    layers = {name.rpartition(".")[2] for name, module in llm.named_modules() if isinstance(module, nn.Linear)}
+    layers -= {"lm_head"}
+    if not lora["targets"] or not set(lora["targets"]) <= layers:
+        raise ValueError(f"lora.targets={list(lora['targets'])}: expected some of {', '.join(sorted(layers))}")
+    if lora["rank"] < 1:
+        raise ValueError(f"lora.rank={lora['rank']}: expected 1 or more")
+    # No dropout: frozen parts are in eval mode.
+    config = LoraConfig(r=lora["rank"], lora_alpha=lora["alpha"], target_modules=list(lora["targets"]))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        inject_adapter_in_model(config, llm)
+
+
+def merge(state: Mapping[str, Tensor], lora: Mapping[str, Any] | None = None) -> dict[str, Tensor]:
+    """A net's tensors with its adapters merged into the weights that they belong to; `lora` as they were attached."""
+    merged = dict(state)
+    ids = merged.pop(f"{NEW_TOKENS}.ids", None)
+    if ids is not None:
+        for end, name in _TABLES.items():
+            rows = merged.pop(f"{NEW_TOKENS}.{end}")
+            merged[f"llm.{name}"] = merged[f"llm.{name}"].index_copy(0, ids, rows)
+    for name in [name for name in merged if name.endswith(".base_layer.weight")]:
+        layer = name.removesuffix(".base_layer.weight")
+        base = merged.pop(name)
+        down, up = (merged.pop(f"{layer}.lora_{matrix}.default.weight").float() for matrix in "AB")
+        merged[f"{layer}.weight"] = (base.float() + lora["alpha"] / lora["rank"] * (up @ down)).to(base.dtype)
+        if f"{layer}.base_layer.bias" in merged:
+            merged[f"{layer}.bias"] = merged.pop(f"{layer}.base_layer.bias")
+    return merged

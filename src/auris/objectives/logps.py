@@ -1,0 +1,37 @@
+"""Log-probabilities of the labels of a pack: what next-token training, preferences and their reference are made of."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from auris.data.packing import IGNORE
+
+# Rows of logits in memory at a time. Above it, chunks are recomputed in backward; below, chunking only costs time.
+CHUNK = 4096
+
+
+def score(net: nn.Module, pack: dict) -> tuple[Tensor, Tensor, Tensor]:
+    """Score a pack's labels. Logits are computed only where a label stands.
+
+    Returns:
+        log-probabilities (R,) of the labels in float32, their positions (R,) in the pack, and whether each label is
+        the likeliest token there (R,).
+    """
+    where = (pack["labels"] != IGNORE).nonzero().squeeze(-1)  # (R,)
+    hidden = net.hidden(pack)[where]  # (R, H)
+    labels = pack["labels"][where]
+    if len(where) <= CHUNK:
+        logps, likeliest = _score(net, hidden, labels)
+    else:
+        parts = zip(hidden.split(CHUNK), labels.split(CHUNK), strict=True)
+        scored = [checkpoint(_score, net, h, y, use_reentrant=False) for h, y in parts]
+        logps, likeliest = (torch.cat(parts) for parts in zip(*scored, strict=True))
+    return logps, where, likeliest
+
+
+def _score(net: nn.Module, hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    logits = net.head(hidden).float()
+    return -F.cross_entropy(logits, labels, reduction="none"), logits.argmax(-1) == labels

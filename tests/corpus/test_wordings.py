@@ -1,0 +1,50 @@
+"""Wordings belong to one split, and the search for a key reads whole words."""
+
+from __future__ import annotations
+
+import pytest
+
+from auris.corpus import wordings
+from auris.corpus.grammar import SPLITS
+
+
+@pytest.mark.parametrize("spoken", [False, True])
+def test_every_wording_belongs_to_one_split_and_one_question(spoken: bool) -> None:
+    owners: dict[str, tuple[str, str]] = {}
+    for family in wordings.families(spoken=spoken):
+        for split in SPLITS:
+            dealt = wordings.questions(family, split, spoken=spoken)
+            assert dealt, (family, split)
+            for wording in dealt:
+                assert wording not in owners, (wording, owners.get(wording), family)
+                owners[wording] = family, split
+
+
+def test_dealing_gives_train_the_most_and_loses_nothing() -> None:
+    made = [f"wording {number}" for number in range(50)]
+    dealt = {split: wordings.deal(made, split) for split in SPLITS}
+    assert sorted(wording for several in dealt.values() for wording in several) == sorted(made)
+    assert [len(dealt[split]) for split in SPLITS] == [41, 4, 5]
+
+
+def test_what_is_spoken_is_lower_case_words() -> None:
+    for family in wordings.families(spoken=True):
+        for split in SPLITS:
+            for wording in wordings.questions(family, split, spoken=True):
+                assert all(word.isalpha() and word.islower() or word[0] == "{" for word in wording.split()), wording
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "holds"),
+    [
+        ("The speaker is female.", "male", False),
+        ("The speaker is male.", "male", True),
+        ("Sure. The keyword is GO!", "go", True),
+        ("It is now.", "no", False),
+        ("They are: a dog, then rain.", "a dog, then rain", True),
+        ("They are: a dog and rain.", "a dog, then rain", False),
+        ("The speaker says: 女王推盒子.", "女王推盒子", True),
+    ],
+)
+def test_a_key_is_looked_for_word_by_word(text: str, key: str, holds: bool) -> None:
+    assert wordings.contains(text, key) is holds

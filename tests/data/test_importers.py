@@ -1,0 +1,195 @@
+"""Rows of other projects: each form comes out as the same row of ours, and what is wrong with one is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from manifests import write_manifest
+
+from auris.data.importers import convert
+from auris.data.rows import Clip, Row, read_manifests
+
+CLIP = {"type": "audio", "audio": "a.wav"}
+ASKED = [{"role": "user", "content": [CLIP, {"type": "text", "text": "What is that?"}]}]
+MARKED = [{"role": "user", "content": "<audio>What is that?"}]
+ANSWER = {"role": "assistant", "content": "Rain."}
+WORSE = {"role": "assistant", "content": "No idea."}
+
+CHATS = {
+    "ours": {"messages": [*ASKED, ANSWER]},
+    "ms-swift": {"messages": [*MARKED, ANSWER], "audios": ["a.wav"]},
+    "one path": {"messages": [*MARKED, ANSWER], "audios": "a.wav"},
+    "LLaMA-Factory": {
+        "conversations": [{"from": "human", "value": "<audio>What is that?"}, {"from": "gpt", "value": "Rain."}],
+        "audios": ["a.wav"],
+    },
+    "parts that name no file": {
+        "messages": [
+            {"role": "user", "content": [{"type": "audio"}, {"type": "text", "text": "What is that?"}]},
+            ANSWER,
+        ],
+        "audios": ["a.wav"],
+    },
+}
+PAIRS = {
+    "ours": {"messages": ASKED, "chosen": "Rain.", "rejected": "No idea."},
+    "ours in messages": {"messages": ASKED, "chosen": [ANSWER], "rejected": [WORSE]},
+    "ms-swift": {"messages": [*MARKED, ANSWER], "rejected_response": "No idea.", "audios": ["a.wav"]},
+    "ms-swift in messages": {
+        "messages": [*MARKED, ANSWER],
+        "audios": ["a.wav"],
+        "rejected_messages": [*MARKED, WORSE],
+        "rejected_audios": ["a.wav"],
+    },
+    "LLaMA-Factory": {
+        "conversations": [{"from": "human", "value": "<audio>What is that?"}],
+        "chosen": {"from": "gpt", "value": "Rain."},
+        "rejected": {"from": "gpt", "value": "No idea."},
+        "audios": ["a.wav"],
+    },
+    "LLaMA-Factory's other form": {"messages": MARKED, "chosen": ANSWER, "rejected": WORSE, "audios": ["a.wav"]},
+    "TRL": {"prompt": "<audio>What is that?", "chosen": "Rain.", "rejected": "No idea.", "audios": ["a.wav"]},
+    "TRL in messages": {"prompt": ASKED, "chosen": [ANSWER], "rejected": [WORSE]},
+    "TRL without a prompt": {"chosen": [*MARKED, ANSWER], "rejected": [*MARKED, WORSE], "audios": ["a.wav"]},
+}
+
+
+def read(folder: Path, fields: dict) -> Row:
+    (manifest,) = read_manifests([write_manifest(folder / "rows.jsonl", [{"id": "row", **fields}])])
+    return manifest.rows[0]
+
+
+@pytest.mark.parametrize("form", CHATS)
+def test_a_dialogue_is_the_same_row_in_every_form(tmp_path, form):
+    row = read(tmp_path, {**CHATS[form], "key": "rain"})
+    assert row.problem is None
+    assert row.clips == (Clip(tmp_path / "a.wav"),)
+    labels = {"task": "chat", "mode": "audio_analysis", "text": "Rain.", "key": "rain"}
+    assert row.labels == {**labels, "messages": [*ASKED, ANSWER]}
+
+
+@pytest.mark.parametrize("form", PAIRS)
+def test_a_preference_is_the_same_row_in_every_form(tmp_path, form):
+    row = read(tmp_path, PAIRS[form])
+    assert row.problem is None
+    assert row.clips == (Clip(tmp_path / "a.wav"),)
+    answers = {"chosen": "Rain.", "rejected": "No idea.", "text": "Rain."}
+    assert row.labels == {"task": "preference", "mode": "audio_analysis", "messages": ASKED, **answers}
+
+
+def test_marks_take_the_audios_in_their_order_and_only_the_users_are_marks(tmp_path):
+    messages = [
+        {"role": "system", "content": "Say <audio> for audio."},
+        {"role": "user", "content": "<audio><audio>Which is longer?"},
+        {"role": "assistant", "content": "The second <audio>."},
+        {"role": "user", "content": "And <audio>?"},
+        ANSWER,
+    ]
+    row = read(tmp_path, {"messages": messages, "audios": ["a.wav", "b.wav", "c.wav"]})
+    assert row.problem is None
+    assert [clip.path.name for clip in row.clips] == ["a.wav", "b.wav", "c.wav"]
+    found = row.labels["messages"]
+    assert (found[0], found[2]) == (messages[0], messages[2])
+    assert [part["type"] for part in found[1]["content"]] == ["audio", "audio", "text"]
+    assert [part["type"] for part in found[3]["content"]] == ["text", "audio", "text"]
+
+
+def test_a_system_prompt_beside_the_messages_is_the_first_of_them(tmp_path):
+    row = read(tmp_path, {**CHATS["LLaMA-Factory"], "system": "Be brief."})
+    assert row.labels["messages"][0] == {"role": "system", "content": "Be brief."}
+
+
+@pytest.mark.parametrize(
+    "changed, said",
+    [
+        ({"audios": []}, "1 audio marks (<audio>), the row has 0 audios"),
+        ({"audios": None}, "1 audio marks (<audio>), the row has 0 audios"),
+        ({"audios": ["a.wav", "b.wav"]}, "1 audio marks (<audio>), the row has 2 audios"),
+        ({"audios": {"path": "a.wav"}}, "`audios` is {'path': 'a.wav'}, expected a list of paths"),
+        ({"audios": [3]}, "the audio of a message is 3, expected a path"),
+        ({"images": ["a.png"]}, "the row has `images`"),
+        ({"messages": []}, "`messages` is [], expected a list of messages"),
+        ({"messages": "hi"}, "`messages` is 'hi'"),
+        ({"messages": [*MARKED, {"role": "tool", "content": "x"}]}, "expected a `role` of system, user, assistant"),
+        ({"messages": [*MARKED, {"role": "assistant", "content": " "}]}, "messages[1], of the assistant, is empty"),
+        ({"rejected_response": "Rain."}, "`chosen` and `rejected` are equal: 'Rain.'"),
+        ({"rejected_response": ""}, "`rejected` is empty"),
+        ({"rejected_messages": [{"role": "user", "content": "hi"}, WORSE]}, "differ before the answer"),
+        ({"rejected_messages": [*MARKED, WORSE], "rejected_audios": ["b.wav"]}, "differ before the answer"),
+    ],
+)
+def test_what_is_wrong_with_a_row_of_ms_swift_is_named(tmp_path, changed, said):
+    row = read(tmp_path, {**CHATS["ms-swift"], **changed})
+    assert said in row.problem and row.id == "row"
+
+
+@pytest.mark.parametrize(
+    "fields, said",
+    [
+        ({"conversations": "hi"}, "`conversations` is 'hi', expected a list of messages"),
+        ({"conversations": [{"from": "observation", "value": "x"}]}, "expected a `role` of system, user, assistant"),
+        ({"conversations": [{"from": ["human"], "value": "x"}]}, "expected a `role`"),
+        ({"conversations": [{"human": "x"}]}, "messages[0] is {'human': 'x'}"),
+        ({"chosen": "yes", "rejected": "no"}, "without a `prompt`: expected lists of messages"),
+        ({"chosen": [ANSWER], "rejected": [WORSE]}, "`prompt` is []"),
+        ({"prompt": "hi", "chosen": [ANSWER, ANSWER], "rejected": "no"}, "a string or one message of the assistant"),
+        ({"prompt": "hi", "chosen": {"role": "user", "content": "yes"}, "rejected": "no"}, "is the user's"),
+    ],
+)
+def test_what_is_wrong_with_other_rows_is_named(tmp_path, fields, said):
+    assert said in read(tmp_path, fields).problem
+
+
+def test_a_mark_without_any_audio_is_no_text(tmp_path):
+    assert "1 audio marks" in read(tmp_path, {"messages": [*MARKED, ANSWER]}).problem
+
+
+def test_task_rows_and_rows_of_ours_are_left_as_they_are():
+    for fields in ({"audio": "a.wav", "task": "sec", "text": "rain"}, CHATS["ours"], PAIRS["ours"]):
+        assert convert(fields) == fields
+
+
+# --- the official evaluation files ---
+
+
+@pytest.mark.parametrize(
+    "fields, labels",
+    [
+        ({"source": "librispeech_test_clean", "gt": "hi"}, {"task": "asr", "language": "en", "text": "hi"}),
+        ({"source": "aishell1_test", "gt": "你好"}, {"task": "asr", "language": "zh", "text": "你好"}),
+        ({"source": "cv15_asr_fr", "gt": "salut"}, {"task": "asr", "language": "fr", "text": "salut"}),
+        (
+            {"source": "fleurs", "gt": "hi", "prompt": "Detect the language and recognize the speech: <|zh|>"},
+            {"task": "asr", "language": "zh", "text": "hi"},
+        ),
+        (
+            {"source": "covost2_en_zh_test", "gt": "你好"},
+            {"task": "s2tt", "language": "en", "target_language": "zh", "text": "你好"},
+        ),
+        ({"source": "meld", "gt": "joy"}, {"task": "er", "text": "joy"}),
+        (
+            {"source": "clothoaqa_val", "question": "Where is this?", "gt": "road"},
+            {"task": "aqa", "question": "Where is this?", "text": "road"},
+        ),
+        ({"source": "clotho_test", "gt": "A car."}, {"task": "aac", "caption_style": "clotho", "text": "A car."}),
+    ],
+)
+def test_rows_of_the_official_evaluations_are_task_rows(tmp_path, fields, labels):
+    row = read(tmp_path, {"audio": "a.wav", **fields})
+    assert row.problem is None and row.clips == (Clip(tmp_path / "a.wav"),)
+    assert row.labels.items() >= labels.items() and "gt" not in row.labels
+
+
+@pytest.mark.parametrize(
+    "fields, said",
+    [
+        ({"source": "mystery_test", "gt": "x"}, "`source` is 'mystery_test'; known sources begin with librispeech"),
+        ({"gt": "x"}, "`source` is None"),
+        ({"source": "covost2_test", "gt": "x"}, "expected two languages"),
+        ({"source": "cv15_asr_yue", "gt": "x"}, "task 'asr' needs the label `language`"),
+        ({"source": "clotho_test", "gt": ["one", "two"]}, "label `text` is list"),
+    ],
+)
+def test_what_is_wrong_with_an_official_row_is_named(tmp_path, fields, said):
+    assert said in read(tmp_path, {"audio": "a.wav", **fields}).problem
