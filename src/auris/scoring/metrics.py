@@ -36,8 +36,8 @@ def row_stats(
     *target* language. `accuracy` compares after strip and lower case, `accuracy_raw` as Qwen2-Audio's scripts do
     (`lstrip` only); `contains` asks whether the normalised reference stands in the normalised hypothesis, whole words
     where there are any; `unparsed` counts answers outside `classes`. `slot_f1` and `intent_accuracy` take
-    `{intent, slots: {name: value}}`, and None for an answer that could not be parsed. `prefers` takes log-probabilities:
-    of the rejected answer as hypothesis, of the chosen one as reference.
+    `{intent, slots: {name: value}}`, and None for an answer that could not be parsed. `prefers` takes
+    log-probabilities: of the rejected answer as hypothesis, of the chosen one as reference.
     """
     measure(metric)  # an unknown name ends here
     match metric:
