@@ -9,11 +9,14 @@ import sys
 from pathlib import Path
 
 import lightning as L
+import published
 import pytest
 import torch
 from recipes import SMALLEST_MODEL
+from safetensors.torch import load_file
 
 from auris import callbacks, recipe, train
+from auris.tokenizer import Tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -220,11 +223,37 @@ def test_a_whole_model_starts_from_another_run(smallest):
 def test_weights_of_another_vocabulary_are_refused(smallest, tmp_path: Path):
     first = smallest("experiment=llm_text", "arm=first", "max_steps=2")
     train.train(first)
-    from auris.tokenizer import Tokenizer
-
     Tokenizer.train(["other words entirely"], vocab_size=300).save(tmp_path / "other")
     made = smallest(
         "experiment=qwen_audio_pretrain", f"weights.llm='{first['run_dir']}'", f"tokenizer={tmp_path}/other"
     )
     with pytest.raises(ValueError, match="has another vocabulary than tokenizer=.*: set tokenizer="):
         train.build(made)
+
+
+def test_parts_start_from_published_directories(smallest, tmp_path: Path):
+    """Whisper's encoder, and a language model by its own config.json, whose vocabulary grows."""
+    published.whisper(tmp_path / "whisper")
+    published.language_model(tmp_path / "llm")
+    encoder = published.ENCODER
+    made = smallest(
+        "experiment=qwen2_audio_pretrain",
+        f"weights.encoder={tmp_path}/whisper",
+        f"weights.llm={tmp_path}/llm",
+        f"model.llm.config.path={tmp_path}/llm",
+        f"model.encoder.n_mels={encoder['num_mel_bins']}",
+        f"model.encoder.width={encoder['d_model']}",
+        f"model.encoder.n_layers={encoder['encoder_layers']}",
+        f"model.encoder.n_heads={encoder['encoder_attention_heads']}",
+        f"model.encoder.ffn={encoder['encoder_ffn_dim']}",
+        "max_steps=2",
+    )
+    module, _ = train.build(made)
+    module.configure_model()
+    stored = load_file(tmp_path / "llm/model.safetensors")["model.embed_tokens.weight"]
+    table = module.net.llm.get_input_embeddings().weight
+    assert torch.equal(table[: len(stored)], stored) and len(table) > len(stored)
+    whisper = load_file(tmp_path / "whisper/model.safetensors")["model.encoder.conv1.weight"]
+    assert torch.equal(module.net.encoder.conv1.weight, whisper)
+    train.train(made)
+    assert (Path(made["run_dir"]) / "checkpoints/last.ckpt").is_file()

@@ -276,7 +276,7 @@ def write_ranks(tokenizer: Tokenizer, path: Path) -> None:
 def _write_auris(model: AudioModel, found: Checkpoint, out: Path) -> None:
     """recipe.yaml, the tokenizer in `tokenizer/`, generation_config.json and a run's results."""
     made = dict(model.recipe) | {"tokenizer": "tokenizer"}
-    if "path" in made["model"]["llm"]["config"]:  # that directory may be gone where this one is read
+    if made["model"]["llm"]["config"].get("path"):  # that directory may be gone where this one is read
         config = json.loads(model.net.llm.config.to_json_string(use_diff=False))
         made["model"] = {**made["model"], "llm": {**made["model"]["llm"], "config": config}}
     made["model"] = {**made["model"], "vocab_rows": _rows(model.net)}

@@ -32,7 +32,8 @@ def build_llm(config: Mapping[str, Any], vocab_size: int, train_length: int | No
     """Build a causal LM with freshly initialised weights (none at all on the meta device).
 
     Args:
-        config: a transformers config as a dict with its `model_type`, or `{"path": DIR}` with a config.json in DIR.
+        config: a transformers config as a dict with its `model_type`, or `path`: a directory whose config.json then
+            says everything.
         vocab_size: V, rows of the embedding and of the head; replaces the config's own.
         train_length: tokens of a row beyond which, at inference, angles and queries are rescaled as Qwen-7B does it
             (`LongRotary`); None: never.
@@ -43,15 +44,16 @@ def build_llm(config: Mapping[str, Any], vocab_size: int, train_length: int | No
     """
     # Special tokens are the tokenizer's and `generate`'s business; ids of another vocabulary would freeze an embedding.
     late = {"vocab_size": vocab_size, "pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
-    if "path" in config:
+    given = {name: value for name, value in config.items() if name != "path"}
+    if config.get("path") is not None:
         path = Path(config["path"])
         if not (path / "config.json").is_file():
             raise FileNotFoundError(
                 f"{path}: expected a transformers directory with a config.json (model.llm.config.path=DIR)"
             )
         hf_config = AutoConfig.from_pretrained(path, local_files_only=True, **late)
-    elif "model_type" in config:
-        hf_config = AutoConfig.for_model(**{**config, **late})
+    elif "model_type" in given:
+        hf_config = AutoConfig.for_model(**{**given, **late})
     else:
         raise ValueError(
             f"LLM config with {sorted(config)}: expected a model_type (model.llm.config.model_type=qwen2) or a path"
