@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import lightning as L
 import pytest
 import torch
 from recipes import SMALLEST_MODEL
@@ -14,8 +13,8 @@ from auris import evaluate, export, pretrained, recipe, train
 from auris.model.adapters import LORA, NEW_TOKENS
 from auris.prompts import Qwen2AudioChat, QwenAudioChat
 from auris.results import measure
+from runs import ROOT, KillAt, Killed
 
-ROOT = Path(__file__).resolve().parents[1]
 SYSTEMS = {"qwen_audio": QwenAudioChat, "qwen2_audio": Qwen2AudioChat}
 
 
@@ -59,21 +58,6 @@ def smallest(corpus: Path, dialogues: Path, tmp_path: Path, monkeypatch: pytest.
         return recipe.resolve(recipe.compose([*size, *(rows if chat else few), *overrides]))
 
     return compose
-
-
-class Killed(Exception):
-    pass
-
-
-class KillAt(L.Callback):
-    """Ends a run without a word at the end of a step."""
-
-    def __init__(self, step: int):
-        self.step = step
-
-    def on_train_batch_end(self, trainer: L.Trainer, *_: object) -> None:
-        if trainer.global_step == self.step:
-            raise Killed
 
 
 def weights_of(path: str) -> dict[str, torch.Tensor]:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +14,6 @@ import soundfile
 import torch
 from manifests import read_row, samples_of, tokenizer, write_manifest, write_wave
 from recipes import SMALLEST_MODEL
-from test_train import KillAt, Killed, assert_equal, fit, weights
 from torch import nn
 
 from auris import recipe, references, train
@@ -28,8 +24,7 @@ from auris.data.rows import Row
 from auris.objectives.dpo import DPO, answer_logps
 from auris.objectives.next_token import NextToken
 from auris.prompts import Qwen2AudioChat, QwenAudioChat
-
-ROOT = Path(__file__).resolve().parents[1]
+from runs import ROOT, KillAt, Killed, assert_equal, fit, train_in_a_process, weights
 
 
 @pytest.fixture(scope="module")
@@ -286,16 +281,7 @@ def test_two_processes_share_the_work_and_train_as_one(smallest, tmp_path):
     pairs = len(alone.read_text().splitlines())
     alone.unlink()
     two = smallest(*options, "arm=two", "strategy=ddp", "trainer.devices=2", "data.token_budget=200")
-    recipe.save(two, tmp_path / "two.yaml")
-    script = tmp_path / "two.py"
-    script.write_text(
-        "import sys\nfrom pathlib import Path\nfrom auris import recipe, train\n"
-        "if __name__ == '__main__':\n    train.train(recipe.load(Path(sys.argv[1])))\n"
-    )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(script), str(tmp_path / "two.yaml")]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr[-3000:]
+    train_in_a_process(two, tmp_path)
     written = sorted(path.read_text().count("\n") for path in (tmp_path / "cache").glob("references-*.jsonl"))
     assert len(written) == 2 and sum(written) == pairs and written[0] > 0
     assert_equal(weights(one), weights(two), 1e-5)
