@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from packs import Row, audio_mask, clips, expand
 
 from auris.audio import Geometry
 from auris.data.packing import Sample, collate
+from packs import Row, audio_mask, clips, expand
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from manifests import tokenizer
-from recipes import SMALLEST_MODEL
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import (
@@ -21,10 +19,12 @@ from transformers import (
     WhisperFeatureExtractor,
     WhisperForConditionalGeneration,
 )
-from vocabularies import rank_lines, write_ranks
 
 from auris import parallel, recipe
 from auris.tokenizer import Tokenizer
+from manifests import tokenizer
+from recipes import SMALLEST_MODEL
+from vocabularies import rank_lines, write_ranks
 
 ENCODER = {"d_model": 32, "encoder_layers": 2, "encoder_attention_heads": 2, "encoder_ffn_dim": 48, "num_mel_bins": 16}
 LLM = {

@@ -9,15 +9,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import published
 import pytest
-from manifests import tokenizer, write_manifest, write_wave
 
 import auris
+import published
 from auris import chat
 from auris.chat import Conversation, Stream, answer_file, talk
 from auris.data.rows import read_manifests
 from auris.pretrained import AudioModel
+from manifests import tokenizer, write_manifest, write_wave
 
 SETTINGS = {"max_new_tokens": 8, "control": True}
 

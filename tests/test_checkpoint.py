@@ -8,11 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
-import published
 import pytest
 import torch
 from safetensors.torch import save_file
 
+import published
 from auris import parallel, recipe
 from auris.checkpoint import KINDS, PARTS, identify
 from auris.export import export

@@ -8,19 +8,19 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-import published
 import pytest
-from manifests import samples_of, speech_rows, tokenizer, write_manifest
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+import published
 from auris import doctor, recipe
 from auris.checkpoint import PARTS
 from auris.data.datamodule import pack
 from auris.data.packing import IGNORE
 from auris.data.rows import read_manifests
 from auris.doctor import GIB, STAGES, Load, Stage, examine, memory, parameters, report, spell
+from manifests import samples_of, speech_rows, tokenizer, write_manifest
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from recipes import SMALLEST_MODEL
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from manifests import read_row, samples_of, write_wave
-
 from auris.data.rows import Clip, Manifest, Row
 from auris.evaluate import in_windows, join, score, summarise
+from manifests import read_row, samples_of, write_wave
 
 RUN = {"study": "s", "arm": "a", "seed": 0}
 

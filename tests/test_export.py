@@ -6,20 +6,20 @@ import json
 import sys
 from pathlib import Path
 
-import published
 import pytest
 import torch
-import vocabularies
-from manifests import tokenizer, write_manifest, write_wave
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoProcessor, Qwen2AudioForConditionalGeneration
 
 import auris
+import published
+import vocabularies
 from auris import audio, recipe
 from auris.export import choose, export, main, write_ranks
 from auris.pretrained import AudioModel
 from auris.tokenizer import Tokenizer
+from manifests import tokenizer, write_manifest, write_wave
 
 PROMPT = "Detect the language and recognize the speech: <|en|>"
 MARKS = "<|audio_bos|><|AUDIO|><|audio_eos|>"

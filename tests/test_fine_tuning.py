@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from recipes import SMALLEST_MODEL
 
 from auris import evaluate, export, pretrained, recipe, train
 from auris.model.adapters import LORA, NEW_TOKENS
 from auris.prompts import Qwen2AudioChat, QwenAudioChat
 from auris.results import measure
+from recipes import SMALLEST_MODEL
 from runs import ROOT, KillAt, Killed
 
 SYSTEMS = {"qwen_audio": QwenAudioChat, "qwen2_audio": Qwen2AudioChat}

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 import soundfile
-import stand_in
 
+import stand_in
 from auris import instruct as instruction
 from auris import prompts, recipe
 from auris.corpus import dialogues, grammar, speech, wordings

@@ -6,7 +6,6 @@ from functools import partial
 
 import pytest
 import torch
-from packs import VOCAB, Clip, pack, text
 from torch import nn
 
 from auris.model import llm, pooling, projector
@@ -14,6 +13,7 @@ from auris.model.audio_lm import AudioLM
 from auris.model.encoder import Encoder
 from auris.objectives.ctc import CTC
 from auris.parallel import materialise
+from packs import VOCAB, Clip, pack, text
 
 QWEN2 = {
     "model_type": "qwen2",

@@ -9,18 +9,18 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import published
 import pytest
 import torch
-from manifests import tokenizer, write_wave
 from torch import Tensor
 from transformers import AutoProcessor, Qwen2AudioForConditionalGeneration
 
 import auris
+import published
 from auris import audio
 from auris.pretrained import AudioModel
 from auris.prompts import NaturalPrompt, Qwen2AudioChat, QwenAudioChat, TagPrompt
 from auris.tokenizer import Tokenizer
+from manifests import tokenizer, write_wave
 
 ROOT = Path(__file__).resolve().parents[1]
 SECONDS = [1.3, 0.777, 2.0]

@@ -7,15 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import nets
 import numpy as np
 import pytest
 import soundfile
 import torch
-from manifests import read_row, samples_of, tokenizer, write_manifest, write_wave
-from recipes import SMALLEST_MODEL
 from torch import nn
 
+import nets
 from auris import recipe, references, train
 from auris.audio import SpecAugment
 from auris.data.datamodule import pack
@@ -24,6 +22,8 @@ from auris.data.rows import Row
 from auris.objectives.dpo import DPO, answer_logps
 from auris.objectives.next_token import NextToken
 from auris.prompts import Qwen2AudioChat, QwenAudioChat
+from manifests import read_row, samples_of, tokenizer, write_manifest, write_wave
+from recipes import SMALLEST_MODEL
 from runs import ROOT, KillAt, Killed, assert_equal, fit, train_in_a_process, weights
 
 

@@ -7,8 +7,6 @@ import re
 
 import numpy as np
 import pytest
-from manifests import TEXTS, tokenizer
-from vocabularies import plain, qwen2_audio, rank_lines, write_ranks
 
 from auris.prompts import (
     BothPrompts,
@@ -22,6 +20,8 @@ from auris.prompts import (
 )
 from auris.tasks import LANGUAGES
 from auris.tokenizer import RANKS_FILE, Tokenizer, control_tokens
+from manifests import TEXTS, tokenizer
+from vocabularies import plain, qwen2_audio, rank_lines, write_ranks
 
 ASR = {"task": "asr", "text": "the cat sat", "language": "en"}
 

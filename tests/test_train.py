@@ -6,14 +6,14 @@ import json
 from pathlib import Path
 
 import lightning as L
-import published
 import pytest
 import torch
-from recipes import SMALLEST_MODEL
 from safetensors.torch import load_file
 
+import published
 from auris import callbacks, recipe, train
 from auris.tokenizer import Tokenizer
+from recipes import SMALLEST_MODEL
 from runs import ROOT, KillAt, Killed, assert_equal, fit, train_in_a_process, weights
 
 

@@ -7,13 +7,13 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from manifests import TEXTS, tokenizer
 from tokenizers import AddedToken, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as FastTokenizer
 from transformers import PreTrainedTokenizerFast, Qwen2Tokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from auris.tasks import LANGUAGES
+from manifests import TEXTS, tokenizer
 
 
 def plain(special_first: bool = False) -> PreTrainedTokenizerFast:

@@ -7,8 +7,8 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-import stand_in
 
+import stand_in
 from auris.corpus import augmentation
 from auris.corpus.augmentation import SHIPPED, Endpoint, Record, Written, request
 from auris.corpus.grammar import SPLITS

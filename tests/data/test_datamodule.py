@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from manifests import samples_of, speech_rows, write_manifest
 
 from auris.audio import SpecAugment
 from auris.data.datamodule import AudioDataModule, From, Questions, Steps, by_length, group
@@ -17,6 +16,7 @@ from auris.data.lengths import Lengths
 from auris.data.packing import IGNORE
 from auris.data.rows import Row
 from auris.data.samples import TextSamples
+from manifests import samples_of, speech_rows, write_manifest
 
 SECONDS = [0.3 + 0.07 * n for n in range(14)]
 MASKS = SpecAugment(n_freq_masks=1, freq_mask_param=4, n_time_masks=1, time_mask_param=10, p=1.0, time_warp=0)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from manifests import write_manifest
 
 from auris.data.importers import convert
 from auris.data.rows import Clip, Row, read_manifests
+from manifests import write_manifest
 
 CLIP = {"type": "audio", "audio": "a.wav"}
 ASKED = [{"role": "user", "content": [CLIP, {"type": "text", "text": "What is that?"}]}]

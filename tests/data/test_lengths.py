@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from manifests import samples_of, speech_rows, tokenizer, write_manifest, write_wave
 
 from auris.audio import Geometry
 from auris.data import lengths
@@ -16,6 +15,7 @@ from auris.data.rows import Manifest, read_manifests
 from auris.data.samples import ChatSamples, TextSamples
 from auris.prompts import Qwen2AudioChat, QwenAudioChat, TagPrompt
 from auris.tokenizer import Tokenizer
+from manifests import samples_of, speech_rows, tokenizer, write_manifest, write_wave
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from manifests import read_row, samples_of, tokenizer, write_manifest, write_wave
 
 from auris.audio import Geometry
 from auris.data.datamodule import pack
@@ -17,6 +16,7 @@ from auris.data.pairs import PairSamples
 from auris.data.rows import Row, read_manifests
 from auris.data.samples import RowError
 from auris.prompts import Chat, Qwen2AudioChat, QwenAudioChat
+from manifests import read_row, samples_of, tokenizer, write_manifest, write_wave
 
 CLIP = {"type": "audio", "audio": "a.wav"}
 V1 = Geometry(n_mels=16, pool=2, boundary=True)

@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
-from manifests import write_manifest
 
 from auris.data.rows import Clip, Manifest, Row, read_manifests
+from manifests import write_manifest
 
 ASR = {"task": "asr", "language": "en", "text": "hello"}
 

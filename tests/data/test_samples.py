@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from manifests import GEOMETRY, read_row, samples_of, tokenizer, write_manifest, write_wave
 
 from auris import audio
 from auris.data.packing import IGNORE, collate
 from auris.data.rows import Clip, Row, read_manifests
 from auris.data.samples import AudioSamples, ChatSamples, RowError, Samples, TextSamples, TooLong, TranscriptSamples
 from auris.prompts import BothPrompts, NaturalPrompt, Qwen2AudioChat, QwenAudioChat, TagPrompt
+from manifests import GEOMETRY, read_row, samples_of, tokenizer, write_manifest, write_wave
 
 WARP = audio.SpecAugment(n_freq_masks=1, freq_mask_param=4, n_time_masks=1, time_mask_param=10, p=1.0, time_warp=5)
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from copy import deepcopy
 
-import nets
-import packs
 import pytest
 import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor
 
+import nets
+import packs
 from auris import optim
 from auris.model import adapters, weights
 from auris.model.audio_lm import AudioLM

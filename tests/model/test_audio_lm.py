@@ -6,13 +6,13 @@ from functools import partial
 
 import pytest
 import torch
-from packs import VOCAB, Clip, Row, pack, text
 from torch import nn
 
 from auris.model import boundary, llm, pooling, projector
 from auris.model.audio_lm import AudioLM
 from auris.model.encoder import Encoder
 from auris.model.generation import Generation
+from packs import VOCAB, Clip, Row, pack, text
 
 POOLINGS = {
     "mean": partial(pooling.Mean, k=2),

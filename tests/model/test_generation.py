@@ -6,13 +6,13 @@ from functools import partial
 
 import pytest
 import torch
-from packs import VOCAB, Clip, Row, pack, text
 
 from auris.data.packing import collate
 from auris.model import llm, pooling, projector
 from auris.model.audio_lm import AudioLM
 from auris.model.encoder import Encoder
 from auris.model.generation import Generation, generate, sample
+from packs import VOCAB, Clip, Row, pack, text
 
 QWEN2 = {
     "model_type": "qwen2",

@@ -6,7 +6,6 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-import nets
 import pytest
 import torch
 import torch.distributed as dist
@@ -16,6 +15,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.multiprocessing import spawn
 
+import nets
 from auris import parallel
 from auris.model import weights
 from auris.model.audio_lm import AudioLM

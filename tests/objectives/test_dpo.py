@@ -5,14 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-import nets
 import pytest
 import torch
 import torch.nn.functional as F
-from packs import Clip, expand, text
-from preferences import Pair, sequence, sequences, tree
 from torch import Tensor, nn
 
+import nets
 from auris.audio import Geometry
 from auris.data.packing import IGNORE, collate
 from auris.model.audio_lm import AudioLM
@@ -20,6 +18,8 @@ from auris.model.generation import Generation
 from auris.model.llm import LongRotary
 from auris.objectives import logps as logps_module
 from auris.objectives.dpo import DPO, answer_logps
+from packs import Clip, expand, text
+from preferences import Pair, sequence, sequences, tree
 
 VOCAB = 96
 

@@ -7,7 +7,6 @@ from functools import partial
 
 import pytest
 import torch
-from packs import VOCAB, Clip, Row, pack, text
 from torch import Tensor, nn
 
 from auris.audio import Geometry
@@ -18,6 +17,7 @@ from auris.model.encoder import Encoder
 from auris.model.generation import Generation
 from auris.objectives import logps
 from auris.objectives.next_token import NextToken
+from packs import VOCAB, Clip, Row, pack, text
 
 QWEN2 = {
     "model_type": "qwen2",

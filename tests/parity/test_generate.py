@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from packs import VOCAB, Row, expand, pack, text
 from transformers import GenerationConfig, PreTrainedModel, Qwen2AudioForConditionalGeneration, Qwen2ForCausalLM
 from twins import BATCHES, QWEN2, build, pad, padded
 
 from auris.model.audio_lm import AudioLM
 from auris.model.generation import Generation, generate, process
+from packs import VOCAB, Row, expand, pack, text
 
 # Both systems' generation_config.json, without their tokens. The official evaluation scripts turn sampling off and
 # leave the rest as it is, so that Qwen2-Audio's are greedy with a repetition penalty.

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 
-import nets
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -22,6 +21,7 @@ from transformers import (
     WhisperModel,
 )
 
+import nets
 from auris import recipe
 from auris.model import weights
 from auris.model.audio_lm import AudioLM

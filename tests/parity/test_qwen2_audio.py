@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from packs import Row, pack
 from transformers import Qwen2AudioForConditionalGeneration
 from twins import BATCHES, build, padded
 
 from auris.data.packing import IGNORE
 from auris.model import weights
 from auris.model.audio_lm import AudioLM
+from packs import Row, pack
 
 
 @pytest.fixture(scope="module")

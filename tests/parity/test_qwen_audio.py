@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from published import golden_table
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -24,6 +23,7 @@ from auris.model.generation import Generation
 from auris.model.llm import build_llm
 from auris.model.pooling import Mean
 from auris.model.projector import Linear
+from published import golden_table
 
 VOCAB = 155947
 END = 151643  # <|endoftext|>

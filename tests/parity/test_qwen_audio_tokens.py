@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from manifests import tokenizer
 from transformers import Qwen2AudioProcessor, WhisperFeatureExtractor
-from vocabularies import qwen2_audio
 
 from auris.prompts import Chat, Control, NaturalPrompt, Qwen2AudioChat, QwenAudioChat, TagPrompt, Turn, audios
 from auris.tokenizer import Tokenizer
+from manifests import tokenizer
+from vocabularies import qwen2_audio
 
 
 @pytest.fixture(scope="module")

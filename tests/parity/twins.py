@@ -5,13 +5,13 @@ from __future__ import annotations
 from functools import partial
 
 import torch
-from packs import AUDIO_ID, VOCAB, Clip, Row, clips, expand, text
 from transformers import Qwen2AudioConfig, Qwen2AudioForConditionalGeneration
 
 from auris.audio import MAX_FRAMES
 from auris.model import llm, pooling, projector, weights
 from auris.model.audio_lm import AudioLM
 from auris.model.encoder import Encoder
+from packs import AUDIO_ID, VOCAB, Clip, Row, clips, expand, text
 
 QWEN2 = {
     "model_type": "qwen2",
