@@ -13,6 +13,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "src" / "auris"
 FLOORS = {
     "auris.results": -1,  # reads files only
     "auris.audio": 0,
+    "auris.completions": 0,
     "auris.tasks": 0,
     "auris.prompts": 0,
     "auris.tokenizer": 0,
