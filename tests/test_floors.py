@@ -24,6 +24,7 @@ FLOORS = {
     "auris.objectives": 3,
     "auris.parallel": 3,
     "auris.optim": 3,
+    "auris.strategies": 4,
     "auris.module": 4,
     "auris.callbacks": 4,
     "auris.references": 4,

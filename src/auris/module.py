@@ -1,13 +1,15 @@
 """The one LightningModule: steps, logging, weights. Parts are what an experiment swaps; there is no arithmetic here.
 
 Manual optimisation: a batch is one step, the list of this rank's packs. Gradients are communicated on the last pack
-only, and divided once by the count of supervised tokens over all packs and ranks.
+only, and divided once by the count of supervised tokens over all packs and ranks. Where several ranks compute one
+model together on the same rows (tensor parallelism), one of them speaks: it alone counts, scores and reports.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import lightning as L
@@ -19,6 +21,7 @@ from auris.data.datamodule import group, language
 from auris.model import adapters, weights
 from auris.model.generation import Generation
 from auris.scoring.metrics import TaskScore
+from auris.strategies import Sharded
 from auris.tokenizer import Tokenizer
 
 
@@ -61,20 +64,29 @@ class AudioLMModule(L.LightningModule):
         self.optim, self.max_steps, self.trainable = dict(optim), max_steps, list(trainable)
         self.lora, self.initial, self.max_new_tokens, self.seed = lora, initial, max_new_tokens, seed
         self.scores: dict[str, TaskScore] = {}
+        self.meshes: parallel.Meshes | None = None  # set by a strategy that shards
 
     def configure_model(self) -> None:
         if not any(parameter.is_meta for parameter in self.net.parameters()):
             return  # Lightning calls this more than once
+        twin = references.twin(self.objective, self.net)
+        adapters.attach(self.net, self.trainable, token_ids=self.tokenizer.audio_ids, lora=self.lora)
+        optim.freeze(self.net, self.trainable)
+        device = "cpu"
+        if self.meshes is not None:
+            parallel.shard(self.net, self.meshes)
+            device = self.trainer.strategy.root_device
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            parallel.materialise(self.net, "cpu")
+            parallel.materialise(self.net, device)
             parallel.materialise(self.objective, "cpu")
+        if self.meshes is not None:
+            parallel.shard_objective(self.objective, self.meshes)
         for one in self.initial:
             weights.load(self.net, seed=self.seed, **one)
-        references.provide(self)  # here, where a resumed run has its initial weights too; its own are restored later
-        token_ids = self.tokenizer.audio_ids
-        adapters.attach(self.net, self.trainable, token_ids=token_ids, lora=self.lora, seed=self.seed)
-        optim.freeze(self.net, self.trainable)
+        with parallel.Draws():
+            adapters.start(self.net, seed=self.seed)
+        references.provide(self, twin)  # here, where a resumed run has its initial weights too; its own come later
 
     def configure_optimizers(self) -> tuple[list, list]:
         o = self.optim
@@ -109,18 +121,15 @@ class AudioLMModule(L.LightningModule):
         return {
             "tokens": sums["tokens"],
             "audio_seconds": sums["audio_seconds"],
-            "skipped": [row for pack in packs for row in pack["skipped"]],
+            "skipped": [row for pack in packs for row in pack["skipped"] if self._speaks],
             "rows": [row for pack in packs for row in pack["rows"]],
         }
 
     def _update(self, count: Tensor) -> None:
         """One optimizer step on the mean gradient. DDP has averaged over ranks where a sum is wanted."""
         adamw, schedule = self.optimizers(), self.lr_schedulers()
-        scale = self.trainer.world_size / count
-        for parameter in self._trained():
-            if parameter.grad is not None:
-                parameter.grad.mul_(scale)
-        norm = nn.utils.clip_grad_norm_(self._trained(), self.optim["clip"])
+        averaged = 1 if self._is_sharded else self.trainer.world_size
+        norm = parallel.clip(self._trained(), self.optim["clip"], scale=averaged / count)
         self.log("train/grad_norm", norm)
         adamw.step()
         adamw.zero_grad()
@@ -149,7 +158,11 @@ class AudioLMModule(L.LightningModule):
         pack = batch["prompts"]
         ends = self.trainer.datamodule.valid_samples.prompt.stop
         settings = Generation(max_new_tokens=self.max_new_tokens, stop=frozenset(map(self.tokenizer.id, ends)))
-        answers = self.objective.answer(self.net, pack, settings)
+        # Ranks decode different numbers of steps; a sharded net needs all of them in each.
+        any_goes = partial(self.trainer.strategy.reduce_boolean_decision, all=False) if self._is_sharded else bool
+        answers = self.objective.answer(self.net, pack, settings, any_goes=any_goes)
+        if not self._speaks:
+            return {"skipped": []}
         for row_number, ids in zip(pack["rows"], answers, strict=False):  # an empty pack holds one dummy row
             row = self.trainer.datamodule.question(row_number)
             task = tasks.find(row.labels["task"])
@@ -160,6 +173,7 @@ class AudioLMModule(L.LightningModule):
         return {"skipped": pack["skipped"]}
 
     def on_validation_epoch_end(self) -> None:
+        parallel.reshard(self.net, self.objective)
         values = torch.stack([value.float() for value in self._valid.values()])
         sums = dict(zip(self._valid, self._sum_over_ranks(values), strict=True))
         count = sums["count"].clamp(min=1)
@@ -171,9 +185,17 @@ class AudioLMModule(L.LightningModule):
     def _trained(self) -> Iterator[nn.Parameter]:
         return (parameter for parameter in self.parameters() if parameter.requires_grad)
 
+    @property
+    def _is_sharded(self) -> bool:
+        return isinstance(self.trainer.strategy, Sharded)
+
+    @property
+    def _speaks(self) -> bool:
+        return not self._is_sharded or self.trainer.strategy.speaks
+
     def _without_communication(self) -> Any:
         block = getattr(self.trainer.strategy, "block_backward_sync", None)
         return block() if block else nullcontext()
 
     def _sum_over_ranks(self, values: Tensor) -> Tensor:
-        return self.trainer.strategy.reduce(values, reduce_op="sum")
+        return self.trainer.strategy.reduce(values * self._speaks, reduce_op="sum")

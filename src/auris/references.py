@@ -6,6 +6,7 @@ part of: a cache that does not belong to a run is never read. What a killed run 
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import math
@@ -20,10 +21,13 @@ from lightning.pytorch.utilities import rank_zero_info
 from rich.progress import track
 from torch import nn
 
+from auris import parallel
 from auris.data.datamodule import by_length, pack
 from auris.data.lengths import Lengths
 from auris.data.rows import Row
 from auris.data.samples import Samples
+from auris.model import adapters, shards
+from auris.model.audio_lm import AudioLM
 from auris.objectives.dpo import DPO, answer_logps
 
 if TYPE_CHECKING:
@@ -53,7 +57,12 @@ def check(objective: nn.Module, samples: Samples) -> None:
         )
 
 
-def provide(module: AudioLMModule) -> None:
+def twin(objective: nn.Module, net: AudioLM) -> AudioLM | None:
+    """What a live reference will be, of a net on the meta device; None where there will be none."""
+    return copy.deepcopy(net) if isinstance(objective, DPO) and objective.reference == "live" else None
+
+
+def provide(module: AudioLMModule, twin: AudioLM | None) -> None:
     """Give a module that trains on pairs its reference: the net with its initial weights, cached or as a copy.
 
     To be called when the net has them, before a checkpoint is restored, and with the data set up. Other objectives have
@@ -62,8 +71,13 @@ def provide(module: AudioLMModule) -> None:
     objective, net = module.objective, module.net
     if not isinstance(objective, DPO):
         return
-    if objective.reference == "live":
-        objective.freeze(net)
+    if twin is not None:
+        twin.requires_grad_(False)
+        if module.meshes is not None:
+            parallel.shard(twin, module.meshes)
+        parallel.materialise(twin, module.trainer.strategy.root_device, draw=False)
+        parallel.copy(net, twin)
+        objective.freeze(twin)
         return
     trainer = module.trainer
     data = trainer.datamodule
@@ -81,7 +95,9 @@ def provide(module: AudioLMModule) -> None:
             token_budget=data.token_budget,
             world=trainer.world_size,
             rank=trainer.global_rank,
+            together=module.meshes.tensor.size() if module.meshes and module.meshes.tensor else 1,
         )
+    parallel.reshard(net)
     data.samples.references = by_id(table, data.rows)
     data.valid_samples.references = by_id(table, data.valid_rows)
 
@@ -97,6 +113,7 @@ def compute(
     token_budget: int,
     world: int = 1,
     rank: int = 0,
+    together: int = 1,
 ) -> Table:
     """Log-probabilities of both answers of every row under the net; what the cache has is not computed again.
 
@@ -105,6 +122,7 @@ def compute(
         samples: how rows are seen; not augmented.
         file: the cache without its ending: process r of `world` adds to `<file>-r.jsonl`, and reads all of them.
         token_budget: most tokens in a pack.
+        together: of so many neighbouring processes each computes the same packs (tensor parallelism).
     """
     known = _share(_read(file), world)
     wanted = {content(row): number for number, row in enumerate(rows) if tokens[number]}  # equal rows once
@@ -114,8 +132,9 @@ def compute(
     )
     todo = np.where(np.isin(np.arange(len(rows)), list(missing)), tokens, 0)
     # As many packs on every process: a sharded net needs all of them in each forward. Empty ones yield nothing.
-    packs = by_length(Lengths(todo, {}, {}), token_budget, world)[rank::world]
+    packs = by_length(Lengths(todo, {}, {}), token_budget, world // together)[rank // together :: world // together]
     device = next(net.parameters()).device
+    learning = [module for module in net.modules() if module.training]
     net.eval()
     own = file.with_name(f"{file.name}-{rank}.jsonl")
     _prepare(own)
@@ -127,6 +146,8 @@ def compute(
         new = {missing[number]: tuple(pair) for number, pair in zip(batch["rows"], logps, strict=True)}
         _append(own, new)
         found |= new
+    for module in learning:
+        module.training = True
     return known | _share(found, world)
 
 
@@ -144,13 +165,14 @@ def content(row: Row) -> str:
 
 
 def digest(net: nn.Module) -> str:
-    """A hash of all of a net's weights, wherever they came from."""
+    """A hash of all of a net's weights, wherever they came from; not of adapters, which begin without effect."""
+    named = {adapters.plain_name(name): tensor for name, tensor in net.state_dict().items()}
     return _hash(
         piece
-        for name, tensor in sorted(net.state_dict().items())
+        for name in sorted(named.keys() - {None})
         for piece in (
-            f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(),
-            tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy(),
+            f"{name} {named[name].dtype} {tuple(named[name].shape)}".encode(),
+            shards.whole(named[name].detach()).cpu().contiguous().flatten().view(torch.uint8).numpy(),
         )
     )
 

@@ -12,12 +12,14 @@ import subprocess
 import sys
 import time
 import warnings
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import hydra
 import lightning as L
+import torch
 from hydra.utils import get_class
 from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -40,6 +42,8 @@ _FREE = (
     "data.num_workers",
     "data.cache_dir",
     "trainer.devices",
+    "trainer.num_nodes",
+    "trainer.strategy",
     "trainer.accelerator",
     "trainer.log_every_n_steps",
 )
@@ -202,7 +206,20 @@ def build_trainer(made: dict[str, Any], run_dir: Path) -> L.Trainer:
     if made["trainer"]["enable_progress_bar"]:
         found.append(TQDMProgressBar(refresh_rate=10))
     logger = TensorBoardLogger(run_dir, name="", version="")
-    return recipe.build(made["trainer"] | {"_partial_": True})(logger=logger, callbacks=found, default_root_dir=run_dir)
+    options = trainer_options(made["trainer"]) | {"_partial_": True}
+    return recipe.build(options)(logger=logger, callbacks=found, default_root_dir=run_dir)
+
+
+def trainer_options(made: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe's `trainer` with its precision settled, for a strategy that computes in it by itself as well."""
+    precision = made["precision"]
+    if precision == "auto":
+        is_gpu = made["accelerator"] in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+        precision = "bf16-mixed" if is_gpu else "32-true"
+    strategy = made["strategy"]
+    if isinstance(strategy, Mapping) and "precision" in strategy:
+        strategy = {**strategy, "precision": precision}
+    return {**made, "precision": precision, "strategy": strategy}
 
 
 def quiet() -> None:

@@ -33,7 +33,8 @@ def batch(net: AudioLM) -> dict:
 
 
 def attach(net: AudioLM, *names: str) -> None:
-    adapters.attach(net, names, token_ids=NEW, lora=LORA_SETTINGS, seed=3)
+    adapters.attach(net, names, token_ids=NEW, lora=LORA_SETTINGS)
+    adapters.start(net, seed=3)
     optim.freeze(net, names)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
@@ -265,7 +266,7 @@ def test_an_empty_pack_contributes_nothing_but_reaches_every_part(net: AudioLM) 
 
 def test_a_frozen_copy_and_its_numbers_are_the_same_reference(net: AudioLM) -> None:
     live = DPO(reference="live")
-    live.freeze(net)
+    live.freeze(deepcopy(net))
     with torch.no_grad():
         reference = answer_logps(net, tree(pairs(), net.geometry))[0]
         for parameter in net.parameters():
@@ -279,7 +280,7 @@ def test_a_frozen_copy_and_its_numbers_are_the_same_reference(net: AudioLM) -> N
 
 def test_the_policy_starts_at_its_reference(net: AudioLM) -> None:
     live = DPO(reference="live")
-    live.freeze(net)
+    live.freeze(deepcopy(net))
     loss, sums, _ = run(live, net, tree(pairs(), net.geometry))
     assert loss.item() == pytest.approx(4 * math.log(2))
     assert (sums["reward_margin"].item(), sums["accuracy"].item(), sums["kl"].item()) == (0, 0, 0)
@@ -287,7 +288,7 @@ def test_the_policy_starts_at_its_reference(net: AudioLM) -> None:
 
 def test_a_frozen_copy_is_neither_saved_nor_trained(net: AudioLM) -> None:
     live = DPO(reference="live")
-    live.freeze(net)
+    live.freeze(deepcopy(net))
     assert live.state_dict() == {} and list(live.parameters()) == []
     run(live, net, tree(pairs(), net.geometry))
     assert all(parameter.grad is None for parameter in live._frozen[0].parameters())

@@ -1,7 +1,8 @@
 """Parameters beside a frozen language model: rows of new tokens, and LoRA through peft.
 
 Both learn next to weights that no step of the optimizer touches, and are merged into these wherever a run is read
-again: the rest of the project knows models without adapters only.
+again: the rest of the project knows models without adapters only. They are attached before the net has memory (or
+after), and start once it has its weights.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from auris.model import shards
 from auris.model.audio_lm import AudioLM
 
 NEW_TOKENS, LORA = "llm.new_tokens", "llm.lora"  # as `trainable` names them
@@ -26,15 +28,13 @@ def attach(
     *,
     token_ids: Sequence[int] = (),
     lora: Mapping[str, Any] | None = None,
-    seed: int = 0,
 ) -> None:
-    """Give a net the adapters that `trainable` names. It computes what it did before until they are trained.
+    """Give a net the adapters that `trainable` names; `start` gives them their values.
 
     Args:
-        net: with its weights.
+        net: with its weights, or still on the meta device.
         token_ids: of the new tokens.
         lora: `rank`, `alpha` (the update is scaled by alpha / rank) and `targets`, the linear layers by their names.
-        seed: of LoRA's first matrices; the second are zero.
 
     Raises:
         ValueError: the whole LLM is trained anyway, or it has no tables or layers of the expected kind.
@@ -45,7 +45,30 @@ def attach(
     if NEW_TOKENS in trainable:
         net.llm.new_tokens = NewTokens(net.llm, token_ids)
     if LORA in trainable:
-        _attach_lora(net.llm, lora, seed)
+        _attach_lora(net.llm, lora)
+
+
+def start(net: AudioLM, *, seed: int) -> None:
+    """Give a net's adapters their initial values: it computes what it did without them until they are trained.
+
+    Args:
+        net: with its weights.
+        seed: of LoRA's first matrices, drawn from torch's global generator; the second are zero.
+    """
+    if hasattr(net.llm, "new_tokens"):
+        net.llm.new_tokens.start(net.llm)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for module in net.llm.modules():
+            if hasattr(module, "reset_lora_parameters"):
+                module.reset_lora_parameters("default", True)
+
+
+def plain_name(name: str) -> str | None:
+    """What a tensor is called in a net without adapters; None for one of an adapter."""
+    if name.startswith(f"{NEW_TOKENS}.") or ".lora_" in name:
+        return None
+    return name.replace(".base_layer.", ".")
 
 
 class NewTokens(nn.Module):
@@ -72,15 +95,27 @@ class NewTokens(nn.Module):
         if not len(token_ids):
             raise ValueError(f"trainable={NEW_TOKENS}: the tokenizer has no audio or tag tokens")
         table, head = ends["embedding"].weight, ends["head"].weight
-        ids = torch.tensor(sorted(token_ids), device=table.device)
-        self.register_buffer("ids", ids)
-        place = torch.full((len(table),), -1, device=table.device)
-        place[ids] = torch.arange(len(ids), device=table.device)
-        self.register_buffer("place", place, persistent=False)  # (V,) row of each token in ours, -1: none
-        self.embedding = nn.Parameter(table.detach()[ids])  # (N, H)
-        self.head = self.embedding if head is table else nn.Parameter(head.detach()[ids])  # (N, H)
+        self._token_ids = sorted(token_ids)
+        shape = (len(self._token_ids), table.shape[1])
+        self.register_buffer("ids", torch.empty(shape[0], dtype=torch.long, device=table.device))
+        place = torch.empty(len(table), dtype=torch.long, device=table.device)  # (V,) row of each in ours, -1: none
+        self.register_buffer("place", place, persistent=False)
+        self.embedding = nn.Parameter(torch.empty(shape, dtype=table.dtype, device=table.device))  # (N, H)
+        self.tied = head is table
+        self.head = self.embedding if self.tied else nn.Parameter(torch.empty_like(self.embedding))  # (N, H)
         ends["embedding"].register_forward_hook(self._embed)
         ends["head"].register_forward_hook(self._score)
+
+    @torch.no_grad()
+    def start(self, llm: PreTrainedModel) -> None:
+        """Fill the buffers, and the rows with those of the tables, which all processes of a sharded net must do."""
+        if self.tied:
+            self.head = self.embedding  # which `to_empty` parts
+        self.ids.copy_(torch.tensor(self._token_ids))
+        self.place.fill_(-1)
+        self.place[self.ids] = torch.arange(len(self.ids), device=self.ids.device)
+        for ours, end in ((self.embedding, llm.get_input_embeddings()), (self.head, llm.get_output_embeddings())):
+            shards.fill(ours, shards.rows(end.weight, self.ids))
 
     def _embed(self, module: nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor:
         place = self.place[args[0]]
@@ -92,7 +127,7 @@ class NewTokens(nn.Module):
         return output.index_copy(-1, self.ids, F.linear(args[0], self.head, bias).to(output.dtype))
 
 
-def _attach_lora(llm: PreTrainedModel, lora: Mapping[str, Any] | None, seed: int) -> None:
+def _attach_lora(llm: PreTrainedModel, lora: Mapping[str, Any] | None) -> None:
     from peft import LoraConfig, inject_adapter_in_model  # here, as it takes seconds
 
     if lora is None:
@@ -105,8 +140,7 @@ def _attach_lora(llm: PreTrainedModel, lora: Mapping[str, Any] | None, seed: int
         raise ValueError(f"lora.rank={lora['rank']}: expected 1 or more")
     # No dropout: frozen parts are in eval mode.
     config = LoraConfig(r=lora["rank"], lora_alpha=lora["alpha"], target_modules=list(lora["targets"]))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with torch.random.fork_rng(devices=[]), torch.device(llm.device):
         inject_adapter_in_model(config, llm)
 
 

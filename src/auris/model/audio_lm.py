@@ -1,6 +1,7 @@
 """AudioLM: the whole model over a packed batch, and the order of its parts that weights depend on.
 
-Shapes: T tokens of all rows, S rows, M audio tokens, H the LLM's hidden width, V vocabulary rows, R any positions.
+Shapes: T tokens of all rows, S rows, A clips, C encoder frames (20 ms) of all of them, D the encoder's width, M audio
+tokens, H the LLM's hidden width, V vocabulary rows, R any positions.
 A batch is the plain dict that auris.data.packing makes; it may lack `mel` where no row has audio at all (text-only
 training).
 """
@@ -59,6 +60,11 @@ class AudioLM(nn.Module):
         self.boundary = boundary(width=width)
         self.geometry = replace(encoder.geometry, pool=self.pooling.k, boundary=self.boundary.learned)
 
+    def hear(self, mel: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
+        """The encoder alone, with its final norm: stored mel frames (n_mels, F) of clips -> (C, D), lengths (A,)."""
+        x, lengths = self.encoder(mel, frames)
+        return self.encoder.norm(x), lengths
+
     def encode(self, mel: Tensor, frames: Tensor) -> Tensor:
         """Stored mel frames (n_mels, F) of clips with `frames` (A,) valid ones -> audio tokens (M, H)."""
         pooled, lengths = self.pooling(*self.encoder(mel, frames))
@@ -104,6 +110,7 @@ class AudioLM(nn.Module):
         *,
         generator: torch.Generator | None = None,
         stream: Callable[[int, int], None] | None = None,
+        any_goes: Callable[[bool], bool] = bool,
     ) -> list[list[int]]:
         """Token ids that continue each row of a batch of prompts (`generation.generate`)."""
-        return generate(self, batch, settings, generator=generator, stream=stream)
+        return generate(self, batch, settings, generator=generator, stream=stream, any_goes=any_goes)

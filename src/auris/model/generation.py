@@ -159,6 +159,7 @@ def generate(
     *,
     generator: torch.Generator | None = None,
     stream: Callable[[int, int], None] | None = None,
+    any_goes: Callable[[bool], bool] = bool,
 ) -> list[list[int]]:
     """Continue every row of a pack until its stop token, which is not returned.
 
@@ -170,6 +171,8 @@ def generate(
         generator: of the one number per call which, with a row's number (`rows` of the batch), all of that row's draws
             follow from: in the same state, it gives a row the same answer in any pack. None: torch's global one.
         stream: called with (row's index in the batch, token) as soon as each token is known.
+        any_goes: told whether a row of this process goes on, says whether one of any process does. A sharded net
+            computes only where all processes do: those whose rows have stopped compute along.
 
     Raises:
         ValueError: a stop token that the model does not have.
@@ -187,17 +190,21 @@ def generate(
     h = lm.hidden(net.llm, net.embed(batch), batch["positions"], cu, cache, cu_k, prompt)
     h = h[cu[1:].long() - 1]  # (R, H)
     answers: list[list[int]] = [[] for _ in rows]
+    stopped = False  # all rows of this process
     for step in range(settings.max_new_tokens):
         scores = process(net.head(h), settings, step=step, seen=None if seen is None else seen[rows])
         ids = (scores.argmax(-1) if draws is None else sample(scores, draws[rows, step].to(scores.device))).cpu()
-        going = [i for i, token in enumerate(ids.tolist()) if token not in settings.stop]
-        rows, ids = rows[going], ids[going]
-        for row, token in zip(rows.tolist(), ids.tolist(), strict=True):
+        going = [i for i, token in enumerate(ids.tolist()) if token not in settings.stop and not stopped]
+        for i in going:
+            row, token = int(rows[i]), int(ids[i])
             answers[row].append(token)
             if stream is not None:
                 stream(row, token)
-        if not going or step + 1 == settings.max_new_tokens:
+        if not any_goes(bool(going)) or step + 1 == settings.max_new_tokens:
             break
+        stopped = not going
+        going = going or [0]  # one row computes along, unheard
+        rows, ids = rows[going], ids[going]
         if seen is not None:
             seen[rows, ids] = True
         positions = cache.lengths[rows].to(cu.device)

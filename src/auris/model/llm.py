@@ -146,6 +146,11 @@ class LongRotary(nn.Module):
         return angles.cos().to(x.dtype), angles.sin().to(x.dtype)
 
 
+def layers(llm: PreTrainedModel) -> nn.ModuleList:
+    """The decoder's layers, from the bottom."""
+    return next(child for child in llm.get_decoder().children() if isinstance(child, nn.ModuleList))
+
+
 def embed(llm: PreTrainedModel, ids: Tensor) -> Tensor:
     """Token ids (T,) -> embeddings (T, H)."""
     return llm.get_input_embeddings()(ids)

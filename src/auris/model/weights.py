@@ -21,11 +21,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
-# What torch.distributed.checkpoint calls as well; there is no public name for it.
-from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
-
+from auris.model import adapters, shards
 from auris.model.audio_lm import AudioLM
 
 # ------------------------------------------------------------------------------------------------------------- layouts
@@ -344,6 +341,7 @@ def load(
 
     Args:
         net: with memory, its tensors plain or sharded (each rank reads its own slices only); they keep their dtypes.
+            Adapters are left as they are.
         source: tensors, in files or in memory.
         layout: of the source's names, a key of LAYOUTS; recognised if not given.
         parts: of the net (`encoder`, ..., `llm`); all that the layout holds if not given.
@@ -401,7 +399,8 @@ class _Match:
 
 
 def _match(net: AudioLM, source: Source, table: Layout, parts: Collection[str]) -> _Match:
-    targets = {name: t for name, t in net.state_dict(keep_vars=True).items() if _part(name) in parts}
+    named = {adapters.plain_name(name): t for name, t in net.state_dict(keep_vars=True).items()}
+    targets = {name: t for name, t in named.items() if name is not None and _part(name) in parts}
     stored = {table.spell(name): name for name in filter(table.uses, source.keys())}
     wanted = table.group(targets)
     faults = [f"{name} has no counterpart there" for name in targets if table.theirs(name) is None]
@@ -470,17 +469,11 @@ def _joined_shape(tensors: list[Tensor]) -> tuple[int, ...]:
     return (sum(len(tensor) for tensor in tensors), *tensors[0].shape[1:])
 
 
-def _local(tensor: Tensor) -> tuple[Tensor, tuple[slice, ...]]:
-    """What this rank has of a tensor, and where in the whole it lies."""
-    if not isinstance(tensor, DTensor):
-        return tensor, tuple(slice(0, n) for n in tensor.shape)
-    sizes, offsets = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
-    return tensor.to_local(), tuple(slice(start, start + n) for start, n in zip(offsets, sizes, strict=True))
-
-
 def _copy(tensor: Tensor, source: Source, name: str, *, first_row: int) -> None:
     """Copy a stored tensor, or of a joined one the rows from `first_row` on."""
-    local, index = _local(tensor)
+    local, index = shards.local(tensor)
+    if not local.numel():  # more processes than rows; files know no empty slices
+        return
     if first_row:
         index = (slice(index[0].start + first_row, index[0].stop + first_row), *index[1:])
     local.copy_(source.read(name, index))
@@ -488,7 +481,7 @@ def _copy(tensor: Tensor, source: Source, name: str, *, first_row: int) -> None:
 
 def _copy_grown(tensor: Tensor, source: Source, name: str, *, seed: int) -> None:
     """Copy a stored table of fewer rows, and draw the others."""
-    local, (rows, *columns) = _local(tensor)
+    local, (rows, *columns) = shards.local(tensor)
     old = source.shape(name)[0]
     known = slice(min(rows.start, old), min(rows.stop, old))
     n_known = known.stop - known.start

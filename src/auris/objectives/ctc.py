@@ -7,6 +7,7 @@ the projector will have to translate (Graves et al. 2006).
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from itertools import takewhile
 
 import torch
@@ -58,9 +59,17 @@ class CTC(nn.Module):
         return losses.sum(), {"rows_too_short_for_ctc": (losses == 0).sum()}
 
     def answer(
-        self, net: nn.Module, pack: dict, settings: Generation, *, generator: torch.Generator | None = None
+        self,
+        net: nn.Module,
+        pack: dict,
+        settings: Generation,
+        *,
+        generator: torch.Generator | None = None,
+        any_goes: Callable[[bool], bool] = bool,
     ) -> list[list[int]]:
-        """Best path, repeats and blanks removed, as far as `stop` and `max_new_tokens` let it go. `generator` is idle.
+        """Best path, repeats and blanks removed, as far as `stop` and `max_new_tokens` let it go.
+
+        `generator` and `any_goes` are idle: nothing is drawn, and there is one forward.
 
         Raises ValueError for settings that choose tokens in another way: they would have no effect.
         """
@@ -77,8 +86,8 @@ class CTC(nn.Module):
         return [list(answer)[: settings.max_new_tokens] for answer in going]
 
     def _scores(self, net: nn.Module, pack: dict) -> tuple[Tensor, Tensor]:
-        frames, lengths = net.encoder(pack["mel"], pack["frames"])
-        return self.head(net.encoder.norm(frames)).log_softmax(-1).float(), lengths
+        frames, lengths = net.hear(pack["mel"], pack["frames"])
+        return self.head(frames).float().log_softmax(-1), lengths
 
 
 def _pad(scores: Tensor, lengths: Tensor) -> Tensor:

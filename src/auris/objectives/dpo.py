@@ -8,15 +8,15 @@ Shapes: P pairs; the answers of a pair stand in the order chosen, rejected.
 
 from __future__ import annotations
 
-import copy
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from auris.model.generation import Generation, generate
+from auris.model.generation import Generation
 from auris.objectives.logps import score
 
 LOSSES = ("sigmoid", "ipo", "hinge")
@@ -74,12 +74,12 @@ class DPO(nn.Module):
             )
         self.beta, self.loss, self.average = beta, loss, average
         self.label_smoothing, self.nll_weight, self.reference = label_smoothing, nll_weight, reference
-        # In a tuple, which torch does not look into: the copy belongs to no checkpoint and no optimizer.
+        # In a tuple, which torch does not look into: the twin belongs to no checkpoint and no optimizer.
         self._frozen: tuple[nn.Module, ...] = ()
 
     def freeze(self, net: nn.Module) -> None:
-        """Keep a copy of the net as it is now: the reference of `reference="live"`."""
-        self._frozen = (copy.deepcopy(net).requires_grad_(False).eval(),)
+        """Keep this net, a twin of the policy that nothing else trains: the reference of `reference="live"`."""
+        self._frozen = (net.requires_grad_(False).eval(),)
 
     def count(self, pack: dict) -> Tensor:
         """What the summed loss is divided by: pairs."""
@@ -126,22 +126,27 @@ class DPO(nn.Module):
         """The reference's log-probabilities (P, 2): those that came with the pack, or the frozen copy's."""
         if "reference" in pack:
             return pack["reference"]
-        if not pack["rows"]:
+        if not self._frozen and not pack["rows"]:
             return torch.zeros(0, 2, device=pack["ids"].device)
         if not self._frozen:
             raise ValueError(
                 "the pairs bring no reference log-probabilities and there is no frozen reference: "
                 "references.provide comes before the first step"
             )
-        self._frozen[0].to(pack["ids"].device)
-        with torch.no_grad():
+        with torch.no_grad():  # for an empty pack too: a sharded net computes only where all processes do
             return answer_logps(self._frozen[0], pack)[0]
 
     def answer(
-        self, net: nn.Module, pack: dict, settings: Generation, *, generator: torch.Generator | None = None
+        self,
+        net: nn.Module,
+        pack: dict,
+        settings: Generation,
+        *,
+        generator: torch.Generator | None = None,
+        any_goes: Callable[[bool], bool] = bool,
     ) -> list[list[int]]:
         """Token ids that continue each row of a pack of prompts (`generation.generate`)."""
-        return generate(net, pack, settings, generator=generator)
+        return net.generate(pack, settings, generator=generator, any_goes=any_goes)
 
 
 def answer_logps(net: nn.Module, pack: dict) -> tuple[Tensor, Tensor]:

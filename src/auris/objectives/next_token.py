@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
 from auris.data.packing import IGNORE
-from auris.model.generation import Generation, generate
+from auris.model.generation import Generation
 from auris.objectives.logps import score
 
 
@@ -25,7 +27,13 @@ class NextToken(nn.Module):
         return -logps.sum(), {"accuracy": likeliest.sum()}
 
     def answer(
-        self, net: nn.Module, pack: dict, settings: Generation, *, generator: torch.Generator | None = None
+        self,
+        net: nn.Module,
+        pack: dict,
+        settings: Generation,
+        *,
+        generator: torch.Generator | None = None,
+        any_goes: Callable[[bool], bool] = bool,
     ) -> list[list[int]]:
         """Token ids that continue each row of a pack of prompts (`generation.generate`)."""
-        return generate(net, pack, settings, generator=generator)
+        return net.generate(pack, settings, generator=generator, any_goes=any_goes)
