@@ -67,7 +67,7 @@ class AudioLMModule(L.LightningModule):
         self.meshes: parallel.Meshes | None = None  # set by a strategy that shards
 
     def configure_model(self) -> None:
-        if not any(parameter.is_meta for parameter in self.net.parameters()):
+        if not self._has_no_memory:
             return  # Lightning calls this more than once
         twin = references.twin(self.objective, self.net)
         adapters.attach(self.net, self.trainable, token_ids=self.tokenizer.audio_ids, lora=self.lora)
@@ -87,6 +87,10 @@ class AudioLMModule(L.LightningModule):
         with parallel.Draws():
             adapters.start(self.net, seed=self.seed)
         references.provide(self, twin)  # here, where a resumed run has its initial weights too; its own come later
+
+    def cpu(self) -> AudioLMModule:
+        """Lightning's way out of any error: one that comes before the net has memory is not to be hidden by another."""
+        return self if self._has_no_memory else super().cpu()
 
     def configure_optimizers(self) -> tuple[list, list]:
         o = self.optim
@@ -184,6 +188,10 @@ class AudioLMModule(L.LightningModule):
 
     def _trained(self) -> Iterator[nn.Parameter]:
         return (parameter for parameter in self.parameters() if parameter.requires_grad)
+
+    @property
+    def _has_no_memory(self) -> bool:
+        return any(parameter.is_meta for parameter in self.net.parameters())
 
     @property
     def _is_sharded(self) -> bool:

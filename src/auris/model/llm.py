@@ -97,8 +97,10 @@ def reset_parameters(llm: PreTrainedModel) -> None:
     """Initialise all weights and buffers, also those that no checkpoint holds, after `to_empty`.
 
     transformers marks the modules that it has initialised and skips them from then on, and `to_empty` parts tied
-    weights. So: forget the marks, initialise, tie again. Draws from torch's global generator.
+    weights, unless they are sharded. So: forget the marks, tie again, initialise: a tied weight ends as the last of its
+    draws, sharded or not. Draws from torch's global generator.
     """
+    llm.tie_weights(recompute_mapping=False)
     for module in llm.modules():
         module._is_hf_initialized = False
     llm.init_weights()
