@@ -1,18 +1,27 @@
-"""Memory and initial weights for a net that was built without (weights from files: test_weights)."""
+"""Memory and initial weights for a net that was built without (weights from files: test_weights), whole or sharded.
+
+Sharded ones without communication: one process pretends to be any of a group. Whole runs are in test_strategies.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from auris.model import llm, pooling, projector
+from auris import optim, parallel, recipe
+from auris.model import adapters, llm, pooling, projector, shards
 from auris.model.audio_lm import AudioLM
 from auris.model.encoder import Encoder
 from auris.objectives.ctc import CTC
-from auris.parallel import materialise
+from auris.parallel import Meshes, materialise
 from packs import VOCAB, Clip, pack, text
 
 QWEN2 = {
@@ -131,3 +140,109 @@ def test_without_draws_only_what_is_not_random_is_filled(garbage):
     for name, tensor in tensors(net).items():
         fixed = name in dict(eager.named_buffers()) or tensors(eager)[name].std() == 0  # norms, the LLM's biases
         assert torch.equal(tensor, tensors(eager)[name]) if fixed else torch.isnan(tensor).all(), name
+
+
+# --- sharded ---
+
+
+@pytest.fixture
+def process() -> Iterator[Callable[..., Meshes]]:
+    """Be one of a number of processes: `process(rank, of=4, tensor=2)` gives the meshes that it sees."""
+
+    def be(rank: int, *, of: int, tensor: int = 1, replicas: int = 1, dtype: torch.dtype = torch.float32) -> Meshes:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+        dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=of)
+        # Named by the process, as torch takes equal meshes for one, with the place that it saw first.
+        names = [f"{axis} of {rank}" for axis in ("processes", "replicas", "shards", "data", "tensor")]
+        whole = init_device_mesh("cpu", (of,), mesh_dim_names=(names[0],))
+        if replicas > 1:
+            whole = init_device_mesh("cpu", (replicas, of // replicas), mesh_dim_names=tuple(names[1:3]))
+        if tensor == 1:
+            return Meshes(whole=whole, layers=whole, dtype=dtype)
+        both = init_device_mesh("cpu", (of // tensor, tensor), mesh_dim_names=tuple(names[3:]))
+        return Meshes(whole=whole, layers=both[names[3]], tensor=both[names[4]], dtype=dtype)
+
+    yield be
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+DIVISIONS = [{"of": 3}, {"of": 4, "replicas": 2}, {"of": 2, "tensor": 2}, {"of": 4, "tensor": 2}]
+
+
+@pytest.mark.parametrize("division", DIVISIONS, ids=str)
+def test_the_parts_of_all_processes_are_the_net_of_one(garbage, process, division):
+    torch.manual_seed(5)
+    whole = build_meta("conv")
+    materialise(whole, "cpu")
+    after = torch.rand(1)
+    covered = {name: torch.zeros_like(tensor) for name, tensor in whole.state_dict().items()}
+    for rank in range(division["of"]):
+        meshes = process(rank, **division)
+        torch.manual_seed(5)
+        net = build_meta("conv")
+        parallel.shard(net, meshes)
+        materialise(net, "cpu")
+        assert torch.equal(torch.rand(1), after)  # what is drawn next is the same too
+        for name, tensor in net.state_dict().items():
+            part, index = shards.local(tensor)
+            assert torch.equal(part, whole.state_dict()[name][index]), (rank, name)
+            covered[name][index] += 1
+    assert all(times.unique().numel() == 1 for times in covered.values())  # every number as often as any other
+
+
+def test_a_part_is_smaller_the_more_processes_there_are(process):
+    tokenizer = SimpleNamespace(size=5_000)
+    net = recipe.build_net(recipe.resolve(recipe.compose(["experiment=qwen2_audio_pretrain", "scale=full"])), tokenizer)
+    total = sum(parameter.numel() for parameter in net.parameters())
+    parallel.shard(net, process(0, of=512))
+    part = sum(shards.local(parameter)[0].numel() for parameter in net.parameters())
+    assert total / 512 <= part < 1.05 * total / 512  # rank 0 has the larger parts
+
+
+def test_what_learns_is_kept_in_float32_and_what_is_frozen_as_it_is_computed_with(process):
+    net = build_meta()
+    optim.freeze(net, ["encoder", "projector"])
+    parallel.shard(net, process(0, of=2, dtype=torch.bfloat16))
+    kinds = {(parameter.dtype, parameter.requires_grad) for parameter in net.parameters()}
+    assert kinds == {(torch.float32, True), (torch.bfloat16, False)}
+
+
+def test_adapters_are_not_divided_by_tensor_parallelism(process):
+    for name in (adapters.LORA, adapters.NEW_TOKENS):
+        net = build_meta()
+        lora = {"rank": 2, "alpha": 4, "targets": ["q_proj"]}
+        adapters.attach(net, [name], token_ids=[3, 4], lora=lora)
+        with pytest.raises(
+            ValueError, match=r"tensor_parallel=2 does not divide adapters.*expected strategy=fsdp, or "
+        ):
+            parallel.shard(net, process(0, of=2, tensor=2))
+
+
+def test_an_llm_that_cannot_be_computed_by_so_many_is_named(process):
+    with pytest.raises(ValueError, match="tensor_parallel=3: expected a divisor of the LLM's num_attention_heads=4"):
+        parallel.shard(build_meta(), process(0, of=3, tensor=3))
+    net = build_meta()
+    net.llm.config.base_model_tp_plan = {"layers.*.mlp.experts": "grouped_gemm"}
+    with pytest.raises(ValueError, match="no plan of colwise and rowwise layers for the LLM qwen2.*strategy=fsdp"):
+        parallel.shard(net, process(0, of=2, tensor=2))
+
+
+@pytest.mark.parametrize("max_norm", [0.1, 1e6])
+def test_clipping_is_torchs_after_scaling(max_norm):
+    nets = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        nets.append(build())
+        for number, parameter in enumerate(nets[-1].parameters()):
+            if number:  # one that no gradient has reached
+                parameter.grad = torch.randn_like(parameter)
+    ours, torchs = nets
+    norm = parallel.clip(ours.parameters(), max_norm, scale=torch.tensor(0.25))
+    for parameter in list(torchs.parameters())[1:]:
+        parameter.grad.mul_(0.25)
+    expected = nn.utils.clip_grad_norm_(torchs.parameters(), max_norm)
+    torch.testing.assert_close(norm, expected)
+    for left, right in zip(list(ours.parameters())[1:], list(torchs.parameters())[1:], strict=True):
+        torch.testing.assert_close(left.grad, right.grad)

@@ -290,3 +290,23 @@ def test_a_pack_without_rows_is_generated_from_like_any_other(net: AudioLM) -> N
     empty = collate([], geometry=net.geometry)
     for settings in (Generation(max_new_tokens=3), SAMPLED, Generation(max_new_tokens=3, repetition_penalty=1.1)):
         assert [len(answer) for answer in generate(net, empty, settings)] == [settings.max_new_tokens]
+
+
+# --- beside other processes ---
+
+
+@pytest.mark.parametrize("settings", [Generation(max_new_tokens=12, stop=frozenset(range(0, VOCAB, 3))), SAMPLED])
+def test_a_process_whose_rows_have_stopped_computes_along_until_all_have(net: AudioLM, settings: Generation) -> None:
+    """A sharded net needs all processes in each forward."""
+    batch = pack(rows(), net.geometry)
+    alone = generate(net, batch, settings, generator=seeded(1))
+    told: list[bool] = []
+
+    def another_goes(ours: bool) -> bool:
+        told.append(ours)
+        return True
+
+    assert generate(net, batch, settings, generator=seeded(1), any_goes=another_goes) == alone
+    assert len(told) == settings.max_new_tokens
+    assert told.count(True) == max(map(len, alone))
+    assert not settings.stop or told.count(True) < len(told)  # all of ours had stopped before
