@@ -186,7 +186,7 @@ def test_the_parts_of_all_processes_are_the_net_of_one(garbage, process, divisio
         materialise(net, "cpu")
         assert torch.equal(torch.rand(1), after)  # what is drawn next is the same too
         for name, tensor in net.state_dict().items():
-            part, index = shards.local(tensor)
+            part, index = shards.local_part(tensor)
             assert torch.equal(part, whole.state_dict()[name][index]), (rank, name)
             covered[name][index] += 1
     assert all(times.unique().numel() == 1 for times in covered.values())  # every number as often as any other
@@ -197,7 +197,7 @@ def test_a_part_is_smaller_the_more_processes_there_are(process):
     net = recipe.build_net(recipe.resolve(recipe.compose(["experiment=qwen2_audio_pretrain", "scale=full"])), tokenizer)
     total = sum(parameter.numel() for parameter in net.parameters())
     parallel.shard(net, process(0, of=512))
-    part = sum(shards.local(parameter)[0].numel() for parameter in net.parameters())
+    part = sum(shards.local_part(parameter)[0].numel() for parameter in net.parameters())
     assert total / 512 <= part < 1.05 * total / 512  # rank 0 has the larger parts
 
 

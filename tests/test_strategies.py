@@ -8,9 +8,10 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import torch
 
 import published
-from auris import recipe
+from auris import recipe, train
 from auris.strategies import Sharded
 from manifests import write_manifest
 from recipes import SMALLEST_MODEL
@@ -38,7 +39,9 @@ TWO = {  # of processes
     "hsdp llm_frozen": ["strategy=hsdp", *CASES["llm_frozen"]],
     "ddp llm_frozen": ["strategy=ddp", *CASES["llm_frozen"]],
 }
+HALF = {"fsdp half": ["strategy=fsdp", "trainer.precision=bf16-mixed", *CASES["llm_frozen"]]}
 MORE = {  # by their number
+    1: {"fsdp encoder_frozen": TWO["fsdp encoder_frozen"], "fsdp adapters": TWO["fsdp adapters"]},
     3: {"fsdp encoder_frozen": TWO["fsdp encoder_frozen"], "fsdp v1": ["strategy=fsdp", *CASES["v1"]]},
     4: {
         "fsdp_tp encoder_frozen": TWO["fsdp_tp encoder_frozen"],
@@ -91,7 +94,7 @@ def recipes(corpus: Path, folder: Path):
         "optim.lr=0.01",
         "optim.warmup_steps=1",
         "trainer.accelerator=cpu",
-        "trainer.val_check_interval=1.0",
+        "trainer.val_check_interval=0.6",  # and training goes on after it
         "max_new_tokens=6",
         "trainer.enable_progress_bar=false",
     ]
@@ -129,18 +132,18 @@ def one(recipes) -> Callable[[str], Record]:
     """The run of one process."""
 
     @cache
-    def train(case: str) -> Record:
+    def run(case: str) -> Record:
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(ROOT)
             [made] = recipes({case: CASES[case]}, 1).values()
             return record(made)
 
-    return train
+    return run
 
 
 @pytest.fixture(scope="module")
 def two(recipes, folder: Path) -> dict[str, list[Record]]:
-    return record_in_processes(recipes(TWO, 2), folder / "two", 2)
+    return record_in_processes(recipes({**TWO, **HALF}, 2), folder / "two", 2)
 
 
 def assert_same(run: Record, expected: Record) -> None:
@@ -163,9 +166,24 @@ def test_two_processes_train_what_one_trains(one, two, name: str):
         assert_same(run, one(name.split()[1]))
 
 
+def test_computing_in_bfloat16_learns_in_float32(one, two):
+    expected = one("llm_frozen")
+    for run in two["fsdp-half"]:
+        assert run.losses == pytest.approx(expected.losses, rel=2e-2) and run.losses != expected.losses
+        learned = {name: name.startswith(("net.encoder.", "net.projector.")) for name in run.weights}
+        assert {name for name, x in run.weights.items() if x.dtype == torch.float32} == {
+            n for n in learned if learned[n]
+        }
+        assert all(
+            torch.equal(run.weights[n].float(), expected.weights[n].bfloat16().float())
+            for n in learned
+            if not learned[n]
+        )
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", MORE)
-def test_more_processes_train_what_one_trains(one, recipes, folder: Path, processes: int):
+def test_other_numbers_of_processes_train_what_one_trains(one, recipes, folder: Path, processes: int):
     found = record_in_processes(recipes(MORE[processes], processes), folder / f"{processes}", processes)
     for name in MORE[processes]:
         for run in found[name.replace(" ", "-")]:
@@ -203,8 +221,19 @@ def test_a_wrong_setting_is_named(arguments: dict, said: str):
 
 
 def test_processes_that_cannot_be_divided_are_named_before_any_is_started(recipes):
-    from auris.train import trainer_options
-
     [made] = recipes({"fsdp_tp encoder_frozen": TWO["fsdp_tp encoder_frozen"]}, 3).values()
     with pytest.raises(ValueError, match="trainer.strategy.tensor_parallel=2 does not divide the 3 processes"):
-        recipe.build(trainer_options(made["trainer"]))
+        recipe.build(train.trainer_options(made["trainer"]))
+
+
+def test_a_gpu_computes_in_bfloat16_and_a_cpu_in_float32(recipes, monkeypatch):
+    [made] = recipes({"fsdp llm_frozen": TWO["fsdp llm_frozen"]}, 2).values()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for accelerator, asked, expected in (
+        ("cpu", "auto", "32-true"),
+        ("auto", "auto", "bf16-mixed"),
+        ("gpu", "auto", "bf16-mixed"),
+        ("gpu", "32-true", "32-true"),
+    ):
+        options = train.trainer_options(made["trainer"] | {"accelerator": accelerator, "precision": asked})
+        assert options["precision"] == options["strategy"]["precision"] == expected

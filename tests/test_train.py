@@ -64,6 +64,11 @@ def test_a_killed_run_resumes_to_the_weights_of_an_uninterrupted_one(smallest, w
     assert finished["steps"] == 6
 
 
+def test_an_error_before_the_net_has_memory_is_the_one_that_is_seen(smallest):
+    with pytest.raises(ValueError, match="does not fit data.token_budget=20"):
+        train.train(smallest("data.token_budget=20"))
+
+
 def test_training_again_under_the_same_name_is_refused_or_skipped(smallest, capsys):
     made = smallest("max_steps=2")
     train.train(made)

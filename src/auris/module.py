@@ -78,7 +78,7 @@ class AudioLMModule(L.LightningModule):
             device = self.trainer.strategy.root_device
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            parallel.materialise(self.net, device)
+            parallel.materialise(self.net, device, draw=not any(weights.is_whole(one) for one in self.initial))
             parallel.materialise(self.objective, "cpu")
         if self.meshes is not None:
             parallel.shard_objective(self.objective, self.meshes)
@@ -165,6 +165,7 @@ class AudioLMModule(L.LightningModule):
         # Ranks decode different numbers of steps; a sharded net needs all of them in each.
         any_goes = partial(self.trainer.strategy.reduce_boolean_decision, all=False) if self._is_sharded else bool
         answers = self.objective.answer(self.net, pack, settings, any_goes=any_goes)
+        parallel.reshard(self.net, self.objective)  # whoever saves between two steps finds each process's own part
         if not self._speaks:
             return {"skipped": []}
         for row_number, ids in zip(pack["rows"], answers, strict=False):  # an empty pack holds one dummy row
@@ -177,7 +178,6 @@ class AudioLMModule(L.LightningModule):
         return {"skipped": pack["skipped"]}
 
     def on_validation_epoch_end(self) -> None:
-        parallel.reshard(self.net, self.objective)
         values = torch.stack([value.float() for value in self._valid.values()])
         sums = dict(zip(self._valid, self._sum_over_ranks(values), strict=True))
         count = sums["count"].clamp(min=1)

@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from auris.model import adapters, llm, shards
+from auris.model import adapters, llm, shards, weights
 from auris.model.audio_lm import AudioLM
 
 # Methods of a net that compute with its parameters and are called from outside.
@@ -112,7 +112,7 @@ def _split_layers(net: AudioLM, mesh: DeviceMesh) -> None:
     """Divide the LLM's layers by attention heads and by channels of the MLP, as its transformers config plans it."""
     size, config = mesh.size(), net.llm.config.get_text_config()
     asked = f"trainer.strategy.tensor_parallel={size}"
-    if any(adapters.plain_name(name) != name for name, _ in net.named_parameters()):
+    if any(weights.plain_name(name) != name for name, _ in net.named_parameters()):
         raise ValueError(
             f"{asked} does not divide adapters, but trainable names {adapters.LORA} or {adapters.NEW_TOKENS}: expected "
             "strategy=fsdp, or trainable=[...,llm]"
@@ -184,9 +184,9 @@ def copy(source: AudioLM, target: AudioLM) -> None:
     """Give a net the tensors of one of the same architecture that is divided in the same way; adapters are left out."""
     tensors = target.state_dict()
     for name, tensor in source.state_dict().items():
-        plain = adapters.plain_name(name)
+        plain = weights.plain_name(name)
         if plain is not None:
-            shards.local(tensors[plain])[0].copy_(shards.local(tensor)[0])
+            shards.local_part(tensors[plain])[0].copy_(shards.local_part(tensor)[0])
 
 
 @torch.no_grad()
@@ -205,7 +205,7 @@ def clip(parameters: Iterable[nn.Parameter], max_norm: float, *, scale: Tensor |
         if parameter.grad is not None:
             if isinstance(parameter.grad, DTensor):
                 world = torch.distributed.get_world_size()
-            groups.setdefault(shards.parts(parameter.grad), []).append(shards.local(parameter.grad)[0].mul_(scale))
+            groups.setdefault(shards.parts(parameter.grad), []).append(shards.local_part(parameter.grad)[0].mul_(scale))
     # Where n parts are on `world` processes, each of them is counted world / n times.
     square = sum(nn.utils.get_total_norm(group).square() * (n / world) for n, group in groups.items())
     if world > 1:

@@ -26,7 +26,7 @@ from auris.data.datamodule import by_length, pack
 from auris.data.lengths import Lengths
 from auris.data.rows import Row
 from auris.data.samples import Samples
-from auris.model import adapters, shards
+from auris.model import shards, weights
 from auris.model.audio_lm import AudioLM
 from auris.objectives.dpo import DPO, answer_logps
 
@@ -166,7 +166,7 @@ def content(row: Row) -> str:
 
 def digest(net: nn.Module) -> str:
     """A hash of all of a net's weights, wherever they came from; not of adapters, which begin without effect."""
-    named = {adapters.plain_name(name): tensor for name, tensor in net.state_dict().items()}
+    named = {weights.plain_name(name): tensor for name, tensor in net.state_dict().items()}
     return _hash(
         piece
         for name in sorted(named.keys() - {None})

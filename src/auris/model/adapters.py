@@ -64,13 +64,6 @@ def start(net: AudioLM, *, seed: int) -> None:
                 module.reset_lora_parameters("default", True)
 
 
-def plain_name(name: str) -> str | None:
-    """What a tensor is called in a net without adapters; None for one of an adapter."""
-    if name.startswith(f"{NEW_TOKENS}.") or ".lora_" in name:
-        return None
-    return name.replace(".base_layer.", ".")
-
-
 class NewTokens(nn.Module):
     """Rows of a language model's embedding and head that take the places of its own.
 

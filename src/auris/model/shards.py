@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor, Replicate
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 
-def local(tensor: Tensor) -> tuple[Tensor, tuple[slice, ...]]:
+def local_part(tensor: Tensor) -> tuple[Tensor, tuple[slice, ...]]:
     """What this process has of a tensor, sharing its memory, and where in the whole it lies."""
     if not isinstance(tensor, DTensor):
         return tensor, tuple(slice(0, n) for n in tensor.shape)
@@ -26,7 +26,7 @@ def local(tensor: Tensor) -> tuple[Tensor, tuple[slice, ...]]:
 @torch.no_grad()
 def fill(tensor: Tensor, whole: Tensor) -> None:
     """Give this process its part of `whole`, cast to the tensor's dtype."""
-    part, index = local(tensor)
+    part, index = local_part(tensor)
     part.copy_(whole[index])
 
 

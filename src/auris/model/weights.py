@@ -22,8 +22,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from auris.model import adapters, shards
 from auris.model.audio_lm import AudioLM
+from auris.model.shards import local_part
 
 # ------------------------------------------------------------------------------------------------------------- layouts
 
@@ -320,6 +320,7 @@ Source = TensorFiles | StateTensors
 # ------------------------------------------------------------------------------------------------------------- loading
 
 _SHOWN = 5  # faults in a message
+_ADAPTERS = re.compile(r"^llm\.new_tokens\.|\.lora_")  # their tensors, beside those of the net (auris.model.adapters)
 _CHUNK = 1024  # rows of a vocabulary that are looked at together
 
 
@@ -374,6 +375,11 @@ def load(
     return {"layout": layout, "parts": parts, "tensors": len(match.wanted), "grown": match.grown}
 
 
+def is_whole(one: Mapping[str, Any]) -> bool:
+    """Whether `load` with these arguments leaves no tensor of a net as it was."""
+    return one["parts"] is None and not LAYOUTS[one["layout"]].parts
+
+
 def misfits(net: AudioLM, source: Source, layout: str) -> list[str]:
     """What keeps all that a layout holds from being loaded, a phrase each. The net may be on the meta device."""
     return _match(net, source, LAYOUTS[layout], _choose(net, None, LAYOUTS[layout], layout)).faults
@@ -399,7 +405,7 @@ class _Match:
 
 
 def _match(net: AudioLM, source: Source, table: Layout, parts: Collection[str]) -> _Match:
-    named = {adapters.plain_name(name): t for name, t in net.state_dict(keep_vars=True).items()}
+    named = {plain_name(name): t for name, t in net.state_dict(keep_vars=True).items()}
     targets = {name: t for name, t in named.items() if name is not None and _part(name) in parts}
     stored = {table.spell(name): name for name in filter(table.uses, source.keys())}
     wanted = table.group(targets)
@@ -423,6 +429,11 @@ def _match(net: AudioLM, source: Source, table: Layout, parts: Collection[str]) 
             hint = f" (set model.vocab_rows={found[0]} for its vocabulary)" if other_rows else ""
             faults.append(f"{stored[theirs]} has shape {found}, expected {expected}{hint}")
     return _Match(targets=targets, stored=stored, wanted=wanted, grown=grown, faults=faults)
+
+
+def plain_name(name: str) -> str | None:
+    """What one of our tensors is called in a net without adapters; None for an adapter's own."""
+    return None if _ADAPTERS.search(name) else name.replace(".base_layer.", ".")
 
 
 def _part(name: str) -> str:
@@ -471,7 +482,7 @@ def _joined_shape(tensors: list[Tensor]) -> tuple[int, ...]:
 
 def _copy(tensor: Tensor, source: Source, name: str, *, first_row: int) -> None:
     """Copy a stored tensor, or of a joined one the rows from `first_row` on."""
-    local, index = shards.local(tensor)
+    local, index = local_part(tensor)
     if not local.numel():  # more processes than rows; files know no empty slices
         return
     if first_row:
@@ -481,7 +492,7 @@ def _copy(tensor: Tensor, source: Source, name: str, *, first_row: int) -> None:
 
 def _copy_grown(tensor: Tensor, source: Source, name: str, *, seed: int) -> None:
     """Copy a stored table of fewer rows, and draw the others."""
-    local, (rows, *columns) = shards.local(tensor)
+    local, (rows, *columns) = local_part(tensor)
     old = source.shape(name)[0]
     known = slice(min(rows.start, old), min(rows.stop, old))
     n_known = known.stop - known.start
