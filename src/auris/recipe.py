@@ -50,7 +50,9 @@ def quote_arguments(arguments: Sequence[str]) -> list[str]:
 
 
 def resolve(cfg: DictConfig) -> dict[str, Any]:
-    """A config as a plain dict, interpolations filled. Raises what OmegaConf raises on a missing value."""
+    """A config as a plain dict, interpolations filled. Raises ValueError for a value that must be given and is not."""
+    if missing := sorted(OmegaConf.missing_keys(cfg)):
+        raise ValueError(f"expected {' and '.join(f'{key}=...' for key in missing)} on the command line (see --help)")
     return OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
 
 
@@ -84,7 +86,13 @@ def build_objective(recipe: Mapping[str, Any], net: nn.Module, tokenizer: Tokeni
 
 
 def build_samples(
-    recipe: Mapping[str, Any], net: nn.Module, tokenizer: Tokenizer, *, long_audio: str, train: bool
+    recipe: Mapping[str, Any],
+    net: nn.Module,
+    tokenizer: Tokenizer,
+    *,
+    long_audio: str,
+    silent_audio: str = "keep",
+    train: bool,
 ) -> samples.Samples:
     """How rows are seen; only training rows are augmented.
 
@@ -101,6 +109,7 @@ def build_samples(
         prompt=prompt,
         geometry=net.geometry,
         long_audio=long_audio,
+        silent_audio=silent_audio,
         augment=build(recipe["data"]["augment"]) if train else None,
         seed=recipe["seed"],
     )

@@ -7,12 +7,9 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
-import subprocess
 import sys
 import time
 import warnings
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +22,11 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from omegaconf import DictConfig
 from rich.console import Console
 
-import auris
-from auris import callbacks, checkpoint, doctor, recipe, references, studies
+from auris import callbacks, checkpoint, doctor, environment, recipe, references, studies
 from auris.data.datamodule import AudioDataModule
 from auris.data.rows import entries
+from auris.faults import RunStopped
+from auris.model import adapters
 from auris.module import AudioLMModule
 from auris.tokenizer import Tokenizer
 
@@ -37,14 +35,17 @@ _FREE = (
     "dry_run",
     "jobs",
     "checkpoint_every",
+    "nonfinite",
     "data.num_workers",
+    "data.worker_timeout",
+    "data.worker_restarts",
+    "data.max_unusable",
     "data.cache_dir",
     "trainer.devices",
+    "trainer.num_nodes",
     "trainer.accelerator",
     "trainer.log_every_n_steps",
 )
-
-_PACKAGES = ("torch", "lightning", "transformers", "torchaudio", "hydra-core", "numpy")
 
 
 def train(made: dict[str, Any]) -> Path:
@@ -70,19 +71,21 @@ def train(made: dict[str, Any]) -> Path:
 
 
 def rehearse(made: dict[str, Any]) -> None:
-    """Print the run's parameters, the memory that it needs and its first batch; nothing is written but lengths."""
+    """Print the run's parameters, the memory that it needs, its first batch and the plan of an epoch for as many ranks
+    as its trainer has; nothing is written but lengths."""
     module, data = build(made)
     data.setup("fit")
+    token_ids = module.tokenizer.audio_ids
+    adapters.attach(module.net, made["trainable"], token_ids=token_ids, lora=made["lora"], seed=made["seed"])
     first = data.first_step()
-    live = made["objective"].get("reference") == "live"
-    stage = doctor.Stage(name="this run", trainable=tuple(made["trainable"]), reference=live)
     doctor.report(
         Console(),
         module.net,
         token_budget=made["data"]["token_budget"],
-        stages=[stage],
+        stages=[environment.stage_of(module)],
         packs=first,
         tokenizer=module.tokenizer,
+        epoch=data.survey(environment.planned_ranks(made["trainer"])),
     )
 
 
@@ -119,7 +122,6 @@ def claim(run_dir: Path, made: dict[str, Any]) -> bool:
     file = run_dir / "recipe.yaml"
     if not (run_dir / "checkpoints" / "last.ckpt").is_file():
         recipe.save(made, file)
-        (run_dir / "versions.json").write_text(json.dumps(provenance(), indent=1))
         return True
     changed = [line for line in recipe.differences(recipe.load(file), made) if not line.startswith(_FREE)]
     if changed:
@@ -132,19 +134,6 @@ def claim(run_dir: Path, made: dict[str, Any]) -> bool:
         rank_zero_info(f"{run_dir} is finished already")
         return False
     return True
-
-
-def provenance() -> dict[str, str]:
-    """Package versions, and the commit of the working directory if it is a checkout."""
-    commit = ""
-    if shutil.which("git"):
-        command = ["git", "describe", "--always", "--dirty"]
-        commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-    return {
-        "commit": commit or "unknown",
-        "auris": auris.__version__,
-        **{name: version(name) for name in _PACKAGES},
-    }
 
 
 def build(made: dict[str, Any]) -> tuple[AudioLMModule, AudioDataModule]:
@@ -160,7 +149,9 @@ def build(made: dict[str, Any]) -> tuple[AudioLMModule, AudioDataModule]:
         raise FileNotFoundError(f"{error}; a run brings its own: tokenizer={made['checkpoint']}/tokenizer") from error
     net = recipe.build_net(made, tokenizer)
     views = {
-        train: recipe.build_samples(made, net, tokenizer, long_audio=data["long_audio"], train=train)
+        train: recipe.build_samples(
+            made, net, tokenizer, long_audio=data["long_audio"], silent_audio=data["silent_audio"], train=train
+        )
         for train in (True, False)
     }
     objective = recipe.build_objective(made, net, tokenizer)
@@ -178,13 +169,14 @@ def build(made: dict[str, Any]) -> tuple[AudioLMModule, AudioDataModule]:
         seed=made["seed"],
         recipe=made,
     )
-    keys = ("train", "valid", "rows_per_step", "token_budget", "packs_per_step", "num_workers", "cache_dir")
+    keys = ("train", "valid", "rows_per_step", "token_budget", "packs_per_step", "max_unusable", "cache_dir")
+    workers = ("num_workers", "worker_timeout", "worker_restarts")
     datamodule = AudioDataModule(
         samples=views[True],
         valid_samples=views[False],
         max_steps=made["max_steps"],
         seed=made["seed"],
-        **{key: data[key] for key in keys},
+        **{key: data[key] for key in keys + workers},
     )
     return module, datamodule
 
@@ -195,8 +187,10 @@ def build_trainer(made: dict[str, Any], run_dir: Path) -> L.Trainer:
     found = [
         ModelCheckpoint(dirpath=checkpoints, **best),
         callbacks.Throughput(),
-        callbacks.UnusableRows(run_dir),
+        callbacks.UnusableRows(run_dir, made["data"]["max_unusable"]),
+        callbacks.Faults(run_dir, made["nonfinite"]),
         callbacks.ProgressFile(run_dir),
+        environment.Announcement(run_dir),
         callbacks.LastCheckpoint(checkpoints / "last.ckpt", made["checkpoint_every"]),  # after those that count
     ]
     if made["trainer"]["enable_progress_bar"]:
@@ -225,7 +219,7 @@ def run(cfg: DictConfig) -> None:
         if "arms" in cfg:
             sys.exit(studies.main(cfg))
         train(recipe.resolve(cfg))
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, FileNotFoundError, RunStopped) as error:
         sys.exit(f"error: {error}")
 
 
