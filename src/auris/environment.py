@@ -42,13 +42,15 @@ def provenance() -> dict[str, str]:
 
 
 def planned_ranks(trainer: Mapping[str, Any]) -> int:
-    """Processes that a recipe's `trainer` asks for. What is left to the machine counts as its own devices."""
+    """Processes of a recipe's `trainer` that share the rows of a step. `auto` devices are those of this machine."""
     devices = trainer["devices"]
     if isinstance(devices, (list, tuple)):
         devices = len(devices)
     elif devices in ("auto", -1, "-1"):
         devices = max(1, torch.cuda.device_count()) if trainer["accelerator"] != "cpu" else 1
-    return int(devices) * int(trainer["num_nodes"])
+    strategy = trainer["strategy"]
+    together = strategy.get("tensor_parallel", 1) if isinstance(strategy, Mapping) else 1  # on the same rows
+    return int(devices) * int(trainer["num_nodes"]) // together
 
 
 class Announcement(L.Callback):
@@ -94,9 +96,10 @@ def describe(trainer: L.Trainer, module: L.LightningModule) -> dict[str, Any]:
     planned = epoch.whole.times(module.max_steps / epoch.steps)
     stage = stage_of(module)
     load = doctor.Load.of_budget(data.token_budget, module.net.geometry.pool)
-    number = 2 if device.type == "cuda" else 4
+    number = 2 if "bf16" in str(trainer.precision) else 4
     need = doctor.memory(module.net, stage, load, number=number)
-    shards = trainer.world_size if hasattr(trainer.strategy, "device_mesh") else 1
+    is_sharded = hasattr(trainer.strategy, "device_mesh")
+    shards = trainer.world_size // getattr(trainer.strategy, "replicas", 1) if is_sharded else 1
     speed = matmul_speed(device)
     operations = doctor.work(module.net, stage, doctor.Load.of_rows(planned.tokens, planned.seconds))
     return {

@@ -7,6 +7,7 @@ the first worker that dies, and waits for ever for one that hangs.
 from __future__ import annotations
 
 import math
+import os
 import signal
 import time
 from collections.abc import Callable, Collection, Iterator
@@ -103,6 +104,7 @@ class Loader:
             sampler=range(start, stop),
             batch_size=None,
             collate_fn=_as_is,
+            worker_init_fn=_outlive_signals if self.num_workers else None,
             generator=torch.Generator(),  # the seed that it draws for workers must not move the run's own generator
             **workers,
         )
@@ -162,6 +164,23 @@ def _end_of(worker: BaseProcess) -> str:
         return f"worker {worker.pid} ended with code {code}"
     cause = _CAUSES.get(-code)
     return f"worker {worker.pid} ended: {signal.strsignal(-code)}" + (f" ({cause})" if cause else "")
+
+
+def _outlive_signals(worker: int) -> None:
+    """In a worker: end on a SIGTERM of the process that reads it, and on nobody else's.
+
+    A cluster that wants its machine back tells all processes of a job; the run would fail for want of a worker before
+    it has saved.
+    """
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+    def wait() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+            pass
+        os._exit(0)
+
+    Thread(target=wait, daemon=True).start()
 
 
 def _as_is(item: Any) -> Any:
