@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,10 +14,12 @@ LAUNCH = ROOT / "configs" / "launch"
 # A command that notes its arguments, one call a line, says what it is told to and ends with the status it is told to.
 _STAND_IN = """\
 #!/bin/sh
-echo "$(basename "$0") $*" >> "$CALLS"
-[ -z "$SAYS" ] || echo "$SAYS"
-exit "${STATUS:-0}"
+echo "{name} $*" >> "$CALLS"
+[ -z "${says}" ] || echo "${says}"
+exit "${{{status}:-0}}"
 """
+# What `ablations=demo dry_run=true` prints (tests/test_studies.py).
+LISTED = "0\tllm_text\t1\n0\tencoder_v2\t1\n1\tqwen_audio\t1\n0\tencoder_v3\t1\n1\tqwen2_audio\t1"
 
 
 class Cluster:
@@ -26,12 +27,14 @@ class Cluster:
         self.calls = folder / "calls"
         self.bin = folder / "bin"
         self.bin.mkdir()
-        for name in ("srun", "sbatch", "scontrol", "python"):
-            (self.bin / name).write_text(_STAND_IN)
+        told = {"srun": ("", "STATUS"), "sbatch": ("JOB", ""), "scontrol": ("", ""), "python": ("LISTED", "")}
+        for name, (says, status) in told.items():
+            stand_in = _STAND_IN.format(name=name, says=says or "NOTHING", status=status or "NOTHING")
+            (self.bin / name).write_text(stand_in)
             (self.bin / name).chmod(0o755)
 
     def run(self, script: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
-        paths = {"PATH": f"{self.bin}:{os.environ['PATH']}", "CALLS": str(self.calls), "PYTHONPATH": str(ROOT / "src")}
+        paths = {"PATH": f"{self.bin}:{os.environ['PATH']}", "CALLS": str(self.calls)}
         command = ["bash", str(LAUNCH / script), *arguments]
         env = {**os.environ, **paths, **environment}
         return subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -64,20 +67,24 @@ def test_a_slurm_job_is_requeued_where_its_run_is_to_be_gone_on_with(cluster, st
     assert after == ["scontrol requeue 123"] * requeued and done.returncode == int(status)
 
 
-def test_a_study_is_submitted_level_by_level_and_each_task_is_one_run(cluster):
-    done = cluster.run("slurm_study.sh", "demo", "seeds=[0,1]", PYTHON=sys.executable, SAYS="77", SBATCH="--mem=9G")
+def test_a_study_is_submitted_level_by_level(cluster):
+    done = cluster.run("slurm_study.sh", "demo", "max_steps=9", LISTED=LISTED, JOB="77", SBATCH="--mem=9G")
     assert done.returncode == 0, done.stderr
-    stages, arms = cluster.called()
-    assert stages.startswith("sbatch --parsable --job-name=auris-demo --array=0-5 --ntasks=1")
-    assert "--array=0-3 --dependency=afterok:77" in arms and arms.endswith(
-        "--mem=9G " + str(LAUNCH / "slurm_study.sh") + " demo seeds=[0,1]"
-    )
-    cluster.calls.unlink()
-    task = {"LEVEL": "1", "SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_JOB_ID": "77", "STATUS": "75"}
-    done = cluster.run("slurm_study.sh", "demo", "seeds=[0,1]", PYTHON=sys.executable, **task)
-    run, after = cluster.called()
-    assert run == f"srun {sys.executable} -m auris.train ablations=demo seeds=[0,1] arm=qwen2_audio seed=1"
-    assert after == "scontrol requeue 77_3" and done.returncode == 75
+    listing, stages, arms = cluster.called()
+    assert listing == "python -m auris.train ablations=demo max_steps=9 dry_run=true"
+    assert stages.startswith("sbatch --parsable --job-name=auris-demo --array=0-2 --ntasks=1")
+    assert "--array=0-1 --dependency=afterok:77 " in arms
+    assert arms.endswith(f"--mem=9G {LAUNCH / 'slurm_study.sh'} demo max_steps=9")
+    assert done.stdout.splitlines() == ["level 0: job 77, 3 runs", "level 1: job 77, 2 runs"]
+
+
+@pytest.mark.parametrize("status, after", [("0", []), ("1", []), ("75", ["scontrol requeue 77_1"])])
+def test_a_task_of_a_study_is_one_run(cluster, status, after):
+    task = {"LEVEL": "1", "SLURM_ARRAY_TASK_ID": "1", "SLURM_ARRAY_JOB_ID": "77", "LISTED": LISTED, "STATUS": status}
+    done = cluster.run("slurm_study.sh", "demo", "max_steps=9", **task)
+    _, run, *requeued = cluster.called()
+    assert run == "srun python -m auris.train ablations=demo max_steps=9 arm=qwen2_audio seed=1"
+    assert requeued == after and done.returncode == int(status)
 
 
 def test_every_script_is_looked_at_here():

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from auris import studies
+from auris import studies, train
 from auris.studies import Job
+from test_launch import LISTED
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -142,6 +143,14 @@ def test_a_run_that_is_to_be_gone_on_with_blocks_what_needs_it_and_is_no_failure
     ]
     assert studies.run(jobs, side_by_side=1) == studies.REQUEUE
     assert [job.status for job in jobs] == ["stopped", "blocked", "done"]
+
+
+def test_a_dry_run_of_a_study_lists_its_runs_and_nothing_else(monkeypatch, capsys):
+    """What a job array is made from (configs/launch/slurm_study.sh)."""
+    monkeypatch.setattr(sys, "argv", ["auris.train", "ablations=demo", "seeds=[1]", "dry_run=true"])
+    with pytest.raises(SystemExit) as done:
+        train.main()
+    assert done.value.code == 0 and capsys.readouterr().out == LISTED + "\n"
 
 
 def test_the_level_of_a_run_is_how_many_come_before_it():
