@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -15,7 +16,8 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from auris import recipe, reproduce, train
+from auris import audio, recipe, reproduce, train
+from auris.data import loader
 from auris.faults import Fault, RunStopped, watch
 from recipes import SMALLEST_MODEL
 from runs import ROOT, KillAt, Killed, assert_equal, fit, train_in_a_process, weights
@@ -134,6 +136,61 @@ def test_all_ranks_skip_the_step_that_one_of_them_saw_fail(smallest, loud, tmp_p
     assert len(faults) == 2 and [len(fault.ranks) for fault in faults] == [1, 2]
     assert faults[0].step == faults[1].step
     assert len({frozenset(place.id for place in fault.places()) for fault in faults}) == 1
+
+
+# --- workers ---
+
+
+@pytest.fixture
+def deadly(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """`deadly(path, times)`: so many times, reading the file ends the process that reads it, unless it is this one."""
+    read, here = audio.read, os.getpid()
+
+    def set_up(path: str, times: int) -> None:
+        marks = tmp_path / "marks"
+        marks.mkdir()
+
+        def read_or_die(given: Path, **options: object) -> np.ndarray:
+            if str(given) == path and os.getpid() != here and len(list(marks.iterdir())) < times:
+                (marks / str(os.getpid())).touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            return read(given, **options)
+
+        monkeypatch.setattr(audio, "read", read_or_die)
+
+    monkeypatch.setattr(loader, "LOOK", 0.2)
+    return set_up
+
+
+def first_clip_of(made: dict, step: int) -> str:
+    _, data = train.build(made)
+    data.setup("fit")
+    return str(data.rows[data.plan.step(step)[0][0]].clips[0].path)
+
+
+def test_a_worker_that_dies_costs_the_run_nothing_but_time(smallest, deadly):
+    options = ["max_steps=5", "data.num_workers=2"]
+    whole, broken = (smallest(*options, f"arm={arm}") for arm in ("whole", "broken"))
+    train.train(whole)
+    deadly(first_clip_of(broken, 3), times=1)
+    train.train(broken)
+    assert_equal(weights(whole), weights(broken))
+    finished = json.loads((Path(broken["run_dir"]) / "finished.json").read_text())
+    assert finished["faults/lost_workers"] == 1 and finished["steps"] == 5
+
+
+def test_a_row_that_always_costs_its_worker_stops_the_run_and_its_step_is_kept(smallest, deadly):
+    made = smallest("max_steps=5", "data.num_workers=2", "data.worker_restarts=1")
+    path = first_clip_of(made, 3)
+    deadly(path, times=99)
+    with pytest.raises(RunStopped, match=r"workers were lost 2 times over step 3 .*Killed"):
+        train.train(made)
+    [file] = Path(made["run_dir"]).glob("faults/*.json")
+    _, data = train.build(made)
+    data.setup("fit")
+    assert path in {str(data.rows[place.row].clips[0].path) for place in Fault.load(file).places()}
+    wrong, said = look(file)  # in this process, which the file does not end
+    assert wrong == [] and "weights: the initial ones" in said
 
 
 # --- looked at again ---

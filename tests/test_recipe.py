@@ -2,12 +2,32 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from auris import recipe
+from auris import chat, doctor, evaluate, export, prefer, recipe, reproduce
+
+
+@pytest.mark.parametrize(
+    "command, missing",
+    [
+        (evaluate, "checkpoint=..."),
+        (doctor, "checkpoint=..."),
+        (chat, "checkpoint=..."),
+        (export, "checkpoint=... and out=..."),
+        (prefer, "out=..."),
+        (reproduce, "fault=..."),
+    ],
+)
+def test_what_has_to_be_given_is_asked_for_in_one_sentence(command, missing, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [command.__name__])
+    with pytest.raises(SystemExit) as done:
+        command.main()
+    assert done.value.code == f"error: expected {missing} on the command line (see --help)"
+    assert capsys.readouterr().err == ""
 
 
 def test_values_with_an_equals_sign_are_quoted_for_hydra():
