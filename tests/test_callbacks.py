@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from auris import callbacks, recipe, train
-from auris.callbacks import LastCheckpoint, ProgressFile, Throughput, UnusableRows
+from auris import callbacks
+from auris.callbacks import ProgressFile, Throughput, UnusableRows
 
 MODULE = SimpleNamespace(max_steps=100)
 
@@ -108,7 +108,7 @@ def report(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def start(callback: UnusableRows, *problems: tuple[str, str]) -> None:
-    callback.on_fit_start(trainer(datamodule=SimpleNamespace(problems=lambda: list(problems))), MODULE)
+    callback.on_train_start(trainer(datamodule=SimpleNamespace(problems=lambda: list(problems))), MODULE)
 
 
 def skip(callback: UnusableRows, *rows: tuple[str, str]) -> None:
@@ -194,52 +194,3 @@ def test_progress_is_written_each_second_and_at_the_last_step(tmp_path, clock):
 def test_only_the_first_rank_writes_progress(tmp_path, clock):
     ProgressFile(tmp_path).on_train_batch_end(trainer(is_global_zero=False), MODULE, {})
     assert list(tmp_path.iterdir()) == []
-
-
-class Saving:
-    """A trainer that writes its step as its checkpoint."""
-
-    is_global_zero = True
-
-    def __init__(self) -> None:
-        self.global_step = 0
-        self.paths: list[Path] = []
-
-    def save_checkpoint(self, path: Path) -> None:
-        self.paths.append(Path(path))
-        Path(path).write_text(str(self.global_step))
-
-
-def test_the_last_checkpoint_is_kept_every_so_many_steps_and_at_the_end(tmp_path):
-    saving, callback = Saving(), LastCheckpoint(tmp_path / "last.ckpt", every=3)
-    kept = []
-    for step in range(1, 9):
-        saving.global_step = step
-        callback.on_train_batch_end(saving, MODULE, {})
-        kept.append((tmp_path / "last.ckpt").read_text() if (tmp_path / "last.ckpt").exists() else None)
-    assert kept == [None, None, "3", "3", "3", "6", "6", "6"]
-    callback.on_train_end(saving, MODULE)
-    assert (tmp_path / "last.ckpt").read_text() == "8"
-    assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
-
-
-def test_a_checkpoint_of_a_step_knows_what_the_other_callbacks_counted_in_it(tmp_path):
-    made = recipe.resolve(recipe.compose(["trainer.accelerator=cpu"]))
-    order = [type(callback) for callback in train.build_trainer(made, tmp_path).callbacks]
-    counting = [order.index(kind) for kind in (Throughput, UnusableRows)]
-    assert order.index(LastCheckpoint) > max(counting)
-
-
-def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path):
-    saving, callback = Saving(), LastCheckpoint(tmp_path / "last.ckpt", every=1)
-    saving.global_step = 1
-    callback.on_train_batch_end(saving, MODULE, {})
-
-    def fail(path: Path) -> None:
-        Path(path).write_text("half")
-        raise OSError("disk full")
-
-    saving.save_checkpoint = fail
-    with pytest.raises(OSError, match="disk full"):
-        callback.on_train_batch_end(saving, MODULE, {})
-    assert (tmp_path / "last.ckpt").read_text() == "1"

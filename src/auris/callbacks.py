@@ -43,26 +43,6 @@ class Throughput(L.Callback):
         self.tokens, self.audio_seconds = state["tokens"], state["audio_seconds"]
 
 
-class LastCheckpoint(L.Callback):
-    """`last.ckpt` every so many steps: what a run that was stopped resumes from. Replaced in one move."""
-
-    def __init__(self, path: str | Path, every: int):
-        self.path, self.every = Path(path), every
-
-    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        if trainer.global_step % self.every == 0:
-            self.save(trainer)
-
-    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        self.save(trainer)
-
-    def save(self, trainer: L.Trainer) -> None:
-        partial = self.path.with_suffix(".partial")
-        trainer.save_checkpoint(partial)
-        if trainer.is_global_zero:
-            partial.replace(self.path)
-
-
 class UnusableRows(L.Callback):
     """Counts rows that could not be used and names them with their reason, in `unusable_rows.jsonl` and at the end."""
 
@@ -71,7 +51,8 @@ class UnusableRows(L.Callback):
         self.reasons: dict[str, str] = {}
         self.counts: Counter[str] = Counter()
 
-    def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        # A resumed run has been given its state by now.
         if not trainer.is_global_zero:  # each rank was given the first one's state, and knows the same problems
             self.reasons, self.counts = {}, Counter()
             return

@@ -7,6 +7,9 @@ and resuming is arithmetic.
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -114,6 +117,7 @@ class AudioDataModule(L.LightningDataModule):
 
     def _loader(self, dataset: Dataset, order: From) -> DataLoader:
         workers = {"num_workers": self.num_workers, "persistent_workers": self.num_workers > 0}
+        workers["worker_init_fn"] = _outlive_signals
         return DataLoader(dataset, sampler=order, batch_size=None, collate_fn=_as_is, **workers)
 
     def _place(self) -> tuple[int, int]:
@@ -221,6 +225,23 @@ def language(row: Row) -> str:
 
 def metric(row: Row) -> str:
     return for_language(tasks.find(row.labels["task"]).metric, language(row))
+
+
+def _outlive_signals(worker: int) -> None:
+    """In a loader's process: end on a SIGTERM of the process that reads it, and on nobody else's.
+
+    A cluster that wants its machine back tells all processes of a job; the run would fail for want of a worker before
+    it has saved.
+    """
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+    def wait() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+            pass
+        os._exit(0)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _as_is(packs: Any) -> Any:
