@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
-from auris import callbacks, recipe, train
-from auris.callbacks import Faults, LastCheckpoint, ProgressFile, Throughput, UnusableRows
+from auris import callbacks
+from auris.callbacks import Faults, ProgressFile, Throughput, UnusableRows
 from auris.data.loader import LoaderError
 from auris.faults import Fault, RunStopped
 
@@ -34,10 +35,11 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return Clock(monkeypatch)
 
 
-class Log:
+class Log(nn.Linear):
     """A module that keeps the last value of what is logged."""
 
     def __init__(self) -> None:
+        super().__init__(2, 2)
         self.values: dict[str, float] = {}
 
     def log(self, name: str, value: float, **_: Any) -> None:
@@ -227,14 +229,10 @@ class Running:
         ranks = [[[(0, 0)], [(2, 0)]], [[(1, 1)], []]]
         self.datamodule = SimpleNamespace(rows=rows, ranks=lambda step: ranks)
 
-    def save_checkpoint(self, path: Path, weights_only: bool) -> None:
-        assert weights_only
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(str(self.global_step))
-
     def step(self, callback: Faults, log: Log, loss: float = 1.0, norm: float = 1.0, **counts: float) -> None:
         self.global_step += 1
         outputs = {"loss": loss, "grad_norm": norm, "rows_unusable": 0, "lost_workers": 0, **counts}
+        log.hparams = {"recipe": {}}
         callback.on_train_batch_end(self, log, {k: torch.tensor(float(v)) for k, v in outputs.items()})
 
 
@@ -263,15 +261,15 @@ def test_a_step_that_is_not_finite_is_kept_with_its_rows_and_weights(tmp_path, r
     run.step(callback, log, norm=NAN)
     file = tmp_path / "faults/step=00000001.json"
     fault = Fault.load(file)
-    assert (fault.step, fault.weights) == (1, "faults/step=00000001.ckpt")
+    assert (fault.step, fault.weights) == (1, "faults/step=00000001")
     assert fault.reason == "the loss is nan, the gradient's norm 1.0"
     assert [(p.row, p.id, p.epoch) for p in fault.places()] == [(0, "r0", 0), (2, "r2", 0), (1, "r1", 1)]
     assert f"python -m auris.reproduce fault='{file}'" in report[0] and "it changed no weight" in report[0]
     assert Fault.load(tmp_path / "faults/step=00000002.json").weights == fault.weights  # nothing has moved since
     run.step(callback, log)
     run.step(callback, log, loss=INF)
-    kept = [path.name for path in sorted((tmp_path / "faults").glob("*.ckpt"))]
-    assert kept == ["step=00000004.ckpt"]  # of the last series: weights are large
+    kept = [path.name for path in sorted((tmp_path / "faults").iterdir()) if path.is_dir()]
+    assert kept == ["step=00000004"]  # of the last series: weights are large
 
 
 def test_many_steps_in_a_row_that_are_not_finite_stop_the_run(tmp_path, report):
@@ -340,52 +338,3 @@ def test_progress_is_written_each_second_and_at_the_last_step(tmp_path, clock):
 def test_only_the_first_rank_writes_progress(tmp_path, clock):
     ProgressFile(tmp_path).on_train_batch_end(trainer(is_global_zero=False), MODULE, {})
     assert list(tmp_path.iterdir()) == []
-
-
-class Saving:
-    """A trainer that writes its step as its checkpoint."""
-
-    is_global_zero = True
-
-    def __init__(self) -> None:
-        self.global_step = 0
-        self.paths: list[Path] = []
-
-    def save_checkpoint(self, path: Path) -> None:
-        self.paths.append(Path(path))
-        Path(path).write_text(str(self.global_step))
-
-
-def test_the_last_checkpoint_is_kept_every_so_many_steps_and_at_the_end(tmp_path):
-    saving, callback = Saving(), LastCheckpoint(tmp_path / "last.ckpt", every=3)
-    kept = []
-    for step in range(1, 9):
-        saving.global_step = step
-        callback.on_train_batch_end(saving, MODULE, {})
-        kept.append((tmp_path / "last.ckpt").read_text() if (tmp_path / "last.ckpt").exists() else None)
-    assert kept == [None, None, "3", "3", "3", "6", "6", "6"]
-    callback.on_train_end(saving, MODULE)
-    assert (tmp_path / "last.ckpt").read_text() == "8"
-    assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
-
-
-def test_a_checkpoint_of_a_step_knows_what_the_other_callbacks_counted_in_it(tmp_path):
-    made = recipe.resolve(recipe.compose(["trainer.accelerator=cpu"]))
-    order = [type(callback) for callback in train.build_trainer(made, tmp_path).callbacks]
-    counting = [order.index(kind) for kind in (Throughput, UnusableRows)]
-    assert order.index(LastCheckpoint) > max(counting)
-
-
-def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path):
-    saving, callback = Saving(), LastCheckpoint(tmp_path / "last.ckpt", every=1)
-    saving.global_step = 1
-    callback.on_train_batch_end(saving, MODULE, {})
-
-    def fail(path: Path) -> None:
-        Path(path).write_text("half")
-        raise OSError("disk full")
-
-    saving.save_checkpoint = fail
-    with pytest.raises(OSError, match="disk full"):
-        callback.on_train_batch_end(saving, MODULE, {})
-    assert (tmp_path / "last.ckpt").read_text() == "1"

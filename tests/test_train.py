@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file
 
 import published
-from auris import callbacks, recipe, train
+from auris import callbacks, recipe, snapshots, train
 from auris.tokenizer import Tokenizer
-from recipes import SMALLEST_MODEL
+from recipes import smallest_run
 from runs import ROOT, KillAt, Killed, assert_equal, fit, train_in_a_process, weights
 
 
@@ -21,19 +21,7 @@ from runs import ROOT, KillAt, Killed, assert_equal, fit, train_in_a_process, we
 def smallest(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Compose a recipe small enough for a test: `smallest("max_steps=4", ...)`."""
     monkeypatch.chdir(ROOT)
-    size = [
-        "scale=tiny",
-        f"runs_dir={tmp_path}/runs",
-        f"data.root={corpus}",
-        f"data.cache_dir={tmp_path}/cache",
-        "data.rows_per_step=6",
-        *SMALLEST_MODEL,
-        "optim.warmup_steps=1",
-        "trainer.accelerator=cpu",
-        "trainer.log_every_n_steps=1",
-        "max_new_tokens=4",
-        "trainer.enable_progress_bar=false",
-    ]
+    size = smallest_run(corpus, tmp_path)
     return lambda *overrides: recipe.resolve(recipe.compose([*size, *overrides]))
 
 
@@ -228,4 +216,4 @@ def test_parts_start_from_published_directories(smallest, tmp_path: Path):
     whisper = load_file(tmp_path / "whisper/model.safetensors")["model.encoder.conv1.weight"]
     assert torch.equal(module.net.encoder.conv1.weight, whisper)
     train.train(made)
-    assert (Path(made["run_dir"]) / "checkpoints/last.ckpt").is_file()
+    assert snapshots.steps(Path(made["run_dir"]) / "checkpoints")[0] == 2

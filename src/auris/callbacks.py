@@ -17,8 +17,9 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
+from auris import snapshots
 from auris.data.loader import LoaderError
-from auris.faults import FOLDER, Fault, Place, RunStopped, command, step_name
+from auris.faults import FOLDER, Fault, Place, RunStopped, command
 
 # Steps over which speeds are averaged; the first ones also pay for warm-up and are left out of it by then.
 WINDOW = 20
@@ -53,26 +54,6 @@ class Throughput(L.Callback):
 
     def load_state_dict(self, state: dict[str, float]) -> None:
         self.tokens, self.audio_seconds = state["tokens"], state["audio_seconds"]
-
-
-class LastCheckpoint(L.Callback):
-    """`last.ckpt` every so many steps: what a run that was stopped resumes from. Replaced in one move."""
-
-    def __init__(self, path: str | Path, every: int):
-        self.path, self.every = Path(path), every
-
-    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        if trainer.global_step % self.every == 0:
-            self.save(trainer)
-
-    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        self.save(trainer)
-
-    def save(self, trainer: L.Trainer) -> None:
-        partial = self.path.with_suffix(".partial")
-        trainer.save_checkpoint(partial)
-        if trainer.is_global_zero:
-            partial.replace(self.path)
 
 
 class UnusableRows(L.Callback):
@@ -194,7 +175,7 @@ class Faults(L.Callback):
         for what, number in self.counts.items():
             module.log(f"faults/{what}", float(number))
         if not finite:
-            self._nonfinite(trainer, trainer.global_step - 1, f"the loss is {loss}, the gradient's norm {norm}")
+            self._nonfinite(trainer, module, trainer.global_step - 1, f"the loss is {loss}, the gradient's norm {norm}")
 
     def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
         if not isinstance(exception, LoaderError) or not trainer.training:
@@ -212,10 +193,10 @@ class Faults(L.Callback):
     def load_state_dict(self, state: dict[str, int]) -> None:
         self.counts |= state
 
-    def _nonfinite(self, trainer: L.Trainer, step: int, reason: str) -> None:
+    def _nonfinite(self, trainer: L.Trainer, module: L.LightningModule, step: int, reason: str) -> None:
         """Note a step that was none. Every rank comes here with the same numbers."""
         if self.in_a_row == 1:
-            self.weights = self._keep_weights(trainer, step)
+            self.weights = self._keep_weights(trainer, module, step)
         said = f"step {step}: {reason}; it changed no weight"
         if trainer.is_global_zero and (file := self._save(trainer, step, reason, self.weights)):
             said += f". What was in it: {command(file)}"
@@ -227,15 +208,14 @@ class Faults(L.Callback):
             )
         rank_zero_warn(said)
 
-    def _keep_weights(self, trainer: L.Trainer, step: int) -> str | None:
-        """Save the weights; returns the path relative to the run directory."""
+    def _keep_weights(self, trainer: L.Trainer, module: L.LightningModule, step: int) -> str | None:
+        """Save the weights in place of earlier ones; returns the path relative to the run directory."""
         folder = self.run_dir / FOLDER
         if trainer.is_global_zero:
-            for older in folder.glob("step=*.ckpt"):
-                shutil.rmtree(older) if older.is_dir() else older.unlink()
-        path = folder / f"{step_name(step)}.ckpt"
-        with forgiving(path):
-            trainer.save_checkpoint(path, weights_only=True)
+            for older in filter(snapshots.is_snapshot, folder.glob("step=*")):
+                shutil.rmtree(older, ignore_errors=True)
+        with forgiving(folder):
+            path = snapshots.write(folder, step, module=module, state={"recipe": module.hparams["recipe"]})
             return str(path.relative_to(self.run_dir))
         return None
 

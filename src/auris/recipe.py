@@ -16,6 +16,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
+from auris import snapshots
 from auris.data import pairs, samples
 from auris.prompts import Chat
 from auris.tokenizer import Tokenizer
@@ -136,21 +137,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
     return found
 
 
-def checkpoint_file(path: str | Path, which: str = "last") -> Path:
-    """The checkpoint file that a path means: a file, or a run directory's `last` or `best`."""
-    path = Path(path)
-    if path.is_file():
-        return path
-    file = path / "checkpoints" / f"{which}.ckpt"
-    if not file.is_file():
-        what = "has no such checkpoint" if path.is_dir() else "does not exist"
-        raise FileNotFoundError(
-            f"{path} {what}: expected a run directory with checkpoints/{which}.ckpt, or a .ckpt file"
-        )
-    return file
-
-
 def load_state(path: str | Path, which: str = "last") -> tuple[dict[str, Any], dict[str, Tensor]]:
     """A checkpoint's recipe, and its tensors by name (`net.encoder...`, `objective...`). Never executes a file."""
-    content = torch.load(checkpoint_file(path, which), map_location="cpu", weights_only=True, mmap=True)
-    return content["hyper_parameters"]["recipe"], content["state_dict"]
+    snapshot = snapshots.find(path, which)
+    return snapshot.state["recipe"], snapshot.tensors().read_all()

@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from auris import recipe, train
+from auris import recipe, snapshots, train
 from auris.data.datamodule import AudioDataModule, pack
 from auris.faults import Fault
 
@@ -42,13 +42,13 @@ def reproduce(file: Path, *, checkpoint: str | None, accelerator: str, console: 
     module, data = train.build(made)
     data.setup("predict")
     data.examined = _read(fault, data, console)
-    weights, said = _weights(fault, run_dir, checkpoint)
+    snapshot, said = _weights(fault, run_dir, checkpoint)
     console.print(said, markup=False, highlight=False, soft_wrap=True)
     alone = {"accelerator": accelerator, "devices": 1, "num_nodes": 1, "strategy": "auto", "enable_progress_bar": False}
     trainer: L.Trainer = recipe.build(made["trainer"] | alone | {"_partial_": True})(
-        logger=False, enable_checkpointing=False, inference_mode=False, default_root_dir=run_dir
+        logger=False, callbacks=[_Weights(snapshot)], inference_mode=False, default_root_dir=run_dir
     )
-    found = trainer.predict(module, datamodule=data, ckpt_path=weights, weights_only=True)
+    found = trainer.predict(module, datamodule=data)
     ids = [data.rows[row].id for row, _ in data.examined]
     console.print(_table(ids, found))
     return [name for name, one in zip(ids, found, strict=True) if not _is_finite(one)]
@@ -71,19 +71,30 @@ def _read(fault: Fault, data: AudioDataModule, console: Console) -> list[tuple[i
     return entries
 
 
-def _weights(fault: Fault, run_dir: Path, checkpoint: str | None) -> tuple[str | None, str]:
+class _Weights(L.Callback):
+    """Gives the module a checkpoint's weights, if there is one."""
+
+    def __init__(self, snapshot: snapshots.Snapshot | None):
+        self.snapshot = snapshot
+
+    def on_predict_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if self.snapshot is not None:
+            snapshots.restore(self.snapshot, module=module)
+
+
+def _weights(fault: Fault, run_dir: Path, checkpoint: str | None) -> tuple[snapshots.Snapshot | None, str]:
     """The checkpoint to look at the rows with, None for the initial weights; and what is said of it."""
     if checkpoint is not None:
-        path = recipe.checkpoint_file(checkpoint)
-        return str(path), f"weights: {path}"
+        found = snapshots.find(checkpoint)
+        return found, f"weights: {found.path}"
     kept = run_dir / fault.weights if fault.weights else None
     if kept is not None and kept.exists():
-        return str(kept), f"weights: those of the step, {kept}"
+        return snapshots.find(kept), f"weights: those of the step, {kept}"
     try:
-        last = recipe.checkpoint_file(run_dir)
+        last = snapshots.find(run_dir)
     except FileNotFoundError:
         return None, "weights: the initial ones, as none of the step were kept; checkpoint=PATH takes others"
-    return str(last), f"weights: {last}, as none of the step were kept; checkpoint=PATH takes others"
+    return last, f"weights: {last.path}, as none of the step were kept; checkpoint=PATH takes others"
 
 
 def _is_finite(one: dict[str, Any]) -> bool:

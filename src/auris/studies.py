@@ -25,10 +25,9 @@ from rich.live import Live
 from rich.table import Table
 
 from auris import recipe
+from auris.persistence import REQUEUE
 
 _RUNNER_KEYS = ("ablations", "arm", "seed", "seeds", "jobs", "dry_run")
-# Of a run that was stopped from outside and goes on when it is started again: a job script requeues on it.
-REQUEUE = os.EX_TEMPFAIL  # 75
 _UNDER_WAY = ("running", "evaluating")
 
 

@@ -16,26 +16,28 @@ from typing import Any
 import hydra
 import lightning as L
 from hydra.utils import get_class
-from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from omegaconf import DictConfig
 from rich.console import Console
 
-from auris import callbacks, checkpoint, doctor, environment, recipe, references, studies
+from auris import callbacks, checkpoint, doctor, environment, recipe, references, snapshots, studies
 from auris.data.datamodule import AudioDataModule
 from auris.data.rows import entries
 from auris.faults import RunStopped
 from auris.model import adapters
 from auris.module import AudioLMModule
+from auris.persistence import Checkpoints, Events, Preemption
 from auris.tokenizer import Tokenizer
 
 # Recipe entries that may change between two starts of one run: where and how, not what.
 _FREE = (
     "dry_run",
+    "strategy",
     "jobs",
     "checkpoint_every",
     "nonfinite",
+    "checkpoint_keep",
     "data.num_workers",
     "data.worker_timeout",
     "data.worker_restarts",
@@ -43,6 +45,7 @@ _FREE = (
     "data.cache_dir",
     "trainer.devices",
     "trainer.num_nodes",
+    "trainer.strategy",
     "trainer.accelerator",
     "trainer.log_every_n_steps",
 )
@@ -56,16 +59,16 @@ def train(made: dict[str, Any]) -> Path:
         return run_dir
     if not claim(run_dir, made):
         return run_dir
-    module, data = build(made)
-    rank_zero_only(module.tokenizer.save)(run_dir / "tokenizer")  # a run can be taken elsewhere
-    trainer = build_trainer(made, run_dir)
-    resume = run_dir / "checkpoints" / "last.ckpt"
-    started = time.time()
-    trainer.fit(module, data, ckpt_path=str(resume) if resume.is_file() else None, weights_only=True)
+    with Preemption() as preemption:
+        module, data = build(made)
+        rank_zero_only(module.tokenizer.save)(run_dir / "tokenizer")  # a run can be taken elsewhere
+        trainer = build_trainer(made, run_dir, preemption)
+        started = time.time()
+        trainer.fit(module, data)
     if trainer.is_global_zero:
         summary = {"steps": trainer.global_step, "seconds": round(time.time() - started, 1)}
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        (run_dir / "finished.json").write_text(json.dumps({**summary, **metrics}, indent=1))
+        snapshots.replace(run_dir / "finished.json", json.dumps({**summary, **metrics}, indent=1))
         rank_zero_info(f"finished {run_dir}: {summary['steps']} steps, {summary['seconds']} s in this session")
     return run_dir
 
@@ -102,7 +105,7 @@ def initial_weights(made: dict[str, Any], tokenizer: Tokenizer) -> list[dict[str
         found = checkpoint.identify(path)
         part = key.removeprefix("weights.")
         if part in ("checkpoint", "llm") and found.tokenizer not in (None, made["tokenizer"]):
-            theirs = Tokenizer.load(found.tokenizer, grow=found.model is None or found.kind in ("run", "file"))
+            theirs = Tokenizer.load(found.tokenizer, grow=found.model is None or found.kind in ("run", "snapshot"))
             if theirs.fast.get_vocab() != tokenizer.fast.get_vocab():
                 raise ValueError(
                     f"{key}={path} has another vocabulary than tokenizer={made['tokenizer']}: "
@@ -120,7 +123,7 @@ def claim(run_dir: Path, made: dict[str, Any]) -> bool:
     nothing to lose, and its recipe is replaced.
     """
     file = run_dir / "recipe.yaml"
-    if not (run_dir / "checkpoints" / "last.ckpt").is_file():
+    if not snapshots.steps(run_dir / snapshots.FOLDER):
         recipe.save(made, file)
         return True
     changed = [line for line in recipe.differences(recipe.load(file), made) if not line.startswith(_FREE)]
@@ -181,29 +184,30 @@ def build(made: dict[str, Any]) -> tuple[AudioLMModule, AudioDataModule]:
     return module, datamodule
 
 
-def build_trainer(made: dict[str, Any], run_dir: Path) -> L.Trainer:
-    checkpoints = run_dir / "checkpoints"
-    best = {"filename": "best", "monitor": "val/loss", "save_top_k": 1, "enable_version_counter": False}
+def build_trainer(made: dict[str, Any], run_dir: Path, preemption: Preemption | None = None) -> L.Trainer:
     found = [
-        ModelCheckpoint(dirpath=checkpoints, **best),
         callbacks.Throughput(),
         callbacks.UnusableRows(run_dir, made["data"]["max_unusable"]),
         callbacks.Faults(run_dir, made["nonfinite"]),
         callbacks.ProgressFile(run_dir),
         environment.Announcement(run_dir),
-        callbacks.LastCheckpoint(checkpoints / "last.ckpt", made["checkpoint_every"]),  # after those that count
+        Checkpoints(  # after those that count
+            run_dir / snapshots.FOLDER,
+            every=made["checkpoint_every"],
+            keep=made["checkpoint_keep"],
+            preemption=preemption or Preemption(),
+        ),
     ]
     if made["trainer"]["enable_progress_bar"]:
         found.append(TQDMProgressBar(refresh_rate=10))
-    logger = TensorBoardLogger(run_dir, name="", version="")
-    return recipe.build(made["trainer"] | {"_partial_": True})(logger=logger, callbacks=found, default_root_dir=run_dir)
+    trainer = recipe.build(made["trainer"] | {"_partial_": True})
+    return trainer(logger=Events(run_dir), callbacks=found, default_root_dir=run_dir)
 
 
 def quiet() -> None:
     """Only what a user can act on."""
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.INFO)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
     # A position in the plan is arithmetic: no loader holds a state.
     warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
     warnings.filterwarnings("ignore", message=".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*")
@@ -221,7 +225,7 @@ def run(cfg: DictConfig) -> None:
         if "arms" in cfg:
             sys.exit(studies.main(cfg))
         train(recipe.resolve(cfg))
-    except (ValueError, FileNotFoundError, RunStopped) as error:
+    except (ValueError, FileNotFoundError, RunStopped, snapshots.SaveError) as error:
         sys.exit(f"error: {error}")
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -26,7 +26,8 @@ from torch.distributed.tensor import DTensor
 # What torch.distributed.checkpoint calls as well; there is no public name for it.
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-from auris.model.audio_lm import AudioLM
+if TYPE_CHECKING:  # it brings transformers, which takes seconds
+    from auris.model.audio_lm import AudioLM
 
 # ------------------------------------------------------------------------------------------------------------- layouts
 
@@ -197,7 +198,7 @@ def layout_of(source: Source) -> str:
 
 # ------------------------------------------------------------------------------------------------------------- sources
 
-_DTYPES = {  # of a safetensors header
+DTYPES = {  # of a safetensors header
     "F64": torch.float64,
     "F32": torch.float32,
     "F16": torch.float16,
@@ -255,9 +256,9 @@ class TensorFiles:
 
     def dtype(self, name: str) -> torch.dtype:
         """Raises ValueError for a type of number that torch has no tensors of, naming the file."""
-        if self._dtypes[name] not in _DTYPES:
+        if self._dtypes[name] not in DTYPES:
             raise ValueError(f"{self._files[name]}: {name} is of type {self._dtypes[name]}, expected a torch type")
-        return _DTYPES[self._dtypes[name]]
+        return DTYPES[self._dtypes[name]]
 
     def read(self, name: str, index: tuple[slice, ...] | None = None) -> Tensor:
         """A tensor, or the part of it that `index` (leading dimensions) takes out. It may be a view of the file."""
@@ -300,7 +301,7 @@ def _shards(index: Path) -> dict[str, Path]:
 
 
 class StateTensors:
-    """Tensors in memory with the methods of `TensorFiles`: a state dict, mapped from a .ckpt or .pt file or not."""
+    """Tensors in memory with the methods of `TensorFiles`: a state dict, mapped from a .pt file or not."""
 
     def __init__(self, state: Mapping[str, Tensor]) -> None:
         self._state = state
@@ -318,7 +319,17 @@ class StateTensors:
         return self._state[name][index] if index else self._state[name]
 
 
-Source = TensorFiles | StateTensors
+class Source(Protocol):
+    """Tensors by name, read one by one and slice by slice: what weights are loaded from."""
+
+    def keys(self) -> Collection[str]: ...
+
+    def shape(self, name: str) -> tuple[int, ...]: ...
+
+    def dtype(self, name: str) -> torch.dtype: ...
+
+    def read(self, name: str, index: tuple[slice, ...] | None = None) -> Tensor: ...
+
 
 # ------------------------------------------------------------------------------------------------------------- loading
 
@@ -470,17 +481,19 @@ def _joined_shape(tensors: list[Tensor]) -> tuple[int, ...]:
     return (sum(len(tensor) for tensor in tensors), *tensors[0].shape[1:])
 
 
-def _local(tensor: Tensor) -> tuple[Tensor, tuple[slice, ...]]:
+def local_part(tensor: Tensor) -> tuple[Tensor, tuple[slice, ...]]:
     """What this rank has of a tensor, and where in the whole it lies."""
     if not isinstance(tensor, DTensor):
         return tensor, tuple(slice(0, n) for n in tensor.shape)
     sizes, offsets = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
-    return tensor.to_local(), tuple(slice(start, start + n) for start, n in zip(offsets, sizes, strict=True))
+    local = tensor.to_local()
+    assert tuple(local.shape) == tuple(sizes), (local.shape, sizes, tensor.placements)
+    return local, tuple(slice(start, start + n) for start, n in zip(offsets, sizes, strict=True))
 
 
 def _copy(tensor: Tensor, source: Source, name: str, *, first_row: int) -> None:
     """Copy a stored tensor, or of a joined one the rows from `first_row` on."""
-    local, index = _local(tensor)
+    local, index = local_part(tensor)
     if first_row:
         index = (slice(index[0].start + first_row, index[0].stop + first_row), *index[1:])
     local.copy_(source.read(name, index))
@@ -488,7 +501,7 @@ def _copy(tensor: Tensor, source: Source, name: str, *, first_row: int) -> None:
 
 def _copy_grown(tensor: Tensor, source: Source, name: str, *, seed: int) -> None:
     """Copy a stored table of fewer rows, and draw the others."""
-    local, (rows, *columns) = _local(tensor)
+    local, (rows, *columns) = local_part(tensor)
     old = source.shape(name)[0]
     known = slice(min(rows.start, old), min(rows.stop, old))
     n_known = known.stop - known.start
