@@ -191,7 +191,7 @@ def test_a_row_that_always_costs_its_worker_stops_the_run_and_its_step_is_kept(s
     data.setup("fit")
     assert path in {str(data.rows[place.row].clips[0].path) for place in Fault.load(file).places()}
     wrong, said = look(file)  # in this process, which the file does not end
-    assert wrong == [] and "weights: the initial ones" in said
+    assert wrong == [] and "as none of the step were kept" in said
 
 
 # --- looked at again ---
