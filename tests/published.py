@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     Qwen2AudioConfig,
     Qwen2AudioForConditionalGeneration,
@@ -20,7 +20,7 @@ from transformers import (
     WhisperForConditionalGeneration,
 )
 
-from auris import parallel, recipe
+from auris import parallel, recipe, snapshots
 from auris.tokenizer import Tokenizer
 from manifests import tokenizer
 from recipes import SMALLEST_MODEL
@@ -215,12 +215,10 @@ def run(path: Path, *overrides: str, vocabulary: Tokenizer | None = None) -> dic
     net = recipe.build_net(made, vocabulary)
     torch.manual_seed(0)
     parallel.materialise(net, "cpu")
-    state = {f"net.{name}": tensor for name, tensor in net.state_dict().items()}
     head = recipe.build_objective(made, net, vocabulary)
     parallel.materialise(head, "cpu")
-    state |= {f"objective.{name}": tensor for name, tensor in head.state_dict().items()}
-    (path / "checkpoints").mkdir()
-    torch.save({"hyper_parameters": {"recipe": made}, "state_dict": state}, path / "checkpoints/last.ckpt")
+    module = nn.ModuleDict({"net": net, "objective": head})
+    snapshots.write(path / "checkpoints", 1, module=module, state={"recipe": made})
     recipe.save(made, path / "recipe.yaml")
     return made
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 SMALLEST_MODEL = [
     "model.encoder.width=16",
     "model.encoder.n_layers=1",
@@ -12,3 +14,20 @@ SMALLEST_MODEL = [
     "model.llm.config.num_attention_heads=2",
     "model.llm.config.num_key_value_heads=2",
 ]
+
+
+def smallest_run(corpus: Path, folder: Path) -> list[str]:
+    """Of a run on the small corpus that takes a second; what it writes is under `folder`."""
+    return [
+        "scale=tiny",
+        f"runs_dir={folder}/runs",
+        f"data.root={corpus}",
+        f"data.cache_dir={folder}/cache",
+        "data.rows_per_step=6",
+        *SMALLEST_MODEL,
+        "optim.warmup_steps=1",
+        "trainer.accelerator=cpu",
+        "trainer.log_every_n_steps=1",
+        "max_new_tokens=4",
+        "trainer.enable_progress_bar=false",
+    ]

@@ -11,6 +11,7 @@ import lightning as L
 import torch
 
 from auris import recipe, train
+from auris.persistence import Preemption
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -40,10 +41,11 @@ class KillAt(L.Callback):
 
 def fit(made: dict, *extra: L.Callback) -> L.Trainer:
     """`train.train` with callbacks added."""
-    module, data = train.build(made)
-    trainer = train.build_trainer(made, Path(made["run_dir"]))
-    trainer.callbacks.extend(extra)
-    trainer.fit(module, data, weights_only=True)
+    with Preemption() as preemption:
+        module, data = train.build(made)
+        trainer = train.build_trainer(made, Path(made["run_dir"]), preemption)
+        trainer.callbacks.extend(extra)
+        trainer.fit(module, data)
     return trainer
 
 
@@ -62,7 +64,12 @@ def train_in_a_process(made: dict, folder: Path) -> None:
     recipe.save(made, folder / "recipe.yaml")
     script = folder / "train.py"
     script.write_text(_SCRIPT)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(script), str(folder / "recipe.yaml")]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+def environment() -> dict[str, str]:
+    """Of a process that imports what a test does."""
+    paths = os.pathsep.join([str(ROOT / "src"), str(ROOT / "tests")])
+    return {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}

@@ -9,9 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
-from auris import callbacks, recipe, train
-from auris.callbacks import LastCheckpoint, ProgressFile, Throughput, UnusableRows
+from auris import callbacks
+from auris.callbacks import Faults, ProgressFile, Throughput, UnusableRows
+from auris.data.loader import LoaderError
+from auris.faults import Fault, RunStopped
 
 MODULE = SimpleNamespace(max_steps=100)
 
@@ -32,10 +35,11 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return Clock(monkeypatch)
 
 
-class Log:
+class Log(nn.Linear):
     """A module that keeps the last value of what is logged."""
 
     def __init__(self) -> None:
+        super().__init__(2, 2)
         self.values: dict[str, float] = {}
 
     def log(self, name: str, value: float, **_: Any) -> None:
@@ -108,11 +112,14 @@ def report(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def start(callback: UnusableRows, *problems: tuple[str, str]) -> None:
-    callback.on_fit_start(trainer(datamodule=SimpleNamespace(problems=lambda: list(problems))), MODULE)
+    callback.on_train_start(trainer(datamodule=SimpleNamespace(problems=lambda: list(problems))), MODULE)
 
 
-def skip(callback: UnusableRows, *rows: tuple[str, str]) -> None:
-    callback.on_train_batch_end(trainer(), MODULE, {"skipped": list(rows)})
+def skip(callback: UnusableRows, *rows: tuple[str, str], met: int = 1, elsewhere: int = 0) -> None:
+    """A step of `met` rows in which `rows` could not be used, nor `elsewhere` rows of other ranks."""
+    outputs = {"skipped": list(rows), "rows_met": torch.tensor(float(met))}
+    outputs["rows_unusable"] = torch.tensor(float(len(rows) + elsewhere))
+    callback.on_train_batch_end(trainer(), MODULE, outputs)
 
 
 def lines(folder: Path) -> list[dict[str, str]]:
@@ -170,6 +177,143 @@ def test_a_resumed_run_keeps_what_it_knew_and_repeats_nothing(tmp_path, report):
     assert report[0].splitlines()[1:] == ["  a (1x): no `task` field", "  b (2x): cannot be decoded"]
 
 
+def test_a_rank_does_not_name_again_what_another_rank_has_named_before_a_resume(tmp_path, report):
+    first, second = UnusableRows(tmp_path), UnusableRows(tmp_path)
+    skip(first, ("a", "bad"))
+    skip(second, ("b", "bad"))
+    again, other = UnusableRows(tmp_path), UnusableRows(tmp_path)
+    for callback, is_first in ((again, True), (other, False)):
+        callback.load_state_dict(first.state_dict())
+        callback.on_train_start(trainer(is_global_zero=is_first), MODULE)
+    skip(again, ("b", "bad"))
+    skip(other, ("a", "bad"))
+    assert [line["id"] for line in lines(tmp_path)] == ["a", "b"]
+    assert again.counts == {"a": 1, "b": 2} and other.counts == {"a": 1}
+
+
+def test_a_run_that_starts_anew_forgets_what_an_earlier_attempt_has_named(tmp_path, report):
+    first = UnusableRows(tmp_path)
+    skip(first, ("a", "bad"))
+    again = UnusableRows(tmp_path)
+    again.on_train_start(trainer(global_step=0), MODULE)
+    again.on_fit_end(trainer(), MODULE)
+    assert report == ["every row could be used"] and list(tmp_path.iterdir()) == []
+
+
+def test_rows_beyond_the_share_that_may_be_unusable_stop_the_run_wherever_they_were_met(tmp_path):
+    callback = UnusableRows(tmp_path, most=0.1)
+    for _ in range(9):
+        skip(callback, *[(f"r{n}", "bad") for n in range(10)], met=100)
+        skip(callback, met=1000)  # of any thousand rows in a row, not of all
+    skip(callback, *[(f"r{n}", "bad") for n in range(10)], met=100, elsewhere=90)
+    with pytest.raises(RunStopped, match=r"of the last \d+ rows 121 could not be used, .*max_unusable=0.1 of 1000"):
+        skip(callback, ("one", "more"), met=100, elsewhere=20)
+
+
+def test_no_row_may_be_unusable_where_the_share_is_nothing(tmp_path):
+    with pytest.raises(RunStopped, match="unusable_rows.jsonl"):
+        skip(UnusableRows(tmp_path, most=0), ("a", "bad"))
+
+
+# --- faults ---
+
+
+class Running:
+    """A trainer of two steps' worth of rows on two ranks, which notes where it saves."""
+
+    is_global_zero, training = True, True
+
+    def __init__(self) -> None:
+        self.global_step = 0
+        rows = [SimpleNamespace(id=f"r{n}") for n in range(4)]
+        ranks = [[[(0, 0)], [(2, 0)]], [[(1, 1)], []]]
+        self.datamodule = SimpleNamespace(rows=rows, ranks=lambda step: ranks)
+
+    def step(self, callback: Faults, log: Log, loss: float = 1.0, norm: float = 1.0, **counts: float) -> None:
+        self.global_step += 1
+        outputs = {"loss": loss, "grad_norm": norm, "rows_unusable": 0, "lost_workers": 0, **counts}
+        log.hparams = {"recipe": {}}
+        callback.on_train_batch_end(self, log, {k: torch.tensor(float(v)) for k, v in outputs.items()})
+
+
+NAN, INF = float("nan"), float("inf")
+
+
+def test_faults_are_counted_over_a_resume_and_said_at_the_end(tmp_path, report):
+    first, log, run = Faults(tmp_path), Log(), Running()
+    run.step(first, log, rows_unusable=3)
+    run.step(first, log, norm=INF, lost_workers=1)
+    again = Faults(tmp_path)
+    again.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    run.step(again, log, rows_unusable=2)
+    assert log.values == {"faults/skipped_steps": 1.0, "faults/unusable_rows": 5.0, "faults/lost_workers": 1.0}
+    again.on_fit_end(run, MODULE)
+    assert report[-1] == "faults: 1 skipped steps, 5 unusable rows, 1 lost workers"
+    fine = Faults(tmp_path)
+    fine.on_fit_end(run, MODULE)
+    assert report[-1] == "faults: none"
+
+
+def test_a_step_that_is_not_finite_is_kept_with_its_rows_and_weights(tmp_path, report):
+    callback, log, run = Faults(tmp_path), Log(), Running()
+    run.step(callback, log)
+    run.step(callback, log, loss=NAN)
+    run.step(callback, log, norm=NAN)
+    file = tmp_path / "faults/step=00000001.json"
+    fault = Fault.load(file)
+    assert (fault.step, fault.weights) == (1, "faults/step=00000001")
+    assert fault.reason == "the loss is nan, the gradient's norm 1.0"
+    assert [(p.row, p.id, p.epoch) for p in fault.places()] == [(0, "r0", 0), (2, "r2", 0), (1, "r1", 1)]
+    assert f"python -m auris.reproduce fault='{file}'" in report[0] and "it changed no weight" in report[0]
+    assert Fault.load(tmp_path / "faults/step=00000002.json").weights == fault.weights  # nothing has moved since
+    run.step(callback, log)
+    run.step(callback, log, loss=INF)
+    kept = [path.name for path in sorted((tmp_path / "faults").iterdir()) if path.is_dir()]
+    assert kept == ["step=00000004"]  # of the last series: weights are large
+
+
+def test_many_steps_in_a_row_that_are_not_finite_stop_the_run(tmp_path, report):
+    callback, log, run = Faults(tmp_path), Log(), Running()
+    for _ in range(callbacks.SKIPS - 1):
+        run.step(callback, log, loss=NAN)
+    run.step(callback, log)
+    for _ in range(callbacks.SKIPS - 1):
+        run.step(callback, log, loss=NAN)
+    with pytest.raises(RunStopped, match=r"step 19: the loss is nan.*in the 9 steps before: the run has diverged"):
+        run.step(callback, log, loss=NAN)
+
+
+def test_the_first_step_that_is_not_finite_stops_a_run_that_wants_it(tmp_path):
+    callback, log, run = Faults(tmp_path, nonfinite="stop"), Log(), Running()
+    run.step(callback, log)
+    with pytest.raises(RunStopped, match=r"step 1: .* auris.reproduce fault=.*nonfinite=skip goes on"):
+        run.step(callback, log, norm=INF)
+    with pytest.raises(ValueError, match="nonfinite=ignore: expected skip or stop"):
+        Faults(tmp_path, nonfinite="ignore")
+
+
+def test_a_step_that_the_loader_gives_up_is_kept_too(tmp_path):
+    callback, run = Faults(tmp_path), Running()
+    with pytest.warns(UserWarning, match=r"auris.reproduce fault='.*step=00000007.json'"):
+        callback.on_exception(run, MODULE, LoaderError("workers died", 7))
+    assert Fault.load(tmp_path / "faults/step=00000007.json").reason == "workers died"
+    callback.on_exception(run, MODULE, ValueError("something else"))
+    assert len(list((tmp_path / "faults").iterdir())) == 1
+
+
+def test_a_full_disk_costs_files_and_warnings_but_no_run(tmp_path, clock):
+    """A file where the folder should be: nothing can be written below it."""
+    (tmp_path / "run").write_text("")
+    faults, rows, progress = (kind(tmp_path / "run") for kind in (Faults, UnusableRows, ProgressFile))
+    with pytest.warns(UserWarning, match="faults was not written"):
+        Running().step(faults, Log(), loss=NAN)
+    with pytest.warns(UserWarning, match="unusable_rows.jsonl was not written"):
+        skip(rows, ("a", "bad"))
+    with pytest.warns(UserWarning, match="progress.json was not written"):
+        progress.on_train_batch_end(trainer(), MODULE, {})
+    assert rows.reasons == {"a": "bad"} and faults.counts["skipped_steps"] == 1
+
+
 # --- files that a run is watched and resumed by ---
 
 
@@ -194,52 +338,3 @@ def test_progress_is_written_each_second_and_at_the_last_step(tmp_path, clock):
 def test_only_the_first_rank_writes_progress(tmp_path, clock):
     ProgressFile(tmp_path).on_train_batch_end(trainer(is_global_zero=False), MODULE, {})
     assert list(tmp_path.iterdir()) == []
-
-
-class Saving:
-    """A trainer that writes its step as its checkpoint."""
-
-    is_global_zero = True
-
-    def __init__(self) -> None:
-        self.global_step = 0
-        self.paths: list[Path] = []
-
-    def save_checkpoint(self, path: Path) -> None:
-        self.paths.append(Path(path))
-        Path(path).write_text(str(self.global_step))
-
-
-def test_the_last_checkpoint_is_kept_every_so_many_steps_and_at_the_end(tmp_path):
-    saving, callback = Saving(), LastCheckpoint(tmp_path / "last.ckpt", every=3)
-    kept = []
-    for step in range(1, 9):
-        saving.global_step = step
-        callback.on_train_batch_end(saving, MODULE, {})
-        kept.append((tmp_path / "last.ckpt").read_text() if (tmp_path / "last.ckpt").exists() else None)
-    assert kept == [None, None, "3", "3", "3", "6", "6", "6"]
-    callback.on_train_end(saving, MODULE)
-    assert (tmp_path / "last.ckpt").read_text() == "8"
-    assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
-
-
-def test_a_checkpoint_of_a_step_knows_what_the_other_callbacks_counted_in_it(tmp_path):
-    made = recipe.resolve(recipe.compose(["trainer.accelerator=cpu"]))
-    order = [type(callback) for callback in train.build_trainer(made, tmp_path).callbacks]
-    counting = [order.index(kind) for kind in (Throughput, UnusableRows)]
-    assert order.index(LastCheckpoint) > max(counting)
-
-
-def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path):
-    saving, callback = Saving(), LastCheckpoint(tmp_path / "last.ckpt", every=1)
-    saving.global_step = 1
-    callback.on_train_batch_end(saving, MODULE, {})
-
-    def fail(path: Path) -> None:
-        Path(path).write_text("half")
-        raise OSError("disk full")
-
-    saving.save_checkpoint = fail
-    with pytest.raises(OSError, match="disk full"):
-        callback.on_train_batch_end(saving, MODULE, {})
-    assert (tmp_path / "last.ckpt").read_text() == "1"

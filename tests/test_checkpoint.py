@@ -102,7 +102,7 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     found = {kind: folder / (f"{kind}.pt" if kind == "whisper_openai" else kind) for kind in MAKE}
     for kind, make in MAKE.items():
         make(found[kind])
-    found["file"] = found["run"] / "checkpoints/last.ckpt"
+    found["snapshot"] = found["run"] / "checkpoints/step=00000001"
     found["auris"] = folder / "auris"
     export(found["run"], found["auris"], format="auris")
     return found
@@ -237,7 +237,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path):
     (there / "config.json").write_text("[1]")
     expect_one_sentence(there, str(there / "config.json"), "list")
     (tmp_path / "x.ckpt").write_bytes(b"not a checkpoint")
-    expect_one_sentence(tmp_path / "x.ckpt", str(tmp_path / "x.ckpt"), "cannot be read")
+    expect_one_sentence(tmp_path / "x.ckpt", str(tmp_path / "x.ckpt"), "is a file: expected a run directory")
     torch.save({"weights": torch.ones(1)}, tmp_path / "x.pt")
     expect_one_sentence(tmp_path / "x.pt", str(tmp_path / "x.pt"), "model_state_dict")
     torch.save(SimpleNamespace(), tmp_path / "y.pt")
@@ -269,7 +269,7 @@ def test_incomplete_weights_are_named(tmp_path: Path):
 
 
 def test_a_run_without_the_checkpoint_asked_for_says_so(paths: dict[str, Path]):
-    with pytest.raises(FileNotFoundError, match=r"checkpoints/best\.ckpt"):
+    with pytest.raises(FileNotFoundError, match="has no best checkpoint: expected a run directory"):
         identify(paths["run"], "best")
 
 

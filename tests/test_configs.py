@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import get_object
 from omegaconf import OmegaConf
@@ -26,6 +28,7 @@ PRIMARIES = {  # with what each of them cannot do without
     "instruct": [],
     "chat": ["checkpoint=runs/some/run"],
     "prefer": ["out=pairs.jsonl"],
+    "reproduce": ["fault='runs/some/run/faults/step=00000007.json'"],
 }
 # The primaries in which the parts of these groups are chosen; of all others, train.
 SHARED = {"data": ("train", "evaluate", "prefer"), "benchmark": ("evaluate",), "judge": ("evaluate", "prefer")}
@@ -106,6 +109,16 @@ def test_each_experiment_composes_at_each_scale(experiment, scale):
     assert made["run_dir"].endswith(f"/{experiment}/seed=0")
     assert made["optim"]["warmup_steps"] < made["max_steps"]
     assert 0 < made["optim"]["min_lr"] < made["optim"]["lr"]
+
+
+def test_a_run_can_be_launched_through_slurm():
+    """`-m hydra/launcher=submitit_slurm seed=0,1,2`: the launcher's options stand beside ours."""
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="the launcher, extra `slurm`, is not installed")
+    with initialize_config_dir(str(recipe.CONFIGS), version_base="1.3"):
+        options = ["hydra/launcher=submitit_slurm", "hydra.launcher.gpus_per_node=2", "experiment=qwen2_audio_pretrain"]
+        made = hydra_compose("train", overrides=options, return_hydra_config=True)
+    assert made.hydra.launcher._target_.endswith("submitit_launcher.SlurmLauncher")
+    assert made.hydra.launcher.gpus_per_node == 2 and made.arm == "qwen2_audio_pretrain"
 
 
 def test_parts_can_be_exchanged_between_the_presets():

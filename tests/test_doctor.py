@@ -19,7 +19,8 @@ from auris.checkpoint import PARTS
 from auris.data.datamodule import pack
 from auris.data.packing import IGNORE
 from auris.data.rows import read_manifests
-from auris.doctor import GIB, STAGES, Load, Stage, examine, memory, parameters, report, spell
+from auris.doctor import GIB, STAGES, Load, Stage, count, examine, memory, parameters, report, spell, trained, work
+from auris.model import adapters
 from manifests import samples_of, speech_rows, tokenizer, write_manifest
 
 
@@ -78,6 +79,49 @@ def test_a_pack_needs_what_the_performance_notes_say(released: nn.Module):
     scored = [memory(released, tuned, Load(tokens=8192, frames=0, scored=n)).logits for n in (0, 1024, 4096, 8192)]
     assert scored[0] == 0 and scored[1] / GIB == pytest.approx(2 * 0.595, abs=0.01)
     assert scored[2] == scored[3] == 4 * scored[1]  # chunks
+
+
+def test_adapters_are_counted_as_what_learns_and_the_model_under_them_as_frozen():
+    """LoRA of rank r on a layer of n x m: r (n + m) parameters. A new token: a row of the embedding and of the head."""
+    made = recipe.resolve(recipe.compose(["scale=full", "model=qwen2_audio"]))
+    net = recipe.build_net(made, SimpleNamespace(size=1))
+    whole = count(net)
+    load = Load.of_budget(8192, 2)
+    frozen = memory(net, Stage(name="", trainable=("projector",)), load)
+    names = ("projector", "llm.lora", "llm.new_tokens")
+    lora = {"rank": 8, "alpha": 16, "targets": ["q_proj", "v_proj"]}
+    adapters.attach(net, names, token_ids=[5, 6, 7], lora=lora)
+    stage = Stage(name="", trainable=names)
+    added = {"llm: LoRA": 32 * 2 * 8 * (4096 + 4096), "llm: rows of new tokens": 3 * 2 * 4096}
+    assert parameters({"llm": net.llm}).items() >= added.items()
+    assert parameters({"llm": net.llm})["llm: layers and norm"] == 6_476_660_736 + 4_096
+    learning = count(net.projector) + sum(added.values())
+    assert trained(net, stage) == learning and count(net) == whole + sum(added.values())
+    need = memory(net, stage, load)
+    assert need.states - frozen.states == 16 * sum(added.values())
+    assert need.activations == frozen.activations
+    tables = Stage(name="", trainable=("llm.model.embed_tokens",))
+    assert trained(net, tables) == 639_107_072
+
+
+def test_an_encoder_trained_alone_needs_no_memory_for_a_language_model_that_is_not_run(released: nn.Module):
+    alone = Stage(name="", trainable=("encoder",), runs_llm=False)
+    need = memory(released, alone, Load(tokens=8192, frames=0, scored=0))
+    assert need.activations == 0 and need.gathered == 0
+
+
+def test_arithmetic_is_that_of_the_performance_notes(released: nn.Module):
+    """GFLOP of a forward: 12.95 per token of the LLM, 1.278 per scored position, 1.271 per encoder frame of 20 ms."""
+    text, heard, scored = (Load(**{"tokens": 0, "frames": 0, "scored": 0} | one) for one in LOADS)
+    everything, tuned = find("everything trained"), find("fine-tuning (encoder frozen)")
+    before = find("pre-training (LLM frozen)")
+    for stage, passes, hearing in ((everything, 3, 3), (tuned, 3, 1), (before, 2, 3)):
+        assert work(released, stage, text) / 1e9 == pytest.approx(passes * 12.95, rel=1e-3)
+        assert work(released, stage, scored) / 1e9 == pytest.approx(passes * 1.278, rel=1e-3)
+        assert work(released, stage, heard) / 1e9 == pytest.approx(hearing * 1.271, rel=1e-3)
+
+
+LOADS = ({"tokens": 1}, {"frames": 1}, {"scored": 1})
 
 
 def test_a_live_reference_costs_a_frozen_copy(released: nn.Module):

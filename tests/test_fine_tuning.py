@@ -121,7 +121,7 @@ def test_a_run_with_adapters_resumes_and_is_read_merged(smallest, tmp_path: Path
     trainer = train.build_trainer(halves, Path(halves["run_dir"]))
     trainer.callbacks.append(KillAt(3))
     with pytest.raises(Killed):
-        trainer.fit(module, data, weights_only=True)
+        trainer.fit(module, data)
     train.train(halves)
     first, second = weights_of(whole["run_dir"]), weights_of(halves["run_dir"])
     assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)

@@ -274,11 +274,11 @@ def test_the_released_code_s_greedy_ids_come_out_of_a_directory(shared_data: Pat
         assert seen == io[f"{name}.greedy_ids"].tolist()
 
 
-def test_a_run_and_its_checkpoint_file_answer_alike(tmp_path: Path, files: list[Path]):
+def test_a_run_and_its_checkpoint_answer_alike(tmp_path: Path, files: list[Path]):
     published.run(tmp_path / "run")
     answers = [
         auris.load(path).generate(files, PROMPT, max_new_tokens=6, control=True)
-        for path in (tmp_path / "run", str(tmp_path / "run/checkpoints/last.ckpt"))
+        for path in (tmp_path / "run", str(tmp_path / "run/checkpoints/step=00000001"))
     ]
     assert answers[0] == answers[1] and any(answers[0])
     assert auris.load(tmp_path / "run").recipe["arm"] == "default"

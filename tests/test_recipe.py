@@ -1,13 +1,33 @@
-"""Recipes: what a command line means, what two of them differ in, and which checkpoint a path stands for."""
+"""Recipes: what a command line means, and what two of them differ in."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from auris import recipe
+from auris import chat, doctor, evaluate, export, prefer, recipe, reproduce
+
+
+@pytest.mark.parametrize(
+    "command, missing",
+    [
+        (evaluate, "checkpoint=..."),
+        (doctor, "checkpoint=..."),
+        (chat, "checkpoint=..."),
+        (export, "checkpoint=... and out=..."),
+        (prefer, "out=..."),
+        (reproduce, "fault=..."),
+    ],
+)
+def test_what_has_to_be_given_is_asked_for_in_one_sentence(command, missing, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [command.__name__])
+    with pytest.raises(SystemExit) as done:
+        command.main()
+    assert done.value.code == f"error: expected {missing} on the command line (see --help)"
+    assert capsys.readouterr().err == ""
 
 
 def test_values_with_an_equals_sign_are_quoted_for_hydra():
@@ -20,23 +40,6 @@ def test_differences_name_nested_keys_with_both_values():
     old = {"optim": {"lr": 1, "eps": 2}, "seed": 0, "gone": True}
     new = {"optim": {"lr": 3, "eps": 2}, "seed": 0, "came": 4}
     assert recipe.differences(old, new) == ["optim.lr: 1 -> 3", "gone: True -> None", "came: None -> 4"]
-
-
-def test_a_run_directory_stands_for_its_last_checkpoint(tmp_path: Path):
-    file = tmp_path / "run/checkpoints/last.ckpt"
-    file.parent.mkdir(parents=True)
-    file.touch()
-    assert recipe.checkpoint_file(tmp_path / "run") == file
-    assert recipe.checkpoint_file(file) == file
-
-
-@pytest.mark.parametrize(("made", "message"), [(True, "has no such checkpoint"), (False, "does not exist")])
-def test_a_path_without_a_checkpoint_says_what_was_expected(tmp_path: Path, made: bool, message: str):
-    path = tmp_path / "run"
-    if made:
-        path.mkdir()
-    with pytest.raises(FileNotFoundError, match=f"{message}: expected a run directory"):
-        recipe.checkpoint_file(path)
 
 
 def test_a_recipe_survives_its_file(tmp_path: Path):

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from auris import studies
+from auris import studies, train
 from auris.studies import Job
+from test_launch import LISTED
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -96,6 +100,66 @@ def test_a_failed_run_blocks_what_needs_it_and_nothing_else(tmp_path: Path, monk
     assert studies.run(jobs, side_by_side=2) == 2
     assert [job.status for job in jobs] == ["failed", "blocked", "done"]
     assert "the reason" in capsys.readouterr().out
+
+
+class Standing:
+    """Processes that stand in for runs: each does what its name says."""
+
+    CODES = {
+        "quick": "pass",
+        "stopped": "raise SystemExit(75)",
+        "long": "import signal, time; signal.signal(signal.SIGUSR1, lambda *_: exit(75)); print(1); time.sleep(60)",
+    }
+
+    def __init__(self, signalled: str = "") -> None:
+        self.signalled, self.started = signalled, []
+
+    def __call__(self, job: Job, arguments: list[str], threads: int) -> None:
+        job.run_dir.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-c", self.CODES[job.name]]
+        job.process = subprocess.Popen(command, stdout=subprocess.PIPE)
+        self.started.append(job.name)
+        if job.name == self.signalled:
+            job.process.stdout.readline()
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+
+def test_a_signal_of_the_cluster_reaches_the_runs_and_starts_no_other(tmp_path, monkeypatch):
+    handler = signal.getsignal(signal.SIGUSR1)
+    start = Standing(signalled="long")
+    monkeypatch.setattr(studies, "_start", start)
+    jobs = [Job("long", 0, [], tmp_path / "a"), Job("quick", 0, [], tmp_path / "b")]
+    assert studies.run(jobs, side_by_side=1) == studies.REQUEUE == 75
+    assert [job.status for job in jobs] == ["stopped", "waiting"] and start.started == ["long"]
+    assert signal.getsignal(signal.SIGUSR1) is handler
+
+
+def test_a_run_that_is_to_be_gone_on_with_blocks_what_needs_it_and_is_no_failure(tmp_path, monkeypatch):
+    monkeypatch.setattr(studies, "_start", Standing())
+    jobs = [
+        Job("stopped", 0, [], tmp_path / "a"),
+        Job("quick", 0, [], tmp_path / "b", needs=["stopped, seed 0"]),
+        Job("quick", 1, [], tmp_path / "c"),
+    ]
+    assert studies.run(jobs, side_by_side=1) == studies.REQUEUE
+    assert [job.status for job in jobs] == ["stopped", "blocked", "done"]
+
+
+def test_a_dry_run_of_a_study_lists_its_runs_and_nothing_else(monkeypatch, capsys):
+    """What a job array is made from (configs/launch/slurm_study.sh)."""
+    monkeypatch.setattr(sys, "argv", ["auris.train", "ablations=demo", "seeds=[1]", "dry_run=true"])
+    with pytest.raises(SystemExit) as done:
+        train.main()
+    assert done.value.code == 0 and capsys.readouterr().out == LISTED + "\n"
+
+
+def test_the_level_of_a_run_is_how_many_come_before_it():
+    arms = {
+        "a": {"overrides": ["experiment=qwen2_audio_pretrain"], "after": {"encoder": "encoder"}},
+        "c": {"overrides": ["experiment=qwen2_audio_pretrain", "optim.lr=1e-3"], "after": "a"},
+    }
+    jobs = studies.plan({**STUDY, "seeds": [0], "arms": arms})
+    assert dict(zip([job.name for job in jobs], studies.levels(jobs), strict=True)) == {"encoder": 0, "a": 1, "c": 2}
 
 
 def test_the_table_shows_what_a_run_reports(tmp_path: Path):

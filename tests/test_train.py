@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file
 
 import published
-from auris import callbacks, recipe, train
+from auris import callbacks, recipe, snapshots, train
 from auris.tokenizer import Tokenizer
-from recipes import SMALLEST_MODEL
+from recipes import smallest_run
 from runs import ROOT, KillAt, Killed, assert_equal, fit, train_in_a_process, weights
 
 
@@ -21,19 +21,7 @@ from runs import ROOT, KillAt, Killed, assert_equal, fit, train_in_a_process, we
 def smallest(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Compose a recipe small enough for a test: `smallest("max_steps=4", ...)`."""
     monkeypatch.chdir(ROOT)
-    size = [
-        "scale=tiny",
-        f"runs_dir={tmp_path}/runs",
-        f"data.root={corpus}",
-        f"data.cache_dir={tmp_path}/cache",
-        "data.rows_per_step=6",
-        *SMALLEST_MODEL,
-        "optim.warmup_steps=1",
-        "trainer.accelerator=cpu",
-        "trainer.log_every_n_steps=1",
-        "max_new_tokens=4",
-        "trainer.enable_progress_bar=false",
-    ]
+    size = smallest_run(corpus, tmp_path)
     return lambda *overrides: recipe.resolve(recipe.compose([*size, *overrides]))
 
 
@@ -169,6 +157,25 @@ def test_a_dry_run_tells_what_the_run_would_be_and_writes_nothing(smallest, caps
     assert not Path(made["run_dir"]).exists()
 
 
+def test_a_dry_run_plans_an_epoch_for_the_ranks_that_are_asked_for(smallest, corpus, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    options = ["trainer.devices=8", "trainer.num_nodes=2", "trainable=[projector,llm.new_tokens,llm.lora]"]
+    made = smallest("experiment=qwen2_audio_pretrain", "dry_run=true", "data.rows_per_step=16", *options)
+    train.train(made)
+    said = capsys.readouterr().out
+    rows = [json.loads(line) for line in (corpus / "train.jsonl").read_text().splitlines()]
+    for part in (
+        f"an epoch: {len(rows)} rows (0 unusable), {-(-len(rows) // 16)} steps",
+        "16 ranks: 1.00 packs of a rank in a step",
+        "on 16 H100 at 400 TFLOP/s each",
+        "llm: rows of new tokens",
+        "llm: LoRA",
+    ):
+        assert part in said, part
+    shares = {line.split()[1]: line for line in said.splitlines() if line.startswith("│") and line.endswith("% │")}
+    assert {row["task"] for row in rows} <= shares.keys()
+
+
 def test_a_whole_model_starts_from_another_run(smallest):
     first = smallest("experiment=qwen_audio_pretrain", "arm=first", "max_steps=2", "seed=3")
     train.train(first)
@@ -214,4 +221,4 @@ def test_parts_start_from_published_directories(smallest, tmp_path: Path):
     whisper = load_file(tmp_path / "whisper/model.safetensors")["model.encoder.conv1.weight"]
     assert torch.equal(module.net.encoder.conv1.weight, whisper)
     train.train(made)
-    assert (Path(made["run_dir"]) / "checkpoints/last.ckpt").is_file()
+    assert snapshots.steps(Path(made["run_dir"]) / "checkpoints")[0] == 2

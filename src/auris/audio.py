@@ -46,6 +46,9 @@ HOP = 160  # samples: 10 ms
 MAX_SAMPLES = 480_000  # 30 s, the longest clip that the encoder's position table covers
 MAX_FRAMES = 3_000
 
+# A clip all of whose samples lie within one step of 16-bit audio is silent; so is a constant offset.
+SILENCE = 2**-15
+
 # A manifest's segment may end this much past the end of its file, as times are rounded (Kaldi's extract-segments,
 # --max-overshoot=0.5); it then ends with the file. Beyond, the row is wrong.
 MAX_OVERSHOOT = 0.5  # seconds

@@ -1,10 +1,15 @@
-"""What can be deleted without changing the weights: throughput, the report on unusable rows, a progress file."""
+"""What can be deleted without changing the weights: throughput, what is said of faults and of rows, a progress file."""
 
 from __future__ import annotations
 
 import json
+import math
+import shutil
 import time
-from collections import Counter
+import warnings
+from collections import Counter, deque
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +17,16 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
+from auris import snapshots
+from auris.data.loader import LoaderError
+from auris.faults import FOLDER, Fault, Place, RunStopped, command
+
 # Steps over which speeds are averaged; the first ones also pay for warm-up and are left out of it by then.
 WINDOW = 20
+# Rows in a row of which `max_unusable` is a share: enough for a rate, few enough to notice that a disk has gone.
+ROWS = 1000
+# Steps in a row without an update after which no policy goes on: that is a run that has diverged, not a bad batch.
+SKIPS = 10
 
 
 class Throughput(L.Callback):
@@ -43,38 +56,32 @@ class Throughput(L.Callback):
         self.tokens, self.audio_seconds = state["tokens"], state["audio_seconds"]
 
 
-class LastCheckpoint(L.Callback):
-    """`last.ckpt` every so many steps: what a run that was stopped resumes from. Replaced in one move."""
-
-    def __init__(self, path: str | Path, every: int):
-        self.path, self.every = Path(path), every
-
-    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        if trainer.global_step % self.every == 0:
-            self.save(trainer)
-
-    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        self.save(trainer)
-
-    def save(self, trainer: L.Trainer) -> None:
-        partial = self.path.with_suffix(".partial")
-        trainer.save_checkpoint(partial)
-        if trainer.is_global_zero:
-            partial.replace(self.path)
-
-
 class UnusableRows(L.Callback):
-    """Counts rows that could not be used and names them with their reason, in `unusable_rows.jsonl` and at the end."""
+    """Counts rows that could not be used and names them with their reason, in `unusable_rows.jsonl` and at the end.
 
-    def __init__(self, run_dir: str | Path):
-        self.path = Path(run_dir) / "unusable_rows.jsonl"
+    Raises RunStopped where of ROWS training rows in a row more than the share `most` cannot be used.
+    """
+
+    def __init__(self, run_dir: str | Path, most: float = 1.0):
+        if not 0 <= most <= 1:
+            raise ValueError(f"data.max_unusable={most}: expected a share of the rows, 0 to 1")
+        self.path, self.most = Path(run_dir) / "unusable_rows.jsonl", most
         self.reasons: dict[str, str] = {}
         self.counts: Counter[str] = Counter()
+        self.written: set[str] = set()
+        self.recent: deque[tuple[float, float]] = deque()  # rows met and rows unusable in the last steps, on all ranks
 
-    def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        known = self._read() if trainer.global_step else {}
+        self.written = set(known)
         if not trainer.is_global_zero:  # each rank was given the first one's state, and knows the same problems
             self.reasons, self.counts = {}, Counter()
             return
+        if not trainer.global_step:
+            self.path.unlink(missing_ok=True)  # of an attempt that reached no checkpoint
+        for row, reason in known.items():  # also what other ranks have met
+            self.reasons.setdefault(row, reason)
+            self.counts[row] = max(1, self.counts[row])
         for row, reason in trainer.datamodule.problems():
             if row not in self.reasons:  # known since before a resume
                 self._note(row, reason)
@@ -82,6 +89,15 @@ class UnusableRows(L.Callback):
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, *_: Any) -> None:
         for row, reason in outputs["skipped"]:
             self._note(row, reason)
+        self.recent.append((float(outputs["rows_met"]), float(outputs["rows_unusable"])))
+        while sum(met for met, _ in self.recent) - self.recent[0][0] >= ROWS:
+            self.recent.popleft()
+        met, unusable = (sum(numbers) for numbers in zip(*self.recent, strict=True))
+        if unusable > self.most * max(ROWS, met):
+            raise RunStopped(
+                f"of the last {met:.0f} rows {unusable:.0f} could not be used, more than "
+                f"data.max_unusable={self.most} of {ROWS}: see {self.path}"
+            )
 
     def on_validation_batch_end(self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, *_: Any) -> None:
         for row, reason in outputs["skipped"]:
@@ -111,12 +127,107 @@ class UnusableRows(L.Callback):
             self.counts = sum((Counter(state["counts"]) for state in states), Counter())
 
     def _note(self, row: str, reason: str) -> None:
-        if row not in self.reasons:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"id": row, "reason": reason}, ensure_ascii=False) + "\n")
+        if row not in self.written:
+            self.written.add(row)
+            with forgiving(self.path):
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                with self.path.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps({"id": row, "reason": reason}, ensure_ascii=False) + "\n")
         self.reasons[row] = reason
         self.counts[row] += 1
+
+    def _read(self) -> dict[str, str]:
+        found = {}
+        for line in self.path.read_text(encoding="utf-8").splitlines() if self.path.is_file() else ():
+            with suppress(json.JSONDecodeError):  # half a line of a run that was killed
+                entry = json.loads(line)
+                found[entry["id"]] = entry["reason"]
+        return found
+
+
+class Faults(L.Callback):
+    """Counts what a run went through, in TensorBoard and at the end, and decides whether it goes on.
+
+    Of a step whose loss or gradient is not finite (the module has made it one without an update), and of one that the
+    loader gave up, the rows are named in `faults/step=N.json`, for `auris.reproduce`. The weights of the last series of
+    such steps are kept beside it, as they are what the fault was seen with.
+
+    Args:
+        run_dir: of the run.
+        nonfinite: "skip": such a step is counted, SKIPS in a row stop the run; "stop": the first one does.
+    """
+
+    def __init__(self, run_dir: str | Path, nonfinite: str = "skip"):
+        if nonfinite not in ("skip", "stop"):
+            raise ValueError(f"nonfinite={nonfinite}: expected skip or stop")
+        self.run_dir, self.nonfinite = Path(run_dir), nonfinite
+        self.counts = dict.fromkeys(("skipped_steps", "unusable_rows", "lost_workers"), 0)
+        self.in_a_row = 0
+        self.weights: str | None = None  # kept of the last series of steps without an update
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, *_: Any) -> None:
+        loss, norm = float(outputs["loss"]), float(outputs["grad_norm"])
+        finite = math.isfinite(loss) and math.isfinite(norm)
+        self.in_a_row = 0 if finite else self.in_a_row + 1
+        self.counts["skipped_steps"] += not finite
+        self.counts["unusable_rows"] += round(float(outputs["rows_unusable"]))
+        self.counts["lost_workers"] += round(float(outputs["lost_workers"]))
+        for what, number in self.counts.items():
+            module.log(f"faults/{what}", float(number))
+        if not finite:
+            self._nonfinite(trainer, module, trainer.global_step - 1, f"the loss is {loss}, the gradient's norm {norm}")
+
+    def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
+        if not isinstance(exception, LoaderError) or not trainer.training:
+            return
+        if file := self._save(trainer, exception.number, str(exception), weights=None):
+            warnings.warn(f"the rows of step {exception.number} are in {file}: {command(file)}", stacklevel=2)
+
+    def on_fit_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        happened = [f"{number} {what.replace('_', ' ')}" for what, number in self.counts.items() if number]
+        rank_zero_info(f"faults: {', '.join(happened) or 'none'}")
+
+    def state_dict(self) -> dict[str, int]:
+        return dict(self.counts)
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.counts |= state
+
+    def _nonfinite(self, trainer: L.Trainer, module: L.LightningModule, step: int, reason: str) -> None:
+        """Note a step that was none. Every rank comes here with the same numbers."""
+        if self.in_a_row == 1:
+            self.weights = self._keep_weights(trainer, module, step)
+        said = f"step {step}: {reason}; it changed no weight"
+        if trainer.is_global_zero and (file := self._save(trainer, step, reason, self.weights)):
+            said += f". What was in it: {command(file)}"
+        if self.nonfinite == "stop":
+            raise RunStopped(f"{said}. nonfinite=skip goes on without the step")
+        if self.in_a_row == SKIPS:
+            raise RunStopped(
+                f"{said}. So it was in the {SKIPS - 1} steps before: the run has diverged (lower optim.lr?)"
+            )
+        rank_zero_warn(said)
+
+    def _keep_weights(self, trainer: L.Trainer, module: L.LightningModule, step: int) -> str | None:
+        """Save the weights in place of earlier ones; returns the path relative to the run directory."""
+        folder = self.run_dir / FOLDER
+        if trainer.is_global_zero:
+            for older in filter(snapshots.is_snapshot, folder.glob("step=*")):
+                shutil.rmtree(older, ignore_errors=True)
+        with forgiving(folder):
+            path = snapshots.write(folder, step, module=module, state={"recipe": module.hparams["recipe"]})
+            return str(path.relative_to(self.run_dir))
+        return None
+
+    def _save(self, trainer: L.Trainer, step: int, reason: str, weights: str | None) -> Path | None:
+        data = trainer.datamodule
+        ranks = [
+            [[Place(row=row, id=data.rows[row].id, epoch=epoch) for row, epoch in pack] for pack in packs]
+            for packs in data.ranks(step)
+        ]
+        with forgiving(self.run_dir / FOLDER):
+            return Fault(step=step, reason=reason, ranks=ranks, weights=weights).save(self.run_dir)
+        return None
 
 
 class ProgressFile(L.Callback):
@@ -133,5 +244,15 @@ class ProgressFile(L.Callback):
             metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
             content = {"step": trainer.global_step, "max_steps": module.max_steps, **metrics}
             partial = self.path.with_suffix(".tmp")
-            partial.write_text(json.dumps(content))
-            partial.replace(self.path)
+            with forgiving(self.path):
+                partial.write_text(json.dumps(content))
+                partial.replace(self.path)
+
+
+@contextmanager
+def forgiving(path: Path) -> Iterator[None]:
+    """A disk that is full, or not ours to write to, costs a file and a warning, but not the run."""
+    try:
+        yield
+    except OSError as error:
+        warnings.warn(f"{path} was not written: {error}", stacklevel=3)

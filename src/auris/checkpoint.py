@@ -1,4 +1,4 @@
-"""What a path holds: a run, a checkpoint file, a directory of auris or of a published system.
+"""What a path holds: a run, one of its checkpoints, a directory of auris or of a published system.
 
 Told from file names, configs and headers alone: no weight is read before `source()` is asked for it. Whatever the
 origin, the model is described by a node as a recipe has it, so that all that follows knows one kind of model.
@@ -17,14 +17,15 @@ import torch
 import yaml
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 
-from auris import recipe
+from auris import recipe, snapshots
 from auris.model import adapters
-from auris.model.weights import StateTensors, TensorFiles
+from auris.model.weights import Source, StateTensors, TensorFiles
+from auris.snapshots import Snapshot
 
 # kind -> what a person calls it.
 KINDS = {
     "run": "a training run of auris",
-    "file": "a checkpoint file of a training run of auris",
+    "snapshot": "a checkpoint of a training run of auris",
     "auris": "a directory that auris exported",
     "qwen2_audio": "Qwen2-Audio in transformers' layout",
     "qwen_audio": "Qwen-Audio (v1) as released",
@@ -36,8 +37,8 @@ KINDS = {
 PARTS = ("encoder", "pooling", "projector", "boundary", "llm")
 
 _EXPECTED = (
-    "expected a run directory (checkpoints/last.ckpt), a .ckpt file, a directory that auris exported (recipe.yaml), "
-    "a transformers directory (config.json and safetensors) or a Whisper .pt file"
+    "expected a run directory, one of its checkpoints (checkpoints/step=...), a directory that auris exported "
+    "(recipe.yaml), a transformers directory (config.json and safetensors) or a Whisper .pt file"
 )
 _DAMAGED = "it is damaged, or holds more than tensors and plain values, which auris does not execute"
 
@@ -54,7 +55,8 @@ class Checkpoint:
         parts: node of every part that the checkpoint holds.
         generation: what generation_config.json says, if there is one.
         tokenizer: directory or hub name of its tokenizer, None if it has none.
-        file: the weights, where they are one file (a .ckpt or a .pt).
+        file: the weights, where they are one file (a .pt).
+        snapshot: the checkpoint, of a run.
     """
 
     path: Path
@@ -65,29 +67,30 @@ class Checkpoint:
     generation: Mapping[str, Any] = field(default_factory=dict)
     tokenizer: str | None = None
     file: Path | None = None
+    snapshot: Snapshot | None = None
 
     @property
     def layout(self) -> str:
         """How its tensors are named, as `auris.model.weights` calls it."""
-        return {"run": "auris", "file": "auris", "qwen": "qwen_audio"}.get(self.kind, self.kind)
+        return {"run": "auris", "snapshot": "auris", "qwen": "qwen_audio"}.get(self.kind, self.kind)
 
-    def source(self) -> TensorFiles | StateTensors:
+    def source(self) -> Source:
         """Its tensors, read one by one when they are asked for; of a run, the net's, by the net's names, its adapters
         merged into them."""
-        if self.file is None:
-            return TensorFiles.open(self.path)
         if self.kind == "whisper_openai":
             return StateTensors(_load_pt(self.file)["model_state_dict"])
-        state = recipe.load_state(self.file)[1]
-        net = {name[len("net.") :]: x for name, x in state.items() if name.startswith("net.")}
-        return StateTensors(adapters.merge(net, self.config.get("lora")))
+        if self.snapshot is None:
+            return TensorFiles.open(self.path)
+        net = self.snapshot.tensors(prefix="net.")
+        if not adapters.are_in(net.keys()):
+            return net
+        return StateTensors(adapters.merge(net.read_all(), self.config.get("lora")))
 
     def objective_state(self) -> dict[str, torch.Tensor]:
         """The objective's own tensors: only a run has them."""
-        if self.kind not in ("run", "file"):
+        if self.snapshot is None:
             return {}
-        state = recipe.load_state(self.file)[1]
-        return {name[len("objective.") :]: x for name, x in state.items() if name.startswith("objective.")}
+        return self.snapshot.tensors(prefix="objective.").read_all()
 
 
 def identify(path: str | Path, which: str = "last") -> Checkpoint:
@@ -101,8 +104,10 @@ def identify(path: str | Path, which: str = "last") -> Checkpoint:
     path = Path(path)
     if path.is_file():
         return _identify_file(path)
-    if (path / "checkpoints").is_dir():
-        return _trained(path, "run", recipe.checkpoint_file(path, which))
+    if snapshots.is_snapshot(path):
+        return _trained(path, "snapshot", which)
+    if (path / snapshots.FOLDER).is_dir():
+        return _trained(path, "run", which)
     if (path / "recipe.yaml").is_file() and any(path.glob("*.safetensors")):
         return _exported(path)
     if (path / "config.json").is_file():
@@ -115,7 +120,7 @@ def _identify_file(path: Path) -> Checkpoint:
     if path.suffix == ".safetensors":
         raise ValueError(f"{path}: a file of tensors alone does not say what model they are of; give its directory")
     if path.suffix != ".pt":
-        return _trained(path, "file", path)
+        raise ValueError(f"{path} is a file: {_EXPECTED}")
     dims = _load_pt(path)["dims"]
     encoder = _encoder(
         n_mels=dims["n_mels"],
@@ -138,12 +143,10 @@ def _load_pt(path: Path) -> dict[str, Any]:
     return content
 
 
-def _trained(path: Path, kind: str, file: Path) -> Checkpoint:
-    try:
-        made, _ = recipe.load_state(file)
-    except Exception as error:
-        raise ValueError(f"{file} cannot be read as a checkpoint of auris: {_DAMAGED}") from error
-    own = file.parents[1] / "tokenizer"  # the recipe's path may be that of another machine
+def _trained(path: Path, kind: str, which: str) -> Checkpoint:
+    snapshot = snapshots.find(path, which)
+    made = snapshot.state["recipe"]
+    own = snapshot.path.resolve().parents[1] / "tokenizer"  # the recipe's path may be that of another machine
     return Checkpoint(
         path=path,
         kind=kind,
@@ -151,7 +154,7 @@ def _trained(path: Path, kind: str, file: Path) -> Checkpoint:
         model=made["model"],
         parts=_parts_of(made["model"]),
         tokenizer=str(own) if own.is_dir() else made["tokenizer"],
-        file=file,
+        snapshot=snapshot,
     )
 
 

@@ -1,7 +1,8 @@
 """`python -m auris.doctor checkpoint=PATH`: what a path holds, what fits, what is missing, and the memory it needs.
 
 `dry_run=true` of a training run prints the same report about its recipe, with its first batch. Memory is computed from
-sizes, never measured: bf16 computation over fp32 master weights and AdamW, everything sharded over the GPUs (FSDP2).
+sizes, never measured: bf16 computation over fp32 master weights and AdamW, everything sharded over the GPUs (FSDP2). A
+dry run goes through the plan of an epoch as well, for as many ranks as its trainer has.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from rich.table import Table
 from torch import nn
 from transformers import AutoConfig
 
-from auris import checkpoint, export, pretrained, recipe
+from auris import checkpoint, export, optim, pretrained, recipe
+from auris.data.epoch import Epoch
 from auris.data.packing import IGNORE
 from auris.model import weights
 from auris.model.generation import Generation
@@ -31,6 +33,8 @@ from auris.tokenizer import Tokenizer
 
 GPUS = (1, 8, 64)
 GIB = 2**30
+# FLOP/s that training of 8 B models reaches on one in bf16: 39 % (torchtitan) and 43 % (NeMo AutoModel) of 989e12.
+H100 = 400e12
 
 # Bytes per parameter: a trained one has its fp32 master, two moments of Adam and a gradient; a frozen one is bf16.
 TRAINED, FROZEN = 16, 2
@@ -40,11 +44,22 @@ AUDIO_SHARE, ANSWER_SHARE = 0.84, 0.12
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """A stage of training: the parts that learn, and whether a frozen copy of the whole model stands beside it."""
+    """A stage of training.
+
+    Args:
+        trainable: parts that learn, as `optim.find` takes them. Adapters among them must be attached.
+        reference: a frozen copy of the whole model stands beside it.
+        runs_llm: False where only the encoder is run (CTC).
+    """
 
     name: str
     trainable: tuple[str, ...]
     reference: bool = False
+    runs_llm: bool = True
+
+    def trains(self, part: str) -> bool:
+        """Whether anything in a part of the net learns."""
+        return any(name.split(".")[0] == part for name in self.trainable)
 
 
 _AUDIO = ("encoder", "pooling", "projector", "boundary")
@@ -70,6 +85,11 @@ class Load:
     def of_budget(cls, tokens: int, pool: int) -> Load:
         """A full pack of typical rows."""
         return cls(tokens=tokens, frames=round(AUDIO_SHARE * tokens) * pool, scored=round(ANSWER_SHARE * tokens))
+
+    @classmethod
+    def of_rows(cls, tokens: float, seconds: float) -> Load:
+        """Rows with so many tokens and seconds of audio together."""
+        return cls(tokens=round(tokens), frames=round(50 * seconds), scored=round(ANSWER_SHARE * tokens))
 
     @classmethod
     def of_pack(cls, pack: Mapping[str, Any]) -> Load:
@@ -110,39 +130,63 @@ def parameters(parts: Mapping[str, nn.Module]) -> dict[str, int]:
         tied = head.weight is embedding.weight
         table["llm: embedding"] = count(embedding)
         table["llm: head" + (" (the embedding)" if tied else "")] = 0 if tied else count(head)
-        table["llm: layers and norm"] = count(llm) - count(embedding) - (0 if tied else count(head))
+        new = count(llm.new_tokens) if hasattr(llm, "new_tokens") else 0
+        lora = sum(x.numel() for name, x in llm.named_parameters() if ".lora_" in name)
+        tables = count(embedding) + (0 if tied else count(head))
+        table["llm: layers and norm"] = count(llm) - tables - new - lora
+        table |= {f"llm: {what}": n for what, n in (("rows of new tokens", new), ("LoRA", lora)) if n}
     return table
 
 
-def memory(net: nn.Module, stage: Stage, load: Load) -> Memory:
+def trained(net: nn.Module, stage: Stage) -> int:
+    """Parameters that learn in a stage."""
+    parts = optim.find(net, stage.trainable)
+    tensors = (x for part in parts for x in (part.parameters() if isinstance(part, nn.Module) else [part]))
+    return sum({id(x): x.numel() for x in tensors}.values())
+
+
+def memory(net: nn.Module, stage: Stage, load: Load, *, number: int = FROZEN) -> Memory:
     """What a stage needs, by sizes alone.
 
-    A layer keeps, in bf16, 8 H + 4 F numbers per token in the LLM (gated MLP of width F) and 8 D + 2 F per frame in the
-    encoder; recomputed, only its input. Frozen layers keep as much while anything below them learns, and nothing at
-    the bottom. Logits are scored at most `CHUNK` rows at a time, in fp32, with their gradient. Gathered are two layers
-    of the LLM (one is fetched ahead), its embedding and its head.
+    A layer keeps, `number` bytes each, 8 H + 4 F numbers per token in the LLM (gated MLP of width F) and 8 D + 2 F per
+    frame in the encoder; recomputed, only its input. Frozen layers keep as much while anything below them learns, and
+    nothing at the bottom. Logits are scored at most `CHUNK` rows at a time, in fp32, with their gradient. Gathered are
+    two layers of the LLM (one is fetched ahead), its embedding and its head.
     """
     config = net.llm.config.get_text_config()
     n_layers, width = config.num_hidden_layers, config.hidden_size
-    parts = {part: count(getattr(net, part)) for part in checkpoint.PARTS}
-    trained = sum(n for part, n in parts.items() if part in stage.trainable)
-    everything = sum(parts.values())
-    states = TRAINED * trained + FROZEN * (everything - trained) + (FROZEN * everything if stage.reference else 0)
+    everything, learning = count(net), trained(net, stage)
+    states = TRAINED * learning + number * (everything - learning) + (number * everything if stage.reference else 0)
 
-    per_token = 2 * (8 * width + 4 * config.intermediate_size)
-    blocks = net.encoder.blocks if "encoder" in stage.trainable else []
-    per_frame = 2 * (8 * net.encoder.width + 2 * net.encoder.blocks[0].up.out_features) if blocks else 0
-    kept = load.tokens * n_layers * per_token + load.frames * len(blocks) * per_frame
-    inputs = load.tokens * n_layers * 2 * width + load.frames * len(blocks) * 2 * net.encoder.width
+    tokens = load.tokens if stage.runs_llm else 0
+    per_token = number * (8 * width + 4 * config.intermediate_size)
+    blocks = net.encoder.blocks if stage.trains("encoder") else []
+    per_frame = number * (8 * net.encoder.width + 2 * net.encoder.blocks[0].up.out_features) if blocks else 0
+    kept = tokens * n_layers * per_token + load.frames * len(blocks) * per_frame
+    inputs = number * (tokens * n_layers * width + load.frames * len(blocks) * net.encoder.width)
     embedding, head = net.llm.get_input_embeddings(), net.llm.get_output_embeddings()
     tables = count(embedding) + (0 if head.weight is embedding.weight else count(head))
     return Memory(
         states=states,
         activations=kept,
-        recomputed=inputs + max(load.tokens * per_token, load.frames * per_frame),
+        recomputed=inputs + max(tokens * per_token, load.frames * per_frame),
         logits=min(load.scored, CHUNK) * embedding.num_embeddings * 2 * 4,
-        gathered=2 * (tables + 2 * (parts["llm"] - tables) // n_layers),
+        gathered=number * (tables + 2 * (count(net.llm) - tables) // n_layers) if stage.runs_llm else 0,
     )
+
+
+def work(net: nn.Module, stage: Stage, load: Load) -> int:
+    """Floating-point operations of training on a load: the matrix products with weights, the bulk of them.
+
+    Two for each weight and place where it is used in forward, as many for the gradient of what comes in where something
+    below learns, and as many for its own gradient where it learns.
+    """
+    embedding, head = net.llm.get_input_embeddings(), net.llm.get_output_embeddings()
+    layers = count(net.llm) - count(embedding) - (0 if head.weight is embedding.weight else count(head))
+    passes = {part: 3 if part in stage.trainable else 2 if stage.trains(part) else 1 for part in ("encoder", "llm")}
+    answering = load.tokens * layers + load.scored * head.weight.numel() if stage.runs_llm else 0
+    # Whatever learns, the gradient passes through the language model: something below it, in it, or its adapters.
+    return 2 * (passes["encoder"] * load.frames * count(net.encoder) + max(2, passes["llm"]) * answering)
 
 
 # --- what is shown ------------------------------------------------------------------------------------------------
@@ -156,8 +200,10 @@ def report(
     stages: Sequence[Stage] = STAGES,
     packs: Sequence[Mapping[str, Any]] = (),
     tokenizer: Tokenizer | None = None,
+    epoch: Epoch | None = None,
 ) -> None:
-    """Print a model's parameters and the memory of its stages; with `packs`, a first batch, that batch as well.
+    """Print a model's parameters and the memory of its stages; with `packs`, a first batch, that batch as well; with
+    `epoch`, what that comes to.
 
     Args:
         net: may be on the meta device.
@@ -172,6 +218,10 @@ def report(
     console.print(_memory_table(net, stages, load))
     if packs:
         _show_batch(console, packs, tokenizer)
+    if epoch is not None:
+        console.print(_epoch_table(epoch))
+        [stage] = stages
+        _say(console, _epoch_time(net, stage, epoch))
 
 
 def _parameter_table(parts: Mapping[str, nn.Module]) -> Table:
@@ -206,6 +256,36 @@ def _memory_table(net: nn.Module, stages: Sequence[Stage], load: Load) -> Table:
     table.add_section()
     table.add_row("inference in bf16, whole on each", *[f"{FROZEN * count(net) / GIB:.2f}"] * len(GPUS), "", "")
     return table
+
+
+def _epoch_table(epoch: Epoch) -> Table:
+    """Each task's share, and how the ranks share the steps."""
+    over = "" if epoch.looked_at == epoch.steps else f", found from {epoch.looked_at:,} of them"
+    title = f"an epoch: {epoch.rows:,} rows ({epoch.unusable:,} unusable), {epoch.steps:,} steps{over}"
+    each = (
+        f"{epoch.ranks} ranks: {epoch.packs:.2f} packs of a rank in a step, {100 * epoch.fill:.1f} % full, no padding; "
+        f"the busiest rank has {epoch.straggler:.3f} times the tokens of the average one"
+    )
+    table = Table("task", "rows", "hours", "tokens", "share", title=title, caption=each, title_justify="left")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    whole = epoch.whole
+    for task, share in [*epoch.tasks.items(), ("all", whole)]:
+        if task == "all":
+            table.add_section()
+        part = f"{100 * share.tokens / max(1, whole.tokens):.1f} %"
+        table.add_row(task, f"{share.rows:,.0f}", f"{share.seconds / 3600:,.2f}", f"{share.tokens:,.0f}", part)
+    return table
+
+
+def _epoch_time(net: nn.Module, stage: Stage, epoch: Epoch) -> str:
+    whole = epoch.whole
+    operations = work(net, stage, Load.of_rows(whole.tokens, whole.seconds))
+    hours = operations / H100 / epoch.ranks / 3600 * epoch.straggler
+    return (
+        f"arithmetic of an epoch: {operations:.2e} FLOP; on {epoch.ranks} H100 at {H100 / 1e12:.0f} TFLOP/s each, as "
+        f"8 B models are trained, {hours:,.2f} h"
+    )
 
 
 def _show_batch(console: Console, packs: Sequence[Mapping[str, Any]], tokenizer: Tokenizer | None) -> None:
@@ -329,8 +409,8 @@ def main() -> None:
 
 @hydra.main(config_path=str(recipe.CONFIGS), config_name="doctor", version_base="1.3")
 def run(cfg: DictConfig) -> None:
-    made = recipe.resolve(cfg)
     try:
+        made = recipe.resolve(cfg)
         wrong = examine(made["checkpoint"], made["which"], token_budget=made["token_budget"])
     except (ValueError, FileNotFoundError) as error:
         sys.exit(f"error: {error}")

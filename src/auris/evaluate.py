@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from auris import pretrained, recipe, tasks
+from auris import pretrained, recipe, snapshots, tasks
 from auris.audio import AudioError
 from auris.data import long_audio
 from auris.data.datamodule import by_length, group, language, pack
@@ -189,8 +189,10 @@ def join(asked: Mapping[str, tuple[Row, str]], whole: Mapping[str, Sequence[str]
 def _results_dir(made: Mapping[str, Any], trained: Mapping[str, Any]) -> Path:
     """A run's own directory; for what auris has not trained here, one among the runs."""
     path = Path(made["checkpoint"])
-    if (path / "checkpoints").is_dir() or path.suffix == ".ckpt":
-        return recipe.checkpoint_file(path, made["which"]).parents[1]
+    if (path / snapshots.FOLDER).is_dir():
+        return path
+    if snapshots.is_snapshot(path) and path.resolve().parent.name == snapshots.FOLDER:
+        return path.resolve().parents[1]
     return Path(made["runs_dir"]) / trained["study"] / path.resolve().name / f"seed={trained['seed']}"
 
 

@@ -18,11 +18,15 @@ from torch import Tensor, nn
 
 from auris import optim, parallel, references, tasks
 from auris.data.datamodule import group, language
+from auris.faults import watch
 from auris.model import adapters, weights
 from auris.model.generation import Generation
 from auris.scoring.metrics import TaskScore
 from auris.strategies import Sharded
 from auris.tokenizer import Tokenizer
+
+# Sums of a step that are no metrics of the objective.
+_COUNTS = {"loss", "count", "tokens", "audio_seconds", "rows_met", "rows_unusable", "lost_workers"}
 
 
 class AudioLMModule(L.LightningModule):
@@ -117,27 +121,42 @@ class AudioLMModule(L.LightningModule):
                 self.manual_backward(loss)
             for name, value in {"loss": loss.detach(), "count": self.objective.count(pack), **metrics}.items():
                 sums[name] = sums.get(name, 0) + value
-        sums["tokens"] = torch.tensor(float(sum(len(pack["ids"]) for pack in packs)), device=self.device)
-        sums["audio_seconds"] = torch.tensor(float(sum(pack["audio_seconds"] for pack in packs)), device=self.device)
+        counts = {
+            "tokens": sum(len(pack["ids"]) for pack in packs),
+            "audio_seconds": sum(pack["audio_seconds"] for pack in packs),
+            "rows_met": sum(len(pack["rows"]) + len(pack["skipped"]) for pack in packs),
+            "rows_unusable": sum(len(pack["skipped"]) for pack in packs),
+            "lost_workers": self.trainer.datamodule.take_lost_workers(),
+        }
+        sums |= {name: torch.tensor(float(value), device=self.device) for name, value in counts.items()}
         sums = dict(zip(sums, self._sum_over_ranks(torch.stack([v.float() for v in sums.values()])), strict=True))
-        self._update(sums["count"].clamp(min=1))
+        norm = self._update(sums["count"].clamp(min=1), sums["loss"])
         self._log_step(sums)
         return {
-            "tokens": sums["tokens"],
-            "audio_seconds": sums["audio_seconds"],
+            **{name: sums[name] for name in counts},
+            "loss": sums["loss"] / sums["count"].clamp(min=1),
+            "grad_norm": norm,
             "skipped": [row for pack in packs for row in pack["skipped"] if self._speaks],
             "rows": [row for pack in packs for row in pack["rows"]],
         }
 
-    def _update(self, count: Tensor) -> None:
-        """One optimizer step on the mean gradient. DDP has averaged over ranks where a sum is wanted."""
+    def _update(self, count: Tensor, loss: Tensor) -> Tensor:
+        """One optimizer step on the mean gradient, whose norm is returned.
+
+        DDP has averaged over ranks where a sum is wanted. Where the loss of all ranks or the norm is not finite, the
+        same on every rank, the step is one without gradients: nothing moves, and the run's position, which is counted
+        in optimizer steps, goes on.
+        """
         adamw, schedule = self.optimizers(), self.lr_schedulers()
         averaged = 1 if self._is_sharded else self.trainer.world_size
         norm = parallel.clip(self._trained(), self.optim["clip"], scale=averaged / count)
         self.log("train/grad_norm", norm)
+        if not torch.isfinite(loss) or not torch.isfinite(norm):
+            adamw.zero_grad()
         adamw.step()
         adamw.zero_grad()
         schedule.step()
+        return norm
 
     def _log_step(self, sums: dict[str, Tensor]) -> None:
         count = sums["count"].clamp(min=1)
@@ -147,7 +166,7 @@ class AudioLMModule(L.LightningModule):
 
     def _log_metrics(self, split: str, sums: Mapping[str, Tensor], count: Tensor) -> None:
         """An objective's own sums, over what its loss is divided by; `rows_...` are numbers of rows."""
-        for name in sums.keys() - {"loss", "count", "tokens", "audio_seconds"}:
+        for name in sums.keys() - _COUNTS:
             self.log(f"{split}/{name}", sums[name] if name.startswith("rows_") else sums[name] / count)
 
     def on_validation_epoch_start(self) -> None:
@@ -185,6 +204,18 @@ class AudioLMModule(L.LightningModule):
         self._log_metrics("val", sums, count)
         for name, score in self.scores.items():
             self.log(f"val/{name}/{score.metric}", score.compute())
+
+    def predict_step(self, pack: dict, number: int) -> dict[str, Any]:
+        """What one pack by itself does: its mean loss, the norm of that loss's gradient, and the first module that puts
+        out a number that is not finite. No weight changes."""
+        with torch.enable_grad(), watch(self.net) as wrong:
+            loss, _ = self.objective(self.net, pack)
+            loss = loss / self.objective.count(pack).clamp(min=1)
+            loss.backward()
+        norms = [parameter.grad.norm() for parameter in self._trained() if parameter.grad is not None]
+        self.zero_grad()
+        norm = torch.stack(norms).norm() if norms else torch.zeros(())
+        return {"loss": float(loss.detach()), "grad_norm": float(norm), "first": wrong[0] if wrong else None}
 
     def _trained(self) -> Iterator[nn.Parameter]:
         return (parameter for parameter in self.parameters() if parameter.requires_grad)

@@ -9,30 +9,38 @@ import torch
 from torch import nn
 
 
-def freeze(net: nn.Module, trainable: Iterable[str]) -> None:
-    """Train these parts of the net and no others; frozen parts go to eval mode.
+def find(net: nn.Module, trainable: Iterable[str]) -> list[nn.Module | nn.Parameter]:
+    """The parts of a net that `trainable` names.
 
     A part is a submodule or a parameter by name, as `encoder` or `llm.model.embed_tokens`, or `PART.lora`, the LoRA
     matrices in one. A part may have no parameters (mean pooling); a name that matches nothing is a ValueError.
     """
-    net.requires_grad_(False)
-    net.eval()
     modules = dict(net.named_modules())
     parameters = dict(net.named_parameters())
+    found: list[nn.Module | nn.Parameter] = []
     for name in trainable:
         part, _, kind = name.rpartition(".")
         lora = [x for other, x in parameters.items() if other.startswith(f"{part}.") and ".lora_" in other]
         if name in modules and name:
-            modules[name].requires_grad_(True)
-            modules[name].train()
+            found.append(modules[name])
         elif name in parameters:
-            parameters[name].requires_grad_(True)
+            found.append(parameters[name])
         elif kind == "lora" and lora:
-            for parameter in lora:
-                parameter.requires_grad_(True)
+            found += lora
         else:
             parts = ", ".join(name for name, _ in net.named_children())
             raise ValueError(f"trainable={name!r} matches no part of the model; parts are {parts} and what is in them")
+    return found
+
+
+def freeze(net: nn.Module, trainable: Iterable[str]) -> None:
+    """Train these parts of the net (as `find` takes them) and no others; frozen parts go to eval mode."""
+    net.requires_grad_(False)
+    net.eval()
+    for part in find(net, trainable):
+        part.requires_grad_(True)
+        if isinstance(part, nn.Module):
+            part.train()
 
 
 def parameter_groups(

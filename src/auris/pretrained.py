@@ -58,8 +58,8 @@ def load(
     """The model that a path holds, in eval mode.
 
     Args:
-        path: a run directory, a .ckpt file, a directory that auris exported, or a directory of a published system:
-            Qwen2-Audio as transformers has it, Qwen-Audio (v1) as released.
+        path: a run directory, one of its checkpoints, a directory that auris exported, or a directory of a published
+            system: Qwen2-Audio as transformers has it, Qwen-Audio (v1) as released.
         which: checkpoint of a run: last or best.
         device: where it will run; "auto": on a GPU if there is one.
         dtype: of its parameters; None: each as it is stored.
@@ -113,7 +113,7 @@ def recipe_of(found: Checkpoint) -> dict[str, Any]:
     if found.model is None:
         [part] = found.parts
         raise ValueError(f"{found.path} is {KINDS[found.kind]}, no whole model: train with weights.{part}={found.path}")
-    if found.kind in ("run", "file", "auris"):
+    if found.kind in ("run", "snapshot", "auris"):
         made = dict(found.config)
     else:
         prompt = "tags" if found.kind == "qwen_audio" else "natural"
@@ -136,7 +136,7 @@ def tokenizer_of(found: Checkpoint) -> Tokenizer:
     """
     if found.tokenizer is None:
         raise ValueError(f"{found.path} has no tokenizer: expected tokenizer.json or qwen.tiktoken beside its weights")
-    tokenizer = Tokenizer.load(found.tokenizer, grow=found.kind in ("run", "file"))
+    tokenizer = Tokenizer.load(found.tokenizer, grow=found.kind in ("run", "snapshot"))
     if found.kind not in _VOCABULARY_FIELDS:
         return tokenizer
     file = found.path / "config.json"

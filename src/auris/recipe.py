@@ -16,6 +16,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
+from auris import snapshots
 from auris.data import pairs, samples
 from auris.prompts import Chat
 from auris.tokenizer import Tokenizer
@@ -50,7 +51,9 @@ def quote_arguments(arguments: Sequence[str]) -> list[str]:
 
 
 def resolve(cfg: DictConfig) -> dict[str, Any]:
-    """A config as a plain dict, interpolations filled. Raises what OmegaConf raises on a missing value."""
+    """A config as a plain dict, interpolations filled. Raises ValueError for a value that must be given and is not."""
+    if missing := sorted(OmegaConf.missing_keys(cfg)):
+        raise ValueError(f"expected {' and '.join(f'{key}=...' for key in missing)} on the command line (see --help)")
     return OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
 
 
@@ -84,7 +87,13 @@ def build_objective(recipe: Mapping[str, Any], net: nn.Module, tokenizer: Tokeni
 
 
 def build_samples(
-    recipe: Mapping[str, Any], net: nn.Module, tokenizer: Tokenizer, *, long_audio: str, train: bool
+    recipe: Mapping[str, Any],
+    net: nn.Module,
+    tokenizer: Tokenizer,
+    *,
+    long_audio: str,
+    silent_audio: str = "keep",
+    train: bool,
 ) -> samples.Samples:
     """How rows are seen; only training rows are augmented.
 
@@ -101,6 +110,7 @@ def build_samples(
         prompt=prompt,
         geometry=net.geometry,
         long_audio=long_audio,
+        silent_audio=silent_audio,
         augment=build(recipe["data"]["augment"]) if train else None,
         seed=recipe["seed"],
     )
@@ -127,21 +137,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
     return found
 
 
-def checkpoint_file(path: str | Path, which: str = "last") -> Path:
-    """The checkpoint file that a path means: a file, or a run directory's `last` or `best`."""
-    path = Path(path)
-    if path.is_file():
-        return path
-    file = path / "checkpoints" / f"{which}.ckpt"
-    if not file.is_file():
-        what = "has no such checkpoint" if path.is_dir() else "does not exist"
-        raise FileNotFoundError(
-            f"{path} {what}: expected a run directory with checkpoints/{which}.ckpt, or a .ckpt file"
-        )
-    return file
-
-
 def load_state(path: str | Path, which: str = "last") -> tuple[dict[str, Any], dict[str, Tensor]]:
     """A checkpoint's recipe, and its tensors by name (`net.encoder...`, `objective...`). Never executes a file."""
-    content = torch.load(checkpoint_file(path, which), map_location="cpu", weights_only=True, mmap=True)
-    return content["hyper_parameters"]["recipe"], content["state_dict"]
+    snapshot = snapshots.find(path, which)
+    return snapshot.state["recipe"], snapshot.tensors().read_all()

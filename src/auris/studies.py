@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,8 +25,10 @@ from rich.live import Live
 from rich.table import Table
 
 from auris import recipe
+from auris.persistence import REQUEUE
 
-_RUNNER_KEYS = ("ablations", "arm", "seed", "jobs")
+_RUNNER_KEYS = ("ablations", "arm", "seed", "seeds", "jobs", "dry_run")
+_UNDER_WAY = ("running", "evaluating")
 
 
 @dataclass
@@ -37,7 +41,7 @@ class Job:
     run_dir: Path
     needs: list[str] = field(default_factory=list)
     evaluate: list[list[str]] = field(default_factory=list)
-    status: str = "waiting"  # waiting, running, evaluating, done, failed, blocked
+    status: str = "waiting"  # waiting, running, evaluating, done, failed, stopped, blocked
     process: subprocess.Popen | None = None
     started: float = 0.0
     seconds: float = 0.0
@@ -52,12 +56,27 @@ class Job:
 
 
 def main(cfg: DictConfig) -> int:
-    """Run the study that a config holds; the exit code is the number of jobs that did not finish."""
+    """Run the study that a config holds, or with `dry_run` list its runs: level, name and seed, one a line.
+
+    The exit code is the number of jobs that did not finish, or REQUEUE if one of them is to be gone on with.
+    """
     given = list(HydraConfig.get().overrides.task)
     extra = [override for override in given if override.lstrip("+").split("=")[0] not in _RUNNER_KEYS]
     study = OmegaConf.to_container(cfg, resolve=False)
     jobs = plan(study, extra, arm=cfg.arm, seed=cfg.seed)
+    if cfg.dry_run:
+        for job, level in zip(jobs, levels(jobs), strict=True):
+            print(level, job.name, job.seed, sep="\t")
+        return 0
     return run(jobs, side_by_side=cfg.jobs)
+
+
+def levels(jobs: Sequence[Job]) -> list[int]:
+    """Of each job, how many others have to be done one after the other before it."""
+    found: dict[str, int] = {}
+    for job in jobs:  # those that it needs come before it
+        found[job.key] = max((found[key] + 1 for key in job.needs), default=0)
+    return [found[job.key] for job in jobs]
 
 
 def plan(
@@ -138,15 +157,19 @@ def _require_different(jobs: Mapping[str, Job], arms: set[str]) -> None:
 
 
 def run(jobs: list[Job], side_by_side: int) -> int:
-    """Work the jobs off, `side_by_side` at a time, with a live table; returns how many did not finish."""
+    """Work the jobs off, `side_by_side` at a time, with a live table; returns how many did not finish, or REQUEUE.
+
+    A SIGTERM or SIGUSR1, by which a cluster wants its machine back, goes to the runs under way and starts no other.
+    """
     threads = max(1, (os.cpu_count() or 1) // side_by_side)
     console = Console()
     by_key = {job.key: job for job in jobs}
     console.print(f"{len(jobs)} runs, {side_by_side} side by side, {threads} threads each")
     try:
-        with Live(console=console, refresh_per_second=2, transient=False, auto_refresh=console.is_terminal) as live:
-            while any(job.status in ("waiting", "running", "evaluating") for job in jobs):
-                changed = _advance(jobs, by_key, side_by_side, threads)
+        show = Live(console=console, refresh_per_second=2, transient=False, auto_refresh=console.is_terminal)
+        with _passing_on(jobs) as signals, show as live:
+            while any(job.status in _UNDER_WAY or (job.status == "waiting" and not signals) for job in jobs):
+                changed = _advance(jobs, by_key, 0 if signals else side_by_side, threads)
                 if console.is_terminal:
                     live.update(_table(jobs))
                 for job in [] if console.is_terminal else changed:  # a log file: a line per change
@@ -164,16 +187,41 @@ def run(jobs: list[Job], side_by_side: int) -> int:
         console.print(f"[red]{job.key} {job.status}[/red]" + (f", see {job.log}:" if job.status == "failed" else ""))
         if job.status == "failed":
             console.print("".join(job.log.read_text(errors="replace").splitlines(keepends=True)[-12:]), markup=False)
-    return len(unfinished)
+    goes_on = signals or any(job.status == "stopped" for job in jobs)
+    return REQUEUE if unfinished and goes_on else len(unfinished)
+
+
+@contextmanager
+def _passing_on(jobs: Sequence[Job]) -> Iterator[list[int]]:
+    """Signals that have come in the meantime; each was passed on to the processes of the jobs."""
+    signals: list[int] = []
+
+    def pass_on(number: int, frame: Any) -> None:
+        signals.append(number)
+        for job in jobs:
+            if job.process and job.process.poll() is None:
+                job.process.send_signal(number)
+
+    before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        yield signals
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _advance(jobs: list[Job], by_key: Mapping[str, Job], side_by_side: int, threads: int) -> list[Job]:
-    """Note what has ended, start what can start; returns the jobs whose status changed."""
+    """Note what has ended, start what can start; returns the jobs whose status changed.
+
+    `side_by_side=0`: the machine is wanted back, and whatever ends now without being done is stopped.
+    """
     before = {job.key: job.status for job in jobs}
     for job in jobs:
         if job.process is not None and (code := job.process.poll()) is not None:
             job.process = None
-            if code != 0:
+            if code == REQUEUE or (not side_by_side and (code != 0 or job.evaluate)):
+                job.status = "stopped"
+            elif code != 0:
                 job.status = "failed"
             elif job.evaluate:
                 job.status = "evaluating"
@@ -186,7 +234,7 @@ def _advance(jobs: list[Job], by_key: Mapping[str, Job], side_by_side: int, thre
     for job in jobs:
         if job.status == "waiting":
             states = [by_key[key].status for key in job.needs]
-            if any(state in ("failed", "blocked") for state in states):
+            if any(state in ("failed", "stopped", "blocked") for state in states):
                 job.status = "blocked"
             elif all(state == "done" for state in states) and sum(j.process is not None for j in jobs) < side_by_side:
                 job.status, job.started = "running", time.time()

@@ -7,13 +7,10 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
-import subprocess
 import sys
 import time
 import warnings
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,25 +18,32 @@ import hydra
 import lightning as L
 import torch
 from hydra.utils import get_class
-from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from omegaconf import DictConfig
 from rich.console import Console
 
-import auris
-from auris import callbacks, checkpoint, doctor, recipe, references, studies
+from auris import callbacks, checkpoint, doctor, environment, recipe, references, snapshots, studies
 from auris.data.datamodule import AudioDataModule
 from auris.data.rows import entries
+from auris.faults import RunStopped
+from auris.model import adapters
 from auris.module import AudioLMModule
+from auris.persistence import Checkpoints, Events, Preemption
 from auris.tokenizer import Tokenizer
 
 # Recipe entries that may change between two starts of one run: where and how, not what.
 _FREE = (
     "dry_run",
+    "strategy",
     "jobs",
     "checkpoint_every",
+    "nonfinite",
+    "checkpoint_keep",
     "data.num_workers",
+    "data.worker_timeout",
+    "data.worker_restarts",
+    "data.max_unusable",
     "data.cache_dir",
     "trainer.devices",
     "trainer.num_nodes",
@@ -47,8 +51,6 @@ _FREE = (
     "trainer.accelerator",
     "trainer.log_every_n_steps",
 )
-
-_PACKAGES = ("torch", "lightning", "transformers", "torchaudio", "hydra-core", "numpy")
 
 
 def train(made: dict[str, Any]) -> Path:
@@ -59,34 +61,36 @@ def train(made: dict[str, Any]) -> Path:
         return run_dir
     if not claim(run_dir, made):
         return run_dir
-    module, data = build(made)
-    rank_zero_only(module.tokenizer.save)(run_dir / "tokenizer")  # a run can be taken elsewhere
-    trainer = build_trainer(made, run_dir)
-    resume = run_dir / "checkpoints" / "last.ckpt"
-    started = time.time()
-    trainer.fit(module, data, ckpt_path=str(resume) if resume.is_file() else None, weights_only=True)
+    with Preemption() as preemption:
+        module, data = build(made)
+        rank_zero_only(module.tokenizer.save)(run_dir / "tokenizer")  # a run can be taken elsewhere
+        trainer = build_trainer(made, run_dir, preemption)
+        started = time.time()
+        trainer.fit(module, data)
     if trainer.is_global_zero:
         summary = {"steps": trainer.global_step, "seconds": round(time.time() - started, 1)}
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        (run_dir / "finished.json").write_text(json.dumps({**summary, **metrics}, indent=1))
+        snapshots.replace(run_dir / "finished.json", json.dumps({**summary, **metrics}, indent=1))
         rank_zero_info(f"finished {run_dir}: {summary['steps']} steps, {summary['seconds']} s in this session")
     return run_dir
 
 
 def rehearse(made: dict[str, Any]) -> None:
-    """Print the run's parameters, the memory that it needs and its first batch; nothing is written but lengths."""
+    """Print the run's parameters, the memory that it needs, its first batch and the plan of an epoch for as many ranks
+    as its trainer has; nothing is written but lengths."""
     module, data = build(made)
     data.setup("fit")
+    token_ids = module.tokenizer.audio_ids
+    adapters.attach(module.net, made["trainable"], token_ids=token_ids, lora=made["lora"])
     first = data.first_step()
-    live = made["objective"].get("reference") == "live"
-    stage = doctor.Stage(name="this run", trainable=tuple(made["trainable"]), reference=live)
     doctor.report(
         Console(),
         module.net,
         token_budget=made["data"]["token_budget"],
-        stages=[stage],
+        stages=[environment.stage_of(module)],
         packs=first,
         tokenizer=module.tokenizer,
+        epoch=data.survey(environment.planned_ranks(made["trainer"])),
     )
 
 
@@ -103,7 +107,7 @@ def initial_weights(made: dict[str, Any], tokenizer: Tokenizer) -> list[dict[str
         found = checkpoint.identify(path)
         part = key.removeprefix("weights.")
         if part in ("checkpoint", "llm") and found.tokenizer not in (None, made["tokenizer"]):
-            theirs = Tokenizer.load(found.tokenizer, grow=found.model is None or found.kind in ("run", "file"))
+            theirs = Tokenizer.load(found.tokenizer, grow=found.model is None or found.kind in ("run", "snapshot"))
             if theirs.fast.get_vocab() != tokenizer.fast.get_vocab():
                 raise ValueError(
                     f"{key}={path} has another vocabulary than tokenizer={made['tokenizer']}: "
@@ -121,9 +125,8 @@ def claim(run_dir: Path, made: dict[str, Any]) -> bool:
     nothing to lose, and its recipe is replaced.
     """
     file = run_dir / "recipe.yaml"
-    if not (run_dir / "checkpoints" / "last.ckpt").is_file():
+    if not snapshots.steps(run_dir / snapshots.FOLDER):
         recipe.save(made, file)
-        (run_dir / "versions.json").write_text(json.dumps(provenance(), indent=1))
         return True
     changed = [line for line in recipe.differences(recipe.load(file), made) if not line.startswith(_FREE)]
     if changed:
@@ -136,19 +139,6 @@ def claim(run_dir: Path, made: dict[str, Any]) -> bool:
         rank_zero_info(f"{run_dir} is finished already")
         return False
     return True
-
-
-def provenance() -> dict[str, str]:
-    """Package versions, and the commit of the working directory if it is a checkout."""
-    commit = ""
-    if shutil.which("git"):
-        command = ["git", "describe", "--always", "--dirty"]
-        commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-    return {
-        "commit": commit or "unknown",
-        "auris": auris.__version__,
-        **{name: version(name) for name in _PACKAGES},
-    }
 
 
 def build(made: dict[str, Any]) -> tuple[AudioLMModule, AudioDataModule]:
@@ -164,7 +154,9 @@ def build(made: dict[str, Any]) -> tuple[AudioLMModule, AudioDataModule]:
         raise FileNotFoundError(f"{error}; a run brings its own: tokenizer={made['checkpoint']}/tokenizer") from error
     net = recipe.build_net(made, tokenizer)
     views = {
-        train: recipe.build_samples(made, net, tokenizer, long_audio=data["long_audio"], train=train)
+        train: recipe.build_samples(
+            made, net, tokenizer, long_audio=data["long_audio"], silent_audio=data["silent_audio"], train=train
+        )
         for train in (True, False)
     }
     objective = recipe.build_objective(made, net, tokenizer)
@@ -182,32 +174,36 @@ def build(made: dict[str, Any]) -> tuple[AudioLMModule, AudioDataModule]:
         seed=made["seed"],
         recipe=made,
     )
-    keys = ("train", "valid", "rows_per_step", "token_budget", "packs_per_step", "num_workers", "cache_dir")
+    keys = ("train", "valid", "rows_per_step", "token_budget", "packs_per_step", "max_unusable", "cache_dir")
+    workers = ("num_workers", "worker_timeout", "worker_restarts")
     datamodule = AudioDataModule(
         samples=views[True],
         valid_samples=views[False],
         max_steps=made["max_steps"],
         seed=made["seed"],
-        **{key: data[key] for key in keys},
+        **{key: data[key] for key in keys + workers},
     )
     return module, datamodule
 
 
-def build_trainer(made: dict[str, Any], run_dir: Path) -> L.Trainer:
-    checkpoints = run_dir / "checkpoints"
-    best = {"filename": "best", "monitor": "val/loss", "save_top_k": 1, "enable_version_counter": False}
+def build_trainer(made: dict[str, Any], run_dir: Path, preemption: Preemption | None = None) -> L.Trainer:
     found = [
-        ModelCheckpoint(dirpath=checkpoints, **best),
         callbacks.Throughput(),
-        callbacks.UnusableRows(run_dir),
+        callbacks.UnusableRows(run_dir, made["data"]["max_unusable"]),
+        callbacks.Faults(run_dir, made["nonfinite"]),
         callbacks.ProgressFile(run_dir),
-        callbacks.LastCheckpoint(checkpoints / "last.ckpt", made["checkpoint_every"]),  # after those that count
+        environment.Announcement(run_dir),
+        Checkpoints(  # after those that count
+            run_dir / snapshots.FOLDER,
+            every=made["checkpoint_every"],
+            keep=made["checkpoint_keep"],
+            preemption=preemption or Preemption(),
+        ),
     ]
     if made["trainer"]["enable_progress_bar"]:
         found.append(TQDMProgressBar(refresh_rate=10))
-    logger = TensorBoardLogger(run_dir, name="", version="")
     options = trainer_options(made["trainer"]) | {"_partial_": True}
-    return recipe.build(options)(logger=logger, callbacks=found, default_root_dir=run_dir)
+    return recipe.build(options)(logger=Events(run_dir), callbacks=found, default_root_dir=run_dir)
 
 
 def trainer_options(made: Mapping[str, Any]) -> dict[str, Any]:
@@ -226,10 +222,11 @@ def quiet() -> None:
     """Only what a user can act on."""
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.INFO)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
     # Every process logs what was summed over all of them; frozen parts are in eval mode.
     warnings.filterwarnings("ignore", message=".*`self.log\\('.*', ..., sync_dist=True\\)`.*")
     warnings.filterwarnings("ignore", message=".*module\\(s\\) in eval mode at the start of training.*")
+    # A position in the plan is arithmetic: no loader holds a state.
+    warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
     warnings.filterwarnings("ignore", message=".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*")
 
 
@@ -245,7 +242,7 @@ def run(cfg: DictConfig) -> None:
         if "arms" in cfg:
             sys.exit(studies.main(cfg))
         train(recipe.resolve(cfg))
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, FileNotFoundError, RunStopped, snapshots.SaveError) as error:
         sys.exit(f"error: {error}")
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from auris.audio import SpecAugment
-from auris.data.datamodule import AudioDataModule, From, Questions, Steps, by_length, group
+from auris.data.datamodule import AudioDataModule, Questions, Steps, by_length, group
 from auris.data.lengths import Lengths
 from auris.data.packing import IGNORE
 from auris.data.rows import Row
@@ -103,11 +103,6 @@ def test_a_resumed_run_goes_on_with_the_step_it_stopped_before(speech):
         assert equal(by_row(before), by_row(again))
 
 
-def test_positions_from_start_to_stop():
-    assert list(From(3, 7)) == [3, 4, 5, 6] and len(From(3, 7)) == 7
-    assert list(From(7, 7)) == []
-
-
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_a_step_has_the_same_rows_on_any_number_of_ranks(speech, world):
     data = module(speech)
@@ -192,8 +187,54 @@ def test_a_pack_of_which_nothing_can_be_read_is_an_empty_one_with_reasons(tmp_pa
 def test_training_rows_of_which_none_can_be_used_are_an_error_with_the_first_reason(tmp_path):
     rows = [row | {"text": ""} for row in speech_rows(tmp_path, [0.3, 0.4])]
     write_manifest(tmp_path / "train.jsonl", rows)
-    with pytest.raises(ValueError, match=r"none of the 2 rows can be used \(the first: label `text` is empty\)"):
+    with pytest.raises(ValueError, match=r"none of the 2 rows can be used \(the first, r0: label `text` is empty\)"):
         module(tmp_path)
+
+
+def test_more_unusable_rows_than_may_be_end_the_run_before_it_starts(speech, tmp_path):
+    spoil(tmp_path, text="")
+    said = r"1 of the 14 rows cannot be used, more than data.max_unusable=0.05 of them \(the first, r5: label `text` is"
+    with pytest.raises(ValueError, match=said):
+        module(tmp_path, max_unusable=0.05)
+    assert module(tmp_path, max_unusable=0.1).problems() and not module(speech, max_unusable=0).problems()
+
+
+def test_a_row_over_the_budget_is_named_and_left_out_by_policy(speech):
+    lengths = module(speech).lengths.tokens
+    longest = [int(n) for n in np.flatnonzero(lengths == lengths.max())]
+    data = module(speech, token_budget=int(lengths.max()) - 1)  # long_audio=skip
+    assert [row for row, _ in data.problems()] == [f"r{n}" for n in longest]
+    assert all(
+        f"{lengths.max()} tokens, data.token_budget={lengths.max() - 1} is less" in why for _, why in data.problems()
+    )
+    assert not {row for step in range(STEPS) for row, _ in data.plan.step(step) if data.lengths.tokens[row]} & {
+        *longest
+    }
+    kept = samples_of(long_audio="window")
+    with pytest.raises(ValueError, match="does not fit data.token_budget=.* data.long_audio=skip leaves them out"):
+        module(speech, token_budget=int(lengths.max()) - 1, samples=kept)
+
+
+def test_the_packs_of_all_ranks_are_those_that_each_is_served(speech):
+    data = module(speech, place={"num_replicas": 3, "rank": 1})
+    assert data.world == 3
+    for step in range(3):
+        assert data.ranks(step) == [data.plan.packs(step, world=3, rank=rank) for rank in range(3)]
+
+
+def test_examined_rows_come_as_the_step_that_they_are_from_had_them(speech):
+    data = module(speech, token_budget=400)
+    [whole] = steps(data, 1, 0)[2]
+    data.examined = data.plan.step(2)
+    alone = by_row(list(data.predict_dataloader()))
+    assert equal(dict(sorted(alone.items())), dict(sorted(by_row([whole]).items())))
+
+
+def test_lost_workers_are_told_once(speech):
+    data = module(speech)
+    with pytest.warns(UserWarning, match="workers are replaced, reading goes on at 3: killed"):
+        data._lose_workers(3, "killed")
+    assert data.take_lost_workers() == 1 and data.take_lost_workers() == 0
 
 
 def test_a_lying_duration_is_named_when_the_row_is_met(tmp_path):

@@ -171,6 +171,21 @@ def test_40_seconds_in_windows_are_heard_whole(tmp_path):
     assert sample.audio_seconds == pytest.approx(40.0)
 
 
+def test_a_silent_clip_is_named_or_kept_by_policy(tmp_path):
+    row = row_of(tmp_path)
+    for offset in (0.0, 0.25):  # nothing at all, and what a microphone's amplifier may add to it
+        soundfile.write(tmp_path / "clip.wav", np.full(16_000, offset), 16_000)
+        with pytest.raises(RowError, match="the clip is silent: data.silent_audio=keep"):
+            samples_of(silent_audio="skip").build(row, 0, None)
+        assert samples_of().build(row, 0, None).audio_seconds == 1.0
+    wave = np.zeros(16_000)
+    wave[5000] = 2 / 32_768  # two steps of 16 bits: faint, not silent
+    soundfile.write(tmp_path / "clip.wav", wave, 16_000)
+    assert samples_of(silent_audio="skip").build(row, 0, None).audio_seconds == 1.0
+    with pytest.raises(ValueError, match="silent_audio='drop': expected keep or skip"):
+        samples_of(silent_audio="drop")
+
+
 def test_30_seconds_are_not_too_long(tmp_path):
     row = row_of(tmp_path, 30.0)
     assert samples_of(long_audio="error").build(row, 0, None).frames == (3_000,)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import hydra
@@ -22,7 +23,7 @@ def main(config: DictConfig) -> None:
     from auris.corpus.vocabulary import train_tokenizer
 
     if OmegaConf.is_missing(config, "out"):
-        raise ValueError("the corpus needs a directory to go to: python -m auris.corpus out=DIR")
+        sys.exit("error: expected out=DIR, the directory that the corpus goes to")
     arguments = OmegaConf.to_container(config, resolve=True)
     out, vocab_size = Path(arguments.pop("out")), arguments.pop("vocab_size")
     facts = build(out, scale=arguments.pop("fraction"), **arguments)

@@ -7,18 +7,22 @@ and resuming is arithmetic.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import numpy as np
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset
 
 from auris import tasks
 from auris.audio import AudioError
+from auris.data.epoch import STEPS, Epoch, survey
 from auris.data.lengths import Lengths, measure
-from auris.data.packing import Plan, Sample, Source, collate
+from auris.data.loader import Loader
+from auris.data.packing import Entry, Plan, Sample, Source, collate
 from auris.data.rows import Manifest, Row, read_manifests
 from auris.data.samples import RowError, Samples
 from auris.scoring.metrics import for_language
@@ -35,6 +39,8 @@ class AudioDataModule(L.LightningDataModule):
         token_budget: most tokens in one pack.
         packs_per_step: with `rows_per_step=None`, packs of a step over all ranks.
         num_workers: loader processes per rank.
+        worker_timeout, worker_restarts: when they count as hung, and how often they are replaced (`loader.Loader`).
+        max_unusable: share of the training rows that may be known as unusable before the first step.
         cache_dir: where measured lengths are kept.
     """
 
@@ -50,6 +56,9 @@ class AudioDataModule(L.LightningDataModule):
         token_budget: int,
         packs_per_step: int = 1,
         num_workers: int = 0,
+        worker_timeout: float = 0,
+        worker_restarts: int = 0,
+        max_unusable: float = 1.0,
         seed: int = 0,
         cache_dir: str = ".cache/auris",
     ):
@@ -58,8 +67,11 @@ class AudioDataModule(L.LightningDataModule):
         self.train, self.valid = train, valid
         self.max_steps, self.rows_per_step = max_steps, rows_per_step
         self.token_budget, self.packs_per_step = token_budget, packs_per_step
-        self.num_workers, self.seed, self.cache_dir = num_workers, seed, Path(cache_dir)
+        self.num_workers, self.worker_timeout, self.worker_restarts = num_workers, worker_timeout, worker_restarts
+        self.max_unusable, self.seed, self.cache_dir = max_unusable, seed, Path(cache_dir)
         self.plan: Plan | None = None
+        self.examined: Sequence[Entry] = ()  # rows of `predict_dataloader`
+        self._lost_workers = 0
 
     def setup(self, stage: str) -> None:
         if self.plan is not None:
@@ -67,9 +79,9 @@ class AudioDataModule(L.LightningDataModule):
         manifests = read_manifests(self.train, key="data.train")
         self.rows = [row for manifest in manifests for row in manifest.rows]
         self.lengths = measure(manifests, self.samples, self.cache_dir)
-        if not self.lengths.tokens.any():
-            reason = next(iter(self.lengths.problems.values()))
-            raise ValueError(f"data.train: none of the {len(self.rows)} rows can be used (the first: {reason})")
+        if self.samples.long_audio == "skip":
+            self.lengths = within(self.lengths, self.token_budget)
+        self._check_usable()
         self.plan = Plan(
             sources=sources(manifests),
             lengths=self.lengths.tokens,
@@ -82,20 +94,43 @@ class AudioDataModule(L.LightningDataModule):
         self.valid_rows = [row for manifest in manifests for row in manifest.rows]
         self.valid_lengths = measure(manifests, self.valid_samples, self.cache_dir)
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> Loader:
         world, rank = self._place()
         dataset = Steps(self.rows, self.plan, self.samples, world, rank)
-        return self._loader(dataset, From(self.trainer.global_step, self.max_steps))
+        return self._loader(dataset, self.trainer.global_step, self.max_steps)
 
     def first_step(self) -> list[dict]:
         """All packs of the first step, as a single process would have them."""
         return Steps(self.rows, self.plan, self.samples, 1, 0)[0]
 
-    def val_dataloader(self) -> DataLoader:
+    def val_dataloader(self) -> Loader:
         world, rank = self._place()
         packs = by_length(self.valid_lengths, self.token_budget, world)[rank::world]
         dataset = Questions(self.valid_rows, packs, self.valid_samples)
-        return self._loader(dataset, From(0, len(packs)))
+        return self._loader(dataset, 0, len(packs))
+
+    def predict_dataloader(self) -> Loader:
+        """The training rows that `examined` names, each a pack by itself."""
+        return self._loader(Rows(self.rows, self.examined, self.samples), 0, len(self.examined))
+
+    @property
+    def world(self) -> int:
+        """Processes that share the rows of a step."""
+        return self._place()[0]
+
+    def ranks(self, step: int) -> list[list[list[Entry]]]:
+        """The packs of every rank in a step."""
+        packs = self.plan.all_packs(step, world=self.world)
+        return [packs[rank :: self.world] for rank in range(self.world)]
+
+    def take_lost_workers(self) -> int:
+        """Loader processes of this rank that were replaced since this was last asked."""
+        taken, self._lost_workers = self._lost_workers, 0
+        return taken
+
+    def survey(self, ranks: int, most: int = STEPS) -> Epoch:
+        """What an epoch comes to on so many ranks."""
+        return survey(self.rows, self.plan, self.samples, ranks=ranks, most=most)
 
     def problems(self) -> list[tuple[str, str]]:
         """(row id, reason) of the rows that were known to be unusable before training."""
@@ -112,26 +147,36 @@ class AudioDataModule(L.LightningDataModule):
         """A validation row as it is asked."""
         return self.valid_samples.asked(self.valid_rows[number])
 
-    def _loader(self, dataset: Dataset, order: From) -> DataLoader:
-        workers = {"num_workers": self.num_workers, "persistent_workers": self.num_workers > 0}
-        return DataLoader(dataset, sampler=order, batch_size=None, collate_fn=_as_is, **workers)
+    def _check_usable(self) -> None:
+        unusable, of = int(np.count_nonzero(self.lengths.tokens == 0)), len(self.rows)
+        if unusable < of and unusable <= self.max_unusable * of:
+            return
+        number, reason = next(iter(self.lengths.problems.items()))
+        found = f"none of the {of} rows can be used"
+        if unusable < of:
+            found = (
+                f"{unusable} of the {of} rows cannot be used, more than data.max_unusable={self.max_unusable} of them"
+            )
+        raise ValueError(f"data.train: {found} (the first, {self.rows[number].id}: {reason})")
+
+    def _loader(self, dataset: Dataset, start: int, stop: int) -> Loader:
+        return Loader(
+            dataset,
+            start,
+            stop,
+            num_workers=self.num_workers,
+            timeout=self.worker_timeout,
+            restarts=self.worker_restarts,
+            on_restart=self._lose_workers,
+        )
+
+    def _lose_workers(self, number: int, reason: str) -> None:
+        self._lost_workers += 1
+        warnings.warn(f"loader workers are replaced, reading goes on at {number}: {reason}", stacklevel=2)
 
     def _place(self) -> tuple[int, int]:
         place = self.trainer.distributed_sampler_kwargs  # right for tensor parallelism too
         return (place["num_replicas"], place["rank"]) if place else (1, 0)
-
-
-class From(Sampler):
-    """Steps `start .. stop - 1`. Its length is `stop`: Lightning, resumed, counts from the beginning."""
-
-    def __init__(self, start: int, stop: int):
-        self.start, self.stop = start, stop
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(range(self.start, self.stop))
-
-    def __len__(self) -> int:
-        return self.stop
 
 
 class Steps(Dataset):
@@ -144,6 +189,16 @@ class Steps(Dataset):
     def __getitem__(self, step: int) -> list[dict]:
         packs = self.plan.packs(step, world=self.world, rank=self.rank)
         return [pack(self.rows, numbers, self.samples) for numbers in packs]
+
+
+class Rows(Dataset):
+    """Training rows, each a pack by itself, with the random choices of the epoch that they are taken from."""
+
+    def __init__(self, rows: Sequence[Row], entries: Sequence[Entry], samples: Samples):
+        self.rows, self.entries, self.samples = rows, entries, samples
+
+    def __getitem__(self, number: int) -> dict:
+        return pack(self.rows, [self.entries[number]], self.samples)
 
 
 class Questions(Dataset):
@@ -177,6 +232,16 @@ def pack(
         except (RowError, AudioError) as error:
             skipped.append((rows[number].id, str(error)))
     return collate(built, geometry=samples.geometry if samples.has_audio else None, skipped=skipped)
+
+
+def within(lengths: Lengths, token_budget: int) -> Lengths:
+    """Lengths of which those over the budget count as unusable, with the reason."""
+    over = np.flatnonzero(lengths.tokens > token_budget)
+    problems = {
+        int(row): f"the row has {lengths.tokens[row]} tokens, data.token_budget={token_budget} is less" for row in over
+    }
+    tokens = np.where(lengths.tokens > token_budget, 0, lengths.tokens)
+    return replace(lengths, tokens=tokens, problems=lengths.problems | problems)
 
 
 def by_length(lengths: Lengths, token_budget: int, world: int = 1) -> list[list[int]]:
@@ -221,7 +286,3 @@ def language(row: Row) -> str:
 
 def metric(row: Row) -> str:
     return for_language(tasks.find(row.labels["task"]).metric, language(row))
-
-
-def _as_is(packs: Any) -> Any:
-    return packs

@@ -290,7 +290,8 @@ class Plan:
                 f"row {source.ids[longest - source.first]!r} of {source.name} has {self.lengths[longest]} tokens and "
                 f"does not fit data.token_budget={self.token_budget} (with it "
                 f"{np.count_nonzero(self.lengths > self.token_budget)} rows do not): "
-                f"data.token_budget={self.lengths[longest]} or more holds them all"
+                f"data.token_budget={self.lengths[longest]} or more holds them all, "
+                "data.long_audio=skip leaves them out"
             )
 
     @property
@@ -318,18 +319,20 @@ class Plan:
         Every usable row of the step is in exactly one pack of one rank. A pack is empty where the step has fewer
         usable rows than packs.
         """
-        assert k >= 0 and 0 <= rank < world, (k, rank, world)
+        assert 0 <= rank < world, (rank, world)
+        return self.all_packs(k, world=world)[rank::world]
+
+    def all_packs(self, k: int, *, world: int) -> list[list[Entry]]:
+        """The packs of all ranks in step k, of which rank r has every `world`-th one from the r-th on."""
+        assert k >= 0, k
         if self.rows_per_step is None:
             if self.packs_per_step % world:
                 raise ValueError(
                     f"data.packs_per_step={self.packs_per_step} cannot be shared by {world} processes: "
                     f"expected a multiple, data.packs_per_step={math.ceil(self.packs_per_step / world) * world}"
                 )
-            packs = self._full_packs(k * self.packs_per_step, (k + 1) * self.packs_per_step)
-        else:
-            usable = [entry for entry in self.step(k) if self.lengths[entry[0]]]
-            packs = self._balance(usable, world)
-        return packs[rank::world]
+            return self._full_packs(k * self.packs_per_step, (k + 1) * self.packs_per_step)
+        return self._balance([entry for entry in self.step(k) if self.lengths[entry[0]]], world)
 
     def fill(self, steps: Sequence[int], *, world: int = 1) -> float:
         """Useful tokens in the packs of `steps`, as a share of what these packs could hold."""

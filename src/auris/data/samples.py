@@ -49,6 +49,7 @@ class Samples(ABC):
         long_audio: clips over 30 s: "error" stops at start-up, "skip" counts and names the row, "window" encodes
             consecutive windows of at most 30 s, whose tokens follow one another, "first" drops all but the first 30 s,
             as both released systems do, and says how much. Never a silent cut.
+        silent_audio: clips without any sound: "keep", or "skip" counts and names the row.
         augment: SpecAugment for training rows, or None.
         seed: of every random choice.
     """
@@ -63,13 +64,17 @@ class Samples(ABC):
         prompt: Prompt | BothPrompts | Chat,
         geometry: audio.Geometry | None,
         long_audio: str = "error",
+        silent_audio: str = "keep",
         augment: audio.SpecAugment | None = None,
         seed: int = 0,
     ):
         if long_audio not in ("error", "skip", "window", "first"):
             raise ValueError(f"long_audio={long_audio!r}: expected error, skip, window or first")
+        if silent_audio not in ("keep", "skip"):
+            raise ValueError(f"silent_audio={silent_audio!r}: expected keep or skip")
         self.tokenizer, self.prompt, self.geometry = tokenizer, prompt, geometry
-        self.long_audio, self.augment, self.seed = long_audio, augment, seed
+        self.long_audio, self.silent_audio = long_audio, silent_audio
+        self.augment, self.seed = augment, seed
 
     @abstractmethod
     def encode(
@@ -138,6 +143,12 @@ class Samples(ABC):
         over = (max(0, _stated_samples(clip) - audio.MAX_SAMPLES) for clip in row.clips)
         return sum(over) / audio.SAMPLE_RATE
 
+    def seconds(self, row: Row) -> float:
+        """Seconds of the row's clips that are heard, by the manifest or the files' headers."""
+        if not self.has_audio:
+            return 0.0
+        return sum(map(_stated_samples, row.clips)) / audio.SAMPLE_RATE - self.dropped(row)
+
     def _turns(self, row: Row, rng: np.random.Generator | None, prompt_only: bool) -> list[Turn]:
         _check_task(row)
         turns = self.prompt.turns(row.labels, len(row.clips), rng)
@@ -164,7 +175,9 @@ class Samples(ABC):
         return self._limit(wave)
 
     def _limit(self, wave: np.ndarray) -> np.ndarray:
-        """A clip as far as the policy lets it be heard."""
+        """A clip as far as the policies let it be heard."""
+        if self.silent_audio == "skip" and np.ptp(wave) < audio.SILENCE:
+            raise RowError("the clip is silent: data.silent_audio=keep trains on it")
         if len(wave) > audio.MAX_SAMPLES and self.long_audio not in ("window", "first"):
             raise TooLong(len(wave))
         return wave[: audio.MAX_SAMPLES] if self.long_audio == "first" else wave

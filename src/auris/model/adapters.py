@@ -137,6 +137,11 @@ def _attach_lora(llm: PreTrainedModel, lora: Mapping[str, Any] | None) -> None:
         inject_adapter_in_model(config, llm)
 
 
+def are_in(names: Collection[str]) -> bool:
+    """Whether tensors of these names are those of a net with adapters."""
+    return any(name.startswith(f"{NEW_TOKENS}.") or ".base_layer." in name for name in names)
+
+
 def merge(state: Mapping[str, Tensor], lora: Mapping[str, Any] | None = None) -> dict[str, Tensor]:
     """A net's tensors with its adapters merged into the weights that they belong to; `lora` as they were attached."""
     merged = dict(state)

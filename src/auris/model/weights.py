@@ -15,15 +15,17 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from auris.model.audio_lm import AudioLM
 from auris.model.shards import local_part
+
+if TYPE_CHECKING:  # it brings transformers, which takes seconds
+    from auris.model.audio_lm import AudioLM
 
 # ------------------------------------------------------------------------------------------------------------- layouts
 
@@ -194,7 +196,7 @@ def layout_of(source: Source) -> str:
 
 # ------------------------------------------------------------------------------------------------------------- sources
 
-_DTYPES = {  # of a safetensors header
+DTYPES = {  # of a safetensors header
     "F64": torch.float64,
     "F32": torch.float32,
     "F16": torch.float16,
@@ -252,9 +254,9 @@ class TensorFiles:
 
     def dtype(self, name: str) -> torch.dtype:
         """Raises ValueError for a type of number that torch has no tensors of, naming the file."""
-        if self._dtypes[name] not in _DTYPES:
+        if self._dtypes[name] not in DTYPES:
             raise ValueError(f"{self._files[name]}: {name} is of type {self._dtypes[name]}, expected a torch type")
-        return _DTYPES[self._dtypes[name]]
+        return DTYPES[self._dtypes[name]]
 
     def read(self, name: str, index: tuple[slice, ...] | None = None) -> Tensor:
         """A tensor, or the part of it that `index` (leading dimensions) takes out. It may be a view of the file."""
@@ -297,7 +299,7 @@ def _shards(index: Path) -> dict[str, Path]:
 
 
 class StateTensors:
-    """Tensors in memory with the methods of `TensorFiles`: a state dict, mapped from a .ckpt or .pt file or not."""
+    """Tensors in memory with the methods of `TensorFiles`: a state dict, mapped from a .pt file or not."""
 
     def __init__(self, state: Mapping[str, Tensor]) -> None:
         self._state = state
@@ -315,7 +317,17 @@ class StateTensors:
         return self._state[name][index] if index else self._state[name]
 
 
-Source = TensorFiles | StateTensors
+class Source(Protocol):
+    """Tensors by name, read one by one and slice by slice: what weights are loaded from."""
+
+    def keys(self) -> Collection[str]: ...
+
+    def shape(self, name: str) -> tuple[int, ...]: ...
+
+    def dtype(self, name: str) -> torch.dtype: ...
+
+    def read(self, name: str, index: tuple[slice, ...] | None = None) -> Tensor: ...
+
 
 # ------------------------------------------------------------------------------------------------------------- loading
 

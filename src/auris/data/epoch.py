@@ -1,0 +1,94 @@
+"""What one pass over the training rows comes to: steps, hours, each task's share, how evenly ranks share the work."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from auris.data.packing import Plan
+from auris.data.rows import Row
+from auris.data.samples import Samples
+
+STEPS = 2000  # of an epoch that are looked at, evenly spread: seconds, and shares to within a few thousandths
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """Rows, tokens (of their longest wording) and seconds of audio."""
+
+    rows: float
+    tokens: float
+    seconds: float
+
+    def __add__(self, other: Share) -> Share:
+        return Share(
+            rows=self.rows + other.rows, tokens=self.tokens + other.tokens, seconds=self.seconds + other.seconds
+        )
+
+    def times(self, factor: float) -> Share:
+        return Share(rows=self.rows * factor, tokens=self.tokens * factor, seconds=self.seconds * factor)
+
+
+NOTHING = Share(rows=0, tokens=0, seconds=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Epoch:
+    """One pass over the training rows on a number of ranks.
+
+    Args:
+        ranks: that share a step.
+        rows, unusable: in the manifests; the unusable ones are in no step.
+        steps: optimizer steps, the last one perhaps reaching into the next epoch.
+        looked_at: steps that what follows was found from.
+        tasks: each task's share of the epoch.
+        packs: of a rank in a step.
+        fill: tokens in the packs, over what the packs could hold. What is missing is no padding: packs have none.
+        straggler: tokens of the busiest rank of each step, over those of the average rank: what waiting costs.
+    """
+
+    ranks: int
+    rows: int
+    unusable: int
+    steps: int
+    looked_at: int
+    tasks: Mapping[str, Share]
+    packs: float
+    fill: float
+    straggler: float
+
+    @property
+    def whole(self) -> Share:
+        return sum(self.tasks.values(), NOTHING)
+
+
+def survey(rows: Sequence[Row], plan: Plan, samples: Samples, *, ranks: int, most: int = STEPS) -> Epoch:
+    """Go through an epoch's plan on `ranks` ranks, or through `most` of its steps. No audio is decoded."""
+    steps = plan.steps_for(1)
+    looked_at = np.unique(np.linspace(0, steps - 1, min(steps, most)).astype(int)).tolist()
+    found: dict[str, Share] = defaultdict(lambda: NOTHING)
+    n_packs = busiest = total = 0
+    for step in looked_at:
+        packs = plan.all_packs(step, world=ranks)
+        tokens = [sum(int(plan.lengths[row]) for row, _ in pack) for pack in packs]
+        n_packs += len(packs)
+        total += sum(tokens)
+        busiest += max(sum(tokens[rank::ranks]) for rank in range(ranks))
+        for row in (row for pack in packs for row, _ in pack):
+            share = Share(rows=1, tokens=int(plan.lengths[row]), seconds=samples.seconds(rows[row]))
+            found[rows[row].labels["task"]] += share
+    in_steps = plan.epoch_rows / plan.rows_per_step if plan.rows_per_step else steps
+    return Epoch(
+        ranks=ranks,
+        rows=len(rows),
+        unusable=int(np.count_nonzero(plan.lengths == 0)),
+        steps=steps,
+        looked_at=len(looked_at),
+        tasks={task: share.times(in_steps / len(looked_at)) for task, share in sorted(found.items())},
+        packs=n_packs / ranks / len(looked_at),
+        fill=total / (n_packs * plan.token_budget),
+        straggler=busiest * ranks / max(1, total),
+    )

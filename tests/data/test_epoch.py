@@ -1,0 +1,55 @@
+"""What an epoch comes to: exact where all of it is looked at, near where only some of its steps are."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from auris.data.epoch import survey
+from auris.data.packing import Plan, Source
+from auris.data.rows import Row
+
+N = 60
+TOKENS = np.array([10 + 7 * (n % 5) for n in range(N)])
+TOKENS[[3, 17]] = 0  # unusable
+ROWS = [Row(f"r{n}", labels={"task": "asr" if n % 3 else "sec"}) for n in range(N)]
+SAMPLES = SimpleNamespace(seconds=lambda row: 2.0 if row.labels["task"] == "asr" else 0.5)
+
+
+def plan(**changed) -> Plan:
+    source = Source(name="all", ids=tuple(row.id for row in ROWS), weight=None, first=0)
+    settings = {"rows_per_step": 6, "token_budget": 64, "seed": 0, **changed}
+    return Plan(sources=[source], lengths=TOKENS, **settings)
+
+
+@pytest.mark.parametrize("settings", [{}, {"rows_per_step": 7}, {"rows_per_step": None, "packs_per_step": 4}])
+def test_an_epoch_holds_every_usable_row_once(settings):
+    epoch = survey(ROWS, plan(**settings), SAMPLES, ranks=2)
+    asr = [n for n in range(N) if n % 3 and TOKENS[n]]
+    assert (epoch.rows, epoch.unusable, epoch.looked_at) == (N, 2, epoch.steps)
+    near = pytest.approx if settings else lambda value, rel: value  # the last step reaches into the next epoch
+    assert epoch.tasks["asr"].rows == near(len(asr), rel=0.1)
+    assert epoch.tasks["asr"].seconds == near(2.0 * len(asr), rel=0.1)
+    assert epoch.whole.tokens == near(TOKENS.sum(), rel=0.1)
+
+
+def test_the_straggler_and_the_fill_are_those_of_the_packs():
+    made = plan()
+    epoch = survey(ROWS, made, SAMPLES, ranks=2)
+    loads = [
+        [sum(TOKENS[row] for pack in made.packs(step, world=2, rank=rank) for row, _ in pack) for rank in range(2)]
+        for step in range(10)
+    ]
+    packs = sum(len(made.packs(step, world=2, rank=rank)) for step in range(10) for rank in range(2))
+    assert epoch.straggler == pytest.approx(sum(map(max, loads)) / (TOKENS.sum() / 2)) and epoch.straggler > 1
+    assert epoch.fill == pytest.approx(TOKENS.sum() / (packs * 64))
+    assert epoch.packs == packs / 20
+    assert survey(ROWS, made, SAMPLES, ranks=1).straggler == 1.0
+
+
+def test_a_part_of_the_steps_tells_nearly_the_same():
+    whole, part = (survey(ROWS, plan(), SAMPLES, ranks=1, most=most) for most in (99, 4))
+    assert part.looked_at == 4 and part.steps == whole.steps == 10
+    assert part.whole.tokens == pytest.approx(whole.whole.tokens, rel=0.25)

@@ -1,0 +1,122 @@
+"""The loader goes on when its workers die or hang: every item comes once, in order, or the run is told why not."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from multiprocessing import active_children
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.data import Dataset
+
+from auris.data import loader
+from auris.data.loader import Loader, LoaderError
+
+
+class Items(Dataset):
+    """Item n is n. Before it makes item `at`, a process does `harm` as often as `folder` has no mark of it."""
+
+    def __init__(self, folder: Path | None = None, at: int = -1, harm=None, times: int = 1):
+        self.folder, self.at, self.harm, self.times = folder, at, harm, times
+
+    def __getitem__(self, number: int) -> torch.Tensor:
+        if number == self.at and len(list(self.folder.iterdir())) < self.times:
+            (self.folder / str(time.monotonic_ns())).touch()
+            self.harm()
+        return torch.tensor(number)
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def stop() -> None:
+    """Hangs so that only SIGKILL helps."""
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loader, "LOOK", 0.2)
+
+
+@pytest.fixture
+def said() -> list[tuple[int, str]]:
+    return []
+
+
+def load(items: Items, said: list, start: int = 0, stop: int = 9, **settings) -> Loader:
+    settings = {"num_workers": 2, "timeout": 20, "restarts": 2} | settings
+    return Loader(items, start, stop, on_restart=lambda number, reason: said.append((number, reason)), **settings)
+
+
+def numbers(items: Loader) -> list[int]:
+    return [int(item) for item in items]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_items_come_in_order_from_where_a_run_stands(workers, said):
+    items = load(Items(), said, 3, 7, num_workers=workers)
+    assert numbers(items) == [3, 4, 5, 6] and len(items) == 7
+    assert numbers(load(Items(), said, 7, 7, num_workers=workers)) == [] and said == []
+
+
+def test_a_worker_that_dies_is_replaced_and_no_item_is_lost(tmp_path, said):
+    before = signal.getsignal(signal.SIGCHLD)
+    assert numbers(load(Items(tmp_path, 4, die), said)) == list(range(9))
+    [(number, reason)] = said
+    assert number <= 4 and "Killed (the machine's memory may be full)" in reason
+    assert signal.getsignal(signal.SIGCHLD) is before
+    assert active_children() == []
+
+
+def test_a_worker_killed_from_outside_while_the_run_computes_is_replaced(said):
+    """Its death must not raise in whatever the run is doing then."""
+    items = iter(load(Items(), said, stop=60))
+    taken = [int(next(items)) for _ in range(3)]
+    for worker in active_children():
+        os.kill(worker.pid, signal.SIGKILL)
+    deadline = time.monotonic() + 10
+    while active_children() and time.monotonic() < deadline:
+        sum(range(1000))
+    assert taken + numbers(items) == list(range(60)) and len(said) == 1
+
+
+def test_a_worker_that_hangs_is_replaced_after_the_timeout(tmp_path, said):
+    started = time.monotonic()
+    assert numbers(load(Items(tmp_path, 4, stop), said, timeout=1.0)) == list(range(9))
+    assert 1.0 < time.monotonic() - started < 15
+    [(number, reason)] = said
+    assert number <= 4 and reason == "nothing came for 1 s"
+    assert active_children() == []
+
+
+def test_an_item_that_always_costs_its_worker_ends_the_run_with_its_number(tmp_path, said):
+    with pytest.raises(LoaderError, match=r"lost 3 times over step 4 .*Killed.*data\.num_workers=0") as error:
+        numbers(load(Items(tmp_path, 4, die, times=99), said, num_workers=1))
+    assert error.value.number == 4 and [number for number, _ in said if number == 4] == [4, 4]
+    assert active_children() == []
+
+
+def test_what_an_item_itself_raises_is_no_matter_of_workers(tmp_path, said):
+    def fail() -> None:
+        raise RuntimeError("DataLoader in name only")
+
+    with pytest.raises(RuntimeError, match="Caught RuntimeError in DataLoader worker"):
+        numbers(load(Items(tmp_path, 4, fail), said))
+    assert said == []
+
+
+def test_the_runs_own_random_numbers_are_not_touched(said):
+    state = torch.get_rng_state()
+    numbers(load(Items(), said))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("setting", ["num_workers", "timeout", "restarts"])
+def test_settings_below_zero_are_refused(setting, said):
+    with pytest.raises(ValueError, match=r"data\.(num_workers|worker_timeout|worker_restarts)=-1: expected 0 or more"):
+        load(Items(), said, **{setting: -1})

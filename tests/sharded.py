@@ -1,0 +1,79 @@
+"""A program for several processes: a small net goes on from a checkpoint under one layout after the other.
+
+python sharded.py RANK WORLD FOLDER LAYOUT...
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+from torch import distributed, nn
+from torch.distributed.device_mesh import init_device_mesh
+
+from auris import snapshots
+
+
+class Net(nn.Module):
+    """Sizes that few numbers of processes divide, and rows that are fewer than they."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.up, self.down, self.one = nn.Linear(6, 10), nn.Linear(10, 7), nn.Linear(3, 1)
+        self.plain = nn.Parameter(torch.rand(5))
+        self.register_buffer("places", torch.arange(seed, seed + 3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down(self.up(x).relu()).square().sum() + self.plain.square().sum() + self.one(x[:, :3]).sum()
+
+
+def make(seed: int) -> tuple[Net, torch.optim.Optimizer]:
+    net = Net(seed)
+    return net, torch.optim.AdamW(net.parameters(), lr=0.1)
+
+
+def learn(net: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """The same on every process, so that a mean over processes is what one of them has."""
+    optimizer.zero_grad()
+    net(torch.rand(4, 6, generator=torch.Generator().manual_seed(7))).backward()
+    optimizer.step()
+
+
+def lay_out(net: Net, layout: str) -> None:
+    """`replicated`, `fsdp`, `hsdp` (2 x the rest) or `fsdp_tp` (tensor parallel by 2)."""
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+
+    world = distributed.get_world_size()
+    if layout == "replicated":
+        return
+    if layout == "hsdp":
+        mesh = init_device_mesh("cpu", (2, world // 2), mesh_dim_names=("replicate", "shard"))
+    elif layout == "fsdp_tp":
+        both = init_device_mesh("cpu", (world // 2, 2), mesh_dim_names=("data", "tensor"))
+        parallelize_module(net, both["tensor"], {"up": ColwiseParallel(), "down": RowwiseParallel()})
+        mesh = both["data"]
+    else:
+        mesh = init_device_mesh("cpu", (world,))
+    fully_shard(net.up, mesh=mesh)
+    fully_shard(net, mesh=mesh, ignored_params={net.plain})
+
+
+def main(rank: int, world: int, folder: Path, layouts: list[str]) -> None:
+    meeting = f"file://{folder}/meeting-{world}"
+    distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world)
+    for layout in layouts:
+        net = Net(seed=rank)  # as different as can be
+        lay_out(net, layout)
+        optimizer = torch.optim.AdamW(net.parameters(), lr=0.1)
+        last = snapshots.newest(folder)
+        snapshots.restore(last, module=net, optimizer=optimizer)
+        learn(net, optimizer)
+        snapshots.write(folder, last.step + 1, module=net, optimizer=optimizer, state={"layout": layout})
+    distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4:])
