@@ -86,7 +86,7 @@ class Tokenizer:
         self._text.pre_tokenizer = fast.backend_tokenizer.pre_tokenizer
         # What a dialogue may say: the audio pad too, as released (without its begin and end it stands for no audio).
         self._tags = {tag: self.id(tag) for tag in (TagPrompt.audio_pad, *audio_tags()) if self._has(tag)}
-        self.ids = lru_cache(maxsize=100_000)(self._encode)
+        self.ids = lru_cache(maxsize=10_000)(self._encode)
         self._check_known = lru_cache(maxsize=10_000)(self._check)
 
     @classmethod

@@ -11,7 +11,7 @@ import pytest
 from auris.audio import Geometry
 from auris.data import lengths
 from auris.data.lengths import Lengths, measure
-from auris.data.rows import Manifest, read_manifests
+from auris.data.manifests import Manifest, read_manifests
 from auris.data.samples import ChatSamples, TextSamples
 from auris.prompts import Qwen2AudioChat, QwenAudioChat, TagPrompt
 from auris.tokenizer import Tokenizer

@@ -11,8 +11,9 @@ import soundfile
 import torch
 
 from auris import audio
+from auris.data.manifests import read_manifests
 from auris.data.packing import IGNORE, collate
-from auris.data.rows import Clip, Row, read_manifests
+from auris.data.rows import Clip, Row
 from auris.data.samples import AudioSamples, ChatSamples, RowError, Samples, TextSamples, TooLong, TranscriptSamples
 from auris.prompts import BothPrompts, NaturalPrompt, Qwen2AudioChat, QwenAudioChat, TagPrompt
 from manifests import GEOMETRY, read_row, samples_of, tokenizer, write_manifest, write_wave

@@ -92,6 +92,8 @@ class Samples(ABC):
 
         Raises RowError or audio.AudioError if the row cannot be used.
         """
+        if row.problem:  # met only now: its shard could be read when it was measured
+            raise RowError(row.problem)
         rng = None if epoch is None else np.random.default_rng(row_seed(self.seed, epoch, row.id))
         waves = [self._read(clip) for clip in row.clips] if self.has_audio else []
         windows = [audio.windows(wave) for wave in waves]
