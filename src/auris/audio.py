@@ -141,7 +141,8 @@ def _open(source: Source) -> str | io.BytesIO:
     except (OSError, ValueError) as error:  # no right to look, a name that is too long or that no file can have
         raise AudioError(f"{str(source)!r:.200}: no such file ({error})") from error
     if not is_file:
-        raise AudioError(f"{source}: no such file")
+        name = str(source)
+        raise AudioError(f"{name if name.isprintable() else repr(name)}: no such file")
     return str(source)
 
 

@@ -120,10 +120,14 @@ class Contents:
 # --- where files are ----------------------------------------------------------------------------------------------
 
 
+def is_url(path: str | Path) -> bool:
+    return "://" in str(path) or "::" in str(path)
+
+
 def is_parquet(path: str | Path) -> bool:
     """Whether rows are read from there as Parquet: by the file's ending, or since it is a directory or a URL."""
     given = str(path)
-    return given.endswith(".parquet") or "://" in given or "::" in given or Path(given).is_dir()
+    return given.endswith(".parquet") or is_url(path) or Path(given).is_dir()
 
 
 def find(path: str | Path) -> tuple[Any, list[str]]:
