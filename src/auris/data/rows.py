@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from auris import prompts, tasks
 from auris.audio import Sound
@@ -56,23 +56,14 @@ class Row:
     problem: str | None = None
 
 
-@dataclass(frozen=True)
-class Record:
-    """A row as its file holds it.
+class Record(NamedTuple):
+    """A row as its file holds it."""
 
-    Args:
-        name: where it stands; the id of a row that brings none.
-        fields: its fields, None where they cannot be read.
-        problem: why it cannot be used, as far as its file tells.
-        sounds: the files that the fields' audio stands for, in their order, where they lie beside the fields.
-        is_cut: a sound of a clip with an `offset` is that stretch alone.
-    """
-
-    name: str
-    fields: Mapping[str, Any] | None
-    problem: str | None = None
-    sounds: tuple[Sound, ...] = ()
-    is_cut: bool = False
+    name: str  # where it stands; the id of a row that brings none
+    fields: Mapping[str, Any] | None  # None where they cannot be read
+    problem: str | None = None  # why it cannot be used, as far as its file tells
+    sounds: tuple[Sound, ...] = ()  # the files that the fields' audio stands for, where they lie beside the fields
+    is_cut: bool = False  # a sound of a clip with an `offset` is that stretch alone
 
     @property
     def id(self) -> str:
@@ -92,7 +83,9 @@ class Form:
     columns: Mapping[str, str] = field(default_factory=dict)
     labels: Mapping[str, Any] = field(default_factory=dict)
 
-    def apply(self, fields: Mapping[str, Any]) -> dict[str, Any]:
+    def apply(self, fields: dict[str, Any]) -> dict[str, Any]:
+        if not self.columns and not self.labels:
+            return fields
         theirs = set(self.columns.values())
         kept = {key: value for key, value in fields.items() if key not in theirs}
         renamed = {ours: fields[name] for ours, name in self.columns.items() if name in fields}

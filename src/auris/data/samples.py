@@ -147,9 +147,8 @@ class Samples(ABC):
 
     def _longest(self, row: Row, spans: Sequence[int]) -> int:
         _check_task(row)
-        fill = [[0] * n for n in spans]
         variants = self.prompt.variants(row.labels, len(row.clips))
-        return max(len(self.tokenizer.encode(turns, fill).ids) for turns in variants)
+        return max(self.tokenizer.length(turns, spans) for turns in variants)
 
     def check_spans(self, spans: Sequence[int]) -> None:
         if any(n == 0 for n in spans):

@@ -134,7 +134,7 @@ class Lines(Store):
     """One JSON object a line (JSONL), or plain text lines (`.txt`) for the language model alone."""
 
     def __init__(self, path: Path, form: Form, cache_dir: Path | None):
-        self._path = path
+        self._path, self._label, self._is_text = path, path.name, path.suffix == ".txt"
         self._stamp = _stamp(os.stat(path))
         self._file: Any = None
         super().__init__(str(path), path.parent, form, cache_dir)
@@ -172,10 +172,10 @@ class Lines(Store):
         return self._parse(os.pread(self._file.fileno(), stop - start, start), self.name(number))
 
     def _name(self, line: int) -> str:
-        return f"{self._path.name}:{line}"
+        return f"{self._label}:{line}"
 
     def _parse(self, line: bytes, name: str) -> Record:
-        if self._path.suffix != ".txt":
+        if not self._is_text:
             return parse(line, name, self.form)
         try:
             return Record(name, {"task": "text", "text": line.decode().strip()})
