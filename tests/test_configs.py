@@ -26,6 +26,7 @@ PRIMARIES = {  # with what each of them cannot do without
     "instruct": [],
     "chat": ["checkpoint=runs/some/run"],
     "prefer": ["out=pairs.jsonl"],
+    "shards": [],
 }
 # The primaries in which the parts of these groups are chosen; of all others, train.
 SHARED = {"data": ("train", "evaluate", "prefer"), "benchmark": ("evaluate",), "judge": ("evaluate", "prefer")}

@@ -202,6 +202,24 @@ def test_a_long_clip_under_the_error_policy_stops_with_the_rows_name_and_leaves_
     assert caches(cache) == set()
 
 
+def test_many_rows_are_measured_side_by_side_as_they_are_one_after_the_other(folder, monkeypatch):
+    extra = [
+        {"id": "gone", "audio": "gone.wav", "task": "asr", "language": "en", "text": "x"},
+        {"id": "long", "audio": "r0.wav", "duration": 31, "task": "asr", "language": "en", "text": "x"},
+    ]
+    rows = manifests(folder, extra=extra, stated=True)[0].rows
+    samples = samples_of(long_audio="first")
+    alone = lengths._measure(rows, samples)
+    monkeypatch.setattr(lengths, "_CHUNK", 2)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
+    assert equal(lengths._measure(rows, samples), alone) and alone.dropped == {4: 1.0} and list(alone.problems) == [3]
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0})
+    assert equal(lengths._measure(rows, samples), alone)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
+    with pytest.raises(ValueError, match="row long: the clip is 31.0 s"):
+        lengths._measure(rows, samples_of(long_audio="error"))
+
+
 def test_windows_of_a_long_clip_count(folder, cache):
     long = {"id": "sermon", "audio": "r0.wav", "duration": 40, "task": "asr", "language": "en", "text": "x"}
     measured = measure(manifests(folder, extra=[long]), samples_of(long_audio="window"), cache)

@@ -56,6 +56,12 @@ def test_the_planned_length_of_an_unstated_file_is_exact(tmp_path, seconds, rate
     assert planned(samples, row) == len(samples.build(row, 0, epoch=0).ids)
 
 
+def test_a_row_whose_problem_is_found_late_is_not_built(tmp_path):
+    row = Row("late", (), {**{"task": "asr"}}, "shard-00001.parquet: cannot be read")
+    with pytest.raises(RowError, match="shard-00001"):
+        samples_of().build(row, 0, 0)
+
+
 def test_the_planned_length_of_windows_is_exact_where_each_rounds_up(tmp_path):
     """Equal windows of 60.07 s may make a token more than 30 s + 30 s + the rest."""
     samples = samples_of(prompt=TagPrompt(), long_audio="window", geometry=audio.Geometry(n_mels=2, pool=2))
