@@ -60,9 +60,12 @@ class Selection(Sequence[Row]):
     @property
     def keys(self) -> np.ndarray:
         """(rows,) uint64: `row_key` of the ids."""
-        keys = self.store.index.keys[self._chosen]
-        for place in np.flatnonzero(self._repeated[self._chosen]):
-            keys[place] = row_key(self.store.name(int(self._chosen[place])))
+        if self._numbers is None and not self._repeated.any():
+            return self.store.index.keys
+        chosen = self._chosen
+        keys = self.store.index.keys[chosen]
+        for place in np.flatnonzero(self._repeated[chosen]):
+            keys[place] = row_key(self.store.name(int(chosen[place])))
         return keys
 
     def unstated(self) -> Iterator[Row]:
