@@ -29,6 +29,7 @@ PRIMARIES = {  # with what each of them cannot do without
     "chat": ["checkpoint=runs/some/run"],
     "prefer": ["out=pairs.jsonl"],
     "reproduce": ["fault='runs/some/run/faults/step=00000007.json'"],
+    "shards": [],
 }
 # The primaries in which the parts of these groups are chosen; of all others, train.
 SHARED = {"data": ("train", "evaluate", "prefer"), "benchmark": ("evaluate",), "judge": ("evaluate", "prefer")}

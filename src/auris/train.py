@@ -25,7 +25,7 @@ from rich.console import Console
 
 from auris import callbacks, checkpoint, doctor, environment, recipe, references, snapshots, studies
 from auris.data.datamodule import AudioDataModule
-from auris.data.rows import entries
+from auris.data.manifests import entries
 from auris.faults import RunStopped
 from auris.model import adapters
 from auris.module import AudioLMModule
