@@ -1,4 +1,5 @@
 """`python -m auris.doctor checkpoint=PATH`: what a path holds, what fits, what is missing, and the memory it needs.
+`data=...` looks at data instead (`checkup`).
 
 `dry_run=true` of a training run prints the same report about its recipe, with its first batch. Memory is computed from
 sizes, never measured: bf16 computation over fp32 master weights and AdamW, everything sharded over the GPUs (FSDP2).
@@ -22,7 +23,7 @@ from rich.table import Table
 from torch import nn
 from transformers import AutoConfig
 
-from auris import checkpoint, export, pretrained, recipe
+from auris import checkpoint, checkup, export, pretrained, recipe
 from auris.data.packing import IGNORE
 from auris.model import weights
 from auris.model.generation import Generation
@@ -323,7 +324,7 @@ def _show_use(
 
 
 def main() -> None:
-    sys.argv[1:] = recipe.quote_arguments(sys.argv[1:])
+    sys.argv[1:] = checkup.name_sources(recipe.quote_arguments(sys.argv[1:]))
     run()
 
 
@@ -331,6 +332,10 @@ def main() -> None:
 def run(cfg: DictConfig) -> None:
     made = recipe.resolve(cfg)
     try:
+        if made["data"] is not None:
+            sys.exit(1 if checkup.check(made) else 0)
+        if made["checkpoint"] is None:
+            raise ValueError("nothing to look at: expected checkpoint=PATH, or data=FILE.jsonl or data=embedded")
         wrong = examine(made["checkpoint"], made["which"], token_budget=made["token_budget"])
     except (ValueError, FileNotFoundError) as error:
         sys.exit(f"error: {error}")
