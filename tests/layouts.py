@@ -1,4 +1,4 @@
-"""Published corpora in miniature: the folders, tables and names that their archives unpack to, with a few short clips."""
+"""Published corpora in miniature: folders, tables and names as their archives unpack them, with a few short clips."""
 
 from __future__ import annotations
 
@@ -75,13 +75,21 @@ def aishell2(root: Path) -> None:
         sound(home / "wav" / speaker / f"{key}.wav")
 
 
-_COMMON_VOICE = "client_id path sentence up_votes down_votes age gender accents variant locale segment".split()
+_COMMON_VOICE = ["client_id", "path", "sentence", "up_votes", "down_votes", "age", "gender", "accents", "variant"]
+_COMMON_VOICE += ["locale", "segment"]
 
 
 def common_voice(root: Path) -> None:
     home = root / "cv-corpus-15.0-2023-09-08"
     for language, locale, rows in (
-        ("en", "en", {"train": [("a1", 'Joe "the hat" Keaton disapproved.', "twenties", "male")], "test": [("b2", "It is what it is.", "", "")]}),
+        (
+            "en",
+            "en",
+            {
+                "train": [("a1", 'Joe "the hat" Keaton disapproved.', "twenties", "male")],
+                "test": [("b2", "It is what it is.", "", "")],
+            },
+        ),
         ("zh-CN", "zh-CN", {"test": [("c3", "这个地区的人们", "thirties", "female_feminine")]}),
     ):
         for split, entries in rows.items():
@@ -97,7 +105,7 @@ def covost2(root: Path) -> None:
     home = root / "en"
     clips = {"one": "train", "two": "train_covost", "three": "dev", "four": "test"}
     rows = [f"common_voice_en_{name}.mp3" for name in clips]
-    validated = [f"s{n}\t{clip}\tSentence {n}, \\\"quoted\\\".\t2\t0\t\t\t" for n, clip in enumerate(rows)]
+    validated = [f's{n}\t{clip}\tSentence {n}, \\"quoted\\".\t2\t0\t\t\t' for n, clip in enumerate(rows)]
     text(home / "validated.tsv", "client_id\tpath\tsentence\tup_votes\tdown_votes\tage\tgender\taccent", *validated)
     lines = [f"{clip}\tSatz {n}.\t{split}" for n, (clip, split) in enumerate(zip(rows, clips.values(), strict=True))]
     text(home / "covost_v2.en_de.tsv", "path\ttranslation\tsplit", *lines)

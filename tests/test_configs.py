@@ -26,9 +26,15 @@ PRIMARIES = {  # with what each of them cannot do without
     "instruct": [],
     "chat": ["checkpoint=runs/some/run"],
     "prefer": ["out=pairs.jsonl"],
+    "prepare": ["corpus=librispeech", "root=LibriSpeech", "out=rows.jsonl"],
 }
 # The primaries in which the parts of these groups are chosen; of all others, train.
-SHARED = {"data": ("train", "evaluate", "prefer"), "benchmark": ("evaluate",), "judge": ("evaluate", "prefer")}
+SHARED = {
+    "data": ("train", "evaluate", "prefer", "doctor"),
+    "benchmark": ("evaluate",),
+    "judge": ("evaluate", "prefer"),
+    "corpus": ("prepare",),
+}
 STUDIES = sorted(path.stem for path in (ROOT / "ablations").glob("*.yaml"))
 
 

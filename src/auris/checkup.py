@@ -68,7 +68,7 @@ def check(made: Mapping[str, Any], console: Console | None = None) -> list[Findi
     facts = {"sources": [source.name for source in sources], "tolerated": made["tolerate"], "failed": bool(failing)}
     path = Path(made["report"])
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({**facts, **found.as_json()}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    path.write_text(json.dumps({**facts, **found.as_json()}, indent=1) + "\n", encoding="utf-8")
     _show(console, found)
     _say(console, f"wrote {path}")
     return failing
@@ -93,4 +93,5 @@ def _show(console: Console, found: Report) -> None:
 
 
 def _say(console: Console, text: str, **options: Any) -> None:
-    console.print(text, markup=False, highlight=False, soft_wrap=True, **options)
+    """A line as it is, but for what is no Unicode."""
+    console.print(text.encode(errors="replace").decode(), markup=False, highlight=False, soft_wrap=True, **options)

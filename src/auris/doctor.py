@@ -332,7 +332,7 @@ def main() -> None:
 def run(cfg: DictConfig) -> None:
     made = recipe.resolve(cfg)
     try:
-        if made["data"] is not None:
+        if "data" in made:
             sys.exit(1 if checkup.check(made) else 0)
         if made["checkpoint"] is None:
             raise ValueError("nothing to look at: expected checkpoint=PATH, or data=FILE.jsonl or data=embedded")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -26,9 +27,11 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from auris import audio, recipe, tasks
+from auris.data.samples import DURATION_TOLERANCE
 from auris.data.tables import Embedded, Fields
 
 _BATCH = 4096  # rows whose files are looked at side by side
+_NEEDED = {"corpus": "a layout", "root": "the folder of the corpus", "out": "a new .jsonl file or a folder"}
 _SHOWN = 5  # rows at fault that are named for each reason
 
 
@@ -42,7 +45,7 @@ class Summary:
     examples: dict[str, list[str]] = field(default_factory=dict)
 
     def add(self, row: Mapping[str, Any]) -> None:
-        key = (row.get("split") or "", row["task"])
+        key = (str(row.get("split") or ""), row["task"])
         self.rows[key] += 1
         self.seconds[key] += row.get("duration", 0.0)
 
@@ -90,6 +93,8 @@ class Writer:
                 partial.replace(path)
             else:
                 partial.unlink()
+        if kind is not None:
+            shutil.rmtree(self.sounds, ignore_errors=True)
 
     def write(self, row: Mapping[str, Any]) -> None:
         """A row, or one with `problem` where those go."""
@@ -97,10 +102,12 @@ class Writer:
         if self._single:
             path = self._out.with_suffix(".unusable.jsonl") if problem else self._out
         else:
-            path = self._out / ("unusable.jsonl" if problem else f"{row.get('split') or 'rows'}.jsonl")
+            split = re.sub(r"[^\w.-]", "-", str(row.get("split") or "rows"))  # a name, whatever a table says
+            path = self._out / ("unusable.jsonl" if problem else f"{split}.jsonl")
         if path not in self._files:
             self._files[path] = self._stack.enter_context(_partial(path).open("w", encoding="utf-8"))
-        self._files[path].write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
+        # What is no Unicode can only be written in escapes; such a row has that as its problem.
+        self._files[path].write(json.dumps(row, ensure_ascii=problem, default=str) + "\n")
 
     @property
     def written(self) -> list[Path]:
@@ -165,31 +172,39 @@ def _check(row: Fields, folder: Path) -> Fields:
     """A row as it is written: paths relative to its manifest, its sound's length; or with its `problem`."""
     sounds = row.get("audio", [])
     paths = sounds if isinstance(sounds, list) else [sounds]
-    if all(isinstance(path, Path) for path in paths):
+    are_paths = all(isinstance(path, Path) for path in paths)
+    if paths and are_paths:
         relative = [os.path.relpath(path, folder) for path in paths]
         row = {**row, "audio": relative if isinstance(sounds, list) else relative[0]}
     if "problem" in row:
         return row
-    problem = tasks.check({key: value for key, value in row.items() if key not in ("audio", "id")})
-    if problem is None and not paths and row["task"] != "text":
-        problem = f"task {row['task']!r} needs `audio`"
     try:
-        lengths = [audio.n_samples(path, *_segment(row)) for path in paths] if problem is None else []
-    except ValueError as error:
-        problem = str(error)
-    if problem is not None:
-        return {**row, "problem": problem}
-    # The rest of a file is written out, so that no run has to look for its end.
-    return {**row, "duration": round(lengths[0] / audio.SAMPLE_RATE, 4)} if len(lengths) == 1 else row
+        if problem := tasks.check({key: value for key, value in row.items() if key not in ("audio", "id")}):
+            raise ValueError(problem)
+        if not are_paths:
+            raise ValueError(f"`audio` is {sounds!r:.80}, expected a path or a list of paths")
+        if not paths and row["task"] != "text":
+            raise ValueError(f"task {row['task']!r} needs `audio`")
+        json.dumps(row, ensure_ascii=False, default=str).encode()  # UnicodeEncodeError is a ValueError
+        lengths = [audio.n_samples(path, *_segment(row)) for path in paths]
+        if len(lengths) != 1:
+            return row
+        seconds = round(lengths[0] / audio.SAMPLE_RATE, 4)
+        stated = row.get("duration")
+        if row.get("offset") is None and stated is not None and abs(stated - seconds) > DURATION_TOLERANCE:
+            raise ValueError(f"{paths[0]} is {seconds:.2f} s, the row says {stated:.2f} s")
+        return {**row, "duration": seconds}  # written out, so that no run has to look for it
+    except (ValueError, OSError) as error:  # OSError: a name that no file can have
+        return {**row, "problem": str(error)}
 
 
 def _segment(row: Mapping[str, Any]) -> tuple[float, float | None]:
-    """What of its file a row hears. Of a whole one, a stated duration is what is looked up here."""
-    offset, duration = row.get("offset"), row.get("duration")
-    for name, value in (("offset", offset), ("duration", duration)):
+    """What of its file a row hears: a duration without an offset only states the file's own."""
+    for name in ("offset", "duration"):
+        value = row.get(name)
         if value is not None and (not isinstance(value, (int, float)) or isinstance(value, bool)):
             raise ValueError(f"`{name}` is {value!r:.80}, expected seconds")
-    return (0.0, None) if offset is None else (offset, duration)
+    return (0.0, None) if row.get("offset") is None else (row["offset"], row.get("duration"))
 
 
 # --- what is shown ------------------------------------------------------------------------------------------------
@@ -213,7 +228,8 @@ def _explain(summary: Summary, console: Console) -> None:
 
 
 def _say(console: Console, text: str) -> None:
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    """A line as it is, but for what is no Unicode."""
+    console.print(text.encode(errors="replace").decode(), markup=False, highlight=False, soft_wrap=True)
 
 
 def main() -> None:
@@ -225,15 +241,15 @@ def main() -> None:
 def run(cfg: DictConfig) -> None:
     made = recipe.resolve(cfg)
     try:
-        for key, what in (("corpus", "a layout"), ("root", "the folder of the corpus"), ("out", "a new .jsonl file or a folder")):
-            if not made[key]:
+        for key, what in _NEEDED.items():
+            if not made.get(key):
                 raise ValueError(f"{key}= is missing: expected {what} (python -m auris.prepare --help)")
         root = Path(made["root"])
         if not root.is_dir():
             raise FileNotFoundError(f"root={root}: there is no such folder")
         rows = recipe.build(made["corpus"])(root)
         prepare(rows, Path(made["out"]), labels=made["labels"], jobs=made["jobs"], console=Console())
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:  # OSError: what is missing, a full disk
         sys.exit(f"error: {error}")
 
 

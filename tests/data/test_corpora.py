@@ -294,6 +294,28 @@ def test_a_broken_line_of_a_table_is_a_row_with_a_problem(tmp_path):
     assert row["problem"] == "test.tsv:3 has 2 columns, not 11"
 
 
+def test_a_table_without_a_column_is_refused(tmp_path):
+    make(tmp_path, "common_voice")
+    layouts.text(tmp_path / "cv-corpus-15.0-2023-09-08/en/test.tsv", "client_id\tpath\ttext", "a\tb.mp3\thello")
+    with pytest.raises(ValueError, match=r"test.tsv, after line 1: it has no column sentence; it has client_id, path"):
+        read(tmp_path, "common_voice")
+
+
+def test_what_the_lists_of_nsynth_and_vocalsound_do_not_tell_is_named(tmp_path):
+    make(tmp_path, "nsynth")
+    layouts.text(tmp_path / "nsynth-test/examples.json", '{"a": {"pitch": 3}}')
+    row = read(tmp_path, "nsynth")["nsynth/test/a"]
+    assert "does not tell its instrument_family_str, instrument_source_str" in row["problem"]
+    layouts.text(tmp_path / "nsynth-test/examples.json", '{"a": ')
+    with pytest.raises(ValueError, match="examples.json: Expecting value"):
+        read(tmp_path, "nsynth")
+    make(tmp_path / "v", "vocalsound")
+    layouts.text(tmp_path / "v/datafiles/te.json", '{"data": [{"wav": "a.wav"}, {"wav": "b.wav", "labels": "/m/x"}]}')
+    rows = read(tmp_path / "v", "vocalsound")
+    assert "expected wav and labels" in rows["vocalsound/test:0"]["problem"]
+    assert rows["vocalsound/test/b"]["problem"] == "its sound is not known"
+
+
 def test_a_translation_of_a_clip_that_was_never_validated_is_named(tmp_path):
     make(tmp_path, "covost2")
     table = tmp_path / "en/covost_v2.en_de.tsv"

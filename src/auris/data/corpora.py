@@ -93,11 +93,19 @@ def _choose(splits: Sequence[str] | None, there: Sequence[str], home: Path, layo
 
 def _keyed_lines(path: Path) -> Iterator[tuple[str, str]]:
     """`key text`, line by line; an utterance without text is left for its row to complain."""
-    with path.open(encoding="utf-8-sig") as lines:
-        for line in lines:
-            key, _, text = line.strip().replace("\t", " ").partition(" ")
-            if key:
-                yield key, " ".join(text.split())
+    try:
+        with path.open(encoding="utf-8-sig") as lines:
+            for key, *words in filter(None, map(str.split, lines)):
+                yield key, " ".join(words)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def _unspaced(text: str) -> str:
@@ -259,6 +267,10 @@ def _language_folders(root: Path, languages: Sequence[str] | None, marks: Sequen
     return {language: folders[language] for language in languages or folders}
 
 
+# Of a table; there are more, and other ones in other releases.
+_COMMON_VOICE_COLUMNS = ("client_id", "path", "sentence")
+
+
 def common_voice(
     root: Path, *, tasks: Sequence[str], splits: Sequence[str] | None, languages: Sequence[str] | None
 ) -> Iterator[Fields]:
@@ -283,7 +295,7 @@ def common_voice(
 
     def utterances() -> Iterator[Fields]:
         for (language, split), path in found.items():
-            for number, cells in read_delimited(path, "\t", quoted=False):
+            for number, cells in read_delimited(path, "\t", needs=_COMMON_VOICE_COLUMNS, quoted=False):
                 if isinstance(cells, str):
                     yield {"name": f"{language}/{split}:{number}", "problem": cells}
                     continue
@@ -340,7 +352,8 @@ def _covost_table(pair: str, split: str | None, path: Path, wanted: Sequence[str
     source, target = pair.split("_")
     validated = path.parent / "validated.tsv"
     spoken = _covost_sentences(validated) if split is None and validated.is_file() else None
-    for number, cells in read_delimited(path, "\t", quoted=False, escape="\\"):
+    needs = ("path", "translation", *(("split",) if split is None else ("sentence",)))
+    for number, cells in read_delimited(path, "\t", needs=needs, quoted=False, escape="\\"):
         if isinstance(cells, str):
             yield {"name": f"{pair}:{number}", "problem": cells}
             continue
@@ -354,13 +367,14 @@ def _covost_table(pair: str, split: str | None, path: Path, wanted: Sequence[str
         if spoken is not None and clip not in spoken:
             yield facts | {"problem": f"validated.tsv does not have {clip}"}
             continue
-        sentence, speaker = (cells["sentence"], cells.get("client_id")) if spoken is None else spoken[clip]
+        sentence, speaker = (cells.get("sentence"), cells.get("client_id")) if spoken is None else spoken[clip]
         yield facts | {"transcript": sentence, "speaker": speaker}
 
 
 def _covost_sentences(validated: Path) -> dict[str, tuple[str, str]]:
     """Sentence and speaker of each clip."""
-    lines = (cells for _, cells in read_delimited(validated, "\t", quoted=False, escape="\\"))
+    read = read_delimited(validated, "\t", needs=_COMMON_VOICE_COLUMNS, quoted=False, escape="\\")
+    lines = (cells for _, cells in read)
     return {cells["path"]: (cells["sentence"], cells["client_id"]) for cells in lines if isinstance(cells, Mapping)}
 
 
@@ -410,6 +424,8 @@ def fleurs(
 MELD = Corpus(name="meld", licence="GPL-3.0 (annotations)", tasks=("er", "asr"))
 VOCALSOUND = Corpus(name="vocalsound", licence="CC-BY-SA-4.0", tasks=("vsc", "sgc"))
 
+_MELD_COLUMNS = ("Utterance", "Speaker", "Emotion", "Sentiment", "Dialogue_ID", "Utterance_ID")
+
 # As the archives within MELD.Raw.tar.gz unpack.
 _MELD_FOLDERS = {"train": "train_splits", "dev": "dev_splits_complete", "test": "output_repeated_splits_test"}
 
@@ -430,7 +446,7 @@ def meld(root: Path, *, tasks: Sequence[str], splits: Sequence[str] | None) -> I
     def utterances() -> Iterator[Fields]:
         for split in chosen:
             folder, heard = sounds[split]
-            for number, cells in read_delimited(tables[split], ","):
+            for number, cells in read_delimited(tables[split], ",", needs=_MELD_COLUMNS):
                 if isinstance(cells, str):
                     yield {"name": f"{split}:{number}", "problem": cells}
                     continue
@@ -482,7 +498,10 @@ def vocalsound(root: Path, *, tasks: Sequence[str], splits: Sequence[str] | None
 
     def utterances() -> Iterator[Fields]:
         for split in chosen:
-            for entry in json.loads(lists[split].read_text(encoding="utf-8"))["data"]:
+            for number, entry in enumerate(_read_json(lists[split])["data"]):
+                if not {"wav", "labels"} <= entry.keys():
+                    yield {"name": f"{split}:{number}", "problem": f"it is {entry!r:.80}, expected wav and labels"}
+                    continue
                 path = folder / Path(entry["wav"]).name
                 facts = {"name": f"{split}/{path.stem}", "audio": path, "split": split}
                 facts |= {"sound": classes.get(entry["labels"]), "speaker": path.stem.split("_")[0]}
@@ -492,7 +511,7 @@ def vocalsound(root: Path, *, tasks: Sequence[str], splits: Sequence[str] | None
 
 
 def _vocalsound_classes(path: Path) -> Iterator[tuple[str, str]]:
-    for number, cells in read_delimited(path, ","):
+    for number, cells in read_delimited(path, ",", needs=("mid", "display_name")):
         if isinstance(cells, str):
             raise ValueError(f"{path}, line {number}: {cells}")
         yield cells["mid"], cells["display_name"]
@@ -503,6 +522,7 @@ def _vocalsound_classes(path: Path) -> Iterator[tuple[str, str]]:
 CLOTHO = Corpus(name="clotho", licence="Tampere University (non-commercial)", tasks=("aac",))
 NSYNTH = Corpus(name="nsynth", licence="CC-BY-4.0", tasks=("mna", "mic"))
 
+_NSYNTH_KEYS = {"pitch", "velocity", "instrument_family_str", "instrument_source_str", "qualities_str"}
 _CLOTHO_SPLITS = {"train": "development", "valid": "validation", "test": "evaluation"}
 
 
@@ -526,7 +546,7 @@ def clotho(root: Path, *, tasks: Sequence[str], splits: Sequence[str] | None) ->
 
     def utterances() -> Iterator[Fields]:
         for split in chosen:
-            for number, cells in read_delimited(tables[split], ","):
+            for number, cells in read_delimited(tables[split], ",", needs=("file_name", "caption_1")):
                 if isinstance(cells, str):
                     yield {"name": f"{split}:{number}", "problem": cells}
                     continue
@@ -557,10 +577,13 @@ def nsynth(root: Path, *, tasks: Sequence[str], splits: Sequence[str] | None) ->
 
     def utterances() -> Iterator[Fields]:
         for split in chosen:
-            notes: Mapping[str, Any] = json.loads((lists[split] / "examples.json").read_text(encoding="utf-8"))
+            notes: Mapping[str, Any] = _read_json(lists[split] / "examples.json")
             for name, note in sorted(notes.items()):
-                family = note["instrument_family_str"]
                 facts = {"name": f"{split}/{name}", "audio": lists[split] / "audio" / f"{name}.wav", "split": split}
+                if missing := sorted(_NSYNTH_KEYS - note.keys()):
+                    yield facts | {"problem": f"examples.json does not tell its {', '.join(missing)}"}
+                    continue
+                family = note["instrument_family_str"]
                 heard = {"pitch": note["pitch"], "velocity": note["velocity"], "instrument": family}
                 facts |= {"notes": heard | {"sonic": note["qualities_str"]}, "instrument": family}
                 yield facts | {"source": note["instrument_source_str"]}

@@ -1,8 +1,8 @@
 """The health of rows: every clip decoded, and what is wrong with it or between it and the other rows.
 
-Rows belong to sets (train, valid, test): the same sound twice in one set is a duplicate, in two sets it contaminates the
-one that is held out, as does a sentence of its own. Equal sound is told by its samples at 16 kHz: a copy as WAV or FLAC
-is found, one that went through a lossy codec or another rate is not.
+Rows belong to sets (train, valid, test): the same sound twice in one set is a duplicate, in two sets it contaminates
+the one that is held out, as does a sentence of its own. Equal sound is told by its samples at 16 kHz: a copy as WAV or
+FLAC is found, one that went through a lossy codec or another rate is not.
 
 Shapes: L samples, C channels.
 """
@@ -162,7 +162,7 @@ def hear(clip: Clip) -> Heard:
         segment = {"offset": clip.offset, "duration": clip.duration}
     try:
         wave = audio.read(clip.path, **segment)
-    except AudioError as error:
+    except (AudioError, OSError) as error:  # OSError: a name that no file can have
         return Heard(0.0, b"", ((_blame(clip, **segment), str(error)),))
     seconds = len(wave) / audio.SAMPLE_RATE
     faults = list(_length_faults(clip, seconds))
@@ -170,7 +170,9 @@ def hear(clip: Clip) -> Heard:
         faults.append(("silent", f"{clip.path}: its samples lie within {np.ptp(wave) / 2:.1e} of their middle"))
         return Heard(seconds, b"", tuple(faults))
     if (share := clipped_share(_native(clip, wave, **segment))) > 0:
-        faults.append(("clipped", f"{clip.path}: {100 * share:.1f} % of its samples stay at the highest or lowest value"))
+        faults.append(
+            ("clipped", f"{clip.path}: {100 * share:.1f} % of its samples stay at the highest or lowest value")
+        )
     return Heard(seconds, _hash(np.round(wave * 2**15).astype(np.int32).tobytes()), tuple(faults))
 
 
@@ -221,7 +223,7 @@ def _native(clip: Clip, wave: np.ndarray, offset: float, duration: float | None)
 
 
 def clipped_share(wave: np.ndarray) -> float:
-    """Share of (L, C) samples of the worst channel that stay at its highest or lowest value, 0 if that is no clipping."""
+    """Share of (L, C) samples that stay at the highest or lowest value of the worst channel; 0: that is no clipping."""
     worst = 0.0
     for channel in np.clip(wave, -1.0, 1.0).T:  # lossy codecs overshoot
         top, bottom = channel.max(), channel.min()
@@ -251,8 +253,8 @@ def _own_faults(row: Row, heard: Sequence[Heard]) -> Iterator[tuple[str, str]]:
     if len(heard) != 1 or not heard[0].seconds:
         return
     [clip] = heard
-    for label in ("words", "events", "turns"):
-        ends = [entry["end"] for entry in row.labels.get(label) or ()]
+    for label in {"words", "events", "turns"}.intersection(TASKS[row.labels["task"]].needs):
+        ends = [entry["end"] for entry in row.labels[label]]
         if ends and max(ends) > clip.seconds + DURATION_TOLERANCE:
             yield "length", f"its {label} end at {max(ends):.2f} s, the clip at {clip.seconds:.2f} s"
     letters = sum(map(str.isalnum, _transcript(row) or ""))
@@ -262,18 +264,19 @@ def _own_faults(row: Row, heard: Sequence[Heard]) -> Iterator[tuple[str, str]]:
 
 
 def _transcript(row: Row) -> str | None:
-    """What is said in a row's clip, where that is its label."""
-    if TASKS[row.labels["task"]].metric != "wer":
-        return None
-    return row.labels.get("text") or " ".join(entry["word"] for entry in row.labels.get("words") or ())
+    """What is said in a row's clip, where that is what its task asks for."""
+    task = TASKS[row.labels["task"]]
+    if task.metric == "wer" and "text" in task.needs:
+        return row.labels["text"]
+    return " ".join(entry["word"] for entry in row.labels["words"]) if "words" in task.needs else None
 
 
 def _sentence(row: Row) -> str | None:
     """The answer of a row as letters alone, where it is a sentence of its own: neither a class, nor the answer to a
     question, which many rows share."""
     task = TASKS[row.labels["task"]]
-    text = _transcript(row) or row.labels.get("text")
-    if task.closed or not text or "messages" in row.labels or "question" in row.labels:
+    text = row.labels["text"] if "text" in task.needs else _transcript(row)
+    if task.closed or not text or not {"mode", "question"}.isdisjoint(task.needs):
         return None
     return "".join(letter for letter in unicodedata.normalize("NFKC", text).casefold() if letter.isalnum()) or None
 

@@ -11,7 +11,7 @@ import csv
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,26 +45,37 @@ class Embedded:
 
 
 def read_delimited(
-    path: Path, delimiter: str, *, quoted: bool = True, escape: str | None = None, header: list[str] | None = None
+    path: Path,
+    delimiter: str,
+    *,
+    needs: Collection[str] = (),
+    quoted: bool = True,
+    escape: str | None = None,
+    header: list[str] | None = None,
 ) -> Iterator[tuple[int, dict[str, str] | str]]:
     """Line number and cells by column name of each line of a CSV or TSV; a string says what is wrong with a line.
 
     Args:
+        needs: columns that it cannot do without.
         quoted: whether quotation marks enclose cells, or are part of the text.
         escape: the character that takes the meaning from the one behind it.
         header: names of the columns, where the first line does not have them.
+
+    Raises ValueError for a table that cannot be read, or lacks a column.
     """
     quoting = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
     with path.open(encoding="utf-8-sig", newline="") as lines:
         reader = csv.reader(lines, delimiter=delimiter, quoting=quoting, escapechar=escape)
         try:
             names = header or next(reader, [])
+            if missing := sorted(set(needs) - set(names)):
+                raise ValueError(f"it has no column {', '.join(missing)}; it has {', '.join(names)}")
             for cells in reader:
                 if len(cells) == len(names):
                     yield reader.line_num, dict(zip(names, cells, strict=True))
                 elif cells:
                     yield reader.line_num, f"{path.name}:{reader.line_num} has {len(cells)} columns, not {len(names)}"
-        except (csv.Error, UnicodeDecodeError) as error:
+        except (csv.Error, ValueError) as error:
             raise ValueError(f"{path}, after line {reader.line_num}: {error}") from error
 
 
@@ -268,7 +279,9 @@ def files(
     found = [(path, expression.fullmatch(path.relative_to(root).as_posix())) for path in paths]
     if not any(match for _, match in found):
         example = f", as {paths[0].relative_to(root)}" if paths else ""
-        raise FileNotFoundError(f"corpus.pattern={pattern} matches none of the {len(paths)} files below {root}{example}")
+        raise FileNotFoundError(
+            f"corpus.pattern={pattern} matches none of the {len(paths)} files below {root}{example}"
+        )
     for path, match in found:
         if match:
             place = path.relative_to(root).with_suffix("").as_posix()

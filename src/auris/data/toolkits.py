@@ -17,7 +17,9 @@ from auris.data.tables import Fields
 # --- Lhotse -------------------------------------------------------------------------------------------------------
 
 
-def lhotse(root: Path, *, files: str, task: str, language: str | None, name: str, split: str | None) -> Iterator[Fields]:
+def lhotse(
+    root: Path, *, files: str, task: str, language: str | None, name: str, split: str | None
+) -> Iterator[Fields]:
     """A row for each supervision of the cuts in a folder (`cuts.jsonl`, `.jsonl.gz`; MonoCut).
 
     Args:
@@ -125,16 +127,20 @@ def _kaldi_rows(root: Path, folder: Path, language: str | None, name: str) -> It
     for key in sorted({*texts, *(segments if is_cut else sounds)}):
         row: Fields = {"id": f"{name}/{folder.name}/{key}", "task": "asr", "split": folder.name}
         try:
-            yield row | _kaldi_sound(root, key, sounds, segments if is_cut else None) | {
-                label: value
-                for label, value in (
-                    ("text", texts.get(key)),
-                    ("language", languages.get(key, language)),
-                    ("speaker", speakers.get(key)),
-                    ("gender", {"m": "male", "f": "female"}.get(genders.get(speakers.get(key, ""), ""))),
-                )
-                if value
-            }
+            yield (
+                row
+                | _kaldi_sound(root, key, sounds, segments if is_cut else None)
+                | {
+                    label: value
+                    for label, value in (
+                        ("text", texts.get(key)),
+                        ("language", languages.get(key, language)),
+                        ("speaker", speakers.get(key)),
+                        ("gender", {"m": "male", "f": "female"}.get(genders.get(speakers.get(key, ""), ""))),
+                    )
+                    if value
+                }
+            )
         except ValueError as error:
             yield row | {"problem": str(error)}
 
@@ -186,7 +192,9 @@ def manifest(root: Path, *, files: str) -> Iterator[Fields]:
         with path.open("rb") as lines:
             for number, line in enumerate(lines, start=1):
                 if line.strip():
-                    yield {"id": f"{path.name}:{number}", **_own_row(line, path.parent)}
+                    row = _own_row(line, path.parent)
+                    named = row.get("id") is not None
+                    yield {**row, "id": str(row["id"]) if named else f"{path.name}:{number}"}
 
 
 def _own_row(line: bytes, folder: Path) -> Fields:
