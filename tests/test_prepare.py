@@ -102,7 +102,7 @@ def test_pairs_of_clips_stay_lists(tmp_path):
         ({"offset": "2"}, "`offset` is '2', expected seconds"),
         ({"problem": "the corpus says so"}, "the corpus says so"),
         ({"audio": Path("a" * 5000)}, "File name too long"),
-        ({"audio": Path("a\0b")}, "null"),
+        ({"audio": Path("a\0b")}, "no such file"),
         ({"text": "half a \ud83d"}, "surrogates not allowed"),
         ({"duration": 2.0}, "is 0.50 s, the row says 2.00 s"),
         ({"split": ["train"], "text": 3}, "label `text` is int"),
