@@ -98,7 +98,6 @@ def test_the_same_ids_in_two_manifests_do_not_stop_the_doctor(tmp_path, monkeypa
 @pytest.mark.parametrize(
     "arguments, said",
     [
-        ([], "error: nothing to look at: expected checkpoint=PATH, or data=FILE.jsonl"),
         (["data=nowhere.jsonl"], "no manifest at nowhere.jsonl"),
         (["data=manifest"], "error: data has no rows: expected data=FILE.jsonl"),
     ],

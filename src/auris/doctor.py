@@ -330,12 +330,10 @@ def main() -> None:
 
 @hydra.main(config_path=str(recipe.CONFIGS), config_name="doctor", version_base="1.3")
 def run(cfg: DictConfig) -> None:
+    if "data" in cfg:
+        return checkup.run(cfg)
     made = recipe.resolve(cfg)
     try:
-        if "data" in made:
-            sys.exit(1 if checkup.check(made) else 0)
-        if made["checkpoint"] is None:
-            raise ValueError("nothing to look at: expected checkpoint=PATH, or data=FILE.jsonl or data=embedded")
         wrong = examine(made["checkpoint"], made["which"], token_budget=made["token_budget"])
     except (ValueError, FileNotFoundError) as error:
         sys.exit(f"error: {error}")
