@@ -196,6 +196,20 @@ def esc50(root: Path) -> None:
         sound(root / "audio" / name, rate=44_100)
 
 
+def speech_commands(root: Path) -> None:
+    """As `datasets` exports it: sound within the table, classes by their numbers."""
+    import pyarrow
+    import pyarrow.parquet
+
+    names = {"label": {"names": ["yes", "no"], "_type": "ClassLabel"}, "audio": {"_type": "Audio"}}
+    for split, label, speaker in (("train", 1, "bob"), ("test", 0, "ann")):
+        data = sound(root / "v0.01" / f"{speaker}.wav").read_bytes()
+        row = {"audio": {"bytes": data, "path": f"{speaker}.wav"}, "label": label, "speaker_id": speaker}
+        table = pyarrow.Table.from_pylist([row])
+        table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": names}})})
+        pyarrow.parquet.write_table(table, root / "v0.01" / f"{split}-00000-of-00001.parquet")
+
+
 def fsdd(root: Path) -> None:
     for name in ("7_jackson_0", "7_jackson_32", "0_theo_5"):
         sound(root / "recordings" / f"{name}.wav", rate=8_000)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 import soundfile
+import yaml
 from rich.console import Console
 
 import layouts
@@ -217,6 +219,23 @@ def test_a_map_of_ones_own_may_be_a_file_in_the_working_directory(tmp_path, monk
 def test_what_is_missing_is_said_in_a_sentence(tmp_path, monkeypatch, arguments, said):
     monkeypatch.chdir(tmp_path)
     assert said in str(call(monkeypatch, *arguments))
+
+
+@pytest.mark.parametrize("name", ["esc50", "speech_commands", "ravdess"])
+def test_the_worked_examples_of_the_readme_are_those_that_run(name):
+    text = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    [shown] = (
+        yaml.safe_load(block)
+        for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+        if f"# {name}.yaml" in block
+    )
+    runs = yaml.safe_load((prepare.recipe.CONFIGS / f"corpus/{name}.yaml").read_text(encoding="utf-8"))
+    assert shown.keys() == runs.keys()
+    for key, value in shown.items():
+        if isinstance(value, dict):
+            assert value.items() <= runs[key].items() or key == "values" and value.keys() <= runs[key].keys()
+        else:
+            assert value == runs[key]
 
 
 def test_lengths_are_those_of_what_is_decoded(tmp_path):

@@ -159,6 +159,18 @@ def test_a_layout_comes_out_as_rows(tmp_path, corpus):
         assert tasks.check(row) is None
 
 
+def test_a_data_set_of_the_hub_comes_out_as_rows(tmp_path):
+    """The worked example for Parquet."""
+    pytest.importorskip("pyarrow")
+    layouts.speech_commands(tmp_path)
+    rows = read(tmp_path, "speech_commands")
+    assert [(row["text"], row["split"], row["speaker"]) for row in rows.values()] == [
+        ("yes", "test", "ann"),
+        ("no", "train", "bob"),
+    ]
+    assert all(row["audio"].data[:4] == b"RIFF" and tasks.check(row) is None for row in rows.values())
+
+
 # The folder that an archive unpacks to may be given instead of the one around it.
 INNER = {
     "librispeech": "LibriSpeech",

@@ -63,6 +63,27 @@ def test_a_pattern_takes_several_tables_and_paths_are_relative_to_each(tmp_path)
     rows = read(tmp_path, files="*/metadata.csv", columns={"audio": "file_name", "text": "transcription"}, values=None)
     assert [row["audio"] for row in rows] == [tmp_path / split / "a.wav" for split in ("test", "train")]
     assert [row["id"] for row in rows] == ["mine/test/a", "mine/train/a"]
+    assert not any("split" in row for row in rows)
+
+
+@pytest.mark.parametrize(
+    "pattern, paths",
+    [
+        ("{split}/metadata.csv", {"train": "train/metadata.csv", "test": "test/metadata.csv"}),
+        (
+            "data/{split}-0*.csv",
+            {"train": "data/train-00000-of-00002.csv", "test-clean": "data/test-clean-00000-of-1.csv"},
+        ),
+        ("*/{split}.csv", {"x": "any/x.csv"}),
+    ],
+)
+def test_the_name_of_a_table_may_tell_the_split_of_its_rows(tmp_path, pattern, paths):
+    for path in paths.values():
+        layouts.text(tmp_path / path, "audio,text", "a.wav,hello")
+    given = {"files": pattern, "values": None}
+    rows = read(tmp_path, columns=None, **given)
+    assert {row["split"] for row in rows} == set(paths)
+    assert {row["split"] for row in read(tmp_path, columns=None, **given, labels={"split": "own"})} == {"own"}
 
 
 def test_without_a_map_columns_are_labels_already(tmp_path):

@@ -18,6 +18,7 @@ from typing import Any
 
 Fields = dict[str, Any]
 
+_SPLIT = "{split}"
 REST = "*"  # among `values`: all that are not named
 
 _NUMBERS: dict[str, Callable[[str], float]] = {
@@ -221,7 +222,8 @@ def table(
 
     Args:
         root: the folder.
-        files: the table below it, or a pattern for several (`data/train-*.parquet`).
+        files: the table below it, or a pattern for several (`data/train-*.parquet`); what stands in the place of
+            `{split}` is the split of a table's rows, unless a column or a label tells it.
         name: what the rows' ids begin with.
         columns: {ours: theirs}; theirs is the name of a column or a template of several (`clips/{path}.mp3`). `audio`
             is a path relative to its table. A dot leads into a label (`notes.pitch`). None: all as they are called.
@@ -235,18 +237,27 @@ def table(
     mapped = _Map(columns, values, labels)
     if columns is not None and "audio" not in columns:
         raise ValueError("corpus.columns has no `audio`: expected corpus.columns.audio=COLUMN")
-    paths = sorted(root.glob(files))
+    paths = sorted(root.glob(files.replace(_SPLIT, "*")))
     if not paths:
         raise FileNotFoundError(f"corpus.files={files}: there is none below {root}")
     for path in paths:
         if path.suffix not in _READERS:
             raise ValueError(f"{path}: expected a table that ends in {', '.join(_READERS)}")
-        where = path.relative_to(root).with_suffix("")
+        place = path.relative_to(root)
+        told = _split_expression(files).fullmatch(place.as_posix())
+        split = told.groupdict() if told else {}
         for number, cells in _READERS[path.suffix](path):
+            where = f"{place.with_suffix('')}:{number}"
             if isinstance(cells, str):
-                yield {"id": f"{name}/{where}:{number}", "problem": cells}
+                yield {"id": f"{name}/{where}", "problem": cells, **split}
             else:
-                yield _row(mapped, cells, path.parent, root, name, f"{where}:{number}")
+                yield split | _row(mapped, cells, path.parent, root, name, where)
+
+
+def _split_expression(pattern: str) -> re.Pattern[str]:
+    """A pattern of files as a regular expression with the group `split`."""
+    pieces = (re.escape(piece).replace(r"\*", "[^/]*").replace(r"\?", "[^/]") for piece in pattern.split(_SPLIT, 1))
+    return re.compile("(?P<split>[^/]+?)".join(pieces))
 
 
 def files(
