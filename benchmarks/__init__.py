@@ -1,4 +1,5 @@
-"""Speed against named peers, as ratios. A benchmark is a module with `PRESETS` and `compare(preset) -> Comparison`.
+"""Speed against named peers, as ratios. A benchmark is a module with `PRESETS` and `compare(preset) -> Comparison`, or
+without a peer with `report(preset)`, which prints and returns numbers.
 
 `python -m benchmarks` checks that both sides compute the same, and times them only if they do.
 """

@@ -8,16 +8,17 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 
 import auris
-from benchmarks import Comparison, train_step
+from benchmarks import Comparison, plan, train_step
 
-BENCHMARKS = {"train_step": train_step}
+BENCHMARKS = {"train_step": train_step, "plan": plan}
 OUT = Path("runs/benchmarks")
 
 USAGE = """\
@@ -30,7 +31,8 @@ Speed against named peers, as ratios: above 1, auris is faster.
   rounds    how often both sides run, in turn (5)
 
 Both sides run in one process on one thread, and are timed by CPU time. First they must agree: where they do not,
-nothing is timed and the exit code is 1. The last line of each benchmark is its result as JSON, also kept in {out}/.
+nothing is timed and the exit code is 1. `plan` has no peer: it says what a start takes, in seconds and megabytes.
+The last line of each benchmark is its result as JSON, also kept in {out}/.
 """
 
 
@@ -71,6 +73,10 @@ def _run(benchmark: str, preset: str, rounds: int) -> int:
     """Gate, time and report one benchmark; 1 if its two sides do not agree."""
     load = os.getloadavg()[0]  # before our own work
     module = BENCHMARKS[benchmark]
+    if not hasattr(module, "compare"):
+        print(f"{benchmark}, preset {preset}")
+        _keep({"benchmark": benchmark, "preset": preset, **module.report(module.PRESETS[preset]), **_where(load)})
+        return 0
     comparison = module.compare(module.PRESETS[preset])
     print(f"{benchmark}, preset {preset}: auris against {comparison.peer}")
     for name, error in comparison.errors.items():
@@ -92,14 +98,24 @@ def _run(benchmark: str, preset: str, rounds: int) -> int:
         "rounds": rounds,
         "cpu_seconds": {"ours": median(ours), "peer": median(theirs)},
         "parity": dict(comparison.errors),
-        "versions": _versions(),
-        "machine": {"cpu": _cpu(), "cores": os.cpu_count(), "threads": torch.get_num_threads(), "load": round(load, 2)},
+        **_where(load),
     }
+    _keep(result)
+    return 0
+
+
+def _keep(result: Mapping[str, Any]) -> None:
     OUT.mkdir(parents=True, exist_ok=True)
     line = json.dumps(result)
-    (OUT / f"{benchmark}-{preset}.json").write_text(line + "\n", encoding="utf-8")
+    (OUT / f"{result['benchmark']}-{result['preset']}.json").write_text(line + "\n", encoding="utf-8")
     print(line)
-    return 0
+
+
+def _where(load: float) -> dict[str, Any]:
+    """Versions, and the machine with its load before our own work."""
+    threads = torch.get_num_threads()
+    machine = {"cpu": _cpu(), "cores": os.cpu_count(), "threads": threads, "load": round(load, 2)}
+    return {"versions": _versions(), "machine": machine}
 
 
 def race(comparison: Comparison, rounds: int) -> tuple[list[float], list[float]]:

@@ -11,7 +11,8 @@ import numpy as np
 import soundfile
 
 from auris.audio import SAMPLE_RATE, Geometry
-from auris.data.rows import Row, read_manifests
+from auris.data.manifests import read_manifests
+from auris.data.rows import Row
 from auris.data.samples import AudioSamples, Samples
 from auris.prompts import NaturalPrompt
 from auris.tokenizer import Tokenizer

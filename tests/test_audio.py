@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -325,3 +327,63 @@ def test_a_torchaudio_that_cannot_be_imported_says_which_pair_to_install():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode != 0
     assert "pip install torch==2.11.0 torchaudio==2.11.0" in done.stderr.splitlines()[-1]
+
+
+# --- files in memory, and stretches as files ---
+
+
+@dataclass(frozen=True)
+class Memory:
+    """A file's bytes."""
+
+    content: bytes
+    samples: int | None = None
+
+    def read(self) -> bytes:
+        return self.content
+
+
+FORMATS = ["wav", "flac", "ogg", "mp3", "PCM_U8", "PCM_24", "DOUBLE"]
+
+
+def write_noise(folder: Path, form: str) -> Path:
+    """Two channels at 22,050 Hz."""
+    noise = np.random.default_rng(0).uniform(-0.4, 0.4, (22_050, 2))
+    path = folder / f"noise.{form if form.islower() else 'wav'}"
+    soundfile.write(path, noise, 22_050, subtype=None if form.islower() else form)
+    return path
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_file_in_memory_reads_as_the_file_on_disk(tmp_path, form):
+    path = write_noise(tmp_path, form)
+    memory = Memory(path.read_bytes())
+    assert np.array_equal(audio.read(memory), audio.read(path))
+    assert np.array_equal(audio.read(memory, offset=0.2, duration=0.3), audio.read(path, offset=0.2, duration=0.3))
+    assert audio.n_samples(memory) == audio.n_samples(path)
+
+
+def test_samples_that_are_known_are_not_counted():
+    assert audio.n_samples(Memory(b"", 123)) == 123
+    with pytest.raises(audio.AudioError):
+        audio.n_samples(Memory(b"", 123), offset=0.1)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("offset, duration", [(0.2, 0.3), (0.5, None), (0.9, 0.4)])
+def test_a_stretch_as_a_file_reads_as_the_stretch_of_the_file(tmp_path, form, offset, duration):
+    path = write_noise(tmp_path, form)
+    stretch = Memory(audio.cut(path, offset, duration))
+    assert np.array_equal(
+        audio.read(stretch, offset=0.0, duration=duration), audio.read(path, offset=offset, duration=duration)
+    )
+    assert np.array_equal(
+        audio.read(Memory(audio.cut(Memory(path.read_bytes()), offset, duration))), audio.read(stretch)
+    )
+
+
+@pytest.mark.parametrize("name", ["a\0b.wav", "x" * 5000, "no\nsuch.wav"])
+def test_a_name_that_no_file_has_is_an_audio_error_that_can_be_printed(tmp_path, name):
+    with pytest.raises(audio.AudioError, match="no such file") as error:
+        audio.read(tmp_path / name)
+    assert str(error.value).isprintable()

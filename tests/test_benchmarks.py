@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from auris.model import weights
-from benchmarks import Comparison, __main__, train_step
+from benchmarks import Comparison, __main__, plan, train_step
 
 COMMAND = ["train_step", "preset=tiny", "rounds=1"]
 
@@ -70,8 +70,8 @@ def test_sides_take_turns_and_are_timed_apart(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize(
     "argument, message",
     [
-        ("train", "no benchmark 'train'; there are train_step"),
-        ("preset=huge", "preset=huge: expected one of tiny, prop"),
+        ("train", "no benchmark 'train'; there are train_step, plan"),
+        ("preset=huge", "preset=huge: expected one of tiny, prop, 1m, shards"),
         ("rounds=0", "rounds=0: expected 1 or more"),
         ("--fast", "no benchmark '--fast'"),
         ("clips=3", "accepted: .*preset=NAME rounds=N"),
@@ -80,3 +80,18 @@ def test_sides_take_turns_and_are_timed_apart(monkeypatch: pytest.MonkeyPatch) -
 def test_a_mistaken_argument_ends_it(argument: str, message: str) -> None:
     with pytest.raises(SystemExit, match=message):
         __main__.main([argument])
+
+
+@pytest.mark.parametrize("name", ["1m", "shards"])
+def test_a_plan_over_few_rows_is_reported_phase_by_phase(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """In this process, for speed: what a phase does, not what it costs."""
+    monkeypatch.setitem(plan.PRESETS, name, replace(plan.PRESETS[name], rows=30))
+    monkeypatch.setattr(plan, "_in_a_process", lambda folder, phase: plan.phase(folder, phase))
+    assert __main__.main(["plan", f"preset={name}"]) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (result["benchmark"], result["preset"], result["rows"]) == ("plan", name, 30)
+    expected = ["first start", "later start", "later start, full packs"] + ["random rows"] * (name == "shards")
+    assert list(result["phases"]) == expected
+    assert all(facts["seconds"] > 0 and facts["MB in all"] > 0 for facts in result["phases"].values())

@@ -15,7 +15,7 @@ import auris
 import published
 from auris import chat
 from auris.chat import Conversation, Stream, answer_file, talk
-from auris.data.rows import read_manifests
+from auris.data.manifests import read_manifests
 from auris.pretrained import AudioModel
 from manifests import tokenizer, write_manifest, write_wave
 

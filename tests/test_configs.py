@@ -27,6 +27,7 @@ PRIMARIES = {  # with what each of them cannot do without
     "chat": ["checkpoint=runs/some/run"],
     "prefer": ["out=pairs.jsonl"],
     "prepare": ["corpus=librispeech", "root=LibriSpeech", "out=rows.jsonl"],
+    "shards": [],
 }
 # The primaries in which the parts of these groups are chosen; of all others, train.
 SHARED = {

@@ -17,8 +17,8 @@ import published
 from auris import doctor, recipe
 from auris.checkpoint import PARTS
 from auris.data.datamodule import pack
+from auris.data.manifests import read_manifests
 from auris.data.packing import IGNORE
-from auris.data.rows import read_manifests
 from auris.doctor import GIB, STAGES, Load, Stage, examine, memory, parameters, report, spell
 from manifests import samples_of, speech_rows, tokenizer, write_manifest
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from auris.data.rows import Clip, Manifest, Row
+from auris.data.manifests import Manifest
+from auris.data.rows import Clip, Row
 from auris.evaluate import in_windows, join, rate, score, summarise
 from auris.scoring.judge import Unrated
 from manifests import read_row, samples_of, write_wave

@@ -40,6 +40,7 @@ FLOORS = {
     "auris.evaluate": 5,
     "auris.chat": 5,
     "auris.prefer": 5,
+    "auris.shards": 5,
     "auris.studies": 5,
     "auris.corpus.__main__": 5,
 }

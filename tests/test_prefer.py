@@ -13,7 +13,8 @@ import pytest
 import published
 import vocabularies
 from auris import prefer, recipe
-from auris.data.rows import Row, read_manifests
+from auris.data.manifests import read_manifests
+from auris.data.rows import Row
 from auris.prefer import CLOSE, EMPTY, TIE, Found, Pair, choose, read_pairs, score, statistics
 from auris.results import value
 from auris.scoring.metrics import row_stats

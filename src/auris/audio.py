@@ -8,12 +8,14 @@ Shapes: L samples at 16 kHz, N valid mel frames, S = stored(N) stored frames.
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import accumulate
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import soundfile
@@ -53,6 +55,19 @@ MAX_OVERSHOOT = 0.5  # seconds
 
 class AudioError(ValueError):
     """A sound file that cannot be used; the message names the file and says why."""
+
+
+class Sound(Protocol):
+    """A sound file that is not alone in a file system, as one in a shard; its string names it in messages."""
+
+    samples: int | None  # at 16 kHz, where that is known without reading
+
+    def read(self) -> bytes:
+        """The file, whole. Raises AudioError if it cannot be read."""
+        ...
+
+
+Source = str | Path | Sound
 
 
 def frames(n_samples: int) -> int:
@@ -117,11 +132,23 @@ class _Segment:
     rate: int
 
 
-def _locate(path: str | Path, offset: float, duration: float | None) -> _Segment:
-    if not Path(path).is_file():
-        raise AudioError(f"{path}: no such file")
+def _open(source: Source) -> str | io.BytesIO:
+    """What soundfile opens. Raises AudioError where there is nothing to open."""
+    if not isinstance(source, (str, Path)):
+        return io.BytesIO(source.read())
     try:
-        info = soundfile.info(str(path))
+        is_file = Path(source).is_file()
+    except (OSError, ValueError) as error:  # no right to look, a name that is too long or that no file can have
+        raise AudioError(f"{str(source)!r:.200}: no such file ({error})") from error
+    if not is_file:
+        name = str(source)
+        raise AudioError(f"{name if name.isprintable() else repr(name)}: no such file")
+    return str(source)
+
+
+def _locate(path: Source, file: str | io.BytesIO, offset: float, duration: float | None) -> _Segment:
+    try:
+        info = soundfile.info(file)
     except (soundfile.SoundFileError, TypeError) as error:  # TypeError: headerless .raw
         raise AudioError(f"{path}: cannot be decoded ({error})") from error
     if info.frames == 0:
@@ -147,7 +174,7 @@ def _resampled(length: int, rate: int) -> int:
     return (2 * length * SAMPLE_RATE + rate) // (2 * rate)
 
 
-def n_samples(path: str | Path, offset: float = 0.0, duration: float | None = None) -> int:
+def n_samples(path: Source, offset: float = 0.0, duration: float | None = None) -> int:
     """Samples at 16 kHz that `read` returns for the same arguments, from the file's header alone.
 
     Exact but for an mp3 that was cut off or lacks the Xing or Info frame with its length: there it is the most that
@@ -156,11 +183,14 @@ def n_samples(path: str | Path, offset: float = 0.0, duration: float | None = No
     Raises:
         AudioError: as `read`, as far as the header shows it.
     """
-    segment = _locate(path, offset, duration)
+    known = None if isinstance(path, (str, Path)) else path.samples
+    if known is not None and offset == 0.0 and duration is None:
+        return known
+    segment = _locate(path, _open(path), offset, duration)
     return _resampled(segment.length, segment.rate)
 
 
-def read(path: str | Path, *, offset: float = 0.0, duration: float | None = None) -> np.ndarray:
+def read(path: Source, *, offset: float = 0.0, duration: float | None = None) -> np.ndarray:
     """Decode a file, or `duration` seconds of it from `offset` on, to 16 kHz mono (L,) float32.
 
     Any format of libsndfile (wav, flac, ogg vorbis, ogg opus, mp3, ...), rate and channel count. Channels are
@@ -171,19 +201,9 @@ def read(path: str | Path, *, offset: float = 0.0, duration: float | None = None
             header says (libsndfile shows this for flac; a wav, ogg or mp3 that was cut off is a shorter file to it),
             or a segment outside the file.
     """
-    segment = _locate(path, offset, duration)
-    try:
-        with soundfile.SoundFile(str(path)) as file:
-            # An mp3 is decoded from its start: its frames lean on earlier ones, so up to 0.3 s after a seek are wrong.
-            # And its stated length may be a guess.
-            is_mp3 = file.format == "MP3"
-            skip = segment.start if is_mp3 else 0
-            file.seek(segment.start - skip)
-            wave = file.read(skip + segment.length, dtype="float32", always_2d=True)[skip:]
-    except soundfile.SoundFileError as error:
-        raise AudioError(f"{path}: cannot be decoded ({error})") from error
-    if len(wave) < segment.length and not is_mp3:
-        raise AudioError(f"{path}: ends after {len(wave)} of {segment.length} samples, the file is cut off")
+    file = _open(path)
+    segment = _locate(path, file, offset, duration)
+    wave = _decode(path, file, segment, "float32")
     length = _resampled(len(wave), segment.rate)
     if length == 0:
         raise AudioError(f"{path}: no samples from {offset} s on")
@@ -194,6 +214,52 @@ def read(path: str | Path, *, offset: float = 0.0, duration: float | None = None
         wave = soxr.resample(wave, segment.rate, SAMPLE_RATE, quality="HQ")
     assert len(wave) == length, (len(wave), length, segment)
     return wave
+
+
+def _decode(path: Source, file: str | io.BytesIO, segment: _Segment, dtype: str) -> np.ndarray:
+    """A segment (L, channels) at the file's own rate."""
+    if isinstance(file, io.BytesIO):
+        file.seek(0)  # soundfile.info has been here
+    try:
+        with soundfile.SoundFile(file) as opened:
+            # An mp3 is decoded from its start: its frames lean on earlier ones, so up to 0.3 s after a seek are wrong.
+            # And its stated length may be a guess.
+            is_mp3 = opened.format == "MP3"
+            skip = segment.start if is_mp3 else 0
+            opened.seek(segment.start - skip)
+            wave = opened.read(skip + segment.length, dtype=dtype, always_2d=True)[skip:]
+    except soundfile.SoundFileError as error:
+        raise AudioError(f"{path}: cannot be decoded ({error})") from error
+    if len(wave) < segment.length and not is_mp3:
+        raise AudioError(f"{path}: ends after {len(wave)} of {segment.length} samples, the file is cut off")
+    return wave
+
+
+# What a stretch of a file is stored as, sample by sample the same: (numpy's type, format, subtype) by the file's own
+# subtype. FLAC holds whole numbers of up to 24 bits; whatever else there is becomes what `read` makes of it.
+_CUTS = {
+    "PCM_U8": ("int16", "FLAC", "PCM_16"),
+    "PCM_S8": ("int16", "FLAC", "PCM_16"),
+    "PCM_16": ("int16", "FLAC", "PCM_16"),
+    "PCM_24": ("int32", "FLAC", "PCM_24"),
+}
+_ANY_CUT = ("float32", "WAV", "FLOAT")
+_FLAC_CHANNELS = 8
+
+
+def cut(path: Source, offset: float, duration: float | None = None) -> bytes:
+    """A stretch of a file as a file of its own: `read` of it from 0 on equals `read` of the stretch.
+
+    Raises AudioError as `read`.
+    """
+    file = _open(path)
+    segment = _locate(path, file, offset, duration)
+    info = soundfile.info(file if isinstance(file, str) else io.BytesIO(file.getvalue()))
+    dtype, container, subtype = _CUTS.get(info.subtype, _ANY_CUT) if info.channels <= _FLAC_CHANNELS else _ANY_CUT
+    wave = _decode(path, file, segment, dtype)
+    out = io.BytesIO()
+    soundfile.write(out, wave, segment.rate, format=container, subtype=subtype)
+    return out.getvalue()
 
 
 def window_lengths(n_samples: int) -> list[int]:

@@ -27,8 +27,9 @@ from auris.data import long_audio
 from auris.data.datamodule import by_length, group, language, pack
 from auris.data.datamodule import metric as own_metric
 from auris.data.lengths import measure
+from auris.data.manifests import Manifest, read_manifests
 from auris.data.pairs import PairSamples
-from auris.data.rows import Manifest, Row, read_manifests
+from auris.data.rows import Row
 from auris.data.samples import AudioSamples, ChatSamples, RowError, Samples
 from auris.objectives.dpo import answer_logps
 from auris.results import bootstrap, value
@@ -56,7 +57,7 @@ def evaluate(made: Mapping[str, Any]) -> list[dict[str, Any]]:
             predictions += found
             skipped |= left_out
     predictions.sort(key=lambda prediction: (prediction["group"], prediction["metric"]))
-    name = made["benchmark"]["name"] or "+".join(manifest.path.stem for manifest in manifests)
+    name = made["benchmark"]["name"] or "+".join(manifest.stem for manifest in manifests)
     signatures = {} if judge is None else {"judged": judge.signature}
     results = summarise(predictions, model.recipe, name, made["bootstrap"], made["seed"], signatures)
     _write(_results_dir(made, model.recipe), name, predictions, results)

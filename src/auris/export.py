@@ -27,7 +27,8 @@ import auris
 from auris import pretrained, recipe
 from auris.audio import MAX_FRAMES
 from auris.checkpoint import KINDS, Checkpoint, identify
-from auris.data.rows import Row, read_manifests
+from auris.data.manifests import read_manifests
+from auris.data.rows import Row
 from auris.model import boundary, pooling, projector, weights
 from auris.model.audio_lm import AudioLM
 from auris.model.encoder import Encoder

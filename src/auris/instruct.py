@@ -28,7 +28,8 @@ from auris.corpus.augmentation import SHIPPED, Written
 from auris.corpus.build import hash_bytes
 from auris.corpus.dialogues import FAULTS, KINDS, Made, Pool
 from auris.corpus.grammar import SPLITS
-from auris.data.rows import Row, read_manifests
+from auris.data.manifests import read_manifests
+from auris.data.rows import Row
 
 VERSION = 2  # raise it whenever the same seed would give other rows
 FACTS = "instruct.json"

@@ -27,8 +27,9 @@ from rich.table import Table
 from auris import audio, pretrained, recipe
 from auris.data import lengths
 from auris.data.datamodule import by_length, is_asked, language, pack
+from auris.data.manifests import read_manifests
 from auris.data.packing import row_seed
-from auris.data.rows import EQUAL_ANSWERS, Row, read_manifests
+from auris.data.rows import EQUAL_ANSWERS, Row
 from auris.data.samples import ChatSamples
 from auris.model.generation import Generation, generate
 from auris.pretrained import AudioModel
@@ -97,6 +98,9 @@ def sample_pairs(made: Mapping[str, Any], console: Console) -> Found:
     for number in np.flatnonzero(measured.tokens):
         if not is_asked(rows[number]):
             problems[rows[number].id] = f"task {rows[number].labels['task']!r} asks nothing: expected dialogues"
+            measured.tokens[number] = 0
+        elif not all(isinstance(clip.path, Path) for clip in rows[number].clips):
+            problems[rows[number].id] = "its sound is in a shard: a pair names its sound files"
             measured.tokens[number] = 0
     pairs: dict[int, Pair] = {}
     without: Counter[str] = Counter()

@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -99,6 +100,7 @@ class Prompt(ABC):
 
     def __init__(self, *, supervise_tags: bool = True):
         self.supervise_tags = supervise_tags
+        self._asked = lru_cache(maxsize=10_000)(self._ask)
 
     @abstractmethod
     def templates(self, task: tasks.Task) -> tuple[str, ...]:
@@ -108,11 +110,11 @@ class Prompt(ABC):
         """A row as turns: canonical wording without `rng`, a random one with it."""
         templates = self.templates(tasks.find(labels["task"]))
         template = templates[0] if rng is None else templates[int(rng.integers(len(templates)))]
-        return self._fill(template, labels, n_clips)
+        return self._fill([template], labels, n_clips)[0]
 
     def variants(self, labels: Mapping[str, Any], n_clips: int) -> list[list[Turn]]:
         """Every way in which a row can be written (for its longest length)."""
-        return [self._fill(template, labels, n_clips) for template in self.templates(tasks.find(labels["task"]))]
+        return self._fill(self.templates(tasks.find(labels["task"])), labels, n_clips)
 
     def raw(self, prompt: str, n_clips: int) -> list[Turn]:
         """A prompt as its writer gives it, behind the audio: how the scripts of both releases ask the base models.
@@ -128,14 +130,26 @@ class Prompt(ABC):
         """What of a template is asked, and with which tags of it the answer begins."""
         return template, ""
 
-    def _fill(self, template: str, labels: Mapping[str, Any], n_clips: int) -> list[Turn]:
+    def _fill(self, templates: Sequence[str], labels: Mapping[str, Any], n_clips: int) -> list[list[Turn]]:
+        """A row as turns, once by each template."""
         if problem := tasks.check(labels):
             raise ValueError(problem)
-        values, own = tasks.fields(labels), tasks.closed(labels)
-        # Values from our own table are filled first, so that a tag and an instruction are whole.
-        template = re.sub(r"\{(\w+)\}", lambda m: own.get(m[1], m[0]), template)
+        own = tasks.closed(labels)
+        values = tasks.fields(labels)
+        end = []
+        for piece in tasks.find(labels["task"]).write(labels):
+            control = Control.ALL if isinstance(piece, tasks.Tag) else Control.NONE
+            end.append(Turn("answer", str(piece), supervise=True, control=control))
+        end.append(Turn("answer", END_OF_TEXT, supervise=True))
+        asked = (self._asked(template, tuple(own.items()), n_clips) for template in templates)
+        return [_merge([*(_filled(turn, values) for turn in turns), *end]) for turns in asked]
+
+    def _ask(self, template: str, own: tuple[tuple[str, str], ...], n_clips: int) -> list[Turn | str]:
+        """What of a row is the same wherever the template and our own words in it are: a label of the row's own is its
+        name alone. Values from our own table are filled first, so that a tag and an instruction are whole."""
+        template = re.sub(r"\{(\w+)\}", lambda m: dict(own).get(m[1], m[0]), template)
         asked, said = self._divide(template)
-        turns = [Turn("prompt", self._audio(n_clips), supervise=False)] if n_clips else []
+        turns: list[Turn | str] = [Turn("prompt", self._audio(n_clips), supervise=False)] if n_clips else []
         position = 0
         for match in _PIECES.finditer(asked):
             if match.start() > position:
@@ -144,17 +158,18 @@ class Prompt(ABC):
                 predicted = self.supervise_tags and match.start() > 0
                 turns.append(Turn("prompt", match[1], supervise=predicted))
             else:
-                turns.append(Turn("prompt", values[match[2]], supervise=False, control=Control.NONE))
+                turns.append(match[2])
             position = match.end()
         if position < len(asked):
             turns.append(Turn("prompt", asked[position:], supervise=False))
-        if said:
-            turns.append(Turn("answer", said, supervise=True))
-        for piece in tasks.find(labels["task"]).write(labels):
-            control = Control.ALL if isinstance(piece, tasks.Tag) else Control.NONE
-            turns.append(Turn("answer", str(piece), supervise=True, control=control))
-        turns.append(Turn("answer", END_OF_TEXT, supervise=True))
-        return _merge(turns)
+        return [*turns, Turn("answer", said, supervise=True)] if said else turns
+
+
+def _filled(turn: Turn | str, values: Mapping[str, str]) -> Turn:
+    """A turn, or the row's label of that name as one."""
+    if isinstance(turn, Turn):
+        return turn
+    return Turn("prompt", values[turn], supervise=False, control=Control.NONE)
 
 
 class TagPrompt(Prompt):

@@ -20,6 +20,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from rich.progress import track
 from torch import nn
 
+from auris.audio import Sound
 from auris.data.datamodule import by_length, pack
 from auris.data.lengths import Lengths
 from auris.data.rows import Row
@@ -169,10 +170,11 @@ def _key(net: nn.Module, samples: Samples, recipe: Mapping[str, Any], precision:
     return _hash(fact.encode() for fact in facts)
 
 
-def _sound(path: Path) -> str:
-    if not path.is_file():
+def _sound(source: Path | Sound) -> str:
+    try:
+        return _hash_file(source, source.stat().st_mtime_ns) if isinstance(source, Path) else _hash([source.read()])
+    except (OSError, ValueError):
         return "absent"  # which makes its row unusable elsewhere
-    return _hash_file(path, path.stat().st_mtime_ns)
 
 
 @cache

@@ -86,8 +86,8 @@ class Tokenizer:
         self._text.pre_tokenizer = fast.backend_tokenizer.pre_tokenizer
         # What a dialogue may say: the audio pad too, as released (without its begin and end it stands for no audio).
         self._tags = {tag: self.id(tag) for tag in (TagPrompt.audio_pad, *audio_tags()) if self._has(tag)}
-        self.ids = lru_cache(maxsize=100_000)(self._encode)
-        self._check_known = lru_cache(maxsize=10_000)(self._check)
+        self.ids = lru_cache(maxsize=10_000)(self._encode)
+        self._marks = lru_cache(maxsize=10_000)(self._count_marks)
 
     @classmethod
     def load(cls, path: str | Path, *, grow: bool = True) -> Tokenizer:
@@ -159,7 +159,7 @@ class Tokenizer:
         for turn in turns:
             ours = turn.control is Control.ALL
             if ours:
-                self._check_known(turn.text)
+                self._marks(turn.text)
             for number in self.ids(turn.text, turn.control):
                 if ours and number in self.pads:
                     span = next(remaining, None)
@@ -176,6 +176,13 @@ class Tokenizer:
         if used != len(spans):
             raise ValueError(f"the prompt has {used} audio marks, the row has {len(spans)} clips")
         return Encoded(np.array(ids, dtype=np.int64), np.array(supervise, dtype=bool), np.array(audio, dtype=bool))
+
+    def length(self, turns: Sequence[Turn], spans: Sequence[int]) -> int:
+        """Tokens of `encode` where the k-th span has `spans[k]` ids. Raises as there."""
+        marks = sum(self._marks(turn.text) for turn in turns if turn.control is Control.ALL)
+        if marks != len(spans):
+            raise ValueError(f"the prompt has {marks} audio marks, the row has {len(spans)} clips")
+        return sum(len(self.ids(turn.text, turn.control)) for turn in turns) - marks + sum(spans)
 
     def pad_of(self, turns: Sequence[Turn]) -> int:
         """The audio pad that these turns use; one of the vocabulary's where they hold no audio."""
@@ -211,14 +218,16 @@ class Tokenizer:
                 plain += piece
         return (*ids, *self.plain(plain))
 
-    def _check(self, text: str) -> None:
-        """That no control token of ours is read as text, as one that the vocabulary lacks would be, silently."""
+    def _count_marks(self, text: str) -> int:
+        """Audio pads in what we wrote, none of whose control tokens may be read as text, as one that the vocabulary
+        lacks would be, silently."""
         missing = [token for token in _BRACKETED.findall(text) if token in _OURS and not self._has(token)]
         if missing:
             raise ValueError(
                 f"the prompt needs {missing[0]!r}, which is not a token of this vocabulary: "
                 "prompt=tags is for Qwen-Audio's tokens, prompt=natural for Qwen2-Audio's"
             )
+        return sum(number in self.pads for number in self.ids(text, Control.ALL))
 
 
 # A language tag that ends an instruction of Qwen2-Audio is text where a vocabulary lacks it, as for its own processor.

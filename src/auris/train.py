@@ -28,7 +28,7 @@ from rich.console import Console
 import auris
 from auris import callbacks, checkpoint, doctor, recipe, references, studies
 from auris.data.datamodule import AudioDataModule
-from auris.data.rows import entries
+from auris.data.manifests import entries
 from auris.module import AudioLMModule
 from auris.tokenizer import Tokenizer
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from auris.data.importers import convert
-from auris.data.rows import Clip, Row, read_manifests
+from auris.data.manifests import read_manifests
+from auris.data.rows import Clip, Row
 from manifests import write_manifest
 
 CLIP = {"type": "audio", "audio": "a.wav"}

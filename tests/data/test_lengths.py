@@ -11,7 +11,7 @@ import pytest
 from auris.audio import Geometry
 from auris.data import lengths
 from auris.data.lengths import Lengths, measure
-from auris.data.rows import Manifest, read_manifests
+from auris.data.manifests import Manifest, read_manifests
 from auris.data.samples import ChatSamples, TextSamples
 from auris.prompts import Qwen2AudioChat, QwenAudioChat, TagPrompt
 from auris.tokenizer import Tokenizer
@@ -200,6 +200,24 @@ def test_a_long_clip_under_the_error_policy_stops_with_the_rows_name_and_leaves_
     with pytest.raises(ValueError, match="row sermon: the clip is 40.0 s, .* set long_audio=window"):
         measure(manifests(folder, extra=[long]), samples_of(long_audio="error"), cache)
     assert caches(cache) == set()
+
+
+def test_many_rows_are_measured_side_by_side_as_they_are_one_after_the_other(folder, monkeypatch):
+    extra = [
+        {"id": "gone", "audio": "gone.wav", "task": "asr", "language": "en", "text": "x"},
+        {"id": "long", "audio": "r0.wav", "duration": 31, "task": "asr", "language": "en", "text": "x"},
+    ]
+    rows = manifests(folder, extra=extra, stated=True)[0].rows
+    samples = samples_of(long_audio="first")
+    alone = lengths._measure(rows, samples)
+    monkeypatch.setattr(lengths, "_CHUNK", 2)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
+    assert equal(lengths._measure(rows, samples), alone) and alone.dropped == {4: 1.0} and list(alone.problems) == [3]
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0})
+    assert equal(lengths._measure(rows, samples), alone)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
+    with pytest.raises(ValueError, match="row long: the clip is 31.0 s"):
+        lengths._measure(rows, samples_of(long_audio="error"))
 
 
 def test_windows_of_a_long_clip_count(folder, cache):

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from auris.audio import Geometry, stored
-from auris.data.packing import IGNORE, Plan, Sample, Source, collate, row_seed
+from auris.data.packing import IGNORE, Plan, Sample, Source, collate, row_key, row_seed
 
 GEOMETRY = Geometry(n_mels=5, pool=2)
 
@@ -84,6 +84,17 @@ def test_the_stream_does_not_depend_on_the_order_of_manifest_or_sources():
         assert [[ids[row] for row, _ in pack] for pack in a.packs(k, world=2, rank=1)] == [
             [turned_ids[row] for row, _ in pack] for pack in b.packs(k, world=2, rank=1)
         ]
+
+
+def test_keys_that_are_known_already_make_the_same_plan():
+    (source,) = sources(40)
+    known = replace(source, keys=np.array([row_key(name) for name in source.ids], dtype=np.uint64))
+    settings = dict(lengths=lengths(40), seed=3, rows_per_step=8, token_budget=256)
+    a, b = Plan(sources=[source], **settings), Plan(sources=[known], **settings)
+    assert [a.step(k) for k in range(12)] == [b.step(k) for k in range(12)]
+    twice = replace(known, keys=np.zeros(40, dtype=np.uint64))
+    with pytest.raises(ValueError, match="row id 's0-0' occurs twice"):
+        Plan(sources=[twice], **settings)
 
 
 def test_a_row_added_to_a_source_keeps_the_order_of_the_others():

@@ -11,9 +11,10 @@ import pytest
 from auris.audio import Geometry
 from auris.data.datamodule import pack
 from auris.data.lengths import measure
+from auris.data.manifests import read_manifests
 from auris.data.packing import IGNORE
 from auris.data.pairs import PairSamples
-from auris.data.rows import Row, read_manifests
+from auris.data.rows import Row
 from auris.data.samples import RowError
 from auris.prompts import Chat, Qwen2AudioChat, QwenAudioChat
 from manifests import read_row, samples_of, tokenizer, write_manifest, write_wave

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from auris.data.rows import Clip, Manifest, Row, read_manifests
+from auris.data.manifests import read_manifests
+from auris.data.rows import Clip, Row
 from manifests import write_manifest
 
 ASR = {"task": "asr", "language": "en", "text": "hello"}
 
 
-def read(folder: Path, *rows: dict, **entry) -> tuple[Row, ...]:
+def read(folder: Path, *rows: dict, **entry) -> Sequence[Row]:
     path = write_manifest(folder / "rows.jsonl", list(rows))
     (manifest,) = read_manifests([{"path": path, **entry}])
     return manifest.rows
@@ -139,11 +141,14 @@ def test_a_weight_is_kept(tmp_path):
 
 
 def test_the_digest_follows_the_file(tmp_path):
-    path = write_manifest(tmp_path / "rows.jsonl", mixed(tmp_path))
-    before = Manifest(path, ()).digest()
-    assert Manifest(path, ()).digest() == before
-    write_manifest(path, mixed(tmp_path)[:-1])
-    assert Manifest(path, ()).digest() != before
+    def digest() -> str:
+        return read_manifests([tmp_path / "rows.jsonl"])[0].digest
+
+    write_manifest(tmp_path / "rows.jsonl", mixed(tmp_path))
+    before = digest()
+    assert digest() == before
+    write_manifest(tmp_path / "rows.jsonl", mixed(tmp_path)[:-1])
+    assert digest() != before
 
 
 # --- dialogues ---

@@ -11,8 +11,9 @@ import soundfile
 import torch
 
 from auris import audio
+from auris.data.manifests import read_manifests
 from auris.data.packing import IGNORE, collate
-from auris.data.rows import Clip, Row, read_manifests
+from auris.data.rows import Clip, Row
 from auris.data.samples import AudioSamples, ChatSamples, RowError, Samples, TextSamples, TooLong, TranscriptSamples
 from auris.prompts import BothPrompts, NaturalPrompt, Qwen2AudioChat, QwenAudioChat, TagPrompt
 from manifests import GEOMETRY, read_row, samples_of, tokenizer, write_manifest, write_wave
@@ -53,6 +54,12 @@ def test_the_planned_length_of_an_unstated_file_is_exact(tmp_path, seconds, rate
     row = row_of(tmp_path, seconds, rate=rate)
     samples = samples_of(prompt=TagPrompt(), long_audio="window")
     assert planned(samples, row) == len(samples.build(row, 0, epoch=0).ids)
+
+
+def test_a_row_whose_problem_is_found_late_is_not_built(tmp_path):
+    row = Row("late", (), {**{"task": "asr"}}, "shard-00001.parquet: cannot be read")
+    with pytest.raises(RowError, match="shard-00001"):
+        samples_of().build(row, 0, 0)
 
 
 def test_the_planned_length_of_windows_is_exact_where_each_rounds_up(tmp_path):

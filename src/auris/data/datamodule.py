@@ -18,8 +18,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from auris import tasks
 from auris.audio import AudioError
 from auris.data.lengths import Lengths, measure
+from auris.data.manifests import Ids, Joined, Manifest, keys, read_manifests
 from auris.data.packing import Plan, Sample, Source, collate
-from auris.data.rows import Manifest, Row, read_manifests
+from auris.data.rows import Row
 from auris.data.samples import RowError, Samples
 from auris.scoring.metrics import for_language
 
@@ -61,11 +62,15 @@ class AudioDataModule(L.LightningDataModule):
         self.num_workers, self.seed, self.cache_dir = num_workers, seed, Path(cache_dir)
         self.plan: Plan | None = None
 
+    def prepare_data(self) -> None:
+        """On one process of each machine, before the others: they find rows indexed and measured."""
+        self.setup("fit")
+
     def setup(self, stage: str) -> None:
         if self.plan is not None:
             return
-        manifests = read_manifests(self.train, key="data.train")
-        self.rows = [row for manifest in manifests for row in manifest.rows]
+        manifests = read_manifests(self.train, key="data.train", cache_dir=self.cache_dir)
+        self.rows = Joined([manifest.rows for manifest in manifests])
         self.lengths = measure(manifests, self.samples, self.cache_dir)
         if not self.lengths.tokens.any():
             reason = next(iter(self.lengths.problems.values()))
@@ -78,13 +83,14 @@ class AudioDataModule(L.LightningDataModule):
             token_budget=self.token_budget,
             packs_per_step=self.packs_per_step,
         )
-        manifests = read_manifests(self.valid, key="data.valid")
-        self.valid_rows = [row for manifest in manifests for row in manifest.rows]
+        manifests = read_manifests(self.valid, key="data.valid", cache_dir=self.cache_dir)
+        self.valid_rows = Joined([manifest.rows for manifest in manifests])
         self.valid_lengths = measure(manifests, self.valid_samples, self.cache_dir)
 
     def train_dataloader(self) -> DataLoader:
         world, rank = self._place()
         dataset = Steps(self.rows, self.plan, self.samples, world, rank)
+        self.plan.step(self.trainer.global_step)  # its order is found once: workers, forked from here, share it
         return self._loader(dataset, From(self.trainer.global_step, self.max_steps))
 
     def first_step(self) -> list[dict]:
@@ -172,10 +178,11 @@ def pack(
     built: list[Sample] = []
     skipped: list[tuple[str, str]] = []
     for number, epoch in numbers:
+        row = rows[number]
         try:
-            built.append(samples.build(rows[number], number, epoch, prompt_only=prompt_only))
+            built.append(samples.build(row, number, epoch, prompt_only=prompt_only))
         except (RowError, AudioError) as error:
-            skipped.append((rows[number].id, str(error)))
+            skipped.append((row.id, str(error)))
     return collate(built, geometry=samples.geometry if samples.has_audio else None, skipped=skipped)
 
 
@@ -198,9 +205,9 @@ def by_length(lengths: Lengths, token_budget: int, world: int = 1) -> list[list[
 def sources(manifests: Sequence[Manifest]) -> list[Source]:
     first, found = 0, []
     for manifest in manifests:
-        ids = tuple(row.id for row in manifest.rows)
-        found.append(Source(name=manifest.name, ids=ids, weight=manifest.weight, first=first))
-        first += len(ids)
+        facts = {"ids": Ids(manifest.rows), "keys": keys(manifest.rows)}
+        found.append(Source(name=manifest.name, weight=manifest.weight, first=first, **facts))
+        first += len(manifest.rows)
     return found
 
 

@@ -6,20 +6,23 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 from rich.progress import track
 
 from auris.audio import AudioError
-from auris.data.rows import Manifest, Row
+from auris.data.manifests import Manifest, keys, unstated
+from auris.data.rows import Row
 from auris.data.samples import RowError, Samples, TooLong
 from auris.prompts import SYSTEM, Chat
 from auris.tasks import TASKS
 
-_QUICK = 2_000  # rows measured in about a second: no progress bar below
+_CHUNK = 5_000  # rows that a process measures at a time, in about a second; with fewer there is no progress bar
 
 
 @dataclass(frozen=True)
@@ -79,11 +82,56 @@ def _cached(manifest: Manifest, samples: Samples, cache_dir: Path) -> Lengths:
 
 
 def _measure(rows: Sequence[Row], samples: Samples) -> Lengths:
+    """Rows in chunks, on all cores that this process may use."""
+    starts = range(0, len(rows), _CHUNK)
+    if len(starts) <= 1:
+        return _measure_chunk(rows, samples)
     tokens = np.zeros(len(rows), dtype=np.int64)
     problems: dict[int, str] = {}
     dropped: dict[int, float] = {}
-    bar = track(enumerate(rows), description="measuring rows", total=len(rows), disable=len(rows) < _QUICK)
-    for number, row in bar:
+    for start, one in track(_in_chunks(rows, samples, starts), description="measuring rows", total=len(starts)):
+        tokens[start : start + len(one.tokens)] = one.tokens
+        problems |= {start + number: reason for number, reason in one.problems.items()}
+        dropped |= {start + number: seconds for number, seconds in one.dropped.items()}
+    return Lengths(tokens, dict(sorted(problems.items())), dict(sorted(dropped.items())))
+
+
+def _in_chunks(rows: Sequence[Row], samples: Samples, starts: Sequence[int]) -> Iterator[tuple[int, Lengths]]:
+    """Chunks as they are done, with the number of their first row."""
+    processes = min(len(os.sched_getaffinity(0)), len(starts))
+    if processes == 1:
+        yield from ((start, _measure_chunk(rows[start : start + _CHUNK], samples)) for start in starts)
+        return
+    # Forked, as the loader's workers are: neither the rows nor the tokenizer travel.
+    with ProcessPoolExecutor(processes, get_context("fork"), _receive, (rows, samples)) as pool:
+        found: dict[Future[Lengths], int] = {pool.submit(_measure_received, start): start for start in starts}
+        try:
+            for done in as_completed(found):
+                yield found[done], done.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+_received: tuple[Sequence[Row], Samples] | None = None  # in a process that measures
+
+
+def _receive(rows: Sequence[Row], samples: Samples) -> None:
+    global _received
+    _received = rows, samples
+
+
+def _measure_received(start: int) -> Lengths:
+    assert _received is not None
+    rows, samples = _received
+    return _measure_chunk(rows[start : start + _CHUNK], samples)
+
+
+def _measure_chunk(rows: Iterable[Row], samples: Samples) -> Lengths:
+    tokens: list[int] = []
+    problems: dict[int, str] = {}
+    dropped: dict[int, float] = {}
+    for number, row in enumerate(rows):
+        tokens.append(0)
         try:
             if row.problem:
                 raise RowError(row.problem)
@@ -98,14 +146,14 @@ def _measure(rows: Sequence[Row], samples: Samples) -> Lengths:
             problems[number] = str(error)
         except (RowError, AudioError) as error:
             problems[number] = str(error)
-    return Lengths(tokens, problems, dropped)
+    return Lengths(np.array(tokens, dtype=np.int64), problems, dropped)
 
 
 def _key(manifest: Manifest, samples: Samples) -> str:
     """What the lengths depend on: rows, vocabulary, wording, geometry, policy, and unstated files' sizes and times."""
     facts = [
-        manifest.digest(),
-        *(row.id for row in manifest.rows),
+        manifest.digest,
+        hashlib.sha256(keys(manifest.rows)).hexdigest(),
         type(samples).__name__,
         samples.long_audio,
         repr(samples.geometry),
@@ -125,8 +173,11 @@ def _wordings(samples: Samples) -> Iterator[str]:
 
 
 def _unstated(manifest: Manifest) -> Iterator[str]:
-    for row in manifest.rows:
+    for row in unstated(manifest.rows):
         for clip in row.clips:
-            if clip.duration is None and clip.path.is_file():
-                status = clip.path.stat()
+            if clip.duration is None and isinstance(clip.path, Path):  # a shard's are in the manifest's digest
+                try:
+                    status = clip.path.stat()
+                except (OSError, ValueError):  # measuring the row names the reason
+                    continue
                 yield f"{clip.path}:{status.st_size}:{status.st_mtime_ns}"

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import heapq
 import math
+from array import array
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -161,10 +162,11 @@ def _tree(segments: Sequence[_Segment]) -> dict[str, Tensor]:
 
 def row_seed(seed: int, epoch: int, row_id: str) -> int:
     """The seed (63 bits) of everything random about one row in one epoch, the same on every machine."""
-    return _hash(f"{seed}\x00{epoch}\x00{row_id}") >> 1
+    return row_key(f"{seed}\x00{epoch}\x00{row_id}") >> 1
 
 
-def _hash(text: str) -> int:
+def row_key(text: str) -> int:
+    """64 bits that stand for a row's id: of 10^8 ids, two have the same with a chance of 1 in 3700."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
@@ -183,6 +185,7 @@ class Source:
     ids: Sequence[str]  # unique within the source
     weight: float | None
     first: int  # number of its first row; rows are numbered through all sources
+    keys: np.ndarray | None = None  # (rows,) uint64: `row_key` of each id, where they are known already
 
 
 @dataclass(frozen=True)
@@ -252,15 +255,10 @@ class Plan:
         self.token_budget = token_budget
         self.packs_per_step = packs_per_step
         self._check()
-        self._hashes = [np.array([_hash(i) for i in s.ids], dtype=np.uint64) for s in self.sources]
-        for source, hashes in zip(self.sources, self._hashes, strict=True):
-            _, first, counts = np.unique(hashes, return_index=True, return_counts=True)
-            if counts.max() > 1:
-                repeated = source.ids[first[counts.argmax()]]
-                raise ValueError(f"source {source.name}: row id {repeated!r} occurs twice, expected unique ids")
+        self._keys = [_keys(source) for source in self.sources]
         self._mux = _merge(self.sources)
         self._orders: dict[tuple[int, int], np.ndarray] = {}
-        self._filled: dict[int, list[list[Entry]]] = {}
+        self._filled: dict[int, _Packs] = {}
         self._fill_ends: list[int] = []  # packs of epochs 0..e together
 
     def _check(self) -> None:
@@ -309,7 +307,7 @@ class Plan:
     def step(self, k: int) -> list[Entry]:
         """All rows of step k in stream order; with full packs, the usable ones in the order of the packs."""
         if self.rows_per_step is not None:
-            return self._stream(k * self.rows_per_step, (k + 1) * self.rows_per_step)
+            return _entries(*self._stream(k * self.rows_per_step, (k + 1) * self.rows_per_step))
         return [entry for pack in self.packs(k, world=1, rank=0) for entry in pack]
 
     def packs(self, k: int, *, world: int, rank: int) -> list[list[Entry]]:
@@ -344,10 +342,12 @@ class Plan:
             salt = np.array([row_seed(self.seed, epoch, "")], dtype=np.uint64)
             while len(self._orders) >= 2 * len(self.sources):  # a step may lie across two epochs of each source
                 del self._orders[next(iter(self._orders))]
-            self._orders[key] = np.argsort(_mix(self._hashes[source] ^ salt), kind="stable")
+            order = np.argsort(_mix(self._keys[source] ^ salt), kind="stable")
+            self._orders[key] = order.astype(np.uint32)  # half the memory of what argsort returns
         return self._orders[key]
 
-    def _stream(self, start: int, stop: int) -> list[Entry]:
+    def _stream(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """Rows and epochs at positions [start, stop) of the stream."""
         positions = np.arange(start, stop)
         if isinstance(self._mux, _Merge):
             sources, counts = self._mux.locate(positions)
@@ -360,7 +360,7 @@ class Plan:
             for epoch in np.unique(epochs[mine]):
                 now = epochs[mine] == epoch
                 rows[mine[now]] = source.first + self._order(i, int(epoch))[place[now]]
-        return list(zip(rows.tolist(), epochs.tolist(), strict=True))
+        return rows, epochs
 
     def _balance(self, entries: list[Entry], world: int) -> list[list[Entry]]:
         """Fewest packs per rank for which longest-processing-time-first (Graham 1969) stays within the budget.
@@ -395,23 +395,61 @@ class Plan:
             start += len(taken)
         return packs
 
-    def _fill(self, epoch: int) -> list[list[Entry]]:
+    def _fill(self, epoch: int) -> _Packs:
         """Full packs of one epoch of the stream. Each starts with the row that has waited longest."""
         if epoch not in self._filled:
-            packs = []
-            entries = self._stream(epoch * self.epoch_rows, (epoch + 1) * self.epoch_rows)
-            waiting = iter([entry for entry in entries if self.lengths[entry[0]]])
+            rows, epochs = self._stream(epoch * self.epoch_rows, (epoch + 1) * self.epoch_rows)
+            lengths = self.lengths[rows]
+            usable = np.flatnonzero(lengths)
+            # A few thousand at a time: as objects, all of them would take five times the memory of the arrays.
+            parts = np.array_split(np.stack([usable, lengths[usable]], axis=1), len(usable) // 4096 + 1)
+            waiting = (pair for part in parts for pair in part.tolist())
+            order, ends = array("q"), array("q", [0])
             pool = list(islice(waiting, POOL))
             while pool:
-                chosen = _fullest([int(self.lengths[row]) for row, _ in pool], self.token_budget)
-                packs.append([pool.pop(i) for i in reversed(chosen)][::-1])
+                chosen = _fullest([length for _, length in pool], self.token_budget)
+                order.extend([pool.pop(i)[0] for i in reversed(chosen)][::-1])
+                ends.append(len(order))
                 pool += islice(waiting, POOL - len(pool))
+            places = np.frombuffer(order, dtype=np.int64)
+            packs = _Packs(rows[places], epochs[places], np.frombuffer(ends, dtype=np.int64))
             if epoch == len(self._fill_ends):
                 self._fill_ends.append(len(packs) + (self._fill_ends[-1] if epoch else 0))
             while len(self._filled) >= 2:
                 del self._filled[next(iter(self._filled))]
             self._filled[epoch] = packs
         return self._filled[epoch]
+
+
+@dataclass(frozen=True, eq=False)
+class _Packs:
+    """Packs of rows, in columns: pack p has the places `ends[p]` to `ends[p + 1]`."""
+
+    rows: np.ndarray
+    epochs: np.ndarray
+    ends: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.ends) - 1
+
+    def __getitem__(self, packs: slice) -> list[list[Entry]]:
+        bounds = [slice(*self.ends[p : p + 2]) for p in range(*packs.indices(len(self)))]
+        return [_entries(self.rows[one], self.epochs[one]) for one in bounds]
+
+
+def _entries(rows: np.ndarray, epochs: np.ndarray) -> list[Entry]:
+    return list(zip(rows.tolist(), epochs.tolist(), strict=True))
+
+
+def _keys(source: Source) -> np.ndarray:
+    """(rows,) uint64. Raises ValueError naming an id that occurs twice."""
+    keys = np.array([row_key(i) for i in source.ids], dtype=np.uint64) if source.keys is None else source.keys
+    ordered = np.sort(keys)
+    twice = ordered[1:][ordered[1:] == ordered[:-1]]
+    if len(twice):
+        repeated = source.ids[int(np.flatnonzero(keys == twice[0])[0])]
+        raise ValueError(f"source {source.name}: row id {repeated!r} occurs twice, expected unique ids")
+    return keys
 
 
 def _merge(sources: Sequence[Source]) -> int | _Merge:

@@ -1,4 +1,4 @@
-"""Manifest rows: one JSON object a line (JSONL), or plain text lines (`.txt`) for the language model alone.
+"""Rows: what a user's data says about one piece of work, from the fields that a file holds to what the rest reads.
 
 A row is a task row, or with `messages` a dialogue; forms of other projects are read as one of the two (`importers`).
 
@@ -8,14 +8,14 @@ be without the fault, and the row is counted and named, never dropped silently.
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from auris import prompts, tasks
+from auris.audio import Sound
 from auris.data import importers
 
 _NOT_LABELS = {"audio", "offset", "duration", "id"}
@@ -24,15 +24,19 @@ _DIALOGUE = {"messages", "conversations", *_PAIR}
 
 EQUAL_ANSWERS = "`chosen` and `rejected` are equal"  # how the problem of a pair begins that is none
 
+# Of `offset` and `duration`: eleven days. What is longer is a wrong unit, and would be windows without number.
+MAX_SECONDS = 1e6
+
 
 @dataclass(frozen=True)
 class Clip:
-    """An audio file, or with `offset` the stretch of `duration` seconds (None: to the end) from there.
+    """A sound file, or with `offset` the stretch of `duration` seconds (None: to the end) from there.
 
-    Without `offset` the file is read whole and `duration` only states its length, as manifests round it.
+    Without `offset` the file is read whole and `duration` only states its length, as manifests round it. In a shard,
+    the file is a `Sound` instead of a path.
     """
 
-    path: Path
+    path: Path | Sound
     offset: float | None = None
     duration: float | None = None
 
@@ -52,112 +56,91 @@ class Row:
     problem: str | None = None
 
 
-@dataclass(frozen=True)
-class Manifest:
-    """The rows of one source, with its share in the mix (`weight=None`: in proportion to its rows)."""
+class Record(NamedTuple):
+    """A row as its file holds it."""
 
-    path: Path
-    rows: tuple[Row, ...]
-    weight: float | None = None
-    tasks: tuple[str, ...] = ()  # those kept; empty: all
+    name: str  # where it stands; the id of a row that brings none
+    fields: Mapping[str, Any] | None  # None where they cannot be read
+    problem: str | None = None  # why it cannot be used, as far as its file tells
+    sounds: tuple[Sound, ...] = ()  # the files that the fields' audio stands for, where they lie beside the fields
+    is_cut: bool = False  # a sound of a clip with an `offset` is that stretch alone
 
     @property
-    def name(self) -> str:
-        return " ".join([str(self.path), *self.tasks])
-
-    def digest(self) -> str:
-        """A hash of the manifest file: part of the key under which its index is cached."""
-        return hashlib.sha256(self.path.read_bytes()).hexdigest()[:16]
+    def id(self) -> str:
+        given = None if self.fields is None else self.fields.get("id")
+        return self.name if given is None else str(given)
 
 
-def read_manifests(sources: Sequence[str | Path | Mapping[str, Any]], *, key: str = "data.train") -> list[Manifest]:
-    """Each entry is a path or `{path, weight, tasks, limit}`: `tasks` keeps some tasks, `limit` the first rows of each.
+@dataclass(frozen=True)
+class Form:
+    """What the fields of somebody else's rows are called here, and labels that all of them have.
 
-    Raises FileNotFoundError for a missing manifest and ValueError for an entry with unknown keys, or when two rows of
-    different manifests share an id (ids name rows in the plan, in predictions and in comparisons).
+    Args:
+        columns: {ours: theirs}, as {text: sentence}.
+        labels: as {task: asr, language: en}.
     """
-    manifests = []
-    for entry in entries(sources, key=key):
-        path = Path(entry["path"])
-        rows = tuple(_select(_read(path), entry.get("tasks"), entry.get("limit")))
-        if not rows:
-            raise ValueError(f"{key}: {path} has no rows" + (f" of tasks {entry['tasks']}" if "tasks" in entry else ""))
-        manifests.append(Manifest(path, rows, entry.get("weight"), tuple(entry.get("tasks") or ())))
-    seen: dict[str, str] = {}
-    for manifest in manifests:
-        for row in manifest.rows:
-            if seen.setdefault(row.id, manifest.name) != manifest.name:
-                raise ValueError(
-                    f"{key}: row id {row.id!r} is in {seen[row.id]} and in {manifest.name}; ids must differ"
-                )
-    return manifests
+
+    columns: Mapping[str, str] = field(default_factory=dict)
+    labels: Mapping[str, Any] = field(default_factory=dict)
+
+    def apply(self, fields: dict[str, Any]) -> dict[str, Any]:
+        if not self.columns and not self.labels:
+            return fields
+        theirs = set(self.columns.values())
+        kept = {key: value for key, value in fields.items() if key not in theirs}
+        renamed = {ours: fields[name] for ours, name in self.columns.items() if name in fields}
+        return {**kept, **renamed, **self.labels}
 
 
-def entries(sources: Sequence[str | Path | Mapping[str, Any]], *, key: str) -> list[dict[str, Any]]:
-    """The entries of a config's list as dicts, their files known to exist; raises as `read_manifests`."""
-    found = [{"path": source} if isinstance(source, (str, Path)) else dict(source) for source in sources]
-    for entry in found:
-        unknown = set(entry) - {"path", "weight", "tasks", "limit"}
-        if unknown:
-            raise ValueError(f"{key}: unknown key {sorted(unknown)}; an entry has path, weight, tasks, limit")
-        path = Path(entry["path"])
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"{key}: no manifest at {path}. The embedded corpus is made by "
-                f"`python -m auris.corpus out={path.parent}`; for your own rows set {key}=[FILE.jsonl]"
-            )
-    return found
-
-
-def _select(rows: Iterator[Row], keep: Sequence[str] | None, limit: int | None) -> Iterator[Row]:
-    for code in keep or ():
-        tasks.find(code)
-    taken: dict[str, int] = {}
-    for row in rows:
-        code = str(row.labels.get("task"))  # whatever a row holds: a wrong task is a row with a problem
-        if keep and code not in keep:
-            continue
-        taken[code] = taken.get(code, 0) + 1
-        if limit is None or taken[code] <= limit:
-            yield row
-
-
-def _read(path: Path) -> Iterator[Row]:
-    seen: set[str] = set()
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            name = f"{path.name}:{number}"
-            row = _text_row(line, name) if path.suffix == ".txt" else _json_row(line, name, path.parent)
-            if row.id in seen:
-                row = Row(name, row.clips, row.labels, f"id {row.id!r} is used by an earlier row")
-            seen.add(row.id)
-            yield row
-
-
-def _text_row(line: str, name: str) -> Row:
-    return Row(name, (), {"task": "text", "text": line.strip()})
-
-
-def _json_row(line: str, name: str, folder: Path) -> Row:
+def parse(line: bytes, name: str, form: Form) -> Record:
+    """A line of JSON as a record."""
     try:
-        fields = json.loads(line)
-    except json.JSONDecodeError as error:
-        return Row(name, problem=f"not JSON: {error}")
+        fields = json.loads(line.decode())
+    except UnicodeDecodeError as error:
+        return Record(name, None, f"not UTF-8: {error}")
+    except (ValueError, RecursionError) as error:  # ValueError: also an integer of thousands of digits
+        return Record(name, None, f"not JSON: {error}")
     if not isinstance(fields, dict):
-        return Row(name, problem=f"a row is a JSON object, got {type(fields).__name__}")
-    identity = str(fields.get("id", name))
+        return Record(name, None, f"a row is a JSON object, got {type(fields).__name__}")
+    if b"\\u" in line:  # escapes may spell half a character, which is no text: it can be neither hashed nor written
+        try:
+            json.dumps(fields, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            return Record(name, None, f"not Unicode: {error}")
+    return Record(name, form.apply(fields))
+
+
+def is_plain(fields: Mapping[str, Any]) -> bool:
+    """Whether a task row of our own form: its task and its id stand in its fields."""
+    return fields.keys().isdisjoint(_DIALOGUE) and "gt" not in fields
+
+
+def decode(record: Record, folder: Path) -> Row:
+    """A record as a row, its paths relative to `folder`; whatever is wrong with it is its problem."""
+    fields = record.fields
+    if fields is None:
+        return Row(record.id, problem=record.problem)
     labels = {key: value for key, value in fields.items() if key not in _NOT_LABELS}
-    if fields.keys() & _DIALOGUE:
+    if not fields.keys().isdisjoint(_DIALOGUE):
         labels["task"] = "preference" if fields.keys() & _PAIR else "chat"  # also of a row that cannot be used
+    if record.problem:
+        return Row(record.id, (), labels, record.problem)
     try:
         fields = importers.convert(fields)
-        if "messages" in fields:
-            return _chat_row(fields, identity, folder)
-        return _task_row(fields, identity, folder)
+        row = (_chat_row if "messages" in fields else _task_row)(fields, record.id, folder)
+        return row if row.problem or not record.sounds else _with_sounds(row, record)
     except ValueError as error:
-        return Row(identity, (), labels, str(error))
+        return Row(record.id, (), labels, str(error))
+
+
+def _with_sounds(row: Row, record: Record) -> Row:
+    if len(row.clips) != len(record.sounds):
+        raise ValueError(f"the row has {len(row.clips)} clips, and {len(record.sounds)} sound files lie beside it")
+    clips = (
+        replace(clip, path=sound, offset=0.0 if record.is_cut and clip.offset is not None else clip.offset)
+        for clip, sound in zip(row.clips, record.sounds, strict=True)
+    )
+    return replace(row, clips=tuple(clips))
 
 
 def _task_row(fields: Mapping[str, Any], identity: str, folder: Path) -> Row:
@@ -179,11 +162,11 @@ def _task_row(fields: Mapping[str, Any], identity: str, folder: Path) -> Row:
 
 
 def _seconds(fields: Mapping[str, Any]) -> dict[str, float]:
-    """`offset` and `duration` of a clip, as far as they are given. Raises ValueError for what is no number >= 0."""
+    """`offset` and `duration` of a clip, as far as they are given. Raises ValueError for anything else."""
     seconds = {what: fields[what] for what in ("offset", "duration") if fields.get(what) is not None}
     for what, value in seconds.items():
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value < float("inf"):
-            raise ValueError(f"`{what}` is {value!r}, expected seconds >= 0")
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value <= MAX_SECONDS:
+            raise ValueError(f"`{what}` is {value!r:.80}, expected seconds from 0 to {MAX_SECONDS:.0f}")
     return seconds
 
 

@@ -92,6 +92,8 @@ class Samples(ABC):
 
         Raises RowError or audio.AudioError if the row cannot be used.
         """
+        if row.problem:  # met only now: its shard could be read when it was measured
+            raise RowError(row.problem)
         rng = None if epoch is None else np.random.default_rng(row_seed(self.seed, epoch, row.id))
         waves = [self._read(clip) for clip in row.clips] if self.has_audio else []
         windows = [audio.windows(wave) for wave in waves]
@@ -145,9 +147,8 @@ class Samples(ABC):
 
     def _longest(self, row: Row, spans: Sequence[int]) -> int:
         _check_task(row)
-        fill = [[0] * n for n in spans]
         variants = self.prompt.variants(row.labels, len(row.clips))
-        return max(len(self.tokenizer.encode(turns, fill).ids) for turns in variants)
+        return max(self.tokenizer.length(turns, spans) for turns in variants)
 
     def check_spans(self, spans: Sequence[int]) -> None:
         if any(n == 0 for n in spans):

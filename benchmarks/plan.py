@@ -1,0 +1,153 @@
+"""What it takes to plan a run over very many rows, in seconds and megabytes: the first start, and every later one.
+
+Each phase runs in a process of its own, so that its peak is its own. No peer: these are numbers to plan with.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import random
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+from rich.console import Console
+
+from auris.audio import Geometry
+from auris.data.datamodule import AudioDataModule
+from auris.data.samples import AudioSamples
+from auris.prompts import NaturalPrompt
+from auris.shards import pack
+from auris.tokenizer import Tokenizer
+
+WORDS = "the cat sat on a mat and red foxes jump over lazy dogs while rain falls in spring over city streets at night"
+
+
+@dataclass(frozen=True)
+class Preset:
+    """`with_sound`: the rows are packed into shards with a second of sound each, and rows are read at random."""
+
+    rows: int
+    with_sound: bool = False
+
+
+PRESETS = {"1m": Preset(1_000_000), "shards": Preset(20_000, with_sound=True)}
+
+
+def report(preset: Preset) -> dict[str, Any]:
+    """Seconds and MB of each phase; printed as they are found."""
+    with tempfile.TemporaryDirectory() as folder:
+        write(Path(folder), preset)
+        found = {}
+        for name in PHASES if preset.with_sound else list(PHASES)[:-1]:
+            found[name] = _in_a_process(Path(folder), name)
+            facts = ", ".join(f"{what} {value:,.4g}" for what, value in found[name].items())
+            print(f"  {name}: {facts}", flush=True)
+    return {"rows": preset.rows, "cores": len(os.sched_getaffinity(0)), "phases": found}
+
+
+def write(folder: Path, preset: Preset) -> None:
+    """Rows of 2 to 16 seconds and 5 to 40 words, a tokenizer for them, and shards if the preset has sound."""
+    draw = random.Random(0)
+    words = WORDS.split()
+    Tokenizer.train((" ".join(draw.choices(words, k=40)) for _ in range(1000)), vocab_size=600).save(folder / "tokens")
+    with (folder / "rows.jsonl").open("w") as lines:
+        for number in range(preset.rows):
+            row = {"id": f"clip-{number:09d}", "audio": "one.flac" if preset.with_sound else f"{number}.flac"}
+            row |= {"task": "asr", "language": "en", "text": " ".join(draw.choices(words, k=draw.randint(5, 40)))}
+            row |= {} if preset.with_sound else {"duration": round(draw.uniform(2, 16), 2)}
+            lines.write(json.dumps(row) + "\n")
+    if preset.with_sound:
+        noise = np.random.default_rng(0).normal(0, 0.05, 16_000)
+        soundfile.write(folder / "one.flac", noise, 16_000)
+        quiet = Console(file=io.StringIO())
+        pack(str(folder / "rows.jsonl"), folder / "shards", rows_per_shard=4096, processes=None, console=quiet)
+
+
+def _in_a_process(folder: Path, name: str) -> dict[str, float]:
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.plan", str(folder), name], stdout=subprocess.PIPE, check=True
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _data(folder: Path, **changed: Any) -> AudioDataModule:
+    source = folder / "shards" if (folder / "shards").is_dir() else folder / "rows.jsonl"
+    samples = AudioSamples(
+        tokenizer=Tokenizer.load(folder / "tokens"), prompt=NaturalPrompt(), geometry=Geometry(n_mels=128, pool=2)
+    )
+    settings = {"rows_per_step": 128, "token_budget": 8192, "max_steps": 1, "cache_dir": str(folder / "cache")}
+    # As many rows to validate on as a plan needs to exist.
+    valid = [{"path": str(source), "limit": 1}]
+    return AudioDataModule(
+        samples=samples, valid_samples=samples, train=[str(source)], valid=valid, **{**settings, **changed}
+    )
+
+
+def _start(folder: Path, **changed: Any) -> AudioDataModule:
+    """Up to the rows of the first step on 8 ranks."""
+    data = _data(folder, **changed)
+    data.setup("fit")
+    data.plan.packs(0, world=8, rank=0)
+    return data
+
+
+def _random_rows(folder: Path) -> dict[str, float]:
+    """Milliseconds of a row and of its sound, read wherever they stand, beside those of the sound as a file."""
+    data = _start(folder)
+    numbers = np.random.default_rng(0).integers(len(data.rows), size=2000).tolist()
+    start = time.perf_counter()
+    for number in numbers:
+        data.rows[number].clips[0].path.read()
+    stored = time.perf_counter() - start
+    start = time.perf_counter()
+    for _ in numbers:
+        (folder / "one.flac").read_bytes()
+    as_files = time.perf_counter() - start
+    return {"ms a row": 1000 * stored / len(numbers), "ms a file": 1000 * as_files / len(numbers)}
+
+
+PHASES: Mapping[str, Callable[[Path], Any]] = {
+    "first start": _start,
+    "later start": _start,
+    "later start, full packs": lambda folder: _start(folder, rows_per_step=None, packs_per_step=8),
+    "random rows": _random_rows,
+}
+
+
+def _cpu_seconds() -> float:
+    """Of this process and of those that it has waited for."""
+    spent = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(usage.ru_utime + usage.ru_stime for usage in spent)
+
+
+def _megabytes() -> float:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
+
+
+def phase(folder: Path, name: str) -> dict[str, float]:
+    """Go through a phase, here."""
+    before, start, spent = _megabytes(), time.perf_counter(), _cpu_seconds()
+    found = PHASES[name](folder)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    facts = {
+        "seconds": time.perf_counter() - start,
+        "CPU seconds": _cpu_seconds() - spent,
+        "MB": peak - before,  # at most, beyond what was there when all modules were imported
+        "MB in all": peak,
+    }
+    return facts | (found if isinstance(found, dict) else {})
+
+
+if __name__ == "__main__":
+    print(json.dumps(phase(Path(sys.argv[1]), sys.argv[2])))

@@ -1,0 +1,197 @@
+"""Stores: where rows stand, and an index of them in columns.
+
+A store reads one row at a time, wherever it stands. What choosing and planning rows needs is a few arrays of numbers,
+made in one pass and kept on disk.
+
+Shapes: R rows of a store.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from abc import ABC, abstractmethod
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from auris.data.packing import row_key
+from auris.data.rows import Form, Record, decode, is_plain, parse
+
+_VERSION = 1  # of the arrays on disk
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Index:
+    """What is known about the rows of a file without decoding them."""
+
+    keys: np.ndarray  # (R,) uint64: `row_key` of each id
+    tasks: np.ndarray  # (R,) uint32: place in `codes`
+    codes: np.ndarray  # strings: whatever the rows call their tasks
+    unstated: np.ndarray  # (R,) bool: the length of a clip is not stated, and is read from its file
+    places: np.ndarray  # int64: where the rows stand, as the store counts
+    names: np.ndarray  # (R,) uint32: what tells their names apart, as the store counts
+
+    def save(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(f".{os.getpid()}.tmp.npz")  # several runs may index at once
+        np.savez(partial, **vars(self))
+        partial.replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> Index:
+        with np.load(path, allow_pickle=False) as stored:
+            return cls(**{column.name: stored[column.name] for column in fields(cls)})
+
+
+class IndexBuilder:
+    """Gathers an index row by row, in columns from the start."""
+
+    def __init__(self) -> None:
+        self.keys, self.tasks, self.unstated = array("Q"), array("I"), bytearray()
+        self.places, self.names = array("q"), array("I")
+        self._codes: dict[str, int] = {}
+
+    def add(self, record: Record, folder: Path, *, has_lengths: bool = False) -> None:
+        """Take a row in. `has_lengths`: of its clips, whether they are stated or not."""
+        fields = record.fields
+        # Most rows need not be decoded, which takes two thirds of the time.
+        if fields is not None and record.problem is None and is_plain(fields):
+            code = fields.get("task")
+            unstated = not has_lengths and fields.get("duration") is None and bool(fields.get("audio"))
+        else:
+            row = decode(record, folder)
+            code = row.labels.get("task")
+            unstated = not has_lengths and any(clip.duration is None for clip in row.clips)
+        self.keys.append(row_key(record.id))
+        self.tasks.append(self._codes.setdefault(f"{code!s:.80}", len(self._codes)))
+        self.unstated.append(unstated)
+
+    def build(self) -> Index:
+        return Index(
+            keys=np.array(self.keys, dtype=np.uint64),
+            tasks=np.array(self.tasks, dtype=np.uint32),
+            codes=np.array(list(self._codes), dtype=np.str_),
+            unstated=np.frombuffer(bytes(self.unstated), dtype=bool),
+            places=np.array(self.places, dtype=np.int64),
+            names=np.array(self.names, dtype=np.uint32),
+        )
+
+
+class Store(ABC):
+    """The rows of one file, or of several that belong together, in their order.
+
+    Args:
+        path: as it was given.
+        folder: what the rows' paths are relative to.
+        form: how the rows are read.
+        cache_dir: where the index is kept; None: it is made anew.
+    """
+
+    def __init__(self, path: str, folder: Path, form: Form, cache_dir: Path | None):
+        self.path, self.folder, self.form = path, folder, form
+        facts = [str(_VERSION), type(self).__name__, self.digest, repr(form)]
+        key = hashlib.sha256("\0".join(facts).encode()).hexdigest()[:24]
+        file = None if cache_dir is None else cache_dir / f"rows-{key}.npz"
+        if file is not None and file.is_file():
+            self.index = Index.load(file)
+        else:
+            self.index = self.scan()
+            if file is not None:
+                self.index.save(file)
+
+    def __len__(self) -> int:
+        return len(self.index.keys)
+
+    @property
+    @abstractmethod
+    def digest(self) -> str:
+        """Of all that the rows are read from."""
+
+    @abstractmethod
+    def scan(self) -> Index:
+        """Go through all rows once."""
+
+    @abstractmethod
+    def name(self, number: int) -> str:
+        """What a row is called that brings no id."""
+
+    @abstractmethod
+    def record(self, number: int) -> Record:
+        """One row, wherever it stands."""
+
+    def records(self, numbers: np.ndarray) -> Iterator[Record]:
+        """Rows with ascending numbers, one after the other."""
+        return map(self.record, numbers.tolist())
+
+
+class Lines(Store):
+    """One JSON object a line (JSONL), or plain text lines (`.txt`) for the language model alone."""
+
+    def __init__(self, path: Path, form: Form, cache_dir: Path | None):
+        self._path, self._label, self._is_text = path, path.name, path.suffix == ".txt"
+        self._stamp = _stamp(os.stat(path))
+        self._file: Any = None
+        super().__init__(str(path), path.parent, form, cache_dir)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_file": None}  # each process opens the file for itself
+
+    @cached_property
+    def digest(self) -> str:
+        with self._path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    def scan(self) -> Index:
+        builder = IndexBuilder()
+        start = 0
+        with self._path.open("rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    builder.places.append(start)
+                    builder.names.append(number)
+                    builder.add(self._parse(line, self._name(number)), self.folder)
+                start += len(line)
+        builder.places.append(start)
+        return builder.build()
+
+    def name(self, number: int) -> str:
+        return self._name(int(self.index.names[number]))
+
+    def record(self, number: int) -> Record:
+        if self._file is None:
+            self._file = self._path.open("rb", buffering=0)
+        if _stamp(os.fstat(self._file.fileno())) != self._stamp:
+            self._check_unchanged()
+        start, stop = self.index.places[number : number + 2].tolist()
+        return self._parse(os.pread(self._file.fileno(), stop - start, start), self.name(number))
+
+    def _name(self, line: int) -> str:
+        return f"{self._label}:{line}"
+
+    def _parse(self, line: bytes, name: str) -> Record:
+        if not self._is_text:
+            return parse(line, name, self.form)
+        try:
+            return Record(name, {"task": "text", "text": line.decode().strip()})
+        except UnicodeDecodeError as error:
+            return Record(name, None, f"not UTF-8: {error}")
+
+    def _check_unchanged(self) -> None:
+        """Take note of a new time stamp. Raises ValueError if the rows are no longer those that were indexed."""
+        known = self.digest
+        del self.digest
+        if self.digest != known:
+            raise ValueError(
+                f"{self._path} has changed since its rows were planned: start again, and give new rows their own file"
+            )
+        self._stamp = _stamp(os.fstat(self._file.fileno()))
+
+
+def _stamp(status: os.stat_result) -> tuple[int, int]:
+    return status.st_size, status.st_mtime_ns

@@ -1,0 +1,202 @@
+"""Manifests as sequences: rows in no memory, changed files, hostile lines."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from auris.data import store
+from auris.data.lengths import measure
+from auris.data.manifests import Ids, Joined, Selection, keys, read_manifests
+from auris.data.packing import row_key
+from auris.data.rows import Row
+from auris.data.samples import ChatSamples
+from auris.prompts import Qwen2AudioChat
+from manifests import samples_of, speech_rows, write_manifest
+
+ASR = {"task": "asr", "language": "en", "text": "hello"}
+
+
+def read(path: Path, cache_dir: Path | None = None, **entry: Any) -> Sequence[Row]:
+    (manifest,) = read_manifests([{"path": str(path), **entry}], cache_dir=cache_dir)
+    return manifest.rows
+
+
+def numbered(folder: Path, n: int = 6) -> Path:
+    return write_manifest(folder / "rows.jsonl", [{"id": f"r{k}", "audio": f"{k}.wav", **ASR} for k in range(n)])
+
+
+def test_rows_are_a_sequence(tmp_path):
+    rows = read(numbered(tmp_path))
+    ids = [f"r{k}" for k in range(6)]
+    assert [row.id for row in rows] == ids == [rows[k].id for k in range(6)] == list(Ids(rows))
+    assert rows[-1] == rows[5] and [row.id for row in rows[1:5:2]] == ["r1", "r3"]
+    for outside in (6, -7):
+        with pytest.raises(IndexError):
+            rows[outside]
+    assert pickle.loads(pickle.dumps(rows))[3] == rows[3]
+
+
+def test_rows_of_several_manifests_are_one_sequence(tmp_path):
+    rows = read(numbered(tmp_path))
+    joined = Joined([rows, rows[:2], (), rows])
+    ids = [row.id for row in joined]
+    assert len(joined) == 14 == len(ids) and ids == [joined[k].id for k in range(14)]
+    assert joined[-1].id == "r5" and [row.id for row in joined[5:8]] == ids[5:8]
+    with pytest.raises(IndexError):
+        joined[14]
+
+
+def test_a_row_is_decoded_when_it_is_asked_for(tmp_path, monkeypatch):
+    decoded = []
+    decode = store.Lines.record
+    monkeypatch.setattr(store.Lines, "record", lambda self, n: decoded.append(n) or decode(self, n))
+    rows = read(numbered(tmp_path), limit=5)
+    assert len(rows) == 5 and decoded == []
+    assert rows[3].id == "r3" and decoded == [3]
+
+
+def test_keys_are_those_of_the_ids_also_of_rows_that_are_renamed(tmp_path):
+    lines = [{"id": "a", **ASR}, {"id": "a", **ASR}, {"id": 7, **ASR}, {"id": None, **ASR}, ASR]
+    path = write_manifest(tmp_path / "rows.jsonl", lines)
+    with path.open("a") as file:
+        file.write("no JSON\n")
+    rows = read(path)
+    assert [row.id for row in rows] == ["a", "rows.jsonl:2", "7", "rows.jsonl:4", "rows.jsonl:5", "rows.jsonl:6"]
+    assert keys(rows).tolist() == [row_key(row.id) for row in rows] == keys(list(rows)).tolist()
+
+
+def test_the_index_is_kept_and_made_anew_for_another_file_or_form(tmp_path, monkeypatch):
+    path, cache = numbered(tmp_path), tmp_path / "cache"
+    first = [row.id for row in read(path, cache)]
+    with monkeypatch.context() as patch:
+        patch.setattr(store.Lines, "scan", lambda self: pytest.fail("indexed although kept"))
+        assert [row.id for row in read(path, cache)] == first
+    assert [row.labels["task"] for row in read(path, cache, labels={"task": "sec"})] == ["sec"] * 6
+    write_manifest(path, [{"id": "new", **ASR}])
+    assert [row.id for row in read(path, cache)] == ["new"]
+    assert len(list(cache.glob("rows-*.npz"))) == 3
+
+
+def test_a_file_that_changes_under_a_run_ends_it(tmp_path):
+    path = numbered(tmp_path)
+    rows = read(path)
+    assert rows[0].id == "r0"
+    os.utime(path, ns=(1, 1))
+    assert rows[1].id == "r1"  # touched, but the same
+    with path.open("a") as file:
+        file.write(json.dumps({"id": "more", **ASR}) + "\n")
+    with pytest.raises(ValueError, match=r"rows.jsonl has changed since its rows were planned"):
+        rows[2]
+
+
+def test_columns_of_others_are_renamed_and_labels_added(tmp_path):
+    path = write_manifest(tmp_path / "rows.jsonl", [{"wav": "a.wav", "sentence": "hi", "text": "not this"}])
+    form = {"columns": {"audio": "wav", "text": "sentence"}, "labels": {"task": "asr", "language": "en"}}
+    (row,) = read(path, **form, tasks=["asr"])
+    assert row.problem is None and row.clips[0].path == tmp_path / "a.wav"
+    assert row.labels == {"text": "hi", "task": "asr", "language": "en"}
+
+
+# --- hostile rows ---
+
+LINES = {
+    "not UTF-8": b'{"id": "\xff\xfe", "task": "asr"}',
+    "half a character": rb'{"id": "\ud800", "task": "asr", "audio": "a.wav", "language": "en", "text": "x"}',
+    "half a character in a text": rb'{"id": "h", "task": "asr", "audio": "a.wav", "language": "en", "text": "\udc00x"}',
+    "deeply nested": b'{"id": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+    "a number of thousands of digits": b'{"id": ' + b"9" * 10_000 + b"}",
+    "a BOM": b'\xef\xbb\xbf{"id": "bom", "task": "asr"}',
+    "nothing but a number": b"17",
+    "a zero byte": b'{"id": "zero", "task": "asr\x00"}',
+    "an infinite id": b'{"id": 1e999, "task": Infinity}',
+}
+
+
+@pytest.mark.parametrize("kind", LINES)
+def test_a_hostile_line_is_a_problem_of_its_row_alone(tmp_path, kind):
+    good = json.dumps({"id": "good", "audio": "a.wav", "duration": 1.0, **ASR}).encode()
+    (tmp_path / "rows.jsonl").write_bytes(b"\n".join([LINES[kind], good, b""]))
+    rows = read(tmp_path / "rows.jsonl")
+    bad, fine = rows
+    assert bad.problem and bad == rows[0] and (fine.id, fine.problem) == ("good", None)
+    measured = measure(read_manifests([tmp_path / "rows.jsonl"]), samples_of(), tmp_path / "cache")
+    assert (measured.tokens > 0).tolist() == [False, True]
+    measured.problems[0].encode()  # it can be written and printed
+
+
+def test_text_files_may_hold_bytes_that_are_no_text(tmp_path):
+    (tmp_path / "lines.txt").write_bytes(b"one\n\xff\xfe\ntwo\n")
+    rows = read(tmp_path / "lines.txt")
+    assert [row.problem is None for row in rows] == [True, False, True] and "not UTF-8" in rows[1].problem
+
+
+PATHS = [
+    "a\0b.wav",
+    "x" * 5000,
+    "../" * 2000 + "etc/passwd",
+    ".",
+    "/dev/zero",
+    "/",
+    "~",
+    "con\nwav",
+    "a.wav/b.wav",
+    "é" * 300,
+]
+
+
+@pytest.mark.parametrize("place", range(len(PATHS)))
+def test_a_hostile_path_is_a_problem_of_its_row_alone(tmp_path, place):
+    rows = speech_rows(tmp_path, [0.4], stated=False)
+    bad = {**rows[0], "id": "bad", "audio": PATHS[place]}
+    path = write_manifest(tmp_path / "rows.jsonl", [bad, *rows])
+    measured = measure(read_manifests([path]), samples_of(), tmp_path / "cache")
+    assert (measured.tokens > 0).tolist() == [False, True] and list(measured.problems) == [0]
+    assert measured.problems[0].isprintable() and len(measured.problems[0]) < 12_000
+
+
+VALUES = [None, True, -1, 1e308, 10**30, float("nan"), "", "\0", "x" * 10_000, [], {}, [[]], [{}], {"a": {"b": []}}]
+FIELDS = "id audio task language target_language text question words notes intent slots duration offset key mode"
+FIELDS += " messages conversations chosen rejected rejected_response rejected_messages prompt audios gt source system"
+
+
+def test_hostile_types_of_every_field_are_problems_and_no_errors(tmp_path):
+    heard = {"role": "user", "content": [{"type": "audio", "audio": "r0.wav"}]}
+    turns = [heard, {"role": "assistant", "content": "Rain."}]
+    bases: list[dict[str, Any]] = [
+        {"audio": "r0.wav", **ASR},
+        *(
+            {"audio": "r0.wav", "task": task, "language": "en", "text": "x"}
+            for task in ("srwt", "mna", "sf", "aqa", "s2tt")
+        ),
+        {"messages": turns},
+        {"messages": turns[:1], "chosen": "a", "rejected": "b"},
+        {
+            "conversations": [{"from": "human", "value": "<audio>?"}, {"from": "gpt", "value": "x"}],
+            "audios": ["r0.wav"],
+        },
+        {"prompt": "x", "chosen": "a", "rejected": "b"},
+        {"audio": "r0.wav", "gt": "x", "source": "librispeech_en"},
+    ]
+    speech_rows(tmp_path, [0.4])
+    rows = [{**base, field: value} for base, field, value in itertools.product(bases, FIELDS.split(), VALUES)]
+    nested = [
+        {"role": role, "content": value} for role in ("user", 3) for value in (*VALUES, [{"audio": v} for v in VALUES])
+    ]
+    rows += [{"messages": [turn, turns[1]]} for turn in nested]
+    path = write_manifest(tmp_path / "rows.jsonl", rows)
+    manifests = read_manifests([path])
+    found = manifests[0].rows
+    assert isinstance(found, Selection) and len(found) == len(rows)
+    for settings in ({"long_audio": "skip"}, {"long_audio": "window", "kind": ChatSamples, "prompt": Qwen2AudioChat()}):
+        measured = measure(manifests, samples_of(**settings), tmp_path / "cache")
+        assert len(measured.tokens) == len(rows)
+        assert np.array_equal(measured.tokens == 0, np.isin(np.arange(len(rows)), list(measured.problems)))
