@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+from rich.console import Console
 
 import layouts
-from auris import checkup, doctor
+from auris import checkup, doctor, shards
 from manifests import write_manifest
 
 
@@ -112,6 +113,15 @@ def test_many_findings_of_a_kind_are_counted_and_some_printed(tmp_path, monkeypa
     assert len(report["findings"]) == 12
     printed = capsys.readouterr().out
     assert "rows-J" in printed and "rows-K" not in printed and "and 2 more" in printed
+
+
+def test_rows_in_shards_are_looked_at_as_those_of_their_manifest(tmp_path, monkeypatch):
+    path = make(tmp_path, rows="abCa")["rows"]
+    _, expected = call(monkeypatch, tmp_path, f"data={path}")
+    shards.pack(str(path), tmp_path / "packed", rows_per_shard=2, processes=1, console=Console(quiet=True))
+    code, report = call(monkeypatch, tmp_path, f"data={tmp_path}/packed")
+    assert code == 1 and report["counts"] == expected["counts"]
+    assert [one["row"] for one in report["findings"]] == [one["row"] for one in expected["findings"]]
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from rich.console import Console
 
 import layouts
 from auris import prepare
-from auris.data.rows import read_manifests
+from auris.data.manifests import read_manifests
 from auris.data.tables import Embedded
 from auris.prepare import Summary
 

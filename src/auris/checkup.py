@@ -18,7 +18,7 @@ from rich.table import Table
 
 from auris import recipe
 from auris.data.health import KINDS, Finding, Report, Source, inspect
-from auris.data.rows import read_manifests
+from auris.data.manifests import read_manifests
 
 SETS = ("train", "valid", "test")  # keys of a data config
 FILES = "files"  # the key that plain paths stand under

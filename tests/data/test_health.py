@@ -11,7 +11,7 @@ import pytest
 import soundfile
 
 from auris.data.health import KINDS, Report, Source, clipped_share, inspect
-from auris.data.rows import read_manifests
+from auris.data.manifests import read_manifests
 from manifests import write_manifest
 
 RATE = 16_000

@@ -161,15 +161,16 @@ def hear(clip: Clip) -> Heard:
     if clip.offset is not None:
         segment = {"offset": clip.offset, "duration": clip.duration}
     try:
-        wave = audio.read(clip.path, **segment)
+        native, rate = audio.decode(clip.path, **segment)
     except (AudioError, OSError) as error:  # OSError: a name that no file can have
         return Heard(0.0, b"", ((_blame(clip, **segment), str(error)),))
+    wave = audio.resample(native, rate)
     seconds = len(wave) / audio.SAMPLE_RATE
     faults = list(_length_faults(clip, seconds))
     if np.ptp(wave) / 2 < SILENCE:  # which all silent clips have in common
         faults.append(("silent", f"{clip.path}: its samples lie within {np.ptp(wave) / 2:.1e} of their middle"))
         return Heard(seconds, b"", tuple(faults))
-    if (share := clipped_share(_native(clip, wave, **segment))) > 0:
+    if (share := clipped_share(native)) > 0:  # resampling rounds off what clipping made flat
         faults.append(
             ("clipped", f"{clip.path}: {100 * share:.1f} % of its samples stay at the highest or lowest value")
         )
@@ -200,9 +201,9 @@ def _length_faults(clip: Clip, seconds: float) -> Iterator[tuple[str, str]]:
             yield "corrupt", f"{clip.path}: has {there} of {stated} samples, the file is cut off"
 
 
-def _stated_frames(path: Path) -> int | None:
+def _stated_frames(path: Path | audio.Sound) -> int | None:
     """Samples that the header of a WAV states, which libsndfile corrects silently by the length of the file."""
-    if path.suffix.lower() != ".wav":
+    if not isinstance(path, Path) or path.suffix.lower() != ".wav":  # shards have checksums
         return None
     try:
         with wave.open(str(path)) as file:
@@ -211,15 +212,6 @@ def _stated_frames(path: Path) -> int | None:
             return None if is_open else frames
     except (wave.Error, EOFError):  # a form that this module does not know; libsndfile has read it
         return None
-
-
-def _native(clip: Clip, wave: np.ndarray, offset: float, duration: float | None) -> np.ndarray:
-    """A clip's samples (L, C) as they were recorded: resampling rounds off what clipping made flat."""
-    with soundfile.SoundFile(str(clip.path)) as file:
-        if (file.samplerate, file.channels) == (audio.SAMPLE_RATE, 1):
-            return wave[:, None]
-        file.seek(round(offset * file.samplerate))
-        return file.read(-1 if duration is None else round(duration * file.samplerate), dtype="float32", always_2d=True)
 
 
 def clipped_share(wave: np.ndarray) -> float:
