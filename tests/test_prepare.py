@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -194,9 +193,8 @@ def test_a_map_of_ones_own_is_given_on_the_command_line(tmp_path, monkeypatch):
 
 
 def test_a_map_of_ones_own_may_be_a_file_in_the_working_directory(tmp_path, monkeypatch):
-    shutil.copytree(prepare.recipe.CONFIGS / "corpus", tmp_path / "corpus", ignore=lambda *_: [])
-    text = (tmp_path / "corpus/esc50.yaml").read_text().replace("name: esc50", "name: mine")
-    layouts.text(tmp_path / "corpus/my_sounds.yaml", text)
+    example = (prepare.recipe.CONFIGS / "corpus/esc50.yaml").read_text(encoding="utf-8")
+    layouts.text(tmp_path / "corpus/my_sounds.yaml", example.replace("name: esc50", "name: mine"))
     layouts.esc50(tmp_path / "in")
     monkeypatch.chdir(tmp_path)
     assert call(monkeypatch, "corpus=my_sounds", f"root={tmp_path}/in", "out=rows") is None
