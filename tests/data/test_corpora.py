@@ -195,6 +195,12 @@ def test_the_folder_itself_may_be_given(tmp_path, corpus):
         assert read(tmp_path / INNER[corpus], corpus).keys() == known
 
 
+@pytest.mark.parametrize("corpus", ["clotho", "fleurs", "vocalsound"])
+def test_the_folder_around_it_may_be_given(tmp_path, corpus):
+    make(tmp_path / "unpacked", corpus)
+    assert read(tmp_path, corpus).keys() == EXPECTED[corpus].keys()
+
+
 @pytest.mark.parametrize(
     "corpus, task, name, expected",
     [

@@ -484,17 +484,18 @@ def vocalsound(root: Path, *, tasks: Sequence[str], splits: Sequence[str] | None
     `audio_16k/f0003_0_cough.wav`; `class_labels_indices_vs.csv`.
 
     Args:
-        root: the folder of the unpacked archive.
+        root: the folder of the unpacked archive, or the one around it.
         rate: `16k` or `44k`, the version of the audio.
     """
+    home = found.parent if (found := _below(root, "datafiles")) else root
     names = {"train": "tr", "valid": "val", "test": "te"}
-    lists = {split: root / "datafiles" / f"{name}.json" for split, name in names.items()}
+    lists = {split: home / "datafiles" / f"{name}.json" for split, name in names.items()}
     there = [split for split, path in lists.items() if path.is_file()]
-    chosen = _choose(splits, there, root, "datafiles/tr.json, val.json, te.json with audio_16k or audio_44k")
-    folder = root / f"audio_{rate}"
+    chosen = _choose(splits, there, home, "datafiles/tr.json, val.json, te.json with audio_16k or audio_44k")
+    folder = home / f"audio_{rate}"
     if not folder.is_dir():
-        raise FileNotFoundError(f"corpus.rate={rate}: {root} has no {folder.name}, expected corpus.rate=16k or 44k")
-    classes = dict(_vocalsound_classes(root / "class_labels_indices_vs.csv"))
+        raise FileNotFoundError(f"corpus.rate={rate}: {home} has no {folder.name}, expected corpus.rate=16k or 44k")
+    classes = dict(_vocalsound_classes(home / "class_labels_indices_vs.csv"))
 
     def utterances() -> Iterator[Fields]:
         for split in chosen:
