@@ -204,18 +204,28 @@ def read(path: Source, *, offset: float = 0.0, duration: float | None = None) ->
             header says (libsndfile shows this for flac; a wav, ogg or mp3 that was cut off is a shorter file to it),
             or a segment outside the file.
     """
+    return resample(*decode(path, offset=offset, duration=duration))
+
+
+def decode(path: Source, *, offset: float = 0.0, duration: float | None = None) -> tuple[np.ndarray, int]:
+    """What `read` reads as it was recorded: (L, channels) float32, and its rate in Hz. Raises AudioError as `read`."""
     file = _open(path)
     segment = _locate(path, file, offset, duration)
     wave = _decode(path, file, segment, "float32")
-    length = _resampled(len(wave), segment.rate)
-    if length == 0:
+    if _resampled(len(wave), segment.rate) == 0:
         raise AudioError(f"{path}: no samples from {offset} s on")
-    wave = wave.mean(axis=1) if wave.shape[1] > 1 else wave[:, 0]
     if not np.isfinite(wave).all():
         raise AudioError(f"{path}: has samples that are not finite numbers")
-    if segment.rate != SAMPLE_RATE:
-        wave = soxr.resample(wave, segment.rate, SAMPLE_RATE, quality="HQ")
-    assert len(wave) == length, (len(wave), length, segment)
+    return wave, segment.rate
+
+
+def resample(wave: np.ndarray, rate: int) -> np.ndarray:
+    """(L, channels) at `rate` Hz to 16 kHz mono (L,)."""
+    length = _resampled(len(wave), rate)
+    wave = wave.mean(axis=1) if wave.shape[1] > 1 else wave[:, 0]
+    if rate != SAMPLE_RATE:
+        wave = soxr.resample(wave, rate, SAMPLE_RATE, quality="HQ")
+    assert len(wave) == length, (len(wave), length, rate)
     return wave
 
 

@@ -1,4 +1,5 @@
 """`python -m auris.doctor checkpoint=PATH`: what a path holds, what fits, what is missing, and the memory it needs.
+`data=...` looks at data instead (`checkup`).
 
 `dry_run=true` of a training run prints the same report about its recipe, with its first batch. Memory is computed from
 sizes, never measured: bf16 computation over fp32 master weights and AdamW, everything sharded over the GPUs (FSDP2). A
@@ -23,7 +24,7 @@ from rich.table import Table
 from torch import nn
 from transformers import AutoConfig
 
-from auris import checkpoint, export, optim, pretrained, recipe
+from auris import checkpoint, checkup, export, optim, pretrained, recipe
 from auris.data.epoch import Epoch
 from auris.data.packing import IGNORE
 from auris.model import weights
@@ -403,12 +404,14 @@ def _show_use(
 
 
 def main() -> None:
-    sys.argv[1:] = recipe.quote_arguments(sys.argv[1:])
+    sys.argv[1:] = checkup.name_sources(recipe.quote_arguments(sys.argv[1:]))
     run()
 
 
 @hydra.main(config_path=str(recipe.CONFIGS), config_name="doctor", version_base="1.3")
 def run(cfg: DictConfig) -> None:
+    if "data" in cfg:
+        return checkup.run(cfg)
     try:
         made = recipe.resolve(cfg)
         wrong = examine(made["checkpoint"], made["which"], token_budget=made["token_budget"])
