@@ -416,7 +416,7 @@ STYLE = {
     "savefig.dpi": 200,
     "pdf.fonttype": 42,  # text stays text in the PDF
 }
-SYNTHETIC = {"tts", "procedural"}
+SYNTHETIC = {"tts", "procedural", "templates"}
 
 
 def plot_bars(root: str | Path, arms: Sequence[str] | None = None) -> Figure:

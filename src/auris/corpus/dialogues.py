@@ -598,8 +598,9 @@ def _mode(exchanges: Sequence[Exchange]) -> str:
 
 
 def _provenance(sources: Sequence[Row], spoken: bool) -> str:
+    """Kinds of sound, as `procedural+tts`; of a dialogue without any, that its words are templates."""
     kinds = {str(row.labels.get("provenance", "unknown")) for row in sources} | ({"tts"} if spoken else set())
-    return "mixed" if len(kinds) > 1 else next(iter(kinds), "text")
+    return "+".join(sorted(kinds)) or "templates"
 
 
 def draw(rng: Rng, weights: Weights) -> str:
