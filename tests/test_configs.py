@@ -29,7 +29,7 @@ PRIMARIES = {  # with what each of them cannot do without
     "chat": ["checkpoint=runs/some/run"],
     "prefer": ["out=pairs.jsonl"],
     "reproduce": ["fault='runs/some/run/faults/step=00000007.json'"],
-    "prepare": ["corpus=librispeech", "root=LibriSpeech", "out=rows.jsonl"],
+    "prepare": ["layout=librispeech", "root=LibriSpeech", "out=rows.jsonl"],
     "shards": [],
 }
 # The primaries in which the parts of these groups are chosen; of all others, train.
@@ -37,7 +37,7 @@ SHARED = {
     "data": ("train", "evaluate", "prefer", "doctor"),
     "benchmark": ("evaluate",),
     "judge": ("evaluate", "prefer"),
-    "corpus": ("prepare",),
+    "layout": ("prepare",),
 }
 STUDIES = sorted(path.stem for path in (ROOT / "ablations").glob("*.yaml"))
 

@@ -174,7 +174,7 @@ def test_the_command_line(tmp_path, monkeypatch, capsys):
     layouts.librispeech(tmp_path)
     (tmp_path / "LibriSpeech/dev-clean/84/121123/84-121123-0001.flac").unlink()
     out = tmp_path / "libri.jsonl"
-    assert call(monkeypatch, "corpus=librispeech", f"root={tmp_path}", f"out={out}") is None
+    assert call(monkeypatch, "layout=librispeech", f"root={tmp_path}", f"out={out}") is None
     printed = capsys.readouterr().out
     assert (
         f"wrote {out}" in printed and "1 rows cannot be used: " in printed and "84-121123-0001.flac: no such" in printed
@@ -185,19 +185,19 @@ def test_the_command_line(tmp_path, monkeypatch, capsys):
 def test_a_map_of_ones_own_is_given_on_the_command_line(tmp_path, monkeypatch):
     layouts.text(tmp_path / "metadata.csv", "file_name,transcription", "a.wav,hello")
     layouts.sound(tmp_path / "a.wav")
-    arguments = ["corpus=table", "corpus.columns={audio: file_name, text: transcription}"]
-    arguments += ["corpus.labels={task: asr, language: en}", f"root={tmp_path}", f"out={tmp_path}/rows.jsonl"]
+    arguments = ["layout=table", "layout.columns={audio: file_name, text: transcription}"]
+    arguments += ["layout.labels={task: asr, language: en}", f"root={tmp_path}", f"out={tmp_path}/rows.jsonl"]
     assert call(monkeypatch, *arguments) is None
     [row] = lines(tmp_path / "rows.jsonl")
     assert (row["text"], row["duration"], row["provenance"]) == ("hello", 0.5, "real")
 
 
 def test_a_map_of_ones_own_may_be_a_file_in_the_working_directory(tmp_path, monkeypatch):
-    example = (prepare.recipe.CONFIGS / "corpus/esc50.yaml").read_text(encoding="utf-8")
-    layouts.text(tmp_path / "corpus/my_sounds.yaml", example.replace("name: esc50", "name: mine"))
+    example = (prepare.recipe.CONFIGS / "layout/esc50.yaml").read_text(encoding="utf-8")
+    layouts.text(tmp_path / "layout/my_sounds.yaml", example.replace("name: esc50", "name: mine"))
     layouts.esc50(tmp_path / "in")
     monkeypatch.chdir(tmp_path)
-    assert call(monkeypatch, "corpus=my_sounds", f"root={tmp_path}/in", "out=rows") is None
+    assert call(monkeypatch, "layout=my_sounds", f"root={tmp_path}/in", "out=rows") is None
     assert {row["id"] for row in lines(tmp_path / "rows/test.jsonl")} == {
         "mine/audio/5-9032-A-0",
         "mine/audio/5-181977-A-35",
@@ -207,11 +207,11 @@ def test_a_map_of_ones_own_may_be_a_file_in_the_working_directory(tmp_path, monk
 @pytest.mark.parametrize(
     "arguments, said",
     [
-        (["root=.", "out=a.jsonl"], "error: corpus= is missing: expected a layout"),
-        (["corpus=clotho", "out=a.jsonl"], "error: root= is missing: expected the folder of the corpus"),
-        (["corpus=clotho", "root=."], "error: out= is missing: expected a new .jsonl file or a folder"),
-        (["corpus=clotho", "root=nowhere", "out=a.jsonl"], "error: root=nowhere: there is no such folder"),
-        (["corpus=librispeech", "root=.", "out=a.jsonl", "corpus.tasks=[er]"], "does not have the layout"),
+        (["root=.", "out=a.jsonl"], "error: layout= is missing: expected a layout"),
+        (["layout=clotho", "out=a.jsonl"], "error: root= is missing: expected the folder of the corpus"),
+        (["layout=clotho", "root=."], "error: out= is missing: expected a new .jsonl file or a folder"),
+        (["layout=clotho", "root=nowhere", "out=a.jsonl"], "error: root=nowhere: there is no such folder"),
+        (["layout=librispeech", "root=.", "out=a.jsonl", "layout.tasks=[er]"], "does not have the layout"),
     ],
 )
 def test_what_is_missing_is_said_in_a_sentence(tmp_path, monkeypatch, arguments, said):
@@ -227,7 +227,7 @@ def test_the_worked_examples_of_the_readme_are_those_that_run(name):
         for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
         if f"# {name}.yaml" in block
     )
-    runs = yaml.safe_load((prepare.recipe.CONFIGS / f"corpus/{name}.yaml").read_text(encoding="utf-8"))
+    runs = yaml.safe_load((prepare.recipe.CONFIGS / f"layout/{name}.yaml").read_text(encoding="utf-8"))
     assert shown.keys() == runs.keys()
     for key, value in shown.items():
         if isinstance(value, dict):

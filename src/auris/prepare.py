@@ -1,4 +1,4 @@
-"""`python -m auris.prepare corpus=NAME root=DIR out=FILE.jsonl`: real recordings as manifests.
+"""`python -m auris.prepare layout=NAME root=DIR out=FILE.jsonl`: real recordings as manifests.
 
 Every utterance that a corpus lists ends in the manifest with the true length of its sound, or beside it
 (`*.unusable.jsonl`) with the reason why it cannot be used. Sound is not copied, but for what lies within a table.
@@ -31,7 +31,7 @@ from auris.data.samples import DURATION_TOLERANCE
 from auris.data.tables import Embedded, Fields
 
 _BATCH = 4096  # rows whose files are looked at side by side
-_NEEDED = {"corpus": "a layout", "root": "the folder of the corpus", "out": "a new .jsonl file or a folder"}
+_NEEDED = {"layout": "a layout", "root": "the folder of the corpus", "out": "a new .jsonl file or a folder"}
 _SHOWN = 5  # rows at fault that are named for each reason
 
 
@@ -247,7 +247,7 @@ def run(cfg: DictConfig) -> None:
         root = Path(made["root"])
         if not root.is_dir():
             raise FileNotFoundError(f"root={root}: there is no such folder")
-        rows = recipe.build(made["corpus"])(root)
+        rows = recipe.build(made["layout"])(root)
         prepare(rows, Path(made["out"]), labels=made["labels"], jobs=made["jobs"], console=Console())
     except (ValueError, OSError) as error:  # OSError: what is missing, a full disk
         sys.exit(f"error: {error}")

@@ -138,8 +138,8 @@ EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
 
 def read(root: Path, corpus: str, *options: str) -> dict[str, dict[str, Any]]:
     """Rows by id, as the command line would read them."""
-    made = recipe.resolve(recipe.compose([f"corpus={corpus}", *options], "prepare"))
-    rows = list(recipe.build(made["corpus"])(root))
+    made = recipe.resolve(recipe.compose([f"layout={corpus}", *options], "prepare"))
+    rows = list(recipe.build(made["layout"])(root))
     assert len({row["id"] for row in rows}) == len(rows)
     return {row["id"]: row for row in rows}
 
@@ -215,7 +215,7 @@ def test_the_folder_around_it_may_be_given(tmp_path, corpus):
     ],
 )
 def test_other_tasks_are_rows_of_their_own(tmp_path, corpus, task, name, expected):
-    row = read(make(tmp_path, corpus), corpus, f"corpus.tasks=[{task}]")[name]
+    row = read(make(tmp_path, corpus), corpus, f"layout.tasks=[{task}]")[name]
     assert row.items() >= {"task": task, **expected}.items() and tasks.check(row) is None
 
 
@@ -237,13 +237,13 @@ def test_other_tasks_are_rows_of_their_own(tmp_path, corpus, task, name, expecte
     ],
 )
 def test_a_part_can_be_chosen(tmp_path, corpus, option, kept):
-    assert read(make(tmp_path, corpus), corpus, f"corpus.{option}").keys() == kept
+    assert read(make(tmp_path, corpus), corpus, f"layout.{option}").keys() == kept
 
 
 @pytest.mark.parametrize("corpus", [name for name in EXPECTED if name not in ("esc50", "fsdd", "ravdess")])
 def test_a_split_that_is_not_there_is_named_with_those_that_are(tmp_path, corpus):
     with pytest.raises((ValueError, FileNotFoundError), match="mystery"):
-        read(make(tmp_path, corpus), corpus, "corpus.splits=[mystery]")
+        read(make(tmp_path, corpus), corpus, "layout.splits=[mystery]")
 
 
 @pytest.mark.parametrize("corpus", EXPECTED)
@@ -254,8 +254,8 @@ def test_another_folder_is_told_what_was_expected(tmp_path, corpus):
 
 
 def test_a_task_without_labels_is_named(tmp_path):
-    with pytest.raises(ValueError, match=r"corpus.tasks=\[er\]: librispeech has labels for asr, sgc"):
-        read(make(tmp_path, "librispeech"), "librispeech", "corpus.tasks=[er]")
+    with pytest.raises(ValueError, match=r"layout.tasks=\[er\]: librispeech has labels for asr, sgc"):
+        read(make(tmp_path, "librispeech"), "librispeech", "layout.tasks=[er]")
 
 
 # --- what can be wrong with an utterance ---
@@ -266,7 +266,7 @@ def test_sound_without_a_transcript_and_a_speaker_without_a_line_are_named(tmp_p
     chapter = tmp_path / "LibriSpeech/dev-clean/84/121123"
     layouts.sound(chapter / "84-121123-0002.flac")
     (tmp_path / "LibriSpeech/SPEAKERS.TXT").unlink()
-    rows = read(tmp_path, "librispeech", "corpus.tasks=[asr,sgc]")
+    rows = read(tmp_path, "librispeech", "layout.tasks=[asr,sgc]")
     assert "no transcript" in rows["librispeech/dev-clean/84-121123-0002"]["problem"]
     assert rows["librispeech/dev-clean/84-121123-0000#sgc"]["problem"] == "its gender is not known"
     assert "problem" not in rows["librispeech/dev-clean/84-121123-0000"]
@@ -280,7 +280,7 @@ def test_aishell_names_what_has_no_counterpart(tmp_path):
     rows = read(tmp_path, "aishell1")
     assert "no transcript" in rows["aishell1/train/BAC009S0002W0999"]["problem"]
     assert "there is no BAC009S0724W0121.wav" in rows["aishell1/BAC009S0724W0121"]["problem"]
-    assert len(read(tmp_path, "aishell1", "corpus.splits=[test]")) == 1
+    assert len(read(tmp_path, "aishell1", "layout.splits=[test]")) == 1
 
 
 def test_archives_that_are_still_packed_are_named(tmp_path):
@@ -361,12 +361,12 @@ def test_videos_without_their_sound_are_told_how_to_make_it(tmp_path):
 
 def test_text_of_fleurs_is_a_choice(tmp_path):
     make(tmp_path, "fleurs")
-    rows = read(tmp_path, "fleurs", "corpus.text=raw_transcription")
+    rows = read(tmp_path, "fleurs", "layout.text=raw_transcription")
     assert rows["fleurs/en_us/train/10004088536354799741"]["text"] == "A tornado is a column."
-    with pytest.raises(ValueError, match="corpus.text=words: expected transcription or raw_transcription"):
-        read(tmp_path, "fleurs", "corpus.text=words")
+    with pytest.raises(ValueError, match="layout.text=words: expected transcription or raw_transcription"):
+        read(tmp_path, "fleurs", "layout.text=words")
 
 
 def test_transcripts_of_librispeech_can_stay_in_capitals(tmp_path):
-    rows = read(make(tmp_path, "librispeech"), "librispeech", "corpus.lower=false")
+    rows = read(make(tmp_path, "librispeech"), "librispeech", "layout.lower=false")
     assert rows["librispeech/dev-clean/84-121123-0000"]["text"] == "GO DO YOU HEAR"

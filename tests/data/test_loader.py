@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
+from torch.utils.data._utils import signal_handling
 
 from auris.data import loader
 from auris.data.loader import Loader, LoaderError
@@ -65,12 +66,20 @@ def test_items_come_in_order_from_where_a_run_stands(workers, said):
 
 
 def test_a_worker_that_dies_is_replaced_and_no_item_is_lost(tmp_path, said):
-    before = signal.getsignal(signal.SIGCHLD)
+    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     assert numbers(load(Items(tmp_path, 4, die), said)) == list(range(9))
     [(number, reason)] = said
     assert number <= 4 and "Killed (the machine's memory may be full)" in reason
-    assert signal.getsignal(signal.SIGCHLD) is before
+    assert signal.signal(signal.SIGCHLD, before) is signal.SIG_DFL
     assert active_children() == []
+
+
+def test_a_loader_of_somebody_elses_before_changes_nothing(tmp_path, said, monkeypatch):
+    """torch's loader leaves a handler behind, once in a process, that raises when any worker dies."""
+    monkeypatch.setattr(signal_handling, "_SIGCHLD_handler_set", False)
+    assert len(list(DataLoader(range(3), num_workers=1))) == 3
+    assert signal.getsignal(signal.SIGCHLD).__module__ == signal_handling.__name__
+    assert numbers(load(Items(tmp_path, 4, die), said)) == list(range(9)) and len(said) == 1
 
 
 def test_a_worker_killed_from_outside_while_the_run_computes_is_replaced(said):

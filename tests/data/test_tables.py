@@ -113,7 +113,7 @@ def test_a_dot_leads_into_a_label_and_json_is_read_where_a_label_is_more_than_te
     "line, said",
     [
         ("a.wav,hello", "t.csv:2 has 2 columns, not 3"),
-        ("a.wav,hello,angry", "`emotion` is 'angry', corpus.values.emotion has happy"),
+        ("a.wav,hello,angry", "`emotion` is 'angry', layout.values.emotion has happy"),
         (",hello,happy", None),
     ],
 )
@@ -143,10 +143,10 @@ def test_a_cell_that_has_no_place_is_named(tmp_path, columns, cell, said):
 @pytest.mark.parametrize(
     "changed, error, said",
     [
-        ({"files": "none.csv"}, FileNotFoundError, "corpus.files=none.csv: there is none below"),
+        ({"files": "none.csv"}, FileNotFoundError, "layout.files=none.csv: there is none below"),
         ({"files": "t.xlsx"}, ValueError, "expected a table that ends in .csv, .tsv, .jsonl, .parquet"),
-        ({"columns": {"text": "said"}, "values": None}, ValueError, "corpus.columns has no `audio`"),
-        ({"values": {"mood": {}}}, ValueError, "corpus.values has mood, which is no column: add corpus.columns.mood"),
+        ({"columns": {"text": "said"}, "values": None}, ValueError, "layout.columns has no `audio`"),
+        ({"values": {"mood": {}}}, ValueError, "layout.values has mood, which is no column: add layout.columns.mood"),
     ],
 )
 def test_a_map_that_no_row_can_follow_is_refused(tmp_path, changed, error, said):
@@ -214,5 +214,5 @@ def test_names_of_files_hold_labels(tmp_path):
     ]
     with pytest.raises(FileNotFoundError, match="matches none of the 3 files below .*, as cat/2.flac"):
         list(files(tmp_path, pattern="nothing", **given))
-    with pytest.raises(ValueError, match="corpus.pattern="):
+    with pytest.raises(ValueError, match="layout.pattern="):
         list(files(tmp_path, pattern="(", **given))

@@ -108,9 +108,9 @@ def test_without_alignment_there_are_no_word_times(tmp_path):
 
 
 def test_lhotse_asks_for_what_there_is(tmp_path):
-    with pytest.raises(ValueError, match="corpus.task=sgc: expected asr or srwt"):
+    with pytest.raises(ValueError, match="layout.task=sgc: expected asr or srwt"):
         read_cuts(tmp_path, cut(), task="sgc")
-    with pytest.raises(FileNotFoundError, match="corpus.files=none: there is none below"):
+    with pytest.raises(FileNotFoundError, match="layout.files=none: there is none below"):
         read_cuts(tmp_path, cut(), files="none")
 
 
@@ -171,7 +171,7 @@ def test_without_segments_recordings_are_utterances(tmp_path):
 
 
 def test_kaldi_asks_for_its_folders(tmp_path):
-    with pytest.raises(ValueError, match=r"corpus.folders=\[\]: expected data directories"):
+    with pytest.raises(ValueError, match=r"layout.folders=\[\]: expected data directories"):
         read_kaldi(tmp_path, folders=[])
     with pytest.raises(FileNotFoundError, match="there is no .*data/train/wav.scp"):
         read_kaldi(tmp_path)

@@ -163,9 +163,12 @@ def test_slots_are_counted_as_name_and_value_pairs():
 def test_every_measure_has_statistics_and_a_signature():
     dicts = {"intent": "a", "slots": {"b": "c"}}
     for metric, measure in MEASURES.items():
-        text = dicts if metric in ("slot_f1", "intent_accuracy") else "dog"
+        text = {"slot_f1": dicts, "intent_accuracy": dicts, "judged": 7.0}.get(metric, "dog")
         assert len(row_stats(metric, text, text, "en", classes=["dog"])) == len(measure.stats)
-        assert signature(metric, "en").startswith(metric)
+        if metric != "judged":
+            assert signature(metric, "en").startswith(metric)
+    with pytest.raises(ValueError, match="is its judge's"):
+        signature("judged", "en")
     assert signature("wer", "en") == f"wer|whisper_en+basic|word|jiwer{version('jiwer')}"
     assert signature("cer", "fr") == f"cer|whisper_basic|char|jiwer{version('jiwer')}"
     assert "tok:ja-mecab" in signature("bleu", "ja")

@@ -53,7 +53,7 @@ class Corpus:
     def rows(self, utterances: Iterable[Fields], tasks: Sequence[str]) -> Iterator[Fields]:
         """A row for each task of each utterance, a dict of facts with `name`, `audio` and `split`, or `problem`."""
         if not tasks or not set(tasks) <= set(self.tasks):
-            raise ValueError(f"corpus.tasks=[{','.join(tasks)}]: {self.name} has labels for {', '.join(self.tasks)}")
+            raise ValueError(f"layout.tasks=[{','.join(tasks)}]: {self.name} has labels for {', '.join(self.tasks)}")
         for facts in utterances:
             for task in tasks:
                 yield self._row(facts, task)
@@ -87,7 +87,7 @@ def _choose(splits: Sequence[str] | None, there: Sequence[str], home: Path, layo
     if not there:
         raise FileNotFoundError(f"{home} does not have the layout of this corpus: expected {layout}")
     if missing := [split for split in splits or () if split not in there]:
-        raise ValueError(f"corpus.splits={list(splits)}: {home} has no {', '.join(missing)}; it has {', '.join(there)}")
+        raise ValueError(f"layout.splits={list(splits)}: {home} has no {', '.join(missing)}; it has {', '.join(there)}")
     return list(splits or there)
 
 
@@ -263,7 +263,7 @@ def _language_folders(root: Path, languages: Sequence[str] | None, marks: Sequen
         raise ValueError(f"root={root} holds a language more than once: expected the folder of one release")
     if missing := [language for language in languages or () if language not in folders]:
         there = ", ".join(folders)
-        raise ValueError(f"corpus.languages={list(languages)}: {root} has no {', '.join(missing)}; it has {there}")
+        raise ValueError(f"layout.languages={list(languages)}: {root} has no {', '.join(missing)}; it has {there}")
     return {language: folders[language] for language in languages or folders}
 
 
@@ -335,7 +335,7 @@ def covost2(
     if not tables:
         raise FileNotFoundError(f"{root} does not have the layout of CoVoST 2: expected en/covost_v2.en_de.tsv")
     if missing := [pair for pair in chosen if pair not in tables]:
-        raise ValueError(f"corpus.pairs={list(chosen)}: {root} has no {', '.join(missing)}; it has {', '.join(tables)}")
+        raise ValueError(f"layout.pairs={list(chosen)}: {root} has no {', '.join(missing)}; it has {', '.join(tables)}")
     wanted = splits or ("train", "dev", "test")
     _choose(wanted, ("train", "dev", "test"), root, "")
 
@@ -392,7 +392,7 @@ def fleurs(
         text: `transcription`, in lower case and without punctuation, or `raw_transcription`.
     """
     if text not in ("transcription", "raw_transcription"):
-        raise ValueError(f"corpus.text={text}: expected transcription or raw_transcription")
+        raise ValueError(f"layout.text={text}: expected transcription or raw_transcription")
     folders = _language_folders(root, languages, ["train.tsv", "dev.tsv", "test.tsv"])
     found = {
         (language, split): folder / f"{split}.tsv"
@@ -494,7 +494,7 @@ def vocalsound(root: Path, *, tasks: Sequence[str], splits: Sequence[str] | None
     chosen = _choose(splits, there, home, "datafiles/tr.json, val.json, te.json with audio_16k or audio_44k")
     folder = home / f"audio_{rate}"
     if not folder.is_dir():
-        raise FileNotFoundError(f"corpus.rate={rate}: {home} has no {folder.name}, expected corpus.rate=16k or 44k")
+        raise FileNotFoundError(f"layout.rate={rate}: {home} has no {folder.name}, expected layout.rate=16k or 44k")
     classes = dict(_vocalsound_classes(home / "class_labels_indices_vs.csv"))
 
     def utterances() -> Iterator[Fields]:

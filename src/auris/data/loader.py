@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.data._utils import signal_handling
 
 from auris.faults import RunStopped
 
@@ -114,8 +115,9 @@ class Loader:
         others, handler = active_children(), signal.getsignal(signal.SIGCHLD)
         items = iter(loader)
         # torch has set a handler that raises in whatever the main thread is doing when a worker dies, be it in the
-        # middle of a collective operation. `_wait` looks by itself.
-        signal.signal(signal.SIGCHLD, handler or signal.SIG_DFL)
+        # middle of a collective operation; or it had before, for a loader of somebody else's. `_wait` looks by itself.
+        is_torchs = getattr(handler, "__module__", None) == signal_handling.__name__
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL if is_torchs else handler or signal.SIG_DFL)
         processes = [child for child in active_children() if child not in others]
         asked: SimpleQueue[bool] = SimpleQueue()
         given: SimpleQueue[tuple[Any, Exception | None]] = SimpleQueue()

@@ -146,7 +146,7 @@ class _Map:
     ):
         self._columns, self._values, self._labels = columns, values or {}, labels or {}
         if columns is not None and (unmapped := sorted(set(self._values) - set(columns))):
-            raise ValueError(f"corpus.values has {unmapped[0]}, which is no column: add corpus.columns.{unmapped[0]}")
+            raise ValueError(f"layout.values has {unmapped[0]}, which is no column: add layout.columns.{unmapped[0]}")
 
     def apply(self, cells: Mapping[str, Any]) -> Fields:
         """A row's fields. Raises ValueError for a cell that has no place in them."""
@@ -168,7 +168,7 @@ class _Map:
             known = {str(theirs): value for theirs, value in self._values[ours].items()}
             value = known.get(str(cell), known.get(REST))
             if value is None:
-                raise ValueError(f"`{ours}` is {cell!r:.80}, corpus.values.{ours} has {', '.join(known)}")
+                raise ValueError(f"`{ours}` is {cell!r:.80}, layout.values.{ours} has {', '.join(known)}")
             return value
         if isinstance(cell, str) and ours in _NUMBERS and cell.strip():
             try:
@@ -236,10 +236,10 @@ def table(
     """
     mapped = _Map(columns, values, labels)
     if columns is not None and "audio" not in columns:
-        raise ValueError("corpus.columns has no `audio`: expected corpus.columns.audio=COLUMN")
+        raise ValueError("layout.columns has no `audio`: expected layout.columns.audio=COLUMN")
     paths = sorted(root.glob(files.replace(_SPLIT, "*")))
     if not paths:
-        raise FileNotFoundError(f"corpus.files={files}: there is none below {root}")
+        raise FileNotFoundError(f"layout.files={files}: there is none below {root}")
     for path in paths:
         if path.suffix not in _READERS:
             raise ValueError(f"{path}: expected a table that ends in {', '.join(_READERS)}")
@@ -284,14 +284,14 @@ def files(
     try:
         expression = re.compile(pattern)
     except re.error as error:
-        raise ValueError(f"corpus.pattern={pattern}: {error}") from error
+        raise ValueError(f"layout.pattern={pattern}: {error}") from error
     mapped = _Map(columns, values, labels)
     paths = sorted(path for path in root.rglob("*") if path.is_file())
     found = [(path, expression.fullmatch(path.relative_to(root).as_posix())) for path in paths]
     if not any(match for _, match in found):
         example = f", as {paths[0].relative_to(root)}" if paths else ""
         raise FileNotFoundError(
-            f"corpus.pattern={pattern} matches none of the {len(paths)} files below {root}{example}"
+            f"layout.pattern={pattern} matches none of the {len(paths)} files below {root}{example}"
         )
     for path, match in found:
         if match:

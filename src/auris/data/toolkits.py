@@ -31,10 +31,10 @@ def lhotse(
         split: of all rows.
     """
     if task not in ("asr", "srwt"):
-        raise ValueError(f"corpus.task={task}: expected asr or srwt")
+        raise ValueError(f"layout.task={task}: expected asr or srwt")
     paths = sorted(root.glob(files))
     if not paths:
-        raise FileNotFoundError(f"corpus.files={files}: there is none below {root}")
+        raise FileNotFoundError(f"layout.files={files}: there is none below {root}")
     for path in paths:
         with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as lines:
             for number, line in enumerate(lines, start=1):
@@ -110,11 +110,11 @@ def kaldi(root: Path, *, folders: Sequence[str], language: str | None, name: str
         name: what the rows' ids begin with.
     """
     if not folders:
-        raise ValueError("corpus.folders=[]: expected data directories below root, as [data/train,data/test]")
+        raise ValueError("layout.folders=[]: expected data directories below root, as [data/train,data/test]")
     for folder in folders:
         for needed in ("wav.scp", "text"):
             if not (root / folder / needed).is_file():
-                raise FileNotFoundError(f"corpus.folders={list(folders)}: there is no {root / folder / needed}")
+                raise FileNotFoundError(f"layout.folders={list(folders)}: there is no {root / folder / needed}")
     return (row for folder in folders for row in _kaldi_rows(root, root / folder, language, name))
 
 
@@ -187,7 +187,7 @@ def manifest(root: Path, *, files: str) -> Iterator[Fields]:
     """
     paths = sorted(root.glob(files))
     if not paths:
-        raise FileNotFoundError(f"corpus.files={files}: there is none below {root}")
+        raise FileNotFoundError(f"layout.files={files}: there is none below {root}")
     for path in paths:
         with path.open("rb") as lines:
             for number, line in enumerate(lines, start=1):
