@@ -70,3 +70,10 @@ def test_an_address_that_is_none_of_an_endpoint_is_named() -> None:
         Endpoint(url=url, model="m").complete(DOG)
     with pytest.raises(ValueError, match="llm.url=nonsense gave no chat completion"):
         Endpoint(url="nonsense", model="m").complete(DOG)
+
+
+def test_a_reply_may_hold_line_ends_of_unicode_s_own(tmp_path: Path) -> None:
+    path = tmp_path / "record.jsonl"
+    with stand_in.serve(lambda messages: "a\u2028b\x85c") as (url, _):
+        Record(path, Endpoint(url=url, model="m")).ask(DOG)
+    assert Record(path).ask(DOG)[0] == "a\u2028b\x85c"

@@ -62,7 +62,7 @@ def test_a_slurm_job_is_requeued_where_its_run_is_to_be_gone_on_with(cluster, st
     done = cluster.run("slurm.sh", "strategy=fsdp", **job, STATUS=status)
     run, *after = cluster.called()
     assert run == (
-        "srun --kill-on-bad-exit=1 python -m auris.train strategy=fsdp trainer.devices=8 trainer.num_nodes=2"
+        "srun --kill-on-bad-exit=0 --wait=60 python -m auris.train strategy=fsdp trainer.devices=8 trainer.num_nodes=2"
     )
     assert after == ["scontrol requeue 123"] * requeued and done.returncode == int(status)
 

@@ -259,6 +259,36 @@ def test_a_process_killed_while_saving_leaves_the_checkpoint_before(tmp_path: Pa
     assert [path.name for path in files(tmp_path)] == ["step=00000002", "step=00000004"]
 
 
+@pytest.mark.parametrize("at", range(12))
+def test_a_process_killed_while_a_checkpoint_is_taken_again_loses_none(tmp_path: Path, monkeypatch, at: int):
+    """As one taken in the middle of a validation is, when that is over."""
+    write(tmp_path, 2, seed=1)
+    calls = iter(range(100))
+
+    def count(function):
+        def counted(*arguments, **options):
+            if next(calls) == at:
+                raise Dead
+            return function(*arguments, **options)
+
+        return counted
+
+    with monkeypatch.context() as patch:
+        for owner, name in ((snapshots.os, "fsync"), (Path, "rename"), (Path, "mkdir"), (snapshots.shutil, "rmtree")):
+            patch.setattr(owner, name, count(getattr(owner, name)))
+        try:
+            write(tmp_path, 2, seed=2)
+        except Dead:
+            pass
+        else:
+            pytest.skip("saving takes fewer steps than that")
+    snapshots.recover(tmp_path)
+    assert snapshots.newest(tmp_path).step == 2
+    write(tmp_path, 4)
+    snapshots.prune(tmp_path, 4, keep=2)
+    assert [path.name for path in files(tmp_path)] == ["step=00000002", "step=00000004"]
+
+
 def test_a_disk_that_is_full_leaves_the_checkpoint_before(tmp_path: Path, monkeypatch):
     write(tmp_path, 2)
 

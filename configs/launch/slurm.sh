@@ -14,7 +14,8 @@
 # Five minutes before its time ends, or when its machines are wanted for another job, SLURM signals the run: it saves, and
 # ends with status 75. Then the job goes back to the queue under its own number, and goes on from there.
 set -uo pipefail
-srun --kill-on-bad-exit=1 "${PYTHON:-python}" -m auris.train "$@" \
+# Status 75 is no bad exit: all processes end with it, some before others. One that fails ends the rest after a minute.
+srun --kill-on-bad-exit=0 --wait=60 "${PYTHON:-python}" -m auris.train "$@" \
   trainer.devices="$SLURM_NTASKS_PER_NODE" trainer.num_nodes="$SLURM_JOB_NUM_NODES"
 status=$?
 if [ "$status" -eq 75 ]; then

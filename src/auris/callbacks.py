@@ -138,8 +138,8 @@ class UnusableRows(L.Callback):
 
     def _read(self) -> dict[str, str]:
         found = {}
-        for line in self.path.read_text(encoding="utf-8").splitlines() if self.path.is_file() else ():
-            with suppress(json.JSONDecodeError):  # half a line of a run that was killed
+        for line in self.path.read_text(encoding="utf-8").split("\n") if self.path.is_file() else ():
+            with suppress(ValueError, KeyError, TypeError):  # half a line of a run that was killed
                 entry = json.loads(line)
                 found[entry["id"]] = entry["reason"]
         return found

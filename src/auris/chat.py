@@ -203,7 +203,8 @@ def answer_file(
         raise FileNotFoundError(f"input={source}: no such file, expected one of chat rows (JSONL)")
     if out.exists():
         raise ValueError(f"output={out} is there already: expected the name of a new file")
-    lines = [line for line in source.read_text(encoding="utf-8").splitlines() if line.strip()]
+    # Not `splitlines`: an answer may hold line ends of Unicode's own.
+    lines = [line for line in source.read_text(encoding="utf-8").split("\n") if line.strip()]
     out.parent.mkdir(parents=True, exist_ok=True)
     problems: dict[str, str] = {}
     with out.open("x", encoding="utf-8") as file:

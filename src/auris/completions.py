@@ -84,7 +84,8 @@ class Record:
         self.what, self.setting, self.otherwise = what, setting, otherwise
         self.answers: dict[str, dict[str, Any]] = {}
         if path.is_file():
-            for number, line in enumerate(path.read_text(encoding="utf-8").splitlines()[1:], start=2):
+            _, *lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")  # text has other line ends
+            for number, line in enumerate(lines, start=2):
                 try:
                     answer = json.loads(line)
                     self.answers[_digest(answer["messages"])] = {key: answer[key] for key in _ANSWER}

@@ -6,6 +6,7 @@ checkpoint machinery is used, so that all strategies save and resume by the same
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import threading
@@ -120,7 +121,7 @@ class Checkpoints(L.Callback):
         if trainer.sanity_checking or self.metric not in trainer.callback_metrics:
             return
         value = float(trainer.callback_metrics[self.metric])
-        is_better = self.best is None or value < self.best
+        is_better = math.isfinite(value) and (self.best is None or value < self.best)
         if trainer.strategy.broadcast(is_better) and self._save(trainer, module, _step(trainer)):
             self.best = value
             if trainer.is_global_zero:

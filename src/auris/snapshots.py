@@ -208,6 +208,19 @@ def newest(
     return None
 
 
+def recover(folder: str | Path) -> None:
+    """Finish what a process was killed in: giving a checkpoint that is whole its name, in the place of an earlier one.
+
+    To be called by one process when a run begins: nobody is saving then.
+    """
+    folder = Path(folder)
+    for prefix in (_PARTIAL, _REMOVED):  # the new one if all of it is there, else the one that it was to replace
+        for left in folder.glob(f"{prefix}step=*"):
+            final = left.with_name(left.name.removeprefix(prefix))
+            if _STEP.fullmatch(final.name) and (left / _MANIFEST).is_file() and not final.exists():
+                left.rename(final)
+
+
 def find(path: str | Path, which: str = "last", kinds: Collection[str] = ("weights",)) -> Snapshot:
     """The checkpoint that a path means: itself, or a run directory's last or best one, found to be whole.
 
@@ -308,8 +321,9 @@ def prune(folder: str | Path, step: int, keep: int) -> None:
         if mark is None or old != mark["step"]:
             # Renamed first: a process killed on the way leaves nothing that looks like a checkpoint.
             shutil.rmtree(_set_aside(_directory(folder, old), _REMOVED))
-    for left in folder.glob(f"{_REMOVED}*"):
-        shutil.rmtree(left)
+    for prefix in (_REMOVED, _PARTIAL):  # of processes that were killed
+        for left in folder.glob(f"{prefix}*"):
+            shutil.rmtree(left)
 
 
 def replace(path: Path, text: str) -> None:

@@ -181,14 +181,14 @@ def run(jobs: list[Job], side_by_side: int) -> int:
             if job.process and job.process.poll() is None:
                 job.process.terminate()
         console.print("stopped; the same command resumes")
-        return len([job for job in jobs if job.status != "done"])
+        return min(len([job for job in jobs if job.status != "done"]), REQUEUE - 1)
     unfinished = [job for job in jobs if job.status != "done"]
     for job in unfinished:
         console.print(f"[red]{job.key} {job.status}[/red]" + (f", see {job.log}:" if job.status == "failed" else ""))
         if job.status == "failed":
             console.print("".join(job.log.read_text(errors="replace").splitlines(keepends=True)[-12:]), markup=False)
     goes_on = signals or any(job.status == "stopped" for job in jobs)
-    return REQUEUE if unfinished and goes_on else len(unfinished)
+    return REQUEUE if unfinished and goes_on else min(len(unfinished), REQUEUE - 1)
 
 
 @contextmanager

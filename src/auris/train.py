@@ -63,7 +63,7 @@ def train(made: dict[str, Any]) -> Path:
         return run_dir
     with Preemption() as preemption:
         module, data = build(made)
-        rank_zero_only(module.tokenizer.save)(run_dir / "tokenizer")  # a run can be taken elsewhere
+        keep_tokenizer(module.tokenizer, run_dir / "tokenizer")
         trainer = build_trainer(made, run_dir, preemption)
         started = time.time()
         trainer.fit(module, data)
@@ -73,6 +73,15 @@ def train(made: dict[str, Any]) -> Path:
         snapshots.replace(run_dir / "finished.json", json.dumps({**summary, **metrics}, indent=1))
         rank_zero_info(f"finished {run_dir}: {summary['steps']} steps, {summary['seconds']} s in this session")
     return run_dir
+
+
+@rank_zero_only
+def keep_tokenizer(tokenizer: Tokenizer, path: Path) -> None:
+    """Keep it with the run, which can be taken elsewhere then. In one move, and once: a resumed run has it."""
+    if not path.is_dir():
+        partial = path.with_name("tokenizer.partial")
+        tokenizer.save(partial)
+        partial.rename(path)
 
 
 def rehearse(made: dict[str, Any]) -> None:
@@ -125,6 +134,7 @@ def claim(run_dir: Path, made: dict[str, Any]) -> bool:
     nothing to lose, and its recipe is replaced.
     """
     file = run_dir / "recipe.yaml"
+    rank_zero_only(snapshots.recover)(run_dir / snapshots.FOLDER)
     if not snapshots.steps(run_dir / snapshots.FOLDER):
         recipe.save(made, file)
         return True
@@ -242,7 +252,7 @@ def run(cfg: DictConfig) -> None:
         if "arms" in cfg:
             sys.exit(studies.main(cfg))
         train(recipe.resolve(cfg))
-    except (ValueError, FileNotFoundError, RunStopped, snapshots.SaveError) as error:
+    except (ValueError, OSError, RunStopped) as error:
         sys.exit(f"error: {error}")
 
 

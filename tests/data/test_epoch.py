@@ -49,6 +49,12 @@ def test_the_straggler_and_the_fill_are_those_of_the_packs():
     assert survey(ROWS, made, SAMPLES, ranks=1).straggler == 1.0
 
 
+def test_a_row_that_was_altered_since_it_was_measured_is_counted_apart():
+    altered = Row(ROWS[0].id, problem="its checksum is another")
+    epoch = survey([altered, *ROWS[1:]], plan(), SAMPLES, ranks=1)
+    assert epoch.tasks["unreadable"].rows == 1
+
+
 def test_a_part_of_the_steps_tells_nearly_the_same():
     whole, part = (survey(ROWS, plan(), SAMPLES, ranks=1, most=most) for most in (99, 4))
     assert part.looked_at == 4 and part.steps == whole.steps == 10

@@ -92,6 +92,18 @@ def test_rows_of_new_tokens_learn_and_all_others_stay_bit_identical(net: AudioLM
         assert (before[table][NEW] != after[table][NEW]).any(dim=1).all()
 
 
+def test_a_checkpoint_that_holds_tied_tables_once_is_merged_as_the_whole_state(net: AudioLM):
+    if net.llm.lm_head.weight is not net.llm.model.embed_tokens.weight:
+        pytest.skip("these tables are not tied")
+    attach(net, "llm.new_tokens")
+    train(net, lr=0.02)
+    state = net.state_dict()
+    once = {name: x for name, x in state.items() if name not in ("llm.lm_head.weight", "llm.new_tokens.head")}
+    whole, found = adapters.merge(state), adapters.merge(once)
+    assert found.keys() == whole.keys() - {"llm.lm_head.weight"}
+    assert all(torch.equal(found[name], whole[name]) for name in found)
+
+
 @pytest.mark.parametrize("names", [["llm.new_tokens"], ["llm.lora"], ["llm.new_tokens", "llm.lora"]])
 def test_merged_weights_compute_what_the_adapters_did(net: AudioLM, names: list[str]):
     plain, pack = deepcopy(net), batch(net)

@@ -231,14 +231,14 @@ def follow_ups(rng: Rng, pool: Pool, row: Row) -> dict[str, Reply]:
         found = _classify(rng, wordings.FAMILIES, answer(row))
         return {"then family": _reply("It is a {} instrument.", *found)} if found else {}
     replies = {}
-    language = LANGUAGES[labels["language"]]
-    if task != "lid":
+    language = LANGUAGES.get(labels.get("language"))  # which not every task's rows need to say
+    if language and task != "lid":
         other = pick(rng, [known for known in LANGUAGES.values() if known != language])
         replies["then language"] = _reply("It is {}.", language, other)
     if task != "sgc" and (gender := _GENDERS.get(labels.get("speaker"))):
         replies["then gender"] = _reply("It is a {} voice.", gender, {"male": "female", "female": "male"}[gender])
     said = labels.get("transcript", labels.get("text", ""))
-    for slot, right in slots(said).items() if labels["language"] == "en" else ():
+    for slot, right in slots(said).items() if labels.get("language") == "en" else ():
         replies[f"then {slot}"] = _reply(_SLOT_SENTENCES[slot], right, _other_slot(rng, pool.split, slot, right)[1])
     return replies
 
@@ -334,10 +334,15 @@ def make_turns(rng: Rng, pool: Pool) -> list[Exchange]:
 
 def make_follow_up(rng: Rng, pool: Pool) -> list[Exchange]:
     """A demonstration, then one or two further questions on the same clip."""
-    while True:
+    for _ in range(_ATTEMPTS):
         row = pool.draw(rng, pick(rng, pool.some("follow_up", (*_SPEECH, "sec", "mic"))))
         if replies := follow_ups(rng, pool, row):
             break
+    else:
+        raise ValueError(
+            f"{_ATTEMPTS} rows of the corpus's {pool.split} split say nothing that could be asked further: "
+            "set mix.follow_up=0"
+        )
     families = rng.permutation(sorted(replies))[: pick(rng, (1, 1, 2))]
     return [
         _ask(rng, pool, row),

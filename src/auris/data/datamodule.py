@@ -146,7 +146,8 @@ class AudioDataModule(L.LightningDataModule):
     def groups(self) -> dict[str, str]:
         """Lines of the validation table, each with its metric."""
         usable = [number for number, n in enumerate(self.valid_lengths.tokens) if n]
-        asked = [self.question(number) for number in usable]
+        # One that was altered since it was measured has no labels: it is named when it is built.
+        asked = [self.question(number) for number in usable if not self.valid_rows[number].problem]
         return {group(row): metric(row) for row in asked if is_asked(row)}
 
     def question(self, number: int) -> Row:
@@ -282,8 +283,8 @@ def group(row: Row) -> str:
 
 
 def is_asked(row: Row) -> bool:
-    """Whether a row has an answer to be scored: plain text and preferences have none."""
-    return bool(tasks.find(row.labels["task"]).metric)
+    """Whether a row has an answer to be scored: plain text and preferences have none, nor what cannot be used."""
+    return not row.problem and bool(tasks.find(row.labels["task"]).metric)
 
 
 def language(row: Row) -> str:

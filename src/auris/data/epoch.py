@@ -77,9 +77,12 @@ def survey(rows: Sequence[Row], plan: Plan, samples: Samples, *, ranks: int, mos
         n_packs += len(packs)
         total += sum(tokens)
         busiest += max(sum(tokens[rank::ranks]) for rank in range(ranks))
-        for row in (row for pack in packs for row, _ in pack):
-            share = Share(rows=1, tokens=int(plan.lengths[row]), seconds=samples.seconds(rows[row]))
-            found[rows[row].labels["task"]] += share
+        for number in (number for pack in packs for number, _ in pack):
+            row = rows[number]
+            # One that was altered since it was measured cannot be read, and is named when it is built.
+            seconds = 0.0 if row.problem else samples.seconds(row)
+            share = Share(rows=1, tokens=int(plan.lengths[number]), seconds=seconds)
+            found["unreadable" if row.problem else row.labels["task"]] += share
     in_steps = plan.epoch_rows / plan.rows_per_step if plan.rows_per_step else steps
     return Epoch(
         ranks=ranks,

@@ -16,6 +16,7 @@ import numpy as np
 from rich.progress import track
 
 from auris.audio import AudioError
+from auris.data import cache
 from auris.data.manifests import Manifest, keys, unstated
 from auris.data.rows import Row
 from auris.data.samples import RowError, Samples, TooLong
@@ -64,20 +65,12 @@ def measure(manifests: Sequence[Manifest], samples: Samples, cache_dir: Path) ->
 
 def _cached(manifest: Manifest, samples: Samples, cache_dir: Path) -> Lengths:
     path = cache_dir / f"lengths-{_key(manifest, samples)}.npz"
-    if path.is_file():
-        with np.load(path, allow_pickle=False) as stored:
-            tables = (json.loads(str(stored[name])) for name in ("problems", "dropped"))
-            return Lengths(stored["tokens"], *({int(k): v for k, v in table.items()} for table in tables))
+    if stored := cache.load(path):
+        tables = (json.loads(str(stored[name])) for name in ("problems", "dropped"))
+        return Lengths(stored["tokens"], *({int(k): v for k, v in table.items()} for table in tables))
     measured = _measure(manifest.rows, samples)
-    cache_dir.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}.tmp.npz")  # several arms of a study may measure at once
-    np.savez(
-        partial,
-        tokens=measured.tokens,
-        problems=json.dumps(measured.problems),
-        dropped=json.dumps(measured.dropped),
-    )
-    partial.replace(path)
+    tables = {"problems": json.dumps(measured.problems), "dropped": json.dumps(measured.dropped)}
+    cache.save(path, tokens=measured.tokens, **tables)
     return measured
 
 

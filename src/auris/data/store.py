@@ -13,13 +13,14 @@ import os
 from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from auris.data import cache
 from auris.data.packing import row_key
 from auris.data.rows import Form, Record, decode, is_plain, parse
 
@@ -36,17 +37,6 @@ class Index:
     unstated: np.ndarray  # (R,) bool: the length of a clip is not stated, and is read from its file
     places: np.ndarray  # int64: where the rows stand, as the store counts
     names: np.ndarray  # (R,) uint32: what tells their names apart, as the store counts
-
-    def save(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}.tmp.npz")  # several runs may index at once
-        np.savez(partial, **vars(self))
-        partial.replace(path)
-
-    @classmethod
-    def load(cls, path: Path) -> Index:
-        with np.load(path, allow_pickle=False) as stored:
-            return cls(**{column.name: stored[column.name] for column in fields(cls)})
 
 
 class IndexBuilder:
@@ -98,12 +88,10 @@ class Store(ABC):
         facts = [str(_VERSION), type(self).__name__, self.digest, repr(form)]
         key = hashlib.sha256("\0".join(facts).encode()).hexdigest()[:24]
         file = None if cache_dir is None else cache_dir / f"rows-{key}.npz"
-        if file is not None and file.is_file():
-            self.index = Index.load(file)
-        else:
-            self.index = self.scan()
-            if file is not None:
-                self.index.save(file)
+        stored = None if file is None else cache.load(file)
+        self.index = Index(**stored) if stored else self.scan()
+        if file is not None and not stored:
+            cache.save(file, **vars(self.index))
 
     def __len__(self) -> int:
         return len(self.index.keys)

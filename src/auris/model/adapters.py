@@ -131,6 +131,8 @@ def _attach_lora(llm: PreTrainedModel, lora: Mapping[str, Any] | None) -> None:
         raise ValueError(f"lora.targets={list(lora['targets'])}: expected some of {', '.join(sorted(layers))}")
     if lora["rank"] < 1:
         raise ValueError(f"lora.rank={lora['rank']}: expected 1 or more")
+    if not lora["alpha"] > 0:
+        raise ValueError(f"lora.alpha={lora['alpha']}: expected a number above 0, or nothing is learned")
     # No dropout: frozen parts are in eval mode.
     config = LoraConfig(r=lora["rank"], lora_alpha=lora["alpha"], target_modules=list(lora["targets"]))
     with torch.random.fork_rng(devices=[]), torch.device(llm.device):
@@ -148,6 +150,8 @@ def merge(state: Mapping[str, Tensor], lora: Mapping[str, Any] | None = None) ->
     ids = merged.pop(f"{NEW_TOKENS}.ids", None)
     if ids is not None:
         for end, name in _TABLES.items():
+            if f"llm.{name}" not in merged:
+                continue  # tied: a checkpoint holds one of them, under the embedding's name
             rows = merged.pop(f"{NEW_TOKENS}.{end}")
             merged[f"llm.{name}"] = merged[f"llm.{name}"].index_copy(0, ids, rows)
     for name in [name for name in merged if name.endswith(".base_layer.weight")]:
