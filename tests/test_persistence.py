@@ -63,6 +63,15 @@ def assert_alike(one: dict, other: dict) -> None:
     assert marks[0] == marks[1] and marks[0]["step"] in (3, 6)
 
 
+def assert_nearly_alike(one: dict, other: dict) -> None:
+    """For runs on different numbers of processes."""
+    assert_equal(weights(one), weights(other), tolerance=1e-6)
+    ours, theirs = curves(one), curves(other)
+    for tag in TAGS:  # losses are sums over the rows of a step: other rows would show
+        assert [step for step, _ in ours[tag]] == [step for step, _ in theirs[tag]]
+        assert [value for _, value in ours[tag]] == pytest.approx([value for _, value in theirs[tag]], rel=1e-5)
+
+
 class Do(L.Callback):
     """Does something at the end of the training steps, or of the validations' batches, that are named."""
 
@@ -158,18 +167,15 @@ def test_a_process_killed_again_and_again_at_any_moment_ends_as_one_that_was_not
 
 
 @pytest.mark.slow
-def test_another_number_of_processes_goes_on_with_the_same_rows(small, whole, folder: Path):
-    made = small("arm=grown")
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_another_number_of_processes_goes_on_with_the_same_rows(small, whole, folder: Path, strategy: str):
+    made = small(f"arm=grown-{strategy}")
     begin(made)
     with pytest.raises(Killed):
         fit(made, KillAt(3))
-    grown = small("arm=grown", "strategy=ddp", "trainer.devices=2")
+    grown = small(f"arm=grown-{strategy}", f"strategy={strategy}", "trainer.devices=2")
     train_in_a_process(grown, folder)
-    assert_equal(weights(whole), weights(grown), tolerance=1e-6)
-    ours, theirs = curves(whole), curves(grown)
-    for tag in TAGS:  # losses are sums over the rows of a step: other rows would show
-        assert [step for step, _ in ours[tag]] == [step for step, _ in theirs[tag]]
-        assert [value for _, value in ours[tag]] == pytest.approx([value for _, value in theirs[tag]], rel=1e-5)
+    assert_nearly_alike(whole, grown)
 
 
 # --- stopped ------------------------------------------------------------------------------------------------------
@@ -205,8 +211,9 @@ def test_a_job_whose_processes_are_all_told_to_stop_saves_and_exits_to_be_requeu
 
 
 @pytest.mark.slow
-def test_one_process_that_is_told_to_stop_stops_all(small, folder: Path):
-    made = small("arm=pair", "strategy=ddp", "trainer.devices=2", "checkpoint_every=100")
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_one_process_that_is_told_to_stop_stops_all_and_all_go_on(small, whole, folder: Path, strategy: str):
+    made = small(f"arm=pair-{strategy}", f"strategy={strategy}", "trainer.devices=2", "checkpoint_every=100")
     begin(made)
     process = start(made, folder, slow=True)
     wait_for(Path(made["run_dir"]) / "progress.json", process)
@@ -215,6 +222,8 @@ def test_one_process_that_is_told_to_stop_stops_all(small, folder: Path):
     assert process.wait(timeout=100) == REQUEUE, (folder / "output").read_text()[-3000:]
     (saved,) = snapshots.steps(Path(made["run_dir"]) / "checkpoints")
     assert 1 <= saved < STEPS
+    assert start(made, folder).wait(timeout=200) == 0, (folder / "output").read_text()[-3000:]
+    assert_nearly_alike(whole, made)
 
 
 def test_before_training_a_signal_ends_the_process_at_once_and_after_it_means_what_it_did():
