@@ -196,6 +196,7 @@ def test_a_run_that_is_told_to_stop_saves_and_is_to_be_started_again(small, whol
     assert_alike(whole, made)
 
 
+@pytest.mark.slow
 def test_a_job_whose_processes_are_all_told_to_stop_saves_and_exits_to_be_requeued(small, whole, folder: Path):
     """As a cluster tells them: the loader's workers too."""
     made = small("arm=job", "data.num_workers=2", "checkpoint_every=100", "trainer.val_check_interval=1.0")
