@@ -8,6 +8,8 @@ import random
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -232,10 +234,9 @@ class Dead(BaseException):
     """What a killed process does not live to catch."""
 
 
-@pytest.mark.parametrize("at", range(8))
-def test_a_process_killed_while_saving_leaves_the_checkpoint_before(tmp_path: Path, monkeypatch, at: int):
-    """Each time something is to be on the disk or to get its name, in turn."""
-    write(tmp_path, 2, seed=2)
+@contextmanager
+def dying(monkeypatch: pytest.MonkeyPatch, at: int, *removing: str) -> Iterator[None]:
+    """A process that is killed in its call number `at` that puts something on the disk or gives it its name."""
     calls = iter(range(100))
 
     def count(function):
@@ -246,12 +247,25 @@ def test_a_process_killed_while_saving_leaves_the_checkpoint_before(tmp_path: Pa
 
         return counted
 
+    places = [
+        (snapshots.os, "fsync"),
+        (Path, "rename"),
+        (Path, "mkdir"),
+        *((snapshots.shutil, one) for one in removing),
+    ]
     with monkeypatch.context() as patch:
-        patch.setattr(snapshots.os, "fsync", count(snapshots.os.fsync))
-        patch.setattr(Path, "rename", count(Path.rename))
-        patch.setattr(Path, "mkdir", count(Path.mkdir))
+        for owner, name in places:
+            patch.setattr(owner, name, count(getattr(owner, name)))
         with pytest.raises(Dead):
-            write(tmp_path, 4, seed=4)
+            yield
+
+
+@pytest.mark.parametrize("at", range(8))
+def test_a_process_killed_while_saving_leaves_the_checkpoint_before(tmp_path: Path, monkeypatch, at: int):
+    """Each time something is to be on the disk or to get its name, in turn."""
+    write(tmp_path, 2, seed=2)
+    with dying(monkeypatch, at):
+        write(tmp_path, 4, seed=4)
     found = snapshots.newest(tmp_path)
     assert found.step == (4 if at == 7 else 2)  # the last thing is that the new name is on the disk
     write(tmp_path, 4, seed=4)  # what lies around is in nobody's way
@@ -263,25 +277,8 @@ def test_a_process_killed_while_saving_leaves_the_checkpoint_before(tmp_path: Pa
 def test_a_process_killed_while_a_checkpoint_is_taken_again_loses_none(tmp_path: Path, monkeypatch, at: int):
     """As one taken in the middle of a validation is, when that is over."""
     write(tmp_path, 2, seed=1)
-    calls = iter(range(100))
-
-    def count(function):
-        def counted(*arguments, **options):
-            if next(calls) == at:
-                raise Dead
-            return function(*arguments, **options)
-
-        return counted
-
-    with monkeypatch.context() as patch:
-        for owner, name in ((snapshots.os, "fsync"), (Path, "rename"), (Path, "mkdir"), (snapshots.shutil, "rmtree")):
-            patch.setattr(owner, name, count(getattr(owner, name)))
-        try:
-            write(tmp_path, 2, seed=2)
-        except Dead:
-            pass
-        else:
-            pytest.skip("saving takes fewer steps than that")
+    with dying(monkeypatch, at, "rmtree"):
+        write(tmp_path, 2, seed=2)
     snapshots.recover(tmp_path)
     assert snapshots.newest(tmp_path).step == 2
     write(tmp_path, 4)
