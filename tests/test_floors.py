@@ -13,7 +13,9 @@ PACKAGE = Path(__file__).resolve().parents[1] / "src" / "auris"
 FLOORS = {
     "auris.results": -1,  # reads files only
     "auris.audio": 0,
+    "auris.answers": 0,
     "auris.tasks": 0,
+    "auris.task_table": 0,
     "auris.prompts": 0,
     "auris.tokenizer": 0,
     "auris.data": 1,

@@ -1,4 +1,5 @@
 """`python -m auris.doctor checkpoint=PATH`: what a path holds, what fits, what is missing, and the memory it needs.
+`show=tasks` prints the task table instead.
 
 `dry_run=true` of a training run prints the same report about its recipe, with its first batch. Memory is computed from
 sizes, never measured: bf16 computation over fp32 master weights and AdamW, everything sharded over the GPUs (FSDP2).
@@ -22,7 +23,7 @@ from rich.table import Table
 from torch import nn
 from transformers import AutoConfig
 
-from auris import checkpoint, export, pretrained, recipe
+from auris import checkpoint, export, pretrained, recipe, task_table
 from auris.data.packing import IGNORE
 from auris.model import weights
 from auris.model.generation import Generation
@@ -329,12 +330,21 @@ def main() -> None:
 
 @hydra.main(config_path=str(recipe.CONFIGS), config_name="doctor", version_base="1.3")
 def run(cfg: DictConfig) -> None:
+    if cfg.show is not None:
+        return _show_tasks(cfg.show)
     made = recipe.resolve(cfg)
     try:
         wrong = examine(made["checkpoint"], made["which"], token_budget=made["token_budget"])
     except (ValueError, FileNotFoundError) as error:
         sys.exit(f"error: {error}")
     sys.exit(1 if wrong else 0)
+
+
+def _show_tasks(what: str) -> None:
+    try:
+        task_table.show(what)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

@@ -516,3 +516,12 @@ def test_dialogues_and_task_rows_are_not_seen_as_each_other(tmp_path):
         for attempt in (planned, lambda samples, row: samples.build(row, 0, 0)):
             with pytest.raises(RowError, match=said):
                 attempt(samples, row)
+
+
+def test_a_task_about_two_clips_is_not_asked_about_one(tmp_path):
+    row = row_of(tmp_path, task="sv", text="yes")
+    with pytest.raises(RowError, match="task 'sv' is asked about 2 clips, the row has 1"):
+        planned(samples_of(), row)
+    two = row_of(tmp_path, task="sv", text="yes")
+    two = replace(two, clips=2 * two.clips)
+    assert len(samples_of().build(two, 0, None).frames) == 2

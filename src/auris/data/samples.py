@@ -14,7 +14,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from auris import audio
+from auris import audio, tasks
 from auris.data.packing import Sample, row_seed
 from auris.data.rows import Clip, Row
 from auris.prompts import BothPrompts, Chat, NaturalPrompt, Prompt, Turn
@@ -173,6 +173,9 @@ class Samples(ABC):
 def _check_task(row: Row) -> None:
     if "messages" in row.labels:
         raise RowError("a dialogue: fine-tune on it (objective=sft data.view=chat prompt=chat_v1 or chat_v2)")
+    task = tasks.find(row.labels["task"])
+    if len(row.clips) < task.clips:
+        raise RowError(f"task {task.code!r} is asked about {task.clips} clips, the row has {len(row.clips)}")
 
 
 def _stated_samples(clip: Clip) -> int:
