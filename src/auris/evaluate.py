@@ -8,20 +8,19 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import hydra
-import numpy as np
 import torch
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from auris import pretrained, recipe, tasks
+from auris import measures, pretrained, recipe, tasks
 from auris.audio import AudioError
 from auris.data import long_audio
 from auris.data.datamodule import by_length, group, language, pack
@@ -31,11 +30,7 @@ from auris.data.pairs import PairSamples
 from auris.data.rows import Manifest, Row, read_manifests
 from auris.data.samples import AudioSamples, ChatSamples, RowError, Samples
 from auris.objectives.dpo import answer_logps
-from auris.results import bootstrap, value
-from auris.scoring.metrics import row_stats, signature
-
-# Beside a task's own metric: how often an answer was outside the task's classes, how often the intent was right.
-_ALSO = {"accuracy": ("unparsed",), "slot_f1": ("intent_accuracy",)}
+from auris.scoring.metrics import check, row_stats, signature
 
 
 def evaluate(made: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -93,6 +88,8 @@ def _evaluate_kind(
     rows = [row for manifest in manifests for row in manifest.rows]
     lengths = measure(manifests, view, Path(model.recipe["data"]["cache_dir"]))
     skipped = {rows[number].id: reason for number, reason in lengths.problems.items()}
+    if kind != "preference":
+        _check_metrics(view.asked(row) for number, row in enumerate(rows) if number not in lengths.problems)
     settings = model.settings(chat=kind == "chat", **made["generation"])
     if kind != "preference":
         console.print(f"{kind} rows: answers by {settings}", highlight=False)
@@ -113,6 +110,12 @@ def _evaluate_kind(
         return [_preferred(rows[number], said[number]) for number in sorted(said)], skipped
     asked = {rows[number].id: _asked(view, rows[number], said[number], model) for number in sorted(said)}
     return score(join(asked, whole)), skipped
+
+
+def _check_metrics(rows: Iterable[Row]) -> None:
+    """Before the first answer: a package that a score needs may be missing."""
+    for metric, spoken in sorted({(metric, language(row)) for row in rows for metric in metrics(row)}):
+        check(metric, spoken)
 
 
 def _asked(view: Samples, row: Row, ids: list[int], model: pretrained.AudioModel) -> tuple[Row, str]:
@@ -170,7 +173,7 @@ def _results_dir(made: Mapping[str, Any], trained: Mapping[str, Any]) -> Path:
 
 
 def score(answered: Mapping[str, tuple[Row, str]]) -> list[dict[str, Any]]:
-    """One prediction per row and metric, with the row's additive statistics."""
+    """One prediction per row and metric, with what the row contributes to it."""
     classes: dict[str, set[str]] = {}
     for row, _ in answered.values():
         task = tasks.find(row.labels["task"])
@@ -178,12 +181,13 @@ def score(answered: Mapping[str, tuple[Row, str]]) -> list[dict[str, Any]]:
             classes.setdefault(group(row), set()).add(task.compared(task.render(row.labels)))
     predictions = []
     for name, (row, hypothesis) in answered.items():
-        task, labels = tasks.find(row.labels["task"]), row.labels
-        reference = task.render(labels)
-        also = _ALSO.get(task.metric, ()) if task.closed or task.metric == "slot_f1" else ()
-        for metric in (own_metric(row), *also):
-            said, true = task.compared(hypothesis), task.compared(labels.get("key", reference))
-            known = sorted(classes.get(group(row), ()))
+        labels = row.labels
+        reference = tasks.find(labels["task"]).render(labels)
+        known = sorted(classes.get(group(row), ()))
+        for metric, compared in metrics(row).items():
+            said, true = compared(hypothesis), compared(labels.get("key", reference))
+            if metric == "cider":
+                true = labels.get("references", true)
             predictions.append(
                 {
                     **_about(row, metric) | {"id": name},
@@ -193,6 +197,12 @@ def score(answered: Mapping[str, tuple[Row, str]]) -> list[dict[str, Any]]:
                 }
             )
     return predictions
+
+
+def metrics(row: Row) -> dict[str, Callable[[str], Any]]:
+    """What a row's answer is scored by, each metric with what of the answer it compares."""
+    task = tasks.find(row.labels["task"])
+    return {own_metric(row): task.compared, **task.also}
 
 
 def _about(row: Row, metric: str) -> dict[str, Any]:
@@ -216,8 +226,8 @@ def summarise(
         lines.setdefault((prediction["group"], prediction["metric"]), []).append(prediction)
     results = []
     for (name, metric), of_line in sorted(lines.items()):
-        stats = np.array([prediction["stats"] for prediction in of_line])
-        low, high = bootstrap(stats, metric, n_samples=samples, seed=seed)
+        stats = [prediction["stats"] for prediction in of_line]
+        low, high = measures.bootstrap(stats, metric, n_samples=samples, seed=seed)
         results.append(
             {
                 "study": trained["study"],
@@ -227,7 +237,7 @@ def summarise(
                 "task": name,
                 "split": "test",
                 "metric": metric,
-                "value": value(metric, stats.sum(0)),
+                "value": measures.score(metric, stats),
                 "low": low,
                 "high": high,
                 "n": len(of_line),
@@ -258,9 +268,9 @@ def _write_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 def _show(console: Console, benchmark: str, results: Sequence[Mapping[str, Any]], skipped: Mapping[str, str]) -> None:
     table = Table("task", "metric", "value", "95 % interval", "n", "provenance", title=benchmark)
     for row in results:
-        scale = 1 if row["metric"] == "bleu" else 100
-        interval = f"{scale * row['low']:.1f} .. {scale * row['high']:.1f}"
-        cells = (row["task"], row["metric"], f"{scale * row['value']:.1f}", interval, str(row["n"]), row["provenance"])
+        shown, low, high = (measures.display(row["metric"], row[part]) for part in ("value", "low", "high"))
+        unit = measures.measure(row["metric"]).unit
+        cells = (row["task"], row["metric"], f"{shown} {unit}", f"{low} .. {high}", str(row["n"]), row["provenance"])
         table.add_row(*cells)
     console.print(table)
     if skipped:
