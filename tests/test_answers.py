@@ -364,6 +364,8 @@ def test_unusable_notes_are_told_why(changed, said):
         ("sed", {"events": [{"label": "dog", "start": -1, "end": 1}]}, "between 0 and 30 s"),
         ("sd", {"turns": []}, "`turns` is []"),
         ("sd", {"turns": [{"speaker": 1, "start": 0, "end": 1}]}, "`speaker` of `turns[0]` is 1"),
+        ("aac", {"text": "rain", "references": "rain"}, "`references` is 'rain'"),
+        ("mc", {"text": "a waltz", "references": ["a waltz", " "]}, "`references[1]` is ' '"),
         ("sv", {"text": "same"}, "'same'; task 'sv' has the answers yes, no"),
     ],
 )

@@ -341,6 +341,14 @@ def _check_entities(labels: Labels) -> Iterator[str]:
         yield from _check_piece(f"`value` of {where}", entity.get("value"), without="<;")
 
 
+def _check_references(labels: Labels) -> Iterator[str]:
+    references = labels["references"]
+    if not isinstance(references, list) or not references:
+        yield f"label `references` is {references!r:.40}, expected a list of all the right answers"
+    for number, text in enumerate(references):
+        yield from _check_piece(f"`references[{number}]`", text, without="")
+
+
 def _check_texts(labels: Labels) -> Iterator[str]:
     texts = labels["texts"]
     if not isinstance(texts, list) or len(texts) < 2:
@@ -420,6 +428,7 @@ CHECKS: dict[str, Callable[[Labels], Iterator[str]]] = {
     "intent": _check_intent,
     "slots": _check_slots,
     "entities": _check_entities,
+    "references": _check_references,
     "texts": _check_texts,
     "words": _check_words,
     "events": _check_events,
