@@ -256,6 +256,13 @@ def test_a_word_without_times_in_brackets_has_no_end():
     assert answers.parse_words("hello there")["words"] == [{"word": "hello there", "start": 0.0, "end": None}]
 
 
+@pytest.mark.parametrize("natural", [False, True])
+@pytest.mark.parametrize("code, labels", [("srwt", {"words": WORDS}), ("osr", {"texts": TEXTS})])
+def test_a_language_that_the_model_told_is_no_part_of_what_is_said(code, labels, natural):
+    answer = TASKS[code].render(labels, natural=natural)
+    assert TASKS[code].parse("<|en|>" + answer) == TASKS[code].parse(answer) == labels
+
+
 def test_what_is_compared_of_timed_words_is_their_text():
     for natural in (False, True):
         assert TASKS["srwt"].compared(TASKS["srwt"].render({"words": WORDS}, natural=natural)) == "hello there"
