@@ -256,6 +256,13 @@ def test_a_word_without_times_in_brackets_has_no_end():
     assert answers.parse_words("hello there")["words"] == [{"word": "hello there", "start": 0.0, "end": None}]
 
 
+@pytest.mark.parametrize("natural", [False, True])
+@pytest.mark.parametrize("code, labels", [("srwt", {"words": WORDS}), ("osr", {"texts": TEXTS})])
+def test_a_language_that_the_model_told_is_no_part_of_what_is_said(code, labels, natural):
+    answer = TASKS[code].render(labels, natural=natural)
+    assert TASKS[code].parse("<|en|>" + answer) == TASKS[code].parse(answer) == labels
+
+
 def test_what_is_compared_of_timed_words_is_their_text():
     for natural in (False, True):
         assert TASKS["srwt"].compared(TASKS["srwt"].render({"words": WORDS}, natural=natural)) == "hello there"
@@ -364,6 +371,8 @@ def test_unusable_notes_are_told_why(changed, said):
         ("sed", {"events": [{"label": "dog", "start": -1, "end": 1}]}, "between 0 and 30 s"),
         ("sd", {"turns": []}, "`turns` is []"),
         ("sd", {"turns": [{"speaker": 1, "start": 0, "end": 1}]}, "`speaker` of `turns[0]` is 1"),
+        ("aac", {"text": "rain", "references": "rain"}, "`references` is 'rain'"),
+        ("mc", {"text": "a waltz", "references": ["a waltz", " "]}, "`references[1]` is ' '"),
         ("sv", {"text": "same"}, "'same'; task 'sv' has the answers yes, no"),
     ],
 )

@@ -40,6 +40,7 @@ _TAGGED_SPAN = re.compile(rf"{_TIME.pattern}([^<]+)(?={_TIME.pattern})")  # an e
 _SAID_SPAN = re.compile(r"\(([0-9]{1,2}\.[0-9]{2})-([0-9]{1,2}\.[0-9]{2})\)")  # stands behind its label
 _ENTITY = re.compile("(.*?)".join(map(re.escape, (_VALUE, _END_OF_VALUE + _TYPE, _END_OF_TYPE))), re.DOTALL)
 _SPEAKER = re.compile(r"speaker [0-9]+:", re.IGNORECASE)
+_LANGUAGE = re.compile(rf"\s*<\|(?:{'|'.join(LANGUAGES)})\|>")  # with which an answer begins where the model tells it
 _HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003134f]")
 
 
@@ -144,6 +145,7 @@ def say_texts(labels: Labels) -> list[str]:
 
 
 def parse_texts(answer: str) -> dict[str, Any]:
+    answer = _without_language(answer)
     if _DELIMITER in answer:
         return {"texts": [text.strip() for text in answer.split(_DELIMITER)]}
     lines = (line.strip() for line in answer.strip().split("\n"))
@@ -170,6 +172,7 @@ def say_words(labels: Labels) -> list[str]:
 
 def parse_words(answer: str) -> dict[str, Any]:
     """Words with their times in seconds; `end` is None for a last word whose time is missing."""
+    answer = _without_language(answer)
     if _TIME.search(answer):
         first, *rest = _TIME.split(answer)
         words, ends = [first, *rest[1::2]], [*map(float, rest[0::2])]
@@ -180,6 +183,11 @@ def parse_words(answer: str) -> dict[str, Any]:
         starts.append(ends[-1] if ends else 0.0)
     heard = zip((word.strip() for word in words), starts, [*ends, None], strict=True)
     return {"words": [{"word": w, "start": s, "end": e} for w, s, e in heard if w and w != _SILENCE]}
+
+
+def _without_language(answer: str) -> str:
+    match = _LANGUAGE.match(answer)
+    return answer[match.end() :] if match else answer
 
 
 def spoken_words(answer: str) -> str:
@@ -347,6 +355,14 @@ def _check_entities(labels: Labels) -> Iterator[str]:
         yield from _check_piece(f"`value` of {where}", entity.get("value"), without="<;")
 
 
+def _check_references(labels: Labels) -> Iterator[str]:
+    references = labels["references"]
+    if not isinstance(references, list) or not references:
+        yield f"label `references` is {references!r:.40}, expected a list of all the right answers"
+    for number, text in enumerate(references):
+        yield from _check_piece(f"`references[{number}]`", text, without="")
+
+
 def _check_texts(labels: Labels) -> Iterator[str]:
     texts = labels["texts"]
     if not isinstance(texts, list) or len(texts) < 2:
@@ -426,6 +442,7 @@ CHECKS: dict[str, Callable[[Labels], Iterator[str]]] = {
     "intent": _check_intent,
     "slots": _check_slots,
     "entities": _check_entities,
+    "references": _check_references,
     "texts": _check_texts,
     "words": _check_words,
     "events": _check_events,

@@ -139,7 +139,7 @@ def in_windows(manifests: Sequence[Manifest], view: Samples) -> tuple[list[Manif
     whole: dict[str, list[str]] = {}
 
     def is_transcript(row: Row) -> bool:
-        return view.asked(row).labels["task"] == "asr"
+        return view.asked(row).labels["task"] in tasks.TRANSCRIPTS
 
     def parts(row: Row) -> list[Row]:
         try:

@@ -50,7 +50,7 @@ def rows() -> list[tuple[str, ...]]:
 
 
 def _cells(name: str, task: Task) -> tuple[str, ...]:
-    optional = (f"[`{label}`]" for label in task.optional)
+    optional = (f"[`{label}`]" for label in (*task.optional, *task.uses))
     return (
         task.family,
         task.hours[name],
@@ -128,6 +128,7 @@ def _sheet(task: Task) -> str:
         lines += [f"in Qwen-Audio's Table 1 ({task.family}): {where}", f"evaluation data: {grades}"]
     lines += [f"needs: {', '.join(task.needs)}" + (f", and {task.clips} clips" if task.clips > 1 else "")]
     lines += [f"optional: {label} ({value} where a row is silent)" for label, value in task.optional.items()]
+    lines += [f"optional: {label}" for label in task.uses]
     if task.natural:
         lines += [f"scored by: {', '.join([task.metric, *task.also])}"]
         lines += [f"tags ({task.tags_source}): {task.tags}", f"answer with tags: {task.render(EXAMPLE)}"]

@@ -31,6 +31,9 @@ _CLOSED: dict[str, tuple[str, Collection[str]]] = {
     "mode": ("modes", MODES),
 }
 
+# Tasks whose `text` is what is said, word for word, in the language of the speech.
+TRANSCRIPTS = ("asr", "dialect_asr")
+
 # What evaluation data for a task can be: see `Task.grade`.
 GRADES = {
     "A": "real recordings",
@@ -54,6 +57,7 @@ class Task:
         tags: the hierarchical-tag prompt that follows the audio (Qwen-Audio section 3.2 and its evaluation scripts).
         natural, paraphrases: the canonical instruction (Qwen2-Audio), and the other wordings it is trained with.
         optional: labels that have the value given here where a row is silent.
+        uses: labels that count where a row has them, for its score.
         choices: the only answers there are, where the task itself says so.
         write, say: turn a row's labels into the pieces of its answer under tags and in natural language (None: alike).
         parse: turns an answer of either form back into labels.
@@ -79,6 +83,7 @@ class Task:
     natural_source: str = "ours"
     paraphrases: tuple[str, ...] = ()
     optional: Mapping[str, str] = field(default_factory=dict)
+    uses: tuple[str, ...] = ()
     choices: tuple[str, ...] = ()
     write: Callable[[Mapping[str, Any]], Sequence[str]] = answers.write_text
     say: Callable[[Mapping[str, Any]], Sequence[str]] | None = None
@@ -598,6 +603,7 @@ _ROWS = (
             "Say in one sentence what you hear:",
         ),
         optional={"caption_style": "plain"},
+        uses=("references",),
         metric="cider",
         also={"bleu": str},
         group="aac",
@@ -783,6 +789,7 @@ _ROWS = (
             "How would you describe this piece?",
             "Say in one sentence what is played:",
         ),
+        uses=("references",),
         metric="cider",
         also={"bleu": str},
         group="mc",
@@ -1008,7 +1015,7 @@ def check(labels: Mapping[str, Any]) -> str | None:
     for name in task.needs:
         if labels.get(name) is None:
             return f"task {task.code!r} needs the label `{name}`"
-    asked = (name for name in (*task.needs, *task.optional) if labels.get(name) is not None)
+    asked = (name for name in (*task.needs, *task.optional, *task.uses) if labels.get(name) is not None)
     return next((problem for name in asked for problem in _problems(task, name, labels)), None)
 
 

@@ -174,6 +174,10 @@ def test_task_rows_and_rows_of_ours_are_left_as_they_are():
             {"task": "aqa", "question": "Where is this?", "text": "road"},
         ),
         ({"source": "clotho_test", "gt": "A car."}, {"task": "aac", "caption_style": "clotho", "text": "A car."}),
+        (
+            {"source": "audiocaps_test", "gt": ["A car.", "A loud car."]},
+            {"caption_style": "audiocaps", "text": "A car.", "references": ["A car.", "A loud car."]},
+        ),
     ],
 )
 def test_rows_of_the_official_evaluations_are_task_rows(tmp_path, fields, labels):
@@ -189,7 +193,9 @@ def test_rows_of_the_official_evaluations_are_task_rows(tmp_path, fields, labels
         ({"gt": "x"}, "`source` is None"),
         ({"source": "covost2_test", "gt": "x"}, "expected two languages"),
         ({"source": "cv15_asr_ru", "gt": "x"}, "task 'asr' needs the label `language`"),
-        ({"source": "clotho_test", "gt": ["one", "two"]}, "label `text` is list"),
+        ({"source": "meld", "gt": ["joy", "anger"]}, "label `text` is list"),
+        ({"source": "clotho_test", "gt": []}, "label `text` is list"),
+        ({"source": "clotho_test", "gt": ["one", 2]}, "`references[1]` is 2"),
     ],
 )
 def test_what_is_wrong_with_an_official_row_is_named(tmp_path, fields, said):

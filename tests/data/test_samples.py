@@ -291,6 +291,7 @@ def test_the_planned_length_of_stretched_text_bounds_every_draw(tmp_path):
         ({"content": "rain falls", "transcript": "no", "text": "no"}, "rain falls"),
         ({"transcript": "guten Tag", "text": "no"}, "guten Tag"),
         ({"text": "hello"}, "hello"),
+        ({"task": "dialect_asr", "dialect": "Scottish English", "text": "hello"}, "hello"),
     ],
 )
 def test_content_is_taken_from_content_then_transcript_then_the_answer(tmp_path, fields, content):
