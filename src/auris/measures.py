@@ -272,6 +272,14 @@ MEASURES: dict[str, Measure] = {
     "instrument_accuracy": _share("instrument accuracy"),
     "contains": _share("holds the answer"),
     "prefers": _share("prefers the chosen", "preferred"),
+    "judged": Measure(
+        stats=("points", "rows"),
+        formula=_rate,
+        higher_is_better=True,
+        label="judge's points",
+        scale=1,
+        unit="in points",
+    ),
     "accuracy_raw": _share("raw accuracy", panel=None),
     "unparsed": Measure(stats=("unparsed", "rows"), formula=_rate, higher_is_better=False, label="unparsed"),
 }

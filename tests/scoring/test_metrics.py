@@ -226,6 +226,7 @@ FORMS = {
     "velocity_accuracy": 60,
     "prefers": -1.0,
     "eer": 1.0,
+    "judged": 7.0,
 }
 
 
@@ -239,7 +240,8 @@ def test_every_measure_has_statistics_and_a_signature(metric):
     stats = row_stats(metric, form, form, "en", classes=["dog"])
     assert len(stats) == len(MEASURES[metric].stats)
     assert json.loads(json.dumps(stats)) == stats, "written into predictions"
-    assert signature(metric, "en").startswith(f"{metric}|")
+    if metric != "judged":  # its judge has the signature
+        assert signature(metric, "en").startswith(f"{metric}|")
 
 
 @pytest.mark.parametrize(

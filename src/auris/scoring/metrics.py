@@ -53,7 +53,8 @@ def row_stats(
     says; `aas_ms` and `word_coverage` lists of {word, start, end}, `aas_official` the published form as text
     (`auris.scoring.timestamps`).
     Scores: `prefers` takes log-probabilities, of the rejected answer as hypothesis, of the chosen one as reference;
-    `eer` a score that is higher the more the row should be accepted, and whether it should be.
+    `eer` a score that is higher the more the row should be accepted, and whether it should be; `judged` a judge's
+    points as hypothesis (`auris.scoring.judge`; the judge has the signature).
     """
     measure(metric)  # an unknown name ends here
     match metric:
@@ -109,6 +110,8 @@ def row_stats(
             return [float(reference > hypothesis), 1.0]
         case "eer":
             return [float(hypothesis), float(reference)]
+        case "judged":
+            return [float(hypothesis), 1.0]
     raise AssertionError(f"{metric} is in MEASURES but has no statistics here")
 
 
@@ -140,6 +143,8 @@ def _signature(metric: str, language: str) -> str:
             return "lstrip|exact"
         case "macro_f1":
             return "strip+lower|exact|mean over the references' classes"
+        case "judged":
+            raise ValueError("the signature of `judged` is its judge's: auris.scoring.judge")
         case "prefers":
             return "log p(chosen) > log p(rejected)|sums over tokens"
         case "eer":
