@@ -26,7 +26,7 @@ from auris.data import long_audio
 from auris.data.datamodule import by_length, group, language, pack
 from auris.data.datamodule import metric as own_metric
 from auris.data.lengths import measure
-from auris.data.pairs import PairSamples
+from auris.data.pairs import PairSamples, VerdictSamples
 from auris.data.rows import Manifest, Row, read_manifests
 from auris.data.samples import AudioSamples, ChatSamples, RowError, Samples
 from auris.objectives.dpo import answer_logps
@@ -98,10 +98,11 @@ def _evaluate_kind(
     if kind != "preference":
         console.print(f"{kind} rows: answers by {settings}", highlight=False)
     said: dict[int, Any] = {}
+    odds: dict[int, float] = {}
     for numbers in track(by_length(lengths, made["token_budget"]), description="answering", console=console):
         batch = pack(rows, [(number, None) for number in numbers], view, prompt_only=kind != "preference")
         skipped |= dict(batch["skipped"])
-        batch = {key: value.to(model.device) if torch.is_tensor(value) else value for key, value in batch.items()}
+        batch = _on(model.device, batch)
         with torch.no_grad():
             if kind == "preference":
                 found = answer_logps(model.net, batch)[0].tolist()
@@ -110,14 +111,16 @@ def _evaluate_kind(
                 generator = torch.Generator().manual_seed(made["seed"])
                 found = model.objective.answer(model.net, batch, settings, generator=generator)
         said |= dict(zip(batch["rows"], found, strict=False))  # an empty pack holds one dummy row
+        odds |= log_odds(model, view, rows, [number for number in batch["rows"] if _is_verdict(view, rows[number])])
     if kind == "preference":
         return [_preferred(rows[number], said[number]) for number in sorted(said)], skipped
     asked = {rows[number].id: _asked(view, rows[number], said[number], model) for number in sorted(said)}
     answered = join(asked, whole)
+    predictions = score(answered) + [_accepted(rows[number], odds[number]) for number in sorted(odds)]
     if kind != "chat" or judge is None:
-        return score(answered), skipped
+        return predictions, skipped
     judged, unrated = rate(answered, judge, console)
-    return score(answered) + judged, skipped | unrated
+    return predictions + judged, skipped | unrated
 
 
 def rate(
@@ -145,6 +148,41 @@ def _check_metrics(rows: Iterable[Row]) -> None:
 def _asked(view: Samples, row: Row, ids: list[int], model: pretrained.AudioModel) -> tuple[Row, str]:
     row = view.asked(row)
     return row, model.tokenizer.decode(ids, control=tasks.find(row.labels["task"]).tagged)
+
+
+def _is_verdict(view: Samples, row: Row) -> bool:
+    """Whether a row is asked to accept or reject what is heard, so that a threshold may decide as well as an answer."""
+    return type(view) is AudioSamples and tasks.find(row.labels["task"]).choices == VerdictSamples.VERDICTS
+
+
+def log_odds(
+    model: pretrained.AudioModel, view: Samples, rows: Sequence[Row], numbers: Sequence[int]
+) -> dict[int, float]:
+    """Of each of these rows, asked as in `view`, log p(yes) - log p(no) of the whole answers."""
+    if not numbers:
+        return {}
+    facts = {"tokenizer": view.tokenizer, "prompt": view.prompt, "geometry": view.geometry}
+    view = VerdictSamples(**facts, long_audio=view.long_audio)
+    batch = _on(model.device, pack(rows, [(number, None) for number in numbers], view))
+    with torch.no_grad():
+        yes, no = answer_logps(model.net, batch)[0].unbind(1)
+    return dict(zip(batch["rows"], (yes - no).tolist(), strict=True))
+
+
+def _on(device: torch.device, batch: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value.to(device) if torch.is_tensor(value) else value for key, value in batch.items()}
+
+
+def _accepted(row: Row, odds: float) -> dict[str, Any]:
+    """How likely the row is accepted, and whether it should be."""
+    yes, _ = VerdictSamples.VERDICTS
+    true = row.labels["text"]
+    return {
+        **_about(row, "eer"),
+        "stats": row_stats("eer", odds, true.strip().lower() == yes, language(row)),
+        "hypothesis": f"log odds {odds:.2f}",
+        "reference": true,
+    }
 
 
 def _preferred(row: Row, logps: Sequence[float]) -> dict[str, Any]:
@@ -209,6 +247,8 @@ def score(answered: Mapping[str, tuple[Row, str]]) -> list[dict[str, Any]]:
         reference = tasks.find(labels["task"]).render(labels)
         known = sorted(classes.get(group(row), ()))
         for metric, compared in metrics(row).items():
+            if metric == "eer":  # is of scores, not of answers: `log_odds`
+                continue
             said, true = compared(hypothesis), compared(labels.get("key", reference))
             if metric == "cider":
                 true = labels.get("references", true)

@@ -381,7 +381,7 @@ _ROWS = (
         ),
         choices=("yes", "no"),
         metric="accuracy",
-        also=_CLASSES,
+        also={**_CLASSES, "eer": str},
         closed=True,
         group="sv",
         grade="A",
