@@ -175,11 +175,15 @@ def _signature(metric: str, language: str) -> str:
 
 def check(metric: str, language: str) -> None:
     """Raises ValueError if a package that the metric needs is not installed: before answers are made, not after."""
+    _check_package(metric)
+    if metric in ("wer", "cer", "cpwer", "contains", "aas_ms", "word_coverage"):
+        norm.check(language)
+
+
+def _check_package(metric: str) -> None:
     measure(metric)
     if package := _PACKAGES.get(metric):
         extras.require(package, f"metric {metric!r}")
-    if metric in ("wer", "cer", "cpwer", "contains", "aas_ms", "word_coverage"):
-        norm.check(language)
 
 
 class TaskScore(torchmetrics.Metric):
@@ -192,6 +196,7 @@ class TaskScore(torchmetrics.Metric):
 
     def __init__(self, metric: str, **kwargs) -> None:
         super().__init__(**kwargs)
+        _check_package(metric)
         self.metric = metric
         self.additive = measure(metric).formula is not None
         if self.additive:
