@@ -4,6 +4,8 @@ PYTHON ?= python3
 RUNS   ?= runs
 # Runs of the demo side by side: three keep two cores busy, as the three stages differ in length.
 JOBS   ?= 3
+# Processes that run tests side by side, a file each.
+TESTERS ?= 2
 
 PY     := $(VENV)/bin/python
 PINS   := $(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
@@ -18,7 +20,7 @@ export TOKENIZERS_PARALLELISM := false
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
-	@echo "  Variables: VENV=$(VENV) PYTHON=$(PYTHON) JOBS=$(JOBS)"
+	@echo "  Variables: VENV=$(VENV) PYTHON=$(PYTHON) JOBS=$(JOBS) TESTERS=$(TESTERS)"
 
 $(STAMP):
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
@@ -34,7 +36,7 @@ demo: setup  ## train Qwen-Audio and Qwen2-Audio at tiny scale and compare them:
 	$(PY) -m auris.results study=demo
 
 test: setup  ## run the tests (offline, CPU)
-	$(PY) -m pytest
+	$(PY) -m pytest -n $(TESTERS) --dist loadfile
 
 test-slow: setup  ## run the longer proofs
 	$(PY) -m pytest -m slow

@@ -13,8 +13,9 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+from auris.completions import Endpoint, Record
 from auris.corpus import music, sound
-from auris.corpus.augmentation import SHIPPED, Endpoint, Record, request
+from auris.corpus.augmentation import SHIPPED, request
 from auris.corpus.dialogues import name
 from auris.corpus.grammar import KEYWORDS, LANGUAGES
 from auris.tasks import LANGUAGES as NAMES

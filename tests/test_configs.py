@@ -27,8 +27,8 @@ PRIMARIES = {  # with what each of them cannot do without
     "chat": ["checkpoint=runs/some/run"],
     "prefer": ["out=pairs.jsonl"],
 }
-# The parts of these groups are chosen in more than one primary.
-SHARED = {"data": ("train", "evaluate", "prefer")}
+# The primaries in which the parts of these groups are chosen; of all others, train.
+SHARED = {"data": ("train", "evaluate", "prefer"), "benchmark": ("evaluate",), "judge": ("evaluate", "prefer")}
 STUDIES = sorted(path.stem for path in (ROOT / "ablations").glob("*.yaml"))
 
 
@@ -46,7 +46,7 @@ def choices() -> list[tuple[str, str]]:
     for path in sorted(recipe.CONFIGS.rglob("*.yaml")):
         group = path.parent.relative_to(recipe.CONFIGS).as_posix()
         if group not in (".", "experiment", "scale"):  # those are composed in all combinations below
-            owners = SHARED.get(group, ("evaluate",) if group == "benchmark" else ("train",))
+            owners = SHARED.get(group, ("train",))
             found += [(owner, f"{group}={path.stem}") for owner in owners]
     return found
 

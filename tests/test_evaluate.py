@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from rich.console import Console
+
 from auris.data.rows import Clip, Manifest, Row
-from auris.evaluate import in_windows, join, score, summarise
+from auris.evaluate import in_windows, join, rate, score, summarise
+from auris.scoring.judge import Unrated
 from manifests import read_row, samples_of, write_wave
 
 RUN = {"study": "s", "arm": "a", "seed": 0}
@@ -90,3 +93,19 @@ def test_a_long_transcript_is_answered_in_windows_and_joined(tmp_path: Path):
     del answered["long#1"]
     assert "long" not in join(answered, whole)
     assert in_windows([manifest], samples_of(long_audio="first"))[0] == [manifest]
+
+
+def test_a_judge_s_points_stand_beside_the_task_s_own_score():
+    def judge(labels, answer: str) -> float:
+        if not answer:
+            raise Unrated("no points")
+        return float(len(answer))
+
+    judge.signature = "judged|by length"
+    rows = {name: row(name, task="chat", mode="text", text="a dog", messages=[]) for name in ("q0", "q1", "q2")}
+    answered = {"q0": (rows["q0"], "cat"), "q1": (rows["q1"], "a dog"), "q2": (rows["q2"], "")}
+    predictions, unrated = rate(answered, judge, Console(quiet=True))
+    assert unrated == {"q2": "no points"}
+    trained = {"study": "s", "arm": "a", "seed": 0}
+    [line] = summarise(predictions, trained, "b", 10, 0, {"judged": judge.signature})
+    assert (line["metric"], line["value"], line["n"], line["signature"]) == ("judged", 4.0, 2, "judged|by length")

@@ -14,6 +14,7 @@ FLOORS = {
     "auris.results": -1,  # reads files only
     "auris.audio": 0,
     "auris.answers": 0,
+    "auris.completions": 0,
     "auris.tasks": 0,
     "auris.task_table": 0,
     "auris.prompts": 0,

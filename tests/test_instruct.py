@@ -21,6 +21,7 @@ from auris.corpus.augmentation import SHIPPED
 from auris.corpus.build import SOUND_PHRASES
 from auris.data.rows import read_manifests
 from auris.instruct import instruct, share
+from auris.scoring.judge import rate
 from auris.tasks import LANGUAGES, MODES
 
 FILES = [f"{prefix}{split}" for split in grammar.SPLITS for prefix in ("", "preferences_")]
@@ -245,7 +246,7 @@ def test_preferences_end_with_the_user_and_prefer_the_right_polite_answer(made: 
         assert row["chosen"] != row["rejected"]
         better, worse = row["scores"]
         assert better == 9.0 > worse
-        assert (better, worse) == tuple(dialogues.rate(row[side], row["key"]) for side in ("chosen", "rejected"))
+        assert (better, worse) == tuple(rate(row[side], row["key"]) for side in ("chosen", "rejected"))
         match row["fault"]:
             case "wrong":
                 assert not wordings.contains(row["rejected"], row["key"]), row
@@ -254,15 +255,10 @@ def test_preferences_end_with_the_user_and_prefer_the_right_polite_answer(made: 
                 assert wordings.contains(row["rejected"], row["key"]) and not row["rejected"].endswith(".")
             case "plain":
                 assert row["chosen"].removeprefix("Sure. ").removeprefix("Of course. ") == row["rejected"]
-        assert row["annotator"] == "a rule (auris.corpus.dialogues.rate), not a person"
+        assert row["annotator"] == "a rule (auris.scoring.judge.rate), not a person"
         faults[row["fault"]] += 1
     assert set(faults) == set(dialogues.FAULTS)
     assert faults["wrong"] > max(faults["terse"], faults["plain"])
-
-
-def test_a_reply_is_rated_by_content_then_form() -> None:
-    replies = ("Sure. I hear a dog.", "I hear a dog.", "dog", "Sure. I hear a cat.", "I hear a cat.", "cat")
-    assert [dialogues.rate(reply, "dog") for reply in replies] == [9, 7, 5, 5, 3, 1]
 
 
 # --- splits and provenance ------------------------------------------------------------------------------------------
@@ -419,7 +415,7 @@ def test_questions_come_from_the_users_own_model_where_one_is_named(corpus: Path
 def test_a_table_says_who_wrote_and_who_preferred(made: Path) -> None:
     table = instruction.tabulate(json.loads((made / "instruct.json").read_text("utf-8")))
     assert "a script of templates, not a language model" in table.caption
-    assert "a rule (auris.corpus.dialogues.rate), not a person" in table.caption
+    assert "a rule (auris.scoring.judge.rate), not a person" in table.caption
 
 
 # --- mistakes -------------------------------------------------------------------------------------------------------

@@ -252,6 +252,15 @@ def test_a_margin_costs_pairs(command: Callable[..., Any], model: Path, capsys: 
     assert TIE in capsys.readouterr().out and not Path("none.jsonl").exists()
 
 
+def test_a_judge_ranks_answers_too(command: Callable[..., Any], model: Path):
+    rows = sampled(command, model, "judged.jsonl", "metric=judged", "judge=rule", "n_samples=6")
+    assert rows
+    for row in rows:
+        better, worse = row["scores"]
+        assert 9 >= better > worse >= 1
+        assert row["metric"] == "judged" and row["judge"].startswith("judged|1-9|stand-in")
+
+
 @pytest.mark.parametrize(
     "arguments, reason",
     [
@@ -259,7 +268,9 @@ def test_a_margin_costs_pairs(command: Callable[..., Any], model: Path, capsys: 
         ([], "expected one of them"),
         (["from=a.jsonl"], "from: no manifest at a.jsonl"),
         (["checkpoint=RUN", "n_samples=1"], "n_samples=1: expected 2 or more"),
-        (["checkpoint=RUN", "metric=bleu"], "metric=bleu: expected wer or accuracy or contains"),
+        (["checkpoint=RUN", "metric=bleu"], "metric=bleu: expected wer or accuracy or contains or judged"),
+        (["checkpoint=RUN", "metric=judged"], "judge=None: expected judge=rule or judge=model"),
+        (["checkpoint=RUN", "judge=rule"], "expected judge=rule or judge=model with metric=judged"),
         (["checkpoint=RUN", "margin=-1"], "margin=-1: expected 0 or more"),
         (["checkpoint=RUN"], "data.test=[]: expected [FILE.jsonl]"),
         (

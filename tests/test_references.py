@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from torch import nn
 
 import nets
-from auris import recipe, references, train
+from auris import pretrained, recipe, references, train
 from auris.audio import SpecAugment
 from auris.data.datamodule import pack
 from auris.data.pairs import PairSamples
@@ -22,6 +23,7 @@ from auris.data.rows import Row
 from auris.objectives.dpo import DPO, answer_logps
 from auris.objectives.next_token import NextToken
 from auris.prompts import Qwen2AudioChat, QwenAudioChat
+from auris.tokenizer import Tokenizer
 from manifests import read_row, samples_of, tokenizer, write_manifest, write_wave
 from recipes import SMALLEST_MODEL
 from runs import ROOT, KillAt, Killed, assert_equal, fit, train_in_a_process, weights
@@ -271,6 +273,27 @@ def test_a_killed_run_resumes_against_the_reference_that_it_started_from(smalles
     train.train(broken)
     assert counted.rows == []  # the other run has computed them all
     assert_equal(weights(whole), weights(broken), 0.0)
+
+
+def test_a_run_of_another_machine_is_preferred_on_this_one(smallest, corpus, tmp_path, monkeypatch):
+    """Only the run's directory comes along; rows, recipe and tokenizer of the machine that trained it are gone."""
+    there = tmp_path / "there"
+    shutil.copytree(corpus, there / "corpus")
+    tuned = smallest("max_steps=2", "arm=tuned", f"data.root={there}/corpus")
+    assert str(there) in tuned["tokenizer"]
+    train.train(tuned)
+    here = Path(shutil.move(tuned["run_dir"], tmp_path / "here"))
+    shutil.rmtree(there)
+    model = pretrained.load(here)
+    assert model.tokenizer.fast.get_vocab() == Tokenizer.load(corpus / "tokenizer").fast.get_vocab()
+    with pytest.raises(FileNotFoundError, match=f"tokenizer={tmp_path}/none/a/b: .*tokenizer={here}/tokenizer"):
+        train.train(smallest("max_steps=2", f"checkpoint='{here}'", f"tokenizer={tmp_path}/none/a/b"))
+    made = smallest(
+        "max_steps=2", f"checkpoint='{here}'", f"tokenizer='{here}/tokenizer'", "optim.lr=1e-9", "optim.min_lr=1e-9"
+    )
+    train.train(made)
+    assert_equal(recipe.load_state(here)[1], weights(made), 1e-6)
+    assert (Path(made["run_dir"]) / "tokenizer").is_dir()
 
 
 def test_two_processes_share_the_work_and_train_as_one(smallest, tmp_path):

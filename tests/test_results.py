@@ -191,6 +191,23 @@ def test_difference_swaps_sign_with_the_arms(study):
     assert (ab["seeds"] == 2).all()
 
 
+def test_wins_count_rows_by_their_own_scores_and_ties_half(tmp_path, capsys):
+    errors = {"a": [[0, 4], [2, 4], [1, 4], [0, 0]], "b": [[1, 4], [1, 4], [1, 4], [0, 0]]}  # won by a, b, none, none
+    points = {"a": [[3, 1], [9, 1], [5, 1], [1, 1]], "b": [[9, 1], [7, 1], [9, 1], [5, 1]]}
+    for arm in "ab":
+        for seed in (0, 1):
+            groups = {"asr en": ("wer", errors[arm]), "chat text": ("judged", points[arm])}
+            write_run(tmp_path / "s", arm, seed, groups)
+    pair = results.compare(tmp_path / "s", "a", "b").set_index("metric")
+    assert pair.loc["wer", "wins"] == 0.5
+    assert pair.loc["judged", "wins"] == 0.75
+    assert pair.loc["judged", "wins low"] < 0.75 < pair.loc["judged", "wins high"]
+    assert results.compare(tmp_path / "s", "b", "a").set_index("metric").loc["judged", "wins"] == 0.25
+    results._show(results.table(tmp_path / "s"), "s")
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "Win rate of b over a, chat text, ties half: 75.0 % [" in shown and "(judged|made up)" in shown
+
+
 def test_order_of_the_lines_does_not_matter(study):
     before = results.compare(study, *ARMS)
     path = study / ARMS[0] / "seed=0/predictions/embedded.jsonl"

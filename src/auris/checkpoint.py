@@ -143,13 +143,14 @@ def _trained(path: Path, kind: str, file: Path) -> Checkpoint:
         made, _ = recipe.load_state(file)
     except Exception as error:
         raise ValueError(f"{file} cannot be read as a checkpoint of auris: {_DAMAGED}") from error
+    own = file.parents[1] / "tokenizer"  # the recipe's path may be that of another machine
     return Checkpoint(
         path=path,
         kind=kind,
         config=made,
         model=made["model"],
         parts=_parts_of(made["model"]),
-        tokenizer=made["tokenizer"],
+        tokenizer=str(own) if own.is_dir() else made["tokenizer"],
         file=file,
     )
 

@@ -32,6 +32,8 @@ from auris.data.rows import Manifest, Row, read_manifests
 from auris.data.samples import AudioSamples, ChatSamples, RowError, Samples
 from auris.objectives.dpo import answer_logps
 from auris.results import bootstrap, value
+from auris.results import measure as measure_of
+from auris.scoring.judge import Judge, Unrated
 from auris.scoring.metrics import row_stats, signature
 
 # Beside a task's own metric: how often an answer was outside the task's classes, how often the intent was right.
@@ -41,6 +43,7 @@ _ALSO = {"accuracy": ("unparsed",), "slot_f1": ("intent_accuracy",)}
 def evaluate(made: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Answer and score; returns the result rows that were written."""
     console = Console()
+    judge = recipe.build(made["judge"])
     model = pretrained.load(made["checkpoint"], which=made["which"], device=made["accelerator"])
     manifests = read_manifests(made["benchmark"]["test"], key="data.test")
     predictions: list[dict[str, Any]] = []
@@ -49,12 +52,13 @@ def evaluate(made: Mapping[str, Any]) -> list[dict[str, Any]]:
         of_kind = [replace(m, rows=tuple(row for row in m.rows if _kind(row) == kind)) for m in manifests]
         of_kind = [manifest for manifest in of_kind if manifest.rows]
         if of_kind:
-            found, left_out = _evaluate_kind(model, kind, of_kind, made, console)
+            found, left_out = _evaluate_kind(model, kind, of_kind, made, judge, console)
             predictions += found
             skipped |= left_out
     predictions.sort(key=lambda prediction: (prediction["group"], prediction["metric"]))
     name = made["benchmark"]["name"] or "+".join(manifest.path.stem for manifest in manifests)
-    results = summarise(predictions, model.recipe, name, made["bootstrap"], made["seed"])
+    signatures = {} if judge is None else {"judged": judge.signature}
+    results = summarise(predictions, model.recipe, name, made["bootstrap"], made["seed"], signatures)
     _write(_results_dir(made, model.recipe), name, predictions, results)
     _show(console, name, results, skipped)
     return results
@@ -85,6 +89,7 @@ def _evaluate_kind(
     kind: str,
     manifests: Sequence[Manifest],
     made: Mapping[str, Any],
+    judge: Judge | None,
     console: Console,
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """Predictions about rows of one kind, and why some were left out."""
@@ -112,7 +117,27 @@ def _evaluate_kind(
     if kind == "preference":
         return [_preferred(rows[number], said[number]) for number in sorted(said)], skipped
     asked = {rows[number].id: _asked(view, rows[number], said[number], model) for number in sorted(said)}
-    return score(join(asked, whole)), skipped
+    answered = join(asked, whole)
+    if kind != "chat" or judge is None:
+        return score(answered), skipped
+    judged, unrated = rate(answered, judge, console)
+    return score(answered) + judged, skipped | unrated
+
+
+def rate(
+    answered: Mapping[str, tuple[Row, str]], judge: Judge, console: Console
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """What a judge makes of the answers to dialogues, and why some have no points."""
+    predictions, unrated = [], {}
+    for row, answer in track(answered.values(), description="rating", console=console):
+        try:
+            stats = row_stats("judged", judge(row.labels, answer), "", language(row))
+        except Unrated as error:
+            unrated[row.id] = str(error)
+            continue
+        about = _about(row, "judged")
+        predictions.append({**about, "stats": stats, "hypothesis": answer, "reference": row.labels["text"]})
+    return predictions, unrated
 
 
 def _asked(view: Samples, row: Row, ids: list[int], model: pretrained.AudioModel) -> tuple[Row, str]:
@@ -208,9 +233,17 @@ def _about(row: Row, metric: str) -> dict[str, Any]:
 
 
 def summarise(
-    predictions: Sequence[Mapping[str, Any]], trained: Mapping[str, Any], benchmark: str, samples: int, seed: int
+    predictions: Sequence[Mapping[str, Any]],
+    trained: Mapping[str, Any],
+    benchmark: str,
+    samples: int,
+    seed: int,
+    signatures: Mapping[str, str] | None = None,
 ) -> list[dict[str, Any]]:
-    """One result row per group and metric, with a 95 % bootstrap interval over rows."""
+    """One result row per group and metric, with a 95 % bootstrap interval over rows.
+
+    `signatures`: of metrics whose numbers somebody else makes.
+    """
     lines: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for prediction in predictions:
         lines.setdefault((prediction["group"], prediction["metric"]), []).append(prediction)
@@ -231,7 +264,7 @@ def summarise(
                 "low": low,
                 "high": high,
                 "n": len(of_line),
-                "signature": signature(metric, of_line[0]["language"]),
+                "signature": (signatures or {}).get(metric) or signature(metric, of_line[0]["language"]),
                 "provenance": "+".join(sorted({prediction["provenance"] for prediction in of_line})),
             }
         )
@@ -258,13 +291,13 @@ def _write_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 def _show(console: Console, benchmark: str, results: Sequence[Mapping[str, Any]], skipped: Mapping[str, str]) -> None:
     table = Table("task", "metric", "value", "95 % interval", "n", "provenance", title=benchmark)
     for row in results:
-        scale = 1 if row["metric"] == "bleu" else 100
+        scale = measure_of(row["metric"]).scale
         interval = f"{scale * row['low']:.1f} .. {scale * row['high']:.1f}"
         cells = (row["task"], row["metric"], f"{scale * row['value']:.1f}", interval, str(row["n"]), row["provenance"])
         table.add_row(*cells)
     console.print(table)
     if skipped:
-        console.print(f"[yellow]{len(skipped)} rows could not be used and are in no score:[/yellow]")
+        console.print(f"[yellow]{len(skipped)} rows could not be used and are not in every score:[/yellow]")
         for name, reason in list(skipped.items())[:20]:
             console.print(f"  {name}: {reason}", markup=False, soft_wrap=True)
 

@@ -34,9 +34,10 @@ from auris.model.generation import Generation, generate
 from auris.pretrained import AudioModel
 from auris.prompts import map_audios
 from auris.results import bootstrap, measure, value
+from auris.scoring.judge import Judge, Unrated
 from auris.scoring.metrics import for_language, row_stats
 
-METRICS = ("wer", "accuracy", "contains")
+METRICS = ("wer", "accuracy", "contains", "judged")
 
 # Why a row's answers make no pair.
 TIE = "all answers are equally good"
@@ -75,6 +76,7 @@ class Found:
 def sample_pairs(made: Mapping[str, Any], console: Console) -> Found:
     """The best and the worst of the model's answers to each chat row of `data.test`."""
     _check(made)
+    judge = recipe.build(made["judge"])
     model = pretrained.load(made["checkpoint"], which=made["which"], device=made["accelerator"])
     model.check_answers()
     settings = model.settings(chat=True, **made["generation"])
@@ -103,7 +105,11 @@ def sample_pairs(made: Mapping[str, Any], console: Console) -> Found:
         batch = pack(rows, [(number, None) for number in numbers], view, prompt_only=True)
         problems |= dict(batch["skipped"])
         for number, answers in sample(model, batch, settings, made["n_samples"], made["seed"]).items():
-            metric, scores = score(view.asked(rows[number]), answers, made["metric"])
+            try:
+                metric, scores = score(view.asked(rows[number]), answers, made["metric"], judge)
+            except Unrated as error:
+                problems[rows[number].id] = str(error)
+                continue
             found = choose(answers, metric, scores, made["margin"])
             if any(map(math.isnan, scores)):
                 problems[rows[number].id] = f"its right answer has nothing that {metric} counts"
@@ -111,6 +117,8 @@ def sample_pairs(made: Mapping[str, Any], console: Console) -> Found:
                 without[found] += 1
             else:
                 facts = {"metric": metric, "scores": [scores[n] for n in found], "answered_by": model.name}
+                if judge is not None:
+                    facts["judge"] = judge.signature
                 pairs[number] = Pair(rows[number], *(answers[n] for n in found), facts)
     return Found([pairs[number] for number in sorted(pairs)], without, problems)
 
@@ -120,6 +128,11 @@ def _check(made: Mapping[str, Any]) -> None:
         "n_samples": (made["n_samples"], made["n_samples"] >= 2, "2 or more: a pair has two answers"),
         "metric": (made["metric"], made["metric"] in METRICS, " or ".join(METRICS)),
         "margin": (made["margin"], made["margin"] >= 0, "0 or more"),
+        "judge": (
+            made["judge"],
+            (made["metric"] == "judged") == (made["judge"] is not None),
+            "judge=rule or judge=model with metric=judged, and null with any other",
+        ),
         "data.test": (made["data"]["test"], bool(made["data"]["test"]), "[FILE.jsonl], dialogues to be answered"),
     }
     for name, (seen, holds, expected) in ranges.items():
@@ -141,8 +154,13 @@ def sample(
     return answers
 
 
-def score(row: Row, answers: Sequence[str], metric: str) -> tuple[str, list[float]]:
-    """The metric under its honest name, and of each answer by itself; NaN where there is nothing to count."""
+def score(row: Row, answers: Sequence[str], metric: str, judge: Judge | None = None) -> tuple[str, list[float]]:
+    """The metric under its honest name, and of each answer by itself; NaN where there is nothing to count.
+
+    Raises Unrated where the judge gives an answer no points.
+    """
+    if judge is not None:
+        return metric, [judge(row.labels, answer) for answer in answers]
     name = for_language(metric, language(row))
     right = row.labels["text"]
     if metric == "contains":

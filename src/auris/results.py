@@ -88,6 +88,7 @@ MEASURES = {
     "accuracy": Measure(("correct", "rows"), _rate, True, "accuracy", CORRECT),
     "contains": Measure(("correct", "rows"), _rate, True, "holds the answer", CORRECT),
     "prefers": Measure(("preferred", "rows"), _rate, True, "prefers the chosen", CORRECT),
+    "judged": Measure(("points", "rows"), _rate, True, "judge's points", None, scale=1),
     "accuracy_raw": Measure(("correct", "rows"), _rate, True, "raw accuracy", None),
     "unparsed": Measure(("unparsed", "rows"), _rate, False, "unparsed", None),
     "slot_f1": Measure(("true positives", "false positives", "false negatives"), _f1, True, "slot F1", CORRECT),
@@ -228,8 +229,8 @@ def table(root: str | Path, arms: Sequence[str] | None = None) -> pd.DataFrame:
 
     Columns: benchmark, group, metric, provenance, signature, n (test rows common to the arms); for every arm `<arm>`,
     `<arm> low`, `<arm> high` (statistics pooled over its seeds, rows resampled), `<arm> seeds`, `<arm> sd` (standard
-    deviation of the single seeds' scores); for every arm after the first `<arm> - <first>` with its ` low` and ` high`,
-    as in `compare`. `attrs["notes"]` lists, in words, what could not be compared row by row.
+    deviation of the single seeds' scores); for every arm after the first `<arm> - <first>` and `<arm> wins` with their
+    ` low` and ` high`, as in `compare`. `attrs["notes"]` lists, in words, what could not be compared row by row.
     Arms default to all that have predictions, sorted by their words. Raises ValueError for an unknown arm.
     """
     import pandas as pd
@@ -252,6 +253,7 @@ def table(root: str | Path, arms: Sequence[str] | None = None) -> pd.DataFrame:
             match = pair[(pair[KEY] == list(key)).all(axis=1)].to_dict("records")
             for part in ("", " low", " high"):
                 row[f"{arm} - {arms[0]}{part}"] = match[0][f"difference{part}"] if match else np.nan
+                row[f"{arm} wins{part}"] = match[0][f"wins{part}"] if match else np.nan
         rows.append(row)
     frame = pd.DataFrame(rows)
     frame.attrs["arms"] = list(arms)
@@ -264,8 +266,9 @@ def compare(root: str | Path, arm_a: str, arm_b: str) -> pd.DataFrame:
 
     Pairs (seed, row id) that both arms have are kept; a row's statistics are summed over the seeds; rows are resampled,
     the same for both arms. Columns: benchmark, group, metric, n (rows), seeds, a, b, difference, `difference low`,
-    `difference high`, only_a, only_b (pairs without a partner, left out), references_differ. `attrs["notes"]` says so
-    in words. Raises ValueError for an unknown arm, or if nothing is common to the two.
+    `difference high`, wins, `wins low`, `wins high` (share of pairs in which the answer of `arm_b` scores better by
+    itself, ties counted half), only_a, only_b (pairs without a partner, left out), references_differ. `attrs["notes"]`
+    says so in words. Raises ValueError for an unknown arm, or if nothing is common to the two.
     """
     scored, _, notes = _scored(root, [arm_a, arm_b])
     pair = _compare(scored, arm_a, arm_b)
@@ -300,7 +303,7 @@ def _compare(scored: pd.DataFrame, arm_a: str, arm_b: str) -> pd.DataFrame:
     import pandas as pd
 
     columns = [*KEY, "n", "seeds", "a", "b", "difference", "difference low", "difference high"]
-    columns += ["only_a", "only_b", "references_differ"]
+    columns += ["wins", "wins low", "wins high", "only_a", "only_b", "references_differ"]
     rows, notes = [], []
     for key, of_key in scored.groupby(KEY, sort=False):
         a, b = (of_key[of_key["arm"] == arm].set_index(["seed", "id"]) for arm in (arm_a, arm_b))
@@ -335,12 +338,24 @@ def _compare(scored: pd.DataFrame, arm_a: str, arm_b: str) -> pd.DataFrame:
         sums_a, sums_b = (_pool(side.reset_index()) for side in (a, b))
         score_a, score_b = (value(key[-1], sums.sum(0)) for sums in (sums_a, sums_b))
         low, high = paired_bootstrap(sums_a, sums_b, key[-1])
-        rows.append(
-            (*key, len(sums_a), len(seeds), score_a, score_b, score_b - score_a, low, high, only_a, only_b, differ)
-        )
+        scores = (score_a, score_b, score_b - score_a, low, high, *_wins(a, b, key[-1]))
+        rows.append((*key, len(sums_a), len(seeds), *scores, only_a, only_b, differ))
     frame = pd.DataFrame(rows, columns=columns)
     frame.attrs["notes"] = notes
     return frame
+
+
+def _wins(a: pd.DataFrame, b: pd.DataFrame, metric: str) -> tuple[float, float, float]:
+    """Share of paired rows that `b` wins by the rows' own scores, with a 95 % interval from resampling row ids."""
+    import pandas as pd
+
+    sign = 1 if MEASURES[metric].higher_is_better else -1
+    with np.errstate(invalid="ignore"):  # a row that holds nothing to count is a tie
+        score_a, score_b = (np.array([value(metric, row) for row in side["stats"]]) for side in (a, b))
+        gap = sign * (score_b - score_a)
+    won = np.where(np.isnan(gap) | (gap == 0), 0.5, gap > 0)
+    stats = pd.DataFrame({"won": won, "pairs": 1.0}).groupby(a.index.get_level_values("id")).sum().to_numpy()
+    return (float(won.mean()), *bootstrap(stats, "accuracy"))
 
 
 def _score(rows: pd.DataFrame, metric: str, arm: str) -> dict[str, float]:
@@ -661,9 +676,23 @@ def _show(frame: pd.DataFrame, study: str) -> None:
     console = Console()
     console.print(shown)
     spread = "; ± standard deviation over seeds" if frame[[f"{arm} sd" for arm in arms]].notna().any(axis=None) else ""
-    legend = f"Scores in %, BLEU 0-100 [95 % bootstrap interval over rows]{spread}; ↑ higher is better, ↓ lower."
-    for line in (legend, _provenance(frame), *(f"note: {note}" for note in frame.attrs["notes"])):
+    legend = (
+        "Scores in %, BLEU 0-100, judges in points [95 % bootstrap interval over rows]"
+        f"{spread}; ↑ higher is better, ↓ lower."
+    )
+    for line in (legend, *_judged(frame), _provenance(frame), *(f"note: {note}" for note in frame.attrs["notes"])):
         console.print(line, highlight=False, markup=False)
+
+
+def _judged(frame: pd.DataFrame) -> Iterator[str]:
+    """How often a judge liked an arm's answer better than the first arm's."""
+    first, *others = frame.attrs["arms"]
+    for row in frame[frame["metric"] == "judged"].to_dict("records"):
+        for arm in others:
+            share, low, high = (100 * row[f"{arm} wins{part}"] for part in ("", " low", " high"))
+            if not np.isnan(share):
+                what = f"{arm} over {first}, {row['group']}, ties half"
+                yield f"Win rate of {what}: {share:.1f} % [{low:.1f}, {high:.1f}] ({row['signature']})"
 
 
 def format_score(row: dict, column: str) -> str:

@@ -21,7 +21,7 @@ import lightning as L
 from hydra.utils import get_class
 from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from omegaconf import DictConfig
 from rich.console import Console
 
@@ -56,6 +56,7 @@ def train(made: dict[str, Any]) -> Path:
     if not claim(run_dir, made):
         return run_dir
     module, data = build(made)
+    rank_zero_only(module.tokenizer.save)(run_dir / "tokenizer")  # a run can be taken elsewhere
     trainer = build_trainer(made, run_dir)
     resume = run_dir / "checkpoints" / "last.ckpt"
     started = time.time()
@@ -151,7 +152,12 @@ def build(made: dict[str, Any]) -> tuple[AudioLMModule, AudioDataModule]:
     data = dict(made["data"])
     for split in ("train", "valid"):
         entries(data[split], key=f"data.{split}")  # a wrong path is said before anything is built
-    tokenizer = Tokenizer.load(made["tokenizer"])
+    try:
+        tokenizer = Tokenizer.load(made["tokenizer"])
+    except FileNotFoundError as error:
+        if made["checkpoint"] is None:
+            raise
+        raise FileNotFoundError(f"{error}; a run brings its own: tokenizer={made['checkpoint']}/tokenizer") from error
     net = recipe.build_net(made, tokenizer)
     views = {
         train: recipe.build_samples(made, net, tokenizer, long_audio=data["long_audio"], train=train)

@@ -1,24 +1,21 @@
 """Questions and answers that a language model writes from the labels of recordings (Qwen-Audio section 3.3).
 
-The model is asked through any OpenAI-compatible endpoint, once per label, and every answer is kept in a file: the
-next time nothing is asked, and a test or a reader without a network gets the same rows. The file that comes with auris
-was answered by a script and not by a language model; its first line says so, and so does every row made from it.
+The model is asked once per label and every answer is kept (`auris.completions`), so that a test or a reader without a
+network gets the same rows. The file that comes with auris was answered by a script and not by a language model; its
+first line says so, and so does every row made from it.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import re
-import urllib.error
-import urllib.request
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from auris.completions import Message, Record
 from auris.corpus import wordings
 from auris.corpus.grammar import SPLITS
 from auris.tasks import TASKS
@@ -31,100 +28,7 @@ _INSTRUCTION = (
     "one short sentence that contains the label word for word. Reply with a JSON list of objects with the keys "
     '"question" and "answer", and with nothing else.'
 )
-_ANSWER = ("messages", "reply", "model")  # keys of a recorded answer
 _LIST = re.compile(r"\[.*\]", re.DOTALL)  # models like to put a fence or a word around it
-
-Message = Mapping[str, str]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Endpoint:
-    """Where chat completions are asked for.
-
-    `url` ends before `/chat/completions`; `key_env` names the environment variable that holds the key, if one is
-    needed; `timeout` is in seconds.
-    """
-
-    url: str
-    model: str
-    key_env: str | None = None
-    temperature: float = 0.7
-    timeout: float = 60.0
-
-    def complete(self, messages: Sequence[Message]) -> tuple[str, str]:
-        """The reply to `messages`, and the model that gave it. Raises ValueError when there is none."""
-        body = {"model": self.model, "messages": list(messages), "temperature": self.temperature}
-        headers = {"Content-Type": "application/json"}
-        if self.key_env and (key := os.environ.get(self.key_env)):
-            headers["Authorization"] = f"Bearer {key}"
-        address = f"{self.url.rstrip('/')}/chat/completions"
-        try:
-            request = urllib.request.Request(address, json.dumps(body).encode(), headers, method="POST")
-            with urllib.request.urlopen(request, timeout=self.timeout) as response:
-                reply = json.loads(response.read())
-            text = reply["choices"][0]["message"]["content"]
-            if isinstance(text, str):
-                return text, reply.get("model", self.model)
-            reason = f"its content is {text!r}"
-        except urllib.error.HTTPError as error:
-            reason = f"{error} {error.read(300).decode(errors='replace')}"
-        except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
-            reason = f"{type(error).__name__}: {error}"
-        raise ValueError(f"llm.url={self.url} gave no chat completion ({reason}); what it answered before is kept")
-
-
-class Record:
-    """Requests and their answers in a JSONL file, answered from there or, if there is an endpoint, by it.
-
-    The first line says what the file is and which model answered first; each line names its own model.
-    """
-
-    def __init__(self, path: Path, endpoint: Endpoint | None = None):
-        self.path, self.endpoint = path, endpoint
-        self.answers: dict[str, dict[str, Any]] = {}
-        if path.is_file():
-            for number, line in enumerate(path.read_text(encoding="utf-8").splitlines()[1:], start=2):
-                try:
-                    answer = json.loads(line)
-                    self.answers[_digest(answer["messages"])] = {key: answer[key] for key in _ANSWER}
-                except (ValueError, KeyError, TypeError) as error:
-                    reason = f"{type(error).__name__}: {error}"
-                    raise ValueError(f"llm.recording={path}, line {number} is no answer ({reason})") from None
-        elif endpoint is None:
-            raise FileNotFoundError(
-                f"llm.recording={path}: no such file; with llm.url=http://HOST:PORT/v1 llm.model=NAME it is made"
-            )
-
-    def ask(self, messages: Sequence[Message]) -> tuple[str, str]:
-        """The reply to `messages`, and the model that gave it.
-
-        Raises ValueError when it is not in the file and there is no endpoint, or the endpoint fails.
-        """
-        if (key := _digest(messages)) not in self.answers:
-            if self.endpoint is None:
-                raise ValueError(
-                    f"{self.path} holds no answer to {messages[-1]['content']!r}; ask a model for it "
-                    "(llm.url=http://HOST:PORT/v1 llm.model=NAME llm.recording=FILE), or leave such rows out "
-                    "(llm.tasks=[...], mix.augmented=0)"
-                )
-            reply, model = self.endpoint.complete(messages)
-            self.answers[key] = dict(zip(_ANSWER, (list(messages), reply, model), strict=True))
-            self._append(self.answers[key])
-        answer = self.answers[key]
-        return answer["reply"], answer["model"]
-
-    def _append(self, answer: Mapping[str, Any]) -> None:
-        new = not self.path.is_file()
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as file:
-            if new:
-                what = "chat completions for python -m auris.instruct"
-                file.write(json.dumps({"recording": what, "answered by": answer["model"]}, ensure_ascii=False) + "\n")
-            file.write(json.dumps(answer, ensure_ascii=False) + "\n")
-
-
-def _digest(messages: Sequence[Message]) -> str:
-    return hashlib.sha256(json.dumps(messages, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 A dialogue is drawn from a seed of its place (split, kind, number), as the corpus's rows are: the same seed gives the
 same dialogues with any number of processes, and a larger set holds a smaller one. The answers are right by
-construction, since all of them follow from labels. Who prefers which answer is a rule and no person: `rate`.
+construction, since all of them follow from labels. Who prefers which answer is a rule and no person:
+`auris.scoring.judge.rate`.
 """
 
 from __future__ import annotations
@@ -36,9 +37,10 @@ from auris.corpus.grammar import (
 from auris.corpus.signal import SAMPLE_RATE, samples
 from auris.corpus.wordings import ask, pick
 from auris.data.rows import Row
+from auris.scoring.judge import rate
 from auris.tasks import LANGUAGES
 
-ANNOTATOR = "a rule (auris.corpus.dialogues.rate), not a person"
+ANNOTATOR = "a rule (auris.scoring.judge.rate), not a person"
 FAULTS = ("wrong", "terse", "plain")  # of a rejected answer: other content, no sentence, no polite introduction
 
 _TEMPLATES = "templates"  # who wrote what a language model did not
@@ -598,16 +600,6 @@ def _mode(exchanges: Sequence[Exchange]) -> str:
 def _provenance(sources: Sequence[Row], spoken: bool) -> str:
     kinds = {str(row.labels.get("provenance", "unknown")) for row in sources} | ({"tts"} if spoken else set())
     return "mixed" if len(kinds) > 1 else next(iter(kinds), "text")
-
-
-def rate(reply: str, key: str) -> float:
-    """From 1 to 9, what the stand-in for a human annotator thinks of a reply.
-
-    Four points for the right content, two for a sentence, two for a polite introduction.
-    """
-    right = wordings.contains(reply, key)
-    sentence, polite = reply.endswith("."), reply.startswith(wordings.POLITE)
-    return 1.0 + 4 * right + 2 * sentence + 2 * polite
 
 
 def draw(rng: Rng, weights: Weights) -> str:

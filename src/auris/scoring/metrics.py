@@ -37,7 +37,8 @@ def row_stats(
     (`lstrip` only); `contains` asks whether the normalised reference stands in the normalised hypothesis, whole words
     where there are any; `unparsed` counts answers outside `classes`. `slot_f1` and `intent_accuracy` take
     `{intent, slots: {name: value}}`, and None for an answer that could not be parsed. `prefers` takes
-    log-probabilities: of the rejected answer as hypothesis, of the chosen one as reference.
+    log-probabilities: of the rejected answer as hypothesis, of the chosen one as reference. `judged` takes a judge's
+    points as hypothesis (`auris.scoring.judge`; the judge has the signature).
     """
     measure(metric)  # an unknown name ends here
     match metric:
@@ -59,6 +60,8 @@ def row_stats(
             return [float(f"{space}{key}{space}" in f"{space}{said}{space}"), 1.0]
         case "prefers":
             return [float(reference > hypothesis), 1.0]
+        case "judged":
+            return [float(hypothesis), 1.0]
         case "accuracy_raw":
             return [float(hypothesis.lstrip() == reference), 1.0]
         case "unparsed":
@@ -92,6 +95,8 @@ def signature(metric: str, language: str) -> str:
             return f"bleu|nrefs:1|case:mixed|eff:no|tok:{tokenizer}|smooth:exp|version:{version('sacrebleu')}"
         case "accuracy_raw":
             return "accuracy_raw|lstrip|exact"
+        case "judged":
+            raise ValueError("the signature of `judged` is its judge's: auris.scoring.judge")
         case "prefers":
             return "prefers|log p(chosen) > log p(rejected)|sums over tokens"
         case "contains":
