@@ -195,6 +195,12 @@ def spoken_words(answer: str) -> str:
     return " ".join(entry["word"] for entry in parse_words(answer)["words"])
 
 
+def published_words(answer: str) -> str:
+    """A timed transcript as the released scoring script reads it, whichever style it is answered in."""
+    heard = [word for word in parse_words(answer)["words"] if word["end"] is not None]
+    return answer if _TIME.search(answer) or not heard else "".join(write_words({"words": heard}))
+
+
 def write_events(labels: Labels) -> list[str]:
     """Start, label, end of each, by their starts; they may overlap."""
     return _write_spans(_by_time(_spans(labels, "events", "label")))

@@ -30,10 +30,10 @@ from auris.data.datamodule import by_length, is_asked, language, pack
 from auris.data.packing import row_seed
 from auris.data.rows import EQUAL_ANSWERS, Row, read_manifests
 from auris.data.samples import ChatSamples
+from auris.measures import bootstrap, measure, value
 from auris.model.generation import Generation, generate
 from auris.pretrained import AudioModel
 from auris.prompts import map_audios
-from auris.results import bootstrap, measure, value
 from auris.scoring.judge import Judge, Unrated
 from auris.scoring.metrics import for_language, row_stats
 
