@@ -7,6 +7,7 @@ import re
 import pytest
 
 from auris import tasks
+from auris.measures import MEASURES
 from auris.prompts import NaturalPrompt, TagPrompt
 from auris.tasks import GRADES, LANGUAGES, TASKS
 from auris.tokenizer import control_tokens
@@ -189,3 +190,10 @@ def test_the_caption_style_is_part_of_a_tag_and_plain_where_a_row_is_silent():
 )
 def test_what_nothing_synthetic_can_show_is_on_a_line_of_its_own(row, line):
     assert tasks.group(row) == line
+
+
+def test_every_metric_is_a_measure():
+    for code in ASKED:
+        task = TASKS[code]
+        assert {task.metric, *task.also} <= set(MEASURES), code
+        assert task.metric not in task.also, code

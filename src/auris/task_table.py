@@ -82,7 +82,7 @@ def _mark(cell: str, source: str) -> str:
 def markdown() -> str:
     """The table and its notes as the README has them."""
     lines = (COLUMNS, ("---",) * len(COLUMNS), *rows())
-    table = "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines)
+    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     return "\n\n".join([table, *NOTES]) + "\n"
 
 
