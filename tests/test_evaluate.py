@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
+import pytest
+import torch
 from rich.console import Console
 
+import nets
+from auris import measures, task_table, tasks
+from auris.data.datamodule import metric as own_metric
 from auris.data.manifests import Manifest
+from auris.data.packing import collate
 from auris.data.rows import Clip, Row
-from auris.evaluate import in_windows, join, rate, score, summarise
+from auris.evaluate import in_windows, join, log_odds, rate, score, summarise
+from auris.objectives import logps
+from auris.prompts import NaturalPrompt, TagPrompt
 from auris.scoring.judge import Unrated
-from manifests import read_row, samples_of, write_wave
+from manifests import read_row, samples_of, tokenizer, write_wave
 
 RUN = {"study": "s", "arm": "a", "seed": 0}
 
@@ -110,3 +121,64 @@ def test_a_judge_s_points_stand_beside_the_task_s_own_score():
     trained = {"study": "s", "arm": "a", "seed": 0}
     [line] = summarise(predictions, trained, "b", 10, 0, {"judged": judge.signature})
     assert (line["metric"], line["value"], line["n"], line["signature"]) == ("judged", 4.0, 2, "judged|by length")
+
+
+EXAMPLES = [(code, natural) for code, task in tasks.TASKS.items() if task.hours for natural in (False, True)]
+
+
+@pytest.mark.parametrize(("code", "natural"), EXAMPLES)
+def test_a_right_answer_of_any_task_in_either_form_has_the_best_score(code, natural):
+    task = tasks.TASKS[code]
+    labels = {"task": code, **{name: task_table.EXAMPLE[name] for name in task.needs}}
+    labels |= {"text": task.choices[0] if task.choices else "a right answer of six words"} if "text" in labels else {}
+    other = labels | {"text": "another answer, with five words"}  # captions are weighed against each other
+    answered = {str(n): (row(str(n), **of), task.render(of, natural=natural)) for n, of in enumerate([labels, other])}
+    if task.choices:
+        del answered["1"]
+    found = results(answered)
+    metrics = {metric for _, metric in found}
+    assert metrics == {own_metric(answered["0"][0]), *task.also} - {"eer"}
+    for (_, metric), line in found.items():
+        if metric == "cider":
+            assert line["value"] == pytest.approx(10)
+        elif metric in ("aas_ms", "aas_official") or not measures.MEASURES[metric].higher_is_better:
+            assert line["value"] == 0, metric
+        else:
+            assert line["value"] == pytest.approx(100 if metric == "bleu" else 1), metric
+
+
+def test_captions_are_scored_against_all_their_references():
+    labels = {"task": "aac", "text": "a dog barks", "references": ["a dog barks", "a dog is barking loudly"]}
+    answered = {
+        "1": (row("1", **labels), "a dog is barking loudly"),
+        "2": (row("2", task="aac", text="rain falls"), ""),
+    }
+    stats = {(p["id"], p["metric"]): p["stats"] for p in score(answered)}
+    assert stats["1", "cider"][1] == [["a", "dog", "barks"], ["a", "dog", "is", "barking", "loudly"]]
+    assert stats["2", "cider"][1] == [["rain", "falls"]]
+    assert 2.5 < results(answered)["aac", "cider"]["value"] < 5, "one of its references it has word for word"
+
+
+def test_a_verdict_has_the_log_odds_of_both_whole_answers(tmp_path: Path):
+    net = nets.build(vocab=tokenizer().size)
+    model = SimpleNamespace(net=net, device=torch.device("cpu"))
+    write_wave(tmp_path / "a.wav", 0.5)
+    write_wave(tmp_path / "b.wav", 0.7)
+    rows = [
+        read_row(tmp_path, id=text, audio=["a.wav", "b.wav"], task="sv", text=text, language=None)
+        for text in ("yes", "no")
+    ]
+    for prompt in (NaturalPrompt(), TagPrompt()):
+        view = samples_of(prompt=prompt)
+        odds = log_odds(model, view, rows, [0, 1])
+        assert odds[0] == pytest.approx(odds[1], abs=1e-4), "the label is no part of what is asked"
+        apart = []
+        for number in (0, 1):
+            sample = view.build(rows[number], number, None)
+            asked = len(view.build(rows[number], number, None, prompt_only=True).ids)
+            answer = sample.supervise & (np.arange(len(sample.ids)) >= asked)
+            alone = collate([replace(sample, supervise=answer)], geometry=view.geometry)
+            with torch.no_grad():
+                apart.append(logps.score(net, alone)[0].sum().item())
+        assert odds[0] == pytest.approx(apart[0] - apart[1], abs=1e-3)
+    assert log_odds(model, view, rows, []) == {}

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from auris import evaluate, export, pretrained, recipe, train
+from auris.measures import measure
 from auris.model.adapters import LORA, NEW_TOKENS
 from auris.prompts import Qwen2AudioChat, QwenAudioChat
-from auris.results import measure
 from recipes import SMALLEST_MODEL
 from runs import ROOT, KillAt, Killed
 

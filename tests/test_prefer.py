@@ -15,8 +15,8 @@ import vocabularies
 from auris import prefer, recipe
 from auris.data.manifests import read_manifests
 from auris.data.rows import Row
+from auris.measures import value
 from auris.prefer import CLOSE, EMPTY, TIE, Found, Pair, choose, read_pairs, score, statistics
-from auris.results import value
 from auris.scoring.metrics import row_stats
 from auris.tokenizer import Tokenizer
 from manifests import write_manifest, write_wave

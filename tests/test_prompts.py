@@ -166,7 +166,7 @@ def test_evaluation_uses_the_canonical_wording_and_training_meets_all():
     style = NaturalPrompt()
     assert style.turns(ASR, 1) == style.variants(ASR, 1)[0]
     rng = np.random.default_rng(0)
-    met = {prompt_of(style.turns(ASR, 1, rng)) for _ in range(60)}
+    met = {prompt_of(style.turns(ASR, 1, rng)) for _ in range(120)}
     assert met == {prompt_of(turns) for turns in style.variants(ASR, 1)}
     assert len(met) == 1 + len(TASKS["asr"].paraphrases)
 
@@ -197,9 +197,8 @@ def test_the_language_can_be_the_models_to_tell():
     assert prompt_of(UnknownLanguagePrompt().turns(quoted, 1)) == NATURAL_AUDIO + quoted["question"]
 
 
-@pytest.mark.parametrize("style", [TagPrompt(), NaturalPrompt()])
-def test_an_answer_with_control_tokens_keeps_them_apart_from_the_rows_text(style):
-    answer = [turn for turn in style.turns(MNA, n_clips=1) if turn.role == "answer"]
+def test_an_answer_with_control_tokens_keeps_them_apart_from_the_rows_text():
+    answer = [turn for turn in TagPrompt().turns(MNA, n_clips=1) if turn.role == "answer"]
     assert [(turn.text, turn.control) for turn in answer] == [
         ("<|pitch|><|midi_pitch_60|><|velocity|><|midi_velocity_1|><|instrument|>", Control.ALL),
         ("flute", Control.NONE),
@@ -207,6 +206,31 @@ def test_an_answer_with_control_tokens_keeps_them_apart_from_the_rows_text(style
         ("dark", Control.NONE),
         (END_OF_TEXT, Control.ALL),
     ]
+
+
+def test_an_answer_in_natural_language_is_text_to_its_end():
+    for style in (NaturalPrompt(), UnknownLanguagePrompt()):
+        answer = [turn for turn in style.turns(MNA, n_clips=1) if turn.role == "answer"]
+        assert [(turn.text, turn.control) for turn in answer] == [
+            ("pitch: 60; velocity: 1; instrument: flute; qualities: dark", Control.NONE),
+            (END_OF_TEXT, Control.ALL),
+        ]
+
+
+def test_times_are_asked_for_with_tokens_or_in_words():
+    """The published prompt ends with the first time; in natural language times are numbers."""
+    natural = NaturalPrompt().turns(SRWT, n_clips=1)
+    assert prompt_of(natural) == NATURAL_AUDIO + "Recognize the speech and the time of each word: <|zh|>"
+    assert supervised(natural) == ["<|zh|>", "面 (0.54-0.86)", END_OF_TEXT]
+    assert supervised(TagPrompt().turns(SRWT, n_clips=1))[1:3] == ["<|sil|><|0.54|>", "面"]
+
+
+def test_cantonese_has_the_nearest_tag_and_its_own_name():
+    row = {**ASR, "language": "yue"}
+    assert "<|zh|><|transcribe|><|zh|>" in prompt_of(TagPrompt().turns(row, n_clips=1))
+    assert prompt_of(NaturalPrompt().turns(row, n_clips=1)).endswith("recognize the speech: <|yue|>")
+    into = {**S2TT, "target_language": "yue"}
+    assert "into Cantonese:" in prompt_of(NaturalPrompt().turns(into, n_clips=1))
 
 
 @pytest.mark.parametrize("style", [TagPrompt(), NaturalPrompt()])

@@ -9,12 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import sacrebleu
-from sacrebleu.metrics import BLEU
 from torch.utils.tensorboard import SummaryWriter
 
 from auris import results
-from auris.results import bootstrap, paired_bootstrap, value
+from auris.measures import bootstrap, score
 
 ARMS = ("qwen_audio", "qwen2_audio")
 
@@ -36,11 +34,11 @@ def write_run(root: Path, arm: str, seed: int, groups: dict[str, tuple[str, list
                 "audio_seconds": 2.0,
             }
             rows.append({**common, **row, "language": language, "group": group})
-        score = value(metric, np.sum(stats, axis=0))
-        low, high = bootstrap(np.array(stats), metric, n_samples=50)
-        score = {"value": score, "low": low, "high": high, "n": len(stats), "signature": f"{metric}|made up"}
+        low, high = bootstrap(stats, metric, n_samples=50)
+        found = {"value": score(metric, stats), "low": low, "high": high, "n": len(stats)}
+        result = {**found, "signature": f"{metric}|made up"}
         where = {"study": root.name, "arm": arm, "seed": seed, "benchmark": "embedded", "split": "test"}
-        scores.append({**where, **common, **score, "task": group})
+        scores.append({**where, **common, **result, "task": group})
     for name, lines in (("predictions/embedded.jsonl", rows), ("results.jsonl", scores)):
         (run / name).write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     return run
@@ -88,77 +86,6 @@ def study(tmp_path: Path) -> Path:
             wer = [(s, float(np.exp(-s / 90) + 0.05 * shift)) for s in range(0, 300, 50)]
             write_events(run, {"train/loss": loss, "val/loss": loss[::25], "val/asr en/wer": wer, "lr": [(0, 1e-3)]})
     return root
-
-
-def sentence_stats(hypothesis: str, reference: str) -> list[float]:
-    score = BLEU(effective_order=True).sentence_score(hypothesis, [reference])
-    return [*score.counts, *score.totals, score.sys_len, score.ref_len]
-
-
-def test_bleu_formula_equals_sacrebleu_on_many_sums_at_once():
-    rng = np.random.default_rng(0)
-    totals = np.sort(rng.integers(0, 12, (500, 4)), axis=1)[:, ::-1]
-    matches = rng.integers(0, totals + 1)
-    lengths = rng.integers(0, 20, (500, 2))
-    lengths[:, 0] = totals[:, 0]
-    stats = np.concatenate([matches, totals, lengths], axis=1)
-    ours = results.MEASURES["bleu"].formula(stats.astype(float))
-    theirs = [
-        BLEU.compute_bleu(list(row[:4]), list(row[4:8]), int(row[8]), int(row[9]), smooth_method="exp").score
-        for row in stats
-    ]
-    assert sum(score > 0 for score in theirs) > 100
-    np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-9)
-
-
-def test_sums_of_sentences_give_corpus_bleu():
-    hypotheses = ["the old bridge was painted green", "he likes apples", "nobody knew the answer ."]
-    references = ["the old bridge was painted green last summer", "he does not like apples", "nobody knew the answer ."]
-    sums = np.sum([sentence_stats(*pair) for pair in zip(hypotheses, references, strict=True)], axis=0)
-    assert value("bleu", sums) == pytest.approx(sacrebleu.corpus_bleu(hypotheses, [references]).score, abs=1e-9)
-
-
-@pytest.mark.parametrize(
-    ("metric", "sums", "expected"),
-    [
-        ("wer", [3, 12], 0.25),
-        ("cer", [5, 4], 1.25),
-        ("accuracy", [3, 4], 0.75),
-        ("unparsed", [1, 4], 0.25),
-        ("slot_f1", [6, 2, 4], 12 / 18),
-    ],
-)
-def test_values_are_fractions(metric, sums, expected):
-    assert value(metric, sums) == pytest.approx(expected)
-
-
-def test_a_score_of_nothing_is_nan():
-    assert np.isnan(value("wer", [2, 0]))
-    assert np.isnan(value("slot_f1", [0, 0, 0]))
-
-
-def test_an_unknown_metric_names_the_known_ones():
-    with pytest.raises(ValueError, match="'word_error'.*wer, cer, bleu"):
-        value("word_error", [1, 2])
-
-
-def test_bootstrap_interval_of_a_proportion_is_the_binomial_one():
-    stats = np.array([[1.0, 1.0]] * 700 + [[0.0, 1.0]] * 300)
-    low, high = bootstrap(stats, "accuracy", n_samples=4000)
-    half = 1.96 * np.sqrt(0.7 * 0.3 / 1000)
-    assert (low, high) == pytest.approx((0.7 - half, 0.7 + half), abs=0.003)
-    assert bootstrap(stats, "accuracy") == bootstrap(stats, "accuracy")
-
-
-def test_pairing_narrows_the_interval_when_rows_are_hard_for_both():
-    rng = np.random.default_rng(0)
-    hard = rng.random(400) < 0.5
-    a = np.stack([10.0 * hard + rng.binomial(2, 0.5, 400), np.full(400, 20.0)], axis=1)
-    b = a - np.array([1.0, 0.0]) * rng.binomial(1, 0.3, 400)[:, None]
-    low, high = paired_bootstrap(a, b, "wer")
-    assert -0.02 < low < value("wer", b.sum(0)) - value("wer", a.sum(0)) < high < 0
-    single = bootstrap(a, "wer")
-    assert high - low < 0.2 * (single[1] - single[0])
 
 
 def test_table_pools_seeds_and_gives_each_arm_beside_the_difference(study):

@@ -18,10 +18,10 @@ from auris.prompts import (
     TagPrompt,
     audio_tags,
 )
-from auris.tasks import LANGUAGES
+from auris.tasks import LANGUAGES, closed
 from auris.tokenizer import RANKS_FILE, Tokenizer, control_tokens
 from manifests import TEXTS, tokenizer
-from vocabularies import plain, qwen2_audio, rank_lines, write_ranks
+from vocabularies import TAGGED, plain, qwen2_audio, rank_lines, write_ranks
 
 ASR = {"task": "asr", "text": "the cat sat", "language": "en"}
 
@@ -95,7 +95,9 @@ def test_control_tokens_stand_in_the_order_of_the_released_vocabulary():
 
 
 def test_every_language_of_the_tasks_has_a_tag():
-    assert {f"<|{language}|>" for language in LANGUAGES} <= set(control_tokens())
+    tags = {code: closed({"task": "lid", "language": code})["language_tag"] for code in LANGUAGES}
+    assert {f"<|{tag}|>" for tag in tags.values()} <= set(control_tokens())
+    assert {code for code, tag in tags.items() if tag != code} == {"yue"}  # Cantonese has none: nearest is Chinese
 
 
 def test_text_tokens_come_before_control_tokens():
@@ -254,7 +256,7 @@ def test_the_tokens_of_audio_are_all_control_tokens_but_those_of_text():
     assert tok.audio_ids == sorted(tok.id(token) for token in control_tokens() if token not in chatml)
     assert tok.audio_ids[0] >= tok.n_text
     theirs = Tokenizer(qwen2_audio())  # has ten times and no MIDI notes
-    names = ["<|AUDIO|>", "<|audio_bos|>", "<|audio_eos|>", "<|sil|>", *(f"<|{code}|>" for code in LANGUAGES)]
+    names = ["<|AUDIO|>", "<|audio_bos|>", "<|audio_eos|>", "<|sil|>", *(f"<|{code}|>" for code in TAGGED)]
     names += [f"<|{n / 100:.2f}|>" for n in range(10)]
     assert theirs.audio_ids == sorted(map(theirs.id, names))
 

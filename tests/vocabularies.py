@@ -12,8 +12,11 @@ from tokenizers import Tokenizer as FastTokenizer
 from transformers import PreTrainedTokenizerFast, Qwen2Tokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
+from auris.prompts import audio_tags
 from auris.tasks import LANGUAGES
 from manifests import TEXTS, tokenizer
+
+TAGGED = [code for code in LANGUAGES if f"<|{code}|>" in audio_tags()]  # those of the published vocabulary
 
 
 def plain(special_first: bool = False) -> PreTrainedTokenizerFast:
@@ -31,7 +34,7 @@ def plain(special_first: bool = False) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|endoftext|>", bos_token="<s>")
 
 
-def qwen2_audio(languages: Iterable[str] = LANGUAGES) -> Qwen2Tokenizer:
+def qwen2_audio(languages: Iterable[str] = TAGGED) -> Qwen2Tokenizer:
     """The class and the order of special tokens of Qwen2-Audio over the text tokens of `tokenizer()` and one for two
     line ends, which tells texts that are tokenised together from those that are not."""
     model = json.loads(tokenizer().fast.backend_tokenizer.to_str())["model"]

@@ -1,5 +1,6 @@
 """`python -m auris.doctor checkpoint=PATH`: what a path holds, what fits, what is missing, and the memory it needs.
 `data=...` looks at data instead (`checkup`).
+`show=tasks` prints the task table instead.
 
 `dry_run=true` of a training run prints the same report about its recipe, with its first batch. Memory is computed from
 sizes, never measured: bf16 computation over fp32 master weights and AdamW, everything sharded over the GPUs (FSDP2). A
@@ -24,7 +25,7 @@ from rich.table import Table
 from torch import nn
 from transformers import AutoConfig
 
-from auris import checkpoint, checkup, export, optim, pretrained, recipe
+from auris import checkpoint, checkup, export, optim, pretrained, recipe, task_table
 from auris.data.epoch import Epoch
 from auris.data.packing import IGNORE
 from auris.model import weights
@@ -412,12 +413,21 @@ def main() -> None:
 def run(cfg: DictConfig) -> None:
     if "data" in cfg:
         return checkup.run(cfg)
+    if cfg.show is not None:
+        return _show_tasks(cfg.show)
     try:
         made = recipe.resolve(cfg)
         wrong = examine(made["checkpoint"], made["which"], token_budget=made["token_budget"])
     except (ValueError, FileNotFoundError) as error:
         sys.exit(f"error: {error}")
     sys.exit(1 if wrong else 0)
+
+
+def _show_tasks(what: str) -> None:
+    try:
+        task_table.show(what)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

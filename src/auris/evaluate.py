@@ -8,37 +8,31 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import hydra
-import numpy as np
 import torch
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from auris import pretrained, recipe, snapshots, tasks
+from auris import measures, pretrained, recipe, snapshots, tasks
 from auris.audio import AudioError
 from auris.data import long_audio
 from auris.data.datamodule import by_length, group, language, pack
 from auris.data.datamodule import metric as own_metric
 from auris.data.lengths import measure
 from auris.data.manifests import Manifest, read_manifests
-from auris.data.pairs import PairSamples
+from auris.data.pairs import PairSamples, VerdictSamples
 from auris.data.rows import Row
 from auris.data.samples import AudioSamples, ChatSamples, RowError, Samples
 from auris.objectives.dpo import answer_logps
-from auris.results import bootstrap, value
-from auris.results import measure as measure_of
 from auris.scoring.judge import Judge, Unrated
-from auris.scoring.metrics import row_stats, signature
-
-# Beside a task's own metric: how often an answer was outside the task's classes, how often the intent was right.
-_ALSO = {"accuracy": ("unparsed",), "slot_f1": ("intent_accuracy",)}
+from auris.scoring.metrics import check, row_stats, signature
 
 
 def evaluate(made: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -99,14 +93,17 @@ def _evaluate_kind(
     rows = [row for manifest in manifests for row in manifest.rows]
     lengths = measure(manifests, view, Path(model.recipe["data"]["cache_dir"]))
     skipped = {rows[number].id: reason for number, reason in lengths.problems.items()}
+    if kind != "preference":
+        _check_metrics(view.asked(row) for number, row in enumerate(rows) if number not in lengths.problems)
     settings = model.settings(chat=kind == "chat", **made["generation"])
     if kind != "preference":
         console.print(f"{kind} rows: answers by {settings}", highlight=False)
     said: dict[int, Any] = {}
+    odds: dict[int, float] = {}
     for numbers in track(by_length(lengths, made["token_budget"]), description="answering", console=console):
         batch = pack(rows, [(number, None) for number in numbers], view, prompt_only=kind != "preference")
         skipped |= dict(batch["skipped"])
-        batch = {key: value.to(model.device) if torch.is_tensor(value) else value for key, value in batch.items()}
+        batch = _on(model.device, batch)
         with torch.no_grad():
             if kind == "preference":
                 found = answer_logps(model.net, batch)[0].tolist()
@@ -115,14 +112,16 @@ def _evaluate_kind(
                 generator = torch.Generator().manual_seed(made["seed"])
                 found = model.objective.answer(model.net, batch, settings, generator=generator)
         said |= dict(zip(batch["rows"], found, strict=False))  # an empty pack holds one dummy row
+        odds |= log_odds(model, view, rows, [number for number in batch["rows"] if _is_verdict(view, rows[number])])
     if kind == "preference":
         return [_preferred(rows[number], said[number]) for number in sorted(said)], skipped
     asked = {rows[number].id: _asked(view, rows[number], said[number], model) for number in sorted(said)}
     answered = join(asked, whole)
+    predictions = score(answered) + [_accepted(rows[number], odds[number]) for number in sorted(odds)]
     if kind != "chat" or judge is None:
-        return score(answered), skipped
+        return predictions, skipped
     judged, unrated = rate(answered, judge, console)
-    return score(answered) + judged, skipped | unrated
+    return predictions + judged, skipped | unrated
 
 
 def rate(
@@ -141,9 +140,50 @@ def rate(
     return predictions, unrated
 
 
+def _check_metrics(rows: Iterable[Row]) -> None:
+    """Before the first answer: a package that a score needs may be missing."""
+    for metric, spoken in sorted({(metric, language(row)) for row in rows for metric in metrics(row)}):
+        check(metric, spoken)
+
+
 def _asked(view: Samples, row: Row, ids: list[int], model: pretrained.AudioModel) -> tuple[Row, str]:
     row = view.asked(row)
     return row, model.tokenizer.decode(ids, control=tasks.find(row.labels["task"]).tagged)
+
+
+def _is_verdict(view: Samples, row: Row) -> bool:
+    """Whether a row is asked to accept or reject what is heard, so that a threshold may decide as well as an answer."""
+    return type(view) is AudioSamples and tasks.find(row.labels["task"]).choices == VerdictSamples.VERDICTS
+
+
+def log_odds(
+    model: pretrained.AudioModel, view: Samples, rows: Sequence[Row], numbers: Sequence[int]
+) -> dict[int, float]:
+    """Of each of these rows, asked as in `view`, log p(yes) - log p(no) of the whole answers."""
+    if not numbers:
+        return {}
+    facts = {"tokenizer": view.tokenizer, "prompt": view.prompt, "geometry": view.geometry}
+    view = VerdictSamples(**facts, long_audio=view.long_audio)
+    batch = _on(model.device, pack(rows, [(number, None) for number in numbers], view))
+    with torch.no_grad():
+        yes, no = answer_logps(model.net, batch)[0].unbind(1)
+    return dict(zip(batch["rows"], (yes - no).tolist(), strict=True))
+
+
+def _on(device: torch.device, batch: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value.to(device) if torch.is_tensor(value) else value for key, value in batch.items()}
+
+
+def _accepted(row: Row, odds: float) -> dict[str, Any]:
+    """How likely the row is accepted, and whether it should be."""
+    yes, _ = VerdictSamples.VERDICTS
+    true = row.labels["text"]
+    return {
+        **_about(row, "eer"),
+        "stats": row_stats("eer", odds, true.strip().lower() == yes, language(row)),
+        "hypothesis": f"log odds {odds:.2f}",
+        "reference": true,
+    }
 
 
 def _preferred(row: Row, logps: Sequence[float]) -> dict[str, Any]:
@@ -162,7 +202,7 @@ def in_windows(manifests: Sequence[Manifest], view: Samples) -> tuple[list[Manif
     whole: dict[str, list[str]] = {}
 
     def is_transcript(row: Row) -> bool:
-        return view.asked(row).labels["task"] == "asr"
+        return view.asked(row).labels["task"] in tasks.TRANSCRIPTS
 
     def parts(row: Row) -> list[Row]:
         try:
@@ -198,7 +238,7 @@ def _results_dir(made: Mapping[str, Any], trained: Mapping[str, Any]) -> Path:
 
 
 def score(answered: Mapping[str, tuple[Row, str]]) -> list[dict[str, Any]]:
-    """One prediction per row and metric, with the row's additive statistics."""
+    """One prediction per row and metric, with what the row contributes to it."""
     classes: dict[str, set[str]] = {}
     for row, _ in answered.values():
         task = tasks.find(row.labels["task"])
@@ -206,12 +246,15 @@ def score(answered: Mapping[str, tuple[Row, str]]) -> list[dict[str, Any]]:
             classes.setdefault(group(row), set()).add(task.compared(task.render(row.labels)))
     predictions = []
     for name, (row, hypothesis) in answered.items():
-        task, labels = tasks.find(row.labels["task"]), row.labels
-        reference = task.render(labels)
-        also = _ALSO.get(task.metric, ()) if task.closed or task.metric == "slot_f1" else ()
-        for metric in (own_metric(row), *also):
-            said, true = task.compared(hypothesis), task.compared(labels.get("key", reference))
-            known = sorted(classes.get(group(row), ()))
+        labels = row.labels
+        reference = tasks.find(labels["task"]).render(labels)
+        known = sorted(classes.get(group(row), ()))
+        for metric, compared in metrics(row).items():
+            if metric == "eer":  # is of scores, not of answers: `log_odds`
+                continue
+            said, true = compared(hypothesis), compared(labels.get("key", reference))
+            if metric == "cider":
+                true = labels.get("references", true)
             predictions.append(
                 {
                     **_about(row, metric) | {"id": name},
@@ -221,6 +264,12 @@ def score(answered: Mapping[str, tuple[Row, str]]) -> list[dict[str, Any]]:
                 }
             )
     return predictions
+
+
+def metrics(row: Row) -> dict[str, Callable[[str], Any]]:
+    """What a row's answer is scored by, each metric with what of the answer it compares."""
+    task = tasks.find(row.labels["task"])
+    return {own_metric(row): task.compared, **task.also}
 
 
 def _about(row: Row, metric: str) -> dict[str, Any]:
@@ -252,8 +301,8 @@ def summarise(
         lines.setdefault((prediction["group"], prediction["metric"]), []).append(prediction)
     results = []
     for (name, metric), of_line in sorted(lines.items()):
-        stats = np.array([prediction["stats"] for prediction in of_line])
-        low, high = bootstrap(stats, metric, n_samples=samples, seed=seed)
+        stats = [prediction["stats"] for prediction in of_line]
+        low, high = measures.bootstrap(stats, metric, n_samples=samples, seed=seed)
         results.append(
             {
                 "study": trained["study"],
@@ -263,7 +312,7 @@ def summarise(
                 "task": name,
                 "split": "test",
                 "metric": metric,
-                "value": value(metric, stats.sum(0)),
+                "value": measures.score(metric, stats),
                 "low": low,
                 "high": high,
                 "n": len(of_line),
@@ -294,9 +343,9 @@ def _write_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 def _show(console: Console, benchmark: str, results: Sequence[Mapping[str, Any]], skipped: Mapping[str, str]) -> None:
     table = Table("task", "metric", "value", "95 % interval", "n", "provenance", title=benchmark)
     for row in results:
-        scale = measure_of(row["metric"]).scale
-        interval = f"{scale * row['low']:.1f} .. {scale * row['high']:.1f}"
-        cells = (row["task"], row["metric"], f"{scale * row['value']:.1f}", interval, str(row["n"]), row["provenance"])
+        shown, low, high = (measures.display(row["metric"], row[part]) for part in ("value", "low", "high"))
+        unit = measures.measure(row["metric"]).unit
+        cells = (row["task"], row["metric"], f"{shown} {unit}", f"{low} .. {high}", str(row["n"]), row["provenance"])
         table.add_row(*cells)
     console.print(table)
     if skipped:

@@ -29,13 +29,13 @@ from auris.audio import MAX_FRAMES
 from auris.checkpoint import KINDS, Checkpoint, identify
 from auris.data.manifests import read_manifests
 from auris.data.rows import Row
+from auris.measures import measure
 from auris.model import boundary, pooling, projector, weights
 from auris.model.audio_lm import AudioLM
 from auris.model.encoder import Encoder
 from auris.model.llm import LongRotary
 from auris.pretrained import AudioModel
 from auris.prompts import NaturalPrompt, Qwen2AudioChat, TagPrompt
-from auris.results import measure
 from auris.tokenizer import RANKS_FILE, Tokenizer
 
 FORMATS = ("qwen2_audio", "qwen_audio", "auris")

@@ -31,10 +31,10 @@ from auris.data.manifests import read_manifests
 from auris.data.packing import row_seed
 from auris.data.rows import EQUAL_ANSWERS, Row
 from auris.data.samples import ChatSamples
+from auris.measures import bootstrap, measure, value
 from auris.model.generation import Generation, generate
 from auris.pretrained import AudioModel
 from auris.prompts import map_audios
-from auris.results import bootstrap, measure, value
 from auris.scoring.judge import Judge, Unrated
 from auris.scoring.metrics import for_language, row_stats
 

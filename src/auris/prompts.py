@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from auris import tasks
+from auris.answers import Tag
 
 END_OF_TEXT = "<|endoftext|>"  # ends an answer in both base models (Qwen-Audio FAQ.md; Qwen2-Audio evaluation)
 IM_START, IM_END = "<|im_start|>", "<|im_end|>"  # ChatML: begin and end of a message
@@ -96,6 +97,7 @@ class Prompt(ABC):
     audio_begin: str
     audio_pad: str  # stands once per clip in a turn's text; the tokenizer expands it to the clip's audio tokens
     audio_end: str
+    natural: bool  # answers are written in natural language, without control tokens
     stop = (END_OF_TEXT,)  # what ends an answer
 
     def __init__(self, *, supervise_tags: bool = True):
@@ -137,8 +139,8 @@ class Prompt(ABC):
         own = tasks.closed(labels)
         values = tasks.fields(labels)
         end = []
-        for piece in tasks.find(labels["task"]).write(labels):
-            control = Control.ALL if isinstance(piece, tasks.Tag) else Control.NONE
+        for piece in tasks.find(labels["task"]).pieces(labels, natural=self.natural):
+            control = Control.ALL if isinstance(piece, Tag) else Control.NONE
             end.append(Turn("answer", str(piece), supervise=True, control=control))
         end.append(Turn("answer", END_OF_TEXT, supervise=True))
         asked = (self._asked(template, tuple(own.items()), n_clips) for template in templates)
@@ -176,6 +178,7 @@ class TagPrompt(Prompt):
     """Hierarchical tags: transcription, language, task, text language, timestamps, output (Qwen-Audio section 3.2)."""
 
     audio_begin, audio_pad, audio_end = "<audio>", "[[[AUDIO:modality]]]", "</audio>"
+    natural = False
 
     def templates(self, task: tasks.Task) -> tuple[str, ...]:
         return (task.tags,)
@@ -185,9 +188,10 @@ class NaturalPrompt(Prompt):
     """Natural-language instructions (Qwen2-Audio section 2): no space between the audio and the instruction."""
 
     audio_begin, audio_pad, audio_end = "<|audio_bos|>", "<|AUDIO|>", "<|audio_eos|>"
+    natural = True
 
     def templates(self, task: tasks.Task) -> tuple[str, ...]:
-        return (task.natural, *task.paraphrases)
+        return task.wordings
 
 
 class UnknownLanguagePrompt(NaturalPrompt):

@@ -1,4 +1,4 @@
-"""From the files of finished runs to a table, a comparison with intervals and figures; imports nothing else of ours.
+"""From the files of finished runs to a table, a comparison with intervals and figures; of ours, only `measures`.
 
     python -m auris.results study=demo [runs=runs] [arms=a,b]
 
@@ -9,135 +9,43 @@ A run is the directory `runs/<study>/<arm>/seed=<n>/`. What is read of it:
     `task` is the group of rows that the score is of, such as "asr en", "s2tt de-en" or "sec".
 `predictions/<benchmark>.jsonl`, one line per test row and metric:
     {id, task, language, group, metric, stats, hypothesis, reference, provenance, audio_seconds}
-    `group` is what `task` is above; `stats` are the row's additive statistics, in the order of `MEASURES`. A row scored
-    by two metrics (accuracy, unparsed) is two lines; (group, metric, id) occurs once in a file.
+    `group` is what `task` is above; `stats` is what the row contributes (`auris.measures`). A row scored by two metrics
+    (accuracy, unparsed) is two lines; (group, metric, id) occurs once in a file.
 `events.out.tfevents*`, TensorBoard scalars: `train/loss`, `val/loss`, `val/<group>/<metric>`.
 
 Everything in the table is computed from the predictions, so that arms are compared row by row. Rates are fractions from
-0 to 1 in files and functions and per cent where a person reads them; BLEU is 0 to 100 everywhere.
+0 to 1 in files and functions and per cent where a person reads them; what has another unit has it everywhere.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-if (
-    TYPE_CHECKING
-):  # pandas, matplotlib, rich and tensorboard are imported where they are used: scoring imports this file
+from auris.measures import (
+    CORRECT,
+    MEASURES,
+    PANELS,
+    Scorer,
+    bootstrap,
+    difference,
+    display,
+    interval,
+    measure,
+    score,
+    scorer,
+    value,
+)
+
+if TYPE_CHECKING:  # pandas, matplotlib, rich and tensorboard are imported where they are used: --help is quick
     import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-# --------------------------------------------------------------------------------------------------------------------
-# Measures: from summed statistics to a value.   Shapes: R rows, S bootstrap samples, K statistics
-
-
-def _rate(sums: np.ndarray) -> np.ndarray:
-    """First statistic over second; NaN where nothing was counted."""
-    return _divide(sums[..., 0], sums[..., 1])
-
-
-def _f1(sums: np.ndarray) -> np.ndarray:
-    hits, extra, missed = np.moveaxis(sums, -1, 0)
-    return _divide(2 * hits, 2 * hits + extra + missed)
-
-
-def _bleu(sums: np.ndarray) -> np.ndarray:
-    """Corpus BLEU with exponential smoothing: `sacrebleu.BLEU.compute_bleu`, for many sums at once."""
-    matches, totals = sums[..., 0:4], sums[..., 4:8]
-    hypothesis_len, reference_len = sums[..., 8], sums[..., 9]
-    missing = (matches == 0) & (totals > 0)
-    precisions = _divide(np.where(missing, 0.5 ** np.cumsum(missing, axis=-1), matches), totals)
-    shortness = np.minimum(0.0, 1.0 - _divide(reference_len, hypothesis_len))  # log of the brevity penalty
-    score = 100.0 * np.exp(np.log(np.nan_to_num(precisions, nan=1.0)).mean(-1) + np.nan_to_num(shortness))
-    # No match of any order, or too few words for a 4-gram in the whole corpus: 0, as sacrebleu 2 has it.
-    return np.where(matches.any(-1) & totals.all(-1), score, 0.0)
-
-
-def _divide(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    return np.divide(a, b, out=np.full(np.shape(b), np.nan), where=b != 0)
-
-
-ERROR, BLEU, CORRECT = "Error rate (%)", "BLEU", "Accuracy and F1 (%)"  # the panels of the bar figure
-
-
-@dataclass(frozen=True)
-class Measure:
-    """What a row counts, how the counts become a value, and how the value is shown."""
-
-    stats: tuple[str, ...]
-    formula: Callable[[np.ndarray], np.ndarray]  # (..., K) -> (...)
-    higher_is_better: bool
-    label: str
-    panel: str | None  # of the bar figure; None: in the table only
-    scale: int = 100  # shown = value x scale
-
-
-_BLEU_STATS = tuple(f"{kind} {n}" for kind in ("matches", "totals") for n in (1, 2, 3, 4)) + ("hypothesis", "reference")
-MEASURES = {
-    "wer": Measure(("errors", "reference units"), _rate, False, "WER", ERROR),
-    "cer": Measure(("errors", "reference units"), _rate, False, "CER", ERROR),
-    "bleu": Measure(_BLEU_STATS, _bleu, True, "BLEU", BLEU, scale=1),
-    "accuracy": Measure(("correct", "rows"), _rate, True, "accuracy", CORRECT),
-    "contains": Measure(("correct", "rows"), _rate, True, "holds the answer", CORRECT),
-    "prefers": Measure(("preferred", "rows"), _rate, True, "prefers the chosen", CORRECT),
-    "judged": Measure(("points", "rows"), _rate, True, "judge's points", None, scale=1),
-    "accuracy_raw": Measure(("correct", "rows"), _rate, True, "raw accuracy", None),
-    "unparsed": Measure(("unparsed", "rows"), _rate, False, "unparsed", None),
-    "slot_f1": Measure(("true positives", "false positives", "false negatives"), _f1, True, "slot F1", CORRECT),
-    "intent_accuracy": Measure(("correct", "rows"), _rate, True, "intent accuracy", CORRECT),
-}
-
-
-def measure(metric: str) -> Measure:
-    """The measure of that name; ValueError naming the known ones."""
-    if metric not in MEASURES:
-        raise ValueError(f"unknown metric {metric!r}; choose from {', '.join(MEASURES)}")
-    return MEASURES[metric]
-
-
-def value(metric: str, sums: Sequence[float] | np.ndarray) -> float:
-    """The score of summed statistics (K,): a fraction 0..1, or 0..100 for BLEU; NaN if nothing could be counted."""
-    return float(measure(metric).formula(np.asarray(sums, dtype=float)))
-
-
-def bootstrap(stats: np.ndarray, metric: str, n_samples: int = 1000, seed: int = 0) -> tuple[float, float]:
-    """95 % percentile interval of the score, from resampling rows with replacement. stats: (R, K)."""
-    return _interval(measure(metric).formula(_resample([stats], n_samples, seed)[0]))
-
-
-def paired_bootstrap(
-    stats_a: np.ndarray, stats_b: np.ndarray, metric: str, n_samples: int = 1000, seed: int = 0
-) -> tuple[float, float]:
-    """95 % percentile interval of `score(b) - score(a)`, both scored on the same resampled rows (Koehn 2004).
-    stats_a, stats_b: (R, K), row i of both being the same test row."""
-    assert len(stats_a) == len(stats_b), (stats_a.shape, stats_b.shape)
-    a, b = (measure(metric).formula(sums) for sums in _resample([stats_a, stats_b], n_samples, seed))
-    return _interval(b - a)
-
-
-def _resample(arrays: list[np.ndarray], n_samples: int, seed: int) -> list[np.ndarray]:
-    """Sums over the same resampled rows of every array: (R, K) each -> (S, K) each."""
-    rng, n_rows, columns = np.random.default_rng(seed), len(arrays[0]), np.concatenate(arrays, axis=1).astype(float)
-    # A sample is how often each row was drawn; one sample at a time keeps memory at R, not S x R.
-    draws = (np.bincount(rng.integers(n_rows, size=n_rows), minlength=n_rows) for _ in range(n_samples))
-    return np.split(np.stack([counts @ columns for counts in draws]), len(arrays), axis=1)
-
-
-def _interval(samples: np.ndarray) -> tuple[float, float]:
-    defined = samples[~np.isnan(samples)]  # a resample without any reference unit has no score
-    if not len(defined):
-        return float("nan"), float("nan")
-    low, high = np.percentile(defined, [2.5, 97.5])
-    return float(low), float(high)
-
 
 # --------------------------------------------------------------------------------------------------------------------
 # Reading
@@ -335,24 +243,26 @@ def _compare(scored: pd.DataFrame, arm_a: str, arm_b: str) -> pd.DataFrame:
         differ = int((a["reference"].map(json.dumps) != b["reference"].map(json.dumps)).sum())
         if differ:
             notes.append(f"{_name(key)}: {differ} rows have another reference in {arm_a} than in {arm_b}")
-        sums_a, sums_b = (_pool(side.reset_index()) for side in (a, b))
-        score_a, score_b = (value(key[-1], sums.sum(0)) for sums in (sums_a, sums_b))
-        low, high = paired_bootstrap(sums_a, sums_b, key[-1])
+        n, (of_a, of_b) = len(both.unique(1)), (_scorer(side.reset_index(), key[-1]) for side in (a, b))
+        score_a, score_b = (_whole(of, n) for of in (of_a, of_b))
+        low, high = interval(difference(of_a, of_b), n)
         scores = (score_a, score_b, score_b - score_a, low, high, *_wins(a, b, key[-1]))
-        rows.append((*key, len(sums_a), len(seeds), *scores, only_a, only_b, differ))
+        rows.append((*key, n, len(seeds), *scores, only_a, only_b, differ))
     frame = pd.DataFrame(rows, columns=columns)
     frame.attrs["notes"] = notes
     return frame
 
 
 def _wins(a: pd.DataFrame, b: pd.DataFrame, metric: str) -> tuple[float, float, float]:
-    """Share of paired rows that `b` wins by the rows' own scores, with a 95 % interval from resampling row ids."""
+    """Share of paired rows that `b` wins by the rows' own scores, with a 95 % interval from resampling row ids;
+    NaN for measures of all rows at once, by which a row has no score of its own."""
     import pandas as pd
 
+    if MEASURES[metric].formula is None:
+        return np.nan, np.nan, np.nan
     sign = 1 if MEASURES[metric].higher_is_better else -1
-    with np.errstate(invalid="ignore"):  # a row that holds nothing to count is a tie
-        score_a, score_b = (np.array([value(metric, row) for row in side["stats"]]) for side in (a, b))
-        gap = sign * (score_b - score_a)
+    score_a, score_b = (np.array([value(metric, row) for row in side["stats"]]) for side in (a, b))
+    gap = sign * (score_b - score_a)  # NaN where a row holds nothing to count: a tie
     won = np.where(np.isnan(gap) | (gap == 0), 0.5, gap > 0)
     stats = pd.DataFrame({"won": won, "pairs": 1.0}).groupby(a.index.get_level_values("id")).sum().to_numpy()
     return (float(won.mean()), *bootstrap(stats, "accuracy"))
@@ -362,19 +272,21 @@ def _score(rows: pd.DataFrame, metric: str, arm: str) -> dict[str, float]:
     """The columns of one arm in one row of the table; NaN if it was not scored there."""
     if rows.empty:
         return {arm: np.nan, f"{arm} low": np.nan, f"{arm} high": np.nan, f"{arm} seeds": 0, f"{arm} sd": np.nan}
-    sums = _pool(rows)
-    low, high = bootstrap(sums, metric)
-    singles = [value(metric, np.sum(of_seed["stats"].tolist(), axis=0)) for _, of_seed in rows.groupby("seed")]
+    n, of = rows["id"].nunique(), _scorer(rows, metric)
+    low, high = interval(of, n)
+    singles = [score(metric, of_seed["stats"].tolist()) for _, of_seed in rows.groupby("seed")]
     spread = float(np.std(singles, ddof=1)) if len(singles) > 1 else np.nan
-    point = value(metric, sums.sum(0))
+    point = _whole(of, n)
     return {arm: point, f"{arm} low": low, f"{arm} high": high, f"{arm} seeds": len(singles), f"{arm} sd": spread}
 
 
-def _pool(rows: pd.DataFrame) -> np.ndarray:
-    """Statistics per row id, summed over the seeds, in the order of the ids: (R, K)."""
-    import pandas as pd
+def _scorer(rows: pd.DataFrame, metric: str) -> Scorer:
+    """The score of the prediction lines of one or more seeds; its rows are their ids, sorted."""
+    return scorer(metric, [dict(zip(seed["id"], seed["stats"], strict=True)) for _, seed in rows.groupby("seed")])
 
-    return pd.DataFrame(rows["stats"].tolist()).groupby(rows["id"].to_numpy()).sum().to_numpy(float)
+
+def _whole(of: Scorer, n_rows: int) -> float:
+    return float(of(np.ones((1, n_rows)))[0])
 
 
 def _name(key: tuple[str, ...]) -> str:
@@ -417,11 +329,12 @@ STYLE = {
     "pdf.fonttype": 42,  # text stays text in the PDF
 }
 SYNTHETIC = {"tts", "procedural", "templates"}
+SAID = ("accuracy", "aas_ms", "bleu", "cider")  # metrics that the panel of the bars names already
 
 
 def plot_bars(root: str | Path, arms: Sequence[str] | None = None) -> Figure:
-    """Scores per benchmark and group with 95 % intervals, the arms side by side; error rates, BLEU and accuracies in
-    panels of their own. Raises ValueError as `table` does."""
+    """Scores per benchmark and group with 95 % intervals, the arms side by side; error rates, BLEU, accuracies and so
+    on in panels of their own. Raises ValueError as `table` does."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -434,7 +347,7 @@ def plot_bars(root: str | Path, arms: Sequence[str] | None = None) -> Figure:
         panel = MEASURES[row["metric"]].panel
         if panel:
             panels.setdefault(panel, []).append(row)
-    panels = {panel: panels[panel] for panel in (ERROR, BLEU, CORRECT) if panel in panels}
+    panels = {panel: panels[panel] for panel in PANELS if panel in panels}
     heights = [0.6 + len(rows) * (0.14 + 0.17 * len(arms)) for rows in panels.values()]
     with rc_context(STYLE):
         figure = Figure(figsize=(6.8, 1.1 + sum(heights)), layout="constrained")
@@ -462,12 +375,13 @@ def _draw_bars(axis: Axes, panel: str, rows: list[dict], colours: dict[str, str]
             axis.barh(at, point, height=0.92 * thickness, color=colour)
             axis.plot([low, high], [at, at], color="black", linewidth=1, solid_capstyle="butt")
             end = np.nanmax([point, high])
-            axis.annotate(f"{point:.1f}", (end, at), (3, 0), textcoords="offset points", va="center", fontsize=7.5)
+            text = display(row["metric"], row[arm])
+            axis.annotate(text, (end, at), (3, 0), textcoords="offset points", va="center", fontsize=7.5)
             reach = max(reach, end)
     labels = []
     for row in rows:
         where = [f"({row['benchmark']})"] if several else []
-        what = [] if row["metric"] in ("accuracy", "bleu") else [MEASURES[row["metric"]].label]  # the panel says those
+        what = [] if row["metric"] in SAID else [MEASURES[row["metric"]].label]
         label = " ".join([row["group"], *what, *where])
         labels.append(f"{label}  n={row['n']}")
     axis.set_yticks(range(len(rows)), labels)
@@ -542,8 +456,7 @@ def _draw_curves(axis: Axes, tag: str, points: pd.DataFrame, colours: dict[str, 
     if tag == "train/loss":
         axis.set_title("Training loss, smoothed")
     elif known:
-        unit = " (%)" if known.scale == 100 else ""
-        axis.set_title(f"{tag.split('/', 1)[1].rpartition('/')[0]}: {known.label}{unit}")
+        axis.set_title(f"{tag.split('/', 1)[1].rpartition('/')[0]}: {known.label} ({known.unit})")
         axis.set_ylim(0, 102 if known.panel == CORRECT else None)
     else:
         axis.set_title("Validation loss" if tag == "val/loss" else tag)
@@ -676,10 +589,9 @@ def _show(frame: pd.DataFrame, study: str) -> None:
     console = Console()
     console.print(shown)
     spread = "; ± standard deviation over seeds" if frame[[f"{arm} sd" for arm in arms]].notna().any(axis=None) else ""
-    legend = (
-        "Scores in %, BLEU 0-100, judges in points [95 % bootstrap interval over rows]"
-        f"{spread}; ↑ higher is better, ↓ lower."
-    )
+    units = {name: MEASURES[name].unit for name in frame["metric"]}
+    others = "".join(f", {name} {unit}" for name, unit in units.items() if unit != "%")
+    legend = f"Scores in %{others} [95 % bootstrap interval over rows]{spread}; ↑ higher is better, ↓ lower."
     for line in (legend, *_judged(frame), _provenance(frame), *(f"note: {note}" for note in frame.attrs["notes"])):
         console.print(line, highlight=False, markup=False)
 
@@ -696,13 +608,12 @@ def _judged(frame: pd.DataFrame) -> Iterator[str]:
 
 
 def format_score(row: dict, column: str) -> str:
-    """`8.9 [7.1, 10.8]`: a column of a table row with its interval, in % or BLEU points; `-` if it has no value."""
-    scale = MEASURES[row["metric"]].scale
-    point, low, high = (scale * row[f"{column}{part}"] for part in ("", " low", " high"))
-    sign = "+" if " - " in column else ""
+    """`8.9 [7.1, 10.8]`: a column of a table row with its interval, in its unit; `-` if it has no value."""
+    metric, sign = row["metric"], "+" if " - " in column else ""
+    point, low, high = (display(metric, row[f"{column}{part}"], sign) for part in ("", " low", " high"))
     spread = row.get(f"{column} sd", np.nan)
-    seeds = "" if np.isnan(spread) else f" ±{scale * spread:.1f}"
-    return "-" if np.isnan(point) else f"{point:{sign}.1f} [{low:{sign}.1f}, {high:{sign}.1f}]{seeds}"
+    seeds = "" if np.isnan(spread) else f" ±{display(metric, spread)}"
+    return "-" if np.isnan(row[column]) else f"{point} [{low}, {high}]{seeds}"
 
 
 def _coloured(row: dict, column: str) -> str:

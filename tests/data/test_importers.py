@@ -160,6 +160,7 @@ def test_task_rows_and_rows_of_ours_are_left_as_they_are():
         ({"source": "librispeech_test_clean", "gt": "hi"}, {"task": "asr", "language": "en", "text": "hi"}),
         ({"source": "aishell1_test", "gt": "你好"}, {"task": "asr", "language": "zh", "text": "你好"}),
         ({"source": "cv15_asr_fr", "gt": "salut"}, {"task": "asr", "language": "fr", "text": "salut"}),
+        ({"source": "cv15_asr_yue", "gt": "佢哋"}, {"task": "asr", "language": "yue", "text": "佢哋"}),
         (
             {"source": "fleurs", "gt": "hi", "prompt": "Detect the language and recognize the speech: <|zh|>"},
             {"task": "asr", "language": "zh", "text": "hi"},
@@ -174,6 +175,10 @@ def test_task_rows_and_rows_of_ours_are_left_as_they_are():
             {"task": "aqa", "question": "Where is this?", "text": "road"},
         ),
         ({"source": "clotho_test", "gt": "A car."}, {"task": "aac", "caption_style": "clotho", "text": "A car."}),
+        (
+            {"source": "audiocaps_test", "gt": ["A car.", "A loud car."]},
+            {"caption_style": "audiocaps", "text": "A car.", "references": ["A car.", "A loud car."]},
+        ),
     ],
 )
 def test_rows_of_the_official_evaluations_are_task_rows(tmp_path, fields, labels):
@@ -188,8 +193,10 @@ def test_rows_of_the_official_evaluations_are_task_rows(tmp_path, fields, labels
         ({"source": "mystery_test", "gt": "x"}, "`source` is 'mystery_test'; known sources begin with librispeech"),
         ({"gt": "x"}, "`source` is None"),
         ({"source": "covost2_test", "gt": "x"}, "expected two languages"),
-        ({"source": "cv15_asr_yue", "gt": "x"}, "task 'asr' needs the label `language`"),
-        ({"source": "clotho_test", "gt": ["one", "two"]}, "label `text` is list"),
+        ({"source": "cv15_asr_ru", "gt": "x"}, "task 'asr' needs the label `language`"),
+        ({"source": "meld", "gt": ["joy", "anger"]}, "label `text` is list"),
+        ({"source": "clotho_test", "gt": []}, "label `text` is list"),
+        ({"source": "clotho_test", "gt": ["one", 2]}, "`references[1]` is 2"),
     ],
 )
 def test_what_is_wrong_with_an_official_row_is_named(tmp_path, fields, said):

@@ -16,6 +16,8 @@ from auris.data.packing import IGNORE, collate
 from auris.data.rows import Clip, Row
 from auris.data.samples import AudioSamples, ChatSamples, RowError, Samples, TextSamples, TooLong, TranscriptSamples
 from auris.prompts import BothPrompts, NaturalPrompt, Qwen2AudioChat, QwenAudioChat, TagPrompt
+from auris.task_table import EXAMPLE
+from auris.tasks import TASKS
 from manifests import GEOMETRY, read_row, samples_of, tokenizer, write_manifest, write_wave
 
 WARP = audio.SpecAugment(n_freq_masks=1, freq_mask_param=4, n_time_masks=1, time_mask_param=10, p=1.0, time_warp=5)
@@ -313,6 +315,7 @@ def test_the_planned_length_of_stretched_text_bounds_every_draw(tmp_path):
         ({"content": "rain falls", "transcript": "no", "text": "no"}, "rain falls"),
         ({"transcript": "guten Tag", "text": "no"}, "guten Tag"),
         ({"text": "hello"}, "hello"),
+        ({"task": "dialect_asr", "dialect": "Scottish English", "text": "hello"}, "hello"),
     ],
 )
 def test_content_is_taken_from_content_then_transcript_then_the_answer(tmp_path, fields, content):
@@ -538,3 +541,28 @@ def test_dialogues_and_task_rows_are_not_seen_as_each_other(tmp_path):
         for attempt in (planned, lambda samples, row: samples.build(row, 0, 0)):
             with pytest.raises(RowError, match=said):
                 attempt(samples, row)
+
+
+def test_a_task_about_two_clips_is_not_asked_about_one(tmp_path):
+    row = row_of(tmp_path, task="sv", text="yes")
+    with pytest.raises(RowError, match="task 'sv' is asked about 2 clips, the row has 1"):
+        planned(samples_of(), row)
+    two = row_of(tmp_path, task="sv", text="yes")
+    two = replace(two, clips=2 * two.clips)
+    assert len(samples_of().build(two, 0, None).frames) == 2
+
+
+@pytest.mark.parametrize("prompt", [TagPrompt(), NaturalPrompt()])
+@pytest.mark.parametrize("code", [code for code, task in TASKS.items() if task.hours])
+def test_a_row_of_every_task_is_planned_and_built(tmp_path, code, prompt):
+    task = TASKS[code]
+    own = {"text": task.choices[0]} if task.choices else {}
+    labels = {**{name: EXAMPLE[name] for name in task.needs}, **own}
+    write_wave(tmp_path / "a.wav", 0.5)
+    row = read_row(tmp_path, audio=["a.wav"] * task.clips, task=code, **labels)
+    samples = samples_of(prompt=prompt)
+    assert row.problem is None
+    assert planned(samples, row) >= longest_built(samples, row, epochs=3)
+    sample = samples.build(row, 0, None)
+    answer = tokenizer().decode(sample.ids[sample.supervise].tolist(), control=True)
+    assert answer.endswith(task.render(labels, natural=prompt.natural) + "<|endoftext|>")

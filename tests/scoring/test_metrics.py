@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from importlib.metadata import version
 
 import jiwer
@@ -12,8 +13,9 @@ import sacrebleu
 import torch
 from torchmetrics.text import CharErrorRate, SacreBLEUScore, WordErrorRate
 
-from auris.results import MEASURES, value
-from auris.scoring import TaskScore, normalize, row_stats, signature
+from auris import measures
+from auris.measures import MEASURES, value
+from auris.scoring import TaskScore, captions, check, normalize, row_stats, signature
 
 REFERENCES = ["It costs $3.50, Mr. Brown!", "The colour of the harbour was grey.", "I can't believe it.", "Turn left"]
 HYPOTHESES = ["it costs three dollars and fifty cents", "the color of a harbor was gray", "", "turn turn left now"]
@@ -160,18 +162,129 @@ def test_slots_are_counted_as_name_and_value_pairs():
     assert row_stats("intent_accuracy", None, reference, "en") == [0, 1]
 
 
-def test_every_measure_has_statistics_and_a_signature():
-    dicts = {"intent": "a", "slots": {"b": "c"}}
-    for metric, measure in MEASURES.items():
-        text = {"slot_f1": dicts, "intent_accuracy": dicts, "judged": 7.0}.get(metric, "dog")
-        assert len(row_stats(metric, text, text, "en", classes=["dog"])) == len(measure.stats)
-        if metric != "judged":
-            assert signature(metric, "en").startswith(metric)
-    with pytest.raises(ValueError, match="is its judge's"):
-        signature("judged", "en")
+def test_entities_of_one_type_are_counted_each():
+    reference = [{"type": "person", "value": value} for value in ("Ada", "Grace", "Ada")]
+    hypothesis = [{"type": "person", "value": "ada"}, {"type": "place", "value": "Grace"}]
+    assert row_stats("slot_f1", hypothesis, reference, "en") == [1, 1, 2]
+    assert row_stats("slot_f1", 2 * reference, reference, "en") == [3, 3, 0]
+
+
+def test_notes_equal_the_released_script_but_for_the_columns_of_its_chroma(golden):
+    """Of its fields the script takes 128 for a number that cannot be read; its chroma counts columns, not semitones."""
+    corpora = [row for row in golden("accuracy") if row["kind"] == "note"]
+    assert len(corpora) == 5
+    for corpus in corpora:
+
+        def rate(metric: str, field: str, corpus: dict = corpus) -> float:
+            pairs = ([item[side][field] for side in ("response_info", "gt_info")] for item in corpus["items"])
+            return score(metric, *zip(*([None if x == 128 else x for x in pair] for pair in pairs), strict=True), "en")
+
+        assert rate("velocity_accuracy", "velocity") == corpus["velocity_acc"]
+        assert rate("chroma_accuracy", "pitch") == corpus["chroma_by_midi_number"]
+        if corpus["pitch_top1"] is not None:
+            assert rate("pitch_accuracy", "pitch") == corpus["pitch_top1"]
+        if corpus["name"] != "mixed":  # where instruments differ in case and spaces
+            assert rate("instrument_accuracy", "instrument") == corpus["instrument_acc"]
+
+
+def test_captions_are_split_as_the_ptb_tokenizer_does():
+    """Its output (Stanford CoreNLP 3.4.1 as in pycocoevalcap 1.2) for the same captions."""
+    for caption, expected in {
+        "A woman's voice says \"hello\", then there's a beep!": "a woman 's voice says hello then there 's a beep",
+        "The children can't stop; they're having fun.": "the children ca n't stop they 're having fun",
+        "A car (possibly a truck) accelerates, brakes & honks.": (
+            "a car -lrb- possibly a truck -rrb- accelerates brakes & honks"
+        ),
+        "Someone types -- clack, clack -- and sighs...": "someone types clack clack and sighs",
+        "An F-16 jet flies over; a 2-stroke engine idles.": "an f-16 jet flies over a 2-stroke engine idles",
+        "I cannot hear the man's dogs' barking.": "i can not hear the man 's dogs barking",
+        "It's 5 o'clock, the T.V. is on at 3:30.": "it 's 5 o'clock the t.v. is on at 3:30",
+        "$5 coins, 1,000 of them; 50% clink": "$ 5 coins 1,000 of them 50 % clink",
+    }.items():
+        assert captions.split(caption, "en") == expected.split()
+    assert captions.split("狗在叫。", "zh") == list("狗在叫")
+
+
+def test_a_caption_has_one_reference_or_several():
+    assert row_stats("cider", "A dog.", "The dog!", "en") == [["a", "dog"], [["the", "dog"]]]
+    assert row_stats("cider", "", ["The dog!", "Dogs"], "en") == [[], [["the", "dog"], ["dogs"]]]
+
+
+FORMS = {
+    "slot_f1": {"intent": "a", "slots": {"b": "c"}},
+    "intent_accuracy": {"intent": "a", "slots": {"b": "c"}},
+    "map": ["dark"],
+    "event_f1": [{"label": "dog", "start": 0.0, "end": 1.0}],
+    "der": [{"speaker": "1", "start": 0.0, "end": 1.0}],
+    "jer": [{"speaker": "1", "start": 0.0, "end": 1.0}],
+    "cpwer": ["dog"],
+    "aas_ms": [{"word": "dog", "start": 0.0, "end": 1.0}],
+    "word_coverage": [{"word": "dog", "start": 0.0, "end": 1.0}],
+    "aas_official": "dog<|1.00|>",
+    "pitch_accuracy": 60,
+    "chroma_accuracy": 60,
+    "velocity_accuracy": 60,
+    "prefers": -1.0,
+    "eer": 1.0,
+    "judged": 7.0,
+}
+
+
+@pytest.mark.parametrize("metric", MEASURES)
+def test_every_measure_has_statistics_and_a_signature(metric):
+    if metric in ("der", "jer"):
+        pytest.importorskip("pyannote.metrics")
+    if metric == "cpwer":
+        pytest.importorskip("scipy")
+    form = FORMS.get(metric, "dog")
+    stats = row_stats(metric, form, form, "en", classes=["dog"])
+    assert len(stats) == len(MEASURES[metric].stats)
+    assert json.loads(json.dumps(stats)) == stats, "written into predictions"
+    if metric != "judged":  # its judge has the signature
+        assert signature(metric, "en").startswith(f"{metric}|")
+
+
+@pytest.mark.parametrize(
+    "metric",
+    ["cpwer", "slot_f1", "intent_accuracy", "event_f1", "der", "jer", "aas_ms", "word_coverage"]
+    + [f"{what}_accuracy" for what in ("pitch", "chroma", "velocity")],
+)
+def test_an_answer_that_cannot_be_read_is_wrong_and_counts(metric):
+    if metric in ("der", "jer"):
+        pytest.importorskip("pyannote.metrics")
+    if metric == "cpwer":
+        pytest.importorskip("scipy")
+    form = FORMS.get(metric, "dog")
+    measure = MEASURES[metric]
+    stats = row_stats(metric, None, form, "en")
+    if metric == "aas_ms":
+        assert stats == [0, 0], "no word to compare, which the coverage says"
+        return
+    worst = 0.0 if measure.higher_is_better else 1.0
+    assert measures.score(metric, [stats]) == worst
+
+
+def test_signatures_say_how_a_number_was_made():
     assert signature("wer", "en") == f"wer|whisper_en+basic|word|jiwer{version('jiwer')}"
     assert signature("cer", "fr") == f"cer|whisper_basic|char|jiwer{version('jiwer')}"
     assert "tok:ja-mecab" in signature("bleu", "ja")
+    assert signature("cider", "en").endswith("tok:ptb-like(approximate)")
+    assert signature("event_f1", "en") == "event_f1|event-based|micro|collar:0.2s|end:max(collar,20%)"
+
+
+def test_a_missing_package_is_named_with_the_extra_that_brings_it(monkeypatch):
+    for package in ("scipy.optimize", "pyannote.metrics", "cn2an", "zhconv"):
+        monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ValueError, match=r"'cpwer' needs scipy.optimize.*pip install 'auris\[speakers\]'"):
+        check("cpwer", "en")
+    with pytest.raises(ValueError, match=r"'der' needs pyannote.metrics.*auris\[speakers\]"):
+        check("der", "en")
+    with pytest.raises(ValueError, match=r"'yue' needs zhconv.*auris\[chinese\]"):
+        check("cer", "yue")
+    with pytest.raises(ValueError, match="cn2an"):
+        row_stats("cer", "我有3只猫", "我有三只猫", "zh")
+    assert row_stats("cer", "我有三只猫", "我有三只猫", "zh") == [0, 5], "needed for digits only"
+    check("wer", "en")
 
 
 def test_an_unknown_metric_is_an_error():
@@ -193,6 +306,34 @@ def test_ranks_add_up_to_one_process():
     assert torch.equal(summed, whole.sums)
     ranks[0].merge_state(ranks[1])
     assert ranks[0].compute() == whole.compute() > 0
+
+
+def test_measures_of_all_rows_gather_the_rows():
+    said, true = ["dog", "cat", "café", "dog"], ["dog", "dog", "café", "cat"]
+    whole, ranks = TaskScore("macro_f1"), [TaskScore("macro_f1"), TaskScore("macro_f1")]
+    whole.update(said, true, 4 * ["en"])
+    for rank, part in zip(ranks, (slice(0, 1), slice(1, 4)), strict=True):
+        rank.update(said[part], true[part], len(said[part]) * ["en"])
+    ranks[0].merge_state(ranks[1])
+    expected = measures.score("macro_f1", [list(pair) for pair in zip(said, true, strict=True)])
+    assert ranks[0].compute() == whole.compute() == pytest.approx(expected)
+
+
+def test_a_rank_without_rows_has_the_same_score():
+    """As torchmetrics has it: a rank gives its rows as one tensor, or an empty one, and gets those of all."""
+    sent = {}
+
+    def gather(own: torch.Tensor, group: object) -> list[torch.Tensor]:
+        sent[len(own) > 0] = own
+        return [sent[True], own] if len(own) == 0 else [own, torch.tensor([], dtype=own.dtype)]
+
+    together = {"dist_sync_fn": gather, "distributed_available_fn": lambda: True}
+    full, empty = TaskScore("macro_f1", **together), TaskScore("macro_f1", **together)
+    full.update(["dog", "cat"], ["dog", "dog"], ["en", "en"])
+    empty.update([], [], [])
+    expected = measures.score("macro_f1", [["dog", "dog"], ["cat", "dog"]])
+    assert full.compute() == empty.compute() == pytest.approx(expected)
+    assert sent[True].dtype == sent[False].dtype, "or the exchange would fail"
 
 
 def test_score_starts_anew_after_reset_and_knows_its_direction():

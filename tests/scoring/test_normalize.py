@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
+from importlib.metadata import version
 
 import pytest
 
@@ -24,14 +27,37 @@ def test_words_equal_the_official_ones(pairs, language):
             assert normalize(row[side], language).split() == row["v2"][f"{side}_items"], row[side]
 
 
-def test_chinese_differs_only_where_the_official_script_rewrites_numbers_latin_or_signs(pairs):
-    differing = {
-        row[side]
-        for row in pairs
-        for side in ("ref", "hyp")
-        if row["language"] == "zh" and list(normalize(row[side], "zh")) != row["v2"][f"{side}_items"]
+def test_cantonese_equals_the_official_characters(pairs):
+    pytest.importorskip("zhconv")
+    rows = [row for row in pairs if row["language"] == "yue"]
+    assert len(rows) == 25
+    for row in rows:
+        for side in ("ref", "hyp"):
+            assert list(normalize(row[side], "yue")) == row["v2"][f"{side}_items"], row[side]
+
+
+def test_chinese_differs_from_the_official_script_in_telephone_numbers_signs_and_minus_only(pairs):
+    pytest.importorskip("cn2an")
+    texts = [
+        (row[side], row["v2"][f"{side}_items"]) for row in pairs if row["language"] == "zh" for side in ("ref", "hyp")
+    ]
+    differing = {text.strip() for text, official in texts if list(normalize(text, "zh")) != official}
+    assert differing == {
+        "我的电话是13812345678",
+        "办公室电话010-62781234，请记下。",
+        "门票￥88，学生票￥45元。",
+        "他得了-5分，温度是38.5度",
     }
-    assert differing and all(any(c.isdigit() or c in "[(（" for c in text) for text in differing), differing
+
+
+def test_chinese_without_digits_needs_no_package(pairs, monkeypatch):
+    monkeypatch.setitem(sys.modules, "cn2an", None)
+    texts = [
+        (row[side], row["v2"][f"{side}_items"]) for row in pairs if row["language"] == "zh" for side in ("ref", "hyp")
+    ]
+    plain = [(text, official) for text, official in texts if not re.search(r"\d", text)]
+    assert len(plain) > 20
+    assert all(list(normalize(text, "zh")) == official for text, official in plain)
 
 
 def test_japanese_is_compared_per_character_where_the_official_script_takes_whole_sentences(pairs):
@@ -46,7 +72,7 @@ def test_japanese_is_compared_per_character_where_the_official_script_takes_whol
         ("It costs $3.50, Mr. Brown!", "en", "it costs 3 50 mister brown"),
         ("<|startoftranscript|><|fr|>L'été, c'est très beau !<|endoftext|>", "fr", "l été c est très beau"),
         ("这是 iPhone 手机，不是 ＨＵＡＷＥＩ。", "zh", "这是iphone手机不是huawei"),
-        ("我 有 ３ 只 猫 !", "zh-CN", "我有3只猫"),
+        ("我 有 三 只 猫 !", "zh-CN", "我有三只猫"),
         ("「おはよう！」と彼は言った。", "ja", "おはようと彼は言った"),
         ("<|nospeech|> ...", "en", ""),
     ],
@@ -62,7 +88,14 @@ def test_unit_is_the_character_where_words_are_not_spaced():
 def test_description_admits_what_is_approximate():
     assert describe("en") == "whisper_en+basic|word"
     assert describe("fr") == "whisper_basic|word"
-    assert "approximate" in describe("zh")
+    assert describe("zh").endswith("whisper_basic(approximate)|char")
+    assert describe("yue").endswith("whisper_basic|char")
+
+
+def test_description_names_the_packages():
+    pytest.importorskip("cn2an"), pytest.importorskip("zhconv")
+    assert describe("zh") == f"cn2an{version('cn2an')}+whisper_basic(approximate)|char"
+    assert describe("yue") == f"zhconv{version('zhconv')}+whisper_basic|char"
 
 
 def test_a_missing_language_is_an_error():

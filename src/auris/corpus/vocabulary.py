@@ -12,8 +12,8 @@ from auris.tokenizer import Tokenizer
 # Row fields whose words a model must read or write.
 _FIELDS = ("text", "transcript", "content", "question")
 
-# Every training row is read behind a prompt: so often do the prompts' words count beside the corpus's.
-_PROMPT_SHARE = 20
+# Every training row is read behind a prompt: so often does each wording of one count beside the corpus's lines.
+_PROMPT_SHARE = 8
 
 
 def train_tokenizer(corpus: Path, vocab_size: int) -> Path:
@@ -32,7 +32,7 @@ def _texts(corpus: Path) -> Iterator[str]:
         codes.add(row["task"])
         yield from (row[field] for field in _FIELDS if field in row)
     for task in _PROMPT_SHARE * [task for code, task in TASKS.items() if code in codes]:
-        for wording in (task.natural, *task.paraphrases):
+        for wording in task.wordings:
             for name in LANGUAGES.values():
                 yield wording.replace("{target_language_name}", name).partition("<|")[0]
     yield from LANGUAGES.values()

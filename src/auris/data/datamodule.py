@@ -279,7 +279,7 @@ def sources(manifests: Sequence[Manifest]) -> list[Source]:
 
 def group(row: Row) -> str:
     """The line of a results table that a row belongs to, as `asr en` or `s2tt de-en`."""
-    return tasks.find(row.labels["task"]).group.format(**row.labels)
+    return tasks.group(row.labels)
 
 
 def is_asked(row: Row) -> bool:

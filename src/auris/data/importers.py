@@ -189,4 +189,6 @@ def _official(fields: Fields) -> dict[str, Any]:
         row["language"] = next(iter([*asked, *languages, *filter(None, [language])]), None)
     elif task == "aac":
         row["caption_style"] = "clotho" if source.startswith("clotho") else "audiocaps"
+        if isinstance(row["text"], list) and row["text"]:  # all captions of a clip
+            row["references"], row["text"] = row["text"], row["text"][0]
     return row

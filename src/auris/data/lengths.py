@@ -162,7 +162,7 @@ def _wordings(samples: Samples) -> Iterator[str]:
         yield " ".join([type(samples.prompt).__name__, samples.prompt.label, SYSTEM])
         return
     for task in TASKS.values():
-        yield " ".join([type(samples.prompt).__name__, task.tags, task.natural, *task.paraphrases])
+        yield " ".join([type(samples.prompt).__name__, task.tags, *task.wordings])
 
 
 def _unstated(manifest: Manifest) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Preference rows as samples: one prompt, its clips read once, and two answers to it.
+"""One prompt, its clips read once, and two answers to it: preference rows as samples, and yes or no to a question.
 
 What `collate` makes of them is a tree: see there.
 """
@@ -60,3 +60,25 @@ class PairSamples(AudioSamples):
         if row.id not in self.references:
             raise RowError("no reference log-probabilities: the row could not be read when they were computed")
         return self.references[row.id]
+
+
+class VerdictSamples(AudioSamples):
+    """A task row that is answered yes or no, with the yes as the chosen and the no as the rejected answer: which of the
+    two is the likelier, and by how much. Only they are supervised."""
+
+    VERDICTS = ("yes", "no")
+
+    def build(self, row: Row, number: int, epoch: int | None, *, prompt_only: bool = False) -> Sample:
+        assert not prompt_only, "of two answers"
+        _, no = self.VERDICTS
+        rejected = self.tokenizer.encode(self._answer(row, no), []).ids
+        return replace(super().build(row, number, epoch), rejected=rejected)
+
+    def _turns(self, row: Row, rng: np.random.Generator | None, prompt_only: bool) -> list[Turn]:
+        yes, _ = self.VERDICTS
+        asked = super()._turns(row, rng, prompt_only=True)
+        return [*(replace(turn, supervise=False) for turn in asked), *self._answer(row, yes)]
+
+    def _answer(self, row: Row, text: str) -> list[Turn]:
+        turns = self.prompt.turns({**row.labels, "text": text}, len(row.clips))
+        return [turn for turn in turns if turn.role == "answer"]

@@ -14,7 +14,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from auris import audio
+from auris import audio, tasks
 from auris.data.packing import Sample, row_seed
 from auris.data.rows import Clip, Row
 from auris.prompts import BothPrompts, Chat, NaturalPrompt, Prompt, Turn
@@ -187,6 +187,14 @@ class Samples(ABC):
 def _check_task(row: Row) -> None:
     if "messages" in row.labels:
         raise RowError("a dialogue: fine-tune on it (objective=sft data.view=chat prompt=chat_v1 or chat_v2)")
+    task = tasks.find(row.labels["task"])
+    if len(row.clips) < task.clips:
+        raise RowError(f"task {task.code!r} is asked about {task.clips} clips, the row has {len(row.clips)}")
+
+
+def _text(row: Row) -> str:
+    """What is said, of a row that is asked for it."""
+    return row.labels["text"] if row.labels["task"] in tasks.TRANSCRIPTS else ""
 
 
 def _stated_samples(clip: Clip) -> int:
@@ -220,7 +228,8 @@ class TextSamples(Samples):
     """The row's content as text where its audio will stand: no audio is read.
 
     Tokens of the content are stretched, as pooled audio frames are: each stands 1 to 8 times, with 0 to 4
-    blanks (the audio pad) between them. A row's content is its `content` field, or `transcript`, or for ASR its `text`.
+    blanks (the audio pad) between them. A row's content is its `content` field, or `transcript`, or for speech
+    recognition its `text`.
     """
 
     has_audio = False
@@ -243,7 +252,7 @@ class TextSamples(Samples):
 
     def _content(self, row: Row) -> str:
         labels = row.labels
-        text = labels.get("content") or labels.get("transcript") or (labels["text"] if labels["task"] == "asr" else "")
+        text = labels.get("content") or labels.get("transcript") or _text(row)
         if not text:
             raise RowError("no `content` (what is heard, as text) to stand in the audio's place")
         if len(row.clips) > 1:
@@ -278,7 +287,7 @@ class TranscriptSamples(Samples):
         return sum(spans)
 
     def _transcript(self, row: Row) -> str:
-        text = row.labels.get("transcript") or (row.labels["text"] if row.labels["task"] == "asr" else "")
+        text = row.labels.get("transcript") or _text(row)
         if not text:
             raise RowError("no `transcript` (what is said) to train the encoder on")
         if len(row.clips) != 1:

@@ -1,6 +1,6 @@
-"""Scoring: text normalisers and the metric of each task."""
+"""Scoring: text normalisers, and what a row contributes to the metrics of its task."""
 
-from auris.scoring.metrics import TaskScore, row_stats, signature
+from auris.scoring.metrics import TaskScore, check, row_stats, signature
 from auris.scoring.normalize import normalize, unit
 
-__all__ = ["TaskScore", "normalize", "row_stats", "signature", "unit"]
+__all__ = ["TaskScore", "check", "normalize", "row_stats", "signature", "unit"]

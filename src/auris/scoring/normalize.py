@@ -1,7 +1,9 @@
 """Text normalisation before error rates, as Qwen2-Audio's evaluation does it (eval_audio/evaluate_asr.py).
 
-English passes both of Whisper's normalisers, every other language the basic one with its diacritics kept. Chinese is
-approximate: the official script spells numbers out with cn_tn, which no package index carries.
+English passes both of Whisper's normalisers, every other language the basic one with its diacritics kept. Cantonese is
+made simplified by zhconv first, as there. Chinese is approximate: the official script spells numbers out with cn_tn,
+which no package index carries; cn2an, which stands in for it, reads a telephone number as one number and a minus as
+one. Both packages are an extra, needed for Cantonese and for Chinese with digits only.
 """
 
 from __future__ import annotations
@@ -12,7 +14,10 @@ from functools import cache
 from whisper_normalizer.basic import BasicTextNormalizer
 from whisper_normalizer.english import EnglishTextNormalizer
 
+from auris.scoring import extras
+
 CHARACTER_LANGUAGES = ("zh", "yue", "ja")  # written without spaces: scored per character; official: zh and yue only
+_PACKAGES = {"zh": "cn2an", "yue": "zhconv"}
 
 
 def primary(language: str) -> str:
@@ -31,11 +36,15 @@ def unit(language: str) -> str:
 
 def normalize(text: str, language: str) -> str:
     """The form of `text` in which two transcripts are compared: words joined by single spaces, or bare characters
-    where `unit` is `char`. Equal to the official normalisation but for zh and yue (numbers stay digits, traditional
-    characters stay) and ja (the official code has no rule and compares whole sentences as words)."""
+    where `unit` is `char`. Equal to the official normalisation but for some numbers of zh, and for ja (the official
+    code has no rule and compares whole sentences as words). ValueError if a package for zh or yue is missing."""
     text = _remove_tags(text)
     if primary(language) == "en":
         text = _english()(text)
+    elif primary(language) == "zh" and re.search(r"\d", text):
+        text = extras.require("cn2an", "a Chinese text with digits").transform(text, "an2cn")
+    elif primary(language) == "yue":
+        text = extras.require("zhconv", "a Cantonese text").convert(text, "zh-cn")
     text = _basic()(text).strip()
     return re.sub(r"\s", "", text) if unit(language) == "char" else text
 
@@ -44,8 +53,15 @@ def describe(language: str) -> str:
     """The normaliser's part of a score's signature, such as `whisper_en+basic|word`."""
     if primary(language) == "en":
         return "whisper_en+basic|word"
-    approximate = "(approximate)" if primary(language) in ("zh", "yue") else ""
-    return f"whisper_basic{approximate}|{unit(language)}"
+    package = extras.described(_PACKAGES[primary(language)]) if primary(language) in _PACKAGES else ""
+    approximate = "(approximate)" if primary(language) == "zh" else ""
+    return f"{package + '+' if package else ''}whisper_basic{approximate}|{unit(language)}"
+
+
+def check(language: str) -> None:
+    """Raises ValueError if what the language may need is not installed."""
+    if package := _PACKAGES.get(primary(language)):
+        extras.require(package, f"a text score of language {language!r}")
 
 
 def _remove_tags(text: str) -> str:

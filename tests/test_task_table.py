@@ -1,0 +1,68 @@
+"""The task table as it is printed: whole on any output, and the README's word for word."""
+
+from __future__ import annotations
+
+import io
+import sys
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from auris import doctor, task_table
+from auris.tasks import TASKS
+
+README = Path(__file__).resolve().parents[1] / "README.md"
+
+
+def printed(what: str, *, terminal: bool, width: int = 110) -> str:
+    out = io.StringIO()
+    console = Console(file=out, width=width, force_terminal=terminal, color_system=None)
+    task_table.show(what, console)
+    return out.getvalue()
+
+
+def test_the_readme_has_the_table():
+    """If not: `python -m auris.doctor show=tasks > table.md`."""
+    assert task_table.markdown() in README.read_text(encoding="utf-8")
+
+
+def test_every_row_of_the_table_has_a_cell_in_each_column():
+    lines = task_table.markdown().split("\n\n")[0].splitlines()
+    assert len(lines) == 2 + 31
+    assert {line.count("|") for line in lines} == {len(task_table.COLUMNS) + 1}
+
+
+@pytest.mark.parametrize("width", [110, 200])
+def test_a_terminal_shows_every_task_and_metric(width):
+    shown = printed("tasks", terminal=True, width=width)
+    for task in TASKS.values():
+        if task.hours:
+            assert f"task: {task.code}" in shown
+            assert task.natural.split()[0] in shown
+    assert "[caption_style]" in shown.replace("\n", "")
+    assert "speech, 30k h" in shown
+
+
+@pytest.mark.parametrize("code", TASKS)
+def test_a_task_is_shown_with_all_its_wordings(code):
+    task, shown = TASKS[code], printed(code, terminal=False)
+    assert shown.startswith(f"{code}: {task.name}\n")
+    assert all(wording in shown for wording in (task.tags, *task.wordings))
+
+
+def run_doctor(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["doctor", *arguments])
+    doctor.main()
+
+
+def test_the_doctor_prints_the_table_and_needs_no_checkpoint(monkeypatch, capsys):
+    run_doctor(monkeypatch, "show=tasks")
+    assert capsys.readouterr().out == task_table.markdown()
+    run_doctor(monkeypatch, "show=srwt")
+    assert "hello<|0.42|><|sil|><|0.50|>there<|1.00|>" in capsys.readouterr().out
+
+
+def test_what_is_no_task_is_told_with_the_tasks_there_are(monkeypatch):
+    with pytest.raises(SystemExit, match="error: show=opera: expected tasks, or one of asr, s2tt"):
+        run_doctor(monkeypatch, "show=opera")
