@@ -9,15 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 import published
 import vocabularies
 from auris import prefer, recipe
 from auris.data.manifests import read_manifests
-from auris.data.rows import Row
+from auris.data.rows import EQUAL_ANSWERS, Row
 from auris.prefer import CLOSE, EMPTY, TIE, Found, Pair, choose, read_pairs, score, statistics
 from auris.results import value
 from auris.scoring.metrics import row_stats
+from auris.shards import pack
 from auris.tokenizer import Tokenizer
 from manifests import write_manifest, write_wave
 
@@ -41,6 +43,10 @@ def test_the_best_and_the_worst_answer_make_the_pair(metric: str, scores: list[f
 def test_an_empty_answer_is_in_no_pair():
     assert choose(["", "a", " \n", "b"], "wer", [1.0, 0.0, 1.0, 0.5], 0.0) == (1, 3)
     assert choose(["", "a", " \n"], "wer", [1.0, 0.0, 1.0], 0.0) == EMPTY
+
+
+def test_answers_that_differ_in_space_alone_are_no_pair():
+    assert choose(["It is a dog.", "It is a dog. "], "judged", [7.0, 5.0], 0.0) == EQUAL_ANSWERS
 
 
 def test_answers_are_scored_by_themselves_under_the_honest_name():
@@ -131,6 +137,26 @@ def test_annotated_pairs_are_checked(annotated: Path):
     assert found.problems.keys() == reasons.keys()
     for name, reason in reasons.items():
         assert reason in found.problems[name]
+
+
+def test_pairs_whose_sound_is_in_shards_are_counted(annotated: Path, tmp_path: Path, command):
+    pack({"path": str(annotated)}, tmp_path / "shards", rows_per_shard=20, processes=1, console=Console(quiet=True))
+    found = read_pairs(tmp_path / "shards")
+    assert [pair.row.id for pair in found.pairs] == ["trl"]  # text alone
+    for name in ("ours", "swift", "llama"):
+        assert found.problems[name] == "its sound is in a shard: a pair names its sound files"
+    assert command(f"from={tmp_path}/shards", "out=pairs.jsonl") is None
+    assert [row["id"] for row in read_lines(tmp_path / "pairs.jsonl")] == ["trl"]
+
+
+def test_a_pair_about_a_stretch_outside_its_file_is_counted(tmp_path: Path):
+    write_wave(tmp_path / "a.wav", 0.8)
+    asked = [
+        {"role": "user", "content": [{"type": "audio", "audio": "a.wav", "offset": offset}]} for offset in (0.5, 3)
+    ]
+    rows = [{"id": str(n), "messages": [said], "chosen": "a", "rejected": "b"} for n, said in enumerate(asked)]
+    found = read_pairs(write_manifest(tmp_path / "pairs.jsonl", rows))
+    assert [pair.row.id for pair in found.pairs] == ["0"] and found.problems.keys() == {"1"}
 
 
 # --- the command ---

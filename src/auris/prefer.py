@@ -29,7 +29,7 @@ from auris.data import lengths
 from auris.data.datamodule import by_length, is_asked, language, pack
 from auris.data.manifests import read_manifests
 from auris.data.packing import row_seed
-from auris.data.rows import EQUAL_ANSWERS, Row
+from auris.data.rows import EQUAL_ANSWERS, Row, are_equal
 from auris.data.samples import ChatSamples
 from auris.model.generation import Generation, generate
 from auris.pretrained import AudioModel
@@ -99,8 +99,8 @@ def sample_pairs(made: Mapping[str, Any], console: Console) -> Found:
         if not is_asked(rows[number]):
             problems[rows[number].id] = f"task {rows[number].labels['task']!r} asks nothing: expected dialogues"
             measured.tokens[number] = 0
-        elif not all(isinstance(clip.path, Path) for clip in rows[number].clips):
-            problems[rows[number].id] = "its sound is in a shard: a pair names its sound files"
+        elif problem := _sharded(rows[number]):
+            problems[rows[number].id] = problem
             measured.tokens[number] = 0
     pairs: dict[int, Pair] = {}
     without: Counter[str] = Counter()
@@ -125,6 +125,11 @@ def sample_pairs(made: Mapping[str, Any], console: Console) -> Found:
                     facts["judge"] = judge.signature
                 pairs[number] = Pair(rows[number], *(answers[n] for n in found), facts)
     return Found([pairs[number] for number in sorted(pairs)], without, problems)
+
+
+def _sharded(row: Row) -> str | None:
+    whole = all(isinstance(clip.path, Path) for clip in row.clips)
+    return None if whole else "its sound is in a shard: a pair names its sound files"
 
 
 def _check(made: Mapping[str, Any]) -> None:
@@ -185,6 +190,8 @@ def choose(answers: Sequence[str], metric: str, scores: Sequence[float], margin:
     gap = abs(scores[best] - scores[worst])
     if gap == 0:
         return TIE
+    if are_equal(answers[best], answers[worst]):  # but for a space that the metric counts
+        return EQUAL_ANSWERS
     return (best, worst) if gap > margin or math.isclose(gap, margin) else CLOSE
 
 
@@ -198,7 +205,7 @@ def read_pairs(path: str | Path) -> Found:
     without: Counter[str] = Counter()
     problems: dict[str, str] = {}
     for row in manifest.rows:
-        problem = row.problem or _foreign(row) or _unreadable(row)
+        problem = row.problem or _foreign(row) or _sharded(row) or _unreadable(row)
         if problem is None:
             pairs.append(Pair(row, row.labels["chosen"], row.labels["rejected"], {}))
         elif problem.startswith(EQUAL_ANSWERS):
@@ -216,7 +223,7 @@ def _foreign(row: Row) -> str | None:
 def _unreadable(row: Row) -> str | None:
     try:
         for clip in row.clips:
-            audio.n_samples(clip.path)
+            audio.n_samples(clip.path, clip.offset or 0.0, None if clip.offset is None else clip.duration)
     except audio.AudioError as error:
         return str(error)
     return None

@@ -35,7 +35,8 @@ def row_stats(
     as insertions and nothing to the reference length, as the official script does. `bleu` takes raw text and the
     *target* language. `accuracy` compares after strip and lower case, `accuracy_raw` as Qwen2-Audio's scripts do
     (`lstrip` only); `contains` asks whether the normalised reference stands in the normalised hypothesis, whole words
-    where there are any; `unparsed` counts answers outside `classes`. `slot_f1` and `intent_accuracy` take
+    where there are any, and counts no row whose reference normalises to nothing; `unparsed` counts answers outside
+    `classes`. `slot_f1` and `intent_accuracy` take
     `{intent, slots: {name: value}}`, and None for an answer that could not be parsed. `prefers` takes
     log-probabilities: of the rejected answer as hypothesis, of the chosen one as reference. `judged` takes a judge's
     points as hypothesis (`auris.scoring.judge`; the judge has the signature).
@@ -57,6 +58,8 @@ def row_stats(
         case "contains":
             said, key = (norm.normalize(text, language) for text in (hypothesis, reference))
             space = " " if norm.unit(language) == "word" else ""  # whole words, where there are any
+            if not key:  # nothing to look for, which every answer holds
+                return [0.0, 0.0]
             return [float(f"{space}{key}{space}" in f"{space}{said}{space}"), 1.0]
         case "prefers":
             return [float(reference > hypothesis), 1.0]
