@@ -182,7 +182,7 @@ def test_annotated_pairs_come_into_one_form(
 ):
     assert command(f"from={annotated}", "out=ours/pairs.jsonl") is None
     shown = capsys.readouterr().out
-    assert "absent: " in shown and "`chosen` and `rejected` are equal" in shown
+    assert "absent: " in shown and "`chosen` and `rejected` are equal" in shown and "ranked by k" in shown
     rows = read_lines(tmp_path / "ours/pairs.jsonl")
     assert [row["id"] for row in rows] == ["ours", "swift", "llama", "trl"]
     assert rows[0]["annotator"] == "k"
@@ -193,7 +193,7 @@ def test_annotated_pairs_come_into_one_form(
     assert all(clip.path.is_file() for row in manifest.rows for clip in row.clips)
     counted = json.loads((tmp_path / "ours/pairs.statistics.json").read_text())
     assert (counted["rows"], counted["pairs"], counted["unusable"]) == (11, 4, 5)
-    assert sum(counted["without_pair"].values()) == 2 and counted["scores"] == {}
+    assert sum(counted["without_pair"].values()) == 2 and counted["scores"] == {} and counted["ranked_by"] == {"k": 1}
 
 
 TEXTS = ["cat", "a", "mat", "..."]
@@ -280,12 +280,14 @@ def test_a_margin_costs_pairs(command: Callable[..., Any], model: Path, capsys: 
 
 
 def test_a_judge_ranks_answers_too(command: Callable[..., Any], model: Path):
+    """The table and the statistics say which judge: here, a rule."""
     rows = sampled(command, model, "judged.jsonl", "metric=judged", "judge=rule", "n_samples=6")
     assert rows
     for row in rows:
         better, worse = row["scores"]
         assert 9 >= better > worse >= 1
         assert row["metric"] == "judged" and row["judge"].startswith("judged|1-9|stand-in")
+    assert json.loads(Path("judged.statistics.json").read_text())["ranked_by"] == {rows[0]["judge"]: len(rows)}
 
 
 @pytest.mark.parametrize(
@@ -299,6 +301,8 @@ def test_a_judge_ranks_answers_too(command: Callable[..., Any], model: Path):
         (["checkpoint=RUN", "metric=judged"], "judge=None: expected judge=rule or judge=model"),
         (["checkpoint=RUN", "judge=rule"], "expected judge=rule or judge=model with metric=judged"),
         (["checkpoint=RUN", "margin=-1"], "margin=-1: expected 0 or more"),
+        (["checkpoint=RUN", "margin=null"], "margin=None: expected 0 or more"),
+        (["checkpoint=RUN", "n_samples=2.5"], "n_samples=2.5: expected 2 or more"),
         (["checkpoint=RUN"], "data.test=[]: expected [FILE.jsonl]"),
         (
             ["checkpoint=RUN", "data.test=a.jsonl", "generation.do_sample=false"],

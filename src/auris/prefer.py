@@ -134,9 +134,9 @@ def _sharded(row: Row) -> str | None:
 
 def _check(made: Mapping[str, Any]) -> None:
     ranges = {
-        "n_samples": (made["n_samples"], made["n_samples"] >= 2, "2 or more: a pair has two answers"),
+        "n_samples": (made["n_samples"], made["n_samples"] in range(2, 10**6), "2 or more: a pair has two answers"),
         "metric": (made["metric"], made["metric"] in METRICS, " or ".join(METRICS)),
-        "margin": (made["margin"], made["margin"] >= 0, "0 or more"),
+        "margin": (made["margin"], isinstance(made["margin"], (int, float)) and made["margin"] >= 0, "0 or more"),
         "judge": (
             made["judge"],
             (made["metric"] == "judged") == (made["judge"] is not None),
@@ -263,11 +263,14 @@ def statistics(found: Found) -> dict[str, Any]:
     longer = np.where(chosen == rejected, 0.5, chosen > rejected)
     low, high = bootstrap(np.stack([longer, np.ones_like(longer)], axis=1), "accuracy")
     scores: dict[str, list[list[float]]] = {}
+    # A judge, a person, or a rule that stands in for one.
+    rankers = (pair.facts.get("judge") if pair.facts else pair.row.labels.get("annotator") for pair in pairs)
     for pair in pairs:
         if pair.facts:
             scores.setdefault(pair.facts["metric"], []).append(pair.facts["scores"])
     return {
         **counts,
+        "ranked_by": dict(Counter(map(str, filter(None, rankers)))),
         "characters": _means(characters),
         "chosen_longer": {"value": float(longer.mean()), "low": low, "high": high},
         "scores": {metric: _means(np.array(of_metric)) for metric, of_metric in scores.items()},
@@ -291,6 +294,8 @@ def show(console: Console, found: Found, counted: Mapping[str, Any]) -> None:
         table.add_row("characters, chosen / rejected", "{chosen:.1f} / {rejected:.1f}".format(**counted["characters"]))
         share = (100 * counted["chosen_longer"][key] for key in ("value", "low", "high"))
         table.add_row("the chosen answer is the longer one", "{:.1f} % [{:.1f}, {:.1f}]".format(*share))
+        for name, number in counted["ranked_by"].items():
+            table.add_row(f"ranked by {name}", str(number))
         for metric, means in counted["scores"].items():
             table.add_row(f"{metric}, chosen / rejected", "{chosen:.3f} / {rejected:.3f}".format(**means))
     console.print(table)
