@@ -294,10 +294,10 @@ def test_a_file_is_read_with_the_checks_of_training_in_its_words(model: AudioMod
     problems = answer_file(model, source, tmp_path / "out.jsonl", batch_size=4, **SETTINGS)
     expected = {row.id: row.problem for row in read_manifests([source])[0].rows if row.problem}
     assert problems == expected and len(problems) == 15
-    open_ended = [{"messages": row["messages"][:-1]} for row in bad[3:6]]
+    open_ended = [{"messages": row["messages"][:-1]} for row in bad[4:6]]
     source = write_manifest(tmp_path / "open.jsonl", open_ended)
     reasons = answer_file(model, source, tmp_path / "answers.jsonl", batch_size=4, **SETTINGS).values()
-    assert [*reasons] == [expected[f"in.jsonl:{line}"] for line in (4, 5, 6)]
+    assert [*reasons] == [expected[f"in.jsonl:{line}"] for line in (5, 6)]
 
 
 def test_a_stretch_of_a_file_is_what_is_heard(model: AudioModel, clip: Path, tmp_path: Path):
@@ -385,6 +385,7 @@ def test_a_batch_from_the_command_line(command: Callable[..., Any], there: Path,
         (["input=a.jsonl"], "input=a.jsonl without output"),
         (["output=a.jsonl"], "output=a.jsonl without input"),
         (["batch_size=0"], "batch_size=0: expected 1 or more"),
+        (["batch_size=null"], "batch_size=None: expected 1 or more"),
         (["generation.top_k=5"], "top_k=5 has no effect without sampling"),
         (["long_audio=never"], "long_audio='never'"),
     ],

@@ -298,7 +298,7 @@ def chat(made: Mapping[str, Any]) -> None:
     if (made["input"] is None) != (made["output"] is None):
         given, other = ("input", "output") if made["output"] is None else ("output", "input")
         raise ValueError(f"{given}={made[given]} without {other}: expected {other}=FILE.jsonl too, or neither to talk")
-    if made["batch_size"] < 1:
+    if not isinstance(made["batch_size"], int) or made["batch_size"] < 1:
         raise ValueError(f"batch_size={made['batch_size']}: expected 1 or more")
     options = {"which": made["which"], "device": made["accelerator"], "long_audio": made["long_audio"]}
     model = pretrained.load(made["checkpoint"], **options)
