@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from auris import parallel, recipe, snapshots
+from auris.model import adapters
 from auris.tokenizer import Tokenizer
 from manifests import tokenizer
 from recipes import SMALLEST_MODEL
@@ -207,7 +208,8 @@ def language_model(path: Path) -> None:
 
 
 def run(path: Path, *overrides: str, vocabulary: Tokenizer | None = None) -> dict[str, Any]:
-    """A run directory with one checkpoint, of a model that nobody has trained; returns its recipe."""
+    """A run directory with one checkpoint, of a model that nobody has trained, with adapters that are not those that a
+    run starts with where `trainable` names them; returns its recipe."""
     made = recipe.resolve(recipe.compose([*TINY, f"run_dir='{path}'", *overrides]))
     vocabulary = vocabulary or tokenizer()
     vocabulary.save(path / "tokenizer")
@@ -215,6 +217,11 @@ def run(path: Path, *overrides: str, vocabulary: Tokenizer | None = None) -> dic
     net = recipe.build_net(made, vocabulary)
     torch.manual_seed(0)
     parallel.materialise(net, "cpu")
+    adapters.attach(net, made["trainable"], token_ids=vocabulary.audio_ids, lora=made["lora"])
+    adapters.start(net, seed=0)
+    for name, parameter in net.named_parameters():
+        if "lora_B" in name or adapters.NEW_TOKENS in name:
+            nn.init.normal_(parameter, std=0.3)
     head = recipe.build_objective(made, net, vocabulary)
     parallel.materialise(head, "cpu")
     module = nn.ModuleDict({"net": net, "objective": head})

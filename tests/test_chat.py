@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import soundfile
 
 import auris
 import published
@@ -17,6 +18,7 @@ from auris import chat
 from auris.chat import Conversation, Stream, answer_file, talk
 from auris.data.manifests import read_manifests
 from auris.pretrained import AudioModel
+from auris.prompts import text_of
 from manifests import tokenizer, write_manifest, write_wave
 
 SETTINGS = {"max_new_tokens": 8, "control": True}
@@ -173,6 +175,17 @@ def test_a_saved_conversation_is_a_row_to_train_on(model: AudioModel, clip: Path
     assert once.labels["answered_by"] == "released/there/seed=0"
 
 
+def test_whatever_is_said_can_be_saved_as_a_row(model: AudioModel, tmp_path: Path, capsys: pytest.CaptureFixture):
+    """Text that stands for audio is refused when it is said, and an empty system message is one like any other."""
+    talker = Conversation(model, system="", **SETTINGS)
+    file = tmp_path / "talks.jsonl"
+    talk(talker, ["what is <audio>?", "what is <|AUDIO|>?", "hello", f"/save {file}"])
+    assert capsys.readouterr().err.count("have 1 audio marks") == 2
+    [manifest] = read_manifests([file])
+    [row] = manifest.rows
+    assert row.problem is None and [text_of(message) for message in row.labels["messages"][:2]] == ["", "hello"]
+
+
 # --- streaming ---
 
 
@@ -233,13 +246,13 @@ def test_the_dialogues_of_a_file_are_answered(model: AudioModel, dialogues: Path
     continued = model.chat([user("hello"), said("hi"), user("and now?")], **SETTINGS)
     assert [row.get("answer") for row in rows] == [heard_here, continued, None, heard_here, *[None] * 4]
     assert {name: row["problem"] for name, row in zip(problems, [rows[2], *rows[4:]], strict=True)} == problems
-    assert list(problems) == ["absent", "role", "task", "handed", "dialogues.jsonl:8"]
+    assert list(problems) == ["absent", "role", "task", "handed", "dialogues.jsonl:9"]
     for name, reason in {
         "absent": "no.wav: no such file",
         "role": "expected a `role` of",
         "task": "no `messages`",
         "handed": "expected a path",
-        "dialogues.jsonl:8": "Expecting property name",
+        "dialogues.jsonl:9": "Expecting property name",
     }.items():
         assert reason in problems[name]
     assert rows[0]["kind"] == "test" and rows[1]["messages"][-1] == said("the cat")
@@ -254,6 +267,61 @@ def test_a_system_message_is_for_dialogues_that_bring_none(model: AudioModel, tm
     short = {"role": "system", "content": "Be short."}
     expected = [model.chat([system, user("hello")], **SETTINGS) for system in (short, own)]
     assert [row["answer"] for row in answered(tmp_path / "out.jsonl")] == expected and len(set(expected)) == 2
+
+
+def test_a_file_is_read_with_the_checks_of_training_in_its_words(model: AudioModel, tmp_path: Path):
+    empty, hello = {"role": "assistant", "content": " "}, user("hello")
+    clip = {"type": "audio", "audio": "here.wav"}
+    bad = [
+        {"messages": [hello, empty]},
+        {"messages": [hello, empty, hello, said("hi")]},
+        {"messages": [said("hi")]},
+        {"messages": [hello, said("hi"), said("hi")]},
+        {"messages": [user(" "), said("hi")]},
+        {"messages": [user("<audio>what?"), said("hi")]},
+        {"messages": [user("<|AUDIO|>what?"), said("hi")]},
+        {"messages": [{"role": "user", "content": [clip | {"offset": -1}]}, said("hi")]},
+        {"messages": [hello, said("hi")], "audio": "here.wav"},
+        {"messages": [hello, said("hi")], "task": "asr"},
+        {"messages": [hello, said("hi")], "mode": "loud"},
+        {"messages": [hello, said("hi")], "key": 3},
+        {"messages": [hello], "chosen": "hi", "rejected": "hi "},
+        {"messages": [{"role": "system", "content": "a"}, hello, said("hi")], "system": "b"},
+        {"id": "good", "messages": [hello, said("hi")]},
+        {"id": "good", "messages": [hello, said("yo")]},
+    ]
+    source = write_manifest(tmp_path / "in.jsonl", bad)
+    problems = answer_file(model, source, tmp_path / "out.jsonl", batch_size=4, **SETTINGS)
+    expected = {row.id: row.problem for row in read_manifests([source])[0].rows if row.problem}
+    assert problems == expected and len(problems) == 15
+    open_ended = [{"messages": row["messages"][:-1]} for row in bad[4:6]]
+    source = write_manifest(tmp_path / "open.jsonl", open_ended)
+    reasons = answer_file(model, source, tmp_path / "answers.jsonl", batch_size=4, **SETTINGS).values()
+    assert [*reasons] == [expected[f"in.jsonl:{line}"] for line in (5, 6)]
+
+
+def test_a_stretch_of_a_file_is_what_is_heard(model: AudioModel, clip: Path, tmp_path: Path):
+    def asked(path: Path | str, **stretch: float) -> list[dict[str, Any]]:
+        return [{"role": "user", "content": [{"type": "audio", "audio": str(path), **stretch}]}]
+
+    whole, _ = soundfile.read(clip)
+    soundfile.write(tmp_path / "stretch.wav", whole[8000:12800], 16_000)
+    expected = model.chat(asked(tmp_path / "stretch.wav"), **SETTINGS)
+    stretch = {"offset": 0.5, "duration": 0.3}
+    assert model.chat(asked(clip, **stretch), **SETTINGS) == expected != model.chat(asked(clip), **SETTINGS)
+    (tmp_path / "here.wav").symlink_to(clip)
+    rows = [
+        {"id": "r", "messages": asked("here.wav", **stretch)},
+        {"id": "lie", "messages": asked("here.wav", duration=9)},
+    ]
+    problems = answer_file(
+        model, write_manifest(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl", batch_size=2, **SETTINGS
+    )
+    found = answered(tmp_path / "out.jsonl")
+    assert found[0]["answer"] == expected and found[0]["messages"] == asked("here.wav", **stretch)
+    assert "is 1.30 s, the manifest says 9.00 s" in problems["lie"]
+    with pytest.raises(ValueError, match="of samples: expected them of a file"):
+        model.chat([{"role": "user", "content": [{"type": "audio", "audio": whole, **stretch}]}])
 
 
 def test_no_file_is_overwritten_and_none_invented(model: AudioModel, dialogues: Path, tmp_path: Path):
@@ -317,6 +385,7 @@ def test_a_batch_from_the_command_line(command: Callable[..., Any], there: Path,
         (["input=a.jsonl"], "input=a.jsonl without output"),
         (["output=a.jsonl"], "output=a.jsonl without input"),
         (["batch_size=0"], "batch_size=0: expected 1 or more"),
+        (["batch_size=null"], "batch_size=None: expected 1 or more"),
         (["generation.top_k=5"], "top_k=5 has no effect without sampling"),
         (["long_audio=never"], "long_audio='never'"),
     ],

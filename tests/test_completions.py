@@ -46,6 +46,14 @@ def test_a_recording_that_is_not_there_is_an_error(tmp_path: Path) -> None:
         Record(tmp_path / "none.jsonl")
 
 
+def test_a_recording_that_is_there_and_empty_gets_its_first_line(tmp_path: Path) -> None:
+    path = tmp_path / "record.jsonl"
+    path.touch()
+    with stand_in.serve() as (url, _):
+        said = Record(path, Endpoint(url=url, model="m")).ask(DOG)
+    assert Record(path).ask(DOG) == said
+
+
 def test_a_line_that_was_cut_off_is_named(tmp_path: Path) -> None:
     path = tmp_path / "record.jsonl"
     path.write_text(SHIPPED.read_text("utf-8")[:3000])

@@ -173,6 +173,14 @@ def test_fine_tuning_is_that_of_qwen_audio_in_both_systems():
         assert made["model"] == pretrain["model"] and made["data"]["augment"] == pretrain["data"]["augment"]
 
 
+@pytest.mark.parametrize("system", ["qwen_audio", "qwen2_audio"])
+def test_a_small_model_s_later_stages_are_shorter_and_gentler(system):
+    stages = [stage for stage in ("pretrain", "sft", "dpo") if system == "qwen2_audio" or stage != "dpo"]
+    found = [compose("train", f"experiment={system}_{stage}", "scale=small") for stage in stages]
+    for before, after in zip(found, found[1:], strict=False):
+        assert after["max_steps"] < before["max_steps"] and after["optim"]["lr"] < before["optim"]["lr"]
+
+
 @pytest.mark.parametrize(
     "where, spoil",
     [

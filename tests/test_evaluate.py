@@ -17,7 +17,7 @@ from auris.data.datamodule import metric as own_metric
 from auris.data.manifests import Manifest
 from auris.data.packing import collate
 from auris.data.rows import Clip, Row
-from auris.evaluate import in_windows, join, log_odds, rate, score, summarise
+from auris.evaluate import credits, in_windows, join, log_odds, rate, score, summarise
 from auris.objectives import logps
 from auris.prompts import NaturalPrompt, TagPrompt
 from auris.scoring.judge import Unrated
@@ -105,6 +105,16 @@ def test_a_long_transcript_is_answered_in_windows_and_joined(tmp_path: Path):
     del answered["long#1"]
     assert "long" not in join(answered, whole)
     assert in_windows([manifest], samples_of(long_audio="first"))[0] == [manifest]
+
+
+def test_the_table_says_who_wrote_annotated_and_judged():
+    script = {"written_by": "a script", "annotator": "a rule, not a person"}
+    rows = [row("1", task="chat", **script), row("2", task="chat", written_by="templates"), row("3", task="sec")]
+    assert credits(rows) == [
+        "written by: a script (1 rows); templates (1 rows)",
+        "annotated by: a rule, not a person (1 rows)",
+    ]
+    assert credits(rows[2:]) == []
 
 
 def test_a_judge_s_points_stand_beside_the_task_s_own_score():

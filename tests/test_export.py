@@ -105,6 +105,21 @@ def test_transformers_loads_an_exported_run(tmp_path: Path, files: list[Path], t
     )
 
 
+@pytest.mark.slow
+def test_transformers_loads_an_exported_run_with_adapters(tmp_path: Path, files: list[Path], offline: None):
+    learned = ["trainable=[projector,llm.new_tokens,llm.lora]", "lora.rank=2"]
+    published.run(tmp_path / "run", *learned)
+    published.run(tmp_path / "plain")
+    assert export(tmp_path / "run", tmp_path / "out") == ("qwen2_audio", [])
+    assert_transformers_computes_the_same(tmp_path / "out", auris.load(tmp_path / "run"), files)
+    export(tmp_path / "plain", tmp_path / "without")
+    merged, plain = tensors(tmp_path / "out"), tensors(tmp_path / "without")
+    changed = {name.rpartition("layers.")[2] for name in plain if not torch.equal(merged[name], plain[name])}
+    layers = {f"0.self_attn.{layer}_proj.weight" for layer in "qkvo"}
+    tables = {name for name in plain if name.endswith(("embed_tokens.weight", "lm_head.weight"))}
+    assert merged.keys() == plain.keys() and changed == layers | tables
+
+
 def test_a_chat_stays_a_chat(tmp_path: Path, files: list[Path], offline: None):
     end, im_end = tokenizer().end, tokenizer().id("<|im_end|>")
     question = [{"type": "audio", "audio": files[0]}, {"type": "text", "text": "what?"}]

@@ -27,7 +27,8 @@ def dialogues(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         clip = {"type": "audio", "audio": str(corpus / row["audio"])}
         asked = [[clip, {"type": "text", "text": "what is it?"}], [clip], "say a word"][number % 3]
         messages = [{"role": "user", "content": asked}, {"role": "assistant", "content": f"it is {row['text']}"}]
-        made.append({"id": f"d{number}", "messages": messages, "key": row["text"], "provenance": "procedural"})
+        facts = {"key": row["text"], "provenance": "procedural", "written_by": "a script of templates"}
+        made.append({"id": f"d{number}", "messages": messages, **facts})
     made.append({"id": "bad", "messages": [{"role": "user", "content": "<audio>what?"}, made[0]["messages"][1]]})
     path = tmp_path_factory.mktemp("dialogues") / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in made))
@@ -85,14 +86,19 @@ def test_a_pretrained_model_is_fine_tuned_evaluated_and_asked(smallest, dialogue
         f"checkpoint='{made['run_dir']}'",
         "data=manifest",
         f"data.test=[{dialogues}]",
+        "judge=rule",
         "generation.max_new_tokens=3",
     ]
     asked = recipe.resolve(recipe.compose([*given, "accelerator=cpu"], "evaluate"))
     asked["benchmark"]["test"] = [dialogues]
+    capsys.readouterr()
     rows = evaluate.evaluate(asked)
+    shown = capsys.readouterr().out
+    n_rows = len(dialogues.read_text().splitlines()) - 1
+    assert f"written by: a script of templates ({n_rows} rows)" in shown and "judged: judged|1-9|stand-in" in shown
     assert {row["task"] for row in rows} == {"chat audio_analysis", "chat voice_chat", "chat text"}
-    assert {row["metric"] for row in rows} == {"contains"} and measure("contains").higher_is_better
-    assert sum(row["n"] for row in rows) == len(dialogues.read_text().splitlines()) - 1
+    assert {row["metric"] for row in rows} == {"contains", "judged"} and measure("contains").higher_is_better
+    assert sum(row["n"] for row in rows if row["metric"] == "contains") == n_rows
 
 
 def test_an_answer_ends_where_the_assistants_message_does(smallest):

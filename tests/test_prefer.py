@@ -9,15 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 import published
 import vocabularies
 from auris import prefer, recipe
 from auris.data.manifests import read_manifests
-from auris.data.rows import Row
+from auris.data.rows import EQUAL_ANSWERS, Row
 from auris.measures import value
 from auris.prefer import CLOSE, EMPTY, TIE, Found, Pair, choose, read_pairs, score, statistics
 from auris.scoring.metrics import row_stats
+from auris.shards import pack
 from auris.tokenizer import Tokenizer
 from manifests import write_manifest, write_wave
 
@@ -41,6 +43,10 @@ def test_the_best_and_the_worst_answer_make_the_pair(metric: str, scores: list[f
 def test_an_empty_answer_is_in_no_pair():
     assert choose(["", "a", " \n", "b"], "wer", [1.0, 0.0, 1.0, 0.5], 0.0) == (1, 3)
     assert choose(["", "a", " \n"], "wer", [1.0, 0.0, 1.0], 0.0) == EMPTY
+
+
+def test_answers_that_differ_in_space_alone_are_no_pair():
+    assert choose(["It is a dog.", "It is a dog. "], "judged", [7.0, 5.0], 0.0) == EQUAL_ANSWERS
 
 
 def test_answers_are_scored_by_themselves_under_the_honest_name():
@@ -133,6 +139,26 @@ def test_annotated_pairs_are_checked(annotated: Path):
         assert reason in found.problems[name]
 
 
+def test_pairs_whose_sound_is_in_shards_are_counted(annotated: Path, tmp_path: Path, command):
+    pack({"path": str(annotated)}, tmp_path / "shards", rows_per_shard=20, processes=1, console=Console(quiet=True))
+    found = read_pairs(tmp_path / "shards")
+    assert [pair.row.id for pair in found.pairs] == ["trl"]  # text alone
+    for name in ("ours", "swift", "llama"):
+        assert found.problems[name] == "its sound is in a shard: a pair names its sound files"
+    assert command(f"from={tmp_path}/shards", "out=pairs.jsonl") is None
+    assert [row["id"] for row in read_lines(tmp_path / "pairs.jsonl")] == ["trl"]
+
+
+def test_a_pair_about_a_stretch_outside_its_file_is_counted(tmp_path: Path):
+    write_wave(tmp_path / "a.wav", 0.8)
+    asked = [
+        {"role": "user", "content": [{"type": "audio", "audio": "a.wav", "offset": offset}]} for offset in (0.5, 3)
+    ]
+    rows = [{"id": str(n), "messages": [said], "chosen": "a", "rejected": "b"} for n, said in enumerate(asked)]
+    found = read_pairs(write_manifest(tmp_path / "pairs.jsonl", rows))
+    assert [pair.row.id for pair in found.pairs] == ["0"] and found.problems.keys() == {"1"}
+
+
 # --- the command ---
 
 
@@ -156,7 +182,7 @@ def test_annotated_pairs_come_into_one_form(
 ):
     assert command(f"from={annotated}", "out=ours/pairs.jsonl") is None
     shown = capsys.readouterr().out
-    assert "absent: " in shown and "`chosen` and `rejected` are equal" in shown
+    assert "absent: " in shown and "`chosen` and `rejected` are equal" in shown and "ranked by k" in shown
     rows = read_lines(tmp_path / "ours/pairs.jsonl")
     assert [row["id"] for row in rows] == ["ours", "swift", "llama", "trl"]
     assert rows[0]["annotator"] == "k"
@@ -167,7 +193,7 @@ def test_annotated_pairs_come_into_one_form(
     assert all(clip.path.is_file() for row in manifest.rows for clip in row.clips)
     counted = json.loads((tmp_path / "ours/pairs.statistics.json").read_text())
     assert (counted["rows"], counted["pairs"], counted["unusable"]) == (11, 4, 5)
-    assert sum(counted["without_pair"].values()) == 2 and counted["scores"] == {}
+    assert sum(counted["without_pair"].values()) == 2 and counted["scores"] == {} and counted["ranked_by"] == {"k": 1}
 
 
 TEXTS = ["cat", "a", "mat", "..."]
@@ -254,12 +280,14 @@ def test_a_margin_costs_pairs(command: Callable[..., Any], model: Path, capsys: 
 
 
 def test_a_judge_ranks_answers_too(command: Callable[..., Any], model: Path):
+    """The table and the statistics say which judge: here, a rule."""
     rows = sampled(command, model, "judged.jsonl", "metric=judged", "judge=rule", "n_samples=6")
     assert rows
     for row in rows:
         better, worse = row["scores"]
         assert 9 >= better > worse >= 1
         assert row["metric"] == "judged" and row["judge"].startswith("judged|1-9|stand-in")
+    assert json.loads(Path("judged.statistics.json").read_text())["ranked_by"] == {rows[0]["judge"]: len(rows)}
 
 
 @pytest.mark.parametrize(
@@ -273,6 +301,8 @@ def test_a_judge_ranks_answers_too(command: Callable[..., Any], model: Path):
         (["checkpoint=RUN", "metric=judged"], "judge=None: expected judge=rule or judge=model"),
         (["checkpoint=RUN", "judge=rule"], "expected judge=rule or judge=model with metric=judged"),
         (["checkpoint=RUN", "margin=-1"], "margin=-1: expected 0 or more"),
+        (["checkpoint=RUN", "margin=null"], "margin=None: expected 0 or more"),
+        (["checkpoint=RUN", "n_samples=2.5"], "n_samples=2.5: expected 2 or more"),
         (["checkpoint=RUN"], "data.test=[]: expected [FILE.jsonl]"),
         (
             ["checkpoint=RUN", "data.test=a.jsonl", "generation.do_sample=false"],

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import numpy as np
 import pytest
 import soundfile
@@ -275,25 +276,84 @@ def test_a_killed_run_resumes_against_the_reference_that_it_started_from(smalles
     assert_equal(weights(whole), weights(broken), 0.0)
 
 
-def test_a_run_of_another_machine_is_preferred_on_this_one(smallest, corpus, tmp_path, monkeypatch):
+def test_a_run_that_another_machine_fine_tuned_is_preferred_on_this_one(smallest, corpus, tmp_path, monkeypatch):
     """Only the run's directory comes along; rows, recipe and tokenizer of the machine that trained it are gone."""
     there = tmp_path / "there"
     shutil.copytree(corpus, there / "corpus")
-    tuned = smallest("max_steps=2", "arm=tuned", f"data.root={there}/corpus")
+    for split in ("train", "valid"):
+        pairs = map(json.loads, (tmp_path / f"{split}.jsonl").read_text(encoding="utf-8").splitlines())
+        said = [{**pair, "answer": {"role": "assistant", "content": pair["chosen"]}} for pair in pairs]
+        rows = [{"id": pair["id"], "messages": [*pair["messages"], pair["answer"]]} for pair in said]
+        for row in rows:
+            [clip] = row["messages"][0]["content"]
+            clip["audio"] = str(there / "corpus" / Path(clip["audio"]).relative_to(corpus))
+        write_manifest(there / f"{split}.jsonl", rows)
+    tuned = smallest(
+        *["prompt=chat_v2", "objective=sft", "data.view=chat", "stage=sft", "max_steps=2", "arm=tuned"],
+        *[f"data.root={there}/corpus", f"data.train=[{there}/train.jsonl]", f"data.valid=[{there}/valid.jsonl]"],
+    )
     assert str(there) in tuned["tokenizer"]
     train.train(tuned)
+    assert "unusable_rows" not in {path.stem for path in Path(tuned["run_dir"]).iterdir()}
     here = Path(shutil.move(tuned["run_dir"], tmp_path / "here"))
     shutil.rmtree(there)
     model = pretrained.load(here)
-    assert model.tokenizer.fast.get_vocab() == Tokenizer.load(corpus / "tokenizer").fast.get_vocab()
+    assert model.is_chat and model.tokenizer.fast.get_vocab() == Tokenizer.load(corpus / "tokenizer").fast.get_vocab()
     with pytest.raises(FileNotFoundError, match=f"tokenizer={tmp_path}/none/a/b: .*tokenizer={here}/tokenizer"):
         train.train(smallest("max_steps=2", f"checkpoint='{here}'", f"tokenizer={tmp_path}/none/a/b"))
-    made = smallest(
-        "max_steps=2", f"checkpoint='{here}'", f"tokenizer='{here}/tokenizer'", "optim.lr=1e-9", "optim.min_lr=1e-9"
-    )
+    slow = ["max_steps=2", "optim.lr=1e-9", "optim.min_lr=1e-9"]
+    made = smallest(*slow, f"checkpoint='{here}'", f"tokenizer='{here}/tokenizer'")
     train.train(made)
     assert_equal(recipe.load_state(here)[1], weights(made), 1e-6)
     assert (Path(made["run_dir"]) / "tokenizer").is_dir()
+
+
+def test_data_in_another_folder_has_the_same_references(smallest, corpus, tmp_path, monkeypatch):
+    train.train(smallest("max_steps=2", "arm=before"))
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    for split in ("train", "valid"):
+        rows = [json.loads(line) for line in (tmp_path / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()]
+        for number, row in enumerate(rows):
+            [clip] = row["messages"][0]["content"]
+            file = Path(clip["audio"])
+            clip["audio"] = str(shutil.copy(file, moved / f"{split}-{number}{file.suffix}"))
+        write_manifest(moved / f"{split}.jsonl", rows)
+    counted = Counted(monkeypatch)
+    options = ["max_steps=2", f"data.train=[{moved}/train.jsonl]", f"data.valid=[{moved}/valid.jsonl]"]
+    train.train(smallest(*options, "arm=after"))
+    assert counted.rows == []
+    rows[0]["chosen"] += " indeed"
+    write_manifest(moved / "valid.jsonl", rows)
+    train.train(smallest(*options, "arm=changed"))
+    assert [len(numbers) for numbers in counted.rows] == [1]
+
+
+class EncoderCalls(L.Callback):
+    """Clips that go through the encoder in each training step."""
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self.clips: list[int] = []
+        self.steps: list[int] = []
+
+        def count(encoder: nn.Module, args: tuple, out: object) -> None:
+            if trainer.training:
+                self.clips.append(len(args[1]))
+
+        module.net.encoder.register_forward_hook(count)
+
+    def on_train_batch_end(self, *_: object) -> None:
+        self.steps.append(sum(self.clips))
+        self.clips.clear()
+
+
+def test_a_step_encodes_each_clip_once(smallest):
+    """For both answers of a pair, and with a cached reference for no other net."""
+    calls = EncoderCalls()
+    made = smallest("max_steps=3")
+    train.claim(Path(made["run_dir"]), made)
+    fit(made, calls)
+    assert calls.steps == [4] * 3  # data.rows_per_step pairs about a clip each
 
 
 def test_two_processes_share_the_work_and_train_as_one(smallest, tmp_path):

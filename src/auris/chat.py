@@ -21,8 +21,9 @@ from omegaconf import DictConfig
 
 from auris import audio, pretrained, recipe
 from auris.data.importers import convert
+from auris.data.rows import Form, Record, decode, parse
 from auris.pretrained import AudioModel
-from auris.prompts import Message, audios, map_audios
+from auris.prompts import Message, map_audios
 
 HELP = """\
 /audio FILE ...   attach sound files to the next message
@@ -93,10 +94,11 @@ class Conversation:
         """The answer to the waiting files and a text, shown as it comes.
 
         An answer that does not come to its end leaves no trace but that the files wait no longer. Raises ValueError if
-        there is none.
+        there is none, or what is said could be no row, which `save` makes of it.
         """
-        clips, self.waiting = self.waiting, []
-        asked = [*self.messages, pretrained.user_message([str(clip) for clip in clips], text)]
+        asked = [*self.messages, pretrained.user_message([str(clip) for clip in self.waiting], text)]
+        _check({"messages": asked})
+        self.waiting = []
         stream = Stream(lambda ids: self.model.tokenizer.decode(ids, control=self.control), show)
         answer = self.model.chat(asked, stream=stream, control=self.control, **self.settings)
         stream.finish()
@@ -203,44 +205,66 @@ def answer_file(
         raise FileNotFoundError(f"input={source}: no such file, expected one of chat rows (JSONL)")
     if out.exists():
         raise ValueError(f"output={out} is there already: expected the name of a new file")
-    # Not `splitlines`: an answer may hold line ends of Unicode's own.
-    lines = [line for line in source.read_text(encoding="utf-8").split("\n") if line.strip()]
+    records = _read_records(source)
     out.parent.mkdir(parents=True, exist_ok=True)
     problems: dict[str, str] = {}
     with out.open("x", encoding="utf-8") as file:
-        for start in range(0, len(lines), batch_size):
-            rows = [_read_line(line, source.parent) for line in lines[start : start + batch_size]]
+        for start in range(0, len(records), batch_size):
+            batch = records[start : start + batch_size]
+            rows = [_read_fields(record, source.parent) for record in batch]
             asked = [_question(row["messages"], system) for row in rows if "problem" not in row]
             answers = iter(_answer(model, asked, **options))
-            for number, row in enumerate(rows, start + 1):
+            for record, row in zip(batch, rows, strict=True):
                 if "problem" not in row:
                     row["messages"] = map_audios(lambda clip: os.path.relpath(clip, out.parent), row["messages"])
                     answer = next(answers)
                     row["problem" if isinstance(answer, ValueError) else "answer"] = str(answer)
                 if "problem" in row:
-                    problems[str(row.get("id", f"{source.name}:{number}"))] = row["problem"]
+                    problems[record.name if record.problem else record.id] = row["problem"]
                 file.write(_write_line(row))
-            _note(f"{start + len(rows)} of {len(lines)} rows")
+            _note(f"{start + len(rows)} of {len(records)} rows")
     return problems
 
 
-def _read_line(line: str, folder: Path) -> dict[str, Any]:
+def _read_records(source: Path) -> list[Record]:
+    """The rows of a file; an id that an earlier row has is a problem."""
+    records: list[Record] = []
+    seen: set[str] = set()
+    # Not `splitlines`: an answer may hold line ends of Unicode's own.
+    for number, line in enumerate(source.read_bytes().split(b"\n"), start=1):
+        if line.strip():
+            record = parse(line, f"{source.name}:{number}", Form())
+            if record.id in seen:
+                record = record._replace(problem=f"id {record.id!r} is used by an earlier row")
+            seen.add(record.id)
+            records.append(record)
+    return records
+
+
+def _read_fields(record: Record, folder: Path) -> dict[str, Any]:
     """A row's fields, its audio where it is found from here; or what is left of one, and the `problem` with it."""
-    fields: Any = {}
+    given = record.fields or {}
+    fields = {key: value for key, value in given.items() if key not in ("answer", "problem")}  # of an earlier run
     try:
-        fields = json.loads(line)
-        if not isinstance(fields, dict):
-            raise ValueError(f"a row is a JSON object, got {type(fields).__name__}")
-        fields = {key: value for key, value in fields.items() if key not in ("answer", "problem")}  # of an earlier run
+        if record.problem:
+            raise ValueError(record.problem)
         fields = convert(fields)
-        if not isinstance(fields.get("messages"), list) or not fields["messages"]:
+        if "messages" not in fields:
             raise ValueError("the row has no `messages`")
-        for clip in audios(fields["messages"]):
-            if not isinstance(clip, str) or not clip:
-                raise ValueError(f"audio {clip!r:.80}: expected a path")
+        _check(fields)
         return fields | {"messages": map_audios(lambda clip: str(folder / clip), fields["messages"])}
     except ValueError as error:
-        return (fields if isinstance(fields, dict) else {}) | {"problem": str(error)}
+        return fields | {"problem": str(error)}
+
+
+def _check(fields: Mapping[str, Any]) -> None:
+    """Raise ValueError for a dialogue that could not be trained on; an open question, once it is answered."""
+    messages = fields["messages"]
+    last = messages[-1] if isinstance(messages, list) and messages else None
+    if isinstance(last, Mapping) and last.get("role") == "user" and fields.keys().isdisjoint({"chosen", "rejected"}):
+        fields = {**fields, "messages": [*messages, {"role": "assistant", "content": "-"}]}
+    if problem := decode(Record("", fields), Path()).problem:
+        raise ValueError(problem)
 
 
 def _question(messages: Sequence[Message], system: str | None) -> list[Message]:
@@ -274,7 +298,7 @@ def chat(made: Mapping[str, Any]) -> None:
     if (made["input"] is None) != (made["output"] is None):
         given, other = ("input", "output") if made["output"] is None else ("output", "input")
         raise ValueError(f"{given}={made[given]} without {other}: expected {other}=FILE.jsonl too, or neither to talk")
-    if made["batch_size"] < 1:
+    if not isinstance(made["batch_size"], int) or made["batch_size"] < 1:
         raise ValueError(f"batch_size={made['batch_size']}: expected 1 or more")
     options = {"which": made["which"], "device": made["accelerator"], "long_audio": made["long_audio"]}
     model = pretrained.load(made["checkpoint"], **options)

@@ -117,7 +117,7 @@ class Record:
         return answer["reply"], answer["model"]
 
     def _append(self, answer: Mapping[str, Any]) -> None:
-        new = not self.path.is_file()
+        new = not self.path.is_file() or not self.path.stat().st_size
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", encoding="utf-8") as file:
             if new:

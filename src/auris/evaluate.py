@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -55,8 +56,16 @@ def evaluate(made: Mapping[str, Any]) -> list[dict[str, Any]]:
     signatures = {} if judge is None else {"judged": judge.signature}
     results = summarise(predictions, model.recipe, name, made["bootstrap"], made["seed"], signatures)
     _write(_results_dir(made, model.recipe), name, predictions, results)
-    _show(console, name, results, skipped)
+    notes = credits([row for manifest in manifests for row in manifest.rows])
+    _show(console, name, results, skipped, [*notes, *(f"{metric}: {by}" for metric, by in signatures.items())])
     return results
+
+
+def credits(rows: Sequence[Row]) -> list[str]:
+    """Who wrote the rows and who annotated them, as far as they say: scripts that stand in for people among them."""
+    said = {"written by": "written_by", "annotated by": "annotator"}
+    counts = {what: Counter(str(row.labels[key]) for row in rows if key in row.labels) for what, key in said.items()}
+    return [f"{what}: {'; '.join(f'{name} ({n} rows)' for name, n in of.items())}" for what, of in counts.items() if of]
 
 
 KINDS = ("task", "chat", "preference")
@@ -340,7 +349,13 @@ def _write_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     partial.replace(path)
 
 
-def _show(console: Console, benchmark: str, results: Sequence[Mapping[str, Any]], skipped: Mapping[str, str]) -> None:
+def _show(
+    console: Console,
+    benchmark: str,
+    results: Sequence[Mapping[str, Any]],
+    skipped: Mapping[str, str],
+    notes: Sequence[str],
+) -> None:
     table = Table("task", "metric", "value", "95 % interval", "n", "provenance", title=benchmark)
     for row in results:
         shown, low, high = (measures.display(row["metric"], row[part]) for part in ("value", "low", "high"))
@@ -348,6 +363,8 @@ def _show(console: Console, benchmark: str, results: Sequence[Mapping[str, Any]]
         cells = (row["task"], row["metric"], f"{shown} {unit}", f"{low} .. {high}", str(row["n"]), row["provenance"])
         table.add_row(*cells)
     console.print(table)
+    for note in notes:
+        console.print(note, markup=False, highlight=False, soft_wrap=True)
     if skipped:
         console.print(f"[yellow]{len(skipped)} rows could not be used and are not in every score:[/yellow]")
         for name, reason in list(skipped.items())[:20]:

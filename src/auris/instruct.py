@@ -32,7 +32,7 @@ from auris.data.manifests import read_manifests
 from auris.data.rows import Row
 
 VERSION = 2  # raise it whenever the same seed would give other rows
-FACTS = "instruct.json"
+FACTS_FILE = "instruct.json"
 
 Counts = Mapping[str, int]
 Weights = Mapping[str, float]
@@ -80,9 +80,8 @@ def instruct(
     if processes is not None and processes < 1:
         raise ValueError(f"processes is {processes}, expected at least 1, or null for one per core (processes=null)")
     _check_weights("mix", mix, KINDS)
-    paired = {
-        kind: weight for kind, weight in mix.items() if kind != "augmented"
-    }  # of which nobody knows a wrong answer
+    # Nobody knows a wrong answer to what a language model asks.
+    paired = {kind: weight for kind, weight in mix.items() if kind != "augmented"}
     if any(preferences.values()) and not any(paired.values()):
         raise ValueError(
             "preferences need another kind than `augmented`; set mix.demonstration=1, or preferences.train=0"
@@ -141,7 +140,7 @@ def instruct(
         "audio_hash": hash_bytes(*digests),
     }
     facts["hash"] = hash_bytes(facts["rows_hash"].encode(), facts["audio_hash"].encode())
-    (partial_out / FACTS).write_text(json.dumps(facts, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    (partial_out / FACTS_FILE).write_text(json.dumps(facts, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     if out.exists():
         out.rmdir()  # empty, as checked above
     partial_out.rename(out)
@@ -198,9 +197,9 @@ def _check_weights(key: str, weights: Weights, known: Iterable[str]) -> None:
 
 def _read_same(out: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     """The facts of what is in `out`, which must have been made with `config`."""
-    if not (out / FACTS).is_file():
+    if not (out / FACTS_FILE).is_file():
         raise ValueError(f"{out} holds files but no dialogues; choose a new directory with out=DIR")
-    facts = json.loads((out / FACTS).read_text(encoding="utf-8"))
+    facts = json.loads((out / FACTS_FILE).read_text(encoding="utf-8"))
     for key, value in config.items():
         there = facts["config"].get(key)
         if there != value:

@@ -29,7 +29,7 @@ from auris.data import lengths
 from auris.data.datamodule import by_length, is_asked, language, pack
 from auris.data.manifests import read_manifests
 from auris.data.packing import row_seed
-from auris.data.rows import EQUAL_ANSWERS, Row
+from auris.data.rows import EQUAL_ANSWERS, Row, are_equal
 from auris.data.samples import ChatSamples
 from auris.measures import bootstrap, measure, value
 from auris.model.generation import Generation, generate
@@ -99,8 +99,8 @@ def sample_pairs(made: Mapping[str, Any], console: Console) -> Found:
         if not is_asked(rows[number]):
             problems[rows[number].id] = f"task {rows[number].labels['task']!r} asks nothing: expected dialogues"
             measured.tokens[number] = 0
-        elif not all(isinstance(clip.path, Path) for clip in rows[number].clips):
-            problems[rows[number].id] = "its sound is in a shard: a pair names its sound files"
+        elif problem := _sharded(rows[number]):
+            problems[rows[number].id] = problem
             measured.tokens[number] = 0
     pairs: dict[int, Pair] = {}
     without: Counter[str] = Counter()
@@ -127,11 +127,16 @@ def sample_pairs(made: Mapping[str, Any], console: Console) -> Found:
     return Found([pairs[number] for number in sorted(pairs)], without, problems)
 
 
+def _sharded(row: Row) -> str | None:
+    whole = all(isinstance(clip.path, Path) for clip in row.clips)
+    return None if whole else "its sound is in a shard: a pair names its sound files"
+
+
 def _check(made: Mapping[str, Any]) -> None:
     ranges = {
-        "n_samples": (made["n_samples"], made["n_samples"] >= 2, "2 or more: a pair has two answers"),
+        "n_samples": (made["n_samples"], made["n_samples"] in range(2, 10**6), "2 or more: a pair has two answers"),
         "metric": (made["metric"], made["metric"] in METRICS, " or ".join(METRICS)),
-        "margin": (made["margin"], made["margin"] >= 0, "0 or more"),
+        "margin": (made["margin"], isinstance(made["margin"], (int, float)) and made["margin"] >= 0, "0 or more"),
         "judge": (
             made["judge"],
             (made["metric"] == "judged") == (made["judge"] is not None),
@@ -185,6 +190,8 @@ def choose(answers: Sequence[str], metric: str, scores: Sequence[float], margin:
     gap = abs(scores[best] - scores[worst])
     if gap == 0:
         return TIE
+    if are_equal(answers[best], answers[worst]):  # but for a space that the metric counts
+        return EQUAL_ANSWERS
     return (best, worst) if gap > margin or math.isclose(gap, margin) else CLOSE
 
 
@@ -198,7 +205,7 @@ def read_pairs(path: str | Path) -> Found:
     without: Counter[str] = Counter()
     problems: dict[str, str] = {}
     for row in manifest.rows:
-        problem = row.problem or _foreign(row) or _unreadable(row)
+        problem = row.problem or _foreign(row) or _sharded(row) or _unreadable(row)
         if problem is None:
             pairs.append(Pair(row, row.labels["chosen"], row.labels["rejected"], {}))
         elif problem.startswith(EQUAL_ANSWERS):
@@ -216,7 +223,7 @@ def _foreign(row: Row) -> str | None:
 def _unreadable(row: Row) -> str | None:
     try:
         for clip in row.clips:
-            audio.n_samples(clip.path)
+            audio.n_samples(clip.path, clip.offset or 0.0, None if clip.offset is None else clip.duration)
     except audio.AudioError as error:
         return str(error)
     return None
@@ -256,11 +263,14 @@ def statistics(found: Found) -> dict[str, Any]:
     longer = np.where(chosen == rejected, 0.5, chosen > rejected)
     low, high = bootstrap(np.stack([longer, np.ones_like(longer)], axis=1), "accuracy")
     scores: dict[str, list[list[float]]] = {}
+    # A judge, a person, or a rule that stands in for one.
+    rankers = (pair.facts.get("judge") if pair.facts else pair.row.labels.get("annotator") for pair in pairs)
     for pair in pairs:
         if pair.facts:
             scores.setdefault(pair.facts["metric"], []).append(pair.facts["scores"])
     return {
         **counts,
+        "ranked_by": dict(Counter(map(str, filter(None, rankers)))),
         "characters": _means(characters),
         "chosen_longer": {"value": float(longer.mean()), "low": low, "high": high},
         "scores": {metric: _means(np.array(of_metric)) for metric, of_metric in scores.items()},
@@ -284,6 +294,8 @@ def show(console: Console, found: Found, counted: Mapping[str, Any]) -> None:
         table.add_row("characters, chosen / rejected", "{chosen:.1f} / {rejected:.1f}".format(**counted["characters"]))
         share = (100 * counted["chosen_longer"][key] for key in ("value", "low", "high"))
         table.add_row("the chosen answer is the longer one", "{:.1f} % [{:.1f}, {:.1f}]".format(*share))
+        for name, number in counted["ranked_by"].items():
+            table.add_row(f"ranked by {name}", str(number))
         for metric, means in counted["scores"].items():
             table.add_row(f"{metric}, chosen / rejected", "{chosen:.3f} / {rejected:.3f}".format(**means))
     console.print(table)

@@ -21,7 +21,7 @@ from auris.audio import MAX_SAMPLES, SAMPLE_RATE
 from auris.checkpoint import KINDS, Checkpoint, identify
 from auris.data.long_audio import merge, windows
 from auris.data.packing import collate
-from auris.data.rows import Clip, Row
+from auris.data.rows import Clip, Row, audio_parts, seconds
 from auris.data.samples import AudioSamples
 from auris.model import weights
 from auris.model.audio_lm import AudioLM
@@ -36,6 +36,7 @@ from auris.prompts import (
     TagPrompt,
     Turn,
     audios,
+    map_audios,
 )
 from auris.tokenizer import Tokenizer
 
@@ -273,7 +274,7 @@ class AudioModel:
         return said if isinstance(audio, (list, tuple)) else said[0]
 
     def _windows(self, clip: Audio) -> list[np.ndarray]:
-        wave = self._view._read(clip)
+        wave = self._view.read(clip)
         starts = [round(start * SAMPLE_RATE) for start, _ in windows(len(wave) / SAMPLE_RATE)]
         return [wave[start : start + MAX_SAMPLES] for start in starts] or [wave]
 
@@ -290,8 +291,9 @@ class AudioModel:
 
         Args:
             messages: `{role, content}`; content is a string, or a list of `{type: audio, audio: ...}` and
-                `{type: text, text: ...}`. What a message says is text: ChatML in it stays characters. Qwen-Audio
-                forgets the oldest exchanges beyond `max_window_size` tokens, as released.
+                `{type: text, text: ...}`. Of a file, `offset` and `duration` beside it say which stretch is heard, as
+                in rows. What a message says is text: ChatML in it stays characters. Qwen-Audio forgets the oldest
+                exchanges beyond `max_window_size` tokens, as released.
             seed, stream, control, settings: as in `generate`.
 
         Raises:
@@ -325,7 +327,7 @@ class AudioModel:
         return chosen if "stop" in changed else replace(chosen, stop=chosen.stop | set(map(self.tokenizer.id, ends)))
 
     def _chat(self, dialogues: Sequence[Sequence[Mapping[str, Any]]], **options: Any) -> list[str]:
-        dialogues = [self._recent(messages) for messages in dialogues]
+        dialogues = [self._recent(_with_stretches(messages)) for messages in dialogues]
         turns = [self.dialogue.turns(messages) for messages in dialogues]
         return self._answer([audios(messages) for messages in dialogues], turns, chat=True, **options)
 
@@ -363,9 +365,11 @@ class _Asked(AudioSamples):
     def _turns(self, row: Row, rng: np.random.Generator | None, prompt_only: bool) -> list[Turn]:
         return row.labels["turns"]
 
-    def _read(self, clip: Audio) -> np.ndarray:
+    def read(self, clip: Audio | Clip) -> np.ndarray:
         if isinstance(clip, (str, Path)):
-            return super()._read(Clip(Path(clip)))
+            clip = Clip(Path(clip))
+        if isinstance(clip, Clip):
+            return super().read(clip)
         wave = np.asarray(clip, dtype=np.float32)
         if wave.ndim != 1 or not len(wave):
             raise ValueError(f"audio of shape {wave.shape}: expected samples (L,) at 16 kHz, one channel")
@@ -377,6 +381,19 @@ class _Asked(AudioSamples):
             seconds = (len(wave) - len(heard)) / SAMPLE_RATE
             warnings.warn(f"long_audio=first: {seconds:.1f} s after the first 30 s are dropped", stacklevel=2)
         return heard
+
+
+def _with_stretches(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """A dialogue in which files that have an `offset` or a `duration` are clips. Raises ValueError for such samples."""
+    parts = iter(audio_parts(messages))
+
+    def clip(given: Audio) -> Audio | Clip:
+        stretch = seconds(next(parts))
+        if stretch and not isinstance(given, (str, Path)):
+            raise ValueError(f"{stretch} of samples: expected them of a file alone; hand over the stretch itself")
+        return Clip(Path(given), **stretch) if stretch else given
+
+    return map_audios(clip, messages)
 
 
 def styles_of(made: Mapping[str, Any]) -> tuple[Prompt, Chat]:

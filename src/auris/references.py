@@ -30,6 +30,7 @@ from auris.data.samples import Samples
 from auris.model import shards, weights
 from auris.model.audio_lm import AudioLM
 from auris.objectives.dpo import DPO, answer_logps
+from auris.prompts import map_audios
 
 if TYPE_CHECKING:
     from auris.module import AudioLMModule
@@ -154,13 +155,14 @@ def compute(
 
 def by_id(table: Table, rows: Iterable[Row]) -> Table:
     """A table by the ids of these rows, of those that it has."""
-    keys = {row.id: content(row) for row in rows}
+    keys = {row.id: content(row) for row in rows if not row.problem}
     return {name: table[key] for name, key in keys.items() if key in table}
 
 
 def content(row: Row) -> str:
     """A hash of all that a row's log-probabilities follow from: its sound too, but not where that lies."""
-    said = {key: row.labels.get(key) for key in ("messages", "chosen", "rejected")}
+    said = {key: row.labels.get(key) for key in ("chosen", "rejected")}
+    said["messages"] = map_audios(lambda path: None, row.labels.get("messages", ()))
     heard = [f"{clip.offset} {clip.duration} {_sound(clip.path)}" for clip in row.clips]
     return _hash(fact.encode() for fact in (json.dumps(said, sort_keys=True), *heard))
 

@@ -32,6 +32,30 @@ CHATS = {
         ],
         "audios": ["a.wav"],
     },
+    "marks in parts": {
+        "messages": [{"role": "user", "content": [{"type": "text", "text": "<audio>What is that?"}]}, ANSWER],
+        "audios": ["a.wav"],
+    },
+    "the first system's tokens": {
+        "messages": [{"role": "user", "content": "<audio>[[[AUDIO:modality]]]</audio>What is that?"}, ANSWER],
+        "audios": ["a.wav"],
+    },
+    "the second system's tokens": {
+        "messages": [{"role": "user", "content": "<|audio_bos|><|AUDIO|><|audio_eos|>What is that?"}, ANSWER],
+        "audios": ["a.wav"],
+    },
+    "ours as Parquet has it": {
+        "messages": [
+            {
+                "role": "user",
+                "content": [
+                    {"type": "audio", "audio": "a.wav", "text": None},
+                    {"type": "text", "text": "What is that?", "audio": None},
+                ],
+            },
+            ANSWER,
+        ]
+    },
 }
 PAIRS = {
     "ours": {"messages": ASKED, "chosen": "Rain.", "rejected": "No idea."},
@@ -47,6 +71,13 @@ PAIRS = {
         "conversations": [{"from": "human", "value": "<audio>What is that?"}],
         "chosen": {"from": "gpt", "value": "Rain."},
         "rejected": {"from": "gpt", "value": "No idea."},
+        "audios": ["a.wav"],
+    },
+    "LLaMA-Factory's alpaca form": {
+        "instruction": "<audio>What is that?",
+        "input": "",
+        "chosen": "Rain.",
+        "rejected": "No idea.",
         "audios": ["a.wav"],
     },
     "LLaMA-Factory's other form": {"messages": MARKED, "chosen": ANSWER, "rejected": WORSE, "audios": ["a.wav"]},
@@ -99,6 +130,16 @@ def test_marks_take_the_audios_in_their_order_and_only_the_users_are_marks(tmp_p
 def test_a_system_prompt_beside_the_messages_is_the_first_of_them(tmp_path):
     row = read(tmp_path, {**CHATS["LLaMA-Factory"], "system": "Be brief."})
     assert row.labels["messages"][0] == {"role": "system", "content": "Be brief."}
+    assert read(tmp_path, {**CHATS["LLaMA-Factory"], "system": ""}).labels["messages"] == [*ASKED, ANSWER]
+
+
+def test_a_question_in_the_alpaca_form_follows_its_input_and_what_was_said_before(tmp_path):
+    fields = {"instruction": "And that?", "input": "<audio>", "history": [["<audio>What is that?", "A dog."]]}
+    row = read(tmp_path, {**fields, "chosen": "Rain.", "rejected": "Snow.", "audios": ["a.wav", "b.wav"]})
+    assert row.problem is None and [clip.path.name for clip in row.clips] == ["a.wav", "b.wav"]
+    last = [{"type": "text", "text": "And that?\n"}, {"type": "audio", "audio": "b.wav"}]
+    said = {"role": "assistant", "content": "A dog."}
+    assert row.labels["messages"] == [*ASKED, said, {"role": "user", "content": last}]
 
 
 @pytest.mark.parametrize(
@@ -110,6 +151,10 @@ def test_a_system_prompt_beside_the_messages_is_the_first_of_them(tmp_path):
         ({"audios": {"path": "a.wav"}}, "`audios` is {'path': 'a.wav'}, expected a list of paths"),
         ({"audios": [3]}, "the audio of a message is 3, expected a path"),
         ({"images": ["a.png"]}, "the row has `images`"),
+        (
+            {"system": "Be brief.", "messages": [{"role": "system", "content": "Be long."}, *MARKED, ANSWER]},
+            "`system` and",
+        ),
         ({"messages": []}, "`messages` is [], expected a list of messages"),
         ({"messages": "hi"}, "`messages` is 'hi'"),
         ({"messages": [*MARKED, {"role": "tool", "content": "x"}]}, "expected a `role` of system, user, assistant"),
@@ -134,6 +179,9 @@ def test_what_is_wrong_with_a_row_of_ms_swift_is_named(tmp_path, changed, said):
         ({"conversations": [{"human": "x"}]}, "messages[0] is {'human': 'x'}"),
         ({"chosen": "yes", "rejected": "no"}, "without a `prompt`: expected lists of messages"),
         ({"chosen": [ANSWER], "rejected": [WORSE]}, "`prompt` is []"),
+        ({"instruction": 3, "chosen": "yes", "rejected": "no"}, "`instruction` and `input` are [3], expected strings"),
+        ({"instruction": "hi", "history": ["hi"], "chosen": "yes", "rejected": "no"}, "list of [question, answer]"),
+        ({"instruction": "", "chosen": "yes", "rejected": "no"}, "messages[0], of the user, is empty"),
         ({"prompt": "hi", "chosen": [ANSWER, ANSWER], "rejected": "no"}, "a string or one message of the assistant"),
         ({"prompt": "hi", "chosen": {"role": "user", "content": "yes"}, "rejected": "no"}, "is the user's"),
     ],
@@ -142,8 +190,37 @@ def test_what_is_wrong_with_other_rows_is_named(tmp_path, fields, said):
     assert said in read(tmp_path, fields).problem
 
 
-def test_a_mark_without_any_audio_is_no_text(tmp_path):
-    assert "1 audio marks" in read(tmp_path, {"messages": [*MARKED, ANSWER]}).problem
+TOKENS = ["<audio>", "</audio>", "[[[AUDIO:modality]]]", "<|audio_bos|>", "<|AUDIO|>", "<|audio_eos|>"]
+
+
+@pytest.mark.parametrize("mark", [*TOKENS, "".join(TOKENS[3:])])
+def test_a_mark_without_an_audio_is_no_text_in_any_form(tmp_path, mark):
+    text = f"What is {mark}that?"
+    said = [{"from": "human", "value": text}]
+    beside = [{"role": "user", "content": [CLIP, {"type": "text", "text": text}]}]
+    pair = {"chosen": "Rain.", "rejected": "Snow."}
+    bare = {
+        "ours": {"messages": [{"role": "user", "content": text}, ANSWER]},
+        "ours, a pair": {"messages": [{"role": "user", "content": text}], **pair},
+        "ms-swift": {"messages": [{"role": "user", "content": text}, ANSWER], "rejected_response": "Snow."},
+        "LLaMA-Factory": {"conversations": [*said, {"from": "gpt", "value": "Rain."}]},
+        "LLaMA-Factory, a pair": {"conversations": said, **pair},
+        "alpaca": {"instruction": text, **pair},
+        "TRL": {"prompt": text, **pair},
+        "TRL without a prompt": {
+            "chosen": [{"role": "user", "content": text}, ANSWER],
+            "rejected": [{"role": "user", "content": text}, WORSE],
+        },
+    }
+    for form, fields in bare.items():
+        assert "have 1 audio marks (<audio>), the row has 0 audios" in read(tmp_path, fields).problem, form
+    for fields in ({"messages": [*beside, ANSWER]}, {"messages": beside, **pair}, {"prompt": beside, **pair}):
+        assert "have 2 audio marks (<audio>), the row has 1 audios" in read(tmp_path, fields).problem
+
+
+def test_audios_beside_those_in_the_messages_have_no_mark(tmp_path):
+    row = read(tmp_path, {**CHATS["ours"], "audios": ["b.wav"]})
+    assert "have 1 audio marks (<audio>), the row has 2 audios" in row.problem
 
 
 def test_task_rows_and_rows_of_ours_are_left_as_they_are():

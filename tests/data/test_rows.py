@@ -209,7 +209,7 @@ def test_a_preference_has_two_answers_to_one_dialogue(tmp_path):
 @pytest.mark.parametrize(
     "fields, said",
     [
-        ({"messages": []}, "`messages` is [], expected a list of {role, content}"),
+        ({"messages": []}, "`messages` is [], expected a list of messages"),
         ({"messages": "hi"}, "`messages` is 'hi'"),
         ({"messages": [ASKED]}, "the last message is the user's, expected the assistant's answer"),
         ({"messages": [ANSWER]}, "before the answer stands nothing"),
@@ -229,10 +229,15 @@ def test_a_preference_has_two_answers_to_one_dialogue(tmp_path):
         ({"messages": [TYPED, ANSWER], "task": "asr"}, "`task` is 'asr', but a row with `messages` is of task 'chat'"),
         ({"messages": [TYPED, ANSWER], "mode": "loud"}, "label `mode` is 'loud'; known modes"),
         ({"messages": [TYPED, ANSWER], "key": " "}, "`key` is ' '"),
+        ({"messages": [TYPED, ANSWER], "key": "..."}, "`key` is '...', expected what a right answer contains"),
         ({"task": "chat", "audio": "a.wav"}, "task 'chat' needs `messages`"),
         (
             {"messages": [ASKED], "chosen": "Rain.", "rejected": " Rain.\n"},
             "`chosen` and `rejected` are equal: 'Rain.'",
+        ),
+        (
+            {"messages": [ASKED], "chosen": "Un caf\u00e9.", "rejected": "Un cafe\u0301."},  # to a tokenizer the same
+            "`chosen` and `rejected` are equal",
         ),
         ({"messages": [ASKED], "chosen": "Rain."}, "`rejected` is None"),
         ({"messages": [ASKED], "chosen": "Rain.", "rejected": ""}, "`rejected` is empty"),
@@ -248,6 +253,14 @@ def test_an_unusable_dialogue_keeps_its_place_with_its_reason(tmp_path, fields, 
     assert said in bad.problem
     assert (bad.id, good.id, good.problem) == ("bad", "good", None)
     assert bad.labels["task"] in ("chat", "preference")  # it is counted among the rows of its task
+
+
+def test_an_empty_system_message_takes_the_place_of_the_default_one(tmp_path):
+    empty = {"role": "system", "content": ""}
+    chat, pair = read(
+        tmp_path, {"messages": [empty, ASKED, ANSWER]}, {"messages": [empty, ASKED], "chosen": "a", "rejected": "b"}
+    )
+    assert chat.problem is pair.problem is None and chat.labels["messages"][0] == empty
 
 
 def test_dialogues_are_chosen_by_task_like_other_rows(tmp_path):

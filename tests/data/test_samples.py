@@ -15,7 +15,7 @@ from auris.data.manifests import read_manifests
 from auris.data.packing import IGNORE, collate
 from auris.data.rows import Clip, Row
 from auris.data.samples import AudioSamples, ChatSamples, RowError, Samples, TextSamples, TooLong, TranscriptSamples
-from auris.prompts import BothPrompts, NaturalPrompt, Qwen2AudioChat, QwenAudioChat, TagPrompt
+from auris.prompts import BothPrompts, Chat, NaturalPrompt, Qwen2AudioChat, QwenAudioChat, TagPrompt, text_of
 from auris.task_table import EXAMPLE
 from auris.tasks import TASKS
 from manifests import GEOMETRY, read_row, samples_of, tokenizer, write_manifest, write_wave
@@ -484,6 +484,55 @@ def test_exactly_what_the_assistant_says_and_its_end_is_trained_in_the_first_sys
         ("the mat <|im_end|><|im_end|>", True),
         ("\n", False),
     ]
+
+
+A, B = ({"type": "audio", "audio": name} for name in ("a.wav", "b.wav"))
+SAID = {"type": "text", "text": "what is that?"}
+RAIN, SNOW = ({"role": "assistant", "content": text} for text in ("rain", "snow"))
+DIALOGUES = {
+    "its own system message": [{"role": "system", "content": "be brief"}, {"role": "user", "content": [A, SAID]}, RAIN],
+    "an empty system message": [{"role": "system", "content": ""}, {"role": "user", "content": [A]}, RAIN],
+    "text before the audio": [{"role": "user", "content": [SAID, A]}, RAIN],
+    "several clips in a turn": [{"role": "user", "content": [A, B, SAID, A]}, RAIN],
+    "several turns": [{"role": "user", "content": [A]}, RAIN, {"role": "user", "content": "and?"}, SNOW]
+    + [{"role": "user", "content": [B, SAID]}, RAIN],
+    "an answer in parts": [{"role": "user", "content": [A]}]
+    + [{"role": "assistant", "content": [{"type": "text", "text": "ra"}, {"type": "text", "text": "in"}]}],
+}
+
+
+def written(messages: list[dict], chat: Chat, geometry: audio.Geometry) -> list[tuple[str, bool]]:
+    """A dialogue character by character, as the two systems' own code writes it, and which of it is trained."""
+    first = isinstance(chat, QwenAudioChat)
+    heard = {name: "*" * (geometry.tokens(n) + 2 * first) for name, n in (("a.wav", 50), ("b.wav", 20))}
+    clip = "Audio {}:{}\n" if first else "Audio {}: <|audio_bos|>{}<|audio_eos|>\n"  # the first's marks are vectors
+    found, count = [], 0
+    if messages[0]["role"] != "system":
+        messages = [{"role": "system", "content": "You are a helpful assistant."}, *messages]
+    for message in messages:
+        count = 0 if first else count
+        is_answer, content = message["role"] == "assistant", message["content"]
+        found.append((f"<|im_start|>{message['role']}\n", False))
+        for part in [{"text": content}] if isinstance(content, str) else content:
+            count += "audio" in part
+            found.append((clip.format(count, heard[part["audio"]]) if "audio" in part else part["text"], is_answer))
+        found += [("<|im_end|>", is_answer), ("\n", False)]
+    return [(character, trained) for text, trained in found for character in text]
+
+
+@pytest.mark.parametrize("dialogue", DIALOGUES)
+@pytest.mark.parametrize("chat, geometry", CHATS)
+def test_the_assistants_words_and_their_ends_are_trained_in_every_dialogue(tmp_path, chat, geometry, dialogue):
+    for name, seconds in (("a.wav", 0.5), ("b.wav", 0.2)):
+        write_wave(tmp_path / name, seconds)
+    row = read_row(tmp_path, messages=DIALOGUES[dialogue], task="chat", language=None, text=None)
+    assert row.problem is None
+    sample = samples_of(ChatSamples, prompt=chat, geometry=geometry).build(row, 0, epoch=0)
+    found = [(character, trained) for text, trained in pieces(sample) for character in text]
+    assert found == written(DIALOGUES[dialogue], chat, geometry)
+    said = [text_of(message) for message in DIALOGUES[dialogue] if message["role"] == "assistant"]
+    end = tokenizer().id("<|im_end|>")
+    assert sample.ids[sample.supervise].tolist() == [n for text in said for n in (*tokenizer().plain(text), end)]
 
 
 @pytest.mark.parametrize("chat, geometry", CHATS)

@@ -305,6 +305,8 @@ def test_pairs_without_a_reference_are_refused(net: AudioLM) -> None:
         ({"beta": 0.0}, "objective.beta=0.0: expected a number above 0"),
         ({"beta": -0.1}, "objective.beta=-0.1"),
         ({"beta": math.nan}, "objective.beta=nan"),
+        ({"beta": "high"}, "objective.beta='high': expected a number"),
+        ({"nll_weight": None}, "objective.nll_weight=None: expected a number"),
         ({"loss": "logistic"}, "objective.loss=logistic: expected sigmoid or ipo or hinge"),
         ({"label_smoothing": 0.5}, "objective.label_smoothing=0.5"),
         ({"label_smoothing": 0.1, "loss": "ipo"}, "label_smoothing=0.1 has no effect on the ipo loss"),

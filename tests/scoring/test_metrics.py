@@ -356,3 +356,8 @@ def test_an_answer_holds_its_key_as_whole_words_whatever_stands_around_it():
     assert row_stats("contains", "It is a hotdog.", "dog", "en") == [0, 1]
     assert row_stats("contains", "The dog sleeps in the garden", "dog sleeps", "en") == [1, 1]
     assert row_stats("contains", "我听到狗叫", "狗", "zh") == [1, 1]
+
+
+def test_a_key_of_which_nothing_is_left_counts_no_answer_right():
+    for said, key in (("", "..."), ("it is a dog", "(dog)"), ("", "")):
+        assert row_stats("contains", said, key, "en") == [0, 0]

@@ -1,7 +1,7 @@
 """Rows of other projects as rows of ours, told by their fields: one function per form, from fields to fields.
 
-A form that marks audio in its text (`<audio>`) has as many marks as audios, or the row is refused: a mark that stands
-for nothing, or a clip that is heard nowhere, would train something else than what was meant.
+A dialogue of whatever form has as many marks of audio in what the user says as audios, or it is refused: a mark that
+stands for nothing, or a clip that is heard nowhere, would train something else than what was meant.
 """
 
 from __future__ import annotations
@@ -10,9 +10,16 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from auris.prompts import NaturalPrompt, TagPrompt
 from auris.tasks import LANGUAGES
 
 MARK = "<audio>"  # where a clip stands in the text of ms-swift and LLaMA-Factory
+_UNNAMED = {"type": "audio"}  # ... or as a part of a message
+
+# In a text, all tokens of either system for one clip are one mark, those that stand alone are one each.
+_TOKENS = [(style.audio_begin, style.audio_pad, style.audio_end) for style in (TagPrompt, NaturalPrompt)]
+_IN_TEXT = [*map("".join, _TOKENS), MARK, *(token for tokens in _TOKENS for token in tokens)]
+_MARKS = re.compile(f"({'|'.join(map(re.escape, _IN_TEXT))})")
 
 Fields = Mapping[str, Any]
 
@@ -25,9 +32,9 @@ def convert(fields: Fields) -> dict[str, Any]:
     if "conversations" in fields:
         return _llama_factory(fields)
     if "messages" in fields:
-        return _swift(fields) if _is_marked(fields) else dict(fields)
+        return _swift(fields)
     if "chosen" in fields and "rejected" in fields:
-        return _trl(fields)
+        return _alpaca(fields) if "instruction" in fields else _trl(fields)
     if "gt" in fields and "audio" in fields:
         return _official(fields)
     return dict(fields)
@@ -52,18 +59,9 @@ def _llama_factory(fields: Fields) -> dict[str, Any]:
     return _dialogue({**rest, **answers, "messages": messages})
 
 
-def _is_marked(fields: Fields) -> bool:
-    """Whether a row with `messages` is of another project: audio beside them or marked in them, or its own fields."""
-    if not fields.keys().isdisjoint({"audios", "rejected_response", "rejected_messages", "system"}):
-        return True
-    messages = fields["messages"] if isinstance(fields["messages"], list) else []
-    contents = [message.get("content") for message in messages if isinstance(message, Mapping)]
-    return any(isinstance(content, str) and MARK in content for content in contents)
-
-
 def _swift(fields: Fields) -> dict[str, Any]:
     """ms-swift's standard form (Custom-dataset.md): the better answer is the last message, the worse one
-    `rejected_response`, or the end of `rejected_messages`."""
+    `rejected_response`, or the end of `rejected_messages`. Rows of ours come out as they are."""
     fields = dict(fields)
     messages = _as_list("messages", fields["messages"])
     worse = fields.pop("rejected_response", None)
@@ -77,6 +75,21 @@ def _swift(fields: Fields) -> dict[str, Any]:
         fields |= {"chosen": messages[-1], "rejected": worse}
         messages = messages[:-1]
     return _dialogue({**fields, "messages": messages})
+
+
+def _alpaca(fields: Fields) -> dict[str, Any]:
+    """LLaMA-Factory's alpaca form of preferences (data/README.md): `instruction` and on the next line `input` are the
+    question, `history` the pairs of questions and answers before it."""
+    fields = dict(fields)
+    asked = [part for part in (fields.pop("instruction"), fields.pop("input", None)) if part]
+    if not all(isinstance(part, str) for part in asked):
+        raise ValueError(f"`instruction` and `input` are {asked!r:.80}, expected strings")
+    history = fields.pop("history", None) or []
+    if not isinstance(history, list) or any(not isinstance(pair, list) or len(pair) != 2 for pair in history):
+        raise ValueError(f"`history` is {history!r:.80}, expected a list of [question, answer]")
+    said = [*(text for pair in history for text in pair), "\n".join(asked)]
+    roles = ("user", "assistant")
+    return _trl({**fields, "prompt": [{"role": roles[n % 2], "content": text} for n, text in enumerate(said)]})
 
 
 def _trl(fields: Fields) -> dict[str, Any]:
@@ -107,38 +120,63 @@ def _dialogue(fields: Fields) -> dict[str, Any]:
     if not isinstance(audios, list):
         raise ValueError(f"`audios` is {audios!r:.80}, expected a list of paths")
     messages = _place(fields["messages"], audios)
-    if system := fields.pop("system", None):
+    if system := fields.pop("system", None):  # an empty one stands for none in these forms
+        if isinstance(messages[0], Mapping) and messages[0].get("role") == "system":
+            raise ValueError("the row has `system` and a first message of the system: expected one of them")
         messages = [{"role": "system", "content": system}, *messages]
     return {**fields, "messages": messages}
 
 
 def _place(messages: Sequence[Any], audios: Sequence[Any]) -> list[Any]:
     """The k-th mark in what the user says, or the k-th part {type: audio} that names none, is the k-th of `audios`."""
+    messages = [_divide(message) for message in messages]
+    parts = [part for message in messages if _has_parts(message) for part in message["content"]]
+    marks = parts.count(_UNNAMED)
+    if marks != len(audios):
+        named = sum(isinstance(part, Mapping) and ("audio" in part or "audio_url" in part) for part in parts)
+        raise ValueError(
+            f"the user's messages have {marks + named} audio marks ({MARK}), the row has {named + len(audios)} audios"
+        )
     remaining = iter(audios)
-    marks = 0
 
-    def next_audio() -> dict[str, Any]:
-        nonlocal marks
-        marks += 1
-        return {"type": "audio", "audio": next(remaining, None)}
+    def name(part: Any) -> Any:
+        return {**part, "audio": next(remaining)} if part == _UNNAMED else part
 
-    def placed(content: Any) -> Any:
-        if isinstance(content, str) and MARK in content:
-            pieces = re.split(f"({re.escape(MARK)})", content)
-            return [next_audio() if piece == MARK else {"type": "text", "text": piece} for piece in pieces if piece]
-        if isinstance(content, list):
-            return [next_audio() if part == {"type": "audio"} else part for part in content]
-        return content
-
-    found = [
-        {**message, "content": placed(message.get("content"))}
-        if isinstance(message, Mapping) and message.get("role") == "user"
-        else message
+    return [
+        {**message, "content": [*map(name, message["content"])]} if _has_parts(message) else message
         for message in messages
     ]
-    if marks != len(audios):
-        raise ValueError(f"the user's messages have {marks} audio marks ({MARK}), the row has {len(audios)} audios")
-    return found
+
+
+def _has_parts(message: Any) -> bool:
+    """Whether a message is the user's and its content a list."""
+    return isinstance(message, Mapping) and message.get("role") == "user" and isinstance(message.get("content"), list)
+
+
+def _divide(message: Any) -> Any:
+    """A message without the null fields of its parts, which Parquet adds until all parts have the same, and with each
+    mark in what the user says as a part of its own."""
+    content = message.get("content") if isinstance(message, Mapping) else None
+    if isinstance(content, str) and message.get("role") == "user" and _MARKS.search(content):
+        content = [{"type": "text", "text": content}]
+    if not isinstance(content, list):
+        return message
+    parts = [
+        {key: value for key, value in part.items() if value is not None} if isinstance(part, Mapping) else part
+        for part in content
+    ]
+    message = {**message, "content": parts}
+    return (
+        {**message, "content": [piece for part in parts for piece in _pieces(part)]} if _has_parts(message) else message
+    )
+
+
+def _pieces(part: Any) -> list[Any]:
+    text = part.get("text") if isinstance(part, Mapping) else None
+    if not isinstance(text, str) or not _MARKS.search(text):
+        return [part]
+    pieces = filter(None, _MARKS.split(text))
+    return [dict(_UNNAMED) if _MARKS.fullmatch(piece) else {"type": "text", "text": piece} for piece in pieces]
 
 
 def _as_list(name: str, value: Any) -> list[Any]:

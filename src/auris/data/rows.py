@@ -9,6 +9,7 @@ be without the fault, and the row is counted and named, never dropped silently.
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -149,10 +150,10 @@ def _task_row(fields: Mapping[str, Any], identity: str, folder: Path) -> Row:
     paths = [paths] if isinstance(paths, str) else paths
     if not isinstance(paths, list) or not all(isinstance(path, str) and path for path in paths):
         raise ValueError(f"`audio` is {fields['audio']!r}, expected a path or a list of paths")
-    seconds = _seconds(fields)
-    if seconds and len(paths) > 1:
+    stretch = seconds(fields)
+    if stretch and len(paths) > 1:
         raise ValueError("`offset` and `duration` describe one clip, the row has several")
-    clips = tuple(Clip(folder / path, **seconds) for path in paths)
+    clips = tuple(Clip(folder / path, **stretch) for path in paths)
     if labels.get("task") in ("chat", "preference"):
         raise ValueError(f"task {labels['task']!r} needs `messages`")
     problem = tasks.check(labels)
@@ -161,13 +162,13 @@ def _task_row(fields: Mapping[str, Any], identity: str, folder: Path) -> Row:
     return Row(identity, clips, labels, problem)
 
 
-def _seconds(fields: Mapping[str, Any]) -> dict[str, float]:
+def seconds(fields: Mapping[str, Any]) -> dict[str, float]:
     """`offset` and `duration` of a clip, as far as they are given. Raises ValueError for anything else."""
-    seconds = {what: fields[what] for what in ("offset", "duration") if fields.get(what) is not None}
-    for what, value in seconds.items():
+    stretch = {what: fields[what] for what in ("offset", "duration") if fields.get(what) is not None}
+    for what, value in stretch.items():
         if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value <= MAX_SECONDS:
             raise ValueError(f"`{what}` is {value!r:.80}, expected seconds from 0 to {MAX_SECONDS:.0f}")
-    return seconds
+    return stretch
 
 
 # --- dialogues ----------------------------------------------------------------------------------------------------
@@ -181,14 +182,12 @@ def _chat_row(fields: Mapping[str, Any], identity: str, folder: Path) -> Row:
         raise ValueError(f"`task` is {fields['task']!r}, but a row with `messages` is of task {task!r}")
     if "audio" in fields:
         raise ValueError("`audio` beside `messages`: the audio of a dialogue stands in its messages")
-    messages = fields["messages"]
-    if not isinstance(messages, list) or not messages:
-        raise ValueError(f"`messages` is {messages!r:.80}, expected a list of {{role, content}}")
-    clips = tuple(_clip(part, folder) for part in _audio_parts(messages))
+    messages = fields["messages"]  # a list: `importers.convert` has looked
+    clips = tuple(_clip(part, folder) for part in audio_parts(messages))
     if is_pair:
         asked = messages
         answers = {side: _reply(side, fields.get(side)) for side in ("chosen", "rejected")}
-        if answers["chosen"].strip() == answers["rejected"].strip():
+        if are_equal(answers["chosen"], answers["rejected"]):
             raise ValueError(f"{EQUAL_ANSWERS}: {answers['chosen']!r:.80}")
         answers["text"] = answers["chosen"]
     else:
@@ -199,15 +198,15 @@ def _chat_row(fields: Mapping[str, Any], identity: str, folder: Path) -> Row:
     _check_order(asked)
     labels = {key: value for key, value in fields.items() if key != "id"}
     labels |= {"task": task, "mode": fields.get("mode") or _mode(asked), **answers}
-    if "key" in labels and (not isinstance(labels["key"], str) or not labels["key"].strip()):
+    if "key" in labels and (not isinstance(labels["key"], str) or not any(map(str.isalnum, labels["key"]))):
         raise ValueError(f"`key` is {labels['key']!r:.80}, expected what a right answer contains")
     return Row(identity, clips, labels, tasks.check(labels))
 
 
-def _audio_parts(messages: Sequence[prompts.Message]) -> list[Mapping[str, Any]]:
+def audio_parts(messages: Sequence[prompts.Message]) -> list[Mapping[str, Any]]:
     """The parts of the messages that are audio, in their order. Raises ValueError for messages of no known shape."""
     prompts.audios(messages)
-    parts = [part for message in messages if isinstance(message["content"], list) for part in message["content"]]
+    parts = [part for message in messages if not isinstance(message["content"], str) for part in message["content"]]
     return [part for part in parts if "audio" in part or "audio_url" in part]
 
 
@@ -215,17 +214,24 @@ def _clip(part: Mapping[str, Any], folder: Path) -> Clip:
     path = part.get("audio", part.get("audio_url"))
     if not isinstance(path, str) or not path:
         raise ValueError(f"the audio of a message is {path!r:.80}, expected a path")
-    return Clip(folder / path, **_seconds(part))
+    return Clip(folder / path, **seconds(part))
 
 
 def _check_order(asked: Sequence[prompts.Message]) -> None:
-    """That a dialogue up to its answer asks something, and says something in each turn."""
+    """That a dialogue up to its answer asks something, and says something in each turn. The system's message may be
+    empty, instead of the default one."""
     if not asked or asked[-1]["role"] != "user":
         before = f"the {asked[-1]['role']}'s" if asked else "nothing"
         raise ValueError(f"before the answer stands {before}, expected the user's message")
     for number, message in enumerate(asked):
-        if not _audio_parts([message]):
+        if message["role"] != "system" and not audio_parts([message]):
             _text(message, number)
+
+
+def are_equal(answer: str, other: str) -> bool:
+    """Whether two answers are one to a tokenizer, which composes characters, but for the space around them."""
+    first, second = (unicodedata.normalize("NFC", text).strip() for text in (answer, other))
+    return first == second
 
 
 def _text(message: prompts.Message, number: int) -> str:
@@ -239,7 +245,7 @@ def _reply(side: str, given: Any) -> str:
     """One side of a preference, a string or a message of the assistant's, as its text."""
     given = [given] if isinstance(given, Mapping) else given
     messages = [{"role": "assistant", "content": given}] if isinstance(given, str) else given
-    if not isinstance(messages, list) or len(messages) != 1 or _audio_parts(messages):
+    if not isinstance(messages, list) or len(messages) != 1 or audio_parts(messages):
         raise ValueError(f"`{side}` is {given!r:.80}, expected a string or one message of the assistant")
     if messages[0]["role"] != "assistant":
         raise ValueError(f"`{side}` is the {messages[0]['role']}'s, expected the assistant's")
@@ -251,6 +257,6 @@ def _reply(side: str, given: Any) -> str:
 
 def _mode(asked: Sequence[prompts.Message]) -> str:
     """How the user speaks: by voice where the last message is only audio, in text where the dialogue has none."""
-    if not _audio_parts(asked):
+    if not audio_parts(asked):
         return "text"
     return "audio_analysis" if prompts.text_of(asked[-1]).strip() else "voice_chat"

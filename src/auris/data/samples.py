@@ -100,7 +100,7 @@ class Samples(ABC):
         if row.problem:  # met only now: its shard could be read when it was measured
             raise RowError(row.problem)
         rng = None if epoch is None else np.random.default_rng(row_seed(self.seed, epoch, row.id))
-        waves = [self._read(clip) for clip in row.clips] if self.has_audio else []
+        waves = [self.read(clip) for clip in row.clips] if self.has_audio else []
         windows = [audio.windows(wave) for wave in waves]
         frames = [[self.geometry.frames(len(window)) for window in clip] for clip in windows]
         spans = [self.geometry.span(clip) for clip in frames]
@@ -165,7 +165,8 @@ class Samples(ABC):
         if any(n == 0 for n in spans):
             raise RowError("the clip is shorter than one audio token")
 
-    def _read(self, clip: Clip) -> np.ndarray:
+    def read(self, clip: Clip) -> np.ndarray:
+        """A clip's samples (L,) as far as the policies let it be heard. Raises RowError or audio.AudioError."""
         if clip.offset is not None:
             wave = audio.read(clip.path, offset=clip.offset, duration=clip.duration)
         else:

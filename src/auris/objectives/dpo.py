@@ -57,6 +57,10 @@ class DPO(nn.Module):
         reference: str = "cached",
     ):
         super().__init__()
+        numbers = {"beta": beta, "label_smoothing": label_smoothing, "nll_weight": nll_weight}
+        for name, value in numbers.items():
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                raise ValueError(f"objective.{name}={value!r}: expected a number")
         checks = {
             "beta": (beta, 0 < beta < math.inf, "a number above 0 (Qwen2-Audio gives none; 0.1 is customary)"),
             "loss": (loss, loss in LOSSES, " or ".join(LOSSES)),

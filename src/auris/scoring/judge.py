@@ -21,7 +21,8 @@ _INSTRUCTION = (
     "helpful, relevant and correct the assistant's answer is, from 1 (useless) to 10 (perfect). Reply with the number "
     "alone."
 )
-_NUMBER = re.compile(r"(?<![\w.])(10|[1-9])(?:\.0+)?(?![\w.]*\d)")
+_OUT_OF = re.compile(r"\s*(?:/|\bout of\b)\s*10(?![\w/]|\.\d)", re.ASCII)  # names the scale, as in 8/10
+_NUMBER = re.compile(r"(?<![\w.])([-\u2212\u2013]?)(\d+(?:\.\d+)?)(?!\w|\.\d)", re.ASCII)
 
 
 class Judge(Protocol):
@@ -92,10 +93,10 @@ class LanguageModel:
         """Points of an answer. Raises Unrated if the reply holds no number from 1 to 10, or several."""
         reply, model = self.record.ask(request(labels, answer))
         self.models.add(model)
-        found = set(_NUMBER.findall(reply))
-        if len(found) != 1:
+        found = {-float(n) if minus else float(n) for minus, n in _NUMBER.findall(_OUT_OF.sub("", reply))}
+        if len(found) != 1 or not found <= set(range(1, 11)):
             raise Unrated(f"the judge's reply {reply!r:.80} is not one number from 1 to 10")
-        return float(found.pop())
+        return found.pop()
 
 
 def request(labels: Mapping[str, Any], answer: str) -> list[Message]:

@@ -44,8 +44,8 @@ def row_stats(
     as insertions and nothing to the reference length, as the official script does. `bleu` takes raw text and the
     *target* language, `cider` captions, of which the reference may be a list. `accuracy` compares after strip and lower
     case, `accuracy_raw` as Qwen2-Audio's scripts do (`lstrip` only), `macro_f1` as `accuracy`; `contains` asks whether
-    the normalised reference stands in the normalised hypothesis, whole words where there are any; `unparsed` counts
-    answers outside `classes`.
+    the normalised reference stands in the normalised hypothesis, whole words where there are any, and counts
+    no row whose reference normalises to nothing; `unparsed` counts answers outside `classes`.
     Structures:
     `slot_f1` takes {intent, slots: {name: value}} or a list of {type, value}, `intent_accuracy` the former; `map` lists
     of classes; `pitch_accuracy`, `chroma_accuracy` and `velocity_accuracy` MIDI numbers, `instrument_accuracy` text;
@@ -79,6 +79,8 @@ def row_stats(
         case "contains":
             said, key = (norm.normalize(text, language) for text in (hypothesis, reference))
             space = " " if norm.unit(language) == "word" else ""  # whole words, where there are any
+            if not key:  # nothing to look for, which every answer holds
+                return [0.0, 0.0]
             return [float(f"{space}{key}{space}" in f"{space}{said}{space}"), 1.0]
         case "accuracy_raw":
             return [float(hypothesis.lstrip() == reference), 1.0]
