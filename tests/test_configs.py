@@ -28,13 +28,14 @@ PRIMARIES = {  # with what each of them cannot do without
     "instruct": [],
     "chat": ["checkpoint=runs/some/run"],
     "prefer": ["out=pairs.jsonl"],
+    "align": ["checkpoint=runs/some/run", "out=timed.jsonl"],
     "reproduce": ["fault='runs/some/run/faults/step=00000007.json'"],
     "prepare": ["layout=librispeech", "root=LibriSpeech", "out=rows.jsonl"],
     "shards": [],
 }
 # The primaries in which the parts of these groups are chosen; of all others, train.
 SHARED = {
-    "data": ("train", "evaluate", "prefer", "doctor"),
+    "data": ("train", "evaluate", "prefer", "align", "doctor"),
     "benchmark": ("evaluate",),
     "judge": ("evaluate", "prefer"),
     "layout": ("prepare",),

@@ -49,6 +49,7 @@ FLOORS = {
     "auris.evaluate": 5,
     "auris.chat": 5,
     "auris.prefer": 5,
+    "auris.align": 5,
     "auris.shards": 5,
     "auris.studies": 5,
     "auris.corpus.__main__": 5,

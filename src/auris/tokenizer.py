@@ -194,6 +194,11 @@ class Tokenizer:
         """Ids of text in which control-token strings are ordinary characters."""
         return self.ids(text, Control.NONE)
 
+    def spans(self, text: str) -> list[tuple[int, int]]:
+        """Of each token of `plain`, the characters of the text that it covers, from one to before the other. Some
+        tokens are a part of a character: they cover all of it."""
+        return self._text.encode(text, add_special_tokens=False).offsets
+
     def decode(self, ids: Sequence[int], *, control: bool = False) -> str:
         """Text of an answer, its control tokens left out unless `control` keeps them."""
         return self.fast.decode(list(ids), skip_special_tokens=not control, clean_up_tokenization_spaces=False)

@@ -45,7 +45,7 @@ class CTC(nn.Module):
 
     def forward(self, net: nn.Module, pack: dict) -> tuple[Tensor, dict[str, Tensor]]:
         """The summed loss, and how many rows have too few frames for their text (their loss is infinite: left out)."""
-        scores, lengths = self._scores(net, pack)
+        scores, lengths = self.scores(net, pack)
         target_lengths = pack["cu_seqlens"].diff().to(lengths)
         losses = F.ctc_loss(
             _pad(scores, lengths),
@@ -78,14 +78,15 @@ class CTC(nn.Module):
                 f"{settings}: a CTC answer is the best path, expected no settings but max_new_tokens and stop "
                 "(do_sample=false min_new_tokens=0 repetition_penalty=1)"
             )
-        scores, lengths = self._scores(net, pack)
+        scores, lengths = self.scores(net, pack)
         paths = scores.argmax(-1).split(lengths.tolist())
         collapsed = [torch.unique_consecutive(path) for path in paths][: len(pack["rows"])]
         answers = [path[path != self.blank].tolist() for path in collapsed]
         going = [takewhile(lambda token: token not in settings.stop, answer) for answer in answers]
         return [list(answer)[: settings.max_new_tokens] for answer in going]
 
-    def _scores(self, net: nn.Module, pack: dict) -> tuple[Tensor, Tensor]:
+    def scores(self, net: nn.Module, pack: dict) -> tuple[Tensor, Tensor]:
+        """Log-probabilities of all clips' frames (C, V), and how many frames each clip has (A,)."""
         frames, lengths = net.hear(pack["mel"], pack["frames"])
         return self.head(frames).float().log_softmax(-1), lengths
 
