@@ -487,9 +487,10 @@ def check(labels: Mapping[str, Any]) -> str | None:
     for name in task.needs:
         if labels.get(name) is None:
             return f"task {task.code!r} needs the label `{name}`"
-    asked = (name for name in (*task.needs, *task.optional) if labels.get(name) is not None)
-    problems = (_STRUCTURES.get(name, _check_string)(name, labels[name]) for name in asked)
-    return next((problem for problem in problems if problem), None)
+    for name in (*task.needs, *task.optional):
+        if labels.get(name) is not None and (problem := _STRUCTURES.get(name, _check_string)(name, labels[name])):
+            return problem
+    return None
 
 
 def _check_string(name: str, value: Any) -> str | None:

@@ -25,6 +25,7 @@ from auris.data.packing import row_key
 from auris.data.rows import Form, Record, decode, is_plain, parse
 
 _VERSION = 1  # of the arrays on disk
+_TOGETHER = 64  # lines read at once
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -152,12 +153,28 @@ class Lines(Store):
         return self._name(int(self.index.names[number]))
 
     def record(self, number: int) -> Record:
+        return next(self._neighbours(number, 1))
+
+    def records(self, numbers: np.ndarray) -> Iterator[Record]:
+        """Neighbours are read together: a read of its own for each takes as long as to parse it."""
+        starts = np.flatnonzero(np.diff(numbers, prepend=-2) != 1)
+        for run in np.split(numbers, starts[1:]):
+            for first in range(0, len(run), _TOGETHER):
+                yield from self._neighbours(int(run[first]), min(_TOGETHER, len(run) - first))
+
+    def _neighbours(self, first: int, number: int) -> Iterator[Record]:
+        places = self.index.places[first : first + number + 1].tolist()
+        block = self._pread(places[0], places[-1])
+        names = self.index.names[first : first + number].tolist()
+        for name, start, stop in zip(names, places, places[1:], strict=False):
+            yield self._parse(block[start - places[0] : stop - places[0]], self._name(name))
+
+    def _pread(self, start: int, stop: int) -> bytes:
         if self._file is None:
             self._file = self._path.open("rb", buffering=0)
         if _stamp(os.fstat(self._file.fileno())) != self._stamp:
             self._check_unchanged()
-        start, stop = self.index.places[number : number + 2].tolist()
-        return self._parse(os.pread(self._file.fileno(), stop - start, start), self.name(number))
+        return os.pread(self._file.fileno(), stop - start, start)
 
     def _name(self, line: int) -> str:
         return f"{self._label}:{line}"
