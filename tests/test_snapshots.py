@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from auris import snapshots
+from auris import optim, snapshots
 from auris.snapshots import Damaged, SaveError, Snapshot
 from runs import ROOT, environment
 from sharded import learn, make
@@ -42,9 +42,10 @@ class Tied(nn.Module):
         return sum(p.float().square().sum() for p in self.parameters() if p.requires_grad) * self.scale
 
 
-def trained(seed: int = 0, steps: int = 2) -> tuple[Tied, torch.optim.Optimizer]:
+def trained(seed: int = 0, steps: int = 2, states: str = "fp32") -> tuple[Tied, torch.optim.Optimizer]:
     module = Tied(seed)
-    optimizer = torch.optim.AdamW([p for p in module.parameters() if p.requires_grad], lr=0.1, betas=(0.8, 0.9))
+    groups = [{"params": [p for p in module.parameters() if p.requires_grad], "lr": 0.1}]
+    optimizer = optim.adamw(groups, betas=(0.8, 0.9), eps=1e-8, states=states)
     for _ in range(steps):
         optimizer.zero_grad()
         module.loss().backward()
@@ -62,10 +63,11 @@ def same(left: nn.Module, right: nn.Module) -> bool:
     return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-def test_a_module_and_its_optimizer_come_back_bit_by_bit(tmp_path: Path):
-    module, optimizer = trained(seed=1)
+@pytest.mark.parametrize("states", ["fp32", "bf16"])
+def test_a_module_and_its_optimizer_come_back_bit_by_bit(tmp_path: Path, states: str):
+    module, optimizer = trained(seed=1, states=states)
     path = snapshots.write(tmp_path, 2, module=module, optimizer=optimizer, state=STATE)
-    other, its_optimizer = trained(seed=2, steps=0)
+    other, its_optimizer = trained(seed=2, steps=0, states=states)
     snapshots.restore(Snapshot(path), module=other, optimizer=its_optimizer)
     assert same(module, other)
     for one, two in ((module, optimizer), (other, its_optimizer)):  # and they go on alike

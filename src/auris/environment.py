@@ -19,7 +19,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.benchmark import Timer
 
 import auris
-from auris import doctor
+from auris import doctor, optim
 from auris.callbacks import WINDOW, forgiving
 from auris.data.epoch import Share
 
@@ -97,7 +97,7 @@ def describe(trainer: L.Trainer, module: L.LightningModule) -> dict[str, Any]:
     stage = stage_of(module)
     load = doctor.Load.of_budget(data.token_budget, module.net.geometry.pool)
     number = 2 if "bf16" in str(trainer.precision) else 4
-    need = doctor.memory(module.net, stage, load, number=number)
+    need = doctor.memory(module.net, stage, load, number=number, moment=optim.moment_bytes(module.optim))
     is_sharded = hasattr(trainer.strategy, "device_mesh")
     shards = trainer.world_size // getattr(trainer.strategy, "replicas", 1) if is_sharded else 1
     speed = matmul_speed(device)
@@ -119,6 +119,7 @@ def describe(trainer: L.Trainer, module: L.LightningModule) -> dict[str, Any]:
         "unusable": epoch.unusable,
         "parameters": doctor.count(module.net),
         "trained": doctor.trained(module.net, stage),
+        "moments": module.optim.get("states", "fp32"),
         "states_bytes": need.states / shards,
         "pack_bytes": need.beside(recompute=False),
         "operations": operations,
@@ -138,7 +139,8 @@ def lines(facts: Mapping[str, Any]) -> list[str]:
         f"{facts['parameters']:,} parameters, {facts['trained']:,} of them learn",
         f"steps {facts['step']:,} to {facts['steps']:,}: {facts['epochs']:.2f} epochs, {facts['rows']:,.0f} rows, "
         f"{facts['hours']:,.1f} h of audio, {_tokens(facts['tokens'])}; {facts['unusable']:,} rows cannot be used",
-        f"memory of a device, by sizes: {states:.2f} GiB of weights, gradients and moments, "
+        f"memory of a device, by sizes: {states:.2f} GiB of weights, gradients and moments "
+        f"({facts['moments']}), "
         f"{pack:.2f} GiB for a full pack",
         f"time: at least {_time(facts['least_seconds'])}, the matrix products alone at the speed of this device "
         f"({facts['matmul_speed'] / 1e12:.2f} TFLOP/s); measured after {WINDOW} steps",

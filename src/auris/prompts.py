@@ -145,7 +145,7 @@ class Prompt(ABC):
         self, templates: tuple[str, ...], labels: Mapping[str, Any], n_clips: int
     ) -> tuple[Outline, dict[str, str]]:
         own = tasks.closed(labels)
-        values = {key: value for key, value in labels.items() if isinstance(value, str)} | own
+        values = dict(labels)
         tags: list[str | None] = []
         for number, piece in enumerate(tasks.find(labels["task"]).write(labels)):
             tags.append(str(piece) if isinstance(piece, tasks.Tag) else None)

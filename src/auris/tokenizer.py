@@ -107,7 +107,9 @@ class Tokenizer:
         self._marks = lru_cache(maxsize=10_000)(self._count_marks)
         self._ours = lru_cache(maxsize=1000)(self._outline_sizes)
         self._has_words = _reads_words(self._text)
-        self._count_word = lru_cache(maxsize=100_000)(lambda word: len(self._text.encode(word, add_special_tokens=False)))
+        self._count_word = lru_cache(maxsize=100_000)(
+            lambda word: len(self._text.encode(word, add_special_tokens=False))
+        )
 
     @classmethod
     def load(cls, path: str | Path, *, grow: bool = True) -> Tokenizer:
@@ -207,10 +209,13 @@ class Tokenizer:
         )
 
     def count(self, text: str) -> int:
-        """Tokens of `plain`, which keeps none of them: texts in ASCII are counted word by word, in a fifth of the time."""
+        """Tokens of `plain`, none of them kept. Text in ASCII is counted word by word, in a fifth of the time."""
         if not (self._has_words and text.isascii()):
-            return len(self._text.encode(text, add_special_tokens=False))
+            return self._count(text)
         return sum(map(self._count_word, _ASCII_WORD.findall(text)))
+
+    def _count(self, text: str) -> int:
+        return len(self._text.encode(text, add_special_tokens=False))
 
     def pad_of(self, turns: Sequence[Turn]) -> int:
         """The audio pad that these turns use; one of the vocabulary's where they hold no audio."""

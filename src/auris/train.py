@@ -23,7 +23,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from omegaconf import DictConfig
 from rich.console import Console
 
-from auris import callbacks, checkpoint, doctor, environment, recipe, references, snapshots, studies
+from auris import callbacks, checkpoint, doctor, environment, optim, recipe, references, snapshots, studies
 from auris.data.datamodule import AudioDataModule
 from auris.data.manifests import entries
 from auris.faults import RunStopped
@@ -100,6 +100,7 @@ def rehearse(made: dict[str, Any]) -> None:
         packs=first,
         tokenizer=module.tokenizer,
         epoch=data.survey(environment.planned_ranks(made["trainer"])),
+        moment=optim.moment_bytes(made["optim"]),
     )
 
 

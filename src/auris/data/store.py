@@ -22,7 +22,7 @@ import numpy as np
 
 from auris.data import cache
 from auris.data.packing import row_key
-from auris.data.rows import Form, Record, decode, is_plain, parse
+from auris.data.rows import Form, Record, Row, decode, is_plain, parse
 
 _VERSION = 1  # of the arrays on disk
 _TOGETHER = 64  # lines read at once
@@ -86,12 +86,13 @@ class Store(ABC):
 
     def __init__(self, path: str, folder: Path, form: Form, cache_dir: Path | None):
         self.path, self.folder, self.form = path, folder, form
+        self.is_read = True  # False: something could not be read now, which the next start tries anew
         facts = [str(_VERSION), type(self).__name__, self.digest, repr(form)]
         key = hashlib.sha256("\0".join(facts).encode()).hexdigest()[:24]
         file = None if cache_dir is None else cache_dir / f"rows-{key}.npz"
         stored = None if file is None else cache.load(file)
         self.index = Index(**stored) if stored else self.scan()
-        if file is not None and not stored:
+        if file is not None and not stored and self.is_read:
             cache.save(file, **vars(self.index))
 
     def __len__(self) -> int:
@@ -113,6 +114,9 @@ class Store(ABC):
     @abstractmethod
     def record(self, number: int) -> Record:
         """One row, wherever it stands."""
+
+    def decode(self, record: Record) -> Row:
+        return decode(record, self.folder)
 
     def records(self, numbers: np.ndarray) -> Iterator[Record]:
         """Rows with ascending numbers, one after the other."""
