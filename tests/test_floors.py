@@ -47,6 +47,7 @@ FLOORS = {
     "auris.chat": 5,
     "auris.prefer": 5,
     "auris.shards": 5,
+    "auris.scaling": 5,
     "auris.studies": 5,
     "auris.corpus.__main__": 5,
 }

@@ -75,7 +75,8 @@ class Announcement(L.Callback):
         if trainer.is_global_zero and speed and trainer.global_step == self.facts["step"] + WINDOW:
             left = module.max_steps - trainer.global_step
             seconds = self.facts["tokens"] * left / module.max_steps / speed
-            rank_zero_info(f"{_tokens(speed)}/s: the other {left:,} steps take {_time(seconds)}")
+            peak = _peak(trainer.strategy.root_device)
+            rank_zero_info(f"{_tokens(speed)}/s: the other {left:,} steps take {_time(seconds)}{peak}")
 
 
 def stage_of(module: L.LightningModule) -> doctor.Stage:
@@ -159,6 +160,13 @@ def _device_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _peak(device: torch.device) -> str:
+    """The most memory that a GPU has held so far."""
+    if device.type != "cuda":
+        return ""
+    return f"; {torch.cuda.max_memory_allocated(device) / doctor.GIB:.2f} GiB of its memory in use at most"
 
 
 def _named(share: Share) -> dict[str, float]:
