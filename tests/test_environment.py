@@ -62,7 +62,7 @@ def test_ranks_are_counted_from_the_trainers_settings(trainer, expected):
 
 
 def test_the_time_left_follows_from_the_speed_of_the_first_steps(said, tmp_path):
-    callback, module = Announcement(tmp_path), SimpleNamespace(max_steps=1000)
+    callback, module = Announcement(tmp_path), SimpleNamespace(max_steps=1000, device=torch.device("cpu"))
     callback.facts = {"step": 100, "tokens": 2_000_000.0}
     for step in (100 + WINDOW - 1, 100 + WINDOW, 100 + WINDOW + 1):
         speed = {"tokens/s": torch.tensor(500.0)}

@@ -75,7 +75,7 @@ class Announcement(L.Callback):
         if trainer.is_global_zero and speed and trainer.global_step == self.facts["step"] + WINDOW:
             left = module.max_steps - trainer.global_step
             seconds = self.facts["tokens"] * left / module.max_steps / speed
-            peak = _peak(trainer.strategy.root_device)
+            peak = _peak(module.device)
             rank_zero_info(f"{_tokens(speed)}/s: the other {left:,} steps take {_time(seconds)}{peak}")
 
 

@@ -137,9 +137,9 @@ def table(net: nn.Module, stage: Stage, load: Load, *, machine: Machine, moment:
     """Memory and time by layout, on 8 to 512 GPUs."""
     title = f"{stage.name}: each rank a pack of {load.tokens:,} tokens, {load.frames / 50:,.0f} s of audio a step"
     caption = (
-        f"GiB of a GPU, and seconds of a step. Assumed: {machine.flops / 1e12:.0f} TFLOP/s a GPU, {machine.gpus} GPUs a"
-        f" node, {machine.within / 1e9:.0f} GB/s within it and {machine.between / 1e9:.0f} between nodes. By sizes: what"
-        " the allocator, the kernels and NCCL need (3 to 8 GiB) comes on top"
+        f"GiB of a GPU, and seconds of a step. Assumed: {machine.flops / 1e12:.0f} TFLOP/s a GPU, {machine.gpus} GPUs"
+        f" a node, {machine.within / 1e9:.0f} GB/s within it and {machine.between / 1e9:.0f} between nodes. By sizes:"
+        " what the allocator, the kernels and NCCL need (3 to 8 GiB) comes on top"
     )
     sizes = ["weights", "gradients", "moments", "activations", "head", "gathered", "all"]
     names = ["GPUs", "strategy", *sizes, "compute", "comm.", "step", "comm./step"]
