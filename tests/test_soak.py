@@ -70,6 +70,8 @@ def test_memory_stays_flat_over_thousands_of_steps(corpus: Path, tmp_path: Path)
     finished = json.loads((run_dir / "finished.json").read_text())
     assert finished["steps"] == STEPS
     steps, trainer, workers = np.array([one for one in measured if one[0] > WARM * STEPS and one[2] > 0]).T
+    for at in np.linspace(0, len(steps) - 1, 8).round().astype(int):
+        print(f"step {steps[at]:.0f}: trainer {trainer[at]:.1f} MB, workers {workers[at]:.1f} MB")
     print(
         f"{STEPS} steps in {finished['seconds']} s: trainer {trainer.mean():.0f} MB, growing by "
         f"{growth(steps, trainer):+.1f} MB; workers {workers.mean():.0f} MB, {growth(steps, workers):+.1f} MB"
