@@ -39,6 +39,7 @@ H100 = 400e12
 
 # Bytes per parameter: a trained one has its fp32 master, two moments of Adam and a gradient; a frozen one is bf16.
 TRAINED, FROZEN = 16, 2
+BUCKETED = 4  # more, of a trained one: DDP sums gradients in buckets of its own
 # Of a pack, where no batch is at hand: rows of a 12.3 s clip (307 audio tokens), 16 of prompt and 42 of answer.
 AUDIO_SHARE, ANSWER_SHARE = 0.84, 0.12
 
@@ -146,8 +147,10 @@ def trained(net: nn.Module, stage: Stage) -> int:
     return sum({id(x): x.numel() for x in tensors}.values())
 
 
-def memory(net: nn.Module, stage: Stage, load: Load, *, number: int = FROZEN) -> Memory:
-    """What a stage needs, by sizes alone.
+def memory(
+    net: nn.Module, stage: Stage, load: Load, *, number: int = 2, frozen: int = FROZEN, buckets: bool = False
+) -> Memory:
+    """What a stage needs, by sizes alone: `frozen` bytes for each frozen parameter; `buckets`: gradients twice, by DDP.
 
     A layer keeps, `number` bytes each, 8 H + 4 F numbers per token in the LLM (gated MLP of width F) and 8 D + 2 F per
     frame in the encoder; recomputed, only its input. Frozen layers keep as much while anything below them learns, and
@@ -157,7 +160,7 @@ def memory(net: nn.Module, stage: Stage, load: Load, *, number: int = FROZEN) ->
     config = net.llm.config.get_text_config()
     n_layers, width = config.num_hidden_layers, config.hidden_size
     everything, learning = count(net), trained(net, stage)
-    states = TRAINED * learning + number * (everything - learning) + (number * everything if stage.reference else 0)
+    states = (TRAINED + BUCKETED * buckets) * learning + frozen * (everything - learning + everything * stage.reference)
 
     tokens = load.tokens if stage.runs_llm else 0
     per_token = number * (8 * width + 4 * config.intermediate_size)
