@@ -378,8 +378,8 @@ def check_strategies(folder: Path, rounds: dict[int, list[str]]) -> Snapshot:
 
 
 def test_two_processes_go_on_from_one_and_share_the_writing(tmp_path: Path):
-    """Of what both have, each writes some; of what is sharded, its own; and nothing twice. Where one of them fails while
-    it saves, both learn of it and go on."""
+    """Of what both have, each writes some; of what is sharded, its own; and nothing twice. Where one fails to save
+    at first, both learn of it and go on."""
     found = check_strategies(tmp_path, {2: ["replicated", "fsdp"]})
     n_bytes = sum(tensor.nbytes for tensor in make(seed=9)[0].state_dict().values())
     for number in (2, found.step):

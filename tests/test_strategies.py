@@ -15,7 +15,8 @@ from auris import recipe, train
 from auris.strategies import Sharded
 from manifests import write_manifest
 from recipes import SMALLEST_MODEL
-from records import ROOT, Record, record, record_in_processes
+from records import Record, record, record_in_processes
+from runs import ROOT
 
 STEPS = 5
 CLIP = 0.01  # far below the norms of these runs

@@ -305,6 +305,13 @@ class Events(TensorBoardLogger):
         self.is_broken = False
         self._dropped_from: int | None = None  # what readers are still to be told
 
+    @property
+    def experiment(self) -> Any:
+        try:
+            return super().experiment
+        except OSError as error:  # Lightning asks whether there is one, and would end the run with any other error
+            raise AttributeError(f"{self.log_dir} takes no event files") from error
+
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         self._try(super().log_metrics, metrics, step)
@@ -345,9 +352,9 @@ class Events(TensorBoardLogger):
             return
         try:
             work(*arguments)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, AttributeError) as error:
             if not isinstance(error, OSError) and not isinstance(error.__cause__, OSError):
-                raise  # Lightning raises ValueError from whatever it meets
+                raise  # Lightning raises ValueError from whatever it meets, `experiment` AttributeError
             self.is_broken = True
             self.failed += 1
             rank_zero_warn(f"event files cannot be written ({error.__cause__ or error}): the curves will have a gap")
