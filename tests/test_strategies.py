@@ -96,7 +96,7 @@ def recipes(corpus: Path, folder: Path):
         "optim.warmup_steps=1",
         "trainer.accelerator=cpu",
         "trainer.val_check_interval=0.6",  # and training goes on after it
-        "max_new_tokens=6",
+        "max_new_tokens=3",
         "trainer.enable_progress_bar=false",
     ]
     encoder = published.ENCODER
@@ -118,7 +118,7 @@ def recipes(corpus: Path, folder: Path):
             file = "pairs" if "dpo" in kind else "dialogues"
             given = [f"data.{split}=[{{path: '{folder}/{file}.jsonl', limit: 11}}]" for split in ("train", "valid")]
         else:
-            given = [f"data.valid=[{{path: '{corpus}/valid.jsonl', tasks: [asr, ks], limit: 5}}]"]
+            given = [f"data.valid=[{{path: '{corpus}/valid.jsonl', tasks: [asr, ks], limit: 3}}]"]
         given += theirs if kind == "published" else []
         return recipe.resolve(recipe.compose([*size, *given, *overrides, f"trainer.devices={processes}"]))
 

@@ -35,6 +35,11 @@ REQUEUE = os.EX_TEMPFAIL  # 75
 PATIENCE = 30.0
 
 
+# Environment variable with the path of a file that is made then, for a script whose launcher ends with a status of its
+# own, as torchrun does (`configs/launch/torchrun.sh`).
+REQUEUE_FILE = "AURIS_REQUEUE"
+
+
 class Preempted(SystemExit):
     """Ends a process whose run is to be started again."""
 
@@ -73,7 +78,14 @@ class Preemption:
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.received = signal.Signals(number).name
         if self.at_once:
+            leave_word()
             raise Preempted(f"stopped by {self.received} before a step was taken")
+
+
+def leave_word() -> None:
+    """Tell the script that has started this process, where it asks, that the run is to be started again."""
+    if REQUEUE_FILE in os.environ:
+        Path(os.environ[REQUEUE_FILE]).touch()
 
 
 @contextmanager
@@ -201,6 +213,7 @@ class Checkpoints(L.Callback):
         reason = f"stopped by {self.preemption.received or 'a signal to another process'}: the same command goes on "
         reason += f"from step {step}"
         rank_zero_info(f"{reason} (exit status {REQUEUE})")
+        leave_word()
         # Lightning's launcher takes a process that it has started for failed, and kills the others, if this is not 0.
         started = isinstance(getattr(trainer.strategy, "cluster_environment", None), LightningEnvironment)
         raise Preempted(reason, 0 if started and not trainer.is_global_zero else REQUEUE)
@@ -353,8 +366,11 @@ class Events(TensorBoardLogger):
         try:
             work(*arguments)
         except (OSError, ValueError, AttributeError) as error:
-            if not isinstance(error, OSError) and not isinstance(error.__cause__, OSError):
-                raise  # Lightning raises ValueError from whatever it meets, `experiment` AttributeError
+            cause: BaseException = error
+            while cause.__cause__ is not None:  # Lightning raises ValueError from whatever it meets
+                cause = cause.__cause__
+            if not isinstance(cause, OSError):
+                raise
             self.is_broken = True
             self.failed += 1
-            rank_zero_warn(f"event files cannot be written ({error.__cause__ or error}): the curves will have a gap")
+            rank_zero_warn(f"event files cannot be written ({cause}): the curves will have a gap")
