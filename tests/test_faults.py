@@ -159,32 +159,30 @@ def test_sharded_processes_skip_the_step_that_one_of_them_saw_fail(smallest, lou
 
 
 @pytest.mark.slow
-def test_all_processes_come_to_the_same_decision_whatever_divides_them(smallest, loud, tmp_path):
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_all_processes_come_to_the_same_decision_whatever_divides_them(smallest, loud, tmp_path, strategy):
     """Of a loss or a gradient that only one of them has, to skip the step or to stop."""
     options = ["max_steps=3", "data.rows_per_step=7", f"data.train=[{loud}]"]
-    pair = {name: [*options, f"strategy={name}", "trainer.devices=2"] for name in ("ddp", "fsdp")}
-    one, ddp = smallest(*options, arm="one"), smallest(*pair["ddp"], arm="ddp")
-    gradient = smallest(*pair["fsdp"][2:], "max_steps=3", arm="gradient")
-    stopped = {name: smallest(*pair[name], "nonfinite=stop", arm=f"stop-{name}") for name in pair}
+    pair = [*options, f"strategy={strategy}", "trainer.devices=2"]
+    one, two, gradient = smallest(*options, arm="one"), smallest(*pair, arm="two"), smallest(*pair, arm="gradient")
+    stopped = smallest(*pair, "nonfinite=stop", arm="stopped")
     train.train(one)
+    [at] = [Fault.load(file).step for file in Path(one["run_dir"]).glob("faults/*.json")]
 
     def work() -> None:
         rank = int(os.environ["LOCAL_RANK"])
-        train.train(ddp)
-        seen = fit(gradient, *[Spoil(1)] * rank)
-        assert seen.callback_metrics["faults/skipped_steps"] == 1 and seen.global_step == 3
+        train.train(two)
+        seen = fit(gradient, *[Spoil((at + 1) % 3)] * rank)  # on the second process alone
+        assert seen.callback_metrics["faults/skipped_steps"] == 2 and seen.global_step == 3
         with pytest.raises(RunStopped) as stop:
-            train.train(stopped[os.environ["STRATEGY"]])
-        (tmp_path / f"{os.environ['STRATEGY']}-{rank}").write_text(str(stop.value))
+            train.train(stopped)
+        (tmp_path / f"stopped-{rank}").write_text(str(stop.value))
 
-    for name in pair:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("STRATEGY", name)
-            assert in_processes(work, 2, tmp_path / f"log-{name}") == [0, 0], said(tmp_path / f"log-{name}")
-        messages = [(tmp_path / f"{name}-{rank}").read_text() for rank in (0, 1)]
-        assert all("it changed no weight" in message for message in messages) and "auris.reproduce" in messages[0]
-    check_alike(one, ddp)
+    assert in_processes(work, 2, tmp_path / "log") == [0, 0], said(tmp_path / "log")
+    check_alike(one, two)
     assert all(torch.isfinite(tensor).all() for tensor in weights(gradient).values())
+    first, second = ((tmp_path / f"stopped-{rank}").read_text() for rank in (0, 1))
+    assert f"step {at}: the loss is" in first and "auris.reproduce" in first and f"step {at}: the loss is" in second
 
 
 # --- workers ---
