@@ -34,20 +34,24 @@ CASES = {
     "published": ["experiment=qwen2_audio_pretrain"],
 }
 TWO = {  # of processes
-    **{f"fsdp {case}": ["strategy=fsdp", *overrides] for case, overrides in CASES.items() if case != "v1"},
+    **{
+        f"fsdp {case}": ["strategy=fsdp", *overrides]
+        for case, overrides in CASES.items()
+        if case not in ("v1", "dpo_live")
+    },
     "fsdp_tp encoder_frozen": ["strategy=fsdp_tp", *CASES["encoder_frozen"]],
     "fsdp_tp dpo": ["strategy=fsdp_tp", *CASES["dpo"]],
-    "hsdp llm_frozen": ["strategy=hsdp", *CASES["llm_frozen"]],
     "ddp llm_frozen": ["strategy=ddp", *CASES["llm_frozen"]],
 }
 HALF = {"fsdp half": ["strategy=fsdp", "trainer.precision=bf16-mixed", *CASES["llm_frozen"]]}
 MORE = {  # by their number
     1: {"fsdp encoder_frozen": TWO["fsdp encoder_frozen"], "fsdp adapters": TWO["fsdp adapters"]},
+    2: {"fsdp dpo_live": ["strategy=fsdp", *CASES["dpo_live"]]},
     3: {"fsdp encoder_frozen": TWO["fsdp encoder_frozen"], "fsdp v1": ["strategy=fsdp", *CASES["v1"]]},
     4: {
         "fsdp_tp encoder_frozen": TWO["fsdp_tp encoder_frozen"],
         "fsdp_tp dpo": TWO["fsdp_tp dpo"],
-        "hsdp llm_frozen": TWO["hsdp llm_frozen"],
+        "hsdp llm_frozen": ["strategy=hsdp", *CASES["llm_frozen"]],
         "hsdp adapters": ["strategy=hsdp", *CASES["adapters"]],
     },
 }
