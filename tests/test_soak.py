@@ -23,14 +23,14 @@ WARM = 0.3  # of the run: caches fill, and workers touch each row for the first 
 
 
 def memory(trainer: psutil.Process) -> tuple[float, float] | None:
-    """MB that the trainer and both its workers have allocated; None while a validation has workers beside them.
+    """MB that the trainer, and on average each of the workers that it has forked, have allocated.
 
     Anonymous pages alone: what a process has to itself (USS) also grows when another one on the machine ends that used
     the same libraries, or when the trainer writes to what it shared with a worker.
     """
     try:
-        workers = trainer.children()
-        return (anonymous(trainer), sum(map(anonymous, workers))) if len(workers) == 2 else None
+        workers = [anonymous(one) for one in trainer.children() if one.cmdline() == trainer.cmdline()]
+        return (anonymous(trainer), sum(workers) / len(workers)) if workers else None
     except (psutil.Error, OSError):
         return None
 
