@@ -39,6 +39,7 @@ H100 = 400e12
 
 # Bytes per parameter: a trained one has its fp32 master, a gradient and two moments of Adam; a frozen one is bf16.
 MASTER, GRADIENT, FROZEN = 4, 4, 2
+BUCKETED = 4  # more, of a trained one: DDP sums gradients in buckets of its own
 # Of a pack, where no batch is at hand: rows of a 12.3 s clip (307 audio tokens), 16 of prompt and 42 of answer.
 AUDIO_SHARE, ANSWER_SHARE = 0.84, 0.12
 
@@ -152,8 +153,18 @@ def trained(net: nn.Module, stage: Stage) -> int:
     return sum({id(x): x.numel() for x in tensors}.values())
 
 
-def memory(net: nn.Module, stage: Stage, load: Load, *, number: int = FROZEN, moment: int = 4) -> Memory:
-    """What a stage needs, by sizes alone. A moment of the optimizer has `moment` bytes.
+def memory(
+    net: nn.Module,
+    stage: Stage,
+    load: Load,
+    *,
+    number: int = 2,
+    frozen: int = FROZEN,
+    moment: int = 4,
+    buckets: bool = False,
+) -> Memory:
+    """What a stage needs, by sizes alone: `frozen` bytes for each frozen parameter, `moment` for each of the optimizer's
+    two moments of a trained one; `buckets`: gradients twice, by DDP.
 
     A layer keeps, `number` bytes each, 8 H + 4 F numbers per token in the LLM (gated MLP of width F) and 8 D + 2 F per
     frame in the encoder; recomputed, only its input. Frozen layers keep as much while anything below them learns, and
@@ -163,7 +174,7 @@ def memory(net: nn.Module, stage: Stage, load: Load, *, number: int = FROZEN, mo
     config = net.llm.config.get_text_config()
     n_layers, width = config.num_hidden_layers, config.hidden_size
     everything, learning = count(net), trained(net, stage)
-    frozen = everything - learning + (everything if stage.reference else 0)
+    still = everything - learning + (everything if stage.reference else 0)
 
     tokens = load.tokens if stage.runs_llm else 0
     per_token = number * (8 * width + 4 * config.intermediate_size)
@@ -174,8 +185,8 @@ def memory(net: nn.Module, stage: Stage, load: Load, *, number: int = FROZEN, mo
     embedding, head = net.llm.get_input_embeddings(), net.llm.get_output_embeddings()
     tables = count(embedding) + (0 if head.weight is embedding.weight else count(head))
     return Memory(
-        weights=MASTER * learning + number * frozen,
-        gradients=GRADIENT * learning,
+        weights=MASTER * learning + frozen * still,
+        gradients=(GRADIENT + BUCKETED * buckets) * learning,
         moments=2 * moment * learning,
         activations=kept,
         recomputed=inputs + max(tokens * per_token, load.frames * per_frame),

@@ -15,13 +15,15 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.benchmark import Timer
 
 import auris
-from auris import doctor, optim
+from auris import doctor, optim, strategies
 from auris.callbacks import WINDOW, forgiving
 from auris.data.epoch import Share
+from auris.strategies import Sharded
 
 _PACKAGES = ("torch", "lightning", "transformers", "torchaudio", "hydra-core", "numpy")
 STEPS = 50  # of an epoch that a start looks at: what a run will see, to within a few per cent, at once
@@ -42,15 +44,24 @@ def provenance() -> dict[str, str]:
 
 
 def planned_ranks(trainer: Mapping[str, Any]) -> int:
-    """Processes of a recipe's `trainer` that share the rows of a step. `auto` devices are those of this machine."""
+    """Processes of a recipe's `trainer` that share the rows of a step. `auto` devices are those of this machine.
+
+    Raises ValueError if they cannot be divided as its strategy says.
+    """
     devices = trainer["devices"]
     if isinstance(devices, (list, tuple)):
         devices = len(devices)
     elif devices in ("auto", -1, "-1"):
         devices = max(1, torch.cuda.device_count()) if trainer["accelerator"] != "cpu" else 1
+    world, together = int(devices) * int(trainer["num_nodes"]), tensor_parallel(trainer)
+    strategies.check_world(world, tensor_parallel=together)
+    return world // together
+
+
+def tensor_parallel(trainer: Mapping[str, Any]) -> int:
+    """Processes of a recipe's `trainer` that compute each layer together, on the same rows."""
     strategy = trainer["strategy"]
-    together = strategy.get("tensor_parallel", 1) if isinstance(strategy, Mapping) else 1  # on the same rows
-    return int(devices) * int(trainer["num_nodes"]) // together
+    return strategy.get("tensor_parallel", 1) if isinstance(strategy, Mapping) else 1
 
 
 class Announcement(L.Callback):
@@ -97,10 +108,12 @@ def describe(trainer: L.Trainer, module: L.LightningModule) -> dict[str, Any]:
     planned = epoch.whole.times(module.max_steps / epoch.steps)
     stage = stage_of(module)
     load = doctor.Load.of_budget(data.token_budget, module.net.geometry.pool)
+    is_sharded = isinstance(trainer.strategy, Sharded)
+    shards = trainer.world_size // trainer.strategy.replicas if is_sharded else 1
     number = 2 if "bf16" in str(trainer.precision) else 4
-    need = doctor.memory(module.net, stage, load, number=number, moment=optim.moment_bytes(module.optim))
-    is_sharded = hasattr(trainer.strategy, "device_mesh")
-    shards = trainer.world_size // getattr(trainer.strategy, "replicas", 1) if is_sharded else 1
+    # What is frozen is stored as it is computed with where it is sharded; elsewhere it is cast each time.
+    kept = {"frozen": number if is_sharded else 4, "buckets": isinstance(trainer.strategy, DDPStrategy)}
+    need = doctor.memory(module.net, stage, load, number=number, moment=optim.moment_bytes(module.optim), **kept)
     speed = matmul_speed(device)
     operations = doctor.work(module.net, stage, doctor.Load.of_rows(planned.tokens, planned.seconds))
     return {
@@ -122,7 +135,7 @@ def describe(trainer: L.Trainer, module: L.LightningModule) -> dict[str, Any]:
         "trained": doctor.trained(module.net, stage),
         "moments": module.optim.get("states", "fp32"),
         "states_bytes": need.states / shards,
-        "pack_bytes": need.beside(recompute=False),
+        "pack_bytes": need.beside(recompute=False) - (0 if is_sharded else need.gathered),
         "operations": operations,
         "matmul_speed": speed,
         "least_seconds": operations / speed / trainer.world_size,
