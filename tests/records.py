@@ -1,15 +1,8 @@
-"""Runs that are recorded step by step, in this process or in several that train many recipes one after another.
-
-`python records.py RECIPE ...` records each of them into a file beside it, one for each process.
-"""
+"""Runs that are recorded step by step, in this process or in several that train many recipes one after another."""
 
 from __future__ import annotations
 
 import os
-import socket
-import subprocess
-import sys
-import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import wraps
@@ -25,8 +18,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from auris import recipe, train
 from auris.model import shards
+from runs import in_processes, said
 
-ROOT = Path(__file__).resolve().parents[1]
 COLLECTIVES = ("reduce_scatter_tensor",)  # what FSDP sums gradients with; DDP's own is counted by its hook
 
 
@@ -102,40 +95,14 @@ def record(made: dict) -> Record:
 
 def record_in_processes(recipes: Mapping[str, dict], folder: Path, world: int) -> dict[str, list[Record]]:
     """Train recipes one after another in the same `world` processes; what each of these saw."""
-    folder.mkdir(parents=True)
-    files = [folder / f"{name}.yaml" for name in recipes]
-    for file, made in zip(files, recipes.values(), strict=True):
-        recipe.save(made, file)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    here = {"PYTHONPATH": f"{ROOT / 'src'}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1", "NODE_RANK": "0"}
-    here |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world)}
-    command = [sys.executable, __file__, *map(str, files)]
-    logs = [folder / f"{rank}.log" for rank in range(world)]
-    processes = []
-    for rank, log in enumerate(logs):
-        environment = {**os.environ, **here, "LOCAL_RANK": str(rank)}
-        with log.open("w") as out:
-            processes.append(subprocess.Popen(command, env=environment, stdout=out, stderr=subprocess.STDOUT))
-    codes = [process.wait(timeout=600) for process in processes]
-    assert not any(codes), "\n".join(log.read_text()[-3000:] for log in logs)
+
+    def work() -> None:
+        for name, made in recipes.items():
+            torch.save(vars(record(made)), folder / f"{name}-{os.environ['LOCAL_RANK']}.pt")
+
+    assert in_processes(work, world, folder) == [0] * world, said(folder)
     return {name: [_read(folder / f"{name}-{rank}.pt") for rank in range(world)] for name in recipes}
 
 
 def _read(file: Path) -> Record:
     return Record(**torch.load(file, weights_only=True))
-
-
-def main(files: list[str]) -> None:
-    for file in map(Path, files):
-        try:
-            seen = record(recipe.load(file))
-        except BaseException:
-            traceback.print_exc()
-            os._exit(1)  # the others wait for this process; they end when it does
-        torch.save(vars(seen), file.with_name(f"{file.stem}-{os.environ['LOCAL_RANK']}.pt"))
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

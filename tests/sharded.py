@@ -1,4 +1,5 @@
-"""A program for several processes: a small net goes on from a checkpoint under one layout after the other.
+"""A program for several processes: a small net goes on from a checkpoint under one layout after the other. Each time
+the last process fails at first to save, and all learn of it.
 
 python sharded.py RANK WORLD FOLDER LAYOUT...
 """
@@ -6,7 +7,9 @@ python sharded.py RANK WORLD FOLDER LAYOUT...
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 from torch import distributed, nn
@@ -61,6 +64,10 @@ def lay_out(net: Net, layout: str) -> None:
     fully_shard(net, mesh=mesh, ignored_params={net.plain})
 
 
+def fail(*_: object) -> None:
+    raise MemoryError("no room")
+
+
 def main(rank: int, world: int, folder: Path, layouts: list[str]) -> None:
     meeting = f"file://{folder}/meeting-{world}"
     distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world)
@@ -71,7 +78,16 @@ def main(rank: int, world: int, folder: Path, layouts: list[str]) -> None:
         last = snapshots.newest(folder)
         snapshots.restore(last, module=net, optimizer=optimizer)
         learn(net, optimizer)
-        snapshots.write(folder, last.step + 1, module=net, optimizer=optimizer, state={"layout": layout})
+        save = partial(snapshots.write, folder, module=net, optimizer=optimizer, state={"layout": layout})
+        with patch.object(snapshots, "_write_own", fail if rank == world - 1 else snapshots._write_own):
+            try:
+                save(last.step + 1)
+            except snapshots.SaveError as error:
+                assert str(error) == "MemoryError: no room", error
+            else:
+                raise AssertionError("saved what one process did not write")
+        assert snapshots.steps(folder)[0] == last.step
+        save(last.step + 1)
     distributed.destroy_process_group()
 
 

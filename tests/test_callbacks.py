@@ -177,6 +177,19 @@ def test_a_resumed_run_keeps_what_it_knew_and_repeats_nothing(tmp_path, report):
     assert report[0].splitlines()[1:] == ["  a (1x): no `task` field", "  b (2x): cannot be decoded"]
 
 
+@pytest.mark.parametrize("half", ['{"id": "b", "rea', '{"id": "b", "reason": "\u00e9"}'])
+def test_half_a_line_of_a_killed_run_costs_no_other_line(tmp_path, report, half):
+    first = UnusableRows(tmp_path)
+    skip(first, ("a", "bad"))
+    with (tmp_path / "unusable_rows.jsonl").open("ab") as file:
+        file.write(half.encode()[:-3])
+    again, last = UnusableRows(tmp_path), UnusableRows(tmp_path)
+    for callback, rows in ((again, (("b", "bad"), ("c", "bad"))), (last, ())):
+        callback.on_train_start(trainer(), MODULE)
+        skip(callback, *rows)
+    assert last.counts == {"a": 1, "b": 1, "c": 1}
+
+
 def test_a_rank_does_not_name_again_what_another_rank_has_named_before_a_resume(tmp_path, report):
     first, second = UnusableRows(tmp_path), UnusableRows(tmp_path)
     skip(first, ("a", "bad"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,10 +11,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from auris import environment, recipe, train
+import nets
+from auris import doctor, environment, recipe, snapshots, train
 from auris.callbacks import WINDOW
 from auris.environment import Announcement, planned_ranks
-from recipes import SMALLEST_MODEL
+from recipes import smallest_run
 from runs import ROOT
 
 
@@ -24,13 +26,18 @@ def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return texts
 
 
-def test_a_run_says_what_it_runs_on_and_what_it_will_take(corpus: Path, tmp_path: Path, monkeypatch, said):
+@pytest.fixture
+def tiny(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Compose a recipe small enough for a test."""
     monkeypatch.chdir(ROOT)
-    size = ["scale=tiny", "experiment=qwen2_audio_pretrain", f"runs_dir={tmp_path}/runs", f"data.root={corpus}"]
-    size += [*SMALLEST_MODEL, "optim.warmup_steps=1", "trainer.accelerator=cpu", "trainer.enable_progress_bar=false"]
-    size += [f"data.cache_dir={tmp_path}/cache", "max_new_tokens=4", "data.rows_per_step=6"]
+    size = [*smallest_run(corpus, tmp_path), "experiment=qwen2_audio_pretrain"]
+    size += [f"data.valid=[{{path: '{corpus}/valid.jsonl', limit: 3}}]"]
+    return lambda *overrides: recipe.resolve(recipe.compose([*size, *overrides]))
+
+
+def test_a_run_says_what_it_runs_on_and_what_it_will_take(corpus: Path, tmp_path: Path, tiny, said):
     steps = WINDOW + 4
-    train.train(recipe.resolve(recipe.compose([*size, f"max_steps={steps}", "trainer.val_check_interval=1.0"])))
+    train.train(tiny(f"max_steps={steps}", "trainer.val_check_interval=1.0"))
     facts = json.loads((tmp_path / "runs/scratch/qwen2_audio_pretrain/seed=0/environment.json").read_text())
     rows = [json.loads(line) for line in (corpus / "train.jsonl").read_text().splitlines()]
     assert facts["torch"] == version("torch") and facts["ranks"] == 1 and facts["steps"] == steps
@@ -61,8 +68,45 @@ def test_ranks_are_counted_from_the_trainers_settings(trainer, expected):
     assert planned_ranks({"num_nodes": 1, "strategy": "auto", "accelerator": "auto"} | trainer) == expected
 
 
+@pytest.mark.parametrize(
+    "overrides, said",
+    [
+        (["trainer.devices=3"], "tensor_parallel=2 does not divide the 3 processes"),
+        (["model.llm.config.num_attention_heads=3", "model.llm.config.hidden_size=48"], "num_attention_heads=3"),
+        (["model.llm.config.num_key_value_heads=1"], "num_key_value_heads=1"),
+        (["model.llm.config.intermediate_size=33"], "intermediate_size=33"),
+        (["trainable=[projector,llm.new_tokens]"], "does not divide adapters"),
+    ],
+)
+def test_a_dry_run_names_what_cannot_be_divided_by_tensor_parallelism(tiny, overrides, said):
+    with pytest.raises(ValueError, match=said):
+        train.train(tiny("strategy=fsdp_tp", "trainer.devices=2", *overrides, "dry_run=true"))
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_the_memory_of_states_is_what_is_allocated(tiny, precision):
+    """Frozen weights are stored in float32 where nothing is sharded, whatever is computed in. The encoder's position
+    table, a buffer, is left out."""
+    made = tiny("max_steps=2", f"trainer.precision={precision}", f"arm={precision}", "trainer.val_check_interval=1.0")
+    train.train(made)
+    facts = json.loads((Path(made["run_dir"]) / "environment.json").read_text())
+    snapshot = snapshots.find(made["run_dir"], kinds=snapshots.KINDS)
+    stored = [table for kind in snapshots.KINDS for table in snapshot.stored(kind).items()]
+    sizes = {name: math.prod(one.shape) * one.dtype.itemsize for name, one in stored if not name.startswith("step.")}
+    del sizes["net.encoder.positions"]
+    gradients = sum(size for name, size in sizes.items() if name.startswith("exp_avg."))
+    assert facts["states_bytes"] == sum(sizes.values()) + gradients
+
+
+def test_ddp_sums_gradients_in_memory_of_its_own():
+    net, stage = nets.build_meta(), doctor.Stage(name="", trainable=("projector",))
+    load = doctor.Load(tokens=1, frames=1, scored=1)
+    alone, bucketed = (doctor.memory(net, stage, load, buckets=buckets).states for buckets in (False, True))
+    assert bucketed - alone == 4 * doctor.trained(net, stage)
+
+
 def test_the_time_left_follows_from_the_speed_of_the_first_steps(said, tmp_path):
-    callback, module = Announcement(tmp_path), SimpleNamespace(max_steps=1000)
+    callback, module = Announcement(tmp_path), SimpleNamespace(max_steps=1000, device=torch.device("cpu"))
     callback.facts = {"step": 100, "tokens": 2_000_000.0}
     for step in (100 + WINDOW - 1, 100 + WINDOW, 100 + WINDOW + 1):
         speed = {"tokens/s": torch.tensor(500.0)}

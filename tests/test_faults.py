@@ -7,6 +7,8 @@ import os
 import shutil
 import signal
 import sys
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
 
 import lightning as L
@@ -20,39 +22,44 @@ from torch import nn
 from auris import audio, recipe, reproduce, train
 from auris.data import loader
 from auris.faults import Fault, RunStopped, watch
-from recipes import SMALLEST_MODEL
-from runs import ROOT, KillAt, Killed, assert_equal, fit, train_in_a_process, weights
+from recipes import smallest_run
+from runs import ROOT, KillAt, Killed, assert_equal, fit, in_processes, said, weights
+
+
+@pytest.fixture(scope="module")
+def compose(corpus: Path, tmp_path_factory: pytest.TempPathFactory):
+    """Compose a recipe small enough for a test."""
+    given = [
+        *smallest_run(corpus, tmp_path_factory.mktemp("faults")),
+        "experiment=qwen2_audio_pretrain",
+        f"data.valid=[{{path: '{corpus}/valid.jsonl', limit: 3}}]",
+        "trainer.val_check_interval=1.0",
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        yield cache(lambda *overrides: recipe.resolve(recipe.compose([*given, *overrides])))
 
 
 @pytest.fixture
-def smallest(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Compose a recipe small enough for a test: `smallest("max_steps=4", ...)`."""
-    monkeypatch.chdir(ROOT)
-    size = [
-        "scale=tiny",
-        "experiment=qwen2_audio_pretrain",
-        f"runs_dir={tmp_path}/runs",
-        f"data.root={corpus}",
-        f"data.cache_dir={tmp_path}/cache",
-        "data.rows_per_step=6",
-        *SMALLEST_MODEL,
-        "optim.warmup_steps=1",
-        "trainer.accelerator=cpu",
-        "trainer.log_every_n_steps=1",
-        "trainer.enable_progress_bar=false",
-        "max_new_tokens=4",
-    ]
-    return lambda *overrides: recipe.resolve(recipe.compose([*size, *overrides]))
+def smallest(compose, tmp_path: Path):
+    """A recipe of a run: `smallest("max_steps=4", ..., arm="whole")`."""
+
+    def make(*overrides: str, arm: str = "run") -> dict:
+        return deepcopy(compose(*overrides)) | {"arm": arm, "run_dir": f"{tmp_path}/runs/{arm}/seed=0"}
+
+    return make
 
 
 @pytest.fixture
 def loud(corpus: Path, tmp_path: Path) -> Path:
-    """Speech rows, one of them so loud that its power overflows."""
+    """Speech rows, one of them so loud that its power overflows, and one whose file is no sound."""
     rows = [json.loads(line) for line in (corpus / "train.jsonl").read_text().splitlines()]
     rows = [row | {"audio": str(corpus / row["audio"])} for row in rows if row["task"] == "asr"]
     wave = np.float32(1e30) * np.sin(np.arange(16000), dtype=np.float32)
     soundfile.write(tmp_path / "loud.wav", wave, 16000, subtype="FLOAT")
     rows[4] |= {"id": "loud", "audio": str(tmp_path / "loud.wav"), "duration": 1.0}
+    (tmp_path / "broken.wav").write_bytes(b"RIFF")
+    rows[7] |= {"id": "broken", "audio": str(tmp_path / "broken.wav"), "duration": 1.0}
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
@@ -86,7 +93,7 @@ class Weights(L.Callback):
 
 @pytest.mark.parametrize("kind", ["loss", "gradient"])
 def test_a_step_that_is_not_finite_moves_nothing_and_the_others_keep_their_place(smallest, kind):
-    made = smallest("max_steps=5", f"arm={kind}")
+    made = smallest("max_steps=5", arm=kind)
     module, data = train.build(made)
     data.setup("fit")
     row = data.plan.step(2)[0][0] if kind == "loss" else None
@@ -105,7 +112,7 @@ def sorted_as(data, step: int) -> list[int]:
 
 
 def test_a_resume_after_a_skipped_step_ends_as_the_run_that_was_not_stopped(smallest):
-    whole, broken = (smallest("max_steps=6", "checkpoint_every=2", f"arm={arm}") for arm in ("whole", "broken"))
+    whole, broken = (smallest("max_steps=6", "checkpoint_every=2", arm=arm) for arm in ("whole", "broken"))
     fit(whole, Spoil(1))
     train.claim(Path(broken["run_dir"]), broken)
     with pytest.raises(Killed):
@@ -125,18 +132,57 @@ def test_a_run_that_wants_it_stops_at_the_first_fault_and_goes_on_when_told_to_s
     assert json.loads((Path(made["run_dir"]) / "finished.json").read_text())["steps"] == 4
 
 
-def test_all_ranks_skip_the_step_that_one_of_them_saw_fail(smallest, loud, tmp_path):
-    """Two processes, of which only one has the row: the weights are those of one process that skipped the step."""
-    options = ["max_steps=3", "data.rows_per_step=7", f"data.train=[{loud}]"]
-    one = smallest(*options, "arm=one")
-    train.train(one)
-    two = smallest(*options, "arm=two", "strategy=ddp", "trainer.devices=2")
-    train_in_a_process(two, tmp_path)
+def check_alike(one: dict, two: dict) -> None:
+    """That two processes skipped the step that one process skipped, named its rows, and learned the same elsewhere."""
     assert_equal(weights(one), weights(two), tolerance=1e-6)
-    faults = [Fault.load(file) for made in (one, two) for file in Path(made["run_dir"]).glob("faults/*.json")]
-    assert len(faults) == 2 and [len(fault.ranks) for fault in faults] == [1, 2]
-    assert faults[0].step == faults[1].step
-    assert len({frozenset(place.id for place in fault.places()) for fault in faults}) == 1
+    [ours], [theirs] = (list(Path(made["run_dir"]).glob("faults/*.json")) for made in (one, two))
+    ours, theirs = Fault.load(ours), Fault.load(theirs)
+    assert ours.step == theirs.step and (len(ours.ranks), len(theirs.ranks)) == (1, 2)
+    assert {place.id for place in ours.places()} == {place.id for place in theirs.places()}
+    finished = [json.loads((Path(made["run_dir"]) / "finished.json").read_text()) for made in (one, two)]
+    assert all(content["faults/skipped_steps"] == content["faults/unusable_rows"] == 1 for content in finished)
+    lines = [(Path(made["run_dir"]) / "unusable_rows.jsonl").read_text() for made in (one, two)]
+    assert lines[0] == lines[1] and [json.loads(line)["id"] for line in lines[0].splitlines()] == ["broken"]
+
+
+def test_sharded_processes_skip_the_step_that_one_of_them_saw_fail(smallest, loud, tmp_path):
+    """Two processes, of which only one has the row: the weights are those of one process that skipped the step. One
+    command, on one process, finds it."""
+    options = ["max_steps=3", "data.rows_per_step=7", f"data.train=[{loud}]"]
+    one, two = smallest(*options, arm="one"), smallest(*options, "strategy=fsdp", "trainer.devices=2", arm="two")
+    train.train(one)
+    assert in_processes(lambda: train.train(two), 2, tmp_path / "two") == [0, 0], said(tmp_path / "two")
+    check_alike(one, two)
+    [file] = Path(two["run_dir"]).glob("faults/*.json")
+    wrong, words = look(file)
+    assert wrong == ["loud"] and "weights: those of the step" in words
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_all_processes_come_to_the_same_decision_whatever_divides_them(smallest, loud, tmp_path, strategy):
+    """Of a loss or a gradient that only one of them has, to skip the step or to stop."""
+    options = ["max_steps=3", "data.rows_per_step=7", f"data.train=[{loud}]"]
+    pair = [*options, f"strategy={strategy}", "trainer.devices=2"]
+    one, two, gradient = smallest(*options, arm="one"), smallest(*pair, arm="two"), smallest(*pair, arm="gradient")
+    stopped = smallest(*pair, "nonfinite=stop", arm="stopped")
+    train.train(one)
+    [at] = [Fault.load(file).step for file in Path(one["run_dir"]).glob("faults/*.json")]
+
+    def work() -> None:
+        rank = int(os.environ["LOCAL_RANK"])
+        train.train(two)
+        seen = fit(gradient, *[Spoil((at + 1) % 3)] * rank)  # on the second process alone
+        assert seen.callback_metrics["faults/skipped_steps"] == 2 and seen.global_step == 3
+        with pytest.raises(RunStopped) as stop:
+            train.train(stopped)
+        (tmp_path / f"stopped-{rank}").write_text(str(stop.value))
+
+    assert in_processes(work, 2, tmp_path / "log") == [0, 0], said(tmp_path / "log")
+    check_alike(one, two)
+    assert all(torch.isfinite(tensor).all() for tensor in weights(gradient).values())
+    first, second = ((tmp_path / f"stopped-{rank}").read_text() for rank in (0, 1))
+    assert f"step {at}: the loss is" in first and "auris.reproduce" in first and f"step {at}: the loss is" in second
 
 
 # --- workers ---
@@ -171,7 +217,7 @@ def first_clip_of(made: dict, step: int) -> str:
 
 def test_a_worker_that_dies_costs_the_run_nothing_but_time(smallest, deadly):
     options = ["max_steps=5", "data.num_workers=2"]
-    whole, broken = (smallest(*options, f"arm={arm}") for arm in ("whole", "broken"))
+    whole, broken = (smallest(*options, arm=arm) for arm in ("whole", "broken"))
     train.train(whole)
     deadly(first_clip_of(broken, 3), times=1)
     train.train(broken)
@@ -190,8 +236,8 @@ def test_a_row_that_always_costs_its_worker_stops_the_run_and_its_step_is_kept(s
     _, data = train.build(made)
     data.setup("fit")
     assert path in {str(data.rows[place.row].clips[0].path) for place in Fault.load(file).places()}
-    wrong, said = look(file)  # in this process, which the file does not end
-    assert wrong == [] and "as none of the step were kept" in said
+    wrong, words = look(file)  # in this process, which the file does not end
+    assert wrong == [] and "as none of the step were kept" in words
 
 
 # --- looked at again ---
@@ -209,9 +255,9 @@ def test_the_row_at_fault_is_found_with_the_weights_of_the_step(smallest, loud, 
     train.train(made)
     [file] = Path(made["run_dir"]).glob("faults/*.json")
     fault = Fault.load(file)
-    wrong, said = look(file)
-    assert wrong == ["loud"] and "weights: those of the step" in said
-    assert all(f"reading {place.id}" in said for place in fault.places())
+    wrong, words = look(file)
+    assert wrong == ["loud"] and "weights: those of the step" in words
+    assert all(f"reading {place.id}" in words for place in fault.places())
     monkeypatch.setattr(sys, "argv", ["auris.reproduce", f"fault={file}", "accelerator=cpu"])
     with pytest.raises(SystemExit) as done:
         reproduce.main()
@@ -223,11 +269,11 @@ def test_a_row_that_is_fine_by_itself_is_said_to_be(smallest):
     train.claim(Path(made["run_dir"]), made)
     fit(made, Spoil(1))
     [file] = Path(made["run_dir"]).glob("faults/*.json")
-    wrong, said = look(file)
-    assert wrong == [] and "weights: those of the step" in said
+    wrong, words = look(file)
+    assert wrong == [] and "weights: those of the step" in words
     shutil.rmtree(file.with_suffix(""))
-    _, said = look(file)
-    assert "as none of the step were kept" in said
+    _, words = look(file)
+    assert "as none of the step were kept" in words
 
 
 def test_rows_that_are_not_what_they_were_are_refused(smallest, tmp_path):

@@ -51,6 +51,7 @@ FLOORS = {
     "auris.prefer": 5,
     "auris.align": 5,
     "auris.shards": 5,
+    "auris.scaling": 5,
     "auris.studies": 5,
     "auris.corpus.__main__": 5,
 }

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,9 @@ LAUNCH = ROOT / "configs" / "launch"
 # A command that notes its arguments, one call a line, says what it is told to and ends with the status it is told to.
 _STAND_IN = """\
 #!/bin/sh
+[ -z "${{TOLD:-}}" ] || trap 'touch "$AURIS_REQUEUE"; exit 1' TERM
 echo "{name} $*" >> "$CALLS"
+while [ -n "${{TOLD:-}}" ]; do sleep 0.05; done
 [ -z "${says}" ] || echo "${says}"
 exit "${{{status}:-0}}"
 """
@@ -27,17 +31,23 @@ class Cluster:
         self.calls = folder / "calls"
         self.bin = folder / "bin"
         self.bin.mkdir()
-        told = {"srun": ("", "STATUS"), "sbatch": ("JOB", ""), "scontrol": ("", ""), "python": ("LISTED", "")}
+        told = {"srun": ("", "STATUS"), "sbatch": ("JOB", ""), "scontrol": ("", ""), "python": ("LISTED", "ENDS")}
         for name, (says, status) in told.items():
             stand_in = _STAND_IN.format(name=name, says=says or "NOTHING", status=status or "NOTHING")
             (self.bin / name).write_text(stand_in)
             (self.bin / name).chmod(0o755)
 
     def run(self, script: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
+        process = self.start(script, *arguments, **environment)
+        out, err = process.communicate()
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+    def start(self, script: str, *arguments: str, **environment: str) -> subprocess.Popen:
         paths = {"PATH": f"{self.bin}:{os.environ['PATH']}", "CALLS": str(self.calls)}
         command = ["bash", str(LAUNCH / script), *arguments]
         env = {**os.environ, **paths, **environment}
-        return subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, check=False)
+        pipe = subprocess.PIPE
+        return subprocess.Popen(command, env=env, cwd=ROOT, stdout=pipe, stderr=pipe, text=True)
 
     def called(self) -> list[str]:
         return self.calls.read_text().splitlines() if self.calls.is_file() else []
@@ -54,6 +64,22 @@ def test_torchrun_is_told_the_machines_and_the_trainer_is_told_the_same(cluster)
     [call] = cluster.called()
     assert "-m torch.distributed.run --nnodes 2 --node-rank 1 --nproc-per-node 4 --master-addr node0" in call
     assert call.endswith("-m auris.train experiment=qwen2_audio_sft trainer.devices=4 trainer.num_nodes=2")
+
+
+@pytest.mark.parametrize("status", [0, 1])
+def test_torchrun_s_status_is_that_of_the_script_where_nobody_told_it_to_stop(cluster, status):
+    assert cluster.run("torchrun.sh", GPUS="1", ENDS=str(status)).returncode == status
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_script_with_torchrun_that_is_told_to_stop_ends_to_be_requeued_as_a_run_does(cluster, number):
+    process = cluster.start("torchrun.sh", GPUS="1", TOLD="yes")
+    deadline = time.monotonic() + 60
+    while not cluster.called():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(number)
+    assert process.wait(timeout=60) == 75
 
 
 @pytest.mark.parametrize("status, requeued", [("0", False), ("1", False), ("75", True)])

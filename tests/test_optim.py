@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from auris.optim import cosine, freeze, parameter_groups
+from auris.optim import adamw, cosine, freeze, parameter_groups
 
 
 class Encoder(nn.Module):
@@ -184,3 +184,50 @@ def test_a_factor_scales_a_part_and_must_name_one(net: Net):
     assert {rates[id(p)] for p in net.projector.parameters()} == {1.0}
     with pytest.raises(ValueError, match=r"lr_factors names \['encodr'\]; parts are encoder"):
         parameter_groups(net, nn.Identity(), **numbers, lr_factors={"encodr": 0.1})
+
+
+# --- moments in few bytes ---
+
+
+def learn(states: str, steps: int = 60) -> tuple[list[float], torch.optim.Optimizer]:
+    """Losses of a small net, and the optimizer that it learned with."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 1))
+    x = torch.rand(64, 6)
+    y = x.square().sum(1, keepdim=True)
+    groups = [{"params": list(net.parameters()), "lr": 0.02, "weight_decay": 0.05}]
+    optimizer = adamw(groups, betas=(0.9, 0.98), eps=1e-6, states=states)
+    losses = []
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss = (net(x) - y).square().mean()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses, optimizer
+
+
+def test_moments_of_half_the_bytes_learn_as_whole_ones_do():
+    (whole, _), (half, optimizer) = learn("fp32"), learn("bf16")
+    assert whole[-1] < 0.1 * whole[0]
+    assert half[0] == whole[0] and half != whole
+    assert max(abs(one - two) for one, two in zip(whole, half, strict=True)) < 0.02 * whole[0]
+    kept = [state for states in optimizer.state.values() for name, state in states.items() if name != "step"]
+    assert {one.dtype for one in kept} == {torch.bfloat16} and len(kept) == 8
+
+
+def test_one_step_is_adamws_with_its_moments_rounded():
+    (_, whole), (_, half) = learn("fp32", steps=1), learn("bf16", steps=1)
+    for one, two in zip(whole.state.values(), half.state.values(), strict=True):
+        assert all(torch.equal(one[name].bfloat16(), two[name]) for name in ("exp_avg", "exp_avg_sq"))
+    ours, theirs = (sum((group["params"] for group in each.param_groups), []) for each in (half, whole))
+    assert all(torch.equal(one, two) for one, two in zip(ours, theirs, strict=True))
+
+
+@pytest.mark.parametrize(
+    "states, betas, said",
+    [("int8", (0.9, 0.98), "optim.states=int8: expected fp32 or bf16"), ("bf16", (0.9, 0.999), "optim.betas=.*0.99")],
+)
+def test_moments_that_cannot_be_kept_are_refused(states, betas, said):
+    with pytest.raises(ValueError, match=said):
+        adamw([{"params": [nn.Parameter(torch.ones(2))]}], betas=betas, eps=1e-6, states=states)

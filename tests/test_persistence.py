@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
 
 import lightning as L
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import runs
 from auris import recipe, snapshots, train
-from auris.persistence import REQUEUE, Checkpoints, Preempted, Preemption
+from auris.persistence import REQUEUE, Preempted, Preemption, alone
 from recipes import smallest_run
-from runs import ROOT, KillAt, Killed, assert_equal, environment, fit, train_in_a_process, weights
+from runs import ROOT, KillAt, Killed, assert_equal, environment, fit, in_processes, said, weights
 
 STEPS = 6  # validated after 3 and 6, saved after 2 and 4, and at the end
 TAGS = ("train/loss", "train/grad_norm", "train/lr", "train/audio_hours", "val/loss")
@@ -28,18 +33,28 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("persistence")
 
 
-@pytest.fixture
-def small(corpus: Path, folder: Path, monkeypatch: pytest.MonkeyPatch):
-    """Compose a recipe of STEPS steps: `small("arm=a")`."""
-    monkeypatch.chdir(ROOT)
+@pytest.fixture(scope="module")
+def small(corpus: Path, folder: Path):
+    """Compose a recipe of STEPS steps: `small("name", "key=value", ...)`."""
     given = [*smallest_run(corpus, folder), f"max_steps={STEPS}", "checkpoint_every=2", "data.rows_per_step=5"]
-    return lambda *overrides: recipe.resolve(recipe.compose([*given, *overrides]))
+    given += [f"data.valid=[{{path: '{corpus}/valid.jsonl', limit: 6}}]"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+
+        @cache
+        def compose(*overrides: str) -> dict:
+            return recipe.resolve(recipe.compose([*given, *overrides]))
+
+        def named(name: str, *overrides: str) -> dict:
+            return deepcopy(compose(*overrides)) | {"arm": name, "run_dir": f"{folder}/runs/scratch/{name}/seed=0"}
+
+        yield named
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def whole(small) -> dict:
-    """The recipe of a run that nothing happened to; trained once."""
-    made = small("arm=whole")
+    """The recipe of a run that nothing happened to."""
+    made = small("whole")
     train.train(made)
     return made
 
@@ -59,8 +74,9 @@ def curves(made: dict) -> dict[str, list[tuple[int, float]]]:
 def assert_alike(one: dict, other: dict) -> None:
     assert_equal(weights(one), weights(other))
     assert curves(one) == curves(other)
-    marks = [snapshots.best_mark(Path(made["run_dir"]) / "checkpoints") for made in (one, other)]
+    marks = [snapshots.find(made["run_dir"]).state["best"] for made in (one, other)]
     assert marks[0] == marks[1] and marks[0]["step"] in (3, 6)
+    assert all(snapshots.find(made["run_dir"], "best").step == marks[0]["step"] for made in (one, other))
 
 
 def assert_nearly_alike(one: dict, other: dict) -> None:
@@ -102,39 +118,44 @@ def ask_to_stop() -> None:
 # --- killed -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("step", range(1, STEPS + 1))
-def test_a_run_killed_at_any_step_ends_as_one_that_was_not(small, whole, step: int):
-    made = small(f"arm=killed{step}")
+def test_a_run_killed_at_every_step_and_in_every_validation_ends_as_one_that_was_not(small, whole):
+    made = small("killed")
     begin(made)
-    with pytest.raises(Killed):
-        fit(made, KillAt(step))
+    for moment in (1, 2, 3, "validation", 4, 5, 6, "validation"):
+        with pytest.raises(Killed):
+            fit(made, Do(die, validations=(1,)) if moment == "validation" else KillAt(moment))
     train.train(made)
     assert_alike(whole, made)
 
 
-@pytest.mark.parametrize("validation", [1, 2])
-def test_a_run_killed_in_a_validation_ends_as_one_that_was_not(small, whole, validation: int):
-    made = small(f"arm=unvalidated{validation}")
-    begin(made)
-    with pytest.raises(Killed):
-        fit(made, Do(die, validations=(validation,)))
-    train.train(made)
-    assert_alike(whole, made)
-
-
-def test_a_process_killed_with_its_workers_under_way_leaves_curves_without_a_gap(small, whole, folder: Path):
+def test_a_process_killed_with_its_workers_under_way_leaves_curves_without_a_gap(small, whole, tmp_path: Path):
     """kill -9: nothing is flushed, nothing is said."""
-    made = small("arm=sigkill", "data.num_workers=2")
+    made = small("sigkill", "data.num_workers=2")
     begin(made)
-    process = start(made, folder, kill_at=5)
-    assert process.wait(timeout=200) == -signal.SIGKILL
+    assert in_processes(lambda: fit(made, KillAt(5, outright=0)), 1, tmp_path) == [-signal.SIGKILL], said(tmp_path)
     assert snapshots.steps(Path(made["run_dir"]) / "checkpoints")[0] == 4
     train.train(made)
     assert_alike(whole, made)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_one_process_of_a_sharded_run_is_killed_and_all_go_on(small, tmp_path: Path, rank: int):
+    sharded = "strategy=fsdp", "trainer.devices=2", "data.num_workers=1"
+    undisturbed, made = small(f"pair-{rank}", *sharded), small(f"broken-{rank}", *sharded)
+    assert in_processes(lambda: train.train(undisturbed), 2, tmp_path / "undisturbed") == [0, 0], said(tmp_path)
+    begin(made)
+    ends = in_processes(lambda: fit(made, KillAt(5, outright=rank)), 2, tmp_path / "killed")
+    assert ends[rank] == -signal.SIGKILL and ends[1 - rank] == 1, said(tmp_path / "killed")
+    assert snapshots.steps(Path(made["run_dir"]) / "checkpoints")[0] == 4
+    assert in_processes(lambda: train.train(made), 2, tmp_path / "again") == [0, 0], said(tmp_path / "again")
+    assert_nearly_alike(undisturbed, made)
+    losses = [[loss for _, loss in curves(one)["train/loss"]] for one in (undisturbed, made)]
+    assert len(losses[0]) == STEPS and losses[0] == pytest.approx(losses[1], abs=1e-6)
+
+
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(small, whole):
-    made = small("arm=damaged")
+    made = small("damaged")
     run = begin(made)
     with pytest.raises(Killed):
         fit(made, KillAt(5))
@@ -150,7 +171,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(small, whole):
 @pytest.mark.slow
 def test_a_process_killed_again_and_again_at_any_moment_ends_as_one_that_was_not(small, whole, folder: Path):
     """While it starts, trains, validates or saves, as it happens."""
-    made = small("arm=again", "checkpoint_every=1", "data.num_workers=1")
+    made = small("again", "checkpoint_every=1", "data.num_workers=1")
     run, dice = begin(made), random.Random(3)
     for _ in range(5):
         process = start(made, folder, slow=True)
@@ -168,30 +189,35 @@ def test_a_process_killed_again_and_again_at_any_moment_ends_as_one_that_was_not
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_another_number_of_processes_goes_on_with_the_same_rows(small, whole, folder: Path, strategy: str):
-    made = small(f"arm=grown-{strategy}")
+def test_another_number_of_processes_goes_on_with_the_same_rows(small, whole, tmp_path: Path, strategy: str):
+    made = small(f"grown-{strategy}")
     begin(made)
     with pytest.raises(Killed):
         fit(made, KillAt(3))
-    grown = small(f"arm=grown-{strategy}", f"strategy={strategy}", "trainer.devices=2")
-    train_in_a_process(grown, folder)
+    grown = small(f"grown-{strategy}", f"strategy={strategy}", "trainer.devices=2")
+    assert in_processes(lambda: train.train(grown), 2, tmp_path) == [0, 0], said(tmp_path)
     assert_nearly_alike(whole, grown)
 
 
 # --- stopped ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "where, saved", [({"steps": (1,)}, 1), ({"steps": (3,)}, 3), ({"validations": (1,)}, 3), ({"validations": (2,)}, 6)]
-)
-def test_a_run_that_is_told_to_stop_saves_and_is_to_be_started_again(small, whole, where: dict, saved: int):
-    name = "-".join(f"{key}{value[0]}" for key, value in where.items())
-    made = small(f"arm=stopped-{name}", "checkpoint_every=100")
+def test_a_run_that_is_told_to_stop_saves_and_is_to_be_started_again(small, whole, monkeypatch, tmp_path: Path):
+    """After a step, in a validation, in the same one when it is done again, and in the last one."""
+    made = small("stopped", "checkpoint_every=100")
+    monkeypatch.setenv("AURIS_REQUEUE", str(tmp_path / "requeue"))
     run = begin(made)
-    with pytest.raises(Preempted) as stopped:
-        fit(made, Do(ask_to_stop, **where))
-    assert stopped.value.code == REQUEUE == 75 and f"goes on from step {saved}" in str(stopped.value)
-    assert snapshots.steps(run / "checkpoints")[0] == saved and not (run / "finished.json").exists()
+    for where, saved in (
+        ({"steps": (1,)}, 1),
+        ({"validations": (1,)}, 3),
+        ({"validations": (1,)}, 3),
+        ({"validations": (2,)}, 6),
+    ):
+        with pytest.raises(Preempted) as stopped:
+            fit(made, Do(ask_to_stop, **where))
+        assert stopped.value.code == REQUEUE == 75 and f"goes on from step {saved}" in str(stopped.value)
+        assert snapshots.steps(run / "checkpoints")[0] == saved and not (run / "finished.json").exists()
+        (tmp_path / "requeue").unlink()  # what a script is told by
     train.train(made)
     assert_alike(whole, made)
 
@@ -199,10 +225,10 @@ def test_a_run_that_is_told_to_stop_saves_and_is_to_be_started_again(small, whol
 @pytest.mark.slow
 def test_a_job_whose_processes_are_all_told_to_stop_saves_and_exits_to_be_requeued(small, whole, folder: Path):
     """As a cluster tells them: the loader's workers too."""
-    made = small("arm=job", "data.num_workers=2", "checkpoint_every=100", "trainer.val_check_interval=1.0")
+    made = small("job", "data.num_workers=2", "checkpoint_every=100", "trainer.val_check_interval=1.0")
     begin(made)
     process = start(made, folder, slow=True)
-    wait_for(Path(made["run_dir"]) / "progress.json", process)
+    wait_for(Path(made["run_dir"]) / "progress.json", lambda: process.poll() is None)
     os.killpg(process.pid, signal.SIGUSR1)
     assert process.wait(timeout=100) == REQUEUE, (folder / "output").read_text()[-3000:]
     (saved,) = snapshots.steps(Path(made["run_dir"]) / "checkpoints")
@@ -214,10 +240,10 @@ def test_a_job_whose_processes_are_all_told_to_stop_saves_and_exits_to_be_requeu
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_one_process_that_is_told_to_stop_stops_all_and_all_go_on(small, whole, folder: Path, strategy: str):
-    made = small(f"arm=pair-{strategy}", f"strategy={strategy}", "trainer.devices=2", "checkpoint_every=100")
+    made = small(f"pair-{strategy}", f"strategy={strategy}", "trainer.devices=2", "checkpoint_every=100")
     begin(made)
     process = start(made, folder, slow=True)
-    wait_for(Path(made["run_dir"]) / "progress.json", process)
+    wait_for(Path(made["run_dir"]) / "progress.json", lambda: process.poll() is None)
     children = [int(line) for line in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
     os.kill(children[0], signal.SIGTERM)
     assert process.wait(timeout=100) == REQUEUE, (folder / "output").read_text()[-3000:]
@@ -227,54 +253,95 @@ def test_one_process_that_is_told_to_stop_stops_all_and_all_go_on(small, whole, 
     assert_nearly_alike(whole, made)
 
 
-def test_before_training_a_signal_ends_the_process_at_once_and_after_it_means_what_it_did():
+def test_before_training_a_signal_ends_the_process_at_once_and_after_it_means_what_it_did(monkeypatch, tmp_path: Path):
+    monkeypatch.setenv("AURIS_REQUEUE", str(tmp_path / "requeue"))
     before = [signal.getsignal(one) for one in Preemption.SIGNALS]
     for one in Preemption.SIGNALS:
         with pytest.raises(Preempted, match=f"stopped by {one.name} before a step was taken"), Preemption():
             os.kill(os.getpid(), one)
             time.sleep(5)  # it arrives at once; not to be reached
+        (tmp_path / "requeue").unlink()  # what a script is told by
     assert [signal.getsignal(one) for one in Preemption.SIGNALS] == before
 
 
 # --- out of room --------------------------------------------------------------------------------------------------
 
 
-class Full(L.Callback):
-    """A disk without room from the end of one step to the end of another."""
+class Broken(L.Callback):
+    """A disk that takes nothing from the end of one step to the end of another."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, start: int, stop: int) -> None:
-        self.patch, self.start, self.stop = monkeypatch, start, stop
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, error: Exception, start: int, stop: int) -> None:
+        self.patch, self.error, self.start, self.stop = monkeypatch, error, start, stop
+        if not start:
+            self.refuse()
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, outputs, batch, number: int) -> None:
-        def full(*_: object, **__: object) -> None:
-            raise OSError(28, "No space left on device")
-
         if number + 1 == self.start:
-            self.context = self.patch.context()
-            patch = self.context.__enter__()
-            patch.setattr(snapshots, "_write_tensors", full)
-            patch.setattr("tensorboard.summary.writer.event_file_writer.EventFileWriter.add_event", full)
-            patch.setattr("tensorboard.summary.writer.event_file_writer.EventFileWriter.flush", full)
+            self.refuse()
         if number + 1 == self.stop:
-            self.context.__exit__(None, None, None)
+            self.patch.undo()
+
+    def refuse(self) -> None:
+        def refuse(*_: object, **__: object) -> None:
+            raise self.error
+
+        self.patch.setattr(snapshots, "_write_tensors", refuse)
+        for name in ("__init__", "add_event", "flush"):
+            self.patch.setattr(f"tensorboard.summary.writer.event_file_writer.EventFileWriter.{name}", refuse)
 
 
 def test_a_full_disk_stops_nothing_but_saving(small, whole, monkeypatch):
-    made = small("arm=full")
+    made = small("full")
     run = begin(made)
     with pytest.warns(UserWarning) as said:
-        trainer = fit(made, Full(monkeypatch, 2, 4))
+        trainer = fit(made, Broken(monkeypatch, OSError(28, "No space left on device"), 2, 4))
     messages = " ".join(str(one.message) for one in said)
     assert "the checkpoint of step 2 could not be saved ([Errno 28] No space left" in messages
     assert "the curves will have a gap" in messages and "times a checkpoint could not be saved" in messages
-    checkpoints = next(one for one in trainer.callbacks if isinstance(one, Checkpoints))
-    assert checkpoints.failed == 2 and snapshots.steps(run / "checkpoints")[:2] == [STEPS, 4]  # 2, and 3 as the best
+    assert train.count_faults(trainer) == dict.fromkeys(("skipped_steps", "unusable_rows", "lost_workers"), 0) | {
+        "checkpoints": 2,
+        "event_files": 3,  # at each of these and after them
+    }
+    assert snapshots.steps(run / "checkpoints")[:2] == [STEPS, 4]  # 2, and 3 as the best
     assert_equal(weights(whole), weights(made))
     assert curves(made)["train/loss"][-1] == curves(whole)["train/loss"][-1]  # written again since there is room
 
 
+def test_files_that_may_not_be_written_stop_nothing_but_saving_and_are_counted_at_the_end(small, whole, monkeypatch):
+    """From the first moment of a run that is gone on with, until its second checkpoint."""
+    made = small("forbidden")
+    run = begin(made)
+    with pytest.raises(Killed):
+        fit(made, KillAt(3))
+    build = train.build_trainer
+
+    def disturbed(*arguments: object) -> L.Trainer:
+        trainer = build(*arguments)
+        trainer.callbacks.append(Broken(monkeypatch, PermissionError(13, "Permission denied"), 0, 4))
+        return trainer
+
+    monkeypatch.setattr(train, "build_trainer", disturbed)
+    with pytest.warns(UserWarning, match=r"event files.*Permission denied"):
+        train.train(made)
+    finished = json.loads((run / "finished.json").read_text())
+    assert finished["faults/checkpoints"] == 1 and finished["faults/event_files"] >= 1
+    assert_equal(weights(whole), weights(made))
+    assert [step for step, _ in curves(made)["train/loss"]] == [0, 1, 4, 5]  # 2 was logged and dropped
+
+
+def test_a_folder_of_checkpoints_that_is_none_costs_the_run_its_checkpoints_alone(small, monkeypatch):
+    made = small("file")
+    run = begin(made)
+    with pytest.raises(Killed):
+        fit(made, KillAt(1))
+    (run / "checkpoints").write_text("not a folder")
+    with pytest.raises(snapshots.SaveError, match="the trained weights could not be saved"):
+        train.train(made)
+    assert not (run / "finished.json").exists()
+
+
 def test_a_run_whose_last_weights_are_not_on_the_disk_has_not_finished(small, whole, monkeypatch):
-    made = small("arm=unsaved")
+    made = small("unsaved")
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
@@ -291,7 +358,30 @@ def test_a_run_whose_last_weights_are_not_on_the_disk_has_not_finished(small, wh
 @pytest.mark.parametrize("key", ["checkpoint_every", "checkpoint_keep"])
 def test_a_number_of_checkpoints_that_makes_no_sense_is_refused(small, key: str):
     with pytest.raises(ValueError, match=f"{key}=0: expected 1 or more"):
-        train.train(small("arm=none", f"{key}=0"))
+        train.train(small("none", f"{key}=0"))
+
+
+# --- alone --------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_that_is_under_way_is_not_started_again_until_its_process_is_gone(small, whole, tmp_path: Path):
+    run, held = Path(whole["run_dir"]), tmp_path / "held"
+
+    def hold() -> None:
+        with alone(run):
+            os.fork()  # as loader workers are, which live on when the process is killed
+            held.touch()
+            time.sleep(20)
+
+    (holder,) = runs.start(hold, 1, tmp_path)
+    try:
+        wait_for(held, holder.is_alive)
+        with pytest.raises(ValueError, match=rf"is being trained already, by process {holder.pid} on "), alone(run, 0):
+            pytest.fail("two at once")
+    finally:
+        os.kill(holder.pid, signal.SIGKILL)
+        holder.join()
+    train.train(whole)  # finished already
 
 
 # --- processes ----------------------------------------------------------------------------------------------------
@@ -330,8 +420,8 @@ def start(made: dict, folder: Path, *, kill_at: int = -1, slow: bool = False) ->
         return subprocess.Popen(command, env=environment(), stdout=out, stderr=out, start_new_session=True)
 
 
-def wait_for(file: Path, process: subprocess.Popen, seconds: float = 200) -> None:
+def wait_for(file: Path, lives: Callable[[], bool], seconds: float = 200) -> None:
     end = time.monotonic() + seconds
     while not file.is_file():
-        assert process.poll() is None and time.monotonic() < end, "it has ended, or does not begin"
+        assert lives() and time.monotonic() < end, "it has ended, or does not begin"
         time.sleep(0.05)

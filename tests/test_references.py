@@ -13,14 +13,16 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from rich.console import Console
 from torch import nn
 
 import nets
-from auris import pretrained, recipe, references, train
+from auris import pretrained, recipe, references, reproduce, train
 from auris.audio import SpecAugment
 from auris.data.datamodule import pack
 from auris.data.pairs import PairSamples
 from auris.data.rows import Row
+from auris.faults import Fault, Place
 from auris.objectives.dpo import DPO, answer_logps
 from auris.objectives.next_token import NextToken
 from auris.prompts import Qwen2AudioChat, QwenAudioChat
@@ -247,6 +249,19 @@ def smallest(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         "trainer.enable_progress_bar=false",
     ]
     return lambda *overrides: recipe.resolve(recipe.compose([*size, *overrides]))
+
+
+def test_a_step_that_is_taken_apart_asks_the_reference_about_its_own_rows_alone(smallest, monkeypatch):
+    made = smallest("max_steps=4")
+    train.claim(Path(made["run_dir"]), made)
+    _, data = train.build(made)
+    data.setup("fit")
+    numbers = data.plan.step(1)[:2]
+    places = [Place(row=row, id=data.rows[row].id, epoch=epoch) for row, epoch in numbers]
+    file = Fault(step=1, reason="a test", ranks=[[places]]).save(Path(made["run_dir"]))
+    asked = Counted(monkeypatch)
+    assert reproduce.reproduce(file, checkpoint=None, accelerator="cpu", console=Console(quiet=True)) == []
+    assert sum(map(len, asked.rows)) == len({data.rows[row].id for row, _ in numbers}) < len(data.rows)
 
 
 def test_a_cached_and_a_live_reference_train_alike(smallest, monkeypatch):

@@ -6,6 +6,7 @@ import errno
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,8 +17,9 @@ import pytest
 from rich.console import Console
 
 from auris import shards as command
-from auris.data import shards
+from auris.data import shard_writer
 from auris.data.manifests import read_manifests
+from auris.data.parquet import File
 from manifests import speech_rows, write_manifest
 from runs import ROOT
 
@@ -67,15 +69,15 @@ def test_rows_that_cannot_be_used_are_counted_and_named(manifest, tmp_path):
 
 def test_a_run_that_stops_goes_on_where_it_was(manifest, whole, tmp_path, monkeypatch):
     """The disk is full at the fourth shard; then it is not."""
-    finish, out = shards.finish, tmp_path / "out"
+    finish, out = shard_writer.finish, tmp_path / "out"
 
-    def full(path: Path, draft: Path) -> shards.File:
+    def full(path: Path, draft: Path) -> File:
         if path.name == "shard-00003.parquet":
             raise OSError(errno.ENOSPC, "No space left on device")
         return finish(path, draft)
 
     with monkeypatch.context() as patch:
-        patch.setattr(shards, "finish", full)
+        patch.setattr(shard_writer, "finish", full)
         with pytest.raises(OSError, match="No space left"):
             pack(manifest, out)
     with pytest.raises(FileNotFoundError, match="was not finished"):
@@ -114,6 +116,16 @@ def test_given_again_the_command_packs_anew_what_is_damaged_and_nothing_else(man
     (out / "index.parquet").write_bytes(b"")
     pack(manifest, out)
     assert content(out) == content(whole) and kept.stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("name", ["shards.json", "shard-00002.json"])
+@pytest.mark.parametrize("left", [b"", b"[1]", b'{"sha256": 1', b"\xff\xfe"])
+def test_a_damaged_list_is_named_and_what_it_lists_is_packed_anew(manifest, whole, tmp_path, name, left):
+    out = tmp_path / "out"
+    shutil.copytree(whole, out)
+    (out / name).write_bytes(left)
+    assert f"{out / name} is damaged" in pack(manifest, out).export_text()
+    assert content(out) == content(whole)
 
 
 @pytest.mark.parametrize("entry", [{"limit": 5}, {"tasks": ["asr"], "limit": 1}, {"labels": {"speaker": "eve"}}])

@@ -14,10 +14,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from auris import snapshots
+from auris import optim, snapshots
 from auris.snapshots import Damaged, SaveError, Snapshot
 from runs import ROOT, environment
 from sharded import learn, make
@@ -42,9 +43,10 @@ class Tied(nn.Module):
         return sum(p.float().square().sum() for p in self.parameters() if p.requires_grad) * self.scale
 
 
-def trained(seed: int = 0, steps: int = 2) -> tuple[Tied, torch.optim.Optimizer]:
+def trained(seed: int = 0, steps: int = 2, states: str = "fp32") -> tuple[Tied, torch.optim.Optimizer]:
     module = Tied(seed)
-    optimizer = torch.optim.AdamW([p for p in module.parameters() if p.requires_grad], lr=0.1, betas=(0.8, 0.9))
+    groups = [{"params": [p for p in module.parameters() if p.requires_grad], "lr": 0.1}]
+    optimizer = optim.adamw(groups, betas=(0.8, 0.9), eps=1e-8, states=states)
     for _ in range(steps):
         optimizer.zero_grad()
         module.loss().backward()
@@ -52,9 +54,10 @@ def trained(seed: int = 0, steps: int = 2) -> tuple[Tied, torch.optim.Optimizer]
     return module, optimizer
 
 
-def write(folder: Path, step: int, seed: int = 0) -> Path:
+def write(folder: Path, step: int, seed: int = 0, best: int | None = None) -> Path:
     module, optimizer = trained(seed)
-    return snapshots.write(folder, step, module=module, optimizer=optimizer, state=STATE)
+    state = STATE | {"best": best and {"step": best, "metric": "val/loss", "value": 0.5}}
+    return snapshots.write(folder, step, module=module, optimizer=optimizer, state=state)
 
 
 def same(left: nn.Module, right: nn.Module) -> bool:
@@ -62,10 +65,11 @@ def same(left: nn.Module, right: nn.Module) -> bool:
     return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-def test_a_module_and_its_optimizer_come_back_bit_by_bit(tmp_path: Path):
-    module, optimizer = trained(seed=1)
+@pytest.mark.parametrize("states", ["fp32", "bf16"])
+def test_a_module_and_its_optimizer_come_back_bit_by_bit(tmp_path: Path, states: str):
+    module, optimizer = trained(seed=1, states=states)
     path = snapshots.write(tmp_path, 2, module=module, optimizer=optimizer, state=STATE)
-    other, its_optimizer = trained(seed=2, steps=0)
+    other, its_optimizer = trained(seed=2, steps=0, states=states)
     snapshots.restore(Snapshot(path), module=other, optimizer=its_optimizer)
     assert same(module, other)
     for one, two in ((module, optimizer), (other, its_optimizer)):  # and they go on alike
@@ -179,17 +183,25 @@ def test_the_newest_whole_one_is_used_and_the_others_are_named(tmp_path: Path):
         snapshots.newest(tmp_path / "checkpoints", warn=said.append)
 
 
-def test_the_best_one_is_the_one_that_was_marked(tmp_path: Path):
+def test_the_best_one_is_the_one_that_the_newest_whole_one_names(tmp_path: Path):
+    folder = tmp_path / "checkpoints"
     for step in (2, 4):
-        write(tmp_path / "checkpoints", step)
+        write(folder, step)
     with pytest.raises(FileNotFoundError, match="has no best checkpoint"):
         snapshots.find(tmp_path, "best")
-    snapshots.mark_best(tmp_path / "checkpoints", 2, "val/loss", 0.5)
-    assert snapshots.find(tmp_path, "best").step == 2 and snapshots.find(tmp_path).step == 4
+    write(folder, 6, best=2)
+    newest = write(folder, 8, best=4)
+    assert snapshots.find(tmp_path, "best").step == 4 and snapshots.find(tmp_path).step == 8
     with pytest.raises(ValueError, match="which=first: expected last or best"):
         snapshots.find(tmp_path, "first")
-    (tmp_path / "checkpoints/best.json").write_text('{"step": "../../x"}')
-    with pytest.raises(Damaged, match="best.json is damaged"):
+    for altered in (lambda text: text.replace('"step": 4', '"step": 6'), lambda text: text[:-9]):
+        text = (newest / "trainer.json").read_text()
+        (newest / "trainer.json").write_text(altered(text))
+        with pytest.warns(UserWarning, match="trainer.json is damaged.*trying the checkpoint before step 8"):
+            assert snapshots.find(tmp_path, "best").step == 2  # what was the best when step 6 was saved
+        (newest / "trainer.json").write_text(text)
+    shutil.rmtree(folder / "step=00000004")
+    with pytest.raises(Damaged, match="step=00000004 is no complete checkpoint"):
         snapshots.find(tmp_path, "best")
 
 
@@ -299,6 +311,20 @@ def test_a_disk_that_is_full_leaves_the_checkpoint_before(tmp_path: Path, monkey
     assert [path.name for path in files(tmp_path)] == ["step=00000002"]  # no room is taken for nothing
 
 
+@pytest.mark.parametrize("wrong", [RuntimeError("out of memory"), MemoryError(), SafetensorError("no header")])
+@pytest.mark.parametrize("place", ["_tables", "_make", "_write_own", "_seal"])
+def test_whatever_goes_wrong_while_saving_is_an_error_of_saving(tmp_path: Path, monkeypatch, place: str, wrong):
+    def fail(*_: object) -> None:
+        raise wrong
+
+    write(tmp_path, 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(snapshots, place, fail)
+        with pytest.raises(SaveError, match=type(wrong).__name__):
+            write(tmp_path, 4)
+    assert [path.name for path in files(tmp_path)] == ["step=00000002"]
+
+
 def test_a_step_that_is_taken_again_replaces_its_checkpoint(tmp_path: Path):
     write(tmp_path, 2, seed=1)
     path = write(tmp_path, 2, seed=2)
@@ -310,8 +336,7 @@ def test_a_step_that_is_taken_again_replaces_its_checkpoint(tmp_path: Path):
 def test_the_newest_and_the_best_are_kept_and_later_ones_are_set_aside(tmp_path: Path):
     for step in (2, 4, 6, 8, 12):
         write(tmp_path, step)
-    snapshots.mark_best(tmp_path, 2, "val/loss", 1.0)
-    snapshots.prune(tmp_path, 8, keep=2)
+    snapshots.prune(tmp_path, 8, keep=2, best=2)
     assert snapshots.steps(tmp_path) == [8, 6, 2]
     assert (tmp_path / "damaged-step=00000012").is_dir()
 
@@ -355,7 +380,8 @@ def check_strategies(folder: Path, rounds: dict[int, list[str]]) -> Snapshot:
 
 
 def test_two_processes_go_on_from_one_and_share_the_writing(tmp_path: Path):
-    """Of what both have, each writes some; of what is sharded, its own; and nothing twice."""
+    """Of what both have, each writes some; of what is sharded, its own; and nothing twice. Where one fails to save
+    at first, both learn of it and go on."""
     found = check_strategies(tmp_path, {2: ["replicated", "fsdp"]})
     n_bytes = sum(tensor.nbytes for tensor in make(seed=9)[0].state_dict().values())
     for number in (2, found.step):

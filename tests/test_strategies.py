@@ -15,7 +15,8 @@ from auris import recipe, train
 from auris.strategies import Sharded
 from manifests import write_manifest
 from recipes import SMALLEST_MODEL
-from records import ROOT, Record, record, record_in_processes
+from records import Record, record, record_in_processes
+from runs import ROOT
 
 STEPS = 5
 CLIP = 0.01  # far below the norms of these runs
@@ -33,20 +34,24 @@ CASES = {
     "published": ["experiment=qwen2_audio_pretrain"],
 }
 TWO = {  # of processes
-    **{f"fsdp {case}": ["strategy=fsdp", *overrides] for case, overrides in CASES.items() if case != "v1"},
+    **{
+        f"fsdp {case}": ["strategy=fsdp", *overrides]
+        for case, overrides in CASES.items()
+        if case not in ("v1", "dpo_live")
+    },
     "fsdp_tp encoder_frozen": ["strategy=fsdp_tp", *CASES["encoder_frozen"]],
     "fsdp_tp dpo": ["strategy=fsdp_tp", *CASES["dpo"]],
-    "hsdp llm_frozen": ["strategy=hsdp", *CASES["llm_frozen"]],
     "ddp llm_frozen": ["strategy=ddp", *CASES["llm_frozen"]],
 }
 HALF = {"fsdp half": ["strategy=fsdp", "trainer.precision=bf16-mixed", *CASES["llm_frozen"]]}
 MORE = {  # by their number
     1: {"fsdp encoder_frozen": TWO["fsdp encoder_frozen"], "fsdp adapters": TWO["fsdp adapters"]},
+    2: {"fsdp dpo_live": ["strategy=fsdp", *CASES["dpo_live"]]},
     3: {"fsdp encoder_frozen": TWO["fsdp encoder_frozen"], "fsdp v1": ["strategy=fsdp", *CASES["v1"]]},
     4: {
         "fsdp_tp encoder_frozen": TWO["fsdp_tp encoder_frozen"],
         "fsdp_tp dpo": TWO["fsdp_tp dpo"],
-        "hsdp llm_frozen": TWO["hsdp llm_frozen"],
+        "hsdp llm_frozen": ["strategy=hsdp", *CASES["llm_frozen"]],
         "hsdp adapters": ["strategy=hsdp", *CASES["adapters"]],
     },
 }
@@ -95,7 +100,7 @@ def recipes(corpus: Path, folder: Path):
         "optim.warmup_steps=1",
         "trainer.accelerator=cpu",
         "trainer.val_check_interval=0.6",  # and training goes on after it
-        "max_new_tokens=6",
+        "max_new_tokens=3",
         "trainer.enable_progress_bar=false",
     ]
     encoder = published.ENCODER
@@ -117,7 +122,7 @@ def recipes(corpus: Path, folder: Path):
             file = "pairs" if "dpo" in kind else "dialogues"
             given = [f"data.{split}=[{{path: '{folder}/{file}.jsonl', limit: 11}}]" for split in ("train", "valid")]
         else:
-            given = [f"data.valid=[{{path: '{corpus}/valid.jsonl', tasks: [asr, ks], limit: 5}}]"]
+            given = [f"data.valid=[{{path: '{corpus}/valid.jsonl', tasks: [asr, ks], limit: 3}}]"]
         given += theirs if kind == "published" else []
         return recipe.resolve(recipe.compose([*size, *given, *overrides, f"trainer.devices={processes}"]))
 

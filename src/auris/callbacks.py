@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import time
 import warnings
@@ -131,14 +132,18 @@ class UnusableRows(L.Callback):
             self.written.add(row)
             with forgiving(self.path):
                 self.path.parent.mkdir(parents=True, exist_ok=True)
-                with self.path.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps({"id": row, "reason": reason}, ensure_ascii=False) + "\n")
+                line = json.dumps({"id": row, "reason": reason}, ensure_ascii=False) + "\n"
+                with self.path.open("ab+") as file:
+                    if file.tell():  # a process that was killed may have left half a line
+                        file.seek(-1, os.SEEK_END)
+                        line = line if file.read(1) == b"\n" else f"\n{line}"
+                    file.write(line.encode())
         self.reasons[row] = reason
         self.counts[row] += 1
 
     def _read(self) -> dict[str, str]:
         found = {}
-        for line in self.path.read_text(encoding="utf-8").split("\n") if self.path.is_file() else ():
+        for line in self.path.read_bytes().split(b"\n") if self.path.is_file() else ():
             with suppress(ValueError, KeyError, TypeError):  # half a line of a run that was killed
                 entry = json.loads(line)
                 found[entry["id"]] = entry["reason"]

@@ -38,8 +38,9 @@ GIB = 2**30
 # FLOP/s that training of 8 B models reaches on one in bf16: 39 % (torchtitan) and 43 % (NeMo AutoModel) of 989e12.
 H100 = 400e12
 
-# Bytes per parameter: a trained one has its fp32 master, two moments of Adam and a gradient; a frozen one is bf16.
-TRAINED, FROZEN = 16, 2
+# Bytes per parameter: a trained one has its fp32 master, a gradient and two moments of Adam; a frozen one is bf16.
+MASTER, GRADIENT, FROZEN = 4, 4, 2
+BUCKETED = 4  # more, of a trained one: DDP sums gradients in buckets of its own
 # Of a pack, where no batch is at hand: rows of a 12.3 s clip (307 audio tokens), 16 of prompt and 42 of answer.
 AUDIO_SHARE, ANSWER_SHARE = 0.84, 0.12
 
@@ -101,13 +102,19 @@ class Load:
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """Bytes of a stage: `states` are shared by the GPUs, the rest is on each of them."""
+    """Bytes of a stage: weights, gradients and moments are shared by the GPUs, the rest is on each of them."""
 
-    states: int
+    weights: int
+    gradients: int
+    moments: int
     activations: int
     recomputed: int  # activations where every block is computed again in backward
     logits: int
     gathered: int
+
+    @property
+    def states(self) -> int:
+        return self.weights + self.gradients + self.moments
 
     def beside(self, *, recompute: bool) -> int:
         """Bytes on each GPU beside its share of the states."""
@@ -147,8 +154,18 @@ def trained(net: nn.Module, stage: Stage) -> int:
     return sum({id(x): x.numel() for x in tensors}.values())
 
 
-def memory(net: nn.Module, stage: Stage, load: Load, *, number: int = FROZEN) -> Memory:
-    """What a stage needs, by sizes alone.
+def memory(
+    net: nn.Module,
+    stage: Stage,
+    load: Load,
+    *,
+    number: int = 2,
+    frozen: int = FROZEN,
+    moment: int = 4,
+    buckets: bool = False,
+) -> Memory:
+    """What a stage needs, by sizes alone: `frozen` bytes for each frozen parameter, `moment` for each of the optimizer's
+    two moments of a trained one; `buckets`: gradients twice, by DDP.
 
     A layer keeps, `number` bytes each, 8 H + 4 F numbers per token in the LLM (gated MLP of width F) and 8 D + 2 F per
     frame in the encoder; recomputed, only its input. Frozen layers keep as much while anything below them learns, and
@@ -158,7 +175,7 @@ def memory(net: nn.Module, stage: Stage, load: Load, *, number: int = FROZEN) ->
     config = net.llm.config.get_text_config()
     n_layers, width = config.num_hidden_layers, config.hidden_size
     everything, learning = count(net), trained(net, stage)
-    states = TRAINED * learning + number * (everything - learning) + (number * everything if stage.reference else 0)
+    still = everything - learning + (everything if stage.reference else 0)
 
     tokens = load.tokens if stage.runs_llm else 0
     per_token = number * (8 * width + 4 * config.intermediate_size)
@@ -169,7 +186,9 @@ def memory(net: nn.Module, stage: Stage, load: Load, *, number: int = FROZEN) ->
     embedding, head = net.llm.get_input_embeddings(), net.llm.get_output_embeddings()
     tables = count(embedding) + (0 if head.weight is embedding.weight else count(head))
     return Memory(
-        states=states,
+        weights=MASTER * learning + frozen * still,
+        gradients=(GRADIENT + BUCKETED * buckets) * learning,
+        moments=2 * moment * learning,
         activations=kept,
         recomputed=inputs + max(tokens * per_token, load.frames * per_frame),
         logits=min(load.scored, CHUNK) * embedding.num_embeddings * 2 * 4,
@@ -203,6 +222,7 @@ def report(
     packs: Sequence[Mapping[str, Any]] = (),
     tokenizer: Tokenizer | None = None,
     epoch: Epoch | None = None,
+    moment: int = 4,
 ) -> None:
     """Print a model's parameters and the memory of its stages; with `packs`, a first batch, that batch as well; with
     `epoch`, what that comes to.
@@ -213,11 +233,12 @@ def report(
         stages: `Stage(name="this run", trainable=...)` for a recipe of its own.
         packs: of one step of one rank; memory is then that of the largest.
         tokenizer: to show the first row of the packs.
+        moment: bytes of each of the optimizer's two.
     """
     console.print(_parameter_table({part: getattr(net, part) for part in checkpoint.PARTS}))
     loads = [Load.of_pack(pack) for pack in packs]
     load = max(loads, key=lambda one: one.tokens) if loads else Load.of_budget(token_budget, net.geometry.pool)
-    console.print(_memory_table(net, stages, load))
+    console.print(_memory_table(net, stages, load, moment))
     if packs:
         _show_batch(console, packs, tokenizer)
     if epoch is not None:
@@ -241,7 +262,7 @@ def _parameter_table(parts: Mapping[str, nn.Module]) -> Table:
     return table
 
 
-def _memory_table(net: nn.Module, stages: Sequence[Stage], load: Load) -> Table:
+def _memory_table(net: nn.Module, stages: Sequence[Stage], load: Load, moment: int) -> Table:
     """States by number of GPUs; what a pack adds is the same on each of them, however many there are."""
     title = (
         f"GiB on each GPU; a pack has {load.tokens:,} tokens, {load.frames / 50:,.0f} s of audio, "
@@ -252,7 +273,7 @@ def _memory_table(net: nn.Module, stages: Sequence[Stage], load: Load) -> Table:
     for column in table.columns[1:]:
         column.justify = "right"
     for stage in stages:
-        need = memory(net, stage, load)
+        need = memory(net, stage, load, moment=moment)
         cells = [need.states / n for n in GPUS] + [need.beside(recompute=False), need.beside(recompute=True)]
         table.add_row(stage.name, *(f"{size / GIB:.2f}" for size in cells))
     table.add_section()

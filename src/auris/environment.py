@@ -15,13 +15,15 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.benchmark import Timer
 
 import auris
-from auris import doctor
+from auris import doctor, optim, strategies
 from auris.callbacks import WINDOW, forgiving
 from auris.data.epoch import Share
+from auris.strategies import Sharded
 
 _PACKAGES = ("torch", "lightning", "transformers", "torchaudio", "hydra-core", "numpy")
 STEPS = 50  # of an epoch that a start looks at: what a run will see, to within a few per cent, at once
@@ -42,15 +44,24 @@ def provenance() -> dict[str, str]:
 
 
 def planned_ranks(trainer: Mapping[str, Any]) -> int:
-    """Processes of a recipe's `trainer` that share the rows of a step. `auto` devices are those of this machine."""
+    """Processes of a recipe's `trainer` that share the rows of a step. `auto` devices are those of this machine.
+
+    Raises ValueError if they cannot be divided as its strategy says.
+    """
     devices = trainer["devices"]
     if isinstance(devices, (list, tuple)):
         devices = len(devices)
     elif devices in ("auto", -1, "-1"):
         devices = max(1, torch.cuda.device_count()) if trainer["accelerator"] != "cpu" else 1
+    world, together = int(devices) * int(trainer["num_nodes"]), tensor_parallel(trainer)
+    strategies.check_world(world, tensor_parallel=together)
+    return world // together
+
+
+def tensor_parallel(trainer: Mapping[str, Any]) -> int:
+    """Processes of a recipe's `trainer` that compute each layer together, on the same rows."""
     strategy = trainer["strategy"]
-    together = strategy.get("tensor_parallel", 1) if isinstance(strategy, Mapping) else 1  # on the same rows
-    return int(devices) * int(trainer["num_nodes"]) // together
+    return strategy.get("tensor_parallel", 1) if isinstance(strategy, Mapping) else 1
 
 
 class Announcement(L.Callback):
@@ -75,7 +86,8 @@ class Announcement(L.Callback):
         if trainer.is_global_zero and speed and trainer.global_step == self.facts["step"] + WINDOW:
             left = module.max_steps - trainer.global_step
             seconds = self.facts["tokens"] * left / module.max_steps / speed
-            rank_zero_info(f"{_tokens(speed)}/s: the other {left:,} steps take {_time(seconds)}")
+            peak = _peak(module.device)
+            rank_zero_info(f"{_tokens(speed)}/s: the other {left:,} steps take {_time(seconds)}{peak}")
 
 
 def stage_of(module: L.LightningModule) -> doctor.Stage:
@@ -96,10 +108,12 @@ def describe(trainer: L.Trainer, module: L.LightningModule) -> dict[str, Any]:
     planned = epoch.whole.times(module.max_steps / epoch.steps)
     stage = stage_of(module)
     load = doctor.Load.of_budget(data.token_budget, module.net.geometry.pool)
+    is_sharded = isinstance(trainer.strategy, Sharded)
+    shards = trainer.world_size // trainer.strategy.replicas if is_sharded else 1
     number = 2 if "bf16" in str(trainer.precision) else 4
-    need = doctor.memory(module.net, stage, load, number=number)
-    is_sharded = hasattr(trainer.strategy, "device_mesh")
-    shards = trainer.world_size // getattr(trainer.strategy, "replicas", 1) if is_sharded else 1
+    # What is frozen is stored as it is computed with where it is sharded; elsewhere it is cast each time.
+    kept = {"frozen": number if is_sharded else 4, "buckets": isinstance(trainer.strategy, DDPStrategy)}
+    need = doctor.memory(module.net, stage, load, number=number, moment=optim.moment_bytes(module.optim), **kept)
     speed = matmul_speed(device)
     operations = doctor.work(module.net, stage, doctor.Load.of_rows(planned.tokens, planned.seconds))
     return {
@@ -119,8 +133,9 @@ def describe(trainer: L.Trainer, module: L.LightningModule) -> dict[str, Any]:
         "unusable": epoch.unusable,
         "parameters": doctor.count(module.net),
         "trained": doctor.trained(module.net, stage),
+        "moments": module.optim.get("states", "fp32"),
         "states_bytes": need.states / shards,
-        "pack_bytes": need.beside(recompute=False),
+        "pack_bytes": need.beside(recompute=False) - (0 if is_sharded else need.gathered),
         "operations": operations,
         "matmul_speed": speed,
         "least_seconds": operations / speed / trainer.world_size,
@@ -138,7 +153,8 @@ def lines(facts: Mapping[str, Any]) -> list[str]:
         f"{facts['parameters']:,} parameters, {facts['trained']:,} of them learn",
         f"steps {facts['step']:,} to {facts['steps']:,}: {facts['epochs']:.2f} epochs, {facts['rows']:,.0f} rows, "
         f"{facts['hours']:,.1f} h of audio, {_tokens(facts['tokens'])}; {facts['unusable']:,} rows cannot be used",
-        f"memory of a device, by sizes: {states:.2f} GiB of weights, gradients and moments, "
+        f"memory of a device, by sizes: {states:.2f} GiB of weights, gradients and moments "
+        f"({facts['moments']}), "
         f"{pack:.2f} GiB for a full pack",
         f"time: at least {_time(facts['least_seconds'])}, the matrix products alone at the speed of this device "
         f"({facts['matmul_speed'] / 1e12:.2f} TFLOP/s); measured after {WINDOW} steps",
@@ -157,6 +173,13 @@ def _device_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _peak(device: torch.device) -> str:
+    """The most memory that a GPU has held so far."""
+    if device.type != "cuda":
+        return ""
+    return f"; {torch.cuda.max_memory_allocated(device) / doctor.GIB:.2f} GiB of its memory in use at most"
 
 
 def _named(share: Share) -> dict[str, float]:

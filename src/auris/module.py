@@ -36,7 +36,7 @@ class AudioLMModule(L.LightningModule):
         net: built on the meta device; it gets memory and weights in `configure_model`.
         objective: loss of a pack, and answers to its prompts.
         tokenizer: to read answers in validation.
-        optim: lr, min_lr, betas, eps, weight_decay, clip, warmup_steps, layer_decay (Qwen-Audio Table 6).
+        optim: lr, min_lr, betas, eps, states, weight_decay, clip, warmup_steps, layer_decay (Qwen-Audio Table 6).
         max_steps: length of the schedule.
         trainable: parts of the net that learn; all others are frozen.
         lora: settings of `llm.lora`, where `trainable` names it (`adapters.attach`).
@@ -106,7 +106,7 @@ class AudioLMModule(L.LightningModule):
             layer_decay=o["layer_decay"],
             lr_factors=o["lr_factors"],
         )
-        adamw = torch.optim.AdamW(groups, betas=tuple(o["betas"]), eps=o["eps"])
+        adamw = optim.adamw(groups, betas=o["betas"], eps=o["eps"], states=o.get("states", "fp32"))
         schedule = optim.cosine(
             adamw, warmup_steps=o["warmup_steps"], max_steps=self.max_steps, floor=o["min_lr"] / o["lr"]
         )

@@ -1,12 +1,19 @@
-"""AdamW's parameter groups with layer-wise decay, and the warm-up + cosine schedule of Qwen-Audio Table 6."""
+"""AdamW's parameter groups with layer-wise decay, its moments in few bytes, and the warm-up + cosine schedule of
+Qwen-Audio Table 6."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
+from torch.optim import AdamW
+from torch.optim.adamw import adamw as update
+
+# What AdamW's two moments are kept in. 8 bits need a library (torchao, bitsandbytes), and none is one of ours.
+STATES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def find(net: nn.Module, trainable: Iterable[str]) -> list[nn.Module | nn.Parameter]:
@@ -88,6 +95,69 @@ def _below(name: str, depth: int) -> int:
     if name.startswith("net.encoder.blocks."):
         return depth - 1 - int(name.split(".")[3])
     return depth
+
+
+def adamw(groups: Iterable[dict], *, betas: Sequence[float], eps: float, states: str = "fp32") -> AdamW:
+    """AdamW whose moments are kept in a key of `STATES`.
+
+    Raises ValueError for another, and where a second moment in bfloat16 could never fall.
+    """
+    if states not in STATES:
+        raise ValueError(f"optim.states={states}: expected {' or '.join(STATES)}")
+    if STATES[states] is torch.float32:
+        return AdamW(groups, betas=tuple(betas), eps=eps)
+    if 1 - betas[1] < torch.finfo(STATES[states]).eps:
+        raise ValueError(
+            f"optim.betas={list(betas)} with optim.states={states}: what a step takes from a second moment is lost in "
+            "its rounding: expected optim.betas=[...,0.99] or less, or optim.states=fp32"
+        )
+    return Rounded(groups, betas=tuple(betas), eps=eps, dtype=STATES[states])
+
+
+def moment_bytes(settings: Mapping[str, Any]) -> int:
+    """Bytes of a moment by a recipe's `optim`."""
+    return STATES[settings.get("states", "fp32")].itemsize
+
+
+class Rounded(AdamW):
+    """AdamW that computes in the parameters' precision and keeps its moments in another, rounded to the nearest: half
+    the memory, and the same checkpoints, strategies and schedules.
+
+    One parameter at a time: beside the moments there are no more than that one's in full.
+    """
+
+    def __init__(self, groups: Iterable[dict], *, dtype: torch.dtype, **settings: Any) -> None:
+        super().__init__(groups, **settings)
+        self.dtype = dtype
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            settings = {key: group[key] for key in ("lr", "weight_decay", "eps", "maximize")}
+            beta1, beta2 = group["betas"]
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                state = self.state[parameter]
+                if not state:
+                    state["step"] = torch.tensor(0.0)
+                    state |= {key: torch.zeros_like(parameter, dtype=self.dtype) for key in ("exp_avg", "exp_avg_sq")}
+                moments = {key: state[key].to(parameter.dtype) for key in ("exp_avg", "exp_avg_sq")}
+                values = [
+                    [parameter],
+                    [parameter.grad],
+                    *([moment] for moment in moments.values()),
+                    [],
+                    [state["step"]],
+                ]
+                update(*values, amsgrad=False, beta1=beta1, beta2=beta2, **settings)
+                for key, moment in moments.items():
+                    state[key].copy_(moment)
+        return loss
 
 
 def cosine(

@@ -108,11 +108,13 @@ def _unit(
     module.set_gradient_divide_factor(float(copies))
 
 
-def _split_layers(net: AudioLM, mesh: DeviceMesh) -> None:
-    """Divide the LLM's layers by attention heads and by channels of the MLP, as its transformers config plans it."""
-    size, config = mesh.size(), net.llm.config.get_text_config()
-    asked = f"trainer.strategy.tensor_parallel={size}"
-    if any(weights.plain_name(name) != name for name, _ in net.named_parameters()):
+def check_split(net: AudioLM, size: int, *, adapted: bool) -> None:
+    """That `size` processes can compute each layer of the LLM together; `adapted`: it has, or will have, adapters.
+
+    Raises ValueError if not.
+    """
+    config, asked = net.llm.config.get_text_config(), f"trainer.strategy.tensor_parallel={size}"
+    if adapted:
         raise ValueError(
             f"{asked} does not divide adapters, but trainable names {adapters.LORA} or {adapters.NEW_TOKENS}: expected "
             "strategy=fsdp, or trainable=[...,llm]"
@@ -127,8 +129,13 @@ def _split_layers(net: AudioLM, mesh: DeviceMesh) -> None:
         number = getattr(config, field)
         if number % size:
             raise ValueError(f"{asked}: expected a divisor of the LLM's {field}={number}, or strategy=fsdp")
-    styles = {name: _STYLES[style]() for name, style in plan.items()}
-    parallelize_module(net.llm.get_decoder(), mesh, styles)
+
+
+def _split_layers(net: AudioLM, mesh: DeviceMesh) -> None:
+    """Divide the LLM's layers by attention heads and by channels of the MLP, as its transformers config plans it."""
+    check_split(net, mesh.size(), adapted=any(weights.plain_name(name) != name for name, _ in net.named_parameters()))
+    plan = net.llm.config.get_text_config().base_model_tp_plan
+    parallelize_module(net.llm.get_decoder(), mesh, {name: _STYLES[style]() for name, style in plan.items()})
 
 
 def materialise(net: nn.Module, device: torch.device | str, *, draw: bool = True) -> None:

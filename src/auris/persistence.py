@@ -1,4 +1,4 @@
-"""What makes a run outlive its processes: checkpoints and resuming, the cluster's signals, event files.
+"""What makes a run outlive its processes: a lock, checkpoints and resuming, the cluster's signals, event files.
 
 Unusual here: a position in a run is its number of steps. Lightning's own counters are made from it, and none of its
 checkpoint machinery is used, so that all strategies save and resume by the same few lines.
@@ -6,14 +6,20 @@ checkpoint machinery is used, so that all strategies save and resume by the same
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import math
 import os
 import signal
+import socket
 import threading
-from collections.abc import Callable, Mapping
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import IO, Any
 
 import lightning as L
 from lightning.fabric.plugins.environments import LightningEnvironment
@@ -25,6 +31,13 @@ from auris import snapshots
 # Exit status of a run that was stopped from outside and goes on when it is started again: sysexits.h's "temporary
 # failure; the user is invited to retry". A job script requeues on it.
 REQUEUE = os.EX_TEMPFAIL  # 75
+# Seconds that a start waits for an earlier one to be gone: processes that lost another of theirs take some to notice.
+PATIENCE = 30.0
+
+
+# Environment variable with the path of a file that is made then, for a script whose launcher ends with a status of its
+# own, as torchrun does (`configs/launch/torchrun.sh`).
+REQUEUE_FILE = "AURIS_REQUEUE"
 
 
 class Preempted(SystemExit):
@@ -65,7 +78,50 @@ class Preemption:
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.received = signal.Signals(number).name
         if self.at_once:
+            leave_word()
             raise Preempted(f"stopped by {self.received} before a step was taken")
+
+
+def leave_word() -> None:
+    """Tell the script that has started this process, where it asks, that the run is to be started again."""
+    if REQUEUE_FILE in os.environ:
+        Path(os.environ[REQUEUE_FILE]).touch()
+
+
+@contextmanager
+def alone(run_dir: Path, patience: float = PATIENCE) -> Iterator[None]:
+    """Have a run directory for this process alone, until it is done or dead, however it dies.
+
+    The lock is the kernel's, of a file that stays. It is one of `fcntl`, not of `flock`: that would be held on to by
+    loader workers which outlive the process that they were forked from.
+
+    Raises ValueError if another process still has it after so many seconds.
+    """
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with (run_dir / "lock").open("a+", encoding="utf-8") as file:
+        deadline = time.monotonic() + patience
+        while not _lock(file):
+            if time.monotonic() > deadline:
+                file.seek(0)
+                raise ValueError(
+                    f"{run_dir} is being trained already, {file.read() or 'by another process'}: wait for it, end it, "
+                    "or give this run a name of its own (arm=NAME, study=NAME or seed=N)"
+                )
+            time.sleep(0.2)
+        file.truncate(0)
+        file.write(f"by process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield
+
+
+def _lock(file: IO[str]) -> bool:
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            return False
+        warnings.warn(f"{file.name} cannot be locked ({error}): do not start this run twice", stacklevel=2)
+    return True
 
 
 class Checkpoints(L.Callback):
@@ -93,7 +149,13 @@ class Checkpoints(L.Callback):
         self.preemption = preemption
         self.saved: int | None = None  # step of the newest checkpoint that needs no other one
         self.failed = 0
-        self.best: float | None = None
+        self.best: dict[str, Any] | None = None  # step, metric and value
+
+    def state_dict(self) -> dict[str, int]:
+        return {"failed": self.failed}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.failed = state["failed"]
 
     def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         trainer._signal_connector.register_signal_handlers = lambda: None  # see `Preemption`
@@ -120,12 +182,12 @@ class Checkpoints(L.Callback):
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if trainer.sanity_checking or self.metric not in trainer.callback_metrics:
             return
-        value = float(trainer.callback_metrics[self.metric])
-        is_better = math.isfinite(value) and (self.best is None or value < self.best)
-        if trainer.strategy.broadcast(is_better) and self._save(trainer, module, _step(trainer)):
-            self.best = value
-            if trainer.is_global_zero:
-                self._tidy(trainer, snapshots.mark_best, self.folder, self.saved, self.metric, value)
+        value, before = float(trainer.callback_metrics[self.metric]), self.best
+        is_better = math.isfinite(value) and (before is None or value < before["value"])
+        if trainer.strategy.broadcast(is_better):
+            self.best = {"step": _step(trainer), "metric": self.metric, "value": value}
+            if not self._save(trainer, module, _step(trainer)):
+                self.best = before
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self._save(trainer, module, _step(trainer))
@@ -151,6 +213,7 @@ class Checkpoints(L.Callback):
         reason = f"stopped by {self.preemption.received or 'a signal to another process'}: the same command goes on "
         reason += f"from step {step}"
         rank_zero_info(f"{reason} (exit status {REQUEUE})")
+        leave_word()
         # Lightning's launcher takes a process that it has started for failed, and kills the others, if this is not 0.
         started = isinstance(getattr(trainer.strategy, "cluster_environment", None), LightningEnvironment)
         raise Preempted(reason, 0 if started and not trainer.is_global_zero else REQUEUE)
@@ -167,6 +230,7 @@ class Checkpoints(L.Callback):
             "validating": validating,
             "schedules": [config.scheduler.state_dict() for config in trainer.lr_scheduler_configs],
             "precision": trainer.precision_plugin.state_dict(),
+            "best": self.best,
             "callbacks": {one.state_key: state for one in trainer.callbacks if (state := one.state_dict())},
         }
         try:
@@ -176,14 +240,11 @@ class Checkpoints(L.Callback):
             return False
         self.saved = step
         if trainer.is_global_zero:
-            self._tidy(trainer, snapshots.prune, self.folder, step, self.keep)
+            try:
+                snapshots.prune(self.folder, step, self.keep, self.best and self.best["step"])
+            except OSError as error:
+                self._note_failure(trainer, f"{self.folder} could not be kept tidy ({error})")
         return True
-
-    def _tidy(self, trainer: L.Trainer, work: Callable[..., None], *arguments: Any) -> None:
-        try:
-            work(*arguments)
-        except (OSError, snapshots.Damaged) as error:
-            self._note_failure(trainer, f"{self.folder} could not be kept tidy ({error})")
 
     def _note_failure(self, trainer: L.Trainer, what: str) -> None:
         self.failed += 1
@@ -204,14 +265,15 @@ class Checkpoints(L.Callback):
                 callback.load_state_dict(state["callbacks"][callback.state_key])
         trainer.fit_loop.load_state_dict(_counters(trainer, step, validating=state["validating"]))
         self.saved = None if state["validating"] else step
-        self.best = self._known_best(step)
+        self.best = self._known_best(state.get("best"))
         rank_zero_info(f"resuming from {snapshot.path}")
 
-    def _known_best(self, step: int) -> float | None:
-        """The best value so far; None if its checkpoint cannot be read or is of a step that is gone through again."""
+    def _known_best(self, mark: dict[str, Any] | None) -> dict[str, Any] | None:
+        """The best so far; None if its checkpoint is not there any more."""
         try:
-            mark = snapshots.best_mark(self.folder)
-            return mark["value"] if mark and mark["step"] <= step and snapshots.best(self.folder) else None
+            if mark is not None:
+                snapshots.Snapshot(snapshots.directory(self.folder, mark["step"]))
+            return mark
         except snapshots.Damaged as error:
             rank_zero_warn(f"{error}; the best checkpoint is looked for anew")
             return None
@@ -252,43 +314,63 @@ class Events(TensorBoardLogger):
     def __init__(self, run_dir: str | Path) -> None:
         # A second session would write the placeholder of `hp_metric` a second time.
         super().__init__(run_dir, name="", version="", default_hp_metric=False)
+        self.failed = 0
         self.is_broken = False
+        self._dropped_from: int | None = None  # what readers are still to be told
+
+    @property
+    def experiment(self) -> Any:
+        try:
+            return super().experiment
+        except OSError as error:  # Lightning asks whether there is one, and would end the run with any other error
+            raise AttributeError(f"{self.log_dir} takes no event files") from error
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        if not self.is_broken:
-            self._try(super().log_metrics, metrics, step)
+        self._try(super().log_metrics, metrics, step)
 
     @rank_zero_only
     def save(self) -> None:
-        if not self.is_broken:
-            self._try(super().save)
+        self._try(super().save)
 
     @rank_zero_only
     def flush(self) -> None:
         if self.is_broken:
             self._experiment, self.is_broken = None, False
+            self._try(self._begin)
         else:
             self._try(super().save)
 
     @rank_zero_only
     def drop_from(self, step: int) -> None:
         """Have readers drop what earlier sessions have logged from this step on."""
-        from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # here, as it takes a second
-
-        start = Event(step=step, session_log=SessionLog(status=SessionLog.START))
-        self.experiment.file_writer.add_event(start)
+        self._dropped_from = step
+        self._try(self._begin)
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        if not self.is_broken:
-            self._try(super().finalize, status)
+        self._try(super().finalize, status)
+
+    def _begin(self) -> None:
+        if self._dropped_from is not None:
+            from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # here, as it takes a second
+
+            start = Event(step=self._dropped_from, session_log=SessionLog(status=SessionLog.START))
+            self.experiment.file_writer.add_event(start)
+            self.experiment.flush()
+            self._dropped_from = None
 
     def _try(self, work: Callable[..., None], *arguments: Any) -> None:
+        if self.is_broken:
+            return
         try:
             work(*arguments)
-        except (OSError, ValueError) as error:
-            if not isinstance(error, OSError) and not isinstance(error.__cause__, OSError):
-                raise  # Lightning raises ValueError from whatever it meets
+        except (OSError, ValueError, AttributeError) as error:
+            cause: BaseException = error
+            while cause.__cause__ is not None:  # Lightning raises ValueError from whatever it meets
+                cause = cause.__cause__
+            if not isinstance(cause, OSError):
+                raise
             self.is_broken = True
-            rank_zero_warn(f"event files cannot be written ({error.__cause__ or error}): the curves will have a gap")
+            self.failed += 1
+            rank_zero_warn(f"event files cannot be written ({cause}): the curves will have a gap")

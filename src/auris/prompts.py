@@ -102,7 +102,7 @@ class Prompt(ABC):
 
     def __init__(self, *, supervise_tags: bool = True):
         self.supervise_tags = supervise_tags
-        self._asked = lru_cache(maxsize=10_000)(self._ask)
+        self._outlined = lru_cache(maxsize=1000)(self._make_outline)
 
     @abstractmethod
     def templates(self, task: tasks.Task) -> tuple[str, ...]:
@@ -132,26 +132,44 @@ class Prompt(ABC):
         """What of a template is asked, and with which tags of it the answer begins."""
         return template, ""
 
+    def outline(self, labels: Mapping[str, Any], n_clips: int) -> tuple[Outline, dict[str, str]]:
+        """All wordings of a row as very many rows share them, and its own text by name. The row was checked before."""
+        return self._outline(self.templates(tasks.find(labels["task"])), labels, n_clips)
+
     def _fill(self, templates: Sequence[str], labels: Mapping[str, Any], n_clips: int) -> list[list[Turn]]:
         """A row as turns, once by each template."""
         if problem := tasks.check(labels):
             raise ValueError(problem)
-        own = tasks.closed(labels)
-        values = tasks.fields(labels)
-        end = []
-        for piece in tasks.find(labels["task"]).pieces(labels, natural=self.natural):
-            control = Control.ALL if isinstance(piece, Tag) else Control.NONE
-            end.append(Turn("answer", str(piece), supervise=True, control=control))
-        end.append(Turn("answer", END_OF_TEXT, supervise=True))
-        asked = (self._asked(template, tuple(own.items()), n_clips) for template in templates)
-        return [_merge([*(_filled(turn, values) for turn in turns), *end]) for turns in asked]
+        outline, values = self._outline(tuple(templates), labels, n_clips)
+        return [[_filled(turn, values) for turn in turns] for turns in outline.variants]
 
-    def _ask(self, template: str, own: tuple[tuple[str, str], ...], n_clips: int) -> list[Turn | str]:
-        """What of a row is the same wherever the template and our own words in it are: a label of the row's own is its
-        name alone. Values from our own table are filled first, so that a tag and an instruction are whole."""
+    def _outline(
+        self, templates: tuple[str, ...], labels: Mapping[str, Any], n_clips: int
+    ) -> tuple[Outline, dict[str, str]]:
+        own = tasks.closed(labels)
+        values = dict(labels)
+        tags: list[str | None] = []
+        for number, piece in enumerate(tasks.find(labels["task"]).pieces(labels, natural=self.natural)):
+            tags.append(str(piece) if isinstance(piece, Tag) else None)
+            values[str(number)] = str(piece)  # no label of a template is called by a number
+        return self._outlined(templates, tuple(own.items()), n_clips, tuple(tags)), values
+
+    def _make_outline(
+        self, templates: tuple[str, ...], own: tuple[tuple[str, str], ...], n_clips: int, tags: tuple[str | None, ...]
+    ) -> Outline:
+        """`tags`: of each piece of the answer what it is where it is ours, and None where it is the row's."""
+        end = [
+            _slot("answer", str(number), supervise=True) if tag is None else Turn("answer", tag, supervise=True)
+            for number, tag in enumerate(tags)
+        ]
+        end.append(Turn("answer", END_OF_TEXT, supervise=True))
+        return Outline(tuple(tuple(_merge([*self._ask(one, own, n_clips), *end])) for one in templates))
+
+    def _ask(self, template: str, own: tuple[tuple[str, str], ...], n_clips: int) -> list[Turn]:
+        """A template with our own words in it. They are filled first, so that a tag and an instruction are whole."""
         template = re.sub(r"\{(\w+)\}", lambda m: dict(own).get(m[1], m[0]), template)
         asked, said = self._divide(template)
-        turns: list[Turn | str] = [Turn("prompt", self._audio(n_clips), supervise=False)] if n_clips else []
+        turns = [Turn("prompt", self._audio(n_clips), supervise=False)] if n_clips else []
         position = 0
         for match in _PIECES.finditer(asked):
             if match.start() > position:
@@ -160,18 +178,33 @@ class Prompt(ABC):
                 predicted = self.supervise_tags and match.start() > 0
                 turns.append(Turn("prompt", match[1], supervise=predicted))
             else:
-                turns.append(match[2])
+                turns.append(_slot("prompt", match[2], supervise=False))
             position = match.end()
         if position < len(asked):
             turns.append(Turn("prompt", asked[position:], supervise=False))
         return [*turns, Turn("answer", said, supervise=True)] if said else turns
 
 
-def _filled(turn: Turn | str, values: Mapping[str, str]) -> Turn:
-    """A turn, or the row's label of that name as one."""
-    if isinstance(turn, Turn):
+@dataclass(frozen=True, eq=False)  # compared by identity: facts about one are kept
+class Outline:
+    """Every wording of a row as turns. One without control tokens holds `names` in place of the row's own text."""
+
+    variants: tuple[tuple[Turn, ...], ...]
+
+
+def names(turn: Turn) -> list[str]:
+    """What stands in a turn of an outline that is a row's own text: labels, and pieces of the answer by number."""
+    return turn.text.split("\0")[:-1]
+
+
+def _slot(role: str, name: str, *, supervise: bool) -> Turn:
+    return Turn(role, f"{name}\0", supervise, Control.NONE)
+
+
+def _filled(turn: Turn, values: Mapping[str, str]) -> Turn:
+    if turn.control is Control.ALL:
         return turn
-    return Turn("prompt", values[turn], supervise=False, control=Control.NONE)
+    return Turn(turn.role, "".join(values[name] for name in names(turn)), turn.supervise, turn.control)
 
 
 class TagPrompt(Prompt):
@@ -210,6 +243,7 @@ class BothPrompts:
 
     def __init__(self, *, supervise_tags: bool = True):
         self.styles = (TagPrompt(supervise_tags=supervise_tags), NaturalPrompt(supervise_tags=supervise_tags))
+        self._joined = lru_cache(maxsize=1000)(lambda *ways: Outline(sum((way.variants for way in ways), ())))
 
     def turns(self, labels: Mapping[str, Any], n_clips: int, rng: np.random.Generator | None = None) -> list[Turn]:
         style = self.styles[0 if rng is None else int(rng.integers(len(self.styles)))]
@@ -217,6 +251,10 @@ class BothPrompts:
 
     def variants(self, labels: Mapping[str, Any], n_clips: int) -> list[list[Turn]]:
         return [turns for style in self.styles for turns in style.variants(labels, n_clips)]
+
+    def outline(self, labels: Mapping[str, Any], n_clips: int) -> tuple[Outline, dict[str, str]]:
+        (first, values), (second, _) = (style.outline(labels, n_clips) for style in self.styles)
+        return self._joined(first, second), values
 
 
 SYSTEM = "You are a helpful assistant."  # of both chats, where a dialogue brings no system message

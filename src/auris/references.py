@@ -86,12 +86,18 @@ def provide(module: AudioLMModule, twin: AudioLM | None) -> None:
     check(objective, data.samples)
     net.to(trainer.strategy.root_device)
     key = _key(net, data.valid_samples, module.hparams["recipe"], trainer.precision)
+    if data.examined:  # of a step that is taken apart, nothing else is looked at
+        numbers = sorted({number for number, _ in data.examined})
+        train, valid, tokens = [data.rows[number] for number in numbers], [], data.lengths.tokens[numbers]
+    else:
+        train, valid = data.rows, data.valid_rows
+        tokens = np.concatenate([data.lengths.tokens, data.valid_lengths.tokens])
     # Lightning builds models where new tensors go to the device; samples are made on the host.
     with torch.device("cpu"), trainer.precision_plugin.forward_context():
         table = compute(
             net,
-            [*data.rows, *data.valid_rows],
-            np.concatenate([data.lengths.tokens, data.valid_lengths.tokens]),
+            [*train, *valid],
+            tokens,
             data.valid_samples,
             file=data.cache_dir / f"references-{key}",
             token_budget=data.token_budget,
@@ -100,8 +106,8 @@ def provide(module: AudioLMModule, twin: AudioLM | None) -> None:
             together=module.meshes.tensor.size() if module.meshes and module.meshes.tensor else 1,
         )
     parallel.reshard(net)
-    data.samples.references = by_id(table, data.rows)
-    data.valid_samples.references = by_id(table, data.valid_rows)
+    data.samples.references = by_id(table, train)
+    data.valid_samples.references = by_id(table, valid)
 
 
 @torch.no_grad()

@@ -24,9 +24,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from auris import recipe
-from auris.data import shards
+from auris.data import shard_writer, shards
 from auris.data.manifests import Manifest, Selection, read_manifests
-from auris.data.shards import CONTENTS, SHARD, Contents, File
+from auris.data.parquet import File
+from auris.data.shards import CONTENTS, SHARD, Contents
 
 _SHOWN = 20  # rows that cannot be used, on the terminal; all of them are in problems.jsonl
 
@@ -60,11 +61,11 @@ def pack(
     [manifest] = read_manifests([entry], key="rows")
     out.mkdir(parents=True, exist_ok=True)
     job = Job(manifest.rows, out, rows_per_shard, _source(manifest, rows_per_shard), {})
-    job = Job(**{**vars(job), "known": _known(job)})
+    job = Job(**{**vars(job), "known": _known(job, console)})
     for draft in out.glob("*.tmp"):  # of a run that was killed
         draft.unlink()
     files = _pack_all(job, processes or len(os.sched_getaffinity(0)), console)
-    index, problems = shards.write_index(out, files)
+    index, problems = shard_writer.write_index(out, files)
     _write(out / "problems.jsonl", "".join(json.dumps({"id": row, "reason": why}) + "\n" for row, why in problems))
     contents = Contents(
         source=job.source, rows_per_shard=rows_per_shard, problems=len(problems), index=index, shards=tuple(files)
@@ -82,18 +83,28 @@ def _source(manifest: Manifest, rows_per_shard: int) -> str:
     return hashlib.sha256("\0".join([*facts, str(rows_per_shard)]).encode()).hexdigest()
 
 
-def _known(job: Job) -> dict[str, File]:
-    """What earlier runs have finished. Raises ValueError if that is something else than these rows."""
+def _known(job: Job, console: Console) -> dict[str, File]:
+    """What earlier runs have finished. Raises ValueError if that is something else than these rows.
+
+    A damaged list says nothing, not even of what: its shards are packed anew.
+    """
     known: dict[str, File] = {}
     sources: set[str] = set()
-    if (job.out / CONTENTS).is_file():
-        contents = Contents.parse((job.out / CONTENTS).read_text(errors="replace"), str(job.out / CONTENTS))
-        known |= {file.name: file for file in contents.shards}
-        sources.add(contents.source)
-    for path in job.out.glob("shard-*.json"):
-        receipt = json.loads(path.read_text())
-        sources.add(receipt.pop("source"))
-        known[receipt["name"]] = File(**receipt)
+    for path in [job.out / CONTENTS, *job.out.glob("shard-*.json")]:
+        try:
+            if path.name == CONTENTS:
+                contents = Contents.parse(path.read_text(errors="replace"), str(path))
+                source, files = contents.source, contents.shards
+            else:
+                receipt = json.loads(path.read_text(errors="replace"))
+                source, files = receipt.pop("source"), (File(**receipt),)
+        except FileNotFoundError:
+            continue
+        except (ValueError, TypeError, AttributeError, KeyError) as error:
+            console.print(f"{path} is damaged ({error}), what it lists is packed anew", highlight=False, soft_wrap=True)
+            continue
+        sources.add(source)
+        known |= {file.name: file for file in files}
     if sources - {job.source}:
         raise ValueError(f"{job.out} holds shards of other rows: give this one a directory of its own (out=DIR)")
     return known
@@ -143,10 +154,10 @@ def _pack_received(number: int) -> File:
 def _pack_shard(job: Job, number: int) -> File:
     name = SHARD.format(number)
     known = job.known.get(name)
-    if known is not None and shards.fault(job.out, known) is None:
+    if known is not None and shard_writer.fault(job.out, known) is None:
         return known
     places = slice(number * job.rows_per_shard, (number + 1) * job.rows_per_shard)
-    file = shards.write_shard(job.out / name, job.rows.pairs(places))
+    file = shard_writer.write_shard(job.out / name, job.rows.pairs(places))
     _write((job.out / name).with_suffix(".json"), json.dumps({"source": job.source, **asdict(file)}))
     return file
 
@@ -174,7 +185,7 @@ def check(folder: Path, console: Console) -> list[str]:
     """Read a directory of shards through; print and return what is wrong with it, a sentence for each file."""
     _, [place] = shards.find(folder)
     contents = Contents.parse(Path(place).read_text(errors="replace"), place)
-    wrong = [shards.fault(folder, file) for file in (*contents.shards, contents.index)]
+    wrong = [shard_writer.fault(folder, file) for file in (*contents.shards, contents.index)]
     wrong = [fault for fault in wrong if fault is not None]
     for fault in wrong:
         console.print(f"[red]{fault}[/red]", highlight=False, soft_wrap=True)

@@ -4,9 +4,8 @@ Unusual here: a checkpoint is a directory that gets its name when it is complete
 the tensors, and the manifest says of each part where in the whole tensor it lies. So any number of processes reads
 any checkpoint, each the slices that it needs. There is no pickle in it: tensors are safetensors, all else is JSON.
 
-    RUN/checkpoints/best.json                               which of them was the best
     RUN/checkpoints/step=00000200/manifest.json             written last: sizes and checksums of all, pieces of tensors
-                                  trainer.json              recipe, position, schedules, what the callbacks have counted
+                                  trainer.json              recipe, position, schedules, which was the best so far
                                   weights-00000-of-00002.safetensors
                                   optimizer-00000-of-00002.safetensors
 
@@ -22,7 +21,7 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -39,7 +38,7 @@ FORMAT = 1
 KINDS = ("weights", "optimizer")  # of tensors; what only asks a model reads the first kind alone
 FOLDER = "checkpoints"  # in a run directory
 
-_MANIFEST, _TRAINER, _BEST = "manifest.json", "trainer.json", "best.json"
+_MANIFEST, _TRAINER = "manifest.json", "trainer.json"
 _STEP = re.compile(r"step=(\d{8,})")
 _FILE = re.compile(rf"{re.escape(_TRAINER)}|({'|'.join(KINDS)})-\d{{5,}}-of-\d{{5,}}\.safetensors")
 _PARTIAL, _REMOVED = "partial-", "removed-"  # in front of a directory that is being written, or taken away
@@ -175,6 +174,11 @@ def is_snapshot(path: str | Path) -> bool:
     return path.is_dir() and bool((path / _MANIFEST).is_file() or _STEP.fullmatch(path.resolve().name))
 
 
+def directory(folder: str | Path, step: int) -> Path:
+    """Where the checkpoint of a step lies."""
+    return Path(folder) / f"step={step:08d}"
+
+
 def steps(folder: str | Path) -> list[int]:
     """Steps that a folder has checkpoints of, newest first; whether they are whole is not looked at."""
     names = [path.name for path in Path(folder).iterdir()] if Path(folder).is_dir() else []
@@ -195,7 +199,7 @@ def newest(
     for step in found:
         error, snapshot = "", None
         try:
-            snapshot = Snapshot(_directory(folder, step))
+            snapshot = Snapshot(directory(folder, step))
             snapshot.verify(kinds, world=world, rank=rank)
         except Damaged as damage:
             error = str(damage)
@@ -247,20 +251,13 @@ def find(path: str | Path, which: str = "last", kinds: Collection[str] = ("weigh
 
 
 def best(folder: str | Path) -> Snapshot | None:
-    """The best checkpoint of a folder, None if none was ever marked. Raises Damaged if it is not what was written."""
-    mark = best_mark(folder)
-    return Snapshot(_directory(folder, mark["step"])) if mark else None
+    """The best checkpoint of a folder, as the newest one that is whole says; None if that knows of none. Collective.
 
-
-def best_mark(folder: str | Path) -> dict[str, Any] | None:
-    """What `mark_best` has written: `step`, `metric`, `value`. Raises Damaged if that cannot be read."""
-    file = Path(folder) / _BEST
-    if not file.is_file():
-        return None
-    mark = _read_json(file)
-    if not isinstance(mark.get("step"), int) or not isinstance(mark.get("value"), float):
-        raise Damaged(f"{file} is damaged: expected a step and a value in it")
-    return mark
+    Raises Damaged if it is not what was written, ValueError if none of those that are there is whole.
+    """
+    newest_one = newest(folder, ())
+    mark = newest_one.state.get("best") if newest_one else None
+    return Snapshot(directory(folder, mark["step"])) if mark else None
 
 
 # ------------------------------------------------------------------------------------------------------------- writing
@@ -281,17 +278,18 @@ def write(
 
     Args:
         optimizer: None for the weights alone.
-        state: what is known beside tensors, as JSON has it; `recipe`, for those who load the model.
+        state: what is known beside tensors, as JSON has it; `recipe`, for those who load the model, and `best`, for
+            those who look for the best one: None, or its `step`.
 
     Raises SaveError, on every process, if one of them cannot write: the checkpoints before are as they were.
     """
     _, rank = place()
-    final = _directory(folder, step)
+    final = directory(folder, step)
     partial = final.with_name(_PARTIAL + final.name)
-    tables = _tables(module, optimizer)
-    writers = {kind: _writers(tables[kind]) for kind in KINDS}
-    state = {**state, "step": step, "groups": _groups(module, optimizer)}
     try:
+        tables = _together(lambda: _tables(module, optimizer))
+        writers = {kind: _writers(tables[kind]) for kind in KINDS}
+        state = {**state, "step": step, "groups": _groups(module, optimizer)}
         _together(lambda: _make(partial) if rank == 0 else None)
         own = _together(lambda: [_write_own(partial, kind, tables[kind], writers[kind], rank) for kind in KINDS])
         parts = _to_first(own)
@@ -303,24 +301,19 @@ def write(
     return final
 
 
-def mark_best(folder: str | Path, step: int, metric: str, value: float) -> None:
-    replace(Path(folder) / _BEST, json.dumps({"step": step, "metric": metric, "value": value}))
-
-
-def prune(folder: str | Path, step: int, keep: int) -> None:
-    """After the checkpoint of `step`: keep the newest `keep` and the best one.
+def prune(folder: str | Path, step: int, keep: int, best: int | None = None) -> None:
+    """After the checkpoint of `step`: keep the newest `keep` and the best one, of step `best`.
 
     Later ones are those that the run could not be resumed from; they get another name, for a person to look at.
     """
     folder = Path(folder)
-    mark = best_mark(folder)
     there = steps(folder)
     for later in [one for one in there if one > step]:
-        _set_aside(_directory(folder, later), _DAMAGED)
+        _set_aside(directory(folder, later), _DAMAGED)
     for old in [one for one in there if one <= step][keep:]:
-        if mark is None or old != mark["step"]:
+        if old != best:
             # Renamed first: a process killed on the way leaves nothing that looks like a checkpoint.
-            shutil.rmtree(_set_aside(_directory(folder, old), _REMOVED))
+            shutil.rmtree(_set_aside(directory(folder, old), _REMOVED))
     for prefix in (_REMOVED, _PARTIAL):  # of processes that were killed
         for left in folder.glob(f"{prefix}*"):
             shutil.rmtree(left)
@@ -563,10 +556,6 @@ def _groups(module: nn.Module, optimizer: Optimizer | None) -> list[dict[str, An
 # --------------------------------------------------------------------------------------------------- files, processes
 
 
-def _directory(folder: str | Path, step: int) -> Path:
-    return Path(folder) / f"step={step:08d}"
-
-
 def _read_manifest(path: Path) -> tuple[int, dict[str, dict[str, Any]], dict[str, dict[str, Stored]]]:
     """The step, the files, and the tensors of each kind."""
     file = path / _MANIFEST
@@ -681,13 +670,16 @@ def _from_first(value: _Result) -> _Result:
 
 
 def _together(work: Callable[[], _Result]) -> _Result:
-    """Do something on every process; where one of them cannot write, all raise its error."""
-    error, result = "", None
+    """Do something on every process; where one of them fails, in whatever way, all raise its error.
+
+    Nobody is left waiting for a process that is out of the work: the others would hang in what they do next together.
+    """
+    said, result, failure = "", None, None
     try:
         result = work()
-    except (OSError, Damaged) as failure:
-        error = str(failure)
-    errors: Iterable[str] = filter(None, _from_all(error))
-    if first := next(iter(errors), None):
-        raise SaveError(first)
+    except Exception as error:
+        failure = error
+        said = str(error) if isinstance(error, (OSError, Damaged)) else f"{type(error).__name__}: {error}"
+    if first := next(filter(None, _from_all(said)), None):
+        raise SaveError(first) from failure
     return result

@@ -21,6 +21,16 @@ from auris.parallel import Meshes
 PRECISIONS = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16}
 
 
+def check_world(world: int, **groups: int) -> None:
+    """That so many processes can be divided into groups. Raises ValueError if not."""
+    for name, size in groups.items():
+        if world % size:
+            raise ValueError(
+                f"trainer.strategy.{name}={size} does not divide the {world} processes of trainer.devices and "
+                f"trainer.num_nodes: expected a divisor of {world}"
+            )
+
+
 class Computation(Precision):
     """Says what is computed in; FSDP casts what it gathers, so nothing is left to do (no autocast over float32)."""
 
@@ -58,12 +68,7 @@ class Sharded(ModelParallelStrategy):
 
     def _configure_launcher(self) -> None:
         world = self.num_nodes * self.num_processes  # known from here on; no other process is running yet
-        for name in ("tensor_parallel", "replicas"):
-            if world % getattr(self, name):
-                raise ValueError(
-                    f"trainer.strategy.{name}={getattr(self, name)} does not divide the {world} processes of "
-                    f"trainer.devices and trainer.num_nodes: expected a divisor of {world}"
-                )
+        check_world(world, tensor_parallel=self.tensor_parallel, replicas=self.replicas)
         self._data_parallel_size = world // self.tensor_parallel
         super()._configure_launcher()
 

@@ -992,17 +992,16 @@ def group(labels: Mapping[str, Any]) -> str:
 
 def closed(labels: Mapping[str, Any]) -> dict[str, str]:
     """Template fields whose values are our own, and so may stand within a control token."""
-    task = find(labels["task"])
-    given = {**task.optional, **{key: value for key, value in labels.items() if isinstance(value, str)}}
-    known = {key: given[key] for key, (_, values) in _CLOSED.items() if given.get(key) in values}
+    optional = find(labels["task"]).optional
+    known: dict[str, str] = {}
+    for key, (_, values) in _CLOSED.items():
+        given = labels.get(key)
+        given = given if isinstance(given, str) else optional.get(key)
+        if given in values:
+            known[key] = given
     languages = {key: code for key, code in known.items() if key.endswith("language")}
     names = {f"{key}_name": LANGUAGES[code] for key, code in languages.items()}
     return known | names | {f"{key}_tag": _NEAREST_TAG.get(code, code) for key, code in languages.items()}
-
-
-def fields(labels: Mapping[str, Any]) -> dict[str, str]:
-    """A row's labels as template fields, languages also under the names that prompts use."""
-    return {key: value for key, value in labels.items() if isinstance(value, str)} | closed(labels)
 
 
 def check(labels: Mapping[str, Any]) -> str | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,7 +23,18 @@ from tokenizers import Tokenizer as FastTokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from auris.prompts import END_OF_TEXT, IM_END, IM_START, Control, NaturalPrompt, TagPrompt, Turn, audio_tags
+from auris.prompts import (
+    END_OF_TEXT,
+    IM_END,
+    IM_START,
+    Control,
+    NaturalPrompt,
+    Outline,
+    TagPrompt,
+    Turn,
+    audio_tags,
+    names,
+)
 from auris.tasks import LANGUAGES
 
 RANKS_FILE = "qwen.tiktoken"  # the BPE ranks in a directory of Qwen-Audio (v1)
@@ -30,6 +42,11 @@ RANKS_FILE = "qwen.tiktoken"  # the BPE ranks in a directory of Qwen-Audio (v1)
 # Pre-tokenisation of Qwen's vocabularies (Qwen-Audio tokenization_qwen.py, PAT_STR).
 _PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+# Its words in ASCII, where Python's classes of characters are those of the pattern.
+_ASCII_WORD = re.compile(
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\na-zA-Z0-9]?[a-zA-Z]+|[0-9]| ?[^\sa-zA-Z0-9]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    re.ASCII,
 )
 _PADS = (NaturalPrompt.audio_pad, TagPrompt.audio_pad)
 _BRACKETED = re.compile(r"(<\|[^|<>]*\|>|</?audio>|\[\[\[AUDIO:modality\]\]\])")
@@ -88,6 +105,11 @@ class Tokenizer:
         self._tags = {tag: self.id(tag) for tag in (TagPrompt.audio_pad, *audio_tags()) if self._has(tag)}
         self.ids = lru_cache(maxsize=10_000)(self._encode)
         self._marks = lru_cache(maxsize=10_000)(self._count_marks)
+        self._ours = lru_cache(maxsize=1000)(self._outline_sizes)
+        self._has_words = _reads_words(self._text)
+        self._count_word = lru_cache(maxsize=100_000)(
+            lambda word: len(self._text.encode(word, add_special_tokens=False))
+        )
 
     @classmethod
     def load(cls, path: str | Path, *, grow: bool = True) -> Tokenizer:
@@ -177,12 +199,23 @@ class Tokenizer:
             raise ValueError(f"the prompt has {used} audio marks, the row has {len(spans)} clips")
         return Encoded(np.array(ids, dtype=np.int64), np.array(supervise, dtype=bool), np.array(audio, dtype=bool))
 
-    def length(self, turns: Sequence[Turn], spans: Sequence[int]) -> int:
-        """Tokens of `encode` where the k-th span has `spans[k]` ids. Raises as there."""
-        marks = sum(self._marks(turn.text) for turn in turns if turn.control is Control.ALL)
+    def longest(self, outline: Outline, values: Mapping[str, str], spans: Sequence[int]) -> int:
+        """Tokens of the longest wording where the k-th span has `spans[k]` ids. Raises as `encode`."""
+        marks, wordings = self._ours(outline)
         if marks != len(spans):
             raise ValueError(f"the prompt has {marks} audio marks, the row has {len(spans)} clips")
-        return sum(len(self.ids(turn.text, turn.control)) for turn in turns) - marks + sum(spans)
+        return sum(spans) + max(
+            ours + sum(self.count("".join(values[name] for name in slot)) for slot in slots) for slots, ours in wordings
+        )
+
+    def count(self, text: str) -> int:
+        """Tokens of `plain`, none of them kept. Text in ASCII is counted word by word, in a fifth of the time."""
+        if not (self._has_words and text.isascii()):
+            return self._count(text)
+        return sum(map(self._count_word, _ASCII_WORD.findall(text)))
+
+    def _count(self, text: str) -> int:
+        return len(self._text.encode(text, add_special_tokens=False))
 
     def pad_of(self, turns: Sequence[Turn]) -> int:
         """The audio pad that these turns use; one of the vocabulary's where they hold no audio."""
@@ -223,6 +256,17 @@ class Tokenizer:
                 plain += piece
         return (*ids, *self.plain(plain))
 
+    def _outline_sizes(self, outline: Outline) -> tuple[int, list[tuple[tuple[tuple[str, ...], ...], int]]]:
+        """Audio marks of an outline, and by the row's own texts in a wording the most other tokens beside them."""
+        most: dict[tuple[tuple[str, ...], ...], int] = {}
+        for turns in outline.variants:
+            ours = [turn.text for turn in turns if turn.control is Control.ALL]
+            marks = sum(map(self._marks, ours))
+            slots = tuple(tuple(names(turn)) for turn in turns if turn.control is not Control.ALL)
+            size = sum(len(self.ids(text, Control.ALL)) for text in ours) - marks
+            most[slots] = max(size, most.get(slots, 0))
+        return marks, list(most.items())
+
     def _count_marks(self, text: str) -> int:
         """Audio pads in what we wrote, none of whose control tokens may be read as text, as one that the vocabulary
         lacks would be, silently."""
@@ -241,6 +285,17 @@ _OURS = frozenset(control_tokens()) - {f"<|{code}|>" for code in LANGUAGES}
 
 def _hears(fast: PreTrainedTokenizerFast) -> bool:
     return any(fast.backend_tokenizer.token_to_id(pad) is not None for pad in _PADS)
+
+
+def _reads_words(text: FastTokenizer) -> bool:
+    """Whether text in ASCII is divided by Qwen's pattern, and each word encoded by itself."""
+    if text.pre_tokenizer is None or not isinstance(text.normalizer, normalizers.NFC | None):
+        return False
+    steps = json.loads(text.pre_tokenizer.__getstate__()).get("pretokenizers", [])
+    for step in steps:
+        step.pop("trim_offsets", None)  # says where tokens stand, not what they are
+    split = {"type": "Split", "pattern": {"Regex": _PATTERN}, "behavior": "Isolated", "invert": False}
+    return steps == [split, {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}]
 
 
 def _from_pretrained(path: str | Path) -> PreTrainedTokenizerFast:

@@ -11,6 +11,7 @@ import sys
 import time
 import warnings
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,13 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from omegaconf import DictConfig
 from rich.console import Console
 
-from auris import callbacks, checkpoint, doctor, environment, recipe, references, snapshots, studies
+from auris import callbacks, checkpoint, doctor, environment, optim, parallel, recipe, references, snapshots, studies
 from auris.data.datamodule import AudioDataModule
 from auris.data.manifests import entries
 from auris.faults import RunStopped
 from auris.model import adapters
 from auris.module import AudioLMModule
-from auris.persistence import Checkpoints, Events, Preemption
+from auris.persistence import Checkpoints, Events, Preemption, alone
 from auris.tokenizer import Tokenizer
 
 # Recipe entries that may change between two starts of one run: where and how, not what.
@@ -59,8 +60,13 @@ def train(made: dict[str, Any]) -> Path:
     if made["dry_run"]:
         rehearse(made)
         return run_dir
-    if not claim(run_dir, made):
-        return run_dir
+    with alone(run_dir) if rank_zero_only.rank == 0 else nullcontext():
+        if claim(run_dir, made):
+            _train(made, run_dir)
+    return run_dir
+
+
+def _train(made: dict[str, Any], run_dir: Path) -> None:
     with Preemption() as preemption:
         module, data = build(made)
         keep_tokenizer(module.tokenizer, run_dir / "tokenizer")
@@ -70,9 +76,20 @@ def train(made: dict[str, Any]) -> Path:
     if trainer.is_global_zero:
         summary = {"steps": trainer.global_step, "seconds": round(time.time() - started, 1)}
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        snapshots.replace(run_dir / "finished.json", json.dumps({**summary, **metrics}, indent=1))
+        content = {**summary, **metrics, **{f"faults/{what}": number for what, number in count_faults(trainer).items()}}
+        snapshots.replace(run_dir / "finished.json", json.dumps(content, indent=1))
         rank_zero_info(f"finished {run_dir}: {summary['steps']} steps, {summary['seconds']} s in this session")
-    return run_dir
+
+
+def count_faults(trainer: L.Trainer) -> dict[str, int]:
+    """What a run went through, in numbers."""
+    counts: dict[str, int] = {}
+    for one in [*trainer.callbacks, *trainer.loggers]:
+        if isinstance(one, callbacks.Faults):
+            counts |= one.counts
+        elif isinstance(one, (Checkpoints, Events)):
+            counts["checkpoints" if isinstance(one, Checkpoints) else "event_files"] = one.failed
+    return counts
 
 
 @rank_zero_only
@@ -100,6 +117,7 @@ def rehearse(made: dict[str, Any]) -> None:
         packs=first,
         tokenizer=module.tokenizer,
         epoch=data.survey(environment.planned_ranks(made["trainer"])),
+        moment=optim.moment_bytes(made["optim"]),
     )
 
 
@@ -136,7 +154,7 @@ def claim(run_dir: Path, made: dict[str, Any]) -> bool:
     file = run_dir / "recipe.yaml"
     rank_zero_only(snapshots.recover)(run_dir / snapshots.FOLDER)
     if not snapshots.steps(run_dir / snapshots.FOLDER):
-        recipe.save(made, file)
+        rank_zero_only(recipe.save)(made, file)
         return True
     changed = [line for line in recipe.differences(recipe.load(file), made) if not line.startswith(_FREE)]
     if changed:
@@ -163,6 +181,9 @@ def build(made: dict[str, Any]) -> tuple[AudioLMModule, AudioDataModule]:
             raise
         raise FileNotFoundError(f"{error}; a run brings its own: tokenizer={made['checkpoint']}/tokenizer") from error
     net = recipe.build_net(made, tokenizer)
+    if (together := environment.tensor_parallel(made["trainer"])) > 1:  # said here, before processes are started
+        adapted = {adapters.LORA, adapters.NEW_TOKENS} & set(made["trainable"])
+        parallel.check_split(net, together, adapted=bool(adapted))
     views = {
         train: recipe.build_samples(
             made, net, tokenizer, long_audio=data["long_audio"], silent_audio=data["silent_audio"], train=train

@@ -8,12 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from auris import tasks
 from auris.audio import Geometry
 from auris.data import lengths
 from auris.data.lengths import Lengths, measure
 from auris.data.manifests import Manifest, read_manifests
+from auris.data.rows import Clip, Record, Row, Unread
 from auris.data.samples import ChatSamples, TextSamples
-from auris.prompts import Qwen2AudioChat, QwenAudioChat, TagPrompt
+from auris.prompts import BothPrompts, NaturalPrompt, Qwen2AudioChat, QwenAudioChat, TagPrompt, UnknownLanguagePrompt
+from auris.tasks import TASKS
 from auris.tokenizer import Tokenizer
 from manifests import samples_of, speech_rows, tokenizer, write_manifest, write_wave
 
@@ -105,8 +108,6 @@ def test_another_view_of_the_rows_is_measured_anew(folder, cache, changed):
 
 
 def test_another_wording_is_measured_anew(folder, cache, monkeypatch):
-    from auris import tasks
-
     found = manifests(folder)
     short = measure(found, samples_of(), cache)
     asr = tasks.TASKS["asr"]
@@ -246,3 +247,47 @@ def test_seconds_that_are_not_heard_are_said_from_the_cache_too(folder, cache):
     for _ in range(2):
         with pytest.warns(UserWarning, match=r"of 1 rows only the first 30 s are heard; 3\.0 s are dropped"):
             assert measure(found, samples_of(long_audio="first"), cache).dropped == {3: 3.0}
+
+
+def rows_of_all_kinds() -> list[Row]:
+    """A row for each task, its text in several scripts; and what its labels leave open."""
+    words = [{"word": "the", "start": 0.1, "end": 0.4}, {"word": "cat", "start": 0.4, "end": 0.9}]
+    labels = {"text": "it's the 3rd  cat\n", "question": "Which <|en|> sound?", "words": words, "intent": "go"}
+    labels |= {"slots": {"to": "x"}, "notes": {"pitch": 60, "velocity": 3, "instrument": "bass", "sonic": ["dark"]}}
+    rows = []
+    for code in sorted(TASKS.keys() - {"chat", "preference"}):
+        for language, extra in (("en", {}), ("de", {"text": "ein Hund schläft 猫", "caption_style": "clotho"})):
+            said = labels | {"task": code, "language": language, "target_language": "fr"} | extra
+            rows.append(Row(code, () if code == "text" else (Clip(Path("x.wav"), duration=1.0),), said))
+    return rows
+
+
+@pytest.mark.parametrize("prompt", [TagPrompt(), NaturalPrompt(), UnknownLanguagePrompt(), BothPrompts()])
+def test_the_length_of_a_row_is_that_of_its_longest_wording(prompt):
+    samples = samples_of(prompt=prompt)
+    for row in rows_of_all_kinds():
+        assert tasks.check(row.labels) is None
+        spans = samples.spans(row)
+        pads = [[samples.tokenizer.id("<|AUDIO|>")] * n for n in spans]
+        written = [samples.tokenizer.encode(turns, pads) for turns in prompt.variants(row.labels, len(row.clips))]
+        assert samples.length(row, spans) == max(len(one.ids) for one in written), (row.id, row.labels)
+
+
+def test_rows_whose_file_could_not_be_read_are_measured_again_and_no_others(folder, cache, monkeypatch):
+    (manifest,) = manifests(folder, stated=True)
+    whole = measure([manifest], samples_of(), cache / "whole")
+    decode, asked = type(manifest.rows.store).decode, []
+
+    def fail(store: object, record: Record) -> Row:
+        asked.append(record.id)
+        return Row("r1", problem=Unread("timed out")) if record.id == "r1" else decode(store, record)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(manifest.rows.store), "decode", fail)
+        assert measure([manifest], samples_of(), cache).problems == {1: "timed out"}
+        asked.clear()
+        assert measure([manifest], samples_of(), cache).problems == {1: "timed out"} and asked == ["r1"]
+    assert equal(measure([manifest], samples_of(), cache), whole)
+    forbid_measuring(monkeypatch)
+    monkeypatch.setattr(lengths, "_measure_again", lengths._measure)
+    assert equal(measure([manifest], samples_of(), cache), whole)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 import pickle
 import shutil
 from pathlib import Path
@@ -15,11 +16,12 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 import torch
+from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
 from rich.console import Console
 from torch.utils.data import DataLoader
 
 from auris.audio import AudioError
-from auris.data import shards
+from auris.data import parquet, shard_writer
 from auris.data.datamodule import AudioDataModule, Steps, pack
 from auris.data.lengths import measure
 from auris.data.manifests import Manifest, Selection, read_manifests
@@ -184,12 +186,12 @@ def test_shards_are_read_from_a_url(packed):
 
 
 def test_few_files_stay_open_and_little_is_kept(packed, monkeypatch):
-    monkeypatch.setattr(shards, "OPEN_FILES", 2)
+    monkeypatch.setattr(parquet, "OPEN_FILES", 2)
     rows = read(packed).rows
     for n in np.random.default_rng(0).permutation(23):
         built(rows[int(n)])
     reader = rows.store.reader
-    assert len(reader._opened) <= 2 and len(reader._tables) <= shards.TABLES
+    assert len(reader._opened) <= 2 and len(reader._tables) <= parquet.TABLES
 
 
 def test_rows_of_shards_can_be_sent_to_another_process(packed):
@@ -200,7 +202,7 @@ def test_rows_of_shards_can_be_sent_to_another_process(packed):
 
 
 def test_a_shard_holds_groups_of_about_the_bytes_that_one_read_may_cost(tmp_path, monkeypatch):
-    monkeypatch.setattr(shards, "GROUP_BYTES", 30_000)
+    monkeypatch.setattr(shard_writer, "GROUP_BYTES", 30_000)
     path = write_manifest(tmp_path / "rows.jsonl", speech_rows(tmp_path, [0.4] * 10))  # 12,844 bytes each
     pack_shards(str(path), tmp_path / "out", rows_per_shard=100, processes=1, console=QUIET)
     facts = pq.read_metadata(tmp_path / "out" / "shard-00000.parquet")
@@ -297,7 +299,116 @@ def test_columns_and_labels_are_refused_for_shards_of_ours(packed):
         read(packed, labels={"task": "asr"})
 
 
+@pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "a\0b", 300 * "x", "shard-00001.parquet", 7])
+@pytest.mark.parametrize("which", ["shards", "index"])
+def test_a_list_names_its_own_files_alone_even_where_its_checksum_is_right(copy, which, name):
+    path = copy / "shards.json"
+    facts = json.loads(path.read_text())
+    facts.pop("sha256")
+    entry = facts["index"] if which == "index" else facts["shards"][0]
+    entry["name"] = name
+    path.write_text(json.dumps(facts | {"sha256": parquet.hash_of(json.dumps(facts).encode())}))
+    with pytest.raises(ValueError, match="is no list of shards: it names"):
+        read(copy)
+
+
+@pytest.mark.parametrize("given", ["5", "[]", "null", '"x"', "{", "1" + 5000 * "0", 2000 * "[", '{"audio": 3}'])
+def test_a_row_of_a_shard_that_is_none_is_a_named_problem(packed, monkeypatch, given):
+    rows = read(packed).rows
+    fields = rows.store.reader.fields
+    monkeypatch.setattr(rows.store.reader, "fields", lambda *place: fields(*place) | {"row": given})
+    assert rows[0].problem
+
+
+# --- storage that fails ---
+
+
+class Flaky:
+    """A storage of which the next `failures` of some of its methods fail."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *methods: str):
+        self.failures = 0
+        for name in methods:
+            owner = MemoryFile if hasattr(MemoryFile, name) and name == "read" else MemoryFileSystem
+            monkeypatch.setattr(owner, name, self._wrap(getattr(owner, name)))
+
+    def _wrap(self, method: Any) -> Any:
+        def call(*arguments: Any, **options: Any) -> Any:
+            if self.failures > 0:
+                self.failures -= 1
+                raise RuntimeError("503 slow down")
+            return method(*arguments, **options)
+
+        return call
+
+
+@pytest.fixture
+def bucket(packed, tmp_path):
+    """`packed`, and a file of others, in memory."""
+    memory = fsspec.filesystem("memory")
+    memory.put(str(packed), "/bucket/packed", recursive=True)
+    memory.put(str(hub(tmp_path, n=3)), "/bucket/a.parquet")
+    yield "memory://bucket"
+    memory.rm("/bucket", recursive=True)
+
+
+def test_a_read_that_fails_once_is_done_again(packed, bucket, monkeypatch):
+    for path, form in ((f"{bucket}/packed", {}), (f"{bucket}/a.parquet", FORM)):
+        rows = read(path, **form).rows
+        expected = rows[0].clips[0].path.read()
+        rows = read(path, **form).rows
+        with monkeypatch.context() as patch:
+            storage = Flaky(patch, "read")
+            rows[0]
+            storage.failures = 1
+            assert rows[0].clips[0].path.read() == expected and storage.failures == 0
+
+
+def test_a_file_that_cannot_be_read_now_is_a_named_problem_and_asked_for_at_the_next_start(
+    bucket, tmp_path, monkeypatch
+):
+    path = f"{bucket}/a.parquet"
+    with monkeypatch.context() as patch:
+        Flaky(patch, "open").failures = 99
+        (manifest,) = read_manifests([{"path": path, **FORM}], cache_dir=tmp_path / "cache")
+        measured = measure([manifest], samples_of(), tmp_path / "cache")
+        assert list(measured.problems) == [0] and "a.parquet: cannot be read (RuntimeError: 503" in measured.problems[0]
+    (manifest,) = read_manifests([{"path": path, **FORM}], cache_dir=tmp_path / "cache")
+    measured = measure([manifest], samples_of(), tmp_path / "cache")
+    assert len(manifest.rows) == 3 and measured.problems == {}
+
+
+@pytest.mark.parametrize("method", ["exists", "ls", "cat_file", "ukey"])
+def test_a_storage_that_does_not_answer_ends_the_run_with_its_name(bucket, monkeypatch, method):
+    path = f"{bucket}/a.parquet" if method == "ukey" else f"{bucket}/packed"
+    with monkeypatch.context() as patch:
+        Flaky(patch, method).failures = 99
+        with pytest.raises(ValueError, match="bucket.*503 slow down"):
+            read(path, **(FORM if method == "ukey" else {}))
+
+
 # --- Parquet of others ---
+
+
+@pytest.mark.parametrize("path", ["../secret.wav", "/etc/passwd", "{root}/secret.wav", "a/../../secret.wav"])
+def test_sound_is_not_looked_for_outside_the_folder_of_the_file(tmp_path, path):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    write_wave(tmp_path / "secret.wav", 0.5)
+    paths = pa.array([path.format(root=tmp_path)] * 3)
+    rows = read(hub(folder, n=3, audio=paths), **FORM).rows
+    assert all(row.problem and "is not below" in row.problem for row in rows)
+
+
+@pytest.mark.parametrize("path", ["a\0b.wav", 5000 * "x", "\u202e/猫.wav", " ", "."])
+def test_names_that_no_sound_can_have_are_problems(tmp_path, path):
+    measured = measure([read(hub(tmp_path, n=3, audio=pa.array([path] * 3)), **FORM)], samples_of(), tmp_path / "cache")
+    assert list(measured.problems) == [0, 1, 2]
+
+
+def test_beside_a_url_nothing_is_looked_for(bucket, tmp_path):
+    fsspec.filesystem("memory").put(str(hub(tmp_path, n=2, audio=pa.array(["a.wav", "b.wav"]))), "/bucket/b.parquet")
+    assert all("beside a URL nothing" in row.problem for row in read(f"{bucket}/b.parquet", **FORM).rows)
 
 
 def sound(seconds: float, folder: Path) -> bytes:

@@ -17,13 +17,15 @@ from rich.progress import track
 
 from auris.audio import AudioError
 from auris.data import cache
-from auris.data.manifests import Manifest, keys, unstated
-from auris.data.rows import Row
+from auris.data.manifests import Manifest, keys, stretch, unstated
+from auris.data.parquet import ShardError
+from auris.data.rows import Row, Unread
 from auris.data.samples import RowError, Samples, TooLong
 from auris.prompts import SYSTEM, Chat
 from auris.tasks import TASKS
 
-_CHUNK = 5_000  # rows that a process measures at a time, in about a second; with fewer there is no progress bar
+_VERSION = "2"  # of the arrays on disk
+_CHUNK = 5_000  # rows that a process measures at a time; with fewer there is no progress bar
 
 
 @dataclass(frozen=True)
@@ -67,11 +69,27 @@ def _cached(manifest: Manifest, samples: Samples, cache_dir: Path) -> Lengths:
     path = cache_dir / f"lengths-{_key(manifest, samples)}.npz"
     if stored := cache.load(path):
         tables = (json.loads(str(stored[name])) for name in ("problems", "dropped"))
-        return Lengths(stored["tokens"], *({int(k): v for k, v in table.items()} for table in tables))
-    measured = _measure(manifest.rows, samples)
+        measured = Lengths(stored["tokens"], *({int(k): v for k, v in table.items()} for table in tables))
+        unread = stored["unread"].tolist()
+        if not unread:
+            return measured
+        measured = _measure_again(measured, unread, manifest.rows, samples)
+    else:
+        measured = _measure(manifest.rows, samples)
+    unread = [number for number, problem in measured.problems.items() if isinstance(problem, Unread)]
     tables = {"problems": json.dumps(measured.problems), "dropped": json.dumps(measured.dropped)}
-    cache.save(path, tokens=measured.tokens, **tables)
+    cache.save(path, tokens=measured.tokens, unread=np.array(unread, dtype=np.int64), **tables)
     return measured
+
+
+def _measure_again(before: Lengths, numbers: Sequence[int], rows: Sequence[Row], samples: Samples) -> Lengths:
+    """Lengths in which these rows, whose files could not be read, are what they are now."""
+    now = _measure_chunk((rows[number] for number in numbers), samples)
+    before.tokens[numbers] = now.tokens
+    problems = {number: reason for number, reason in before.problems.items() if number not in set(numbers)}
+    problems |= {numbers[place]: reason for place, reason in now.problems.items()}
+    dropped = before.dropped | {numbers[place]: seconds for place, seconds in now.dropped.items()}
+    return Lengths(before.tokens, dict(sorted(problems.items())), dict(sorted(dropped.items())))
 
 
 def _measure(rows: Sequence[Row], samples: Samples) -> Lengths:
@@ -93,7 +111,7 @@ def _in_chunks(rows: Sequence[Row], samples: Samples, starts: Sequence[int]) -> 
     """Chunks as they are done, with the number of their first row."""
     processes = min(len(os.sched_getaffinity(0)), len(starts))
     if processes == 1:
-        yield from ((start, _measure_chunk(rows[start : start + _CHUNK], samples)) for start in starts)
+        yield from ((start, _measure_chunk(stretch(rows, start, start + _CHUNK), samples)) for start in starts)
         return
     # Forked, as the loader's workers are: neither the rows nor the tokenizer travel.
     with ProcessPoolExecutor(processes, get_context("fork"), _receive, (rows, samples)) as pool:
@@ -116,7 +134,7 @@ def _receive(rows: Sequence[Row], samples: Samples) -> None:
 def _measure_received(start: int) -> Lengths:
     assert _received is not None
     rows, samples = _received
-    return _measure_chunk(rows[start : start + _CHUNK], samples)
+    return _measure_chunk(stretch(rows, start, start + _CHUNK), samples)
 
 
 def _measure_chunk(rows: Iterable[Row], samples: Samples) -> Lengths:
@@ -125,9 +143,10 @@ def _measure_chunk(rows: Iterable[Row], samples: Samples) -> Lengths:
     dropped: dict[int, float] = {}
     for number, row in enumerate(rows):
         tokens.append(0)
+        if row.problem:
+            problems[number] = row.problem
+            continue
         try:
-            if row.problem:
-                raise RowError(row.problem)
             spans = samples.spans(row)
             samples.check_spans(spans)
             tokens[number] = samples.length(row, spans)
@@ -137,6 +156,8 @@ def _measure_chunk(rows: Iterable[Row], samples: Samples) -> Lengths:
             if samples.long_audio == "error":
                 raise ValueError(f"row {row.id}: {error}") from error
             problems[number] = str(error)
+        except ShardError as error:
+            problems[number] = Unread(error)
         except (RowError, AudioError) as error:
             problems[number] = str(error)
     return Lengths(np.array(tokens, dtype=np.int64), problems, dropped)
@@ -145,6 +166,7 @@ def _measure_chunk(rows: Iterable[Row], samples: Samples) -> Lengths:
 def _key(manifest: Manifest, samples: Samples) -> str:
     """What the lengths depend on: rows, vocabulary, wording, geometry, policy, and unstated files' sizes and times."""
     facts = [
+        _VERSION,
         manifest.digest,
         hashlib.sha256(keys(manifest.rows)).hexdigest(),
         type(samples).__name__,

@@ -16,8 +16,10 @@ import numpy as np
 
 from auris import tasks
 from auris.data import shards
+from auris.data.hub import ParquetFiles
 from auris.data.packing import row_key
-from auris.data.rows import Form, Record, Row, decode
+from auris.data.rows import Form, Record, Row
+from auris.data.shards import Shards
 from auris.data.store import Lines, Store
 
 
@@ -53,7 +55,7 @@ class Selection(Sequence[Row]):
 
     def pairs(self, places: slice) -> Iterator[tuple[Record, Row]]:
         """A stretch of rows as they stand in their file and decoded, read one after the other."""
-        numbers = self._chosen[places]
+        numbers = np.arange(*places.indices(len(self))) if self._numbers is None else self._numbers[places]
         for number, record in zip(numbers.tolist(), self.store.records(numbers), strict=True):
             yield record, self._decode(number, record)
 
@@ -77,7 +79,7 @@ class Selection(Sequence[Row]):
         return np.arange(len(self.store)) if self._numbers is None else self._numbers
 
     def _decode(self, number: int, record: Record) -> Row:
-        row = decode(record, self.store.folder)
+        row = self.store.decode(record)
         if not self._repeated[number]:
             return row
         return Row(self.store.name(number), row.clips, row.labels, f"id {row.id!r} is used by an earlier row")
@@ -126,6 +128,13 @@ class Ids(Sequence[str]):
 def keys(rows: Sequence[Row]) -> np.ndarray:
     """(rows,) uint64: `row_key` of the ids."""
     return rows.keys if isinstance(rows, Selection) else np.array([row_key(row.id) for row in rows], dtype=np.uint64)
+
+
+def stretch(rows: Sequence[Row], start: int, stop: int) -> Iterator[Row]:
+    """Neighbouring rows, each forgotten before the next: very many at once are slow to look after."""
+    if isinstance(rows, Selection):
+        return (row for _, row in rows.pairs(slice(start, stop)))
+    return (rows[number] for number in range(start, min(stop, len(rows))))
 
 
 def unstated(rows: Sequence[Row]) -> Iterator[Row]:
@@ -184,7 +193,9 @@ def read_manifests(
 
 def _open(entry: Mapping[str, Any], cache_dir: Path | None) -> Store:
     path, form = entry["path"], Form(dict(entry.get("columns") or {}), dict(entry.get("labels") or {}))
-    return shards.store(str(path), form, cache_dir) if shards.is_parquet(path) else Lines(Path(path), form, cache_dir)
+    if not shards.is_parquet(path):
+        return Lines(Path(path), form, cache_dir)
+    return (ParquetFiles if str(path).endswith(".parquet") else Shards)(str(path), form, cache_dir)
 
 
 def _check_ids(manifests: Sequence[Manifest], key: str) -> None:

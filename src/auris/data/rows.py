@@ -57,6 +57,13 @@ class Row:
     problem: str | None = None
 
 
+class Unread(str):
+    """A row's problem that may be gone the next time: its file could not be read."""
+
+    def __new__(cls, reason: object) -> Unread:
+        return super().__new__(cls, reason)
+
+
 class Record(NamedTuple):
     """A row as its file holds it."""
 

@@ -158,8 +158,7 @@ class Samples(ABC):
 
     def _longest(self, row: Row, spans: Sequence[int]) -> int:
         _check_task(row)
-        variants = self.prompt.variants(row.labels, len(row.clips))
-        return max(self.tokenizer.length(turns, spans) for turns in variants)
+        return self.tokenizer.longest(*self.prompt.outline(row.labels, len(row.clips)), spans)
 
     def check_spans(self, spans: Sequence[int]) -> None:
         if any(n == 0 for n in spans):
@@ -247,7 +246,7 @@ class TextSamples(Samples):
         return self.tokenizer.encode(turns, [span], is_audio=False)
 
     def length(self, row: Row, spans: Sequence[int]) -> int:
-        content = len(self.tokenizer.plain(self._content(row))) if row.clips else 0
+        content = self.tokenizer.count(self._content(row)) if row.clips else 0
         longest = self.REPEATS[1] * content + self.BLANKS[1] * (content + 1)
         return self._longest(row, [longest] * len(row.clips))
 

@@ -22,9 +22,10 @@ import numpy as np
 
 from auris.data import cache
 from auris.data.packing import row_key
-from auris.data.rows import Form, Record, decode, is_plain, parse
+from auris.data.rows import Form, Record, Row, decode, is_plain, parse
 
 _VERSION = 1  # of the arrays on disk
+_TOGETHER = 64  # lines read at once
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -85,12 +86,13 @@ class Store(ABC):
 
     def __init__(self, path: str, folder: Path, form: Form, cache_dir: Path | None):
         self.path, self.folder, self.form = path, folder, form
+        self.is_read = True  # False: something could not be read now, which the next start tries anew
         facts = [str(_VERSION), type(self).__name__, self.digest, repr(form)]
         key = hashlib.sha256("\0".join(facts).encode()).hexdigest()[:24]
         file = None if cache_dir is None else cache_dir / f"rows-{key}.npz"
         stored = None if file is None else cache.load(file)
         self.index = Index(**stored) if stored else self.scan()
-        if file is not None and not stored:
+        if file is not None and not stored and self.is_read:
             cache.save(file, **vars(self.index))
 
     def __len__(self) -> int:
@@ -112,6 +114,9 @@ class Store(ABC):
     @abstractmethod
     def record(self, number: int) -> Record:
         """One row, wherever it stands."""
+
+    def decode(self, record: Record) -> Row:
+        return decode(record, self.folder)
 
     def records(self, numbers: np.ndarray) -> Iterator[Record]:
         """Rows with ascending numbers, one after the other."""
@@ -152,12 +157,28 @@ class Lines(Store):
         return self._name(int(self.index.names[number]))
 
     def record(self, number: int) -> Record:
+        return next(self._neighbours(number, 1))
+
+    def records(self, numbers: np.ndarray) -> Iterator[Record]:
+        """Neighbours are read together: a read of its own for each takes as long as to parse it."""
+        starts = np.flatnonzero(np.diff(numbers, prepend=-2) != 1)
+        for run in np.split(numbers, starts[1:]):
+            for first in range(0, len(run), _TOGETHER):
+                yield from self._neighbours(int(run[first]), min(_TOGETHER, len(run) - first))
+
+    def _neighbours(self, first: int, number: int) -> Iterator[Record]:
+        places = self.index.places[first : first + number + 1].tolist()
+        block = self._pread(places[0], places[-1])
+        names = self.index.names[first : first + number].tolist()
+        for name, start, stop in zip(names, places, places[1:], strict=False):
+            yield self._parse(block[start - places[0] : stop - places[0]], self._name(name))
+
+    def _pread(self, start: int, stop: int) -> bytes:
         if self._file is None:
             self._file = self._path.open("rb", buffering=0)
         if _stamp(os.fstat(self._file.fileno())) != self._stamp:
             self._check_unchanged()
-        start, stop = self.index.places[number : number + 2].tolist()
-        return self._parse(os.pread(self._file.fileno(), stop - start, start), self.name(number))
+        return os.pread(self._file.fileno(), stop - start, start)
 
     def _name(self, line: int) -> str:
         return f"{self._label}:{line}"
