@@ -164,8 +164,8 @@ def memory(
     moment: int = 4,
     buckets: bool = False,
 ) -> Memory:
-    """What a stage needs, by sizes alone: `frozen` bytes for each frozen parameter, `moment` for each of the two moments
-    of a trained one; `buckets`: gradients twice, by DDP.
+    """What a stage needs, by sizes alone: `frozen` bytes for each frozen parameter, `moment` for each of the two
+    moments of a trained one; `buckets`: gradients twice, by DDP.
 
     A layer keeps, `number` bytes each, 8 H + 4 F numbers per token in the LLM (gated MLP of width F) and 8 D + 2 F per
     frame in the encoder; recomputed, only its input. Frozen layers keep as much while anything below them learns, and
