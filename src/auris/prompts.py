@@ -147,19 +147,21 @@ class Prompt(ABC):
         self, templates: tuple[str, ...], labels: Mapping[str, Any], n_clips: int
     ) -> tuple[Outline, dict[str, str]]:
         own = tasks.closed(labels)
-        values = dict(labels)
-        tags: list[str | None] = []
-        for number, piece in enumerate(tasks.find(labels["task"]).pieces(labels, natural=self.natural)):
-            tags.append(str(piece) if isinstance(piece, Tag) else None)
-            values[str(number)] = str(piece)  # no label of a template is called by a number
+        pieces = tasks.find(labels["task"]).pieces(labels, natural=self.natural)
+        tags = [str(piece) if isinstance(piece, Tag) else None for piece in pieces]
+        values = {**labels, **{self._piece(number): str(piece) for number, piece in enumerate(pieces)}}
         return self._outlined(templates, tuple(own.items()), n_clips, tuple(tags)), values
+
+    def _piece(self, number: int) -> str:
+        """The name of a piece of the answer among a row's texts; no label has such a one."""
+        return f"{'said' if self.natural else 'written'} {number}"
 
     def _make_outline(
         self, templates: tuple[str, ...], own: tuple[tuple[str, str], ...], n_clips: int, tags: tuple[str | None, ...]
     ) -> Outline:
         """`tags`: of each piece of the answer what it is where it is ours, and None where it is the row's."""
         end = [
-            _slot("answer", str(number), supervise=True) if tag is None else Turn("answer", tag, supervise=True)
+            _slot("answer", self._piece(number), supervise=True) if tag is None else Turn("answer", tag, supervise=True)
             for number, tag in enumerate(tags)
         ]
         end.append(Turn("answer", END_OF_TEXT, supervise=True))
@@ -253,8 +255,8 @@ class BothPrompts:
         return [turns for style in self.styles for turns in style.variants(labels, n_clips)]
 
     def outline(self, labels: Mapping[str, Any], n_clips: int) -> tuple[Outline, dict[str, str]]:
-        (first, values), (second, _) = (style.outline(labels, n_clips) for style in self.styles)
-        return self._joined(first, second), values
+        (first, written), (second, said) = (style.outline(labels, n_clips) for style in self.styles)
+        return self._joined(first, second), written | said
 
 
 SYSTEM = "You are a helpful assistant."  # of both chats, where a dialogue brings no system message

@@ -16,6 +16,7 @@ from auris.data.manifests import Manifest, read_manifests
 from auris.data.rows import Clip, Record, Row, Unread
 from auris.data.samples import ChatSamples, TextSamples
 from auris.prompts import BothPrompts, NaturalPrompt, Qwen2AudioChat, QwenAudioChat, TagPrompt, UnknownLanguagePrompt
+from auris.task_table import EXAMPLE
 from auris.tasks import TASKS
 from auris.tokenizer import Tokenizer
 from manifests import samples_of, speech_rows, tokenizer, write_manifest, write_wave
@@ -251,14 +252,15 @@ def test_seconds_that_are_not_heard_are_said_from_the_cache_too(folder, cache):
 
 def rows_of_all_kinds() -> list[Row]:
     """A row for each task, its text in several scripts; and what its labels leave open."""
-    words = [{"word": "the", "start": 0.1, "end": 0.4}, {"word": "cat", "start": 0.4, "end": 0.9}]
-    labels = {"text": "it's the 3rd  cat\n", "question": "Which <|en|> sound?", "words": words, "intent": "go"}
-    labels |= {"slots": {"to": "x"}, "notes": {"pitch": 60, "velocity": 3, "instrument": "bass", "sonic": ["dark"]}}
     rows = []
     for code in sorted(TASKS.keys() - {"chat", "preference"}):
-        for language, extra in (("en", {}), ("de", {"text": "ein Hund schläft 猫", "caption_style": "clotho"})):
-            said = labels | {"task": code, "language": language, "target_language": "fr"} | extra
-            rows.append(Row(code, () if code == "text" else (Clip(Path("x.wav"), duration=1.0),), said))
+        task = TASKS[code]
+        labels = {name: EXAMPLE[name] for name in (*task.needs, *task.optional, *task.uses) if name in EXAMPLE}
+        for extra in ({"text": "it's the 3rd  cat\n"}, {"text": "ein Hund schläft 猫", "language": "de"}):
+            own = {"text": task.choices[0]} if task.choices else {"question": "Which <|en|> sound?"}
+            said = labels | {"language": "en"} | extra | own | {"task": code}
+            clips = () if code == "text" else task.clips * (Clip(Path("x.wav"), duration=1.0),)
+            rows.append(Row(code, clips, said))
     return rows
 
 
