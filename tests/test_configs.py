@@ -28,7 +28,12 @@ PRIMARIES = {  # with what each of them cannot do without
     "prefer": ["out=pairs.jsonl"],
 }
 # The primaries in which the parts of these groups are chosen; of all others, train.
-SHARED = {"data": ("train", "evaluate", "prefer"), "benchmark": ("evaluate",), "judge": ("evaluate", "prefer")}
+SHARED = {
+    "data": ("train", "evaluate", "prefer"),
+    "benchmark": ("evaluate",),
+    "judge": ("evaluate", "prefer"),
+    "sizes": ("corpus",),
+}
 STUDIES = sorted(path.stem for path in (ROOT / "ablations").glob("*.yaml"))
 
 
