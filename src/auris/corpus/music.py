@@ -44,7 +44,7 @@ class Note:
 
 def perform(name: str, rng: Rng, notes: Sequence[Note], touch: float | None = None) -> Signal:
     """The notes on the instrument `name`, at a root mean square of 1; `touch` from 0, dull, to 1, bright."""
-    instrument, _ = INSTRUMENTS[name]
+    instrument = play_guitar_in_tune if name == "guitar" else INSTRUMENTS[name][0]
     touch = rng.uniform(0, 1) if touch is None else touch
     signal = np.zeros(samples(max(note.start + note.seconds for note in notes) + _RING))
     struck: dict[tuple[int, float], Signal] = {}  # a note that comes again sounds alike: half of a tune's time
@@ -96,6 +96,14 @@ def play_guitar(rng: Rng, pitch: float, seconds: float, touch: float) -> Signal:
         loop = 0.996 * 0.5 * (loop + np.roll(loop, 1))
         cycles.append(loop)
     return ramp(np.concatenate(cycles)[:n], 0.001, 0.05)
+
+
+def play_guitar_in_tune(rng: Rng, pitch: float, seconds: float, touch: float) -> Signal:
+    """As `play_guitar`, whose loop of whole samples and half a sample of averaging is up to half a semitone flat, read
+    as much faster."""
+    speed = pitch * (round(SAMPLE_RATE / pitch) + 0.5) / SAMPLE_RATE
+    note = play_guitar(rng, pitch, seconds * speed, touch)
+    return np.interp(np.arange(samples(seconds + _RING)) * speed, np.arange(len(note)), note, right=0.0)
 
 
 def play_organ(rng: Rng, pitch: float, seconds: float, touch: float) -> Signal:
