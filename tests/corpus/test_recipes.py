@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from auris import tasks
+from auris import evaluate, measures, tasks
 from auris.corpus import music, requests, scenes, speech, tunes, vocal
 from auris.corpus.build import build
 from auris.corpus.grammar import SPLITS, split_of
@@ -105,6 +105,20 @@ def test_only_rows_that_test_the_format_are_named_so_and_they_have_lines_of_thei
         assert row.id.split("-")[1] == ("fmt_" if is_format else "") + task.code
         assert tasks.group(row.labels).startswith("fmt_") == is_format
     assert {code for code in RECIPES if mark(code)} == {"er", "sap", "vsc", "asc", "sid", "smer", "mgr"}
+
+
+@pytest.mark.parametrize("natural", [False, True])
+def test_the_right_answers_are_scored_as_right_in_all_metrics(rows: list[Row], natural: bool) -> None:
+    answered = {row.id: (row, TASKS[row.labels["task"]].render(row.labels, natural=natural)) for row in rows}
+    lines: dict[tuple[str, str], list[Any]] = defaultdict(list)
+    for prediction in evaluate.score(answered):
+        lines[prediction["group"], prediction["metric"]].append(prediction["stats"])
+    scores = {line: measures.score(line[1], stats) for line, stats in lines.items()}
+    errors = ("wer", "cer", "cpwer", "der", "jer", "aas_ms", "aas_official", "unparsed")
+    assert {line.split()[0].removeprefix("fmt_") for line, _ in lines} == set(RECIPES)
+    for (line, metric), score in scores.items():
+        if metric not in ("bleu", "cider"):  # which depend on how long the sentences are
+            assert score == (0.0 if metric in errors else 1.0), (line, metric)
 
 
 def test_splits_share_no_words_voices_sounds_or_notes(rows: list[Row]) -> None:
@@ -251,7 +265,7 @@ def test_melodies_are_what_is_said_of_them() -> None:
             assert (3 in melody.steps) == (melody.mode == "minor")
             assert sorted(melody.steps, reverse=melody.direction == "falling") == list(melody.steps)
             low, high = music.INSTRUMENTS[melody.instrument][1]
-            assert low <= melody.root and melody.root + 12 <= high
+            assert low <= melody.root and melody.root + 12 <= high and melody.root % 12 == 0
 
 
 def test_tunes_differ_and_last_about_as_long() -> None:

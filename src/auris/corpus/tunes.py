@@ -35,8 +35,8 @@ TUNES = {
 _STEPS = {"c": 0, "d": 2, "e": 4, "f": 5, "g": 7, "a": 9, "b": 11}
 
 MODES = {"major": (0, 4, 7, 12), "minor": (0, 3, 7, 12)}  # the chord that tells them apart, and an octave
-_BEATS = {"fast": (0.13, 0.17), "slow": (0.36, 0.46)}  # seconds
-_LENGTHS = {"fast": 10, "slow": 5}  # notes, so that both last about as long
+_BEATS = {"fast": (0.13, 0.17), "slow": (0.32, 0.4)}  # seconds
+_LENGTHS = {"fast": 10, "slow": 6}  # notes, so that both last about as long
 DIRECTIONS = ("rising", "falling")
 
 _CAPTIONS = (
@@ -88,7 +88,7 @@ class Melody:
 
 
 def draw_melody(rng: Rng, split: str, **wanted: str) -> Melody:
-    """A random melody that belongs to `split`; `wanted` settles some of its facts."""
+    """A random melody in C that belongs to `split`; `wanted` settles some of its facts."""
     options = {"instrument": PITCHED, "tempo": tuple(_BEATS), "mode": tuple(MODES), "direction": DIRECTIONS}
     while True:
         facts = {name: wanted.get(name) or str(rng.choice(values)) for name, values in options.items()}
@@ -98,7 +98,9 @@ def draw_melody(rng: Rng, split: str, **wanted: str) -> Melody:
         if facts["direction"] == "falling":
             steps.reverse()
         low, high = music.INSTRUMENTS[facts["instrument"]][1]
-        melody = Melody(**facts, root=int(rng.integers(low, high - chord[-1] + 1)), steps=tuple(steps))
+        # Of any key a small model would have to hear intervals; of C, major and minor differ by a note.
+        roots = [root for root in range(low, high - chord[-1] + 1) if root % 12 == 0]
+        melody = Melody(**facts, root=int(rng.choice(roots)), steps=tuple(steps))
         if split_of(repr(melody)) == split:
             return melody
 
