@@ -257,7 +257,7 @@ def derive_seed(*place: int | str) -> int:
 
 
 def draw_text(lines: int, seed: int, languages: Sequence[str]) -> list[str]:
-    """Sentences of the training split, the languages taking turns; every eighth line is a keyword phrase."""
+    """Sentences of the training split, the languages taking turns, and after each round of them a keyword phrase."""
     rng = np.random.default_rng(derive_seed(seed, "text"))
     text = []
     for index in range(lines):
