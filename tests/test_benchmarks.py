@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from auris.model import weights
-from benchmarks import Comparison, __main__, train_step
+from benchmarks import Comparison, __main__, corpus, train_step
 
 COMMAND = ["train_step", "preset=tiny", "rounds=1"]
 
@@ -80,3 +80,8 @@ def test_sides_take_turns_and_are_timed_apart(monkeypatch: pytest.MonkeyPatch) -
 def test_a_mistaken_argument_ends_it(argument: str, message: str) -> None:
     with pytest.raises(SystemExit, match=message):
         __main__.main([argument])
+
+
+def test_rows_of_the_corpus_are_counted_by_task() -> None:
+    cost, seconds = corpus.measure("vsc", 40)
+    assert 0 < cost < 1 and 0.5 < seconds < 1.5
