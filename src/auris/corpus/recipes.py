@@ -32,7 +32,7 @@ class Recipe:
     others: tuple[str, ...] = ()
 
 
-_TIMED = tuple(language for language in LANGUAGES if language not in ("en", "zh", *speech.UNTIMED))
+_OTHERS_TIMED = tuple(language for language in LANGUAGES if language not in ("en", "zh", *speech.UNTIMED))
 _INTENTS = tuple(requests.INTENTS)
 
 RECIPES = {
@@ -41,7 +41,7 @@ RECIPES = {
     "lid": Recipe(spoken.write_lid, LANGUAGES),
     "sgc": Recipe(spoken.write_sgc, ("male", "female")),
     "ks": Recipe(spoken.write_ks, KEYWORDS),
-    "srwt": Recipe(spoken.write_lid, ("en", "zh"), _TIMED),
+    "srwt": Recipe(spoken.write_lid, ("en", "zh"), _OTHERS_TIMED),
     "dialect_asr": Recipe(spoken.write_dialect_asr, tuple(d for d in spoken.DIALECTS if d not in spoken.STANDARDS)),
     "did": Recipe(spoken.write_did, tuple(spoken.DIALECTS)),
     "osr": Recipe(conversations.write_osr, ("en",)),

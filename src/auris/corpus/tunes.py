@@ -54,11 +54,11 @@ QUESTIONS = {
 
 # Grade D: settings of the synthesis, not what a listener feels and not what musicians play.
 MOODS = {"happy": ("major", "fast"), "calm": ("major", "slow"), "tense": ("minor", "fast"), "sad": ("minor", "slow")}
-GENRES = {  # beats of drums and of notes in a bar of eight, the instrument, seconds of an eighth
-    "rock": ("0246", "0 3 6", "guitar", 0.16),
-    "techno": ("0246", "0 1 2 3 4 5 6 7", "organ", 0.11),
-    "waltz": ("", "0 3 5", "piano", 0.2),
-    "march": ("0 4", "0 2 4 6", "trumpet", 0.18),
+GENRES = {  # eighths of a bar with a drum and with a note, the instrument, seconds of an eighth
+    "rock": ("0246", "036", "guitar", 0.16),
+    "techno": ("0246", "01234567", "organ", 0.11),
+    "waltz": ("", "035", "piano", 0.2),
+    "march": ("04", "0246", "trumpet", 0.18),
 }
 
 
@@ -181,7 +181,7 @@ def record_mgr(job: Job, rng: Rng) -> Recording:
     root, chord = int(rng.integers(low, high - 12)), MODES["major"]
 
     def bars(pattern: str, draw: Callable[[], int]) -> list[Note]:
-        places = [8 * bar + int(place) for bar in range(2) for place in pattern.replace(" ", "")]
+        places = [8 * bar + int(place) for bar in range(2) for place in pattern]
         return [Note(draw(), 0.02 + place * eighth, eighth) for place in places]
 
     parts = [music.perform(instrument, rng, bars(beats, lambda: root + int(rng.choice(chord))))]
