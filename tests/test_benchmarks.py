@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from auris.model import weights
-from benchmarks import Comparison, __main__, plan, train_step
+from benchmarks import Comparison, __main__, corpus, plan, train_step
 
 COMMAND = ["train_step", "preset=tiny", "rounds=1"]
 
@@ -95,3 +95,8 @@ def test_a_plan_over_few_rows_is_reported_phase_by_phase(
     expected = ["first start", "later start", "later start, full packs"] + ["random rows"] * (name == "shards")
     assert list(result["phases"]) == expected
     assert all(facts["seconds"] > 0 and facts["MB in all"] > 0 for facts in result["phases"].values())
+
+
+def test_rows_of_the_corpus_are_counted_by_task() -> None:
+    cost, seconds = corpus.measure("vsc", 40)
+    assert 0 < cost < 1 and 0.5 < seconds < 1.5

@@ -39,6 +39,7 @@ SHARED = {
     "benchmark": ("evaluate",),
     "judge": ("evaluate", "prefer"),
     "layout": ("prepare",),
+    "sizes": ("corpus",),
 }
 STUDIES = sorted(path.stem for path in (ROOT / "ablations").glob("*.yaml"))
 

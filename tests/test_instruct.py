@@ -18,7 +18,7 @@ from auris import instruct as instruction
 from auris import prompts, recipe
 from auris.corpus import dialogues, grammar, speech, wordings
 from auris.corpus.augmentation import SHIPPED
-from auris.corpus.build import SOUND_PHRASES
+from auris.corpus.scenes import SOUND_PHRASES
 from auris.data.manifests import read_manifests
 from auris.instruct import instruct, share
 from auris.scoring.judge import rate

@@ -18,6 +18,7 @@ from auris.corpus import grammar, speech
 from auris.corpus.build import build, draw_text, hash_bytes, plan, scale_sizes
 from auris.corpus.signal import SAMPLE_RATE
 
+SPOKEN = grammar.LANGUAGES[:7]  # in the rows of CORPUS
 SMALL = {"s2tt": 4, "lid": 7, "sgc": 4, "ks": 10, "sec": 4, "mic": 4}
 CORPUS: dict[str, Any] = {
     "sizes": {
@@ -94,12 +95,12 @@ def test_splits_share_no_sentence_no_meaning_and_no_voice(made: Path) -> None:
 
 def test_text_is_of_the_training_split_in_every_language(made: Path) -> None:
     lines = (made / "text.txt").read_text("utf-8").splitlines()
-    assert lines == draw_text(400, CORPUS["seed"])
-    known = {language: set(grammar.vocabulary(language)) for language in grammar.LANGUAGES}
-    for place, language in enumerate(grammar.LANGUAGES):
-        for line in lines[place :: len(grammar.LANGUAGES) + 1]:
+    assert lines == draw_text(400, CORPUS["seed"], SPOKEN)
+    known = {language: set(grammar.vocabulary(language)) for language in SPOKEN}
+    for place, language in enumerate(SPOKEN):
+        for line in lines[place :: len(SPOKEN) + 1]:
             assert set(grammar.words(line, language)) <= known[language], line
-    assert all(grammar.split_of(line) == "train" for line in lines[0 :: len(grammar.LANGUAGES) + 1])
+    assert all(grammar.split_of(line) == "train" for line in lines[0 :: len(SPOKEN) + 1])
 
 
 def test_sound_files_are_as_long_as_their_rows_say(made: Path) -> None:
@@ -158,9 +159,7 @@ def test_labels_match_their_tasks(made: Path) -> None:
             assert row["text"] in facts["classes"][task]
         elif task == "aqa":
             check_answer(row)
-    assert Counter(row["language"] for row in read(made, "train") if row["task"] == "lid") == dict.fromkeys(
-        grammar.LANGUAGES, 1
-    )
+    assert Counter(row["language"] for row in read(made, "train") if row["task"] == "lid") == dict.fromkeys(SPOKEN, 1)
 
 
 def check_answer(row: dict[str, Any]) -> None:
@@ -210,7 +209,7 @@ def test_somebody_elses_directory_is_left_alone(tmp_path: Path) -> None:
 def test_an_interrupted_build_leaves_nothing_that_looks_complete(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(lines: int, seed: int) -> list[str]:
+    def fail(*_: object) -> list[str]:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("auris.corpus.build.draw_text", fail)
@@ -228,18 +227,35 @@ def test_an_interrupted_build_leaves_nothing_that_looks_complete(
     [
         ({"dev": {"sec": 1}}, [], r"splits \['dev'\], expected train, valid, test"),
         ({"train": {"tts": 1}}, [], r"sizes.train has the tasks \['tts'\]"),
-        ({"train": {"asr": 10}}, [], r"sizes.train.asr is 10, expected rows by language: sizes.train.asr.en=100"),
-        ({"train": {"asr": {"ko": 1}}}, [], "rows by language"),
+        ({"train": {"asr": {"pl": 1}}}, [], r"sizes.train.asr has \['pl'\], expected rows by any of en, zh, de"),
+        ({"train": {"sec": {"cat": 1}}}, [], r"sizes.train.sec has \['cat'\], expected rows by any of dog, rain"),
+        ({"train": {"s2tt": {"de-de": 1}}}, [], r"\['de-de'\]"),
         ({"train": {"asr": {"en": "many"}}}, [], "sizes.train.asr.en is 'many'"),
         ({"train": {"sec": -1}}, [], "sizes.train.sec is -1"),
         ({"train": {"s2tt": 1}}, [], "directions is empty"),
         ({"train": {"s2tt": 1}}, ["de-de"], "'de-de'.*as in de-en"),
-        ({"train": {"s2tt": 1}}, ["ko-en"], "'ko-en'"),
+        ({"train": {"s2tt": 1}}, ["pl-en"], "'pl-en'"),
     ],
 )
 def test_sizes_that_make_no_sense_are_refused(sizes: Any, directions: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         plan(sizes, directions, 0)
+
+
+def test_rows_go_to_variants_evenly_or_as_they_are_named() -> None:
+    sizes = {"train": {"asr": 10, "s2tt": {"ko-en": 2}, "srwt": {"en": 1, "de": 2}}, "test": {"s2tt": 3, "srwt": 3}}
+    planned = Counter((job.split, job.task, job.variant) for job in plan(sizes, ["de-en", "yue-en"], 0))
+    languages = dict.fromkeys(grammar.LANGUAGES, 1) | {"en": 2}
+    assert planned == {
+        **{("train", "asr", language): rows for language, rows in languages.items()},
+        ("train", "s2tt", "ko-en"): 2,
+        ("train", "srwt", "en"): 1,
+        ("train", "srwt", "de"): 2,
+        ("test", "s2tt", "de-en"): 2,
+        ("test", "s2tt", "yue-en"): 1,
+        ("test", "srwt", "en"): 2,
+        ("test", "srwt", "zh"): 1,
+    }
 
 
 def test_scale_multiplies_and_keeps_what_is_there() -> None:

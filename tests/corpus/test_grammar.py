@@ -33,6 +33,8 @@ from auris.corpus.grammar import (
                 "fr": "la petite reine trouve la nouvelle pomme",
                 "it": "la regina piccola trova la mela nuova",
                 "ja": "ちいさい じょおうわ あたらしい りんごを みつけます",
+                "ko": "작은 여왕은 새로운 사과를 찾습니다",
+                "yue": "細女王搵到新蘋果",
             },
         ),
         (
@@ -45,6 +47,8 @@ from auris.corpus.grammar import (
                 "fr": "le cheval blanc chante dans la cuisine ce soir",
                 "it": "il cavallo bianco canta nella cucina questa sera",
                 "ja": "しろい うまわ こんばん だいどころで うたいます",
+                "ko": "하얀 말은 오늘밤 부엌에서 노래합니다",
+                "yue": "白馬今晚喺廚房唱歌",
             },
         ),
         (
@@ -57,6 +61,8 @@ from auris.corpus.grammar import (
                 "fr": "le garçon achète le pain noir souvent",
                 "it": "il ragazzo compra il pane nero spesso",
                 "ja": "おとこのこわ よく くろい パンを かいます",
+                "ko": "소년은 자주 검은 빵을 삽니다",
+                "yue": "男仔成日買黑麵包",
             },
         ),
     ],
@@ -111,5 +117,5 @@ def test_text_is_lower_case_and_bare_of_punctuation() -> None:
 
 
 def test_unknown_language_is_named() -> None:
-    with pytest.raises(ValueError, match="'ko'.*en, zh"):
-        render(Meaning("dog", "works"), "ko")
+    with pytest.raises(ValueError, match="'pl'.*en, zh"):
+        render(Meaning("dog", "works"), "pl")

@@ -11,6 +11,8 @@ from omegaconf import DictConfig, OmegaConf
 from rich.table import Table
 
 from auris.corpus.build import build
+from auris.corpus.recipes import RECIPES, mark
+from auris.tasks import TASKS
 
 HERE = Path(__file__).resolve().parents[1]
 CONFIGS = next(path for path in (HERE / "configs", HERE.parents[1] / "configs") if path.is_dir())
@@ -28,9 +30,12 @@ def main(config: DictConfig) -> None:
     out, vocab_size = Path(arguments.pop("out")), arguments.pop("vocab_size")
     facts = build(out, scale=arguments.pop("fraction"), **arguments)
     train_tokenizer(out, vocab_size)
-    table = Table("split", *facts["rows"]["train"], "minutes", title=f"corpus {facts['hash']}")
-    for split, counts in facts["rows"].items():
-        table.add_row(split, *map(str, counts.values()), f"{facts['seconds'][split] / 60:.1f}")
+    table = Table("task", *facts["rows"], "grade", title=f"corpus {facts['hash']}")
+    for task in RECIPES:
+        counts = [rows.get(task, 0) for rows in facts["rows"].values()]
+        if any(counts):
+            table.add_row(mark(task) + task, *map(str, counts), TASKS[task].embedded)
+    table.add_row("minutes", *(f"{seconds / 60:.1f}" for seconds in facts["seconds"].values()), "")
     rich.print(table)
 
 

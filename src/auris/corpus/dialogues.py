@@ -23,7 +23,7 @@ import soundfile
 
 from auris.corpus import speech, wordings
 from auris.corpus.augmentation import Written
-from auris.corpus.build import LICENCE, SOUND_PHRASES, Job, Script, cast, derive_seed, stage, write_clip
+from auris.corpus.build import LICENCE, derive_seed, write_clip
 from auris.corpus.grammar import (
     ADVERBS,
     INTRANSITIVE,
@@ -34,6 +34,8 @@ from auris.corpus.grammar import (
     draw_meaning,
     render,
 )
+from auris.corpus.recording import Job, cast, stage
+from auris.corpus.scenes import SOUND_PHRASES
 from auris.corpus.signal import SAMPLE_RATE, samples
 from auris.corpus.wordings import ask, pick
 from auris.data.rows import Row
@@ -636,7 +638,7 @@ def record(recordings: Sequence[Spoken], folder: Path) -> list[bytes]:
 
 def _stage_and_write(recording: Spoken, utterance: speech.Utterance, folder: Path) -> bytes:
     rng = np.random.default_rng(derive_seed(recording.seed, "recording"))
-    pieces = [stage(Script({}, recording.line), utterance, rng).pcm]
+    pieces = [*stage({}, recording.line, utterance, rng).clips]
     for path in recording.clips:
         clip, rate_of_clip = soundfile.read(path, dtype="int16")
         if rate_of_clip != SAMPLE_RATE or clip.ndim != 1:

@@ -1,4 +1,4 @@
-"""A closed grammar whose sentences mean the same in seven languages, and the keyword phrases: what the corpus says.
+"""A closed grammar whose sentences mean the same in nine languages, and the keyword phrases: what the corpus says.
 
 A sentence is a choice of slots (`Meaning`); rendering it in a language is a function, so a translation is too.
 Sentences are dealt to train, valid and test by their meaning, hence an unseen one is unseen in every language and task.
@@ -6,7 +6,7 @@ Sentences are dealt to train, valid and test by their meaning, hence an unseen o
 The slots were chosen to make agreement easy to get right: definite articles throughout, verbs in the third person
 singular, nouns that need no elision in French and Italian, subjects in the nominative only and objects in the
 accusative only. Chinese words are those that eSpeak reads alike one character at a time. Japanese is written in kana,
-spaced by phrase, with the topic particle as it is pronounced (わ).
+spaced by phrase, with the topic particle as it is pronounced (わ). Korean particles follow their noun's last sound.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-LANGUAGES = ("en", "zh", "de", "es", "fr", "it", "ja")
+LANGUAGES = ("en", "zh", "de", "es", "fr", "it", "ja", "ko", "yue")
 SPLITS = ("train", "valid", "test")
 KEYWORDS = ("stop", "go", "up", "down", "left", "right", "yes", "no", "on", "off")
 
@@ -95,6 +95,68 @@ _ADVERBS = """
     tonight | 今晚 | heute abend | esta noche | ce soir    | questa sera | こんばん
     often   | 经常 | oft         | a menudo   | souvent    | spesso      | よく
 """
+# Korean and Cantonese forms of all of these.
+_KOREAN_AND_CANTONESE = """
+    dog            | 개         | 狗
+    cat            | 고양이     | 貓
+    mouse          | 쥐         | 老鼠
+    horse          | 말         | 馬
+    cow            | 소         | 牛
+    wolf           | 늑대       | 狼
+    fox            | 여우       | 狐狸
+    frog           | 개구리     | 青蛙
+    boy            | 소년       | 男仔
+    girl           | 소녀       | 女仔
+    king           | 왕         | 國王
+    queen          | 여왕       | 女王
+    apple          | 사과       | 蘋果
+    bread          | 빵         | 麵包
+    book           | 책         | 書
+    ball           | 공         | 波
+    hat            | 모자       | 帽
+    car            | 자동차     | 車
+    flower         | 꽃         | 花
+    table          | 탁자       | 枱
+    box            | 상자       | 箱
+    letter         | 편지       | 信
+    red            | 빨간       | 紅
+    black          | 검은       | 黑
+    white          | 하얀       | 白
+    green          | 초록색     | 綠
+    small          | 작은       | 細
+    big            | 큰         | 大
+    happy          | 행복한     | 開心嘅
+    hungry         | 배고픈     | 肚餓嘅
+    strong         | 강한       | 強壯嘅
+    new            | 새로운     | 新
+    heavy          | 무거운     | 重
+    sees           | 봅니다     | 見到
+    finds          | 찾습니다   | 搵到
+    buys           | 삽니다     | 買
+    takes          | 가져갑니다 | 攞
+    washes         | 씻습니다   | 洗
+    pushes         | 밉니다     | 推
+    wants          | 원합니다   | 想要
+    brings         | 가져옵니다 | 帶嚟
+    works          | 일합니다   | 做嘢
+    waits          | 기다립니다 | 等
+    sings          | 노래합니다 | 唱歌
+    dances         | 춤춥니다   | 跳舞
+    plays          | 놉니다     | 玩
+    laughs         | 웃습니다   | 笑
+    runs           | 달립니다   | 跑步
+    in the garden  | 정원에서   | 喺花園
+    in the house   | 집에서     | 喺屋企
+    in the kitchen | 부엌에서   | 喺廚房
+    in the forest  | 숲에서     | 喺森林
+    in the castle  | 성에서     | 喺城堡
+    in the park    | 공원에서   | 喺公園
+    in the city    | 도시에서   | 喺城市
+    in the village | 마을에서   | 喺村
+    now            | 지금       | 而家
+    tonight        | 오늘밤     | 今晚
+    often          | 자주       | 成日
+"""
 _PEOPLE_AND_ANIMALS_ONLY = ("happy", "hungry", "strong")
 _THINGS_ONLY = ("new", "heavy")
 MAX_WORDS = 7  # of the English sentence: most clips stay under three seconds, so that a laptop can train on them
@@ -102,10 +164,16 @@ MAX_WORDS = 7  # of the English sentence: most clips stay under three seconds, s
 SHARES = {"train": 82, "valid": 8, "test": 10}  # of a hundred meanings
 
 
+def _cells(table: str) -> list[list[str]]:
+    return [[cell.strip() for cell in line.split("|")] for line in table.strip().splitlines()]
+
+
+_REST = {english: rest for english, *rest in _cells(_KOREAN_AND_CANTONESE)}
+
+
 def _read(table: str) -> dict[str, dict[str, str]]:
     """Rows of a table above as {English: {language: form}}."""
-    rows = ([cell.strip() for cell in line.split("|")] for line in table.strip().splitlines())
-    return {row[0]: dict(zip(LANGUAGES, row, strict=True)) for row in rows}
+    return {row[0]: dict(zip(LANGUAGES, row + _REST[row[0]], strict=True)) for row in _cells(table)}
 
 
 SUBJECTS = _read(_SUBJECTS)
@@ -217,7 +285,7 @@ def _pick(rng: np.random.Generator, options: tuple[str, ...]) -> str:
 
 
 def render(meaning: Meaning, language: str) -> str:
-    """`meaning` as a sentence of `language`: lower case, no punctuation, words apart (Chinese: no spaces).
+    """`meaning` as a sentence of `language`: lower case, no punctuation, words apart (in Chinese: no spaces).
 
     Raises:
         ValueError: for a language outside `LANGUAGES`.
@@ -232,22 +300,30 @@ def render(meaning: Meaning, language: str) -> str:
     )
     place = PLACES[meaning.place][language] if meaning.place else ""
     adverb = ADVERBS[meaning.adverb][language] if meaning.adverb else ""
-    if language == "zh":
+    if language in ("zh", "yue"):
         return "".join((subject, adverb, place, verb, thing))
     if language == "ja":
         return _join(subject + "わ", adverb, place, thing + verb)
+    if language == "ko":
+        return _join(_particle(subject, "은", "는"), adverb, place, thing and _particle(thing, "을", "를"), verb)
     if language == "de":
         return _join(subject, verb, adverb, thing, place)
     return _join(subject, verb, thing, place, adverb)
 
 
 def words(text: str, language: str) -> list[str]:
-    """The units that carry times: characters in Chinese, phrases in Japanese, words elsewhere."""
-    return list(text) if language == "zh" else text.split()
+    """The units that carry times: characters in Chinese, phrases in Japanese and Korean, words elsewhere."""
+    return list(text) if language in ("zh", "yue") else text.split()
 
 
 def _join(*parts: str) -> str:
     return " ".join(part for part in parts if part)
+
+
+def _particle(noun: str, after_consonant: str, after_vowel: str) -> str:
+    """A Korean noun with a particle, whose form depends on whether the last syllable ends in a consonant."""
+    ends_in_consonant = (ord(noun[-1]) - ord("가")) % 28  # Unicode orders the syllables of each beginning by their end
+    return noun + (after_consonant if ends_in_consonant else after_vowel)
 
 
 def _noun_phrase(noun: str, adjective: str | None, language: str) -> str:
@@ -257,9 +333,9 @@ def _noun_phrase(noun: str, adjective: str | None, language: str) -> str:
     if adjective is None:
         return noun
     form = ADJECTIVES[adjective][language]
-    if language == "zh":
+    if language in ("zh", "yue"):
         return form + noun
-    if language == "ja":
+    if language in ("ja", "ko"):
         return _join(form, noun)
     article, noun = noun.split()
     if language == "de":  # weak declension after a definite article: -en in the masculine accusative, else -e

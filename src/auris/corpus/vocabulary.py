@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from auris.answers import CHECKS
 from auris.tasks import LANGUAGES, TASKS
 from auris.tokenizer import Tokenizer
 
@@ -31,6 +32,9 @@ def _texts(corpus: Path) -> Iterator[str]:
         row = json.loads(line)
         codes.add(row["task"])
         yield from (row[field] for field in _FIELDS if field in row)
+        task = TASKS[row["task"]]
+        if CHECKS.keys() & set(task.needs):  # an answer of several parts is no field of its own
+            yield task.render(row, natural=True)
     for task in _PROMPT_SHARE * [task for code, task in TASKS.items() if code in codes]:
         for wording in task.wordings:
             for name in LANGUAGES.values():

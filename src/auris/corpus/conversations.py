@@ -1,0 +1,111 @@
+"""Recipes of tasks on several speakers: who says what at once, who speaks when, and who is the same.
+
+Voices are those of the row's split, and everything that a label says is known from the mixing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from auris.corpus import grammar, speech
+from auris.corpus.recording import Job, Recording, Rng, Script, cast, hear_speech, stage, surround
+from auris.corpus.signal import SAMPLE_RATE, Signal, add, power, samples
+
+_MAX_SPEAKERS = 3
+_MAX_TURNS = 4
+_TURN_WORDS = 4  # of a turn, at most: conversations stay as short as other clips
+_LOUDER = 5.0  # decibels: the most by which one speaker is louder than another
+
+
+def write_osr(job: Job, rng: Rng) -> Script:
+    """Two speakers, the second beginning while the first one speaks."""
+    texts = _draw_texts(rng, job, 2, words=grammar.MAX_WORDS)
+    lines = _cast_all(rng, job, texts)
+
+    def record(spoken: Sequence[speech.Utterance]) -> Recording:
+        starts = [0.0, rng.uniform(0.2, 0.7) * spoken[0].boundaries[-1]]
+        turns, clip = _mix(lines, spoken, starts, rng)
+        fields = {"language": "en", "texts": texts, "turns": turns, "content": ", ".join(texts)}
+        return Recording(fields, (clip,))
+
+    return Script(tuple(lines), record)
+
+
+def write_sd(job: Job, rng: Rng) -> Script:
+    """Two or three speakers who take turns, some of them before the one before has ended."""
+    speakers = _cast_all(rng, job, [""] * int(rng.integers(2, _MAX_SPEAKERS + 1)))
+    order = [int(place) for place in rng.permutation(len(speakers))]
+    for _ in range(int(rng.integers(0, _MAX_TURNS - len(speakers) + 1))):
+        order.append(int(rng.choice([place for place in range(len(speakers)) if place != order[-1]])))
+    texts = _draw_texts(rng, job, len(order), words=_TURN_WORDS)
+    lines = [
+        replace(speakers[place], words=tuple(grammar.words(text, "en")))
+        for place, text in zip(order, texts, strict=True)
+    ]
+
+    def record(spoken: Sequence[speech.Utterance]) -> Recording:
+        lengths = [utterance.boundaries[-1] for utterance in spoken]
+        gaps = rng.uniform(-0.3, 0.5, len(lengths) - 1)
+        turns, clip = _mix(lines, spoken, [0.0, *np.cumsum(np.array(lengths[:-1]) + gaps)], rng)
+        return Recording({"language": "en", "turns": turns}, (clip,))
+
+    return Script(tuple(lines), record)
+
+
+def write_sv(job: Job, rng: Rng) -> Script:
+    """Two recordings, each in a place of its own, by one speaker (the same voice, pitch and size) or by two."""
+    texts = _draw_texts(rng, job, 2, words=grammar.MAX_WORDS)
+    first, second = _cast_all(rng, job, texts)
+    if job.variant == "yes":
+        second = replace(first, words=second.words)
+    lines = (first, second)
+
+    def record(spoken: Sequence[speech.Utterance]) -> Recording:
+        clips = [stage({}, line, utterance, rng).clips[0] for line, utterance in zip(lines, spoken, strict=True)]
+        speakers = [line.variant for line in lines]
+        labels = {"language": "en", "text": job.variant, "transcripts": texts, "speakers": speakers}
+        return Recording(labels, tuple(clips))
+
+    return Script(lines, record)
+
+
+def _cast_all(rng: Rng, job: Job, texts: Sequence[str]) -> list[speech.Line]:
+    """English texts for different voices of the split; there are as many as it has voices for."""
+    voices = [voice for voices in speech.VOICES[job.split].values() for voice in voices if voice not in speech.TWINS]
+    voices = rng.choice(voices, min(len(texts), len(voices)), replace=False)
+    return [cast(rng, job, text, "en", voice=str(voice)) for text, voice in zip(texts, voices, strict=False)]
+
+
+def _draw_texts(rng: Rng, job: Job, number: int, *, words: int) -> list[str]:
+    """Different English sentences of the split with at most so many words."""
+    texts: list[str] = []
+    while len(texts) < number:
+        text = grammar.render(grammar.draw_meaning(rng, job.split), "en")
+        if len(text.split()) <= words and text not in texts:
+            texts.append(text)
+    return texts
+
+
+def _mix(
+    lines: Sequence[speech.Line], spoken: Sequence[speech.Utterance], starts: Sequence[float], rng: Rng
+) -> tuple[list[dict[str, Any]], NDArray[np.int16]]:
+    """Utterances that begin at `starts`, in one place: the turns with their times in the clip, and the clip."""
+    ends = [samples(start) + len(utterance.samples) for start, utterance in zip(starts, spoken, strict=True)]
+    mixed: Signal = np.zeros(max(ends))
+    loudness = {line.variant: rng.uniform(0, _LOUDER) for line in lines}
+    for line, utterance, start in zip(lines, spoken, starts, strict=True):
+        gain = 10 ** (loudness[line.variant] / 20) / np.sqrt(power(utterance.samples))
+        add(mixed, gain * utterance.samples, start)
+    lead, signal = surround(mixed, rng)
+    turns = []
+    for line, utterance, start in zip(lines, spoken, starts, strict=True):
+        begin = lead + samples(start) / SAMPLE_RATE
+        times = {"start": begin + utterance.boundaries[0], "end": begin + utterance.boundaries[-1]}
+        times = {edge: round(time, 4) for edge, time in times.items()}
+        turns.append({"speaker": line.variant, **times, "text": " ".join(line.words)})
+    return turns, hear_speech(signal, rng)

@@ -1,0 +1,74 @@
+"""The recipes of the corpus: for each task how its rows are made, and of which variants.
+
+A new task is a function from a row's place and its random numbers to a recording (or to a script, where somebody
+speaks), and an entry here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from auris.corpus import conversations, music, requests, scenes, sound, speech, spoken, tunes, vocal
+from auris.corpus.grammar import KEYWORDS, LANGUAGES
+from auris.corpus.recording import Job, Recording, Rng, Script
+from auris.tasks import TASKS
+
+DIRECTIONS = tuple(f"{source}-{target}" for source in LANGUAGES for target in LANGUAGES if source != target)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How rows of a task are made.
+
+    Args:
+        make: a row of a place in the corpus.
+        variants: over which a number of rows is dealt.
+        others: further variants, whose rows must be asked for by their names.
+    """
+
+    make: Callable[[Job, Rng], Recording | Script]
+    variants: tuple[str, ...]
+    others: tuple[str, ...] = ()
+
+
+_OTHERS_TIMED = tuple(language for language in LANGUAGES if language not in ("en", "zh", *speech.UNTIMED))
+_INTENTS = tuple(requests.INTENTS)
+
+RECIPES = {
+    "asr": Recipe(spoken.write_asr, LANGUAGES),
+    "s2tt": Recipe(spoken.write_s2tt, (), DIRECTIONS),
+    "lid": Recipe(spoken.write_lid, LANGUAGES),
+    "sgc": Recipe(spoken.write_sgc, ("male", "female")),
+    "ks": Recipe(spoken.write_ks, KEYWORDS),
+    "srwt": Recipe(spoken.write_lid, ("en", "zh"), _OTHERS_TIMED),
+    "dialect_asr": Recipe(spoken.write_dialect_asr, tuple(d for d in spoken.DIALECTS if d not in spoken.STANDARDS)),
+    "did": Recipe(spoken.write_did, tuple(spoken.DIALECTS)),
+    "osr": Recipe(conversations.write_osr, ("en",)),
+    "sd": Recipe(conversations.write_sd, ("en",)),
+    "sv": Recipe(conversations.write_sv, ("yes", "no")),
+    "ser": Recipe(spoken.write_request, _INTENTS),
+    "ic": Recipe(spoken.write_request, _INTENTS),
+    "sf": Recipe(spoken.write_request, _INTENTS),
+    "er": Recipe(spoken.write_er, tuple(spoken.EMOTIONS)),
+    "sap": Recipe(spoken.write_sap, tuple(spoken.AGES)),
+    "sec": Recipe(scenes.record_sec, tuple(sound.SOUNDS)),
+    "mic": Recipe(tunes.record_mic, tuple(music.INSTRUMENTS)),
+    "aqa": Recipe(scenes.record_aqa, ("exist", "order", "count")),
+    "sed": Recipe(scenes.record_sed, ("scene",)),
+    "aac": Recipe(scenes.record_aac, ("scene",)),
+    "asc": Recipe(scenes.record_asc, tuple(scenes.SCENES)),
+    "vsc": Recipe(scenes.record_vsc, tuple(vocal.VOCAL_SOUNDS)),
+    "mna": Recipe(tunes.record_mna, tunes.PITCHED),
+    "mc": Recipe(tunes.record_mc, tuple(tunes.MODES)),
+    "mqa": Recipe(tunes.record_mqa, tuple(tunes.QUESTIONS)),
+    "mr": Recipe(tunes.record_mr, tuple(tunes.TUNES)),
+    "smer": Recipe(tunes.record_smer, tuple(tunes.MOODS)),
+    "mgr": Recipe(tunes.record_mgr, tuple(tunes.GENRES)),
+    "sid": Recipe(tunes.record_sid, tuple(vocal.SINGERS)),
+}
+
+
+def mark(task: str) -> str:
+    """What stands before the task in a row's name: rows that can be no more than a test of the format say so."""
+    return "fmt_" if TASKS[task].embedded == "D" else ""

@@ -1,0 +1,73 @@
+"""Requests to an assistant: a closed set of sentences with an intent, slots and named entities.
+
+As in `grammar`, a sentence belongs to one split, by its hash, in every task.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import numpy as np
+
+from auris.corpus.grammar import split_of
+
+# Slots by name: what kind of entity their values are, and the values. Numbers are spelt out, as they are spoken.
+SLOTS = {
+    "person": ("person", ("anna", "peter", "maria", "david", "lisa", "tom")),
+    "city": ("place", ("london", "paris", "berlin", "rome", "madrid", "tokyo")),
+    "room": ("place", ("kitchen", "garden", "house", "castle", "hall", "bathroom")),
+    "instrument": ("thing", ("piano", "guitar", "violin", "flute")),
+    "time": ("time", ("two", "three", "four", "five", "six", "seven", "eight", "nine")),
+    "day": ("time", ("today", "tonight", "tomorrow")),
+}
+# Intents with what is said for them. What stands in brackets may be left out.
+INTENTS = {
+    "alarm_set": ("wake me at {time} [{day}]", "set the alarm for {time} [{day}]"),
+    "light_on": ("turn on the light in the {room} [{day}]", "light the {room} [at {time}] [{day}]"),
+    "light_off": ("turn off the light in the {room} [{day}]", "make the {room} dark [at {time}] [{day}]"),
+    "music_play": ("play {instrument} music [in the {room}] [{day}]", "play the {instrument} [at {time}] [{day}]"),
+    "call_make": ("call {person} [at {time}] [{day}]", "make a call to {person} [{day}]"),
+    "weather_query": ("how is the weather in {city} [{day}]", "is there rain in {city} [at {time}] [{day}]"),
+}
+_OPENINGS = ("", "please ", "hello ")
+
+_FIELD = re.compile(r"{(\w+)}")
+_OPTION = re.compile(r" \[([^]]*)\]")
+
+
+@dataclass(frozen=True)
+class Request:
+    """A sentence that asks for `intent`; `template` is it with its slots unfilled, in the order of `values`."""
+
+    intent: str
+    template: str
+    values: tuple[str, ...]
+
+    @property
+    def names(self) -> list[str]:
+        return _FIELD.findall(self.template)
+
+    @property
+    def text(self) -> str:
+        return self.template.format(**self.slots)
+
+    @property
+    def slots(self) -> dict[str, str]:
+        return dict(zip(self.names, self.values, strict=True))
+
+    @property
+    def entities(self) -> list[dict[str, str]]:
+        """What is named in the sentence, in its order."""
+        return [{"type": SLOTS[name][0], "value": value} for name, value in self.slots.items()]
+
+
+def draw(rng: np.random.Generator, split: str, intent: str) -> Request:
+    """A random request of this intent that belongs to `split`."""
+    while True:
+        template = str(rng.choice(_OPENINGS)) + str(rng.choice(INTENTS[intent]))
+        template = _OPTION.sub(lambda option: f" {option[1]}" if rng.random() < 0.4 else "", template)
+        values = tuple(str(rng.choice(SLOTS[name][1])) for name in _FIELD.findall(template))
+        request = Request(intent, template, values)
+        if split_of(request.text) == split:
+            return request

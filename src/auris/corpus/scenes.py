@@ -1,0 +1,105 @@
+"""Recipes of tasks on sounds: what is heard, when, how it is told in a sentence, and questions about it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from auris.corpus import sound, vocal
+from auris.corpus.recording import Job, Recording, Rng, hear, record_class
+from auris.corpus.signal import SAMPLE_RATE, Signal, add
+
+COUNTS = ("one", "two", "three")
+# How a sentence names a sound.
+SOUND_PHRASES = {name: f"a {name}" for name in sound.SOUNDS} | {
+    "rain": "rain",
+    "engine": "an engine",
+    "wind": "wind",
+    "footsteps": "footsteps",
+    "alarm": "an alarm",
+}
+# The ways in which one tells what is heard; the first is what a model is to say.
+_CAPTIONS = ("{} can be heard", "there is {}", "a recording of {}", "the sound of {}")
+
+# Grade D: a handful of sounds is no place.
+SCENES = {
+    "park": ("bird", "dog", "wind"),
+    "street": ("engine", "siren", "footsteps"),
+    "house": ("clock", "bell", "footsteps"),
+    "harbour": ("rain", "alarm", "wind"),
+}
+
+
+def record_sec(job: Job, rng: Rng) -> Recording:
+    return record_class(job, sound.make(job.variant, rng, rng.uniform(1.2, 2.2)), rng)
+
+
+def record_vsc(job: Job, rng: Rng) -> Recording:
+    return record_class(job, vocal.make(job.variant, rng), rng)
+
+
+def record_aqa(job: Job, rng: Rng) -> Recording:
+    """A scene of one to three different sounds with a question on it; the answers take turns where they are few."""
+    if job.variant == "count":
+        count = 1 + job.index % len(COUNTS)
+    else:
+        count = int(rng.integers(2 if job.variant == "order" else 1, len(COUNTS) + 1))
+    names = _draw_names(rng, count)
+    events, signal = _compose(rng, names)
+    if job.variant == "count":
+        question, answer = "How many sounds are there?", COUNTS[count - 1]
+    elif job.variant == "order":
+        first = job.index % 2 == 0
+        question, answer = f"What sound comes {'first' if first else 'last'}?", names[0 if first else -1]
+    else:
+        present = job.index % 2 == 0
+        asked = str(rng.choice(names if present else [name for name in sound.SOUNDS if name not in names]))
+        question, answer = f"Can you hear {SOUND_PHRASES[asked]} in the audio?", "yes" if present else "no"
+    labels = {"language": "en", "question": question, "text": answer, "events": events}
+    return Recording({**labels, "content": ", ".join(names)}, (hear(signal, rng),))
+
+
+def record_sed(job: Job, rng: Rng) -> Recording:
+    """One to three different sounds with pauses between them or over each other."""
+    names = _draw_names(rng, 1 + job.index % len(COUNTS))
+    events, signal = _compose(rng, names, gaps=(-0.5, 0.8), lead=rng.uniform(0.0, 0.6))
+    return Recording({"language": "en", "events": events}, (hear(signal, rng),))
+
+
+def record_aac(job: Job, rng: Rng) -> Recording:
+    """One or two sounds, and sentences that tell what is heard."""
+    names = _draw_names(rng, 1 + job.index % 2)
+    events, signal = _compose(rng, names)
+    phrases = ", then ".join(SOUND_PHRASES[name] for name in names)
+    captions = [caption.format(phrases) for caption in _CAPTIONS]
+    labels = {"language": "en", "text": captions[0], "references": captions, "events": events}
+    return Recording({**labels, "content": ", ".join(names)}, (hear(signal, rng),))
+
+
+def record_asc(job: Job, rng: Rng) -> Recording:
+    """Sounds of a place, far away and over each other."""
+    names = [str(name) for name in rng.permutation(SCENES[job.variant])]
+    _, signal = _compose(rng, names, gaps=(-0.6, -0.2))
+    return record_class(job, signal, rng)
+
+
+def _draw_names(rng: Rng, count: int) -> list[str]:
+    return [str(name) for name in rng.choice(list(sound.SOUNDS), count, replace=False)]
+
+
+def _compose(
+    rng: Rng, names: Sequence[str], gaps: tuple[float, float] = (-0.3, 0.15), lead: float = 0.0
+) -> tuple[list[dict[str, Any]], Signal]:
+    """The sounds `names`, the first at `lead`, each of the others so long after the one before it has ended."""
+    lengths = rng.uniform(0.8, 1.2, len(names))
+    pauses = rng.uniform(*gaps, len(names) - 1)
+    starts = lead + np.concatenate(([0.0], np.cumsum(lengths[:-1] + pauses)))
+    signal = np.zeros(math.ceil(np.max(starts + lengths) * SAMPLE_RATE))
+    events = []
+    for name, start, length in zip(names, starts, lengths, strict=True):
+        add(signal, 10 ** (rng.uniform(-3, 3) / 20) * sound.make(name, rng, length), start)
+        events.append({"label": name, "start": round(float(start), 4), "end": round(float(start + length), 4)})
+    return events, signal
