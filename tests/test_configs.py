@@ -158,6 +158,7 @@ def test_the_presets_are_the_two_systems_of_the_papers():
             "warmup_steps": 2000,
             "lr_factors": {},
             "layer_decay": 0.95,
+            "states": "fp32",
         }
         assert (made["max_steps"], made["data"]["rows_per_step"]) == (500_000, 120)
 
