@@ -133,6 +133,19 @@ def test_a_judge_s_points_stand_beside_the_task_s_own_score():
     assert (line["metric"], line["value"], line["n"], line["signature"]) == ("judged", 4.0, 2, "judged|by length")
 
 
+def test_a_dialogue_s_skill_has_a_line_beside_its_mode():
+    facts = {"task": "chat", "messages": [], "key": "dog"}
+    rows = [
+        row("1", mode="audio_analysis", text="It is a dog.", skill="sec", **facts),
+        row("2", mode="audio_analysis", text="a dog", **facts),
+    ]
+    found = results({"1": (rows[0], "a dog"), "2": (rows[1], "a cat")})
+    assert {group: (line["value"], line["n"]) for (group, _), line in found.items()} == {
+        "chat audio_analysis": (0.5, 2),
+        "chat sec": (1.0, 1),
+    }
+
+
 EXAMPLES = [(code, natural) for code, task in tasks.TASKS.items() if task.hours for natural in (False, True)]
 
 

@@ -225,6 +225,8 @@ def test_every_answer_is_right(made: Path, corpus: Path) -> None:
     for row in read(made, *FILES):
         sources = [known[source] for source in row["sources"]]
         assert row["key"] == right(row, sources), row
+        by_a_task = row["kind"] in ("demonstration", "turns")
+        assert row.get("skill") == (sources[-1]["task"] if by_a_task else None)
 
 
 def test_earlier_answers_of_several_turns_are_right_too(made: Path, corpus: Path) -> None:

@@ -272,6 +272,8 @@ def score(answered: Mapping[str, tuple[Row, str]]) -> list[dict[str, Any]]:
                     "reference": reference,
                 }
             )
+            if "skill" in labels:  # of a dialogue: on a line of its own, beside that of its mode
+                predictions.append(predictions[-1] | {"group": f"chat {labels['skill']}"})
     return predictions
 
 

@@ -229,6 +229,7 @@ def test_a_preference_has_two_answers_to_one_dialogue(tmp_path):
         ({"messages": [TYPED, ANSWER], "task": "asr"}, "`task` is 'asr', but a row with `messages` is of task 'chat'"),
         ({"messages": [TYPED, ANSWER], "mode": "loud"}, "label `mode` is 'loud'; known modes"),
         ({"messages": [TYPED, ANSWER], "key": " "}, "`key` is ' '"),
+        ({"messages": [TYPED, ANSWER], "skill": 3}, "`skill` is 3, expected"),
         ({"messages": [TYPED, ANSWER], "key": "..."}, "`key` is '...', expected what a right answer contains"),
         ({"task": "chat", "audio": "a.wav"}, "task 'chat' needs `messages`"),
         (

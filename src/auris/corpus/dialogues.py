@@ -592,6 +592,8 @@ def _write(
         "seed": job.seed,
         "licence": " and ".join(sorted({str(row.labels.get("licence", "unknown")) for row in sources})) or LICENCE,
     }
+    if job.task in ("demonstration", "turns"):  # whose last question is that of a task
+        row["skill"] = sources[-1].labels["task"]
     if spoken:
         row |= {"spoken": " ".join(spoken.line.words), "speaker": spoken.line.variant}
     return Made(row, spoken)
