@@ -206,9 +206,7 @@ def _chat_row(fields: Mapping[str, Any], identity: str, folder: Path) -> Row:
     labels = {key: value for key, value in fields.items() if key != "id"}
     labels |= {"task": task, "mode": fields.get("mode") or _mode(asked), **answers}
     if not isinstance(labels.get("skill", ""), str):
-        raise ValueError(
-            f"`skill` is {labels['skill']!r:.80}, expected what the last question asks for, as a task's code"
-        )
+        raise ValueError(f"`skill` is {labels['skill']!r:.80}, expected what the last question asks for, such as asr")
     if "key" in labels and (not isinstance(labels["key"], str) or not any(map(str.isalnum, labels["key"]))):
         raise ValueError(f"`key` is {labels['key']!r:.80}, expected what a right answer contains")
     return Row(identity, clips, labels, tasks.check(labels))
