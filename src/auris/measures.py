@@ -253,9 +253,7 @@ MEASURES: dict[str, Measure] = {
         unit="0-10",
     ),
     "accuracy": _share("accuracy"),
-    "macro_f1": Measure(
-        stats=("answer", "reference"), over=_macro_f1, higher_is_better=True, label="macro-F1", panel=CORRECT
-    ),
+    "macro_f1": Measure(stats=("answer", "reference"), over=_macro_f1, higher_is_better=True, label="macro-F1"),
     "map": Measure(
         stats=("classes named", "true classes"),
         over=_mean_average_precision,
