@@ -328,7 +328,7 @@ def summarise(
                 "high": high,
                 "n": len(of_line),
                 "signature": (signatures or {}).get(metric) or signature(metric, of_line[0]["language"]),
-                "provenance": "+".join(sorted({prediction["provenance"] for prediction in of_line})),
+                "provenance": "+".join(sorted({one for row in of_line for one in row["provenance"].split("+")})),
             }
         )
     return results
