@@ -130,6 +130,7 @@ def describe(trainer: L.Trainer, module: L.LightningModule) -> dict[str, Any]:
         "steps": module.max_steps,
         "epochs": module.max_steps / epoch.steps,
         **_named(planned),
+        "tasks": {task: _named(share.times(module.max_steps / epoch.steps)) for task, share in epoch.tasks.items()},
         "unusable": epoch.unusable,
         "parameters": doctor.count(module.net),
         "trained": doctor.trained(module.net, stage),
@@ -153,6 +154,7 @@ def lines(facts: Mapping[str, Any]) -> list[str]:
         f"{facts['parameters']:,} parameters, {facts['trained']:,} of them learn",
         f"steps {facts['step']:,} to {facts['steps']:,}: {facts['epochs']:.2f} epochs, {facts['rows']:,.0f} rows, "
         f"{facts['hours']:,.1f} h of audio, {_tokens(facts['tokens'])}; {facts['unusable']:,} rows cannot be used",
+        "of these: " + "; ".join(_shares(facts["tasks"], facts["tokens"])),
         f"memory of a device, by sizes: {states:.2f} GiB of weights, gradients and moments "
         f"({facts['moments']}), "
         f"{pack:.2f} GiB for a full pack",
@@ -184,6 +186,12 @@ def _peak(device: torch.device) -> str:
 
 def _named(share: Share) -> dict[str, float]:
     return {"rows": share.rows, "tokens": share.tokens, "hours": share.seconds / 3600}
+
+
+def _shares(tasks: Mapping[str, Mapping[str, float]], tokens: float) -> list[str]:
+    """Hours of each task and its share of the tokens, the largest first."""
+    largest = sorted(tasks.items(), key=lambda item: -item[1]["tokens"])
+    return [f"{task} {of['hours']:,.1f} h, {100 * of['tokens'] / max(1, tokens):.1f} %" for task, of in largest]
 
 
 def _tokens(number: float) -> str:

@@ -62,6 +62,75 @@ def test_each_epoch_of_the_stream_holds_every_row_once(sizes):
         assert sorted(stream[epoch * n : (epoch + 1) * n]) == [(row, epoch) for row in range(n)]
 
 
+def mixed(*caps: int | None, sizes=(64, 9, 1), **changed) -> Plan:
+    """A plan of sources with caps (none: null) and, in `changed`, weights or a temperature."""
+    given = sources(*sizes, weights=changed.pop("weights", None))
+    capped = [replace(source, max_per_epoch=cap) for source, cap in zip(given, caps or [None] * 3, strict=True)]
+    settings = dict(lengths=lengths(sum(sizes)), seed=1, rows_per_step=8, token_budget=256)
+    return Plan(sources=capped, **settings | changed)
+
+
+def quotas(p: Plan, n_epochs: int) -> list[list[int]]:
+    """Rows of each source in each epoch of the stream."""
+    n, ends = p.epoch_rows, np.cumsum([len(source.ids) for source in p.sources])
+    rows = np.array([row for row, _ in take(p, n_epochs * n)]).reshape(n_epochs, n)
+    return [np.bincount(np.searchsorted(ends, one, side="right"), minlength=len(ends)).tolist() for one in rows]
+
+
+@pytest.mark.parametrize(
+    "settings, expected",
+    [
+        ({"temperature": 1}, [64, 9, 1]),
+        ({"temperature": 2}, [49, 18, 6]),  # 74 rows in the shares 8 : 3 : 1, rounded
+        ({"temperature": 1e9}, [25, 25, 25]),
+        ({"caps": (10, None, None)}, [10, 9, 1]),
+        ({"caps": (20, 5, None), "temperature": 2}, [20, 5, 6]),
+        ({"caps": (None, None, 30), "weights": (1, 1, 2)}, [18, 18, 30]),  # of 37
+    ],
+)
+def test_every_epoch_holds_the_quota_of_each_source_exactly(settings, expected):
+    p = mixed(*settings.get("caps", ()), **{key: value for key, value in settings.items() if key != "caps"})
+    assert quotas(p, 7) == [expected] * 7 and p.epoch_rows == sum(expected)
+
+
+@pytest.mark.parametrize("settings", [{"temperature": 3}, {"caps": (10, 4, None)}])
+def test_no_row_of_a_source_comes_again_before_all_of_them_have_come(settings):
+    p = mixed(*settings.get("caps", ()), temperature=settings.get("temperature"))
+    stream = take(p, 12 * p.epoch_rows)
+    for source in p.sources:
+        seen = [(row, turn) for row, turn in stream if 0 <= row - source.first < len(source.ids)]
+        for turn, start in enumerate(range(0, len(seen) - len(source.ids) + 1, len(source.ids))):
+            rows = range(source.first, source.first + len(source.ids))
+            assert sorted(seen[start : start + len(source.ids)]) == [(row, turn) for row in rows]
+
+
+@pytest.mark.parametrize("rows_per_step", [8, None])
+def test_a_mix_with_temperature_and_caps_is_the_same_on_any_number_of_ranks(rows_per_step):
+    p = mixed(20, None, None, temperature=2, rows_per_step=rows_per_step, packs_per_step=4)
+    for step in range(12):
+        alone = sorted(entry for pack in p.packs(step, world=1, rank=0) for entry in pack)
+        for world in (2, 4):
+            ranks = [p.packs(step, world=world, rank=rank) for rank in range(world)]
+            assert sorted(entry for packs in ranks for pack in packs for entry in pack) == alone
+    again = mixed(20, None, None, temperature=2, rows_per_step=rows_per_step, packs_per_step=4)
+    assert again.packs(11, world=2, rank=1) == p.packs(11, world=2, rank=1)  # a resumed run asks for step 11 first
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: mixed(temperature=0), "data.temperature=0: expected a number above 0"),
+        (lambda: mixed(temperature=2, weights=(1, 1, 1)), "no effect where sources have weights"),
+        (lambda: plan(5, temperature=2), r"no effect on a single source: .*tasks: \[asr\]"),
+        (lambda: mixed(64, None, None), "s0: max_per_epoch=64, expected 1 or more and less than the 64 of its rows"),
+        (lambda: mixed(None, 0, None), "s1: max_per_epoch=0"),
+    ],
+)
+def test_a_temperature_or_cap_without_effect_is_an_error(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
 def test_epochs_seeds_and_sources_have_orders_of_their_own():
     stream = take(plan(50), 100)
     first, second = [row for row, _ in stream[:50]], [row for row, _ in stream[50:]]

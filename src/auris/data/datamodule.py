@@ -34,11 +34,12 @@ class AudioDataModule(L.LightningDataModule):
 
     Args:
         samples, valid_samples: how rows are seen in training and in validation.
-        train, valid: manifests, each a path or `{path, weight, tasks, limit}`.
+        train, valid: manifests, each a path or a mapping (`manifests.read_manifests`).
         max_steps: optimizer steps of the run.
         rows_per_step: rows of a step over all ranks; None fills packs for throughput instead.
         token_budget: most tokens in one pack.
         packs_per_step: with `rows_per_step=None`, packs of a step over all ranks.
+        temperature: of the mix of training manifests (`packing.Plan`).
         num_workers: loader processes per rank.
         worker_timeout, worker_restarts: when they count as hung, and how often they are replaced (`loader.Loader`).
         max_unusable: share of the training rows that may be known as unusable before the first step.
@@ -56,6 +57,7 @@ class AudioDataModule(L.LightningDataModule):
         rows_per_step: int | None,
         token_budget: int,
         packs_per_step: int = 1,
+        temperature: float | None = None,
         num_workers: int = 0,
         worker_timeout: float = 0,
         worker_restarts: int = 0,
@@ -67,7 +69,7 @@ class AudioDataModule(L.LightningDataModule):
         self.samples, self.valid_samples = samples, valid_samples
         self.train, self.valid = train, valid
         self.max_steps, self.rows_per_step = max_steps, rows_per_step
-        self.token_budget, self.packs_per_step = token_budget, packs_per_step
+        self.token_budget, self.packs_per_step, self.temperature = token_budget, packs_per_step, temperature
         self.num_workers, self.worker_timeout, self.worker_restarts = num_workers, worker_timeout, worker_restarts
         self.max_unusable, self.seed, self.cache_dir = max_unusable, seed, Path(cache_dir)
         self.plan: Plan | None = None
@@ -94,6 +96,7 @@ class AudioDataModule(L.LightningDataModule):
             rows_per_step=self.rows_per_step,
             token_budget=self.token_budget,
             packs_per_step=self.packs_per_step,
+            temperature=self.temperature,
         )
         manifests = read_manifests(self.valid, key="data.valid", cache_dir=self.cache_dir)
         self.valid_rows = Joined([manifest.rows for manifest in manifests])
@@ -272,7 +275,8 @@ def sources(manifests: Sequence[Manifest]) -> list[Source]:
     first, found = 0, []
     for manifest in manifests:
         facts = {"ids": Ids(manifest.rows), "keys": keys(manifest.rows)}
-        found.append(Source(name=manifest.name, weight=manifest.weight, first=first, **facts))
+        mix = {"weight": manifest.weight, "max_per_epoch": manifest.max_per_epoch}
+        found.append(Source(name=manifest.name, first=first, **facts, **mix))
         first += len(manifest.rows)
     return found
 

@@ -153,6 +153,7 @@ class Manifest:
     weight: float | None = None
     tasks: tuple[str, ...] = ()  # those kept; empty: all
     digest: str = ""  # of what the rows are read from
+    max_per_epoch: int | None = None  # rows in an epoch of the mix at most
 
     @property
     def name(self) -> str:
@@ -169,9 +170,10 @@ def read_manifests(
     """The rows of each entry of a config's list.
 
     Args:
-        sources: each a path, or a mapping with `path` and any of: `weight`, `tasks` (keeps these), `limit` (the first
-            rows of each task), `columns` ({ours: theirs}) and `labels` (that all rows have). A path is a file of lines,
-            or Parquet: a directory of shards, a file, a pattern, also as URL.
+        sources: each a path, or a mapping with `path` and any of: `weight` and `max_per_epoch` (in `packing.Plan`),
+            `tasks` (keeps these), `limit` (the first rows of each task), `columns` ({ours: theirs}) and `labels` (that
+            all rows have). A path is a file of lines, or Parquet: a directory of shards, a file, a pattern, also as
+            URL.
         key: of the config, for messages.
         cache_dir: where indexes are kept.
 
@@ -186,7 +188,8 @@ def read_manifests(
             kept = f" of tasks {entry['tasks']}" if entry.get("tasks") else ""
             raise ValueError(f"{key}: {entry['path']} has no rows{kept}")
         kept = tuple(entry.get("tasks") or ())
-        manifests.append(Manifest(entry["path"], rows, entry.get("weight"), kept, store.digest))
+        mix = {"weight": entry.get("weight"), "max_per_epoch": entry.get("max_per_epoch")}
+        manifests.append(Manifest(entry["path"], rows, tasks=kept, digest=store.digest, **mix))
     _check_ids(manifests, key)
     return manifests
 
@@ -216,12 +219,14 @@ def _check_ids(manifests: Sequence[Manifest], key: str) -> None:
 
 def entries(sources: Sequence[str | Path | Mapping[str, Any]], *, key: str) -> list[dict[str, Any]]:
     """The entries of a config's list as dicts, their files known to exist; raises as `read_manifests`."""
-    known = ("path", "weight", "tasks", "limit", "columns", "labels")
+    known = ("path", "weight", "max_per_epoch", "tasks", "limit", "columns", "labels")
     found = [{"path": source} if isinstance(source, (str, Path)) else dict(source) for source in sources]
     for entry in found:
         if (unknown := set(entry) - set(known)) or "path" not in entry:
             wrong = f"unknown key {sorted(unknown)}" if unknown else f"no `path` in {entry}"
             raise ValueError(f"{key}: {wrong}; an entry has {', '.join(known)}")
+        if entry.get("max_per_epoch") is not None and key != "data.train":
+            raise ValueError(f"{key}: max_per_epoch={entry['max_per_epoch']} has no effect, only data.train has epochs")
         path = Path(entry["path"])
         if shards.is_parquet(entry["path"]):
             _find(entry["path"], key)

@@ -179,13 +179,17 @@ def _mix(x: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """The rows of one manifest. `weight` is its share in the stream, None for its number of rows."""
+    """The rows of one manifest.
+
+    `weight` is its share in the stream, None for its number of rows; `max_per_epoch` of them are in an epoch at most.
+    """
 
     name: str
     ids: Sequence[str]  # unique within the source
     weight: float | None
     first: int  # number of its first row; rows are numbered through all sources
     keys: np.ndarray | None = None  # (rows,) uint64: `row_key` of each id, where they are known already
+    max_per_epoch: int | None = None
 
 
 @dataclass(frozen=True)
@@ -222,11 +226,18 @@ class Plan:
     give or take half a row for two sources, and always less than two. Without weights, sources count by their rows,
     and `epoch_rows` rows of the stream hold every row exactly once.
 
+    With a temperature, or where a source has a cap, an epoch holds a whole number of rows of each source, its quota,
+    exactly: its share of as many rows as there are, or its cap. What a cap takes away makes the epoch shorter and
+    gives the others nothing. A source's next epoch goes on where this one stopped: none of its rows comes again before
+    all of them have come.
+
     A row of length 0 is unusable. It keeps its place in the stream and is left out of the packs, so the steps of all
     other rows stay as they were.
 
     Args:
         sources: names unique; weights given for all of them or for none.
+        temperature: T of shares in proportion to rows^(1/T) (Devlin's multilingual BERT; Raffel et al. 2020, section
+            3.5.2): 1 and None are by rows, and the larger T is, the more equal the sources are.
         lengths: (rows,) tokens of each row at most, 0 = unusable.
         seed: of the orders.
         rows_per_step: step k is rows [k R, (k+1) R) of the stream, whatever the lengths, budget and world size are.
@@ -247,6 +258,7 @@ class Plan:
         rows_per_step: int | None,
         token_budget: int,
         packs_per_step: int = 1,
+        temperature: float | None = None,
     ) -> None:
         self.sources = tuple(sources)
         self.lengths = np.asarray(lengths, dtype=np.int64)
@@ -254,9 +266,11 @@ class Plan:
         self.rows_per_step = rows_per_step
         self.token_budget = token_budget
         self.packs_per_step = packs_per_step
+        self.temperature = temperature
         self._check()
+        self._quotas = self._share_out()
         self._keys = [_keys(source) for source in self.sources]
-        self._mux = _merge(self.sources)
+        self._mux = _merge(self.sources, self._quotas or [_weight(source) for source in self.sources])
         self._orders: dict[tuple[int, int], np.ndarray] = {}
         self._filled: dict[int, _Packs] = {}
         self._fill_ends: list[int] = []  # packs of epochs 0..e together
@@ -272,6 +286,7 @@ class Plan:
                 raise ValueError(f"source {source.name}: weight={source.weight}, expected a number above 0 or null")
         if len({source.weight is None for source in self.sources}) > 1:
             raise ValueError(f"data sources {names}: expected a weight for each of them or for none")
+        self._check_temperature()
         for name in ("rows_per_step", "packs_per_step", "token_budget"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -292,10 +307,39 @@ class Plan:
                 "data.long_audio=skip leaves them out"
             )
 
+    def _check_temperature(self) -> None:
+        if self.temperature is None:
+            return
+        given = f"data.temperature={self.temperature}"
+        if not 0 < self.temperature < math.inf:
+            raise ValueError(f"{given}: expected a number above 0 (1: by rows, larger: more equal shares)")
+        if len(self.sources) < 2:
+            raise ValueError(
+                f"{given} has no effect on a single source: leave it null, or list the parts that it is to balance, "
+                "as data.train=[{path: a.jsonl, tasks: [asr]}, {path: a.jsonl, tasks: [aac]}]"
+            )
+        if self.sources[0].weight is not None:
+            raise ValueError(f"{given} has no effect where sources have weights: leave out one or the other")
+
+    def _share_out(self) -> list[int] | None:
+        """Rows of each source in an epoch, None where weights alone say what the mix is."""
+        caps = [source.max_per_epoch for source in self.sources]
+        if self.temperature is None and all(cap is None for cap in caps):
+            return None
+        shares = np.array([_weight(source) for source in self.sources]) ** (1 / (self.temperature or 1))
+        quotas = np.rint(shares / shares.sum() * len(self.lengths)).astype(int).clip(min=1).tolist()
+        for source, cap, quota in zip(self.sources, caps, quotas, strict=True):
+            if cap is not None and not 1 <= cap < quota:
+                raise ValueError(
+                    f"source {source.name}: max_per_epoch={cap}, expected 1 or more and less than the {quota} of its "
+                    "rows that an epoch has without it"
+                )
+        return [quota if cap is None else cap for quota, cap in zip(quotas, caps, strict=True)]
+
     @property
     def epoch_rows(self) -> int:
-        """Rows in one epoch of the stream: as many as there are, usable or not."""
-        return len(self.lengths)
+        """Rows in one epoch of the stream, usable or not: as many as there are, or the quotas of all sources."""
+        return sum(self._quotas) if self._quotas else len(self.lengths)
 
     def steps_for(self, epochs: int) -> int:
         """Steps that take the first `epochs` epochs of the stream; the last one may reach into the next epoch."""
@@ -455,10 +499,14 @@ def _keys(source: Source) -> np.ndarray:
     return keys
 
 
-def _merge(sources: Sequence[Source]) -> int | _Merge:
+def _weight(source: Source) -> float:
+    return len(source.ids) if source.weight is None else source.weight
+
+
+def _merge(sources: Sequence[Source], weights: Sequence[float]) -> int | _Merge:
     """Huffman's tree over the sources' weights, the same for any order of the sources."""
     heap: list[tuple[float, str, int | _Merge]]
-    heap = [(len(s.ids) if s.weight is None else s.weight, s.name, i) for i, s in enumerate(sources)]
+    heap = [(weight, s.name, i) for i, (s, weight) in enumerate(zip(sources, weights, strict=True))]
     heapq.heapify(heap)
     while len(heap) > 1:
         light, name, right = heapq.heappop(heap)
