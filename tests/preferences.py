@@ -57,4 +57,5 @@ def _sample(number: int, pair: Pair, answer: list[int], geometry: Geometry) -> S
         mels=tuple(clip.mel[:, : geometry.stored(clip.frames)] for clip in clips([pair.prompt])),
         frames=tuple(clip.frames for clip in clips([pair.prompt])),
         audio_seconds=0.0,
+        task="preference",
     )

@@ -12,9 +12,10 @@ import torch
 from torch import nn
 
 from auris import callbacks
-from auris.callbacks import Faults, ProgressFile, Throughput, UnusableRows
+from auris.callbacks import Faults, ProgressFile, TaskLosses, Throughput, UnusableRows
 from auris.data.loader import LoaderError
 from auris.faults import Fault, RunStopped
+from auris.tasks import TASKS
 
 MODULE = SimpleNamespace(max_steps=100)
 
@@ -49,6 +50,41 @@ class Log(nn.Linear):
 def trainer(**changed: Any) -> SimpleNamespace:
     known = {"datamodule": SimpleNamespace(problems=list), "world_size": 1, "is_global_zero": True, "global_step": 1}
     return SimpleNamespace(**known | {"callback_metrics": {}} | changed)
+
+
+# --- the loss of each task ---
+
+
+class Curves(dict[str, dict[int, float]]):
+    """A logger that keeps every point."""
+
+    def log_metrics(self, metrics: dict[str, float], step: int) -> None:
+        for name, value in metrics.items():
+            self.setdefault(name, {})[step] = value
+
+
+def step_of_tasks(callback: TaskLosses, curves: Curves, step: int, **sums: tuple[float, float]) -> None:
+    """One step with these sums: (loss, tokens) of tasks."""
+    values = torch.tensor([sums.get(code, (0.0, 0.0)) for code in TASKS]).T
+    state = trainer(global_step=step, log_every_n_steps=2, loggers=[curves])
+    callback.on_train_batch_end(state, MODULE, {"tasks": values})
+
+
+def test_the_loss_of_a_task_is_the_mean_over_its_tokens_since_the_last_log():
+    callback, curves = TaskLosses(), Curves()
+    step_of_tasks(callback, curves, 1, asr=(8.0, 2))
+    step_of_tasks(callback, curves, 2, asr=(1.0, 4), aac=(5.0, 2))  # not the mean of means, 2.125
+    step_of_tasks(callback, curves, 3)
+    step_of_tasks(callback, curves, 4, asr=(3.0, 2))
+    assert curves == {"train/loss/asr": {1: 1.5, 3: 1.5}, "train/loss/aac": {1: 2.5}}
+
+
+def test_the_losses_of_tasks_go_on_in_a_resumed_run():
+    callback, resumed, curves = TaskLosses(), TaskLosses(), Curves()
+    step_of_tasks(callback, curves, 1, asr=(8.0, 2))
+    resumed.load_state_dict(json.loads(json.dumps(callback.state_dict())))
+    step_of_tasks(resumed, curves, 2, asr=(1.0, 4))
+    assert curves == {"train/loss/asr": {1: 1.5}}
 
 
 # --- throughput ---

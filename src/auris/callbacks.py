@@ -21,6 +21,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from auris import snapshots
 from auris.data.loader import LoaderError
 from auris.faults import FOLDER, Fault, Place, RunStopped, command
+from auris.tasks import TASKS
 
 # Steps over which speeds are averaged; the first ones also pay for warm-up and are left out of it by then.
 WINDOW = 20
@@ -55,6 +56,35 @@ class Throughput(L.Callback):
 
     def load_state_dict(self, state: dict[str, float]) -> None:
         self.tokens, self.audio_seconds = state["tokens"], state["audio_seconds"]
+
+
+class TaskLosses(L.Callback):
+    """`train/loss/<task>` in TensorBoard: the mean over the supervised tokens of that task's rows since the last log.
+
+    A task has no point where none of its rows was met. Sums stay on the device until they are logged.
+    """
+
+    def __init__(self) -> None:
+        self.sums: torch.Tensor | None = None  # (2, K): losses and tokens of each of TASKS
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, *_: Any) -> None:
+        if "tasks" not in outputs:  # not an objective of tokens
+            return
+        new = outputs["tasks"]
+        self.sums = new if self.sums is None else self.sums.to(new) + new
+        if trainer.global_step % trainer.log_every_n_steps:
+            return
+        losses, tokens = self.sums.tolist()
+        self.sums = None
+        means = {f"train/loss/{code}": x / n for code, x, n in zip(TASKS, losses, tokens, strict=True) if n}
+        for logger in trainer.loggers:
+            logger.log_metrics(means, trainer.global_step - 1)  # steps are numbered from 0 in Lightning's curves
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"sums": None if self.sums is None else self.sums.tolist()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.sums = None if state["sums"] is None else torch.tensor(state["sums"])
 
 
 class UnusableRows(L.Callback):

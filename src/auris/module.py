@@ -26,7 +26,7 @@ from auris.strategies import Sharded
 from auris.tokenizer import Tokenizer
 
 # Sums of a step that are no metrics of the objective.
-_COUNTS = {"loss", "count", "tokens", "audio_seconds", "rows_met", "rows_unusable", "lost_workers"}
+_COUNTS = {"loss", "count", "tasks", "tokens", "audio_seconds", "rows_met", "rows_unusable", "lost_workers"}
 
 
 class AudioLMModule(L.LightningModule):
@@ -129,11 +129,11 @@ class AudioLMModule(L.LightningModule):
             "lost_workers": self.trainer.datamodule.take_lost_workers(),
         }
         sums |= {name: torch.tensor(float(value), device=self.device) for name, value in counts.items()}
-        sums = dict(zip(sums, self._sum_over_ranks(torch.stack([v.float() for v in sums.values()])), strict=True))
+        sums = self._sum_over_ranks(sums)
         norm = self._update(sums["count"].clamp(min=1), sums["loss"])
         self._log_step(sums)
         return {
-            **{name: sums[name] for name in counts},
+            **{name: sums[name] for name in (*counts, "tasks") if name in sums},
             "loss": sums["loss"] / sums["count"].clamp(min=1),
             "grad_norm": norm,
             "skipped": [row for pack in packs for row in pack["skipped"] if self._speaks],
@@ -197,8 +197,7 @@ class AudioLMModule(L.LightningModule):
         return {"skipped": pack["skipped"]}
 
     def on_validation_epoch_end(self) -> None:
-        values = torch.stack([value.float() for value in self._valid.values()])
-        sums = dict(zip(self._valid, self._sum_over_ranks(values), strict=True))
+        sums = self._sum_over_ranks(self._valid)
         count = sums["count"].clamp(min=1)
         self.log("val/loss", sums["loss"] / count, prog_bar=True)
         self._log_metrics("val", sums, count)
@@ -236,5 +235,9 @@ class AudioLMModule(L.LightningModule):
         block = getattr(self.trainer.strategy, "block_backward_sync", None)
         return block() if block else nullcontext()
 
-    def _sum_over_ranks(self, values: Tensor) -> Tensor:
-        return self.trainer.strategy.reduce(values * self._speaks, reduce_op="sum")
+    def _sum_over_ranks(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """All of them at once: of the same names and shapes on every rank."""
+        flat = torch.cat([value.float().flatten() for value in values.values()])
+        summed = self.trainer.strategy.reduce(flat * self._speaks, reduce_op="sum")
+        parts = summed.split([value.numel() for value in values.values()])
+        return {name: part.view(values[name].shape) for name, part in zip(values, parts, strict=True)}

@@ -220,6 +220,7 @@ def build(made: dict[str, Any]) -> tuple[AudioLMModule, AudioDataModule]:
 def build_trainer(made: dict[str, Any], run_dir: Path, preemption: Preemption | None = None) -> L.Trainer:
     found = [
         callbacks.Throughput(),
+        callbacks.TaskLosses(),
         callbacks.UnusableRows(run_dir, made["data"]["max_unusable"]),
         callbacks.Faults(run_dir, made["nonfinite"]),
         callbacks.ProgressFile(run_dir),

@@ -380,6 +380,7 @@ def sample(row: int, ids: list[int], supervise: str, audio: str = "", frames: tu
         mels=tuple(torch.randn(5, stored(n), generator=generator) for n in frames),
         frames=frames,
         audio_seconds=float(sum(frames)),
+        task="asr",
     )
 
 
@@ -406,7 +407,7 @@ def dtypes(pack: dict) -> dict[str, torch.dtype]:
 
 @pytest.mark.parametrize("rows", [[], [sample(0, [1, 2], "xx")], [sample(0, [1, 9], "", " x", frames=(3,))]])
 def test_every_pack_has_the_same_types(rows):
-    integers = dict.fromkeys(("ids", "labels", "positions", "frames", "audio_index"), torch.int64)
+    integers = dict.fromkeys(("ids", "labels", "positions", "frames", "audio_index", "tasks"), torch.int64)
     assert dtypes(collate(rows, geometry=GEOMETRY)) == integers | {"cu_seqlens": torch.int32, "mel": torch.float32}
 
 

@@ -49,7 +49,14 @@ def sample(number: int, frames: int, target: list[int]) -> Sample:
     none = np.zeros(len(ids), dtype=bool)
     mel = torch.randn(8, stored(frames), generator=torch.Generator().manual_seed(frames))
     return Sample(
-        row=number, ids=ids, supervise=none, audio_mask=none, mels=(mel,), frames=(frames,), audio_seconds=0.0
+        row=number,
+        ids=ids,
+        supervise=none,
+        audio_mask=none,
+        mels=(mel,),
+        frames=(frames,),
+        audio_seconds=0.0,
+        task="asr",
     )
 
 

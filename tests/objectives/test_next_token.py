@@ -17,6 +17,7 @@ from auris.model.encoder import Encoder
 from auris.model.generation import Generation
 from auris.objectives import logps
 from auris.objectives.next_token import NextToken
+from auris.tasks import TASKS
 from packs import VOCAB, Clip, Row, pack, text
 
 QWEN2 = {
@@ -83,6 +84,24 @@ def test_the_loss_of_three_numbers_is_what_it_is_by_hand():
     torch.testing.assert_close(gradient, expected)
 
 
+def test_the_loss_of_each_task_is_that_of_its_rows():
+    """Rows of one, two and one supervised tokens; the tasks of the first and the last are the same."""
+    asr, aac = (list(TASKS).index(code) for code in ("asr", "aac"))
+    chances = [1 / 2, 1 / 4, 1 / 8, 1 / 16]
+    net = Given([[math.log(p), math.log(1 - p)] for p in (chances[0], 0.5, *chances[1:3], 0.5, chances[3])])
+    batch = {
+        "labels": torch.tensor([0, IGNORE, 0, 0, IGNORE, 0]),
+        "cu_seqlens": torch.tensor([0, 2, 5, 6], dtype=torch.int32),
+        "tasks": torch.tensor([asr, aac, asr]),
+    }
+    loss, sums = NextToken()(net, batch)
+    losses, tokens = sums["tasks"]
+    assert not sums["tasks"].requires_grad
+    torch.testing.assert_close(losses[[asr, aac]] / math.log(2), torch.tensor([1.0 + 4.0, 2.0 + 3.0]))
+    assert tokens[[asr, aac]].tolist() == [2, 2] and tokens.sum() == 4
+    torch.testing.assert_close(losses.sum(), loss.detach())
+
+
 def test_logits_are_computed_only_where_a_label_stands():
     net = Given([[0.0, 1.0]] * 7)
     NextToken()(net, {"labels": torch.tensor([IGNORE, 1, IGNORE, 0, IGNORE, IGNORE, 1])})
@@ -120,8 +139,10 @@ def test_a_packs_sums_are_those_of_its_rows_alone(net):
 
 def test_an_empty_pack_contributes_nothing_but_reaches_every_part(net):
     """Ranks of a sharded model must all run the same backward."""
-    loss, correct, count, gradients = run(net, collate([], geometry=Geometry(n_mels=16, pool=2)))
+    empty = collate([], geometry=Geometry(n_mels=16, pool=2))
+    loss, correct, count, gradients = run(net, empty)
     assert (loss.item(), correct, count) == (0.0, 0, 0)
+    assert NextToken()(net, empty)[1]["tasks"].tolist() == [[0] * len(TASKS)] * 2  # ranks add sums of one shape
     assert all(not gradient.any() for gradient in gradients)
     assert net.projector.weight.grad is not None and net.encoder.conv1.weight.grad is not None
 

@@ -120,6 +120,7 @@ class Samples(ABC):
             mels=tuple(mels),
             frames=tuple(frames),
             audio_seconds=sum(len(wave) for wave in waves) / audio.SAMPLE_RATE,
+            task=row.labels["task"],
         )
 
     def spans(self, row: Row) -> list[int]:

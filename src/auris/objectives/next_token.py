@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from auris.data.packing import IGNORE
 from auris.model.generation import Generation
 from auris.objectives.logps import score
+from auris.tasks import TASKS
 
 
 class NextToken(nn.Module):
@@ -22,9 +23,19 @@ class NextToken(nn.Module):
         return (pack["labels"] != IGNORE).sum()
 
     def forward(self, net: nn.Module, pack: dict) -> tuple[Tensor, dict[str, Tensor]]:
-        """The summed loss, and sums for the log: `accuracy`, tokens that are right under teacher forcing."""
-        logps, _, likeliest = score(net, pack)
-        return -logps.sum(), {"accuracy": likeliest.sum()}
+        """The summed loss, and sums for the log.
+
+        `accuracy`: tokens that are right under teacher forcing. `tasks (2, K)`, where the pack names its rows': the
+        summed loss and the supervised tokens of each of `tasks.TASKS`, those without rows too, so that ranks can add.
+        """
+        logps, where, likeliest = score(net, pack)
+        sums = {"accuracy": likeliest.sum()}
+        if "tasks" in pack:
+            row = torch.searchsorted(pack["cu_seqlens"][1:].long(), where, right=True)
+            losses = -logps.detach()
+            pairs = torch.stack([losses, torch.ones_like(losses)])  # (2, R)
+            sums["tasks"] = losses.new_zeros(2, len(TASKS)).index_add(1, pack["tasks"][row], pairs)
+        return -logps.sum(), sums
 
     def answer(
         self,
