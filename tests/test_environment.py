@@ -46,8 +46,14 @@ def test_a_run_says_what_it_runs_on_and_what_it_will_take(corpus: Path, tmp_path
         6 * steps / len(rows) * sum(row["duration"] for row in rows) / 3600, rel=0.02
     )
     assert facts["epochs"] == pytest.approx(6 * steps / len(rows), rel=0.02)
+    assert set(facts["tasks"]) == {row["task"] for row in rows}
+    for what in ("rows", "hours", "tokens"):
+        assert sum(share[what] for share in facts["tasks"].values()) == pytest.approx(facts[what])
     assert 0 < facts["trained"] < facts["parameters"] and facts["least_seconds"] > 0
     start, later = said
+    largest = max(facts["tasks"], key=lambda task: facts["tasks"][task]["tokens"])
+    share = 100 * facts["tasks"][largest]["tokens"] / facts["tokens"]
+    assert f"of these: {largest} {facts['tasks'][largest]['hours']:.1f} h, {share:.1f} %; " in start
     for part in (f"steps 0 to {steps}", "1 ranks on 1 machines", "TFLOP/s", f"torch {version('torch')}", "GiB"):
         assert part in start, part
     assert "tokens/s: the other 4 steps take" in later

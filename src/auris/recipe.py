@@ -112,6 +112,8 @@ def build_samples(
         long_audio=long_audio,
         silent_audio=silent_audio,
         augment=build(recipe["data"]["augment"]) if train else None,
+        reverb=build(recipe["data"].get("reverb")) if train else None,
+        noise=build(recipe["data"].get("noise")) if train else None,
         seed=recipe["seed"],
     )
 

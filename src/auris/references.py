@@ -52,10 +52,14 @@ def check(objective: nn.Module, samples: Samples) -> None:
 
     Raises ValueError where training rows are augmented and the reference's answers are cached.
     """
-    if isinstance(objective, DPO) and objective.reference == "cached" and samples.augment is not None:
+    changed = ["data.augment"] if samples.augment is not None else []
+    changed += [distortion.key for distortion in samples.distortions]
+    if isinstance(objective, DPO) and objective.reference == "cached" and changed:
+        off = " ".join(f"{key}=null" for key in changed)
+        change = "changes" if len(changed) == 1 else "change"
         raise ValueError(
-            "data.augment changes what is heard from epoch to epoch, and objective.reference=cached is computed once: "
-            "set data.augment=null, or objective.reference=live (a frozen copy of the model, asked in every step)"
+            f"{' and '.join(changed)} {change} what is heard from epoch to epoch, and objective.reference=cached is "
+            f"computed once: set {off}, or objective.reference=live (a frozen copy of the model, asked in every step)"
         )
 
 

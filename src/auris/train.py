@@ -205,7 +205,16 @@ def build(made: dict[str, Any]) -> tuple[AudioLMModule, AudioDataModule]:
         seed=made["seed"],
         recipe=made,
     )
-    keys = ("train", "valid", "rows_per_step", "token_budget", "packs_per_step", "temperature", "max_unusable", "cache_dir")
+    keys = (
+        "train",
+        "valid",
+        "rows_per_step",
+        "token_budget",
+        "packs_per_step",
+        "temperature",
+        "max_unusable",
+        "cache_dir",
+    )
     workers = ("num_workers", "worker_timeout", "worker_restarts")
     datamodule = AudioDataModule(
         samples=views[True],

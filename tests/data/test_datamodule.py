@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -361,3 +364,32 @@ def test_groups_are_the_lines_of_the_validation_table_with_their_metric(tmp_path
 def test_a_group_names_the_languages():
     assert group(Row("a", labels={"task": "asr", "language": "zh"})) == "asr zh"
     assert group(Row("a", labels={"task": "lid", "language": "zh"})) == "lid"
+
+
+# --- a mix ---
+
+
+def hub(folder: Path) -> str:
+    """The clips of valid.jsonl as a data set of the hub: Parquet with the sound inside, and columns of its own."""
+    rows = [json.loads(line) for line in (folder / "valid.jsonl").read_text().splitlines()]
+    table = {
+        "audio": [{"bytes": (folder / row["audio"]).read_bytes(), "path": row["audio"]} for row in rows],
+        "sentence": [row["text"] for row in rows],
+    }
+    pq.write_table(pa.table(table), folder / "hub.parquet")
+    return str(folder / "hub.parquet")
+
+
+def test_lines_and_a_hub_data_set_are_mixed_with_a_temperature_and_a_cap(speech, tmp_path):
+    labels = {"task": "asr", "language": "en"}
+    source = {"path": hub(speech), "columns": {"text": "sentence"}, "labels": labels}
+    train = [{"path": str(speech / "train.jsonl"), "max_per_epoch": 5}, source]
+    data = module(speech, train=train, temperature=2.0, rows_per_step=5, cache_dir=str(tmp_path))
+    # sqrt(14) : sqrt(3) of 17 rows are 12 : 5, of which the cap leaves 5 : 5.
+    assert data.plan.epoch_rows == 10
+    packs = [steps(data, 1, 0)[step] for step in range(8)]
+    assert not any(pack["skipped"] for step in packs for pack in step)
+    counts = [[row < 14 for pack in step for row in pack["rows"]] for step in packs]
+    assert [sum(counts[k] + counts[k + 1]) for k in range(0, 8, 2)] == [5] * 4
+    with pytest.raises(ValueError, match="data.valid: max_per_epoch=2 has no effect"):
+        module(speech, valid=[{"path": str(speech / "valid.jsonl"), "max_per_epoch": 2}])

@@ -15,6 +15,7 @@ from dataclasses import replace
 import numpy as np
 
 from auris import audio, tasks
+from auris.data.distortion import Distortion
 from auris.data.packing import Sample, row_seed
 from auris.data.rows import Clip, Row
 from auris.prompts import BothPrompts, Chat, NaturalPrompt, Prompt, Turn
@@ -50,6 +51,7 @@ class Samples(ABC):
             consecutive windows of at most 30 s, whose tokens follow one another, "first" drops all but the first 30 s,
             as both released systems do, and says how much. Never a silent cut.
         silent_audio: clips without any sound: "keep", or "skip" counts and names the row.
+        reverb, noise: what training clips are heard through, in this order, or None.
         augment: SpecAugment for training rows, or None.
         seed: of every random choice.
     """
@@ -65,6 +67,8 @@ class Samples(ABC):
         geometry: audio.Geometry | None,
         long_audio: str = "error",
         silent_audio: str = "keep",
+        reverb: Distortion | None = None,
+        noise: Distortion | None = None,
         augment: audio.SpecAugment | None = None,
         seed: int = 0,
     ):
@@ -72,7 +76,10 @@ class Samples(ABC):
             raise ValueError(f"long_audio={long_audio!r}: expected error, skip, window or first")
         if silent_audio not in ("keep", "skip"):
             raise ValueError(f"silent_audio={silent_audio!r}: expected keep or skip")
+        if not self.has_audio and (reverb is not None or noise is not None):
+            raise ValueError("data.noise and data.reverb have no effect in a view without audio: set both to null")
         self.tokenizer, self.prompt, self.geometry = tokenizer, prompt, geometry
+        self.distortions = [one for one in (reverb, noise) if one is not None]
         self.long_audio, self.silent_audio = long_audio, silent_audio
         self.augment, self.seed = augment, seed
 
@@ -101,6 +108,8 @@ class Samples(ABC):
             raise RowError(row.problem)
         rng = None if epoch is None else np.random.default_rng(row_seed(self.seed, epoch, row.id))
         waves = [self.read(clip) for clip in row.clips] if self.has_audio else []
+        if epoch is not None:
+            waves = self._distort(waves, row_seed(self.seed, epoch, row.id))
         windows = [audio.windows(wave) for wave in waves]
         frames = [[self.geometry.frames(len(window)) for window in clip] for clip in windows]
         spans = [self.geometry.span(clip) for clip in frames]
@@ -122,6 +131,13 @@ class Samples(ABC):
             audio_seconds=sum(len(wave) for wave in waves) / audio.SAMPLE_RATE,
             task=row.labels["task"],
         )
+
+    def _distort(self, waves: Sequence[np.ndarray], seed: int) -> list[np.ndarray]:
+        """With draws of their own: wordings and masks are those of a run without noise."""
+        rng = np.random.default_rng((seed, 1))
+        for distort in self.distortions:
+            waves = [distort(wave, rng) for wave in waves]
+        return list(waves)
 
     def spans(self, row: Row) -> list[int]:
         """Audio tokens of each clip, from the manifest's durations or the files' headers, without decoding."""
