@@ -28,7 +28,7 @@ def shift(hypothesis: Sequence[Mapping[str, Any]], reference: Sequence[Mapping[s
     """
     (said, spans), (true, true_spans) = (_timed(words, language) for words in (hypothesis, reference))
     pairs = matches(true, said)
-    return 1000 * sum(_distance(true_spans[i], spans[j]) / 2 for i, j in pairs), len(pairs)
+    return 1000 * sum(distance(true_spans[i], spans[j]) / 2 for i, j in pairs), len(pairs)
 
 
 def coverage(hypothesis: Sequence[Mapping[str, Any]], reference: Sequence[Mapping[str, Any]], language: str) -> Span:
@@ -46,11 +46,11 @@ def official_shift(hypothesis: str, reference: str) -> Span:
     """
     if _OTHER_TAGS.sub("", _TIME.split(reference)[0]):
         reference = _BEGIN + reference
-    said, true = _read(hypothesis), _read(reference)
+    said, true = read(hypothesis), read(reference)
     if said is None or true is None:
         return 0.0, 0.0
     pairs = matches(true[0], said[0])
-    return sum(_distance(true[1][i], said[1][j]) for i, j in pairs), float(len(pairs))
+    return sum(distance(true[1][i], said[1][j]) for i, j in pairs), float(len(pairs))
 
 
 def matches(true: Sequence[Hashable], said: Sequence[Hashable]) -> list[tuple[int, int]]:
@@ -81,7 +81,7 @@ def _timed(words: Sequence[Mapping[str, Any]], language: str) -> tuple[list[str]
     return [word for word, _ in kept], [span for _, span in kept]
 
 
-def _read(text: str) -> tuple[list[str], list[Span]] | None:
+def read(text: str) -> tuple[list[str], list[Span]] | None:
     """Words and their spans as the script reads them; None for a malformed line."""
     _, *pieces = _TIME.split(text)
     times, words = [float(time) for time in pieces[0::2]], pieces[1::2][:-1]
@@ -89,5 +89,5 @@ def _read(text: str) -> tuple[list[str], list[Span]] | None:
     return (words, list(zip(times, times[1:], strict=False))) if len(words) == len(times) - 1 else None
 
 
-def _distance(a: Span, b: Span) -> float:
+def distance(a: Span, b: Span) -> float:
     return abs(a[0] - b[0]) + abs(a[1] - b[1])

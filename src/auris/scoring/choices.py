@@ -1,0 +1,84 @@
+"""Which of the options of a question a reply means: by its letter or by its text, and never by chance.
+
+AIR-Bench's script looks at one or two characters and leaves a reply without a letter there out of the score; other kits
+draw a random letter for it. Here it is a wrong answer, counted as unparsed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+LETTERS = "ABCD"
+
+# A letter that stands for an option: marked or alone at the beginning, after "answer is", or the last word. A letter
+# before a word is none: an article, a key (C major), a name.
+_LEADING = re.compile(r"[\s\"'*]*(?:[(\[]([A-D])[)\]]|([A-D])(?=\s*(?:[.):,\]\"*]|'(?!\w)|$)))", re.IGNORECASE)
+_NAMED = re.compile(r"\b(?:answer|option|choice)(?:\s+is)?\s*:?\s*[\"'(\[*]*([A-D])(?![\w'])", re.IGNORECASE)
+_CLOSING = re.compile(r"(?<![\w'])([A-D])\W*$")
+
+
+def official_letter(reply: str) -> str | None:
+    """The letter that AIR-Bench's script takes: the first character, or else the last but one."""
+    said = reply.strip().replace("\n", "")
+    if said in ("", "None"):
+        return None
+    for character in (said[0], said[-2] if len(said) > 1 else ""):
+        if character and character in LETTERS:
+            return character
+    return None
+
+
+def parse(reply: str | None, options: Sequence[str]) -> int | None:
+    """Which option a reply means, by number; None where it names none, or several.
+
+    Its letter counts first, then the text of an option that stands in it as whole words: of options within one another
+    the longest (`dog barking` over `dog`), of equal ones the first.
+    """
+    said = (reply or "").strip()
+    letters = _letters(said)
+    if letters:
+        number = LETTERS.index(letters.pop())
+        return number if not letters and number < len(options) else None
+    words = f" {_plain(said)} "
+    within = {_plain(text): number for number, text in reversed([*enumerate(options)]) if f" {_plain(text)} " in words}
+    longest = [text for text in within if not any(text != other and f" {text} " in f" {other} " for other in within)]
+    return within[longest[0]] if len(longest) == 1 else None
+
+
+@dataclass(frozen=True)
+class Strict:
+    """All rows, the right ones among them, and those whose reply names no option: wrong, and counted."""
+
+    rows: int
+    correct: int
+    unparsed: int
+
+
+def strict(records: Sequence[Mapping[str, str | None]]) -> Strict:
+    """Score records of AIR-Bench's form with nothing dropped. Raises ValueError for a key that is none of the choices:
+    that is the data's fault, not the reply's."""
+    correct = unparsed = 0
+    for record in records:
+        options = [text for name in "abcd" if (text := record.get(f"choice_{name}"))]
+        if record["answer_gt"] not in options:
+            raise ValueError(f"answer_gt is {record['answer_gt']!r}, expected one of {options}")
+        number = parse(record["response"], options)
+        unparsed += number is None
+        correct += number is not None and options[number] == record["answer_gt"]
+    return Strict(len(records), correct, unparsed)
+
+
+def _letters(said: str) -> set[str]:
+    """The letters that a reply names as its answer: more than one contradict each other."""
+    if found := _LEADING.match(said):
+        return {(found[1] or found[2]).upper()}
+    if named := {letter.upper() for letter in _NAMED.findall(said)}:
+        return named
+    found = _CLOSING.search(said)
+    return {found[1]} if found else set()
+
+
+def _plain(text: str) -> str:
+    return " ".join(re.findall(r"\w+", text.lower()))
