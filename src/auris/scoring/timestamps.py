@@ -47,7 +47,7 @@ def official_shift(hypothesis: str, reference: str) -> Span:
     if _OTHER_TAGS.sub("", _TIME.split(reference)[0]):
         reference = _BEGIN + reference
     said, true = read(hypothesis), read(reference)
-    if said is None or true is None:
+    if any(side is None or len(side[0]) != len(side[1]) for side in (said, true)):
         return 0.0, 0.0
     pairs = matches(true[0], said[0])
     return sum(distance(true[1][i], said[1][j]) for i, j in pairs), float(len(pairs))
@@ -82,11 +82,14 @@ def _timed(words: Sequence[Mapping[str, Any]], language: str) -> tuple[list[str]
 
 
 def read(text: str) -> tuple[list[str], list[Span]] | None:
-    """Words and their spans as the script reads them; None for a malformed line."""
+    """Words and their spans as the script reads them; None for a malformed line. A tab divides a word, so that there
+    may be more words than spans."""
     _, *pieces = _TIME.split(text)
     times, words = [float(time) for time in pieces[0::2]], pieces[1::2][:-1]
-    words = "\t".join(words).split("\t") if words else []  # the script joins and splits them so: tabs divide words
-    return (words, list(zip(times, times[1:], strict=False))) if len(words) == len(times) - 1 else None
+    if len(words) != len(times) - 1:
+        return None
+    words = "\t".join(words).split("\t") if words else []  # the script joins and splits them so
+    return words, list(zip(times, times[1:], strict=False))
 
 
 def distance(a: Span, b: Span) -> float:
