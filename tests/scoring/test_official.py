@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from auris.scoring import choices, normalize, official
+from auris.scoring import choices, normalize, official, row_stats
 from auris.scoring.official import Stopped
 
 BY_CN_TN = {  # numbers that the official script's cn_tn reads in another way than cn2an
@@ -191,12 +191,21 @@ def test_letters_equal_the_script(golden):
 
 def test_strict_drops_no_reply_of_the_script_s_failures(golden):
     replies = golden("airbench_foundation", "reply")
-    found = choices.strict([row["record"] for row in replies])
-    dropped = [row["record"]["response"] for row in replies if row["dropped"]]
-    assert found.rows == 36 and len(dropped) == 11
-    read = {reply for reply in dropped if choices.parse(reply, ["happy", "sad", "angry", "calm"]) is not None}
-    # What the script drops of an answer to four options, and a reader would not.
+
+    def total(metric: str) -> list[float]:
+        return np.sum([counted(metric, row["record"]) for row in replies], axis=0).tolist()
+
+    assert total("choice_official") == [19, 25]
+    assert total("choice")[1] == total("choice_unparsed")[1] == 36
+    # What the script drops, and a reader would not.
+    lost = [row["record"] for row in replies if row["dropped"]]
+    read = {record["response"] for record in lost if counted("choice_unparsed", record)[0] == 0}
     assert read == {"b", "(B) sad", "The answer is B", "happy"}
+
+
+def counted(metric: str, record: dict) -> list[float]:
+    options = [record[f"choice_{name}"] for name in "abcd" if f"choice_{name}" in record]
+    return row_stats(metric, record["response"], record["answer_gt"], "en", options)
 
 
 @pytest.mark.parametrize(
@@ -232,11 +241,28 @@ def test_the_longest_option_counts_and_a_letter_beyond_them_does_not():
     assert choices.parse("D major", ["C major", "D major"]) == 1
 
 
-def test_equal_options_are_one_answer():
-    record = {"choice_a": "one", "choice_b": "one", "choice_c": "two", "answer_gt": "one", "response": "B"}
-    assert choices.strict([record]) == choices.Strict(rows=1, correct=1, unparsed=0)
+def test_equal_options_are_one_answer_but_to_the_script():
+    assert row_stats("choice", "B", "one", "en", ["one", "one", "two"]) == [1, 1]
+    assert row_stats("choice_official", "B", "one", "en", ["one", "one", "two"]) == [0, 1]
     with pytest.raises(ValueError, match="'three', expected one of"):
-        choices.strict([{**record, "answer_gt": "three"}])
+        row_stats("choice", "B", "three", "en", ["one", "two"])
+
+
+def test_a_report_has_a_line_per_source_and_says_where_the_script_died():
+    facts = {"language": "en", "reply": "yes"}
+    answers = [
+        official.Answer(source="clothoaqa_val", reference="yes", **facts),
+        official.Answer(source="clothoaqa_open", reference="rain", **facts),
+    ]
+    lines = official.report("evaluate_aqa", "v1", answers)
+    assert [(line["source"], line["metric"], line["value"]) for line in lines] == [
+        ("clothoaqa_val", "accuracy", 1.0),
+        ("clothoaqa_val", "binary", 1.0),
+        ("clothoaqa_open", None, None),
+    ]
+    assert lines[-1]["stopped"].startswith("ValueError") and lines[0]["n"] == 1
+    with pytest.raises(ValueError, match="benchmark.script=evaluate_caption: expected evaluate_asr"):
+        official.report("evaluate_caption", "v1", answers)
 
 
 def test_an_unknown_version_is_named():

@@ -7,8 +7,7 @@ draw a random letter for it. Here it is a wrong answer, counted as unparsed.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 LETTERS = "ABCD"
 
@@ -47,27 +46,18 @@ def parse(reply: str | None, options: Sequence[str]) -> int | None:
     return within[longest[0]] if len(longest) == 1 else None
 
 
-@dataclass(frozen=True)
-class Strict:
-    """All rows, the right ones among them, and those whose reply names no option: wrong, and counted."""
-
-    rows: int
-    correct: int
-    unparsed: int
-
-
-def strict(records: Sequence[Mapping[str, str | None]]) -> Strict:
-    """Score records of AIR-Bench's form with nothing dropped. Raises ValueError for a key that is none of the choices:
-    that is the data's fault, not the reply's."""
-    correct = unparsed = 0
-    for record in records:
-        options = [text for name in "abcd" if (text := record.get(f"choice_{name}"))]
-        if record["answer_gt"] not in options:
-            raise ValueError(f"answer_gt is {record['answer_gt']!r}, expected one of {options}")
-        number = parse(record["response"], options)
-        unparsed += number is None
-        correct += number is not None and options[number] == record["answer_gt"]
-    return Strict(len(records), correct, unparsed)
+def count(metric: str, reply: str, key: str, options: Sequence[str]) -> list[float]:
+    """What a reply contributes to `choice`, `choice_unparsed`, and `choice_official`, which leaves out a reply without
+    a letter. Raises ValueError for a key that is none of the options: that is the data's fault, not the reply's."""
+    if key not in options:
+        raise ValueError(f"the key is {key!r}, expected one of {list(options)}")
+    if metric == "choice_official":
+        letter = official_letter(reply)
+        return [0.0, 0.0] if letter is None else [float(letter == LETTERS[options.index(key)]), 1.0]
+    number = parse(reply, options)
+    if metric == "choice_unparsed":
+        return [float(number is None), 1.0]
+    return [float(number is not None and options[number] == key), 1.0]
 
 
 def _letters(said: str) -> set[str]:

@@ -32,6 +32,37 @@ class Stopped(ValueError):
     """The released script ends with an exception here: the message names it."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """A reply to a row, both as the scripts store them; `source` is the row's, in `language` it is answered."""
+
+    source: str
+    reference: str
+    reply: str
+    language: str
+
+
+def report(script: str, version: str, answers: Sequence[Answer]) -> list[dict[str, Any]]:
+    """What a script prints of answers, one line per source and number: `value` is None where it dies, and `stopped`
+    says by what. Raises ValueError for an unknown script."""
+    if script not in SCRIPTS:
+        raise ValueError(f"benchmark.script={script}: expected {', '.join(SCRIPTS)}")
+    of_source: dict[str, list[Answer]] = {}
+    for answer in answers:
+        of_source.setdefault(answer.source, []).append(answer)
+    lines = []
+    for source, rows in of_source.items():
+        pairs = [(row.reference, row.reply) for row in rows]
+        about = {"script": f"{script}.py", "version": version, "source": source, "n": len(rows)}
+        try:
+            found = SCRIPTS[script](pairs, source, rows[0].language, version)
+        except Stopped as error:
+            lines.append({**about, "metric": None, "value": None, "stopped": str(error)})
+            continue
+        lines += [{**about, "metric": name, "value": value, "stopped": None} for name, value in found.items()]
+    return lines
+
+
 # --- evaluate_asr.py ----------------------------------------------------------------------------------------------
 
 
@@ -222,7 +253,7 @@ class Letters:
 
 
 def foundation(records: Sequence[Mapping[str, Any]]) -> Letters:
-    """What the script counts (`choices.strict` drops nothing). Raises Stopped where it dies: a reply of null, a key
+    """What the script counts (the metric `choice` drops nothing). Raises Stopped where it dies: a reply of null, a key
     that is no choice, a task of which all replies were dropped."""
     found, tasks = Letters(), dict[str, None]()
     for record in records:
@@ -245,6 +276,17 @@ def foundation(records: Sequence[Mapping[str, Any]]) -> Letters:
     if lost := [task for task in tasks if task not in found.total]:
         raise Stopped(f"KeyError: {lost[0]!r}")
     return found
+
+
+SCRIPTS = {
+    "evaluate_asr": lambda pairs, source, language, version: {"wer": word_error_rate(pairs, language, version)},
+    "evaluate_st": lambda pairs, source, language, version: {"bleu": bleu(pairs, source)},
+    "evaluate_srwt": lambda pairs, source, language, version: {"aas": alignment_shift(pairs)},
+    "evaluate_emotion": lambda pairs, source, language, version: {"accuracy": accuracy(pairs, version)},
+    "evaluate_aqa": lambda pairs, source, language, version: question_accuracy(pairs, source),
+    "evaluate_note_analysis": lambda pairs, source, language, version: notes(pairs),
+}
+SCRIPTS |= dict.fromkeys(("evaluate_vocal_sound", "evaluate_scene"), SCRIPTS["evaluate_emotion"])  # word for word
 
 
 def _sides(pairs: Pairs) -> tuple[list[str], list[str]]:

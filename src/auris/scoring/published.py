@@ -81,6 +81,12 @@ class Beside:
     ours: Mapping[str, Any] | None  # a row of results.jsonl; None: not run
 
     @property
+    def printed(self) -> str:
+        """Our value as the table prints its own: in its scale, with its decimals."""
+        decimals = len(f"{self.cell.printed:g}".partition(".")[2])
+        return f"{self.ours['value'] * self.cell.printed / self.cell.value:.{max(decimals, 1)}f}"
+
+    @property
     def alike(self) -> bool:
         return self.ours is not None and comparable(self.ours["signature"], self.cell.signature)
 

@@ -17,7 +17,7 @@ Span = tuple[float, float]  # start and end in seconds
 
 _TIME = re.compile(r"<\|(\d{1,2}\.\d+)\|>")  # as the script has it: `<|100.20|>` is no time
 _OTHER_TAGS = re.compile(r"<\|(?!sil\|>).*?\|>")  # the prompt's; `<|sil|>` is a word
-_BEGIN = "<|0.00|>"
+BEGIN = "<|0.00|>"
 
 
 def shift(hypothesis: Sequence[Mapping[str, Any]], reference: Sequence[Mapping[str, Any]], language: str) -> Span:
@@ -45,7 +45,7 @@ def official_shift(hypothesis: str, reference: str) -> Span:
     and what stands before the first time is no word: so the first word of an answer is left out, as it is there.
     """
     if _OTHER_TAGS.sub("", _TIME.split(reference)[0]):
-        reference = _BEGIN + reference
+        reference = BEGIN + reference
     said, true = read(hypothesis), read(reference)
     if any(side is None or len(side[0]) != len(side[1]) for side in (said, true)):
         return 0.0, 0.0
