@@ -160,7 +160,9 @@ def test_notes_of_the_official_file_are_scored_both_ways(folder: Path):
 def test_options_are_scored_strictly_officially_and_by_what_cannot_be_read(folder: Path):
     fields = {"path": "a.wav", "question": "How does it sound?", "task_name": "mood", "dataset_name": "x"}
     options = {"choice_a": "happy", "choice_b": "sad", "answer_gt": "sad"}
-    row, other, bad = rows_of(folder, {**fields, **options}, {**fields, **options}, {"answer_gt": "sad"})
+    wrong = {**fields, **options, "answer_gt": "bored"}
+    row, other, bad, unknown = rows_of(folder, *[{**fields, **options}] * 2, {"answer_gt": "sad"}, wrong)
+    assert unknown.problem == "`answer_gt` is 'bored', expected one of the choices"
     assert bad.problem == "a row of AIR-Bench (`answer_gt`) has no dataset_name, path, question, task_name"
     assert row.clips[0].path == folder / "mood_x/a.wav"
     asked = row.labels["messages"][0]["content"][1]["text"]

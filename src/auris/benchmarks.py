@@ -106,9 +106,8 @@ def official_lines(
     if script is None:
         return []
     replies = {prediction["id"]: prediction for prediction in reversed(predictions) if prediction["metric"] != "eer"}
-    before = (
-        timestamps.BEGIN if script == "evaluate_srwt" else ""
-    )  # its references begin with the time that ends a prompt
+    # References of evaluate_srwt.py begin with the time with which its prompt ends.
+    before = timestamps.BEGIN if script == "evaluate_srwt" else ""
     answers = [
         official.Answer(
             source=str(row.labels.get("source") or _source(row)),

@@ -220,6 +220,8 @@ def counted(metric: str, record: dict) -> list[float]:
         ("The correct choice is (C).", 2),
         ("It sounds like A", 0),
         ("A sad voice can be heard", 1),  # an article
+        ("The answer is a sad voice", 1),
+        ("the answer is b.", 1),
         ("C) angry because of D.", 2),
         ("Definitely CALM!", 3),
         ("happy or sad", None),
@@ -238,6 +240,8 @@ def test_a_reply_means_an_option_or_none(reply, expected):
 def test_the_longest_option_counts_and_a_letter_beyond_them_does_not():
     assert choices.parse("I hear a dog barking", ["dog", "dog barking", "cat"]) == 1
     assert choices.parse("It is (D)", ["jazz", "rock", "folk"]) is None
+    assert choices.parse("Symphony in D", ["Symphony in D", "a waltz"]) == 0
+    assert choices.parse("", ["?", "!"]) is None
     assert choices.parse("D major", ["C major", "D major"]) == 1
 
 

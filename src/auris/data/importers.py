@@ -262,8 +262,10 @@ def _air_bench(fields: Fields) -> dict[str, Any]:
         path = f"{path[:-3]}flac"
     question = fields["question"]
     if "choice_a" in fields:
-        options = [f"{letter}. {fields.get(f'choice_{letter.lower()}')}" for letter in "ABCD"]
-        question = "\n".join([_CHOOSE, question, *options])
+        options = {letter: fields.get(f"choice_{letter.lower()}") for letter in "ABCD"}
+        if fields["answer_gt"] not in options.values():
+            raise ValueError(f"`answer_gt` is {fields['answer_gt']!r:.80}, expected one of the choices")
+        question = "\n".join([_CHOOSE, question, *(f"{letter}. {text}" for letter, text in options.items())])
     parts = [{"type": "audio", "audio": path}, {"type": "text", "text": question}]
     answer = {"role": "assistant", "content": fields["answer_gt"]}
     rest = {key: value for key, value in fields.items() if key != "path"}

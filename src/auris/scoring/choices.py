@@ -14,7 +14,9 @@ LETTERS = "ABCD"
 # A letter that stands for an option: marked or alone at the beginning, after "answer is", or the last word. A letter
 # before a word is none: an article, a key (C major), a name.
 _LEADING = re.compile(r"[\s\"'*]*(?:[(\[]([A-D])[)\]]|([A-D])(?=\s*(?:[.):,\]\"*]|'(?!\w)|$)))", re.IGNORECASE)
-_NAMED = re.compile(r"\b(?:answer|option|choice)(?:\s+is)?\s*:?\s*[\"'(\[*]*([A-D])(?![\w'])", re.IGNORECASE)
+_NAMED = re.compile(
+    r"(?i:\b(?:answer|option|choice)(?:\s+is)?\s*:?\s*)[\"'(\[*]*([A-D](?![\w'])|[a-d](?=\s*(?:[.):,\]\"*]|$)))"
+)
 _CLOSING = re.compile(r"(?<![\w'])([A-D])\W*$")
 
 
@@ -32,16 +34,19 @@ def official_letter(reply: str) -> str | None:
 def parse(reply: str | None, options: Sequence[str]) -> int | None:
     """Which option a reply means, by number; None where it names none, or several.
 
-    Its letter counts first, then the text of an option that stands in it as whole words: of options within one another
-    the longest (`dog barking` over `dog`), of equal ones the first.
+    An option word for word counts first, then a letter, then the text of an option that stands in it as whole words: of
+    options within one another the longest (`dog barking` over `dog`), of equal ones the first.
     """
     said = (reply or "").strip()
+    texts = [_plain(text) for text in options]
+    if len(_plain(said)) > 1 and _plain(said) in texts:
+        return texts.index(_plain(said))
     letters = _letters(said)
     if letters:
         number = LETTERS.index(letters.pop())
         return number if not letters and number < len(options) else None
     words = f" {_plain(said)} "
-    within = {_plain(text): number for number, text in reversed([*enumerate(options)]) if f" {_plain(text)} " in words}
+    within = {text: number for number, text in reversed([*enumerate(texts)]) if text and f" {text} " in words}
     longest = [text for text in within if not any(text != other and f" {text} " in f" {other} " for other in within)]
     return within[longest[0]] if len(longest) == 1 else None
 
