@@ -170,4 +170,4 @@ def _signature(cells: Sequence[published.Beside]) -> str:
 
 
 def _said(one: published.Beside) -> str:
-    return f"{one.cell.system} {one.cell.printed:g}"
+    return f"{one.cell.system} {one.cell.printed:.{one.cell.decimals}f}"

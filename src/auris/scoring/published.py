@@ -38,6 +38,11 @@ class Published:
     signature: str | None
     source: str
 
+    @property
+    def decimals(self) -> int:
+        """Those that it is shown with: no table prints fewer than one."""
+        return max(1, len(str(self.printed).partition(".")[2]))
+
 
 @cache
 def published() -> tuple[Published, ...]:
@@ -83,8 +88,7 @@ class Beside:
     @property
     def printed(self) -> str:
         """Our value as the table prints its own: in its scale, with its decimals."""
-        decimals = len(f"{self.cell.printed:g}".partition(".")[2])
-        return f"{self.ours['value'] * self.cell.printed / self.cell.value:.{max(decimals, 1)}f}"
+        return f"{self.ours['value'] * self.cell.printed / self.cell.value:.{self.cell.decimals}f}"
 
     @property
     def alike(self) -> bool:
