@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from io import StringIO
 from pathlib import Path
 
@@ -27,9 +28,13 @@ TASKS = {
 }
 
 
+@cache
+def composed(name: str) -> dict:
+    return recipe.resolve(recipe.compose(["checkpoint=x", f"benchmark={name}"], "evaluate"))["benchmark"]
+
+
 def config(name: str, **changed: object) -> dict:
-    made = recipe.compose(["checkpoint=x", f"benchmark={name}"], "evaluate")
-    return {**recipe.resolve(made)["benchmark"], **changed}
+    return {**composed(name), **changed}
 
 
 @pytest.fixture(scope="module")
