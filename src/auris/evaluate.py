@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from auris import measures, pretrained, recipe, snapshots, tasks
+from auris import benchmarks, measures, pretrained, recipe, snapshots, tasks
 from auris.audio import AudioError
 from auris.data import long_audio
 from auris.data.datamodule import by_length, group, language, pack
@@ -32,6 +32,7 @@ from auris.data.pairs import PairSamples, VerdictSamples
 from auris.data.rows import Row
 from auris.data.samples import AudioSamples, ChatSamples, RowError, Samples
 from auris.objectives.dpo import answer_logps
+from auris.prompts import Prompt, TagPrompt
 from auris.scoring.judge import Judge, Unrated
 from auris.scoring.metrics import check, row_stats, signature
 
@@ -39,9 +40,24 @@ from auris.scoring.metrics import check, row_stats, signature
 def evaluate(made: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Answer and score; returns the result rows that were written."""
     console = Console()
+    members = [{**made, "benchmark": benchmark} for benchmark in benchmarks.members(made["benchmark"])]
+    benchmarks.check(member["benchmark"] for member in members)
     judge = recipe.build(made["judge"])
     model = pretrained.load(made["checkpoint"], which=made["which"], device=made["accelerator"])
-    manifests = read_manifests(made["benchmark"]["test"], key="data.test")
+    results = [row for member in members for row in _evaluate(model, member, judge, console)]
+    for name in made["benchmark"].get("tables", ()):
+        console.print(benchmarks.table(name, results))
+        for note in benchmarks.notes(name, results):
+            console.print(note, markup=False, highlight=False, soft_wrap=True)
+    return results
+
+
+def _evaluate(
+    model: pretrained.AudioModel, made: Mapping[str, Any], judge: Judge | None, console: Console
+) -> list[dict[str, Any]]:
+    """One benchmark."""
+    benchmark, version = made["benchmark"], _version(model)
+    manifests = read_manifests(benchmarks.sources(benchmark), key="data.test")
     predictions: list[dict[str, Any]] = []
     skipped: dict[str, str] = {}
     for kind in KINDS:
@@ -51,14 +67,25 @@ def evaluate(made: Mapping[str, Any]) -> list[dict[str, Any]]:
             found, left_out = _evaluate_kind(model, kind, of_kind, made, judge, console)
             predictions += found
             skipped |= left_out
+    rows = [row for manifest in manifests for row in manifest.rows]
+    lines = benchmarks.official_lines(benchmark.get("script"), version, predictions, rows)
+    predictions = benchmarks.in_parts(predictions, rows, benchmark.get("parts", ()))
     predictions.sort(key=lambda prediction: (prediction["group"], prediction["metric"]))
-    name = made["benchmark"]["name"] or "+".join(manifest.stem for manifest in manifests)
+    name = benchmark["name"] or "+".join(manifest.stem for manifest in manifests)
     signatures = {} if judge is None else {"judged": judge.signature}
     results = summarise(predictions, model.recipe, name, made["bootstrap"], made["seed"], signatures)
-    _write(_results_dir(made, model.recipe), name, predictions, results)
-    notes = credits([row for manifest in manifests for row in manifest.rows])
-    _show(console, name, results, skipped, [*notes, *(f"{metric}: {by}" for metric, by in signatures.items())])
+    run_dir = _results_dir(made, model.recipe)
+    _write(run_dir, name, predictions, results)
+    if lines:
+        _write_lines(run_dir / "official" / f"{name}.jsonl", lines)
+    notes = [*credits(rows), *(f"{metric}: {by}" for metric, by in signatures.items()), *map(benchmarks.note, lines)]
+    _show(console, name, results, skipped, notes)
     return results
+
+
+def _version(model: pretrained.AudioModel) -> str:
+    """Whose scripts ask as the model is asked: v1 Qwen-Audio's, v2 Qwen2-Audio's."""
+    return "v1" if isinstance(model.prompt, TagPrompt) else "v2"
 
 
 def credits(rows: Sequence[Row]) -> list[str]:
@@ -98,13 +125,16 @@ def _evaluate_kind(
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """Predictions about rows of one kind, and why some were left out."""
     view = _view(model, kind, made["long_audio"])
+    wording = made["benchmark"].get("prompt", {}).get(_version(model))
+    if kind == "task" and wording and isinstance(view.prompt, Prompt):
+        view.prompt = view.prompt.asking(wording)
     manifests, whole = in_windows(manifests, view)
     rows = [row for manifest in manifests for row in manifest.rows]
     lengths = measure(manifests, view, Path(model.recipe["data"]["cache_dir"]))
     skipped = {rows[number].id: reason for number, reason in lengths.problems.items()}
     if kind != "preference":
         _check_metrics(view.asked(row) for number, row in enumerate(rows) if number not in lengths.problems)
-    settings = model.settings(chat=kind == "chat", **made["generation"])
+    settings = model.settings(chat=kind == "chat", **_decoding(made, _version(model)))
     if kind != "preference":
         console.print(f"{kind} rows: answers by {settings}", highlight=False)
     said: dict[int, Any] = {}
@@ -126,11 +156,22 @@ def _evaluate_kind(
         return [_preferred(rows[number], said[number]) for number in sorted(said)], skipped
     asked = {rows[number].id: _asked(view, rows[number], said[number], model) for number in sorted(said)}
     answered = join(asked, whole)
-    predictions = score(answered) + [_accepted(rows[number], odds[number]) for number in sorted(odds)]
+    predictions = score(answered, made["benchmark"].get("metrics", ())) + [
+        _accepted(rows[number], odds[number]) for number in sorted(odds)
+    ]
     if kind != "chat" or judge is None:
         return predictions, skipped
     judged, unrated = rate(answered, judge, console)
     return predictions + judged, skipped | unrated
+
+
+MAX_NEW_TOKENS = 64  # of an answer, where neither the user nor the benchmark says
+
+
+def _decoding(made: Mapping[str, Any], version: str) -> dict[str, Any]:
+    """The command line's settings, then the benchmark's."""
+    given = {key: value for key, value in made["generation"].items() if value is not None}
+    return {"max_new_tokens": MAX_NEW_TOKENS, **made["benchmark"].get("generation", {}).get(version, {}), **given}
 
 
 def rate(
@@ -246,8 +287,11 @@ def _results_dir(made: Mapping[str, Any], trained: Mapping[str, Any]) -> Path:
     return Path(made["runs_dir"]) / trained["study"] / path.resolve().name / f"seed={trained['seed']}"
 
 
-def score(answered: Mapping[str, tuple[Row, str]]) -> list[dict[str, Any]]:
-    """One prediction per row and metric, with what the row contributes to it."""
+def score(answered: Mapping[str, tuple[Row, str]], raw: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """One prediction per row and metric, with what the row contributes to it.
+
+    `raw`: metrics beside those of the row's task, of the answer as it is.
+    """
     classes: dict[str, set[str]] = {}
     for row, _ in answered.values():
         task = tasks.find(row.labels["task"])
@@ -257,8 +301,13 @@ def score(answered: Mapping[str, tuple[Row, str]]) -> list[dict[str, Any]]:
     for name, (row, hypothesis) in answered.items():
         labels = row.labels
         reference = tasks.find(labels["task"]).render(labels)
-        known = sorted(classes.get(group(row), ()))
-        for metric, compared in metrics(row).items():
+        known = options(labels) or sorted(classes.get(group(row), ()))
+        compared_by = {
+            **metrics(row),
+            **dict.fromkeys(_CHOICE if options(labels) else (), str),
+            **dict.fromkeys(raw, str),
+        }
+        for metric, compared in compared_by.items():
             if metric == "eer":  # is of scores, not of answers: `log_odds`
                 continue
             said, true = compared(hypothesis), compared(labels.get("key", reference))
@@ -275,6 +324,14 @@ def score(answered: Mapping[str, tuple[Row, str]]) -> list[dict[str, Any]]:
             if "skill" in labels:  # of a dialogue: on a line of its own, beside that of its mode
                 predictions.append(predictions[-1] | {"group": f"chat {labels['skill']}"})
     return predictions
+
+
+_CHOICE = ("choice", "choice_official", "choice_unparsed")
+
+
+def options(labels: Mapping[str, Any]) -> list[str]:
+    """The answers that a question of AIR-Bench's foundation part offers."""
+    return [labels[key] for key in ("choice_a", "choice_b", "choice_c", "choice_d") if labels.get(key)]
 
 
 def metrics(row: Row) -> dict[str, Callable[[str], Any]]:
@@ -382,14 +439,9 @@ def main() -> None:
 def run(cfg: DictConfig) -> None:
     try:
         made = recipe.resolve(cfg)
-        made["benchmark"]["test"] = _as_list(made["benchmark"]["test"])
         evaluate(made)
     except (ValueError, FileNotFoundError) as error:
         sys.exit(f"error: {error}")
-
-
-def _as_list(entry: Any) -> list:
-    return entry if isinstance(entry, list) else [entry]
 
 
 if __name__ == "__main__":

@@ -269,6 +269,11 @@ MEASURES: dict[str, Measure] = {
     "velocity_accuracy": _share("velocity accuracy"),
     "instrument_accuracy": _share("instrument accuracy"),
     "contains": _share("holds the answer"),
+    "choice": _share("right option"),
+    "choice_official": _share("right option of the replies with a letter", of="replies with a letter", panel=None),
+    "choice_unparsed": Measure(
+        stats=("without an option", "rows"), formula=_rate, higher_is_better=False, label="replies without an option"
+    ),
     "prefers": _share("prefers the chosen", "preferred"),
     "judged": Measure(
         stats=("points", "rows"),

@@ -10,10 +10,11 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from enum import Enum
 from functools import lru_cache
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -99,6 +100,7 @@ class Prompt(ABC):
     audio_end: str
     natural: bool  # answers are written in natural language, without control tokens
     stop = (END_OF_TEXT,)  # what ends an answer
+    wording: str | None = None  # the only one of all tasks: see `asking`
 
     def __init__(self, *, supervise_tags: bool = True):
         self.supervise_tags = supervise_tags
@@ -108,15 +110,25 @@ class Prompt(ABC):
     def templates(self, task: tasks.Task) -> tuple[str, ...]:
         """The wordings of a task; the first is the canonical one, used in evaluation."""
 
+    def asking(self, wording: str) -> Self:
+        """This style with a benchmark's own wording, a template as those of the task table, in place of all others."""
+        asked = copy(self)
+        asked.wording = wording
+        return asked
+
+    def wordings(self, labels: Mapping[str, Any]) -> tuple[str, ...]:
+        """The wordings of a row's task; the first is the canonical one."""
+        return (self.wording,) if self.wording else self.templates(tasks.find(labels["task"]))
+
     def turns(self, labels: Mapping[str, Any], n_clips: int, rng: np.random.Generator | None = None) -> list[Turn]:
         """A row as turns: canonical wording without `rng`, a random one with it."""
-        templates = self.templates(tasks.find(labels["task"]))
+        templates = self.wordings(labels)
         template = templates[0] if rng is None else templates[int(rng.integers(len(templates)))]
         return self._fill([template], labels, n_clips)[0]
 
     def variants(self, labels: Mapping[str, Any], n_clips: int) -> list[list[Turn]]:
         """Every way in which a row can be written (for its longest length)."""
-        return self._fill(self.templates(tasks.find(labels["task"])), labels, n_clips)
+        return self._fill(self.wordings(labels), labels, n_clips)
 
     def raw(self, prompt: str, n_clips: int) -> list[Turn]:
         """A prompt as its writer gives it, behind the audio: how the scripts of both releases ask the base models.
@@ -134,7 +146,7 @@ class Prompt(ABC):
 
     def outline(self, labels: Mapping[str, Any], n_clips: int) -> tuple[Outline, dict[str, str]]:
         """All wordings of a row as very many rows share them, and its own text by name. The row was checked before."""
-        return self._outline(self.templates(tasks.find(labels["task"])), labels, n_clips)
+        return self._outline(self.wordings(labels), labels, n_clips)
 
     def _fill(self, templates: Sequence[str], labels: Mapping[str, Any], n_clips: int) -> list[list[Turn]]:
         """A row as turns, once by each template."""

@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from auris.answers import parse_notes, parse_words
 from auris.prompts import NaturalPrompt, TagPrompt
 from auris.tasks import LANGUAGES
 
@@ -37,6 +38,8 @@ def convert(fields: Fields) -> dict[str, Any]:
         return _alpaca(fields) if "instruction" in fields else _trl(fields)
     if "gt" in fields and "audio" in fields:
         return _official(fields)
+    if "answer_gt" in fields:
+        return _air_bench(fields)
     return dict(fields)
 
 
@@ -202,6 +205,8 @@ _SOURCES = (
     ("audiocaps", "aac", None),
     ("tut2017", "asc", None),
     ("cochlscene", "asc", None),
+    ("nsynth", "mna", None),
+    ("srwt", "srwt", "zh"),
 )
 _LANGUAGE = re.compile(rf"<\|({'|'.join(LANGUAGES)})\|>|(?:^|_)({'|'.join(LANGUAGES)})(?=_|$)")
 
@@ -229,4 +234,39 @@ def _official(fields: Fields) -> dict[str, Any]:
         row["caption_style"] = "clotho" if source.startswith("clotho") else "audiocaps"
         if isinstance(row["text"], list) and row["text"]:  # all captions of a clip
             row["references"], row["text"] = row["text"], row["text"][0]
+    elif task == "mna":
+        row |= parse_notes(row.pop("text"))
+    elif task == "srwt":
+        row |= {"language": (languages or [language])[0], **parse_words(_OPENING.sub("", row.pop("text")))}
     return row
+
+
+_OPENING = re.compile(r"^(?:<\|\w+\|>)*<\|0\.00\|>")  # of a timed reference; what is asked ends with it
+
+# Inference_Foundation.py of AIR-Bench; a choice that there is not is written None, as there.
+_CHOOSE = (
+    "Choose the most suitable answer from options A, B, C, and D to respond the question in next line, you may only "
+    "choose A or B or C or D."
+)
+
+
+def _air_bench(fields: Fields) -> dict[str, Any]:
+    """`{path, question, answer_gt, task_name, dataset_name}` of AIR-Bench as a dialogue: with `choice_a` to `choice_d`
+    its foundation part, with `meta_info` its chat part. The audio of a task lies in a folder of its own."""
+    missing = sorted({"path", "question", "task_name", "dataset_name"} - fields.keys())
+    if missing:
+        raise ValueError(f"a row of AIR-Bench (`answer_gt`) has no {', '.join(missing)}")
+    name = f"{fields['task_name']}_{fields['dataset_name']}"
+    path = f"{name}/{fields['path']}"
+    if fields["task_name"] == "Audio_Grounding":  # named .wav, and stored as .flac
+        path = f"{path[:-3]}flac"
+    question = fields["question"]
+    if "choice_a" in fields:
+        options = {letter: fields.get(f"choice_{letter.lower()}") for letter in "ABCD"}
+        if fields["answer_gt"] not in options.values():
+            raise ValueError(f"`answer_gt` is {fields['answer_gt']!r:.80}, expected one of the choices")
+        question = "\n".join([_CHOOSE, question, *(f"{letter}. {text}" for letter, text in options.items())])
+    parts = [{"type": "audio", "audio": path}, {"type": "text", "text": question}]
+    answer = {"role": "assistant", "content": fields["answer_gt"]}
+    rest = {key: value for key, value in fields.items() if key != "path"}
+    return {**rest, "skill": name, "messages": [{"role": "user", "content": parts}, answer]}

@@ -183,6 +183,9 @@ def _wordings(samples: Samples) -> Iterator[str]:
     if isinstance(samples.prompt, Chat):
         yield " ".join([type(samples.prompt).__name__, samples.prompt.label, SYSTEM])
         return
+    if wording := getattr(samples.prompt, "wording", None):
+        yield " ".join([type(samples.prompt).__name__, wording])
+        return
     for task in TASKS.values():
         yield " ".join([type(samples.prompt).__name__, task.tags, *task.wordings])
 

@@ -120,7 +120,7 @@ def parse(line: bytes, name: str, form: Form) -> Record:
 
 def is_plain(fields: Mapping[str, Any]) -> bool:
     """Whether a task row of our own form: its task and its id stand in its fields."""
-    return fields.keys().isdisjoint(_DIALOGUE) and "gt" not in fields
+    return fields.keys().isdisjoint({*_DIALOGUE, "gt", "answer_gt"})
 
 
 def decode(record: Record, folder: Path) -> Row:

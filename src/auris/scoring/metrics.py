@@ -19,7 +19,7 @@ from sacrebleu.metrics import BLEU
 from torchmetrics.utilities import dim_zero_cat
 
 from auris.measures import measure, score, value
-from auris.scoring import captions, edits, events, extras, speakers, timestamps
+from auris.scoring import captions, choices, edits, events, extras, speakers, timestamps
 from auris.scoring import normalize as norm
 
 BLEU_TOKENIZERS = {"zh": "zh", "ja": "ja-mecab"}  # evaluate_st.py of both releases; every other target language: 13a
@@ -45,7 +45,8 @@ def row_stats(
     *target* language, `cider` captions, of which the reference may be a list. `accuracy` compares after strip and lower
     case, `accuracy_raw` as Qwen2-Audio's scripts do (`lstrip` only), `macro_f1` as `accuracy`; `contains` asks whether
     the normalised reference stands in the normalised hypothesis, whole words where there are any, and counts
-    no row whose reference normalises to nothing; `unparsed` counts answers outside `classes`.
+    no row whose reference normalises to nothing; `unparsed` counts answers outside `classes`; `choice` and
+    its like take the options of the question as `classes` (`auris.scoring.choices`).
     Structures:
     `slot_f1` takes {intent, slots: {name: value}} or a list of {type, value}, `intent_accuracy` the former; `map` lists
     of classes; `pitch_accuracy`, `chroma_accuracy` and `velocity_accuracy` MIDI numbers, `instrument_accuracy` text;
@@ -84,6 +85,10 @@ def row_stats(
             return [float(f"{space}{key}{space}" in f"{space}{said}{space}"), 1.0]
         case "accuracy_raw":
             return [float(hypothesis.lstrip() == reference), 1.0]
+        case "choice" | "choice_official" | "choice_unparsed":
+            if not classes:
+                raise ValueError(f"metric {metric!r} needs the options of the question, but got none")
+            return choices.count(metric, hypothesis, reference, classes)
         case "unparsed":
             if not classes:
                 raise ValueError("metric 'unparsed' needs the task's closed set of classes, but got none")
@@ -143,6 +148,10 @@ def _signature(metric: str, language: str) -> str:
             return f"cider-d|n:4|sigma:6|idf:references of all rows|{captions.describe(language)}"
         case "accuracy_raw":
             return "lstrip|exact"
+        case "choice" | "choice_unparsed":
+            return "letter, or text of one option|no option: wrong"
+        case "choice_official":
+            return "score_foundation.py|first or last but one character|no letter: left out"
         case "macro_f1":
             return "strip+lower|exact|mean over the references' classes"
         case "judged":

@@ -38,15 +38,20 @@ def normalize(text: str, language: str) -> str:
     """The form of `text` in which two transcripts are compared: words joined by single spaces, or bare characters
     where `unit` is `char`. Equal to the official normalisation but for some numbers of zh, and for ja (the official
     code has no rule and compares whole sentences as words). ValueError if a package for zh or yue is missing."""
-    text = _remove_tags(text)
+    text = written(text, language).strip()
+    return re.sub(r"\s", "", text) if unit(language) == "char" else text
+
+
+def written(text: str, language: str) -> str:
+    """`normalize` before characters are pressed together: words, whatever the language."""
+    text = without_tags(text)
     if primary(language) == "en":
         text = _english()(text)
     elif primary(language) == "zh" and re.search(r"\d", text):
         text = extras.require("cn2an", "a Chinese text with digits").transform(text, "an2cn")
     elif primary(language) == "yue":
         text = extras.require("zhconv", "a Cantonese text").convert(text, "zh-cn")
-    text = _basic()(text).strip()
-    return re.sub(r"\s", "", text) if unit(language) == "char" else text
+    return _basic()(text)
 
 
 def describe(language: str) -> str:
@@ -64,7 +69,7 @@ def check(language: str) -> None:
         extras.require(package, f"a text score of language {language!r}")
 
 
-def _remove_tags(text: str) -> str:
+def without_tags(text: str) -> str:
     """Official `remove_sp`: `<|...|>` and the spaces before punctuation go."""
     text = re.sub(r"<\|.*?\|>", " ", text)
     text = re.sub(r"\s+", " ", text)

@@ -17,7 +17,7 @@ Span = tuple[float, float]  # start and end in seconds
 
 _TIME = re.compile(r"<\|(\d{1,2}\.\d+)\|>")  # as the script has it: `<|100.20|>` is no time
 _OTHER_TAGS = re.compile(r"<\|(?!sil\|>).*?\|>")  # the prompt's; `<|sil|>` is a word
-_BEGIN = "<|0.00|>"
+BEGIN = "<|0.00|>"
 
 
 def shift(hypothesis: Sequence[Mapping[str, Any]], reference: Sequence[Mapping[str, Any]], language: str) -> Span:
@@ -28,7 +28,7 @@ def shift(hypothesis: Sequence[Mapping[str, Any]], reference: Sequence[Mapping[s
     """
     (said, spans), (true, true_spans) = (_timed(words, language) for words in (hypothesis, reference))
     pairs = matches(true, said)
-    return 1000 * sum(_distance(true_spans[i], spans[j]) / 2 for i, j in pairs), len(pairs)
+    return 1000 * sum(distance(true_spans[i], spans[j]) / 2 for i, j in pairs), len(pairs)
 
 
 def coverage(hypothesis: Sequence[Mapping[str, Any]], reference: Sequence[Mapping[str, Any]], language: str) -> Span:
@@ -45,12 +45,12 @@ def official_shift(hypothesis: str, reference: str) -> Span:
     and what stands before the first time is no word: so the first word of an answer is left out, as it is there.
     """
     if _OTHER_TAGS.sub("", _TIME.split(reference)[0]):
-        reference = _BEGIN + reference
-    said, true = _read(hypothesis), _read(reference)
-    if said is None or true is None:
+        reference = BEGIN + reference
+    said, true = read(hypothesis), read(reference)
+    if any(side is None or len(side[0]) != len(side[1]) for side in (said, true)):
         return 0.0, 0.0
     pairs = matches(true[0], said[0])
-    return sum(_distance(true[1][i], said[1][j]) for i, j in pairs), float(len(pairs))
+    return sum(distance(true[1][i], said[1][j]) for i, j in pairs), float(len(pairs))
 
 
 def matches(true: Sequence[Hashable], said: Sequence[Hashable]) -> list[tuple[int, int]]:
@@ -81,13 +81,16 @@ def _timed(words: Sequence[Mapping[str, Any]], language: str) -> tuple[list[str]
     return [word for word, _ in kept], [span for _, span in kept]
 
 
-def _read(text: str) -> tuple[list[str], list[Span]] | None:
-    """Words and their spans as the script reads them; None for a malformed line."""
+def read(text: str) -> tuple[list[str], list[Span]] | None:
+    """Words and their spans as the script reads them; None for a malformed line. A tab divides a word, so that there
+    may be more words than spans."""
     _, *pieces = _TIME.split(text)
     times, words = [float(time) for time in pieces[0::2]], pieces[1::2][:-1]
-    words = "\t".join(words).split("\t") if words else []  # the script joins and splits them so: tabs divide words
-    return (words, list(zip(times, times[1:], strict=False))) if len(words) == len(times) - 1 else None
+    if len(words) != len(times) - 1:
+        return None
+    words = "\t".join(words).split("\t") if words else []  # the script joins and splits them so
+    return words, list(zip(times, times[1:], strict=False))
 
 
-def _distance(a: Span, b: Span) -> float:
+def distance(a: Span, b: Span) -> float:
     return abs(a[0] - b[0]) + abs(a[1] - b[1])
