@@ -29,6 +29,7 @@ from auris.data.samples import AudioSamples
 from auris.prompts import NaturalPrompt
 from auris.shards import pack
 from auris.tokenizer import Tokenizer
+from benchmarks import Report
 
 WORDS = "the cat sat on a mat and red foxes jump over lazy dogs while rain falls in spring over city streets at night"
 
@@ -44,7 +45,7 @@ class Preset:
 PRESETS = {"1m": Preset(1_000_000), "shards": Preset(20_000, with_sound=True)}
 
 
-def report(preset: Preset) -> dict[str, Any]:
+def report(preset: Preset) -> Report:
     """Seconds and MB of each phase; printed as they are found."""
     with tempfile.TemporaryDirectory() as folder:
         write(Path(folder), preset)
@@ -53,7 +54,7 @@ def report(preset: Preset) -> dict[str, Any]:
             found[name] = _in_a_process(Path(folder), name)
             facts = ", ".join(f"{what} {value:,.4g}" for what, value in found[name].items())
             print(f"  {name}: {facts}", flush=True)
-    return {"rows": preset.rows, "cores": len(os.sched_getaffinity(0)), "phases": found}
+    return Report(figures={"rows": preset.rows, "cores": len(os.sched_getaffinity(0)), "phases": found})
 
 
 def write(folder: Path, preset: Preset) -> None:

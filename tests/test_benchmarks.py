@@ -6,39 +6,81 @@ import json
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from auris import audio
 from auris.model import weights
-from benchmarks import Comparison, __main__, corpus, plan, train_step
+from benchmarks import Comparison, Report, __main__, corpus, loader, mel, memory, packing, plan, train_step
+from benchmarks import compile as compiling
+from benchmarks.goals import TARGETS, Target
 
-COMMAND = ["train_step", "preset=tiny", "rounds=1"]
+# Clips of unequal length, of numbers of samples that no frame divides.
+SHORT = ["preset=tiny", "lengths=0.3-0.7123", "rounds=1"]
+COMMAND = ["train_step", *SHORT, "clips=2"]
+
+SMALLEST = {
+    "train_step, encoder frozen": [*COMMAND, "trained=sft"],
+    "open_mix, LLM frozen": [*COMMAND, "peer=open_mix", "trained=pretrain"],
+    "dpo_step": ["dpo_step", *SHORT, "pairs=1"],
+    "dpo_step, precomputed, encoder frozen": ["dpo_step", *SHORT, "peer=precomputed", "trained=sft", "pairs=1"],
+    "mel": ["mel", "preset=128", "lengths=0.3-0.7123", "clips=2", "rounds=1"],
+    "mel, numpy": ["mel", "preset=80", "lengths=0.3-0.7123", "clips=2", "peer=numpy", "rounds=1"],
+    "generate": ["generate", *SHORT, "clips=2", "tokens=4"],
+    "packing": ["packing", "preset=mixed"],
+    "loader": ["loader", "rounds=1", "lengths=0.3-0.7123", "batch=2", "preset=flac"],
+}
+COMPILE = ["compile", "batches=3", "lengths=0.3-0.7123", "clips=2", "preset=tiny"]
 
 
 @pytest.fixture(autouse=True)
-def short_clips(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Two clips of unequal length, of a number of samples that no frame divides; results go to tmp_path."""
-    short = replace(train_step.PRESETS["tiny"], clips=2, shortest=0.3, longest=0.7123)
-    monkeypatch.setitem(train_step.PRESETS, "tiny", short)
+def few_rows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Where a preset's size costs time, a smaller one; results go to tmp_path."""
+    monkeypatch.setitem(loader.PRESETS, "flac", loader.Preset(5))
+    monkeypatch.setitem(packing.PRESETS, "mixed", replace(packing.PRESETS["mixed"], rows=3000))
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize("arguments", SMALLEST.values(), ids=SMALLEST)
+def test_both_sides_agree_and_are_measured(arguments: list[str], capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
+    assert __main__.main(arguments) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    result = json.loads(last)
+    assert result["benchmark"] == arguments[0] and result["parity"]
+    assert result["versions"]["torch"] == torch.__version__.partition("+")[0] and result["machine"]["threads"] == 1
+    [kept] = (tmp_path / "runs/benchmarks").iterdir()
+    assert kept.read_text(encoding="utf-8") == last + "\n"
+
+
+@pytest.mark.slow
+def test_memory_of_both_sides_is_measured_in_processes(
+    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = str(Path(__main__.__file__).parents[1])
+    monkeypatch.setenv("PYTHONPATH", f"{root}:{root}/src")
+    assert __main__.main(["memory", "preset=tiny", "clips=2"]) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert 0 < result["ratio"] < 1 and result["ratio"] == result["MB"]["ours"] / result["MB"]["peer"]
 
 
 def test_a_run_reports_parity_and_ratio_as_json(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
     assert __main__.main(COMMAND) == 0
     last = capsys.readouterr().out.splitlines()[-1]
     result = json.loads(last)
-    expected = "benchmark preset peer ratio rounds cpu_seconds parity versions machine"
+    expected = "benchmark preset settings peer ratio rounds cpu_seconds parity targets versions machine"
     assert list(result) == expected.split()
     assert (result["benchmark"], result["preset"], result["rounds"]) == ("train_step", "tiny", 1)
     assert result["ratio"].keys() == {"median", "min", "max"} and result["ratio"]["min"] > 0
     assert result["parity"]["loss"] <= 1e-5 and result["parity"]["gradient"] <= 1e-4
-    assert (tmp_path / "runs/benchmarks/train_step-tiny.json").read_text(encoding="utf-8") == last + "\n"
+    assert result["targets"] == {}  # none is for clips as short as these
+    assert result["settings"]["clips"] == 2 and result["settings"]["trained"] == "all"
 
 
-@pytest.mark.parametrize("value", [1e-2, float("nan")])
+@pytest.mark.parametrize("benchmark, value", [("train_step", 1e-2), ("train_step", float("nan")), ("dpo_step", 1e-2)])
 def test_sides_that_differ_are_not_timed(
-    value: float, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path
+    benchmark: str, value: float, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path
 ) -> None:
     load = weights.load
 
@@ -48,10 +90,112 @@ def test_sides_that_differ_are_not_timed(
             net.encoder.blocks[0].query.weight[0] += value
 
     monkeypatch.setattr(weights, "load", load_and_move_one)
-    assert __main__.main(COMMAND) == 1
+    assert __main__.main([benchmark, *SHORT]) == 1
     captured = capsys.readouterr()
     assert "round" not in captured.out and "gradient" in captured.err
     assert not (tmp_path / "runs").exists()
+
+
+def test_answers_that_differ_are_not_timed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    load = weights.load
+
+    def load_and_turn_the_head(net: torch.nn.Module, source: weights.Source, where: str) -> None:
+        load(net, source, where=where)
+        with torch.no_grad():
+            net.llm.lm_head.weight.neg_()
+
+    monkeypatch.setattr(weights, "load", load_and_turn_the_head)
+    assert __main__.main(SMALLEST["generate"]) == 1
+    assert "differ in tokens, not timed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("module", [mel, audio])
+def test_features_that_differ_are_not_timed(
+    module: object, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    log_mel = audio.log_mel
+    monkeypatch.setattr(module, "log_mel", lambda *args: log_mel(*args) + 1e-4)
+    assert __main__.main(SMALLEST["mel" if module is mel else "loader"]) == 1
+    assert "differ in features, not timed" in capsys.readouterr().err
+
+
+def test_a_plan_that_loses_a_row_fails(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    all_packs = packing.Plan.all_packs
+
+    def all_but_a_row(self: packing.Plan, k: int, *, world: int) -> list:
+        first, *others = all_packs(self, k, world=world)
+        return [first[1:] if k == 0 else first, *others]
+
+    monkeypatch.setattr(packing.Plan, "all_packs", all_but_a_row)
+    assert __main__.main(SMALLEST["packing"]) == 1
+    assert "rows in other than one pack" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_compiled_blocks_compute_the_same_and_are_counted(capsys: pytest.CaptureFixture) -> None:
+    assert __main__.main(COMPILE) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert result["graphs_encoder"] > 0 and result["graphs_llm"] > 0 and result["batches"] == 3
+
+
+def test_losses_that_compiling_changes_fail(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    losses = iter(range(6))
+    monkeypatch.setattr(compiling, "step", lambda net, loss_of: float(next(losses)))
+    assert __main__.main(COMPILE) == 1
+    assert "differ in loss" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("norm", [1.001, float("nan")])
+def test_memory_of_sides_that_differ_is_not_reported(
+    norm: float, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path
+) -> None:
+    sides = {"ours": {"MB": 1.0, "loss": 9.0, "norm": norm}, "theirs": {"MB": 4.0, "loss": 9.0, "norm": 1.0}}
+    monkeypatch.setattr(memory, "_in_a_process", lambda settings: sides[settings["side"]])
+    assert __main__.main(["memory", "preset=small"]) == 1
+    assert "gradient's norm" in capsys.readouterr().err and not (tmp_path / "runs").exists()
+
+
+def test_a_figure_is_held_against_gate_and_goal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    sides = {"ours": {"MB": 27.0, "loss": 9.0, "norm": 1.0}, "theirs": {"MB": 100.0, "loss": 9.0, "norm": 1.0}}
+    monkeypatch.setattr(memory, "_in_a_process", lambda settings: sides[settings["side"]])
+    assert __main__.main(["memory", "preset=small", "seed=3"]) == 0
+    verdict = json.loads(capsys.readouterr().out.splitlines()[-1])["targets"]["ratio"]
+    assert verdict == {
+        "prototype": 0.27,
+        "gate": pytest.approx(0.2835),
+        "meets_gate": True,
+        "goal": 0.25,
+        "meets_goal": False,
+    }
+
+
+def test_the_gate_is_the_prototype_less_five_per_cent() -> None:
+    faster = Target(benchmark="", preset="", prototype=4.0, goal=5.0)
+    assert faster.judge(3.8)["meets_gate"] and not faster.judge(3.79)["meets_gate"]
+    assert not faster.judge(float("nan"))["meets_gate"]
+    smaller = replace(faster, smaller_is_better=True)
+    assert smaller.judge(4.2)["meets_gate"] and not smaller.judge(4.21)["meets_gate"]
+    assert Target(benchmark="", preset="", goal=1.0).judge(2.0)["meets_gate"] is None
+
+
+def test_every_target_is_of_settings_that_exist_and_is_run_by_name() -> None:
+    cases, _ = __main__._parse([])
+    judged = [target for case in cases for target in case.targets()]
+    assert set(map(id, judged)) == set(map(id, TARGETS))
+    assert len(set(map(str, cases))) == len(cases), "two cases write one file"
+    for case in cases:
+        for name, choices in __main__._choices(case.benchmark).items():
+            assert case.settings[name] in choices
+
+
+def test_a_preset_runs_its_first_target_with_what_is_set() -> None:
+    [case], rounds = __main__._parse(["train_step", "preset=prop", "trained=sft", "seed=7", "rounds=2"])
+    assert rounds == 2 and case.settings == {
+        "peer": "transformers", "lengths": "2-8", "trained": "sft", "clips": 4, "seed": 7,
+    }  # fmt: skip
+    assert [target.goal for target in case.targets()] == [2.2]
+    [free], _ = __main__._parse(["train_step", "preset=prop", "lengths=3-9"])
+    assert free.settings["clips"] == 8 and free.targets() == []
 
 
 def test_sides_take_turns_and_are_timed_apart(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,19 +211,42 @@ def test_sides_take_turns_and_are_timed_apart(monkeypatch: pytest.MonkeyPatch) -
     assert "".join(order) == "abbaab"
 
 
+def test_an_earlier_result_does_not_outlive_a_failure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    found = [Report(figures={"ratio": 1.0}), Report(figures={}, errors={"loss": 1.0}, limits={"loss": 0.0})]
+    module = SimpleNamespace(PRESETS={"tiny": None}, report=lambda preset: found.pop(0))
+    monkeypatch.setitem(__main__.BENCHMARKS, "train_step", module)
+    kept = tmp_path / "runs/benchmarks/train_step-tiny.json"
+    assert __main__.main(["train_step", "preset=tiny"]) == 0 and kept.is_file()
+    assert __main__.main(["train_step", "preset=tiny"]) == 1 and not kept.exists()
+
+
 @pytest.mark.parametrize(
-    "argument, message",
+    "arguments, message",
     [
-        ("train", "no benchmark 'train'; there are train_step, plan"),
-        ("preset=huge", "preset=huge: expected one of tiny, prop, 1m, shards"),
-        ("rounds=0", "rounds=0: expected 1 or more"),
-        ("--fast", "no benchmark '--fast'"),
-        ("clips=3", "accepted: .*preset=NAME rounds=N"),
+        (["train"], "no benchmark 'train'; there are train_step, dpo_step"),
+        (["preset=huge"], "preset=huge: expected one of tiny, small, prop"),
+        (["mel", "preset=tiny"], "preset=tiny: expected one of 128, 80"),
+        (["rounds=0"], "rounds=0: expected 1 or more"),
+        (["--fast"], "no benchmark '--fast'"),
+        (["clips=3"], "accepted: .*preset=NAME rounds=N"),
+        (["train_step", "pairs=3"], "accepted: .*clips=... lengths=... peer=... seed=... trained=..."),
+        (["train_step", "trained=half"], "trained=half: expected one of all, sft, pretrain"),
+        (["train_step", "clips=two"], "clips=two: expected a whole number"),
+        (["train_step", "lengths=8-2"], "lengths=8-2: expected seconds"),
+        (["train_step", "clips=0"], "clips=0: expected 1 or more"),
     ],
 )
-def test_a_mistaken_argument_ends_it(argument: str, message: str) -> None:
+def test_a_mistaken_argument_ends_it(arguments: list[str], message: str) -> None:
     with pytest.raises(SystemExit, match=message):
-        __main__.main([argument])
+        __main__.main(arguments)
+
+
+def test_help_names_every_benchmark_and_its_settings(capsys: pytest.CaptureFixture) -> None:
+    assert __main__.main(["--help"]) == 0
+    said = capsys.readouterr().out
+    assert all(f"\n  {name} " in said for name in __main__.BENCHMARKS)
+    assert "preset=tiny|small|prop" in said and "trained=all|sft|pretrain" in said and "lengths=2-8" in said
+    assert train_step.PRESETS["small"].vocab_size == 156_032
 
 
 @pytest.mark.parametrize("name", ["1m", "shards"])

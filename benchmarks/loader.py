@@ -1,0 +1,120 @@
+"""From FLAC to packed batches on one core: auris's shards and packs, against a collator that pads clips to 30 s.
+
+The peer is what ms-swift and LLaMA-Factory do with the same rows: the file decoded, transformers' extractor over the
+batch, ids padded to the longest (LLaMA-Factory computes the features twice; here it is once, in the peer's favour).
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+import transformers
+from rich.console import Console
+from torch import Tensor
+from transformers import WhisperFeatureExtractor
+
+from auris import shards
+from auris.audio import SAMPLE_RATE, Geometry, stored
+from auris.data.datamodule import AudioDataModule, Steps
+from auris.data.samples import AudioSamples
+from auris.prompts import NaturalPrompt
+from auris.tokenizer import Tokenizer
+from benchmarks import Comparison
+from benchmarks.models import seconds
+from benchmarks.plan import WORDS
+
+N_MELS = 128
+LIMITS = {"features": 1e-6, "rows": 0.0}
+
+
+@dataclass(frozen=True)
+class Preset:
+    rows: int
+
+
+PRESETS = {"flac": Preset(128)}
+
+
+def compare(preset: Preset, *, lengths: str = "2-16", batch: int = 16, seed: int = 0) -> Comparison:
+    """Both sides over all rows once, in the steps of one plan; features are compared over the frames that ours has."""
+    kept = tempfile.TemporaryDirectory(prefix="auris-loader-")  # for as long as the two sides are
+    folder = Path(kept.name)
+    _write(folder, preset.rows, seconds(lengths), seed)
+    samples = AudioSamples(
+        tokenizer=Tokenizer.load(folder / "tokens"), prompt=NaturalPrompt(), geometry=Geometry(n_mels=N_MELS, pool=2)
+    )
+    data = AudioDataModule(
+        samples=samples,
+        valid_samples=samples,
+        train=[str(folder / "shards")],
+        valid=[{"path": str(folder / "shards"), "limit": 1}],
+        rows_per_step=min(batch, preset.rows),
+        token_budget=8192,
+        max_steps=max(1, preset.rows // batch),
+        cache_dir=str(folder / "cache"),
+    )
+    data.setup("fit")
+    steps = Steps(data.rows, data.plan, samples, 1, 0)
+    extractor = WhisperFeatureExtractor(feature_size=N_MELS)
+    batches = [[row for row, _ in data.plan.step(k)] for k in range(data.max_steps)]
+
+    def ours() -> list[list[dict]]:
+        return [steps[k] for k in range(data.max_steps)]
+
+    def collate_padded(batch: list[int]) -> dict[str, Tensor]:
+        rows = [data.rows[number] for number in batch]
+        ids = [torch.from_numpy(samples.encode(row, samples.spans(row), None).ids) for row in rows]
+        clips = [soundfile.read(Path(kept.name) / f"{row.id}.flac", dtype="float32")[0] for row in rows]
+        features = extractor(clips, sampling_rate=SAMPLE_RATE, return_tensors="pt").input_features
+        return {"input_ids": torch.nn.utils.rnn.pad_sequence(ids, batch_first=True), "input_features": features}
+
+    def theirs() -> list[dict[str, Tensor]]:
+        return [collate_padded(batch) for batch in batches]
+
+    packs = [pack for step in ours() for pack in step]
+    expected: dict[int, Tensor] = {}
+    for batch_rows, padded in zip(batches, theirs(), strict=True):
+        expected |= dict(zip(batch_rows, padded["input_features"], strict=True))
+    missing = expected.keys() ^ {row for pack in packs for row in pack["rows"]}
+    return Comparison(
+        peer=f"files, transformers {transformers.__version__} WhisperFeatureExtractor and padding, as in ms-swift",
+        ours=ours,
+        theirs=theirs,
+        errors={"features": max(_difference(pack, expected) for pack in packs), "rows": float(len(missing))},
+        limits=LIMITS,
+        work={"audio_seconds": sum(pack["audio_seconds"] for pack in packs)},
+    )
+
+
+def _difference(pack: dict, expected: Mapping[int, Tensor]) -> float:
+    """Largest difference of the features of a pack whose rows have a clip each; NaN where there is one."""
+    clips = pack["mel"].split([stored(n) for n in pack["frames"].tolist()], dim=1)
+    errors = [
+        (clip - expected[row][:, : clip.shape[1]]).abs().max() for row, clip in zip(pack["rows"], clips, strict=True)
+    ]
+    return torch.stack(errors).max().item()
+
+
+def _write(folder: Path, rows: int, durations: tuple[float, float], seed: int) -> None:
+    """Rows of sound and text: files, a manifest and a tokenizer for them, and the same rows in shards."""
+    draw = np.random.default_rng(seed)
+    words = WORDS.split()
+    Tokenizer.train((" ".join(draw.choice(words, 40)) for _ in range(200)), vocab_size=600).save(folder / "tokens")
+    with (folder / "rows.jsonl").open("w") as lines:
+        for number in range(rows):
+            duration = draw.uniform(*durations)
+            wave = np.cumsum(draw.normal(0, 1e-3, int(duration * SAMPLE_RATE)))  # to FLAC, like speech: no white noise
+            soundfile.write(folder / f"{number}.flac", wave.clip(-1, 1), SAMPLE_RATE)
+            text = " ".join(draw.choice(words, max(1, round(2.5 * duration))))
+            row = {"id": str(number), "audio": f"{number}.flac", "task": "asr", "language": "en", "text": text}
+            lines.write(json.dumps(row) + "\n")
+    quiet = Console(file=io.StringIO())
+    shards.pack(str(folder / "rows.jsonl"), folder / "shards", rows_per_shard=64, processes=1, console=quiet)

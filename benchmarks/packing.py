@@ -1,0 +1,97 @@
+"""Packs filled from simulated corpora: how much of them is useful, and how long ranks wait for the slowest. No peer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from auris.audio import MAX_SAMPLES, SAMPLE_RATE, Geometry, frames
+from auris.data.packing import Plan, Source
+from benchmarks import Report
+from benchmarks.models import ANSWER_RATE, PROMPT
+
+TOKEN_BUDGET = 8192
+WORLD = 8
+
+Draw = Callable[[np.random.Generator, int], np.ndarray]
+"""Durations (n,) in seconds."""
+
+
+@dataclass(frozen=True)
+class Preset:
+    """`durations` of `rows` rows; synthetic mixtures shaped like the corpora's, not their manifests."""
+
+    durations: Draw
+    rows: int = 60_000
+
+
+def _librispeech(draw: np.random.Generator, n: int) -> np.ndarray:
+    """Mean 12.6 s: most segments near 14 s, which the corpus cuts at, and a tail of short ones."""
+    return np.where(draw.random(n) < 0.6, draw.normal(14.5, 1.2, n), draw.uniform(2, 17, n)).clip(1.4, 24)
+
+
+def _commonvoice(draw: np.random.Generator, n: int) -> np.ndarray:
+    """Mean 5.1 s."""
+    return draw.gamma(9.0, 5.1 / 9.0, n).clip(1.0, 15)
+
+
+def _mixed(draw: np.random.Generator, n: int) -> np.ndarray:
+    """Mean 12.5 s: speech of both kinds, sounds of 10 s, music of 30 s."""
+    kinds = [_librispeech(draw, n), _commonvoice(draw, n), np.full(n, 10.0), np.full(n, 30.0)]
+    return np.choose(draw.choice(4, n, p=[0.35, 0.3, 0.15, 0.2]), kinds)
+
+
+PRESETS = {"librispeech": Preset(_librispeech), "commonvoice": Preset(_commonvoice), "mixed": Preset(_mixed)}
+LIMITS = {"rows in other than one pack": 0.0, "packs over budget": 0.0}
+
+
+def report(preset: Preset, *, seed: int = 0) -> Report:
+    """Useful tokens as a share of the packs, and the work of a step's heaviest rank over the mean, in the first epoch.
+
+    Steps that reach into the second epoch are left out.
+    """
+    durations = preset.durations(np.random.default_rng(seed), preset.rows)
+    valid = np.array([frames(min(round(s * SAMPLE_RATE), MAX_SAMPLES)) for s in durations])
+    geometry = Geometry(n_mels=128, pool=2)
+    text = PROMPT + np.maximum(1, np.round(ANSWER_RATE * durations)).astype(int)
+    lengths = np.array([geometry.tokens(n) for n in valid]) + text
+    plan = Plan(
+        sources=[Source(name="simulated", ids=[str(n) for n in range(preset.rows)], weight=None, first=0)],
+        lengths=lengths,
+        seed=seed,
+        rows_per_step=None,
+        token_budget=TOKEN_BUDGET,
+        packs_per_step=WORLD,
+    )
+    steps = range(plan.steps_for(1) - 1)
+    packs = [plan.all_packs(k, world=WORLD) for k in steps]
+    over = sum(lengths[[row for row, _ in pack]].sum() > TOKEN_BUDGET for step in packs for pack in step)
+    work = _work(valid, lengths)
+    loads = np.array([[work[[row for row, _ in pack]].sum() for pack in step] for step in packs])  # (steps, ranks)
+    last = plan.all_packs(len(steps), world=WORLD)
+    met = [row for step in [*packs, last] for pack in step for row, epoch in pack if epoch == 0]
+    times = np.bincount(met, minlength=preset.rows)
+    return Report(
+        figures={
+            "useful": plan.fill(steps, world=WORLD),
+            "straggler": float((loads.max(1) / loads.mean(1)).mean()),
+            "rows": preset.rows,
+            "steps": len(steps),
+        },
+        errors={"rows in other than one pack": float((times != 1).sum()), "packs over budget": float(over)},
+        limits=LIMITS,
+    )
+
+
+def _work(frames: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+    """Relative work of rows in fine-tuning at full size: encoder forward, LLM forward and backward.
+
+    Linear layers, and attention by the square of a clip's frames and, causal, of a row's tokens.
+    """
+    width, ffn, blocks = 1280, 5120, 32  # of Whisper large; of Qwen-7B below
+    t = frames / 2
+    encoder = blocks * (2 * t * (4 * width**2 + 2 * width * ffn) + 4 * t**2 * width)
+    llm = 2 * tokens * 6.476e9 + 32 * 2 * tokens.astype(float) ** 2 * 4096
+    return encoder + 3 * llm
