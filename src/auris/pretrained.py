@@ -311,7 +311,8 @@ class AudioModel:
     def pack(self, turns: Sequence[list[Turn]], clips: Sequence[Sequence[Audio]]) -> dict[str, Any]:
         """Rows, each some turns and the clips that they mark, as one batch on the net's device."""
         rows = [
-            Row(str(n), tuple(row), {"turns": said}) for n, (said, row) in enumerate(zip(turns, clips, strict=True))
+            Row(str(n), tuple(row), {"task": "chat", "turns": said})
+            for n, (said, row) in enumerate(zip(turns, clips, strict=True))
         ]
         samples = [self._view.build(row, number, None) for number, row in enumerate(rows)]
         pack = collate(samples, geometry=self.net.geometry)
