@@ -10,6 +10,7 @@ import json
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -88,6 +89,15 @@ def reply(messages: list[Mapping[str, str]]) -> str:
     return json.dumps([{"question": asked, "answer": said.format(named)} for asked, said in pairs])
 
 
+@dataclass(frozen=True)
+class Refused:
+    """Instead of a reply: an HTTP status, and what comes with it."""
+
+    status: int
+    body: str = ""
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
 @contextmanager
 def serve(answer=reply) -> Iterator[tuple[str, list[dict]]]:
     """The endpoint's address, and the list of the requests that it got: each {headers, body}."""
@@ -97,12 +107,16 @@ def serve(answer=reply) -> Iterator[tuple[str, list[dict]]]:
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             requests.append({"path": self.path, "headers": dict(self.headers), "body": body})
-            content = {
-                "model": MODEL,
-                "choices": [{"message": {"role": "assistant", "content": answer(body["messages"])}}],
-            }
-            data = json.dumps(content).encode()
-            self.send_response(200 if self.path == "/v1/chat/completions" else 404)
+            said = answer(body["messages"])
+            if isinstance(said, Refused):
+                data, status, headers = said.body.encode(), said.status, said.headers
+            else:
+                choice = {"message": {"role": "assistant", "content": said}}
+                data, headers = json.dumps({"model": MODEL, "choices": [choice]}).encode(), {}
+                status = 200 if self.path == "/v1/chat/completions" else 404
+            self.send_response(status)
+            for header in headers.items():
+                self.send_header(*header)
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
             self.wfile.write(data)

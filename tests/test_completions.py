@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -54,6 +60,17 @@ def test_a_recording_that_is_there_and_empty_gets_its_first_line(tmp_path: Path)
     assert Record(path).ask(DOG) == said
 
 
+def test_a_line_that_was_cut_off_is_asked_for_again_by_who_can_ask(tmp_path: Path) -> None:
+    path = tmp_path / "record.jsonl"
+    whole = SHIPPED.read_bytes()
+    path.write_bytes(whole[: whole.index(b"\n", 3000) - 5])
+    with stand_in.serve() as (url, requests):
+        record = Record(path, Endpoint(url=url, model="m"))
+        assert len(record.answers) == whole[:3000].count(b"\n") - 1 and not requests
+        record.ask(DOG)
+    assert len(Record(path).answers) == len(record.answers)
+
+
 def test_a_line_that_was_cut_off_is_named(tmp_path: Path) -> None:
     path = tmp_path / "record.jsonl"
     path.write_text(SHIPPED.read_text("utf-8")[:3000])
@@ -85,3 +102,148 @@ def test_a_reply_may_hold_line_ends_of_unicode_s_own(tmp_path: Path) -> None:
     with stand_in.serve(lambda messages: "a\u2028b\x85c") as (url, _):
         Record(path, Endpoint(url=url, model="m")).ask(DOG)
     assert Record(path).ask(DOG)[0] == "a\u2028b\x85c"
+
+
+SETTINGS = {"model": "judge", "temperature": 1.0, "max_tokens": 8}
+
+
+def asked(number: int) -> tuple[list[dict], dict]:
+    return [{"role": "user", "content": f"question {number}"}], SETTINGS
+
+
+def test_a_request_is_known_by_its_settings_too(tmp_path: Path) -> None:
+    path = tmp_path / "record.jsonl"
+    with stand_in.serve(lambda messages: "yes") as (url, requests):
+        record = Record(path, Endpoint(url=url, model="m"))
+        messages, settings = asked(1)
+        record.ask(messages, settings)
+        record.ask(messages, {**settings, "temperature": 2.0})
+    assert [call["body"]["temperature"] for call in requests] == [1.0, 2.0]
+    assert requests[0]["body"] == {"messages": messages, **settings}
+    assert Record(path).ask(messages, settings)[0] == "yes"
+    with pytest.raises(ValueError, match="holds no answer by .*'temperature': 3"):
+        Record(path).ask(messages, {**settings, "temperature": 3})
+
+
+def test_many_are_asked_at_a_time_and_each_once(tmp_path: Path) -> None:
+    inside, most, lock, all_in = 0, 0, threading.Lock(), threading.Barrier(4)
+
+    def answer(messages: list) -> str:
+        nonlocal inside, most
+        with lock:
+            inside += 1
+            most = max(most, inside)
+        all_in.wait(10)  # no answer before four are asked for: they are at the same time
+        with lock:
+            inside -= 1
+        return messages[-1]["content"].upper()
+
+    path = tmp_path / "record.jsonl"
+    with stand_in.serve(answer) as (url, requests):
+        record = Record(path, Endpoint(url=url, model="m"))
+        record.ask_all([*map(asked, range(8)), asked(3), asked(0)], workers=4)
+    assert most == 4 and len(requests) == 8 and len(path.read_text().splitlines()) == 9
+    assert [Record(path).ask(*asked(number))[0] for number in (0, 7)] == ["QUESTION 0", "QUESTION 7"]
+
+
+def test_a_server_in_trouble_is_asked_again_and_one_that_refuses_is_not(tmp_path: Path) -> None:
+    replies = [stand_in.Refused(429, "slow down"), stand_in.Refused(503), "yes"]
+    with stand_in.serve(lambda messages: replies.pop(0)) as (url, requests):
+        assert Endpoint(url=url, model="m", retries=2, pause=0.01).complete(DOG).text == "yes"
+    assert len(requests) == 3
+    for status, tries in ((401, 1), (500, 3)):
+        refused = stand_in.Refused(status, "no")
+        with stand_in.serve(lambda messages, said=refused: said) as (url, requests), pytest.raises(ValueError) as error:
+            Endpoint(url=url, model="m", retries=2, pause=0.01).complete(DOG)
+        assert len(requests) == tries and str(status) in str(error.value) and "is kept" in str(error.value)
+
+
+def test_the_server_s_own_pause_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr("auris.completions.time.sleep", slept.append)
+    replies = [stand_in.Refused(429, headers={"Retry-After": "7"}), stand_in.Refused(500), "yes"]
+    with stand_in.serve(lambda messages: replies.pop(0)) as (url, _):
+        Endpoint(url=url, model="m", retries=2, pause=1).complete(DOG)
+    first, second = slept
+    assert 7 <= first <= 7 * 1.25 and 2 <= second <= 2 * 1.25
+
+
+def test_requests_keep_their_distance(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr("auris.completions.time.sleep", slept.append)
+    monkeypatch.setattr("auris.completions.time.monotonic", lambda: 100.0)
+    with stand_in.serve(lambda messages: "yes") as (url, _):
+        endpoint = Endpoint(url=url, model="m", per_minute=30)
+        for _ in range(3):
+            endpoint.complete(DOG)
+    assert slept == [0, 2, 4]  # seconds after the first
+
+
+def test_a_key_stays_out_of_messages_recipes_and_other_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOME_KEY", "opensesame")
+    refused = stand_in.Refused(401, "bad key opensesame")
+    with stand_in.serve(lambda messages: refused) as (url, _), pytest.raises(ValueError, match=r"bad key \[key\]"):
+        Endpoint(url=url, model="m", key_env="SOME_KEY").complete(DOG)
+    with stand_in.serve(lambda messages: "yes") as (other, elsewhere):
+        away = stand_in.Refused(302, headers={"Location": f"{other}/chat/completions"})
+        with stand_in.serve(lambda messages: away) as (url, _), pytest.raises(ValueError, match="gave no chat"):
+            Endpoint(url=url, model="m", key_env="SOME_KEY").complete(DOG)
+    assert not any("opensesame" in str(call) for call in elsewhere)
+    with pytest.raises(ValueError, match="key_env is no name") as error:
+        Endpoint(url=url, model="m", key_env="sk-opensesame")
+    assert "opensesame" not in str(error.value)
+    for address in ("http://me:opensesame@localhost/v1", "http://localhost/v1?key=opensesame"):
+        with pytest.raises(ValueError, match="llm.url holds a user or a query") as error:
+            Endpoint(url=address, model="m")
+        assert "opensesame" not in str(error.value)
+
+
+def test_a_reply_of_nothing_is_one_where_it_counts(tmp_path: Path) -> None:
+    with stand_in.serve(lambda messages: None) as (url, _):
+        assert Endpoint(url=url, model="m", blank=True).complete(DOG).text == ""
+    filtered = stand_in.Refused(400, '{"error": {"code": "content_filter"}}')
+    with stand_in.serve(lambda messages: filtered) as (url, _):
+        reply = Endpoint(url=url, model="m", blank=True).complete(DOG)
+        assert reply.text == "" and reply.details == {"finish_reason": "content_filter"}
+
+
+def test_a_stand_in_says_so_in_the_first_line_and_is_not_mixed_with_a_model(tmp_path: Path) -> None:
+    path = tmp_path / "record.jsonl"
+    with stand_in.serve(lambda messages: "yes") as (url, _):
+        Record(path, Endpoint(url=url, model="m", stand_in="a script")).ask(*asked(1))
+        assert '"answered by": "a script", "stand-in": true' in path.read_text().splitlines()[0]
+        assert Record(path).stand_in == "a script"
+        with pytest.raises(ValueError, match="holds answers of a script, and now a language model would"):
+            Record(path, Endpoint(url=url, model="m"))
+
+
+CHILD = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[3])
+from test_completions import asked
+from auris.completions import Endpoint, Record
+Record(Path(sys.argv[1]), Endpoint(url=sys.argv[2], model="m")).ask_all(map(asked, range(10)), workers=1)
+"""
+
+
+def test_killed_in_the_middle_nothing_that_was_answered_is_asked_twice(tmp_path: Path) -> None:
+    path, child = tmp_path / "record.jsonl", None
+
+    def answer(messages: list) -> str:
+        if len(requests) == 6 and child:  # while this one is under way
+            os.kill(child.pid, signal.SIGKILL)
+            child.wait()
+        return "yes"
+
+    with stand_in.serve(answer) as (url, requests):
+        child = subprocess.Popen([sys.executable, "-c", CHILD, str(path), url, str(Path(__file__).parent)])
+        assert child.wait(60) == -signal.SIGKILL
+        assert len(Record(path).answers) == 5
+        with path.open("a") as file:
+            file.write('{"messages": [{"role": "us')  # as if the end had come a little later
+        child = None
+        Record(path, Endpoint(url=url, model="m")).ask_all(map(asked, range(10)), workers=2)
+    counts = Counter(call["body"]["messages"][0]["content"] for call in requests)
+    assert len(Record(path).answers) == len(counts) == 10
+    assert [question for question, n in counts.items() if n > 1] == ["question 5"]  # which was never answered

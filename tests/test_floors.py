@@ -47,6 +47,7 @@ FLOORS = {
     "auris.prepare": 5,
     "auris.train": 5,
     "auris.evaluate": 5,
+    "auris.judged": 5,
     "auris.benchmarks": 5,
     "auris.chat": 5,
     "auris.prefer": 5,

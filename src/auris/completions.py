@@ -1,6 +1,7 @@
 """Chat completions of a language model behind any OpenAI-compatible endpoint, each kept in a file and asked for once.
 
-With the file alone nothing is asked: a test, or a reader without a network, gets the same answers.
+With the file alone nothing is asked: a test, or a reader without a network, gets the same answers. The key comes from
+the environment and goes into the header of the request, nowhere else.
 """
 
 from __future__ import annotations
@@ -8,16 +9,66 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import random
+import re
+import threading
+import time
 import urllib.error
+import urllib.parse
 import urllib.request
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 _ANSWER = ("messages", "reply", "model")  # keys of a recorded answer
+_KEPT = ("finish_reason", "usage")  # ... and of it what else the endpoint said, where it did
+_LONGEST_PAUSE = 60.0  # seconds between two tries
+_FILTERED = ("content_filter", "content_policy_violation")  # codes of a request that a provider refuses to answer
 
 Message = Mapping[str, str]
+Settings = Mapping[str, Any]  # of one request: model, temperature, max_tokens
+
+
+class Reply(NamedTuple):
+    """What a model said, and which did; `details`: the reason why it ended and the tokens it took, if told."""
+
+    text: str
+    model: str
+    details: Mapping[str, Any] = {}
+
+
+class Answerer(Protocol):
+    """Answers requests; `stand_in` names what does where it is no language model."""
+
+    stand_in: str | None
+
+    def complete(self, messages: Sequence[Message], settings: Settings | None = None) -> Reply:
+        """The reply to `messages`. Raises ValueError when there is none."""
+
+
+class _Failed(Exception):
+    """A try without a reply; `again` whether another may have one, `after` so many seconds."""
+
+    def __init__(self, reason: str, *, again: bool, after: float = 0.0):
+        super().__init__(reason)
+        self.again, self.after = again, after
+
+
+class _Pace:
+    """Lets requests of all threads through at equal distances."""
+
+    def __init__(self) -> None:
+        self.lock, self.next = threading.Lock(), 0.0
+
+    def wait(self, per_minute: float | None) -> None:
+        if not per_minute:
+            return
+        with self.lock:
+            due = max(self.next, time.monotonic())
+            self.next = due + 60 / per_minute
+        time.sleep(max(0.0, due - time.monotonic()))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,44 +76,102 @@ class Endpoint:
     """Where chat completions are asked for.
 
     `url` ends before `/chat/completions`; `key_env` names the environment variable that holds the key, if one is
-    needed; `timeout` is in seconds; `setting` is the config's name for it all, as messages say.
+    needed; `timeout` and `pause` are in seconds; `setting` is the config's name for it all, as messages say.
+    A request without an answer (the network, too many requests, a server's error) is tried `retries` times more, after
+    `pause`, twice that, and so on, or when the server says. `blank`: no content, and a refusal by the provider's
+    filter, is a reply too, an empty one. `stand_in` says what answers at `url` if it is no language model.
     """
 
     url: str
     model: str
     key_env: str | None = None
     temperature: float = 0.7
+    max_tokens: int | None = None
     timeout: float = 60.0
+    retries: int = 0
+    pause: float = 1.0
+    per_minute: float | None = None
+    blank: bool = False
+    stand_in: str | None = None
     setting: str = "llm"
+    _pace: _Pace = field(default_factory=_Pace, init=False, repr=False, compare=False)
 
-    def complete(self, messages: Sequence[Message]) -> tuple[str, str]:
-        """The reply to `messages`, and the model that gave it. Raises ValueError when there is none."""
-        body = {"model": self.model, "messages": list(messages), "temperature": self.temperature}
-        headers = {"Content-Type": "application/json"}
-        if self.key_env and (key := os.environ.get(self.key_env)):
-            headers["Authorization"] = f"Bearer {key}"
+    def __post_init__(self) -> None:
+        if self.key_env is not None and not re.fullmatch(r"[A-Za-z_]\w*", self.key_env, re.ASCII):
+            raise ValueError(
+                f"{self.setting}.key_env is no name of an environment variable; the key itself stays there"
+            )
+        parts = urllib.parse.urlsplit(self.url)
+        if "@" in parts.netloc or parts.query:
+            raise ValueError(
+                f"{self.setting}.url holds a user or a query, which would be kept with the run: a key comes from the "
+                f"environment ({self.setting}.key_env=NAME)"
+            )
+
+    def complete(self, messages: Sequence[Message], settings: Settings | None = None) -> Reply:
+        """The reply to `messages`; `settings` are instead of the endpoint's own. Raises ValueError when there is
+        none."""
+        own = {"model": self.model, "temperature": self.temperature}
+        own |= {} if self.max_tokens is None else {"max_tokens": self.max_tokens}
+        body = json.dumps({"messages": list(messages), **(settings or own)}).encode()
+        pause = self.pause
+        for left in reversed(range(self.retries + 1)):
+            self._pace.wait(self.per_minute)
+            try:
+                return self._try(body)
+            except _Failed as error:
+                if not left or not error.again:
+                    raise ValueError(
+                        f"{self.setting}.url={self.url} gave no chat completion ({error}); what it answered before is "
+                        "kept"
+                    ) from None
+                # By chance a little more, or all that were sent away together come back together.
+                time.sleep(min(_LONGEST_PAUSE, max(pause, error.after) * random.uniform(1, 1.25)))
+                pause *= 2
+        raise AssertionError("the last try returns or raises")
+
+    def _try(self, body: bytes) -> Reply:
+        key = os.environ.get(self.key_env) if self.key_env else None
         address = f"{self.url.rstrip('/')}/chat/completions"
+        again, after = True, 0.0
         try:
-            request = urllib.request.Request(address, json.dumps(body).encode(), headers, method="POST")
+            request = urllib.request.Request(address, body, {"Content-Type": "application/json"}, method="POST")
+            if key:
+                request.add_unredirected_header("Authorization", f"Bearer {key}")  # not to another host
             with urllib.request.urlopen(request, timeout=self.timeout) as response:
-                reply = json.loads(response.read())
-            text = reply["choices"][0]["message"]["content"]
-            if isinstance(text, str):
-                return text, reply.get("model", self.model)
-            reason = f"its content is {text!r}"
+                return self._read(json.loads(response.read()))
         except urllib.error.HTTPError as error:
-            reason = f"{error} {error.read(300).decode(errors='replace')}"
+            said = error.read(2000).decode(errors="replace")
+            if self.blank and error.code == 400 and any(code in said for code in _FILTERED):
+                return Reply("", self.model, {"finish_reason": "content_filter"})
+            again = error.code in (408, 409, 425, 429) or error.code >= 500
+            given = error.headers.get("Retry-After", "")
+            after = float(given) if given.isdigit() else 0.0
+            reason = f"{error} {said[:300]}"
         except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
             reason = f"{type(error).__name__}: {error}"
-        raise ValueError(
-            f"{self.setting}.url={self.url} gave no chat completion ({reason}); what it answered before is kept"
-        )
+            again = "unknown url type" not in reason
+        # Some servers repeat the key that they refuse.
+        raise _Failed(reason.replace(key, "[key]") if key else reason, again=again, after=after)
+
+    def _read(self, answer: Mapping[str, Any]) -> Reply:
+        choice = answer["choices"][0]
+        text = choice["message"].get("content")
+        if text is None and self.blank:
+            text = choice["message"].get("refusal") or ""
+        if not isinstance(text, str):
+            raise ValueError(f"its content is {text!r}")
+        details = {"finish_reason": choice.get("finish_reason"), "usage": answer.get("usage")}
+        model = answer.get("model") or self.model
+        return Reply(text, model, {key: value for key, value in details.items() if value is not None})
 
 
 class Record:
     """Requests and their answers in a JSONL file, answered from there or, if there is an endpoint, by it.
 
-    The first line says what the file is and which model answered first; each line names its own model.
+    The first line says what the file is and which model answered first, or what stood in for one; each line names its
+    own model. A request is known by its messages and, where it has some, its settings. A last line that was cut off by
+    the end of a process is asked for again.
 
     Args:
         path: the file, which need not be there if there is an endpoint.
@@ -74,7 +183,7 @@ class Record:
     def __init__(
         self,
         path: Path,
-        endpoint: Endpoint | None = None,
+        endpoint: Answerer | None = None,
         *,
         what: str = "python -m auris.instruct",
         setting: str = "llm",
@@ -82,49 +191,127 @@ class Record:
     ):
         self.path, self.endpoint = path, endpoint
         self.what, self.setting, self.otherwise = what, setting, otherwise
+        self.head: dict[str, Any] = {}
         self.answers: dict[str, dict[str, Any]] = {}
+        self._lock = threading.Lock()
         if path.is_file():
-            _, *lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")  # text has other line ends
-            for number, line in enumerate(lines, start=2):
-                try:
-                    answer = json.loads(line)
-                    self.answers[_digest(answer["messages"])] = {key: answer[key] for key in _ANSWER}
-                except (ValueError, KeyError, TypeError) as error:
-                    reason = f"{type(error).__name__}: {error}"
-                    raise ValueError(f"{setting}.recording={path}, line {number} is no answer ({reason})") from None
+            if endpoint is not None:
+                _mend(path)
+            self._load()
         elif endpoint is None:
             raise FileNotFoundError(
                 f"{setting}.recording={path}: no such file; with {setting}.url=http://HOST:PORT/v1 "
                 f"{setting}.model=NAME it is made"
             )
+        if endpoint is not None and self.head and endpoint.stand_in != self.stand_in:
+            raise ValueError(
+                f"{setting}.recording={path} holds answers of {self.stand_in or 'a language model'}, and now "
+                f"{endpoint.stand_in or 'a language model'} would answer; give another file"
+            )
 
-    def ask(self, messages: Sequence[Message]) -> tuple[str, str]:
+    @property
+    def stand_in(self) -> str | None:
+        """What answered, if the file says that it was no language model."""
+        return self.head.get("answered by") if self.head.get("stand-in") else None
+
+    def _load(self) -> None:
+        first, *lines = self.path.read_text(encoding="utf-8").removesuffix("\n").split("\n")  # text has other line ends
+        if first:
+            try:
+                self.head = dict(json.loads(first))
+            except (ValueError, TypeError):
+                raise ValueError(f"{self.setting}.recording={self.path}, line 1 does not say what it is") from None
+        for number, line in enumerate(lines, start=2):
+            try:
+                answer = json.loads(line)
+                kept = {key: answer[key] for key in _ANSWER}
+                kept |= {key: answer[key] for key in ("settings", *_KEPT) if key in answer}
+                self.answers[_digest(answer["messages"], answer.get("settings"))] = kept
+            except (ValueError, KeyError, TypeError) as error:
+                reason = f"{type(error).__name__}: {error}"
+                raise ValueError(
+                    f"{self.setting}.recording={self.path}, line {number} is no answer ({reason})"
+                ) from None
+
+    def find(self, messages: Sequence[Message], settings: Settings | None = None) -> Mapping[str, Any] | None:
+        """What is kept of a request, or None."""
+        return self.answers.get(_digest(messages, settings))
+
+    def ask(self, messages: Sequence[Message], settings: Settings | None = None) -> tuple[str, str]:
         """The reply to `messages`, and the model that gave it.
 
         Raises ValueError when it is not in the file and there is no endpoint, or the endpoint fails.
         """
-        if (key := _digest(messages)) not in self.answers:
+        if (key := _digest(messages, settings)) not in self.answers:
             if self.endpoint is None:
+                asked = "" if settings is None else f" by {dict(settings)}"
                 raise ValueError(
-                    f"{self.path} holds no answer to {messages[-1]['content']!r}; ask a model for it "
+                    f"{self.path} holds no answer{asked} to {messages[-1]['content']!r}; ask a model for it "
                     f"({self.setting}.url=http://HOST:PORT/v1 {self.setting}.model=NAME "
                     f"{self.setting}.recording=FILE), {self.otherwise}"
                 )
-            reply, model = self.endpoint.complete(messages)
-            self.answers[key] = dict(zip(_ANSWER, (list(messages), reply, model), strict=True))
-            self._append(self.answers[key])
+            reply, model, details = self.endpoint.complete(messages, settings)
+            answer = dict(zip(_ANSWER, (list(messages), reply, model), strict=True)) | dict(details)
+            answer |= {} if settings is None else {"settings": dict(settings)}
+            with self._lock:
+                self.answers[key] = answer
+                self._append(answer)
         answer = self.answers[key]
         return answer["reply"], answer["model"]
+
+    def ask_all(
+        self,
+        requests: Iterable[tuple[Sequence[Message], Settings]],
+        *,
+        workers: int = 1,
+        done: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Has all of these answered, `workers` at a time and each once; `done` is called after each new answer.
+
+        Raises ValueError as `ask` does, after what is under way has ended and is kept.
+        """
+        missing = {key: request for request in requests if (key := _digest(*request)) not in self.answers}
+        with ThreadPoolExecutor(max_workers=workers) as pool:
+            futures = [pool.submit(self.ask, *request) for request in missing.values()]
+            try:
+                for future in as_completed(futures):
+                    future.result()
+                    done()
+            except BaseException:
+                for future in futures:
+                    future.cancel()
+                raise
 
     def _append(self, answer: Mapping[str, Any]) -> None:
         new = not self.path.is_file() or not self.path.stat().st_size
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        lines = [answer]
+        if new:
+            stand_in = getattr(self.endpoint, "stand_in", None)
+            head = {"recording": f"chat completions for {self.what}", "answered by": stand_in or answer["model"]}
+            head |= {"stand-in": True} if stand_in else {}
+            head |= {"settings": answer["settings"]} if "settings" in answer else {}
+            self.head = head
+            lines = [head, answer]
         with self.path.open("a", encoding="utf-8") as file:
-            if new:
-                head = {"recording": f"chat completions for {self.what}", "answered by": answer["model"]}
-                file.write(json.dumps(head, ensure_ascii=False) + "\n")
-            file.write(json.dumps(answer, ensure_ascii=False) + "\n")
+            file.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
 
 
-def _digest(messages: Sequence[Message]) -> str:
-    return hashlib.sha256(json.dumps(messages, sort_keys=True).encode()).hexdigest()
+def _mend(path: Path) -> None:
+    """Cuts off a last line without its end, which was being written when a process ended."""
+    content = path.read_bytes()
+    whole = content.rfind(b"\n") + 1
+    if whole == len(content):
+        return
+    try:
+        json.loads(content[whole:])
+    except ValueError:
+        os.truncate(path, whole)
+    else:
+        with path.open("ab") as file:
+            file.write(b"\n")
+
+
+def _digest(messages: Sequence[Message], settings: Settings | None = None) -> str:
+    asked = messages if settings is None else {"messages": messages, **settings}
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from auris import benchmarks, measures, pretrained, recipe, snapshots, tasks
+from auris import benchmarks, judged, measures, pretrained, recipe, snapshots, tasks
 from auris.audio import AudioError
 from auris.data import long_audio
 from auris.data.datamodule import by_length, group, language, pack
@@ -33,7 +33,8 @@ from auris.data.rows import Row
 from auris.data.samples import AudioSamples, ChatSamples, RowError, Samples
 from auris.objectives.dpo import answer_logps
 from auris.prompts import Prompt, TagPrompt
-from auris.scoring.judge import Judge, Unrated
+from auris.scoring import air_bench
+from auris.scoring.judge import Judge
 from auris.scoring.metrics import check, row_stats, signature
 
 
@@ -53,7 +54,7 @@ def evaluate(made: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _evaluate(
-    model: pretrained.AudioModel, made: Mapping[str, Any], judge: Judge | None, console: Console
+    model: pretrained.AudioModel, made: Mapping[str, Any], judge: Judge | air_bench.Judge | None, console: Console
 ) -> list[dict[str, Any]]:
     """One benchmark."""
     benchmark, version = made["benchmark"], _version(model)
@@ -72,7 +73,7 @@ def _evaluate(
     predictions = benchmarks.in_parts(predictions, rows, benchmark.get("parts", ()))
     predictions.sort(key=lambda prediction: (prediction["group"], prediction["metric"]))
     name = benchmark["name"] or "+".join(manifest.stem for manifest in manifests)
-    signatures = {} if judge is None else {"judged": judge.signature}
+    signatures = judged.signatures(judge) if any("judge" in one["metric"] for one in predictions) else {}
     results = summarise(predictions, model.recipe, name, made["bootstrap"], made["seed"], signatures)
     run_dir = _results_dir(made, model.recipe)
     _write(run_dir, name, predictions, results)
@@ -120,7 +121,7 @@ def _evaluate_kind(
     kind: str,
     manifests: Sequence[Manifest],
     made: Mapping[str, Any],
-    judge: Judge | None,
+    judge: Judge | air_bench.Judge | None,
     console: Console,
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """Predictions about rows of one kind, and why some were left out."""
@@ -161,8 +162,8 @@ def _evaluate_kind(
     ]
     if kind != "chat" or judge is None:
         return predictions, skipped
-    judged, unrated = rate(answered, judge, console)
-    return predictions + judged, skipped | unrated
+    rated, unrated = judged.rate(answered, judge, _about, console)
+    return predictions + rated, skipped | unrated
 
 
 MAX_NEW_TOKENS = 64  # of an answer, where neither the user nor the benchmark says
@@ -172,22 +173,6 @@ def _decoding(made: Mapping[str, Any], version: str) -> dict[str, Any]:
     """The command line's settings, then the benchmark's."""
     given = {key: value for key, value in made["generation"].items() if value is not None}
     return {"max_new_tokens": MAX_NEW_TOKENS, **made["benchmark"].get("generation", {}).get(version, {}), **given}
-
-
-def rate(
-    answered: Mapping[str, tuple[Row, str]], judge: Judge, console: Console
-) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """What a judge makes of the answers to dialogues, and why some have no points."""
-    predictions, unrated = [], {}
-    for row, answer in track(answered.values(), description="rating", console=console):
-        try:
-            stats = row_stats("judged", judge(row.labels, answer), "", language(row))
-        except Unrated as error:
-            unrated[row.id] = str(error)
-            continue
-        about = _about(row, "judged")
-        predictions.append({**about, "stats": stats, "hypothesis": answer, "reference": row.labels["text"]})
-    return predictions, unrated
 
 
 def _check_metrics(rows: Iterable[Row]) -> None:

@@ -4,9 +4,10 @@
 library of metrics, contributions become numbers. So a score, a resampled score and the difference of two systems are
 one arithmetic. Imports nothing of ours.
 
-Most measures are additive: a row counts a few things, and the score is a formula of the sums. Four are of all the rows
+Most measures are additive: a row counts a few things, and the score is a formula of the sums. Five are of all the rows
 at once, because a row means something only beside the others: EER (one threshold for all), macro-F1 and mAP (a mean
-over the classes that occur), CIDEr-D (words that many references share weigh little).
+over the classes that occur), CIDEr-D (words that many references share weigh little), AIR-Bench's points (a mean of
+means).
 
 Shapes: R rows, S samples, K statistics, C classes, T thresholds. `weights` (S, R): how often each row counts.
 """
@@ -159,6 +160,28 @@ def _cider(rows: Sequence[tuple[Sequence[str], Sequence[Sequence[str]]]]) -> Sco
     return lambda weights: weights @ scores / weights.sum(-1)
 
 
+def _points_of_groups(rows: Sequence[tuple[str, float | None, float | None]]) -> Scorer:
+    """Mean over groups of the mean over their parts of a part's points: the mean of two orders, each over the rows that
+    have points in it (AIR-Bench's README). NaN where a part has none in an order, as cal_score.py stops there.
+
+    rows: (group/part, points in the first order or None, points in the second).
+    """
+    parts = sorted({part for part, _, _ in rows})
+    members = np.array([[part == name for name in parts] for part, _, _ in rows], dtype=float)  # (R, parts)
+    orders = [np.array([row[order] for row in rows], dtype=float)[:, None] for order in (1, 2)]  # None becomes NaN
+    groups = [np.array([part.startswith(f"{name}/") for part in parts]) for name in {p.split("/")[0] for p in parts}]
+
+    def score(weights: np.ndarray) -> np.ndarray:
+        of_order = [
+            _divide(weights @ (np.nan_to_num(points) * members), weights @ (~np.isnan(points) * members))
+            for points in orders
+        ]
+        of_part = sum(of_order) / len(of_order)  # (S, parts)
+        return np.mean([of_part[:, group].mean(-1) for group in groups], axis=0)
+
+    return score
+
+
 def _ngrams(words: Sequence[str]) -> Counter:
     """How often each run of 1 to 4 words occurs."""
     runs = ([tuple(words[i : i + n]) for i in range(len(words) - n + 1)] for n in (1, 2, 3, 4))
@@ -199,6 +222,17 @@ def _error(label: str, *stats: str) -> Measure:
 
 def _share(label: str, counted: str = "correct", of: str = "rows", panel: str | None = CORRECT) -> Measure:
     return Measure(stats=(counted, of), formula=_rate, higher_is_better=True, label=label, panel=panel)
+
+
+def _lower(label: str, *stats: str) -> Measure:
+    return Measure(stats=stats, formula=_rate, higher_is_better=False, label=label)
+
+
+def _judged(label: str) -> Measure:
+    stats = ("group/part", "points, reference first", "points, reference second")
+    return Measure(
+        stats=stats, over=_points_of_groups, higher_is_better=True, label=label, scale=1, digits=2, unit="1-10"
+    )
 
 
 def _f_score(label: str) -> Measure:
@@ -271,9 +305,7 @@ MEASURES: dict[str, Measure] = {
     "contains": _share("holds the answer"),
     "choice": _share("right option"),
     "choice_official": _share("right option of the replies with a letter", of="replies with a letter", panel=None),
-    "choice_unparsed": Measure(
-        stats=("without an option", "rows"), formula=_rate, higher_is_better=False, label="replies without an option"
-    ),
+    "choice_unparsed": _lower("replies without an option", "without an option", "rows"),
     "prefers": _share("prefers the chosen", "preferred"),
     "judged": Measure(
         stats=("points", "rows"),
@@ -283,8 +315,13 @@ MEASURES: dict[str, Measure] = {
         scale=1,
         unit="in points",
     ),
+    "judged_official": _judged("points by AIR-Bench's rules"),
+    "judged_strict": _judged("points, failures 0"),
+    "judge_wins": _share("better than the reference", "wins", of="replies read", panel=None),
+    "judge_flips": _lower("verdicts that the order turns", "flipped", "rows read in both orders"),
+    "judge_failed": _lower("judge's replies without points", "failed", "replies"),
     "accuracy_raw": _share("raw accuracy", panel=None),
-    "unparsed": Measure(stats=("unparsed", "rows"), formula=_rate, higher_is_better=False, label="unparsed"),
+    "unparsed": _lower("unparsed", "unparsed", "rows"),
 }
 
 

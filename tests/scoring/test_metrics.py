@@ -15,7 +15,7 @@ from torchmetrics.text import CharErrorRate, SacreBLEUScore, WordErrorRate
 
 from auris import measures
 from auris.measures import MEASURES, value
-from auris.scoring import TaskScore, captions, check, normalize, row_stats, signature
+from auris.scoring import TaskScore, air_bench, captions, check, normalize, row_stats, signature
 
 REFERENCES = ["It costs $3.50, Mr. Brown!", "The colour of the harbour was grey.", "I can't believe it.", "Turn left"]
 HYPOTHESES = ["it costs three dollars and fifty cents", "the color of a harbor was gray", "", "turn turn left now"]
@@ -237,10 +237,11 @@ def test_every_measure_has_statistics_and_a_signature(metric):
     if metric == "cpwer":
         pytest.importorskip("scipy")
     form = FORMS.get(metric, "dog")
-    stats = row_stats(metric, form, form, "en", classes=["dog"])
+    said, true = (("7 8", "6 5"), "speech_QA") if metric in air_bench.METRICS else (form, form)
+    stats = row_stats(metric, said, true, "en", classes=["dog"])
     assert len(stats) == len(MEASURES[metric].stats)
     assert json.loads(json.dumps(stats)) == stats, "written into predictions"
-    if metric != "judged":  # its judge has the signature
+    if metric not in ("judged", *air_bench.METRICS):  # their judge has the signature
         assert signature(metric, "en").startswith(f"{metric}|")
 
 

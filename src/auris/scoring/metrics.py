@@ -19,7 +19,7 @@ from sacrebleu.metrics import BLEU
 from torchmetrics.utilities import dim_zero_cat
 
 from auris.measures import measure, score, value
-from auris.scoring import captions, choices, edits, events, extras, speakers, timestamps
+from auris.scoring import air_bench, captions, choices, edits, events, extras, speakers, timestamps
 from auris.scoring import normalize as norm
 
 BLEU_TOKENIZERS = {"zh": "zh", "ja": "ja-mecab"}  # evaluate_st.py of both releases; every other target language: 13a
@@ -55,7 +55,8 @@ def row_stats(
     (`auris.scoring.timestamps`).
     Scores: `prefers` takes log-probabilities, of the rejected answer as hypothesis, of the chosen one as reference;
     `eer` a score that is higher the more the row should be accepted, and whether it should be; `judged` a judge's
-    points as hypothesis (`auris.scoring.judge`; the judge has the signature).
+    points as hypothesis (`auris.scoring.judge`; the judge has the signature); those of `auris.scoring.air_bench` the
+    judge's replies in both orders, and the name of the row's task.
     """
     measure(metric)  # an unknown name ends here
     match metric:
@@ -119,6 +120,8 @@ def row_stats(
             return [float(hypothesis), float(reference)]
         case "judged":
             return [float(hypothesis), 1.0]
+        case _ if metric in air_bench.METRICS:
+            return air_bench.count(metric, hypothesis, reference)
     raise AssertionError(f"{metric} is in MEASURES but has no statistics here")
 
 
@@ -154,8 +157,10 @@ def _signature(metric: str, language: str) -> str:
             return "score_foundation.py|first or last but one character|no letter: left out"
         case "macro_f1":
             return "strip+lower|exact|mean over the references' classes"
-        case "judged":
-            raise ValueError("the signature of `judged` is its judge's: auris.scoring.judge")
+        case _ if metric == "judged" or metric in air_bench.METRICS:
+            raise ValueError(
+                f"the signature of `{metric}` is its judge's: auris.scoring.judge, auris.scoring.air_bench"
+            )
         case "prefers":
             return "log p(chosen) > log p(rejected)|sums over tokens"
         case "eer":

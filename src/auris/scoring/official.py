@@ -20,7 +20,7 @@ from typing import Any
 import jiwer
 from sacrebleu.metrics import BLEU
 
-from auris.scoring import choices, timestamps
+from auris.scoring import air_bench, choices, timestamps
 from auris.scoring.normalize import without_tags, written
 
 VERSIONS = ("v1", "v2")
@@ -275,6 +275,52 @@ def foundation(records: Sequence[Mapping[str, Any]]) -> Letters:
         found.correct[task] = found.correct.get(task, 0) + right
     if lost := [task for task in tasks if task not in found.total]:
         raise Stopped(f"KeyError: {lost[0]!r}")
+    return found
+
+
+# --- AIR-Bench: cal_score.py --------------------------------------------------------------------------------------
+
+PARTS = tuple(dict.fromkeys(name.rpartition("/")[2] for name in air_bench.GROUPS.values()))
+
+
+@dataclass
+class Verdicts:
+    """By part: replies that the script reads, how often the model's answer won, and sums of the first and the second
+    number; `failed` and `counted` are what it prints as fail_num and success_num."""
+
+    total: dict[str, int] = field(default_factory=lambda: dict.fromkeys(PARTS, 0))
+    wins: dict[str, int] = field(default_factory=lambda: dict.fromkeys(PARTS, 0))
+    first: dict[str, int] = field(default_factory=lambda: dict.fromkeys(PARTS, 0))
+    second: dict[str, int] = field(default_factory=lambda: dict.fromkeys(PARTS, 0))
+    failed: int = 0
+    counted: int = 0
+
+
+def verdicts(records: Sequence[tuple[str, str | None]], order: int) -> Verdicts:
+    """What the script counts of (task, the judge's reply) in one order; `order` 1 has the model's answer first.
+
+    A reply of two parts that are no numbers, or one above 10, is in both `failed` and `counted`; an unknown task is
+    counted where the row before it was. Raises Stopped where the script dies: a null reply, an unknown task first, a
+    part without any reply that can be read.
+    """
+    found, part = Verdicts(), None
+    for task, reply in records:
+        part = air_bench.GROUPS[task].rpartition("/")[2] if task in air_bench.GROUPS else part
+        if part is None:
+            raise Stopped("NameError: name 'task_id' is not defined")
+        if reply is None:
+            raise Stopped("AttributeError: 'NoneType' object has no attribute 'strip'")
+        found.counted += len(reply.strip().replace("\n", "").split(" ")) == 2
+        numbers = air_bench.parse(reply)
+        if numbers is None:
+            found.failed += 1
+            continue
+        found.total[part] += 1
+        found.wins[part] += numbers[1 - order] > numbers[order]
+        found.first[part] += numbers[0]
+        found.second[part] += numbers[1]
+    if 0 in found.total.values():
+        raise Stopped("ZeroDivisionError: division by zero")
     return found
 
 
