@@ -11,7 +11,8 @@ PACKAGE = Path(__file__).resolve().parents[1] / "src" / "auris"
 
 # Of a module's dotted name the longest prefix counts.
 FLOORS = {
-    "auris.measures": -2,  # numbers only
+    "auris.measures": -3,  # numbers only
+    "auris.statistics": -2,
     "auris.results": -1,  # reads files only
     "auris.audio": 0,
     "auris.answers": 0,

@@ -290,3 +290,25 @@ def test_a_study_that_is_not_evaluated_says_what_to_run(tmp_path):
 def test_module_runs_as_a_command():
     done = subprocess.run([sys.executable, "-m", "auris.results", "--help"], capture_output=True, text=True, check=True)
     assert "study=NAME" in done.stdout
+
+
+def test_rows_of_one_speaker_widen_the_interval_and_weaken_the_test(tmp_path: Path):
+    root = tmp_path / "study"
+    right = np.repeat(np.arange(20) % 4 > 0, 10)  # ten rows of each speaker, all alike
+    for arm, answers in (("a", right), ("b", right | (np.arange(200) < 60))):
+        run = write_run(root, arm, 0, {"er": ("accuracy", [[float(one), 1.0] for one in answers])})
+        lines = [json.loads(line) for line in (run / "predictions/embedded.jsonl").read_text().splitlines()]
+        lines = [line | {"speaker": f"s{int(line['id'].split('-')[1]) // 10}"} for line in lines]
+        (run / "spoken.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    by_row = results.compare(root, "a", "b").iloc[0]
+    for arm in "ab":
+        (root / arm / "seed=0/spoken.jsonl").replace(root / arm / "seed=0/predictions/embedded.jsonl")
+    by_speaker = results.compare(root, "a", "b").iloc[0]
+    assert (by_row["units"], by_speaker["units"]) == ("200 rows", "20 speakers")
+    assert by_row["difference"] == by_speaker["difference"] == pytest.approx(0.1)
+    assert by_row["p"] == 1 / 2001 and by_speaker["p"] > 0.4  # two speakers differ: one way in two is as far
+    assert by_speaker["detectable"] > 2 * by_row["detectable"]
+    table = results.table(root)
+    assert table["b - a p holm"].item() == table["b - a p"].item() == by_speaker["p"]
+    assert results.table(root, ["a"])["n"].item() == 200
+    assert not list(results._tested(results.table(root, ["a"])))

@@ -7,6 +7,7 @@ Writes `predictions/<benchmark>.jsonl` and the benchmark's lines of `results.jso
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,7 +22,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from auris import benchmarks, judged, measures, pretrained, recipe, snapshots, tasks
+from auris import benchmarks, judged, measures, pretrained, recipe, snapshots, statistics, tasks
 from auris.audio import AudioError
 from auris.data import long_audio
 from auris.data.datamodule import by_length, group, language, pack
@@ -326,6 +327,7 @@ def metrics(row: Row) -> dict[str, Callable[[str], Any]]:
 
 
 def _about(row: Row, metric: str) -> dict[str, Any]:
+    speaker = row.labels.get("speaker")
     return {
         "id": row.id,
         "task": row.labels["task"],
@@ -334,6 +336,8 @@ def _about(row: Row, metric: str) -> dict[str, Any]:
         "metric": metric,
         "provenance": row.labels.get("provenance", "unknown"),
         "audio_seconds": sum(clip.duration or 0.0 for clip in row.clips),
+        "speaker": speaker if isinstance(speaker, str) else None,
+        "recording": "+".join(map(str, row.labels.get("sources") or [clip.path for clip in row.clips])),
     }
 
 
@@ -345,7 +349,8 @@ def summarise(
     seed: int,
     signatures: Mapping[str, str] | None = None,
 ) -> list[dict[str, Any]]:
-    """One result row per group and metric, with a 95 % bootstrap interval over rows.
+    """One result row per group and metric, with a 95 % bootstrap interval over speakers, recordings or rows (`units`),
+    and the difference to another system that so many would show (`detectable`).
 
     `signatures`: of metrics whose numbers somebody else makes.
     """
@@ -354,8 +359,10 @@ def summarise(
         lines.setdefault((prediction["group"], prediction["metric"]), []).append(prediction)
     results = []
     for (name, metric), of_line in sorted(lines.items()):
-        stats = [prediction["stats"] for prediction in of_line]
-        low, high = measures.bootstrap(stats, metric, n_samples=samples, seed=seed)
+        stats, units = [prediction["stats"] for prediction in of_line], statistics.units(of_line)
+        of = measures.scorer(metric, [dict(enumerate(stats))])
+        resampled = measures.samples(of, len(stats), samples, seed, units.of_row)
+        low, high = measures.percentiles(resampled)
         results.append(
             {
                 "study": trained["study"],
@@ -369,6 +376,8 @@ def summarise(
                 "low": low,
                 "high": high,
                 "n": len(of_line),
+                "units": str(units),
+                "detectable": statistics.detectable_alone(resampled),
                 "signature": (signatures or {}).get(metric) or signature(metric, of_line[0]["language"]),
                 "provenance": "+".join(sorted({one for row in of_line for one in row["provenance"].split("+")})),
             }
@@ -393,6 +402,9 @@ def _write_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     partial.replace(path)
 
 
+SHOWS = "shows: the difference to a second, independent system that so many rows show in 80 % of cases."
+
+
 def _show(
     console: Console,
     benchmark: str,
@@ -400,13 +412,17 @@ def _show(
     skipped: Mapping[str, str],
     notes: Sequence[str],
 ) -> None:
-    table = Table("task", "metric", "value", "95 % interval", "n", "provenance", title=benchmark)
+    table = Table("task", "metric", "value", "95 % interval", "n", "shows", "provenance", title=benchmark)
     for row in results:
-        shown, low, high = (measures.display(row["metric"], row[part]) for part in ("value", "low", "high"))
+        parts = ("value", "low", "high", "detectable")
+        shown, low, high, detectable = (measures.display(row["metric"], row[part]) for part in parts)
         unit = measures.measure(row["metric"]).unit
-        cells = (row["task"], row["metric"], f"{shown} {unit}", f"{low} .. {high}", str(row["n"]), row["provenance"])
+        detectable = "-" if math.isnan(row["detectable"]) else detectable
+        n = str(row["n"]) if row["units"].endswith(" rows") else f"{row['n']} ({row['units']})"
+        cells = (row["task"], row["metric"], f"{shown} {unit}", f"{low} .. {high}", n, detectable, row["provenance"])
         table.add_row(*cells)
     console.print(table)
+    console.print(SHOWS, markup=False, highlight=False, soft_wrap=True)
     for note in notes:
         console.print(note, markup=False, highlight=False, soft_wrap=True)
     if skipped:

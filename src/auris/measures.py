@@ -374,9 +374,11 @@ def scorer(metric: str, seeds: Sequence[Mapping[Any, Any]]) -> Scorer:
     return lambda weights: _mean(np.stack([part(weights[:, mine]) for mine, part in parts], axis=-1))
 
 
-def bootstrap(rows: Sequence[Any], metric: str, n_samples: int = 1000, seed: int = 0) -> tuple[float, float]:
+def bootstrap(
+    rows: Sequence[Any], metric: str, n_samples: int = 1000, seed: int = 0, units: np.ndarray | None = None
+) -> tuple[float, float]:
     """The `interval` of the score of rows, given what each contributes."""
-    return interval(scorer(metric, [dict(enumerate(rows))]), len(rows), n_samples, seed)
+    return interval(scorer(metric, [dict(enumerate(rows))]), len(rows), n_samples, seed, units)
 
 
 def difference(a: Scorer, b: Scorer) -> Scorer:
@@ -384,20 +386,35 @@ def difference(a: Scorer, b: Scorer) -> Scorer:
     return lambda weights: b(weights) - a(weights)
 
 
-def interval(of: Scorer, n_rows: int, n_samples: int = 1000, seed: int = 0) -> tuple[float, float]:
-    """95 % percentile interval of a score, or of a difference (Koehn 2004: both sides on the same rows), when its
-    `n_rows` rows are drawn anew with replacement; NaN if it is never defined."""
-    samples = np.concatenate([of(weights) for weights in _resamplings(n_rows, n_samples, seed)])
-    defined = samples[~np.isnan(samples)]  # a resample without any reference unit has no score
+def interval(
+    of: Scorer, n_rows: int, n_samples: int = 1000, seed: int = 0, units: np.ndarray | None = None
+) -> tuple[float, float]:
+    """95 % percentile interval of a score, or of a difference (Koehn 2004: both sides on the same rows), of `samples`;
+    NaN if it is never defined."""
+    return percentiles(samples(of, n_rows, n_samples, seed, units))
+
+
+def percentiles(found: np.ndarray) -> tuple[float, float]:
+    """The interval that 95 % of samples are in."""
+    defined = found[~np.isnan(found)]  # a resample without any reference unit has no score
     if not len(defined):
         return float("nan"), float("nan")
     low, high = np.percentile(defined, [2.5, 97.5])
     return float(low), float(high)
 
 
-def _resamplings(n_rows: int, n_samples: int, seed: int) -> Iterator[np.ndarray]:
-    """How often each row is drawn, (50, R) at a time: memory stays small for many rows, formulas run on many sums."""
+def samples(
+    of: Scorer, n_rows: int, n_samples: int = 1000, seed: int = 0, units: np.ndarray | None = None
+) -> np.ndarray:
+    """A score (S,) when its `n_rows` rows are drawn anew with replacement, or with `units` (R,), the number of each
+    row's unit, whole units of rows that depend on each other (`auris.statistics`)."""
+    units = np.arange(n_rows) if units is None else units
+    return np.concatenate([of(weights[:, units]) for weights in _resamplings(int(units.max()) + 1, n_samples, seed)])
+
+
+def _resamplings(n_units: int, n_samples: int, seed: int) -> Iterator[np.ndarray]:
+    """How often each unit is drawn, 50 samples at a time: memory stays small for many, formulas run on many sums."""
     rng = np.random.default_rng(seed)
     for start in range(0, n_samples, 50):
-        draws = (rng.integers(n_rows, size=n_rows) for _ in range(min(50, n_samples - start)))
-        yield np.stack([np.bincount(drawn, minlength=n_rows) for drawn in draws]).astype(float)
+        draws = (rng.integers(n_units, size=n_units) for _ in range(min(50, n_samples - start)))
+        yield np.stack([np.bincount(drawn, minlength=n_units) for drawn in draws]).astype(float)

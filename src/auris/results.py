@@ -1,14 +1,16 @@
-"""From the files of finished runs to a table, a comparison with intervals and figures; of ours, only `measures`.
+"""From the files of finished runs to a table, a comparison with intervals and figures. Of ours it imports only
+`measures` and `statistics`.
 
     python -m auris.results study=demo [runs=runs] [arms=a,b]
 
 A run is the directory `runs/<study>/<arm>/seed=<n>/`. What is read of it:
 
 `results.jsonl`, one line per score:
-    {study, arm, seed, benchmark, task, split, metric, value, low, high, n, signature, provenance}
+    {study, arm, seed, benchmark, task, split, metric, value, low, high, n, units, detectable, signature, provenance}
     `task` is the group of rows that the score is of, such as "asr en", "s2tt de-en" or "sec".
 `predictions/<benchmark>.jsonl`, one line per test row and metric:
-    {id, task, language, group, metric, stats, hypothesis, reference, provenance, audio_seconds}
+    {id, task, language, group, metric, stats, hypothesis, reference, provenance, audio_seconds,
+    speaker, recording}
     `group` is what `task` is above; `stats` is what the row contributes (`auris.measures`). A row scored by two metrics
     (accuracy, unparsed) is two lines; (group, metric, id) occurs once in a file.
 `events.out.tfevents*`, TensorBoard scalars: `train/loss`, `val/loss`, `val/<group>/<metric>`.
@@ -27,6 +29,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from auris import statistics
 from auris.measures import (
     CORRECT,
     MEASURES,
@@ -37,6 +40,8 @@ from auris.measures import (
     display,
     interval,
     measure,
+    percentiles,
+    samples,
     score,
     scorer,
     value,
@@ -138,7 +143,8 @@ def table(root: str | Path, arms: Sequence[str] | None = None) -> pd.DataFrame:
     Columns: benchmark, group, metric, provenance, signature, n (test rows common to the arms); for every arm `<arm>`,
     `<arm> low`, `<arm> high` (statistics pooled over its seeds, rows resampled), `<arm> seeds`, `<arm> sd` (standard
     deviation of the single seeds' scores); for every arm after the first `<arm> - <first>` and `<arm> wins` with their
-    ` low` and ` high`, as in `compare`. `attrs["notes"]` lists, in words, what could not be compared row by row.
+    ` low` and ` high`, and `<arm> - <first> p`, ` p holm` (corrected for all arms of the line) and
+    ` detectable`, as in `compare`. `attrs["notes"]` lists, in words, what could not be compared row by row.
     Arms default to all that have predictions, sorted by their words. Raises ValueError for an unknown arm.
     """
     import pandas as pd
@@ -162,6 +168,10 @@ def table(root: str | Path, arms: Sequence[str] | None = None) -> pd.DataFrame:
             for part in ("", " low", " high"):
                 row[f"{arm} - {arms[0]}{part}"] = match[0][f"difference{part}"] if match else np.nan
                 row[f"{arm} wins{part}"] = match[0][f"wins{part}"] if match else np.nan
+            for part in ("p", "detectable"):
+                row[f"{arm} - {arms[0]} {part}"] = match[0][part] if match else np.nan
+        names = [f"{arm} - {arms[0]} p" for arm in pairs]
+        row |= {f"{name} holm": p for name, p in zip(names, statistics.holm([row[n] for n in names]), strict=True)}
         rows.append(row)
     frame = pd.DataFrame(rows)
     frame.attrs["arms"] = list(arms)
@@ -172,11 +182,13 @@ def table(root: str | Path, arms: Sequence[str] | None = None) -> pd.DataFrame:
 def compare(root: str | Path, arm_a: str, arm_b: str) -> pd.DataFrame:
     """`arm_b` minus `arm_a` on every group that both were scored on, with a 95 % interval.
 
-    Pairs (seed, row id) that both arms have are kept; a row's statistics are summed over the seeds; rows are resampled,
-    the same for both arms. Columns: benchmark, group, metric, n (rows), seeds, a, b, difference, `difference low`,
-    `difference high`, wins, `wins low`, `wins high` (share of pairs in which the answer of `arm_b` scores better by
-    itself, ties counted half), only_a, only_b (pairs without a partner, left out), references_differ. `attrs["notes"]`
-    says so in words. Raises ValueError for an unknown arm, or if nothing is common to the two.
+    Pairs (seed, row id) that both arms have are kept; a row's statistics are summed over the seeds; rows, or what
+    units they come in, are resampled, the same for both arms. Columns: benchmark, group, metric, n (rows), units (as
+    `24 speakers`), seeds, a, b, difference, `difference low`, `difference high`, p (of a paired permutation test, for
+    itself), detectable (the smallest difference that such rows show in 80 % of cases), wins, `wins low`,
+    `wins high` (share of pairs in which the answer of `arm_b` scores better by itself, ties counted half), only_a,
+    only_b (pairs without a partner, left out), references_differ. `attrs["notes"]` says so in words. Raises ValueError
+    for an unknown arm, or if nothing is common to the two.
     """
     scored, _, notes = _scored(root, [arm_a, arm_b])
     pair = _compare(scored, arm_a, arm_b)
@@ -210,8 +222,8 @@ def _scored(root: str | Path, asked: Sequence[str] | None) -> tuple[pd.DataFrame
 def _compare(scored: pd.DataFrame, arm_a: str, arm_b: str) -> pd.DataFrame:
     import pandas as pd
 
-    columns = [*KEY, "n", "seeds", "a", "b", "difference", "difference low", "difference high"]
-    columns += ["wins", "wins low", "wins high", "only_a", "only_b", "references_differ"]
+    columns = [*KEY, "n", "units", "seeds", "a", "b", "difference", "difference low", "difference high"]
+    columns += ["p", "detectable", "wins", "wins low", "wins high", "only_a", "only_b", "references_differ"]
     rows, notes = [], []
     for key, of_key in scored.groupby(KEY, sort=False):
         a, b = (of_key[of_key["arm"] == arm].set_index(["seed", "id"]) for arm in (arm_a, arm_b))
@@ -243,18 +255,21 @@ def _compare(scored: pd.DataFrame, arm_a: str, arm_b: str) -> pd.DataFrame:
         differ = int((a["reference"].map(json.dumps) != b["reference"].map(json.dumps)).sum())
         if differ:
             notes.append(f"{_name(key)}: {differ} rows have another reference in {arm_a} than in {arm_b}")
-        n, (of_a, of_b) = len(both.unique(1)), (_scorer(side.reset_index(), key[-1]) for side in (a, b))
+        sides = [_by_seed(side.reset_index()) for side in (a, b)]
+        n, (of_a, of_b) = len(both.unique(1)), (scorer(key[-1], side) for side in sides)
         score_a, score_b = (_whole(of, n) for of in (of_a, of_b))
-        low, high = interval(difference(of_a, of_b), n)
-        scores = (score_a, score_b, score_b - score_a, low, high, *_wins(a, b, key[-1]))
-        rows.append((*key, n, len(seeds), *scores, only_a, only_b, differ))
+        units = _units(a.reset_index())
+        resampled = samples(difference(of_a, of_b), n, units=units.of_row)
+        chance = (statistics.permutation_test(key[-1], *sides, units.of_row), statistics.detectable(resampled))
+        scores = (score_a, score_b, score_b - score_a, *percentiles(resampled), *chance, *_wins(a, b, key[-1], units))
+        rows.append((*key, n, str(units), len(seeds), *scores, only_a, only_b, differ))
     frame = pd.DataFrame(rows, columns=columns)
     frame.attrs["notes"] = notes
     return frame
 
 
-def _wins(a: pd.DataFrame, b: pd.DataFrame, metric: str) -> tuple[float, float, float]:
-    """Share of paired rows that `b` wins by the rows' own scores, with a 95 % interval from resampling row ids;
+def _wins(a: pd.DataFrame, b: pd.DataFrame, metric: str, units: statistics.Units) -> tuple[float, float, float]:
+    """Share of paired rows that `b` wins by the rows' own scores, with a 95 % interval from resampling their units;
     NaN for measures of all rows at once, by which a row has no score of its own."""
     import pandas as pd
 
@@ -265,7 +280,7 @@ def _wins(a: pd.DataFrame, b: pd.DataFrame, metric: str) -> tuple[float, float, 
     gap = sign * (score_b - score_a)  # NaN where a row holds nothing to count: a tie
     won = np.where(np.isnan(gap) | (gap == 0), 0.5, gap > 0)
     stats = pd.DataFrame({"won": won, "pairs": 1.0}).groupby(a.index.get_level_values("id")).sum().to_numpy()
-    return (float(won.mean()), *bootstrap(stats, "accuracy"))
+    return (float(won.mean()), *bootstrap(stats, "accuracy", units=units.of_row))
 
 
 def _score(rows: pd.DataFrame, metric: str, arm: str) -> dict[str, float]:
@@ -273,7 +288,7 @@ def _score(rows: pd.DataFrame, metric: str, arm: str) -> dict[str, float]:
     if rows.empty:
         return {arm: np.nan, f"{arm} low": np.nan, f"{arm} high": np.nan, f"{arm} seeds": 0, f"{arm} sd": np.nan}
     n, of = rows["id"].nunique(), _scorer(rows, metric)
-    low, high = interval(of, n)
+    low, high = interval(of, n, units=_units(rows).of_row)
     singles = [score(metric, of_seed["stats"].tolist()) for _, of_seed in rows.groupby("seed")]
     spread = float(np.std(singles, ddof=1)) if len(singles) > 1 else np.nan
     point = _whole(of, n)
@@ -282,7 +297,17 @@ def _score(rows: pd.DataFrame, metric: str, arm: str) -> dict[str, float]:
 
 def _scorer(rows: pd.DataFrame, metric: str) -> Scorer:
     """The score of the prediction lines of one or more seeds; its rows are their ids, sorted."""
-    return scorer(metric, [dict(zip(seed["id"], seed["stats"], strict=True)) for _, seed in rows.groupby("seed")])
+    return scorer(metric, _by_seed(rows))
+
+
+def _by_seed(rows: pd.DataFrame) -> list[dict]:
+    """Of each seed, row id -> what the row contributes."""
+    return [dict(zip(seed["id"], seed["stats"], strict=True)) for _, seed in rows.groupby("seed")]
+
+
+def _units(rows: pd.DataFrame) -> statistics.Units:
+    """The units of a line's rows, in the order of their sorted ids."""
+    return statistics.units(rows.drop_duplicates("id").sort_values("id").to_dict("records"))
 
 
 def _whole(of: Scorer, n_rows: int) -> float:
@@ -591,9 +616,36 @@ def _show(frame: pd.DataFrame, study: str) -> None:
     spread = "; ± standard deviation over seeds" if frame[[f"{arm} sd" for arm in arms]].notna().any(axis=None) else ""
     units = {name: MEASURES[name].unit for name in frame["metric"]}
     others = "".join(f", {name} {unit}" for name, unit in units.items() if unit != "%")
-    legend = f"Scores in %{others} [95 % bootstrap interval over rows]{spread}; ↑ higher is better, ↓ lower."
-    for line in (legend, *_judged(frame), _provenance(frame), *(f"note: {note}" for note in frame.attrs["notes"])):
+    drawn = "rows, or speakers or recordings where ten or more are known and shared"
+    legend = f"Scores in %{others} [95 % bootstrap interval over {drawn}]{spread}; ↑ higher is better, ↓ lower."
+    for line in (
+        legend,
+        *_tested(frame),
+        *_judges(frame),
+        *_judged(frame),
+        _provenance(frame),
+        *(f"note: {note}" for note in frame.attrs["notes"]),
+    ):
         console.print(line, highlight=False, markup=False)
+
+
+def _tested(frame: pd.DataFrame) -> Iterator[str]:
+    """How many differences a test finds, each for itself and corrected for the number of arms."""
+    first, *others = frame.attrs["arms"]
+    alone, holm = (frame[[f"{arm} - {first} {kind}" for arm in others]].to_numpy(float) for kind in ("p", "p holm"))
+    if n := np.count_nonzero(~np.isnan(alone)):
+        found = [f"{np.count_nonzero(p < statistics.LEVEL)}" for p in (alone, holm)]
+        corrected = f", {found[1]} corrected for the {len(others)} arms of a line (Holm)" if len(others) > 1 else ""
+        yield (
+            f"Paired permutation test: of {n} differences {found[0]} have p < {statistics.LEVEL}{corrected}; of "
+            f"{n} that are none {statistics.LEVEL * n:.0f} would."
+        )
+
+
+def _judges(frame: pd.DataFrame) -> Iterator[str]:
+    """Who gave points, in every table that shows some."""
+    rows = frame[frame["metric"].str.startswith("judge")]
+    yield from sorted({f"{row['metric']}: {row['signature']}" for row in rows.to_dict("records")})
 
 
 def _judged(frame: pd.DataFrame) -> Iterator[str]:
