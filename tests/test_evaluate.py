@@ -17,10 +17,11 @@ from auris.data.datamodule import metric as own_metric
 from auris.data.manifests import Manifest
 from auris.data.packing import collate
 from auris.data.rows import Clip, Row
-from auris.evaluate import _about, credits, in_windows, join, log_odds, score, summarise
+from auris.evaluate import _about, in_windows, join, log_odds, score
 from auris.judged import rate
 from auris.objectives import logps
 from auris.prompts import NaturalPrompt, TagPrompt
+from auris.reporting import credits, summarise
 from auris.scoring.judge import Unrated
 from manifests import read_row, samples_of, tokenizer, write_wave
 

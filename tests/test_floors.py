@@ -49,6 +49,8 @@ FLOORS = {
     "auris.train": 5,
     "auris.evaluate": 5,
     "auris.judged": 5,
+    "auris.kept": 5,
+    "auris.reporting": 5,
     "auris.benchmarks": 5,
     "auris.chat": 5,
     "auris.prefer": 5,

@@ -12,7 +12,8 @@ import stand_in
 from auris import judged
 from auris.completions import Endpoint, Record
 from auris.data.rows import Row
-from auris.evaluate import _about, summarise
+from auris.evaluate import _about
+from auris.reporting import summarise
 from auris.scoring import air_bench
 from auris.scoring.published import beside
 

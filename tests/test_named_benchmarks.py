@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from functools import cache
 from io import StringIO
 from pathlib import Path
@@ -10,9 +11,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from auris import benchmarks, evaluate, recipe, results, tasks, train
+from auris import benchmarks, evaluate, recipe, reporting, results, tasks, train
 from auris.data.manifests import read_manifests
 from auris.data.rows import Row
+from auris.objectives.next_token import NextToken
 from auris.prompts import NaturalPrompt, TagPrompt
 from auris.scoring import signature
 from auris.scoring.published import beside
@@ -145,7 +147,7 @@ def test_the_script_s_own_score_stands_beside_one_that_drops_nothing(folder: Pat
     [line] = benchmarks.official_lines("evaluate_srwt", "v1", predictions, rows)
     assert line["stopped"] == "AssertionError: 2, 1" and line["value"] is None
     assert benchmarks.note(line) == "evaluate_srwt.py of v1, srwt_zh: stops (AssertionError: 2, 1) (n=2)"
-    words = {row["metric"]: row["value"] for row in evaluate.summarise(predictions, RUN, "srwt", 10, 0)}
+    words = {row["metric"]: row["value"] for row in reporting.summarise(predictions, RUN, "srwt", 10, 0)}
     assert words["word_coverage"] == 0.5 and words["aas_ms"] == pytest.approx(10.0)
 
 
@@ -158,7 +160,7 @@ def test_notes_of_the_official_file_are_scored_both_ways(folder: Path):
     predictions, read = answered(folder, *rows)
     lines = benchmarks.official_lines("evaluate_note_analysis", "v1", predictions, read)
     official = {line["metric"]: line["value"] for line in lines}
-    ours = {row["metric"]: row["value"] for row in evaluate.summarise(predictions, RUN, "nsynth", 10, 0)}
+    ours = {row["metric"]: row["value"] for row in reporting.summarise(predictions, RUN, "nsynth", 10, 0)}
     assert official == {"instrument": 1.0, "velocity": 1.0, "qualities": 1.0, "pitch": 0.5, "chroma": 0.5}
     assert ours["chroma_accuracy"] == 1.0 and ours["pitch_accuracy"] == 0.5  # C4 and C5 are one chroma
 
@@ -174,7 +176,7 @@ def test_options_are_scored_strictly_officially_and_by_what_cannot_be_read(folde
     asked = row.labels["messages"][0]["content"][1]["text"]
     assert asked.endswith("\nHow does it sound?\nA. happy\nB. sad\nC. None\nD. None")
     replies = {"1": (row, "sad"), "2": (other, "A.")}
-    lines = evaluate.summarise(evaluate.score(replies), RUN, "airbench_foundation", 10, 0)
+    lines = reporting.summarise(evaluate.score(replies), RUN, "airbench_foundation", 10, 0)
     found = {(line["task"], line["metric"]): line["value"] for line in lines}
     assert found["chat mood_x", "choice"] == 0.5 and found["chat mood_x", "choice_unparsed"] == 0.0
     assert found["chat mood_x", "choice_official"] == 0.0  # `sad` has no letter, and is left out
@@ -228,3 +230,26 @@ def test_a_group_is_run_and_shown_beside_its_table(corpus: Path, folder: Path, t
     strict = lines["librispeech", "asr en test-clean", "wer"]["value"]
     assert official[0]["value"] == strict and official[0]["version"] == "v2"
     assert set(results.table(run.parents[1])["benchmark"]) == {"librispeech", "meld"}
+
+    # Done again, with what was answered: nothing is generated, nor is a model loaded to score it anew.
+    files = ("results.jsonl", "predictions/meld.jsonl", "predictions/librispeech.jsonl", "official/librispeech.jsonl")
+    before = [(run / file).read_text() for file in files]
+    asked, answer = [], NextToken.answer
+
+    def counted(self, net, batch, *rest, **given):
+        asked.extend(batch["rows"])
+        return answer(self, net, batch, *rest, **given)
+
+    monkeypatch.setattr(NextToken, "answer", counted)
+    speech = json.loads((run / "answers/librispeech.json").read_text())["parts"][0]["file"]
+    os.truncate(run / "answers" / speech, (run / "answers" / speech).stat().st_size - 9)  # killed while it was written
+    evaluate.evaluate(recipe.resolve(recipe.compose(given, "evaluate")))
+    assert len(asked) == 1 and [(run / file).read_text() for file in files] == before
+    monkeypatch.setattr(NextToken, "answer", None)
+    evaluate.evaluate(recipe.resolve(recipe.compose(given, "evaluate")))
+    assert [(run / file).read_text() for file in files] == before
+    monkeypatch.setattr("auris.pretrained.load", None)
+    for file in files:
+        (run / file).unlink()
+    evaluate.evaluate(recipe.resolve(recipe.compose([f"rescore='{run}'", "bootstrap=10"], "evaluate")))
+    assert [(run / file).read_text() for file in files] == before

@@ -312,3 +312,20 @@ def test_rows_of_one_speaker_widen_the_interval_and_weaken_the_test(tmp_path: Pa
     assert table["b - a p holm"].item() == table["b - a p"].item() == by_speaker["p"]
     assert results.table(root, ["a"])["n"].item() == 200
     assert not list(results._tested(results.table(root, ["a"])))
+
+
+def test_what_is_lost_without_the_recordings_is_a_column(tmp_path: Path, capsys):
+    root = tmp_path / "study"
+    for seed in (0, 1):
+        run = write_run(root, "a", seed, {"er": ("accuracy", [[1.0, 1.0]] * 40), "asr en": ("wer", [[1.0, 9.0]] * 40)})
+        lines = [json.loads(line) for line in (run / "predictions/embedded.jsonl").read_text().splitlines()]
+        heard = {"accuracy": [0.0, 1.0], "wer": [5.0, 9.0]}  # guessed from nothing
+        lines = [line | {"stats": heard[line["metric"]]} for line in lines if line["id"][-1] != "7"]
+        (run / "predictions/embedded@silence.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    table = results.table(root).set_index(["benchmark", "metric"])
+    assert table.loc[("embedded@silence", "accuracy"), ["a drop", "a drop low"]].tolist() == [1, 1]
+    assert table.loc[("embedded@silence", "wer"), "a drop"] == pytest.approx(4 / 9)  # worse is more, whatever the score
+    assert table.loc[("embedded@silence", "wer"), "a drop p"] == 1 / 2001
+    assert table.loc["embedded", "a drop"].isna().all()
+    results.main([f"runs={tmp_path}", "study=study"])
+    assert "a drop" in capsys.readouterr().out

@@ -7,24 +7,22 @@ Writes `predictions/<benchmark>.jsonl` and the benchmark's lines of `results.jso
 from __future__ import annotations
 
 import json
-import math
 import sys
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import hydra
+import numpy as np
 import torch
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
-from auris import benchmarks, judged, measures, pretrained, recipe, snapshots, statistics, tasks
+from auris import benchmarks, judged, kept, pretrained, recipe, reporting, snapshots, tasks
 from auris.audio import AudioError
-from auris.data import long_audio
+from auris.data import listening, long_audio
 from auris.data.datamodule import by_length, group, language, pack
 from auris.data.datamodule import metric as own_metric
 from auris.data.lengths import measure
@@ -36,17 +34,26 @@ from auris.objectives.dpo import answer_logps
 from auris.prompts import Prompt, TagPrompt
 from auris.scoring import air_bench
 from auris.scoring.judge import Judge
-from auris.scoring.metrics import check, row_stats, signature
+from auris.scoring.metrics import check, row_stats
 
 
 def evaluate(made: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Answer and score; returns the result rows that were written."""
     console = Console()
+    judge = recipe.build(made["judge"])
+    if made["rescore"] is not None:
+        return rescore(made, judge, console)
+    if made["checkpoint"] is None:
+        raise ValueError("checkpoint=RUN or DIR says what is evaluated (or rescore=RUN, whose answers are kept)")
     members = [{**made, "benchmark": benchmark} for benchmark in benchmarks.members(made["benchmark"])]
     benchmarks.check(member["benchmark"] for member in members)
-    judge = recipe.build(made["judge"])
+    heard = listening.kinds(made["audio"])
     model = pretrained.load(made["checkpoint"], which=made["which"], device=made["accelerator"])
-    results = [row for member in members for row in _evaluate(model, member, judge, console)]
+    weights = kept.weights_of(model.net)
+    results = []
+    for member in members:
+        for audio in heard:
+            results += _evaluate(model, {**member, "audio": audio, "weights": weights}, judge, console)
     for name in made["benchmark"].get("tables", ()):
         console.print(benchmarks.table(name, results))
         for note in benchmarks.notes(name, results):
@@ -54,34 +61,77 @@ def evaluate(made: Mapping[str, Any]) -> list[dict[str, Any]]:
     return results
 
 
+def rescore(made: Mapping[str, Any], judge: AnyJudge | None, console: Console) -> list[dict[str, Any]]:
+    """Score the answers that a run has kept once more, of all its evaluations; no model is loaded."""
+    run_dir = Path(made["rescore"])
+    results = []
+    evaluations = kept.noted(run_dir)
+    if judge is None and (names := [name for name, facts in evaluations.items() if facts["judged"]]):
+        raise ValueError(f"rescore={run_dir}: {', '.join(names)} had a judge: give it too (judge=recorded, rule, ...)")
+    for name, facts in evaluations.items():
+        parts = [(part, [file[key] for key in part["keys"]]) for part, file in _files(run_dir, facts["parts"])]
+        results += _report(name, facts, parts, made, judge, run_dir, console)
+    return results
+
+
+def _files(run_dir: Path, parts: Sequence[Mapping[str, Any]]) -> Iterator[tuple[Mapping[str, Any], kept.Answers]]:
+    for part in parts:
+        yield part, kept.read(run_dir / kept.FOLDER / part["file"])
+
+
 def _evaluate(
-    model: pretrained.AudioModel, made: Mapping[str, Any], judge: Judge | air_bench.Judge | None, console: Console
+    model: pretrained.AudioModel, made: Mapping[str, Any], judge: AnyJudge | None, console: Console
 ) -> list[dict[str, Any]]:
-    """One benchmark."""
-    benchmark, version = made["benchmark"], _version(model)
-    manifests = read_manifests(benchmarks.sources(benchmark), key="data.test")
-    predictions: list[dict[str, Any]] = []
-    skipped: dict[str, str] = {}
+    """One benchmark, with its recordings or what `audio` has instead."""
+    manifests = read_manifests(benchmarks.sources(made["benchmark"]), key="data.test")
+    name = listening.name(made["benchmark"]["name"] or "+".join(one.stem for one in manifests), made["audio"])
+    manifests = listening.alter(manifests, made["audio"], made["seed"])
+    run_dir = _results_dir(made, model.recipe)
+    parts, skipped = [], {}
     for kind in KINDS:
         of_kind = [replace(m, rows=tuple(row for row in m.rows if _kind(row) == kind)) for m in manifests]
         of_kind = [manifest for manifest in of_kind if manifest.rows]
         if of_kind:
-            found, left_out = _evaluate_kind(model, kind, of_kind, made, judge, console)
-            predictions += found
+            part, answers, left_out = _answer(model, kind, of_kind, made, run_dir / kept.FOLDER, console)
+            parts.append((part, answers))
             skipped |= left_out
-    rows = [row for manifest in manifests for row in manifest.rows]
-    lines = benchmarks.official_lines(benchmark.get("script"), version, predictions, rows)
+    trained = {key: model.recipe[key] for key in ("study", "arm", "seed")}
+    facts = {"benchmark": dict(made["benchmark"]), "version": _version(model), "audio": made["audio"]}
+    facts |= {"judged": judge is not None, "trained": trained, "skipped": skipped, "parts": [part for part, _ in parts]}
+    kept.note(run_dir / kept.FOLDER, name, facts)
+    return _report(name, facts, parts, made, judge, run_dir, console)
+
+
+def _report(
+    name: str,
+    facts: Mapping[str, Any],
+    parts: Sequence[tuple[Mapping[str, Any], Sequence[kept.Answer]]],
+    made: Mapping[str, Any],
+    judge: AnyJudge | None,
+    run_dir: Path,
+    console: Console,
+) -> list[dict[str, Any]]:
+    """Score the answers of an evaluation, write the scores and show them."""
+    benchmark, rows, predictions, skipped = facts["benchmark"], [], [], dict(facts["skipped"])
+    for part, answers in parts:
+        answered, found, unrated = _score(part, answers, benchmark, judge, console)
+        rows += answered
+        predictions += found
+        skipped |= unrated
+    lines = benchmarks.official_lines(benchmark.get("script"), facts["version"], predictions, rows)
     predictions = benchmarks.in_parts(predictions, rows, benchmark.get("parts", ()))
     predictions.sort(key=lambda prediction: (prediction["group"], prediction["metric"]))
-    name = benchmark["name"] or "+".join(manifest.stem for manifest in manifests)
     signatures = judged.signatures(judge) if any("judge" in one["metric"] for one in predictions) else {}
-    results = summarise(predictions, model.recipe, name, made["bootstrap"], made["seed"], signatures)
-    run_dir = _results_dir(made, model.recipe)
+    results = reporting.summarise(predictions, facts["trained"], name, made["bootstrap"], made["seed"], signatures)
+    if facts["audio"] != listening.AS_IS:
+        base = _read_lines(run_dir / "predictions" / f"{name.rpartition('@')[0]}.jsonl")
+        results += reporting.drops(results, predictions, base)
     _write(run_dir, name, predictions, results)
     if lines:
         _write_lines(run_dir / "official" / f"{name}.jsonl", lines)
-    notes = [*credits(rows), *(f"{metric}: {by}" for metric, by in signatures.items()), *map(benchmarks.note, lines)]
-    _show(console, name, results, skipped, notes)
+    made_by = [f"{metric}: {by}" for metric, by in signatures.items()]
+    notes = [*reporting.credits(rows), *made_by, *map(benchmarks.note, lines)]
+    reporting.show(console, name, results, skipped, notes)
     return results
 
 
@@ -90,12 +140,7 @@ def _version(model: pretrained.AudioModel) -> str:
     return "v1" if isinstance(model.prompt, TagPrompt) else "v2"
 
 
-def credits(rows: Sequence[Row]) -> list[str]:
-    """Who wrote the rows and who annotated them, as far as they say: scripts that stand in for people among them."""
-    said = {"written by": "written_by", "annotated by": "annotator"}
-    counts = {what: Counter(str(row.labels[key]) for row in rows if key in row.labels) for what, key in said.items()}
-    return [f"{what}: {'; '.join(f'{name} ({n} rows)' for name, n in of.items())}" for what, of in counts.items() if of]
-
+AnyJudge = Judge | air_bench.Judge
 
 KINDS = ("task", "chat", "preference")
 """Kinds of rows: asked as in pre-training, asked in ChatML, and pairs of answers of which the better is known."""
@@ -117,15 +162,16 @@ def _view(model: pretrained.AudioModel, kind: str, policy: str) -> Samples:
     return view(prompt=prompt, long_audio=policy, **facts)
 
 
-def _evaluate_kind(
+def _answer(
     model: pretrained.AudioModel,
     kind: str,
     manifests: Sequence[Manifest],
     made: Mapping[str, Any],
-    judge: Judge | air_bench.Judge | None,
+    folder: Path,
     console: Console,
-) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """Predictions about rows of one kind, and why some were left out."""
+) -> tuple[dict[str, Any], list[kept.Answer], dict[str, str]]:
+    """Answers to rows of one kind, those that are not kept yet from the model: where they are, they, and why some rows
+    have none."""
     view = _view(model, kind, made["long_audio"])
     wording = made["benchmark"].get("prompt", {}).get(_version(model))
     if kind == "task" and wording and isinstance(view.prompt, Prompt):
@@ -137,11 +183,16 @@ def _evaluate_kind(
     if kind != "preference":
         _check_metrics(view.asked(row) for number, row in enumerate(rows) if number not in lengths.problems)
     settings = model.settings(chat=kind == "chat", **_decoding(made, _version(model)))
-    if kind != "preference":
-        console.print(f"{kind} rows: answers by {settings}", highlight=False)
-    said: dict[int, Any] = {}
-    odds: dict[int, float] = {}
-    for numbers in track(by_length(lengths, made["token_budget"]), description="answering", console=console):
+    decoding = {} if kind == "preference" else {**asdict(settings), "stop": sorted(settings.stop)}
+    decoding |= {"seed": made["seed"]} if settings.do_sample else {}
+    facts = {"kind": kind, "weights": made["weights"], "prompt": kept.prompt_of(view), "decoding": decoding}
+    file = kept.Answers(folder, facts)
+    keys = {number: kept.key_of(row) for number, row in enumerate(rows) if number not in lengths.problems}
+    new = np.array([number in keys and keys[number] not in file for number in range(len(rows))], dtype=bool)
+    told = "" if kind == "preference" else f" by {settings}"
+    console.print(f"{kind} rows: {new.sum()} answers{told}; {len(keys) - new.sum()} are kept", highlight=False)
+    packs = by_length(replace(lengths, tokens=np.where(new, lengths.tokens, 0)), made["token_budget"])
+    for numbers in track(packs, description="answering", console=console, disable=not packs):
         batch = pack(rows, [(number, None) for number in numbers], view, prompt_only=kind != "preference")
         skipped |= dict(batch["skipped"])
         batch = _on(model.device, batch)
@@ -152,19 +203,45 @@ def _evaluate_kind(
                 # The same draws for a row in whatever pack it stands.
                 generator = torch.Generator().manual_seed(made["seed"])
                 found = model.objective.answer(model.net, batch, settings, generator=generator)
-        said |= dict(zip(batch["rows"], found, strict=False))  # an empty pack holds one dummy row
-        odds |= log_odds(model, view, rows, [number for number in batch["rows"] if _is_verdict(view, rows[number])])
+        odds = log_odds(model, view, rows, [number for number in batch["rows"] if _is_verdict(view, rows[number])])
+        said = dict(zip(batch["rows"], found, strict=False))  # an empty pack holds one dummy row
+        file.add(
+            {keys[number]: _said(view, rows[number], said[number], odds.get(number), kind, model) for number in said}
+        )
+    given = [key for key in keys.values() if key in file]
+    part = {"kind": kind, "file": file.path.name, "keys": given, "whole": whole}
+    return part, [file[key] for key in given], skipped
+
+
+def _said(
+    view: Samples, row: Row, said: Any, odds: float | None, kind: str, model: pretrained.AudioModel
+) -> kept.Answer:
     if kind == "preference":
-        return [_preferred(rows[number], said[number]) for number in sorted(said)], skipped
-    asked = {rows[number].id: _asked(view, rows[number], said[number], model) for number in sorted(said)}
-    answered = join(asked, whole)
-    predictions = score(answered, made["benchmark"].get("metrics", ())) + [
-        _accepted(rows[number], odds[number]) for number in sorted(odds)
+        return kept.Answer(row, said)
+    row = view.asked(row)
+    text = model.tokenizer.decode(said, control=tasks.find(row.labels["task"]).tagged)
+    return kept.Answer(row, text, odds)
+
+
+def _score(
+    part: Mapping[str, Any],
+    answers: Sequence[kept.Answer],
+    benchmark: Mapping[str, Any],
+    judge: AnyJudge | None,
+    console: Console,
+) -> tuple[list[Row], list[dict[str, Any]], dict[str, str]]:
+    """The rows that were answered, predictions about them, and why a judge gave some no points."""
+    if part["kind"] == "preference":
+        return [one.row for one in answers], [_preferred(one.row, one.said) for one in answers], {}
+    answered = join({one.row.id: (one.row, one.said) for one in answers}, part["whole"])
+    predictions = score(answered, benchmark.get("metrics", ())) + [
+        _accepted(one.row, one.odds) for one in answers if one.odds is not None
     ]
-    if kind != "chat" or judge is None:
-        return predictions, skipped
+    rows = [row for row, _ in answered.values()]
+    if part["kind"] != "chat" or judge is None:
+        return rows, predictions, {}
     rated, unrated = judged.rate(answered, judge, _about, console)
-    return predictions + rated, skipped | unrated
+    return rows, predictions + rated, unrated
 
 
 MAX_NEW_TOKENS = 64  # of an answer, where neither the user nor the benchmark says
@@ -180,11 +257,6 @@ def _check_metrics(rows: Iterable[Row]) -> None:
     """Before the first answer: a package that a score needs may be missing."""
     for metric, spoken in sorted({(metric, language(row)) for row in rows for metric in metrics(row)}):
         check(metric, spoken)
-
-
-def _asked(view: Samples, row: Row, ids: list[int], model: pretrained.AudioModel) -> tuple[Row, str]:
-    row = view.asked(row)
-    return row, model.tokenizer.decode(ids, control=tasks.find(row.labels["task"]).tagged)
 
 
 def _is_verdict(view: Samples, row: Row) -> bool:
@@ -341,58 +413,18 @@ def _about(row: Row, metric: str) -> dict[str, Any]:
     }
 
 
-def summarise(
-    predictions: Sequence[Mapping[str, Any]],
-    trained: Mapping[str, Any],
-    benchmark: str,
-    samples: int,
-    seed: int,
-    signatures: Mapping[str, str] | None = None,
-) -> list[dict[str, Any]]:
-    """One result row per group and metric, with a 95 % bootstrap interval over speakers, recordings or rows (`units`),
-    and the difference to another system that so many would show (`detectable`).
-
-    `signatures`: of metrics whose numbers somebody else makes.
-    """
-    lines: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
-    for prediction in predictions:
-        lines.setdefault((prediction["group"], prediction["metric"]), []).append(prediction)
-    results = []
-    for (name, metric), of_line in sorted(lines.items()):
-        stats, units = [prediction["stats"] for prediction in of_line], statistics.units(of_line)
-        of = measures.scorer(metric, [dict(enumerate(stats))])
-        resampled = measures.samples(of, len(stats), samples, seed, units.of_row)
-        low, high = measures.percentiles(resampled)
-        results.append(
-            {
-                "study": trained["study"],
-                "arm": trained["arm"],
-                "seed": trained["seed"],
-                "benchmark": benchmark,
-                "task": name,
-                "split": "test",
-                "metric": metric,
-                "value": measures.score(metric, stats),
-                "low": low,
-                "high": high,
-                "n": len(of_line),
-                "units": str(units),
-                "detectable": statistics.detectable_alone(resampled),
-                "signature": (signatures or {}).get(metric) or signature(metric, of_line[0]["language"]),
-                "provenance": "+".join(sorted({one for row in of_line for one in row["provenance"].split("+")})),
-            }
-        )
-    return results
-
-
 def _write(
     run_dir: Path, benchmark: str, predictions: Sequence[Mapping[str, Any]], results: Sequence[Mapping[str, Any]]
 ) -> None:
     """The benchmark's predictions, and its lines of results.jsonl in the place of earlier ones."""
     _write_lines(run_dir / "predictions" / f"{benchmark}.jsonl", predictions)
     file = run_dir / "results.jsonl"
-    earlier = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+    earlier = _read_lines(file) if file.is_file() else []
     _write_lines(file, [*(row for row in earlier if row["benchmark"] != benchmark), *results])
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").removesuffix("\n").split("\n")]
 
 
 def _write_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -400,35 +432,6 @@ def _write_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     partial = path.with_suffix(".tmp")
     partial.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     partial.replace(path)
-
-
-SHOWS = "shows: the difference to a second, independent system that so many rows show in 80 % of cases."
-
-
-def _show(
-    console: Console,
-    benchmark: str,
-    results: Sequence[Mapping[str, Any]],
-    skipped: Mapping[str, str],
-    notes: Sequence[str],
-) -> None:
-    table = Table("task", "metric", "value", "95 % interval", "n", "shows", "provenance", title=benchmark)
-    for row in results:
-        parts = ("value", "low", "high", "detectable")
-        shown, low, high, detectable = (measures.display(row["metric"], row[part]) for part in parts)
-        unit = measures.measure(row["metric"]).unit
-        detectable = "-" if math.isnan(row["detectable"]) else detectable
-        n = str(row["n"]) if row["units"].endswith(" rows") else f"{row['n']} ({row['units']})"
-        cells = (row["task"], row["metric"], f"{shown} {unit}", f"{low} .. {high}", n, detectable, row["provenance"])
-        table.add_row(*cells)
-    console.print(table)
-    console.print(SHOWS, markup=False, highlight=False, soft_wrap=True)
-    for note in notes:
-        console.print(note, markup=False, highlight=False, soft_wrap=True)
-    if skipped:
-        console.print(f"[yellow]{len(skipped)} rows could not be used and are not in every score:[/yellow]")
-        for name, reason in list(skipped.items())[:20]:
-            console.print(f"  {name}: {reason}", markup=False, soft_wrap=True)
 
 
 def main() -> None:

@@ -143,9 +143,11 @@ def table(root: str | Path, arms: Sequence[str] | None = None) -> pd.DataFrame:
     Columns: benchmark, group, metric, provenance, signature, n (test rows common to the arms); for every arm `<arm>`,
     `<arm> low`, `<arm> high` (statistics pooled over its seeds, rows resampled), `<arm> seeds`, `<arm> sd` (standard
     deviation of the single seeds' scores); for every arm after the first `<arm> - <first>` and `<arm> wins` with their
-    ` low` and ` high`, and `<arm> - <first> p`, ` p holm` (corrected for all arms of the line) and
-    ` detectable`, as in `compare`. `attrs["notes"]` lists, in words, what could not be compared row by row.
-    Arms default to all that have predictions, sorted by their words. Raises ValueError for an unknown arm.
+    ` low` and ` high`, and `<arm> - <first> p`, ` p holm` (corrected for all arms of the line) and ` detectable`, as in
+    `compare`; of a benchmark that is heard otherwise, as `meld@silence`, for every arm `<arm> drop` with its ` low`,
+    ` high` and ` p`, by how much it scores worse than on the same rows as they are. `attrs["notes"]` lists, in words,
+    what could not be compared row by row. Arms default to all that have predictions, sorted by their words. Raises
+    ValueError for an unknown arm.
     """
     import pandas as pd
 
@@ -163,6 +165,8 @@ def table(root: str | Path, arms: Sequence[str] | None = None) -> pd.DataFrame:
         row["n"] = len(common)
         for arm in arms:
             row |= _score(rows_of_key[rows_of_key["arm"] == arm], key[-1], arm)
+        for arm in arms if "@" in key[0] else ():
+            row |= _drop(scored[scored["arm"] == arm], key, arm)
         for arm, pair in pairs.items():
             match = pair[(pair[KEY] == list(key)).all(axis=1)].to_dict("records")
             for part in ("", " low", " high"):
@@ -293,6 +297,22 @@ def _score(rows: pd.DataFrame, metric: str, arm: str) -> dict[str, float]:
     spread = float(np.std(singles, ddof=1)) if len(singles) > 1 else np.nan
     point = _whole(of, n)
     return {arm: point, f"{arm} low": low, f"{arm} high": high, f"{arm} seeds": len(singles), f"{arm} sd": spread}
+
+
+def _drop(scored: pd.DataFrame, key: Sequence[str], arm: str) -> dict[str, float]:
+    """The columns of what an arm loses on a benchmark that is heard otherwise, `meld@silence`, beside the same rows as
+    they are; none where there are no such rows."""
+    sides = []
+    for benchmark in (key[0].rpartition("@")[0], key[0]):
+        of_line = (scored[KEY] == [benchmark, *key[1:]]).all(axis=1)
+        sides.append(scored[of_line].set_index(["seed", "id"]))
+    common = sides[0].index.intersection(sides[1].index)
+    if not len(common):
+        return {}
+    sides = [side.loc[common].reset_index() for side in sides]
+    units = _units(sides[1])
+    found = statistics.drop(key[-1], *(_by_seed(side) for side in sides), units.of_row)
+    return dict(zip([f"{arm} drop", f"{arm} drop low", f"{arm} drop high", f"{arm} drop p"], found, strict=True))
 
 
 def _scorer(rows: pd.DataFrame, metric: str) -> Scorer:
@@ -593,6 +613,7 @@ def _write(root: Path, frame: pd.DataFrame) -> list[Path]:
 def _show(frame: pd.DataFrame, study: str) -> None:
     from rich import box
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     arms = frame.attrs["arms"]
@@ -602,7 +623,8 @@ def _show(frame: pd.DataFrame, study: str) -> None:
     plain = KEY if several else KEY[1:]
     for column in plain:
         shown.add_column(column, no_wrap=True)
-    for column in ("n", *arms, *(f"{arm} - {arms[0]}" for arm in arms[1:])):
+    drops = [f"{arm} drop" for arm in arms if f"{arm} drop" in frame]
+    for column in ("n", *arms, *(f"{arm} - {arms[0]}" for arm in arms[1:]), *drops):
         shown.add_column(column, justify="right")
     for row in frame.to_dict("records"):
         arrow = "↑" if MEASURES[row["metric"]].higher_is_better else "↓"
@@ -610,6 +632,7 @@ def _show(frame: pd.DataFrame, study: str) -> None:
         cells.append(str(row["n"]))
         cells += [format_score(row, arm) for arm in arms]
         cells += [_coloured(row, f"{arm} - {arms[0]}") for arm in arms[1:]]
+        cells += [escape(format_score(row, name)) for name in drops]
         shown.add_row(*cells)
     console = Console()
     console.print(shown)
@@ -661,7 +684,7 @@ def _judged(frame: pd.DataFrame) -> Iterator[str]:
 
 def format_score(row: dict, column: str) -> str:
     """`8.9 [7.1, 10.8]`: a column of a table row with its interval, in its unit; `-` if it has no value."""
-    metric, sign = row["metric"], "+" if " - " in column else ""
+    metric, sign = row["metric"], "+" if " - " in column or column.endswith(" drop") else ""
     point, low, high = (display(metric, row[f"{column}{part}"], sign) for part in ("", " low", " high"))
     spread = row.get(f"{column} sd", np.nan)
     seeds = "" if np.isnan(spread) else f" ±{display(metric, spread)}"

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from auris.measures import scorer
+from auris.measures import difference, interval, measure, scorer
 
 KEYS = ("speaker", "recording")  # of predictions: what rows may have in common, the wider first
 MIN_CLUSTERS = 10  # fewer, and a bootstrap over them gives too narrow an interval (Cameron, Gelbach and Miller 2008)
@@ -99,6 +99,19 @@ def permutation_test(
     return extreme / len(found) if exact else (extreme + 1) / (len(found) + 1)
 
 
+def drop(
+    metric: str, as_is: Sequence[Mapping[Any, Any]], altered: Sequence[Mapping[Any, Any]], of_row: np.ndarray
+) -> tuple[float, float, float, float]:
+    """By how much a system scores worse on altered rows than on the same rows as they are, its interval, and p.
+
+    as_is, altered: of each training seed, row id -> what the row contributes.
+    """
+    of = [scorer(metric, side) for side in (as_is, altered)]
+    worse = difference(*(reversed(of) if measure(metric).higher_is_better else of))
+    value = float(worse(np.ones((1, len(of_row))))[0])
+    return value, *interval(worse, len(of_row), units=of_row), permutation_test(metric, as_is, altered, of_row)
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """p corrected for so many comparisons (Holm 1979): any of those below 5 % is a false one in at most 5 % of studies.
     NaN stays, and counts as no comparison."""
@@ -114,7 +127,8 @@ def detectable(samples: np.ndarray, power: float = POWER, level: float = LEVEL) 
     of two systems (`measures.samples`): (z + z) standard errors. NaN where nothing varies: nothing is known of it."""
     defined, normal = samples[~np.isnan(samples)], NormalDist()
     error = float(np.std(defined)) if len(defined) else 0.0
-    return (normal.inv_cdf(1 - level / 2) + normal.inv_cdf(power)) * error if error else np.nan
+    # Of equal samples the deviation is what rounding leaves.
+    return (normal.inv_cdf(1 - level / 2) + normal.inv_cdf(power)) * error if error > 1e-12 else np.nan
 
 
 def detectable_alone(samples: np.ndarray, power: float = POWER, level: float = LEVEL) -> float:

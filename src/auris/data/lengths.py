@@ -173,13 +173,13 @@ def _key(manifest: Manifest, samples: Samples) -> str:
         samples.long_audio,
         repr(samples.geometry),
         samples.tokenizer.fast.backend_tokenizer.to_str(),
-        *_wordings(samples),
+        *wordings(samples),
         *_unstated(manifest),
     ]
     return hashlib.sha256("\0".join(facts).encode()).hexdigest()[:24]
 
 
-def _wordings(samples: Samples) -> Iterator[str]:
+def wordings(samples: Samples) -> Iterator[str]:
     if isinstance(samples.prompt, Chat):
         yield " ".join([type(samples.prompt).__name__, samples.prompt.label, SYSTEM])
         return

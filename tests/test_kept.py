@@ -1,0 +1,82 @@
+"""Answers are kept under what they depend on, and found again only by the same."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from auris import kept
+from auris.data.rows import Clip, Row
+from auris.prompts import NaturalPrompt, TagPrompt
+from manifests import samples_of, write_wave
+
+FACTS = {"kind": "task", "weights": "w", "prompt": "p", "decoding": {"max_new_tokens": 3}}
+ROW = Row("r", (Clip(Path("a.wav"), 0.5, 1.0),), {"task": "sec", "text": "Bär"})
+
+
+def test_answers_are_found_again_as_they_were(tmp_path: Path):
+    kept.Answers(tmp_path, FACTS).add({"k": kept.Answer(ROW, "a bear\u2028", -0.25), "l": kept.Answer(ROW, [1.0, 2.0])})
+    again = kept.Answers(tmp_path, FACTS)
+    assert again["k"] == kept.Answer(ROW, "a bear\u2028", -0.25) and again["l"].said == [1.0, 2.0] and "m" not in again
+    assert kept.read(again.path)["k"] == again["k"]
+    assert json.loads(again.path.read_text().split("\n")[0]) == FACTS
+
+
+@pytest.mark.parametrize("changed", [{"weights": "v"}, {"prompt": "q"}, {"decoding": {"max_new_tokens": 4}}])
+def test_other_weights_prompts_or_decoding_are_another_file(tmp_path: Path, changed: dict):
+    kept.Answers(tmp_path, FACTS).add({"k": kept.Answer(ROW, "a bear")})
+    assert "k" not in kept.Answers(tmp_path, FACTS | changed)
+
+
+def test_a_line_that_was_cut_off_is_answered_again(tmp_path: Path):
+    file = kept.Answers(tmp_path, FACTS)
+    file.add({"k": kept.Answer(ROW, "a bear")})
+    file.add({"l": kept.Answer(ROW, "a wolf")})
+    os.truncate(file.path, file.path.stat().st_size - 4)
+    again = kept.Answers(tmp_path, FACTS)
+    assert "k" in again and "l" not in again
+    again.add({"l": kept.Answer(ROW, "a fox")})
+    assert kept.Answers(tmp_path, FACTS)["l"].said == "a fox"
+    os.truncate(file.path, 7)  # within the first line
+    empty = kept.Answers(tmp_path, FACTS)
+    empty.add({"k": kept.Answer(ROW, "a bear")})
+    assert kept.read(empty.path)["k"].said == "a bear"
+
+
+def test_a_row_is_known_by_its_labels_and_its_sound(tmp_path: Path):
+    write_wave(tmp_path / "a.wav", 1.0)
+    row = Row("r", (Clip(tmp_path / "a.wav"),), {"task": "sec", "text": "bear"})
+    key = kept.key_of(row)
+    assert kept.key_of(row) == key
+    others = [
+        replace(row, labels={"task": "sec", "text": "wolf"}),
+        replace(row, clips=(replace(row.clips[0], offset=0.1),)),
+    ]
+    assert key not in map(kept.key_of, others)
+    write_wave(tmp_path / "a.wav", 1.1)
+    assert kept.key_of(row) != key
+
+
+def test_weights_and_prompts_have_checksums_of_their_own():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 2), nn.LayerNorm(2).bfloat16())
+    net.register_buffer("scale", torch.tensor(1.0))
+    before = kept.weights_of(net)
+    assert kept.weights_of(net) == before
+    with torch.no_grad():
+        net[0].bias[1] += 1e-6
+    assert kept.weights_of(net) != before
+    views = [samples_of(), samples_of(prompt=TagPrompt()), samples_of(prompt=NaturalPrompt().asking("What?"))]
+    views.append(samples_of(long_audio="first"))
+    assert len({kept.prompt_of(view) for view in views}) == 4
+
+
+def test_a_run_without_answers_says_how_to_get_some(tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match="no answers are kept there; python -m auris.evaluate"):
+        kept.noted(tmp_path)
