@@ -40,6 +40,7 @@ SHARED = {
     "judge": ("evaluate", "prefer"),
     "layout": ("prepare",),
     "sizes": ("corpus",),
+    "dialogues": ("instruct",),
 }
 STUDIES = sorted(path.stem for path in (ROOT / "ablations").glob("*.yaml"))
 
