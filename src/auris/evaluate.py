@@ -104,12 +104,15 @@ def _kind(row: Row) -> str:
     return code if code in KINDS else "task"
 
 
-def _view(model: pretrained.AudioModel, kind: str, policy: str) -> Samples:
-    """How rows of a kind are seen. Task rows as the model was trained to see them, or as its base model was."""
+def _view(model: pretrained.AudioModel, kind: str, policy: str, style: Mapping[str, Any] | None = None) -> Samples:
+    """How rows of a kind are seen. Task rows as the model was trained to see them, or as its base model was, unless
+    another style of prompting is given."""
     made = model.recipe
     if kind == "task" and made["data"]["view"] in ("audio", "text", "transcript"):
+        made = {**made, "prompt": style or made["prompt"]}
         return recipe.build_samples(made, model.net, model.tokenizer, long_audio=policy, train=False)
-    views = {"task": (AudioSamples, model.prompt), "chat": (ChatSamples, model.dialogue)}
+    asked = recipe.build(style) or model.prompt
+    views = {"task": (AudioSamples, asked), "chat": (ChatSamples, model.dialogue)}
     view, prompt = views.get(kind, (PairSamples, model.dialogue))
     facts = {"tokenizer": model.tokenizer, "geometry": model.net.geometry, "seed": made["seed"]}
     return view(prompt=prompt, long_audio=policy, **facts)
@@ -124,9 +127,9 @@ def _evaluate_kind(
     console: Console,
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """Predictions about rows of one kind, and why some were left out."""
-    view = _view(model, kind, made["long_audio"])
+    view = _view(model, kind, made["long_audio"], made["prompt"])
     wording = made["benchmark"].get("prompt", {}).get(_version(model))
-    if kind == "task" and wording and isinstance(view.prompt, Prompt):
+    if kind == "task" and wording and not made["prompt"] and isinstance(view.prompt, Prompt):
         view.prompt = view.prompt.asking(wording)
     manifests, whole = in_windows(manifests, view)
     rows = [row for manifest in manifests for row in manifest.rows]

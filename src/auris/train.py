@@ -38,6 +38,7 @@ _FREE = (
     "dry_run",
     "strategy",
     "jobs",
+    "threads",
     "checkpoint_every",
     "nonfinite",
     "checkpoint_keep",
