@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from auris import benchmarks, measures, pretrained, recipe, snapshots, tasks
+from auris import benchmarks, environment, measures, pretrained, recipe, snapshots, tasks
 from auris.audio import AudioError
 from auris.data import long_audio
 from auris.data.datamodule import by_length, group, language, pack
@@ -76,6 +76,7 @@ def _evaluate(
     results = summarise(predictions, model.recipe, name, made["bootstrap"], made["seed"], signatures)
     run_dir = _results_dir(made, model.recipe)
     _write(run_dir, name, predictions, results)
+    _note(run_dir, name, {str(manifest.path): manifest.digest for manifest in manifests})
     if lines:
         _write_lines(run_dir / "official" / f"{name}.jsonl", lines)
     notes = [*credits(rows), *(f"{metric}: {by}" for metric, by in signatures.items()), *map(benchmarks.note, lines)]
@@ -402,6 +403,14 @@ def _write(
     file = run_dir / "results.jsonl"
     earlier = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
     _write_lines(file, [*(row for row in earlier if row["benchmark"] != benchmark), *results])
+
+
+def _note(run_dir: Path, benchmark: str, data: Mapping[str, str]) -> None:
+    """How the benchmark was run, for `auris.results reproduce=RUN`."""
+    file = run_dir / "evaluations.json"
+    notes = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    facts = {"command": environment.command("auris.evaluate"), "commit": environment.provenance()["commit"]}
+    snapshots.replace(file, json.dumps(notes | {benchmark: {**facts, "data": dict(data)}}, indent=1))
 
 
 def _write_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -21,13 +21,14 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from auris import recipe
+from auris import recipe, snapshots
 from auris.persistence import REQUEUE
 
 _RUNNER_KEYS = ("ablations", "arm", "seed", "seeds", "jobs", "threads", "metric", "dry_run")
@@ -74,7 +75,16 @@ def main(cfg: DictConfig) -> int:
         for job, level in zip(jobs, levels(jobs), strict=True):
             print(level, job.name, job.seed, sep="\t")
         return 0
+    leave_word(study, Path(jobs[-1].recipe["runs_dir"]))
     return run(jobs, side_by_side=cfg.jobs, threads=cfg.threads, metric=cfg.get("metric"))
+
+
+def leave_word(study: Mapping[str, Any], runs: Path) -> None:
+    """Write what results cannot know from the runs: the question, and which arm comes first."""
+    file = runs / study["study"] / "study.yaml"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    facts = {"question": study["question"], "arms": list(study["arms"])}
+    snapshots.replace(file, yaml.safe_dump(facts, sort_keys=False, allow_unicode=True))
 
 
 def levels(jobs: Sequence[Job]) -> list[int]:
