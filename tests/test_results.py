@@ -444,6 +444,15 @@ def test_costs_are_the_mean_of_an_arms_seeds(tmp_path):
     assert (row["arm"], row["minutes"], row["audio tokens per second"], row["FLOP"]) == ("a", 3.0, 25.0, 1e12)
 
 
+def test_many_arms_stand_below_each_other_in_the_terminal(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "100")
+    for number, arm in enumerate("abcdefgh"):
+        write_run(tmp_path / "s", arm, 0, {"sec": ("accuracy", [[float(i < number), 1.0] for i in range(8)])})
+    results.main(["study=s", f"runs={tmp_path}"])
+    printed = capsys.readouterr().out
+    assert "difference to a" in printed and "+87.5 [" in printed and "…" not in printed
+
+
 def test_module_runs_as_a_command():
     done = subprocess.run([sys.executable, "-m", "auris.results", "--help"], capture_output=True, text=True, check=True)
     assert "study=NAME" in done.stdout

@@ -24,8 +24,8 @@ Everything in the table is computed from the predictions, so that arms are compa
 
 from auris.results.command import USAGE, main
 from auris.results.figures import STYLE, plot_bars, plot_curves, save
-from auris.results.runs import collect, costs, curves, hparams, predictions, reproduce, status
-from auris.results.tables import compare, format_score, table, verdicts
+from auris.results.runs import collect, costs, curves, hparams, predictions, question, reproduce, status
+from auris.results.tables import compare, format_score, readable, table, verdicts
 
 __all__ = [
     "STYLE",
@@ -40,6 +40,8 @@ __all__ = [
     "plot_bars",
     "plot_curves",
     "predictions",
+    "question",
+    "readable",
     "reproduce",
     "save",
     "status",

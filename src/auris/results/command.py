@@ -87,7 +87,8 @@ def _write(root: Path, frame: pd.DataFrame, x: str) -> list[Path]:
         written += save(plot_curves(root, arms, x), root / "curves")
     if untrained := [arm for arm in arms if arm not in logged]:
         frame.attrs["notes"].append(f"no curves of {join(untrained)}: no TensorBoard events there")
-    return written + write_hparams(root)
+    write_hparams(root)
+    return written
 
 
 def _show_status(root: Path) -> None:
@@ -133,15 +134,21 @@ def _show(frame: pd.DataFrame, study: str) -> None:
     plain = KEY if several else KEY[1:]
     for column in plain:
         shown.add_column(column, no_wrap=True)
-    for column in ("n", *arms, *(f"{arm} - {arms[0]}" for arm in arms[1:])):
-        shown.add_column(column, justify="right")
+    wide = len(arms) <= 3  # more of them stand below each other
+    beside = [*arms, *(f"{arm} - {arms[0]}" for arm in arms[1:])]
+    for column in ("n", *(beside if wide else ("arm", "score", f"difference to {arms[0]}"))):
+        shown.add_column(column, justify="left" if column == "arm" else "right", no_wrap=not wide)
     for row in frame.to_dict("records"):
         arrow = "↑" if MEASURES[row["metric"]].higher_is_better else "↓"
         cells = [f"{row[column]} {arrow}" if column == "metric" else row[column] for column in plain]
         cells.append(str(row["n"]))
-        cells += [format_score(row, arm) for arm in arms]
-        cells += [_coloured(row, f"{arm} - {arms[0]}") for arm in arms[1:]]
-        shown.add_row(*cells)
+        scores = [format_score(row, arm) for arm in arms]
+        differences = ["", *(_coloured(row, f"{arm} - {arms[0]}") for arm in arms[1:])]
+        if wide:
+            shown.add_row(*cells, *scores, *differences[1:])
+            continue
+        for number, line in enumerate(zip(arms, scores, differences, strict=True)):
+            shown.add_row(*(cells if number == 0 else [""] * len(cells)), *line)
     console = Console()
     console.print(shown)
     spread = "; ± standard deviation over seeds" if frame[[f"{arm} sd" for arm in arms]].notna().any(axis=None) else ""

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, which colour-blind readers tell apart too (jfly.uni-koeln.de/color), less their pale yellow
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
+# Okabe and Ito's colours, which colour-blind readers tell apart too (jfly.uni-koeln.de/color), grey for their yellow
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#999999", "#000000")
 GREY = "#555555"
 STYLE = {
     "font.size": 9,
@@ -86,7 +86,8 @@ def _draw_bars(axis: Axes, panel: str, rows: list[dict], colours: dict[str, str]
             point, low, high = (scale * row[f"{arm}{part}"] for part in ("", " low", " high"))
             at = y + (i - (len(colours) - 1) / 2) * thickness
             axis.barh(at, point, height=0.92 * thickness, color=colour)
-            axis.plot([low, high], [at, at], color="black", linewidth=1, solid_capstyle="butt")
+            for width, ink in ((2.4, "white"), (1, "black")):  # seen on a bar of any colour
+                axis.plot([low, high], [at, at], color=ink, linewidth=width, solid_capstyle="butt")
             end = np.nanmax([point, high])
             text = display(row["metric"], row[arm])
             axis.annotate(text, (end, at), (3, 0), textcoords="offset points", va="center", fontsize=7.5)
@@ -146,11 +147,11 @@ def plot_curves(root: str | Path, arms: Sequence[str] | None = None, x: str = "s
             axis.set_visible(False)
         _head(figure, root, colours)
         seeds = points.groupby("arm")["seed"].nunique().max()
-        band = " Lines: mean of the seeds; bands: their range." if seeds > 1 else ""
+        band = "Lines: mean of the seeds; bands: their range.\n" if seeds > 1 else ""
         tested = collect(root)
-        data = "" if tested.empty else f"\n{provenance(tested)}"
+        data = "" if tested.empty else provenance(tested)
         figure.supxlabel(
-            f"Horizontal axis: {AXES[x][0]}. Scores: validation rows.{band}{data}",
+            f"Horizontal axis: {AXES[x][0]}. Scores: validation rows.\n{band}{data}",
             x=0.01,
             ha="left",
             fontsize=7.5,
@@ -200,8 +201,9 @@ def _draw_curves(axis: Axes, tag: str, points: pd.DataFrame, colours: dict[str, 
     if tag == "train/loss":
         axis.set_title("Training loss, smoothed")
     elif known:
-        axis.set_title(f"{tag.split('/', 1)[1].rpartition('/')[0]}: {known.label} ({known.unit})")
-        axis.set_ylim(0, 102 if known.panel == CORRECT else None)
+        of = tag.split("/", 1)[1].rpartition("/")[0] or "answer tokens"  # what the objective itself counts
+        axis.set_title(f"{of}: {known.label} ({known.unit})")
+        axis.set_ylim(0, 104 if known.panel == CORRECT else max(1.08 * axis.dataLim.ymax, 1e-3))
     else:
         axis.set_title("Validation loss" if tag == "val/loss" else tag)
 

@@ -145,6 +145,21 @@ def _compare(scored: pd.DataFrame, arm_a: str, arm_b: str) -> pd.DataFrame:
     return frame
 
 
+def readable(frame: pd.DataFrame) -> pd.DataFrame:
+    """A `table` for a person: of each arm and each difference one column, with its interval, in the metric's unit."""
+    import pandas as pd
+
+    first, *others = frame.attrs["arms"]
+    rows = []
+    for row in frame.to_dict("records"):
+        known = MEASURES[row["metric"]]
+        scores = {arm: format_score(row, arm) for arm in (first, *others)}
+        scores |= {f"{arm} - {first}": format_score(row, f"{arm} - {first}") for arm in others}
+        better = f"{known.label} ({known.unit}) {'↑' if known.higher_is_better else '↓'}"
+        rows.append({"benchmark": row["benchmark"], "task": row["group"], "metric": better, "n": row["n"], **scores})
+    return pd.DataFrame(rows).set_index(["benchmark", "task", "metric"])
+
+
 # Student's t, two-sided 5 %, by degrees of freedom; beyond the last that one, which is a little too wide.
 _T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 
