@@ -83,7 +83,7 @@ def leave_word(study: Mapping[str, Any], runs: Path) -> None:
     """Write what results cannot know from the runs: the question, and which arm comes first."""
     file = runs / study["study"] / "study.yaml"
     file.parent.mkdir(parents=True, exist_ok=True)
-    facts = {"question": study["question"], "arms": list(study["arms"])}
+    facts = {"question": study.get("question", ""), "arms": list(study["arms"])}
     snapshots.replace(file, yaml.safe_dump(facts, sort_keys=False, allow_unicode=True))
 
 
