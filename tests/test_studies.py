@@ -68,6 +68,12 @@ def test_only_arms_are_evaluated():
     assert {job.name: bool(job.evaluate) for job in studies.plan(STUDY)} == {"encoder": False, "a": True, "b": True}
 
 
+def test_of_one_run_of_a_job_array_only_that_arm_is_evaluated():
+    arms = {"c": {"overrides": ["experiment=qwen2_audio_pretrain", "optim.lr=1e-3"], "after": "a"}}
+    jobs = studies.plan({**STUDY, "arms": {**STUDY["arms"], **arms}}, arm="c", seed=0)
+    assert {job.name: bool(job.evaluate) for job in jobs} == {"encoder": False, "a": False, "c": True}
+
+
 def test_the_command_line_wins_over_the_arm():
     job = studies.plan(STUDY, extra=["model/pooling=stack", "max_steps=7"], arm="a", seed=0)[-1]
     assert job.overrides.index("max_steps=7") > job.overrides.index("experiment=qwen2_audio_pretrain")

@@ -111,6 +111,9 @@ def plan(
     for one in [seed] if seed is not None else study["seeds"]:
         for name in wanted:
             _add(jobs, study, entries, name, one, extra, path=())
+    for job in jobs.values():
+        if job.name not in wanted:  # brought along: another job of an array may be evaluating it at this moment
+            job.evaluate.clear()
     _require_different(jobs, set(study["arms"]))
     return list(jobs.values())
 
