@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from auris import benchmarks, measures, pretrained, recipe, snapshots, tasks
+from auris import benchmarks, environment, measures, pretrained, recipe, snapshots, tasks
 from auris.audio import AudioError
 from auris.data import long_audio
 from auris.data.datamodule import by_length, group, language, pack
@@ -76,6 +76,7 @@ def _evaluate(
     results = summarise(predictions, model.recipe, name, made["bootstrap"], made["seed"], signatures)
     run_dir = _results_dir(made, model.recipe)
     _write(run_dir, name, predictions, results)
+    _note(run_dir, name, {str(manifest.path): manifest.digest for manifest in manifests})
     if lines:
         _write_lines(run_dir / "official" / f"{name}.jsonl", lines)
     notes = [*credits(rows), *(f"{metric}: {by}" for metric, by in signatures.items()), *map(benchmarks.note, lines)]
@@ -104,12 +105,15 @@ def _kind(row: Row) -> str:
     return code if code in KINDS else "task"
 
 
-def _view(model: pretrained.AudioModel, kind: str, policy: str) -> Samples:
-    """How rows of a kind are seen. Task rows as the model was trained to see them, or as its base model was."""
+def _view(model: pretrained.AudioModel, kind: str, policy: str, style: Mapping[str, Any] | None = None) -> Samples:
+    """How rows of a kind are seen. Task rows as the model was trained to see them, or as its base model was, unless
+    another style of prompting is given."""
     made = model.recipe
     if kind == "task" and made["data"]["view"] in ("audio", "text", "transcript"):
+        made = {**made, "prompt": style or made["prompt"]}
         return recipe.build_samples(made, model.net, model.tokenizer, long_audio=policy, train=False)
-    views = {"task": (AudioSamples, model.prompt), "chat": (ChatSamples, model.dialogue)}
+    asked = recipe.build(style) or model.prompt
+    views = {"task": (AudioSamples, asked), "chat": (ChatSamples, model.dialogue)}
     view, prompt = views.get(kind, (PairSamples, model.dialogue))
     facts = {"tokenizer": model.tokenizer, "geometry": model.net.geometry, "seed": made["seed"]}
     return view(prompt=prompt, long_audio=policy, **facts)
@@ -124,9 +128,9 @@ def _evaluate_kind(
     console: Console,
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """Predictions about rows of one kind, and why some were left out."""
-    view = _view(model, kind, made["long_audio"])
+    view = _view(model, kind, made["long_audio"], made["prompt"])
     wording = made["benchmark"].get("prompt", {}).get(_version(model))
-    if kind == "task" and wording and isinstance(view.prompt, Prompt):
+    if kind == "task" and wording and not made["prompt"] and isinstance(view.prompt, Prompt):
         view.prompt = view.prompt.asking(wording)
     manifests, whole = in_windows(manifests, view)
     rows = [row for manifest in manifests for row in manifest.rows]
@@ -399,6 +403,14 @@ def _write(
     file = run_dir / "results.jsonl"
     earlier = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
     _write_lines(file, [*(row for row in earlier if row["benchmark"] != benchmark), *results])
+
+
+def _note(run_dir: Path, benchmark: str, data: Mapping[str, str]) -> None:
+    """How the benchmark was run, for `auris.results reproduce=RUN`."""
+    file = run_dir / "evaluations.json"
+    notes = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    facts = {"command": environment.command("auris.evaluate"), "commit": environment.provenance()["commit"]}
+    snapshots.replace(file, json.dumps(notes | {benchmark: {**facts, "data": dict(data)}}, indent=1))
 
 
 def _write_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
