@@ -6,6 +6,7 @@ RUNS   ?= runs
 JOBS   ?= 3
 # Processes that run tests side by side, a file each.
 TESTERS ?= 2
+STUDY  ?= demo
 
 PY     := $(VENV)/bin/python
 PINS   := $(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
@@ -16,7 +17,7 @@ export PYTHONPATH := $(CURDIR)/src
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint format bench
+.PHONY: help setup demo test test-slow lint format tensorboard bench
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -48,6 +49,10 @@ lint: setup  ## ruff: lint and format check
 format: setup  ## ruff: apply the format
 	$(PY) -m ruff check --fix src tests benchmarks
 	$(PY) -m ruff format src tests benchmarks
+
+tensorboard: setup  ## TensorBoard of a study: make tensorboard STUDY=demo (curves of all arms; HPARAMS compares them)
+	-$(PY) -m auris.results study=$(STUDY) runs=$(RUNS)
+	$(VENV)/bin/tensorboard --logdir $(RUNS)/$(STUDY)
 
 bench: setup  ## speed against named peers, as ratios
 	$(PY) -m benchmarks

@@ -40,6 +40,7 @@ SHARED = {
     "judge": ("evaluate", "prefer"),
     "layout": ("prepare",),
     "sizes": ("corpus",),
+    "dialogues": ("instruct",),
 }
 STUDIES = sorted(path.stem for path in (ROOT / "ablations").glob("*.yaml"))
 
@@ -146,7 +147,8 @@ def test_the_presets_are_the_two_systems_of_the_papers():
         assert made["model"]["encoder"].items() >= {**encoder, "n_mels": n_mels}.items()
         assert made["model"]["llm"]["config"]["hidden_size"] == 4096
         assert made["model"]["pooling"] == {"_target_": "auris.model.pooling.Mean", "_partial_": True, "k": 2}
-        assert made["prompt"] == {"_target_": f"auris.prompts.{prompt}", "supervise_tags": True}
+        wordings = {"wordings": "all"} if prompt == "NaturalPrompt" else {}
+        assert made["prompt"] == {"_target_": f"auris.prompts.{prompt}", "supervise_tags": True, **wordings}
         assert made["trainable"] == ["encoder", "pooling", "projector", "boundary"]  # the language model is frozen
         assert made["optim"] == {  # Qwen-Audio Table 6
             "lr": 5e-5,
@@ -219,15 +221,15 @@ def test_there_are_studies():
 @pytest.mark.parametrize("name", STUDIES)
 def test_all_arms_of_each_study_compose_bind_and_differ(name):
     found = study(name)
-    jobs = studies.plan(found)
-    arms = [job for job in jobs if job.name in found["arms"]]
-    assert found["study"] == name and found["question"]
-    assert len(arms) == len(found["arms"]) * len(found["seeds"])
+    jobs = studies.plan(found, seed=found["seeds"][-1])  # the others differ by it alone
+    assert found["study"] == name and found["question"] and len(set(found["seeds"])) == len(found["seeds"])
+    assert [job.name for job in jobs if job.name in found["arms"]] == list(found["arms"])
     assert len({job.run_dir for job in jobs}) == len(jobs)
-    made = [compose("train", *job.overrides) for job in jobs]
+    made = [job.recipe for job in jobs]
     assert [fault for one in made for fault in unbound(one)] == []
     for job, one in zip(jobs, made, strict=True):
-        assert (one["study"], one["arm"], one["seed"]) == (name, job.name, job.seed)
+        shared = ("shared", one["arm"]) if job.name not in found["arms"] else (name, job.name)
+        assert (one["study"], one["arm"], one["seed"]) == (*shared, found["seeds"][-1])
         before = {other.key for other in jobs[: jobs.index(job)]}
         assert set(job.needs) <= before
     for number, one in enumerate(made):

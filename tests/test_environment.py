@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from importlib.metadata import version
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 import nets
-from auris import doctor, environment, recipe, snapshots, train
+from auris import doctor, environment, recipe, results, snapshots, train
 from auris.callbacks import WINDOW
 from auris.environment import Announcement, planned_ranks
 from recipes import smallest_run
@@ -40,6 +41,11 @@ def test_a_run_says_what_it_runs_on_and_what_it_will_take(corpus: Path, tmp_path
     train.train(tiny(f"max_steps={steps}", "trainer.val_check_interval=1.0"))
     facts = json.loads((tmp_path / "runs/scratch/qwen2_audio_pretrain/seed=0/environment.json").read_text())
     rows = [json.loads(line) for line in (corpus / "train.jsonl").read_text().splitlines()]
+    assert facts["audio_tokens_per_second"] == 25
+    digest = hashlib.sha256((corpus / "train.jsonl").read_bytes()).hexdigest()
+    assert facts["data"][str(corpus / "train.jsonl")] == digest
+    counted = results.curves(tmp_path / "runs/scratch").set_index("tag")["value"]["train/flops"]
+    assert counted.max() == pytest.approx(facts["operations"], rel=0.02) and counted.is_monotonic_increasing
     assert facts["torch"] == version("torch") and facts["ranks"] == 1 and facts["steps"] == steps
     assert facts["rows"] == pytest.approx(6 * steps, rel=0.02)
     assert facts["hours"] == pytest.approx(

@@ -17,7 +17,7 @@ from auris.data.datamodule import metric as own_metric
 from auris.data.manifests import Manifest
 from auris.data.packing import collate
 from auris.data.rows import Clip, Row
-from auris.evaluate import _about, in_windows, join, log_odds, score
+from auris.evaluate import _about, _view, in_windows, join, log_odds, score
 from auris.judged import rate
 from auris.objectives import logps
 from auris.prompts import NaturalPrompt, TagPrompt
@@ -182,6 +182,16 @@ def test_captions_are_scored_against_all_their_references():
     assert stats["1", "cider"][1] == [["a", "dog", "barks"], ["a", "dog", "is", "barking", "loudly"]]
     assert stats["2", "cider"][1] == [["rain", "falls"]]
     assert 2.5 < results(answered)["aac", "cider"]["value"] < 5, "one of its references it has word for word"
+
+
+@pytest.mark.parametrize("stage", ["audio", "chat"])
+def test_tasks_can_be_asked_in_another_style_than_the_models_own(stage):
+    net, style = nets.build(vocab=tokenizer().size), {"_target_": "auris.prompts.TagPrompt"}
+    made = {"data": {"view": stage, "augment": None}, "seed": 0, "prompt": style}
+    model = SimpleNamespace(net=net, tokenizer=tokenizer(), recipe=made, prompt=TagPrompt(), dialogue=None)
+    asked = {"_target_": "auris.prompts.NaturalPrompt", "wordings": "unseen"}
+    assert isinstance(_view(model, "task", "error").prompt, TagPrompt)
+    assert _view(model, "task", "error", asked).prompt.subset == "unseen"
 
 
 def test_a_verdict_has_the_log_odds_of_both_whole_answers(tmp_path: Path):

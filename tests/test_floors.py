@@ -102,7 +102,9 @@ def faults(module: str, source: str, modules: set[str]) -> list[str]:
         if imported.split(".")[0] == "auris":
             if imported == "auris":  # the package itself: its version
                 continue
-            upward = floor(imported) > floor(module) or floor(imported) == floor(module) < 0
+            beside = floor(imported) == floor(module) < 0  # below the floors a package has its own modules alone
+            own = imported.startswith("auris.results.") and "auris.results" in prefixes(module)
+            upward = floor(imported) > floor(module) or (beside and not own)
             strangers = any(a in prefixes(module) and b in prefixes(imported) for a, b in STRANGERS)
             if upward or strangers:
                 found.append(f"{module} imports {imported}")

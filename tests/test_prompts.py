@@ -171,6 +171,17 @@ def test_evaluation_uses_the_canonical_wording_and_training_meets_all():
     assert len(met) == 1 + len(TASKS["asr"].paraphrases)
 
 
+def test_one_wording_of_a_task_can_be_kept_out_of_training_and_asked_for_alone():
+    every = {prompt_of(turns) for turns in NaturalPrompt().variants(ASR, 1)}
+    seen, unseen = ({prompt_of(t) for t in NaturalPrompt(wordings=w).variants(ASR, 1)} for w in ("seen", "unseen"))
+    assert len(unseen) == 1 and seen | unseen == every and not seen & unseen
+    assert {prompt_of(NaturalPrompt(wordings="unseen").turns(ASR, 1))} == unseen
+    rng, both = np.random.default_rng(0), BothPrompts(wordings="seen")
+    assert not unseen & {prompt_of(both.turns(ASR, 1, rng)) for _ in range(200)}
+    with pytest.raises(ValueError, match="prompt.wordings=other: expected all, seen, unseen"):
+        NaturalPrompt(wordings="other")
+
+
 def test_both_styles_occur_about_equally_often():
     both, rng = BothPrompts(), np.random.default_rng(0)
     tags = sum(TAG_AUDIO in prompt_of(both.turns(ASR, 1, rng)) for _ in range(400))

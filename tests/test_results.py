@@ -9,10 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch.utils.tensorboard import SummaryWriter
 
 from auris import results
 from auris.measures import bootstrap, score
+from auris.results import command
 
 ARMS = ("qwen_audio", "qwen2_audio")
 
@@ -130,7 +134,7 @@ def test_wins_count_rows_by_their_own_scores_and_ties_half(tmp_path, capsys):
     assert pair.loc["judged", "wins"] == 0.75
     assert pair.loc["judged", "wins low"] < 0.75 < pair.loc["judged", "wins high"]
     assert results.compare(tmp_path / "s", "b", "a").set_index("metric").loc["judged", "wins"] == 0.25
-    results._show(results.table(tmp_path / "s"), "s")
+    command._show(results.table(tmp_path / "s"), "s")
     shown = " ".join(capsys.readouterr().out.split())
     assert "Win rate of b over a, chat text, ties half: 75.0 % [" in shown and "(judged|made up)" in shown
 
@@ -272,7 +276,7 @@ def test_command_prints_the_table_and_writes_csv_and_figures(study, monkeypatch,
     [
         (["study=nothing"], "no study at .*nothing; studies in .*: demo"),
         ([], "study=NAME; studies in .*: demo"),
-        (["study=demo", "arm=a"], "'arm=a'; accepted: study=NAME, runs=DIR, arms=a,b"),
+        (["study=demo", "arm=a"], "'arm=a'; accepted: study=NAME, runs=DIR, arms=a,b, x=AXIS, reproduce=RUN"),
         (["study=demo", "arms=qwen_audio,salmonn"], "no predictions of salmonn.*qwen_audio, qwen2_audio"),
     ],
 )
@@ -287,12 +291,174 @@ def test_a_study_that_is_not_evaluated_says_what_to_run(tmp_path):
         results.table(tmp_path / "s")
 
 
+# --- a study under way ---
+
+
+def test_a_study_under_way_says_how_far_each_run_is(tmp_path, capsys):
+    root = tmp_path / "runs" / "s"
+    write_run(root, "a", 0, {"sec": ("accuracy", [[1, 1], [0, 1]])})
+    for arm, files in {
+        "b": {"progress": {"step": 3, "max_steps": 9}},
+        "c": {"finished": {"steps": 9, "seconds": 60}},
+        "d": {},
+    }.items():
+        (root / arm / "seed=0").mkdir(parents=True)
+        for name, content in files.items():
+            (root / arm / f"seed=0/{name}.json").write_text(json.dumps(content))
+    (root / "e/seed=0").mkdir(parents=True)
+    (root / "e/seed=0/progress.json").write_text('{"step": 3, "ma')  # just being written
+    found = results.status(root).set_index("arm")
+    assert " ".join(found["state"]) == "evaluated training trained waiting waiting"
+    assert found.loc["b", ["step", "of"]].tolist() == [3, 9] and found.loc["a", "benchmarks"] == "embedded"
+    results.main(["study=s", f"runs={root.parent}"])
+    printed = capsys.readouterr().out
+    assert "4 of 5 runs are not evaluated yet" in printed and "b, seed 0: training, step 3 of 9" in printed
+    (root / "study.yaml").write_text("question: Which?\narms: [e, d, c, b, a]\n")
+    assert results.status(root)["arm"].tolist() == ["e", "d", "c", "b", "a"]
+
+
+def test_a_study_of_which_nothing_is_evaluated_yet_has_a_state_and_curves(tmp_path, capsys):
+    run = tmp_path / "runs/s/a/seed=0"
+    write_events(run, {"train/loss": [(0, 2.0), (9, 1.0)]})
+    results.main(["study=s", f"runs={tmp_path}/runs"])
+    printed = capsys.readouterr().out
+    assert "1 of 1 runs are not evaluated yet" in printed and f"wrote {tmp_path}/runs/s/curves.png" in printed
+
+
+def test_the_first_arm_of_the_study_is_what_others_are_compared_with(study):
+    assert results.table(study).attrs["arms"] == ["qwen_audio", "qwen2_audio"]
+    (study / "study.yaml").write_text(f"question: Which?\narms: [{', '.join(reversed(ARMS))}]\n")
+    assert results.table(study).attrs["arms"] == ["qwen2_audio", "qwen_audio"]
+
+
+# --- seeds ---
+
+
+def test_a_difference_exceeds_seed_noise_where_paired_seeds_agree_on_it(tmp_path):
+    """By hand: steady is better by 0.5 in each seed; shaky by 1.0, 0.5 and 0.0, so 0.5 +- 4.303 * 0.5 / sqrt(3)."""
+    right = {"steady": (10, 10, 10), "shaky": (20, 10, 0), "base": (0, 0, 0)}
+    for arm, counts in right.items():
+        for seed, number in enumerate(counts):
+            write_run(tmp_path / "s", arm, seed, {"sec": ("accuracy", [[float(i < number), 1.0] for i in range(20)])})
+    found = results.verdicts(tmp_path / "s", ["base", "steady", "shaky"]).set_index("arm")
+    assert found.loc["steady", "verdict"] == "better"
+    assert found.loc["steady", ["seeds low", "seeds high"]].tolist() == [0.5, 0.5]
+    reach = 4.303 * 0.5 / 3**0.5
+    np.testing.assert_allclose(
+        found.loc["shaky", ["seeds low", "seeds high"]].astype(float), [0.5 - reach, 0.5 + reach]
+    )
+    assert found.loc["shaky", "verdict"] == "rows only" and found.loc["shaky", "seeds"] == 3
+    worse = results.verdicts(tmp_path / "s", ["steady", "base"])
+    assert worse["verdict"].tolist() == ["worse"]
+
+
+def test_one_seed_shows_nothing_of_seeds(tmp_path):
+    for arm in "ab":
+        write_run(tmp_path / "s", arm, 0, {"sec": ("accuracy", [[float(arm == "b"), 1.0]] * 20)})
+    assert results.verdicts(tmp_path / "s")["verdict"].tolist() == ["one seed"]
+
+
+# --- curves over what was heard and computed ---
+
+
+@pytest.mark.parametrize("x, tag", [("hours", "train/audio_hours"), ("flops", "train/flops")])
+def test_curves_stand_over_what_a_run_has_counted(study, x, tag):
+    with pytest.raises(ValueError, match=f"x={x}: .* has no {tag} in its events"):
+        results.plot_curves(study, ARMS, x=x)
+    for arm, rate in zip(ARMS, (1.0, 3.0), strict=True):
+        for seed in (0, 1):
+            write_events(study / arm / f"seed={seed}", {tag: [(0, 0.0), (298, 298 * rate)]})
+    lines = results.plot_curves(study, ARMS, x=x).axes[1].lines
+    np.testing.assert_allclose(lines[1].get_xdata(), 3 * lines[0].get_xdata(), rtol=1e-5)
+    np.testing.assert_allclose(lines[0].get_xdata()[:2], [0, 50], rtol=1e-5)
+
+
+def test_an_unknown_axis_lists_those_there_are(study):
+    with pytest.raises(ValueError, match="x=days: expected steps, hours, flops"):
+        results.plot_curves(study, x="days")
+
+
+# --- what runs were ---
+
+
+def describe(run: Path, **made: object) -> None:
+    (run / "recipe.yaml").write_text(yaml.safe_dump({"study": "demo", "seed": 0, "checkpoint": None, **made}))
+
+
+def test_what_differs_between_arms_is_compared_by_tensorboard(study):
+    for arm in ARMS:
+        for seed in (0, 1):
+            made = {"optim": {"lr": 0.1 if arm == ARMS[0] else 0.2, "clip": 1.0}, "run_dir": f"runs/{arm}/{seed}"}
+            describe(study / arm / f"seed={seed}", arm=arm, **made)
+    assert results.hparams(study).columns.tolist() == ["arm", "seed", "optim.lr"]
+    for _ in range(2):  # the same again leaves one file a run
+        written = command.write_hparams(study)
+        assert len(written) == 4 and all(len(list(file.parent.glob("*.hparams"))) == 1 for file in written)
+    [run] = [file.parent for file in written if file.parent == study / ARMS[1] / "seed=1"]
+    events = EventAccumulator(str(run)).Reload()
+    content = events.PluginTagToContent("hparams")
+    session = HParamsPluginData.FromString(content["_hparams_/session_start_info"]).session_start_info
+    assert session.hparams["optim.lr"].number_value == 0.2 and session.hparams["arm"].string_value == ARMS[1]
+    config = HParamsPluginData.FromString(content["_hparams_/experiment"]).experiment
+    assert "test/embedded/asr en/wer" in {info.name.tag for info in config.metric_infos}
+    assert "test/embedded/asr en/wer" in results.curves(study)["tag"].tolist()
+
+
+def test_a_run_can_be_made_again_from_what_it_noted(tmp_path, capsys):
+    run = write_run(tmp_path / "s", "a", 0, {"sec": ("accuracy", [[1, 1]])})
+    describe(run, weights={"llm": "runs/shared/llm/seed=0", "encoder": None})
+    facts = {
+        "commit": "abc1234-dirty",
+        "torch": "2.11",
+        "ranks": 1,
+        "threads": 1,
+        "device": "x86",
+        "precision": "32-true",
+    }
+    facts |= {"command": "python -m auris.train arm=a", "data": {"rows.jsonl": "00ff", "shards": "11ee"}}
+    (run / "environment.json").write_text(json.dumps(facts))
+    noted = {"command": "python -m auris.evaluate checkpoint=a", "commit": "def", "data": {"test.jsonl": "22dd"}}
+    (run / "evaluations.json").write_text(json.dumps({"embedded": noted}))
+    results.main([f"reproduce={run}"])
+    said = capsys.readouterr().out
+    for part in (
+        "git checkout abc1234  # there were changes beside",
+        "00ff  rows.jsonl",
+        "# shards: 11ee",
+        "OMP_NUM_THREADS=1 python -m auris.train arm=a",
+        "reproduce=runs/shared/llm/seed=0",
+        "22dd  test.jsonl",
+        "python -m auris.evaluate checkpoint=a",
+    ):
+        assert part in said, part
+    with pytest.raises(SystemExit, match="holds no run"):
+        results.main([f"reproduce={tmp_path}"])
+
+
+def test_costs_are_the_mean_of_an_arms_seeds(tmp_path):
+    for seed, minutes in ((0, 2), (1, 4)):
+        run = write_run(tmp_path / "s", "a", seed, {"sec": ("accuracy", [[1, 1]])})
+        (run / "finished.json").write_text(json.dumps({"steps": 9, "seconds": 60 * minutes}))
+        (run / "environment.json").write_text(json.dumps({"audio_tokens_per_second": 25.0, "operations": 1e12}))
+    [row] = results.costs(tmp_path / "s").to_dict("records")
+    assert (row["arm"], row["minutes"], row["audio tokens per second"], row["FLOP"]) == ("a", 3.0, 25.0, 1e12)
+
+
+def test_many_arms_stand_below_each_other_in_the_terminal(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "100")
+    for number, arm in enumerate("abcdefgh"):
+        write_run(tmp_path / "s", arm, 0, {"sec": ("accuracy", [[float(i < number), 1.0] for i in range(8)])})
+    results.main(["study=s", f"runs={tmp_path}"])
+    printed = capsys.readouterr().out
+    assert "difference to a" in printed and "+87.5 [" in printed and "…" not in printed
+
+
 def test_module_runs_as_a_command():
     done = subprocess.run([sys.executable, "-m", "auris.results", "--help"], capture_output=True, text=True, check=True)
     assert "study=NAME" in done.stdout
 
 
-def test_rows_of_one_speaker_widen_the_interval_and_weaken_the_test(tmp_path: Path):
+def test_rows_of_one_speaker_widen_the_interval_and_weaken_the_test(tmp_path: Path, capsys):
     root = tmp_path / "study"
     right = np.repeat(np.arange(20) % 4 > 0, 10)  # ten rows of each speaker, all alike
     for arm, answers in (("a", right), ("b", right | (np.arange(200) < 60))):
@@ -311,7 +477,8 @@ def test_rows_of_one_speaker_widen_the_interval_and_weaken_the_test(tmp_path: Pa
     table = results.table(root)
     assert table["b - a p holm"].item() == table["b - a p"].item() == by_speaker["p"]
     assert results.table(root, ["a"])["n"].item() == 200
-    assert not list(results._tested(results.table(root, ["a"])))
+    results.main([f"runs={tmp_path}", "study=study", "arms=a"])
+    assert "permutation" not in capsys.readouterr().out
 
 
 def test_what_is_lost_without_the_recordings_is_a_column(tmp_path: Path, capsys):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -42,8 +43,21 @@ def test_a_shared_stage_is_planned_once_per_seed_and_before_its_arms():
 
 def test_weights_come_from_the_stage_of_the_same_seed():
     job = next(job for job in studies.plan(STUDY) if job.key == "b, seed 1")
-    assert "weights.encoder='runs/letters/encoder/seed=1'" in job.overrides
+    [start] = [override for override in job.overrides if override.startswith("weights.encoder=")]
+    assert re.fullmatch(r"weights.encoder='runs/shared/encoder-[0-9a-f]{8}/seed=1'", start)
     assert job.needs == ["encoder, seed 1"]
+
+
+def test_a_stage_is_the_same_run_in_every_study_that_has_its_recipe_and_another_one_elsewhere():
+    def stage(study: dict, **changed: object) -> set[str]:
+        stages = {"renamed": {"overrides": ["experiment=encoder_ctc", *changed.get("more", [])]}}
+        arms = {name: {**arm, "after": {"encoder": "renamed"}} for name, arm in STUDY["arms"].items()}
+        jobs = studies.plan({**study, "study": "other", "stages": stages, "arms": arms})
+        return {str(job.run_dir.parent).rpartition("-")[2] for job in jobs if job.name == "renamed"}
+
+    [digest] = {str(job.run_dir.parent) for job in studies.plan(STUDY) if job.name == "encoder"}
+    assert stage(STUDY) == {digest.rpartition("-")[2]}  # one for both seeds
+    assert stage(STUDY, more=["max_steps=7"]) != stage(STUDY)
 
 
 def test_one_arm_and_seed_bring_what_they_need():
@@ -54,6 +68,12 @@ def test_only_arms_are_evaluated():
     assert {job.name: bool(job.evaluate) for job in studies.plan(STUDY)} == {"encoder": False, "a": True, "b": True}
 
 
+def test_of_one_run_of_a_job_array_only_that_arm_is_evaluated():
+    arms = {"c": {"overrides": ["experiment=qwen2_audio_pretrain", "optim.lr=1e-3"], "after": "a"}}
+    jobs = studies.plan({**STUDY, "arms": {**STUDY["arms"], **arms}}, arm="c", seed=0)
+    assert {job.name: bool(job.evaluate) for job in jobs} == {"encoder": False, "a": False, "c": True}
+
+
 def test_the_command_line_wins_over_the_arm():
     job = studies.plan(STUDY, extra=["model/pooling=stack", "max_steps=7"], arm="a", seed=0)[-1]
     assert job.overrides.index("max_steps=7") > job.overrides.index("experiment=qwen2_audio_pretrain")
@@ -61,13 +81,19 @@ def test_the_command_line_wins_over_the_arm():
 
 def test_arms_that_would_train_the_same_thing_are_refused():
     twins = {**STUDY, "arms": {"a": STUDY["arms"]["a"], "c": {**STUDY["arms"]["a"]}}}
-    with pytest.raises(ValueError, match="a, seed 0 and c, seed 0 are the same run"):
+    with pytest.raises(ValueError, match="a, seed 0 and c, seed 0 are the same run: their overrides are the same"):
         studies.plan(twins)
+
+
+def test_an_override_without_effect_is_named():
+    idle = {**STUDY["arms"]["a"], "overrides": [*STUDY["arms"]["a"]["overrides"], "model/pooling=mean"]}
+    with pytest.raises(ValueError, match="model/pooling=mean sets what is set without it"):
+        studies.plan({**STUDY, "arms": {"a": STUDY["arms"]["a"], "c": idle}})
 
 
 def test_a_misspelt_override_names_the_arm_before_anything_starts():
     wrong = {**STUDY, "arms": {"a": {"overrides": ["model.encoder.widht=64"]}}}
-    with pytest.raises(ValueError, match="arm a: .*widht"):
+    with pytest.raises(ValueError, match="(?s)arm a: .*widht.*there is no .*did you mean model.encoder.width"):
         studies.plan(wrong)
 
 
@@ -167,7 +193,9 @@ def test_the_table_shows_what_a_run_reports(tmp_path: Path):
     report = {"step": 3, "max_steps": 9, "train/loss": 1.5, "tokens/s": 1234.0}
     (tmp_path / "progress.json").write_text(json.dumps(report))
     cells = [column._cells for column in studies._table([job]).columns]
-    assert [cell[0] for cell in cells] == ["a", "0", "waiting", "3/9", "1.500", "1,234", ""]
+    assert [cell[0] for cell in cells] == ["a", "0", "waiting", "3/9", "1.500", "", "1,234", ""]
+    (tmp_path / "progress.json").write_text(json.dumps({**report, "val/asr en/wer": 0.25}))
+    assert [column._cells[0] for column in studies._table([job], "val/asr en/wer").columns][5] == "0.250"
 
 
 def test_a_run_can_go_on_from_another_as_a_whole():

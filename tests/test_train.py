@@ -50,6 +50,9 @@ def test_a_killed_run_resumes_to_the_weights_of_an_uninterrupted_one(smallest, w
     assert_equal(weights(whole), weights(broken))
     finished = json.loads((Path(broken["run_dir"]) / "finished.json").read_text())
     assert finished["steps"] == 6
+    first = json.loads((Path(whole["run_dir"]) / "finished.json").read_text())
+    names = [name for name in first if name.startswith(("train/", "val/"))]
+    assert names and {name: finished[name] for name in names} == {name: first[name] for name in names}
 
 
 def test_an_error_before_the_net_has_memory_is_the_one_that_is_seen(smallest):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shlex
 import shutil
 import socket
 import subprocess
@@ -15,13 +16,14 @@ from typing import Any
 
 import lightning as L
 import torch
+from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.benchmark import Timer
 
 import auris
 from auris import doctor, optim, strategies
-from auris.callbacks import WINDOW, forgiving
+from auris.callbacks import WINDOW, Throughput, forgiving
 from auris.data.epoch import Share
 from auris.strategies import Sharded
 
@@ -41,6 +43,13 @@ def provenance() -> dict[str, str]:
         "python": platform.python_version(),
         **{name: version(name) for name in _PACKAGES},
     }
+
+
+def command(module: str) -> str:
+    """How this process was started, where it was by Hydra; else nothing."""
+    if not HydraConfig.initialized():
+        return ""
+    return shlex.join(["python", "-m", module, *HydraConfig.get().overrides.task])
 
 
 def planned_ranks(trainer: Mapping[str, Any]) -> int:
@@ -90,6 +99,26 @@ class Announcement(L.Callback):
             rank_zero_info(f"{_tokens(speed)}/s: the other {left:,} steps take {_time(seconds)}{peak}")
 
 
+class Work(L.Callback):
+    """Logs the useful floating-point operations so far: real tokens and frames, nothing that is computed twice.
+
+    Args:
+        met: the callback that counts tokens and audio; to stand before this one.
+    """
+
+    def __init__(self, met: Throughput):
+        self.met = met
+        self.of_token = self.of_second = 0.0
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        many = 1_000_000  # a load is of whole tokens and frames
+        loads = doctor.Load.of_rows(many, 0), doctor.Load.of_rows(0, many)
+        self.of_token, self.of_second = (doctor.work(module.net, stage_of(module), load) / many for load in loads)
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
+        module.log("train/flops", self.of_token * self.met.tokens + self.of_second * self.met.audio_seconds)
+
+
 def stage_of(module: L.LightningModule) -> doctor.Stage:
     """The stage that a module trains."""
     objective = module.objective
@@ -118,6 +147,8 @@ def describe(trainer: L.Trainer, module: L.LightningModule) -> dict[str, Any]:
     operations = doctor.work(module.net, stage, doctor.Load.of_rows(planned.tokens, planned.seconds))
     return {
         **provenance(),
+        "command": command("auris.train"),
+        "data": data.digests,
         "host": socket.gethostname(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
         "device_bytes": _device_bytes(device),
@@ -134,6 +165,7 @@ def describe(trainer: L.Trainer, module: L.LightningModule) -> dict[str, Any]:
         "unusable": epoch.unusable,
         "parameters": doctor.count(module.net),
         "trained": doctor.trained(module.net, stage),
+        "audio_tokens_per_second": 50 / module.net.geometry.pool,
         "moments": module.optim.get("states", "fp32"),
         "states_bytes": need.states / shards,
         "pack_bytes": need.beside(recompute=False) - (0 if is_sharded else need.gathered),

@@ -20,7 +20,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.progress import track
 
-from auris import benchmarks, judged, kept, pretrained, recipe, reporting, snapshots, tasks
+from auris import benchmarks, environment, judged, kept, pretrained, recipe, reporting, snapshots, tasks
 from auris.audio import AudioError
 from auris.data import listening, long_audio
 from auris.data.datamodule import by_length, group, language, pack
@@ -85,6 +85,7 @@ def _evaluate(
     """One benchmark, with its recordings or what `audio` has instead."""
     manifests = read_manifests(benchmarks.sources(made["benchmark"]), key="data.test")
     name = listening.name(made["benchmark"]["name"] or "+".join(one.stem for one in manifests), made["audio"])
+    data = {str(manifest.path): manifest.digest for manifest in manifests}
     manifests = listening.alter(manifests, made["audio"], made["seed"])
     run_dir = _results_dir(made, model.recipe)
     parts, skipped = [], {}
@@ -99,7 +100,9 @@ def _evaluate(
     facts = {"benchmark": dict(made["benchmark"]), "version": _version(model), "audio": made["audio"]}
     facts |= {"judged": judge is not None, "trained": trained, "skipped": skipped, "parts": [part for part, _ in parts]}
     kept.note(run_dir / kept.FOLDER, name, facts)
-    return _report(name, facts, parts, made, judge, run_dir, console)
+    results = _report(name, facts, parts, made, judge, run_dir, console)
+    _note(run_dir, name, data)
+    return results
 
 
 def _report(
@@ -151,12 +154,15 @@ def _kind(row: Row) -> str:
     return code if code in KINDS else "task"
 
 
-def _view(model: pretrained.AudioModel, kind: str, policy: str) -> Samples:
-    """How rows of a kind are seen. Task rows as the model was trained to see them, or as its base model was."""
+def _view(model: pretrained.AudioModel, kind: str, policy: str, style: Mapping[str, Any] | None = None) -> Samples:
+    """How rows of a kind are seen. Task rows as the model was trained to see them, or as its base model was, unless
+    another style of prompting is given."""
     made = model.recipe
     if kind == "task" and made["data"]["view"] in ("audio", "text", "transcript"):
+        made = {**made, "prompt": style or made["prompt"]}
         return recipe.build_samples(made, model.net, model.tokenizer, long_audio=policy, train=False)
-    views = {"task": (AudioSamples, model.prompt), "chat": (ChatSamples, model.dialogue)}
+    asked = recipe.build(style) or model.prompt
+    views = {"task": (AudioSamples, asked), "chat": (ChatSamples, model.dialogue)}
     view, prompt = views.get(kind, (PairSamples, model.dialogue))
     facts = {"tokenizer": model.tokenizer, "geometry": model.net.geometry, "seed": made["seed"]}
     return view(prompt=prompt, long_audio=policy, **facts)
@@ -172,9 +178,9 @@ def _answer(
 ) -> tuple[dict[str, Any], list[kept.Answer], dict[str, str]]:
     """Answers to rows of one kind, those that are not kept yet from the model: where they are, they, and why some rows
     have none."""
-    view = _view(model, kind, made["long_audio"])
+    view = _view(model, kind, made["long_audio"], made["prompt"])
     wording = made["benchmark"].get("prompt", {}).get(_version(model))
-    if kind == "task" and wording and isinstance(view.prompt, Prompt):
+    if kind == "task" and wording and not made["prompt"] and isinstance(view.prompt, Prompt):
         view.prompt = view.prompt.asking(wording)
     manifests, whole = in_windows(manifests, view)
     rows = [row for manifest in manifests for row in manifest.rows]
@@ -425,6 +431,14 @@ def _write(
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").removesuffix("\n").split("\n")]
+
+
+def _note(run_dir: Path, benchmark: str, data: Mapping[str, str]) -> None:
+    """How the benchmark was run, for `auris.results reproduce=RUN`."""
+    file = run_dir / "evaluations.json"
+    notes = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    facts = {"command": environment.command("auris.evaluate"), "commit": environment.provenance()["commit"]}
+    snapshots.replace(file, json.dumps(notes | {benchmark: {**facts, "data": dict(data)}}, indent=1))
 
 
 def _write_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -232,13 +232,25 @@ class TagPrompt(Prompt):
 
 
 class NaturalPrompt(Prompt):
-    """Natural-language instructions (Qwen2-Audio section 2): no space between the audio and the instruction."""
+    """Natural-language instructions (Qwen2-Audio section 2): no space between the audio and the instruction.
+
+    Args:
+        wordings: of a task, in which it is asked: all of them; "seen", all but the last; "unseen", the last alone. A
+            model trained on the seen ones is asked in unseen ones to find out whether it reads the instruction.
+    """
 
     audio_begin, audio_pad, audio_end = "<|audio_bos|>", "<|AUDIO|>", "<|audio_eos|>"
     natural = True
+    WORDINGS = {"all": slice(None), "seen": slice(-1), "unseen": slice(-1, None)}
+
+    def __init__(self, *, supervise_tags: bool = True, wordings: str = "all"):
+        if wordings not in self.WORDINGS:
+            raise ValueError(f"prompt.wordings={wordings}: expected {', '.join(self.WORDINGS)}")
+        super().__init__(supervise_tags=supervise_tags)
+        self.subset = wordings
 
     def templates(self, task: tasks.Task) -> tuple[str, ...]:
-        return task.wordings
+        return task.wordings[self.WORDINGS[self.subset]]
 
 
 class UnknownLanguagePrompt(NaturalPrompt):
@@ -255,8 +267,10 @@ class BothPrompts:
 
     stop = Prompt.stop
 
-    def __init__(self, *, supervise_tags: bool = True):
-        self.styles = (TagPrompt(supervise_tags=supervise_tags), NaturalPrompt(supervise_tags=supervise_tags))
+    def __init__(self, *, supervise_tags: bool = True, wordings: str = "all"):
+        natural = NaturalPrompt(supervise_tags=supervise_tags, wordings=wordings)
+        self.styles = (TagPrompt(supervise_tags=supervise_tags), natural)
+        self.subset = wordings
         self._joined = lru_cache(maxsize=1000)(lambda *ways: Outline(sum((way.variants for way in ways), ())))
 
     def turns(self, labels: Mapping[str, Any], n_clips: int, rng: np.random.Generator | None = None) -> list[Turn]:

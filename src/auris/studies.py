@@ -1,11 +1,13 @@
-"""The study runner: `ablations/NAME.yaml` -> every arm trained and evaluated, stages they share only once per seed.
+"""The study runner: `ablations/NAME.yaml` -> every arm trained and evaluated, stages only once per recipe and seed.
 
 Each run is a process of its own (`python -m auris.train ...`), so that an arm that fails takes nothing with it, several
 can work side by side, and an arm run by hand is the same run. What is finished is skipped; what was stopped resumes.
+Stages live in `runs/shared/<stage>-<digest of its recipe>/`, where every study finds them.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -15,20 +17,24 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from auris import recipe
+from auris import recipe, snapshots
 from auris.persistence import REQUEUE
 
-_RUNNER_KEYS = ("ablations", "arm", "seed", "seeds", "jobs", "dry_run")
+_RUNNER_KEYS = ("ablations", "arm", "seed", "seeds", "jobs", "threads", "metric", "dry_run")
 _UNDER_WAY = ("running", "evaluating")
+_SHARED = "shared"  # the study to which stages belong
+_NAMES = ("study", "arm", "seed", "run_dir")  # what a run is called, not what it does
 
 
 @dataclass
@@ -41,6 +47,7 @@ class Job:
     run_dir: Path
     needs: list[str] = field(default_factory=list)
     evaluate: list[list[str]] = field(default_factory=list)
+    recipe: dict[str, Any] = field(default_factory=dict)
     status: str = "waiting"  # waiting, running, evaluating, done, failed, stopped, blocked
     process: subprocess.Popen | None = None
     started: float = 0.0
@@ -68,7 +75,16 @@ def main(cfg: DictConfig) -> int:
         for job, level in zip(jobs, levels(jobs), strict=True):
             print(level, job.name, job.seed, sep="\t")
         return 0
-    return run(jobs, side_by_side=cfg.jobs)
+    leave_word(study, Path(jobs[-1].recipe["runs_dir"]))
+    return run(jobs, side_by_side=cfg.jobs, threads=cfg.threads, metric=cfg.get("metric"))
+
+
+def leave_word(study: Mapping[str, Any], runs: Path) -> None:
+    """Write what results cannot know from the runs: the question, and which arm comes first."""
+    file = runs / study["study"] / "study.yaml"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    facts = {"question": study.get("question", ""), "arms": list(study["arms"])}
+    snapshots.replace(file, yaml.safe_dump(facts, sort_keys=False, allow_unicode=True))
 
 
 def levels(jobs: Sequence[Job]) -> list[int]:
@@ -95,6 +111,9 @@ def plan(
     for one in [seed] if seed is not None else study["seeds"]:
         for name in wanted:
             _add(jobs, study, entries, name, one, extra, path=())
+    for job in jobs.values():
+        if job.name not in wanted:  # brought along: another job of an array may be evaluating it at this moment
+            job.evaluate.clear()
     _require_different(jobs, set(study["arms"]))
     return list(jobs.values())
 
@@ -120,62 +139,96 @@ def _add(
     # One run goes on as a whole, or parts start from several.
     keys = {"checkpoint": after} if isinstance(after, str) else {f"weights.{part}": run for part, run in after.items()}
     before = {key: _add(jobs, study, entries, run, seed, extra, (*path, name)) for key, run in keys.items()}
-    overrides = [
-        *entry["overrides"],
-        *(f"{key}='{job.run_dir}'" for key, job in before.items()),
-        *extra,
-        f"study={study['study']}",
-        f"arm={name}",
-        f"seed={seed}",
-    ]
+    starts = [f"{key}='{job.run_dir}'" for key, job in before.items()]
+    overrides = [*entry["overrides"], *starts, *extra, f"study={study['study']}", f"arm={name}", f"seed={seed}"]
     try:
-        made = recipe.resolve(recipe.compose(overrides))
+        composed = recipe.compose(overrides)
+        if name not in study["arms"]:
+            composed.study, composed.arm = _SHARED, f"{name}-{_digest(recipe.resolve(composed), seed)}"
+            overrides = [*overrides[:-3], f"study={_SHARED}", f"arm={composed.arm}", f"seed={seed}"]
+        made = recipe.resolve(composed)
     except Exception as error:
-        raise ValueError(f"study {study['study']}, arm {name}: {error}") from error
+        said = f"study {study['study']}, arm {name}: {error}"
+        raise ValueError("\n".join([said, *_advice(entry["overrides"])])) from error
     evaluate = study.get("evaluate") or [] if name in study["arms"] else []
     jobs[key] = Job(
         name=name,
         seed=seed,
         overrides=overrides,
         run_dir=Path(made["run_dir"]),
+        recipe=made,
         needs=[job.key for job in before.values()],
         evaluate=[list(one) for one in evaluate],
     )
     return jobs[key]
 
 
+def _digest(made: Mapping[str, Any], seed: int) -> str:
+    """Of a stage's recipe, the same for all seeds: what it starts from was trained with its own seed."""
+    content = json.dumps({key: value for key, value in made.items() if key not in _NAMES}, sort_keys=True)
+    return hashlib.sha256(content.replace(f"/seed={seed}", "").encode()).hexdigest()[:8]
+
+
+def _advice(overrides: Sequence[str]) -> list[str]:
+    """Of overrides whose key is no knob, the knobs that may be meant."""
+    known = _knobs(recipe.resolve(recipe.compose([one for one in overrides if one.startswith("experiment=")])))
+    advice = []
+    for override in overrides:
+        key = override.partition("=")[0]
+        if key[0].isalpha() and "/" not in key and key not in known and not (recipe.CONFIGS / key).is_dir():
+            close = get_close_matches(key, known, n=1, cutoff=0.7)
+            meant = f"did you mean {close[0]}?" if close else "configs/train.yaml lists the knobs;"
+            advice.append(f"{override}: there is no {key}; {meant} a key of your own is added by +{override}")
+    return advice
+
+
+def _knobs(node: Any, prefix: str = "") -> list[str]:
+    """Every key of a recipe, dotted."""
+    found = []
+    for key, value in node.items() if isinstance(node, Mapping) else ():
+        found += [f"{prefix}{key}", *_knobs(value, f"{prefix}{key}.")]
+    return found
+
+
 def _require_different(jobs: Mapping[str, Job], arms: set[str]) -> None:
     """An arm whose overrides change nothing would be a silent lie."""
-    seen: dict[str, str] = {}
+    seen: dict[str, Job] = {}
     for job in jobs.values():
         if job.name in arms:
-            made = recipe.resolve(recipe.compose(job.overrides))
-            content = json.dumps({k: v for k, v in made.items() if k not in ("arm", "run_dir")}, sort_keys=True)
+            made = {key: value for key, value in job.recipe.items() if key not in ("arm", "run_dir")}
+            content = json.dumps(made, sort_keys=True)
             if content in seen:
-                raise ValueError(f"arms {seen[content]} and {job.key} are the same run: an override has no effect")
-            seen[content] = job.key
+                other = seen[content]
+                own = [o for o in job.overrides if o not in other.overrides and not o.startswith("arm=")]
+                without = f"sets what is set without {'it' if len(own) == 1 else 'them'}"
+                why = f"{' and '.join(own)} {without}" if own else "their overrides are the same"
+                raise ValueError(f"arms {other.key} and {job.key} are the same run: {why}")
+            seen[content] = job
 
 
-def run(jobs: list[Job], side_by_side: int) -> int:
+def run(jobs: list[Job], side_by_side: int, threads: int = 1, metric: str | None = None) -> int:
     """Work the jobs off, `side_by_side` at a time, with a live table; returns how many did not finish, or REQUEUE.
 
     A SIGTERM or SIGUSR1, by which a cluster wants its machine back, goes to the runs under way and starts no other.
+
+    Args:
+        threads: of each run, however many work side by side: other numbers of them round differently.
+        metric: of validation, shown in the table; None: the loss there.
     """
-    threads = max(1, (os.cpu_count() or 1) // side_by_side)
     console = Console()
     by_key = {job.key: job for job in jobs}
-    console.print(f"{len(jobs)} runs, {side_by_side} side by side, {threads} threads each")
+    console.print(f"{len(jobs)} runs, {side_by_side} side by side, {threads} thread{'s'[: threads > 1]} each")
     try:
         show = Live(console=console, refresh_per_second=2, transient=False, auto_refresh=console.is_terminal)
         with _passing_on(jobs) as signals, show as live:
             while any(job.status in _UNDER_WAY or (job.status == "waiting" and not signals) for job in jobs):
                 changed = _advance(jobs, by_key, 0 if signals else side_by_side, threads)
                 if console.is_terminal:
-                    live.update(_table(jobs))
+                    live.update(_table(jobs, metric))
                 for job in [] if console.is_terminal else changed:  # a log file: a line per change
                     console.print(f"{job.key}: {job.status}")
                 time.sleep(0.2)
-            live.update(_table(jobs))
+            live.update(_table(jobs, metric))
     except KeyboardInterrupt:
         for job in jobs:
             if job.process and job.process.poll() is None:
@@ -250,17 +303,18 @@ def _start(job: Job, arguments: list[str], threads: int) -> None:
         job.process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
 
 
-def _table(jobs: Sequence[Job]) -> Table:
-    table = Table("run", "seed", "status", "step", "loss", "tokens/s", "minutes", title_justify="left")
+def _table(jobs: Sequence[Job], metric: str | None = None) -> Table:
+    metric = metric or "val/loss"
+    table = Table("run", "seed", "status", "step", "loss", metric, "tokens/s", "minutes", title_justify="left")
     for job in jobs:
         progress = _progress(job)
         step = f"{progress.get('step', 0)}/{progress['max_steps']}" if progress else ""
-        loss = f"{progress['train/loss']:.3f}" if "train/loss" in progress else ""
+        loss, score = (f"{progress[name]:.3f}" if name in progress else "" for name in ("train/loss", metric))
         speed = f"{progress['tokens/s']:,.0f}" if "tokens/s" in progress else ""
         running = job.process is not None
         seconds = time.time() - job.started if running else job.seconds
         minutes = f"{seconds / 60:.1f}" if job.started else ""
-        table.add_row(job.name, str(job.seed), job.status, step, loss, speed, minutes)
+        table.add_row(job.name, str(job.seed), job.status, step, loss, score, speed, minutes)
     return table
 
 

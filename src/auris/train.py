@@ -38,6 +38,7 @@ _FREE = (
     "dry_run",
     "strategy",
     "jobs",
+    "threads",
     "checkpoint_every",
     "nonfinite",
     "checkpoint_keep",
@@ -227,8 +228,10 @@ def build(made: dict[str, Any]) -> tuple[AudioLMModule, AudioDataModule]:
 
 
 def build_trainer(made: dict[str, Any], run_dir: Path, preemption: Preemption | None = None) -> L.Trainer:
+    throughput = callbacks.Throughput()
     found = [
-        callbacks.Throughput(),
+        throughput,
+        environment.Work(throughput),
         callbacks.TaskLosses(),
         callbacks.UnusableRows(run_dir, made["data"]["max_unusable"]),
         callbacks.Faults(run_dir, made["nonfinite"]),

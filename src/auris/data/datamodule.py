@@ -74,6 +74,7 @@ class AudioDataModule(L.LightningDataModule):
         self.max_unusable, self.seed, self.cache_dir = max_unusable, seed, Path(cache_dir)
         self.plan: Plan | None = None
         self.examined: Sequence[Entry] = ()  # rows of `predict_dataloader`
+        self.digests: dict[str, str] = {}  # of what the rows are read from, by path
         self._lost_workers = 0
 
     def prepare_data(self) -> None:
@@ -84,6 +85,7 @@ class AudioDataModule(L.LightningDataModule):
         if self.plan is not None:
             return
         manifests = read_manifests(self.train, key="data.train", cache_dir=self.cache_dir)
+        self.digests = {str(manifest.path): manifest.digest for manifest in manifests}
         self.rows = Joined([manifest.rows for manifest in manifests])
         self.lengths = measure(manifests, self.samples, self.cache_dir)
         if self.samples.long_audio == "skip":
@@ -99,6 +101,7 @@ class AudioDataModule(L.LightningDataModule):
             temperature=self.temperature,
         )
         manifests = read_manifests(self.valid, key="data.valid", cache_dir=self.cache_dir)
+        self.digests |= {str(manifest.path): manifest.digest for manifest in manifests}
         self.valid_rows = Joined([manifest.rows for manifest in manifests])
         self.valid_lengths = measure(manifests, self.valid_samples, self.cache_dir)
 

@@ -186,8 +186,9 @@ def wordings(samples: Samples) -> Iterator[str]:
     if wording := getattr(samples.prompt, "wording", None):
         yield " ".join([type(samples.prompt).__name__, wording])
         return
+    kept_out = [] if (which := getattr(samples.prompt, "subset", "all")) == "all" else [which]
     for task in TASKS.values():
-        yield " ".join([type(samples.prompt).__name__, task.tags, *task.wordings])
+        yield " ".join([type(samples.prompt).__name__, *kept_out, task.tags, *task.wordings])
 
 
 def _unstated(manifest: Manifest) -> Iterator[str]:

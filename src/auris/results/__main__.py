@@ -1,0 +1,3 @@
+from auris.results.command import main
+
+main()

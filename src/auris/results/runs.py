@@ -1,0 +1,257 @@
+"""What runs have left in their directories: scores, answers, curves, how far they are, their costs, what they are."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import yaml
+
+from auris.measures import MEASURES, measure
+
+if TYPE_CHECKING:  # pandas and tensorboard are imported where they are used: --help is quick
+    import pandas as pd
+
+
+def collect(root: str | Path) -> pd.DataFrame:
+    """All rows of all `results.jsonl` of a study (`runs/<study>`), as the evaluations wrote them."""
+    import pandas as pd
+
+    return pd.DataFrame([row for _, _, run in runs_of(root) for row in _lines(run / "results.jsonl")])
+
+
+def predictions(root: str | Path) -> pd.DataFrame:
+    """All prediction lines of a study, with the columns `arm`, `seed` and `benchmark` added.
+
+    Raises ValueError for a line twice in a file, or statistics that do not fit their metric.
+    """
+    import pandas as pd
+
+    frames = []
+    for arm, seed, run in runs_of(root):
+        for path in sorted(run.glob("predictions/*.jsonl")):
+            frame = pd.DataFrame(_lines(path))
+            if frame.empty:
+                continue
+            repeated = frame.duplicated(["group", "metric", "id"])
+            if repeated.any():
+                row = frame[repeated].iloc[0]
+                raise ValueError(f"{path}: row {row['id']!r} ({row['group']}, {row['metric']}) occurs more than once")
+            for metric, stats in zip(frame["metric"], frame["stats"], strict=True):
+                if len(stats) != len(measure(metric).stats):
+                    raise ValueError(
+                        f"{path}: {metric} has the statistics {MEASURES[metric].stats}, but a row holds {stats}"
+                    )
+            frames.append(frame.assign(arm=arm, seed=seed, benchmark=path.stem))
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+
+
+def curves(root: str | Path) -> pd.DataFrame:
+    """Every TensorBoard scalar of every run of a study: columns arm, seed, tag, step, value."""
+    import pandas as pd
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    rows = []
+    for arm, seed, run in runs_of(root):
+        if any(run.glob("events.out.tfevents*")):
+            events = EventAccumulator(str(run), size_guidance={"scalars": 0}).Reload()  # 0: keep every point
+            for tag in events.Tags()["scalars"]:
+                rows += [(arm, seed, tag, event.step, event.value) for event in events.Scalars(tag)]
+    frame = pd.DataFrame(rows, columns=["arm", "seed", "tag", "step", "value"])
+    # A resumed run logs the steps since its last checkpoint again.
+    return frame.drop_duplicates(["arm", "seed", "tag", "step"], keep="last", ignore_index=True)
+
+
+def runs_of(root: str | Path) -> list[tuple[str, int, Path]]:
+    """Arm, seed and directory of every run of a study. Raises FileNotFoundError if there is none."""
+    root = Path(root)
+    if not root.is_dir():
+        raise FileNotFoundError(f"no study at {root}; {studies_in(root.parent)}")
+    found = [(path.parent.name, int(path.name[5:]), path) for path in root.glob("*/seed=*") if path.name[5:].isdigit()]
+    if not found:
+        raise FileNotFoundError(f"{root} holds no runs (<arm>/seed=<n>/); {studies_in(root.parent)}")
+    return sorted(found)
+
+
+def studies_in(runs: Path) -> str:
+    """The studies that there are, for a message."""
+    names = sorted({path.parent.parent.name for path in runs.glob("*/*/seed=*")})
+    return f"studies in {runs}: {', '.join(names)}" if names else f"{runs} holds no study yet"
+
+
+def _lines(path: Path) -> Iterator[dict]:
+    if not path.exists():
+        return
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path}, line {number} is not JSON ({error}); evaluate the run again") from None
+
+
+def ordered(root: str | Path, arms: Iterable[str]) -> list[str]:
+    """Arms in the order of their study, the first being the one that the others are compared with; those that it does
+    not name follow by words: qwen_audio before qwen2_audio."""
+    named = list(_facts(Path(root) / "study.yaml").get("arms", ()))
+    return sorted(arms, key=lambda arm: (named.index(arm) if arm in named else len(named), arm.split("_")))
+
+
+def question(root: str | Path) -> str:
+    """What a study asks, where its runner has left word of it."""
+    return _facts(Path(root) / "study.yaml").get("question", "")
+
+
+def status(root: str | Path) -> pd.DataFrame:
+    """How far each run is: arm, seed, state (waiting, training, trained, evaluated), step, of, benchmarks."""
+    import pandas as pd
+
+    rows = []
+    for arm, seed, run in runs_of(root):
+        progress, finished = (_facts(run / f"{name}.json") for name in ("progress", "finished"))
+        benchmarks = sorted({row["benchmark"] for row in _lines(run / "results.jsonl")})
+        state = "trained" if finished else "training" if progress else "waiting"
+        steps = (finished.get("steps", progress.get("step", 0)), progress.get("max_steps", finished.get("steps", 0)))
+        rows.append((arm, seed, "evaluated" if benchmarks else state, *steps, ", ".join(benchmarks)))
+    frame = pd.DataFrame(rows, columns=["arm", "seed", "state", "step", "of", "benchmarks"])
+    order = {arm: place for place, arm in enumerate(ordered(root, frame["arm"].unique()))}
+    return frame.sort_values("arm", key=lambda arm: arm.map(order), kind="stable", ignore_index=True)
+
+
+def costs(root: str | Path) -> pd.DataFrame:
+    """What each arm's training took, the mean of its seeds: audio tokens per second of audio, parameters (all, and
+    those that learn), FLOP (useful: matrix products on real tokens and frames), tokens, hours of audio, minutes of its
+    last session. NaN for what a run has not noted."""
+    import pandas as pd
+
+    rows = []
+    for arm, seed, run in runs_of(root):
+        facts, finished = (_facts(run / f"{name}.json") for name in ("environment", "finished"))
+        if finished:
+            noted = ("audio_tokens_per_second", "parameters", "trained", "operations", "tokens", "hours")
+            rows.append((arm, seed, *(facts.get(name, np.nan) for name in noted), finished["seconds"] / 60))
+    names = ["audio tokens per second", "parameters", "learning", "FLOP", "tokens", "hours of audio", "minutes"]
+    frame = pd.DataFrame(rows, columns=["arm", "seed", *names])
+    found = frame.groupby("arm", sort=False)[names].mean()
+    return found.loc[ordered(root, found.index)].reset_index()
+
+
+def hparams(root: str | Path) -> pd.DataFrame:
+    """What differs between the recipes of a study's runs, one row a run: columns arm, seed and the keys, dotted."""
+    import pandas as pd
+
+    recipes = {(arm, seed): dict(_flat(_facts(run / "recipe.yaml"))) for arm, seed, run in runs_of(root)}
+    names = {"study", "arm", "seed", "run_dir", "runs_dir", "checkpoint"}
+    keys = {key for made in recipes.values() for key in made if key not in names and not key.startswith("weights.")}
+    differ = [key for key in sorted(keys) if len({str(made.get(key)) for made in recipes.values()}) > 1]
+    rows = [
+        {"arm": arm, "seed": seed, **{key: made.get(key) for key in differ}} for (arm, seed), made in recipes.items()
+    ]
+    return pd.DataFrame(rows, columns=["arm", "seed", *differ])
+
+
+def write_hparams(root: str | Path) -> list[Path]:
+    """TensorBoard's own form of `hparams`, in each run's directory in place of earlier ones: what its HPARAMS page
+    compares beside the scores: those of validation and, where a run was evaluated, of the test rows."""
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.compat.proto.summary_pb2 import Summary
+    from tensorboard.plugins.hparams import summary_v2 as hp
+    from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+    given = hparams(root).set_index(["arm", "seed"])
+    scores = collect(root)
+    tags = sorted({tag for tag in curves(root)["tag"] if tag.startswith("val/")})
+    tags += sorted({_test_tag(row) for row in scores.to_dict("records")})
+    written = []
+    for arm, seed, run in runs_of(root):
+        for old in run.glob("events.out.tfevents*.hparams"):
+            old.unlink()
+        values = {"arm": arm, "seed": seed, **{key: _plain(value) for key, value in given.loc[(arm, seed)].items()}}
+        writer = EventFileWriter(str(run), filename_suffix=".hparams")
+        config = hp.hparams_config_pb([hp.HParam(key) for key in values], [hp.Metric(tag) for tag in tags])
+        for summary in (config, hp.hparams_pb(values, trial_id=f"{arm}/{seed}")):
+            writer.add_event(Event(summary=summary))
+        own = scores[(scores["arm"] == arm) & (scores["seed"] == seed)] if len(scores) else scores
+        for row in own.to_dict("records"):
+            point = Summary.Value(tag=_test_tag(row), simple_value=row["value"])
+            writer.add_event(Event(summary=Summary(value=[point])))
+        writer.close()
+        written += run.glob("events.out.tfevents*.hparams")
+    return written
+
+
+def reproduce(run: str | Path) -> str:
+    """How a run was made: its command, commit, versions and data, and the commands of its evaluations, as a script.
+
+    Raises FileNotFoundError for a directory without a recipe.
+    """
+    run = Path(run)
+    if not (run / "recipe.yaml").is_file():
+        raise FileNotFoundError(f"{run} holds no run (no recipe.yaml); give reproduce=runs/<study>/<arm>/seed=<n>")
+    facts, evaluations = _facts(run / "environment.json"), _facts(run / "evaluations.json")
+    versions = ("python", "torch", "lightning", "transformers", "torchaudio", "hydra-core", "numpy")
+    lines = [f"# {run}", f"git checkout {_commit(facts)}"]
+    lines.append("# " + ", ".join(f"{name} {facts[name]}" for name in versions if name in facts))
+    if facts:
+        device = f"{facts['ranks']} processes, {facts['threads']} threads, {facts['device']}, {facts['precision']}"
+        lines.append(f"# {device}: elsewhere sums round differently")
+    lines += _hashes(facts)
+    started = _facts(run / "recipe.yaml")
+    starts = [path for path in (started.get("checkpoint"), *(started.get("weights") or {}).values()) if path]
+    lines += [f"# first, what it starts from: python -m auris.results reproduce={shlex.quote(path)}" for path in starts]
+    if facts.get("command"):
+        lines.append(f"OMP_NUM_THREADS={facts['threads']} {facts['command']}")
+    else:
+        lines.append(f"# no command was noted: its resolved recipe is {run / 'recipe.yaml'}")
+    for name, made in evaluations.items():
+        lines += [f"# benchmark {name}, at {made['commit']}", *_hashes(made), made["command"]]
+    return "\n".join(lines)
+
+
+def _commit(facts: Mapping[str, Any]) -> str:
+    commit = str(facts.get("commit", "unknown"))
+    if commit.endswith("-dirty"):
+        return f"{commit.removesuffix('-dirty')}  # there were changes beside this commit"
+    return commit if commit != "unknown" else "...  # the commit was not noted"
+
+
+def _hashes(facts: Mapping[str, Any]) -> list[str]:
+    """Files of lines for `sha256sum --check`; shards and Parquet, whose hash covers more than a file, as remarks. A
+    hash of lines is of the lines: the sound that they name is not in it."""
+    found = facts.get("data", {})
+    files = [f"{digest}  {path}" for path, digest in found.items() if path.endswith((".jsonl", ".txt"))]
+    lines = ["sha256sum --check <<'END'", *files, "END"] if files else []
+    return lines + [f"# {path}: {digest}" for path, digest in found.items() if not path.endswith((".jsonl", ".txt"))]
+
+
+def _facts(path: Path) -> dict[str, Any]:
+    """A JSON or YAML file of plain values; nothing where there is none, or where a run is just writing it."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        return (json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)) or {}
+    except (FileNotFoundError, json.JSONDecodeError):
+        return {}
+
+
+def _flat(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in node.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _plain(value: Any) -> bool | float | str:
+    return value if isinstance(value, (bool, int, float, str)) else str(value)
+
+
+def _test_tag(row: Mapping[str, Any]) -> str:
+    return f"test/{row['benchmark']}/{row['task']}/{row['metric']}"
+
+
+def join(items: Iterable) -> str:
+    return ", ".join(str(item) for item in items)

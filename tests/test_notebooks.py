@@ -1,0 +1,52 @@
+"""The notebooks run from end to end, on the files that come with them and on those of other studies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+from runs import ROOT
+from test_results import study, write_events  # noqa: F401
+
+NOTEBOOKS = ROOT / "notebooks"
+NAMES = sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
+
+
+def execute(name: str, monkeypatch: pytest.MonkeyPatch, **parameters: object) -> str:
+    """Run a notebook with other parameters; returns all that it shows, pictures by their type."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "src"))
+    notebook = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)
+    [place] = [n for n, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", [])]
+    given = "\n".join(f"{key} = {value!r}" for key, value in parameters.items())
+    notebook.cells.insert(place + 1, nbformat.v4.new_code_cell(given))
+    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(NOTEBOOKS)}}).execute()
+    shown = []
+    for cell in notebook.cells:
+        for output in cell.get("outputs", ()):
+            shown += [output.get("text", "")] if output.output_type == "stream" else list(output.data)
+            shown.append(output.get("data", {}).get("text/plain", ""))
+    return "\n".join(shown)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_notebook_is_kept_without_outputs_and_holds_no_logic(name: str):
+    notebook = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert all(not cell.outputs and cell.execution_count is None for cell in code)
+    assert not [cell.source for cell in code if any(word in cell.source for word in ("def ", "for ", "if ", "lambda"))]
+
+
+def test_the_report_runs_on_the_files_that_come_with_it(monkeypatch: pytest.MonkeyPatch):
+    shown = execute("02_ablation_report", monkeypatch)
+    assert "Qwen-Audio against Qwen2-Audio" in shown and shown.count("image/png") == 2 and "one seed" in shown
+
+
+@pytest.mark.slow
+def test_the_comparison_runs_on_another_study(study: Path, monkeypatch: pytest.MonkeyPatch):  # noqa: F811
+    for run in study.glob("*/seed=*"):
+        write_events(run, {"train/audio_hours": [(0, 0.0), (298, 1.0)]})
+    shown = execute("01_compare_systems", monkeypatch, STUDY=str(study))
+    assert shown.count("image/png") == 3 and "better" in shown
