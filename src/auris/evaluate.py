@@ -430,7 +430,7 @@ def _write(
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").removesuffix("\n").split("\n")]
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
 def _note(run_dir: Path, benchmark: str, data: Mapping[str, str]) -> None:

@@ -100,7 +100,7 @@ def _stamp(clip: Clip) -> list[int]:
 def note(folder: Path, name: str, facts: Mapping[str, Any]) -> None:
     """Which answers an evaluation was made of, for `rescore`."""
     folder.mkdir(parents=True, exist_ok=True)
-    snapshots.replace(folder / f"{name}.json", json.dumps(facts, ensure_ascii=False, indent=1))
+    snapshots.replace(folder / f"{name}.json", json.dumps(facts, ensure_ascii=False, indent=1, default=str))
 
 
 def noted(run_dir: Path) -> dict[str, dict[str, Any]]:
