@@ -1004,6 +1004,16 @@ def closed(labels: Mapping[str, Any]) -> dict[str, str]:
     return known | names | {f"{key}_tag": _NEAREST_TAG.get(code, code) for key, code in languages.items()}
 
 
+def is_text(task: Task) -> bool:
+    """Whether an answer is the row's `text` as it stands, whatever it says."""
+    return task.write is answers.write_text and task.say is None and not task.choices and bool(task.clips)
+
+
+def own_labels(task: Task) -> list[str]:
+    """All labels but `text` that count for a row of this task: for its check, its wordings or its score."""
+    return sorted({*task.needs, *task.optional, *task.uses, *_CLOSED} - {"text"})
+
+
 def check(labels: Mapping[str, Any]) -> str | None:
     """Why a row cannot be used for its task, or None if it can."""
     if "task" not in labels:

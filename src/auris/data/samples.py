@@ -18,7 +18,7 @@ from auris import audio, tasks
 from auris.data.distortion import Distortion
 from auris.data.packing import Sample, row_seed
 from auris.data.rows import Clip, Row
-from auris.prompts import BothPrompts, Chat, NaturalPrompt, Prompt, Turn
+from auris.prompts import BothPrompts, Chat, NaturalPrompt, Prompt, Turn, names
 from auris.tokenizer import Encoded, Tokenizer
 
 # A manifest's stated duration may differ from the file's by this, as when it is rounded to tenths; beyond, the row is
@@ -92,6 +92,11 @@ class Samples(ABC):
     @abstractmethod
     def length(self, row: Row, spans: Sequence[int]) -> int:
         """Tokens of the row's longest wording: what the plan counts."""
+
+    def beside(self, row: Row) -> int | None:
+        """Tokens of the row's longest wording beside its sound and its `text`, where rows that differ in those alone
+        have as many; None where they may not."""
+        return None
 
     def asked(self, row: Row) -> Row:
         """The row as this view asks it: its labels say what the right answer is."""
@@ -240,6 +245,14 @@ class AudioSamples(Samples):
     def length(self, row: Row, spans: Sequence[int]) -> int:
         return self._longest(row, spans)
 
+    def beside(self, row: Row) -> int | None:
+        outline, values = self.prompt.outline(row.labels, len(row.clips))
+        own = {name for turns in outline.variants for turn in turns for name in names(turn)}
+        if own & row.labels.keys() or any(values[name] != row.labels["text"] for name in own):
+            return None  # a wording names other labels, or the answer is more than the text
+        spans = self.spans(row)
+        return self._longest(row, spans) - sum(spans) - self.tokenizer.count(row.labels["text"])
+
 
 class TextSamples(Samples):
     """The row's content as text where its audio will stand: no audio is read.
@@ -322,6 +335,9 @@ class ChatSamples(AudioSamples):
 
     def length(self, row: Row, spans: Sequence[int]) -> int:
         return len(self.encode(row, spans, None).ids)
+
+    def beside(self, row: Row) -> int | None:
+        return None
 
     def _turns(self, row: Row, rng: np.random.Generator | None, prompt_only: bool) -> list[Turn]:
         task = row.labels["task"]
