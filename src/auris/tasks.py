@@ -990,6 +990,20 @@ def group(labels: Mapping[str, Any]) -> str:
     return ("fmt_" if is_format else "") + task.group.format(**labels)
 
 
+# Lines of the training loss in TensorBoard: a task each, and of dialogues a mode each.
+CURVES = tuple(
+    name
+    for code, task in TASKS.items()
+    for name in ([f"{code} {mode}" for mode in MODES] if "mode" in task.needs else [code])
+)
+
+
+def curve(labels: Mapping[str, Any]) -> str:
+    """The one of `CURVES` that a row's loss counts for."""
+    task = find(labels["task"])
+    return f"{task.code} {labels['mode']}" if "mode" in task.needs else task.code
+
+
 def closed(labels: Mapping[str, Any]) -> dict[str, str]:
     """Template fields whose values are our own, and so may stand within a control token."""
     optional = find(labels["task"]).optional

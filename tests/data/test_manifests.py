@@ -216,3 +216,9 @@ def test_a_file_indexed_in_pieces_has_the_index_of_the_whole(tmp_path, monkeypat
         assert list(pieces) == list(whole)
     (tmp_path / "empty.jsonl").write_text("")
     assert len(store.Lines(tmp_path / "empty.jsonl", Form(), None)) == 0
+
+
+@pytest.mark.parametrize("key", ["data.valid", "data.test"])
+def test_a_weight_where_nothing_is_mixed_is_refused(tmp_path, key):
+    with pytest.raises(ValueError, match=f"{key}: weight=2 has no effect, only data.train is a mix"):
+        read_manifests([{"path": numbered(tmp_path), "weight": 2}], key=key)

@@ -24,7 +24,7 @@ from auris.data.samples import RowError, Samples, TooLong
 from auris.prompts import SYSTEM, Chat
 from auris.tasks import TASKS
 
-_VERSION = "2"  # of the arrays on disk
+_VERSION = "3"  # of the arrays on disk
 _CHUNK = 10_000  # rows that a process measures at a time; with fewer there is no progress bar
 
 

@@ -244,6 +244,8 @@ def entries(sources: Sequence[str | Path | Mapping[str, Any]], *, key: str) -> l
             raise ValueError(f"{key}: {wrong}; an entry has {', '.join(known)}")
         if entry.get("max_per_epoch") is not None and key != "data.train":
             raise ValueError(f"{key}: max_per_epoch={entry['max_per_epoch']} has no effect, only data.train has epochs")
+        if entry.get("weight") is not None and key != "data.train":
+            raise ValueError(f"{key}: weight={entry['weight']} has no effect, only data.train is a mix")
         path = Path(entry["path"])
         if shards.is_parquet(entry["path"]):
             _find(entry["path"], key)
