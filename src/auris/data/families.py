@@ -1,7 +1,7 @@
 """Lengths of rows known from rows like them.
 
 Rows that differ only in their text, their id and the length of their one clip, as nearly all of a large corpus do, are
-decoded, checked and worded once for all of them: that is five sixths of the time that a row takes.
+decoded, checked and worded once for all of them: that is most of the time that a row takes.
 """
 
 from __future__ import annotations
