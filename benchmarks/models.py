@@ -201,7 +201,7 @@ def _sample(row: int, wave: Tensor, geometry: Geometry, vocab_size: int, seed: t
         mels=(log_mel(wave, geometry.n_mels),),
         frames=(valid,),
         audio_seconds=duration,
-        task="asr",
+        curve="asr",
     )
 
 

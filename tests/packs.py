@@ -72,7 +72,7 @@ def pack(rows: list[Row], geometry: Geometry) -> dict:
                 mels=tuple(clip.mel[:, : geometry.stored(clip.frames)] for clip in clips([row])),
                 frames=tuple(clip.frames for clip in clips([row])),
                 audio_seconds=0.0,
-                task="asr",
+                curve="asr",
             )
         )
     return collate(samples, geometry=geometry)

@@ -39,7 +39,8 @@ def sequences(pairs: Sequence[Pair], geometry: Geometry) -> dict:
         for number, pair in enumerate(pairs)
         for answer in (pair.chosen, pair.rejected)
     ]
-    return collate(samples, geometry=geometry) | {"rows": list(range(len(pairs)))}
+    pack = collate(samples, geometry=geometry)
+    return pack | {"rows": list(range(len(pairs))), "tasks": pack["tasks"][::2]}
 
 
 def sequence(pair: Pair, answer: list[int], geometry: Geometry) -> dict:
@@ -57,5 +58,5 @@ def _sample(number: int, pair: Pair, answer: list[int], geometry: Geometry) -> S
         mels=tuple(clip.mel[:, : geometry.stored(clip.frames)] for clip in clips([pair.prompt])),
         frames=tuple(clip.frames for clip in clips([pair.prompt])),
         audio_seconds=0.0,
-        task="preference",
+        curve="preference voice_chat",
     )

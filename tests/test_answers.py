@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from auris import answers, tasks
 from auris.answers import LANGUAGES, Tag
 from auris.prompts import END_OF_TEXT, NaturalPrompt, TagPrompt
+from auris.scoring.metrics import row_stats
 from auris.tasks import TASKS
 from manifests import tokenizer
 
@@ -206,17 +208,84 @@ def test_whatever_is_accepted_is_read_back_under_both_styles(code):
             assert read and read == {name: as_read(name, row[name]) for name in read}, (row, answer)
 
 
+# Labels as people write them.
+ODD = (
+    "it's",
+    "Don't stop!",
+    "no.",
+    "3.14",
+    "0",
+    "?",
+    "new york (city)",
+    "你好",
+    "早上 好",
+    "\u3000全角",
+    "한국어",
+    "👍",
+)
+ODD += ("none", "None.", "50%", "[noise]", "a-b", "rock'n'roll", "naïve", "speaker 2", "mm-hmm", "小猫，小狗。")
+
+
+def odd_labels(code: str, text: str, language: str) -> dict[str, Any]:
+    """A row with this label wherever a label stands; times at both ends, nothing between them, and many speakers."""
+    times = [{"start": 0.0, "end": 0.0}, {"start": 0, "end": 0.42}, {"start": 29.5, "end": 30}]
+    words = list("".join(text.split())) if language == "zh" else [text]
+    given = {
+        "text": TASKS[code].choices[0] if TASKS[code].choices else text,
+        "language": language,
+        "target_language": "ja",
+        "question": text,
+        "dialect": text,
+        "intent": text,
+        "slots": {text.strip(): text, "a name": text, "number": "3"},
+        "entities": [{"type": text, "value": text}, {"type": "place", "value": text}] if text != "none" else [],
+        "texts": [text] * 9,
+        "words": [
+            {"word": words[0], **times[1]},
+            *({"word": word, "start": 0.42, "end": 0.42} for word in words),
+            {"word": words[-1], **times[2]},
+        ],
+        "events": [{"label": text, **one} for one in times] if text != "none" else [],
+        "turns": [{"speaker": f"{text}{n}", "start": n / 2, "end": n / 2 + 0.75} for n in range(40)],
+        "notes": {"pitch": 0, "velocity": 127, "instrument": text, "sonic": [text, "dark"]},
+    }
+    return {"task": code, **{name: given[name] for name in TASKS[code].needs}}
+
+
+def draw_rows(code: str, number: int) -> list[dict[str, Any]]:
+    draw = Draw(seed=1)
+    rows = (row for row in iter(lambda: draw.labels(code), None) if tasks.check(row) is None)
+    return [row for _, row in zip(range(number), rows, strict=False)]
+
+
 @pytest.mark.parametrize("code", ASKED)
 def test_what_is_read_back_is_read_from_the_ids_too(code):
-    draw, task, tok = Draw(seed=1), TASKS[code], tokenizer()
-    rows = (row for row in iter(lambda: draw.labels(code), None) if tasks.check(row) is None)
-    for _, row in zip(range(10), rows, strict=False):
+    task, tok = TASKS[code], tokenizer()
+    odd = [odd_labels(code, text, language) for text in ODD for language in ("en", "zh")]
+    assert [tasks.check(row) for row in odd] == [None] * len(odd)
+    for row in [*draw_rows(code, 10), *odd]:
         for style in (TagPrompt(), NaturalPrompt()):
             turns = [turn for turn in style.turns(row, n_clips=task.clips) if turn.role == "answer"]
             ids = tok.encode(turns, []).ids
             assert ids[-1] == tok.end
             read = task.parse(tok.decode(ids[:-1], control=task.tagged))
             assert read == {name: as_read(name, row[name]) for name in read}
+
+
+@pytest.mark.parametrize("code", [code for code in ASKED if TASKS[code].metric not in ("bleu", "der")])
+def test_a_label_whose_accents_stand_beside_their_letters_can_be_answered(code):
+    """As file systems write them; a tokenizer composes characters, so no answer is ever in the label's own form."""
+    task, text = TASKS[code], unicodedata.normalize("NFD", "ça brûle")
+    row = odd_labels(code, text, "fr")
+    assert tasks.check(row) is None
+    true = task.render(row)
+    # Of a class set; of scores; and two that take text as it is, as the released scripts do.
+    others = ("unparsed", "eer", "aas_official", "bleu")
+    metrics = {task.metric: task.compared} | {m: compared for m, compared in task.also.items() if m not in others}
+    for metric, compared in metrics.items():
+        forms = (true, unicodedata.normalize("NFC", true))
+        right, found = (row_stats(metric, compared(answer), compared(true), "fr") for answer in forms)
+        assert found == right, metric
 
 
 @pytest.mark.parametrize("code", ASKED)
@@ -226,6 +295,23 @@ def test_what_a_metric_compares_is_the_same_in_either_form_of_an_answer(code):
     for _, row in zip(range(10), rows, strict=False):
         for compared in (task.compared, *task.also.values()):
             assert compared(task.render(row)) == compared(task.render(row, natural=True))
+
+
+VALUES = [None, True, -1, 1e308, float("nan"), "", " ", "x", [], {}, [[]], [{}], [1], {"a": []}, {1: 2}, b"x"]
+
+
+@pytest.mark.parametrize("code", ASKED)
+def test_a_label_that_is_missing_or_of_another_type_is_named(code):
+    good = odd_labels(code, "hello", "en")
+    for name in TASKS[code].needs:
+        others = [value for value in VALUES if not isinstance(value, type(good[name]))]
+        rows = [good | {name: value} for value in others] + [{k: v for k, v in good.items() if k != name}]
+        for row in rows:
+            assert f"`{name}" in (tasks.check(row) or ""), row
+        for value in VALUES:
+            problem = tasks.check(good | {name: value})
+            assert problem is None or len(problem) < 1000
+    assert "unknown task" in tasks.check(good | {"task": f"{code}x"})
 
 
 # --- what a model may say instead ---------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from auris import callbacks
 from auris.callbacks import Faults, ProgressFile, TaskLosses, Throughput, UnusableRows
 from auris.data.loader import LoaderError
 from auris.faults import Fault, RunStopped
-from auris.tasks import TASKS
+from auris.tasks import CURVES
 
 MODULE = SimpleNamespace(max_steps=100)
 
@@ -65,7 +65,7 @@ class Curves(dict[str, dict[int, float]]):
 
 def step_of_tasks(callback: TaskLosses, curves: Curves, step: int, **sums: tuple[float, float]) -> None:
     """One step with these sums: (loss, tokens) of tasks."""
-    values = torch.tensor([sums.get(code, (0.0, 0.0)) for code in TASKS]).T
+    values = torch.tensor([sums.get(code, (0.0, 0.0)) for code in CURVES]).T
     state = trainer(global_step=step, log_every_n_steps=2, loggers=[curves])
     callback.on_train_batch_end(state, MODULE, {"tasks": values})
 
@@ -85,6 +85,13 @@ def test_the_losses_of_tasks_go_on_in_a_resumed_run():
     resumed.load_state_dict(json.loads(json.dumps(callback.state_dict())))
     step_of_tasks(resumed, curves, 2, asr=(1.0, 4))
     assert curves == {"train/loss/asr": {1: 1.5}}
+
+
+def test_sums_of_a_run_that_knew_fewer_curves_are_left_out():
+    callback, curves = TaskLosses(), Curves()
+    callback.load_state_dict({"sums": [[8.0, 1.0], [2.0, 1.0]]})
+    step_of_tasks(callback, curves, 2, asr=(1.0, 4))
+    assert curves == {"train/loss/asr": {1: 0.25}}
 
 
 # --- throughput ---

@@ -74,6 +74,7 @@ def test_a_run_says_what_it_runs_on_and_what_it_will_take(corpus: Path, tmp_path
         ({"devices": [0, 2, 3]}, 3),
         ({"devices": "auto", "accelerator": "cpu"}, 1),
         ({"devices": 8, "num_nodes": 4, "strategy": {"tensor_parallel": 2}}, 16),
+        ({"devices": 8, "num_nodes": 4, "strategy": {"replicas": 4}}, 32),
     ],
 )
 def test_ranks_are_counted_from_the_trainers_settings(trainer, expected):
@@ -93,6 +94,11 @@ def test_ranks_are_counted_from_the_trainers_settings(trainer, expected):
 def test_a_dry_run_names_what_cannot_be_divided_by_tensor_parallelism(tiny, overrides, said):
     with pytest.raises(ValueError, match=said):
         train.train(tiny("strategy=fsdp_tp", "trainer.devices=2", *overrides, "dry_run=true"))
+
+
+def test_a_dry_run_names_what_cannot_be_divided_into_replicas(tiny):
+    with pytest.raises(ValueError, match="trainer.strategy.replicas=2 does not divide the 3 processes"):
+        train.train(tiny("strategy=hsdp", "trainer.devices=3", "dry_run=true"))
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])

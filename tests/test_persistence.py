@@ -16,6 +16,7 @@ from pathlib import Path
 
 import lightning as L
 import pytest
+import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import runs
@@ -200,6 +201,39 @@ def test_another_number_of_processes_goes_on_with_the_same_rows(small, whole, tm
     grown = small(f"grown-{strategy}", f"strategy={strategy}", "trainer.devices=2")
     assert in_processes(lambda: train.train(grown), 2, tmp_path) == [0, 0], said(tmp_path)
     assert_nearly_alike(whole, grown)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_moments_in_bfloat16_go_on_on_two_processes_as_if_nothing_had_happened(small, tmp_path: Path, strategy: str):
+    options = f"strategy={strategy}", "trainer.devices=2", "optim.states=bf16", "optim.betas=[0.9,0.98]"
+    undisturbed, made = small(f"half-{strategy}", *options), small(f"half-broken-{strategy}", *options)
+    assert in_processes(lambda: train.train(undisturbed), 2, tmp_path / "undisturbed") == [0, 0], said(tmp_path)
+    begin(made)
+    ends = in_processes(lambda: fit(made, KillAt(5, outright=1)), 2, tmp_path / "killed")
+    assert ends[1] == -signal.SIGKILL, said(tmp_path / "killed")
+    snapshot = snapshots.find(made["run_dir"])
+    stored = snapshot.stored("optimizer")
+    assert snapshot.step == 4
+    assert {one.dtype for name, one in stored.items() if "exp_avg" in name} == {torch.bfloat16}
+    assert in_processes(lambda: train.train(made), 2, tmp_path / "again") == [0, 0], said(tmp_path / "again")
+    assert_alike(undisturbed, made)
+    losses = [loss for _, loss in curves(made)["train/loss"]]
+    assert len(losses) == STEPS and losses[-1] < losses[0]
+
+
+def test_a_run_from_before_the_moments_precision_was_a_setting_goes_on_in_float32_alone(small, whole):
+    made = small("older")
+    run = begin(made)
+    with pytest.raises(Killed):
+        fit(made, KillAt(3))
+    older = deepcopy(made)
+    del older["optim"]["states"]
+    recipe.save(older, run / "recipe.yaml")
+    with pytest.raises(ValueError, match=r"another recipe \(optim.states: None -> bf16\)"):
+        train.claim(run, small("older", "optim.states=bf16"))
+    train.train(made)
+    assert_alike(whole, made)
 
 
 # --- stopped ------------------------------------------------------------------------------------------------------

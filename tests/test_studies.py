@@ -68,6 +68,12 @@ def test_only_arms_are_evaluated():
     assert {job.name: bool(job.evaluate) for job in studies.plan(STUDY)} == {"encoder": False, "a": True, "b": True}
 
 
+def test_an_arm_with_its_own_evaluation_has_no_other():
+    arms = STUDY["arms"] | {"b": STUDY["arms"]["b"] | {"evaluate": [["benchmark=instruct"]]}}
+    evaluated = {job.name: job.evaluate for job in studies.plan(STUDY | {"arms": arms}, seed=0)}
+    assert evaluated == {"encoder": [], "a": [["benchmark=embedded"]], "b": [["benchmark=instruct"]]}
+
+
 def test_of_one_run_of_a_job_array_only_that_arm_is_evaluated():
     arms = {"c": {"overrides": ["experiment=qwen2_audio_pretrain", "optim.lr=1e-3"], "after": "a"}}
     jobs = studies.plan({**STUDY, "arms": {**STUDY["arms"], **arms}}, arm="c", seed=0)

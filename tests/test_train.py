@@ -162,12 +162,18 @@ def test_a_dry_run_tells_what_the_run_would_be_and_writes_nothing(smallest, caps
 
 def test_a_dry_run_plans_an_epoch_for_the_ranks_that_are_asked_for(smallest, corpus, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
-    options = ["trainer.devices=8", "trainer.num_nodes=2", "trainable=[projector,llm.new_tokens,llm.lora]"]
+    options = [
+        "strategy=hsdp",
+        "trainer.devices=8",
+        "trainer.num_nodes=2",
+        "trainable=[projector,llm.new_tokens,llm.lora]",
+    ]
     made = smallest("experiment=qwen2_audio_pretrain", "dry_run=true", "data.rows_per_step=16", *options)
     train.train(made)
     said = capsys.readouterr().out
     rows = [json.loads(line) for line in (corpus / "train.jsonl").read_text().splitlines()]
     for part in (
+        "planned for 16 processes, 8 on each of 2 machines, replicas=2",
         f"an epoch: {len(rows)} rows (0 unusable), {-(-len(rows) // 16)} steps",
         "16 ranks: 1.00 packs of a rank in a step",
         "on 16 H100 at 400 TFLOP/s each",

@@ -21,7 +21,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from auris import snapshots
 from auris.data.loader import LoaderError
 from auris.faults import FOLDER, Fault, Place, RunStopped, command
-from auris.tasks import TASKS
+from auris.tasks import CURVES
 
 # Steps over which speeds are averaged; the first ones also pay for warm-up and are left out of it by then.
 WINDOW = 20
@@ -59,16 +59,17 @@ class Throughput(L.Callback):
 
 
 class TaskLosses(L.Callback):
-    """`train/loss/<task>` in TensorBoard: the mean over the supervised tokens of that task's rows since the last log.
+    """`train/loss/<task>` in TensorBoard, of dialogues `train/loss/chat <mode>`: the mean over the supervised tokens,
+    or the pairs, of the rows of a task or a mode since the last log.
 
     A task has no point where none of its rows was met. Sums stay on the device until they are logged.
     """
 
     def __init__(self) -> None:
-        self.sums: torch.Tensor | None = None  # (2, K): losses and tokens of each of TASKS
+        self.sums: torch.Tensor | None = None  # (2, K): losses and tokens of each of CURVES
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, *_: Any) -> None:
-        if "tasks" not in outputs:  # not an objective of tokens
+        if "tasks" not in outputs:  # CTC: its rows are of one task
             return
         new = outputs["tasks"]
         self.sums = new if self.sums is None else self.sums.to(new) + new
@@ -76,7 +77,7 @@ class TaskLosses(L.Callback):
             return
         losses, tokens = self.sums.tolist()
         self.sums = None
-        means = {f"train/loss/{code}": x / n for code, x, n in zip(TASKS, losses, tokens, strict=True) if n}
+        means = {f"train/loss/{code}": x / n for code, x, n in zip(CURVES, losses, tokens, strict=True) if n}
         for logger in trainer.loggers:
             logger.log_metrics(means, trainer.global_step - 1)  # steps are numbered from 0 in Lightning's curves
 
@@ -84,7 +85,9 @@ class TaskLosses(L.Callback):
         return {"sums": None if self.sums is None else self.sums.tolist()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.sums = None if state["sums"] is None else torch.tensor(state["sums"])
+        sums = None if state["sums"] is None else torch.tensor(state["sums"])
+        # Of a run from before dialogues had curves by mode, the few steps since its last log are left out.
+        self.sums = sums if sums is not None and sums.shape[1] == len(CURVES) else None
 
 
 class UnusableRows(L.Callback):

@@ -52,8 +52,8 @@ def command(module: str) -> str:
     return shlex.join(["python", "-m", module, *HydraConfig.get().overrides.task])
 
 
-def planned_ranks(trainer: Mapping[str, Any]) -> int:
-    """Processes of a recipe's `trainer` that share the rows of a step. `auto` devices are those of this machine.
+def planned_world(trainer: Mapping[str, Any]) -> int:
+    """Processes of a recipe's `trainer`. `auto` devices are those of this machine.
 
     Raises ValueError if they cannot be divided as its strategy says.
     """
@@ -62,15 +62,32 @@ def planned_ranks(trainer: Mapping[str, Any]) -> int:
         devices = len(devices)
     elif devices in ("auto", -1, "-1"):
         devices = max(1, torch.cuda.device_count()) if trainer["accelerator"] != "cpu" else 1
-    world, together = int(devices) * int(trainer["num_nodes"]), tensor_parallel(trainer)
-    strategies.check_world(world, tensor_parallel=together)
-    return world // together
+    world = int(devices) * int(trainer["num_nodes"])
+    strategies.check_world(world, tensor_parallel=tensor_parallel(trainer), replicas=_of_strategy(trainer, "replicas"))
+    return world
+
+
+def planned_ranks(trainer: Mapping[str, Any]) -> int:
+    """Those of the planned processes that share the rows of a step. Raises as `planned_world`."""
+    return planned_world(trainer) // tensor_parallel(trainer)
+
+
+def planned(trainer: Mapping[str, Any]) -> str:
+    """What a recipe's `trainer` divides a run over. Raises as `planned_world`."""
+    world, nodes = planned_world(trainer), int(trainer["num_nodes"])
+    groups = {name: _of_strategy(trainer, name) for name in ("tensor_parallel", "replicas")}
+    divided = "".join(f", {name}={size}" for name, size in groups.items() if size > 1)
+    return f"planned for {world} processes, {world // nodes} on each of {nodes} machines{divided}"
 
 
 def tensor_parallel(trainer: Mapping[str, Any]) -> int:
     """Processes of a recipe's `trainer` that compute each layer together, on the same rows."""
+    return _of_strategy(trainer, "tensor_parallel")
+
+
+def _of_strategy(trainer: Mapping[str, Any], name: str) -> int:
     strategy = trainer["strategy"]
-    return strategy.get("tensor_parallel", 1) if isinstance(strategy, Mapping) else 1
+    return strategy.get(name, 1) if isinstance(strategy, Mapping) else 1
 
 
 class Announcement(L.Callback):

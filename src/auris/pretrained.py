@@ -311,7 +311,7 @@ class AudioModel:
     def pack(self, turns: Sequence[list[Turn]], clips: Sequence[Sequence[Audio]]) -> dict[str, Any]:
         """Rows, each some turns and the clips that they mark, as one batch on the net's device."""
         rows = [
-            Row(str(n), tuple(row), {"task": "chat", "turns": said})
+            Row(str(n), tuple(row), {"task": "chat", "mode": "audio_analysis", "turns": said})
             for n, (said, row) in enumerate(zip(turns, clips, strict=True))
         ]
         samples = [self._view.build(row, number, None) for number, row in enumerate(rows)]

@@ -150,7 +150,7 @@ def _add(
     except Exception as error:
         said = f"study {study['study']}, arm {name}: {error}"
         raise ValueError("\n".join([said, *_advice(entry["overrides"])])) from error
-    evaluate = study.get("evaluate") or [] if name in study["arms"] else []
+    evaluate = entry.get("evaluate") or study.get("evaluate") or [] if name in study["arms"] else []
     jobs[key] = Job(
         name=name,
         seed=seed,

@@ -990,6 +990,20 @@ def group(labels: Mapping[str, Any]) -> str:
     return ("fmt_" if is_format else "") + task.group.format(**labels)
 
 
+# Lines of the training loss in TensorBoard: a task each, and of dialogues a mode each.
+CURVES = tuple(
+    name
+    for code, task in TASKS.items()
+    for name in ([f"{code} {mode}" for mode in MODES] if "mode" in task.needs else [code])
+)
+
+
+def curve(labels: Mapping[str, Any]) -> str:
+    """The one of `CURVES` that a row's loss counts for."""
+    task = find(labels["task"])
+    return f"{task.code} {labels['mode']}" if "mode" in task.needs else task.code
+
+
 def closed(labels: Mapping[str, Any]) -> dict[str, str]:
     """Template fields whose values are our own, and so may stand within a control token."""
     optional = find(labels["task"]).optional
@@ -1002,6 +1016,16 @@ def closed(labels: Mapping[str, Any]) -> dict[str, str]:
     languages = {key: code for key, code in known.items() if key.endswith("language")}
     names = {f"{key}_name": LANGUAGES[code] for key, code in languages.items()}
     return known | names | {f"{key}_tag": _NEAREST_TAG.get(code, code) for key, code in languages.items()}
+
+
+def is_text(task: Task) -> bool:
+    """Whether an answer is the row's `text` as it stands, whatever it says."""
+    return task.write is answers.write_text and task.say is None and not task.choices and bool(task.clips)
+
+
+def own_labels(task: Task) -> list[str]:
+    """All labels but `text` that count for a row of this task: for its check, its wordings or its score."""
+    return sorted({*task.needs, *task.optional, *task.uses, *_CLOSED} - {"text"})
 
 
 def check(labels: Mapping[str, Any]) -> str | None:

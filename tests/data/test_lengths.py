@@ -293,3 +293,32 @@ def test_rows_whose_file_could_not_be_read_are_measured_again_and_no_others(fold
     forbid_measuring(monkeypatch)
     monkeypatch.setattr(lengths, "_measure_again", lengths._measure)
     assert equal(measure([manifest], samples_of(), cache), whole)
+
+
+@pytest.mark.parametrize("prompt", [TagPrompt(), NaturalPrompt(), UnknownLanguagePrompt(), BothPrompts()])
+@pytest.mark.parametrize("policy", ["skip", "window", "first"])
+def test_a_row_is_as_long_beside_rows_like_it_as_it_is_alone(folder, prompt, policy):
+    """Rows of one family are worded once for all of them; whatever sets a row apart has to be seen."""
+    texts = ["cat", " the  cat ", "it's 3", "\tred\n", "schläft 猫", "<|en|>", " ", "", None, 7, "a\r\n b", "x" * 400]
+    rows = [
+        {"audio": "a.wav", "duration": seconds, "text": text, "task": task, "language": language} | extra
+        for task in ("asr", "did", "s2tt", "aqa", "aac", "vsc", "srwt", "chat", "no", 3)
+        for text, seconds in zip(texts, (1, 2.5, 0.01, 29.99, 31, -1, True, "1", 0, None, 30, 1e9), strict=True)
+        for language in ("en", "tlh")
+        for extra in (
+            {},
+            {"target_language": "de"},
+            {"target_language": ["de"], "offset": 0.5},
+            {"question": "What is it?", "caption_style": "clotho", "references": ["a cat"]},
+            {"audio": ["a.wav"]},
+            {"messages": []},
+        )
+    ]
+    (manifest,) = read_manifests([write_manifest(folder / "rows.jsonl", rows)])
+    samples = samples_of(prompt=prompt, long_audio=policy)
+    together = lengths._measure(manifest.rows, samples)
+    alone = [lengths._measure([row], samples) for row in manifest.rows]
+    assert together.tokens.tolist() == [int(one.tokens[0]) for one in alone]
+    assert together.problems == {number: one.problems[0] for number, one in enumerate(alone) if one.problems}
+    assert together.dropped == {number: one.dropped[0] for number, one in enumerate(alone) if one.dropped}
+    assert 100 < np.count_nonzero(together.tokens) < len(rows)

@@ -17,7 +17,7 @@ from auris.data import store
 from auris.data.lengths import measure
 from auris.data.manifests import Ids, Joined, Selection, keys, read_manifests
 from auris.data.packing import row_key
-from auris.data.rows import Row
+from auris.data.rows import Form, Row
 from auris.data.samples import ChatSamples
 from auris.prompts import Qwen2AudioChat
 from manifests import samples_of, speech_rows, write_manifest
@@ -200,3 +200,25 @@ def test_hostile_types_of_every_field_are_problems_and_no_errors(tmp_path):
         measured = measure(manifests, samples_of(**settings), tmp_path / "cache")
         assert len(measured.tokens) == len(rows)
         assert np.array_equal(measured.tokens == 0, np.isin(np.arange(len(rows)), list(measured.problems)))
+
+
+def test_a_file_indexed_in_pieces_has_the_index_of_the_whole(tmp_path, monkeypatch):
+    path = tmp_path / "rows.jsonl"
+    lines = [json.dumps({"id": f"r{n}", **ASR, "task": ["asr", "sec", "no"][n % 3]}) for n in range(40)]
+    path.write_text("\n\n".join([*lines[:20], "no JSON", '{"text": "\u2028 \u0085"}', *lines[20:]]) + "\n {}")
+    whole = read(path)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
+    for size in (1, 100, 1000):
+        monkeypatch.setattr(store, "_PIECE", size)
+        pieces = read(path)
+        for name, column in vars(whole.store.index).items():
+            assert np.array_equal(column, vars(pieces.store.index)[name]), name
+        assert list(pieces) == list(whole)
+    (tmp_path / "empty.jsonl").write_text("")
+    assert len(store.Lines(tmp_path / "empty.jsonl", Form(), None)) == 0
+
+
+@pytest.mark.parametrize("key", ["data.valid", "data.test"])
+def test_a_weight_where_nothing_is_mixed_is_refused(tmp_path, key):
+    with pytest.raises(ValueError, match=f"{key}: weight=2 has no effect, only data.train is a mix"):
+        read_manifests([{"path": numbered(tmp_path), "weight": 2}], key=key)

@@ -380,7 +380,7 @@ def sample(row: int, ids: list[int], supervise: str, audio: str = "", frames: tu
         mels=tuple(torch.randn(5, stored(n), generator=generator) for n in frames),
         frames=frames,
         audio_seconds=float(sum(frames)),
-        task="asr",
+        curve="asr",
     )
 
 

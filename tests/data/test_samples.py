@@ -327,11 +327,11 @@ def test_content_is_taken_from_content_then_transcript_then_the_answer(tmp_path,
     assert set(span) - {tok.id(TagPrompt.audio_pad)} == set(tok.plain(content))
 
 
-def test_a_row_without_content_or_with_several_clips_is_no_text_row(tmp_path):
+def test_a_row_without_content_for_each_of_its_clips_is_no_text_row(tmp_path):
     samples = samples_of(TextSamples)
     sound = read_row(tmp_path, audio="a.wav", task="sec", text="rain")
     pair = read_row(tmp_path, audio=["a.wav", "b.wav"])
-    for row, said in ((sound, "no `content`"), (pair, "several clips")):
+    for row, said in ((sound, "no `content`"), (pair, "expected a text for each of 2 clips")):
         for attempt in (planned, lambda samples, row: samples.build(row, 0, 0)):
             with pytest.raises(RowError, match=said):
                 attempt(samples, row)
@@ -615,3 +615,29 @@ def test_a_row_of_every_task_is_planned_and_built(tmp_path, code, prompt):
     sample = samples.build(row, 0, None)
     answer = tokenizer().decode(sample.ids[sample.supervise].tolist(), control=True)
     assert answer.endswith(task.render(labels, natural=prompt.natural) + "<|endoftext|>")
+
+
+def test_the_texts_of_several_clips_stand_each_in_its_place(tmp_path):
+    row = row_of(tmp_path, task="sv", text="no", content=["the cat", "a red fox"])
+    samples = samples_of(TextSamples)
+    two = replace(row, clips=2 * row.clips)
+    sample = samples.build(two, 0, epoch=3)
+    assert planned(samples, two) >= len(sample.ids)
+    stretched = tokenizer().decode([n for n in sample.ids.tolist() if n not in tokenizer().pads])
+    shortest = "".join(letter for n, letter in enumerate(stretched) if stretched[n - 1 : n] != letter)
+    assert "the cat" in shortest and shortest.index("the cat") < shortest.index("a red fox")
+    listed = {key: value for key, value in two.labels.items() if key not in ("content", "transcript")}
+    listed |= {"speakers": ["ann", "bob"], "transcripts": ["the cat", "a red fox"]}
+    spoken = replace(two, labels=listed)
+    assert len(samples.build(spoken, 0, None).ids) > len(samples.build(two, 0, None).ids)
+    for wrong in ("the cat", ["the cat"], ["the cat", ""], ["the cat", 7]):
+        with pytest.raises(RowError, match="expected a text for each of 2 clips"):
+            planned(samples, replace(two, labels={**two.labels, "content": wrong}))
+    with pytest.raises(RowError, match="no `content`"):
+        planned(samples, replace(two, labels={**listed, "speakers": ["ann"]}))
+
+
+def test_the_loss_of_a_dialogue_counts_for_its_mode_and_of_a_row_for_its_task(tmp_path):
+    chat = samples_of(ChatSamples, prompt=Qwen2AudioChat()).build(dialogue_of(tmp_path), 0, 0)
+    assert chat.curve == f"chat {dialogue_of(tmp_path).labels['mode']}"
+    assert samples_of().build(row_of(tmp_path), 0, 0).curve == "asr"

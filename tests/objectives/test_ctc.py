@@ -56,7 +56,7 @@ def sample(number: int, frames: int, target: list[int]) -> Sample:
         mels=(mel,),
         frames=(frames,),
         audio_seconds=0.0,
-        task="asr",
+        curve="asr",
     )
 
 

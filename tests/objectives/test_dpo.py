@@ -19,6 +19,7 @@ from auris.model.generation import Generation
 from auris.model.llm import LongRotary
 from auris.objectives import logps as logps_module
 from auris.objectives.dpo import DPO, answer_logps
+from auris.tasks import CURVES
 from packs import Clip, expand, text
 from preferences import Pair, sequence, sequences, tree
 
@@ -145,6 +146,9 @@ def test_a_pack_is_logged_as_it_is_by_hand() -> None:
     chosen, rejected = math.log(3 / 4) + math.log(1 / 2), math.log(3 / 4)
     margin = 2 * ((chosen + 3) - (rejected + 0.5))
     assert loss.item() == pytest.approx(math.log(1 + math.exp(-margin)))
+    counted = dict(zip(CURVES, sums.pop("tasks").T.tolist(), strict=True))
+    assert counted.pop("preference voice_chat") == [pytest.approx(loss.item()), 1]
+    assert not any(map(any, counted.values()))
     assert {name: value.item() for name, value in sums.items()} == pytest.approx(
         {
             "reward_margin": margin,
@@ -257,7 +261,7 @@ def test_an_empty_pack_contributes_nothing_but_reaches_every_part(net: AudioLM) 
     loss, sums, _ = run(DPO(), net, empty)
     full = DPO()(net, tree(pairs(), net.geometry, REFERENCES))[1]
     assert loss.item() == 0 and DPO().count(empty) == 0
-    assert list(sums) == list(full) and not any(float(value) for value in sums.values())
+    assert list(sums) == list(full) and not any(bool(value.any()) for value in sums.values())
     assert net.projector.weight.grad is not None and not net.projector.weight.grad.any()
 
 

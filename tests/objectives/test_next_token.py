@@ -17,7 +17,7 @@ from auris.model.encoder import Encoder
 from auris.model.generation import Generation
 from auris.objectives import logps
 from auris.objectives.next_token import NextToken
-from auris.tasks import TASKS
+from auris.tasks import CURVES
 from packs import VOCAB, Clip, Row, pack, text
 
 QWEN2 = {
@@ -86,7 +86,7 @@ def test_the_loss_of_three_numbers_is_what_it_is_by_hand():
 
 def test_the_loss_of_each_task_is_that_of_its_rows():
     """Rows of one, two and one supervised tokens; the tasks of the first and the last are the same."""
-    asr, aac = (list(TASKS).index(code) for code in ("asr", "aac"))
+    asr, aac = (CURVES.index(code) for code in ("asr", "aac"))
     chances = [1 / 2, 1 / 4, 1 / 8, 1 / 16]
     net = Given([[math.log(p), math.log(1 - p)] for p in (chances[0], 0.5, *chances[1:3], 0.5, chances[3])])
     batch = {
@@ -142,7 +142,7 @@ def test_an_empty_pack_contributes_nothing_but_reaches_every_part(net):
     empty = collate([], geometry=Geometry(n_mels=16, pool=2))
     loss, correct, count, gradients = run(net, empty)
     assert (loss.item(), correct, count) == (0.0, 0, 0)
-    assert NextToken()(net, empty)[1]["tasks"].tolist() == [[0] * len(TASKS)] * 2  # ranks add sums of one shape
+    assert NextToken()(net, empty)[1]["tasks"].tolist() == [[0] * len(CURVES)] * 2  # ranks add sums of one shape
     assert all(not gradient.any() for gradient in gradients)
     assert net.projector.weight.grad is not None and net.encoder.conv1.weight.grad is not None
 

@@ -121,7 +121,7 @@ def sample(number: int, pair: dict[str, list[int]]) -> Sample:
         mels=(),
         frames=(),
         audio_seconds=0.0,
-        task="preference",
+        curve="preference voice_chat",
         rejected=np.array(pair["rejected_ids"]),
     )
 

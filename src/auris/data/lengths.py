@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,15 +15,17 @@ from rich.progress import track
 
 from auris.audio import AudioError
 from auris.data import cache
-from auris.data.manifests import Manifest, keys, stretch, unstated
+from auris.data.cores import divide
+from auris.data.families import Families
+from auris.data.manifests import Manifest, Undecoded, keys, undecoded, unstated
 from auris.data.parquet import ShardError
 from auris.data.rows import Row, Unread
 from auris.data.samples import RowError, Samples, TooLong
 from auris.prompts import SYSTEM, Chat
 from auris.tasks import TASKS
 
-_VERSION = "2"  # of the arrays on disk
-_CHUNK = 5_000  # rows that a process measures at a time; with fewer there is no progress bar
+_VERSION = "3"  # of the arrays on disk
+_CHUNK = 10_000  # rows that a process measures at a time; with fewer there is no progress bar
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def _cached(manifest: Manifest, samples: Samples, cache_dir: Path) -> Lengths:
 
 def _measure_again(before: Lengths, numbers: Sequence[int], rows: Sequence[Row], samples: Samples) -> Lengths:
     """Lengths in which these rows, whose files could not be read, are what they are now."""
-    now = _measure_chunk((rows[number] for number in numbers), samples)
+    now = _measure_chunk((Undecoded(None, partial(rows.__getitem__, number)) for number in numbers), samples)
     before.tokens[numbers] = now.tokens
     problems = {number: reason for number, reason in before.problems.items() if number not in set(numbers)}
     problems |= {numbers[place]: reason for place, reason in now.problems.items()}
@@ -95,54 +95,34 @@ def _measure_again(before: Lengths, numbers: Sequence[int], rows: Sequence[Row],
 def _measure(rows: Sequence[Row], samples: Samples) -> Lengths:
     """Rows in chunks, on all cores that this process may use."""
     starts = range(0, len(rows), _CHUNK)
+
+    def chunk(start: int) -> Lengths:
+        return _measure_chunk(undecoded(rows, start, start + _CHUNK), samples)
+
     if len(starts) <= 1:
-        return _measure_chunk(rows, samples)
+        return chunk(0)
     tokens = np.zeros(len(rows), dtype=np.int64)
     problems: dict[int, str] = {}
     dropped: dict[int, float] = {}
-    for start, one in track(_in_chunks(rows, samples, starts), description="measuring rows", total=len(starts)):
+    for number, one in track(divide(chunk, starts), description="measuring rows", total=len(starts)):
+        start = starts[number]
         tokens[start : start + len(one.tokens)] = one.tokens
         problems |= {start + number: reason for number, reason in one.problems.items()}
         dropped |= {start + number: seconds for number, seconds in one.dropped.items()}
     return Lengths(tokens, dict(sorted(problems.items())), dict(sorted(dropped.items())))
 
 
-def _in_chunks(rows: Sequence[Row], samples: Samples, starts: Sequence[int]) -> Iterator[tuple[int, Lengths]]:
-    """Chunks as they are done, with the number of their first row."""
-    processes = min(len(os.sched_getaffinity(0)), len(starts))
-    if processes == 1:
-        yield from ((start, _measure_chunk(stretch(rows, start, start + _CHUNK), samples)) for start in starts)
-        return
-    # Forked, as the loader's workers are: neither the rows nor the tokenizer travel.
-    with ProcessPoolExecutor(processes, get_context("fork"), _receive, (rows, samples)) as pool:
-        found: dict[Future[Lengths], int] = {pool.submit(_measure_received, start): start for start in starts}
-        try:
-            for done in as_completed(found):
-                yield found[done], done.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-_received: tuple[Sequence[Row], Samples] | None = None  # in a process that measures
-
-
-def _receive(rows: Sequence[Row], samples: Samples) -> None:
-    global _received
-    _received = rows, samples
-
-
-def _measure_received(start: int) -> Lengths:
-    assert _received is not None
-    rows, samples = _received
-    return _measure_chunk(stretch(rows, start, start + _CHUNK), samples)
-
-
-def _measure_chunk(rows: Iterable[Row], samples: Samples) -> Lengths:
+def _measure_chunk(rows: Iterable[Undecoded], samples: Samples) -> Lengths:
     tokens: list[int] = []
     problems: dict[int, str] = {}
     dropped: dict[int, float] = {}
-    for number, row in enumerate(rows):
-        tokens.append(0)
+    families = Families(samples)
+    for number, found in enumerate(rows):
+        family = found.record and families.find(found.record)
+        tokens.append(families.tokens(found.record, family) if family else 0)
+        if tokens[number]:
+            continue
+        row = found.decode()
         if row.problem:
             problems[number] = row.problem
             continue
@@ -150,6 +130,8 @@ def _measure_chunk(rows: Iterable[Row], samples: Samples) -> Lengths:
             spans = samples.spans(row)
             samples.check_spans(spans)
             tokens[number] = samples.length(row, spans)
+            if family:
+                families.learn(family, row)
             if seconds := samples.dropped(row):
                 dropped[number] = seconds
         except TooLong as error:

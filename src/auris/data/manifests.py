@@ -6,11 +6,12 @@ So a million rows are some tens of megabytes (`store.Index`), which worker proce
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 
@@ -55,9 +56,18 @@ class Selection(Sequence[Row]):
 
     def pairs(self, places: slice) -> Iterator[tuple[Record, Row]]:
         """A stretch of rows as they stand in their file and decoded, read one after the other."""
+        return ((record, self._decode(number, record)) for number, record in self._records(places))
+
+    def undecoded(self, places: slice) -> Iterator[Undecoded]:
+        """A stretch of rows, read one after the other."""
+        is_own = type(self.store).decode is not Store.decode  # the store looks at more than the record
+        for number, record in self._records(places):
+            hidden = is_own or self._repeated[number]
+            yield Undecoded(None if hidden else record, partial(self._decode, number, record))
+
+    def _records(self, places: slice) -> Iterator[tuple[int, Record]]:
         numbers = np.arange(*places.indices(len(self))) if self._numbers is None else self._numbers[places]
-        for number, record in zip(numbers.tolist(), self.store.records(numbers), strict=True):
-            yield record, self._decode(number, record)
+        return zip(numbers.tolist(), self.store.records(numbers), strict=True)
 
     @property
     def keys(self) -> np.ndarray:
@@ -130,11 +140,18 @@ def keys(rows: Sequence[Row]) -> np.ndarray:
     return rows.keys if isinstance(rows, Selection) else np.array([row_key(row.id) for row in rows], dtype=np.uint64)
 
 
-def stretch(rows: Sequence[Row], start: int, stop: int) -> Iterator[Row]:
+class Undecoded(NamedTuple):
+    """A row that need not be decoded if its record says enough; None where the row is more than its record."""
+
+    record: Record | None
+    decode: Callable[[], Row]
+
+
+def undecoded(rows: Sequence[Row], start: int, stop: int) -> Iterator[Undecoded]:
     """Neighbouring rows, each forgotten before the next: very many at once are slow to look after."""
     if isinstance(rows, Selection):
-        return (row for _, row in rows.pairs(slice(start, stop)))
-    return (rows[number] for number in range(start, min(stop, len(rows))))
+        return rows.undecoded(slice(start, stop))
+    return (Undecoded(None, partial(rows.__getitem__, number)) for number in range(start, min(stop, len(rows))))
 
 
 def unstated(rows: Sequence[Row]) -> Iterator[Row]:
@@ -227,6 +244,8 @@ def entries(sources: Sequence[str | Path | Mapping[str, Any]], *, key: str) -> l
             raise ValueError(f"{key}: {wrong}; an entry has {', '.join(known)}")
         if entry.get("max_per_epoch") is not None and key != "data.train":
             raise ValueError(f"{key}: max_per_epoch={entry['max_per_epoch']} has no effect, only data.train has epochs")
+        if entry.get("weight") is not None and key != "data.train":
+            raise ValueError(f"{key}: weight={entry['weight']} has no effect, only data.train is a mix")
         path = Path(entry["path"])
         if shards.is_parquet(entry["path"]):
             _find(entry["path"], key)

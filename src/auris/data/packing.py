@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from auris.audio import Geometry
-from auris.tasks import TASKS
+from auris.tasks import CURVES
 
 IGNORE = -100  # label of a position that is not scored (torch's cross_entropy default)
 
@@ -34,7 +34,7 @@ POOL = 256  # rows
 # Valid frames of the silent clip in a pack without audio: two audio tokens at 20 ms a frame, one when pooled by 2.
 DUMMY_FRAMES = 4
 
-_PLACES = {code: place for place, code in enumerate(TASKS)}
+_PLACES = {name: place for place, name in enumerate(CURVES)}
 
 Entry = tuple[int, int]
 """(row number, which time its source is gone through: 0 for the first)"""
@@ -54,7 +54,7 @@ class Sample:
     mels: tuple[Tensor, ...]  # each (n_mels, geometry.stored(frames)) float32
     frames: tuple[int, ...]  # valid mel frames of each clip
     audio_seconds: float
-    task: str  # a code of tasks.TASKS
+    curve: str  # of tasks.CURVES: what its loss counts for
     # Of a pair: `ids` go on with the chosen answer, all of it supervised and nothing else; this is the other one.
     rejected: np.ndarray | None = None  # (N,) int64
     reference: tuple[float, float] | None = None  # log-probabilities of both answers under the reference model
@@ -81,8 +81,8 @@ def collate(samples: Sequence[Sample], *, geometry: Geometry | None, skipped: Se
     Returns:
         `ids (T,)`, `labels (T,)` (shifted: the token to predict AT each position, else IGNORE), `positions (T,)`,
         `cu_seqlens (S+1,)` int32, `mel (n_mels, F)`, `frames (A,)`, `audio_index (M,)` (where in `ids` the audio
-        tokens stand), `tasks (S,)` (each row's place in `tasks.TASKS`; of a pack without rows none), `rows`, `skipped`,
-        `audio_seconds`.
+        tokens stand), `tasks (S,)` (each row's place in `tasks.CURVES`; of a pack without rows none), `rows`,
+        `skipped`, `audio_seconds`.
         Every process of a sharded model must run the encoder, so a pack without clips gets a silent one that no
         position refers to. A pack without rows is one unscored token of id 0, and its `rows` is empty.
 
@@ -99,7 +99,7 @@ def collate(samples: Sequence[Sample], *, geometry: Geometry | None, skipped: Se
         "positions": torch.cat([torch.arange(len(s.ids)) + s.inherited for s in segments]),
         "cu_seqlens": torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32),
         "audio_index": torch.from_numpy(np.flatnonzero(np.concatenate([s.audio_mask for s in segments]))),
-        "tasks": torch.tensor([_PLACES[sample.task] for sample in samples], dtype=torch.int64),
+        "tasks": torch.tensor([_PLACES[sample.curve] for sample in samples], dtype=torch.int64),
         "rows": [sample.row for sample in samples],
         "skipped": list(skipped),
         "audio_seconds": sum(sample.audio_seconds for sample in samples),

@@ -22,6 +22,7 @@ from auris.data import importers
 _NOT_LABELS = {"audio", "offset", "duration", "id"}
 _PAIR = {"chosen", "rejected", "rejected_response", "rejected_messages"}  # any of them makes a dialogue a preference
 _DIALOGUE = {"messages", "conversations", *_PAIR}
+_NOT_PLAIN = _DIALOGUE | {"gt", "answer_gt"}
 
 EQUAL_ANSWERS = "`chosen` and `rejected` are equal"  # how the problem of a pair begins that is none
 
@@ -120,7 +121,7 @@ def parse(line: bytes, name: str, form: Form) -> Record:
 
 def is_plain(fields: Mapping[str, Any]) -> bool:
     """Whether a task row of our own form: its task and its id stand in its fields."""
-    return fields.keys().isdisjoint({*_DIALOGUE, "gt", "answer_gt"})
+    return _NOT_PLAIN.isdisjoint(fields)
 
 
 def decode(record: Record, folder: Path) -> Row:

@@ -9,8 +9,9 @@ Every random choice about a row is drawn from a seed of (seed, epoch, row id).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -18,7 +19,7 @@ from auris import audio, tasks
 from auris.data.distortion import Distortion
 from auris.data.packing import Sample, row_seed
 from auris.data.rows import Clip, Row
-from auris.prompts import BothPrompts, Chat, NaturalPrompt, Prompt, Turn
+from auris.prompts import BothPrompts, Chat, NaturalPrompt, Prompt, Turn, names
 from auris.tokenizer import Encoded, Tokenizer
 
 # A manifest's stated duration may differ from the file's by this, as when it is rounded to tenths; beyond, the row is
@@ -93,6 +94,11 @@ class Samples(ABC):
     def length(self, row: Row, spans: Sequence[int]) -> int:
         """Tokens of the row's longest wording: what the plan counts."""
 
+    def beside(self, row: Row) -> int | None:
+        """Tokens of the row's longest wording beside its sound and its `text`, where rows that differ in those alone
+        have as many; None where they may not."""
+        return None
+
     def asked(self, row: Row) -> Row:
         """The row as this view asks it: its labels say what the right answer is."""
         return row
@@ -129,7 +135,7 @@ class Samples(ABC):
             mels=tuple(mels),
             frames=tuple(frames),
             audio_seconds=sum(len(wave) for wave in waves) / audio.SAMPLE_RATE,
-            task=row.labels["task"],
+            curve=tasks.curve(row.labels),
         )
 
     def _distort(self, waves: Sequence[np.ndarray], seed: int) -> list[np.ndarray]:
@@ -214,6 +220,14 @@ def _text(row: Row) -> str:
     return row.labels["text"] if row.labels["task"] in tasks.TRANSCRIPTS else ""
 
 
+def _spoken(labels: Mapping[str, Any]) -> list[str]:
+    """Who speaks in each clip, and what is said, where both are listed."""
+    listed = [labels.get(name) for name in ("speakers", "transcripts")]
+    if not all(isinstance(one, list) for one in listed) or len(listed[0]) != len(listed[1]):
+        return []
+    return [f"{speaker} {text}" for speaker, text in zip(*listed, strict=True)]
+
+
 def _stated_samples(clip: Clip) -> int:
     """Samples of a clip by the manifest, or where that is silent by the file's header."""
     if clip.duration is not None:
@@ -240,13 +254,24 @@ class AudioSamples(Samples):
     def length(self, row: Row, spans: Sequence[int]) -> int:
         return self._longest(row, spans)
 
+    def beside(self, row: Row) -> int | None:
+        if type(self).length is not AudioSamples.length:
+            return None
+        outline, values = self.prompt.outline(row.labels, len(row.clips))
+        own = {name for turns in outline.variants for turn in turns for name in names(turn)}
+        if own & row.labels.keys() or any(values[name] != row.labels["text"] for name in own):
+            return None  # a wording names other labels, or the answer is more than the text
+        spans = self.spans(row)
+        return self._longest(row, spans) - sum(spans) - self.tokenizer.count(row.labels["text"])
+
 
 class TextSamples(Samples):
     """The row's content as text where its audio will stand: no audio is read.
 
     Tokens of the content are stretched, as pooled audio frames are: each stands 1 to 8 times, with 0 to 4
     blanks (the audio pad) between them. A row's content is its `content` field, or `transcript`, or for speech
-    recognition its `text`.
+    recognition its `text`; of several clips `content` is a list, or `speakers` and `transcripts` are: of each clip who
+    speaks, and what is said.
     """
 
     has_audio = False
@@ -256,25 +281,26 @@ class TextSamples(Samples):
         self, row: Row, spans: Sequence[int], rng: np.random.Generator | None, *, prompt_only: bool = False
     ) -> Encoded:
         turns = self._turns(row, rng, prompt_only)
-        if not row.clips:
-            return self.tokenizer.encode(turns, [])
-        content = self.tokenizer.plain(self._content(row))
-        span = self._stretch(content, self.tokenizer.pad_of(turns), rng or np.random.default_rng(0))
-        return self.tokenizer.encode(turns, [span], is_audio=False)
+        pad, rng = self.tokenizer.pad_of(turns), rng or np.random.default_rng(0)
+        spans = [self._stretch(self.tokenizer.plain(content), pad, rng) for content in self._contents(row)]
+        return self.tokenizer.encode(turns, spans, is_audio=False)
 
     def length(self, row: Row, spans: Sequence[int]) -> int:
-        content = self.tokenizer.count(self._content(row)) if row.clips else 0
-        longest = self.REPEATS[1] * content + self.BLANKS[1] * (content + 1)
-        return self._longest(row, [longest] * len(row.clips))
+        counts = map(self.tokenizer.count, self._contents(row))
+        return self._longest(row, [self.REPEATS[1] * n + self.BLANKS[1] * (n + 1) for n in counts])
 
-    def _content(self, row: Row) -> str:
+    def _contents(self, row: Row) -> list[str]:
+        """What stands in the place of each clip."""
         labels = row.labels
-        text = labels.get("content") or labels.get("transcript") or _text(row)
-        if not text:
+        given = labels.get("content") or labels.get("transcript") or _text(row) or _spoken(labels)
+        if row.clips and not given:
             raise RowError("no `content` (what is heard, as text) to stand in the audio's place")
-        if len(row.clips) > 1:
-            raise RowError("several clips: a text in the audio's place is defined for one")
-        return text
+        contents = given if isinstance(given, list) else [given]
+        if not row.clips:
+            return []
+        if len(contents) != len(row.clips) or not all(isinstance(one, str) and one for one in contents):
+            raise RowError(f"`content` is {given!r:.80}, expected a text for each of {len(row.clips)} clips")
+        return contents
 
     def _stretch(self, content: Sequence[int], blank: int, rng: np.random.Generator) -> list[int]:
         blanks = rng.integers(self.BLANKS[0], self.BLANKS[1] + 1, size=len(content) + 1)

@@ -9,23 +9,27 @@ Shapes: R rows of a store.
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 from abc import ABC, abstractmethod
 from array import array
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
+from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from auris.data import cache
+from auris.data.cores import divide
 from auris.data.packing import row_key
 from auris.data.rows import Form, Record, Row, decode, is_plain, parse
 
 _VERSION = 1  # of the arrays on disk
 _TOGETHER = 64  # lines read at once
+_PIECE = 2**23  # bytes that a process indexes at a time
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -141,16 +145,25 @@ class Lines(Store):
             return hashlib.file_digest(file, "sha256").hexdigest()
 
     def scan(self) -> Index:
+        """`places`: where each row begins, and where the last one ends; `names`: numbers of their lines."""
+        pieces = list(_pieces(self._path))
+        parts = sorted(divide(self._scan, pieces), key=itemgetter(0))
+        index = _join([IndexBuilder().build(), *(part for _, part in parts)])
+        end = pieces[-1].stop if pieces else 0
+        return replace(index, places=np.append(index.places, end))
+
+    def _scan(self, piece: _Piece) -> Index:
         builder = IndexBuilder()
-        start = 0
-        with self._path.open("rb") as lines:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    builder.places.append(start)
-                    builder.names.append(number)
-                    builder.add(self._parse(line, self._name(number)), self.folder)
-                start += len(line)
-        builder.places.append(start)
+        start = piece.start
+        with self._path.open("rb") as file:
+            file.seek(start)
+            lines = io.BytesIO(file.read(piece.stop - start))
+        for number, line in enumerate(lines, start=piece.line):
+            if line.strip():
+                builder.places.append(start)
+                builder.names.append(number)
+                builder.add(self._parse(line, self._name(number)), self.folder)
+            start += len(line)
         return builder.build()
 
     def name(self, number: int) -> str:
@@ -200,6 +213,38 @@ class Lines(Store):
                 f"{self._path} has changed since its rows were planned: start again, and give new rows their own file"
             )
         self._stamp = _stamp(os.fstat(self._file.fileno()))
+
+
+class _Piece(NamedTuple):
+    """Whole lines of a file: from `start` to before `stop`, in bytes. The first of them is number `line`, from 1."""
+
+    start: int
+    stop: int
+    line: int
+
+
+def _pieces(path: Path) -> Iterator[_Piece]:
+    start, line = 0, 1
+    with path.open("rb") as file:
+        while block := file.read(_PIECE) + file.readline():
+            yield _Piece(start, start + len(block), line)
+            start += len(block)
+            line += block.count(b"\n")
+
+
+def _join(parts: Sequence[Index]) -> Index:
+    """The index of rows one after the other, their tasks numbered anew."""
+    codes: dict[str, int] = {}
+    places = [
+        np.array([codes.setdefault(code, len(codes)) for code in part.codes.tolist()], dtype=np.uint32)
+        for part in parts
+    ]
+    columns = {name: [getattr(part, name) for part in parts] for name in ("keys", "unstated", "places", "names")}
+    return Index(
+        **{name: np.concatenate(arrays) for name, arrays in columns.items()},
+        tasks=np.concatenate([place[part.tasks] for place, part in zip(places, parts, strict=True)]),
+        codes=np.array(list(codes), dtype=np.str_),
+    )
 
 
 def _stamp(status: os.stat_result) -> tuple[int, int]:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from auris.model.generation import Generation
 from auris.objectives.logps import score
+from auris.tasks import CURVES
 
 LOSSES = ("sigmoid", "ipo", "hinge")
 REFERENCES = ("cached", "live")
@@ -94,11 +95,12 @@ class DPO(nn.Module):
 
         `kl` is log p of the reference - log p, the mean of both answers: an unbiased estimate of KL(reference, policy)
         where the reference itself wrote the answers (`auris.prefer`), else no more than a measure of the drift.
+        `tasks (2, K)`, where the pack names its rows': the summed loss and the pairs of each of `tasks.CURVES`.
         """
         logps, lengths = answer_logps(net, pack)
         reference = self.reference_logps(pack)
         rewards = self.rewards(logps, reference, lengths)
-        loss = self.losses(rewards, logps, lengths).sum()
+        losses = self.losses(rewards, logps, lengths)
         margin = (rewards[:, 0] - rewards[:, 1]).detach()
         sums = {
             "reward_margin": margin.sum(),
@@ -107,7 +109,10 @@ class DPO(nn.Module):
         }
         for name, values in (("logps", logps.detach()), ("length", lengths)):
             sums |= {f"{name}_chosen": values[:, 0].sum(), f"{name}_rejected": values[:, 1].sum()}
-        return loss, sums
+        if "tasks" in pack:
+            pairs = torch.stack([losses.detach(), torch.ones_like(losses)])  # (2, P)
+            sums["tasks"] = losses.new_zeros(2, len(CURVES)).index_add(1, pack["tasks"], pairs)
+        return losses.sum(), sums
 
     def rewards(self, logps: Tensor, reference: Tensor, lengths: Tensor) -> Tensor:
         """beta * (log p - log p of the reference) (P, 2), of log-probabilities (P, 2) that are sums over tokens."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from auris.data.packing import IGNORE
 from auris.model.generation import Generation
 from auris.objectives.logps import score
-from auris.tasks import TASKS
+from auris.tasks import CURVES
 
 
 class NextToken(nn.Module):
@@ -26,7 +26,7 @@ class NextToken(nn.Module):
         """The summed loss, and sums for the log.
 
         `accuracy`: tokens that are right under teacher forcing. `tasks (2, K)`, where the pack names its rows': the
-        summed loss and the supervised tokens of each of `tasks.TASKS`, those without rows too, so that ranks can add.
+        summed loss and the supervised tokens of each of `tasks.CURVES`, those without rows too, so that ranks can add.
         """
         logps, where, likeliest = score(net, pack)
         sums = {"accuracy": likeliest.sum()}
@@ -34,7 +34,7 @@ class NextToken(nn.Module):
             row = torch.searchsorted(pack["cu_seqlens"][1:].long(), where, right=True)
             losses = -logps.detach()
             pairs = torch.stack([losses, torch.ones_like(losses)])  # (2, R)
-            sums["tasks"] = losses.new_zeros(2, len(TASKS)).index_add(1, pack["tasks"][row], pairs)
+            sums["tasks"] = losses.new_zeros(2, len(CURVES)).index_add(1, pack["tasks"][row], pairs)
         return -logps.sum(), sums
 
     def answer(

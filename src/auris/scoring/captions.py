@@ -25,7 +25,7 @@ def split(text: str, language: str) -> list[str]:
     """The words of a caption; characters where words are not spaced."""
     if norm.unit(language) == "char":
         return list(norm.normalize(text, language))
-    text = text.lower().replace("’", "'").translate(_BRACKETS)
+    text = norm.canonical(text).replace("’", "'").translate(_BRACKETS)
     return _WORD.findall(_APART.sub(r" \1\2", text))
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from auris.scoring.normalize import canonical
+
 COLLAR = 0.2  # seconds
 SHARE = 0.2  # of the true event's length: the collar of its end, if longer
 _ROUNDING = 1e-6  # times are written to 10 ms; their difference in floating point may lie above the collar
@@ -40,7 +42,7 @@ def count(hypothesis: Sequence[Mapping[str, Any]], reference: Sequence[Mapping[s
 def _fits(said: Mapping[str, Any], true: Mapping[str, Any]) -> bool:
     end_collar = max(COLLAR, SHARE * (true["end"] - true["start"]))
     return (
-        said["label"].strip().lower() == true["label"].strip().lower()
+        canonical(said["label"]) == canonical(true["label"])
         and abs(said["start"] - true["start"]) <= COLLAR + _ROUNDING
         and abs(said["end"] - true["end"]) <= end_collar + _ROUNDING
     )

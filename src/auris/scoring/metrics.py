@@ -42,8 +42,8 @@ def row_stats(
     `wer` counts words, or characters in languages written without spaces (the field's habit of calling that WER too);
     `cer` counts characters everywhere, spaces between words included (jiwer). An empty reference adds its hypothesis
     as insertions and nothing to the reference length, as the official script does. `bleu` takes raw text and the
-    *target* language, `cider` captions, of which the reference may be a list. `accuracy` compares after strip and lower
-    case, `accuracy_raw` as Qwen2-Audio's scripts do (`lstrip` only), `macro_f1` as `accuracy`; `contains` asks whether
+    *target* language, `cider` captions, of which the reference may be a list. `accuracy` compares `normalize.canonical`
+    forms, `accuracy_raw` as Qwen2-Audio's scripts do (`lstrip` only), `macro_f1` as `accuracy`; `contains` asks whether
     the normalised reference stands in the normalised hypothesis, whole words where there are any, and counts
     no row whose reference normalises to nothing; `unparsed` counts answers outside `classes`; `choice` and
     its like take the options of the question as `classes` (`auris.scoring.choices`).
@@ -71,13 +71,13 @@ def row_stats(
             references = [reference] if isinstance(reference, str) else reference
             return [captions.split(hypothesis, language), [captions.split(text, language) for text in references]]
         case "accuracy" | "instrument_accuracy":
-            return [float(_canonical(hypothesis) == _canonical(reference)), 1.0]
+            return [float(norm.canonical(hypothesis) == norm.canonical(reference)), 1.0]
         case "pitch_accuracy" | "velocity_accuracy":
             return [float(hypothesis == reference), 1.0]
         case "chroma_accuracy":
             return [float(hypothesis is not None and hypothesis % 12 == reference % 12), 1.0]
         case "macro_f1":
-            return [_canonical(hypothesis), _canonical(reference)]
+            return [norm.canonical(hypothesis), norm.canonical(reference)]
         case "contains":
             said, key = (norm.normalize(text, language) for text in (hypothesis, reference))
             space = " " if norm.unit(language) == "word" else ""  # whole words, where there are any
@@ -93,15 +93,15 @@ def row_stats(
         case "unparsed":
             if not classes:
                 raise ValueError("metric 'unparsed' needs the task's closed set of classes, but got none")
-            return [float(_canonical(hypothesis) not in {_canonical(c) for c in classes}), 1.0]
+            return [float(norm.canonical(hypothesis) not in {norm.canonical(c) for c in classes}), 1.0]
         case "slot_f1":
             said, true = _slots(hypothesis), _slots(reference)
             return [float(count.total()) for count in (said & true, said - true, true - said)]
         case "intent_accuracy":
             said = None if hypothesis is None else hypothesis.get("intent")
-            return [float(said is not None and _canonical(said) == _canonical(reference["intent"])), 1.0]
+            return [float(said is not None and norm.canonical(said) == norm.canonical(reference["intent"])), 1.0]
         case "map":
-            return [sorted({_canonical(name) for name in side or []}) for side in (hypothesis, reference)]
+            return [sorted({norm.canonical(name) for name in side or []}) for side in (hypothesis, reference)]
         case "event_f1":
             return events.count(hypothesis or [], reference)
         case "der":
@@ -261,14 +261,10 @@ def _unit(metric: str, language: str) -> str:
     return norm.unit(language) if metric == "wer" else "char"
 
 
-def _canonical(answer: str) -> str:
-    return answer.strip().lower()
-
-
 def _slots(parsed: Mapping | Sequence[Mapping] | None) -> Counter[tuple[str, str]]:
     """Pairs of name and value, how often each: an entity of a type may occur more than once."""
     if isinstance(parsed, Mapping):
         pairs = (parsed.get("slots") or {}).items()
     else:
         pairs = ((entity["type"], entity["value"]) for entity in parsed or [])
-    return Counter((_canonical(name), _canonical(str(filler))) for name, filler in pairs)
+    return Counter((norm.canonical(name), norm.canonical(str(filler))) for name, filler in pairs)

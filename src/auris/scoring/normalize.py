@@ -9,6 +9,7 @@ one. Both packages are an extra, needed for Cantonese and for Chinese with digit
 from __future__ import annotations
 
 import re
+import unicodedata
 from functools import cache
 
 from whisper_normalizer.basic import BasicTextNormalizer
@@ -52,6 +53,12 @@ def written(text: str, language: str) -> str:
     elif primary(language) == "yue":
         text = extras.require("zhconv", "a Cantonese text").convert(text, "zh-cn")
     return _basic()(text)
+
+
+def canonical(answer: str) -> str:
+    """The form in which names of classes, slots and events are compared: without case, the space around them, and the
+    choice between composed characters, which a tokenizer writes, and those in parts, as labels may have them."""
+    return unicodedata.normalize("NFC", answer.strip().lower())
 
 
 def describe(language: str) -> str:
