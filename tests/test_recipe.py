@@ -14,7 +14,7 @@ from auris import chat, doctor, evaluate, export, prefer, recipe, reproduce
 @pytest.mark.parametrize(
     "command, missing",
     [
-        (evaluate, "checkpoint=..."),
+        (evaluate, "checkpoint=... or rescore=..."),
         (doctor, "checkpoint=..."),
         (chat, "checkpoint=..."),
         (export, "checkpoint=... and out=..."),

@@ -44,7 +44,7 @@ def evaluate(made: Mapping[str, Any]) -> list[dict[str, Any]]:
     if made["rescore"] is not None:
         return rescore(made, judge, console)
     if made["checkpoint"] is None:
-        raise ValueError("checkpoint=RUN or DIR says what is evaluated (or rescore=RUN, whose answers are kept)")
+        raise ValueError("expected checkpoint=... or rescore=... on the command line (see --help)")
     members = [{**made, "benchmark": benchmark} for benchmark in benchmarks.members(made["benchmark"])]
     benchmarks.check(member["benchmark"] for member in members)
     heard = listening.kinds(made["audio"])

@@ -107,7 +107,7 @@ def _draw_bars(axis: Axes, panel: str, rows: list[dict], colours: dict[str, str]
         axis.set_xlim(0, 109)  # the room above 100 is for the numbers
         axis.set_xticks(range(0, 101, 20))
     better = "higher" if MEASURES[rows[0]["metric"]].higher_is_better else "lower"
-    axis.set_title(f"{panel}, {better} is better")
+    axis.set_title(f"{panel}, {better} is better", x=1, ha="right")  # wider than the bars where labels are long
 
 
 def plot_curves(root: str | Path, arms: Sequence[str] | None = None, x: str = "steps") -> Figure:
