@@ -55,6 +55,7 @@ FLOORS = {
     "auris.chat": 5,
     "auris.prefer": 5,
     "auris.align": 5,
+    "auris.inspection": 5,
     "auris.shards": 5,
     "auris.scaling": 5,
     "auris.studies": 5,

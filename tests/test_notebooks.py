@@ -8,6 +8,8 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+import published
+from manifests import speech_rows, write_manifest
 from runs import ROOT
 from test_results import study, write_events  # noqa: F401
 
@@ -50,3 +52,20 @@ def test_the_comparison_runs_on_another_study(study: Path, monkeypatch: pytest.M
         write_events(run, {"train/audio_hours": [(0, 0.0), (298, 1.0)]})
     shown = execute("01_compare_systems", monkeypatch, STUDY=str(study))
     assert shown.count("image/png") == 3 and "better" in shown
+
+
+@pytest.mark.slow
+def test_the_inside_of_a_model_is_shown_of_any_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Of models that nobody has trained, on tones."""
+    published.run(tmp_path / "run", "experiment=qwen_audio_pretrain")
+    published.run(tmp_path / "aligner", "experiment=encoder_ctc")
+    rows = speech_rows(tmp_path, [2.5, 2.0, 2.2, 2.4, 2.1, 2.3, 1.9, 2.6])
+    rows[0]["words"] = [
+        {"word": word, "start": n / 2, "end": (n + 1) / 2} for n, word in enumerate(["the", "cat", "sat"])
+    ]
+    made = {"RUN": str(tmp_path / "run"), "ALIGNER": str(tmp_path / "aligner")}
+    shown = execute("03_inside_the_model", monkeypatch, ROWS=str(write_manifest(tmp_path / "rows.jsonl", rows)), **made)
+    assert (
+        shown.count("image/png") == 5 and shown.count("text/html") >= 4
+    )  # a player, two tables, and a page of players
+    assert "forced alignment" in shown and "as initialised" in shown

@@ -24,6 +24,7 @@ from auris.data.importers import convert
 from auris.data.rows import Form, Record, decode, parse
 from auris.pretrained import AudioModel
 from auris.prompts import Message, map_audios
+from auris.tokenizer import INCOMPLETE
 
 HELP = """\
 /audio FILE ...   attach sound files to the next message
@@ -33,7 +34,6 @@ HELP = """\
 /quit             leave (so does the end of the input)
 Any other line is sent, together with the files that wait; an empty line sends them alone (voice chat)."""
 
-_INCOMPLETE = "\ufffd"  # what a decoder makes of the first bytes of a character
 _SHOWN = 20  # rows at fault that are named one by one
 
 
@@ -53,7 +53,7 @@ class Stream:
     def __call__(self, row: int, token: int) -> None:
         self.ids.append(token)
         text = self.decode(self.ids)
-        if not text.endswith(_INCOMPLETE):
+        if not text.endswith(INCOMPLETE):
             self._show(text)
 
     def finish(self) -> None:

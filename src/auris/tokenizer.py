@@ -38,6 +38,7 @@ from auris.prompts import (
 from auris.tasks import LANGUAGES
 
 RANKS_FILE = "qwen.tiktoken"  # the BPE ranks in a directory of Qwen-Audio (v1)
+INCOMPLETE = "\ufffd"  # what `decode` makes of the first bytes of a character
 
 # Pre-tokenisation of Qwen's vocabularies (Qwen-Audio tokenization_qwen.py, PAT_STR).
 _PATTERN = (
