@@ -23,6 +23,7 @@ FLOORS = {
     "auris.tokenizer": 0,
     "auris.data": 1,
     "auris.scoring": 1,
+    "auris.papers": 1,
     "auris.corpus": 1,
     "auris.model": 2,
     "auris.objectives": 3,

@@ -16,7 +16,7 @@ from auris.data.manifests import read_manifests
 from auris.data.rows import Row
 from auris.objectives.next_token import NextToken
 from auris.prompts import NaturalPrompt, TagPrompt
-from auris.scoring import signature
+from auris.scoring import published, signature
 from auris.scoring.published import beside
 from manifests import write_manifest, write_wave
 from recipes import smallest_run
@@ -203,7 +203,7 @@ def test_published_numbers_stand_beside_ours_with_a_mark_where_they_differ():
     [v1], [v2] = shown("qwen_audio_table3"), shown("qwen2_audio_table2")
     assert "1.8" in v2 and "≠" not in v2 and "Qwen2-Audio 1.6" in v2 and "SpeechVerse 2.1" in v2
     assert "≠" in v1 and "Qwen-Audio 2.0" in v1
-    source, difference = benchmarks.notes("qwen_audio_table3", ours)
+    source, difference = published.notes("qwen_audio_table3", ours)
     assert source.startswith("Qwen-Audio, arXiv:2311.07919")
     assert "ours wer|whisper_en+basic|word" in difference and "published wer|lower|punctuation kept|word" in difference
 

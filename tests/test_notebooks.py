@@ -47,6 +47,12 @@ def test_the_report_runs_on_the_files_that_come_with_it(monkeypatch: pytest.Monk
 
 
 @pytest.mark.slow
+def test_the_papers_tables_are_filled_from_the_files_that_come_with_them(monkeypatch: pytest.MonkeyPatch):
+    shown = execute("04_paper_tables", monkeypatch)
+    assert shown.count("image/png") == 2 and "† synthetic" in shown and "15.5 [10.0, 21.2] ≠†" in shown
+
+
+@pytest.mark.slow
 def test_the_comparison_runs_on_another_study(study: Path, monkeypatch: pytest.MonkeyPatch):  # noqa: F811
     for run in study.glob("*/seed=*"):
         write_events(run, {"train/audio_hours": [(0, 0.0), (298, 1.0)]})

@@ -135,38 +135,12 @@ def note(line: Mapping[str, Any]) -> str:
 def table(name: str, results: Sequence[Mapping[str, Any]]) -> Table:
     """A published table and what of it is ours: a line per number, `≠` where the two were not made alike."""
     shown = Table("benchmark", "part", "metric", "ours", "", "published", "others", title=f"{name}: published and ours")
-    for key, cells in _lines(name, results).items():
+    for key, cells in published.lines(results, name).items():
         own = [_said(one) for one in cells if one.cell.signature]
         others = [_said(one) for one in cells if not one.cell.signature]
         ours = "-" if cells[0].ours is None else cells[0].printed
-        shown.add_row(*key, ours, "≠" if _differ(cells) else "", ", ".join(own), ", ".join(others))
+        shown.add_row(*key, ours, "≠" if published.differ(cells) else "", ", ".join(own), ", ".join(others))
     return shown
-
-
-def notes(name: str, results: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The source of a published table, and the two signatures of each number that was not made alike."""
-    lines = _lines(name, results)
-    differing = {
-        f"≠ {benchmark}, {metric}: ours {cells[0].ours['signature']}; published {_signature(cells)}"
-        for (benchmark, _, metric), cells in lines.items()
-        if _differ(cells)
-    }
-    return [next(iter(lines.values()))[0].cell.source, *sorted(differing)]
-
-
-def _lines(name: str, results: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str, str], list[published.Beside]]:
-    lines: dict[tuple[str, str, str], list[published.Beside]] = {}
-    for one in published.beside(results, name):
-        lines.setdefault((one.cell.benchmark, one.cell.part, one.cell.metric), []).append(one)
-    return lines
-
-
-def _differ(cells: Sequence[published.Beside]) -> bool:
-    return cells[0].ours is not None and not any(one.alike for one in cells)
-
-
-def _signature(cells: Sequence[published.Beside]) -> str:
-    return next((one.cell.signature for one in cells if one.cell.signature), "nobody says")
 
 
 def _said(one: published.Beside) -> str:

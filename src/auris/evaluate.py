@@ -32,7 +32,7 @@ from auris.data.rows import Row
 from auris.data.samples import AudioSamples, ChatSamples, RowError, Samples
 from auris.objectives.dpo import answer_logps
 from auris.prompts import Prompt, TagPrompt
-from auris.scoring import air_bench
+from auris.scoring import air_bench, published
 from auris.scoring.judge import Judge
 from auris.scoring.metrics import check, row_stats
 
@@ -56,7 +56,7 @@ def evaluate(made: Mapping[str, Any]) -> list[dict[str, Any]]:
             results += _evaluate(model, {**member, "audio": audio, "weights": weights}, judge, console)
     for name in made["benchmark"].get("tables", ()):
         console.print(benchmarks.table(name, results))
-        for note in benchmarks.notes(name, results):
+        for note in published.notes(name, results):
             console.print(note, markup=False, highlight=False, soft_wrap=True)
     return results
 

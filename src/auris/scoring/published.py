@@ -7,7 +7,7 @@ say different things the comparison says so.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -104,6 +104,34 @@ def beside(results: Iterable[Mapping[str, Any]], table: str, benchmark: str | No
     ours = {(row["benchmark"], row["task"].rpartition(" ")[2], _metric(row["metric"])): row for row in results}
     cells = [cell for cell in published() if cell.table == table and benchmark in (None, cell.benchmark)]
     return [Beside(cell=cell, ours=ours.get((cell.benchmark, cell.part, _metric(cell.metric)))) for cell in cells]
+
+
+def lines(results: Iterable[Mapping[str, Any]], table: str) -> dict[tuple[str, str, str], list[Beside]]:
+    """The cells of a table by benchmark, part and metric: what all systems have of one number. Raises as `beside`."""
+    found: dict[tuple[str, str, str], list[Beside]] = {}
+    for one in beside(results, table):
+        found.setdefault((one.cell.benchmark, one.cell.part, one.cell.metric), []).append(one)
+    return found
+
+
+def differ(cells: Sequence[Beside]) -> bool:
+    """Whether our number of a line was made otherwise than all published ones."""
+    return cells[0].ours is not None and not any(one.alike for one in cells)
+
+
+def notes(table: str, results: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The source of a published table, and the two signatures of each number that was not made alike."""
+    found = lines(results, table)
+    differing = {
+        f"≠ {benchmark}, {metric}: ours {cells[0].ours['signature']}; published {_signature(cells)}"
+        for (benchmark, _, metric), cells in found.items()
+        if differ(cells)
+    }
+    return [next(iter(found.values()))[0].cell.source, *sorted(differing)]
+
+
+def _signature(cells: Sequence[Beside]) -> str:
+    return next((one.cell.signature for one in cells if one.cell.signature), "nobody says")
 
 
 def comparable(ours: str, theirs: str | None) -> bool:

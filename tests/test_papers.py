@@ -1,0 +1,104 @@
+"""Published tables beside results of ours: what is marked, what is pooled, what is drawn."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from auris import papers
+from auris.scoring import published, signature
+
+RESULT = {
+    "study": "s",
+    "benchmark": "librispeech",
+    "task": "asr en test-clean",
+    "split": "test",
+    "metric": "wer",
+    "value": 0.03,
+    "low": 0.02,
+    "high": 0.04,
+    "n": 50,
+    "signature": signature("wer", "en"),
+    "provenance": "real",
+}
+
+
+def write(study: Path, arm: str, seed: int, *rows: dict) -> None:
+    run = study / arm / f"seed={seed}"
+    run.mkdir(parents=True)
+    lines = [json.dumps({**RESULT, "arm": arm, "seed": seed, **row}) for row in rows]
+    (run / "results.jsonl").write_text("\n".join(lines))
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    path = tmp_path / "s"
+    write(path, "a", 0, {}, {"benchmark": "srwt", "task": "srwt en test", "metric": "aas_official", "value": 0.05})
+    write(path, "a", 1, {"value": 0.05, "low": 0.03, "high": 0.08})
+    write(path, "b", 0, {"provenance": "tts"}, {"benchmark": "elsewhere"})
+    return path
+
+
+def of(frame, system: str, **line: str) -> dict:
+    rows = frame[frame["system"] == system]
+    for column, value in line.items():
+        rows = rows[rows[column] == value]
+    [row] = rows.to_dict("records")
+    return row
+
+
+def test_our_numbers_stand_in_the_scale_of_the_table_with_all_seeds(study: Path):
+    frame = papers.table("qwen2_audio_table2", [study])
+    ours = of(frame, "s/a", benchmark="librispeech", part="test-clean")
+    assert (ours["value"], ours["low"], ours["high"]) == pytest.approx((4.0, 2.0, 8.0)) and ours["seeds"] == 2
+    theirs = of(frame, "Qwen2-Audio", benchmark="librispeech", part="test-clean")
+    assert theirs["value"] == 1.6 and np.isnan(theirs["low"]) and not theirs["ours"]
+    assert len(frame[~frame["ours"]]) == len([c for c in published.published() if c.table == "qwen2_audio_table2"])
+    assert len(frame[frame["ours"]]) == 2  # what is of no benchmark of the table is not in it
+    shift = of(papers.table("qwen_audio_table3", [study]), "s/a", benchmark="srwt")
+    assert shift["value"] == pytest.approx(50)  # seconds in results, ms in the paper
+
+
+def test_what_must_not_be_compared_is_marked(study: Path):
+    v1, v2 = (papers.table(name, [study]) for name in papers.TABLES)
+    line = ("librispeech", "test-clean", "WER")
+    shown = papers.readable(v2)
+    assert shown.loc[line, "s/a"] == "4.0 [2.0, 8.0]"
+    assert shown.loc[line, "s/b"] == "3.0 [2.0, 4.0] †"
+    assert shown.loc[line, "Qwen2-Audio"] == "1.6" and shown.loc[line, "others"] == "SpeechVerse 2.1"
+    assert papers.readable(v1).loc[line, "s/b"] == "3.0 [2.0, 4.0] ≠†"  # v1 keeps punctuation
+    said = papers.legend(v1)
+    assert "† synthetic" in said and "published wer|lower|punctuation kept|word" in said and "seeds: the mean" in said
+    assert "≠" not in papers.legend(v2)
+
+
+def test_a_study_without_results_leaves_the_published_numbers(tmp_path: Path):
+    (tmp_path / "s/a/seed=0").mkdir(parents=True)
+    frame = papers.table("airbench_leaderboard", [tmp_path / "s"])
+    assert not frame["ours"].any() and "None of our results" in papers.legend(frame)
+    assert papers.readable(frame).columns.tolist() == ["Qwen2-Audio", "others"]
+    papers.plot(frame)
+    ablated = papers.readable(papers.table("qwen_audio_tables4_5", []))
+    assert ablated.columns.tolist() == ["with SRWT", "others"] and ablated.iloc[0].tolist() == [
+        "1.79",
+        "without SRWT 1.93",
+    ]
+    with pytest.raises(FileNotFoundError, match="no study at"):
+        papers.table("airbench_leaderboard", [tmp_path / "t"])
+    with pytest.raises(ValueError, match="no published table 'table9'"):
+        papers.table("table9", [])
+
+
+def test_the_figure_draws_every_number_and_hollow_what_is_synthetic(study: Path):
+    frame = papers.table("qwen_audio_table3", [study])
+    figure = papers.plot(frame)
+    titles = [axis.get_title(loc="left") for axis in figure.axes]
+    assert titles[0] == "Error rate (%), lower is better" and "Accuracy and mAP, higher is better" in titles
+    drawn = [line for axis in figure.axes for line in axis.lines if line.get_marker() != "None"]
+    assert len(drawn) == len(frame)
+    faces = {line.get_markerfacecolor() for line in drawn if line.get_marker() == "o"}
+    assert faces == {"white", papers.COLOURS[0]}
+    assert [text.get_text() for axis in figure.axes for text in axis.texts].count("≠") == frame["different"].sum() == 3
