@@ -37,7 +37,7 @@ demo: setup  ## train Qwen-Audio and Qwen2-Audio at tiny scale and compare them:
 	$(PY) -m auris.results study=demo
 
 test: setup  ## run the tests (offline, CPU)
-	$(PY) -m pytest -n $(TESTERS) --dist loadfile
+	$(PY) -m pytest -n $(TESTERS) --dist loadfile --no-loadscope-reorder  # else the longest file, of few tests, comes last
 
 test-slow: setup  ## run the longer proofs
 	$(PY) -m pytest -m slow

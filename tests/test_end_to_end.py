@@ -75,6 +75,7 @@ def test_a_study_trains_and_evaluates_every_arm(folder: Path):
         assert (run / "recipe.yaml").is_file() and snapshots.find(run, "best").step > 0
 
 
+@pytest.mark.slow
 def test_the_same_command_again_has_nothing_to_train(folder: Path):
     checkpoints = folder / "runs/smoke/tags/seed=0/checkpoints"
     before = {path: path.stat().st_mtime_ns for path in checkpoints.rglob("*")}

@@ -371,6 +371,7 @@ def test_a_step_encodes_each_clip_once(smallest):
     assert calls.steps == [4] * 3  # data.rows_per_step pairs about a clip each
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_work_and_train_as_one(smallest, tmp_path):
     options = ["max_steps=3", "optim.lr=1e-3"]
     one = smallest(*options, "arm=one")
