@@ -36,8 +36,9 @@ demo: setup  ## train Qwen-Audio and Qwen2-Audio at tiny scale and compare them:
 	$(PY) -m auris.train ablations=demo jobs=$(JOBS)
 	$(PY) -m auris.results study=demo
 
+# Files in their order: by their numbers of tests, the longest one, of few tests, would come last.
 test: setup  ## run the tests (offline, CPU)
-	$(PY) -m pytest -n $(TESTERS) --dist loadfile --no-loadscope-reorder  # else the longest file, of few tests, comes last
+	$(PY) -m pytest -n $(TESTERS) --dist loadfile --no-loadscope-reorder
 
 test-slow: setup  ## run the longer proofs
 	$(PY) -m pytest -m slow
