@@ -177,6 +177,26 @@ def test_a_run_that_is_to_be_gone_on_with_blocks_what_needs_it_and_is_no_failure
     assert [job.status for job in jobs] == ["stopped", "blocked", "done"]
 
 
+def test_what_is_done_is_started_again_only_with_another_recipe_or_evaluation(tmp_path, monkeypatch, capsys):
+    def jobs(steps: int = 1, asked: tuple[str, ...] = ("a", "b")) -> list[Job]:
+        evaluate = [[f"benchmark={name}"] for name in asked]
+        return [Job("quick", 0, [], tmp_path / "run", recipe={"max_steps": steps}, evaluate=evaluate)]
+
+    def starts(of: list[Job]) -> int:
+        start = Standing()
+        monkeypatch.setattr(studies, "_start", start)
+        assert studies.run(of, side_by_side=1) == 0
+        return len(start.started)
+
+    assert starts(jobs()) == 3
+    assert starts(jobs()) == 0 and "1 runs, 1 done before" in capsys.readouterr().out
+    assert starts(jobs(asked=())) == 0  # brought along by another run of a job array
+    assert starts(jobs(asked=("a", "c"))) == 3
+    assert starts(jobs(steps=2, asked=("a", "c"))) == 3
+    (tmp_path / "run" / "done.json").write_text("{")
+    assert starts(jobs(steps=2)) == 3
+
+
 def test_a_dry_run_of_a_study_lists_its_runs_and_nothing_else(monkeypatch, capsys):
     """What a job array is made from (configs/launch/slurm_study.sh)."""
     monkeypatch.setattr(sys, "argv", ["auris.train", "ablations=demo", "seeds=[1]", "dry_run=true"])

@@ -1,7 +1,8 @@
 """The study runner: `ablations/NAME.yaml` -> every arm trained and evaluated, stages only once per recipe and seed.
 
 Each run is a process of its own (`python -m auris.train ...`), so that an arm that fails takes nothing with it, several
-can work side by side, and an arm run by hand is the same run. What is finished is skipped; what was stopped resumes.
+can work side by side, and an arm run by hand is the same run. What is done is not started again; what was stopped
+resumes.
 Stages live in `runs/shared/<stage>-<digest of its recipe>/`, where every study finds them.
 """
 
@@ -35,6 +36,7 @@ _RUNNER_KEYS = ("ablations", "arm", "seed", "seeds", "jobs", "threads", "metric"
 _UNDER_WAY = ("running", "evaluating")
 _SHARED = "shared"  # the study to which stages belong
 _NAMES = ("study", "arm", "seed", "run_dir")  # what a run is called, not what it does
+_NOTE = "done.json"  # in the folder of a run that is done: its recipe's digest and how it was evaluated
 
 
 @dataclass
@@ -47,6 +49,7 @@ class Job:
     run_dir: Path
     needs: list[str] = field(default_factory=list)
     evaluate: list[list[str]] = field(default_factory=list)
+    evaluations: int = 0  # of these, how many have been started
     recipe: dict[str, Any] = field(default_factory=dict)
     status: str = "waiting"  # waiting, running, evaluating, done, failed, stopped, blocked
     process: subprocess.Popen | None = None
@@ -217,7 +220,11 @@ def run(jobs: list[Job], side_by_side: int, threads: int = 1, metric: str | None
     """
     console = Console()
     by_key = {job.key: job for job in jobs}
-    console.print(f"{len(jobs)} runs, {side_by_side} side by side, {threads} thread{'s'[: threads > 1]} each")
+    for job in jobs:
+        job.status = "done" if _is_done(job) else job.status
+    ended = sum(job.status == "done" for job in jobs)
+    before = f", {ended} done before" if ended else ""
+    console.print(f"{len(jobs)} runs{before}, {side_by_side} side by side, {threads} thread{'s'[: threads > 1]} each")
     try:
         show = Live(console=console, refresh_per_second=2, transient=False, auto_refresh=console.is_terminal)
         with _passing_on(jobs) as signals, show as live:
@@ -272,16 +279,18 @@ def _advance(jobs: list[Job], by_key: Mapping[str, Job], side_by_side: int, thre
     for job in jobs:
         if job.process is not None and (code := job.process.poll()) is not None:
             job.process = None
-            if code == REQUEUE or (not side_by_side and (code != 0 or job.evaluate)):
+            left = job.evaluate[job.evaluations :]
+            if code == REQUEUE or (not side_by_side and (code != 0 or left)):
                 job.status = "stopped"
             elif code != 0:
                 job.status = "failed"
-            elif job.evaluate:
+            elif left:
                 job.status = "evaluating"
-                arguments = job.evaluate.pop(0)
-                _start(job, ["auris.evaluate", f"checkpoint='{job.run_dir}'", *arguments], threads)
+                job.evaluations += 1
+                _start(job, ["auris.evaluate", f"checkpoint='{job.run_dir}'", *left[0]], threads)
             else:
                 job.status = "done"
+                snapshots.replace(job.run_dir / _NOTE, json.dumps(_note(job)))
             if job.process is None:
                 job.seconds = time.time() - job.started
     for job in jobs:
@@ -293,6 +302,19 @@ def _advance(jobs: list[Job], by_key: Mapping[str, Job], side_by_side: int, thre
                 job.status, job.started = "running", time.time()
                 _start(job, ["auris.train", *job.overrides], threads)
     return [job for job in jobs if job.status != before[job.key]]
+
+
+def _note(job: Job) -> dict[str, Any]:
+    return {"recipe": _digest(job.recipe, job.seed), "evaluate": job.evaluate}
+
+
+def _is_done(job: Job) -> bool:
+    """Whether this very run and its evaluations have ended well before."""
+    try:
+        before = json.loads((job.run_dir / _NOTE).read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
+        return False
+    return before["recipe"] == _note(job)["recipe"] and all(one in before["evaluate"] for one in job.evaluate)
 
 
 def _start(job: Job, arguments: list[str], threads: int) -> None:
