@@ -51,6 +51,7 @@ FLOORS = {
     "auris.evaluate": 5,
     "auris.judged": 5,
     "auris.kept": 5,
+    "auris.report": 5,
     "auris.reporting": 5,
     "auris.benchmarks": 5,
     "auris.chat": 5,

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import lightning as L
 import pytest
 import torch
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import published
 from auris import callbacks, recipe, snapshots, train
 from auris.tokenizer import Tokenizer
 from recipes import smallest_run
-from runs import ROOT, KillAt, Killed, assert_equal, fit, train_in_a_process, weights
+from runs import ROOT, KillAt, Killed, assert_equal, fit, in_processes, said, train_in_a_process, weights
 
 
 @pytest.fixture
@@ -143,6 +145,38 @@ def test_two_processes_train_what_one_trains(smallest, corpus: Path, tmp_path: P
     two = smallest(*overrides)
     train_in_a_process(two, tmp_path)
     assert_equal(weights(one), weights(two), tolerance=1e-6)
+
+
+def test_validation_leaves_scores_texts_and_sounds_of_the_same_rows(smallest, tmp_path: Path):
+    """On one process and on two: WER, BLEU, accuracy of a small fixed subset, and the rows that each begins with."""
+    options = [
+        "experiment=qwen2_audio_pretrain",
+        "max_steps=2",
+        "trainer.val_check_interval=1",
+        "data.token_budget=900",
+    ]
+    one = smallest(*options, "arm=one")
+    train.train(one)
+    two = smallest(*options, "arm=two", "strategy=ddp", "trainer.devices=2")
+    assert in_processes(lambda: train.train(two), 2, tmp_path) == [0, 0], said(tmp_path)
+    found = []
+    for made in (one, two):
+        events = EventAccumulator(made["run_dir"], size_guidance={"tensors": 0, "audio": 0}).Reload()
+        tags = events.Tags()
+        scores = {tag for tag in tags["scalars"] if tag.startswith("val/")}
+        assert {"val/asr en/wer", "val/s2tt de-en/bleu", "val/sec/accuracy"} <= scores
+        texts = {}
+        for tag in (tag for tag in tags["tensors"] if tag.startswith("val/")):
+            shown = events.Tensors(tag)
+            assert [event.step for event in shown] == [1, 2]
+            texts[tag] = [
+                re.findall("row (.*)|reference: (.*)", event.tensor_proto.string_val[0].decode()) for event in shown
+            ]
+            assert texts[tag][0] == texts[tag][1] and 0 < len(texts[tag][0]) <= 2 * callbacks.EXAMPLES
+        sounds = {tag: [event.length_frames for event in events.Audio(tag)] for tag in tags["audio"]}
+        assert sounds and all(len(of_row) == 1 for of_row in sounds.values())
+        found.append((scores, texts, sounds))
+    assert found[0] == found[1]
 
 
 def test_throughput_is_measured_over_the_last_steps(smallest):

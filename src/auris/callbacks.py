@@ -18,9 +18,13 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from auris import snapshots
+from auris import audio, snapshots, tasks
+from auris.audio import AudioError
+from auris.data.datamodule import AudioDataModule, group
 from auris.data.loader import LoaderError
+from auris.data.samples import RowError
 from auris.faults import FOLDER, Fault, Place, RunStopped, command
+from auris.persistence import Events
 from auris.tasks import CURVES
 
 # Steps over which speeds are averaged; the first ones also pay for warm-up and are left out of it by then.
@@ -29,6 +33,8 @@ WINDOW = 20
 ROWS = 1000
 # Steps in a row without an update after which no policy goes on: that is a run that has diverged, not a bad batch.
 SKIPS = 10
+# Rows of each line of the validation table that TensorBoard shows.
+EXAMPLES = 2
 
 
 class Throughput(L.Callback):
@@ -88,6 +94,55 @@ class TaskLosses(L.Callback):
         sums = None if state["sums"] is None else torch.tensor(state["sums"])
         # Of a run from before dialogues had curves by mode, the few steps since its last log are left out.
         self.sums = sums if sums is not None and sums.shape[1] == len(CURVES) else None
+
+
+class Examples(L.Callback):
+    """A few validation rows of each task in TensorBoard, the same ones each time: as text their references and what was
+    answered, at every validation; and their sound, once in a session.
+
+    They are the first rows of each line of the validation table, whatever rank has answered them.
+    """
+
+    def __init__(self) -> None:
+        self.answers: dict[str, dict[int, str]] = {}  # of each line, row number -> what was said
+        self.heard: set[int] = set()
+
+    def on_validation_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self.answers = {}
+
+    def on_validation_batch_end(self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, *_: Any) -> None:
+        for number, said in outputs["answers"].items():
+            self._keep(group(trainer.datamodule.question(number)), {number: said})
+
+    def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if trainer.world_size > 1:
+            ranks: list[Any] = [None] * trainer.world_size
+            torch.distributed.all_gather_object(ranks, self.answers)
+            for name, answers in ((name, answers) for rank in ranks for name, answers in rank.items()):
+                self._keep(name, answers)
+        for logger in trainer.loggers:
+            if isinstance(logger, Events) and trainer.is_global_zero:
+                for name, answers in self.answers.items():
+                    self._log(logger, trainer.datamodule, name, answers, trainer.global_step)
+
+    def _keep(self, name: str, answers: dict[int, str]) -> None:
+        known = self.answers.get(name, {}) | answers
+        self.answers[name] = {number: known[number] for number in sorted(known)[:EXAMPLES]}
+
+    def _log(self, logger: Events, data: AudioDataModule, name: str, answers: dict[int, str], step: int) -> None:
+        lines = []
+        for place, (number, said) in enumerate(answers.items(), 1):
+            row = data.question(number)
+            reference = tasks.find(row.labels["task"]).render(row.labels)
+            lines += [f"row {row.id}", f"  reference: {reference}", f"  answer:    {said}"]
+            if number in self.heard or not data.valid_samples.has_audio:
+                continue
+            self.heard.add(number)
+            for part, clip in enumerate(row.clips, 1):
+                with suppress(RowError, AudioError):  # gone since it was answered: the next time, its row is named
+                    tag = f"val/{name}/row {place}" + (f" clip {part}" if len(row.clips) > 1 else "")
+                    logger.log_sound(tag, data.valid_samples.read(clip)[: audio.MAX_SAMPLES], step)
+        logger.log_text(f"val/{name}", lines, step)
 
 
 class UnusableRows(L.Callback):

@@ -119,6 +119,22 @@ def read(file: Path) -> Answers:
         return Answers(file.parent, json.loads(lines.readline()))
 
 
+def rows(run_dir: Path, name: str) -> dict[str, Row]:
+    """The rows of an evaluation that were answered, by their ids, with what was heard of each; of files that a running
+    evaluation may be writing, and of which nothing is changed. Empty for an evaluation that has kept none."""
+    file = run_dir / FOLDER / f"{name}.json"
+    parts = json.loads(file.read_text(encoding="utf-8"))["parts"] if file.is_file() else []
+    found = {}
+    for part in parts:
+        answers, wanted = run_dir / FOLDER / part["file"], set(part["keys"])
+        whole = answers.read_bytes().rpartition(b"\n")[0].decode() if answers.is_file() else ""
+        for line in map(json.loads, whole.split("\n")[1:]):
+            if line["key"] in wanted:
+                row = _row(line["row"])
+                found[row.id] = row
+    return found
+
+
 def _fields(row: Row) -> dict[str, Any]:
     clips = [[str(clip.path), clip.offset, clip.duration] for clip in row.clips]
     return {"id": row.id, "clips": clips, "labels": dict(row.labels)}

@@ -186,15 +186,16 @@ class AudioLMModule(L.LightningModule):
         answers = self.objective.answer(self.net, pack, settings, any_goes=any_goes)
         parallel.reshard(self.net, self.objective)  # whoever saves between two steps finds each process's own part
         if not self._speaks:
-            return {"skipped": []}
+            return {"skipped": [], "answers": {}}
+        texts = {}
         for row_number, ids in zip(pack["rows"], answers, strict=False):  # an empty pack holds one dummy row
             row = self.trainer.datamodule.question(row_number)
             task = tasks.find(row.labels["task"])
             if (name := group(row)) in self.scores:
-                said = self.tokenizer.decode(ids, control=task.tagged)
+                said = texts[row_number] = self.tokenizer.decode(ids, control=task.tagged)
                 reference, hypothesis = task.compared(task.render(row.labels)), task.compared(said)
                 self.scores[name].update([hypothesis], [reference], [language(row)])
-        return {"skipped": pack["skipped"]}
+        return {"skipped": pack["skipped"], "answers": texts}
 
     def on_validation_epoch_end(self) -> None:
         sums = self._sum_over_ranks(self._valid)

@@ -15,18 +15,19 @@ import socket
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import IO, Any
 
 import lightning as L
+import numpy as np
 from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 
-from auris import snapshots
+from auris import audio, snapshots
 
 # Exit status of a run that was stopped from outside and goes on when it is started again: sysexits.h's "temporary
 # failure; the user is invited to retry". A job script requeues on it.
@@ -328,6 +329,17 @@ class Events(TensorBoardLogger):
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         self._try(super().log_metrics, metrics, step)
+
+    @rank_zero_only
+    def log_text(self, tag: str, lines: Sequence[str], step: int) -> None:
+        """Lines as they are: what is indented is no markdown to TensorBoard, and no HTML."""
+        shown = "\n".join("    " + " ".join(line.splitlines()) for line in lines)
+        self._try(lambda: self.experiment.add_text(tag, shown, step))
+
+    @rank_zero_only
+    def log_sound(self, tag: str, wave: np.ndarray, step: int) -> None:
+        """A sound (L,) at 16 kHz."""
+        self._try(lambda: self.experiment.add_audio(tag, wave[None], step, sample_rate=audio.SAMPLE_RATE))
 
     @rank_zero_only
     def save(self) -> None:

@@ -238,6 +238,7 @@ def build_trainer(made: dict[str, Any], run_dir: Path, preemption: Preemption | 
         throughput,
         environment.Work(throughput),
         callbacks.TaskLosses(),
+        callbacks.Examples(),
         callbacks.UnusableRows(run_dir, made["data"]["max_unusable"]),
         callbacks.Faults(run_dir, made["nonfinite"]),
         callbacks.ProgressFile(run_dir),

@@ -24,10 +24,23 @@ Everything in the table is computed from the predictions, so that arms are compa
 0 to 1 in files and functions and per cent where a person reads them; what has another unit has it everywhere.
 """
 
-from auris.results.command import USAGE, main
+from auris.results.command import USAGE, main, read_arguments
 from auris.results.figures import STYLE, plot_bars, plot_curves, save
-from auris.results.runs import collect, costs, curves, hparams, predictions, question, reproduce, status
-from auris.results.tables import compare, format_score, readable, table, verdicts
+from auris.results.runs import (
+    collect,
+    costs,
+    curves,
+    hparams,
+    ordered,
+    predictions,
+    predictions_of,
+    question,
+    reproduce,
+    runs_of,
+    scores,
+    status,
+)
+from auris.results.tables import compare, format_score, readable, table, verdicts, verdicts_in
 
 __all__ = [
     "STYLE",
@@ -39,14 +52,20 @@ __all__ = [
     "format_score",
     "hparams",
     "main",
+    "ordered",
     "plot_bars",
     "plot_curves",
     "predictions",
+    "predictions_of",
     "question",
+    "read_arguments",
     "readable",
     "reproduce",
+    "runs_of",
     "save",
+    "scores",
     "status",
     "table",
     "verdicts",
+    "verdicts_in",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,7 @@ from auris import statistics
 from auris.measures import MEASURES, display
 from auris.results.figures import plot_bars, plot_curves, provenance, save
 from auris.results.runs import costs, curves, join, question, reproduce, status, studies_in, write_hparams
-from auris.results.tables import KEY, format_score, table, verdicts
+from auris.results.tables import KEY, format_score, table, verdicts_in
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             return
         frame = table(root, arms)
         written = _write(root, frame, given["x"])
-        judged = verdicts(root, arms)
+        judged = verdicts_in(frame)
     except (ValueError, FileNotFoundError) as error:  # the user's mistakes: one sentence, no traceback
         raise SystemExit(f"auris.results: {error}") from None
     judged.to_csv(root / "differences.csv", index=False)
@@ -65,16 +65,22 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _parse(argv: Sequence[str]) -> dict[str, str]:
-    given = {"study": "", "runs": "runs", "arms": "", "x": "steps", "reproduce": ""}
-    for argument in argv:
-        key, equals, text = argument.partition("=")
-        if not equals or key not in given:
-            accepted = "study=NAME, runs=DIR, arms=a,b, x=AXIS, reproduce=RUN"
-            raise ValueError(f"cannot read {argument!r}; accepted: {accepted} (see --help)")
-        given[key] = text
+    accepted = "study=NAME, runs=DIR, arms=a,b, x=AXIS, reproduce=RUN"
+    given = read_arguments(argv, {"study": "", "runs": "runs", "arms": "", "x": "steps", "reproduce": ""}, accepted)
     if not given["study"] and not given["reproduce"]:
         raise ValueError(f"which study? give study=NAME; {studies_in(Path(given['runs']))}")
     return given
+
+
+def read_arguments(argv: Sequence[str], given: Mapping[str, str], accepted: str) -> dict[str, str]:
+    """Arguments of the form key=value over their defaults. Raises ValueError, naming the accepted ones, for others."""
+    found = dict(given)
+    for argument in argv:
+        key, equals, text = argument.partition("=")
+        if not equals or key not in found:
+            raise ValueError(f"cannot read {argument!r}; accepted: {accepted} (see --help)")
+        found[key] = text
+    return found
 
 
 def _write(root: Path, frame: pd.DataFrame, x: str) -> list[Path]:

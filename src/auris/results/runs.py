@@ -21,7 +21,12 @@ def collect(root: str | Path) -> pd.DataFrame:
     """All rows of all `results.jsonl` of a study (`runs/<study>`), as the evaluations wrote them."""
     import pandas as pd
 
-    return pd.DataFrame([row for _, _, run in runs_of(root) for row in _lines(run / "results.jsonl")])
+    return pd.DataFrame([row for _, _, run in runs_of(root) for row in scores(run)])
+
+
+def scores(run: str | Path) -> list[dict[str, Any]]:
+    """The rows of one run's `results.jsonl`; none before it is evaluated."""
+    return list(_lines(Path(run) / "results.jsonl"))
 
 
 def predictions(root: str | Path) -> pd.DataFrame:
@@ -31,22 +36,29 @@ def predictions(root: str | Path) -> pd.DataFrame:
     """
     import pandas as pd
 
+    frames = [predictions_of(run, arm, seed) for arm, seed, run in runs_of(root)]
+    return pd.concat(frames, ignore_index=True) if any(len(frame) for frame in frames) else pd.DataFrame()
+
+
+def predictions_of(run: str | Path, arm: str, seed: int) -> pd.DataFrame:
+    """The prediction lines of one run, as `predictions` has them."""
+    import pandas as pd
+
     frames = []
-    for arm, seed, run in runs_of(root):
-        for path in sorted(run.glob("predictions/*.jsonl")):
-            frame = pd.DataFrame(_lines(path))
-            if frame.empty:
-                continue
-            repeated = frame.duplicated(["group", "metric", "id"])
-            if repeated.any():
-                row = frame[repeated].iloc[0]
-                raise ValueError(f"{path}: row {row['id']!r} ({row['group']}, {row['metric']}) occurs more than once")
-            for metric, stats in zip(frame["metric"], frame["stats"], strict=True):
-                if len(stats) != len(measure(metric).stats):
-                    raise ValueError(
-                        f"{path}: {metric} has the statistics {MEASURES[metric].stats}, but a row holds {stats}"
-                    )
-            frames.append(frame.assign(arm=arm, seed=seed, benchmark=path.stem))
+    for path in sorted(Path(run).glob("predictions/*.jsonl")):
+        frame = pd.DataFrame(_lines(path))
+        if frame.empty:
+            continue
+        repeated = frame.duplicated(["group", "metric", "id"])
+        if repeated.any():
+            row = frame[repeated].iloc[0]
+            raise ValueError(f"{path}: row {row['id']!r} ({row['group']}, {row['metric']}) occurs more than once")
+        for metric, stats in zip(frame["metric"], frame["stats"], strict=True):
+            if len(stats) != len(measure(metric).stats):
+                raise ValueError(
+                    f"{path}: {metric} has the statistics {MEASURES[metric].stats}, but a row holds {stats}"
+                )
+        frames.append(frame.assign(arm=arm, seed=seed, benchmark=path.stem))
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
 
@@ -113,7 +125,7 @@ def status(root: str | Path) -> pd.DataFrame:
     rows = []
     for arm, seed, run in runs_of(root):
         progress, finished = (_facts(run / f"{name}.json") for name in ("progress", "finished"))
-        benchmarks = sorted({row["benchmark"] for row in _lines(run / "results.jsonl")})
+        benchmarks = sorted({row["benchmark"] for row in scores(run)})
         state = "trained" if finished else "training" if progress else "waiting"
         steps = (finished.get("steps", progress.get("step", 0)), progress.get("max_steps", finished.get("steps", 0)))
         rows.append((arm, seed, "evaluated" if benchmarks else state, *steps, ", ".join(benchmarks)))
@@ -163,9 +175,9 @@ def write_hparams(root: str | Path) -> list[Path]:
     from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
     given = hparams(root).set_index(["arm", "seed"])
-    scores = collect(root)
+    found = collect(root)
     tags = sorted({tag for tag in curves(root)["tag"] if tag.startswith("val/")})
-    tags += sorted({_test_tag(row) for row in scores.to_dict("records")})
+    tags += sorted({_test_tag(row) for row in found.to_dict("records")})
     written = []
     for arm, seed, run in runs_of(root):
         for old in run.glob("events.out.tfevents*.hparams"):
@@ -175,7 +187,7 @@ def write_hparams(root: str | Path) -> list[Path]:
         config = hp.hparams_config_pb([hp.HParam(key) for key in values], [hp.Metric(tag) for tag in tags])
         for summary in (config, hp.hparams_pb(values, trial_id=f"{arm}/{seed}")):
             writer.add_event(Event(summary=summary))
-        own = scores[(scores["arm"] == arm) & (scores["seed"] == seed)] if len(scores) else scores
+        own = found[(found["arm"] == arm) & (found["seed"] == seed)] if len(found) else found
         for row in own.to_dict("records"):
             point = Summary.Value(tag=_test_tag(row), simple_value=row["value"])
             writer.add_event(Event(summary=Summary(value=[point])))

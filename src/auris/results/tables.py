@@ -211,9 +211,13 @@ def verdicts(root: str | Path, arms: Sequence[str] | None = None) -> pd.DataFram
     out 0, "rows only" or "seeds only" where one does, "no difference shown" where none does, "one seed" where seeds
     were not varied. Each interval is for itself: of twenty differences that are none, one is expected outside of it.
     """
+    return verdicts_in(table(root, arms))
+
+
+def verdicts_in(frame: pd.DataFrame) -> pd.DataFrame:
+    """The `verdicts` of a `table`."""
     import pandas as pd
 
-    frame = table(root, arms)
     first, *others = frame.attrs["arms"]
     rows = []
     for row in frame.to_dict("records"):

@@ -61,7 +61,7 @@ def row_stats(
     measure(metric)  # an unknown name ends here
     match metric:
         case "wer" | "cer":
-            return edits.count(hypothesis, reference, language, unit=_unit(metric, language))
+            return edits.count(hypothesis, reference, language, unit=unit(metric, language))
         case "cpwer":
             return speakers.permuted_word_errors(hypothesis or [], reference, language)
         case "bleu":
@@ -257,7 +257,8 @@ def _bleu(language: str) -> BLEU:
     return BLEU(tokenize=BLEU_TOKENIZERS.get(norm.primary(language), "13a"), effective_order=True)
 
 
-def _unit(metric: str, language: str) -> str:
+def unit(metric: str, language: str) -> str:
+    """What an error rate counts in a language: `word` or `char`."""
     return norm.unit(language) if metric == "wer" else "char"
 
 

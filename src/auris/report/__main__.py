@@ -1,0 +1,3 @@
+from auris.report.command import main
+
+main()
