@@ -266,7 +266,7 @@ def test_command_prints_the_table_and_writes_csv_and_figures(study, monkeypatch,
     printed = capsys.readouterr().out
     assert "qwen2_audio - qwen_audio" in printed
     assert "asr en" in printed
-    for name in ("table.csv", "bars.png", "bars.pdf", "curves.png", "curves.pdf"):
+    for name in ("table.csv", "table.md", "bars.png", "bars.pdf", "curves.png", "curves.pdf"):
         assert (study / name).stat().st_size > 200
         assert name in printed
 
@@ -350,6 +350,12 @@ def test_a_difference_exceeds_seed_noise_where_paired_seeds_agree_on_it(tmp_path
     assert found.loc["shaky", "verdict"] == "rows only" and found.loc["shaky", "seeds"] == 3
     worse = results.verdicts(tmp_path / "s", ["steady", "base"])
     assert worse["verdict"].tolist() == ["worse"]
+    frame = results.table(tmp_path / "s", ["base", "steady", "shaky"])
+    head, _, line, *_, legend = results.markdown(frame, results.verdicts_in(frame)).splitlines()
+    assert head == "| task | metric | n | base | steady | shaky |"
+    assert line.startswith("| sec | accuracy (%) ↑ | 20 | 0.0 [0.0, 0.0] ±0.0 | 50.0 [")
+    base, steady, shaky = line.strip("| ").split(" | ")[3:]
+    assert steady.endswith("±0.0 ▲") and shaky.endswith("±50.0") and "worse than base" in legend
 
 
 def test_one_seed_shows_nothing_of_seeds(tmp_path):

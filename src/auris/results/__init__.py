@@ -40,7 +40,7 @@ from auris.results.runs import (
     scores,
     status,
 )
-from auris.results.tables import compare, format_score, readable, table, verdicts, verdicts_in
+from auris.results.tables import compare, format_score, markdown, readable, table, verdicts, verdicts_in
 
 __all__ = [
     "STYLE",
@@ -52,6 +52,7 @@ __all__ = [
     "format_score",
     "hparams",
     "main",
+    "markdown",
     "ordered",
     "plot_bars",
     "plot_curves",

@@ -13,7 +13,7 @@ from auris import statistics
 from auris.measures import MEASURES, display
 from auris.results.figures import plot_bars, plot_curves, provenance, save
 from auris.results.runs import costs, curves, join, question, reproduce, status, studies_in, write_hparams
-from auris.results.tables import KEY, format_score, table, verdicts_in
+from auris.results.tables import KEY, format_score, markdown, table, verdicts_in
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,9 +21,10 @@ if TYPE_CHECKING:
 USAGE = """usage: python -m auris.results study=NAME [runs=runs] [arms=a,b] [x=steps]
        python -m auris.results reproduce=RUN
 
-Prints the table of a study and writes into RUNS/NAME/: table.csv, differences.csv (which exceed the noise of rows and
-of seeds), costs.csv, bars and curves as PNG, PDF and SVG, and what TensorBoard's HPARAMS page compares. At any moment:
-what is not there yet is said. With reproduce=, prints a run's command, commit and data instead.
+Prints the table of a study and writes into RUNS/NAME/: table.csv, table.md (to paste), differences.csv (which exceed
+the noise of rows and of seeds), costs.csv, bars and curves as PNG, PDF and SVG, and what TensorBoard's HPARAMS page
+compares. At any moment: what is not there yet is said. With reproduce=, prints a run's command, commit and data
+instead.
 
   study   the study to read, as in runs/<study>/<arm>/seed=<n>/
   runs    the directory that holds the studies (default: runs)
@@ -52,16 +53,15 @@ def main(argv: Sequence[str] | None = None) -> None:
             print("\n".join(f"wrote {path}" for path in written))
             return
         frame = table(root, arms)
-        written = _write(root, frame, given["x"])
         judged = verdicts_in(frame)
+        written = _write(root, frame, judged, given["x"])
     except (ValueError, FileNotFoundError) as error:  # the user's mistakes: one sentence, no traceback
         raise SystemExit(f"auris.results: {error}") from None
-    judged.to_csv(root / "differences.csv", index=False)
     if said := question(root):
         print(said)
     _show(frame, given["study"])
     _show_verdicts(judged, frame.attrs["arms"][0])
-    print("\n".join(["", *(f"wrote {path}" for path in [root / "differences.csv", *written])]))
+    print("\n".join(["", *(f"wrote {path}" for path in written)]))
 
 
 def _parse(argv: Sequence[str]) -> dict[str, str]:
@@ -83,11 +83,13 @@ def read_arguments(argv: Sequence[str], given: Mapping[str, str], accepted: str)
     return found
 
 
-def _write(root: Path, frame: pd.DataFrame, x: str) -> list[Path]:
+def _write(root: Path, frame: pd.DataFrame, judged: pd.DataFrame, x: str) -> list[Path]:
     arms = frame.attrs["arms"]
-    written = [root / "table.csv", root / "costs.csv"]
+    written = [root / name for name in ("table.csv", "table.md", "differences.csv", "costs.csv")]
     frame.to_csv(written[0], index=False)
-    costs(root).to_csv(written[1], index=False)
+    written[1].write_text(markdown(frame, judged), encoding="utf-8")
+    judged.to_csv(written[2], index=False)
+    costs(root).to_csv(written[3], index=False)
     written += save(plot_bars(root, arms), root / "bars")
     logged = set(curves(root)["arm"])
     if logged & set(arms):

@@ -186,6 +186,32 @@ def readable(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows).set_index(["benchmark", "task", "metric"])
 
 
+def markdown(frame: pd.DataFrame, judged: pd.DataFrame) -> str:
+    """A `table` to paste into a README or a paper's notes: of each arm one column, marked by its verdict.
+
+    Args:
+        judged: the `verdicts` of the same arms.
+    """
+    first, *others = arms = frame.attrs["arms"]
+    marks = {(*(row[key] for key in KEY), row["arm"]): row["verdict"] for row in judged.to_dict("records")}
+    several = frame["benchmark"].nunique() > 1
+    lines = [[*(["benchmark"] if several else []), "task", "metric", "n", *arms]]
+    lines.append(["---"] * (len(lines[0]) - len(arms) - 1) + ["--:"] * (len(arms) + 1))
+    for row in frame.to_dict("records"):
+        known = MEASURES[row["metric"]]
+        cells = [format_score(row, first)]
+        for arm in others:
+            verdict = marks.get((*(row[key] for key in KEY), arm))
+            cells.append(" ".join([format_score(row, arm), *{"better": ["▲"], "worse": ["▼"]}.get(verdict, [])]))
+        metric = f"{known.label} ({known.unit}) {'↑' if known.higher_is_better else '↓'}"
+        lines.append([*([row["benchmark"]] if several else []), row["group"], metric, str(row["n"]), *cells])
+    said = (
+        "In brackets the 95 % bootstrap interval over rows (or speakers, recordings), behind ± the standard deviation "
+        f"over seeds. ▲ better, ▼ worse than {first} beyond the noise of rows and that of seeds; unmarked: not shown."
+    )
+    return "\n".join([*(f"| {' | '.join(line)} |" for line in lines), "", said, ""])
+
+
 # Student's t, two-sided 5 %, by degrees of freedom; beyond the last that one, which is a little too wide.
 _T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 
