@@ -16,7 +16,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from auris import results
 from auris.measures import bootstrap, score
-from auris.results import command
+from auris.results import command, figures
 
 ARMS = ("qwen_audio", "qwen2_audio")
 
@@ -238,6 +238,25 @@ def test_bars_have_a_panel_per_kind_of_score_and_say_what_the_data_is(study):
     frame = results.table(study, ARMS)
     errors = frame[frame["metric"].isin(["wer", "cer"])][list(ARMS)].to_numpy().ravel()
     np.testing.assert_allclose(widths, sorted(100 * errors))
+
+
+def test_too_many_bars_are_points_in_columns(study, monkeypatch):
+    monkeypatch.setattr(figures, "BARS", 9)
+    figure = results.plot_bars(study, ARMS)
+    points = [[line for line in axis.lines if line.get_marker() in ("o", "s")] for axis in figure.axes]
+    assert [len(of_axis) for of_axis in points] == [4, 2, 4]
+    assert [handle.get_marker() for handle in figure.legends[0].legend_handles] == ["o", "s"]
+
+
+@pytest.mark.parametrize("sizes", [[19, 2, 12, 2, 26], [22], [1, 1, 1], [40, 40], [2, 90, 1]])
+@pytest.mark.parametrize("line", [0.2, 0.6])
+def test_columns_hold_every_line_once_in_order_and_are_about_as_tall(sizes, line):
+    panels = {f"panel {i}": [{"row": (i, j)} for j in range(n)] for i, n in enumerate(sizes)}
+    columns = figures._columns(panels, line, tallest=8.0)
+    rows = [row for column in columns for _, part in column for row in part]
+    assert rows == [row for part in panels.values() for row in part]
+    assert all(sum(figures.TITLE + line * len(part) for _, part in column) < 10 for column in columns)
+    assert figures._columns(panels, line, tallest=float("inf")) == [list(panels.items())]
 
 
 def test_real_and_synthetic_benchmarks_are_named_apart(tmp_path):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's colours, which colour-blind readers tell apart too (jfly.uni-koeln.de/color), grey for their yellow
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#999999", "#000000")
+MARKERS = "osD^vPX*"  # of points, in the same order
 GREY = "#555555"
 STYLE = {
     "font.size": 9,
@@ -47,7 +48,8 @@ SAID = ("accuracy", "aas_ms", "bleu", "cider")  # metrics that the panel of the 
 
 def plot_bars(root: str | Path, arms: Sequence[str] | None = None) -> Figure:
     """Scores per benchmark and group with 95 % intervals, the arms side by side; error rates, BLEU, accuracies and so
-    on in panels of their own. Raises ValueError as `table` does."""
+    on in panels of their own. Where there are more than BARS, points instead of bars, in as many columns as they need.
+    Raises ValueError as `table` does."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -61,13 +63,24 @@ def plot_bars(root: str | Path, arms: Sequence[str] | None = None) -> Figure:
         if panel:
             panels.setdefault(panel, []).append(row)
     panels = {panel: panels[panel] for panel in PANELS if panel in panels}
-    heights = [0.6 + len(rows) * (0.14 + 0.17 * len(arms)) for rows in panels.values()]
+    as_points = len(arms) * sum(len(rows) for rows in panels.values()) > BARS
+    line = 0.12 + 0.06 * len(arms) if as_points else 0.14 + 0.17 * len(arms)
+    columns = _columns(panels, line, tallest=TALLEST if as_points else np.inf)
+    heights = [[TITLE + line * len(rows) for _, rows in column] for column in columns]
+    height = max(sum(of_column) for of_column in heights)
+    longest = [max(len(_label(row, several)) for _, rows in column for row in rows) for column in columns]
+    widths = [max(3.3, 2.2 + 0.055 * length) for length in longest] if as_points else [6.8]  # room for titles
     with rc_context(STYLE):
-        figure = Figure(figsize=(6.8, 1.1 + sum(heights)), layout="constrained")
-        axes = figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights)[:, 0]
-        for axis, (panel, rows) in zip(axes, panels.items(), strict=True):
-            _draw_bars(axis, panel, rows, colours, several)
-        _head(figure, root, colours)
+        figure = Figure(figsize=(sum(widths), 1.1 + height), layout="constrained")
+        parts = figure.subfigures(1, len(columns), squeeze=False, width_ratios=widths)[0]
+        for part, column, of_column in zip(parts, columns, heights, strict=True):
+            rest = [height - sum(of_column)] if height - sum(of_column) > 0.01 else []  # a shorter column ends above
+            axes = part.subplots(len(column) + len(rest), 1, squeeze=False, height_ratios=[*of_column, *rest])[:, 0]
+            for axis, (panel, rows) in zip(axes, column, strict=False):
+                _draw_bars(axis, panel, rows, colours, several, as_points)
+            for axis in axes[len(column) :]:
+                axis.set_visible(False)
+        _head(figure, root, colours, MARKERS if as_points else "")
         seeds = frame[[f"{arm} seeds" for arm in arms]].to_numpy().max()
         pooled = f", {seeds} seeds pooled" if seeds > 1 else ""
         caption = f"Test-set score{pooled}; whiskers: 95 % bootstrap interval over test rows.\n{provenance(frame)}"
@@ -75,7 +88,38 @@ def plot_bars(root: str | Path, arms: Sequence[str] | None = None) -> Figure:
     return figure
 
 
-def _draw_bars(axis: Axes, panel: str, rows: list[dict], colours: dict[str, str], several: bool) -> None:
+BARS = 72  # more of them are no figure any more
+TALLEST = 8.0  # inches, of a column of points
+TITLE = 0.6  # inches, of a panel's title and axis
+
+
+def _columns(panels: Mapping[str, list[dict]], line: float, tallest: float) -> list[list[tuple[str, list[dict]]]]:
+    """Panels in columns of about one height, a panel going on in the next one where it must; `line` is a row's."""
+    waiting = list(panels.items())
+    number = max(1, int(np.ceil(sum(TITLE + line * len(rows) for _, rows in waiting) / tallest)))
+    columns = []
+    for left in range(number, 0, -1):
+        room, column = sum(TITLE + line * len(rows) for _, rows in waiting) / left, []
+        while waiting:
+            panel, rows = waiting.pop(0)
+            fitting = max(0, round((room - TITLE) / line))
+            if left == 1 or len(rows) - fitting < 3:  # two rows are not worth a title
+                fitting = len(rows)
+            elif fitting < 3 and column:
+                fitting = 0
+            if fitting:
+                column.append((panel, rows[:fitting]))
+                room -= TITLE + line * fitting
+            if rows[fitting:]:
+                waiting.insert(0, (panel, rows[fitting:]))
+                break
+        columns.append(column)
+    return [column for column in columns if column]
+
+
+def _draw_bars(
+    axis: Axes, panel: str, rows: list[dict], colours: dict[str, str], several: bool, as_points: bool
+) -> None:
     scale = MEASURES[rows[0]["metric"]].scale
     thickness = 0.76 / len(colours)
     reach = 0.0
@@ -85,29 +129,36 @@ def _draw_bars(axis: Axes, panel: str, rows: list[dict], colours: dict[str, str]
                 continue
             point, low, high = (scale * row[f"{arm}{part}"] for part in ("", " low", " high"))
             at = y + (i - (len(colours) - 1) / 2) * thickness
+            end = np.nanmax([point, high])
+            reach = max(reach, end)
+            if as_points:
+                axis.plot([low, high], [at, at], color=colour, linewidth=1.2, solid_capstyle="butt")
+                axis.plot(point, at, marker=MARKERS[i], color=colour, markersize=3.2, clip_on=False)
+                continue
             axis.barh(at, point, height=0.92 * thickness, color=colour)
             for width, ink in ((2.4, "white"), (1, "black")):  # seen on a bar of any colour
                 axis.plot([low, high], [at, at], color=ink, linewidth=width, solid_capstyle="butt")
-            end = np.nanmax([point, high])
             text = display(row["metric"], row[arm])
             axis.annotate(text, (end, at), (3, 0), textcoords="offset points", va="center", fontsize=7.5)
-            reach = max(reach, end)
-    labels = []
-    for row in rows:
-        where = [f"({row['benchmark']})"] if several else []
-        what = [] if row["metric"] in SAID else [MEASURES[row["metric"]].label]
-        label = " ".join([row["group"], *what, *where])
-        labels.append(f"{label}  n={row['n']}")
-    axis.set_yticks(range(len(rows)), labels)
+    axis.set_yticks(range(len(rows)), [_label(row, several) for row in rows], fontsize=7.5 if as_points else None)
+    if as_points:  # lines apart, where arms stand close
+        for y in range(1, len(rows)):
+            axis.axhline(y - 0.5, color="#EEEEEE", linewidth=0.6, zorder=0)
     axis.set_ylim(len(rows) - 0.5, -0.5)
     axis.tick_params(axis="y", length=0)
     axis.grid(axis="y", visible=False)
     axis.set_xlim(0, max(1.1 * reach, 1.0))
     if panel == CORRECT:
-        axis.set_xlim(0, 109)  # the room above 100 is for the numbers
+        axis.set_xlim(0, 101 if as_points else 109)  # the room above 100 is for the numbers
         axis.set_xticks(range(0, 101, 20))
     better = "higher" if MEASURES[rows[0]["metric"]].higher_is_better else "lower"
     axis.set_title(f"{panel}, {better} is better", x=1, ha="right")  # wider than the bars where labels are long
+
+
+def _label(row: dict, several: bool) -> str:
+    where = [f"({row['benchmark']})"] if several else []
+    what = [] if row["metric"] in SAID else [MEASURES[row["metric"]].label]
+    return f"{' '.join([row['group'], *what, *where])}  n={row['n']}"
 
 
 def plot_curves(root: str | Path, arms: Sequence[str] | None = None, x: str = "steps") -> Figure:
@@ -236,11 +287,16 @@ def save(figure: Figure, path: str | Path) -> list[Path]:
     return written
 
 
-def _head(figure: Figure, root: str | Path, colours: dict[str, str]) -> None:
+def _head(figure: Figure, root: str | Path, colours: dict[str, str], markers: str = "") -> None:
+    from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
-    patches = [Patch(color=colour, label=arm) for arm, colour in colours.items()]
-    figure.legend(handles=patches, loc="outside upper right", ncols=3, fontsize=9, handlelength=1, handleheight=1)
+    handles = [Patch(color=colour, label=arm) for arm, colour in colours.items()]
+    if markers:
+        named = zip(colours.items(), markers, strict=False)
+        handles = [Line2D([], [], color=colour, marker=mark, markersize=4, label=arm) for (arm, colour), mark in named]
+    across = 3 if len(colours) > 4 or max(map(len, colours)) > 12 else len(colours)
+    figure.legend(handles=handles, loc="outside upper right", ncols=across, fontsize=9, handlelength=1, handleheight=1)
     figure.suptitle(f"Study {Path(root).name}", x=0.01, ha="left", fontsize=11, fontweight="bold")
 
 
