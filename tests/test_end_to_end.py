@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -46,19 +48,35 @@ SMALL = [
 ]
 
 
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+
+
 def call(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
     command = [sys.executable, "-m", *arguments]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=900)
+    return subprocess.run(command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=900)
+
+
+def write_study(folder: Path, corpus: Path, more: str = "") -> Path:
+    (folder / "ablations").mkdir()
+    small = ", ".join(f'"{override}"' for override in [*SMALL, f"data.root={corpus}"])
+    study = STUDY.replace("evaluate:", f"{more}evaluate:").replace("*small", small).format(corpus=corpus)
+    (folder / "ablations/smoke.yaml").write_text(study)
+    return folder
+
+
+def numbers(folder: Path) -> dict[str, list]:
+    """Of each arm all that a study says of it."""
+    found = {}
+    for run in sorted((folder / "runs/smoke").glob("*/seed=0/")):
+        files = [*run.glob("results.jsonl"), *sorted(run.glob("predictions/*.jsonl"))]
+        found[run.parent.name] = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+    return found
 
 
 @pytest.fixture(scope="module")
 def folder(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A user's folder, with the study run in it."""
-    folder = tmp_path_factory.mktemp("user")
-    (folder / "ablations").mkdir()
-    small = ", ".join(f'"{override}"' for override in [*SMALL, f"data.root={corpus}"])
-    (folder / "ablations/smoke.yaml").write_text(STUDY.replace("*small", small).format(corpus=corpus))
+    folder = write_study(tmp_path_factory.mktemp("user"), corpus)
     done = call(folder, "auris.train", "ablations=smoke", "jobs=2")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return folder
@@ -82,6 +100,43 @@ def test_the_same_command_again_has_nothing_to_train(folder: Path):
     done = call(folder, "auris.train", "ablations=smoke", "arm=tags", "seed=0")
     assert done.returncode == 0, done.stdout[-2000:]
     assert {path: path.stat().st_mtime_ns for path in checkpoints.rglob("*")} == before
+
+
+@pytest.mark.slow
+def test_arms_of_a_job_array_have_the_numbers_of_the_study(folder: Path, corpus: Path, tmp_path: Path):
+    write_study(tmp_path, corpus)
+    for arm in ("natural_conv", "tags"):
+        done = call(tmp_path, "auris.train", "ablations=smoke", f"arm={arm}", "seed=0")
+        assert done.returncode == 0, done.stdout[-2000:]
+    assert numbers(tmp_path) == numbers(folder)
+
+
+@pytest.mark.slow
+def test_a_study_that_was_killed_goes_on_to_the_same_numbers(folder: Path, corpus: Path, tmp_path: Path):
+    write_study(tmp_path, corpus)
+    command = [sys.executable, "-m", "auris.train", "ablations=smoke", "jobs=2"]
+    study = subprocess.Popen(command, cwd=tmp_path, env=ENVIRONMENT, start_new_session=True, stdout=subprocess.DEVNULL)
+    progress = tmp_path / "runs/smoke/tags/seed=0/progress.json"
+    until = time.time() + 300
+    while not progress.exists() and time.time() < until:
+        time.sleep(0.05)
+    os.killpg(study.pid, signal.SIGKILL)
+    assert study.wait() == -signal.SIGKILL and not (progress.parent / "results.jsonl").exists()
+    done = call(tmp_path, "auris.train", "ablations=smoke", "jobs=2")
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert "4 runs, 2 done before" in done.stdout
+    assert numbers(tmp_path) == numbers(folder)
+
+
+@pytest.mark.slow
+def test_an_arm_that_fails_takes_none_with_it_and_is_named_with_its_reason(corpus: Path, tmp_path: Path):
+    broken = '  broken: {{overrides: [experiment=qwen_audio_pretrain, *small, "data.train=[gone.jsonl]"]}}\n'
+    write_study(tmp_path, corpus, more=broken)
+    done = call(tmp_path, "auris.train", "ablations=smoke", "jobs=2")
+    assert done.returncode == 1 and "broken, seed 0 failed" in done.stdout and "gone.jsonl" in done.stdout
+    assert {arm for arm, lines in numbers(tmp_path).items() if lines} == {"tags", "natural_conv"}
+    table = call(tmp_path, "auris.results", "study=smoke")
+    assert table.returncode == 0 and "natural_conv" in table.stdout and "broken, seed 0: waiting" in table.stdout
 
 
 def test_results_make_a_table_and_figures(folder: Path):
