@@ -62,11 +62,16 @@ def packed(
     assert q.ndim == k.ndim == v.ndim == 3 and q.shape[1] % k.shape[1] == 0, (q.shape, k.shape, v.shape)
     if torch.is_autocast_enabled(q.device.type):  # what it does for torch's own attention, and not for the flash kernel
         q, k, v = (x.to(torch.get_autocast_dtype(q.device.type)) for x in (q, k, v))
-    if q.is_cuda and q.dtype in (torch.bfloat16, torch.float16):  # what the flash kernel computes in
+    if has_kernel(q):
         window = (-1, 0) if causal else (-1, -1)
         n_q, n_k = longest or (max(lengths(cu_q)), max(lengths(cu_k)))
         return varlen_attn(q, k, v, cu_q, cu_k, n_q, n_k, scale=scale, window_size=window)
     return _one_by_one(q, k, v, cu_q, cu_k, causal, scale)
+
+
+def has_kernel(q: Tensor) -> bool:
+    """Whether the flash kernel, all sequences in one call, computes on this device in this precision."""
+    return q.is_cuda and q.dtype in (torch.bfloat16, torch.float16)
 
 
 @torch.compiler.disable  # where a compiled block is cut in two: it calls as many kernels as there are sequences
