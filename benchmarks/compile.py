@@ -15,6 +15,8 @@ import numpy as np
 import torch
 
 from auris.data.packing import collate
+from auris.model.compiled import compile_blocks
+from auris.model.llm import layers
 from auris.objectives.next_token import NextToken
 from benchmarks import Report
 from benchmarks.models import PRESETS as SIZES
@@ -44,9 +46,8 @@ def report(preset: Preset, *, batches: int = 100, lengths: str = "0.5-4", clips:
 
     losses = [step(net, partial(loss_of, pack)) for pack in packs]
     graphs: Counter[str] = Counter()
-    for kind, blocks in {"encoder": net.encoder.blocks, "llm": net.llm.get_decoder().layers}.items():
-        for block in blocks:
-            block.compile(dynamic=True, backend=_counting(graphs, kind))
+    for kind, blocks in {"encoder": net.encoder.blocks, "llm": layers(net.llm)}.items():
+        compile_blocks(blocks, _counting(graphs, kind))  # one backend for all: with another, blocks share no graph
     compiled, warm = [], 0
     for number, pack in enumerate(packs):
         compiled.append(step(net, partial(loss_of, pack)))

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from auris import optim, parallel, references, tasks
 from auris.data.datamodule import group, language
 from auris.faults import watch
-from auris.model import adapters, weights
+from auris.model import adapters, llm, weights
+from auris.model.compiled import compile_blocks
 from auris.model.generation import Generation
 from auris.scoring.metrics import TaskScore
 from auris.strategies import Sharded
@@ -43,6 +44,7 @@ class AudioLMModule(L.LightningModule):
         initial: where initial weights come from, each as the arguments of `weights.load`.
         max_new_tokens: of an answer in validation.
         seed: of the initial weights.
+        compile: backend of torch.compile for the blocks of encoder and LLM; None: they run as they are.
         recipe: the resolved config, kept in every checkpoint.
     """
 
@@ -59,6 +61,7 @@ class AudioLMModule(L.LightningModule):
         initial: Sequence[Mapping[str, Any]] = (),
         max_new_tokens: int = 256,
         seed: int = 0,
+        compile: str | None = None,
         recipe: dict | None = None,
     ):
         super().__init__()
@@ -67,6 +70,7 @@ class AudioLMModule(L.LightningModule):
         self.net, self.objective, self.tokenizer = net, objective, tokenizer
         self.optim, self.max_steps, self.trainable = dict(optim), max_steps, list(trainable)
         self.lora, self.initial, self.max_new_tokens, self.seed = lora, initial, max_new_tokens, seed
+        self.compile_with = compile
         self.scores: dict[str, TaskScore] = {}
         self.meshes: parallel.Meshes | None = None  # set by a strategy that shards
 
@@ -91,6 +95,8 @@ class AudioLMModule(L.LightningModule):
         with parallel.Draws():
             adapters.start(self.net, seed=self.seed)
         references.provide(self, twin)  # here, where a resumed run has its initial weights too; its own come later
+        if self.compile_with is not None:
+            compile_blocks([*self.net.encoder.blocks, *llm.layers(self.net.llm)], self.compile_with)
 
     def cpu(self) -> AudioLMModule:
         """Lightning's way out of any error: one that comes before the net has memory is not to be hidden by another."""

@@ -39,6 +39,7 @@ _FREE = (
     "strategy",
     "jobs",
     "threads",
+    "compile",
     "checkpoint_every",
     "nonfinite",
     "checkpoint_keep",
@@ -209,6 +210,7 @@ def build(made: dict[str, Any]) -> tuple[AudioLMModule, AudioDataModule]:
         initial=initial_weights(made, tokenizer),
         max_new_tokens=made["max_new_tokens"],
         seed=made["seed"],
+        compile=made.get("compile"),
         recipe=made,
     )
     keys = (

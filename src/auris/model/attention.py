@@ -43,26 +43,51 @@ def ranges(starts: Tensor, lengths: Tensor) -> Tensor:
 
 
 def packed(
-    q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, *, causal: bool, scale: float | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_q: Tensor,
+    cu_k: Tensor,
+    *,
+    causal: bool,
+    scale: float | None = None,
+    longest: tuple[int, int] | None = None,
 ) -> Tensor:
     """Attend within each sequence: q (Tq, Hq, Dh), k and v (Tk, Hk, Dh) -> (Tq, Hq, Dh).
 
     With `causal`, a sequence's last query sees its last key (aligned bottom right), which is what decoding with a
-    cache needs. Hq may be a multiple of Hk (grouped queries). `scale` defaults to Dh ** -0.5.
+    cache needs. Hq may be a multiple of Hk (grouped queries). `scale` defaults to Dh ** -0.5. `longest`: queries and
+    keys of the longest sequences, from who knows them: a block that is compiled cannot look into `cu`.
     """
     assert q.ndim == k.ndim == v.ndim == 3 and q.shape[1] % k.shape[1] == 0, (q.shape, k.shape, v.shape)
-    n_q, n_k = lengths(cu_q), lengths(cu_k)
-    assert len(n_q) == len(n_k) and sum(n_q) == len(q) and sum(n_k) == len(k) == len(v), (n_q, n_k, q.shape, k.shape)
     if torch.is_autocast_enabled(q.device.type):  # what it does for torch's own attention, and not for the flash kernel
         q, k, v = (x.to(torch.get_autocast_dtype(q.device.type)) for x in (q, k, v))
-    if q.is_cuda and q.dtype in (torch.bfloat16, torch.float16):  # what the flash kernel computes in
+    if has_kernel(q):
         window = (-1, 0) if causal else (-1, -1)
-        return varlen_attn(q, k, v, cu_q, cu_k, max(n_q), max(n_k), scale=scale, window_size=window)
-    # A plain loop: on a CPU core, padding sequences of similar length into common calls measured 1.3 times slower
-    # (the copies in and out cost more than the calls that they save). split, because its backward is one concatenation
-    # where that of slices would be one pack-sized tensor per sequence.
+        n_q, n_k = longest or (max(lengths(cu_q)), max(lengths(cu_k)))
+        return varlen_attn(q, k, v, cu_q, cu_k, n_q, n_k, scale=scale, window_size=window)
+    return _one_by_one(q, k, v, cu_q, cu_k, causal, scale)
+
+
+def has_kernel(q: Tensor) -> bool:
+    """Whether the flash kernel, all sequences in one call, computes on this device in this precision."""
+    return q.is_cuda and q.dtype in (torch.bfloat16, torch.float16)
+
+
+@torch.compiler.disable  # where a compiled block is cut in two: it calls as many kernels as there are sequences
+def _one_by_one(
+    q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, causal: bool, scale: float | None
+) -> Tensor:
+    """`packed`, one call of torch's attention for each sequence.
+
+    A plain loop: on a CPU core, padding sequences of similar length into common calls measured 1.3 times slower (the
+    copies in and out cost more than the calls that they save).
+    """
+    n_q, n_k = lengths(cu_q), lengths(cu_k)
+    assert len(n_q) == len(n_k) and sum(n_q) == len(q) and sum(n_k) == len(k) == len(v), (n_q, n_k, q.shape, k.shape)
     k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) if x.shape[1] < q.shape[1] else x for x in (k, v))
     q, k, v = (rearrange(x, "t h d -> h t d") for x in (q, k, v))
+    # split, because its backward is one concatenation where that of slices would be one pack-sized tensor per sequence
     parts = zip(q.split(n_q, 1), k.split(n_k, 1), v.split(n_k, 1), strict=True)
     out = torch.cat([_attend(*part, causal=causal, scale=scale) for part in parts], dim=1)
     return rearrange(out, "h t d -> t h d")
@@ -87,6 +112,8 @@ def _transformers_attention(
     *,
     cu_seq_lens_q: Tensor,
     cu_seq_lens_k: Tensor,
+    max_length_q: int,
+    max_length_k: int,
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
@@ -100,9 +127,9 @@ def _transformers_attention(
         raise ValueError(
             f"the LLM's attention_dropout is {dropout}: packed attention has none. Set attention_dropout=0"
         )
-    if sliding_window is not None and sliding_window < max(lengths(cu_seq_lens_k)):
+    if sliding_window is not None and sliding_window < max_length_k:
         raise ValueError(
-            f"the LLM's sliding_window is {sliding_window}, a row has {max(lengths(cu_seq_lens_k))} tokens: packed "
+            f"the LLM's sliding_window is {sliding_window}, a row has {max_length_k} tokens: packed "
             "attention has no window. Shorten the rows, or choose an LLM with full attention"
         )
     for name in ("softcap", "s_aux", "position_bias"):
@@ -116,7 +143,8 @@ def _transformers_attention(
     if key_index is not None:  # (Tk,): where the keys stand; those of a prompt serve all answers to it
         k, v = (x.index_select(0, key_index) for x in (k, v))
     causal = getattr(module, "is_causal", True)
-    return packed(q, k, v, cu_seq_lens_q, cu_seq_lens_k, causal=causal, scale=scaling)[None], None
+    longest = (max_length_q, max_length_k)
+    return packed(q, k, v, cu_seq_lens_q, cu_seq_lens_k, causal=causal, scale=scaling, longest=longest)[None], None
 
 
 # No entry in AttentionMaskInterface: for such a name transformers builds no mask at all (it would otherwise compare

@@ -94,9 +94,9 @@ class Encoder(nn.Module):
         assert frames.min() > 0 and frames.max() <= 2 * self.max_positions, (frames, self.max_positions)
         lengths = (frames - 1) // 2 + 1
         x = self._stem(mel, frames, lengths)
-        cu = attention.cumulate(lengths).to(x.device)
+        cu, longest = attention.cumulate(lengths).to(x.device), int(lengths.max())
         for block in self.blocks:
-            x = block(x, cu)
+            x = block(x, cu, longest)
         return x, lengths
 
     def _stem(self, mel: Tensor, frames: Tensor, lengths: Tensor) -> Tensor:
@@ -134,12 +134,12 @@ class Block(nn.Module):
         self.up = nn.Linear(width, ffn)
         self.down = nn.Linear(ffn, width)
 
-    def forward(self, x: Tensor, cu: Tensor) -> Tensor:
-        """(C, D), cumulative lengths (A + 1,) -> (C, D)."""
+    def forward(self, x: Tensor, cu: Tensor, longest: int) -> Tensor:
+        """(C, D), cumulative lengths (A + 1,), frames of the longest clip -> (C, D)."""
         h = self.attention_norm(x)
         q, k, v = (
             rearrange(part(h), "t (h d) -> t h d", h=self.n_heads) for part in (self.query, self.key, self.value)
         )
-        h = attention.packed(q, k, v, cu, cu, causal=False)
+        h = attention.packed(q, k, v, cu, cu, causal=False, longest=(longest, longest))
         x = x + self.out(rearrange(h, "t h d -> t (h d)"))
         return x + self.down(F.gelu(self.up(self.mlp_norm(x))))

@@ -151,6 +151,7 @@ def _stop_tokens(config: Mapping[str, Any]) -> list[int]:
     return [*([end] if isinstance(end, int) else end), *(token for word in words for token in word)]
 
 
+@torch.compiler.set_stance("force_eager")  # a block is compiled for training: with a cache it would be, again and again
 @torch.no_grad()
 def generate(
     net: AudioLM,

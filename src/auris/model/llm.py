@@ -184,13 +184,16 @@ def hidden(
         scale = rotary.stretch(positions, prompt_lengths, rows)
         if scale is not None:
             extra["query_scale"] = scale
+    cu_k = cu_seqlens if cu_k is None else cu_k
     out = llm.get_decoder()(
-        inputs_embeds=embeds[None],
+        inputs_embeds=torch.stack([embeds]),  # no view: the first layer would be compiled apart from the others
         position_ids=positions[None],
         past_key_values=cache,
         use_cache=cache is not None,
         cu_seq_lens_q=cu_seqlens,
-        cu_seq_lens_k=cu_seqlens if cu_k is None else cu_k,
+        cu_seq_lens_k=cu_k,
+        max_length_q=max(attention.lengths(cu_seqlens)),
+        max_length_k=max(attention.lengths(cu_k)),
         **extra,
     )
     return out.last_hidden_state[0]
