@@ -17,9 +17,10 @@ from auris.data.datamodule import metric as own_metric
 from auris.data.manifests import Manifest
 from auris.data.packing import collate
 from auris.data.rows import Clip, Row
-from auris.evaluate import _about, _view, in_windows, join, log_odds, score
+from auris.evaluate import _view, in_windows, join, log_odds
 from auris.judged import rate
 from auris.objectives import logps
+from auris.predictions import about, score
 from auris.prompts import NaturalPrompt, TagPrompt
 from auris.reporting import credits, summarise
 from auris.scoring.judge import Unrated
@@ -128,7 +129,7 @@ def test_a_judge_s_points_stand_beside_the_task_s_own_score():
     judge.signature = "judged|by length"
     rows = {name: row(name, task="chat", mode="text", text="a dog", messages=[]) for name in ("q0", "q1", "q2")}
     answered = {"q0": (rows["q0"], "cat"), "q1": (rows["q1"], "a dog"), "q2": (rows["q2"], "")}
-    predictions, unrated = rate(answered, judge, _about, Console(quiet=True))
+    predictions, unrated = rate(answered, judge, about, Console(quiet=True))
     assert unrated == {"q2": "no points"}
     trained = {"study": "s", "arm": "a", "seed": 0}
     [line] = summarise(predictions, trained, "b", 10, 0, {"judged": judge.signature})

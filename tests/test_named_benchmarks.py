@@ -15,6 +15,7 @@ from auris import benchmarks, evaluate, recipe, reporting, results, tasks, train
 from auris.data.manifests import read_manifests
 from auris.data.rows import Row
 from auris.objectives.next_token import NextToken
+from auris.predictions import score
 from auris.prompts import NaturalPrompt, TagPrompt
 from auris.scoring import published, signature
 from auris.scoring.published import beside
@@ -128,7 +129,7 @@ def answered(folder: Path, *rows: tuple[dict, str]) -> tuple[list[dict], list[Ro
     read = rows_of(folder, *({"audio": "audio/a.wav", **fields} for fields, _ in rows))
     assert not any(row.problem for row in read), [row.problem for row in read]
     replies = {row.id: (row, reply) for row, (_, reply) in zip(read, rows, strict=True)}
-    return evaluate.score(replies), read
+    return score(replies), read
 
 
 def test_lines_carry_their_part_and_rows_of_none_stay(folder: Path):
@@ -176,7 +177,7 @@ def test_options_are_scored_strictly_officially_and_by_what_cannot_be_read(folde
     asked = row.labels["messages"][0]["content"][1]["text"]
     assert asked.endswith("\nHow does it sound?\nA. happy\nB. sad\nC. None\nD. None")
     replies = {"1": (row, "sad"), "2": (other, "A.")}
-    lines = reporting.summarise(evaluate.score(replies), RUN, "airbench_foundation", 10, 0)
+    lines = reporting.summarise(score(replies), RUN, "airbench_foundation", 10, 0)
     found = {(line["task"], line["metric"]): line["value"] for line in lines}
     assert found["chat mood_x", "choice"] == 0.5 and found["chat mood_x", "choice_unparsed"] == 0.0
     assert found["chat mood_x", "choice_official"] == 0.0  # `sad` has no letter, and is left out
