@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,11 +18,12 @@ from auris.data.datamodule import metric as own_metric
 from auris.data.manifests import Manifest
 from auris.data.packing import collate
 from auris.data.rows import Clip, Row
-from auris.evaluate import _about, _view, in_windows, join, log_odds, score
+from auris.evaluate import _view, in_windows, join, log_odds
 from auris.judged import rate
 from auris.objectives import logps
+from auris.predictions import about, score
 from auris.prompts import NaturalPrompt, TagPrompt
-from auris.reporting import credits, summarise
+from auris.reporting import credits, show, summarise
 from auris.scoring.judge import Unrated
 from manifests import read_row, samples_of, tokenizer, write_wave
 
@@ -128,7 +130,7 @@ def test_a_judge_s_points_stand_beside_the_task_s_own_score():
     judge.signature = "judged|by length"
     rows = {name: row(name, task="chat", mode="text", text="a dog", messages=[]) for name in ("q0", "q1", "q2")}
     answered = {"q0": (rows["q0"], "cat"), "q1": (rows["q1"], "a dog"), "q2": (rows["q2"], "")}
-    predictions, unrated = rate(answered, judge, _about, Console(quiet=True))
+    predictions, unrated = rate(answered, judge, about, Console(quiet=True))
     assert unrated == {"q2": "no points"}
     trained = {"study": "s", "arm": "a", "seed": 0}
     [line] = summarise(predictions, trained, "b", 10, 0, {"judged": judge.signature})
@@ -170,6 +172,33 @@ def test_a_right_answer_of_any_task_in_either_form_has_the_best_score(code, natu
             assert line["value"] == 0, metric
         else:
             assert line["value"] == pytest.approx(100 if metric == "bleu" else 1), metric
+
+
+def test_a_table_can_be_read_on_eighty_columns():
+    facts = {"benchmark": "b", "provenance": "tts", "n": 1200, "units": "1200 rows", "detectable": 0.021}
+    names = ["dialect_asr Caribbean English", "mna", "mna", "srwt zh"]
+    metrics = ["wer", "instrument_accuracy", "chroma_accuracy", "aas_official"]
+    score = {"value": 1.125, "low": 1.0, "high": 1.25}
+    rows = [
+        {**facts, **score, "task": task, "metric": metric, "split": "test"}
+        for task, metric in zip(names, metrics, strict=True)
+    ]
+    rows[0] |= {"units": "24 speakers"}
+    rows[3] |= {"provenance": "real"}
+
+    def shown(results: list[dict]) -> str:
+        console = Console(file=StringIO(), width=80)
+        show(console, "b@silence", results, {}, [])
+        return console.file.getvalue()
+
+    table, _, below = shown(rows).partition("audio:")
+    assert max(map(len, table.splitlines())) <= 80 and "…" not in table
+    assert "112.5 [100.0, 125.0]" in table and "1200/24" in table and table.count("mna") == 1
+    assert "tts of dialect_asr Caribbean English, mna; real of srwt zh" in below and "after the stroke" in below
+    lost = [{**row, "split": "drop", "p": p} for row, p in zip(rows, (0.001, 0.9), strict=False)]
+    table, _, below = shown([*rows, *lost]).partition("audio:")
+    assert max(map(len, table.splitlines())) <= 80 and "drop: how much is lost" in below and "shows" not in table
+    assert "+112.5* [+100.0, +125.0]" in table and "+112.5 [+100.0, +125.0]" in table
 
 
 def test_captions_are_scored_against_all_their_references():

@@ -12,7 +12,7 @@ import stand_in
 from auris import judged
 from auris.completions import Endpoint, Record
 from auris.data.rows import Row
-from auris.evaluate import _about
+from auris.predictions import about
 from auris.reporting import summarise
 from auris.scoring import air_bench
 from auris.scoring.published import beside
@@ -31,7 +31,7 @@ def compared(path: Path, rows: list[Row], answer) -> tuple[dict, dict[str, str],
         endpoint = Endpoint(url=url, model="m", blank=True, stand_in="a test's script", setting="judge")
         judge = air_bench.Judge(Record(path, endpoint, setting="judge"), model="m", workers=2)
         answered = {row.id: (row, "an answer") for row in rows}
-        predictions, unrated = judged.rate(answered, judge, _about, console)
+        predictions, unrated = judged.rate(answered, judge, about, console)
     lines = summarise(predictions, RUN, "airbench_chat", 20, 0, judged.signatures(judge))
     return {(line["task"], line["metric"]): line for line in lines}, unrated, console.file.getvalue()
 

@@ -19,7 +19,7 @@ import yaml
 from auris import audio, kept, report
 from auris.data.listening import Silence
 from auris.data.rows import Clip, Row
-from auris.report import confusion, examples, recordings, template
+from auris.report import confusion, examples, recordings, tables, template
 from auris.scoring import edits
 from auris.scoring.metrics import row_stats, unit
 from manifests import write_wave
@@ -153,7 +153,7 @@ def test_a_run_s_page_has_its_scores_its_worst_rows_and_their_sound(tmp_path: Pa
     run = write_run(tmp_path)
     page = write_page(capsys, f"run={run}", "worst=2")
     read = check(page)
-    assert "50.0 %" in read.texts and "25.0 to 75.0" in read.texts
+    assert "50.0" in read.texts and "25.0 to 75.0" in read.texts
     shown = [text for (tag, _), text in zip(read.tags, read.tags, strict=True) if tag == "h4"]
     ids = re.findall("<h4>(.*?)</h4>", page)
     assert ids == ["asr-en-1", "asr-en-3", "asr-zh-0", "sec-en-1", "sec-en-2"] and len(shown) == 5
@@ -278,9 +278,49 @@ def test_a_study_s_page_has_its_arms_beside_each_other(tmp_path: Path, capsys):
     write_run(tmp_path, "second", better)
     page = write_page(capsys, "study=demo", f"runs={tmp_path / 'runs'}", "arms=first,second")
     read = check(page)
-    assert "difference to first" in read.texts and "Answers of first; second." in read.texts
-    assert re.search(r"<dt>second: 0\.0 %</dt>\s*<dd><span[^>]*>a dog ran off", page)
+    assert "Benchmark embedded: differences to first" in read.texts and "Answers of first; second." in read.texts
+    assert re.search(r"<dt>second: 0\.0\s%</dt>\s*<dd><span[^>]*>a dog ran off", page)
     assert "sec, accuracy: first was scored, second was not" in page
+
+
+def test_arms_stand_in_their_order_and_only_where_they_have_a_score(tmp_path: Path, capsys):
+    write_run(tmp_path, "zero")
+    write_run(tmp_path, "alone", [one for one in LINES if one["task"] == "asr"])
+    page = write_page(capsys, "study=demo", f"runs={tmp_path / 'runs'}", "arms=zero,alone")
+    groups = re.findall(r"<tbody>\s*<tr>\s*<th scope=\"rowgroup\" rowspan=\"(\d)\">(.*?)</th>(.*?)</tbody>", page, re.S)
+    arms = {task: re.findall("<td>(zero|alone)</td>", rest) for _, task, rest in groups}
+    assert arms == {"asr en": ["zero", "alone"], "asr zh": ["zero", "alone"], "sec": ["zero"]}
+    assert [int(span) for span, *_ in groups] == [2, 2, 1]
+    assert "Answers of zero; alone." in page and "<dt>zero; alone: " in page
+
+
+def test_an_interval_is_drawn_on_the_scale_of_its_measure():
+    facts = {"benchmark": "b", "task": "t", "split": "test", "n": 3, "provenance": "tts", "signature": "s"}
+    scores = [
+        {**facts, "metric": "accuracy", "value": 0.5, "low": 0.25, "high": 0.75},
+        {**facts, "metric": "wer", "value": 1.2, "low": 0.9, "high": 1.5},
+        {**facts, "metric": "bleu", "value": 40.0, "low": 30.0, "high": 50.0},
+        {**facts, "metric": "cider", "value": 1.0, "low": 0.5, "high": 1.5},
+        {**facts, "metric": "eer", "value": float("nan"), "low": float("nan"), "high": float("nan")},
+    ]
+    [table] = tables.of_run(scores)
+    [group] = table.groups
+    drawn = [[cell.interval.drawn for cell in row if cell.interval] for row in group.rows]
+    assert drawn[0] == [{"value": 50.0, "low": 25.0, "high": 75.0}]
+    assert drawn[1] == [{"value": 100.0, "low": 90.0, "high": 100.0}]
+    assert drawn[2] == [{"value": 40.0, "low": 30.0, "high": 50.0}] and drawn[3:] == [[], []]
+    assert {len(row) + len(group.shared) for row in group.rows} == {len(table.head)} and "shows" not in table.head
+
+
+def test_a_reference_is_shown_in_the_form_of_the_answers():
+    events = {"task": "sed", "events": [{"label": "bell", "start": 0.5, "end": 1.0}]}
+    said = {"id": "r", "task": "sed", "language": "en", "group": "sed", "metric": "event_f1", "stats": [0, 0, 1]}
+    said |= {"benchmark": "b@silence", "reference": "<|0.50|>bell<|1.00|>"}
+    row, worst = Row("r", (), events), examples.Worst("event_f1", "", ["r"])
+    for hypothesis, expected in (("bell (0.10-0.20)", "bell (0.50-1.00)"), ("<|0.10|>bell", "<|0.50|>bell<|1.00|>")):
+        lines = frame([said | {"hypothesis": hypothesis}], benchmark="b@silence")
+        [shown] = examples.show(lines, worst, {"r": row}, {("a", 0): "answer"}, recordings.Players(0))
+        assert shown.reference == expected
 
 
 @pytest.mark.parametrize(

@@ -147,8 +147,14 @@ def test_two_processes_train_what_one_trains(smallest, corpus: Path, tmp_path: P
     assert_equal(weights(one), weights(two), tolerance=1e-6)
 
 
-def test_validation_leaves_scores_texts_and_sounds_of_the_same_rows(smallest, tmp_path: Path):
-    """On one process and on two: WER, BLEU, accuracy of a small fixed subset, and the rows that each begins with."""
+SHARED_OUT = [("ddp", 2)] + [pytest.param(*case, marks=pytest.mark.slow) for case in (("fsdp", 3), ("fsdp_tp", 2))]
+
+
+@pytest.mark.parametrize(("strategy", "world"), SHARED_OUT)
+def test_validation_leaves_scores_texts_and_sounds_of_the_same_rows(
+    smallest, tmp_path: Path, strategy: str, world: int
+):
+    """On one process and on several: WER, BLEU, accuracy of a small fixed subset, and the first rows of each."""
     options = [
         "experiment=qwen2_audio_pretrain",
         "max_steps=2",
@@ -157,22 +163,22 @@ def test_validation_leaves_scores_texts_and_sounds_of_the_same_rows(smallest, tm
     ]
     one = smallest(*options, "arm=one")
     train.train(one)
-    two = smallest(*options, "arm=two", "strategy=ddp", "trainer.devices=2")
-    assert in_processes(lambda: train.train(two), 2, tmp_path) == [0, 0], said(tmp_path)
+    more = smallest(*options, "arm=more", f"strategy={strategy}", f"trainer.devices={world}")
+    assert in_processes(lambda: train.train(more), world, tmp_path) == [0] * world, said(tmp_path)
     found = []
-    for made in (one, two):
+    for made in (one, more):
         events = EventAccumulator(made["run_dir"], size_guidance={"tensors": 0, "audio": 0}).Reload()
         tags = events.Tags()
-        scores = {tag for tag in tags["scalars"] if tag.startswith("val/")}
-        assert {"val/asr en/wer", "val/s2tt de-en/bleu", "val/sec/accuracy"} <= scores
+        names = {tag for tag in tags["scalars"] if tag.startswith("val/")} - {"val/loss", "val/accuracy"}
+        assert {"val/asr en/wer", "val/s2tt de-en/bleu", "val/sec/accuracy"} <= names
+        scores = {tag: [(event.step, pytest.approx(event.value)) for event in events.Scalars(tag)] for tag in names}
         texts = {}
         for tag in (tag for tag in tags["tensors"] if tag.startswith("val/")):
             shown = events.Tensors(tag)
             assert [event.step for event in shown] == [1, 2]
-            texts[tag] = [
-                re.findall("row (.*)|reference: (.*)", event.tensor_proto.string_val[0].decode()) for event in shown
-            ]
-            assert texts[tag][0] == texts[tag][1] and 0 < len(texts[tag][0]) <= 2 * callbacks.EXAMPLES
+            texts[tag] = [event.tensor_proto.string_val[0].decode() for event in shown]
+            rows = [re.findall("row (.*)|reference: (.*)", text) for text in texts[tag]]
+            assert rows[0] == rows[1] and 0 < len(rows[0]) <= 2 * callbacks.EXAMPLES
         sounds = {tag: [event.length_frames for event in events.Audio(tag)] for tag in tags["audio"]}
         assert sounds and all(len(of_row) == 1 for of_row in sounds.values())
         found.append((scores, texts, sounds))

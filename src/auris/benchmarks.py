@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from rich import box
 from rich.table import Table
 
 from auris import recipe
@@ -133,15 +134,34 @@ def note(line: Mapping[str, Any]) -> str:
 
 
 def table(name: str, results: Sequence[Mapping[str, Any]]) -> Table:
-    """A published table and what of it is ours: a line per number, `≠` where the two were not made alike."""
-    shown = Table("benchmark", "part", "metric", "ours", "", "published", "others", title=f"{name}: published and ours")
-    for key, cells in published.lines(results, name).items():
-        own = [_said(one) for one in cells if one.cell.signature]
-        others = [_said(one) for one in cells if not one.cell.signature]
-        ours = "-" if cells[0].ours is None else cells[0].printed
-        shown.add_row(*key, ours, "≠" if published.differ(cells) else "", ", ".join(own), ", ".join(others))
+    """A published table and what of it is ours: a line per number, `≠` where the two were not made alike; on 80 columns
+    if need be."""
+    found = published.lines(results, name)
+    sides = {
+        key: [[one for one in cells if bool(one.cell.signature) == own] for own in (True, False)]
+        for key, cells in found.items()
+    }
+    systems = list(dict.fromkeys(one.cell.system for own, _ in sides.values() for one in own))
+    has_others = any(others for _, others in sides.values())
+    heads = [systems[0] if len(systems) == 1 else "published", *["others"][:has_others]]
+    shown = Table(title=f"{name}: published and ours", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for head in ("benchmark", "part", "ours", *heads):
+        shown.add_column(head, no_wrap=head in ("part", "ours", *systems), overflow="fold")
+    before = ""
+    for (benchmark, part, metric), (own, others) in sides.items():
+        cells = found[benchmark, part, metric]
+        ours = "-" if cells[0].ours is None else cells[0].printed + (" ≠" if published.differ(cells) else "")
+        of = [_number(one) if len(systems) == 1 else _said(one) for one in own]
+        line = f"{benchmark} {metric}"
+        said = [", ".join(of), *[", ".join(map(_said, others))][:has_others]]
+        shown.add_row("" if line == before else line, part, ours, *said)
+        before = line
     return shown
 
 
 def _said(one: published.Beside) -> str:
-    return f"{one.cell.system} {one.cell.printed:.{one.cell.decimals}f}"
+    return f"{one.cell.system} {_number(one)}"
+
+
+def _number(one: published.Beside) -> str:
+    return f"{one.cell.printed:.{one.cell.decimals}f}"

@@ -2,6 +2,9 @@
 
 Writes `predictions/<benchmark>.jsonl` and the benchmark's lines of `results.jsonl` into the run directory (formats: see
 `auris.results`). Nothing is left out of a score silently: a row that cannot be read is counted, named and listed.
+
+Under torchrun the processes answer packs in turn. The first one alone keeps the answers, in the order in which one
+process would have given them, and scores and writes; so their number shows in no file.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,37 +27,45 @@ from rich.progress import track
 from auris import benchmarks, environment, judged, kept, pretrained, recipe, reporting, snapshots, tasks
 from auris.audio import AudioError
 from auris.data import listening, long_audio
-from auris.data.datamodule import by_length, group, language, pack
-from auris.data.datamodule import metric as own_metric
+from auris.data.datamodule import by_length, language, pack
 from auris.data.lengths import measure
 from auris.data.manifests import Manifest, read_manifests
 from auris.data.pairs import PairSamples, VerdictSamples
 from auris.data.rows import Row
 from auris.data.samples import AudioSamples, ChatSamples, RowError, Samples
+from auris.model.generation import Generation
 from auris.objectives.dpo import answer_logps
+from auris.predictions import about, accepted, metrics, preferred, score
 from auris.prompts import Prompt, TagPrompt
+from auris.ranks import Ranks, joined
 from auris.scoring import air_bench, published
 from auris.scoring.judge import Judge
-from auris.scoring.metrics import check, row_stats
+from auris.scoring.metrics import check
 
 
 def evaluate(made: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Answer and score; returns the result rows that were written."""
-    console = Console()
-    judge = recipe.build(made["judge"])
+    """Answer and score; returns the result rows that were written: none on processes that help another."""
+    with joined(made["accelerator"]) as ranks:
+        return _evaluate_all(made, ranks, Console(quiet=not ranks.is_first))
+
+
+def _evaluate_all(made: Mapping[str, Any], ranks: Ranks, console: Console) -> list[dict[str, Any]]:
+    judge = recipe.build(made["judge"]) if ranks.is_first else None
     if made["rescore"] is not None:
-        return rescore(made, judge, console)
+        return rescore(made, judge, console) if ranks.is_first else []
     if made["checkpoint"] is None:
         raise ValueError("expected checkpoint=... or rescore=... on the command line (see --help)")
     members = [{**made, "benchmark": benchmark} for benchmark in benchmarks.members(made["benchmark"])]
     benchmarks.check(member["benchmark"] for member in members)
     heard = listening.kinds(made["audio"])
     model = pretrained.load(made["checkpoint"], which=made["which"], device=made["accelerator"])
-    weights = kept.weights_of(model.net)
+    weights = kept.weights_of(model.net) if ranks.is_first else None
     results = []
     for member in members:
         for audio in heard:
-            results += _evaluate(model, {**member, "audio": audio, "weights": weights}, judge, console)
+            results += _evaluate(model, {**member, "audio": audio, "weights": weights}, judge, console, ranks)
+    if not ranks.is_first:
+        return []
     for name in made["benchmark"].get("tables", ()):
         console.print(benchmarks.table(name, results))
         for note in published.notes(name, results):
@@ -80,7 +92,7 @@ def _files(run_dir: Path, parts: Sequence[Mapping[str, Any]]) -> Iterator[tuple[
 
 
 def _evaluate(
-    model: pretrained.AudioModel, made: Mapping[str, Any], judge: AnyJudge | None, console: Console
+    model: pretrained.AudioModel, made: Mapping[str, Any], judge: AnyJudge | None, console: Console, ranks: Ranks
 ) -> list[dict[str, Any]]:
     """One benchmark, with its recordings or what `audio` has instead."""
     manifests = read_manifests(benchmarks.sources(made["benchmark"]), key="data.test")
@@ -93,9 +105,11 @@ def _evaluate(
         of_kind = [replace(m, rows=tuple(row for row in m.rows if _kind(row) == kind)) for m in manifests]
         of_kind = [manifest for manifest in of_kind if manifest.rows]
         if of_kind:
-            part, answers, left_out = _answer(model, kind, of_kind, made, run_dir / kept.FOLDER, console)
+            part, answers, left_out = _answer(model, kind, of_kind, made, run_dir / kept.FOLDER, console, ranks)
             parts.append((part, answers))
             skipped |= left_out
+    if not ranks.is_first:
+        return []
     trained = {key: model.recipe[key] for key in ("study", "arm", "seed")}
     facts = {"benchmark": dict(made["benchmark"]), "version": _version(model), "audio": made["audio"]}
     facts |= {"judged": judge is not None, "trained": trained, "skipped": skipped, "parts": [part for part, _ in parts]}
@@ -175,20 +189,27 @@ def _answer(
     made: Mapping[str, Any],
     folder: Path,
     console: Console,
+    ranks: Ranks,
 ) -> tuple[dict[str, Any], list[kept.Answer], dict[str, str]]:
     """Answers to rows of one kind, those that are not kept yet from the model: where they are, they, and why some rows
-    have none."""
+    have none. On processes that help another nothing of it is known."""
     view = _view(model, kind, made["long_audio"], made["prompt"])
     wording = made["benchmark"].get("prompt", {}).get(_version(model))
     if kind == "task" and wording and not made["prompt"] and isinstance(view.prompt, Prompt):
         view.prompt = view.prompt.asking(wording)
     manifests, whole = in_windows(manifests, view)
     rows = [row for manifest in manifests for row in manifest.rows]
+    settings = model.settings(chat=kind == "chat", **_decoding(made, _version(model)))
+    ask = partial(_ask, model, view, rows, kind, settings, made["seed"])
+    if not ranks.is_first:
+        [packs, *_] = ranks.exchange(None)
+        for _ in _give(ask, packs, ranks):
+            pass
+        return {}, [], {}
     lengths = measure(manifests, view, Path(model.recipe["data"]["cache_dir"]))
     skipped = {rows[number].id: reason for number, reason in lengths.problems.items()}
     if kind != "preference":
         _check_metrics(view.asked(row) for number, row in enumerate(rows) if number not in lengths.problems)
-    settings = model.settings(chat=kind == "chat", **_decoding(made, _version(model)))
     decoding = {} if kind == "preference" else {**asdict(settings), "stop": sorted(settings.stop)}
     decoding |= {"seed": made["seed"]} if settings.do_sample else {}
     facts = {"kind": kind, "weights": made["weights"], "prompt": kept.prompt_of(view), "decoding": decoding}
@@ -198,25 +219,50 @@ def _answer(
     told = "" if kind == "preference" else f" by {settings}"
     console.print(f"{kind} rows: {new.sum()} answers{told}; {len(keys) - new.sum()} are kept", highlight=False)
     packs = by_length(replace(lengths, tokens=np.where(new, lengths.tokens, 0)), made["token_budget"])
-    for numbers in track(packs, description="answering", console=console, disable=not packs):
-        batch = pack(rows, [(number, None) for number in numbers], view, prompt_only=kind != "preference")
-        skipped |= dict(batch["skipped"])
-        batch = _on(model.device, batch)
-        with torch.no_grad():
-            if kind == "preference":
-                found = answer_logps(model.net, batch)[0].tolist()
-            else:
-                # The same draws for a row in whatever pack it stands.
-                generator = torch.Generator().manual_seed(made["seed"])
-                found = model.objective.answer(model.net, batch, settings, generator=generator)
-        odds = log_odds(model, view, rows, [number for number in batch["rows"] if _is_verdict(view, rows[number])])
-        said = dict(zip(batch["rows"], found, strict=False))  # an empty pack holds one dummy row
-        file.add(
-            {keys[number]: _said(view, rows[number], said[number], odds.get(number), kind, model) for number in said}
-        )
-    given = [key for key in keys.values() if key in file]
-    part = {"kind": kind, "file": file.path.name, "keys": given, "whole": whole}
-    return part, [file[key] for key in given], skipped
+    ranks.exchange(packs)
+    given = _give(ask, packs, ranks)
+    for said, left_out in track(given, "answering", total=len(packs), console=console, disable=not packs):
+        skipped |= left_out
+        file.add({keys[number]: _said(view, rows[number], *of_row, kind, model) for number, of_row in said.items()})
+    answered = [key for key in keys.values() if key in file]
+    part = {"kind": kind, "file": file.path.name, "keys": answered, "whole": whole}
+    return part, [file[key] for key in answered], skipped
+
+
+# Of rows by their numbers, what was said, undecoded, with the log-odds of a verdict; and why others could not be asked.
+Given = tuple[dict[int, tuple[Any, float | None]], dict[str, str]]
+
+
+def _give(ask: Callable[[Sequence[int]], Given], packs: Sequence[Sequence[int]], ranks: Ranks) -> Iterator[Given]:
+    """What is said to each pack, in their order; each process asks one of `world` and knows the others' from them."""
+    for start in range(0, len(packs), ranks.world):
+        mine = packs[start + ranks.rank : start + ranks.rank + 1]
+        yield from (given for of_rank in ranks.exchange([ask(pack) for pack in mine]) for given in of_rank)
+
+
+def _ask(
+    model: pretrained.AudioModel,
+    view: Samples,
+    rows: Sequence[Row],
+    kind: str,
+    settings: Generation,
+    seed: int,
+    numbers: Sequence[int],
+) -> Given:
+    batch = pack(rows, [(number, None) for number in numbers], view, prompt_only=kind != "preference")
+    skipped = dict(batch["skipped"])
+    batch = _on(model.device, batch)
+    with torch.no_grad():
+        if kind == "preference":
+            found = answer_logps(model.net, batch)[0].tolist()
+        else:
+            # The same draws for a row in whatever pack it stands.
+            generator = torch.Generator().manual_seed(seed)
+            found = model.objective.answer(model.net, batch, settings, generator=generator)
+    odds = log_odds(model, view, rows, [number for number in batch["rows"] if _is_verdict(view, rows[number])])
+    # An empty pack holds one dummy row.
+    said = {number: (of_row, odds.get(number)) for number, of_row in zip(batch["rows"], found, strict=False)}
+    return said, skipped
 
 
 def _said(
@@ -238,15 +284,15 @@ def _score(
 ) -> tuple[list[Row], list[dict[str, Any]], dict[str, str]]:
     """The rows that were answered, predictions about them, and why a judge gave some no points."""
     if part["kind"] == "preference":
-        return [one.row for one in answers], [_preferred(one.row, one.said) for one in answers], {}
+        return [one.row for one in answers], [preferred(one.row, one.said) for one in answers], {}
     answered = join({one.row.id: (one.row, one.said) for one in answers}, part["whole"])
     predictions = score(answered, benchmark.get("metrics", ())) + [
-        _accepted(one.row, one.odds) for one in answers if one.odds is not None
+        accepted(one.row, one.odds) for one in answers if one.odds is not None
     ]
     rows = [row for row, _ in answered.values()]
     if part["kind"] != "chat" or judge is None:
         return rows, predictions, {}
-    rated, unrated = judged.rate(answered, judge, _about, console)
+    rated, unrated = judged.rate(answered, judge, about, console)
     return rows, predictions + rated, unrated
 
 
@@ -288,29 +334,6 @@ def _on(device: torch.device, batch: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value.to(device) if torch.is_tensor(value) else value for key, value in batch.items()}
 
 
-def _accepted(row: Row, odds: float) -> dict[str, Any]:
-    """How likely the row is accepted, and whether it should be."""
-    yes, _ = VerdictSamples.VERDICTS
-    true = row.labels["text"]
-    return {
-        **_about(row, "eer"),
-        "stats": row_stats("eer", odds, true.strip().lower() == yes, language(row)),
-        "hypothesis": f"log odds {odds:.2f}",
-        "reference": true,
-    }
-
-
-def _preferred(row: Row, logps: Sequence[float]) -> dict[str, Any]:
-    """Whether the chosen answer is the likelier one."""
-    chosen, rejected = logps
-    return {
-        **_about(row, "prefers"),
-        "stats": row_stats("prefers", rejected, chosen, language(row)),
-        "hypothesis": f"log p {chosen:.2f}, rejected {rejected:.2f}",
-        "reference": str(row.labels["chosen"]),
-    }
-
-
 def in_windows(manifests: Sequence[Manifest], view: Samples) -> tuple[list[Manifest], dict[str, list[str]]]:
     """Under `long_audio=window`, transcripts of long clips as rows of overlapping windows; which rows these were."""
     whole: dict[str, list[str]] = {}
@@ -349,74 +372,6 @@ def _results_dir(made: Mapping[str, Any], trained: Mapping[str, Any]) -> Path:
     if snapshots.is_snapshot(path) and path.resolve().parent.name == snapshots.FOLDER:
         return path.resolve().parents[1]
     return Path(made["runs_dir"]) / trained["study"] / path.resolve().name / f"seed={trained['seed']}"
-
-
-def score(answered: Mapping[str, tuple[Row, str]], raw: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """One prediction per row and metric, with what the row contributes to it.
-
-    `raw`: metrics beside those of the row's task, of the answer as it is.
-    """
-    classes: dict[str, set[str]] = {}
-    for row, _ in answered.values():
-        task = tasks.find(row.labels["task"])
-        if task.closed:
-            classes.setdefault(group(row), set()).add(task.compared(task.render(row.labels)))
-    predictions = []
-    for name, (row, hypothesis) in answered.items():
-        labels = row.labels
-        reference = tasks.find(labels["task"]).render(labels)
-        known = options(labels) or sorted(classes.get(group(row), ()))
-        compared_by = {
-            **metrics(row),
-            **dict.fromkeys(_CHOICE if options(labels) else (), str),
-            **dict.fromkeys(raw, str),
-        }
-        for metric, compared in compared_by.items():
-            if metric == "eer":  # is of scores, not of answers: `log_odds`
-                continue
-            said, true = compared(hypothesis), compared(labels.get("key", reference))
-            if metric == "cider":
-                true = labels.get("references", true)
-            predictions.append(
-                {
-                    **_about(row, metric) | {"id": name},
-                    "stats": row_stats(metric, said, true, language(row), known),
-                    "hypothesis": hypothesis,
-                    "reference": reference,
-                }
-            )
-            if "skill" in labels:  # of a dialogue: on a line of its own, beside that of its mode
-                predictions.append(predictions[-1] | {"group": f"chat {labels['skill']}"})
-    return predictions
-
-
-_CHOICE = ("choice", "choice_official", "choice_unparsed")
-
-
-def options(labels: Mapping[str, Any]) -> list[str]:
-    """The answers that a question of AIR-Bench's foundation part offers."""
-    return [labels[key] for key in ("choice_a", "choice_b", "choice_c", "choice_d") if labels.get(key)]
-
-
-def metrics(row: Row) -> dict[str, Callable[[str], Any]]:
-    """What a row's answer is scored by, each metric with what of the answer it compares."""
-    task = tasks.find(row.labels["task"])
-    return {own_metric(row): task.compared, **task.also}
-
-
-def _about(row: Row, metric: str) -> dict[str, Any]:
-    speaker = row.labels.get("speaker")
-    return {
-        "id": row.id,
-        "task": row.labels["task"],
-        "language": language(row),
-        "group": group(row),
-        "metric": metric,
-        "provenance": row.labels.get("provenance", "unknown"),
-        "audio_seconds": sum(clip.duration or 0.0 for clip in row.clips),
-        "speaker": speaker if isinstance(speaker, str) else None,
-        "recording": "+".join(map(str, row.labels.get("sources") or [clip.path for clip in row.clips])),
-    }
 
 
 def _write(

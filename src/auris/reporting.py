@@ -7,7 +7,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from auris import measures, statistics
@@ -97,10 +99,17 @@ def _drop(row: Mapping[str, Any] | None) -> str:
     if row is None:
         return "-"
     value, low, high = (measures.display(row["metric"], row[part], "+") for part in ("value", "low", "high"))
-    return f"{value} [{low}, {high}] p={row['p']:.3f}"
+    return f"{value}{'*' if row['p'] < statistics.LEVEL else ''} [{low}, {high}]"
+
+
+def _made_of(tasks: Mapping[str, Mapping[str, None]]) -> list[str]:
+    """Which provenance the audio of which tasks has; of all of them if it is one."""
+    return list(tasks) if len(tasks) == 1 else [f"{made} of {', '.join(of)}" for made, of in tasks.items()]
 
 
 SHOWS = "shows: the difference to a second, independent system that so many rows show in 80 % of cases."
+_DROP = f"drop: how much is lost, * with p < {statistics.LEVEL} (paired permutation test)."
+_UNITS = "n: rows, and after the stroke the speakers or recordings that they are of, which intervals draw."
 
 
 def show(
@@ -110,20 +119,28 @@ def show(
     skipped: Mapping[str, str],
     notes: Sequence[str],
 ) -> None:
+    """The result rows of a benchmark, on 80 columns if need be."""
     dropped = {(row["task"], row["metric"]): row for row in results if row["split"] == "drop"}
-    columns = ("task", "metric", "value", "95 % interval", *["drop"][: len(dropped)], "n", "shows", "provenance")
-    table = Table(*columns, title=benchmark)
+    last = "drop" if dropped else "shows"
+    table = Table(title=benchmark, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for name in ("task", "metric", "score [95 %]", "n", last):
+        table.add_column(name, no_wrap=name not in ("task", "metric"), overflow="fold")
+    said, made_of = None, dict[str, dict[str, None]]()
     for row in (row for row in results if row["split"] != "drop"):
-        shown, low, high = (measures.display(row["metric"], row[part]) for part in ("value", "low", "high"))
-        detectable = "-" if row["detectable"] is None else measures.display(row["metric"], row["detectable"])
-        unit = measures.measure(row["metric"]).unit
-        n = str(row["n"]) if row["units"].endswith(" rows") else f"{row['n']} ({row['units']})"
-        drop = [_drop(dropped.get((row["task"], row["metric"])))][: len(dropped)]
-        value = (f"{shown} {unit}", f"{low} .. {high}")
-        table.add_row(row["task"], row["metric"], *value, *drop, n, detectable, row["provenance"])
+        task, metric = row["task"], row["metric"]
+        shown, low, high = (measures.display(metric, row[part]) for part in ("value", "low", "high"))
+        detectable = "-" if row["detectable"] is None else measures.display(metric, row["detectable"])
+        units, _, of = row["units"].partition(" ")
+        n = str(row["n"]) if of == "rows" else f"{row['n']}/{units}"
+        extra = _drop(dropped.get((task, metric))) if dropped else detectable
+        label = f"{metric} {measures.measure(metric).unit}"
+        table.add_row("" if task == said else escape(task), label, escape(f"{shown} [{low}, {high}]"), n, escape(extra))
+        said = task
+        made_of.setdefault(row["provenance"], {})[task] = None
     console.print(table)
-    console.print(SHOWS, markup=False, highlight=False, soft_wrap=True)
-    for note in notes:
+    audio = [f"audio: {'; '.join(_made_of(made_of))}"] if made_of else []
+    stroke = [_UNITS] if any(not row["units"].endswith(" rows") for row in results) else []
+    for note in (*audio, *stroke, _DROP if dropped else SHOWS, *notes):
         console.print(note, markup=False, highlight=False, soft_wrap=True)
     if skipped:
         console.print(f"[yellow]{len(skipped)} rows could not be used and are not in every score:[/yellow]")

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from auris import evaluate, measures, tasks
+from auris import measures, tasks
 from auris.corpus import music, requests, scenes, speech, tunes, vocal
 from auris.corpus.build import build
 from auris.corpus.grammar import SPLITS, split_of
@@ -28,6 +28,7 @@ from auris.corpus.signal import SAMPLE_RATE, power, samples
 from auris.corpus.vocabulary import train_tokenizer
 from auris.data.manifests import read_manifests
 from auris.data.rows import Row
+from auris.predictions import score
 from auris.prompts import NaturalPrompt, TagPrompt
 from auris.tasks import TASKS
 
@@ -112,14 +113,14 @@ def test_only_rows_that_test_the_format_are_named_so_and_they_have_lines_of_thei
 def test_the_right_answers_are_scored_as_right_in_all_metrics(rows: list[Row], natural: bool) -> None:
     answered = {row.id: (row, TASKS[row.labels["task"]].render(row.labels, natural=natural)) for row in rows}
     lines: dict[tuple[str, str], list[Any]] = defaultdict(list)
-    for prediction in evaluate.score(answered):
+    for prediction in score(answered):
         lines[prediction["group"], prediction["metric"]].append(prediction["stats"])
     scores = {line: measures.score(line[1], stats) for line, stats in lines.items()}
     errors = ("wer", "cer", "cpwer", "der", "jer", "aas_ms", "aas_official", "unparsed")
     assert {line.split()[0].removeprefix("fmt_") for line, _ in lines} == set(RECIPES)
-    for (line, metric), score in scores.items():
+    for (line, metric), value in scores.items():
         if metric not in ("bleu", "cider"):  # which depend on how long the sentences are
-            assert score == (0.0 if metric in errors else 1.0), (line, metric)
+            assert value == (0.0 if metric in errors else 1.0), (line, metric)
 
 
 def test_splits_share_no_words_voices_sounds_or_notes(rows: list[Row]) -> None:

@@ -11,12 +11,7 @@ import pytest
 from auris.scoring import choices, normalize, official, row_stats
 from auris.scoring.official import Stopped
 
-BY_CN_TN = {  # numbers that the official script's cn_tn reads in another way than cn2an
-    "我的电话是13812345678",
-    "办公室电话010-62781234，请记下。",
-    "门票￥88，学生票￥45元。",
-    "他得了-5分，温度是38.5度",
-}
+BY_CN_TN = {"门票￥88，学生票￥45元。"}  # the official script's cn_tn leaves the sign of money
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +100,23 @@ def test_alignment_shift_equals_the_script_where_it_pairs_rows_wrongly_too(golde
             stops(lambda texts=texts: official.alignment_shift(texts), row["error"])
         else:
             assert official.alignment_shift(texts) == pytest.approx(row["aas"], abs=1e-9), row["name"]
+            found = official.timed_words(texts)
+            assert row["script_result"].endswith(f"WER: {found['wer']:.4f} AAS: {found['aas']:.4f}")
+
+
+def test_a_tab_in_a_word_and_a_tag_among_words_are_read_as_the_script_reads_them():
+    # What evaluate_srwt.py returned of these (edit-distance 1.0.9).
+    tabbed = "<|0.00|><|en|>a b<|0.2|>\t<|0.25|>red<|0.3|>fox<|0.51|>"
+    assert official.alignment_shift([(tabbed, tabbed)]) == 0.0
+    tabbed = "<|0.00|><|0.00|>the<|0.37|>\t<|0.41|>fox<|9.46|>"
+    stops(lambda: official.alignment_shift([(tabbed, "<|0.00|><|en|>the<|0.30|>fox<|9.00|>")]), "ZeroDivisionError")
+    plain, tagged = "<|0.00|>the<|0.37|>fox<|9.46|>", "<|0.00|><|en|>the<|0.30|>fox<|9.00|>"
+    assert official.alignment_shift([(plain, tagged)]) == pytest.approx((0.07 + 0.07 + 0.46) / 2)
+
+
+def test_an_empty_reference_stops_the_script_of_translations():
+    stops(lambda: official.bleu([("a b", "a b"), ("", "c")], "covost2_en_de_test"), "EOFError")
+    assert official.bleu([("a b c d e", "a b c d e"), ("f g", "")], "covost2_en_de_test") > 0
 
 
 # --- classes, answers, notes --------------------------------------------------------------------------------------

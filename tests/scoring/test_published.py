@@ -50,6 +50,17 @@ def test_cells_are_as_printed():
     assert cells("qwen_audio_table3", "SpeechT5", "clotho") == {}
 
 
+def test_a_table_has_its_other_systems_and_zeros_at_the_end():
+    assert cells("qwen2_audio_table2", "SALMONN", "librispeech") == {"test-clean": 2.1, "test-other": 4.9}
+    assert cells("qwen2_audio_table2", "SALMONN", "covost2") == {"en-zh": 33.1, "en-de": 18.6}
+    assert cells("qwen2_audio_table2", "Gemini-1.5-pro", "airbench_chat")["speech"] == 6.97
+    assert not cells("qwen2_audio_table2", "Pengi", "nsynth") and cells("qwen_audio_table3", "Pengi", "nsynth")
+    [gemini] = (c for c in published() if c.system == "Gemini-1.5-pro" and c.part == "average")
+    assert (gemini.printed, gemini.decimals) == (5.7, 2)
+    copied = [c for c in published() if c.table == "qwen2_audio_table2" and c.system != "Qwen2-Audio"]
+    assert all(cell.signature is None for cell in copied), "nobody says how they were made"
+
+
 def test_the_mixed_column_is_the_leaderboard_s_and_the_paper_s_error_is_kept_apart():
     groups = ("speech", "sound", "music", "mixed")
     for system, wrong, right in (("Qwen-Audio", 6.08, 5.38), ("BLSP", 5.33, 4.52), ("Pandagpt", 4.25, 2.93)):

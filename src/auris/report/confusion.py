@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from auris.measures import MEASURES
 from auris.report.examples import compared_by
 from auris.scoring.normalize import canonical
 
@@ -27,6 +28,10 @@ class Matrix:
     classes: list[str]
     counts: list[list[int]]
     note: str = ""
+
+    @property
+    def title(self) -> str:
+        return f"{self.system}, {MEASURES[self.metric].label}"
 
     @property
     def columns(self) -> list[str]:

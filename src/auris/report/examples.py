@@ -18,6 +18,7 @@ from auris.scoring.metrics import unit
 if TYPE_CHECKING:
     import pandas as pd
 
+_CONTROL = "<|"  # opens a control token
 JUDGED = ("judged_strict", "judged")  # read the whole answer, where other metrics of dialogues look for a word
 
 
@@ -117,16 +118,24 @@ def show(
     """The chosen rows as a page has them. `names`: of systems, by arm and seed."""
     found = []
     lines = lines[(lines["metric"] == worst.metric) & lines["id"].isin(worst.ids)]
-    by_id = dict(list(lines.groupby("id")))
+    by_id, order = dict(list(lines.groupby("id"))), list(names)
     for name in worst.ids:
-        of_row = by_id[name].to_dict("records")
+        of_row = sorted(by_id[name].to_dict("records"), key=lambda line: order.index((line["arm"], line["seed"])))
         first, row = of_row[0], rows.get(name)
         by_characters = worst.metric in edits.RATES and unit(worst.metric, first["language"]) == "char"
         facts = {"by_characters": by_characters, **_sound(first, row, players)}
         question = _question(row)
         answers = _answers(of_row, worst.metric, names)
-        found.append(Example(name, _text(first["reference"]), first["language"], question, answers, **facts))
+        found.append(Example(name, _reference(of_row, row), first["language"], question, answers, **facts))
     return found
+
+
+def _reference(lines: Sequence[Mapping[str, Any]], row: Row | None) -> str:
+    """What is true, in the form in which the systems answer: control tokens, or natural language."""
+    task = tasks.find(lines[0]["task"])
+    if row is None or not task.tagged or any(_CONTROL in _text(line["hypothesis"]) for line in lines):
+        return _text(lines[0]["reference"])
+    return task.render(row.labels, natural=True)
 
 
 def _answers(lines: Sequence[Mapping[str, Any]], metric: str, names: Mapping[tuple[str, int], str]) -> list[Answer]:
@@ -137,7 +146,8 @@ def _answers(lines: Sequence[Mapping[str, Any]], metric: str, names: Mapping[tup
             said[text].systems.append(system)
             continue
         own = float(row_scores(metric, [line["stats"]])[0]) if metric != "cider" else float("nan")
-        shown = "" if np.isnan(own) else f"{display(metric, own)} {MEASURES[metric].unit}" if np.isfinite(own) else "∞"
+        unit_of = MEASURES[metric].unit.removeprefix("in ")
+        shown = "" if np.isnan(own) else f"{display(metric, own)}\xa0{unit_of}" if np.isfinite(own) else "∞"
         said[text] = Answer([system], text, shown, _align(line, metric))
     return list(said.values())
 

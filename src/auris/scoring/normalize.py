@@ -2,8 +2,9 @@
 
 English passes both of Whisper's normalisers, every other language the basic one with its diacritics kept. Cantonese is
 made simplified by zhconv first, as there. Chinese is approximate: the official script spells numbers out with cn_tn,
-which no package index carries; cn2an, which stands in for it, reads a telephone number as one number and a minus as
-one. Both packages are an extra, needed for Cantonese and for Chinese with digits only.
+which no package index carries; cn2an stands in for it, and what cn_tn reads digit by digit (four digits or more before
+no measure word) it reads so from seven on, and with a zero in front. Both packages are an extra, needed for Cantonese
+and for Chinese with digits only.
 """
 
 from __future__ import annotations
@@ -48,11 +49,23 @@ def written(text: str, language: str) -> str:
     text = without_tags(text)
     if primary(language) == "en":
         text = _english()(text)
-    elif primary(language) == "zh" and re.search(r"\d", text):
-        text = extras.require("cn2an", "a Chinese text with digits").transform(text, "an2cn")
+    elif primary(language) == "zh":
+        text = _spelled(re.sub(r"\s", "", text))
     elif primary(language) == "yue":
         text = extras.require("zhconv", "a Cantonese text").convert(text, "zh-cn")
     return _basic()(text)
+
+
+_DIGITS = "零一二三四五六七八九"
+_BY_DIGIT = re.compile(r"(?<![\d.])(?:0\d+|\d{7,})(?![\d.])")
+
+
+def _spelled(text: str) -> str:
+    """Chinese with its numbers in characters; a sign in front of a number is punctuation, as officially."""
+    if not re.search(r"\d", text):
+        return text
+    text = _BY_DIGIT.sub(lambda found: "".join(_DIGITS[int(digit)] for digit in found[0]), text)
+    return extras.require("cn2an", "a Chinese text with digits").transform(re.sub(r"[-+](?=\d)", " ", text), "an2cn")
 
 
 def canonical(answer: str) -> str:

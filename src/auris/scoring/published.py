@@ -24,8 +24,8 @@ _LIBRARY = re.compile(r"\|?(?:version:|jiwer)[\d.]+|(?<=zhconv)[\d.]+")
 class Published:
     """One cell of a published table.
 
-    `value` is in the units of `metric` (`auris.measures`), `printed` as it stands there; `signature` is None where
-    nobody says how the number was made.
+    `value` is in the units of `metric` (`auris.measures`), `printed` as it stands there, with so many `decimals`;
+    `signature` is None where nobody says how the number was made.
     """
 
     table: str
@@ -34,14 +34,10 @@ class Published:
     part: str
     metric: str
     printed: float
+    decimals: int
     value: float
     signature: str | None
     source: str
-
-    @property
-    def decimals(self) -> int:
-        """Those that it is shown with: no table prints fewer than one."""
-        return max(1, len(str(self.printed).partition(".")[2]))
 
 
 @cache
@@ -67,8 +63,9 @@ def _cells(data: Mapping[str, Any]) -> Iterator[Published]:
                             benchmark=name.partition("-")[0],
                             part=part,
                             metric=known["metric"],
-                            printed=printed,
-                            value=printed * known["scale"],
+                            printed=float(printed),
+                            decimals=max(1, len(str(printed).partition(".")[2])),
+                            value=float(printed) * known["scale"],
                             signature=made and f"{known['metric']}|{made}",
                             source=of_table["source"],
                         )

@@ -14,6 +14,7 @@ from typing import Any
 from auris.scoring.normalize import normalize
 
 Span = tuple[float, float]  # start and end in seconds
+Timed = tuple[list[str], list[Span]]  # words and their spans
 
 _TIME = re.compile(r"<\|(\d{1,2}\.\d+)\|>")  # as the script has it: `<|100.20|>` is no time
 _OTHER_TAGS = re.compile(r"<\|(?!sil\|>).*?\|>")  # the prompt's; `<|sil|>` is a word
@@ -47,10 +48,19 @@ def official_shift(hypothesis: str, reference: str) -> Span:
     if _OTHER_TAGS.sub("", _TIME.split(reference)[0]):
         reference = BEGIN + reference
     said, true = read(hypothesis), read(reference)
-    if any(side is None or len(side[0]) != len(side[1]) for side in (said, true)):
+    if said is None or true is None:
         return 0.0, 0.0
-    pairs = matches(true[0], said[0])
-    return sum(distance(true[1][i], said[1][j]) for i, j in pairs), float(len(pairs))
+    pairs = matched_spans(true, said)
+    return sum(distance(a, b) for a, b in pairs), float(len(pairs))
+
+
+def matched_spans(true: Timed, said: Timed) -> list[tuple[Span, Span]]:
+    """Spans of equal words. Where a tab has divided a word there are more words than spans: spans are counted from the
+    front then, and where one side has lost more of them than the other, none match (the script's "length mismatch")."""
+    found = matches(true[0], said[0])
+    left = [true[1][i] for i, _ in found if i < len(true[1])]
+    right = [said[1][j] for _, j in found if j < len(said[1])]
+    return list(zip(left, right, strict=True)) if len(left) == len(right) else []
 
 
 def matches(true: Sequence[Hashable], said: Sequence[Hashable]) -> list[tuple[int, int]]:
@@ -81,9 +91,11 @@ def _timed(words: Sequence[Mapping[str, Any]], language: str) -> tuple[list[str]
     return [word for word, _ in kept], [span for _, span in kept]
 
 
-def read(text: str) -> tuple[list[str], list[Span]] | None:
-    """Words and their spans as the script reads them; None for a malformed line. A tab divides a word, so that there
-    may be more words than spans."""
+def read(text: str) -> Timed | None:
+    """Words and their spans as the script reads them, without the prompt's tags; None for a malformed line. A tab
+    divides a word, so that there may be more words than spans."""
+    for tag in ("<|startoftranscript|>", "<|transcribe|>", "<|en|>" if "<|en|>" in text else "<|zh|>"):
+        text = text.replace(tag, "")
     _, *pieces = _TIME.split(text)
     times, words = [float(time) for time in pieces[0::2]], pieces[1::2][:-1]
     if len(words) != len(times) - 1:
