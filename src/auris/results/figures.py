@@ -187,7 +187,7 @@ def plot_curves(root: str | Path, arms: Sequence[str] | None = None, x: str = "s
     points = _along(x, points[points["arm"].isin(arms)], scalars)
     colours = {arm: colour for arm, colour in _colours(arms).items() if arm in logged}  # the same as in the bars
     tags = sorted(points["tag"].unique(), key=lambda tag: (tag != "train/loss", tag != "val/loss", _rank(tag), tag))
-    columns = min(3, len(tags))
+    columns = min(len(tags), max(3, round((len(tags) / 1.4) ** 0.5)))  # a page, however many they are
     rows = -(-len(tags) // columns)
     with rc_context(STYLE):
         figure = Figure(figsize=(2.8 * columns + 0.6, 2.1 * rows + 0.9), layout="constrained")
@@ -253,7 +253,8 @@ def _draw_curves(axis: Axes, tag: str, points: pd.DataFrame, colours: dict[str, 
         axis.set_title("Training loss, smoothed")
     elif known:
         of = tag.split("/", 1)[1].rpartition("/")[0] or "answer tokens"  # what the objective itself counts
-        axis.set_title(f"{of}: {known.label} ({known.unit})")
+        what = f"{known.label} ({known.unit})"
+        axis.set_title(f"{of}: {what}" if len(of) + len(what) < 28 else f"{of}:\n{what}")
         axis.set_ylim(0, 104 if known.panel == CORRECT else max(1.08 * axis.dataLim.ymax, 1e-3))
     else:
         axis.set_title("Validation loss" if tag == "val/loss" else tag)
