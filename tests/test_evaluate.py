@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 
 import nets
-from auris import measures, task_table, tasks
+from auris import benchmarks, measures, task_table, tasks
 from auris.data.datamodule import metric as own_metric
 from auris.data.manifests import Manifest
 from auris.data.packing import collate
@@ -24,7 +24,9 @@ from auris.objectives import logps
 from auris.predictions import about, score
 from auris.prompts import NaturalPrompt, TagPrompt
 from auris.reporting import credits, show, summarise
+from auris.scoring import signature
 from auris.scoring.judge import Unrated
+from auris.scoring.published import comparable
 from manifests import read_row, samples_of, tokenizer, write_wave
 
 RUN = {"study": "s", "arm": "a", "seed": 0}
@@ -221,6 +223,27 @@ def test_tasks_can_be_asked_in_another_style_than_the_models_own(stage):
     asked = {"_target_": "auris.prompts.NaturalPrompt", "wordings": "unseen"}
     assert isinstance(_view(model, "task", "error").prompt, TagPrompt)
     assert _view(model, "task", "error", asked).prompt.subset == "unseen"
+    # A benchmark's own words are for who gives no style.
+    assert _view(model, "task", "error", None, "<|startofanalysis|>").prompt.wording == "<|startofanalysis|>"
+    assert getattr(_view(model, "task", "error", asked, "What?").prompt, "wording", None) is None
+
+
+def test_numbers_of_a_benchmark_that_was_asked_otherwise_say_so_and_do_not_compare():
+    own = {"prompt": {"v2": "What?"}, "generation": {"v2": {"max_new_tokens": 256}}}
+    unset = dict.fromkeys(("max_new_tokens", "top_k")) | {"do_sample": False}
+
+    def asked(prompt: dict | None = None, benchmark: dict = own, **given: object) -> list[str]:
+        return benchmarks.asked_otherwise(
+            {"benchmark": benchmark, "prompt": prompt, "generation": unset | given}, version="v2"
+        )
+
+    assert asked() == asked(max_new_tokens=256) == []
+    assert asked({"_target_": "auris.prompts.NaturalPrompt"}) == ["prompt:NaturalPrompt"]
+    assert asked(max_new_tokens=3, do_sample=True) == ["max_new_tokens:3", "do_sample:True"]
+    assert asked({"_target_": "auris.prompts.TagPrompt"}, {}, max_new_tokens=3) == [], "nobody published it"
+    ours = signature("wer", "en")
+    assert comparable(ours, "wer|whisper_en+basic|word")
+    assert not comparable("|".join([ours, *asked(max_new_tokens=3)]), "wer|whisper_en+basic|word")
 
 
 def test_a_verdict_has_the_log_odds_of_both_whole_answers(tmp_path: Path):

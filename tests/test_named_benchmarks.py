@@ -195,6 +195,7 @@ def test_a_benchmark_s_wording_replaces_the_others():
 
 def test_published_numbers_stand_beside_ours_with_a_mark_where_they_differ():
     row = {"benchmark": "librispeech", "task": "asr en test-clean", "metric": "wer", "value": 0.0179}
+    row |= {"provenance": "unknown"}
     ours = [{**row, "signature": signature("wer", "en")}]
 
     def shown(name: str, width: int) -> list[str]:
@@ -208,6 +209,8 @@ def test_published_numbers_stand_beside_ours_with_a_mark_where_they_differ():
     )
     assert re.search(r"1\.8 +1\.6 +SpeechVerse 2\.1", v2) and "≠" not in v2 and re.search(r"1\.8 ≠ +2\.0", v1)
     assert re.search("ours +Qwen2-Audio +others", "".join(shown("qwen2_audio_table2", 200)))
+    ours[0]["provenance"] = "tts"
+    assert any("1.8 †" in line for line in shown("qwen2_audio_table2", 80))
     for name in published.tables():  # and no word is broken, nor left out
         words = " ".join(shown(name, 80)).split()
         assert {cell.system.split()[-1] for cell in published.published() if cell.table == name} <= set(words)
@@ -232,6 +235,7 @@ def test_a_group_is_run_and_shown_beside_its_table(corpus: Path, folder: Path, t
     assert {key[1] for key in lines if key[0] == "librispeech"} == {"asr en test-clean", "asr en test-other"}
     assert lines["meld", "er test", "accuracy_raw"]["n"] == 1
     assert "max_new_tokens=3" in said and "min_new_tokens=1" in said  # the user's, the benchmark's
+    assert lines["meld", "er test", "accuracy_raw"]["signature"].endswith("|max_new_tokens:3")
     assert "qwen2_audio_table2: published and ours" in said and "qwen2_audio_transformers: published and ours" in said
     run = Path(made["run_dir"])
     official = [json.loads(line) for line in (run / "official/librispeech.jsonl").read_text().splitlines()]

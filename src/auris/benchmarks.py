@@ -12,7 +12,7 @@ import yaml
 from rich import box
 from rich.table import Table
 
-from auris import recipe
+from auris import papers, recipe
 from auris.data.datamodule import language
 from auris.data.rows import Row
 from auris.scoring import official, published, timestamps
@@ -41,6 +41,18 @@ def check(found: Iterable[Mapping[str, Any]]) -> None:
             missing.append(str(error))
     if missing:
         raise FileNotFoundError("\n".join(missing))
+
+
+def asked_otherwise(made: Mapping[str, Any], version: str) -> list[str]:
+    """What of a published benchmark's own wording and decoding the command line has changed: part of the signatures, as
+    such numbers do not compare."""
+    wording, decoding = (made["benchmark"].get(part, {}).get(version) for part in ("prompt", "generation"))
+    changed = [f"prompt:{made['prompt']['_target_'].rpartition('.')[2]}"] if made["prompt"] and wording else []
+    if decoding is None:
+        return changed
+    own = {"do_sample": False, **decoding}
+    given = {key: value for key, value in made["generation"].items() if value is not None}
+    return changed + [f"{key}:{value}" for key, value in given.items() if own.get(key) != value]
 
 
 BINARY = ("yes", "no")  # ClothoAQA's binary questions, told by their answers (evaluate_aqa.py)
@@ -134,8 +146,8 @@ def note(line: Mapping[str, Any]) -> str:
 
 
 def table(name: str, results: Sequence[Mapping[str, Any]]) -> Table:
-    """A published table and what of it is ours: a line per number, `≠` where the two were not made alike; on 80 columns
-    if need be."""
+    """A published table and what of it is ours: a line per number, `≠` where the two were not made alike and `†` where
+    ours is of synthetic stand-ins; on 80 columns if need be."""
     found = published.lines(results, name)
     sides = {
         key: [[one for one in cells if bool(one.cell.signature) == own] for own in (True, False)]
@@ -150,7 +162,9 @@ def table(name: str, results: Sequence[Mapping[str, Any]]) -> Table:
     before = ""
     for (benchmark, part, metric), (own, others) in sides.items():
         cells = found[benchmark, part, metric]
-        ours = "-" if cells[0].ours is None else cells[0].printed + (" ≠" if published.differ(cells) else "")
+        ours = "-" if (row := cells[0].ours) is None else cells[0].printed
+        ours += (f" {papers.DIFFERENT}" if published.differ(cells) else "") if row else ""
+        ours += f" {papers.STAND_IN}" if row and papers.is_synthetic(row) else ""
         of = [_number(one) if len(systems) == 1 else _said(one) for one in own]
         line = f"{benchmark} {metric}"
         said = [", ".join(of), *[", ".join(map(_said, others))][:has_others]]

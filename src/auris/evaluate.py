@@ -112,7 +112,8 @@ def _evaluate(
         return []
     trained = {key: model.recipe[key] for key in ("study", "arm", "seed")}
     facts = {"benchmark": dict(made["benchmark"]), "version": _version(model), "audio": made["audio"]}
-    facts |= {"judged": judge is not None, "trained": trained, "skipped": skipped, "parts": [part for part, _ in parts]}
+    facts |= {"asked": benchmarks.asked_otherwise(made, _version(model)), "judged": judge is not None}
+    facts |= {"trained": trained, "skipped": skipped, "parts": [part for part, _ in parts]}
     kept.note(run_dir / kept.FOLDER, name, facts)
     results = _report(name, facts, parts, made, judge, run_dir, console)
     _note(run_dir, name, data)
@@ -140,6 +141,7 @@ def _report(
     predictions.sort(key=lambda prediction: (prediction["group"], prediction["metric"]))
     signatures = judged.signatures(judge) if any("judge" in one["metric"] for one in predictions) else {}
     results = reporting.summarise(predictions, facts["trained"], name, made["bootstrap"], made["seed"], signatures)
+    results = [{**row, "signature": "|".join([row["signature"], *facts.get("asked", ())])} for row in results]
     if facts["audio"] != listening.AS_IS:
         base = _read_lines(run_dir / "predictions" / f"{name.rpartition('@')[0]}.jsonl")
         results += reporting.drops(results, predictions, base)
@@ -168,9 +170,22 @@ def _kind(row: Row) -> str:
     return code if code in KINDS else "task"
 
 
-def _view(model: pretrained.AudioModel, kind: str, policy: str, style: Mapping[str, Any] | None = None) -> Samples:
+def _view(
+    model: pretrained.AudioModel,
+    kind: str,
+    policy: str,
+    style: Mapping[str, Any] | None = None,
+    wording: str | None = None,
+) -> Samples:
     """How rows of a kind are seen. Task rows as the model was trained to see them, or as its base model was, unless
-    another style of prompting is given."""
+    another style of prompting is given; without one, in a benchmark's own `wording` if it has any."""
+    view = _seen(model, kind, policy, style)
+    if kind == "task" and wording and not style and isinstance(view.prompt, Prompt):
+        view.prompt = view.prompt.asking(wording)
+    return view
+
+
+def _seen(model: pretrained.AudioModel, kind: str, policy: str, style: Mapping[str, Any] | None) -> Samples:
     made = model.recipe
     if kind == "task" and made["data"]["view"] in ("audio", "text", "transcript"):
         made = {**made, "prompt": style or made["prompt"]}
@@ -193,10 +208,8 @@ def _answer(
 ) -> tuple[dict[str, Any], list[kept.Answer], dict[str, str]]:
     """Answers to rows of one kind, those that are not kept yet from the model: where they are, they, and why some rows
     have none. On processes that help another nothing of it is known."""
-    view = _view(model, kind, made["long_audio"], made["prompt"])
     wording = made["benchmark"].get("prompt", {}).get(_version(model))
-    if kind == "task" and wording and not made["prompt"] and isinstance(view.prompt, Prompt):
-        view.prompt = view.prompt.asking(wording)
+    view = _view(model, kind, made["long_audio"], made["prompt"], wording)
     manifests, whole = in_windows(manifests, view)
     rows = [row for manifest in manifests for row in manifest.rows]
     settings = model.settings(chat=kind == "chat", **_decoding(made, _version(model)))

@@ -85,9 +85,13 @@ def _ours(cells: Sequence[Beside]) -> dict[str, Any]:
     assert row is not None, cell
     scale = cell.printed / cell.value
     numbers = {key: scale * row[key] for key in ("value", "low", "high")}
-    synthetic = set(row["provenance"].split("+")) <= SYNTHETIC
-    facts = {"different": published.differ(cells), "synthetic": synthetic, "decimals": cell.decimals}
+    facts = {"different": published.differ(cells), "synthetic": is_synthetic(row), "decimals": cell.decimals}
     return {"ours": True, **numbers, "n": row["n"], **facts}
+
+
+def is_synthetic(row: Mapping[str, Any]) -> bool:
+    """Whether a result is of synthetic stand-ins alone."""
+    return set(row["provenance"].split("+")) <= SYNTHETIC
 
 
 def _pooled(seeds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
