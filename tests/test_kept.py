@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -47,6 +48,35 @@ def test_a_line_that_was_cut_off_is_answered_again(tmp_path: Path):
     empty = kept.Answers(tmp_path, FACTS)
     empty.add({"k": kept.Answer(ROW, "a bear")})
     assert kept.read(empty.path)["k"].said == "a bear"
+
+
+def test_evaluations_side_by_side_lose_no_answer_of_each_other(tmp_path: Path):
+    one, other = kept.Answers(tmp_path, FACTS), kept.Answers(tmp_path, FACTS)
+    one.add({"k": kept.Answer(ROW, "a bear")})
+    with one.path.open("ab") as file:
+        file.write(b'{"key": "half')  # of a third that was killed
+    other.add({"l": kept.Answer(ROW, "a wolf")})
+    one.add({"l": kept.Answer(ROW, "a wolf"), "m": kept.Answer(ROW, "a fox")})
+    again = kept.Answers(tmp_path, FACTS)
+    assert [again[key].said for key in "klm"] == ["a bear", "a wolf", "a fox"]
+    assert len(one.path.read_text().splitlines()) == 5, "its first line, and an answer twice"
+
+
+def test_what_is_read_and_written_anew_is_so_in_turn(tmp_path: Path):
+    count = tmp_path / "count"
+    count.write_text("0")
+
+    def work() -> None:
+        for _ in range(40):
+            with kept.in_turn(tmp_path / kept.FOLDER):
+                count.write_text(str(int(count.read_text()) + 1))
+
+    processes = [multiprocessing.get_context("fork").Process(target=work) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert count.read_text() == "120"
 
 
 def test_a_row_is_known_by_its_labels_and_its_sound(tmp_path: Path):

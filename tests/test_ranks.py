@@ -151,7 +151,7 @@ def work_of(*options: str) -> Callable[[], None]:
 
 def files(run: Path) -> dict[str, bytes]:
     """All that evaluations have written, but how they were called."""
-    kept = [path for folder in ("answers", "predictions") for path in sorted((run / folder).iterdir())]
+    kept = [path for folder in ("answers", "predictions") for path in sorted((run / folder).glob("*.json*"))]
     return {str(path.relative_to(run)): path.read_bytes() for path in [*kept, run / "results.jsonl"]}
 
 

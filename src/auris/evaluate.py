@@ -145,7 +145,8 @@ def _report(
     if facts["audio"] != listening.AS_IS:
         base = _read_lines(run_dir / "predictions" / f"{name.rpartition('@')[0]}.jsonl")
         results += reporting.drops(results, predictions, base)
-    _write(run_dir, name, predictions, results)
+    with kept.in_turn(run_dir / kept.FOLDER):
+        _write(run_dir, name, predictions, results)
     if lines:
         _write_lines(run_dir / "official" / f"{name}.jsonl", lines)
     made_by = [f"{metric}: {by}" for metric, by in signatures.items()]
@@ -404,9 +405,10 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
 def _note(run_dir: Path, benchmark: str, data: Mapping[str, str]) -> None:
     """How the benchmark was run, for `auris.results reproduce=RUN`."""
     file = run_dir / "evaluations.json"
-    notes = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     facts = {"command": environment.command("auris.evaluate"), "commit": environment.provenance()["commit"]}
-    snapshots.replace(file, json.dumps(notes | {benchmark: {**facts, "data": dict(data)}}, indent=1))
+    with kept.in_turn(run_dir / kept.FOLDER):
+        notes = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        snapshots.replace(file, json.dumps(notes | {benchmark: {**facts, "data": dict(data)}}, indent=1))
 
 
 def _write_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

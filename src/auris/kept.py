@@ -6,10 +6,12 @@ are known by the weights, the prompt and the decoding (a file for each), and in 
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,10 +42,10 @@ class Answers:
         self.path = folder / f"{facts['kind']}-{_digest(facts)}.jsonl"
         self.facts, self._lines = facts, dict[str, dict[str, Any]]()
         if self.path.is_file():
-            whole = self.path.read_bytes()
-            whole = whole[: whole.rfind(b"\n") + 1]  # less a line that was being written when a process ended
-            os.truncate(self.path, len(whole))
-            self._lines = {line["key"]: line for line in map(json.loads, whole.decode().split("\n")[1:-1])}
+            with in_turn(folder):
+                self._mend()
+                whole = self.path.read_text(encoding="utf-8")
+            self._lines = {line["key"]: line for line in map(json.loads, whole.split("\n")[1:-1])}
 
     def __contains__(self, key: str) -> bool:
         return key in self._lines
@@ -59,12 +61,34 @@ class Answers:
             for key, answer in answers.items()
         }
         self._lines |= new
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        head = [] if self.path.is_file() and self.path.stat().st_size else [self.facts]
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(
-                "".join(json.dumps(line, ensure_ascii=False, default=str) + "\n" for line in (*head, *new.values()))
-            )
+        with in_turn(self.path.parent):
+            head = [] if self._mend() else [self.facts]
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(
+                    "".join(json.dumps(line, ensure_ascii=False, default=str) + "\n" for line in (*head, *new.values()))
+                )
+
+    def _mend(self) -> int:
+        """Cut off a line that was being written when a process ended; returns how long the file is."""
+        if not self.path.is_file():
+            return 0
+        with self.path.open("rb+") as file:
+            length = file.seek(0, os.SEEK_END)
+            file.seek(max(0, length - 1))
+            if file.read() not in (b"\n", b""):
+                file.seek(0)
+                length = file.truncate(file.read().rfind(b"\n") + 1)
+            return length
+
+
+@contextmanager
+def in_turn(folder: Path) -> Iterator[None]:
+    """While no other process writes what evaluations of this run write: several may be under way, and one that was
+    killed may have left processes that go on."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("a") as file:
+        fcntl.lockf(file, fcntl.LOCK_EX)  # ends with the file's being closed, or with the process
+        yield
 
 
 def weights_of(net: nn.Module) -> str:
