@@ -257,6 +257,7 @@ def test_measures_of_all_rows_rank_rows_too():
     assert examples.row_scores("macro_f1", [["a", "a"], ["a", "b"]]).tolist() == [1.0, 0.0]
     assert np.isnan(examples.row_scores("eer", [[0.3, 1.0]])).all()
     assert examples.own_metric(["unparsed", "accuracy", "macro_f1"]) == "accuracy"
+    assert examples.own_metric(["eer", "accuracy", "unparsed"]) == "accuracy" and examples.own_metric(["eer"]) == "eer"
     assert examples.own_metric(["contains", "judged"]) == "judged" and examples.own_metric(["unparsed"]) == "unparsed"
 
 

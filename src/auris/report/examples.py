@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _CONTROL = "<|"  # opens a control token
+_OF_ALL = ("eer",)  # no row has a score by itself
 JUDGED = ("judged_strict", "judged")  # read the whole answer, where other metrics of dialogues look for a word
 
 
@@ -59,6 +60,7 @@ def own_metric(metrics: Sequence[str]) -> str:
     """Of a group's metrics the one that its rows are ranked by: a judge's where there is one, or else the first that is
     no by-product."""
     known = [metric for metric in MEASURES if metric in set(metrics)]
+    known = [metric for metric in known if metric not in _OF_ALL] or known
     judged = [metric for metric in JUDGED if metric in known]
     return [*judged, *(metric for metric in known if MEASURES[metric].panel), *known][0]
 

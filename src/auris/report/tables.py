@@ -62,7 +62,7 @@ def of_run(scores: Sequence[Mapping[str, Any]]) -> list[Table]:
     for benchmark in dict.fromkeys(row["benchmark"] for row in scores):
         of_benchmark = [row for row in scores if row["benchmark"] == benchmark and row["split"] != "drop"]
         has_drops = any(key[0] == benchmark for key in dropped)
-        shows = any(_is_number(row.get("detectable")) for row in of_benchmark)
+        shows = not has_drops and any(_is_number(row.get("detectable")) for row in of_benchmark)
         head = ["task", "metric", "score", "", "95 % interval", *["lost"][:has_drops], "rows", *["shows"][:shows]]
         groups = []
         for task, lines in groupby(of_benchmark, key=lambda row: row["task"]):
