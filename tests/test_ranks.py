@@ -13,8 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import torch
 
-from auris import evaluate, recipe, train
+from auris import evaluate, ranks, recipe, train
 from auris.ranks import Ranks, joined
 from manifests import write_wave
 from recipes import smallest_run
@@ -62,8 +63,8 @@ def processes(work: Callable[[Ranks], object]) -> Callable[[], None]:
     def entry() -> None:
         os.environ["RANK"] = os.environ.get("LOCAL_RANK", "0")
         try:
-            with joined("cpu") as ranks:
-                work(ranks)
+            with joined("cpu") as job:
+                work(job)
         except ValueError as error:
             print(f"error: {error}")
             sys.exit(1)
@@ -75,24 +76,35 @@ def test_an_error_of_any_process_ends_all_and_is_said_once(tmp_path: Path):
     def run(name: str, work: Callable[[Ranks], object]) -> tuple[list, str]:
         return in_processes(processes(work), 2, tmp_path / name), said(tmp_path / name).strip()
 
-    def helper_fails(ranks: Ranks) -> None:
-        assert ranks.exchange(ranks.rank) == [0, 1]
-        if not ranks.is_first:
+    def helper_fails(job: Ranks) -> None:
+        assert job.exchange(job.rank) == [0, 1]
+        if not job.is_first:
             raise ValueError("an unreadable file")
-        ranks.exchange(None)
+        job.exchange(None)
         raise AssertionError("it went on")
 
-    def first_fails(ranks: Ranks) -> None:  # the other one is done
-        if ranks.is_first:
+    def first_fails(job: Ranks) -> None:  # the other one is done
+        if job.is_first:
             raise ValueError("no judge")
 
-    def both_fail(ranks: Ranks) -> None:
+    def both_fail(job: Ranks) -> None:
         raise ValueError("no such checkpoint")
 
     assert run("helper", helper_fails) == ([0, 1], "error: an unreadable file")
     assert run("first", first_fails) == ([1, 0], "error: no judge")
     assert run("both", both_fail) == ([1, 0], "error: no such checkpoint")
-    assert run("none", lambda ranks: ranks.exchange(1)) == ([0, 0], "")
+    assert run("none", lambda job: job.exchange(1)) == ([0, 0], "")
+
+
+def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch):
+    taken = []
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    ranks._take_gpu(1)
+    with pytest.raises(ValueError, match="--nproc-per-node=3: expected as many GPUs, and here are 2"):
+        ranks._take_gpu(2)
+    assert taken == [1]
 
 
 @pytest.fixture(scope="module")
