@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import multiprocessing
 import os
@@ -77,6 +79,17 @@ def test_what_is_read_and_written_anew_is_so_in_turn(tmp_path: Path):
     for process in processes:
         process.join()
     assert count.read_text() == "120"
+
+
+def test_where_nothing_can_be_locked_it_is_said_and_written_all_the_same(tmp_path: Path, monkeypatch):
+    def lockf(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "no locks available")
+
+    monkeypatch.setattr(fcntl, "lockf", lockf)
+    with pytest.warns(UserWarning, match="lock cannot be locked .*one evaluation of a run at a time"):
+        kept.Answers(tmp_path, FACTS).add({"k": kept.Answer(ROW, "a bear")})
+    with pytest.warns(UserWarning, match="cannot be locked"):
+        assert kept.Answers(tmp_path, FACTS)["k"].said == "a bear"
 
 
 def test_a_row_is_known_by_its_labels_and_its_sound(tmp_path: Path):

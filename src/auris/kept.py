@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -87,7 +88,10 @@ def in_turn(folder: Path) -> Iterator[None]:
     killed may have left processes that go on."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("a") as file:
-        fcntl.lockf(file, fcntl.LOCK_EX)  # ends with the file's being closed, or with the process
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX)  # ends with the file's being closed, or with the process
+        except OSError as error:  # file systems that have no locks
+            warnings.warn(f"{file.name} cannot be locked ({error}): one evaluation of a run at a time", stacklevel=3)
         yield
 
 
