@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from auris import callbacks
-from auris.callbacks import Faults, ProgressFile, TaskLosses, Throughput, UnusableRows
+from auris.callbacks import Faults, ProgressFile, TaskLosses, UnusableRows
 from auris.data.loader import LoaderError
 from auris.faults import Fault, RunStopped
 from auris.tasks import CURVES
@@ -92,54 +92,6 @@ def test_sums_of_a_run_that_knew_fewer_curves_are_left_out():
     callback.load_state_dict({"sums": [[8.0, 1.0], [2.0, 1.0]]})
     step_of_tasks(callback, curves, 2, asr=(1.0, 4))
     assert curves == {"train/loss/asr": {1: 0.25}}
-
-
-# --- throughput ---
-
-
-def work(callback: Throughput, log: Log, clock: Clock, seconds: float, tokens: float, audio: float = 0.0) -> None:
-    clock.now += seconds
-    callback.on_train_batch_end(trainer(), log, {"tokens": torch.tensor(tokens), "audio_seconds": torch.tensor(audio)})
-
-
-def test_speed_is_work_over_time_without_the_first_step(clock):
-    callback, log = Throughput(), Log()
-    work(callback, log, clock, seconds=60, tokens=7)  # warm-up
-    assert "tokens/s" not in log.values
-    work(callback, log, clock, seconds=2, tokens=100, audio=30)
-    work(callback, log, clock, seconds=3, tokens=400, audio=20)
-    assert log.values["tokens/s"] == pytest.approx(100)
-    assert log.values["audio_s/s"] == pytest.approx(10)
-
-
-def test_speed_is_that_of_the_last_steps(clock):
-    callback, log = Throughput(), Log()
-    work(callback, log, clock, seconds=1, tokens=1)
-    for _ in range(5):
-        work(callback, log, clock, seconds=1, tokens=1)
-    for _ in range(callbacks.WINDOW):
-        work(callback, log, clock, seconds=1, tokens=50)
-    assert log.values["tokens/s"] == pytest.approx(50)
-
-
-def test_the_time_of_validation_does_not_count(clock):
-    callback, log = Throughput(), Log()
-    for _ in range(3):
-        work(callback, log, clock, seconds=1, tokens=10)
-    clock.now += 1000
-    callback.on_validation_end(trainer(), log)
-    work(callback, log, clock, seconds=1, tokens=10)
-    work(callback, log, clock, seconds=1, tokens=10)
-    assert log.values["tokens/s"] == pytest.approx(10)
-
-
-def test_audio_hours_go_on_after_a_resume(clock):
-    first, log = Throughput(), Log()
-    work(first, log, clock, seconds=1, tokens=5, audio=1800)
-    again = Throughput()
-    again.load_state_dict(first.state_dict())
-    work(again, log, clock, seconds=1, tokens=5, audio=1800)
-    assert log.values["train/audio_hours"] == pytest.approx(1.0)
 
 
 # --- unusable rows ---

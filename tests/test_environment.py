@@ -13,9 +13,8 @@ import pytest
 import torch
 
 import nets
-from auris import doctor, environment, recipe, results, snapshots, train
-from auris.callbacks import WINDOW
-from auris.environment import Announcement, planned_ranks
+from auris import doctor, environment, recipe, snapshots, train
+from auris.environment import WINDOW, Announcement, planned_ranks
 from recipes import smallest_run
 from runs import ROOT
 
@@ -44,8 +43,6 @@ def test_a_run_says_what_it_runs_on_and_what_it_will_take(corpus: Path, tmp_path
     assert facts["audio_tokens_per_second"] == 25
     digest = hashlib.sha256((corpus / "train.jsonl").read_bytes()).hexdigest()
     assert facts["data"][str(corpus / "train.jsonl")] == digest
-    counted = results.curves(tmp_path / "runs/scratch").set_index("tag")["value"]["train/flops"]
-    assert counted.max() == pytest.approx(facts["operations"], rel=0.02) and counted.is_monotonic_increasing
     assert facts["torch"] == version("torch") and facts["ranks"] == 1 and facts["steps"] == steps
     assert facts["rows"] == pytest.approx(6 * steps, rel=0.02)
     assert facts["hours"] == pytest.approx(

@@ -30,6 +30,7 @@ FLOORS = {
     "auris.parallel": 3,
     "auris.optim": 3,
     "auris.ranks": 3,
+    "auris.work": 3,
     "auris.strategies": 4,
     "auris.faults": 0,
     "auris.snapshots": 3,
@@ -62,6 +63,7 @@ FLOORS = {
     "auris.inspection": 5,
     "auris.shards": 5,
     "auris.scaling": 5,
+    "auris.speed": 5,
     "auris.studies": 5,
     "auris.corpus.__main__": 5,
 }

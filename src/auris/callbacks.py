@@ -1,4 +1,4 @@
-"""What can be deleted without changing the weights: throughput, what is said of faults and of rows, a progress file."""
+"""What can be deleted without changing the weights: what is said of faults and of rows, a progress file."""
 
 from __future__ import annotations
 
@@ -27,41 +27,12 @@ from auris.faults import FOLDER, Fault, Place, RunStopped, command
 from auris.persistence import Events
 from auris.tasks import CURVES
 
-# Steps over which speeds are averaged; the first ones also pay for warm-up and are left out of it by then.
-WINDOW = 20
 # Rows in a row of which `max_unusable` is a share: enough for a rate, few enough to notice that a disk has gone.
 ROWS = 1000
 # Steps in a row without an update after which no policy goes on: that is a run that has diverged, not a bad batch.
 SKIPS = 10
 # Rows of each line of the validation table that TensorBoard shows.
 EXAMPLES = 2
-
-
-class Throughput(L.Callback):
-    """Tokens and audio seconds per second, on the progress bar and in TensorBoard."""
-
-    def __init__(self) -> None:
-        self.marks: list[tuple[float, float, float]] = []
-        self.tokens = self.audio_seconds = 0.0
-
-    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, *_: Any) -> None:
-        self.tokens += float(outputs["tokens"])
-        self.audio_seconds += float(outputs["audio_seconds"])
-        self.marks = [*self.marks[-WINDOW:], (time.perf_counter(), self.tokens, self.audio_seconds)]
-        (start, tokens, audio), (now, tokens_now, audio_now) = self.marks[0], self.marks[-1]
-        if now > start:
-            module.log("tokens/s", (tokens_now - tokens) / (now - start), prog_bar=True)
-            module.log("audio_s/s", (audio_now - audio) / (now - start), prog_bar=True)
-        module.log("train/audio_hours", self.audio_seconds / 3600)
-
-    def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        self.marks = []  # the time of validation is not the time of training
-
-    def state_dict(self) -> dict[str, float]:
-        return {"tokens": self.tokens, "audio_seconds": self.audio_seconds}
-
-    def load_state_dict(self, state: dict[str, float]) -> None:
-        self.tokens, self.audio_seconds = state["tokens"], state["audio_seconds"]
 
 
 class TaskLosses(L.Callback):

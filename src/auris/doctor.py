@@ -78,11 +78,14 @@ STAGES = (
 
 @dataclass(frozen=True, kw_only=True)
 class Load:
-    """What one GPU works on at a time: tokens, encoder frames (20 ms) of their audio, positions that are scored."""
+    """What one GPU works on at a time: tokens, encoder frames (20 ms) of their audio, positions that are scored, and
+    where they are known the pairs of query and key that attention looks at, in the LLM and in the encoder."""
 
     tokens: int
     frames: int
     scored: int
+    token_pairs: int = 0
+    frame_pairs: int = 0
 
     @classmethod
     def of_budget(cls, tokens: int, pool: int) -> Load:
@@ -197,17 +200,26 @@ def memory(
 
 
 def work(net: nn.Module, stage: Stage, load: Load) -> int:
-    """Floating-point operations of training on a load: the matrix products with weights, the bulk of them.
+    """Floating-point operations of training on a load: the matrix products with weights, the bulk of them, and those of
+    attention, as far as the load knows its pairs. Left out are pooling and projector.
 
     Two for each weight and place where it is used in forward, as many for the gradient of what comes in where something
-    below learns, and as many for its own gradient where it learns.
+    below learns, and as many for its own gradient where it learns. Four for each pair and channel, of queries with keys
+    and of weights with values, and twice as many where a gradient passes through.
     """
     embedding, head = net.llm.get_input_embeddings(), net.llm.get_output_embeddings()
     layers = count(net.llm) - count(embedding) - (0 if head.weight is embedding.weight else count(head))
     passes = {part: 3 if part in stage.trainable else 2 if stage.trains(part) else 1 for part in ("encoder", "llm")}
     answering = load.tokens * layers + load.scored * head.weight.numel() if stage.runs_llm else 0
     # Whatever learns, the gradient passes through the language model: something below it, in it, or its adapters.
-    return 2 * (passes["encoder"] * load.frames * count(net.encoder) + max(2, passes["llm"]) * answering)
+    products = 2 * (passes["encoder"] * load.frames * count(net.encoder) + max(2, passes["llm"]) * answering)
+    hearing = (3 if passes["encoder"] > 1 else 1) * load.frame_pairs * len(net.encoder.blocks) * net.encoder.width
+    config = net.llm.config.get_text_config()
+    channels = config.num_attention_heads * (
+        getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    )
+    reading = 3 * load.token_pairs * config.num_hidden_layers * channels if stage.runs_llm else 0
+    return products + 4 * (hearing + reading)
 
 
 # --- what is shown ------------------------------------------------------------------------------------------------

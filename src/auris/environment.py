@@ -23,11 +23,13 @@ from torch.utils.benchmark import Timer
 
 import auris
 from auris import doctor, optim, strategies
-from auris.callbacks import WINDOW, Throughput, forgiving
+from auris.callbacks import forgiving
 from auris.data.epoch import Share
 from auris.strategies import Sharded
 
 _PACKAGES = ("torch", "lightning", "transformers", "torchaudio", "hydra-core", "numpy")
+# Steps over which speeds are averaged; the first ones also pay for warm-up and are left out of it by then.
+WINDOW = 20
 STEPS = 50  # of an epoch that a start looks at: what a run will see, to within a few per cent, at once
 
 
@@ -116,26 +118,6 @@ class Announcement(L.Callback):
             rank_zero_info(f"{_tokens(speed)}/s: the other {left:,} steps take {_time(seconds)}{peak}")
 
 
-class Work(L.Callback):
-    """Logs the useful floating-point operations so far: real tokens and frames, nothing that is computed twice.
-
-    Args:
-        met: the callback that counts tokens and audio; to stand before this one.
-    """
-
-    def __init__(self, met: Throughput):
-        self.met = met
-        self.of_token = self.of_second = 0.0
-
-    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        many = 1_000_000  # a load is of whole tokens and frames
-        loads = doctor.Load.of_rows(many, 0), doctor.Load.of_rows(0, many)
-        self.of_token, self.of_second = (doctor.work(module.net, stage_of(module), load) / many for load in loads)
-
-    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
-        module.log("train/flops", self.of_token * self.met.tokens + self.of_second * self.met.audio_seconds)
-
-
 def stage_of(module: L.LightningModule) -> doctor.Stage:
     """The stage that a module trains."""
     objective = module.objective
@@ -167,7 +149,7 @@ def describe(trainer: L.Trainer, module: L.LightningModule) -> dict[str, Any]:
         "command": command("auris.train"),
         "data": data.digests,
         "host": socket.gethostname(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
+        "device": device_name(device),
         "device_bytes": _device_bytes(device),
         "threads": torch.get_num_threads(),
         "ranks": trainer.world_size,
@@ -218,6 +200,11 @@ def matmul_speed(device: torch.device) -> float:
     square = torch.ones(size, size, device=device, dtype=dtype)  # no random numbers: they are the run's
     timer = Timer("a @ a", globals={"a": square}, num_threads=torch.get_num_threads())
     return 2 * size**3 / timer.blocked_autorange(min_run_time=0.05).median
+
+
+def device_name(device: torch.device) -> str:
+    """Of a GPU its own, elsewhere the processor's architecture."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
 
 
 def _device_bytes(device: torch.device) -> int:

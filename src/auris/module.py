@@ -16,7 +16,7 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
-from auris import optim, parallel, references, tasks
+from auris import optim, parallel, references, tasks, work
 from auris.data.datamodule import group, language
 from auris.faults import watch
 from auris.model import adapters, llm, weights
@@ -27,7 +27,10 @@ from auris.strategies import Sharded
 from auris.tokenizer import Tokenizer
 
 # Sums of a step that are no metrics of the objective.
-_COUNTS = {"loss", "count", "tasks", "tokens", "audio_seconds", "rows_met", "rows_unusable", "lost_workers"}
+_COUNTS = {
+    *("loss", "count", "tasks", "tokens", "frames", "scored", "token_pairs", "frame_pairs", "idle", "audio_seconds"),
+    *("rows_met", "rows_unusable", "lost_workers", "waited", "peak_bytes"),
+}
 
 
 class AudioLMModule(L.LightningModule):
@@ -119,27 +122,29 @@ class AudioLMModule(L.LightningModule):
         return [adamw], [schedule]
 
     def training_step(self, packs: list[dict], step: int) -> dict[str, Any]:
-        sums = {"loss": torch.zeros((), device=self.device), "count": torch.zeros((), device=self.device)}
+        sums = {name: torch.zeros((), device=self.device) for name in ("loss", "count")}
         for number, pack in enumerate(packs):
             last = number == len(packs) - 1
             with nullcontext() if last else self._without_communication():
                 loss, metrics = self.objective(self.net, pack)
                 self.manual_backward(loss)
-            for name, value in {"loss": loss.detach(), "count": self.objective.count(pack), **metrics}.items():
+            found = {"loss": loss.detach(), "count": self.objective.count(pack), **metrics, **work.counts(pack)}
+            for name, value in found.items():
                 sums[name] = sums.get(name, 0) + value
         counts = {
-            "tokens": sum(len(pack["ids"]) for pack in packs),
             "audio_seconds": sum(pack["audio_seconds"] for pack in packs),
             "rows_met": sum(len(pack["rows"]) + len(pack["skipped"]) for pack in packs),
             "rows_unusable": sum(len(pack["skipped"]) for pack in packs),
             "lost_workers": self.trainer.datamodule.take_lost_workers(),
         }
         sums |= {name: torch.tensor(float(value), device=self.device) for name, value in counts.items()}
+        sums["waited"] = self._of_this_rank(self.trainer.datamodule.take_waited())
+        sums["peak_bytes"] = self._of_this_rank(work.peak_bytes(self.device))
         sums = self._sum_over_ranks(sums)
         norm = self._update(sums["count"].clamp(min=1), sums["loss"])
         self._log_step(sums)
         return {
-            **{name: sums[name] for name in (*counts, "tasks") if name in sums},
+            **{name: sums[name] for name in _COUNTS & sums.keys()},
             "loss": sums["loss"] / sums["count"].clamp(min=1),
             "grad_norm": norm,
             "skipped": [row for pack in packs for row in pack["skipped"] if self._speaks],
@@ -241,6 +246,12 @@ class AudioLMModule(L.LightningModule):
     def _without_communication(self) -> Any:
         block = getattr(self.trainer.strategy, "block_backward_sync", None)
         return block() if block else nullcontext()
+
+    def _of_this_rank(self, value: float) -> Tensor:
+        """A vector over all ranks, of which a sum over them keeps each one's value."""
+        values = torch.zeros(self.trainer.world_size, device=self.device)
+        values[self.trainer.global_rank] = value
+        return values
 
     def _sum_over_ranks(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """All of them at once: of the same names and shapes on every rank."""

@@ -24,7 +24,19 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from omegaconf import DictConfig
 from rich.console import Console
 
-from auris import callbacks, checkpoint, doctor, environment, optim, parallel, recipe, references, snapshots, studies
+from auris import (
+    callbacks,
+    checkpoint,
+    doctor,
+    environment,
+    optim,
+    parallel,
+    recipe,
+    references,
+    snapshots,
+    speed,
+    studies,
+)
 from auris.data.datamodule import AudioDataModule
 from auris.data.manifests import entries
 from auris.faults import RunStopped
@@ -40,6 +52,7 @@ _FREE = (
     "jobs",
     "threads",
     "compile",
+    "peak_flops",
     "checkpoint_every",
     "nonfinite",
     "checkpoint_keep",
@@ -80,8 +93,12 @@ def _train(made: dict[str, Any], run_dir: Path) -> None:
     if trainer.is_global_zero:
         summary = {"steps": trainer.global_step, "seconds": round(time.time() - started, 1)}
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        content = {**summary, **metrics, **{f"faults/{what}": number for what, number in count_faults(trainer).items()}}
+        measured = next(one for one in trainer.callbacks if isinstance(one, speed.Throughput))
+        rates = {f"speed/{name}": rate for name, rate in measured.session().items()}
+        faults = {f"faults/{what}": number for what, number in count_faults(trainer).items()}
+        content = {**summary, **metrics, **rates, **faults}
         snapshots.replace(run_dir / "finished.json", json.dumps(content, indent=1))
+        rank_zero_info(measured.report())
         rank_zero_info(f"finished {run_dir}: {summary['steps']} steps, {summary['seconds']} s in this session")
 
 
@@ -235,10 +252,8 @@ def build(made: dict[str, Any]) -> tuple[AudioLMModule, AudioDataModule]:
 
 
 def build_trainer(made: dict[str, Any], run_dir: Path, preemption: Preemption | None = None) -> L.Trainer:
-    throughput = callbacks.Throughput()
     found = [
-        throughput,
-        environment.Work(throughput),
+        speed.Throughput(made.get("peak_flops")),
         callbacks.TaskLosses(),
         callbacks.Examples(),
         callbacks.UnusableRows(run_dir, made["data"]["max_unusable"]),

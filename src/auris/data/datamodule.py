@@ -76,6 +76,8 @@ class AudioDataModule(L.LightningDataModule):
         self.examined: Sequence[Entry] = ()  # rows of `predict_dataloader`
         self.digests: dict[str, str] = {}  # of what the rows are read from, by path
         self._lost_workers = 0
+        self._steps: Loader | None = None
+        self._waited = 0.0
 
     def prepare_data(self) -> None:
         """On one process of each machine, before the others: they find rows indexed and measured."""
@@ -109,7 +111,8 @@ class AudioDataModule(L.LightningDataModule):
         world, rank = self._place()
         dataset = Steps(self.rows, self.plan, self.samples, world, rank)
         self.plan.step(self.trainer.global_step)  # its order is found once: workers, forked from here, share it
-        return self._loader(dataset, self.trainer.global_step, self.max_steps)
+        self._steps = self._loader(dataset, self.trainer.global_step, self.max_steps)
+        return self._steps
 
     def first_step(self) -> list[dict]:
         """All packs of the first step, as a single process would have them."""
@@ -138,6 +141,12 @@ class AudioDataModule(L.LightningDataModule):
     def take_lost_workers(self) -> int:
         """Loader processes of this rank that were replaced since this was last asked."""
         taken, self._lost_workers = self._lost_workers, 0
+        return taken
+
+    def take_waited(self) -> float:
+        """Seconds that this rank has waited for steps since this was last asked."""
+        waited = 0.0 if self._steps is None else self._steps.waited
+        taken, self._waited = waited - self._waited, waited
         return taken
 
     def survey(self, ranks: int, most: int = STEPS) -> Epoch:

@@ -52,6 +52,8 @@ class Loader:
         timeout: seconds to wait for an item before its workers count as hung; 0: any time.
         restarts: how often workers are replaced over one item; the next time is a LoaderError.
         on_restart: told the item's number and the reason, each time.
+
+    `waited`: seconds that who reads it has waited for items so far.
     """
 
     def __init__(
@@ -71,18 +73,22 @@ class Loader:
         self.dataset, self.start, self.stop = dataset, start, stop
         self.num_workers, self.timeout, self.restarts = num_workers, timeout, restarts
         self.on_restart = on_restart
+        self.waited = 0.0
 
     def __len__(self) -> int:
         return self.stop
 
     def __iter__(self) -> Iterator[Any]:
         number, lost, careful_until = self.start, 0, self.start
+        asked = time.perf_counter()
         while number < self.stop:
             careful = number < careful_until
             stop = min(careful_until, self.stop) if careful else self.stop
             try:
                 for item in self._read(number, stop, careful):
+                    self.waited += time.perf_counter() - asked
                     yield item
+                    asked = time.perf_counter()
                     number, lost = number + 1, 0
             except _Lost as error:
                 lost += 1
