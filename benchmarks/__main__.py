@@ -25,6 +25,7 @@ from benchmarks import (
     compile,
     disagreements,
     dpo_step,
+    fit_overhead,
     generate,
     loader,
     mel,
@@ -44,6 +45,7 @@ BENCHMARKS = {
     "packing": packing,
     "loader": loader,
     "compile": compile,
+    "fit_overhead": fit_overhead,
     "plan": plan,
 }
 OUT = Path("runs/benchmarks")
@@ -60,8 +62,8 @@ Speed and memory against named peers, as ratios: above 1, auris is faster.
   rounds    how often both sides run, in turn (5)
 
 Both sides run in one process on one thread, and are timed by CPU time. First they must agree: where they do not,
-nothing is timed and the exit code is 1. `memory` asks each side in a process of its own. `packing`, `compile` and
-`plan` have no peer. What no goal names is run with what is given, and judged by nothing.
+nothing is timed and the exit code is 1. `memory` asks each side in a process of its own. `packing`, `compile`,
+`fit_overhead` and `plan` have no peer. What no goal names is run with what is given, and judged by nothing.
 The last line of each benchmark is its result as JSON, also kept in {out}/.
 """
 

@@ -47,7 +47,7 @@ def compare(preset: Preset, *, lengths: str = "2-16", batch: int = 16, seed: int
     """Both sides over all rows once, in the steps of one plan; features are compared over the frames that ours has."""
     kept = tempfile.TemporaryDirectory(prefix="auris-loader-")  # for as long as the two sides are
     folder = Path(kept.name)
-    _write(folder, preset.rows, seconds(lengths), seed)
+    write_rows(folder, preset.rows, seconds(lengths), seed)
     samples = AudioSamples(
         tokenizer=Tokenizer.load(folder / "tokens"), prompt=NaturalPrompt(), geometry=Geometry(n_mels=N_MELS, pool=2)
     )
@@ -103,7 +103,7 @@ def _difference(pack: dict, expected: Mapping[int, Tensor]) -> float:
     return torch.stack(errors).max().item()
 
 
-def _write(folder: Path, rows: int, durations: tuple[float, float], seed: int) -> None:
+def write_rows(folder: Path, rows: int, durations: tuple[float, float], seed: int) -> None:
     """Rows of sound and text: files, a manifest and a tokenizer for them, and the same rows in shards."""
     draw = np.random.default_rng(seed)
     words = WORDS.split()

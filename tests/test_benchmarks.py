@@ -13,7 +13,19 @@ import torch
 
 from auris import audio
 from auris.model import weights
-from benchmarks import Comparison, Report, __main__, corpus, loader, mel, memory, packing, plan, train_step
+from benchmarks import (
+    Comparison,
+    Report,
+    __main__,
+    corpus,
+    fit_overhead,
+    loader,
+    mel,
+    memory,
+    packing,
+    plan,
+    train_step,
+)
 from benchmarks import compile as compiling
 from benchmarks.goals import TARGETS, Target
 
@@ -63,6 +75,27 @@ def test_memory_of_both_sides_is_measured_in_processes(
     assert __main__.main(["memory", "preset=tiny", "clips=2"]) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert 0 < result["ratio"] < 1 and result["ratio"] == result["MB"]["ours"] / result["MB"]["peer"]
+
+
+@pytest.mark.slow
+def test_training_through_lightning_is_raced_against_bare_steps(
+    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = {"rows": 2, "stretch": 1, "stretches": 3, "lengths": "0.3-0.7123"}
+    arguments = ["fit_overhead", "preset=tiny", *(f"{name}={value}" for name, value in sizes.items())]
+    assert __main__.main(arguments) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert result["rounds"] == 2 and result["overhead"]["min"] <= result["overhead"]["median"]
+    assert all(seconds > 0 for seconds in result["cpu_seconds_of_a_step"].values())
+    step = fit_overhead.Racer._step
+
+    def with_a_rate_of_its_own(self: fit_overhead.Racer, packs: list[dict]) -> float:
+        self.adamw.param_groups[0]["lr"] *= 1.1
+        return step(self, packs)
+
+    monkeypatch.setattr(fit_overhead.Racer, "_step", with_a_rate_of_its_own)
+    assert __main__.main(arguments) == 1
+    assert "differ in" in capsys.readouterr().err
 
 
 def test_a_run_reports_parity_and_ratio_as_json(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:

@@ -87,6 +87,14 @@ def test_every_row_reaches_training_step_once_per_data_epoch(smallest, mode: lis
     assert counts.min() == 3 and len(rows) - 3 * data.plan.epoch_rows < max(len(step) for step in seen.steps)
 
 
+@pytest.mark.slow
+def test_a_run_of_compiled_blocks_ends_at_the_same_weights(smallest):
+    made = [smallest("max_steps=3", f"compile={backend}", f"arm={backend}") for backend in ("null", "eager")]
+    for one in made:
+        train.train(one)
+    assert_equal(*map(weights, made), tolerance=1e-6)
+
+
 def test_only_the_listed_parts_learn(smallest):
     made = smallest("max_steps=2", "trainable=[projector]")
     module, data = train.build(made)
