@@ -27,8 +27,9 @@ from benchmarks.models import PRESETS, TRAINED, Preset, seconds
 __all__ = ["CHOICES", "PRESETS", "report"]
 
 CHOICES = {"trained": tuple(TRAINED)}
-# Of the loss, near 9, and of all weights together: the bare steps divide by the count before backward, not behind it.
-LIMITS = {"loss": 1e-5, "weights": 1e-5}
+# Of the loss, near 9, and of all weights together after all steps: the bare steps divide by the count before backward,
+# not behind it, and AdamW makes much of the rounding of small gradients.
+LIMITS = {"loss": 1e-5, "weights": 1e-4}
 
 
 def report(
