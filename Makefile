@@ -13,6 +13,8 @@ PINS   := $(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 STAMP  := $(VENV)/.auris-$(PINS)
 # The checkout that make runs in wins over whichever one the environment was made from.
 export PYTHONPATH := $(CURDIR)/src
+# Bytecode is kept, whatever the shell says: without it every start of Python compiles torch anew, 13 s.
+unexport PYTHONDONTWRITEBYTECODE
 # Before torch is imported: the demo and the tests run several processes on few cores.
 export TOKENIZERS_PARALLELISM := false
 
