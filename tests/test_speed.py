@@ -112,7 +112,8 @@ def test_attention_is_four_operations_for_each_pair_and_channel_and_twice_as_man
         ("NVIDIA H200 NVL", "bf16-mixed", 835.5e12),
         ("NVIDIA A100-SXM4-80GB", "16-mixed", 312e12),
         ("NVIDIA L4", "bf16-mixed", 121e12),
-        ("NVIDIA L40S", "bf16-mixed", 362e12),
+        ("NVIDIA L40", "bf16-mixed", 181e12),
+        ("NVIDIA L40S", "bf16-mixed", None),  # another device than an L40
         ("NVIDIA H100 80GB HBM3", "32-true", None),  # not what its table's number is for
         ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", "bf16-mixed", None),  # a part of one
         ("NVIDIA H20", "bf16-mixed", None),

@@ -18,26 +18,18 @@ from torch import Tensor
 from auris import doctor
 from auris.environment import WINDOW, device_name, stage_of
 
-# FLOP/s of one device in dense bfloat16 products with float32 sums, by words of its name, as NVIDIA's data sheets give
-# them (those with "sparsity" halved). What is not here has no MFU: one by a wrong peak is worse than none.
+# FLOP/s of one device in dense bfloat16 products with float32 sums, by words of its name: of devices whose number in
+# Lightning's table (lightning.fabric.utilities.throughput) agrees. That table has the H200s with sparsity, twice as
+# much; here the SXM one is as its H100, which has the same cores. What is not here has no MFU, as a wrong peak makes a
+# wrong one.
 PEAKS = {
-    "B200": 2250e12,  # Blackwell architecture brief
-    "GH200": 989.4e12,  # Grace Hopper data sheet
-    "H200": 989.4e12,  # H200 data sheet, SXM
+    "H200": 989.4e12,
     "H200 NVL": 835.5e12,
-    "H100 HBM3": 989.4e12,  # H100 data sheet, SXM
+    "H100 HBM3": 989.4e12,  # SXM
     "H100 PCIe": 756e12,
-    "H100 NVL": 835.5e12,
-    "A100": 312e12,  # A100 data sheet, SXM and PCIe
-    "A40": 149.7e12,
-    "A10": 125e12,
-    "A10G": 70e12,
+    "A100": 312e12,
     "L4": 121e12,
     "L40": 181e12,
-    "L40S": 362e12,
-    "RTX A6000": 154.8e12,
-    "RTX 3090": 71e12,  # GA102 white paper
-    "RTX 4090": 165.2e12,  # Ada white paper
 }
 HALF = ("bf16", "16")  # how precisions begin whose peak is that of the table
 # Sums of a step that its speed is made of (`work.counts`).
