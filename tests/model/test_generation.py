@@ -252,9 +252,9 @@ def test_finished_rows_are_computed_no_more(net: AudioLM, monkeypatch: pytest.Mo
     computed: list[int] = []
     hidden = llm.hidden
 
-    def counting(net: AudioLM, embeds: torch.Tensor, *args: object) -> torch.Tensor:
+    def counting(net: AudioLM, embeds: torch.Tensor, *args: object, **options: object) -> torch.Tensor:
         computed.append(len(embeds))
-        return hidden(net, embeds, *args)
+        return hidden(net, embeds, *args, **options)
 
     monkeypatch.setattr(llm, "hidden", counting)
     answers = generate(net, batch, Generation(max_new_tokens=10, stop=frozenset({free[0][3], free[2][6]})))

@@ -60,24 +60,27 @@ def test_a_packed_row_equals_transformers_own_run_of_it(config: dict) -> None:
 
 
 @torch.no_grad()
-def test_decoding_with_the_ragged_cache_equals_running_the_row_whole(config: dict) -> None:
+def test_decoding_with_the_cache_equals_running_the_row_whole(config: dict) -> None:
     torch.manual_seed(0)
     llm = lm.build_llm(config, VOCAB).eval()
     cu = attention.cumulate(torch.tensor(LENGTHS))
     whole = lm.hidden(llm, lm.embed(llm, torch.cat(rows())), positions(LENGTHS), cu).split(LENGTHS)
-    cache = lm.RaggedCache(torch.tensor(LENGTHS), device=cu.device)
-    done = torch.zeros(len(LENGTHS), dtype=torch.long)
-    # Steps of several tokens and of one; rows come and go.
-    for plan in ({0: 3, 1: 1, 2: 5, 3: 2}, {0: 1, 2: 1, 3: 1}, {2: 4}, {3: 1, 0: 3}, {2: 2}):
-        who, new = torch.tensor(list(plan)), torch.tensor(list(plan.values()))
-        where = [(row, int(done[row]), int(done[row]) + n) for row, n in plan.items()]
-        ids = torch.cat([rows()[row][a:b] for row, a, b in where])
-        at = torch.cat([torch.arange(a, b) for _, a, b in where])
-        cu_k = cache.extend(who, new)
-        got = lm.hidden(llm, lm.embed(llm, ids), at, attention.cumulate(new), cache, cu_k)
-        torch.testing.assert_close(got, torch.cat([whole[row][a:b] for row, a, b in where]), atol=1e-5, rtol=1e-5)
-        done[who] += new
-    assert done.tolist() == LENGTHS
+    prompts = [3, 1, 5, 2]
+    cache = lm.SlotCache(torch.tensor(prompts), room=7, device=cu.device)
+    ids = torch.cat([row[:n] for row, n in zip(rows(), prompts, strict=True)])
+    got = lm.hidden(llm, lm.embed(llm, ids), positions(prompts), attention.cumulate(torch.tensor(prompts)), cache)
+    close = {"atol": 1e-5, "rtol": 1e-5}
+    torch.testing.assert_close(got, torch.cat([row[:n] for row, n in zip(whole, prompts, strict=True)]), **close)
+    alive = [0, 1, 2, 3]
+    for going in ([0, 2, 3], [0, 2, 3], [0, 2], [0, 2], [2], [2], [2]):
+        cache.keep([alive.index(row) for row in going])
+        alive, at = going, cache.lengths.clone()
+        cache.extend()
+        new = torch.stack([rows()[row][n] for row, n in zip(going, at.tolist(), strict=True)])
+        got = lm.hidden(llm, lm.embed(llm, new), at, torch.arange(len(going) + 1, dtype=torch.int32), cache)
+        expected = torch.stack([whole[row][n] for row, n in zip(going, at.tolist(), strict=True)])
+        torch.testing.assert_close(got, expected, **close)
+    assert cache.lengths.tolist() == [12]
 
 
 def test_a_model_from_the_meta_device_equals_one_built_at_once(config: dict) -> None:

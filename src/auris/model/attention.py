@@ -55,8 +55,8 @@ def packed(
 ) -> Tensor:
     """Attend within each sequence: q (Tq, Hq, Dh), k and v (Tk, Hk, Dh) -> (Tq, Hq, Dh).
 
-    With `causal`, a sequence's last query sees its last key (aligned bottom right), which is what decoding with a
-    cache needs. Hq may be a multiple of Hk (grouped queries). `scale` defaults to Dh ** -0.5. `longest`: queries and
+    With `causal`, a sequence's last query sees its last key (aligned bottom right), which is what answers to a shared
+    prompt need. Hq may be a multiple of Hk (grouped queries). `scale` defaults to Dh ** -0.5. `longest`: queries and
     keys of the longest sequences, from who knows them: a block that is compiled cannot look into `cu`.
     """
     assert q.ndim == k.ndim == v.ndim == 3 and q.shape[1] % k.shape[1] == 0, (q.shape, k.shape, v.shape)
@@ -67,6 +67,19 @@ def packed(
         n_q, n_k = longest or (max(lengths(cu_q)), max(lengths(cu_k)))
         return varlen_attn(q, k, v, cu_q, cu_k, n_q, n_k, scale=scale, window_size=window)
     return _one_by_one(q, k, v, cu_q, cu_k, causal, scale)
+
+
+def newest(q: Tensor, k: Tensor, v: Tensor, seen: Tensor, scale: float | None = None) -> Tensor:
+    """Attend from the newest token of each of R rows to what it has seen of its slot, all rows in one call.
+
+    q (R, Hq, Dh), k and v (R, Hk, L, Dh), seen (R, L) bool -> (R, Hq, Dh).
+    """
+    if torch.is_autocast_enabled(q.device.type):
+        q, k, v = (x.to(torch.get_autocast_dtype(q.device.type)) for x in (q, k, v))
+    q = rearrange(
+        q, "r (k g) d -> r k g d", k=k.shape[1]
+    )  # queries of a group stand like tokens: all see the same keys
+    return rearrange(F.scaled_dot_product_attention(q, k, v, seen[:, None, None], scale=scale), "r k g d -> r (k g) d")
 
 
 def has_kernel(q: Tensor) -> bool:
@@ -119,9 +132,10 @@ def _transformers_attention(
     sliding_window: int | None = None,
     query_scale: Tensor | None = None,
     key_index: Tensor | None = None,
+    seen: Tensor | None = None,
     **others: object,
 ) -> tuple[Tensor, None]:
-    """transformers' attention interface over `packed`: (1, H, T, Dh) -> (1, T, H, Dh)."""
+    """transformers' attention interface over `packed`, with `seen` over `newest`: (1, H, T, Dh) -> (1, T, H, Dh)."""
     assert attention_mask is None and query.shape[0] == 1, (attention_mask, query.shape)
     if dropout:
         raise ValueError(
@@ -137,9 +151,12 @@ def _transformers_attention(
             raise ValueError(
                 f"the LLM {type(module).__name__} attends with {name}, which packed attention does not have"
             )
-    q, k, v = (rearrange(x, "1 h t d -> t h d") for x in (query, key, value))
+    q = rearrange(query, "1 h t d -> t h d")
     if query_scale is not None:  # (T,): log-n, see llm.LongRotary
         q = q * query_scale[:, None, None].to(q.dtype)
+    if seen is not None:  # keys come from the slots of a cache
+        return newest(q, key, value, seen, scale=scaling)[None], None
+    k, v = (rearrange(x, "1 h t d -> t h d") for x in (key, value))
     if key_index is not None:  # (Tk,): where the keys stand; those of a prompt serve all answers to it
         k, v = (x.index_select(0, key_index) for x in (k, v))
     causal = getattr(module, "is_causal", True)

@@ -186,9 +186,8 @@ def generate(
     rows = torch.arange(len(prompt))
     seen = None if settings.repetition_penalty == 1 else _mark_seen(batch["ids"], prompt, vocab_size)
     draws = _draw(batch, settings.max_new_tokens, generator) if settings.do_sample else None
-    cache = lm.RaggedCache(prompt + settings.max_new_tokens, device=cu.device)
-    cu_k = cache.extend(rows, prompt)
-    h = lm.hidden(net.llm, net.embed(batch), batch["positions"], cu, cache, cu_k, prompt)
+    cache = lm.SlotCache(prompt, room=settings.max_new_tokens, device=cu.device)
+    h = lm.hidden(net.llm, net.embed(batch), batch["positions"], cu, cache, prompt_lengths=prompt)
     h = h[cu[1:].long() - 1]  # (R, H)
     answers: list[list[int]] = [[] for _ in rows]
     stopped = False  # all rows of this process
@@ -208,11 +207,12 @@ def generate(
         rows, ids = rows[going], ids[going]
         if seen is not None:
             seen[rows, ids] = True
-        positions = cache.lengths[rows].to(cu.device)
-        one = torch.ones_like(rows)
-        cu_k = cache.extend(rows, one)
-        cu = attention.cumulate(one).to(cu_k.device)
-        h = lm.hidden(net.llm, lm.embed(net.llm, ids.to(cu.device)), positions, cu, cache, cu_k, prompt[rows])
+        cache.keep(going)
+        positions = cache.lengths.to(cu.device)
+        cache.extend()
+        cu = torch.arange(len(rows) + 1, dtype=torch.int32, device=cu.device)
+        embeds = lm.embed(net.llm, ids.to(cu.device))
+        h = lm.hidden(net.llm, embeds, positions, cu, cache, prompt_lengths=prompt[rows])
     return answers
 
 

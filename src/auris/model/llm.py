@@ -6,7 +6,7 @@ Shapes: T tokens of all rows, S rows, H hidden width, V vocabulary rows, K key-v
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -163,18 +163,18 @@ def hidden(
     embeds: Tensor,
     positions: Tensor,
     cu_seqlens: Tensor,
-    cache: RaggedCache | None = None,
+    cache: SlotCache | None = None,
     cu_k: Tensor | None = None,
     prompt_lengths: Tensor | None = None,
     key_index: Tensor | None = None,
 ) -> Tensor:
     """Hidden states behind the final norm of packed rows: embeddings (T, H), positions (T,) -> (T, H).
 
-    With a cache, `embeds` are the new tokens of each row and `cu_k` (S + 1,) counts the old ones as well.
+    With a cache, `embeds` are what its last `fill` or `extend` made room for: the rows' prompts, or a token of each.
     `prompt_lengths` (S,), on the host, says that this is inference, and how long each row's prompt was: an LLM with a
     `train_length` needs it.
     With `key_index` (Tk,), instead of a cache, the keys of a row are not its own tokens but those at these places in
-    `embeds`, `cu_k` of them: rows that begin alike share what they begin with.
+    `embeds`, `cu_k` (S + 1,) of them: rows that begin alike share what they begin with.
     """
     assert cache is None or key_index is None, "a cache holds each row's own keys"
     extra = {} if key_index is None else {"key_index": key_index}
@@ -185,6 +185,9 @@ def hidden(
         if scale is not None:
             extra["query_scale"] = scale
     cu_k = cu_seqlens if cu_k is None else cu_k
+    longest = max(attention.lengths(cu_k))
+    if cache is not None and cache.seen is not None:
+        extra["seen"], longest = cache.seen, cache.seen.shape[1]
     out = llm.get_decoder()(
         inputs_embeds=torch.stack([embeds]),  # no view: the first layer would be compiled apart from the others
         position_ids=positions[None],
@@ -193,7 +196,7 @@ def hidden(
         cu_seq_lens_q=cu_seqlens,
         cu_seq_lens_k=cu_k,
         max_length_q=max(attention.lengths(cu_seqlens)),
-        max_length_k=max(attention.lengths(cu_k)),
+        max_length_k=longest,
         **extra,
     )
     return out.last_hidden_state[0]
@@ -204,39 +207,53 @@ def head(llm: PreTrainedModel) -> nn.Module:
     return llm.get_output_embeddings()
 
 
-class RaggedCache(Cache):
-    """Keys and values of rows of different lengths, each in its own reserved stretch; nothing is ever moved.
+class SlotCache(Cache):
+    """Keys and values of rows of different lengths, each row in a slot of its own. Slots are equally long, so that a
+    token of every row reads its keys in one call, and what they hold is read where it lies.
 
-    Call `extend` before each forward: it says which rows take part and how many tokens each of them gets. Rows that are
-    left out (finished ones) cost nothing any more.
+    `fill` comes before the forward of the prompts, `extend` before that of each further token.
 
     Args:
-        capacities: tokens that each row may come to hold.
+        prompts: (R,) tokens of each row's prompt, on the host.
+        room: tokens that a row may get behind it.
         device: where the indices live.
     """
 
-    def __init__(self, capacities: Tensor, device: torch.device) -> None:
+    def __init__(self, prompts: Tensor, room: int, device: torch.device) -> None:
         super().__init__(layers=[])
-        self.starts = capacities.cumsum(0) - capacities
-        self.lengths = torch.zeros_like(capacities)
-        self.size, self.device = int(capacities.sum()), device
-        self.keys: dict[int, Tensor] = {}
+        self.lengths, self.device = prompts.clone(), device
+        self.n_slots, self.size = len(prompts), int(prompts.max()) + room
+        self.seen: Tensor | None = None  # (R, L) of the first L places in the slots; None: the prompts' own forward
+        self.keys: dict[int, Tensor] = {}  # of each layer (R, K, size, Dh)
         self.values: dict[int, Tensor] = {}
+        row = torch.repeat_interleave(torch.arange(self.n_slots), prompts)
+        self._at = row.to(device), attention.ranges(torch.zeros_like(prompts), prompts).to(device)
 
-    def extend(self, rows: Tensor, new: Tensor) -> Tensor:
-        """Make room for `new` (R,) tokens at the ends of `rows` (R,); returns the rows' cumulative lengths (R + 1,)."""
-        self._write = attention.ranges(self.starts[rows] + self.lengths[rows], new).to(self.device)
-        self.lengths[rows] += new
-        self._read = attention.ranges(self.starts[rows], self.lengths[rows]).to(self.device)
-        return attention.cumulate(self.lengths[rows]).to(self.device)
+    def keep(self, rows: Sequence[int]) -> None:
+        """Go on with these rows only, by their places among those that there are."""
+        if len(rows) == self.n_slots:
+            return
+        self.n_slots, self.lengths = len(rows), self.lengths[rows]
+        index = torch.tensor(rows, device=self.device)
+        for store in (self.keys, self.values):
+            for layer, held in store.items():
+                store[layer] = held.index_select(0, index)
+
+    def extend(self) -> None:
+        """Make room for one token of each row."""
+        self._at = torch.arange(self.n_slots, device=self.device), self.lengths.to(self.device)
+        self.lengths = self.lengths + 1
+        places = torch.arange(int(self.lengths.max()))
+        self.seen = (places < self.lengths[:, None]).to(self.device)
 
     def update(self, key: Tensor, value: Tensor, layer: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Store a layer's new keys and values (1, K, T, Dh); returns all of the current rows, packed."""
+        """Store a layer's new keys and values (1, K, T, Dh). Returns what they are to be attended with: the prompts'
+        own as they came, later all of each slot up to the longest row (R, K, L, Dh)."""
         return self._update(self.keys, key, layer), self._update(self.values, value, layer)
 
     def _update(self, store: dict[int, Tensor], new: Tensor, layer: int) -> Tensor:
-        new = rearrange(new, "1 h t d -> t h d")
-        if layer not in store:
-            store[layer] = new.new_empty(self.size, *new.shape[1:])
-        store[layer].index_copy_(0, self._write, new)
-        return rearrange(store[layer].index_select(0, self._read), "t h d -> 1 h t d")
+        if layer not in store:  # zeros: what a row has not reached is multiplied by nothing, and must be a number
+            store[layer] = new.new_zeros(self.n_slots, new.shape[1], self.size, new.shape[3])
+        row, place = self._at
+        store[layer][row, :, place] = rearrange(new, "1 k t d -> t k d")
+        return new if self.seen is None else store[layer][:, :, : self.seen.shape[1]]
