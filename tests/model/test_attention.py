@@ -55,6 +55,21 @@ def test_packed_equals_each_sequence_alone(case: str, causal: bool, heads: tuple
         torch.testing.assert_close(grad, want, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("heads", [(4, 4), (4, 2), (4, 1)], ids=str)
+def test_the_newest_tokens_see_what_their_slots_hold(heads: tuple[int, int]) -> None:
+    lengths = [7, 1, 4]
+    q, k, v = tensors([1, 1, 1], lengths, heads)
+    expected = attention.packed(q, k, v, cu([1, 1, 1]), cu(lengths), causal=True, scale=0.3)
+    free = torch.arange(9) >= torch.tensor(lengths)[:, None]
+    slots = []
+    for held in (k, v):
+        slot = torch.full((3, 9, heads[1], 8), 1e4)  # what a row has not reached must not matter
+        slot[~free] = held
+        slots.append(slot.transpose(1, 2))
+    mask = torch.zeros(3, 9).masked_fill(free, -torch.inf)
+    torch.testing.assert_close(attention.newest(q, *slots, mask, scale=0.3), expected, atol=1e-6, rtol=1e-5)
+
+
 def test_scale_defaults_to_the_head_width() -> None:
     q, k, v = tensors([4, 3], [4, 3], (2, 2))
     explicit = attention.packed(q, k, v, cu([4, 3]), cu([4, 3]), causal=True, scale=8**-0.5)

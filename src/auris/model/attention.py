@@ -69,17 +69,16 @@ def packed(
     return _one_by_one(q, k, v, cu_q, cu_k, causal, scale)
 
 
-def newest(q: Tensor, k: Tensor, v: Tensor, seen: Tensor, scale: float | None = None) -> Tensor:
-    """Attend from the newest token of each of R rows to what it has seen of its slot, all rows in one call.
+def newest(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float | None = None) -> Tensor:
+    """Attend from the newest token of each of R rows to what its slot holds, all rows in one call.
 
-    q (R, Hq, Dh), k and v (R, Hk, L, Dh), seen (R, L) bool -> (R, Hq, Dh).
+    q (R, Hq, Dh), k and v (R, Hk, L, Dh), mask (R, L): 0 where a slot holds a token, else -inf -> (R, Hq, Dh).
     """
     if torch.is_autocast_enabled(q.device.type):
         q, k, v = (x.to(torch.get_autocast_dtype(q.device.type)) for x in (q, k, v))
-    q = rearrange(
-        q, "r (k g) d -> r k g d", k=k.shape[1]
-    )  # queries of a group stand like tokens: all see the same keys
-    return rearrange(F.scaled_dot_product_attention(q, k, v, seen[:, None, None], scale=scale), "r k g d -> r (k g) d")
+    q = rearrange(q, "r (k g) d -> r k g d", k=k.shape[1])  # queries of a group stand like tokens: they share keys
+    out = F.scaled_dot_product_attention(q, k, v, mask[:, None, None].to(q.dtype), scale=scale)
+    return rearrange(out, "r k g d -> r (k g) d")
 
 
 def has_kernel(q: Tensor) -> bool:
@@ -132,10 +131,10 @@ def _transformers_attention(
     sliding_window: int | None = None,
     query_scale: Tensor | None = None,
     key_index: Tensor | None = None,
-    seen: Tensor | None = None,
+    slot_mask: Tensor | None = None,
     **others: object,
 ) -> tuple[Tensor, None]:
-    """transformers' attention interface over `packed`, with `seen` over `newest`: (1, H, T, Dh) -> (1, T, H, Dh)."""
+    """transformers' attention interface: `packed`, or with `slot_mask` `newest`: (1, H, T, Dh) -> (1, T, H, Dh)."""
     assert attention_mask is None and query.shape[0] == 1, (attention_mask, query.shape)
     if dropout:
         raise ValueError(
@@ -154,8 +153,8 @@ def _transformers_attention(
     q = rearrange(query, "1 h t d -> t h d")
     if query_scale is not None:  # (T,): log-n, see llm.LongRotary
         q = q * query_scale[:, None, None].to(q.dtype)
-    if seen is not None:  # keys come from the slots of a cache
-        return newest(q, key, value, seen, scale=scaling)[None], None
+    if slot_mask is not None:  # keys come from the slots of a cache
+        return newest(q, key, value, slot_mask, scale=scaling)[None], None
     k, v = (rearrange(x, "1 h t d -> t h d") for x in (key, value))
     if key_index is not None:  # (Tk,): where the keys stand; those of a prompt serve all answers to it
         k, v = (x.index_select(0, key_index) for x in (k, v))

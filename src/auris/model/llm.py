@@ -170,7 +170,7 @@ def hidden(
 ) -> Tensor:
     """Hidden states behind the final norm of packed rows: embeddings (T, H), positions (T,) -> (T, H).
 
-    With a cache, `embeds` are what its last `fill` or `extend` made room for: the rows' prompts, or a token of each.
+    With a cache, `embeds` are the rows' prompts and, after its `extend`, a token of each row.
     `prompt_lengths` (S,), on the host, says that this is inference, and how long each row's prompt was: an LLM with a
     `train_length` needs it.
     With `key_index` (Tk,), instead of a cache, the keys of a row are not its own tokens but those at these places in
@@ -186,8 +186,8 @@ def hidden(
             extra["query_scale"] = scale
     cu_k = cu_seqlens if cu_k is None else cu_k
     longest = max(attention.lengths(cu_k))
-    if cache is not None and cache.seen is not None:
-        extra["seen"], longest = cache.seen, cache.seen.shape[1]
+    if cache is not None and cache.mask is not None:
+        extra["slot_mask"], longest = cache.mask, cache.mask.shape[1]
     out = llm.get_decoder()(
         inputs_embeds=torch.stack([embeds]),  # no view: the first layer would be compiled apart from the others
         position_ids=positions[None],
@@ -211,7 +211,7 @@ class SlotCache(Cache):
     """Keys and values of rows of different lengths, each row in a slot of its own. Slots are equally long, so that a
     token of every row reads its keys in one call, and what they hold is read where it lies.
 
-    `fill` comes before the forward of the prompts, `extend` before that of each further token.
+    The first forward is that of the prompts; `extend` comes before that of each further token, `keep` where rows end.
 
     Args:
         prompts: (R,) tokens of each row's prompt, on the host.
@@ -223,7 +223,7 @@ class SlotCache(Cache):
         super().__init__(layers=[])
         self.lengths, self.device = prompts.clone(), device
         self.n_slots, self.size = len(prompts), int(prompts.max()) + room
-        self.seen: Tensor | None = None  # (R, L) of the first L places in the slots; None: the prompts' own forward
+        self.mask: Tensor | None = None  # (R, L), of the slots' first L places; None: the prompts' own forward
         self.keys: dict[int, Tensor] = {}  # of each layer (R, K, size, Dh)
         self.values: dict[int, Tensor] = {}
         row = torch.repeat_interleave(torch.arange(self.n_slots), prompts)
@@ -243,8 +243,8 @@ class SlotCache(Cache):
         """Make room for one token of each row."""
         self._at = torch.arange(self.n_slots, device=self.device), self.lengths.to(self.device)
         self.lengths = self.lengths + 1
-        places = torch.arange(int(self.lengths.max()))
-        self.seen = (places < self.lengths[:, None]).to(self.device)
+        free = torch.arange(int(self.lengths.max())) >= self.lengths[:, None]
+        self.mask = torch.zeros(free.shape).masked_fill(free, -torch.inf).to(self.device)  # as SDPA has it
 
     def update(self, key: Tensor, value: Tensor, layer: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Store a layer's new keys and values (1, K, T, Dh). Returns what they are to be attended with: the prompts'
@@ -256,4 +256,4 @@ class SlotCache(Cache):
             store[layer] = new.new_zeros(self.n_slots, new.shape[1], self.size, new.shape[3])
         row, place = self._at
         store[layer][row, :, place] = rearrange(new, "1 k t d -> t k d")
-        return new if self.seen is None else store[layer][:, :, : self.seen.shape[1]]
+        return new if self.mask is None else store[layer][:, :, : self.mask.shape[1]]
