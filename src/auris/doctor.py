@@ -30,6 +30,7 @@ from auris.data.epoch import Epoch
 from auris.data.packing import IGNORE
 from auris.model import weights
 from auris.model.generation import Generation
+from auris.model.llm import last_tokenwise
 from auris.objectives.logps import CHUNK
 from auris.tokenizer import Tokenizer
 
@@ -210,7 +211,8 @@ def work(net: nn.Module, stage: Stage, load: Load) -> int:
     embedding, head = net.llm.get_input_embeddings(), net.llm.get_output_embeddings()
     layers = count(net.llm) - count(embedding) - (0 if head.weight is embedding.weight else count(head))
     passes = {part: 3 if part in stage.trainable else 2 if stage.trains(part) else 1 for part in ("encoder", "llm")}
-    answering = load.tokens * layers + load.scored * head.weight.numel() if stage.runs_llm else 0
+    alone = sum(count(part) for part in last_tokenwise(net.llm))  # at scored tokens only
+    answering = load.tokens * (layers - alone) + load.scored * (alone + head.weight.numel()) if stage.runs_llm else 0
     # Whatever learns, the gradient passes through the language model: something below it, in it, or its adapters.
     products = 2 * (passes["encoder"] * load.frames * count(net.encoder) + max(2, passes["llm"]) * answering)
     hearing = (3 if passes["encoder"] > 1 else 1) * load.frame_pairs * len(net.encoder.blocks) * net.encoder.width

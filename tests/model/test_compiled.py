@@ -72,8 +72,11 @@ def kinds(net: AudioLM) -> list[nn.ModuleList]:
     "backend, tolerance",
     [pytest.param(None, 0.0, id="as it is"), pytest.param(aot_eager, 1e-4, id="aot_eager", marks=pytest.mark.slow)],
 )
-def test_a_compiled_step_is_an_eager_step_in_two_graphs_for_each_kind_of_block(backend, tolerance: float):
+def test_a_compiled_step_is_an_eager_step_in_two_graphs_for_each_kind_of_block(
+    backend: Callable | None, tolerance: float, monkeypatch: pytest.MonkeyPatch
+):
     net = build()
+    monkeypatch.setattr(llm, "last_tokenwise", lambda _: [])  # the last layer, where it is compiled, leaves nothing out
     eager = steps(net)
     names, counters = list(net.state_dict()), [Counter(backend), Counter(backend)]
     for blocks, counter in zip(kinds(net), counters, strict=True):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
 from auris.model import attention
@@ -57,6 +58,43 @@ def test_a_packed_row_equals_transformers_own_run_of_it(config: dict) -> None:
     assert logits.shape == (sum(LENGTHS), VOCAB)
     for row, got in zip(rows(), logits.split(LENGTHS), strict=True):
         torch.testing.assert_close(got, twin(input_ids=row[None]).logits[0], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("where", [[0, 6, 7, 11, 23], [23, 3], [], list(range(24))], ids=str)
+def test_some_tokens_alone_are_computed_as_they_are_among_all(config: dict, where: list[int]) -> None:
+    torch.manual_seed(0)
+    llm = lm.build_llm(config, VOCAB).eval()  # GPT-2 has dropout
+    at = torch.tensor(where, dtype=torch.long)
+    embeds = lm.embed(llm, torch.cat(rows())).detach().requires_grad_()
+    cu, weights = attention.cumulate(torch.tensor(LENGTHS)), torch.randn(len(at), 32)
+
+    def run(**options: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        h = lm.hidden(llm, embeds, positions(LENGTHS), cu, **options)
+        h = h if options else h[at]
+        gradients = torch.autograd.grad((h * weights).sum(), [embeds, *llm.parameters()], allow_unused=True)
+        return h, list(gradients)  # None: of the tables
+
+    (found, gradients), (expected, others) = run(where=at), run()
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
+    for mine, other in zip(gradients, others, strict=True):
+        assert (mine is None) == (other is None)
+        if mine is not None:
+            torch.testing.assert_close(mine, other, atol=1e-5, rtol=1e-4)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in lm.last_tokenwise(llm))
+
+
+def test_tokens_that_nobody_asks_for_pass_the_last_layer_by() -> None:
+    llm = lm.build_llm(CONFIGS["qwen2"], VOCAB)
+    embeds, cu = lm.embed(llm, torch.cat(rows())), attention.cumulate(torch.tensor(LENGTHS))
+
+    def operations(**options: torch.Tensor) -> int:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            lm.hidden(llm, embeds, positions(LENGTHS), cu, **options)
+        return counter.get_total_flops()
+
+    matrices = sum(p.numel() for part in lm.last_tokenwise(llm) for p in part.parameters() if p.ndim == 2)
+    assert matrices == 2 * 32 * 32 + 3 * 32 * 48  # queries, output, MLP: all but keys and values
+    assert operations() - operations(where=torch.tensor([2, 9])) == 2 * (sum(LENGTHS) - 2) * matrices
 
 
 @torch.no_grad()

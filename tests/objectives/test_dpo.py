@@ -129,8 +129,8 @@ class Given(nn.Module):
         super().__init__()
         self.logits = nn.Parameter(logits)
 
-    def hidden(self, pack: dict) -> Tensor:
-        return self.logits
+    def hidden(self, pack: dict, where: Tensor) -> Tensor:
+        return self.logits[where]
 
     def head(self, hidden: Tensor) -> Tensor:
         return hidden

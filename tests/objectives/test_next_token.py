@@ -39,8 +39,8 @@ class Given(nn.Module):
         self.logits = nn.Parameter(torch.tensor(logits))
         self.scored: list[int] = []
 
-    def hidden(self, pack: dict) -> Tensor:
-        return self.logits
+    def hidden(self, pack: dict, where: Tensor) -> Tensor:
+        return self.logits[where]
 
     def head(self, hidden: Tensor) -> Tensor:
         self.scored.append(len(hidden))

@@ -82,15 +82,17 @@ class AudioLM(nn.Module):
         assert len(index) in (0, len(audio)), (audio.shape, index.shape)
         return x.index_copy(0, index, audio[: len(index)].to(x.dtype))
 
-    def hidden(self, batch: Mapping[str, Any]) -> Tensor:
-        """The LLM's hidden states behind its final norm: (T, H). Pairs of answers are computed as trees."""
+    def hidden(self, batch: Mapping[str, Any], where: Tensor | None = None) -> Tensor:
+        """The LLM's hidden states behind its final norm: (T, H), or (R, H) at places `where` (R,), each once, which is
+        less work. Pairs of answers are computed as trees."""
         cu = batch["cu_seqlens"]
         tree = {"cu_k": batch["cu_keys"], "key_index": batch["key_index"]} if "key_index" in batch else {}
         # What an LLM does beyond its training length it does at inference only: where no gradient is wanted. Not for
         # pairs: the reference, which never wants one, is compared with what is trained.
         is_training = bool(tree) or torch.is_grad_enabled()
         lengths = None if is_training else torch.tensor(attention.lengths(cu))
-        return lm.hidden(self.llm, self.embed(batch), batch["positions"], cu, prompt_lengths=lengths, **tree)
+        embeds = self.embed(batch)
+        return lm.hidden(self.llm, embeds, batch["positions"], cu, prompt_lengths=lengths, where=where, **tree)
 
     def head(self, h: Tensor) -> Tensor:
         """Hidden states (R, H) -> logits (R, V). Gather the positions that are scored first."""

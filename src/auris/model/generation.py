@@ -187,8 +187,8 @@ def generate(
     seen = None if settings.repetition_penalty == 1 else _mark_seen(batch["ids"], prompt, vocab_size)
     draws = _draw(batch, settings.max_new_tokens, generator) if settings.do_sample else None
     cache = lm.SlotCache(prompt, room=settings.max_new_tokens, device=cu.device)
-    h = lm.hidden(net.llm, net.embed(batch), batch["positions"], cu, cache, prompt_lengths=prompt)
-    h = h[cu[1:].long() - 1]  # (R, H)
+    last = cu[1:].long() - 1
+    h = lm.hidden(net.llm, net.embed(batch), batch["positions"], cu, cache, prompt_lengths=prompt, where=last)  # (R, H)
     answers: list[list[int]] = [[] for _ in rows]
     stopped = False  # all rows of this process
     for step in range(settings.max_new_tokens):

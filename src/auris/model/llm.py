@@ -6,7 +6,8 @@ Shapes: T tokens of all rows, S rows, H hidden width, V vocabulary rows, K key-v
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,10 @@ from auris.model import attention
 
 # Config entries that scale or cap logits behind the output matrix; `head` would skip them silently.
 _LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+
+
+# Parts of a decoder layer whose output at a token goes into that token's hidden state alone: all but keys and values.
+_TOKENWISE = ("self_attn.q_proj", "self_attn.o_proj", "mlp")
 
 
 def build_llm(config: Mapping[str, Any], vocab_size: int, train_length: int | None = None) -> PreTrainedModel:
@@ -153,6 +158,32 @@ def layers(llm: PreTrainedModel) -> nn.ModuleList:
     return next(child for child in llm.get_decoder().children() if isinstance(child, nn.ModuleList))
 
 
+def last_tokenwise(llm: PreTrainedModel) -> list[nn.Module]:
+    """Parts of the last layer that need not see a token whose hidden state nobody asks for."""
+    parts = dict(layers(llm)[-1].named_modules())
+    return [parts[name] for name in _TOKENWISE if name in parts]
+
+
+@contextmanager
+def _only_at(where: Tensor, n_tokens: int, modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Within it, modules compute their outputs (1, T, ...) for tokens `where` (R,) alone; the others get zeros."""
+
+    def take(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return args[0].index_select(1, where), *args[1:]
+
+    def put(module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
+        return out.new_zeros(1, n_tokens, out.shape[-1]).index_copy(1, where, out)
+
+    # Outermost, so that hooks which divide a module over processes see less of the same kind.
+    handles = [module.register_forward_pre_hook(take, prepend=True) for module in modules]
+    handles += [module.register_forward_hook(put) for module in modules]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 def embed(llm: PreTrainedModel, ids: Tensor) -> Tensor:
     """Token ids (T,) -> embeddings (T, H)."""
     return llm.get_input_embeddings()(ids)
@@ -167,8 +198,12 @@ def hidden(
     cu_k: Tensor | None = None,
     prompt_lengths: Tensor | None = None,
     key_index: Tensor | None = None,
+    where: Tensor | None = None,
 ) -> Tensor:
     """Hidden states behind the final norm of packed rows: embeddings (T, H), positions (T,) -> (T, H).
+
+    With `where` (R,), places in `embeds`, each once: of these alone (R, H), and the last layer leaves out what only the
+    others would need.
 
     With a cache, `embeds` are the rows' prompts and, after its `extend`, a token of each row.
     `prompt_lengths` (S,), on the host, says that this is inference, and how long each row's prompt was: an LLM with a
@@ -188,18 +223,21 @@ def hidden(
     longest = max(attention.lengths(cu_k))
     if cache is not None and cache.mask is not None:
         extra["slot_mask"], longest = cache.mask, cache.mask.shape[1]
-    out = llm.get_decoder()(
-        inputs_embeds=torch.stack([embeds]),  # no view: the first layer would be compiled apart from the others
-        position_ids=positions[None],
-        past_key_values=cache,
-        use_cache=cache is not None,
-        cu_seq_lens_q=cu_seqlens,
-        cu_seq_lens_k=cu_k,
-        max_length_q=max(attention.lengths(cu_seqlens)),
-        max_length_k=longest,
-        **extra,
-    )
-    return out.last_hidden_state[0]
+    # A layer that is compiled is left whole: it would be compiled once more, being the only one to leave something out.
+    is_whole = where is None or layers(llm)[-1]._compiled_call_impl is not None
+    with nullcontext() if is_whole else _only_at(where, len(embeds), last_tokenwise(llm)):
+        out = llm.get_decoder()(
+            inputs_embeds=torch.stack([embeds]),  # no view: the first layer would be compiled apart from the others
+            position_ids=positions[None],
+            past_key_values=cache,
+            use_cache=cache is not None,
+            cu_seq_lens_q=cu_seqlens,
+            cu_seq_lens_k=cu_k,
+            max_length_q=max(attention.lengths(cu_seqlens)),
+            max_length_k=longest,
+            **extra,
+        )
+    return out.last_hidden_state[0] if where is None else out.last_hidden_state[0, where]
 
 
 def head(llm: PreTrainedModel) -> nn.Module:
