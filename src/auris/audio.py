@@ -21,7 +21,6 @@ import numpy as np
 import soundfile
 import soxr
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from transformers.audio_utils import mel_filter_bank
 
@@ -47,6 +46,7 @@ N_FFT = 400  # samples: 25 ms
 HOP = 160  # samples: 10 ms
 MAX_SAMPLES = 480_000  # 30 s, the longest clip that the encoder's position table covers
 MAX_FRAMES = 3_000
+_IN_CACHE = 256  # frames whose samples and spectrum stay in a core's cache (0.4 MB each)
 
 # A clip all of whose samples lie within one step of 16-bit audio is silent; so is a constant offset.
 SILENCE = 2**-15
@@ -331,15 +331,21 @@ def log_mel(wave: np.ndarray | Tensor, n_mels: int, n_stored: int | None = None)
     n_frames = stored(frames(len(wave)))  # all that the maximum is taken over, even if fewer are returned
     half = N_FFT // 2
     end = (n_frames - 1) * HOP + half  # the last frame's last sample
-    padded = F.pad(wave, (0, min(end, MAX_SAMPLES) - len(wave)))
+    padded = wave.new_zeros(half + end)
+    padded[half : half + len(wave)] = wave
     # The published recipe mirrors the 30 s signal at both ends. On the right only the last of all 3000 frames reaches
     # over that end; every other clip continues with silence, not with its mirror image.
-    padded = F.pad(padded[None], (half, end - len(padded)), mode="reflect")[0]
-    # Frames first and squares by hand: 1.5 times the speed of torch.stft(...).abs() ** 2, equal to 1e-7.
-    spectrum = torch.fft.rfft(padded.unfold(0, N_FFT, HOP) * _window().to(wave.device))
-    power = spectrum.real.square() + spectrum.imag.square()
-    mel = (power @ _mel_filters(n_mels).to(wave.device)).clamp_(min=1e-10).log10_()
-    mel = torch.maximum(mel, mel.max() - 8.0).add_(4.0).div_(4.0).T
+    padded[:half] = padded[half + 1 : 2 * half + 1].flip(0)
+    if (over := end - MAX_SAMPLES) > 0:
+        padded[-over:] = padded[-2 * over - 1 : -over - 1].flip(0)
+    window, filters = _window().to(wave.device), _mel_filters(n_mels).to(wave.device)
+    parts = []
+    for part in padded.unfold(0, N_FFT, HOP).split(_IN_CACHE):
+        # Frames first and squares by hand: 1.5 times the speed of torch.stft(...).abs() ** 2, equal to 1e-7.
+        spectrum = torch.fft.rfft(part * window)
+        parts.append((spectrum.real.square() + spectrum.imag.square()) @ filters)
+    mel = torch.cat(parts).clamp_(min=1e-10).log10_()
+    mel = mel.clamp_(min=mel.max() - 8.0).add_(4.0).div_(4.0).T
     assert mel.shape == (n_mels, n_frames), (mel.shape, n_mels, n_frames)
     return mel[:, :n_stored].contiguous()
 

@@ -1,7 +1,8 @@
 """How fast a run is: counters in TensorBoard (`speed/...`), on the progress bar, and in its final report.
 
-Useful is what the rows need, computed once: real tokens and frames, logits where a label stands, the pairs that
-attention looks at; nothing padded, nothing recomputed, no reference model. Counts are sums over all ranks.
+Useful is what the rows need, computed once: real tokens and frames, logits (and of the last layer all but keys and
+values) where a label stands, the pairs that attention looks at; nothing padded, nothing recomputed, no reference model.
+Counts are sums over all ranks.
 """
 
 from __future__ import annotations
