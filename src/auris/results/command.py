@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,6 +17,11 @@ from auris.results.tables import KEY, format_score, markdown, table, verdicts_in
 
 if TYPE_CHECKING:
     import pandas as pd
+    from rich.table import Table
+    from rich.text import Text
+
+NO_BREAK = "\u00a0"
+MEASURED = 10_000  # columns of a terminal in which every table has the width that it wants
 
 USAGE = """usage: python -m auris.results study=NAME [runs=runs] [arms=a,b] [x=steps]
        python -m auris.results reproduce=RUN
@@ -132,38 +137,18 @@ def _show_verdicts(judged: pd.DataFrame, first: str) -> None:
 
 
 def _show(frame: pd.DataFrame, study: str) -> None:
-    from rich import box
     from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
+    from rich.measure import Measurement
 
-    arms = frame.attrs["arms"]
-    several = frame["benchmark"].nunique() > 1
-    title = f"Study {study}" if several else f"Study {study}, benchmark {frame['benchmark'].iloc[0]}"
-    shown = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
-    plain = KEY if several else KEY[1:]
-    for column in plain:
-        shown.add_column(column, no_wrap=True)
-    wide = len(arms) <= 3  # more of them stand below each other
-    drops = [f"{arm} drop" for arm in arms] if any(f"{arm} drop" in frame for arm in arms) else []
-    beside = [*arms, *(f"{arm} - {arms[0]}" for arm in arms[1:]), *drops]
-    below = ["arm", "score", f"difference to {arms[0]}", *["drop"][: len(drops)]]
-    for column in ("n", *(beside if wide else below)):
-        shown.add_column(column, justify="left" if column == "arm" else "right", no_wrap=not wide)
-    for row in frame.to_dict("records"):
-        arrow = "↑" if MEASURES[row["metric"]].higher_is_better else "↓"
-        cells = [f"{row[column]} {arrow}" if column == "metric" else row[column] for column in plain]
-        cells.append(str(row["n"]))
-        scores = [format_score(row, arm) for arm in arms]
-        differences = ["", *(_coloured(row, f"{arm} - {arms[0]}") for arm in arms[1:])]
-        dropped = [escape(format_score(row, name)) if name in frame else "-" for name in drops]
-        if wide:
-            shown.add_row(*cells, *scores, *differences[1:], *dropped)
-            continue
-        for number, line in enumerate(zip(arms, scores, differences, *[dropped][: len(drops)], strict=True)):
-            shown.add_row(*(cells if number == 0 else [""] * len(cells)), *line)
-    console = Console()
-    console.print(shown)
+    console, arms = Console(), frame.attrs["arms"]
+    for benchmark, of_benchmark in frame.groupby("benchmark", sort=False):
+        rows = of_benchmark.to_dict("records")
+        scored = [arm for arm in arms if of_benchmark[arm].notna().any()]
+        drops = [name for name in (f"{arm} drop" for arm in scored) if name in frame and of_benchmark[name].notna().any()]
+        title = f"Study {study}, benchmark {benchmark}"
+        beside = _beside(title, rows, scored, drops, arms[0])
+        fits = Measurement.get(console, console.options.update(width=MEASURED), beside).maximum <= console.width
+        console.print(beside if fits else _below(title, rows, scored, drops, arms[0]))
     spread = "; ± standard deviation over seeds" if frame[[f"{arm} sd" for arm in arms]].notna().any(axis=None) else ""
     units = {name: MEASURES[name].unit for name in frame["metric"]}
     others = "".join(f", {name} {unit}" for name, unit in units.items() if unit != "%")
@@ -172,6 +157,42 @@ def _show(frame: pd.DataFrame, study: str) -> None:
     said = (legend, *_tested(frame), *_judges(frame), *_judged(frame), provenance(frame))
     for line in (*said, *(f"note: {note}" for note in frame.attrs["notes"])):
         console.print(line, highlight=False, markup=False)
+
+
+def _beside(title: str, rows: Sequence[dict], arms: Sequence[str], drops: Sequence[str], first: str) -> Table:
+    """A line for each score: the arms side by side, then their differences to the first one."""
+    differences = [f"{arm} - {first}" for arm in arms if arm != first]
+    shown = _empty(title, "n", *arms, *differences, *drops)
+    for row in rows:
+        cells = (_cell(row, name) for name in (*arms, *differences, *drops))
+        shown.add_row(_line(row), str(row["n"]), *cells)
+    return shown
+
+
+def _below(title: str, rows: Sequence[dict], arms: Sequence[str], drops: Sequence[str], first: str) -> Table:
+    """A line for each score of each arm."""
+    shown = _empty(title, "n", "arm", "score", f"difference to {first}", *["drop"][: len(drops)])
+    for row in rows:
+        for place, arm in enumerate(arms):
+            what = ["", ""] if place else [_line(row), str(row["n"])]
+            names = (arm, f"{arm} - {first}", *[f"{arm} drop"][: len(drops)])
+            shown.add_row(*what, arm, *("" if name == f"{first} - {first}" else _cell(row, name) for name in names))
+    return shown
+
+
+def _empty(title: str, *columns: str) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    shown = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    shown.add_column("task", overflow="fold")
+    for column in columns:  # numbers are not broken, what stands above them may be
+        shown.add_column(column, justify="left" if column == "arm" else "right", overflow="fold")
+    return shown
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    return f"{row['group']}, {row['metric']} {'↑' if MEASURES[row['metric']].higher_is_better else '↓'}"
 
 
 def _tested(frame: pd.DataFrame) -> Iterator[str]:
@@ -204,11 +225,13 @@ def _judged(frame: pd.DataFrame) -> Iterator[str]:
                 yield f"Win rate of {what}: {share:.1f} % [{low:.1f}, {high:.1f}] ({row['signature']})"
 
 
-def _coloured(row: dict, column: str) -> str:
-    from rich.markup import escape
+def _cell(row: Mapping[str, Any], column: str) -> Text:
+    """A score, or a difference in the colour of its direction where its interval leaves out 0. Breaks nowhere."""
+    from rich.text import Text
 
-    text, low, high = escape(format_score(row, column)), row[f"{column} low"], row[f"{column} high"]
-    if low <= 0 <= high or np.isnan(low):
-        return text
-    better = (low > 0) == MEASURES[row["metric"]].higher_is_better
-    return f"[bold {'green' if better else 'red'}]{text}[/]"
+    text = Text(format_score(row, column).replace(" ", NO_BREAK))
+    low, high = row[f"{column} low"], row[f"{column} high"]
+    if " - " in column and not np.isnan(low) and not low <= 0 <= high:
+        better = (low > 0) == MEASURES[row["metric"]].higher_is_better
+        text.stylize(f"bold {'green' if better else 'red'}")
+    return text
