@@ -283,7 +283,7 @@ def test_command_prints_the_table_and_writes_csv_and_figures(study, monkeypatch,
     monkeypatch.setenv("COLUMNS", "160")
     results.main(["study=demo", f"runs={study.parent}", f"arms={','.join(ARMS)}"])
     printed = capsys.readouterr().out
-    assert "qwen2_audio - qwen_audio" in printed
+    assert "- qwen_audio" in printed and "  difference" not in printed  # side by side
     assert "asr en" in printed
     for name in ("table.csv", "table.md", "bars.png", "bars.pdf", "curves.png", "curves.pdf"):
         assert (study / name).stat().st_size > 200
@@ -470,12 +470,18 @@ def test_costs_are_the_mean_of_an_arms_seeds(tmp_path):
 
 
 def test_many_arms_stand_below_each_other_in_the_terminal(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("COLUMNS", "100")
-    for number, arm in enumerate("abcdefgh"):
-        write_run(tmp_path / "s", arm, 0, {"sec": ("accuracy", [[float(i < number), 1.0] for i in range(8)])})
+    monkeypatch.setenv("COLUMNS", "80")
+    arms = [f"arm_of_{letter}" for letter in "abcdefgh"]
+    for number, arm in enumerate(arms):
+        for seed in (0, 1):
+            right = [[float(i < number), 1.0] for i in range(8)]
+            write_run(tmp_path / "s", arm, seed, {"sec": ("accuracy", right)})
     results.main(["study=s", f"runs={tmp_path}"])
-    printed = capsys.readouterr().out
-    assert "difference to a" in printed and "+87.5 [" in printed and "…" not in printed
+    lines = capsys.readouterr().out.splitlines()
+    last = next(line for line in lines if "arm_of_h" in line)
+    assert "87.5 [62.5, 100.0] ±0.0" in last and "+87.5 [+62.5, +100.0]" in last
+    assert any("sec, accuracy ↑, n=8" in line for line in lines)
+    assert any(line.rstrip().endswith("to arm_of_a") for line in lines) and "…" not in "".join(lines)
 
 
 def test_module_runs_as_a_command():

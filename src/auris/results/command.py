@@ -13,15 +13,14 @@ from auris import statistics
 from auris.measures import MEASURES, display
 from auris.results.figures import plot_bars, plot_curves, provenance, save
 from auris.results.runs import costs, curves, join, question, reproduce, status, studies_in, write_hparams
-from auris.results.tables import KEY, format_score, markdown, table, verdicts_in
+from auris.results.tables import format_score, markdown, table, verdicts_in
 
 if TYPE_CHECKING:
     import pandas as pd
     from rich.table import Table
     from rich.text import Text
 
-NO_BREAK = "\u00a0"
-MEASURED = 10_000  # columns of a terminal in which every table has the width that it wants
+UNBOUNDED = 10_000  # columns of a terminal in which every table is as wide as it wants
 
 USAGE = """usage: python -m auris.results study=NAME [runs=runs] [arms=a,b] [x=steps]
        python -m auris.results reproduce=RUN
@@ -144,10 +143,12 @@ def _show(frame: pd.DataFrame, study: str) -> None:
     for benchmark, of_benchmark in frame.groupby("benchmark", sort=False):
         rows = of_benchmark.to_dict("records")
         scored = [arm for arm in arms if of_benchmark[arm].notna().any()]
-        drops = [name for name in (f"{arm} drop" for arm in scored) if name in frame and of_benchmark[name].notna().any()]
+        drops = [
+            name for name in (f"{arm} drop" for arm in scored) if name in frame and of_benchmark[name].notna().any()
+        ]
         title = f"Study {study}, benchmark {benchmark}"
         beside = _beside(title, rows, scored, drops, arms[0])
-        fits = Measurement.get(console, console.options.update(width=MEASURED), beside).maximum <= console.width
+        fits = Measurement.get(console, console.options.update(width=UNBOUNDED), beside).maximum <= console.width
         console.print(beside if fits else _below(title, rows, scored, drops, arms[0]))
     spread = "; ± standard deviation over seeds" if frame[[f"{arm} sd" for arm in arms]].notna().any(axis=None) else ""
     units = {name: MEASURES[name].unit for name in frame["metric"]}
@@ -170,13 +171,13 @@ def _beside(title: str, rows: Sequence[dict], arms: Sequence[str], drops: Sequen
 
 
 def _below(title: str, rows: Sequence[dict], arms: Sequence[str], drops: Sequence[str], first: str) -> Table:
-    """A line for each score of each arm."""
-    shown = _empty(title, "n", "arm", "score", f"difference to {first}", *["drop"][: len(drops)])
+    """A line for each score of each arm, below what they are scores of."""
+    shown = _empty(title, "score", f"difference to {first}", *["drop"][: len(drops)])
     for row in rows:
-        for place, arm in enumerate(arms):
-            what = ["", ""] if place else [_line(row), str(row["n"])]
+        shown.add_row(f"{_line(row)}, n={row['n']}")
+        for arm in arms:
             names = (arm, f"{arm} - {first}", *[f"{arm} drop"][: len(drops)])
-            shown.add_row(*what, arm, *("" if name == f"{first} - {first}" else _cell(row, name) for name in names))
+            shown.add_row(f"  {arm}", *("" if name == f"{first} - {first}" else _cell(row, name) for name in names))
     return shown
 
 
@@ -186,8 +187,9 @@ def _empty(title: str, *columns: str) -> Table:
 
     shown = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     shown.add_column("task", overflow="fold")
-    for column in columns:  # numbers are not broken, what stands above them may be
-        shown.add_column(column, justify="left" if column == "arm" else "right", overflow="fold")
+    for column in columns:
+        header = column.replace(" - ", "\n- ").replace(" to ", "\nto ")  # no wider than what stands below
+        shown.add_column(header, justify="right", no_wrap=True)
     return shown
 
 
@@ -226,10 +228,10 @@ def _judged(frame: pd.DataFrame) -> Iterator[str]:
 
 
 def _cell(row: Mapping[str, Any], column: str) -> Text:
-    """A score, or a difference in the colour of its direction where its interval leaves out 0. Breaks nowhere."""
+    """A score, or a difference, in the colour of its direction where its interval leaves out 0."""
     from rich.text import Text
 
-    text = Text(format_score(row, column).replace(" ", NO_BREAK))
+    text = Text(format_score(row, column))
     low, high = row[f"{column} low"], row[f"{column} high"]
     if " - " in column and not np.isnan(low) and not low <= 0 <= high:
         better = (low > 0) == MEASURES[row["metric"]].higher_is_better
