@@ -189,6 +189,11 @@ def test_what_is_not_evaluated_is_said(tmp_path):
     notes = " ".join(frame.attrs["notes"])
     assert "for want of predictions: encoder_ctc" in notes
     assert "lid, accuracy: a was scored, b was not" in notes
+    answers = root / "a/seed=0/predictions/embedded.jsonl"
+    answers.with_name("spoken.jsonl").write_text(answers.read_text())
+    notes = results.table(root).attrs["notes"]
+    assert "spoken: a was scored, b was not" in notes  # once, not for each of its lines
+    assert not [note for note in notes if note.startswith("spoken, ")]
 
 
 def test_a_row_twice_or_with_other_statistics_is_an_error(tmp_path):

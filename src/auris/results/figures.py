@@ -172,7 +172,8 @@ def plot_curves(root: str | Path, arms: Sequence[str] | None = None, x: str = "s
         raise ValueError(f"x={x}: expected {join(AXES)}")
     scalars = curves(root)
     points = scalars
-    points = points[(points["tag"] == "train/loss") | points["tag"].str.startswith("val/")]
+    is_shown = (points["tag"] == "train/loss") | points["tag"].str.startswith("val/")
+    points = points[is_shown & ~points["tag"].str.startswith("val/length_")]  # lengths of given answers stay as they are
     logged = set(points["arm"])
     runs = runs_of(root)
     if arms is None:
@@ -210,6 +211,16 @@ def plot_curves(root: str | Path, arms: Sequence[str] | None = None, x: str = "s
         )
     return figure
 
+
+# Titles of what is logged and is no measure of a task
+TITLES = {
+    "train/loss": "Training loss, smoothed",
+    "val/loss": "Validation loss",
+    "val/reward_margin": "Reward, chosen - rejected",
+    "val/kl": "Log p of the reference - log p",
+    "val/logps_chosen": "Log p of the chosen answer",
+    "val/logps_rejected": "Log p of the rejected answer",
+}
 
 # What a curve can stand over: in words, and the scalar that counts it
 AXES = {
@@ -249,15 +260,13 @@ def _draw_curves(axis: Axes, tag: str, points: pd.DataFrame, colours: dict[str, 
         axis.plot(at, seeds.mean(axis=1), color=colour, linewidth=1.4, marker="." if len(seeds) < 12 else None)
         axis.fill_between(at, seeds.min(axis=1), seeds.max(axis=1), color=colour, alpha=0.2, linewidth=0)
     axis.margins(x=0.02)
-    if tag == "train/loss":
-        axis.set_title("Training loss, smoothed")
-    elif known:
+    if known:
         of = tag.split("/", 1)[1].rpartition("/")[0] or "answer tokens"  # what the objective itself counts
         what = f"{known.label} ({known.unit})"
         axis.set_title(f"{of}: {what}" if len(of) + len(what) < 28 else f"{of}:\n{what}")
         axis.set_ylim(0, 104 if known.panel == CORRECT else max(1.08 * axis.dataLim.ymax, 1e-3))
     else:
-        axis.set_title("Validation loss" if tag == "val/loss" else tag)
+        axis.set_title(TITLES.get(tag, tag))
 
 
 def _span(n_points: int) -> int:

@@ -127,10 +127,14 @@ def _compare(scored: pd.DataFrame, arm_a: str, arm_b: str) -> pd.DataFrame:
     columns += ["p", "detectable", "seeds low", "seeds high"]
     columns += ["wins", "wins low", "wins high", "only_a", "only_b", "references_differ"]
     rows, notes = [], []
+    benchmarks = {arm: set(scored[scored["arm"] == arm]["benchmark"]) for arm in (arm_a, arm_b)}
+    for only, other in ((arm_a, arm_b), (arm_b, arm_a)):
+        if of_one := benchmarks[only] - benchmarks[other]:
+            notes.append(f"{join(sorted(of_one))}: {only} was scored, {other} was not")
     for key, of_key in scored.groupby(KEY, sort=False):
         a, b = (of_key[of_key["arm"] == arm].set_index(["seed", "id"]) for arm in (arm_a, arm_b))
         if a.empty or b.empty:
-            if len(a) or len(b):
+            if (len(a) or len(b)) and key[0] in benchmarks[arm_a] & benchmarks[arm_b]:
                 notes.append(
                     f"{_name(key)}: {arm_a if b.empty else arm_b} was scored, {arm_b if b.empty else arm_a} was not"
                 )
