@@ -178,6 +178,11 @@ def test_one_wording_of_a_task_can_be_kept_out_of_training_and_asked_for_alone()
     assert {prompt_of(NaturalPrompt(wordings="unseen").turns(ASR, 1))} == unseen
     rng, both = np.random.default_rng(0), BothPrompts(wordings="seen")
     assert not unseen & {prompt_of(both.turns(ASR, 1, rng)) for _ in range(200)}
+    for style in (NaturalPrompt, BothPrompts):  # text is asked nothing, so nothing of it can be kept back
+        for subset in NaturalPrompt.WORDINGS:
+            text = style(wordings=subset).turns({"task": "text", "text": "a red fox"}, 0, rng)
+            assert "".join(turn.text for turn in text) == "a red fox<|endoftext|>"
+    assert all(NaturalPrompt(wordings="seen").templates(task) for task in TASKS.values())
     with pytest.raises(ValueError, match="prompt.wordings=other: expected all, seen, unseen"):
         NaturalPrompt(wordings="other")
 

@@ -236,7 +236,8 @@ class NaturalPrompt(Prompt):
 
     Args:
         wordings: of a task, in which it is asked: all of them; "seen", all but the last; "unseen", the last alone. A
-            model trained on the seen ones is asked in unseen ones to find out whether it reads the instruction.
+            model trained on the seen ones is asked in unseen ones to find out whether it reads the instruction. What
+            has one wording only, as text that is learnt as it is, has it in all three.
     """
 
     audio_begin, audio_pad, audio_end = "<|audio_bos|>", "<|AUDIO|>", "<|audio_eos|>"
@@ -250,7 +251,7 @@ class NaturalPrompt(Prompt):
         self.subset = wordings
 
     def templates(self, task: tasks.Task) -> tuple[str, ...]:
-        return task.wordings[self.WORDINGS[self.subset]]
+        return task.wordings[self.WORDINGS[self.subset]] if task.paraphrases else task.wordings
 
 
 class UnknownLanguagePrompt(NaturalPrompt):

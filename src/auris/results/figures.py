@@ -172,8 +172,8 @@ def plot_curves(root: str | Path, arms: Sequence[str] | None = None, x: str = "s
         raise ValueError(f"x={x}: expected {join(AXES)}")
     scalars = curves(root)
     points = scalars
-    is_shown = (points["tag"] == "train/loss") | points["tag"].str.startswith("val/")
-    points = points[is_shown & ~points["tag"].str.startswith("val/length_")]  # lengths of given answers stay as they are
+    is_constant = points["tag"].str.startswith("val/length_")  # of given answers
+    points = points[(points["tag"] == "train/loss") | points["tag"].str.startswith("val/") & ~is_constant]
     logged = set(points["arm"])
     runs = runs_of(root)
     if arms is None:
