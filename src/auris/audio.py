@@ -135,41 +135,45 @@ class _Segment:
     rate: int
 
 
-def _open(source: Source) -> str | io.BytesIO:
-    """What soundfile opens. Raises AudioError where there is nothing to open."""
-    if not isinstance(source, (str, Path)):
-        return io.BytesIO(source.read())
+def _open(source: Source) -> soundfile.SoundFile:
+    """Raises AudioError where there is nothing to open, or nothing in it."""
+    if isinstance(source, (str, Path)):
+        try:
+            is_file = Path(source).is_file()
+        except (OSError, ValueError) as error:  # no right to look, a name that is too long or that no file can have
+            raise AudioError(f"{str(source)!r:.200}: no such file ({error})") from error
+        if not is_file:
+            name = str(source)
+            raise AudioError(f"{name if name.isprintable() else repr(name)}: no such file")
+        file: str | io.BytesIO = str(source)
+    else:
+        file = io.BytesIO(source.read())
     try:
-        is_file = Path(source).is_file()
-    except (OSError, ValueError) as error:  # no right to look, a name that is too long or that no file can have
-        raise AudioError(f"{str(source)!r:.200}: no such file ({error})") from error
-    if not is_file:
-        name = str(source)
-        raise AudioError(f"{name if name.isprintable() else repr(name)}: no such file")
-    return str(source)
-
-
-def _locate(path: Source, file: str | io.BytesIO, offset: float, duration: float | None) -> _Segment:
-    try:
-        info = soundfile.info(file)
+        opened = soundfile.SoundFile(file)
     except (soundfile.SoundFileError, TypeError) as error:  # TypeError: headerless .raw
-        raise AudioError(f"{path}: cannot be decoded ({error})") from error
-    if info.frames == 0:
-        raise AudioError(f"{path}: holds no samples")
-    end_of_file = info.frames / info.samplerate
+        raise AudioError(f"{source}: cannot be decoded ({error})") from error
+    if opened.frames == 0:
+        opened.close()
+        raise AudioError(f"{source}: holds no samples")
+    return opened
+
+
+def _locate(path: Source, opened: soundfile.SoundFile, offset: float, duration: float | None) -> _Segment:
+    rate, frames = opened.samplerate, opened.frames
+    end_of_file = frames / rate
     if offset < 0 or (duration is not None and duration <= 0):
         raise AudioError(f"{path}: expected offset >= 0 and duration > 0 seconds, got {offset=} {duration=}")
-    start = round(offset * info.samplerate)
-    if start >= info.frames:
+    start = round(offset * rate)
+    if start >= frames:
         raise AudioError(f"{path}: offset {offset} s is beyond its end at {end_of_file:.3f} s")
-    length = info.frames - start
+    length = frames - start
     if duration is not None:
         if offset + duration > end_of_file + MAX_OVERSHOOT:
             raise AudioError(f"{path}: segment {offset} s + {duration} s runs past its end at {end_of_file:.3f} s")
-        length = min(length, round(duration * info.samplerate))
-    if _resampled(length, info.samplerate) == 0:
-        raise AudioError(f"{path}: {length} samples at {info.samplerate} Hz are less than one sample at 16 kHz")
-    return _Segment(start, length, info.samplerate)
+        length = min(length, round(duration * rate))
+    if _resampled(length, rate) == 0:
+        raise AudioError(f"{path}: {length} samples at {rate} Hz are less than one sample at 16 kHz")
+    return _Segment(start, length, rate)
 
 
 def _resampled(length: int, rate: int) -> int:
@@ -189,7 +193,8 @@ def n_samples(path: Source, offset: float = 0.0, duration: float | None = None) 
     known = None if isinstance(path, (str, Path)) else path.samples
     if known is not None and offset == 0.0 and duration is None:
         return known
-    segment = _locate(path, _open(path), offset, duration)
+    with _open(path) as opened:
+        segment = _locate(path, opened, offset, duration)
     return _resampled(segment.length, segment.rate)
 
 
@@ -209,9 +214,9 @@ def read(path: Source, *, offset: float = 0.0, duration: float | None = None) ->
 
 def decode(path: Source, *, offset: float = 0.0, duration: float | None = None) -> tuple[np.ndarray, int]:
     """What `read` reads as it was recorded: (L, channels) float32, and its rate in Hz. Raises AudioError as `read`."""
-    file = _open(path)
-    segment = _locate(path, file, offset, duration)
-    wave = _decode(path, file, segment, "float32")
+    with _open(path) as opened:
+        segment = _locate(path, opened, offset, duration)
+        wave = _decode(path, opened, segment, "float32")
     if _resampled(len(wave), segment.rate) == 0:
         raise AudioError(f"{path}: no samples from {offset} s on")
     if not np.isfinite(wave).all():
@@ -229,18 +234,16 @@ def resample(wave: np.ndarray, rate: int) -> np.ndarray:
     return wave
 
 
-def _decode(path: Source, file: str | io.BytesIO, segment: _Segment, dtype: str) -> np.ndarray:
+def _decode(path: Source, opened: soundfile.SoundFile, segment: _Segment, dtype: str) -> np.ndarray:
     """A segment (L, channels) at the file's own rate."""
-    if isinstance(file, io.BytesIO):
-        file.seek(0)  # soundfile.info has been here
+    # An mp3 is decoded from its start: its frames lean on earlier ones, so up to 0.3 s after a seek are wrong. And its
+    # stated length may be a guess.
+    is_mp3 = opened.format == "MP3"
+    skip = segment.start if is_mp3 else 0
     try:
-        with soundfile.SoundFile(file) as opened:
-            # An mp3 is decoded from its start: its frames lean on earlier ones, so up to 0.3 s after a seek are wrong.
-            # And its stated length may be a guess.
-            is_mp3 = opened.format == "MP3"
-            skip = segment.start if is_mp3 else 0
-            opened.seek(segment.start - skip)
-            wave = opened.read(skip + segment.length, dtype=dtype, always_2d=True)[skip:]
+        if segment.start > skip:
+            opened.seek(segment.start)
+        wave = opened.read(skip + segment.length, dtype=dtype, always_2d=True)[skip:]
     except soundfile.SoundFileError as error:
         raise AudioError(f"{path}: cannot be decoded ({error})") from error
     if len(wave) < segment.length and not is_mp3:
@@ -265,11 +268,11 @@ def cut(path: Source, offset: float, duration: float | None = None) -> bytes:
 
     Raises AudioError as `read`.
     """
-    file = _open(path)
-    segment = _locate(path, file, offset, duration)
-    info = soundfile.info(file if isinstance(file, str) else io.BytesIO(file.getvalue()))
-    dtype, container, subtype = _CUTS.get(info.subtype, _ANY_CUT) if info.channels <= _FLAC_CHANNELS else _ANY_CUT
-    wave = _decode(path, file, segment, dtype)
+    with _open(path) as opened:
+        segment = _locate(path, opened, offset, duration)
+        known = _CUTS.get(opened.subtype, _ANY_CUT)
+        dtype, container, subtype = known if opened.channels <= _FLAC_CHANNELS else _ANY_CUT
+        wave = _decode(path, opened, segment, dtype)
     out = io.BytesIO()
     soundfile.write(out, wave, segment.rate, format=container, subtype=subtype)
     return out.getvalue()
