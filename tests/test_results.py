@@ -300,7 +300,11 @@ def test_command_prints_the_table_and_writes_csv_and_figures(study, monkeypatch,
     [
         (["study=nothing"], "no study at .*nothing; studies in .*: demo"),
         ([], "study=NAME; studies in .*: demo"),
-        (["study=demo", "arm=a"], "'arm=a'; accepted: study=NAME, runs=DIR, arms=a,b, x=AXIS, reproduce=RUN"),
+        (
+            ["study=demo", "arm=a"],
+            "'arm=a'; accepted: study=NAME, runs=DIR, arms=a,b, against=first.previous, x=AXIS, reproduce=RUN",
+        ),
+        (["study=demo", "against=last"], "against=last: expected first, previous"),
         (["study=demo", "arms=qwen_audio,salmonn"], "no predictions of salmonn.*qwen_audio, qwen2_audio"),
     ],
 )
@@ -380,6 +384,20 @@ def test_a_difference_exceeds_seed_noise_where_paired_seeds_agree_on_it(tmp_path
     assert line.startswith("| sec | accuracy (%) ↑ | 20 | 0.0 [0.0, 0.0] ±0.0 | 50.0 [")
     base, steady, shaky = line.strip("| ").split(" | ")[3:]
     assert steady.endswith("±0.0 ▲") and shaky.endswith("±50.0") and "worse than base" in legend
+
+
+def test_on_a_ladder_each_arm_is_compared_with_the_one_before_it(tmp_path, capsys):
+    for arm, number in {"a": 0, "b": 10, "c": 10, "d": 4}.items():
+        for seed in range(3):
+            write_run(tmp_path / "s", arm, seed, {"sec": ("accuracy", [[float(i < number), 1.0] for i in range(20)])})
+    rungs = results.verdicts(tmp_path / "s", against="previous")
+    assert rungs[["arm", "against"]].to_numpy().tolist() == [["b", "a"], ["c", "b"], ["d", "c"]]
+    assert rungs["verdict"].tolist() == ["better", "no difference shown", "worse"]
+    assert rungs["difference"].tolist() == pytest.approx([0.5, 0.0, -0.3])
+    assert results.verdicts(tmp_path / "s")["against"].tolist() == ["a", "a", "a"]
+    results.main(["study=s", f"runs={tmp_path}", "against=previous"])
+    assert "worse: d - c, embedded sec accuracy: -30.0" in capsys.readouterr().out
+    assert (tmp_path / "s/differences.csv").read_text().count(",c,b,") == 1
 
 
 def test_one_seed_shows_nothing_of_seeds(tmp_path):

@@ -1,7 +1,7 @@
 """From the files of finished runs to a table, a comparison with intervals and figures. Of ours it imports only
 `measures` and `statistics`.
 
-    python -m auris.results study=demo [runs=runs] [arms=a,b] [x=steps|hours|flops]
+    python -m auris.results study=demo [runs=runs] [arms=a,b] [against=first|previous] [x=steps|hours|flops]
     python -m auris.results reproduce=runs/demo/qwen_audio/seed=0
 
 A run is the directory `runs/<study>/<arm>/seed=<n>/`. What is read of it:

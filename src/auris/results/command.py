@@ -13,7 +13,7 @@ from auris import statistics
 from auris.measures import MEASURES, display
 from auris.results.figures import plot_bars, plot_curves, provenance, save
 from auris.results.runs import costs, curves, join, question, reproduce, status, studies_in, write_hparams
-from auris.results.tables import format_score, markdown, table, verdicts_in
+from auris.results.tables import format_score, markdown, table, verdicts, verdicts_in
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 UNBOUNDED = 10_000  # columns of a terminal in which every table is as wide as it wants
 
-USAGE = """usage: python -m auris.results study=NAME [runs=runs] [arms=a,b] [x=steps]
+USAGE = """usage: python -m auris.results study=NAME [runs=runs] [arms=a,b] [against=first] [x=steps]
        python -m auris.results reproduce=RUN
 
 Prints the table of a study and writes into RUNS/NAME/: table.csv, table.md (to paste), differences.csv (which exceed
@@ -34,6 +34,8 @@ instead.
   runs    the directory that holds the studies (default: runs)
   arms    the arms to compare, in this order; differences are to the first (default: all that are evaluated,
           as the study has them)
+  against what differences.csv and the verdicts compare an arm with: first, or previous, the arm before it, as on a
+          ladder of changes (the table stays against the first)
   x       what curves stand over: steps, hours (of audio heard) or flops (useful ones)
   reproduce  a run's directory, runs/<study>/<arm>/seed=<n>"""
 
@@ -57,20 +59,21 @@ def main(argv: Sequence[str] | None = None) -> None:
             print("\n".join(f"wrote {path}" for path in written))
             return
         frame = table(root, arms)
-        judged = verdicts_in(frame)
+        judged = verdicts_in(frame) if given["against"] == "first" else verdicts(root, arms, given["against"])
         written = _write(root, frame, judged, given["x"])
     except (ValueError, FileNotFoundError) as error:  # the user's mistakes: one sentence, no traceback
         raise SystemExit(f"auris.results: {error}") from None
     if said := question(root):
         print(said)
     _show(frame, given["study"])
-    _show_verdicts(judged, frame.attrs["arms"][0])
+    _show_verdicts(judged)
     print("\n".join(["", *(f"wrote {path}" for path in written)]))
 
 
 def _parse(argv: Sequence[str]) -> dict[str, str]:
-    accepted = "study=NAME, runs=DIR, arms=a,b, x=AXIS, reproduce=RUN"
-    given = read_arguments(argv, {"study": "", "runs": "runs", "arms": "", "x": "steps", "reproduce": ""}, accepted)
+    accepted = "study=NAME, runs=DIR, arms=a,b, against=first|previous, x=AXIS, reproduce=RUN"
+    defaults = {"study": "", "runs": "runs", "arms": "", "against": "first", "x": "steps", "reproduce": ""}
+    given = read_arguments(argv, defaults, accepted)
     if not given["study"] and not given["reproduce"]:
         raise ValueError(f"which study? give study=NAME; {studies_in(Path(given['runs']))}")
     return given
@@ -91,7 +94,7 @@ def _write(root: Path, frame: pd.DataFrame, judged: pd.DataFrame, x: str) -> lis
     arms = frame.attrs["arms"]
     written = [root / name for name in ("table.csv", "table.md", "differences.csv", "costs.csv")]
     frame.to_csv(written[0], index=False)
-    written[1].write_text(markdown(frame, judged), encoding="utf-8")
+    written[1].write_text(markdown(frame, verdicts_in(frame)), encoding="utf-8")
     judged.to_csv(written[2], index=False)
     costs(root).to_csv(written[3], index=False)
     written += save(plot_bars(root, arms), root / "bars")
@@ -117,7 +120,7 @@ def _show_status(root: Path) -> None:
         console.print(line, highlight=False, markup=False)
 
 
-def _show_verdicts(judged: pd.DataFrame, first: str) -> None:
+def _show_verdicts(judged: pd.DataFrame) -> None:
     """Differences that exceed both kinds of noise, and how many do not."""
     from rich.console import Console
 
@@ -126,12 +129,14 @@ def _show_verdicts(judged: pd.DataFrame, first: str) -> None:
         return
     counts = judged["verdict"].value_counts()
     several = ", ".join(f"{number} {verdict}" for verdict, number in counts.items())
-    console.print(f"Differences to {first}, of {len(judged)}: {several}.", highlight=False, markup=False)
+    to = judged["against"].iloc[0] if judged["against"].nunique() == 1 else "the arm before"
+    console.print(f"Differences to {to}, of {len(judged)}: {several}.", highlight=False, markup=False)
     for row in judged[judged["verdict"].isin(["better", "worse"])].to_dict("records"):
         point, low, high = (
             display(row["metric"], row[part], "+") for part in ("difference", "seeds low", "seeds high")
         )
-        what = f"{row['arm']}, {row['benchmark']} {row['group']} {row['metric']}: {point}, over seeds [{low}, {high}]"
+        line = f"{row['benchmark']} {row['group']} {row['metric']}"
+        what = f"{row['arm']} - {row['against']}, {line}: {point}, over seeds [{low}, {high}]"
         console.print(f"  {row['verdict']}: {what}", highlight=False, markup=False)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -233,19 +234,30 @@ def _seed_interval(a: pd.DataFrame, b: pd.DataFrame, metric: str) -> tuple[float
     return float(np.mean(found)) - reach, float(np.mean(found)) + reach
 
 
-def verdicts(root: str | Path, arms: Sequence[str] | None = None) -> pd.DataFrame:
-    """Which differences to the first arm exceed noise, of which there are two kinds: other test rows, and other seeds.
+AGAINST = ("first", "previous")
 
-    Columns: benchmark, group, metric, arm, difference, `rows low`, `rows high` (bootstrap over rows), `seeds`,
+
+def verdicts(root: str | Path, arms: Sequence[str] | None = None, against: str = "first") -> pd.DataFrame:
+    """Which differences of arms exceed noise, of which there are two kinds: other test rows, and other seeds. `against`
+    the first arm, or the previous one in the order of the arms, as on a ladder.
+
+    Columns: benchmark, group, metric, arm, against, difference, `rows low`, `rows high` (bootstrap over rows), `seeds`,
     `seeds low`, `seeds high` (Student's t over paired seeds), verdict: "better" or "worse" where both intervals leave
     out 0, "rows only" or "seeds only" where one does, "no difference shown" where none does, "one seed" where seeds
     were not varied. Each interval is for itself: of twenty differences that are none, one is expected outside of it.
+    Raises ValueError as `table`, and for another `against`.
     """
-    return verdicts_in(table(root, arms))
+    import pandas as pd
+
+    if against not in AGAINST:
+        raise ValueError(f"against={against}: expected {join(AGAINST)}")
+    chosen = _scored(root, arms)[1]
+    groups = [chosen] if against == "first" or len(chosen) == 1 else pairwise(chosen)
+    return pd.concat([verdicts_in(table(root, group)) for group in groups], ignore_index=True)
 
 
 def verdicts_in(frame: pd.DataFrame) -> pd.DataFrame:
-    """The `verdicts` of a `table`."""
+    """The `verdicts` of a `table`, against its first arm."""
     import pandas as pd
 
     first, *others = frame.attrs["arms"]
@@ -257,8 +269,10 @@ def verdicts_in(frame: pd.DataFrame) -> pd.DataFrame:
             intervals = [(row[f"{name}{kind} low"], row[f"{name}{kind} high"]) for kind in ("", " seeds")]
             if not np.isnan(row[name]):
                 verdict = _verdict(row["metric"], row[name], *intervals)
-                rows.append((*(row[key] for key in KEY), arm, row[name], *intervals[0], seeds, *intervals[1], verdict))
-    columns = [*KEY, "arm", "difference", "rows low", "rows high", "seeds", "seeds low", "seeds high", "verdict"]
+                found = (arm, first, row[name], *intervals[0], seeds, *intervals[1], verdict)
+                rows.append((*(row[key] for key in KEY), *found))
+    columns = [*KEY, "arm", "against", "difference", "rows low", "rows high"]
+    columns += ["seeds", "seeds low", "seeds high", "verdict"]
     return pd.DataFrame(rows, columns=columns)
 
 
