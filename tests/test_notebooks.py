@@ -43,7 +43,7 @@ def test_a_notebook_is_kept_without_outputs_and_holds_no_logic(name: str):
 
 def test_the_report_runs_on_the_files_that_come_with_it(monkeypatch: pytest.MonkeyPatch):
     shown = execute("02_ablation_report", monkeypatch)
-    assert "Qwen-Audio against Qwen2-Audio" in shown and shown.count("image/png") == 2 and "one seed" in shown
+    assert "one change at a time" in shown and shown.count("image/png") == 2 and "no difference shown" in shown
 
 
 @pytest.mark.slow
@@ -58,6 +58,12 @@ def test_the_comparison_runs_on_another_study(study: Path, monkeypatch: pytest.M
         write_events(run, {"train/audio_hours": [(0, 0.0), (298, 1.0)]})
     shown = execute("01_compare_systems", monkeypatch, STUDY=str(study))
     assert shown.count("image/png") == 3 and "better" in shown
+
+
+@pytest.mark.slow
+def test_the_ladder_that_comes_along_is_compared_rung_by_rung(monkeypatch: pytest.MonkeyPatch):
+    shown = execute("01_compare_systems", monkeypatch)
+    assert shown.count("image/png") == 3 and "v2_dpo" in shown and "better" in shown
 
 
 @pytest.mark.slow

@@ -395,6 +395,8 @@ def test_on_a_ladder_each_arm_is_compared_with_the_one_before_it(tmp_path, capsy
     assert rungs["verdict"].tolist() == ["better", "no difference shown", "worse"]
     assert rungs["difference"].tolist() == pytest.approx([0.5, 0.0, -0.3])
     assert results.verdicts(tmp_path / "s")["against"].tolist() == ["a", "a", "a"]
+    beyond = results.verdicts(tmp_path / "s", against="previous", beyond_noise=True)
+    assert beyond["arm"].tolist() == ["b", "d"]
     results.main(["study=s", f"runs={tmp_path}", "against=previous"])
     assert "worse: d - c, embedded sec accuracy: -30.0" in capsys.readouterr().out
     assert (tmp_path / "s/differences.csv").read_text().count(",c,b,") == 1

@@ -13,7 +13,7 @@ from auris import statistics
 from auris.measures import MEASURES, display
 from auris.results.figures import plot_bars, plot_curves, provenance, save
 from auris.results.runs import costs, curves, join, question, reproduce, status, studies_in, write_hparams
-from auris.results.tables import format_score, markdown, table, verdicts, verdicts_in
+from auris.results.tables import BEYOND_NOISE, format_score, markdown, table, verdicts, verdicts_in
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -131,7 +131,7 @@ def _show_verdicts(judged: pd.DataFrame) -> None:
     several = ", ".join(f"{number} {verdict}" for verdict, number in counts.items())
     to = judged["against"].iloc[0] if judged["against"].nunique() == 1 else "the arm before"
     console.print(f"Differences to {to}, of {len(judged)}: {several}.", highlight=False, markup=False)
-    for row in judged[judged["verdict"].isin(["better", "worse"])].to_dict("records"):
+    for row in judged[judged["verdict"].isin(BEYOND_NOISE)].to_dict("records"):
         point, low, high = (
             display(row["metric"], row[part], "+") for part in ("difference", "seeds low", "seeds high")
         )

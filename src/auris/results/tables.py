@@ -235,11 +235,15 @@ def _seed_interval(a: pd.DataFrame, b: pd.DataFrame, metric: str) -> tuple[float
 
 
 AGAINST = ("first", "previous")
+BEYOND_NOISE = ("better", "worse")  # verdicts on differences that exceed that of rows and that of seeds
 
 
-def verdicts(root: str | Path, arms: Sequence[str] | None = None, against: str = "first") -> pd.DataFrame:
+def verdicts(
+    root: str | Path, arms: Sequence[str] | None = None, against: str = "first", beyond_noise: bool = False
+) -> pd.DataFrame:
     """Which differences of arms exceed noise, of which there are two kinds: other test rows, and other seeds. `against`
-    the first arm, or the previous one in the order of the arms, as on a ladder.
+    the first arm, or the previous one in the order of the arms, as on a ladder; `beyond_noise`: only those that are
+    better or worse.
 
     Columns: benchmark, group, metric, arm, against, difference, `rows low`, `rows high` (bootstrap over rows), `seeds`,
     `seeds low`, `seeds high` (Student's t over paired seeds), verdict: "better" or "worse" where both intervals leave
@@ -253,7 +257,8 @@ def verdicts(root: str | Path, arms: Sequence[str] | None = None, against: str =
         raise ValueError(f"against={against}: expected {join(AGAINST)}")
     chosen = _scored(root, arms)[1]
     groups = [chosen] if against == "first" or len(chosen) == 1 else pairwise(chosen)
-    return pd.concat([verdicts_in(table(root, group)) for group in groups], ignore_index=True)
+    found = pd.concat([verdicts_in(table(root, group)) for group in groups], ignore_index=True)
+    return found[found["verdict"].isin(BEYOND_NOISE)] if beyond_noise else found
 
 
 def verdicts_in(frame: pd.DataFrame) -> pd.DataFrame:
