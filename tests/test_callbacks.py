@@ -340,9 +340,13 @@ def test_progress_is_written_each_second_and_at_the_last_step(tmp_path, clock):
     assert step(3, loss=2.5) == {"step": 3, "max_steps": 100, "loss": 2.5}
     clock.now += 0.1
     assert step(100)["step"] == 100
+    last = trainer(global_step=100, callback_metrics={"val/loss": torch.tensor(0.5)})
+    callback.on_validation_end(last, MODULE)
+    assert json.loads((tmp_path / "progress.json").read_text())["val/loss"] == 0.5  # it comes after the last step
     assert [path.name for path in tmp_path.iterdir()] == ["progress.json"]
 
 
 def test_only_the_first_rank_writes_progress(tmp_path, clock):
     ProgressFile(tmp_path).on_train_batch_end(trainer(is_global_zero=False), MODULE, {})
+    ProgressFile(tmp_path).on_validation_end(trainer(is_global_zero=False), MODULE)
     assert list(tmp_path.iterdir()) == []

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from auris import studies, train
 from auris.studies import Job
@@ -216,12 +217,20 @@ def test_the_level_of_a_run_is_how_many_come_before_it():
 
 def test_the_table_shows_what_a_run_reports(tmp_path: Path):
     job = Job("a", 0, [], tmp_path)
-    report = {"step": 3, "max_steps": 9, "train/loss": 1.5, "tokens/s": 1234.0}
+    report = {"step": 3, "max_steps": 9, "train/loss": 1.5}
     (tmp_path / "progress.json").write_text(json.dumps(report))
     cells = [column._cells for column in studies._table([job]).columns]
-    assert [cell[0] for cell in cells] == ["a", "0", "waiting", "3/9", "1.500", "", "1,234", ""]
+    assert [cell[0] for cell in cells] == ["a", "0", "waiting", "3/9", "1.500", "", ""]
     (tmp_path / "progress.json").write_text(json.dumps({**report, "val/asr en/wer": 0.25}))
     assert [column._cells[0] for column in studies._table([job], "val/asr en/wer").columns][5] == "0.250"
+
+
+def test_names_that_begin_alike_are_told_apart_on_eighty_columns(tmp_path: Path):
+    jobs = [Job(f"v1_encoder{rest}", 0, [], tmp_path / rest) for rest in ("", "_natural_prompts")]
+    with (console := Console(width=80)).capture() as captured:
+        console.print(studies._table(jobs, "val/asr en/wer"))
+    printed = captured.get()
+    assert "v1_encoder_natural_prompts" in printed and "…" not in printed
 
 
 def test_a_run_can_go_on_from_another_as_a_whole():

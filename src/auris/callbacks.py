@@ -302,15 +302,22 @@ class ProgressFile(L.Callback):
         self.written = 0.0
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
-        now = time.monotonic()
-        if trainer.is_global_zero and (now - self.written > 1 or trainer.global_step >= module.max_steps):
-            self.written = now
-            metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-            content = {"step": trainer.global_step, "max_steps": module.max_steps, **metrics}
-            partial = self.path.with_suffix(".tmp")
-            with forgiving(self.path):
-                partial.write_text(json.dumps(content))
-                partial.replace(self.path)
+        if time.monotonic() - self.written > 1 or trainer.global_step >= module.max_steps:
+            self._write(trainer, module)
+
+    def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self._write(trainer, module)  # the last one comes after the last step
+
+    def _write(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        self.written = time.monotonic()
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        content = {"step": trainer.global_step, "max_steps": module.max_steps, **metrics}
+        partial = self.path.with_suffix(".tmp")
+        with forgiving(self.path):
+            partial.write_text(json.dumps(content))
+            partial.replace(self.path)
 
 
 @contextmanager

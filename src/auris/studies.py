@@ -25,6 +25,7 @@ from typing import Any
 import yaml
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
+from rich import box
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
@@ -327,16 +328,18 @@ def _start(job: Job, arguments: list[str], threads: int) -> None:
 
 def _table(jobs: Sequence[Job], metric: str | None = None) -> Table:
     metric = metric or "val/loss"
-    table = Table("run", "seed", "status", "step", "loss", metric, "tokens/s", "minutes", title_justify="left")
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("run", no_wrap=True)  # a long name stays whole on 80 columns: others begin like it
+    for column in ("seed", "status", "step", "loss", metric, "minutes"):
+        table.add_column(column, justify="left" if column == "status" else "right")
     for job in jobs:
         progress = _progress(job)
         step = f"{progress.get('step', 0)}/{progress['max_steps']}" if progress else ""
         loss, score = (f"{progress[name]:.3f}" if name in progress else "" for name in ("train/loss", metric))
-        speed = f"{progress['tokens/s']:,.0f}" if "tokens/s" in progress else ""
         running = job.process is not None
         seconds = time.time() - job.started if running else job.seconds
         minutes = f"{seconds / 60:.1f}" if job.started else ""
-        table.add_row(job.name, str(job.seed), job.status, step, loss, score, speed, minutes)
+        table.add_row(job.name, str(job.seed), job.status, step, loss, score, minutes)
     return table
 
 
