@@ -11,6 +11,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from auris import instruct, recipe, studies, train
+from auris.data.datamodule import Rows
 from recipes import smallest_run
 from runs import ROOT
 
@@ -55,6 +56,11 @@ def test_every_arm_takes_its_first_steps(name: str, rows: Path, tmp_path: Path):
     for job in studies.plan(study, [*small, f"++data.dialogues={rows}/dialogues"], seed=study["seeds"][0]):
         done = json.loads((train.train(job.recipe) / "finished.json").read_text())
         assert done["steps"] == 2 and done["train/loss"] > 0, job.key
+        _, data = train.build(job.recipe)
+        data.setup("fit")
+        first = {row.labels["task"]: number for number, row in reversed(list(enumerate(data.rows)))}
+        packs = Rows(data.rows, [(number, 0) for number in first.values()], data.samples)
+        assert all(packs[n]["rows"] for n in range(len(first))), f"{job.key}: of {first} none may be left out"
 
 
 def test_the_readme_of_the_studies_names_each_with_its_question_and_runs():
