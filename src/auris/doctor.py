@@ -202,7 +202,7 @@ def memory(
 
 def work(net: nn.Module, stage: Stage, load: Load) -> int:
     """Floating-point operations of training on a load: the matrix products with weights, the bulk of them, and those of
-    attention, as far as the load knows its pairs. Left out are pooling and projector.
+    attention, as far as the load knows its pairs.
 
     Two for each weight and place where it is used in forward, as many for the gradient of what comes in where something
     below learns, and as many for its own gradient where it learns. Four for each pair and channel, of queries with keys
@@ -215,6 +215,7 @@ def work(net: nn.Module, stage: Stage, load: Load) -> int:
     answering = load.tokens * (layers - alone) + load.scored * (alone + head.weight.numel()) if stage.runs_llm else 0
     # Whatever learns, the gradient passes through the language model: something below it, in it, or its adapters.
     products = 2 * (passes["encoder"] * load.frames * count(net.encoder) + max(2, passes["llm"]) * answering)
+    products += 2 * _between(net, stage, load.frames) if stage.runs_llm else 0
     hearing = (3 if passes["encoder"] > 1 else 1) * load.frame_pairs * len(net.encoder.blocks) * net.encoder.width
     config = net.llm.config.get_text_config()
     channels = config.num_attention_heads * (
@@ -222,6 +223,17 @@ def work(net: nn.Module, stage: Stage, load: Load) -> int:
     )
     reading = 3 * load.token_pairs * config.num_hidden_layers * channels if stage.runs_llm else 0
     return products + 4 * (hearing + reading)
+
+
+def _between(net: nn.Module, stage: Stage, frames: int) -> int:
+    """Products of pooling and projector in training: a weight counts once for an audio token, or as often as its
+    pooling `uses` it."""
+    products, below = 0, stage.trains("encoder")
+    for part, uses in ((net.pooling, getattr(net.pooling, "uses", 1)), (net.projector, 1)):
+        learns = count(part) > 0 and stage.trains("pooling" if part is net.pooling else "projector")
+        products += (1 + learns + below) * uses * count(part) * frames // net.geometry.pool
+        below = below or learns
+    return products
 
 
 # --- what is shown ------------------------------------------------------------------------------------------------

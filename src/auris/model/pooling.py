@@ -72,6 +72,7 @@ class Attention(nn.Module):
                 "(model.pooling.n_heads=...)"
             )
         self.k, self.groups = k, 1
+        self.uses = k  # of each weight for a token: keys are made of every frame
         self.query = nn.Parameter(torch.empty(n_heads, width // n_heads))
         self.key = nn.Linear(width, width, bias=False)
         self.reset_parameters()
