@@ -111,8 +111,8 @@ def test_an_encoder_trained_alone_needs_no_memory_for_a_language_model_that_is_n
 
 
 def test_arithmetic_is_that_of_the_performance_notes(released: nn.Module):
-    """GFLOP of a forward: 12.95 per token of the LLM, 1.278 per scored position, 1.271 per encoder frame of 20 ms, 0.0105
-    per audio token in the projector, which is two frames.
+    """GFLOP of a forward: 12.95 per token of the LLM, 1.278 per scored position, 1.271 per encoder frame of 20 ms and
+    0.0105 per audio token, of two frames, in the projector.
 
     0.338 of a token's are queries, output and MLP of the last layer, which a token that is not scored does not need.
     """
