@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import importlib.metadata
 import inspect
 import json
@@ -105,17 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Mistake as error:  # the user's mistake: one sentence, no traceback
         raise SystemExit(f"benchmarks: {error}") from None
     torch.set_num_threads(1)
-    _keep_freed_memory()
     return max([_run(case, rounds) for case in chosen])  # of all of them: one that fails does not hide the others
-
-
-def _keep_freed_memory() -> None:
-    """Let glibc keep what one step frees for the next, on both sides, as a GPU's allocator does. Else it hands large
-    tensors back, and what is timed is the kernel clearing their pages anew in every step."""
-    set_option = getattr(ctypes.CDLL(None), "mallopt", None)
-    if set_option is not None:
-        set_option(ctypes.c_int(-4), ctypes.c_int(0))  # M_MMAP_MAX: no block has a mapping of its own
-        set_option(ctypes.c_int(-1), ctypes.c_int(-1))  # M_TRIM_THRESHOLD: nothing is given back
 
 
 def _describe(name: str) -> str:
