@@ -17,8 +17,8 @@ def score(net: nn.Module, pack: dict) -> tuple[Tensor, Tensor, Tensor]:
     """Score a pack's labels. Logits are computed only where a label stands.
 
     Returns:
-        log-probabilities (R,) of the labels in float32, their positions (R,) in the pack, and whether each label is
-        the likeliest token there (R,).
+        log-probabilities (R,) of the labels in float32, their positions (R,) in the pack, and whether no token there is
+        likelier than the label (R,).
     """
     where = (pack["labels"] != IGNORE).nonzero().squeeze(-1)  # (R,)
     hidden = net.hidden(pack, where)  # (R, H)
