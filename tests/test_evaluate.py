@@ -18,7 +18,7 @@ from auris.data.datamodule import metric as own_metric
 from auris.data.manifests import Manifest
 from auris.data.packing import collate
 from auris.data.rows import Clip, Row
-from auris.evaluate import _view, in_windows, join, log_odds
+from auris.evaluate import _view, _Waiting, in_windows, join, log_odds
 from auris.judged import rate
 from auris.objectives import logps
 from auris.predictions import about, score
@@ -111,6 +111,29 @@ def test_a_long_transcript_is_answered_in_windows_and_joined(tmp_path: Path):
     del answered["long#1"]
     assert "long" not in join(answered, whole)
     assert in_windows([manifest], samples_of(long_audio="first"))[0] == [manifest]
+
+
+def test_rows_wait_for_a_place_and_those_that_cannot_be_read_take_none(tmp_path: Path):
+    """Shares of 4, 8 and 1 rows: as many go side by side as the pack of the first one that waits has."""
+    for number in range(13):
+        write_wave(tmp_path / f"{number}.wav", 1.0)
+    rows = [read_row(tmp_path, id=str(n), audio=f"{n}.wav", task="asr", language="en", text="a b c") for n in range(13)]
+    for gone in (1, 8, 9, 12):
+        (tmp_path / f"{gone}.wav").unlink()
+    packs = [[0, 1, 2, 3], [4, 5, 6, 7, 8, 9, 10, 11], [12]]
+    waiting = _Waiting(rows, samples_of(), packs, torch.device("cpu"))
+
+    def take(going: int) -> list[int] | None:
+        batch = waiting.take(going)
+        return None if batch is None else batch["rows"]
+
+    assert take(0) == [0, 2, 3]
+    assert take(7) is None  # of 8 places
+    assert take(3) == [4, 5, 6, 7]
+    assert take(6) == [10]  # 8 and 9 cannot be read
+    assert take(6) == [11]
+    assert take(5) is None and take(0) is None
+    assert waiting.taken == [0, 2, 3, 4, 5, 6, 7, 10, 11] and waiting.skipped.keys() == {"1", "8", "9", "12"}
 
 
 def test_the_table_says_who_wrote_annotated_and_judged():

@@ -39,22 +39,22 @@ class Threads(Ranks):
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 5])
-@pytest.mark.parametrize("n_packs", [0, 1, 4, 6])
-def test_packs_are_asked_once_each_and_known_in_their_order(world: int, n_packs: int):
-    packs = [[10 * number, 10 * number + 1] for number in range(n_packs)]
+@pytest.mark.parametrize("n_shares", [0, 1, 4, 6])
+def test_shares_are_asked_once_each_and_known_in_their_order(world: int, n_shares: int):
+    shares = [[10 * number, 10 * number + 1] for number in range(n_shares)]
     table, barrier, asked = [None] * world, threading.Barrier(world), []
 
     def work(rank: int) -> list:
-        def ask(pack: Sequence[int]) -> tuple:
-            asked.append(pack[0])
-            return ({number: (f"said {number}", None) for number in pack}, {})
+        def ask(share: Sequence[int]) -> tuple:
+            asked.append(share[0])
+            return ({number: (f"said {number}", None) for number in share}, {})
 
-        return list(evaluate._give(ask, packs, Threads(rank, table, barrier)))
+        return list(evaluate._give(ask, shares, Threads(rank, table, barrier)))
 
     with ThreadPoolExecutor(world) as pool:
         found = list(pool.map(work, range(world)))
-    expected = [({number: (f"said {number}", None) for number in pack}, {}) for pack in packs]
-    assert all(given == expected for given in found) and sorted(asked) == [pack[0] for pack in packs]
+    expected = [({number: (f"said {number}", None) for number in share}, {}) for share in shares]
+    assert all(given == expected for given in found) and sorted(asked) == [share[0] for share in shares]
 
 
 def processes(work: Callable[[Ranks], object]) -> Callable[[], None]:

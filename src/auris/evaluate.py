@@ -3,14 +3,15 @@
 Writes `predictions/<benchmark>.jsonl` and the benchmark's lines of `results.jsonl` into the run directory (formats: see
 `auris.results`). Nothing is left out of a score silently: a row that cannot be read is counted, named and listed.
 
-Under torchrun the processes answer packs in turn. The first one alone keeps the answers, in the order in which one
-process would have given them, and scores and writes; so their number shows in no file.
+Under torchrun the processes answer shares of the rows in turn. The first one alone keeps the answers, in the order in
+which one process would have given them, and scores and writes; so their number shows in no file.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -216,8 +217,8 @@ def _answer(
     settings = model.settings(chat=kind == "chat", **_decoding(made, _version(model)))
     ask = partial(_ask, model, view, rows, kind, settings, made["seed"])
     if not ranks.is_first:
-        [packs, *_] = ranks.exchange(None)
-        for _ in _give(ask, packs, ranks):
+        [shares, *_] = ranks.exchange(None)
+        for _ in _give(ask, shares, ranks):
             pass
         return {}, [], {}
     lengths = measure(manifests, view, Path(model.recipe["data"]["cache_dir"]))
@@ -233,9 +234,10 @@ def _answer(
     told = "" if kind == "preference" else f" by {settings}"
     console.print(f"{kind} rows: {new.sum()} answers{told}; {len(keys) - new.sum()} are kept", highlight=False)
     packs = by_length(replace(lengths, tokens=np.where(new, lengths.tokens, 0)), made["token_budget"])
-    ranks.exchange(packs)
-    given = _give(ask, packs, ranks)
-    for said, left_out in track(given, "answering", total=len(packs), console=console, disable=not packs):
+    shares = [packs[start : start + SHARE] for start in range(0, len(packs), SHARE)]
+    ranks.exchange(shares)
+    given = _give(ask, shares, ranks)
+    for said, left_out in track(given, "answering", total=len(shares), console=console, disable=not shares):
         skipped |= left_out
         file.add({keys[number]: _said(view, rows[number], *of_row, kind, model) for number, of_row in said.items()})
     answered = [key for key in keys.values() if key in file]
@@ -245,13 +247,20 @@ def _answer(
 
 # Of rows by their numbers, what was said, undecoded, with the log-odds of a verdict; and why others could not be asked.
 Given = tuple[dict[int, tuple[Any, float | None]], dict[str, str]]
+Share = Sequence[Sequence[int]]
 
 
-def _give(ask: Callable[[Sequence[int]], Given], packs: Sequence[Sequence[int]], ranks: Ranks) -> Iterator[Given]:
-    """What is said to each pack, in their order; each process asks one of `world` and knows the others' from them."""
-    for start in range(0, len(packs), ranks.world):
-        mine = packs[start + ranks.rank : start + ranks.rank + 1]
-        yield from (given for of_rank in ranks.exchange([ask(pack) for pack in mine]) for given in of_rank)
+# Packs, sorted by length, that a process answers together: rows of the next one take the places of those that end. What
+# a row is computed beside thus follows from the rows alone, and not from how many processes there are.
+SHARE = 4
+REFILL = 1 / 4  # of the places are free before they are taken: prompts one by one would use a GPU badly
+
+
+def _give(ask: Callable[[Share], Given], shares: Sequence[Share], ranks: Ranks) -> Iterator[Given]:
+    """What is said to each share, in their order; each process asks one of `world` and knows the others' from them."""
+    for start in range(0, len(shares), ranks.world):
+        mine = shares[start + ranks.rank : start + ranks.rank + 1]
+        yield from (given for of_rank in ranks.exchange([ask(share) for share in mine]) for given in of_rank)
 
 
 def _ask(
@@ -261,22 +270,49 @@ def _ask(
     kind: str,
     settings: Generation,
     seed: int,
-    numbers: Sequence[int],
+    share: Share,
 ) -> Given:
-    batch = pack(rows, [(number, None) for number in numbers], view, prompt_only=kind != "preference")
-    skipped = dict(batch["skipped"])
-    batch = _on(model.device, batch)
+    waiting = _Waiting(rows, view, share, model.device)
+    said: dict[int, Any] = {}
     with torch.no_grad():
         if kind == "preference":
-            found = answer_logps(model.net, batch)[0].tolist()
-        else:
+            while (batch := waiting.take(prompt_only=False)) is not None:
+                said |= zip(batch["rows"], answer_logps(model.net, batch)[0].tolist(), strict=True)
+        elif (batch := waiting.take()) is not None:
             # The same draws for a row in whatever pack it stands.
             generator = torch.Generator().manual_seed(seed)
-            found = model.objective.answer(model.net, batch, settings, generator=generator)
-    odds = log_odds(model, view, rows, [number for number in batch["rows"] if _is_verdict(view, rows[number])])
-    # An empty pack holds one dummy row.
-    said = {number: (of_row, odds.get(number)) for number, of_row in zip(batch["rows"], found, strict=False)}
-    return said, skipped
+            found = model.objective.answer(model.net, batch, settings, generator=generator, more=waiting.take)
+            said = dict(zip(waiting.taken, found, strict=True))
+    odds: dict[int, float] = {}
+    for numbers in share:
+        odds |= log_odds(model, view, rows, [n for n in numbers if n in said and _is_verdict(view, rows[n])])
+    return {number: (of_row, odds.get(number)) for number, of_row in said.items()}, waiting.skipped
+
+
+class _Waiting:
+    """Rows to be asked, taken from the front. `taken` are the numbers of those that were, `skipped` says why others
+    could not be."""
+
+    def __init__(self, rows: Sequence[Row], view: Samples, share: Share, device: torch.device):
+        self.rows, self.view, self.device = rows, view, device
+        self.places = deque((number, len(numbers)) for numbers in share for number in numbers)
+        self.taken: list[int] = []
+        self.skipped: dict[str, str] = {}
+
+    def take(self, going: int = 0, *, prompt_only: bool = True) -> dict[str, Any] | None:
+        """A pack of the next rows, as many as find a place beside those that go on: so many rows at a time as the pack
+        has in which the first of them is. None: for them there is no place yet, or there are no more."""
+        while self.places:
+            _, most = self.places[0]
+            if most - going < REFILL * most:
+                return None
+            numbers = [(self.places.popleft()[0], None) for _ in range(min(most - going, len(self.places)))]
+            batch = pack(self.rows, numbers, self.view, prompt_only=prompt_only)
+            self.skipped |= dict(batch["skipped"])
+            if batch["rows"]:
+                self.taken += batch["rows"]
+                return _on(self.device, batch)
+        return None
 
 
 def _said(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -261,6 +262,43 @@ def test_finished_rows_are_computed_no_more(net: AudioLM, monkeypatch: pytest.Mo
     going = [sum(len(answer) > i for answer in answers) for i in range(9)]  # the last token is not computed with
     assert computed == [len(batch["ids"]), *(n for n in going if n)]
     assert sum(going) < 9 * len(answers)
+
+
+FREE = Generation(max_new_tokens=10)
+
+
+@pytest.mark.parametrize(
+    "settings", [FREE, SAMPLED, Generation(max_new_tokens=10, repetition_penalty=1.5)], ids=["greedy", "sampled", "pen"]
+)
+def test_rows_that_take_the_places_of_others_are_answered_as_alone(net: AudioLM, settings: Generation) -> None:
+    """One by one and several at a time, where rows have stopped at different steps; a limit of tokens ends them too."""
+    all_rows = [*rows(), [text(6)], [Clip(64), text(3)], [text(2), Clip(11)], [text(5)]]
+    free = generate(net, pack(all_rows, net.geometry), settings, generator=seeded(3))
+    stop = frozenset(answer[n] for n, answer in zip((2, 6, 1), free[:3], strict=True))
+    settings = replace(settings, stop=stop, min_new_tokens=1)
+    expected = generate(net, pack(all_rows, net.geometry), settings, generator=seeded(3))
+    lengths = [len(answer) for answer in expected]
+    assert len(set(lengths)) > 2 and max(lengths) == settings.max_new_tokens
+
+    waiting = list(range(3, len(all_rows)))
+    asked: list[int] = []
+
+    def more(going: int) -> dict | None:
+        asked.append(going)
+        taken = [waiting.pop(0) for _ in range(min(3 - going, len(waiting)))]
+        return pack([all_rows[row] for row in taken], net.geometry) | {"rows": taken} if taken else None
+
+    streamed: dict[int, list[int]] = {row: [] for row in range(len(all_rows))}
+    answers = generate(
+        net,
+        pack(all_rows[:3], net.geometry),
+        settings,
+        generator=seeded(3),
+        stream=lambda row, token: streamed[row].append(token),
+        more=more,
+    )
+    assert answers == expected == list(streamed.values())
+    assert max(lengths) < len(asked) < sum(lengths) / 2  # steps: more than one pack would take, and full ones
 
 
 def test_a_prompts_length_is_kept_while_its_answer_is_decoded() -> None:

@@ -99,26 +99,49 @@ def test_tokens_that_nobody_asks_for_pass_the_last_layer_by() -> None:
 
 @torch.no_grad()
 def test_decoding_with_the_cache_equals_running_the_row_whole(config: dict) -> None:
+    """Rows end at any place and others take theirs, longer ones than there were too."""
     torch.manual_seed(0)
     llm = lm.build_llm(config, VOCAB).eval()
     cu = attention.cumulate(torch.tensor(LENGTHS))
     whole = lm.hidden(llm, lm.embed(llm, torch.cat(rows())), positions(LENGTHS), cu).split(LENGTHS)
-    prompts = [3, 1, 5, 2]
-    cache = lm.SlotCache(torch.tensor(prompts), room=7, device=cu.device)
-    ids = torch.cat([row[:n] for row, n in zip(rows(), prompts, strict=True)])
-    got = lm.hidden(llm, lm.embed(llm, ids), positions(prompts), attention.cumulate(torch.tensor(prompts)), cache)
     close = {"atol": 1e-5, "rtol": 1e-5}
-    torch.testing.assert_close(got, torch.cat([row[:n] for row, n in zip(whole, prompts, strict=True)]), **close)
-    alive = [0, 1, 2, 3]
-    for going in ([0, 2, 3], [0, 2, 3], [0, 2], [0, 2], [2], [2], [2]):
-        cache.keep([alive.index(row) for row in going])
-        alive, at = going, cache.lengths.clone()
+    cache = lm.SlotCache(room=7, device=cu.device)
+    alive: list[int] = []  # the row in each slot
+    moved = 0
+
+    def begin(first: list[int], prompts: list[int]) -> None:
+        cache.begin(torch.tensor(prompts))
+        ids = torch.cat([rows()[row][:n] for row, n in zip(first, prompts, strict=True)])
+        got = lm.hidden(llm, lm.embed(llm, ids), positions(prompts), attention.cumulate(torch.tensor(prompts)), cache)
+        expected = [whole[row][:n] for row, n in zip(first, prompts, strict=True)]
+        torch.testing.assert_close(got, torch.cat(expected), **close)
+        alive.extend(first)
+
+    def extend(going: set[int]) -> None:
+        nonlocal moved
+        slots = [slot for slot, row in enumerate(alive) if row in going]
+        order = cache.keep(slots)
+        assert sorted(order) == slots
+        moved += order != [*range(len(slots))]
+        alive[:] = [alive[slot] for slot in order]
+        at = cache.lengths.clone()
         cache.extend()
-        new = torch.stack([rows()[row][n] for row, n in zip(going, at.tolist(), strict=True)])
-        got = lm.hidden(llm, lm.embed(llm, new), at, torch.arange(len(going) + 1, dtype=torch.int32), cache)
-        expected = torch.stack([whole[row][n] for row, n in zip(going, at.tolist(), strict=True)])
+        new = torch.stack([rows()[row][n] for row, n in zip(alive, at.tolist(), strict=True)])
+        got = lm.hidden(llm, lm.embed(llm, new), at, torch.arange(len(alive) + 1, dtype=torch.int32), cache)
+        expected = torch.stack([whole[row][n] for row, n in zip(alive, at.tolist(), strict=True)])
         torch.testing.assert_close(got, expected, **close)
-    assert cache.lengths.tolist() == [12]
+
+    begin([0, 3], [2, 1])
+    for going in ({0, 3}, {3}):
+        extend(going)
+    begin([2, 1], [5, 1])
+    for going in ({2, 3}, {2}):
+        extend(going)
+    begin([0], [4])
+    for going in ({0, 2}, {0}):
+        extend(going)
+    assert moved == 3 and cache.lengths.tolist() == [6]
+    assert all(len(held) == 3 for held in cache.keys.values())  # slots are used again
 
 
 def test_a_model_from_the_meta_device_equals_one_built_at_once(config: dict) -> None:

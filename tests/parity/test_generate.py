@@ -114,7 +114,8 @@ def test_tokens_are_sampled_with_the_probabilities_of_generate(models: tuple, na
         for step in range(len(answer)):
             seen = torch.zeros(1, VOCAB, dtype=torch.bool)
             seen[0, prompt + answer[:step]] = True
-            scores = process(logits[row][None, len(prompt) - 1 + step], settings, step=step, seen=seen)
+            logit = logits[row][None, len(prompt) - 1 + step]
+            scores = process(logit, settings, so_far=torch.tensor([step]), seen=seen)
             torch.testing.assert_close(scores[0], out.scores[step][row], atol=1e-4, rtol=1e-4)
             compared += 1
             if answer[step] in settings.stop:

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from auris.model import attention
 from auris.model import llm as lm
 from auris.model.boundary import Tokens
-from auris.model.generation import Generation, generate
+from auris.model.generation import Generation, More, generate, no_more
 
 
 class AudioLM(nn.Module):
@@ -113,6 +113,7 @@ class AudioLM(nn.Module):
         generator: torch.Generator | None = None,
         stream: Callable[[int, int], None] | None = None,
         any_goes: Callable[[bool], bool] = bool,
+        more: More = no_more,
     ) -> list[list[int]]:
         """Token ids that continue each row of a batch of prompts (`generation.generate`)."""
-        return generate(self, batch, settings, generator=generator, stream=stream, any_goes=any_goes)
+        return generate(self, batch, settings, generator=generator, stream=stream, any_goes=any_goes, more=more)

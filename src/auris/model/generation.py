@@ -3,11 +3,12 @@
 Unusual: nothing is padded, so finished rows cost nothing, and nothing of a row's answer depends on its neighbours,
 neither what repetition is penalised nor the random numbers it is sampled with.
 
-Shapes: S rows, R of them still going on, V vocabulary rows.
+Shapes: S rows, R of them still going on, H hidden width, V vocabulary rows.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from auris.model.audio_lm import AudioLM
 
 _SAMPLING = frozenset({"temperature", "top_k", "top_p"})
+
+# What `generate` calls with the number of rows that go on.
+More = Callable[[int], Mapping[str, Any] | None]
 
 # What a generation_config.json may ask for and is not offered here, with the value at which it does nothing (null does
 # nothing either): transformers 5.23, GenerationConfig. Keys of beam search alone are not in it, as num_beams is.
@@ -151,6 +155,10 @@ def _stop_tokens(config: Mapping[str, Any]) -> list[int]:
     return [*([end] if isinstance(end, int) else end), *(token for word in words for token in word)]
 
 
+def no_more(going: int) -> None:
+    """`More` where the rows of the first pack are all."""
+
+
 @torch.compiler.set_stance("force_eager")  # a block is compiled for training: with a cache it would be, again and again
 @torch.no_grad()
 def generate(
@@ -161,75 +169,135 @@ def generate(
     generator: torch.Generator | None = None,
     stream: Callable[[int, int], None] | None = None,
     any_goes: Callable[[bool], bool] = bool,
+    more: More = no_more,
 ) -> list[list[int]]:
     """Continue every row of a pack until its stop token, which is not returned.
 
-    The rows are prefilled as one pack; then each step computes one token of every row that has not stopped yet.
+    The rows are prefilled as one pack; then each step computes one token of every row that has not stopped yet. `more`
+    puts new rows in the places of those that have, so that steps stay full: their answers follow those of the pack.
 
     Args:
         net: in eval mode.
         batch: prompts, as auris.data.packing makes them.
         generator: of the one number per call which, with a row's number (`rows` of the batch), all of that row's draws
             follow from: in the same state, it gives a row the same answer in any pack. None: torch's global one.
-        stream: called with (row's index in the batch, token) as soon as each token is known.
+        stream: called with (row's index among the answers, token) as soon as each token is known.
         any_goes: told whether a row of this process goes on, says whether one of any process does. A sharded net
             computes only where all processes do: those whose rows have stopped compute along.
+        more: told how many rows go on, gives a pack of prompts to be computed beside them. None: not now or, where none
+            goes on, never again.
 
     Raises:
         ValueError: a stop token that the model does not have.
     """
-    cu = batch["cu_seqlens"]
     vocab_size = net.llm.get_input_embeddings().num_embeddings
     if unknown := [token for token in sorted(settings.stop) if not 0 <= token < vocab_size]:
         raise ValueError(f"stop={unknown}: expected tokens of the model, which has {vocab_size}")
-    prompt = torch.tensor(attention.lengths(cu))  # (S,) tokens of each row, on the host, as all counting is
-    rows = torch.arange(len(prompt))
-    seen = None if settings.repetition_penalty == 1 else _mark_seen(batch["ids"], prompt, vocab_size)
-    draws = _draw(batch, settings.max_new_tokens, generator) if settings.do_sample else None
-    cache = lm.SlotCache(prompt, room=settings.max_new_tokens, device=cu.device)
-    last = cu[1:].long() - 1
-    h = lm.hidden(net.llm, net.embed(batch), batch["positions"], cu, cache, prompt_lengths=prompt, where=last)  # (R, H)
-    answers: list[list[int]] = [[] for _ in rows]
+    seed = _draw_seed(generator) if settings.do_sample else None
+    rows = _Rows(net, settings, seed, batch["ids"].device)
+    rows.begin(batch)
+    answers: list[list[int]] = [[] for _ in rows.answer]
     stopped = False  # all rows of this process
-    for step in range(settings.max_new_tokens):
-        scores = process(net.head(h), settings, step=step, seen=None if seen is None else seen[rows])
-        ids = (scores.argmax(-1) if draws is None else sample(scores, draws[rows, step].to(scores.device))).cpu()
+    for step in itertools.count(1):
+        so_far = torch.tensor([len(answers[row]) for row in rows.answer])
+        ids = rows.choose(so_far)
         going = [i for i, token in enumerate(ids.tolist()) if token not in settings.stop and not stopped]
-        for i in going:
-            row, token = int(rows[i]), int(ids[i])
-            answers[row].append(token)
+        for row, i in sorted((rows.answer[i], i) for i in going):
+            answers[row].append(int(ids[i]))
             if stream is not None:
-                stream(row, token)
-        if not any_goes(bool(going)) or step + 1 == settings.max_new_tokens:
-            break
-        stopped = not going
-        going = going or [0]  # one row computes along, unheard
-        rows, ids = rows[going], ids[going]
-        if seen is not None:
-            seen[rows, ids] = True
-        cache.keep(going)
-        positions = cache.lengths.to(cu.device)
-        cache.extend()
-        cu = torch.arange(len(rows) + 1, dtype=torch.int32, device=cu.device)
-        embeds = lm.embed(net.llm, ids.to(cu.device))
-        h = lm.hidden(net.llm, embeds, positions, cu, cache, prompt_lengths=prompt[rows])
-    return answers
+                stream(row, int(ids[i]))
+        goes = any_goes(bool(going))
+        going = [i for i in going if so_far[i] + 1 < settings.max_new_tokens]
+        fresh = more(len(going))
+        if fresh is None and not going and (not goes or step >= settings.max_new_tokens):
+            return answers
+        stopped = not going and fresh is None
+        rows.advance([0] if stopped else going, ids)  # stopped: one row computes along, unheard
+        if fresh is not None:
+            rows.begin(fresh)
+            answers += [[] for _ in range(rows.began - len(answers))]
 
 
-def process(logits: Tensor, settings: Generation, *, step: int, seen: Tensor | None = None) -> Tensor:
-    """Logits (R, V) of the rows' new token number `step` (from 0) -> its scores (R, V), -inf for excluded tokens.
+class _Rows:
+    """The rows that go on, and what computing and choosing their next tokens takes."""
+
+    def __init__(self, net: AudioLM, settings: Generation, seed: int | None, device: torch.device):
+        self.net, self.settings, self.seed = net, settings, seed
+        self.cache = lm.SlotCache(settings.max_new_tokens, device)
+        self.answer: list[int] = []  # R, whose answers they are
+        self.began = 0  # rows so far
+        self.prompt = torch.zeros(0, dtype=torch.long)  # (R,) tokens of each row's prompt, on the host, as all counting
+        self.h: Tensor | None = None  # (R, H) hidden states of their newest tokens
+        self.seen: Tensor | None = None  # (R, V), for a repetition penalty
+        self.draws: Tensor | None = None  # (R, max_new_tokens), for sampling
+
+    def begin(self, batch: Mapping[str, Any]) -> None:
+        """Prefill a pack of prompts: its rows stand behind those that go on."""
+        cu = batch["cu_seqlens"]
+        prompt = torch.tensor(attention.lengths(cu))
+        self.cache.begin(prompt)
+        last = cu[1:].long() - 1
+        embeds = self.net.embed(batch)
+        h = lm.hidden(
+            self.net.llm, embeds, batch["positions"], cu, self.cache, prompt_lengths=prompt, where=last
+        )  # (S, H)
+        self.h, self.prompt = _append(self.h, h), torch.cat([self.prompt, prompt])
+        self.answer += range(self.began, self.began + len(prompt))
+        self.began += len(prompt)
+        if self.settings.repetition_penalty != 1:
+            vocab_size = self.net.llm.get_input_embeddings().num_embeddings
+            self.seen = _append(self.seen, _mark_seen(batch["ids"], prompt, vocab_size))
+        if self.seed is not None:
+            self.draws = _append(self.draws, _draw(batch, self.settings.max_new_tokens, self.seed))
+
+    def choose(self, so_far: Tensor) -> Tensor:
+        """The next token (R,) of every row, on the host; `so_far` (R,): tokens of its answer."""
+        scores = process(self.net.head(self.h), self.settings, so_far=so_far, seen=self.seen)
+        if self.draws is None:
+            return scores.argmax(-1).cpu()
+        return sample(scores, self.draws.gather(1, so_far[:, None])[:, 0].to(scores.device)).cpu()
+
+    def advance(self, going: list[int], ids: Tensor) -> None:
+        """Compute with the new tokens ids (R,) of the rows at `going`; the others are gone."""
+        order = self.cache.keep(going)
+        ids, self.prompt, self.answer = ids[order], self.prompt[order], [self.answer[i] for i in order]
+        if self.draws is not None:
+            self.draws = self.draws[order]
+        if self.seen is not None:
+            self.seen = self.seen[order]
+            self.seen[torch.arange(len(order)), ids] = True
+        if not order:
+            self.h = None
+            return
+        device = self.h.device
+        positions = self.cache.lengths.to(device)
+        self.cache.extend()
+        cu = torch.arange(len(order) + 1, dtype=torch.int32, device=device)
+        embeds = lm.embed(self.net.llm, ids.to(device))
+        self.h = lm.hidden(self.net.llm, embeds, positions, cu, self.cache, prompt_lengths=self.prompt)
+
+
+def _append(rows: Tensor | None, new: Tensor) -> Tensor:
+    return new if rows is None else torch.cat([rows, new])
+
+
+def process(logits: Tensor, settings: Generation, *, so_far: Tensor, seen: Tensor | None = None) -> Tensor:
+    """Logits (R, V) of the rows' new tokens -> their scores (R, V), -inf for excluded tokens.
 
     What transformers' processors make of them, in the same order, in float32 (5.23, generation/utils.py).
 
     Args:
+        so_far: (R,) tokens that each row's answer has already, on the host.
         seen: (R, V) bool, the tokens of each row so far; None: no repetition penalty.
     """
     scores = logits.float()
     if seen is not None:
         penalty = settings.repetition_penalty
         scores = torch.where(seen, torch.where(scores < 0, scores * penalty, scores / penalty), scores)
-    if step < settings.min_new_tokens:
-        scores = scores.index_fill(1, torch.tensor(sorted(settings.stop), device=scores.device), -torch.inf)
+    if (early := so_far < settings.min_new_tokens).any():
+        stop = torch.tensor(sorted(settings.stop))
+        excluded = early[:, None] & torch.isin(torch.arange(scores.shape[1]), stop)
+        scores = scores.masked_fill(excluded.to(scores.device), -torch.inf)
     if settings.do_sample:  # these three do not look at the ids, their first argument
         scores = TemperatureLogitsWarper(float(settings.temperature))(None, scores)
         if settings.top_k:
@@ -245,10 +313,13 @@ def sample(scores: Tensor, draws: Tensor) -> Tensor:
     return torch.searchsorted(cumulative, draws[:, None] * cumulative[:, -1:], right=True)[:, 0]
 
 
-def _draw(batch: Mapping[str, Any], n: int, generator: torch.Generator | None) -> Tensor:
-    """`n` uniform numbers for each row: (S, n) float64, on the host, so that they do not depend on the device."""
+def _draw_seed(generator: torch.Generator | None) -> int:
     device = "cpu" if generator is None else generator.device
-    seed = int(torch.randint(2**62, (1,), generator=generator, device=device))
+    return int(torch.randint(2**62, (1,), generator=generator, device=device))
+
+
+def _draw(batch: Mapping[str, Any], n: int, seed: int) -> Tensor:
+    """`n` uniform numbers for each row: (S, n) float64, on the host, so that they do not depend on the device."""
     numbers = batch["rows"] or [0]  # a pack without rows is one dummy row
     return torch.from_numpy(np.stack([np.random.default_rng((seed, number)).random(n) for number in numbers]))
 

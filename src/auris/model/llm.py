@@ -205,7 +205,7 @@ def hidden(
     With `where` (R,), places in `embeds`, each once: of these alone (R, H), and the last layer leaves out what only the
     others would need.
 
-    With a cache, `embeds` are the rows' prompts and, after its `extend`, a token of each row.
+    With a cache, `embeds` are what it was told of: prompts of new rows, or a token of each row.
     `prompt_lengths` (S,), on the host, says that this is inference, and how long each row's prompt was: an LLM with a
     `train_length` needs it.
     With `key_index` (Tk,), instead of a cache, the keys of a row are not its own tokens but those at these places in
@@ -247,42 +247,53 @@ def head(llm: PreTrainedModel) -> nn.Module:
 
 class SlotCache(Cache):
     """Keys and values of rows of different lengths, each row in a slot of its own. Slots are equally long, so that a
-    token of every row reads its keys in one call, and what they hold is read where it lies.
+    token of every row reads its keys in one call, and what they hold is read where it lies: the rows that there are
+    stand in the first slots.
 
-    The first forward is that of the prompts; `extend` comes before that of each further token, `keep` where rows end.
+    Before each forward comes `begin`, of new rows' prompts, or `extend`, of one token of every row.
 
     Args:
-        prompts: (R,) tokens of each row's prompt, on the host.
-        room: tokens that a row may get behind it.
+        room: tokens that a row may get behind its prompt.
         device: where the indices live.
     """
 
-    def __init__(self, prompts: Tensor, room: int, device: torch.device) -> None:
+    def __init__(self, room: int, device: torch.device) -> None:
         super().__init__(layers=[])
-        self.lengths, self.device = prompts.clone(), device
-        self.n_slots, self.size = len(prompts), int(prompts.max()) + room
-        self.mask: Tensor | None = None  # (R, L), of the slots' first L places; None: the prompts' own forward
-        self.keys: dict[int, Tensor] = {}  # of each layer (R, K, size, Dh)
+        self.room, self.device = room, device
+        self.lengths = torch.zeros(0, dtype=torch.long)  # (R,) tokens of each row, on the host
+        self.size = 0  # of a slot
+        self.mask: Tensor | None = None  # (R, L), of the slots' first L places; None: in a forward of prompts
+        self.keys: dict[int, Tensor] = {}  # of each layer (slots, K, size, Dh)
         self.values: dict[int, Tensor] = {}
-        row = torch.repeat_interleave(torch.arange(self.n_slots), prompts)
-        self._at = row.to(device), attention.ranges(torch.zeros_like(prompts), prompts).to(device)
 
-    def keep(self, rows: Sequence[int]) -> None:
-        """Go on with these rows only, by their places among those that there are."""
-        if len(rows) == self.n_slots:
-            return
-        self.n_slots, self.lengths = len(rows), self.lengths[rows]
-        index = torch.tensor(rows, device=self.device)
-        for store in (self.keys, self.values):
-            for layer, held in store.items():
-                store[layer] = held.index_select(0, index)
+    def begin(self, prompts: Tensor) -> None:
+        """The next forward is that of new rows, which have so many tokens (S,), on the host."""
+        first = len(self.lengths)
+        self.lengths = torch.cat([self.lengths, prompts])
+        self.size, self.mask = max(self.size, int(prompts.max()) + self.room), None
+        slot = torch.repeat_interleave(torch.arange(first, len(self.lengths)), prompts)
+        self._at = slot.to(self.device), attention.ranges(torch.zeros_like(prompts), prompts).to(self.device)
 
     def extend(self) -> None:
-        """Make room for one token of each row."""
-        self._at = torch.arange(self.n_slots, device=self.device), self.lengths.to(self.device)
+        """The next forward is that of one token of each row."""
+        self._at = torch.arange(len(self.lengths), device=self.device), self.lengths.to(self.device)
         self.lengths = self.lengths + 1
         free = torch.arange(int(self.lengths.max())) >= self.lengths[:, None]
         self.mask = torch.zeros(free.shape).masked_fill(free, -torch.inf).to(self.device)  # as SDPA has it
+
+    def keep(self, rows: Sequence[int]) -> list[int]:
+        """Go on with these rows only, by their slots. The last ones move into slots that have become free: returns,
+        for each slot, where its row stood."""
+        kept, n = set(rows), len(rows)
+        moving = [slot for slot in rows if slot >= n]
+        free = [slot for slot in range(n) if slot not in kept]
+        for store in (self.keys, self.values):
+            for held in store.values():
+                held[free] = held[moving]
+        order = torch.arange(n)
+        order[free] = torch.tensor(moving, dtype=torch.long)
+        self.lengths = self.lengths[order]
+        return order.tolist()
 
     def update(self, key: Tensor, value: Tensor, layer: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Store a layer's new keys and values (1, K, T, Dh). Returns what they are to be attended with: the prompts'
@@ -290,8 +301,13 @@ class SlotCache(Cache):
         return self._update(self.keys, key, layer), self._update(self.values, value, layer)
 
     def _update(self, store: dict[int, Tensor], new: Tensor, layer: int) -> Tensor:
-        if layer not in store:  # zeros: what a row has not reached is multiplied by nothing, and must be a number
-            store[layer] = new.new_zeros(self.n_slots, new.shape[1], self.size, new.shape[3])
-        row, place = self._at
-        store[layer][row, :, place] = rearrange(new, "1 k t d -> t k d")
-        return new if self.mask is None else store[layer][:, :, : self.mask.shape[1]]
+        n = len(self.lengths)
+        held = store.get(layer)
+        if held is None or held.shape[0] < n or held.shape[2] < self.size:
+            # zeros: what a row has not reached is multiplied by nothing, and must be a number
+            store[layer] = new.new_zeros(n, new.shape[1], self.size, new.shape[3])
+            if held is not None:
+                store[layer][: held.shape[0], :, : held.shape[2]] = held
+        slot, place = self._at
+        store[layer][slot, :, place] = rearrange(new, "1 k t d -> t k d")
+        return new if self.mask is None else store[layer][:n, :, : self.mask.shape[1]]

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from auris.model.generation import Generation
+from auris.model.generation import Generation, More, no_more
 
 
 class CTC(nn.Module):
@@ -66,10 +66,11 @@ class CTC(nn.Module):
         *,
         generator: torch.Generator | None = None,
         any_goes: Callable[[bool], bool] = bool,
+        more: More = no_more,
     ) -> list[list[int]]:
         """Best path, repeats and blanks removed, as far as `stop` and `max_new_tokens` let it go.
 
-        `generator` and `any_goes` are idle: nothing is drawn, and there is one forward.
+        `generator` and `any_goes` are idle: nothing is drawn, and there is one forward of each pack.
 
         Raises ValueError for settings that choose tokens in another way: they would have no effect.
         """
@@ -78,6 +79,12 @@ class CTC(nn.Module):
                 f"{settings}: a CTC answer is the best path, expected no settings but max_new_tokens and stop "
                 "(do_sample=false min_new_tokens=0 repetition_penalty=1)"
             )
+        answers = self._best_paths(net, pack, settings)
+        while (further := more(0)) is not None:
+            answers += self._best_paths(net, further, settings)
+        return answers
+
+    def _best_paths(self, net: nn.Module, pack: dict, settings: Generation) -> list[list[int]]:
         scores, lengths = self.scores(net, pack)
         paths = scores.argmax(-1).split(lengths.tolist())
         collapsed = [torch.unique_consecutive(path) for path in paths][: len(pack["rows"])]

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from auris.model.generation import Generation
+from auris.model.generation import Generation, More, no_more
 from auris.objectives.logps import score
 from auris.tasks import CURVES
 
@@ -153,9 +153,10 @@ class DPO(nn.Module):
         *,
         generator: torch.Generator | None = None,
         any_goes: Callable[[bool], bool] = bool,
+        more: More = no_more,
     ) -> list[list[int]]:
-        """Token ids that continue each row of a pack of prompts (`generation.generate`)."""
-        return net.generate(pack, settings, generator=generator, any_goes=any_goes)
+        """Token ids that continue each row of packs of prompts (`generation.generate`)."""
+        return net.generate(pack, settings, generator=generator, any_goes=any_goes, more=more)
 
 
 def answer_logps(net: nn.Module, pack: dict) -> tuple[Tensor, Tensor]:
