@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -300,7 +301,10 @@ def _window() -> Tensor:
 
 @cache
 def _mel_filters(n_mels: int) -> Tensor:
-    """Slaney mel filters (N_FFT // 2 + 1, n_mels): transformers' own, as torchaudio's are 1e-4 off in the features."""
+    """Slaney mel filters (n_mels, N_FFT // 2 + 1): transformers' own, as torchaudio's are 1e-4 off in the features.
+
+    Sparse: a filter sees few of the frequencies, and a product with the zeros took half of the time.
+    """
     filters = mel_filter_bank(
         num_frequency_bins=N_FFT // 2 + 1,
         num_mel_filters=n_mels,
@@ -310,7 +314,9 @@ def _mel_filters(n_mels: int) -> Tensor:
         norm="slaney",
         mel_scale="slaney",
     )
-    return torch.from_numpy(filters).float()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+        return torch.from_numpy(filters).float().T.to_sparse_csr()
 
 
 def log_mel(wave: np.ndarray | Tensor, n_mels: int, n_stored: int | None = None) -> Tensor:
@@ -346,9 +352,9 @@ def log_mel(wave: np.ndarray | Tensor, n_mels: int, n_stored: int | None = None)
     for part in padded.unfold(0, N_FFT, HOP).split(_IN_CACHE):
         # Frames first and squares by hand: 1.5 times the speed of torch.stft(...).abs() ** 2, equal to 1e-7.
         spectrum = torch.fft.rfft(part * window)
-        parts.append((spectrum.real.square() + spectrum.imag.square()) @ filters)
-    mel = torch.cat(parts).clamp_(min=1e-10).log10_()
-    mel = mel.clamp_(min=mel.max() - 8.0).add_(4.0).div_(4.0).T
+        parts.append(filters @ (spectrum.real.square() + spectrum.imag.square()).T)
+    mel = torch.cat(parts, dim=1).clamp_(min=1e-10).log10_()
+    mel = mel.clamp_(min=mel.max() - 8.0).add_(4.0).div_(4.0)
     assert mel.shape == (n_mels, n_frames), (mel.shape, n_mels, n_frames)
     return mel[:, :n_stored].contiguous()
 

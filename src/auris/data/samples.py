@@ -140,6 +140,8 @@ class Samples(ABC):
 
     def _distort(self, waves: Sequence[np.ndarray], seed: int) -> list[np.ndarray]:
         """With draws of their own: wordings and masks are those of a run without noise."""
+        if not self.distortions:
+            return list(waves)
         rng = np.random.default_rng((seed, 1))
         for distort in self.distortions:
             waves = [distort(wave, rng) for wave in waves]

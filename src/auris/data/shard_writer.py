@@ -21,7 +21,7 @@ from auris.data.parquet import File, Reader, hash_of
 from auris.data.rows import Clip, Record, Row, decode
 from auris.data.shards import COLUMNS, INDEX, INDEX_SCHEMA, SHARD_SCHEMA, columns
 
-GROUP_BYTES = 2**20  # of sound in a row group: what reading one row costs, against footers that grow with the groups
+GROUP_BYTES = 2**19  # of sound in a row group: what reading one row costs, against footers that grow with the groups
 GROUP_ROWS = 64
 INDEX_ROWS = 8192  # of a row group of the index, which is read from one end to the other
 

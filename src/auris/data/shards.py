@@ -3,7 +3,7 @@
 A directory holds `shard-NNNNN.parquet` (each row as its manifest had it, its sound files beside it), an `index.parquet`
 with all that planning needs, and `shards.json`, written last, with sizes and checksums.
 
-Unusual here: row groups are about a megabyte, so that a row costs one short read wherever it lies; pages carry their
+Unusual here: row groups are half a megabyte, so that a row costs one short read wherever it lies; pages carry their
 checksum, and footers are compared with `shards.json` before they are believed.
 
 Shapes: R rows.
