@@ -98,21 +98,21 @@ def _one_by_one(
     n_q, n_k = lengths(cu_q), lengths(cu_k)
     assert len(n_q) == len(n_k) and sum(n_q) == len(q) and sum(n_k) == len(k) == len(v), (n_q, n_k, q.shape, k.shape)
     k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) if x.shape[1] < q.shape[1] else x for x in (k, v))
-    q, k, v = (rearrange(x, "t h d -> h t d") for x in (q, k, v))
     # split, because its backward is one concatenation where that of slices would be one pack-sized tensor per sequence
-    parts = zip(q.split(n_q, 1), k.split(n_k, 1), v.split(n_k, 1), strict=True)
-    out = torch.cat([_attend(*part, causal=causal, scale=scale) for part in parts], dim=1)
-    return rearrange(out, "h t d -> t h d")
+    parts = zip(q.split(n_q), k.split(n_k), v.split(n_k), strict=True)
+    return torch.cat([_attend(*part, causal=causal, scale=scale) for part in parts])
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, *, causal: bool, scale: float | None) -> Tensor:
-    """One sequence: q (H, Tq, Dh), k and v (H, Tk, Dh) -> (H, Tq, Dh)."""
-    n_q, n_k = q.shape[1], k.shape[1]
+    """One sequence: q (Tq, H, Dh), k and v (Tk, H, Dh) -> (Tq, H, Dh)."""
+    n_q, n_k = len(q), len(k)
     # torch's is_causal aligns top left, so it serves the square case only; a single query, the last one, sees all keys.
     bias = causal_lower_right(n_q, n_k) if causal and 1 < n_q != n_k else None
     square = causal and n_q == n_k
     # The leading batch axis is what lets the CPU choose its flash kernel.
-    return F.scaled_dot_product_attention(q[None], k[None], v[None], bias, is_causal=square, scale=scale)[0]
+    q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
+    out = F.scaled_dot_product_attention(q, k, v, bias, is_causal=square, scale=scale)
+    return out[0].transpose(0, 1)
 
 
 def _transformers_attention(
@@ -157,7 +157,8 @@ def _transformers_attention(
         return newest(q, key, value, slot_mask, scale=scaling)[None], None
     k, v = (rearrange(x, "1 h t d -> t h d") for x in (key, value))
     if key_index is not None:  # (Tk,): where the keys stand; those of a prompt serve all answers to it
-        k, v = (x.index_select(0, key_index) for x in (k, v))
+        # a table's lookup: its gradient adds whole rows up, where that of index_select goes by single numbers
+        k, v = (F.embedding(key_index, x.flatten(1)).unflatten(1, x.shape[1:]) for x in (k, v))
     causal = getattr(module, "is_causal", True)
     longest = (max_length_q, max_length_k)
     return packed(q, k, v, cu_seq_lens_q, cu_seq_lens_k, causal=causal, scale=scaling, longest=longest)[None], None
