@@ -285,6 +285,8 @@ class SlotCache(Cache):
         """Go on with these rows only, by their slots. The last ones move into slots that have become free: returns,
         for each slot, where its row stood."""
         kept, n = set(rows), len(rows)
+        if n == len(self.lengths):
+            return list(rows)
         moving = [slot for slot in rows if slot >= n]
         free = [slot for slot in range(n) if slot not in kept]
         for store in (self.keys, self.values):
