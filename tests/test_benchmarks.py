@@ -231,6 +231,24 @@ def test_a_preset_runs_its_first_target_with_what_is_set() -> None:
     assert free.settings["clips"] == 8 and free.targets() == []
 
 
+def test_each_of_several_settings_is_run_in_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    commands: list[list[str]] = []
+
+    def run(command: list[str]) -> SimpleNamespace:
+        commands.append(command)
+        return SimpleNamespace(returncode=int("peer=open_mix" in command))
+
+    monkeypatch.setattr(__main__.subprocess, "run", run)
+    assert __main__.main(["train_step", "rounds=3", "seed=2"]) == 1
+    cases, _ = __main__._parse(["train_step", "seed=2"])
+    assert [__main__._parse(command[3:]) for command in commands] == [([case], 3) for case in cases]
+    assert (
+        len(commands) > 3
+        and "peer=open_mix" not in commands[-1]
+        and commands[0][1:4] == ["-m", "benchmarks", "train_step"]
+    )
+
+
 def test_sides_take_turns_and_are_timed_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     clock, order = [0.0], []
     monkeypatch.setattr(time, "process_time", lambda: clock[0])

@@ -287,13 +287,13 @@ class SlotCache(Cache):
         kept, n = set(rows), len(rows)
         if n == len(self.lengths):
             return list(rows)
-        moving = [slot for slot in rows if slot >= n]
-        free = [slot for slot in range(n) if slot not in kept]
+        moving = torch.tensor([slot for slot in rows if slot >= n], dtype=torch.long)
+        free = torch.tensor([slot for slot in range(n) if slot not in kept], dtype=torch.long)
+        here, there = moving.to(self.device), free.to(self.device)
         for store in (self.keys, self.values):
             for held in store.values():
-                held[free] = held[moving]
-        order = torch.arange(n)
-        order[free] = torch.tensor(moving, dtype=torch.long)
+                held[there] = held[here]
+        order = torch.arange(n).index_copy(0, free, moving)
         self.lengths = self.lengths[order]
         return order.tolist()
 
