@@ -36,6 +36,7 @@ from benchmarks import (
     train_step,
 )
 from benchmarks.goals import TARGETS, Target
+from benchmarks.models import seconds
 
 BENCHMARKS = {
     "train_step": train_step,
@@ -174,14 +175,18 @@ def _parse(argv: Sequence[str]) -> tuple[list[Case], int]:
 
 
 def _read(benchmark: str, name: str, value: str) -> Any:
-    """A setting's value, of its default's type."""
+    """A setting's value, of its default's type. What is wrong with one is said before any process begins."""
     choices = _choices(benchmark).get(name)
     if choices and value not in choices:
         raise Mistake(f"{name}={value}: expected one of {', '.join(choices)}")
+    if name == "lengths":
+        seconds(value)
     if not isinstance(_defaults(benchmark)[name], int):
         return value
     if not value.isdecimal():
         raise Mistake(f"{name}={value}: expected a whole number")
+    if name != "seed" and int(value) < 1:
+        raise Mistake(f"{name}={value}: expected 1 or more")
     return int(value)
 
 
@@ -262,8 +267,8 @@ def race(comparison: Comparison, rounds: int) -> tuple[list[float], list[float]]
     theirs: list[float] = []
     for number in range(rounds):
         turns = [(comparison.ours, ours), (comparison.theirs, theirs)]
-        for work, seconds in turns if number % 2 == 0 else reversed(turns):
-            seconds.append(_cpu_seconds(work))
+        for work, taken in turns if number % 2 == 0 else reversed(turns):
+            taken.append(_cpu_seconds(work))
     return ours, theirs
 
 
