@@ -141,6 +141,9 @@ def test_decoding_with_the_cache_equals_running_the_row_whole(config: dict) -> N
     for going in ({0, 2}, {0}):
         extend(going)
     assert moved == 3 and cache.lengths.tolist() == [6]
+    begin([2], [11])  # longer than all before, while slots are free
+    extend({0, 2})
+    assert cache.lengths.tolist() == [7, 12]
     assert all(len(held) == 3 for held in cache.keys.values())  # slots are used again
 
 

@@ -307,7 +307,8 @@ class SlotCache(Cache):
         held = store.get(layer)
         if held is None or held.shape[0] < n or held.shape[2] < self.size:
             # zeros: what a row has not reached is multiplied by nothing, and must be a number
-            store[layer] = new.new_zeros(n, new.shape[1], self.size, new.shape[3])
+            slots = n if held is None else max(n, held.shape[0])
+            store[layer] = new.new_zeros(slots, new.shape[1], self.size, new.shape[3])
             if held is not None:
                 store[layer][: held.shape[0], :, : held.shape[2]] = held
         slot, place = self._at
