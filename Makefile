@@ -34,9 +34,9 @@ $(STAMP):
 setup: $(STAMP)  ## make the virtual environment with the pinned versions (nothing to do when nothing changed)
 
 demo: setup  ## train Qwen-Audio and Qwen2-Audio at tiny scale and compare them: a table and figures in runs/demo
-	$(PY) -m auris.corpus out=corpora/embedded
-	$(PY) -m auris.train ablations=demo jobs=$(JOBS)
-	$(PY) -m auris.results study=demo
+	$(PY) -m auris corpus out=corpora/embedded
+	$(PY) -m auris train ablations=demo jobs=$(JOBS)
+	$(PY) -m auris results study=demo
 
 # Files in their order: by their numbers of tests, the longest one, of few tests, would come last.
 test: setup  ## run the tests (offline, CPU)
@@ -54,7 +54,7 @@ format: setup  ## ruff: apply the format
 	$(PY) -m ruff format src tests benchmarks
 
 tensorboard: setup  ## TensorBoard of a study: make tensorboard STUDY=demo (curves of all arms; HPARAMS compares them)
-	-$(PY) -m auris.results study=$(STUDY) runs=$(RUNS)
+	-$(PY) -m auris results study=$(STUDY) runs=$(RUNS)
 	$(VENV)/bin/tensorboard --logdir $(RUNS)/$(STUDY)
 
 bench: setup  ## speed against named peers, as ratios

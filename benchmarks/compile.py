@@ -17,7 +17,7 @@ import torch
 from auris.data.packing import collate
 from auris.model.compiled import compile_blocks
 from auris.model.llm import layers
-from auris.objectives.next_token import NextToken
+from auris.training.objectives.next_token import NextToken
 from benchmarks import Report
 from benchmarks.models import PRESETS as SIZES
 from benchmarks.models import Preset, models, samples, step, waves

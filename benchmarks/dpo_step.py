@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import Qwen2AudioForConditionalGeneration
 
 from auris.data.packing import Sample, collate
-from auris.objectives.dpo import DPO, answer_logps
+from auris.training.objectives.dpo import DPO, answer_logps
 from benchmarks import Comparison
 from benchmarks.models import (
     AUDIO_ID,

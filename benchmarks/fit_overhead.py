@@ -17,9 +17,10 @@ from typing import Any
 import lightning as L
 import torch
 
-from auris import recipe, train
+from auris import config
 from auris.data.datamodule import Steps
-from auris.module import AudioLMModule
+from auris.training import run as train
+from auris.training.module import AudioLMModule
 from benchmarks import Mistake, Report
 from benchmarks.loader import write_rows
 from benchmarks.models import PRESETS, TRAINED, Preset, seconds
@@ -106,7 +107,7 @@ def _recipe(preset: Preset, folder: Path, *, trained: str, rows: int, steps: int
         "trainer.accelerator": "cpu",
         "+trainer.limit_val_batches": 0,
     }
-    return recipe.resolve(recipe.compose([f"{key}={value}" for key, value in {**sizes, **run}.items()]))
+    return config.resolve(config.compose([f"{key}={value}" for key, value in {**sizes, **run}.items()]))
 
 
 class Done(Exception):

@@ -21,12 +21,12 @@ from rich.console import Console
 from torch import Tensor
 from transformers import WhisperFeatureExtractor
 
-from auris import shards
 from auris.audio import SAMPLE_RATE, Geometry, stored
 from auris.data.datamodule import AudioDataModule, Steps
+from auris.data.parquet import pack as shards
 from auris.data.samples import AudioSamples
-from auris.prompts import NaturalPrompt
-from auris.tokenizer import Tokenizer
+from auris.text.prompts import NaturalPrompt
+from auris.text.tokenizer import Tokenizer
 from benchmarks import Comparison
 from benchmarks.models import seconds
 from benchmarks.plan import WORDS

@@ -21,7 +21,7 @@ import transformers
 from torch import Tensor, nn
 
 from auris.data.packing import collate
-from auris.objectives.next_token import NextToken
+from auris.training.objectives.next_token import NextToken
 from benchmarks import Report
 from benchmarks.models import PRESETS, TRAINED, Preset, models, padded, samples, train, waves
 

@@ -18,12 +18,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import Qwen2AudioConfig, Qwen2AudioForConditionalGeneration
 
-from auris import optim
 from auris.audio import MAX_FRAMES, MAX_SAMPLES, SAMPLE_RATE, Geometry, frames, log_mel, stored
 from auris.data.packing import IGNORE, Sample
-from auris.model import llm, pooling, projector, weights
+from auris.model import llm, pooling, projector
 from auris.model.audio_lm import AudioLM
 from auris.model.encoder import Encoder
+from auris.model.weights import loading
+from auris.training import optim
 from benchmarks import Mistake
 
 # What is trained, by stage, in our names. Pooling has no parameters.
@@ -107,7 +108,7 @@ def gradient_error(ours: AudioLM, theirs: Qwen2AudioForConditionalGeneration) ->
 
 
 def _our_name(name: str) -> str:
-    return weights.LAYOUTS["qwen2_audio"].ours(name)[0]
+    return loading.LAYOUTS["qwen2_audio"].ours(name)[0]
 
 
 def train(ours: AudioLM, theirs: Qwen2AudioForConditionalGeneration, trained: str) -> None:
@@ -179,7 +180,7 @@ def models(preset: Preset, seed: int) -> tuple[AudioLM, Qwen2AudioForConditional
         llm=partial(llm.build_llm, text),
         vocab_size=preset.vocab_size,
     ).train()
-    weights.load(ours, weights.StateTensors(theirs.state_dict()), where="transformers")
+    loading.load(ours, loading.StateTensors(theirs.state_dict()), where="transformers")
     return ours, theirs
 
 

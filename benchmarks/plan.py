@@ -25,10 +25,10 @@ from rich.console import Console
 
 from auris.audio import Geometry
 from auris.data.datamodule import AudioDataModule
+from auris.data.parquet.pack import pack
 from auris.data.samples import AudioSamples
-from auris.prompts import NaturalPrompt
-from auris.shards import pack
-from auris.tokenizer import Tokenizer
+from auris.text.prompts import NaturalPrompt
+from auris.text.tokenizer import Tokenizer
 from benchmarks import Report
 
 WORDS = "the cat sat on a mat and red foxes jump over lazy dogs while rain falls in spring over city streets at night"

@@ -13,7 +13,7 @@ import transformers
 from torch import Tensor
 
 from auris.data.packing import collate
-from auris.objectives.next_token import NextToken
+from auris.training.objectives.next_token import NextToken
 from benchmarks import Comparison
 from benchmarks.models import (
     LIMITS,

@@ -14,8 +14,8 @@ from auris.audio import SAMPLE_RATE, Geometry
 from auris.data.manifests import read_manifests
 from auris.data.rows import Row
 from auris.data.samples import AudioSamples, Samples
-from auris.prompts import NaturalPrompt
-from auris.tokenizer import Tokenizer
+from auris.text.prompts import NaturalPrompt
+from auris.text.tokenizer import Tokenizer
 
 GEOMETRY = Geometry(n_mels=16, pool=2)
 

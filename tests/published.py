@@ -20,9 +20,11 @@ from transformers import (
     WhisperForConditionalGeneration,
 )
 
-from auris import parallel, recipe, snapshots
+from auris import config as recipe
 from auris.model import adapters
-from auris.tokenizer import Tokenizer
+from auris.model.weights import checkpoint_dir
+from auris.text.tokenizer import Tokenizer
+from auris.training import sharding
 from manifests import tokenizer
 from recipes import SMALLEST_MODEL
 from vocabularies import rank_lines, write_ranks
@@ -216,16 +218,16 @@ def run(path: Path, *overrides: str, vocabulary: Tokenizer | None = None) -> dic
     made["tokenizer"] = str(path / "tokenizer")
     net = recipe.build_net(made, vocabulary)
     torch.manual_seed(0)
-    parallel.materialise(net, "cpu")
+    sharding.materialise(net, "cpu")
     adapters.attach(net, made["trainable"], token_ids=vocabulary.audio_ids, lora=made["lora"])
     adapters.start(net, seed=0)
     for name, parameter in net.named_parameters():
         if "lora_B" in name or adapters.NEW_TOKENS in name:
             nn.init.normal_(parameter, std=0.3)
     head = recipe.build_objective(made, net, vocabulary)
-    parallel.materialise(head, "cpu")
+    sharding.materialise(head, "cpu")
     module = nn.ModuleDict({"net": net, "objective": head})
-    snapshots.write(path / "checkpoints", 1, module=module, state={"recipe": made})
+    checkpoint_dir.write(path / "checkpoints", 1, module=module, state={"recipe": made})
     recipe.save(made, path / "recipe.yaml")
     return made
 

@@ -16,8 +16,9 @@ import torch.distributed as dist
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 
-from auris import recipe, train
-from auris.model import shards
+from auris import config
+from auris.model import dtensor
+from auris.training import run as train
 from runs import in_processes, said
 
 COLLECTIVES = ("reduce_scatter_tensor",)  # what FSDP sums gradients with; DDP's own is counted by its hook
@@ -66,7 +67,7 @@ class Recorder(L.Callback):
         self.seen.norms.append(float(trainer.callback_metrics["train/grad_norm"]))
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        self.seen.weights = {name: shards.whole(x.detach()).clone() for name, x in module.state_dict().items()}
+        self.seen.weights = {name: dtensor.whole(x.detach()).clone() for name, x in module.state_dict().items()}
 
     def on_fit_end(self, trainer: L.Trainer, *_: Any) -> None:
         self.seen.metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
@@ -85,7 +86,7 @@ def record(made: dict) -> Record:
     module, data = train.build(made)
     recorder = Recorder()
     options = train.trainer_options(made["trainer"]) | {"_partial_": True}
-    trainer = recipe.build(options)(logger=False, callbacks=[recorder], enable_checkpointing=False)
+    trainer = config.build(options)(logger=False, callbacks=[recorder], enable_checkpointing=False)
     with pytest.MonkeyPatch.context() as patch:
         for name in COLLECTIVES:
             patch.setattr(dist, name, recorder.counted(getattr(dist, name)))

@@ -17,8 +17,9 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_only
 
-from auris import recipe, train
-from auris.persistence import Preemption
+from auris import config
+from auris.training import run as train
+from auris.training.checkpointing import Preemption
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -60,7 +61,7 @@ def fit(made: dict, *extra: L.Callback) -> L.Trainer:
 
 
 def weights(made: dict) -> dict[str, torch.Tensor]:
-    return recipe.load_state(made["run_dir"])[1]
+    return config.load_state(made["run_dir"])[1]
 
 
 def assert_equal(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor], tolerance: float = 0.0) -> None:
@@ -71,7 +72,7 @@ def assert_equal(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor], 
 
 def train_in_a_process(made: dict, folder: Path) -> None:
     """Train a recipe in a process of its own, which may start others (`trainer.devices=2`)."""
-    recipe.save(made, folder / "recipe.yaml")
+    config.save(made, folder / "recipe.yaml")
     script = folder / "train.py"
     script.write_text(_SCRIPT)
     command = [sys.executable, str(script), str(folder / "recipe.yaml")]

@@ -15,7 +15,7 @@ import torch
 from torch import distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
 
-from auris import snapshots
+from auris.model.weights import checkpoint_dir
 
 
 class Net(nn.Module):
@@ -75,18 +75,18 @@ def main(rank: int, world: int, folder: Path, layouts: list[str]) -> None:
         net = Net(seed=rank)  # as different as can be
         lay_out(net, layout)
         optimizer = torch.optim.AdamW(net.parameters(), lr=0.1)
-        last = snapshots.newest(folder)
-        snapshots.restore(last, module=net, optimizer=optimizer)
+        last = checkpoint_dir.newest(folder)
+        checkpoint_dir.restore(last, module=net, optimizer=optimizer)
         learn(net, optimizer)
-        save = partial(snapshots.write, folder, module=net, optimizer=optimizer, state={"layout": layout})
-        with patch.object(snapshots, "_write_own", fail if rank == world - 1 else snapshots._write_own):
+        save = partial(checkpoint_dir.write, folder, module=net, optimizer=optimizer, state={"layout": layout})
+        with patch.object(checkpoint_dir, "_write_own", fail if rank == world - 1 else checkpoint_dir._write_own):
             try:
                 save(last.step + 1)
-            except snapshots.SaveError as error:
+            except checkpoint_dir.SaveError as error:
                 assert str(error) == "MemoryError: no room", error
             else:
                 raise AssertionError("saved what one process did not write")
-        assert snapshots.steps(folder)[0] == last.step
+        assert checkpoint_dir.steps(folder)[0] == last.step
         save(last.step + 1)
     distributed.destroy_process_group()
 

@@ -19,8 +19,8 @@ from auris.corpus import music, sound
 from auris.corpus.augmentation import SHIPPED, request
 from auris.corpus.dialogues import name
 from auris.corpus.grammar import KEYWORDS, LANGUAGES
-from auris.tasks import LANGUAGES as NAMES
-from auris.tasks import TASKS
+from auris.text.tasks import LANGUAGES as NAMES
+from auris.text.tasks import TASKS
 
 MODEL = "a script of templates, not a language model"
 PAIRS = 8

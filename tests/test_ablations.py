@@ -10,8 +10,11 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from auris import instruct, recipe, studies, train
+from auris import config
+from auris.corpus import instruct
 from auris.data.datamodule import Rows
+from auris.training import run as train
+from auris.training import studies
 from recipes import smallest_run
 from runs import ROOT
 
@@ -43,7 +46,7 @@ def rows(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "tokenizer").symlink_to(corpus / "tokenizer")
     (folder / "text.txt").symlink_to(corpus / "text.txt")
     few = [f"{kind}.{split}=8" for kind in ("rows", "preferences") for split in ("train", "valid", "test")]
-    options = recipe.resolve(recipe.compose([f"corpus={corpus}", f"out={folder}/dialogues", *few], "instruct"))
+    options = config.resolve(config.compose([f"corpus={corpus}", f"out={folder}/dialogues", *few], "instruct"))
     instruct.instruct(Path(options.pop("corpus")), Path(options.pop("out")), **options)
     return folder
 
@@ -51,7 +54,7 @@ def rows(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", STUDIES)
 def test_every_arm_takes_its_first_steps(name: str, rows: Path, tmp_path: Path):
-    study = OmegaConf.to_container(recipe.compose([f"ablations={name}"]), resolve=False)
+    study = OmegaConf.to_container(config.compose([f"ablations={name}"]), resolve=False)
     small = [*smallest_run(rows, tmp_path), "max_steps=2", "+trainer.limit_val_batches=1", "data.num_workers=0"]
     for job in studies.plan(study, [*small, f"++data.dialogues={rows}/dialogues"], seed=study["seeds"][0]):
         done = json.loads((train.train(job.recipe) / "finished.json").read_text())

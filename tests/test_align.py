@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 import published
-from auris import align
-from auris.align import FRAME, Aligner, Span, compare, split, token_frames, word_times
 from auris.data.datamodule import pack
 from auris.data.manifests import read_manifests
 from auris.data.rows import Row
-from auris.pretrained import load
+from auris.inference import align
+from auris.inference.align import FRAME, Aligner, Span, compare, split, token_frames, word_times
+from auris.inference.load import load
 from manifests import speech_rows, tokenizer, write_manifest
 
 BLANK = 4
@@ -145,7 +145,9 @@ def test_a_row_has_the_same_times_in_whatever_pack_it_stands(run: Path, rows: Pa
 
 def test_rows_gain_times_and_none_is_lost(run: Path, rows: Path, tmp_path: Path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["auris.align", f"checkpoint={run}", f"data.test=[{rows}]", "out=new/timed.jsonl"])
+    monkeypatch.setattr(
+        sys, "argv", ["auris.inference.align", f"checkpoint={run}", f"data.test=[{rows}]", "out=new/timed.jsonl"]
+    )
     align.main()
     assert "median error" in capsys.readouterr().out
     [manifest] = read_manifests(["new/timed.jsonl"])
@@ -165,7 +167,7 @@ def test_what_cannot_align_says_so(run: Path, rows: Path, tmp_path: Path, monkey
     def fail(*arguments: str) -> str:
         given = {"checkpoint": run, "data.test": f"[{rows}]", "out": "timed.jsonl"}
         given |= dict(argument.split("=", 1) for argument in arguments)
-        monkeypatch.setattr(sys, "argv", ["auris.align", *(f"{key}={value}" for key, value in given.items())])
+        monkeypatch.setattr(sys, "argv", ["auris.inference.align", *(f"{key}={value}" for key, value in given.items())])
         with pytest.raises(SystemExit) as stop:
             align.main()
         return str(stop.value.code)

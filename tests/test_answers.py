@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from auris import answers, tasks
-from auris.answers import LANGUAGES, Tag
-from auris.prompts import END_OF_TEXT, NaturalPrompt, TagPrompt
-from auris.scoring.metrics import row_stats
-from auris.tasks import TASKS
+from auris.metrics.row_stats import row_stats
+from auris.text import answer_formats, tasks
+from auris.text.answer_formats import LANGUAGES, Tag
+from auris.text.prompts import END_OF_TEXT, NaturalPrompt, TagPrompt
+from auris.text.tasks import TASKS
 from manifests import tokenizer
 
 WORDS = [{"word": "hello", "start": 0.0, "end": 0.42}, {"word": "there", "start": 0.42, "end": 1.0}]
@@ -330,16 +330,16 @@ def test_any_answer_can_be_read_and_compared(code, answer):
 
 @pytest.mark.parametrize("opening", ["", "<|0.00|>"])
 def test_timed_words_are_read_with_and_without_their_opening_time(opening):
-    read = answers.parse_words(f"{opening}<|sil|><|0.54|> hello<|0.86|>you")
+    read = answer_formats.parse_words(f"{opening}<|sil|><|0.54|> hello<|0.86|>you")
     assert read == {
         "words": [{"word": "hello", "start": 0.54, "end": 0.86}, {"word": "you", "start": 0.86, "end": None}]
     }
 
 
 def test_a_word_without_times_in_brackets_has_no_end():
-    read = answers.parse_words("hello (0.10-0.42) there")["words"]
+    read = answer_formats.parse_words("hello (0.10-0.42) there")["words"]
     assert read == [{"word": "hello", "start": 0.1, "end": 0.42}, {"word": "there", "start": 0.42, "end": None}]
-    assert answers.parse_words("hello there")["words"] == [{"word": "hello there", "start": 0.0, "end": None}]
+    assert answer_formats.parse_words("hello there")["words"] == [{"word": "hello there", "start": 0.0, "end": None}]
 
 
 @pytest.mark.parametrize("natural", [False, True])
@@ -355,35 +355,37 @@ def test_what_is_compared_of_timed_words_is_their_text():
 
 
 def test_events_that_share_a_time_are_both_read():
-    read = answers.parse_events("<|0.50|>dog<|1.20|>rain<|4.00|>")["events"]
+    read = answer_formats.parse_events("<|0.50|>dog<|1.20|>rain<|4.00|>")["events"]
     assert [(event["label"], event["start"], event["end"]) for event in read] == [("dog", 0.5, 1.2), ("rain", 1.2, 4.0)]
 
 
-@pytest.mark.parametrize("parse, name", [(answers.parse_events, "events"), (answers.parse_entities, "entities")])
+@pytest.mark.parametrize(
+    "parse, name", [(answer_formats.parse_events, "events"), (answer_formats.parse_entities, "entities")]
+)
 def test_no_list_and_a_broken_one_are_told_apart(parse, name):
     assert parse(" None ") == {name: []}
     assert parse("I hear a dog") == {name: None}
 
 
 def test_a_broken_note_answer_is_read_as_far_as_it_goes():
-    read = answers.parse_notes("<|midi_pitch_7|> nonsense")["notes"]
+    read = answer_formats.parse_notes("<|midi_pitch_7|> nonsense")["notes"]
     assert read == {"pitch": 7, "velocity": None, "instrument": None, "sonic": []}
-    assert answers.parse_notes("velocity: 3; loud")["notes"] == {**read, "pitch": None, "velocity": 3}
-    assert answers.instrument("nonsense") == ""
+    assert answer_formats.parse_notes("velocity: 3; loud")["notes"] == {**read, "pitch": None, "velocity": 3}
+    assert answer_formats.instrument("nonsense") == ""
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_a_language_answer_is_its_english_name_and_is_read_in_any_case(language):
     assert TASKS["lid"].render({"language": language}) == LANGUAGES[language]
-    assert answers.parse_language(f" {LANGUAGES[language].upper()} ") == {"language": language}
+    assert answer_formats.parse_language(f" {LANGUAGES[language].upper()} ") == {"language": language}
 
 
 def test_an_answer_outside_the_languages_is_none():
-    assert answers.parse_language("Klingon") == {"language": None}
+    assert answer_formats.parse_language("Klingon") == {"language": None}
 
 
 def test_a_slot_value_may_hold_a_colon_and_a_broken_pair_loses_only_itself():
-    assert answers.parse_slots("wake; time: 7:30; ; : x") == {"intent": "wake", "slots": {"time": "7:30"}}
+    assert answer_formats.parse_slots("wake; time: 7:30; ; : x") == {"intent": "wake", "slots": {"time": "7:30"}}
 
 
 # --- what cannot be written ---------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from auris import audio
-from auris.model import weights
+from auris.model.weights import loading
 from benchmarks import (
     Comparison,
     Report,
@@ -115,14 +115,14 @@ def test_a_run_reports_parity_and_ratio_as_json(capsys: pytest.CaptureFixture, t
 def test_sides_that_differ_are_not_timed(
     benchmark: str, value: float, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path
 ) -> None:
-    load = weights.load
+    load = loading.load
 
-    def load_and_move_one(net: torch.nn.Module, source: weights.Source, where: str) -> None:
+    def load_and_move_one(net: torch.nn.Module, source: loading.Source, where: str) -> None:
         load(net, source, where=where)
         with torch.no_grad():
             net.encoder.blocks[0].query.weight[0] += value
 
-    monkeypatch.setattr(weights, "load", load_and_move_one)
+    monkeypatch.setattr(loading, "load", load_and_move_one)
     assert __main__.main([benchmark, *SHORT]) == 1
     captured = capsys.readouterr()
     assert "round" not in captured.out and "gradient" in captured.err
@@ -130,14 +130,14 @@ def test_sides_that_differ_are_not_timed(
 
 
 def test_answers_that_differ_are_not_timed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    load = weights.load
+    load = loading.load
 
-    def load_and_turn_the_head(net: torch.nn.Module, source: weights.Source, where: str) -> None:
+    def load_and_turn_the_head(net: torch.nn.Module, source: loading.Source, where: str) -> None:
         load(net, source, where=where)
         with torch.no_grad():
             net.llm.lm_head.weight.neg_()
 
-    monkeypatch.setattr(weights, "load", load_and_turn_the_head)
+    monkeypatch.setattr(loading, "load", load_and_turn_the_head)
     assert __main__.main(SMALLEST["generate"]) == 1
     assert "differ in tokens, not timed" in capsys.readouterr().err
 

@@ -14,11 +14,11 @@ import soundfile
 
 import auris
 import published
-from auris import chat
-from auris.chat import Conversation, Stream, answer_file, talk
 from auris.data.manifests import read_manifests
-from auris.pretrained import AudioModel
-from auris.prompts import text_of
+from auris.inference import chat
+from auris.inference.chat import Conversation, Stream, answer_file, talk
+from auris.inference.load import AudioModel
+from auris.text.prompts import text_of
 from manifests import tokenizer, write_manifest, write_wave
 
 SETTINGS = {"max_new_tokens": 8, "control": True}
@@ -340,7 +340,7 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_
     monkeypatch.chdir(tmp_path)
 
     def call(*arguments: str, lines: str = "") -> tuple[Any, str, str]:
-        monkeypatch.setattr(sys, "argv", ["auris.chat", *arguments])
+        monkeypatch.setattr(sys, "argv", ["auris.inference.chat", *arguments])
         monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
         code = None
         try:

@@ -13,11 +13,12 @@ import torch
 from safetensors.torch import save_file
 
 import published
-from auris import parallel, recipe
-from auris.checkpoint import KINDS, PARTS, identify
-from auris.export import export
-from auris.model import weights
-from auris.model.weights import layout_of
+from auris import config as recipe
+from auris.inference.export import export
+from auris.model.weights import loading
+from auris.model.weights.identify import KINDS, PARTS, identify
+from auris.model.weights.loading import layout_of
+from auris.training import sharding
 
 MAKE: dict[str, Callable[[Path], object]] = {
     "qwen2_audio": published.qwen2_audio,
@@ -132,8 +133,8 @@ def test_a_language_model_begins_ours_and_its_vocabulary_grows(paths: dict[str, 
     found = identify(paths[kind])
     preset = recipe.resolve(recipe.compose(published.TINY))["model"]
     net = recipe.build_net({"model": preset | found.parts}, SimpleNamespace(size=5000))
-    parallel.materialise(net, "cpu")
-    told = weights.load(net, found.source(), layout=found.layout, parts=list(found.parts), where="here")
+    sharding.materialise(net, "cpu")
+    told = loading.load(net, found.source(), layout=found.layout, parts=list(found.parts), where="here")
     rows = found.config["vocab_size"]
     assert told["grown"]["llm.model.embed_tokens.weight"] == (rows, 5000)
     names = {"causal_lm": "model.embed_tokens.weight", "qwen": "transformer.wte.weight"}

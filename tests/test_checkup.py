@@ -13,7 +13,9 @@ import soundfile
 from rich.console import Console
 
 import layouts
-from auris import checkup, doctor, shards
+from auris.data.check import report as checkup
+from auris.data.parquet import pack as shards
+from auris.inference import inspect
 from manifests import write_manifest
 
 
@@ -34,9 +36,9 @@ def make(folder: Path, **names: str) -> dict[str, Path]:
 def call(monkeypatch: pytest.MonkeyPatch, folder: Path, *arguments: str) -> tuple[object, dict[str, Any]]:
     """Exit code, and the report."""
     report = folder / "found.json"
-    monkeypatch.setattr(sys, "argv", ["auris.doctor", *arguments, f"report={report}", "jobs=1"])
+    monkeypatch.setattr(sys, "argv", ["auris.inference.inspect", *arguments, f"report={report}", "jobs=1"])
     with pytest.raises(SystemExit) as done:
-        doctor.main()
+        inspect.main()
     return done.value.code, json.loads(report.read_text()) if report.is_file() else {}
 
 

@@ -16,7 +16,8 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import get_object
 from omegaconf import OmegaConf
 
-from auris import recipe, studies
+from auris import config
+from auris.training import studies
 
 ROOT = Path(__file__).resolve().parents[1]
 PRIMARIES = {  # with what each of them cannot do without
@@ -29,7 +30,7 @@ PRIMARIES = {  # with what each of them cannot do without
     "chat": ["checkpoint=runs/some/run"],
     "prefer": ["out=pairs.jsonl"],
     "align": ["checkpoint=runs/some/run", "out=timed.jsonl"],
-    "reproduce": ["fault='runs/some/run/faults/step=00000007.json'"],
+    "replay": ["fault='runs/some/run/faults/step=00000007.json'"],
     "prepare": ["layout=librispeech", "root=LibriSpeech", "out=rows.jsonl"],
     "shards": [],
 }
@@ -56,8 +57,8 @@ def at_the_root(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def choices() -> list[tuple[str, str]]:
     """(primary, override) of every file under configs/ that belongs to a group."""
     found = []
-    for path in sorted(recipe.CONFIGS.rglob("*.yaml")):
-        group = path.parent.relative_to(recipe.CONFIGS).as_posix()
+    for path in sorted(config.CONFIGS.rglob("*.yaml")):
+        group = path.parent.relative_to(config.CONFIGS).as_posix()
         if group not in (".", "experiment", "scale"):  # those are composed in all combinations below
             owners = SHARED.get(group, ("train",))
             found += [(owner, f"{group}={path.stem}") for owner in owners]
@@ -67,7 +68,7 @@ def choices() -> list[tuple[str, str]]:
 @cache
 def compose(primary: str, *overrides: str) -> dict[str, Any]:
     """The resolved config. Shared: do not change it."""
-    return recipe.resolve(recipe.compose([*PRIMARIES[primary], *overrides], primary))
+    return config.resolve(config.compose([*PRIMARIES[primary], *overrides], primary))
 
 
 def targets(node: Any, path: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -97,7 +98,7 @@ def unbound(made: Mapping[str, Any]) -> list[str]:
 
 
 def test_every_file_at_the_top_is_a_known_primary():
-    assert {path.stem for path in recipe.CONFIGS.glob("*.yaml")} == set(PRIMARIES)
+    assert {path.stem for path in config.CONFIGS.glob("*.yaml")} == set(PRIMARIES)
 
 
 @pytest.mark.parametrize("primary", PRIMARIES)
@@ -110,8 +111,8 @@ def test_each_option_of_each_group_composes_and_binds(primary, override):
     assert unbound(compose(primary, override)) == []
 
 
-@pytest.mark.parametrize("scale", sorted(path.stem for path in (recipe.CONFIGS / "scale").glob("*.yaml")))
-@pytest.mark.parametrize("experiment", sorted(path.stem for path in (recipe.CONFIGS / "experiment").glob("*.yaml")))
+@pytest.mark.parametrize("scale", sorted(path.stem for path in (config.CONFIGS / "scale").glob("*.yaml")))
+@pytest.mark.parametrize("experiment", sorted(path.stem for path in (config.CONFIGS / "experiment").glob("*.yaml")))
 def test_each_experiment_composes_at_each_scale(experiment, scale):
     made = compose("train", f"experiment={experiment}", f"scale={scale}")
     assert unbound(made) == []
@@ -124,7 +125,7 @@ def test_each_experiment_composes_at_each_scale(experiment, scale):
 def test_a_run_can_be_launched_through_slurm():
     """`-m hydra/launcher=submitit_slurm seed=0,1,2`: the launcher's options stand beside ours."""
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="the launcher, extra `slurm`, is not installed")
-    with initialize_config_dir(str(recipe.CONFIGS), version_base="1.3"):
+    with initialize_config_dir(str(config.CONFIGS), version_base="1.3"):
         options = ["hydra/launcher=submitit_slurm", "hydra.launcher.gpus_per_node=2", "experiment=qwen2_audio_pretrain"]
         made = hydra_compose("train", overrides=options, return_hydra_config=True)
     assert made.hydra.launcher._target_.endswith("submitit_launcher.SlurmLauncher")
@@ -148,7 +149,7 @@ def test_the_presets_are_the_two_systems_of_the_papers():
         assert made["model"]["llm"]["config"]["hidden_size"] == 4096
         assert made["model"]["pooling"] == {"_target_": "auris.model.pooling.Mean", "_partial_": True, "k": 2}
         wordings = {"wordings": "all"} if prompt == "NaturalPrompt" else {}
-        assert made["prompt"] == {"_target_": f"auris.prompts.{prompt}", "supervise_tags": True, **wordings}
+        assert made["prompt"] == {"_target_": f"auris.text.prompts.{prompt}", "supervise_tags": True, **wordings}
         assert made["trainable"] == ["encoder", "pooling", "projector", "boundary"]  # the language model is frozen
         assert made["optim"] == {  # Qwen-Audio Table 6
             "lr": 5e-5,
@@ -168,7 +169,7 @@ def test_the_presets_are_the_two_systems_of_the_papers():
 def test_fine_tuning_is_that_of_qwen_audio_in_both_systems():
     for name, prompt in (("qwen_audio", "QwenAudioChat"), ("qwen2_audio", "Qwen2AudioChat")):
         made = compose("train", f"experiment={name}_sft", "scale=full")
-        assert made["prompt"]["_target_"] == f"auris.prompts.{prompt}" and made["data"]["view"] == "chat"
+        assert made["prompt"]["_target_"] == f"auris.text.prompts.{prompt}" and made["data"]["view"] == "chat"
         assert made["trainable"] == ["pooling", "projector", "boundary", "llm"]  # the encoder is frozen
         optim = made["optim"]
         numbers = {"lr": 1e-5, "min_lr": 1e-6, "warmup_steps": 3000, "layer_decay": 1.0}  # Qwen-Audio Table 6
@@ -207,7 +208,7 @@ def test_a_planted_typo_is_caught(where, spoil):
 
 
 def study(name: str) -> dict[str, Any]:
-    return OmegaConf.to_container(recipe.compose([f"ablations={name}"]), resolve=False)
+    return OmegaConf.to_container(config.compose([f"ablations={name}"]), resolve=False)
 
 
 def small(**arms: list[str]) -> dict[str, Any]:
@@ -234,7 +235,7 @@ def test_all_arms_of_each_study_compose_bind_and_differ(name):
         assert set(job.needs) <= before
     for number, one in enumerate(made):
         for other in made[:number]:
-            changed = {line.split(":")[0] for line in recipe.differences(one, other)}
+            changed = {line.split(":")[0] for line in config.differences(one, other)}
             assert changed - {"arm", "run_dir", "seed"}, (one["arm"], other["arm"])
 
 

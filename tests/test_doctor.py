@@ -14,20 +14,34 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import published
-from auris import doctor, recipe
-from auris.checkpoint import PARTS
+from auris import config
 from auris.data.datamodule import pack
 from auris.data.manifests import read_manifests
 from auris.data.packing import IGNORE
-from auris.doctor import GIB, STAGES, Load, Stage, count, examine, memory, parameters, report, spell, trained, work
+from auris.inference import inspect
+from auris.inference.inspect import (
+    GIB,
+    STAGES,
+    Load,
+    Stage,
+    count,
+    examine,
+    memory,
+    parameters,
+    report,
+    spell,
+    trained,
+    work,
+)
 from auris.model import adapters
+from auris.model.weights.identify import PARTS
 from manifests import samples_of, speech_rows, tokenizer, write_manifest
 
 
 @pytest.fixture(scope="module")
 def released() -> nn.Module:
-    made = recipe.resolve(recipe.compose(["scale=full", "model=qwen2_audio"]))
-    return recipe.build_net(made, SimpleNamespace(size=1))
+    made = config.resolve(config.compose(["scale=full", "model=qwen2_audio"]))
+    return config.build_net(made, SimpleNamespace(size=1))
 
 
 def read(path: Path, **options: object) -> tuple[list[str], str]:
@@ -61,7 +75,7 @@ def test_parameters_are_those_of_the_released_system(released: nn.Module):
 )
 def test_states_are_those_of_the_performance_notes(released: nn.Module, stage: str, expected: tuple):
     need = memory(released, find(stage), Load.of_budget(8192, 2))
-    for gpus, gib in zip(doctor.GPUS, expected, strict=True):
+    for gpus, gib in zip(inspect.GPUS, expected, strict=True):
         assert need.states / gpus / GIB == pytest.approx(gib, abs=0.06 if gib > 2 else 0.006)
 
 
@@ -83,8 +97,8 @@ def test_a_pack_needs_what_the_performance_notes_say(released: nn.Module):
 
 def test_adapters_are_counted_as_what_learns_and_the_model_under_them_as_frozen():
     """LoRA of rank r on a layer of n x m: r (n + m) parameters. A new token: a row of the embedding and of the head."""
-    made = recipe.resolve(recipe.compose(["scale=full", "model=qwen2_audio"]))
-    net = recipe.build_net(made, SimpleNamespace(size=1))
+    made = config.resolve(config.compose(["scale=full", "model=qwen2_audio"]))
+    net = config.build_net(made, SimpleNamespace(size=1))
     whole = count(net)
     load = Load.of_budget(8192, 2)
     frozen = memory(net, Stage(name="", trainable=("projector",)), load)
@@ -216,8 +230,8 @@ def test_a_first_batch_is_shown(tmp_path: Path):
         "<|audio_bos|>[25 audio tokens]<|audio_eos|>Detect the language and recognize the speech: "
         "{<|en|>the cat sat<|endoftext|>}"
     )
-    made = recipe.resolve(recipe.compose([*published.TINY, "model.encoder.n_mels=16"]))
-    net = recipe.build_net(made, view.tokenizer)
+    made = config.resolve(config.compose([*published.TINY, "model.encoder.n_mels=16"]))
+    net = config.build_net(made, view.tokenizer)
     console = Console(file=io.StringIO(), width=200)
     stages = [Stage(name="this run", trainable=("projector",))]
     report(console, net, token_budget=1, stages=stages, packs=[batch], tokenizer=view.tokenizer)
@@ -226,16 +240,16 @@ def test_a_first_batch_is_shown(tmp_path: Path):
     assert f"1 packs, 2 rows, {n_tokens:,} tokens, {n_scored} of them scored, 75 of audio (3.0 s)" in text
     assert "left out bad: " in text and "this run" in text and "pre-training" not in text
     assert Load.of_pack(batch) == Load(tokens=n_tokens, frames=150, scored=n_scored)
-    assert np.isclose(memory(net, stages[0], Load.of_pack(batch)).states, doctor.FROZEN * doctor.count(net), rtol=0.1)
+    assert np.isclose(memory(net, stages[0], Load.of_pack(batch)).states, inspect.FROZEN * inspect.count(net), rtol=0.1)
 
 
 def test_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
     published.run(tmp_path / "seed=0")
 
     def call(path: Path) -> object:
-        monkeypatch.setattr(sys, "argv", ["auris.doctor", f"checkpoint={path}"])
+        monkeypatch.setattr(sys, "argv", ["auris.inference.inspect", f"checkpoint={path}"])
         with pytest.raises(SystemExit) as done:
-            doctor.main()
+            inspect.main()
         return done.value.code
 
     assert call(tmp_path / "seed=0") == 0

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from auris import snapshots
+from auris.model.weights import checkpoint_dir
 from recipes import SMALLEST_MODEL
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -52,7 +52,7 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS":
 
 
 def call(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", *arguments]
+    command = [sys.executable, "-m", "auris", *arguments]
     return subprocess.run(command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=900)
 
 
@@ -77,7 +77,7 @@ def numbers(folder: Path) -> dict[str, list]:
 def folder(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A user's folder, with the study run in it."""
     folder = write_study(tmp_path_factory.mktemp("user"), corpus)
-    done = call(folder, "auris.train", "ablations=smoke", "jobs=2")
+    done = call(folder, "train", "ablations=smoke", "jobs=2")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return folder
 
@@ -90,14 +90,14 @@ def test_a_study_trains_and_evaluates_every_arm(folder: Path):
         for row in rows:
             assert row["low"] <= row["value"] <= row["high"], row
             assert row["provenance"] in ("tts", "procedural") and row["n"] > 0
-        assert (run / "recipe.yaml").is_file() and snapshots.find(run, "best").step > 0
+        assert (run / "recipe.yaml").is_file() and checkpoint_dir.find(run, "best").step > 0
 
 
 @pytest.mark.slow
 def test_the_same_command_again_has_nothing_to_train(folder: Path):
     checkpoints = folder / "runs/smoke/tags/seed=0/checkpoints"
     before = {path: path.stat().st_mtime_ns for path in checkpoints.rglob("*")}
-    done = call(folder, "auris.train", "ablations=smoke", "arm=tags", "seed=0")
+    done = call(folder, "train", "ablations=smoke", "arm=tags", "seed=0")
     assert done.returncode == 0, done.stdout[-2000:]
     assert {path: path.stat().st_mtime_ns for path in checkpoints.rglob("*")} == before
 
@@ -106,7 +106,7 @@ def test_the_same_command_again_has_nothing_to_train(folder: Path):
 def test_arms_of_a_job_array_have_the_numbers_of_the_study(folder: Path, corpus: Path, tmp_path: Path):
     write_study(tmp_path, corpus)
     for arm in ("natural_conv", "tags"):
-        done = call(tmp_path, "auris.train", "ablations=smoke", f"arm={arm}", "seed=0")
+        done = call(tmp_path, "train", "ablations=smoke", f"arm={arm}", "seed=0")
         assert done.returncode == 0, done.stdout[-2000:]
     assert numbers(tmp_path) == numbers(folder)
 
@@ -114,7 +114,7 @@ def test_arms_of_a_job_array_have_the_numbers_of_the_study(folder: Path, corpus:
 @pytest.mark.slow
 def test_a_study_that_was_killed_goes_on_to_the_same_numbers(folder: Path, corpus: Path, tmp_path: Path):
     write_study(tmp_path, corpus)
-    command = [sys.executable, "-m", "auris.train", "ablations=smoke", "jobs=2"]
+    command = [sys.executable, "-m", "auris", "train", "ablations=smoke", "jobs=2"]
     study = subprocess.Popen(command, cwd=tmp_path, env=ENVIRONMENT, start_new_session=True, stdout=subprocess.DEVNULL)
     progress = tmp_path / "runs/smoke/tags/seed=0/progress.json"
     until = time.time() + 300
@@ -122,7 +122,7 @@ def test_a_study_that_was_killed_goes_on_to_the_same_numbers(folder: Path, corpu
         time.sleep(0.05)
     os.killpg(study.pid, signal.SIGKILL)
     assert study.wait() == -signal.SIGKILL and not (progress.parent / "results.jsonl").exists()
-    done = call(tmp_path, "auris.train", "ablations=smoke", "jobs=2")
+    done = call(tmp_path, "train", "ablations=smoke", "jobs=2")
     assert done.returncode == 0, done.stdout[-2000:]
     assert "4 runs, 2 done before" in done.stdout
     assert numbers(tmp_path) == numbers(folder)
@@ -132,15 +132,15 @@ def test_a_study_that_was_killed_goes_on_to_the_same_numbers(folder: Path, corpu
 def test_an_arm_that_fails_takes_none_with_it_and_is_named_with_its_reason(corpus: Path, tmp_path: Path):
     broken = '  broken: {{overrides: [experiment=qwen_audio_pretrain, *small, "data.train=[gone.jsonl]"]}}\n'
     write_study(tmp_path, corpus, more=broken)
-    done = call(tmp_path, "auris.train", "ablations=smoke", "jobs=2")
+    done = call(tmp_path, "train", "ablations=smoke", "jobs=2")
     assert done.returncode == 1 and "broken, seed 0 failed" in done.stdout and "gone.jsonl" in done.stdout
     assert {arm for arm, lines in numbers(tmp_path).items() if lines} == {"tags", "natural_conv"}
-    table = call(tmp_path, "auris.results", "study=smoke")
+    table = call(tmp_path, "results", "study=smoke")
     assert table.returncode == 0 and "natural_conv" in table.stdout and "broken, seed 0: waiting" in table.stdout
 
 
 def test_results_make_a_table_and_figures(folder: Path):
-    done = call(folder, "auris.results", "study=smoke")
+    done = call(folder, "results", "study=smoke")
     assert done.returncode == 0, done.stderr[-2000:]
     assert "asr en" in done.stdout and "natural_conv" in done.stdout
     for name in ("table.csv", "bars.png", "curves.png"):
@@ -161,7 +161,7 @@ def test_odd_files_are_evaluated_or_named(folder: Path, shared_data: Path):
     rows = [{"id": name, "audio": name, "task": "asr", "language": "en", "text": "a b"} for name in names]
     (folder / "odd.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     run = "checkpoint=runs/smoke/tags/seed=0"
-    done = call(folder, "auris.evaluate", run, "data=manifest", "data.test=odd.jsonl", "generation.max_new_tokens=4")
+    done = call(folder, "evaluate", run, "data=manifest", "data.test=odd.jsonl", "generation.max_new_tokens=4")
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     said = [json.loads(line) for line in (folder / "runs/smoke/tags/seed=0/predictions/odd.jsonl").open()]
     assert {row["id"] for row in said} == {"silent.wav", "long.wav", str(real)}
@@ -172,9 +172,9 @@ def test_odd_files_are_evaluated_or_named(folder: Path, shared_data: Path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["auris.train", "optim.lrr=1"], "lrr"),
-        (["auris.train", "data=manifest", "data.train=[missing.jsonl]"], "missing.jsonl"),
-        (["auris.results", "study=unheard"], "unheard"),
+        (["train", "optim.lrr=1"], "lrr"),
+        (["train", "data=manifest", "data.train=[missing.jsonl]"], "missing.jsonl"),
+        (["results", "study=unheard"], "unheard"),
     ],
 )
 def test_a_mistake_is_one_clear_sentence(folder: Path, arguments: list[str], message: str):

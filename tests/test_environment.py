@@ -13,8 +13,12 @@ import pytest
 import torch
 
 import nets
-from auris import doctor, environment, recipe, snapshots, train
-from auris.environment import WINDOW, Announcement, planned_ranks
+from auris import config
+from auris.inference import inspect
+from auris.model.weights import checkpoint_dir
+from auris.training import provenance
+from auris.training import run as train
+from auris.training.provenance import WINDOW, Announcement, planned_ranks
 from recipes import smallest_run
 from runs import ROOT
 
@@ -22,7 +26,7 @@ from runs import ROOT
 @pytest.fixture
 def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     texts: list[str] = []
-    monkeypatch.setattr(environment, "rank_zero_info", texts.append)
+    monkeypatch.setattr(provenance, "rank_zero_info", texts.append)
     return texts
 
 
@@ -32,7 +36,7 @@ def tiny(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(ROOT)
     size = [*smallest_run(corpus, tmp_path), "experiment=qwen2_audio_pretrain"]
     size += [f"data.valid=[{{path: '{corpus}/valid.jsonl', limit: 3}}]"]
-    return lambda *overrides: recipe.resolve(recipe.compose([*size, *overrides]))
+    return lambda *overrides: config.resolve(config.compose([*size, *overrides]))
 
 
 def test_a_run_says_what_it_runs_on_and_what_it_will_take(corpus: Path, tmp_path: Path, tiny, said):
@@ -105,8 +109,8 @@ def test_the_memory_of_states_is_what_is_allocated(tiny, precision):
     made = tiny("max_steps=2", f"trainer.precision={precision}", f"arm={precision}", "trainer.val_check_interval=1.0")
     train.train(made)
     facts = json.loads((Path(made["run_dir"]) / "environment.json").read_text())
-    snapshot = snapshots.find(made["run_dir"], kinds=snapshots.KINDS)
-    stored = [table for kind in snapshots.KINDS for table in snapshot.stored(kind).items()]
+    snapshot = checkpoint_dir.find(made["run_dir"], kinds=checkpoint_dir.KINDS)
+    stored = [table for kind in checkpoint_dir.KINDS for table in snapshot.stored(kind).items()]
     sizes = {name: math.prod(one.shape) * one.dtype.itemsize for name, one in stored if not name.startswith("step.")}
     del sizes["net.encoder.positions"]
     gradients = sum(size for name, size in sizes.items() if name.startswith("exp_avg."))
@@ -114,10 +118,10 @@ def test_the_memory_of_states_is_what_is_allocated(tiny, precision):
 
 
 def test_ddp_sums_gradients_in_memory_of_its_own():
-    net, stage = nets.build_meta(), doctor.Stage(name="", trainable=("projector",))
-    load = doctor.Load(tokens=1, frames=1, scored=1)
-    alone, bucketed = (doctor.memory(net, stage, load, buckets=buckets).states for buckets in (False, True))
-    assert bucketed - alone == 4 * doctor.trained(net, stage)
+    net, stage = nets.build_meta(), inspect.Stage(name="", trainable=("projector",))
+    load = inspect.Load(tokens=1, frames=1, scored=1)
+    alone, bucketed = (inspect.memory(net, stage, load, buckets=buckets).states for buckets in (False, True))
+    assert bucketed - alone == 4 * inspect.trained(net, stage)
 
 
 def test_the_time_left_follows_from_the_speed_of_the_first_steps(said, tmp_path):
@@ -132,5 +136,5 @@ def test_the_time_left_follows_from_the_speed_of_the_first_steps(said, tmp_path)
 
 def test_the_speed_of_a_matrix_product_is_that_of_this_machine_and_draws_nothing():
     state = torch.get_rng_state()
-    assert 1e8 < environment.matmul_speed(torch.device("cpu")) < 1e14
+    assert 1e8 < provenance.matmul_speed(torch.device("cpu")) < 1e14
     assert torch.equal(torch.get_rng_state(), state)

@@ -13,20 +13,22 @@ import torch
 from rich.console import Console
 
 import nets
-from auris import benchmarks, measures, task_table, tasks
 from auris.data.datamodule import metric as own_metric
 from auris.data.manifests import Manifest
 from auris.data.packing import collate
 from auris.data.rows import Clip, Row
-from auris.evaluate import _view, _Waiting, in_windows, join, log_odds
-from auris.judged import rate
-from auris.objectives import logps
-from auris.predictions import about, score
-from auris.prompts import NaturalPrompt, TagPrompt
-from auris.reporting import credits, show, summarise
-from auris.scoring import signature
-from auris.scoring.judge import Unrated
-from auris.scoring.published import comparable
+from auris.evaluation import benchmarks
+from auris.evaluation.judging import rate
+from auris.evaluation.predictions import about, score
+from auris.evaluation.runner import _view, _Waiting, in_windows, join, log_odds
+from auris.evaluation.summary import credits, show, summarise
+from auris.metrics import measures
+from auris.metrics.judges.rating import Unrated
+from auris.metrics.published import comparable
+from auris.metrics.row_stats import signature
+from auris.text import task_table, tasks
+from auris.text.prompts import NaturalPrompt, TagPrompt
+from auris.training.objectives import logps
 from manifests import read_row, samples_of, tokenizer, write_wave
 
 RUN = {"study": "s", "arm": "a", "seed": 0}
@@ -240,10 +242,10 @@ def test_captions_are_scored_against_all_their_references():
 
 @pytest.mark.parametrize("stage", ["audio", "chat"])
 def test_tasks_can_be_asked_in_another_style_than_the_models_own(stage):
-    net, style = nets.build(vocab=tokenizer().size), {"_target_": "auris.prompts.TagPrompt"}
+    net, style = nets.build(vocab=tokenizer().size), {"_target_": "auris.text.prompts.TagPrompt"}
     made = {"data": {"view": stage, "augment": None}, "seed": 0, "prompt": style}
     model = SimpleNamespace(net=net, tokenizer=tokenizer(), recipe=made, prompt=TagPrompt(), dialogue=None)
-    asked = {"_target_": "auris.prompts.NaturalPrompt", "wordings": "unseen"}
+    asked = {"_target_": "auris.text.prompts.NaturalPrompt", "wordings": "unseen"}
     assert isinstance(_view(model, "task", "error").prompt, TagPrompt)
     assert _view(model, "task", "error", asked).prompt.subset == "unseen"
     # A benchmark's own words are for who gives no style.
@@ -261,9 +263,9 @@ def test_numbers_of_a_benchmark_that_was_asked_otherwise_say_so_and_do_not_compa
         )
 
     assert asked() == asked(max_new_tokens=256) == []
-    assert asked({"_target_": "auris.prompts.NaturalPrompt"}) == ["prompt:NaturalPrompt"]
+    assert asked({"_target_": "auris.text.prompts.NaturalPrompt"}) == ["prompt:NaturalPrompt"]
     assert asked(max_new_tokens=3, do_sample=True) == ["max_new_tokens:3", "do_sample:True"]
-    assert asked({"_target_": "auris.prompts.TagPrompt"}, {}, max_new_tokens=3) == [], "nobody published it"
+    assert asked({"_target_": "auris.text.prompts.TagPrompt"}, {}, max_new_tokens=3) == [], "nobody published it"
     ours = signature("wer", "en")
     assert comparable(ours, "wer|whisper_en+basic|word")
     assert not comparable("|".join([ours, *asked(max_new_tokens=3)]), "wer|whisper_en+basic|word")

@@ -15,10 +15,11 @@ from transformers import AutoProcessor, Qwen2AudioForConditionalGeneration
 import auris
 import published
 import vocabularies
-from auris import audio, recipe
-from auris.export import choose, export, main, write_ranks
-from auris.pretrained import AudioModel
-from auris.tokenizer import Tokenizer
+from auris import audio
+from auris import config as recipe
+from auris.inference.export import choose, export, main, write_ranks
+from auris.inference.load import AudioModel
+from auris.text.tokenizer import Tokenizer
 from manifests import tokenizer, write_manifest, write_wave
 
 PROMPT = "Detect the language and recognize the speech: <|en|>"
@@ -285,7 +286,9 @@ def test_what_cannot_be_exported_is_said(tmp_path: Path):
 
 def test_a_stopped_export_leaves_nothing_behind(tmp_path: Path, monkeypatch):
     published.run(tmp_path / "run")
-    monkeypatch.setattr("auris.model.weights.save_file", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(
+        "auris.model.weights.loading.save_file", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt)
+    )
     with pytest.raises(KeyboardInterrupt):
         export(tmp_path / "run", tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
@@ -297,9 +300,9 @@ def test_a_stopped_export_leaves_nothing_behind(tmp_path: Path, monkeypatch):
 def test_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
     published.run(tmp_path / "seed=0")
     arguments = [f"checkpoint={tmp_path}/seed=0", f"out={tmp_path}/out", "dtype=bfloat16"]
-    monkeypatch.setattr(sys, "argv", ["auris.export", *arguments])
+    monkeypatch.setattr(sys, "argv", ["auris.inference.export", *arguments])
     main()
     assert f"wrote {tmp_path}/out (qwen2_audio)" in capsys.readouterr().out
-    monkeypatch.setattr(sys, "argv", ["auris.export", *arguments])
+    monkeypatch.setattr(sys, "argv", ["auris.inference.export", *arguments])
     with pytest.raises(SystemExit, match=f"error: out={tmp_path}/out is there already"):
         main()

@@ -19,9 +19,12 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from auris import audio, recipe, reproduce, train
+from auris import audio, config
 from auris.data import loader
-from auris.faults import Fault, RunStopped, watch
+from auris.errors import RunStopped
+from auris.training import replay
+from auris.training import run as train
+from auris.training.faults import Fault, watch
 from recipes import smallest_run
 from runs import ROOT, KillAt, Killed, assert_equal, fit, in_processes, said, weights
 
@@ -37,7 +40,7 @@ def compose(corpus: Path, tmp_path_factory: pytest.TempPathFactory):
     ]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
-        yield cache(lambda *overrides: recipe.resolve(recipe.compose([*given, *overrides])))
+        yield cache(lambda *overrides: config.resolve(config.compose([*given, *overrides])))
 
 
 @pytest.fixture
@@ -182,7 +185,7 @@ def test_all_processes_come_to_the_same_decision_whatever_divides_them(smallest,
     check_alike(one, two)
     assert all(torch.isfinite(tensor).all() for tensor in weights(gradient).values())
     first, second = ((tmp_path / f"stopped-{rank}").read_text() for rank in (0, 1))
-    assert f"step {at}: the loss is" in first and "auris.reproduce" in first and f"step {at}: the loss is" in second
+    assert f"step {at}: the loss is" in first and "auris replay" in first and f"step {at}: the loss is" in second
 
 
 # --- workers ---
@@ -246,7 +249,7 @@ def test_a_row_that_always_costs_its_worker_stops_the_run_and_its_step_is_kept(s
 def look(file: Path, **options) -> tuple[list[str], str]:
     console = Console(record=True, width=200, quiet=False, file=open(os.devnull, "w"))  # noqa: SIM115
     settings = {"checkpoint": None, "accelerator": "cpu"} | options
-    wrong = reproduce.reproduce(file, **settings, console=console)
+    wrong = replay.reproduce(file, **settings, console=console)
     return wrong, console.export_text()
 
 
@@ -258,9 +261,9 @@ def test_the_row_at_fault_is_found_with_the_weights_of_the_step(smallest, loud, 
     wrong, words = look(file)
     assert wrong == ["loud"] and "weights: those of the step" in words
     assert all(f"reading {place.id}" in words for place in fault.places())
-    monkeypatch.setattr(sys, "argv", ["auris.reproduce", f"fault={file}", "accelerator=cpu"])
+    monkeypatch.setattr(sys, "argv", ["auris.training.replay", f"fault={file}", "accelerator=cpu"])
     with pytest.raises(SystemExit) as done:
-        reproduce.main()
+        replay.main()
     assert done.value.code == 1
 
 

@@ -8,10 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from auris import evaluate, export, pretrained, recipe, train
-from auris.measures import measure
+from auris import config
+from auris.evaluation import runner
+from auris.inference import export
+from auris.inference import load as pretrained
+from auris.metrics.measures import measure
 from auris.model.adapters import LORA, NEW_TOKENS
-from auris.prompts import Qwen2AudioChat, QwenAudioChat
+from auris.text.prompts import Qwen2AudioChat, QwenAudioChat
+from auris.training import run as train
 from recipes import SMALLEST_MODEL
 from runs import ROOT, KillAt, Killed
 
@@ -56,13 +60,13 @@ def smallest(corpus: Path, dialogues: Path, tmp_path: Path, monkeypatch: pytest.
         rows = [f"data.train=[{dialogues}]", f"data.valid=[{{path: '{dialogues}', limit: 3}}]"]
         few = [f"data.valid=[{{path: '{corpus}/valid.jsonl', tasks: [ks], limit: 2}}]"]
         chat = any("_sft" in override for override in overrides)
-        return recipe.resolve(recipe.compose([*size, *(rows if chat else few), *overrides]))
+        return config.resolve(config.compose([*size, *(rows if chat else few), *overrides]))
 
     return compose
 
 
 def weights_of(path: str) -> dict[str, torch.Tensor]:
-    return {name: tensor for name, tensor in recipe.load_state(path)[1].items() if name.startswith("net.")}
+    return {name: tensor for name, tensor in config.load_state(path)[1].items() if name.startswith("net.")}
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
@@ -89,10 +93,10 @@ def test_a_pretrained_model_is_fine_tuned_evaluated_and_asked(smallest, dialogue
         "judge=rule",
         "generation.max_new_tokens=3",
     ]
-    asked = recipe.resolve(recipe.compose([*given, "accelerator=cpu"], "evaluate"))
+    asked = config.resolve(config.compose([*given, "accelerator=cpu"], "evaluate"))
     asked["benchmark"]["test"] = [dialogues]
     capsys.readouterr()
-    rows = evaluate.evaluate(asked)
+    rows = runner.evaluate(asked)
     shown = capsys.readouterr().out
     n_rows = len(dialogues.read_text().splitlines()) - 1
     assert f"written by: a script of templates ({n_rows} rows)" in shown and "judged: judged|1-9|stand-in" in shown

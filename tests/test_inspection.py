@@ -13,13 +13,13 @@ from einops import rearrange
 from torch import Tensor
 
 import published
-from auris import inspection
 from auris.data.packing import collate
 from auris.data.rows import Row
-from auris.inspection.hearing import _pieces
-from auris.inspection.keeping import recovered
+from auris.inference import inspection
+from auris.inference.inspection.pooling_probe import recovered
+from auris.inference.inspection.trace import _pieces
+from auris.inference.load import AudioModel, load
 from auris.model import pooling
-from auris.pretrained import AudioModel, load
 from manifests import samples_of, speech_rows, tokenizer, write_manifest
 
 
@@ -209,7 +209,7 @@ def test_a_model_that_answers_with_times_is_asked_for_them(
         asked.append(row.labels["task"])
         return SimpleNamespace(answer="the (0.00-0.50) cat (0.70-1.10)")
 
-    monkeypatch.setattr("auris.inspection.timing.hear", answer)
+    monkeypatch.setattr("auris.inference.inspection.timing.hear", answer)
     row = inspection.choose(subject)
     found = inspection.timings(replace(subject, aligner=None), row)
     assert asked == ["srwt"] and list(found) == ["true", "answer with times"]

@@ -14,15 +14,16 @@ import pytest
 import soundfile
 
 import stand_in
-from auris import instruct as instruction
-from auris import prompts, recipe
+from auris import config
 from auris.corpus import dialogues, grammar, speech, wordings
+from auris.corpus import instruct as instruction
 from auris.corpus.augmentation import SHIPPED
+from auris.corpus.instruct import instruct, share
 from auris.corpus.scenes import SOUND_PHRASES
 from auris.data.manifests import read_manifests
-from auris.instruct import instruct, share
-from auris.scoring.judge import rate
-from auris.tasks import LANGUAGES, MODES
+from auris.metrics.judges.rating import rate
+from auris.text import prompts
+from auris.text.tasks import LANGUAGES, MODES
 
 FILES = [f"{prefix}{split}" for split in grammar.SPLITS for prefix in ("", "preferences_")]
 SPLITS_OF = {name: name.removeprefix("preferences_") for name in FILES}
@@ -257,7 +258,7 @@ def test_preferences_end_with_the_user_and_prefer_the_right_polite_answer(made: 
                 assert wordings.contains(row["rejected"], row["key"]) and not row["rejected"].endswith(".")
             case "plain":
                 assert row["chosen"].removeprefix("Sure. ").removeprefix("Of course. ") == row["rejected"]
-        assert row["annotator"] == "a rule (auris.scoring.judge.rate), not a person"
+        assert row["annotator"] == "a rule (auris.metrics.judges.rating.rate), not a person"
         faults[row["fault"]] += 1
     assert set(faults) == set(dialogues.FAULTS)
     assert faults["wrong"] > max(faults["terse"], faults["plain"])
@@ -417,7 +418,7 @@ def test_questions_come_from_the_users_own_model_where_one_is_named(corpus: Path
 def test_a_table_says_who_wrote_and_who_preferred(made: Path) -> None:
     table = instruction.tabulate(json.loads((made / "instruct.json").read_text("utf-8")))
     assert "a script of templates, not a language model" in table.caption
-    assert "a rule (auris.scoring.judge.rate), not a person" in table.caption
+    assert "a rule (auris.metrics.judges.rating.rate), not a person" in table.caption
 
 
 # --- mistakes -------------------------------------------------------------------------------------------------------
@@ -487,7 +488,7 @@ def test_rows_that_cannot_be_used_are_counted_by_reason(corpus: Path, tmp_path: 
 
 
 def test_a_corpus_that_is_not_there_is_said_with_the_command_that_makes_one(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"corpus=.*none.*python -m auris.corpus out="):
+    with pytest.raises(FileNotFoundError, match=r"corpus=.*none.*auris corpus out="):
         instruct(tmp_path / "none", tmp_path / "out", **SILENT)
 
 
@@ -501,7 +502,7 @@ def test_counts_are_dealt_by_weight() -> None:
 
 
 def test_the_default_makes_two_thousand_rows_and_its_keys_reach_the_function() -> None:
-    made = recipe.resolve(recipe.compose([], "instruct"))
+    made = config.resolve(config.compose([], "instruct"))
     assert made["rows"]["train"] >= 2000
     assert set(made) == set(inspect.signature(instruct).parameters)
     assert set(made["mix"]) == set(dialogues.KINDS)
@@ -515,7 +516,7 @@ def test_the_command_prints_its_table_and_says_what_is_wrong(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def run(*arguments: str) -> None:
-        monkeypatch.setattr(sys, "argv", ["auris.instruct", f"corpus={corpus}", *arguments])
+        monkeypatch.setattr(sys, "argv", ["auris.corpus.instruct", f"corpus={corpus}", *arguments])
         instruction.main()
 
     nothing = [f"{what}.{split}=0" for what in ("rows", "preferences") for split in ("valid", "test")]

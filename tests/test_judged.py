@@ -9,13 +9,13 @@ import pytest
 from rich.console import Console
 
 import stand_in
-from auris import judged
 from auris.completions import Endpoint, Record
 from auris.data.rows import Row
-from auris.predictions import about
-from auris.reporting import summarise
-from auris.scoring import air_bench
-from auris.scoring.published import beside
+from auris.evaluation import judging
+from auris.evaluation.predictions import about
+from auris.evaluation.summary import summarise
+from auris.metrics.judges import air_bench
+from auris.metrics.published import beside
 
 RUN = {"study": "s", "arm": "a", "seed": 0}
 
@@ -31,8 +31,8 @@ def compared(path: Path, rows: list[Row], answer) -> tuple[dict, dict[str, str],
         endpoint = Endpoint(url=url, model="m", blank=True, stand_in="a test's script", setting="judge")
         judge = air_bench.Judge(Record(path, endpoint, setting="judge"), model="m", workers=2)
         answered = {row.id: (row, "an answer") for row in rows}
-        predictions, unrated = judged.rate(answered, judge, about, console)
-    lines = summarise(predictions, RUN, "airbench_chat", 20, 0, judged.signatures(judge))
+        predictions, unrated = judging.rate(answered, judge, about, console)
+    lines = summarise(predictions, RUN, "airbench_chat", 20, 0, judging.signatures(judge))
     return {(line["task"], line["metric"]): line for line in lines}, unrated, console.file.getvalue()
 
 

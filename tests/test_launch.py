@@ -63,7 +63,7 @@ def test_torchrun_is_told_the_machines_and_the_trainer_is_told_the_same(cluster)
     assert done.returncode == 0, done.stderr
     [call] = cluster.called()
     assert "-m torch.distributed.run --nnodes 2 --node-rank 1 --nproc-per-node 4 --master-addr node0" in call
-    assert call.endswith("-m auris.train experiment=qwen2_audio_sft trainer.devices=4 trainer.num_nodes=2")
+    assert call.endswith("-m auris train experiment=qwen2_audio_sft trainer.devices=4 trainer.num_nodes=2")
 
 
 @pytest.mark.parametrize("status", [0, 1])
@@ -88,7 +88,7 @@ def test_a_slurm_job_is_requeued_where_its_run_is_to_be_gone_on_with(cluster, st
     done = cluster.run("slurm.sh", "strategy=fsdp", **job, STATUS=status)
     run, *after = cluster.called()
     assert run == (
-        "srun --kill-on-bad-exit=0 --wait=60 python -m auris.train strategy=fsdp trainer.devices=8 trainer.num_nodes=2"
+        "srun --kill-on-bad-exit=0 --wait=60 python -m auris train strategy=fsdp trainer.devices=8 trainer.num_nodes=2"
     )
     assert after == ["scontrol requeue 123"] * requeued and done.returncode == int(status)
 
@@ -97,7 +97,7 @@ def test_a_study_is_submitted_level_by_level(cluster):
     done = cluster.run("slurm_study.sh", "demo", "max_steps=9", LISTED=LISTED, JOB="77", SBATCH="--mem=9G")
     assert done.returncode == 0, done.stderr
     listing, stages, arms = cluster.called()
-    assert listing == "python -m auris.train ablations=demo max_steps=9 dry_run=true"
+    assert listing == "python -m auris train ablations=demo max_steps=9 dry_run=true"
     assert stages.startswith("sbatch --parsable --job-name=auris-demo --array=0-2 --ntasks=1")
     assert "--array=0-1 --dependency=afterok:77 " in arms
     assert arms.endswith(f"--mem=9G {LAUNCH / 'slurm_study.sh'} demo max_steps=9")
@@ -109,7 +109,7 @@ def test_a_task_of_a_study_is_one_run(cluster, status, after):
     task = {"LEVEL": "1", "SLURM_ARRAY_TASK_ID": "1", "SLURM_ARRAY_JOB_ID": "77", "LISTED": LISTED, "STATUS": status}
     done = cluster.run("slurm_study.sh", "demo", "max_steps=9", **task)
     _, run, *requeued = cluster.called()
-    assert run == "srun python -m auris.train ablations=demo max_steps=9 arm=qwen2_audio seed=1"
+    assert run == "srun python -m auris train ablations=demo max_steps=9 arm=qwen2_audio seed=1"
     assert requeued == after and done.returncode == int(status)
 
 

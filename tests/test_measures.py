@@ -15,7 +15,7 @@ from torchmetrics.functional.classification import (
     multilabel_average_precision,
 )
 
-from auris.measures import MEASURES, bootstrap, difference, display, interval, score, scorer, value
+from auris.metrics.measures import MEASURES, bootstrap, difference, display, interval, score, scorer, value
 
 CORPUS = [name for name, measure in MEASURES.items() if measure.over]
 

@@ -12,14 +12,19 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from auris import benchmarks, evaluate, recipe, reporting, results, tasks, train
+from auris import config as recipe
+from auris import results
 from auris.data.manifests import read_manifests
 from auris.data.rows import Row
-from auris.objectives.next_token import NextToken
-from auris.predictions import score
-from auris.prompts import NaturalPrompt, TagPrompt
-from auris.scoring import published, signature
-from auris.scoring.published import beside
+from auris.evaluation import benchmarks, runner, summary
+from auris.evaluation.predictions import score
+from auris.metrics import published
+from auris.metrics.published import beside
+from auris.metrics.row_stats import signature
+from auris.text import tasks
+from auris.text.prompts import NaturalPrompt, TagPrompt
+from auris.training import run as train
+from auris.training.objectives.next_token import NextToken
 from manifests import write_manifest, write_wave
 from recipes import smallest_run
 from runs import ROOT
@@ -149,7 +154,7 @@ def test_the_script_s_own_score_stands_beside_one_that_drops_nothing(folder: Pat
     [line] = benchmarks.official_lines("evaluate_srwt", "v1", predictions, rows)
     assert line["stopped"] == "AssertionError: 2, 1" and line["value"] is None
     assert benchmarks.note(line) == "evaluate_srwt.py of v1, srwt_zh: stops (AssertionError: 2, 1) (n=2)"
-    words = {row["metric"]: row["value"] for row in reporting.summarise(predictions, RUN, "srwt", 10, 0)}
+    words = {row["metric"]: row["value"] for row in summary.summarise(predictions, RUN, "srwt", 10, 0)}
     assert words["word_coverage"] == 0.5 and words["aas_ms"] == pytest.approx(10.0)
 
 
@@ -162,7 +167,7 @@ def test_notes_of_the_official_file_are_scored_both_ways(folder: Path):
     predictions, read = answered(folder, *rows)
     lines = benchmarks.official_lines("evaluate_note_analysis", "v1", predictions, read)
     official = {line["metric"]: line["value"] for line in lines}
-    ours = {row["metric"]: row["value"] for row in reporting.summarise(predictions, RUN, "nsynth", 10, 0)}
+    ours = {row["metric"]: row["value"] for row in summary.summarise(predictions, RUN, "nsynth", 10, 0)}
     assert official == {"instrument": 1.0, "velocity": 1.0, "qualities": 1.0, "pitch": 0.5, "chroma": 0.5}
     assert ours["chroma_accuracy"] == 1.0 and ours["pitch_accuracy"] == 0.5  # C4 and C5 are one chroma
 
@@ -178,7 +183,7 @@ def test_options_are_scored_strictly_officially_and_by_what_cannot_be_read(folde
     asked = row.labels["messages"][0]["content"][1]["text"]
     assert asked.endswith("\nHow does it sound?\nA. happy\nB. sad\nC. None\nD. None")
     replies = {"1": (row, "sad"), "2": (other, "A.")}
-    lines = reporting.summarise(score(replies), RUN, "airbench_foundation", 10, 0)
+    lines = summary.summarise(score(replies), RUN, "airbench_foundation", 10, 0)
     found = {(line["task"], line["metric"]): line["value"] for line in lines}
     assert found["chat mood_x", "choice"] == 0.5 and found["chat mood_x", "choice_unparsed"] == 0.0
     assert found["chat mood_x", "choice_official"] == 0.0  # `sad` has no letter, and is left out
@@ -229,7 +234,7 @@ def test_a_group_is_run_and_shown_beside_its_table(corpus: Path, folder: Path, t
     given = ["benchmark=qwen2_audio_table2", f"benchmark.root='{folder}'", "benchmark.members=[librispeech,meld]"]
     given += [f"checkpoint='{made['run_dir']}'", "generation.max_new_tokens=3", "accelerator=cpu", "bootstrap=10"]
     capsys.readouterr()
-    rows = evaluate.evaluate(recipe.resolve(recipe.compose(given, "evaluate")))
+    rows = runner.evaluate(recipe.resolve(recipe.compose(given, "evaluate")))
     said = capsys.readouterr().out
     lines = {(row["benchmark"], row["task"], row["metric"]): row for row in rows}
     assert {key[1] for key in lines if key[0] == "librispeech"} == {"asr en test-clean", "asr en test-other"}
@@ -256,13 +261,13 @@ def test_a_group_is_run_and_shown_beside_its_table(corpus: Path, folder: Path, t
     monkeypatch.setattr(NextToken, "answer", counted)
     speech = json.loads((run / "answers/librispeech.json").read_text())["parts"][0]["file"]
     os.truncate(run / "answers" / speech, (run / "answers" / speech).stat().st_size - 9)  # killed while it was written
-    evaluate.evaluate(recipe.resolve(recipe.compose(given, "evaluate")))
+    runner.evaluate(recipe.resolve(recipe.compose(given, "evaluate")))
     assert len(asked) == 1 and [(run / file).read_text() for file in files] == before
     monkeypatch.setattr(NextToken, "answer", None)
-    evaluate.evaluate(recipe.resolve(recipe.compose(given, "evaluate")))
+    runner.evaluate(recipe.resolve(recipe.compose(given, "evaluate")))
     assert [(run / file).read_text() for file in files] == before
-    monkeypatch.setattr("auris.pretrained.load", None)
+    monkeypatch.setattr("auris.inference.load.load", None)
     for file in files:
         (run / file).unlink()
-    evaluate.evaluate(recipe.resolve(recipe.compose([f"rescore='{run}'", "bootstrap=10"], "evaluate")))
+    runner.evaluate(recipe.resolve(recipe.compose([f"rescore='{run}'", "bootstrap=10"], "evaluate")))
     assert [(run / file).read_text() for file in files] == before

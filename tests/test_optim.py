@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from auris.optim import adamw, cosine, freeze, parameter_groups
+from auris.training.optim import adamw, cosine, freeze, parameter_groups
 
 
 class Encoder(nn.Module):
@@ -165,13 +165,13 @@ def test_each_group_keeps_its_share_of_the_rate(net):
 
 
 def test_a_warm_up_as_long_as_the_run_is_an_error_that_names_settings_that_exist():
-    from auris import recipe
+    from auris import config
 
     with pytest.raises(ValueError) as error:
         rates(1, warmup_steps=10, max_steps=10, floor=0.1)
     named = [word for word in str(error.value).split() if "=" in word]
     assert len(named) == 2
-    made = recipe.compose(named)
+    made = config.compose(named)
     assert (made.optim.warmup_steps, made.max_steps) == (10, 10)
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from auris import papers
-from auris.scoring import published, signature
+from auris.metrics import published
+from auris.metrics.row_stats import signature
+from auris.results import papers
 
 RESULT = {
     "study": "s",

@@ -16,12 +16,13 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from auris import optim, parallel, recipe
-from auris.model import adapters, llm, pooling, projector, shards
+from auris import config
+from auris.model import adapters, dtensor, llm, pooling, projector
 from auris.model.audio_lm import AudioLM
 from auris.model.encoder import Encoder
-from auris.objectives.ctc import CTC
-from auris.parallel import Meshes, materialise
+from auris.training import optim, sharding
+from auris.training.objectives.ctc import CTC
+from auris.training.sharding import Meshes, materialise
 from packs import VOCAB, Clip, pack, text
 
 QWEN2 = {
@@ -182,11 +183,11 @@ def test_the_parts_of_all_processes_are_the_net_of_one(garbage, process, divisio
         meshes = process(rank, **division)
         torch.manual_seed(5)
         net = build_meta("conv")
-        parallel.shard(net, meshes)
+        sharding.shard(net, meshes)
         materialise(net, "cpu")
         assert torch.equal(torch.rand(1), after)  # what is drawn next is the same too
         for name, tensor in net.state_dict().items():
-            part, index = shards.local_part(tensor)
+            part, index = dtensor.local_part(tensor)
             assert torch.equal(part, whole.state_dict()[name][index]), (rank, name)
             covered[name][index] += 1
     assert all(times.unique().numel() == 1 for times in covered.values())  # every number as often as any other
@@ -194,17 +195,17 @@ def test_the_parts_of_all_processes_are_the_net_of_one(garbage, process, divisio
 
 def test_a_part_is_smaller_the_more_processes_there_are(process):
     tokenizer = SimpleNamespace(size=5_000)
-    net = recipe.build_net(recipe.resolve(recipe.compose(["experiment=qwen2_audio_pretrain", "scale=full"])), tokenizer)
+    net = config.build_net(config.resolve(config.compose(["experiment=qwen2_audio_pretrain", "scale=full"])), tokenizer)
     total = sum(parameter.numel() for parameter in net.parameters())
-    parallel.shard(net, process(0, of=512))
-    part = sum(shards.local_part(parameter)[0].numel() for parameter in net.parameters())
+    sharding.shard(net, process(0, of=512))
+    part = sum(dtensor.local_part(parameter)[0].numel() for parameter in net.parameters())
     assert total / 512 <= part < 1.05 * total / 512  # rank 0 has the larger parts
 
 
 def test_what_learns_is_kept_in_float32_and_what_is_frozen_as_it_is_computed_with(process):
     net = build_meta()
     optim.freeze(net, ["encoder", "projector"])
-    parallel.shard(net, process(0, of=2, dtype=torch.bfloat16))
+    sharding.shard(net, process(0, of=2, dtype=torch.bfloat16))
     kinds = {(parameter.dtype, parameter.requires_grad) for parameter in net.parameters()}
     assert kinds == {(torch.float32, True), (torch.bfloat16, False)}
 
@@ -217,16 +218,16 @@ def test_adapters_are_not_divided_by_tensor_parallelism(process):
         with pytest.raises(
             ValueError, match=r"tensor_parallel=2 does not divide adapters.*expected strategy=fsdp, or "
         ):
-            parallel.shard(net, process(0, of=2, tensor=2))
+            sharding.shard(net, process(0, of=2, tensor=2))
 
 
 def test_an_llm_that_cannot_be_computed_by_so_many_is_named(process):
     with pytest.raises(ValueError, match="tensor_parallel=3: expected a divisor of the LLM's num_attention_heads=4"):
-        parallel.shard(build_meta(), process(0, of=3, tensor=3))
+        sharding.shard(build_meta(), process(0, of=3, tensor=3))
     net = build_meta()
     net.llm.config.base_model_tp_plan = {"layers.*.mlp.experts": "grouped_gemm"}
     with pytest.raises(ValueError, match="no plan of colwise and rowwise layers for the LLM qwen2.*strategy=fsdp"):
-        parallel.shard(net, process(0, of=2, tensor=2))
+        sharding.shard(net, process(0, of=2, tensor=2))
 
 
 @pytest.mark.parametrize("max_norm", [0.1, 1e6])
@@ -239,7 +240,7 @@ def test_clipping_is_torchs_after_scaling(max_norm):
             if number:  # one that no gradient has reached
                 parameter.grad = torch.randn_like(parameter)
     ours, torchs = nets
-    norm = parallel.clip(ours.parameters(), max_norm, scale=torch.tensor(0.25))
+    norm = sharding.clip(ours.parameters(), max_norm, scale=torch.tensor(0.25))
     for parameter in list(torchs.parameters())[1:]:
         parameter.grad.mul_(0.25)
     expected = nn.utils.clip_grad_norm_(torchs.parameters(), max_norm)

@@ -20,8 +20,10 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import runs
-from auris import recipe, snapshots, train
-from auris.persistence import REQUEUE, Preempted, Preemption, alone
+from auris import config
+from auris.model.weights import checkpoint_dir
+from auris.training import run as train
+from auris.training.checkpointing import REQUEUE, Preempted, Preemption, alone
 from recipes import smallest_run
 from runs import ROOT, KillAt, Killed, assert_equal, environment, fit, in_processes, said, weights
 
@@ -44,7 +46,7 @@ def small(corpus: Path, folder: Path):
 
         @cache
         def compose(*overrides: str) -> dict:
-            return recipe.resolve(recipe.compose([*given, *overrides]))
+            return config.resolve(config.compose([*given, *overrides]))
 
         def named(name: str, *overrides: str) -> dict:
             return deepcopy(compose(*overrides)) | {"arm": name, "run_dir": f"{folder}/runs/scratch/{name}/seed=0"}
@@ -77,9 +79,9 @@ def curves(made: dict) -> dict[str, list[tuple[int, float]]]:
 def assert_alike(one: dict, other: dict) -> None:
     assert_equal(weights(one), weights(other))
     assert curves(one) == curves(other)
-    marks = [snapshots.find(made["run_dir"]).state["best"] for made in (one, other)]
+    marks = [checkpoint_dir.find(made["run_dir"]).state["best"] for made in (one, other)]
     assert marks[0] == marks[1] and marks[0]["step"] in (3, 6)
-    assert all(snapshots.find(made["run_dir"], "best").step == marks[0]["step"] for made in (one, other))
+    assert all(checkpoint_dir.find(made["run_dir"], "best").step == marks[0]["step"] for made in (one, other))
 
 
 def assert_nearly_alike(one: dict, other: dict) -> None:
@@ -137,7 +139,7 @@ def test_a_process_killed_with_its_workers_under_way_leaves_curves_without_a_gap
     made = small("sigkill", "data.num_workers=2")
     begin(made)
     assert in_processes(lambda: fit(made, KillAt(5, outright=0)), 1, tmp_path) == [-signal.SIGKILL], said(tmp_path)
-    assert snapshots.steps(Path(made["run_dir"]) / "checkpoints")[0] == 4
+    assert checkpoint_dir.steps(Path(made["run_dir"]) / "checkpoints")[0] == 4
     train.train(made)
     assert_alike(whole, made)
 
@@ -151,7 +153,7 @@ def test_one_process_of_a_sharded_run_is_killed_and_all_go_on(small, tmp_path: P
     begin(made)
     ends = in_processes(lambda: fit(made, KillAt(5, outright=rank)), 2, tmp_path / "killed")
     assert ends[rank] == -signal.SIGKILL and ends[1 - rank] == 1, said(tmp_path / "killed")
-    assert snapshots.steps(Path(made["run_dir"]) / "checkpoints")[0] == 4
+    assert checkpoint_dir.steps(Path(made["run_dir"]) / "checkpoints")[0] == 4
     assert in_processes(lambda: train.train(made), 2, tmp_path / "again") == [0, 0], said(tmp_path / "again")
     assert_nearly_alike(undisturbed, made)
     losses = [[loss for _, loss in curves(one)["train/loss"]] for one in (undisturbed, made)]
@@ -179,9 +181,9 @@ def test_a_process_killed_again_and_again_at_any_moment_ends_as_one_that_was_not
     run, dice = begin(made), random.Random(3)
     for _ in range(5):
         process = start(made, folder, slow=True)
-        before = snapshots.steps(run / "checkpoints")
+        before = checkpoint_dir.steps(run / "checkpoints")
         deadline = time.monotonic() + 200
-        while snapshots.steps(run / "checkpoints") == before and process.poll() is None:
+        while checkpoint_dir.steps(run / "checkpoints") == before and process.poll() is None:
             assert time.monotonic() < deadline
             time.sleep(0.01)
         time.sleep(dice.random() * 1.5)
@@ -212,7 +214,7 @@ def test_moments_in_bfloat16_go_on_on_two_processes_as_if_nothing_had_happened(s
     begin(made)
     ends = in_processes(lambda: fit(made, KillAt(5, outright=1)), 2, tmp_path / "killed")
     assert ends[1] == -signal.SIGKILL, said(tmp_path / "killed")
-    snapshot = snapshots.find(made["run_dir"])
+    snapshot = checkpoint_dir.find(made["run_dir"])
     stored = snapshot.stored("optimizer")
     assert snapshot.step == 4
     assert {one.dtype for name, one in stored.items() if "exp_avg" in name} == {torch.bfloat16}
@@ -229,7 +231,7 @@ def test_a_run_from_before_the_moments_precision_was_a_setting_goes_on_in_float3
         fit(made, KillAt(3))
     older = deepcopy(made)
     del older["optim"]["states"]
-    recipe.save(older, run / "recipe.yaml")
+    config.save(older, run / "recipe.yaml")
     with pytest.raises(ValueError, match=r"another recipe \(optim.states: None -> bf16\)"):
         train.claim(run, small("older", "optim.states=bf16"))
     train.train(made)
@@ -253,7 +255,7 @@ def test_a_run_that_is_told_to_stop_saves_and_is_to_be_started_again(small, whol
         with pytest.raises(Preempted) as stopped:
             fit(made, Do(ask_to_stop, **where))
         assert stopped.value.code == REQUEUE == 75 and f"goes on from step {saved}" in str(stopped.value)
-        assert snapshots.steps(run / "checkpoints")[0] == saved and not (run / "finished.json").exists()
+        assert checkpoint_dir.steps(run / "checkpoints")[0] == saved and not (run / "finished.json").exists()
         (tmp_path / "requeue").unlink()  # what a script is told by
     train.train(made)
     assert_alike(whole, made)
@@ -268,7 +270,7 @@ def test_a_job_whose_processes_are_all_told_to_stop_saves_and_exits_to_be_requeu
     wait_for(Path(made["run_dir"]) / "progress.json", lambda: process.poll() is None)
     os.killpg(process.pid, signal.SIGUSR1)
     assert process.wait(timeout=100) == REQUEUE, (folder / "output").read_text()[-3000:]
-    (saved,) = snapshots.steps(Path(made["run_dir"]) / "checkpoints")
+    (saved,) = checkpoint_dir.steps(Path(made["run_dir"]) / "checkpoints")
     assert 1 <= saved < STEPS
     train.train(made)
     assert_equal(weights(whole), weights(made))
@@ -284,7 +286,7 @@ def test_one_process_that_is_told_to_stop_stops_all_and_all_go_on(small, whole, 
     children = [int(line) for line in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
     os.kill(children[0], signal.SIGTERM)
     assert process.wait(timeout=100) == REQUEUE, (folder / "output").read_text()[-3000:]
-    (saved,) = snapshots.steps(Path(made["run_dir"]) / "checkpoints")
+    (saved,) = checkpoint_dir.steps(Path(made["run_dir"]) / "checkpoints")
     assert 1 <= saved < STEPS
     assert start(made, folder).wait(timeout=200) == 0, (folder / "output").read_text()[-3000:]
     assert_nearly_alike(whole, made)
@@ -322,7 +324,7 @@ class Broken(L.Callback):
         def refuse(*_: object, **__: object) -> None:
             raise self.error
 
-        self.patch.setattr(snapshots, "_write_tensors", refuse)
+        self.patch.setattr(checkpoint_dir, "_write_tensors", refuse)
         for name in ("__init__", "add_event", "flush"):
             self.patch.setattr(f"tensorboard.summary.writer.event_file_writer.EventFileWriter.{name}", refuse)
 
@@ -339,7 +341,7 @@ def test_a_full_disk_stops_nothing_but_saving(small, whole, monkeypatch):
         "checkpoints": 2,
         "event_files": 3,  # at each of these and after them
     }
-    assert snapshots.steps(run / "checkpoints")[:2] == [STEPS, 4]  # 2, and 3 as the best
+    assert checkpoint_dir.steps(run / "checkpoints")[:2] == [STEPS, 4]  # 2, and 3 as the best
     assert_equal(weights(whole), weights(made))
     assert curves(made)["train/loss"][-1] == curves(whole)["train/loss"][-1]  # written again since there is room
 
@@ -372,7 +374,7 @@ def test_a_folder_of_checkpoints_that_is_none_costs_the_run_its_checkpoints_alon
     with pytest.raises(Killed):
         fit(made, KillAt(1))
     (run / "checkpoints").write_text("not a folder")
-    with pytest.raises(snapshots.SaveError, match="the trained weights could not be saved"):
+    with pytest.raises(checkpoint_dir.SaveError, match="the trained weights could not be saved"):
         train.train(made)
     assert not (run / "finished.json").exists()
 
@@ -384,8 +386,8 @@ def test_a_run_whose_last_weights_are_not_on_the_disk_has_not_finished(small, wh
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(snapshots, "_write_tensors", full)
-        with pytest.raises(snapshots.SaveError, match="the trained weights could not be saved"):
+        patch.setattr(checkpoint_dir, "_write_tensors", full)
+        with pytest.raises(checkpoint_dir.SaveError, match="the trained weights could not be saved"):
             train.train(made)
     assert not (Path(made["run_dir"]) / "finished.json").exists()
     train.train(made)
@@ -450,7 +452,7 @@ if __name__ == "__main__":
 
 def start(made: dict, folder: Path, *, kill_at: int = -1, slow: bool = False) -> subprocess.Popen:
     """Train in processes of their own, a group that can be told something together."""
-    recipe.save(made, folder / "made.yaml")
+    config.save(made, folder / "made.yaml")
     (folder / "disturbed.py").write_text(_SCRIPT)
     command = [sys.executable, folder / "disturbed.py", folder / "made.yaml", str(kill_at), str(slow)]
     with (folder / "output").open("wb") as out:

@@ -13,14 +13,15 @@ from rich.console import Console
 
 import published
 import vocabularies
-from auris import prefer, recipe
+from auris import config
 from auris.data.manifests import read_manifests
+from auris.data.parquet.pack import pack
 from auris.data.rows import EQUAL_ANSWERS, Row
-from auris.measures import value
-from auris.prefer import CLOSE, EMPTY, TIE, Found, Pair, choose, read_pairs, score, statistics
-from auris.scoring.metrics import row_stats
-from auris.shards import pack
-from auris.tokenizer import Tokenizer
+from auris.evaluation import preferences
+from auris.evaluation.preferences import CLOSE, EMPTY, TIE, Found, Pair, choose, read_pairs, score, statistics
+from auris.metrics.measures import value
+from auris.metrics.row_stats import row_stats
+from auris.text.tokenizer import Tokenizer
 from manifests import write_manifest, write_wave
 
 # --- ranking ---
@@ -168,9 +169,9 @@ def command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., An
     monkeypatch.chdir(tmp_path)
 
     def call(*arguments: str) -> Any:
-        monkeypatch.setattr(sys, "argv", ["auris.prefer", *arguments])
+        monkeypatch.setattr(sys, "argv", ["auris.evaluation.preferences", *arguments])
         try:
-            return prefer.main()
+            return preferences.main()
         except SystemExit as stop:
             return stop.code
 
@@ -325,5 +326,5 @@ def test_no_file_is_overwritten(command: Callable[..., Any], annotated: Path):
 
 def test_the_sampling_of_the_config_is_plain(model: Path):
     """All of the model's distribution: what it would say, not what it says best."""
-    made = recipe.resolve(recipe.compose(["out=x"], "prefer"))["generation"]
+    made = config.resolve(config.compose(["out=x"], "prefer"))["generation"]
     assert (made["do_sample"], made["temperature"], made["top_k"], made["top_p"]) == (True, 1.0, 0, 1.0)

@@ -15,10 +15,10 @@ import yaml
 from rich.console import Console
 
 import layouts
-from auris import prepare
 from auris.data.manifests import read_manifests
-from auris.data.tables import Embedded
-from auris.prepare import Summary
+from auris.data.prepare import convert as prepare
+from auris.data.prepare.convert import Summary
+from auris.data.prepare.tables import Embedded
 
 
 def rows_of(folder: Path, *names: str) -> list[dict[str, Any]]:
@@ -162,7 +162,7 @@ def test_what_is_there_is_not_overwritten(tmp_path, out):
 
 
 def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> object:
-    monkeypatch.setattr(sys, "argv", ["auris.prepare", *arguments])
+    monkeypatch.setattr(sys, "argv", ["auris.data.prepare.convert", *arguments])
     try:
         prepare.main()
     except SystemExit as done:

@@ -17,9 +17,9 @@ from transformers import AutoProcessor, Qwen2AudioForConditionalGeneration
 import auris
 import published
 from auris import audio
-from auris.pretrained import AudioModel
-from auris.prompts import NaturalPrompt, Qwen2AudioChat, QwenAudioChat, TagPrompt
-from auris.tokenizer import Tokenizer
+from auris.inference.load import AudioModel
+from auris.text.prompts import NaturalPrompt, Qwen2AudioChat, QwenAudioChat, TagPrompt
+from auris.text.tokenizer import Tokenizer
 from manifests import tokenizer, write_wave
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -288,7 +288,7 @@ def test_an_encoder_s_run_is_loaded_with_its_head_and_answers_no_prompts(tmp_pat
     published.run(tmp_path / "ctc", "experiment=encoder_ctc")
     model = auris.load(tmp_path / "ctc")
     assert model.objective.head.weight.abs().sum() > 0
-    with pytest.raises(ValueError, match="CTC.*auris.evaluate"):
+    with pytest.raises(ValueError, match="CTC.*auris.evaluation.runner"):
         model.generate(files[0], PROMPT)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from auris.prompts import (
+from auris.text.prompts import (
     END_OF_TEXT,
     BothPrompts,
     Chat,
@@ -21,7 +21,7 @@ from auris.prompts import (
     map_audios,
     text_of,
 )
-from auris.tasks import TASKS
+from auris.text.tasks import TASKS
 
 ASR = {"task": "asr", "text": "hello there", "language": "en"}
 S2TT = {"task": "s2tt", "text": "good day", "language": "de", "target_language": "en"}

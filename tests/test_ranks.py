@@ -15,8 +15,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from auris import evaluate, ranks, recipe, train
-from auris.ranks import Ranks, joined
+from auris import config
+from auris.evaluation import distributed, runner
+from auris.evaluation.distributed import Ranks, joined
+from auris.training import run as train
 from manifests import write_wave
 from recipes import smallest_run
 from runs import ROOT, environment, in_processes, said, start
@@ -49,7 +51,7 @@ def test_shares_are_asked_once_each_and_known_in_their_order(world: int, n_share
             asked.append(share[0])
             return ({number: (f"said {number}", None) for number in share}, {})
 
-        return list(evaluate._give(ask, shares, Threads(rank, table, barrier)))
+        return list(runner._give(ask, shares, Threads(rank, table, barrier)))
 
     with ThreadPoolExecutor(world) as pool:
         found = list(pool.map(work, range(world)))
@@ -101,9 +103,9 @@ def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", taken.append)
-    ranks._take_gpu(1)
+    distributed._take_gpu(1)
     with pytest.raises(ValueError, match="--nproc-per-node=3: expected as many GPUs, and here are 2"):
-        ranks._take_gpu(2)
+        distributed._take_gpu(2)
     assert taken == [1]
 
 
@@ -113,7 +115,7 @@ def trained(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
         options = ["experiment=qwen2_audio_pretrain", "max_steps=2", "seed=1"]
-        made = recipe.resolve(recipe.compose([*smallest_run(corpus, folder), *options]))
+        made = config.resolve(config.compose([*smallest_run(corpus, folder), *options]))
         train.train(made)
     return Path(made["run_dir"])
 
@@ -150,13 +152,13 @@ def asked(run: Path, *options: str) -> list[str]:
 
 
 def work_of(*options: str) -> Callable[[], None]:
-    """`python -m auris.evaluate ...` in a process that has its imports."""
+    """`auris evaluate ...` in a process that has its imports."""
 
     def work() -> None:
         os.chdir(ROOT)
         os.environ["RANK"] = os.environ.get("LOCAL_RANK", "0")
         sys.argv[1:] = options
-        evaluate.main()
+        runner.main()
 
     return work
 
@@ -225,7 +227,7 @@ def test_an_evaluation_that_was_killed_goes_on_on_another_number_of_processes(
 @pytest.mark.slow
 def test_torchrun_starts_them(trained: Path, rows: Path, tmp_path: Path):
     def torchrun(*options: str) -> subprocess.CompletedProcess:
-        command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "-m", "auris.evaluate"]
+        command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "-m", "auris", "evaluate"]
         return subprocess.run(
             [*command, *options], env=environment(), cwd=ROOT, capture_output=True, text=True, timeout=240
         )

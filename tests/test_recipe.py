@@ -8,18 +8,21 @@ from pathlib import Path
 import pytest
 import torch
 
-from auris import chat, doctor, evaluate, export, prefer, recipe, reproduce
+from auris import config
+from auris.evaluation import preferences, runner
+from auris.inference import chat, export, inspect
+from auris.training import replay
 
 
 @pytest.mark.parametrize(
     "command, missing",
     [
-        (evaluate, "checkpoint=... or rescore=..."),
-        (doctor, "checkpoint=..."),
+        (runner, "checkpoint=... or rescore=..."),
+        (inspect, "checkpoint=..."),
         (chat, "checkpoint=..."),
         (export, "checkpoint=... and out=..."),
-        (prefer, "out=..."),
-        (reproduce, "fault=..."),
+        (preferences, "out=..."),
+        (replay, "fault=..."),
     ],
 )
 def test_what_has_to_be_given_is_asked_for_in_one_sentence(command, missing, monkeypatch, capsys):
@@ -33,19 +36,19 @@ def test_what_has_to_be_given_is_asked_for_in_one_sentence(command, missing, mon
 def test_values_with_an_equals_sign_are_quoted_for_hydra():
     given = ["checkpoint=runs/demo/a/seed=0", "seed=1", "--help", "x='a=b'", "data.test=[a=b]"]
     expected = ["checkpoint='runs/demo/a/seed=0'", "seed=1", "--help", "x='a=b'", "data.test=[a=b]"]
-    assert recipe.quote_arguments(given) == expected
+    assert config.quote_arguments(given) == expected
 
 
 def test_differences_name_nested_keys_with_both_values():
     old = {"optim": {"lr": 1, "eps": 2}, "seed": 0, "gone": True}
     new = {"optim": {"lr": 3, "eps": 2}, "seed": 0, "came": 4}
-    assert recipe.differences(old, new) == ["optim.lr: 1 -> 3", "gone: True -> None", "came: None -> 4"]
+    assert config.differences(old, new) == ["optim.lr: 1 -> 3", "gone: True -> None", "came: None -> 4"]
 
 
 def test_a_recipe_survives_its_file(tmp_path: Path):
-    made = recipe.resolve(recipe.compose(["experiment=qwen_audio_pretrain"]))
-    recipe.save(made, tmp_path / "recipe.yaml")
-    assert recipe.load(tmp_path / "recipe.yaml") == made
+    made = config.resolve(config.compose(["experiment=qwen_audio_pretrain"]))
+    config.save(made, tmp_path / "recipe.yaml")
+    assert config.load(tmp_path / "recipe.yaml") == made
 
 
 @pytest.mark.parametrize(
@@ -53,12 +56,12 @@ def test_a_recipe_survives_its_file(tmp_path: Path):
     [("chat", "natural", "chat_v1 or chat_v2"), ("audio", "chat_v2", "natural, tags or both")],
 )
 def test_a_view_that_a_prompting_style_does_not_write_says_which_do(view: str, prompt: str, expected: str):
-    made = recipe.resolve(recipe.compose([f"data.view={view}", f"prompt={prompt}"]))
+    made = config.resolve(config.compose([f"data.view={view}", f"prompt={prompt}"]))
     with pytest.raises(ValueError, match=f"data.view={view} is not written in .*: expected prompt={expected}$"):
-        recipe.build_samples(made, torch.nn.Identity(), None, long_audio="error", train=False)
+        config.build_samples(made, torch.nn.Identity(), None, long_audio="error", train=False)
 
 
 def test_an_unknown_view_lists_the_known_ones():
-    made = recipe.resolve(recipe.compose(["data.view=chats"]))
+    made = config.resolve(config.compose(["data.view=chats"]))
     with pytest.raises(ValueError, match="data.view=chats: expected audio, text, transcript, chat"):
-        recipe.build_samples(made, torch.nn.Identity(), None, long_audio="error", train=False)
+        config.build_samples(made, torch.nn.Identity(), None, long_audio="error", train=False)

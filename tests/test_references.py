@@ -17,16 +17,19 @@ from rich.console import Console
 from torch import nn
 
 import nets
-from auris import pretrained, recipe, references, reproduce, train
+from auris import config
 from auris.audio import SpecAugment
 from auris.data.datamodule import pack
 from auris.data.pairs import PairSamples
 from auris.data.rows import Row
-from auris.faults import Fault, Place
-from auris.objectives.dpo import DPO, answer_logps
-from auris.objectives.next_token import NextToken
-from auris.prompts import Qwen2AudioChat, QwenAudioChat
-from auris.tokenizer import Tokenizer
+from auris.inference import load as pretrained
+from auris.text.prompts import Qwen2AudioChat, QwenAudioChat
+from auris.text.tokenizer import Tokenizer
+from auris.training import references, replay
+from auris.training import run as train
+from auris.training.faults import Fault, Place
+from auris.training.objectives.dpo import DPO, answer_logps
+from auris.training.objectives.next_token import NextToken
 from manifests import read_row, samples_of, tokenizer, write_manifest, write_wave
 from recipes import SMALLEST_MODEL
 from runs import ROOT, KillAt, Killed, assert_equal, fit, train_in_a_process, weights
@@ -248,7 +251,7 @@ def smallest(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         "max_new_tokens=4",
         "trainer.enable_progress_bar=false",
     ]
-    return lambda *overrides: recipe.resolve(recipe.compose([*size, *overrides]))
+    return lambda *overrides: config.resolve(config.compose([*size, *overrides]))
 
 
 def test_a_step_that_is_taken_apart_asks_the_reference_about_its_own_rows_alone(smallest, monkeypatch):
@@ -260,7 +263,7 @@ def test_a_step_that_is_taken_apart_asks_the_reference_about_its_own_rows_alone(
     places = [Place(row=row, id=data.rows[row].id, epoch=epoch) for row, epoch in numbers]
     file = Fault(step=1, reason="a test", ranks=[[places]]).save(Path(made["run_dir"]))
     asked = Counted(monkeypatch)
-    assert reproduce.reproduce(file, checkpoint=None, accelerator="cpu", console=Console(quiet=True)) == []
+    assert replay.reproduce(file, checkpoint=None, accelerator="cpu", console=Console(quiet=True)) == []
     assert sum(map(len, asked.rows)) == len({data.rows[row].id for row, _ in numbers}) < len(data.rows)
 
 
@@ -320,7 +323,7 @@ def test_a_run_that_another_machine_fine_tuned_is_preferred_on_this_one(smallest
     slow = ["max_steps=2", "optim.lr=1e-9", "optim.min_lr=1e-9"]
     made = smallest(*slow, f"checkpoint='{here}'", f"tokenizer='{here}/tokenizer'")
     train.train(made)
-    assert_equal(recipe.load_state(here)[1], weights(made), 1e-6)
+    assert_equal(config.load_state(here)[1], weights(made), 1e-6)
     assert (Path(made["run_dir"]) / "tokenizer").is_dir()
 
 

@@ -16,12 +16,14 @@ import pytest
 import soundfile
 import yaml
 
-from auris import audio, kept, report
-from auris.data.listening import Silence
+from auris import audio
 from auris.data.rows import Clip, Row
-from auris.report import confusion, examples, recordings, tables, template
-from auris.scoring import edits
-from auris.scoring.metrics import row_stats, unit
+from auris.evaluation import answer_cache
+from auris.evaluation.audio_ablation import Silence
+from auris.metrics import edits
+from auris.metrics.row_stats import row_stats, unit
+from auris.results import html
+from auris.results.html import confusion, examples, recordings, tables, template
 from manifests import write_wave
 
 HOSTILE = "<script>alert('1')</script> \"><img src=x onerror=alert(2)> {{ 7*7 }} </style></title>&lt;b\u202e\ufffe\0"
@@ -131,7 +133,7 @@ def write_run(root: Path, arm: str = "first", lines: list[dict] = LINES) -> Path
 
 
 def write_page(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    report.main(list(arguments))
+    html.main(list(arguments))
     return Path(capsys.readouterr().out.removeprefix("wrote ").strip()).read_text(encoding="utf-8")
 
 
@@ -185,13 +187,13 @@ def test_a_row_s_sound_is_what_it_was_answered_by(tmp_path: Path):
     write_wave(tmp_path / "other.wav", 0.3)
     labels = {"task": "sec", "text": "bell"}
     for kind, clip in (("shuffled", Clip(tmp_path / "other.wav")), ("silence", Clip(Silence(400)))):
-        answers = kept.Answers(tmp_path / kept.FOLDER, {"kind": "task", "of": kind})
-        answers.add({"k": kept.Answer(Row("r", (clip,), labels), "x")})
+        answers = answer_cache.Answers(tmp_path / answer_cache.FOLDER, {"kind": "task", "of": kind})
+        answers.add({"k": answer_cache.Answer(Row("r", (clip,), labels), "x")})
         with answers.path.open("ab") as file:
             file.write('{"key": "half a line ü'.encode()[:-1])  # of an evaluation under way, which goes on writing
         before = answers.path.read_bytes()
         parts = [{"kind": "task", "file": answers.path.name, "keys": ["k"], "whole": {}}]
-        kept.note(tmp_path / kept.FOLDER, f"b@{kind}", {"parts": parts})
+        answer_cache.note(tmp_path / answer_cache.FOLDER, f"b@{kind}", {"parts": parts})
         rows, notes = recordings.find(tmp_path, f"b@{kind}", ["r", "gone"])
         assert notes == [] and set(rows) == {"r"} and str(rows["r"].clips[0].path) == str(clip.path)
         assert answers.path.read_bytes() == before
@@ -336,7 +338,7 @@ def test_a_reference_is_shown_in_the_form_of_the_answers():
 )
 def test_mistakes_are_said_in_a_sentence(arguments: list[str], message: str):
     with pytest.raises(SystemExit, match=re.escape(message)):
-        report.main(arguments)
+        html.main(arguments)
 
 
 def test_what_html_forbids_is_replaced():

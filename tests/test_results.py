@@ -15,7 +15,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch.utils.tensorboard import SummaryWriter
 
 from auris import results
-from auris.measures import bootstrap, score
+from auris.metrics.measures import bootstrap, score
 from auris.results import command, figures
 
 ARMS = ("qwen_audio", "qwen2_audio")
@@ -315,7 +315,7 @@ def test_the_users_mistakes_end_in_one_sentence(study, arguments, message):
 
 def test_a_study_that_is_not_evaluated_says_what_to_run(tmp_path):
     (tmp_path / "s/a/seed=0").mkdir(parents=True)
-    with pytest.raises(ValueError, match="auris.evaluate checkpoint=RUN"):
+    with pytest.raises(ValueError, match="auris.evaluation.runner checkpoint=RUN"):
         results.table(tmp_path / "s")
 
 
@@ -465,9 +465,9 @@ def test_a_run_can_be_made_again_from_what_it_noted(tmp_path, capsys):
         "device": "x86",
         "precision": "32-true",
     }
-    facts |= {"command": "python -m auris.train arm=a", "data": {"rows.jsonl": "00ff", "shards": "11ee"}}
+    facts |= {"command": "auris train arm=a", "data": {"rows.jsonl": "00ff", "shards": "11ee"}}
     (run / "environment.json").write_text(json.dumps(facts))
-    noted = {"command": "python -m auris.evaluate checkpoint=a", "commit": "def", "data": {"test.jsonl": "22dd"}}
+    noted = {"command": "auris evaluate checkpoint=a", "commit": "def", "data": {"test.jsonl": "22dd"}}
     (run / "evaluations.json").write_text(json.dumps({"embedded": noted}))
     results.main([f"reproduce={run}"])
     said = capsys.readouterr().out
@@ -475,10 +475,10 @@ def test_a_run_can_be_made_again_from_what_it_noted(tmp_path, capsys):
         "git checkout abc1234  # there were changes beside",
         "00ff  rows.jsonl",
         "# shards: 11ee",
-        "OMP_NUM_THREADS=1 python -m auris.train arm=a",
+        "OMP_NUM_THREADS=1 auris train arm=a",
         "reproduce=runs/shared/llm/seed=0",
         "22dd  test.jsonl",
-        "python -m auris.evaluate checkpoint=a",
+        "auris evaluate checkpoint=a",
     ):
         assert part in said, part
     with pytest.raises(SystemExit, match="holds no run"):
@@ -510,7 +510,9 @@ def test_many_arms_stand_below_each_other_in_the_terminal(tmp_path, monkeypatch,
 
 
 def test_module_runs_as_a_command():
-    done = subprocess.run([sys.executable, "-m", "auris.results", "--help"], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "auris", "results", "--help"], capture_output=True, text=True, check=True
+    )
     assert "study=NAME" in done.stdout
 
 

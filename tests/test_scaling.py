@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from auris import recipe, scaling
-from auris.doctor import GIB, STAGES, Load
-from auris.scaling import Layout, Machine, plan
+from auris import config
+from auris.inference.inspect import GIB, STAGES, Load
+from benchmarks import scaling
+from benchmarks.scaling import Layout, Machine, plan
 
 TUNED = STAGES[1]
 MACHINE = Machine()
@@ -18,10 +19,10 @@ MACHINE = Machine()
 
 @pytest.fixture(scope="module")
 def released() -> nn.Module:
-    model = recipe.resolve(recipe.compose(["experiment=qwen2_audio_sft", "scale=full"]))["model"]
+    model = config.resolve(config.compose(["experiment=qwen2_audio_sft", "scale=full"]))["model"]
     rows = model.pop("vocab_rows")
     with torch.device("meta"):
-        return recipe.build(model)(vocab_size=rows)
+        return config.build(model)(vocab_size=rows)
 
 
 @pytest.fixture(scope="module")

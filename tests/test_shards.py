@@ -1,4 +1,4 @@
-"""`python -m auris.shards`: packing in parallel, stopped and gone on with, refused, and read through."""
+"""`auris shards`: packing in parallel, stopped and gone on with, refused, and read through."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from auris import shards as command
-from auris.data import shard_writer
 from auris.data.manifests import read_manifests
-from auris.data.parquet import File
+from auris.data.parquet import pack as command
+from auris.data.parquet import writer
+from auris.data.parquet.reader import File
 from manifests import speech_rows, write_manifest
 from runs import ROOT
 
@@ -69,7 +69,7 @@ def test_rows_that_cannot_be_used_are_counted_and_named(manifest, tmp_path):
 
 def test_a_run_that_stops_goes_on_where_it_was(manifest, whole, tmp_path, monkeypatch):
     """The disk is full at the fourth shard; then it is not."""
-    finish, out = shard_writer.finish, tmp_path / "out"
+    finish, out = writer.finish, tmp_path / "out"
 
     def full(path: Path, draft: Path) -> File:
         if path.name == "shard-00003.parquet":
@@ -77,7 +77,7 @@ def test_a_run_that_stops_goes_on_where_it_was(manifest, whole, tmp_path, monkey
         return finish(path, draft)
 
     with monkeypatch.context() as patch:
-        patch.setattr(shard_writer, "finish", full)
+        patch.setattr(writer, "finish", full)
         with pytest.raises(OSError, match="No space left"):
             pack(manifest, out)
     with pytest.raises(FileNotFoundError, match="was not finished"):
@@ -93,7 +93,7 @@ def test_a_run_that_is_killed_goes_on_where_it_was(manifest, whole, tmp_path):
     out = tmp_path / "out"
     arguments = [f"rows={manifest}", f"out={out}", "rows_per_shard=3", "processes=2"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])}
-    run = [sys.executable, "-m", "auris.shards", *arguments]
+    run = [sys.executable, "-m", "auris", "shards", *arguments]
     started = subprocess.Popen(run, env=environment, start_new_session=True, stdout=subprocess.DEVNULL)
     while started.poll() is None and not list(out.glob("shard-*.parquet")):
         time.sleep(0.005)

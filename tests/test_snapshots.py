@@ -18,8 +18,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from auris import optim, snapshots
-from auris.snapshots import Damaged, SaveError, Snapshot
+from auris.model.weights import checkpoint_dir
+from auris.model.weights.checkpoint_dir import Damaged, SaveError, Snapshot
+from auris.training import optim
 from runs import ROOT, environment
 from sharded import learn, make
 
@@ -57,7 +58,7 @@ def trained(seed: int = 0, steps: int = 2, states: str = "fp32") -> tuple[Tied, 
 def write(folder: Path, step: int, seed: int = 0, best: int | None = None) -> Path:
     module, optimizer = trained(seed)
     state = STATE | {"best": best and {"step": best, "metric": "val/loss", "value": 0.5}}
-    return snapshots.write(folder, step, module=module, optimizer=optimizer, state=state)
+    return checkpoint_dir.write(folder, step, module=module, optimizer=optimizer, state=state)
 
 
 def same(left: nn.Module, right: nn.Module) -> bool:
@@ -68,9 +69,9 @@ def same(left: nn.Module, right: nn.Module) -> bool:
 @pytest.mark.parametrize("states", ["fp32", "bf16"])
 def test_a_module_and_its_optimizer_come_back_bit_by_bit(tmp_path: Path, states: str):
     module, optimizer = trained(seed=1, states=states)
-    path = snapshots.write(tmp_path, 2, module=module, optimizer=optimizer, state=STATE)
+    path = checkpoint_dir.write(tmp_path, 2, module=module, optimizer=optimizer, state=STATE)
     other, its_optimizer = trained(seed=2, steps=0, states=states)
-    snapshots.restore(Snapshot(path), module=other, optimizer=its_optimizer)
+    checkpoint_dir.restore(Snapshot(path), module=other, optimizer=its_optimizer)
     assert same(module, other)
     for one, two in ((module, optimizer), (other, its_optimizer)):  # and they go on alike
         two.zero_grad()
@@ -83,15 +84,15 @@ def test_a_module_and_its_optimizer_come_back_bit_by_bit(tmp_path: Path, states:
 
 def test_weights_alone_come_back_too(tmp_path: Path):
     module, _ = trained(seed=1)
-    path = snapshots.write(tmp_path, 2, module=module, state=STATE)
+    path = checkpoint_dir.write(tmp_path, 2, module=module, state=STATE)
     other, _ = trained(seed=2)
-    snapshots.restore(Snapshot(path), module=other)
+    checkpoint_dir.restore(Snapshot(path), module=other)
     assert same(module, other) and not list(path.glob("optimizer-*"))
 
 
 def test_its_files_are_safetensors_as_the_library_reads_them(tmp_path: Path):
     module, optimizer = trained()
-    path = snapshots.write(tmp_path, 2, module=module, optimizer=optimizer, state=STATE)
+    path = checkpoint_dir.write(tmp_path, 2, module=module, optimizer=optimizer, state=STATE)
     stored = load_file(path / "weights-00000-of-00001.safetensors")
     expected = {n: t for n, t in module.state_dict().items() if n != "empty" and not n.startswith("tied.")}
     assert stored.keys() == expected.keys()
@@ -127,7 +128,7 @@ def test_another_model_is_named_before_anything_is_copied(tmp_path: Path, wrong:
         "groups": "other groups",
     }
     with pytest.raises(ValueError, match=expected[wrong]):
-        snapshots.restore(snapshot, module=module, optimizer=optimizer)
+        checkpoint_dir.restore(snapshot, module=module, optimizer=optimizer)
     assert torch.equal(module.net[0].weight, before)
 
 
@@ -171,16 +172,16 @@ def test_the_newest_whole_one_is_used_and_the_others_are_named(tmp_path: Path):
     for step in (2, 4, 6):
         write(tmp_path / "checkpoints", step, seed=step)
     said: list[str] = []
-    assert snapshots.newest(tmp_path / "checkpoints", warn=said.append).step == 6 and not said
+    assert checkpoint_dir.newest(tmp_path / "checkpoints", warn=said.append).step == 6 and not said
     file = tmp_path / "checkpoints/step=00000006/optimizer-00000-of-00001.safetensors"
     file.write_bytes(file.read_bytes()[:-4] + b"\1\2\3\4")
     (tmp_path / "checkpoints/step=00000004/manifest.json").unlink()
-    assert snapshots.newest(tmp_path / "checkpoints", warn=said.append).step == 2
+    assert checkpoint_dir.newest(tmp_path / "checkpoints", warn=said.append).step == 2
     assert "optimizer-00000" in said[0] and "step 6" in said[0] and "step=00000004" in said[1]
-    assert snapshots.find(tmp_path).step == 6  # who asks for the model does not read the optimizer
+    assert checkpoint_dir.find(tmp_path).step == 6  # who asks for the model does not read the optimizer
     shutil.rmtree(tmp_path / "checkpoints/step=00000002")
     with pytest.raises(ValueError, match="none of the 2 checkpoints .* is whole"):
-        snapshots.newest(tmp_path / "checkpoints", warn=said.append)
+        checkpoint_dir.newest(tmp_path / "checkpoints", warn=said.append)
 
 
 def test_the_best_one_is_the_one_that_the_newest_whole_one_names(tmp_path: Path):
@@ -188,21 +189,21 @@ def test_the_best_one_is_the_one_that_the_newest_whole_one_names(tmp_path: Path)
     for step in (2, 4):
         write(folder, step)
     with pytest.raises(FileNotFoundError, match="has no best checkpoint"):
-        snapshots.find(tmp_path, "best")
+        checkpoint_dir.find(tmp_path, "best")
     write(folder, 6, best=2)
     newest = write(folder, 8, best=4)
-    assert snapshots.find(tmp_path, "best").step == 4 and snapshots.find(tmp_path).step == 8
+    assert checkpoint_dir.find(tmp_path, "best").step == 4 and checkpoint_dir.find(tmp_path).step == 8
     with pytest.raises(ValueError, match="which=first: expected last or best"):
-        snapshots.find(tmp_path, "first")
+        checkpoint_dir.find(tmp_path, "first")
     for altered in (lambda text: text.replace('"step": 4', '"step": 6'), lambda text: text[:-9]):
         text = (newest / "trainer.json").read_text()
         (newest / "trainer.json").write_text(altered(text))
         with pytest.warns(UserWarning, match="trainer.json is damaged.*trying the checkpoint before step 8"):
-            assert snapshots.find(tmp_path, "best").step == 2  # what was the best when step 6 was saved
+            assert checkpoint_dir.find(tmp_path, "best").step == 2  # what was the best when step 6 was saved
         (newest / "trainer.json").write_text(text)
     shutil.rmtree(folder / "step=00000004")
     with pytest.raises(Damaged, match="step=00000004 is no complete checkpoint"):
-        snapshots.find(tmp_path, "best")
+        checkpoint_dir.find(tmp_path, "best")
 
 
 class Executed:
@@ -219,7 +220,7 @@ def test_nothing_in_a_checkpoint_is_executed(tmp_path: Path):
             Snapshot(path).verify()
         with pytest.raises((Damaged, ValueError)):
             module, optimizer = trained()
-            snapshots.restore(Snapshot(path), module=module, optimizer=optimizer)
+            checkpoint_dir.restore(Snapshot(path), module=module, optimizer=optimizer)
         file.write_bytes(whole[file])
 
 
@@ -233,7 +234,7 @@ def test_a_manifest_cannot_name_other_files(tmp_path: Path, name: str):
             changed["tensors"]["weights"]["scale"][2][0][0] = name
         else:
             changed["files"][name] = {"bytes": 1, "sha256": ""}
-        sealed = {"content": changed, "sha256": snapshots._seal_of(changed)}
+        sealed = {"content": changed, "sha256": checkpoint_dir._seal_of(changed)}
         (path / "manifest.json").write_text(json.dumps(sealed))
         with pytest.raises(Damaged, match="is no file of a checkpoint"):
             Snapshot(path)
@@ -260,10 +261,10 @@ def dying(monkeypatch: pytest.MonkeyPatch, at: int, *removing: str) -> Iterator[
         return counted
 
     places = [
-        (snapshots.os, "fsync"),
+        (checkpoint_dir.os, "fsync"),
         (Path, "rename"),
         (Path, "mkdir"),
-        *((snapshots.shutil, one) for one in removing),
+        *((checkpoint_dir.shutil, one) for one in removing),
     ]
     with monkeypatch.context() as patch:
         for owner, name in places:
@@ -278,10 +279,10 @@ def test_a_process_killed_while_saving_leaves_the_checkpoint_before(tmp_path: Pa
     write(tmp_path, 2, seed=2)
     with dying(monkeypatch, at):
         write(tmp_path, 4, seed=4)
-    found = snapshots.newest(tmp_path)
+    found = checkpoint_dir.newest(tmp_path)
     assert found.step == (4 if at == 7 else 2)  # the last thing is that the new name is on the disk
     write(tmp_path, 4, seed=4)  # what lies around is in nobody's way
-    assert snapshots.newest(tmp_path).step == 4
+    assert checkpoint_dir.newest(tmp_path).step == 4
     assert [path.name for path in files(tmp_path)] == ["step=00000002", "step=00000004"]
 
 
@@ -291,10 +292,10 @@ def test_a_process_killed_while_a_checkpoint_is_taken_again_loses_none(tmp_path:
     write(tmp_path, 2, seed=1)
     with dying(monkeypatch, at, "rmtree"):
         write(tmp_path, 2, seed=2)
-    snapshots.recover(tmp_path)
-    assert snapshots.newest(tmp_path).step == 2
+    checkpoint_dir.recover(tmp_path)
+    assert checkpoint_dir.newest(tmp_path).step == 2
     write(tmp_path, 4)
-    snapshots.prune(tmp_path, 4, keep=2)
+    checkpoint_dir.prune(tmp_path, 4, keep=2)
     assert [path.name for path in files(tmp_path)] == ["step=00000002", "step=00000004"]
 
 
@@ -305,7 +306,7 @@ def test_a_disk_that_is_full_leaves_the_checkpoint_before(tmp_path: Path, monkey
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(snapshots.os, "fsync", full)
+        patch.setattr(checkpoint_dir.os, "fsync", full)
         with pytest.raises(SaveError, match="No space left"):
             write(tmp_path, 4)
     assert [path.name for path in files(tmp_path)] == ["step=00000002"]  # no room is taken for nothing
@@ -319,7 +320,7 @@ def test_whatever_goes_wrong_while_saving_is_an_error_of_saving(tmp_path: Path, 
 
     write(tmp_path, 2)
     with monkeypatch.context() as patch:
-        patch.setattr(snapshots, place, fail)
+        patch.setattr(checkpoint_dir, place, fail)
         with pytest.raises(SaveError, match=type(wrong).__name__):
             write(tmp_path, 4)
     assert [path.name for path in files(tmp_path)] == ["step=00000002"]
@@ -329,15 +330,15 @@ def test_a_step_that_is_taken_again_replaces_its_checkpoint(tmp_path: Path):
     write(tmp_path, 2, seed=1)
     path = write(tmp_path, 2, seed=2)
     other, optimizer = trained(seed=3, steps=0)
-    snapshots.restore(Snapshot(path), module=other, optimizer=optimizer)
+    checkpoint_dir.restore(Snapshot(path), module=other, optimizer=optimizer)
     assert same(other, trained(seed=2)[0]) and files(tmp_path) == [path]
 
 
 def test_the_newest_and_the_best_are_kept_and_later_ones_are_set_aside(tmp_path: Path):
     for step in (2, 4, 6, 8, 12):
         write(tmp_path, step)
-    snapshots.prune(tmp_path, 8, keep=2, best=2)
-    assert snapshots.steps(tmp_path) == [8, 6, 2]
+    checkpoint_dir.prune(tmp_path, 8, keep=2, best=2)
+    assert checkpoint_dir.steps(tmp_path) == [8, 6, 2]
     assert (tmp_path / "damaged-step=00000012").is_dir()
 
 
@@ -361,15 +362,15 @@ def check_strategies(folder: Path, rounds: dict[int, list[str]]) -> Snapshot:
     """That the last checkpoint is what one process alone would have come to."""
     net, optimizer = make(seed=9)
     learn(net, optimizer)
-    snapshots.write(folder, 1, module=net, optimizer=optimizer, state={})
+    checkpoint_dir.write(folder, 1, module=net, optimizer=optimizer, state={})
     for world, layouts in rounds.items():
         sharded(folder, world, *layouts)
-    found = snapshots.newest(folder)
+    found = checkpoint_dir.newest(folder)
     assert found.step == 1 + sum(map(len, rounds.values()))
     for _ in range(found.step - 1):
         learn(net, optimizer)
     other, its_optimizer = make(seed=1)
-    snapshots.restore(found, module=other, optimizer=its_optimizer)
+    checkpoint_dir.restore(found, module=other, optimizer=its_optimizer)
     ours, theirs = net.state_dict(), other.state_dict()
     ours |= {f"{n}.{key}": x for n, p in net.named_parameters() for key, x in optimizer.state[p].items()}
     theirs |= {f"{n}.{key}": x for n, p in other.named_parameters() for key, x in its_optimizer.state[p].items()}

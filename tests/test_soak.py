@@ -14,7 +14,7 @@ import numpy as np
 import psutil
 import pytest
 
-from auris import recipe
+from auris import config
 from recipes import SMALLEST_MODEL
 from runs import ROOT
 
@@ -63,9 +63,9 @@ def test_memory_stays_flat_over_thousands_of_steps(corpus: Path, tmp_path: Path)
         "max_new_tokens=4",
         "checkpoint_every=500",
     ]
-    run_dir = Path(recipe.resolve(recipe.compose(overrides))["run_dir"])
+    run_dir = Path(config.resolve(config.compose(overrides))["run_dir"])
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "auris.train", *overrides]
+    command = [sys.executable, "-m", "auris", "train", *overrides]
     measured = []
     with (tmp_path / "log.txt").open("w") as log:
         process = subprocess.Popen(command, env=environment, cwd=ROOT, stdout=log, stderr=log)

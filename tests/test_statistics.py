@@ -7,8 +7,8 @@ from itertools import product
 import numpy as np
 import pytest
 
-from auris.measures import bootstrap, difference, interval, samples, score, scorer
-from auris.statistics import detectable, detectable_alone, holm, permutation_test, units
+from auris.metrics.measures import bootstrap, difference, interval, samples, score, scorer
+from auris.metrics.statistics import detectable, detectable_alone, holm, permutation_test, units
 
 
 def rows(n: int, per_speaker: int, per_recording: int = 1) -> list[dict]:

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 import published
-from auris import recipe, train
-from auris.strategies import Sharded
+from auris import config
+from auris.training import run as train
+from auris.training.strategy import Sharded
 from manifests import write_manifest
 from recipes import SMALLEST_MODEL
 from records import Record, record, record_in_processes
@@ -124,7 +125,7 @@ def recipes(corpus: Path, folder: Path):
         else:
             given = [f"data.valid=[{{path: '{corpus}/valid.jsonl', tasks: [asr, ks], limit: 3}}]"]
         given += theirs if kind == "published" else []
-        return recipe.resolve(recipe.compose([*size, *given, *overrides, f"trainer.devices={processes}"]))
+        return config.resolve(config.compose([*size, *given, *overrides, f"trainer.devices={processes}"]))
 
     def compose_all(runs: Mapping[str, list[str]], processes: int) -> dict[str, dict]:
         return {name.replace(" ", "-"): compose(name, overrides, processes) for name, overrides in runs.items()}
@@ -228,7 +229,7 @@ def test_a_wrong_setting_is_named(arguments: dict, said: str):
 def test_processes_that_cannot_be_divided_are_named_before_any_is_started(recipes):
     [made] = recipes({"fsdp_tp encoder_frozen": TWO["fsdp_tp encoder_frozen"]}, 3).values()
     with pytest.raises(ValueError, match="trainer.strategy.tensor_parallel=2 does not divide the 3 processes"):
-        recipe.build(train.trainer_options(made["trainer"]))
+        config.build(train.trainer_options(made["trainer"]))
 
 
 def test_a_gpu_computes_in_bfloat16_and_a_cpu_in_float32(recipes, monkeypatch):

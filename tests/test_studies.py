@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from auris import studies, train
-from auris.studies import Job
+from auris.training import run as train
+from auris.training import studies
+from auris.training.studies import Job
 from test_launch import LISTED
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -200,7 +201,7 @@ def test_what_is_done_is_started_again_only_with_another_recipe_or_evaluation(tm
 
 def test_a_dry_run_of_a_study_lists_its_runs_and_nothing_else(monkeypatch, capsys):
     """What a job array is made from (configs/launch/slurm_study.sh)."""
-    monkeypatch.setattr(sys, "argv", ["auris.train", "ablations=demo", "seeds=[1]", "dry_run=true"])
+    monkeypatch.setattr(sys, "argv", ["auris.training.run", "ablations=demo", "seeds=[1]", "dry_run=true"])
     with pytest.raises(SystemExit) as done:
         train.main()
     assert done.value.code == 0 and capsys.readouterr().out == LISTED + "\n"

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from auris import doctor, task_table
-from auris.tasks import TASKS
+from auris.inference import inspect
+from auris.text import task_table
+from auris.text.tasks import TASKS
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 
@@ -23,7 +24,7 @@ def printed(what: str, *, terminal: bool, width: int = 110) -> str:
 
 
 def test_the_readme_has_the_table():
-    """If not: `python -m auris.doctor show=tasks > table.md`."""
+    """If not: `auris doctor show=tasks > table.md`."""
     assert task_table.markdown() in README.read_text(encoding="utf-8")
 
 
@@ -53,7 +54,7 @@ def test_a_task_is_shown_with_all_its_wordings(code):
 
 def run_doctor(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
     monkeypatch.setattr(sys, "argv", ["doctor", *arguments])
-    doctor.main()
+    inspect.main()
 
 
 def test_the_doctor_prints_the_table_and_needs_no_checkpoint(monkeypatch, capsys):

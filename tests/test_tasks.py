@@ -6,11 +6,11 @@ import re
 
 import pytest
 
-from auris import tasks
-from auris.measures import MEASURES
-from auris.prompts import NaturalPrompt, TagPrompt
-from auris.tasks import GRADES, LANGUAGES, TASKS
-from auris.tokenizer import control_tokens
+from auris.metrics.measures import MEASURES
+from auris.text import tasks
+from auris.text.prompts import NaturalPrompt, TagPrompt
+from auris.text.tasks import GRADES, LANGUAGES, TASKS
+from auris.text.tokenizer import control_tokens
 
 LABELS = {
     "text": "the answer",

@@ -11,7 +11,7 @@ import pytest
 from tokenizers import pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from auris.prompts import (
+from auris.text.prompts import (
     BothPrompts,
     Control,
     NaturalPrompt,
@@ -21,8 +21,8 @@ from auris.prompts import (
     TagPrompt,
     audio_tags,
 )
-from auris.tasks import LANGUAGES, closed
-from auris.tokenizer import RANKS_FILE, Tokenizer, control_tokens
+from auris.text.tasks import LANGUAGES, closed
+from auris.text.tokenizer import RANKS_FILE, Tokenizer, control_tokens
 from manifests import TEXTS, tokenizer
 from vocabularies import TAGGED, plain, qwen2_audio, rank_lines, write_ranks
 

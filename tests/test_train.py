@@ -13,8 +13,11 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import published
-from auris import callbacks, recipe, snapshots, train
-from auris.tokenizer import Tokenizer
+from auris import config
+from auris.model.weights import checkpoint_dir
+from auris.text.tokenizer import Tokenizer
+from auris.training import callbacks
+from auris.training import run as train
 from recipes import smallest_run
 from runs import ROOT, KillAt, Killed, assert_equal, fit, in_processes, said, train_in_a_process, weights
 
@@ -24,7 +27,7 @@ def smallest(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Compose a recipe small enough for a test: `smallest("max_steps=4", ...)`."""
     monkeypatch.chdir(ROOT)
     size = smallest_run(corpus, tmp_path)
-    return lambda *overrides: recipe.resolve(recipe.compose([*size, *overrides]))
+    return lambda *overrides: config.resolve(config.compose([*size, *overrides]))
 
 
 class Seen(L.Callback):
@@ -232,7 +235,7 @@ def test_a_whole_model_starts_from_another_run(smallest):
     train.train(first)
     module, _ = train.build(smallest("experiment=qwen_audio_pretrain", f"checkpoint='{first['run_dir']}'"))
     module.configure_model()
-    state = recipe.load_state(first["run_dir"])[1]
+    state = config.load_state(first["run_dir"])[1]
     assert all(torch.equal(tensor, state[f"net.{name}"]) for name, tensor in module.net.state_dict().items())
 
 
@@ -272,4 +275,4 @@ def test_parts_start_from_published_directories(smallest, tmp_path: Path):
     whisper = load_file(tmp_path / "whisper/model.safetensors")["model.encoder.conv1.weight"]
     assert torch.equal(module.net.encoder.conv1.weight, whisper)
     train.train(made)
-    assert snapshots.steps(Path(made["run_dir"]) / "checkpoints")[0] == 2
+    assert checkpoint_dir.steps(Path(made["run_dir"]) / "checkpoints")[0] == 2

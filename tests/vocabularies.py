@@ -12,8 +12,8 @@ from tokenizers import Tokenizer as FastTokenizer
 from transformers import PreTrainedTokenizerFast, Qwen2Tokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from auris.prompts import audio_tags
-from auris.tasks import LANGUAGES
+from auris.text.prompts import audio_tags
+from auris.text.tasks import LANGUAGES
 from manifests import TEXTS, tokenizer
 
 TAGGED = [code for code in LANGUAGES if f"<|{code}|>" in audio_tags()]  # those of the published vocabulary

@@ -15,7 +15,7 @@
 # ends with status 75. Then the job goes back to the queue under its own number, and goes on from there.
 set -uo pipefail
 # Status 75 is no bad exit: all processes end with it, some before others. One that fails ends the rest after a minute.
-srun --kill-on-bad-exit=0 --wait=60 "${PYTHON:-python}" -m auris.train "$@" \
+srun --kill-on-bad-exit=0 --wait=60 "${PYTHON:-python}" -m auris train "$@" \
   trainer.devices="$SLURM_NTASKS_PER_NODE" trainer.num_nodes="$SLURM_JOB_NUM_NODES"
 status=$?
 if [ "$status" -eq 75 ]; then

@@ -5,7 +5,7 @@
 set -euo pipefail
 PYTHON=${PYTHON:-python}
 if [ -z "${SLURM_ARRAY_TASK_ID:-}" ]; then             # submit
-  runs=$("$PYTHON" -m auris.train ablations="$1" "${@:2}" dry_run=true)
+  runs=$("$PYTHON" -m auris train ablations="$1" "${@:2}" dry_run=true)
   after=
   for level in $(cut -f1 <<< "$runs" | sort -nu); do
     last=$(($(grep -c "^$level	" <<< "$runs") - 1))
@@ -15,9 +15,9 @@ if [ -z "${SLURM_ARRAY_TASK_ID:-}" ]; then             # submit
     echo "level $level: job $after, $((last + 1)) runs"
   done
 else                                                    # one run of the array
-  run=$("$PYTHON" -m auris.train ablations="$1" "${@:2}" dry_run=true | grep "^$LEVEL	" | sed -n "$((SLURM_ARRAY_TASK_ID + 1))p")
+  run=$("$PYTHON" -m auris train ablations="$1" "${@:2}" dry_run=true | grep "^$LEVEL	" | sed -n "$((SLURM_ARRAY_TASK_ID + 1))p")
   IFS=$'\t' read -r _ arm seed <<< "$run"
-  srun "$PYTHON" -m auris.train ablations="$1" "${@:2}" arm="$arm" seed="$seed" && exit
+  srun "$PYTHON" -m auris train ablations="$1" "${@:2}" arm="$arm" seed="$seed" && exit
   status=$?                                             # 75: stopped by a signal, to be gone on with
   [ "$status" -ne 75 ] || scontrol requeue "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"
   exit "$status"

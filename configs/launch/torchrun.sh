@@ -13,7 +13,7 @@ export AURIS_REQUEUE=$told/requeue                      # a file that a run whic
 "$PYTHON" -m torch.distributed.run \
   --nnodes "$NODES" --node-rank "${RANK:-0}" --nproc-per-node "$GPUS" \
   --master-addr "${MASTER:-127.0.0.1}" --master-port "${PORT:-29500}" --max-restarts "${RESTARTS:-3}" \
-  -m auris.train "$@" trainer.devices="$GPUS" trainer.num_nodes="$NODES" &
+  -m auris train "$@" trainer.devices="$GPUS" trainer.num_nodes="$NODES" &
 torchrun=$!
 trap 'kill -TERM "$torchrun" 2> /dev/null' TERM USR1
 wait "$torchrun"

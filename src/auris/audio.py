@@ -25,6 +25,8 @@ import torch
 from torch import Tensor
 from transformers.audio_utils import mel_filter_bank
 
+from auris.errors import AudioError, UserError
+
 _REMEDY = "install the pair that belongs together: pip install torch==2.11.0 torchaudio==2.11.0"
 
 
@@ -55,10 +57,6 @@ SILENCE = 2**-15
 # A manifest's segment may end this much past the end of its file, as times are rounded (Kaldi's extract-segments,
 # --max-overshoot=0.5); it then ends with the file. Beyond, the row is wrong.
 MAX_OVERSHOOT = 0.5  # seconds
-
-
-class AudioError(ValueError):
-    """A sound file that cannot be used; the message names the file and says why."""
 
 
 class Sound(Protocol):
@@ -333,7 +331,7 @@ def log_mel(wave: np.ndarray | Tensor, n_mels: int, n_stored: int | None = None)
     wave = torch.as_tensor(wave, dtype=torch.float32)
     assert wave.ndim == 1, wave.shape
     if not 0 < len(wave) <= MAX_SAMPLES:
-        raise ValueError(
+        raise UserError(
             f"a clip of {len(wave) / SAMPLE_RATE:.2f} s: expected more than 0 s and at most 30 s. "
             "data.long_audio=window cuts longer clips into windows, skip leaves them out, error stops at the start"
         )
@@ -384,17 +382,17 @@ class SpecAugment:
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.p <= 1.0:
-            raise ValueError(f"p={self.p}: expected the largest share of frames under one time mask, 0 to 1")
+            raise UserError(f"p={self.p}: expected the largest share of frames under one time mask, 0 to 1")
         for name in ("n_freq_masks", "freq_mask_param", "n_time_masks", "time_mask_param", "time_warp"):
             if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)}: expected 0 or more")
+                raise UserError(f"{name}={getattr(self, name)}: expected 0 or more")
 
     def __call__(self, mel: Tensor, frames: int, seed: int) -> Tensor:
         """Augment the first `frames` frames of (n_mels, S); the silence behind them stays. `seed` decides it all."""
         n_mels, n_stored = mel.shape
         assert 0 < frames <= n_stored, (frames, mel.shape)
         if self.freq_mask_param > n_mels:
-            raise ValueError(f"freq_mask_param={self.freq_mask_param}: expected at most {n_mels}, the mel bins")
+            raise UserError(f"freq_mask_param={self.freq_mask_param}: expected at most {n_mels}, the mel bins")
         clip, mean = mel[:, :frames], mel[:, :frames].mean().item()
         # torchaudio draws from the global generator; torch.manual_seed would reseed the accelerators' as well.
         with torch.random.fork_rng(devices=[]):

@@ -22,6 +22,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+from auris.errors import MissingFileError, UserError
+
 _ANSWER = ("messages", "reply", "model")  # keys of a recorded answer
 _KEPT = ("finish_reason", "usage")  # ... and of it what else the endpoint said, where it did
 _LONGEST_PAUSE = 60.0  # seconds between two tries
@@ -98,12 +100,10 @@ class Endpoint:
 
     def __post_init__(self) -> None:
         if self.key_env is not None and not re.fullmatch(r"[A-Za-z_]\w*", self.key_env, re.ASCII):
-            raise ValueError(
-                f"{self.setting}.key_env is no name of an environment variable; the key itself stays there"
-            )
+            raise UserError(f"{self.setting}.key_env is no name of an environment variable; the key itself stays there")
         parts = urllib.parse.urlsplit(self.url)
         if "@" in parts.netloc or parts.query:
-            raise ValueError(
+            raise UserError(
                 f"{self.setting}.url holds a user or a query, which would be kept with the run: a key comes from the "
                 f"environment ({self.setting}.key_env=NAME)"
             )
@@ -121,7 +121,7 @@ class Endpoint:
                 return self._try(body)
             except _Failed as error:
                 if not left or not error.again:
-                    raise ValueError(
+                    raise UserError(
                         f"{self.setting}.url={self.url} gave no chat completion ({error}); what it answered before is "
                         "kept"
                     ) from None
@@ -160,7 +160,7 @@ class Endpoint:
         if text is None and self.blank:
             text = choice["message"].get("refusal") or ""
         if not isinstance(text, str):
-            raise ValueError(f"its content is {text!r}")
+            raise UserError(f"its content is {text!r}")
         details = {"finish_reason": choice.get("finish_reason"), "usage": answer.get("usage")}
         model = answer.get("model") or self.model
         return Reply(text, model, {key: value for key, value in details.items() if value is not None})
@@ -185,7 +185,7 @@ class Record:
         path: Path,
         endpoint: Answerer | None = None,
         *,
-        what: str = "python -m auris.instruct",
+        what: str = "auris instruct",
         setting: str = "llm",
         otherwise: str = "or leave such rows out (llm.tasks=[...], mix.augmented=0)",
     ):
@@ -199,12 +199,12 @@ class Record:
                 _mend(path)
             self._load()
         elif endpoint is None:
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"{setting}.recording={path}: no such file; with {setting}.url=http://HOST:PORT/v1 "
                 f"{setting}.model=NAME it is made"
             )
         if endpoint is not None and self.head and endpoint.stand_in != self.stand_in:
-            raise ValueError(
+            raise UserError(
                 f"{setting}.recording={path} holds answers of {self.stand_in or 'a language model'}, and now "
                 f"{endpoint.stand_in or 'a language model'} would answer; give another file"
             )
@@ -220,7 +220,7 @@ class Record:
             try:
                 self.head = dict(json.loads(first))
             except (ValueError, TypeError):
-                raise ValueError(f"{self.setting}.recording={self.path}, line 1 does not say what it is") from None
+                raise UserError(f"{self.setting}.recording={self.path}, line 1 does not say what it is") from None
         for number, line in enumerate(lines, start=2):
             try:
                 answer = json.loads(line)
@@ -229,7 +229,7 @@ class Record:
                 self.answers[_digest(answer["messages"], answer.get("settings"))] = kept
             except (ValueError, KeyError, TypeError) as error:
                 reason = f"{type(error).__name__}: {error}"
-                raise ValueError(
+                raise UserError(
                     f"{self.setting}.recording={self.path}, line {number} is no answer ({reason})"
                 ) from None
 
@@ -245,7 +245,7 @@ class Record:
         if (key := _digest(messages, settings)) not in self.answers:
             if self.endpoint is None:
                 asked = "" if settings is None else f" by {dict(settings)}"
-                raise ValueError(
+                raise UserError(
                     f"{self.path} holds no answer{asked} to {messages[-1]['content']!r}; ask a model for it "
                     f"({self.setting}.url=http://HOST:PORT/v1 {self.setting}.model=NAME "
                     f"{self.setting}.recording=FILE), {self.otherwise}"

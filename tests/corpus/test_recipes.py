@@ -19,7 +19,6 @@ import numpy as np
 import pytest
 import soundfile
 
-from auris import measures, tasks
 from auris.corpus import music, requests, scenes, speech, tunes, vocal
 from auris.corpus.build import build
 from auris.corpus.grammar import SPLITS, split_of
@@ -28,9 +27,11 @@ from auris.corpus.signal import SAMPLE_RATE, power, samples
 from auris.corpus.vocabulary import train_tokenizer
 from auris.data.manifests import read_manifests
 from auris.data.rows import Row
-from auris.predictions import score
-from auris.prompts import NaturalPrompt, TagPrompt
-from auris.tasks import TASKS
+from auris.evaluation.predictions import score
+from auris.metrics import measures
+from auris.text import tasks
+from auris.text.prompts import NaturalPrompt, TagPrompt
+from auris.text.tasks import TASKS
 
 GOLDEN = Path(__file__).with_name("golden.json")
 CORPUS: dict[str, Any] = {
@@ -289,7 +290,7 @@ def test_vocal_sounds_are_heard_and_vary(name: str) -> None:
 
 
 def test_the_tokenizer_reads_and_writes_every_answer_with_few_tokens(corpus: Path, rows: list[Row]) -> None:
-    from auris.tokenizer import Tokenizer
+    from auris.text.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.load(train_tokenizer(corpus, 1024))
     for row in of(rows, *RECIPES):

@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from auris.data import cache
+from auris.data import array_cache
 
 
 def test_arrays_come_back(tmp_path: Path) -> None:
     path = tmp_path / "new" / "a.npz"
-    assert cache.load(path) is None
-    cache.save(path, numbers=np.arange(3), text="x")
-    found = cache.load(path)
+    assert array_cache.load(path) is None
+    array_cache.save(path, numbers=np.arange(3), text="x")
+    found = array_cache.load(path)
     assert found["numbers"].tolist() == [0, 1, 2] and str(found["text"]) == "x"
     assert list(path.parent.iterdir()) == [path]
 
@@ -22,21 +22,21 @@ def test_arrays_come_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize("left", [0, 1, 40, -1])
 def test_what_is_damaged_is_none_and_said(tmp_path: Path, left: int) -> None:
     path = tmp_path / "a.npz"
-    cache.save(path, numbers=np.arange(100))
+    array_cache.save(path, numbers=np.arange(100))
     path.write_bytes(path.read_bytes()[:left])
     with pytest.warns(UserWarning, match="a.npz cannot be read .* is made anew"):
-        assert cache.load(path) is None
+        assert array_cache.load(path) is None
 
 
 def test_a_disk_that_takes_nothing_stops_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     with pytest.warns(UserWarning, match="cannot be written"):
-        cache.save(tmp_path / "file" / "a.npz", numbers=np.arange(3))
+        array_cache.save(tmp_path / "file" / "a.npz", numbers=np.arange(3))
 
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(cache.np, "savez", full)
+    monkeypatch.setattr(array_cache.np, "savez", full)
     with pytest.warns(UserWarning, match="No space left"):
-        cache.save(tmp_path / "b.npz", numbers=np.arange(3))
+        array_cache.save(tmp_path / "b.npz", numbers=np.arange(3))
     assert [path.name for path in tmp_path.iterdir()] == ["file"]

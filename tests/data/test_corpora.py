@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 import layouts
-from auris import recipe, tasks
+from auris import config
+from auris.text import tasks
 
 # Of each corpus in miniature: the id of each row and what is told of it.
 EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
@@ -138,8 +139,8 @@ EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
 
 def read(root: Path, corpus: str, *options: str) -> dict[str, dict[str, Any]]:
     """Rows by id, as the command line would read them."""
-    made = recipe.resolve(recipe.compose([f"layout={corpus}", *options], "prepare"))
-    rows = list(recipe.build(made["layout"])(root))
+    made = config.resolve(config.compose([f"layout={corpus}", *options], "prepare"))
+    rows = list(config.build(made["layout"])(root))
     assert len({row["id"] for row in rows}) == len(rows)
     return {row["id"]: row for row in rows}
 

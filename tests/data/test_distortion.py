@@ -10,10 +10,10 @@ import soundfile
 import torch
 
 from auris import audio
-from auris.data.distortion import Noise, RecordedRooms, SyntheticRooms, reverberate
+from auris.data.augment import Noise, RecordedRooms, SyntheticRooms, reverberate
 from auris.data.samples import TextSamples
-from auris.objectives.dpo import DPO
-from auris.references import check
+from auris.training.objectives.dpo import DPO
+from auris.training.references import check
 from manifests import read_row, samples_of, write_manifest, write_wave
 
 RATE = audio.SAMPLE_RATE

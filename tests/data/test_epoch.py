@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from auris.data.epoch import survey
+from auris.data.epoch_stats import survey
 from auris.data.packing import Plan, Source
 from auris.data.rows import Row
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from auris.data.health import KINDS, Report, Source, clipped_share, inspect
+from auris.data.check.audio import KINDS, Report, Source, clipped_share, inspect
 from auris.data.manifests import read_manifests
 from manifests import write_manifest
 

@@ -8,17 +8,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from auris import tasks
 from auris.audio import Geometry
 from auris.data import lengths
 from auris.data.lengths import Lengths, measure
 from auris.data.manifests import Manifest, read_manifests
 from auris.data.rows import Clip, Record, Row, Unread
 from auris.data.samples import ChatSamples, TextSamples
-from auris.prompts import BothPrompts, NaturalPrompt, Qwen2AudioChat, QwenAudioChat, TagPrompt, UnknownLanguagePrompt
-from auris.task_table import EXAMPLE
-from auris.tasks import TASKS
-from auris.tokenizer import Tokenizer
+from auris.text import tasks
+from auris.text.prompts import (
+    BothPrompts,
+    NaturalPrompt,
+    Qwen2AudioChat,
+    QwenAudioChat,
+    TagPrompt,
+    UnknownLanguagePrompt,
+)
+from auris.text.task_table import EXAMPLE
+from auris.text.tasks import TASKS
+from auris.text.tokenizer import Tokenizer
 from manifests import samples_of, speech_rows, tokenizer, write_manifest, write_wave
 
 

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from auris.data import store
+from auris.data import row_index
 from auris.data.lengths import measure
 from auris.data.manifests import Ids, Joined, Selection, keys, read_manifests
 from auris.data.packing import row_key
 from auris.data.rows import Form, Row
 from auris.data.samples import ChatSamples
-from auris.prompts import Qwen2AudioChat
+from auris.text.prompts import Qwen2AudioChat
 from manifests import samples_of, speech_rows, write_manifest
 
 ASR = {"task": "asr", "language": "en", "text": "hello"}
@@ -57,8 +57,8 @@ def test_rows_of_several_manifests_are_one_sequence(tmp_path):
 
 def test_a_row_is_decoded_when_it_is_asked_for(tmp_path, monkeypatch):
     decoded = []
-    decode = store.Lines.record
-    monkeypatch.setattr(store.Lines, "record", lambda self, n: decoded.append(n) or decode(self, n))
+    decode = row_index.Lines.record
+    monkeypatch.setattr(row_index.Lines, "record", lambda self, n: decoded.append(n) or decode(self, n))
     rows = read(numbered(tmp_path), limit=5)
     assert len(rows) == 5 and decoded == []
     assert rows[3].id == "r3" and decoded == [3]
@@ -78,7 +78,7 @@ def test_the_index_is_kept_and_made_anew_for_another_file_or_form(tmp_path, monk
     path, cache = numbered(tmp_path), tmp_path / "cache"
     first = [row.id for row in read(path, cache)]
     with monkeypatch.context() as patch:
-        patch.setattr(store.Lines, "scan", lambda self: pytest.fail("indexed although kept"))
+        patch.setattr(row_index.Lines, "scan", lambda self: pytest.fail("indexed although kept"))
         assert [row.id for row in read(path, cache)] == first
     assert [row.labels["task"] for row in read(path, cache, labels={"task": "sec"})] == ["sec"] * 6
     write_manifest(path, [{"id": "new", **ASR}])
@@ -209,13 +209,13 @@ def test_a_file_indexed_in_pieces_has_the_index_of_the_whole(tmp_path, monkeypat
     whole = read(path)
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
     for size in (1, 100, 1000):
-        monkeypatch.setattr(store, "_PIECE", size)
+        monkeypatch.setattr(row_index, "_PIECE", size)
         pieces = read(path)
         for name, column in vars(whole.store.index).items():
             assert np.array_equal(column, vars(pieces.store.index)[name]), name
         assert list(pieces) == list(whole)
     (tmp_path / "empty.jsonl").write_text("")
-    assert len(store.Lines(tmp_path / "empty.jsonl", Form(), None)) == 0
+    assert len(row_index.Lines(tmp_path / "empty.jsonl", Form(), None)) == 0
 
 
 @pytest.mark.parametrize("key", ["data.valid", "data.test"])

@@ -15,8 +15,8 @@ from auris.data.manifests import read_manifests
 from auris.data.packing import IGNORE
 from auris.data.pairs import PairSamples
 from auris.data.rows import Row
-from auris.data.samples import RowError
-from auris.prompts import Chat, Qwen2AudioChat, QwenAudioChat
+from auris.errors import RowError
+from auris.text.prompts import Chat, Qwen2AudioChat, QwenAudioChat
 from manifests import read_row, samples_of, tokenizer, write_manifest, write_wave
 
 CLIP = {"type": "audio", "audio": "a.wav"}

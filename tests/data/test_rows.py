@@ -96,7 +96,7 @@ def test_an_id_used_twice_is_named_and_the_first_row_stays(tmp_path):
 def test_a_missing_manifest_says_how_to_make_one(tmp_path):
     with pytest.raises(FileNotFoundError) as error:
         read_manifests([tmp_path / "train.jsonl"], key="data.valid")
-    for said in ("data.valid=[FILE.jsonl]", str(tmp_path / "train.jsonl"), f"python -m auris.corpus out={tmp_path}"):
+    for said in ("data.valid=[FILE.jsonl]", str(tmp_path / "train.jsonl"), f"auris corpus out={tmp_path}"):
         assert said in str(error.value)
 
 

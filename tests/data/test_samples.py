@@ -14,10 +14,11 @@ from auris import audio
 from auris.data.manifests import read_manifests
 from auris.data.packing import IGNORE, collate
 from auris.data.rows import Clip, Row
-from auris.data.samples import AudioSamples, ChatSamples, RowError, Samples, TextSamples, TooLong, TranscriptSamples
-from auris.prompts import BothPrompts, Chat, NaturalPrompt, Qwen2AudioChat, QwenAudioChat, TagPrompt, text_of
-from auris.task_table import EXAMPLE
-from auris.tasks import TASKS
+from auris.data.samples import AudioSamples, ChatSamples, Samples, TextSamples, TooLong, TranscriptSamples
+from auris.errors import AudioError, RowError
+from auris.text.prompts import BothPrompts, Chat, NaturalPrompt, Qwen2AudioChat, QwenAudioChat, TagPrompt, text_of
+from auris.text.task_table import EXAMPLE
+from auris.text.tasks import TASKS
 from manifests import GEOMETRY, read_row, samples_of, tokenizer, write_manifest, write_wave
 
 WARP = audio.SpecAugment(n_freq_masks=1, freq_mask_param=4, n_time_masks=1, time_mask_param=10, p=1.0, time_warp=5)
@@ -149,13 +150,13 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, content, said):
         (tmp_path / "bad.wav").write_bytes(content)
     row = read_row(tmp_path, audio="bad.wav")
     for attempt in (samples_of().spans, lambda row: samples_of().build(row, 0, 0)):
-        with pytest.raises(audio.AudioError, match=f"bad.wav: {said}"):
+        with pytest.raises(AudioError, match=f"bad.wav: {said}"):
             attempt(row)
 
 
 def test_a_file_without_samples_and_one_shorter_than_a_token_are_named(tmp_path):
     soundfile.write(tmp_path / "empty.wav", np.zeros(0), audio.SAMPLE_RATE)
-    with pytest.raises(audio.AudioError, match="empty.wav: holds no samples"):
+    with pytest.raises(AudioError, match="empty.wav: holds no samples"):
         samples_of().build(read_row(tmp_path, audio="empty.wav"), 0, 0)
     with pytest.raises(RowError, match="shorter than one audio token"):
         samples_of().build(row_of(tmp_path, 0.02), 0, 0)

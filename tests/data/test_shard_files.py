@@ -20,15 +20,16 @@ from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
 from rich.console import Console
 from torch.utils.data import DataLoader
 
-from auris.audio import AudioError
-from auris.data import parquet, shard_writer
 from auris.data.datamodule import AudioDataModule, Steps, pack
 from auris.data.lengths import measure
 from auris.data.manifests import Manifest, Selection, read_manifests
+from auris.data.parquet import reader as parquet
+from auris.data.parquet import writer
+from auris.data.parquet.pack import pack as pack_shards
 from auris.data.rows import Row
-from auris.data.samples import ChatSamples, RowError
-from auris.prompts import Qwen2AudioChat, TagPrompt
-from auris.shards import pack as pack_shards
+from auris.data.samples import ChatSamples
+from auris.errors import AudioError, RowError
+from auris.text.prompts import Qwen2AudioChat, TagPrompt
 from manifests import samples_of, speech_rows, write_manifest, write_wave
 
 QUIET = Console(quiet=True)
@@ -202,7 +203,7 @@ def test_rows_of_shards_can_be_sent_to_another_process(packed):
 
 
 def test_a_shard_holds_groups_of_about_the_bytes_that_one_read_may_cost(tmp_path, monkeypatch):
-    monkeypatch.setattr(shard_writer, "GROUP_BYTES", 30_000)
+    monkeypatch.setattr(writer, "GROUP_BYTES", 30_000)
     path = write_manifest(tmp_path / "rows.jsonl", speech_rows(tmp_path, [0.4] * 10))  # 12,844 bytes each
     pack_shards(str(path), tmp_path / "out", rows_per_shard=100, processes=1, console=QUIET)
     facts = pq.read_metadata(tmp_path / "out" / "shard-00000.parquet")

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 import layouts
-from auris import tasks
-from auris.data.tables import Embedded, files, table
+from auris.data.prepare.tables import Embedded, files, table
+from auris.text import tasks
 
 ROWS = [
     {"clip": "a", "said": 'the "red" fox', "mood": 3, "who": "ann"},

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 import layouts
-from auris import tasks
-from auris.data.toolkits import kaldi, lhotse, manifest
+from auris.data.prepare.toolkits import kaldi, lhotse, manifest
+from auris.text import tasks
 
 
 def cut(**changed: Any) -> dict[str, Any]:

@@ -11,11 +11,12 @@ from torch import Tensor
 
 import nets
 import packs
-from auris import optim
-from auris.model import adapters, weights
+from auris.model import adapters
 from auris.model.audio_lm import AudioLM
 from auris.model.generation import Generation
-from auris.objectives.next_token import NextToken
+from auris.model.weights import loading
+from auris.training import optim
+from auris.training.objectives.next_token import NextToken
 
 NEW = [9, 40, 11, 95]  # tokens of the vocabulary of `packs`, in no order
 LORA_SETTINGS = {"rank": 3, "alpha": 6, "targets": ["q_proj", "v_proj", "down_proj"]}
@@ -56,7 +57,7 @@ def copied(net: AudioLM) -> dict[str, Tensor]:
 def merged(net: AudioLM, like: AudioLM) -> AudioLM:
     """A net without adapters that is loaded with the merged weights of one that has them."""
     plain = deepcopy(like)
-    weights.load(plain, weights.StateTensors(adapters.merge(net.state_dict(), LORA_SETTINGS)), where="merged")
+    loading.load(plain, loading.StateTensors(adapters.merge(net.state_dict(), LORA_SETTINGS)), where="merged")
     return plain
 
 

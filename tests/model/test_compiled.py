@@ -14,7 +14,7 @@ from auris.model import attention, llm
 from auris.model.audio_lm import AudioLM
 from auris.model.compiled import compile_blocks
 from auris.model.generation import Generation
-from auris.objectives.next_token import NextToken
+from auris.training.objectives.next_token import NextToken
 from packs import Clip, pack, text
 
 

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 from torch import nn
 
-from auris import recipe
+from auris import config
 
 TOKENIZER = SimpleNamespace(size=5_000)  # smaller than the released tables, as the embedded corpus's is
 SIZES = {  # conv1 and conv2, blocks, final norm, projector, boundary, embedding or head, LLM layers, LLM norm
@@ -23,7 +23,7 @@ def count(module: nn.Module) -> int:
 
 
 def net_of(*overrides: str) -> nn.Module:
-    return recipe.build_net(recipe.resolve(recipe.compose(overrides)), TOKENIZER)
+    return config.build_net(config.resolve(config.compose(overrides)), TOKENIZER)
 
 
 @pytest.mark.parametrize("system", SIZES)

@@ -16,10 +16,10 @@ from torch.distributed.tensor import DTensor
 from torch.multiprocessing import spawn
 
 import nets
-from auris import parallel
-from auris.model import weights
 from auris.model.audio_lm import AudioLM
-from auris.model.weights import StateTensors, TensorFiles
+from auris.model.weights import loading
+from auris.model.weights.loading import StateTensors, TensorFiles
+from auris.training import sharding
 
 MAPS = Path("/proc/self/maps")
 
@@ -49,7 +49,7 @@ def assert_equal(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) ->
 def write(out: Path, state: Mapping[str, Tensor], n_shards: int = 1) -> Path:
     """The tensors of a state in about `n_shards` files."""
     size = sum(tensor.nbytes for tensor in state.values())
-    weights.write_sharded(state.items(), out, max_shard_bytes=1 + size // n_shards)
+    loading.write_sharded(state.items(), out, max_shard_bytes=1 + size // n_shards)
     return out
 
 
@@ -60,7 +60,7 @@ def test_a_net_is_filled_from_one_file_and_from_shards(net: AudioLM, source_net:
     for n_shards in (1, 4):
         out = write(tmp_path / str(n_shards), source_net.state_dict(), n_shards)
         assert len(list(out.glob("*.safetensors"))) == n_shards
-        report = weights.load(net, TensorFiles.open(out), where=str(out))
+        report = loading.load(net, TensorFiles.open(out), where=str(out))
         assert_equal(net.state_dict(), source_net.state_dict())
         names = ["encoder", "pooling", "llm", "projector", "boundary"]
         assert report == {"layout": "auris", "parts": names, "tensors": len(net.state_dict()), "grown": {}}
@@ -70,7 +70,7 @@ def test_the_state_of_a_run_is_read_by_part_and_the_others_stay(net: AudioLM, so
     state = {f"net.{name}": tensor for name, tensor in source_net.state_dict().items()}
     source = StateTensors({**state, "objective.head.weight": torch.zeros(2, 2)})
     before = copied(net)
-    weights.load(net, source, parts=["encoder", "projector"], where="runs/a")
+    loading.load(net, source, parts=["encoder", "projector"], where="runs/a")
     loaded = {name for name in before if name.startswith(("encoder.", "projector."))}
     assert_equal(
         net.state_dict(), {name: (source_net.state_dict() if name in loaded else before)[name] for name in before}
@@ -79,7 +79,7 @@ def test_the_state_of_a_run_is_read_by_part_and_the_others_stay(net: AudioLM, so
 
 def test_parameters_keep_their_type_and_numbers_are_cast_to_it(net: AudioLM, source_net: AudioLM):
     half = source_net.to(torch.bfloat16).state_dict()
-    weights.load(net, StateTensors(half), where="half")
+    loading.load(net, StateTensors(half), where="half")
     assert_equal(net.state_dict(), {name: tensor.float() for name, tensor in half.items()})
     assert {tensor.dtype for tensor in net.state_dict().values()} == {torch.float32}
 
@@ -89,10 +89,10 @@ def test_joined_tensors_are_taken_apart_row_by_row():
     torch.manual_seed(1)
     net = nets.build(num_key_value_heads=2)
     attention = net.llm.model.layers[1].self_attn
-    theirs = dict(weights.export_tensors(nets.build(num_key_value_heads=2).llm.state_dict(prefix="llm."), "qwen_audio"))
+    theirs = dict(loading.export_tensors(nets.build(num_key_value_heads=2).llm.state_dict(prefix="llm."), "qwen_audio"))
     joined = theirs["transformer.h.1.attn.c_attn.weight"]
     assert joined.shape == (32 + 16 + 16, 32)
-    weights.load(net, StateTensors(theirs), layout="qwen_audio", parts=["llm"], where="qwen")
+    loading.load(net, StateTensors(theirs), layout="qwen_audio", parts=["llm"], where="qwen")
     for part, rows in (("q_proj", slice(0, 32)), ("k_proj", slice(32, 48)), ("v_proj", slice(48, 64))):
         assert torch.equal(getattr(attention, part).weight, joined[rows])
 
@@ -104,16 +104,16 @@ def test_tied_tensors_need_one_name_and_must_agree_under_two():
     assert torch.equal(both["llm.lm_head.weight"], both["llm.model.embed_tokens.weight"])
     for left_out in ("llm.lm_head.weight", "llm.model.embed_tokens.weight", None):
         torch.nn.init.zeros_(net.llm.lm_head.weight)
-        weights.load(net, StateTensors({n: t for n, t in both.items() if n != left_out}), where="tied")
+        loading.load(net, StateTensors({n: t for n, t in both.items() if n != left_out}), where="tied")
         assert_equal(net.state_dict(), both)
     neither = {n: t for n, t in both.items() if n not in ("llm.lm_head.weight", "llm.model.embed_tokens.weight")}
     with pytest.raises(ValueError, match=r"does not fit the model: llm.model.embed_tokens.weight is missing$"):
-        weights.load(net, StateTensors(neither), where="tied")
+        loading.load(net, StateTensors(neither), where="tied")
     both["llm.lm_head.weight"] = both["llm.lm_head.weight"] + 1
     with pytest.raises(
         ValueError, match=r"llm.lm_head.weight differs from llm.model.embed_tokens.weight, to which the model ties it$"
     ):
-        weights.load(net, StateTensors(both), where="tied")
+        loading.load(net, StateTensors(both), where="tied")
 
 
 # --- nothing loads half -------------------------------------------------------------------------------------------
@@ -123,7 +123,7 @@ def refused(net: AudioLM, state: Mapping[str, Tensor], **options: object) -> str
     """What a load is told, after a look that it changed nothing."""
     before = copied(net)
     with pytest.raises(ValueError) as error:
-        weights.load(net, StateTensors(state), where="weights.encoder=runs/a", **options)
+        loading.load(net, StateTensors(state), where="weights.encoder=runs/a", **options)
     assert_equal(net.state_dict(), before)
     return str(error.value)
 
@@ -142,18 +142,18 @@ def test_missing_and_unexpected_tensors_are_named(net: AudioLM, source_net: Audi
     end = "projector.bias is missing; projector.gate.weight is unexpected"
     assert refused(net, state).endswith(end)
     assert refused(net, state, parts=["projector"]).endswith(end)
-    weights.load(net, StateTensors(state), parts=["llm"], where="another part")
+    loading.load(net, StateTensors(state), parts=["llm"], where="another part")
 
 
 def test_names_that_a_layout_does_not_know_are_unexpected_for_every_part(net: AudioLM, source_net: AudioLM):
-    theirs = dict(weights.export_tensors(source_net.state_dict(), "qwen2_audio"))
+    theirs = dict(loading.export_tensors(source_net.state_dict(), "qwen2_audio"))
     theirs["audio_tower.conv3.weight"] = torch.zeros(1)
     assert "(qwen2_audio layout)" in refused(net, theirs, parts=["llm"])
     assert refused(net, theirs, parts=["llm"]).endswith("model: audio_tower.conv3.weight is unexpected")
 
 
 def test_more_layers_than_the_model_has_are_unexpected(net: AudioLM):
-    deeper = dict(weights.export_tensors(nets.build(layers=3).state_dict(), "qwen2_audio"))
+    deeper = dict(loading.export_tensors(nets.build(layers=3).state_dict(), "qwen2_audio"))
     said = refused(net, deeper, parts=["encoder"])
     assert "audio_tower.layers.2.self_attn.q_proj.weight is unexpected" in said and said.endswith("; and 10 more")
 
@@ -164,16 +164,16 @@ def test_many_faults_are_counted_and_five_shown(net: AudioLM):
 
 
 def test_what_does_not_fit_is_told_of_a_net_without_memory_too(source_net: AudioLM):
-    theirs = dict(weights.export_tensors(source_net.state_dict(), "qwen2_audio"))
-    assert weights.misfits(nets.build_meta(), StateTensors(theirs), "qwen2_audio") == []
+    theirs = dict(loading.export_tensors(source_net.state_dict(), "qwen2_audio"))
+    assert loading.misfits(nets.build_meta(), StateTensors(theirs), "qwen2_audio") == []
     del theirs["audio_tower.conv1.bias"]
-    found = weights.misfits(nets.build_meta(vocab=50), StateTensors(theirs), "qwen2_audio")
+    found = loading.misfits(nets.build_meta(vocab=50), StateTensors(theirs), "qwen2_audio")
     assert found[0] == "audio_tower.conv1.bias is missing" and len(found) == 3
 
 
 def test_a_part_without_a_counterpart_is_named():
     net = nets.build("qwen_audio")
-    theirs = dict(weights.export_tensors(nets.build().state_dict(), "qwen2_audio"))
+    theirs = dict(loading.export_tensors(nets.build().state_dict(), "qwen2_audio"))
     assert "model: boundary.weight has no counterpart there" in refused(net, theirs)
 
 
@@ -193,14 +193,14 @@ def llm_alone(rows: int, **config: object) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("chunk", [7, 1024])
 def test_old_rows_stay_and_new_ones_look_like_them(monkeypatch: pytest.MonkeyPatch, chunk: int):
-    monkeypatch.setattr(weights, "_CHUNK", chunk)
+    monkeypatch.setattr(loading, "_CHUNK", chunk)
     torch.manual_seed(0)
     state = llm_alone(400)
     channels = torch.linspace(-3, 3, 32)
     for name in ("model.embed_tokens.weight", "lm_head.weight"):
         state[name] = channels + state[name] * (1 + channels.abs())
     net = nets.build(vocab=2400)
-    report = weights.load(net, StateTensors(state), parts=["llm"], where="llm", seed=3)
+    report = loading.load(net, StateTensors(state), parts=["llm"], where="llm", seed=3)
     rows = (400, 2400)
     assert report["layout"] == "causal_lm"
     assert report["grown"] == {"llm.model.embed_tokens.weight": rows, "llm.lm_head.weight": rows}
@@ -221,7 +221,7 @@ def test_new_rows_depend_on_the_seed_alone():
     tables = []
     for seed in (1, 1, 2):
         net = nets.build()
-        weights.load(net, StateTensors(state), parts=["llm"], where="llm", seed=seed)
+        loading.load(net, StateTensors(state), parts=["llm"], where="llm", seed=seed)
         tables.append(net.llm.lm_head.weight)
     assert torch.equal(tables[0], tables[1]) and not torch.equal(tables[0], tables[2])
     assert torch.equal(tables[0][:30], tables[2][:30])
@@ -304,7 +304,7 @@ def test_a_type_that_torch_lacks_is_named(tmp_path: Path):
 def test_shards_have_the_published_names_and_an_index(source_net: AudioLM, tmp_path: Path):
     state = source_net.state_dict()
     limit = 20_000
-    weights.write_sharded(state.items(), tmp_path, max_shard_bytes=limit)
+    loading.write_sharded(state.items(), tmp_path, max_shard_bytes=limit)
     index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
     shards = sorted(set(index["weight_map"].values()))
     assert len(shards) > 2
@@ -321,7 +321,7 @@ def test_shards_have_the_published_names_and_an_index(source_net: AudioLM, tmp_p
 def test_tensors_in_one_memory_are_written_apart(tmp_path: Path):
     table = torch.randn(6, 4)
     state = {"one": table, "same": table, "transposed": table.T, "part": table[1:3]}
-    weights.write_sharded(state.items(), tmp_path)
+    loading.write_sharded(state.items(), tmp_path)
     assert_equal({name: TensorFiles.open(tmp_path).read(name) for name in state}, state)
 
 
@@ -337,7 +337,7 @@ def test_a_write_that_breaks_off_leaves_nothing_that_looks_like_weights(source_n
         raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
-        weights.write_sharded(broken(), tmp_path, max_shard_bytes=20_000)
+        loading.write_sharded(broken(), tmp_path, max_shard_bytes=20_000)
     with pytest.raises(FileNotFoundError):
         TensorFiles.open(tmp_path)
     write(tmp_path, source_net.state_dict())
@@ -367,9 +367,9 @@ def test_one_shard_is_in_memory_at_a_time_and_each_once(
     net: AudioLM, source_net: AudioLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     source = Watched.open(write(tmp_path, source_net.state_dict(), 4))
-    opened, open_file = [], weights._open
-    monkeypatch.setattr(weights, "_open", lambda file: opened.append(file) or open_file(file))
-    weights.load(net, source, where="shards")
+    opened, open_file = [], loading._open
+    monkeypatch.setattr(loading, "_open", lambda file: opened.append(file) or open_file(file))
+    loading.load(net, source, where="shards")
     assert sorted(opened) == sorted(tmp_path.glob("*.safetensors")) and len(opened) == 4
     assert [len(files) for files in source.mapped] == [1] * 4
     assert source.read_numbers == sum(tensor.numel() for tensor in net.state_dict().values())
@@ -392,10 +392,10 @@ def load_as_a_rank(rank: int, directory: Path, world_size: int) -> None:
     for case in ("auris", "qwen_audio", "causal_lm"):
         net = nets.build_meta("qwen_audio", vocab=GROWN if case == "causal_lm" else VOCAB)
         shard(net)
-        parallel.materialise(net, "cpu", draw=False)
+        sharding.materialise(net, "cpu", draw=False)
         source = Watched.open(directory / case)
         parts = ["llm"] if case == "causal_lm" else None
-        weights.load(net, source, parts=parts, where=case, seed=7)
+        loading.load(net, source, parts=parts, where=case, seed=7)
         expected = torch.load(directory / f"{case}.pt", weights_only=True)
         local = 0
         for name, tensor in net.state_dict().items():
@@ -416,13 +416,13 @@ def test_each_of_two_ranks_reads_its_shards_alone(tmp_path: Path):
     whole = nets.build("qwen_audio", vocab=VOCAB)
     states = {
         "auris": whole.state_dict(),
-        "qwen_audio": dict(weights.export_tensors(whole.state_dict(), "qwen_audio")),
+        "qwen_audio": dict(loading.export_tensors(whole.state_dict(), "qwen_audio")),
         "causal_lm": llm_alone(VOCAB),
     }
     for case, state in states.items():
         write(tmp_path / case, state, 3)
         net = nets.build("qwen_audio", vocab=GROWN if case == "causal_lm" else VOCAB)
-        weights.load(net, StateTensors(state), parts=["llm"] if case == "causal_lm" else None, where=case, seed=7)
+        loading.load(net, StateTensors(state), parts=["llm"] if case == "causal_lm" else None, where=case, seed=7)
         kept = {name: t for name, t in net.state_dict().items() if case != "causal_lm" or name.startswith("llm.")}
         torch.save(kept, tmp_path / f"{case}.pt")
     spawn(load_as_a_rank, args=(tmp_path, 2), nprocs=2)
@@ -432,7 +432,7 @@ def test_float32_of_a_file_is_not_a_view_that_outlives_it(net: AudioLM, tmp_path
     """A net owns its numbers: what becomes of the file later is nothing to it."""
     file = tmp_path / "model.safetensors"
     save_file({name: torch.ones_like(tensor) for name, tensor in net.state_dict().items()}, file)
-    weights.load(net, TensorFiles.open(file), where=str(file))
+    loading.load(net, TensorFiles.open(file), where=str(file))
     content = file.read_bytes()
     file.write_bytes(bytes(len(content)))
     assert all((tensor == 1).all() for tensor in net.state_dict().values())

@@ -13,7 +13,7 @@ from auris.data.packing import Sample, collate
 from auris.model.audio_lm import AudioLM
 from auris.model.encoder import Encoder
 from auris.model.generation import Generation
-from auris.objectives.ctc import CTC
+from auris.training.objectives.ctc import CTC
 
 GEOMETRY = Geometry(n_mels=8, pool=1)
 

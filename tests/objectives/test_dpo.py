@@ -17,9 +17,9 @@ from auris.data.packing import IGNORE, collate
 from auris.model.audio_lm import AudioLM
 from auris.model.generation import Generation
 from auris.model.llm import LongRotary
-from auris.objectives import logps as logps_module
-from auris.objectives.dpo import DPO, answer_logps
-from auris.tasks import CURVES
+from auris.text.tasks import CURVES
+from auris.training.objectives import logps as logps_module
+from auris.training.objectives.dpo import DPO, answer_logps
 from packs import Clip, expand, text
 from preferences import Pair, sequence, sequences, tree
 

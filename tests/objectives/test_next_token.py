@@ -15,9 +15,9 @@ from auris.model import llm, pooling, projector
 from auris.model.audio_lm import AudioLM
 from auris.model.encoder import Encoder
 from auris.model.generation import Generation
-from auris.objectives import logps
-from auris.objectives.next_token import NextToken
-from auris.tasks import CURVES
+from auris.text.tasks import CURVES
+from auris.training.objectives import logps
+from auris.training.objectives.next_token import NextToken
 from packs import VOCAB, Clip, Row, pack, text
 
 QWEN2 = {

@@ -9,8 +9,8 @@ from transformers import Qwen2AudioForConditionalGeneration
 from twins import BATCHES, build, padded
 
 from auris.data.packing import IGNORE
-from auris.model import weights
 from auris.model.audio_lm import AudioLM
+from auris.model.weights import loading
 from packs import Row, pack
 
 
@@ -53,7 +53,7 @@ def test_loss_and_gradients_are_equal(models: tuple, rows: list[Row]) -> None:
 
     loss.backward()
     expected.backward()
-    released = weights.LAYOUTS["qwen2_audio"]
+    released = loading.LAYOUTS["qwen2_audio"]
     grads = {released.ours(name)[0]: p.grad for name, p in theirs.named_parameters() if p.requires_grad}
     assert grads.keys() == dict(ours.named_parameters()).keys()
     for name, parameter in ours.named_parameters():

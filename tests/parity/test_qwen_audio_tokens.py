@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from transformers import Qwen2AudioProcessor, WhisperFeatureExtractor
 
-from auris.prompts import Chat, Control, NaturalPrompt, Qwen2AudioChat, QwenAudioChat, TagPrompt, Turn, audios
-from auris.tokenizer import Tokenizer
+from auris.text.prompts import Chat, Control, NaturalPrompt, Qwen2AudioChat, QwenAudioChat, TagPrompt, Turn, audios
+from auris.text.tokenizer import Tokenizer
 from manifests import tokenizer
 from vocabularies import qwen2_audio
 

@@ -20,7 +20,7 @@ from auris.data.packing import Sample, collate
 from auris.model import llm, pooling, projector
 from auris.model.audio_lm import AudioLM
 from auris.model.encoder import Encoder
-from auris.objectives.dpo import DPO
+from auris.training.objectives.dpo import DPO
 from manifests import tokenizer
 
 VOCAB = 40

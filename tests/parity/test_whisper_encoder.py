@@ -15,8 +15,9 @@ from transformers import (
 from transformers.masking_utils import create_bidirectional_mask
 
 from auris import audio
-from auris.model import pooling, weights
+from auris.model import pooling
 from auris.model.encoder import Encoder
+from auris.model.weights import loading
 
 SIZES = {"d_model": 32, "encoder_layers": 2, "encoder_attention_heads": 4, "encoder_ffn_dim": 48}
 # Samples: 0.03 s, an odd and an even number of frames, no multiple of a hop, one frame, 29.99 s, 30 s.
@@ -25,7 +26,7 @@ LENGTHS = [480, 160 * 37, 160 * 38, 16_001, 33_333, 100, 479_840, 479_841, 480_0
 
 def ours(theirs: torch.nn.Module, n_mels: int) -> Encoder:
     encoder = Encoder(n_mels=n_mels, width=32, n_layers=2, n_heads=4, ffn=48)
-    whisper = weights.LAYOUTS["whisper"]
+    whisper = loading.LAYOUTS["whisper"]
     state = {whisper.ours(f"encoder.{k}")[0].removeprefix("encoder."): v for k, v in theirs.items()}
     encoder.load_state_dict(state)
     return encoder.eval()

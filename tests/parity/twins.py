@@ -8,9 +8,10 @@ import torch
 from transformers import Qwen2AudioConfig, Qwen2AudioForConditionalGeneration
 
 from auris.audio import MAX_FRAMES
-from auris.model import llm, pooling, projector, weights
+from auris.model import llm, pooling, projector
 from auris.model.audio_lm import AudioLM
 from auris.model.encoder import Encoder
+from auris.model.weights import loading
 from packs import AUDIO_ID, VOCAB, Clip, Row, clips, expand, text
 
 QWEN2 = {
@@ -58,7 +59,7 @@ def build() -> tuple[AudioLM, Qwen2AudioForConditionalGeneration]:
         llm=partial(llm.build_llm, QWEN2),
         vocab_size=VOCAB,
     ).eval()
-    weights.load(ours, weights.StateTensors(theirs.state_dict()), layout="qwen2_audio", where="transformers")
+    loading.load(ours, loading.StateTensors(theirs.state_dict()), layout="qwen2_audio", where="transformers")
     return ours, theirs
 
 

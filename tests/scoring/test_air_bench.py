@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 
 import stand_in
-from auris import recipe
+from auris import config
 from auris.completions import Endpoint, Record
-from auris.measures import score
-from auris.scoring import air_bench, official
-from auris.scoring.air_bench import Judge, count, failure, parse, points
-from auris.scoring.published import published
+from auris.metrics import official
+from auris.metrics.judges import air_bench
+from auris.metrics.judges.air_bench import Judge, count, failure, parse, points
+from auris.metrics.measures import score
+from auris.metrics.published import published
 
 LABELS = {"task_name": "sound_QA", "meta_info": "A dog barks.", "question": "What is it?", "answer_gt": "a dog"}
 
@@ -187,9 +188,9 @@ def test_settings_that_cannot_work_are_named(tmp_path: Path, given: dict, messag
 
 def test_a_stub_says_that_it_is_one_also_in_its_recording(tmp_path: Path):
     made = [f"judge.recording={tmp_path}/judge.jsonl", "checkpoint=RUN"]
-    stub = recipe.build(recipe.resolve(recipe.compose([*made, "judge=stub"], "evaluate"))["judge"])
+    stub = config.build(config.resolve(config.compose([*made, "judge=stub"], "evaluate"))["judge"])
     assert stub.judge([(LABELS, "A dog barks.")]) == [("6 7", "6 5")]
-    recorded = recipe.build(recipe.resolve(recipe.compose([*made, "judge=recorded"], "evaluate"))["judge"])
+    recorded = config.build(config.resolve(config.compose([*made, "judge=recorded"], "evaluate"))["judge"])
     assert recorded.judge([(LABELS, "A dog barks.")]) == [("6 7", "6 5")]
     assert "stand-in, a script, which counts words" in stub.signature and recorded.signature == stub.signature
     first = json.loads((tmp_path / "judge.jsonl").read_text().splitlines()[0])
@@ -197,8 +198,8 @@ def test_a_stub_says_that_it_is_one_also_in_its_recording(tmp_path: Path):
 
 
 def test_the_published_signature_is_that_of_the_published_judge(tmp_path: Path):
-    made = recipe.resolve(recipe.compose(["checkpoint=RUN", "judge=openai", f"runs_dir={tmp_path}"], "evaluate"))
-    judge = recipe.build(made["judge"])
+    made = config.resolve(config.compose(["checkpoint=RUN", "judge=openai", f"runs_dir={tmp_path}"], "evaluate"))
+    judge = config.build(made["judge"])
     judge.models = {judge.model}
     [theirs] = {cell.signature for cell in published() if cell.benchmark == "airbench_chat" and cell.signature}
     assert judge.signatures["judged_official"] == theirs

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from auris.scoring.events import count
+from auris.metrics.events import count
 
 
 def event(label: str, start: float, end: float) -> dict:

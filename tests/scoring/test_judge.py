@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 import stand_in
-from auris import recipe
-from auris.scoring.judge import LanguageModel, Rule, Unrated, request
+from auris import config
+from auris.metrics.judges.rating import LanguageModel, Rule, Unrated, request
 
 LABELS = {
     "messages": [
@@ -83,9 +83,9 @@ def test_a_number_with_words_around_it_is_read(tmp_path: Path, reply: str) -> No
 
 
 def test_settings_that_cannot_work_are_named(tmp_path: Path) -> None:
-    made = recipe.resolve(recipe.compose(["checkpoint=RUN", "judge=model"], "evaluate"))
+    made = config.resolve(config.compose(["checkpoint=RUN", "judge=model"], "evaluate"))
     with pytest.raises(ValueError, match="judge.recording=null"):
-        recipe.build(made["judge"])
+        config.build(made["judge"])
     with pytest.raises(ValueError, match="judge.model=NAME"):
         LanguageModel(recording="a.jsonl", url="http://localhost:1/v1")
     with pytest.raises(FileNotFoundError, match="judge.recording=.*none.jsonl.*judge.url="):

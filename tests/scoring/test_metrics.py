@@ -13,9 +13,10 @@ import sacrebleu
 import torch
 from torchmetrics.text import CharErrorRate, SacreBLEUScore, WordErrorRate
 
-from auris import measures
-from auris.measures import MEASURES, value
-from auris.scoring import TaskScore, air_bench, captions, check, normalize, row_stats, signature
+from auris.metrics import captions, measures, normalize
+from auris.metrics.judges import air_bench
+from auris.metrics.measures import MEASURES, value
+from auris.metrics.row_stats import TaskScore, check, row_stats, signature
 
 REFERENCES = ["It costs $3.50, Mr. Brown!", "The colour of the harbour was grey.", "I can't believe it.", "Turn left"]
 HYPOTHESES = ["it costs three dollars and fifty cents", "the color of a harbor was gray", "", "turn turn left now"]

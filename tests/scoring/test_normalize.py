@@ -9,7 +9,7 @@ from importlib.metadata import version
 
 import pytest
 
-from auris.scoring.normalize import describe, normalize, unit
+from auris.metrics.normalize import describe, normalize, unit
 
 
 @pytest.fixture(scope="module")

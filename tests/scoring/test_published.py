@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from auris.measures import MEASURES
-from auris.scoring import published as module
-from auris.scoring import signature
-from auris.scoring.published import Published, beside, comparable, published, tables
+from auris.metrics import published as module
+from auris.metrics.measures import MEASURES
+from auris.metrics.published import Published, beside, comparable, published, tables
+from auris.metrics.row_stats import signature
 
 
 def cells(table: str, system: str, benchmark: str) -> dict[str, float]:

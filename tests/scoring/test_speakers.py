@@ -6,8 +6,8 @@ import warnings
 
 import pytest
 
-from auris.measures import score
-from auris.scoring import row_stats
+from auris.metrics.measures import score
+from auris.metrics.row_stats import row_stats
 
 
 def turn(speaker: str, start: float, end: float) -> dict:

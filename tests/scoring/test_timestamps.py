@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from auris.measures import score, value
-from auris.scoring import row_stats
-from auris.scoring.timestamps import matches
+from auris.metrics.measures import score, value
+from auris.metrics.row_stats import row_stats
+from auris.metrics.timestamps import matches
 
 WORDS = [
     {"word": "the", "start": 0.0, "end": 0.11},

@@ -18,7 +18,8 @@ from typing import Any
 from auris.completions import Message, Record
 from auris.corpus import wordings
 from auris.corpus.grammar import SPLITS
-from auris.tasks import TASKS
+from auris.errors import UserError
+from auris.text.tasks import TASKS
 
 SHIPPED = Path(__file__).with_name("augmentation.jsonl")
 
@@ -89,6 +90,6 @@ def deal(written: Sequence[Written]) -> dict[str, list[Written]]:
     """What was written by split: a question's wording belongs to one of them, whatever label it was written for."""
     asked = sorted({entry.question for entry in written})
     if len(asked) < len(SPLITS):
-        raise ValueError(f"{len(asked)} different questions were written, too few for three splits: raise llm.pairs")
+        raise UserError(f"{len(asked)} different questions were written, too few for three splits: raise llm.pairs")
     owners = {question: split for split in SPLITS for question in wordings.deal(asked, split)}
     return {split: [entry for entry in written if owners[entry.question] == split] for split in SPLITS}

@@ -30,7 +30,8 @@ from auris.corpus.grammar import KEYWORDS, LANGUAGES, SPLITS
 from auris.corpus.recipes import RECIPES, mark
 from auris.corpus.recording import Job, Recording, Script
 from auris.corpus.signal import SAMPLE_RATE
-from auris.tasks import TASKS
+from auris.errors import UserError
+from auris.text.tasks import TASKS
 
 VERSION = 3  # raise it whenever the same seed would give other bytes
 LICENCE = "CC0-1.0"
@@ -80,10 +81,10 @@ def build(
         print(f"The corpus is already in {out}: {sum(map(_total, facts['rows'].values()))} rows, hash {facts['hash']}")
         return facts
     if processes is not None and processes < 1:
-        raise ValueError(f"processes is {processes}, expected at least 1, or null for one per core (processes=null)")
+        raise UserError(f"processes is {processes}, expected at least 1, or null for one per core (processes=null)")
     jobs = plan(sizes, directions, seed)
     if not jobs:
-        raise ValueError("sizes asks for no rows at all; set some, for instance sizes.train.asr.en=100")
+        raise UserError("sizes asks for no rows at all; set some, for instance sizes.train.asr.en=100")
     engine = speech.version()
     partial_out = out.with_name(out.name + ".partial")
     shutil.rmtree(partial_out, ignore_errors=True)
@@ -177,13 +178,13 @@ def hash_bytes(*parts: bytes) -> str:
 def _read_same(out: Path, config: dict[str, Any]) -> dict[str, Any]:
     """The facts of the corpus in `out`, which must have been made with `config`."""
     if not (out / "corpus.json").is_file():
-        raise ValueError(f"{out} holds files but no embedded corpus; choose a new directory with out=DIR")
+        raise UserError(f"{out} holds files but no embedded corpus; choose a new directory with out=DIR")
     facts = json.loads((out / "corpus.json").read_text(encoding="utf-8"))
     config = json.loads(json.dumps(config))
     for key, value in config.items():
         there = facts["config"].get(key)
         if there != value:
-            raise ValueError(
+            raise UserError(
                 f"{out} holds a corpus made with {key}={there}, now {key}={value} is asked for; "
                 f"choose another directory with out=DIR, or delete this one first"
             )
@@ -209,13 +210,13 @@ def plan(sizes: Sizes, directions: Sequence[str], seed: int) -> list[Job]:
     """
     for direction in directions:
         if direction not in RECIPES["s2tt"].others:
-            raise ValueError(f"directions has {direction!r}, expected two of {', '.join(LANGUAGES)}, as in de-en")
+            raise UserError(f"directions has {direction!r}, expected two of {', '.join(LANGUAGES)}, as in de-en")
     if unknown := set(sizes) - set(SPLITS):
-        raise ValueError(f"sizes has the splits {sorted(unknown)}, expected {', '.join(SPLITS)}")
+        raise UserError(f"sizes has the splits {sorted(unknown)}, expected {', '.join(SPLITS)}")
     jobs = []
     for split in SPLITS:
         if unknown := set(sizes.get(split, {})) - set(RECIPES):
-            raise ValueError(f"sizes.{split} has the tasks {sorted(unknown)}, expected {', '.join(RECIPES)}")
+            raise UserError(f"sizes.{split} has the tasks {sorted(unknown)}, expected {', '.join(RECIPES)}")
         for task, recipe in RECIPES.items():
             variants = tuple(directions) if task == "s2tt" else recipe.variants
             shares = _deal(f"sizes.{split}.{task}", sizes.get(split, {}).get(task, 0), variants, recipe.others)
@@ -235,19 +236,19 @@ def _deal(key: str, size: object, variants: Sequence[str], others: Sequence[str]
     if isinstance(size, Mapping):
         known = dict.fromkeys((*variants, *others))
         if unknown := set(size) - set(known):
-            raise ValueError(f"{key} has {sorted(unknown)}, expected rows by any of {', '.join(known)}")
+            raise UserError(f"{key} has {sorted(unknown)}, expected rows by any of {', '.join(known)}")
         for variant, share in size.items():
             _check_count(f"{key}.{variant}", share)
         return dict(size)
     _check_count(key, size)
     if size and not variants:
-        raise ValueError(f"{key}={size}, but directions is empty; name some, or set {key}=0")
+        raise UserError(f"{key}={size}, but directions is empty; name some, or set {key}=0")
     return {variant: (size - place + len(variants) - 1) // len(variants) for place, variant in enumerate(variants)}
 
 
 def _check_count(key: str, value: object) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise ValueError(f"{key} is {value!r}, expected a number of rows ({key}=100)")
+        raise UserError(f"{key} is {value!r}, expected a number of rows ({key}=100)")
 
 
 def derive_seed(*place: int | str) -> int:

@@ -3,7 +3,7 @@
 A dialogue is drawn from a seed of its place (split, kind, number), as the corpus's rows are: the same seed gives the
 same dialogues with any number of processes, and a larger set holds a smaller one. The answers are right by
 construction, since all of them follow from labels. Who prefers which answer is a rule and no person:
-`auris.scoring.judge.rate`.
+`auris.metrics.judges.rating.rate`.
 """
 
 from __future__ import annotations
@@ -24,25 +24,17 @@ import soundfile
 from auris.corpus import speech, wordings
 from auris.corpus.augmentation import Written
 from auris.corpus.build import LICENCE, derive_seed, write_clip
-from auris.corpus.grammar import (
-    ADVERBS,
-    INTRANSITIVE,
-    OBJECTS,
-    PLACES,
-    SUBJECTS,
-    TRANSITIVE,
-    draw_meaning,
-    render,
-)
+from auris.corpus.grammar import ADVERBS, INTRANSITIVE, OBJECTS, PLACES, SUBJECTS, TRANSITIVE, draw_meaning, render
 from auris.corpus.recording import Job, cast, stage
 from auris.corpus.scenes import SOUND_PHRASES
 from auris.corpus.signal import SAMPLE_RATE, samples
 from auris.corpus.wordings import ask, pick
 from auris.data.rows import Row
-from auris.scoring.judge import rate
-from auris.tasks import LANGUAGES
+from auris.errors import UserError
+from auris.metrics.judges.rating import rate
+from auris.text.tasks import LANGUAGES
 
-ANNOTATOR = "a rule (auris.scoring.judge.rate), not a person"
+ANNOTATOR = "a rule (auris.metrics.judges.rating.rate), not a person"
 FAULTS = ("wrong", "terse", "plain")  # of a rejected answer: other content, no sentence, no polite introduction
 
 _TEMPLATES = "templates"  # who wrote what a language model did not
@@ -120,7 +112,7 @@ class Pool:
         """Those of `tasks` that have rows with at least `labels` different labels. Raises ValueError if none has."""
         known = [task for task in tasks if len(self.rows.get(task, ())) >= labels]
         if not known:
-            raise ValueError(
+            raise UserError(
                 f"the corpus's {self.split} split has no rows that dialogues of the kind {kind!r} can be made from "
                 f"({labels} or more labels of {', '.join(tasks)}); set mix.{kind}=0"
             )
@@ -319,7 +311,7 @@ def make_augmented(rng: Rng, pool: Pool) -> list[Exchange]:
     """One clip with a question and an answer that a language model wrote from its label."""
     known = [entry for entry in pool.written if entry.label in pool.rows.get(entry.task, ())]
     if not known:
-        raise ValueError(
+        raise UserError(
             f"no label of the corpus's {pool.split} split has a question in the recording; "
             "set llm.tasks to tasks of the corpus, or mix.augmented=0"
         )
@@ -341,7 +333,7 @@ def make_follow_up(rng: Rng, pool: Pool) -> list[Exchange]:
         if replies := follow_ups(rng, pool, row):
             break
     else:
-        raise ValueError(
+        raise UserError(
             f"{_ATTEMPTS} rows of the corpus's {pool.split} split say nothing that could be asked further: "
             "set mix.follow_up=0"
         )
@@ -545,7 +537,7 @@ def _draw_new(
         if content not in seen:
             seen.add(content)
             return made
-    raise ValueError(
+    raise UserError(
         f"there are about {index} different dialogues of the kind {kind!r} in the {pool.split} split, and more are "
         f"asked for: lower mix.{kind} or the number of rows"
     )
@@ -644,7 +636,7 @@ def _stage_and_write(recording: Spoken, utterance: speech.Utterance, folder: Pat
     for path in recording.clips:
         clip, rate_of_clip = soundfile.read(path, dtype="int16")
         if rate_of_clip != SAMPLE_RATE or clip.ndim != 1:
-            raise ValueError(
+            raise UserError(
                 f"{path}: {rate_of_clip} Hz, {clip.ndim} channels; a spoken command goes before clips of "
                 f"{SAMPLE_RATE} Hz with one channel only: set mix.command=0"
             )

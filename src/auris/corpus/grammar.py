@@ -16,6 +16,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from auris.errors import UserError
+
 LANGUAGES = ("en", "zh", "de", "es", "fr", "it", "ja", "ko", "yue")
 SPLITS = ("train", "valid", "test")
 KEYWORDS = ("stop", "go", "up", "down", "left", "right", "yes", "no", "on", "off")
@@ -291,7 +293,7 @@ def render(meaning: Meaning, language: str) -> str:
         ValueError: for a language outside `LANGUAGES`.
     """
     if language not in LANGUAGES:
-        raise ValueError(f"language {language!r} is not one of the grammar's: {', '.join(LANGUAGES)}")
+        raise UserError(f"language {language!r} is not one of the grammar's: {', '.join(LANGUAGES)}")
     verbs = TRANSITIVE if meaning.object else INTRANSITIVE
     verb = verbs[meaning.action][language]
     subject = _noun_phrase(SUBJECTS[meaning.subject][language], meaning.adjective, language)

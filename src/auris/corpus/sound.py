@@ -6,20 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from auris.corpus.signal import (
-    Signal,
-    add,
-    band,
-    clock,
-    decay,
-    harmonics,
-    noise,
-    peak,
-    ramp,
-    samples,
-    shape,
-    sine,
-)
+from auris.corpus.signal import Signal, add, band, clock, decay, harmonics, noise, peak, ramp, samples, shape, sine
 
 Rng = np.random.Generator
 

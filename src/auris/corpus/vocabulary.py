@@ -6,9 +6,9 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from auris.answers import CHECKS
-from auris.tasks import LANGUAGES, TASKS
-from auris.tokenizer import Tokenizer
+from auris.text.answer_formats import CHECKS
+from auris.text.tasks import LANGUAGES, TASKS
+from auris.text.tokenizer import Tokenizer
 
 # Row fields whose words a model must read or write.
 _FIELDS = ("text", "transcript", "content", "question")

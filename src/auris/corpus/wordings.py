@@ -1,6 +1,6 @@
 """What instruction dialogues say: the wordings of every question, the forms of an answer, and small facts to ask about.
 
-Data, as `auris.tasks` is; a new wording is a new line. Every wording belongs to one split (`deal`), so that no
+Data, as `auris.text.tasks` is; a new wording is a new line. Every wording belongs to one split (`deal`), so that no
 instruction of a test was read or heard in training. What is spoken has no capitals and no punctuation.
 """
 

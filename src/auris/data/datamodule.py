@@ -17,16 +17,16 @@ import lightning as L
 import numpy as np
 from torch.utils.data import Dataset
 
-from auris import tasks
-from auris.audio import AudioError
-from auris.data.epoch import STEPS, Epoch, survey
+from auris.data.epoch_stats import STEPS, Epoch, survey
 from auris.data.lengths import Lengths, measure
 from auris.data.loader import Loader
 from auris.data.manifests import Ids, Joined, Manifest, keys, read_manifests
 from auris.data.packing import Entry, Plan, Sample, Source, collate
 from auris.data.rows import Row
-from auris.data.samples import RowError, Samples
-from auris.scoring.metrics import for_language
+from auris.data.samples import Samples
+from auris.errors import AudioError, RowError, UserError
+from auris.metrics.row_stats import for_language
+from auris.text import tasks
 
 
 class AudioDataModule(L.LightningDataModule):
@@ -179,7 +179,7 @@ class AudioDataModule(L.LightningDataModule):
             found = (
                 f"{unusable} of the {of} rows cannot be used, more than data.max_unusable={self.max_unusable} of them"
             )
-        raise ValueError(f"data.train: {found} (the first, {self.rows[number].id}: {reason})")
+        raise UserError(f"data.train: {found} (the first, {self.rows[number].id}: {reason})")
 
     def _loader(self, dataset: Dataset, start: int, stop: int) -> Loader:
         return Loader(

@@ -10,9 +10,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from auris.answers import parse_notes, parse_words
-from auris.prompts import NaturalPrompt, TagPrompt
-from auris.tasks import LANGUAGES
+from auris.errors import UserError
+from auris.text.answer_formats import parse_notes, parse_words
+from auris.text.prompts import NaturalPrompt, TagPrompt
+from auris.text.tasks import LANGUAGES
 
 MARK = "<audio>"  # where a clip stands in the text of ms-swift and LLaMA-Factory
 _UNNAMED = {"type": "audio"}  # ... or as a part of a message
@@ -72,7 +73,7 @@ def _swift(fields: Fields) -> dict[str, Any]:
         other = _as_list("rejected_messages", other)
         audios = fields.get("audios", [])
         if other[:-1] != messages[:-1] or fields.pop("rejected_audios", audios) != audios:
-            raise ValueError("`messages` and `rejected_messages` differ before the answer: expected one prompt")
+            raise UserError("`messages` and `rejected_messages` differ before the answer: expected one prompt")
         worse = other[-1]
     if worse is not None:
         fields |= {"chosen": messages[-1], "rejected": worse}
@@ -86,10 +87,10 @@ def _alpaca(fields: Fields) -> dict[str, Any]:
     fields = dict(fields)
     asked = [part for part in (fields.pop("instruction"), fields.pop("input", None)) if part]
     if not all(isinstance(part, str) for part in asked):
-        raise ValueError(f"`instruction` and `input` are {asked!r:.80}, expected strings")
+        raise UserError(f"`instruction` and `input` are {asked!r:.80}, expected strings")
     history = fields.pop("history", None) or []
     if not isinstance(history, list) or any(not isinstance(pair, list) or len(pair) != 2 for pair in history):
-        raise ValueError(f"`history` is {history!r:.80}, expected a list of [question, answer]")
+        raise UserError(f"`history` is {history!r:.80}, expected a list of [question, answer]")
     said = [*(text for pair in history for text in pair), "\n".join(asked)]
     roles = ("user", "assistant")
     return _trl({**fields, "prompt": [{"role": roles[n % 2], "content": text} for n, text in enumerate(said)]})
@@ -103,7 +104,7 @@ def _trl(fields: Fields) -> dict[str, Any]:
     prompt = fields.pop("prompt", None)
     if prompt is None:
         if not isinstance(better, list) or not isinstance(worse, list):
-            raise ValueError("`chosen` and `rejected` without a `prompt`: expected lists of messages")
+            raise UserError("`chosen` and `rejected` without a `prompt`: expected lists of messages")
         alike = 0
         while alike < min(len(better), len(worse)) - 1 and better[alike] == worse[alike]:
             alike += 1
@@ -117,15 +118,15 @@ def _dialogue(fields: Fields) -> dict[str, Any]:
     fields = dict(fields)
     for kind in ("images", "videos", "tools"):
         if fields.pop(kind, None):
-            raise ValueError(f"the row has `{kind}`: expected audio and text")
+            raise UserError(f"the row has `{kind}`: expected audio and text")
     audios = fields.pop("audios", None) or []
     audios = [audios] if isinstance(audios, str) else audios
     if not isinstance(audios, list):
-        raise ValueError(f"`audios` is {audios!r:.80}, expected a list of paths")
+        raise UserError(f"`audios` is {audios!r:.80}, expected a list of paths")
     messages = _place(fields["messages"], audios)
     if system := fields.pop("system", None):  # an empty one stands for none in these forms
         if isinstance(messages[0], Mapping) and messages[0].get("role") == "system":
-            raise ValueError("the row has `system` and a first message of the system: expected one of them")
+            raise UserError("the row has `system` and a first message of the system: expected one of them")
         messages = [{"role": "system", "content": system}, *messages]
     return {**fields, "messages": messages}
 
@@ -137,7 +138,7 @@ def _place(messages: Sequence[Any], audios: Sequence[Any]) -> list[Any]:
     marks = parts.count(_UNNAMED)
     if marks != len(audios):
         named = sum(isinstance(part, Mapping) and ("audio" in part or "audio_url" in part) for part in parts)
-        raise ValueError(
+        raise UserError(
             f"the user's messages have {marks + named} audio marks ({MARK}), the row has {named + len(audios)} audios"
         )
     remaining = iter(audios)
@@ -184,7 +185,7 @@ def _pieces(part: Any) -> list[Any]:
 
 def _as_list(name: str, value: Any) -> list[Any]:
     if not isinstance(value, list) or not value:
-        raise ValueError(f"`{name}` is {value!r:.80}, expected a list of messages")
+        raise UserError(f"`{name}` is {value!r:.80}, expected a list of messages")
     return value
 
 
@@ -218,14 +219,14 @@ def _official(fields: Fields) -> dict[str, Any]:
     found = next((entry for entry in _SOURCES if source.startswith(entry[0])), None)
     if found is None:
         known = ", ".join(name for name, _, _ in _SOURCES)
-        raise ValueError(f"`source` is {fields.get('source')!r}; known sources begin with {known}")
+        raise UserError(f"`source` is {fields.get('source')!r}; known sources begin with {known}")
     _, task, language = found
     rest = {key: value for key, value in fields.items() if key != "gt"}
     row = {**rest, "task": task, "text": fields["gt"]}
     languages = [tag or name for tag, name in _LANGUAGE.findall(source)]
     if task == "s2tt":
         if len(languages) < 2:
-            raise ValueError(f"`source` is {fields['source']!r}, expected two languages as in covost2_en_de_test")
+            raise UserError(f"`source` is {fields['source']!r}, expected two languages as in covost2_en_de_test")
         row["language"], row["target_language"] = languages[-2:]
     elif task == "asr":
         asked = [tag for tag, _ in _LANGUAGE.findall(str(fields.get("prompt", ""))) if tag]
@@ -255,7 +256,7 @@ def _air_bench(fields: Fields) -> dict[str, Any]:
     its foundation part, with `meta_info` its chat part. The audio of a task lies in a folder of its own."""
     missing = sorted({"path", "question", "task_name", "dataset_name"} - fields.keys())
     if missing:
-        raise ValueError(f"a row of AIR-Bench (`answer_gt`) has no {', '.join(missing)}")
+        raise UserError(f"a row of AIR-Bench (`answer_gt`) has no {', '.join(missing)}")
     name = f"{fields['task_name']}_{fields['dataset_name']}"
     path = f"{name}/{fields['path']}"
     if fields["task_name"] == "Audio_Grounding":  # named .wav, and stored as .flac
@@ -264,7 +265,7 @@ def _air_bench(fields: Fields) -> dict[str, Any]:
     if "choice_a" in fields:
         options = {letter: fields.get(f"choice_{letter.lower()}") for letter in "ABCD"}
         if fields["answer_gt"] not in options.values():
-            raise ValueError(f"`answer_gt` is {fields['answer_gt']!r:.80}, expected one of the choices")
+            raise UserError(f"`answer_gt` is {fields['answer_gt']!r:.80}, expected one of the choices")
         question = "\n".join([_CHOOSE, question, *(f"{letter}. {text}" for letter, text in options.items())])
     parts = [{"type": "audio", "audio": path}, {"type": "text", "text": question}]
     answer = {"role": "assistant", "content": fields["answer_gt"]}

@@ -13,16 +13,16 @@ from pathlib import Path
 import numpy as np
 from rich.progress import track
 
-from auris.audio import AudioError
-from auris.data import cache
-from auris.data.cores import divide
-from auris.data.families import Families
+from auris.data import array_cache
+from auris.data.length_cache import Families
 from auris.data.manifests import Manifest, Undecoded, keys, undecoded, unstated
-from auris.data.parquet import ShardError
+from auris.data.parallel_map import divide
+from auris.data.parquet.reader import ShardError
 from auris.data.rows import Row, Unread
-from auris.data.samples import RowError, Samples, TooLong
-from auris.prompts import SYSTEM, Chat
-from auris.tasks import TASKS
+from auris.data.samples import Samples, TooLong
+from auris.errors import AudioError, RowError, UserError
+from auris.text.prompts import SYSTEM, Chat
+from auris.text.tasks import TASKS
 
 _VERSION = "3"  # of the arrays on disk
 _CHUNK = 10_000  # rows that a process measures at a time; with fewer there is no progress bar
@@ -67,7 +67,7 @@ def measure(manifests: Sequence[Manifest], samples: Samples, cache_dir: Path) ->
 
 def _cached(manifest: Manifest, samples: Samples, cache_dir: Path) -> Lengths:
     path = cache_dir / f"lengths-{_key(manifest, samples)}.npz"
-    if stored := cache.load(path):
+    if stored := array_cache.load(path):
         tables = (json.loads(str(stored[name])) for name in ("problems", "dropped"))
         measured = Lengths(stored["tokens"], *({int(k): v for k, v in table.items()} for table in tables))
         unread = stored["unread"].tolist()
@@ -78,7 +78,7 @@ def _cached(manifest: Manifest, samples: Samples, cache_dir: Path) -> Lengths:
         measured = _measure(manifest.rows, samples)
     unread = [number for number, problem in measured.problems.items() if isinstance(problem, Unread)]
     tables = {"problems": json.dumps(measured.problems), "dropped": json.dumps(measured.dropped)}
-    cache.save(path, tokens=measured.tokens, unread=np.array(unread, dtype=np.int64), **tables)
+    array_cache.save(path, tokens=measured.tokens, unread=np.array(unread, dtype=np.int64), **tables)
     return measured
 
 
@@ -136,7 +136,7 @@ def _measure_chunk(rows: Iterable[Undecoded], samples: Samples) -> Lengths:
                 dropped[number] = seconds
         except TooLong as error:
             if samples.long_audio == "error":
-                raise ValueError(f"row {row.id}: {error}") from error
+                raise UserError(f"row {row.id}: {error}") from error
             problems[number] = str(error)
         except ShardError as error:
             problems[number] = Unread(error)

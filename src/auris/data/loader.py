@@ -22,7 +22,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data._utils import signal_handling
 
-from auris.faults import RunStopped
+from auris.errors import RunStopped, UserError
 
 LOOK = 5.0  # seconds between two looks at whether all workers live
 AHEAD = 2  # items that a worker makes ahead: torch's default
@@ -69,7 +69,7 @@ class Loader:
     ):
         for name, value in {"num_workers": num_workers, "worker_timeout": timeout, "worker_restarts": restarts}.items():
             if value < 0:
-                raise ValueError(f"data.{name}={value}: expected 0 or more")
+                raise UserError(f"data.{name}={value}: expected 0 or more")
         self.dataset, self.start, self.stop = dataset, start, stop
         self.num_workers, self.timeout, self.restarts = num_workers, timeout, restarts
         self.on_restart = on_restart

@@ -13,7 +13,7 @@ from difflib import SequenceMatcher
 
 from auris import audio
 from auris.data.rows import Clip, Row
-from auris.scoring.normalize import unit
+from auris.metrics.normalize import unit
 
 WINDOW = audio.MAX_SAMPLES / audio.SAMPLE_RATE  # seconds
 OVERLAP = 5.0  # seconds that neighbouring windows share at least: a sentence's worth of words to join them by
@@ -22,7 +22,7 @@ OVERLAP = 5.0  # seconds that neighbouring windows share at least: a sentence's 
 def split(row: Row, is_transcript: Callable[[Row], bool]) -> list[Row]:
     """The rows of a row's overlapping windows, or the row itself if it is short or no transcript.
 
-    Raises audio.AudioError if the clip's length cannot be read.
+    Raises AudioError if the clip's length cannot be read.
     """
     if row.problem or len(row.clips) != 1 or not is_transcript(row):
         return [row]

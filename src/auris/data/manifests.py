@@ -15,13 +15,14 @@ from typing import Any, NamedTuple, overload
 
 import numpy as np
 
-from auris import tasks
-from auris.data import shards
-from auris.data.hub import ParquetFiles
 from auris.data.packing import row_key
+from auris.data.parquet import dataset as shards
+from auris.data.parquet.dataset import Shards
+from auris.data.parquet.foreign import ParquetFiles
+from auris.data.row_index import Lines, Store
 from auris.data.rows import Form, Record, Row
-from auris.data.shards import Shards
-from auris.data.store import Lines, Store
+from auris.errors import MissingFileError, UserError
+from auris.text import tasks
 
 
 class Selection(Sequence[Row]):
@@ -203,7 +204,7 @@ def read_manifests(
         rows = _select(store, entry.get("tasks"), entry.get("limit"))
         if not rows:
             kept = f" of tasks {entry['tasks']}" if entry.get("tasks") else ""
-            raise ValueError(f"{key}: {entry['path']} has no rows{kept}")
+            raise UserError(f"{key}: {entry['path']} has no rows{kept}")
         kept = tuple(entry.get("tasks") or ())
         mix = {"weight": entry.get("weight"), "max_per_epoch": entry.get("max_per_epoch")}
         manifests.append(Manifest(entry["path"], rows, tasks=kept, digest=store.digest, **mix))
@@ -231,7 +232,7 @@ def _check_ids(manifests: Sequence[Manifest], key: str) -> None:
         first, second = manifests[owners[left]], manifests[owners[right]]
         if first.name != second.name:
             row = Joined([manifest.rows for manifest in manifests])[right]
-            raise ValueError(f"{key}: row id {row.id!r} is in {first.name} and in {second.name}; ids must differ")
+            raise UserError(f"{key}: row id {row.id!r} is in {first.name} and in {second.name}; ids must differ")
 
 
 def entries(sources: Sequence[str | Path | Mapping[str, Any]], *, key: str) -> list[dict[str, Any]]:
@@ -241,18 +242,18 @@ def entries(sources: Sequence[str | Path | Mapping[str, Any]], *, key: str) -> l
     for entry in found:
         if (unknown := set(entry) - set(known)) or "path" not in entry:
             wrong = f"unknown key {sorted(unknown)}" if unknown else f"no `path` in {entry}"
-            raise ValueError(f"{key}: {wrong}; an entry has {', '.join(known)}")
+            raise UserError(f"{key}: {wrong}; an entry has {', '.join(known)}")
         if entry.get("max_per_epoch") is not None and key != "data.train":
-            raise ValueError(f"{key}: max_per_epoch={entry['max_per_epoch']} has no effect, only data.train has epochs")
+            raise UserError(f"{key}: max_per_epoch={entry['max_per_epoch']} has no effect, only data.train has epochs")
         if entry.get("weight") is not None and key != "data.train":
-            raise ValueError(f"{key}: weight={entry['weight']} has no effect, only data.train is a mix")
+            raise UserError(f"{key}: weight={entry['weight']} has no effect, only data.train is a mix")
         path = Path(entry["path"])
         if shards.is_parquet(entry["path"]):
             _find(entry["path"], key)
         elif not path.is_file():
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"{key}: no manifest at {path}. The embedded corpus is made by "
-                f"`python -m auris.corpus out={path.parent}`; for your own rows set {key}=[FILE.jsonl]"
+                f"`auris corpus out={path.parent}`; for your own rows set {key}=[FILE.jsonl]"
             )
     return found
 

@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 
 from auris.audio import Geometry
-from auris.tasks import CURVES
+from auris.errors import UserError
+from auris.text.tasks import CURVES
 
 IGNORE = -100  # label of a position that is not scored (torch's cross_entropy default)
 
@@ -284,28 +285,28 @@ class Plan:
     def _check(self) -> None:
         names = [source.name for source in self.sources]
         if not names or len(set(names)) < len(names):
-            raise ValueError(f"data sources {names}: expected at least one, with different names")
+            raise UserError(f"data sources {names}: expected at least one, with different names")
         for source in self.sources:
             if not len(source.ids):
-                raise ValueError(f"source {source.name} has no rows")
+                raise UserError(f"source {source.name} has no rows")
             if source.weight is not None and not source.weight > 0:
-                raise ValueError(f"source {source.name}: weight={source.weight}, expected a number above 0 or null")
+                raise UserError(f"source {source.name}: weight={source.weight}, expected a number above 0 or null")
         if len({source.weight is None for source in self.sources}) > 1:
-            raise ValueError(f"data sources {names}: expected a weight for each of them or for none")
+            raise UserError(f"data sources {names}: expected a weight for each of them or for none")
         self._check_temperature()
         for name in ("rows_per_step", "packs_per_step", "token_budget"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ValueError(f"data.{name}={value}: expected 1 or more")
+                raise UserError(f"data.{name}={value}: expected 1 or more")
         ends = np.cumsum([len(source.ids) for source in self.sources])
         assert [s.first for s in self.sources] == [0, *ends[:-1]], "rows are numbered through all sources"
         assert self.lengths.shape == (ends[-1],) and self.lengths.min() >= 0, (self.lengths.shape, ends[-1])
         if not self.lengths.any():
-            raise ValueError(f"none of the {len(self.lengths)} rows of {names} is usable")
+            raise UserError(f"none of the {len(self.lengths)} rows of {names} is usable")
         longest = int(self.lengths.argmax())
         if self.lengths[longest] > self.token_budget:
             source = self.sources[bisect_right(ends, longest)]
-            raise ValueError(
+            raise UserError(
                 f"row {source.ids[longest - source.first]!r} of {source.name} has {self.lengths[longest]} tokens and "
                 f"does not fit data.token_budget={self.token_budget} (with it "
                 f"{np.count_nonzero(self.lengths > self.token_budget)} rows do not): "
@@ -318,14 +319,14 @@ class Plan:
             return
         given = f"data.temperature={self.temperature}"
         if not 0 < self.temperature < math.inf:
-            raise ValueError(f"{given}: expected a number above 0 (1: by rows, larger: more equal shares)")
+            raise UserError(f"{given}: expected a number above 0 (1: by rows, larger: more equal shares)")
         if len(self.sources) < 2:
-            raise ValueError(
+            raise UserError(
                 f"{given} has no effect on a single source: leave it null, or list the parts that it is to balance, "
                 "as data.train=[{path: a.jsonl, tasks: [asr]}, {path: a.jsonl, tasks: [aac]}]"
             )
         if self.sources[0].weight is not None:
-            raise ValueError(f"{given} has no effect where sources have weights: leave out one or the other")
+            raise UserError(f"{given} has no effect where sources have weights: leave out one or the other")
 
     def _share_out(self) -> list[int] | None:
         """Rows of each source in an epoch, None where weights alone say what the mix is."""
@@ -336,7 +337,7 @@ class Plan:
         quotas = np.rint(shares / shares.sum() * len(self.lengths)).astype(int).clip(min=1).tolist()
         for source, cap, quota in zip(self.sources, caps, quotas, strict=True):
             if cap is not None and not 1 <= cap < quota:
-                raise ValueError(
+                raise UserError(
                     f"source {source.name}: max_per_epoch={cap}, expected 1 or more and less than the {quota} of its "
                     "rows that an epoch has without it"
                 )
@@ -375,7 +376,7 @@ class Plan:
         assert k >= 0, k
         if self.rows_per_step is None:
             if self.packs_per_step % world:
-                raise ValueError(
+                raise UserError(
                     f"data.packs_per_step={self.packs_per_step} cannot be shared by {world} processes: "
                     f"expected a multiple, data.packs_per_step={math.ceil(self.packs_per_step / world) * world}"
                 )
@@ -501,7 +502,7 @@ def _keys(source: Source) -> np.ndarray:
     twice = ordered[1:][ordered[1:] == ordered[:-1]]
     if len(twice):
         repeated = source.ids[int(np.flatnonzero(keys == twice[0])[0])]
-        raise ValueError(f"source {source.name}: row id {repeated!r} occurs twice, expected unique ids")
+        raise UserError(f"source {source.name}: row id {repeated!r} occurs twice, expected unique ids")
     return keys
 
 

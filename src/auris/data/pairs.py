@@ -12,8 +12,9 @@ import numpy as np
 
 from auris.data.packing import Sample
 from auris.data.rows import Row
-from auris.data.samples import AudioSamples, RowError
-from auris.prompts import Chat, Turn
+from auris.data.samples import AudioSamples
+from auris.errors import RowError
+from auris.text.prompts import Chat, Turn
 
 
 class PairSamples(AudioSamples):

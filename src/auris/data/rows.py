@@ -15,9 +15,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from auris import prompts, tasks
 from auris.audio import Sound
 from auris.data import importers
+from auris.errors import UserError
+from auris.text import prompts, tasks
 
 _NOT_LABELS = {"audio", "offset", "duration", "id"}
 _PAIR = {"chosen", "rejected", "rejected_response", "rejected_messages"}  # any of them makes a dialogue a preference
@@ -144,7 +145,7 @@ def decode(record: Record, folder: Path) -> Row:
 
 def _with_sounds(row: Row, record: Record) -> Row:
     if len(row.clips) != len(record.sounds):
-        raise ValueError(f"the row has {len(row.clips)} clips, and {len(record.sounds)} sound files lie beside it")
+        raise UserError(f"the row has {len(row.clips)} clips, and {len(record.sounds)} sound files lie beside it")
     clips = (
         replace(clip, path=sound, offset=0.0 if record.is_cut and clip.offset is not None else clip.offset)
         for clip, sound in zip(row.clips, record.sounds, strict=True)
@@ -157,13 +158,13 @@ def _task_row(fields: Mapping[str, Any], identity: str, folder: Path) -> Row:
     paths = fields.get("audio", [])
     paths = [paths] if isinstance(paths, str) else paths
     if not isinstance(paths, list) or not all(isinstance(path, str) and path for path in paths):
-        raise ValueError(f"`audio` is {fields['audio']!r}, expected a path or a list of paths")
+        raise UserError(f"`audio` is {fields['audio']!r}, expected a path or a list of paths")
     stretch = seconds(fields)
     if stretch and len(paths) > 1:
-        raise ValueError("`offset` and `duration` describe one clip, the row has several")
+        raise UserError("`offset` and `duration` describe one clip, the row has several")
     clips = tuple(Clip(folder / path, **stretch) for path in paths)
     if labels.get("task") in ("chat", "preference"):
-        raise ValueError(f"task {labels['task']!r} needs `messages`")
+        raise UserError(f"task {labels['task']!r} needs `messages`")
     problem = tasks.check(labels)
     if problem is None and not clips and labels["task"] != "text":
         problem = f"task {labels['task']!r} needs `audio`"
@@ -175,7 +176,7 @@ def seconds(fields: Mapping[str, Any]) -> dict[str, float]:
     stretch = {what: fields[what] for what in ("offset", "duration") if fields.get(what) is not None}
     for what, value in stretch.items():
         if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value <= MAX_SECONDS:
-            raise ValueError(f"`{what}` is {value!r:.80}, expected seconds from 0 to {MAX_SECONDS:.0f}")
+            raise UserError(f"`{what}` is {value!r:.80}, expected seconds from 0 to {MAX_SECONDS:.0f}")
     return stretch
 
 
@@ -187,29 +188,29 @@ def _chat_row(fields: Mapping[str, Any], identity: str, folder: Path) -> Row:
     is_pair = "chosen" in fields or "rejected" in fields
     task = "preference" if is_pair else "chat"
     if fields.get("task", task) != task:
-        raise ValueError(f"`task` is {fields['task']!r}, but a row with `messages` is of task {task!r}")
+        raise UserError(f"`task` is {fields['task']!r}, but a row with `messages` is of task {task!r}")
     if "audio" in fields:
-        raise ValueError("`audio` beside `messages`: the audio of a dialogue stands in its messages")
+        raise UserError("`audio` beside `messages`: the audio of a dialogue stands in its messages")
     messages = fields["messages"]  # a list: `importers.convert` has looked
     clips = tuple(_clip(part, folder) for part in audio_parts(messages))
     if is_pair:
         asked = messages
         answers = {side: _reply(side, fields.get(side)) for side in ("chosen", "rejected")}
         if are_equal(answers["chosen"], answers["rejected"]):
-            raise ValueError(f"{EQUAL_ANSWERS}: {answers['chosen']!r:.80}")
+            raise UserError(f"{EQUAL_ANSWERS}: {answers['chosen']!r:.80}")
         answers["text"] = answers["chosen"]
     else:
         *asked, answer = messages
         if answer["role"] != "assistant":
-            raise ValueError(f"the last message is the {answer['role']}'s, expected the assistant's answer")
+            raise UserError(f"the last message is the {answer['role']}'s, expected the assistant's answer")
         answers = {"text": _text(answer, len(asked))}
     _check_order(asked)
     labels = {key: value for key, value in fields.items() if key != "id"}
     labels |= {"task": task, "mode": fields.get("mode") or _mode(asked), **answers}
     if not isinstance(labels.get("skill", ""), str):
-        raise ValueError(f"`skill` is {labels['skill']!r:.80}, expected what the last question asks for, such as asr")
+        raise UserError(f"`skill` is {labels['skill']!r:.80}, expected what the last question asks for, such as asr")
     if "key" in labels and (not isinstance(labels["key"], str) or not any(map(str.isalnum, labels["key"]))):
-        raise ValueError(f"`key` is {labels['key']!r:.80}, expected what a right answer contains")
+        raise UserError(f"`key` is {labels['key']!r:.80}, expected what a right answer contains")
     return Row(identity, clips, labels, tasks.check(labels))
 
 
@@ -223,7 +224,7 @@ def audio_parts(messages: Sequence[prompts.Message]) -> list[Mapping[str, Any]]:
 def _clip(part: Mapping[str, Any], folder: Path) -> Clip:
     path = part.get("audio", part.get("audio_url"))
     if not isinstance(path, str) or not path:
-        raise ValueError(f"the audio of a message is {path!r:.80}, expected a path")
+        raise UserError(f"the audio of a message is {path!r:.80}, expected a path")
     return Clip(folder / path, **seconds(part))
 
 
@@ -232,7 +233,7 @@ def _check_order(asked: Sequence[prompts.Message]) -> None:
     empty, instead of the default one."""
     if not asked or asked[-1]["role"] != "user":
         before = f"the {asked[-1]['role']}'s" if asked else "nothing"
-        raise ValueError(f"before the answer stands {before}, expected the user's message")
+        raise UserError(f"before the answer stands {before}, expected the user's message")
     for number, message in enumerate(asked):
         if message["role"] != "system" and not audio_parts([message]):
             _text(message, number)
@@ -247,7 +248,7 @@ def are_equal(answer: str, other: str) -> bool:
 def _text(message: prompts.Message, number: int) -> str:
     text = prompts.text_of(message)
     if not text.strip():
-        raise ValueError(f"messages[{number}], of the {message['role']}, is empty")
+        raise UserError(f"messages[{number}], of the {message['role']}, is empty")
     return text
 
 
@@ -256,12 +257,12 @@ def _reply(side: str, given: Any) -> str:
     given = [given] if isinstance(given, Mapping) else given
     messages = [{"role": "assistant", "content": given}] if isinstance(given, str) else given
     if not isinstance(messages, list) or len(messages) != 1 or audio_parts(messages):
-        raise ValueError(f"`{side}` is {given!r:.80}, expected a string or one message of the assistant")
+        raise UserError(f"`{side}` is {given!r:.80}, expected a string or one message of the assistant")
     if messages[0]["role"] != "assistant":
-        raise ValueError(f"`{side}` is the {messages[0]['role']}'s, expected the assistant's")
+        raise UserError(f"`{side}` is the {messages[0]['role']}'s, expected the assistant's")
     text = prompts.text_of(messages[0])
     if not text.strip():
-        raise ValueError(f"`{side}` is empty")
+        raise UserError(f"`{side}` is empty")
     return text
 
 

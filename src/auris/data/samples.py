@@ -15,20 +15,18 @@ from typing import Any
 
 import numpy as np
 
-from auris import audio, tasks
-from auris.data.distortion import Distortion
+from auris import audio
+from auris.data.augment import Distortion
 from auris.data.packing import Sample, row_seed
 from auris.data.rows import Clip, Row
-from auris.prompts import BothPrompts, Chat, NaturalPrompt, Prompt, Turn, names
-from auris.tokenizer import Encoded, Tokenizer
+from auris.errors import RowError, UserError
+from auris.text import tasks
+from auris.text.prompts import BothPrompts, Chat, NaturalPrompt, Prompt, Turn, names
+from auris.text.tokenizer import Encoded, Tokenizer
 
 # A manifest's stated duration may differ from the file's by this, as when it is rounded to tenths; beyond, the row is
 # wrong. Rows are planned with so much room, or a pack could outgrow its budget.
 DURATION_TOLERANCE = 0.06  # seconds
-
-
-class RowError(ValueError):
-    """A row that cannot be used; the message is the reason that reports name."""
 
 
 class TooLong(RowError):
@@ -74,11 +72,11 @@ class Samples(ABC):
         seed: int = 0,
     ):
         if long_audio not in ("error", "skip", "window", "first"):
-            raise ValueError(f"long_audio={long_audio!r}: expected error, skip, window or first")
+            raise UserError(f"long_audio={long_audio!r}: expected error, skip, window or first")
         if silent_audio not in ("keep", "skip"):
-            raise ValueError(f"silent_audio={silent_audio!r}: expected keep or skip")
+            raise UserError(f"silent_audio={silent_audio!r}: expected keep or skip")
         if not self.has_audio and (reverb is not None or noise is not None):
-            raise ValueError("data.noise and data.reverb have no effect in a view without audio: set both to null")
+            raise UserError("data.noise and data.reverb have no effect in a view without audio: set both to null")
         self.tokenizer, self.prompt, self.geometry = tokenizer, prompt, geometry
         self.distortions = [one for one in (reverb, noise) if one is not None]
         self.long_audio, self.silent_audio = long_audio, silent_audio
@@ -108,7 +106,7 @@ class Samples(ABC):
 
         `prompt_only` leaves the answer out, as generation starts.
 
-        Raises RowError or audio.AudioError if the row cannot be used.
+        Raises RowError or AudioError if the row cannot be used.
         """
         if row.problem:  # met only now: its shard could be read when it was measured
             raise RowError(row.problem)
@@ -190,7 +188,7 @@ class Samples(ABC):
             raise RowError("the clip is shorter than one audio token")
 
     def read(self, clip: Clip) -> np.ndarray:
-        """A clip's samples (L,) as far as the policies let it be heard. Raises RowError or audio.AudioError."""
+        """A clip's samples (L,) as far as the policies let it be heard. Raises RowError or AudioError."""
         if clip.offset is not None:
             wave = audio.read(clip.path, offset=clip.offset, duration=clip.duration)
         else:

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from auris.model import shards
+from auris.errors import UserError
+from auris.model import dtensor
 from auris.model.audio_lm import AudioLM
 
 NEW_TOKENS, LORA = "llm.new_tokens", "llm.lora"  # as `trainable` names them
@@ -41,7 +42,7 @@ def attach(
     """
     named = [name for name in (NEW_TOKENS, LORA) if name in trainable]
     if named and "llm" in trainable:
-        raise ValueError(f"trainable names llm and {named[0]}: expected one of them, llm trains all of its weights")
+        raise UserError(f"trainable names llm and {named[0]}: expected one of them, llm trains all of its weights")
     if NEW_TOKENS in trainable:
         net.llm.new_tokens = NewTokens(net.llm, token_ids)
     if LORA in trainable:
@@ -81,12 +82,12 @@ class NewTokens(nn.Module):
         parameters = dict(llm.named_parameters(remove_duplicate=False))
         for end, module in ends.items():
             if type(module) is not kinds[end] or parameters.get(_TABLES[end]) is not module.weight:
-                raise ValueError(
+                raise UserError(
                     f"trainable={NEW_TOKENS}: the LLM's {end} is a {type(module).__name__}, expected a plain "
                     f"{kinds[end].__name__} whose weight is {_TABLES[end]}"
                 )
         if not len(token_ids):
-            raise ValueError(f"trainable={NEW_TOKENS}: the tokenizer has no audio or tag tokens")
+            raise UserError(f"trainable={NEW_TOKENS}: the tokenizer has no audio or tag tokens")
         table, head = ends["embedding"].weight, ends["head"].weight
         self._token_ids = sorted(token_ids)
         shape = (len(self._token_ids), table.shape[1])
@@ -108,7 +109,7 @@ class NewTokens(nn.Module):
         self.place.fill_(-1)
         self.place[self.ids] = torch.arange(len(self.ids), device=self.ids.device)
         for ours, end in ((self.embedding, llm.get_input_embeddings()), (self.head, llm.get_output_embeddings())):
-            shards.fill(ours, shards.rows(end.weight, self.ids))
+            dtensor.fill(ours, dtensor.rows(end.weight, self.ids))
 
     def _embed(self, module: nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor:
         place = self.place[args[0]]
@@ -124,15 +125,15 @@ def _attach_lora(llm: PreTrainedModel, lora: Mapping[str, Any] | None) -> None:
     from peft import LoraConfig, inject_adapter_in_model  # here, as it takes seconds
 
     if lora is None:
-        raise ValueError(f"trainable={LORA}: expected its settings, as lora.rank=8 lora.alpha=16 lora.targets=[q_proj]")
+        raise UserError(f"trainable={LORA}: expected its settings, as lora.rank=8 lora.alpha=16 lora.targets=[q_proj]")
     layers = {name.rpartition(".")[2] for name, module in llm.named_modules() if isinstance(module, nn.Linear)}
     layers -= {"lm_head"}
     if not lora["targets"] or not set(lora["targets"]) <= layers:
-        raise ValueError(f"lora.targets={list(lora['targets'])}: expected some of {', '.join(sorted(layers))}")
+        raise UserError(f"lora.targets={list(lora['targets'])}: expected some of {', '.join(sorted(layers))}")
     if lora["rank"] < 1:
-        raise ValueError(f"lora.rank={lora['rank']}: expected 1 or more")
+        raise UserError(f"lora.rank={lora['rank']}: expected 1 or more")
     if not lora["alpha"] > 0:
-        raise ValueError(f"lora.alpha={lora['alpha']}: expected a number above 0, or nothing is learned")
+        raise UserError(f"lora.alpha={lora['alpha']}: expected a number above 0, or nothing is learned")
     # No dropout: frozen parts are in eval mode.
     config = LoraConfig(r=lora["rank"], lora_alpha=lora["alpha"], target_modules=list(lora["targets"]))
     with torch.random.fork_rng(devices=[]), torch.device(llm.device):

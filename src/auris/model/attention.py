@@ -18,6 +18,8 @@ from torch.nn.attention.varlen import varlen_attn
 from torch.utils.weak import WeakTensorKeyDictionary
 from transformers import AttentionInterface
 
+from auris.errors import UserError
+
 # Lengths as python integers, by identity of the tensor of cumulative lengths: all layers of a forward get the same
 # tensor, so a device synchronises once per forward and not once per layer.
 _LENGTHS: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
@@ -137,17 +139,15 @@ def _transformers_attention(
     """transformers' attention interface: `packed`, or with `slot_mask` `newest`: (1, H, T, Dh) -> (1, T, H, Dh)."""
     assert attention_mask is None and query.shape[0] == 1, (attention_mask, query.shape)
     if dropout:
-        raise ValueError(
-            f"the LLM's attention_dropout is {dropout}: packed attention has none. Set attention_dropout=0"
-        )
+        raise UserError(f"the LLM's attention_dropout is {dropout}: packed attention has none. Set attention_dropout=0")
     if sliding_window is not None and sliding_window < max_length_k:
-        raise ValueError(
+        raise UserError(
             f"the LLM's sliding_window is {sliding_window}, a row has {max_length_k} tokens: packed "
             "attention has no window. Shorten the rows, or choose an LLM with full attention"
         )
     for name in ("softcap", "s_aux", "position_bias"):
         if others.get(name) is not None:
-            raise ValueError(
+            raise UserError(
                 f"the LLM {type(module).__name__} attends with {name}, which packed attention does not have"
             )
     q = rearrange(query, "1 h t d -> t h d")

@@ -17,6 +17,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from auris.errors import UserError
 from auris.model import attention
 from auris.model import llm as lm
 from auris.model.boundary import Tokens
@@ -51,7 +52,7 @@ class AudioLM(nn.Module):
     ) -> None:
         super().__init__()
         if vocab_rows is not None and vocab_rows < vocab_size:
-            raise ValueError(f"model.vocab_rows={vocab_rows}: the tokenizer needs {vocab_size} rows (null: just these)")
+            raise UserError(f"model.vocab_rows={vocab_rows}: the tokenizer needs {vocab_size} rows (null: just these)")
         self.encoder = encoder
         self.pooling = pooling(width=encoder.width)
         self.llm = llm(vocab_size=vocab_rows or vocab_size)

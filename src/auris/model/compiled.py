@@ -13,6 +13,8 @@ import torch._dynamo
 import torch.fx.experimental._config
 from torch import nn
 
+from auris.errors import UserError
+
 
 def compile_blocks(blocks: Iterable[nn.Module], backend: str | Callable = "inductor") -> None:
     """Have every block compiled when it is first called.
@@ -25,7 +27,7 @@ def compile_blocks(blocks: Iterable[nn.Module], backend: str | Callable = "induc
     """
     known = torch._dynamo.list_backends(exclude_tags=())
     if isinstance(backend, str) and backend not in known:
-        raise ValueError(f"compile={backend}: expected null or one of {', '.join(known)}")
+        raise UserError(f"compile={backend}: expected null or one of {', '.join(known)}")
     torch._dynamo.config.nested_graph_breaks = True
     torch.fx.experimental._config.use_duck_shape = False
     for block in blocks:

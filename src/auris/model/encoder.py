@@ -18,6 +18,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from auris.audio import Geometry
+from auris.errors import UserError
 from auris.model import attention
 
 STEM_GAIN = 1.5  # measured on log-mel of speech: the stem's deviation over time becomes about that of the positions
@@ -52,11 +53,11 @@ class Encoder(nn.Module):
     ) -> None:
         super().__init__()
         if width % n_heads or width % 2:
-            raise ValueError(
+            raise UserError(
                 f"encoder width {width}: expected an even multiple of n_heads={n_heads} (model.encoder.width=...)"
             )
         if clip_end not in ("silence", "zero"):
-            raise ValueError(f"model.encoder.clip_end={clip_end!r}: expected silence or zero")
+            raise UserError(f"model.encoder.clip_end={clip_end!r}: expected silence or zero")
         self.n_mels, self.width, self.max_positions, self.clip_end = n_mels, width, max_positions, clip_end
         self.conv1 = nn.Conv1d(n_mels, width, kernel_size=3, padding=1)
         self.conv2 = nn.Conv1d(width, width, kernel_size=3, stride=2, padding=1)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
+from auris.errors import UserError
 from auris.model import attention
 from auris.model import llm as lm
 
@@ -100,13 +101,13 @@ class Generation:
         }
         for name, (holds, expected) in ranges.items():
             if not holds:
-                raise ValueError(f"{name}={getattr(self, name)}: expected {expected}")
+                raise UserError(f"{name}={getattr(self, name)}: expected {expected}")
         for name in _SAMPLING:
             value = getattr(self, name)
             if not self.do_sample and value != getattr(Generation, name):
-                raise ValueError(f"{name}={value} has no effect without sampling: expected do_sample=true")
+                raise UserError(f"{name}={value} has no effect without sampling: expected do_sample=true")
         if self.min_new_tokens and not self.stop:
-            raise ValueError(f"min_new_tokens={self.min_new_tokens} has no effect without a stop token: expected one")
+            raise UserError(f"min_new_tokens={self.min_new_tokens} has no effect without a stop token: expected one")
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], **overrides: Any) -> Generation:
@@ -126,7 +127,7 @@ class Generation:
         """
         names = {entry.name for entry in fields(cls)} - {"unused"}
         if unknown := overrides.keys() - names:
-            raise ValueError(f"{', '.join(sorted(unknown))}: expected settings among {', '.join(sorted(names))}")
+            raise UserError(f"{', '.join(sorted(unknown))}: expected settings among {', '.join(sorted(names))}")
         typed = {name: value for name, value in overrides.items() if value is not None}
         given = {key: value for key, value in config.items() if value is not None}
         settings = {"top_k": 50} | {name: given[name] for name in names & given.keys()} | typed
@@ -139,7 +140,7 @@ class Generation:
                 settings.pop(name, None)
         for key, value in off.items():
             if key in given and given[key] != value:
-                raise ValueError(
+                raise UserError(
                     f"generation_config.json: {key}={given[key]} is not offered here, expected {value} or no such key"
                 )
         used = settings.keys() | off.keys() | {"eos_token_id", "stop_words_ids"}
@@ -149,7 +150,7 @@ class Generation:
 def _stop_tokens(config: Mapping[str, Any]) -> list[int]:
     end, words = config.get("eos_token_id", []), config.get("stop_words_ids", [])
     if longer := [word for word in words if len(word) != 1]:
-        raise ValueError(
+        raise UserError(
             f"generation_config.json: stop_words_ids={longer} is not offered here, expected words of one token each"
         )
     return [*([end] if isinstance(end, int) else end), *(token for word in words for token in word)]
@@ -192,7 +193,7 @@ def generate(
     """
     vocab_size = net.llm.get_input_embeddings().num_embeddings
     if unknown := [token for token in sorted(settings.stop) if not 0 <= token < vocab_size]:
-        raise ValueError(f"stop={unknown}: expected tokens of the model, which has {vocab_size}")
+        raise UserError(f"stop={unknown}: expected tokens of the model, which has {vocab_size}")
     seed = _draw_seed(generator) if settings.do_sample else None
     rows = _Rows(net, settings, seed, batch["ids"].device)
     rows.begin(batch)

@@ -23,6 +23,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from auris.errors import MissingFileError, UserError
 from auris.model import attention
 
 # Config entries that scale or cap logits behind the output matrix; `head` would skip them silently.
@@ -53,14 +54,14 @@ def build_llm(config: Mapping[str, Any], vocab_size: int, train_length: int | No
     if config.get("path") is not None:
         path = Path(config["path"])
         if not (path / "config.json").is_file():
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"{path}: expected a transformers directory with a config.json (model.llm.config.path=DIR)"
             )
         hf_config = AutoConfig.from_pretrained(path, local_files_only=True, **late)
     elif "model_type" in given:
         hf_config = AutoConfig.for_model(**{**given, **late})
     else:
-        raise ValueError(
+        raise UserError(
             f"LLM config with {sorted(config)}: expected a model_type (model.llm.config.model_type=qwen2) or a path"
         )
     _require_packable(hf_config)
@@ -69,7 +70,7 @@ def build_llm(config: Mapping[str, Any], vocab_size: int, train_length: int | No
     if train_length is not None:
         decoder = llm.get_decoder()
         if hf_config.model_type != "qwen2":
-            raise ValueError(
+            raise UserError(
                 f"model.llm.train_length={train_length}: expected null for {hf_config.model_type}, only qwen2 has it"
             )
         decoder.rotary_emb = LongRotary(decoder.rotary_emb, train_length)
@@ -80,21 +81,19 @@ def _require_packable(config: PreTrainedConfig) -> None:
     """Refuse models in which a row would see its neighbours, or whose logits are more than a matrix product."""
     name = config.model_type
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise ValueError(f"{name} is no causal language model of transformers (model.llm=...)")
+        raise UserError(f"{name} is no causal language model of transformers (model.llm=...)")
     if not MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].is_backend_compatible():
-        raise ValueError(
+        raise UserError(
             f"{name} does not call transformers' attention interface: expected an LLM that does (model.llm=...)"
         )
     mixers = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
     if mixers:
-        raise ValueError(
+        raise UserError(
             f"{name} has layers of type {sorted(mixers)}, which mix packed rows: expected attention (model.llm=...)"
         )
     for key in _LOGIT_CHANGES:
         if getattr(config, key, None) not in (None, 1.0):
-            raise ValueError(
-                f"{name} changes its logits by {key}={getattr(config, key)}: expected none (model.llm=...)"
-            )
+            raise UserError(f"{name} changes its logits by {key}={getattr(config, key)}: expected none (model.llm=...)")
 
 
 @torch.no_grad()

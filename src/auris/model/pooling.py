@@ -15,6 +15,7 @@ import torch
 from einops import rearrange, reduce
 from torch import Tensor, nn
 
+from auris.errors import UserError
 from auris.model import attention
 
 
@@ -67,7 +68,7 @@ class Attention(nn.Module):
     def __init__(self, *, k: int, width: int, n_heads: int) -> None:
         super().__init__()
         if width % n_heads:
-            raise ValueError(
+            raise UserError(
                 f"pooling n_heads={n_heads}: expected a divisor of the encoder's width, {width} "
                 "(model.pooling.n_heads=...)"
             )

@@ -1,8 +1,8 @@
 """From the files of finished runs to a table, a comparison with intervals and figures. Of ours it imports only
 `measures` and `statistics`.
 
-    python -m auris.results study=demo [runs=runs] [arms=a,b] [against=first|previous] [x=steps|hours|flops]
-    python -m auris.results reproduce=runs/demo/qwen_audio/seed=0
+    auris results study=demo [runs=runs] [arms=a,b] [against=first|previous] [x=steps|hours|flops]
+    auris results reproduce=runs/demo/qwen_audio/seed=0
 
 A run is the directory `runs/<study>/<arm>/seed=<n>/`. What is read of it:
 
@@ -12,8 +12,8 @@ A run is the directory `runs/<study>/<arm>/seed=<n>/`. What is read of it:
 `predictions/<benchmark>.jsonl`, one line per test row and metric:
     {id, task, language, group, metric, stats, hypothesis, reference, provenance, audio_seconds,
     speaker, recording}
-    `group` is what `task` is above; `stats` is what the row contributes (`auris.measures`). A row scored by two metrics
-    (accuracy, unparsed) is two lines; (group, metric, id) occurs once in a file.
+    `group` is what `task` is above; `stats` is what the row contributes (`auris.metrics.measures`). A row scored by two
+    metrics (accuracy, unparsed) is two lines; (group, metric, id) occurs once in a file.
 `events.out.tfevents*`, TensorBoard scalars: `train/loss`, `val/loss`, `val/<group>/<metric>`, `train/audio_hours`
     (heard so far, rows as often as they came) and `train/flops` (useful: real tokens and frames, nothing twice).
 `recipe.yaml`, `environment.json`, `progress.json`, `finished.json`, `evaluations.json`: what the run is,

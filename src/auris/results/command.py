@@ -1,4 +1,4 @@
-"""`python -m auris.results`: the table of a study at any moment, with figures; and how to get a run once more."""
+"""`auris results`: the table of a study at any moment, with figures; and how to get a run once more."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from auris import statistics
-from auris.measures import MEASURES, display
+from auris.errors import UserError
+from auris.metrics import statistics
+from auris.metrics.measures import MEASURES, display
 from auris.results.figures import plot_bars, plot_curves, provenance, save
 from auris.results.runs import costs, curves, join, question, reproduce, status, studies_in, write_hparams
 from auris.results.tables import BEYOND_NOISE, format_score, markdown, table, verdicts, verdicts_in
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
 
 UNBOUNDED = 10_000  # columns of a terminal in which every table is as wide as it wants
 
-USAGE = """usage: python -m auris.results study=NAME [runs=runs] [arms=a,b] [against=first] [x=steps]
-       python -m auris.results reproduce=RUN
+USAGE = """usage: auris results study=NAME [runs=runs] [arms=a,b] [against=first] [x=steps]
+       auris results reproduce=RUN
 
 Prints the table of a study and writes into RUNS/NAME/: table.csv, table.md (to paste), differences.csv (which exceed
 the noise of rows and of seeds), costs.csv, bars and curves as PNG, PDF and SVG, and what TensorBoard's HPARAMS page
@@ -41,7 +42,7 @@ instead.
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """`python -m auris.results`; see `USAGE`."""
+    """`auris results`; see `USAGE`."""
     argv = sys.argv[1:] if argv is None else list(argv)
     if {"--help", "-h"} & set(argv):
         print(USAGE)
@@ -75,7 +76,7 @@ def _parse(argv: Sequence[str]) -> dict[str, str]:
     defaults = {"study": "", "runs": "runs", "arms": "", "against": "first", "x": "steps", "reproduce": ""}
     given = read_arguments(argv, defaults, accepted)
     if not given["study"] and not given["reproduce"]:
-        raise ValueError(f"which study? give study=NAME; {studies_in(Path(given['runs']))}")
+        raise UserError(f"which study? give study=NAME; {studies_in(Path(given['runs']))}")
     return given
 
 
@@ -85,7 +86,7 @@ def read_arguments(argv: Sequence[str], given: Mapping[str, str], accepted: str)
     for argument in argv:
         key, equals, text = argument.partition("=")
         if not equals or key not in found:
-            raise ValueError(f"cannot read {argument!r}; accepted: {accepted} (see --help)")
+            raise UserError(f"cannot read {argument!r}; accepted: {accepted} (see --help)")
         found[key] = text
     return found
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from auris.measures import CORRECT, MEASURES, PANELS, display
+from auris.errors import UserError
+from auris.metrics.measures import CORRECT, MEASURES, PANELS, display
 from auris.results.runs import collect, curves, join, ordered, runs_of
 from auris.results.tables import table
 
@@ -169,7 +170,7 @@ def plot_curves(root: str | Path, arms: Sequence[str] | None = None, x: str = "s
     from matplotlib.figure import Figure
 
     if x not in AXES:
-        raise ValueError(f"x={x}: expected {join(AXES)}")
+        raise UserError(f"x={x}: expected {join(AXES)}")
     scalars = curves(root)
     points = scalars
     is_constant = points["tag"].str.startswith("val/length_")  # of given answers
@@ -180,11 +181,11 @@ def plot_curves(root: str | Path, arms: Sequence[str] | None = None, x: str = "s
         evaluated = {arm for arm, _, run in runs if any(run.glob("predictions/*.jsonl"))}
         arms = ordered(root, evaluated & logged or logged)
     if unknown := set(arms) - {arm for arm, _, _ in runs}:
-        raise ValueError(
+        raise UserError(
             f"no runs of {join(ordered(root, unknown))} in {root}; arms=... may name {join(ordered(root, logged))}"
         )
     if not logged & set(arms):
-        raise ValueError(f"the runs of {join(arms) or 'any arm'} in {root} hold no train/loss or val/* scalars")
+        raise UserError(f"the runs of {join(arms) or 'any arm'} in {root} hold no train/loss or val/* scalars")
     points = _along(x, points[points["arm"].isin(arms)], scalars)
     colours = {arm: colour for arm, colour in _colours(arms).items() if arm in logged}  # the same as in the bars
     tags = sorted(points["tag"].unique(), key=lambda tag: (tag != "train/loss", tag != "val/loss", _rank(tag), tag))
@@ -242,7 +243,7 @@ def _along(x: str, points: pd.DataFrame, scalars: pd.DataFrame) -> pd.DataFrame:
         own = (scalars["arm"] == arm) & (scalars["seed"] == seed) & (scalars["tag"] == tag)
         counted = scalars[own].sort_values("step")
         if counted.empty:
-            raise ValueError(f"x={x}: {arm}, seed {seed} has no {tag} in its events; x=steps is always there")
+            raise UserError(f"x={x}: {arm}, seed {seed} has no {tag} in its events; x=steps is always there")
         parts.append(of_run.assign(x=np.interp(of_run["step"], counted["step"], counted["value"])))
     return pd.concat(parts)
 
@@ -280,9 +281,7 @@ def _rank(tag: str) -> int:
 
 def _colours(arms: Sequence[str]) -> dict[str, str]:
     if len(arms) > len(COLOURS):
-        raise ValueError(
-            f"a figure tells at most {len(COLOURS)} arms apart, got {len(arms)}; choose some with arms=a,b"
-        )
+        raise UserError(f"a figure tells at most {len(COLOURS)} arms apart, got {len(arms)}; choose some with arms=a,b")
     return dict(zip(arms, COLOURS, strict=False))
 
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import yaml
 
-from auris.measures import MEASURES, measure
+from auris.errors import MissingFileError, UserError
+from auris.metrics.measures import MEASURES, measure
 
 if TYPE_CHECKING:  # pandas and tensorboard are imported where they are used: --help is quick
     import pandas as pd
@@ -52,10 +53,10 @@ def predictions_of(run: str | Path, arm: str, seed: int) -> pd.DataFrame:
         repeated = frame.duplicated(["group", "metric", "id"])
         if repeated.any():
             row = frame[repeated].iloc[0]
-            raise ValueError(f"{path}: row {row['id']!r} ({row['group']}, {row['metric']}) occurs more than once")
+            raise UserError(f"{path}: row {row['id']!r} ({row['group']}, {row['metric']}) occurs more than once")
         for metric, stats in zip(frame["metric"], frame["stats"], strict=True):
             if len(stats) != len(measure(metric).stats):
-                raise ValueError(
+                raise UserError(
                     f"{path}: {metric} has the statistics {MEASURES[metric].stats}, but a row holds {stats}"
                 )
         frames.append(frame.assign(arm=arm, seed=seed, benchmark=path.stem))
@@ -82,10 +83,10 @@ def runs_of(root: str | Path) -> list[tuple[str, int, Path]]:
     """Arm, seed and directory of every run of a study. Raises FileNotFoundError if there is none."""
     root = Path(root)
     if not root.is_dir():
-        raise FileNotFoundError(f"no study at {root}; {studies_in(root.parent)}")
+        raise MissingFileError(f"no study at {root}; {studies_in(root.parent)}")
     found = [(path.parent.name, int(path.name[5:]), path) for path in root.glob("*/seed=*") if path.name[5:].isdigit()]
     if not found:
-        raise FileNotFoundError(f"{root} holds no runs (<arm>/seed=<n>/); {studies_in(root.parent)}")
+        raise MissingFileError(f"{root} holds no runs (<arm>/seed=<n>/); {studies_in(root.parent)}")
     return sorted(found)
 
 
@@ -103,7 +104,7 @@ def _lines(path: Path) -> Iterator[dict]:
             try:
                 yield json.loads(line)
             except json.JSONDecodeError as error:
-                raise ValueError(f"{path}, line {number} is not JSON ({error}); evaluate the run again") from None
+                raise UserError(f"{path}, line {number} is not JSON ({error}); evaluate the run again") from None
 
 
 def ordered(root: str | Path, arms: Iterable[str]) -> list[str]:
@@ -203,7 +204,7 @@ def reproduce(run: str | Path) -> str:
     """
     run = Path(run)
     if not (run / "recipe.yaml").is_file():
-        raise FileNotFoundError(f"{run} holds no run (no recipe.yaml); give reproduce=runs/<study>/<arm>/seed=<n>")
+        raise MissingFileError(f"{run} holds no run (no recipe.yaml); give reproduce=runs/<study>/<arm>/seed=<n>")
     facts, evaluations = _facts(run / "environment.json"), _facts(run / "evaluations.json")
     versions = ("python", "torch", "lightning", "transformers", "torchaudio", "hydra-core", "numpy")
     lines = [f"# {run}", f"git checkout {_commit(facts)}"]
@@ -214,7 +215,7 @@ def reproduce(run: str | Path) -> str:
     lines += _hashes(facts)
     started = _facts(run / "recipe.yaml")
     starts = [path for path in (started.get("checkpoint"), *(started.get("weights") or {}).values()) if path]
-    lines += [f"# first, what it starts from: python -m auris.results reproduce={shlex.quote(path)}" for path in starts]
+    lines += [f"# first, what it starts from: auris results reproduce={shlex.quote(path)}" for path in starts]
     if facts.get("command"):
         lines.append(f"OMP_NUM_THREADS={facts['threads']} {facts['command']}")
     else:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from auris import statistics
-from auris.measures import (
+from auris.errors import UserError
+from auris.metrics import statistics
+from auris.metrics.measures import (
     MEASURES,
     Scorer,
     bootstrap,
@@ -95,7 +96,7 @@ def compare(root: str | Path, arm_a: str, arm_b: str) -> pd.DataFrame:
     scored, _, notes = _scored(root, [arm_a, arm_b])
     pair = _compare(scored, arm_a, arm_b)
     if pair.empty:
-        raise ValueError(f"{arm_a} and {arm_b} have no scored row in common: {'; '.join(pair.attrs['notes'])}")
+        raise UserError(f"{arm_a} and {arm_b} have no scored row in common: {'; '.join(pair.attrs['notes'])}")
     pair.attrs["notes"] = notes + pair.attrs["notes"]
     return pair
 
@@ -104,10 +105,10 @@ def _scored(root: str | Path, asked: Sequence[str] | None) -> tuple[pd.DataFrame
     """The predictions of the arms asked for, the arms in order, and what is missing in words."""
     scored = predictions(root)
     if scored.empty:
-        raise ValueError(f"no run of {root} has predictions yet; evaluate one: python -m auris.evaluate checkpoint=RUN")
+        raise UserError(f"no run of {root} has predictions yet; evaluate one: auris evaluate checkpoint=RUN")
     known = ordered(root, scored["arm"].unique())
     if unknown := [arm for arm in asked or () if arm not in known]:
-        raise ValueError(f"no predictions of {join(unknown)} in {root}; arms=... may name {join(known)}")
+        raise UserError(f"no predictions of {join(unknown)} in {root}; arms=... may name {join(known)}")
     arms = list(dict.fromkeys(asked or known))
     scored = scored[scored["arm"].isin(arms)]
     notes = []
@@ -254,7 +255,7 @@ def verdicts(
     import pandas as pd
 
     if against not in AGAINST:
-        raise ValueError(f"against={against}: expected {join(AGAINST)}")
+        raise UserError(f"against={against}: expected {join(AGAINST)}")
     chosen = _scored(root, arms)[1]
     groups = [chosen] if against == "first" or len(chosen) == 1 else pairwise(chosen)
     found = pd.concat([verdicts_in(table(root, group)) for group in groups], ignore_index=True)

@@ -1,0 +1,194 @@
+"""`python -m benchmarks.scaling experiment=qwen2_audio_sft scale=full`: a recipe on 8 to 512 GPUs, planned on paper.
+
+Memory of a GPU by sizes (`doctor`), a step's time as arithmetic and as bytes sent. What nobody has measured here is a
+constant of `Machine`, said under the table, and may be given (`+machine.between=25e9`). No data, weights or GPU needed.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+
+import hydra
+import torch
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from auris import config as recipe
+from auris.inference import inspect
+from auris.inference.inspect import GIB, Load, Stage, count
+from auris.model import adapters
+from auris.training import optim
+
+GPUS = (8, 16, 32, 64, 128, 256, 512)
+BF16, FP32 = 2, 4  # bytes: what is gathered and computed with, what gradients are summed in
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """Nobody has measured these here: 8 GPUs of a node on NVLink, nodes on 400 Gb/s for each GPU, H100s at 40 % of 989.
+
+    `within` and `between` nodes: bytes per second that a GPU sends while it receives as many.
+    """
+
+    gpus: int = 8
+    flops: float = inspect.H100
+    within: float = 350e9
+    between: float = 50e9
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """How many GPUs share what, as `strategies.Sharded` divides a model."""
+
+    name: str
+    gpus: int
+    tensor_parallel: int = 1
+    replicas: int = 1
+
+    @property
+    def shards(self) -> int:
+        """GPUs that share one copy of weights, gradients and moments."""
+        return self.gpus // self.replicas
+
+    @property
+    def ranks(self) -> int:
+        """Packs of a step: GPUs that compute layers together have one."""
+        return self.gpus // self.tensor_parallel
+
+
+def layouts(gpus: int, machine: Machine) -> Iterator[Layout]:
+    """The three published ways; a replica is a node."""
+    yield Layout(name="fsdp", gpus=gpus)
+    if gpus > machine.gpus:
+        yield Layout(name="hsdp", gpus=gpus, replicas=gpus // machine.gpus)
+    yield Layout(name="fsdp_tp", gpus=gpus, tensor_parallel=2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """Bytes on each GPU and seconds of a step in which each rank has one full pack."""
+
+    weights: float
+    gradients: float
+    moments: float
+    activations: float
+    head: float
+    gathered: float
+    compute: float
+    communication: float
+
+    @property
+    def memory(self) -> float:
+        return sum(getattr(self, one.name) for one in fields(self)[:6])
+
+    @property
+    def seconds(self) -> float:
+        """Where communication goes on behind arithmetic, as FSDP2 prefetches."""
+        return max(self.compute, self.communication)
+
+
+def plan(net: nn.Module, stage: Stage, load: Load, layout: Layout, machine: Machine, *, moment: int = FP32) -> Step:
+    """A step of a stage.
+
+    Of GPUs that compute layers together each has all inputs of the LLM's layers, about half of what they keep, and its
+    part of the rest; the encoder is computed by all of them.
+    """
+    need = inspect.memory(net, stage, load, moment=moment)
+    shards, tp = layout.shards, layout.tensor_parallel
+    alone = Load(tokens=0, frames=load.frames, scored=0)
+    encoder, whole = inspect.work(net, stage, alone), inspect.work(net, stage, load)
+    in_encoder = inspect.memory(net, stage, alone).activations
+    in_llm = need.activations - in_encoder
+    return Step(
+        weights=need.weights / shards,
+        gradients=need.gradients / shards,
+        moments=need.moments / shards,
+        activations=in_encoder + in_llm * (1 + 1 / tp) / 2,
+        head=need.logits,
+        gathered=need.gathered,
+        compute=(encoder + (whole - encoder) / tp) / machine.flops,
+        communication=_communication(net, stage, load, layout, machine),
+    )
+
+
+def _communication(net: nn.Module, stage: Stage, load: Load, layout: Layout, machine: Machine) -> float:
+    """Seconds of a step's collectives, one after the other: each unit gathered for forward and again for backward (a
+    frozen encoder for forward alone),
+    gradients reduced to shards, shards of replicas summed, and activations of layers that are computed together."""
+    config = net.llm.config.get_text_config()
+    learning, tp = inspect.trained(net, stage), layout.tensor_parallel
+    gathers = count(net.encoder) * (1 + stage.trains("encoder")) + 2 * (count(net) - count(net.encoder)) / tp
+    is_near = layout.shards <= machine.gpus
+    shared = layout.shards // tp
+    moved = (BF16 * gathers + FP32 * learning / tp) * (shared - 1) / shared
+    seconds = moved / (machine.within if is_near else machine.between)
+    if layout.replicas > 1:  # a ring: all of it, there and back
+        summed = 2 * FP32 * learning / layout.shards * (layout.replicas - 1) / layout.replicas
+        seconds += summed / machine.between
+    if tp > 1:  # two sums of the hidden states of each layer, in forward and in backward
+        sums = 4 * config.num_hidden_layers * BF16 * load.tokens * config.hidden_size
+        seconds += sums * 2 * (tp - 1) / tp / machine.within
+    return seconds
+
+
+def table(net: nn.Module, stage: Stage, load: Load, *, machine: Machine, moment: int = FP32) -> Table:
+    """Memory and time by layout, on 8 to 512 GPUs."""
+    title = f"{stage.name}: each rank a pack of {load.tokens:,} tokens, {load.frames / 50:,.0f} s of audio a step"
+    caption = (
+        f"GiB of a GPU, and seconds of a step. Assumed: {machine.flops / 1e12:.0f} TFLOP/s a GPU, {machine.gpus} GPUs"
+        f" a node, {machine.within / 1e9:.0f} GB/s within it and {machine.between / 1e9:.0f} between nodes. By sizes:"
+        " what the allocator, the kernels and NCCL need (3 to 8 GiB) comes on top"
+    )
+    sizes = ["weights", "gradients", "moments", "activations", "head", "gathered", "all"]
+    names = ["GPUs", "strategy", *sizes, "compute", "comm.", "step", "comm./step"]
+    shown = Table(*names, title=title, caption=caption, title_justify="left")
+    for column in shown.columns[2:]:
+        column.justify = "right"
+    for layout in (one for gpus in GPUS for one in layouts(gpus, machine)):
+        step = plan(net, stage, load, layout, machine, moment=moment)
+        sizes = [getattr(step, one.name) for one in fields(step)[:6]] + [step.memory]
+        seconds = (step.compute, step.communication, step.seconds)
+        share = f"{100 * step.communication / step.seconds:.0f} %"
+        cells = [*(f"{size / GIB:.1f}" for size in sizes), *(f"{one:.2f}" for one in seconds), share]
+        shown.add_row(str(layout.gpus), layout.name, *cells)
+    return shown
+
+
+def stage_of(made: dict) -> Stage:
+    """The stage that a recipe trains."""
+    dpo = made["stage"] == "dpo"
+    live = dpo and made["objective"].get("reference") == "live"
+    runs_llm = made["data"]["view"] != "transcript"
+    return Stage(name=made["arm"], trainable=tuple(made["trainable"]), reference=live, runs_llm=runs_llm)
+
+
+def main() -> None:
+    sys.argv[1:] = recipe.quote_arguments(sys.argv[1:])
+    run()
+
+
+@hydra.main(config_path=str(recipe.CONFIGS), config_name="train", version_base="1.3")
+def run(cfg: DictConfig) -> None:
+    try:
+        made = recipe.resolve(cfg)
+        machine = Machine(**{name: float(value) for name, value in made.get("machine", {}).items()})
+        rows = made["model"].get("vocab_rows")
+        if rows is None:
+            raise ValueError("model.vocab_rows=null: expected the rows of the embedding, as scale=full has them")
+        model = {key: node for key, node in made["model"].items() if key != "vocab_rows"}
+        with torch.device("meta"):
+            net = recipe.build(model)(vocab_size=rows)
+        adapters.attach(net, made["trainable"], token_ids=[], lora=made["lora"])
+        load = Load.of_budget(made["data"]["token_budget"], net.geometry.pool)
+        moment = optim.moment_bytes(made["optim"])
+        Console(width=160).print(table(net, stage_of(made), load, machine=machine, moment=moment))
+    except (ValueError, TypeError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,5 @@
+"""`python -m auris COMMAND` is `auris COMMAND`."""
+
+from auris.cli import main
+
+main()

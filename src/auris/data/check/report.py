@@ -1,0 +1,109 @@
+"""`auris doctor data=...`: looks at every clip and row, prints what is wrong and writes it as JSON.
+
+The command fails if anything is found that `tolerate` does not name, so that a script can stop on it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+from rich.table import Table
+
+from auris import config
+from auris.data.check.audio import KINDS, Finding, Report, Source, inspect
+from auris.data.manifests import read_manifests
+from auris.errors import UserError
+
+SETS = ("train", "valid", "test")  # keys of a data config
+FILES = "files"  # the key that plain paths stand under
+
+_SHOWN = 10  # findings of each kind that are printed
+
+
+def name_sources(arguments: Sequence[str]) -> list[str]:
+    """Arguments in which `data=FILE.jsonl` and `data=[A,B]` say what Hydra takes: an option of the group, and paths."""
+    named = []
+    for argument in arguments:
+        key, _, value = argument.partition("=")
+        options = {path.stem for path in (*config.CONFIGS.glob("data/*.yaml"), *Path("data").glob("*.yaml"))}
+        if key != "data" or value in options or not value:
+            named.append(argument)
+        else:
+            named += ["data=manifest", f"+data.{FILES}={value if value.startswith('[') else f'[{value}]'}"]
+    return named
+
+
+def read_sources(data: Mapping[str, Any]) -> list[Source]:
+    """The rows that a data config names. Raises ValueError if it names none, and as `read_manifests`."""
+    found = []
+    for key in (*SETS, FILES):
+        given = data.get(key) or []
+        for entry in given if isinstance(given, list) else [given]:
+            # One by one: that two manifests share an id is what training must refuse, and what is looked at here.
+            [manifest] = read_manifests([entry], key=f"data.{key}")
+            found.append(Source(manifest.name, manifest.rows, None if key == FILES else key))
+    if not found:
+        raise UserError("data has no rows: expected data=FILE.jsonl, or data=manifest data.train=[FILE.jsonl]")
+    return found
+
+
+def check(made: Mapping[str, Any], console: Console | None = None) -> list[Finding]:
+    """Look at the data of a config, write `report` and print it; returns the findings that are not tolerated.
+
+    Raises ValueError for a kind of finding that there is none of.
+    """
+    console = console or Console()
+    if unknown := [kind for kind in made["tolerate"] if kind not in KINDS]:
+        raise UserError(f"tolerate={unknown}: expected kinds of {', '.join(KINDS)}")
+    sources = read_sources(made["data"])
+    columns = (*Progress.get_default_columns()[:1], BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as progress:
+        bar = progress.add_task("decoding", total=sum(len(source.rows) for source in sources))
+        found = inspect(sources, jobs=made["jobs"], advance=lambda n: progress.advance(bar, n))
+    failing = [one for one in found.findings if one.kind not in made["tolerate"]]
+    facts = {"sources": [source.name for source in sources], "tolerated": made["tolerate"], "failed": bool(failing)}
+    path = Path(made["report"])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({**facts, **found.as_json()}, indent=1) + "\n", encoding="utf-8")
+    _show(console, found)
+    _say(console, f"wrote {path}")
+    return failing
+
+
+def run(cfg: DictConfig) -> None:
+    """What the doctor does with a config that has `data`: it ends the process."""
+    cfg.checkpoint = None  # which that does not need
+    try:
+        sys.exit(1 if check(config.resolve(cfg)) else 0)
+    except (ValueError, OSError) as error:  # OSError: what is missing, a full disk
+        sys.exit(f"error: {error}")
+
+
+def _show(console: Console, found: Report) -> None:
+    table = Table("set", "rows", "hours")
+    for name, number in found.rows.items():
+        table.add_row(name, f"{number:,}", f"{found.seconds[name] / 3600:,.2f}")
+    table.add_section()
+    for kind, number in found.counts().items():
+        table.add_row(kind, f"{number:,}", "")
+    console.print(table)
+    for kind, meaning in KINDS.items():
+        named = [one for one in found.findings if one.kind == kind]
+        if named:
+            _say(console, f"{kind}: {meaning}", style="red")
+        for one in named[:_SHOWN]:
+            _say(console, f"  {one.row} ({one.source}): {one.reason}")
+        if len(named) > _SHOWN:
+            _say(console, f"  and {len(named) - _SHOWN:,} more")
+
+
+def _say(console: Console, text: str, **options: Any) -> None:
+    """A line as it is, but for what is no Unicode."""
+    console.print(text.encode(errors="replace").decode(), markup=False, highlight=False, soft_wrap=True, **options)

@@ -1,0 +1,1 @@
+"""Rows and audio in Parquet files."""

@@ -1,0 +1,242 @@
+"""Directories of shards, as `auris shards` writes them: rows with their sound in Parquet.
+
+A directory holds `shard-NNNNN.parquet` (each row as its manifest had it, its sound files beside it), an `index.parquet`
+with all that planning needs, and `shards.json`, written last, with sizes and checksums.
+
+Unusual here: row groups are half a megabyte, so that a row costs one short read wherever it lies; pages carry their
+checksum, and footers are compared with `shards.json` before they are believed.
+
+Shapes: R rows.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from auris.data.parquet.reader import Columns, File, Reader, ShardError, Stored, attempt, hash_of
+from auris.data.row_index import Index, Store
+from auris.data.rows import Form, Record, Unread
+from auris.errors import MissingFileError, UserError
+
+VERSION = 1
+CONTENTS, INDEX, SHARD = "shards.json", "index.parquet", "shard-{:05d}.parquet"
+
+SOUND = {"path": pa.string(), "samples": pa.int64(), "problem": pa.string()}
+SHARD_SCHEMA = pa.schema(
+    {
+        "id": pa.string(),
+        "row": pa.string(),  # JSON
+        "problem": pa.string(),  # why the row cannot be used, if it cannot
+        "audio": pa.list_(pa.struct({"bytes": pa.binary(), **SOUND})),  # its clips, as a hub data set has them
+    }
+)
+INDEX_SCHEMA = pa.schema(
+    {
+        "key": pa.uint64(),
+        "task": pa.string(),
+        **{name: SHARD_SCHEMA.field(name).type for name in ("id", "row", "problem")},
+        "audio": pa.list_(pa.struct(SOUND)),
+    }
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contents:
+    """What a directory of shards holds (`shards.json`).
+
+    `source` is the digest of what was packed, `problems` how many of its rows cannot be used.
+    """
+
+    source: str
+    rows_per_shard: int
+    problems: int
+    index: File
+    shards: tuple[File, ...]
+
+    def dump(self) -> str:
+        facts = {"version": VERSION, **asdict(self)}
+        return json.dumps({**facts, "sha256": hash_of(json.dumps(facts).encode())}, indent=1)
+
+    @classmethod
+    def parse(cls, text: str, where: str) -> Contents:
+        """Raises ValueError for contents that are damaged or of another version."""
+        try:
+            facts = json.loads(text)
+            stated = facts.pop("sha256")
+            if hash_of(json.dumps(facts).encode()) != stated:
+                raise UserError("its checksum is another")
+            if facts.pop("version") != VERSION:
+                raise UserError(f"expected version {VERSION}")
+            index, shards = File(**facts.pop("index")), tuple(File(**entry) for entry in facts.pop("shards"))
+            names = [INDEX, *(SHARD.format(number) for number in range(len(shards)))]
+            for name, file in zip(names, (index, *shards), strict=True):
+                if file.name != name:  # nothing else is opened, wherever it lies
+                    raise UserError(f"it names {file.name!r:.80}, expected {name}")
+                if min(file.rows, file.bytes - file.footer_bytes, file.footer_bytes) < 0:
+                    raise UserError(f"{name} has sizes that no file has")
+            if index.rows != sum(file.rows for file in shards):
+                raise UserError(f"{INDEX} has {index.rows} rows, its shards others")
+            return cls(index=index, shards=shards, **facts)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{where} is no list of shards: {error}") from error
+
+
+def is_url(path: str | Path) -> bool:
+    return "://" in str(path) or "::" in str(path)
+
+
+def is_parquet(path: str | Path) -> bool:
+    """Whether rows are read from there as Parquet: by the file's ending, or since it is a directory or a URL."""
+    given = str(path)
+    return given.endswith(".parquet") or is_url(path) or Path(given).is_dir()
+
+
+def find(path: str | Path) -> tuple[Any, list[str]]:
+    """The file system that a path or URL names, and the files: `shards.json` of a directory, or Parquet files.
+
+    Raises FileNotFoundError if nothing is there, ValueError for a URL that nothing installed can read or whose storage
+    does not answer.
+    """
+    given = str(path)
+    try:
+        system, place = fsspec.url_to_fs(given)
+    except ImportError as error:  # its message says what to install
+        raise UserError(f"{given} cannot be read: {error}") from error
+    place = place.rstrip("/")
+    try:
+        return system, _files(system, place, given)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # whichever its library raises
+        raise ShardError(f"{given}: cannot be read ({type(error).__name__}: {error})") from error
+
+
+def _files(system: Any, place: str, given: str) -> list[str]:
+    if given.endswith(".parquet"):
+        found = [place] if system.exists(place) else sorted(system.glob(place))
+        if not found:
+            raise MissingFileError(f"there is no file {given}")
+        return found
+    if not system.exists(f"{place}/{CONTENTS}"):
+        begun = ": its packing was not finished, give the same command again" if _is_begun(system, place) else ""
+        others = "" if begun else f"; Parquet of others is given as {given}/*.parquet"
+        raise MissingFileError(f"{given} has no {CONTENTS}{begun}{others}")
+    return [f"{place}/{CONTENTS}"]
+
+
+def _is_begun(system: Any, place: str) -> bool:
+    return bool(system.glob(f"{place}/{SHARD.format(0)[:6]}*"))
+
+
+COLUMNS = Columns(
+    fields=["id", "row", "problem", *(f"audio.list.element.{name}" for name in SOUND)],
+    sound=["audio.list.element.bytes"],
+    name="audio",
+)
+
+
+def columns(parquet: pq.ParquetFile) -> Columns:
+    return COLUMNS
+
+
+class Shards(Store):
+    """The rows of a directory of shards."""
+
+    def __init__(self, path: str, form: Form, cache_dir: Path | None):
+        if form != Form():
+            raise UserError(f"{path}: its rows are auris's own: `columns` and `labels` are given when they are packed")
+        system, [place] = find(path)
+        folder = place.rpartition("/")[0]
+        self.contents = Contents.parse(attempt(place, lambda: system.cat_file(place)).decode(errors="replace"), place)
+        files = [*self.contents.shards, self.contents.index]
+        paths = [f"{folder}/{file.name}" for file in files]
+        self.reader = Reader(system, paths, columns, files)
+        self.faults = self._find_faults(folder)
+        self._ends = np.cumsum([file.rows for file in self.contents.shards])
+        super().__init__(path, Path(folder), form, cache_dir)
+
+    def _find_faults(self, folder: str) -> dict[int, str]:
+        """Shards that are missing or of another size, by one look at their directory."""
+        listed = attempt(folder, lambda: self.reader.system.ls(folder, detail=True))
+        sizes = {entry["name"].rpartition("/")[2]: entry["size"] for entry in listed}
+        faults = {}
+        for number, file in enumerate(self.contents.shards):
+            size, where = sizes.get(file.name), self.reader.paths[number]
+            if size is None:
+                faults[number] = f"{where}: no such shard"
+            elif size != file.bytes:
+                faults[number] = f"{where}: it has {size} bytes, expected {file.bytes}"
+        return faults
+
+    @cached_property
+    def digest(self) -> str:
+        return hash_of(self.contents.dump().encode(), json.dumps(self.faults).encode())
+
+    def scan(self) -> Index:
+        file = len(self.contents.shards)
+        try:
+            groups = range(len(self.reader.open(file).ends))
+            table = pa.concat_tables([self.reader.load(file, group, ["key", "task"]) for group in groups])
+        except ShardError as error:
+            raise UserError(f"{error}. The command that packed {self.path}, given again, makes it anew") from error
+        task = table.column("task").combine_chunks().dictionary_encode()
+        return Index(
+            keys=table.column("key").to_numpy(),
+            tasks=task.indices.to_numpy(zero_copy_only=False).astype(np.uint32),
+            codes=np.array(task.dictionary.to_pylist(), dtype=np.str_),
+            unstated=np.zeros(len(table), dtype=bool),  # the digest covers the sound
+            places=np.zeros(0, dtype=np.int64),
+            names=np.zeros(0, dtype=np.uint32),
+        )
+
+    def name(self, number: int) -> str:
+        return self.reader.name(*self._place(number))
+
+    def record(self, number: int) -> Record:
+        file, row = self._place(number)
+        if file in self.faults:
+            return Record(self.name(number), None, self.faults[file])
+        try:
+            return self._record(file, row, self.reader.fields(file, row))
+        except ShardError as error:
+            return Record(self.name(number), None, Unread(error))
+
+    def records(self, numbers: np.ndarray) -> Iterator[Record]:
+        """From the index, which holds everything but the sound."""
+        start, index = 0, len(self.contents.shards)
+        for group, end in enumerate(self.reader.open(index).ends.tolist()):
+            chosen = numbers[np.searchsorted(numbers, start) : np.searchsorted(numbers, end)]
+            if len(chosen):
+                table = self.reader.load(index, group, ["id", "row", "problem", "audio"])
+                found = table.take(pa.array(chosen - start)).to_pylist()
+                for number, fields in zip(chosen.tolist(), found, strict=True):
+                    file, row = self._place(number)
+                    fault = self.faults.get(file)
+                    yield Record(self.name(number), None, fault) if fault else self._record(file, row, fields)
+            start = end
+
+    def _place(self, number: int) -> tuple[int, int]:
+        file = int(np.searchsorted(self._ends, number, side="right"))
+        return file, number - (int(self._ends[file - 1]) if file else 0)
+
+    def _record(self, file: int, row: int, fields: Mapping[str, Any]) -> Record:
+        name = self.reader.name(file, row)
+        try:
+            sounds = tuple(
+                Stored(self.reader, file, row, place, clip["path"], clip["samples"], clip["problem"])
+                for place, clip in enumerate(fields["audio"] or ())
+            )
+            given = {**json.loads(fields["row"]), "id": fields["id"]}
+        except (ValueError, TypeError, RecursionError) as error:  # whole by its checksum, but not written by us
+            return Record(name, None, f"{name}: its row is none of ours ({error})")
+        return Record(name, given, fields["problem"], sounds, is_cut=True)

@@ -1,0 +1,315 @@
+"""Any table or folder of sound files as rows of ours, by a map of its columns.
+
+A table is CSV, TSV, JSONL or Parquet (a data set of the hub is a folder of these); the columns of a folder without a
+table are what a pattern finds in the names of its files. The map says which column is which label; what is wrong with
+one line of a table is the `problem` of its row.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from auris.errors import MissingFileError, UserError
+
+Fields = dict[str, Any]
+
+_SPLIT = "{split}"
+REST = "*"  # among `values`: all that are not named
+
+_NUMBERS: dict[str, Callable[[str], float]] = {
+    "offset": float,
+    "duration": float,
+    "notes.pitch": int,
+    "notes.velocity": int,
+}
+# Labels that are more than a string: in a cell of text they are written as JSON.
+_STRUCTURED = {"words", "events", "turns", "entities", "texts", "slots", "choices", "notes", "notes.sonic"}
+
+_FIELD_LIMIT = 2**27  # characters of a cell of a CSV; the default is 131,072, less than some transcripts
+csv.field_size_limit(_FIELD_LIMIT)
+
+
+@dataclass(frozen=True, eq=False)
+class Embedded:
+    """A sound file that lies in a cell of a table."""
+
+    data: bytes
+    suffix: str
+
+
+# --- cells --------------------------------------------------------------------------------------------------------
+
+
+def read_delimited(
+    path: Path,
+    delimiter: str,
+    *,
+    needs: Collection[str] = (),
+    quoted: bool = True,
+    escape: str | None = None,
+    header: list[str] | None = None,
+) -> Iterator[tuple[int, dict[str, str] | str]]:
+    """Line number and cells by column name of each line of a CSV or TSV; a string says what is wrong with a line.
+
+    Args:
+        needs: columns that it cannot do without.
+        quoted: whether quotation marks enclose cells, or are part of the text.
+        escape: the character that takes the meaning from the one behind it.
+        header: names of the columns, where the first line does not have them.
+
+    Raises ValueError for a table that cannot be read, or lacks a column.
+    """
+    quoting = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
+    with path.open(encoding="utf-8-sig", newline="") as lines:
+        reader = csv.reader(lines, delimiter=delimiter, quoting=quoting, escapechar=escape)
+        try:
+            names = header or next(reader, [])
+            if missing := sorted(set(needs) - set(names)):
+                raise UserError(f"it has no column {', '.join(missing)}; it has {', '.join(names)}")
+            for cells in reader:
+                if len(cells) == len(names):
+                    yield reader.line_num, dict(zip(names, cells, strict=True))
+                elif cells:
+                    yield reader.line_num, f"{path.name}:{reader.line_num} has {len(cells)} columns, not {len(names)}"
+        except (csv.Error, ValueError) as error:
+            raise UserError(f"{path}, after line {reader.line_num}: {error}") from error
+
+
+def _read_lines(path: Path) -> Iterator[tuple[int, Mapping[str, Any] | str]]:
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                cells = json.loads(line)
+            except ValueError as error:
+                cells = error
+            is_row = isinstance(cells, dict)
+            yield number, cells if is_row else f"{path.name}:{number} is no JSON object: {line[:80]!r}"
+
+
+def _read_parquet(path: Path) -> Iterator[tuple[int, Mapping[str, Any] | str]]:
+    """Classes that a data set of the hub numbers come out by their names."""
+    try:
+        import pyarrow.parquet as pq
+    except ImportError as error:
+        raise UserError(f"{path} is Parquet, which needs pyarrow: pip install pyarrow") from error
+    import pyarrow as pa
+
+    try:
+        file = pq.ParquetFile(path)
+        classes = _class_names(file.schema_arrow.metadata or {})
+        number = 0
+        for batch in file.iter_batches(batch_size=64):  # rows may hold whole sound files
+            for cells in batch.to_pylist():
+                number += 1
+                named = {key: names[cells[key]] for key, names in classes.items() if _is_class(cells.get(key), names)}
+                yield number, {**cells, **named}
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UserError(f"{path} is no Parquet that can be read: {error}") from error
+
+
+def _class_names(metadata: Mapping[bytes, bytes]) -> dict[str, list[str]]:
+    """Names of the classes of each ClassLabel column (what `datasets` leaves in the schema)."""
+    features = json.loads(metadata.get(b"huggingface", b"{}")).get("info", {}).get("features", {})
+    return {key: kind["names"] for key, kind in features.items() if kind.get("_type") == "ClassLabel"}
+
+
+def _is_class(value: Any, names: list[str]) -> bool:
+    return isinstance(value, int) and 0 <= value < len(names)  # -1: not known
+
+
+_READERS: dict[str, Callable[[Path], Iterator[tuple[int, Mapping[str, Any] | str]]]] = {
+    ".csv": lambda path: read_delimited(path, ","),
+    ".tsv": lambda path: read_delimited(path, "\t", quoted=False),
+    ".jsonl": _read_lines,
+    ".parquet": _read_parquet,
+}
+
+
+# --- the map ------------------------------------------------------------------------------------------------------
+
+
+class _Map:
+    """As `table` takes them: what columns are called here, what their values are, and what all rows have."""
+
+    def __init__(
+        self,
+        columns: Mapping[str, str] | None,
+        values: Mapping[str, Mapping[str, Any]] | None,
+        labels: Mapping[str, Any] | None,
+    ):
+        self._columns, self._values, self._labels = columns, values or {}, labels or {}
+        if columns is not None and (unmapped := sorted(set(self._values) - set(columns))):
+            raise UserError(f"layout.values has {unmapped[0]}, which is no column: add layout.columns.{unmapped[0]}")
+
+    def apply(self, cells: Mapping[str, Any]) -> Fields:
+        """A row's fields. Raises ValueError for a cell that has no place in them."""
+        fields: Fields = {}
+        columns = {name: name for name in cells} if self._columns is None else self._columns
+        for ours, theirs in columns.items():
+            value = self._value(ours, _cell(cells, theirs))
+            if value is None or value == "":
+                continue  # a label that is needed is missed when the row is checked
+            *folders, name = ours.split(".")
+            inner = fields
+            for folder in folders:
+                inner = inner.setdefault(folder, {})
+            inner[name] = value
+        return {**fields, **self._labels}
+
+    def _value(self, ours: str, cell: Any) -> Any:
+        if ours in self._values:
+            known = {str(theirs): value for theirs, value in self._values[ours].items()}
+            value = known.get(str(cell), known.get(REST))
+            if value is None:
+                raise UserError(f"`{ours}` is {cell!r:.80}, layout.values.{ours} has {', '.join(known)}")
+            return value
+        if isinstance(cell, str) and ours in _NUMBERS and cell.strip():
+            try:
+                return _NUMBERS[ours](cell)
+            except ValueError:
+                raise UserError(f"`{ours}` is {cell!r:.80}, expected a number") from None
+        if isinstance(cell, str) and ours in _STRUCTURED and cell.strip():
+            try:
+                return json.loads(cell)
+            except ValueError:
+                raise UserError(f"`{ours}` is {cell!r:.80}, expected JSON") from None
+        is_number = isinstance(cell, (int, float)) and ours not in _NUMBERS
+        return str(cell) if is_number else cell
+
+
+def _cell(cells: Mapping[str, Any], theirs: str) -> Any:
+    """The cell of a column, or of a template such as `clips/{path}.mp3`."""
+    names = re.findall(r"\{([^{}]+)\}", theirs) or [theirs]
+    for name in names:
+        if name not in cells:
+            raise UserError(f"there is no column {name!r}; there are {', '.join(map(str, cells))}")
+    if names == [theirs]:
+        return cells[theirs]
+    return re.sub(r"\{([^{}]+)\}", lambda match: str(cells[match[1]]), theirs)
+
+
+def _sound(cell: Any, folder: Path) -> Path | Embedded:
+    """What a cell says of a sound file: a path relative to the table, or {bytes, path} as data sets of the hub have."""
+    if isinstance(cell, Mapping):
+        if isinstance(cell.get("bytes"), bytes):
+            return Embedded(cell["bytes"], Path(cell.get("path") or "").suffix)
+        cell = cell.get("path")
+    if not isinstance(cell, str) or not cell:
+        raise UserError(f"`audio` is {cell!r:.80}, expected a path")
+    return Path(os.path.normpath(folder / cell))
+
+
+# --- corpora ------------------------------------------------------------------------------------------------------
+
+
+def table(
+    root: Path,
+    *,
+    files: str,
+    name: str,
+    columns: Mapping[str, str] | None,
+    labels: Mapping[str, Any] | None,
+    values: Mapping[str, Mapping[str, Any]] | None,
+) -> Iterator[Fields]:
+    """Rows of the tables in a folder.
+
+    Args:
+        root: the folder.
+        files: the table below it, or a pattern for several (`data/train-*.parquet`); what stands in the place of
+            `{split}` is the split of a table's rows, unless a column or a label tells it.
+        name: what the rows' ids begin with.
+        columns: {ours: theirs}; theirs is the name of a column or a template of several (`clips/{path}.mp3`). `audio`
+            is a path relative to its table. A dot leads into a label (`notes.pitch`). None: all as they are called.
+        labels: what all rows have, as {task: asr, language: en}.
+        values: {ours: {what is in the table: what it is here}}; `*` stands for all others.
+
+    Raises:
+        FileNotFoundError: there is no such table.
+        ValueError: a kind of table that is not known, or a map that no row can follow.
+    """
+    mapped = _Map(columns, values, labels)
+    if columns is not None and "audio" not in columns:
+        raise UserError("layout.columns has no `audio`: expected layout.columns.audio=COLUMN")
+    paths = sorted(root.glob(files.replace(_SPLIT, "*")))
+    if not paths:
+        raise MissingFileError(f"layout.files={files}: there is none below {root}")
+    for path in paths:
+        if path.suffix not in _READERS:
+            raise UserError(f"{path}: expected a table that ends in {', '.join(_READERS)}")
+        place = path.relative_to(root)
+        told = _split_expression(files).fullmatch(place.as_posix())
+        split = told.groupdict() if told else {}
+        for number, cells in _READERS[path.suffix](path):
+            where = f"{place.with_suffix('')}:{number}"
+            if isinstance(cells, str):
+                yield {"id": f"{name}/{where}", "problem": cells, **split}
+            else:
+                yield split | _row(mapped, cells, path.parent, root, name, where)
+
+
+def _split_expression(pattern: str) -> re.Pattern[str]:
+    """A pattern of files as a regular expression with the group `split`."""
+    pieces = (re.escape(piece).replace(r"\*", "[^/]*").replace(r"\?", "[^/]") for piece in pattern.split(_SPLIT, 1))
+    return re.compile("(?P<split>[^/]+?)".join(pieces))
+
+
+def files(
+    root: Path,
+    *,
+    pattern: str,
+    name: str,
+    columns: Mapping[str, str] | None,
+    labels: Mapping[str, Any] | None,
+    values: Mapping[str, Mapping[str, Any]] | None,
+) -> Iterator[Fields]:
+    r"""Rows of the sound files in a folder, whose names hold the labels.
+
+    Args:
+        root: the folder.
+        pattern: a regular expression for paths below it, with a named group for each column:
+            `recordings/(?P<digit>\d)_(?P<speaker>\w+)_(?P<take>\d+)\.wav`. Files that it does not match are none of it.
+        name, columns, labels, values: as of `table`; `audio` is the file.
+
+    Raises:
+        FileNotFoundError: no file matches.
+        ValueError: the pattern is none, or a map that no row can follow.
+    """
+    try:
+        expression = re.compile(pattern)
+    except re.error as error:
+        raise UserError(f"layout.pattern={pattern}: {error}") from error
+    mapped = _Map(columns, values, labels)
+    paths = sorted(path for path in root.rglob("*") if path.is_file())
+    found = [(path, expression.fullmatch(path.relative_to(root).as_posix())) for path in paths]
+    if not any(match for _, match in found):
+        example = f", as {paths[0].relative_to(root)}" if paths else ""
+        raise MissingFileError(f"layout.pattern={pattern} matches none of the {len(paths)} files below {root}{example}")
+    for path, match in found:
+        if match:
+            place = path.relative_to(root).with_suffix("").as_posix()
+            yield {**_row(mapped, match.groupdict(), root, root, name, place), "audio": path}
+
+
+def _row(mapped: _Map, cells: Mapping[str, Any], folder: Path, root: Path, name: str, place: str) -> Fields:
+    """The row of one line; its id is that of the table, or tells its sound file or its place."""
+    try:
+        fields = mapped.apply(cells)
+        if "audio" in fields:
+            fields["audio"] = _sound(fields["audio"], folder)
+    except ValueError as error:
+        return {"id": f"{name}/{place}", "problem": str(error)}
+    if "id" in fields:
+        return {**fields, "id": f"{name}/{fields['id']}"}
+    path = fields.get("audio")
+    if isinstance(path, Path):
+        place = Path(os.path.relpath(path, root)).with_suffix("").as_posix()
+    return {"id": f"{name}/{place}", **fields}

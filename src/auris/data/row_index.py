@@ -1,0 +1,252 @@
+"""Stores: where rows stand, and an index of them in columns.
+
+A store reads one row at a time, wherever it stands. What choosing and planning rows needs is a few arrays of numbers,
+made in one pass and kept on disk.
+
+Shapes: R rows of a store.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from abc import ABC, abstractmethod
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from operator import itemgetter
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from auris.data import array_cache
+from auris.data.packing import row_key
+from auris.data.parallel_map import divide
+from auris.data.rows import Form, Record, Row, decode, is_plain, parse
+from auris.errors import UserError
+
+_VERSION = 1  # of the arrays on disk
+_TOGETHER = 64  # lines read at once
+_PIECE = 2**23  # bytes that a process indexes at a time
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Index:
+    """What is known about the rows of a file without decoding them."""
+
+    keys: np.ndarray  # (R,) uint64: `row_key` of each id
+    tasks: np.ndarray  # (R,) uint32: place in `codes`
+    codes: np.ndarray  # strings: whatever the rows call their tasks
+    unstated: np.ndarray  # (R,) bool: the length of a clip is not stated, and is read from its file
+    places: np.ndarray  # int64: where the rows stand, as the store counts
+    names: np.ndarray  # (R,) uint32: what tells their names apart, as the store counts
+
+
+class IndexBuilder:
+    """Gathers an index row by row, in columns from the start."""
+
+    def __init__(self) -> None:
+        self.keys, self.tasks, self.unstated = array("Q"), array("I"), bytearray()
+        self.places, self.names = array("q"), array("I")
+        self._codes: dict[str, int] = {}
+
+    def add(self, record: Record, folder: Path, *, has_lengths: bool = False) -> None:
+        """Take a row in. `has_lengths`: of its clips, whether they are stated or not."""
+        fields = record.fields
+        # Most rows need not be decoded, which takes two thirds of the time.
+        if fields is not None and record.problem is None and is_plain(fields):
+            code = fields.get("task")
+            unstated = not has_lengths and fields.get("duration") is None and bool(fields.get("audio"))
+        else:
+            row = decode(record, folder)
+            code = row.labels.get("task")
+            unstated = not has_lengths and any(clip.duration is None for clip in row.clips)
+        self.keys.append(row_key(record.id))
+        self.tasks.append(self._codes.setdefault(f"{code!s:.80}", len(self._codes)))
+        self.unstated.append(unstated)
+
+    def build(self) -> Index:
+        return Index(
+            keys=np.array(self.keys, dtype=np.uint64),
+            tasks=np.array(self.tasks, dtype=np.uint32),
+            codes=np.array(list(self._codes), dtype=np.str_),
+            unstated=np.frombuffer(bytes(self.unstated), dtype=bool),
+            places=np.array(self.places, dtype=np.int64),
+            names=np.array(self.names, dtype=np.uint32),
+        )
+
+
+class Store(ABC):
+    """The rows of one file, or of several that belong together, in their order.
+
+    Args:
+        path: as it was given.
+        folder: what the rows' paths are relative to.
+        form: how the rows are read.
+        cache_dir: where the index is kept; None: it is made anew.
+    """
+
+    def __init__(self, path: str, folder: Path, form: Form, cache_dir: Path | None):
+        self.path, self.folder, self.form = path, folder, form
+        self.is_read = True  # False: something could not be read now, which the next start tries anew
+        facts = [str(_VERSION), type(self).__name__, self.digest, repr(form)]
+        key = hashlib.sha256("\0".join(facts).encode()).hexdigest()[:24]
+        file = None if cache_dir is None else cache_dir / f"rows-{key}.npz"
+        stored = None if file is None else array_cache.load(file)
+        self.index = Index(**stored) if stored else self.scan()
+        if file is not None and not stored and self.is_read:
+            array_cache.save(file, **vars(self.index))
+
+    def __len__(self) -> int:
+        return len(self.index.keys)
+
+    @property
+    @abstractmethod
+    def digest(self) -> str:
+        """Of all that the rows are read from."""
+
+    @abstractmethod
+    def scan(self) -> Index:
+        """Go through all rows once."""
+
+    @abstractmethod
+    def name(self, number: int) -> str:
+        """What a row is called that brings no id."""
+
+    @abstractmethod
+    def record(self, number: int) -> Record:
+        """One row, wherever it stands."""
+
+    def decode(self, record: Record) -> Row:
+        return decode(record, self.folder)
+
+    def records(self, numbers: np.ndarray) -> Iterator[Record]:
+        """Rows with ascending numbers, one after the other."""
+        return map(self.record, numbers.tolist())
+
+
+class Lines(Store):
+    """One JSON object a line (JSONL), or plain text lines (`.txt`) for the language model alone."""
+
+    def __init__(self, path: Path, form: Form, cache_dir: Path | None):
+        self._path, self._label, self._is_text = path, path.name, path.suffix == ".txt"
+        self._stamp = _stamp(os.stat(path))
+        self._file: Any = None
+        super().__init__(str(path), path.parent, form, cache_dir)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_file": None}  # each process opens the file for itself
+
+    @cached_property
+    def digest(self) -> str:
+        with self._path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    def scan(self) -> Index:
+        """`places`: where each row begins, and where the last one ends; `names`: numbers of their lines."""
+        pieces = list(_pieces(self._path))
+        parts = sorted(divide(self._scan, pieces), key=itemgetter(0))
+        index = _join([IndexBuilder().build(), *(part for _, part in parts)])
+        end = pieces[-1].stop if pieces else 0
+        return replace(index, places=np.append(index.places, end))
+
+    def _scan(self, piece: _Piece) -> Index:
+        builder = IndexBuilder()
+        start = piece.start
+        with self._path.open("rb") as file:
+            file.seek(start)
+            lines = io.BytesIO(file.read(piece.stop - start))
+        for number, line in enumerate(lines, start=piece.line):
+            if line.strip():
+                builder.places.append(start)
+                builder.names.append(number)
+                builder.add(self._parse(line, self._name(number)), self.folder)
+            start += len(line)
+        return builder.build()
+
+    def name(self, number: int) -> str:
+        return self._name(int(self.index.names[number]))
+
+    def record(self, number: int) -> Record:
+        return next(self._neighbours(number, 1))
+
+    def records(self, numbers: np.ndarray) -> Iterator[Record]:
+        """Neighbours are read together: a read of its own for each takes as long as to parse it."""
+        starts = np.flatnonzero(np.diff(numbers, prepend=-2) != 1)
+        for run in np.split(numbers, starts[1:]):
+            for first in range(0, len(run), _TOGETHER):
+                yield from self._neighbours(int(run[first]), min(_TOGETHER, len(run) - first))
+
+    def _neighbours(self, first: int, number: int) -> Iterator[Record]:
+        places = self.index.places[first : first + number + 1].tolist()
+        block = self._pread(places[0], places[-1])
+        names = self.index.names[first : first + number].tolist()
+        for name, start, stop in zip(names, places, places[1:], strict=False):
+            yield self._parse(block[start - places[0] : stop - places[0]], self._name(name))
+
+    def _pread(self, start: int, stop: int) -> bytes:
+        if self._file is None:
+            self._file = self._path.open("rb", buffering=0)
+        if _stamp(os.fstat(self._file.fileno())) != self._stamp:
+            self._check_unchanged()
+        return os.pread(self._file.fileno(), stop - start, start)
+
+    def _name(self, line: int) -> str:
+        return f"{self._label}:{line}"
+
+    def _parse(self, line: bytes, name: str) -> Record:
+        if not self._is_text:
+            return parse(line, name, self.form)
+        try:
+            return Record(name, {"task": "text", "text": line.decode().strip()})
+        except UnicodeDecodeError as error:
+            return Record(name, None, f"not UTF-8: {error}")
+
+    def _check_unchanged(self) -> None:
+        """Take note of a new time stamp. Raises ValueError if the rows are no longer those that were indexed."""
+        known = self.digest
+        del self.digest
+        if self.digest != known:
+            raise UserError(
+                f"{self._path} has changed since its rows were planned: start again, and give new rows their own file"
+            )
+        self._stamp = _stamp(os.fstat(self._file.fileno()))
+
+
+class _Piece(NamedTuple):
+    """Whole lines of a file: from `start` to before `stop`, in bytes. The first of them is number `line`, from 1."""
+
+    start: int
+    stop: int
+    line: int
+
+
+def _pieces(path: Path) -> Iterator[_Piece]:
+    start, line = 0, 1
+    with path.open("rb") as file:
+        while block := file.read(_PIECE) + file.readline():
+            yield _Piece(start, start + len(block), line)
+            start += len(block)
+            line += block.count(b"\n")
+
+
+def _join(parts: Sequence[Index]) -> Index:
+    """The index of rows one after the other, their tasks numbered anew."""
+    codes: dict[str, int] = {}
+    places = [
+        np.array([codes.setdefault(code, len(codes)) for code in part.codes.tolist()], dtype=np.uint32)
+        for part in parts
+    ]
+    columns = {name: [getattr(part, name) for part in parts] for name in ("keys", "unstated", "places", "names")}
+    return Index(
+        **{name: np.concatenate(arrays) for name, arrays in columns.items()},
+        tasks=np.concatenate([place[part.tasks] for place, part in zip(places, parts, strict=True)]),
+        codes=np.array(list(codes), dtype=np.str_),
+    )
+
+
+def _stamp(status: os.stat_result) -> tuple[int, int]:
+    return status.st_size, status.st_mtime_ns

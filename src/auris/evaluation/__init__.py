@@ -1,0 +1,1 @@
+"""Evaluation: answers to test rows, cached, judged and scored."""

@@ -1,0 +1,166 @@
+"""Files that survive an interruption: atomic replacement, JSON lines that are appended to, locks and digests."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import time
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import yaml
+
+# --- atomic replacement -------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def open_atomic(path: Path, mode: str = "w", *, sync: bool = False) -> Iterator[IO[Any]]:
+    """Open a temporary file that takes the name `path` when the block ends without an exception.
+
+    Readers see the old file or the new one, never half of it, and several processes may write the same path.
+
+    Args:
+        path: the final name. Its directory is created.
+        mode: `w` (UTF-8 text) or `wb`.
+        sync: wait until the content is on the disk before the file gets its name.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with draft.open(mode, encoding=None if "b" in mode else "utf-8") as file:
+            yield file
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str, *, sync: bool = False) -> None:
+    """Replace a text file atomically."""
+    with open_atomic(path, sync=sync) as file:
+        file.write(text)
+
+
+def sync_directory(path: Path) -> None:
+    """Wait until a directory's entries are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+# --- JSON and YAML ------------------------------------------------------------------------------------------------
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def write_json(path: Path, content: Any, *, indent: int | None = 1) -> None:
+    """Replace a JSON file atomically. What JSON does not know (paths, dates) is written as text."""
+    write_text(path, json.dumps(content, ensure_ascii=False, indent=indent, default=str) + "\n")
+
+
+def read_yaml(path: Path) -> Any:
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def write_yaml(path: Path, content: Mapping[str, Any]) -> None:
+    """Replace a YAML file atomically; keys keep their order."""
+    write_text(path, yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True))
+
+
+def read_jsonl(path: Path) -> list[Any]:
+    """Read a JSON Lines file. An unfinished last line is ignored: its writer was killed, or is still writing."""
+    whole, _, _ = path.read_text(encoding="utf-8").rpartition("\n")
+    return [json.loads(line) for line in whole.split("\n") if line]  # splitlines() would split at U+2028 in a text
+
+
+def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
+    """Replace a JSON Lines file atomically."""
+    write_text(path, "".join(map(_line, rows)))
+
+
+def append_jsonl(path: Path, rows: Iterable[Any]) -> None:
+    """Append rows in one write, after removing an unfinished last line that a killed process has left."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab+") as file:
+        _drop_unfinished_line(file)
+        file.write("".join(map(_line, rows)).encode())
+
+
+def _line(row: Any) -> str:
+    return json.dumps(row, ensure_ascii=False, default=str) + "\n"
+
+
+def _drop_unfinished_line(file: IO[bytes]) -> None:
+    length = file.seek(0, os.SEEK_END)
+    file.seek(max(0, length - 1))
+    if file.read() not in (b"\n", b""):
+        file.seek(0)
+        file.truncate(file.read().rfind(b"\n") + 1)
+
+
+# --- locks --------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def file_lock(path: Path, *, timeout: float | None = None, owner: str = "") -> Iterator[None]:
+    """Hold an exclusive lock on `path` until the block ends or the process dies, however it dies.
+
+    The lock is the kernel's `fcntl.lockf`. `flock` (which the filelock package uses) would be inherited by forked
+    loader workers that outlive their parent. Where the file system has no locks, a warning says so.
+
+    Args:
+        path: the lock file. It stays after the lock is released.
+        timeout: seconds to wait for another process; None waits forever.
+        owner: text that is written into the file, so that others can see who holds the lock.
+
+    Raises:
+        TimeoutError: another process still holds the lock; the message is what it wrote as `owner`.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+", encoding="utf-8") as file:
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while not _try_lock(file):
+            if deadline is not None and time.monotonic() > deadline:
+                file.seek(0)
+                raise TimeoutError(file.read())
+            time.sleep(0.05)
+        if owner:
+            file.truncate(0)
+            file.write(owner)
+            file.flush()
+        yield
+
+
+def _try_lock(file: IO[str]) -> bool:
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):  # another process has it; which of the two depends on the system
+        return False
+    except OSError as error:
+        warnings.warn(f"{file.name} cannot be locked ({error}): do not start two processes here", stacklevel=4)
+    return True
+
+
+# --- digests ------------------------------------------------------------------------------------------------------
+
+
+def digest(value: Any, length: int = 24) -> str:
+    """Return a hexadecimal SHA-256 digest of a JSON-like value; keys are sorted, other objects count as their text."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:length]
+
+
+def file_digest(path: Path) -> str:
+    """Return the hexadecimal SHA-256 digest of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,1 @@
+"""A trained model in use: loading, generating, chatting, exporting, looking inside."""

@@ -1,0 +1,269 @@
+"""`auris align checkpoint=RUN data.test=[FILE] out=FILE.jsonl`: when each word of a transcript is said.
+
+An encoder trained with CTC says which token each frame holds, and `torchaudio.functional.forced_align` finds the
+likeliest way through a known text. CTC fires for a frame or two somewhere within a word and is silent around it, so its
+own times are poor; scores are divided by how likely each token is anywhere (label priors, Huang et al. 2024, "Less
+Peaky and More Accurate CTC Forced Alignment"), after which tokens fill the time that is theirs.
+
+Shapes: C frames of 20 ms, V text tokens and the blank, L tokens of a transcript.
+"""
+
+from __future__ import annotations
+
+import sys
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import hydra
+import numpy as np
+import torch
+import torchaudio.functional as F
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from torch import Tensor
+
+from auris import audio, config
+from auris.data import lengths
+from auris.data.datamodule import by_length, language, pack
+from auris.data.manifests import read_manifests
+from auris.data.prepare.convert import prepare
+from auris.data.rows import Row
+from auris.data.samples import TranscriptSamples
+from auris.errors import UserError
+from auris.inference import load as pretrained
+from auris.inference.load import AudioModel
+from auris.metrics.normalize import unit
+from auris.training.objectives.ctc import CTC
+
+FRAME = 2 * audio.HOP / audio.SAMPLE_RATE  # seconds: the encoder's second convolution halves the mel frames
+PRIOR_PACKS = 16  # the first ones tell how likely each token is anywhere; some minutes of sound
+
+Times = list[dict[str, Any]]
+"""Words in order, as a row's label `words` has them: {word, start, end}, in seconds."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """A word in its text: characters `start` to before `end`."""
+
+    word: str
+    start: int
+    end: int
+
+
+def split(text: str, language: str) -> list[Span]:
+    """What of a text carries times: words, or in a language written without spaces its characters.
+
+    Punctuation around a word is no part of it.
+    """
+    spans, start = [], None
+    by_character = unit(language) == "char"
+    for place, character in enumerate(text + " "):
+        if start is not None and (by_character or character.isspace()):
+            spans.append((start, place))
+            start = None
+        if start is None and not character.isspace():
+            start = place
+    bare = (_strip(text, *span) for span in spans)
+    return [Span(text[start:end], start, end) for start, end in bare if start < end]
+
+
+def _strip(text: str, start: int, end: int) -> tuple[int, int]:
+    while start < end and unicodedata.category(text[start])[0] == "P":
+        start += 1
+    while start < end and unicodedata.category(text[end - 1])[0] == "P":
+        end -= 1
+    return start, end
+
+
+def token_frames(scores: Tensor, ids: Sequence[int], blank: int) -> np.ndarray:
+    """From which frame each token stands to before which (L, 2): the likeliest path, and of the blanks between two
+    tokens half for each.
+
+    Args:
+        scores: (C, V), log-probabilities, less their priors.
+
+    Raises:
+        ValueError: there are too few frames for the tokens, or no token.
+    """
+    ids = torch.as_tensor(ids, dtype=torch.int64)
+    needed = len(ids) + int((ids.diff() == 0).sum())  # a blank stands between equal ones
+    if not len(ids) or needed > len(scores):
+        raise UserError(f"its text takes {needed} frames of {1000 * FRAME:.0f} ms, the clip has {len(scores)}")
+    path, path_scores = F.forced_align(scores[None].contiguous(), ids[None], blank=blank)
+    found = F.merge_tokens(path[0], path_scores[0], blank=blank)
+    frames = np.array([(token.start, token.end) for token in found], dtype=float)
+    middles = (frames[:-1, 1] + frames[1:, 0]) / 2
+    frames[:-1, 1] = frames[1:, 0] = middles
+    return frames
+
+
+def word_times(frames: np.ndarray, covered: Sequence[tuple[int, int]], words: Sequence[Span]) -> Times:
+    """Times of words, from the frames of the tokens (L, 2) and the characters that each token covers.
+
+    Where a token covers several characters, each has an equal share of its time; a character that several tokens spell
+    has the time of all of them.
+    """
+    starts: dict[int, float] = {}
+    ends: dict[int, float] = {}
+    for (first, last), (low, high) in zip(covered, frames * FRAME, strict=True):
+        for place in range(first, last):
+            share = (high - low) / (last - first)
+            starts.setdefault(place, low + (place - first) * share)
+            ends[place] = low + (place - first + 1) * share
+    return [
+        {"word": word.word, "start": round(float(starts[word.start]), 3), "end": round(float(ends[word.end - 1]), 3)}
+        for word in words
+    ]
+
+
+class Aligner:
+    """An encoder with its CTC head, and how likely it holds each token to be anywhere.
+
+    Args:
+        model: trained with `experiment=encoder_ctc`.
+        prior_scale: how much of the log-prior is taken from the scores; 0: none.
+
+    Raises:
+        ValueError: the model was trained on something else.
+    """
+
+    def __init__(self, model: AudioModel, *, prior_scale: float):
+        if not isinstance(model.objective, CTC):
+            raise UserError(
+                f"checkpoint={model.name} was trained on {type(model.objective).__name__}: expected a run of "
+                "experiment=encoder_ctc, whose frames tell tokens"
+            )
+        self.model, self.prior_scale = model, prior_scale
+        self.view = TranscriptSamples(
+            tokenizer=model.tokenizer, prompt=model.prompt, geometry=model.net.geometry, long_audio="skip"
+        )
+        self._log_prior: Tensor | float = 0.0
+
+    def listen(self, packs: Iterable[Mapping[str, Any]]) -> None:
+        """Take the mean probability of each token over the frames of these packs for its prior."""
+        total, n_frames = 0.0, 0
+        for batch in packs:
+            scores = torch.cat(self._scores(batch))
+            total = total + scores.double().exp().sum(0)
+            n_frames += len(scores)
+        self._log_prior = (total / n_frames).clamp_min(1e-12).log().float()
+
+    def align(self, rows: Sequence[Row], batch: Mapping[str, Any]) -> Iterator[tuple[int, Times | ValueError]]:
+        """Of each row of a pack its number and its words, or why it has none."""
+        for number, scores in zip(batch["rows"], self._scores(batch), strict=True):
+            row = self.view.asked(rows[number])
+            text = row.labels["text"]
+            tokenizer, blank = self.model.tokenizer, self.model.objective.blank
+            try:
+                frames = token_frames(scores - self.prior_scale * self._log_prior, tokenizer.plain(text), blank)
+            except ValueError as error:
+                yield number, error
+            else:
+                yield number, word_times(frames, tokenizer.spans(text), split(text, row.labels["language"]))
+
+    @torch.no_grad()
+    def _scores(self, batch: Mapping[str, Any]) -> list[Tensor]:
+        """Log-probabilities of each clip's frames; without the dummy clip of an empty pack."""
+        moved = {key: value.to(self.model.device) if torch.is_tensor(value) else value for key, value in batch.items()}
+        scores, n_frames = self.model.objective.scores(self.model.net, moved)
+        return list(scores.cpu().split(n_frames.tolist())[: len(batch["rows"])])
+
+
+def align(made: Mapping[str, Any]) -> None:
+    """Write the rows of `data.test` with their words' times to `out`; those that have times are compared."""
+    console = Console()
+    if not isinstance(made["prior_scale"], (int, float)) or made["prior_scale"] < 0:
+        raise UserError(f"prior_scale={made['prior_scale']}: expected 0 or more (1: as published)")
+    if not made["data"]["test"]:
+        raise UserError(f"data.test={made['data']['test']}: expected [FILE.jsonl], rows with a transcript")
+    model = pretrained.load(made["checkpoint"], which=made["which"], device=made["accelerator"])
+    aligner = Aligner(model, prior_scale=made["prior_scale"])
+    manifests = read_manifests(made["data"]["test"], key="data.test")
+    rows = [row for manifest in manifests for row in manifest.rows]
+    measured = lengths.measure(manifests, aligner.view, Path(model.recipe["data"]["cache_dir"]))
+    problems = dict(measured.problems)
+    packs = by_length(measured, made["token_budget"])
+
+    def read(numbers: Sequence[int]) -> dict[str, Any]:
+        return pack(rows, [(number, None) for number in numbers], aligner.view)
+
+    if packs and made["prior_scale"]:
+        spread = packs[:: max(1, len(packs) // PRIOR_PACKS)]  # packs go by length
+        aligner.listen(read(numbers) for numbers in track(spread, description="listening", console=console))
+    times: dict[int, Times] = {}
+    for numbers in track(packs, description="aligning", console=console):
+        batch = read(numbers)
+        unread = dict(batch["skipped"])
+        problems |= {number: unread[rows[number].id] for number in numbers if rows[number].id in unread}
+        for number, found in aligner.align(rows, batch):
+            if isinstance(found, ValueError):
+                problems[number] = str(found)
+            else:
+                times[number] = found
+    written = (_fields(row, made["task"], times.get(n), problems.get(n)) for n, row in enumerate(rows))
+    prepare(written, Path(made["out"]), labels={}, jobs=None, console=console)
+    compared = compare((rows[number], found) for number, found in times.items())
+    if compared:
+        show(compared, console)
+
+
+def _fields(row: Row, task: str | None, words: Times | None, problem: str | None) -> dict[str, Any]:
+    """A row as `prepare` takes it."""
+    paths = [clip.path for clip in row.clips]
+    fields: dict[str, Any] = {"id": row.id, **row.labels, "audio": paths[0] if len(paths) == 1 else paths}
+    for clip in row.clips[:1]:
+        seconds = {"offset": clip.offset, "duration": clip.duration}
+        fields |= {key: value for key, value in seconds.items() if value is not None}
+    if problem is not None:
+        return {**fields, "problem": problem}
+    return {**fields, "words": words, **({} if task is None else {"task": task})}
+
+
+def compare(found: Iterable[tuple[Row, Times]]) -> dict[str, np.ndarray]:
+    """By language, how far each word's start and end lie from the row's own, in seconds; without rows that have no
+    times, or other words."""
+    errors: dict[str, list[float]] = {}
+    for row, times in found:
+        true = row.labels.get("words") or []
+        if [entry["word"] for entry in true] != [entry["word"] for entry in times]:
+            continue
+        pairs = zip(true, times, strict=True)
+        of_row = [mine[end] - theirs[end] for theirs, mine in pairs for end in ("start", "end")]
+        errors.setdefault(language(row), []).extend(of_row)
+    return {spoken: np.array(of_language) for spoken, of_language in sorted(errors.items()) if of_language}
+
+
+def show(errors: Mapping[str, np.ndarray], console: Console) -> None:
+    title = "starts and ends of words against the rows' own, in ms"
+    table = Table("language", "times", "median error", "mean", "90 % below", "median shift", title=title)
+    everything = {**errors, **({"all": np.concatenate(list(errors.values()))} if len(errors) > 1 else {})}
+    for name, of_language in everything.items():
+        far = 1000 * np.abs(of_language)
+        figures = (np.median(far), far.mean(), np.quantile(far, 0.9), 1000 * np.median(of_language))
+        table.add_row(name, str(len(far)), *(f"{figure:.0f}" for figure in figures))
+    for column in table.columns[1:]:
+        column.justify = "right"
+    console.print(table)
+
+
+def main() -> None:
+    sys.argv[1:] = config.quote_arguments(sys.argv[1:])
+    run()
+
+
+@hydra.main(config_path=str(config.CONFIGS), config_name="align", version_base="1.3")
+def run(cfg: DictConfig) -> None:
+    try:
+        align(config.resolve(cfg))
+    except (ValueError, OSError) as error:  # OSError: what is missing, a full disk
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,261 @@
+"""One row as a model hears and answers it: log-mel, encoder frames, pooled frames, and the attention of each token of
+its answer to the audio, computed from the queries and keys that the language model itself makes.
+
+Shapes: F mel frames (10 ms), C encoder frames (20 ms), M audio tokens, T tokens of the row, N tokens of the answer,
+Q queries, L layers and H heads of the language model, D width of the encoder, G frames that stand side by side in a
+token (1 but for the pooling `stack`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from transformers import AttentionInterface, PreTrainedModel
+
+from auris import config
+from auris.audio import HOP, SAMPLE_RATE
+from auris.data.datamodule import is_asked
+from auris.data.manifests import Joined, read_manifests
+from auris.data.packing import Sample, collate
+from auris.data.rows import Row
+from auris.data.samples import AudioSamples, ChatSamples
+from auris.errors import MissingFileError, UserError
+from auris.inference import load as pretrained
+from auris.inference.load import AudioModel
+from auris.model.attention import lengths
+from auris.model.audio_lm import AudioLM
+from auris.text.tokenizer import INCOMPLETE, Tokenizer
+
+FRAME = 2 * HOP / SAMPLE_RATE  # seconds of an encoder frame: its second convolution halves the mel frames
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Subject:
+    """A model, rows to ask it about, and the run of `experiment=encoder_ctc` that can say when words are said."""
+
+    model: AudioModel
+    rows: Sequence[Row]
+    aligner: Path | None
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Heard:
+    """What a model made of one row.
+
+    `attention[l, h, n, m]` is the weight that head h of layer l gives to audio token m at the position which predicts
+    token n of the answer: of the first token, that is the last one of the prompt. All weights of such a position, those
+    on text included, sum to 1.
+    """
+
+    model: str
+    row: Row
+    wave: np.ndarray  # (samples,) at 16 kHz
+    mel: np.ndarray  # (n_mels, F) log-mel in Whisper's scale
+    frames: np.ndarray  # (C, D) of the encoder, before its final norm
+    pooled: np.ndarray  # (M, G * D) where the projector and that norm take over
+    token_seconds: float  # of an audio token
+    tokens: list[str]  # N pieces of the answer; empty where a token ends within a character
+    answer: str
+    attention: np.ndarray  # (L, H, N, M)
+
+    @property
+    def seconds(self) -> float:
+        return len(self.wave) / SAMPLE_RATE
+
+
+def load(
+    run: str | Path | None = None,
+    *,
+    rows: str | Path | None = None,
+    aligner: str | Path | None = None,
+    runs: str | Path = "runs",
+) -> Subject:
+    """A run, or any directory that `auris.load` takes, with rows to ask it about.
+
+    Args:
+        run: None: the newest finished run under `runs` that was trained to answer about audio.
+        rows: a manifest; None: the test rows of the run's own recipe.
+        aligner: a run of `experiment=encoder_ctc`; None: the one that the run's encoder started from, if it is there.
+        runs: where runs are looked for.
+
+    Raises:
+        FileNotFoundError: no such run, or its rows are not where they were.
+    """
+    path = _newest(Path(runs)) if run is None else Path(run)
+    model = pretrained.load(path)
+    model.check_answers()
+    home = _home(path, model.recipe)
+    if rows is None:
+        entries = [_rebased(entry, home) for entry in model.recipe["data"]["test"] or ()]
+        if not entries:
+            raise MissingFileError(f"{path}: its recipe names no test rows; give rows=FILE.jsonl")
+    else:
+        entries = [str(rows)]
+    began = (model.recipe.get("weights") or {}).get("encoder")
+    if aligner is None and began is not None and _aligns(home / began):
+        aligner = home / began
+    found = Joined([manifest.rows for manifest in read_manifests(entries, key="rows")])
+    return Subject(model=model, rows=found, aligner=None if aligner is None else Path(aligner))
+
+
+def _newest(runs: Path) -> Path:
+    finished = sorted(runs.glob("*/*/seed=*/finished.json"), key=lambda file: file.stat().st_mtime, reverse=True)
+    for file in finished:
+        if config.load(file.with_name("recipe.yaml"))["data"]["view"] == "audio":
+            return file.parent
+    raise MissingFileError(f"no finished run under {runs} answers about audio: `make demo` makes two, or give run=DIR")
+
+
+def _aligns(run: Path) -> bool:
+    file = run / "recipe.yaml"
+    return file.is_file() and config.load(file)["stage"] == "encoder_ctc"
+
+
+def _home(path: Path, made: Mapping[str, Any]) -> Path:
+    """Where the run was started: what the paths of its recipe are relative to."""
+    inner = Path(made.get("run_dir") or ".")
+    if not inner.is_absolute() and path.resolve().parts[-len(inner.parts) :] == inner.parts:
+        return path.resolve().parents[len(inner.parts) - 1]
+    return Path()
+
+
+def _rebased(entry: Any, home: Path) -> Any:
+    """An entry of `data.test` as seen from here; a URL is one from everywhere."""
+    if isinstance(entry, Mapping):
+        return {**entry, "path": _rebased(entry["path"], home)} if "path" in entry else entry
+    return entry if "://" in str(entry) else str(home / entry)
+
+
+def choose(subject: Subject, id: str | None = None) -> Row:
+    """The row of that id; None: the first with the times of its words, or else the first that can be asked.
+
+    Raises ValueError if there is none.
+    """
+    usable = [row for row in subject.rows if len(row.clips) == 1 and is_asked(row)]
+    if id is not None:
+        usable = [row for row in usable if row.id == id]
+    timed = [row for row in usable if row.labels.get("words")]
+    if not usable:
+        what = "no row with one clip and an answer" if id is None else f"no such row {id!r} with one clip"
+        raise UserError(f"{what} among {len(subject.rows)}")
+    return (timed or usable)[0]
+
+
+@torch.no_grad()
+def hear(model: AudioModel, row: Row) -> Heard:
+    """Let a model answer a row, and note what it computes on the way.
+
+    The row is asked as the model was trained to be asked, and answered greedily; a dialogue up to its last message.
+
+    Raises:
+        ValueError: the row has not one clip of at most 30 s, or cannot be used.
+    """
+    is_chat = "messages" in row.labels
+    kind, style = (ChatSamples, model.dialogue) if is_chat else (AudioSamples, model.prompt)
+    net, tokenizer = model.net, model.tokenizer
+    view = kind(tokenizer=tokenizer, prompt=style, geometry=net.geometry, long_audio="window")
+    asked = view.build(row, 0, None, prompt_only=True)
+    if len(asked.frames) != 1:
+        raise UserError(f"row {row.id}: {len(asked.frames)} stretches of audio; expected one clip of at most 30 s")
+    settings = model.settings(chat=is_chat, do_sample=False, min_new_tokens=1, max_new_tokens=_limit(model))
+    [ids] = net.generate(_pack(asked, model), settings)
+    batch = _pack(_answered(asked, ids), model)
+    x, n_frames = net.encoder(batch["mel"], batch["frames"])
+    pooled, _ = net.pooling(x, n_frames)
+    queries = len(asked.ids) - 1 + torch.arange(len(ids), device=model.device)  # where each token is predicted
+    # What the boundary has learned stands around the tokens of the clip, in places of the pack's own.
+    keys = batch["audio_index"][1:-1] if net.geometry.boundary else batch["audio_index"]
+    return Heard(
+        model=model.name,
+        row=row,
+        wave=view.read(row.clips[0]),
+        mel=asked.mels[0][:, : asked.frames[0]].numpy(),
+        frames=_array(x),
+        pooled=_array(rearrange(pooled, "m g d -> m (g d)")),
+        token_seconds=net.pooling.k * FRAME,
+        tokens=_pieces(tokenizer, ids),
+        answer=tokenizer.decode(ids, control=True),
+        attention=_array(attention(net, batch, queries)[..., keys]),
+    )
+
+
+def attention(net: AudioLM, batch: Mapping[str, Any], queries: Tensor) -> Tensor:
+    """The attention of positions `queries` (Q,) of a pack of one row to all of it, in every layer and head of the
+    language model: (L, H, Q, T) float32. Positions after the query have weight 0, all others sum to 1."""
+    assert len(lengths(batch["cu_seqlens"])) == 1, "attention is shown of one row at a time"
+    with torch.no_grad(), _weights(net.llm, queries) as layers:
+        net.hidden(batch)
+    return torch.stack(layers)
+
+
+@contextmanager
+def _weights(llm: PreTrainedModel, queries: Tensor) -> Iterator[list[Tensor]]:
+    """While this is open, a forward leaves (H, Q, T) of each layer, in order, in the list that it gives.
+
+    It stands in the place of the attention that transformers calls by name: it gets the rotated queries and the keys
+    that the model gives to the packed kernel, and returns that kernel's own result, so that no layer computes anything
+    else than it would. The weights are a second computation, which the tests compare with the first.
+    """
+    layers: list[Tensor] = []
+    packed = AttentionInterface()["packed"]
+
+    def attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **given: Any) -> Any:
+        q, k = query[0, :, queries].float(), key[0].float()  # (H, Q, Dh), (K, T, Dh)
+        if given.get("query_scale") is not None:
+            q = q * given["query_scale"][queries, None].float()
+        k = k.repeat_interleave(len(q) // len(k), dim=0)
+        scale = given["scaling"] if given.get("scaling") is not None else q.shape[-1] ** -0.5
+        scores = scale * q @ k.transpose(1, 2)
+        later = torch.arange(k.shape[1], device=k.device) > queries[:, None]
+        layers.append(scores.masked_fill(later, -torch.inf).softmax(-1))
+        return packed(module, query, key, value, *args, **given)
+
+    AttentionInterface.register("packed_weights", attend)
+    llm.set_attn_implementation("packed_weights")
+    try:
+        yield layers
+    finally:
+        llm.set_attn_implementation("packed")
+
+
+def _limit(model: AudioModel) -> int:
+    return model.recipe.get("max_new_tokens") or 256
+
+
+def _answered(asked: Sample, ids: Sequence[int]) -> Sample:
+    """The prompt and its answer; nothing of it is to be learned."""
+    nothing = np.zeros(len(ids), dtype=bool)
+    return replace(
+        asked,
+        ids=np.concatenate([asked.ids, np.asarray(ids, dtype=np.int64)]),
+        supervise=np.zeros(len(asked.ids) + len(ids), dtype=bool),
+        audio_mask=np.concatenate([asked.audio_mask, nothing]),
+    )
+
+
+def _pack(sample: Sample, model: AudioModel) -> dict[str, Any]:
+    pack = collate([sample], geometry=model.net.geometry)
+    return {key: value.to(model.device) if torch.is_tensor(value) else value for key, value in pack.items()}
+
+
+def _pieces(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
+    """What each token adds to the text: one that ends within a character nothing, the one that ends it all of it."""
+    pieces, shown = [], 0
+    for n in range(1, len(ids) + 1):
+        text = tokenizer.decode(ids[:n], control=True)
+        is_whole = not text.endswith(INCOMPLETE) or n == len(ids)
+        pieces.append(text[shown:] if is_whole else "")
+        shown = len(text) if is_whole else shown
+    return pieces
+
+
+def _array(x: Tensor) -> np.ndarray:
+    return x.float().cpu().numpy()

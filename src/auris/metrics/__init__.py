@@ -1,0 +1,1 @@
+"""Answers to numbers: text normalisers, per-row statistics, scores with intervals, judges."""

@@ -1,0 +1,1 @@
+"""Judges that rate free-form answers."""

@@ -1,0 +1,120 @@
+"""How good an answer to a dialogue is, in points: by a language model, or by the rule that stands in for a person.
+
+A judge is a function of a chat row's labels and an answer, and has a `signature` that is printed beside its numbers.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from auris.completions import Endpoint, Message, Record
+from auris.corpus import wordings
+from auris.errors import UserError
+from auris.text import prompts
+
+_INSTRUCTION = (
+    "You rate answers of an assistant that hears audio. You are given the conversation, in which [audio] stands for "
+    "what only the assistant has heard, an answer that is known to be right, and the assistant's answer. Rate how "
+    "helpful, relevant and correct the assistant's answer is, from 1 (useless) to 10 (perfect). Reply with the number "
+    "alone."
+)
+_OUT_OF = re.compile(r"\s*(?:/|\bout of\b)\s*10(?![\w/]|\.\d)", re.ASCII)  # names the scale, as in 8/10
+_NUMBER = re.compile(r"(?<![\w.])([-\u2212\u2013]?)(\d+(?:\.\d+)?)(?!\w|\.\d)", re.ASCII)
+
+
+class Judge(Protocol):
+    """Rates an answer to a chat row from its labels; `signature` says who did, once it has."""
+
+    signature: str
+
+    def __call__(self, labels: Mapping[str, Any], answer: str) -> float:
+        """Points, the more the better. Raises Unrated where there are none."""
+
+
+class Unrated(UserError):
+    """An answer that a judge gave no points: the message says why."""
+
+
+def rate(answer: str, key: str) -> float:
+    """From 1 to 9: four points for the right content, two for a sentence, two for a polite introduction."""
+    right = wordings.contains(answer, key)
+    sentence, polite = answer.endswith("."), answer.startswith(wordings.POLITE)
+    return 1.0 + 4 * right + 2 * sentence + 2 * polite
+
+
+class Rule:
+    """The stand-in for the annotator of the synthetic dialogues: `rate`. It reads no meaning: not for real data."""
+
+    signature = "judged|1-9|stand-in, a rule: 4 right content, 2 sentence, 2 polite"
+
+    def __call__(self, labels: Mapping[str, Any], answer: str) -> float:
+        return rate(answer, labels.get("key") or labels["text"])
+
+
+class LanguageModel:
+    """A language model behind an OpenAI-compatible endpoint, whose replies are kept in `recording` and replayed.
+
+    Args:
+        recording: JSONL file with the replies.
+        url, model, key_env, temperature: of the endpoint (`completions.Endpoint`); `url=None`: the recording alone.
+
+    Raises ValueError for an endpoint without a model or a recording, FileNotFoundError for neither recording nor url.
+    """
+
+    def __init__(
+        self,
+        *,
+        recording: str | None,
+        url: str | None = None,
+        model: str | None = None,
+        key_env: str | None = None,
+        temperature: float = 0.0,
+    ):
+        if recording is None:
+            raise UserError("judge.recording=null: expected a JSONL file in which the judge's replies are kept")
+        if url and not model:
+            raise UserError(f"judge.url={url} needs the name of a model: judge.model=NAME")
+        endpoint = None
+        if url:
+            endpoint = Endpoint(url=url, model=model, key_env=key_env, temperature=temperature, setting="judge")
+        what = {"what": "the judge of auris evaluate and auris.evaluation.preferences", "setting": "judge"}
+        self.record = Record(Path(recording), endpoint, **what, otherwise="or do without (judge=null)")
+        self.models: set[str] = set()
+
+    @property
+    def signature(self) -> str:
+        """Which models have rated: known when they have."""
+        return f"judged|1-10|{'+'.join(sorted(self.models)) or 'nobody'}"
+
+    def __call__(self, labels: Mapping[str, Any], answer: str) -> float:
+        """Points of an answer. Raises Unrated if the reply holds no number from 1 to 10, or several."""
+        reply, model = self.record.ask(request(labels, answer))
+        self.models.add(model)
+        found = {-float(n) if minus else float(n) for minus, n in _NUMBER.findall(_OUT_OF.sub("", reply))}
+        if len(found) != 1 or not found <= set(range(1, 11)):
+            raise Unrated(f"the judge's reply {reply!r:.80} is not one number from 1 to 10")
+        return found.pop()
+
+
+def request(labels: Mapping[str, Any], answer: str) -> list[Message]:
+    """What a model is asked about an answer to a chat row."""
+    facts = {
+        "conversation": [{"role": message["role"], "text": _shown(message)} for message in labels["messages"][:-1]],
+        "right answer": labels["text"],
+        "assistant's answer": answer,
+    }
+    return [
+        {"role": "system", "content": _INSTRUCTION},
+        {"role": "user", "content": json.dumps(facts, ensure_ascii=False)},
+    ]
+
+
+def _shown(message: prompts.Message) -> str:
+    """A message as text, [audio] where it holds a clip."""
+    if isinstance(message["content"], str):
+        return message["content"]
+    return " ".join(part.get("text", "[audio]") for part in message["content"])

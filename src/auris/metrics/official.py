@@ -1,0 +1,360 @@
+"""Scores as the released scripts of Qwen-Audio (v1), Qwen2-Audio (v2) and AIR-Bench print them, faults and all.
+
+For comparison with published numbers only: each function takes all replies of one `source` and returns what the script
+would, or raises `Stopped` where the script dies. The scores that nothing is dropped from, and that failures count in,
+are those of `auris.metrics.row_stats`; beside a fault stands what they do instead.
+
+Tried against stored outputs of the scripts (tests/scoring/test_official.py). Known to differ: numbers in Chinese
+(`normalize`).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jiwer
+from sacrebleu.metrics import BLEU
+
+from auris.errors import UserError
+from auris.metrics import choices, timestamps
+from auris.metrics.judges import air_bench
+from auris.metrics.normalize import without_tags, written
+
+VERSIONS = ("v1", "v2")
+
+Pairs = Sequence[tuple[str, str]]  # (reference, reply)
+
+
+class Stopped(ValueError):
+    """The released script ends with an exception here: the message names it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """A reply to a row, both as the scripts store them; `source` is the row's, in `language` it is answered."""
+
+    source: str
+    reference: str
+    reply: str
+    language: str
+
+
+def report(script: str, version: str, answers: Sequence[Answer]) -> list[dict[str, Any]]:
+    """What a script prints of answers, one line per source and number: `value` is None where it dies, and `stopped`
+    says by what. Raises ValueError for an unknown script."""
+    if script not in SCRIPTS:
+        raise UserError(f"benchmark.script={script}: expected {', '.join(SCRIPTS)}")
+    of_source: dict[str, list[Answer]] = {}
+    for answer in answers:
+        of_source.setdefault(answer.source, []).append(answer)
+    lines = []
+    for source, rows in of_source.items():
+        pairs = [(row.reference, row.reply) for row in rows]
+        about = {"script": f"{script}.py", "version": version, "source": source, "n": len(rows)}
+        try:
+            found = SCRIPTS[script](pairs, source, rows[0].language, version)
+        except Stopped as error:
+            lines.append({**about, "metric": None, "value": None, "stopped": str(error)})
+            continue
+        lines += [{**about, "metric": name, "value": value, "stopped": None} for name, value in found.items()]
+    return lines
+
+
+# --- evaluate_asr.py ----------------------------------------------------------------------------------------------
+
+
+def word_error_rate(pairs: Pairs, language: str, version: str) -> float:
+    """`compute_wer`: edits of all pairs over the length of all references.
+
+    Raises Stopped for no pairs, and for a first reference that nothing is left of, of which it prints the first item.
+    """
+    if not pairs:
+        raise Stopped("ZeroDivisionError: division by zero")
+    errors, length = 0, 0
+    for number, (reference, reply) in enumerate(pairs):
+        true, said = (items(text, language, version) for text in (reference, reply))
+        if number == 0 and not true:
+            raise Stopped("IndexError: list index out of range")
+        errors += _edits(true, said)
+        length += len(true)
+    return errors / length
+
+
+def items(text: str, language: str, version: str) -> list[str]:
+    """What is compared: v1 lower-cased words with their punctuation, and characters of zh; v2 normalised words, and
+    characters of zh and yue. Any other language is words, also where it is written without spaces."""
+    _check(version)
+    if version == "v2":
+        said = _without_punctuation(written(text, language).lower())
+        return list("".join(said.split())) if language in ("zh", "yue") else said.split()
+    said = without_tags(text).lower()
+    return list("".join(said.split())) if language == "zh" else said.split()
+
+
+def _without_punctuation(text: str) -> str:
+    """Without the words that are nothing but punctuation."""
+    return " ".join(word for word in text.split() if not all(unicodedata.category(c)[0] == "P" for c in word))
+
+
+def _edits(true: Sequence[str], said: Sequence[str]) -> int:
+    if not true or not said:
+        return max(len(true), len(said))
+    # Items as single characters: an item may hold anything, and jiwer would split it at spaces.
+    codes = {item: chr(0x10000 + number) for number, item in enumerate({*true, *said})}
+    out = jiwer.process_characters("".join(codes[i] for i in true), "".join(codes[i] for i in said))
+    return out.substitutions + out.deletions + out.insertions
+
+
+# --- evaluate_st.py -----------------------------------------------------------------------------------------------
+
+
+def bleu(pairs: Pairs, source: str) -> float:
+    """Corpus BLEU of raw text by sacrebleu 1.5.1, which smooths also where nothing matches at all (2.x returns 0).
+
+    Raises Stopped for an empty reference.
+    """
+    tokenizer = bleu_tokenizer(source)
+    if not all(reference for reference, _ in pairs):
+        raise Stopped("EOFError: No valid references for a sentence!")
+    found = BLEU(tokenize=tokenizer).corpus_score([said for _, said in pairs], [[ref for ref, _ in pairs]])
+    if any(found.counts) or not all(found.totals):
+        return found.score
+    logs = [math.log(100 / (2**order * total)) for order, total in enumerate(found.totals, start=1)]
+    return found.bp * math.exp(sum(logs) / len(logs))
+
+
+def bleu_tokenizer(source: str) -> str:
+    """By the second-last part of `source`: `covost2_en_zh_test` -> zh. So `covost2_en_zh` and `.._zh-CN_test`, which
+    are Chinese too, are split as if they were European."""
+    parts = source.split("_")
+    if len(parts) < 2:
+        raise Stopped("IndexError: list index out of range")
+    return {"zh": "zh", "ja": "ja-mecab"}.get(parts[-2], "13a")
+
+
+# --- evaluate_srwt.py ---------------------------------------------------------------------------------------------
+
+
+def alignment_shift(pairs: Pairs) -> float:
+    """Seconds by which matched words are shifted, start plus end. Malformed lines are dropped from either side before
+    the two are paired by position: rows may be compared with their neighbours (`aas_ms` pairs each with its own)."""
+    true, said = ([timed for text in side if (timed := timestamps.read(text))] for side in _sides(pairs))
+    if len(true) != len(said):
+        raise Stopped(f"AssertionError: {len(true)}, {len(said)}")
+    total, matched = 0.0, 0
+    for reference, reply in zip(true, said, strict=True):
+        found = timestamps.matched_spans(reference, reply)
+        total += sum(timestamps.distance(a, b) for a, b in found)
+        matched += len(found)
+    if not matched:
+        raise Stopped("ZeroDivisionError: division by zero")
+    return total / matched
+
+
+def timed_words(pairs: Pairs) -> dict[str, float]:
+    """`alignment_shift`, and the error rate of what is left without times: by the character, whatever the language, as
+    the script knows one data set only, which is Chinese. It prints both or none."""
+    return {"aas": alignment_shift(pairs), "wer": word_error_rate(pairs, "zh", "v1")}
+
+
+# --- evaluate_{emotion,vocal_sound,scene,aqa}.py ------------------------------------------------------------------
+
+
+def accuracy(pairs: Pairs, version: str) -> float:
+    """Share of replies that are the reference, letter by letter: v1 compares them as they are, v2 without the space
+    before them. (v1 strips replies before it stores them; these are stored ones.)"""
+    _check(version)
+    if not pairs:
+        raise Stopped("ValueError: Found empty input array")
+    return sum((said if version == "v1" else said.lstrip()) == true for true, said in pairs) / len(pairs)
+
+
+def question_accuracy(pairs: Pairs, source: str) -> dict[str, float]:
+    """`accuracy` of answers to questions, and for ClothoAQA `binary`: of the rows with the reference yes or no, exactly
+    so written but for case. Stops where there is none."""
+    found = {"accuracy": accuracy(pairs, "v1")}
+    if source.startswith("clotho"):
+        found["binary"] = accuracy([pair for pair in pairs if pair[0].lower() in ("yes", "no")], "v1")
+    return found
+
+
+# --- evaluate_note_analysis.py ------------------------------------------------------------------------------------
+
+QUALITIES = frozenset(
+    ["dark", "distortion", "nonlinear_env", "bright", "fast_decay"]
+    + ["long_release", "tempo-synced", "reverb", "multiphonic", "percussive"]
+)
+UNREAD = 128  # a pitch or a velocity that cannot be read: a MIDI number that there is not
+
+
+def notes(pairs: Pairs) -> dict[str, float]:
+    """`instrument`, `velocity`, `pitch` and `chroma` accuracy and the mean average precision of `qualities`.
+
+    An unread pitch or velocity counts as one more class, right where both are unread. `chroma` takes which of the
+    pitches that occur it is modulo 12, not the MIDI number (`chroma_accuracy` does). Raises Stopped where no reference
+    and no reply names a known quality.
+    """
+    true, said = ([note(text) for text in side] for side in _sides(pairs))
+
+    def same(what: str) -> float:
+        return _mean([a[what] == b[what] for a, b in zip(true, said, strict=True)])
+
+    columns = {pitch: column for column, pitch in enumerate(sorted({n["pitch"] for n in (*true, *said)}))}
+    chroma = [columns[a["pitch"]] % 12 == columns[b["pitch"]] % 12 for a, b in zip(true, said, strict=True)]
+    named = [[set(n["sonic"].split(", ")) & QUALITIES for n in side] for side in (true, said)]
+    classes = sorted(set().union(*named[0], *named[1]))
+    if not classes:
+        raise Stopped("ValueError: unknown format is not supported")
+    return {
+        "instrument": same("instrument"),
+        "velocity": same("velocity"),
+        "qualities": _mean([_average_precision(name, *named) for name in classes]),
+        "pitch": same("pitch"),
+        "chroma": _mean(chroma),
+    }
+
+
+def note(text: str) -> dict[str, Any]:
+    """What the script reads out of a reply."""
+
+    def number(kind: str) -> int:
+        found = re.search(rf"<\|{kind}\|><\|midi_{kind}_(.*?)\|>", text)
+        try:
+            return int(found[1]) if found else UNREAD
+        except ValueError:
+            return UNREAD
+
+    def words(kind: str) -> str:
+        found = re.search(rf"<\|{kind}\|>(.*)", text)
+        return found[1].split("<")[0] if found else ""
+
+    numbers = {kind: number(kind) for kind in ("pitch", "velocity")}
+    return {**numbers, **{kind: words(kind) for kind in ("instrument", "sonic")}}
+
+
+def _average_precision(name: str, true: Sequence[set[str]], said: Sequence[set[str]]) -> float:
+    """scikit-learn's, of answers that are only yes and no: one threshold between them and one below both."""
+    positives = sum(name in row for row in true)
+    named = sum(name in row for row in said)
+    hits = sum(name in a and name in b for a, b in zip(true, said, strict=True))
+    if not positives:
+        return 0.0
+    recall = hits / positives
+    precision = hits / named if named else 0.0
+    return recall * precision + (1 - recall) * positives / len(true)
+
+
+# --- AIR-Bench: score_foundation.py -------------------------------------------------------------------------------
+
+
+@dataclass
+class Letters:
+    """By task: replies with a letter and how many were right; and how many had none and are in no denominator."""
+
+    total: dict[str, int] = field(default_factory=dict)
+    correct: dict[str, int] = field(default_factory=dict)
+    dropped: int = 0
+
+    def accuracy(self) -> dict[str, float]:
+        return {task: self.correct[task] / total for task, total in self.total.items()}
+
+
+def foundation(records: Sequence[Mapping[str, Any]]) -> Letters:
+    """What the script counts (the metric `choice` drops nothing). Raises Stopped where it dies: a reply of null, a key
+    that is no choice, a task of which all replies were dropped."""
+    found, tasks = Letters(), dict[str, None]()
+    for record in records:
+        if record["task_name"] is None:
+            continue
+        task = f"{record['task_name']}_{record['dataset_name']}"
+        tasks[task] = None
+        if record["response"] is None:
+            raise Stopped("AttributeError: 'NoneType' object has no attribute 'strip'")
+        letter = choices.official_letter(record["response"])
+        if letter is None:
+            found.dropped += 1
+            continue
+        options = [record.get(f"choice_{name}") for name in "abcd"]
+        if record["answer_gt"] not in options:
+            raise Stopped("SystemExit: 1")
+        found.total[task] = found.total.get(task, 0) + 1
+        right = letter == choices.LETTERS[options.index(record["answer_gt"])]
+        found.correct[task] = found.correct.get(task, 0) + right
+    if lost := [task for task in tasks if task not in found.total]:
+        raise Stopped(f"KeyError: {lost[0]!r}")
+    return found
+
+
+# --- AIR-Bench: cal_score.py --------------------------------------------------------------------------------------
+
+PARTS = tuple(dict.fromkeys(name.rpartition("/")[2] for name in air_bench.GROUPS.values()))
+
+
+@dataclass
+class Verdicts:
+    """By part: replies that the script reads, how often the model's answer won, and sums of the first and the second
+    number; `failed` and `counted` are what it prints as fail_num and success_num."""
+
+    total: dict[str, int] = field(default_factory=lambda: dict.fromkeys(PARTS, 0))
+    wins: dict[str, int] = field(default_factory=lambda: dict.fromkeys(PARTS, 0))
+    first: dict[str, int] = field(default_factory=lambda: dict.fromkeys(PARTS, 0))
+    second: dict[str, int] = field(default_factory=lambda: dict.fromkeys(PARTS, 0))
+    failed: int = 0
+    counted: int = 0
+
+
+def verdicts(records: Sequence[tuple[str, str | None]], order: int) -> Verdicts:
+    """What the script counts of (task, the judge's reply) in one order; `order` 1 has the model's answer first.
+
+    A reply of two parts that are no numbers, or one above 10, is in both `failed` and `counted`; an unknown task is
+    counted where the row before it was. Raises Stopped where the script dies: a null reply, an unknown task first, a
+    part without any reply that can be read.
+    """
+    found, part = Verdicts(), None
+    for task, reply in records:
+        part = air_bench.GROUPS[task].rpartition("/")[2] if task in air_bench.GROUPS else part
+        if part is None:
+            raise Stopped("NameError: name 'task_id' is not defined")
+        if reply is None:
+            raise Stopped("AttributeError: 'NoneType' object has no attribute 'strip'")
+        found.counted += len(reply.strip().replace("\n", "").split(" ")) == 2
+        numbers = air_bench.parse(reply)
+        if numbers is None:
+            found.failed += 1
+            continue
+        found.total[part] += 1
+        found.wins[part] += numbers[1 - order] > numbers[order]
+        found.first[part] += numbers[0]
+        found.second[part] += numbers[1]
+    if 0 in found.total.values():
+        raise Stopped("ZeroDivisionError: division by zero")
+    return found
+
+
+SCRIPTS = {
+    "evaluate_asr": lambda pairs, source, language, version: {"wer": word_error_rate(pairs, language, version)},
+    "evaluate_st": lambda pairs, source, language, version: {"bleu": bleu(pairs, source)},
+    "evaluate_srwt": lambda pairs, source, language, version: timed_words(pairs),
+    "evaluate_emotion": lambda pairs, source, language, version: {"accuracy": accuracy(pairs, version)},
+    "evaluate_aqa": lambda pairs, source, language, version: question_accuracy(pairs, source),
+    "evaluate_note_analysis": lambda pairs, source, language, version: notes(pairs),
+}
+SCRIPTS |= dict.fromkeys(("evaluate_vocal_sound", "evaluate_scene"), SCRIPTS["evaluate_emotion"])  # word for word
+
+
+def _sides(pairs: Pairs) -> tuple[list[str], list[str]]:
+    return [true for true, _ in pairs], [said for _, said in pairs]
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _check(version: str) -> None:
+    if version not in VERSIONS:
+        raise UserError(f"version {version!r}: expected {' or '.join(VERSIONS)}")

@@ -1,0 +1,1 @@
+"""Reading and writing model weights: released layouts, checkpoint directories, exported directories."""

@@ -1,3 +1,0 @@
-from auris.report.command import main
-
-main()

@@ -1,3 +1,0 @@
-from auris.results.command import main
-
-main()

@@ -1,0 +1,16 @@
+"""Printing on the terminal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def print_plain(console: Console, text: str, *, style: str | None = None) -> None:
+    """Print a line as it is: brackets are no markup, numbers get no colours, long lines are not broken.
+
+    Characters that are no valid Unicode (lone surrogates in file names) are replaced.
+    """
+    console.print(text.encode(errors="replace").decode(), style=style, markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,141 @@
+"""The task table as people read it: on the terminal by `auris doctor show=tasks`, in the README as Markdown.
+
+Piped into a file the terminal's table is the README's, so that a new task is documented by one command.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from auris.errors import UserError
+from auris.text import answer_formats, tasks
+from auris.text.tasks import GRADES, Task
+
+COLUMNS = ("task", "family", "hours", "`task`", "labels", "tags", "instruction", "answer", "scored by", "grade")
+OURS = "*"  # marks a prompt that nobody published
+
+# What the answers of the table are written from; in Chinese, words are timed by character.
+CHINESE = {"language": "zh", "words": [{"word": "面", "start": 0.54, "end": 0.86}]}
+EXAMPLE: dict[str, Any] = {
+    "text": "hello",
+    "language": "en",
+    "target_language": "de",
+    "dialect": "Scottish English",
+    "question": "Is it raining?",
+    "intent": "play_music",
+    "slots": {"artist": "abba"},
+    "entities": [{"type": "place", "value": "new york"}],
+    "texts": ["hello", "good morning"],
+    "words": [{"word": "hello", "start": 0.0, "end": 0.42}, {"word": "there", "start": 0.5, "end": 1.0}],
+    "events": [{"label": "dog bark", "start": 0.5, "end": 1.2}],
+    "turns": [{"speaker": "ann", "start": 0.0, "end": 3.2}],
+    "notes": {"pitch": 60, "velocity": 100, "instrument": "guitar", "sonic": ["bright"]},
+}
+
+NOTES = (
+    f"Hours are those of Qwen-Audio's Table 1. {OURS} marks prompts of ours: nobody published one. Answers are shown "
+    "as they are given in natural language; with tags, times and fields are control tokens.",
+    "Grades are of the evaluation data that can be had, before the slash the best, behind it what the embedded corpus "
+    "makes: " + "; ".join(f"{grade}, {meaning}" for grade, meaning in GRADES.items()) + ".",
+)
+
+
+def rows() -> list[tuple[str, ...]]:
+    """The cells of the table's 31 rows; code stands between backticks."""
+    return [(name, *_cells(name, task)) for name, task in tasks.published()]
+
+
+def _cells(name: str, task: Task) -> tuple[str, ...]:
+    optional = (f"[`{label}`]" for label in (*task.optional, *task.uses))
+    return (
+        task.family,
+        task.hours[name],
+        f"`{task.code}`",
+        " ".join([*(f"`{label}`" for label in task.needs), *optional]) + (" 2 clips" if task.clips == 2 else ""),
+        _mark(f"`{_without_brackets(task.tags)}`", task.tags_source),
+        _mark(f"`{_without_brackets(task.natural)}`", task.natural_source),
+        f"`{_answer(task, CHINESE if name.endswith('zh') else EXAMPLE)}`",
+        " ".join(f"`{metric}`" for metric in (task.metric, *task.also)),
+        f"{task.grade}/{task.embedded}",
+    )
+
+
+def _answer(task: Task, example: Mapping[str, Any]) -> str:
+    if task.choices:
+        return " / ".join(task.choices)
+    return (
+        "{text}" if task.write is answer_formats.write_text else task.render(example, natural=True).replace("\n", " ⏎ ")
+    )
+
+
+def _without_brackets(template: str) -> str:
+    """A template to be read: `<|en|><|keyword|>` as `en keyword`."""
+    return re.sub(r"\s+", " ", re.sub(r"<\|(.*?)\|>", r" \1 ", template).replace("_tag}", "}")).strip()
+
+
+def _mark(cell: str, source: str) -> str:
+    return cell if source.startswith("published") else cell + OURS
+
+
+def markdown() -> str:
+    """The table and its notes as the README has them."""
+    lines = (COLUMNS, ("---",) * len(COLUMNS), *rows())
+    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return "\n\n".join([table, *NOTES]) + "\n"
+
+
+def show(what: str, console: Console | None = None) -> None:
+    """Print the table (`tasks`), or all about the task of that code. Raises ValueError for any other `what`."""
+    console = console or Console()
+    if what != "tasks":
+        if what not in tasks.TASKS:
+            raise UserError(f"show={what}: expected tasks, or one of {', '.join(tasks.TASKS)}")
+        console.file.write(_sheet(tasks.find(what)))
+    elif console.is_terminal:
+        console.print(_narrow_table())
+        for note in NOTES:
+            console.print(note, highlight=False)
+    else:
+        console.file.write(markdown())
+
+
+def _narrow_table() -> Table:
+    """The same cells in half as many columns, as a terminal is narrow."""
+    table = Table("task", "labels, answer", "tags, instruction", "scored by", "grade", show_lines=True)
+    for line in rows():
+        name, family, hours, code, labels, tags, instruction, answer, scored, grade = (
+            cell.replace("`", "").replace("[", r"\[") for cell in line
+        )
+        cells = (
+            (name, f"task: {code}", f"{family}, {hours} h"),
+            (labels, f"-> {answer}"),
+            (tags, instruction),
+            scored.split(),
+            (grade,),
+        )
+        table.add_row(*("\n".join(lines) for lines in cells))
+    return table
+
+
+def _sheet(task: Task) -> str:
+    """A task with all its wordings and both forms of its answer."""
+    lines = [f"{task.code}: {task.name}"]
+    if task.hours:
+        where = ", ".join(f"{name} {hours} h" for name, hours in task.hours.items())
+        grades = f"{GRADES[task.grade]}; the embedded corpus: {GRADES[task.embedded]}"
+        lines += [f"in Qwen-Audio's Table 1 ({task.family}): {where}", f"evaluation data: {grades}"]
+    lines += [f"needs: {', '.join(task.needs)}" + (f", and {task.clips} clips" if task.clips > 1 else "")]
+    lines += [f"optional: {label} ({value} where a row is silent)" for label, value in task.optional.items()]
+    lines += [f"optional: {label}" for label in task.uses]
+    if task.natural:
+        lines += [f"scored by: {', '.join([task.metric, *task.also])}"]
+        lines += [f"tags ({task.tags_source}): {task.tags}", f"answer with tags: {task.render(EXAMPLE)}"]
+        lines += [f"instruction ({task.natural_source}): {task.natural}"]
+        lines += [f"answer in natural language: {task.render(EXAMPLE, natural=True)}", "other wordings:"]
+        lines += [f"  {wording}" for wording in task.paraphrases]
+    return "\n".join(lines) + "\n"

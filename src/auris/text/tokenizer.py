@@ -1,0 +1,402 @@
+"""The language model's tokenizer plus the audio, task, language and timestamp tokens; turns -> ids and masks.
+
+Vocabularies come from a local directory or a hub name, or are built from Qwen-Audio's `qwen.tiktoken`. One that knows
+audio is taken as it is, ids and all; a plain language model's grows. The embedded default is a byte-level BPE trained
+on the corpus's text. Text tokens come first, control tokens after them, as in Qwen's vocabularies.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Tokenizer as FastTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+from auris.errors import MissingFileError, UserError
+from auris.text.prompts import (
+    END_OF_TEXT,
+    IM_END,
+    IM_START,
+    Control,
+    NaturalPrompt,
+    Outline,
+    TagPrompt,
+    Turn,
+    audio_tags,
+    names,
+)
+from auris.text.tasks import LANGUAGES
+
+RANKS_FILE = "qwen.tiktoken"  # the BPE ranks in a directory of Qwen-Audio (v1)
+INCOMPLETE = "\ufffd"  # what `decode` makes of the first bytes of a character
+
+# Pre-tokenisation of Qwen's vocabularies (Qwen-Audio tokenization_qwen.py, PAT_STR).
+_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+# Its words in ASCII, where Python's classes of characters are those of the pattern.
+_ASCII_WORD = re.compile(
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\na-zA-Z0-9]?[a-zA-Z]+|[0-9]| ?[^\sa-zA-Z0-9]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    re.ASCII,
+)
+_PADS = (NaturalPrompt.audio_pad, TagPrompt.audio_pad)
+_BRACKETED = re.compile(r"(<\|[^|<>]*\|>|</?audio>|\[\[\[AUDIO:modality\]\]\])")
+
+
+def control_tokens() -> list[str]:
+    """Every control token of both systems: ChatML, tags, languages, 10 ms timestamps, MIDI notes, audio marks.
+
+    Qwen-Audio's in the order of its released vocabulary, then those that Qwen2-Audio adds.
+    """
+    return [
+        END_OF_TEXT,
+        IM_START,
+        IM_END,
+        *_qwen_audio_tokens(),
+        NaturalPrompt.audio_pad,
+        NaturalPrompt.audio_begin,
+        NaturalPrompt.audio_end,
+    ]
+
+
+def _qwen_audio_tokens() -> list[str]:
+    """The 3,314 tokens that Qwen-Audio adds to Qwen's vocabulary, in its order."""
+    return [TagPrompt.audio_pad, *audio_tags(), TagPrompt.audio_begin, TagPrompt.audio_end]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Token ids (T,) of turns, which of them are trained (T,), and where audio stands (T,)."""
+
+    ids: np.ndarray
+    supervise: np.ndarray
+    audio: np.ndarray
+
+
+class Tokenizer:
+    """A fast transformers tokenizer that knows the control tokens of one system or of both.
+
+    A vocabulary with an audio token belongs to a model that was trained with it, and is never changed. Any other grows
+    by every control token that it lacks.
+    """
+
+    def __init__(self, fast: PreTrainedTokenizerFast):
+        self.fast = fast
+        if not _hears(fast):
+            known = fast.get_added_vocab()
+            missing = [token for token in control_tokens() if token not in known]
+            fast.add_special_tokens({"additional_special_tokens": missing}, replace_extra_special_tokens=False)
+        self.end = self.id(END_OF_TEXT)
+        self.pads = frozenset(self.id(pad) for pad in _PADS if self._has(pad))
+        # Reads text alone: `split_special_tokens` would still find the added tokens that are not marked special.
+        self._text = FastTokenizer(fast.backend_tokenizer.model)
+        self._text.normalizer = fast.backend_tokenizer.normalizer
+        self._text.pre_tokenizer = fast.backend_tokenizer.pre_tokenizer
+        # What a dialogue may say: the audio pad too, as released (without its begin and end it stands for no audio).
+        self._tags = {tag: self.id(tag) for tag in (TagPrompt.audio_pad, *audio_tags()) if self._has(tag)}
+        self.ids = lru_cache(maxsize=10_000)(self._encode)
+        self._marks = lru_cache(maxsize=10_000)(self._count_marks)
+        self._ours = lru_cache(maxsize=1000)(self._outline_sizes)
+        self._has_words = _reads_words(self._text)
+        self._count_word = lru_cache(maxsize=100_000)(
+            lambda word: len(self._text.encode(word, add_special_tokens=False))
+        )
+        self._count_behind_space = lru_cache(maxsize=100_000)(lambda words: self._count_words(f" {words}"))
+
+    @classmethod
+    def load(cls, path: str | Path, *, grow: bool = True) -> Tokenizer:
+        """From a local directory, a hub name (if transformers can reach the hub), or Qwen-Audio's `qwen.tiktoken`.
+
+        Args:
+            grow: take a vocabulary without an audio token and let it grow; otherwise such a one is a ValueError.
+        """
+        ranks = _ranks_file(Path(path))
+        fast = _from_ranks(ranks) if ranks else _from_pretrained(path)
+        if not grow and not _hears(fast):
+            raise UserError(f"tokenizer={path}: its vocabulary has no audio token, expected {' or '.join(_PADS)}")
+        try:
+            return cls(fast)
+        except ValueError as error:
+            raise UserError(f"tokenizer={path}: {error}") from error
+
+    @classmethod
+    def train(cls, texts: Iterable[str], *, vocab_size: int) -> Tokenizer:
+        """A byte-level BPE of `vocab_size` text tokens, with every control token after them."""
+        bpe = _byte_level(models.BPE())
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+        trainer = trainers.BpeTrainer(vocab_size=vocab_size, initial_alphabet=sorted(alphabet), show_progress=False)
+        bpe.train_from_iterator(texts, trainer)
+        bpe.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in control_tokens()])
+        return cls(PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token=END_OF_TEXT, pad_token=END_OF_TEXT))
+
+    def save(self, path: str | Path) -> None:
+        self.fast.save_pretrained(str(path))
+
+    @property
+    def size(self) -> int:
+        """Rows that the embedding table needs."""
+        return max(self.fast.get_vocab().values()) + 1
+
+    @property
+    def n_text(self) -> int:
+        """Ids of text are below this (so may be control tokens of a plain vocabulary that has them first)."""
+        control = self.fast.get_added_vocab()
+        return 1 + max(number for token, number in self.fast.get_vocab().items() if token not in control)
+
+    @property
+    def audio_ids(self) -> list[int]:
+        """Ids of the tokens that a language model without ears lacks: marks of audio and tags."""
+        chatml = (END_OF_TEXT, IM_START, IM_END)
+        return sorted(self.id(token) for token in control_tokens() if token not in chatml and self._has(token))
+
+    def id(self, token: str) -> int:
+        """The id of a control token. Raises ValueError if it is not one token."""
+        number = self.fast.backend_tokenizer.token_to_id(token)
+        if number is None:
+            raise UserError(f"{token!r} is not a token of this vocabulary")
+        return number
+
+    def _has(self, token: str) -> bool:
+        return self.fast.backend_tokenizer.token_to_id(token) is not None
+
+    def encode(self, turns: Sequence[Turn], spans: Sequence[Sequence[int]], *, is_audio: bool = True) -> Encoded:
+        """Turns as ids. The k-th audio pad is replaced by `spans[k]`.
+
+        A span is the pad id once per audio token, or the ids of a text in the audio's place (`is_audio=False`).
+        Raises ValueError if pads and spans differ in number, or if the vocabulary lacks a control token of the turns.
+        """
+        ids: list[int] = []
+        supervise: list[bool] = []
+        audio: list[bool] = []
+        remaining = iter(spans)
+        used = 0
+        for turn in turns:
+            ours = turn.control is Control.ALL
+            if ours:
+                self._marks(turn.text)
+            for number in self.ids(turn.text, turn.control):
+                if ours and number in self.pads:
+                    span = next(remaining, None)
+                    if span is None:
+                        raise UserError(f"the prompt has more audio marks than the {len(spans)} clips of the row")
+                    used += 1
+                    ids.extend(span)
+                    supervise.extend([False] * len(span))
+                    audio.extend([is_audio] * len(span))
+                else:
+                    ids.append(number)
+                    supervise.append(turn.supervise)
+                    audio.append(False)
+        if used != len(spans):
+            raise UserError(f"the prompt has {used} audio marks, the row has {len(spans)} clips")
+        return Encoded(np.array(ids, dtype=np.int64), np.array(supervise, dtype=bool), np.array(audio, dtype=bool))
+
+    def longest(self, outline: Outline, values: Mapping[str, str], spans: Sequence[int]) -> int:
+        """Tokens of the longest wording where the k-th span has `spans[k]` ids. Raises as `encode`."""
+        marks, wordings = self._ours(outline)
+        if marks != len(spans):
+            raise UserError(f"the prompt has {marks} audio marks, the row has {len(spans)} clips")
+        return sum(spans) + max(
+            ours + sum(self.count("".join(values[name] for name in slot)) for slot in slots) for slots, ours in wordings
+        )
+
+    def count(self, text: str) -> int:
+        """Tokens of `plain`, none of them kept. Text in ASCII is counted word by word, in a twentieth of the time."""
+        if not (self._has_words and text.isascii()):
+            return self._count(text)
+        # One space between two words is of the second's, whatever they are; of several, the pattern decides.
+        first, *others = text.split(" ")
+        if not first or "" in others:
+            return self._count_words(text)
+        return self._count_words(first) + sum(map(self._count_behind_space, others))
+
+    def _count_words(self, text: str) -> int:
+        return sum(map(self._count_word, _ASCII_WORD.findall(text)))
+
+    def _count(self, text: str) -> int:
+        return len(self._text.encode(text, add_special_tokens=False))
+
+    def pad_of(self, turns: Sequence[Turn]) -> int:
+        """The audio pad that these turns use; one of the vocabulary's where they hold no audio."""
+        text = "".join(turn.text for turn in turns if turn.control is Control.ALL)
+        used = [pad for pad in _PADS if pad in text]
+        return self.id(used[0]) if used else min(self.pads)
+
+    def plain(self, text: str) -> tuple[int, ...]:
+        """Ids of text in which control-token strings are ordinary characters."""
+        return self.ids(text, Control.NONE)
+
+    def spans(self, text: str) -> list[tuple[int, int]]:
+        """Of each token of `plain`, the characters of the text that it covers, from one to before the other. Some
+        tokens are a part of a character: they cover all of it."""
+        return self._text.encode(text, add_special_tokens=False).offsets
+
+    def decode(self, ids: Sequence[int], *, control: bool = False) -> str:
+        """Text of an answer, its control tokens left out unless `control` keeps them."""
+        return self.fast.decode(list(ids), skip_special_tokens=not control, clean_up_tokenization_spaces=False)
+
+    def _encode(self, text: str, control: Control) -> tuple[int, ...]:
+        if control is Control.TAGS:
+            return self._encode_tags(text)
+        if control is Control.NONE:
+            return tuple(self._text.encode(text, add_special_tokens=False).ids)
+        return tuple(self.fast.encode(text, add_special_tokens=False, split_special_tokens=False))
+
+    def _encode_tags(self, text: str) -> tuple[int, ...]:
+        normalizer = self.fast.backend_tokenizer.normalizer
+        text = normalizer.normalize_str(text) if normalizer else text  # before tags are looked for, as released
+        ids: list[int] = []
+        plain = ""
+        for piece in _BRACKETED.split(text):
+            if piece in self._tags:
+                ids += [*self.plain(plain), self._tags[piece]]
+                plain = ""
+            else:
+                plain += piece
+        return (*ids, *self.plain(plain))
+
+    def _outline_sizes(self, outline: Outline) -> tuple[int, list[tuple[tuple[tuple[str, ...], ...], int]]]:
+        """Audio marks of an outline, and by the row's own texts in a wording the most other tokens beside them."""
+        most: dict[tuple[tuple[str, ...], ...], int] = {}
+        for turns in outline.variants:
+            ours = [turn.text for turn in turns if turn.control is Control.ALL]
+            marks = sum(map(self._marks, ours))
+            slots = tuple(tuple(names(turn)) for turn in turns if turn.control is not Control.ALL)
+            size = sum(len(self.ids(text, Control.ALL)) for text in ours) - marks
+            most[slots] = max(size, most.get(slots, 0))
+        return marks, list(most.items())
+
+    def _count_marks(self, text: str) -> int:
+        """Audio pads in what we wrote, none of whose control tokens may be read as text, as one that the vocabulary
+        lacks would be, silently."""
+        missing = [token for token in _BRACKETED.findall(text) if token in _OURS and not self._has(token)]
+        if missing:
+            raise UserError(
+                f"the prompt needs {missing[0]!r}, which is not a token of this vocabulary: "
+                "prompt=tags is for Qwen-Audio's tokens, prompt=natural for Qwen2-Audio's"
+            )
+        return sum(number in self.pads for number in self.ids(text, Control.ALL))
+
+
+# A language tag that ends an instruction of Qwen2-Audio is text where a vocabulary lacks it, as for its own processor.
+_OURS = frozenset(control_tokens()) - {f"<|{code}|>" for code in LANGUAGES}
+
+
+def _hears(fast: PreTrainedTokenizerFast) -> bool:
+    return any(fast.backend_tokenizer.token_to_id(pad) is not None for pad in _PADS)
+
+
+def _reads_words(text: FastTokenizer) -> bool:
+    """Whether text in ASCII is divided by Qwen's pattern, and each word encoded by itself."""
+    if text.pre_tokenizer is None or not isinstance(text.normalizer, normalizers.NFC | None):
+        return False
+    steps = json.loads(text.pre_tokenizer.__getstate__()).get("pretokenizers", [])
+    for step in steps:
+        step.pop("trim_offsets", None)  # says where tokens stand, not what they are
+    split = {"type": "Split", "pattern": {"Regex": _PATTERN}, "behavior": "Isolated", "invert": False}
+    return steps == [split, {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}]
+
+
+def _from_pretrained(path: str | Path) -> PreTrainedTokenizerFast:
+    if not Path(path).is_dir() and len(Path(path).parts) > 2:  # a hub name is `name` or `owner/name`
+        raise MissingFileError(
+            f"tokenizer={path}: no such directory. The embedded corpus brings its own: "
+            f"`auris corpus out={Path(path).parent}`; or set tokenizer=DIR or a hub name"
+        )
+    try:
+        fast = AutoTokenizer.from_pretrained(str(path))
+    except (OSError, ValueError) as error:
+        raise UserError(f"tokenizer={path}: no tokenizer can be read there ({error})") from error
+    if not fast.is_fast:
+        raise UserError(f"tokenizer={path}: {type(fast).__name__} is not a fast tokenizer (no tokenizer.json)")
+    return fast
+
+
+def _byte_level(model: models.BPE) -> FastTokenizer:
+    """Qwen's way to read bytes: NFC, its pattern, one letter per byte."""
+    bpe = FastTokenizer(model)
+    bpe.normalizer = normalizers.NFC()
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_PATTERN), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    bpe.decoder = decoders.ByteLevel()
+    return bpe
+
+
+def _ranks_file(path: Path) -> Path | None:
+    """The file of BPE ranks that `path` is or holds; a directory that brings a tokenizer.json needs none."""
+    if path.is_file():
+        return path
+    found = path / RANKS_FILE
+    return found if found.is_file() and not (path / "tokenizer.json").is_file() else None
+
+
+def _from_ranks(path: Path) -> PreTrainedTokenizerFast:
+    """Qwen-Audio's vocabulary: the file's ranks are the ids of text, the 3,522 special tokens follow.
+
+    Source: Qwen-Audio tokenization_qwen.py. Raises ValueError that names the line at fault.
+    """
+    vocabulary = _read_ranks(path)
+    bpe = _byte_level(models.BPE(vocab=vocabulary, merges=_merges(vocabulary, path)))
+    extra = (f"<|extra_{number}|>" for number in range(205))
+    special = [END_OF_TEXT, IM_START, IM_END, *extra, *_qwen_audio_tokens()]
+    # `normalized`: the released code normalises the whole text before it looks for them.
+    bpe.add_special_tokens([AddedToken(token, normalized=True, special=True) for token in special])
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token=END_OF_TEXT, pad_token=END_OF_TEXT)
+
+
+def _read_ranks(path: Path) -> dict[str, int]:
+    """Lines `base64 rank` -> {token as letters, one per byte: rank}."""
+    letters = bytes_to_unicode()
+    vocabulary: dict[str, int] = {}
+    for number, line in enumerate(path.read_bytes().splitlines()):
+        try:
+            token, rank = line.split()
+            token = base64.b64decode(token, validate=True).decode("latin-1").translate(letters)
+            if int(rank) != number or token in vocabulary:
+                raise ValueError
+        except (ValueError, binascii.Error) as error:
+            raise UserError(
+                f"{path}, line {number + 1}: {line[:40]!r}, expected a token in base64 and its rank {number}"
+            ) from error
+        vocabulary[token] = number
+    if missing := set(letters.values()) - set(vocabulary):
+        raise UserError(f"{path}: {len(missing)} of the 256 single bytes have no rank")
+    return vocabulary
+
+
+def _merges(ranks: Mapping[str, int], path: Path) -> list[tuple[str, str]]:
+    """The merge that makes each token: ranks are ids *and* priorities, so that what the earlier ones leave of a token's
+    bytes are two parts."""
+    merges = []
+    for token, limit in ranks.items():
+        if len(token) == 1:
+            continue
+        parts = list(token)
+        pairs = [ranks.get(a + b, math.inf) for a, b in zip(parts, parts[1:], strict=False)]
+        while len(parts) > 2 and (lowest := min(pairs)) < limit:
+            at = pairs.index(lowest)
+            parts[at : at + 2] = [parts[at] + parts[at + 1]]
+            del pairs[at]
+            if at > 0:
+                pairs[at - 1] = ranks.get(parts[at - 1] + parts[at], math.inf)
+            if at < len(pairs):
+                pairs[at] = ranks.get(parts[at] + parts[at + 1], math.inf)
+        if len(parts) > 2:
+            raise UserError(f"{path}, line {limit + 1}: no two earlier tokens make this one")
+        merges.append((parts[0], parts[1]))
+    return merges

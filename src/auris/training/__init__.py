@@ -1,0 +1,1 @@
+"""Training: the LightningModule, objectives, sharding, checkpointing, studies."""

@@ -1,0 +1,263 @@
+"""The one LightningModule: steps, logging, weights. Parts are what an experiment swaps; there is no arithmetic here.
+
+Manual optimisation: a batch is one step, the list of this rank's packs. Gradients are communicated on the last pack
+only, and divided once by the count of supervised tokens over all packs and ranks. Where several ranks compute one
+model together on the same rows (tensor parallelism), one of them speaks: it alone counts, scores and reports.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from functools import partial
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+
+from auris.data.datamodule import group, language
+from auris.metrics.row_stats import TaskScore
+from auris.model import adapters, llm
+from auris.model.compiled import compile_blocks
+from auris.model.generation import Generation
+from auris.model.weights import loading
+from auris.text import tasks
+from auris.text.tokenizer import Tokenizer
+from auris.training import counters, optim, references, sharding
+from auris.training.faults import watch
+from auris.training.strategy import Sharded
+
+# Sums of a step that are no metrics of the objective.
+_COUNTS = {
+    *("loss", "count", "tasks", "tokens", "frames", "scored", "token_pairs", "frame_pairs", "idle", "audio_seconds"),
+    *("rows_met", "rows_unusable", "lost_workers", "waited", "peak_bytes"),
+}
+
+
+class AudioLMModule(L.LightningModule):
+    """Trains an `AudioLM` on an objective.
+
+    Args:
+        net: built on the meta device; it gets memory and weights in `configure_model`.
+        objective: loss of a pack, and answers to its prompts.
+        tokenizer: to read answers in validation.
+        optim: lr, min_lr, betas, eps, states, weight_decay, clip, warmup_steps, layer_decay (Qwen-Audio Table 6).
+        max_steps: length of the schedule.
+        trainable: parts of the net that learn; all others are frozen.
+        lora: settings of `llm.lora`, where `trainable` names it (`adapters.attach`).
+        initial: where initial weights come from, each as the arguments of `weights.load`.
+        max_new_tokens: of an answer in validation.
+        seed: of the initial weights.
+        compile: backend of torch.compile for the blocks of encoder and LLM; None: they run as they are.
+        recipe: the resolved config, kept in every checkpoint.
+    """
+
+    def __init__(
+        self,
+        *,
+        net: nn.Module,
+        objective: nn.Module,
+        tokenizer: Tokenizer,
+        optim: Mapping[str, Any],
+        max_steps: int,
+        trainable: Sequence[str],
+        lora: Mapping[str, Any] | None = None,
+        initial: Sequence[Mapping[str, Any]] = (),
+        max_new_tokens: int = 256,
+        seed: int = 0,
+        compile: str | None = None,
+        recipe: dict | None = None,
+    ):
+        super().__init__()
+        self.automatic_optimization = False
+        self.save_hyperparameters({"recipe": recipe or {}})
+        self.net, self.objective, self.tokenizer = net, objective, tokenizer
+        self.optim, self.max_steps, self.trainable = dict(optim), max_steps, list(trainable)
+        self.lora, self.initial, self.max_new_tokens, self.seed = lora, initial, max_new_tokens, seed
+        self.compile_with = compile
+        self.scores: dict[str, TaskScore] = {}
+        self.meshes: sharding.Meshes | None = None  # set by a strategy that shards
+
+    def configure_model(self) -> None:
+        if not self._has_no_memory:
+            return  # Lightning calls this more than once
+        twin = references.twin(self.objective, self.net)
+        adapters.attach(self.net, self.trainable, token_ids=self.tokenizer.audio_ids, lora=self.lora)
+        optim.freeze(self.net, self.trainable)
+        device = "cpu"
+        if self.meshes is not None:
+            sharding.shard(self.net, self.meshes)
+            device = self.trainer.strategy.root_device
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            sharding.materialise(self.net, device, draw=not any(loading.is_whole(one) for one in self.initial))
+            sharding.materialise(self.objective, "cpu")
+        if self.meshes is not None:
+            sharding.shard_objective(self.objective, self.meshes)
+        for one in self.initial:
+            loading.load(self.net, seed=self.seed, **one)
+        with sharding.Draws():
+            adapters.start(self.net, seed=self.seed)
+        references.provide(self, twin)  # here, where a resumed run has its initial weights too; its own come later
+        if self.compile_with is not None:
+            compile_blocks([*self.net.encoder.blocks, *llm.layers(self.net.llm)], self.compile_with)
+
+    def cpu(self) -> AudioLMModule:
+        """Lightning's way out of any error: one that comes before the net has memory is not to be hidden by another."""
+        return self if self._has_no_memory else super().cpu()
+
+    def configure_optimizers(self) -> tuple[list, list]:
+        o = self.optim
+        groups = optim.parameter_groups(
+            self.net,
+            self.objective,
+            lr=o["lr"],
+            weight_decay=o["weight_decay"],
+            layer_decay=o["layer_decay"],
+            lr_factors=o["lr_factors"],
+        )
+        adamw = optim.adamw(groups, betas=o["betas"], eps=o["eps"], states=o.get("states", "fp32"))
+        schedule = optim.cosine(
+            adamw, warmup_steps=o["warmup_steps"], max_steps=self.max_steps, floor=o["min_lr"] / o["lr"]
+        )
+        return [adamw], [schedule]
+
+    def training_step(self, packs: list[dict], step: int) -> dict[str, Any]:
+        sums = {name: torch.zeros((), device=self.device) for name in ("loss", "count")}
+        for number, pack in enumerate(packs):
+            last = number == len(packs) - 1
+            with nullcontext() if last else self._without_communication():
+                loss, metrics = self.objective(self.net, pack)
+                self.manual_backward(loss)
+            found = {"loss": loss.detach(), "count": self.objective.count(pack), **metrics, **counters.counts(pack)}
+            for name, value in found.items():
+                sums[name] = sums.get(name, 0) + value
+        counts = {
+            "audio_seconds": sum(pack["audio_seconds"] for pack in packs),
+            "rows_met": sum(len(pack["rows"]) + len(pack["skipped"]) for pack in packs),
+            "rows_unusable": sum(len(pack["skipped"]) for pack in packs),
+            "lost_workers": self.trainer.datamodule.take_lost_workers(),
+        }
+        sums |= {name: torch.tensor(float(value), device=self.device) for name, value in counts.items()}
+        sums["waited"] = self._of_this_rank(self.trainer.datamodule.take_waited())
+        sums["peak_bytes"] = self._of_this_rank(counters.peak_bytes(self.device))
+        sums = self._sum_over_ranks(sums)
+        norm = self._update(sums["count"].clamp(min=1), sums["loss"])
+        self._log_step(sums)
+        return {
+            **{name: sums[name] for name in _COUNTS & sums.keys()},
+            "loss": sums["loss"] / sums["count"].clamp(min=1),
+            "grad_norm": norm,
+            "skipped": [row for pack in packs for row in pack["skipped"] if self._speaks],
+            "rows": [row for pack in packs for row in pack["rows"]],
+        }
+
+    def _update(self, count: Tensor, loss: Tensor) -> Tensor:
+        """One optimizer step on the mean gradient, whose norm is returned.
+
+        DDP has averaged over ranks where a sum is wanted. Where the loss of all ranks or the norm is not finite, the
+        same on every rank, the step is one without gradients: nothing moves, and the run's position, which is counted
+        in optimizer steps, goes on.
+        """
+        adamw, schedule = self.optimizers(), self.lr_schedulers()
+        averaged = 1 if self._is_sharded else self.trainer.world_size
+        norm = sharding.clip(self._trained(), self.optim["clip"], scale=averaged / count)
+        self.log("train/grad_norm", norm)
+        if not torch.isfinite(loss) or not torch.isfinite(norm):
+            adamw.zero_grad()
+        adamw.step()
+        adamw.zero_grad()
+        schedule.step()
+        return norm
+
+    def _log_step(self, sums: dict[str, Tensor]) -> None:
+        count = sums["count"].clamp(min=1)
+        self.log("train/loss", sums["loss"] / count, prog_bar=True)
+        self._log_metrics("train", sums, count)
+        self.log("train/lr", self.lr_schedulers().get_last_lr()[-1])
+
+    def _log_metrics(self, split: str, sums: Mapping[str, Tensor], count: Tensor) -> None:
+        """An objective's own sums, over what its loss is divided by; `rows_...` are numbers of rows."""
+        for name in sums.keys() - _COUNTS:
+            self.log(f"{split}/{name}", sums[name] if name.startswith("rows_") else sums[name] / count)
+
+    def on_validation_epoch_start(self) -> None:
+        groups = self.trainer.datamodule.groups()
+        self.scores = {name: TaskScore(metric).to(self.device) for name, metric in groups.items()}
+        self._valid = {name: torch.zeros((), device=self.device) for name in ("loss", "count")}
+
+    def validation_step(self, batch: dict, number: int) -> dict[str, Any]:
+        loss, metrics = self.objective(self.net, batch["answered"])
+        for name, value in {"loss": loss, "count": self.objective.count(batch["answered"]), **metrics}.items():
+            self._valid[name] = self._valid.get(name, 0) + value
+        pack = batch["prompts"]
+        ends = self.trainer.datamodule.valid_samples.prompt.stop
+        settings = Generation(max_new_tokens=self.max_new_tokens, stop=frozenset(map(self.tokenizer.id, ends)))
+        # Ranks decode different numbers of steps; a sharded net needs all of them in each.
+        any_goes = partial(self.trainer.strategy.reduce_boolean_decision, all=False) if self._is_sharded else bool
+        answers = self.objective.answer(self.net, pack, settings, any_goes=any_goes)
+        sharding.reshard(self.net, self.objective)  # whoever saves between two steps finds each process's own part
+        if not self._speaks:
+            return {"skipped": [], "answers": {}}
+        texts = {}
+        for row_number, ids in zip(pack["rows"], answers, strict=False):  # an empty pack holds one dummy row
+            row = self.trainer.datamodule.question(row_number)
+            task = tasks.find(row.labels["task"])
+            if (name := group(row)) in self.scores:
+                said = texts[row_number] = self.tokenizer.decode(ids, control=task.tagged)
+                reference, hypothesis = task.compared(task.render(row.labels)), task.compared(said)
+                self.scores[name].update([hypothesis], [reference], [language(row)])
+        return {"skipped": pack["skipped"], "answers": texts}
+
+    def on_validation_epoch_end(self) -> None:
+        sums = self._sum_over_ranks(self._valid)
+        count = sums["count"].clamp(min=1)
+        self.log("val/loss", sums["loss"] / count, prog_bar=True)
+        self._log_metrics("val", sums, count)
+        for name, score in self.scores.items():
+            self.log(f"val/{name}/{score.metric}", score.compute())
+
+    def predict_step(self, pack: dict, number: int) -> dict[str, Any]:
+        """What one pack by itself does: its mean loss, the norm of that loss's gradient, and the first module that puts
+        out a number that is not finite. No weight changes."""
+        with torch.enable_grad(), watch(self.net) as wrong:
+            loss, _ = self.objective(self.net, pack)
+            loss = loss / self.objective.count(pack).clamp(min=1)
+            loss.backward()
+        norms = [parameter.grad.norm() for parameter in self._trained() if parameter.grad is not None]
+        self.zero_grad()
+        norm = torch.stack(norms).norm() if norms else torch.zeros(())
+        return {"loss": float(loss.detach()), "grad_norm": float(norm), "first": wrong[0] if wrong else None}
+
+    def _trained(self) -> Iterator[nn.Parameter]:
+        return (parameter for parameter in self.parameters() if parameter.requires_grad)
+
+    @property
+    def _has_no_memory(self) -> bool:
+        return any(parameter.is_meta for parameter in self.net.parameters())
+
+    @property
+    def _is_sharded(self) -> bool:
+        return isinstance(self.trainer.strategy, Sharded)
+
+    @property
+    def _speaks(self) -> bool:
+        return not self._is_sharded or self.trainer.strategy.speaks
+
+    def _without_communication(self) -> Any:
+        block = getattr(self.trainer.strategy, "block_backward_sync", None)
+        return block() if block else nullcontext()
+
+    def _of_this_rank(self, value: float) -> Tensor:
+        """A vector over all ranks, of which a sum over them keeps each one's value."""
+        values = torch.zeros(self.trainer.world_size, device=self.device)
+        values[self.trainer.global_rank] = value
+        return values
+
+    def _sum_over_ranks(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """All of them at once: of the same names and shapes on every rank."""
+        flat = torch.cat([value.float().flatten() for value in values.values()])
+        summed = self.trainer.strategy.reduce(flat * self._speaks, reduce_op="sum")
+        parts = summed.split([value.numel() for value in values.values()])
+        return {name: part.view(values[name].shape) for name, part in zip(values, parts, strict=True)}

@@ -1,0 +1,229 @@
+"""From a net on the meta device to weights in memory, whole or in parts: applied from outside the model.
+
+One path for every strategy: adapters and frozen parts are settled on the meta device, `shard` divides what has no
+memory yet, `materialise` gives each process memory for its part and the initial weights, the same ones however the net
+is divided. Gradients are sums over all rows of a step; nothing here averages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from auris.errors import UserError
+from auris.model import adapters, dtensor, llm
+from auris.model.audio_lm import AudioLM
+from auris.model.weights import loading
+
+# Methods of a net that compute with its parameters and are called from outside.
+_ENTRIES = ("hear", "hidden", "generate")
+
+# transformers' names for the two ways in which a linear layer is divided (its configs' `base_model_tp_plan`).
+_STYLES = {"colwise": ColwiseParallel, "rowwise": RowwiseParallel}
+
+_DRAWS = {torch.ops.aten.normal_.default, torch.ops.aten.uniform_.default}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Meshes:
+    """Which processes share what.
+
+    Args:
+        whole: all processes, in one row, or in two dimensions: replicas of the model, and the processes that share one.
+        layers: those that share a layer of the LLM: `whole`, or with tensor parallelism those with the same part of it.
+        tensor: those that compute a layer of the LLM together; None: each process computes whole layers.
+        dtype: what is computed in; trained weights, their gradients and the optimizer stay in float32.
+    """
+
+    whole: DeviceMesh
+    layers: DeviceMesh
+    tensor: DeviceMesh | None = None
+    dtype: torch.dtype = torch.float32
+
+
+def shard(net: AudioLM, meshes: Meshes) -> None:
+    """Divide a net on the meta device over processes (FSDP2), with its adapters attached and its parts frozen.
+
+    Units, gathered one at a time: each block of the encoder, each layer of the LLM, its embedding. All the rest, the
+    head included, is one unit that stays gathered from a step's forward to its backward: the number of chunks in which
+    a process scores its labels is its own affair then.
+
+    With tensor parallelism the layers of the LLM are divided by heads and channels first. What it leaves whole is
+    computed by all processes of a group alike, on the same rows, and each keeps a part of its own nevertheless: so no
+    two copies of a weight can drift apart.
+
+    Raises ValueError if the LLM, or an adapter beside it, cannot be computed by so many processes together.
+    """
+    for parameter in net.parameters():
+        if not parameter.requires_grad:  # a master weight is of use only where something is learned
+            parameter.data = parameter.data.to(meshes.dtype)
+    copies = 1
+    if meshes.tensor is not None:
+        copies = meshes.tensor.size()
+        _split_layers(net, meshes.tensor)
+    for block in net.encoder.blocks:
+        _unit(block, meshes.whole, meshes.dtype, copies)
+    for layer in llm.layers(net.llm):
+        _unit(layer, meshes.layers, meshes.dtype)
+    embedding = net.llm.get_input_embeddings()
+    if embedding.weight is not net.llm.get_output_embeddings().weight:
+        _unit(embedding, meshes.whole, meshes.dtype, copies)
+    _unit(net, meshes.whole, meshes.dtype, copies, reshard_after_forward=False)
+    for entry in _ENTRIES:
+        register_fsdp_forward_method(net, entry)
+
+
+def shard_objective(objective: nn.Module, meshes: Meshes) -> None:
+    """Divide an objective's own parameters, where it has any. Unlike the net it has its values already: it is small."""
+    if next(objective.parameters(), None) is not None:
+        copies = 1 if meshes.tensor is None else meshes.tensor.size()
+        _unit(objective, meshes.whole, meshes.dtype, copies)
+        register_fsdp_forward_method(objective, "answer")
+
+
+def reshard(*modules: nn.Module) -> None:
+    """Have sharded modules hold their own parts again: after a forward without backward they may still be gathered."""
+    for module in modules:
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
+def _unit(
+    module: nn.Module, mesh: DeviceMesh, dtype: torch.dtype, copies: int = 1, reshard_after_forward: bool | None = None
+) -> None:
+    """Make one FSDP unit of what is in a module and in no unit yet. `copies` processes compute each gradient alike."""
+    # Inputs are not cast: reference log-probabilities come with the pack, and the model casts features itself.
+    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard_after_forward)
+    # Sums, not means: a step divides once, by all that it has counted. The factor alone would make FSDP scale inside
+    # the collective, which gloo cannot.
+    module.set_force_sum_reduction_for_comms(True)
+    module.set_gradient_divide_factor(float(copies))
+
+
+def check_split(net: AudioLM, size: int, *, adapted: bool) -> None:
+    """That `size` processes can compute each layer of the LLM together; `adapted`: it has, or will have, adapters.
+
+    Raises ValueError if not.
+    """
+    config, asked = net.llm.config.get_text_config(), f"trainer.strategy.tensor_parallel={size}"
+    if adapted:
+        raise UserError(
+            f"{asked} does not divide adapters, but trainable names {adapters.LORA} or {adapters.NEW_TOKENS}: expected "
+            "strategy=fsdp, or trainable=[...,llm]"
+        )
+    plan = getattr(config, "base_model_tp_plan", None) or {}
+    if not plan or set(plan.values()) - _STYLES.keys():
+        raise UserError(
+            f"{asked}: transformers has no plan of {' and '.join(_STYLES)} layers for the LLM {config.model_type}, as "
+            "for qwen2: expected strategy=fsdp"
+        )
+    for field in ("num_attention_heads", "num_key_value_heads", "intermediate_size"):
+        number = getattr(config, field)
+        if number % size:
+            raise UserError(f"{asked}: expected a divisor of the LLM's {field}={number}, or strategy=fsdp")
+
+
+def _split_layers(net: AudioLM, mesh: DeviceMesh) -> None:
+    """Divide the LLM's layers by attention heads and by channels of the MLP, as its transformers config plans it."""
+    check_split(net, mesh.size(), adapted=any(loading.plain_name(name) != name for name, _ in net.named_parameters()))
+    plan = net.llm.config.get_text_config().base_model_tp_plan
+    parallelize_module(net.llm.get_decoder(), mesh, {name: _STYLES[style]() for name, style in plan.items()})
+
+
+def materialise(net: nn.Module, device: torch.device | str, *, draw: bool = True) -> None:
+    """Give a net built on the meta device its memory and its initial weights (drawn from torch's global generator).
+
+    `to_empty` leaves garbage in buffers as well as in parameters, so every module that owns either refills it.
+
+    Args:
+        net: whole, or sharded: each process gets its part of the same weights.
+        draw: False leaves out the random numbers, minutes for 8.4 billion of them, where all weights are loaded next.
+    """
+    net.to_empty(device=device)
+    with torch.no_grad(), Draws(skip=not draw):
+        _reset(net)
+
+
+class Draws(TorchDispatchMode):
+    """Fills a sharded tensor with its part of the random numbers that the whole one would get.
+
+    The whole tensor is drawn on every process, one at a time. DTensor's own random numbers are independent on a CPU and
+    follow from the sharding on a GPU.
+
+    Args:
+        skip: leave tensors as they are where they would be filled with random numbers.
+    """
+
+    def __init__(self, *, skip: bool = False) -> None:
+        super().__init__()
+        self.skip = skip
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        if func not in _DRAWS or not (self.skip or isinstance(args[0], DTensor)):
+            return func(*args, **kwargs)
+        if not self.skip:
+            whole = torch.empty(args[0].shape, dtype=torch.float32, device="cpu")
+            dtensor.fill(args[0], func(whole, *args[1:], **kwargs))
+        return args[0]
+
+
+def _reset(module: nn.Module) -> None:
+    if isinstance(module, llm.PreTrainedModel):
+        llm.reset_parameters(module)  # its own initialisation; torch's defaults must not overwrite it
+        return
+    for child in module.children():
+        _reset(child)
+    if hasattr(module, "reset_parameters"):
+        module.reset_parameters()  # after its children: a module may refine what they start from
+
+
+@torch.no_grad()
+def copy(source: AudioLM, target: AudioLM) -> None:
+    """Give a net the tensors of one of the same architecture that is divided in the same way; adapters are left out."""
+    tensors = target.state_dict()
+    for name, tensor in source.state_dict().items():
+        plain = loading.plain_name(name)
+        if plain is not None:
+            dtensor.local_part(tensors[plain])[0].copy_(dtensor.local_part(tensor)[0])
+
+
+@torch.no_grad()
+def clip(parameters: Iterable[nn.Parameter], max_norm: float, *, scale: Tensor | float) -> Tensor:
+    """Multiply gradients by `scale`, then bound their norm: that of the whole model, wherever its parts are.
+
+    Parameters may lie on several meshes, as they do with tensor parallelism, where torch's own clipping raises. One
+    number is summed over the processes.
+
+    Returns:
+        the norm after scaling and before clipping, the same on all processes.
+    """
+    world = 1
+    groups: dict[int, list[Tensor]] = {}
+    for parameter in parameters:
+        if parameter.grad is not None:
+            if isinstance(parameter.grad, DTensor):
+                world = torch.distributed.get_world_size()
+            groups.setdefault(dtensor.parts(parameter.grad), []).append(
+                dtensor.local_part(parameter.grad)[0].mul_(scale)
+            )
+    # Where n parts are on `world` processes, each of them is counted world / n times.
+    square = sum(nn.utils.get_total_norm(group).square() * (n / world) for n, group in groups.items())
+    if world > 1:
+        torch.distributed.all_reduce(square)
+    norm = square.sqrt()
+    factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)  # 1e-6: as torch's clip_grad_norm_
+    for group in groups.values():
+        for gradient in group:
+            gradient.mul_(factor)
+    return norm
