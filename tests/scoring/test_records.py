@@ -1,0 +1,71 @@
+"""Lines of predictions/*.jsonl and results.jsonl: read back equal, and whatever else stands there is named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from auris.metrics.records import Prediction, ResultRow, read, write
+
+PREDICTION = {
+    "id": "a-0",
+    "task": "asr",
+    "language": "en",
+    "group": "asr en",
+    "metric": "wer",
+    "provenance": "real",
+    "audio_seconds": 1.5,
+    "speaker": None,
+    "recording": "a.wav",
+    "stats": [1.0, 4.0],
+    "hypothesis": "the cat sat\u2028down",
+    "reference": "the cat sat down",
+}
+RESULT = {
+    "study": "s",
+    "arm": "a",
+    "seed": 0,
+    "benchmark": "embedded",
+    "task": "asr en",
+    "split": "test",
+    "metric": "wer",
+    "value": 0.25,
+    "low": 0.0,
+    "high": 0.5,
+    "n": 1,
+    "units": "1 rows",
+    "detectable": None,
+    "signature": "wer|made up",
+    "provenance": "real",
+}
+JUDGED = PREDICTION | {"replies": ["8 6", None], "failures": [None, "no reply"]}
+
+
+@pytest.mark.parametrize(
+    ("kind", "line"),
+    [(Prediction, PREDICTION), (Prediction, JUDGED), (ResultRow, RESULT), (ResultRow, RESULT | {"p": 0.25})],
+)
+def test_files_are_read_back_and_keys_keep_their_order(kind, line: dict, tmp_path: Path):
+    path = tmp_path / "run" / "file.jsonl"
+    write(path, [kind.from_json(line)])
+    assert path.read_text(encoding="utf-8") == json.dumps(line, ensure_ascii=False) + "\n"
+    assert [record.to_json() for record in read(path, kind)] == [line]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ({key: RESULT[key] for key in RESULT if key not in ("units", "low")}, "line 2 has no low, units; evaluate"),
+        (RESULT | {"colour": "red"}, "line 2 has the unknown fields colour"),
+    ],
+)
+def test_other_lines_are_an_error_that_names_the_line(line: dict, message: str, tmp_path: Path):
+    path = tmp_path / "results.jsonl"
+    path.write_text("".join(json.dumps(entry) + "\n" for entry in (RESULT, line)))
+    with pytest.raises(ValueError, match=message):
+        read(path, ResultRow)
+    path.write_text(json.dumps(RESULT) + "\n" + json.dumps(RESULT)[:-20])
+    with pytest.raises(ValueError, match="line 2 is not JSON"):
+        read(path, ResultRow)
