@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from auris.data.packing import collate
+from auris.data.collate import collate
 from auris.model.compiled import compile_blocks
 from auris.model.llm import layers
 from auris.training.objectives.next_token import NextToken

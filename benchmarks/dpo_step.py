@@ -20,7 +20,7 @@ from einops import rearrange
 from torch import Tensor
 from transformers import Qwen2AudioForConditionalGeneration
 
-from auris.data.packing import Sample, collate
+from auris.data.collate import Sample, collate
 from auris.training.objectives.dpo import DPO, answer_logps
 from benchmarks import Comparison
 from benchmarks.models import (

@@ -18,7 +18,7 @@ import lightning as L
 import torch
 
 from auris import config
-from auris.data.datamodule import Steps
+from auris.data.batches import Steps
 from auris.training import run as train
 from auris.training.module import AudioLMModule
 from benchmarks import Mistake, Report

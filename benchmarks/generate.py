@@ -8,7 +8,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from auris.data.packing import Sample, collate
+from auris.data.collate import Sample, collate
 from auris.model.generation import Generation
 from benchmarks import Comparison
 from benchmarks.models import PRESETS, Preset, models, padded, samples, waves

@@ -22,7 +22,8 @@ from torch import Tensor
 from transformers import WhisperFeatureExtractor
 
 from auris.audio import SAMPLE_RATE, Geometry, stored
-from auris.data.datamodule import AudioDataModule, Steps
+from auris.data.batches import Steps
+from auris.data.datamodule import AudioDataModule
 from auris.data.parquet import pack as shards
 from auris.data.samples import AudioSamples
 from auris.text.prompts import NaturalPrompt

@@ -20,7 +20,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from auris.data.packing import collate
+from auris.data.collate import collate
 from auris.training.objectives.next_token import NextToken
 from benchmarks import Report
 from benchmarks.models import PRESETS, TRAINED, Preset, models, padded, samples, train, waves

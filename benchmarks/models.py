@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from transformers import Qwen2AudioConfig, Qwen2AudioForConditionalGeneration
 
 from auris.audio import MAX_FRAMES, MAX_SAMPLES, SAMPLE_RATE, Geometry, frames, log_mel, stored
-from auris.data.packing import IGNORE, Sample
+from auris.data.collate import Sample
 from auris.model import llm, pooling, projector
 from auris.model.audio_lm import AudioLM
 from auris.model.encoder import Encoder
+from auris.model.pack import IGNORE
 from auris.model.weights import loading
 from auris.training import optim
 from benchmarks import Mistake

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from auris.audio import MAX_SAMPLES, SAMPLE_RATE, Geometry, frames
-from auris.data.packing import Plan, Source
+from auris.data.plan import Plan, Source
 from benchmarks import Report
 from benchmarks.models import ANSWER_RATE, PROMPT
 

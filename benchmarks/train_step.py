@@ -12,7 +12,7 @@ from functools import partial
 import transformers
 from torch import Tensor
 
-from auris.data.packing import collate
+from auris.data.collate import collate
 from auris.training.objectives.next_token import NextToken
 from benchmarks import Comparison
 from benchmarks.models import (

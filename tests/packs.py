@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from auris.audio import MAX_FRAMES, Geometry
-from auris.data.packing import Sample, collate
+from auris.data.collate import Sample, collate
 
 AUDIO_ID = 5  # stands where audio tokens stand
 VOCAB = 96

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from auris.audio import Geometry
-from auris.data.packing import Sample, collate
+from auris.data.collate import Sample, collate
 from packs import Row, audio_mask, clips, expand
 
 

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from auris import config
 from auris.corpus import instruct
-from auris.data.datamodule import Rows
+from auris.data.batches import Rows
 from auris.training import run as train
 from auris.training import studies
 from recipes import smallest_run

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import published
-from auris.data.datamodule import pack
+from auris.data.batches import pack
 from auris.data.manifests import read_manifests
 from auris.data.rows import Row
 from auris.inference import align

@@ -15,9 +15,8 @@ from torch import nn
 
 import published
 from auris import config
-from auris.data.datamodule import pack
+from auris.data.batches import pack
 from auris.data.manifests import read_manifests
-from auris.data.packing import IGNORE
 from auris.inference import inspect
 from auris.inference.inspect import (
     GIB,
@@ -34,6 +33,7 @@ from auris.inference.inspect import (
     work,
 )
 from auris.model import adapters
+from auris.model.pack import IGNORE
 from auris.model.weights.identify import PARTS
 from manifests import samples_of, speech_rows, tokenizer, write_manifest
 

@@ -13,10 +13,10 @@ import torch
 from rich.console import Console
 
 import nets
-from auris.data.datamodule import metric as own_metric
+from auris.data.collate import collate
 from auris.data.manifests import Manifest
-from auris.data.packing import collate
 from auris.data.rows import Clip, Row
+from auris.data.rows import metric as own_metric
 from auris.evaluation import benchmarks
 from auris.evaluation.judging import rate
 from auris.evaluation.predictions import about, score

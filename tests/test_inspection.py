@@ -13,7 +13,7 @@ from einops import rearrange
 from torch import Tensor
 
 import published
-from auris.data.packing import collate
+from auris.data.collate import collate
 from auris.data.rows import Row
 from auris.inference import inspection
 from auris.inference.inspection.pooling_probe import recovered

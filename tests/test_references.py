@@ -19,7 +19,7 @@ from torch import nn
 import nets
 from auris import config
 from auris.audio import SpecAugment
-from auris.data.datamodule import pack
+from auris.data.batches import pack
 from auris.data.pairs import PairSamples
 from auris.data.rows import Row
 from auris.inference import load as pretrained

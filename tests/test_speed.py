@@ -16,10 +16,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import nets
 from auris import config
-from auris.data.datamodule import Steps
-from auris.data.packing import IGNORE, collate
+from auris.data.batches import Steps
+from auris.data.collate import collate
 from auris.inference import inspect
 from auris.model import pooling, projector
+from auris.model.pack import IGNORE
 from auris.results import curves
 from auris.training import counters, provenance, throughput
 from auris.training import run as train

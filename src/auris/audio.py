@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import accumulate
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import soundfile
@@ -49,6 +49,7 @@ N_FFT = 400  # samples: 25 ms
 HOP = 160  # samples: 10 ms
 MAX_SAMPLES = 480_000  # 30 s, the longest clip that the encoder's position table covers
 MAX_FRAMES = 3_000
+ENCODER_RATE = 50  # encoder frames a second
 _IN_CACHE = 256  # frames whose samples and spectrum stay in a core's cache (0.4 MB each)
 
 # A clip all of whose samples lie within one step of 16-bit audio is silent; so is a constant offset.
@@ -71,6 +72,8 @@ class Sound(Protocol):
 
 Source = str | Path | Sound
 
+_Frames = TypeVar("_Frames", int, Tensor)
+
 
 def frames(n_samples: int) -> int:
     """Valid mel frames N of a clip of `n_samples` samples (10 ms each, the last one may be partly empty)."""
@@ -84,6 +87,11 @@ def stored(frames: int) -> int:
     of the clip padded to 30 s.
     """
     return min(frames + 2, MAX_FRAMES)
+
+
+def encoder_frames(frames: _Frames) -> _Frames:
+    """Encoder frames (ENCODER_RATE a second) of clips with `frames` valid mel frames: the second convolution halves."""
+    return (frames - 1) // 2 + 1
 
 
 @dataclass(frozen=True)
@@ -114,7 +122,7 @@ class Geometry:
 
     def tokens(self, frames: int) -> int:
         """Audio tokens of a clip with `frames` valid mel frames; an incomplete last one is dropped."""
-        return ((frames - 1) // 2 + 1) // self.pool if frames > 0 else 0
+        return encoder_frames(frames) // self.pool if frames > 0 else 0
 
     def span(self, windows: Sequence[int]) -> int:
         """Audio tokens between the marks of a clip whose windows have so many valid frames.

@@ -14,11 +14,12 @@ import pytest
 import torch
 
 from auris.audio import SpecAugment
-from auris.data.datamodule import AudioDataModule, Questions, Steps, by_length, group
+from auris.data.batches import Questions, Steps, by_length
+from auris.data.datamodule import AudioDataModule
 from auris.data.lengths import Lengths
-from auris.data.packing import IGNORE
-from auris.data.rows import Row
+from auris.data.rows import Row, group
 from auris.data.samples import TextSamples
+from auris.model.pack import IGNORE
 from manifests import samples_of, speech_rows, write_manifest
 
 SECONDS = [0.3 + 0.07 * n for n in range(14)]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from auris.data.epoch_stats import survey
-from auris.data.packing import Plan, Source
+from auris.data.plan import Plan, Source
 from auris.data.rows import Row
 
 N = 60

@@ -16,8 +16,7 @@ import pytest
 from auris.data import row_index
 from auris.data.lengths import measure
 from auris.data.manifests import Ids, Joined, Selection, keys, read_manifests
-from auris.data.packing import row_key
-from auris.data.rows import Form, Row
+from auris.data.rows import Form, Row, row_key
 from auris.data.samples import ChatSamples
 from auris.text.prompts import Qwen2AudioChat
 from manifests import samples_of, speech_rows, write_manifest

@@ -10,7 +10,10 @@ import pytest
 import torch
 
 from auris.audio import Geometry, stored
-from auris.data.packing import IGNORE, Plan, Sample, Source, collate, row_key, row_seed
+from auris.data.collate import Sample, collate
+from auris.data.plan import Plan, Source
+from auris.data.rows import row_key, row_seed
+from auris.model.pack import IGNORE
 
 GEOMETRY = Geometry(n_mels=5, pool=2)
 

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from auris.audio import Geometry
-from auris.data.datamodule import pack
+from auris.data.batches import pack
 from auris.data.lengths import measure
 from auris.data.manifests import read_manifests
-from auris.data.packing import IGNORE
 from auris.data.pairs import PairSamples
 from auris.data.rows import Row
 from auris.errors import RowError
+from auris.model.pack import IGNORE
 from auris.text.prompts import Chat, Qwen2AudioChat, QwenAudioChat
 from manifests import read_row, samples_of, tokenizer, write_manifest, write_wave
 

@@ -11,11 +11,12 @@ import soundfile
 import torch
 
 from auris import audio
+from auris.data.collate import collate
 from auris.data.manifests import read_manifests
-from auris.data.packing import IGNORE, collate
 from auris.data.rows import Clip, Row
 from auris.data.samples import AudioSamples, ChatSamples, Samples, TextSamples, TooLong, TranscriptSamples
 from auris.errors import AudioError, RowError
+from auris.model.pack import IGNORE
 from auris.text.prompts import BothPrompts, Chat, NaturalPrompt, Qwen2AudioChat, QwenAudioChat, TagPrompt, text_of
 from auris.text.task_table import EXAMPLE
 from auris.text.tasks import TASKS

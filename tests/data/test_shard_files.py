@@ -20,7 +20,8 @@ from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
 from rich.console import Console
 from torch.utils.data import DataLoader
 
-from auris.data.datamodule import AudioDataModule, Steps, pack
+from auris.data.batches import Steps, pack
+from auris.data.datamodule import AudioDataModule
 from auris.data.lengths import measure
 from auris.data.manifests import Manifest, Selection, read_manifests
 from auris.data.parquet import reader as parquet

@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 import torch
 
-from auris.data.packing import collate
+from auris.data.collate import collate
 from auris.model import llm, pooling, projector
 from auris.model.audio_lm import AudioLM
 from auris.model.encoder import Encoder

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from auris.audio import Geometry, stored
-from auris.data.packing import Sample, collate
+from auris.data.collate import Sample, collate
 from auris.model.audio_lm import AudioLM
 from auris.model.encoder import Encoder
 from auris.model.generation import Generation

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 import nets
 from auris.audio import Geometry
-from auris.data.packing import IGNORE, collate
+from auris.data.collate import collate
 from auris.model.audio_lm import AudioLM
 from auris.model.generation import Generation
 from auris.model.llm import LongRotary
+from auris.model.pack import IGNORE
 from auris.text.tasks import CURVES
 from auris.training.objectives import logps as logps_module
 from auris.training.objectives.dpo import DPO, answer_logps

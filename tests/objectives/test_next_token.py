@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from auris.audio import Geometry
-from auris.data.packing import IGNORE, collate
+from auris.data.collate import collate
 from auris.model import llm, pooling, projector
 from auris.model.audio_lm import AudioLM
 from auris.model.encoder import Encoder
 from auris.model.generation import Generation
+from auris.model.pack import IGNORE
 from auris.text.tasks import CURVES
 from auris.training.objectives import logps
 from auris.training.objectives.next_token import NextToken

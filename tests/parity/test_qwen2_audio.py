@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from transformers import Qwen2AudioForConditionalGeneration
 from twins import BATCHES, build, padded
 
-from auris.data.packing import IGNORE
 from auris.model.audio_lm import AudioLM
+from auris.model.pack import IGNORE
 from auris.model.weights import loading
 from packs import Row, pack
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +16,16 @@ import lightning as L
 import numpy as np
 from torch.utils.data import Dataset
 
+from auris.data.batches import Questions, Rows, Steps, by_length, drop_over_budget
 from auris.data.epoch_stats import STEPS, Epoch, survey
-from auris.data.lengths import Lengths, measure
+from auris.data.lengths import measure
 from auris.data.loader import Loader
 from auris.data.manifests import Ids, Joined, Manifest, keys, read_manifests
-from auris.data.packing import Entry, Plan, Sample, Source, collate
-from auris.data.rows import Row
+from auris.data.plan import Entry, Plan, Source
+from auris.data.rows import Row, group, is_asked, metric
 from auris.data.samples import Samples
-from auris.errors import AudioError, RowError, UserError
-from auris.metrics.row_stats import for_language
-from auris.text import tasks
+from auris.errors import UserError
+from auris.model.pack import Pack
 
 
 class AudioDataModule(L.LightningDataModule):
@@ -39,7 +38,7 @@ class AudioDataModule(L.LightningDataModule):
         rows_per_step: rows of a step over all ranks; None fills packs for throughput instead.
         token_budget: most tokens in one pack.
         packs_per_step: with `rows_per_step=None`, packs of a step over all ranks.
-        temperature: of the mix of training manifests (`packing.Plan`).
+        temperature: of the mix of training manifests (`plan.Plan`).
         num_workers: loader processes per rank.
         worker_timeout, worker_restarts: when they count as hung, and how often they are replaced (`loader.Loader`).
         max_unusable: share of the training rows that may be known as unusable before the first step.
@@ -91,10 +90,10 @@ class AudioDataModule(L.LightningDataModule):
         self.rows = Joined([manifest.rows for manifest in manifests])
         self.lengths = measure(manifests, self.samples, self.cache_dir)
         if self.samples.long_audio == "skip":
-            self.lengths = within(self.lengths, self.token_budget)
+            self.lengths = drop_over_budget(self.lengths, self.token_budget)
         self._check_usable()
         self.plan = Plan(
-            sources=sources(manifests),
+            sources=_sources(manifests),
             lengths=self.lengths.tokens,
             seed=self.seed,
             rows_per_step=self.rows_per_step,
@@ -114,7 +113,7 @@ class AudioDataModule(L.LightningDataModule):
         self._steps = self._loader(dataset, self.trainer.global_step, self.max_steps)
         return self._steps
 
-    def first_step(self) -> list[dict]:
+    def first_step(self) -> list[Pack]:
         """All packs of the first step, as a single process would have them."""
         return Steps(self.rows, self.plan, self.samples, 1, 0)[0]
 
@@ -201,89 +200,7 @@ class AudioDataModule(L.LightningDataModule):
         return (place["num_replicas"], place["rank"]) if place else (1, 0)
 
 
-class Steps(Dataset):
-    """Step number -> this rank's packs."""
-
-    def __init__(self, rows: Sequence[Row], plan: Plan, samples: Samples, world: int, rank: int):
-        self.rows, self.plan, self.samples = rows, plan, samples
-        self.world, self.rank = world, rank
-
-    def __getitem__(self, step: int) -> list[dict]:
-        packs = self.plan.packs(step, world=self.world, rank=self.rank)
-        return [pack(self.rows, numbers, self.samples) for numbers in packs]
-
-
-class Rows(Dataset):
-    """Training rows, each a pack by itself, with the random choices of the epoch that they are taken from."""
-
-    def __init__(self, rows: Sequence[Row], entries: Sequence[Entry], samples: Samples):
-        self.rows, self.entries, self.samples = rows, entries, samples
-
-    def __getitem__(self, number: int) -> dict:
-        return pack(self.rows, [self.entries[number]], self.samples)
-
-
-class Questions(Dataset):
-    """Evaluation packs: the rows with their answers (for the loss) and their prompts alone (for generation)."""
-
-    def __init__(self, rows: Sequence[Row], packs: Sequence[Sequence[int]], samples: Samples):
-        self.rows, self.packs, self.samples = rows, packs, samples
-
-    def __getitem__(self, number: int) -> dict:
-        numbers = [(row, None) for row in self.packs[number]]
-        asked = [(row, None) for row in self.packs[number] if is_asked(self.rows[row])]
-        return {
-            "answered": pack(self.rows, numbers, self.samples),
-            "prompts": pack(self.rows, asked, self.samples, prompt_only=True),
-        }
-
-
-def pack(
-    rows: Sequence[Row],
-    numbers: Sequence[tuple[int, int | None]],
-    samples: Samples,
-    *,
-    prompt_only: bool = False,
-) -> dict:
-    """The pack of these (row number, data epoch): a row that cannot be read is left out, with its reason."""
-    built: list[Sample] = []
-    skipped: list[tuple[str, str]] = []
-    for number, epoch in numbers:
-        row = rows[number]
-        try:
-            built.append(samples.build(row, number, epoch, prompt_only=prompt_only))
-        except (RowError, AudioError) as error:
-            skipped.append((row.id, str(error)))
-    return collate(built, geometry=samples.geometry if samples.has_audio else None, skipped=skipped)
-
-
-def within(lengths: Lengths, token_budget: int) -> Lengths:
-    """Lengths of which those over the budget count as unusable, with the reason."""
-    over = np.flatnonzero(lengths.tokens > token_budget)
-    problems = {
-        int(row): f"the row has {lengths.tokens[row]} tokens, data.token_budget={token_budget} is less" for row in over
-    }
-    tokens = np.where(lengths.tokens > token_budget, 0, lengths.tokens)
-    return replace(lengths, tokens=tokens, problems=lengths.problems | problems)
-
-
-def by_length(lengths: Lengths, token_budget: int, world: int = 1) -> list[list[int]]:
-    """Usable rows, longest first, in packs under the budget; their number a multiple of `world` (empty packs last)."""
-    packs: list[list[int]] = []
-    filled = token_budget + 1
-    for number in np.argsort(-lengths.tokens, kind="stable"):
-        length = int(lengths.tokens[number])
-        if length == 0:
-            break
-        if filled + length > token_budget:
-            packs.append([])
-            filled = 0
-        packs[-1].append(int(number))
-        filled += length
-    return packs + [[] for _ in range(-len(packs) % world)]
-
-
-def sources(manifests: Sequence[Manifest]) -> list[Source]:
+def _sources(manifests: Sequence[Manifest]) -> list[Source]:
     first, found = 0, []
     for manifest in manifests:
         facts = {"ids": Ids(manifest.rows), "keys": keys(manifest.rows)}
@@ -291,22 +208,3 @@ def sources(manifests: Sequence[Manifest]) -> list[Source]:
         found.append(Source(name=manifest.name, first=first, **facts, **mix))
         first += len(manifest.rows)
     return found
-
-
-def group(row: Row) -> str:
-    """The line of a results table that a row belongs to, as `asr en` or `s2tt de-en`."""
-    return tasks.group(row.labels)
-
-
-def is_asked(row: Row) -> bool:
-    """Whether a row has an answer to be scored: plain text and preferences have none, nor what cannot be used."""
-    return not row.problem and bool(tasks.find(row.labels["task"]).metric)
-
-
-def language(row: Row) -> str:
-    """The language that a row's answer is written in."""
-    return row.labels.get("target_language") or row.labels.get("language") or "en"
-
-
-def metric(row: Row) -> str:
-    return for_language(tasks.find(row.labels["task"]).metric, language(row))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from auris.data.packing import Plan
+from auris.data.plan import Plan
 from auris.data.rows import Row
 from auris.data.samples import Samples
 

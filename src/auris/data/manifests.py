@@ -15,12 +15,11 @@ from typing import Any, NamedTuple, overload
 
 import numpy as np
 
-from auris.data.packing import row_key
 from auris.data.parquet import dataset as shards
 from auris.data.parquet.dataset import Shards
 from auris.data.parquet.foreign import ParquetFiles
 from auris.data.row_index import Lines, Store
-from auris.data.rows import Form, Record, Row
+from auris.data.rows import Form, Record, Row, row_key
 from auris.errors import MissingFileError, UserError
 from auris.text import tasks
 
@@ -188,7 +187,7 @@ def read_manifests(
     """The rows of each entry of a config's list.
 
     Args:
-        sources: each a path, or a mapping with `path` and any of: `weight` and `max_per_epoch` (in `packing.Plan`),
+        sources: each a path, or a mapping with `path` and any of: `weight` and `max_per_epoch` (in `plan.Plan`),
             `tasks` (keeps these), `limit` (the first rows of each task), `columns` ({ours: theirs}) and `labels` (that
             all rows have). A path is a file of lines, or Parquet: a directory of shards, a file, a pattern, also as
             URL.

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from auris.data.packing import Sample
+from auris.data.collate import Sample
 from auris.data.rows import Row
 from auris.data.samples import AudioSamples
 from auris.errors import RowError

@@ -23,9 +23,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from auris.data import array_cache
-from auris.data.packing import row_key
 from auris.data.parallel_map import divide
-from auris.data.rows import Form, Record, Row, decode, is_plain, parse
+from auris.data.rows import Form, Record, Row, decode, is_plain, parse, row_key
 from auris.errors import UserError
 
 _VERSION = 1  # of the arrays on disk

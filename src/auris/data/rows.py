@@ -8,6 +8,7 @@ be without the fault, and the row is counted and named, never dropped silently.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,7 @@ from typing import Any, NamedTuple
 from auris.audio import Sound
 from auris.data import importers
 from auris.errors import UserError
+from auris.metrics.row_stats import for_language
 from auris.text import prompts, tasks
 
 _NOT_LABELS = {"audio", "offset", "duration", "id"}
@@ -178,6 +180,39 @@ def seconds(fields: Mapping[str, Any]) -> dict[str, float]:
         if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value <= MAX_SECONDS:
             raise UserError(f"`{what}` is {value!r:.80}, expected seconds from 0 to {MAX_SECONDS:.0f}")
     return stretch
+
+
+# --- what follows from a row --------------------------------------------------------------------------------------
+
+
+def row_key(text: str) -> int:
+    """Return 64 bits that stand for a row's id; two of 10^8 ids collide with a probability of 1 in 3700."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+def row_seed(seed: int, epoch: int, row_id: str) -> int:
+    """Return the seed (63 bits) of everything random about one row in one epoch, the same on every machine."""
+    return row_key(f"{seed}\x00{epoch}\x00{row_id}") >> 1
+
+
+def group(row: Row) -> str:
+    """Return the line of a results table that a row belongs to, as `asr en` or `s2tt de-en`."""
+    return tasks.group(row.labels)
+
+
+def is_asked(row: Row) -> bool:
+    """Whether a row has an answer to be scored. Plain text and preferences have none, nor have unusable rows."""
+    return not row.problem and bool(tasks.find(row.labels["task"]).metric)
+
+
+def language(row: Row) -> str:
+    """Return the language that a row's answer is written in."""
+    return row.labels.get("target_language") or row.labels.get("language") or "en"
+
+
+def metric(row: Row) -> str:
+    """Return the metric of a row's task in the row's language."""
+    return for_language(tasks.find(row.labels["task"]).metric, language(row))
 
 
 # --- dialogues ----------------------------------------------------------------------------------------------------

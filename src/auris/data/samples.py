@@ -17,8 +17,8 @@ import numpy as np
 
 from auris import audio
 from auris.data.augment import Distortion
-from auris.data.packing import Sample, row_seed
-from auris.data.rows import Clip, Row
+from auris.data.collate import Sample
+from auris.data.rows import Clip, Row, row_seed
 from auris.errors import RowError, UserError
 from auris.text import tasks
 from auris.text.prompts import BothPrompts, Chat, NaturalPrompt, Prompt, Turn, names

@@ -13,8 +13,7 @@ from rich import box
 from rich.table import Table
 
 from auris import config
-from auris.data.datamodule import language
-from auris.data.rows import Row
+from auris.data.rows import Row, language
 from auris.errors import MissingFileError, UserError
 from auris.metrics import official, published, timestamps
 from auris.results import papers

@@ -9,8 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress, track
 
-from auris.data.datamodule import language
-from auris.data.rows import Row
+from auris.data.rows import Row, language
 from auris.errors import UserError
 from auris.metrics.judges import air_bench
 from auris.metrics.judges.rating import Judge, Unrated

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from auris.data.datamodule import group, language
-from auris.data.datamodule import metric as own_metric
 from auris.data.pairs import VerdictSamples
-from auris.data.rows import Row
+from auris.data.rows import Row, group, language
+from auris.data.rows import metric as own_metric
 from auris.metrics.row_stats import row_stats
 from auris.text import tasks
 

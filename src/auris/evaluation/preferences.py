@@ -26,10 +26,9 @@ from rich.table import Table
 
 from auris import audio, config
 from auris.data import lengths
-from auris.data.datamodule import by_length, is_asked, language, pack
+from auris.data.batches import by_length, pack
 from auris.data.manifests import read_manifests
-from auris.data.packing import row_seed
-from auris.data.rows import EQUAL_ANSWERS, Row, are_equal
+from auris.data.rows import EQUAL_ANSWERS, Row, are_equal, is_asked, language, row_seed
 from auris.data.samples import ChatSamples
 from auris.errors import AudioError, UserError
 from auris.inference import load as pretrained

@@ -27,11 +27,11 @@ from rich.progress import track
 
 from auris import config
 from auris.data import long_audio
-from auris.data.datamodule import by_length, language, pack
+from auris.data.batches import by_length, pack
 from auris.data.lengths import measure
 from auris.data.manifests import Manifest, read_manifests
 from auris.data.pairs import PairSamples, VerdictSamples
-from auris.data.rows import Row
+from auris.data.rows import Row, language
 from auris.data.samples import AudioSamples, ChatSamples, Samples
 from auris.errors import AudioError, RowError, UserError
 from auris.evaluation import answer_cache, audio_ablation, benchmarks, judging, summary
@@ -43,6 +43,7 @@ from auris.metrics.judges import air_bench
 from auris.metrics.judges.rating import Judge
 from auris.metrics.row_stats import check
 from auris.model.generation import Generation
+from auris.model.pack import to_device
 from auris.model.weights import checkpoint_dir
 from auris.text import tasks
 from auris.text.prompts import Prompt, TagPrompt
@@ -319,7 +320,7 @@ class _Waiting:
             self.skipped |= dict(batch["skipped"])
             if batch["rows"]:
                 self.taken += batch["rows"]
-                return _on(self.device, batch)
+                return to_device(batch, self.device)
         return None
 
 
@@ -382,14 +383,10 @@ def log_odds(
         return {}
     facts = {"tokenizer": view.tokenizer, "prompt": view.prompt, "geometry": view.geometry}
     view = VerdictSamples(**facts, long_audio=view.long_audio)
-    batch = _on(model.device, pack(rows, [(number, None) for number in numbers], view))
+    batch = to_device(pack(rows, [(number, None) for number in numbers], view), model.device)
     with torch.no_grad():
         yes, no = answer_logps(model.net, batch)[0].unbind(1)
     return dict(zip(batch["rows"], (yes - no).tolist(), strict=True))
-
-
-def _on(device: torch.device, batch: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value.to(device) if torch.is_tensor(value) else value for key, value in batch.items()}
 
 
 def in_windows(manifests: Sequence[Manifest], view: Samples) -> tuple[list[Manifest], dict[str, list[str]]]:

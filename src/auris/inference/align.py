@@ -29,10 +29,10 @@ from torch import Tensor
 
 from auris import audio, config
 from auris.data import lengths
-from auris.data.datamodule import by_length, language, pack
+from auris.data.batches import by_length, pack
 from auris.data.manifests import read_manifests
 from auris.data.prepare.convert import prepare
-from auris.data.rows import Row
+from auris.data.rows import Row, language
 from auris.data.samples import TranscriptSamples
 from auris.errors import UserError
 from auris.inference import load as pretrained

@@ -28,11 +28,11 @@ from transformers import AutoConfig
 from auris import config as recipe
 from auris.data.check import report as checkup
 from auris.data.epoch_stats import Epoch
-from auris.data.packing import IGNORE
 from auris.inference import export
 from auris.inference import load as pretrained
 from auris.model.generation import Generation
 from auris.model.llm import last_tokenwise
+from auris.model.pack import IGNORE
 from auris.model.weights import identify, loading
 from auris.text import task_table
 from auris.text.tokenizer import Tokenizer

@@ -18,13 +18,14 @@ from torch import Tensor, nn
 
 from auris import config
 from auris.audio import MAX_SAMPLES, SAMPLE_RATE
+from auris.data.collate import collate
 from auris.data.long_audio import merge, windows
-from auris.data.packing import collate
 from auris.data.rows import Clip, Row, audio_parts, seconds
 from auris.data.samples import AudioSamples
 from auris.errors import UserError
 from auris.model.audio_lm import AudioLM
 from auris.model.generation import Generation, generate
+from auris.model.pack import Pack, to_device
 from auris.model.weights import loading
 from auris.model.weights.identify import KINDS, Checkpoint, identify
 from auris.text.prompts import (
@@ -310,15 +311,14 @@ class AudioModel:
     def device(self) -> torch.device:
         return self.net.llm.device
 
-    def pack(self, turns: Sequence[list[Turn]], clips: Sequence[Sequence[Audio]]) -> dict[str, Any]:
+    def pack(self, turns: Sequence[list[Turn]], clips: Sequence[Sequence[Audio]]) -> Pack:
         """Rows, each some turns and the clips that they mark, as one batch on the net's device."""
         rows = [
             Row(str(n), tuple(row), {"task": "chat", "mode": "audio_analysis", "turns": said})
             for n, (said, row) in enumerate(zip(turns, clips, strict=True))
         ]
         samples = [self._view.build(row, number, None) for number, row in enumerate(rows)]
-        pack = collate(samples, geometry=self.net.geometry)
-        return {key: value.to(self.device) if torch.is_tensor(value) else value for key, value in pack.items()}
+        return to_device(collate(samples, geometry=self.net.geometry), self.device)
 
     def settings(self, *, chat: bool = False, **changed: Any) -> Generation:
         """What an answer is chosen by: the model's generation config, with changes.

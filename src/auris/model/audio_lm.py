@@ -2,15 +2,13 @@
 
 Shapes: T tokens of all rows, S rows, A clips, C encoder frames (20 ms) of all of them, D the encoder's width, M audio
 tokens, H the LLM's hidden width, V vocabulary rows, R any positions.
-A batch is the plain dict that auris.data.packing makes; it may lack `mel` where no row has audio at all (text-only
-training).
+A batch is a `model.pack.Pack`; it may lack `mel` where no row has audio at all (text-only training).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import torch
 from einops import rearrange
@@ -22,6 +20,7 @@ from auris.model import attention
 from auris.model import llm as lm
 from auris.model.boundary import Tokens
 from auris.model.generation import Generation, More, generate, no_more
+from auris.model.pack import Pack
 
 
 class AudioLM(nn.Module):
@@ -73,7 +72,7 @@ class AudioLM(nn.Module):
         tokens = self.projector(rearrange(self.encoder.norm(pooled), "t g d -> t (g d)"))
         return self.boundary(tokens, lengths)
 
-    def embed(self, batch: Mapping[str, Any]) -> Tensor:
+    def embed(self, batch: Pack) -> Tensor:
         """The batch's token embeddings with its audio tokens in their places: (T, H)."""
         x = lm.embed(self.llm, batch["ids"])
         if "mel" not in batch:
@@ -83,7 +82,7 @@ class AudioLM(nn.Module):
         assert len(index) in (0, len(audio)), (audio.shape, index.shape)
         return x.index_copy(0, index, audio[: len(index)].to(x.dtype))
 
-    def hidden(self, batch: Mapping[str, Any], where: Tensor | None = None) -> Tensor:
+    def hidden(self, batch: Pack, where: Tensor | None = None) -> Tensor:
         """The LLM's hidden states behind its final norm: (T, H), or (R, H) at places `where` (R,), each once, which is
         less work. Pairs of answers are computed as trees."""
         cu = batch["cu_seqlens"]
@@ -99,16 +98,16 @@ class AudioLM(nn.Module):
         """Hidden states (R, H) -> logits (R, V). Gather the positions that are scored first."""
         return lm.head(self.llm)(h)
 
-    def logits(self, batch: Mapping[str, Any]) -> Tensor:
+    def logits(self, batch: Pack) -> Tensor:
         """Logits at every position: (T, V). For tests and small batches."""
         return self.head(self.hidden(batch))
 
-    def forward(self, batch: Mapping[str, Any]) -> Tensor:
+    def forward(self, batch: Pack) -> Tensor:
         return self.hidden(batch)
 
     def generate(
         self,
-        batch: Mapping[str, Any],
+        batch: Pack,
         settings: Generation,
         *,
         generator: torch.Generator | None = None,

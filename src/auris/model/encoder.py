@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from auris.audio import Geometry
+from auris.audio import Geometry, encoder_frames
 from auris.errors import UserError
 from auris.model import attention
 
@@ -93,7 +93,7 @@ class Encoder(nn.Module):
         """
         frames = frames.cpu()  # the forward's one synchronisation
         assert frames.min() > 0 and frames.max() <= 2 * self.max_positions, (frames, self.max_positions)
-        lengths = (frames - 1) // 2 + 1
+        lengths = encoder_frames(frames)
         x = self._stem(mel, frames, lengths)
         cu, longest = attention.cumulate(lengths).to(x.device), int(lengths.max())
         for block in self.blocks:

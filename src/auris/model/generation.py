@@ -179,7 +179,7 @@ def generate(
 
     Args:
         net: in eval mode.
-        batch: prompts, as auris.data.packing makes them.
+        batch: prompts, as auris.data.collate makes them.
         generator: of the one number per call which, with a row's number (`rows` of the batch), all of that row's draws
             follow from: in the same state, it gives a row the same answer in any pack. None: torch's global one.
         stream: called with (row's index among the answers, token) as soon as each token is known.

@@ -19,8 +19,9 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from auris import audio
-from auris.data.datamodule import AudioDataModule, group
+from auris.data.datamodule import AudioDataModule
 from auris.data.loader import LoaderError
+from auris.data.rows import group
 from auris.errors import AudioError, RowError, RunStopped, UserError
 from auris.model.weights import checkpoint_dir
 from auris.text import tasks

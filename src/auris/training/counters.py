@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from auris.data.packing import IGNORE
+from auris.model.pack import IGNORE
 
 
 def counts(pack: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -18,7 +18,7 @@ def counts(pack: Mapping[str, Any]) -> dict[str, Tensor]:
 
     `tokens` of the LLM, `frames` of the encoder (20 ms), `scored` positions, and `token_pairs` and `frame_pairs`, the
     pairs of query and key that attention looks at. `idle`: tokens and frames that are computed and belong to no row, as
-    every rank has to compute something (`packing.collate`); they are in none of the others.
+    every rank has to compute something (`model.pack.Pack`); they are in none of the others.
     """
     ids, cu = pack["ids"], pack["cu_seqlens"].long()
     queries = cu.diff()

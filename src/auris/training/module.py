@@ -16,7 +16,7 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
-from auris.data.datamodule import group, language
+from auris.data.rows import group, language
 from auris.metrics.row_stats import TaskScore
 from auris.model import adapters, llm
 from auris.model.compiled import compile_blocks

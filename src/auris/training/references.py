@@ -22,13 +22,14 @@ from rich.progress import track
 from torch import nn
 
 from auris.audio import Sound
-from auris.data.datamodule import by_length, pack
+from auris.data.batches import by_length, pack
 from auris.data.lengths import Lengths
 from auris.data.rows import Row
 from auris.data.samples import Samples
 from auris.errors import UserError
 from auris.model import dtensor
 from auris.model.audio_lm import AudioLM
+from auris.model.pack import to_device
 from auris.model.weights import loading
 from auris.text.prompts import map_audios
 from auris.training import sharding
@@ -154,8 +155,7 @@ def compute(
     _prepare(own)
     found: Table = {}
     for numbers in track(packs, description="reference log-probabilities", disable=rank > 0 or not packs):
-        batch = pack(rows, [(number, None) for number in numbers], samples)
-        batch = {key: value.to(device) if torch.is_tensor(value) else value for key, value in batch.items()}
+        batch = to_device(pack(rows, [(number, None) for number in numbers], samples), device)
         logps = answer_logps(net, batch)[0].tolist()
         new = {missing[number]: tuple(pair) for number, pair in zip(batch["rows"], logps, strict=True)}
         _append(own, new)

@@ -19,7 +19,8 @@ from rich.console import Console
 from rich.table import Table
 
 from auris import config
-from auris.data.datamodule import AudioDataModule, pack
+from auris.data.batches import pack
+from auris.data.datamodule import AudioDataModule
 from auris.errors import UserError
 from auris.model.weights import checkpoint_dir
 from auris.training import run as train

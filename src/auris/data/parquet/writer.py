@@ -15,10 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from auris import audio
-from auris.data.packing import row_key
 from auris.data.parquet.dataset import COLUMNS, INDEX, INDEX_SCHEMA, SHARD_SCHEMA, columns
 from auris.data.parquet.reader import File, Reader, hash_of
-from auris.data.rows import Clip, Record, Row, decode
+from auris.data.rows import Clip, Record, Row, decode, row_key
 from auris.errors import AudioError
 
 GROUP_BYTES = 2**19  # of sound in a row group: what reading one row costs, against footers that grow with the groups

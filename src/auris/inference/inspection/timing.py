@@ -8,8 +8,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from auris.audio import SAMPLE_RATE
-from auris.data.datamodule import language, pack
-from auris.data.rows import Row
+from auris.data.batches import pack
+from auris.data.rows import Row, language
 from auris.inference import load as pretrained
 from auris.inference.align import Aligner, Times
 from auris.inference.inspection.trace import Heard, Subject, hear

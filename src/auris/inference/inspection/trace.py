@@ -22,10 +22,9 @@ from transformers import AttentionInterface, PreTrainedModel
 
 from auris import config
 from auris.audio import HOP, SAMPLE_RATE
-from auris.data.datamodule import is_asked
+from auris.data.collate import Sample, collate
 from auris.data.manifests import Joined, read_manifests
-from auris.data.packing import Sample, collate
-from auris.data.rows import Row
+from auris.data.rows import Row, is_asked
 from auris.data.samples import AudioSamples, ChatSamples
 from auris.errors import MissingFileError, UserError
 from auris.inference import load as pretrained

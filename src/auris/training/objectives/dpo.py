@@ -1,6 +1,6 @@
 """Direct preference optimisation (Rafailov et al. 2023; Qwen2-Audio equation 2) and its kin, on pairs of answers.
 
-Unusual: a pack computes the prompt of a pair, its clips included, once for both answers (`data.packing.collate`), and
+Unusual: a pack computes the prompt of a pair, its clips included, once for both answers (`model.pack.Pack`), and
 the reference's log-probabilities come with the pack; a reference model in memory is the option.
 
 Shapes: P pairs; the answers of a pair stand in the order chosen, rejected.

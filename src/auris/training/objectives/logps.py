@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from auris.data.packing import IGNORE
+from auris.model.pack import IGNORE
 
 # Rows of logits in memory at a time. Above it, chunks are recomputed in backward; below, chunking only costs time.
 CHUNK = 4096

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from auris.data.packing import IGNORE
 from auris.model.generation import Generation, More, no_more
+from auris.model.pack import IGNORE
 from auris.text.tasks import CURVES
 from auris.training.objectives.logps import score
 
