@@ -288,7 +288,7 @@ def test_an_encoder_s_run_is_loaded_with_its_head_and_answers_no_prompts(tmp_pat
     published.run(tmp_path / "ctc", "experiment=encoder_ctc")
     model = auris.load(tmp_path / "ctc")
     assert model.objective.head.weight.abs().sum() > 0
-    with pytest.raises(ValueError, match="CTC.*auris.evaluation.runner"):
+    with pytest.raises(ValueError, match="CTC.*auris evaluate"):
         model.generate(files[0], PROMPT)
 
 

@@ -206,9 +206,9 @@ class AudioModel:
         is_chat: bool = False,
         long_audio: str = "window",
     ) -> None:
-        self.net, self.objective, self.tokenizer, self.recipe = net, objective, tokenizer, config
+        self.net, self.objective, self.tokenizer, self.recipe = net, objective, tokenizer, recipe
         self.generation, self.is_chat = generation, is_chat
-        self.prompt, self.dialogue = styles_of(config)
+        self.prompt, self.dialogue = styles_of(recipe)
         view = {"tokenizer": tokenizer, "prompt": self.prompt, "geometry": net.geometry}
         self._view = _Asked(**view, long_audio=long_audio)
 

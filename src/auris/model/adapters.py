@@ -7,20 +7,25 @@ after), and start once it has its weights.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from auris.errors import UserError
 from auris.model import dtensor
-from auris.model.audio_lm import AudioLM
+
+if TYPE_CHECKING:  # they bring transformers, which takes seconds
+    from transformers import PreTrainedModel
+
+    from auris.model.audio_lm import AudioLM
 
 NEW_TOKENS, LORA = "llm.new_tokens", "llm.lora"  # as `trainable` names them
 _TABLES = {"embedding": "model.embed_tokens.weight", "head": "lm_head.weight"}  # what `merge` looks for
+_OWN_TENSORS = re.compile(r"^llm\.new_tokens\.|\.lora_")
 
 
 def attach(
@@ -138,6 +143,11 @@ def _attach_lora(llm: PreTrainedModel, lora: Mapping[str, Any] | None) -> None:
     config = LoraConfig(r=lora["rank"], lora_alpha=lora["alpha"], target_modules=list(lora["targets"]))
     with torch.random.fork_rng(devices=[]), torch.device(llm.device):
         inject_adapter_in_model(config, llm)
+
+
+def base_name(name: str) -> str | None:
+    """Return the name that a tensor has in the same net without adapters; None for a tensor of an adapter."""
+    return None if _OWN_TENSORS.search(name) else name.replace(".base_layer.", ".")
 
 
 def are_in(names: Collection[str]) -> bool:

@@ -27,10 +27,9 @@ from auris.data.lengths import Lengths
 from auris.data.rows import Row
 from auris.data.samples import Samples
 from auris.errors import UserError
-from auris.model import dtensor
+from auris.model import adapters, dtensor
 from auris.model.audio_lm import AudioLM
 from auris.model.pack import to_device
-from auris.model.weights import loading
 from auris.text.prompts import map_audios
 from auris.training import sharding
 from auris.training.objectives.dpo import DPO, answer_logps
@@ -181,7 +180,7 @@ def content(row: Row) -> str:
 
 def digest(net: nn.Module) -> str:
     """A hash of all of a net's weights, wherever they came from; not of adapters, which begin without effect."""
-    named = {loading.plain_name(name): tensor for name, tensor in net.state_dict().items()}
+    named = {adapters.base_name(name): tensor for name, tensor in net.state_dict().items()}
     return _hash(
         piece
         for name in sorted(named.keys() - {None})

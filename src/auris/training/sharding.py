@@ -22,7 +22,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from auris.errors import UserError
 from auris.model import adapters, dtensor, llm
 from auris.model.audio_lm import AudioLM
-from auris.model.weights import loading
 
 # Methods of a net that compute with its parameters and are called from outside.
 _ENTRIES = ("hear", "hidden", "generate")
@@ -135,7 +134,7 @@ def check_split(net: AudioLM, size: int, *, adapted: bool) -> None:
 
 def _split_layers(net: AudioLM, mesh: DeviceMesh) -> None:
     """Divide the LLM's layers by attention heads and by channels of the MLP, as its transformers config plans it."""
-    check_split(net, mesh.size(), adapted=any(loading.plain_name(name) != name for name, _ in net.named_parameters()))
+    check_split(net, mesh.size(), adapted=any(adapters.base_name(name) != name for name, _ in net.named_parameters()))
     plan = net.llm.config.get_text_config().base_model_tp_plan
     parallelize_module(net.llm.get_decoder(), mesh, {name: _STYLES[style]() for name, style in plan.items()})
 
@@ -193,7 +192,7 @@ def copy(source: AudioLM, target: AudioLM) -> None:
     """Give a net the tensors of one of the same architecture that is divided in the same way; adapters are left out."""
     tensors = target.state_dict()
     for name, tensor in source.state_dict().items():
-        plain = loading.plain_name(name)
+        plain = adapters.base_name(name)
         if plain is not None:
             dtensor.local_part(tensors[plain])[0].copy_(dtensor.local_part(tensor)[0])
 

@@ -17,8 +17,8 @@ import torch
 import yaml
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 
-from auris import config as recipe
 from auris.errors import MissingFileError, UserError
+from auris.files import read_yaml
 from auris.model import adapters
 from auris.model.weights import checkpoint_dir
 from auris.model.weights.checkpoint_dir import Snapshot
@@ -63,7 +63,7 @@ class Checkpoint:
 
     path: Path
     kind: str
-    recipe: Mapping[str, Any]
+    config: Mapping[str, Any]
     model: Mapping[str, Any] | None
     parts: Mapping[str, Any]
     generation: Mapping[str, Any] = field(default_factory=dict)
@@ -163,7 +163,7 @@ def _trained(path: Path, kind: str, which: str) -> Checkpoint:
 def _exported(path: Path) -> Checkpoint:
     file = path / "recipe.yaml"
     try:
-        made = recipe.load(file)
+        made = read_yaml(file)
     except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{file} is not YAML ({' '.join(str(error).split())})") from error
     if not isinstance(made, Mapping) or not isinstance(made.get("model"), Mapping):

@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from auris.errors import MissingFileError, UserError
+from auris.model import adapters
 from auris.model.dtensor import local_part
 
 if TYPE_CHECKING:  # it brings transformers, which takes seconds
@@ -333,7 +334,6 @@ class Source(Protocol):
 # ------------------------------------------------------------------------------------------------------------- loading
 
 _SHOWN = 5  # faults in a message
-_ADAPTERS = re.compile(r"^llm\.new_tokens\.|\.lora_")  # their tensors, beside those of the net (auris.model.adapters)
 _CHUNK = 1024  # rows of a vocabulary that are looked at together
 
 
@@ -418,7 +418,7 @@ class _Match:
 
 
 def _match(net: AudioLM, source: Source, table: Layout, parts: Collection[str]) -> _Match:
-    named = {plain_name(name): t for name, t in net.state_dict(keep_vars=True).items()}
+    named = {adapters.base_name(name): t for name, t in net.state_dict(keep_vars=True).items()}
     targets = {name: t for name, t in named.items() if name is not None and _part(name) in parts}
     stored = {table.spell(name): name for name in filter(table.uses, source.keys())}
     wanted = table.group(targets)
@@ -442,11 +442,6 @@ def _match(net: AudioLM, source: Source, table: Layout, parts: Collection[str]) 
             hint = f" (set model.vocab_rows={found[0]} for its vocabulary)" if other_rows else ""
             faults.append(f"{stored[theirs]} has shape {found}, expected {expected}{hint}")
     return _Match(targets=targets, stored=stored, wanted=wanted, grown=grown, faults=faults)
-
-
-def plain_name(name: str) -> str | None:
-    """What one of our tensors is called in a net without adapters; None for an adapter's own."""
-    return None if _ADAPTERS.search(name) else name.replace(".base_layer.", ".")
 
 
 def _part(name: str) -> str:
