@@ -15,7 +15,8 @@ import rich
 from rich.table import Table
 
 from auris.corpus import speech
-from auris.corpus.build import make_rows, plan
+from auris.corpus.build import make_rows
+from auris.corpus.plan import plan
 from auris.corpus.recipes import RECIPES
 
 _GROUP = 8  # rows that a worker makes at a time, as in a build

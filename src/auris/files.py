@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
@@ -46,6 +47,22 @@ def write_text(path: Path, text: str, *, sync: bool = False) -> None:
     """Replace a text file atomically."""
     with open_atomic(path, sync=sync) as file:
         file.write(text)
+
+
+@contextmanager
+def new_directory(path: Path) -> Iterator[Path]:
+    """Yield a draft directory that takes the name `path` when the block ends without an exception.
+
+    The draft is `path` + `.partial`; one that an interrupted run has left is removed first. `path` itself must not
+    exist, or be empty.
+    """
+    draft = path.with_name(path.name + ".partial")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    yield draft
+    if path.exists():
+        path.rmdir()
+    draft.rename(path)
 
 
 def sync_directory(path: Path) -> None:

@@ -15,7 +15,9 @@ from hydra import compose, initialize_config_dir
 
 from auris import audio
 from auris.corpus import grammar, speech
-from auris.corpus.build import build, draw_text, hash_bytes, plan, scale_sizes
+from auris.corpus.build import build
+from auris.corpus.output import hash_bytes
+from auris.corpus.plan import draw_text, plan, scale_sizes
 from auris.corpus.signal import SAMPLE_RATE
 
 SPOKEN = grammar.LANGUAGES[:7]  # in the rows of CORPUS

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from auris.corpus import grammar, speech
-from auris.corpus.recording import Job, Recording, Rng, Script, cast, hear_speech, stage, surround
+from auris.corpus.recording import Fields, Job, Recording, Rng, Script, cast, hear_speech, stage, surround
 from auris.corpus.signal import SAMPLE_RATE, Signal, add, power, samples
 
 _MAX_SPEAKERS = 3
@@ -93,7 +92,7 @@ def _draw_texts(rng: Rng, job: Job, number: int, *, words: int) -> list[str]:
 
 def _mix(
     lines: Sequence[speech.Line], spoken: Sequence[speech.Utterance], starts: Sequence[float], rng: Rng
-) -> tuple[list[dict[str, Any]], NDArray[np.int16]]:
+) -> tuple[list[Fields], NDArray[np.int16]]:
     """Utterances that begin at `starts`, in one place: the turns with their times in the clip, and the clip."""
     ends = [samples(start) + len(utterance.samples) for start, utterance in zip(starts, spoken, strict=True)]
     mixed: Signal = np.zeros(max(ends))

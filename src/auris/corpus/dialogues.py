@@ -8,7 +8,6 @@ construction, since all of them follow from labels. Who prefers which answer is 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import multiprocessing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -23,9 +22,9 @@ import soundfile
 
 from auris.corpus import speech, wordings
 from auris.corpus.augmentation import Written
-from auris.corpus.build import LICENCE, derive_seed, write_clip
 from auris.corpus.grammar import ADVERBS, INTRANSITIVE, OBJECTS, PLACES, SUBJECTS, TRANSITIVE, draw_meaning, render
-from auris.corpus.recording import Job, cast, stage
+from auris.corpus.output import LICENCE, derive_seed, write_clips
+from auris.corpus.recording import Fields, Job, cast, stage
 from auris.corpus.scenes import SOUND_PHRASES
 from auris.corpus.signal import SAMPLE_RATE, samples
 from auris.corpus.wordings import ask, pick
@@ -450,7 +449,7 @@ class Spoken:
 class Made:
     """A finished row and, if somebody speaks in it, the recording that it needs."""
 
-    row: dict[str, Any]
+    row: Fields
     spoken: Spoken | None
 
 
@@ -551,7 +550,7 @@ def _write(
     rng: Rng,
 ) -> Made:
     """The row of a dialogue; a reply of None is left out."""
-    messages: list[dict[str, Any]] = []
+    messages: list[Fields] = []
     spoken: Spoken | None = None
     for exchange, reply in zip(exchanges, replies, strict=True):
         paths = [row.clips[0].path for row in exchange.clips]
@@ -641,6 +640,4 @@ def _stage_and_write(recording: Spoken, utterance: speech.Utterance, folder: Pat
                 f"{SAMPLE_RATE} Hz with one channel only: set mix.command=0"
             )
         pieces += [np.zeros(samples(rng.uniform(0.15, 0.35)), np.int16), clip]
-    pcm = np.concatenate(pieces)
-    write_clip(folder / recording.audio, pcm)
-    return hashlib.sha256(pcm.astype("<i2").tobytes()).digest()
+    return write_clips([(folder / recording.audio, np.concatenate(pieces))])

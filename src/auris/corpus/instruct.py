@@ -6,9 +6,7 @@ splits of the corpus. Clips of the corpus are named where they are; only what is
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,13 +22,15 @@ from rich.table import Table
 from auris.completions import Endpoint, Record
 from auris.corpus import augmentation, dialogues, wordings
 from auris.corpus.augmentation import SHIPPED, Written
-from auris.corpus.build import hash_bytes
 from auris.corpus.command import CONFIGS  # not auris.recipe: workers import this module, and must not load torch each
 from auris.corpus.dialogues import FAULTS, KINDS, Made, Pool
 from auris.corpus.grammar import SPLITS
+from auris.corpus.output import check_count, check_processes, hash_bytes, read_facts
+from auris.corpus.recording import Fields
 from auris.data.manifests import read_manifests
 from auris.data.rows import Row
 from auris.errors import UserError
+from auris.files import new_directory, write_json, write_jsonl
 
 VERSION = 2  # raise it whenever the same seed would give other rows
 FACTS_FILE = "instruct.json"
@@ -52,7 +52,7 @@ def instruct(
     llm: Mapping[str, Any],
     seed: int = 0,
     processes: int | None = None,
-) -> dict[str, Any]:
+) -> Fields:
     """Make the dialogues and preferences in the directory `out`, unless they are there already.
 
     Args:
@@ -78,8 +78,7 @@ def instruct(
     manifests = {split: corpus / f"{split}.jsonl" for split in SPLITS}
     found = {split: read_manifests([path], key=f"corpus={corpus}")[0].rows for split, path in manifests.items()}
     _check_counts({"rows": rows, "preferences": preferences})
-    if processes is not None and processes < 1:
-        raise UserError(f"processes is {processes}, expected at least 1, or null for one per core (processes=null)")
+    check_processes(processes)
     _check_weights("mix", mix, KINDS)
     # Nobody knows a wrong answer to what a language model asks.
     paired = {kind: weight for kind, weight in mix.items() if kind != "augmented"}
@@ -100,8 +99,9 @@ def instruct(
         **{"rows": rows, "preferences": preferences, "mix": mix, "tasks": tasks, "forms": forms, "faults": faults},
         "written": hash_bytes(repr(written).encode()),
     }
-    if out.exists() and any(out.iterdir()):
-        return _read_same(out, config)
+    if facts := read_facts(out, FACTS_FILE, "dialogues", config):
+        print(f"The dialogues are already in {out}, hash {facts['hash']}")
+        return facts
 
     def locate(path: Path) -> str:
         return Path(os.path.relpath(path.resolve(), out.resolve())).as_posix()
@@ -116,35 +116,34 @@ def instruct(
         planned[f"preferences_{split}"] = dialogues.plan_preferences(
             pool, counts, forms=forms, faults=faults, locate=locate, seed=seed
         )
-    partial_out = out.with_name(out.name + ".partial")
-    shutil.rmtree(partial_out, ignore_errors=True)
-    for split in SPLITS:
-        (partial_out / "audio" / split).mkdir(parents=True)
     spoken = [made.spoken for several in planned.values() for made in several if made.spoken]
-    with Progress() as progress:
-        bar = progress.add_task("recordings", total=len(spoken))
-        digests: list[bytes] = []
-        for several in dialogues.speak(spoken, partial_out, processes or os.cpu_count()):
-            digests += several
-            progress.advance(bar, len(several))
-    files = {name: _write_rows(partial_out / f"{name}.jsonl", several) for name, several in planned.items()}
-    facts = {
-        "config": config,
-        "kinds": {name: Counter(made.row["kind"] for made in several) for name, several in planned.items()},
-        "modes": {name: Counter(made.row["mode"] for made in several) for name, several in planned.items()},
-        "written_by": Counter(made.row["written_by"] for several in planned.values() for made in several),
-        "preferred_by": dialogues.ANNOTATOR,
-        "refused": refused,
-        "unused": {split: _unused(several) for split, several in found.items()},
-        "recordings": len(spoken),
-        "rows_hash": hash_bytes(*(path.read_bytes() for path in files.values())),
-        "audio_hash": hash_bytes(*digests),
-    }
-    facts["hash"] = hash_bytes(facts["rows_hash"].encode(), facts["audio_hash"].encode())
-    (partial_out / FACTS_FILE).write_text(json.dumps(facts, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    if out.exists():
-        out.rmdir()  # empty, as checked above
-    partial_out.rename(out)
+    with new_directory(out) as draft:
+        for split in SPLITS:
+            (draft / "audio" / split).mkdir(parents=True)
+        with Progress() as progress:
+            bar = progress.add_task("recordings", total=len(spoken))
+            digests: list[bytes] = []
+            for several in dialogues.speak(spoken, draft, processes or os.cpu_count()):
+                digests += several
+                progress.advance(bar, len(several))
+        for name, several in planned.items():
+            write_jsonl(draft / f"{name}.jsonl", (made.row for made in several))
+        rows_hash = hash_bytes(*((draft / f"{name}.jsonl").read_bytes() for name in planned))
+        audio_hash = hash_bytes(*digests)
+        facts = {
+            "config": config,
+            "kinds": {name: Counter(made.row["kind"] for made in several) for name, several in planned.items()},
+            "modes": {name: Counter(made.row["mode"] for made in several) for name, several in planned.items()},
+            "written_by": Counter(made.row["written_by"] for several in planned.values() for made in several),
+            "preferred_by": dialogues.ANNOTATOR,
+            "refused": refused,
+            "unused": {split: _unused(several) for split, several in found.items()},
+            "recordings": len(spoken),
+            "rows_hash": rows_hash,
+            "audio_hash": audio_hash,
+            "hash": hash_bytes(rows_hash.encode(), audio_hash.encode()),
+        }
+        write_json(draft / FACTS_FILE, facts)
     return facts
 
 
@@ -182,8 +181,7 @@ def _check_counts(counts: Mapping[str, Counts]) -> None:
         for split, count in by_split.items():
             if split not in SPLITS:
                 raise UserError(f"{key} has the split {split!r}, expected {', '.join(SPLITS)}")
-            if not isinstance(count, int) or isinstance(count, bool) or count < 0:
-                raise UserError(f"{key}.{split} is {count!r}, expected a number of rows ({key}.{split}=100)")
+            check_count(f"{key}.{split}", count)
 
 
 def _check_weights(key: str, weights: Weights, known: Iterable[str]) -> None:
@@ -196,22 +194,6 @@ def _check_weights(key: str, weights: Weights, known: Iterable[str]) -> None:
         raise UserError(f"all weights of {key} are 0; set one, for instance {key}.{next(iter(known))}=1")
 
 
-def _read_same(out: Path, config: Mapping[str, Any]) -> dict[str, Any]:
-    """The facts of what is in `out`, which must have been made with `config`."""
-    if not (out / FACTS_FILE).is_file():
-        raise UserError(f"{out} holds files but no dialogues; choose a new directory with out=DIR")
-    facts = json.loads((out / FACTS_FILE).read_text(encoding="utf-8"))
-    for key, value in config.items():
-        there = facts["config"].get(key)
-        if there != value:
-            raise UserError(
-                f"{out} holds dialogues made with {key}={there}, now {key}={value} is asked for; "
-                "choose another directory with out=DIR, or delete this one first"
-            )
-    print(f"The dialogues are already in {out}, hash {facts['hash']}")
-    return facts
-
-
 def _unused(rows: Iterable[Row]) -> Counter[str]:
     """Rows that no dialogue can be made about, by reason."""
     reasons = (
@@ -222,13 +204,7 @@ def _unused(rows: Iterable[Row]) -> Counter[str]:
     return Counter(reasons)
 
 
-def _write_rows(path: Path, several: Iterable[Made]) -> Path:
-    lines = (json.dumps(made.row, ensure_ascii=False) for made in several)
-    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    return path
-
-
-def tabulate(facts: Mapping[str, Any]) -> Table:
+def tabulate(facts: Fields) -> Table:
     """Rows by kind and file. What no person and no language model wrote is said below."""
     writers = ", ".join(writer for writer in facts["written_by"] if writer != "templates") or "nobody"
     caption = f"augmented: written by {writers}. preferences: chosen by {facts['preferred_by']}."

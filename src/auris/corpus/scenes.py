@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from auris.corpus import sound, vocal
-from auris.corpus.recording import Job, Recording, Rng, hear, record_class
+from auris.corpus.recording import Fields, Job, Recording, Rng, hear, record_class
 from auris.corpus.signal import SAMPLE_RATE, Signal, add
 
 COUNTS = ("one", "two", "three")
@@ -92,7 +91,7 @@ def _draw_names(rng: Rng, count: int) -> list[str]:
 
 def _compose(
     rng: Rng, names: Sequence[str], gaps: tuple[float, float] = (-0.3, 0.15), lead: float = 0.0
-) -> tuple[list[dict[str, Any]], Signal]:
+) -> tuple[list[Fields], Signal]:
     """The sounds `names`, the first at `lead`, each of the others so long after the one before it has ended."""
     lengths = rng.uniform(0.8, 1.2, len(names))
     pauses = rng.uniform(*gaps, len(names) - 1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 from auris.corpus import grammar, requests
 from auris.corpus.grammar import KEYWORDS
@@ -32,13 +31,13 @@ DIALECTS = {
 STANDARDS = ("american", "mandarin")
 
 # Grade D: nobody feels or is of an age here, these are the settings of a voice that the labels stand for.
-EMOTIONS: dict[str, dict[str, Any]] = {
+EMOTIONS: dict[str, dict[str, float]] = {
     "neutral": {"pitch": 50, "rate": 180},
     "happy": {"pitch": 85, "rate": 210},
     "sad": {"pitch": 25, "rate": 130},
     "angry": {"pitch": 60, "rate": 260},
 }
-AGES: dict[str, dict[str, Any]] = {
+AGES: dict[str, dict[str, float]] = {
     "child": {"pitch": 80, "speed": 1.3, "rate": 150},
     "adult": {"pitch": 50, "speed": 1.0, "rate": 185},
     "senior": {"pitch": 35, "speed": 0.85, "rate": 140},
@@ -114,7 +113,7 @@ def write_sap(job: Job, rng: Rng) -> Script:
     return _write_voice(job, rng, AGES[job.variant])
 
 
-def _write_voice(job: Job, rng: Rng, settings: dict[str, Any]) -> Script:
+def _write_voice(job: Job, rng: Rng, settings: dict[str, float]) -> Script:
     """A sentence by a voice whose settings are what the label stands for."""
     transcript = grammar.render(grammar.draw_meaning(rng, job.split), "en")
     labels = {"language": "en", "text": job.variant, "transcript": transcript}

@@ -1,0 +1,84 @@
+"""What the two corpus commands share: checks of settings, the facts of a finished directory, seeds, hashes, clips."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import soundfile
+from numpy.typing import NDArray
+
+from auris.corpus.recording import Fields
+from auris.corpus.signal import SAMPLE_RATE
+from auris.errors import UserError
+from auris.files import read_json
+
+LICENCE = "CC0-1.0"
+
+
+def check_count(key: str, value: object) -> None:
+    """Raise UserError unless `value` is a number of rows."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise UserError(f"{key} is {value!r}, expected a number of rows ({key}=100)")
+
+
+def check_processes(processes: int | None) -> None:
+    """Raise UserError unless `processes` is a number of processes, or None for one per core."""
+    if processes is not None and processes < 1:
+        raise UserError(f"processes is {processes}, expected at least 1, or null for one per core (processes=null)")
+
+
+def read_facts(out: Path, name: str, kind: str, config: Fields) -> Fields | None:
+    """Return the facts of what `out` holds already, None if it is absent or empty.
+
+    Args:
+        out: the directory.
+        name: the file of facts in it.
+        kind: what the directory holds, for messages.
+        config: what it must have been made with.
+
+    Raises:
+        UserError: `out` holds something else, or was made with another config.
+    """
+    if not out.exists() or not any(out.iterdir()):
+        return None
+    if not (out / name).is_file():
+        raise UserError(f"{out} holds files but no {kind}; choose a new directory with out=DIR")
+    facts = read_json(out / name)
+    for key, value in json.loads(json.dumps(config)).items():
+        there = facts["config"].get(key)
+        if there != value:
+            raise UserError(
+                f"{out} was made with {key}={there}, now {key}={value} is asked for; "
+                "choose another directory with out=DIR, or delete this one first"
+            )
+    return facts
+
+
+def derive_seed(*place: int | str) -> int:
+    """Return a seed of 63 bits for this place in the corpus."""
+    digest = hashlib.sha256("/".join(map(str, place)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def hash_bytes(*parts: bytes) -> str:
+    """Return the SHA-256 digest of `parts` one after the other, as 16 hexadecimal digits."""
+    return hashlib.sha256(b"".join(parts)).hexdigest()[:16]
+
+
+def write_clips(clips: Iterable[tuple[Path, NDArray[np.int16]]]) -> bytes:
+    """Write 16-bit samples as WAV files; return the SHA-256 digest of all of them.
+
+    FLAC would be half as large, but decoding it takes a tenth of a tiny training step.
+    """
+    digest = hashlib.sha256()
+    for path, pcm in clips:
+        wav = io.BytesIO()  # soundfile would sync the disk after each file: thousands of waits
+        soundfile.write(wav, pcm, SAMPLE_RATE, format="WAV", subtype="PCM_16")
+        path.write_bytes(wav.getvalue())
+        digest.update(pcm.astype("<i2").tobytes())
+    return digest.digest()
