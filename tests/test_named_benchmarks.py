@@ -19,7 +19,7 @@ from auris.data.rows import Row
 from auris.evaluation import benchmarks, runner, summary
 from auris.evaluation.predictions import score
 from auris.metrics import published
-from auris.metrics.published import beside
+from auris.metrics.published import lines
 from auris.metrics.row_stats import signature
 from auris.text import tasks
 from auris.text.prompts import NaturalPrompt, TagPrompt
@@ -84,7 +84,7 @@ def test_the_groups_hold_the_benchmarks_of_their_tables():
         found = benchmarks.members(group)
         assert {one["name"] for one in found} <= TASKS.keys() and {one["root"] for one in found} == {"data"}
         for table in group["tables"]:
-            shown = {cell.cell.benchmark for cell in beside([], table)}
+            shown = {line.benchmark for line in lines([], table)}
             assert shown == ({"airbench_chat"} if table == "airbench_leaderboard" else {one["name"] for one in found})
     with pytest.raises(ValueError, match="no benchmark 'libri' at"):
         benchmarks.members({**group, "members": ["libri"]})

@@ -6,7 +6,7 @@ import pytest
 
 from auris.metrics import published as module
 from auris.metrics.measures import MEASURES
-from auris.metrics.published import Published, beside, comparable, published, tables
+from auris.metrics.published import Line, Published, comparable, lines, published, tables
 from auris.metrics.row_stats import signature
 
 
@@ -79,23 +79,23 @@ def test_values_are_in_the_units_of_ours():
     assert {cell.metric for cell in published()} - set(MEASURES) == {"spice", "spider"}
 
 
-def test_ours_stands_beside_the_cell_of_its_benchmark_part_and_metric():
-    found = beside([result(), result(task="asr en dev-clean", metric="cer")], "qwen2_audio_table2", "librispeech")
-    ours = {one.cell.part: one for one in found if one.cell.system == "Qwen2-Audio"}
-    assert set(ours) == {"dev-clean", "dev-other", "test-clean", "test-other"}
-    assert ours["test-clean"].ours["value"] == 0.5 and ours["test-clean"].alike
-    assert ours["test-other"].ours is None and not ours["test-other"].alike
+def of_librispeech(results: list[dict], table: str) -> dict[str, Line]:
+    return {line.part: line for line in lines(results, table) if line.benchmark == "librispeech"}
+
+
+def test_ours_stands_beside_the_cells_of_its_benchmark_part_and_metric():
+    found = of_librispeech([result(), result(task="asr en dev-clean", metric="cer")], "qwen2_audio_table2")
+    assert set(found) == {"dev-clean", "dev-other", "test-clean", "test-other"}
+    assert found["test-clean"].ours["value"] == 0.5 and not found["test-clean"].differs
+    assert found["test-other"].ours is None and not found["test-other"].differs
     # Numbers that the table copies: nobody says how they were made.
-    assert not any(one.alike for one in found if one.cell.system == "SpeechVerse")
+    [copied] = [cell for cell in found["test-clean"].cells if cell.system == "SpeechVerse"]
+    assert not comparable(signature("wer", "en"), copied.signature)
 
 
 def test_numbers_made_in_another_way_are_not_alike():
-    (one,) = (
-        one
-        for one in beside([result()], "qwen_audio_table3", "librispeech")
-        if one.cell.system == "Qwen-Audio" and one.ours
-    )
-    assert not one.alike  # v1 keeps punctuation and spells no number
+    line = of_librispeech([result()], "qwen_audio_table3")["test-clean"]
+    assert line.ours and line.differs  # v1 keeps punctuation and spells no number
     assert comparable(signature("bleu", "en"), "bleu|nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:1.5.1")
     assert comparable(signature("accuracy_raw", "en"), "accuracy_raw|lstrip|exact")
     assert not comparable(signature("wer", "zh"), "wer|cn_tn|char")  # numbers of zh are approximate
@@ -110,7 +110,7 @@ def test_cantonese_is_made_as_published():
 
 def test_an_unknown_table_and_a_row_of_wrong_length_are_named():
     with pytest.raises(ValueError, match="no published table 'table9'; choose from qwen_audio_table3"):
-        beside([], "table9")
+        lines([], "table9")
     bench = {"librispeech": {"parts": ["a"], "metric": "wer", "scale": 1, "signatures": {}}}
     tables_of = {"t": {"source": "s", "systems": {"x": {"cells": {"librispeech": [1, 2]}}}}}
     with pytest.raises(ValueError, match=r"t, x, librispeech: 2 cells for parts \['a'\]"):

@@ -16,7 +16,6 @@ from auris import config
 from auris.data.rows import Row, language
 from auris.errors import MissingFileError, UserError
 from auris.metrics import official, published, timestamps
-from auris.results import papers
 
 
 def members(benchmark: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -149,34 +148,32 @@ def note(line: Mapping[str, Any]) -> str:
 def table(name: str, results: Sequence[Mapping[str, Any]]) -> Table:
     """A published table and what of it is ours: a line per number, `≠` where the two were not made alike and `†` where
     ours is of synthetic stand-ins; on 80 columns if need be."""
-    found = published.lines(results, name)
-    sides = {
-        key: [[one for one in cells if bool(one.cell.signature) == own] for own in (True, False)]
-        for key, cells in found.items()
-    }
-    systems = list(dict.fromkeys(one.cell.system for own, _ in sides.values() for one in own))
-    has_others = any(others for _, others in sides.values())
+    lines = published.lines(results, name)
+    systems = list(dict.fromkeys(cell.system for line in lines for cell in line.cells if cell.signature))
+    has_others = any(not cell.signature for line in lines for cell in line.cells)
     heads = [systems[0] if len(systems) == 1 else "published", *["others"][:has_others]]
     shown = Table(title=f"{name}: published and ours", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for head in ("benchmark", "part", "ours", *heads):
         shown.add_column(head, no_wrap=head in ("part", "ours", *systems), overflow="fold")
     before = ""
-    for (benchmark, part, metric), (own, others) in sides.items():
-        cells = found[benchmark, part, metric]
-        ours = "-" if (row := cells[0].ours) is None else cells[0].printed
-        ours += (f" {papers.DIFFERENT}" if published.differ(cells) else "") if row else ""
-        ours += f" {papers.STAND_IN}" if row and papers.is_synthetic(row) else ""
-        of = [_number(one) if len(systems) == 1 else _said(one) for one in own]
-        line = f"{benchmark} {metric}"
-        said = [", ".join(of), *[", ".join(map(_said, others))][:has_others]]
-        shown.add_row("" if line == before else line, part, ours, *said)
-        before = line
+    for line in lines:
+        named = [_number(cell) if len(systems) == 1 else _said(cell) for cell in line.cells if cell.signature]
+        others = [_said(cell) for cell in line.cells if not cell.signature]
+        label = f"{line.benchmark} {line.metric}"
+        said = [", ".join(named), *[", ".join(others)][:has_others]]
+        shown.add_row("" if label == before else label, line.part, _ours(line), *said)
+        before = label
     return shown
 
 
-def _said(one: published.Beside) -> str:
-    return f"{one.cell.system} {_number(one)}"
+def _ours(line: published.Line) -> str:
+    marks = [published.DIFFERENT] * line.differs + [published.STAND_IN] * line.is_stand_in
+    return " ".join([line.printed, *marks])
 
 
-def _number(one: published.Beside) -> str:
-    return f"{one.cell.printed:.{one.cell.decimals}f}"
+def _said(cell: published.Published) -> str:
+    return f"{cell.system} {_number(cell)}"
+
+
+def _number(cell: published.Published) -> str:
+    return f"{cell.printed:.{cell.decimals}f}"

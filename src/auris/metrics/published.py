@@ -1,33 +1,45 @@
-"""Numbers that others have published (`published.yaml`), beside which ours are shown.
+"""Scores printed in papers and repositories (`published.yaml`), and their comparison with our result rows.
 
-Two numbers compare only where they were made alike: a published one has a signature as ours have, and where the two
-say different things the comparison says so.
+Two scores are comparable only if they were computed in the same way. A published score therefore has a signature like
+ours, and a comparison marks scores whose signatures differ.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from auris.errors import UserError
+from auris.files import read_yaml
+from auris.text.tasks import is_synthetic
 
 PATH = Path(__file__).with_name("published.yaml")
+
+# Marks of our scores next to published ones: computed in another way; measured on synthetic recordings.
+DIFFERENT, STAND_IN = "≠", "†"
 
 _LIBRARY = re.compile(r"\|?(?:version:|jiwer)[\d.]+|(?<=zhconv)[\d.]+")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """One cell of a published table.
+    """One score of a published table.
 
-    `value` is in the units of `metric` (`auris.metrics.measures`), `printed` as it stands there, with so many
-    `decimals`; `signature` is None where nobody says how the number was made.
+    Attributes:
+        table: The name of the table in `published.yaml`.
+        system: The system that the score belongs to.
+        benchmark: The benchmark, as in our result rows.
+        part: The part of the benchmark, such as `test-clean`.
+        metric: The metric of ours that is closest.
+        printed: The number as printed.
+        decimals: Its decimals as printed.
+        value: The number in the unit of `metric`.
+        signature: How it was computed; None if nobody says.
+        source: Where the table was published.
     """
 
     table: str
@@ -44,9 +56,12 @@ class Published:
 
 @cache
 def published() -> tuple[Published, ...]:
-    """Every cell that holds a number. Raises ValueError for a row with more or fewer cells than its benchmark has."""
-    data = yaml.safe_load(PATH.read_text(encoding="utf-8"))
-    return tuple(_cells(data))
+    """Return every cell that holds a number.
+
+    Raises:
+        UserError: A row has more or fewer cells than its benchmark has parts.
+    """
+    return tuple(_cells(read_yaml(PATH)))
 
 
 def _cells(data: Mapping[str, Any]) -> Iterator[Published]:
@@ -74,67 +89,95 @@ def _cells(data: Mapping[str, Any]) -> Iterator[Published]:
 
 
 def tables() -> list[str]:
+    """Return the names of the published tables."""
     return list(dict.fromkeys(cell.table for cell in published()))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Beside:
-    """A published cell and our result of it; `alike` whether both were made in the same way."""
+class Line:
+    """One line of a published table next to our result for it.
 
-    cell: Published
-    ours: Mapping[str, Any] | None  # a row of results.jsonl; None: not run
+    Attributes:
+        cells: The published scores, one for each system.
+        ours: Our row of results.jsonl for this benchmark, part and metric; None if there is none.
+    """
+
+    benchmark: str
+    part: str
+    metric: str
+    cells: tuple[Published, ...]
+    ours: Mapping[str, Any] | None
+
+    @property
+    def scale(self) -> float:
+        """The factor from our value to a number as the table prints it."""
+        return self.cells[0].printed / self.cells[0].value
+
+    @property
+    def decimals(self) -> int:
+        return self.cells[0].decimals
 
     @property
     def printed(self) -> str:
-        """Our value as the table prints its own: in its scale, with its decimals."""
-        return f"{self.ours['value'] * self.cell.printed / self.cell.value:.{self.cell.decimals}f}"
+        """Our score as the table would print it: in its scale and with its decimals; `-` if there is none."""
+        return "-" if self.ours is None else f"{self.ours['value'] * self.scale:.{self.decimals}f}"
 
     @property
-    def alike(self) -> bool:
-        return self.ours is not None and comparable(self.ours["signature"], self.cell.signature)
+    def differs(self) -> bool:
+        """Whether our score was computed in another way than each published one."""
+        return self.ours is not None and not any(comparable(self.ours["signature"], c.signature) for c in self.cells)
+
+    @property
+    def is_stand_in(self) -> bool:
+        """Whether our score comes from synthetic recordings only."""
+        return self.ours is not None and is_synthetic(self.ours["provenance"])
 
 
-def beside(results: Iterable[Mapping[str, Any]], table: str, benchmark: str | None = None) -> list[Beside]:
-    """The cells of a published table, or of one benchmark in it, each with our result of that benchmark, part and
-    metric. `part` of a result is the end of its `task`: `asr en test-clean`. WER of a language written without spaces,
-    which papers call WER, is CER here. Raises ValueError for an unknown table."""
+def lines(results: Iterable[Mapping[str, Any]], table: str) -> list[Line]:
+    """Return the lines of a published table, each with our result for its benchmark, part and metric.
+
+    The part of a result is the last word of its `task`: `asr en test-clean`. What papers call WER in languages written
+    without spaces is CER in our results.
+
+    Raises:
+        UserError: No table has this name.
+    """
     if table not in tables():
         raise UserError(f"no published table {table!r}; choose from {', '.join(tables())}")
     ours = {(row["benchmark"], row["task"].rpartition(" ")[2], _metric(row["metric"])): row for row in results}
-    cells = [cell for cell in published() if cell.table == table and benchmark in (None, cell.benchmark)]
-    return [Beside(cell=cell, ours=ours.get((cell.benchmark, cell.part, _metric(cell.metric)))) for cell in cells]
-
-
-def lines(results: Iterable[Mapping[str, Any]], table: str) -> dict[tuple[str, str, str], list[Beside]]:
-    """The cells of a table by benchmark, part and metric: what all systems have of one number. Raises as `beside`."""
-    found: dict[tuple[str, str, str], list[Beside]] = {}
-    for one in beside(results, table):
-        found.setdefault((one.cell.benchmark, one.cell.part, one.cell.metric), []).append(one)
-    return found
-
-
-def differ(cells: Sequence[Beside]) -> bool:
-    """Whether our number of a line was made otherwise than all published ones."""
-    return cells[0].ours is not None and not any(one.alike for one in cells)
+    cells: dict[tuple[str, str, str], list[Published]] = {}
+    for cell in published():
+        if cell.table == table:
+            cells.setdefault((cell.benchmark, cell.part, cell.metric), []).append(cell)
+    return [
+        Line(
+            benchmark=benchmark,
+            part=part,
+            metric=metric,
+            cells=tuple(of_line),
+            ours=ours.get((benchmark, part, _metric(metric))),
+        )
+        for (benchmark, part, metric), of_line in cells.items()
+    ]
 
 
 def notes(table: str, results: Iterable[Mapping[str, Any]]) -> list[str]:
-    """The source of a published table, and the two signatures of each number that was not made alike."""
+    """Return the source of a published table, and both signatures of each score that was computed in another way."""
     found = lines(results, table)
     differing = {
-        f"≠ {benchmark}, {metric}: ours {cells[0].ours['signature']}; published {_signature(cells)}"
-        for (benchmark, _, metric), cells in found.items()
-        if differ(cells)
+        f"{DIFFERENT} {line.benchmark}, {line.metric}: ours {line.ours['signature']}; published {_signature(line)}"
+        for line in found
+        if line.ours is not None and line.differs
     }
-    return [next(iter(found.values()))[0].cell.source, *sorted(differing)]
+    return [found[0].cells[0].source, *sorted(differing)]
 
 
-def _signature(cells: Sequence[Beside]) -> str:
-    return next((one.cell.signature for one in cells if one.cell.signature), "nobody says")
+def _signature(line: Line) -> str:
+    return next((cell.signature for cell in line.cells if cell.signature), "nobody says")
 
 
 def comparable(ours: str, theirs: str | None) -> bool:
-    """Whether two signatures say the same, versions of libraries aside (and WER of characters is CER)."""
+    """Return whether two signatures agree, except for library versions; WER of characters counts as CER."""
     return theirs is not None and _without_versions(ours) == _without_versions(theirs)
 
 

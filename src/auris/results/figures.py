@@ -12,6 +12,7 @@ from auris.errors import UserError
 from auris.metrics.measures import CORRECT, MEASURES, PANELS, display
 from auris.results.runs import collect, curves, join, ordered, runs_of
 from auris.results.tables import table
+from auris.text.tasks import is_synthetic
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,7 +44,6 @@ STYLE = {
     "pdf.fonttype": 42,  # text stays text in the PDF
     "svg.fonttype": "none",
 }
-SYNTHETIC = {"tts", "procedural", "templates"}
 SAID = ("accuracy", "aas_ms", "bleu", "cider")  # metrics that the panel of the bars names already
 
 
@@ -312,12 +312,10 @@ def _head(figure: Figure, root: str | Path, colours: dict[str, str], markers: st
 def provenance(frame: pd.DataFrame) -> str:
     """What the data is, in one sentence for a reader who sees only the figure."""
     kinds = {kind for joined in frame["provenance"] for kind in joined.split("+")}
-    if kinds <= SYNTHETIC:
+    if is_synthetic("+".join(kinds)):
         return f"Synthetic data ({join(sorted(kinds))}): shows that the systems learn; says nothing of real recordings."
     if kinds == {"real"}:
         return "Real recordings."
     of_benchmark = frame.groupby("benchmark")["provenance"].agg(lambda p: "+".join(sorted(set("+".join(p).split("+")))))
-    named = [
-        f"{name}: {'synthetic, ' if set(of.split('+')) <= SYNTHETIC else ''}{of}" for name, of in of_benchmark.items()
-    ]
+    named = [f"{name}: {'synthetic, ' if is_synthetic(of) else ''}{of}" for name, of in of_benchmark.items()]
     return f"Data: {'; '.join(named)}."

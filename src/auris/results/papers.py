@@ -18,8 +18,8 @@ from auris import results
 from auris.errors import UserError
 from auris.metrics import published
 from auris.metrics.measures import MEASURES
-from auris.metrics.published import Beside
-from auris.results.figures import COLOURS, GREY, STYLE, SYNTHETIC
+from auris.metrics.published import DIFFERENT, STAND_IN, Line, Published
+from auris.results.figures import COLOURS, GREY, STYLE
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TABLES = ("qwen_audio_table3", "qwen2_audio_table2")  # of the two papers; `published.tables()` has more
-DIFFERENT, STAND_IN = "≠", "†"
 LINE = ["benchmark", "part", "metric"]
 LABELS = {"aas_official": "AAS (ms)", "spice": "SPICE", "spider": "SPIDEr", "accuracy_raw": "accuracy"}
 
@@ -47,16 +46,17 @@ def table(name: str, studies: Iterable[str | Path]) -> pd.DataFrame:
 
     rows: dict[tuple[str, ...], list[dict]] = {}
     notes: list[str] = published.notes(name, ())
-    for key, cells in published.lines((), name).items():
-        for one in cells:
-            rows[*key, one.cell.system] = [_published(one)]
+    order = {}
+    for place, line in enumerate(published.lines((), name)):
+        order[_key(line)] = place
+        for cell in line.cells:
+            rows[*_key(line), cell.system] = [_published(cell)]
     for system, scored in _systems(studies):
         notes += [note for note in published.notes(name, scored)[1:] if note not in notes]
-        for key, cells in published.lines(scored, name).items():
-            if cells[0].ours is not None:
-                rows.setdefault((*key, system), []).append(_ours(cells))
+        for line in published.lines(scored, name):
+            if line.ours is not None:
+                rows.setdefault((*_key(line), system), []).append(_ours(line))
     lines = [{**dict(zip([*LINE, "system"], key, strict=True)), **_pooled(seeds)} for key, seeds in rows.items()]
-    order = {key: place for place, key in enumerate(published.lines((), name))}
     lines.sort(key=lambda line: order[tuple(line[column] for column in LINE)])
     frame = pd.DataFrame(lines)
     frame.attrs |= {"table": name, "notes": notes}
@@ -76,23 +76,20 @@ def _systems(studies: Iterable[str | Path]) -> Iterator[tuple[str, list[dict[str
             yield f"{Path(study).name}/{arm}", rows.to_dict("records")
 
 
-def _published(one: Beside) -> dict[str, Any]:
-    number = {"ours": False, "value": one.cell.printed, "low": np.nan, "high": np.nan, "n": np.nan}
-    return {**number, "different": False, "synthetic": False, "decimals": one.cell.decimals}
+def _key(line: Line) -> tuple[str, str, str]:
+    return line.benchmark, line.part, line.metric
 
 
-def _ours(cells: Sequence[Beside]) -> dict[str, Any]:
-    cell, row = cells[0].cell, cells[0].ours
-    assert row is not None, cell
-    scale = cell.printed / cell.value
-    numbers = {key: scale * row[key] for key in ("value", "low", "high")}
-    facts = {"different": published.differ(cells), "synthetic": is_synthetic(row), "decimals": cell.decimals}
-    return {"ours": True, **numbers, "n": row["n"], **facts}
+def _published(cell: Published) -> dict[str, Any]:
+    number = {"ours": False, "value": cell.printed, "low": np.nan, "high": np.nan, "n": np.nan}
+    return {**number, "different": False, "synthetic": False, "decimals": cell.decimals}
 
 
-def is_synthetic(row: Mapping[str, Any]) -> bool:
-    """Whether a result is of synthetic stand-ins alone."""
-    return set(row["provenance"].split("+")) <= SYNTHETIC
+def _ours(line: Line) -> dict[str, Any]:
+    assert line.ours is not None, line
+    numbers = {key: line.scale * line.ours[key] for key in ("value", "low", "high")}
+    facts = {"different": line.differs, "synthetic": line.is_stand_in, "decimals": line.decimals}
+    return {"ours": True, **numbers, "n": line.ours["n"], **facts}
 
 
 def _pooled(seeds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -42,7 +42,7 @@ GRADES = {
     "C": "synthetic audio, labels correct by construction: tests the mechanism, says nothing about people",
     "D": "the label is only a generator's knob: a test of the format, never a score",
 }
-_SYNTHETIC = ("tts", "procedural")  # of a row's `provenance`
+_SYNTHETIC = {"tts", "procedural", "templates"}  # values of a row's `provenance`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -987,8 +987,13 @@ def group(labels: Mapping[str, Any]) -> str:
     Synthetic rows of a task that nothing synthetic can show are a test of the format, on a line `fmt_...` of their own.
     """
     task = find(labels["task"])
-    is_format = task.embedded == "D" and labels.get("provenance") in _SYNTHETIC
+    is_format = task.embedded == "D" and is_synthetic(labels.get("provenance", ""))
     return ("fmt_" if is_format else "") + task.group.format(**labels)
+
+
+def is_synthetic(provenance: str) -> bool:
+    """Return whether no real recording is among the provenances, which may be several joined by `+`."""
+    return set(provenance.split("+")) <= _SYNTHETIC
 
 
 # Lines of the training loss in TensorBoard: a task each, and of dialogues a mode each.

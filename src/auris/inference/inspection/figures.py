@@ -15,7 +15,8 @@ from matplotlib.font_manager import get_font_names
 
 from auris.inference.inspection.timing import TRUE
 from auris.inference.inspection.trace import FRAME, Heard
-from auris.results.figures import COLOURS, GREY, STYLE, SYNTHETIC
+from auris.results.figures import COLOURS, GREY, STYLE
+from auris.text.tasks import is_synthetic
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -242,7 +243,7 @@ def _shown(token: str) -> str:
 
 def _head(figure: Figure, heard: Heard, title: str) -> None:
     made = heard.row.labels.get("provenance", "")
-    kind = f" ({'synthetic: ' if made in SYNTHETIC else ''}{made})" if made else ""
+    kind = f" ({'synthetic: ' if is_synthetic(made) else ''}{made})" if made else ""
     answer = heard.answer.strip().replace("$", r"\$")
     answer = answer if len(answer) <= 80 else f"{answer[:80]}..."
     figure.suptitle(f"{title}\n", x=0.01, ha="left", fontsize=11, fontweight="bold")
