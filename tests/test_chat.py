@@ -18,7 +18,7 @@ from auris.data.manifests import read_manifests
 from auris.inference import chat
 from auris.inference.chat import Conversation, Stream, answer_file, talk
 from auris.inference.load import AudioModel
-from auris.text.prompts import text_of
+from auris.text.chat import text_of
 from manifests import tokenizer, write_manifest, write_wave
 
 SETTINGS = {"max_new_tokens": 8, "control": True}

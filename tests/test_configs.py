@@ -169,7 +169,7 @@ def test_the_presets_are_the_two_systems_of_the_papers():
 def test_fine_tuning_is_that_of_qwen_audio_in_both_systems():
     for name, prompt in (("qwen_audio", "QwenAudioChat"), ("qwen2_audio", "Qwen2AudioChat")):
         made = compose("train", f"experiment={name}_sft", "scale=full")
-        assert made["prompt"]["_target_"] == f"auris.text.prompts.{prompt}" and made["data"]["view"] == "chat"
+        assert made["prompt"]["_target_"] == f"auris.text.chat.{prompt}" and made["data"]["view"] == "chat"
         assert made["trainable"] == ["pooling", "projector", "boundary", "llm"]  # the encoder is frozen
         optim = made["optim"]
         numbers = {"lr": 1e-5, "min_lr": 1e-6, "warmup_steps": 3000, "layer_decay": 1.0}  # Qwen-Audio Table 6

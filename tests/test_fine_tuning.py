@@ -14,7 +14,7 @@ from auris.inference import export
 from auris.inference import load as pretrained
 from auris.metrics.measures import measure
 from auris.model.adapters import LORA, NEW_TOKENS
-from auris.text.prompts import Qwen2AudioChat, QwenAudioChat
+from auris.text.chat import Qwen2AudioChat, QwenAudioChat
 from auris.training import run as train
 from recipes import SMALLEST_MODEL
 from runs import ROOT, KillAt, Killed

@@ -22,7 +22,7 @@ from auris.corpus.instruct import instruct, share
 from auris.corpus.scenes import SOUND_PHRASES
 from auris.data.manifests import read_manifests
 from auris.metrics.judges.rating import rate
-from auris.text import prompts
+from auris.text import chat
 from auris.text.tasks import LANGUAGES, MODES
 
 FILES = [f"{prefix}{split}" for split in grammar.SPLITS for prefix in ("", "preferences_")]
@@ -70,7 +70,7 @@ def said(row: dict[str, Any], role: str) -> list[str]:
 
 
 def heard(row: dict[str, Any]) -> list[str]:
-    return prompts.audios(row["messages"])
+    return chat.audios(row["messages"])
 
 
 def labels(corpus: Path) -> dict[str, dict[str, Any]]:

@@ -18,7 +18,8 @@ import auris
 import published
 from auris import audio
 from auris.inference.load import AudioModel
-from auris.text.prompts import NaturalPrompt, Qwen2AudioChat, QwenAudioChat, TagPrompt
+from auris.text.chat import Qwen2AudioChat, QwenAudioChat
+from auris.text.prompts import NaturalPrompt, TagPrompt
 from auris.text.tokenizer import Tokenizer
 from manifests import tokenizer, write_wave
 

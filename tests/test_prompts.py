@@ -5,22 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from auris.text.prompts import (
-    END_OF_TEXT,
-    BothPrompts,
-    Chat,
-    Control,
-    NaturalPrompt,
-    Qwen2AudioChat,
-    QwenAudioChat,
-    TagPrompt,
-    Turn,
-    UnknownLanguagePrompt,
-    audio_tags,
-    audios,
-    map_audios,
-    text_of,
-)
+from auris.text.chat import Chat, Qwen2AudioChat, QwenAudioChat, audios, map_audios, text_of
+from auris.text.prompts import END_OF_TEXT, BothPrompts, Control, NaturalPrompt, TagPrompt, Turn, audio_tags
 from auris.text.tasks import TASKS
 
 ASR = {"task": "asr", "text": "hello there", "language": "en"}
@@ -202,17 +188,6 @@ def test_prompt_text_of_one_kind_is_one_stretch():
         assert all(kind != after for kind, after in zip(kinds, kinds[1:], strict=False))
 
 
-def test_the_language_can_be_the_models_to_tell():
-    """Qwen2-Audio assets/framework.png: `Detect the language and recognize the speech:` is answered `<|zh|>...`."""
-    turns = UnknownLanguagePrompt().turns({**ASR, "language": "zh"}, n_clips=1)
-    assert prompt_of(turns) == NATURAL_AUDIO + "Detect the language and recognize the speech:"
-    assert supervised(turns) == ["<|zh|>", "hello there", END_OF_TEXT]
-    assert [turn.role for turn in turns if turn.supervise] == ["answer"] * 3
-    assert UnknownLanguagePrompt().turns(AAC, 1) == NaturalPrompt().turns(AAC, 1)  # no language tag: nothing to tell
-    quoted = {**AQA, "question": "what is <|en|>"}
-    assert prompt_of(UnknownLanguagePrompt().turns(quoted, 1)) == NATURAL_AUDIO + quoted["question"]
-
-
 def test_an_answer_with_control_tokens_keeps_them_apart_from_the_rows_text():
     answer = [turn for turn in TagPrompt().turns(MNA, n_clips=1) if turn.role == "answer"]
     assert [(turn.text, turn.control) for turn in answer] == [
@@ -225,12 +200,11 @@ def test_an_answer_with_control_tokens_keeps_them_apart_from_the_rows_text():
 
 
 def test_an_answer_in_natural_language_is_text_to_its_end():
-    for style in (NaturalPrompt(), UnknownLanguagePrompt()):
-        answer = [turn for turn in style.turns(MNA, n_clips=1) if turn.role == "answer"]
-        assert [(turn.text, turn.control) for turn in answer] == [
-            ("pitch: 60; velocity: 1; instrument: flute; qualities: dark", Control.NONE),
-            (END_OF_TEXT, Control.ALL),
-        ]
+    answer = [turn for turn in NaturalPrompt().turns(MNA, n_clips=1) if turn.role == "answer"]
+    assert [(turn.text, turn.control) for turn in answer] == [
+        ("pitch: 60; velocity: 1; instrument: flute; qualities: dark", Control.NONE),
+        (END_OF_TEXT, Control.ALL),
+    ]
 
 
 def test_times_are_asked_for_with_tokens_or_in_words():

@@ -23,7 +23,7 @@ from auris.data.batches import pack
 from auris.data.pairs import PairSamples
 from auris.data.rows import Row
 from auris.inference import load as pretrained
-from auris.text.prompts import Qwen2AudioChat, QwenAudioChat
+from auris.text.chat import Qwen2AudioChat, QwenAudioChat
 from auris.text.tokenizer import Tokenizer
 from auris.training import references, replay
 from auris.training import run as train

@@ -8,6 +8,7 @@ import pytest
 
 from auris.metrics.measures import MEASURES
 from auris.text import tasks
+from auris.text.answer_formats import Tag
 from auris.text.prompts import NaturalPrompt, TagPrompt
 from auris.text.tasks import GRADES, LANGUAGES, TASKS
 from auris.text.tokenizer import control_tokens
@@ -127,7 +128,7 @@ def test_parse_reads_back_what_render_wrote(code):
 
 def test_only_tagged_answers_hold_control_tokens():
     for code, task in TASKS.items():
-        assert task.tagged == any(isinstance(piece, tasks.answers.Tag) for piece in task.pieces(labels(code)))
+        assert task.tagged == any(isinstance(piece, Tag) for piece in task.pieces(labels(code)))
 
 
 @pytest.mark.parametrize("code", TASKS)

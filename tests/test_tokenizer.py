@@ -11,16 +11,8 @@ import pytest
 from tokenizers import pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from auris.text.prompts import (
-    BothPrompts,
-    Control,
-    NaturalPrompt,
-    Prompt,
-    Qwen2AudioChat,
-    QwenAudioChat,
-    TagPrompt,
-    audio_tags,
-)
+from auris.text.chat import Qwen2AudioChat, QwenAudioChat
+from auris.text.prompts import BothPrompts, Control, NaturalPrompt, Prompt, TagPrompt, audio_tags
 from auris.text.tasks import LANGUAGES, closed
 from auris.text.tokenizer import RANKS_FILE, Tokenizer, control_tokens
 from manifests import TEXTS, tokenizer

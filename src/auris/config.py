@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from auris.data import pairs, samples
 from auris.errors import UserError
 from auris.model.weights import checkpoint_dir
-from auris.text.prompts import Chat
+from auris.text.chat import Chat
 from auris.text.tokenizer import Tokenizer
 
 HERE = Path(__file__).resolve().parent

@@ -15,14 +15,8 @@ from auris.data.manifests import Manifest, read_manifests
 from auris.data.rows import Clip, Record, Row, Unread
 from auris.data.samples import ChatSamples, TextSamples
 from auris.text import tasks
-from auris.text.prompts import (
-    BothPrompts,
-    NaturalPrompt,
-    Qwen2AudioChat,
-    QwenAudioChat,
-    TagPrompt,
-    UnknownLanguagePrompt,
-)
+from auris.text.chat import Qwen2AudioChat, QwenAudioChat
+from auris.text.prompts import BothPrompts, NaturalPrompt, TagPrompt
 from auris.text.task_table import EXAMPLE
 from auris.text.tasks import TASKS
 from auris.text.tokenizer import Tokenizer
@@ -271,7 +265,7 @@ def rows_of_all_kinds() -> list[Row]:
     return rows
 
 
-@pytest.mark.parametrize("prompt", [TagPrompt(), NaturalPrompt(), UnknownLanguagePrompt(), BothPrompts()])
+@pytest.mark.parametrize("prompt", [TagPrompt(), NaturalPrompt(), BothPrompts()])
 def test_the_length_of_a_row_is_that_of_its_longest_wording(prompt):
     samples = samples_of(prompt=prompt)
     for row in rows_of_all_kinds():
@@ -302,7 +296,7 @@ def test_rows_whose_file_could_not_be_read_are_measured_again_and_no_others(fold
     assert equal(measure([manifest], samples_of(), cache), whole)
 
 
-@pytest.mark.parametrize("prompt", [TagPrompt(), NaturalPrompt(), UnknownLanguagePrompt(), BothPrompts()])
+@pytest.mark.parametrize("prompt", [TagPrompt(), NaturalPrompt(), BothPrompts()])
 @pytest.mark.parametrize("policy", ["skip", "window", "first"])
 def test_a_row_is_as_long_beside_rows_like_it_as_it_is_alone(folder, prompt, policy):
     """Rows of one family are worded once for all of them; whatever sets a row apart has to be seen."""

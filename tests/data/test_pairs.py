@@ -16,7 +16,7 @@ from auris.data.pairs import PairSamples
 from auris.data.rows import Row
 from auris.errors import RowError
 from auris.model.pack import IGNORE
-from auris.text.prompts import Chat, Qwen2AudioChat, QwenAudioChat
+from auris.text.chat import Chat, Qwen2AudioChat, QwenAudioChat
 from manifests import read_row, samples_of, tokenizer, write_manifest, write_wave
 
 CLIP = {"type": "audio", "audio": "a.wav"}

@@ -17,7 +17,8 @@ from auris.data.rows import Clip, Row
 from auris.data.samples import AudioSamples, ChatSamples, Samples, TextSamples, TooLong, TranscriptSamples
 from auris.errors import AudioError, RowError
 from auris.model.pack import IGNORE
-from auris.text.prompts import BothPrompts, Chat, NaturalPrompt, Qwen2AudioChat, QwenAudioChat, TagPrompt, text_of
+from auris.text.chat import Chat, Qwen2AudioChat, QwenAudioChat, text_of
+from auris.text.prompts import BothPrompts, NaturalPrompt, TagPrompt
 from auris.text.task_table import EXAMPLE
 from auris.text.tasks import TASKS
 from manifests import GEOMETRY, read_row, samples_of, tokenizer, write_manifest, write_wave

@@ -30,7 +30,8 @@ from auris.data.parquet.pack import pack as pack_shards
 from auris.data.rows import Row
 from auris.data.samples import ChatSamples
 from auris.errors import AudioError, RowError
-from auris.text.prompts import Qwen2AudioChat, TagPrompt
+from auris.text.chat import Qwen2AudioChat
+from auris.text.prompts import TagPrompt
 from manifests import samples_of, speech_rows, write_manifest, write_wave
 
 QUIET = Console(quiet=True)

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from transformers import Qwen2AudioProcessor, WhisperFeatureExtractor
 
-from auris.text.prompts import Chat, Control, NaturalPrompt, Qwen2AudioChat, QwenAudioChat, TagPrompt, Turn, audios
+from auris.text.chat import Chat, Qwen2AudioChat, QwenAudioChat, audios
+from auris.text.prompts import Control, NaturalPrompt, TagPrompt, Turn
 from auris.text.tokenizer import Tokenizer
 from manifests import tokenizer
 from vocabularies import qwen2_audio

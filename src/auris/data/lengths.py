@@ -21,7 +21,7 @@ from auris.data.parquet.reader import ShardError
 from auris.data.rows import Row, Unread
 from auris.data.samples import Samples, TooLong
 from auris.errors import AudioError, RowError, UserError
-from auris.text.prompts import SYSTEM, Chat
+from auris.text.chat import SYSTEM, Chat
 from auris.text.tasks import TASKS
 
 _VERSION = "3"  # of the arrays on disk

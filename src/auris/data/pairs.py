@@ -14,7 +14,8 @@ from auris.data.collate import Sample
 from auris.data.rows import Row
 from auris.data.samples import AudioSamples
 from auris.errors import RowError
-from auris.text.prompts import Chat, Turn
+from auris.text.chat import Chat
+from auris.text.prompts import Turn
 
 
 class PairSamples(AudioSamples):

@@ -20,7 +20,7 @@ from auris.audio import Sound
 from auris.data import importers
 from auris.errors import UserError
 from auris.metrics.row_stats import for_language
-from auris.text import prompts, tasks
+from auris.text import chat, tasks
 
 _NOT_LABELS = {"audio", "offset", "duration", "id"}
 _PAIR = {"chosen", "rejected", "rejected_response", "rejected_messages"}  # any of them makes a dialogue a preference
@@ -249,9 +249,9 @@ def _chat_row(fields: Mapping[str, Any], identity: str, folder: Path) -> Row:
     return Row(identity, clips, labels, tasks.check(labels))
 
 
-def audio_parts(messages: Sequence[prompts.Message]) -> list[Mapping[str, Any]]:
+def audio_parts(messages: Sequence[chat.Message]) -> list[Mapping[str, Any]]:
     """The parts of the messages that are audio, in their order. Raises ValueError for messages of no known shape."""
-    prompts.audios(messages)
+    chat.audios(messages)
     parts = [part for message in messages if not isinstance(message["content"], str) for part in message["content"]]
     return [part for part in parts if "audio" in part or "audio_url" in part]
 
@@ -263,7 +263,7 @@ def _clip(part: Mapping[str, Any], folder: Path) -> Clip:
     return Clip(folder / path, **seconds(part))
 
 
-def _check_order(asked: Sequence[prompts.Message]) -> None:
+def _check_order(asked: Sequence[chat.Message]) -> None:
     """That a dialogue up to its answer asks something, and says something in each turn. The system's message may be
     empty, instead of the default one."""
     if not asked or asked[-1]["role"] != "user":
@@ -280,8 +280,8 @@ def are_equal(answer: str, other: str) -> bool:
     return first == second
 
 
-def _text(message: prompts.Message, number: int) -> str:
-    text = prompts.text_of(message)
+def _text(message: chat.Message, number: int) -> str:
+    text = chat.text_of(message)
     if not text.strip():
         raise UserError(f"messages[{number}], of the {message['role']}, is empty")
     return text
@@ -295,14 +295,14 @@ def _reply(side: str, given: Any) -> str:
         raise UserError(f"`{side}` is {given!r:.80}, expected a string or one message of the assistant")
     if messages[0]["role"] != "assistant":
         raise UserError(f"`{side}` is the {messages[0]['role']}'s, expected the assistant's")
-    text = prompts.text_of(messages[0])
+    text = chat.text_of(messages[0])
     if not text.strip():
         raise UserError(f"`{side}` is empty")
     return text
 
 
-def _mode(asked: Sequence[prompts.Message]) -> str:
+def _mode(asked: Sequence[chat.Message]) -> str:
     """How the user speaks: by voice where the last message is only audio, in text where the dialogue has none."""
     if not audio_parts(asked):
         return "text"
-    return "audio_analysis" if prompts.text_of(asked[-1]).strip() else "voice_chat"
+    return "audio_analysis" if chat.text_of(asked[-1]).strip() else "voice_chat"

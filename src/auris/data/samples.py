@@ -21,7 +21,8 @@ from auris.data.collate import Sample
 from auris.data.rows import Clip, Row, row_seed
 from auris.errors import RowError, UserError
 from auris.text import tasks
-from auris.text.prompts import BothPrompts, Chat, NaturalPrompt, Prompt, Turn, names
+from auris.text.chat import Chat
+from auris.text.prompts import BothPrompts, NaturalPrompt, Prompt, Turn, names
 from auris.text.tokenizer import Encoded, Tokenizer
 
 # A manifest's stated duration may differ from the file's by this, as when it is rounded to tenths; beyond, the row is

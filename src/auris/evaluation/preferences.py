@@ -37,7 +37,7 @@ from auris.metrics.judges.rating import Judge, Unrated
 from auris.metrics.measures import bootstrap, measure, value
 from auris.metrics.row_stats import for_language, row_stats
 from auris.model.generation import Generation, generate
-from auris.text.prompts import map_audios
+from auris.text.chat import map_audios
 
 METRICS = ("wer", "accuracy", "contains", "judged")
 

@@ -25,7 +25,7 @@ from auris.data.rows import Form, Record, decode, parse
 from auris.errors import MissingFileError, UserError
 from auris.inference import load as pretrained
 from auris.inference.load import AudioModel
-from auris.text.prompts import Message, map_audios
+from auris.text.chat import Message, map_audios
 from auris.text.tokenizer import INCOMPLETE
 
 HELP = """\

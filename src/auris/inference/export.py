@@ -38,7 +38,8 @@ from auris.model.encoder import Encoder
 from auris.model.llm import LongRotary
 from auris.model.weights import loading
 from auris.model.weights.identify import KINDS, Checkpoint, identify
-from auris.text.prompts import NaturalPrompt, Qwen2AudioChat, TagPrompt
+from auris.text.chat import Qwen2AudioChat
+from auris.text.prompts import NaturalPrompt, TagPrompt
 from auris.text.tokenizer import RANKS_FILE, Tokenizer
 
 FORMATS = ("qwen2_audio", "qwen_audio", "auris")

@@ -28,18 +28,8 @@ from auris.model.generation import Generation, generate
 from auris.model.pack import Pack, to_device
 from auris.model.weights import loading
 from auris.model.weights.identify import KINDS, Checkpoint, identify
-from auris.text.prompts import (
-    BothPrompts,
-    Chat,
-    NaturalPrompt,
-    Prompt,
-    Qwen2AudioChat,
-    QwenAudioChat,
-    TagPrompt,
-    Turn,
-    audios,
-    map_audios,
-)
+from auris.text.chat import Chat, Qwen2AudioChat, QwenAudioChat, audios, map_audios
+from auris.text.prompts import BothPrompts, NaturalPrompt, Prompt, TagPrompt, Turn
 from auris.text.tokenizer import Tokenizer
 from auris.training import sharding
 

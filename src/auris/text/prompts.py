@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from enum import Enum
@@ -37,7 +37,6 @@ _TAGS = (
 )
 
 _PIECES = re.compile(r"(<\|[^|<>]*\|>)|\{(\w+)\}")
-_LAST_TAGS = re.compile(r"(.*?) ?((?:<\|[^|<>]*\|>)+)", re.DOTALL)
 
 
 def audio_tags() -> list[str]:
@@ -75,7 +74,7 @@ class Turn:
     control: Control = Control.ALL
 
 
-def _merge(turns: Sequence[Turn]) -> list[Turn]:
+def merge(turns: Sequence[Turn]) -> list[Turn]:
     """Neighbouring text of one kind as one turn, so that byte-pair merges see whole instructions."""
     merged: list[Turn] = []
     for turn in turns:
@@ -141,10 +140,6 @@ class Prompt(ABC):
     def _audio(self, n_clips: int) -> str:
         return (self.audio_begin + self.audio_pad + self.audio_end) * n_clips
 
-    def _divide(self, template: str) -> tuple[str, str]:
-        """What of a template is asked, and with which tags of it the answer begins."""
-        return template, ""
-
     def outline(self, labels: Mapping[str, Any], n_clips: int) -> tuple[Outline, dict[str, str]]:
         """All wordings of a row as very many rows share them, and its own text by name. The row was checked before."""
         return self._outline(self.wordings(labels), labels, n_clips)
@@ -178,26 +173,25 @@ class Prompt(ABC):
             for number, tag in enumerate(tags)
         ]
         end.append(Turn("answer", END_OF_TEXT, supervise=True))
-        return Outline(tuple(tuple(_merge([*self._ask(one, own, n_clips), *end])) for one in templates))
+        return Outline(tuple(tuple(merge([*self._ask(one, own, n_clips), *end])) for one in templates))
 
     def _ask(self, template: str, own: tuple[tuple[str, str], ...], n_clips: int) -> list[Turn]:
         """A template with our own words in it. They are filled first, so that a tag and an instruction are whole."""
         template = re.sub(r"\{(\w+)\}", lambda m: dict(own).get(m[1], m[0]), template)
-        asked, said = self._divide(template)
         turns = [Turn("prompt", self._audio(n_clips), supervise=False)] if n_clips else []
         position = 0
-        for match in _PIECES.finditer(asked):
+        for match in _PIECES.finditer(template):
             if match.start() > position:
-                turns.append(Turn("prompt", asked[position : match.start()], supervise=False))
+                turns.append(Turn("prompt", template[position : match.start()], supervise=False))
             if match[1]:
                 predicted = self.supervise_tags and match.start() > 0
                 turns.append(Turn("prompt", match[1], supervise=predicted))
             else:
                 turns.append(_slot("prompt", match[2], supervise=False))
             position = match.end()
-        if position < len(asked):
-            turns.append(Turn("prompt", asked[position:], supervise=False))
-        return [*turns, Turn("answer", said, supervise=True)] if said else turns
+        if position < len(template):
+            turns.append(Turn("prompt", template[position:], supervise=False))
+        return turns
 
 
 @dataclass(frozen=True, eq=False)  # compared by identity: facts about one are kept
@@ -255,15 +249,6 @@ class NaturalPrompt(Prompt):
         return task.wordings[self.WORDINGS[self.subset]] if task.paraphrases else task.wordings
 
 
-class UnknownLanguagePrompt(NaturalPrompt):
-    """The other published form: the instruction ends before its language tag, with which the answer begins, as in
-    `Detect the language and recognize the speech:` -> `<|zh|>...` (Qwen2-Audio assets/framework.png)."""
-
-    def _divide(self, template: str) -> tuple[str, str]:
-        match = _LAST_TAGS.fullmatch(template)
-        return match.groups() if match else (template, "")
-
-
 class BothPrompts:
     """Tags or natural language, a coin per row: how the embedded stand-in for Qwen-7B meets both styles alike."""
 
@@ -285,200 +270,3 @@ class BothPrompts:
     def outline(self, labels: Mapping[str, Any], n_clips: int) -> tuple[Outline, dict[str, str]]:
         (first, written), (second, said) = (style.outline(labels, n_clips) for style in self.styles)
         return self._joined(first, second), written | said
-
-
-SYSTEM = "You are a helpful assistant."  # of both chats, where a dialogue brings no system message
-_ROLES = ("system", "user", "assistant")
-
-_AUDIO = ("audio", "audio_url")  # what names the clip in a part of a message
-
-# {role, content}: content is a string, or a list of {type: audio, audio: ...} and {type: text, text: ...}
-Message = Mapping[str, Any]
-
-
-def audios(messages: Sequence[Message]) -> list[Any]:
-    """What stands for the clips of a dialogue (paths, arrays, ...), in the order of their marks in its turns.
-
-    Raises ValueError if the messages are none of the known shapes.
-    """
-    _check_roles(messages)
-    return [value for message in messages for kind, value in _content(message) if kind == "audio"]
-
-
-def text_of(message: Message) -> str:
-    """The text of a message; its audio is left out."""
-    return "".join(value for kind, value in _content(message) if kind == "text")
-
-
-def map_audios(change: Callable[[Any], Any], messages: Sequence[Message]) -> list[Message]:
-    """A dialogue of known shape with what stands for each clip changed, in the order of `audios`."""
-
-    def part(given: Any) -> Any:
-        key = next((key for key in _AUDIO if key in given), None)
-        return given if key is None else {**given, key: change(given[key])}
-
-    return [
-        message if isinstance(message["content"], str) else {**message, "content": [*map(part, message["content"])]}
-        for message in messages
-    ]
-
-
-class Chat:
-    """ChatML: a dialogue as turns, equal to the released chats token by token. No mode switch: a message that is only
-    audio is voice chat, one with text beside it is audio analysis.
-
-    What a message says is text: the strings of ChatML or of audio marks in it stay characters, a dialogue cannot be
-    continued from within. Raises ValueError if the messages are none of the known shapes.
-    """
-
-    audio_begin: str
-    audio_pad: str
-    audio_end: str
-    stop: tuple[str, ...]  # what ends an answer
-    label: str  # how a clip is announced
-    restarts: bool  # the numbers of clips start anew in each message
-    header: Control  # ALL: `role\n` is tokenised by itself; TAGS: together with the text that follows
-
-    def turns(self, messages: Sequence[Message], *, supervise: bool = False) -> list[Turn]:
-        """A dialogue as turns.
-
-        Args:
-            messages: `{role, content}`; the default system message is put before them if they bring none.
-            supervise: train what the assistant says and the end of it; the last message is then the answer. Without, a
-                dialogue that ends with the user is followed by the beginning of an answer, to be generated.
-        """
-        messages = _with_system(messages)
-        ends = messages[-1]["role"] == "assistant"
-        if supervise and not ends:
-            raise UserError(f"a dialogue to train on ends with the assistant, got {messages[-1]['role']!r} last")
-        turns = [turn for message in self._write(messages, supervise) for turn in message]
-        return _merge(turns if ends else [*turns, *self._open("assistant")])
-
-    def _write(self, messages: Sequence[Message], supervise: bool = False) -> Iterator[list[Turn]]:
-        """Each message as turns of its own."""
-        before, after = self.label.split("{audio}")
-        count = 0
-        for number, message in enumerate(messages):
-            trained = supervise and message["role"] == "assistant"
-            part = "answer" if trained and number + 1 == len(messages) else "prompt"
-            count = 0 if self.restarts else count
-            turns = self._open(message["role"])
-            for kind, value in _content(message):
-                if kind == "text":
-                    turns.append(Turn(part, value, trained, Control.TAGS))
-                else:
-                    count += 1
-                    turns += [
-                        Turn("prompt", before.format(count), False, Control.TAGS),
-                        Turn("prompt", self.audio_begin + self.audio_pad + self.audio_end, False),
-                        Turn("prompt", after, False, Control.TAGS),
-                    ]
-            yield [*turns, Turn(part, IM_END, trained), Turn(part, "\n", False, self.header)]
-
-    def _open(self, role: str) -> list[Turn]:
-        return [Turn("prompt", IM_START, False), Turn("prompt", f"{role}\n", False, self.header)]
-
-
-class QwenAudioChat(Chat):
-    """Qwen-Audio-Chat (qwen_generation_utils.py `make_context`, tokenization_qwen.py `from_list_format`).
-
-    Args:
-        spacing: how a clip is announced: a key of `SPACINGS`, the three forms that were published.
-    """
-
-    SPACINGS = {
-        "released": "Audio {}:{audio}\n",  # from_list_format: what the released chat reads
-        "sft_sample": "Audio {}: {audio}\n",  # assets/sft_sample.txt
-        "paper": "Audio {}: {audio}",
-    }
-    audio_begin, audio_pad, audio_end = TagPrompt.audio_begin, TagPrompt.audio_pad, TagPrompt.audio_end
-    stop = (IM_END, IM_START, END_OF_TEXT)
-    restarts = True
-    header = Control.ALL
-
-    def __init__(self, *, spacing: str = "released"):
-        if spacing not in self.SPACINGS:
-            raise UserError(f"spacing={spacing!r}: expected {', '.join(self.SPACINGS)}")
-        self.label = self.SPACINGS[spacing]
-
-    def recent(
-        self,
-        messages: Sequence[Message],
-        length: Callable[[list[Turn], list[Any]], int],
-        *,
-        max_window_size: int = 6144,
-    ) -> list[Message]:
-        """The dialogue without its oldest exchanges, as the released chat shortens it.
-
-        Args:
-            length: tokens of turns with these audios.
-            max_window_size: the newest exchanges are kept as long as they and the system message stay below; the last
-                question is not counted (6144 in chat_generation_config.json).
-        """
-        messages = _with_system(messages)
-        written = list(self._write(messages))
-        sizes = [length(turns, audios([message])) for turns, message in zip(written, messages, strict=True)]
-        # An exchange is a question and its answer; whatever precedes the first question goes with it.
-        starts = [n for n, message in enumerate(messages) if message["role"] == "user" and n > 1]
-        first = starts.pop() if starts else 1
-        size = sizes[0] - 1  # the last line end belongs to the question
-        for start in reversed([1, *starts] if first > 1 else []):
-            size += sum(sizes[start:first])
-            if size >= max_window_size:
-                break
-            first = start
-        return [messages[0], *messages[first:]]
-
-    def _write(self, messages: Sequence[Message], supervise: bool = False) -> Iterator[list[Turn]]:
-        """An unanswered question is followed by a second line end, a token of its own."""
-        roles = [message["role"] for message in messages]
-        for number, turns in enumerate(super()._write(messages, supervise)):
-            unanswered = roles[number : number + 2] == ["user", "user"]
-            yield [*turns, Turn("prompt", "\n", False, Control.NONE)] if unanswered else turns
-
-
-class Qwen2AudioChat(Chat):
-    """Qwen2-Audio-Instruct (the default chat template of transformers' Qwen2AudioProcessor)."""
-
-    audio_begin, audio_pad, audio_end = NaturalPrompt.audio_begin, NaturalPrompt.audio_pad, NaturalPrompt.audio_end
-    stop = (END_OF_TEXT, IM_END)
-    label = "Audio {}: {audio}\n"
-    restarts = False
-    header = Control.TAGS
-
-
-def _check_roles(messages: Sequence[Message]) -> None:
-    for number, message in enumerate(messages):
-        if not isinstance(message, Mapping) or message.get("role") not in _ROLES:
-            raise UserError(f"messages[{number}] is {message!r:.80}, expected a `role` of {', '.join(_ROLES)}")
-
-
-def _with_system(messages: Sequence[Message]) -> list[Message]:
-    if not messages:
-        raise UserError("a dialogue has at least one message {role, content}, got none")
-    _check_roles(messages)
-    system = [] if messages[0]["role"] == "system" else [{"role": "system", "content": SYSTEM}]
-    return [*system, *messages]
-
-
-def _content(message: Message) -> list[tuple[str, Any]]:
-    """A message's content in order: ("text", string) and ("audio", what stands for a clip)."""
-    content, where = message.get("content"), f"a message of the {message['role']}"
-    if isinstance(content, str):
-        return [("text", content)]
-    if not isinstance(content, Sequence):
-        raise UserError(f"the content of {where} is {content!r:.80}, expected a string or a list")
-    found: list[tuple[str, Any]] = []
-    for part in content:
-        clip = [part[key] for key in _AUDIO if key in part] if isinstance(part, Mapping) else []
-        if clip and message["role"] == "user":
-            found.append(("audio", clip[0]))
-        elif clip:
-            raise UserError(f"{where} holds audio {clip[0]!r:.80}; only the user's can")
-        elif isinstance(part, Mapping) and isinstance(part.get("text"), str):
-            found.append(("text", part["text"]))
-        else:
-            raise UserError(
-                f"{where} holds {part!r:.80}, expected {{type: audio, audio: ...}} or {{type: text, text: ...}}"
-            )
-    return found

@@ -981,19 +981,19 @@ def published() -> Iterator[tuple[str, Task]]:
     return ((name, task) for task in _ROWS for name in task.hours)
 
 
+def is_synthetic(provenance: object) -> bool:
+    """Return whether a `provenance`, kinds joined by `+`, names synthetic data alone."""
+    return isinstance(provenance, str) and set(provenance.split("+")) <= _SYNTHETIC
+
+
 def group(labels: Mapping[str, Any]) -> str:
     """The line of a results table that a row belongs to, as `asr en` or `s2tt de-en`.
 
     Synthetic rows of a task that nothing synthetic can show are a test of the format, on a line `fmt_...` of their own.
     """
     task = find(labels["task"])
-    is_format = task.embedded == "D" and is_synthetic(labels.get("provenance", ""))
+    is_format = task.embedded == "D" and is_synthetic(labels.get("provenance"))
     return ("fmt_" if is_format else "") + task.group.format(**labels)
-
-
-def is_synthetic(provenance: str) -> bool:
-    """Return whether no real recording is among the provenances, which may be several joined by `+`."""
-    return set(provenance.split("+")) <= _SYNTHETIC
 
 
 # Lines of the training loss in TensorBoard: a task each, and of dialogues a mode each.

@@ -30,7 +30,7 @@ from auris.errors import UserError
 from auris.model import adapters, dtensor
 from auris.model.audio_lm import AudioLM
 from auris.model.pack import to_device
-from auris.text.prompts import map_audios
+from auris.text.chat import map_audios
 from auris.training import sharding
 from auris.training.objectives.dpo import DPO, answer_logps
 

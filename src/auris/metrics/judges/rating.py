@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from auris.completions import Endpoint, Message, Record
 from auris.corpus import wordings
 from auris.errors import UserError
-from auris.text import prompts
+from auris.text import chat
 
 _INSTRUCTION = (
     "You rate answers of an assistant that hears audio. You are given the conversation, in which [audio] stands for "
@@ -113,7 +113,7 @@ def request(labels: Mapping[str, Any], answer: str) -> list[Message]:
     ]
 
 
-def _shown(message: prompts.Message) -> str:
+def _shown(message: chat.Message) -> str:
     """A message as text, [audio] where it holds a clip."""
     if isinstance(message["content"], str):
         return message["content"]

@@ -13,7 +13,7 @@ from auris.metrics import edits
 from auris.metrics.measures import MEASURES, display, score, scorer
 from auris.metrics.row_stats import unit
 from auris.results.html.recordings import Player, Players, heard
-from auris.text import prompts, tasks
+from auris.text import chat, tasks
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -183,7 +183,7 @@ def _question(row: Row | None) -> str:
         return ""
     messages = row.labels.get("messages") or []
     asked = [message for message in messages if message["role"] == "user"]
-    return prompts.text_of(asked[-1]) if asked else str(row.labels.get("question", ""))
+    return chat.text_of(asked[-1]) if asked else str(row.labels.get("question", ""))
 
 
 def _text(value: Any) -> str:
