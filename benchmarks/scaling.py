@@ -18,10 +18,10 @@ from rich.table import Table
 from torch import nn
 
 from auris import config as recipe
-from auris.inference import inspect
-from auris.inference.inspect import GIB, Load, Stage, count
+from auris.audio import ENCODER_RATE
 from auris.model import adapters
-from auris.training import optim
+from auris.training import cost, optim
+from auris.training.cost import GIB, Load, Stage
 
 GPUS = (8, 16, 32, 64, 128, 256, 512)
 BF16, FP32 = 2, 4  # bytes: what is gathered and computed with, what gradients are summed in
@@ -35,7 +35,7 @@ class Machine:
     """
 
     gpus: int = 8
-    flops: float = inspect.H100
+    flops: float = cost.H100_TRAINING
     within: float = 350e9
     between: float = 50e9
 
@@ -97,11 +97,11 @@ def plan(net: nn.Module, stage: Stage, load: Load, layout: Layout, machine: Mach
     Of GPUs that compute layers together each has all inputs of the LLM's layers, about half of what they keep, and its
     part of the rest; the encoder is computed by all of them.
     """
-    need = inspect.memory(net, stage, load, moment=moment)
+    need = cost.memory(net, stage, load, moment=moment)
     shards, tp = layout.shards, layout.tensor_parallel
     alone = Load(tokens=0, frames=load.frames, scored=0)
-    encoder, whole = inspect.work(net, stage, alone), inspect.work(net, stage, load)
-    in_encoder = inspect.memory(net, stage, alone).activations
+    encoder, whole = cost.training_flops(net, stage, alone), cost.training_flops(net, stage, load)
+    in_encoder = cost.memory(net, stage, alone).activations
     in_llm = need.activations - in_encoder
     return Step(
         weights=need.weights / shards,
@@ -120,8 +120,11 @@ def _communication(net: nn.Module, stage: Stage, load: Load, layout: Layout, mac
     frozen encoder for forward alone),
     gradients reduced to shards, shards of replicas summed, and activations of layers that are computed together."""
     config = net.llm.config.get_text_config()
-    learning, tp = inspect.trained(net, stage), layout.tensor_parallel
-    gathers = count(net.encoder) * (1 + stage.trains("encoder")) + 2 * (count(net) - count(net.encoder)) / tp
+    learning, tp = cost.trained_parameters(net, stage), layout.tensor_parallel
+    gathers = (
+        cost.count_parameters(net.encoder) * (1 + stage.trains("encoder"))
+        + 2 * (cost.count_parameters(net) - cost.count_parameters(net.encoder)) / tp
+    )
     is_near = layout.shards <= machine.gpus
     shared = layout.shards // tp
     moved = (BF16 * gathers + FP32 * learning / tp) * (shared - 1) / shared
@@ -137,7 +140,9 @@ def _communication(net: nn.Module, stage: Stage, load: Load, layout: Layout, mac
 
 def table(net: nn.Module, stage: Stage, load: Load, *, machine: Machine, moment: int = FP32) -> Table:
     """Memory and time by layout, on 8 to 512 GPUs."""
-    title = f"{stage.name}: each rank a pack of {load.tokens:,} tokens, {load.frames / 50:,.0f} s of audio a step"
+    title = (
+        f"{stage.name}: each rank a pack of {load.tokens:,} tokens, {load.frames / ENCODER_RATE:,.0f} s of audio a step"
+    )
     caption = (
         f"GiB of a GPU, and seconds of a step. Assumed: {machine.flops / 1e12:.0f} TFLOP/s a GPU, {machine.gpus} GPUs"
         f" a node, {machine.within / 1e9:.0f} GB/s within it and {machine.between / 1e9:.0f} between nodes. By sizes:"

@@ -18,23 +18,22 @@ from auris import config
 from auris.data.batches import pack
 from auris.data.manifests import read_manifests
 from auris.inference import inspect
-from auris.inference.inspect import (
+from auris.inference.inspect import examine
+from auris.model import adapters
+from auris.model.pack import IGNORE
+from auris.model.weights.identify import PARTS
+from auris.training import cost, dry_run
+from auris.training.cost import (
     GIB,
     STAGES,
     Load,
     Stage,
-    count,
-    examine,
+    count_parameters,
     memory,
-    parameters,
-    report,
-    spell,
-    trained,
-    work,
+    parameters_by_piece,
+    trained_parameters,
+    training_flops,
 )
-from auris.model import adapters
-from auris.model.pack import IGNORE
-from auris.model.weights.identify import PARTS
 from manifests import samples_of, speech_rows, tokenizer, write_manifest
 
 
@@ -52,7 +51,7 @@ def read(path: Path, **options: object) -> tuple[list[str], str]:
 
 def test_parameters_are_those_of_the_released_system(released: nn.Module):
     """Fact sheet, section 1.7."""
-    assert parameters({part: getattr(released, part) for part in PARTS}) == {
+    assert parameters_by_piece({part: getattr(released, part) for part in PARTS}) == {
         "encoder: convolutions": 492_800 + 4_916_480,
         "encoder: blocks": 629_637_120,
         "encoder: final norm": 2_560,
@@ -75,7 +74,7 @@ def test_parameters_are_those_of_the_released_system(released: nn.Module):
 )
 def test_states_are_those_of_the_performance_notes(released: nn.Module, stage: str, expected: tuple):
     need = memory(released, find(stage), Load.of_budget(8192, 2))
-    for gpus, gib in zip(inspect.GPUS, expected, strict=True):
+    for gpus, gib in zip(dry_run.GPUS, expected, strict=True):
         assert need.states / gpus / GIB == pytest.approx(gib, abs=0.06 if gib > 2 else 0.006)
 
 
@@ -99,7 +98,7 @@ def test_adapters_are_counted_as_what_learns_and_the_model_under_them_as_frozen(
     """LoRA of rank r on a layer of n x m: r (n + m) parameters. A new token: a row of the embedding and of the head."""
     made = config.resolve(config.compose(["scale=full", "model=qwen2_audio"]))
     net = config.build_net(made, SimpleNamespace(size=1))
-    whole = count(net)
+    whole = count_parameters(net)
     load = Load.of_budget(8192, 2)
     frozen = memory(net, Stage(name="", trainable=("projector",)), load)
     names = ("projector", "llm.lora", "llm.new_tokens")
@@ -107,15 +106,15 @@ def test_adapters_are_counted_as_what_learns_and_the_model_under_them_as_frozen(
     adapters.attach(net, names, token_ids=[5, 6, 7], lora=lora)
     stage = Stage(name="", trainable=names)
     added = {"llm: LoRA": 32 * 2 * 8 * (4096 + 4096), "llm: rows of new tokens": 3 * 2 * 4096}
-    assert parameters({"llm": net.llm}).items() >= added.items()
-    assert parameters({"llm": net.llm})["llm: layers and norm"] == 6_476_660_736 + 4_096
-    learning = count(net.projector) + sum(added.values())
-    assert trained(net, stage) == learning and count(net) == whole + sum(added.values())
+    assert parameters_by_piece({"llm": net.llm}).items() >= added.items()
+    assert parameters_by_piece({"llm": net.llm})["llm: layers and norm"] == 6_476_660_736 + 4_096
+    learning = count_parameters(net.projector) + sum(added.values())
+    assert trained_parameters(net, stage) == learning and count_parameters(net) == whole + sum(added.values())
     need = memory(net, stage, load)
     assert need.states - frozen.states == 16 * sum(added.values())
     assert need.activations == frozen.activations
     tables = Stage(name="", trainable=("llm.model.embed_tokens",))
-    assert trained(net, tables) == 639_107_072
+    assert trained_parameters(net, tables) == 639_107_072
 
 
 def test_an_encoder_trained_alone_needs_no_memory_for_a_language_model_that_is_not_run(released: nn.Module):
@@ -135,10 +134,10 @@ def test_arithmetic_is_that_of_the_performance_notes(released: nn.Module):
     everything, tuned = find("everything trained"), find("fine-tuning (encoder frozen)")
     before = find("pre-training (LLM frozen)")
     for stage, passes, hearing, projecting in ((everything, 3, 3, 3), (tuned, 3, 1, 2), (before, 2, 3, 3)):
-        assert work(released, stage, text) / 1e9 == pytest.approx(passes * (12.95 - last), rel=1e-3)
-        assert work(released, stage, scored) / 1e9 == pytest.approx(passes * (1.278 + last), rel=1e-3)
+        assert training_flops(released, stage, text) / 1e9 == pytest.approx(passes * (12.95 - last), rel=1e-3)
+        assert training_flops(released, stage, scored) / 1e9 == pytest.approx(passes * (1.278 + last), rel=1e-3)
         expected = hearing * 1.271 + projecting * 0.0105 / 2
-        assert work(released, stage, heard) / 1e9 == pytest.approx(expected, rel=1e-3)
+        assert training_flops(released, stage, heard) / 1e9 == pytest.approx(expected, rel=1e-3)
 
 
 LOADS = ({"tokens": 1}, {"frames": 1}, {"scored": 1})
@@ -226,7 +225,7 @@ def test_a_first_batch_is_shown(tmp_path: Path):
     [manifest] = read_manifests([write_manifest(tmp_path / "rows.jsonl", rows)])
     view = samples_of()
     batch = pack(manifest.rows, [(0, None), (1, None), (2, None)], view)
-    assert spell(batch, view.tokenizer) == (
+    assert dry_run.first_row_text(batch, view.tokenizer) == (
         "<|audio_bos|>[25 audio tokens]<|audio_eos|>Detect the language and recognize the speech: "
         "{<|en|>the cat sat<|endoftext|>}"
     )
@@ -234,13 +233,15 @@ def test_a_first_batch_is_shown(tmp_path: Path):
     net = config.build_net(made, view.tokenizer)
     console = Console(file=io.StringIO(), width=200)
     stages = [Stage(name="this run", trainable=("projector",))]
-    report(console, net, token_budget=1, stages=stages, packs=[batch], tokenizer=view.tokenizer)
+    dry_run.print_sizes(console, net, stages, Load.of_pack(batch))
+    dry_run.print_batch(console, [batch], view.tokenizer)
     text = console.file.getvalue()
     n_tokens, n_scored = len(batch["ids"]), int((batch["labels"] != IGNORE).sum())
     assert f"1 packs, 2 rows, {n_tokens:,} tokens, {n_scored} of them scored, 75 of audio (3.0 s)" in text
     assert "left out bad: " in text and "this run" in text and "pre-training" not in text
-    assert Load.of_pack(batch) == Load(tokens=n_tokens, frames=150, scored=n_scored)
-    assert np.isclose(memory(net, stages[0], Load.of_pack(batch)).states, inspect.FROZEN * inspect.count(net), rtol=0.1)
+    load = Load.of_pack(batch)
+    assert (load.tokens, load.frames, load.scored) == (n_tokens, 150, n_scored)
+    assert np.isclose(memory(net, stages[0], load).states, cost.FROZEN * count_parameters(net), rtol=0.1)
 
 
 def test_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):

@@ -14,9 +14,8 @@ import torch
 
 import nets
 from auris import config
-from auris.inference import inspect
 from auris.model.weights import checkpoint_dir
-from auris.training import provenance
+from auris.training import cost, provenance
 from auris.training import run as train
 from auris.training.provenance import WINDOW, Announcement, planned_ranks
 from recipes import smallest_run
@@ -118,10 +117,10 @@ def test_the_memory_of_states_is_what_is_allocated(tiny, precision):
 
 
 def test_ddp_sums_gradients_in_memory_of_its_own():
-    net, stage = nets.build_meta(), inspect.Stage(name="", trainable=("projector",))
-    load = inspect.Load(tokens=1, frames=1, scored=1)
-    alone, bucketed = (inspect.memory(net, stage, load, buckets=buckets).states for buckets in (False, True))
-    assert bucketed - alone == 4 * inspect.trained(net, stage)
+    net, stage = nets.build_meta(), cost.Stage(name="", trainable=("projector",))
+    load = cost.Load(tokens=1, frames=1, scored=1)
+    alone, bucketed = (cost.memory(net, stage, load, buckets=buckets).states for buckets in (False, True))
+    assert bucketed - alone == 4 * cost.trained_parameters(net, stage)
 
 
 def test_the_time_left_follows_from_the_speed_of_the_first_steps(said, tmp_path):

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from auris import config
-from auris.inference.inspect import GIB, STAGES, Load
+from auris.training.cost import GIB, STAGES, Load
 from benchmarks import scaling
 from benchmarks.scaling import Layout, Machine, plan
 

@@ -18,20 +18,20 @@ import nets
 from auris import config
 from auris.data.batches import Steps
 from auris.data.collate import collate
-from auris.inference import inspect
 from auris.model import pooling, projector
 from auris.model.pack import IGNORE
 from auris.results import curves
-from auris.training import counters, provenance, throughput
+from auris.training import cost, throughput
 from auris.training import run as train
+from auris.training.cost import LOAD, peak_flops
 from auris.training.objectives.next_token import NextToken
 from auris.training.provenance import WINDOW
-from auris.training.throughput import LOAD, Throughput, peak_of
+from auris.training.throughput import Throughput
 from packs import Clip, pack, text
 from recipes import smallest_run
 from runs import ROOT, fit, in_processes, said
 
-EVERYTHING = inspect.Stage(name="", trainable=("encoder", "pooling", "projector", "boundary", "llm"))
+EVERYTHING = cost.Stage(name="", trainable=("encoder", "pooling", "projector", "boundary", "llm"))
 
 
 def heard(batch: dict, seconds: float = 1.0) -> dict:
@@ -45,7 +45,7 @@ def test_a_pack_is_counted_by_its_rows_and_clips():
     """Clips of 9 and 40 frames of 10 ms are 5 and 20 of the encoder's, 2 and 10 tokens; the text follows."""
     net = nets.build_meta()
     batch = heard(pack([[Clip(9, n_mels=nets.N_MELS), text(4)], [text(3), Clip(40, n_mels=nets.N_MELS)]], net.geometry))
-    found = {name: int(value) for name, value in counters.counts(batch).items()}
+    found = {name: int(value) for name, value in cost.pack_counts(batch).items()}
     scored = int((batch["labels"] != IGNORE).sum())
     pairs = (6 * 7 + 13 * 14) // 2  # each token sees itself and those before it
     expected = {"tokens": 6 + 13, "frames": 25, "scored": scored, "token_pairs": pairs, "frame_pairs": 5**2 + 20**2}
@@ -57,7 +57,7 @@ def test_the_answers_of_a_tree_see_their_prompt():
     ids = torch.arange(10)
     tree = {"cu_seqlens": torch.tensor([0, 5, 10]), "cu_keys": torch.tensor([0, 5, 12])}
     rest = {"labels": torch.full((10,), IGNORE), "rows": [0], "audio_seconds": 0.0}
-    found = counters.counts({"ids": ids, **tree, **rest})
+    found = cost.pack_counts({"ids": ids, **tree, **rest})
     assert int(found["token_pairs"]) == (1 + 2 + 3 + 4 + 5) + (3 + 4 + 5 + 6 + 7)
 
 
@@ -65,14 +65,14 @@ def test_what_stands_for_no_row_is_idle():
     """An empty pack is a token, and a clip of 4 frames, 2 of the encoder's."""
     geometry = nets.build_meta().geometry
     empty, silent = collate([], geometry=geometry), pack([[text(7)]], geometry)
-    found = {name: int(value) for name, value in counters.counts(empty).items()}
+    found = {name: int(value) for name, value in cost.pack_counts(empty).items()}
     assert found == dict.fromkeys(LOAD, 0) | {"idle": 3}
-    found = {name: int(value) for name, value in counters.counts(silent).items()}
+    found = {name: int(value) for name, value in cost.pack_counts(silent).items()}
     assert (found["tokens"], found["frames"], found["idle"]) == (7, 0, 2)
 
 
-def operations(net: nn.Module, stage: inspect.Stage, batch: dict) -> int:
-    return inspect.work(net, stage, inspect.Load(**{name: int(counters.counts(batch)[name]) for name in LOAD}))
+def operations(net: nn.Module, stage: cost.Stage, batch: dict) -> int:
+    return cost.training_flops(net, stage, cost.Load(**{name: int(cost.pack_counts(batch)[name]) for name in LOAD}))
 
 
 @pytest.mark.parametrize("trainable, share", [(("encoder", "projector", "llm"), 0.01), (("projector",), 0.02)])
@@ -87,8 +87,8 @@ def test_useful_operations_are_those_that_torch_counts(trainable: tuple[str, ...
     )
     with FlopCounterMode(display=False) as counter:
         NextToken()(net, batch)[0].backward()
-    alone = {name: int(counters.counts(batch)[name]) for name in ("tokens", "frames", "scored")}
-    expected = inspect.work(net, inspect.Stage(name="", trainable=trainable), inspect.Load(**alone))
+    alone = {name: int(cost.pack_counts(batch)[name]) for name in ("tokens", "frames", "scored")}
+    expected = cost.training_flops(net, cost.Stage(name="", trainable=trainable), cost.Load(**alone))
     counted = counter.get_flop_counts()["Global"]
     named = {str(op): n for op, n in counted.items() if "attention" not in str(op)}
     assert sum(named.values()) == pytest.approx(expected, rel=share)
@@ -102,18 +102,18 @@ def test_each_pooling_with_its_projector_costs_what_torch_counts(kind: Callable[
     with FlopCounterMode(display=False) as counter:
         pooled, _ = between.pooling(frames, torch.tensor([40, 20]))
         between.projector(pooled.flatten(1)).sum().backward()
-    expected = 2 * inspect._between(between, EVERYTHING, 60)
+    expected = 2 * cost._bridge_products(between, EVERYTHING, 60)
     assert counter.get_total_flops() == pytest.approx(expected, rel=0.02)  # torch leaves out biases
 
 
 def test_attention_is_four_operations_for_each_pair_and_channel_and_twice_as_many_backward():
     net = nets.build_meta(layers=2)  # 24 channels in the encoder, 32 in the LLM
     load = {"tokens": 0, "frames": 0, "scored": 0}
-    pairs, frozen = inspect.Load(**load, token_pairs=10), inspect.Stage(name="", trainable=("projector",))
-    assert inspect.work(net, EVERYTHING, pairs) == inspect.work(net, frozen, pairs) == 3 * 4 * 10 * 2 * 32
-    pairs = inspect.Load(**load, frame_pairs=10)
-    assert inspect.work(net, EVERYTHING, pairs) == 3 * 4 * 10 * 2 * 24
-    assert inspect.work(net, frozen, pairs) == 4 * 10 * 2 * 24
+    pairs, frozen = cost.Load(**load, token_pairs=10), cost.Stage(name="", trainable=("projector",))
+    assert cost.training_flops(net, EVERYTHING, pairs) == cost.training_flops(net, frozen, pairs) == 3 * 4 * 10 * 2 * 32
+    pairs = cost.Load(**load, frame_pairs=10)
+    assert cost.training_flops(net, EVERYTHING, pairs) == 3 * 4 * 10 * 2 * 24
+    assert cost.training_flops(net, frozen, pairs) == 4 * 10 * 2 * 24
 
 
 # --- the peak of a device ---
@@ -137,12 +137,12 @@ def test_attention_is_four_operations_for_each_pair_and_channel_and_twice_as_man
     ],
 )
 def test_a_peak_is_that_of_the_device_and_precision_or_none(device: str, precision: str, peak: float | None):
-    found, why = peak_of(device, precision)
+    found, why = peak_flops(device, precision)
     assert found == peak and device in why
 
 
 def test_a_peak_may_be_given():
-    assert peak_of("x86_64", "32-true", 5e10) == (5e10, "peak_flops")
+    assert peak_flops("x86_64", "32-true", 5e10) == (5e10, "peak_flops")
     for wrong in (0, -1.0, "fast", True, float("nan")):
         with pytest.raises(ValueError, match="peak_flops=.*: expected FLOP/s of one device"):
             Throughput(wrong)
@@ -201,9 +201,9 @@ def test_speeds_are_work_over_time_without_the_first_step(clock):
     take(callback, log, clock, 2, audio_seconds=30.0, idle=50.0, **first, **of_ranks)
     take(callback, log, clock, 3, step=4, tokens=400.0, audio_seconds=20.0, waited=[0.25, 0.0])
     found = log.points[3]
-    stage = inspect.Stage(name="", trainable=("encoder", "projector", "llm"))
+    stage = cost.Stage(name="", trainable=("encoder", "projector", "llm"))
     numbers = {name: int(value) for name, value in first.items()}
-    useful = inspect.work(log.net, stage, inspect.Load(**numbers | {"tokens": 500}))
+    useful = cost.training_flops(log.net, stage, cost.Load(**numbers | {"tokens": 500}))
     expected = {
         "tokens_per_s": 500 / 5,
         "audio_hours_per_hour": 50 / 5,
@@ -265,11 +265,6 @@ def test_totals_go_on_after_a_resume(clock):
     take(again, log, clock, 1, tokens=5.0, audio_seconds=1800.0)
     assert log.values["train/audio_hours"] == pytest.approx(1.0)
     assert log.values["train/flops"] == pytest.approx(2 * before) and before > 0
-    old = Throughput()  # of a checkpoint from before operations were counted
-    old.load_state_dict({"tokens": 1000.0, "audio_seconds": 2.0})
-    old.on_train_start(trainer(log), log)
-    stage = provenance.stage_of(log)
-    assert old.flops == inspect.work(log.net, stage, inspect.Load.of_rows(1000, 2)) > 0
 
 
 # --- in a run ---
@@ -288,9 +283,10 @@ def counted(made: dict) -> dict[str, float]:
     module, data = train.build(made)
     data.setup("fit")
     steps = Steps(data.rows, data.plan, data.samples, 1, 0)
-    packs = [counters.counts(batch) for step in range(made["max_steps"]) for batch in steps[step]]
-    load = inspect.Load(**{name: sum(int(found[name]) for found in packs) for name in LOAD})
-    return {"tokens": load.tokens, "flops": inspect.work(module.net, provenance.stage_of(module), load)}
+    packs = [cost.pack_counts(batch) for step in range(made["max_steps"]) for batch in steps[step]]
+    load = cost.Load(**{name: sum(int(found[name]) for found in packs) for name in LOAD})
+    stage = cost.Stage.of(module.objective, module.trainable)
+    return {"tokens": load.tokens, "flops": cost.training_flops(module.net, stage, load)}
 
 
 def rates(made: dict) -> dict[str, float]:
@@ -326,4 +322,4 @@ def test_two_ranks_count_together_what_one_counts_alone(smallest, tmp_path: Path
     (first, session, peak), (second, _, other) = (json.loads(file.read_text()) for file in states)
     assert first == second and {name: first[name] for name in ("tokens", "flops")} == counted(made)
     assert session["mfu"] == pytest.approx(session["useful_tflops"] / 2)  # of two devices of 1e12
-    assert 0 <= session["data_wait"] < 1 and peak == other > 0.1 * inspect.GIB
+    assert 0 <= session["data_wait"] < 1 and peak == other > 0.1 * cost.GIB

@@ -24,7 +24,7 @@ from auris.model.generation import Generation
 from auris.model.weights import loading
 from auris.text import tasks
 from auris.text.tokenizer import Tokenizer
-from auris.training import counters, optim, references, sharding
+from auris.training import cost, optim, references, sharding
 from auris.training.faults import watch
 from auris.training.strategy import Sharded
 
@@ -130,7 +130,7 @@ class AudioLMModule(L.LightningModule):
             with nullcontext() if last else self._without_communication():
                 loss, metrics = self.objective(self.net, pack)
                 self.manual_backward(loss)
-            found = {"loss": loss.detach(), "count": self.objective.count(pack), **metrics, **counters.counts(pack)}
+            found = {"loss": loss.detach(), "count": self.objective.count(pack), **metrics, **cost.pack_counts(pack)}
             for name, value in found.items():
                 sums[name] = sums.get(name, 0) + value
         counts = {
@@ -141,7 +141,7 @@ class AudioLMModule(L.LightningModule):
         }
         sums |= {name: torch.tensor(float(value), device=self.device) for name, value in counts.items()}
         sums["waited"] = self._of_this_rank(self.trainer.datamodule.take_waited())
-        sums["peak_bytes"] = self._of_this_rank(counters.peak_bytes(self.device))
+        sums["peak_bytes"] = self._of_this_rank(cost.peak_bytes(self.device))
         sums = self._sum_over_ranks(sums)
         norm = self._update(sums["count"].clamp(min=1), sums["loss"])
         self._log_step(sums)

@@ -22,9 +22,9 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.benchmark import Timer
 
 import auris
+from auris.audio import ENCODER_RATE
 from auris.data.epoch_stats import Share
-from auris.inference import inspect
-from auris.training import optim
+from auris.training import cost, optim
 from auris.training import strategy as strategies
 from auris.training.callbacks import forgiving
 from auris.training.strategy import Sharded
@@ -116,19 +116,10 @@ class Announcement(L.Callback):
         if trainer.is_global_zero and speed and trainer.global_step == self.facts["step"] + WINDOW:
             left = module.max_steps - trainer.global_step
             seconds = self.facts["tokens"] * left / module.max_steps / speed
-            peak = _peak(module.device)
+            peak = ""
+            if module.device.type == "cuda":
+                peak = f"; {cost.peak_bytes(module.device) / cost.GIB:.2f} GiB of its memory in use at most"
             rank_zero_info(f"{_tokens(speed)}/s: the other {left:,} steps take {_time(seconds)}{peak}")
-
-
-def stage_of(module: L.LightningModule) -> inspect.Stage:
-    """The stage that a module trains."""
-    objective = module.objective
-    return inspect.Stage(
-        name="this run",
-        trainable=tuple(module.trainable),
-        reference=getattr(objective, "reference", None) == "live",
-        runs_llm="transcript" not in objective.views,
-    )
 
 
 def describe(trainer: L.Trainer, module: L.LightningModule) -> dict[str, Any]:
@@ -136,16 +127,16 @@ def describe(trainer: L.Trainer, module: L.LightningModule) -> dict[str, Any]:
     data, device = trainer.datamodule, trainer.strategy.root_device
     epoch = data.survey(data.world, STEPS)
     planned = epoch.whole.times(module.max_steps / epoch.steps)
-    stage = stage_of(module)
-    load = inspect.Load.of_budget(data.token_budget, module.net.geometry.pool)
+    stage = cost.Stage.of(module.objective, module.trainable)
+    load = cost.Load.of_budget(data.token_budget, module.net.geometry.pool)
     is_sharded = isinstance(trainer.strategy, Sharded)
     shards = trainer.world_size // trainer.strategy.replicas if is_sharded else 1
     number = 2 if "bf16" in str(trainer.precision) else 4
     # What is frozen is stored as it is computed with where it is sharded; elsewhere it is cast each time.
     kept = {"frozen": number if is_sharded else 4, "buckets": isinstance(trainer.strategy, DDPStrategy)}
-    need = inspect.memory(module.net, stage, load, number=number, moment=optim.moment_bytes(module.optim), **kept)
+    need = cost.memory(module.net, stage, load, number=number, moment=optim.moment_bytes(module.optim), **kept)
     speed = matmul_speed(device)
-    operations = inspect.work(module.net, stage, inspect.Load.of_rows(planned.tokens, planned.seconds))
+    operations = cost.training_flops(module.net, stage, cost.Load.of_rows(planned.tokens, planned.seconds))
     return {
         **provenance(),
         "command": command("train"),
@@ -164,12 +155,12 @@ def describe(trainer: L.Trainer, module: L.LightningModule) -> dict[str, Any]:
         **_named(planned),
         "tasks": {task: _named(share.times(module.max_steps / epoch.steps)) for task, share in epoch.tasks.items()},
         "unusable": epoch.unusable,
-        "parameters": inspect.count(module.net),
-        "trained": inspect.trained(module.net, stage),
-        "audio_tokens_per_second": 50 / module.net.geometry.pool,
+        "parameters": cost.count_parameters(module.net),
+        "trained": cost.trained_parameters(module.net, stage),
+        "audio_tokens_per_second": ENCODER_RATE / module.net.geometry.pool,
         "moments": module.optim.get("states", "fp32"),
         "states_bytes": need.states / shards,
-        "pack_bytes": need.beside(recompute=False) - (0 if is_sharded else need.gathered),
+        "pack_bytes": need.per_gpu(recompute=False) - (0 if is_sharded else need.gathered),
         "operations": operations,
         "matmul_speed": speed,
         "least_seconds": operations / speed / trainer.world_size,
@@ -178,7 +169,7 @@ def describe(trainer: L.Trainer, module: L.LightningModule) -> dict[str, Any]:
 
 def lines(facts: Mapping[str, Any]) -> list[str]:
     """A start's facts for a person."""
-    states, pack, room = (facts[key] / inspect.GIB for key in ("states_bytes", "pack_bytes", "device_bytes"))
+    states, pack, room = (facts[key] / cost.GIB for key in ("states_bytes", "pack_bytes", "device_bytes"))
     return [
         f"auris {facts['auris']} at {facts['commit']}; python {facts['python']}, "
         + ", ".join(f"{name} {facts[name]}" for name in _PACKAGES),
@@ -213,13 +204,6 @@ def _device_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def _peak(device: torch.device) -> str:
-    """The most memory that a GPU has held so far."""
-    if device.type != "cuda":
-        return ""
-    return f"; {torch.cuda.max_memory_allocated(device) / inspect.GIB:.2f} GiB of its memory in use at most"
 
 
 def _named(share: Share) -> dict[str, float]:

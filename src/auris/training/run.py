@@ -28,11 +28,10 @@ from auris import config
 from auris.data.datamodule import AudioDataModule
 from auris.data.manifests import entries
 from auris.errors import MissingFileError, RunStopped, UserError
-from auris.inference import inspect
 from auris.model import adapters
 from auris.model.weights import checkpoint_dir, identify
 from auris.text.tokenizer import Tokenizer
-from auris.training import callbacks, optim, provenance, references, sharding, studies, throughput
+from auris.training import callbacks, dry_run, provenance, references, sharding, studies, throughput
 from auris.training.checkpointing import Checkpoints, Events, Preemption, alone
 from auris.training.module import AudioLMModule
 
@@ -66,7 +65,9 @@ def train(made: dict[str, Any]) -> Path:
     """Train one run from its resolved recipe; returns its directory. With `dry_run`, only tell what it would do."""
     run_dir = Path(made["run_dir"])
     if made["dry_run"]:
-        rehearse(made)
+        module, data = build(made)
+        data.setup("fit")
+        dry_run.report(Console(), module, data, made)
         return run_dir
     with alone(run_dir) if rank_zero_only.rank == 0 else nullcontext():
         if claim(run_dir, made):
@@ -111,28 +112,6 @@ def keep_tokenizer(tokenizer: Tokenizer, path: Path) -> None:
         partial = path.with_name("tokenizer.partial")
         tokenizer.save(partial)
         partial.rename(path)
-
-
-def rehearse(made: dict[str, Any]) -> None:
-    """Print the run's parameters, the memory that it needs, its first batch and the plan of an epoch for as many ranks
-    as its trainer has; nothing is written but lengths."""
-    module, data = build(made)
-    data.setup("fit")
-    console = Console()
-    console.print(provenance.planned(made["trainer"]), soft_wrap=True)
-    token_ids = module.tokenizer.audio_ids
-    adapters.attach(module.net, made["trainable"], token_ids=token_ids, lora=made["lora"])
-    first = data.first_step()
-    inspect.report(
-        console,
-        module.net,
-        token_budget=made["data"]["token_budget"],
-        stages=[provenance.stage_of(module)],
-        packs=first,
-        tokenizer=module.tokenizer,
-        epoch=data.survey(provenance.planned_ranks(made["trainer"])),
-        moment=optim.moment_bytes(made["optim"]),
-    )
 
 
 def initial_weights(made: dict[str, Any], tokenizer: Tokenizer) -> list[dict[str, Any]]:

@@ -1,13 +1,12 @@
-"""How fast a run is: counters in TensorBoard (`speed/...`), on the progress bar, and in its final report.
+"""Speed of a run: counters in TensorBoard (`speed/...`), on the progress bar and in the final report.
 
-Useful is what the rows need, computed once: real tokens and frames, logits (and of the last layer all but keys and
-values) where a label stands, the pairs that attention looks at; nothing padded, nothing recomputed, no reference model.
-Counts are sums over all ranks.
+Useful operations are those that the rows need, computed once: real tokens and frames, logits (and the last layer except
+for its keys and values) where there is a label, the pairs that attention computes. Padding, recomputation and reference
+models are not useful. Counts are sums over all ranks.
 """
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,80 +15,46 @@ from typing import Any
 import lightning as L
 from torch import Tensor
 
-from auris.errors import UserError
-from auris.inference import inspect
-from auris.training.provenance import WINDOW, device_name, stage_of
-
-# FLOP/s of one device in dense bfloat16 products with float32 sums, by words of its name: of devices whose number in
-# Lightning's table (lightning.fabric.utilities.throughput) agrees. That table has the H200s with sparsity, twice as
-# much; here the SXM one is as its H100, which has the same cores. What is not here has no MFU, as a wrong peak makes a
-# wrong one.
-PEAKS = {
-    "H200": 989.4e12,
-    "H200 NVL": 835.5e12,
-    "H100 HBM3": 989.4e12,  # SXM
-    "H100 PCIe": 756e12,
-    "A100": 312e12,
-    "L4": 121e12,
-    "L40": 181e12,
-}
-HALF = ("bf16", "16")  # how precisions begin whose peak is that of the table
-# Sums of a step that its speed is made of (`work.counts`).
-LOAD = ("tokens", "frames", "scored", "token_pairs", "frame_pairs")
-
-
-def peak_of(device: str, precision: str, given: float | None = None) -> tuple[float | None, str]:
-    """FLOP/s of one device at its best, and where the number is from; or None, and why there is none.
-
-    Args:
-        device: its name, as torch has it; of a CPU anything.
-        precision: as Lightning names it.
-        given: the setting `peak_flops`.
-
-    Raises ValueError for a setting that is no speed.
-    """
-    if given is not None:
-        if isinstance(given, bool) or not isinstance(given, (int, float)) or not 0 < given < float("inf"):
-            raise UserError(f"peak_flops={given}: expected FLOP/s of one device, as 989e12, or null")
-        return float(given), "peak_flops"
-    words = set(re.split(r"[\s-]+", device))
-    found = [name for name in PEAKS if set(name.split()) <= words]
-    if not found or "MIG" in words:
-        return None, f"the peak of {device} is not known"
-    if not precision.startswith(HALF):
-        return None, f"the peak of {device} in {precision} is not known"
-    return PEAKS[max(found, key=lambda name: len(name.split()))], device
+from auris.training import cost
+from auris.training.cost import LOAD
+from auris.training.provenance import WINDOW, device_name
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mark:
-    """All that was counted up to the end of a step, in this session."""
+    """Totals of this session at the end of a step.
+
+    Attributes:
+        seconds: of training; validation is left out.
+        computed: tokens and frames, useful and idle ones.
+        idle: tokens and frames that belong to no row.
+        waited: seconds that ranks waited for data; of each step, those of the rank that waited longest.
+    """
 
     steps: int = 0
-    seconds: float = 0.0  # of training: validation is left out
+    seconds: float = 0.0
     tokens: float = 0.0
     audio_seconds: float = 0.0
     flops: float = 0.0
-    computed: float = 0.0  # tokens and frames, useful and idle ones
+    computed: float = 0.0
     idle: float = 0.0
-    waited: float = 0.0  # seconds that the rank which waited longest for data did, step by step
+    waited: float = 0.0
 
 
 class Throughput(L.Callback):
-    """Speeds over the last steps while a run goes on, and over all of its session when it ends.
+    """Measures speed over the last steps during a run, and over the whole session at its end.
 
-    Left out are the first step of a session, which pays for warm-up, and validation.
+    The first step of a session, which pays for warm-up, and validation are left out.
 
     Args:
-        peak_flops: FLOP/s of one device at its best; None: by `PEAKS`.
+        peak_flops: peak FLOP/s of one device; None looks it up in `cost.PEAK_FLOPS`.
     """
 
     def __init__(self, peak_flops: float | None = None) -> None:
-        self.peak_flops = peak_flops
-        self.peak, self.source = peak_of("", "", peak_flops)
-        self.of: dict[str, int] = {}  # useful operations of one of each of LOAD
-        self.tokens = self.audio_seconds = 0.0  # of the whole run
-        self.flops: float | None = 0.0
+        self.setting = peak_flops
+        self.peak, self.source = cost.peak_flops("", "", peak_flops)
+        self.flops_per: dict[str, int] = {}  # useful operations of one unit of each field of a load
+        self.tokens = self.audio_seconds = self.flops = 0.0  # of the whole run
         self.marks: list[Mark] = []
         self.first: Mark | None = None
         self.now = Mark()
@@ -100,18 +65,15 @@ class Throughput(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self.devices = trainer.world_size
-        self.peak, self.source = peak_of(device_name(module.device), str(trainer.precision), self.peak_flops)
-        loads = {name: inspect.Load(**{**dict.fromkeys(LOAD, 0), name: 1}) for name in LOAD}
-        self.of = {name: inspect.work(module.net, stage_of(module), load) for name, load in loads.items()}
-        if self.flops is None:
-            met = inspect.Load.of_rows(self.tokens, self.audio_seconds)
-            self.flops = float(inspect.work(module.net, stage_of(module), met))
+        self.peak, self.source = cost.peak_flops(device_name(module.device), str(trainer.precision), self.setting)
+        stage = cost.Stage.of(module.objective, module.trainable)
+        self.flops_per = {name: cost.training_flops(module.net, stage, cost.Load(**{name: 1})) for name in LOAD}
 
     def on_validation_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self.validating = time.perf_counter()
 
     def on_train_batch_start(self, *_: Any) -> None:
-        if self.validating is not None:  # what other callbacks do when it ends is still part of it
+        if self.validating is not None:  # what other callbacks do at its end is part of the pause
             self.paused += time.perf_counter() - self.validating
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, *_: Any) -> None:
@@ -130,12 +92,12 @@ class Throughput(L.Callback):
 
     def _count(self, outputs: Mapping[str, Tensor]) -> None:
         step = {name: float(outputs[name]) for name in (*LOAD, "idle", "audio_seconds")}
-        flops = sum(self.of.get(name, 0) * step[name] for name in LOAD)
+        flops = sum(self.flops_per.get(name, 0) * step[name] for name in LOAD)
         self.tokens += step["tokens"]
         self.audio_seconds += step["audio_seconds"]
         self.flops += flops
         self.peak_bytes = max(self.peak_bytes, float(outputs["peak_bytes"].max()))
-        # The first batch after a validation was waited for in a pause.
+        # Waiting for the first batch after a validation is part of the pause.
         waited = 0.0 if self.validating is not None else float(outputs["waited"].max())
         self.validating = None
         before = self.now
@@ -153,28 +115,28 @@ class Throughput(L.Callback):
         self.marks = [*self.marks[-WINDOW:], self.now]
 
     def rates(self, start: Mark, end: Mark) -> dict[str, float]:
-        """Speeds between two marks; none where no time lies between them. Shares are 0 to 1."""
+        """Return the speeds between two marks, or nothing if no time lies between them. Shares are 0 to 1."""
         seconds = end.seconds - start.seconds
         if seconds <= 0:
             return {}
         flops = (end.flops - start.flops) / seconds
-        found = {
+        rates = {
             "tokens_per_s": (end.tokens - start.tokens) / seconds,
             "audio_hours_per_hour": (end.audio_seconds - start.audio_seconds) / seconds,
             "seconds_per_step": seconds / (end.steps - start.steps),
             "useful_tflops": flops / 1e12,
             "padding": (end.idle - start.idle) / max(1.0, end.computed - start.computed),
             "data_wait": (end.waited - start.waited) / seconds,
-            "peak_memory_gib": self.peak_bytes / inspect.GIB,
+            "peak_memory_gib": self.peak_bytes / cost.GIB,
         }
-        return found | ({} if self.peak is None else {"mfu": flops / self.devices / self.peak})
+        return rates | ({} if self.peak is None else {"mfu": flops / self.devices / self.peak})
 
     def session(self) -> dict[str, float]:
-        """Speeds over all steps of this session but its first one."""
+        """Return the speeds over all steps of this session except the first."""
         return {} if self.first is None else self.rates(self.first, self.now)
 
     def report(self) -> str:
-        """A session for a person."""
+        """Describe the session in a sentence."""
         rates = self.session()
         if not rates:
             return "speed: not known from fewer than two steps"
@@ -192,5 +154,4 @@ class Throughput(L.Callback):
         return {"tokens": self.tokens, "audio_seconds": self.audio_seconds, "flops": self.flops}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
-        self.tokens, self.audio_seconds = state["tokens"], state["audio_seconds"]
-        self.flops = state.get("flops")  # of a run from before they were counted: by its tokens and audio
+        self.tokens, self.audio_seconds, self.flops = state["tokens"], state["audio_seconds"], state["flops"]
