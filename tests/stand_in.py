@@ -17,7 +17,7 @@ from pathlib import Path
 from auris.completions import Endpoint, Record
 from auris.corpus import music, sound
 from auris.corpus.augmentation import SHIPPED, request
-from auris.corpus.dialogues import name
+from auris.corpus.dialogues.pool import name
 from auris.corpus.grammar import KEYWORDS, LANGUAGES
 from auris.text.tasks import LANGUAGES as NAMES
 from auris.text.tasks import TASKS

@@ -15,9 +15,11 @@ import soundfile
 
 import stand_in
 from auris import config
-from auris.corpus import dialogues, grammar, speech, wordings
+from auris.corpus import grammar, speech, wordings
 from auris.corpus import instruct as instruction
 from auris.corpus.augmentation import SHIPPED
+from auris.corpus.dialogues.kinds import KINDS
+from auris.corpus.dialogues.rows import FAULTS
 from auris.corpus.instruct import instruct, share
 from auris.corpus.scenes import SOUND_PHRASES
 from auris.data.manifests import read_manifests
@@ -27,7 +29,7 @@ from auris.text.tasks import LANGUAGES, MODES
 
 FILES = [f"{prefix}{split}" for split in grammar.SPLITS for prefix in ("", "preferences_")]
 SPLITS_OF = {name: name.removeprefix("preferences_") for name in FILES}
-ALL = dict.fromkeys(dialogues.KINDS, 1)
+ALL = dict.fromkeys(KINDS, 1)
 OPTIONS: dict[str, Any] = {
     "rows": {"train": 180, "valid": 60, "test": 90},
     "preferences": {"train": 80, "valid": 16, "test": 40},
@@ -260,7 +262,7 @@ def test_preferences_end_with_the_user_and_prefer_the_right_polite_answer(made: 
                 assert row["chosen"].removeprefix("Sure. ").removeprefix("Of course. ") == row["rejected"]
         assert row["annotator"] == "a rule (auris.metrics.judges.rating.rate), not a person"
         faults[row["fault"]] += 1
-    assert set(faults) == set(dialogues.FAULTS)
+    assert set(faults) == set(FAULTS)
     assert faults["wrong"] > max(faults["terse"], faults["plain"])
 
 
@@ -505,7 +507,7 @@ def test_the_default_makes_two_thousand_rows_and_its_keys_reach_the_function() -
     made = config.resolve(config.compose([], "instruct"))
     assert made["rows"]["train"] >= 2000
     assert set(made) == set(inspect.signature(instruct).parameters)
-    assert set(made["mix"]) == set(dialogues.KINDS)
+    assert set(made["mix"]) == set(KINDS)
     assert set(made["tasks"]) == set(wordings.SENTENCES)
     assert set(made["llm"]) == set(OPTIONS["llm"])
     assert made["llm"]["pairs"] == stand_in.PAIRS

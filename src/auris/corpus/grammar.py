@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -22,143 +23,6 @@ LANGUAGES = ("en", "zh", "de", "es", "fr", "it", "ja", "ko", "yue")
 SPLITS = ("train", "valid", "test")
 KEYWORDS = ("stop", "go", "up", "down", "left", "right", "yes", "no", "on", "off")
 
-# How a word attaches to a sentence differs by language: German objects carry the accusative article; a French adjective
-# marked with `+` stands before its noun; a Japanese verb brings its object's particle; places are whole phrases.
-_SUBJECTS = """
-    dog   | 狗   | der hund    | el perro   | le chien      | il cane     | いぬ
-    cat   | 猫   | die katze   | el gato    | le chat       | il gatto    | ねこ
-    mouse | 老鼠 | die maus    | el ratón   | la souris     | il topo     | ねずみ
-    horse | 马   | das pferd   | el caballo | le cheval     | il cavallo  | うま
-    cow   | 牛   | die kuh     | la vaca    | la vache      | la mucca    | うし
-    wolf  | 狼   | der wolf    | el lobo    | le loup       | il lupo     | おおかみ
-    fox   | 狐狸 | der fuchs   | el zorro   | le renard     | la volpe    | きつね
-    frog  | 青蛙 | der frosch  | la rana    | la grenouille | la rana     | かえる
-    boy   | 男孩 | der junge   | el niño    | le garçon     | il ragazzo  | おとこのこ
-    girl  | 女孩 | das mädchen | la niña    | la fille      | la ragazza  | おんなのこ
-    king  | 国王 | der könig   | el rey     | le roi        | il re       | おうさま
-    queen | 女王 | die königin | la reina   | la reine      | la regina   | じょおう
-"""
-_OBJECTS = """
-    apple  | 苹果 | den apfel     | la manzana  | la pomme   | la mela     | りんご
-    bread  | 面包 | das brot      | el pan      | le pain    | il pane     | パン
-    book   | 书   | das buch      | el libro    | le livre   | il libro    | ほん
-    ball   | 球   | den ball      | la pelota   | le ballon  | la palla    | ボール
-    hat    | 帽子 | den hut       | el sombrero | le chapeau | il cappello | ぼうし
-    car    | 汽车 | das auto      | el coche    | la voiture | la macchina | くるま
-    flower | 花   | die blume     | la flor     | la fleur   | il fiore    | はな
-    table  | 桌子 | den tisch     | la mesa     | la table   | il tavolo   | つくえ
-    box    | 盒子 | die schachtel | la caja     | la boîte   | la scatola  | はこ
-    letter | 信   | den brief     | la carta    | la lettre  | la lettera  | てがみ
-"""
-_ADJECTIVES = """
-    red    | 红     | rot     | rojo/roja             | rouge/rouge        | rosso/rossa       | あかい
-    black  | 黑     | schwarz | negro/negra           | noir/noire         | nero/nera         | くろい
-    white  | 白     | weiß    | blanco/blanca         | blanc/blanche      | bianco/bianca     | しろい
-    green  | 绿     | grün    | verde/verde           | vert/verte         | verde/verde       | みどりの
-    small  | 小     | klein   | pequeño/pequeña       | +petit/petite      | piccolo/piccola   | ちいさい
-    big    | 大     | groß    | grande/grande         | +grand/grande      | grande/grande     | おおきい
-    happy  | 快乐的 | fröhlich | feliz/feliz           | heureux/heureuse   | felice/felice     | うれしい
-    hungry | 饥饿的 | hungrig | hambriento/hambrienta | affamé/affamée     | affamato/affamata | はらぺこの
-    strong | 强壮的 | stark   | fuerte/fuerte         | fort/forte         | forte/forte       | つよい
-    new    | 新     | neu     | nuevo/nueva           | +nouveau/nouvelle  | nuovo/nuova       | あたらしい
-    heavy  | 重     | schwer  | pesado/pesada         | lourd/lourde       | pesante/pesante   | おもい
-"""
-_TRANSITIVE = """
-    sees   | 看见 | sieht    | ve        | voit   | vede   | を みます
-    finds  | 找到 | findet   | encuentra | trouve | trova  | を みつけます
-    buys   | 买   | kauft    | compra    | achète | compra | を かいます
-    takes  | 拿   | nimmt    | toma      | prend  | prende | を とります
-    washes | 洗   | wäscht   | lava      | lave   | lava   | を あらいます
-    pushes | 推   | schiebt  | empuja    | pousse | spinge | を おします
-    wants  | 想要 | will     | quiere    | veut   | vuole  | を ほしがります
-    brings | 带来 | bringt   | trae      | apporte | porta | を もってきます
-"""
-_INTRANSITIVE = """
-    works  | 工作 | arbeitet | trabaja | travaille | lavora  | はたらきます
-    waits  | 等待 | wartet   | espera  | attend    | aspetta | まちます
-    sings  | 唱歌 | singt    | canta   | chante    | canta   | うたいます
-    dances | 跳舞 | tanzt    | baila   | danse     | balla   | おどります
-    plays  | 玩   | spielt   | juega   | joue      | gioca   | あそびます
-    laughs | 笑   | lacht    | ríe     | rit       | ride    | わらいます
-    runs   | 跑步 | rennt    | corre   | court     | corre   | はしります
-"""
-_PLACES = """
-    in the garden  | 在花园里 | im garten     | en el jardín   | dans le jardin  | nel giardino  | にわで
-    in the house   | 在房子里 | im haus       | en la casa     | dans la maison  | nella casa    | いえで
-    in the kitchen | 在厨房里 | in der küche  | en la cocina   | dans la cuisine | nella cucina  | だいどころで
-    in the forest  | 在森林里 | im wald       | en el bosque   | dans la forêt   | nel bosco     | もりで
-    in the castle  | 在城堡里 | im schloss    | en el castillo | dans le château | nel castello  | おしろで
-    in the park    | 在公园里 | im park       | en el parque   | dans le parc    | nel parco     | こうえんで
-    in the city    | 在城市里 | in der stadt  | en la ciudad   | dans la ville   | nella città   | まちで
-    in the village | 在村子里 | im dorf       | en el pueblo   | dans le village | nel villaggio | むらで
-"""
-_ADVERBS = """
-    now     | 现在 | jetzt       | ahora      | maintenant | adesso      | いま
-    tonight | 今晚 | heute abend | esta noche | ce soir    | questa sera | こんばん
-    often   | 经常 | oft         | a menudo   | souvent    | spesso      | よく
-"""
-# Korean and Cantonese forms of all of these.
-_KOREAN_AND_CANTONESE = """
-    dog            | 개         | 狗
-    cat            | 고양이     | 貓
-    mouse          | 쥐         | 老鼠
-    horse          | 말         | 馬
-    cow            | 소         | 牛
-    wolf           | 늑대       | 狼
-    fox            | 여우       | 狐狸
-    frog           | 개구리     | 青蛙
-    boy            | 소년       | 男仔
-    girl           | 소녀       | 女仔
-    king           | 왕         | 國王
-    queen          | 여왕       | 女王
-    apple          | 사과       | 蘋果
-    bread          | 빵         | 麵包
-    book           | 책         | 書
-    ball           | 공         | 波
-    hat            | 모자       | 帽
-    car            | 자동차     | 車
-    flower         | 꽃         | 花
-    table          | 탁자       | 枱
-    box            | 상자       | 箱
-    letter         | 편지       | 信
-    red            | 빨간       | 紅
-    black          | 검은       | 黑
-    white          | 하얀       | 白
-    green          | 초록색     | 綠
-    small          | 작은       | 細
-    big            | 큰         | 大
-    happy          | 행복한     | 開心嘅
-    hungry         | 배고픈     | 肚餓嘅
-    strong         | 강한       | 強壯嘅
-    new            | 새로운     | 新
-    heavy          | 무거운     | 重
-    sees           | 봅니다     | 見到
-    finds          | 찾습니다   | 搵到
-    buys           | 삽니다     | 買
-    takes          | 가져갑니다 | 攞
-    washes         | 씻습니다   | 洗
-    pushes         | 밉니다     | 推
-    wants          | 원합니다   | 想要
-    brings         | 가져옵니다 | 帶嚟
-    works          | 일합니다   | 做嘢
-    waits          | 기다립니다 | 等
-    sings          | 노래합니다 | 唱歌
-    dances         | 춤춥니다   | 跳舞
-    plays          | 놉니다     | 玩
-    laughs         | 웃습니다   | 笑
-    runs           | 달립니다   | 跑步
-    in the garden  | 정원에서   | 喺花園
-    in the house   | 집에서     | 喺屋企
-    in the kitchen | 부엌에서   | 喺廚房
-    in the forest  | 숲에서     | 喺森林
-    in the castle  | 성에서     | 喺城堡
-    in the park    | 공원에서   | 喺公園
-    in the city    | 도시에서   | 喺城市
-    in the village | 마을에서   | 喺村
-    now            | 지금       | 而家
-    tonight        | 오늘밤     | 今晚
-    often          | 자주       | 成日
-"""
 _PEOPLE_AND_ANIMALS_ONLY = ("happy", "hungry", "strong")
 _THINGS_ONLY = ("new", "heavy")
 MAX_WORDS = 7  # of the English sentence: most clips stay under three seconds, so that a laptop can train on them
@@ -166,25 +30,19 @@ MAX_WORDS = 7  # of the English sentence: most clips stay under three seconds, s
 SHARES = {"train": 82, "valid": 8, "test": 10}  # of a hundred meanings
 
 
-def _cells(table: str) -> list[list[str]]:
-    return [[cell.strip() for cell in line.split("|")] for line in table.strip().splitlines()]
+def _read_words() -> dict[str, dict[str, dict[str, str]]]:
+    """Return the tables of `words.txt` as {section: {English: {language: form}}}."""
+    tables: dict[str, dict[str, dict[str, str]]] = {}
+    for line in Path(__file__).with_name("words.txt").read_text(encoding="utf-8").splitlines():
+        if line.startswith("["):
+            table = tables[line.strip("[]")] = {}
+        elif line and not line.startswith("#"):
+            forms = dict(zip(LANGUAGES, map(str.strip, line.split("|")), strict=True))
+            table[forms["en"]] = forms
+    return tables
 
 
-_REST = {english: rest for english, *rest in _cells(_KOREAN_AND_CANTONESE)}
-
-
-def _read(table: str) -> dict[str, dict[str, str]]:
-    """Rows of a table above as {English: {language: form}}."""
-    return {row[0]: dict(zip(LANGUAGES, row + _REST[row[0]], strict=True)) for row in _cells(table)}
-
-
-SUBJECTS = _read(_SUBJECTS)
-OBJECTS = _read(_OBJECTS)
-ADJECTIVES = _read(_ADJECTIVES)
-TRANSITIVE = _read(_TRANSITIVE)
-INTRANSITIVE = _read(_INTRANSITIVE)
-PLACES = _read(_PLACES)
-ADVERBS = _read(_ADVERBS)
+SUBJECTS, OBJECTS, ADJECTIVES, TRANSITIVE, INTRANSITIVE, PLACES, ADVERBS = _read_words().values()
 _SUBJECT_ADJECTIVES = tuple(word for word in ADJECTIVES if word not in _THINGS_ONLY)
 _OBJECT_ADJECTIVES = tuple(word for word in ADJECTIVES if word not in _PEOPLE_AND_ANIMALS_ONLY)
 

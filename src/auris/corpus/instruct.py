@@ -20,10 +20,13 @@ from rich.progress import Progress
 from rich.table import Table
 
 from auris.completions import Endpoint, Record
-from auris.corpus import augmentation, dialogues, wordings
+from auris.corpus import augmentation, wordings
 from auris.corpus.augmentation import SHIPPED, Written
 from auris.corpus.command import CONFIGS  # not auris.recipe: workers import this module, and must not load torch each
-from auris.corpus.dialogues import FAULTS, KINDS, Made, Pool
+from auris.corpus.dialogues.kinds import KINDS
+from auris.corpus.dialogues.pool import Pool, Weights, answer, usable
+from auris.corpus.dialogues.recordings import speak
+from auris.corpus.dialogues.rows import ANNOTATOR, FAULTS, Made, plan_chat, plan_preferences
 from auris.corpus.grammar import SPLITS
 from auris.corpus.output import check_count, check_processes, hash_bytes, read_facts
 from auris.corpus.recording import Fields
@@ -36,7 +39,6 @@ VERSION = 2  # raise it whenever the same seed would give other rows
 FACTS_FILE = "instruct.json"
 
 Counts = Mapping[str, int]
-Weights = Mapping[str, float]
 
 
 def instruct(
@@ -111,9 +113,9 @@ def instruct(
     for split in SPLITS:
         pool = Pool.of(split, found[split], task_weights=tasks, written=asked[split])
         counts = share(rows.get(split, 0), mix)
-        planned[split] = dialogues.plan_chat(pool, counts, forms=forms, locate=locate, seed=seed)
+        planned[split] = plan_chat(pool, counts, forms=forms, locate=locate, seed=seed)
         counts = share(preferences.get(split, 0), paired)
-        planned[f"preferences_{split}"] = dialogues.plan_preferences(
+        planned[f"preferences_{split}"] = plan_preferences(
             pool, counts, forms=forms, faults=faults, locate=locate, seed=seed
         )
     spoken = [made.spoken for several in planned.values() for made in several if made.spoken]
@@ -123,7 +125,7 @@ def instruct(
         with Progress() as progress:
             bar = progress.add_task("recordings", total=len(spoken))
             digests: list[bytes] = []
-            for several in dialogues.speak(spoken, draft, processes or os.cpu_count()):
+            for several in speak(spoken, draft, processes or os.cpu_count()):
                 digests += several
                 progress.advance(bar, len(several))
         for name, several in planned.items():
@@ -135,7 +137,7 @@ def instruct(
             "kinds": {name: Counter(made.row["kind"] for made in several) for name, several in planned.items()},
             "modes": {name: Counter(made.row["mode"] for made in several) for name, several in planned.items()},
             "written_by": Counter(made.row["written_by"] for several in planned.values() for made in several),
-            "preferred_by": dialogues.ANNOTATOR,
+            "preferred_by": ANNOTATOR,
             "refused": refused,
             "unused": {split: _unused(several) for split, several in found.items()},
             "recordings": len(spoken),
@@ -169,8 +171,8 @@ def _write_questions(
         endpoint = Endpoint(**{key: llm[key] for key in ("url", "model", "key_env", "temperature")})
     if not isinstance(llm["pairs"], int) or llm["pairs"] < 1:
         raise UserError(f"llm.pairs is {llm['pairs']!r}, expected at least 1 (llm.pairs=8)")
-    rows = [row for several in found.values() for row in several if dialogues.usable(row)]
-    labels = {(row.labels["task"], dialogues.answer(row)) for row in rows if row.labels["task"] in llm["tasks"]}
+    rows = [row for several in found.values() for row in several if usable(row)]
+    labels = {(row.labels["task"], answer(row)) for row in rows if row.labels["task"] in llm["tasks"]}
     if not labels:
         raise UserError(f"llm.tasks is {list(llm['tasks'])}, of which the corpus has no rows; set mix.augmented=0")
     return augmentation.write(Record(recording, endpoint), sorted(labels), llm["pairs"])
@@ -197,9 +199,7 @@ def _check_weights(key: str, weights: Weights, known: Iterable[str]) -> None:
 def _unused(rows: Iterable[Row]) -> Counter[str]:
     """Rows that no dialogue can be made about, by reason."""
     reasons = (
-        row.problem or f"task {row.labels['task']} with {len(row.clips)} clips"
-        for row in rows
-        if not dialogues.usable(row)
+        row.problem or f"task {row.labels['task']} with {len(row.clips)} clips" for row in rows if not usable(row)
     )
     return Counter(reasons)
 
