@@ -7,12 +7,10 @@ constant of `Machine`, said under the table, and may be given (`+machine.between
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 
-import hydra
 import torch
-from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -171,15 +169,10 @@ def stage_of(made: dict) -> Stage:
     return Stage(name=made["arm"], trainable=tuple(made["trainable"]), reference=live, runs_llm=runs_llm)
 
 
-def main() -> None:
-    sys.argv[1:] = recipe.quote_arguments(sys.argv[1:])
-    run()
-
-
-@hydra.main(config_path=str(recipe.CONFIGS), config_name="train", version_base="1.3")
-def run(cfg: DictConfig) -> None:
+def main(overrides: Sequence[str]) -> None:
+    """Print the tables of a training config, given by its overrides."""
     try:
-        made = recipe.resolve(cfg)
+        made = recipe.resolve(recipe.compose(overrides))
         machine = Machine(**{name: float(value) for name, value in made.get("machine", {}).items()})
         rows = made["model"].get("vocab_rows")
         if rows is None:
@@ -196,4 +189,4 @@ def run(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

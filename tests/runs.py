@@ -18,6 +18,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 
 from auris import config
+from auris.model.weights import checkpoint_dir
 from auris.training import run as train
 from auris.training.checkpointing import Preemption
 
@@ -27,9 +28,10 @@ ROOT = Path(__file__).resolve().parents[1]
 _SCRIPT = """\
 import sys
 from pathlib import Path
-from auris import recipe, train
+from auris import config
+from auris.training import run as train
 if __name__ == "__main__":
-    train.train(recipe.load(Path(sys.argv[1])))
+    train.train(config.load(Path(sys.argv[1])))
 """
 
 
@@ -60,8 +62,13 @@ def fit(made: dict, *extra: L.Callback) -> L.Trainer:
     return trainer
 
 
+def load_state(path: str | Path) -> dict[str, torch.Tensor]:
+    """The tensors of a run's last checkpoint, or of a checkpoint, by name (`net.encoder...`, `objective...`)."""
+    return checkpoint_dir.find(path).tensors().read_all()
+
+
 def weights(made: dict) -> dict[str, torch.Tensor]:
-    return config.load_state(made["run_dir"])[1]
+    return load_state(made["run_dir"])
 
 
 def assert_equal(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor], tolerance: float = 0.0) -> None:

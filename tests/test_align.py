@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +11,10 @@ import torch
 from torch import Tensor
 
 import published
+from auris import cli
 from auris.data.batches import pack
 from auris.data.manifests import read_manifests
 from auris.data.rows import Row
-from auris.inference import align
 from auris.inference.align import FRAME, Aligner, Span, compare, split, token_frames, word_times
 from auris.inference.load import load
 from manifests import speech_rows, tokenizer, write_manifest
@@ -145,10 +144,7 @@ def test_a_row_has_the_same_times_in_whatever_pack_it_stands(run: Path, rows: Pa
 
 def test_rows_gain_times_and_none_is_lost(run: Path, rows: Path, tmp_path: Path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(
-        sys, "argv", ["auris.inference.align", f"checkpoint={run}", f"data.test=[{rows}]", "out=new/timed.jsonl"]
-    )
-    align.main()
+    assert cli.main(["align", f"checkpoint={run}", f"data.test=[{rows}]", "out=new/timed.jsonl"]) == 0
     assert "median error" in capsys.readouterr().out
     [manifest] = read_manifests(["new/timed.jsonl"])
     assert [row.id for row in manifest.rows] == ["r0", "r1", "r2"]
@@ -161,16 +157,14 @@ def test_rows_gain_times_and_none_is_lost(run: Path, rows: Path, tmp_path: Path,
     assert "the clip has 5" in beside[0]["problem"] and "no `transcript`" in beside[1]["problem"]
 
 
-def test_what_cannot_align_says_so(run: Path, rows: Path, tmp_path: Path, monkeypatch):
+def test_what_cannot_align_says_so(run: Path, rows: Path, tmp_path: Path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
 
     def fail(*arguments: str) -> str:
         given = {"checkpoint": run, "data.test": f"[{rows}]", "out": "timed.jsonl"}
         given |= dict(argument.split("=", 1) for argument in arguments)
-        monkeypatch.setattr(sys, "argv", ["auris.inference.align", *(f"{key}={value}" for key, value in given.items())])
-        with pytest.raises(SystemExit) as stop:
-            align.main()
-        return str(stop.value.code)
+        assert cli.main(["align", *(f"{key}={value}" for key, value in given.items())]) == 1
+        return capsys.readouterr().err
 
     published.run(tmp_path / "answers", "experiment=qwen2_audio_pretrain")
     assert "expected a run of experiment=encoder_ctc" in fail(f"checkpoint={tmp_path}/answers")

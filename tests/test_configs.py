@@ -25,7 +25,7 @@ PRIMARIES = {  # with what each of them cannot do without
     "evaluate": ["checkpoint=runs/some/run"],
     "corpus": ["out=corpora/some"],
     "export": ["checkpoint=runs/some/run", "out=exported"],
-    "doctor": ["checkpoint=runs/some/run"],
+    "doctor": [],
     "instruct": [],
     "chat": ["checkpoint=runs/some/run"],
     "prefer": ["out=pairs.jsonl"],
@@ -33,6 +33,8 @@ PRIMARIES = {  # with what each of them cannot do without
     "replay": ["fault='runs/some/run/faults/step=00000007.json'"],
     "prepare": ["layout=librispeech", "root=LibriSpeech", "out=rows.jsonl"],
     "shards": [],
+    "results": [],
+    "report": [],
 }
 # The primaries in which the parts of these groups are chosen; of all others, train.
 SHARED = {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,10 +13,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import published
-from auris import config
+from auris import cli, config
 from auris.data.batches import pack
 from auris.data.manifests import read_manifests
-from auris.inference import inspect
 from auris.inference.inspect import examine
 from auris.model import adapters
 from auris.model.pack import IGNORE
@@ -244,15 +242,13 @@ def test_a_first_batch_is_shown(tmp_path: Path):
     assert np.isclose(memory(net, stages[0], load).states, cost.FROZEN * count_parameters(net), rtol=0.1)
 
 
-def test_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture):
     published.run(tmp_path / "seed=0")
 
-    def call(path: Path) -> object:
-        monkeypatch.setattr(sys, "argv", ["auris.inference.inspect", f"checkpoint={path}"])
-        with pytest.raises(SystemExit) as done:
-            inspect.main()
-        return done.value.code
+    def call(path: Path) -> int:
+        return cli.main(["doctor", f"checkpoint={path}"])
 
     assert call(tmp_path / "seed=0") == 0
     assert "a training run of auris" in capsys.readouterr().out
-    assert str(call(tmp_path / "missing")).startswith(f"error: {tmp_path}/missing does not exist")
+    assert call(tmp_path / "missing") == 1
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path}/missing does not exist")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,9 +14,9 @@ from transformers import AutoProcessor, Qwen2AudioForConditionalGeneration
 import auris
 import published
 import vocabularies
-from auris import audio
+from auris import audio, cli
 from auris import config as recipe
-from auris.inference.export import choose, export, main, write_ranks
+from auris.inference.export import choose, export, write_ranks
 from auris.inference.load import AudioModel
 from auris.text.tokenizer import Tokenizer
 from manifests import tokenizer, write_manifest, write_wave
@@ -297,12 +296,10 @@ def test_a_stopped_export_leaves_nothing_behind(tmp_path: Path, monkeypatch):
     assert auris.load(tmp_path / "out").tokenizer.size == tokenizer().size
 
 
-def test_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture):
     published.run(tmp_path / "seed=0")
     arguments = [f"checkpoint={tmp_path}/seed=0", f"out={tmp_path}/out", "dtype=bfloat16"]
-    monkeypatch.setattr(sys, "argv", ["auris.inference.export", *arguments])
-    main()
+    assert cli.main(["export", *arguments]) == 0
     assert f"wrote {tmp_path}/out (qwen2_audio)" in capsys.readouterr().out
-    monkeypatch.setattr(sys, "argv", ["auris.inference.export", *arguments])
-    with pytest.raises(SystemExit, match=f"error: out={tmp_path}/out is there already"):
-        main()
+    assert cli.main(["export", *arguments]) == 1
+    assert capsys.readouterr().err.startswith(f"error: out={tmp_path}/out is there already")

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import sys
 from copy import deepcopy
 from functools import cache
 from pathlib import Path
@@ -19,7 +18,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from auris import audio, config
+from auris import audio, cli, config
 from auris.data import loader
 from auris.errors import RunStopped
 from auris.training import replay
@@ -253,7 +252,7 @@ def look(file: Path, **options) -> tuple[list[str], str]:
     return wrong, console.export_text()
 
 
-def test_the_row_at_fault_is_found_with_the_weights_of_the_step(smallest, loud, monkeypatch):
+def test_the_row_at_fault_is_found_with_the_weights_of_the_step(smallest, loud):
     made = smallest("max_steps=3", f"data.train=[{loud}]")
     train.train(made)
     [file] = Path(made["run_dir"]).glob("faults/*.json")
@@ -261,10 +260,7 @@ def test_the_row_at_fault_is_found_with_the_weights_of_the_step(smallest, loud, 
     wrong, words = look(file)
     assert wrong == ["loud"] and "weights: those of the step" in words
     assert all(f"reading {place.id}" in words for place in fault.places())
-    monkeypatch.setattr(sys, "argv", ["auris.training.replay", f"fault={file}", "accelerator=cpu"])
-    with pytest.raises(SystemExit) as done:
-        replay.main()
-    assert done.value.code == 1
+    assert cli.main(["replay", f"fault={file}", "accelerator=cpu"]) == 1
 
 
 def test_a_row_that_is_fine_by_itself_is_said_to_be(smallest):

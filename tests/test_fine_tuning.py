@@ -17,7 +17,7 @@ from auris.model.adapters import LORA, NEW_TOKENS
 from auris.text.chat import Qwen2AudioChat, QwenAudioChat
 from auris.training import run as train
 from recipes import SMALLEST_MODEL
-from runs import ROOT, KillAt, Killed
+from runs import ROOT, KillAt, Killed, load_state
 
 SYSTEMS = {"qwen_audio": QwenAudioChat, "qwen2_audio": Qwen2AudioChat}
 
@@ -66,7 +66,7 @@ def smallest(corpus: Path, dialogues: Path, tmp_path: Path, monkeypatch: pytest.
 
 
 def weights_of(path: str) -> dict[str, torch.Tensor]:
-    return {name: tensor for name, tensor in config.load_state(path)[1].items() if name.startswith("net.")}
+    return {name: tensor for name, tensor in load_state(path).items() if name.startswith("net.")}
 
 
 @pytest.mark.parametrize("system", SYSTEMS)

@@ -429,7 +429,8 @@ _SCRIPT = """\
 import os, signal, sys, time
 from pathlib import Path
 import lightning as L
-from auris import recipe, train
+from auris import config
+from auris.training import run as train
 
 class Disturb(L.Callback):
     def on_train_batch_end(self, trainer, *_):
@@ -446,7 +447,7 @@ if __name__ == "__main__":
         trainer.callbacks.append(Disturb())
         return trainer
     train.build_trainer = disturbed
-    train.train(recipe.load(Path(sys.argv[1])))
+    train.train(config.load(Path(sys.argv[1])))
 """
 
 

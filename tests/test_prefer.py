@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,10 @@ from rich.console import Console
 
 import published
 import vocabularies
-from auris import config
+from auris import cli, config
 from auris.data.manifests import read_manifests
 from auris.data.parquet.pack import pack
 from auris.data.rows import EQUAL_ANSWERS, Row
-from auris.evaluation import preferences
 from auris.evaluation.preferences import CLOSE, EMPTY, TIE, Found, Pair, choose, read_pairs, score, statistics
 from auris.metrics.measures import value
 from auris.metrics.row_stats import row_stats
@@ -146,7 +144,7 @@ def test_pairs_whose_sound_is_in_shards_are_counted(annotated: Path, tmp_path: P
     assert [pair.row.id for pair in found.pairs] == ["trl"]  # text alone
     for name in ("ours", "swift", "llama"):
         assert found.problems[name] == "its sound is in a shard: a pair names its sound files"
-    assert command(f"from={tmp_path}/shards", "out=pairs.jsonl") is None
+    assert command(f"from={tmp_path}/shards", "out=pairs.jsonl") == 0
     assert [row["id"] for row in read_lines(tmp_path / "pairs.jsonl")] == ["trl"]
 
 
@@ -169,11 +167,7 @@ def command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., An
     monkeypatch.chdir(tmp_path)
 
     def call(*arguments: str) -> Any:
-        monkeypatch.setattr(sys, "argv", ["auris.evaluation.preferences", *arguments])
-        try:
-            return preferences.main()
-        except SystemExit as stop:
-            return stop.code
+        return cli.main(["prefer", *arguments])
 
     return call
 
@@ -181,7 +175,7 @@ def command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., An
 def test_annotated_pairs_come_into_one_form(
     command: Callable[..., Any], annotated: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ):
-    assert command(f"from={annotated}", "out=ours/pairs.jsonl") is None
+    assert command(f"from={annotated}", "out=ours/pairs.jsonl") == 0
     shown = capsys.readouterr().out
     assert "absent: " in shown and "`chosen` and `rejected` are equal" in shown and "ranked by k" in shown
     rows = read_lines(tmp_path / "ours/pairs.jsonl")
@@ -230,7 +224,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def sampled(command: Callable[..., Any], model: Path, out: str, *arguments: str) -> list[dict[str, Any]]:
     made = [f"checkpoint={model}/run", f"data.test=[{model}/rows/asked.jsonl]", f"out={out}", "metric=wer"]
-    assert command(*made, "generation.max_new_tokens=16", *arguments) is None
+    assert command(*made, "generation.max_new_tokens=16", *arguments) == 0
     return read_lines(Path(out))
 
 
@@ -276,8 +270,9 @@ def test_a_margin_costs_pairs(command: Callable[..., Any], model: Path, capsys: 
     counted = json.loads(Path("some.statistics.json").read_text())
     assert counted["without_pair"][CLOSE] == len(before) - len(kept)
     made = [f"checkpoint={model}/run", f"data.test=[{model}/rows/asked.jsonl]", "out=none.jsonl", "metric=accuracy"]
-    assert "there is no pair to write" in command(*made, "generation.max_new_tokens=1")
-    assert TIE in capsys.readouterr().out and not Path("none.jsonl").exists()
+    assert command(*made, "generation.max_new_tokens=1") == 1
+    out, err = capsys.readouterr()
+    assert "there is no pair to write" in err and TIE in out and not Path("none.jsonl").exists()
 
 
 def test_a_judge_ranks_answers_too(command: Callable[..., Any], model: Path):
@@ -312,16 +307,18 @@ def test_a_judge_ranks_answers_too(command: Callable[..., Any], model: Path):
         (["checkpoint=RUN", "data.test=a.jsonl"], "data.test: no manifest at a.jsonl"),
     ],
 )
-def test_what_cannot_be_is_said(command: Callable[..., Any], model: Path, arguments: list[str], reason: str):
+def test_what_cannot_be_is_said(command: Callable[..., int], model: Path, arguments: list[str], reason: str, capsys):
     if "generation.do_sample=false" in arguments:  # and nothing else of sampling
         arguments = [*arguments, "generation.temperature=null", "generation.top_k=null", "generation.top_p=null"]
-    code = command("out=pairs.jsonl", *(argument.replace("RUN", f"{model}/run") for argument in arguments))
-    assert str(code).startswith("error: ") and reason in code
+    assert command("out=pairs.jsonl", *(argument.replace("RUN", f"{model}/run") for argument in arguments)) != 0
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and reason in said
     assert not list(Path().glob("pairs*"))
 
 
-def test_no_file_is_overwritten(command: Callable[..., Any], annotated: Path):
-    assert f"out={annotated} is there already" in command(f"from={annotated}", f"out={annotated}")
+def test_no_file_is_overwritten(command: Callable[..., int], annotated: Path, capsys: pytest.CaptureFixture):
+    assert command(f"from={annotated}", f"out={annotated}") == 1
+    assert f"out={annotated} is there already" in capsys.readouterr().err
 
 
 def test_the_sampling_of_the_config_is_plain(model: Path):

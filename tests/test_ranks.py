@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from auris import config
+from auris import cli, config
 from auris.evaluation import distributed, runner
 from auris.evaluation.distributed import Ranks, joined
 from auris.training import run as train
@@ -157,8 +157,7 @@ def work_of(*options: str) -> Callable[[], None]:
     def work() -> None:
         os.chdir(ROOT)
         os.environ["RANK"] = os.environ.get("LOCAL_RANK", "0")
-        sys.argv[1:] = options
-        runner.main()
+        sys.exit(cli.main(["evaluate", *options]))
 
     return work
 

@@ -32,7 +32,7 @@ from auris.training.objectives.dpo import DPO, answer_logps
 from auris.training.objectives.next_token import NextToken
 from manifests import read_row, samples_of, tokenizer, write_manifest, write_wave
 from recipes import SMALLEST_MODEL
-from runs import ROOT, KillAt, Killed, assert_equal, fit, train_in_a_process, weights
+from runs import ROOT, KillAt, Killed, assert_equal, fit, load_state, train_in_a_process, weights
 
 
 @pytest.fixture(scope="module")
@@ -323,7 +323,7 @@ def test_a_run_that_another_machine_fine_tuned_is_preferred_on_this_one(smallest
     slow = ["max_steps=2", "optim.lr=1e-9", "optim.min_lr=1e-9"]
     made = smallest(*slow, f"checkpoint='{here}'", f"tokenizer='{here}/tokenizer'")
     train.train(made)
-    assert_equal(config.load_state(here)[1], weights(made), 1e-6)
+    assert_equal(load_state(here), weights(made), 1e-6)
     assert (Path(made["run_dir"]) / "tokenizer").is_dir()
 
 

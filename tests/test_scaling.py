@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-
 import pytest
 import torch
 from torch import nn
@@ -64,17 +62,15 @@ def test_two_that_compute_together_have_half_the_arithmetic_of_the_language_mode
     assert together.weights == alone.weights and Layout(name="x", gpus=8, tensor_parallel=2).ranks == 4
 
 
-def test_the_command_prints_every_size_and_what_it_assumes(monkeypatch, capsys):
+def test_the_command_prints_every_size_and_what_it_assumes(capsys):
     arguments = ["experiment=qwen2_audio_dpo", "scale=full", "optim.states=bf16", "+machine.between=25e9"]
-    monkeypatch.setattr(sys, "argv", ["scaling", *arguments])
-    scaling.main()
+    scaling.main(arguments)
     said = capsys.readouterr().out
     assert all(f"│ {gpus} " in said for gpus in scaling.GPUS) and said.count("hsdp") == 6
     assert "400 TFLOP/s" in said and "25 between nodes" in said
 
 
-def test_a_machine_that_has_no_such_number_and_a_model_of_unknown_size_are_refused(monkeypatch):
+def test_a_machine_that_has_no_such_number_and_a_model_of_unknown_size_are_refused():
     for arguments, said in ((["+machine.gpu=4"], "gpu"), (["scale=tiny"], "vocab_rows=null")):
-        monkeypatch.setattr(sys, "argv", ["scaling", "experiment=qwen2_audio_sft", "scale=full", *arguments])
         with pytest.raises(SystemExit, match=f"error: .*{said}"):
-            scaling.main()
+            scaling.main(["experiment=qwen2_audio_sft", "scale=full", *arguments])

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from auris.training import run as train
+from auris import cli
 from auris.training import studies
 from auris.training.studies import Job
 from test_launch import LISTED
@@ -199,12 +199,10 @@ def test_what_is_done_is_started_again_only_with_another_recipe_or_evaluation(tm
     assert starts(jobs(steps=2)) == 3
 
 
-def test_a_dry_run_of_a_study_lists_its_runs_and_nothing_else(monkeypatch, capsys):
+def test_a_dry_run_of_a_study_lists_its_runs_and_nothing_else(capsys):
     """What a job array is made from (configs/launch/slurm_study.sh)."""
-    monkeypatch.setattr(sys, "argv", ["auris.training.run", "ablations=demo", "seeds=[1]", "dry_run=true"])
-    with pytest.raises(SystemExit) as done:
-        train.main()
-    assert done.value.code == 0 and capsys.readouterr().out == LISTED + "\n"
+    assert cli.main(["train", "ablations=demo", "seeds=[1]", "dry_run=true"]) == 0
+    assert capsys.readouterr().out == LISTED + "\n"
 
 
 def test_the_level_of_a_run_is_how_many_come_before_it():

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import io
-import sys
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from auris.inference import inspect
+from auris import cli
 from auris.text import task_table
 from auris.text.tasks import TASKS
 
@@ -52,18 +51,13 @@ def test_a_task_is_shown_with_all_its_wordings(code):
     assert all(wording in shown for wording in (task.tags, *task.wordings))
 
 
-def run_doctor(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
-    monkeypatch.setattr(sys, "argv", ["doctor", *arguments])
-    inspect.main()
-
-
-def test_the_doctor_prints_the_table_and_needs_no_checkpoint(monkeypatch, capsys):
-    run_doctor(monkeypatch, "show=tasks")
+def test_the_doctor_prints_the_table_and_needs_no_checkpoint(capsys):
+    assert cli.main(["doctor", "show=tasks"]) == 0
     assert capsys.readouterr().out == task_table.markdown()
-    run_doctor(monkeypatch, "show=srwt")
+    assert cli.main(["doctor", "show=srwt"]) == 0
     assert "hello<|0.42|><|sil|><|0.50|>there<|1.00|>" in capsys.readouterr().out
 
 
-def test_what_is_no_task_is_told_with_the_tasks_there_are(monkeypatch):
-    with pytest.raises(SystemExit, match="error: show=opera: expected tasks, or one of asr, s2tt"):
-        run_doctor(monkeypatch, "show=opera")
+def test_what_is_no_task_is_told_with_the_tasks_there_are(capsys):
+    assert cli.main(["doctor", "show=opera"]) == 1
+    assert "error: show=opera: expected tasks, or one of asr, s2tt" in capsys.readouterr().err

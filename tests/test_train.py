@@ -19,7 +19,7 @@ from auris.text.tokenizer import Tokenizer
 from auris.training import callbacks
 from auris.training import run as train
 from recipes import smallest_run
-from runs import ROOT, KillAt, Killed, assert_equal, fit, in_processes, said, train_in_a_process, weights
+from runs import ROOT, KillAt, Killed, assert_equal, fit, in_processes, load_state, said, train_in_a_process, weights
 
 
 @pytest.fixture
@@ -235,7 +235,7 @@ def test_a_whole_model_starts_from_another_run(smallest):
     train.train(first)
     module, _ = train.build(smallest("experiment=qwen_audio_pretrain", f"checkpoint='{first['run_dir']}'"))
     module.configure_model()
-    state = config.load_state(first["run_dir"])[1]
+    state = load_state(first["run_dir"])
     assert all(torch.equal(tensor, state[f"net.{name}"]) for name, tensor in module.net.state_dict().items())
 
 

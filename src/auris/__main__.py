@@ -1,5 +1,7 @@
 """`python -m auris COMMAND` is `auris COMMAND`."""
 
+import sys
+
 from auris.cli import main
 
-main()
+sys.exit(main())

@@ -1,26 +1,27 @@
-"""A recipe is a resolved config as a plain dict: composed by Hydra, saved with the run, turned into parts here."""
+"""Configs: composed by Hydra, resolved to plain mappings, saved with a run, and turned into the parts they describe.
+
+Composing imports neither torch nor the parts; building does.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-import yaml
-from hydra import compose as hydra_compose
-from hydra import initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor, nn
+from omegaconf.errors import OmegaConfBaseException
 
-from auris.data import pairs, samples
-from auris.errors import UserError
-from auris.model.weights import checkpoint_dir
-from auris.text.chat import Chat
-from auris.text.tokenizer import Tokenizer
+from auris import files
+from auris.errors import UsageError, UserError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from auris.data.samples import Samples
+    from auris.text.tokenizer import Tokenizer
 
 HERE = Path(__file__).resolve().parent
 CONFIGS = next(path for path in (HERE / "configs", HERE.parents[1] / "configs") if path.is_dir())  # wheel, checkout
@@ -28,20 +29,58 @@ CONFIGS = next(path for path in (HERE / "configs", HERE.parents[1] / "configs") 
 Config = Mapping[str, Any]
 """A resolved config as a plain mapping: what Hydra composed, interpolations filled."""
 
-VIEWS = {
-    "audio": samples.AudioSamples,
-    "text": samples.TextSamples,
-    "transcript": samples.TranscriptSamples,
-    "chat": samples.ChatSamples,
-    "pair": pairs.PairSamples,
-}
+_STUDY = ("arms", "stages")  # overrides of other configs: their interpolations are filled there
+
+
+def options(group: str) -> list[str]:
+    """Return the options of a config group: those that auris brings and those in the working directory."""
+    return sorted({path.stem for root in (CONFIGS, Path.cwd()) for path in (root / group).glob("*.yaml")})
 
 
 def compose(overrides: Sequence[str], config: str = "train") -> DictConfig:
-    """What `python -m auris.<config> <overrides>` would be given."""
+    """Compose the config that `auris COMMAND [overrides]` would be given; `config` is the command."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import ConfigCompositionException, OverrideParseException
+
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        return hydra_compose(config, overrides=list(overrides))
+        try:
+            return hydra_compose(config, overrides=list(overrides))
+        except (ConfigCompositionException, OverrideParseException) as error:
+            raise explain(error, overrides, config) from error
+
+
+def explain(error: Exception, overrides: Sequence[str], config: str) -> UsageError:
+    """Turn what Hydra says about overrides into one line: the override, what is wrong, and what may be meant."""
+    if options := getattr(error, "options", None):
+        group, _, option = error.missing_cfg_file.rpartition("/")
+        meant = _meant(option, options)
+        return UsageError(f"{group}={option}: there is no such option; {meant}expected {', '.join(sorted(options))}")
+    if override := getattr(error, "override", None):
+        reason = str(error).removeprefix(f"Error parsing override '{override}'").split("See https:")[0].strip()
+        return UsageError(f"{override}: {reason}; expected key=value, with a value of special characters in quotes")
+    if unknown := re.match(r"Could not override '(.+?)'", str(error)):
+        key = unknown[1]
+        override = next((one for one in overrides if one.partition("=")[0] == key), key)
+        groups = {path.parent.relative_to(CONFIGS).as_posix() for path in CONFIGS.glob("*/**/*.yaml")}
+        chosen = [one for one in overrides if one.partition("=")[0] in groups]
+        meant = _meant(key, [*_keys(OmegaConf.to_container(compose(chosen, config), resolve=False)), *groups])
+        return UsageError(f"{override}: there is no {key}; {meant}a key of your own is added by +{override}")
+    return UsageError(" ".join(str(error).split()))
+
+
+def _meant(name: str, known: Iterable[str]) -> str:
+    close = get_close_matches(name, known, n=1, cutoff=0.7)
+    return f"did you mean {close[0]}? " if close else ""
+
+
+def _keys(node: Any, prefix: str = "") -> Iterator[str]:
+    """Yield every key of a config, dotted."""
+    for key, value in node.items() if isinstance(node, Mapping) else ():
+        yield f"{prefix}{key}"
+        yield from _keys(value, f"{prefix}{key}.")
 
 
 def quote_arguments(arguments: Sequence[str]) -> list[str]:
@@ -55,34 +94,52 @@ def quote_arguments(arguments: Sequence[str]) -> list[str]:
 
 
 def resolve(cfg: DictConfig) -> dict[str, Any]:
-    """A config as a plain dict, interpolations filled. Raises ValueError for a value that must be given and is not."""
-    if missing := sorted(OmegaConf.missing_keys(cfg)):
-        raise UserError(f"expected {' and '.join(f'{key}=...' for key in missing)} on the command line (see --help)")
-    return OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    """Return a config as a plain dict with interpolations filled, except in the arms and stages of a study.
+
+    Raises:
+        UsageError: a value that must be given is missing, or an interpolation names a key that does not exist.
+    """
+    try:
+        if missing := sorted(OmegaConf.missing_keys(cfg)):
+            keys = " and ".join(f"{key}=..." for key in missing)
+            raise UsageError(f"expected {keys} on the command line (see --help)")
+        filled = OmegaConf.masked_copy(cfg, [key for key in cfg if key not in _STUDY])
+        unfilled = OmegaConf.masked_copy(cfg, [key for key in cfg if key in _STUDY])
+        return OmegaConf.to_container(filled, resolve=True) | OmegaConf.to_container(unfilled, resolve=False)
+    except OmegaConfBaseException as error:
+        raise UsageError(" ".join(str(error).split())) from error
 
 
-def build(node: Mapping[str, Any] | None) -> Any:
-    """Make what a `_target_` node describes (None for None). A ValueError of what is made is raised as such."""
+def build(node: Config | None) -> Any:
+    """Build what a `_target_` node describes (None for None). An exception of the target is raised as it is."""
+    from hydra.errors import InstantiationException
+    from hydra.utils import instantiate
+
     try:
         return None if node is None else instantiate(OmegaConf.create(dict(node)), _convert_="all")
     except InstantiationException as error:
-        if isinstance(error.__cause__, ValueError):
+        if isinstance(error.__cause__, UserError):
             raise error.__cause__ from None
         raise
 
 
-def build_net(recipe: Mapping[str, Any], tokenizer: Tokenizer) -> nn.Module:
-    """The model on the meta device: shapes and geometry, no memory."""
+def build_net(config: Config, tokenizer: Tokenizer) -> nn.Module:
+    """Build the model on the meta device: shapes and geometry, no memory."""
+    import torch
+
     with torch.device("meta"):
-        return build(recipe["model"])(vocab_size=tokenizer.size)
+        return build(config["model"])(vocab_size=tokenizer.size)
 
 
-def build_objective(recipe: Mapping[str, Any], net: nn.Module, tokenizer: Tokenizer) -> nn.Module:
-    """The objective on the meta device; one that is partial is completed with the net's and the tokenizer's facts."""
+def build_objective(config: Config, net: nn.Module, tokenizer: Tokenizer) -> nn.Module:
+    """Build the objective on the meta device; a partial one is completed with the sizes of the net and tokenizer."""
+    import torch
+
     with torch.device("meta"):
-        made = build(recipe["objective"])
-        objective = made if isinstance(made, nn.Module) else made(width=net.encoder.width, n_text=tokenizer.n_text)
-    view = recipe["data"]["view"]
+        built = build(config["objective"])
+        is_whole = isinstance(built, torch.nn.Module)
+        objective = built if is_whole else built(width=net.encoder.width, n_text=tokenizer.n_text)
+    view = config["data"]["view"]
     if view not in objective.views:
         raise UserError(
             f"data.view={view} does not suit {type(objective).__name__}: expected {' or '.join(objective.views)}"
@@ -91,59 +148,65 @@ def build_objective(recipe: Mapping[str, Any], net: nn.Module, tokenizer: Tokeni
 
 
 def build_samples(
-    recipe: Mapping[str, Any],
+    config: Config,
     net: nn.Module,
     tokenizer: Tokenizer,
     *,
     long_audio: str,
     silent_audio: str = "keep",
     train: bool,
-) -> samples.Samples:
-    """How rows are seen; only training rows are augmented.
+) -> Samples:
+    """Build the view of the rows; only training rows are augmented.
 
-    Raises ValueError if there is no such view, or if it is not written in the recipe's style of prompting.
+    Raises:
+        UserError: the view does not exist, or the config's style of prompting does not write it.
     """
-    view, prompt = recipe["data"]["view"], build(recipe["prompt"])
-    if view not in VIEWS:
-        raise UserError(f"data.view={view}: expected {', '.join(VIEWS)}")
-    if not isinstance(prompt, VIEWS[view].styles):
-        expected = "chat_v1 or chat_v2" if Chat in VIEWS[view].styles else "natural, tags or both"
+    from auris.data import pairs, samples
+    from auris.text.chat import Chat
+
+    views = {
+        "audio": samples.AudioSamples,
+        "text": samples.TextSamples,
+        "transcript": samples.TranscriptSamples,
+        "chat": samples.ChatSamples,
+        "pair": pairs.PairSamples,
+    }
+    view, prompt = config["data"]["view"], build(config["prompt"])
+    if view not in views:
+        raise UserError(f"data.view={view}: expected {', '.join(views)}")
+    if not isinstance(prompt, views[view].styles):
+        expected = "chat_v1 or chat_v2" if Chat in views[view].styles else "natural, tags or both"
         raise UserError(f"data.view={view} is not written in {type(prompt).__name__}: expected prompt={expected}")
-    return VIEWS[view](
+    return views[view](
         tokenizer=tokenizer,
         prompt=prompt,
         geometry=net.geometry,
         long_audio=long_audio,
         silent_audio=silent_audio,
-        augment=build(recipe["data"]["augment"]) if train else None,
-        reverb=build(recipe["data"].get("reverb")) if train else None,
-        noise=build(recipe["data"].get("noise")) if train else None,
-        seed=recipe["seed"],
+        augment=build(config["data"]["augment"]) if train else None,
+        reverb=build(config["data"].get("reverb")) if train else None,
+        noise=build(config["data"].get("noise")) if train else None,
+        seed=config["seed"],
     )
 
 
-def save(recipe: Mapping[str, Any], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True), encoding="utf-8")
+def save(config: Config, path: Path) -> None:
+    """Write a resolved config as YAML."""
+    files.write_yaml(path, config)
 
 
 def load(path: Path) -> dict[str, Any]:
-    return yaml.safe_load(path.read_text(encoding="utf-8"))
+    """Read a resolved config that was saved."""
+    return files.read_yaml(path)
 
 
-def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """`key: old -> new` for every value that differs."""
-    found = []
+def differences(old: Config, new: Config, prefix: str = "") -> list[str]:
+    """Return `key: old -> new` for every value that differs."""
+    lines = []
     for key in [*old, *(key for key in new if key not in old)]:
         before, after = old.get(key), new.get(key)
         if isinstance(before, Mapping) and isinstance(after, Mapping):
-            found += differences(before, after, f"{prefix}{key}.")
+            lines += differences(before, after, f"{prefix}{key}.")
         elif before != after:
-            found.append(f"{prefix}{key}: {before} -> {after}")
-    return found
-
-
-def load_state(path: str | Path, which: str = "last") -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """A checkpoint's recipe, and its tensors by name (`net.encoder...`, `objective...`). Never executes a file."""
-    snapshot = checkpoint_dir.find(path, which)
-    return snapshot.state["recipe"], snapshot.tensors().read_all()
+            lines.append(f"{prefix}{key}: {before} -> {after}")
+    return lines

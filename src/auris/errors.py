@@ -24,3 +24,7 @@ class AudioError(UserError):
 
 class RunStopped(UserError, RuntimeError):
     """A run that cannot continue although its configuration is valid; the message says why and what can be done."""
+
+
+class UsageError(UserError):
+    """A command line or config that says too little or contradicts itself; nothing was started."""

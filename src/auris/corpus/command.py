@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-import hydra
 import rich
-from omegaconf import DictConfig, OmegaConf
 from rich.table import Table
 
 from auris.corpus.build import build
 from auris.corpus.recipes import RECIPES, mark
 from auris.text.tasks import TASKS
 
-HERE = Path(__file__).resolve().parents[1]
-CONFIGS = next(path for path in (HERE / "configs", HERE.parents[1] / "configs") if path.is_dir())
 
-
-@hydra.main(config_path=str(CONFIGS), config_name="corpus", version_base="1.3")
-def main(config: DictConfig) -> None:
+def run(config: Mapping[str, Any]) -> None:
     """Build the corpus and print what is in it."""
     # Imported here because the worker processes import this module again, and must not load torch each.
     from auris.corpus.vocabulary import train_tokenizer
 
-    if OmegaConf.is_missing(config, "out"):
-        sys.exit("error: expected out=DIR, the directory that the corpus goes to")
-    arguments = OmegaConf.to_container(config, resolve=True)
+    arguments = dict(config)
     out, vocab_size = Path(arguments.pop("out")), arguments.pop("vocab_size")
     facts = build(out, scale=arguments.pop("fraction"), **arguments)
     train_tokenizer(out, vocab_size)
@@ -37,7 +30,3 @@ def main(config: DictConfig) -> None:
             table.add_row(mark(task) + task, *map(str, counts), TASKS[task].embedded)
     table.add_row("minutes", *(f"{seconds / 60:.1f}" for seconds in facts["seconds"].values()), "")
     rich.print(table)
-
-
-if __name__ == "__main__":
-    main()

@@ -7,22 +7,18 @@ splits of the corpus. Clips of the corpus are named where they are; only what is
 from __future__ import annotations
 
 import os
-import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import hydra
 import rich
-from omegaconf import DictConfig, OmegaConf
 from rich.progress import Progress
 from rich.table import Table
 
 from auris.completions import Endpoint, Record
 from auris.corpus import augmentation, wordings
 from auris.corpus.augmentation import SHIPPED, Written
-from auris.corpus.command import CONFIGS  # not auris.recipe: workers import this module, and must not load torch each
 from auris.corpus.dialogues.kinds import KINDS
 from auris.corpus.dialogues.pool import Pool, Weights, answer, usable
 from auris.corpus.dialogues.recordings import speak
@@ -218,19 +214,11 @@ def tabulate(facts: Fields) -> Table:
     return table
 
 
-@hydra.main(config_path=str(CONFIGS), config_name="instruct", version_base="1.3")
-def main(config: DictConfig) -> None:
+def run(config: Mapping[str, Any]) -> None:
     """Make the dialogues and print how many of which kind there are."""
-    arguments = OmegaConf.to_container(config, resolve=True)
-    try:
-        facts = instruct(Path(arguments.pop("corpus")), Path(arguments.pop("out")), **arguments)
-    except (ValueError, FileNotFoundError) as error:
-        sys.exit(f"error: {error}")
+    arguments = dict(config)
+    facts = instruct(Path(arguments.pop("corpus")), Path(arguments.pop("out")), **arguments)
     rich.print(tabulate(facts))
     for what, reasons in (("questions refused", facts["refused"]), *facts["unused"].items()):
         for reason, count in reasons.items():
             print(f"{what}: {count} ({reason})")
-
-
-if __name__ == "__main__":
-    main()

@@ -9,17 +9,14 @@ from __future__ import annotations
 import json
 import math
 import os
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import hydra
 import numpy as np
 import torch
-from omegaconf import DictConfig
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -329,18 +326,6 @@ def prefer(made: Mapping[str, Any]) -> dict[str, Any]:
     return counted
 
 
-def main() -> None:
-    sys.argv[1:] = config.quote_arguments(sys.argv[1:])
-    run()
-
-
-@hydra.main(config_path=str(config.CONFIGS), config_name="prefer", version_base="1.3")
-def run(cfg: DictConfig) -> None:
-    try:
-        prefer(config.resolve(cfg))
-    except (ValueError, FileNotFoundError) as error:
-        sys.exit(f"error: {error}")
-
-
-if __name__ == "__main__":
-    main()
+def run(made: config.Config) -> None:
+    """Run `auris prefer`."""
+    prefer(made)

@@ -10,7 +10,6 @@ which one process would have given them, and scores and writes; so their number 
 from __future__ import annotations
 
 import json
-import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -18,10 +17,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import hydra
 import numpy as np
 import torch
-from omegaconf import DictConfig
 from rich.console import Console
 from rich.progress import track
 
@@ -33,7 +30,7 @@ from auris.data.manifests import Manifest, read_manifests
 from auris.data.pairs import PairSamples, VerdictSamples
 from auris.data.rows import Row, language
 from auris.data.samples import AudioSamples, ChatSamples, Samples
-from auris.errors import AudioError, RowError, UserError
+from auris.errors import AudioError, RowError, UsageError, UserError
 from auris.evaluation import answer_cache, audio_ablation, benchmarks, judging, summary
 from auris.evaluation.distributed import Ranks, joined
 from auris.evaluation.predictions import about, accepted, metrics, preferred, score
@@ -62,7 +59,7 @@ def _evaluate_all(made: Mapping[str, Any], ranks: Ranks, console: Console) -> li
     if made["rescore"] is not None:
         return rescore(made, judge, console) if ranks.is_first else []
     if made["checkpoint"] is None:
-        raise UserError("expected checkpoint=... or rescore=... on the command line (see --help)")
+        raise UsageError("expected checkpoint=... or rescore=... on the command line (see --help)")
     members = [{**made, "benchmark": benchmark} for benchmark in benchmarks.members(made["benchmark"])]
     benchmarks.check(member["benchmark"] for member in members)
     heard = audio_ablation.kinds(made["audio"])
@@ -459,19 +456,6 @@ def _write_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     partial.replace(path)
 
 
-def main() -> None:
-    sys.argv[1:] = config.quote_arguments(sys.argv[1:])
-    run()
-
-
-@hydra.main(config_path=str(config.CONFIGS), config_name="evaluate", version_base="1.3")
-def run(cfg: DictConfig) -> None:
-    try:
-        made = config.resolve(cfg)
-        evaluate(made)
-    except (ValueError, FileNotFoundError) as error:
-        sys.exit(f"error: {error}")
-
-
-if __name__ == "__main__":
-    main()
+def run(made: config.Config) -> None:
+    """Run `auris evaluate`."""
+    evaluate(made)

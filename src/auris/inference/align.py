@@ -10,24 +10,22 @@ Shapes: C frames of 20 ms, V text tokens and the blank, L tokens of a transcript
 
 from __future__ import annotations
 
-import sys
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import hydra
 import numpy as np
 import torch
 import torchaudio.functional as F
-from omegaconf import DictConfig
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
-from auris import audio, config
+from auris import audio
+from auris.config import Config
 from auris.data import lengths
 from auris.data.batches import by_length, pack
 from auris.data.manifests import read_manifests
@@ -252,18 +250,6 @@ def show(errors: Mapping[str, np.ndarray], console: Console) -> None:
     console.print(table)
 
 
-def main() -> None:
-    sys.argv[1:] = config.quote_arguments(sys.argv[1:])
-    run()
-
-
-@hydra.main(config_path=str(config.CONFIGS), config_name="align", version_base="1.3")
-def run(cfg: DictConfig) -> None:
-    try:
-        align(config.resolve(cfg))
-    except (ValueError, OSError) as error:  # OSError: what is missing, a full disk
-        sys.exit(f"error: {error}")
-
-
-if __name__ == "__main__":
-    main()
+def run(made: Config) -> None:
+    """Run `auris align`."""
+    align(made)

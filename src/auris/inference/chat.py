@@ -15,14 +15,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import hydra
 import torch
-from omegaconf import DictConfig
 
-from auris import audio, config
+from auris import audio
+from auris.config import Config
 from auris.data.importers import convert
 from auris.data.rows import Form, Record, decode, parse
-from auris.errors import MissingFileError, UserError
+from auris.errors import MissingFileError, UsageError, UserError
 from auris.inference import load as pretrained
 from auris.inference.load import AudioModel
 from auris.text.chat import Message, map_audios
@@ -299,9 +298,9 @@ def chat(made: Mapping[str, Any]) -> None:
     """Talk, or answer `input` in `output`."""
     if (made["input"] is None) != (made["output"] is None):
         given, other = ("input", "output") if made["output"] is None else ("output", "input")
-        raise UserError(f"{given}={made[given]} without {other}: expected {other}=FILE.jsonl too, or neither to talk")
+        raise UsageError(f"{given}={made[given]} without {other}: expected {other}=FILE.jsonl too, or neither to talk")
     if not isinstance(made["batch_size"], int) or made["batch_size"] < 1:
-        raise UserError(f"batch_size={made['batch_size']}: expected 1 or more")
+        raise UsageError(f"batch_size={made['batch_size']}: expected 1 or more")
     options = {"which": made["which"], "device": made["accelerator"], "long_audio": made["long_audio"]}
     model = pretrained.load(made["checkpoint"], **options)
     model.check_answers()
@@ -324,18 +323,6 @@ def chat(made: Mapping[str, Any]) -> None:
             _note(f"  {name}: {reason}")
 
 
-def main() -> None:
-    sys.argv[1:] = config.quote_arguments(sys.argv[1:])
-    run()
-
-
-@hydra.main(config_path=str(config.CONFIGS), config_name="chat", version_base="1.3")
-def run(cfg: DictConfig) -> None:
-    try:
-        chat(config.resolve(cfg))
-    except (ValueError, FileNotFoundError) as error:
-        sys.exit(f"error: {error}")
-
-
-if __name__ == "__main__":
-    main()
+def run(made: Config) -> None:
+    """Run `auris chat`."""
+    chat(made)

@@ -9,17 +9,14 @@ from __future__ import annotations
 import base64
 import json
 import shutil
-import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import hydra
 import torch
 import yaml
-from omegaconf import DictConfig
 from transformers import Qwen2AudioConfig, Qwen2AudioProcessor, WhisperFeatureExtractor
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
@@ -409,20 +406,11 @@ def _result_lines(found: Checkpoint) -> Iterator[str]:
 # --- entry point --------------------------------------------------------------------------------------------------
 
 
-def main() -> None:
-    sys.argv[1:] = recipe.quote_arguments(sys.argv[1:])
-    run()
-
-
-@hydra.main(config_path=str(recipe.CONFIGS), config_name="export", version_base="1.3")
-def run(cfg: DictConfig) -> None:
-    try:
-        made = recipe.resolve(cfg)
-        dtype = _dtype(made["dtype"])
-        options = {"format": made["format"], "which": made["which"], "shard_bytes": round(1e9 * made["shard_gb"])}
-        chosen, reasons = export(made["checkpoint"], made["out"], dtype=dtype, **options)
-    except (ValueError, FileNotFoundError) as error:
-        sys.exit(f"error: {error}")
+def run(made: recipe.Config) -> None:
+    """Run `auris export`."""
+    dtype = _dtype(made["dtype"])
+    options = {"format": made["format"], "which": made["which"], "shard_bytes": round(1e9 * made["shard_gb"])}
+    chosen, reasons = export(made["checkpoint"], made["out"], dtype=dtype, **options)
     for reason in reasons:
         print(f"no counterpart in {reason}")
     print(f"wrote {made['out']} ({chosen})")
@@ -433,7 +421,3 @@ def _dtype(name: str | None) -> torch.dtype | None:
     if name is not None and name not in known:
         raise UserError(f"dtype={name}: expected null (as stored), {', '.join(known)}")
     return known[name] if name else None
-
-
-if __name__ == "__main__":
-    main()

@@ -6,19 +6,17 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable
 from typing import Any
 
-import hydra
 import torch
-from omegaconf import DictConfig
 from rich.console import Console
 from torch import nn
 from transformers import AutoConfig
 
 from auris import config as recipe
 from auris.data.check import report as checkup
+from auris.errors import UsageError
 from auris.inference import export
 from auris.inference import load as pretrained
 from auris.model.generation import Generation
@@ -113,31 +111,12 @@ def _show_use(
         print_plain(console, f"export format={name}: " + ("; ".join(missing) or "fits"))
 
 
-def main() -> None:
-    sys.argv[1:] = checkup.name_sources(recipe.quote_arguments(sys.argv[1:]))
-    run()
-
-
-@hydra.main(config_path=str(recipe.CONFIGS), config_name="doctor", version_base="1.3")
-def run(cfg: DictConfig) -> None:
-    if "data" in cfg:
-        return checkup.run(cfg)
-    if cfg.show is not None:
-        return _show_tasks(cfg.show)
-    try:
-        made = recipe.resolve(cfg)
-        wrong = examine(made["checkpoint"], made["which"], token_budget=made["token_budget"])
-    except (ValueError, FileNotFoundError) as error:
-        sys.exit(f"error: {error}")
-    sys.exit(1 if wrong else 0)
-
-
-def _show_tasks(what: str) -> None:
-    try:
-        task_table.show(what)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
-
-
-if __name__ == "__main__":
-    main()
+def run(made: recipe.Config) -> int | None:
+    """Run `auris doctor`; returns 1 if something is wrong."""
+    if "data" in made:
+        return 1 if checkup.check(made) else 0
+    if made["show"] is not None:
+        return task_table.show(made["show"])
+    if made["checkpoint"] is None:
+        raise UsageError("expected checkpoint=..., data=... or show=... on the command line (see --help)")
+    return 1 if examine(made["checkpoint"], made["which"], token_budget=made["token_budget"]) else 0

@@ -24,7 +24,6 @@ Everything in the table is computed from the predictions, so that arms are compa
 0 to 1 in files and functions and per cent where a person reads them; what has another unit has it everywhere.
 """
 
-from auris.results.command import USAGE, main, read_arguments
 from auris.results.figures import STYLE, plot_bars, plot_curves, save
 from auris.results.runs import (
     collect,
@@ -44,14 +43,12 @@ from auris.results.tables import compare, format_score, markdown, readable, tabl
 
 __all__ = [
     "STYLE",
-    "USAGE",
     "collect",
     "compare",
     "costs",
     "curves",
     "format_score",
     "hparams",
-    "main",
     "markdown",
     "ordered",
     "plot_bars",
@@ -59,7 +56,6 @@ __all__ = [
     "predictions",
     "predictions_of",
     "question",
-    "read_arguments",
     "readable",
     "reproduce",
     "runs_of",

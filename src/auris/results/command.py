@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from auris.errors import UserError
+from auris.errors import UsageError
 from auris.metrics import statistics
 from auris.metrics.measures import MEASURES, display
 from auris.results.figures import plot_bars, plot_curves, provenance, save
@@ -23,72 +22,29 @@ if TYPE_CHECKING:
 
 UNBOUNDED = 10_000  # columns of a terminal in which every table is as wide as it wants
 
-USAGE = """usage: auris results study=NAME [runs=runs] [arms=a,b] [against=first] [x=steps]
-       auris results reproduce=RUN
 
-Prints the table of a study and writes into RUNS/NAME/: table.csv, table.md (to paste), differences.csv (which exceed
-the noise of rows and of seeds), costs.csv, bars and curves as PNG, PDF and SVG, and what TensorBoard's HPARAMS page
-compares. At any moment: what is not there yet is said. With reproduce=, prints a run's command, commit and data
-instead.
-
-  study   the study to read, as in runs/<study>/<arm>/seed=<n>/
-  runs    the directory that holds the studies (default: runs)
-  arms    the arms to compare, in this order; differences are to the first (default: all that are evaluated,
-          as the study has them)
-  against what differences.csv and the verdicts compare an arm with: first, or previous, the arm before it, as on a
-          ladder of changes (the table stays against the first)
-  x       what curves stand over: steps, hours (of audio heard) or flops (useful ones)
-  reproduce  a run's directory, runs/<study>/<arm>/seed=<n>"""
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """`auris results`; see `USAGE`."""
-    argv = sys.argv[1:] if argv is None else list(argv)
-    if {"--help", "-h"} & set(argv):
-        print(USAGE)
+def run(config: Mapping[str, Any]) -> None:
+    """Run `auris results`: the table of a study, or with `reproduce` how to get a run once more."""
+    if config["reproduce"] is not None:
+        print(reproduce(config["reproduce"]))
         return
-    try:
-        given = _parse(argv)
-        if given["reproduce"]:
-            print(reproduce(given["reproduce"]))
-            return
-        root = Path(given["runs"]) / given["study"]
-        _show_status(root)
-        arms = given["arms"].split(",") if given["arms"] else None
-        if not arms and not (status(root)["state"] == "evaluated").any():
-            written = save(plot_curves(root, arms, given["x"]), root / "curves") if len(curves(root)) else []
-            print("\n".join(f"wrote {path}" for path in written))
-            return
-        frame = table(root, arms)
-        judged = verdicts_in(frame) if given["against"] == "first" else verdicts(root, arms, given["against"])
-        written = _write(root, frame, judged, given["x"])
-    except (ValueError, FileNotFoundError) as error:  # the user's mistakes: one sentence, no traceback
-        raise SystemExit(f"auris.results: {error}") from None
+    if config["study"] is None:
+        raise UsageError(f"which study? give study=NAME; {studies_in(Path(config['runs']))}")
+    root, arms, x = Path(config["runs"]) / str(config["study"]), config["arms"], config["x"]
+    arms = [arms] if isinstance(arms, str) else arms
+    _show_status(root)
+    if not arms and not (status(root)["state"] == "evaluated").any():
+        written = save(plot_curves(root, arms, x), root / "curves") if len(curves(root)) else []
+        print("\n".join(f"wrote {path}" for path in written))
+        return
+    frame = table(root, arms)
+    judged = verdicts_in(frame) if config["against"] == "first" else verdicts(root, arms, config["against"])
+    written = _write(root, frame, judged, x)
     if said := question(root):
         print(said)
-    _show(frame, given["study"])
+    _show(frame, config["study"])
     _show_verdicts(judged)
     print("\n".join(["", *(f"wrote {path}" for path in written)]))
-
-
-def _parse(argv: Sequence[str]) -> dict[str, str]:
-    accepted = "study=NAME, runs=DIR, arms=a,b, against=first|previous, x=AXIS, reproduce=RUN"
-    defaults = {"study": "", "runs": "runs", "arms": "", "against": "first", "x": "steps", "reproduce": ""}
-    given = read_arguments(argv, defaults, accepted)
-    if not given["study"] and not given["reproduce"]:
-        raise UserError(f"which study? give study=NAME; {studies_in(Path(given['runs']))}")
-    return given
-
-
-def read_arguments(argv: Sequence[str], given: Mapping[str, str], accepted: str) -> dict[str, str]:
-    """Arguments of the form key=value over their defaults. Raises ValueError, naming the accepted ones, for others."""
-    found = dict(given)
-    for argument in argv:
-        key, equals, text = argument.partition("=")
-        if not equals or key not in found:
-            raise UserError(f"cannot read {argument!r}; accepted: {accepted} (see --help)")
-        found[key] = text
-    return found
 
 
 def _write(root: Path, frame: pd.DataFrame, judged: pd.DataFrame, x: str) -> list[Path]:

@@ -8,13 +8,10 @@ that is at fault alone was at fault in the step.
 from __future__ import annotations
 
 import math
-import sys
 from pathlib import Path
 from typing import Any
 
-import hydra
 import lightning as L
-from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
@@ -113,23 +110,10 @@ def _table(ids: list[str], found: list[dict[str, Any]]) -> Table:
     return table
 
 
-def main() -> None:
-    sys.argv[1:] = config.quote_arguments(sys.argv[1:])
-    run()
-
-
-@hydra.main(config_path=str(config.CONFIGS), config_name="replay", version_base="1.3")
-def run(cfg: DictConfig) -> None:
+def run(made: config.Config) -> int:
+    """Run `auris replay`; returns 1 if a row is not finite by itself."""
     train.quiet()
-    try:
-        made = config.resolve(cfg)
-        options = {"checkpoint": made["checkpoint"], "accelerator": made["accelerator"]}
-        wrong = reproduce(Path(made["fault"]), **options, console=Console())
-    except (ValueError, FileNotFoundError) as error:
-        sys.exit(f"error: {error}")
+    options = {"checkpoint": made["checkpoint"], "accelerator": made["accelerator"]}
+    wrong = reproduce(Path(made["fault"]), **options, console=Console())
     print(f"not finite by itself: {', '.join(wrong)}" if wrong else "every row is finite by itself")
-    sys.exit(1 if wrong else 0)
-
-
-if __name__ == "__main__":
-    main()
+    return 1 if wrong else 0

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 import time
 import warnings
 from collections.abc import Mapping
@@ -15,19 +14,17 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import hydra
 import lightning as L
 import torch
 from hydra.utils import get_class
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
-from omegaconf import DictConfig
 from rich.console import Console
 
 from auris import config
 from auris.data.datamodule import AudioDataModule
 from auris.data.manifests import entries
-from auris.errors import MissingFileError, RunStopped, UserError
+from auris.errors import MissingFileError, UserError
 from auris.model import adapters
 from auris.model.weights import checkpoint_dir, identify
 from auris.text.tokenizer import Tokenizer
@@ -267,21 +264,10 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", message=".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*")
 
 
-def main() -> None:
-    sys.argv[1:] = config.quote_arguments(sys.argv[1:])
-    run()
-
-
-@hydra.main(config_path=str(config.CONFIGS), config_name="train", version_base="1.3")
-def run(cfg: DictConfig) -> None:
+def run(made: dict[str, Any]) -> int | None:
+    """Run `auris train`: the arms of a study if the config has some, or one run."""
     quiet()
-    try:
-        if "arms" in cfg:
-            sys.exit(studies.main(cfg))
-        train(config.resolve(cfg))
-    except (ValueError, OSError, RunStopped) as error:
-        sys.exit(f"error: {error}")
-
-
-if __name__ == "__main__":
-    main()
+    if "arms" in made:
+        return studies.run_study(made)
+    train(made)
+    return None

@@ -18,13 +18,11 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import yaml
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
 from rich import box
 from rich.console import Console
 from rich.live import Live
@@ -68,21 +66,21 @@ class Job:
         return self.run_dir / "log.txt"
 
 
-def main(cfg: DictConfig) -> int:
+def run_study(study: config.Config) -> int:
     """Run the study that a config holds, or with `dry_run` list its runs: level, name and seed, one a line.
 
-    The exit code is the number of jobs that did not finish, or REQUEUE if one of them is to be gone on with.
+    The exit code is 1 if a job did not finish, or REQUEUE if one of them is to be gone on with.
     """
     given = list(HydraConfig.get().overrides.task)
     extra = [override for override in given if override.lstrip("+").split("=")[0] not in _RUNNER_KEYS]
-    study = OmegaConf.to_container(cfg, resolve=False)
-    jobs = plan(study, extra, arm=cfg.arm, seed=cfg.seed)
-    if cfg.dry_run:
+    jobs = plan(study, extra, arm=study["arm"], seed=study["seed"])
+    if study["dry_run"]:
         for job, level in zip(jobs, levels(jobs), strict=True):
             print(level, job.name, job.seed, sep="\t")
         return 0
     leave_word(study, Path(jobs[-1].recipe["runs_dir"]))
-    return run(jobs, side_by_side=cfg.jobs, threads=cfg.threads, metric=cfg.get("metric"))
+    code = run(jobs, side_by_side=study["jobs"], threads=study["threads"], metric=study.get("metric"))
+    return code if code == REQUEUE else min(code, 1)
 
 
 def leave_word(study: Mapping[str, Any], runs: Path) -> None:
@@ -153,9 +151,8 @@ def _add(
             composed.study, composed.arm = _SHARED, f"{name}-{_digest(config.resolve(composed), seed)}"
             overrides = [*overrides[:-3], f"study={_SHARED}", f"arm={composed.arm}", f"seed={seed}"]
         made = config.resolve(composed)
-    except Exception as error:
-        said = f"study {study['study']}, arm {name}: {error}"
-        raise UserError("\n".join([said, *_advice(entry["overrides"])])) from error
+    except UserError as error:
+        raise UserError(f"study {study['study']}, arm {name}: {error}") from error
     evaluate = entry.get("evaluate") or study.get("evaluate") or [] if name in study["arms"] else []
     jobs[key] = Job(
         name=name,
@@ -173,27 +170,6 @@ def _digest(made: Mapping[str, Any], seed: int) -> str:
     """Of a stage's recipe, the same for all seeds: what it starts from was trained with its own seed."""
     content = json.dumps({key: value for key, value in made.items() if key not in _NAMES}, sort_keys=True)
     return hashlib.sha256(content.replace(f"/seed={seed}", "").encode()).hexdigest()[:8]
-
-
-def _advice(overrides: Sequence[str]) -> list[str]:
-    """Of overrides whose key is no knob, the knobs that may be meant."""
-    known = _knobs(config.resolve(config.compose([one for one in overrides if one.startswith("experiment=")])))
-    advice = []
-    for override in overrides:
-        key = override.partition("=")[0]
-        if key[0].isalpha() and "/" not in key and key not in known and not (config.CONFIGS / key).is_dir():
-            close = get_close_matches(key, known, n=1, cutoff=0.7)
-            meant = f"did you mean {close[0]}?" if close else "configs/train.yaml lists the knobs;"
-            advice.append(f"{override}: there is no {key}; {meant} a key of your own is added by +{override}")
-    return advice
-
-
-def _knobs(node: Any, prefix: str = "") -> list[str]:
-    """Every key of a recipe, dotted."""
-    found = []
-    for key, value in node.items() if isinstance(node, Mapping) else ():
-        found += [f"{prefix}{key}", *_knobs(value, f"{prefix}{key}.")]
-    return found
 
 
 def _require_different(jobs: Mapping[str, Job], arms: set[str]) -> None:

@@ -6,17 +6,14 @@ The command fails if anything is found that `tolerate` does not name, so that a 
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 from rich.table import Table
 
-from auris import config
 from auris.data.check.audio import KINDS, Finding, Report, Source, inspect
 from auris.data.manifests import read_manifests
 from auris.errors import UserError
@@ -25,19 +22,6 @@ SETS = ("train", "valid", "test")  # keys of a data config
 FILES = "files"  # the key that plain paths stand under
 
 _SHOWN = 10  # findings of each kind that are printed
-
-
-def name_sources(arguments: Sequence[str]) -> list[str]:
-    """Arguments in which `data=FILE.jsonl` and `data=[A,B]` say what Hydra takes: an option of the group, and paths."""
-    named = []
-    for argument in arguments:
-        key, _, value = argument.partition("=")
-        options = {path.stem for path in (*config.CONFIGS.glob("data/*.yaml"), *Path("data").glob("*.yaml"))}
-        if key != "data" or value in options or not value:
-            named.append(argument)
-        else:
-            named += ["data=manifest", f"+data.{FILES}={value if value.startswith('[') else f'[{value}]'}"]
-    return named
 
 
 def read_sources(data: Mapping[str, Any]) -> list[Source]:
@@ -75,15 +59,6 @@ def check(made: Mapping[str, Any], console: Console | None = None) -> list[Findi
     _show(console, found)
     _say(console, f"wrote {path}")
     return failing
-
-
-def run(cfg: DictConfig) -> None:
-    """What the doctor does with a config that has `data`: it ends the process."""
-    cfg.checkpoint = None  # which that does not need
-    try:
-        sys.exit(1 if check(config.resolve(cfg)) else 0)
-    except (ValueError, OSError) as error:  # OSError: what is missing, a full disk
-        sys.exit(f"error: {error}")
 
 
 def _show(console: Console, found: Report) -> None:

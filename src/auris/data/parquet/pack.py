@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import sys
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -18,18 +17,15 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import hydra
-from omegaconf import DictConfig
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from auris import config
 from auris.data.manifests import Manifest, Selection, read_manifests
 from auris.data.parquet import dataset as shards
 from auris.data.parquet import writer
 from auris.data.parquet.dataset import CONTENTS, SHARD, Contents
 from auris.data.parquet.reader import File
-from auris.errors import UserError
+from auris.errors import UsageError, UserError
 
 _SHOWN = 20  # rows that cannot be used, on the terminal; all of them are in problems.jsonl
 
@@ -195,34 +191,20 @@ def check(folder: Path, console: Console) -> list[str]:
     return wrong
 
 
-def main() -> None:
-    sys.argv[1:] = config.quote_arguments(sys.argv[1:])
-    run()
-
-
-@hydra.main(config_path=str(config.CONFIGS), config_name="shards", version_base="1.3")
-def run(cfg: DictConfig) -> None:
-    made = config.resolve(cfg)
+def run(made: Mapping[str, Any]) -> int | None:
+    """Run `auris shards`; returns 1 if `check` finds a damaged file."""
     console = Console()
-    try:
-        if made["check"] is not None:
-            sys.exit(1 if check(Path(made["check"]), console) else 0)
-        if made["rows"] is None or made["out"] is None:
-            raise UserError("expected rows=FILE and out=DIR, or check=DIR")
-        if shards.is_url(made["out"]):
-            raise UserError(f"out={made['out']}: expected a local directory, to be copied where it shall be read")
-        pack(
-            made["rows"],
-            Path(made["out"]),
-            rows_per_shard=made["rows_per_shard"],
-            processes=made["processes"],
-            console=console,
-        )
-    except (ValueError, FileNotFoundError) as error:
-        sys.exit(f"error: {error}")
-    except OSError as error:
-        sys.exit(f"error: {error}. What is finished stays: give the same command again")
-
-
-if __name__ == "__main__":
-    main()
+    if made["check"] is not None:
+        return 1 if check(Path(made["check"]), console) else 0
+    if made["rows"] is None or made["out"] is None:
+        raise UsageError("expected rows=FILE and out=DIR, or check=DIR")
+    if shards.is_url(made["out"]):
+        raise UsageError(f"out={made['out']}: expected a local directory, to be copied where it shall be read")
+    pack(
+        made["rows"],
+        Path(made["out"]),
+        rows_per_shard=made["rows_per_shard"],
+        processes=made["processes"],
+        console=console,
+    )
+    return None

@@ -10,7 +10,6 @@ import json
 import os
 import re
 import shutil
-import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -20,16 +19,15 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
 
-import hydra
-from omegaconf import DictConfig
+from hydra.utils import instantiate
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from auris import audio, config
+from auris import audio
 from auris.data.prepare.tables import Embedded, Fields
 from auris.data.samples import DURATION_TOLERANCE
-from auris.errors import MissingFileError, UserError
+from auris.errors import MissingFileError, UsageError, UserError
 from auris.text import tasks
 
 _BATCH = 4096  # rows whose files are looked at side by side
@@ -234,26 +232,13 @@ def _say(console: Console, text: str) -> None:
     console.print(text.encode(errors="replace").decode(), markup=False, highlight=False, soft_wrap=True)
 
 
-def main() -> None:
-    sys.argv[1:] = config.quote_arguments(sys.argv[1:])
-    run()
-
-
-@hydra.main(config_path=str(config.CONFIGS), config_name="prepare", version_base="1.3")
-def run(cfg: DictConfig) -> None:
-    made = config.resolve(cfg)
-    try:
-        for key, what in _NEEDED.items():
-            if not made.get(key):
-                raise UserError(f"{key}= is missing: expected {what} (auris prepare --help)")
-        root = Path(made["root"])
-        if not root.is_dir():
-            raise MissingFileError(f"root={root}: there is no such folder")
-        rows = config.build(made["layout"])(root)
-        prepare(rows, Path(made["out"]), labels=made["labels"], jobs=made["jobs"], console=Console())
-    except (ValueError, OSError) as error:  # OSError: what is missing, a full disk
-        sys.exit(f"error: {error}")
-
-
-if __name__ == "__main__":
-    main()
+def run(made: Mapping[str, Any]) -> None:
+    """Run `auris prepare`."""
+    for key, what in _NEEDED.items():
+        if not made.get(key):
+            raise UsageError(f"{key}= is missing: expected {what} (auris prepare --help)")
+    root = Path(made["root"])
+    if not root.is_dir():
+        raise MissingFileError(f"root={root}: there is no such folder")
+    rows = instantiate(made["layout"], _convert_="all")(root)
+    prepare(rows, Path(made["out"]), labels=made["labels"], jobs=made["jobs"], console=Console())

@@ -8,8 +8,7 @@ It reads what evaluations have left (`auris.results`, `auris.evaluation.answer_c
 is scored again.
 """
 
-from auris.results.html.command import USAGE, main
 from auris.results.html.pages import Page, of_run, of_study
 from auris.results.html.template import render
 
-__all__ = ["USAGE", "Page", "main", "of_run", "of_study", "render"]
+__all__ = ["Page", "of_run", "of_study", "render"]
