@@ -7,13 +7,18 @@ the command's module is imported when that has succeeded: help and mistakes do n
 from __future__ import annotations
 
 import os
+import re
 import sys
-from collections.abc import Callable, Sequence
+import textwrap
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import partial
 from importlib import import_module
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
+import auris
 from auris.errors import UsageError, UserError
 
 if TYPE_CHECKING:
@@ -50,6 +55,47 @@ COMMANDS = {
     "replay": Command("look at the rows of a step that was not finite", "auris.training.replay:run"),
 }
 
+FLAGS = {
+    "--cfg job": "print the composed config and stop; --resolve fills its interpolations, --package KEY prints a part",
+    "--info defaults": "print where the config comes from; also defaults-tree, searchpath, plugins, config, all",
+    "--multirun, -m": "run every combination of values given as key=A,B; hydra/launcher=... says where",
+    "--config-dir DIR": "a directory of configs of your own, as DIR/experiment/NAME.yaml",
+    "--config-name NAME": "another config than this command's",
+    "--shell-completion": "install or remove completion: -sc install=bash",
+    "--debug": "show the traceback of every error, as AURIS_DEBUG=1 does",
+    "--help, -h": "this text; --hydra-help is about Hydra itself",
+}
+WIDTH, COLUMN = 100, 34  # of help: of a line, and where the second column starts
+
+_FLAG_NAMES = [
+    "--cfg",
+    "-c",
+    "--resolve",
+    "--package",
+    "-p",
+    "--run",
+    "-r",
+    "--multirun",
+    "-m",
+    "--info",
+    "-i",
+    "--config-path",
+    "-cp",
+    "--config-name",
+    "-cn",
+    "--config-dir",
+    "-cd",
+    "--shell-completion",
+    "-sc",
+    "--hydra-help",
+    "--version",
+    "--experimental-rerun",
+]
+_EXIT_CODES = (
+    "Exit codes: 0 done; 1 failed, or something is wrong with what was looked at; 2 the command line or a",
+    "config is wrong, and nothing was started; 75 stopped by a signal: start the same command again.",
+)
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code: 0, 1 (failed), 2 (wrong usage) or 75 (start it again).
@@ -61,13 +107,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         given.remove("--debug")
         os.environ["AURIS_DEBUG"] = "1"
     try:
-        if not given or given[0] in ("-h", "--help"):
-            print(f"usage: auris COMMAND [group=option] [key=value]; commands: {', '.join(COMMANDS)}")
-            return 0
-        name, *given = given
-        if name not in COMMANDS:
-            raise UsageError(f"there is no command {name}: expected {', '.join(COMMANDS)}")
-        _compose_and_run(name, name_data(given) if name == "doctor" else given)
+        name, *rest = given or ["--help"]
+        if name in ("--help", "-h"):
+            print(overview())
+        elif name == "--version":
+            print(f"auris {auris.__version__}")
+        elif name not in COMMANDS:
+            meant = "".join(f"did you mean {close}? " for close in get_close_matches(name, COMMANDS, n=1))
+            raise UsageError(f"there is no command {name}; {meant}expected {', '.join(COMMANDS)}")
+        elif {"--help", "-h"} & set(rest):
+            print(command_help(name))
+        else:
+            _compose_and_run(name, name_data(rest) if name == "doctor" else rest)
     except UserError as error:
         return _report(error, code=2)
     except SystemExit as done:  # raised by a job, or by Hydra's argument parser
@@ -81,6 +132,10 @@ def _compose_and_run(name: str, arguments: Sequence[str]) -> None:
 
     from auris import config
 
+    for flag in (one.partition("=")[0] for one in arguments if one.startswith("-")):
+        if flag not in _FLAG_NAMES:
+            meant = "".join(f"did you mean {close}? " for close in get_close_matches(flag, _FLAG_NAMES, n=1))
+            raise UsageError(f"there is no flag {flag}; {meant}auris {name} --help lists the flags")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come here instead of being printed by Hydra
     before, sys.argv[1:] = sys.argv[1:], config.quote_arguments(arguments)
     try:
@@ -131,3 +186,96 @@ def name_data(arguments: Sequence[str]) -> list[str]:
         else:
             named += ["data=manifest", f"+data.files={value if value.startswith('[') else f'[{value}]'}"]
     return named
+
+
+# --- help ---------------------------------------------------------------------------------------------------------
+
+
+def overview() -> str:
+    """Return what `auris` prints: the commands, where to read on, and the exit codes."""
+    commands = [f"  {name:<10}{command.summary}" for name, command in COMMANDS.items()]
+    lines = ["usage: auris COMMAND [group=option] [key=value]", "", "Commands:", *commands, ""]
+    lines += ["`auris COMMAND --help` shows a command's examples, groups and keys. A first run: make demo", ""]
+    return "\n".join([*lines, *_EXIT_CODES])
+
+
+def command_help(name: str) -> str:
+    """Return the help of a command, made from the text of its config: the comments there are the help."""
+    from auris import config
+
+    lines = (config.CONFIGS / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
+    header = [line[1:].strip() for line in takewhile(lambda line: line.startswith("#"), lines)]
+    examples = [f"  {line}" for line in header if line.startswith("auris ")]
+    about = textwrap.wrap(" ".join(line for line in header if line and not line.startswith("auris ")), WIDTH)
+    entries = list(_entries(lines[len(header) :]))
+    groups = {entry.key: entry for entry in entries if entry.in_defaults}
+    page = [f"usage: auris {name} [group=option] [key=value]", "", *about, "", "Examples:", *examples]
+    if groups:
+        page += ["", "Groups (group=option), with their defaults:"]
+    for group in groups.values():
+        page += [*_row(f"  {group.key}={group.value}", group.comment), *_options(group.key)]
+    page += ["", "Keys (key=value, and part.key=value for those below a part), with their defaults:"]
+    for entry in entries:
+        if not entry.in_defaults and (entry.indent or not entry.value or entry.key not in groups):
+            page += _row(f"  {entry.indent}{entry.key}: {entry.value}".rstrip(), entry.comment)
+    page += ["", "Flags:", *(line for flag, what in FLAGS.items() for line in _row(f"  {flag}", what)), ""]
+    return "\n".join([*page, *_EXIT_CODES])
+
+
+@dataclass
+class _Entry:
+    """A line of a config: `key: value  # comment`."""
+
+    in_defaults: bool
+    indent: str
+    key: str
+    value: str
+    comment: str
+
+
+def _entries(lines: Iterable[str]) -> Iterator[_Entry]:
+    """Read the entries of a config's text, with the comments that follow them on lines of their own."""
+    entry, section = None, ""
+    for line in lines:
+        content, _, comment = line.partition(" #") if not line.lstrip().startswith("#") else ("", "", line.strip(" #"))
+        match = re.fullmatch(r"(\s*)(- )?([\w/.]+):\s*(.*?)\s*", content)
+        if match is None:
+            if entry is not None and comment:
+                entry.comment += f" {comment}"
+            continue
+        indent, item, key, value = match.groups()
+        if entry is not None:
+            yield entry
+        entry = None
+        section = key if not indent else section
+        if section != "hydra" and key != "defaults":
+            entry = _Entry(bool(item), indent, key, value, comment.strip())
+    if entry is not None:
+        yield entry
+
+
+def _options(group: str) -> list[str]:
+    """Return the lines that list a group's options, and the groups of parts that those options choose."""
+    from auris import config, files
+
+    names = config.options(group)
+    lines = textwrap.wrap(" | ".join(names), WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6)
+    parts = {}
+    for path in [config.CONFIGS / group / f"{name}.yaml" for name in names]:
+        for default in (files.read_yaml(path) or {}).get("defaults", []) if path.is_file() else []:
+            if isinstance(default, Mapping):
+                parts |= {part: None for part in default if (config.CONFIGS / group / part).is_dir()}
+    for part in parts:
+        text = f"{group}/{part}=" + " | ".join(config.options(f"{group}/{part}"))
+        lines += textwrap.wrap(text, WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 10)
+    return lines
+
+
+def _row(left: str, text: str) -> list[str]:
+    """Return a line of two columns, wrapped; a left side that is too long has a line of its own."""
+    right = textwrap.wrap(text, WIDTH - COLUMN)
+    if not right:
+        return textwrap.wrap(left, WIDTH, subsequent_indent=" " * 6)
+    if len(left) < COLUMN:
+        return [f"{left:<{COLUMN}}{right[0]}", *(" " * COLUMN + line for line in right[1:])]
+    return [*textwrap.wrap(left, WIDTH, subsequent_indent=" " * 6), *(" " * COLUMN + line for line in right)]
