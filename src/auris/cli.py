@@ -68,29 +68,9 @@ FLAGS = {
 WIDTH, COLUMN = 100, 34  # of help: of a line, and where the second column starts
 
 _FLAG_NAMES = [
-    "--cfg",
-    "-c",
-    "--resolve",
-    "--package",
-    "-p",
-    "--run",
-    "-r",
-    "--multirun",
-    "-m",
-    "--info",
-    "-i",
-    "--config-path",
-    "-cp",
-    "--config-name",
-    "-cn",
-    "--config-dir",
-    "-cd",
-    "--shell-completion",
-    "-sc",
-    "--hydra-help",
-    "--version",
-    "--experimental-rerun",
+    f"--{name}" for name in "cfg resolve package run multirun info config-path config-name config-dir".split()
 ]
+_FLAG_NAMES += [*"-c -p -r -m -i -cp -cn -cd -sc".split(), "--shell-completion", "--hydra-help"]
 _EXIT_CODES = (
     "Exit codes: 0 done; 1 failed, or something is wrong with what was looked at; 2 the command line or a",
     "config is wrong, and nothing was started; 75 stopped by a signal: start the same command again.",
@@ -205,11 +185,13 @@ def command_help(name: str) -> str:
 
     lines = (config.CONFIGS / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
     header = [line[1:].strip() for line in takewhile(lambda line: line.startswith("#"), lines)]
-    examples = [f"  {line}" for line in header if line.startswith("auris ")]
+    examples = [line for line in header if line.startswith("auris ")]
     about = textwrap.wrap(" ".join(line for line in header if line and not line.startswith("auris ")), WIDTH)
     entries = list(_entries(lines[len(header) :]))
     groups = {entry.key: entry for entry in entries if entry.in_defaults}
-    page = [f"usage: auris {name} [group=option] [key=value]", "", *about, "", "Examples:", *examples]
+    page = [f"usage: auris {name} [group=option] [key=value]", "", *about, "", "Examples:"]
+    for example in examples:
+        page += textwrap.wrap(f"  {example}", WIDTH, subsequent_indent=" " * 6, break_on_hyphens=False)
     if groups:
         page += ["", "Groups (group=option), with their defaults:"]
     for group in groups.values():
