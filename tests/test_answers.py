@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from auris.metrics.row_stats import row_stats
-from auris.text import answer_formats, tasks
-from auris.text.answer_formats import LANGUAGES, Tag
+from auris.text import tasks
+from auris.text.answer_formats import LANGUAGES, Entities, Events, Language, Notes, Slots, Tag, Words
 from auris.text.prompts import END_OF_TEXT, NaturalPrompt, TagPrompt
 from auris.text.tasks import TASKS
 from manifests import tokenizer
@@ -77,18 +77,18 @@ TEXTS = ["good morning", "where is it?"]
 )
 def test_an_answer_is_written_with_tags_and_in_words_alone(code, labels, tagged, said):
     assert TASKS[code].render(labels) == tagged
-    assert TASKS[code].render(labels, natural=True) == said
-    assert not any(isinstance(piece, Tag) for piece in TASKS[code].pieces(labels, natural=True))
+    assert TASKS[code].render(labels, tags=False) == said
+    assert not any(isinstance(piece, Tag) for piece in TASKS[code].answer.render(labels, tags=False))
 
 
 def test_timed_words_are_written_as_published():
     """The example of Qwen-Audio's EVALUATION.md, up to its last word: the prompt ends with `<|0.00|>`."""
     spans = [("面", 0.54, 0.86), ("条", 0.86, 1.17), ("机", 1.17, 1.46)]
     row = {"words": [{"word": word, "start": start, "end": end} for word, start, end in spans]}
-    written = TASKS["srwt"].pieces(row)
+    written = TASKS["srwt"].answer.render(row, tags=True)
     assert "".join(written) == "<|sil|><|0.54|>面<|0.86|>条<|1.17|>机<|1.46|>"
     assert [piece for piece in written if not isinstance(piece, Tag)] == ["面", "条", "机"]
-    assert TASKS["srwt"].render(row, natural=True) == "面 (0.54-0.86) 条 (0.86-1.17) 机 (1.17-1.46)"
+    assert TASKS["srwt"].render(row, tags=False) == "面 (0.54-0.86) 条 (0.86-1.17) 机 (1.17-1.46)"
 
 
 def test_chinese_is_timed_by_character_and_its_foreign_words_whole():
@@ -204,7 +204,7 @@ def test_whatever_is_accepted_is_read_back_under_both_styles(code):
         for style in styles:
             *pieces, end = [turn.text for turn in style.turns(row, n_clips=task.clips) if turn.role == "answer"]
             answer = "".join(pieces) + end.removesuffix(END_OF_TEXT)
-            read = task.parse(answer)
+            read = task.answer.parse(answer)
             assert read and read == {name: as_read(name, row[name]) for name in read}, (row, answer)
 
 
@@ -268,7 +268,7 @@ def test_what_is_read_back_is_read_from_the_ids_too(code):
             turns = [turn for turn in style.turns(row, n_clips=task.clips) if turn.role == "answer"]
             ids = tok.encode(turns, []).ids
             assert ids[-1] == tok.end
-            read = task.parse(tok.decode(ids[:-1], control=task.tagged))
+            read = task.answer.parse(tok.decode(ids[:-1], control=task.answer.tagged))
             assert read == {name: as_read(name, row[name]) for name in read}
 
 
@@ -281,10 +281,11 @@ def test_a_label_whose_accents_stand_beside_their_letters_can_be_answered(code):
     true = task.render(row)
     # Of a class set; of scores; and two that take text as it is, as the released scripts do.
     others = ("unparsed", "eer", "aas_official", "bleu")
-    metrics = {task.metric: task.compared} | {m: compared for m, compared in task.also.items() if m not in others}
-    for metric, compared in metrics.items():
+    for metric in task.metrics.keys() - set(others):
         forms = (true, unicodedata.normalize("NFC", true))
-        right, found = (row_stats(metric, compared(answer), compared(true), "fr") for answer in forms)
+        right, found = (
+            row_stats(metric, task.compared(answer, metric), task.compared(true, metric), "fr") for answer in forms
+        )
         assert found == right, metric
 
 
@@ -293,8 +294,8 @@ def test_what_a_metric_compares_is_the_same_in_either_form_of_an_answer(code):
     draw, task = Draw(seed=2), TASKS[code]
     rows = (row for row in iter(lambda: draw.labels(code), None) if tasks.check(row) is None)
     for _, row in zip(range(10), rows, strict=False):
-        for compared in (task.compared, *task.also.values()):
-            assert compared(task.render(row)) == compared(task.render(row, natural=True))
+        for metric in task.metrics:
+            assert task.compared(task.render(row), metric) == task.compared(task.render(row, tags=False), metric)
 
 
 VALUES = [None, True, -1, 1e308, float("nan"), "", " ", "x", [], {}, [[]], [{}], [1], {"a": []}, {1: 2}, b"x"]
@@ -323,69 +324,67 @@ def test_a_label_that_is_missing_or_of_another_type_is_named(code):
 @pytest.mark.parametrize("code", ASKED)
 def test_any_answer_can_be_read_and_compared(code, answer):
     task = TASKS[code]
-    assert isinstance(task.parse(answer), dict)
-    for compared in (task.compared, *task.also.values()):
-        compared(answer)
+    assert isinstance(task.answer.parse(answer), dict)
+    for metric in task.metrics:
+        task.compared(answer, metric)
 
 
 @pytest.mark.parametrize("opening", ["", "<|0.00|>"])
 def test_timed_words_are_read_with_and_without_their_opening_time(opening):
-    read = answer_formats.parse_words(f"{opening}<|sil|><|0.54|> hello<|0.86|>you")
+    read = Words().parse(f"{opening}<|sil|><|0.54|> hello<|0.86|>you")
     assert read == {
         "words": [{"word": "hello", "start": 0.54, "end": 0.86}, {"word": "you", "start": 0.86, "end": None}]
     }
 
 
 def test_a_word_without_times_in_brackets_has_no_end():
-    read = answer_formats.parse_words("hello (0.10-0.42) there")["words"]
+    read = Words().parse("hello (0.10-0.42) there")["words"]
     assert read == [{"word": "hello", "start": 0.1, "end": 0.42}, {"word": "there", "start": 0.42, "end": None}]
-    assert answer_formats.parse_words("hello there")["words"] == [{"word": "hello there", "start": 0.0, "end": None}]
+    assert Words().parse("hello there")["words"] == [{"word": "hello there", "start": 0.0, "end": None}]
 
 
-@pytest.mark.parametrize("natural", [False, True])
+@pytest.mark.parametrize("tags", [True, False])
 @pytest.mark.parametrize("code, labels", [("srwt", {"words": WORDS}), ("osr", {"texts": TEXTS})])
-def test_a_language_that_the_model_told_is_no_part_of_what_is_said(code, labels, natural):
-    answer = TASKS[code].render(labels, natural=natural)
-    assert TASKS[code].parse("<|en|>" + answer) == TASKS[code].parse(answer) == labels
+def test_a_language_that_the_model_told_is_no_part_of_what_is_said(code, labels, tags):
+    answer = TASKS[code].render(labels, tags=tags)
+    assert TASKS[code].answer.parse("<|en|>" + answer) == TASKS[code].answer.parse(answer) == labels
 
 
 def test_what_is_compared_of_timed_words_is_their_text():
-    for natural in (False, True):
-        assert TASKS["srwt"].compared(TASKS["srwt"].render({"words": WORDS}, natural=natural)) == "hello there"
+    for tags in (True, False):
+        assert TASKS["srwt"].compared(TASKS["srwt"].render({"words": WORDS}, tags=tags)) == "hello there"
 
 
 def test_events_that_share_a_time_are_both_read():
-    read = answer_formats.parse_events("<|0.50|>dog<|1.20|>rain<|4.00|>")["events"]
+    read = Events().parse("<|0.50|>dog<|1.20|>rain<|4.00|>")["events"]
     assert [(event["label"], event["start"], event["end"]) for event in read] == [("dog", 0.5, 1.2), ("rain", 1.2, 4.0)]
 
 
-@pytest.mark.parametrize(
-    "parse, name", [(answer_formats.parse_events, "events"), (answer_formats.parse_entities, "entities")]
-)
-def test_no_list_and_a_broken_one_are_told_apart(parse, name):
-    assert parse(" None ") == {name: []}
-    assert parse("I hear a dog") == {name: None}
+@pytest.mark.parametrize("answer_format", [Events(), Entities()])
+def test_no_list_and_a_broken_one_are_told_apart(answer_format):
+    assert answer_format.parse(" None ") == {answer_format.label: []}
+    assert answer_format.parse("I hear a dog") == {answer_format.label: None}
 
 
 def test_a_broken_note_answer_is_read_as_far_as_it_goes():
-    read = answer_formats.parse_notes("<|midi_pitch_7|> nonsense")["notes"]
+    read = Notes().parse("<|midi_pitch_7|> nonsense")["notes"]
     assert read == {"pitch": 7, "velocity": None, "instrument": None, "sonic": []}
-    assert answer_formats.parse_notes("velocity: 3; loud")["notes"] == {**read, "pitch": None, "velocity": 3}
-    assert answer_formats.instrument("nonsense") == ""
+    assert Notes().parse("velocity: 3; loud")["notes"] == {**read, "pitch": None, "velocity": 3}
+    assert Notes().compared("nonsense", "notes.instrument") == ""
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_a_language_answer_is_its_english_name_and_is_read_in_any_case(language):
     assert TASKS["lid"].render({"language": language}) == LANGUAGES[language]
-    assert answer_formats.parse_language(f" {LANGUAGES[language].upper()} ") == {"language": language}
+    assert Language().parse(f" {LANGUAGES[language].upper()} ") == {"language": language}
 
 
 def test_an_answer_outside_the_languages_is_none():
-    assert answer_formats.parse_language("Klingon") == {"language": None}
+    assert Language().parse("Klingon") == {"language": None}
 
 
 def test_a_slot_value_may_hold_a_colon_and_a_broken_pair_loses_only_itself():
-    assert answer_formats.parse_slots("wake; time: 7:30; ; : x") == {"intent": "wake", "slots": {"time": "7:30"}}
+    assert Slots().parse("wake; time: 7:30; ; : x") == {"intent": "wake", "slots": {"time": "7:30"}}
 
 
 # --- what cannot be written ---------------------------------------------------------------------------------------

@@ -186,12 +186,12 @@ def test_a_right_answer_of_any_task_in_either_form_has_the_best_score(code, natu
     labels = {"task": code, **{name: task_table.EXAMPLE[name] for name in task.needs}}
     labels |= {"text": task.choices[0] if task.choices else "a right answer of six words"} if "text" in labels else {}
     other = labels | {"text": "another answer, with five words"}  # captions are weighed against each other
-    answered = {str(n): (row(str(n), **of), task.render(of, natural=natural)) for n, of in enumerate([labels, other])}
+    answered = {str(n): (row(str(n), **of), task.render(of, tags=not natural)) for n, of in enumerate([labels, other])}
     if task.choices:
         del answered["1"]
     found = results(answered)
     metrics = {metric for _, metric in found}
-    assert metrics == {own_metric(answered["0"][0]), *task.also} - {"eer"}
+    assert metrics == {own_metric(answered["0"][0]), *list(task.metrics)[1:]} - {"eer"}
     for (_, metric), line in found.items():
         if metric == "cider":
             assert line["value"] == pytest.approx(10)

@@ -6,9 +6,11 @@ import re
 
 import pytest
 
+from auris.errors import UserError
+from auris.files import write_yaml
 from auris.metrics.measures import MEASURES
 from auris.text import tasks
-from auris.text.answer_formats import Tag
+from auris.text.answer_formats import FORMATS, Tag
 from auris.text.prompts import NaturalPrompt, TagPrompt
 from auris.text.tasks import GRADES, LANGUAGES, TASKS
 from auris.text.tokenizer import control_tokens
@@ -121,14 +123,16 @@ def test_a_paraphrase_differs_from_the_canonical_wording_and_keeps_its_tag(code)
 @pytest.mark.parametrize("code", TASKS)
 def test_parse_reads_back_what_render_wrote(code):
     task, row = TASKS[code], labels(code)
-    for natural in (False, True):
-        parsed = task.parse(task.render(row, natural=natural))
+    for tags in (True, False):
+        parsed = task.answer.parse(task.render(row, tags=tags))
         assert parsed and all(parsed[field] == row[field] for field in parsed)
 
 
 def test_only_tagged_answers_hold_control_tokens():
     for code, task in TASKS.items():
-        assert task.tagged == any(isinstance(piece, Tag) for piece in task.pieces(labels(code)))
+        assert task.answer.tagged == any(
+            isinstance(piece, Tag) for piece in task.answer.render(labels(code), tags=True)
+        )
 
 
 @pytest.mark.parametrize("code", TASKS)
@@ -196,5 +200,33 @@ def test_what_nothing_synthetic_can_show_is_on_a_line_of_its_own(row, line):
 def test_every_metric_is_a_measure():
     for code in ASKED:
         task = TASKS[code]
-        assert {task.metric, *task.also} <= set(MEASURES), code
-        assert task.metric not in task.also, code
+        assert task.metrics.keys() <= set(MEASURES), code
+
+
+SOUND_TASK = {"name": "a task", "needs": ["text"], "metrics": {"accuracy": "answer"}}
+
+
+@pytest.mark.parametrize(
+    "changed, said",
+    [
+        ({"metric": "wer"}, "unknown field 'metric'; known fields: code, family, name"),
+        ({"name": None}, "expected the fields code, family, name, needs"),
+        ({"answer": "opera"}, "unknown answer format 'opera'; known formats: text, language"),
+        ({"metrics": {"wer": "words"}}, "wer compares 'words', which answers of the format 'text' do not have"),
+        ({"choices": [True, False]}, "True is no text: put it in quotes"),
+        ({"grade": "A/E"}, "unknown grade 'E'; known grades: A, B, C, D"),
+        ({"tags_source": "somebody"}, "unknown source 'somebody'"),
+    ],
+)
+def test_a_mistake_in_the_table_is_named_with_its_task(tmp_path, changed, said):
+    entry = {name: value for name, value in {**SOUND_TASK, **changed}.items() if value is not None}
+    write_yaml(tmp_path / "tasks.yaml", {"definitions": {}, "sound": {"new": entry}})
+    with pytest.raises(UserError, match=re.escape(f"tasks.yaml, task new: {said}")):
+        tasks._load(tmp_path / "tasks.yaml")
+
+
+def test_a_new_entry_of_the_table_is_a_task(tmp_path):
+    write_yaml(tmp_path / "tasks.yaml", {"definitions": {}, "sound": {"new": {**SOUND_TASK, "grade": "A/C"}}})
+    (task,) = tasks._load(tmp_path / "tasks.yaml").values()
+    assert (task.code, task.family, task.group, task.metric) == ("new", "sound", "new", "accuracy")
+    assert (task.grade, task.embedded, task.answer) == ("A", "C", FORMATS["text"])

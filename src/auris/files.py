@@ -87,7 +87,8 @@ def write_json(path: Path, content: Any, *, indent: int | None = 1) -> None:
 
 
 def read_yaml(path: Path) -> Any:
-    return yaml.safe_load(path.read_text(encoding="utf-8"))
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the one in C takes a tenth of the time
+    return yaml.load(path.read_text(encoding="utf-8"), Loader=loader)
 
 
 def write_yaml(path: Path, content: Mapping[str, Any]) -> None:

@@ -79,11 +79,11 @@ def test_every_row_can_be_used_and_asked_for_under_both_styles(rows: list[Row]) 
             assert list(style.variants(row.labels, len(row.clips)))
 
 
-@pytest.mark.parametrize("natural", [False, True])
-def test_what_a_model_is_to_say_is_read_back_as_the_labels(rows: list[Row], natural: bool) -> None:
+@pytest.mark.parametrize("tags", [True, False])
+def test_what_a_model_is_to_say_is_read_back_as_the_labels(rows: list[Row], tags: bool) -> None:
     for row in rows:
         task = TASKS[row.labels["task"]]
-        read = task.parse(task.render(row.labels, natural=natural))
+        read = task.answer.parse(task.render(row.labels, tags=tags))
         assert read, row.id
         for name, answer in read.items():
             assert alike(row.labels[name], answer), (row.id, answer)
@@ -112,7 +112,7 @@ def test_only_rows_that_test_the_format_are_named_so_and_they_have_lines_of_thei
 
 @pytest.mark.parametrize("natural", [False, True])
 def test_the_right_answers_are_scored_as_right_in_all_metrics(rows: list[Row], natural: bool) -> None:
-    answered = {row.id: (row, TASKS[row.labels["task"]].render(row.labels, natural=natural)) for row in rows}
+    answered = {row.id: (row, TASKS[row.labels["task"]].render(row.labels, tags=not natural)) for row in rows}
     lines: dict[tuple[str, str], list[Any]] = defaultdict(list)
     for prediction in score(answered):
         lines[prediction["group"], prediction["metric"]].append(prediction["stats"])
@@ -294,7 +294,7 @@ def test_the_tokenizer_reads_and_writes_every_answer_with_few_tokens(corpus: Pat
 
     tokenizer = Tokenizer.load(train_tokenizer(corpus, 1024))
     for row in of(rows, *RECIPES):
-        answer = TASKS[row.labels["task"]].render(row.labels, natural=True)
+        answer = TASKS[row.labels["task"]].render(row.labels, tags=False)
         ids = tokenizer.plain(answer)
         assert tokenizer.decode(list(ids)).strip() == answer.strip(), row.id
         assert len(ids) <= len(answer.encode())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -113,7 +114,7 @@ def test_another_wording_is_measured_anew(folder, cache, monkeypatch):
     found = manifests(folder)
     short = measure(found, samples_of(), cache)
     asr = tasks.TASKS["asr"]
-    longer = tasks.Task(**{**vars(asr), "paraphrases": (*asr.paraphrases, 9 * "Write down what is said. ")})
+    longer = replace(asr, paraphrases=(*asr.paraphrases, 9 * "Write down what is said. "))
     monkeypatch.setitem(tasks.TASKS, "asr", longer)
     assert (measure(found, samples_of(), cache).tokens > short.tokens).all()
 

@@ -180,6 +180,6 @@ def _finish(job: Job, recording: Recording, origin: Mapping[str, str], folder: P
     clips = {"audio": audios[0], "duration": seconds} if len(audios) == 1 else {"audio": audios}
     row = {"id": job.id, **clips, "task": job.task, **recording.fields}
     if "content" not in row and len(audios) == 1:  # times and notes are no text to be heard: the answer stands for them
-        row["content"] = TASKS[job.task].render(row, natural=True)
+        row["content"] = TASKS[job.task].render(row, tags=False)
     row |= {"split": job.split, **origin, "seed": job.seed, "licence": LICENCE}
     return Made(row, seconds, digest)

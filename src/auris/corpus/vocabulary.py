@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from auris.text.answer_formats import CHECKS
+from auris.text.answer_formats import Language, Text
 from auris.text.tasks import LANGUAGES, TASKS
 from auris.text.tokenizer import Tokenizer
 
@@ -33,8 +33,8 @@ def _texts(corpus: Path) -> Iterator[str]:
         codes.add(row["task"])
         yield from (row[field] for field in _FIELDS if field in row)
         task = TASKS[row["task"]]
-        if CHECKS.keys() & set(task.needs):  # an answer of several parts is no field of its own
-            yield task.render(row, natural=True)
+        if not isinstance(task.answer, Text | Language):  # its answer is not one of the fields
+            yield task.render(row, tags=False)
     for task in _PROMPT_SHARE * [task for code, task in TASKS.items() if code in codes]:
         for wording in task.wordings:
             for name in LANGUAGES.values():

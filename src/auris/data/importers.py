@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from auris.errors import UserError
-from auris.text.answer_formats import parse_notes, parse_words
+from auris.text.answer_formats import Notes, Words
 from auris.text.prompts import NaturalPrompt, TagPrompt
 from auris.text.tasks import LANGUAGES
 
@@ -236,9 +236,9 @@ def _official(fields: Fields) -> dict[str, Any]:
         if isinstance(row["text"], list) and row["text"]:  # all captions of a clip
             row["references"], row["text"] = row["text"], row["text"][0]
     elif task == "mna":
-        row |= parse_notes(row.pop("text"))
+        row |= Notes().parse(row.pop("text"))
     elif task == "srwt":
-        row |= {"language": (languages or [language])[0], **parse_words(_OPENING.sub("", row.pop("text")))}
+        row |= {"language": (languages or [language])[0], **Words().parse(_OPENING.sub("", row.pop("text")))}
     return row
 
 

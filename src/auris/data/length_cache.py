@@ -24,7 +24,7 @@ class Families:
 
     def __init__(self, samples: Samples):
         self._samples = samples
-        self._labels = {task.code: tasks.own_labels(task) for task in tasks.TASKS.values() if tasks.is_text(task)}
+        self._labels = {task.code: tasks.own_labels(task) for task in tasks.TASKS.values() if task.is_text}
         self._beside: dict[Hashable, int] = {}  # tokens of a family's row beside its sound and its text
         self._span = lru_cache(maxsize=100_000)(lambda seconds: samples.spans(_heard(seconds))[0])
 

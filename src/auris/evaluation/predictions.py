@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from auris.data.pairs import VerdictSamples
@@ -62,7 +63,8 @@ def options(labels: Mapping[str, Any]) -> list[str]:
 def metrics(row: Row) -> dict[str, Callable[[str], Any]]:
     """What a row's answer is scored by, each metric with what of the answer it compares."""
     task = tasks.find(row.labels["task"])
-    return {own_metric(row): task.compared, **task.also}
+    own_first = (own_metric(row), *list(task.metrics)[1:])
+    return {metric: partial(task.compared, metric=metric) for metric in own_first}
 
 
 def about(row: Row, metric: str) -> dict[str, Any]:

@@ -327,7 +327,7 @@ def _said(
     if kind == "preference":
         return answer_cache.Answer(row, said)
     row = view.asked(row)
-    text = model.tokenizer.decode(said, control=tasks.find(row.labels["task"]).tagged)
+    text = model.tokenizer.decode(said, control=tasks.find(row.labels["task"]).answer.tagged)
     return answer_cache.Answer(row, text, odds)
 
 

@@ -1,7 +1,7 @@
 """What each test row contributes to its metrics; `auris.metrics.measures` makes scores of the contributions.
 
 Edit distance is jiwer's, n-gram counts are sacrebleu's, times of speakers pyannote.metrics'. What a metric
-compares has a form of its own, which a task reads out of an answer (`Task.compared`, `Task.also`).
+compares has a form of its own, which a task reads out of an answer (`Task.compared`).
 """
 
 from __future__ import annotations

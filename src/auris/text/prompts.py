@@ -155,7 +155,7 @@ class Prompt(ABC):
         self, templates: tuple[str, ...], labels: Mapping[str, Any], n_clips: int
     ) -> tuple[Outline, dict[str, str]]:
         own = tasks.closed(labels)
-        pieces = tasks.find(labels["task"]).pieces(labels, natural=self.natural)
+        pieces = tasks.find(labels["task"]).answer.render(labels, tags=not self.natural)
         tags = [str(piece) if isinstance(piece, Tag) else None for piece in pieces]
         values = {**labels, **{self._piece(number): str(piece) for number, piece in enumerate(pieces)}}
         return self._outlined(templates, tuple(own.items()), n_clips, tuple(tags)), values

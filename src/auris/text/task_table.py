@@ -6,14 +6,13 @@ Piped into a file the terminal's table is the README's, so that a new task is do
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from auris.errors import UserError
-from auris.text import answer_formats, tasks
+from auris.text import tasks
+from auris.text.answer_formats import Labels
 from auris.text.tasks import GRADES, Task
 
 COLUMNS = ("task", "family", "hours", "`task`", "labels", "tags", "instruction", "answer", "scored by", "grade")
@@ -21,7 +20,7 @@ OURS = "*"  # marks a prompt that nobody published
 
 # What the answers of the table are written from; in Chinese, words are timed by character.
 CHINESE = {"language": "zh", "words": [{"word": "面", "start": 0.54, "end": 0.86}]}
-EXAMPLE: dict[str, Any] = {
+EXAMPLE: Labels = {
     "text": "hello",
     "language": "en",
     "target_language": "de",
@@ -60,17 +59,15 @@ def _cells(name: str, task: Task) -> tuple[str, ...]:
         _mark(f"`{_without_brackets(task.tags)}`", task.tags_source),
         _mark(f"`{_without_brackets(task.natural)}`", task.natural_source),
         f"`{_answer(task, CHINESE if name.endswith('zh') else EXAMPLE)}`",
-        " ".join(f"`{metric}`" for metric in (task.metric, *task.also)),
+        " ".join(f"`{metric}`" for metric in task.metrics),
         f"{task.grade}/{task.embedded}",
     )
 
 
-def _answer(task: Task, example: Mapping[str, Any]) -> str:
+def _answer(task: Task, example: Labels) -> str:
     if task.choices:
         return " / ".join(task.choices)
-    return (
-        "{text}" if task.write is answer_formats.write_text else task.render(example, natural=True).replace("\n", " ⏎ ")
-    )
+    return "{text}" if task.is_text else task.render(example, tags=False).replace("\n", " ⏎ ")
 
 
 def _without_brackets(template: str) -> str:
@@ -133,9 +130,9 @@ def _sheet(task: Task) -> str:
     lines += [f"optional: {label} ({value} where a row is silent)" for label, value in task.optional.items()]
     lines += [f"optional: {label}" for label in task.uses]
     if task.natural:
-        lines += [f"scored by: {', '.join([task.metric, *task.also])}"]
+        lines += [f"scored by: {', '.join(task.metrics)}"]
         lines += [f"tags ({task.tags_source}): {task.tags}", f"answer with tags: {task.render(EXAMPLE)}"]
         lines += [f"instruction ({task.natural_source}): {task.natural}"]
-        lines += [f"answer in natural language: {task.render(EXAMPLE, natural=True)}", "other wordings:"]
+        lines += [f"answer in natural language: {task.render(EXAMPLE, tags=False)}", "other wordings:"]
         lines += [f"  {wording}" for wording in task.paraphrases]
     return "\n".join(lines) + "\n"

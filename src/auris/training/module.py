@@ -205,7 +205,7 @@ class AudioLMModule(L.LightningModule):
             row = self.trainer.datamodule.question(row_number)
             task = tasks.find(row.labels["task"])
             if (name := group(row)) in self.scores:
-                said = texts[row_number] = self.tokenizer.decode(ids, control=task.tagged)
+                said = texts[row_number] = self.tokenizer.decode(ids, control=task.answer.tagged)
                 reference, hypothesis = task.compared(task.render(row.labels)), task.compared(said)
                 self.scores[name].update([hypothesis], [reference], [language(row)])
         return {"skipped": pack["skipped"], "answers": texts}

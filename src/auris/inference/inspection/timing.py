@@ -16,6 +16,7 @@ from auris.inference.inspection.trace import Heard, Subject, hear
 from auris.metrics.normalize import normalize
 from auris.metrics.timestamps import matches
 from auris.text import tasks
+from auris.text.answer_formats import Words
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,7 +41,7 @@ def timings(subject: Subject, row: Row, *, prior_rows: int = 64) -> dict[str, Ti
         found[ALIGNED] = _aligned(subject, row, prior_rows)
     if row.labels.get("words") and row.labels.get("language"):
         asked = replace(row, labels={**row.labels, "task": "srwt"})
-        words = tasks.find("srwt").parse(hear(subject.model, asked).answer)["words"]
+        words = Words().parse(hear(subject.model, asked).answer)["words"]
         if timed := [word for word in words if word["end"] is not None]:
             found[ANSWERED] = timed
     return found

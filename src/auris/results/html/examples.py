@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -135,9 +136,9 @@ def show(
 def _reference(lines: Sequence[Mapping[str, Any]], row: Row | None) -> str:
     """What is true, in the form in which the systems answer: control tokens, or natural language."""
     task = tasks.find(lines[0]["task"])
-    if row is None or not task.tagged or any(_CONTROL in _text(line["hypothesis"]) for line in lines):
+    if row is None or not task.answer.tagged or any(_CONTROL in _text(line["hypothesis"]) for line in lines):
         return _text(lines[0]["reference"])
-    return task.render(row.labels, natural=True)
+    return task.render(row.labels, tags=False)
 
 
 def _answers(lines: Sequence[Mapping[str, Any]], metric: str, names: Mapping[tuple[str, int], str]) -> list[Answer]:
@@ -164,8 +165,7 @@ def _align(line: Mapping[str, Any], metric: str) -> list[edits.Edit] | None:
 
 def compared_by(task: str, metric: str) -> Any:
     """What of an answer to a task a metric compares."""
-    known = tasks.find(task)
-    return known.also.get(metric, known.compared)
+    return partial(tasks.find(task).compared, metric=metric)
 
 
 def _sound(line: Mapping[str, Any], row: Row | None, players: Players) -> dict[str, Any]:
