@@ -22,7 +22,8 @@ from auris.corpus.dialogues.rows import FAULTS
 from auris.corpus.instruct import instruct, share
 from auris.corpus.scenes import SOUND_PHRASES
 from auris.data.manifests import read_manifests
-from auris.metrics.judges.rating import rate
+from auris.metrics.judges.rating import POLITE_OPENINGS, rate
+from auris.metrics.normalize import contains
 from auris.text import chat
 from auris.text.tasks import LANGUAGES, MODES
 
@@ -106,7 +107,7 @@ def test_every_kind_is_there_in_its_share_and_the_facts_say_how_often(made: Path
 def test_the_key_of_a_row_stands_in_its_last_answer(made: Path) -> None:
     for row in read(made, *grammar.SPLITS):
         assert row["messages"][-1]["role"] == "assistant"
-        assert wordings.contains(row["messages"][-1]["content"], row["key"]), row
+        assert contains(row["messages"][-1]["content"], row["key"], row["language"]), row
 
 
 def test_answers_take_the_form_that_the_row_says(made: Path) -> None:
@@ -114,7 +115,7 @@ def test_answers_take_the_form_that_the_row_says(made: Path) -> None:
     assert {row["form"] for row in rows} == set(wordings.FORMS)
     for row in rows:
         for reply in said(row, "assistant"):
-            assert reply.startswith(wordings.POLITE) == (row["form"] == "polite"), row
+            assert reply.startswith(POLITE_OPENINGS) == (row["form"] == "polite"), row
             assert reply.endswith(".") == (row["form"] != "terse"), row
 
 
@@ -236,7 +237,11 @@ def test_earlier_answers_of_several_turns_are_right_too(made: Path, corpus: Path
     for row in read(made, *FILES):
         if row["kind"] == "turns":
             for source, reply in zip(row["sources"], said(row, "assistant"), strict=False):
-                assert wordings.contains(reply, label_of(known[source]))
+                assert contains(
+                    reply,
+                    label_of(known[source]),
+                    known[source].get("target_language") or known[source].get("language", "en"),
+                )
 
 
 # --- preferences ----------------------------------------------------------------------------------------------------
@@ -246,17 +251,17 @@ def test_preferences_end_with_the_user_and_prefer_the_right_polite_answer(made: 
     faults = Counter()
     for row in read(made, *(name for name in FILES if "preferences" in name)):
         assert row["messages"][-1]["role"] == "user"
-        assert row["chosen"].startswith(wordings.POLITE) and wordings.contains(row["chosen"], row["key"])
+        assert row["chosen"].startswith(POLITE_OPENINGS) and contains(row["chosen"], row["key"], row["language"])
         assert row["chosen"] != row["rejected"]
         better, worse = row["scores"]
         assert better == 9.0 > worse
-        assert (better, worse) == tuple(rate(row[side], row["key"]) for side in ("chosen", "rejected"))
+        assert (better, worse) == tuple(rate(row[side], row["key"], row["language"]) for side in ("chosen", "rejected"))
         match row["fault"]:
             case "wrong":
-                assert not wordings.contains(row["rejected"], row["key"]), row
-                assert row["rejected"].startswith(wordings.POLITE)
+                assert not contains(row["rejected"], row["key"], row["language"]), row
+                assert row["rejected"].startswith(POLITE_OPENINGS)
             case "terse":
-                assert wordings.contains(row["rejected"], row["key"]) and not row["rejected"].endswith(".")
+                assert contains(row["rejected"], row["key"], row["language"]) and not row["rejected"].endswith(".")
             case "plain":
                 assert row["chosen"].removeprefix("Sure. ").removeprefix("Of course. ") == row["rejected"]
         assert row["annotator"] == "a rule (auris.metrics.judges.rating.rate), not a person"

@@ -32,19 +32,3 @@ def test_what_is_spoken_is_lower_case_words() -> None:
         for split in SPLITS:
             for wording in wordings.questions(family, split, spoken=True):
                 assert all(word.isalpha() and word.islower() or word[0] == "{" for word in wording.split()), wording
-
-
-@pytest.mark.parametrize(
-    ("text", "key", "holds"),
-    [
-        ("The speaker is female.", "male", False),
-        ("The speaker is male.", "male", True),
-        ("Sure. The keyword is GO!", "go", True),
-        ("It is now.", "no", False),
-        ("They are: a dog, then rain.", "a dog, then rain", True),
-        ("They are: a dog and rain.", "a dog, then rain", False),
-        ("The speaker says: 女王推盒子.", "女王推盒子", True),
-    ],
-)
-def test_a_key_is_looked_for_word_by_word(text: str, key: str, holds: bool) -> None:
-    assert wordings.contains(text, key) is holds

@@ -13,9 +13,10 @@ import sacrebleu
 import torch
 from torchmetrics.text import CharErrorRate, SacreBLEUScore, WordErrorRate
 
-from auris.metrics import captions, measures, normalize
+from auris.metrics import captions, measures
 from auris.metrics.judges import air_bench
 from auris.metrics.measures import MEASURES, value
+from auris.metrics.normalize import normalize
 from auris.metrics.row_stats import TaskScore, check, row_stats, signature
 
 REFERENCES = ["It costs $3.50, Mr. Brown!", "The colour of the harbour was grey.", "I can't believe it.", "Turn left"]

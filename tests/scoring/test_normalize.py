@@ -9,7 +9,7 @@ from importlib.metadata import version
 
 import pytest
 
-from auris.metrics.normalize import describe, normalize, unit
+from auris.metrics.normalize import contains, describe, normalize, unit
 
 
 @pytest.fixture(scope="module")
@@ -110,3 +110,21 @@ def test_description_names_the_packages():
 def test_a_missing_language_is_an_error():
     with pytest.raises(ValueError, match="language"):
         normalize("hello", "")
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "language", "holds"),
+    [
+        ("The speaker is female.", "male", "en", False),
+        ("The speaker is male.", "male", "en", True),
+        ("Sure. The keyword is GO!", "go", "en", True),
+        ("It is now.", "no", "en", False),
+        ("They are: a dog, then rain.", "a dog, then rain", "en", True),
+        ("They are: a dog and rain.", "a dog, then rain", "en", False),
+        ("The speaker says: 女王推盒子.", "女王推盒子", "zh", True),
+        ("The speaker says: 女王推盒子.", "男孩", "zh", False),
+        ("Whatever is said", "...", "en", True),
+    ],
+)
+def test_a_key_is_looked_for_word_by_word_or_by_the_character(text: str, key: str, language: str, holds: bool) -> None:
+    assert contains(text, key, language) is holds

@@ -19,6 +19,7 @@ from auris.completions import Message, Record
 from auris.corpus import wordings
 from auris.corpus.grammar import SPLITS
 from auris.errors import UserError
+from auris.metrics.normalize import contains
 from auris.text.tasks import TASKS
 
 SHIPPED = Path(__file__).with_name("augmentation.jsonl")
@@ -79,9 +80,9 @@ def _check(entry: Any, label: str) -> str | None:
         return "no question with an answer"
     if texts[0].strip() in wordings.typed():  # whose split is settled
         return "a template asks the same"
-    if not wordings.contains(texts[1], label):
+    if not contains(texts[1], label, "en"):
         return "the label is not in the answer"
-    if wordings.contains(texts[0], label):
+    if contains(texts[0], label, "en"):
         return "the question gives the label away"
     return None
 

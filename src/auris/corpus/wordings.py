@@ -6,7 +6,6 @@ No instruction of a test is read or heard in training (`deal`).
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -22,7 +21,6 @@ T = TypeVar("T")
 
 # Of an answer: the bare content, a sentence, or a sentence that is introduced politely.
 FORMS = ("terse", "sentence", "polite")
-POLITE = ("Sure.", "Of course.")
 
 _DATA = read_yaml(Path(__file__).with_name("wordings.yaml"))
 _CLOSINGS: list[str] = _DATA["closings"]
@@ -77,12 +75,6 @@ def typed() -> frozenset[str]:
     """Every typed question that needs no filling, as it is asked."""
     bodies = (_capitalise(body) for several in _TYPED.values() for body in several if "{" not in body)
     return frozenset(body + closing for body in bodies for closing in _CLOSINGS)
-
-
-def contains(text: str, key: str) -> bool:
-    """Whether the words of `key` stand in `text` one after the other, whatever their case and what is between them."""
-    said, wanted = (" ".join(["", *re.findall(r"\w+", part.lower()), ""]) for part in (text, key))
-    return wanted in said
 
 
 def pick(rng: Rng, options: Sequence[T]) -> T:

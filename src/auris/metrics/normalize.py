@@ -45,6 +45,17 @@ def normalize(text: str, language: str) -> str:
     return re.sub(r"\s", "", text) if unit(language) == "char" else text
 
 
+def contains(text: str, key: str, language: str) -> bool:
+    """Return whether the normalised key occurs in the normalised text, as whole words where there are words.
+
+    This is the only rule by which an answer contains its key: for scores, the judge's rule and the synthetic dialogues.
+    Every text contains a key of which normalisation leaves nothing.
+    """
+    space = " " if unit(language) == "word" else ""
+    text, key = (normalize(side, language) for side in (text, key))
+    return not key or f"{space}{key}{space}" in f"{space}{text}{space}"
+
+
 def written(text: str, language: str) -> str:
     """`normalize` before characters are pressed together: words, whatever the language."""
     text = without_tags(text)

@@ -81,11 +81,9 @@ def row_stats(
         case "macro_f1":
             return [norm.canonical(hypothesis), norm.canonical(reference)]
         case "contains":
-            said, key = (norm.normalize(text, language) for text in (hypothesis, reference))
-            space = " " if norm.unit(language) == "word" else ""  # whole words, where there are any
-            if not key:  # nothing to look for, which every answer holds
+            if not norm.normalize(reference, language):  # nothing to look for
                 return [0.0, 0.0]
-            return [float(f"{space}{key}{space}" in f"{space}{said}{space}"), 1.0]
+            return [float(norm.contains(hypothesis, reference, language)), 1.0]
         case "accuracy_raw":
             return [float(hypothesis.lstrip() == reference), 1.0]
         case "choice" | "choice_official" | "choice_unparsed":

@@ -11,6 +11,7 @@ from auris.corpus.dialogues.pool import Pool, Rng, answer, name
 from auris.corpus.grammar import ADVERBS, INTRANSITIVE, OBJECTS, PLACES, SUBJECTS, TRANSITIVE, draw_meaning, render
 from auris.corpus.wordings import pick
 from auris.data.rows import Row
+from auris.metrics.judges.rating import POLITE_OPENINGS
 from auris.text.tasks import LANGUAGES
 
 _GENDERS = {
@@ -33,7 +34,7 @@ class Reply:
         """The answer in one of `wordings.FORMS`."""
         if form == "terse":
             return self.terse
-        return self.sentence if form == "sentence" else f"{pick(rng, wordings.POLITE)} {self.sentence}"
+        return self.sentence if form == "sentence" else f"{pick(rng, POLITE_OPENINGS)} {self.sentence}"
 
 
 def fill(sentence: str, right: str, wrong: str | None, language: str = "en") -> Reply:

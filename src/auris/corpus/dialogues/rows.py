@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from auris.corpus import wordings
 from auris.corpus.dialogues.kinds import ATTEMPTS, KINDS, TEMPLATES, Exchange
 from auris.corpus.dialogues.pool import Pool, Rng, Weights, draw
 from auris.corpus.dialogues.recordings import Spoken
@@ -19,7 +18,8 @@ from auris.corpus.recording import Fields, Job, cast
 from auris.corpus.wordings import pick
 from auris.data.rows import Row
 from auris.errors import UserError
-from auris.metrics.judges.rating import rate
+from auris.metrics.judges.rating import POLITE_OPENINGS, rate
+from auris.metrics.normalize import contains
 
 ANNOTATOR = "a rule (auris.metrics.judges.rating.rate), not a person"
 FAULTS = ("wrong", "terse", "plain")  # of a rejected answer: other content, no sentence, no polite introduction
@@ -67,13 +67,13 @@ def plan_preferences(
 
     def finish(job: Job, exchanges: Sequence[Exchange], rng: Rng) -> Made | None:
         reply, fault, form = exchanges[-1].reply, draw(rng, faults), draw(rng, forms)
-        if fault == "wrong" and (reply.wrong is None or wordings.contains(reply.wrong, reply.key)):
+        if fault == "wrong" and (reply.wrong is None or contains(reply.wrong, reply.key, reply.language)):
             return None  # another sentence may go on where the right one ends
         before = [exchange.reply.write(form, rng) for exchange in exchanges[:-1]]
         made = _write(job, exchanges, [*before, None], locate, rng)
-        worse = {"wrong": f"{pick(rng, wordings.POLITE)} {reply.wrong}", "terse": reply.terse, "plain": reply.sentence}
+        worse = {"wrong": f"{pick(rng, POLITE_OPENINGS)} {reply.wrong}", "terse": reply.terse, "plain": reply.sentence}
         pair = {"chosen": reply.write("polite", rng), "rejected": worse[fault]}
-        scores = [rate(answer, reply.key) for answer in pair.values()]
+        scores = [rate(answer, reply.key, reply.language) for answer in pair.values()]
         return Made({**made.row, **pair, "fault": fault, "scores": scores, "annotator": ANNOTATOR}, made.spoken)
 
     return _plan(pool, "preference", counts, seed, finish)

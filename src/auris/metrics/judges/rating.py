@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from auris.completions import Endpoint, Message, Record
-from auris.corpus import wordings
 from auris.errors import UserError
+from auris.metrics.normalize import contains
 from auris.text import chat
 
 _INSTRUCTION = (
@@ -39,10 +39,14 @@ class Unrated(UserError):
     """An answer that a judge gave no points: the message says why."""
 
 
-def rate(answer: str, key: str) -> float:
-    """From 1 to 9: four points for the right content, two for a sentence, two for a polite introduction."""
-    right = wordings.contains(answer, key)
-    sentence, polite = answer.endswith("."), answer.startswith(wordings.POLITE)
+# How a polite answer in the synthetic dialogues begins; `rate` gives points for it.
+POLITE_OPENINGS = ("Sure.", "Of course.")
+
+
+def rate(answer: str, key: str, language: str) -> float:
+    """Return 1 to 9 points: four for the right content, two for a whole sentence, two for a polite opening."""
+    right = contains(answer, key, language)
+    sentence, polite = answer.endswith("."), answer.startswith(POLITE_OPENINGS)
     return 1.0 + 4 * right + 2 * sentence + 2 * polite
 
 
@@ -52,7 +56,7 @@ class Rule:
     signature = "judged|1-9|stand-in, a rule: 4 right content, 2 sentence, 2 polite"
 
     def __call__(self, labels: Mapping[str, Any], answer: str) -> float:
-        return rate(answer, labels.get("key") or labels["text"])
+        return rate(answer, labels.get("key") or labels["text"], labels.get("language") or "en")
 
 
 class LanguageModel:
