@@ -212,7 +212,7 @@ def language_model(path: Path) -> None:
 def run(path: Path, *overrides: str, vocabulary: Tokenizer | None = None) -> dict[str, Any]:
     """A run directory with one checkpoint, of a model that nobody has trained, with adapters that are not those that a
     run starts with where `trainable` names them; returns its recipe."""
-    made = recipe.resolve(recipe.compose([*TINY, f"run_dir='{path}'", *overrides]))
+    made = recipe.resolve(recipe.compose([*TINY, f"run_dir={path}", *overrides]))
     vocabulary = vocabulary or tokenizer()
     vocabulary.save(path / "tokenizer")
     made["tokenizer"] = str(path / "tokenizer")

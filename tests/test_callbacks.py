@@ -268,17 +268,17 @@ def test_a_step_that_is_not_finite_is_kept_with_its_rows_and_weights(tmp_path, r
     run.step(callback, log)
     run.step(callback, log, loss=NAN)
     run.step(callback, log, norm=NAN)
-    file = tmp_path / "faults/step=00000001.json"
+    file = tmp_path / "faults/step_00000001.json"
     fault = Fault.load(file)
-    assert (fault.step, fault.weights) == (1, "faults/step=00000001")
+    assert (fault.step, fault.weights) == (1, "faults/step_00000001")
     assert fault.reason == "the loss is nan, the gradient's norm 1.0"
     assert [(p.row, p.id, p.epoch) for p in fault.places()] == [(0, "r0", 0), (2, "r2", 0), (1, "r1", 1)]
-    assert f"auris replay fault='{file}'" in report[0] and "it changed no weight" in report[0]
-    assert Fault.load(tmp_path / "faults/step=00000002.json").weights == fault.weights  # nothing has moved since
+    assert f"auris replay fault={file}" in report[0] and "it changed no weight" in report[0]
+    assert Fault.load(tmp_path / "faults/step_00000002.json").weights == fault.weights  # nothing has moved since
     run.step(callback, log)
     run.step(callback, log, loss=INF)
     kept = [path.name for path in sorted((tmp_path / "faults").iterdir()) if path.is_dir()]
-    assert kept == ["step=00000004"]  # of the last series: weights are large
+    assert kept == ["step_00000004"]  # of the last series: weights are large
 
 
 def test_many_steps_in_a_row_that_are_not_finite_stop_the_run(tmp_path, report):
@@ -295,7 +295,7 @@ def test_many_steps_in_a_row_that_are_not_finite_stop_the_run(tmp_path, report):
 def test_the_first_step_that_is_not_finite_stops_a_run_that_wants_it(tmp_path):
     callback, log, run = Faults(tmp_path, nonfinite="stop"), Log(), Running()
     run.step(callback, log)
-    with pytest.raises(RunStopped, match=r"step 1: .* auris.training.replay fault=.*nonfinite=skip goes on"):
+    with pytest.raises(RunStopped, match=r"step 1: .* auris replay fault=.*nonfinite=skip goes on"):
         run.step(callback, log, norm=INF)
     with pytest.raises(ValueError, match="nonfinite=ignore: expected skip or stop"):
         Faults(tmp_path, nonfinite="ignore")
@@ -303,9 +303,9 @@ def test_the_first_step_that_is_not_finite_stops_a_run_that_wants_it(tmp_path):
 
 def test_a_step_that_the_loader_gives_up_is_kept_too(tmp_path):
     callback, run = Faults(tmp_path), Running()
-    with pytest.warns(UserWarning, match=r"auris.training.replay fault='.*step=00000007.json'"):
+    with pytest.warns(UserWarning, match=r"auris replay fault=.*step_00000007.json"):
         callback.on_exception(run, MODULE, LoaderError("workers died", 7))
-    assert Fault.load(tmp_path / "faults/step=00000007.json").reason == "workers died"
+    assert Fault.load(tmp_path / "faults/step_00000007.json").reason == "workers died"
     callback.on_exception(run, MODULE, ValueError("something else"))
     assert len(list((tmp_path / "faults").iterdir())) == 1
 

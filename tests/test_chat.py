@@ -172,7 +172,7 @@ def test_a_saved_conversation_is_a_row_to_train_on(model: AudioModel, clip: Path
         and not Path(once.labels["messages"][0]["content"][0]["audio"]).is_absolute()
     )
     assert twice.labels["text"] == talker.messages[-1]["content"]
-    assert once.labels["answered_by"] == "released/there/seed=0"
+    assert once.labels["answered_by"] == "released/there/seed_0"
 
 
 def test_whatever_is_said_can_be_saved_as_a_row(model: AudioModel, tmp_path: Path, capsys: pytest.CaptureFixture):
@@ -350,7 +350,7 @@ def test_a_piped_conversation(command: Callable[..., Any], there: Path, model: A
     arguments = [f"checkpoint={there}", "generation.max_new_tokens=8"]
     code, out, notes = command(*arguments, lines=f"/audio '{clip}'\nwhat is it?\n")
     assert code == 0 and out == model.chat([heard(clip, "what is it?")], **SETTINGS) + "\n"
-    assert "released/there/seed=0" in notes and "max_new_tokens=8" in notes and "not trained on dialogues" not in notes
+    assert "released/there/seed_0" in notes and "max_new_tokens=8" in notes and "not trained on dialogues" not in notes
 
 
 def test_a_seed_makes_a_sampled_conversation_the_same_again(command: Callable[..., Any], there: Path):

@@ -103,7 +103,7 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     found = {kind: folder / (f"{kind}.pt" if kind == "whisper_openai" else kind) for kind in MAKE}
     for kind, make in MAKE.items():
         make(found[kind])
-    found["snapshot"] = found["run"] / "checkpoints/step=00000001"
+    found["snapshot"] = found["run"] / "checkpoints/step_00000001"
     found["auris"] = folder / "auris"
     export(found["run"], found["auris"], format="auris")
     return found

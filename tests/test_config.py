@@ -27,12 +27,6 @@ def test_what_has_to_be_given_is_asked_for_in_one_sentence(command, missing, cap
     assert capsys.readouterr() == ("", f"error: expected {missing} on the command line (see --help)\n")
 
 
-def test_values_with_an_equals_sign_are_quoted_for_hydra():
-    given = ["checkpoint=runs/demo/a/seed=0", "seed=1", "--help", "x='a=b'", "data.test=[a=b]"]
-    expected = ["checkpoint='runs/demo/a/seed=0'", "seed=1", "--help", "x='a=b'", "data.test=[a=b]"]
-    assert config.quote_arguments(given) == expected
-
-
 def test_differences_name_nested_keys_with_both_values():
     old = {"optim": {"lr": 1, "eps": 2}, "seed": 0, "gone": True}
     new = {"optim": {"lr": 3, "eps": 2}, "seed": 0, "came": 4}

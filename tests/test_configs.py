@@ -30,7 +30,7 @@ PRIMARIES = {  # with what each of them cannot do without
     "chat": ["checkpoint=runs/some/run"],
     "prefer": ["out=pairs.jsonl"],
     "align": ["checkpoint=runs/some/run", "out=timed.jsonl"],
-    "replay": ["fault='runs/some/run/faults/step=00000007.json'"],
+    "replay": ["fault=runs/some/run/faults/step_00000007.json"],
     "prepare": ["layout=librispeech", "root=LibriSpeech", "out=rows.jsonl"],
     "shards": [],
     "results": [],
@@ -119,7 +119,7 @@ def test_each_experiment_composes_at_each_scale(experiment, scale):
     made = compose("train", f"experiment={experiment}", f"scale={scale}")
     assert unbound(made) == []
     assert made["arm"] == experiment
-    assert made["run_dir"].endswith(f"/{experiment}/seed=0")
+    assert made["run_dir"].endswith(f"/{experiment}/seed_0")
     assert made["optim"]["warmup_steps"] < made["max_steps"]
     assert 0 < made["optim"]["min_lr"] < made["optim"]["lr"]
 

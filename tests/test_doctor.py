@@ -243,12 +243,12 @@ def test_a_first_batch_is_shown(tmp_path: Path):
 
 
 def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture):
-    published.run(tmp_path / "seed=0")
+    published.run(tmp_path / "seed_0")
 
     def call(path: Path) -> int:
         return cli.main(["doctor", f"checkpoint={path}"])
 
-    assert call(tmp_path / "seed=0") == 0
+    assert call(tmp_path / "seed_0") == 0
     assert "a training run of auris" in capsys.readouterr().out
     assert call(tmp_path / "missing") == 1
     assert capsys.readouterr().err.startswith(f"error: {tmp_path}/missing does not exist")

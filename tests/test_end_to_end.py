@@ -67,7 +67,7 @@ def write_study(folder: Path, corpus: Path, more: str = "") -> Path:
 def numbers(folder: Path) -> dict[str, list]:
     """Of each arm all that a study says of it."""
     found = {}
-    for run in sorted((folder / "runs/smoke").glob("*/seed=0/")):
+    for run in sorted((folder / "runs/smoke").glob("*/seed_0/")):
         files = [*run.glob("results.jsonl"), *sorted(run.glob("predictions/*.jsonl"))]
         found[run.parent.name] = [json.loads(line) for file in files for line in file.read_text().splitlines()]
     return found
@@ -84,7 +84,7 @@ def folder(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_study_trains_and_evaluates_every_arm(folder: Path):
     for arm in ("tags", "natural_conv"):
-        run = folder / "runs/smoke" / arm / "seed=0"
+        run = folder / "runs/smoke" / arm / "seed_0"
         rows = [json.loads(line) for line in (run / "results.jsonl").read_text().splitlines()]
         assert {"asr en", "asr zh", "s2tt de-en", "sec", "aqa"} <= {row["task"] for row in rows}
         for row in rows:
@@ -95,7 +95,7 @@ def test_a_study_trains_and_evaluates_every_arm(folder: Path):
 
 @pytest.mark.slow
 def test_the_same_command_again_has_nothing_to_train(folder: Path):
-    checkpoints = folder / "runs/smoke/tags/seed=0/checkpoints"
+    checkpoints = folder / "runs/smoke/tags/seed_0/checkpoints"
     before = {path: path.stat().st_mtime_ns for path in checkpoints.rglob("*")}
     done = call(folder, "train", "ablations=smoke", "arm=tags", "seed=0")
     assert done.returncode == 0, done.stdout[-2000:]
@@ -116,7 +116,7 @@ def test_a_study_that_was_killed_goes_on_to_the_same_numbers(folder: Path, corpu
     write_study(tmp_path, corpus)
     command = [sys.executable, "-m", "auris", "train", "ablations=smoke", "jobs=2"]
     study = subprocess.Popen(command, cwd=tmp_path, env=ENVIRONMENT, start_new_session=True, stdout=subprocess.DEVNULL)
-    progress = tmp_path / "runs/smoke/tags/seed=0/progress.json"
+    progress = tmp_path / "runs/smoke/tags/seed_0/progress.json"
     until = time.time() + 300
     while not progress.exists() and time.time() < until:
         time.sleep(0.05)
@@ -160,10 +160,10 @@ def test_odd_files_are_evaluated_or_named(folder: Path, shared_data: Path):
     names = ["corrupt.flac", "empty.wav", "silent.wav", "long.wav", str(real)]
     rows = [{"id": name, "audio": name, "task": "asr", "language": "en", "text": "a b"} for name in names]
     (folder / "odd.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    run = "checkpoint=runs/smoke/tags/seed=0"
+    run = "checkpoint=runs/smoke/tags/seed_0"
     done = call(folder, "evaluate", run, "data=manifest", "data.test=odd.jsonl", "generation.max_new_tokens=4")
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    said = [json.loads(line) for line in (folder / "runs/smoke/tags/seed=0/predictions/odd.jsonl").open()]
+    said = [json.loads(line) for line in (folder / "runs/smoke/tags/seed_0/predictions/odd.jsonl").open()]
     assert {row["id"] for row in said} == {"silent.wav", "long.wav", str(real)}
     assert "2 rows could not be used" in done.stdout
     assert "corrupt.flac" in done.stdout and "empty.wav" in done.stdout

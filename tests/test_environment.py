@@ -41,7 +41,7 @@ def tiny(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 def test_a_run_says_what_it_runs_on_and_what_it_will_take(corpus: Path, tmp_path: Path, tiny, said):
     steps = WINDOW + 4
     train.train(tiny(f"max_steps={steps}", "trainer.val_check_interval=1.0"))
-    facts = json.loads((tmp_path / "runs/scratch/qwen2_audio_pretrain/seed=0/environment.json").read_text())
+    facts = json.loads((tmp_path / "runs/scratch/qwen2_audio_pretrain/seed_0/environment.json").read_text())
     rows = [json.loads(line) for line in (corpus / "train.jsonl").read_text().splitlines()]
     assert facts["audio_tokens_per_second"] == 25
     digest = hashlib.sha256((corpus / "train.jsonl").read_bytes()).hexdigest()

@@ -297,8 +297,8 @@ def test_a_stopped_export_leaves_nothing_behind(tmp_path: Path, monkeypatch):
 
 
 def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture):
-    published.run(tmp_path / "seed=0")
-    arguments = [f"checkpoint={tmp_path}/seed=0", f"out={tmp_path}/out", "dtype=bfloat16"]
+    published.run(tmp_path / "seed_0")
+    arguments = [f"checkpoint={tmp_path}/seed_0", f"out={tmp_path}/out", "dtype=bfloat16"]
     assert cli.main(["export", *arguments]) == 0
     assert f"wrote {tmp_path}/out (qwen2_audio)" in capsys.readouterr().out
     assert cli.main(["export", *arguments]) == 1

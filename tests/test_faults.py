@@ -47,7 +47,7 @@ def smallest(compose, tmp_path: Path):
     """A recipe of a run: `smallest("max_steps=4", ..., arm="whole")`."""
 
     def make(*overrides: str, arm: str = "run") -> dict:
-        return deepcopy(compose(*overrides)) | {"arm": arm, "run_dir": f"{tmp_path}/runs/{arm}/seed=0"}
+        return deepcopy(compose(*overrides)) | {"arm": arm, "run_dir": f"{tmp_path}/runs/{arm}/seed_0"}
 
     return make
 
@@ -288,7 +288,7 @@ def test_rows_that_are_not_what_they_were_are_refused(smallest, tmp_path):
     file.write_text("{}")
     with pytest.raises(ValueError, match="is no file of a fault"):
         look(file)
-    with pytest.raises(FileNotFoundError, match="expected RUN/faults/step=N.json"):
+    with pytest.raises(FileNotFoundError, match="expected RUN/faults/step_N.json"):
         look(tmp_path / "no.json")
 
 

@@ -73,7 +73,7 @@ def weights_of(path: str) -> dict[str, torch.Tensor]:
 def test_a_pretrained_model_is_fine_tuned_evaluated_and_asked(smallest, dialogues: Path, system: str, capsys):
     base = smallest(f"experiment={system}_pretrain", "arm=base")
     train.train(base)
-    made = smallest(f"experiment={system}_sft", f"checkpoint='{base['run_dir']}'")
+    made = smallest(f"experiment={system}_sft", f"checkpoint={base['run_dir']}")
     train.train(made)
     before, after = weights_of(base["run_dir"]), weights_of(made["run_dir"])
     assert all(torch.equal(before[name], after[name]) for name in before if name.startswith("net.encoder."))
@@ -87,7 +87,7 @@ def test_a_pretrained_model_is_fine_tuned_evaluated_and_asked(smallest, dialogue
     assert isinstance(model.chat([{"role": "user", "content": "what is it?"}], max_new_tokens=3), str)
 
     given = [
-        f"checkpoint='{made['run_dir']}'",
+        f"checkpoint={made['run_dir']}",
         "data=manifest",
         f"data.test=[{dialogues}]",
         "judge=rule",
@@ -118,7 +118,7 @@ def test_a_run_with_adapters_resumes_and_is_read_merged(smallest, tmp_path: Path
     train.train(base)
     options = [
         "experiment=qwen2_audio_sft",
-        f"checkpoint='{base['run_dir']}'",
+        f"checkpoint={base['run_dir']}",
         f"trainable=[projector,{NEW_TOKENS},{LORA}]",
         "lora.rank=2",
         "optim.lr=0.01",

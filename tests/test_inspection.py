@@ -27,9 +27,9 @@ from manifests import samples_of, speech_rows, tokenizer, write_manifest
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Runs that nobody has trained, and rows of tones."""
     path = tmp_path_factory.mktemp("inside")
-    own = ["run_dir='runs/s/a/seed=0'", "data.test=[rows.jsonl]", "weights.encoder='runs/s/ctc/seed=0'"]
-    published.run(path / "runs/s/a/seed=0", "experiment=qwen2_audio_pretrain", "model/pooling=stack", *own)
-    published.run(path / "runs/s/ctc/seed=0", "experiment=encoder_ctc")
+    own = ["run_dir=runs/s/a/seed_0", "data.test=[rows.jsonl]", "weights.encoder=runs/s/ctc/seed_0"]
+    published.run(path / "runs/s/a/seed_0", "experiment=qwen2_audio_pretrain", "model/pooling=stack", *own)
+    published.run(path / "runs/s/ctc/seed_0", "experiment=encoder_ctc")
     rows = speech_rows(path, [2.5, 2.0, 1.5, 2.2, 1.8, 2.4])
     rows[1]["words"] = [
         {"word": word, "start": 0.6 * n, "end": 0.6 * n + 0.5} for n, word in enumerate(["the", "cat", "sat"])
@@ -41,7 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def subject(folder: Path) -> inspection.Subject:
-    return inspection.load(folder / "runs/s/a/seed=0")
+    return inspection.load(folder / "runs/s/a/seed_0")
 
 
 def answered(model: AudioModel, row: Row) -> dict:
@@ -144,12 +144,12 @@ def test_the_newest_run_that_answers_brings_its_rows_and_its_aligner(folder: Pat
     with pytest.raises(FileNotFoundError, match="no finished run under"):
         inspection.load(runs=folder / "runs")
     for arm in ("a", "ctc"):  # the newer one answers nothing
-        (folder / f"runs/s/{arm}/seed=0/finished.json").write_text("{}")
+        (folder / f"runs/s/{arm}/seed_0/finished.json").write_text("{}")
     found = inspection.load(runs=folder / "runs")  # its paths are relative to where it was started
-    assert found.model.recipe["run_dir"] == "runs/s/a/seed=0"
-    assert len(found.rows) == 6 and found.aligner == folder / "runs/s/ctc/seed=0"
+    assert found.model.recipe["run_dir"] == "runs/s/a/seed_0"
+    assert len(found.rows) == 6 and found.aligner == folder / "runs/s/ctc/seed_0"
     with pytest.raises(ValueError, match="answers no prompts"):
-        inspection.load(folder / "runs/s/ctc/seed=0")
+        inspection.load(folder / "runs/s/ctc/seed_0")
 
 
 # --- what pooling keeps -------------------------------------------------------------------------------------------

@@ -231,8 +231,8 @@ def test_a_group_is_run_and_shown_beside_its_table(corpus: Path, folder: Path, t
         recipe.compose([*smallest_run(corpus, tmp_path), "experiment=qwen2_audio_pretrain", "max_steps=2"])
     )
     train.train(made)
-    given = ["benchmark=qwen2_audio_table2", f"benchmark.root='{folder}'", "benchmark.members=[librispeech,meld]"]
-    given += [f"checkpoint='{made['run_dir']}'", "generation.max_new_tokens=3", "accelerator=cpu", "bootstrap=10"]
+    given = ["benchmark=qwen2_audio_table2", f"benchmark.root={folder}", "benchmark.members=[librispeech,meld]"]
+    given += [f"checkpoint={made['run_dir']}", "generation.max_new_tokens=3", "accelerator=cpu", "bootstrap=10"]
     capsys.readouterr()
     rows = runner.evaluate(recipe.resolve(recipe.compose(given, "evaluate")))
     said = capsys.readouterr().out
@@ -269,5 +269,5 @@ def test_a_group_is_run_and_shown_beside_its_table(corpus: Path, folder: Path, t
     monkeypatch.setattr("auris.inference.load.load", None)
     for file in files:
         (run / file).unlink()
-    runner.evaluate(recipe.resolve(recipe.compose([f"rescore='{run}'", "bootstrap=10"], "evaluate")))
+    runner.evaluate(recipe.resolve(recipe.compose([f"rescore={run}", "bootstrap=10"], "evaluate")))
     assert [(run / file).read_text() for file in files] == before

@@ -54,7 +54,7 @@ def test_the_papers_tables_are_filled_from_the_files_that_come_with_them(monkeyp
 
 @pytest.mark.slow
 def test_the_comparison_runs_on_another_study(study: Path, monkeypatch: pytest.MonkeyPatch):  # noqa: F811
-    for run in study.glob("*/seed=*"):
+    for run in study.glob("*/seed_*"):
         write_events(run, {"train/audio_hours": [(0, 0.0), (298, 1.0)]})
     shown = execute("01_compare_systems", monkeypatch, STUDY=str(study))
     assert shown.count("image/png") == 3 and "better" in shown

@@ -28,7 +28,7 @@ RESULT = {
 
 
 def write(study: Path, arm: str, seed: int, *rows: dict) -> None:
-    run = study / arm / f"seed={seed}"
+    run = study / arm / f"seed_{seed}"
     run.mkdir(parents=True)
     lines = [json.dumps({**RESULT, "arm": arm, "seed": seed, **row}) for row in rows]
     (run / "results.jsonl").write_text("\n".join(lines))
@@ -79,7 +79,7 @@ def test_what_must_not_be_compared_is_marked(study: Path):
 
 
 def test_a_study_without_results_leaves_the_published_numbers(tmp_path: Path):
-    (tmp_path / "s/a/seed=0").mkdir(parents=True)
+    (tmp_path / "s/a/seed_0").mkdir(parents=True)
     frame = papers.table("airbench_leaderboard", [tmp_path / "s"])
     assert not frame["ours"].any() and "None of our results" in papers.legend(frame)
     assert papers.readable(frame).columns.tolist() == ["Qwen2-Audio", "others"]

@@ -49,7 +49,7 @@ def small(corpus: Path, folder: Path):
             return config.resolve(config.compose([*given, *overrides]))
 
         def named(name: str, *overrides: str) -> dict:
-            return deepcopy(compose(*overrides)) | {"arm": name, "run_dir": f"{folder}/runs/scratch/{name}/seed=0"}
+            return deepcopy(compose(*overrides)) | {"arm": name, "run_dir": f"{folder}/runs/scratch/{name}/seed_0"}
 
         yield named
 
@@ -165,11 +165,11 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(small, whole):
     run = begin(made)
     with pytest.raises(Killed):
         fit(made, KillAt(5))
-    file = run / "checkpoints/step=00000004/weights-00000-of-00001.safetensors"
+    file = run / "checkpoints/step_00000004/weights-00000-of-00001.safetensors"
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 4
     file.write_bytes(content)
-    with pytest.warns(UserWarning, match=r"step=00000004.*damaged.*trying the checkpoint before step 4"):
+    with pytest.warns(UserWarning, match=r"step_00000004.*damaged.*trying the checkpoint before step 4"):
         train.train(made)
     assert_alike(whole, made)
 

@@ -246,7 +246,7 @@ def test_a_model_s_answers_become_pairs(command: Callable[..., Any], model: Path
     for row in rows:
         scores = [value("wer", row_stats("wer", row[side], right[row["id"]], "en")) for side in ("chosen", "rejected")]
         assert row["scores"] == scores and scores[0] < scores[1]
-        assert row["metric"] == "wer" and row["answered_by"] == "scratch/tuned/seed=0"
+        assert row["metric"] == "wer" and row["answered_by"] == "scratch/tuned/seed_0"
         assert "task" not in row and "text" not in row and row["messages"][-1]["role"] == "user"
     assert {row.get("kind") for row in rows} <= {"k", None} and any("kind" in row for row in rows)
     [manifest] = read_manifests(["pairs.jsonl"])

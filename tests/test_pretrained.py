@@ -279,7 +279,7 @@ def test_a_run_and_its_checkpoint_answer_alike(tmp_path: Path, files: list[Path]
     published.run(tmp_path / "run")
     answers = [
         auris.load(path).generate(files, PROMPT, max_new_tokens=6, control=True)
-        for path in (tmp_path / "run", str(tmp_path / "run/checkpoints/step=00000001"))
+        for path in (tmp_path / "run", str(tmp_path / "run/checkpoints/step_00000001"))
     ]
     assert answers[0] == answers[1] and any(answers[0])
     assert auris.load(tmp_path / "run").recipe["arm"] == "default"

@@ -319,9 +319,9 @@ def test_a_run_that_another_machine_fine_tuned_is_preferred_on_this_one(smallest
     model = pretrained.load(here)
     assert model.is_chat and model.tokenizer.fast.get_vocab() == Tokenizer.load(corpus / "tokenizer").fast.get_vocab()
     with pytest.raises(FileNotFoundError, match=f"tokenizer={tmp_path}/none/a/b: .*tokenizer={here}/tokenizer"):
-        train.train(smallest("max_steps=2", f"checkpoint='{here}'", f"tokenizer={tmp_path}/none/a/b"))
+        train.train(smallest("max_steps=2", f"checkpoint={here}", f"tokenizer={tmp_path}/none/a/b"))
     slow = ["max_steps=2", "optim.lr=1e-9", "optim.min_lr=1e-9"]
-    made = smallest(*slow, f"checkpoint='{here}'", f"tokenizer='{here}/tokenizer'")
+    made = smallest(*slow, f"checkpoint={here}", f"tokenizer={here}/tokenizer")
     train.train(made)
     assert_equal(load_state(here), weights(made), 1e-6)
     assert (Path(made["run_dir"]) / "tokenizer").is_dir()

@@ -113,7 +113,7 @@ LINES = [
 
 def write_run(root: Path, arm: str = "first", lines: list[dict] = LINES) -> Path:
     """An evaluated run, of whose recordings all but one are there."""
-    run = root / "runs" / "demo" / arm / "seed=0"
+    run = root / "runs" / "demo" / arm / "seed_0"
     (run / "predictions").mkdir(parents=True)
     (run / "predictions" / "embedded.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
     score = {"study": "demo", "arm": arm, "seed": 0, "benchmark": "embedded", "split": "test", "n": 3}

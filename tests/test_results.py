@@ -22,7 +22,7 @@ ARMS = ("qwen_audio", "qwen2_audio")
 
 def write_run(root: Path, arm: str, seed: int, groups: dict[str, tuple[str, list]], provenance: str = "tts") -> Path:
     """One run. groups: {group: (metric, statistics of the rows 0, 1, ...)}."""
-    run = root / arm / f"seed={seed}"
+    run = root / arm / f"seed_{seed}"
     (run / "predictions").mkdir(parents=True)
     rows, scores = [], []
     for group, (metric, stats) in groups.items():
@@ -96,7 +96,7 @@ def test_table_pools_seeds_and_gives_each_arm_beside_the_difference(study):
     row = frame.loc["asr en"]
     sums = np.zeros(2)
     for seed in (0, 1):
-        for line in (study / ARMS[1] / f"seed={seed}/predictions/embedded.jsonl").read_text().splitlines():
+        for line in (study / ARMS[1] / f"seed_{seed}/predictions/embedded.jsonl").read_text().splitlines():
             line = json.loads(line)
             if line["group"] == "asr en":
                 sums += line["stats"]
@@ -140,7 +140,7 @@ def test_wins_count_rows_by_their_own_scores_and_ties_half(tmp_path, capsys):
 
 def test_order_of_the_lines_does_not_matter(study):
     before = results.compare(study, *ARMS)
-    path = study / ARMS[0] / "seed=0/predictions/embedded.jsonl"
+    path = study / ARMS[0] / "seed_0/predictions/embedded.jsonl"
     lines = path.read_text().splitlines()
     path.write_text("\n".join(sorted(lines, key=lambda line: json.loads(line)["group"] + line[::-1])) + "\n")
     after = results.compare(study, *ARMS).set_index("group").loc[before["group"]].reset_index()
@@ -181,14 +181,14 @@ def test_what_is_not_evaluated_is_said(tmp_path):
     root = tmp_path / "s"
     write_run(root, "a", 0, {"sec": ("accuracy", [[1, 1]]), "lid": ("accuracy", [[1, 1]])})
     write_run(root, "b", 0, {"sec": ("accuracy", [[1, 1]])})
-    (root / "encoder_ctc/seed=0").mkdir(parents=True)
+    (root / "encoder_ctc/seed_0").mkdir(parents=True)
     frame = results.table(root)
     assert frame.attrs["arms"] == ["a", "b"]
     assert np.isnan(frame.set_index("group").loc["lid", "b"])
     notes = " ".join(frame.attrs["notes"])
     assert "for want of predictions: encoder_ctc" in notes
     assert "lid, accuracy: a was scored, b was not" in notes
-    answers = root / "a/seed=0/predictions/embedded.jsonl"
+    answers = root / "a/seed_0/predictions/embedded.jsonl"
     answers.with_name("spoken.jsonl").write_text(answers.read_text())
     notes = results.table(root).attrs["notes"]
     assert "spoken: a was scored, b was not" in notes  # once, not for each of its lines
@@ -310,7 +310,7 @@ def test_the_users_mistakes_end_in_one_sentence(study, arguments, message, capsy
 
 
 def test_a_study_that_is_not_evaluated_says_what_to_run(tmp_path):
-    (tmp_path / "s/a/seed=0").mkdir(parents=True)
+    (tmp_path / "s/a/seed_0").mkdir(parents=True)
     with pytest.raises(ValueError, match="auris evaluate checkpoint=RUN"):
         results.table(tmp_path / "s")
 
@@ -326,11 +326,11 @@ def test_a_study_under_way_says_how_far_each_run_is(tmp_path, capsys):
         "c": {"finished": {"steps": 9, "seconds": 60}},
         "d": {},
     }.items():
-        (root / arm / "seed=0").mkdir(parents=True)
+        (root / arm / "seed_0").mkdir(parents=True)
         for name, content in files.items():
-            (root / arm / f"seed=0/{name}.json").write_text(json.dumps(content))
-    (root / "e/seed=0").mkdir(parents=True)
-    (root / "e/seed=0/progress.json").write_text('{"step": 3, "ma')  # just being written
+            (root / arm / f"seed_0/{name}.json").write_text(json.dumps(content))
+    (root / "e/seed_0").mkdir(parents=True)
+    (root / "e/seed_0/progress.json").write_text('{"step": 3, "ma')  # just being written
     found = results.status(root).set_index("arm")
     assert " ".join(found["state"]) == "evaluated training trained waiting waiting"
     assert found.loc["b", ["step", "of"]].tolist() == [3, 9] and found.loc["a", "benchmarks"] == "embedded"
@@ -342,7 +342,7 @@ def test_a_study_under_way_says_how_far_each_run_is(tmp_path, capsys):
 
 
 def test_a_study_of_which_nothing_is_evaluated_yet_has_a_state_and_curves(tmp_path, capsys):
-    run = tmp_path / "runs/s/a/seed=0"
+    run = tmp_path / "runs/s/a/seed_0"
     write_events(run, {"train/loss": [(0, 2.0), (9, 1.0)]})
     assert cli.main(["results", "study=s", f"runs={tmp_path}/runs"]) == 0
     printed = capsys.readouterr().out
@@ -413,7 +413,7 @@ def test_curves_stand_over_what_a_run_has_counted(study, x, tag):
         results.plot_curves(study, ARMS, x=x)
     for arm, rate in zip(ARMS, (1.0, 3.0), strict=True):
         for seed in (0, 1):
-            write_events(study / arm / f"seed={seed}", {tag: [(0, 0.0), (298, 298 * rate)]})
+            write_events(study / arm / f"seed_{seed}", {tag: [(0, 0.0), (298, 298 * rate)]})
     lines = results.plot_curves(study, ARMS, x=x).axes[1].lines
     np.testing.assert_allclose(lines[1].get_xdata(), 3 * lines[0].get_xdata(), rtol=1e-5)
     np.testing.assert_allclose(lines[0].get_xdata()[:2], [0, 50], rtol=1e-5)
@@ -435,12 +435,12 @@ def test_what_differs_between_arms_is_compared_by_tensorboard(study):
     for arm in ARMS:
         for seed in (0, 1):
             made = {"optim": {"lr": 0.1 if arm == ARMS[0] else 0.2, "clip": 1.0}, "run_dir": f"runs/{arm}/{seed}"}
-            describe(study / arm / f"seed={seed}", arm=arm, **made)
+            describe(study / arm / f"seed_{seed}", arm=arm, **made)
     assert results.hparams(study).columns.tolist() == ["arm", "seed", "optim.lr"]
     for _ in range(2):  # the same again leaves one file a run
         written = command.write_hparams(study)
         assert len(written) == 4 and all(len(list(file.parent.glob("*.hparams"))) == 1 for file in written)
-    [run] = [file.parent for file in written if file.parent == study / ARMS[1] / "seed=1"]
+    [run] = [file.parent for file in written if file.parent == study / ARMS[1] / "seed_1"]
     events = EventAccumulator(str(run)).Reload()
     content = events.PluginTagToContent("hparams")
     session = HParamsPluginData.FromString(content["_hparams_/session_start_info"]).session_start_info
@@ -452,7 +452,7 @@ def test_what_differs_between_arms_is_compared_by_tensorboard(study):
 
 def test_a_run_can_be_made_again_from_what_it_noted(tmp_path, capsys):
     run = write_run(tmp_path / "s", "a", 0, {"sec": ("accuracy", [[1, 1]])})
-    describe(run, weights={"llm": "runs/shared/llm/seed=0", "encoder": None})
+    describe(run, weights={"llm": "runs/shared/llm/seed_0", "encoder": None})
     facts = {
         "commit": "abc1234-dirty",
         "torch": "2.11",
@@ -472,7 +472,7 @@ def test_a_run_can_be_made_again_from_what_it_noted(tmp_path, capsys):
         "00ff  rows.jsonl",
         "# shards: 11ee",
         "OMP_NUM_THREADS=1 auris train arm=a",
-        "reproduce=runs/shared/llm/seed=0",
+        "reproduce=runs/shared/llm/seed_0",
         "22dd  test.jsonl",
         "auris evaluate checkpoint=a",
     ):
@@ -515,7 +515,7 @@ def test_rows_of_one_speaker_widen_the_interval_and_weaken_the_test(tmp_path: Pa
         (run / "spoken.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     by_row = results.compare(root, "a", "b").iloc[0]
     for arm in "ab":
-        (root / arm / "seed=0/spoken.jsonl").replace(root / arm / "seed=0/predictions/embedded.jsonl")
+        (root / arm / "seed_0/spoken.jsonl").replace(root / arm / "seed_0/predictions/embedded.jsonl")
     by_speaker = results.compare(root, "a", "b").iloc[0]
     assert (by_row["units"], by_speaker["units"]) == ("200 rows", "20 speakers")
     assert by_row["difference"] == by_speaker["difference"] == pytest.approx(0.1)

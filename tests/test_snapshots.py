@@ -173,13 +173,13 @@ def test_the_newest_whole_one_is_used_and_the_others_are_named(tmp_path: Path):
         write(tmp_path / "checkpoints", step, seed=step)
     said: list[str] = []
     assert checkpoint_dir.newest(tmp_path / "checkpoints", warn=said.append).step == 6 and not said
-    file = tmp_path / "checkpoints/step=00000006/optimizer-00000-of-00001.safetensors"
+    file = tmp_path / "checkpoints/step_00000006/optimizer-00000-of-00001.safetensors"
     file.write_bytes(file.read_bytes()[:-4] + b"\1\2\3\4")
-    (tmp_path / "checkpoints/step=00000004/manifest.json").unlink()
+    (tmp_path / "checkpoints/step_00000004/manifest.json").unlink()
     assert checkpoint_dir.newest(tmp_path / "checkpoints", warn=said.append).step == 2
-    assert "optimizer-00000" in said[0] and "step 6" in said[0] and "step=00000004" in said[1]
+    assert "optimizer-00000" in said[0] and "step 6" in said[0] and "step_00000004" in said[1]
     assert checkpoint_dir.find(tmp_path).step == 6  # who asks for the model does not read the optimizer
-    shutil.rmtree(tmp_path / "checkpoints/step=00000002")
+    shutil.rmtree(tmp_path / "checkpoints/step_00000002")
     with pytest.raises(ValueError, match="none of the 2 checkpoints .* is whole"):
         checkpoint_dir.newest(tmp_path / "checkpoints", warn=said.append)
 
@@ -201,8 +201,8 @@ def test_the_best_one_is_the_one_that_the_newest_whole_one_names(tmp_path: Path)
         with pytest.warns(UserWarning, match="trainer.json is damaged.*trying the checkpoint before step 8"):
             assert checkpoint_dir.find(tmp_path, "best").step == 2  # what was the best when step 6 was saved
         (newest / "trainer.json").write_text(text)
-    shutil.rmtree(folder / "step=00000004")
-    with pytest.raises(Damaged, match="step=00000004 is no complete checkpoint"):
+    shutil.rmtree(folder / "step_00000004")
+    with pytest.raises(Damaged, match="step_00000004 is no complete checkpoint"):
         checkpoint_dir.find(tmp_path, "best")
 
 
@@ -283,7 +283,7 @@ def test_a_process_killed_while_saving_leaves_the_checkpoint_before(tmp_path: Pa
     assert found.step == (4 if at == 7 else 2)  # the last thing is that the new name is on the disk
     write(tmp_path, 4, seed=4)  # what lies around is in nobody's way
     assert checkpoint_dir.newest(tmp_path).step == 4
-    assert [path.name for path in files(tmp_path)] == ["step=00000002", "step=00000004"]
+    assert [path.name for path in files(tmp_path)] == ["step_00000002", "step_00000004"]
 
 
 @pytest.mark.parametrize("at", range(12))
@@ -296,7 +296,7 @@ def test_a_process_killed_while_a_checkpoint_is_taken_again_loses_none(tmp_path:
     assert checkpoint_dir.newest(tmp_path).step == 2
     write(tmp_path, 4)
     checkpoint_dir.prune(tmp_path, 4, keep=2)
-    assert [path.name for path in files(tmp_path)] == ["step=00000002", "step=00000004"]
+    assert [path.name for path in files(tmp_path)] == ["step_00000002", "step_00000004"]
 
 
 def test_a_disk_that_is_full_leaves_the_checkpoint_before(tmp_path: Path, monkeypatch):
@@ -309,7 +309,7 @@ def test_a_disk_that_is_full_leaves_the_checkpoint_before(tmp_path: Path, monkey
         patch.setattr(checkpoint_dir.os, "fsync", full)
         with pytest.raises(SaveError, match="No space left"):
             write(tmp_path, 4)
-    assert [path.name for path in files(tmp_path)] == ["step=00000002"]  # no room is taken for nothing
+    assert [path.name for path in files(tmp_path)] == ["step_00000002"]  # no room is taken for nothing
 
 
 @pytest.mark.parametrize("wrong", [RuntimeError("out of memory"), MemoryError(), SafetensorError("no header")])
@@ -323,7 +323,7 @@ def test_whatever_goes_wrong_while_saving_is_an_error_of_saving(tmp_path: Path, 
         patch.setattr(checkpoint_dir, place, fail)
         with pytest.raises(SaveError, match=type(wrong).__name__):
             write(tmp_path, 4)
-    assert [path.name for path in files(tmp_path)] == ["step=00000002"]
+    assert [path.name for path in files(tmp_path)] == ["step_00000002"]
 
 
 def test_a_step_that_is_taken_again_replaces_its_checkpoint(tmp_path: Path):
@@ -339,7 +339,7 @@ def test_the_newest_and_the_best_are_kept_and_later_ones_are_set_aside(tmp_path:
         write(tmp_path, step)
     checkpoint_dir.prune(tmp_path, 8, keep=2, best=2)
     assert checkpoint_dir.steps(tmp_path) == [8, 6, 2]
-    assert (tmp_path / "damaged-step=00000012").is_dir()
+    assert (tmp_path / "damaged-step_00000012").is_dir()
 
 
 # --- several processes --------------------------------------------------------------------------------------------
@@ -386,7 +386,7 @@ def test_two_processes_go_on_from_one_and_share_the_writing(tmp_path: Path):
     found = check_strategies(tmp_path, {2: ["replicated", "fsdp"]})
     n_bytes = sum(tensor.nbytes for tensor in make(seed=9)[0].state_dict().values())
     for number in (2, found.step):
-        stored = [load_file(file) for file in sorted((tmp_path / f"step={number:08d}").glob("weights-*"))]
+        stored = [load_file(file) for file in sorted((tmp_path / f"step_{number:08d}").glob("weights-*"))]
         sizes = [sum(tensor.nbytes for tensor in part.values()) for part in stored]
         assert len(sizes) == 2 and sum(sizes) == n_bytes and min(sizes) > n_bytes // 8, sizes
 

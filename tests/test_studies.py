@@ -46,7 +46,7 @@ def test_a_shared_stage_is_planned_once_per_seed_and_before_its_arms():
 def test_weights_come_from_the_stage_of_the_same_seed():
     job = next(job for job in studies.plan(STUDY) if job.key == "b, seed 1")
     [start] = [override for override in job.overrides if override.startswith("weights.encoder=")]
-    assert re.fullmatch(r"weights.encoder='runs/shared/encoder-[0-9a-f]{8}/seed=1'", start)
+    assert re.fullmatch(r"weights.encoder=runs/shared/encoder-[0-9a-f]{8}/seed_1", start)
     assert job.needs == ["encoder, seed 1"]
 
 
@@ -242,4 +242,4 @@ def test_a_run_can_go_on_from_another_as_a_whole():
         },
     }
     first, second = studies.plan(study)
-    assert second.needs == [first.key] and f"checkpoint='{first.run_dir}'" in second.overrides
+    assert second.needs == [first.key] and f"checkpoint={first.run_dir}" in second.overrides

@@ -111,7 +111,7 @@ def test_only_the_listed_parts_learn(smallest):
 def test_weights_of_a_part_come_from_another_run(smallest):
     first = smallest("max_steps=2", "experiment=encoder_ctc", "arm=encoder")
     train.train(first)
-    second = smallest("max_steps=2", "trainable=[projector]", f"weights.encoder='{first['run_dir']}'")
+    second = smallest("max_steps=2", "trainable=[projector]", f"weights.encoder={first['run_dir']}")
     train.train(second)
     encoder = {name: tensor for name, tensor in weights(first).items() if name.startswith("net.encoder.")}
     assert_equal(encoder, {name: tensor for name, tensor in weights(second).items() if name in encoder})
@@ -120,7 +120,7 @@ def test_weights_of_a_part_come_from_another_run(smallest):
 def test_weights_that_do_not_fit_name_the_tensor_and_both_shapes(smallest):
     first = smallest("max_steps=2", "experiment=encoder_ctc", "arm=encoder", "model/encoder=whisper_v2")
     train.train(first)
-    second = smallest("max_steps=2", "model/encoder=whisper_v3", f"weights.encoder='{first['run_dir']}'")
+    second = smallest("max_steps=2", "model/encoder=whisper_v3", f"weights.encoder={first['run_dir']}")
     with pytest.raises(ValueError, match=r"conv1.weight has shape \(16, 80, 3\), expected \(16, 128, 3\)"):
         train.train(second)
 
@@ -233,7 +233,7 @@ def test_a_dry_run_plans_an_epoch_for_the_ranks_that_are_asked_for(smallest, cor
 def test_a_whole_model_starts_from_another_run(smallest):
     first = smallest("experiment=qwen_audio_pretrain", "arm=first", "max_steps=2", "seed=3")
     train.train(first)
-    module, _ = train.build(smallest("experiment=qwen_audio_pretrain", f"checkpoint='{first['run_dir']}'"))
+    module, _ = train.build(smallest("experiment=qwen_audio_pretrain", f"checkpoint={first['run_dir']}"))
     module.configure_model()
     state = load_state(first["run_dir"])
     assert all(torch.equal(tensor, state[f"net.{name}"]) for name, tensor in module.net.state_dict().items())
@@ -243,9 +243,7 @@ def test_weights_of_another_vocabulary_are_refused(smallest, tmp_path: Path):
     first = smallest("experiment=llm_text", "arm=first", "max_steps=2")
     train.train(first)
     Tokenizer.train(["other words entirely"], vocab_size=300).save(tmp_path / "other")
-    made = smallest(
-        "experiment=qwen_audio_pretrain", f"weights.llm='{first['run_dir']}'", f"tokenizer={tmp_path}/other"
-    )
+    made = smallest("experiment=qwen_audio_pretrain", f"weights.llm={first['run_dir']}", f"tokenizer={tmp_path}/other")
     with pytest.raises(ValueError, match="has another vocabulary than tokenizer=.*: set tokenizer="):
         train.build(made)
 

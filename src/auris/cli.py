@@ -56,21 +56,22 @@ COMMANDS = {
 }
 
 FLAGS = {
-    "--cfg job": "print the composed config and stop; --resolve fills its interpolations, --package KEY prints a part",
-    "--info defaults": "print where the config comes from; also defaults-tree, searchpath, plugins, config, all",
+    "--cfg, -c job": "print the composed config and stop",
+    "--resolve": "with --cfg: fill its interpolations",
+    "--package, -p KEY": "with --cfg: print a part of it",
+    "--info, -i defaults": "print where the config comes from; also defaults-tree, searchpath, plugins, config, all",
     "--multirun, -m": "run every combination of values given as key=A,B; hydra/launcher=... says where",
-    "--config-dir DIR": "a directory of configs of your own, as DIR/experiment/NAME.yaml",
-    "--config-name NAME": "another config than this command's",
-    "--shell-completion": "install or remove completion: -sc install=bash",
+    "--run, -r": "run once (the default)",
+    "--config-dir, -cd DIR": "a directory of configs of your own, as DIR/experiment/NAME.yaml",
+    "--config-name, -cn NAME": "another config than this command's",
+    "--config-path, -cp DIR": "another directory than the one of auris's configs",
+    "--shell-completion, -sc install=bash": "install completion; also uninstall=bash, and zsh, fish",
+    "--hydra-help": "help about Hydra itself",
     "--debug": "show the traceback of every error, as AURIS_DEBUG=1 does",
-    "--help, -h": "this text; --hydra-help is about Hydra itself",
+    "--help, -h": "this text",
 }
 WIDTH, COLUMN = 100, 34  # of help: of a line, and where the second column starts
 
-_FLAG_NAMES = [
-    f"--{name}" for name in "cfg resolve package run multirun info config-path config-name config-dir".split()
-]
-_FLAG_NAMES += [*"-c -p -r -m -i -cp -cn -cd -sc".split(), "--shell-completion", "--hydra-help"]
 _EXIT_CODES = (
     "Exit codes: 0 done; 1 failed, or something is wrong with what was looked at; 2 the command line or a",
     "config is wrong, and nothing was started; 75 stopped by a signal: start the same command again.",
@@ -112,12 +113,13 @@ def _compose_and_run(name: str, arguments: Sequence[str]) -> None:
 
     from auris import config
 
+    known = re.findall(r"(?<!\S)--?[a-z-]+", " ".join(FLAGS))
     for flag in (one.partition("=")[0] for one in arguments if one.startswith("-")):
-        if flag not in _FLAG_NAMES:
-            meant = "".join(f"did you mean {close}? " for close in get_close_matches(flag, _FLAG_NAMES, n=1))
+        if flag not in known:
+            meant = "".join(f"did you mean {close}? " for close in get_close_matches(flag, known, n=1))
             raise UsageError(f"there is no flag {flag}; {meant}auris {name} --help lists the flags")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come here instead of being printed by Hydra
-    before, sys.argv[1:] = sys.argv[1:], config.quote_arguments(arguments)
+    before, sys.argv[1:] = sys.argv[1:], arguments
     try:
         hydra.main(config_path=str(config.CONFIGS), config_name=name, version_base="1.3")(partial(run_job, name))()
     except (ConfigCompositionException, OverrideParseException, SearchPathException) as error:

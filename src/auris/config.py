@@ -83,16 +83,6 @@ def _keys(node: Any, prefix: str = "") -> Iterator[str]:
         yield from _keys(value, f"{prefix}{key}.")
 
 
-def quote_arguments(arguments: Sequence[str]) -> list[str]:
-    """Command-line overrides with values such as `runs/demo/qwen_audio/seed=0` in quotes, as Hydra wants them."""
-    quoted = []
-    for argument in arguments:
-        key, _, value = argument.partition("=")
-        plain = "=" in value and not argument.startswith("-") and value[0] not in "'\"[{"
-        quoted.append(f"{key}='{value}'" if plain else argument)
-    return quoted
-
-
 def resolve(cfg: DictConfig) -> dict[str, Any]:
     """Return a config as a plain dict with interpolations filled, except in the arms and stages of a study.
 

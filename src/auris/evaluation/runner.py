@@ -423,7 +423,7 @@ def _results_dir(made: Mapping[str, Any], trained: Mapping[str, Any]) -> Path:
         return path
     if checkpoint_dir.is_snapshot(path) and path.resolve().parent.name == checkpoint_dir.FOLDER:
         return path.resolve().parents[1]
-    return Path(made["runs_dir"]) / trained["study"] / path.resolve().name / f"seed={trained['seed']}"
+    return Path(made["runs_dir"]) / trained["study"] / path.resolve().name / f"seed_{trained['seed']}"
 
 
 def _write(
@@ -441,7 +441,7 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def _note(run_dir: Path, benchmark: str, data: Mapping[str, str]) -> None:
-    """How the benchmark was run, for `auris.results reproduce=RUN`."""
+    """How the benchmark was run, for `auris results reproduce=RUN`."""
     file = run_dir / "evaluations.json"
     facts = {"command": provenance.command("evaluate"), "commit": provenance.provenance()["commit"]}
     with answer_cache.in_turn(run_dir / answer_cache.FOLDER):

@@ -205,7 +205,7 @@ class AudioModel:
     @property
     def name(self) -> str:
         """Which of all runs it is."""
-        return "{study}/{arm}/seed={seed}".format(**self.recipe)
+        return "{study}/{arm}/seed_{seed}".format(**self.recipe)
 
     def check_answers(self) -> None:
         """Raise ValueError if it was trained for something else than answering prompts."""

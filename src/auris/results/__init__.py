@@ -2,9 +2,9 @@
 `measures` and `statistics`.
 
     auris results study=demo [runs=runs] [arms=a,b] [against=first|previous] [x=steps|hours|flops]
-    auris results reproduce=runs/demo/qwen_audio/seed=0
+    auris results reproduce=runs/demo/qwen_audio/seed_0
 
-A run is the directory `runs/<study>/<arm>/seed=<n>/`. What is read of it:
+A run is the directory `runs/<study>/<arm>/seed_<n>/`. What is read of it:
 
 `results.jsonl`, one line per score:
     {study, arm, seed, benchmark, task, split, metric, value, low, high, n, units, detectable, signature, provenance}

@@ -84,15 +84,15 @@ def runs_of(root: str | Path) -> list[tuple[str, int, Path]]:
     root = Path(root)
     if not root.is_dir():
         raise MissingFileError(f"no study at {root}; {studies_in(root.parent)}")
-    found = [(path.parent.name, int(path.name[5:]), path) for path in root.glob("*/seed=*") if path.name[5:].isdigit()]
+    found = [(path.parent.name, int(path.name[5:]), path) for path in root.glob("*/seed_*") if path.name[5:].isdigit()]
     if not found:
-        raise MissingFileError(f"{root} holds no runs (<arm>/seed=<n>/); {studies_in(root.parent)}")
+        raise MissingFileError(f"{root} holds no runs (<arm>/seed_<n>/); {studies_in(root.parent)}")
     return sorted(found)
 
 
 def studies_in(runs: Path) -> str:
     """The studies that there are, for a message."""
-    names = sorted({path.parent.parent.name for path in runs.glob("*/*/seed=*")})
+    names = sorted({path.parent.parent.name for path in runs.glob("*/*/seed_*")})
     return f"studies in {runs}: {', '.join(names)}" if names else f"{runs} holds no study yet"
 
 
@@ -204,7 +204,7 @@ def reproduce(run: str | Path) -> str:
     """
     run = Path(run)
     if not (run / "recipe.yaml").is_file():
-        raise MissingFileError(f"{run} holds no run (no recipe.yaml); give reproduce=runs/<study>/<arm>/seed=<n>")
+        raise MissingFileError(f"{run} holds no run (no recipe.yaml); give reproduce=runs/<study>/<arm>/seed_<n>")
     facts, evaluations = _facts(run / "environment.json"), _facts(run / "evaluations.json")
     versions = ("python", "torch", "lightning", "transformers", "torchaudio", "hydra-core", "numpy")
     lines = [f"# {run}", f"git checkout {_commit(facts)}"]

@@ -215,7 +215,7 @@ class Faults(L.Callback):
     """Counts what a run went through, in TensorBoard and at the end, and decides whether it goes on.
 
     Of a step whose loss or gradient is not finite (the module has made it one without an update), and of one that the
-    loader gave up, the rows are named in `faults/step=N.json`, for `auris.training.replay`. The weights of the last
+    loader gave up, the rows are named in `faults/step_N.json`, for `auris replay`. The weights of the last
     series of such steps are kept beside it, as they are what the fault was seen with.
 
     Args:
@@ -278,7 +278,7 @@ class Faults(L.Callback):
         """Save the weights in place of earlier ones; returns the path relative to the run directory."""
         folder = self.run_dir / FOLDER
         if trainer.is_global_zero:
-            for older in filter(checkpoint_dir.is_snapshot, folder.glob("step=*")):
+            for older in filter(checkpoint_dir.is_snapshot, folder.glob("step_*")):
                 shutil.rmtree(older, ignore_errors=True)
         with forgiving(folder):
             path = checkpoint_dir.write(folder, step, module=module, state={"recipe": module.hparams["recipe"]})

@@ -61,7 +61,7 @@ class Fault:
     def load(cls, path: Path) -> Fault:
         """Raises FileNotFoundError, or ValueError for a file that is none of ours."""
         if not path.is_file():
-            raise MissingFileError(f"fault={path}: no such file, expected RUN/{FOLDER}/step=N.json")
+            raise MissingFileError(f"fault={path}: no such file, expected RUN/{FOLDER}/step_N.json")
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             ranks = [[[Place(**place) for place in pack] for pack in packs] for packs in content["ranks"]]
@@ -71,12 +71,12 @@ class Fault:
 
 
 def step_name(step: int) -> str:
-    return f"step={step:08d}"
+    return f"step_{step:08d}"
 
 
 def command(path: Path) -> str:
     """What reproduces the step of a fault's file."""
-    return f"auris replay fault='{path}'"
+    return f"auris replay fault={path}"
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""`auris replay fault=RUN/faults/step=N.json`: the rows of a step that went wrong, one by one.
+"""`auris replay fault=RUN/faults/step_N.json`: the rows of a step that went wrong, one by one.
 
 Each row is read again with the random choices that the step made about it, then goes through the model by itself, with
 the weights that the step was taken with, or the nearest that were kept. Packed rows do not see one another, so the row

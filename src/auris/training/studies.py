@@ -143,7 +143,7 @@ def _add(
     # One run goes on as a whole, or parts start from several.
     keys = {"checkpoint": after} if isinstance(after, str) else {f"weights.{part}": run for part, run in after.items()}
     before = {key: _add(jobs, study, entries, run, seed, extra, (*path, name)) for key, run in keys.items()}
-    starts = [f"{key}='{job.run_dir}'" for key, job in before.items()]
+    starts = [f"{key}={job.run_dir}" for key, job in before.items()]
     overrides = [*entry["overrides"], *starts, *extra, f"study={study['study']}", f"arm={name}", f"seed={seed}"]
     try:
         composed = config.compose(overrides)
@@ -169,7 +169,7 @@ def _add(
 def _digest(made: Mapping[str, Any], seed: int) -> str:
     """Of a stage's recipe, the same for all seeds: what it starts from was trained with its own seed."""
     content = json.dumps({key: value for key, value in made.items() if key not in _NAMES}, sort_keys=True)
-    return hashlib.sha256(content.replace(f"/seed={seed}", "").encode()).hexdigest()[:8]
+    return hashlib.sha256(content.replace(f"/seed_{seed}", "").encode()).hexdigest()[:8]
 
 
 def _require_different(jobs: Mapping[str, Job], arms: set[str]) -> None:
@@ -266,7 +266,7 @@ def _advance(jobs: list[Job], by_key: Mapping[str, Job], side_by_side: int, thre
             elif left:
                 job.status = "evaluating"
                 job.evaluations += 1
-                _start(job, ["evaluate", f"checkpoint='{job.run_dir}'", *left[0]], threads)
+                _start(job, ["evaluate", f"checkpoint={job.run_dir}", *left[0]], threads)
             else:
                 job.status = "done"
                 checkpoint_dir.replace(job.run_dir / _NOTE, json.dumps(_note(job)))

@@ -1,7 +1,7 @@
 """Inside a trained model: what it hears of one row, what its pooling keeps, where its answer listens, and when words
 are said. All as plain arrays, and as figures; `notebooks/03_inside_the_model` is what they look like.
 
-    subject = inspection.load("runs/demo/qwen2_audio/seed=0")
+    subject = inspection.load("runs/demo/qwen2_audio/seed_0")
     heard = inspection.hear(subject.model, inspection.choose(subject))
     inspection.plot_attention(heard)
 """

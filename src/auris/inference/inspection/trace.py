@@ -106,7 +106,7 @@ def load(
 
 
 def _newest(runs: Path) -> Path:
-    finished = sorted(runs.glob("*/*/seed=*/finished.json"), key=lambda file: file.stat().st_mtime, reverse=True)
+    finished = sorted(runs.glob("*/*/seed_*/finished.json"), key=lambda file: file.stat().st_mtime, reverse=True)
     for file in finished:
         if config.load(file.with_name("recipe.yaml"))["data"]["view"] == "audio":
             return file.parent

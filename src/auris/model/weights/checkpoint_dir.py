@@ -4,7 +4,7 @@ Unusual here: a checkpoint is a directory that gets its name when it is complete
 the tensors, and the manifest says of each part where in the whole tensor it lies. So any number of processes reads
 any checkpoint, each the slices that it needs. There is no pickle in it: tensors are safetensors, all else is JSON.
 
-    RUN/checkpoints/step=00000200/manifest.json             written last: sizes and checksums of all, pieces of tensors
+    RUN/checkpoints/step_00000200/manifest.json             written last: sizes and checksums of all, pieces of tensors
                                   trainer.json              recipe, position, schedules, which was the best so far
                                   weights-00000-of-00002.safetensors
                                   optimizer-00000-of-00002.safetensors
@@ -40,7 +40,7 @@ KINDS = ("weights", "optimizer")  # of tensors; what only asks a model reads the
 FOLDER = "checkpoints"  # in a run directory
 
 _MANIFEST, _TRAINER = "manifest.json", "trainer.json"
-_STEP = re.compile(r"step=(\d{8,})")
+_STEP = re.compile(r"step_(\d{8,})")
 _FILE = re.compile(rf"{re.escape(_TRAINER)}|({'|'.join(KINDS)})-\d{{5,}}-of-\d{{5,}}\.safetensors")
 _PARTIAL, _REMOVED = "partial-", "removed-"  # in front of a directory that is being written, or taken away
 _DAMAGED = "damaged-"  # in front of one that a run could not be resumed from
@@ -177,7 +177,7 @@ def is_snapshot(path: str | Path) -> bool:
 
 def directory(folder: str | Path, step: int) -> Path:
     """Where the checkpoint of a step lies."""
-    return Path(folder) / f"step={step:08d}"
+    return Path(folder) / f"step_{step:08d}"
 
 
 def steps(folder: str | Path) -> list[int]:
@@ -220,7 +220,7 @@ def recover(folder: str | Path) -> None:
     """
     folder = Path(folder)
     for prefix in (_PARTIAL, _REMOVED):  # the new one if all of it is there, else the one that it was to replace
-        for left in folder.glob(f"{prefix}step=*"):
+        for left in folder.glob(f"{prefix}step_*"):
             final = left.with_name(left.name.removeprefix(prefix))
             if _STEP.fullmatch(final.name) and (left / _MANIFEST).is_file() and not final.exists():
                 left.rename(final)
@@ -246,7 +246,7 @@ def find(path: str | Path, which: str = "last", kinds: Collection[str] = ("weigh
     if found is None:
         what = f"has no {which} checkpoint" if path.is_dir() else "does not exist"
         raise MissingFileError(
-            f"{path} {what}: expected a run directory, or one of its checkpoints as {FOLDER}/step=00000200"
+            f"{path} {what}: expected a run directory, or one of its checkpoints as {FOLDER}/step_00000200"
         )
     return found
 
