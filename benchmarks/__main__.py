@@ -33,6 +33,7 @@ from benchmarks import (
     memory,
     packing,
     plan,
+    startup,
     train_step,
 )
 from benchmarks.goals import TARGETS, Target
@@ -49,6 +50,7 @@ BENCHMARKS = {
     "compile": compile,
     "fit_overhead": fit_overhead,
     "plan": plan,
+    "startup": startup,
 }
 OUT = Path("runs/benchmarks")
 
@@ -65,8 +67,8 @@ Speed and memory against named peers, as ratios: above 1, auris is faster.
 
 Both sides run in one process, on one thread, and are timed by CPU time; of several settings each has a process of its
 own. First the sides must agree: where they do not, nothing is timed and the exit code is 1. `memory` asks each side in
-a process of its own. `packing`, `compile`, `fit_overhead` and `plan` have no peer. What no goal names is run with what
-is given, and judged by nothing.
+a process of its own. `packing`, `compile`, `fit_overhead`, `plan` and `startup` have no peer. What no goal names is
+run with what is given, and judged by nothing.
 The last line of each benchmark is its result as JSON, also kept in {out}/.
 """
 

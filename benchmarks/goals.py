@@ -90,6 +90,7 @@ TARGETS = (
     ),
     Target(benchmark="loader", preset="flac", figure="audio_seconds", prototype=2600.0, goal=2500.0),
     Target(benchmark="loader", preset="flac", goal=5.0),
+    *(_at_most("startup", preset, "cpu_seconds", None, 1.5) for preset in ("overview", "help", "misspelt", "results")),
     _at_most("fit_overhead", "prop", "overhead", None, 0.05),
     _at_most("compile", "tiny", "graphs_encoder", None, 2),
     _at_most("compile", "tiny", "graphs_llm", None, 2),

@@ -16,7 +16,7 @@ from rich.console import Console
 from auris import cli
 from auris.training import studies
 from auris.training.studies import Job
-from test_launch import LISTED
+from test_scripts import LISTED
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -200,7 +200,7 @@ def test_what_is_done_is_started_again_only_with_another_recipe_or_evaluation(tm
 
 
 def test_a_dry_run_of_a_study_lists_its_runs_and_nothing_else(capsys):
-    """What a job array is made from (configs/launch/slurm_study.sh)."""
+    """What a job array is made from (scripts/slurm_study.sh)."""
     assert cli.main(["train", "ablations=demo", "seeds=[1]", "dry_run=true"]) == 0
     assert capsys.readouterr().out == LISTED + "\n"
 

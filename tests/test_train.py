@@ -18,6 +18,7 @@ from auris.model.weights import checkpoint_dir
 from auris.text.tokenizer import Tokenizer
 from auris.training import callbacks
 from auris.training import run as train
+from auris.training.module import AudioLMModule
 from recipes import smallest_run
 from runs import ROOT, KillAt, Killed, assert_equal, fit, in_processes, load_state, said, train_in_a_process, weights
 
@@ -63,6 +64,35 @@ def test_a_killed_run_resumes_to_the_weights_of_an_uninterrupted_one(smallest, w
 def test_an_error_before_the_net_has_memory_is_the_one_that_is_seen(smallest):
     with pytest.raises(ValueError, match="does not fit data.token_budget=20"):
         train.train(smallest("data.token_budget=20"))
+
+
+@pytest.mark.parametrize("fails", ["before the parts are built", "when the fit starts", "in the first step"])
+def test_a_run_that_fails_before_its_first_step_leaves_no_directory(smallest, monkeypatch, fails: str):
+    made = smallest("max_steps=2", *(["data.train=[nowhere.jsonl]"] if fails.startswith("before") else []))
+
+    def fail(*_: object) -> None:
+        raise Killed
+
+    hook = "on_train_start" if fails.startswith("when") else "training_step"
+    monkeypatch.setattr(AudioLMModule, hook, fail)
+    with pytest.raises((Killed, ValueError)):
+        train.train(made)
+    assert not Path(made["runs_dir"]).exists()
+
+
+def test_a_directory_that_was_there_or_has_a_step_stays(smallest):
+    made = smallest("max_steps=2", "data.train=[nowhere.jsonl]")
+    run_dir = Path(made["run_dir"])
+    run_dir.mkdir(parents=True)
+    (run_dir / "log.txt").write_text("of a study")
+    with pytest.raises(ValueError, match="nowhere"):
+        train.train(made)
+    assert (run_dir / "log.txt").is_file()
+    with pytest.raises(Killed), train.removed_if_unused(run_dir / "other"):
+        (run_dir / "other").mkdir()
+        (run_dir / "other/progress.json").write_text("{}")
+        raise Killed
+    assert (run_dir / "other").is_dir()
 
 
 def test_training_again_under_the_same_name_is_refused_or_skipped(smallest, capsys):

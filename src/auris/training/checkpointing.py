@@ -39,7 +39,7 @@ PATIENCE = 30.0
 
 
 # Environment variable with the path of a file that is made then, for a script whose launcher ends with a status of its
-# own, as torchrun does (`configs/launch/torchrun.sh`).
+# own, as torchrun does (`scripts/torchrun.sh`).
 REQUEUE_FILE = "AURIS_REQUEUE"
 
 

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import time
 import warnings
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from auris.errors import MissingFileError, UserError
 from auris.model import adapters
 from auris.model.weights import checkpoint_dir, identify
 from auris.text.tokenizer import Tokenizer
-from auris.training import callbacks, dry_run, provenance, references, sharding, studies, throughput
+from auris.training import callbacks, dry_run, faults, provenance, references, sharding, studies, throughput
 from auris.training.checkpointing import Checkpoints, Events, Preemption, alone
 from auris.training.module import AudioLMModule
 
@@ -66,10 +67,26 @@ def train(made: dict[str, Any]) -> Path:
         data.setup("fit")
         dry_run.report(Console(), module, data, made)
         return run_dir
-    with alone(run_dir) if rank_zero_only.rank == 0 else nullcontext():
+    is_first = rank_zero_only.rank == 0
+    with removed_if_unused(run_dir) if is_first else nullcontext(), alone(run_dir) if is_first else nullcontext():
         if claim(run_dir, made):
             _train(made, run_dir)
     return run_dir
+
+
+@contextmanager
+def removed_if_unused(run_dir: Path) -> Iterator[None]:
+    """Remove a run directory that is created in the block if the block fails before the first step."""
+    created = [path for path in (run_dir, *run_dir.parents) if not path.exists()]
+    try:
+        yield
+    except BaseException:
+        if created and not any((run_dir / name).exists() for name in ("progress.json", faults.FOLDER)):
+            shutil.rmtree(run_dir, ignore_errors=True)
+            with suppress(OSError):  # another run has come into one of them
+                for parent in created[1:]:
+                    parent.rmdir()
+        raise
 
 
 def _train(made: dict[str, Any], run_dir: Path) -> None:
@@ -84,8 +101,8 @@ def _train(made: dict[str, Any], run_dir: Path) -> None:
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         measured = next(one for one in trainer.callbacks if isinstance(one, throughput.Throughput))
         rates = {f"speed/{name}": rate for name, rate in measured.session().items()}
-        faults = {f"faults/{what}": number for what, number in count_faults(trainer).items()}
-        content = {**summary, **metrics, **rates, **faults}
+        counts = {f"faults/{what}": number for what, number in count_faults(trainer).items()}
+        content = {**summary, **metrics, **rates, **counts}
         checkpoint_dir.replace(run_dir / "finished.json", json.dumps(content, indent=1))
         rank_zero_info(measured.report())
         rank_zero_info(f"finished {run_dir}: {summary['steps']} steps, {summary['seconds']} s in this session")

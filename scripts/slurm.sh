@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# One run: sbatch --nodes=4 configs/launch/slurm.sh experiment=qwen2_audio_sft scale=full strategy=fsdp
+# One run: sbatch --nodes=4 scripts/slurm.sh experiment=qwen2_audio_sft scale=full strategy=fsdp
 # What stands here are defaults; the command line of sbatch wins. A task is a process with one GPU.
 #SBATCH --job-name=auris
 #SBATCH --nodes=1

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# All arms of a study: bash configs/launch/slurm_study.sh STUDY [group=option] [key=value]
+# All arms of a study: bash scripts/slurm_study.sh STUDY [group=option] [key=value]
 # An array of jobs for each level of the study: first the stages that others start from, then what comes after them. A
 # run is one process with one GPU; options of sbatch go into SBATCH, as SBATCH="--partition=gpu --time=8:00:00".
 set -euo pipefail

@@ -1,4 +1,4 @@
-"""The scripts in configs/launch, against stand-ins of torchrun's module, `srun`, `sbatch` and `scontrol`."""
+"""The scripts in scripts, against stand-ins of torchrun's module, `srun`, `sbatch` and `scontrol`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-LAUNCH = ROOT / "configs" / "launch"
+SCRIPTS = ROOT / "scripts"
 
 # A command that notes its arguments, one call a line, says what it is told to and ends with the status it is told to.
 _STAND_IN = """\
@@ -44,7 +44,7 @@ class Cluster:
 
     def start(self, script: str, *arguments: str, **environment: str) -> subprocess.Popen:
         paths = {"PATH": f"{self.bin}:{os.environ['PATH']}", "CALLS": str(self.calls)}
-        command = ["bash", str(LAUNCH / script), *arguments]
+        command = ["bash", str(SCRIPTS / script), *arguments]
         env = {**os.environ, **paths, **environment}
         pipe = subprocess.PIPE
         return subprocess.Popen(command, env=env, cwd=ROOT, stdout=pipe, stderr=pipe, text=True)
@@ -100,7 +100,7 @@ def test_a_study_is_submitted_level_by_level(cluster):
     assert listing == "python -m auris train ablations=demo max_steps=9 dry_run=true"
     assert stages.startswith("sbatch --parsable --job-name=auris-demo --array=0-2 --ntasks=1")
     assert "--array=0-1 --dependency=afterok:77 " in arms
-    assert arms.endswith(f"--mem=9G {LAUNCH / 'slurm_study.sh'} demo max_steps=9")
+    assert arms.endswith(f"--mem=9G {SCRIPTS / 'slurm_study.sh'} demo max_steps=9")
     assert done.stdout.splitlines() == ["level 0: job 77, 3 runs", "level 1: job 77, 2 runs"]
 
 
@@ -114,4 +114,4 @@ def test_a_task_of_a_study_is_one_run(cluster, status, after):
 
 
 def test_every_script_is_looked_at_here():
-    assert {path.name for path in LAUNCH.iterdir()} == {"torchrun.sh", "slurm.sh", "slurm_study.sh"}
+    assert {path.name for path in SCRIPTS.iterdir()} == {"torchrun.sh", "slurm.sh", "slurm_study.sh"}

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# One machine: bash configs/launch/torchrun.sh experiment=qwen2_audio_sft scale=full strategy=fsdp
-# Several, on each of them: NODES=4 RANK=0..3 MASTER=HOST_OF_RANK_0 bash configs/launch/torchrun.sh ...
+# One machine: bash scripts/torchrun.sh experiment=qwen2_audio_sft scale=full strategy=fsdp
+# Several, on each of them: NODES=4 RANK=0..3 MASTER=HOST_OF_RANK_0 bash scripts/torchrun.sh ...
 # A process that fails takes the others with it; all are started again, and go on from the last checkpoint.
 # On SIGTERM and SIGUSR1 the run saves, for which torchrun gives it 30 s, and this script ends with status 75, as the run
 # does; torchrun's own status is another. slurm.sh needs no torchrun and has all the time that SLURM gives.

@@ -1,0 +1,221 @@
+"""The command line: dispatch, help, the error policy, and what is imported to print something."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from auris import cli, config
+from auris.errors import RunStopped, UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+HEAVY = ("torch", "lightning", "transformers", "pandas", "matplotlib", "pyarrow", "soundfile")
+
+
+def auris(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "auris", *arguments]
+    return subprocess.run(command, env=ENVIRONMENT | environment, cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+@pytest.fixture(autouse=True)
+def without_debug(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AURIS_DEBUG", "0")  # --debug sets it for the process
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+
+
+@pytest.fixture
+def failing(monkeypatch: pytest.MonkeyPatch):
+    """Let `auris corpus` raise an exception instead of making a corpus."""
+
+    def fail_with(error: BaseException) -> None:
+        def run(config: config.Config) -> None:
+            raise error
+
+        monkeypatch.setattr("auris.corpus.command.run", run)
+
+    return fail_with
+
+
+# --- dispatch -----------------------------------------------------------------------------------------------------
+
+
+def test_every_command_has_a_config_and_a_summary_and_every_config_a_command():
+    assert cli.COMMANDS.keys() == {path.stem for path in config.CONFIGS.glob("*.yaml")}
+    for command in cli.COMMANDS.values():
+        module, _, _ = command.function.partition(":")
+        assert (ROOT / "src" / Path(*module.split("."))).with_suffix(".py").is_file() and command.summary
+
+
+def test_a_job_runs_the_function_of_its_command_with_the_resolved_config(monkeypatch):
+    given = []
+    monkeypatch.setattr("auris.corpus.command.run", lambda config: given.append(config))
+    assert cli.main(["corpus", "out=x", "seed=3"]) == 0
+    assert given[0]["out"] == "x" and given[0]["seed"] == 3 and isinstance(given[0]["sizes"]["train"], dict)
+
+
+def test_the_exit_code_is_what_the_command_returns(monkeypatch):
+    monkeypatch.setattr("auris.corpus.command.run", lambda config: 75)
+    assert cli.main(["corpus", "out=x"]) == 75
+
+
+def test_hydra_s_own_flags_work(monkeypatch, tmp_path, capsys):
+    assert cli.main(["train", "optim.lr=0.5", "--cfg", "job", "--package", "optim"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out.split("\n", 1)[1])["lr"] == 0.5
+    assert cli.main(["train", "--info", "defaults"]) == 0
+    assert "model/encoder/whisper_v3" in capsys.readouterr().out
+    seeds = []
+    monkeypatch.setattr("auris.corpus.command.run", lambda config: seeds.append(config["seed"]))
+    assert cli.main(["corpus", "out=x", "seed=1,2", "-m", f"hydra.sweep.dir={tmp_path}"]) == 0
+    assert seeds == [1, 2]
+
+
+# --- help ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_the_help_of_a_command_has_every_key_with_the_comment_of_the_yaml(name, capsys):
+    assert cli.main([name, "--help"]) == 0
+    page = capsys.readouterr().out
+    assert max(map(len, page.splitlines())) <= 100
+    assert page.startswith(f"usage: auris {name} ") and page.count(f"\n  auris {name}") >= 3
+    content = yaml.safe_load((config.CONFIGS / f"{name}.yaml").read_text())
+    groups = {key for default in content.pop("defaults") if isinstance(default, dict) for key in default}
+    for key in content.keys() - {"hydra"} - groups:
+        assert f"\n  {key}:" in page
+    for key in (key for key in groups if not key.startswith("override ")):
+        assert f"\n  {key}=" in page and config.options(key)[0] in page
+    assert "--multirun" in page and "75" in page
+
+
+def test_comments_of_nested_keys_are_there_and_continue_on_further_lines(capsys):
+    cli.main(["train", "--help"])
+    page = " ".join(capsys.readouterr().out.split())
+    assert "warmup_steps: 2000" in page and "weights: and of parts: also Whisper for the encoder" in page
+    assert "is counted and kept in faults/: skip (10 in a row stop the run) | stop" in page
+
+
+def test_without_a_command_the_commands_are_listed(capsys):
+    assert cli.main([]) == 0
+    page = capsys.readouterr().out
+    assert all(f"\n  {name}" in page and command.summary in page for name, command in cli.COMMANDS.items())
+    assert max(map(len, page.splitlines())) <= 100 and "Exit codes" in page
+
+
+# --- mistakes -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "arguments, line",
+    [
+        (["tran"], "there is no command tran; did you mean train? expected train, evaluate"),
+        (["train", "optim.lrr=1"], "optim.lrr=1: there is no optim.lrr; did you mean optim.lr?"),
+        (["train", "modle=qwen_audio"], "modle=qwen_audio: there is no modle; did you mean mod"),
+        (["train", "model/encodr=whisper_v2"], "there is no model/encodr; did you mean model/encoder?"),
+        (["train", "model=qwen3"], "model=qwen3: there is no such option; expected qwen2_audio, qwen_audio"),
+        (["train", "experiment=qwen_audio_sff"], "there is no such option; did you mean qwen_audio_sft? expected enc"),
+        (["train", "data.train=[a"], "data.train=[a: "),
+        (["train", "seed"], "seed: "),
+        (["train", "seed=0,1"], "To sweep over it, add --multirun"),
+        (["train", "run_dir=${nothing}"], "Interpolation key 'nothing' not found"),
+        (["train", "--cfgg", "job"], "there is no flag --cfgg; did you mean --cfg?"),
+        (["results"], "which study? give study=NAME; "),
+        (["export", "checkpoint=x"], "expected out=... on the command line (see --help)"),
+    ],
+)
+def test_a_mistake_of_usage_is_one_line_and_has_the_exit_code_2(arguments, line, capsys):
+    assert cli.main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("error: ") and line in err and err.count("\n") == 1
+
+
+def test_under_torchrun_a_mistake_of_usage_is_said_by_the_first_process_of_a_machine(capsys, monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert cli.main(["train", "optim.lrr=1"]) == 2
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("error", [UserError("out=x is full"), RunStopped("out=x is full")])
+def test_a_run_that_fails_by_the_user_s_mistake_is_one_line_and_has_the_exit_code_1(error, failing, capsys):
+    failing(error)
+    assert cli.main(["corpus", "out=x"]) == 1
+    assert capsys.readouterr().err == "error: out=x is full\n"
+
+
+@pytest.mark.parametrize("error", [ValueError("of torch"), OSError("of the disk"), KeyError("of a subclass")])
+def test_every_other_exception_keeps_its_traceback(error, failing):
+    failing(error)
+    with pytest.raises(type(error)) as raised:
+        cli.main(["corpus", "out=x"])
+    assert raised.value is error and any(entry.name == "run" for entry in raised.traceback)
+
+
+def test_debug_shows_the_traceback_of_a_user_s_mistake(failing, monkeypatch):
+    failing(UserError("out=x is full"))
+    with pytest.raises(UserError):
+        cli.main(["corpus", "--debug", "out=x"])
+    monkeypatch.setenv("AURIS_DEBUG", "1")
+    with pytest.raises(UserError):
+        cli.main(["train", "optim.lrr=1"])
+
+
+def raise_user_error() -> None:
+    raise UserError("p=2: expected a probability")
+
+
+def raise_value_error() -> None:
+    raise ValueError("of numpy")
+
+
+def test_what_a_target_raises_is_shown_as_it_is():
+    with pytest.raises(UserError, match="^p=2: expected a probability$"):
+        config.build({"_target_": f"{__name__}.raise_user_error"})
+    with pytest.raises(Exception, match="of numpy") as raised:
+        config.build({"_target_": f"{__name__}.raise_value_error"})
+    assert not isinstance(raised.value, UserError) and isinstance(raised.value.__cause__, ValueError)
+
+
+def test_a_traceback_of_a_subclass_ends_where_it_was_raised(tmp_path: Path):
+    (tmp_path / "mine.py").write_text("class Module:\n    def __init__(self, **_):\n        raise ValueError('mine')\n")
+    (tmp_path / "rows.jsonl").write_text("")
+    options = [
+        f"run_dir={tmp_path}/run",
+        "module=mine.Module",
+        f"data.root={ROOT}",
+        f"data.train=[{tmp_path}/rows.jsonl]",
+    ]
+    done = auris("train", *options, "data.valid=[]", PYTHONPATH=f"{ROOT / 'src'}:{tmp_path}")
+    assert done.returncode == 1
+    if "mine" in done.stderr:
+        assert "Traceback" in done.stderr
+
+
+# --- start-up -----------------------------------------------------------------------------------------------------
+
+_IMPORTED = """
+import sys
+from auris import cli
+code = cli.main(sys.argv[1:])
+print([name for name in {heavy} if name in sys.modules], code)
+"""
+
+
+@pytest.mark.parametrize(
+    "arguments, code",
+    [
+        ([], 0),
+        (["train", "--help"], 0),
+        (["train", "optim.lrr=1"], 2),
+        (["results"], 2),
+        (["train", "--cfg", "job"], 0),
+    ],
+)
+def test_what_only_prints_does_not_import_what_computes(arguments, code):
+    script = _IMPORTED.format(heavy=HEAVY)
+    done = subprocess.run([sys.executable, "-c", script, *arguments], env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == f"[] {code}", done.stderr
