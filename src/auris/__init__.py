@@ -1,16 +1,23 @@
 """auris: a research codebase for large audio-language models in the Qwen-Audio line.
 
-`auris.load(path)` gives a trained model that answers (`auris.inference.load`); it is imported when it is first asked
-for.
+`auris.load(path)` returns a trained model that answers, `auris.results` reads run directories, and `auris.inspection`
+looks into a model. Each is imported when it is first used.
 """
 
 from importlib import import_module
 from typing import Any
 
-__version__ = "0.1.0"
+_LAZY = {
+    "load": ("auris.inference.load", "load"),
+    "results": ("auris.results", None),
+    "inspection": ("auris.inference.inspection", None),
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name == "load":
-        return import_module("auris.inference.load").load
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name == "__version__":
+        return import_module("importlib.metadata").version("auris")
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, attribute = _LAZY[name]
+    return getattr(import_module(module), attribute) if attribute else import_module(module)
