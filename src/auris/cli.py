@@ -19,7 +19,7 @@ from itertools import takewhile
 from typing import TYPE_CHECKING
 
 import auris
-from auris.errors import UsageError, UserError
+from auris.errors import UsageError, UserError, user_output
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -32,20 +32,24 @@ class Command:
     Attributes:
         summary: what it does, in one line.
         function: `module:name` of a function that takes the resolved config; it returns an exit code, or None for 0.
+        output: the key of the path that is written.
     """
 
     summary: str
     function: str
+    output: str = "out"
 
 
 COMMANDS = {
-    "train": Command("train a model, or all arms of a study", "auris.training.run:run"),
-    "evaluate": Command("answer test rows and score the answers", "auris.evaluation.runner:run"),
-    "results": Command("compare the arms of a study: table, intervals, figures", "auris.results.command:run"),
+    "train": Command("train a model, or all arms of a study", "auris.training.run:run", "run_dir"),
+    "evaluate": Command("answer test rows and score the answers", "auris.evaluation.runner:run", "checkpoint"),
+    "results": Command("compare the arms of a study: table, intervals, figures", "auris.results.command:run", "runs"),
     "report": Command("write a run or a study as an HTML page", "auris.results.html.command:run"),
     "export": Command("write a model as a directory for transformers or auris.load", "auris.inference.export:run"),
-    "doctor": Command("look at a checkpoint or at data, and say what is wrong", "auris.inference.inspect:run"),
-    "chat": Command("talk to a model, or answer a file of dialogues", "auris.inference.chat:run"),
+    "doctor": Command(
+        "look at a checkpoint or at data, and say what is wrong", "auris.inference.inspect:run", "report"
+    ),
+    "chat": Command("talk to a model, or answer a file of dialogues", "auris.inference.chat:run", "output"),
     "prefer": Command("make preference pairs for DPO", "auris.evaluation.preferences:run"),
     "align": Command("find when each word of a transcript is said", "auris.inference.align:run"),
     "corpus": Command("make the synthetic corpus", "auris.corpus.command:run"),
@@ -135,10 +139,12 @@ def run_job(name: str, cfg: DictConfig) -> None:
     code: int | None = 2
     try:
         resolved = config.resolve(cfg)
-        module, _, function = COMMANDS[name].function.partition(":")
+        command = COMMANDS[name]
+        module, _, function = command.function.partition(":")
         run: Callable[[config.Config], int | None] = getattr(import_module(module), function)
         code = 1
-        code = run(resolved)
+        with user_output(command.output, resolved.get(command.output)):
+            code = run(resolved)
     except UserError as error:
         raise SystemExit(_report(error, code=code)) from error
     if code:

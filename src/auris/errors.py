@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_MENDABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+_MENDABLE |= {errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG}
+
 
 class UserError(ValueError):
     """A mistake in what the user gave: the message shows the value, what was expected and what to type instead."""
@@ -28,3 +36,21 @@ class RunStopped(UserError, RuntimeError):
 
 class UsageError(UserError):
     """A command line or config that says too little or contradicts itself; nothing was started."""
+
+
+@contextmanager
+def user_output(key: str, path: str | None) -> Iterator[None]:
+    """Turn an OSError that the user can mend (a full disk, no permission) into a UserError that names `key=path`.
+
+    An error about a file elsewhere passes: it is not about this path. So does every error without a path.
+    """
+    try:
+        yield
+    except OSError as error:
+        if path is None or isinstance(error, UserError) or error.errno not in _MENDABLE:
+            raise
+        if error.filename is not None and not Path(error.filename).resolve().is_relative_to(
+            Path(path).resolve().parent
+        ):
+            raise
+        raise UserError(f"{key}={path} cannot be written: {error}") from error

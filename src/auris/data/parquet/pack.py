@@ -25,7 +25,7 @@ from auris.data.parquet import dataset as shards
 from auris.data.parquet import writer
 from auris.data.parquet.dataset import CONTENTS, SHARD, Contents
 from auris.data.parquet.reader import File
-from auris.errors import UsageError, UserError
+from auris.errors import RunStopped, UsageError, UserError
 
 _SHOWN = 20  # rows that cannot be used, on the terminal; all of them are in problems.jsonl
 
@@ -131,7 +131,7 @@ def _work(job: Job, numbers: range, processes: int) -> Iterator[tuple[int, File]
             for done in as_completed(found):
                 yield found[done], done.result()
         except BrokenProcessPool as error:
-            raise OSError("a packing process was killed (is memory short? processes=1 takes the least)") from error
+            raise RunStopped("a packing process was killed (is memory short? processes=1 takes the least)") from error
         finally:
             pool.shutdown(cancel_futures=True)
 
