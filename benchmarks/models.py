@@ -25,6 +25,8 @@ from auris.model.audio_lm import AudioLM
 from auris.model.encoder import Encoder
 from auris.model.pack import IGNORE
 from auris.model.weights import loading
+from auris.model.weights.layouts import LAYOUTS
+from auris.model.weights.tensors import StateTensors
 from auris.training import optim
 from benchmarks import Mistake
 
@@ -109,7 +111,7 @@ def gradient_error(ours: AudioLM, theirs: Qwen2AudioForConditionalGeneration) ->
 
 
 def _our_name(name: str) -> str:
-    return loading.LAYOUTS["qwen2_audio"].ours(name)[0]
+    return LAYOUTS["qwen2_audio"].ours(name)[0]
 
 
 def train(ours: AudioLM, theirs: Qwen2AudioForConditionalGeneration, trained: str) -> None:
@@ -181,7 +183,7 @@ def models(preset: Preset, seed: int) -> tuple[AudioLM, Qwen2AudioForConditional
         llm=partial(llm.build_llm, text),
         vocab_size=preset.vocab_size,
     ).train()
-    loading.load(ours, loading.StateTensors(theirs.state_dict()), where="transformers")
+    loading.load(ours, StateTensors(theirs.state_dict()), where="transformers")
     return ours, theirs
 
 

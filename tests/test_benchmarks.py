@@ -13,6 +13,7 @@ import torch
 
 from auris import audio
 from auris.model.weights import loading
+from auris.model.weights.tensors import TensorSource
 from benchmarks import (
     Comparison,
     Report,
@@ -117,7 +118,7 @@ def test_sides_that_differ_are_not_timed(
 ) -> None:
     load = loading.load
 
-    def load_and_move_one(net: torch.nn.Module, source: loading.Source, where: str) -> None:
+    def load_and_move_one(net: torch.nn.Module, source: TensorSource, where: str) -> None:
         load(net, source, where=where)
         with torch.no_grad():
             net.encoder.blocks[0].query.weight[0] += value
@@ -132,7 +133,7 @@ def test_sides_that_differ_are_not_timed(
 def test_answers_that_differ_are_not_timed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     load = loading.load
 
-    def load_and_turn_the_head(net: torch.nn.Module, source: loading.Source, where: str) -> None:
+    def load_and_turn_the_head(net: torch.nn.Module, source: TensorSource, where: str) -> None:
         load(net, source, where=where)
         with torch.no_grad():
             net.llm.lm_head.weight.neg_()

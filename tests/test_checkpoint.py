@@ -17,7 +17,7 @@ from auris import config as recipe
 from auris.inference.export import export
 from auris.model.weights import loading
 from auris.model.weights.identify import KINDS, PARTS, identify
-from auris.model.weights.loading import layout_of
+from auris.model.weights.layouts import layout_of
 from auris.training import sharding
 
 MAKE: dict[str, Callable[[Path], object]] = {
@@ -103,7 +103,7 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     found = {kind: folder / (f"{kind}.pt" if kind == "whisper_openai" else kind) for kind in MAKE}
     for kind, make in MAKE.items():
         make(found[kind])
-    found["snapshot"] = found["run"] / "checkpoints/step_00000001"
+    found["checkpoint"] = found["run"] / "checkpoints/step_00000001"
     found["auris"] = folder / "auris"
     export(found["run"], found["auris"], format="auris")
     return found
@@ -112,7 +112,7 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_path_is_recognised(paths: dict[str, Path], kind: str):
     found = identify(paths[kind])
-    assert (found.kind, found.layout) == (kind, layout_of(found.source()))
+    assert (found.kind, found.layout) == (kind, layout_of(found.source().keys()))
     whole = kind not in ("whisper", "whisper_openai", "causal_lm", "qwen")
     assert (found.model is not None) == whole == (set(found.parts) == set(PARTS))
     assert (found.tokenizer is not None) == (whole or kind == "qwen")
@@ -136,7 +136,7 @@ def test_a_language_model_begins_ours_and_its_vocabulary_grows(paths: dict[str, 
     sharding.materialise(net, "cpu")
     told = loading.load(net, found.source(), layout=found.layout, parts=list(found.parts), where="here")
     rows = found.config["vocab_size"]
-    assert told["grown"]["llm.model.embed_tokens.weight"] == (rows, 5000)
+    assert told.grown["llm.model.embed_tokens.weight"] == (rows, 5000)
     names = {"causal_lm": "model.embed_tokens.weight", "qwen": "transformer.wte.weight"}
     assert torch.equal(net.llm.model.embed_tokens.weight[:rows], found.source().read(names[kind]))
 

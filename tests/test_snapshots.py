@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from auris.model.weights import checkpoint_dir
-from auris.model.weights.checkpoint_dir import Damaged, SaveError, Snapshot
+from auris.model.weights.checkpoint_dir import CheckpointDir, Damaged, SaveError
 from auris.training import optim
 from runs import ROOT, environment
 from sharded import learn, make
@@ -71,14 +71,14 @@ def test_a_module_and_its_optimizer_come_back_bit_by_bit(tmp_path: Path, states:
     module, optimizer = trained(seed=1, states=states)
     path = checkpoint_dir.write(tmp_path, 2, module=module, optimizer=optimizer, state=STATE)
     other, its_optimizer = trained(seed=2, steps=0, states=states)
-    checkpoint_dir.restore(Snapshot(path), module=other, optimizer=its_optimizer)
+    checkpoint_dir.restore(CheckpointDir(path), module=other, optimizer=its_optimizer)
     assert same(module, other)
     for one, two in ((module, optimizer), (other, its_optimizer)):  # and they go on alike
         two.zero_grad()
         one.loss().backward()
         two.step()
     assert same(module, other) and its_optimizer.param_groups[0]["betas"] == (0.8, 0.9)
-    state = Snapshot(path).state
+    state = CheckpointDir(path).state
     assert state["recipe"] == STATE["recipe"] and state["step"] == 2
 
 
@@ -86,7 +86,7 @@ def test_weights_alone_come_back_too(tmp_path: Path):
     module, _ = trained(seed=1)
     path = checkpoint_dir.write(tmp_path, 2, module=module, state=STATE)
     other, _ = trained(seed=2)
-    checkpoint_dir.restore(Snapshot(path), module=other)
+    checkpoint_dir.restore(CheckpointDir(path), module=other)
     assert same(module, other) and not list(path.glob("optimizer-*"))
 
 
@@ -101,7 +101,7 @@ def test_its_files_are_safetensors_as_the_library_reads_them(tmp_path: Path):
 
 def test_slices_are_those_of_the_whole(tmp_path: Path):
     module, _ = trained()
-    tensors = Snapshot(write(tmp_path, 2)).tensors(prefix="net.")
+    tensors = CheckpointDir(write(tmp_path, 2)).tensors(prefix="net.")
     whole = module.net[0].weight
     assert tensors.shape("0.weight") == (5, 3) and tensors.dtype("1.weight") == torch.bfloat16
     for index in ((slice(1, 4),), (slice(0, 5), slice(2, 3)), (slice(4, 5), slice(0, 1)), (slice(2, 2),)):
@@ -110,7 +110,7 @@ def test_slices_are_those_of_the_whole(tmp_path: Path):
 
 @pytest.mark.parametrize("wrong", ["missing", "unexpected", "shape", "groups"])
 def test_another_model_is_named_before_anything_is_copied(tmp_path: Path, wrong: str):
-    snapshot = Snapshot(write(tmp_path, 2))
+    snapshot = CheckpointDir(write(tmp_path, 2))
     module, optimizer = trained(seed=5)
     if wrong == "missing":
         module.register_buffer("more", torch.zeros(1))
@@ -149,9 +149,9 @@ def test_any_flipped_bit_is_noticed(tmp_path: Path):
             at, bit = dice.randrange(len(content)), dice.randrange(8)
             file.write_bytes(content[:at] + bytes([content[at] ^ 1 << bit]) + content[at + 1 :])
             with pytest.raises(Damaged):
-                Snapshot(path).verify()
+                CheckpointDir(path).verify()
         file.write_bytes(content)
-    Snapshot(path).verify()
+    CheckpointDir(path).verify()
 
 
 @pytest.mark.parametrize("how", ["cut", "longer", "empty", "gone"])
@@ -164,7 +164,7 @@ def test_a_file_of_another_length_is_noticed(tmp_path: Path, how: str):
         else:
             file.write_bytes({"cut": content[:-1], "longer": content + b"\0", "empty": b""}[how])
         with pytest.raises(Damaged, match=str(file.name) if how != "gone" else None):
-            Snapshot(path).verify()
+            CheckpointDir(path).verify()
         file.write_bytes(content)
 
 
@@ -217,10 +217,10 @@ def test_nothing_in_a_checkpoint_is_executed(tmp_path: Path):
     for file in whole:
         file.write_bytes(pickle.dumps(Executed()))
         with pytest.raises(Damaged):
-            Snapshot(path).verify()
+            CheckpointDir(path).verify()
         with pytest.raises((Damaged, ValueError)):
             module, optimizer = trained()
-            checkpoint_dir.restore(Snapshot(path), module=module, optimizer=optimizer)
+            checkpoint_dir.restore(CheckpointDir(path), module=module, optimizer=optimizer)
         file.write_bytes(whole[file])
 
 
@@ -237,7 +237,7 @@ def test_a_manifest_cannot_name_other_files(tmp_path: Path, name: str):
         sealed = {"content": changed, "sha256": checkpoint_dir._seal_of(changed)}
         (path / "manifest.json").write_text(json.dumps(sealed))
         with pytest.raises(Damaged, match="is no file of a checkpoint"):
-            Snapshot(path)
+            CheckpointDir(path)
 
 
 # --- saving -------------------------------------------------------------------------------------------------------
@@ -330,7 +330,7 @@ def test_a_step_that_is_taken_again_replaces_its_checkpoint(tmp_path: Path):
     write(tmp_path, 2, seed=1)
     path = write(tmp_path, 2, seed=2)
     other, optimizer = trained(seed=3, steps=0)
-    checkpoint_dir.restore(Snapshot(path), module=other, optimizer=optimizer)
+    checkpoint_dir.restore(CheckpointDir(path), module=other, optimizer=optimizer)
     assert same(other, trained(seed=2)[0]) and files(tmp_path) == [path]
 
 
@@ -358,7 +358,7 @@ def sharded(folder: Path, world: int, *layouts: str) -> None:
     assert [process.returncode for process in processes] == [0] * world, "\n".join(said)[-4000:]
 
 
-def check_strategies(folder: Path, rounds: dict[int, list[str]]) -> Snapshot:
+def check_strategies(folder: Path, rounds: dict[int, list[str]]) -> CheckpointDir:
     """That the last checkpoint is what one process alone would have come to."""
     net, optimizer = make(seed=9)
     learn(net, optimizer)

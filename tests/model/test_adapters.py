@@ -15,6 +15,7 @@ from auris.model import adapters
 from auris.model.audio_lm import AudioLM
 from auris.model.generation import Generation
 from auris.model.weights import loading
+from auris.model.weights.tensors import StateTensors
 from auris.training import optim
 from auris.training.objectives.next_token import NextToken
 
@@ -57,7 +58,7 @@ def copied(net: AudioLM) -> dict[str, Tensor]:
 def merged(net: AudioLM, like: AudioLM) -> AudioLM:
     """A net without adapters that is loaded with the merged weights of one that has them."""
     plain = deepcopy(like)
-    loading.load(plain, loading.StateTensors(adapters.merge(net.state_dict(), LORA_SETTINGS)), where="merged")
+    loading.load(plain, StateTensors(adapters.merge(net.state_dict(), LORA_SETTINGS)), where="merged")
     return plain
 
 

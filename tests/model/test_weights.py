@@ -17,8 +17,10 @@ from torch.multiprocessing import spawn
 
 import nets
 from auris.model.audio_lm import AudioLM
-from auris.model.weights import loading
-from auris.model.weights.loading import StateTensors, TensorFiles
+from auris.model.weights import loading, tensors
+from auris.model.weights.loading import LoadReport
+from auris.model.weights.saving import export_tensors, write_sharded
+from auris.model.weights.tensors import StateTensors, TensorFiles
 from auris.training import sharding
 
 MAPS = Path("/proc/self/maps")
@@ -49,7 +51,7 @@ def assert_equal(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) ->
 def write(out: Path, state: Mapping[str, Tensor], n_shards: int = 1) -> Path:
     """The tensors of a state in about `n_shards` files."""
     size = sum(tensor.nbytes for tensor in state.values())
-    loading.write_sharded(state.items(), out, max_shard_bytes=1 + size // n_shards)
+    write_sharded(state.items(), out, max_shard_bytes=1 + size // n_shards)
     return out
 
 
@@ -63,7 +65,7 @@ def test_a_net_is_filled_from_one_file_and_from_shards(net: AudioLM, source_net:
         report = loading.load(net, TensorFiles.open(out), where=str(out))
         assert_equal(net.state_dict(), source_net.state_dict())
         names = ["encoder", "pooling", "llm", "projector", "boundary"]
-        assert report == {"layout": "auris", "parts": names, "tensors": len(net.state_dict()), "grown": {}}
+        assert report == LoadReport(layout="auris", parts=names, n_tensors=len(net.state_dict()), grown={})
 
 
 def test_the_state_of_a_run_is_read_by_part_and_the_others_stay(net: AudioLM, source_net: AudioLM):
@@ -89,7 +91,7 @@ def test_joined_tensors_are_taken_apart_row_by_row():
     torch.manual_seed(1)
     net = nets.build(num_key_value_heads=2)
     attention = net.llm.model.layers[1].self_attn
-    theirs = dict(loading.export_tensors(nets.build(num_key_value_heads=2).llm.state_dict(prefix="llm."), "qwen_audio"))
+    theirs = dict(export_tensors(nets.build(num_key_value_heads=2).llm.state_dict(prefix="llm."), "qwen_audio"))
     joined = theirs["transformer.h.1.attn.c_attn.weight"]
     assert joined.shape == (32 + 16 + 16, 32)
     loading.load(net, StateTensors(theirs), layout="qwen_audio", parts=["llm"], where="qwen")
@@ -146,14 +148,14 @@ def test_missing_and_unexpected_tensors_are_named(net: AudioLM, source_net: Audi
 
 
 def test_names_that_a_layout_does_not_know_are_unexpected_for_every_part(net: AudioLM, source_net: AudioLM):
-    theirs = dict(loading.export_tensors(source_net.state_dict(), "qwen2_audio"))
+    theirs = dict(export_tensors(source_net.state_dict(), "qwen2_audio"))
     theirs["audio_tower.conv3.weight"] = torch.zeros(1)
     assert "(qwen2_audio layout)" in refused(net, theirs, parts=["llm"])
     assert refused(net, theirs, parts=["llm"]).endswith("model: audio_tower.conv3.weight is unexpected")
 
 
 def test_more_layers_than_the_model_has_are_unexpected(net: AudioLM):
-    deeper = dict(loading.export_tensors(nets.build(layers=3).state_dict(), "qwen2_audio"))
+    deeper = dict(export_tensors(nets.build(layers=3).state_dict(), "qwen2_audio"))
     said = refused(net, deeper, parts=["encoder"])
     assert "audio_tower.layers.2.self_attn.q_proj.weight is unexpected" in said and said.endswith("; and 10 more")
 
@@ -164,7 +166,7 @@ def test_many_faults_are_counted_and_five_shown(net: AudioLM):
 
 
 def test_what_does_not_fit_is_told_of_a_net_without_memory_too(source_net: AudioLM):
-    theirs = dict(loading.export_tensors(source_net.state_dict(), "qwen2_audio"))
+    theirs = dict(export_tensors(source_net.state_dict(), "qwen2_audio"))
     assert loading.misfits(nets.build_meta(), StateTensors(theirs), "qwen2_audio") == []
     del theirs["audio_tower.conv1.bias"]
     found = loading.misfits(nets.build_meta(vocab=50), StateTensors(theirs), "qwen2_audio")
@@ -173,7 +175,7 @@ def test_what_does_not_fit_is_told_of_a_net_without_memory_too(source_net: Audio
 
 def test_a_part_without_a_counterpart_is_named():
     net = nets.build("qwen_audio")
-    theirs = dict(loading.export_tensors(nets.build().state_dict(), "qwen2_audio"))
+    theirs = dict(export_tensors(nets.build().state_dict(), "qwen2_audio"))
     assert "model: boundary.weight has no counterpart there" in refused(net, theirs)
 
 
@@ -202,8 +204,8 @@ def test_old_rows_stay_and_new_ones_look_like_them(monkeypatch: pytest.MonkeyPat
     net = nets.build(vocab=2400)
     report = loading.load(net, StateTensors(state), parts=["llm"], where="llm", seed=3)
     rows = (400, 2400)
-    assert report["layout"] == "causal_lm"
-    assert report["grown"] == {"llm.model.embed_tokens.weight": rows, "llm.lm_head.weight": rows}
+    assert report.layout == "causal_lm"
+    assert report.grown == {"llm.model.embed_tokens.weight": rows, "llm.lm_head.weight": rows}
     drawn = []
     for name, table in (("model.embed_tokens.weight", net.llm.model.embed_tokens), ("lm_head.weight", net.llm.lm_head)):
         old, new = table.weight[:400], table.weight[400:]
@@ -304,7 +306,7 @@ def test_a_type_that_torch_lacks_is_named(tmp_path: Path):
 def test_shards_have_the_published_names_and_an_index(source_net: AudioLM, tmp_path: Path):
     state = source_net.state_dict()
     limit = 20_000
-    loading.write_sharded(state.items(), tmp_path, max_shard_bytes=limit)
+    write_sharded(state.items(), tmp_path, max_shard_bytes=limit)
     index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
     shards = sorted(set(index["weight_map"].values()))
     assert len(shards) > 2
@@ -321,7 +323,7 @@ def test_shards_have_the_published_names_and_an_index(source_net: AudioLM, tmp_p
 def test_tensors_in_one_memory_are_written_apart(tmp_path: Path):
     table = torch.randn(6, 4)
     state = {"one": table, "same": table, "transposed": table.T, "part": table[1:3]}
-    loading.write_sharded(state.items(), tmp_path)
+    write_sharded(state.items(), tmp_path)
     assert_equal({name: TensorFiles.open(tmp_path).read(name) for name in state}, state)
 
 
@@ -337,7 +339,7 @@ def test_a_write_that_breaks_off_leaves_nothing_that_looks_like_weights(source_n
         raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
-        loading.write_sharded(broken(), tmp_path, max_shard_bytes=20_000)
+        write_sharded(broken(), tmp_path, max_shard_bytes=20_000)
     with pytest.raises(FileNotFoundError):
         TensorFiles.open(tmp_path)
     write(tmp_path, source_net.state_dict())
@@ -367,8 +369,8 @@ def test_one_shard_is_in_memory_at_a_time_and_each_once(
     net: AudioLM, source_net: AudioLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     source = Watched.open(write(tmp_path, source_net.state_dict(), 4))
-    opened, open_file = [], loading._open
-    monkeypatch.setattr(loading, "_open", lambda file: opened.append(file) or open_file(file))
+    opened, open_file = [], tensors._open
+    monkeypatch.setattr(tensors, "_open", lambda file: opened.append(file) or open_file(file))
     loading.load(net, source, where="shards")
     assert sorted(opened) == sorted(tmp_path.glob("*.safetensors")) and len(opened) == 4
     assert [len(files) for files in source.mapped] == [1] * 4
@@ -416,7 +418,7 @@ def test_each_of_two_ranks_reads_its_shards_alone(tmp_path: Path):
     whole = nets.build("qwen_audio", vocab=VOCAB)
     states = {
         "auris": whole.state_dict(),
-        "qwen_audio": dict(loading.export_tensors(whole.state_dict(), "qwen_audio")),
+        "qwen_audio": dict(export_tensors(whole.state_dict(), "qwen_audio")),
         "causal_lm": llm_alone(VOCAB),
     }
     for case, state in states.items():

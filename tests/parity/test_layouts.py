@@ -25,7 +25,9 @@ import nets
 from auris import config as recipe
 from auris.model.audio_lm import AudioLM
 from auris.model.weights import loading
-from auris.model.weights.loading import StateTensors, TensorFiles
+from auris.model.weights.layouts import layout_of
+from auris.model.weights.saving import export_tensors, write_sharded
+from auris.model.weights.tensors import StateTensors, TensorFiles, TensorSource
 
 # --- names and shapes at full size --------------------------------------------------------------------------------
 
@@ -91,7 +93,7 @@ def listed_qwen2_audio() -> dict[str, tuple[int, ...]]:
 def test_the_full_scale_has_the_names_and_shapes_of_the_release(system: str, listed):
     made = recipe.resolve(recipe.compose([f"experiment={system}_pretrain", "scale=full"]))
     net = recipe.build_net(made, SimpleNamespace(size=5_000))  # on the meta device
-    exported = {name: tuple(tensor.shape) for name, tensor in loading.export_tensors(net.state_dict(), system)}
+    exported = {name: tuple(tensor.shape) for name, tensor in export_tensors(net.state_dict(), system)}
     assert len(exported) == {"qwen_audio": 749, "qwen2_audio": 876}[system]
     assert exported == listed()
 
@@ -105,7 +107,7 @@ def assert_equal(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) ->
     assert [name for name in expected if not torch.equal(state[name], expected[name])] == []
 
 
-def tensors(source: loading.Source) -> dict[str, Tensor]:
+def tensors(source: TensorSource) -> dict[str, Tensor]:
     return {name: source.read(name) for name in sorted(source.keys())}
 
 
@@ -153,9 +155,9 @@ def test_qwen2_audio_files_come_back_bit_by_bit(
     source = TensorFiles.open(tmp_path / "theirs")
     stored = tensors(source)
     assert {name.split(".")[0] for name in stored} == {"audio_tower", "multi_modal_projector", "language_model"}
-    assert loading.layout_of(source) == "qwen2_audio"
+    assert layout_of(source.keys()) == "qwen2_audio"
     report = loading.load(net.to(dtype), source, where="theirs")
-    assert report["tensors"] == len(stored) and report["parts"] == [
+    assert report.n_tensors == len(stored) and report.parts == [
         "encoder",
         "pooling",
         "llm",
@@ -163,14 +165,14 @@ def test_qwen2_audio_files_come_back_bit_by_bit(
         "boundary",
     ]
     out = tmp_path / "ours"
-    loading.write_sharded(loading.export_tensors(net.state_dict(), "qwen2_audio"), out, max_shard_bytes=20_000)
+    write_sharded(export_tensors(net.state_dict(), "qwen2_audio"), out, max_shard_bytes=20_000)
     assert_equal(tensors(TensorFiles.open(out)), stored)
 
 
 def test_transformers_loads_what_we_write(
     qwen2_audio: Qwen2AudioForConditionalGeneration, net: AudioLM, tmp_path: Path
 ):
-    loading.write_sharded(loading.export_tensors(net.state_dict(), "qwen2_audio"), tmp_path, max_shard_bytes=20_000)
+    write_sharded(export_tensors(net.state_dict(), "qwen2_audio"), tmp_path, max_shard_bytes=20_000)
     qwen2_audio.config.save_pretrained(tmp_path)
     theirs, told = Qwen2AudioForConditionalGeneration.from_pretrained(
         tmp_path, dtype=torch.float32, output_loading_info=True
@@ -187,7 +189,7 @@ def test_names_of_a_model_in_memory_are_read_too(
     state = qwen2_audio.state_dict()
     assert "model.audio_tower.conv1.weight" in state and "lm_head.weight" in state
     source = StateTensors(state)
-    assert loading.layout_of(source) == "qwen2_audio"
+    assert layout_of(source.keys()) == "qwen2_audio"
     loading.load(net, source, where="memory")
     qwen2_audio.save_pretrained(tmp_path)
     files = nets.build()
@@ -239,12 +241,12 @@ def test_qwen_audio_tensors_come_back_bit_by_bit(tmp_path: Path, dtype: torch.dt
     torch.manual_seed(0)
     first, net = nets.build("qwen_audio").to(dtype), nets.build("qwen_audio").to(dtype)
     theirs = renamed_to_qwen_audio(first.state_dict())
-    loading.write_sharded(theirs.items(), tmp_path, max_shard_bytes=20_000)
+    write_sharded(theirs.items(), tmp_path, max_shard_bytes=20_000)
     source = TensorFiles.open(tmp_path)
-    assert loading.layout_of(source) == "qwen_audio"
+    assert layout_of(source.keys()) == "qwen_audio"
     loading.load(net, source, where="theirs")
     assert_equal(net.state_dict(), first.state_dict())
-    assert_equal(dict(loading.export_tensors(net.state_dict(), "qwen_audio")), theirs)
+    assert_equal(dict(export_tensors(net.state_dict(), "qwen_audio")), theirs)
 
 
 def test_qwen_7b_of_the_first_release_is_a_language_model_alone():
@@ -253,7 +255,7 @@ def test_qwen_7b_of_the_first_release_is_a_language_model_alone():
     first, net = nets.build("qwen_audio", vocab=30), nets.build("qwen_audio")
     theirs = renamed_to_qwen_audio({n: t for n, t in first.state_dict().items() if n.startswith("llm.")})
     report = loading.load(net, StateTensors(theirs), parts=["llm"], where="weights.llm=qwen")
-    assert (report["layout"], report["grown"]["llm.lm_head.weight"]) == ("qwen_audio", (30, 41))
+    assert (report.layout, report.grown["llm.lm_head.weight"]) == ("qwen_audio", (30, 41))
     assert torch.equal(net.llm.lm_head.weight[:30], first.llm.lm_head.weight)
     assert torch.equal(net.llm.model.layers[0].self_attn.k_proj.bias, first.llm.model.layers[0].self_attn.k_proj.bias)
 
@@ -261,7 +263,7 @@ def test_qwen_7b_of_the_first_release_is_a_language_model_alone():
 def test_a_model_without_a_counterpart_is_not_exported():
     state = nets.build("qwen_audio").state_dict()
     with pytest.raises(ValueError, match="no counterpart in the qwen2_audio layout: boundary.weight$"):
-        list(loading.export_tensors(state, "qwen2_audio"))
+        list(export_tensors(state, "qwen2_audio"))
 
 
 # --- parts of other models ----------------------------------------------------------------------------------------
@@ -274,12 +276,12 @@ def whisper() -> WhisperForConditionalGeneration:
     return randomise(WhisperForConditionalGeneration(WhisperConfig(**encoder_sizes(), **small, **tokens)))
 
 
-def loaded_encoder(source: loading.Source, layout: str) -> dict[str, Tensor]:
+def loaded_encoder(source: TensorSource, layout: str) -> dict[str, Tensor]:
     """The encoder's tensors after a load that must leave all others alone."""
     net = nets.build()
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-    assert loading.layout_of(source) == layout
-    assert loading.load(net, source, where="whisper")["parts"] == ["encoder"]
+    assert layout_of(source.keys()) == layout
+    assert loading.load(net, source, where="whisper").parts == ["encoder"]
     others = {name for name in before if not name.startswith("encoder.")}
     assert_equal({n: net.state_dict()[n] for n in others}, {n: before[n] for n in others})
     return net.encoder.state_dict()
@@ -356,14 +358,14 @@ def test_a_language_model_is_read_from_its_directory(tmp_path: Path, family: str
     theirs = randomise(AutoModelForCausalLM.from_config(config))
     theirs.save_pretrained(tmp_path, max_shard_size="10KB")
     source = TensorFiles.open(tmp_path)
-    assert loading.layout_of(source) == "causal_lm" and ("lm_head.weight" in tensors(source)) == (not tied)
+    assert layout_of(source.keys()) == "causal_lm" and ("lm_head.weight" in tensors(source)) == (not tied)
     report = loading.load(net, source, where="weights.llm=theirs")
     expected = theirs.state_dict()
     for name, tensor in net.llm.state_dict().items():
         assert torch.equal(tensor[: len(expected[name])], expected[name]), name
     tables = {"llm.model.embed_tokens.weight": (30, 41), "llm.lm_head.weight": (30, 41)}
-    assert report["grown"] == (dict(list(tables.items())[:1]) if tied else tables)
-    assert net.llm.lm_head.weight.shape == (41, 32) and report["parts"] == ["llm"]
+    assert report.grown == (dict(list(tables.items())[:1]) if tied else tables)
+    assert net.llm.lm_head.weight.shape == (41, 32) and report.parts == ["llm"]
 
 
 # --- the golden files ---------------------------------------------------------------------------------------------
@@ -404,7 +406,7 @@ def test_tensors_of_the_golden_model_come_back_bit_by_bit(shared_data: Path):
     assert len(released) == 65
     tables = {name: torch.randn(50, hidden) for name in ("transformer.wte.weight", "lm_head.weight")}
     loading.load(net, StateTensors(released | tables), where="golden")
-    assert_equal(dict(loading.export_tensors(net.state_dict(), "qwen_audio")), released | tables)
+    assert_equal(dict(export_tensors(net.state_dict(), "qwen_audio")), released | tables)
     q, k, v = released["transformer.h.2.attn.c_attn.weight"].split(hidden)
     attention, mlp = net.llm.model.layers[2].self_attn, net.llm.model.layers[2].mlp
     assert torch.equal(attention.q_proj.weight, q) and torch.equal(attention.k_proj.weight, k)

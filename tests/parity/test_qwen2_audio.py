@@ -10,7 +10,7 @@ from twins import BATCHES, build, padded
 
 from auris.model.audio_lm import AudioLM
 from auris.model.pack import IGNORE
-from auris.model.weights import loading
+from auris.model.weights.layouts import LAYOUTS
 from packs import Row, pack
 
 
@@ -53,7 +53,7 @@ def test_loss_and_gradients_are_equal(models: tuple, rows: list[Row]) -> None:
 
     loss.backward()
     expected.backward()
-    released = loading.LAYOUTS["qwen2_audio"]
+    released = LAYOUTS["qwen2_audio"]
     grads = {released.ours(name)[0]: p.grad for name, p in theirs.named_parameters() if p.requires_grad}
     assert grads.keys() == dict(ours.named_parameters()).keys()
     for name, parameter in ours.named_parameters():

@@ -23,6 +23,7 @@ from auris.model.llm import build_llm
 from auris.model.pooling import Mean
 from auris.model.projector import Linear
 from auris.model.weights import loading
+from auris.model.weights.tensors import StateTensors
 from published import golden_table
 
 VOCAB = 155947
@@ -73,7 +74,7 @@ def encoders(request, golden: Path) -> AudioLM:
     llm = {"intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2}
     net = build(config, config["output_dim"], llm, 16, request.param)
     state = {f"transformer.audio.{name}": t for name, t in load_file(golden / "encoder.safetensors").items()}
-    source = loading.StateTensors(state)
+    source = StateTensors(state)
     loading.load(
         net, source, layout="qwen_audio", parts=["encoder", "projector", "boundary"], where="encoder.safetensors"
     )
@@ -96,7 +97,7 @@ def net(golden: Path) -> AudioLM:
     state["transformer.wte.weight"] = golden_table(VOCAB, config["hidden_size"], 20899, 2**-5)
     state["lm_head.weight"] = golden_table(VOCAB, config["hidden_size"], 31769, 2**-2)
     assert state["lm_head.weight"][0, 0].item() == 0.07834401726722717
-    loading.load(net, loading.StateTensors(state), layout="qwen_audio", where="model.safetensors")
+    loading.load(net, StateTensors(state), layout="qwen_audio", where="model.safetensors")
     return net
 
 

@@ -17,7 +17,7 @@ from transformers.masking_utils import create_bidirectional_mask
 from auris import audio
 from auris.model import pooling
 from auris.model.encoder import Encoder
-from auris.model.weights import loading
+from auris.model.weights.layouts import LAYOUTS
 
 SIZES = {"d_model": 32, "encoder_layers": 2, "encoder_attention_heads": 4, "encoder_ffn_dim": 48}
 # Samples: 0.03 s, an odd and an even number of frames, no multiple of a hop, one frame, 29.99 s, 30 s.
@@ -26,7 +26,7 @@ LENGTHS = [480, 160 * 37, 160 * 38, 16_001, 33_333, 100, 479_840, 479_841, 480_0
 
 def ours(theirs: torch.nn.Module, n_mels: int) -> Encoder:
     encoder = Encoder(n_mels=n_mels, width=32, n_layers=2, n_heads=4, ffn=48)
-    whisper = loading.LAYOUTS["whisper"]
+    whisper = LAYOUTS["whisper"]
     state = {whisper.ours(f"encoder.{k}")[0].removeprefix("encoder."): v for k, v in theirs.items()}
     encoder.load_state_dict(state)
     return encoder.eval()

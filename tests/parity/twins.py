@@ -12,6 +12,7 @@ from auris.model import llm, pooling, projector
 from auris.model.audio_lm import AudioLM
 from auris.model.encoder import Encoder
 from auris.model.weights import loading
+from auris.model.weights.tensors import StateTensors
 from packs import AUDIO_ID, VOCAB, Clip, Row, clips, expand, text
 
 QWEN2 = {
@@ -59,7 +60,7 @@ def build() -> tuple[AudioLM, Qwen2AudioForConditionalGeneration]:
         llm=partial(llm.build_llm, QWEN2),
         vocab_size=VOCAB,
     ).eval()
-    loading.load(ours, loading.StateTensors(theirs.state_dict()), layout="qwen2_audio", where="transformers")
+    loading.load(ours, StateTensors(theirs.state_dict()), layout="qwen2_audio", where="transformers")
     return ours, theirs
 
 

@@ -421,7 +421,7 @@ def _results_dir(made: Mapping[str, Any], trained: Mapping[str, Any]) -> Path:
     path = Path(made["checkpoint"])
     if (path / checkpoint_dir.FOLDER).is_dir():
         return path
-    if checkpoint_dir.is_snapshot(path) and path.resolve().parent.name == checkpoint_dir.FOLDER:
+    if checkpoint_dir.is_checkpoint(path) and path.resolve().parent.name == checkpoint_dir.FOLDER:
         return path.resolve().parents[1]
     return Path(made["runs_dir"]) / trained["study"] / path.resolve().name / f"seed_{trained['seed']}"
 

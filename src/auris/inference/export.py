@@ -33,8 +33,8 @@ from auris.model import boundary, pooling, projector
 from auris.model.audio_lm import AudioLM
 from auris.model.encoder import Encoder
 from auris.model.llm import LongRotary
-from auris.model.weights import loading
-from auris.model.weights.identify import KINDS, Checkpoint, identify
+from auris.model.weights.identify import KINDS, ModelSource, identify
+from auris.model.weights.saving import export_tensors, write_sharded
 from auris.text.chat import Qwen2AudioChat
 from auris.text.prompts import NaturalPrompt, TagPrompt
 from auris.text.tokenizer import RANKS_FILE, Tokenizer
@@ -79,8 +79,8 @@ def export(
         made = Path(folder, out.name)  # gets its place when it is complete
         made.mkdir()
         write(model, found, made)
-        tensors = loading.export_tensors(model.net.state_dict(), chosen)
-        loading.write_sharded(tensors, made, max_shard_bytes=shard_bytes)
+        tensors = export_tensors(model.net.state_dict(), chosen)
+        write_sharded(tensors, made, max_shard_bytes=shard_bytes)
         (made / "README.md").write_text(card(model, found, out.name, chosen, reasons), encoding="utf-8")
         made.rename(out)
     return chosen, reasons
@@ -158,7 +158,7 @@ def _train_length(net: AudioLM) -> int | None:
 # --- transformers' Qwen2-Audio ------------------------------------------------------------------------------------
 
 
-def _write_qwen2_audio(model: AudioModel, found: Checkpoint, out: Path) -> None:
+def _write_qwen2_audio(model: AudioModel, found: ModelSource, out: Path) -> None:
     """The configs, and what AutoProcessor reads: feature extractor, tokenizer and chat template."""
     net, tokenizer = model.net, model.tokenizer
     text = net.llm.config.to_dict()
@@ -190,7 +190,7 @@ def _write_qwen2_audio(model: AudioModel, found: Checkpoint, out: Path) -> None:
     features.save_pretrained(out)  # where versions before 5 look for it
 
 
-def _generation(model: AudioModel, found: Checkpoint) -> dict[str, Any]:
+def _generation(model: AudioModel, found: ModelSource) -> dict[str, Any]:
     """The generation config: as it came, or greedy answers to the end of the text."""
     end = model.tokenizer.end
     style, stop = ("chatml", model.dialogue.stop) if model.is_chat else ("raw", model.prompt.stop)
@@ -212,7 +212,7 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
 # --- Qwen-Audio (v1) ----------------------------------------------------------------------------------------------
 
 
-def _write_qwen_audio(model: AudioModel, found: Checkpoint, out: Path) -> None:
+def _write_qwen_audio(model: AudioModel, found: ModelSource, out: Path) -> None:
     """What the released code reads beside the weights; of an import, its other small files go along as they are."""
     net, llm = model.net, model.net.llm.config
     long = _train_length(net)
@@ -275,7 +275,7 @@ def write_ranks(tokenizer: Tokenizer, path: Path) -> None:
 # --- ours ---------------------------------------------------------------------------------------------------------
 
 
-def _write_auris(model: AudioModel, found: Checkpoint, out: Path) -> None:
+def _write_auris(model: AudioModel, found: ModelSource, out: Path) -> None:
     """recipe.yaml, the tokenizer in `tokenizer/`, generation_config.json and a run's results."""
     made = dict(model.recipe) | {"tokenizer": "tokenizer"}
     if made["model"]["llm"]["config"].get("path"):  # that directory may be gone where this one is read
@@ -315,7 +315,7 @@ model.generate(audio="clip.wav", prompt="...")""",
 }
 
 
-def card(model: AudioModel, found: Checkpoint, name: str, format: str, reasons: list[str]) -> str:
+def card(model: AudioModel, found: ModelSource, name: str, format: str, reasons: list[str]) -> str:
     """README.md: what the model is, how it was trained, on what data, and how it scored."""
     made = model.recipe
     is_import = made["study"] == pretrained.RELEASED
@@ -382,12 +382,12 @@ def _origin(row: Row) -> str:
     return _PROVENANCE.get(str(row.labels.get("provenance", "unknown")), _PROVENANCE["unknown"])
 
 
-def _results_file(found: Checkpoint) -> Path:
+def _results_file(found: ModelSource) -> Path:
     """Where a run keeps its results, and a directory of ours those of its run."""
     return (found.path if found.file is None else found.file.parents[1]) / "results.jsonl"
 
 
-def _result_lines(found: Checkpoint) -> Iterator[str]:
+def _result_lines(found: ModelSource) -> Iterator[str]:
     file = _results_file(found)
     if not file.is_file():
         yield "Not evaluated."

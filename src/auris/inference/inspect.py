@@ -21,6 +21,7 @@ from auris.inference import export
 from auris.inference import load as pretrained
 from auris.model.generation import Generation
 from auris.model.weights import identify, loading
+from auris.model.weights.tensors import TensorSource
 from auris.text import task_table
 from auris.text.console import print_plain
 from auris.text.tokenizer import Tokenizer
@@ -63,7 +64,7 @@ def _try(function: Callable[..., Any], *arguments: Any, wrong: list[str]) -> Any
         return None
 
 
-def _summary(source: loading.Source) -> str:
+def _summary(source: TensorSource) -> str:
     sizes: dict[str, int] = {}
     names = source.keys()
     for name in names:
@@ -74,7 +75,7 @@ def _summary(source: loading.Source) -> str:
     return f"weights: {len(names)} tensors, {held}"
 
 
-def _show_part(console: Console, found: identify.Checkpoint) -> None:
+def _show_part(console: Console, found: identify.ModelSource) -> None:
     [(part, node)] = found.parts.items()
     print_plain(console, f"fits: training with weights.{part}={found.path}")
     with torch.device("meta"):
@@ -87,7 +88,7 @@ def _show_part(console: Console, found: identify.Checkpoint) -> None:
         print_plain(console, f"tokenizer: {what}")
 
 
-def _vocabulary_rows(found: identify.Checkpoint) -> int:
+def _vocabulary_rows(found: identify.ModelSource) -> int:
     """Of a language model."""
     if found.kind == "qwen":
         return found.config["vocab_size"]
@@ -95,7 +96,7 @@ def _vocabulary_rows(found: identify.Checkpoint) -> int:
 
 
 def _show_use(
-    console: Console, found: identify.Checkpoint, net: nn.Module, tokenizer: Tokenizer, wrong: list[str]
+    console: Console, found: identify.ModelSource, net: nn.Module, tokenizer: Tokenizer, wrong: list[str]
 ) -> None:
     """Its tokenizer, how it answers, and what it can be exported as."""
     rows = net.llm.get_input_embeddings().num_embeddings

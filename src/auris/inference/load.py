@@ -27,7 +27,9 @@ from auris.model.audio_lm import AudioLM
 from auris.model.generation import Generation, generate
 from auris.model.pack import Pack, to_device
 from auris.model.weights import loading
-from auris.model.weights.identify import KINDS, Checkpoint, identify
+from auris.model.weights.identify import KINDS, ModelSource, identify
+from auris.model.weights.layouts import LAYOUTS
+from auris.model.weights.tensors import TensorSource
 from auris.text.chat import Chat, Qwen2AudioChat, QwenAudioChat, audios, map_audios
 from auris.text.prompts import BothPrompts, NaturalPrompt, Prompt, TagPrompt, Turn
 from auris.text.tokenizer import Tokenizer
@@ -87,19 +89,19 @@ def load(
     )
 
 
-def _speaks_chatml(found: Checkpoint, made: Mapping[str, Any]) -> bool:
+def _speaks_chatml(found: ModelSource, made: Mapping[str, Any]) -> bool:
     """A published model says it in its generation config, one of ours by what it was trained on."""
     said = found.generation.get("chat_format")
     return said == "chatml" if said else isinstance(config.build(made["prompt"]), Chat)
 
 
-def build(found: Checkpoint) -> tuple[dict[str, Any], Tokenizer, AudioLM]:
+def build(found: ModelSource) -> tuple[dict[str, Any], Tokenizer, AudioLM]:
     """A whole model's recipe, its tokenizer, and its net on the meta device. Raises as `load`."""
     made, tokenizer = recipe_of(found), tokenizer_of(found)
     return made, tokenizer, config.build_net(made, tokenizer)
 
 
-def recipe_of(found: Checkpoint) -> dict[str, Any]:
+def recipe_of(found: ModelSource) -> dict[str, Any]:
     """The recipe of a whole model: its own; for a published system the defaults, with its model, prompts and tokenizer.
 
     Raises ValueError if the checkpoint is a part of a model.
@@ -107,7 +109,7 @@ def recipe_of(found: Checkpoint) -> dict[str, Any]:
     if found.model is None:
         [part] = found.parts
         raise UserError(f"{found.path} is {KINDS[found.kind]}, no whole model: train with weights.{part}={found.path}")
-    if found.kind in ("run", "snapshot", "auris"):
+    if found.kind in ("run", "checkpoint", "auris"):
         made = dict(found.config)
     else:
         prompt = "tags" if found.kind == "qwen_audio" else "natural"
@@ -123,14 +125,14 @@ _VOCABULARY_FIELDS = {
 }
 
 
-def tokenizer_of(found: Checkpoint) -> Tokenizer:
+def tokenizer_of(found: ModelSource) -> Tokenizer:
     """A whole model's tokenizer. A run's may be that of a plain language model, which grew when the run began.
 
     Raises ValueError if there is none, none for audio, or one that the model's config contradicts.
     """
     if found.tokenizer is None:
         raise UserError(f"{found.path} has no tokenizer: expected tokenizer.json or qwen.tiktoken beside its weights")
-    tokenizer = Tokenizer.load(found.tokenizer, grow=found.kind in ("run", "snapshot"))
+    tokenizer = Tokenizer.load(found.tokenizer, grow=found.kind in ("run", "checkpoint"))
     if found.kind not in _VOCABULARY_FIELDS:
         return tokenizer
     file = found.path / "config.json"
@@ -147,9 +149,9 @@ def tokenizer_of(found: Checkpoint) -> Tokenizer:
     return tokenizer
 
 
-def _set_dtypes(net: nn.Module, source: loading.Source, layout: str, dtype: torch.dtype | None) -> None:
+def _set_dtypes(net: nn.Module, source: TensorSource, layout: str, dtype: torch.dtype | None) -> None:
     """Give a net on the meta device the dtypes that it will have: one for its parameters, or all as they are stored."""
-    table = loading.LAYOUTS[layout]
+    table = LAYOUTS[layout]
     names = source.keys()
     stored = {table.spell(name): name for name in names}
     owners = {id(x): (x, name) for name, x in net.state_dict(keep_vars=True).items()}  # tied ones once
@@ -161,7 +163,7 @@ def _set_dtypes(net: nn.Module, source: loading.Source, layout: str, dtype: torc
             tensor.data = tensor.data.to(dtype)
 
 
-def _load_objective(objective: nn.Module, found: Checkpoint, device: torch.device | str) -> None:
+def _load_objective(objective: nn.Module, found: ModelSource, device: torch.device | str) -> None:
     """The objective's own weights (the head that CTC trains on the encoder), which only a run keeps."""
     state = found.objective_state()
     if objective.state_dict().keys() != state.keys():

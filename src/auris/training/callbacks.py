@@ -278,7 +278,7 @@ class Faults(L.Callback):
         """Save the weights in place of earlier ones; returns the path relative to the run directory."""
         folder = self.run_dir / FOLDER
         if trainer.is_global_zero:
-            for older in filter(checkpoint_dir.is_snapshot, folder.glob("step_*")):
+            for older in filter(checkpoint_dir.is_checkpoint, folder.glob("step_*")):
                 shutil.rmtree(older, ignore_errors=True)
         with forgiving(folder):
             path = checkpoint_dir.write(folder, step, module=module, state={"recipe": module.hparams["recipe"]})

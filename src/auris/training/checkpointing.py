@@ -256,7 +256,7 @@ class Checkpoints(L.Callback):
         if trainer.logger is not None:
             trainer.logger.log_metrics({"faults/checkpoints": self.failed}, _step(trainer))
 
-    def _resume(self, trainer: L.Trainer, module: L.LightningModule, snapshot: checkpoint_dir.Snapshot) -> None:
+    def _resume(self, trainer: L.Trainer, module: L.LightningModule, snapshot: checkpoint_dir.CheckpointDir) -> None:
         step, state = snapshot.step, snapshot.state
         checkpoint_dir.restore(snapshot, module=module, optimizer=trainer.optimizers[0])
         for config, schedule in zip(trainer.lr_scheduler_configs, state["schedules"], strict=True):
@@ -275,7 +275,7 @@ class Checkpoints(L.Callback):
         """The best so far; None if its checkpoint is not there any more."""
         try:
             if mark is not None:
-                checkpoint_dir.Snapshot(checkpoint_dir.directory(self.folder, mark["step"]))
+                checkpoint_dir.CheckpointDir(checkpoint_dir.step_dir(self.folder, mark["step"]))
             return mark
         except checkpoint_dir.Damaged as error:
             rank_zero_warn(f"{error}; the best checkpoint is looked for anew")

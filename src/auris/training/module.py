@@ -21,7 +21,7 @@ from auris.metrics.row_stats import TaskScore
 from auris.model import adapters, llm
 from auris.model.compiled import compile_blocks
 from auris.model.generation import Generation
-from auris.model.weights import loading
+from auris.model.weights.loading import InitialWeights
 from auris.text import tasks
 from auris.text.tokenizer import Tokenizer
 from auris.training import cost, optim, references, sharding
@@ -46,7 +46,7 @@ class AudioLMModule(L.LightningModule):
         max_steps: length of the schedule.
         trainable: parts of the net that learn; all others are frozen.
         lora: settings of `llm.lora`, where `trainable` names it (`adapters.attach`).
-        initial: where initial weights come from, each as the arguments of `weights.load`.
+        initial: where initial weights come from; later ones replace earlier ones.
         max_new_tokens: of an answer in validation.
         seed: of the initial weights.
         compile: backend of torch.compile for the blocks of encoder and LLM; None: they run as they are.
@@ -63,7 +63,7 @@ class AudioLMModule(L.LightningModule):
         max_steps: int,
         trainable: Sequence[str],
         lora: Mapping[str, Any] | None = None,
-        initial: Sequence[Mapping[str, Any]] = (),
+        initial: Sequence[InitialWeights] = (),
         max_new_tokens: int = 256,
         seed: int = 0,
         compile: str | None = None,
@@ -91,12 +91,12 @@ class AudioLMModule(L.LightningModule):
             device = self.trainer.strategy.root_device
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            sharding.materialise(self.net, device, draw=not any(loading.is_whole(one) for one in self.initial))
+            sharding.materialise(self.net, device, draw=not any(one.is_whole for one in self.initial))
             sharding.materialise(self.objective, "cpu")
         if self.meshes is not None:
             sharding.shard_objective(self.objective, self.meshes)
         for one in self.initial:
-            loading.load(self.net, seed=self.seed, **one)
+            one.load(self.net, seed=self.seed)
         with sharding.Draws():
             adapters.start(self.net, seed=self.seed)
         references.provide(self, twin)  # here, where a resumed run has its initial weights too; its own come later

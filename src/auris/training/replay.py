@@ -75,7 +75,7 @@ def _read(fault: Fault, data: AudioDataModule, console: Console) -> list[tuple[i
 class _Weights(L.Callback):
     """Gives the module a checkpoint's weights, if there is one."""
 
-    def __init__(self, snapshot: checkpoint_dir.Snapshot | None):
+    def __init__(self, snapshot: checkpoint_dir.CheckpointDir | None):
         self.snapshot = snapshot
 
     def on_predict_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
@@ -83,7 +83,7 @@ class _Weights(L.Callback):
             checkpoint_dir.restore(self.snapshot, module=module)
 
 
-def _weights(fault: Fault, run_dir: Path, checkpoint: str | None) -> tuple[checkpoint_dir.Snapshot | None, str]:
+def _weights(fault: Fault, run_dir: Path, checkpoint: str | None) -> tuple[checkpoint_dir.CheckpointDir | None, str]:
     """The checkpoint to look at the rows with, None for the initial weights; and what is said of it."""
     if checkpoint is not None:
         found = checkpoint_dir.find(checkpoint)

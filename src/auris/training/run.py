@@ -28,6 +28,7 @@ from auris.data.manifests import entries
 from auris.errors import MissingFileError, UserError
 from auris.model import adapters
 from auris.model.weights import checkpoint_dir, identify
+from auris.model.weights.loading import InitialWeights
 from auris.text.tokenizer import Tokenizer
 from auris.training import callbacks, dry_run, faults, provenance, references, sharding, studies, throughput
 from auris.training.checkpointing import Checkpoints, Events, Preemption, alone
@@ -128,8 +129,8 @@ def keep_tokenizer(tokenizer: Tokenizer, path: Path) -> None:
         partial.rename(path)
 
 
-def initial_weights(made: dict[str, Any], tokenizer: Tokenizer) -> list[dict[str, Any]]:
-    """Arguments of `weights.load` for `checkpoint` and for each of `weights`, in this order.
+def initial_weights(made: dict[str, Any], tokenizer: Tokenizer) -> list[InitialWeights]:
+    """The weights to load for `checkpoint` and for each of `weights`, in this order.
 
     Raises ValueError where the weights were trained with another vocabulary: their rows would mean other tokens.
     """
@@ -141,14 +142,15 @@ def initial_weights(made: dict[str, Any], tokenizer: Tokenizer) -> list[dict[str
         found = identify.identify(path)
         part = key.removeprefix("weights.")
         if part in ("checkpoint", "llm") and found.tokenizer not in (None, made["tokenizer"]):
-            theirs = Tokenizer.load(found.tokenizer, grow=found.model is None or found.kind in ("run", "snapshot"))
+            theirs = Tokenizer.load(found.tokenizer, grow=found.model is None or found.kind in ("run", "checkpoint"))
             if theirs.fast.get_vocab() != tokenizer.fast.get_vocab():
                 raise UserError(
                     f"{key}={path} has another vocabulary than tokenizer={made['tokenizer']}: "
                     f"set tokenizer={found.tokenizer}"
                 )
         parts = None if key == "checkpoint" else [part]
-        initial.append({"source": found.source(), "layout": found.layout, "parts": parts, "where": f"{key}={path}"})
+        where = f"{key}={path}"
+        initial.append(InitialWeights(source=found.source(), layout=found.layout, parts=parts, where=where))
     return initial
 
 

@@ -33,7 +33,7 @@ from torch.optim import Optimizer
 
 from auris.errors import MissingFileError, UserError
 from auris.model.dtensor import local_part
-from auris.model.weights.loading import DTYPES
+from auris.model.weights.tensors import DTYPES
 
 FORMAT = 1
 KINDS = ("weights", "optimizer")  # of tensors; what only asks a model reads the first kind alone
@@ -78,7 +78,7 @@ class Stored:
     pieces: tuple[Piece, ...]
 
 
-class Snapshot:
+class CheckpointDir:
     """A checkpoint, opened: its manifest is read and found whole, its tensors are read when they are asked for.
 
     Raises Damaged if the manifest is missing or altered.
@@ -108,9 +108,9 @@ class Snapshot:
             if _checksum(self.path / name) != self._files[name]["sha256"]:
                 raise Damaged(f"{self.path / name} is damaged: its checksum is not that of what was written")
 
-    def tensors(self, kind: str = "weights", prefix: str = "") -> SnapshotTensors:
+    def tensors(self, kind: str = "weights", prefix: str = "") -> CheckpointTensors:
         """The tensors of a kind whose names begin with `prefix`, under their names without it."""
-        return SnapshotTensors(self, kind, prefix)
+        return CheckpointTensors(self, kind, prefix)
 
     def stored(self, kind: str) -> Mapping[str, Stored]:
         return self._stored.get(kind, {})
@@ -145,10 +145,10 @@ class Snapshot:
         return self._open[name]
 
 
-class SnapshotTensors:
+class CheckpointTensors:
     """Some of a checkpoint's tensors, with the methods of `weights.TensorFiles`."""
 
-    def __init__(self, snapshot: Snapshot, kind: str, prefix: str) -> None:
+    def __init__(self, snapshot: CheckpointDir, kind: str, prefix: str) -> None:
         self._snapshot, self._kind, self._prefix = snapshot, kind, prefix
         stored = snapshot.stored(kind)
         self._stored = {name.removeprefix(prefix): one for name, one in stored.items() if name.startswith(prefix)}
@@ -169,13 +169,13 @@ class SnapshotTensors:
         return {name: self.read(name) for name in self._stored}
 
 
-def is_snapshot(path: str | Path) -> bool:
+def is_checkpoint(path: str | Path) -> bool:
     """Whether a path is meant as one checkpoint: complete or not."""
     path = Path(path)
     return path.is_dir() and bool((path / _MANIFEST).is_file() or _STEP.fullmatch(path.resolve().name))
 
 
-def directory(folder: str | Path, step: int) -> Path:
+def step_dir(folder: str | Path, step: int) -> Path:
     """Where the checkpoint of a step lies."""
     return Path(folder) / f"step_{step:08d}"
 
@@ -188,7 +188,7 @@ def steps(folder: str | Path) -> list[int]:
 
 def newest(
     folder: str | Path, kinds: Collection[str] = KINDS, *, warn: Callable[[str], Any] = warnings.warn
-) -> Snapshot | None:
+) -> CheckpointDir | None:
     """The newest checkpoint in a folder that is whole; None if there is none at all. Collective.
 
     Each process reads its share of the files; `warn` is told of the damaged ones on the way.
@@ -200,7 +200,7 @@ def newest(
     for step in found:
         error, snapshot = "", None
         try:
-            snapshot = Snapshot(directory(folder, step))
+            snapshot = CheckpointDir(step_dir(folder, step))
             snapshot.verify(kinds, world=world, rank=rank)
         except Damaged as damage:
             error = str(damage)
@@ -226,7 +226,7 @@ def recover(folder: str | Path) -> None:
                 left.rename(final)
 
 
-def find(path: str | Path, which: str = "last", kinds: Collection[str] = ("weights",)) -> Snapshot:
+def find(path: str | Path, which: str = "last", kinds: Collection[str] = ("weights",)) -> CheckpointDir:
     """The checkpoint that a path means: itself, or a run directory's last or best one, found to be whole.
 
     Raises:
@@ -236,8 +236,8 @@ def find(path: str | Path, which: str = "last", kinds: Collection[str] = ("weigh
     path = Path(path)
     if which not in ("last", "best"):
         raise UserError(f"which={which}: expected last or best")
-    if is_snapshot(path):
-        found: Snapshot | None = Snapshot(path)
+    if is_checkpoint(path):
+        found: CheckpointDir | None = CheckpointDir(path)
         found.verify(kinds)
     elif which == "last":
         found = newest(path / FOLDER, kinds)
@@ -251,14 +251,14 @@ def find(path: str | Path, which: str = "last", kinds: Collection[str] = ("weigh
     return found
 
 
-def best(folder: str | Path) -> Snapshot | None:
+def best(folder: str | Path) -> CheckpointDir | None:
     """The best checkpoint of a folder, as the newest one that is whole says; None if that knows of none. Collective.
 
     Raises Damaged if it is not what was written, ValueError if none of those that are there is whole.
     """
     newest_one = newest(folder, ())
     mark = newest_one.state.get("best") if newest_one else None
-    return Snapshot(directory(folder, mark["step"])) if mark else None
+    return CheckpointDir(step_dir(folder, mark["step"])) if mark else None
 
 
 # ------------------------------------------------------------------------------------------------------------- writing
@@ -285,7 +285,7 @@ def write(
     Raises SaveError, on every process, if one of them cannot write: the checkpoints before are as they were.
     """
     _, rank = place()
-    final = directory(folder, step)
+    final = step_dir(folder, step)
     partial = final.with_name(_PARTIAL + final.name)
     try:
         tables = _together(lambda: _tables(module, optimizer))
@@ -310,11 +310,11 @@ def prune(folder: str | Path, step: int, keep: int, best: int | None = None) -> 
     folder = Path(folder)
     there = steps(folder)
     for later in [one for one in there if one > step]:
-        _set_aside(directory(folder, later), _DAMAGED)
+        _set_aside(step_dir(folder, later), _DAMAGED)
     for old in [one for one in there if one <= step][keep:]:
         if old != best:
             # Renamed first: a process killed on the way leaves nothing that looks like a checkpoint.
-            shutil.rmtree(_set_aside(directory(folder, old), _REMOVED))
+            shutil.rmtree(_set_aside(step_dir(folder, old), _REMOVED))
     for prefix in (_REMOVED, _PARTIAL):  # of processes that were killed
         for left in folder.glob(f"{prefix}*"):
             shutil.rmtree(left)
@@ -459,7 +459,7 @@ def _set_aside(directory: Path, prefix: str) -> Path:
 
 
 @torch.no_grad()
-def restore(snapshot: Snapshot, *, module: nn.Module, optimizer: Optimizer | None = None) -> None:
+def restore(snapshot: CheckpointDir, *, module: nn.Module, optimizer: Optimizer | None = None) -> None:
     """Give a module, and its optimizer if there is one, what a checkpoint holds; each process reads its own slices.
 
     Raises ValueError naming what is missing, unexpected or of another shape.
@@ -478,7 +478,7 @@ def restore(snapshot: Snapshot, *, module: nn.Module, optimizer: Optimizer | Non
 
 
 def _restore_optimizer(
-    snapshot: Snapshot, groups: Sequence[Mapping[str, Any]], module: nn.Module, optimizer: Optimizer
+    snapshot: CheckpointDir, groups: Sequence[Mapping[str, Any]], module: nn.Module, optimizer: Optimizer
 ) -> None:
     keys: dict[str, list[str]] = {}
     for name in snapshot.stored("optimizer"):
@@ -495,7 +495,9 @@ def _restore_optimizer(
         group.update({key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()})
 
 
-def _optimizer_state(snapshot: Snapshot, key: str, name: str, parameter: Tensor, group: Mapping[str, Any]) -> Tensor:
+def _optimizer_state(
+    snapshot: CheckpointDir, key: str, name: str, parameter: Tensor, group: Mapping[str, Any]
+) -> Tensor:
     if key == "step":  # torch's optimizers count on the host, unless their kernel counts
         counts_there = group.get("fused") or group.get("capturable")
         return snapshot.read("optimizer", f"{key}.{name}").clone().to(parameter.device if counts_there else "cpu")
@@ -507,7 +509,7 @@ def _optimizer_state(snapshot: Snapshot, key: str, name: str, parameter: Tensor,
     return value
 
 
-def _fill(tensor: Tensor, snapshot: Snapshot, kind: str, name: str) -> None:
+def _fill(tensor: Tensor, snapshot: CheckpointDir, kind: str, name: str) -> None:
     local, index = local_part(tensor)
     if local.numel():
         local.copy_(snapshot.read(kind, name, index))

@@ -1,12 +1,11 @@
-"""What a path holds: a run, one of its checkpoints, a directory of auris or of a published system.
+"""Recognise what a path holds: a run, one of its checkpoints, an exported directory or a published system.
 
-Told from file names, configs and headers alone: no weight is read before `source()` is asked for it. Whatever the
-origin, the model is described by a node as a recipe has it, so that all that follows knows one kind of model.
+Only file names, configs and headers are read; `ModelSource.source()` opens the weights. Whatever the origin, the
+model is described as a config describes it, so the rest of the project knows one kind of model.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,16 +17,22 @@ import yaml
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 
 from auris.errors import MissingFileError, UserError
-from auris.files import read_yaml
+from auris.files import read_json, read_yaml
 from auris.model import adapters
 from auris.model.weights import checkpoint_dir
-from auris.model.weights.checkpoint_dir import Snapshot
-from auris.model.weights.loading import Source, StateTensors, TensorFiles
+from auris.model.weights.checkpoint_dir import CheckpointDir
+from auris.model.weights.tensors import StateTensors, TensorFiles, TensorSource
 
-# kind -> what a person calls it.
+Node = Mapping[str, Any]
+"""A part of a config: `_target_` and its arguments."""
+
+ConfigFile = Mapping[str, Any]
+"""The content of a config.json, or a section of it."""
+
+# kind -> description for messages.
 KINDS = {
     "run": "a training run of auris",
-    "snapshot": "a checkpoint of a training run of auris",
+    "checkpoint": "a checkpoint of a training run of auris",
     "auris": "a directory that auris exported",
     "qwen2_audio": "Qwen2-Audio in transformers' layout",
     "qwen_audio": "Qwen-Audio (v1) as released",
@@ -46,70 +51,72 @@ _DAMAGED = "it is damaged, or holds more than tensors and plain values, which au
 
 
 @dataclass(frozen=True, kw_only=True)
-class Checkpoint:
+class ModelSource:
     """What a path holds.
 
-    Args:
-        path: as it was given.
+    Attributes:
+        path: the path as it was given.
         kind: a key of `KINDS`.
-        config: the recipe of a run or an exported directory; else what config.json (of Whisper's .pt: `dims`) says.
-        model: the whole model as a recipe's `model` node, its vocabulary rows included; None for a part of one.
-        parts: node of every part that the checkpoint holds.
-        generation: what generation_config.json says, if there is one.
-        tokenizer: directory or hub name of its tokenizer, None if it has none.
-        file: the weights, where they are one file (a .pt).
-        snapshot: the checkpoint, of a run.
+        config: the config of a run or an exported directory; otherwise the content of config.json (for Whisper's .pt:
+            `dims`).
+        model: the `model` node of a whole model, its vocabulary rows included; None for a part of one.
+        parts: the node of every part that the source holds.
+        generation: the content of generation_config.json; empty if there is none.
+        tokenizer: directory or hub name of the tokenizer; None if there is none.
+        file: the weights, if they are one file (a .pt).
+        checkpoint: the checkpoint of a run; None for anything else.
     """
 
     path: Path
     kind: str
-    config: Mapping[str, Any]
-    model: Mapping[str, Any] | None
-    parts: Mapping[str, Any]
-    generation: Mapping[str, Any] = field(default_factory=dict)
+    config: Node | ConfigFile
+    model: Node | None
+    parts: Mapping[str, Node]
+    generation: ConfigFile = field(default_factory=dict)
     tokenizer: str | None = None
     file: Path | None = None
-    snapshot: Snapshot | None = None
+    checkpoint: CheckpointDir | None = None
 
     @property
     def layout(self) -> str:
-        """How its tensors are named, as `auris.model.weights.loading` calls it."""
-        return {"run": "auris", "snapshot": "auris", "qwen": "qwen_audio"}.get(self.kind, self.kind)
+        """A key of `layouts.LAYOUTS`: how the tensors are named."""
+        return {"run": "auris", "checkpoint": "auris", "qwen": "qwen_audio"}.get(self.kind, self.kind)
 
-    def source(self) -> Source:
-        """Its tensors, read one by one when they are asked for; of a run, the net's, by the net's names, its adapters
-        merged into them."""
+    def source(self) -> TensorSource:
+        """Open the model's tensors. Those of a run are the net's by the net's names, with adapters merged into them."""
         if self.kind == "whisper_openai":
             return StateTensors(_load_pt(self.file)["model_state_dict"])
-        if self.snapshot is None:
+        if self.checkpoint is None:
             return TensorFiles.open(self.path)
-        net = self.snapshot.tensors(prefix="net.")
+        net = self.checkpoint.tensors(prefix="net.")
         if not adapters.are_in(net.keys()):
             return net
         return StateTensors(adapters.merge(net.read_all(), self.config.get("lora")))
 
     def objective_state(self) -> dict[str, torch.Tensor]:
-        """The objective's own tensors: only a run has them."""
-        if self.snapshot is None:
-            return {}
-        return self.snapshot.tensors(prefix="objective.").read_all()
+        """Read the objective's own tensors, which only a run has."""
+        return {} if self.checkpoint is None else self.checkpoint.tensors(prefix="objective.").read_all()
 
 
-def identify(path: str | Path, which: str = "last") -> Checkpoint:
-    """What `path` holds; `which` checkpoint of a run: last or best.
+def identify(path: str | Path, which: str = "last") -> ModelSource:
+    """Recognise what `path` holds.
+
+    Args:
+        path: a directory, or a Whisper .pt file.
+        which: checkpoint of a run: last or best.
 
     Raises:
-        FileNotFoundError: nothing there that could be a checkpoint.
-        ValueError: a file that cannot be read, or a config that contradicts the weights or asks for what we lack; one
-            sentence that names the file and the field.
+        MissingFileError: nothing there could be a model.
+        UserError: a file cannot be read, or a config contradicts the weights or asks for what we lack; the message
+            names the file and the field.
     """
     path = Path(path)
     if path.is_file():
         return _identify_file(path)
-    if checkpoint_dir.is_snapshot(path):
-        return _trained(path, "snapshot", which)
+    if checkpoint_dir.is_checkpoint(path):
+        return _run(path, "checkpoint", which)
     if (path / checkpoint_dir.FOLDER).is_dir():
-        return _trained(path, "run", which)
+        return _run(path, "run", which)
     if (path / "recipe.yaml").is_file() and any(path.glob("*.safetensors")):
         return _exported(path)
     if (path / "config.json").is_file():
@@ -118,7 +125,7 @@ def identify(path: str | Path, which: str = "last") -> Checkpoint:
     raise MissingFileError(f"{path} {what}: {_EXPECTED}")
 
 
-def _identify_file(path: Path) -> Checkpoint:
+def _identify_file(path: Path) -> ModelSource:
     if path.suffix == ".safetensors":
         raise UserError(f"{path}: a file of tensors alone does not say what model they are of; give its directory")
     if path.suffix != ".pt":
@@ -131,11 +138,11 @@ def _identify_file(path: Path) -> Checkpoint:
         n_heads=dims["n_audio_head"],
         max_positions=dims["n_audio_ctx"],
     )
-    return Checkpoint(path=path, kind="whisper_openai", config=dims, model=None, parts={"encoder": encoder}, file=path)
+    return ModelSource(path=path, kind="whisper_openai", config=dims, model=None, parts={"encoder": encoder}, file=path)
 
 
-def _load_pt(path: Path) -> dict[str, Any]:
-    """Whisper as OpenAI stores it: `dims` and `model_state_dict`. Never executes what a file may say."""
+def _load_pt(path: Path) -> Mapping[str, Any]:
+    """Read Whisper as OpenAI stores it: `dims` and `model_state_dict`. Code in the file is never executed."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # of many kinds, as zip and pickle readers meet a wrong file
@@ -145,52 +152,52 @@ def _load_pt(path: Path) -> dict[str, Any]:
     return content
 
 
-def _trained(path: Path, kind: str, which: str) -> Checkpoint:
-    snapshot = checkpoint_dir.find(path, which)
-    made = snapshot.state["recipe"]
-    own = snapshot.path.resolve().parents[1] / "tokenizer"  # the recipe's path may be that of another machine
-    return Checkpoint(
+def _run(path: Path, kind: str, which: str) -> ModelSource:
+    checkpoint = checkpoint_dir.find(path, which)
+    config = checkpoint.state["recipe"]
+    own = checkpoint.path.resolve().parents[1] / "tokenizer"  # the config's path may be one of another machine
+    return ModelSource(
         path=path,
         kind=kind,
-        config=made,
-        model=made["model"],
-        parts=_parts_of(made["model"]),
-        tokenizer=str(own) if own.is_dir() else made["tokenizer"],
-        snapshot=snapshot,
+        config=config,
+        model=config["model"],
+        parts=_parts_of(config["model"]),
+        tokenizer=str(own) if own.is_dir() else config["tokenizer"],
+        checkpoint=checkpoint,
     )
 
 
-def _exported(path: Path) -> Checkpoint:
+def _exported(path: Path) -> ModelSource:
     file = path / "recipe.yaml"
     try:
-        made = read_yaml(file)
+        config = read_yaml(file)
     except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{file} is not YAML ({' '.join(str(error).split())})") from error
-    if not isinstance(made, Mapping) or not isinstance(made.get("model"), Mapping):
+    if not isinstance(config, Mapping) or not isinstance(config.get("model"), Mapping):
         raise UserError(f"{file} is no recipe: expected a `model` in it")
     tokenizer = path / "tokenizer"
-    return Checkpoint(
+    return ModelSource(
         path=path,
         kind="auris",
-        config=made,
-        model=made["model"],
-        parts=_parts_of(made["model"]),
+        config=config,
+        model=config["model"],
+        parts=_parts_of(config["model"]),
         generation=_generation(path),
         tokenizer=str(tokenizer) if tokenizer.is_dir() else None,
     )
 
 
-def _parts_of(model: Mapping[str, Any]) -> dict[str, Any]:
+def _parts_of(model: Node) -> dict[str, Node]:
     return {part: model[part] for part in PARTS if part in model}
 
 
-def _published(path: Path) -> Checkpoint:
-    """A directory with a config.json, which the weights must agree with."""
+def _published(path: Path) -> ModelSource:
+    """Describe a directory with a config.json, after checking that the weights agree with it."""
     file = path / "config.json"
     config = _read_json(file)
     kind = _kind(file, config)
     _compare(file, kind, config)
-    model: dict | None = None
+    model: Node | None = None
     if kind == "qwen2_audio":
         model, parts = _qwen2_audio(file, config)
     elif kind == "qwen_audio":
@@ -199,7 +206,7 @@ def _published(path: Path) -> Checkpoint:
         parts = {"encoder": _whisper(config)}
     else:
         parts = {"llm": _qwen_llm(file, config) if kind == "qwen" else _llm(config)}
-    return Checkpoint(
+    return ModelSource(
         path=path,
         kind=kind,
         config=config,
@@ -210,7 +217,7 @@ def _published(path: Path) -> Checkpoint:
     )
 
 
-def _kind(file: Path, config: Mapping[str, Any]) -> str:
+def _kind(file: Path, config: ConfigFile) -> str:
     name = config.get("model_type")
     if name in ("qwen2_audio", "whisper"):
         return name
@@ -227,15 +234,15 @@ def _has_tokenizer(path: Path) -> bool:
     return any((path / name).is_file() for name in names)
 
 
-def _generation(path: Path) -> dict[str, Any]:
+def _generation(path: Path) -> ConfigFile:
     file = path / "generation_config.json"
     return _read_json(file) if file.is_file() else {}
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def _read_json(file: Path) -> ConfigFile:
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        content = read_json(file)
+    except ValueError as error:  # UnicodeDecodeError, JSONDecodeError
         raise UserError(f"{file} is not JSON ({error})") from error
     if not isinstance(content, dict):
         raise UserError(f"{file}: expected a JSON object, it is a {type(content).__name__}")
@@ -245,17 +252,17 @@ def _read_json(file: Path) -> dict[str, Any]:
 # --- configs to nodes ---------------------------------------------------------------------------------------------
 
 
-def _encoder(**arguments: Any) -> dict[str, Any]:
+def _encoder(**arguments: Any) -> Node:
     return {"_target_": "auris.model.encoder.Encoder", **arguments}
 
 
-def _llm(config: Mapping[str, Any], train_length: int | None = None) -> dict[str, Any]:
+def _llm(config: ConfigFile, train_length: int | None = None) -> Node:
     node = {"_target_": "auris.model.llm.build_llm", "_partial_": True}
     return {**node, "config": dict(config), "train_length": train_length}
 
 
-def _whole(encoder: dict[str, Any], boundary: str, llm: dict[str, Any], rows: int) -> tuple[dict, dict]:
-    """A published system's model node, and its parts."""
+def _whole(encoder: Node, boundary: str, llm: Node, rows: int) -> tuple[Node, dict[str, Node]]:
+    """Return the model node of a published system, and its parts."""
     parts = {
         "encoder": encoder,
         "pooling": {"_target_": "auris.model.pooling.Mean", "_partial_": True, "k": 2},
@@ -267,23 +274,23 @@ def _whole(encoder: dict[str, Any], boundary: str, llm: dict[str, Any], rows: in
     return model, parts
 
 
-def _filled(file: Path, config: Mapping[str, Any]) -> dict[str, Any]:
-    """A transformers config with every default, as transformers reads it."""
+def _with_defaults(file: Path, config: ConfigFile) -> ConfigFile:
+    """Return a transformers config with every default filled in."""
     try:
         return AutoConfig.for_model(**config).to_dict()
     except Exception as error:  # each model's own checks raise their own kinds
         raise UserError(f"{file} is not accepted by transformers: {' '.join(str(error).split())}") from error
 
 
-def _require(file: Path, values: Mapping[str, Any], expected: Mapping[str, Any], prefix: str = "") -> None:
-    """Raise ValueError for a field whose value asks for something that our parts do not do."""
+def _require(file: Path, values: ConfigFile, expected: ConfigFile, prefix: str = "") -> None:
+    """Raise UserError for a field whose value asks for something that our parts do not do."""
     for name, value in expected.items():
         if name in values and values[name] != value:
             raise UserError(f"{file}: {prefix}{name} is {values[name]!r}, expected {value!r}")
 
 
-def _audio_encoder(audio: Mapping[str, Any], clip_end: str) -> dict[str, Any]:
-    """The encoder of a Whisper or Qwen2-Audio config with all its fields."""
+def _audio_encoder(audio: ConfigFile, clip_end: str) -> Node:
+    """Return the encoder of a Whisper or Qwen2-Audio config with all its fields."""
     return _encoder(
         n_mels=audio["num_mel_bins"],
         width=audio["d_model"],
@@ -295,35 +302,35 @@ def _audio_encoder(audio: Mapping[str, Any], clip_end: str) -> dict[str, Any]:
     )
 
 
-def _qwen2_audio(file: Path, config: Mapping[str, Any]) -> tuple[dict, dict]:
-    filled = _filled(file, config)
+def _qwen2_audio(file: Path, config: ConfigFile) -> tuple[Node, dict[str, Node]]:
+    filled = _with_defaults(file, config)
     audio, text = filled["audio_config"], filled["text_config"]
     _require(file, audio, {"activation_function": "gelu", "scale_embedding": False}, "audio_config.")
-    # The config's own words, not the filled ones: a recipe that a person can read.
+    # Only the fields that config.json has, so that the resulting config stays readable.
     llm = _llm({"model_type": text["model_type"], **(config.get("text_config") or {})})
     return _whole(_audio_encoder(audio, "silence"), "Tokens", llm, text["vocab_size"])
 
 
-def _whisper(config: Mapping[str, Any]) -> dict[str, Any]:
+def _whisper(config: ConfigFile) -> Node:
     return _audio_encoder({**CONFIG_MAPPING["whisper"]().to_dict(), **config}, "silence")
 
 
-# Values of fields of Qwen's and Qwen-Audio's configs that our parts have; their code knows others.
+# The values of fields of Qwen's and Qwen-Audio's configs that our parts implement; their code knows others.
 _QWEN_LLM = {"no_bias": True, "rotary_pct": 1.0, "scale_attn_weights": True, "tie_word_embeddings": False}
 _QWEN_AUDIO = {"avg_pool": True, "add_audio_bos_eos_token": True}
 
 
-def _need(file: Path, values: Mapping[str, Any], names: str, prefix: str = "") -> None:
+def _need(file: Path, values: ConfigFile, names: str, prefix: str = "") -> None:
     for name in names.split():
         if name not in values:
             raise UserError(f"{file}: no `{prefix}{name}`, expected as in Qwen-Audio's config")
 
 
-def _qwen_llm(file: Path, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Qwen-7B's config (QwenLM/Qwen-Audio configuration_qwen.py) in qwen2's terms.
+def _qwen_llm(file: Path, config: ConfigFile) -> Node:
+    """Translate Qwen-7B's config (QwenLM/Qwen-Audio configuration_qwen.py) into qwen2's terms.
 
-    Its `intermediate_size` counts gate and up together. Dynamic NTK and log-n come in one: the released systems use
-    both.
+    Its `intermediate_size` counts gate and up together. Dynamic NTK and log-n scaling are one option here, as the
+    released systems use both.
     """
     sizes = "hidden_size intermediate_size num_hidden_layers num_attention_heads kv_channels vocab_size"
     _need(file, config, f"{sizes} layer_norm_epsilon rotary_emb_base max_position_embeddings")
@@ -345,7 +352,7 @@ def _qwen_llm(file: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     return _llm(llm, config.get("seq_length", 2048) if long else None)
 
 
-def _qwen_audio(file: Path, config: Mapping[str, Any]) -> tuple[dict, dict]:
+def _qwen_audio(file: Path, config: ConfigFile) -> tuple[Node, dict[str, Node]]:
     audio, llm = config["audio"], _qwen_llm(file, config)
     _need(file, audio, "n_mels n_ctx n_state n_head n_layer output_dim", "audio.")
     _require(file, audio, _QWEN_AUDIO | {"output_dim": config["hidden_size"]}, "audio.")
@@ -362,8 +369,8 @@ def _qwen_audio(file: Path, config: Mapping[str, Any]) -> tuple[dict, dict]:
 
 # --- configs against weights --------------------------------------------------------------------------------------
 
-# kind -> (config field, tensor, axis whose size it is; None: the number of different layers that the pattern finds).
-# Patterns, as transformers files have had two depths of names.
+# kind -> (config field, tensor, axis whose size it is; None: the number of different layers that the pattern matches).
+# Patterns match the end of a name, as files of transformers have had two depths of names.
 _WHISPER_SIZES = (
     ("num_mel_bins", r"encoder\.conv1\.weight", 1),
     ("d_model", r"encoder\.conv1\.weight", 0),
@@ -403,22 +410,22 @@ _SIZES = {
 }
 
 
-def _compare(file: Path, kind: str, config: Mapping[str, Any]) -> None:
-    """Raise ValueError for the first size that config.json and the weights tell differently.
+def _compare(file: Path, kind: str, config: ConfigFile) -> None:
+    """Raise UserError for the first size in which config.json and the weights differ.
 
-    A field or a tensor that is not there is not compared: defaults fill the one, and loading misses the other.
+    A missing field or tensor is not compared: the field has a default, and loading reports the tensor.
     """
     source = TensorFiles.open(file.parent)
     names = source.keys()
     for size, pattern, axis in _SIZES[kind]:
         hits = [match for name in names if (match := re.search(rf"(?:^|\.){pattern}$", name))]
-        said: Any = config
+        configured: Any = config
         for key in size.split("."):
-            said = said.get(key) if isinstance(said, Mapping) else None
-        if not hits or said is None:
+            configured = configured.get(key) if isinstance(configured, Mapping) else None
+        if not hits or configured is None:
             continue
         tensor = hits[0].string
-        there = len({match[1] for match in hits}) if axis is None else source.shape(tensor)[axis]
-        if said != there:
-            what = f"{there} layers such as {tensor}" if axis is None else f"{tensor} of {source.shape(tensor)}"
-            raise UserError(f"{file} says {size}={said}, but the weights have {what}")
+        actual = len({match[1] for match in hits}) if axis is None else source.shape(tensor)[axis]
+        if configured != actual:
+            what = f"{actual} layers such as {tensor}" if axis is None else f"{tensor} of {source.shape(tensor)}"
+            raise UserError(f"{file} says {size}={configured}, but the weights have {what}")

@@ -1,13 +1,150 @@
-"""A checksum of all weights of a module."""
+"""Tensors by name, in files or in memory, read one at a time; and a checksum of all weights of a module."""
 
 from __future__ import annotations
 
 import hashlib
+import json
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Protocol
 
 import torch
-from torch import nn
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
 
+from auris.errors import MissingFileError, UserError
 from auris.model import adapters, dtensor
+
+DTYPES = {  # by their codes in a safetensors header
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+}
+
+
+class TensorSource(Protocol):
+    """Tensors by name, read one at a time and slice by slice.
+
+    `read` returns the tensor, or the part of it that `index` (leading dimensions) selects; it may be a view of a file.
+    """
+
+    def keys(self) -> Collection[str]: ...
+
+    def shape(self, name: str) -> tuple[int, ...]: ...
+
+    def dtype(self, name: str) -> torch.dtype: ...
+
+    def read(self, name: str, index: tuple[slice, ...] | None = None) -> Tensor: ...
+
+
+class TensorFiles:
+    """The tensors of safetensors files; create it with `TensorFiles.open`. One file is open at a time."""
+
+    def __init__(self, files: Mapping[str, Path]) -> None:
+        self._files = dict(files)  # in the order of the files: reading in this order opens each of them once
+        self._path: Path | None = None
+        self._shapes, self._dtypes = {}, {}
+        for name in self._files:
+            header = self._handle(name).get_slice(name)
+            self._shapes[name], self._dtypes[name] = tuple(header.get_shape()), header.get_dtype()
+
+    @classmethod
+    def open(cls, path: str | Path) -> TensorFiles:
+        """Open a file, or a directory with model.safetensors or with shards and their *.safetensors.index.json.
+
+        Raises:
+            FileNotFoundError: neither is there, or a shard is missing.
+            ValueError: a file is incomplete, or the index contradicts the shards.
+        """
+        path = Path(path)
+        single = path if path.is_file() else path / "model.safetensors"
+        if single.is_file():
+            return cls({name: single for name in _names(single)})
+        indices = sorted(path.glob("*.safetensors.index.json"))
+        if not indices:
+            raise MissingFileError(
+                f"{path}: expected a safetensors file, or a directory with model.safetensors or with shards and their "
+                "model.safetensors.index.json"
+            )
+        return cls(_shards(indices[0]))
+
+    def keys(self) -> Collection[str]:
+        return self._files.keys()
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._shapes[name]
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Return a tensor's dtype. Raises UserError if torch has no such type."""
+        if self._dtypes[name] not in DTYPES:
+            raise UserError(f"{self._files[name]}: {name} is of type {self._dtypes[name]}, expected a torch type")
+        return DTYPES[self._dtypes[name]]
+
+    def read(self, name: str, index: tuple[slice, ...] | None = None) -> Tensor:
+        handle = self._handle(name)
+        return handle.get_slice(name)[index] if index else handle.get_tensor(name)
+
+    def _handle(self, name: str) -> safe_open:
+        if self._files[name] != self._path:
+            self._path, self._open = self._files[name], _open(self._files[name])
+        return self._open
+
+
+def _open(file: Path) -> safe_open:
+    try:
+        return safe_open(file, framework="pt")
+    except SafetensorError as error:
+        raise UserError(f"{file} is no complete safetensors file ({error}): copy it again") from error
+
+
+def _names(file: Path) -> list[str]:
+    return list(_open(file).keys())
+
+
+def _shards(index: Path) -> dict[str, Path]:
+    """Return the file of each tensor in the shards that an index names."""
+    try:
+        listed = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{index} is no index of shards: expected JSON with a weight_map") from error
+    files: dict[str, Path] = {}
+    for shard in sorted(set(listed.values())):
+        file = index.parent / shard
+        if not file.is_file():
+            raise MissingFileError(f"{index} names the shard {shard}, which is missing beside it")
+        files |= {name: file for name in _names(file)}
+    for name, shard in listed.items():
+        if files.get(name) != index.parent / shard:
+            raise UserError(f"{index} says that {name} is in {shard}, which does not hold it")
+    return files
+
+
+class StateTensors:
+    """The tensors of a state dict in memory, or mapped from a .pt file."""
+
+    def __init__(self, state: Mapping[str, Tensor]) -> None:
+        self._state = state
+
+    def keys(self) -> Collection[str]:
+        return self._state.keys()
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._state[name].shape)
+
+    def dtype(self, name: str) -> torch.dtype:
+        return self._state[name].dtype
+
+    def read(self, name: str, index: tuple[slice, ...] | None = None) -> Tensor:
+        return self._state[name][index] if index else self._state[name]
 
 
 def weights_digest(module: nn.Module, *, with_adapters: bool = True) -> str:
