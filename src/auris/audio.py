@@ -52,8 +52,7 @@ MAX_FRAMES = 3_000
 ENCODER_RATE = 50  # encoder frames a second
 _IN_CACHE = 256  # frames whose samples and spectrum stay in a core's cache (0.4 MB each)
 
-# A clip all of whose samples lie within one step of 16-bit audio is silent; so is a constant offset.
-SILENCE = 2**-15
+SILENCE = 2**-15  # one step of 16-bit audio: samples that differ by less than this are silence
 
 # A manifest's segment may end this much past the end of its file, as times are rounded (Kaldi's extract-segments,
 # --max-overshoot=0.5); it then ends with the file. Beyond, the row is wrong.
@@ -205,7 +204,7 @@ def n_samples(path: Source, offset: float = 0.0, duration: float | None = None) 
     return _resampled(segment.length, segment.rate)
 
 
-def read(path: Source, *, offset: float = 0.0, duration: float | None = None) -> np.ndarray:
+def read(path: Source, offset: float = 0.0, duration: float | None = None) -> np.ndarray:
     """Decode a file, or `duration` seconds of it from `offset` on, to 16 kHz mono (L,) float32.
 
     Any format of libsndfile (wav, flac, ogg vorbis, ogg opus, mp3, ...), rate and channel count. Channels are
@@ -216,10 +215,10 @@ def read(path: Source, *, offset: float = 0.0, duration: float | None = None) ->
             header says (libsndfile shows this for flac; a wav, ogg or mp3 that was cut off is a shorter file to it),
             or a segment outside the file.
     """
-    return resample(*decode(path, offset=offset, duration=duration))
+    return resample(*decode(path, offset, duration))
 
 
-def decode(path: Source, *, offset: float = 0.0, duration: float | None = None) -> tuple[np.ndarray, int]:
+def decode(path: Source, offset: float = 0.0, duration: float | None = None) -> tuple[np.ndarray, int]:
     """What `read` reads as it was recorded: (L, channels) float32, and its rate in Hz. Raises AudioError as `read`."""
     with _open(path) as opened:
         segment = _locate(path, opened, offset, duration)
@@ -283,6 +282,11 @@ def cut(path: Source, offset: float, duration: float | None = None) -> bytes:
     out = io.BytesIO()
     soundfile.write(out, wave, segment.rate, format=container, subtype=subtype)
     return out.getvalue()
+
+
+def is_silent(wave: np.ndarray) -> bool:
+    """Whether samples (L,) differ by less than one step of 16-bit audio; a constant offset is silent too."""
+    return bool(np.ptp(wave) < SILENCE)
 
 
 def window_lengths(n_samples: int) -> list[int]:

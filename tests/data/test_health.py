@@ -100,8 +100,7 @@ def test_a_wav_that_was_written_to_a_pipe_is_whole(tmp_path):
     [
         (np.zeros(RATE), {"silent": ["a"]}),
         (np.full(RATE, 0.3), {"silent": ["a"]}),  # a constant is no sound
-        (5e-4 * speech_like(), {"silent": ["a"]}),
-        (1e-2 * speech_like(), {}),
+        (5e-4 * speech_like(), {}),  # faint
     ],
 )
 def test_silence(tmp_path, wave, kinds):

@@ -63,20 +63,20 @@ class Noise(Distortion):
     def apply(self, wave: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         snr = torch.tensor(rng.uniform(*self.snr), dtype=torch.float32)
         noise = self._stretch(len(wave), rng)
-        if np.ptp(noise) < audio.SILENCE or np.ptp(wave) < audio.SILENCE:
+        if audio.is_silent(noise) or audio.is_silent(wave):
             return wave
         return add_noise(torch.from_numpy(wave), torch.from_numpy(noise), snr).numpy()
 
     def _stretch(self, length: int, rng: np.random.Generator) -> np.ndarray:
         """`length` samples of a recording from anywhere in it."""
         clip = self.clips[rng.integers(len(self.clips))]
-        total = _samples(clip)
+        total = clip.n_samples()
         first = int(rng.integers(total - length + 1 if total > length else total))
         if total <= length:
-            noise = _read(clip)
+            noise = clip.read()
             return noise[(first + np.arange(length)) % len(noise)]
         offset = (clip.offset or 0.0) + first / audio.SAMPLE_RATE
-        noise = audio.read(clip.path, offset=offset, duration=length / audio.SAMPLE_RATE)
+        noise = audio.read(clip.path, offset, length / audio.SAMPLE_RATE)
         return noise[np.arange(length) % len(noise)]  # a rate that 16 kHz is no multiple of may give one sample less
 
 
@@ -95,7 +95,7 @@ class RecordedRooms(Distortion):
         self.clips = _clips(f"{self.key}.manifest", manifest)
 
     def apply(self, wave: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        response = _read(self.clips[rng.integers(len(self.clips))])
+        response = self.clips[rng.integers(len(self.clips))].read()
         return reverberate(wave, response[np.abs(response).argmax() :])
 
 
@@ -146,22 +146,10 @@ def _clips(key: str, manifest: str | Path | None) -> list[Clip]:
         clips += row.clips
     for clip in clips:
         try:
-            _samples(clip)
+            clip.n_samples()
         except AudioError as error:
             raise UserError(f"{key}: {error}") from error
     return clips
-
-
-def _stretch_of(clip: Clip) -> dict[str, float | None]:
-    return {} if clip.offset is None else {"offset": clip.offset, "duration": clip.duration}
-
-
-def _samples(clip: Clip) -> int:
-    return audio.n_samples(clip.path, **_stretch_of(clip))
-
-
-def _read(clip: Clip) -> np.ndarray:
-    return audio.read(clip.path, **_stretch_of(clip))
 
 
 def _range(key: str, given: Sequence[float], *, least: float) -> tuple[float, float]:

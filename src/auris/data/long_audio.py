@@ -27,8 +27,8 @@ def split(row: Row, is_transcript: Callable[[Row], bool]) -> list[Row]:
     if row.problem or len(row.clips) != 1 or not is_transcript(row):
         return [row]
     [clip] = row.clips
-    start = clip.offset or 0.0
-    seconds = audio.n_samples(clip.path, start, clip.duration if clip.offset is not None else None) / audio.SAMPLE_RATE
+    start, _ = clip.segment
+    seconds = clip.n_samples() / audio.SAMPLE_RATE
     return [
         replace(row, id=f"{row.id}#{number}", clips=(Clip(clip.path, start + offset, duration),))
         for number, (offset, duration) in enumerate(windows(seconds))

@@ -16,6 +16,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
+from auris import audio
 from auris.audio import Sound
 from auris.data import importers
 from auris.errors import UserError
@@ -44,6 +47,19 @@ class Clip:
     path: Path | Sound
     offset: float | None = None
     duration: float | None = None
+
+    @property
+    def segment(self) -> tuple[float, float | None]:
+        """Offset and duration of what is read, in seconds."""
+        return (0.0, None) if self.offset is None else (self.offset, self.duration)
+
+    def read(self) -> np.ndarray:
+        """Return the clip as (L,) float32 at 16 kHz. Raises AudioError."""
+        return audio.read(self.path, *self.segment)
+
+    def n_samples(self) -> int:
+        """Return L without decoding, from the file's header (`audio.n_samples`). Raises AudioError."""
+        return audio.n_samples(self.path, *self.segment)
 
 
 @dataclass(frozen=True)

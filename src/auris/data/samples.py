@@ -190,18 +190,15 @@ class Samples(ABC):
 
     def read(self, clip: Clip) -> np.ndarray:
         """A clip's samples (L,) as far as the policies let it be heard. Raises RowError or AudioError."""
-        if clip.offset is not None:
-            wave = audio.read(clip.path, offset=clip.offset, duration=clip.duration)
-        else:
-            wave = audio.read(clip.path)
-            seconds = len(wave) / audio.SAMPLE_RATE
-            if clip.duration is not None and abs(seconds - clip.duration) > DURATION_TOLERANCE:
-                raise RowError(f"{clip.path} is {seconds:.2f} s, the manifest says {clip.duration:.2f} s")
+        wave = clip.read()
+        seconds = len(wave) / audio.SAMPLE_RATE
+        if clip.offset is None and clip.duration is not None and abs(seconds - clip.duration) > DURATION_TOLERANCE:
+            raise RowError(f"{clip.path} is {seconds:.2f} s, the manifest says {clip.duration:.2f} s")
         return self._limit(wave)
 
     def _limit(self, wave: np.ndarray) -> np.ndarray:
         """A clip as far as the policies let it be heard."""
-        if self.silent_audio == "skip" and np.ptp(wave) < audio.SILENCE:
+        if self.silent_audio == "skip" and audio.is_silent(wave):
             raise RowError("the clip is silent: data.silent_audio=keep trains on it")
         if len(wave) > audio.MAX_SAMPLES and self.long_audio not in ("window", "first"):
             raise TooLong(len(wave))
@@ -231,9 +228,7 @@ def _spoken(labels: Mapping[str, Any]) -> list[str]:
 
 def _stated_samples(clip: Clip) -> int:
     """Samples of a clip by the manifest, or where that is silent by the file's header."""
-    if clip.duration is not None:
-        return round(clip.duration * audio.SAMPLE_RATE)
-    return audio.n_samples(clip.path, clip.offset or 0.0)
+    return clip.n_samples() if clip.duration is None else round(clip.duration * audio.SAMPLE_RATE)
 
 
 class AudioSamples(Samples):

@@ -64,14 +64,9 @@ def alter(manifests: Sequence[Manifest], kind: str, seed: int) -> list[Manifest]
 def silenced(row: Row) -> Row:
     """The row with silence as long as each of its clips; one that cannot be read stays, and is named when it is."""
     try:
-        return replace(row, clips=tuple(Clip(Silence(_samples(clip))) for clip in row.clips))
+        return replace(row, clips=tuple(Clip(Silence(clip.n_samples())) for clip in row.clips))
     except AudioError:
         return row
-
-
-def _samples(clip: Clip) -> int:
-    stretch = () if clip.offset is None else (clip.offset, clip.duration)
-    return audio.n_samples(clip.path, *stretch)
 
 
 def shuffled(rows: Sequence[Row], seed: int) -> list[Row]:

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from auris import audio, config
+from auris import config
 from auris.data import lengths
 from auris.data.batches import by_length, pack
 from auris.data.manifests import read_manifests
@@ -221,7 +221,7 @@ def _foreign(row: Row) -> str | None:
 def _unreadable(row: Row) -> str | None:
     try:
         for clip in row.clips:
-            audio.n_samples(clip.path, clip.offset or 0.0, None if clip.offset is None else clip.duration)
+            clip.n_samples()
     except AudioError as error:
         return str(error)
     return None

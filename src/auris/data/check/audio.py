@@ -31,14 +31,12 @@ from auris.text.tasks import TASKS
 KINDS = {
     "unusable": "the row itself: no JSON, unknown task, a label missing",
     "corrupt": "sound that is missing or cannot be decoded",
-    "silent": "sound below -60 dB",
+    "silent": "samples that differ by less than one step of 16-bit audio",
     "clipped": "sound that was cut off at its loudest",
     "length": "sound that is not as long as its row says",
     "duplicate": "sound of an earlier row of the same set, with the same task",
     "contaminated": "sound or a sentence of a held-out set that stands in another set",
 }
-
-SILENCE = 1e-3  # of full scale: -60 dB; a constant offset is no sound
 
 # Clipped sound stays for several samples at its highest or lowest value. Where that is full scale, fewer such samples
 # tell it: a low tone, too, is flat for a few samples around its peaks (1 % of them at 50 Hz and 44.1 kHz).
@@ -157,18 +155,15 @@ def _hear_rows(sources: Sequence[Source], jobs: int | None) -> Iterator[tuple[So
 
 def hear(clip: Clip) -> Heard:
     """Decode a clip and look at it."""
-    segment = {"offset": 0.0, "duration": None}
-    if clip.offset is not None:
-        segment = {"offset": clip.offset, "duration": clip.duration}
     try:
-        native, rate = audio.decode(clip.path, **segment)
+        native, rate = audio.decode(clip.path, *clip.segment)
     except (AudioError, OSError) as error:  # OSError: a name that no file can have
-        return Heard(0.0, b"", ((_blame(clip, **segment), str(error)),))
+        return Heard(0.0, b"", ((_blame(clip), str(error)),))
     wave = audio.resample(native, rate)
     seconds = len(wave) / audio.SAMPLE_RATE
     faults = list(_length_faults(clip, seconds))
-    if np.ptp(wave) / 2 < SILENCE:  # which all silent clips have in common
-        faults.append(("silent", f"{clip.path}: its samples lie within {np.ptp(wave) / 2:.1e} of their middle"))
+    if audio.is_silent(wave):  # and no duplicate of any other silent clip
+        faults.append(("silent", f"{clip.path}: its samples lie within {np.ptp(wave):.1e} of each other"))
         return Heard(seconds, b"", tuple(faults))
     if (share := clipped_share(native)) > 0:  # resampling rounds off what clipping made flat
         faults.append(
@@ -177,7 +172,7 @@ def hear(clip: Clip) -> Heard:
     return Heard(seconds, _hash(np.round(wave * 2**15).astype(np.int32).tobytes()), tuple(faults))
 
 
-def _blame(clip: Clip, offset: float, duration: float | None) -> str:
+def _blame(clip: Clip) -> str:
     """Which kind of fault keeps a clip from being read: a stretch outside a good file is the row's."""
     if clip.offset is None:
         return "corrupt"
@@ -186,7 +181,7 @@ def _blame(clip: Clip, offset: float, duration: float | None) -> str:
     except AudioError:
         return "corrupt"
     try:
-        audio.n_samples(clip.path, offset, duration)
+        clip.n_samples()
     except AudioError:
         return "length"
     return "corrupt"

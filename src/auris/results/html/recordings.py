@@ -49,8 +49,7 @@ class Players:
             return Player(known.name, known.seconds, again=known.anchor)
         name = Path(str(clip.path)).name
         try:
-            stretch = {} if clip.offset is None else {"offset": clip.offset, "duration": clip.duration}
-            wave = audio.read(clip.path, **stretch)
+            wave = clip.read()
         except AudioError as error:
             self.lost += 1
             return Player(name, missing=f"its recording is gone or cannot be read: {error}")
