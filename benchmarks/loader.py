@@ -22,9 +22,9 @@ from torch import Tensor
 from transformers import WhisperFeatureExtractor
 
 from auris.audio import SAMPLE_RATE, Geometry, stored
+from auris.data import shards
 from auris.data.batches import Steps
 from auris.data.datamodule import AudioDataModule
-from auris.data.parquet import pack as shards
 from auris.data.samples import AudioSamples
 from auris.text.prompts import NaturalPrompt
 from auris.text.tokenizer import Tokenizer

@@ -25,8 +25,8 @@ from rich.console import Console
 
 from auris.audio import Geometry
 from auris.data.datamodule import AudioDataModule
-from auris.data.parquet.pack import pack
 from auris.data.samples import AudioSamples
+from auris.data.shards import pack
 from auris.text.prompts import NaturalPrompt
 from auris.text.tokenizer import Tokenizer
 from benchmarks import Report

@@ -13,7 +13,7 @@ from rich.console import Console
 
 import layouts
 from auris import cli
-from auris.data.parquet import pack as shards
+from auris.data import shards
 from manifests import write_manifest
 
 

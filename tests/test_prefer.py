@@ -14,8 +14,8 @@ import published
 import vocabularies
 from auris import cli, config
 from auris.data.manifests import read_manifests
-from auris.data.parquet.pack import pack
 from auris.data.rows import EQUAL_ANSWERS, Row
+from auris.data.shards import pack
 from auris.evaluation.preferences import CLOSE, EMPTY, TIE, Found, Pair, choose, read_pairs, score, statistics
 from auris.metrics.measures import value
 from auris.metrics.row_stats import row_stats

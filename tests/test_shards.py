@@ -19,7 +19,6 @@ from rich.console import Console
 
 from auris import cli
 from auris.data.manifests import read_manifests
-from auris.data.parquet import pack as command
 from auris.data.parquet import writer
 from auris.data.parquet.reader import File
 from manifests import speech_rows, write_manifest

@@ -55,7 +55,7 @@ COMMANDS = {
     "corpus": Command("make the synthetic corpus", "auris.corpus.command:run"),
     "instruct": Command("make synthetic dialogues and preferences from a corpus", "auris.corpus.instruct:run"),
     "prepare": Command("turn a published corpus into a manifest", "auris.data.prepare.convert:run"),
-    "shards": Command("pack rows and their audio into Parquet files", "auris.data.parquet.pack:run"),
+    "shards": Command("pack rows and their audio into Parquet files", "auris.data.shards:run"),
     "replay": Command("look at the rows of a step that was not finite", "auris.training.replay:run"),
 }
 

@@ -280,14 +280,14 @@ def test_the_length_of_a_row_is_that_of_its_longest_wording(prompt):
 def test_rows_whose_file_could_not_be_read_are_measured_again_and_no_others(folder, cache, monkeypatch):
     (manifest,) = manifests(folder, stated=True)
     whole = measure([manifest], samples_of(), cache / "whole")
-    decode, asked = type(manifest.rows.store).decode, []
+    decode, asked = type(manifest.rows.index).decode, []
 
     def fail(store: object, record: Record) -> Row:
         asked.append(record.id)
         return Row("r1", problem=Unread("timed out")) if record.id == "r1" else decode(store, record)
 
     with monkeypatch.context() as patch:
-        patch.setattr(type(manifest.rows.store), "decode", fail)
+        patch.setattr(type(manifest.rows.index), "decode", fail)
         assert measure([manifest], samples_of(), cache).problems == {1: "timed out"}
         asked.clear()
         assert measure([manifest], samples_of(), cache).problems == {1: "timed out"} and asked == ["r1"]

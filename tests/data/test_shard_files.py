@@ -26,9 +26,9 @@ from auris.data.lengths import measure
 from auris.data.manifests import Manifest, Selection, read_manifests
 from auris.data.parquet import reader as parquet
 from auris.data.parquet import writer
-from auris.data.parquet.pack import pack as pack_shards
 from auris.data.rows import Row
 from auris.data.samples import ChatSamples
+from auris.data.shards import pack as pack_shards
 from auris.errors import AudioError, RowError
 from auris.text.chat import Qwen2AudioChat
 from auris.text.prompts import TagPrompt
@@ -193,7 +193,7 @@ def test_few_files_stay_open_and_little_is_kept(packed, monkeypatch):
     rows = read(packed).rows
     for n in np.random.default_rng(0).permutation(23):
         built(rows[int(n)])
-    reader = rows.store.reader
+    reader = rows.index.reader
     assert len(reader._opened) <= 2 and len(reader._tables) <= parquet.TABLES
 
 
@@ -318,8 +318,8 @@ def test_a_list_names_its_own_files_alone_even_where_its_checksum_is_right(copy,
 @pytest.mark.parametrize("given", ["5", "[]", "null", '"x"', "{", "1" + 5000 * "0", 2000 * "[", '{"audio": 3}'])
 def test_a_row_of_a_shard_that_is_none_is_a_named_problem(packed, monkeypatch, given):
     rows = read(packed).rows
-    fields = rows.store.reader.fields
-    monkeypatch.setattr(rows.store.reader, "fields", lambda *place: fields(*place) | {"row": given})
+    fields = rows.index.reader.fields
+    monkeypatch.setattr(rows.index.reader, "fields", lambda *place: fields(*place) | {"row": given})
     assert rows[0].problem
 
 

@@ -24,9 +24,10 @@ _IN_TEXT = [*map("".join, _TOKENS), MARK, *(token for tokens in _TOKENS for toke
 _MARKS = re.compile(f"({'|'.join(map(re.escape, _IN_TEXT))})")
 
 Fields = Mapping[str, Any]
+"""The fields of a row as its file holds them: JSON values by name, in any known form."""
 
 
-def convert(fields: Fields) -> dict[str, Any]:
+def convert(fields: Fields) -> Fields:
     """A row's fields as ours; those of our own rows as they are.
 
     Raises ValueError saying what is wrong with a row of a known form.
@@ -47,7 +48,7 @@ def convert(fields: Fields) -> dict[str, Any]:
 # --- dialogues ----------------------------------------------------------------------------------------------------
 
 
-def _llama_factory(fields: Fields) -> dict[str, Any]:
+def _llama_factory(fields: Fields) -> Fields:
     """LLaMA-Factory's sharegpt form (data/README.md): `conversations` of {from, value}; its other form, with
     `messages`, is that of ms-swift but for `chosen` and `rejected`."""
     roles = {"human": "user", "gpt": "assistant"}
@@ -63,7 +64,7 @@ def _llama_factory(fields: Fields) -> dict[str, Any]:
     return _dialogue({**rest, **answers, "messages": messages})
 
 
-def _swift(fields: Fields) -> dict[str, Any]:
+def _swift(fields: Fields) -> Fields:
     """ms-swift's standard form (Custom-dataset.md): the better answer is the last message, the worse one
     `rejected_response`, or the end of `rejected_messages`. Rows of ours come out as they are."""
     fields = dict(fields)
@@ -81,7 +82,7 @@ def _swift(fields: Fields) -> dict[str, Any]:
     return _dialogue({**fields, "messages": messages})
 
 
-def _alpaca(fields: Fields) -> dict[str, Any]:
+def _alpaca(fields: Fields) -> Fields:
     """LLaMA-Factory's alpaca form of preferences (data/README.md): `instruction` and on the next line `input` are the
     question, `history` the pairs of questions and answers before it."""
     fields = dict(fields)
@@ -96,7 +97,7 @@ def _alpaca(fields: Fields) -> dict[str, Any]:
     return _trl({**fields, "prompt": [{"role": roles[n % 2], "content": text} for n, text in enumerate(said)]})
 
 
-def _trl(fields: Fields) -> dict[str, Any]:
+def _trl(fields: Fields) -> Fields:
     """TRL's preferences (dataset_formats): `prompt` with `chosen` and `rejected`, each a string or messages; without a
     prompt it is what `chosen` and `rejected` begin with alike."""
     fields = dict(fields)
@@ -113,7 +114,7 @@ def _trl(fields: Fields) -> dict[str, Any]:
     return _dialogue({**fields, "messages": messages})
 
 
-def _dialogue(fields: Fields) -> dict[str, Any]:
+def _dialogue(fields: Fields) -> Fields:
     """Messages with their audio in its place, and a `system` beside them as the first of them."""
     fields = dict(fields)
     for kind in ("images", "videos", "tools"):
@@ -212,7 +213,7 @@ _SOURCES = (
 _LANGUAGE = re.compile(rf"<\|({'|'.join(LANGUAGES)})\|>|(?:^|_)({'|'.join(LANGUAGES)})(?=_|$)")
 
 
-def _official(fields: Fields) -> dict[str, Any]:
+def _official(fields: Fields) -> Fields:
     """`{audio, gt, source}` of Qwen-Audio (with `question` for ClothoAQA) and `{audio, prompt, gt, source}` of
     Qwen2-Audio, as task rows: the task is told from `source`, and asked as our prompting styles ask it."""
     source = str(fields.get("source", "")).lower()
@@ -251,7 +252,7 @@ _CHOOSE = (
 )
 
 
-def _air_bench(fields: Fields) -> dict[str, Any]:
+def _air_bench(fields: Fields) -> Fields:
     """`{path, question, answer_gt, task_name, dataset_name}` of AIR-Bench as a dialogue: with `choice_a` to `choice_d`
     its foundation part, with `meta_info` its chat part. The audio of a task lies in a folder of its own."""
     missing = sorted({"path", "question", "task_name", "dataset_name"} - fields.keys())

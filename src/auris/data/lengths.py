@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,16 +14,17 @@ from rich.progress import track
 
 from auris.data import array_cache
 from auris.data.length_cache import Families
-from auris.data.manifests import Manifest, Undecoded, keys, undecoded, unstated
-from auris.data.parallel_map import divide
+from auris.data.manifests import Manifest, Undecoded, undecoded, unstated
+from auris.data.parallel_map import parallel_map
 from auris.data.parquet.reader import ShardError
 from auris.data.rows import Row, Unread
 from auris.data.samples import Samples, TooLong
 from auris.errors import AudioError, RowError, UserError
+from auris.files import digest
 from auris.text.chat import SYSTEM, Chat
 from auris.text.tasks import TASKS
 
-_VERSION = "3"  # of the arrays on disk
+_VERSION = 3  # of the arrays on disk
 _CHUNK = 10_000  # rows that a process measures at a time; with fewer there is no progress bar
 
 
@@ -104,7 +104,7 @@ def _measure(rows: Sequence[Row], samples: Samples) -> Lengths:
     tokens = np.zeros(len(rows), dtype=np.int64)
     problems: dict[int, str] = {}
     dropped: dict[int, float] = {}
-    for number, one in track(divide(chunk, starts), description="measuring rows", total=len(starts)):
+    for number, one in track(parallel_map(chunk, starts), description="measuring rows", total=len(starts)):
         start = starts[number]
         tokens[start : start + len(one.tokens)] = one.tokens
         problems |= {start + number: reason for number, reason in one.problems.items()}
@@ -149,8 +149,7 @@ def _key(manifest: Manifest, samples: Samples) -> str:
     """What the lengths depend on: rows, vocabulary, wording, geometry, policy, and unstated files' sizes and times."""
     facts = [
         _VERSION,
-        manifest.digest,
-        hashlib.sha256(keys(manifest.rows)).hexdigest(),
+        manifest.rows_digest,
         type(samples).__name__,
         samples.long_audio,
         repr(samples.geometry),
@@ -158,7 +157,7 @@ def _key(manifest: Manifest, samples: Samples) -> str:
         *wordings(samples),
         *_unstated(manifest),
     ]
-    return hashlib.sha256("\0".join(facts).encode()).hexdigest()[:24]
+    return digest(facts)
 
 
 def wordings(samples: Samples) -> Iterator[str]:

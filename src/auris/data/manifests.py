@@ -1,13 +1,15 @@
-"""Manifests: the rows that a config names, as sequences of which no row is in memory before it is asked for.
+"""Manifests: the rows that a data config names, as sequences whose rows are read when they are accessed.
 
-So a million rows are some tens of megabytes (`store.Index`), which worker processes share.
+A million rows take some tens of megabytes (`row_index.RowColumns`), which worker processes share.
 """
 
 from __future__ import annotations
 
+import hashlib
+from abc import abstractmethod
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
@@ -15,28 +17,19 @@ from typing import Any, NamedTuple, overload
 
 import numpy as np
 
-from auris.data.parquet import dataset as shards
+from auris.data.parquet import dataset
 from auris.data.parquet.dataset import Shards
 from auris.data.parquet.foreign import ParquetFiles
-from auris.data.row_index import Lines, Store
+from auris.data.row_index import Lines, RowIndex
 from auris.data.rows import Form, Record, Row, row_key
 from auris.errors import MissingFileError, UserError
+from auris.files import digest
 from auris.text import tasks
+from auris.text.answer_formats import Labels
 
 
-class Selection(Sequence[Row]):
-    """Rows of a store, decoded when they are asked for.
-
-    Args:
-        numbers: which, ascending; None: all.
-        repeated: (R,) bool over the store: rows whose id an earlier one has.
-    """
-
-    def __init__(self, store: Store, numbers: np.ndarray | None, repeated: np.ndarray):
-        self.store, self._numbers, self._repeated = store, numbers, repeated
-
-    def __len__(self) -> int:
-        return len(self.store) if self._numbers is None else len(self._numbers)
+class Rows(Sequence[Row]):
+    """Rows that are read when they are accessed."""
 
     @overload
     def __getitem__(self, place: int) -> Row: ...
@@ -44,59 +37,81 @@ class Selection(Sequence[Row]):
     def __getitem__(self, place: slice) -> list[Row]: ...
     def __getitem__(self, place: int | slice) -> Row | list[Row]:
         if isinstance(place, slice):
-            return [row for _, row in self.pairs(place)]
+            return [self._row(number) for number in range(*place.indices(len(self)))]
         if not -len(self) <= place < len(self):
             raise IndexError(place)
-        place %= len(self)
+        return self._row(place % len(self))
+
+    @abstractmethod
+    def _row(self, place: int) -> Row:
+        """Return the row at a place from 0 to before the end."""
+
+
+class Selection(Rows):
+    """Rows of one manifest, decoded when they are accessed.
+
+    Args:
+        index: of the manifest.
+        numbers: which of its rows, ascending; None: all.
+        repeated: (R,) bool over the index: rows whose id an earlier row has.
+    """
+
+    def __init__(self, index: RowIndex, numbers: np.ndarray | None, repeated: np.ndarray):
+        self.index, self._numbers, self._repeated = index, numbers, repeated
+
+    def __len__(self) -> int:
+        return len(self.index) if self._numbers is None else len(self._numbers)
+
+    def _row(self, place: int) -> Row:
         number = place if self._numbers is None else int(self._numbers[place])
-        return self._decode(number, self.store.record(number))
+        return self._decode(number, self.index.record(number))
 
     def __iter__(self) -> Iterator[Row]:
         return (row for _, row in self.pairs(slice(None)))
 
     def pairs(self, places: slice) -> Iterator[tuple[Record, Row]]:
-        """A stretch of rows as they stand in their file and decoded, read one after the other."""
+        """Yield consecutive rows as they stand in their file and decoded."""
         return ((record, self._decode(number, record)) for number, record in self._records(places))
 
     def undecoded(self, places: slice) -> Iterator[Undecoded]:
-        """A stretch of rows, read one after the other."""
-        is_own = type(self.store).decode is not Store.decode  # the store looks at more than the record
+        """Yield consecutive rows, not decoded yet."""
+        is_own = type(self.index).decode is not RowIndex.decode  # the index looks at more than the record
         for number, record in self._records(places):
             hidden = is_own or self._repeated[number]
             yield Undecoded(None if hidden else record, partial(self._decode, number, record))
 
     def _records(self, places: slice) -> Iterator[tuple[int, Record]]:
-        numbers = np.arange(*places.indices(len(self))) if self._numbers is None else self._numbers[places]
-        return zip(numbers.tolist(), self.store.records(numbers), strict=True)
+        numbers = self._chosen[places]
+        return zip(numbers.tolist(), self.index.records(numbers), strict=True)
 
     @property
     def keys(self) -> np.ndarray:
         """(rows,) uint64: `row_key` of the ids."""
         if self._numbers is None and not self._repeated.any():
-            return self.store.index.keys
+            return self.index.columns.keys
         chosen = self._chosen
-        keys = self.store.index.keys[chosen]
+        keys = self.index.columns.keys[chosen]
         for place in np.flatnonzero(self._repeated[chosen]):
-            keys[place] = row_key(self.store.name(int(chosen[place])))
+            keys[place] = row_key(self.index.name(int(chosen[place])))
         return keys
 
     def unstated(self) -> Iterator[Row]:
         """The rows of which a clip's length is read from its file."""
-        return (self[int(place)] for place in np.flatnonzero(self.store.index.unstated[self._chosen]))
+        return (self[int(place)] for place in np.flatnonzero(self.index.columns.unstated[self._chosen]))
 
     @property
     def _chosen(self) -> np.ndarray:
-        return np.arange(len(self.store)) if self._numbers is None else self._numbers
+        return np.arange(len(self.index)) if self._numbers is None else self._numbers
 
     def _decode(self, number: int, record: Record) -> Row:
-        row = self.store.decode(record)
+        row = self.index.decode(record)
         if not self._repeated[number]:
             return row
-        return Row(self.store.name(number), row.clips, row.labels, f"id {row.id!r} is used by an earlier row")
+        return Row(self.index.name(number), row.clips, row.labels, f"id {row.id!r} is used by an earlier row")
 
 
-class Joined(Sequence[Row]):
-    """The rows of several manifests, one after the other."""
+class Joined(Rows):
+    """The rows of several manifests, one manifest after the other."""
 
     def __init__(self, parts: Sequence[Sequence[Row]]):
         self._parts = tuple(parts)
@@ -105,16 +120,7 @@ class Joined(Sequence[Row]):
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
 
-    @overload
-    def __getitem__(self, place: int) -> Row: ...
-    @overload
-    def __getitem__(self, place: slice) -> list[Row]: ...
-    def __getitem__(self, place: int | slice) -> Row | list[Row]:
-        if isinstance(place, slice):
-            return [self[number] for number in range(*place.indices(len(self)))]
-        if not -len(self) <= place < len(self):
-            raise IndexError(place)
-        place %= len(self)
+    def _row(self, place: int) -> Row:
         part = bisect_right(self._ends, place)
         return self._parts[part][place - self._ends[part]]  # counted from the part's end
 
@@ -163,14 +169,22 @@ def unstated(rows: Sequence[Row]) -> Iterator[Row]:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The rows of one source, with its share in the mix (`weight=None`: in proportion to its rows)."""
+    """The rows of one entry of a data config.
+
+    Attributes:
+        path: as the entry states it.
+        weight: share in the mix of training; None: in proportion to the rows.
+        tasks: the tasks that the entry selects; empty: all.
+        digest: of what the rows are read from.
+        max_per_epoch: upper limit of rows in an epoch of the mix.
+    """
 
     path: str | Path
     rows: Sequence[Row]
     weight: float | None = None
-    tasks: tuple[str, ...] = ()  # those kept; empty: all
-    digest: str = ""  # of what the rows are read from
-    max_per_epoch: int | None = None  # rows in an epoch of the mix at most
+    tasks: tuple[str, ...] = ()
+    digest: str = ""
+    max_per_epoch: int | None = None
 
     @property
     def name(self) -> str:
@@ -180,51 +194,115 @@ class Manifest:
     def stem(self) -> str:
         return Path(self.path).stem
 
+    @property
+    def rows_digest(self) -> str:
+        """Digest of what the rows are read from, and which of them are selected."""
+        return digest([self.digest, hashlib.sha256(keys(self.rows)).hexdigest()])
+
+
+EntryConfig = str | Path | Mapping[str, Any]
+"""An entry of `data.train` and the like: a path, or a mapping with `path` and other attributes of `ManifestEntry`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ManifestEntry:
+    """An entry of a data config.
+
+    Attributes:
+        path: a file of lines, or Parquet: a directory of shards, a file, a pattern; the latter also as URL.
+        weight, max_per_epoch: the share in the mix (`plan.Plan`); for training only.
+        tasks: keep the rows of these tasks; empty: all.
+        limit: keep the first rows of each task.
+        columns: {our name: name in the file}.
+        labels: what all rows have.
+    """
+
+    path: str
+    weight: float | None = None
+    max_per_epoch: int | None = None
+    tasks: Sequence[str] = ()
+    limit: int | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
+    labels: Labels = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, given: EntryConfig, key: str) -> ManifestEntry:
+        """Read an entry of the config's `key` and check that its files exist.
+
+        Raises:
+            UserError: unknown keys, or settings that have no effect there.
+            MissingFileError: the manifest is missing.
+        """
+        values = {"path": given} if isinstance(given, (str, Path)) else given
+        known = [attribute.name for attribute in fields(cls)]
+        if (unknown := set(values) - set(known)) or "path" not in values:
+            wrong = f"unknown key {sorted(unknown)}" if unknown else f"no `path` in {dict(values)}"
+            raise UserError(f"{key}: {wrong}; an entry has {', '.join(known)}")
+        entry = cls(
+            **{name: value for name, value in values.items() if value is not None} | {"path": str(values["path"])}
+        )
+        if key != "data.train" and entry.max_per_epoch is not None:
+            raise UserError(f"{key}: max_per_epoch={entry.max_per_epoch} has no effect, only data.train has epochs")
+        if key != "data.train" and entry.weight is not None:
+            raise UserError(f"{key}: weight={entry.weight} has no effect, only data.train is a mix")
+        entry._check_exists(key)
+        return entry
+
+    def _check_exists(self, key: str) -> None:
+        if dataset.is_parquet(self.path):
+            try:
+                dataset.find(self.path)
+            except (FileNotFoundError, ValueError) as error:
+                raise type(error)(f"{key}: {error}") from error
+        elif not Path(self.path).is_file():
+            raise MissingFileError(
+                f"{key}: no manifest at {self.path}. The embedded corpus is made by "
+                f"`auris corpus out={Path(self.path).parent}`; for your own rows set {key}=[FILE.jsonl]"
+            )
+
+    def open(self, cache_dir: Path | None) -> RowIndex:
+        """Index the rows, or load their index from the cache."""
+        form = Form(dict(self.columns), dict(self.labels))
+        if not dataset.is_parquet(self.path):
+            return Lines(Path(self.path), form, cache_dir)
+        return (ParquetFiles if self.path.endswith(".parquet") else Shards)(self.path, form, cache_dir)
+
 
 def read_manifests(
-    sources: Sequence[str | Path | Mapping[str, Any]], *, key: str = "data.train", cache_dir: Path | None = None
+    sources: Sequence[EntryConfig], *, key: str = "data.train", cache_dir: Path | None = None
 ) -> list[Manifest]:
-    """The rows of each entry of a config's list.
+    """Return the rows of each entry of a config's list.
 
     Args:
-        sources: each a path, or a mapping with `path` and any of: `weight` and `max_per_epoch` (in `plan.Plan`),
-            `tasks` (keeps these), `limit` (the first rows of each task), `columns` ({ours: theirs}) and `labels` (that
-            all rows have). A path is a file of lines, or Parquet: a directory of shards, a file, a pattern, also as
-            URL.
         key: of the config, for messages.
-        cache_dir: where indexes are kept.
+        cache_dir: where indexes are cached.
 
-    Raises FileNotFoundError for a missing manifest and ValueError for an entry with unknown keys, or when two rows of
-    different manifests share an id (ids name rows in the plan, in predictions and in comparisons).
+    Raises:
+        UserError: as `ManifestEntry.parse`; an entry has no rows; or two rows of different manifests share an id (ids
+            name rows in the plan, in predictions and in comparisons).
+        MissingFileError: a manifest is missing.
     """
     manifests = []
-    for entry in entries(sources, key=key):
-        store = _open(entry, cache_dir)
-        rows = _select(store, entry.get("tasks"), entry.get("limit"))
+    for entry in [ManifestEntry.parse(source, key) for source in sources]:
+        index = entry.open(cache_dir)
+        rows = _select(index, entry.tasks, entry.limit)
         if not rows:
-            kept = f" of tasks {entry['tasks']}" if entry.get("tasks") else ""
-            raise UserError(f"{key}: {entry['path']} has no rows{kept}")
-        kept = tuple(entry.get("tasks") or ())
-        mix = {"weight": entry.get("weight"), "max_per_epoch": entry.get("max_per_epoch")}
-        manifests.append(Manifest(entry["path"], rows, tasks=kept, digest=store.digest, **mix))
+            selected = f" of tasks {list(entry.tasks)}" if entry.tasks else ""
+            raise UserError(f"{key}: {entry.path} has no rows{selected}")
+        manifests.append(
+            Manifest(entry.path, rows, entry.weight, tuple(entry.tasks), index.digest, entry.max_per_epoch)
+        )
     _check_ids(manifests, key)
     return manifests
 
 
-def _open(entry: Mapping[str, Any], cache_dir: Path | None) -> Store:
-    path, form = entry["path"], Form(dict(entry.get("columns") or {}), dict(entry.get("labels") or {}))
-    if not shards.is_parquet(path):
-        return Lines(Path(path), form, cache_dir)
-    return (ParquetFiles if str(path).endswith(".parquet") else Shards)(str(path), form, cache_dir)
-
-
 def _check_ids(manifests: Sequence[Manifest], key: str) -> None:
-    """That no id is in two manifests; rows of one manifest were looked at when it was indexed."""
+    """Check that no id is in two manifests; repeated ids within one are problems of their rows."""
     if len({manifest.name for manifest in manifests}) < 2:
         return
-    found = [keys(manifest.rows) for manifest in manifests]
-    everything = np.concatenate(found)
-    owners = np.repeat(np.arange(len(found)), [len(one) for one in found])
+    parts = [keys(manifest.rows) for manifest in manifests]
+    everything = np.concatenate(parts)
+    owners = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
     order = np.argsort(everything, kind="stable")
     same = everything[order[1:]] == everything[order[:-1]]
     for left, right in zip(order[:-1][same].tolist(), order[1:][same].tolist(), strict=True):
@@ -234,45 +312,15 @@ def _check_ids(manifests: Sequence[Manifest], key: str) -> None:
             raise UserError(f"{key}: row id {row.id!r} is in {first.name} and in {second.name}; ids must differ")
 
 
-def entries(sources: Sequence[str | Path | Mapping[str, Any]], *, key: str) -> list[dict[str, Any]]:
-    """The entries of a config's list as dicts, their files known to exist; raises as `read_manifests`."""
-    known = ("path", "weight", "max_per_epoch", "tasks", "limit", "columns", "labels")
-    found = [{"path": source} if isinstance(source, (str, Path)) else dict(source) for source in sources]
-    for entry in found:
-        if (unknown := set(entry) - set(known)) or "path" not in entry:
-            wrong = f"unknown key {sorted(unknown)}" if unknown else f"no `path` in {entry}"
-            raise UserError(f"{key}: {wrong}; an entry has {', '.join(known)}")
-        if entry.get("max_per_epoch") is not None and key != "data.train":
-            raise UserError(f"{key}: max_per_epoch={entry['max_per_epoch']} has no effect, only data.train has epochs")
-        if entry.get("weight") is not None and key != "data.train":
-            raise UserError(f"{key}: weight={entry['weight']} has no effect, only data.train is a mix")
-        path = Path(entry["path"])
-        if shards.is_parquet(entry["path"]):
-            _find(entry["path"], key)
-        elif not path.is_file():
-            raise MissingFileError(
-                f"{key}: no manifest at {path}. The embedded corpus is made by "
-                f"`auris corpus out={path.parent}`; for your own rows set {key}=[FILE.jsonl]"
-            )
-    return found
-
-
-def _find(path: str | Path, key: str) -> None:
-    try:
-        shards.find(path)
-    except (FileNotFoundError, ValueError) as error:
-        raise type(error)(f"{key}: {error}") from error
-
-
-def _select(store: Store, keep: Sequence[str] | None, limit: int | None) -> Selection:
-    for code in keep or ():
+def _select(index: RowIndex, keep: Sequence[str], limit: int | None) -> Selection:
+    for code in keep:
         tasks.find(code)
-    index = store.index
-    order = np.argsort(index.keys, kind="stable")
-    repeated = np.zeros(len(store), dtype=bool)
-    repeated[order[1:][index.keys[order[1:]] == index.keys[order[:-1]]]] = True
+    columns = index.columns
+    order = np.argsort(columns.keys, kind="stable")
+    repeated = np.zeros(len(index), dtype=bool)
+    repeated[order[1:][columns.keys[order[1:]] == columns.keys[order[:-1]]]] = True
     if not keep and limit is None:
-        return Selection(store, None, repeated)
-    chosen = [number for number, code in enumerate(index.codes.tolist()) if not keep or code in keep]
-    taken = [np.flatnonzero(index.tasks == number)[:limit] for number in chosen]
-    return Selection(store, np.sort(np.concatenate([np.zeros(0, np.int64), *taken])), repeated)
+        return Selection(index, None, repeated)
+    chosen = [number for number, code in enumerate(columns.codes.tolist()) if not keep or code in keep]
+    taken = [np.flatnonzero(columns.tasks == number)[:limit] for number in chosen]
+    return Selection(index, np.sort(np.concatenate([np.zeros(0, np.int64), *taken])), repeated)

@@ -1,33 +1,46 @@
-"""Work that is divided over the cores which this process may use."""
+"""Map a function over parts in forked processes."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from typing import Any, TypeVar
+
+from auris.errors import RunStopped
 
 T, R = TypeVar("T"), TypeVar("R")
 
 
-def divide(work: Callable[[T], R], parts: Sequence[T]) -> Iterator[tuple[int, R]]:
-    """What `work` makes of each part, with the number of the part, as they are done."""
-    processes = min(len(os.sched_getaffinity(0)), len(parts))
+def parallel_map(work: Callable[[T], R], parts: Sequence[T], processes: int | None = None) -> Iterator[tuple[int, R]]:
+    """Yield (number of the part, result) as parts are done.
+
+    Args:
+        work: its result must be picklable; it and the parts need not be.
+        processes: how many to use; None: one for each core that this process may use.
+
+    Raises:
+        RunStopped: a process was killed.
+    """
+    processes = min(processes or len(os.sched_getaffinity(0)), len(parts))
     if processes <= 1:
         yield from ((number, work(part)) for number, part in enumerate(parts))
         return
-    # Forked, as the loader's workers are: what the work needs does not travel, only what it found does.
+    # Forked, as the loader's workers are: only results are pickled.
     with ProcessPoolExecutor(processes, get_context("fork"), _receive, (work, parts)) as pool:
-        found: dict[Future[R], int] = {pool.submit(_do, number): number for number in range(len(parts))}
+        numbers: dict[Future[R], int] = {pool.submit(_do, number): number for number in range(len(parts))}
         try:
-            for done in as_completed(found):
-                yield found.pop(done), done.result()
+            for done in as_completed(numbers):
+                yield numbers.pop(done), done.result()
+        except BrokenProcessPool as error:
+            raise RunStopped(f"one of {processes} processes was killed: the machine's memory may be full") from error
         finally:
             pool.shutdown(cancel_futures=True)
 
 
-_received: tuple[Callable[[Any], Any], Sequence[Any]] | None = None  # in a process that works
+_received: tuple[Callable[[Any], Any], Sequence[Any]] | None = None  # in the forked process
 
 
 def _receive(work: Callable[[Any], Any], parts: Sequence[Any]) -> None:

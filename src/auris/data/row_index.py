@@ -1,14 +1,12 @@
-"""Stores: where rows stand, and an index of them in columns.
+"""Index of the rows of a manifest: what selecting and planning rows needs, and access to each row by its number.
 
-A store reads one row at a time, wherever it stands. What choosing and planning rows needs is a few arrays of numbers,
-made in one pass and kept on disk.
+The index is a few arrays of numbers, computed in one pass and cached on disk.
 
-Shapes: R rows of a store.
+Shapes: R rows of a manifest.
 """
 
 from __future__ import annotations
 
-import hashlib
 import io
 import os
 from abc import ABC, abstractmethod
@@ -23,9 +21,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from auris.data import array_cache
-from auris.data.parallel_map import divide
+from auris.data.parallel_map import parallel_map
 from auris.data.rows import Form, Record, Row, decode, is_plain, parse, row_key
 from auris.errors import UserError
+from auris.files import digest, file_digest
 
 _VERSION = 1  # of the arrays on disk
 _TOGETHER = 64  # lines read at once
@@ -33,19 +32,28 @@ _PIECE = 2**23  # bytes that a process indexes at a time
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Index:
-    """What is known about the rows of a file without decoding them."""
+class RowColumns:
+    """What is known about rows without decoding them.
 
-    keys: np.ndarray  # (R,) uint64: `row_key` of each id
-    tasks: np.ndarray  # (R,) uint32: place in `codes`
-    codes: np.ndarray  # strings: whatever the rows call their tasks
-    unstated: np.ndarray  # (R,) bool: the length of a clip is not stated, and is read from its file
-    places: np.ndarray  # int64: where the rows stand, as the store counts
-    names: np.ndarray  # (R,) uint32: what tells their names apart, as the store counts
+    Attributes:
+        keys: (R,) uint64, `row_key` of each id.
+        tasks: (R,) uint32, place in `codes`.
+        codes: names of tasks, as the rows have them.
+        unstated: (R,) bool: the length of a clip is not stated and must be read from its file.
+        places: int64, where the rows stand; each kind of index has its own way of counting.
+        names: (R,) uint32, the numbers in the names of rows without an id, likewise.
+    """
+
+    keys: np.ndarray
+    tasks: np.ndarray
+    codes: np.ndarray
+    unstated: np.ndarray
+    places: np.ndarray
+    names: np.ndarray
 
 
-class IndexBuilder:
-    """Gathers an index row by row, in columns from the start."""
+class Builder:
+    """Collects the columns row by row."""
 
     def __init__(self) -> None:
         self.keys, self.tasks, self.unstated = array("Q"), array("I"), bytearray()
@@ -53,7 +61,7 @@ class IndexBuilder:
         self._codes: dict[str, int] = {}
 
     def add(self, record: Record, folder: Path, *, has_lengths: bool = False) -> None:
-        """Take a row in. `has_lengths`: of its clips, whether they are stated or not."""
+        """Add a row. `has_lengths`: the lengths of its clips are known whether they are stated or not."""
         fields = record.fields
         # Most rows need not be decoded, which takes two thirds of the time.
         if fields is not None and record.problem is None and is_plain(fields):
@@ -67,8 +75,8 @@ class IndexBuilder:
         self.tasks.append(self._codes.setdefault(f"{code!s:.80}", len(self._codes)))
         self.unstated.append(unstated)
 
-    def build(self) -> Index:
-        return Index(
+    def build(self) -> RowColumns:
+        return RowColumns(
             keys=np.array(self.keys, dtype=np.uint64),
             tasks=np.array(self.tasks, dtype=np.uint32),
             codes=np.array(list(self._codes), dtype=np.str_),
@@ -78,29 +86,28 @@ class IndexBuilder:
         )
 
 
-class Store(ABC):
+class RowIndex(ABC):
     """The rows of one file, or of several that belong together, in their order.
 
     Args:
-        path: as it was given.
+        path: as the config has it.
         folder: what the rows' paths are relative to.
         form: how the rows are read.
-        cache_dir: where the index is kept; None: it is made anew.
+        cache_dir: where the columns are cached; None: they are not.
     """
 
     def __init__(self, path: str, folder: Path, form: Form, cache_dir: Path | None):
         self.path, self.folder, self.form = path, folder, form
-        self.is_read = True  # False: something could not be read now, which the next start tries anew
-        facts = [str(_VERSION), type(self).__name__, self.digest, repr(form)]
-        key = hashlib.sha256("\0".join(facts).encode()).hexdigest()[:24]
+        self.is_read = True  # False: something could not be read now; the next start tries again
+        key = digest([_VERSION, type(self).__name__, self.digest, repr(form)])
         file = None if cache_dir is None else cache_dir / f"rows-{key}.npz"
         stored = None if file is None else array_cache.load(file)
-        self.index = Index(**stored) if stored else self.scan()
+        self.columns = RowColumns(**stored) if stored else self.scan()
         if file is not None and not stored and self.is_read:
-            array_cache.save(file, **vars(self.index))
+            array_cache.save(file, **vars(self.columns))
 
     def __len__(self) -> int:
-        return len(self.index.keys)
+        return len(self.columns.keys)
 
     @property
     @abstractmethod
@@ -108,7 +115,7 @@ class Store(ABC):
         """Of all that the rows are read from."""
 
     @abstractmethod
-    def scan(self) -> Index:
+    def scan(self) -> RowColumns:
         """Go through all rows once."""
 
     @abstractmethod
@@ -127,7 +134,7 @@ class Store(ABC):
         return map(self.record, numbers.tolist())
 
 
-class Lines(Store):
+class Lines(RowIndex):
     """One JSON object a line (JSONL), or plain text lines (`.txt`) for the language model alone."""
 
     def __init__(self, path: Path, form: Form, cache_dir: Path | None):
@@ -141,19 +148,18 @@ class Lines(Store):
 
     @cached_property
     def digest(self) -> str:
-        with self._path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return file_digest(self._path)
 
-    def scan(self) -> Index:
+    def scan(self) -> RowColumns:
         """`places`: where each row begins, and where the last one ends; `names`: numbers of their lines."""
         pieces = list(_pieces(self._path))
-        parts = sorted(divide(self._scan, pieces), key=itemgetter(0))
-        index = _join([IndexBuilder().build(), *(part for _, part in parts)])
+        parts = sorted(parallel_map(self._scan, pieces), key=itemgetter(0))
+        index = _join([Builder().build(), *(part for _, part in parts)])
         end = pieces[-1].stop if pieces else 0
         return replace(index, places=np.append(index.places, end))
 
-    def _scan(self, piece: _Piece) -> Index:
-        builder = IndexBuilder()
+    def _scan(self, piece: _Piece) -> RowColumns:
+        builder = Builder()
         start = piece.start
         with self._path.open("rb") as file:
             file.seek(start)
@@ -167,7 +173,7 @@ class Lines(Store):
         return builder.build()
 
     def name(self, number: int) -> str:
-        return self._name(int(self.index.names[number]))
+        return self._name(int(self.columns.names[number]))
 
     def record(self, number: int) -> Record:
         return next(self._neighbours(number, 1))
@@ -180,9 +186,9 @@ class Lines(Store):
                 yield from self._neighbours(int(run[first]), min(_TOGETHER, len(run) - first))
 
     def _neighbours(self, first: int, number: int) -> Iterator[Record]:
-        places = self.index.places[first : first + number + 1].tolist()
+        places = self.columns.places[first : first + number + 1].tolist()
         block = self._pread(places[0], places[-1])
-        names = self.index.names[first : first + number].tolist()
+        names = self.columns.names[first : first + number].tolist()
         for name, start, stop in zip(names, places, places[1:], strict=False):
             yield self._parse(block[start - places[0] : stop - places[0]], self._name(name))
 
@@ -232,7 +238,7 @@ def _pieces(path: Path) -> Iterator[_Piece]:
             line += block.count(b"\n")
 
 
-def _join(parts: Sequence[Index]) -> Index:
+def _join(parts: Sequence[RowColumns]) -> RowColumns:
     """The index of rows one after the other, their tasks numbered anew."""
     codes: dict[str, int] = {}
     places = [
@@ -240,7 +246,7 @@ def _join(parts: Sequence[Index]) -> Index:
         for part in parts
     ]
     columns = {name: [getattr(part, name) for part in parts] for name in ("keys", "unstated", "places", "names")}
-    return Index(
+    return RowColumns(
         **{name: np.concatenate(arrays) for name, arrays in columns.items()},
         tasks=np.concatenate([place[part.tasks] for place, part in zip(places, parts, strict=True)]),
         codes=np.array(list(codes), dtype=np.str_),

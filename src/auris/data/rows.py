@@ -21,9 +21,11 @@ import numpy as np
 from auris import audio
 from auris.audio import Sound
 from auris.data import importers
+from auris.data.importers import Fields
 from auris.errors import UserError
 from auris.metrics.row_stats import for_language
 from auris.text import chat, tasks
+from auris.text.answer_formats import Labels
 
 _NOT_LABELS = {"audio", "offset", "duration", "id"}
 _PAIR = {"chosen", "rejected", "rejected_response", "rejected_messages"}  # any of them makes a dialogue a preference
@@ -73,7 +75,7 @@ class Row:
 
     id: str
     clips: tuple[Clip, ...] = ()
-    labels: Mapping[str, Any] = field(default_factory=dict)
+    labels: Labels = field(default_factory=dict)
     problem: str | None = None
 
 
@@ -88,7 +90,7 @@ class Record(NamedTuple):
     """A row as its file holds it."""
 
     name: str  # where it stands; the id of a row that brings none
-    fields: Mapping[str, Any] | None  # None where they cannot be read
+    fields: Fields | None  # None where they cannot be read
     problem: str | None = None  # why it cannot be used, as far as its file tells
     sounds: tuple[Sound, ...] = ()  # the files that the fields' audio stands for, where they lie beside the fields
     is_cut: bool = False  # a sound of a clip with an `offset` is that stretch alone
@@ -109,9 +111,9 @@ class Form:
     """
 
     columns: Mapping[str, str] = field(default_factory=dict)
-    labels: Mapping[str, Any] = field(default_factory=dict)
+    labels: Labels = field(default_factory=dict)
 
-    def apply(self, fields: dict[str, Any]) -> dict[str, Any]:
+    def apply(self, fields: Fields) -> Fields:
         if not self.columns and not self.labels:
             return fields
         theirs = set(self.columns.values())
@@ -138,7 +140,7 @@ def parse(line: bytes, name: str, form: Form) -> Record:
     return Record(name, form.apply(fields))
 
 
-def is_plain(fields: Mapping[str, Any]) -> bool:
+def is_plain(fields: Fields) -> bool:
     """Whether a task row of our own form: its task and its id stand in its fields."""
     return _NOT_PLAIN.isdisjoint(fields)
 
@@ -171,7 +173,7 @@ def _with_sounds(row: Row, record: Record) -> Row:
     return replace(row, clips=tuple(clips))
 
 
-def _task_row(fields: Mapping[str, Any], identity: str, folder: Path) -> Row:
+def _task_row(fields: Fields, identity: str, folder: Path) -> Row:
     labels = {key: value for key, value in fields.items() if key not in _NOT_LABELS}
     paths = fields.get("audio", [])
     paths = [paths] if isinstance(paths, str) else paths
@@ -189,7 +191,7 @@ def _task_row(fields: Mapping[str, Any], identity: str, folder: Path) -> Row:
     return Row(identity, clips, labels, problem)
 
 
-def seconds(fields: Mapping[str, Any]) -> dict[str, float]:
+def seconds(fields: Fields) -> dict[str, float]:
     """`offset` and `duration` of a clip, as far as they are given. Raises ValueError for anything else."""
     stretch = {what: fields[what] for what in ("offset", "duration") if fields.get(what) is not None}
     for what, value in stretch.items():
@@ -234,7 +236,7 @@ def metric(row: Row) -> str:
 # --- dialogues ----------------------------------------------------------------------------------------------------
 
 
-def _chat_row(fields: Mapping[str, Any], identity: str, folder: Path) -> Row:
+def _chat_row(fields: Fields, identity: str, folder: Path) -> Row:
     """A dialogue as a row. Raises ValueError saying why it cannot be used."""
     is_pair = "chosen" in fields or "rejected" in fields
     task = "preference" if is_pair else "chat"
@@ -265,14 +267,14 @@ def _chat_row(fields: Mapping[str, Any], identity: str, folder: Path) -> Row:
     return Row(identity, clips, labels, tasks.check(labels))
 
 
-def audio_parts(messages: Sequence[chat.Message]) -> list[Mapping[str, Any]]:
+def audio_parts(messages: Sequence[chat.Message]) -> list[Fields]:
     """The parts of the messages that are audio, in their order. Raises ValueError for messages of no known shape."""
     chat.audios(messages)
     parts = [part for message in messages if not isinstance(message["content"], str) for part in message["content"]]
     return [part for part in parts if "audio" in part or "audio_url" in part]
 
 
-def _clip(part: Mapping[str, Any], folder: Path) -> Clip:
+def _clip(part: Fields, folder: Path) -> Clip:
     path = part.get("audio", part.get("audio_url"))
     if not isinstance(path, str) or not path:
         raise UserError(f"the audio of a message is {path!r:.80}, expected a path")

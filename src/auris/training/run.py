@@ -24,7 +24,7 @@ from rich.console import Console
 
 from auris import config
 from auris.data.datamodule import AudioDataModule
-from auris.data.manifests import entries
+from auris.data.manifests import ManifestEntry
 from auris.errors import MissingFileError, UserError
 from auris.model import adapters
 from auris.model.weights import checkpoint_dir, identify
@@ -183,7 +183,8 @@ def build(made: dict[str, Any]) -> tuple[AudioLMModule, AudioDataModule]:
     """The LightningModule and the DataModule of a recipe."""
     data = dict(made["data"])
     for split in ("train", "valid"):
-        entries(data[split], key=f"data.{split}")  # a wrong path is said before anything is built
+        for entry in data[split]:
+            ManifestEntry.parse(entry, f"data.{split}")  # a wrong path is reported before anything is built
     try:
         tokenizer = Tokenizer.load(made["tokenizer"])
     except FileNotFoundError as error:

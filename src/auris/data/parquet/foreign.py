@@ -17,11 +17,11 @@ from fsspec.implementations.local import LocalFileSystem
 
 from auris.data.parquet.dataset import find
 from auris.data.parquet.reader import Columns, Garbled, Reader, ShardError, Stored, as_list, attempt, hash_of, to_rows
-from auris.data.row_index import Index, IndexBuilder, Store
-from auris.data.rows import Form, Record, Row, Unread
+from auris.data.row_index import Builder, RowColumns, RowIndex
+from auris.data.rows import Fields, Form, Record, Row, Unread
 
 
-class ParquetFiles(Store):
+class ParquetFiles(RowIndex):
     """The rows of somebody else's Parquet files: a column per field, sound as {bytes, path}, bytes or a path.
 
     A file that cannot be opened counts as one row, which cannot be used. Sound that lies beside a file is looked for
@@ -33,7 +33,7 @@ class ParquetFiles(Store):
         self._is_local = isinstance(system, LocalFileSystem)
         self.reader = Reader(system, paths, bound(_columns, form=form))
         super().__init__(path, Path(paths[0].rpartition("/")[0]), form, cache_dir)
-        self._ends = np.cumsum(self.index.places)
+        self._ends = np.cumsum(self.columns.places)
 
     @cached_property
     def digest(self) -> str:
@@ -41,9 +41,9 @@ class ParquetFiles(Store):
         system = self.reader.system
         return hash_of(*(f"{path} {attempt(path, bound(system.ukey, path))}".encode() for path in self.reader.paths))
 
-    def scan(self) -> Index:
+    def scan(self) -> RowColumns:
         """`places`: rows of each file."""
-        builder = IndexBuilder()
+        builder = Builder()
         for file in range(len(self.reader.paths)):
             rows = 0
             for record in self._scan(file):
@@ -99,7 +99,7 @@ class ParquetFiles(Store):
         except ShardError as error:
             return Record(self.reader.name(file, row), None, Unread(error))
 
-    def _record(self, file: int, row: int, fields: Mapping[str, Any]) -> Record:
+    def _record(self, file: int, row: int, fields: Fields) -> Record:
         name, columns = self.reader.name(file, row), self.reader.open(file).columns
         fields = _without_nulls(fields)
         if not columns.name:

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
+from auris.data.importers import Fields
 from auris.errors import AudioError, UserError
 
 OPEN_FILES = 16  # kept open by a process: a footer of a few hundred kilobytes each
@@ -158,7 +159,7 @@ class Reader:
             self._opened.pop(file, None)
             return attempt(what, read)
 
-    def fields(self, file: int, row: int) -> dict[str, Any]:
+    def fields(self, file: int, row: int) -> Fields:
         """A row without its sound. Raises ShardError."""
         table, place = self._around(file, row, is_sound=False)
         return to_rows(self.name(file, row), table.slice(place, 1))[0]
@@ -208,7 +209,7 @@ class Stored:
         return content
 
 
-def to_rows(name: str, table: pa.Table) -> list[dict[str, Any]]:
+def to_rows(name: str, table: pa.Table) -> list[Fields]:
     """Raises Garbled."""
     try:
         return table.to_pylist(maps_as_pydicts="strict")
