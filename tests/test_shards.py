@@ -12,7 +12,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import pytest
 from rich.console import Console
@@ -20,7 +23,6 @@ from rich.console import Console
 from auris import cli
 from auris.data.manifests import read_manifests
 from auris.data.parquet import writer
-from auris.data.parquet.reader import File
 from manifests import speech_rows, write_manifest
 from runs import ROOT
 
@@ -70,21 +72,23 @@ def test_rows_that_cannot_be_used_are_counted_and_named(manifest, tmp_path):
 
 def test_a_run_that_stops_goes_on_where_it_was(manifest, whole, tmp_path, monkeypatch):
     """The disk is full at the fourth shard; then it is not."""
-    finish, out = writer.finish, tmp_path / "out"
+    open_atomic, out = writer.open_atomic, tmp_path / "out"
 
-    def full(path: Path, draft: Path) -> File:
-        if path.name == "shard-00003.parquet":
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return finish(path, draft)
+    @contextmanager
+    def full(path: Path, mode: str, **options: bool) -> Iterator[IO[bytes]]:
+        with open_atomic(path, mode, **options) as file:
+            yield file
+            if path.name == "shard-00003.parquet":
+                raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(writer, "finish", full)
+        patch.setattr(writer, "open_atomic", full)
         with pytest.raises(OSError, match="No space left"):
             pack(manifest, out)
     with pytest.raises(FileNotFoundError, match="was not finished"):
         read_manifests([out])
     done = {path: path.stat().st_mtime_ns for path in out.glob("shard-*.parquet")}
-    assert len(done) == 3 and list(out.glob("*.tmp"))
+    assert len(done) == 3 and not list(out.glob("*.tmp"))
     pack(manifest, out)
     assert content(out) == content(whole)
     assert all(path.stat().st_mtime_ns == changed for path, changed in done.items())
