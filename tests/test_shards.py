@@ -21,6 +21,7 @@ import pytest
 from rich.console import Console
 
 from auris import cli
+from auris.data import shards as command
 from auris.data.manifests import read_manifests
 from auris.data.parquet import writer
 from manifests import speech_rows, write_manifest
