@@ -17,30 +17,37 @@ from auris.data.collate import collate
 from auris.data.manifests import Manifest
 from auris.data.rows import Clip, Row
 from auris.data.rows import metric as own_metric
-from auris.evaluation import benchmarks
+from auris.evaluation.answer_cache import Response
+from auris.evaluation.answering import samples_of as asked_as
+from auris.evaluation.answering import split_long, yes_no_log_odds
+from auris.evaluation.benchmarks import Benchmark
 from auris.evaluation.judging import rate
-from auris.evaluation.predictions import about, score
-from auris.evaluation.runner import _view, _Waiting, in_windows, join, log_odds
+from auris.evaluation.predictions import merge_windows, score
 from auris.evaluation.summary import credits, show, summarise
 from auris.metrics import measures
 from auris.metrics.judges.rating import Unrated
 from auris.metrics.published import comparable
+from auris.metrics.records import ResultRow
 from auris.metrics.row_stats import signature
 from auris.text import task_table, tasks
 from auris.text.prompts import NaturalPrompt, TagPrompt
 from auris.training.objectives import logps
 from manifests import read_row, samples_of, tokenizer, write_wave
 
-RUN = {"study": "s", "arm": "a", "seed": 0}
+RUN = {"study": "s", "arm": "a", "seed": 0, "benchmark": "bench"}
 
 
 def row(name: str, **labels: object) -> Row:
     return Row(name, (Clip("x.wav", duration=2.0),), {"provenance": "tts", **labels})
 
 
-def results(answered: dict) -> dict[tuple[str, str], dict]:
-    lines = summarise(score(answered), RUN, "bench", samples=50, seed=0)
-    return {(line["task"], line["metric"]): line for line in lines}
+def responses(answered: dict[str, tuple[Row, str]]) -> list[Response]:
+    return [Response(*row_and_text) for row_and_text in answered.values()]
+
+
+def results(answered: dict[str, tuple[Row, str]]) -> dict[tuple[str, str], ResultRow]:
+    lines = summarise(score(responses(answered)), RUN, 50, 0, {})
+    return {(line.task, line.metric): line for line in lines}
 
 
 def test_word_errors_are_pooled_over_rows_not_averaged():
@@ -52,13 +59,13 @@ def test_word_errors_are_pooled_over_rows_not_averaged():
         }
     )
     line = found["asr en", "wer"]
-    assert line["value"] == 1 / 10 and line["n"] == 2
-    assert line["low"] <= line["value"] <= line["high"]
+    assert line.value == 1 / 10 and line.n == 2
+    assert line.low <= line.value <= line.high
 
 
 def test_a_language_without_spaces_is_scored_by_characters_and_called_so():
     found = results({"1": (row("1", task="asr", language="zh", text="红狐狸"), "红狐")})
-    assert found["asr zh", "cer"]["value"] == 1 / 3
+    assert found["asr zh", "cer"].value == 1 / 3
 
 
 def test_an_answer_outside_the_classes_is_wrong_and_unparsed():
@@ -69,21 +76,21 @@ def test_an_answer_outside_the_classes_is_wrong_and_unparsed():
             "3": (row("3", task="sec", text="rain"), "thunder"),
         }
     )
-    assert found["sec", "accuracy"]["value"] == 1 / 3
-    assert found["sec", "unparsed"]["value"] == 1 / 3
+    assert found["sec", "accuracy"].value == 1 / 3
+    assert found["sec", "unparsed"].value == 1 / 3
 
 
 def test_translations_are_scored_in_the_target_language():
     labels = {"task": "s2tt", "language": "en", "target_language": "zh", "text": "红狐狸在花园里"}
     line = results({"1": (row("1", **labels), "红狐狸在花园里")})["s2tt en-zh", "bleu"]
-    assert round(line["value"]) == 100 and "tok:zh" in line["signature"]
+    assert round(line.value) == 100 and "tok:zh" in line.signature
 
 
 def test_slots_are_scored_as_parsed_and_the_intent_beside_them():
     labels = {"task": "sf", "intent": "order", "slots": {"size": "large", "drink": "tea"}}
     found = results({"1": (row("1", **labels), "order; drink: tea; size: small")})
-    assert found["sf", "slot_f1"]["value"] == 0.5
-    assert found["sf", "intent_accuracy"]["value"] == 1.0
+    assert found["sf", "slot_f1"].value == 0.5
+    assert found["sf", "intent_accuracy"].value == 1.0
 
 
 def test_provenances_of_a_line_are_all_named():
@@ -91,7 +98,7 @@ def test_provenances_of_a_line_are_all_named():
         "1": (row("1", task="sec", text="dog"), "dog"),
         "2": (row("2", task="sec", text="dog", provenance="real"), "dog"),
     }
-    assert results(mixed)["sec", "accuracy"]["provenance"] == "real+tts"
+    assert results(mixed)["sec", "accuracy"].provenance == "real+tts"
 
 
 def test_a_long_transcript_is_answered_in_windows_and_joined(tmp_path: Path):
@@ -101,41 +108,18 @@ def test_a_long_transcript_is_answered_in_windows_and_joined(tmp_path: Path):
     short = read_row(tmp_path, id="short", audio="short.wav", task="asr", language="en", text="x")
     question = read_row(tmp_path, id="asked", audio="long.wav", task="aqa", question="What?", text="rain")
     manifest = Manifest(tmp_path / "rows.jsonl", (long, short, question))
-    [cut], whole = in_windows([manifest], samples_of(long_audio="window"))
+    [cut], windows = split_long([manifest], samples_of(long_audio="window"))
     assert [row.id for row in cut.rows] == ["long#0", "long#1", "short", "asked"]
     answered = {row.id: (row, "x") for row in cut.rows} | {
         "long#0": (cut.rows[0], "a b c"),
         "long#1": (cut.rows[1], "b c d e"),
     }
-    joined = join(answered, whole)
-    assert {name: answer for name, (_, answer) in joined.items()} == {"long": "a b c d e", "short": "x", "asked": "x"}
-    assert joined["long"][0].labels["text"] == "a b c d e"
+    merged = {row.id: (row, text) for row, text, _ in merge_windows(responses(answered), windows)}
+    assert {name: text for name, (_, text) in merged.items()} == {"long": "a b c d e", "short": "x", "asked": "x"}
+    assert merged["long"][0].labels["text"] == "a b c d e"
     del answered["long#1"]
-    assert "long" not in join(answered, whole)
-    assert in_windows([manifest], samples_of(long_audio="first"))[0] == [manifest]
-
-
-def test_rows_wait_for_a_place_and_those_that_cannot_be_read_take_none(tmp_path: Path):
-    """Shares of 4, 8 and 1 rows: as many go side by side as the pack of the first one that waits has."""
-    for number in range(13):
-        write_wave(tmp_path / f"{number}.wav", 1.0)
-    rows = [read_row(tmp_path, id=str(n), audio=f"{n}.wav", task="asr", language="en", text="a b c") for n in range(13)]
-    for gone in (1, 8, 9, 12):
-        (tmp_path / f"{gone}.wav").unlink()
-    packs = [[0, 1, 2, 3], [4, 5, 6, 7, 8, 9, 10, 11], [12]]
-    waiting = _Waiting(rows, samples_of(), packs, torch.device("cpu"))
-
-    def take(going: int) -> list[int] | None:
-        batch = waiting.take(going)
-        return None if batch is None else batch["rows"]
-
-    assert take(0) == [0, 2, 3]
-    assert take(7) is None  # of 8 places
-    assert take(3) == [4, 5, 6, 7]
-    assert take(6) == [10]  # 8 and 9 cannot be read
-    assert take(6) == [11]
-    assert take(5) is None and take(0) is None
-    assert waiting.taken == [0, 2, 3, 4, 5, 6, 7, 10, 11] and waiting.skipped.keys() == {"1", "8", "9", "12"}
+    assert "long" not in {row.id for row, *_ in merge_windows(responses(answered), windows)}
+    assert split_long([manifest], samples_of(long_audio="first"))[0] == [manifest]
 
 
 def test_the_table_says_who_wrote_annotated_and_judged():
@@ -157,11 +141,10 @@ def test_a_judge_s_points_stand_beside_the_task_s_own_score():
     judge.signature = "judged|by length"
     rows = {name: row(name, task="chat", mode="text", text="a dog", messages=[]) for name in ("q0", "q1", "q2")}
     answered = {"q0": (rows["q0"], "cat"), "q1": (rows["q1"], "a dog"), "q2": (rows["q2"], "")}
-    predictions, unrated = rate(answered, judge, about, Console(quiet=True))
+    predictions, unrated = rate(responses(answered), judge, Console(quiet=True))
     assert unrated == {"q2": "no points"}
-    trained = {"study": "s", "arm": "a", "seed": 0}
-    [line] = summarise(predictions, trained, "b", 10, 0, {"judged": judge.signature})
-    assert (line["metric"], line["value"], line["n"], line["signature"]) == ("judged", 4.0, 2, "judged|by length")
+    [line] = summarise(predictions, RUN, 10, 0, {"judged": judge.signature})
+    assert (line.metric, line.value, line.n, line.signature) == ("judged", 4.0, 2, "judged|by length")
 
 
 def test_a_dialogue_s_skill_has_a_line_beside_its_mode():
@@ -171,7 +154,7 @@ def test_a_dialogue_s_skill_has_a_line_beside_its_mode():
         row("2", mode="audio_analysis", text="a dog", **facts),
     ]
     found = results({"1": (rows[0], "a dog"), "2": (rows[1], "a cat")})
-    assert {group: (line["value"], line["n"]) for (group, _), line in found.items()} == {
+    assert {group: (line.value, line.n) for (group, _), line in found.items()} == {
         "chat audio_analysis": (0.5, 2),
         "chat sec": (1.0, 1),
     }
@@ -194,26 +177,24 @@ def test_a_right_answer_of_any_task_in_either_form_has_the_best_score(code, natu
     assert metrics == {own_metric(answered["0"][0]), *list(task.metrics)[1:]} - {"eer"}
     for (_, metric), line in found.items():
         if metric == "cider":
-            assert line["value"] == pytest.approx(10)
+            assert line.value == pytest.approx(10)
         elif metric in ("aas_ms", "aas_official") or not measures.MEASURES[metric].higher_is_better:
-            assert line["value"] == 0, metric
+            assert line.value == 0, metric
         else:
-            assert line["value"] == pytest.approx(100 if metric == "bleu" else 1), metric
+            assert line.value == pytest.approx(100 if metric == "bleu" else 1), metric
 
 
 def test_a_table_can_be_read_on_eighty_columns():
-    facts = {"benchmark": "b", "provenance": "tts", "n": 1200, "units": "1200 rows", "detectable": 0.021}
+    facts = {"study": "s", "arm": "a", "seed": 0, "benchmark": "b", "signature": "", "split": "test"}
+    facts |= {"provenance": "tts", "n": 1200, "units": "1200 rows", "detectable": 0.021}
     names = ["dialect_asr Caribbean English", "mna", "mna", "srwt zh"]
     metrics = ["wer", "instrument_accuracy", "chroma_accuracy", "aas_official"]
     score = {"value": 1.125, "low": 1.0, "high": 1.25}
-    rows = [
-        {**facts, **score, "task": task, "metric": metric, "split": "test"}
-        for task, metric in zip(names, metrics, strict=True)
-    ]
-    rows[0] |= {"units": "24 speakers"}
-    rows[3] |= {"provenance": "real"}
+    rows = [ResultRow(**facts, **score, task=task, metric=metric) for task, metric in zip(names, metrics, strict=True)]
+    rows[0] = replace(rows[0], units="24 speakers")
+    rows[3] = replace(rows[3], provenance="real")
 
-    def shown(results: list[dict]) -> str:
+    def shown(results: list[ResultRow]) -> str:
         console = Console(file=StringIO(), width=80)
         show(console, "b@silence", results, {}, [])
         return console.file.getvalue()
@@ -222,7 +203,7 @@ def test_a_table_can_be_read_on_eighty_columns():
     assert max(map(len, table.splitlines())) <= 80 and "…" not in table
     assert "112.5 [100.0, 125.0]" in table and "1200/24" in table and table.count("mna") == 1
     assert "tts of dialect_asr Caribbean English, mna; real of srwt zh" in below and "after the stroke" in below
-    lost = [{**row, "split": "drop", "p": p} for row, p in zip(rows, (0.001, 0.9), strict=False)]
+    lost = [replace(row, split="drop", p=p) for row, p in zip(rows, (0.001, 0.9), strict=False)]
     table, _, below = shown([*rows, *lost]).partition("audio:")
     assert max(map(len, table.splitlines())) <= 80 and "drop: how much is lost" in below and "shows" not in table
     assert "+112.5* [+100.0, +125.0]" in table and "+112.5 [+100.0, +125.0]" in table
@@ -234,10 +215,10 @@ def test_captions_are_scored_against_all_their_references():
         "1": (row("1", **labels), "a dog is barking loudly"),
         "2": (row("2", task="aac", text="rain falls"), ""),
     }
-    stats = {(p["id"], p["metric"]): p["stats"] for p in score(answered)}
+    stats = {(one.id, one.metric): one.stats for one in score(responses(answered))}
     assert stats["1", "cider"][1] == [["a", "dog", "barks"], ["a", "dog", "is", "barking", "loudly"]]
     assert stats["2", "cider"][1] == [["rain", "falls"]]
-    assert 2.5 < results(answered)["aac", "cider"]["value"] < 5, "one of its references it has word for word"
+    assert 2.5 < results(answered)["aac", "cider"].value < 5, "one of its references it has word for word"
 
 
 @pytest.mark.parametrize("stage", ["audio", "chat"])
@@ -246,26 +227,26 @@ def test_tasks_can_be_asked_in_another_style_than_the_models_own(stage):
     made = {"data": {"view": stage, "augment": None}, "seed": 0, "prompt": style}
     model = SimpleNamespace(net=net, tokenizer=tokenizer(), recipe=made, prompt=TagPrompt(), dialogue=None)
     asked = {"_target_": "auris.text.prompts.NaturalPrompt", "wordings": "unseen"}
-    assert isinstance(_view(model, "task", "error").prompt, TagPrompt)
-    assert _view(model, "task", "error", asked).prompt.subset == "unseen"
+    assert isinstance(asked_as(model, "task", "error").prompt, TagPrompt)
+    assert asked_as(model, "task", "error", asked).prompt.subset == "unseen"
     # A benchmark's own words are for who gives no style.
-    assert _view(model, "task", "error", None, "<|startofanalysis|>").prompt.wording == "<|startofanalysis|>"
-    assert getattr(_view(model, "task", "error", asked, "What?").prompt, "wording", None) is None
+    assert asked_as(model, "task", "error", None, "<|startofanalysis|>").prompt.wording == "<|startofanalysis|>"
+    assert getattr(asked_as(model, "task", "error", asked, "What?").prompt, "wording", None) is None
 
 
 def test_numbers_of_a_benchmark_that_was_asked_otherwise_say_so_and_do_not_compare():
-    own = {"prompt": {"v2": "What?"}, "generation": {"v2": {"max_new_tokens": 256}}}
+    own = Benchmark(prompt={"v2": "What?"}, generation={"v2": {"max_new_tokens": 256}})
     unset = dict.fromkeys(("max_new_tokens", "top_k")) | {"do_sample": False}
 
-    def asked(prompt: dict | None = None, benchmark: dict = own, **given: object) -> list[str]:
-        return benchmarks.asked_otherwise(
-            {"benchmark": benchmark, "prompt": prompt, "generation": unset | given}, version="v2"
-        )
+    def asked(prompt: dict | None = None, benchmark: Benchmark = own, **given: object) -> list[str]:
+        return benchmark.changes("v2", prompt, unset | given)
 
     assert asked() == asked(max_new_tokens=256) == []
     assert asked({"_target_": "auris.text.prompts.NaturalPrompt"}) == ["prompt:NaturalPrompt"]
     assert asked(max_new_tokens=3, do_sample=True) == ["max_new_tokens:3", "do_sample:True"]
-    assert asked({"_target_": "auris.text.prompts.TagPrompt"}, {}, max_new_tokens=3) == [], "nobody published it"
+    assert asked({"_target_": "auris.text.prompts.TagPrompt"}, Benchmark(), max_new_tokens=3) == [], (
+        "nobody published it"
+    )
     ours = signature("wer", "en")
     assert comparable(ours, "wer|whisper_en+basic|word")
     assert not comparable("|".join([ours, *asked(max_new_tokens=3)]), "wer|whisper_en+basic|word")
@@ -282,7 +263,7 @@ def test_a_verdict_has_the_log_odds_of_both_whole_answers(tmp_path: Path):
     ]
     for prompt in (NaturalPrompt(), TagPrompt()):
         view = samples_of(prompt=prompt)
-        odds = log_odds(model, view, rows, [0, 1])
+        odds = yes_no_log_odds(model, view, rows, [0, 1])
         assert odds[0] == pytest.approx(odds[1], abs=1e-4), "the label is no part of what is asked"
         apart = []
         for number in (0, 1):
@@ -293,4 +274,4 @@ def test_a_verdict_has_the_log_odds_of_both_whole_answers(tmp_path: Path):
             with torch.no_grad():
                 apart.append(logps.score(net, alone)[0].sum().item())
         assert odds[0] == pytest.approx(apart[0] - apart[1], abs=1e-3)
-    assert log_odds(model, view, rows, []) == {}
+    assert yes_no_log_odds(model, view, rows, []) == {}

@@ -100,9 +100,9 @@ def test_a_pretrained_model_is_fine_tuned_evaluated_and_asked(smallest, dialogue
     shown = capsys.readouterr().out
     n_rows = len(dialogues.read_text().splitlines()) - 1
     assert f"written by: a script of templates ({n_rows} rows)" in shown and "judged: judged|1-9|stand-in" in shown
-    assert {row["task"] for row in rows} == {"chat audio_analysis", "chat voice_chat", "chat text"}
-    assert {row["metric"] for row in rows} == {"contains", "judged"} and measure("contains").higher_is_better
-    assert sum(row["n"] for row in rows if row["metric"] == "contains") == n_rows
+    assert {row.task for row in rows} == {"chat audio_analysis", "chat voice_chat", "chat text"}
+    assert {row.metric for row in rows} == {"contains", "judged"} and measure("contains").higher_is_better
+    assert sum(row.n for row in rows if row.metric == "contains") == n_rows
 
 
 def test_an_answer_ends_where_the_assistants_message_does(smallest):

@@ -16,7 +16,18 @@ from auris import cli, config
 from auris.data.manifests import read_manifests
 from auris.data.rows import EQUAL_ANSWERS, Row
 from auris.data.shards import pack
-from auris.evaluation.preferences import CLOSE, EMPTY, TIE, Found, Pair, choose, read_pairs, score, statistics
+from auris.evaluation.preferences import (
+    CLOSE,
+    EMPTY,
+    TIE,
+    Outcome,
+    Pair,
+    Ranking,
+    choose,
+    read_pairs,
+    score,
+    statistics,
+)
 from auris.metrics.measures import value
 from auris.metrics.row_stats import row_stats
 from auris.text.tokenizer import Tokenizer
@@ -65,10 +76,10 @@ def test_answers_are_scored_by_themselves_under_the_honest_name():
 
 def test_statistics_tell_lengths_and_scores():
     def pair(chosen: str, rejected: str, scores: list[float]) -> Pair:
-        return Pair(Row("r"), chosen, rejected, {"metric": "wer", "scores": scores})
+        return Pair(Row("r"), chosen, rejected, Ranking(metric="wer", scores=tuple(scores), answered_by="a run"))
 
     pairs = [pair("abcd", "ab", [0.0, 0.5]), pair("abc", "abc", [0.2, 0.4]), pair("ab", "abcd", [0.1, 0.9])]
-    found = Found([*pairs, pair("abcdefg", "a", [0.1, 0.2])], {TIE: 2, CLOSE: 1}, {"bad": "no such file"})
+    found = Outcome([*pairs, pair("abcdefg", "a", [0.1, 0.2])], {TIE: 2, CLOSE: 1}, {"bad": "no such file"})
     counted = statistics(found)
     assert (counted["rows"], counted["pairs"], counted["unusable"]) == (8, 4, 1)
     assert counted["without_pair"] == {TIE: 2, CLOSE: 1}
@@ -76,7 +87,7 @@ def test_statistics_tell_lengths_and_scores():
     longer = counted["chosen_longer"]
     assert longer["value"] == 2.5 / 4 and 0 <= longer["low"] < 2.5 / 4 < longer["high"] <= 1
     assert counted["scores"] == {"wer": pytest.approx({"chosen": 0.1, "rejected": 0.5})}
-    assert statistics(Found([], {}, {})) == {"rows": 0, "pairs": 0, "without_pair": {}, "unusable": 0}
+    assert statistics(Outcome([], {}, {})) == {"rows": 0, "pairs": 0, "without_pair": {}, "unusable": 0}
 
 
 # --- people's files ---
@@ -125,7 +136,7 @@ def test_annotated_pairs_are_checked(annotated: Path):
         ("llama", "a dog", "no"),
         ("trl", "hi", "yo"),
     ]
-    assert list(found.without.values()) == [2]
+    assert list(found.without_pair.values()) == [2]
     reasons = {
         "absent": "b.wav: no such file",
         "marks": "2 audio marks",
@@ -133,9 +144,9 @@ def test_annotated_pairs_are_checked(annotated: Path):
         "single": "task 'chat' is no pair",
         "sec": "task 'sec' is no pair",
     }
-    assert found.problems.keys() == reasons.keys()
+    assert found.unusable.keys() == reasons.keys()
     for name, reason in reasons.items():
-        assert reason in found.problems[name]
+        assert reason in found.unusable[name]
 
 
 def test_pairs_whose_sound_is_in_shards_are_counted(annotated: Path, tmp_path: Path, command):
@@ -143,7 +154,7 @@ def test_pairs_whose_sound_is_in_shards_are_counted(annotated: Path, tmp_path: P
     found = read_pairs(tmp_path / "shards")
     assert [pair.row.id for pair in found.pairs] == ["trl"]  # text alone
     for name in ("ours", "swift", "llama"):
-        assert found.problems[name] == "its sound is in a shard: a pair names its sound files"
+        assert found.unusable[name] == "its sound is in a shard: a pair names its sound files"
     assert command(f"from={tmp_path}/shards", "out=pairs.jsonl") == 0
     assert [row["id"] for row in read_lines(tmp_path / "pairs.jsonl")] == ["trl"]
 
@@ -155,7 +166,7 @@ def test_a_pair_about_a_stretch_outside_its_file_is_counted(tmp_path: Path):
     ]
     rows = [{"id": str(n), "messages": [said], "chosen": "a", "rejected": "b"} for n, said in enumerate(asked)]
     found = read_pairs(write_manifest(tmp_path / "pairs.jsonl", rows))
-    assert [pair.row.id for pair in found.pairs] == ["0"] and found.problems.keys() == {"1"}
+    assert [pair.row.id for pair in found.pairs] == ["0"] and found.unusable.keys() == {"1"}
 
 
 # --- the command ---

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from auris import cli, config
-from auris.evaluation import distributed, runner
+from auris.evaluation import distributed
 from auris.evaluation.distributed import Ranks, joined
 from auris.training import run as train
 from manifests import write_wave
@@ -51,7 +51,7 @@ def test_shares_are_asked_once_each_and_known_in_their_order(world: int, n_share
             asked.append(share[0])
             return ({number: (f"said {number}", None) for number in share}, {})
 
-        return list(runner._give(ask, shares, Threads(rank, table, barrier)))
+        return list(Threads(rank, table, barrier).map(ask, shares))
 
     with ThreadPoolExecutor(world) as pool:
         found = list(pool.map(work, range(world)))
@@ -104,7 +104,7 @@ def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", taken.append)
     distributed._take_gpu(1)
-    with pytest.raises(ValueError, match="--nproc-per-node=3: expected as many GPUs, and here are 2"):
+    with pytest.raises(ValueError, match="--nproc-per-node=3, but only 2 GPUs are visible"):
         distributed._take_gpu(2)
     assert taken == [1]
 

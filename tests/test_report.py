@@ -20,6 +20,7 @@ from auris import audio, cli
 from auris.data.rows import Clip, Row
 from auris.evaluation import answer_cache
 from auris.evaluation.audio_ablation import Silence
+from auris.evaluation.benchmarks import Benchmark
 from auris.metrics import edits
 from auris.metrics.row_stats import row_stats, unit
 from auris.results.html import confusion, examples, recordings, tables, template
@@ -186,13 +187,23 @@ def test_a_row_s_sound_is_what_it_was_answered_by(tmp_path: Path):
     write_wave(tmp_path / "other.wav", 0.3)
     labels = {"task": "sec", "text": "bell"}
     for kind, clip in (("shuffled", Clip(tmp_path / "other.wav")), ("silence", Clip(Silence(400)))):
-        answers = answer_cache.Answers(tmp_path / answer_cache.FOLDER, {"kind": "task", "of": kind})
-        answers.add({"k": answer_cache.Answer(Row("r", (clip,), labels), "x")})
+        answers = answer_cache.AnswerCache(tmp_path / answer_cache.CACHE_DIR, {"kind": "task", "of": kind})
+        answers.add({"k": answer_cache.Response(Row("r", (clip,), labels), "x")})
         with answers.path.open("ab") as file:
             file.write('{"key": "half a line ü'.encode()[:-1])  # of an evaluation under way, which goes on writing
         before = answers.path.read_bytes()
-        parts = [{"kind": "task", "file": answers.path.name, "keys": ["k"], "whole": {}}]
-        answer_cache.note(tmp_path / answer_cache.FOLDER, f"b@{kind}", {"parts": parts})
+        part = answer_cache.Part(kind="task", file=answers.path.name, keys=["k"], windows={})
+        evaluation = answer_cache.Evaluation(
+            benchmark=Benchmark(name="b"),
+            version="v2",
+            audio=kind,
+            changes=[],
+            judged=False,
+            run={"study": "s", "arm": "a", "seed": 0},
+            skipped={},
+            parts=[part],
+        )
+        answer_cache.save_evaluation(tmp_path / answer_cache.CACHE_DIR, f"b@{kind}", evaluation)
         rows, notes = recordings.find(tmp_path, f"b@{kind}", ["r", "gone"])
         assert notes == [] and set(rows) == {"r"} and str(rows["r"].clips[0].path) == str(clip.path)
         assert answers.path.read_bytes() == before

@@ -98,8 +98,8 @@ def write_yaml(path: Path, content: Mapping[str, Any]) -> None:
 
 def read_jsonl(path: Path) -> list[Any]:
     """Read a JSON Lines file. An unfinished last line is ignored: its writer was killed, or is still writing."""
-    whole, _, _ = path.read_text(encoding="utf-8").rpartition("\n")
-    return [json.loads(line) for line in whole.split("\n") if line]  # splitlines() would split at U+2028 in a text
+    whole, _, _ = path.read_bytes().rpartition(b"\n")  # the unfinished line may end within a character
+    return [json.loads(line) for line in whole.split(b"\n") if line]
 
 
 def write_jsonl(path: Path, rows: Iterable[Any]) -> None:

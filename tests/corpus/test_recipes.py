@@ -27,6 +27,7 @@ from auris.corpus.signal import SAMPLE_RATE, power, samples
 from auris.corpus.vocabulary import train_tokenizer
 from auris.data.manifests import read_manifests
 from auris.data.rows import Row
+from auris.evaluation.answer_cache import Response
 from auris.evaluation.predictions import score
 from auris.metrics import measures
 from auris.text import tasks
@@ -112,10 +113,10 @@ def test_only_rows_that_test_the_format_are_named_so_and_they_have_lines_of_thei
 
 @pytest.mark.parametrize("natural", [False, True])
 def test_the_right_answers_are_scored_as_right_in_all_metrics(rows: list[Row], natural: bool) -> None:
-    answered = {row.id: (row, TASKS[row.labels["task"]].render(row.labels, tags=not natural)) for row in rows}
+    answers = [Response(row, TASKS[row.labels["task"]].render(row.labels, tags=not natural)) for row in rows]
     lines: dict[tuple[str, str], list[Any]] = defaultdict(list)
-    for prediction in score(answered):
-        lines[prediction["group"], prediction["metric"]].append(prediction["stats"])
+    for prediction in score(answers):
+        lines[prediction.group, prediction.metric].append(prediction.stats)
     scores = {line: measures.score(line[1], stats) for line, stats in lines.items()}
     errors = ("wer", "cer", "cpwer", "der", "jer", "aas_ms", "aas_official", "unparsed")
     assert {line.split()[0].removeprefix("fmt_") for line, _ in lines} == set(RECIPES)

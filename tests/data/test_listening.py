@@ -70,7 +70,8 @@ def test_names_and_lengths_are_those_of_what_is_heard():
     assert len(digests) == 4  # as it is, silence, and two orders
     assert audio_ablation.name("meld", "silence") == "meld@silence" and audio_ablation.name("meld", "as_is") == "meld"
     assert (
-        audio_ablation.kinds("silence") == ("as_is", "silence") and audio_ablation.kinds("all") == audio_ablation.KINDS
+        audio_ablation.variants("silence") == ("as_is", "silence")
+        and audio_ablation.variants("all") == audio_ablation.KINDS
     )
     with pytest.raises(ValueError, match="audio=loud: expected as_is, silence, shuffled or all"):
-        audio_ablation.kinds("loud")
+        audio_ablation.variants("loud")

@@ -18,11 +18,9 @@ from auris.data.manifests import Manifest, Undecoded, undecoded, unstated
 from auris.data.parallel_map import parallel_map
 from auris.data.parquet.reader import ShardError
 from auris.data.rows import Row, Unread
-from auris.data.samples import Samples, TooLong
+from auris.data.samples import Samples, TooLong, prompt_digest
 from auris.errors import AudioError, RowError, UserError
 from auris.files import digest
-from auris.text.chat import SYSTEM, Chat
-from auris.text.tasks import TASKS
 
 _VERSION = 3  # of the arrays on disk
 _CHUNK = 10_000  # rows that a process measures at a time; with fewer there is no progress bar
@@ -146,30 +144,8 @@ def _measure_chunk(rows: Iterable[Undecoded], samples: Samples) -> Lengths:
 
 
 def _key(manifest: Manifest, samples: Samples) -> str:
-    """What the lengths depend on: rows, vocabulary, wording, geometry, policy, and unstated files' sizes and times."""
-    facts = [
-        _VERSION,
-        manifest.rows_digest,
-        type(samples).__name__,
-        samples.long_audio,
-        repr(samples.geometry),
-        samples.tokenizer.fast.backend_tokenizer.to_str(),
-        *wordings(samples),
-        *_unstated(manifest),
-    ]
-    return digest(facts)
-
-
-def wordings(samples: Samples) -> Iterator[str]:
-    if isinstance(samples.prompt, Chat):
-        yield " ".join([type(samples.prompt).__name__, samples.prompt.label, SYSTEM])
-        return
-    if wording := getattr(samples.prompt, "wording", None):
-        yield " ".join([type(samples.prompt).__name__, wording])
-        return
-    kept_out = [] if (which := getattr(samples.prompt, "subset", "all")) == "all" else [which]
-    for task in TASKS.values():
-        yield " ".join([type(samples.prompt).__name__, *kept_out, task.tags, *task.wordings])
+    """What the lengths depend on: rows, how they become tokens, and the sizes and times of files without a duration."""
+    return digest([_VERSION, manifest.rows_digest, prompt_digest(samples), *_unstated(manifest)])
 
 
 def _unstated(manifest: Manifest) -> Iterator[str]:

@@ -20,6 +20,7 @@ from auris.data.augment import Distortion
 from auris.data.collate import Sample
 from auris.data.rows import Clip, Row, row_seed
 from auris.errors import RowError, UserError
+from auris.files import digest
 from auris.text import tasks
 from auris.text.chat import Chat
 from auris.text.prompts import BothPrompts, NaturalPrompt, Prompt, Turn, names
@@ -353,3 +354,30 @@ class ChatSamples(AudioSamples):
             raise RowError(f"a row of task {task!r} is no dialogue with an answer: expected `messages`")
         messages = row.labels["messages"]
         return self.prompt.turns(messages[:-1]) if prompt_only else self.prompt.turns(messages, supervise=True)
+
+
+# --- checksum -----------------------------------------------------------------------------------------------------
+
+# A dialogue with everything that chat templates write in their own way.
+_PROBE = (
+    {"role": "user", "content": [{"type": "audio", "audio": "a"}, {"type": "text", "text": "b"}]},
+    {"role": "assistant", "content": "c"},
+    {"role": "user", "content": [{"type": "audio", "audio": "d"}]},
+    {"role": "assistant", "content": "e"},
+)
+
+
+def prompt_digest(samples: Samples) -> str:
+    """Return a checksum of everything that turns a row into tokens: view, wordings, tokenizer, audio geometry."""
+    view = [type(samples).__name__, samples.long_audio, repr(samples.geometry)]
+    return digest([*view, *_wordings(samples.prompt), samples.tokenizer.fast.backend_tokenizer.to_str()])
+
+
+def _wordings(prompt: Prompt | BothPrompts | Chat) -> list[str]:
+    name = type(prompt).__name__
+    if isinstance(prompt, Chat):
+        return [name, repr(prompt.turns(_PROBE, supervise=True))]
+    if wording := getattr(prompt, "wording", None):
+        return [name, wording]
+    subset = getattr(prompt, "subset", "all")
+    return [name, subset, *(text for task in tasks.TASKS.values() for text in (task.tags, *task.wordings))]

@@ -1,178 +1,196 @@
-"""Answers that a model has given, kept in its run directory as soon as they are given.
+"""Cache of model responses, stored in the run directory while an evaluation is running.
 
-An evaluation that was stopped goes on, one that is done again asks nothing, and `rescore=RUN` needs no model. Answers
-are known by the weights, the prompt and the decoding (a file for each), and in it by the row and its sound.
+An interrupted evaluation resumes from the cache, a repeated one does not call the model at all, and
+`auris evaluate rescore=RUN` recomputes scores without loading a model.
+
+Layout: `RUN/answers/<kind>-<digest>.jsonl`. There is one file for each combination of weights, prompt and decoding
+settings. The first line holds these settings; every other line is one response, keyed by the row and its audio.
+`RUN/answers/<benchmark>.json` records which responses an evaluation consists of.
 """
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
 import json
 import os
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-from torch import nn
-
-from auris.data.lengths import wordings
 from auris.data.rows import Clip, Row
-from auris.data.samples import Samples
-from auris.errors import MissingFileError
-from auris.model.weights import checkpoint_dir
+from auris.evaluation.benchmarks import Benchmark
+from auris.files import append_jsonl, digest, file_lock, read_json, read_jsonl, write_json
 
-FOLDER = "answers"  # of a run directory
+CACHE_DIR = "answers"
 
 
-class Answer(NamedTuple):
-    """What was said to a row, as it was asked: a text, or the log-probabilities of a preference's two answers;
-    `odds`: of a verdict, log p(yes) - log p(no)."""
+class Response(NamedTuple):
+    """The model's response to one row.
+
+    Attributes:
+        row: The row as it was presented to the model.
+        content: Generated text, or for a preference row the log-probabilities of its two answers.
+        yes_no_log_odds: log p(yes) - log p(no) for verification tasks, otherwise None.
+    """
 
     row: Row
-    said: Any
-    odds: float | None = None
+    content: Any
+    yes_no_log_odds: float | None = None
 
 
-class Answers:
-    """A file of answers, of which the first line says what they depend on."""
+class AnswerCache:
+    """Append-only store of the responses obtained under one set of settings.
 
-    def __init__(self, folder: Path, facts: Mapping[str, Any]):
-        self.path = folder / f"{facts['kind']}-{_digest(facts)}.jsonl"
-        self.facts, self._lines = facts, dict[str, dict[str, Any]]()
-        if self.path.is_file():
-            with in_turn(folder):
-                self._mend()
-                whole = self.path.read_text(encoding="utf-8")
-            self._lines = {line["key"]: line for line in map(json.loads, whole.split("\n")[1:-1])}
+    Args:
+        directory: `RUN/answers`.
+        settings: Everything that determines a response: `kind`, `weights`, `prompt`, `decoding`.
+    """
+
+    def __init__(self, directory: Path, settings: Mapping[str, Any]):
+        self.path = directory / f"{settings['kind']}-{digest(settings)}.jsonl"
+        self.settings = settings
+        records = read_jsonl(self.path)[1:] if self.path.is_file() else []  # the first line holds the settings
+        self._records = {record["key"]: record for record in records}
+
+    @classmethod
+    def open(cls, path: Path) -> AnswerCache:
+        """Open an existing cache file, whose settings are in its first line."""
+        with path.open(encoding="utf-8") as lines:
+            return cls(path.parent, json.loads(lines.readline()))
 
     def __contains__(self, key: str) -> bool:
-        return key in self._lines
+        return key in self._records
 
-    def __getitem__(self, key: str) -> Answer:
-        line = self._lines[key]
-        return Answer(_row(line["row"]), line["said"], line["odds"])
+    def __getitem__(self, key: str) -> Response:
+        record = self._records[key]
+        return Response(_row_from_json(record["row"]), record["content"], record["yes_no_log_odds"])
 
-    def add(self, answers: Mapping[str, Answer]) -> None:
-        """Keep these, by their keys."""
-        new = {
-            key: {"key": key, "row": _fields(answer.row), "said": answer.said, "odds": answer.odds}
-            for key, answer in answers.items()
+    def add(self, responses: Mapping[str, Response]) -> None:
+        """Append responses, given by cache key."""
+        records = {
+            key: {"key": key, "row": _row_to_json(row), "content": content, "yes_no_log_odds": log_odds}
+            for key, (row, content, log_odds) in responses.items()
         }
-        self._lines |= new
-        with in_turn(self.path.parent):
-            head = [] if self._mend() else [self.facts]
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(
-                    "".join(json.dumps(line, ensure_ascii=False, default=str) + "\n" for line in (*head, *new.values()))
-                )
+        self._records |= records
+        with evaluation_lock(self.path.parent):
+            first = [] if self._has_settings() else [self.settings]
+            append_jsonl(self.path, [*first, *records.values()])
 
-    def _mend(self) -> int:
-        """Cut off a line that was being written when a process ended; returns how long the file is."""
+    def _has_settings(self) -> bool:
+        """Whether the first line is complete: another process may have written it, or was killed while it did."""
         if not self.path.is_file():
-            return 0
-        with self.path.open("rb+") as file:
-            length = file.seek(0, os.SEEK_END)
-            file.seek(max(0, length - 1))
-            if file.read() not in (b"\n", b""):
-                file.seek(0)
-                length = file.truncate(file.read().rfind(b"\n") + 1)
-            return length
+            return False
+        with self.path.open("rb") as file:
+            return file.readline().endswith(b"\n")
 
 
 @contextmanager
-def in_turn(folder: Path) -> Iterator[None]:
-    """While no other process writes what evaluations of this run write: several may be under way, and one that was
-    killed may have left processes that go on."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("a") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX)  # ends with the file's being closed, or with the process
-        except OSError as error:  # file systems that have no locks
-            warnings.warn(f"{file.name} cannot be locked ({error}): one evaluation of a run at a time", stacklevel=3)
+def evaluation_lock(directory: Path) -> Iterator[None]:
+    """Hold the run's evaluation lock.
+
+    Several evaluations may run on one run directory, and a killed one may leave child processes behind.
+    """
+    with file_lock(directory / "lock"):
         yield
 
 
-def weights_of(net: nn.Module) -> str:
-    """A checksum of all that a net's answers are computed with."""
-    total = hashlib.sha256()
-    for name, tensor in sorted(net.state_dict().items()):
-        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        total.update(tensor.detach().contiguous().reshape(-1).cpu().view(torch.uint8).numpy())
-    return total.hexdigest()
-
-
-def prompt_of(view: Samples) -> str:
-    """A checksum of how rows are put into tokens."""
-    facts = [type(view).__name__, view.long_audio, repr(view.geometry), *wordings(view)]
-    return _digest([*facts, view.tokenizer.fast.backend_tokenizer.to_str()])
-
-
-def key_of(row: Row) -> str:
-    """What a row says and what is heard with it, by the size and the time of its files."""
-    return _digest([row.id, _fields(row), [_stamp(clip) for clip in row.clips]])
+def row_key(row: Row) -> str:
+    """Return the cache key of a row: its labels, and the size and modification time of its audio files."""
+    return digest([row.id, _row_to_json(row), [_stamp(clip) for clip in row.clips]])
 
 
 def _stamp(clip: Clip) -> list[int]:
     if not isinstance(clip.path, str | Path):
         return [clip.path.samples or 0]
     try:
-        found = os.stat(clip.path)
+        status = os.stat(clip.path)
     except OSError:
         return []
-    return [found.st_size, found.st_mtime_ns]
+    return [status.st_size, status.st_mtime_ns]
 
 
-def note(folder: Path, name: str, facts: Mapping[str, Any]) -> None:
-    """Which answers an evaluation was made of, for `rescore`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    checkpoint_dir.replace(folder / f"{name}.json", json.dumps(facts, ensure_ascii=False, indent=1, default=str))
-
-
-def noted(run_dir: Path) -> dict[str, dict[str, Any]]:
-    """The evaluations of a run by their names. Raises FileNotFoundError if it has kept none."""
-    files = sorted((run_dir / FOLDER).glob("*.json"), key=lambda path: path.stem)
-    if not files:
-        raise MissingFileError(
-            f"rescore={run_dir}: no answers are kept there; auris evaluate checkpoint=... makes some"
-        )
-    return {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in files}
-
-
-def read(file: Path) -> Answers:
-    """The answers of a file, by its own facts."""
-    with file.open(encoding="utf-8") as lines:
-        return Answers(file.parent, json.loads(lines.readline()))
-
-
-def rows(run_dir: Path, name: str) -> dict[str, Row]:
-    """The rows of an evaluation that were answered, by their ids, with what was heard of each; of files that a running
-    evaluation may be writing, and of which nothing is changed. Empty for an evaluation that has kept none."""
-    file = run_dir / FOLDER / f"{name}.json"
-    parts = json.loads(file.read_text(encoding="utf-8"))["parts"] if file.is_file() else []
-    found = {}
-    for part in parts:
-        answers, wanted = run_dir / FOLDER / part["file"], set(part["keys"])
-        whole = answers.read_bytes().rpartition(b"\n")[0].decode() if answers.is_file() else ""
-        for line in map(json.loads, whole.split("\n")[1:]):
-            if line["key"] in wanted:
-                row = _row(line["row"])
-                found[row.id] = row
-    return found
-
-
-def _fields(row: Row) -> dict[str, Any]:
+def _row_to_json(row: Row) -> dict[str, object]:
     clips = [[str(clip.path), clip.offset, clip.duration] for clip in row.clips]
     return {"id": row.id, "clips": clips, "labels": dict(row.labels)}
 
 
-def _row(fields: Mapping[str, Any]) -> Row:
-    clips = tuple(Clip(Path(path), offset, duration) for path, offset, duration in fields["clips"])
-    return Row(fields["id"], clips, fields["labels"])
+def _row_from_json(content: Mapping[str, Any]) -> Row:
+    clips = tuple(Clip(Path(path), offset, duration) for path, offset, duration in content["clips"])
+    return Row(content["id"], clips, content["labels"])
 
 
-def _digest(facts: Mapping[str, Any] | Sequence[Any]) -> str:
-    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:24]
+# --- which responses an evaluation consists of --------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """The responses of an evaluation to rows of one kind.
+
+    Attributes:
+        kind: task, chat or preference.
+        file: Name of the cache file.
+        keys: Cache keys of the responses, in the order of the rows.
+        windows: Ids of the rows that a long row was cut into, by its id.
+    """
+
+    kind: str
+    file: str
+    keys: Sequence[str]
+    windows: Mapping[str, Sequence[str]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What the scores of an evaluation are computed from.
+
+    Attributes:
+        benchmark: The benchmark's description.
+        version: `v1` if the model is asked as Qwen-Audio, `v2` as Qwen2-Audio.
+        audio: as_is, silence or shuffled (`evaluation.audio_ablation`).
+        changes: Deviations from the benchmark's own prompt and decoding, a part of the signatures.
+        judged: Whether a judge rated the responses to dialogues.
+        run: Study, arm and seed of the run that trained the model.
+        skipped: Why some rows have no response, by row id.
+        parts: The responses by kind of row.
+    """
+
+    benchmark: Benchmark
+    version: str
+    audio: str
+    changes: Sequence[str]
+    judged: bool
+    run: Mapping[str, str | int]
+    skipped: Mapping[str, str]
+    parts: Sequence[Part]
+
+
+def save_evaluation(directory: Path, name: str, evaluation: Evaluation) -> None:
+    """Record which cached responses an evaluation consists of, so that `rescore` can find them."""
+    write_json(directory / f"{name}.json", asdict(evaluation))
+
+
+def load_evaluations(run_dir: Path) -> dict[str, Evaluation]:
+    """Return the recorded evaluations of a run by name; empty if there are none."""
+    files = sorted((run_dir / CACHE_DIR).glob("*.json"), key=lambda path: path.stem)
+    return {file.stem: _evaluation(read_json(file)) for file in files}
+
+
+def _evaluation(content: dict[str, Any]) -> Evaluation:
+    content["benchmark"] = Benchmark(**content["benchmark"])
+    content["parts"] = [Part(**part) for part in content["parts"]]
+    return Evaluation(**content)
+
+
+def load_responses(run_dir: Path, part: Part) -> list[Response]:
+    """Return the cached responses of a part of an evaluation."""
+    cache = AnswerCache.open(run_dir / CACHE_DIR / part.file)
+    return [cache[key] for key in part.keys]
+
+
+def load_rows(run_dir: Path, name: str) -> dict[str, Row]:
+    """Return the rows that an evaluation has responses to by id, with the audio that the model was given."""
+    evaluation = load_evaluations(run_dir).get(name)
+    parts = evaluation.parts if evaluation else ()
+    there = [part for part in parts if (run_dir / CACHE_DIR / part.file).is_file()]
+    return {response.row.id: response.row for part in there for response in load_responses(run_dir, part)}

@@ -1,31 +1,33 @@
-"""Processes that share a piece of work without a Trainer: started by torchrun, each with the whole model.
+"""Ranks that share work without a Trainer: started by torchrun, each with the whole model.
 
-What goes between them are Python objects, over gloo, whatever the model runs on. There is one way to meet, in which
-each brings its value or says that it has failed: so none waits for one that is gone, whatever the others were about.
+They exchange Python objects over gloo, whatever the model runs on. There is one collective operation, in which each
+rank brings a value or reports that it has failed, so no rank waits for one that is gone.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
 from auris.errors import UserError
 
-# Others wait while the first one asks a judge. A process that is killed is noticed at once, by torchrun.
-PATIENCE = timedelta(days=7)
+Item, Result = TypeVar("Item"), TypeVar("Result")
+
+# The other ranks wait while the first one asks a judge. torchrun notices at once if a process is killed.
+TIMEOUT = timedelta(days=7)
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those of its job; the default is to be alone."""
+    """This process among those of its job; by default the only one."""
 
     rank: int = 0
     world: int = 1
@@ -35,12 +37,21 @@ class Ranks:
         return self.rank == 0
 
     def exchange(self, value: Any) -> list[Any]:
-        """Everybody's values, in the order of the ranks. Where another one has failed, this process ends (SystemExit)
-        and leaves it to that one to say why."""
+        """Return the values of all ranks in their order.
+
+        If another rank has failed, this process exits (SystemExit) and leaves the error message to that rank.
+        """
         return [value] if self.world == 1 else self._meet(value, failed=False)
 
+    def map(self, work: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
+        """Yield the results of all items in their order, on every rank; each rank works on every `world`-th item."""
+        for start in range(0, len(items), self.world):
+            own = items[start + self.rank : start + self.rank + 1]
+            for results in self.exchange([work(item) for item in own]):
+                yield from results
+
     def fail(self) -> None:
-        """Tell the others that this process goes on no more; of several that do so, the first is left to speak."""
+        """Tell the other ranks that this one has failed. If several have, only the first continues and raises."""
         if self.world > 1:
             self._meet(None, failed=True)
 
@@ -49,27 +60,29 @@ class Ranks:
         dist.all_gather_object(met, (failed, value))
         failures = [rank for rank, (failed, _) in enumerate(met) if failed]
         if failures and failures[0] != self.rank:
-            sys.exit(0)  # with another status a launcher would end the one that speaks before it has spoken
+            sys.exit(0)  # with another status torchrun would kill the failing rank before it prints its error
         return [value for _, value in met]
 
 
 @contextmanager
 def joined(accelerator: str) -> Iterator[Ranks]:
-    """The processes that torchrun has started together with this one, each with a GPU of its own unless told to be on
-    the CPU. An error of any ends all, and one of them raises it.
+    """Join the processes that torchrun has started, each on a GPU of its own unless accelerator=cpu.
 
-    Raises ValueError if there are more of them on a machine than GPUs.
+    An error on any rank ends all of them, and one raises it.
+
+    Raises:
+        UserError: There are more processes on this machine than GPUs.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "RANK" not in os.environ:
         yield Ranks()
         return
-    dist.init_process_group("gloo", timeout=PATIENCE)
+    dist.init_process_group("gloo", timeout=TIMEOUT)
     ranks = Ranks(dist.get_rank(), dist.get_world_size())
     try:
         if accelerator != "cpu" and torch.cuda.is_available():
             _take_gpu(int(os.environ["LOCAL_RANK"]))
         yield ranks
-        ranks.exchange(None)  # none has succeeded before all have
+        ranks.exchange(None)  # no rank has succeeded before all have
     except Exception:
         ranks.fail()
         raise
@@ -77,10 +90,10 @@ def joined(accelerator: str) -> Iterator[Ranks]:
         dist.destroy_process_group()
 
 
-def _take_gpu(place: int) -> None:
-    if place >= torch.cuda.device_count():
+def _take_gpu(local_rank: int) -> None:
+    if local_rank >= torch.cuda.device_count():
         raise UserError(
-            f"--nproc-per-node={os.environ['LOCAL_WORLD_SIZE']}: expected as many GPUs, and here are "
-            f"{torch.cuda.device_count()} (accelerator=cpu needs none)"
+            f"--nproc-per-node={os.environ['LOCAL_WORLD_SIZE']}, but only {torch.cuda.device_count()} GPUs are "
+            "visible: start fewer processes or set accelerator=cpu."
         )
-    torch.cuda.set_device(place)
+    torch.cuda.set_device(local_rank)

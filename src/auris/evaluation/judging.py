@@ -1,102 +1,106 @@
-"""What a judge makes of the answers to dialogues, as predictions beside those of the tasks' own scores."""
+"""Responses to dialogues to predictions that a judge makes, in addition to those of the tasks' own metrics."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import replace
 
 from rich.console import Console
 from rich.progress import Progress, track
 
-from auris.data.rows import Row, language
+from auris.data.rows import language
 from auris.errors import UserError
+from auris.evaluation.answer_cache import Response
+from auris.evaluation.predictions import prediction
 from auris.metrics.judges import air_bench
 from auris.metrics.judges.rating import Judge, Unrated
+from auris.metrics.records import Prediction
 from auris.metrics.row_stats import row_stats
+from auris.text.console import print_plain
 
-Answered = Mapping[str, tuple[Row, str]]
-Found = tuple[list[dict[str, Any]], dict[str, str]]  # predictions, and by row why it has none
-About = Callable[[Row, str], dict[str, Any]]  # what a prediction of a row and a metric begins with
+AnyJudge = Judge | air_bench.Judge
 
 AVERAGE = "average"  # of AIR-Bench's four groups
 
 
-def rate(answered: Answered, judge: Judge | air_bench.Judge, about: About, console: Console) -> Found:
-    """The judge's points of the answers, and why some have none."""
+def rate(responses: Sequence[Response], judge: AnyJudge, console: Console) -> tuple[list[Prediction], dict[str, str]]:
+    """Return the predictions of the judge's points, and by row id why some responses have none."""
     if isinstance(judge, air_bench.Judge):
-        return compare(answered, judge, about, console)
+        return _compare(responses, judge, console)
     predictions, unrated = [], {}
-    for row, answer in track(answered.values(), description="rating", console=console):
+    for row, text, _ in track(responses, description="rating", console=console):
         try:
-            stats = row_stats("judged", judge(row.labels, answer), "", language(row))
+            stats = row_stats("judged", judge(row.labels, text), "", language(row))
         except Unrated as error:
             unrated[row.id] = str(error)
             continue
-        facts = {"stats": stats, "hypothesis": answer, "reference": row.labels["text"]}
-        predictions.append(about(row, "judged") | facts)
+        predictions.append(prediction(row, "judged", stats, text, row.labels["text"]))
     return predictions, unrated
 
 
-def signatures(judge: Judge | air_bench.Judge | None) -> dict[str, str]:
-    """By metric, how a judge's numbers were made."""
+def signatures(judge: AnyJudge | None) -> dict[str, str]:
+    """Return by metric how a judge's scores are computed."""
     if isinstance(judge, air_bench.Judge):
         return judge.signatures
     return {} if judge is None else {"judged": judge.signature}
 
 
-def compare(answered: Answered, judge: air_bench.Judge, about: About, console: Console) -> Found:
-    """AIR-Bench's chat protocol: on the lines of its groups, of their parts, and of the average of all four.
+# --- AIR-Bench's chat protocol ------------------------------------------------------------------------------------
 
-    Raises ValueError if no row is one of AIR-Bench's chat part.
+
+def _compare(
+    responses: Sequence[Response], judge: air_bench.Judge, console: Console
+) -> tuple[list[Prediction], dict[str, str]]:
+    """Rate the responses against the reference, in both orders.
+
+    Raises:
+        UserError: No row belongs to AIR-Bench's chat part.
     """
-    problems = {name: air_bench.problem(row.labels) for name, (row, _) in answered.items()}
+    problems = {response.row.id: air_bench.problem(response.row.labels) for response in responses}
     unrated = {name: problem for name, problem in problems.items() if problem}
-    names = [name for name in answered if name not in unrated]
-    if not names:
+    usable = [response for response in responses if response.row.id not in unrated]
+    if not usable:
         raise UserError(
             f"no dialogue is one of AIR-Bench's chat part ({next(iter(unrated.values()), 'there are none')}): "
             "judge=model rates any dialogue"
         )
-    answers = [(answered[name][0].labels, answered[name][1]) for name in names]
+    answers = [(response.row.labels, response.content) for response in usable]
     estimate = judge.estimate(answers)
-    console.print(f"judge: {estimate}", markup=False, highlight=False, soft_wrap=True)
+    print_plain(console, f"judge: {estimate}")
     with Progress(console=console) as progress:
         task = progress.add_task("judging", total=estimate.requests)
-        replies = judge.judge(answers, done=lambda: progress.advance(task))
+        all_replies = judge.judge(answers, done=lambda: progress.advance(task))
+    names = {response.row.labels["task_name"] for response in usable}
+    is_complete = {air_bench.GROUPS[name] for name in names} == set(air_bench.GROUPS.values())
     predictions = []
-    for name, said in zip(names, replies, strict=True):
-        row, answer = answered[name]
-        kept = {"replies": list(said), "failures": [air_bench.failure(reply) for reply in said]}
-        facts = {"id": name, "hypothesis": answer, "reference": row.labels["answer_gt"], **kept}
+    for (row, text, _), replies in zip(usable, all_replies, strict=True):
+        failures = [air_bench.failure(reply) for reply in replies]
+        name = row.labels["task_name"]
         for metric in air_bench.METRICS:
-            stats = air_bench.count(metric, said, row.labels["task_name"])
-            predictions.append(about(row, metric) | facts | {"stats": stats})
-    predictions = _on_lines(predictions, {name: answered[name][0].labels["task_name"] for name in names})
-    for sentence in _told(predictions):
-        console.print(sentence, markup=False, highlight=False, soft_wrap=True)
+            one = prediction(row, metric, air_bench.count(metric, replies, name), text, row.labels["answer_gt"])
+            one = replace(one, replies=list(replies), failures=failures)
+            predictions += [replace(one, group=group) for group in _groups(name, is_complete)]
+    for line in _summary(predictions):
+        print_plain(console, line)
     return predictions, unrated
 
 
-def _on_lines(predictions: Sequence[Mapping[str, Any]], tasks: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Each prediction on the lines that it counts in: an average of four groups is none while one is missing."""
-    complete = {air_bench.GROUPS[task] for task in tasks.values()} == set(air_bench.GROUPS.values())
-    placed = []
-    for prediction in predictions:
-        group, _, part = air_bench.GROUPS[tasks[prediction["id"]]].partition("/")
-        lines = dict.fromkeys((group, part, AVERAGE) if complete else (group, part))
-        placed += [{**prediction, "group": f"chat {line}"} for line in lines]
-    return placed
+def _groups(task_name: str, is_complete: bool) -> list[str]:
+    """Return the groups that a row counts in; the average only if no group is missing in the data."""
+    group, _, part = air_bench.GROUPS[task_name].partition("/")
+    names = dict.fromkeys((group, part, AVERAGE) if is_complete else (group, part))
+    return [f"chat {name}" for name in names]
 
 
-def _told(predictions: Sequence[Mapping[str, Any]]) -> list[str]:
-    """How many replies failed and by what, and how many verdicts the order turned."""
-    rows = {prediction["id"]: prediction for prediction in predictions if prediction["metric"] == "judge_flips"}
-    failures = Counter(failure for row in rows.values() for failure in row["failures"] if failure)
-    said = ", ".join(f"{kind} {n}" for kind, n in failures.most_common())
-    flipped, read = (int(sum(row["stats"][k] for row in rows.values())) for k in (0, 1))
+def _summary(predictions: Sequence[Prediction]) -> list[str]:
+    """Return how many replies failed and why, and how often the order of the answers changes the verdict."""
+    by_row = {one.id: one for one in predictions if one.metric == "judge_flips"}
+    failures = Counter(failure for one in by_row.values() for failure in one.failures if failure)
+    kinds = ", ".join(f"{kind} {n}" for kind, n in failures.most_common())
+    flipped, read = (int(sum(one.stats[k] for one in by_row.values())) for k in (0, 1))
     return [
-        f"judge: {failures.total()} of {len(air_bench.ORDERS) * len(rows)} replies without points"
-        + (f": {said}" if said else ""),
+        f"judge: {failures.total()} of {len(air_bench.ORDERS) * len(by_row)} replies without points"
+        + (f": {kinds}" if kinds else ""),
         f"judge: the order of the two answers turns the verdict on {flipped} of {read} rows read in both",
     ]

@@ -1,105 +1,164 @@
-"""Answers become predictions: what a row contributes to each score that it counts in (format: `auris.results`)."""
+"""Responses to predictions: what each row contributes to every score that it counts in."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from auris.data.long_audio import merge
 from auris.data.pairs import VerdictSamples
 from auris.data.rows import Row, group, language
-from auris.data.rows import metric as own_metric
-from auris.metrics.row_stats import row_stats
+from auris.data.rows import metric as main_metric
+from auris.evaluation.answer_cache import Response
+from auris.metrics.records import Prediction
+from auris.metrics.row_stats import check, row_stats
 from auris.text import tasks
-
-
-def score(answered: Mapping[str, tuple[Row, str]], raw: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """One prediction per row and metric, with what the row contributes to it.
-
-    `raw`: metrics beside those of the row's task, of the answer as it is.
-    """
-    classes: dict[str, set[str]] = {}
-    for row, _ in answered.values():
-        task = tasks.find(row.labels["task"])
-        if task.closed:
-            classes.setdefault(group(row), set()).add(task.compared(task.render(row.labels)))
-    predictions = []
-    for name, (row, hypothesis) in answered.items():
-        labels = row.labels
-        reference = tasks.find(labels["task"]).render(labels)
-        known = options(labels) or sorted(classes.get(group(row), ()))
-        compared_by = {
-            **metrics(row),
-            **dict.fromkeys(_CHOICE if options(labels) else (), str),
-            **dict.fromkeys(raw, str),
-        }
-        for metric, compared in compared_by.items():
-            if metric == "eer":  # is of scores, not of answers: `log_odds`
-                continue
-            said, true = compared(hypothesis), compared(labels.get("key", reference))
-            if metric == "cider":
-                true = labels.get("references", true)
-            predictions.append(
-                {
-                    **about(row, metric) | {"id": name},
-                    "stats": row_stats(metric, said, true, language(row), known),
-                    "hypothesis": hypothesis,
-                    "reference": reference,
-                }
-            )
-            if "skill" in labels:  # of a dialogue: on a line of its own, beside that of its mode
-                predictions.append(predictions[-1] | {"group": f"chat {labels['skill']}"})
-    return predictions
-
+from auris.text.answer_formats import Labels
 
 _CHOICE = ("choice", "choice_official", "choice_unparsed")
 
 
-def options(labels: Mapping[str, Any]) -> list[str]:
-    """The answers that a question of AIR-Bench's foundation part offers."""
+def check_metrics(rows: Iterable[Row]) -> None:
+    """Check that the packages which the rows' metrics need are installed, before any row is answered."""
+    for metric, of_language in sorted({(metric, language(row)) for row in rows for metric in _metrics(row)}):
+        check(metric, of_language)
+
+
+def merge_windows(responses: Sequence[Response], windows: Mapping[str, Sequence[str]]) -> list[Response]:
+    """Merge the transcripts of the windows of long rows.
+
+    Args:
+        windows: Ids of the windows by the id of the long row. A row of which a window has no response has none either.
+    """
+    by_id = {response.row.id: response for response in responses}
+    for name, ids in windows.items():
+        pieces = [by_id.pop(window, None) for window in ids]
+        if None not in pieces:
+            row = replace(pieces[0].row, id=name)
+            by_id[name] = Response(row, merge([piece.content for piece in pieces], language(row)))
+    return list(by_id.values())
+
+
+def predict(kind: str, responses: Sequence[Response], raw_metrics: Sequence[str] = ()) -> list[Prediction]:
+    """Return the predictions of rows of one kind.
+
+    Args:
+        kind: task, chat or preference.
+        raw_metrics: Metrics of the unprocessed response, in addition to those of the row's task.
+    """
+    if kind == "preference":
+        return [_preference(response) for response in responses]
+    verdicts = [_verdict(response) for response in responses if response.yes_no_log_odds is not None]
+    return score(responses, raw_metrics) + verdicts
+
+
+def score(responses: Sequence[Response], raw_metrics: Sequence[str] = ()) -> list[Prediction]:
+    """Return one prediction for each text response and metric."""
+    classes: dict[str, set[str]] = {}  # by group, of tasks with a closed set
+    for row, *_ in responses:
+        task = tasks.find(row.labels["task"])
+        if task.closed:
+            classes.setdefault(group(row), set()).add(task.compared(task.render(row.labels)))
+    predictions = []
+    for row, hypothesis, _ in responses:
+        labels = row.labels
+        reference = tasks.find(labels["task"]).render(labels)
+        options = _options(labels)
+        raw = [*(_CHOICE if options else ()), *raw_metrics]
+        for metric, compared in {**_metrics(row), **dict.fromkeys(raw, str)}.items():
+            if metric == "eer":  # needs the log-odds, not the text
+                continue
+            correct = compared(labels.get("key", reference))
+            if metric == "cider":
+                correct = labels.get("references", correct)
+            stats = row_stats(
+                metric, compared(hypothesis), correct, language(row), options or sorted(classes.get(group(row), ()))
+            )
+            predictions.append(prediction(row, metric, stats, hypothesis, reference))
+            if "skill" in labels:  # a dialogue counts for its skill as well as for its mode
+                predictions.append(replace(predictions[-1], group=f"chat {labels['skill']}"))
+    return predictions
+
+
+def _options(labels: Labels) -> list[str]:
+    """Return the answers that a question of AIR-Bench's foundation part offers."""
     return [labels[key] for key in ("choice_a", "choice_b", "choice_c", "choice_d") if labels.get(key)]
 
 
-def metrics(row: Row) -> dict[str, Callable[[str], Any]]:
-    """What a row's answer is scored by, each metric with what of the answer it compares."""
+def _metrics(row: Row) -> dict[str, Callable[[str], Any]]:
+    """Return the metrics of a row's task, each with the function that extracts from a response what it compares."""
     task = tasks.find(row.labels["task"])
-    own_first = (own_metric(row), *list(task.metrics)[1:])
-    return {metric: partial(task.compared, metric=metric) for metric in own_first}
+    names = (main_metric(row), *list(task.metrics)[1:])
+    return {name: partial(task.compared, metric=name) for name in names}
 
 
-def about(row: Row, metric: str) -> dict[str, Any]:
-    speaker = row.labels.get("speaker")
-    return {
-        "id": row.id,
-        "task": row.labels["task"],
-        "language": language(row),
-        "group": group(row),
-        "metric": metric,
-        "provenance": row.labels.get("provenance", "unknown"),
-        "audio_seconds": sum(clip.duration or 0.0 for clip in row.clips),
-        "speaker": speaker if isinstance(speaker, str) else None,
-        "recording": "+".join(map(str, row.labels.get("sources") or [clip.path for clip in row.clips])),
-    }
-
-
-def accepted(row: Row, odds: float) -> dict[str, Any]:
-    """How likely the row is accepted, and whether it should be."""
+def _verdict(response: Response) -> Prediction:
+    """Return the prediction of the equal error rate: how likely the row is accepted, and whether it should be."""
+    row, _, log_odds = response
     yes, _ = VerdictSamples.VERDICTS
-    true = row.labels["text"]
-    return {
-        **about(row, "eer"),
-        "stats": row_stats("eer", odds, true.strip().lower() == yes, language(row)),
-        "hypothesis": f"log odds {odds:.2f}",
-        "reference": true,
-    }
+    correct = row.labels["text"]
+    stats = row_stats("eer", log_odds, correct.strip().lower() == yes, language(row))
+    return prediction(row, "eer", stats, f"log odds {log_odds:.2f}", correct)
 
 
-def preferred(row: Row, logps: Sequence[float]) -> dict[str, Any]:
-    """Whether the chosen answer is the likelier one."""
-    chosen, rejected = logps
-    return {
-        **about(row, "prefers"),
-        "stats": row_stats("prefers", rejected, chosen, language(row)),
-        "hypothesis": f"log p {chosen:.2f}, rejected {rejected:.2f}",
-        "reference": str(row.labels["chosen"]),
-    }
+def _preference(response: Response) -> Prediction:
+    """Return the prediction of whether the chosen answer is the more likely one."""
+    row, (chosen, rejected), _ = response
+    stats = row_stats("prefers", rejected, chosen, language(row))
+    return prediction(row, "prefers", stats, f"log p {chosen:.2f}, rejected {rejected:.2f}", str(row.labels["chosen"]))
+
+
+def prediction(row: Row, metric: str, stats: Sequence[Any], hypothesis: str, reference: str) -> Prediction:
+    """Return the prediction of a row in its own group."""
+    speaker = row.labels.get("speaker")
+    return Prediction(
+        id=row.id,
+        task=row.labels["task"],
+        language=language(row),
+        group=group(row),
+        metric=metric,
+        provenance=row.labels.get("provenance", "unknown"),
+        audio_seconds=sum(clip.duration or 0.0 for clip in row.clips),
+        speaker=speaker if isinstance(speaker, str) else None,
+        recording="+".join(map(str, row.labels.get("sources") or [clip.path for clip in row.clips])),
+        stats=stats,
+        hypothesis=hypothesis,
+        reference=reference,
+    )
+
+
+# --- parts of a test set ------------------------------------------------------------------------------------------
+
+BINARY = ("yes", "no")  # answers of ClothoAQA's binary questions (evaluate_aqa.py)
+
+
+def parts_of(row: Row, names: Sequence[str]) -> list[str]:
+    """Return the parts of the test set that a row belongs to.
+
+    A part is recognised by its words in the row's `source`, `split` or languages, as dev-clean in
+    `librispeech_dev_clean`. `all` has every row, `binary` those that are answered by yes or no. The only part of a
+    benchmark has every row.
+    """
+    if len(names) == 1:
+        return list(names)
+    labels = " ".join(str(row.labels.get(key, "")) for key in ("source", "split", "language", "target_language"))
+    words = "-".join(re.findall(r"[a-z0-9]+", labels.lower()))
+    parts = [name for name in names if f"-{name}-" in f"-{words}-"]
+    answer = str(row.labels.get("text", "")).lower()
+    return parts + [name for name in names if name == "all" or (name == "binary" and answer in BINARY)]
+
+
+def split_by_part(predictions: Sequence[Prediction], rows: Sequence[Row], names: Sequence[str]) -> list[Prediction]:
+    """Return the predictions in the groups of their parts, such as `asr en test-clean`; without a part they stay."""
+    if not names:
+        return list(predictions)
+    of_row = {row.id: parts_of(row, names) for row in rows}
+    split = []
+    for prediction in predictions:
+        group = prediction.group
+        groups = [group if group.endswith(f" {part}") else f"{group} {part}" for part in of_row[prediction.id]]
+        split += [replace(prediction, group=group) for group in groups or [group]]
+    return split

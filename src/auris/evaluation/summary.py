@@ -1,148 +1,232 @@
-"""Predictions as result rows with intervals, what is lost without the recordings, and all of it on the terminal."""
+"""Predictions to result rows with intervals, the loss without the audio, and all of it as tables on the terminal."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import replace
 
 from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from auris.data.rows import Row
-from auris.metrics import measures, statistics
+from auris.data.rows import Row, language
+from auris.metrics import measures, official, published, statistics, timestamps
+from auris.metrics.records import Prediction, ResultRow
 from auris.metrics.row_stats import signature
-
-
-def summarise(
-    predictions: Sequence[Mapping[str, Any]],
-    trained: Mapping[str, Any],
-    benchmark: str,
-    samples: int,
-    seed: int,
-    signatures: Mapping[str, str] | None = None,
-) -> list[dict[str, Any]]:
-    """One result row per group and metric, with a 95 % bootstrap interval over speakers, recordings or rows (`units`),
-    and the difference to another system that so many would show (`detectable`).
-
-    `signatures`: of metrics whose numbers somebody else makes.
-    """
-    lines: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
-    for prediction in predictions:
-        lines.setdefault((prediction["group"], prediction["metric"]), []).append(prediction)
-    results = []
-    for (name, metric), of_line in sorted(lines.items()):
-        stats, units = [prediction["stats"] for prediction in of_line], statistics.units(of_line)
-        of = measures.scorer(metric, [dict(enumerate(stats))])
-        resampled = measures.samples(of, len(stats), samples, seed, units.of_row)
-        low, high = measures.percentiles(resampled)
-        detectable = statistics.detectable_alone(resampled)
-        results.append(
-            {
-                "study": trained["study"],
-                "arm": trained["arm"],
-                "seed": trained["seed"],
-                "benchmark": benchmark,
-                "task": name,
-                "split": "test",
-                "metric": metric,
-                "value": measures.score(metric, stats),
-                "low": low,
-                "high": high,
-                "n": len(of_line),
-                "units": str(units),
-                "detectable": None if math.isnan(detectable) else detectable,
-                "signature": (signatures or {}).get(metric) or signature(metric, of_line[0]["language"]),
-                "provenance": "+".join(sorted({one for row in of_line for one in row["provenance"].split("+")})),
-            }
-        )
-    return results
-
-
-def drops(
-    results: Sequence[Mapping[str, Any]],
-    predictions: Sequence[Mapping[str, Any]],
-    base: Sequence[Mapping[str, Any]],
-) -> list[dict[str, Any]]:
-    """By how much each score is worse than that of the same rows with their recordings: result rows of split `drop`."""
-    sides = [_by_line(side) for side in (base, predictions)]
-    found = []
-    for row in results:
-        as_is, altered = (side.get((row["task"], row["metric"]), {}) for side in sides)
-        if common := sorted(as_is.keys() & altered.keys()):
-            units = statistics.units([altered[name] for name in common])
-            stats = [[{name: side[name]["stats"] for name in common}] for side in (as_is, altered)]
-            value, low, high, p = statistics.drop(row["metric"], *stats, units.of_row)
-            scores = {"value": value, "low": low, "high": high, "p": p, "n": len(common), "units": str(units)}
-            found.append({**row, **scores, "split": "drop", "detectable": None})
-    return found
-
-
-def _by_line(predictions: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], dict[str, Mapping[str, Any]]]:
-    lines: dict[tuple[str, str], dict[str, Mapping[str, Any]]] = {}
-    for one in predictions:
-        lines.setdefault((one["group"], one["metric"]), {})[one["id"]] = one
-    return lines
-
-
-def credits(rows: Sequence[Row]) -> list[str]:
-    """Who wrote the rows and who annotated them, as far as they say: scripts that stand in for people among them."""
-    said = {"written by": "written_by", "annotated by": "annotator"}
-    counts = {what: Counter(str(row.labels[key]) for row in rows if key in row.labels) for what, key in said.items()}
-    return [f"{what}: {'; '.join(f'{name} ({n} rows)' for name, n in of.items())}" for what, of in counts.items() if of]
-
-
-def _drop(row: Mapping[str, Any] | None) -> str:
-    if row is None:
-        return "-"
-    value, low, high = (measures.display(row["metric"], row[part], "+") for part in ("value", "low", "high"))
-    return f"{value}{'*' if row['p'] < statistics.LEVEL else ''} [{low}, {high}]"
-
-
-def _made_of(tasks: Mapping[str, Mapping[str, None]]) -> list[str]:
-    """Which provenance the audio of which tasks has; of all of them if it is one."""
-    return list(tasks) if len(tasks) == 1 else [f"{made} of {', '.join(of)}" for made, of in tasks.items()]
-
+from auris.text.console import print_plain
 
 SHOWS = "shows: the difference to a second, independent system that so many rows show in 80 % of cases."
 _DROP = f"drop: how much is lost, * with p < {statistics.LEVEL} (paired permutation test)."
 _UNITS = "n: rows, and after the stroke the speakers or recordings that they are of, which intervals draw."
+_MAX_SKIPPED = 20  # rows that are named
+
+
+def summarise(
+    predictions: Sequence[Prediction],
+    identity: Mapping[str, str | int],
+    samples: int,
+    seed: int,
+    signatures: Mapping[str, str],
+    changes: Sequence[str] = (),
+) -> list[ResultRow]:
+    """Return one result row per group and metric, with a 95 % bootstrap interval over speakers, recordings or rows.
+
+    Args:
+        identity: Study, arm and seed of the run that trained the model, and the benchmark.
+        samples: Number of bootstrap samples, drawn with `seed`.
+        signatures: Signatures of the metrics that a judge computes.
+        changes: Deviations from the benchmark's own prompt and decoding, appended to every signature.
+    """
+    results = []
+    for (group, metric), rows in sorted(_by_score(predictions).items()):
+        stats, units = [row.stats for row in rows], _units(rows)
+        of = measures.scorer(metric, [dict(enumerate(stats))])
+        resampled = measures.samples(of, len(stats), samples, seed, units.of_row)
+        low, high = measures.percentiles(resampled)
+        detectable = statistics.detectable_alone(resampled)
+        own_signature = signatures.get(metric) or signature(metric, rows[0].language)
+        row = ResultRow(
+            **identity,
+            task=group,
+            split="test",
+            metric=metric,
+            value=measures.score(metric, stats),
+            low=low,
+            high=high,
+            n=len(rows),
+            units=str(units),
+            detectable=None if math.isnan(detectable) else detectable,
+            signature="|".join([own_signature, *changes]),
+            provenance="+".join(sorted({one for row in rows for one in row.provenance.split("+")})),
+        )
+        results.append(row)
+    return results
+
+
+def drops(
+    results: Sequence[ResultRow], predictions: Sequence[Prediction], with_audio: Sequence[Prediction]
+) -> list[ResultRow]:
+    """Return how much worse each score is than that of the same rows with their own audio: rows of split `drop`."""
+    sides = [_by_score(side) for side in (with_audio, predictions)]
+    lost = []
+    for row in results:
+        as_is, altered = ({one.id: one for one in side.get((row.task, row.metric), ())} for side in sides)
+        if common := sorted(as_is.keys() & altered.keys()):
+            units = _units([altered[name] for name in common])
+            stats = [[{name: side[name].stats for name in common}] for side in (as_is, altered)]
+            value, low, high, p = statistics.drop(row.metric, *stats, units.of_row)
+            score = {"value": value, "low": low, "high": high, "p": p, "n": len(common), "units": str(units)}
+            lost.append(replace(row, **score, split="drop", detectable=None))
+    return lost
+
+
+def _by_score(predictions: Sequence[Prediction]) -> dict[tuple[str, str], list[Prediction]]:
+    """Return the predictions of each group and metric."""
+    scores: dict[tuple[str, str], list[Prediction]] = {}
+    for one in predictions:
+        scores.setdefault((one.group, one.metric), []).append(one)
+    return scores
+
+
+def _units(predictions: Sequence[Prediction]) -> statistics.Units:
+    return statistics.units([one.to_json() for one in predictions])
+
+
+# --- scores of the released scripts -------------------------------------------------------------------------------
+
+
+def official_lines(
+    script: str | None, version: str, predictions: Sequence[Prediction], rows: Sequence[Row]
+) -> list[dict[str, object]]:
+    """Return what the released script would print of the same responses (`metrics.official`)."""
+    if script is None:
+        return []
+    responses = {prediction.id: prediction for prediction in reversed(predictions) if prediction.metric != "eer"}
+    # References of evaluate_srwt.py begin with the time with which its prompt ends.
+    before = timestamps.BEGIN if script == "evaluate_srwt" else ""
+    answers = [
+        official.Answer(
+            source=str(row.labels.get("source") or _source(row)),
+            reference=before + responses[row.id].reference,
+            reply=responses[row.id].hypothesis,
+            language=language(row),
+        )
+        for row in rows
+        if row.id in responses
+    ]
+    return official.report(script, version, answers)
+
+
+def _source(row: Row) -> str:
+    """Return the `source` of a row that has none, with its languages where evaluate_st.py looks for them."""
+    languages = [row.labels[key] for key in ("language", "target_language") if key in row.labels]
+    return "_".join([row.labels["task"], *languages, "test"])
+
+
+def official_note(line: Mapping[str, object]) -> str:
+    score = f"stops ({line['stopped']})" if line["stopped"] else f"{line['metric']} {line['value']:.4f}"
+    return f"{line['script']} of {line['version']}, {line['source']}: {score} (n={line['n']})"
+
+
+# --- on the terminal ----------------------------------------------------------------------------------------------
 
 
 def show(
-    console: Console,
-    benchmark: str,
-    results: Sequence[Mapping[str, Any]],
-    skipped: Mapping[str, str],
-    notes: Sequence[str],
+    console: Console, benchmark: str, results: Sequence[ResultRow], skipped: Mapping[str, str], notes: Sequence[str]
 ) -> None:
-    """The result rows of a benchmark, on 80 columns if need be."""
-    dropped = {(row["task"], row["metric"]): row for row in results if row["split"] == "drop"}
-    last = "drop" if dropped else "shows"
+    """Print the result rows of a benchmark; 80 columns are enough."""
+    dropped = {(row.task, row.metric): row for row in results if row.split == "drop"}
+    results = [row for row in results if row.split != "drop"]
     table = Table(title=benchmark, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for name in ("task", "metric", "score [95 %]", "n", last):
+    for name in ("task", "metric", "score [95 %]", "n", "drop" if dropped else "shows"):
         table.add_column(name, no_wrap=name not in ("task", "metric"), overflow="fold")
-    said, made_of = None, dict[str, dict[str, None]]()
-    for row in (row for row in results if row["split"] != "drop"):
-        task, metric = row["task"], row["metric"]
-        shown, low, high = (measures.display(metric, row[part]) for part in ("value", "low", "high"))
-        detectable = "-" if row["detectable"] is None else measures.display(metric, row["detectable"])
-        units, _, of = row["units"].partition(" ")
-        n = str(row["n"]) if of == "rows" else f"{row['n']}/{units}"
-        extra = _drop(dropped.get((task, metric))) if dropped else detectable
-        label = f"{metric} {measures.measure(metric).unit}"
-        table.add_row("" if task == said else escape(task), label, escape(f"{shown} [{low}, {high}]"), n, escape(extra))
-        said = task
-        made_of.setdefault(row["provenance"], {})[task] = None
+    last_task = None
+    for row in results:
+        value, low, high = (measures.display(row.metric, number) for number in (row.value, row.low, row.high))
+        detectable = "-" if row.detectable is None else measures.display(row.metric, row.detectable)
+        units, _, of = row.units.partition(" ")
+        table.add_row(
+            "" if row.task == last_task else escape(row.task),
+            f"{row.metric} {measures.measure(row.metric).unit}",
+            escape(f"{value} [{low}, {high}]"),
+            str(row.n) if of == "rows" else f"{row.n}/{units}",
+            escape(_drop(dropped.get((row.task, row.metric))) if dropped else detectable),
+        )
+        last_task = row.task
     console.print(table)
-    audio = [f"audio: {'; '.join(_made_of(made_of))}"] if made_of else []
-    stroke = [_UNITS] if any(not row["units"].endswith(" rows") for row in results) else []
+    audio = [f"audio: {'; '.join(_provenances(results))}"] if results else []
+    stroke = [_UNITS] if any(not row.units.endswith(" rows") for row in results) else []
     for note in (*audio, *stroke, _DROP if dropped else SHOWS, *notes):
-        console.print(note, markup=False, highlight=False, soft_wrap=True)
+        print_plain(console, note)
     if skipped:
         console.print(f"[yellow]{len(skipped)} rows could not be used and are not in every score:[/yellow]")
-        for name, reason in list(skipped.items())[:20]:
-            console.print(f"  {name}: {reason}", markup=False, soft_wrap=True)
+        for name, reason in list(skipped.items())[:_MAX_SKIPPED]:
+            print_plain(console, f"  {name}: {reason}")
+
+
+def _drop(row: ResultRow | None) -> str:
+    if row is None:
+        return "-"
+    value, low, high = (measures.display(row.metric, number, "+") for number in (row.value, row.low, row.high))
+    return f"{value}{'*' if row.p < statistics.LEVEL else ''} [{low}, {high}]"
+
+
+def _provenances(results: Sequence[ResultRow]) -> list[str]:
+    """Return the provenance of all tasks if it is one, otherwise each with its tasks."""
+    tasks: dict[str, dict[str, None]] = {}
+    for row in results:
+        tasks.setdefault(row.provenance, {})[row.task] = None
+    return list(tasks) if len(tasks) == 1 else [f"{one} of {', '.join(of)}" for one, of in tasks.items()]
+
+
+def credits(rows: Sequence[Row]) -> list[str]:
+    """Return who wrote and who annotated the rows, as far as they say; scripts that stand in for people included."""
+    keys = {"written by": "written_by", "annotated by": "annotator"}
+    counts = {what: Counter(str(row.labels[key]) for row in rows if key in row.labels) for what, key in keys.items()}
+    return [f"{what}: {'; '.join(f'{name} ({n} rows)' for name, n in of.items())}" for what, of in counts.items() if of]
+
+
+def show_published(console: Console, name: str, results: Sequence[ResultRow]) -> None:
+    """Print a published table with our scores, and both signatures of those that were computed differently."""
+    rows = [row.to_json() for row in results]
+    console.print(published_table(name, published.lines(rows, name)))
+    for note in published.notes(name, rows):
+        print_plain(console, note)
+
+
+def published_table(name: str, lines: Sequence[published.Line]) -> Table:
+    """Return a published table with our scores and their marks (`published.DIFFERENT`, `published.STAND_IN`)."""
+    # Systems that the table itself measured have a signature; those that it quotes have none.
+    systems = list(dict.fromkeys(cell.system for line in lines for cell in line.cells if cell.signature))
+    has_others = any(not cell.signature for line in lines for cell in line.cells)
+    heads = [systems[0] if len(systems) == 1 else "published", *["others"][:has_others]]
+    table = Table(title=f"{name}: published and ours", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for head in ("benchmark", "part", "ours", *heads):
+        table.add_column(head, no_wrap=head in ("part", "ours", *systems), overflow="fold")
+    last_label = ""
+    for line in lines:
+        own = [_number(cell) if len(systems) == 1 else _cell(cell) for cell in line.cells if cell.signature]
+        others = [_cell(cell) for cell in line.cells if not cell.signature]
+        label = f"{line.benchmark} {line.metric}"
+        columns = [", ".join(own), *[", ".join(others)][:has_others]]
+        table.add_row("" if label == last_label else label, line.part, _ours(line), *columns)
+        last_label = label
+    return table
+
+
+def _ours(line: published.Line) -> str:
+    if line.ours is None:
+        return "-"
+    marks = [published.DIFFERENT] * line.differs + [published.STAND_IN] * line.is_stand_in
+    return " ".join([f"{line.ours['value'] * line.scale:.{line.decimals}f}", *marks])
+
+
+def _cell(cell: published.Published) -> str:
+    return f"{cell.system} {_number(cell)}"
+
+
+def _number(cell: published.Published) -> str:
+    return f"{cell.printed:.{cell.decimals}f}"

@@ -150,8 +150,8 @@ def _signatures(scores: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str, str
 def _skipped(run: Path) -> list[str]:
     """Rows that are not in every score, and why."""
     notes = []
-    for name, facts in (answer_cache.noted(run) if any((run / answer_cache.FOLDER).glob("*.json")) else {}).items():
-        skipped = facts["skipped"]
+    for name, evaluation in answer_cache.load_evaluations(run).items():
+        skipped = evaluation.skipped
         notes += [f"{name}: {row} has no answer: {reason}" for row, reason in list(skipped.items())[:SKIPPED]]
         if len(skipped) > SKIPPED:
             notes.append(f"{name}: {len(skipped) - SKIPPED} more rows have no answer")

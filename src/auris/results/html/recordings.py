@@ -20,7 +20,7 @@ from auris import audio
 from auris.data.manifests import read_manifests
 from auris.data.rows import Clip, Row
 from auris.errors import AudioError, MissingFileError
-from auris.evaluation import answer_cache, audio_ablation, benchmarks
+from auris.evaluation import answer_cache, audio_ablation
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def find(run_dir: Path, benchmark: str, ids: Collection[str]) -> tuple[dict[str,
 
     What was heard otherwise, as `meld@shuffled`, is in no manifest: of it only what the run has kept is known.
     """
-    known = answer_cache.rows(run_dir, benchmark)
+    known = answer_cache.load_rows(run_dir, benchmark)
     found = {name: known[name] for name in ids if name in known}
     there = {name for name, row in found.items() if all(Path(str(clip.path)).is_file() for clip in row.clips)}
     wanted, notes = set(ids) - there, []
@@ -103,13 +103,12 @@ def find(run_dir: Path, benchmark: str, ids: Collection[str]) -> tuple[dict[str,
 
 def _sources(run_dir: Path, benchmark: str) -> list[Any]:
     """Where an evaluation says that its rows lie, or else the run's recipe."""
-    facts = answer_cache.noted(run_dir) if any((run_dir / answer_cache.FOLDER).glob("*.json")) else {}
-    if benchmark in facts:
-        return benchmarks.sources(facts[benchmark]["benchmark"])
+    if evaluation := answer_cache.load_evaluations(run_dir).get(benchmark):
+        return evaluation.benchmark.manifests()
     file = run_dir / "recipe.yaml"
     if not file.is_file():
         raise MissingFileError(
-            f"{run_dir} names no rows: neither {answer_cache.FOLDER}/{benchmark}.json nor recipe.yaml"
+            f"{run_dir} names no rows: neither {answer_cache.CACHE_DIR}/{benchmark}.json nor recipe.yaml"
         )
     return yaml.safe_load(file.read_text(encoding="utf-8"))["data"]["test"]
 

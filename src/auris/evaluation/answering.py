@@ -1,0 +1,273 @@
+"""Rows to responses: those in the cache are reused, the others come from the model, on all ranks together.
+
+Rows are decoded in shares of a few packs, and the ranks take shares in turn. The first rank alone reads and writes the
+cache, and adds responses in the order in which a single process would have computed them, so the number of processes
+does not show in any file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import track
+
+from auris import config as configs
+from auris.config import Config
+from auris.data import long_audio
+from auris.data.batches import by_length, pack
+from auris.data.lengths import Lengths
+from auris.data.manifests import Manifest
+from auris.data.pairs import PairSamples, VerdictSamples
+from auris.data.rows import Row
+from auris.data.samples import AudioSamples, ChatSamples, Samples
+from auris.errors import AudioError, RowError
+from auris.evaluation.answer_cache import AnswerCache, Response, row_key
+from auris.evaluation.distributed import Ranks
+from auris.inference.load import AudioModel
+from auris.model.generation import Generation
+from auris.model.pack import Pack, to_device
+from auris.model.refill import WaitingRows
+from auris.text import tasks
+from auris.text.prompts import Prompt
+from auris.training.objectives.dpo import answer_logps
+
+KINDS = ("task", "chat", "preference")
+"""Kinds of rows: asked as in pre-training, asked in ChatML, and pairs of answers of which the better is known."""
+
+# Packs, sorted by length, that a rank decodes together: rows of the next pack fill slots as sequences finish. The
+# composition of a batch thus depends on the rows only, not on the number of ranks.
+PACKS_PER_SHARE = 4
+
+Share = Sequence[Sequence[int]]
+
+
+@dataclass(frozen=True)
+class Request:
+    """Rows of one kind, and everything that determines the model's responses to them.
+
+    Attributes:
+        kind: One of `KINDS`.
+        manifests: The rows, long ones cut into windows.
+        windows: Ids of the windows of a long row by its id.
+        samples: How rows are presented to the model.
+        generation: The decoding settings.
+        seed: Of the sampling.
+    """
+
+    kind: str
+    manifests: Sequence[Manifest]
+    windows: Mapping[str, Sequence[str]]
+    samples: Samples
+    generation: Generation
+    seed: int
+
+    @property
+    def rows(self) -> list[Row]:
+        return [row for manifest in self.manifests for row in manifest.rows]
+
+    @property
+    def decoding(self) -> dict[str, object]:
+        """The settings that responses depend on."""
+        if self.kind == "preference":
+            return {}
+        settings = {**asdict(self.generation), "stop": sorted(self.generation.stop)}
+        return settings | ({"seed": self.seed} if self.generation.do_sample else {})
+
+
+def of_kind(manifests: Sequence[Manifest], kind: str) -> list[Manifest]:
+    """Return the manifests with their rows of one kind, without those that have none."""
+
+    def kind_of(row: Row) -> str:
+        task = row.labels.get("task")
+        return task if task in KINDS else "task"
+
+    restricted = [replace(m, rows=tuple(row for row in m.rows if kind_of(row) == kind)) for m in manifests]
+    return [manifest for manifest in restricted if manifest.rows]
+
+
+# --- how rows are asked -------------------------------------------------------------------------------------------
+
+
+def request(
+    model: AudioModel,
+    kind: str,
+    manifests: Sequence[Manifest],
+    config: Config,
+    wording: str | None,
+    decoding: Mapping[str, object],
+) -> Request:
+    """Return how the rows of one kind are asked.
+
+    Args:
+        wording: The benchmark's own prompt.
+        decoding: Settings that the user or the benchmark gives.
+    """
+    samples = samples_of(model, kind, config["long_audio"], config["prompt"], wording)
+    manifests, windows = split_long(manifests, samples)
+    generation = model.settings(chat=kind == "chat", **decoding)
+    return Request(kind, manifests, windows, samples, generation, config["seed"])
+
+
+def samples_of(
+    model: AudioModel, kind: str, policy: str, prompt: Config | None = None, wording: str | None = None
+) -> Samples:
+    """Return how rows of a kind are presented to the model.
+
+    Task rows are asked as the model, or its base model, was trained to be asked.
+
+    Args:
+        policy: What happens to long audio.
+        prompt: Another style of prompting for task rows.
+        wording: The benchmark's own prompt for task rows, used if no other style is given.
+    """
+    trained = model.recipe
+    if kind == "task" and trained["data"]["view"] in ("audio", "text", "transcript"):
+        trained = {**trained, "prompt": prompt or trained["prompt"]}
+        samples = configs.build_samples(trained, model.net, model.tokenizer, long_audio=policy, train=False)
+    else:
+        task_prompt = configs.build(prompt) or model.prompt
+        classes = {"task": (AudioSamples, task_prompt), "chat": (ChatSamples, model.dialogue)}
+        cls, own_prompt = classes.get(kind, (PairSamples, model.dialogue))
+        samples = cls(
+            prompt=own_prompt,
+            long_audio=policy,
+            tokenizer=model.tokenizer,
+            geometry=model.net.geometry,
+            seed=trained["seed"],
+        )
+    if kind == "task" and wording and not prompt and isinstance(samples.prompt, Prompt):
+        samples.prompt = samples.prompt.asking(wording)
+    return samples
+
+
+def split_long(manifests: Sequence[Manifest], samples: Samples) -> tuple[list[Manifest], dict[str, list[str]]]:
+    """Cut long transcripts into rows of overlapping windows if `long_audio=window`.
+
+    Returns:
+        the manifests, and the ids of the windows by the id of the long row.
+    """
+    windows: dict[str, list[str]] = {}
+    if samples.long_audio != "window" or not samples.has_audio:
+        return list(manifests), windows
+
+    def is_transcript(row: Row) -> bool:
+        return samples.asked(row).labels["task"] in tasks.TRANSCRIPTS
+
+    def split(row: Row) -> list[Row]:
+        try:
+            pieces = long_audio.split(row, is_transcript)
+        except (AudioError, RowError):
+            return [row]  # measuring it will name the reason
+        if len(pieces) > 1:
+            windows[row.id] = [piece.id for piece in pieces]
+        return pieces
+
+    return [replace(m, rows=tuple(piece for row in m.rows for piece in split(row))) for m in manifests], windows
+
+
+# --- all ranks together -------------------------------------------------------------------------------------------
+
+
+def answer(
+    model: AudioModel,
+    asked: Request,
+    lengths: Lengths,
+    cache: AnswerCache,
+    token_budget: int,
+    ranks: Ranks,
+    console: Console,
+) -> tuple[list[str], dict[str, str]]:
+    """Answer all usable rows, reusing cached responses; on the first rank, while the others `assist`.
+
+    Returns:
+        the cache keys of the responses in the order of the rows, and by row id why the other rows have none.
+    """
+    rows = asked.rows
+    keys = {number: row_key(row) for number, row in enumerate(rows) if number not in lengths.problems}
+    new = np.array([number in keys and keys[number] not in cache for number in range(len(rows))], dtype=bool)
+    settings = "" if asked.kind == "preference" else f" by {asked.generation}"
+    console.print(
+        f"{asked.kind} rows: {new.sum()} answers{settings}; {len(keys) - new.sum()} are kept", highlight=False
+    )
+    packs = by_length(replace(lengths, tokens=np.where(new, lengths.tokens, 0)), token_budget)
+    shares = in_shares(packs)
+    ranks.exchange(shares)
+    skipped = {rows[number].id: reason for number, reason in lengths.problems.items()}
+    results = ranks.map(partial(answer_share, model, asked, rows), shares)
+    for responses, left_out in track(results, "answering", total=len(shares), console=console, disable=not shares):
+        skipped |= left_out
+        cache.add({keys[n]: Response(asked.samples.asked(rows[n]), *response) for n, response in responses.items()})
+    return [key for key in keys.values() if key in cache], skipped
+
+
+def assist(model: AudioModel, asked: Request, ranks: Ranks) -> None:
+    """Compute shares of the responses for the first rank."""
+    [shares, *_] = ranks.exchange(None)
+    for _ in ranks.map(partial(answer_share, model, asked, asked.rows), shares):
+        pass
+
+
+def in_shares(packs: Share) -> list[Share]:
+    """Divide packs into what a rank decodes together."""
+    return [packs[start : start + PACKS_PER_SHARE] for start in range(0, len(packs), PACKS_PER_SHARE)]
+
+
+Answers = dict[int, tuple[object, float | None]]
+"""Contents and log-odds of responses (`answer_cache.Response`) by row number."""
+
+
+@torch.no_grad()
+def answer_share(
+    model: AudioModel, asked: Request, rows: Sequence[Row], share: Share
+) -> tuple[Answers, dict[str, str]]:
+    """Return the responses to the rows of a share, and by row id why the others have none."""
+    skipped: dict[str, str] = {}
+
+    def build(numbers: Sequence[int]) -> Pack:
+        is_prompt = asked.kind != "preference"
+        batch = pack(rows, [(number, None) for number in numbers], asked.samples, prompt_only=is_prompt)
+        skipped.update(batch["skipped"])
+        return to_device(batch, model.device)
+
+    contents: dict[int, object] = {}
+    waiting = WaitingRows(share, build)
+    if asked.kind == "preference":
+        while (batch := waiting.next_pack()) is not None:
+            contents |= zip(batch["rows"], answer_logps(model.net, batch)[0].tolist(), strict=True)
+    elif (batch := waiting.next_pack()) is not None:
+        # The seed is the same for every share: a row's draws do not depend on the share that it is in.
+        generator = torch.Generator().manual_seed(asked.seed)
+        ids = model.objective.answer(model.net, batch, asked.generation, generator=generator, more=waiting.next_pack)
+        for number, answer_ids in zip(waiting.taken, ids, strict=True):
+            is_tagged = tasks.find(asked.samples.asked(rows[number]).labels["task"]).answer.tagged
+            contents[number] = model.tokenizer.decode(answer_ids, control=is_tagged)
+    log_odds: dict[int, float] = {}
+    for numbers in share:
+        verdicts = [n for n in numbers if n in contents and _is_verdict(asked.samples, rows[n])]
+        log_odds |= yes_no_log_odds(model, asked.samples, rows, verdicts)
+    return {number: (content, log_odds.get(number)) for number, content in contents.items()}, skipped
+
+
+def _is_verdict(samples: Samples, row: Row) -> bool:
+    """Whether a row asks to accept or reject its audio, so that log-odds can be thresholded as well."""
+    return type(samples) is AudioSamples and tasks.find(row.labels["task"]).choices == VerdictSamples.VERDICTS
+
+
+@torch.no_grad()
+def yes_no_log_odds(
+    model: AudioModel, samples: Samples, rows: Sequence[Row], numbers: Sequence[int]
+) -> dict[int, float]:
+    """Return log p(yes) - log p(no) of the complete answers to some rows, by row number."""
+    if not numbers:
+        return {}
+    verdicts = VerdictSamples(
+        tokenizer=samples.tokenizer, prompt=samples.prompt, geometry=samples.geometry, long_audio=samples.long_audio
+    )
+    batch = to_device(pack(rows, [(number, None) for number in numbers], verdicts), model.device)
+    yes, no = answer_logps(model.net, batch)[0].unbind(1)
+    return dict(zip(batch["rows"], (yes - no).tolist(), strict=True))

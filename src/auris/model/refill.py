@@ -1,0 +1,48 @@
+"""Rows that wait while others are decoded: they fill the slots of finished sequences (`generate(more=...)`)."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from auris.model.pack import Pack
+
+# Slots are refilled when this share of them is free: prefilling prompts one at a time would use a GPU badly.
+REFILL = 1 / 4
+
+
+class WaitingRows:
+    """A source of further packs of prompts for a decoder whose sequences finish one by one.
+
+    Rows are taken in the order of the packs, and as many are decoded together as the next row's own pack has. The
+    composition of a batch thus depends on the packs and the responses only, not on the number of processes.
+
+    Args:
+        packs: Numbers of the rows, in packs that may be decoded at once.
+        build: Returns the pack of some rows' prompts; rows that cannot be read are missing in it.
+
+    Attributes:
+        taken: Numbers of the rows whose prompts were returned, in this order.
+    """
+
+    def __init__(self, packs: Sequence[Sequence[int]], build: Callable[[Sequence[int]], Pack]):
+        self._waiting = deque((number, len(pack)) for pack in packs for number in pack)
+        self._build = build
+        self.taken: list[int] = []
+
+    def next_pack(self, running: int = 0) -> Pack | None:
+        """Return a pack of prompts for the free slots, or None if there are too few of them or no rows are left.
+
+        Args:
+            running: Number of sequences that are still being decoded.
+        """
+        while self._waiting:
+            _, slots = self._waiting[0]
+            if slots - running < REFILL * slots:
+                return None
+            n = min(slots - running, len(self._waiting))
+            pack = self._build([self._waiting.popleft()[0] for _ in range(n)])
+            if pack["rows"]:
+                self.taken += pack["rows"]
+                return pack
+        return None
