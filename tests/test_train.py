@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import published
-from auris import config
+from auris import cli, config
 from auris.model.weights import checkpoint_dir
 from auris.text.tokenizer import Tokenizer
 from auris.training import callbacks
@@ -64,6 +64,18 @@ def test_a_killed_run_resumes_to_the_weights_of_an_uninterrupted_one(smallest, w
 def test_an_error_before_the_net_has_memory_is_the_one_that_is_seen(smallest):
     with pytest.raises(ValueError, match="does not fit data.token_budget=20"):
         train.train(smallest("data.token_budget=20"))
+
+
+class Failing(AudioLMModule):
+    def training_step(self, *_: object) -> None:
+        raise ValueError("of a subclass")
+
+
+def test_an_error_of_a_subclass_keeps_its_traceback(corpus: Path, tmp_path: Path, capsys):
+    with pytest.raises(ValueError, match="of a subclass") as raised:
+        cli.main(["train", *smallest_run(corpus, tmp_path), f"module={__name__}.Failing"])
+    assert any(entry.name == "training_step" for entry in raised.traceback)
+    assert "error: " not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("fails", ["before the parts are built", "when the fit starts", "in the first step"])

@@ -69,7 +69,6 @@ FLAGS = {
     "--config-dir, -cd DIR": "a directory of configs of your own, as DIR/experiment/NAME.yaml",
     "--config-name, -cn NAME": "another config than this command's",
     "--config-path, -cp DIR": "another directory than the one of auris's configs",
-    "--shell-completion, -sc install=bash": "install completion; also uninstall=bash, and zsh, fish",
     "--hydra-help": "help about Hydra itself",
     "--debug": "show the traceback of every error, as AURIS_DEBUG=1 does",
     "--help, -h": "this text",
@@ -122,8 +121,10 @@ def _compose_and_run(name: str, arguments: Sequence[str]) -> None:
         if flag not in known:
             meant = "".join(f"did you mean {close}? " for close in get_close_matches(flag, known, n=1))
             raise UsageError(f"there is no flag {flag}; {meant}auris {name} --help lists the flags")
+    overrides = [one for one in arguments if one[:1] == "~" or (one[:1] != "-" and "=" in one)]
+    rest = [one for one in arguments if one not in overrides]  # Hydra's parser wants overrides in one piece
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come here instead of being printed by Hydra
-    before, sys.argv[1:] = sys.argv[1:], arguments
+    before, sys.argv[1:] = sys.argv[1:], [f"hydra.job.name={name}", *overrides, *rest]
     try:
         hydra.main(config_path=str(config.CONFIGS), config_name=name, version_base="1.3")(partial(run_job, name))()
     except (ConfigCompositionException, OverrideParseException, SearchPathException) as error:

@@ -148,7 +148,7 @@ def build_objective(config: Config, net: nn.Module, tokenizer: Tokenizer) -> nn.
         objective = built if is_whole else built(width=net.encoder.width, n_text=tokenizer.n_text)
     view = config["data"]["view"]
     if view not in objective.views:
-        raise UserError(
+        raise UsageError(
             f"data.view={view} does not suit {type(objective).__name__}: expected {' or '.join(objective.views)}"
         )
     return objective
@@ -166,7 +166,7 @@ def build_samples(
     """Build the view of the rows; only training rows are augmented.
 
     Raises:
-        UserError: the view does not exist, or the config's style of prompting does not write it.
+        UsageError: the view does not exist, or the config's style of prompting does not write it.
     """
     from auris.data import pairs, samples
     from auris.text.chat import Chat
@@ -180,10 +180,10 @@ def build_samples(
     }
     view, prompt = config["data"]["view"], build(config["prompt"])
     if view not in views:
-        raise UserError(f"data.view={view}: expected {', '.join(views)}")
+        raise UsageError(f"data.view={view}: expected {', '.join(views)}")
     if not isinstance(prompt, views[view].styles):
         expected = "chat_v1 or chat_v2" if Chat in views[view].styles else "natural, tags or both"
-        raise UserError(f"data.view={view} is not written in {type(prompt).__name__}: expected prompt={expected}")
+        raise UsageError(f"data.view={view} is not written in {type(prompt).__name__}: expected prompt={expected}")
     return views[view](
         tokenizer=tokenizer,
         prompt=prompt,

@@ -29,7 +29,7 @@ from rich.live import Live
 from rich.table import Table
 
 from auris import config
-from auris.errors import UserError
+from auris.errors import UsageError, UserError
 from auris.model.weights import checkpoint_dir
 from auris.training.checkpointing import REQUEUE
 
@@ -109,7 +109,7 @@ def plan(
     """
     entries = {**(study.get("stages") or {}), **study["arms"]}
     if arm is not None and arm not in entries:
-        raise UserError(f"arm={arm}: study {study['study']} has {', '.join(entries)}")
+        raise UsageError(f"arm={arm}: study {study['study']} has {', '.join(entries)}")
     wanted = [arm] if arm is not None else list(study["arms"])
     jobs: dict[str, Job] = {}
     for one in [seed] if seed is not None else study["seeds"]:
@@ -132,9 +132,9 @@ def _add(
     path: tuple[str, ...],
 ) -> Job:
     if name in path:
-        raise UserError(f"study {study['study']}: {' after '.join((*path, name))} is a circle")
+        raise UsageError(f"study {study['study']}: {' after '.join((*path, name))} is a circle")
     if name not in entries:
-        raise UserError(f"study {study['study']}: {path[-1]} comes after {name!r}, which is no arm or stage of it")
+        raise UsageError(f"study {study['study']}: {path[-1]} comes after {name!r}, which is no arm or stage of it")
     key = f"{name}, seed {seed}"
     if key in jobs:
         return jobs[key]
@@ -152,7 +152,7 @@ def _add(
             overrides = [*overrides[:-3], f"study={_SHARED}", f"arm={composed.arm}", f"seed={seed}"]
         made = config.resolve(composed)
     except UserError as error:
-        raise UserError(f"study {study['study']}, arm {name}: {error}") from error
+        raise UsageError(f"study {study['study']}, arm {name}: {error}") from error
     evaluate = entry.get("evaluate") or study.get("evaluate") or [] if name in study["arms"] else []
     jobs[key] = Job(
         name=name,
@@ -184,7 +184,7 @@ def _require_different(jobs: Mapping[str, Job], arms: set[str]) -> None:
                 own = [o for o in job.overrides if o not in other.overrides and not o.startswith("arm=")]
                 without = f"sets what is set without {'it' if len(own) == 1 else 'them'}"
                 why = f"{' and '.join(own)} {without}" if own else "their overrides are the same"
-                raise UserError(f"arms {other.key} and {job.key} are the same run: {why}")
+                raise UsageError(f"arms {other.key} and {job.key} are the same run: {why}")
             seen[content] = job
 
 
