@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from auris.metrics.row_stats import row_stats
+from auris.metrics.measures import row_stats
 from auris.text import tasks
 from auris.text.answer_formats import LANGUAGES, Entities, Events, Language, Notes, Slots, Tag, Words
 from auris.text.prompts import END_OF_TEXT, NaturalPrompt, TagPrompt

@@ -26,9 +26,9 @@ from auris.evaluation.predictions import merge_windows, score
 from auris.evaluation.summary import credits, show, summarise
 from auris.metrics import measures
 from auris.metrics.judges.rating import Unrated
+from auris.metrics.measures import signature
 from auris.metrics.published import comparable
 from auris.metrics.records import ResultRow
-from auris.metrics.row_stats import signature
 from auris.text import task_table, tasks
 from auris.text.prompts import NaturalPrompt, TagPrompt
 from auris.training.objectives import logps

@@ -15,7 +15,8 @@ from torchmetrics.functional.classification import (
     multilabel_average_precision,
 )
 
-from auris.metrics.measures import MEASURES, bootstrap, difference, display, interval, score, scorer, value
+from auris.metrics.measures import MEASURES, display, score, scorer, value
+from auris.metrics.statistics import bootstrap, difference, interval
 
 CORPUS = [name for name, measure in MEASURES.items() if measure.over]
 

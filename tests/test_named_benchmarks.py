@@ -22,9 +22,9 @@ from auris.evaluation.answer_cache import Response
 from auris.evaluation.benchmarks import Benchmark
 from auris.evaluation.predictions import parts_of, score, split_by_part
 from auris.metrics import published
+from auris.metrics.measures import signature
 from auris.metrics.published import lines
 from auris.metrics.records import Prediction, ResultRow
-from auris.metrics.row_stats import signature
 from auris.text import tasks
 from auris.text.prompts import NaturalPrompt, TagPrompt
 from auris.training import run as train

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from auris.metrics import published
-from auris.metrics.row_stats import signature
+from auris.metrics.measures import signature
 from auris.results import papers
 
 RESULT = {

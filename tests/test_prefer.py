@@ -28,8 +28,7 @@ from auris.evaluation.preferences import (
     score,
     statistics,
 )
-from auris.metrics.measures import value
-from auris.metrics.row_stats import row_stats
+from auris.metrics.measures import row_stats, value
 from auris.text.tokenizer import Tokenizer
 from manifests import write_manifest, write_wave
 

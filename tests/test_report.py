@@ -22,7 +22,7 @@ from auris.evaluation import answer_cache
 from auris.evaluation.audio_ablation import Silence
 from auris.evaluation.benchmarks import Benchmark
 from auris.metrics import edits
-from auris.metrics.row_stats import row_stats, unit
+from auris.metrics.measures import row_stats
 from auris.results.html import confusion, examples, recordings, tables, template
 from manifests import write_wave
 
@@ -226,7 +226,7 @@ def test_an_alignment_has_the_edits_that_the_score_counts(metric: str, language:
     draw = random.Random(0)
     for _ in range(40):
         said, true = (" ".join(draw.choices(["der", "Käse", "sat", "好", "on"], k=draw.randrange(6))) for _ in range(2))
-        found = edits.align(said, true, language, unit=unit(metric, language))
+        found = edits.align(said, true, language, unit=edits.unit_of(metric, language))
         errors, length = row_stats(metric, said, true, language)
         assert sum(edit.kind != "equal" for edit in found) == errors
         assert sum(bool(edit.reference) for edit in found) == length

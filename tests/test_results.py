@@ -14,7 +14,8 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch.utils.tensorboard import SummaryWriter
 
 from auris import cli, results
-from auris.metrics.measures import bootstrap, score
+from auris.metrics.measures import score
+from auris.metrics.statistics import bootstrap
 from auris.results import command, figures
 
 ARMS = ("qwen_audio", "qwen2_audio")

@@ -7,8 +7,18 @@ from itertools import product
 import numpy as np
 import pytest
 
-from auris.metrics.measures import bootstrap, difference, interval, samples, score, scorer
-from auris.metrics.statistics import detectable, detectable_alone, holm, permutation_test, units
+from auris.metrics.measures import score, scorer
+from auris.metrics.statistics import (
+    bootstrap,
+    detectable,
+    detectable_alone,
+    difference,
+    holm,
+    interval,
+    permutation_test,
+    samples,
+    units,
+)
 
 
 def rows(n: int, per_speaker: int, per_recording: int = 1) -> list[dict]:

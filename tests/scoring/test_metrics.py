@@ -15,9 +15,9 @@ from torchmetrics.text import CharErrorRate, SacreBLEUScore, WordErrorRate
 
 from auris.metrics import captions, measures
 from auris.metrics.judges import air_bench
-from auris.metrics.measures import MEASURES, value
+from auris.metrics.measures import MEASURES, check, row_stats, signature, value
 from auris.metrics.normalize import normalize
-from auris.metrics.row_stats import TaskScore, check, row_stats, signature
+from auris.training.task_score import TaskScore
 
 REFERENCES = ["It costs $3.50, Mr. Brown!", "The colour of the harbour was grey.", "I can't believe it.", "Turn left"]
 HYPOTHESES = ["it costs three dollars and fifty cents", "the color of a harbor was gray", "", "turn turn left now"]

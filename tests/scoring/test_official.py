@@ -8,9 +8,10 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from auris.metrics import choices, normalize, official
+from auris.metrics import choices, official
+from auris.metrics.measures import row_stats
+from auris.metrics.normalize import normalize
 from auris.metrics.official import Stopped
-from auris.metrics.row_stats import row_stats
 
 BY_CN_TN = {"门票￥88，学生票￥45元。"}  # the official script's cn_tn leaves the sign of money
 

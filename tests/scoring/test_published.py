@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 
 from auris.metrics import published as module
-from auris.metrics.measures import MEASURES
+from auris.metrics.measures import MEASURES, signature
 from auris.metrics.published import Line, Published, comparable, lines, published, tables
-from auris.metrics.row_stats import signature
 
 
 def cells(table: str, system: str, benchmark: str) -> dict[str, float]:

@@ -6,8 +6,7 @@ import warnings
 
 import pytest
 
-from auris.metrics.measures import score
-from auris.metrics.row_stats import row_stats
+from auris.metrics.measures import row_stats, score
 
 
 def turn(speaker: str, start: float, end: float) -> dict:

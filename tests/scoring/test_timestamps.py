@@ -6,8 +6,7 @@ import json
 
 import pytest
 
-from auris.metrics.measures import score, value
-from auris.metrics.row_stats import row_stats
+from auris.metrics.measures import row_stats, score, value
 from auris.metrics.timestamps import matches
 
 WORDS = [

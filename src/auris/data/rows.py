@@ -23,7 +23,7 @@ from auris.audio import Sound
 from auris.data import importers
 from auris.data.importers import Fields
 from auris.errors import UserError
-from auris.metrics.row_stats import for_language
+from auris.metrics.measures import for_language
 from auris.text import chat, tasks
 from auris.text.answer_formats import Labels
 

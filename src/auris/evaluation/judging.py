@@ -15,8 +15,8 @@ from auris.evaluation.answer_cache import Response
 from auris.evaluation.predictions import prediction
 from auris.metrics.judges import air_bench
 from auris.metrics.judges.rating import Judge, Unrated
+from auris.metrics.measures import row_stats
 from auris.metrics.records import Prediction
-from auris.metrics.row_stats import row_stats
 from auris.text.console import print_plain
 
 AnyJudge = Judge | air_bench.Judge

@@ -13,8 +13,8 @@ from auris.data.pairs import VerdictSamples
 from auris.data.rows import Row, group, language
 from auris.data.rows import metric as main_metric
 from auris.evaluation.answer_cache import Response
+from auris.metrics.measures import check, row_stats
 from auris.metrics.records import Prediction
-from auris.metrics.row_stats import check, row_stats
 from auris.text import tasks
 from auris.text.answer_formats import Labels
 

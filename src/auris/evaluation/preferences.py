@@ -31,7 +31,8 @@ from auris.files import write_json, write_jsonl
 from auris.inference import load as pretrained
 from auris.metrics import measures
 from auris.metrics.judges.rating import Judge, Unrated
-from auris.metrics.row_stats import for_language, row_stats
+from auris.metrics.measures import for_language, row_stats
+from auris.metrics.statistics import bootstrap
 from auris.text.chat import map_audios
 from auris.text.console import print_plain
 
@@ -271,7 +272,7 @@ def statistics(outcome: Outcome) -> dict[str, Any]:
     characters = np.array([(len(pair.chosen), len(pair.rejected)) for pair in pairs], dtype=float)  # (P, 2)
     chosen, rejected = characters.T
     longer = np.where(chosen == rejected, 0.5, chosen > rejected)
-    low, high = measures.bootstrap(np.stack([longer, np.ones_like(longer)], axis=1), "accuracy")
+    low, high = bootstrap(np.stack([longer, np.ones_like(longer)], axis=1), "accuracy")
     scores: dict[str, list[tuple[float, float]]] = {}
     for ranking in (pair.ranking for pair in pairs if pair.ranking):
         scores.setdefault(ranking.metric, []).append(ranking.scores)

@@ -14,8 +14,8 @@ from rich.table import Table
 
 from auris.data.rows import Row, language
 from auris.metrics import measures, official, published, statistics, timestamps
+from auris.metrics.measures import signature
 from auris.metrics.records import Prediction, ResultRow
-from auris.metrics.row_stats import signature
 from auris.text.console import print_plain
 
 SHOWS = "shows: the difference to a second, independent system that so many rows show in 80 % of cases."
@@ -44,8 +44,8 @@ def summarise(
     for (group, metric), rows in sorted(_by_score(predictions).items()):
         stats, units = [row.stats for row in rows], _units(rows)
         of = measures.scorer(metric, [dict(enumerate(stats))])
-        resampled = measures.samples(of, len(stats), samples, seed, units.of_row)
-        low, high = measures.percentiles(resampled)
+        resampled = statistics.samples(of, len(stats), samples, seed, units.of_row)
+        low, high = statistics.percentiles(resampled)
         detectable = statistics.detectable_alone(resampled)
         own_signature = signatures.get(metric) or signature(metric, rows[0].language)
         row = ResultRow(

@@ -1,14 +1,20 @@
-"""Edits between two texts as jiwer finds them, after normalisation: what error rates are made of."""
+"""Edits between two normalised texts, found by jiwer, as error rates count them."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
-import jiwer
+from typing import TYPE_CHECKING, NamedTuple
 
 from auris.metrics import normalize as norm
 
+if TYPE_CHECKING:
+    import jiwer
+
 RATES = ("wer", "cer")  # metrics that are counts of edits
+
+
+def unit_of(metric: str, language: str) -> str:
+    """Return what one of `RATES` counts in a language: `word` or `char`."""
+    return norm.unit(language) if metric == "wer" else "char"
 
 
 class Edit(NamedTuple):
@@ -43,5 +49,7 @@ def align(hypothesis: str, reference: str, language: str, *, unit: str) -> list[
 
 
 def _process(hypothesis: str, reference: str, language: str, unit: str) -> jiwer.WordOutput | jiwer.CharacterOutput:
+    import jiwer
+
     process = jiwer.process_words if unit == "word" else jiwer.process_characters
     return process(norm.normalize(reference, language), norm.normalize(hypothesis, language))

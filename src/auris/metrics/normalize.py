@@ -11,13 +11,11 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Callable
 from functools import cache
 
-from whisper_normalizer.basic import BasicTextNormalizer
-from whisper_normalizer.english import EnglishTextNormalizer
-
 from auris.errors import UserError
-from auris.metrics import extras
+from auris.metrics import optional_packages
 
 CHARACTER_LANGUAGES = ("zh", "yue", "ja")  # written without spaces: scored per character; official: zh and yue only
 _PACKAGES = {"zh": "cn2an", "yue": "zhconv"}
@@ -64,7 +62,7 @@ def written(text: str, language: str) -> str:
     elif primary(language) == "zh":
         text = _spelled(re.sub(r"\s", "", text))
     elif primary(language) == "yue":
-        text = extras.require("zhconv", "a Cantonese text").convert(text, "zh-cn")
+        text = optional_packages.require("zhconv", "a Cantonese text").convert(text, "zh-cn")
     return _basic()(text)
 
 
@@ -77,7 +75,9 @@ def _spelled(text: str) -> str:
     if not re.search(r"\d", text):
         return text
     text = _BY_DIGIT.sub(lambda found: "".join(_DIGITS[int(digit)] for digit in found[0]), text)
-    return extras.require("cn2an", "a Chinese text with digits").transform(re.sub(r"[-+](?=\d)", " ", text), "an2cn")
+    return optional_packages.require("cn2an", "a Chinese text with digits").transform(
+        re.sub(r"[-+](?=\d)", " ", text), "an2cn"
+    )
 
 
 def canonical(answer: str) -> str:
@@ -90,7 +90,7 @@ def describe(language: str) -> str:
     """The normaliser's part of a score's signature, such as `whisper_en+basic|word`."""
     if primary(language) == "en":
         return "whisper_en+basic|word"
-    package = extras.described(_PACKAGES[primary(language)]) if primary(language) in _PACKAGES else ""
+    package = optional_packages.describe(_PACKAGES[primary(language)]) if primary(language) in _PACKAGES else ""
     approximate = "(approximate)" if primary(language) == "zh" else ""
     return f"{package + '+' if package else ''}whisper_basic{approximate}|{unit(language)}"
 
@@ -98,7 +98,7 @@ def describe(language: str) -> str:
 def check(language: str) -> None:
     """Raises ValueError if what the language may need is not installed."""
     if package := _PACKAGES.get(primary(language)):
-        extras.require(package, f"a text score of language {language!r}")
+        optional_packages.require(package, f"a text score of language {language!r}")
 
 
 def without_tags(text: str) -> str:
@@ -109,10 +109,14 @@ def without_tags(text: str) -> str:
 
 
 @cache
-def _english() -> EnglishTextNormalizer:
+def _english() -> Callable[[str], str]:
+    from whisper_normalizer.english import EnglishTextNormalizer
+
     return EnglishTextNormalizer()
 
 
 @cache
-def _basic() -> BasicTextNormalizer:
+def _basic() -> Callable[[str], str]:
+    from whisper_normalizer.basic import BasicTextNormalizer
+
     return BasicTextNormalizer()

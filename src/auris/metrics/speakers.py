@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from auris.metrics import edits, extras
+from auris.metrics import edits, optional_packages
 from auris.metrics import normalize as norm
 
 Turns = Sequence[Mapping[str, Any]]  # {speaker, start, end} in seconds
@@ -31,7 +31,7 @@ def permuted_word_errors(hypothesis: Sequence[str], reference: Sequence[str], la
     """Word errors in the best pairing of speakers, and words of the reference (cpWER, Watanabe et al. 2020). Of each
     speaker all that they say; one without a partner is all insertions or deletions. Characters where words are not
     spaced."""
-    assign = extras.require("scipy.optimize", "metric 'cpwer'").linear_sum_assignment
+    assign = optional_packages.require("scipy.optimize", "metric 'cpwer'").linear_sum_assignment
     n = max(len(hypothesis), len(reference))
     said, true = ([*side, *[""] * (n - len(side))] for side in (hypothesis, reference))
     pairs = [[edits.count(h, r, language, unit=norm.unit(language)) for h in said] for r in true]
@@ -41,7 +41,7 @@ def permuted_word_errors(hypothesis: Sequence[str], reference: Sequence[str], la
 
 def _compare(metric: str, hypothesis: Turns, reference: Turns) -> Mapping[str, float]:
     """Components of a metric of pyannote.metrics; speakers are paired as is best."""
-    extras.require("pyannote.metrics", "a diarization error rate")
+    optional_packages.require("pyannote.metrics", "a diarization error rate")
     from pyannote.core import Annotation, Segment, Timeline
     from pyannote.metrics import diarization
 

@@ -1,14 +1,13 @@
 """What chance does to scores: rows that depend on each other, tests between systems, differences too small to be seen.
 
-All of it works on what rows contribute (`auris.metrics.measures`), so error rates and BLEU are resampled as corpus
-scores. Of ours it imports `measures` alone.
+Everything works on what rows contribute to a metric, so error rates and BLEU are resampled as corpus scores.
 
-Shapes as there: R rows, S samples; C clusters of rows.
+Shapes: R rows, S samples, C clusters of rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from statistics import NormalDist
@@ -16,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from auris.metrics.measures import difference, interval, measure, scorer
+from auris.metrics.formulas import Scorer
+from auris.metrics.measures import measure, scorer
 
 KEYS = ("speaker", "recording")  # of predictions: what rows may have in common, the wider first
 MIN_CLUSTERS = 10  # fewer, and a bootstrap over them gives too narrow an interval (Cameron, Gelbach and Miller 2008)
@@ -51,6 +51,58 @@ def units(rows: Sequence[Mapping[str, Any]]) -> Units:
         if len(set(known)) < len(rows):
             return Units(key, np.unique(known, return_inverse=True)[1])
     return Units("row", np.arange(len(rows)))
+
+
+# --- intervals ------------------------------------------------------------------------------------------------------
+
+
+def bootstrap(
+    rows: Sequence[Any], metric: str, n_samples: int = 1000, seed: int = 0, units: np.ndarray | None = None
+) -> tuple[float, float]:
+    """The `interval` of the score of rows, given what each contributes."""
+    return interval(scorer(metric, [dict(enumerate(rows))]), len(rows), n_samples, seed, units)
+
+
+def difference(a: Scorer, b: Scorer) -> Scorer:
+    """The score of b minus that of a on the same rows."""
+    return lambda weights: b(weights) - a(weights)
+
+
+def interval(
+    of: Scorer, n_rows: int, n_samples: int = 1000, seed: int = 0, units: np.ndarray | None = None
+) -> tuple[float, float]:
+    """95 % percentile interval of a score, or of a difference (Koehn 2004: both sides on the same rows), of `samples`;
+    NaN if it is never defined."""
+    return percentiles(samples(of, n_rows, n_samples, seed, units))
+
+
+def percentiles(found: np.ndarray) -> tuple[float, float]:
+    """The interval that 95 % of samples are in."""
+    defined = found[~np.isnan(found)]  # a resample without any reference unit has no score
+    if not len(defined):
+        return float("nan"), float("nan")
+    low, high = np.percentile(defined, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def samples(
+    of: Scorer, n_rows: int, n_samples: int = 1000, seed: int = 0, units: np.ndarray | None = None
+) -> np.ndarray:
+    """A score (S,) when its `n_rows` rows are drawn anew with replacement, or with `units` (R,), the number of each
+    row's unit, whole units of rows that depend on each other (`auris.metrics.statistics`)."""
+    units = np.arange(n_rows) if units is None else units
+    return np.concatenate([of(weights[:, units]) for weights in _resamplings(int(units.max()) + 1, n_samples, seed)])
+
+
+def _resamplings(n_units: int, n_samples: int, seed: int) -> Iterator[np.ndarray]:
+    """How often each unit is drawn, 50 samples at a time: memory stays small for many, formulas run on many sums."""
+    rng = np.random.default_rng(seed)
+    for start in range(0, n_samples, 50):
+        draws = (rng.integers(n_units, size=n_units) for _ in range(min(50, n_samples - start)))
+        yield np.stack([np.bincount(drawn, minlength=n_units) for drawn in draws]).astype(float)
+
+
+# --- tests ----------------------------------------------------------------------------------------------------------
 
 
 def permutation_test(
@@ -124,7 +176,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 def detectable(samples: np.ndarray, power: float = POWER, level: float = LEVEL) -> float:
     """The smallest true difference that a test at `level` finds with probability `power`, given resampled differences
-    of two systems (`measures.samples`): (z + z) standard errors. NaN where nothing varies: nothing is known of it."""
+    of two systems (`samples`): (z + z) standard errors. NaN where nothing varies: nothing is known of it."""
     defined, normal = samples[~np.isnan(samples)], NormalDist()
     error = float(np.std(defined)) if len(defined) else 0.0
     # Of equal samples the deviation is what rounding leaves.

@@ -12,19 +12,9 @@ import numpy as np
 
 from auris.errors import UserError
 from auris.metrics import statistics
-from auris.metrics.measures import (
-    MEASURES,
-    Scorer,
-    bootstrap,
-    difference,
-    display,
-    interval,
-    percentiles,
-    samples,
-    score,
-    scorer,
-    value,
-)
+from auris.metrics.formulas import Scorer
+from auris.metrics.measures import MEASURES, display, score, scorer, value
+from auris.metrics.statistics import bootstrap, difference, interval, percentiles, samples
 from auris.results.runs import collect, join, ordered, predictions, runs_of
 
 if TYPE_CHECKING:

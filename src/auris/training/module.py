@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from auris.data.rows import group, language
-from auris.metrics.row_stats import TaskScore
 from auris.model import adapters, llm
 from auris.model.compiled import compile_blocks
 from auris.model.generation import Generation
@@ -27,6 +26,7 @@ from auris.text.tokenizer import Tokenizer
 from auris.training import cost, optim, references, sharding
 from auris.training.faults import watch
 from auris.training.strategy import Sharded
+from auris.training.task_score import TaskScore
 
 # Sums of a step that are no metrics of the objective.
 _COUNTS = {

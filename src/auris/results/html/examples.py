@@ -12,7 +12,6 @@ import numpy as np
 from auris.data.rows import Row
 from auris.metrics import edits
 from auris.metrics.measures import MEASURES, display, score, scorer
-from auris.metrics.row_stats import unit
 from auris.results.html.recordings import Player, Players, heard
 from auris.text import chat, tasks
 
@@ -125,7 +124,7 @@ def show(
     for name in worst.ids:
         of_row = sorted(by_id[name].to_dict("records"), key=lambda line: order.index((line["arm"], line["seed"])))
         first, row = of_row[0], rows.get(name)
-        by_characters = worst.metric in edits.RATES and unit(worst.metric, first["language"]) == "char"
+        by_characters = worst.metric in edits.RATES and edits.unit_of(worst.metric, first["language"]) == "char"
         facts = {"by_characters": by_characters, **_sound(first, row, players)}
         question = _question(row)
         answers = _answers(of_row, worst.metric, names)
@@ -160,7 +159,7 @@ def _align(line: Mapping[str, Any], metric: str) -> list[edits.Edit] | None:
         return None
     compared = compared_by(line["task"], metric)
     texts = (compared(line["hypothesis"]), compared(line["reference"]))
-    return edits.align(*texts, line["language"], unit=unit(metric, line["language"]))
+    return edits.align(*texts, line["language"], unit=edits.unit_of(metric, line["language"]))
 
 
 def compared_by(task: str, metric: str) -> Any:
