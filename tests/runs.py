@@ -20,7 +20,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from auris import config
 from auris.model.weights import checkpoint_dir
 from auris.training import run as train
-from auris.training.checkpointing import Preemption
+from auris.training.preemption import Preemption
 
 ROOT = Path(__file__).resolve().parents[1]
 

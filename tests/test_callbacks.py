@@ -88,13 +88,6 @@ def test_the_losses_of_tasks_go_on_in_a_resumed_run():
     assert curves == {"train/loss/asr": {1: 1.5}}
 
 
-def test_sums_of_a_run_that_knew_fewer_curves_are_left_out():
-    callback, curves = TaskLosses(), Curves()
-    callback.load_state_dict({"sums": [[8.0, 1.0], [2.0, 1.0]]})
-    step_of_tasks(callback, curves, 2, asr=(1.0, 4))
-    assert curves == {"train/loss/asr": {1: 0.25}}
-
-
 # --- unusable rows ---
 
 

@@ -17,7 +17,8 @@ from auris import config
 from auris.model.weights import checkpoint_dir
 from auris.training import cost, provenance
 from auris.training import run as train
-from auris.training.provenance import WINDOW, Announcement, planned_ranks
+from auris.training.provenance import WINDOW, Announcement
+from auris.training.strategy import Processes
 from recipes import smallest_run
 from runs import ROOT
 
@@ -78,7 +79,8 @@ def test_a_run_says_what_it_runs_on_and_what_it_will_take(corpus: Path, tmp_path
     ],
 )
 def test_ranks_are_counted_from_the_trainers_settings(trainer, expected):
-    assert planned_ranks({"num_nodes": 1, "strategy": "auto", "accelerator": "auto"} | trainer) == expected
+    settings = {"num_nodes": 1, "strategy": "auto", "accelerator": "auto"} | trainer
+    assert Processes.planned(settings).ranks == expected
 
 
 @pytest.mark.parametrize(
@@ -125,7 +127,7 @@ def test_ddp_sums_gradients_in_memory_of_its_own():
 
 def test_the_time_left_follows_from_the_speed_of_the_first_steps(said, tmp_path):
     callback, module = Announcement(tmp_path), SimpleNamespace(max_steps=1000, device=torch.device("cpu"))
-    callback.facts = {"step": 100, "tokens": 2_000_000.0}
+    callback.environment = SimpleNamespace(step=100, tokens=2_000_000.0)
     for step in (100 + WINDOW - 1, 100 + WINDOW, 100 + WINDOW + 1):
         speed = {"tokens/s": torch.tensor(500.0)}
         trainer = SimpleNamespace(is_global_zero=True, global_step=step, callback_metrics=speed)

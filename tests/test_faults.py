@@ -128,7 +128,7 @@ def test_a_resume_after_a_skipped_step_ends_as_the_run_that_was_not_stopped(smal
 def test_a_run_that_wants_it_stops_at_the_first_fault_and_goes_on_when_told_to_skip(smallest):
     made = smallest("max_steps=4", "checkpoint_every=1", "nonfinite=stop")
     train.claim(Path(made["run_dir"]), made)
-    with pytest.raises(RunStopped, match=r"step 2: the loss is .*, the gradient's norm .*auris\.reproduce fault="):
+    with pytest.raises(RunStopped, match=r"step 2: the loss is .*, the gradient's norm .*auris replay fault="):
         fit(made, Spoil(2))
     train.train(smallest("max_steps=4", "checkpoint_every=1", "nonfinite=skip"))
     assert json.loads((Path(made["run_dir"]) / "finished.json").read_text())["steps"] == 4

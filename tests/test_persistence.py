@@ -23,7 +23,7 @@ import runs
 from auris import config
 from auris.model.weights import checkpoint_dir
 from auris.training import run as train
-from auris.training.checkpointing import REQUEUE, Preempted, Preemption, alone
+from auris.training.preemption import REQUEUE, Preempted, Preemption, run_lock
 from recipes import smallest_run
 from runs import ROOT, KillAt, Killed, assert_equal, environment, fit, in_processes, said, weights
 
@@ -224,20 +224,6 @@ def test_moments_in_bfloat16_go_on_on_two_processes_as_if_nothing_had_happened(s
     assert len(losses) == STEPS and losses[-1] < losses[0]
 
 
-def test_a_run_from_before_the_moments_precision_was_a_setting_goes_on_in_float32_alone(small, whole):
-    made = small("older")
-    run = begin(made)
-    with pytest.raises(Killed):
-        fit(made, KillAt(3))
-    older = deepcopy(made)
-    del older["optim"]["states"]
-    config.save(older, run / "recipe.yaml")
-    with pytest.raises(ValueError, match=r"another recipe \(optim.states: None -> bf16\)"):
-        train.claim(run, small("older", "optim.states=bf16"))
-    train.train(made)
-    assert_alike(whole, made)
-
-
 # --- stopped ------------------------------------------------------------------------------------------------------
 
 
@@ -407,7 +393,7 @@ def test_a_run_that_is_under_way_is_not_started_again_until_its_process_is_gone(
     run, held = Path(whole["run_dir"]), tmp_path / "held"
 
     def hold() -> None:
-        with alone(run):
+        with run_lock(run):
             os.fork()  # as loader workers are, which live on when the process is killed
             held.touch()
             time.sleep(20)
@@ -415,7 +401,10 @@ def test_a_run_that_is_under_way_is_not_started_again_until_its_process_is_gone(
     (holder,) = runs.start(hold, 1, tmp_path)
     try:
         wait_for(held, holder.is_alive)
-        with pytest.raises(ValueError, match=rf"is being trained already, by process {holder.pid} on "), alone(run, 0):
+        with (
+            pytest.raises(ValueError, match=rf"is being trained already, by process {holder.pid} on "),
+            run_lock(run, 0),
+        ):
             pytest.fail("two at once")
     finally:
         os.kill(holder.pid, signal.SIGKILL)

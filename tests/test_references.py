@@ -184,7 +184,7 @@ def test_moving_the_sound_and_renaming_the_row_changes_nothing(net, rows, sample
 
 def test_the_key_follows_weights_architecture_template_vocabulary_and_precision(net, samples):
     def key(net=net, samples=samples, model="qwen2_audio", precision="32-true") -> str:
-        return references._key(net, samples, {"model": model}, precision)
+        return references.cache_digest(net, samples, {"model": model}, precision)
 
     other = small(nets.build(vocab=tokenizer().size))
     other.load_state_dict(net.state_dict())

@@ -74,6 +74,15 @@ def sync_directory(path: Path) -> None:
         os.close(handle)
 
 
+@contextmanager
+def tolerate_write_errors(path: Path) -> Iterator[None]:
+    """Turn an error in writing a file that nothing depends on (a full disk, no permission) into a warning."""
+    try:
+        yield
+    except OSError as error:
+        warnings.warn(f"{path} was not written: {error}", stacklevel=3)
+
+
 # --- JSON and YAML ------------------------------------------------------------------------------------------------
 
 

@@ -1,6 +1,7 @@
-"""`auris doctor checkpoint=PATH`: what a path holds, what fits, what is missing, and the memory it needs.
-`data=...` looks at data instead (`checkup`).
-`show=tasks` prints the task table instead.
+"""`auris doctor`: reports on a checkpoint, on data (`data/check`) or on the tasks (`text/task_table`).
+
+The report on a checkpoint says what a path contains, what it can be used for, what is missing, and the memory of its
+training stages.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from rich.console import Console
 from torch import nn
 from transformers import AutoConfig
 
-from auris import config as recipe
+from auris import config
 from auris.data.check import report as checkup
 from auris.errors import UsageError
 from auris.inference import export
@@ -30,7 +31,11 @@ from auris.training.cost import GIB, STAGES, Load
 
 
 def examine(path: str, which: str = "last", *, token_budget: int = 8192, console: Console | None = None) -> list[str]:
-    """Print what a path holds and what can be done with it; returns what is wrong with it, one sentence each."""
+    """Print what a path contains and what it can be used for.
+
+    Returns:
+        What is wrong with it, one sentence each.
+    """
     console = console or Console()
     found = identify.identify(path, which)
     source = found.source()
@@ -44,7 +49,7 @@ def examine(path: str, which: str = "last", *, token_budget: int = 8192, console
     rows = found.model.get("vocab_rows") or (tokenizer.size if tokenizer is not None else None)
     if rows is not None:
         with torch.device("meta"):
-            net = recipe.build({key: node for key, node in found.model.items() if key != "vocab_rows"})(vocab_size=rows)
+            net = config.build({key: node for key, node in found.model.items() if key != "vocab_rows"})(vocab_size=rows)
         wrong += loading.misfits(net, source, found.layout)
         if tokenizer is not None:
             _show_use(console, found, net, tokenizer, wrong)
@@ -56,7 +61,7 @@ def examine(path: str, which: str = "last", *, token_budget: int = 8192, console
 
 
 def _try(function: Callable[..., Any], *arguments: Any, wrong: list[str]) -> Any:
-    """What a function returns, or None and its complaint among what is wrong."""
+    """Return what a function returns; if it fails, append its message to `wrong` and return None."""
     try:
         return function(*arguments)
     except (ValueError, FileNotFoundError) as error:
@@ -79,7 +84,7 @@ def _show_part(console: Console, found: identify.ModelSource) -> None:
     [(part, node)] = found.parts.items()
     print_plain(console, f"fits: training with weights.{part}={found.path}")
     with torch.device("meta"):
-        built = recipe.build(node)
+        built = config.build(node)
         if part == "llm":
             built = built(vocab_size=_vocabulary_rows(found))
     console.print(dry_run.parameter_table({part: built}))
@@ -89,7 +94,7 @@ def _show_part(console: Console, found: identify.ModelSource) -> None:
 
 
 def _vocabulary_rows(found: identify.ModelSource) -> int:
-    """Of a language model."""
+    """Return the number of rows of a language model's embedding."""
     if found.kind == "qwen":
         return found.config["vocab_size"]
     return AutoConfig.for_model(**found.config).get_text_config().vocab_size
@@ -98,7 +103,7 @@ def _vocabulary_rows(found: identify.ModelSource) -> int:
 def _show_use(
     console: Console, found: identify.ModelSource, net: nn.Module, tokenizer: Tokenizer, wrong: list[str]
 ) -> None:
-    """Its tokenizer, how it answers, and what it can be exported as."""
+    """Print a model's tokenizer, its generation settings and the formats that it can be exported in."""
     rows = net.llm.get_input_embeddings().num_embeddings
     print_plain(console, f"fits: checkpoint={found.path}, and weights.PART of {', '.join(found.parts)}")
     print_plain(console, f"tokenizer: {tokenizer.size:,} tokens for {rows:,} rows of the embedding")
@@ -112,7 +117,7 @@ def _show_use(
         print_plain(console, f"export format={name}: " + ("; ".join(missing) or "fits"))
 
 
-def run(made: recipe.Config) -> int | None:
+def run(made: config.Config) -> int | None:
     """Run `auris doctor`; returns 1 if something is wrong."""
     if "data" in made:
         return 1 if checkup.check(made) else 0

@@ -11,15 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Replicate
 
-# What torch.distributed.checkpoint calls as well; there is no public name for it.
-from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+from auris import compat
 
 
 def local_part(tensor: Tensor) -> tuple[Tensor, tuple[slice, ...]]:
     """What this process has of a tensor, sharing its memory, and where in the whole it lies."""
     if not isinstance(tensor, DTensor):
         return tensor, tuple(slice(0, n) for n in tensor.shape)
-    sizes, offsets = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
+    sizes, offsets = compat.local_shape_and_offset(tensor)
     return tensor.to_local(), tuple(slice(start, start + n) for start, n in zip(offsets, sizes, strict=True))
 
 

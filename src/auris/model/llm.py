@@ -23,6 +23,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from auris import compat
 from auris.errors import MissingFileError, UserError
 from auris.model import attention
 
@@ -105,8 +106,7 @@ def reset_parameters(llm: PreTrainedModel) -> None:
     draws, sharded or not. Draws from torch's global generator.
     """
     llm.tie_weights(recompute_mapping=False)
-    for module in llm.modules():
-        module._is_hf_initialized = False
+    compat.forget_initialisation(llm)
     llm.init_weights()
 
 
@@ -223,7 +223,7 @@ def hidden(
     if cache is not None and cache.mask is not None:
         extra["slot_mask"], longest = cache.mask, cache.mask.shape[1]
     # A layer that is compiled is left whole: it would be compiled once more, being the only one to leave something out.
-    is_whole = where is None or layers(llm)[-1]._compiled_call_impl is not None
+    is_whole = where is None or compat.is_compiled(layers(llm)[-1])
     with nullcontext() if is_whole else _only_at(where, len(embeds), last_tokenwise(llm)):
         out = llm.get_decoder()(
             inputs_embeds=torch.stack([embeds]),  # no view: the first layer would be compiled apart from the others

@@ -1,16 +1,17 @@
-"""What can be deleted without changing the weights: what is said of faults and of rows, a progress file."""
+"""Callbacks that report on a run: losses by task, examples, unusable rows, faulty steps, progress.
+
+None of them changes the weights.
+"""
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import shutil
 import time
 import warnings
 from collections import Counter, deque
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from auris import audio
+from auris import audio, files
 from auris.data.datamodule import AudioDataModule
 from auris.data.loader import LoaderError
 from auris.data.rows import group
@@ -26,29 +27,29 @@ from auris.errors import AudioError, RowError, RunStopped, UserError
 from auris.model.weights import checkpoint_dir
 from auris.text import tasks
 from auris.text.tasks import CURVES
-from auris.training.checkpointing import Events
+from auris.training.event_files import EventFiles
 from auris.training.faults import FOLDER, Fault, Place, command
 
-# Rows in a row of which `max_unusable` is a share: enough for a rate, few enough to notice that a disk has gone.
+# Consecutive rows that `max_unusable` is a share of: enough for a rate, few enough to notice a lost disk soon.
 ROWS = 1000
-# Steps in a row without an update after which no policy goes on: that is a run that has diverged, not a bad batch.
+# Consecutive steps without an update after which every run stops: it has diverged, this is not a single bad batch.
 SKIPS = 10
-# Rows of each line of the validation table that TensorBoard shows.
+# Rows of each group of the validation table that TensorBoard shows.
 EXAMPLES = 2
 
 
 class TaskLosses(L.Callback):
-    """`train/loss/<task>` in TensorBoard, of dialogues `train/loss/chat <mode>`: the mean over the supervised tokens,
-    or the pairs, of the rows of a task or a mode since the last log.
+    """Logs `train/loss/<task>`, and `train/loss/chat <mode>` for dialogues.
 
-    A task has no point where none of its rows was met. Sums stay on the device until they are logged.
+    Each is the mean over the supervised tokens, or the pairs, of a task's rows since the last log. A task without rows
+    has no point. Sums stay on the device until they are logged.
     """
 
     def __init__(self) -> None:
         self.sums: torch.Tensor | None = None  # (2, K): losses and tokens of each of CURVES
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, *_: Any) -> None:
-        if "tasks" not in outputs:  # CTC: its rows are of one task
+        if "tasks" not in outputs:  # CTC has rows of one task
             return
         new = outputs["tasks"]
         self.sums = new if self.sums is None else self.sums.to(new) + new
@@ -60,32 +61,29 @@ class TaskLosses(L.Callback):
         for logger in trainer.loggers:
             logger.log_metrics(means, trainer.global_step - 1)  # steps are numbered from 0 in Lightning's curves
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, list[list[float]] | None]:
         return {"sums": None if self.sums is None else self.sums.tolist()}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        sums = None if state["sums"] is None else torch.tensor(state["sums"])
-        # Of a run from before dialogues had curves by mode, the few steps since its last log are left out.
-        self.sums = sums if sums is not None and sums.shape[1] == len(CURVES) else None
+    def load_state_dict(self, state: Mapping[str, list[list[float]] | None]) -> None:
+        self.sums = None if state["sums"] is None else torch.tensor(state["sums"])
 
 
 class Examples(L.Callback):
-    """A few validation rows of each task in TensorBoard, the same ones each time: as text their references and what was
-    answered, at every validation; and their sound, once in a session.
+    """Logs a few validation rows of each task: references and answers at every validation, the sound once a session.
 
-    They are the first rows of each line of the validation table, whatever rank has answered them.
+    They are always the first rows of each group of the validation table, whichever rank has answered them.
     """
 
     def __init__(self) -> None:
-        self.answers: dict[str, dict[int, str]] = {}  # of each line, row number -> what was said
-        self.heard: set[int] = set()
+        self.answers: dict[str, dict[int, str]] = {}  # of each group, row number -> answer
+        self.played: set[int] = set()  # rows whose sound was logged
 
     def on_validation_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self.answers = {}
 
     def on_validation_batch_end(self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, *_: Any) -> None:
-        for number, said in outputs["answers"].items():
-            self._keep(group(trainer.datamodule.question(number)), {number: said})
+        for number, answer in outputs["answers"].items():
+            self._keep(group(trainer.datamodule.question(number)), {number: answer})
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if trainer.world_size > 1:
@@ -94,25 +92,25 @@ class Examples(L.Callback):
             for name, answers in ((name, answers) for rank in ranks for name, answers in rank.items()):
                 self._keep(name, answers)
         for logger in trainer.loggers:
-            if isinstance(logger, Events) and trainer.is_global_zero:
+            if isinstance(logger, EventFiles) and trainer.is_global_zero:
                 for name, answers in self.answers.items():
                     self._log(logger, trainer.datamodule, name, answers, trainer.global_step)
 
     def _keep(self, name: str, answers: dict[int, str]) -> None:
-        known = self.answers.get(name, {}) | answers
-        self.answers[name] = {number: known[number] for number in sorted(known)[:EXAMPLES]}
+        answers = self.answers.get(name, {}) | answers
+        self.answers[name] = {number: answers[number] for number in sorted(answers)[:EXAMPLES]}
 
-    def _log(self, logger: Events, data: AudioDataModule, name: str, answers: dict[int, str], step: int) -> None:
+    def _log(self, logger: EventFiles, data: AudioDataModule, name: str, answers: dict[int, str], step: int) -> None:
         lines = []
-        for place, (number, said) in enumerate(answers.items(), 1):
+        for place, (number, answer) in enumerate(answers.items(), 1):
             row = data.question(number)
             reference = tasks.find(row.labels["task"]).render(row.labels)
-            lines += [f"row {row.id}", f"  reference: {reference}", f"  answer:    {said}"]
-            if number in self.heard or not data.valid_samples.has_audio:
+            lines += [f"row {row.id}", f"  reference: {reference}", f"  answer:    {answer}"]
+            if number in self.played or not data.valid_samples.has_audio:
                 continue
-            self.heard.add(number)
+            self.played.add(number)
             for part, clip in enumerate(row.clips, 1):
-                with suppress(RowError, AudioError):  # gone since it was answered: the next time, its row is named
+                with suppress(RowError, AudioError):  # deleted since: `UnusableRows` names it at the next validation
                     tag = f"val/{name}/row {place}" + (f" clip {part}" if len(row.clips) > 1 else "")
                     logger.log_sound(tag, data.valid_samples.read(clip)[: audio.MAX_SAMPLES], step)
         logger.log_text(f"val/{name}", lines, step)
@@ -121,7 +119,10 @@ class Examples(L.Callback):
 class UnusableRows(L.Callback):
     """Counts rows that could not be used and names them with their reason, in `unusable_rows.jsonl` and at the end.
 
-    Raises RunStopped where of ROWS training rows in a row more than the share `most` cannot be used.
+    Args:
+        run_dir: of the run.
+        most: largest share of ROWS consecutive training rows that may be unusable; beyond it, the run stops
+            (RunStopped).
     """
 
     def __init__(self, run_dir: str | Path, most: float = 1.0):
@@ -131,21 +132,22 @@ class UnusableRows(L.Callback):
         self.reasons: dict[str, str] = {}
         self.counts: Counter[str] = Counter()
         self.written: set[str] = set()
-        self.recent: deque[tuple[float, float]] = deque()  # rows met and rows unusable in the last steps, on all ranks
+        self.recent: deque[tuple[float, float]] = deque()  # rows, and unusable rows, of the last steps on all ranks
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        known = self._read() if trainer.global_step else {}
+        resumed = trainer.global_step and self.path.is_file()
+        known = {line["id"]: line["reason"] for line in files.read_jsonl(self.path)} if resumed else {}
         self.written = set(known)
-        if not trainer.is_global_zero:  # each rank was given the first one's state, and knows the same problems
+        if not trainer.is_global_zero:  # every rank has restored the first one's state
             self.reasons, self.counts = {}, Counter()
             return
         if not trainer.global_step:
-            self.path.unlink(missing_ok=True)  # of an attempt that reached no checkpoint
-        for row, reason in known.items():  # also what other ranks have met
+            self.path.unlink(missing_ok=True)  # from an attempt that reached no checkpoint
+        for row, reason in known.items():  # including those of other ranks
             self.reasons.setdefault(row, reason)
             self.counts[row] = max(1, self.counts[row])
         for row, reason in trainer.datamodule.problems():
-            if row not in self.reasons:  # known since before a resume
+            if row not in self.reasons:
                 self._note(row, reason)
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, *_: Any) -> None:
@@ -174,14 +176,14 @@ class UnusableRows(L.Callback):
         more = [f"  ... all of them in {self.path}"] if len(self.reasons) > 10 else []
         rank_zero_warn("\n".join([f"{len(self.reasons)} rows could not be used:", *shown, *more]))
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, dict[str, str] | dict[str, int]]:
         return {"reasons": dict(self.reasons), "counts": dict(self.counts)}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Mapping]) -> None:
         self.reasons, self.counts = dict(state["reasons"]), Counter(state["counts"])
 
     def _gather(self, trainer: L.Trainer) -> None:
-        """Every rank's rows, so that the first one reports them all."""
+        """Collect the rows of every rank, so that the first one reports them all."""
         if trainer.world_size > 1:
             states: list[Any] = [None] * trainer.world_size
             torch.distributed.all_gather_object(states, self.state_dict())
@@ -191,36 +193,23 @@ class UnusableRows(L.Callback):
     def _note(self, row: str, reason: str) -> None:
         if row not in self.written:
             self.written.add(row)
-            with forgiving(self.path):
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                line = json.dumps({"id": row, "reason": reason}, ensure_ascii=False) + "\n"
-                with self.path.open("ab+") as file:
-                    if file.tell():  # a process that was killed may have left half a line
-                        file.seek(-1, os.SEEK_END)
-                        line = line if file.read(1) == b"\n" else f"\n{line}"
-                    file.write(line.encode())
+            with files.tolerate_write_errors(self.path):
+                files.append_jsonl(self.path, [{"id": row, "reason": reason}])
         self.reasons[row] = reason
         self.counts[row] += 1
 
-    def _read(self) -> dict[str, str]:
-        found = {}
-        for line in self.path.read_bytes().split(b"\n") if self.path.is_file() else ():
-            with suppress(ValueError, KeyError, TypeError):  # half a line of a run that was killed
-                entry = json.loads(line)
-                found[entry["id"]] = entry["reason"]
-        return found
-
 
 class Faults(L.Callback):
-    """Counts what a run went through, in TensorBoard and at the end, and decides whether it goes on.
+    """Counts the faults of a run, in TensorBoard and at the end, and decides whether the run continues.
 
-    Of a step whose loss or gradient is not finite (the module has made it one without an update), and of one that the
-    loader gave up, the rows are named in `faults/step_N.json`, for `auris replay`. The weights of the last
-    series of such steps are kept beside it, as they are what the fault was seen with.
+    A step whose loss or gradient is not finite changes no weight. Its rows, and those of a step at which the loader
+    failed, are written to a file in `faults`, for `auris replay`; next to it are the weights of the last series of such
+    steps.
 
     Args:
         run_dir: of the run.
-        nonfinite: "skip": such a step is counted, SKIPS in a row stop the run; "stop": the first one does.
+        nonfinite: "skip" counts such a step and stops the run after SKIPS consecutive ones; "stop" stops it at the
+            first one.
     """
 
     def __init__(self, run_dir: str | Path, nonfinite: str = "skip"):
@@ -228,8 +217,8 @@ class Faults(L.Callback):
             raise UserError(f"nonfinite={nonfinite}: expected skip or stop")
         self.run_dir, self.nonfinite = Path(run_dir), nonfinite
         self.counts = dict.fromkeys(("skipped_steps", "unusable_rows", "lost_workers"), 0)
-        self.in_a_row = 0
-        self.weights: str | None = None  # kept of the last series of steps without an update
+        self.in_a_row = 0  # consecutive steps without an update
+        self.weights: str | None = None  # checkpoint of the weights before them
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, *_: Any) -> None:
         loss, norm = float(outputs["loss"]), float(outputs["grad_norm"])
@@ -250,8 +239,8 @@ class Faults(L.Callback):
             warnings.warn(f"the rows of step {exception.number} are in {file}: {command(file)}", stacklevel=2)
 
     def on_fit_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        happened = [f"{number} {what.replace('_', ' ')}" for what, number in self.counts.items() if number]
-        rank_zero_info(f"faults: {', '.join(happened) or 'none'}")
+        faults = [f"{number} {what.replace('_', ' ')}" for what, number in self.counts.items() if number]
+        rank_zero_info(f"faults: {', '.join(faults) or 'none'}")
 
     def state_dict(self) -> dict[str, int]:
         return dict(self.counts)
@@ -260,27 +249,27 @@ class Faults(L.Callback):
         self.counts |= state
 
     def _nonfinite(self, trainer: L.Trainer, module: L.LightningModule, step: int, reason: str) -> None:
-        """Note a step that was none. Every rank comes here with the same numbers."""
+        """Record a step that changed nothing. Every rank comes here with the same numbers."""
         if self.in_a_row == 1:
-            self.weights = self._keep_weights(trainer, module, step)
-        said = f"step {step}: {reason}; it changed no weight"
+            self.weights = self._save_weights(trainer, module, step)
+        message = f"step {step}: {reason}; it changed no weight"
         if trainer.is_global_zero and (file := self._save(trainer, step, reason, self.weights)):
-            said += f". What was in it: {command(file)}"
+            message += f". What was in it: {command(file)}"
         if self.nonfinite == "stop":
-            raise RunStopped(f"{said}. nonfinite=skip goes on without the step")
+            raise RunStopped(f"{message}. nonfinite=skip goes on without the step")
         if self.in_a_row == SKIPS:
             raise RunStopped(
-                f"{said}. So it was in the {SKIPS - 1} steps before: the run has diverged (lower optim.lr?)"
+                f"{message}. So it was in the {SKIPS - 1} steps before: the run has diverged (lower optim.lr?)"
             )
-        rank_zero_warn(said)
+        rank_zero_warn(message)
 
-    def _keep_weights(self, trainer: L.Trainer, module: L.LightningModule, step: int) -> str | None:
-        """Save the weights in place of earlier ones; returns the path relative to the run directory."""
+    def _save_weights(self, trainer: L.Trainer, module: L.LightningModule, step: int) -> str | None:
+        """Save the weights in place of earlier ones; return the path relative to the run directory."""
         folder = self.run_dir / FOLDER
         if trainer.is_global_zero:
             for older in filter(checkpoint_dir.is_checkpoint, folder.glob("step_*")):
                 shutil.rmtree(older, ignore_errors=True)
-        with forgiving(folder):
+        with files.tolerate_write_errors(folder):
             path = checkpoint_dir.write(folder, step, module=module, state={"recipe": module.hparams["recipe"]})
             return str(path.relative_to(self.run_dir))
         return None
@@ -291,13 +280,13 @@ class Faults(L.Callback):
             [[Place(row=row, id=data.rows[row].id, epoch=epoch) for row, epoch in pack] for pack in packs]
             for packs in data.ranks(step)
         ]
-        with forgiving(self.run_dir / FOLDER):
+        with files.tolerate_write_errors(self.run_dir / FOLDER):
             return Fault(step=step, reason=reason, ranks=ranks, weights=weights).save(self.run_dir)
         return None
 
 
 class ProgressFile(L.Callback):
-    """`progress.json` in the run directory, every second: what the study runner shows of runs side by side."""
+    """Writes `progress.json` every second, for the table of the study runner."""
 
     def __init__(self, run_dir: str | Path):
         self.path = Path(run_dir) / "progress.json"
@@ -316,16 +305,5 @@ class ProgressFile(L.Callback):
         self.written = time.monotonic()
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         content = {"step": trainer.global_step, "max_steps": module.max_steps, **metrics}
-        partial = self.path.with_suffix(".tmp")
-        with forgiving(self.path):
-            partial.write_text(json.dumps(content))
-            partial.replace(self.path)
-
-
-@contextmanager
-def forgiving(path: Path) -> Iterator[None]:
-    """A disk that is full, or not ours to write to, costs a file and a warning, but not the run."""
-    try:
-        yield
-    except OSError as error:
-        warnings.warn(f"{path} was not written: {error}", stacklevel=3)
+        with files.tolerate_write_errors(self.path):
+            files.write_json(self.path, content, indent=None)

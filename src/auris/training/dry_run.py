@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import groupby
-from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -15,6 +14,7 @@ from rich.table import Table
 from torch import nn
 
 from auris.audio import ENCODER_RATE
+from auris.config import Config
 from auris.data.datamodule import AudioDataModule
 from auris.data.epoch_stats import Epoch
 from auris.model import adapters
@@ -22,14 +22,15 @@ from auris.model.pack import IGNORE, Pack
 from auris.model.weights import identify
 from auris.text.console import print_plain
 from auris.text.tokenizer import Tokenizer
-from auris.training import cost, optim, provenance
+from auris.training import cost, optim
 from auris.training.cost import GIB, Load, Stage
 from auris.training.module import AudioLMModule
+from auris.training.strategy import Processes
 
 GPUS = (1, 8, 64)
 
 
-def report(console: Console, module: AudioLMModule, data: AudioDataModule, recipe: Mapping[str, Any]) -> None:
+def report(console: Console, module: AudioLMModule, data: AudioDataModule, recipe: Config) -> None:
     """Print what a run would do. Nothing is written but the cache of lengths.
 
     Args:
@@ -38,7 +39,8 @@ def report(console: Console, module: AudioLMModule, data: AudioDataModule, recip
         data: of the run, set up for training.
         recipe: the resolved config of the run.
     """
-    print_plain(console, provenance.planned(recipe["trainer"]))
+    processes = Processes.planned(recipe["trainer"])
+    print_plain(console, f"planned for {processes}")
     net, tokenizer = module.net, module.tokenizer
     adapters.attach(net, recipe["trainable"], token_ids=tokenizer.audio_ids, lora=recipe["lora"])
     stage = Stage.of(module.objective, module.trainable)
@@ -46,7 +48,7 @@ def report(console: Console, module: AudioLMModule, data: AudioDataModule, recip
     largest = max(map(Load.of_pack, packs), key=lambda load: load.tokens)
     print_sizes(console, net, [stage], largest, moment=optim.moment_bytes(recipe["optim"]))
     print_batch(console, packs, tokenizer)
-    epoch = data.survey(provenance.planned_ranks(recipe["trainer"]))
+    epoch = data.survey(processes.ranks)
     console.print(_epoch_table(epoch))
     print_plain(console, _epoch_time(net, stage, epoch))
 

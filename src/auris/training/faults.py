@@ -1,20 +1,19 @@
-"""What stops a run, and the file that names the rows of a step which went wrong.
-
-Such a file is what `auris replay` starts from: the same rows with the same random choices.
-"""
+"""Records of faulty steps: `RUN/faults` names the rows of each, so that `auris replay` can repeat them."""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
+from auris import files
 from auris.errors import MissingFileError, UserError
 
 FOLDER = "faults"  # in the run directory
@@ -22,7 +21,13 @@ FOLDER = "faults"  # in the run directory
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """A row in a step: its number among the training rows, its id, and how often its source had been gone through."""
+    """A row in a step.
+
+    Attributes:
+        row: its number among the training rows.
+        id: its id.
+        epoch: how often its source had been read before.
+    """
 
     row: int
     id: str
@@ -33,11 +38,11 @@ class Place:
 class Fault:
     """A step that went wrong.
 
-    Args:
+    Attributes:
         step: its number, from 0.
-        reason: what was seen.
+        reason: what went wrong.
         ranks: the packs of every rank, each a list of places.
-        weights: checkpoint of the weights that the step was taken with, in the run directory; None: not kept.
+        weights: checkpoint of the weights before the step, relative to the run directory; None if there is none.
     """
 
     step: int
@@ -50,24 +55,43 @@ class Fault:
 
     def save(self, run_dir: Path) -> Path:
         path = run_dir / FOLDER / f"{step_name(self.step)}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".tmp")
-        content = {**asdict(self), "command": command(path)}
-        partial.write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
-        partial.replace(path)
+        files.write_json(path, {**asdict(self), "command": command(path)})
         return path
 
     @classmethod
     def load(cls, path: Path) -> Fault:
-        """Raises FileNotFoundError, or ValueError for a file that is none of ours."""
+        """Read the record of a fault.
+
+        Raises:
+            MissingFileError: there is no such file.
+            UserError: it is no record of a fault.
+        """
         if not path.is_file():
             raise MissingFileError(f"fault={path}: no such file, expected RUN/{FOLDER}/step_N.json")
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = files.read_json(path)
             ranks = [[[Place(**place) for place in pack] for pack in packs] for packs in content["ranks"]]
             return cls(step=content["step"], reason=content["reason"], ranks=ranks, weights=content["weights"])
         except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
             raise UserError(f"fault={path} is no file of a fault: {type(error).__name__} {error}") from error
+
+
+class RowResult(NamedTuple):
+    """What a row does by itself.
+
+    Attributes:
+        loss: its mean loss.
+        grad_norm: norm of the gradient of that loss.
+        first: name of the first module that returned a number which is not finite, if any.
+    """
+
+    loss: float
+    grad_norm: float
+    first: str | None
+
+    @property
+    def is_finite(self) -> bool:
+        return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
 
 
 def step_name(step: int) -> str:
@@ -75,13 +99,13 @@ def step_name(step: int) -> str:
 
 
 def command(path: Path) -> str:
-    """What reproduces the step of a fault's file."""
+    """Return the command that repeats the step of a record."""
     return f"auris replay fault={path}"
 
 
 @contextmanager
 def watch(net: nn.Module) -> Iterator[list[str]]:
-    """Within it, the names of a net's modules that put out a number which is not finite, the first one first."""
+    """Yield a list that names the net's modules as they return numbers that are not finite, the first one first."""
     seen: list[str] = []
 
     def hook(name: str) -> Any:
@@ -100,7 +124,7 @@ def watch(net: nn.Module) -> Iterator[list[str]]:
 
 
 def _tensors(output: Any) -> Iterator[torch.Tensor]:
-    """Numbers with a fraction in what a module returns: a tensor, or tensors in tuples and dicts."""
+    """Yield the floating-point tensors in what a module returns: a tensor, or tensors in tuples and dicts."""
     if torch.is_tensor(output):
         if output.is_floating_point():
             yield output

@@ -1,8 +1,8 @@
-"""The one LightningModule: steps, logging, weights. Parts are what an experiment swaps; there is no arithmetic here.
+"""The LightningModule of all training: steps, logging and weights.
 
-Manual optimisation: a batch is one step, the list of this rank's packs. Gradients are communicated on the last pack
-only, and divided once by the count of supervised tokens over all packs and ranks. Where several ranks compute one
-model together on the same rows (tensor parallelism), one of them speaks: it alone counts, scores and reports.
+Optimisation is manual. A batch is one step: the list of this rank's packs. Gradients are communicated with the last
+pack only, and divided once by the count of supervised tokens over all packs and ranks. Of ranks that compute a model
+together on the same rows (tensor parallelism), one counts, scores and reports.
 """
 
 from __future__ import annotations
@@ -16,41 +16,48 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
+from auris.config import Config
 from auris.data.rows import group, language
 from auris.model import adapters, llm
 from auris.model.compiled import compile_blocks
 from auris.model.generation import Generation
+from auris.model.pack import Pack
 from auris.model.weights.loading import InitialWeights
 from auris.text import tasks
 from auris.text.tokenizer import Tokenizer
 from auris.training import cost, optim, references, sharding
-from auris.training.faults import watch
+from auris.training.faults import RowResult, watch
+from auris.training.objectives.dpo import DPO
 from auris.training.strategy import Sharded
 from auris.training.task_score import TaskScore
 
-# Sums of a step that are no metrics of the objective.
+# Sums of a step that are not metrics of the objective.
 _COUNTS = {
     *("loss", "count", "tasks", "tokens", "frames", "scored", "token_pairs", "frame_pairs", "idle", "audio_seconds"),
     *("rows_met", "rows_unusable", "lost_workers", "waited", "peak_bytes"),
 }
 
 
+Outputs = dict[str, Any]
+"""What a step returns to the callbacks."""
+
+
 class AudioLMModule(L.LightningModule):
     """Trains an `AudioLM` on an objective.
 
     Args:
-        net: built on the meta device; it gets memory and weights in `configure_model`.
+        net: on the meta device; `configure_model` gives it memory and weights.
         objective: loss of a pack, and answers to its prompts.
-        tokenizer: to read answers in validation.
+        tokenizer: decodes answers in validation.
         optim: lr, min_lr, betas, eps, states, weight_decay, clip, warmup_steps, layer_decay (Qwen-Audio Table 6).
         max_steps: length of the schedule.
         trainable: parts of the net that learn; all others are frozen.
-        lora: settings of `llm.lora`, where `trainable` names it (`adapters.attach`).
+        lora: settings of `llm.lora`, if `trainable` names it (`adapters.attach`).
         initial: where initial weights come from; later ones replace earlier ones.
         max_new_tokens: of an answer in validation.
         seed: of the initial weights.
-        compile: backend of torch.compile for the blocks of encoder and LLM; None: they run as they are.
-        recipe: the resolved config, kept in every checkpoint.
+        compile: backend of torch.compile for the blocks of encoder and LLM, or None.
+        recipe: the resolved config, which every checkpoint contains.
     """
 
     def __init__(
@@ -59,15 +66,15 @@ class AudioLMModule(L.LightningModule):
         net: nn.Module,
         objective: nn.Module,
         tokenizer: Tokenizer,
-        optim: Mapping[str, Any],
+        optim: Config,
         max_steps: int,
         trainable: Sequence[str],
-        lora: Mapping[str, Any] | None = None,
+        lora: Config | None = None,
         initial: Sequence[InitialWeights] = (),
         max_new_tokens: int = 256,
         seed: int = 0,
         compile: str | None = None,
-        recipe: dict | None = None,
+        recipe: Config | None = None,
     ):
         super().__init__()
         self.automatic_optimization = False
@@ -99,12 +106,29 @@ class AudioLMModule(L.LightningModule):
             one.load(self.net, seed=self.seed)
         with sharding.Draws():
             adapters.start(self.net, seed=self.seed)
-        references.provide(self, twin)  # here, where a resumed run has its initial weights too; its own come later
+        self._provide_reference(twin)  # here, where a resumed run too has its initial weights
         if self.compile_with is not None:
             compile_blocks([*self.net.encoder.blocks, *llm.layers(self.net.llm)], self.compile_with)
 
+    def _provide_reference(self, twin: nn.Module | None) -> None:
+        if not isinstance(self.objective, DPO):
+            return
+        trainer, meshes = self.trainer, self.meshes
+        if twin is not None:
+            device = trainer.strategy.root_device
+            references.start_live(self.objective, self.net, twin, device=device, meshes=meshes)
+            return
+        references.attach_cached(
+            self.objective,
+            self.net,
+            trainer.datamodule,
+            trainer=trainer,
+            recipe=self.hparams["recipe"],
+            tensor_parallel=meshes.tensor.size() if meshes and meshes.tensor else 1,
+        )
+
     def cpu(self) -> AudioLMModule:
-        """Lightning's way out of any error: one that comes before the net has memory is not to be hidden by another."""
+        """Do nothing before the net has memory: Lightning calls this after any error, which another would hide."""
         return self if self._has_no_memory else super().cpu()
 
     def configure_optimizers(self) -> tuple[list, list]:
@@ -117,21 +141,21 @@ class AudioLMModule(L.LightningModule):
             layer_decay=o["layer_decay"],
             lr_factors=o["lr_factors"],
         )
-        adamw = optim.adamw(groups, betas=o["betas"], eps=o["eps"], states=o.get("states", "fp32"))
+        adamw = optim.adamw(groups, betas=o["betas"], eps=o["eps"], states=o["states"])
         schedule = optim.cosine(
             adamw, warmup_steps=o["warmup_steps"], max_steps=self.max_steps, floor=o["min_lr"] / o["lr"]
         )
         return [adamw], [schedule]
 
-    def training_step(self, packs: list[dict], step: int) -> dict[str, Any]:
+    def training_step(self, packs: list[Pack], step: int) -> Outputs:
         sums = {name: torch.zeros((), device=self.device) for name in ("loss", "count")}
         for number, pack in enumerate(packs):
             last = number == len(packs) - 1
             with nullcontext() if last else self._without_communication():
                 loss, metrics = self.objective(self.net, pack)
                 self.manual_backward(loss)
-            found = {"loss": loss.detach(), "count": self.objective.count(pack), **metrics, **cost.pack_counts(pack)}
-            for name, value in found.items():
+            new = {"loss": loss.detach(), "count": self.objective.count(pack), **metrics, **cost.pack_counts(pack)}
+            for name, value in new.items():
                 sums[name] = sums.get(name, 0) + value
         counts = {
             "audio_seconds": sum(pack["audio_seconds"] for pack in packs),
@@ -140,8 +164,8 @@ class AudioLMModule(L.LightningModule):
             "lost_workers": self.trainer.datamodule.take_lost_workers(),
         }
         sums |= {name: torch.tensor(float(value), device=self.device) for name, value in counts.items()}
-        sums["waited"] = self._of_this_rank(self.trainer.datamodule.take_waited())
-        sums["peak_bytes"] = self._of_this_rank(cost.peak_bytes(self.device))
+        sums["waited"] = self._per_rank(self.trainer.datamodule.take_waited())
+        sums["peak_bytes"] = self._per_rank(cost.peak_bytes(self.device))
         sums = self._sum_over_ranks(sums)
         norm = self._update(sums["count"].clamp(min=1), sums["loss"])
         self._log_step(sums)
@@ -149,16 +173,16 @@ class AudioLMModule(L.LightningModule):
             **{name: sums[name] for name in _COUNTS & sums.keys()},
             "loss": sums["loss"] / sums["count"].clamp(min=1),
             "grad_norm": norm,
-            "skipped": [row for pack in packs for row in pack["skipped"] if self._speaks],
+            "skipped": [row for pack in packs for row in pack["skipped"] if self._reports],
             "rows": [row for pack in packs for row in pack["rows"]],
         }
 
     def _update(self, count: Tensor, loss: Tensor) -> Tensor:
-        """One optimizer step on the mean gradient, whose norm is returned.
+        """Take an optimizer step on the mean gradient; return the gradient's norm.
 
-        DDP has averaged over ranks where a sum is wanted. Where the loss of all ranks or the norm is not finite, the
-        same on every rank, the step is one without gradients: nothing moves, and the run's position, which is counted
-        in optimizer steps, goes on.
+        DDP has averaged over ranks, where a sum is wanted. If the loss of all ranks or the norm is not finite, which is
+        the same on every rank, the step has no gradients: no weight changes, but the run's position, which is counted
+        in optimizer steps, does.
         """
         adamw, schedule = self.optimizers(), self.lr_schedulers()
         averaged = 1 if self._is_sharded else self.trainer.world_size
@@ -178,7 +202,7 @@ class AudioLMModule(L.LightningModule):
         self.log("train/lr", self.lr_schedulers().get_last_lr()[-1])
 
     def _log_metrics(self, split: str, sums: Mapping[str, Tensor], count: Tensor) -> None:
-        """An objective's own sums, over what its loss is divided by; `rows_...` are numbers of rows."""
+        """Log the objective's sums, divided like its loss; `rows_...` are numbers of rows."""
         for name in sums.keys() - _COUNTS:
             self.log(f"{split}/{name}", sums[name] if name.startswith("rows_") else sums[name] / count)
 
@@ -187,26 +211,26 @@ class AudioLMModule(L.LightningModule):
         self.scores = {name: TaskScore(metric).to(self.device) for name, metric in groups.items()}
         self._valid = {name: torch.zeros((), device=self.device) for name in ("loss", "count")}
 
-    def validation_step(self, batch: dict, number: int) -> dict[str, Any]:
+    def validation_step(self, batch: dict[str, Pack], number: int) -> Outputs:
         loss, metrics = self.objective(self.net, batch["answered"])
         for name, value in {"loss": loss, "count": self.objective.count(batch["answered"]), **metrics}.items():
             self._valid[name] = self._valid.get(name, 0) + value
         pack = batch["prompts"]
         ends = self.trainer.datamodule.valid_samples.prompt.stop
         settings = Generation(max_new_tokens=self.max_new_tokens, stop=frozenset(map(self.tokenizer.id, ends)))
-        # Ranks decode different numbers of steps; a sharded net needs all of them in each.
+        # Ranks decode different numbers of tokens; a sharded net needs all ranks in each forward.
         any_goes = partial(self.trainer.strategy.reduce_boolean_decision, all=False) if self._is_sharded else bool
         answers = self.objective.answer(self.net, pack, settings, any_goes=any_goes)
-        sharding.reshard(self.net, self.objective)  # whoever saves between two steps finds each process's own part
-        if not self._speaks:
+        sharding.reshard(self.net, self.objective)  # so that a checkpoint can be saved between two steps
+        if not self._reports:
             return {"skipped": [], "answers": {}}
         texts = {}
         for row_number, ids in zip(pack["rows"], answers, strict=False):  # an empty pack holds one dummy row
             row = self.trainer.datamodule.question(row_number)
             task = tasks.find(row.labels["task"])
             if (name := group(row)) in self.scores:
-                said = texts[row_number] = self.tokenizer.decode(ids, control=task.answer.tagged)
-                reference, hypothesis = task.compared(task.render(row.labels)), task.compared(said)
+                answer = texts[row_number] = self.tokenizer.decode(ids, control=task.answer.tagged)
+                reference, hypothesis = task.compared(task.render(row.labels)), task.compared(answer)
                 self.scores[name].update([hypothesis], [reference], [language(row)])
         return {"skipped": pack["skipped"], "answers": texts}
 
@@ -218,9 +242,8 @@ class AudioLMModule(L.LightningModule):
         for name, score in self.scores.items():
             self.log(f"val/{name}/{score.metric}", score.compute())
 
-    def predict_step(self, pack: dict, number: int) -> dict[str, Any]:
-        """What one pack by itself does: its mean loss, the norm of that loss's gradient, and the first module that puts
-        out a number that is not finite. No weight changes."""
+    def predict_step(self, pack: Pack, number: int) -> RowResult:
+        """Compute loss and gradient of a pack of one row, for `auris replay`. No weight changes."""
         with torch.enable_grad(), watch(self.net) as wrong:
             loss, _ = self.objective(self.net, pack)
             loss = loss / self.objective.count(pack).clamp(min=1)
@@ -228,7 +251,7 @@ class AudioLMModule(L.LightningModule):
         norms = [parameter.grad.norm() for parameter in self._trained() if parameter.grad is not None]
         self.zero_grad()
         norm = torch.stack(norms).norm() if norms else torch.zeros(())
-        return {"loss": float(loss.detach()), "grad_norm": float(norm), "first": wrong[0] if wrong else None}
+        return RowResult(float(loss.detach()), float(norm), wrong[0] if wrong else None)
 
     def _trained(self) -> Iterator[nn.Parameter]:
         return (parameter for parameter in self.parameters() if parameter.requires_grad)
@@ -242,22 +265,22 @@ class AudioLMModule(L.LightningModule):
         return isinstance(self.trainer.strategy, Sharded)
 
     @property
-    def _speaks(self) -> bool:
+    def _reports(self) -> bool:
         return not self._is_sharded or self.trainer.strategy.speaks
 
     def _without_communication(self) -> Any:
         block = getattr(self.trainer.strategy, "block_backward_sync", None)
         return block() if block else nullcontext()
 
-    def _of_this_rank(self, value: float) -> Tensor:
-        """A vector over all ranks, of which a sum over them keeps each one's value."""
+    def _per_rank(self, value: float) -> Tensor:
+        """Return a vector over all ranks whose sum over ranks holds the value of each."""
         values = torch.zeros(self.trainer.world_size, device=self.device)
         values[self.trainer.global_rank] = value
         return values
 
     def _sum_over_ranks(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """All of them at once: of the same names and shapes on every rank."""
+        """Sum tensors over ranks, all at once. Names and shapes are the same on every rank."""
         flat = torch.cat([value.float().flatten() for value in values.values()])
-        summed = self.trainer.strategy.reduce(flat * self._speaks, reduce_op="sum")
+        summed = self.trainer.strategy.reduce(flat * self._reports, reduce_op="sum")
         parts = summed.split([value.numel() for value in values.values()])
         return {name: part.view(values[name].shape) for name, part in zip(values, parts, strict=True)}

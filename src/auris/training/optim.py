@@ -118,7 +118,7 @@ def adamw(groups: Iterable[dict], *, betas: Sequence[float], eps: float, states:
 
 def moment_bytes(settings: Mapping[str, Any]) -> int:
     """Bytes of a moment by a recipe's `optim`."""
-    return STATES[settings.get("states", "fp32")].itemsize
+    return STATES[settings["states"]].itemsize
 
 
 class Rounded(AdamW):

@@ -1,15 +1,13 @@
-"""`auris replay fault=RUN/faults/step_N.json`: the rows of a step that went wrong, one by one.
+"""`auris replay fault=FILE`: runs the rows of a faulty step through the model, one by one.
 
-Each row is read again with the random choices that the step made about it, then goes through the model by itself, with
-the weights that the step was taken with, or the nearest that were kept. Packed rows do not see one another, so the row
-that is at fault alone was at fault in the step.
+Each row is read with the same random choices as in the step, and computed with the weights before the step, or with the
+nearest that were saved. Packed rows do not see one another, so that a row which fails by itself is what made the step
+fail.
 """
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
-from typing import Any
 
 import lightning as L
 from rich.console import Console
@@ -20,51 +18,53 @@ from auris.data.batches import pack
 from auris.data.datamodule import AudioDataModule
 from auris.errors import UserError
 from auris.model.weights import checkpoint_dir
+from auris.text.console import print_plain
 from auris.training import run as train
-from auris.training.faults import Fault
+from auris.training.faults import Fault, RowResult
 
 
 def reproduce(file: Path, *, checkpoint: str | None, accelerator: str, console: Console) -> list[str]:
-    """Print what each row of a fault does; returns the ids of those whose loss or gradient is not finite.
+    """Print the loss and gradient of each row of a fault; return the ids of rows where they are not finite.
 
     Args:
-        file: of a fault, in its run's directory.
-        checkpoint: weights to take instead of those that were kept.
-        accelerator: as Lightning names them.
+        file: record of the fault, in its run's directory.
+        checkpoint: weights to use instead of those that were saved.
+        accelerator: as Lightning names it.
+        console: where to print.
 
     Raises:
-        FileNotFoundError, ValueError: the file, the run or the rows that it names are not what they were.
+        UserError: the file, the run or the rows that it names have changed.
     """
     fault = Fault.load(file)
     run_dir = file.parents[1]
     made = config.load(run_dir / "recipe.yaml")
-    console.print(f"step {fault.step}: {fault.reason}", markup=False, highlight=False, soft_wrap=True)
+    print_plain(console, f"step {fault.step}: {fault.reason}")
     made["data"] |= {"num_workers": 0, "max_unusable": 1.0}
     module, data = train.build(made)
     data.setup("predict")
     data.examined = _read(fault, data, console)
-    snapshot, said = _weights(fault, run_dir, checkpoint)
-    console.print(said, markup=False, highlight=False, soft_wrap=True)
+    snapshot, description = _weights(fault, run_dir, checkpoint)
+    print_plain(console, description)
     alone = {"accelerator": accelerator, "devices": 1, "num_nodes": 1, "strategy": "auto", "enable_progress_bar": False}
     trainer: L.Trainer = config.build(train.trainer_options(made["trainer"] | alone) | {"_partial_": True})(
         logger=False, callbacks=[_Weights(snapshot)], inference_mode=False, default_root_dir=run_dir
     )
-    found = trainer.predict(module, datamodule=data)
+    results: list[RowResult] = trainer.predict(module, datamodule=data)
     ids = [data.rows[row].id for row, _ in data.examined]
-    console.print(_table(ids, found))
-    return [name for name, one in zip(ids, found, strict=True) if not _is_finite(one)]
+    console.print(_table(ids, results))
+    return [name for name, one in zip(ids, results, strict=True) if not one.is_finite]
 
 
 def _read(fault: Fault, data: AudioDataModule, console: Console) -> list[tuple[int, int]]:
-    """The entries of a fault whose rows can be read. Each is named before it is: one may end the process."""
+    """Return the entries of a fault whose rows can be read. Each is named first, as reading it may end the process."""
     entries = []
     for place in fault.places():
         if place.row >= len(data.rows) or data.rows[place.row].id != place.id:
             raise UserError(f"row {place.row} is not {place.id!r} any more: the manifests of the run have changed")
-        console.print(f"reading {place.id}", markup=False, highlight=False, soft_wrap=True)
+        print_plain(console, f"reading {place.id}")
         entry = (place.row, place.epoch)
         if skipped := pack(data.rows, [entry], data.samples)["skipped"]:
-            console.print(f"  left out: {skipped[0][1]}", markup=False, highlight=False, soft_wrap=True)
+            print_plain(console, f"  left out: {skipped[0][1]}")
         else:
             entries.append(entry)
     if not entries:
@@ -84,7 +84,7 @@ class _Weights(L.Callback):
 
 
 def _weights(fault: Fault, run_dir: Path, checkpoint: str | None) -> tuple[checkpoint_dir.CheckpointDir | None, str]:
-    """The checkpoint to look at the rows with, None for the initial weights; and what is said of it."""
+    """Return the checkpoint to use, None for the initial weights, and its description."""
     if checkpoint is not None:
         found = checkpoint_dir.find(checkpoint)
         return found, f"weights: {found.path}"
@@ -98,15 +98,11 @@ def _weights(fault: Fault, run_dir: Path, checkpoint: str | None) -> tuple[check
     return last, f"weights: {last.path}, as none of the step were kept; checkpoint=PATH takes others"
 
 
-def _is_finite(one: dict[str, Any]) -> bool:
-    return math.isfinite(one["loss"]) and math.isfinite(one["grad_norm"])
-
-
-def _table(ids: list[str], found: list[dict[str, Any]]) -> Table:
+def _table(ids: list[str], results: list[RowResult]) -> Table:
     table = Table("row", "loss", "gradient's norm", "first module that is not finite", title_justify="left")
-    for name, one in zip(ids, found, strict=True):
-        style = None if _is_finite(one) else "red"
-        table.add_row(name, f"{one['loss']:.4g}", f"{one['grad_norm']:.4g}", one["first"] or "", style=style)
+    for name, one in zip(ids, results, strict=True):
+        style = None if one.is_finite else "red"
+        table.add_row(name, f"{one.loss:.4g}", f"{one.grad_norm:.4g}", one.first or "", style=style)
     return table
 
 

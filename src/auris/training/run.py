@@ -31,8 +31,10 @@ from auris.model.weights import checkpoint_dir, identify
 from auris.model.weights.loading import InitialWeights
 from auris.text.tokenizer import Tokenizer
 from auris.training import callbacks, dry_run, faults, provenance, references, sharding, studies, throughput
-from auris.training.checkpointing import Checkpoints, Events, Preemption, alone
+from auris.training.checkpointing import CheckpointCallback
+from auris.training.event_files import EventFiles
 from auris.training.module import AudioLMModule
+from auris.training.preemption import Preemption, run_lock
 
 # Recipe entries that may change between two starts of one run: where and how, not what.
 _FREE = (
@@ -56,8 +58,6 @@ _FREE = (
     "trainer.accelerator",
     "trainer.log_every_n_steps",
 )
-# Differences to the recipes of runs that are older than an entry: it says what they did.
-_SINCE = ("optim.states: None -> fp32",)
 
 
 def train(made: dict[str, Any]) -> Path:
@@ -69,7 +69,7 @@ def train(made: dict[str, Any]) -> Path:
         dry_run.report(Console(), module, data, made)
         return run_dir
     is_first = rank_zero_only.rank == 0
-    with removed_if_unused(run_dir) if is_first else nullcontext(), alone(run_dir) if is_first else nullcontext():
+    with removed_if_unused(run_dir) if is_first else nullcontext(), run_lock(run_dir) if is_first else nullcontext():
         if claim(run_dir, made):
             _train(made, run_dir)
     return run_dir
@@ -115,8 +115,8 @@ def count_faults(trainer: L.Trainer) -> dict[str, int]:
     for one in [*trainer.callbacks, *trainer.loggers]:
         if isinstance(one, callbacks.Faults):
             counts |= one.counts
-        elif isinstance(one, (Checkpoints, Events)):
-            counts["checkpoints" if isinstance(one, Checkpoints) else "event_files"] = one.failed
+        elif isinstance(one, (CheckpointCallback, EventFiles)):
+            counts["checkpoints" if isinstance(one, CheckpointCallback) else "event_files"] = one.failed
     return counts
 
 
@@ -166,7 +166,7 @@ def claim(run_dir: Path, made: dict[str, Any]) -> bool:
         rank_zero_only(config.save)(made, file)
         return True
     found = config.differences(config.load(file), made)
-    changed = [line for line in found if not line.startswith(_FREE) and line not in _SINCE]
+    changed = [line for line in found if not line.startswith(_FREE)]
     if changed:
         shown = "; ".join(changed[:5])
         raise UserError(
@@ -214,7 +214,7 @@ def build(made: dict[str, Any]) -> tuple[AudioLMModule, AudioDataModule]:
         initial=initial_weights(made, tokenizer),
         max_new_tokens=made["max_new_tokens"],
         seed=made["seed"],
-        compile=made.get("compile"),
+        compile=made["compile"],
         recipe=made,
     )
     keys = (
@@ -240,14 +240,14 @@ def build(made: dict[str, Any]) -> tuple[AudioLMModule, AudioDataModule]:
 
 def build_trainer(made: dict[str, Any], run_dir: Path, preemption: Preemption | None = None) -> L.Trainer:
     found = [
-        throughput.Throughput(made.get("peak_flops")),
+        throughput.Throughput(made["peak_flops"]),
         callbacks.TaskLosses(),
         callbacks.Examples(),
         callbacks.UnusableRows(run_dir, made["data"]["max_unusable"]),
         callbacks.Faults(run_dir, made["nonfinite"]),
         callbacks.ProgressFile(run_dir),
         provenance.Announcement(run_dir),
-        Checkpoints(  # after those that count
+        CheckpointCallback(  # after those that count
             run_dir / checkpoint_dir.FOLDER,
             every=made["checkpoint_every"],
             keep=made["checkpoint_keep"],
@@ -257,7 +257,7 @@ def build_trainer(made: dict[str, Any], run_dir: Path, preemption: Preemption | 
     if made["trainer"]["enable_progress_bar"]:
         found.append(TQDMProgressBar(refresh_rate=10))
     options = trainer_options(made["trainer"]) | {"_partial_": True}
-    return config.build(options)(logger=Events(run_dir), callbacks=found, default_root_dir=run_dir)
+    return config.build(options)(logger=EventFiles(run_dir), callbacks=found, default_root_dir=run_dir)
 
 
 def trainer_options(made: Mapping[str, Any]) -> dict[str, Any]:

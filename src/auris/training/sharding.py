@@ -17,8 +17,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from auris import compat
 from auris.errors import UserError
 from auris.model import adapters, dtensor, llm
 from auris.model.audio_lm import AudioLM
@@ -153,7 +153,7 @@ def materialise(net: nn.Module, device: torch.device | str, *, draw: bool = True
         _reset(net)
 
 
-class Draws(TorchDispatchMode):
+class Draws(compat.TorchDispatchMode):
     """Fills a sharded tensor with its part of the random numbers that the whole one would get.
 
     The whole tensor is drawn on every process, one at a time. DTensor's own random numbers are independent on a CPU and

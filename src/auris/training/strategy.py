@@ -1,14 +1,14 @@
-"""The strategy of sharded training: Lightning's ModelParallelStrategy with meshes of our own, nothing else.
+"""The strategy of sharded training: Lightning's ModelParallelStrategy with our own meshes.
 
-What is divided, and how, is `auris.training.sharding`'s affair. Unusual: three published layouts (FSDP, FSDP with
-tensor
-parallelism, HSDP) are one class and two numbers, and gradients are communicated with the last pack of a step only.
+`auris.training.sharding` divides the model. Three published layouts (FSDP, FSDP with tensor parallelism, HSDP) are one
+class and two numbers, and gradients are communicated with the last pack of a step only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from lightning.pytorch.plugins.precision import Precision
@@ -16,25 +16,67 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule
 
+from auris import compat
+from auris.config import Config
 from auris.errors import UserError
 from auris.training.sharding import Meshes
 
-# What `trainer.precision` may say here. Weights that learn are float32 in both.
+# Values of `trainer.precision` for sharded training. Trained weights are float32 in both.
 PRECISIONS = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16}
 
 
-def check_world(world: int, **groups: int) -> None:
-    """That so many processes can be divided into groups. Raises ValueError if not."""
-    for name, size in groups.items():
-        if world % size:
-            raise UserError(
-                f"trainer.strategy.{name}={size} does not divide the {world} processes of trainer.devices and "
-                f"trainer.num_nodes: expected a divisor of {world}"
-            )
+@dataclass(frozen=True, kw_only=True)
+class Processes:
+    """The processes of a run, and how they are divided.
+
+    Attributes:
+        world: all of them.
+        nodes: machines.
+        tensor_parallel: neighbouring processes that compute each layer together, on the same rows.
+        replicas: groups of processes with a whole model each.
+
+    Raises:
+        UserError: the processes cannot be divided so.
+    """
+
+    world: int
+    nodes: int = 1
+    tensor_parallel: int = 1
+    replicas: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("tensor_parallel", "replicas"):
+            if self.world % (size := getattr(self, name)):
+                raise UserError(
+                    f"trainer.strategy.{name}={size} does not divide the {self.world} processes of trainer.devices and "
+                    f"trainer.num_nodes: expected a divisor of {self.world}"
+                )
+
+    @classmethod
+    def planned(cls, trainer: Config) -> Processes:
+        """Return what a config's `trainer` plans. `auto` devices are those of this machine."""
+        devices, nodes = trainer["devices"], int(trainer["num_nodes"])
+        if isinstance(devices, (list, tuple)):
+            devices = len(devices)
+        elif devices in ("auto", -1, "-1"):
+            devices = max(1, torch.cuda.device_count()) if trainer["accelerator"] != "cpu" else 1
+        strategy = trainer["strategy"] if isinstance(trainer["strategy"], Mapping) else {}
+        groups = {name: strategy.get(name, 1) for name in ("tensor_parallel", "replicas")}
+        return cls(world=int(devices) * nodes, nodes=nodes, **groups)
+
+    @property
+    def ranks(self) -> int:
+        """Processes, or groups of them, that share the rows of a step."""
+        return self.world // self.tensor_parallel
+
+    def __str__(self) -> str:
+        groups = {"tensor_parallel": self.tensor_parallel, "replicas": self.replicas}
+        divided = "".join(f", {name}={size}" for name, size in groups.items() if size > 1)
+        return f"{self.world} processes, {self.world // self.nodes} on each of {self.nodes} machines{divided}"
 
 
 class Computation(Precision):
-    """Says what is computed in; FSDP casts what it gathers, so nothing is left to do (no autocast over float32)."""
+    """Names the precision. FSDP casts what it gathers, so that nothing else is to be done (no autocast)."""
 
     def __init__(self, precision: str) -> None:
         if precision not in PRECISIONS:
@@ -45,17 +87,17 @@ class Computation(Precision):
 
 
 class Sharded(ModelParallelStrategy):
-    """Parameters, gradients and optimizer states divided over all processes.
+    """Divides parameters, gradients and optimizer states over all processes.
 
     Args:
-        tensor_parallel: processes that compute each layer of the LLM together, on the same rows: neighbours.
-        replicas: groups of processes with a whole model each, which exchange gradients only; for slow networks between
-            fast ones, a replica for each node.
-        precision: what is computed in; "bf16-mixed" gathers weights in bfloat16 and sums gradients in float32.
+        tensor_parallel: neighbouring processes that compute each layer of the LLM together, on the same rows.
+        replicas: groups of processes with a whole model each, which exchange gradients only: one group on each node
+            where the network between nodes is slow.
+        precision: "bf16-mixed" gathers weights in bfloat16 and sums gradients in float32.
 
     Raises:
-        ValueError: both kinds of groups are asked for, or another precision; or, when a trainer is made, its processes
-            cannot be divided so.
+        UserError: both kinds of groups, or another precision; or, when a trainer is created, processes that cannot be
+            divided so.
     """
 
     def __init__(self, *, tensor_parallel: int = 1, replicas: int = 1, precision: str = "32-true") -> None:
@@ -67,12 +109,10 @@ class Sharded(ModelParallelStrategy):
             )
         self.tensor_parallel, self.replicas = tensor_parallel, replicas
         self.precision_plugin = Computation(precision)
+        compat.divide_before_launch(self, self._data_parallel)
 
-    def _configure_launcher(self) -> None:
-        world = self.num_nodes * self.num_processes  # known from here on; no other process is running yet
-        check_world(world, tensor_parallel=self.tensor_parallel, replicas=self.replicas)
-        self._data_parallel_size = world // self.tensor_parallel
-        super()._configure_launcher()
+    def _data_parallel(self, world: int) -> int:
+        return Processes(world=world, tensor_parallel=self.tensor_parallel, replicas=self.replicas).ranks
 
     def setup_environment(self) -> None:
         super().setup_environment()
@@ -92,12 +132,12 @@ class Sharded(ModelParallelStrategy):
 
     @property
     def speaks(self) -> bool:
-        """Whether this process counts and reports: of those that compute a layer together, on the same rows, one."""
+        """Whether this process counts and reports: one of those that compute a layer together, on the same rows."""
         return self.device_mesh["tensor_parallel"].get_local_rank() == 0
 
     @contextmanager
     def block_backward_sync(self) -> Iterator[None]:
-        """Gradients of backwards in here stay on their processes, whole; the next one outside communicates them all."""
+        """Accumulate gradients without communication; the next backward outside communicates all of them."""
         units = [module for module in self.lightning_module.children() if isinstance(module, FSDPModule)]
         for unit in units:
             unit.set_requires_gradient_sync(False)

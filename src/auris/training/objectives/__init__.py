@@ -1,4 +1,5 @@
-"""Objectives: `objective(net, pack) -> (loss_sum, sums for the log)`, and `count(pack)`, what the sum is divided by.
+"""Objectives of training: the loss of a pack, and the answers to a pack of prompts.
 
-The division happens once, over all packs and ranks, so that micro-batches and packing never change the mean.
+An objective returns the sum of its loss and, from `count(pack)`, the number that it is divided by. The division happens
+once, over all packs and ranks, so that micro-batches and packing never change the mean.
 """

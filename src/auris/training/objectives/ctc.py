@@ -1,7 +1,7 @@
 """Connectionist temporal classification on the encoder alone: the embedded stand-in for Whisper's weights.
 
-Targets are the language model's own text tokens, so that the frames which the encoder learns to fire on are the ones
-the projector will have to translate (Graves et al. 2006).
+Targets are the text tokens of the language model, so that the encoder learns to fire on the frames that the projector
+will have to translate (Graves et al. 2006).
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ from torch import Tensor, nn
 
 from auris.errors import UserError
 from auris.model.generation import Generation, More, no_more
+from auris.model.pack import Pack
+from auris.training.objectives.objective import Objective
 
 
-class CTC(nn.Module):
+class CTC(Objective):
     """A linear layer over the encoder's normalised frames, and the CTC loss over text tokens plus a blank.
 
     Args:
@@ -36,16 +38,16 @@ class CTC(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Nine frames of ten start as blank: what the first steps would otherwise be spent on learning."""
+        """Start with nine of ten frames blank, which the first steps would otherwise be spent on learning."""
         with torch.no_grad():
             self.head.bias[self.blank] = math.log(9 * self.blank)
 
-    def count(self, pack: dict) -> Tensor:
-        """What the summed loss is divided by: target tokens."""
+    def count(self, pack: Pack) -> Tensor:
+        """Return the number of target tokens."""
         return pack["cu_seqlens"][len(pack["rows"])]
 
-    def forward(self, net: nn.Module, pack: dict) -> tuple[Tensor, dict[str, Tensor]]:
-        """The summed loss, and how many rows have too few frames for their text (their loss is infinite: left out)."""
+    def forward(self, net: nn.Module, pack: Pack) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the summed loss, and the number of rows with too few frames for their text, which are left out."""
         scores, lengths = self.scores(net, pack)
         target_lengths = pack["cu_seqlens"].diff().to(lengths)
         losses = F.ctc_loss(
@@ -62,18 +64,19 @@ class CTC(nn.Module):
     def answer(
         self,
         net: nn.Module,
-        pack: dict,
+        pack: Pack,
         settings: Generation,
         *,
         generator: torch.Generator | None = None,
         any_goes: Callable[[bool], bool] = bool,
         more: More = no_more,
     ) -> list[list[int]]:
-        """Best path, repeats and blanks removed, as far as `stop` and `max_new_tokens` let it go.
+        """Return the best path without repeats and blanks, up to a token of `stop` or `max_new_tokens`.
 
-        `generator` and `any_goes` are idle: nothing is drawn, and there is one forward of each pack.
+        `generator` and `any_goes` have no effect: nothing is drawn, and each pack takes one forward.
 
-        Raises ValueError for settings that choose tokens in another way: they would have no effect.
+        Raises:
+            UserError: settings that choose tokens in another way.
         """
         if settings != Generation(max_new_tokens=settings.max_new_tokens, stop=settings.stop):
             raise UserError(
@@ -85,7 +88,7 @@ class CTC(nn.Module):
             answers += self._best_paths(net, further, settings)
         return answers
 
-    def _best_paths(self, net: nn.Module, pack: dict, settings: Generation) -> list[list[int]]:
+    def _best_paths(self, net: nn.Module, pack: Pack, settings: Generation) -> list[list[int]]:
         scores, lengths = self.scores(net, pack)
         paths = scores.argmax(-1).split(lengths.tolist())
         collapsed = [torch.unique_consecutive(path) for path in paths][: len(pack["rows"])]
@@ -93,14 +96,14 @@ class CTC(nn.Module):
         going = [takewhile(lambda token: token not in settings.stop, answer) for answer in answers]
         return [list(answer)[: settings.max_new_tokens] for answer in going]
 
-    def scores(self, net: nn.Module, pack: dict) -> tuple[Tensor, Tensor]:
-        """Log-probabilities of all clips' frames (C, V), and how many frames each clip has (A,)."""
+    def scores(self, net: nn.Module, pack: Pack) -> tuple[Tensor, Tensor]:
+        """Return the log-probabilities of all clips' frames (C, V), and the number of frames of each clip (A,)."""
         frames, lengths = net.hear(pack["mel"], pack["frames"])
         return self.head(frames).float().log_softmax(-1), lengths
 
 
 def _pad(scores: Tensor, lengths: Tensor) -> Tensor:
-    """Packed frames (C, V) of clips -> (longest, A, V), by one indexed copy (pad_sequence copies per clip)."""
+    """Pad the packed frames (C, V) of clips to (longest, A, V), by one indexed copy (pad_sequence copies per clip)."""
     longest = int(lengths.max())
     place = torch.cat([torch.arange(n) + clip * longest for clip, n in enumerate(lengths.tolist())])
     padded = scores.new_zeros(len(lengths) * longest, scores.shape[-1]).index_copy(0, place.to(scores.device), scores)

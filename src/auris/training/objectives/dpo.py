@@ -1,15 +1,14 @@
 """Direct preference optimisation (Rafailov et al. 2023; Qwen2-Audio equation 2) and its kin, on pairs of answers.
 
-Unusual: a pack computes the prompt of a pair, its clips included, once for both answers (`model.pack.Pack`), and
-the reference's log-probabilities come with the pack; a reference model in memory is the option.
+A pack computes the prompt of a pair, including its clips, once for both answers (`model.pack.Pack`). The reference's
+log-probabilities come with the pack, or from a frozen model in memory.
 
-Shapes: P pairs; the answers of a pair stand in the order chosen, rejected.
+Shapes: P pairs; the answers of a pair are in the order chosen, rejected.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -17,33 +16,34 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from auris.errors import UserError
-from auris.model.generation import Generation, More, no_more
-from auris.text.tasks import CURVES
+from auris.model.pack import Pack
 from auris.training.objectives.logps import score
+from auris.training.objectives.objective import Objective, task_sums
 
 LOSSES = ("sigmoid", "ipo", "hinge")
 REFERENCES = ("cached", "live")
 
 
-class DPO(nn.Module):
-    """Raises the chosen answer over the rejected one, measured against a frozen reference.
+class DPO(Objective):
+    """Prefers the chosen answer to the rejected one, relative to a frozen reference.
 
-    With x = reward of the chosen - reward of the rejected, a reward being beta * (log p - log p of the reference):
+    With x = reward of the chosen - reward of the rejected answer, and reward = beta * (log p - log p of the reference):
 
-    * `sigmoid`: -(1 - s) log sigmoid(x) - s log sigmoid(-x), s being the label smoothing (Mitchell 2023), by default 0;
+    * `sigmoid`: -(1 - s) log sigmoid(x) - s log sigmoid(-x) with label smoothing s (Mitchell 2023), by default 0;
     * `ipo`: (x / beta - 1 / (2 beta))^2 (Azar et al. 2023; TRL has it with `average=true`);
     * `hinge`: max(0, 1 - x) (Zhao et al. 2023).
 
     Args:
-        beta: how strongly the reference holds; larger stays nearer to it.
+        beta: strength of the reference; a larger value stays closer to it.
         loss: one of `LOSSES`.
-        label_smoothing: s, the share of pairs that are taken to be labelled the wrong way round; `sigmoid` alone.
-        nll_weight: adds so many times the chosen answer's negative log-likelihood per token (Pang et al. 2024).
+        label_smoothing: assumed share of pairs that are labelled the wrong way round; only for `sigmoid`.
+        nll_weight: weight of the chosen answer's negative log-likelihood per token (Pang et al. 2024).
         average: log p of an answer is the mean over its tokens, not the sum.
         reference: "cached": log-probabilities of the initial weights, computed once before training; "live": a frozen
-            copy of the initial net, asked in every step, which features that change from epoch to epoch need.
+            copy of the initial net, asked in every step, as augmented audio needs it.
 
-    Raises ValueError for a value out of its range, or one without effect.
+    Raises:
+        UserError: a value out of its range, or one without effect.
     """
 
     views = ("pair",)
@@ -59,8 +59,7 @@ class DPO(nn.Module):
         reference: str = "cached",
     ):
         super().__init__()
-        numbers = {"beta": beta, "label_smoothing": label_smoothing, "nll_weight": nll_weight}
-        for name, value in numbers.items():
+        for name, value in {"beta": beta, "label_smoothing": label_smoothing, "nll_weight": nll_weight}.items():
             if isinstance(value, bool) or not isinstance(value, (int, float)):
                 raise UserError(f"objective.{name}={value!r}: expected a number")
         checks = {
@@ -80,24 +79,23 @@ class DPO(nn.Module):
             )
         self.beta, self.loss, self.average = beta, loss, average
         self.label_smoothing, self.nll_weight, self.reference = label_smoothing, nll_weight, reference
-        # In a tuple, which torch does not look into: the twin belongs to no checkpoint and no optimizer.
+        # torch does not look into a tuple: the frozen net belongs to no checkpoint and no optimizer.
         self._frozen: tuple[nn.Module, ...] = ()
 
     def freeze(self, net: nn.Module) -> None:
-        """Keep this net, a twin of the policy that nothing else trains: the reference of `reference="live"`."""
+        """Take a copy of the policy as the reference of `reference="live"`."""
         self._frozen = (net.requires_grad_(False).eval(),)
 
-    def count(self, pack: dict) -> Tensor:
-        """What the summed loss is divided by: pairs."""
+    def count(self, pack: Pack) -> Tensor:
+        """Return the number of pairs."""
         return torch.tensor(len(pack["rows"]), device=pack["ids"].device)
 
-    def forward(self, net: nn.Module, pack: dict) -> tuple[Tensor, dict[str, Tensor]]:
-        """The summed loss, and sums over pairs for the log.
+    def forward(self, net: nn.Module, pack: Pack) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the summed loss, and sums over pairs for the log.
 
         `kl` is log p of the reference - log p, the mean of both answers: an unbiased estimate of KL(reference, policy)
-        where the reference itself wrote the answers (`auris.evaluation.preferences`), else no more than a measure of
-        the drift.
-        `tasks (2, K)`, where the pack names its rows': the summed loss and the pairs of each of `tasks.CURVES`.
+        if the reference itself wrote the answers (`auris.evaluation.preferences`), otherwise a measure of drift.
+        `tasks (2, K)` are the summed loss and the pairs of each of `tasks.CURVES`.
         """
         logps, lengths = answer_logps(net, pack)
         reference = self.reference_logps(pack)
@@ -112,17 +110,16 @@ class DPO(nn.Module):
         for name, values in (("logps", logps.detach()), ("length", lengths)):
             sums |= {f"{name}_chosen": values[:, 0].sum(), f"{name}_rejected": values[:, 1].sum()}
         if "tasks" in pack:
-            pairs = torch.stack([losses.detach(), torch.ones_like(losses)])  # (2, P)
-            sums["tasks"] = losses.new_zeros(2, len(CURVES)).index_add(1, pack["tasks"], pairs)
+            sums["tasks"] = task_sums(losses, pack["tasks"])
         return losses.sum(), sums
 
     def rewards(self, logps: Tensor, reference: Tensor, lengths: Tensor) -> Tensor:
-        """beta * (log p - log p of the reference) (P, 2), of log-probabilities (P, 2) that are sums over tokens."""
+        """Return the rewards (P, 2), given log-probabilities (P, 2) that are sums over tokens."""
         ratios = logps - reference
         return self.beta * (ratios / lengths if self.average else ratios)
 
     def losses(self, rewards: Tensor, logps: Tensor, lengths: Tensor) -> Tensor:
-        """The loss of each pair (P,)."""
+        """Return the loss of each pair (P,)."""
         x = rewards[:, 0] - rewards[:, 1]
         if self.loss == "sigmoid":
             s = self.label_smoothing
@@ -133,8 +130,8 @@ class DPO(nn.Module):
             losses = F.relu(1 - x)
         return losses - self.nll_weight * logps[:, 0] / lengths[:, 0]
 
-    def reference_logps(self, pack: dict) -> Tensor:
-        """The reference's log-probabilities (P, 2): those that came with the pack, or the frozen copy's."""
+    def reference_logps(self, pack: Pack) -> Tensor:
+        """Return the reference's log-probabilities (P, 2): those that came with the pack, or the frozen net's."""
         if "reference" in pack:
             return pack["reference"]
         if not self._frozen and not pack["rows"]:
@@ -142,29 +139,16 @@ class DPO(nn.Module):
         if not self._frozen:
             raise UserError(
                 "the pairs bring no reference log-probabilities and there is no frozen reference: "
-                "references.provide comes before the first step"
+                "references.attach_cached or references.start_live comes before the first step"
             )
         with torch.no_grad():  # for an empty pack too: a sharded net computes only where all processes do
             return answer_logps(self._frozen[0], pack)[0]
 
-    def answer(
-        self,
-        net: nn.Module,
-        pack: dict,
-        settings: Generation,
-        *,
-        generator: torch.Generator | None = None,
-        any_goes: Callable[[bool], bool] = bool,
-        more: More = no_more,
-    ) -> list[list[int]]:
-        """Token ids that continue each row of packs of prompts (`generation.generate`)."""
-        return net.generate(pack, settings, generator=generator, any_goes=any_goes, more=more)
 
+def answer_logps(net: nn.Module, pack: Pack) -> tuple[Tensor, Tensor]:
+    """Return the summed log-probabilities (P, 2) of the answers of a pack of pairs, and their numbers of tokens (P, 2).
 
-def answer_logps(net: nn.Module, pack: dict) -> tuple[Tensor, Tensor]:
-    """Summed log-probabilities (P, 2) of the answers of a pack of pairs, and their tokens (P, 2).
-
-    An answer is the labels of a segment: of segments 2 p and 2 p + 1 for pair p.
+    The answers of pair p are the labels of segments 2 p and 2 p + 1.
     """
     logps, where, _ = score(net, pack)
     segment = torch.searchsorted(pack["cu_seqlens"][1:].long(), where, right=True)

@@ -1,4 +1,4 @@
-"""Log-probabilities of the labels of a pack: what next-token training, preferences and their reference are made of."""
+"""Log-probabilities of the labels of a pack, for next-token training, preferences and their reference."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from auris.model.pack import IGNORE
+from auris.model.pack import IGNORE, Pack
 
-# Rows of logits in memory at a time. Above it, chunks are recomputed in backward; below, chunking only costs time.
+# Rows of logits in memory at a time. More rows are divided into chunks, which are recomputed in backward.
 CHUNK = 4096
 
 
-def score(net: nn.Module, pack: dict) -> tuple[Tensor, Tensor, Tensor]:
-    """Score a pack's labels. Logits are computed only where a label stands.
+def score(net: nn.Module, pack: Pack) -> tuple[Tensor, Tensor, Tensor]:
+    """Score a pack's labels. Logits are computed only where there is a label.
 
     Returns:
-        log-probabilities (R,) of the labels in float32, their positions (R,) in the pack, and whether no token there is
+        Log-probabilities (R,) of the labels in float32, their positions (R,) in the pack, and whether no token there is
         likelier than the label (R,).
     """
     where = (pack["labels"] != IGNORE).nonzero().squeeze(-1)  # (R,)
@@ -35,5 +35,5 @@ def score(net: nn.Module, pack: dict) -> tuple[Tensor, Tensor, Tensor]:
 def _score(net: nn.Module, hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     logits = net.head(hidden).float()
     of_labels = logits.detach().gather(-1, labels[:, None]).squeeze(-1)
-    # The greatest, not its place: argmax is 10 times slower on a CPU, 2 % of a step of a small model.
+    # Compare with the maximum: argmax is 10 times slower on a CPU, 2 % of a step of a small model.
     return -F.cross_entropy(logits, labels, reduction="none"), of_labels == logits.detach().amax(-1)

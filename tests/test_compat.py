@@ -1,0 +1,144 @@
+"""Every private interface that auris relies on still exists and does what auris needs."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
+from torch import distributed, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+from auris import compat
+from auris.training.event_files import EventFiles
+
+
+class Manual(L.LightningModule):
+    """Counts the batches that it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.weight = nn.Parameter(torch.ones(1))
+        self.steps: list[int] = []
+        self.validated = 0
+
+    def training_step(self, batch: torch.Tensor, number: int) -> None:
+        self.steps.append(number)
+        optimizer = self.optimizers()
+        self.manual_backward(self.weight.sum())
+        optimizer.step()
+        optimizer.zero_grad()
+
+    def validation_step(self, batch: torch.Tensor, number: int) -> None:
+        self.validated += 1
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+class Continue(L.Callback):
+    def __init__(self, step: int, *, validating: bool) -> None:
+        self.step, self.validating = step, validating
+
+    def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        compat.leave_signals_alone(trainer)
+        compat.set_position(trainer, self.step, max_steps=6, validating=self.validating)
+
+
+@pytest.mark.parametrize("validating, steps, validated", [(False, [2, 3, 4, 5], 2), (True, [2, 3, 4, 5], 3)])
+def test_a_trainer_continues_at_a_step(tmp_path: Path, validating: bool, steps: list[int], validated: int):
+    """Of 6 steps with a validation after every two; the one after step 2 is repeated if it was interrupted."""
+    module, handler = Manual(), signal.getsignal(signal.SIGTERM)
+    trainer = L.Trainer(
+        accelerator="cpu",
+        max_steps=6,
+        val_check_interval=2,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        default_root_dir=tmp_path,
+        callbacks=[Continue(2, validating=validating)],
+    )
+    trainer.fit(module, torch.utils.data.DataLoader(torch.zeros(6)), torch.utils.data.DataLoader(torch.zeros(1)))
+    assert module.steps == steps and module.validated == validated
+    assert trainer.global_step == 6 and trainer.fit_loop.total_batch_idx == 5
+    assert signal.getsignal(signal.SIGTERM) is handler
+
+
+def test_lightning_installs_signal_handlers_where_they_are_suppressed():
+    assert callable(_SignalConnector.register_signal_handlers)
+    assert isinstance(L.Trainer(logger=False)._signal_connector, _SignalConnector)
+
+
+def test_a_logger_begins_a_new_event_file(tmp_path: Path):
+    logger = EventFiles(tmp_path)
+    before = logger.experiment
+    compat.forget_event_file(logger)
+    assert logger.experiment is not before
+
+
+def test_processes_are_divided_before_others_are_started(monkeypatch: pytest.MonkeyPatch):
+    launched = []
+    monkeypatch.setattr(ModelParallelStrategy, "_configure_launcher", lambda self: launched.append(self))
+    strategy = ModelParallelStrategy(tensor_parallel_size=2)
+    compat.divide_before_launch(strategy, lambda world: launched.append(world) or world // 2)
+    L.Trainer(strategy=strategy, accelerator="cpu", devices=4, logger=False)
+    assert launched == [4, strategy] and strategy._data_parallel_size == 2
+
+
+def test_the_settings_of_compilation_exist():
+    import torch.fx.experimental._config as sizes
+
+    with torch._dynamo.config.patch(nested_graph_breaks=False), sizes.patch(use_duck_shape=True):
+        compat.compile_around_graph_breaks()
+        assert torch._dynamo.config.nested_graph_breaks is True and sizes.use_duck_shape is False
+
+
+def test_a_compiled_module_is_told_from_another():
+    module = nn.Linear(1, 1)
+    assert not compat.is_compiled(module)
+    module.compile(backend="eager")
+    assert compat.is_compiled(module)
+
+
+def test_the_part_of_a_tensor_is_located(tmp_path: Path):
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
+    try:
+        tensor = distribute_tensor(torch.zeros(3, 2), init_device_mesh("cpu", (1,)), [Shard(0)])
+        shape, offset = compat.local_shape_and_offset(tensor)
+        assert tuple(shape) == (3, 2) and tuple(offset) == (0, 0)
+    finally:
+        distributed.destroy_process_group()
+
+
+def test_a_dispatch_mode_sees_operations():
+    class Seen(compat.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            seen.append(function)
+            return function(*args, **(kwargs or {}))
+
+    seen: list = []
+    with Seen():
+        torch.zeros(1).normal_()
+    assert torch.ops.aten.normal_.default in seen
+
+
+def test_weights_are_initialised_again():
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    llm = Qwen2ForCausalLM(Qwen2Config(vocab_size=5, num_key_value_heads=1, **sizes))
+    weight = llm.model.layers[0].mlp.up_proj.weight
+    before = weight.detach().clone()
+    llm.init_weights()
+    assert torch.equal(weight, before)  # marked: skipped
+    compat.forget_initialisation(llm)
+    llm.init_weights()
+    assert not torch.equal(weight, before)
