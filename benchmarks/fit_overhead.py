@@ -21,6 +21,7 @@ from auris import config
 from auris.data.batches import Steps
 from auris.training import run as train
 from auris.training.module import AudioLMModule
+from auris.training.preemption import Preemption
 from benchmarks import Mistake, Report
 from benchmarks.loader import write_rows
 from benchmarks.models import PRESETS, TRAINED, Preset, seconds
@@ -57,7 +58,7 @@ def report(
         made = _recipe(preset, folder, trained=trained, rows=rows, steps=steps, seed=seed)
         racer = Racer(made, stretch)
         module, data = train.build(made)
-        trainer = train.build_trainer(made, Path(made["run_dir"]))
+        trainer = train.build_trainer(made, Path(made["run_dir"]), Preemption())
         trainer.callbacks.append(racer)
         train.quiet()
         with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(Done):  # the bar is drawn, and not seen

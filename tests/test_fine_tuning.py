@@ -16,6 +16,7 @@ from auris.metrics.measures import measure
 from auris.model.adapters import LORA, NEW_TOKENS
 from auris.text.chat import Qwen2AudioChat, QwenAudioChat
 from auris.training import run as train
+from auris.training.preemption import Preemption
 from recipes import SMALLEST_MODEL
 from runs import ROOT, KillAt, Killed, load_state
 
@@ -128,7 +129,7 @@ def test_a_run_with_adapters_resumes_and_is_read_merged(smallest, tmp_path: Path
     train.train(whole)
     train.claim(Path(halves["run_dir"]), halves)
     module, data = train.build(halves)
-    trainer = train.build_trainer(halves, Path(halves["run_dir"]))
+    trainer = train.build_trainer(halves, Path(halves["run_dir"]), Preemption())
     trainer.callbacks.append(KillAt(3))
     with pytest.raises(Killed):
         trainer.fit(module, data)

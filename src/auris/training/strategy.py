@@ -25,6 +25,12 @@ from auris.training.sharding import Meshes
 PRECISIONS = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16}
 
 
+def strategy_setting(trainer: Config, name: str) -> int:
+    """Return a setting of a config's `trainer.strategy`, 1 for a strategy that does not have it."""
+    strategy = trainer["strategy"]
+    return strategy.get(name, 1) if isinstance(strategy, Mapping) else 1
+
+
 @dataclass(frozen=True, kw_only=True)
 class Processes:
     """The processes of a run, and how they are divided.
@@ -60,8 +66,7 @@ class Processes:
             devices = len(devices)
         elif devices in ("auto", -1, "-1"):
             devices = max(1, torch.cuda.device_count()) if trainer["accelerator"] != "cpu" else 1
-        strategy = trainer["strategy"] if isinstance(trainer["strategy"], Mapping) else {}
-        groups = {name: strategy.get(name, 1) for name in ("tensor_parallel", "replicas")}
+        groups = {name: strategy_setting(trainer, name) for name in ("tensor_parallel", "replicas")}
         return cls(world=int(devices) * nodes, nodes=nodes, **groups)
 
     @property
