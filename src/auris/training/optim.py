@@ -1,5 +1,7 @@
-"""AdamW's parameter groups with layer-wise decay, its moments in few bytes, and the warm-up + cosine schedule of
-Qwen-Audio Table 6."""
+"""AdamW's parameter groups with layer-wise decay, moments in bfloat16, and the warm-up and cosine schedule.
+
+Settings are those of Qwen-Audio Table 6.
+"""
 
 from __future__ import annotations
 
@@ -12,17 +14,21 @@ from torch import nn
 from torch.optim import AdamW
 from torch.optim.adamw import adamw as update
 
+from auris.config import Config
 from auris.errors import UserError
 
-# What AdamW's two moments are kept in. 8 bits need a library (torchao, bitsandbytes), and none is one of ours.
+# Precisions of AdamW's two moments. 8 bits would need another library (torchao, bitsandbytes).
 STATES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def find(net: nn.Module, trainable: Iterable[str]) -> list[nn.Module | nn.Parameter]:
-    """The parts of a net that `trainable` names.
+    """Return the parts of a net that `trainable` names.
 
-    A part is a submodule or a parameter by name, as `encoder` or `llm.model.embed_tokens`, or `PART.lora`, the LoRA
-    matrices in one. A part may have no parameters (mean pooling); a name that matches nothing is a ValueError.
+    A part is a submodule or a parameter by name, such as `encoder` or `llm.model.embed_tokens`, or `PART.lora` for the
+    LoRA matrices of a part. A part may have no parameters (mean pooling).
+
+    Raises:
+        UserError: a name matches nothing.
     """
     modules = dict(net.named_modules())
     parameters = dict(net.named_parameters())
@@ -43,7 +49,7 @@ def find(net: nn.Module, trainable: Iterable[str]) -> list[nn.Module | nn.Parame
 
 
 def freeze(net: nn.Module, trainable: Iterable[str]) -> None:
-    """Train these parts of the net (as `find` takes them) and no others; frozen parts go to eval mode."""
+    """Freeze all but these parts of the net (see `find`); frozen parts are in eval mode."""
     net.requires_grad_(False)
     net.eval()
     for part in find(net, trainable):
@@ -61,13 +67,21 @@ def parameter_groups(
     layer_decay: float,
     lr_factors: Mapping[str, float] | None = None,
 ) -> list[dict]:
-    """Groups by learning rate and by whether weights decay.
+    """Return parameter groups by learning rate and by whether weights decay.
 
-    The encoder's block l of L learns at lr * layer_decay^(L - l), its convolutions as block 0; everything after the
-    blocks at lr (as in Qwen-VL; Qwen-Audio gives only the number 0.95). Vectors (biases, norms) do not decay.
-    `lr_factors` multiplies the learning rate of a part (a child of the net).
+    Block l of the encoder's L blocks learns at lr * layer_decay^(L - l), its convolutions like block 0, and everything
+    after the blocks at lr (as in Qwen-VL; Qwen-Audio gives only the number 0.95). Vectors (biases, norms) do not decay.
 
-    Raises ValueError if nothing is trainable, or if a factor names no part.
+    Args:
+        net: with its parts frozen or not.
+        objective: may have parameters of its own.
+        lr: peak learning rate.
+        weight_decay: of matrices.
+        layer_decay: factor from one encoder block to the block below.
+        lr_factors: factors of the learning rate by part (a child of the net).
+
+    Raises:
+        UserError: nothing is trainable, or a factor names no part.
     """
     depth = len(net.encoder.blocks)
     factors = dict(lr_factors or {})
@@ -91,7 +105,7 @@ def parameter_groups(
 
 
 def _below(name: str, depth: int) -> int:
-    """How many encoder blocks stand between this parameter and the encoder's output."""
+    """Count the encoder blocks between a parameter and the encoder's output."""
     if not name.startswith("net.encoder.") or name.startswith("net.encoder.norm."):
         return 0
     if name.startswith("net.encoder.blocks."):
@@ -100,9 +114,10 @@ def _below(name: str, depth: int) -> int:
 
 
 def adamw(groups: Iterable[dict], *, betas: Sequence[float], eps: float, states: str = "fp32") -> AdamW:
-    """AdamW whose moments are kept in a key of `STATES`.
+    """Return AdamW with its moments in one of the precisions `STATES`.
 
-    Raises ValueError for another, and where a second moment in bfloat16 could never fall.
+    Raises:
+        UserError: another precision, or a second moment in bfloat16 that could never fall.
     """
     if states not in STATES:
         raise UserError(f"optim.states={states}: expected {' or '.join(STATES)}")
@@ -116,16 +131,16 @@ def adamw(groups: Iterable[dict], *, betas: Sequence[float], eps: float, states:
     return Rounded(groups, betas=tuple(betas), eps=eps, dtype=STATES[states])
 
 
-def moment_bytes(settings: Mapping[str, Any]) -> int:
-    """Bytes of a moment by a recipe's `optim`."""
+def moment_bytes(settings: Config) -> int:
+    """Return the bytes of a moment for a config's `optim`."""
     return STATES[settings["states"]].itemsize
 
 
 class Rounded(AdamW):
-    """AdamW that computes in the parameters' precision and keeps its moments in another, rounded to the nearest: half
-    the memory, and the same checkpoints, strategies and schedules.
+    """AdamW that computes in the parameters' precision and stores its moments in another, rounded to the nearest.
 
-    One parameter at a time: beside the moments there are no more than that one's in full.
+    It needs half the memory, and works with the same checkpoints, strategies and schedules. Parameters are updated one
+    at a time, so that only the moments of one are in memory in full precision.
     """
 
     def __init__(self, groups: Iterable[dict], *, dtype: torch.dtype, **settings: Any) -> None:
@@ -165,7 +180,7 @@ class Rounded(AdamW):
 def cosine(
     optimizer: torch.optim.Optimizer, *, warmup_steps: int, max_steps: int, floor: float
 ) -> torch.optim.lr_scheduler.LambdaLR:
-    """Linear warm-up over `warmup_steps`, then a cosine from the peak to `floor` times the peak at `max_steps`."""
+    """Return a schedule: linear warm-up over `warmup_steps`, then a cosine to `floor` times the peak at `max_steps`."""
     if warmup_steps >= max_steps:
         raise UserError(f"optim.warmup_steps={warmup_steps} must be below max_steps={max_steps}")
 

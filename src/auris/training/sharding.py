@@ -1,8 +1,8 @@
-"""From a net on the meta device to weights in memory, whole or in parts: applied from outside the model.
+"""Sharding and initialisation of a net that was built on the meta device.
 
-One path for every strategy: adapters and frozen parts are settled on the meta device, `shard` divides what has no
-memory yet, `materialise` gives each process memory for its part and the initial weights, the same ones however the net
-is divided. Gradients are sums over all rows of a step; nothing here averages.
+The path is the same for every strategy: adapters are attached and parts frozen on the meta device, `shard` divides the
+net, and `materialise` gives each process memory for its part and the initial weights, which do not depend on how the
+net is divided. Gradients are sums over all rows of a step; nothing here averages.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from auris.errors import UserError
 from auris.model import adapters, dtensor, llm
 from auris.model.audio_lm import AudioLM
 
-# Methods of a net that compute with its parameters and are called from outside.
+# Methods of a net that compute with its parameters and are called from outside, in addition to `forward`.
 _ENTRIES = ("hear", "hidden", "generate")
 
-# transformers' names for the two ways in which a linear layer is divided (its configs' `base_model_tp_plan`).
+# transformers' names for the two ways of dividing a linear layer (`base_model_tp_plan` of its configs).
 _STYLES = {"colwise": ColwiseParallel, "rowwise": RowwiseParallel}
 
 _DRAWS = {torch.ops.aten.normal_.default, torch.ops.aten.uniform_.default}
@@ -36,11 +36,11 @@ _DRAWS = {torch.ops.aten.normal_.default, torch.ops.aten.uniform_.default}
 class Meshes:
     """Which processes share what.
 
-    Args:
-        whole: all processes, in one row, or in two dimensions: replicas of the model, and the processes that share one.
+    Attributes:
+        whole: all processes, in one dimension, or in two: replicas of the model, and the processes that share one.
         layers: those that share a layer of the LLM: `whole`, or with tensor parallelism those with the same part of it.
-        tensor: those that compute a layer of the LLM together; None: each process computes whole layers.
-        dtype: what is computed in; trained weights, their gradients and the optimizer stay in float32.
+        tensor: those that compute a layer of the LLM together; None if each process computes whole layers.
+        dtype: of computation; trained weights, their gradients and the optimizer stay in float32.
     """
 
     whole: DeviceMesh
@@ -52,18 +52,19 @@ class Meshes:
 def shard(net: AudioLM, meshes: Meshes) -> None:
     """Divide a net on the meta device over processes (FSDP2), with its adapters attached and its parts frozen.
 
-    Units, gathered one at a time: each block of the encoder, each layer of the LLM, its embedding. All the rest, the
-    head included, is one unit that stays gathered from a step's forward to its backward: the number of chunks in which
-    a process scores its labels is its own affair then.
+    Each block of the encoder, each layer of the LLM and its embedding is a unit; units are gathered one at a time. The
+    rest, including the head, is one unit that stays gathered from a step's forward to its backward, so that each
+    process may score its labels in its own number of chunks.
 
-    With tensor parallelism the layers of the LLM are divided by heads and channels first. What it leaves whole is
-    computed by all processes of a group alike, on the same rows, and each keeps a part of its own nevertheless: so no
-    two copies of a weight can drift apart.
+    With tensor parallelism the layers of the LLM are divided by heads and channels first. What this leaves whole is
+    computed by all processes of a group in the same way, on the same rows; it is divided over them nevertheless, so
+    that no two copies of a weight can drift apart.
 
-    Raises ValueError if the LLM, or an adapter beside it, cannot be computed by so many processes together.
+    Raises:
+        UserError: the LLM, or its adapters, cannot be computed by that many processes together.
     """
     for parameter in net.parameters():
-        if not parameter.requires_grad:  # a master weight is of use only where something is learned
+        if not parameter.requires_grad:  # only trained parameters need a master weight
             parameter.data = parameter.data.to(meshes.dtype)
     copies = 1
     if meshes.tensor is not None:
@@ -82,7 +83,7 @@ def shard(net: AudioLM, meshes: Meshes) -> None:
 
 
 def shard_objective(objective: nn.Module, meshes: Meshes) -> None:
-    """Divide an objective's own parameters, where it has any. Unlike the net it has its values already: it is small."""
+    """Divide the parameters of an objective, if it has some. It is small, and has its values already."""
     if next(objective.parameters(), None) is not None:
         copies = 1 if meshes.tensor is None else meshes.tensor.size()
         _unit(objective, meshes.whole, meshes.dtype, copies)
@@ -90,7 +91,7 @@ def shard_objective(objective: nn.Module, meshes: Meshes) -> None:
 
 
 def reshard(*modules: nn.Module) -> None:
-    """Have sharded modules hold their own parts again: after a forward without backward they may still be gathered."""
+    """Free what sharded modules have gathered: after a forward without backward they may still be gathered."""
     for module in modules:
         if isinstance(module, FSDPModule):
             module.reshard()
@@ -99,20 +100,29 @@ def reshard(*modules: nn.Module) -> None:
 def _unit(
     module: nn.Module, mesh: DeviceMesh, dtype: torch.dtype, copies: int = 1, reshard_after_forward: bool | None = None
 ) -> None:
-    """Make one FSDP unit of what is in a module and in no unit yet. `copies` processes compute each gradient alike."""
+    """Make one FSDP unit of the parameters of a module that are in no unit yet.
+
+    `copies`: number of processes that compute the same gradient.
+    """
     # Inputs are not cast: reference log-probabilities come with the pack, and the model casts features itself.
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard_after_forward)
-    # Sums, not means: a step divides once, by all that it has counted. The factor alone would make FSDP scale inside
-    # the collective, which gloo cannot.
+    # Sums, not means: a step divides once, by its count. The factor alone would make FSDP scale inside the collective,
+    # which gloo cannot do.
     module.set_force_sum_reduction_for_comms(True)
     module.set_gradient_divide_factor(float(copies))
 
 
 def check_split(net: AudioLM, size: int, *, adapted: bool) -> None:
-    """That `size` processes can compute each layer of the LLM together; `adapted`: it has, or will have, adapters.
+    """Check that `size` processes can compute each layer of the LLM together.
 
-    Raises ValueError if not.
+    Args:
+        net: the net.
+        size: number of processes.
+        adapted: whether the net has, or will have, adapters.
+
+    Raises:
+        UserError: they cannot.
     """
     config, asked = net.llm.config.get_text_config(), f"trainer.strategy.tensor_parallel={size}"
     if adapted:
@@ -133,20 +143,21 @@ def check_split(net: AudioLM, size: int, *, adapted: bool) -> None:
 
 
 def _split_layers(net: AudioLM, mesh: DeviceMesh) -> None:
-    """Divide the LLM's layers by attention heads and by channels of the MLP, as its transformers config plans it."""
+    """Divide the LLM's layers by attention heads and channels of the MLP, following its transformers config."""
     check_split(net, mesh.size(), adapted=any(adapters.base_name(name) != name for name, _ in net.named_parameters()))
     plan = net.llm.config.get_text_config().base_model_tp_plan
     parallelize_module(net.llm.get_decoder(), mesh, {name: _STYLES[style]() for name, style in plan.items()})
 
 
 def materialise(net: nn.Module, device: torch.device | str, *, draw: bool = True) -> None:
-    """Give a net built on the meta device its memory and its initial weights (drawn from torch's global generator).
+    """Give a net on the meta device its memory and its initial weights, drawn from torch's global generator.
 
-    `to_empty` leaves garbage in buffers as well as in parameters, so every module that owns either refills it.
+    `to_empty` leaves garbage in buffers as well as in parameters, so that every module that owns either has to fill it.
 
     Args:
-        net: whole, or sharded: each process gets its part of the same weights.
-        draw: False leaves out the random numbers, minutes for 8.4 billion of them, where all weights are loaded next.
+        net: whole or sharded; each process gets its part of the same weights.
+        device: of the memory.
+        draw: False omits the random numbers (minutes for 8.4 billion weights) if all weights are loaded next.
     """
     net.to_empty(device=device)
     with torch.no_grad(), Draws(skip=not draw):
@@ -154,13 +165,13 @@ def materialise(net: nn.Module, device: torch.device | str, *, draw: bool = True
 
 
 class Draws(compat.TorchDispatchMode):
-    """Fills a sharded tensor with its part of the random numbers that the whole one would get.
+    """Fills a sharded tensor with its part of the random numbers that the whole tensor would get.
 
-    The whole tensor is drawn on every process, one at a time. DTensor's own random numbers are independent on a CPU and
-    follow from the sharding on a GPU.
+    Every process draws the whole tensor, one tensor at a time. DTensor's own random numbers are independent on a CPU
+    and depend on the sharding on a GPU.
 
     Args:
-        skip: leave tensors as they are where they would be filled with random numbers.
+        skip: leave tensors as they are instead of filling them with random numbers.
     """
 
     def __init__(self, *, skip: bool = False) -> None:
@@ -184,12 +195,12 @@ def _reset(module: nn.Module) -> None:
     for child in module.children():
         _reset(child)
     if hasattr(module, "reset_parameters"):
-        module.reset_parameters()  # after its children: a module may refine what they start from
+        module.reset_parameters()  # after its children, whose initial weights it may change
 
 
 @torch.no_grad()
 def copy(source: AudioLM, target: AudioLM) -> None:
-    """Give a net the tensors of one of the same architecture that is divided in the same way; adapters are left out."""
+    """Copy the tensors of a net, without adapters, to an equal net that is divided in the same way."""
     tensors = target.state_dict()
     for name, tensor in source.state_dict().items():
         plain = adapters.base_name(name)
@@ -199,13 +210,13 @@ def copy(source: AudioLM, target: AudioLM) -> None:
 
 @torch.no_grad()
 def clip(parameters: Iterable[nn.Parameter], max_norm: float, *, scale: Tensor | float) -> Tensor:
-    """Multiply gradients by `scale`, then bound their norm: that of the whole model, wherever its parts are.
+    """Multiply gradients by `scale`, then clip the norm of the whole model's gradient.
 
-    Parameters may lie on several meshes, as they do with tensor parallelism, where torch's own clipping raises. One
-    number is summed over the processes.
+    Parameters may be on several meshes, as with tensor parallelism, where torch's own clipping raises. One number is
+    summed over the processes.
 
     Returns:
-        the norm after scaling and before clipping, the same on all processes.
+        The norm after scaling and before clipping, the same on all processes.
     """
     world = 1
     groups: dict[int, list[Tensor]] = {}
@@ -216,7 +227,7 @@ def clip(parameters: Iterable[nn.Parameter], max_norm: float, *, scale: Tensor |
             groups.setdefault(dtensor.parts(parameter.grad), []).append(
                 dtensor.local_part(parameter.grad)[0].mul_(scale)
             )
-    # Where n parts are on `world` processes, each of them is counted world / n times.
+    # Each of n parts that are spread over `world` processes is counted world / n times.
     square = sum(nn.utils.get_total_norm(group).square() * (n / world) for n, group in groups.items())
     if world > 1:
         torch.distributed.all_reduce(square)
