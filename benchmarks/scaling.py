@@ -1,7 +1,8 @@
-"""`python -m benchmarks.scaling experiment=qwen2_audio_sft scale=full`: a recipe on 8 to 512 GPUs, planned on paper.
+"""`python -m benchmarks.scaling experiment=qwen2_audio_sft scale=full`: estimates a run on 8 to 512 GPUs.
 
-Memory of a GPU by sizes (`doctor`), a step's time as arithmetic and as bytes sent. What nobody has measured here is a
-constant of `Machine`, said under the table, and may be given (`+machine.between=25e9`). No data, weights or GPU needed.
+Memory of a GPU and arithmetic of a step come from the cost model (`auris.training.cost`), communication from the bytes
+sent. What was not measured here is a constant of `Machine`: it is printed under the table and can be set
+(`+machine.between=25e9`). No data, weights or GPU are needed.
 """
 
 from __future__ import annotations
@@ -22,14 +23,18 @@ from auris.training import cost, optim
 from auris.training.cost import GIB, Load, Stage
 
 GPUS = (8, 16, 32, 64, 128, 256, 512)
-BF16, FP32 = 2, 4  # bytes: what is gathered and computed with, what gradients are summed in
+BF16, FP32 = 2, 4  # bytes of a number: gathered weights and activations, gradients
 
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """Nobody has measured these here: 8 GPUs of a node on NVLink, nodes on 400 Gb/s for each GPU, H100s at 40 % of 989.
+    """Assumptions: H100s at 40 % of their peak, 8 on NVLink in a node, 400 Gb/s per GPU between nodes.
 
-    `within` and `between` nodes: bytes per second that a GPU sends while it receives as many.
+    Attributes:
+        gpus: of a node.
+        flops: FLOP/s of a GPU in training.
+        within: bytes per second that a GPU sends to another of its node, while it receives the same.
+        between: the same between nodes.
     """
 
     gpus: int = 8
@@ -40,7 +45,7 @@ class Machine:
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """How many GPUs share what, as `strategies.Sharded` divides a model."""
+    """How many GPUs share what, as `training.strategy.Sharded` divides a model."""
 
     name: str
     gpus: int
@@ -49,17 +54,17 @@ class Layout:
 
     @property
     def shards(self) -> int:
-        """GPUs that share one copy of weights, gradients and moments."""
+        """Number of GPUs that share one copy of weights, gradients and moments."""
         return self.gpus // self.replicas
 
     @property
     def ranks(self) -> int:
-        """Packs of a step: GPUs that compute layers together have one."""
+        """Number of packs of a step: GPUs that compute layers together have one pack."""
         return self.gpus // self.tensor_parallel
 
 
 def layouts(gpus: int, machine: Machine) -> Iterator[Layout]:
-    """The three published ways; a replica is a node."""
+    """Yield the three published layouts; a replica is a node."""
     yield Layout(name="fsdp", gpus=gpus)
     if gpus > machine.gpus:
         yield Layout(name="hsdp", gpus=gpus, replicas=gpus // machine.gpus)
@@ -85,21 +90,21 @@ class Step:
 
     @property
     def seconds(self) -> float:
-        """Where communication goes on behind arithmetic, as FSDP2 prefetches."""
+        """Seconds of a step whose communication overlaps with its arithmetic, as FSDP2 prefetches."""
         return max(self.compute, self.communication)
 
 
 def plan(net: nn.Module, stage: Stage, load: Load, layout: Layout, machine: Machine, *, moment: int = FP32) -> Step:
-    """A step of a stage.
+    """Estimate a step of a stage.
 
-    Of GPUs that compute layers together each has all inputs of the LLM's layers, about half of what they keep, and its
-    part of the rest; the encoder is computed by all of them.
+    GPUs that compute layers together each hold all inputs of the LLM's layers, which are about half of the activations,
+    and a part of the rest; each of them computes the whole encoder.
     """
     need = cost.memory(net, stage, load, moment=moment)
     shards, tp = layout.shards, layout.tensor_parallel
-    alone = Load(tokens=0, frames=load.frames, scored=0)
-    encoder, whole = cost.training_flops(net, stage, alone), cost.training_flops(net, stage, load)
-    in_encoder = cost.memory(net, stage, alone).activations
+    frames = Load(frames=load.frames)
+    encoder, whole = cost.training_flops(net, stage, frames), cost.training_flops(net, stage, load)
+    in_encoder = cost.memory(net, stage, frames).activations
     in_llm = need.activations - in_encoder
     return Step(
         weights=need.weights / shards,
@@ -114,20 +119,20 @@ def plan(net: nn.Module, stage: Stage, load: Load, layout: Layout, machine: Mach
 
 
 def _communication(net: nn.Module, stage: Stage, load: Load, layout: Layout, machine: Machine) -> float:
-    """Seconds of a step's collectives, one after the other: each unit gathered for forward and again for backward (a
-    frozen encoder for forward alone),
-    gradients reduced to shards, shards of replicas summed, and activations of layers that are computed together."""
+    """Estimate the seconds of a step's collectives, one after the other.
+
+    Each unit is gathered for forward and again for backward (a frozen encoder only for forward), gradients are reduced
+    to shards, shards are summed over replicas, and so are activations over GPUs that compute a layer together.
+    """
     config = net.llm.config.get_text_config()
     learning, tp = cost.trained_parameters(net, stage), layout.tensor_parallel
-    gathers = (
-        cost.count_parameters(net.encoder) * (1 + stage.trains("encoder"))
-        + 2 * (cost.count_parameters(net) - cost.count_parameters(net.encoder)) / tp
-    )
+    encoder = cost.count_parameters(net.encoder)
+    gathers = encoder * (1 + stage.trains("encoder")) + 2 * (cost.count_parameters(net) - encoder) / tp
     is_near = layout.shards <= machine.gpus
     shared = layout.shards // tp
     moved = (BF16 * gathers + FP32 * learning / tp) * (shared - 1) / shared
     seconds = moved / (machine.within if is_near else machine.between)
-    if layout.replicas > 1:  # a ring: all of it, there and back
+    if layout.replicas > 1:  # a ring: reduce-scatter, then all-gather
         summed = 2 * FP32 * learning / layout.shards * (layout.replicas - 1) / layout.replicas
         seconds += summed / machine.between
     if tp > 1:  # two sums of the hidden states of each layer, in forward and in backward
@@ -137,7 +142,7 @@ def _communication(net: nn.Module, stage: Stage, load: Load, layout: Layout, mac
 
 
 def table(net: nn.Module, stage: Stage, load: Load, *, machine: Machine, moment: int = FP32) -> Table:
-    """Memory and time by layout, on 8 to 512 GPUs."""
+    """Return memory and time by layout, on 8 to 512 GPUs."""
     title = (
         f"{stage.name}: each rank a pack of {load.tokens:,} tokens, {load.frames / ENCODER_RATE:,.0f} s of audio a step"
     )
@@ -162,7 +167,7 @@ def table(net: nn.Module, stage: Stage, load: Load, *, machine: Machine, moment:
 
 
 def stage_of(made: dict) -> Stage:
-    """The stage that a recipe trains."""
+    """Return the stage that a config trains."""
     dpo = made["stage"] == "dpo"
     live = dpo and made["objective"].get("reference") == "live"
     runs_llm = made["data"]["view"] != "transcript"
