@@ -22,6 +22,7 @@ from auris.model.pack import IGNORE, Pack
 from auris.model.weights import identify
 from auris.training import optim
 from auris.training.objectives.logps import CHUNK
+from auris.training.objectives.objective import Objective
 
 GIB = 2**30
 # FLOP/s that the training of 8 B models reaches on an H100 in bf16: 39 % (torchtitan) and 43 % (NeMo AutoModel) of
@@ -103,7 +104,7 @@ class Stage:
     runs_llm: bool = True
 
     @classmethod
-    def of(cls, objective: nn.Module, trainable: Iterable[str]) -> Stage:
+    def of(cls, objective: Objective, trainable: Iterable[str]) -> Stage:
         """Return the stage that trains these parts on an objective."""
         return cls(
             name="this run",

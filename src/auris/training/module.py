@@ -28,12 +28,13 @@ from auris.text.tokenizer import Tokenizer
 from auris.training import cost, optim, references, sharding
 from auris.training.faults import RowResult, watch
 from auris.training.objectives.dpo import DPO
+from auris.training.objectives.objective import Objective
 from auris.training.strategy import Sharded
 from auris.training.task_score import TaskScore
 
 # Sums of a step that are not metrics of the objective.
 _COUNTS = {
-    *("loss", "count", "tasks", "tokens", "frames", "scored", "token_pairs", "frame_pairs", "idle", "audio_seconds"),
+    *("loss", "count", "tasks", *cost.LOAD, "idle", "audio_seconds"),
     *("rows_met", "rows_unusable", "lost_workers", "waited", "peak_bytes"),
 }
 
@@ -64,7 +65,7 @@ class AudioLMModule(L.LightningModule):
         self,
         *,
         net: nn.Module,
-        objective: nn.Module,
+        objective: Objective,
         tokenizer: Tokenizer,
         optim: Config,
         max_steps: int,
@@ -111,21 +112,20 @@ class AudioLMModule(L.LightningModule):
             compile_blocks([*self.net.encoder.blocks, *llm.layers(self.net.llm)], self.compile_with)
 
     def _provide_reference(self, twin: nn.Module | None) -> None:
-        if not isinstance(self.objective, DPO):
-            return
+        """Give preference training its reference, a live one where there is a twin of the net."""
         trainer, meshes = self.trainer, self.meshes
         if twin is not None:
             device = trainer.strategy.root_device
             references.start_live(self.objective, self.net, twin, device=device, meshes=meshes)
-            return
-        references.attach_cached(
-            self.objective,
-            self.net,
-            trainer.datamodule,
-            trainer=trainer,
-            recipe=self.hparams["recipe"],
-            tensor_parallel=meshes.tensor.size() if meshes and meshes.tensor else 1,
-        )
+        elif isinstance(self.objective, DPO):
+            references.attach_cached(
+                self.objective,
+                self.net,
+                trainer.datamodule,
+                trainer=trainer,
+                recipe=self.hparams["recipe"],
+                tensor_parallel=meshes.tensor.size() if meshes and meshes.tensor else 1,
+            )
 
     def cpu(self) -> AudioLMModule:
         """Do nothing before the net has memory: Lightning calls this after any error, which another would hide."""
