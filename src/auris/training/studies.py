@@ -129,7 +129,7 @@ def plan(study: Config, extra: Sequence[str] = (), arm: str | None = None, seed:
         seed: only this seed; None: all seeds.
 
     Raises:
-        UserError: an unknown arm or stage, a circle, or two arms that would train the same thing.
+        UsageError: an unknown arm or stage, a circle, or two arms that would train the same thing.
     """
     entries = {**(study.get("stages") or {}), **study["arms"]}
     if arm is not None and arm not in entries:
