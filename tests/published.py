@@ -22,7 +22,7 @@ from transformers import (
 
 from auris import config as recipe
 from auris.model import adapters
-from auris.model.weights import checkpoint_dir
+from auris.model.weights import checkpoint_io
 from auris.text.tokenizer import Tokenizer
 from auris.training import sharding
 from manifests import tokenizer
@@ -227,7 +227,7 @@ def run(path: Path, *overrides: str, vocabulary: Tokenizer | None = None) -> dic
     head = recipe.build_objective(made, net, vocabulary)
     sharding.materialise(head, "cpu")
     module = nn.ModuleDict({"net": net, "objective": head})
-    checkpoint_dir.write(path / "checkpoints", 1, module=module, state={"recipe": made})
+    checkpoint_io.save(path / "checkpoints", 1, module=module, state={"recipe": made})
     recipe.save(made, path / "recipe.yaml")
     return made
 

@@ -15,7 +15,7 @@ import torch
 from torch import distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
 
-from auris.model.weights import checkpoint_dir
+from auris.model.weights import checkpoint_dir, checkpoint_io
 
 
 class Net(nn.Module):
@@ -76,13 +76,13 @@ def main(rank: int, world: int, folder: Path, layouts: list[str]) -> None:
         lay_out(net, layout)
         optimizer = torch.optim.AdamW(net.parameters(), lr=0.1)
         last = checkpoint_dir.newest(folder)
-        checkpoint_dir.restore(last, module=net, optimizer=optimizer)
+        checkpoint_io.restore(last, module=net, optimizer=optimizer)
         learn(net, optimizer)
-        save = partial(checkpoint_dir.write, folder, module=net, optimizer=optimizer, state={"layout": layout})
-        with patch.object(checkpoint_dir, "_write_own", fail if rank == world - 1 else checkpoint_dir._write_own):
+        save = partial(checkpoint_io.save, folder, module=net, optimizer=optimizer, state={"layout": layout})
+        with patch.object(checkpoint_io, "_write_own", fail if rank == world - 1 else checkpoint_io._write_own):
             try:
                 save(last.step + 1)
-            except checkpoint_dir.SaveError as error:
+            except checkpoint_io.SaveError as error:
                 assert str(error) == "MemoryError: no room", error
             else:
                 raise AssertionError("saved what one process did not write")

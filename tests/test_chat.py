@@ -16,8 +16,8 @@ import auris
 import published
 from auris import cli
 from auris.data.manifests import read_manifests
+from auris.inference.audio_model import AudioModel
 from auris.inference.chat import Conversation, Stream, answer_file, talk
-from auris.inference.load import AudioModel
 from auris.text.chat import text_of
 from manifests import tokenizer, write_manifest, write_wave
 

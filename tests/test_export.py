@@ -16,8 +16,9 @@ import published
 import vocabularies
 from auris import audio, cli
 from auris import config as recipe
-from auris.inference.export import choose, export, write_ranks
-from auris.inference.load import AudioModel
+from auris.inference.audio_model import AudioModel
+from auris.inference.export import choose, export
+from auris.inference.export_formats import write_ranks
 from auris.text.tokenizer import Tokenizer
 from manifests import tokenizer, write_manifest, write_wave
 

@@ -16,9 +16,10 @@ import published
 from auris.data.collate import collate
 from auris.data.rows import Row
 from auris.inference import inspection
+from auris.inference.audio_model import AudioModel
 from auris.inference.inspection.pooling_probe import recovered
 from auris.inference.inspection.trace import _pieces
-from auris.inference.load import AudioModel, load
+from auris.inference.load import load
 from auris.model import pooling
 from manifests import samples_of, speech_rows, tokenizer, write_manifest
 
@@ -92,37 +93,37 @@ def test_attention_is_what_the_model_s_own_layers_compute(model: AudioModel, sub
     assert torch.equal(model.net.hidden(batch), before)
 
 
-def test_a_row_is_heard_and_answered(model: AudioModel, subject: inspection.Subject):
-    heard = inspection.hear(model, subject.rows[0])
+def test_a_row_is_traced_and_answered(model: AudioModel, subject: inspection.Subject):
+    trace = inspection.trace_row(model, subject.rows[0])
     config = model.net.llm.config
-    frames = round(heard.seconds * 100)
-    assert heard.mel.shape == (model.net.geometry.n_mels, frames) and heard.seconds == 2.5
-    assert heard.frames.shape == (frames // 2, model.net.encoder.width)
-    assert heard.pooled.shape == (frames // 4, model.net.encoder.width) and heard.token_seconds == 0.04
+    frames = round(trace.seconds * 100)
+    assert trace.mel.shape == (model.net.geometry.n_mels, frames) and trace.seconds == 2.5
+    assert trace.frames.shape == (frames // 2, model.net.encoder.width)
+    assert trace.pooled.shape == (frames // 4, model.net.encoder.width) and trace.token_seconds == 0.04
     np.testing.assert_allclose(
-        heard.pooled, heard.frames[: frames // 4 * 2].reshape(-1, 2, heard.frames.shape[1]).mean(1), atol=1e-5
+        trace.pooled, trace.frames[: frames // 4 * 2].reshape(-1, 2, trace.frames.shape[1]).mean(1), atol=1e-5
     )
-    n = len(heard.tokens)
-    assert heard.attention.shape == (config.num_hidden_layers, config.num_attention_heads, n, frames // 4)
-    assert n >= 1 and (heard.attention.sum(-1) > 0).all() and (heard.attention.sum(-1) < 1).all()
-    assert "".join(heard.tokens) == heard.answer
+    n = len(trace.tokens)
+    assert trace.attention.shape == (config.num_hidden_layers, config.num_attention_heads, n, frames // 4)
+    assert n >= 1 and (trace.attention.sum(-1) > 0).all() and (trace.attention.sum(-1) < 1).all()
+    assert "".join(trace.tokens) == trace.answer
     assert model.net.llm.config._attn_implementation == "packed"  # nothing of it stays behind
 
 
 def test_attention_of_a_token_is_that_of_the_position_that_predicts_it(subject: inspection.Subject):
-    """Of the first token: the last position of the prompt, which has not heard the answer."""
+    """Of the first token: the last position of the prompt, which has not seen the answer."""
     model, row = subject.model, subject.rows[0]
     view = samples_of(tokenizer=model.tokenizer, prompt=model.prompt, geometry=model.net.geometry)
     batch = collate([view.build(row, 0, None, prompt_only=True)], geometry=model.net.geometry)
     last = torch.tensor([len(batch["ids"]) - 1])
     expected = inspection.attention(model.net, batch, last)[:, :, 0, batch["audio_index"]]
-    np.testing.assert_allclose(inspection.hear(model, row).attention[:, :, 0], expected.numpy(), atol=1e-6)
+    np.testing.assert_allclose(inspection.trace_row(model, row).attention[:, :, 0], expected.numpy(), atol=1e-6)
 
 
 def test_rows_that_cannot_be_shown_are_named(subject: inspection.Subject):
     row = subject.rows[0]
     with pytest.raises(ValueError, match="2 stretches of audio; expected one clip of at most 30 s"):
-        inspection.hear(subject.model, replace(row, clips=row.clips * 2))
+        inspection.trace_row(subject.model, replace(row, clips=row.clips * 2))
     with pytest.raises(ValueError, match="no such row 'r9' with one clip among 6"):
         inspection.choose(subject, "r9")
     assert inspection.choose(subject).id == "r1"  # the first with times
@@ -196,7 +197,7 @@ def test_words_are_matched_with_the_true_ones(subject: inspection.Subject):
     shifts = inspection.shifts(row, {"true": found["true"], "late": [late[0], {**late[1], "word": "dog"}, late[2]]})
     assert shifts["word"].tolist() == ["the", "sat"]
     assert set(shifts["start shift"]) == {100} and set(shifts["end shift"]) == {-50}
-    page = inspection.players(inspection.hear(subject.model, row), {"true": found["true"]}).data
+    page = inspection.players(inspection.trace_row(subject.model, row), {"true": found["true"]}).data
     assert page.count("<audio") == 3 and page.count("data:audio/wav;base64,") == 3
 
 
@@ -209,7 +210,7 @@ def test_a_model_that_answers_with_times_is_asked_for_them(
         asked.append(row.labels["task"])
         return SimpleNamespace(answer="the (0.00-0.50) cat (0.70-1.10)")
 
-    monkeypatch.setattr("auris.inference.inspection.timing.hear", answer)
+    monkeypatch.setattr("auris.inference.inspection.timing.trace_row", answer)
     row = inspection.choose(subject)
     found = inspection.timings(replace(subject, aligner=None), row)
     assert asked == ["srwt"] and list(found) == ["true", "answer with times"]
@@ -218,19 +219,19 @@ def test_a_model_that_answers_with_times_is_asked_for_them(
 
 def test_figures_show_what_they_are_given(subject: inspection.Subject):
     row = inspection.choose(subject)
-    heard = inspection.hear(subject.model, row)
+    trace = inspection.trace_row(subject.model, row)
     words = row.labels["words"]
-    figure = inspection.plot_attention(heard, words, layer=0, head=1)
+    figure = inspection.plot_attention(trace, words, layer=0, head=1)
     assert "layer 0, head 1" in figure.axes[2].get_title(loc="left")
     drawn = figure.axes[2].images[0].get_array()
-    np.testing.assert_allclose(drawn, 100 * heard.attention[0, 1][:60], rtol=1e-5)
+    np.testing.assert_allclose(drawn, 100 * trace.attention[0, 1][:60], rtol=1e-5)
     np.testing.assert_allclose([bar.get_width() for bar in figure.axes[3].patches], drawn.sum(1), rtol=1e-4)
-    heads = inspection.plot_heads(heard)
-    assert sum(axis.get_visible() for axis in heads.axes) == heard.attention.shape[0] * heard.attention.shape[1]
-    sound = inspection.plot_sound(heard, words)
+    heads = inspection.plot_heads(trace)
+    assert sum(axis.get_visible() for axis in heads.axes) == trace.attention.shape[0] * trace.attention.shape[1]
+    sound = inspection.plot_sound(trace, words)
     frames, tokens = (axis.images[0].get_array() for axis in sound.axes[1:3])
     np.testing.assert_allclose(tokens, frames[:, : tokens.shape[1]], atol=1e-4)  # `stack` keeps every frame
-    times = inspection.plot_times(heard, {"true": words})
+    times = inspection.plot_times(trace, {"true": words})
     assert [text.get_text() for text in times.axes[1].texts] == ["the", "cat", "sat"]
-    [said] = inspection.plot_times(heard, {}).axes[1].texts
+    [said] = inspection.plot_times(trace, {}).axes[1].texts
     assert said.get_text() == "no word times of this row"

@@ -21,7 +21,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import runs
 from auris import config
-from auris.model.weights import checkpoint_dir
+from auris.model.weights import checkpoint_dir, checkpoint_io
 from auris.training import run as train
 from auris.training.preemption import REQUEUE, Preempted, Preemption, run_lock
 from recipes import smallest_run
@@ -360,7 +360,7 @@ def test_a_folder_of_checkpoints_that_is_none_costs_the_run_its_checkpoints_alon
     with pytest.raises(Killed):
         fit(made, KillAt(1))
     (run / "checkpoints").write_text("not a folder")
-    with pytest.raises(checkpoint_dir.SaveError, match="the trained weights could not be saved"):
+    with pytest.raises(checkpoint_io.SaveError, match="the trained weights could not be saved"):
         train.train(made)
     assert not (run / "finished.json").exists()
 
@@ -373,7 +373,7 @@ def test_a_run_whose_last_weights_are_not_on_the_disk_has_not_finished(small, wh
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint_dir, "_write_tensors", full)
-        with pytest.raises(checkpoint_dir.SaveError, match="the trained weights could not be saved"):
+        with pytest.raises(checkpoint_io.SaveError, match="the trained weights could not be saved"):
             train.train(made)
     assert not (Path(made["run_dir"]) / "finished.json").exists()
     train.train(made)

@@ -17,7 +17,7 @@ from transformers import AutoProcessor, Qwen2AudioForConditionalGeneration
 import auris
 import published
 from auris import audio
-from auris.inference.load import AudioModel
+from auris.inference.audio_model import AudioModel
 from auris.text.chat import Qwen2AudioChat, QwenAudioChat
 from auris.text.prompts import NaturalPrompt, TagPrompt
 from auris.text.tokenizer import Tokenizer

@@ -18,8 +18,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from auris.model.weights import checkpoint_dir
-from auris.model.weights.checkpoint_dir import CheckpointDir, Damaged, SaveError
+from auris.model.weights import checkpoint_dir, checkpoint_io
+from auris.model.weights.checkpoint_dir import CheckpointDir, Damaged
+from auris.model.weights.checkpoint_io import SaveError
 from auris.training import optim
 from runs import ROOT, environment
 from sharded import learn, make
@@ -58,7 +59,7 @@ def trained(seed: int = 0, steps: int = 2, states: str = "fp32") -> tuple[Tied, 
 def write(folder: Path, step: int, seed: int = 0, best: int | None = None) -> Path:
     module, optimizer = trained(seed)
     state = STATE | {"best": best and {"step": best, "metric": "val/loss", "value": 0.5}}
-    return checkpoint_dir.write(folder, step, module=module, optimizer=optimizer, state=state)
+    return checkpoint_io.save(folder, step, module=module, optimizer=optimizer, state=state)
 
 
 def same(left: nn.Module, right: nn.Module) -> bool:
@@ -69,9 +70,9 @@ def same(left: nn.Module, right: nn.Module) -> bool:
 @pytest.mark.parametrize("states", ["fp32", "bf16"])
 def test_a_module_and_its_optimizer_come_back_bit_by_bit(tmp_path: Path, states: str):
     module, optimizer = trained(seed=1, states=states)
-    path = checkpoint_dir.write(tmp_path, 2, module=module, optimizer=optimizer, state=STATE)
+    path = checkpoint_io.save(tmp_path, 2, module=module, optimizer=optimizer, state=STATE)
     other, its_optimizer = trained(seed=2, steps=0, states=states)
-    checkpoint_dir.restore(CheckpointDir(path), module=other, optimizer=its_optimizer)
+    checkpoint_io.restore(CheckpointDir(path), module=other, optimizer=its_optimizer)
     assert same(module, other)
     for one, two in ((module, optimizer), (other, its_optimizer)):  # and they go on alike
         two.zero_grad()
@@ -84,15 +85,15 @@ def test_a_module_and_its_optimizer_come_back_bit_by_bit(tmp_path: Path, states:
 
 def test_weights_alone_come_back_too(tmp_path: Path):
     module, _ = trained(seed=1)
-    path = checkpoint_dir.write(tmp_path, 2, module=module, state=STATE)
+    path = checkpoint_io.save(tmp_path, 2, module=module, state=STATE)
     other, _ = trained(seed=2)
-    checkpoint_dir.restore(CheckpointDir(path), module=other)
+    checkpoint_io.restore(CheckpointDir(path), module=other)
     assert same(module, other) and not list(path.glob("optimizer-*"))
 
 
 def test_its_files_are_safetensors_as_the_library_reads_them(tmp_path: Path):
     module, optimizer = trained()
-    path = checkpoint_dir.write(tmp_path, 2, module=module, optimizer=optimizer, state=STATE)
+    path = checkpoint_io.save(tmp_path, 2, module=module, optimizer=optimizer, state=STATE)
     stored = load_file(path / "weights-00000-of-00001.safetensors")
     expected = {n: t for n, t in module.state_dict().items() if n != "empty" and not n.startswith("tied.")}
     assert stored.keys() == expected.keys()
@@ -128,7 +129,7 @@ def test_another_model_is_named_before_anything_is_copied(tmp_path: Path, wrong:
         "groups": "other groups",
     }
     with pytest.raises(ValueError, match=expected[wrong]):
-        checkpoint_dir.restore(snapshot, module=module, optimizer=optimizer)
+        checkpoint_io.restore(snapshot, module=module, optimizer=optimizer)
     assert torch.equal(module.net[0].weight, before)
 
 
@@ -220,7 +221,7 @@ def test_nothing_in_a_checkpoint_is_executed(tmp_path: Path):
             CheckpointDir(path).verify()
         with pytest.raises((Damaged, ValueError)):
             module, optimizer = trained()
-            checkpoint_dir.restore(CheckpointDir(path), module=module, optimizer=optimizer)
+            checkpoint_io.restore(CheckpointDir(path), module=module, optimizer=optimizer)
         file.write_bytes(whole[file])
 
 
@@ -234,7 +235,7 @@ def test_a_manifest_cannot_name_other_files(tmp_path: Path, name: str):
             changed["tensors"]["weights"]["scale"][2][0][0] = name
         else:
             changed["files"][name] = {"bytes": 1, "sha256": ""}
-        sealed = {"content": changed, "sha256": checkpoint_dir._seal_of(changed)}
+        sealed = {"content": changed, "sha256": checkpoint_dir.content_digest(changed)}
         (path / "manifest.json").write_text(json.dumps(sealed))
         with pytest.raises(Damaged, match="is no file of a checkpoint"):
             CheckpointDir(path)
@@ -261,10 +262,10 @@ def dying(monkeypatch: pytest.MonkeyPatch, at: int, *removing: str) -> Iterator[
         return counted
 
     places = [
-        (checkpoint_dir.os, "fsync"),
+        (checkpoint_io.os, "fsync"),
         (Path, "rename"),
         (Path, "mkdir"),
-        *((checkpoint_dir.shutil, one) for one in removing),
+        *((checkpoint_io.shutil, one) for one in removing),
     ]
     with monkeypatch.context() as patch:
         for owner, name in places:
@@ -306,7 +307,7 @@ def test_a_disk_that_is_full_leaves_the_checkpoint_before(tmp_path: Path, monkey
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint_dir.os, "fsync", full)
+        patch.setattr(checkpoint_io.os, "fsync", full)
         with pytest.raises(SaveError, match="No space left"):
             write(tmp_path, 4)
     assert [path.name for path in files(tmp_path)] == ["step_00000002"]  # no room is taken for nothing
@@ -320,7 +321,7 @@ def test_whatever_goes_wrong_while_saving_is_an_error_of_saving(tmp_path: Path, 
 
     write(tmp_path, 2)
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint_dir, place, fail)
+        patch.setattr(checkpoint_io, place, fail)
         with pytest.raises(SaveError, match=type(wrong).__name__):
             write(tmp_path, 4)
     assert [path.name for path in files(tmp_path)] == ["step_00000002"]
@@ -330,7 +331,7 @@ def test_a_step_that_is_taken_again_replaces_its_checkpoint(tmp_path: Path):
     write(tmp_path, 2, seed=1)
     path = write(tmp_path, 2, seed=2)
     other, optimizer = trained(seed=3, steps=0)
-    checkpoint_dir.restore(CheckpointDir(path), module=other, optimizer=optimizer)
+    checkpoint_io.restore(CheckpointDir(path), module=other, optimizer=optimizer)
     assert same(other, trained(seed=2)[0]) and files(tmp_path) == [path]
 
 
@@ -362,7 +363,7 @@ def check_strategies(folder: Path, rounds: dict[int, list[str]]) -> CheckpointDi
     """That the last checkpoint is what one process alone would have come to."""
     net, optimizer = make(seed=9)
     learn(net, optimizer)
-    checkpoint_dir.write(folder, 1, module=net, optimizer=optimizer, state={})
+    checkpoint_io.save(folder, 1, module=net, optimizer=optimizer, state={})
     for world, layouts in rounds.items():
         sharded(folder, world, *layouts)
     found = checkpoint_dir.newest(folder)
@@ -370,7 +371,7 @@ def check_strategies(folder: Path, rounds: dict[int, list[str]]) -> CheckpointDi
     for _ in range(found.step - 1):
         learn(net, optimizer)
     other, its_optimizer = make(seed=1)
-    checkpoint_dir.restore(found, module=other, optimizer=its_optimizer)
+    checkpoint_io.restore(found, module=other, optimizer=its_optimizer)
     ours, theirs = net.state_dict(), other.state_dict()
     ours |= {f"{n}.{key}": x for n, p in net.named_parameters() for key, x in optimizer.state[p].items()}
     theirs |= {f"{n}.{key}": x for n, p in other.named_parameters() for key, x in its_optimizer.state[p].items()}

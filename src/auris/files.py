@@ -28,7 +28,7 @@ def open_atomic(path: Path, mode: str = "w", *, sync: bool = False) -> Iterator[
     Args:
         path: the final name. Its directory is created.
         mode: `w` (UTF-8 text) or `wb`.
-        sync: wait until the content is on the disk before the file gets its name.
+        sync: wait until the content, and then the name, is on the disk.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -39,6 +39,8 @@ def open_atomic(path: Path, mode: str = "w", *, sync: bool = False) -> Iterator[
                 file.flush()
                 os.fsync(file.fileno())
         draft.replace(path)
+        if sync:
+            sync_directory(path.parent)
     finally:
         draft.unlink(missing_ok=True)
 

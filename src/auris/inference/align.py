@@ -14,7 +14,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -34,15 +34,26 @@ from auris.data.rows import Row, language
 from auris.data.samples import TranscriptSamples
 from auris.errors import UserError
 from auris.inference import load as pretrained
-from auris.inference.load import AudioModel
+from auris.inference.audio_model import AudioModel
 from auris.metrics.normalize import unit
+from auris.model.pack import Pack, to_device
+from auris.text.answer_formats import Labels
 from auris.training.objectives.ctc import CTC
 
-FRAME = 2 * audio.HOP / audio.SAMPLE_RATE  # seconds: the encoder's second convolution halves the mel frames
+FRAME = 1 / audio.ENCODER_RATE  # seconds of an encoder frame
 PRIOR_PACKS = 16  # the first ones tell how likely each token is anywhere; some minutes of sound
 
-Times = list[dict[str, Any]]
-"""Words in order, as a row's label `words` has them: {word, start, end}, in seconds."""
+
+class WordTime(TypedDict):
+    """A word and when it is said, in seconds, as in a row's label `words`."""
+
+    word: str
+    start: float
+    end: float
+
+
+Times = list[WordTime]
+"""The words of a row, in order."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +154,7 @@ class Aligner:
         )
         self._log_prior: Tensor | float = 0.0
 
-    def listen(self, packs: Iterable[Mapping[str, Any]]) -> None:
+    def listen(self, packs: Iterable[Pack]) -> None:
         """Take the mean probability of each token over the frames of these packs for its prior."""
         total, n_frames = 0.0, 0
         for batch in packs:
@@ -152,7 +163,7 @@ class Aligner:
             n_frames += len(scores)
         self._log_prior = (total / n_frames).clamp_min(1e-12).log().float()
 
-    def align(self, rows: Sequence[Row], batch: Mapping[str, Any]) -> Iterator[tuple[int, Times | ValueError]]:
+    def align(self, rows: Sequence[Row], batch: Pack) -> Iterator[tuple[int, Times | ValueError]]:
         """Of each row of a pack its number and its words, or why it has none."""
         for number, scores in zip(batch["rows"], self._scores(batch), strict=True):
             row = self.view.asked(rows[number])
@@ -166,14 +177,13 @@ class Aligner:
                 yield number, word_times(frames, tokenizer.spans(text), split(text, row.labels["language"]))
 
     @torch.no_grad()
-    def _scores(self, batch: Mapping[str, Any]) -> list[Tensor]:
+    def _scores(self, batch: Pack) -> list[Tensor]:
         """Log-probabilities of each clip's frames; without the dummy clip of an empty pack."""
-        moved = {key: value.to(self.model.device) if torch.is_tensor(value) else value for key, value in batch.items()}
-        scores, n_frames = self.model.objective.scores(self.model.net, moved)
+        scores, n_frames = self.model.objective.scores(self.model.net, to_device(batch, self.model.device))
         return list(scores.cpu().split(n_frames.tolist())[: len(batch["rows"])])
 
 
-def align(made: Mapping[str, Any]) -> None:
+def align(made: Config) -> None:
     """Write the rows of `data.test` with their words' times to `out`; those that have times are compared."""
     console = Console()
     if not isinstance(made["prior_scale"], (int, float)) or made["prior_scale"] < 0:
@@ -188,7 +198,7 @@ def align(made: Mapping[str, Any]) -> None:
     problems = dict(measured.problems)
     packs = by_length(measured, made["token_budget"])
 
-    def read(numbers: Sequence[int]) -> dict[str, Any]:
+    def read(numbers: Sequence[int]) -> Pack:
         return pack(rows, [(number, None) for number in numbers], aligner.view)
 
     if packs and made["prior_scale"]:
@@ -211,10 +221,10 @@ def align(made: Mapping[str, Any]) -> None:
         show(compared, console)
 
 
-def _fields(row: Row, task: str | None, words: Times | None, problem: str | None) -> dict[str, Any]:
-    """A row as `prepare` takes it."""
+def _fields(row: Row, task: str | None, words: Times | None, problem: str | None) -> Labels:
+    """Return the fields of a row for `prepare`."""
     paths = [clip.path for clip in row.clips]
-    fields: dict[str, Any] = {"id": row.id, **row.labels, "audio": paths[0] if len(paths) == 1 else paths}
+    fields = {"id": row.id, **row.labels, "audio": paths[0] if len(paths) == 1 else paths}
     for clip in row.clips[:1]:
         seconds = {"offset": clip.offset, "duration": clip.duration}
         fields |= {key: value for key, value in seconds.items() if value is not None}

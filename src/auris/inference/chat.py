@@ -7,7 +7,6 @@ conversation can be piped in and its answers piped on.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shlex
 import sys
@@ -22,8 +21,10 @@ from auris.config import Config
 from auris.data.importers import convert
 from auris.data.rows import Form, Record, decode, parse
 from auris.errors import MissingFileError, UsageError, UserError
+from auris.files import append_jsonl
 from auris.inference import load as pretrained
-from auris.inference.load import AudioModel
+from auris.inference.audio_model import AudioModel, user_message
+from auris.text.answer_formats import Labels
 from auris.text.chat import Message, map_audios
 from auris.text.tokenizer import INCOMPLETE
 
@@ -97,7 +98,7 @@ class Conversation:
         An answer that does not come to its end leaves no trace but that the files wait no longer. Raises ValueError if
         there is none, or what is said could be no row, which `save` makes of it.
         """
-        asked = [*self.messages, pretrained.user_message([str(clip) for clip in self.waiting], text)]
+        asked = [*self.messages, user_message([str(clip) for clip in self.waiting], text)]
         _check({"messages": asked})
         self.waiting = []
         stream = Stream(lambda ids: self.model.tokenizer.decode(ids, control=self.control), show)
@@ -116,9 +117,7 @@ class Conversation:
         if self.messages == self._opening:
             raise UserError("there is no conversation to save yet")
         messages = map_audios(lambda clip: os.path.relpath(clip, path.parent), self.messages)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as file:
-            file.write(_write_line({"messages": messages, "answered_by": self.model.name}))
+        append_jsonl(path, [{"messages": messages, "answered_by": self.model.name}])
 
 
 def system_message(text: str) -> Message:
@@ -207,23 +206,21 @@ def answer_file(
     if out.exists():
         raise UserError(f"output={out} is there already: expected the name of a new file")
     records = _read_records(source)
-    out.parent.mkdir(parents=True, exist_ok=True)
     problems: dict[str, str] = {}
-    with out.open("x", encoding="utf-8") as file:
-        for start in range(0, len(records), batch_size):
-            batch = records[start : start + batch_size]
-            rows = [_read_fields(record, source.parent) for record in batch]
-            asked = [_question(row["messages"], system) for row in rows if "problem" not in row]
-            answers = iter(_answer(model, asked, **options))
-            for record, row in zip(batch, rows, strict=True):
-                if "problem" not in row:
-                    row["messages"] = map_audios(lambda clip: os.path.relpath(clip, out.parent), row["messages"])
-                    answer = next(answers)
-                    row["problem" if isinstance(answer, ValueError) else "answer"] = str(answer)
-                if "problem" in row:
-                    problems[record.name if record.problem else record.id] = row["problem"]
-                file.write(_write_line(row))
-            _note(f"{start + len(rows)} of {len(records)} rows")
+    for start in range(0, len(records), batch_size):
+        batch = records[start : start + batch_size]
+        rows = [_read_fields(record, source.parent) for record in batch]
+        questions = [_question(row["messages"], system) for row in rows if "problem" not in row]
+        answers = iter(_answer(model, questions, **options))
+        for record, row in zip(batch, rows, strict=True):
+            if "problem" not in row:
+                row["messages"] = map_audios(lambda clip: os.path.relpath(clip, out.parent), row["messages"])
+                answer = next(answers)
+                row["problem" if isinstance(answer, ValueError) else "answer"] = str(answer)
+            if "problem" in row:
+                problems[record.name if record.problem else record.id] = row["problem"]
+        append_jsonl(out, rows)
+        _note(f"{start + len(rows)} of {len(records)} rows")
     return problems
 
 
@@ -258,7 +255,7 @@ def _read_fields(record: Record, folder: Path) -> dict[str, Any]:
         return fields | {"problem": str(error)}
 
 
-def _check(fields: Mapping[str, Any]) -> None:
+def _check(fields: Labels) -> None:
     """Raise ValueError for a dialogue that could not be trained on; an open question, once it is answered."""
     messages = fields["messages"]
     last = messages[-1] if isinstance(messages, list) and messages else None
@@ -287,14 +284,10 @@ def _answer(model: AudioModel, dialogues: Sequence[Sequence[Message]], **options
     return [answer for part in (dialogues[:half], dialogues[half:]) for answer in _answer(model, part, **options)]
 
 
-def _write_line(row: Mapping[str, Any]) -> str:
-    return json.dumps(row, ensure_ascii=False) + "\n"
-
-
 # --- entry point --------------------------------------------------------------------------------------------------
 
 
-def chat(made: Mapping[str, Any]) -> None:
+def chat(made: Config) -> None:
     """Talk, or answer `input` in `output`."""
     if (made["input"] is None) != (made["output"] is None):
         given, other = ("input", "output") if made["output"] is None else ("output", "input")

@@ -18,8 +18,9 @@ from transformers import AutoConfig
 from auris import config
 from auris.data.check import report as checkup
 from auris.errors import UsageError
-from auris.inference import export
 from auris.inference import load as pretrained
+from auris.inference.export import FORMATS
+from auris.inference.export_formats import obstacles
 from auris.model.generation import Generation
 from auris.model.weights import identify, loading
 from auris.model.weights.tensors import TensorSource
@@ -45,7 +46,7 @@ def examine(path: str, which: str = "last", *, token_budget: int = 8192, console
     if found.model is None:
         _show_part(console, found)
         return wrong
-    tokenizer = _try(pretrained.tokenizer_of, found, wrong=wrong)
+    tokenizer = _try(pretrained.load_tokenizer, found, wrong=wrong)
     rows = found.model.get("vocab_rows") or (tokenizer.size if tokenizer is not None else None)
     if rows is not None:
         with torch.device("meta"):
@@ -112,8 +113,8 @@ def _show_use(
         print_plain(console, f"generation_config.json: {settings}")
     else:
         print_plain(console, "generation_config.json: none there; answers are greedy, to the end of the text")
-    for name in export.FORMATS:
-        missing = export.obstacles(net, tokenizer, name)
+    for name in FORMATS:
+        missing = obstacles(net, tokenizer, name)
         print_plain(console, f"export format={name}: " + ("; ".join(missing) or "fits"))
 
 

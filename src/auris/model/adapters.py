@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,15 @@ if TYPE_CHECKING:  # they bring transformers, which takes seconds
 
     from auris.model.audio_lm import AudioLM
 
+
+class Lora(TypedDict):
+    """LoRA settings: the update is scaled by alpha / rank; `targets` are names of linear layers."""
+
+    rank: int
+    alpha: float
+    targets: Sequence[str]
+
+
 NEW_TOKENS, LORA = "llm.new_tokens", "llm.lora"  # as `trainable` names them
 _TABLES = {"embedding": "model.embed_tokens.weight", "head": "lm_head.weight"}  # what `merge` looks for
 _OWN_TENSORS = re.compile(r"^llm\.new_tokens\.|\.lora_")
@@ -33,14 +42,14 @@ def attach(
     trainable: Collection[str],
     *,
     token_ids: Sequence[int] = (),
-    lora: Mapping[str, Any] | None = None,
+    lora: Lora | None = None,
 ) -> None:
     """Give a net the adapters that `trainable` names; `start` gives them their values.
 
     Args:
         net: with its weights, or still on the meta device.
         token_ids: of the new tokens.
-        lora: `rank`, `alpha` (the update is scaled by alpha / rank) and `targets`, the linear layers by their names.
+        lora: settings of LoRA.
 
     Raises:
         ValueError: the whole LLM is trained anyway, or it has no tables or layers of the expected kind.
@@ -126,7 +135,7 @@ class NewTokens(nn.Module):
         return output.index_copy(-1, self.ids, F.linear(args[0], self.head, bias).to(output.dtype))
 
 
-def _attach_lora(llm: PreTrainedModel, lora: Mapping[str, Any] | None) -> None:
+def _attach_lora(llm: PreTrainedModel, lora: Lora | None) -> None:
     from peft import LoraConfig, inject_adapter_in_model  # here, as it takes seconds
 
     if lora is None:
@@ -155,7 +164,7 @@ def are_in(names: Collection[str]) -> bool:
     return any(name.startswith(f"{NEW_TOKENS}.") or ".base_layer." in name for name in names)
 
 
-def merge(state: Mapping[str, Tensor], lora: Mapping[str, Any] | None = None) -> dict[str, Tensor]:
+def merge(state: Mapping[str, Tensor], lora: Lora | None = None) -> dict[str, Tensor]:
     """A net's tensors with its adapters merged into the weights that they belong to; `lora` as they were attached."""
     merged = dict(state)
     ids = merged.pop(f"{NEW_TOKENS}.ids", None)

@@ -11,24 +11,36 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers import PreTrainedModel, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from auris.errors import UserError
 from auris.model import attention
 from auris.model import llm as lm
+from auris.model.pack import Pack
 
-if TYPE_CHECKING:
-    from auris.model.audio_lm import AudioLM
+
+class Net(Protocol):
+    """What generation needs of a model.
+
+    `embed` turns a pack into token embeddings (T, H), audio included; `head` turns hidden states (R, H) into logits.
+    """
+
+    llm: PreTrainedModel
+
+    def embed(self, batch: Pack) -> Tensor: ...
+
+    def head(self, h: Tensor) -> Tensor: ...
+
+
+More = Callable[[int], Pack | None]
+"""What `generate` calls with the number of unfinished rows to get further prompts."""
 
 _SAMPLING = frozenset({"temperature", "top_k", "top_p"})
-
-# What `generate` calls with the number of rows that go on.
-More = Callable[[int], Mapping[str, Any] | None]
 
 # What a generation_config.json may ask for and is not offered here, with the value at which it does nothing (null does
 # nothing either): transformers 5.23, GenerationConfig. Keys of beam search alone are not in it, as num_beams is.
@@ -163,8 +175,8 @@ def no_more(going: int) -> None:
 @torch.compiler.set_stance("force_eager")  # a block is compiled for training: with a cache it would be, again and again
 @torch.no_grad()
 def generate(
-    net: AudioLM,
-    batch: Mapping[str, Any],
+    net: Net,
+    batch: Pack,
     settings: Generation,
     *,
     generator: torch.Generator | None = None,
@@ -222,7 +234,7 @@ def generate(
 class _Rows:
     """The rows that go on, and what computing and choosing their next tokens takes."""
 
-    def __init__(self, net: AudioLM, settings: Generation, seed: int | None, device: torch.device):
+    def __init__(self, net: Net, settings: Generation, seed: int | None, device: torch.device):
         self.net, self.settings, self.seed = net, settings, seed
         self.cache = lm.SlotCache(settings.max_new_tokens, device)
         self.answer: list[int] = []  # R, whose answers they are
@@ -232,7 +244,7 @@ class _Rows:
         self.seen: Tensor | None = None  # (R, V), for a repetition penalty
         self.draws: Tensor | None = None  # (R, max_new_tokens), for sampling
 
-    def begin(self, batch: Mapping[str, Any]) -> None:
+    def begin(self, batch: Pack) -> None:
         """Prefill a pack of prompts: its rows stand behind those that go on."""
         cu = batch["cu_seqlens"]
         prompt = torch.tensor(attention.lengths(cu))
@@ -319,7 +331,7 @@ def _draw_seed(generator: torch.Generator | None) -> int:
     return int(torch.randint(2**62, (1,), generator=generator, device=device))
 
 
-def _draw(batch: Mapping[str, Any], n: int, seed: int) -> Tensor:
+def _draw(batch: Pack, n: int, seed: int) -> Tensor:
     """`n` uniform numbers for each row: (S, n) float64, on the host, so that they do not depend on the device."""
     numbers = batch["rows"] or [0]  # a pack without rows is one dummy row
     return torch.from_numpy(np.stack([np.random.default_rng((seed, number)).random(n) for number in numbers]))

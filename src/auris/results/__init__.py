@@ -24,7 +24,7 @@ Everything in the table is computed from the predictions, so that arms are compa
 0 to 1 in files and functions and per cent where a person reads them; what has another unit has it everywhere.
 """
 
-from auris.results.figures import STYLE, plot_bars, plot_curves, save
+from auris.results.figures import plot_bars, plot_curves, save
 from auris.results.runs import (
     collect,
     costs,
@@ -40,6 +40,7 @@ from auris.results.runs import (
     status,
 )
 from auris.results.tables import compare, format_score, markdown, readable, table, verdicts, verdicts_in
+from auris.text.figure_style import STYLE
 
 __all__ = [
     "STYLE",

@@ -12,6 +12,7 @@ from auris.errors import UserError
 from auris.metrics.measures import CORRECT, MEASURES, PANELS, display
 from auris.results.runs import collect, curves, join, ordered, runs_of
 from auris.results.tables import table
+from auris.text.figure_style import COLOURS, GREY, STYLE
 from auris.text.tasks import is_synthetic
 
 if TYPE_CHECKING:
@@ -19,31 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, which colour-blind readers tell apart too (jfly.uni-koeln.de/color), grey for their yellow
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#999999", "#000000")
-MARKERS = "osD^vPX*"  # of points, in the same order
-GREY = "#555555"
-STYLE = {
-    "font.size": 9,
-    "axes.titlesize": 9.5,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": GREY,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#DDDDDD",
-    "grid.linewidth": 0.6,
-    "xtick.color": GREY,
-    "ytick.color": GREY,
-    "xtick.labelcolor": "black",
-    "ytick.labelcolor": "black",
-    "legend.frameon": False,
-    "savefig.dpi": 200,
-    "pdf.fonttype": 42,  # text stays text in the PDF
-    "svg.fonttype": "none",
-}
+MARKERS = "osD^vPX*"  # of points, in the order of COLOURS
 SAID = ("accuracy", "aas_ms", "bleu", "cider")  # metrics that the panel of the bars names already
 
 

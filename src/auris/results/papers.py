@@ -19,7 +19,7 @@ from auris.errors import UserError
 from auris.metrics import published
 from auris.metrics.measures import MEASURES
 from auris.metrics.published import DIFFERENT, STAND_IN, Line, Published
-from auris.results.figures import COLOURS, GREY, STYLE
+from auris.text.figure_style import COLOURS, GREY, STYLE
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -2,22 +2,22 @@
 are said. All as plain arrays, and as figures; `notebooks/03_inside_the_model` is what they look like.
 
     subject = inspection.load("runs/demo/qwen2_audio/seed_0")
-    heard = inspection.hear(subject.model, inspection.choose(subject))
-    inspection.plot_attention(heard)
+    trace = inspection.trace_row(subject.model, inspection.choose(subject))
+    inspection.plot_attention(trace)
 """
 
 from auris.inference.inspection.figures import plot_attention, plot_heads, plot_pooling, plot_sound, plot_times
 from auris.inference.inspection.pooling_probe import compare_poolings
 from auris.inference.inspection.timing import players, shifts, timings
-from auris.inference.inspection.trace import Heard, Subject, attention, choose, hear, load
+from auris.inference.inspection.trace import Subject, Trace, attention, choose, load, trace_row
 
 __all__ = [
-    "Heard",
+    "Trace",
     "Subject",
     "attention",
     "choose",
     "compare_poolings",
-    "hear",
+    "trace_row",
     "load",
     "players",
     "plot_attention",

@@ -1,6 +1,6 @@
-"""Figures of one row inside a model, in the style of `auris.results`; time runs from left to right in all of them.
+"""Figures of one row inside a model; time runs from left to right in all of them.
 
-Shapes as in `hearing`: M audio tokens, N answer tokens, L layers, H heads.
+Shapes as in `trace`: M audio tokens, N answer tokens, L layers, H heads.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import get_font_names
 
 from auris.inference.inspection.timing import TRUE
-from auris.inference.inspection.trace import FRAME, Heard
-from auris.results.figures import COLOURS, GREY, STYLE
+from auris.inference.inspection.trace import FRAME, Trace
+from auris.text.figure_style import COLOURS, GREY, STYLE
 from auris.text.tasks import is_synthetic
 
 if TYPE_CHECKING:
@@ -38,52 +38,52 @@ MOST_TOKENS = 60  # rows of a picture that can still be read
 
 
 @rc_context(PAGE)
-def plot_sound(heard: Heard, times: Times = ()) -> Figure:
+def plot_sound(trace: Trace, times: Times = ()) -> Figure:
     """Log-mel, encoder frames and audio tokens over time, with the words that are said where `times` are given. Of the
     frames and the tokens the first principal components of the frames are shown, the same ones for both."""
-    figure, axes = _panels(heard, "What the model hears", (2.0, 1.5, 1.5), height=5.2)
-    _draw_mel(axes[0], heard, times)
-    centre = heard.frames.mean(0)
-    _, _, basis = np.linalg.svd(heard.frames - centre, full_matrices=False)
+    figure, axes = _panels(trace, "What the model hears", (2.0, 1.5, 1.5), height=5.2)
+    _draw_mel(axes[0], trace, times)
+    centre = trace.frames.mean(0)
+    _, _, basis = np.linalg.svd(trace.frames - centre, full_matrices=False)
     basis = basis[:COMPONENTS]
-    stacked = heard.pooled.reshape(-1, heard.frames.shape[1])  # of `stack` the frames of a token one after the other
-    per_token = len(stacked) // len(heard.pooled)
+    stacked = trace.pooled.reshape(-1, trace.frames.shape[1])  # of `stack` the frames of a token one after the other
+    per_token = len(stacked) // len(trace.pooled)
     parts = [
-        (heard.frames, FRAME, "Encoder frames"),
-        (stacked, heard.token_seconds / per_token, "Audio tokens, pooled"),
+        (trace.frames, FRAME, "Encoder frames"),
+        (stacked, trace.token_seconds / per_token, "Audio tokens, pooled"),
     ]
-    reach = np.quantile(np.abs((heard.frames - centre) @ basis.T), 0.99)
+    reach = np.quantile(np.abs((trace.frames - centre) @ basis.T), 0.99)
     for axis, (x, step, name) in zip(axes[1:], parts, strict=True):
         image = _image(axis, ((x - centre) @ basis.T).T, len(x) * step, cmap=MAP, vmin=-reach, vmax=reach)
         axis.set_ylabel("component")
         axis.set_yticks([0.5, len(basis) - 0.5], ["1", str(len(basis))])
-        count = len(heard.pooled) if x is stacked else len(x)
+        count = len(trace.pooled) if x is stacked else len(x)
         axis.set_title(f"{name}: {count} of {1000 * step * (per_token if x is stacked else 1):.0f} ms")
     figure.colorbar(image, ax=axes[1:].tolist(), label="projection", pad=0.01, aspect=25)
     return figure
 
 
 @rc_context(PAGE)
-def plot_attention(heard: Heard, times: Times = (), *, layer: int | None = None, head: int | None = None) -> Figure:
+def plot_attention(trace: Trace, times: Times = (), *, layer: int | None = None, head: int | None = None) -> Figure:
     """Where each token of the answer listens: attention to the audio over time, under the log-mel, and beside it how
     much of all its attention goes to the audio. Means over layers and heads unless one of either is given; the shade
     goes up to the picture's own maximum, in per cent of all attention of the token."""
-    weights = heard.attention if layer is None else heard.attention[[layer]]
+    weights = trace.attention if layer is None else trace.attention[[layer]]
     weights = weights if head is None else weights[:, [head]]
     weights = 100 * weights.mean((0, 1))[:MOST_TOKENS]  # (N, M)
     means = [name for name, one in (("layers", layer), ("heads", head)) if one is None]
     single = [f"{name} {one}" for name, one in (("layer", layer), ("head", head)) if one is not None]
     which = ", ".join([*single, *(["mean over " + " and ".join(means)] if means else [])])
-    figure, axes = _panels(heard, "Where the answer listens", (1.5, 0.5 + 0.19 * len(weights)), side=True)
+    figure, axes = _panels(trace, "Where the answer listens", (1.5, 0.5 + 0.19 * len(weights)), side=True)
     (mel, empty), (where, total) = axes
-    _draw_mel(mel, heard, times)
+    _draw_mel(mel, trace, times)
     empty.set_axis_off()
-    image = _image(where, weights, heard.attention.shape[-1] * heard.token_seconds, cmap=WEIGHT, vmin=0)
+    image = _image(where, weights, trace.attention.shape[-1] * trace.token_seconds, cmap=WEIGHT, vmin=0)
     where.invert_yaxis()
-    where.set_yticks(np.arange(len(weights)) + 0.5, [_shown(token) for token in heard.tokens[: len(weights)]])
+    where.set_yticks(np.arange(len(weights)) + 0.5, [_shown(token) for token in trace.tokens[: len(weights)]])
     where.tick_params(axis="y", length=0, labelsize=8)
     _mark(where, times)
-    left_out = f", first {MOST_TOKENS} of {len(heard.tokens)} tokens" if len(heard.tokens) > MOST_TOKENS else ""
+    left_out = f", first {MOST_TOKENS} of {len(trace.tokens)} tokens" if len(trace.tokens) > MOST_TOKENS else ""
     where.set_title(f"Attention to the audio, {which}{left_out}")
     total.barh(np.arange(len(weights)) + 0.5, weights.sum(1), height=0.8, color=COLOURS[0])
     total.set_ylim(where.get_ylim())
@@ -97,11 +97,11 @@ def plot_attention(heard: Heard, times: Times = (), *, layer: int | None = None,
 
 
 @rc_context(PAGE)
-def plot_heads(heard: Heard, times: Times = ()) -> Figure:
+def plot_heads(trace: Trace, times: Times = ()) -> Figure:
     """The same attention layer by layer and, up to 32 panels, head by head; else the mean of each layer's heads."""
-    n_layers, n_heads, n, m = heard.attention.shape
+    n_layers, n_heads, n, m = trace.attention.shape
     single = n_layers * n_heads <= 32
-    weights = heard.attention if single else heard.attention.mean(1, keepdims=True)
+    weights = trace.attention if single else trace.attention.mean(1, keepdims=True)
     columns = n_heads if single else min(4, n_layers)
     panels = weights.reshape(-1, n, m)[:, :MOST_TOKENS]
     rows = -(-len(panels) // columns)
@@ -111,7 +111,7 @@ def plot_heads(heard: Heard, times: Times = ()) -> Figure:
         axis.set_visible(False)
     for number, (axis, panel) in enumerate(zip(axes, panels, strict=False)):
         top = panel.max()
-        _image(axis, panel, m * heard.token_seconds, cmap=WEIGHT, vmin=0, vmax=top if top > 0 else 1)
+        _image(axis, panel, m * trace.token_seconds, cmap=WEIGHT, vmin=0, vmax=top if top > 0 else 1)
         layer, head = divmod(number, n_heads) if single else (number, None)
         name = f"layer {layer}" if head is None else f"layer {layer}, head {head}"
         axis.set_title(f"{name}: {100 * panel.sum(1).mean():.0f} %", fontsize=8)
@@ -119,7 +119,7 @@ def plot_heads(heard: Heard, times: Times = ()) -> Figure:
         axis.set_yticks([0, len(panel)])
     axes[0].invert_yaxis()  # shared by all
     figure.supylabel("token of the answer", fontsize=9)
-    _head(figure, heard, "Heads and what share of their attention is on audio")
+    _head(figure, trace, "Heads and what share of their attention is on audio")
     _foot(
         figure, "Horizontal axes: seconds. Each panel is shaded up to its own maximum; layers and heads count from 0."
     )
@@ -127,12 +127,12 @@ def plot_heads(heard: Heard, times: Times = ()) -> Figure:
 
 
 @rc_context(PAGE)
-def plot_pooling(heard: Heard, kept: pd.DataFrame) -> Figure:
+def plot_pooling(trace: Trace, kept: pd.DataFrame) -> Figure:
     """What each pooling keeps. Left, the course of the frames' first principal component, and its means over windows;
     right, the share of all frames' variance that a linear readout gets back from the tokens (`compare_poolings`)."""
     figure = Figure(figsize=(7.2, 3.3), layout="constrained")
     course, share = figure.subplots(1, 2, width_ratios=(1.15, 1))
-    _draw_course(course, heard, sorted({int(k) for k in kept["k"] if k > 1}))
+    _draw_course(course, trace, sorted({int(k) for k in kept["k"] if k > 1}))
     for place, (name, points) in enumerate(kept.groupby("pooling", sort=False)):
         x = points["tokens per second"] * (1 + 0.035 * (place - 2))  # side by side, not on top of each other
         kept_, low, high = (100 * points[column].to_numpy() for column in ("kept", "low", "high"))
@@ -148,18 +148,18 @@ def plot_pooling(heard: Heard, kept: pd.DataFrame) -> Figure:
     share.set_xlabel("tokens per second of audio")
     share.set_title("Variance kept, %")
     share.legend(fontsize=7.5, loc="lower right")
-    _head(figure, heard, "What pooling keeps")
+    _head(figure, trace, "What pooling keeps")
     rows = kept["rows"].iloc[0]
     _foot(figure, f"Right: of {rows} rows that the readout was not fitted on; 95 % bootstrap intervals over rows.")
     return figure
 
 
 @rc_context(PAGE)
-def plot_times(heard: Heard, found: Mapping[str, Times]) -> Figure:
+def plot_times(trace: Trace, found: Mapping[str, Times]) -> Figure:
     """Words as boxes over time, a lane for each source of their times, under the log-mel; where there is none, it says
     so."""
-    figure, axes = _panels(heard, "When words are said", (1.5, 0.25 + 0.45 * max(1, len(found))))
-    _draw_mel(axes[0], heard, ())
+    figure, axes = _panels(trace, "When words are said", (1.5, 0.25 + 0.45 * max(1, len(found))))
+    _draw_mel(axes[0], trace, ())
     lanes = axes[1]
     for lane, (source, words) in enumerate(found.items()):
         colour = GREY if source == TRUE else COLOURS[lane]
@@ -181,24 +181,24 @@ def plot_times(heard: Heard, found: Mapping[str, Times]) -> Figure:
 
 
 def _panels(
-    heard: Heard, title: str, heights: tuple[float, ...], *, height: float | None = None, side: bool = False
+    trace: Trace, title: str, heights: tuple[float, ...], *, height: float | None = None, side: bool = False
 ) -> tuple[Figure, np.ndarray]:
     """Axes one above the other on one axis of time; with `side` a narrow one beside each."""
     figure = Figure(figsize=(7.2, height or 1.2 + sum(heights)), layout="constrained")
     ratios = {"height_ratios": heights, **({"width_ratios": (6, 1)} if side else {})}
     axes = figure.subplots(len(heights), 2 if side else 1, sharex="col", squeeze=False, **ratios)
-    _head(figure, heard, title)
+    _head(figure, trace, title)
     main = axes[:, 0]
     main[-1].set_xlabel("seconds")
-    main[-1].set_xlim(0, heard.seconds)
+    main[-1].set_xlim(0, trace.seconds)
     return figure, axes if side else main
 
 
-def _draw_mel(axis: Axes, heard: Heard, times: Times) -> None:
-    _image(axis, heard.mel, heard.mel.shape[1] * FRAME / 2, cmap=MAP)
+def _draw_mel(axis: Axes, trace: Trace, times: Times) -> None:
+    _image(axis, trace.mel, trace.mel.shape[1] * FRAME / 2, cmap=MAP)
     axis.set_ylabel("mel bin")
-    axis.set_yticks([0, len(heard.mel)])
-    axis.set_title(f"Log-mel, {len(heard.mel)} bins", pad=14 if times else None)
+    axis.set_yticks([0, len(trace.mel)])
+    axis.set_title(f"Log-mel, {len(trace.mel)} bins", pad=14 if times else None)
     _mark(axis, times)
     for word in times:
         place = ((word["start"] + word["end"]) / 2, 1.02)
@@ -220,8 +220,8 @@ def _mark(axis: Axes, times: Times) -> None:
         axis.axvline(time, color="black", linewidth=0.5, alpha=0.8)
 
 
-def _draw_course(axis: Axes, heard: Heard, ks: list[int]) -> None:
-    centred = heard.frames - heard.frames.mean(0)
+def _draw_course(axis: Axes, trace: Trace, ks: list[int]) -> None:
+    centred = trace.frames - trace.frames.mean(0)
     _, _, basis = np.linalg.svd(centred, full_matrices=False)
     course = centred @ basis[0]
     axis.plot(
@@ -231,7 +231,7 @@ def _draw_course(axis: Axes, heard: Heard, ks: list[int]) -> None:
         means = course[: len(course) // k * k].reshape(-1, k).mean(1)
         edges = np.arange(len(means) + 1) * k * FRAME
         axis.stairs(means, edges, baseline=None, color=COLOURS[place], label=f"mean of {k}", linewidth=1.1)
-    axis.set_xlim(0, heard.seconds)
+    axis.set_xlim(0, trace.seconds)
     axis.set_xlabel("seconds")
     axis.set_title("First principal component")
     axis.legend(fontsize=7.5, ncols=2, frameon=True, framealpha=0.8, edgecolor="none")
@@ -241,13 +241,13 @@ def _shown(token: str) -> str:
     return token.replace("\n", "⏎").replace(" ", "\u00b7").replace("$", r"\$") or "..."
 
 
-def _head(figure: Figure, heard: Heard, title: str) -> None:
-    made = heard.row.labels.get("provenance", "")
+def _head(figure: Figure, trace: Trace, title: str) -> None:
+    made = trace.row.labels.get("provenance", "")
     kind = f" ({'synthetic: ' if is_synthetic(made) else ''}{made})" if made else ""
-    answer = heard.answer.strip().replace("$", r"\$")
+    answer = trace.answer.strip().replace("$", r"\$")
     answer = answer if len(answer) <= 80 else f"{answer[:80]}..."
     figure.suptitle(f"{title}\n", x=0.01, ha="left", fontsize=11, fontweight="bold")
-    said = f"{heard.model}, row {heard.row.id}{kind}; answer: {answer!r}"
+    said = f"{trace.model}, row {trace.row.id}{kind}; answer: {answer!r}"
     figure.text(0.01, 0.985, f"\n{said}", ha="left", va="top", fontsize=7.5, color=GREY, linespacing=1.9)
 
 

@@ -20,8 +20,8 @@ from auris.audio import log_mel
 from auris.data.rows import Row
 from auris.data.samples import AudioSamples
 from auris.errors import AudioError, RowError, UserError
+from auris.inference.audio_model import AudioModel
 from auris.inference.inspection.trace import FRAME
-from auris.inference.load import AudioModel
 from auris.model import pooling
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def compare_poolings(
     that training would start from ("as initialised"). `stack` and `none` keep everything by construction.
 
     Args:
-        rows: of which the first `limit` that have one clip of at most 30 s that can be read are heard.
+        rows: of which the first `limit` that have one clip of at most 30 s that can be read are trace.
         seed: of initial weights and of the bootstrap.
 
     Raises:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import html
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from auris.audio import SAMPLE_RATE
 from auris.data.batches import pack
 from auris.data.rows import Row, language
 from auris.inference import load as pretrained
-from auris.inference.align import Aligner, Times
-from auris.inference.inspection.trace import Heard, Subject, hear
+from auris.inference.align import Aligner, Times, WordTime
+from auris.inference.inspection.trace import Subject, Trace, trace_row
 from auris.metrics.normalize import normalize
 from auris.metrics.timestamps import matches
 from auris.text import tasks
@@ -41,7 +41,7 @@ def timings(subject: Subject, row: Row, *, prior_rows: int = 64) -> dict[str, Ti
         found[ALIGNED] = _aligned(subject, row, prior_rows)
     if row.labels.get("words") and row.labels.get("language"):
         asked = replace(row, labels={**row.labels, "task": "srwt"})
-        words = Words().parse(hear(subject.model, asked).answer)["words"]
+        words = Words().parse(trace_row(subject.model, asked).answer)["words"]
         if timed := [word for word in words if word["end"] is not None]:
             found[ANSWERED] = timed
     return found
@@ -77,23 +77,23 @@ def shifts(row: Row, found: Mapping[str, Times]) -> pd.DataFrame:
     return pd.DataFrame(lines, columns=["source", "word", "start", "end", "start shift", "end shift"])
 
 
-def players(heard: Heard, found: Mapping[str, Times]) -> HTML:
+def players(trace: Trace, found: Mapping[str, Times]) -> HTML:
     """An audio player for each word and each source of its times, in a table: what would be cut out by them."""
     from IPython.display import HTML
 
-    lines = "".join(f"<tr><th>{html.escape(source)}</th>{_cells(heard, words)}</tr>" for source, words in found.items())
+    lines = "".join(f"<tr><th>{html.escape(source)}</th>{_cells(trace, words)}</tr>" for source, words in found.items())
     return HTML(f"<table>{lines}</table>")
 
 
-def _cells(heard: Heard, words: Times) -> str:
-    return "".join(f"<td>{html.escape(word['word'])}<br>{_player(heard, word)}</td>" for word in words)
+def _cells(trace: Trace, words: Times) -> str:
+    return "".join(f"<td>{html.escape(word['word'])}<br>{_player(trace, word)}</td>" for word in words)
 
 
-def _player(heard: Heard, word: Mapping[str, Any]) -> str:
+def _player(trace: Trace, word: WordTime) -> str:
     from IPython.display import Audio
 
     first, last = (round(word[end] * SAMPLE_RATE) for end in ("start", "end"))
-    stretch = heard.wave[max(0, first) : max(last, first + 1)]
+    stretch = trace.wave[max(0, first) : max(last, first + 1)]
     if not len(stretch):
         return "-"
     sound = Audio(stretch, rate=SAMPLE_RATE)

@@ -1,5 +1,5 @@
-"""One row as a model hears and answers it: log-mel, encoder frames, pooled frames, and the attention of each token of
-its answer to the audio, computed from the queries and keys that the language model itself makes.
+"""The trace of one row through a model: log-mel, encoder frames, pooled frames, and the attention of each token of the
+answer to the audio, computed from the language model's own queries and keys.
 
 Shapes: F mel frames (10 ms), C encoder frames (20 ms), M audio tokens, T tokens of the row, N tokens of the answer,
 Q queries, L layers and H heads of the language model, D width of the encoder, G frames that stand side by side in a
@@ -21,24 +21,26 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
 from auris import config
-from auris.audio import HOP, SAMPLE_RATE
+from auris.audio import ENCODER_RATE, SAMPLE_RATE
+from auris.config import Config
 from auris.data.collate import Sample, collate
 from auris.data.manifests import Joined, read_manifests
 from auris.data.rows import Row, is_asked
 from auris.data.samples import AudioSamples, ChatSamples
 from auris.errors import MissingFileError, UserError
 from auris.inference import load as pretrained
-from auris.inference.load import AudioModel
+from auris.inference.audio_model import AudioModel
 from auris.model.attention import lengths
 from auris.model.audio_lm import AudioLM
+from auris.model.pack import Pack, to_device
 from auris.text.tokenizer import INCOMPLETE, Tokenizer
 
-FRAME = 2 * HOP / SAMPLE_RATE  # seconds of an encoder frame: its second convolution halves the mel frames
+FRAME = 1 / ENCODER_RATE  # seconds of an encoder frame
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Subject:
-    """A model, rows to ask it about, and the run of `experiment=encoder_ctc` that can say when words are said."""
+    """A model, rows to trace, and a run of `experiment=encoder_ctc` that can align words with the audio."""
 
     model: AudioModel
     rows: Sequence[Row]
@@ -46,12 +48,12 @@ class Subject:
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Heard:
-    """What a model made of one row.
+class Trace:
+    """What a model computes of one row.
 
-    `attention[l, h, n, m]` is the weight that head h of layer l gives to audio token m at the position which predicts
-    token n of the answer: of the first token, that is the last one of the prompt. All weights of such a position, those
-    on text included, sum to 1.
+    `attention[l, h, n, m]` is the weight that head h of layer l gives to audio token m at the position that predicts
+    token n of the answer; for the first token, that is the last position of the prompt. All weights of such a position,
+    those on text included, sum to 1.
     """
 
     model: str
@@ -118,9 +120,9 @@ def _aligns(run: Path) -> bool:
     return file.is_file() and config.load(file)["stage"] == "encoder_ctc"
 
 
-def _home(path: Path, made: Mapping[str, Any]) -> Path:
-    """Where the run was started: what the paths of its recipe are relative to."""
-    inner = Path(made.get("run_dir") or ".")
+def _home(path: Path, recipe: Config) -> Path:
+    """Return the directory that the run was started in, which the paths of its config are relative to."""
+    inner = Path(recipe.get("run_dir") or ".")
     if not inner.is_absolute() and path.resolve().parts[-len(inner.parts) :] == inner.parts:
         return path.resolve().parents[len(inner.parts) - 1]
     return Path()
@@ -149,13 +151,13 @@ def choose(subject: Subject, id: str | None = None) -> Row:
 
 
 @torch.no_grad()
-def hear(model: AudioModel, row: Row) -> Heard:
-    """Let a model answer a row, and note what it computes on the way.
+def trace_row(model: AudioModel, row: Row) -> Trace:
+    """Let a model answer a row greedily, and record what it computes on the way.
 
-    The row is asked as the model was trained to be asked, and answered greedily; a dialogue up to its last message.
+    The row is prompted as in training; the last message of a dialogue is the answer.
 
     Raises:
-        ValueError: the row has not one clip of at most 30 s, or cannot be used.
+        UserError: the row does not have exactly one clip of at most 30 s, or cannot be used.
     """
     is_chat = "messages" in row.labels
     kind, style = (ChatSamples, model.dialogue) if is_chat else (AudioSamples, model.prompt)
@@ -172,7 +174,7 @@ def hear(model: AudioModel, row: Row) -> Heard:
     queries = len(asked.ids) - 1 + torch.arange(len(ids), device=model.device)  # where each token is predicted
     # What the boundary has learned stands around the tokens of the clip, in places of the pack's own.
     keys = batch["audio_index"][1:-1] if net.geometry.boundary else batch["audio_index"]
-    return Heard(
+    return Trace(
         model=model.name,
         row=row,
         wave=view.read(row.clips[0]),
@@ -186,7 +188,7 @@ def hear(model: AudioModel, row: Row) -> Heard:
     )
 
 
-def attention(net: AudioLM, batch: Mapping[str, Any], queries: Tensor) -> Tensor:
+def attention(net: AudioLM, batch: Pack, queries: Tensor) -> Tensor:
     """The attention of positions `queries` (Q,) of a pack of one row to all of it, in every layer and head of the
     language model: (L, H, Q, T) float32. Positions after the query have weight 0, all others sum to 1."""
     assert len(lengths(batch["cu_seqlens"])) == 1, "attention is shown of one row at a time"
@@ -240,9 +242,8 @@ def _answered(asked: Sample, ids: Sequence[int]) -> Sample:
     )
 
 
-def _pack(sample: Sample, model: AudioModel) -> dict[str, Any]:
-    pack = collate([sample], geometry=model.net.geometry)
-    return {key: value.to(model.device) if torch.is_tensor(value) else value for key, value in pack.items()}
+def _pack(sample: Sample, model: AudioModel) -> Pack:
+    return to_device(collate([sample], geometry=model.net.geometry), model.device)
 
 
 def _pieces(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:

@@ -44,7 +44,7 @@ KINDS = {
 PARTS = ("encoder", "pooling", "projector", "boundary", "llm")
 
 _EXPECTED = (
-    "expected a run directory, one of its checkpoints (checkpoints/step=...), a directory that auris exported "
+    "expected a run directory, one of its checkpoints (checkpoints/step_...), a directory that auris exported "
     "(recipe.yaml), a transformers directory (config.json and safetensors) or a Whisper .pt file"
 )
 _DAMAGED = "it is damaged, or holds more than tensors and plain values, which auris does not execute"

@@ -1,0 +1,288 @@
+"""`AudioModel`: a trained model that answers prompts (`generate`), transcribes and holds dialogues (`chat`).
+
+A base model is prompted as in pre-training: audio marks, then the prompt. A chat model is prompted in ChatML. Both
+answer to `generate`; `chat` is always ChatML.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from auris import config
+from auris.audio import MAX_SAMPLES, SAMPLE_RATE
+from auris.config import Config
+from auris.data.collate import collate
+from auris.data.long_audio import merge, windows
+from auris.data.rows import Clip, Row, audio_parts, seconds
+from auris.data.samples import AudioSamples
+from auris.errors import UserError
+from auris.model.generation import Generation, generate
+from auris.model.pack import Pack, to_device
+from auris.model.weights.identify import ConfigFile
+from auris.text.chat import Chat, Message, Qwen2AudioChat, QwenAudioChat, audios, map_audios
+from auris.text.prompts import BothPrompts, NaturalPrompt, Prompt, TagPrompt, Turn
+from auris.text.tokenizer import Tokenizer
+
+Audio = str | Path | np.ndarray | Tensor
+"""A sound file, or samples (L,) at 16 kHz."""
+
+
+class AudioModel:
+    """A model that answers prompts and dialogues about audio.
+
+    Args:
+        net: the model with its weights, in eval mode.
+        objective: the objective that it was trained on.
+        tokenizer: the tokenizer that it was trained with.
+        recipe: the config that it was trained with.
+        generation: content of its generation_config.json; the settings of a call take precedence.
+        is_chat: `generate` asks in ChatML.
+        long_audio: what happens to clips over 30 s: "window", "first" or "error" (see `inference.load.load`).
+    """
+
+    def __init__(
+        self,
+        *,
+        net: nn.Module,
+        objective: nn.Module,
+        tokenizer: Tokenizer,
+        recipe: Config,
+        generation: ConfigFile,
+        is_chat: bool = False,
+        long_audio: str = "window",
+    ) -> None:
+        self.net, self.objective, self.tokenizer, self.recipe = net, objective, tokenizer, recipe
+        self.generation, self.is_chat = generation, is_chat
+        self.prompt, self.dialogue = prompt_styles(recipe)
+        view = {"tokenizer": tokenizer, "prompt": self.prompt, "geometry": net.geometry}
+        self._view = _GivenTurns(**view, long_audio=long_audio)
+
+    @property
+    def name(self) -> str:
+        """Study, arm and seed of its run."""
+        return "{study}/{arm}/seed_{seed}".format(**self.recipe)
+
+    def check_answers(self) -> None:
+        """Raise UserError if the model was trained for something other than answering prompts."""
+        if not {"audio", "pair"} & set(self.objective.views):
+            raise UserError(
+                f"this model was trained on {type(self.objective).__name__} and answers no prompts; "
+                "`auris evaluate checkpoint=RUN` scores it"
+            )
+
+    def generate(
+        self,
+        audio: Audio | Sequence[Audio | Sequence[Audio]] | None = None,
+        prompt: str | Sequence[str] = "",
+        *,
+        seed: int | None = None,
+        stream: Callable[[int, int], None] | None = None,
+        control: bool = False,
+        **settings: Any,
+    ) -> str | list[str]:
+        """Answer a prompt about audio. A list of either is a batch, answered by a list.
+
+        Args:
+            audio: a file or samples (L,) at 16 kHz. A list has one entry per row, which is itself a list if the row has
+                several clips. All windows of a clip over 30 s go into one prompt. None for text alone.
+            prompt: text after the audio, control tokens included; for a chat model the user's message, as plain text.
+            seed: seed of sampling, to reproduce answers.
+            stream: called with (row, token id) as soon as each token is known.
+            control: keep control tokens (word times, notes) in the answers.
+            settings: fields of `Generation` that replace the model's own.
+
+        Raises:
+            UserError: lists of different lengths, unusable audio, or settings that contradict each other.
+        """
+        is_batch = isinstance(audio, (list, tuple)) or isinstance(prompt, (list, tuple))
+        options = {"seed": seed, "stream": stream, "control": control, **settings}
+        clips, prompts = _rows(audio, prompt)
+        if self.is_chat:
+            dialogues = [[user_message(row, text)] for row, text in zip(clips, prompts, strict=True)]
+            answers = self._chat(dialogues, **options)
+        else:
+            turns = [self.prompt.raw(text, len(row)) for row, text in zip(clips, prompts, strict=True)]
+            answers = self._answer(clips, turns, **options)
+        return answers if is_batch else answers[0]
+
+    def transcribe(self, audio: Audio | Sequence[Audio], language: str = "en", **settings: Any) -> str | list[str]:
+        """Transcribe a clip, or each of a list, with the prompt for speech recognition used in pre-training.
+
+        A clip over 30 s is cut into overlapping windows with a prompt each, and their transcripts are joined where they
+        agree (`data.long_audio`). `settings` as in `generate`.
+        """
+        clips = list(audio) if isinstance(audio, (list, tuple)) else [audio]
+        parts = [self._windows(clip) for clip in clips]
+        flat = [[window] for clip in parts for window in clip]
+        prompt = self.prompt.turns({"task": "asr", "language": language, "text": "-"}, 1)
+        turns = [turn for turn in prompt if turn.role == "prompt"]
+        options = {"seed": None, "stream": None, "control": False, **settings}
+        answers = iter(self._answer(flat, [turns] * len(flat), **options))
+        transcripts = [merge([next(answers) for _ in clip], language) for clip in parts]
+        return transcripts if isinstance(audio, (list, tuple)) else transcripts[0]
+
+    def _windows(self, clip: Audio) -> list[np.ndarray]:
+        wave = self._view.read(clip)
+        starts = [round(start * SAMPLE_RATE) for start, _ in windows(len(wave) / SAMPLE_RATE)]
+        return [wave[start : start + MAX_SAMPLES] for start in starts] or [wave]
+
+    def chat(
+        self,
+        messages: Sequence[Message] | Sequence[Sequence[Message]],
+        *,
+        seed: int | None = None,
+        stream: Callable[[int, int], None] | None = None,
+        control: bool = False,
+        **settings: Any,
+    ) -> str | list[str]:
+        """Return the assistant's next message in a dialogue, or in each of a list of dialogues.
+
+        Args:
+            messages: `{role, content}`; content is a string, or a list of `{type: audio, audio: ...}` and
+                `{type: text, text: ...}`. A file may have an `offset` and a `duration`, as in rows. ChatML in the text
+                of a message stays plain characters. Qwen-Audio drops the oldest exchanges beyond `max_window_size`
+                tokens, as released.
+            seed: as in `generate`.
+            stream: as in `generate`.
+            control: as in `generate`.
+            settings: as in `generate`.
+
+        Raises:
+            UserError: messages of an unknown shape, and as `generate`.
+        """
+        is_batch = bool(messages) and not isinstance(messages[0], Mapping)
+        options = {"seed": seed, "stream": stream, "control": control, **settings}
+        answers = self._chat(messages if is_batch else [messages], **options)
+        return answers if is_batch else answers[0]
+
+    @property
+    def device(self) -> torch.device:
+        return self.net.llm.device
+
+    def pack(self, turns: Sequence[list[Turn]], clips: Sequence[Sequence[Audio]]) -> Pack:
+        """Return rows, given as turns and the clips that they mark, as one batch on the net's device."""
+        rows = [
+            Row(str(n), tuple(row), {"task": "chat", "mode": "audio_analysis", "turns": own})
+            for n, (own, row) in enumerate(zip(turns, clips, strict=True))
+        ]
+        samples = [self._view.build(row, number, None) for number, row in enumerate(rows)]
+        return to_device(collate(samples, geometry=self.net.geometry), self.device)
+
+    def settings(self, *, chat: bool = False, **changed: Any) -> Generation:
+        """Return the model's generation settings with changes.
+
+        Unless `stop` is changed, tokens that end an answer in the prompting style (in ChatML for a chat) stop it too.
+        """
+        chosen = Generation.from_config(self.generation, **changed)
+        ends = self.dialogue.stop if chat else self.prompt.stop
+        return chosen if "stop" in changed else replace(chosen, stop=chosen.stop | set(map(self.tokenizer.id, ends)))
+
+    def _chat(self, dialogues: Sequence[Sequence[Message]], **options: Any) -> list[str]:
+        dialogues = [self._recent(_with_stretches(messages)) for messages in dialogues]
+        turns = [self.dialogue.turns(messages) for messages in dialogues]
+        return self._answer([audios(messages) for messages in dialogues], turns, chat=True, **options)
+
+    def _recent(self, messages: Sequence[Message]) -> Sequence[Message]:
+        if not isinstance(self.dialogue, QwenAudioChat) or "max_window_size" not in self.generation:
+            return messages
+        size = self.generation["max_window_size"]
+
+        def length(turns: list[Turn], clips: list[Audio]) -> int:
+            return len(self.pack([turns], [clips])["ids"])
+
+        return self.dialogue.recent(messages, length, max_window_size=size)
+
+    def _answer(
+        self,
+        clips: Sequence[Sequence[Audio]],
+        turns: Sequence[list[Turn]],
+        *,
+        chat: bool = False,
+        seed: int | None,
+        stream: Callable[[int, int], None] | None,
+        control: bool,
+        **settings: Any,
+    ) -> list[str]:
+        self.check_answers()
+        chosen = self.settings(chat=chat, **settings)
+        generator = None if seed is None else torch.Generator().manual_seed(seed)
+        ids = generate(self.net, self.pack(turns, clips), chosen, generator=generator, stream=stream)
+        return [self.tokenizer.decode(answer, control=control) for answer in ids]
+
+
+class _GivenTurns(AudioSamples):
+    """Samples of rows that contain their turns, and whose clips may be arrays."""
+
+    def _turns(self, row: Row, rng: np.random.Generator | None, prompt_only: bool) -> list[Turn]:
+        return row.labels["turns"]
+
+    def read(self, clip: Audio | Clip) -> np.ndarray:
+        if isinstance(clip, (str, Path)):
+            clip = Clip(Path(clip))
+        if isinstance(clip, Clip):
+            return super().read(clip)
+        wave = np.asarray(clip, dtype=np.float32)
+        if wave.ndim != 1 or not len(wave):
+            raise UserError(f"audio of shape {wave.shape}: expected samples (L,) at 16 kHz, one channel")
+        return self._limit(wave)
+
+    def _limit(self, wave: np.ndarray) -> np.ndarray:
+        start = super()._limit(wave)
+        if len(start) < len(wave):
+            dropped = (len(wave) - len(start)) / SAMPLE_RATE
+            warnings.warn(f"long_audio=first: {dropped:.1f} s after the first 30 s are dropped", stacklevel=2)
+        return start
+
+
+def _with_stretches(messages: Sequence[Message]) -> list[Message]:
+    """Return a dialogue in which files with an `offset` or a `duration` are clips. Arrays with one raise UserError."""
+    parts = iter(audio_parts(messages))
+
+    def clip(audio: Audio) -> Audio | Clip:
+        stretch = seconds(next(parts))
+        if stretch and not isinstance(audio, (str, Path)):
+            raise UserError(f"{stretch} of samples: expected them of a file alone; hand over the stretch itself")
+        return Clip(Path(audio), **stretch) if stretch else audio
+
+    return map_audios(clip, messages)
+
+
+def prompt_styles(recipe: Config) -> tuple[Prompt, Chat]:
+    """Return how a model trained with this config is prompted as a base model, and in a dialogue.
+
+    A fine-tuned model is prompted as the base model of its system; one that was trained on both prompting styles, as
+    Qwen2-Audio.
+    """
+    style = config.build(recipe["prompt"])
+    if isinstance(style, Chat):
+        return (TagPrompt() if isinstance(style, QwenAudioChat) else NaturalPrompt()), style
+    style = NaturalPrompt() if isinstance(style, BothPrompts) else style
+    return style, (QwenAudioChat() if isinstance(style, TagPrompt) else Qwen2AudioChat())
+
+
+def _rows(
+    audio: Audio | Sequence[Audio | Sequence[Audio]] | None, prompt: str | Sequence[str]
+) -> tuple[list[list[Audio]], list[str]]:
+    """Return the clips and the prompt of every row; a single value is used for all rows."""
+    lists = {name: given for name, given in (("audio", audio), ("prompt", prompt)) if isinstance(given, (list, tuple))}
+    sizes = {name: len(given) for name, given in lists.items()}
+    if len(set(sizes.values())) > 1 or 0 in sizes.values():
+        raise UserError(f"a batch of {sizes}: expected lists of one length, or one of the two for all rows")
+    n = next(iter(sizes.values()), 1)
+    entries = audio if "audio" in lists else [audio] * n
+    clips = [list(entry) if isinstance(entry, (list, tuple)) else [] if entry is None else [entry] for entry in entries]
+    return clips, list(prompt) if "prompt" in lists else [prompt] * n
+
+
+def user_message(clips: Sequence[Audio], text: str) -> Message:
+    """Return a user's message: clips, then text if there is any (voice chat has none)."""
+    parts = [{"type": "text", "text": text}] if text else []
+    return {"role": "user", "content": [*({"type": "audio", "audio": clip} for clip in clips), *parts]}

@@ -1,0 +1,130 @@
+"""The model card (README.md) of an exported directory."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import yaml
+
+import auris
+from auris.config import Config
+from auris.data.manifests import read_manifests
+from auris.data.rows import Row
+from auris.files import read_jsonl
+from auris.inference.audio_model import AudioModel
+from auris.inference.load import RELEASED
+from auris.metrics.measures import measure
+from auris.model.audio_lm import AudioLM
+from auris.model.weights.identify import KINDS, ModelSource
+
+# `provenance` of a row -> words.
+_PROVENANCE = {
+    "real": "real recordings",
+    "mixed": "partly synthetic",
+    "tts": "synthetic speech",
+    "procedural": "synthetic sound",
+    "unknown": "of unknown origin",
+}
+_USE = {
+    "qwen2_audio": """from transformers import AutoProcessor, Qwen2AudioForConditionalGeneration
+
+model = Qwen2AudioForConditionalGeneration.from_pretrained("{name}")
+processor = AutoProcessor.from_pretrained("{name}")""",
+    "qwen_audio": """# with the code of github.com/QwenLM/Qwen-Audio, or
+import auris
+
+model = auris.load("{name}")""",
+    "auris": """import auris
+
+model = auris.load("{name}")
+model.generate(audio="clip.wav", prompt="...")""",
+}
+
+
+def card(model: AudioModel, found: ModelSource, name: str, format: str, reasons: list[str]) -> str:
+    """Return the card: what the model is, how it was trained, on what data, and its results."""
+    config = model.recipe
+    is_import = config["study"] == RELEASED
+    library = "transformers" if format == "qwen2_audio" else "auris"
+    sections = [
+        f"---\nlibrary_name: {library}\ntags: [auris, audio-text-to-text]\n---",
+        f"# {name}",
+        f"Exported by auris {auris.__version__} from {KINDS[found.kind]} (`{found.path.resolve().name}`).",
+        f"```python\n{_USE[format].format(name=name)}\n```",
+        "## Parts",
+        "\n".join(_part_lines(model.net)),
+    ]
+    if reasons:
+        sections += ["Not in a published layout, as it has no counterpart there:", "\n".join(f"- {r}" for r in reasons)]
+    if is_import:
+        sections.append("Its weights are those of the directory that it was read from; nothing was trained in between.")
+    else:
+        sections += ["## Data", "\n".join(_data_lines(config)), "## Results", "\n".join(_result_lines(found))]
+        shown = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
+        sections += ["## Recipe", "\n".join(_recipe_lines(config)), f"```yaml\n{shown}```"]
+    return "\n\n".join(sections) + "\n"
+
+
+def _part_lines(net: AudioLM) -> Iterator[str]:
+    yield "| part | kind | parameters | precision |"
+    yield "|---|---|---|---|"
+    for part, module in net.named_children():
+        parameters = list(module.parameters())
+        kind = net.llm.config.model_type if part == "llm" else type(module).__name__
+        precision = "+".join(sorted({str(p.dtype).removeprefix("torch.") for p in parameters})) or "-"
+        yield f"| {part} | {kind} | {sum(p.numel() for p in parameters):,} | {precision} |"
+
+
+def _recipe_lines(config: Config) -> Iterator[str]:
+    yield f"- study `{config['study']}`, arm `{config['arm']}`, seed {config['seed']}, {config['max_steps']} steps"
+    yield f"- trained: {', '.join(config['trainable'])}; all other parts frozen"
+    for part, source in config["weights"].items():
+        if source is not None:
+            yield f"- {part} began with the weights of `{source}`"
+
+
+def _data_lines(config: Config) -> Iterator[str]:
+    """Yield a line per training manifest: rows, hours, origin of the audio, licences."""
+    for entry in config["data"]["train"]:
+        try:
+            [manifest] = read_manifests([entry])
+        except (FileNotFoundError, ValueError):
+            path = entry["path"] if isinstance(entry, Mapping) else entry
+            yield f"- `{path}`: not at hand when this was written"
+            continue
+        rows = [row for row in manifest.rows if row.problem is None]
+        hours = sum(clip.duration or 0.0 for row in rows for clip in row.clips) / 3600
+        origins = Counter(_origin(row) for row in rows)
+        kinds = ", ".join(f"{n:,} {origin}" for origin, n in origins.most_common())
+        licences = sorted({str(row.labels["licence"]) for row in rows if "licence" in row.labels})
+        yield f"- `{manifest.name}`: {len(rows):,} rows, {hours:.1f} h ({kinds})" + (
+            f"; licences: {', '.join(licences)}" if licences else ""
+        )
+
+
+def _origin(row: Row) -> str:
+    if not row.clips:
+        return "text"
+    return _PROVENANCE.get(str(row.labels.get("provenance", "unknown")), _PROVENANCE["unknown"])
+
+
+def results_file(found: ModelSource) -> Path:
+    """Return the file with the results of a run, or of an exported directory."""
+    return (found.path if found.file is None else found.file.parents[1]) / "results.jsonl"
+
+
+def _result_lines(found: ModelSource) -> Iterator[str]:
+    file = results_file(found)
+    if not file.is_file():
+        yield "Not evaluated."
+        return
+    yield "| benchmark | task | metric | value | 95 % interval | n | test audio |"
+    yield "|---|---|---|---|---|---|---|"
+    for row in read_jsonl(file):
+        how = measure(row["metric"])
+        value, low, high = (f"{how.scale * row[key]:.1f}" for key in ("value", "low", "high"))
+        origin = ", ".join(_PROVENANCE.get(code, _PROVENANCE["unknown"]) for code in row["provenance"].split("+"))
+        cells = (row["benchmark"], row["task"], how.label, value, f"[{low}, {high}]", str(row["n"]), origin)
+        yield f"| {' | '.join(cells)} |"

@@ -1,0 +1,349 @@
+"""Saving a module and its optimizer as a checkpoint, and restoring them: collectively, each process its own slices."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from auris.errors import UserError
+from auris.files import sync_directory
+from auris.model.distributed import collectively, gather, gather_to_first, world_and_rank
+from auris.model.dtensor import local_part
+from auris.model.weights.checkpoint_dir import (
+    FORMAT,
+    KINDS,
+    MANIFEST,
+    PARTIAL,
+    REMOVED,
+    TRAINER,
+    CheckpointDir,
+    Piece,
+    State,
+    StoredFile,
+    StoredTensor,
+    content_digest,
+    file_size,
+    set_aside,
+    step_dir,
+)
+from auris.model.weights.tensors import DTYPES
+
+_CODES = {dtype: code for code, dtype in DTYPES.items()}
+
+Group = Mapping[str, Any]
+"""A parameter group of an optimizer."""
+
+
+class SaveError(OSError):
+    """A checkpoint could not be written; earlier ones are unchanged."""
+
+
+class _Written(NamedTuple):
+    """What a process has written of one kind: its files, and the pieces in them of each tensor."""
+
+    kind: str
+    files: dict[str, StoredFile]
+    tensors: dict[str, StoredTensor]
+
+
+# --- saving -------------------------------------------------------------------------------------------------------
+
+
+def save(
+    folder: str | Path,
+    step: int,
+    *,
+    module: nn.Module,
+    optimizer: Optimizer | None = None,
+    state: State,
+) -> Path:
+    """Write the checkpoint of a step; it gets its name when all of it is on the disk. Collective.
+
+    A sharded tensor's pieces are written by the processes that have them, replicas once. In addition to the model at
+    most one tensor is in the host's memory.
+
+    Args:
+        folder: `RUN/checkpoints`.
+        step: number of the step.
+        module: what is saved.
+        optimizer: None to save the weights alone.
+        state: everything else, as JSON. `recipe` is for loading the model; `best` names the best checkpoint: None, or
+            its `step`.
+
+    Raises:
+        SaveError: on every process if one of them cannot write; earlier checkpoints are unchanged.
+    """
+    _, rank = world_and_rank()
+    final = step_dir(folder, step)
+    partial = final.with_name(PARTIAL + final.name)
+    try:
+        tables = collectively(lambda: _tables(module, optimizer), SaveError)
+        writers = {kind: _writers(tables[kind]) for kind in KINDS}
+        state = {**state, "step": step, "groups": _groups(module, optimizer)}
+        collectively(lambda: _make(partial) if rank == 0 else None, SaveError)
+        written = collectively(
+            lambda: [_write_own(partial, kind, tables[kind], writers[kind], rank) for kind in KINDS], SaveError
+        )
+        everything = [one for process in gather_to_first(written) for one in process]
+        collectively(lambda: _seal(partial, final, state, everything) if rank == 0 else None, SaveError)
+    except SaveError:
+        if rank == 0:
+            shutil.rmtree(partial, ignore_errors=True)  # free the space for the next one
+        raise
+    return final
+
+
+def _make(partial: Path) -> None:
+    shutil.rmtree(partial, ignore_errors=True)  # left by a process that was killed
+    partial.mkdir(parents=True)
+
+
+def _writers(tensors: Mapping[str, Tensor]) -> dict[str, int]:
+    """Return which process writes this process's piece of each tensor; holders of one piece take turns. Collective.
+
+    Derived from the pieces, not from meshes: a tensor that is sharded over a part of a mesh does not know the rest.
+    """
+    pieces = {name: local_part(tensor.detach()) for name, tensor in sorted(tensors.items())}
+    # Pieces do not overlap, so the first element identifies a piece.
+    firsts = [_first_element(tensors[name], index) if local.numel() else -1 for name, (local, index) in pieces.items()]
+    everyone = gather(firsts)
+    writers = {}
+    for number, (name, first) in enumerate(zip(pieces, firsts, strict=True)):
+        holders = [rank for rank, theirs in enumerate(everyone) if theirs[number] == first]
+        writers[name] = -1 if first < 0 else holders[number % len(holders)]
+    return writers
+
+
+def _first_element(tensor: Tensor, index: tuple[slice, ...]) -> int:
+    strides = [math.prod(tensor.shape[dim + 1 :]) for dim in range(tensor.ndim)]
+    return sum(one.start * stride for one, stride in zip(index, strides, strict=True))
+
+
+def _write_own(
+    folder: Path, kind: str, tensors: Mapping[str, Tensor], writers: Mapping[str, int], rank: int
+) -> _Written:
+    """Write this process's pieces of these tensors."""
+    world, _ = world_and_rank()
+    file = f"{kind}-{rank:05d}-of-{world:05d}.safetensors"
+    own: dict[str, Tensor] = {}
+    stored: dict[str, StoredTensor] = {}
+    for name, tensor in sorted(tensors.items()):
+        local, index = local_part(tensor.detach())
+        pieces: tuple[Piece, ...] = ()
+        if writers[name] == rank:
+            own[name] = local
+            pieces = (Piece(file, tuple(one.start for one in index), tuple(local.shape)),)
+        if pieces or rank == 0:  # the first process describes all tensors, also those without elements
+            stored[name] = StoredTensor(tuple(tensor.shape), tensor.dtype, pieces)
+    return _Written(kind, {file: _write_tensors(folder / file, own)} if own else {}, stored)
+
+
+def _write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> StoredFile:
+    """Write a safetensors file tensor by tensor.
+
+    safetensors' own `save_file` needs all of them in the host's memory at once, and a checksum would have to read the
+    file again, which would verify the disk's cache and not what was to be written.
+    """
+    ordered = sorted(
+        tensors, key=lambda name: (-tensors[name].element_size(), name)
+    )  # largest types first, so that all are aligned
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name in ordered:
+        start, end = end, end + tensors[name].numel() * tensors[name].element_size()
+        shape, code = list(tensors[name].shape), _CODES[tensors[name].dtype]
+        header[name] = {"dtype": code, "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    total = hashlib.sha256()
+    size = 0
+    with file.open("wb") as out:
+
+        def put(data: bytes | memoryview) -> None:
+            nonlocal size
+            out.write(data)
+            total.update(data)
+            size += len(data)
+
+        put(len(text).to_bytes(8, "little"))
+        put(text)
+        for name in ordered:
+            put(memoryview(tensors[name].cpu().contiguous().flatten().view(torch.uint8).numpy()))
+        out.flush()
+        os.fsync(out.fileno())
+    return StoredFile(size, total.hexdigest())
+
+
+def _seal(partial: Path, final: Path, state: State, written: Sequence[_Written]) -> None:
+    """Write the manifest and trainer.json, and give the directory its name."""
+    files: dict[str, StoredFile] = {}
+    tensors: dict[str, dict[str, StoredTensor]] = {kind: {} for kind in KINDS}
+    for one in written:
+        files |= one.files
+        table = tensors[one.kind]
+        for name, stored in one.tensors.items():
+            pieces = (*(table[name].pieces if name in table else ()), *stored.pieces)
+            table[name] = StoredTensor(stored.shape, stored.dtype, pieces)
+    for table in tensors.values():
+        for name, stored in table.items():
+            _check_cover(name, stored)
+    for name, described in files.items():
+        if file_size(partial / name) != described.bytes:
+            raise OSError(f"{partial / name} is not there: all processes must write to one shared file system")
+    text = json.dumps(_with_text_keys(state), ensure_ascii=False)
+    _write_text(partial / TRAINER, text)
+    files[TRAINER] = StoredFile(len(text.encode()), hashlib.sha256(text.encode()).hexdigest())
+    content = {
+        "format": FORMAT,
+        "step": state["step"],
+        "files": {name: one._asdict() for name, one in files.items()},
+        "tensors": {
+            kind: {name: [one.shape, _CODES[one.dtype], one.pieces] for name, one in table.items()}
+            for kind, table in tensors.items()
+        },
+    }
+    _write_text(partial / MANIFEST, json.dumps({"content": content, "sha256": content_digest(content)}))
+    sync_directory(partial)
+    removed = set_aside(final, REMOVED) if final.exists() else None  # damaged, or the step was taken again
+    partial.rename(final)
+    sync_directory(final.parent)
+    if removed:
+        shutil.rmtree(removed)
+
+
+def _check_cover(name: str, stored: StoredTensor) -> None:
+    """Assert that pieces make up a tensor: they are all cells of a grid that divides it."""
+    boxes = {tuple((at, at + n) for at, n in zip(offset, sizes, strict=True)) for _, offset, sizes in stored.pieces}
+    cuts = [sorted({box[dim] for box in boxes}) for dim in range(len(stored.shape))]
+    is_covered = all(
+        [start for start, _ in cut] == [0, *(stop for _, stop in cut[:-1])] and cut[-1][1] == size
+        for cut, size in zip(cuts, stored.shape, strict=True)
+        if cut
+    )
+    cells = math.prod(map(len, cuts)) if math.prod(stored.shape) else 0
+    assert is_covered and len(boxes) == len(stored.pieces) == cells, f"{name} is not made up by {stored}"
+
+
+def _with_text_keys(value: Any) -> Any:
+    """Return a JSON value unchanged, asserting that keys are text: JSON would turn numbers into text."""
+    if isinstance(value, Mapping):
+        assert all(isinstance(key, str) for key in value), list(value)
+        return {key: _with_text_keys(inner) for key, inner in value.items()}
+    return [_with_text_keys(inner) for inner in value] if isinstance(value, (list, tuple)) else value
+
+
+def _write_text(file: Path, text: str) -> None:
+    with file.open("w", encoding="utf-8") as out:
+        out.write(text)
+        out.flush()
+        os.fsync(out.fileno())
+
+
+# --- restoring ----------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def restore(checkpoint: CheckpointDir, *, module: nn.Module, optimizer: Optimizer | None = None) -> None:
+    """Restore a module, and its optimizer if given, from a checkpoint; each process reads its own slices.
+
+    Raises:
+        UserError: tensors are missing, unexpected or of another shape, or the optimizer has other groups.
+    """
+    stored = checkpoint.stored("weights")
+    targets = _once(module.state_dict(keep_vars=True))
+    _compare(checkpoint.path, {name: tuple(tensor.shape) for name, tensor in targets.items()}, stored)
+    groups = checkpoint.state["groups"]
+    ours = _groups(module, optimizer)
+    if optimizer is not None and [group["params"] for group in groups] != [group["params"] for group in ours]:
+        raise UserError(f"{checkpoint.path} was written by an optimizer with other groups of parameters")
+    for name, tensor in targets.items():
+        _fill(tensor, checkpoint, "weights", name)
+    if optimizer is not None:
+        _restore_optimizer(checkpoint, groups, module, optimizer)
+
+
+def _restore_optimizer(
+    checkpoint: CheckpointDir, groups: Sequence[Group], module: nn.Module, optimizer: Optimizer
+) -> None:
+    keys: dict[str, list[str]] = {}
+    for name in checkpoint.stored("optimizer"):
+        key, _, parameter = name.partition(".")
+        keys.setdefault(parameter, []).append(key)
+    names = _parameter_names(module)
+    for group, saved in zip(optimizer.param_groups, groups, strict=True):
+        for parameter in group["params"]:
+            name = names[id(parameter)]
+            optimizer.state[parameter] = {
+                key: _optimizer_state(checkpoint, key, name, parameter, group) for key in keys.get(name, ())
+            }
+        settings = {key: value for key, value in saved.items() if key != "params"}
+        group.update({key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()})
+
+
+def _optimizer_state(checkpoint: CheckpointDir, key: str, name: str, parameter: Tensor, group: Group) -> Tensor:
+    if key == "step":  # torch's optimizers count on the host unless they are fused or capturable
+        counts_there = group.get("fused") or group.get("capturable")
+        return checkpoint.read("optimizer", f"{key}.{name}").clone().to(parameter.device if counts_there else "cpu")
+    stored = checkpoint.stored("optimizer")[f"{key}.{name}"]
+    if stored.shape != tuple(parameter.shape):
+        raise UserError(
+            f"{checkpoint.path}: {key} of {name} has shape {stored.shape}, expected {tuple(parameter.shape)}"
+        )
+    value = torch.zeros_like(parameter, dtype=stored.dtype, memory_format=torch.preserve_format)
+    _fill(value, checkpoint, "optimizer", f"{key}.{name}")
+    return value
+
+
+def _fill(tensor: Tensor, checkpoint: CheckpointDir, kind: str, name: str) -> None:
+    local, index = local_part(tensor)
+    if local.numel():
+        local.copy_(checkpoint.read(kind, name, index))
+
+
+def _compare(path: Path, targets: Mapping[str, tuple[int, ...]], stored: Mapping[str, StoredTensor]) -> None:
+    faults = [f"{name} is missing" for name in targets if name not in stored]
+    faults += [f"{name} is unexpected" for name in stored if name not in targets]
+    faults += [
+        f"{name} has shape {stored[name].shape}, expected {shape}"
+        for name, shape in targets.items()
+        if name in stored and stored[name].shape != shape
+    ]
+    if faults:
+        raise UserError(f"{path} does not fit the model: {'; '.join(faults[:5])}" + ("; ..." if faults[5:] else ""))
+
+
+def _tables(module: nn.Module, optimizer: Optimizer | None) -> dict[str, dict[str, Tensor]]:
+    """Return the tensors of each kind by name, tied ones once; names of the optimizer's are `exp_avg.PARAMETER` etc."""
+    names = _parameter_names(module)
+    states = {
+        f"{key}.{names[id(parameter)]}": value
+        for parameter, values in (optimizer.state.items() if optimizer is not None else ())
+        for key, value in values.items()
+    }
+    return {"weights": _once(module.state_dict(keep_vars=True)), "optimizer": states}
+
+
+def _once(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    names = {id(tensor): name for name, tensor in reversed(state.items())}  # the first name of each
+    return {name: tensor for name, tensor in state.items() if names[id(tensor)] == name}
+
+
+def _parameter_names(module: nn.Module) -> dict[int, str]:
+    return {id(parameter): name for name, parameter in module.named_parameters()}
+
+
+def _groups(module: nn.Module, optimizer: Optimizer | None) -> list[Group]:
+    """Return the optimizer's groups with names in place of parameters."""
+    names = _parameter_names(module)
+    groups = optimizer.param_groups if optimizer is not None else []
+    return [{**group, "params": [names[id(one)] for one in group["params"]]} for group in groups]
