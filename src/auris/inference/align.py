@@ -183,8 +183,8 @@ class Aligner:
         return list(scores.cpu().split(n_frames.tolist())[: len(batch["rows"])])
 
 
-def align(made: Config) -> None:
-    """Write the rows of `data.test` with their words' times to `out`; those that have times are compared."""
+def run(made: Config) -> None:
+    """Run `auris align`: write the rows of `data.test` with word times to `out`, and compare those that have times."""
     console = Console()
     if not isinstance(made["prior_scale"], (int, float)) or made["prior_scale"] < 0:
         raise UserError(f"prior_scale={made['prior_scale']}: expected 0 or more (1: as published)")
@@ -258,8 +258,3 @@ def show(errors: Mapping[str, np.ndarray], console: Console) -> None:
     for column in table.columns[1:]:
         column.justify = "right"
     console.print(table)
-
-
-def run(made: Config) -> None:
-    """Run `auris align`."""
-    align(made)

@@ -284,11 +284,11 @@ def _answer(model: AudioModel, dialogues: Sequence[Sequence[Message]], **options
     return [answer for part in (dialogues[:half], dialogues[half:]) for answer in _answer(model, part, **options)]
 
 
-# --- entry point --------------------------------------------------------------------------------------------------
+# --- the command --------------------------------------------------------------------------------------------------
 
 
-def chat(made: Config) -> None:
-    """Talk, or answer `input` in `output`."""
+def run(made: Config) -> None:
+    """Run `auris chat`: talk, or write answers to the dialogues of `input` to `output`."""
     if (made["input"] is None) != (made["output"] is None):
         given, other = ("input", "output") if made["output"] is None else ("output", "input")
         raise UsageError(f"{given}={made[given]} without {other}: expected {other}=FILE.jsonl too, or neither to talk")
@@ -314,8 +314,3 @@ def chat(made: Config) -> None:
         _note(f"{len(problems)} rows have no answer:")
         for name, reason in list(problems.items())[:_SHOWN]:
             _note(f"  {name}: {reason}")
-
-
-def run(made: Config) -> None:
-    """Run `auris chat`."""
-    chat(made)

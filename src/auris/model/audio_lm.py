@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -19,7 +20,7 @@ from auris.errors import UserError
 from auris.model import attention
 from auris.model import llm as lm
 from auris.model.boundary import Tokens
-from auris.model.generation import Generation, More, generate, no_more
+from auris.model.generation import Generation, generate
 from auris.model.pack import Pack
 
 
@@ -105,15 +106,9 @@ class AudioLM(nn.Module):
     def forward(self, batch: Pack) -> Tensor:
         return self.hidden(batch)
 
-    def generate(
-        self,
-        batch: Pack,
-        settings: Generation,
-        *,
-        generator: torch.Generator | None = None,
-        stream: Callable[[int, int], None] | None = None,
-        any_goes: Callable[[bool], bool] = bool,
-        more: More = no_more,
-    ) -> list[list[int]]:
-        """Token ids that continue each row of a batch of prompts (`generation.generate`)."""
-        return generate(self, batch, settings, generator=generator, stream=stream, any_goes=any_goes, more=more)
+    def generate(self, batch: Pack, settings: Generation, **options: Any) -> list[list[int]]:
+        """Return token ids that continue each row of a batch of prompts; options as in `generation.generate`.
+
+        A method, so that sharding can gather parameters around it.
+        """
+        return generate(self, batch, settings, **options)

@@ -42,7 +42,7 @@ def compare_poolings(
     that training would start from ("as initialised"). `stack` and `none` keep everything by construction.
 
     Args:
-        rows: of which the first `limit` that have one clip of at most 30 s that can be read are trace.
+        rows: of which the first `limit` that have one clip of at most 30 s that can be read are used.
         seed: of initial weights and of the bootstrap.
 
     Raises:
