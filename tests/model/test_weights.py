@@ -16,6 +16,7 @@ from torch.distributed.tensor import DTensor
 from torch.multiprocessing import spawn
 
 import nets
+from auris.model import adapters
 from auris.model.audio_lm import AudioLM
 from auris.model.weights import loading, tensors
 from auris.model.weights.loading import LoadReport
@@ -438,3 +439,13 @@ def test_float32_of_a_file_is_not_a_view_that_outlives_it(net: AudioLM, tmp_path
     content = file.read_bytes()
     file.write_bytes(bytes(len(content)))
     assert all((tensor == 1).all() for tensor in net.state_dict().values())
+
+
+def test_the_digest_follows_the_weights_and_can_leave_out_adapters(net: AudioLM):
+    before = tensors.weights_digest(net)
+    adapters.attach(net, [adapters.NEW_TOKENS], token_ids=[3])
+    adapters.start(net, seed=0)
+    assert tensors.weights_digest(net, with_adapters=False) == before != tensors.weights_digest(net)
+    with torch.no_grad():
+        net.projector.bias[0] += 1e-3
+    assert tensors.weights_digest(net, with_adapters=False) != before
