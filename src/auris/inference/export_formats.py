@@ -16,7 +16,6 @@ from auris import config as recipe
 from auris.audio import MAX_FRAMES
 from auris.files import write_json
 from auris.inference.audio_model import AudioModel
-from auris.inference.model_card import results_file
 from auris.model import boundary, pooling, projector
 from auris.model.audio_lm import AudioLM
 from auris.model.encoder import Encoder
@@ -204,6 +203,11 @@ def _write_auris(model: AudioModel, found: ModelSource, out: Path) -> None:
     if (results := results_file(found)).is_file():
         shutil.copyfile(results, out / results.name)
     write_json(out / "generation_config.json", _generation(model, found), indent=2)
+
+
+def results_file(found: ModelSource) -> Path:
+    """Return the file with the results of a run, or of an exported directory."""
+    return (found.path if found.file is None else found.file.parents[1]) / "results.jsonl"
 
 
 WRITERS: dict[str, Callable[[AudioModel, ModelSource, Path], None]] = {

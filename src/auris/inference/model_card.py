@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
 import yaml
 
@@ -14,6 +13,7 @@ from auris.data.manifests import read_manifests
 from auris.data.rows import Row
 from auris.files import read_jsonl
 from auris.inference.audio_model import AudioModel
+from auris.inference.export_formats import results_file
 from auris.inference.load import RELEASED
 from auris.metrics.measures import measure
 from auris.model.audio_lm import AudioLM
@@ -108,11 +108,6 @@ def _origin(row: Row) -> str:
     if not row.clips:
         return "text"
     return _PROVENANCE.get(str(row.labels.get("provenance", "unknown")), _PROVENANCE["unknown"])
-
-
-def results_file(found: ModelSource) -> Path:
-    """Return the file with the results of a run, or of an exported directory."""
-    return (found.path if found.file is None else found.file.parents[1]) / "results.jsonl"
 
 
 def _result_lines(found: ModelSource) -> Iterator[str]:
