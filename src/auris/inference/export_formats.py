@@ -207,7 +207,7 @@ def _write_auris(model: AudioModel, found: ModelSource, out: Path) -> None:
 
 def results_file(found: ModelSource) -> Path:
     """Return the file with the results of a run, or of an exported directory."""
-    return (found.path if found.file is None else found.file.parents[1]) / "results.jsonl"
+    return found.path / "results.jsonl"
 
 
 WRITERS: dict[str, Callable[[AudioModel, ModelSource, Path], None]] = {
