@@ -310,7 +310,7 @@ class Broken(L.Callback):
         def refuse(*_: object, **__: object) -> None:
             raise self.error
 
-        self.patch.setattr(checkpoint_dir, "_write_tensors", refuse)
+        self.patch.setattr(checkpoint_io, "_write_tensors", refuse)
         for name in ("__init__", "add_event", "flush"):
             self.patch.setattr(f"tensorboard.summary.writer.event_file_writer.EventFileWriter.{name}", refuse)
 
@@ -372,7 +372,7 @@ def test_a_run_whose_last_weights_are_not_on_the_disk_has_not_finished(small, wh
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint_dir, "_write_tensors", full)
+        patch.setattr(checkpoint_io, "_write_tensors", full)
         with pytest.raises(checkpoint_io.SaveError, match="the trained weights could not be saved"):
             train.train(made)
     assert not (Path(made["run_dir"]) / "finished.json").exists()

@@ -28,7 +28,7 @@ from auris.data.samples import AudioSamples, ChatSamples, Samples
 from auris.errors import AudioError, RowError
 from auris.evaluation.answer_cache import AnswerCache, Response, row_key
 from auris.evaluation.distributed import Ranks
-from auris.inference.load import AudioModel
+from auris.inference.audio_model import AudioModel
 from auris.model.generation import Generation
 from auris.model.pack import Pack, to_device
 from auris.model.refill import WaitingRows

@@ -32,6 +32,7 @@ from auris.evaluation.answer_cache import CACHE_DIR, evaluation_lock
 from auris.evaluation.distributed import Ranks, joined
 from auris.files import read_json, write_json, write_jsonl
 from auris.inference import load as pretrained
+from auris.inference.audio_model import AudioModel
 from auris.metrics import records
 from auris.metrics.records import Prediction, ResultRow
 from auris.model.weights import checkpoint_dir
@@ -85,7 +86,7 @@ def evaluate(config: Config) -> list[ResultRow]:
 
 
 def _evaluate(
-    job: _Job, model: pretrained.AudioModel, weights: str, benchmark: benchmarks.Benchmark, audio: str
+    job: _Job, model: AudioModel, weights: str, benchmark: benchmarks.Benchmark, audio: str
 ) -> list[ResultRow]:
     """Answer and score one benchmark, with its own audio or a replacement."""
     config = job.config
@@ -127,7 +128,7 @@ def _evaluate(
 
 
 def _answer(
-    job: _Job, model: pretrained.AudioModel, weights: str, request: answering.Request, run_dir: Path
+    job: _Job, model: AudioModel, weights: str, request: answering.Request, run_dir: Path
 ) -> tuple[answer_cache.Part, dict[str, str]]:
     """Answer the rows of one kind; returns where the responses are, and by row id why some rows have none."""
     kind, samples = request.kind, request.samples

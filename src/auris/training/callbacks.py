@@ -24,7 +24,7 @@ from auris.data.datamodule import AudioDataModule
 from auris.data.loader import LoaderError
 from auris.data.rows import group
 from auris.errors import AudioError, RowError, RunStopped, UserError
-from auris.model.weights import checkpoint_dir
+from auris.model.weights import checkpoint_dir, checkpoint_io
 from auris.text import tasks
 from auris.text.tasks import CURVES
 from auris.training.event_files import EventFiles
@@ -270,7 +270,7 @@ class Faults(L.Callback):
             for older in filter(checkpoint_dir.is_checkpoint, folder.glob("step_*")):
                 shutil.rmtree(older, ignore_errors=True)
         with files.tolerate_write_errors(folder):
-            path = checkpoint_dir.write(folder, step, module=module, state={"recipe": module.hparams["recipe"]})
+            path = checkpoint_io.save(folder, step, module=module, state={"recipe": module.hparams["recipe"]})
             return str(path.relative_to(self.run_dir))
         return None
 

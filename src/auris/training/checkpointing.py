@@ -16,7 +16,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from auris import compat
 from auris.errors import UserError
-from auris.model.weights import checkpoint_dir
+from auris.model.weights import checkpoint_dir, checkpoint_io
 from auris.training.event_files import EventFiles
 from auris.training.preemption import REQUEUE, Preempted, Preemption, request_requeue
 
@@ -107,7 +107,7 @@ class CheckpointCallback(L.Callback):
         if self.failed:
             rank_zero_warn(f"{self.failed} times a checkpoint could not be saved")
         if self.saved is None or self.saved < _steps_taken(trainer):
-            raise checkpoint_dir.SaveError(
+            raise checkpoint_io.SaveError(
                 f"the trained weights could not be saved in {self.folder}; the same command goes on from the last "
                 "checkpoint there"
             )
@@ -142,8 +142,8 @@ class CheckpointCallback(L.Callback):
             "callbacks": {one.state_key: state for one in trainer.callbacks if (state := one.state_dict())},
         }
         try:
-            checkpoint_dir.write(self.folder, step, module=module, optimizer=trainer.optimizers[0], state=state)
-        except checkpoint_dir.SaveError as error:
+            checkpoint_io.save(self.folder, step, module=module, optimizer=trainer.optimizers[0], state=state)
+        except checkpoint_io.SaveError as error:
             self._note_failure(trainer, f"the checkpoint of step {step} could not be saved ({error})")
             return False
         self.saved = step
@@ -163,7 +163,7 @@ class CheckpointCallback(L.Callback):
 
     def _resume(self, trainer: L.Trainer, module: L.LightningModule, snapshot: checkpoint_dir.CheckpointDir) -> None:
         step, state = snapshot.step, snapshot.state
-        checkpoint_dir.restore(snapshot, module=module, optimizer=trainer.optimizers[0])
+        checkpoint_io.restore(snapshot, module=module, optimizer=trainer.optimizers[0])
         for config, schedule in zip(trainer.lr_scheduler_configs, state["schedules"], strict=True):
             config.scheduler.load_state_dict(schedule)
         if state["precision"]:

@@ -17,7 +17,7 @@ from auris import config
 from auris.data.batches import pack
 from auris.data.datamodule import AudioDataModule
 from auris.errors import UserError
-from auris.model.weights import checkpoint_dir
+from auris.model.weights import checkpoint_dir, checkpoint_io
 from auris.text.console import print_plain
 from auris.training import run as train
 from auris.training.faults import Fault, RowResult
@@ -80,7 +80,7 @@ class _Weights(L.Callback):
 
     def on_predict_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if self.snapshot is not None:
-            checkpoint_dir.restore(self.snapshot, module=module)
+            checkpoint_io.restore(self.snapshot, module=module)
 
 
 def _weights(fault: Fault, run_dir: Path, checkpoint: str | None) -> tuple[checkpoint_dir.CheckpointDir | None, str]:
