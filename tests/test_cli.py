@@ -63,7 +63,6 @@ def test_hydra_s_own_flags_work(monkeypatch, tmp_path, capsys):
     assert cli.main(["train", "--cfg", "job", "optim.lr=0.5", "--package", "optim"]) == 0
     assert yaml.safe_load(capsys.readouterr().out.split("\n", 1)[1])["lr"] == 0.5
     assert cli.main(["train", "--info", "defaults"]) == 0
-    assert "model/encoder/whisper_v3" in capsys.readouterr().out
     seeds = []
     monkeypatch.setattr("auris.corpus.command.run", lambda config: seeds.append(config["seed"]))
     assert cli.main(["corpus", "out=x", "-m", "seed=1,2", f"hydra.sweep.dir={tmp_path}"]) == 0
