@@ -152,20 +152,20 @@ def check(folder: Path, console: Console) -> list[str]:
     return wrong
 
 
-def run(made: Mapping[str, Any]) -> int | None:
+def run(config: Mapping[str, Any]) -> int | None:
     """Run `auris shards`; returns 1 if `check` finds a damaged file."""
     console = Console()
-    if made["check"] is not None:
-        return 1 if check(Path(made["check"]), console) else 0
-    if made["rows"] is None or made["out"] is None:
+    if config["check"] is not None:
+        return 1 if check(Path(config["check"]), console) else 0
+    if config["rows"] is None or config["out"] is None:
         raise UsageError("expected rows=FILE and out=DIR, or check=DIR")
-    if shards.is_url(made["out"]):
-        raise UsageError(f"out={made['out']}: expected a local directory, to be copied where it shall be read")
+    if shards.is_url(config["out"]):
+        raise UsageError(f"out={config['out']}: expected a local directory, to be copied where it shall be read")
     pack(
-        made["rows"],
-        Path(made["out"]),
-        rows_per_shard=made["rows_per_shard"],
-        processes=made["processes"],
+        config["rows"],
+        Path(config["out"]),
+        rows_per_shard=config["rows_per_shard"],
+        processes=config["processes"],
         console=console,
     )
     return None

@@ -5,7 +5,6 @@ The command fails if anything is found that `tolerate` does not name, so that a 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,8 @@ from rich.table import Table
 from auris.data.check.audio import KINDS, Finding, Report, Source, inspect
 from auris.data.manifests import read_manifests
 from auris.errors import UserError
+from auris.files import write_json
+from auris.text.console import print_plain
 
 SETS = ("train", "valid", "test")  # keys of a data config
 FILES = "files"  # the key that plain paths stand under
@@ -38,26 +39,25 @@ def read_sources(data: Mapping[str, Any]) -> list[Source]:
     return found
 
 
-def check(made: Mapping[str, Any], console: Console | None = None) -> list[Finding]:
+def check(config: Mapping[str, Any], console: Console | None = None) -> list[Finding]:
     """Look at the data of a config, write `report` and print it; returns the findings that are not tolerated.
 
     Raises ValueError for a kind of finding that there is none of.
     """
     console = console or Console()
-    if unknown := [kind for kind in made["tolerate"] if kind not in KINDS]:
+    if unknown := [kind for kind in config["tolerate"] if kind not in KINDS]:
         raise UserError(f"tolerate={unknown}: expected kinds of {', '.join(KINDS)}")
-    sources = read_sources(made["data"])
+    sources = read_sources(config["data"])
     columns = (*Progress.get_default_columns()[:1], BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as progress:
         bar = progress.add_task("decoding", total=sum(len(source.rows) for source in sources))
-        found = inspect(sources, jobs=made["jobs"], advance=lambda n: progress.advance(bar, n))
-    failing = [one for one in found.findings if one.kind not in made["tolerate"]]
-    facts = {"sources": [source.name for source in sources], "tolerated": made["tolerate"], "failed": bool(failing)}
-    path = Path(made["report"])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({**facts, **found.as_json()}, indent=1) + "\n", encoding="utf-8")
+        found = inspect(sources, jobs=config["jobs"], advance=lambda n: progress.advance(bar, n))
+    failing = [one for one in found.findings if one.kind not in config["tolerate"]]
+    facts = {"sources": [source.name for source in sources], "tolerated": config["tolerate"], "failed": bool(failing)}
+    path = Path(config["report"])
+    write_json(path, {**facts, **found.as_json()})
     _show(console, found)
-    _say(console, f"wrote {path}")
+    print_plain(console, f"wrote {path}")
     return failing
 
 
@@ -72,13 +72,8 @@ def _show(console: Console, found: Report) -> None:
     for kind, meaning in KINDS.items():
         named = [one for one in found.findings if one.kind == kind]
         if named:
-            _say(console, f"{kind}: {meaning}", style="red")
+            print_plain(console, f"{kind}: {meaning}", style="red")
         for one in named[:_SHOWN]:
-            _say(console, f"  {one.row} ({one.source}): {one.reason}")
+            print_plain(console, f"  {one.row} ({one.source}): {one.reason}")
         if len(named) > _SHOWN:
-            _say(console, f"  and {len(named) - _SHOWN:,} more")
-
-
-def _say(console: Console, text: str, **options: Any) -> None:
-    """A line as it is, but for what is no Unicode."""
-    console.print(text.encode(errors="replace").decode(), markup=False, highlight=False, soft_wrap=True, **options)
+            print_plain(console, f"  and {len(named) - _SHOWN:,} more")

@@ -1,7 +1,7 @@
-"""`auris prepare layout=NAME root=DIR out=FILE.jsonl`: real recordings as manifests.
+"""`auris prepare layout=NAME root=DIR out=FILE.jsonl`: write manifests of real recordings.
 
-Every utterance that a corpus lists ends in the manifest with the true length of its sound, or beside it
-(`*.unusable.jsonl`) with the reason why it cannot be used. Sound is not copied, but for what lies within a table.
+Every utterance that a corpus lists is written to the manifest with the true length of its audio, or to a second file
+(`*.unusable.jsonl`) with the reason why it cannot be used. Audio is not copied, except audio stored inside a table.
 """
 
 from __future__ import annotations
@@ -11,24 +11,27 @@ import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, TextIO
 
-from hydra.utils import instantiate
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from auris import audio
-from auris.data.prepare.tables import Embedded, Fields
+from auris.data.prepare.tables import Embedded
+from auris.data.rows import Fields, Record, decode
 from auris.data.samples import DURATION_TOLERANCE
 from auris.errors import MissingFileError, UsageError, UserError
-from auris.text import tasks
+from auris.files import open_atomic
+from auris.text.answer_formats import Labels
+from auris.text.console import print_plain
 
 _BATCH = 4096  # rows whose files are looked at side by side
 _NEEDED = {"layout": "a layout", "root": "the folder of the corpus", "out": "a new .jsonl file or a folder"}
@@ -44,12 +47,12 @@ class Summary:
     unusable: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[str]] = field(default_factory=dict)
 
-    def add(self, row: Mapping[str, Any]) -> None:
+    def add(self, row: Fields) -> None:
         key = (str(row.get("split") or ""), row["task"])
         self.rows[key] += 1
         self.seconds[key] += row.get("duration", 0.0)
 
-    def refuse(self, row: Mapping[str, Any]) -> None:
+    def refuse(self, row: Fields) -> None:
         kind = _kind(row["problem"])
         self.unusable[kind] += 1
         named = self.examples.setdefault(kind, [])
@@ -63,7 +66,7 @@ def _kind(problem: str) -> str:
 
 
 class Writer:
-    """Manifests that appear whole: one file, or in a folder one for each split.
+    """Manifests that appear whole: one file, or one for each split in a folder.
 
     Args:
         out: a file that ends in `.jsonl`, or a folder.
@@ -75,7 +78,7 @@ class Writer:
         self._files: dict[Path, TextIO] = {}
         self._stack = ExitStack()
         self.folder = out.parent if self._single else out
-        # Sound that lies within tables goes there.
+        # Files of audio that is stored inside tables.
         self.sounds = out.with_suffix(".audio") if self._single else out / "audio"
 
     def __enter__(self) -> Writer:
@@ -85,28 +88,22 @@ class Writer:
         self.folder.mkdir(parents=True, exist_ok=True)
         return self
 
-    def __exit__(self, kind: type | None, *_: Any) -> None:
-        self._stack.close()
-        for path in self._files:
-            partial = _partial(path)
-            if kind is None:
-                partial.replace(path)
-            else:
-                partial.unlink()
+    def __exit__(self, kind: type[BaseException] | None, *error: Any) -> None:
+        self._stack.__exit__(kind, *error)
         if kind is not None:
             shutil.rmtree(self.sounds, ignore_errors=True)
 
-    def write(self, row: Mapping[str, Any]) -> None:
-        """A row, or one with `problem` where those go."""
+    def write(self, row: Fields) -> None:
+        """Write a row to its manifest, or to the file of unusable rows if it has a `problem`."""
         problem = "problem" in row
         if self._single:
             path = self._out.with_suffix(".unusable.jsonl") if problem else self._out
         else:
-            split = re.sub(r"[^\w.-]", "-", str(row.get("split") or "rows"))  # a name, whatever a table says
+            split = re.sub(r"[^\w.-]", "-", str(row.get("split") or "rows"))  # a file name, whatever a table says
             path = self._out / ("unusable.jsonl" if problem else f"{split}.jsonl")
         if path not in self._files:
-            self._files[path] = self._stack.enter_context(_partial(path).open("w", encoding="utf-8"))
-        # What is no Unicode can only be written in escapes; such a row has that as its problem.
+            self._files[path] = self._stack.enter_context(open_atomic(path))
+        # Invalid Unicode can only be written in escapes; such a row has it as its problem.
         self._files[path].write(json.dumps(row, ensure_ascii=problem, default=str) + "\n")
 
     @property
@@ -114,16 +111,10 @@ class Writer:
         return list(self._files)
 
 
-def _partial(path: Path) -> Path:
-    return path.with_name(f".{path.name}.partial")
-
-
 # --- rows ---------------------------------------------------------------------------------------------------------
 
 
-def prepare(
-    rows: Iterable[Fields], out: Path, *, labels: Mapping[str, Any], jobs: int | None, console: Console
-) -> Summary:
+def prepare(rows: Iterable[Fields], out: Path, *, labels: Labels, jobs: int | None, console: Console) -> Summary:
     """Look at each row's sound and write it; counts what became of them.
 
     Args:
@@ -151,7 +142,7 @@ def prepare(
             _explain(summary, console)
             raise UserError(f"none of {summary.unusable.total()} rows can be used, nothing was written")
     for path in writer.written:
-        console.print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)
+        print_plain(console, f"wrote {path}")
     show(summary, console)
     return summary
 
@@ -169,42 +160,34 @@ def _save_sounds(rows: Iterable[Fields], folder: Path) -> Iterator[Fields]:
 
 
 def _check(row: Fields, folder: Path) -> Fields:
-    """A row as it is written: paths relative to its manifest, its sound's length; or with its `problem`."""
-    sounds = row.get("audio", [])
-    paths = sounds if isinstance(sounds, list) else [sounds]
-    are_paths = all(isinstance(path, Path) for path in paths)
-    if paths and are_paths:
-        relative = [os.path.relpath(path, folder) for path in paths]
-        row = {**row, "audio": relative if isinstance(sounds, list) else relative[0]}
+    """Return a row as it is written: paths relative to its manifest, the length of its audio; or its `problem`."""
+    written = {**row, **_rename_audio(row, lambda path: os.path.relpath(path, folder))}
     if "problem" in row:
-        return row
+        return written
     try:
-        if problem := tasks.check({key: value for key, value in row.items() if key not in ("audio", "id")}):
-            raise UserError(problem)
-        if not are_paths:
-            raise UserError(f"`audio` is {sounds!r:.80}, expected a path or a list of paths")
-        if not paths and row["task"] != "text":
-            raise UserError(f"task {row['task']!r} needs `audio`")
-        json.dumps(row, ensure_ascii=False, default=str).encode()  # UnicodeEncodeError is a ValueError
-        lengths = [audio.n_samples(path, *_segment(row)) for path in paths]
+        json.dumps(written, ensure_ascii=False, default=str).encode()  # UnicodeEncodeError is a ValueError
+        checked = decode(Record(row["id"], {**row, **_rename_audio(row, str)}), Path())
+        if checked.problem:
+            raise UserError(checked.problem)
+        lengths = [clip.n_samples() for clip in checked.clips]
         if len(lengths) != 1:
-            return row
+            return written
+        [clip] = checked.clips
         seconds = round(lengths[0] / audio.SAMPLE_RATE, 4)
-        stated = row.get("duration")
-        if row.get("offset") is None and stated is not None and abs(stated - seconds) > DURATION_TOLERANCE:
-            raise UserError(f"{paths[0]} is {seconds:.2f} s, the row says {stated:.2f} s")
-        return {**row, "duration": seconds}  # written out, so that no run has to look for it
-    except (ValueError, OSError) as error:  # OSError: a name that no file can have
-        return {**row, "problem": str(error)}
+        if clip.offset is None and clip.duration is not None and abs(clip.duration - seconds) > DURATION_TOLERANCE:
+            raise UserError(f"{clip.path} is {seconds:.2f} s, the row says {clip.duration:.2f} s")
+        return {**written, "duration": seconds}  # stated, so that no run has to read it from the file
+    except (ValueError, OSError) as error:  # OSError: an impossible file name
+        return {**written, "problem": str(error)}
 
 
-def _segment(row: Mapping[str, Any]) -> tuple[float, float | None]:
-    """What of its file a row hears: a duration without an offset only states the file's own."""
-    for name in ("offset", "duration"):
-        value = row.get(name)
-        if value is not None and (not isinstance(value, (int, float)) or isinstance(value, bool)):
-            raise UserError(f"`{name}` is {value!r:.80}, expected seconds")
-    return (0.0, None) if row.get("offset") is None else (row["offset"], row.get("duration"))
+def _rename_audio(row: Fields, name: Callable[[Path], str]) -> Fields:
+    """The row's `audio` with its paths as strings."""
+    if "audio" not in row:
+        return {}
+    sounds = row["audio"] if isinstance(row["audio"], list) else [row["audio"]]
+    names = [name(path) if isinstance(path, Path) else path for path in sounds]
+    return {"audio": names if isinstance(row["audio"], list) else names[0]}
 
 
 # --- what is shown ------------------------------------------------------------------------------------------------
@@ -222,23 +205,19 @@ def show(summary: Summary, console: Console) -> None:
 
 def _explain(summary: Summary, console: Console) -> None:
     for kind, number in summary.unusable.most_common():
-        _say(console, f"{number:,} rows cannot be used: {kind}")
+        print_plain(console, f"{number:,} rows cannot be used: {kind}")
         for example in summary.examples[kind]:
-            _say(console, f"  {example}")
+            print_plain(console, f"  {example}")
 
 
-def _say(console: Console, text: str) -> None:
-    """A line as it is, but for what is no Unicode."""
-    console.print(text.encode(errors="replace").decode(), markup=False, highlight=False, soft_wrap=True)
-
-
-def run(made: Mapping[str, Any]) -> None:
+def run(config: Mapping[str, Any]) -> None:
     """Run `auris prepare`."""
     for key, what in _NEEDED.items():
-        if not made.get(key):
+        if not config.get(key):
             raise UsageError(f"{key}= is missing: expected {what} (auris prepare --help)")
-    root = Path(made["root"])
+    root = Path(config["root"])
     if not root.is_dir():
         raise MissingFileError(f"root={root}: there is no such folder")
-    rows = instantiate(made["layout"], _convert_="all")(root)
-    prepare(rows, Path(made["out"]), labels=made["labels"], jobs=made["jobs"], console=Console())
+    settings = {key: value for key, value in config["layout"].items() if not key.startswith("_")}
+    rows = resolve_name(config["layout"]["_target_"])(root, **settings)
+    prepare(rows, Path(config["out"]), labels=config["labels"], jobs=config["jobs"], console=Console())

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from auris.data.prepare.tables import Fields, read_delimited
+from auris.data.prepare.tables import Cells, Fields, read_delimited
 from auris.errors import MissingFileError, UserError
 
 # What a task asks of an utterance: its labels, and the facts that they are.
@@ -579,7 +579,7 @@ def nsynth(root: Path, *, tasks: Sequence[str], splits: Sequence[str] | None) ->
 
     def utterances() -> Iterator[Fields]:
         for split in chosen:
-            notes: Mapping[str, Any] = _read_json(lists[split] / "examples.json")
+            notes: dict[str, Cells] = _read_json(lists[split] / "examples.json")
             for name, note in sorted(notes.items()):
                 facts = {"name": f"{split}/{name}", "audio": lists[split] / "audio" / f"{name}.wav", "split": split}
                 if missing := sorted(_NSYNTH_KEYS - note.keys()):

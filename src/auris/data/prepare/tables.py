@@ -17,8 +17,16 @@ from pathlib import Path
 from typing import Any
 
 from auris.errors import MissingFileError, UserError
+from auris.text.answer_formats import Labels
 
 Fields = dict[str, Any]
+"""The fields of a row, in the making."""
+
+Cells = Mapping[str, Any]
+"""A line of a table: its cells by the names of their columns."""
+
+Values = Mapping[str, Mapping[Any, Any]]
+"""{our name: {what is in the table: what it becomes}}; REST stands for all others."""
 
 _SPLIT = "{split}"
 REST = "*"  # among `values`: all that are not named
@@ -82,7 +90,7 @@ def read_delimited(
             raise UserError(f"{path}, after line {reader.line_num}: {error}") from error
 
 
-def _read_lines(path: Path) -> Iterator[tuple[int, Mapping[str, Any] | str]]:
+def _read_lines(path: Path) -> Iterator[tuple[int, Cells | str]]:
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
@@ -95,7 +103,7 @@ def _read_lines(path: Path) -> Iterator[tuple[int, Mapping[str, Any] | str]]:
             yield number, cells if is_row else f"{path.name}:{number} is no JSON object: {line[:80]!r}"
 
 
-def _read_parquet(path: Path) -> Iterator[tuple[int, Mapping[str, Any] | str]]:
+def _read_parquet(path: Path) -> Iterator[tuple[int, Cells | str]]:
     """Classes that a data set of the hub numbers come out by their names."""
     try:
         import pyarrow.parquet as pq
@@ -126,7 +134,7 @@ def _is_class(value: Any, names: list[str]) -> bool:
     return isinstance(value, int) and 0 <= value < len(names)  # -1: not known
 
 
-_READERS: dict[str, Callable[[Path], Iterator[tuple[int, Mapping[str, Any] | str]]]] = {
+_READERS: dict[str, Callable[[Path], Iterator[tuple[int, Cells | str]]]] = {
     ".csv": lambda path: read_delimited(path, ","),
     ".tsv": lambda path: read_delimited(path, "\t", quoted=False),
     ".jsonl": _read_lines,
@@ -143,14 +151,14 @@ class _Map:
     def __init__(
         self,
         columns: Mapping[str, str] | None,
-        values: Mapping[str, Mapping[str, Any]] | None,
-        labels: Mapping[str, Any] | None,
+        values: Values | None,
+        labels: Labels | None,
     ):
         self._columns, self._values, self._labels = columns, values or {}, labels or {}
         if columns is not None and (unmapped := sorted(set(self._values) - set(columns))):
             raise UserError(f"layout.values has {unmapped[0]}, which is no column: add layout.columns.{unmapped[0]}")
 
-    def apply(self, cells: Mapping[str, Any]) -> Fields:
+    def apply(self, cells: Cells) -> Fields:
         """A row's fields. Raises ValueError for a cell that has no place in them."""
         fields: Fields = {}
         columns = {name: name for name in cells} if self._columns is None else self._columns
@@ -186,7 +194,7 @@ class _Map:
         return str(cell) if is_number else cell
 
 
-def _cell(cells: Mapping[str, Any], theirs: str) -> Any:
+def _cell(cells: Cells, theirs: str) -> Any:
     """The cell of a column, or of a template such as `clips/{path}.mp3`."""
     names = re.findall(r"\{([^{}]+)\}", theirs) or [theirs]
     for name in names:
@@ -208,6 +216,13 @@ def _sound(cell: Any, folder: Path) -> Path | Embedded:
     return Path(os.path.normpath(folder / cell))
 
 
+def find_files(root: Path, pattern: str) -> list[Path]:
+    """Return the files below a folder that match `layout.files`. Raises MissingFileError if there is none."""
+    if paths := sorted(root.glob(pattern.replace(_SPLIT, "*"))):
+        return paths
+    raise MissingFileError(f"layout.files={pattern}: there is none below {root}")
+
+
 # --- corpora ------------------------------------------------------------------------------------------------------
 
 
@@ -217,8 +232,8 @@ def table(
     files: str,
     name: str,
     columns: Mapping[str, str] | None,
-    labels: Mapping[str, Any] | None,
-    values: Mapping[str, Mapping[str, Any]] | None,
+    labels: Labels | None,
+    values: Values | None,
 ) -> Iterator[Fields]:
     """Rows of the tables in a folder.
 
@@ -239,10 +254,7 @@ def table(
     mapped = _Map(columns, values, labels)
     if columns is not None and "audio" not in columns:
         raise UserError("layout.columns has no `audio`: expected layout.columns.audio=COLUMN")
-    paths = sorted(root.glob(files.replace(_SPLIT, "*")))
-    if not paths:
-        raise MissingFileError(f"layout.files={files}: there is none below {root}")
-    for path in paths:
+    for path in find_files(root, files):
         if path.suffix not in _READERS:
             raise UserError(f"{path}: expected a table that ends in {', '.join(_READERS)}")
         place = path.relative_to(root)
@@ -268,8 +280,8 @@ def files(
     pattern: str,
     name: str,
     columns: Mapping[str, str] | None,
-    labels: Mapping[str, Any] | None,
-    values: Mapping[str, Mapping[str, Any]] | None,
+    labels: Labels | None,
+    values: Values | None,
 ) -> Iterator[Fields]:
     r"""Rows of the sound files in a folder, whose names hold the labels.
 
@@ -299,7 +311,7 @@ def files(
             yield {**_row(mapped, match.groupdict(), root, root, name, place), "audio": path}
 
 
-def _row(mapped: _Map, cells: Mapping[str, Any], folder: Path, root: Path, name: str, place: str) -> Fields:
+def _row(mapped: _Map, cells: Cells, folder: Path, root: Path, name: str, place: str) -> Fields:
     """The row of one line; its id is that of the table, or tells its sound file or its place."""
     try:
         fields = mapped.apply(cells)

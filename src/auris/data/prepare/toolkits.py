@@ -10,9 +10,9 @@ import gzip
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from auris.data.prepare.tables import Fields
+from auris.data.prepare.tables import Cells, Fields, find_files
+from auris.data.rows import Form, Record, parse
 from auris.errors import MissingFileError, UserError
 
 # --- Lhotse -------------------------------------------------------------------------------------------------------
@@ -33,10 +33,7 @@ def lhotse(
     """
     if task not in ("asr", "srwt"):
         raise UserError(f"layout.task={task}: expected asr or srwt")
-    paths = sorted(root.glob(files))
-    if not paths:
-        raise MissingFileError(f"layout.files={files}: there is none below {root}")
-    for path in paths:
+    for path in find_files(root, files):
         with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as lines:
             for number, line in enumerate(lines, start=1):
                 where = f"{path.name}:{number}"
@@ -48,7 +45,7 @@ def lhotse(
                     yield {"id": f"{name}/{where}", "problem": f"{where}: {missing}"}
 
 
-def _cut_rows(cut: Mapping[str, Any], root: Path, task: str, language: str | None) -> Iterator[Fields]:
+def _cut_rows(cut: Cells, root: Path, task: str, language: str | None) -> Iterator[Fields]:
     if cut.get("type", "MonoCut") != "MonoCut":
         raise UserError(f"a {cut['type']}: expected a MonoCut, one channel of one recording")
     recording = cut["recording"]
@@ -78,7 +75,7 @@ def _cut_rows(cut: Mapping[str, Any], root: Path, task: str, language: str | Non
         yield row
 
 
-def _aligned_words(supervision: Mapping[str, Any], start: float) -> list[Fields]:
+def _aligned_words(supervision: Cells, start: float) -> list[Fields]:
     """Words with times from the beginning of the row's clip; Lhotse counts them as it counts the supervision's."""
     alignment = (supervision.get("alignment") or {}).get("word")
     if not alignment:
@@ -186,30 +183,23 @@ def manifest(root: Path, *, files: str) -> Iterator[Fields]:
         root: the folder.
         files: the manifests below it, or a pattern for several; each one's paths are relative to it.
     """
-    paths = sorted(root.glob(files))
-    if not paths:
-        raise MissingFileError(f"layout.files={files}: there is none below {root}")
-    for path in paths:
+    for path in find_files(root, files):
         with path.open("rb") as lines:
             for number, line in enumerate(lines, start=1):
                 if line.strip():
-                    row = _own_row(line, path.parent)
-                    named = row.get("id") is not None
-                    yield {**row, "id": str(row["id"]) if named else f"{path.name}:{number}"}
+                    record = parse(line, f"{path.name}:{number}", Form())
+                    yield {**_own_fields(record, path.parent), "id": record.id}
 
 
-def _own_row(line: bytes, folder: Path) -> Fields:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        return {"problem": f"not JSON: {error}"}
-    if not isinstance(row, dict):
-        return {"problem": f"a row is a JSON object, got {type(row).__name__}"}
-    if not {"messages", "conversations", "chosen"}.isdisjoint(row):
-        return {**row, "problem": "a dialogue: its manifest can be trained on as it is"}
-    paths = row.get("audio")
+def _own_fields(record: Record, folder: Path) -> Fields:
+    if record.fields is None:
+        return {"problem": record.problem}
+    fields = dict(record.fields)
+    if not {"messages", "conversations", "chosen"}.isdisjoint(fields):
+        return {**fields, "problem": "a dialogue: its manifest can be trained on as it is"}
+    paths = fields.get("audio")
     if isinstance(paths, str):
-        return {**row, "audio": folder / paths}
+        return {**fields, "audio": folder / paths}
     if isinstance(paths, list) and all(isinstance(path, str) for path in paths):
-        return {**row, "audio": [folder / path for path in paths]}
-    return row
+        return {**fields, "audio": [folder / path for path in paths]}
+    return fields
