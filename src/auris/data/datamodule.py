@@ -17,7 +17,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from auris.data.batches import Questions, Rows, Steps, by_length, drop_over_budget
-from auris.data.epoch_stats import STEPS, Epoch, survey
+from auris.data.epoch_stats import STEPS, EpochStats, survey
 from auris.data.lengths import measure
 from auris.data.loader import Loader
 from auris.data.manifests import Ids, Joined, Manifest, keys, read_manifests
@@ -148,7 +148,7 @@ class AudioDataModule(L.LightningDataModule):
         taken, self._waited = waited - self._waited, waited
         return taken
 
-    def survey(self, ranks: int, most: int = STEPS) -> Epoch:
+    def survey(self, ranks: int, most: int = STEPS) -> EpochStats:
         """What an epoch comes to on so many ranks."""
         return survey(self.rows, self.plan, self.samples, ranks=ranks, most=most)
 

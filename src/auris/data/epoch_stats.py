@@ -1,4 +1,4 @@
-"""What one pass over the training rows comes to: steps, hours, each task's share, how evenly ranks share the work."""
+"""Statistics of one pass over the training rows: steps, hours, each task's share, how evenly ranks share the work."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from auris.data.plan import Plan
 from auris.data.rows import Row
 from auris.data.samples import Samples
 
-STEPS = 2000  # of an epoch that are looked at, evenly spread: seconds, and shares to within a few thousandths
+STEPS = 2000  # evenly spread steps that are sampled: takes seconds; shares are exact to a few thousandths
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ NOTHING = Share(rows=0, tokens=0, seconds=0)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Epoch:
+class EpochStats:
     """One pass over the training rows on a number of ranks.
 
     Args:
@@ -65,7 +65,7 @@ class Epoch:
         return sum(self.tasks.values(), NOTHING)
 
 
-def survey(rows: Sequence[Row], plan: Plan, samples: Samples, *, ranks: int, most: int = STEPS) -> Epoch:
+def survey(rows: Sequence[Row], plan: Plan, samples: Samples, *, ranks: int, most: int = STEPS) -> EpochStats:
     """Go through an epoch's plan on `ranks` ranks, or through `most` of its steps. No audio is decoded."""
     steps = plan.steps_for(1)
     looked_at = np.unique(np.linspace(0, steps - 1, min(steps, most)).astype(int)).tolist()
@@ -84,7 +84,7 @@ def survey(rows: Sequence[Row], plan: Plan, samples: Samples, *, ranks: int, mos
             share = Share(rows=1, tokens=int(plan.lengths[number]), seconds=seconds)
             found["unreadable" if row.problem else row.labels["task"]] += share
     in_steps = plan.epoch_rows / plan.rows_per_step if plan.rows_per_step else steps
-    return Epoch(
+    return EpochStats(
         ranks=ranks,
         rows=len(rows),
         unusable=int(np.count_nonzero(plan.lengths == 0)),

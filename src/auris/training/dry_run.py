@@ -16,7 +16,7 @@ from torch import nn
 from auris.audio import ENCODER_RATE
 from auris.config import Config
 from auris.data.datamodule import AudioDataModule
-from auris.data.epoch_stats import Epoch
+from auris.data.epoch_stats import EpochStats
 from auris.model import adapters
 from auris.model.pack import IGNORE, Pack
 from auris.model.weights import identify
@@ -98,7 +98,7 @@ def _memory_table(net: nn.Module, stages: Sequence[Stage], load: Load, moment: i
     return table
 
 
-def _epoch_table(epoch: Epoch) -> Table:
+def _epoch_table(epoch: EpochStats) -> Table:
     """Each task's share, and how evenly the ranks share the steps."""
     over = "" if epoch.looked_at == epoch.steps else f", found from {epoch.looked_at:,} of them"
     title = f"an epoch: {epoch.rows:,} rows ({epoch.unusable:,} unusable), {epoch.steps:,} steps{over}"
@@ -118,7 +118,7 @@ def _epoch_table(epoch: Epoch) -> Table:
     return table
 
 
-def _epoch_time(net: nn.Module, stage: Stage, epoch: Epoch) -> str:
+def _epoch_time(net: nn.Module, stage: Stage, epoch: EpochStats) -> str:
     operations = cost.training_flops(net, stage, Load.of_rows(epoch.whole.tokens, epoch.whole.seconds))
     hours = operations / cost.H100_TRAINING / epoch.ranks / 3600 * epoch.straggler
     return (
