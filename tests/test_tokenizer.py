@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import base64
-import random
 import re
 
 import numpy as np
 import pytest
-from tokenizers import pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 from auris.text.chat import Qwen2AudioChat, QwenAudioChat
 from auris.text.prompts import BothPrompts, Control, NaturalPrompt, Prompt, TagPrompt, audio_tags
@@ -397,22 +394,3 @@ def test_a_broken_file_of_ranks_is_named_with_its_line(tmp_path, change, said):
     path = write_ranks(tmp_path / RANKS_FILE, change(rank_lines()))
     with pytest.raises(ValueError, match=re.escape(str(path)) + ".*" + said):
         Tokenizer.load(tmp_path)
-
-
-def test_words_are_counted_as_they_are_encoded():
-    """Texts of whatever ASCII has, where the two ways could differ, and of more than that."""
-    tokenizer = Tokenizer.train(["it's 12 o'clock, we'll go", "A b\n\n c"], vocab_size=320)
-    assert tokenizer._has_words
-    draw = random.Random(0)
-    alphabet = [*map(chr, range(128)), *6 * " '\n\rsS1", "'ll", "'RE", "  "]
-    texts = ["".join(draw.choices(alphabet, k=draw.randint(0, 30))) for _ in range(3000)]
-    for text in [*texts, "über 猫 it's", "\u017f's", "<|endoftext|>"]:
-        assert tokenizer.count(text) == len(tokenizer.plain(text)), text
-    assert not Tokenizer(other_pattern())._has_words
-
-
-def other_pattern() -> PreTrainedTokenizerFast:
-    """A vocabulary that divides text at spaces alone."""
-    fast = Tokenizer.train(["a b"], vocab_size=300).fast
-    fast.backend_tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return fast

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+import random
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from tokenizers import pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from auris.audio import Geometry
 from auris.data import lengths
+from auris.data.length_cache import LengthCache, splits_into_words
 from auris.data.lengths import Lengths, measure
 from auris.data.manifests import Manifest, read_manifests
 from auris.data.rows import Clip, Record, Row, Unread
@@ -324,3 +328,23 @@ def test_a_row_is_as_long_beside_rows_like_it_as_it_is_alone(folder, prompt, pol
     assert together.problems == {number: one.problems[0] for number, one in enumerate(alone) if one.problems}
     assert together.dropped == {number: one.dropped[0] for number, one in enumerate(alone) if one.dropped}
     assert 100 < np.count_nonzero(together.tokens) < len(rows)
+
+
+def test_words_are_counted_as_they_are_encoded():
+    """Texts of whatever ASCII has, where the two ways could differ, and of more than that."""
+    tokenizer = Tokenizer.train(["it's 12 o'clock, we'll go", "A b\n\n c"], vocab_size=320)
+    cache = LengthCache(tokenizer)
+    assert splits_into_words(tokenizer.text_encoder)
+    draw = random.Random(0)
+    alphabet = [*map(chr, range(128)), *6 * " '\n\rsS1", "'ll", "'RE", "  "]
+    texts = ["".join(draw.choices(alphabet, k=draw.randint(0, 30))) for _ in range(3000)]
+    for text in [*texts, "über 猫 it's", "\u017f's", "<|endoftext|>"]:
+        assert cache.count(text) == len(tokenizer.plain(text)), text
+    assert not splits_into_words(Tokenizer(other_pattern()).text_encoder)
+
+
+def other_pattern() -> PreTrainedTokenizerFast:
+    """A vocabulary that divides text at spaces alone."""
+    fast = Tokenizer.train(["a b"], vocab_size=300).fast
+    fast.backend_tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return fast

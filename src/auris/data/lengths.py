@@ -13,7 +13,7 @@ import numpy as np
 from rich.progress import track
 
 from auris.data import array_cache
-from auris.data.length_cache import Families
+from auris.data.length_cache import RowFamilies
 from auris.data.manifests import Manifest, Undecoded, undecoded, unstated
 from auris.data.parallel_map import parallel_map
 from auris.data.parquet.reader import ShardError
@@ -114,10 +114,10 @@ def _measure_chunk(rows: Iterable[Undecoded], samples: Samples) -> Lengths:
     tokens: list[int] = []
     problems: dict[int, str] = {}
     dropped: dict[int, float] = {}
-    families = Families(samples)
+    families = RowFamilies(samples)
     for number, found in enumerate(rows):
-        family = found.record and families.find(found.record)
-        tokens.append(families.tokens(found.record, family) if family else 0)
+        family = found.record and families.family(found.record)
+        tokens.append(families.length(found.record, family) if family else 0)
         if tokens[number]:
             continue
         row = found.decode()

@@ -18,12 +18,13 @@ import numpy as np
 from auris import audio
 from auris.data.augment import Distortion
 from auris.data.collate import Sample
+from auris.data.length_cache import LengthCache
 from auris.data.rows import Clip, Row, row_seed
 from auris.errors import RowError, UserError
 from auris.files import digest
 from auris.text import tasks
 from auris.text.chat import Chat
-from auris.text.prompts import BothPrompts, NaturalPrompt, Prompt, Turn, names
+from auris.text.prompts import BothPrompts, NaturalPrompt, Prompt, PromptStyle, Turn
 from auris.text.tokenizer import Encoded, Tokenizer
 
 # A manifest's stated duration may differ from the file's by this, as when it is rounded to tenths; beyond, the row is
@@ -64,7 +65,7 @@ class Samples(ABC):
         self,
         *,
         tokenizer: Tokenizer,
-        prompt: Prompt | BothPrompts | Chat,
+        prompt: PromptStyle | Chat,
         geometry: audio.Geometry | None,
         long_audio: str = "error",
         silent_audio: str = "keep",
@@ -80,6 +81,7 @@ class Samples(ABC):
         if not self.has_audio and (reverb is not None or noise is not None):
             raise UserError("data.noise and data.reverb have no effect in a view without audio: set both to null")
         self.tokenizer, self.prompt, self.geometry = tokenizer, prompt, geometry
+        self.length_cache = LengthCache(tokenizer)
         self.distortions = [one for one in (reverb, noise) if one is not None]
         self.long_audio, self.silent_audio = long_audio, silent_audio
         self.augment, self.seed = augment, seed
@@ -94,9 +96,8 @@ class Samples(ABC):
     def length(self, row: Row, spans: Sequence[int]) -> int:
         """Tokens of the row's longest wording: what the plan counts."""
 
-    def beside(self, row: Row) -> int | None:
-        """Tokens of the row's longest wording beside its sound and its `text`, where rows that differ in those alone
-        have as many; None where they may not."""
+    def length_without_text(self, row: Row) -> int | None:
+        """Return the length without audio and `text`; None if rows that differ in these alone may differ in it."""
         return None
 
     def asked(self, row: Row) -> Row:
@@ -183,7 +184,7 @@ class Samples(ABC):
 
     def _longest(self, row: Row, spans: Sequence[int]) -> int:
         _check_task(row)
-        return self.tokenizer.longest(*self.prompt.outline(row.labels, len(row.clips)), spans)
+        return self.length_cache.longest(self.prompt, row.labels, spans)
 
     def check_spans(self, spans: Sequence[int]) -> None:
         if any(n == 0 for n in spans):
@@ -251,15 +252,10 @@ class AudioSamples(Samples):
     def length(self, row: Row, spans: Sequence[int]) -> int:
         return self._longest(row, spans)
 
-    def beside(self, row: Row) -> int | None:
+    def length_without_text(self, row: Row) -> int | None:
         if type(self).length is not AudioSamples.length:
             return None
-        outline, values = self.prompt.outline(row.labels, len(row.clips))
-        own = {name for turns in outline.variants for turn in turns for name in names(turn)}
-        if own & row.labels.keys() or any(values[name] != row.labels["text"] for name in own):
-            return None  # a wording names other labels, or the answer is more than the text
-        spans = self.spans(row)
-        return self._longest(row, spans) - sum(spans) - self.tokenizer.count(row.labels["text"])
+        return self.length_cache.without_text(self.prompt, row.labels, len(row.clips))
 
 
 class TextSamples(Samples):
@@ -283,7 +279,7 @@ class TextSamples(Samples):
         return self.tokenizer.encode(turns, spans, is_audio=False)
 
     def length(self, row: Row, spans: Sequence[int]) -> int:
-        counts = map(self.tokenizer.count, self._contents(row))
+        counts = map(self.length_cache.count, self._contents(row))
         return self._longest(row, [self.REPEATS[1] * n + self.BLANKS[1] * (n + 1) for n in counts])
 
     def _contents(self, row: Row) -> list[str]:

@@ -1,5 +1,5 @@
-"""Prompting styles: a row's labels or a dialogue -> turns. Hierarchical tags (Qwen-Audio), natural language
-(Qwen2-Audio), and ChatML as each of the two systems writes it.
+"""Prompt styles of the base models, from a row's labels to turns: hierarchical tags (Qwen-Audio), natural language
+(Qwen2-Audio).
 
 A turn says whether it is supervised and which control tokens its text may hold; masking and safety are decided here,
 never by token arithmetic later. What a row or a user wrote cannot open a turn, end an answer or stand for audio.
@@ -9,23 +9,22 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
-from functools import lru_cache
-from typing import Any, Self
+from typing import Protocol, Self
 
 import numpy as np
 
 from auris.errors import UserError
 from auris.text import tasks
-from auris.text.answer_formats import Tag
+from auris.text.answer_formats import Labels, Tag
 
 END_OF_TEXT = "<|endoftext|>"  # ends an answer in both base models (Qwen-Audio FAQ.md; Qwen2-Audio evaluation)
 IM_START, IM_END = "<|im_start|>", "<|im_end|>"  # ChatML: begin and end of a message
 
-# Qwen-Audio tokenization_qwen.py, in its order; timestamps and notes stand between them.
+# Qwen-Audio tokenization_qwen.py, in its order; timestamps and notes are between them.
 _TAGS = (
     "startoftranscript startofanalysis translate transcribe caption keyword unknown "
     "en zh de es ko fr ja it zh_tr notimestamps sil timestamps",
@@ -36,7 +35,8 @@ _TAGS = (
     "speech_understanding scenario action entities speech_edit",
 )
 
-_PIECES = re.compile(r"(<\|[^|<>]*\|>)|\{(\w+)\}")
+FIELD = re.compile(r"\{(\w+)\}")  # a label in a template
+_TAG_OR_FIELD = re.compile(r"(?P<tag><\|[^|<>]*\|>)|\{(?P<field>\w+)\}")
 
 
 def audio_tags() -> list[str]:
@@ -74,146 +74,123 @@ class Turn:
     control: Control = Control.ALL
 
 
-def merge(turns: Sequence[Turn]) -> list[Turn]:
-    """Neighbouring text of one kind as one turn, so that byte-pair merges see whole instructions."""
+def merge(turns: Iterable[Turn]) -> list[Turn]:
+    """Join neighbouring turns of one kind, so that byte-pair merges see whole instructions."""
     merged: list[Turn] = []
     for turn in turns:
         last = merged[-1] if merged else None
         if last and (last.role, last.supervise, last.control) == (turn.role, turn.supervise, turn.control):
-            merged[-1] = Turn(turn.role, last.text + turn.text, turn.supervise, turn.control)
+            merged[-1] = replace(last, text=last.text + turn.text)
         else:
             merged.append(turn)
     return merged
 
 
+class PromptStyle(Protocol):
+    """A way to ask for tasks, as a recipe's `prompt` names it.
+
+    Attributes:
+        stop: Control tokens that end an answer.
+        styles: The styles that rows are written in, one of them at a time.
+    """
+
+    stop: tuple[str, ...]
+    styles: tuple[Prompt, ...]
+
+    def turns(self, labels: Labels, n_clips: int, rng: np.random.Generator | None = None) -> list[Turn]:
+        """Write a row: in its canonical wording without `rng`, in a random one with it."""
+
+    def variants(self, labels: Labels, n_clips: int) -> list[list[Turn]]:
+        """Write a row in every way in which `turns` may write it."""
+
+
 class Prompt(ABC):
-    """What both styles of the base models share: a template from the task table, filled from a row.
+    """Base of the two styles: a template of the task table, filled from a row, and the answer.
 
     Args:
-        supervise_tags: train the tags after the first one too, as Qwen-Audio does (the language tag, for instance, is
+        supervise_tags: Train the tags after the first one too, as Qwen-Audio does (the language tag, for instance, is
             predicted). The natural style treats the language tag at the end of its instruction alike: the
             Qwen2-Audio paper shows it once as given and once as predicted.
     """
 
     audio_begin: str
-    audio_pad: str  # stands once per clip in a turn's text; the tokenizer expands it to the clip's audio tokens
+    audio_pad: str  # occurs once per clip in a turn's text; the tokenizer expands it to the clip's audio tokens
     audio_end: str
-    natural: bool  # answers are written in natural language, without control tokens
-    stop = (END_OF_TEXT,)  # what ends an answer
-    wording: str | None = None  # the only one of all tasks: see `asking`
+    natural: bool  # answers are in natural language, without control tokens
+    stop = (END_OF_TEXT,)
+    wording: str | None = None  # the only wording of all tasks: see `asking`
 
     def __init__(self, *, supervise_tags: bool = True):
         self.supervise_tags = supervise_tags
-        self._outlined = lru_cache(maxsize=1000)(self._make_outline)
 
     @abstractmethod
     def templates(self, task: tasks.Task) -> tuple[str, ...]:
-        """The wordings of a task; the first is the canonical one, used in evaluation."""
+        """Return the wordings of a task; the first is the canonical one, used in evaluation."""
+
+    @property
+    def styles(self) -> tuple[Prompt, ...]:
+        return (self,)
 
     def asking(self, wording: str) -> Self:
-        """This style with a benchmark's own wording, a template as those of the task table, in place of all others."""
-        asked = copy(self)
-        asked.wording = wording
-        return asked
+        """Return this style with a benchmark's own wording, a template as in the task table, in place of all others."""
+        style = copy(self)
+        style.wording = wording
+        return style
 
-    def wordings(self, labels: Mapping[str, Any]) -> tuple[str, ...]:
-        """The wordings of a row's task; the first is the canonical one."""
+    def wordings(self, labels: Labels) -> tuple[str, ...]:
+        """Return the wordings of a row's task; the first is the canonical one."""
         return (self.wording,) if self.wording else self.templates(tasks.find(labels["task"]))
 
-    def turns(self, labels: Mapping[str, Any], n_clips: int, rng: np.random.Generator | None = None) -> list[Turn]:
-        """A row as turns: canonical wording without `rng`, a random one with it."""
-        templates = self.wordings(labels)
-        template = templates[0] if rng is None else templates[int(rng.integers(len(templates)))]
-        return self._fill([template], labels, n_clips)[0]
+    def turns(self, labels: Labels, n_clips: int, rng: np.random.Generator | None = None) -> list[Turn]:
+        wordings = self.wordings(labels)
+        return self._write(wordings[0] if rng is None else wordings[int(rng.integers(len(wordings)))], labels, n_clips)
 
-    def variants(self, labels: Mapping[str, Any], n_clips: int) -> list[list[Turn]]:
-        """Every way in which a row can be written (for its longest length)."""
-        return self._fill(self.wordings(labels), labels, n_clips)
+    def variants(self, labels: Labels, n_clips: int) -> list[list[Turn]]:
+        return [self._write(wording, labels, n_clips) for wording in self.wordings(labels)]
 
     def raw(self, prompt: str, n_clips: int) -> list[Turn]:
-        """A prompt as its writer gives it, behind the audio: how the scripts of both releases ask the base models.
+        """Put a prompt behind the audio as it is: how the scripts of both releases ask the base models.
 
-        Control tokens in it are control tokens, as there: for text of others, use a chat.
+        Strings of control tokens in it become control tokens, as there. For text of other people, use a chat.
         """
         return [Turn("prompt", self._audio(n_clips) + prompt, supervise=False)]
 
     def _audio(self, n_clips: int) -> str:
         return (self.audio_begin + self.audio_pad + self.audio_end) * n_clips
 
-    def outline(self, labels: Mapping[str, Any], n_clips: int) -> tuple[Outline, dict[str, str]]:
-        """All wordings of a row as very many rows share them, and its own text by name. The row was checked before."""
-        return self._outline(self.wordings(labels), labels, n_clips)
-
-    def _fill(self, templates: Sequence[str], labels: Mapping[str, Any], n_clips: int) -> list[list[Turn]]:
-        """A row as turns, once by each template."""
+    def _write(self, wording: str, labels: Labels, n_clips: int) -> list[Turn]:
         if problem := tasks.check(labels):
             raise UserError(problem)
-        outline, values = self._outline(tuple(templates), labels, n_clips)
-        return [[_filled(turn, values) for turn in turns] for turns in outline.variants]
+        return [*self.ask(wording, tasks.closed(labels), labels, n_clips), *self.answer(labels)]
 
-    def _outline(
-        self, templates: tuple[str, ...], labels: Mapping[str, Any], n_clips: int
-    ) -> tuple[Outline, dict[str, str]]:
-        own = tasks.closed(labels)
-        pieces = tasks.find(labels["task"]).answer.render(labels, tags=not self.natural)
-        tags = [str(piece) if isinstance(piece, Tag) else None for piece in pieces]
-        values = {**labels, **{self._piece(number): str(piece) for number, piece in enumerate(pieces)}}
-        return self._outlined(templates, tuple(own.items()), n_clips, tuple(tags)), values
+    def ask(self, wording: str, known: Mapping[str, str], labels: Labels, n_clips: int) -> list[Turn]:
+        """Write the prompt of a row.
 
-    def _piece(self, number: int) -> str:
-        """The name of a piece of the answer among a row's texts; no label has such a one."""
-        return f"{'said' if self.natural else 'written'} {number}"
-
-    def _make_outline(
-        self, templates: tuple[str, ...], own: tuple[tuple[str, str], ...], n_clips: int, tags: tuple[str | None, ...]
-    ) -> Outline:
-        """`tags`: of each piece of the answer what it is where it is ours, and None where it is the row's."""
-        end = [
-            _slot("answer", self._piece(number), supervise=True) if tag is None else Turn("answer", tag, supervise=True)
-            for number, tag in enumerate(tags)
-        ]
-        end.append(Turn("answer", END_OF_TEXT, supervise=True))
-        return Outline(tuple(tuple(merge([*self._ask(one, own, n_clips), *end])) for one in templates))
-
-    def _ask(self, template: str, own: tuple[tuple[str, str], ...], n_clips: int) -> list[Turn]:
-        """A template with our own words in it. They are filled first, so that a tag and an instruction are whole."""
-        template = re.sub(r"\{(\w+)\}", lambda m: dict(own).get(m[1], m[0]), template)
+        Args:
+            known: Fields of the wording whose values may be part of a control token (`tasks.closed`). They are filled
+                first, so that tags and instructions are tokenised whole. All others are the row's own text.
+        """
+        wording = FIELD.sub(lambda match: known.get(match[1], match[0]), wording)
         turns = [Turn("prompt", self._audio(n_clips), supervise=False)] if n_clips else []
         position = 0
-        for match in _PIECES.finditer(template):
+        for match in _TAG_OR_FIELD.finditer(wording):
             if match.start() > position:
-                turns.append(Turn("prompt", template[position : match.start()], supervise=False))
-            if match[1]:
-                predicted = self.supervise_tags and match.start() > 0
-                turns.append(Turn("prompt", match[1], supervise=predicted))
+                turns.append(Turn("prompt", wording[position : match.start()], supervise=False))
+            if match["tag"]:
+                turns.append(Turn("prompt", match["tag"], supervise=self.supervise_tags and match.start() > 0))
             else:
-                turns.append(_slot("prompt", match[2], supervise=False))
+                turns.append(Turn("prompt", labels[match["field"]], supervise=False, control=Control.NONE))
             position = match.end()
-        if position < len(template):
-            turns.append(Turn("prompt", template[position:], supervise=False))
-        return turns
+        if position < len(wording):
+            turns.append(Turn("prompt", wording[position:], supervise=False))
+        return merge(turns)
 
-
-@dataclass(frozen=True, eq=False)  # compared by identity: facts about one are kept
-class Outline:
-    """Every wording of a row as turns. One without control tokens holds `names` in place of the row's own text."""
-
-    variants: tuple[tuple[Turn, ...], ...]
-
-
-def names(turn: Turn) -> list[str]:
-    """What stands in a turn of an outline that is a row's own text: labels, and pieces of the answer by number."""
-    return turn.text.split("\0")[:-1]
-
-
-def _slot(role: str, name: str, *, supervise: bool) -> Turn:
-    return Turn(role, f"{name}\0", supervise, Control.NONE)
-
-
-def _filled(turn: Turn, values: Mapping[str, str]) -> Turn:
-    if turn.control is Control.ALL:
-        return turn
-    return Turn(turn.role, "".join(values[name] for name in names(turn)), turn.supervise, turn.control)
+    def answer(self, labels: Labels) -> list[Turn]:
+        """Write the answer of a row and its end."""
+        pieces = tasks.find(labels["task"]).answer.render(labels, tags=not self.natural)
+        controls = [Control.ALL if isinstance(piece, Tag) else Control.NONE for piece in pieces]
+        turns = [Turn("answer", str(piece), True, control) for piece, control in zip(pieces, controls, strict=True)]
+        return merge([*turns, Turn("answer", END_OF_TEXT, supervise=True)])
 
 
 class TagPrompt(Prompt):
@@ -250,7 +227,7 @@ class NaturalPrompt(Prompt):
 
 
 class BothPrompts:
-    """Tags or natural language, a coin per row: how the embedded stand-in for Qwen-7B meets both styles alike."""
+    """Tags or natural language, drawn for each row: how the embedded stand-in for Qwen-7B learns both styles."""
 
     stop = Prompt.stop
 
@@ -258,15 +235,10 @@ class BothPrompts:
         natural = NaturalPrompt(supervise_tags=supervise_tags, wordings=wordings)
         self.styles = (TagPrompt(supervise_tags=supervise_tags), natural)
         self.subset = wordings
-        self._joined = lru_cache(maxsize=1000)(lambda *ways: Outline(sum((way.variants for way in ways), ())))
 
-    def turns(self, labels: Mapping[str, Any], n_clips: int, rng: np.random.Generator | None = None) -> list[Turn]:
+    def turns(self, labels: Labels, n_clips: int, rng: np.random.Generator | None = None) -> list[Turn]:
         style = self.styles[0 if rng is None else int(rng.integers(len(self.styles)))]
         return style.turns(labels, n_clips, rng)
 
-    def variants(self, labels: Mapping[str, Any], n_clips: int) -> list[list[Turn]]:
+    def variants(self, labels: Labels, n_clips: int) -> list[list[Turn]]:
         return [turns for style in self.styles for turns in style.variants(labels, n_clips)]
-
-    def outline(self, labels: Mapping[str, Any], n_clips: int) -> tuple[Outline, dict[str, str]]:
-        (first, written), (second, said) = (style.outline(labels, n_clips) for style in self.styles)
-        return self._joined(first, second), written | said

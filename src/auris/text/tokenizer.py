@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -30,11 +29,9 @@ from auris.text.prompts import (
     IM_START,
     Control,
     NaturalPrompt,
-    Outline,
     TagPrompt,
     Turn,
     audio_tags,
-    names,
 )
 from auris.text.tasks import LANGUAGES
 
@@ -42,13 +39,8 @@ RANKS_FILE = "qwen.tiktoken"  # the BPE ranks in a directory of Qwen-Audio (v1)
 INCOMPLETE = "\ufffd"  # what `decode` makes of the first bytes of a character
 
 # Pre-tokenisation of Qwen's vocabularies (Qwen-Audio tokenization_qwen.py, PAT_STR).
-_PATTERN = (
+PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-# Its words in ASCII, where Python's classes of characters are those of the pattern.
-_ASCII_WORD = re.compile(
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\na-zA-Z0-9]?[a-zA-Z]+|[0-9]| ?[^\sa-zA-Z0-9]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-    re.ASCII,
 )
 _PADS = (NaturalPrompt.audio_pad, TagPrompt.audio_pad)
 _BRACKETED = re.compile(r"(<\|[^|<>]*\|>|</?audio>|\[\[\[AUDIO:modality\]\]\])")
@@ -100,19 +92,13 @@ class Tokenizer:
         self.end = self.id(END_OF_TEXT)
         self.pads = frozenset(self.id(pad) for pad in _PADS if self._has(pad))
         # Reads text alone: `split_special_tokens` would still find the added tokens that are not marked special.
-        self._text = FastTokenizer(fast.backend_tokenizer.model)
-        self._text.normalizer = fast.backend_tokenizer.normalizer
-        self._text.pre_tokenizer = fast.backend_tokenizer.pre_tokenizer
+        self.text_encoder = FastTokenizer(fast.backend_tokenizer.model)
+        self.text_encoder.normalizer = fast.backend_tokenizer.normalizer
+        self.text_encoder.pre_tokenizer = fast.backend_tokenizer.pre_tokenizer
         # What a dialogue may say: the audio pad too, as released (without its begin and end it stands for no audio).
         self._tags = {tag: self.id(tag) for tag in (TagPrompt.audio_pad, *audio_tags()) if self._has(tag)}
         self.ids = lru_cache(maxsize=10_000)(self._encode)
         self._marks = lru_cache(maxsize=10_000)(self._count_marks)
-        self._ours = lru_cache(maxsize=1000)(self._outline_sizes)
-        self._has_words = _reads_words(self._text)
-        self._count_word = lru_cache(maxsize=100_000)(
-            lambda word: len(self._text.encode(word, add_special_tokens=False))
-        )
-        self._count_behind_space = lru_cache(maxsize=100_000)(lambda words: self._count_words(f" {words}"))
 
     @classmethod
     def load(cls, path: str | Path, *, grow: bool = True) -> Tokenizer:
@@ -202,31 +188,6 @@ class Tokenizer:
             raise UserError(f"the prompt has {used} audio marks, the row has {len(spans)} clips")
         return Encoded(np.array(ids, dtype=np.int64), np.array(supervise, dtype=bool), np.array(audio, dtype=bool))
 
-    def longest(self, outline: Outline, values: Mapping[str, str], spans: Sequence[int]) -> int:
-        """Tokens of the longest wording where the k-th span has `spans[k]` ids. Raises as `encode`."""
-        marks, wordings = self._ours(outline)
-        if marks != len(spans):
-            raise UserError(f"the prompt has {marks} audio marks, the row has {len(spans)} clips")
-        return sum(spans) + max(
-            ours + sum(self.count("".join(values[name] for name in slot)) for slot in slots) for slots, ours in wordings
-        )
-
-    def count(self, text: str) -> int:
-        """Tokens of `plain`, none of them kept. Text in ASCII is counted word by word, in a twentieth of the time."""
-        if not (self._has_words and text.isascii()):
-            return self._count(text)
-        # One space between two words is of the second's, whatever they are; of several, the pattern decides.
-        first, *others = text.split(" ")
-        if not first or "" in others:
-            return self._count_words(text)
-        return self._count_words(first) + sum(map(self._count_behind_space, others))
-
-    def _count_words(self, text: str) -> int:
-        return sum(map(self._count_word, _ASCII_WORD.findall(text)))
-
-    def _count(self, text: str) -> int:
-        return len(self._text.encode(text, add_special_tokens=False))
-
     def pad_of(self, turns: Sequence[Turn]) -> int:
         """The audio pad that these turns use; one of the vocabulary's where they hold no audio."""
         text = "".join(turn.text for turn in turns if turn.control is Control.ALL)
@@ -240,7 +201,7 @@ class Tokenizer:
     def spans(self, text: str) -> list[tuple[int, int]]:
         """Of each token of `plain`, the characters of the text that it covers, from one to before the other. Some
         tokens are a part of a character: they cover all of it."""
-        return self._text.encode(text, add_special_tokens=False).offsets
+        return self.text_encoder.encode(text, add_special_tokens=False).offsets
 
     def decode(self, ids: Sequence[int], *, control: bool = False) -> str:
         """Text of an answer, its control tokens left out unless `control` keeps them."""
@@ -250,7 +211,7 @@ class Tokenizer:
         if control is Control.TAGS:
             return self._encode_tags(text)
         if control is Control.NONE:
-            return tuple(self._text.encode(text, add_special_tokens=False).ids)
+            return tuple(self.text_encoder.encode(text, add_special_tokens=False).ids)
         return tuple(self.fast.encode(text, add_special_tokens=False, split_special_tokens=False))
 
     def _encode_tags(self, text: str) -> tuple[int, ...]:
@@ -265,17 +226,6 @@ class Tokenizer:
             else:
                 plain += piece
         return (*ids, *self.plain(plain))
-
-    def _outline_sizes(self, outline: Outline) -> tuple[int, list[tuple[tuple[tuple[str, ...], ...], int]]]:
-        """Audio marks of an outline, and by the row's own texts in a wording the most other tokens beside them."""
-        most: dict[tuple[tuple[str, ...], ...], int] = {}
-        for turns in outline.variants:
-            ours = [turn.text for turn in turns if turn.control is Control.ALL]
-            marks = sum(map(self._marks, ours))
-            slots = tuple(tuple(names(turn)) for turn in turns if turn.control is not Control.ALL)
-            size = sum(len(self.ids(text, Control.ALL)) for text in ours) - marks
-            most[slots] = max(size, most.get(slots, 0))
-        return marks, list(most.items())
 
     def _count_marks(self, text: str) -> int:
         """Audio pads in what we wrote, none of whose control tokens may be read as text, as one that the vocabulary
@@ -295,17 +245,6 @@ _OURS = frozenset(control_tokens()) - {f"<|{code}|>" for code in LANGUAGES}
 
 def _hears(fast: PreTrainedTokenizerFast) -> bool:
     return any(fast.backend_tokenizer.token_to_id(pad) is not None for pad in _PADS)
-
-
-def _reads_words(text: FastTokenizer) -> bool:
-    """Whether text in ASCII is divided by Qwen's pattern, and each word encoded by itself."""
-    if text.pre_tokenizer is None or not isinstance(text.normalizer, normalizers.NFC | None):
-        return False
-    steps = json.loads(text.pre_tokenizer.__getstate__()).get("pretokenizers", [])
-    for step in steps:
-        step.pop("trim_offsets", None)  # says where tokens stand, not what they are
-    split = {"type": "Split", "pattern": {"Regex": _PATTERN}, "behavior": "Isolated", "invert": False}
-    return steps == [split, {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}]
 
 
 def _from_pretrained(path: str | Path) -> PreTrainedTokenizerFast:
@@ -329,7 +268,7 @@ def _byte_level(model: models.BPE) -> FastTokenizer:
     bpe.normalizer = normalizers.NFC()
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(_PATTERN), behavior="isolated"),
+            pre_tokenizers.Split(Regex(PATTERN), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
