@@ -8,10 +8,11 @@ import re
 import numpy as np
 import pytest
 
+from auris.text.byte_level import RANKS_FILE
 from auris.text.chat import Qwen2AudioChat, QwenAudioChat
 from auris.text.prompts import BothPrompts, Control, NaturalPrompt, Prompt, TagPrompt, audio_tags
 from auris.text.tasks import LANGUAGES, closed
-from auris.text.tokenizer import RANKS_FILE, Tokenizer, control_tokens
+from auris.text.tokenizer import Tokenizer, control_tokens
 from manifests import TEXTS, tokenizer
 from vocabularies import TAGGED, plain, qwen2_audio, rank_lines, write_ranks
 

@@ -22,8 +22,9 @@ from auris import audio
 from auris.data.rows import Clip, Record, Row, is_plain
 from auris.text import tasks
 from auris.text.answer_formats import Labels
+from auris.text.byte_level import PATTERN
 from auris.text.prompts import FIELD, Control, Prompt, PromptStyle
-from auris.text.tokenizer import PATTERN, Tokenizer
+from auris.text.tokenizer import Tokenizer
 
 # `PATTERN` for ASCII, where Python's character classes are those of the pattern.
 _ASCII_WORD = re.compile(

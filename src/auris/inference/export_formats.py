@@ -23,7 +23,8 @@ from auris.model.llm import LongRotary
 from auris.model.weights.identify import ConfigFile, ModelSource
 from auris.text.chat import Qwen2AudioChat
 from auris.text.prompts import NaturalPrompt, TagPrompt
-from auris.text.tokenizer import RANKS_FILE, Tokenizer
+from auris.text.byte_level import RANKS_FILE
+from auris.text.tokenizer import Tokenizer
 
 
 def obstacles(net: AudioLM, tokenizer: Tokenizer, format: str) -> list[str]:

@@ -7,22 +7,19 @@ on the corpus's text. Text tokens come first, control tokens after them, as in Q
 
 from __future__ import annotations
 
-import base64
-import binascii
-import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import AddedToken
 from tokenizers import Tokenizer as FastTokenizer
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
-from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from auris.errors import MissingFileError, UserError
+from auris.text import byte_level
 from auris.text.prompts import (
     END_OF_TEXT,
     IM_END,
@@ -35,13 +32,11 @@ from auris.text.prompts import (
 )
 from auris.text.tasks import LANGUAGES
 
-RANKS_FILE = "qwen.tiktoken"  # the BPE ranks in a directory of Qwen-Audio (v1)
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
 INCOMPLETE = "\ufffd"  # what `decode` makes of the first bytes of a character
 
-# Pre-tokenisation of Qwen's vocabularies (Qwen-Audio tokenization_qwen.py, PAT_STR).
-PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 _PADS = (NaturalPrompt.audio_pad, TagPrompt.audio_pad)
 _BRACKETED = re.compile(r"(<\|[^|<>]*\|>|</?audio>|\[\[\[AUDIO:modality\]\]\])")
 
@@ -107,8 +102,8 @@ class Tokenizer:
         Args:
             grow: take a vocabulary without an audio token and let it grow; otherwise such a one is a ValueError.
         """
-        ranks = _ranks_file(Path(path))
-        fast = _from_ranks(ranks) if ranks else _from_pretrained(path)
+        ranks = byte_level.find_ranks(Path(path))
+        fast = _from_pretrained(path) if ranks is None else _with_released_tokens(byte_level.from_ranks(ranks))
         if not grow and not _hears(fast):
             raise UserError(f"tokenizer={path}: its vocabulary has no audio token, expected {' or '.join(_PADS)}")
         try:
@@ -118,13 +113,8 @@ class Tokenizer:
 
     @classmethod
     def train(cls, texts: Iterable[str], *, vocab_size: int) -> Tokenizer:
-        """A byte-level BPE of `vocab_size` text tokens, with every control token after them."""
-        bpe = _byte_level(models.BPE())
-        alphabet = pre_tokenizers.ByteLevel.alphabet()
-        trainer = trainers.BpeTrainer(vocab_size=vocab_size, initial_alphabet=sorted(alphabet), show_progress=False)
-        bpe.train_from_iterator(texts, trainer)
-        bpe.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in control_tokens()])
-        return cls(PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token=END_OF_TEXT, pad_token=END_OF_TEXT))
+        """Train a byte-level BPE of `vocab_size` text tokens, with every control token after them."""
+        return cls(_with_control_tokens(byte_level.train(texts, vocab_size=vocab_size), control_tokens()))
 
     def save(self, path: str | Path) -> None:
         self.fast.save_pretrained(str(path))
@@ -248,6 +238,8 @@ def _hears(fast: PreTrainedTokenizerFast) -> bool:
 
 
 def _from_pretrained(path: str | Path) -> PreTrainedTokenizerFast:
+    from transformers import AutoTokenizer
+
     if not Path(path).is_dir() and len(Path(path).parts) > 2:  # a hub name is `name` or `owner/name`
         raise MissingFileError(
             f"tokenizer={path}: no such directory. The embedded corpus brings its own: "
@@ -262,80 +254,17 @@ def _from_pretrained(path: str | Path) -> PreTrainedTokenizerFast:
     return fast
 
 
-def _byte_level(model: models.BPE) -> FastTokenizer:
-    """Qwen's way to read bytes: NFC, its pattern, one letter per byte."""
-    bpe = FastTokenizer(model)
-    bpe.normalizer = normalizers.NFC()
-    bpe.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(PATTERN), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    bpe.decoder = decoders.ByteLevel()
-    return bpe
-
-
-def _ranks_file(path: Path) -> Path | None:
-    """The file of BPE ranks that `path` is or holds; a directory that brings a tokenizer.json needs none."""
-    if path.is_file():
-        return path
-    found = path / RANKS_FILE
-    return found if found.is_file() and not (path / "tokenizer.json").is_file() else None
-
-
-def _from_ranks(path: Path) -> PreTrainedTokenizerFast:
-    """Qwen-Audio's vocabulary: the file's ranks are the ids of text, the 3,522 special tokens follow.
-
-    Source: Qwen-Audio tokenization_qwen.py. Raises ValueError that names the line at fault.
-    """
-    vocabulary = _read_ranks(path)
-    bpe = _byte_level(models.BPE(vocab=vocabulary, merges=_merges(vocabulary, path)))
+def _with_released_tokens(bpe: FastTokenizer) -> PreTrainedTokenizerFast:
+    """Add the 3,522 special tokens that follow the text tokens of Qwen-Audio (tokenization_qwen.py)."""
     extra = (f"<|extra_{number}|>" for number in range(205))
     special = [END_OF_TEXT, IM_START, IM_END, *extra, *_qwen_audio_tokens()]
-    # `normalized`: the released code normalises the whole text before it looks for them.
-    bpe.add_special_tokens([AddedToken(token, normalized=True, special=True) for token in special])
+    return _with_control_tokens(bpe, special, normalized=True)  # it normalises the text before it looks for them
+
+
+def _with_control_tokens(
+    bpe: FastTokenizer, tokens: Iterable[str], *, normalized: bool = False
+) -> PreTrainedTokenizerFast:
+    from transformers import PreTrainedTokenizerFast
+
+    bpe.add_special_tokens([AddedToken(token, normalized=normalized, special=True) for token in tokens])
     return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token=END_OF_TEXT, pad_token=END_OF_TEXT)
-
-
-def _read_ranks(path: Path) -> dict[str, int]:
-    """Lines `base64 rank` -> {token as letters, one per byte: rank}."""
-    letters = bytes_to_unicode()
-    vocabulary: dict[str, int] = {}
-    for number, line in enumerate(path.read_bytes().splitlines()):
-        try:
-            token, rank = line.split()
-            token = base64.b64decode(token, validate=True).decode("latin-1").translate(letters)
-            if int(rank) != number or token in vocabulary:
-                raise ValueError
-        except (ValueError, binascii.Error) as error:
-            raise UserError(
-                f"{path}, line {number + 1}: {line[:40]!r}, expected a token in base64 and its rank {number}"
-            ) from error
-        vocabulary[token] = number
-    if missing := set(letters.values()) - set(vocabulary):
-        raise UserError(f"{path}: {len(missing)} of the 256 single bytes have no rank")
-    return vocabulary
-
-
-def _merges(ranks: Mapping[str, int], path: Path) -> list[tuple[str, str]]:
-    """The merge that makes each token: ranks are ids *and* priorities, so that what the earlier ones leave of a token's
-    bytes are two parts."""
-    merges = []
-    for token, limit in ranks.items():
-        if len(token) == 1:
-            continue
-        parts = list(token)
-        pairs = [ranks.get(a + b, math.inf) for a, b in zip(parts, parts[1:], strict=False)]
-        while len(parts) > 2 and (lowest := min(pairs)) < limit:
-            at = pairs.index(lowest)
-            parts[at : at + 2] = [parts[at] + parts[at + 1]]
-            del pairs[at]
-            if at > 0:
-                pairs[at - 1] = ranks.get(parts[at - 1] + parts[at], math.inf)
-            if at < len(pairs):
-                pairs[at] = ranks.get(parts[at] + parts[at + 1], math.inf)
-        if len(parts) > 2:
-            raise UserError(f"{path}, line {limit + 1}: no two earlier tokens make this one")
-        merges.append((parts[0], parts[1]))
-    return merges

@@ -1,0 +1,107 @@
+"""Byte-level BPE of Qwen's vocabularies: read from a file of ranks, or trained. Text only, no control tokens."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+from auris.errors import UserError
+
+RANKS_FILE = "qwen.tiktoken"  # the BPE ranks in a directory of Qwen-Audio (v1)
+
+# Pre-tokenisation of Qwen's vocabularies (Qwen-Audio tokenization_qwen.py, PAT_STR).
+PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+def train(texts: Iterable[str], *, vocab_size: int) -> Tokenizer:
+    """Train a BPE of `vocab_size` tokens, every byte among them."""
+    bpe = _byte_level(models.BPE())
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    bpe.train_from_iterator(
+        texts, trainers.BpeTrainer(vocab_size=vocab_size, initial_alphabet=alphabet, show_progress=False)
+    )
+    return bpe
+
+
+def find_ranks(path: Path) -> Path | None:
+    """Return the file of BPE ranks that `path` is or holds; None for a directory with a tokenizer.json."""
+    if path.is_file():
+        return path
+    file = path / RANKS_FILE
+    return file if file.is_file() and not (path / "tokenizer.json").is_file() else None
+
+
+def from_ranks(path: Path) -> Tokenizer:
+    """Read a file of ranks, which are the ids of its tokens (Qwen-Audio tokenization_qwen.py).
+
+    Raises:
+        UserError: The file is broken; the message names the line.
+    """
+    vocabulary = _read_ranks(path)
+    return _byte_level(models.BPE(vocab=vocabulary, merges=_merges(vocabulary, path)))
+
+
+def _byte_level(model: models.BPE) -> Tokenizer:
+    """Read bytes as Qwen does: NFC, its pattern, one letter per byte."""
+    bpe = Tokenizer(model)
+    bpe.normalizer = normalizers.NFC()
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(PATTERN), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    bpe.decoder = decoders.ByteLevel()
+    return bpe
+
+
+def _read_ranks(path: Path) -> dict[str, int]:
+    """Read lines `base64 rank` as {token as letters, one per byte: rank}."""
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    letters = bytes_to_unicode()
+    vocabulary: dict[str, int] = {}
+    for number, line in enumerate(path.read_bytes().splitlines()):
+        try:
+            token, rank = line.split()
+            token = base64.b64decode(token, validate=True).decode("latin-1").translate(letters)
+            if int(rank) != number or token in vocabulary:
+                raise ValueError
+        except (ValueError, binascii.Error) as error:
+            raise UserError(
+                f"{path}, line {number + 1}: {line[:40]!r}, expected a token in base64 and its rank {number}"
+            ) from error
+        vocabulary[token] = number
+    if missing := set(letters.values()) - set(vocabulary):
+        raise UserError(f"{path}: {len(missing)} of the 256 single bytes have no rank")
+    return vocabulary
+
+
+def _merges(ranks: Mapping[str, int], path: Path) -> list[tuple[str, str]]:
+    """The merge that makes each token: ranks are ids *and* priorities, so that what the earlier ones leave of a token's
+    bytes are two parts."""
+    merges = []
+    for token, limit in ranks.items():
+        if len(token) == 1:
+            continue
+        parts = list(token)
+        pairs = [ranks.get(a + b, math.inf) for a, b in zip(parts, parts[1:], strict=False)]
+        while len(parts) > 2 and (lowest := min(pairs)) < limit:
+            at = pairs.index(lowest)
+            parts[at : at + 2] = [parts[at] + parts[at + 1]]
+            del pairs[at]
+            if at > 0:
+                pairs[at - 1] = ranks.get(parts[at - 1] + parts[at], math.inf)
+            if at < len(pairs):
+                pairs[at] = ranks.get(parts[at] + parts[at + 1], math.inf)
+        if len(parts) > 2:
+            raise UserError(f"{path}, line {limit + 1}: no two earlier tokens make this one")
+        merges.append((parts[0], parts[1]))
+    return merges
