@@ -617,7 +617,7 @@ def test_a_row_of_every_task_is_planned_and_built(tmp_path, code, prompt):
     assert planned(samples, row) >= longest_built(samples, row, epochs=3)
     sample = samples.build(row, 0, None)
     answer = tokenizer().decode(sample.ids[sample.supervise].tolist(), control=True)
-    assert answer.endswith(task.render(labels, natural=prompt.natural) + "<|endoftext|>")
+    assert answer.endswith(task.render(labels, tags=not prompt.natural) + "<|endoftext|>")
 
 
 def test_the_texts_of_several_clips_stand_each_in_its_place(tmp_path):

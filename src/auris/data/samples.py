@@ -11,6 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -81,10 +82,13 @@ class Samples(ABC):
         if not self.has_audio and (reverb is not None or noise is not None):
             raise UserError("data.noise and data.reverb have no effect in a view without audio: set both to null")
         self.tokenizer, self.prompt, self.geometry = tokenizer, prompt, geometry
-        self.length_cache = LengthCache(tokenizer)
         self.distortions = [one for one in (reverb, noise) if one is not None]
         self.long_audio, self.silent_audio = long_audio, silent_audio
         self.augment, self.seed = augment, seed
+
+    @cached_property
+    def length_cache(self) -> LengthCache:
+        return LengthCache(self.tokenizer)
 
     @abstractmethod
     def encode(
@@ -354,26 +358,8 @@ class ChatSamples(AudioSamples):
 
 # --- checksum -----------------------------------------------------------------------------------------------------
 
-# A dialogue with everything that chat templates write in their own way.
-_PROBE = (
-    {"role": "user", "content": [{"type": "audio", "audio": "a"}, {"type": "text", "text": "b"}]},
-    {"role": "assistant", "content": "c"},
-    {"role": "user", "content": [{"type": "audio", "audio": "d"}]},
-    {"role": "assistant", "content": "e"},
-)
-
 
 def prompt_digest(samples: Samples) -> str:
     """Return a checksum of everything that turns a row into tokens: view, wordings, tokenizer, audio geometry."""
     view = [type(samples).__name__, samples.long_audio, repr(samples.geometry)]
-    return digest([*view, *_wordings(samples.prompt), samples.tokenizer.fast.backend_tokenizer.to_str()])
-
-
-def _wordings(prompt: Prompt | BothPrompts | Chat) -> list[str]:
-    name = type(prompt).__name__
-    if isinstance(prompt, Chat):
-        return [name, repr(prompt.turns(_PROBE, supervise=True))]
-    if wording := getattr(prompt, "wording", None):
-        return [name, wording]
-    subset = getattr(prompt, "subset", "all")
-    return [name, subset, *(text for task in tasks.TASKS.values() for text in (task.tags, *task.wordings))]
+    return digest([*view, samples.prompt.fingerprint(), samples.tokenizer.fast.backend_tokenizer.to_str()])

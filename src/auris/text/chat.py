@@ -6,12 +6,21 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from auris.errors import UserError
+from auris.files import digest
 from auris.text.prompts import END_OF_TEXT, IM_END, IM_START, Control, NaturalPrompt, TagPrompt, Turn, merge
 
 SYSTEM = "You are a helpful assistant."  # of both chats, where a dialogue brings no system message
 _ROLES = ("system", "user", "assistant")
 
 _AUDIO = ("audio", "audio_url")  # what names the clip in a part of a message
+
+# A dialogue with everything that chat templates write in their own way.
+_PROBE = (
+    {"role": "user", "content": [{"type": "audio", "audio": "a"}, {"type": "text", "text": "b"}]},
+    {"role": "assistant", "content": "c"},
+    {"role": "user", "content": [{"type": "audio", "audio": "d"}]},
+    {"role": "assistant", "content": "e"},
+)
 
 # {role, content}: content is a string, or a list of {type: audio, audio: ...} and {type: text, text: ...}
 Message = Mapping[str, Any]
@@ -59,6 +68,10 @@ class Chat:
     label: str  # how a clip is announced
     restarts: bool  # the numbers of clips start anew in each message
     header: Control  # ALL: `role\n` is tokenised by itself; TAGS: together with the text that follows
+
+    def fingerprint(self) -> str:
+        """Return a digest of what decides how dialogues are written."""
+        return digest([type(self).__name__, repr(self.turns(_PROBE, supervise=True))])
 
     def turns(self, messages: Sequence[Message], *, supervise: bool = False) -> list[Turn]:
         """A dialogue as turns.

@@ -18,6 +18,7 @@ from typing import Protocol, Self
 import numpy as np
 
 from auris.errors import UserError
+from auris.files import digest
 from auris.text import tasks
 from auris.text.answer_formats import Labels, Tag
 
@@ -103,6 +104,9 @@ class PromptStyle(Protocol):
     def variants(self, labels: Labels, n_clips: int) -> list[list[Turn]]:
         """Write a row in every way in which `turns` may write it."""
 
+    def fingerprint(self) -> str:
+        """Return a digest of what decides how rows are written."""
+
 
 class Prompt(ABC):
     """Base of the two styles: a template of the task table, filled from a row, and the answer.
@@ -147,6 +151,10 @@ class Prompt(ABC):
 
     def variants(self, labels: Labels, n_clips: int) -> list[list[Turn]]:
         return [self._write(wording, labels, n_clips) for wording in self.wordings(labels)]
+
+    def fingerprint(self) -> str:
+        tables = [self.wording] if self.wording else [self.templates(task) for task in tasks.TASKS.values()]
+        return digest([type(self).__name__, tables])
 
     def raw(self, prompt: str, n_clips: int) -> list[Turn]:
         """Put a prompt behind the audio as it is: how the scripts of both releases ask the base models.
@@ -234,7 +242,6 @@ class BothPrompts:
     def __init__(self, *, supervise_tags: bool = True, wordings: str = "all"):
         natural = NaturalPrompt(supervise_tags=supervise_tags, wordings=wordings)
         self.styles = (TagPrompt(supervise_tags=supervise_tags), natural)
-        self.subset = wordings
 
     def turns(self, labels: Labels, n_clips: int, rng: np.random.Generator | None = None) -> list[Turn]:
         style = self.styles[0 if rng is None else int(rng.integers(len(self.styles)))]
@@ -242,3 +249,6 @@ class BothPrompts:
 
     def variants(self, labels: Labels, n_clips: int) -> list[list[Turn]]:
         return [turns for style in self.styles for turns in style.variants(labels, n_clips)]
+
+    def fingerprint(self) -> str:
+        return digest([style.fingerprint() for style in self.styles])
