@@ -21,9 +21,9 @@ from auris.model.audio_lm import AudioLM
 from auris.model.encoder import Encoder
 from auris.model.llm import LongRotary
 from auris.model.weights.identify import ConfigFile, ModelSource
+from auris.text.byte_level import RANKS_FILE
 from auris.text.chat import Qwen2AudioChat
 from auris.text.prompts import NaturalPrompt, TagPrompt
-from auris.text.byte_level import RANKS_FILE
 from auris.text.tokenizer import Tokenizer
 
 
