@@ -25,7 +25,8 @@ from auris.evaluation.judging import rate
 from auris.evaluation.predictions import merge_windows, score
 from auris.evaluation.summary import credits, show, summarise
 from auris.metrics import measures
-from auris.metrics.judges.rating import Unrated
+from auris.metrics.judges.judge import Unrated
+from auris.metrics.judges.rating import PointsJudge
 from auris.metrics.measures import signature
 from auris.metrics.published import comparable
 from auris.metrics.records import ResultRow
@@ -133,12 +134,15 @@ def test_the_table_says_who_wrote_annotated_and_judged():
 
 
 def test_a_judge_s_points_stand_beside_the_task_s_own_score():
-    def judge(labels, answer: str) -> float:
-        if not answer:
-            raise Unrated("no points")
-        return float(len(answer))
+    class ByLength(PointsJudge):
+        signature = "judged|by length"
 
-    judge.signature = "judged|by length"
+        def __call__(self, labels, answer: str) -> float:
+            if not answer:
+                raise Unrated("no points")
+            return float(len(answer))
+
+    judge = ByLength()
     rows = {name: row(name, task="chat", mode="text", text="a dog", messages=[]) for name in ("q0", "q1", "q2")}
     answered = {"q0": (rows["q0"], "cat"), "q1": (rows["q1"], "a dog"), "q2": (rows["q2"], "")}
     predictions, unrated = rate(responses(answered), judge, Console(quiet=True))

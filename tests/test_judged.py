@@ -32,7 +32,7 @@ def compared(path: Path, rows: list[Row], answer) -> tuple[dict, dict[str, str],
         judge = air_bench.Judge(Record(path, endpoint, setting="judge"), model="m", workers=2)
         responses = [Response(row, "an answer") for row in rows]
         predictions, unrated = judging.rate(responses, judge, console)
-    lines = summarise(predictions, RUN, 20, 0, judging.signatures(judge))
+    lines = summarise(predictions, RUN, 20, 0, judge.signatures)
     return {(line.task, line.metric): line for line in lines}, unrated, console.file.getvalue()
 
 

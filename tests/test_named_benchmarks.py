@@ -165,7 +165,7 @@ def test_the_script_s_own_score_stands_beside_one_that_drops_nothing(folder: Pat
         ({"source": "srwt_zh", "gt": "<|zh|><|0.00|>走<|0.20|>吧<|0.40|>"}, "走吧"),
     )
     [line] = summary.official_lines("evaluate_srwt", "v1", predictions, rows)
-    assert line["stopped"] == "AssertionError: 2, 1" and line["value"] is None
+    assert line.stopped == "AssertionError: 2, 1" and line.value is None
     assert summary.official_note(line) == "evaluate_srwt.py of v1, srwt_zh: stops (AssertionError: 2, 1) (n=2)"
     words = {row.metric: row.value for row in scores(predictions, "srwt")}
     assert words["word_coverage"] == 0.5 and words["aas_ms"] == pytest.approx(10.0)
@@ -176,7 +176,7 @@ def test_notes_of_the_official_file_are_scored_both_ways(folder: Path):
     rows = [({"source": "nsynth", "gt": gt.format(pitch)}, gt.format(said)) for pitch, said in ((60, 72), (61, 61))]
     predictions, read = answered(folder, *rows)
     lines = summary.official_lines("evaluate_note_analysis", "v1", predictions, read)
-    official = {line["metric"]: line["value"] for line in lines}
+    official = {line.metric: line.value for line in lines}
     ours = {row.metric: row.value for row in scores(predictions, "nsynth")}
     assert official == {"instrument": 1.0, "velocity": 1.0, "qualities": 1.0, "pitch": 0.5, "chroma": 0.5}
     assert ours["chroma_accuracy"] == 1.0 and ours["pitch_accuracy"] == 0.5  # C4 and C5 are one chroma

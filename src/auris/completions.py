@@ -6,7 +6,6 @@ the environment and goes into the header of the request, nowhere else.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import random
@@ -23,14 +22,13 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from auris.errors import MissingFileError, UserError
+from auris.files import append_jsonl, digest
 
-_ANSWER = ("messages", "reply", "model")  # keys of a recorded answer
-_KEPT = ("finish_reason", "usage")  # ... and of it what else the endpoint said, where it did
 _LONGEST_PAUSE = 60.0  # seconds between two tries
 _FILTERED = ("content_filter", "content_policy_violation")  # codes of a request that a provider refuses to answer
 
 Message = Mapping[str, str]
-Settings = Mapping[str, Any]  # of one request: model, temperature, max_tokens
+Settings = Mapping[str, str | float | None]  # of one request: model, temperature, max_tokens
 
 
 class Reply(NamedTuple):
@@ -38,7 +36,7 @@ class Reply(NamedTuple):
 
     text: str
     model: str
-    details: Mapping[str, Any] = {}
+    details: Mapping[str, object] = {}
 
 
 class Answerer(Protocol):
@@ -162,8 +160,7 @@ class Endpoint:
         if not isinstance(text, str):
             raise UserError(f"its content is {text!r}")
         details = {"finish_reason": choice.get("finish_reason"), "usage": answer.get("usage")}
-        model = answer.get("model") or self.model
-        return Reply(text, model, {key: value for key, value in details.items() if value is not None})
+        return Reply(text, answer.get("model") or self.model, {k: v for k, v in details.items() if v is not None})
 
 
 class Record:
@@ -192,11 +189,9 @@ class Record:
         self.path, self.endpoint = path, endpoint
         self.what, self.setting, self.otherwise = what, setting, otherwise
         self.head: dict[str, Any] = {}
-        self.answers: dict[str, dict[str, Any]] = {}
+        self.answers: dict[str, Reply] = {}  # by request
         self._lock = threading.Lock()
         if path.is_file():
-            if endpoint is not None:
-                _mend(path)
             self._load()
         elif endpoint is None:
             raise MissingFileError(
@@ -215,7 +210,10 @@ class Record:
         return self.head.get("answered by") if self.head.get("stand-in") else None
 
     def _load(self) -> None:
-        first, *lines = self.path.read_text(encoding="utf-8").removesuffix("\n").split("\n")  # text has other line ends
+        text = self.path.read_text(encoding="utf-8")
+        if self.endpoint is not None:
+            text = text[: text.rfind("\n") + 1]  # the process that wrote an unfinished last line was killed
+        first, *lines = text.removesuffix("\n").split("\n")  # splitlines() would split at U+2028 in a text
         if first:
             try:
                 self.head = dict(json.loads(first))
@@ -224,25 +222,25 @@ class Record:
         for number, line in enumerate(lines, start=2):
             try:
                 answer = json.loads(line)
-                kept = {key: answer[key] for key in _ANSWER}
-                kept |= {key: answer[key] for key in ("settings", *_KEPT) if key in answer}
-                self.answers[_digest(answer["messages"], answer.get("settings"))] = kept
+                reply = Reply(answer["reply"], answer["model"])
+                self.answers[_request(answer["messages"], answer.get("settings"))] = reply
             except (ValueError, KeyError, TypeError) as error:
                 reason = f"{type(error).__name__}: {error}"
                 raise UserError(
                     f"{self.setting}.recording={self.path}, line {number} is no answer ({reason})"
                 ) from None
 
-    def find(self, messages: Sequence[Message], settings: Settings | None = None) -> Mapping[str, Any] | None:
-        """What is kept of a request, or None."""
-        return self.answers.get(_digest(messages, settings))
+    def find(self, messages: Sequence[Message], settings: Settings | None = None) -> Reply | None:
+        """Return the recorded reply to a request, or None."""
+        return self.answers.get(_request(messages, settings))
 
     def ask(self, messages: Sequence[Message], settings: Settings | None = None) -> tuple[str, str]:
-        """The reply to `messages`, and the model that gave it.
+        """Return the reply to `messages`, and the model that gave it.
 
-        Raises ValueError when it is not in the file and there is no endpoint, or the endpoint fails.
+        Raises:
+            UserError: The reply is not in the file, and there is no endpoint or the endpoint fails.
         """
-        if (key := _digest(messages, settings)) not in self.answers:
+        if (key := _request(messages, settings)) not in self.answers:
             if self.endpoint is None:
                 asked = "" if settings is None else f" by {dict(settings)}"
                 raise UserError(
@@ -250,14 +248,12 @@ class Record:
                     f"({self.setting}.url=http://HOST:PORT/v1 {self.setting}.model=NAME "
                     f"{self.setting}.recording=FILE), {self.otherwise}"
                 )
-            reply, model, details = self.endpoint.complete(messages, settings)
-            answer = dict(zip(_ANSWER, (list(messages), reply, model), strict=True)) | dict(details)
-            answer |= {} if settings is None else {"settings": dict(settings)}
+            reply = self.endpoint.complete(messages, settings)
             with self._lock:
-                self.answers[key] = answer
-                self._append(answer)
-        answer = self.answers[key]
-        return answer["reply"], answer["model"]
+                self.answers[key] = reply
+                self._append(messages, reply, settings)
+        reply = self.answers[key]
+        return reply.text, reply.model
 
     def ask_all(
         self,
@@ -270,7 +266,7 @@ class Record:
 
         Raises ValueError as `ask` does, after what is under way has ended and is kept.
         """
-        missing = {key: request for request in requests if (key := _digest(*request)) not in self.answers}
+        missing = {key: request for request in requests if (key := _request(*request)) not in self.answers}
         with ThreadPoolExecutor(max_workers=workers) as pool:
             futures = [pool.submit(self.ask, *request) for request in missing.values()]
             try:
@@ -282,36 +278,18 @@ class Record:
                     future.cancel()
                 raise
 
-    def _append(self, answer: Mapping[str, Any]) -> None:
-        new = not self.path.is_file() or not self.path.stat().st_size
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        lines = [answer]
-        if new:
-            stand_in = getattr(self.endpoint, "stand_in", None)
-            head = {"recording": f"chat completions for {self.what}", "answered by": stand_in or answer["model"]}
-            head |= {"stand-in": True} if stand_in else {}
-            head |= {"settings": answer["settings"]} if "settings" in answer else {}
-            self.head = head
-            lines = [head, answer]
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    def _append(self, messages: Sequence[Message], reply: Reply, settings: Settings | None) -> None:
+        of_request = {} if settings is None else {"settings": dict(settings)}
+        answer = {"messages": list(messages), "reply": reply.text, "model": reply.model, **reply.details, **of_request}
+        if self.head:
+            append_jsonl(self.path, [answer])
+            return
+        stand_in = getattr(self.endpoint, "stand_in", None)
+        self.head = {"recording": f"chat completions for {self.what}", "answered by": stand_in or reply.model}
+        self.head |= ({"stand-in": True} if stand_in else {}) | of_request
+        append_jsonl(self.path, [self.head, answer])
 
 
-def _mend(path: Path) -> None:
-    """Cuts off a last line without its end, which was being written when a process ended."""
-    content = path.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if whole == len(content):
-        return
-    try:
-        json.loads(content[whole:])
-    except ValueError:
-        os.truncate(path, whole)
-    else:
-        with path.open("ab") as file:
-            file.write(b"\n")
-
-
-def _digest(messages: Sequence[Message], settings: Settings | None = None) -> str:
-    asked = messages if settings is None else {"messages": messages, **settings}
-    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+def _request(messages: Sequence[Message], settings: Settings | None = None) -> str:
+    """Return the key of a request."""
+    return digest(messages if settings is None else {"messages": messages, **settings}, 64)

@@ -10,13 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import air_bench_scripts
 import stand_in
 from auris import config
 from auris.completions import Endpoint, Record
-from auris.metrics import official
 from auris.metrics.judges import air_bench
 from auris.metrics.judges.air_bench import Judge, count, failure, parse, points
 from auris.metrics.measures import score
+from auris.metrics.official import Stopped
 from auris.metrics.published import published
 
 LABELS = {"task_name": "sound_QA", "meta_info": "A dog barks.", "question": "What is it?", "answer_gt": "a dog"}
@@ -61,11 +62,11 @@ def test_counts_are_those_that_the_script_prints(golden):
         records = [(record["task_name"], record["reply"]) for record in row["records"]]
         order = ("normal", "swapped").index(row["order"])
         if row["error"]:
-            with pytest.raises(official.Stopped) as stopped:
-                official.verdicts(records, order)
+            with pytest.raises(Stopped) as stopped:
+                air_bench_scripts.verdicts(records, order)
             assert str(stopped.value).split(":")[0] == row["error"].split(":")[0]
             continue
-        found = official.verdicts(records, order)
+        found = air_bench_scripts.verdicts(records, order)
         assert (found.total, found.wins, found.first, found.second) == (
             row["total"],
             row["win"],
@@ -79,12 +80,12 @@ def test_points_are_the_mean_of_both_orders_of_the_script_s_report(golden):
     [row] = [row for row in golden("cal_score") if row["name"] == "full" and row["order"] == "normal"]
     records = [(record["task_name"], record["reply"]) for record in row["records"]]
     rows = [count("judged_official", (reply, reply), task) for task, reply in records]
-    normal, swapped = (official.verdicts(records, order) for order in (0, 1))
+    normal, swapped = (air_bench_scripts.verdicts(records, order) for order in (0, 1))
     means = {
         part: (normal.second[part] / normal.total[part] + swapped.first[part] / swapped.total[part]) / 2
-        for part in official.PARTS
+        for part in air_bench_scripts.PARTS
     }
-    for part in official.PARTS:
+    for part in air_bench_scripts.PARTS:
         of_part = [stats for stats in rows if stats[0].endswith(f"/{part}")]
         assert score("judged_official", of_part) == pytest.approx(means[part])
     mixed = (means["speech_and_sound"] + means["speech_and_music"]) / 2
@@ -151,29 +152,29 @@ def test_both_orders_are_asked_with_the_settings_and_replayed(tmp_path: Path):
         estimate = judge.estimate(answers)
         assert estimate.requests == estimate.of == 40 and "40 of 40 requests" in str(estimate)
         assert estimate.cost == pytest.approx((estimate.tokens_in * 10 + 4 * 40 * 30) / 1e6)
-        assert judge.judge(answers) == [("7 3", "7 3")] * 20
-        assert judge_of(path, url).judge(answers) and len(requests) == 40
+        assert judge.replies(answers) == [("7 3", "7 3")] * 20
+        assert judge_of(path, url).replies(answers) and len(requests) == 40
     assert judge.estimate(answers).requests == 0
     heats = {call["body"]["temperature"] for call in requests}
     assert heats == {1.0, 2.0} and requests[0]["body"]["max_tokens"] == 1024
     assert [message["role"] for message in requests[0]["body"]["messages"]] == ["user"]
     again = air_bench.recorded(recording=str(path), model=None, temperature="published", max_tokens=1024, seed=0)
-    assert again.judge(answers) == judge.judge(answers) and again.signature == judge.signature
+    assert again.replies(answers) == judge.replies(answers) and again.signature == judge.signature
     assert again.signatures["judged_official"] == (
         f"judged_official|1-10|{stand_in.MODEL}|temperature:1 or 2|both orders|failures dropped"
     )
     with pytest.raises(ValueError, match="holds no answer by .*'model': 'm'"):
-        again.judge([(LABELS, "a bird")])
+        again.replies([(LABELS, "a bird")])
     cold = air_bench.recorded(recording=str(path), model="m", temperature=0.5, max_tokens=1024, seed=0)
     with pytest.raises(ValueError, match="'temperature': 0.5"):
-        cold.judge(answers)
+        cold.replies(answers)
 
 
 def test_what_costs_too_much_is_not_asked(tmp_path: Path):
     with stand_in.serve(lambda messages: "7 3") as (url, requests):
         judge = judge_of(tmp_path / "judge.jsonl", url, price={"input": 10, "output": 30}, max_cost=0.001)
         with pytest.raises(ValueError, match="about 0.00472 USD: more than judge.max_cost=0.001"):
-            judge.judge([(LABELS, "a cat")])
+            judge.replies([(LABELS, "a cat")])
     assert not requests
 
 
@@ -189,9 +190,9 @@ def test_settings_that_cannot_work_are_named(tmp_path: Path, given: dict, messag
 def test_a_stub_says_that_it_is_one_also_in_its_recording(tmp_path: Path):
     made = [f"judge.recording={tmp_path}/judge.jsonl", "checkpoint=RUN"]
     stub = config.build(config.resolve(config.compose([*made, "judge=stub"], "evaluate"))["judge"])
-    assert stub.judge([(LABELS, "A dog barks.")]) == [("6 7", "6 5")]
+    assert stub.replies([(LABELS, "A dog barks.")]) == [("6 7", "6 5")]
     recorded = config.build(config.resolve(config.compose([*made, "judge=recorded"], "evaluate"))["judge"])
-    assert recorded.judge([(LABELS, "A dog barks.")]) == [("6 7", "6 5")]
+    assert recorded.replies([(LABELS, "A dog barks.")]) == [("6 7", "6 5")]
     assert "stand-in, a script, which counts words" in stub.signature and recorded.signature == stub.signature
     first = json.loads((tmp_path / "judge.jsonl").read_text().splitlines()[0])
     assert first["stand-in"] is True and "a script" in first["answered by"]

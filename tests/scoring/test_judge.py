@@ -9,7 +9,8 @@ import pytest
 
 import stand_in
 from auris import config
-from auris.metrics.judges.rating import LanguageModel, Rule, Unrated, request
+from auris.metrics.judges.judge import Unrated
+from auris.metrics.judges.rating import LanguageModel, Rule, request
 
 LABELS = {
     "messages": [

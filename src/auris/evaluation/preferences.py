@@ -30,7 +30,7 @@ from auris.evaluation.answering import Request, answer_share, in_shares, samples
 from auris.files import write_json, write_jsonl
 from auris.inference import load as pretrained
 from auris.metrics import measures
-from auris.metrics.judges.rating import Judge, Unrated
+from auris.metrics.judges.judge import Judge, Unrated
 from auris.metrics.measures import for_language, row_stats
 from auris.metrics.statistics import bootstrap
 from auris.text.chat import map_audios

@@ -16,7 +16,7 @@ scores and writes.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rich.console import Console
@@ -34,6 +34,7 @@ from auris.files import read_json, write_json, write_jsonl
 from auris.inference import load as pretrained
 from auris.inference.audio_model import AudioModel
 from auris.metrics import records
+from auris.metrics.judges.judge import Judge
 from auris.metrics.records import Prediction, ResultRow
 from auris.model.weights import checkpoint_dir
 from auris.model.weights.tensors import weights_digest
@@ -48,7 +49,7 @@ class _Job:
     """What all evaluations of a command share; the judge is known to the first rank only."""
 
     config: Config
-    judge: judging.AnyJudge | None
+    judge: Judge | None
     ranks: Ranks
     console: Console
 
@@ -171,7 +172,7 @@ def _score(job: _Job, run_dir: Path, name: str, evaluation: answer_cache.Evaluat
     official = summary.official_lines(benchmark.script, evaluation.version, scored, rows)
     scored = predictions.split_by_part(scored, rows, benchmark.parts)
     scored.sort(key=lambda one: (one.group, one.metric))
-    signatures = judging.signatures(job.judge) if any("judge" in one.metric for one in scored) else {}
+    signatures = job.judge.signatures if job.judge and any("judge" in one.metric for one in scored) else {}
     identity = {**evaluation.run, "benchmark": name}
     samples, seed = job.config["bootstrap"], job.config["seed"]
     results = summary.summarise(scored, identity, samples, seed, signatures, evaluation.changes)
@@ -180,7 +181,7 @@ def _score(job: _Job, run_dir: Path, name: str, evaluation: answer_cache.Evaluat
         results += summary.drops(results, scored, with_audio)
     _write(run_dir, name, scored, results)
     if official:
-        write_jsonl(run_dir / "official" / f"{name}.jsonl", official)
+        write_jsonl(run_dir / "official" / f"{name}.jsonl", map(asdict, official))
     judges = [f"{metric}: {judge_signature}" for metric, judge_signature in signatures.items()]
     notes = [*summary.credits(rows), *judges, *map(summary.official_note, official)]
     summary.show(job.console, name, results, skipped, notes)

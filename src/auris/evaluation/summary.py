@@ -100,7 +100,7 @@ def _units(predictions: Sequence[Prediction]) -> statistics.Units:
 
 def official_lines(
     script: str | None, version: str, predictions: Sequence[Prediction], rows: Sequence[Row]
-) -> list[dict[str, object]]:
+) -> list[official.ScriptScore]:
     """Return what the released script would print of the same responses (`metrics.official`)."""
     if script is None:
         return []
@@ -126,9 +126,9 @@ def _source(row: Row) -> str:
     return "_".join([row.labels["task"], *languages, "test"])
 
 
-def official_note(line: Mapping[str, object]) -> str:
-    score = f"stops ({line['stopped']})" if line["stopped"] else f"{line['metric']} {line['value']:.4f}"
-    return f"{line['script']} of {line['version']}, {line['source']}: {score} (n={line['n']})"
+def official_note(line: official.ScriptScore) -> str:
+    score = f"stops ({line.stopped})" if line.stopped else f"{line.metric} {line.value:.4f}"
+    return f"{line.script} of {line.version}, {line.source}: {score} (n={line.n})"
 
 
 # --- on the terminal ----------------------------------------------------------------------------------------------

@@ -6,8 +6,8 @@ imports what setuptools no longer has, so the counting is here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import TypedDict
 
 from auris.metrics.normalize import canonical
 
@@ -16,8 +16,16 @@ SHARE = 0.2  # of the true event's length: the collar of its end, if longer
 _ROUNDING = 1e-6  # times are written to 10 ms; their difference in floating point may lie above the collar
 
 
-def count(hypothesis: Sequence[Mapping[str, Any]], reference: Sequence[Mapping[str, Any]]) -> list[float]:
-    """Events found, events that are not there, events missed. Events are {label, start, end} in seconds.
+class Event(TypedDict):
+    """A sound event; times in seconds."""
+
+    label: str
+    start: float
+    end: float
+
+
+def count(hypothesis: Sequence[Event], reference: Sequence[Event]) -> list[float]:
+    """Events found, events that are not there, events missed.
 
     An event is found if one of its label begins within the collar and ends within the longer of the two collars; each
     serves once, in the pairing that finds most.
@@ -39,7 +47,7 @@ def count(hypothesis: Sequence[Mapping[str, Any]], reference: Sequence[Mapping[s
     return [float(found), float(len(hypothesis) - found), float(len(reference) - found)]
 
 
-def _fits(said: Mapping[str, Any], true: Mapping[str, Any]) -> bool:
+def _fits(said: Event, true: Event) -> bool:
     end_collar = max(COLLAR, SHARE * (true["end"] - true["start"]))
     return (
         canonical(said["label"]) == canonical(true["label"])

@@ -1,8 +1,8 @@
-"""Scores as the released scripts of Qwen-Audio (v1), Qwen2-Audio (v2) and AIR-Bench print them, faults and all.
+"""Scores as the released scripts of Qwen-Audio (v1) and Qwen2-Audio (v2) print them, including their faults.
 
 For comparison with published numbers only: each function takes all replies of one `source` and returns what the script
 would, or raises `Stopped` where the script dies. The scores that nothing is dropped from, and that failures count in,
-are those of `auris.metrics.row_stats`; beside a fault stands what they do instead.
+are those of `auris.metrics.measures`; next to a fault stands what they do instead.
 
 Tried against stored outputs of the scripts (tests/scoring/test_official.py). Known to differ: numbers in Chinese
 (`normalize`).
@@ -13,16 +13,16 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
 
 import jiwer
 from sacrebleu.metrics import BLEU
 
 from auris.errors import UserError
-from auris.metrics import choices, timestamps
-from auris.metrics.judges import air_bench
+from auris.metrics import timestamps
 from auris.metrics.normalize import without_tags, written
 
 VERSIONS = ("v1", "v2")
@@ -44,9 +44,35 @@ class Answer:
     language: str
 
 
-def report(script: str, version: str, answers: Sequence[Answer]) -> list[dict[str, Any]]:
-    """What a script prints of answers, one line per source and number: `value` is None where it dies, and `stopped`
-    says by what. Raises ValueError for an unknown script."""
+@dataclass(frozen=True, kw_only=True)
+class ScriptScore:
+    """One number that a script prints.
+
+    Attributes:
+        script: The name of the script.
+        version: v1 or v2.
+        source: The source of the rows.
+        n: The number of rows.
+        metric: The name of the number; None if the script stops.
+        value: The number; None if the script stops.
+        stopped: The exception that the script stops with, if it does.
+    """
+
+    script: str
+    version: str
+    source: str
+    n: int
+    metric: str | None = None
+    value: float | None = None
+    stopped: str | None = None
+
+
+def report(script: str, version: str, answers: Sequence[Answer]) -> list[ScriptScore]:
+    """Return what a script prints of answers, for each source and number.
+
+    Raises:
+        UserError: No script has this name.
+    """
     if script not in SCRIPTS:
         raise UserError(f"benchmark.script={script}: expected {', '.join(SCRIPTS)}")
     of_source: dict[str, list[Answer]] = {}
@@ -55,13 +81,13 @@ def report(script: str, version: str, answers: Sequence[Answer]) -> list[dict[st
     lines = []
     for source, rows in of_source.items():
         pairs = [(row.reference, row.reply) for row in rows]
-        about = {"script": f"{script}.py", "version": version, "source": source, "n": len(rows)}
+        score = partial(ScriptScore, script=f"{script}.py", version=version, source=source, n=len(rows))
         try:
             found = SCRIPTS[script](pairs, source, rows[0].language, version)
         except Stopped as error:
-            lines.append({**about, "metric": None, "value": None, "stopped": str(error)})
+            lines.append(score(stopped=str(error)))
             continue
-        lines += [{**about, "metric": name, "value": value, "stopped": None} for name, value in found.items()]
+        lines += [score(metric=name, value=value) for name, value in found.items()]
     return lines
 
 
@@ -202,11 +228,11 @@ def notes(pairs: Pairs) -> dict[str, float]:
     true, said = ([note(text) for text in side] for side in _sides(pairs))
 
     def same(what: str) -> float:
-        return _mean([a[what] == b[what] for a, b in zip(true, said, strict=True)])
+        return _mean([getattr(a, what) == getattr(b, what) for a, b in zip(true, said, strict=True)])
 
-    columns = {pitch: column for column, pitch in enumerate(sorted({n["pitch"] for n in (*true, *said)}))}
-    chroma = [columns[a["pitch"]] % 12 == columns[b["pitch"]] % 12 for a, b in zip(true, said, strict=True)]
-    named = [[set(n["sonic"].split(", ")) & QUALITIES for n in side] for side in (true, said)]
+    columns = {pitch: column for column, pitch in enumerate(sorted({n.pitch for n in (*true, *said)}))}
+    chroma = [columns[a.pitch] % 12 == columns[b.pitch] % 12 for a, b in zip(true, said, strict=True)]
+    named = [[set(n.sonic.split(", ")) & QUALITIES for n in side] for side in (true, said)]
     classes = sorted(set().union(*named[0], *named[1]))
     if not classes:
         raise Stopped("ValueError: unknown format is not supported")
@@ -219,9 +245,16 @@ def notes(pairs: Pairs) -> dict[str, float]:
     }
 
 
-def note(text: str) -> dict[str, Any]:
+class Note(NamedTuple):
     """What the script reads out of a reply."""
 
+    pitch: int
+    velocity: int
+    instrument: str
+    sonic: str
+
+
+def note(text: str) -> Note:
     def number(kind: str) -> int:
         found = re.search(rf"<\|{kind}\|><\|midi_{kind}_(.*?)\|>", text)
         try:
@@ -233,8 +266,7 @@ def note(text: str) -> dict[str, Any]:
         found = re.search(rf"<\|{kind}\|>(.*)", text)
         return found[1].split("<")[0] if found else ""
 
-    numbers = {kind: number(kind) for kind in ("pitch", "velocity")}
-    return {**numbers, **{kind: words(kind) for kind in ("instrument", "sonic")}}
+    return Note(number("pitch"), number("velocity"), words("instrument"), words("sonic"))
 
 
 def _average_precision(name: str, true: Sequence[set[str]], said: Sequence[set[str]]) -> float:
@@ -249,92 +281,7 @@ def _average_precision(name: str, true: Sequence[set[str]], said: Sequence[set[s
     return recall * precision + (1 - recall) * positives / len(true)
 
 
-# --- AIR-Bench: score_foundation.py -------------------------------------------------------------------------------
-
-
-@dataclass
-class Letters:
-    """By task: replies with a letter and how many were right; and how many had none and are in no denominator."""
-
-    total: dict[str, int] = field(default_factory=dict)
-    correct: dict[str, int] = field(default_factory=dict)
-    dropped: int = 0
-
-    def accuracy(self) -> dict[str, float]:
-        return {task: self.correct[task] / total for task, total in self.total.items()}
-
-
-def foundation(records: Sequence[Mapping[str, Any]]) -> Letters:
-    """What the script counts (the metric `choice` drops nothing). Raises Stopped where it dies: a reply of null, a key
-    that is no choice, a task of which all replies were dropped."""
-    found, tasks = Letters(), dict[str, None]()
-    for record in records:
-        if record["task_name"] is None:
-            continue
-        task = f"{record['task_name']}_{record['dataset_name']}"
-        tasks[task] = None
-        if record["response"] is None:
-            raise Stopped("AttributeError: 'NoneType' object has no attribute 'strip'")
-        letter = choices.official_letter(record["response"])
-        if letter is None:
-            found.dropped += 1
-            continue
-        options = [record.get(f"choice_{name}") for name in "abcd"]
-        if record["answer_gt"] not in options:
-            raise Stopped("SystemExit: 1")
-        found.total[task] = found.total.get(task, 0) + 1
-        right = letter == choices.LETTERS[options.index(record["answer_gt"])]
-        found.correct[task] = found.correct.get(task, 0) + right
-    if lost := [task for task in tasks if task not in found.total]:
-        raise Stopped(f"KeyError: {lost[0]!r}")
-    return found
-
-
-# --- AIR-Bench: cal_score.py --------------------------------------------------------------------------------------
-
-PARTS = tuple(dict.fromkeys(name.rpartition("/")[2] for name in air_bench.GROUPS.values()))
-
-
-@dataclass
-class Verdicts:
-    """By part: replies that the script reads, how often the model's answer won, and sums of the first and the second
-    number; `failed` and `counted` are what it prints as fail_num and success_num."""
-
-    total: dict[str, int] = field(default_factory=lambda: dict.fromkeys(PARTS, 0))
-    wins: dict[str, int] = field(default_factory=lambda: dict.fromkeys(PARTS, 0))
-    first: dict[str, int] = field(default_factory=lambda: dict.fromkeys(PARTS, 0))
-    second: dict[str, int] = field(default_factory=lambda: dict.fromkeys(PARTS, 0))
-    failed: int = 0
-    counted: int = 0
-
-
-def verdicts(records: Sequence[tuple[str, str | None]], order: int) -> Verdicts:
-    """What the script counts of (task, the judge's reply) in one order; `order` 1 has the model's answer first.
-
-    A reply of two parts that are no numbers, or one above 10, is in both `failed` and `counted`; an unknown task is
-    counted where the row before it was. Raises Stopped where the script dies: a null reply, an unknown task first, a
-    part without any reply that can be read.
-    """
-    found, part = Verdicts(), None
-    for task, reply in records:
-        part = air_bench.GROUPS[task].rpartition("/")[2] if task in air_bench.GROUPS else part
-        if part is None:
-            raise Stopped("NameError: name 'task_id' is not defined")
-        if reply is None:
-            raise Stopped("AttributeError: 'NoneType' object has no attribute 'strip'")
-        found.counted += len(reply.strip().replace("\n", "").split(" ")) == 2
-        numbers = air_bench.parse(reply)
-        if numbers is None:
-            found.failed += 1
-            continue
-        found.total[part] += 1
-        found.wins[part] += numbers[1 - order] > numbers[order]
-        found.first[part] += numbers[0]
-        found.second[part] += numbers[1]
-    if 0 in found.total.values():
-        raise Stopped("ZeroDivisionError: division by zero")
-    return found
-
+# --- the scripts -------------------------------------------------------------------------------------------------
 
 SCRIPTS = {
     "evaluate_asr": lambda pairs, source, language, version: {"wer": word_error_rate(pairs, language, version)},

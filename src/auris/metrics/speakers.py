@@ -6,12 +6,21 @@ MeetEval has cpWER too, but no wheels: it is a minute and a half of C++ at every
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TypedDict
 
 from auris.metrics import edits, optional_packages
 from auris.metrics import normalize as norm
 
-Turns = Sequence[Mapping[str, Any]]  # {speaker, start, end} in seconds
+
+class Turn(TypedDict):
+    """A stretch of speech; times in seconds."""
+
+    speaker: str
+    start: float
+    end: float
+
+
+Turns = Sequence[Turn]
 
 
 def diarization_error(hypothesis: Turns, reference: Turns) -> list[float]:

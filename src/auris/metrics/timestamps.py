@@ -8,23 +8,32 @@ readable times matches no word, and the coverage says how many words the shift i
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Mapping, Sequence
-from typing import Any
+from collections.abc import Hashable, Sequence
+from typing import TypedDict
 
 from auris.metrics.normalize import normalize
 
 Span = tuple[float, float]  # start and end in seconds
 Timed = tuple[list[str], list[Span]]  # words and their spans
 
+
+class TimedWord(TypedDict):
+    """A word with its times in seconds; `end` is None if the response does not give it."""
+
+    word: str
+    start: float
+    end: float | None
+
+
 _TIME = re.compile(r"<\|(\d{1,2}\.\d+)\|>")  # as the script has it: `<|100.20|>` is no time
 _OTHER_TAGS = re.compile(r"<\|(?!sil\|>).*?\|>")  # the prompt's; `<|sil|>` is a word
 BEGIN = "<|0.00|>"
 
 
-def shift(hypothesis: Sequence[Mapping[str, Any]], reference: Sequence[Mapping[str, Any]], language: str) -> Span:
+def shift(hypothesis: Sequence[TimedWord], reference: Sequence[TimedWord], language: str) -> Span:
     """Milliseconds by which matched words are shifted, start and end averaged and summed over words, and their number.
 
-    Words are {word, start, end} in seconds. They match in an alignment by fewest edits, compared as `normalize` writes
+    Words match in an alignment by fewest edits, compared as `normalize` writes
     them; pauses are no words, nor is what has no end.
     """
     (said, spans), (true, true_spans) = (_timed(words, language) for words in (hypothesis, reference))
@@ -32,7 +41,7 @@ def shift(hypothesis: Sequence[Mapping[str, Any]], reference: Sequence[Mapping[s
     return 1000 * sum(distance(true_spans[i], spans[j]) / 2 for i, j in pairs), len(pairs)
 
 
-def coverage(hypothesis: Sequence[Mapping[str, Any]], reference: Sequence[Mapping[str, Any]], language: str) -> Span:
+def coverage(hypothesis: Sequence[TimedWord], reference: Sequence[TimedWord], language: str) -> Span:
     """Words of the reference that `shift` compares, and all of them."""
     (said, _), (true, _) = (_timed(words, language) for words in (hypothesis, reference))
     return float(len(matches(true, said))), float(len(true))
@@ -85,7 +94,7 @@ def matches(true: Sequence[Hashable], said: Sequence[Hashable]) -> list[tuple[in
     return found[::-1]
 
 
-def _timed(words: Sequence[Mapping[str, Any]], language: str) -> tuple[list[str], list[Span]]:
+def _timed(words: Sequence[TimedWord], language: str) -> tuple[list[str], list[Span]]:
     known = ((normalize(w["word"], language), (w["start"], w["end"])) for w in words if w["end"] is not None)
     kept = [(word, span) for word, span in known if word]
     return [word for word, _ in kept], [span for _, span in kept]

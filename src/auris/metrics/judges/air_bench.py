@@ -8,13 +8,20 @@ from __future__ import annotations
 
 import random
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from auris.completions import Endpoint, Message, Record, Reply, Settings
 from auris.errors import UserError
+from auris.metrics.judges.judge import Answers, Unrated, Verdict
+from auris.text.answer_formats import Labels
+from auris.text.console import print_plain
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 _PROMPT = (
     "You are a helpful and precise assistant for checking the quality of the answer.\n"
@@ -40,6 +47,7 @@ GROUPS = {
     "speech_and_sound_QA": "mixed/speech_and_sound",
     "speech_and_music_QA": "mixed/speech_and_music",
 }
+AVERAGE = "average"  # of the four groups
 ORDERS = ("reference first", "reference second")
 METRICS = ("judged_official", "judged_strict", "judge_wins", "judge_flips", "judge_failed")
 HIGHEST = 10
@@ -49,7 +57,7 @@ _CHARACTERS_PER_TOKEN = 4  # of English, for an estimate
 _REPLY_TOKENS = 4  # two numbers
 
 
-def message(labels: Mapping[str, Any], answer: str, order: int) -> str:
+def message(labels: Labels, answer: str, order: int) -> str:
     """What the judge reads: `order` 0 has the reference first. Names of places are replaced one after another, as in
     the script, so one that stands in a text is replaced too."""
     first, second = (labels["answer_gt"], answer) if order == 0 else (answer, labels["answer_gt"])
@@ -57,7 +65,7 @@ def message(labels: Mapping[str, Any], answer: str, order: int) -> str:
     return said.replace("XAssistant1X", first).replace("XAssistant2X", second)
 
 
-def problem(labels: Mapping[str, Any]) -> str | None:
+def problem(labels: Labels) -> str | None:
     """Why a row cannot be judged so, if it cannot."""
     for key in ("meta_info", "question", "answer_gt"):
         if not isinstance(labels.get(key), str):
@@ -218,11 +226,11 @@ class Judge:
         }
         return {metric: f"{metric}|{self.signature}|{policy}" for metric, policy in policies.items()}
 
-    def __call__(self, labels: Mapping[str, Any], answer: str) -> float:
+    def __call__(self, labels: Labels, answer: str) -> float:
         """No points of one answer alone: raises ValueError."""
         raise UserError("AIR-Bench's judge compares answers with AIR-Bench's own: use judge=model or judge=rule")
 
-    def requests(self, labels: Mapping[str, Any], answer: str) -> list[tuple[list[Message], Settings]]:
+    def requests(self, labels: Labels, answer: str) -> list[tuple[list[Message], Settings]]:
         """The requests about an answer, one in each order."""
         asked = []
         for order in range(len(ORDERS)):
@@ -236,7 +244,7 @@ class Judge:
             return float(self.temperature)
         return PUBLISHED[random.Random(f"{self.seed} {content}").random() < 0.5]
 
-    def estimate(self, answers: Sequence[tuple[Mapping[str, Any], str]]) -> Estimate:
+    def estimate(self, answers: Answers) -> Estimate:
         """What it takes to judge these answers."""
         asked = [request for labels, answer in answers for request in self.requests(labels, answer)]
         missing = [messages for messages, settings in asked if self.record.find(messages, settings) is None]
@@ -247,9 +255,7 @@ class Judge:
             cost = (tokens_in * self.price["input"] + tokens_out * self.price["output"]) / 1e6
         return Estimate(requests=len(missing), of=len(asked), tokens_in=tokens_in, tokens_out=tokens_out, cost=cost)
 
-    def judge(
-        self, answers: Sequence[tuple[Mapping[str, Any], str]], done: Callable[[], None] = lambda: None
-    ) -> list[tuple[str, str]]:
+    def replies(self, answers: Answers, done: Callable[[], None] = lambda: None) -> list[tuple[str, str]]:
         """The replies about each answer, in both orders; what is in the record is not asked for again.
 
         Raises ValueError for more than `max_cost`, a reply that is missing and cannot be asked for, or an endpoint
@@ -266,6 +272,56 @@ class Judge:
         replies = [[self.record.ask(*request) for request in pair] for pair in asked]
         self.models |= {model for pair in replies for _, model in pair}
         return [tuple(reply for reply, _ in pair) for pair in replies]
+
+    def judge(self, answers: Answers, progress: Progress) -> list[Verdict | Unrated]:
+        """Compare each answer with AIR-Bench's own, in both orders, and print the estimate and what failed.
+
+        Raises:
+            UserError: No row belongs to AIR-Bench's chat part.
+        """
+        problems = [problem(labels) for labels, _ in answers]
+        usable = [answer for answer, reason in zip(answers, problems, strict=True) if reason is None]
+        if not usable:
+            reason = problems[0] if problems else "there are none"
+            raise UserError(f"no dialogue is one of AIR-Bench's chat part ({reason}): judge=model rates any dialogue")
+        estimate = self.estimate(usable)
+        print_plain(progress.console, f"judge: {estimate}")
+        task = progress.add_task("judging", total=estimate.requests)
+        all_replies = self.replies(usable, done=lambda: progress.advance(task))
+        names = [labels["task_name"] for labels, _ in usable]
+        is_complete = {GROUPS[name] for name in names} == set(GROUPS.values())
+        verdicts = [
+            Verdict(
+                stats={metric: count(metric, replies, name) for metric in METRICS},
+                reference=labels["answer_gt"],
+                groups=_groups(name, is_complete),
+                replies=list(replies),
+                failures=[failure(reply) for reply in replies],
+            )
+            for (labels, _), name, replies in zip(usable, names, all_replies, strict=True)
+        ]
+        for line in _summary(verdicts):
+            print_plain(progress.console, line)
+        waiting = iter(verdicts)
+        return [next(waiting) if reason is None else Unrated(reason) for reason in problems]
+
+
+def _groups(task_name: str, is_complete: bool) -> list[str]:
+    """Return the groups that a row counts in; the average only if no group is missing in the data."""
+    group, _, part = GROUPS[task_name].partition("/")
+    return [f"chat {name}" for name in dict.fromkeys((group, part, AVERAGE) if is_complete else (group, part))]
+
+
+def _summary(verdicts: Sequence[Verdict]) -> list[str]:
+    """Return how many replies failed and why, and how often the order of the answers changes the verdict."""
+    failures = Counter(failure for verdict in verdicts for failure in verdict.failures or () if failure)
+    kinds = ", ".join(f"{kind} {n}" for kind, n in failures.most_common())
+    flipped, read = (int(sum(verdict.stats["judge_flips"][k] for verdict in verdicts)) for k in (0, 1))
+    return [
+        f"judge: {failures.total()} of {len(ORDERS) * len(verdicts)} replies without points"
+        + (f": {kinds}" if kinds else ""),
+        f"judge: the order of the two answers turns the verdict on {flipped} of {read} rows read in both",
+    ]
 
 
 def openai(

@@ -1,20 +1,21 @@
-"""How good an answer to a dialogue is, in points: by a language model, or by the rule that stands in for a person.
-
-A judge is a function of a chat row's labels and an answer, and has a `signature` that is printed beside its numbers.
-"""
+"""Judges that give each answer to a dialogue points: a language model, or the rule that stands in for a person."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING
 
 from auris.completions import Endpoint, Message, Record
 from auris.errors import UserError
+from auris.metrics.judges.judge import Answers, Unrated, Verdict
 from auris.metrics.normalize import contains
 from auris.text import chat
+from auris.text.answer_formats import Labels
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 _INSTRUCTION = (
     "You rate answers of an assistant that hears audio. You are given the conversation, in which [audio] stands for "
@@ -26,17 +27,26 @@ _OUT_OF = re.compile(r"\s*(?:/|\bout of\b)\s*10(?![\w/]|\.\d)", re.ASCII)  # nam
 _NUMBER = re.compile(r"(?<![\w.])([-\u2212\u2013]?)(\d+(?:\.\d+)?)(?!\w|\.\d)", re.ASCII)
 
 
-class Judge(Protocol):
-    """Rates an answer to a chat row from its labels; `signature` says who did, once it has."""
+class PointsJudge:
+    """Judges each answer by its points."""
 
     signature: str
 
-    def __call__(self, labels: Mapping[str, Any], answer: str) -> float:
-        """Points, the more the better. Raises Unrated where there are none."""
+    def __call__(self, labels: Labels, answer: str) -> float:
+        raise NotImplementedError
 
+    @property
+    def signatures(self) -> dict[str, str]:
+        return {"judged": self.signature}
 
-class Unrated(UserError):
-    """An answer that a judge gave no points: the message says why."""
+    def judge(self, answers: Answers, progress: Progress) -> list[Verdict | Unrated]:
+        return [self._verdict(*answer) for answer in progress.track(answers, description="rating")]
+
+    def _verdict(self, labels: Labels, answer: str) -> Verdict | Unrated:
+        try:
+            return Verdict(stats={"judged": [float(self(labels, answer)), 1.0]}, reference=labels["text"])
+        except Unrated as error:
+            return error
 
 
 # How a polite answer in the synthetic dialogues begins; `rate` gives points for it.
@@ -50,16 +60,16 @@ def rate(answer: str, key: str, language: str) -> float:
     return 1.0 + 4 * right + 2 * sentence + 2 * polite
 
 
-class Rule:
+class Rule(PointsJudge):
     """The stand-in for the annotator of the synthetic dialogues: `rate`. It reads no meaning: not for real data."""
 
     signature = "judged|1-9|stand-in, a rule: 4 right content, 2 sentence, 2 polite"
 
-    def __call__(self, labels: Mapping[str, Any], answer: str) -> float:
+    def __call__(self, labels: Labels, answer: str) -> float:
         return rate(answer, labels.get("key") or labels["text"], labels.get("language") or "en")
 
 
-class LanguageModel:
+class LanguageModel(PointsJudge):
     """A language model behind an OpenAI-compatible endpoint, whose replies are kept in `recording` and replayed.
 
     Args:
@@ -85,7 +95,7 @@ class LanguageModel:
         endpoint = None
         if url:
             endpoint = Endpoint(url=url, model=model, key_env=key_env, temperature=temperature, setting="judge")
-        what = {"what": "the judge of auris evaluate and auris.evaluation.preferences", "setting": "judge"}
+        what = {"what": "the judge of auris evaluate and auris prefer", "setting": "judge"}
         self.record = Record(Path(recording), endpoint, **what, otherwise="or do without (judge=null)")
         self.models: set[str] = set()
 
@@ -94,7 +104,7 @@ class LanguageModel:
         """Which models have rated: known when they have."""
         return f"judged|1-10|{'+'.join(sorted(self.models)) or 'nobody'}"
 
-    def __call__(self, labels: Mapping[str, Any], answer: str) -> float:
+    def __call__(self, labels: Labels, answer: str) -> float:
         """Points of an answer. Raises Unrated if the reply holds no number from 1 to 10, or several."""
         reply, model = self.record.ask(request(labels, answer))
         self.models.add(model)
@@ -104,7 +114,7 @@ class LanguageModel:
         return found.pop()
 
 
-def request(labels: Mapping[str, Any], answer: str) -> list[Message]:
+def request(labels: Labels, answer: str) -> list[Message]:
     """What a model is asked about an answer to a chat row."""
     facts = {
         "conversation": [{"role": message["role"], "text": _shown(message)} for message in labels["messages"][:-1]],
