@@ -113,16 +113,16 @@ class AudioLMModule(L.LightningModule):
 
     def _provide_reference(self, twin: nn.Module | None) -> None:
         """Give preference training its reference, a live one where there is a twin of the net."""
-        trainer, meshes = self.trainer, self.meshes
+        meshes = self.meshes
         if twin is not None:
-            device = trainer.strategy.root_device
+            device = self.trainer.strategy.root_device
             references.start_live(self.objective, self.net, twin, device=device, meshes=meshes)
         elif isinstance(self.objective, DPO):
             references.attach_cached(
                 self.objective,
                 self.net,
-                trainer.datamodule,
-                trainer=trainer,
+                self.trainer.datamodule,
+                trainer=self.trainer,
                 recipe=self.hparams["recipe"],
                 tensor_parallel=meshes.tensor.size() if meshes and meshes.tensor else 1,
             )
