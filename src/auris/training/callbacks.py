@@ -24,6 +24,7 @@ from auris.data.datamodule import AudioDataModule
 from auris.data.loader import LoaderError
 from auris.data.rows import group
 from auris.errors import AudioError, RowError, RunStopped, UserError
+from auris.model.distributed import gather
 from auris.model.weights import checkpoint_dir, checkpoint_io
 from auris.text import tasks
 from auris.text.tasks import CURVES
@@ -86,10 +87,8 @@ class Examples(L.Callback):
             self._keep(group(trainer.datamodule.question(number)), {number: answer})
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        if trainer.world_size > 1:
-            ranks: list[Any] = [None] * trainer.world_size
-            torch.distributed.all_gather_object(ranks, self.answers)
-            for name, answers in ((name, answers) for rank in ranks for name, answers in rank.items()):
+        for answers_of_rank in gather(self.answers):
+            for name, answers in answers_of_rank.items():
                 self._keep(name, answers)
         for logger in trainer.loggers:
             if isinstance(logger, EventFiles) and trainer.is_global_zero:
@@ -168,7 +167,7 @@ class UnusableRows(L.Callback):
             self._note(row, reason)
 
     def on_fit_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        self._gather(trainer)
+        self._gather()
         if not self.reasons:
             rank_zero_info("every row could be used")
             return
@@ -182,13 +181,11 @@ class UnusableRows(L.Callback):
     def load_state_dict(self, state: Mapping[str, Mapping]) -> None:
         self.reasons, self.counts = dict(state["reasons"]), Counter(state["counts"])
 
-    def _gather(self, trainer: L.Trainer) -> None:
+    def _gather(self) -> None:
         """Collect the rows of every rank, so that the first one reports them all."""
-        if trainer.world_size > 1:
-            states: list[Any] = [None] * trainer.world_size
-            torch.distributed.all_gather_object(states, self.state_dict())
-            self.reasons = {row: why for state in states for row, why in state["reasons"].items()}
-            self.counts = sum((Counter(state["counts"]) for state in states), Counter())
+        ranks = gather((self.reasons, self.counts))
+        self.reasons = {row: reason for reasons, _ in ranks for row, reason in reasons.items()}
+        self.counts = sum((counts for _, counts in ranks), Counter())
 
     def _note(self, row: str, reason: str) -> None:
         if row not in self.written:

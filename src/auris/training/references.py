@@ -32,6 +32,7 @@ from auris.data.rows import Row
 from auris.data.samples import Samples
 from auris.errors import UserError
 from auris.model.audio_lm import AudioLM
+from auris.model.distributed import gather
 from auris.model.pack import to_device
 from auris.model.weights.tensors import weights_digest
 from auris.text.chat import map_audios
@@ -164,7 +165,7 @@ def compute(
         rank: this one of them.
         tensor_parallel: neighbouring processes that compute the same packs together.
     """
-    cached = _gather(_read(file), world)
+    cached = _merge(_read(file))
     wanted = {row_digest(row): number for number, row in enumerate(rows) if tokens[number]}  # equal rows once
     missing = {number: key for key, number in wanted.items() if key not in cached}
     rank_zero_info(
@@ -190,7 +191,7 @@ def compute(
         new |= pairs
     for module in training:
         module.training = True
-    return cached | _gather(new, world)
+    return cached | _merge(new)
 
 
 def by_id(table: Table, rows: Iterable[Row]) -> Table:
@@ -253,10 +254,6 @@ def _read(file: Path) -> Table:
     return table
 
 
-def _gather(table: Table, world: int) -> Table:
+def _merge(table: Table) -> Table:
     """Return the tables of all processes as one."""
-    if world == 1:
-        return table
-    tables: list[Table] = [{}] * world
-    torch.distributed.all_gather_object(tables, table)
-    return {key: pair for one in tables for key, pair in one.items()}
+    return {key: pair for one in gather(table) for key, pair in one.items()}
