@@ -19,7 +19,7 @@ unexport PYTHONDONTWRITEBYTECODE
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint format tensorboard bench
+.PHONY: help setup demo test test-portable test-slow lint format tensorboard bench
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -41,6 +41,20 @@ demo: setup  ## train Qwen-Audio and Qwen2-Audio at tiny scale and compare them:
 # Files in their order: by their numbers of tests, the longest one, of few tests, would come last.
 test: setup  ## run the tests (offline, CPU)
 	$(PY) -m pytest -n $(TESTERS) --dist loadfile --no-loadscope-reorder
+
+# Rounding differs between instruction sets and thread counts: no test may depend on it. About six times `make test`.
+test-portable: setup  ## run the tests under three instruction sets, with 1 and 2 threads each
+	@failed=; for set in default avx2 best; do for threads in 1 2; do \
+	  case $$set in \
+	    default) limits="ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_ENABLE_INSTRUCTIONS=SSE4_2" ;; \
+	    avx2) limits="ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2" ;; \
+	    best) limits= ;; \
+	  esac; \
+	  echo "== instruction set: $$set, threads: $$threads =="; \
+	  env $$limits OMP_NUM_THREADS=$$threads $(PY) -m pytest -n $(TESTERS) --dist loadfile --no-loadscope-reorder \
+	    || failed="$$failed $$set/$$threads"; \
+	done; done; \
+	if [ -n "$$failed" ]; then echo "failed under (instruction set/threads):$$failed"; exit 1; fi
 
 test-slow: setup  ## run the longer proofs
 	$(PY) -m pytest -m slow

@@ -25,7 +25,12 @@ class Clip:
 
     def __post_init__(self) -> None:
         seed = torch.Generator().manual_seed(self.frames)
-        object.__setattr__(self, "mel", torch.randn(self.n_mels, MAX_FRAMES, generator=seed))
+        object.__setattr__(self, "mel", torch.randn(self.n_mels, MAX_FRAMES, generator=seed, dtype=torch.float32))
+
+    @property
+    def features(self) -> Tensor:
+        """The features (n_mels, 3000) in the default dtype, which is that of the nets."""
+        return self.mel.to(torch.get_default_dtype())
 
 
 Row = list["list[int] | Clip"]
@@ -69,7 +74,7 @@ def pack(rows: list[Row], geometry: Geometry) -> dict:
                 ids=ids,
                 supervise=np.arange(len(ids)) > last + 1,
                 audio_mask=audio,
-                mels=tuple(clip.mel[:, : geometry.stored(clip.frames)] for clip in clips([row])),
+                mels=tuple(clip.features[:, : geometry.stored(clip.frames)] for clip in clips([row])),
                 frames=tuple(clip.frames for clip in clips([row])),
                 audio_seconds=0.0,
                 curve="asr",

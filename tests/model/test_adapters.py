@@ -19,6 +19,8 @@ from auris.model.weights.tensors import StateTensors
 from auris.training import optim
 from auris.training.objectives.next_token import NextToken
 
+pytestmark = pytest.mark.usefixtures("float64")
+
 NEW = [9, 40, 11, 95]  # tokens of the vocabulary of `packs`, in no order
 LORA_SETTINGS = {"rank": 3, "alpha": 6, "targets": ["q_proj", "v_proj", "down_proj"]}
 

@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from auris.audio import stored
 from auris.model.encoder import Encoder
 
+pytestmark = pytest.mark.usefixtures("float64")
+
 FRAMES = [3, 37, 1, 200, 2, 99, 2999, 3000]
 
 

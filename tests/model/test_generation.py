@@ -15,6 +15,8 @@ from auris.model.encoder import Encoder
 from auris.model.generation import Generation, generate, sample
 from packs import VOCAB, Clip, Row, pack, text
 
+pytestmark = pytest.mark.usefixtures("float64")
+
 QWEN2 = {
     "model_type": "qwen2",
     "hidden_size": 32,

@@ -13,6 +13,8 @@ from transformers import AutoModelForCausalLM
 from auris.model import attention
 from auris.model import llm as lm
 
+pytestmark = pytest.mark.usefixtures("float64")
+
 SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 LLAMA3 = {
     "rope_type": "llama3",
@@ -193,7 +195,7 @@ def test_a_directory_gives_the_config_and_the_tokenizer_gives_the_vocabulary(tmp
     (tmp_path / "config.json").write_text(json.dumps({**CONFIGS["qwen2"], "vocab_size": 9, "dtype": "bfloat16"}))
     llm = lm.build_llm({"path": str(tmp_path)}, VOCAB)
     assert llm.get_input_embeddings().weight.shape == (VOCAB, 32)
-    assert llm.config.num_hidden_layers == 2 and llm.dtype == torch.float32
+    assert llm.config.num_hidden_layers == 2 and llm.dtype == torch.get_default_dtype()
 
 
 def test_a_missing_directory_is_named(tmp_path: Path) -> None:

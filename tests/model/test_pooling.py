@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from auris.audio import Geometry
 from auris.model import pooling
 
+pytestmark = pytest.mark.usefixtures("float64")
+
 WIDTH = 12
 POOLINGS = {
     "mean": partial(pooling.Mean, k=2),

@@ -24,6 +24,8 @@ from auris.training.objectives.dpo import DPO, answer_logps
 from packs import Clip, expand, text
 from preferences import Pair, sequence, sequences, tree
 
+pytestmark = pytest.mark.usefixtures("float64")
+
 VOCAB = 96
 
 
@@ -171,7 +173,7 @@ def test_the_tree_is_the_two_sequences(net: AudioLM, arguments: dict) -> None:
     objective = DPO(beta=0.3, **arguments)
     one = run(objective, net, tree(pairs(), net.geometry, REFERENCES))
     two = run(objective, net, sequences(pairs(), net.geometry) | {"reference": torch.tensor(REFERENCES)})
-    torch.testing.assert_close(one[0], two[0], atol=1e-5, rtol=0)
+    torch.testing.assert_close(one[0], two[0], atol=1e-5, rtol=0, check_dtype=False)
     assert_close(one[2], two[2])
     for name in two[1]:
         torch.testing.assert_close(one[1][name], two[1][name], atol=1e-4, rtol=1e-5)
@@ -192,7 +194,7 @@ def test_the_loss_and_gradients_are_those_of_a_plain_implementation(net: AudioLM
     loss.backward()
     gradients = [p.grad.clone() if p.grad is not None else torch.zeros_like(p) for p in net.parameters()]
     ours = run(DPO(beta=0.3), net, tree(pairs(), net.geometry, REFERENCES))
-    torch.testing.assert_close(ours[0], loss.detach(), atol=1e-5, rtol=1e-6)
+    torch.testing.assert_close(ours[0], loss.detach(), atol=1e-5, rtol=1e-6, check_dtype=False)
     assert_close(ours[2], gradients)
 
 

@@ -13,6 +13,8 @@ from auris.model.audio_lm import AudioLM
 from auris.model.generation import Generation, generate, process
 from packs import VOCAB, Row, expand, pack, text
 
+pytestmark = pytest.mark.usefixtures("float64")
+
 # Both systems' generation_config.json, without their tokens. The official evaluation scripts turn sampling off and
 # leave the rest as it is, so that Qwen2-Audio's are greedy with a repetition penalty.
 QWEN_AUDIO = {"do_sample": True, "top_k": 0, "top_p": 0.8}

@@ -13,6 +13,8 @@ from auris.model.pack import IGNORE
 from auris.model.weights.layouts import LAYOUTS
 from packs import Row, pack
 
+pytestmark = pytest.mark.usefixtures("float64")
+
 
 @pytest.fixture(scope="module")
 def models() -> tuple[AudioLM, Qwen2AudioForConditionalGeneration]:

@@ -78,6 +78,6 @@ def padded(rows: list[Row], net: AudioLM, side: str) -> dict[str, torch.Tensor]:
     """What transformers' processor would make: padded ids and mask, features and mask of all clips at 30 s."""
     audio = clips(rows)
     return pad([expand(row, net.geometry) for row in rows], side) | {
-        "input_features": torch.stack([clip.mel for clip in audio]),
+        "input_features": torch.stack([clip.features for clip in audio]),
         "feature_attention_mask": (torch.arange(MAX_FRAMES) < torch.tensor([[c.frames] for c in audio])).long(),
     }
