@@ -306,7 +306,7 @@ def windows(wave: np.ndarray) -> list[np.ndarray]:
 
 @cache
 def _window() -> Tensor:
-    return torch.hann_window(N_FFT)
+    return torch.hann_window(N_FFT, dtype=torch.float32)
 
 
 @cache

@@ -176,7 +176,7 @@ def test_the_tree_is_the_two_sequences(net: AudioLM, arguments: dict) -> None:
     torch.testing.assert_close(one[0], two[0], atol=1e-5, rtol=0, check_dtype=False)
     assert_close(one[2], two[2])
     for name in two[1]:
-        torch.testing.assert_close(one[1][name], two[1][name], atol=1e-4, rtol=1e-5)
+        torch.testing.assert_close(one[1][name], two[1][name], atol=1e-4, rtol=1e-5, check_dtype=False)
 
 
 def test_the_loss_and_gradients_are_those_of_a_plain_implementation(net: AudioLM) -> None:

@@ -40,8 +40,10 @@ def clips(request: pytest.FixtureRequest) -> tuple[int, list[np.ndarray], torch.
     rng = np.random.default_rng(0)
     waves = [(rng.standard_normal(n) * rng.uniform(0.01, 0.3)).astype(np.float32) for n in LENGTHS]
     extractor = WhisperFeatureExtractor(feature_size=request.param)
+    torch.set_default_dtype(torch.float32)  # the extractor has a window of the default dtype
     features = extractor(waves, sampling_rate=16_000, return_attention_mask=True, return_tensors="pt")
-    mels = features["input_features"].to(torch.get_default_dtype())
+    torch.set_default_dtype(torch.float64)
+    mels = features["input_features"].double()
     return request.param, waves, mels, features["attention_mask"]
 
 
