@@ -22,6 +22,7 @@ RESULT = {
     "low": 0.02,
     "high": 0.04,
     "n": 50,
+    "units": "50 rows",
     "signature": signature("wer", "en"),
     "provenance": "real",
 }

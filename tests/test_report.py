@@ -11,7 +11,6 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 import soundfile
 import yaml
@@ -23,7 +22,9 @@ from auris.evaluation.audio_ablation import Silence
 from auris.evaluation.benchmarks import Benchmark
 from auris.metrics import edits
 from auris.metrics.measures import row_stats
+from auris.metrics.records import Prediction, ResultRow
 from auris.results.html import confusion, examples, recordings, tables, template
+from auris.results.runs import Scored
 from manifests import write_wave
 
 HOSTILE = "<script>alert('1')</script> \"><img src=x onerror=alert(2)> {{ 7*7 }} </style></title>&lt;b\u202e\ufffe\0"
@@ -242,21 +243,21 @@ def test_edits_are_marked_by_words_and_by_characters(tmp_path: Path, capsys):
     assert '<div class="edits characters" lang="zh"' in page and "<del>們</del>" in page
 
 
-def frame(lines: list[dict], **facts: object) -> pd.DataFrame:
-    return pd.DataFrame([{"arm": "a", "seed": 0, "benchmark": "b", **one, **facts} for one in lines])
+def scored(lines: list[dict], *, arm: str = "a", benchmark: str = "b", **facts: object) -> list[Scored]:
+    return [Scored(arm, 0, benchmark, Prediction.from_json(one | facts)) for one in lines]
 
 
 def test_the_worst_rows_are_those_of_the_lowest_score():
     english = [one for one in LINES if one["group"] == "asr en"]
-    worst = examples.choose(frame(english), 2)
+    worst = examples.choose(scored(english), 2)
     assert worst.ids == ["asr-en-1", "asr-en-3"] and "ranked by WER; 3 of 4 rows" in worst.said
     sounds = [one for one in LINES if one["group"] == "sec"]
-    worst = examples.choose(frame(sounds), 1)
+    worst = examples.choose(scored(sounds), 1)
     assert (
         worst.ids == ["sec-en-1"] and "2 rows share the score of the last one shown, of them the first 1" in worst.said
     )
-    assert examples.choose(frame(sounds[:1]), 3).ids == []
-    answers = examples.choose(pd.concat([frame(sounds), frame(sounds, arm="b", stats=[1.0, 1.0])]), 3)
+    assert examples.choose(scored(sounds[:1]), 3).ids == []
+    answers = examples.choose([*scored(sounds), *scored(sounds, arm="b", stats=[1.0, 1.0])], 3)
     assert answers.ids == ["sec-en-1", "sec-en-2"] and "mean of the systems" in answers.said
 
 
@@ -275,11 +276,11 @@ def test_measures_of_all_rows_rank_rows_too():
 
 def test_a_matrix_counts_every_row_once():
     sounds = [one for one in LINES if one["group"] == "sec"]
-    found = confusion.matrix(frame(sounds), "a", "accuracy")
+    found = confusion.matrix([one.prediction for one in scored(sounds)], "a", "accuracy")
     assert found.columns == ["bell", "dog", "anything else"] and found.counts == [[1, 1, 0], [0, 0, 1]]
     assert found.share(0, 1) == 0.5 and found.note == ""
     many = [line(n, "sec", "en", "accuracy", "c0", f"c{n // 2 if n < 50 else 99}") for n in range(51)]
-    found = confusion.matrix(frame(many), "a", "accuracy")
+    found = confusion.matrix([one.prediction for one in scored(many)], "a", "accuracy")
     assert (
         len(found.classes) == confusion.MOST and sum(map(sum, found.counts)) == 40 and "6 more, with 11" in found.note
     )
@@ -308,7 +309,8 @@ def test_arms_stand_in_their_order_and_only_where_they_have_a_score(tmp_path: Pa
 
 
 def test_an_interval_is_drawn_on_the_scale_of_its_measure():
-    facts = {"benchmark": "b", "task": "t", "split": "test", "n": 3, "provenance": "tts", "signature": "s"}
+    facts = {"study": "s", "arm": "a", "seed": 0, "benchmark": "b", "task": "t", "split": "test", "n": 3}
+    facts |= {"units": "3 rows", "provenance": "tts", "signature": "s"}
     scores = [
         {**facts, "metric": "accuracy", "value": 0.5, "low": 0.25, "high": 0.75},
         {**facts, "metric": "wer", "value": 1.2, "low": 0.9, "high": 1.5},
@@ -316,7 +318,7 @@ def test_an_interval_is_drawn_on_the_scale_of_its_measure():
         {**facts, "metric": "cider", "value": 1.0, "low": 0.5, "high": 1.5},
         {**facts, "metric": "eer", "value": float("nan"), "low": float("nan"), "high": float("nan")},
     ]
-    [table] = tables.of_run(scores)
+    [table] = tables.of_run([ResultRow.from_json(one) for one in scores])
     [group] = table.groups
     drawn = [[cell.interval.drawn for cell in row if cell.interval] for row in group.rows]
     assert drawn[0] == [{"value": 50.0, "low": 25.0, "high": 75.0}]
@@ -328,10 +330,10 @@ def test_an_interval_is_drawn_on_the_scale_of_its_measure():
 def test_a_reference_is_shown_in_the_form_of_the_answers():
     events = {"task": "sed", "events": [{"label": "bell", "start": 0.5, "end": 1.0}]}
     said = {"id": "r", "task": "sed", "language": "en", "group": "sed", "metric": "event_f1", "stats": [0, 0, 1]}
-    said |= {"benchmark": "b@silence", "reference": "<|0.50|>bell<|1.00|>"}
+    said |= {"reference": "<|0.50|>bell<|1.00|>", "provenance": "tts"}
     row, worst = Row("r", (), events), examples.Worst("event_f1", "", ["r"])
     for hypothesis, expected in (("bell (0.10-0.20)", "bell (0.50-1.00)"), ("<|0.10|>bell", "<|0.50|>bell<|1.00|>")):
-        lines = frame([said | {"hypothesis": hypothesis}], benchmark="b@silence")
+        lines = scored([said | {"hypothesis": hypothesis}], benchmark="b@silence")
         [shown] = examples.show(lines, worst, {"r": row}, {("a", 0): "answer"}, recordings.Players(0))
         assert shown.reference == expected
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch.utils.tensorboard import SummaryWriter
@@ -39,7 +40,13 @@ def write_run(root: Path, arm: str, seed: int, groups: dict[str, tuple[str, list
             }
             rows.append({**common, **row, "language": language, "group": group})
         low, high = bootstrap(stats, metric, n_samples=50)
-        found = {"value": score(metric, stats), "low": low, "high": high, "n": len(stats)}
+        found = {
+            "value": score(metric, stats),
+            "low": low,
+            "high": high,
+            "n": len(stats),
+            "units": f"{len(stats)} rows",
+        }
         result = {**found, "signature": f"{metric}|made up"}
         where = {"study": root.name, "arm": arm, "seed": seed, "benchmark": "embedded", "split": "test"}
         scores.append({**where, **common, **result, "task": group})
@@ -134,7 +141,7 @@ def test_wins_count_rows_by_their_own_scores_and_ties_half(tmp_path, capsys):
     assert pair.loc["judged", "wins"] == 0.75
     assert pair.loc["judged", "wins low"] < 0.75 < pair.loc["judged", "wins high"]
     assert results.compare(tmp_path / "s", "b", "a").set_index("metric").loc["judged", "wins"] == 0.25
-    command._show(results.table(tmp_path / "s"), "s")
+    command._show(Console(), results.table(tmp_path / "s"), "s")
     shown = " ".join(capsys.readouterr().out.split())
     assert "Win rate of b over a, chat text, ties half: 75.0 % [" in shown and "(judged|made up)" in shown
 

@@ -7,6 +7,7 @@ over. `results.jsonl` has one line for each score. Both files are replaced as a 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
@@ -50,7 +51,8 @@ class Prediction(_Record):
     Attributes:
         id: The row's id.
         task: The row's task code, such as `asr`.
-        language: The language that the response is normalised in: the target language of a translation.
+        language: The language that the response is normalised in: the target language of a translation. Empty, like
+            `audio_seconds` and `recording`, in files that keep only what scores are computed from.
         group: The rows that share a score, such as `asr en`; `ResultRow.task` has the same text.
         metric: A name in `metrics.measures.MEASURES`.
         provenance: Where the recording comes from, such as `real` or `tts`.
@@ -68,13 +70,13 @@ class Prediction(_Record):
 
     id: str
     task: str
-    language: str
+    language: str = ""
     group: str
     metric: str
     provenance: str
-    audio_seconds: float
+    audio_seconds: float = math.nan
     speaker: str | None = None
-    recording: str
+    recording: str = ""
     stats: Sequence[Any]
     hypothesis: str
     reference: str

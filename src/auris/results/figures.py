@@ -258,7 +258,9 @@ def _rank(tag: str) -> int:
 
 def _colours(arms: Sequence[str]) -> dict[str, str]:
     if len(arms) > len(COLOURS):
-        raise UserError(f"a figure tells at most {len(COLOURS)} arms apart, got {len(arms)}; choose some with arms=a,b")
+        raise UserError(
+            f"a figure tells at most {len(COLOURS)} arms apart, got {len(arms)}; choose some with arms=[a,b]"
+        )
     return dict(zip(arms, COLOURS, strict=False))
 
 

@@ -9,26 +9,52 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from auris import results
 from auris.errors import UserError
 from auris.metrics import published
 from auris.metrics.measures import MEASURES
-from auris.metrics.published import DIFFERENT, STAND_IN, Line, Published
+from auris.metrics.published import DIFFERENT, STAND_IN, Line
+from auris.results.runs import Facts, ordered, runs_of, scores
 from auris.text.figure_style import COLOURS, GREY, STYLE
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
 TABLES = ("qwen_audio_table3", "qwen2_audio_table2")  # of the two papers; `published.tables()` has more
 LINE = ["benchmark", "part", "metric"]
 LABELS = {"aas_official": "AAS (ms)", "spice": "SPICE", "spider": "SPIDEr", "accuracy_raw": "accuracy"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Number:
+    """One number of a table, in the scale in which the table is printed.
+
+    Attributes:
+        ours: Whether it is ours; published numbers have no interval.
+        n: Test rows.
+        different: Whether it was computed in another way than the published ones.
+        synthetic: Whether it comes from synthetic stand-ins.
+        decimals: Of the published table.
+        seeds: The seeds that it is the mean of.
+    """
+
+    ours: bool
+    value: float
+    low: float = np.nan
+    high: float = np.nan
+    n: float = np.nan
+    different: bool = False
+    synthetic: bool = False
+    decimals: int
+    seeds: float = np.nan
 
 
 def table(name: str, studies: Iterable[str | Path]) -> pd.DataFrame:
@@ -44,59 +70,66 @@ def table(name: str, studies: Iterable[str | Path]) -> pd.DataFrame:
     """
     import pandas as pd
 
-    rows: dict[tuple[str, ...], list[dict]] = {}
+    rows: dict[tuple[str, ...], list[Number]] = {}
     notes: list[str] = published.notes(name, ())
     order = {}
     for place, line in enumerate(published.lines((), name)):
         order[_key(line)] = place
         for cell in line.cells:
-            rows[*_key(line), cell.system] = [_published(cell)]
+            rows[*_key(line), cell.system] = [Number(ours=False, value=cell.printed, decimals=cell.decimals)]
     for system, scored in _systems(studies):
         notes += [note for note in published.notes(name, scored)[1:] if note not in notes]
         for line in published.lines(scored, name):
             if line.ours is not None:
                 rows.setdefault((*_key(line), system), []).append(_ours(line))
-    lines = [{**dict(zip([*LINE, "system"], key, strict=True)), **_pooled(seeds)} for key, seeds in rows.items()]
+    lines = [{**dict(zip([*LINE, "system"], key, strict=True)), **vars(_pool(seeds))} for key, seeds in rows.items()]
     lines.sort(key=lambda line: order[tuple(line[column] for column in LINE)])
     frame = pd.DataFrame(lines)
     frame.attrs |= {"table": name, "notes": notes}
     return frame
 
 
-def _systems(studies: Iterable[str | Path]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+def _systems(studies: Iterable[str | Path]) -> Iterator[tuple[str, list[Facts]]]:
     """Every arm of each study, seed by seed, with its rows of results.jsonl; in the order of its study."""
     for study in studies:
-        frame = results.collect(study)
-        if frame.empty:
-            continue
-        named = list(results.status(study)["arm"].unique())
-        for (arm, _), rows in sorted(
-            frame.groupby(["arm", "seed"]), key=lambda one: (named.index(one[0][0]), one[0][1])
-        ):
-            yield f"{Path(study).name}/{arm}", rows.to_dict("records")
+        systems = runs_of(study)
+        arms = ordered(study, {arm for arm, _, _ in systems})
+        for arm, _, run in sorted(systems, key=lambda one: (arms.index(one[0]), one[1])):
+            if rows := [row.to_json() for row in scores(run)]:
+                yield f"{Path(study).name}/{arm}", rows
 
 
 def _key(line: Line) -> tuple[str, str, str]:
     return line.benchmark, line.part, line.metric
 
 
-def _published(cell: Published) -> dict[str, Any]:
-    number = {"ours": False, "value": cell.printed, "low": np.nan, "high": np.nan, "n": np.nan}
-    return {**number, "different": False, "synthetic": False, "decimals": cell.decimals}
-
-
-def _ours(line: Line) -> dict[str, Any]:
+def _ours(line: Line) -> Number:
     assert line.ours is not None, line
-    numbers = {key: line.scale * line.ours[key] for key in ("value", "low", "high")}
-    facts = {"different": line.differs, "synthetic": line.is_stand_in, "decimals": line.decimals}
-    return {"ours": True, **numbers, "n": line.ours["n"], **facts}
+    value, low, high, n = (line.ours[key] for key in ("value", "low", "high", "n"))
+    return Number(
+        ours=True,
+        value=line.scale * value,
+        low=line.scale * low,
+        high=line.scale * high,
+        n=n,
+        different=line.differs,
+        synthetic=line.is_stand_in,
+        decimals=line.decimals,
+    )
 
 
-def _pooled(seeds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    ends = {"value": np.mean, "low": np.min, "high": np.max}
-    pooled = {key: float(over([seed[key] for seed in seeds])) for key, over in ends.items()}
-    marks = {key: any(seed[key] for seed in seeds) for key in ("different", "synthetic")}
-    return {**seeds[0], **pooled, **marks, "seeds": len(seeds) if seeds[0]["ours"] else np.nan}
+def _pool(seeds: Sequence[Number]) -> Number:
+    if not seeds[0].ours:
+        return seeds[0]
+    return replace(
+        seeds[0],
+        value=float(np.mean([one.value for one in seeds])),
+        low=float(np.min([one.low for one in seeds])),
+        high=float(np.max([one.high for one in seeds])),
+        different=any(one.different for one in seeds),
+        synthetic=any(one.synthetic for one in seeds),
+        seeds=len(seeds),
+    )
 
 
 def readable(frame: pd.DataFrame) -> pd.DataFrame:
@@ -105,26 +138,23 @@ def readable(frame: pd.DataFrame) -> pd.DataFrame:
     import pandas as pd
 
     owner, rows = _owner(frame), {}
-    for row in frame.to_dict("records"):
-        line = rows.setdefault((row["benchmark"], row["part"], LABELS.get(row["metric"]) or _label(row["metric"])), {})
-        if row["ours"] or row["system"] == owner:
-            line[row["system"]] = _said(row)
+    for row in frame.itertuples():
+        line = rows.setdefault((row.benchmark, row.part, LABELS.get(row.metric) or _label(row.metric)), {})
+        if row.ours or row.system == owner:
+            line[row.system] = _text(row)
         else:
-            line.setdefault("others", []).append(f"{row['system']} {_said(row)}")
+            line["others"] = ", ".join([*filter(None, [line.get("others")]), f"{row.system} {_text(row)}"])
     columns = [*frame[frame["ours"]]["system"].unique(), owner, "others"]
-    cells = [
-        [", ".join(cell) if isinstance(cell := line.get(c, ""), list) else cell for c in columns]
-        for line in rows.values()
-    ]
-    return pd.DataFrame(cells, index=pd.MultiIndex.from_tuples(rows, names=LINE), columns=columns)
+    texts = [[line.get(column, "") for column in columns] for line in rows.values()]
+    return pd.DataFrame(texts, index=pd.MultiIndex.from_tuples(rows, names=LINE), columns=columns)
 
 
-def _said(row: Mapping[str, Any]) -> str:
-    digits = row["decimals"]
-    if not row["ours"]:
-        return f"{row['value']:.{digits}f}"
-    marks = (DIFFERENT if row["different"] else "") + (STAND_IN if row["synthetic"] else "")
-    return f"{row['value']:.{digits}f} [{row['low']:.{digits}f}, {row['high']:.{digits}f}] {marks}".strip()
+def _text(number: Number) -> str:
+    value, low, high = (f"{one:.{number.decimals}f}" for one in (number.value, number.low, number.high))
+    if not number.ours:
+        return value
+    marks = DIFFERENT * number.different + STAND_IN * number.synthetic
+    return f"{value} [{low}, {high}] {marks}".strip()
 
 
 def legend(frame: pd.DataFrame) -> str:
@@ -200,25 +230,25 @@ def _label(metric: str) -> str:
 def _draw(
     axis: Axes, panel: str, lines: Sequence[tuple[str, ...]], frame: pd.DataFrame, colours: Mapping[str, str]
 ) -> None:
-    of_line = {line: rows.to_dict("records") for line, rows in frame.groupby(LINE, sort=False)}
+    of_line = {line: list(rows.itertuples()) for line, rows in frame.groupby(LINE, sort=False)}
     apart = 0.6 / max(1, len(colours))
     reach = 0.0
     for y, line in enumerate(lines):
         for row in of_line[line]:
-            reach = max(reach, np.nanmax([row["value"], row["high"]]))
-            if not row["ours"]:
-                main = row["system"] == _owner(frame)
+            reach = max(reach, np.nanmax([row.value, row.high]))
+            if not row.ours:
+                main = row.system == _owner(frame)
                 style = {"color": "black", "zorder": 3} if main else {"color": "#AAAAAA", "zorder": 2}
-                axis.plot(row["value"], y, "D" if main else "|", markersize=5 if main else 9, **style)
+                axis.plot(row.value, y, "D" if main else "|", markersize=5 if main else 9, **style)
                 continue
-            place = y + (list(colours).index(row["system"]) - (len(colours) - 1) / 2) * apart
-            colour = colours[row["system"]]
-            axis.plot([row["low"], row["high"]], [place, place], color=colour, linewidth=1.2, zorder=4)
-            face = "white" if row["synthetic"] else colour
-            axis.plot(row["value"], place, "o", markersize=4.5, color=colour, markerfacecolor=face, zorder=5)
-            if row["different"]:
+            place = y + (list(colours).index(row.system) - (len(colours) - 1) / 2) * apart
+            colour = colours[row.system]
+            axis.plot([row.low, row.high], [place, place], color=colour, linewidth=1.2, zorder=4)
+            face = "white" if row.synthetic else colour
+            axis.plot(row.value, place, "o", markersize=4.5, color=colour, markerfacecolor=face, zorder=5)
+            if row.different:
                 mark = {"textcoords": "offset points", "va": "center", "fontsize": 8, "color": colour}
-                axis.annotate(DIFFERENT, (row["high"], place), (3, 0), **mark)
+                axis.annotate(DIFFERENT, (row.high, place), (3, 0), **mark)
     names = [" ".join(dict.fromkeys([line[0], line[1], *_named(panel, line[2])])) for line in lines]
     axis.set_yticks(range(len(lines)), names)
     axis.set_ylim(len(lines) - 0.4, -0.6)
@@ -237,7 +267,7 @@ def _owner(frame: pd.DataFrame) -> str:
     return frame.loc[~frame["ours"], "system"].iloc[0]
 
 
-def _handles(frame: pd.DataFrame, colours: Mapping[str, str]) -> list[Any]:
+def _handles(frame: pd.DataFrame, colours: Mapping[str, str]) -> list[Line2D]:
     from matplotlib.lines import Line2D
 
     made = [

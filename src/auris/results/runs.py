@@ -6,61 +6,76 @@ import json
 import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import yaml
 
 from auris.errors import MissingFileError, UserError
-from auris.metrics.measures import MEASURES, measure
+from auris.files import read_json, read_yaml
+from auris.metrics import records
+from auris.metrics.measures import measure
+from auris.metrics.records import Prediction, ResultRow
 
 if TYPE_CHECKING:  # pandas and tensorboard are imported where they are used: --help is quick
     import pandas as pd
+
+
+Facts = dict[str, Any]
+"""What a JSON or YAML file of a run says."""
+
+
+class Scored(NamedTuple):
+    """A prediction, and the run and benchmark that it belongs to."""
+
+    arm: str
+    seed: int
+    benchmark: str
+    prediction: Prediction
 
 
 def collect(root: str | Path) -> pd.DataFrame:
     """All rows of all `results.jsonl` of a study (`runs/<study>`), as the evaluations wrote them."""
     import pandas as pd
 
-    return pd.DataFrame([row for _, _, run in runs_of(root) for row in scores(run)])
+    return pd.DataFrame([row.to_json() for _, _, run in runs_of(root) for row in scores(run)])
 
 
-def scores(run: str | Path) -> list[dict[str, Any]]:
+def scores(run: str | Path) -> list[ResultRow]:
     """The rows of one run's `results.jsonl`; none before it is evaluated."""
-    return list(_lines(Path(run) / "results.jsonl"))
+    path = Path(run) / "results.jsonl"
+    return records.read(path, ResultRow) if path.exists() else []
 
 
 def predictions(root: str | Path) -> pd.DataFrame:
-    """All prediction lines of a study, with the columns `arm`, `seed` and `benchmark` added.
+    """All predictions of a study, with the columns `arm`, `seed` and `benchmark` added."""
+    import pandas as pd
 
-    Raises ValueError for a line twice in a file, or statistics that do not fit their metric.
+    found = [one for arm, seed, run in runs_of(root) for one in predictions_of(run, arm, seed)]
+    return pd.DataFrame(
+        {**vars(one.prediction), "arm": one.arm, "seed": one.seed, "benchmark": one.benchmark} for one in found
+    )
+
+
+def predictions_of(run: str | Path, arm: str, seed: int) -> list[Scored]:
+    """The predictions of one run.
+
+    Raises:
+        UserError: A prediction is twice in a file, or its statistics do not fit its metric.
     """
-    import pandas as pd
-
-    frames = [predictions_of(run, arm, seed) for arm, seed, run in runs_of(root)]
-    return pd.concat(frames, ignore_index=True) if any(len(frame) for frame in frames) else pd.DataFrame()
-
-
-def predictions_of(run: str | Path, arm: str, seed: int) -> pd.DataFrame:
-    """The prediction lines of one run, as `predictions` has them."""
-    import pandas as pd
-
-    frames = []
+    found = []
     for path in sorted(Path(run).glob("predictions/*.jsonl")):
-        frame = pd.DataFrame(_lines(path))
-        if frame.empty:
-            continue
-        repeated = frame.duplicated(["group", "metric", "id"])
-        if repeated.any():
-            row = frame[repeated].iloc[0]
-            raise UserError(f"{path}: row {row['id']!r} ({row['group']}, {row['metric']}) occurs more than once")
-        for metric, stats in zip(frame["metric"], frame["stats"], strict=True):
-            if len(stats) != len(measure(metric).stats):
+        seen = set()
+        for one in records.read(path, Prediction):
+            key = (one.group, one.metric, one.id)
+            if key in seen:
+                raise UserError(f"{path}: row {one.id!r} ({one.group}, {one.metric}) occurs more than once")
+            if len(one.stats) != len(measure(one.metric).stats):
                 raise UserError(
-                    f"{path}: {metric} has the statistics {MEASURES[metric].stats}, but a row holds {stats}"
+                    f"{path}: {one.metric} has the statistics {measure(one.metric).stats}, but a row holds {one.stats}"
                 )
-        frames.append(frame.assign(arm=arm, seed=seed, benchmark=path.stem))
-    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+            seen.add(key)
+            found.append(Scored(arm, seed, path.stem, one))
+    return found
 
 
 def curves(root: str | Path) -> pd.DataFrame:
@@ -96,17 +111,6 @@ def studies_in(runs: Path) -> str:
     return f"studies in {runs}: {', '.join(names)}" if names else f"{runs} holds no study yet"
 
 
-def _lines(path: Path) -> Iterator[dict]:
-    if not path.exists():
-        return
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                yield json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UserError(f"{path}, line {number} is not JSON ({error}); evaluate the run again") from None
-
-
 def ordered(root: str | Path, arms: Iterable[str]) -> list[str]:
     """Arms in the order of their study, the first being the one that the others are compared with; those that it does
     not name follow by words: qwen_audio before qwen2_audio."""
@@ -126,7 +130,7 @@ def status(root: str | Path) -> pd.DataFrame:
     rows = []
     for arm, seed, run in runs_of(root):
         progress, finished = (_facts(run / f"{name}.json") for name in ("progress", "finished"))
-        benchmarks = sorted({row["benchmark"] for row in scores(run)})
+        benchmarks = sorted({row.benchmark for row in scores(run)})
         state = "trained" if finished else "training" if progress else "waiting"
         steps = (finished.get("steps", progress.get("step", 0)), progress.get("max_steps", finished.get("steps", 0)))
         rows.append((arm, seed, "evaluated" if benchmarks else state, *steps, ", ".join(benchmarks)))
@@ -176,11 +180,11 @@ def write_hparams(root: str | Path) -> list[Path]:
     from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
     given = hparams(root).set_index(["arm", "seed"])
-    found = collect(root)
+    runs = runs_of(root)
     tags = sorted({tag for tag in curves(root)["tag"] if tag.startswith("val/")})
-    tags += sorted({_test_tag(row) for row in found.to_dict("records")})
+    tags += sorted({_test_tag(row) for _, _, run in runs for row in scores(run)})
     written = []
-    for arm, seed, run in runs_of(root):
+    for arm, seed, run in runs:
         for old in run.glob("events.out.tfevents*.hparams"):
             old.unlink()
         values = {"arm": arm, "seed": seed, **{key: _plain(value) for key, value in given.loc[(arm, seed)].items()}}
@@ -188,9 +192,8 @@ def write_hparams(root: str | Path) -> list[Path]:
         config = hp.hparams_config_pb([hp.HParam(key) for key in values], [hp.Metric(tag) for tag in tags])
         for summary in (config, hp.hparams_pb(values, trial_id=f"{arm}/{seed}")):
             writer.add_event(Event(summary=summary))
-        own = found[(found["arm"] == arm) & (found["seed"] == seed)] if len(found) else found
-        for row in own.to_dict("records"):
-            point = Summary.Value(tag=_test_tag(row), simple_value=row["value"])
+        for row in scores(run):
+            point = Summary.Value(tag=_test_tag(row), simple_value=row.value)
             writer.add_event(Event(summary=Summary(value=[point])))
         writer.close()
         written += run.glob("events.out.tfevents*.hparams")
@@ -225,14 +228,14 @@ def reproduce(run: str | Path) -> str:
     return "\n".join(lines)
 
 
-def _commit(facts: Mapping[str, Any]) -> str:
+def _commit(facts: Facts) -> str:
     commit = str(facts.get("commit", "unknown"))
     if commit.endswith("-dirty"):
         return f"{commit.removesuffix('-dirty')}  # there were changes beside this commit"
     return commit if commit != "unknown" else "...  # the commit was not noted"
 
 
-def _hashes(facts: Mapping[str, Any]) -> list[str]:
+def _hashes(facts: Facts) -> list[str]:
     """Files of lines for `sha256sum --check`; shards and Parquet, whose hash covers more than a file, as remarks. A
     hash of lines is of the lines: the sound that they name is not in it."""
     found = facts.get("data", {})
@@ -241,11 +244,10 @@ def _hashes(facts: Mapping[str, Any]) -> list[str]:
     return lines + [f"# {path}: {digest}" for path, digest in found.items() if not path.endswith((".jsonl", ".txt"))]
 
 
-def _facts(path: Path) -> dict[str, Any]:
-    """A JSON or YAML file of plain values; nothing where there is none, or where a run is just writing it."""
+def _facts(path: Path) -> Facts:
+    """Return a JSON or YAML file; empty if it is absent, or just being written."""
     try:
-        text = path.read_text(encoding="utf-8")
-        return (json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)) or {}
+        return (read_json(path) if path.suffix == ".json" else read_yaml(path)) or {}
     except (FileNotFoundError, json.JSONDecodeError):
         return {}
 
@@ -262,8 +264,8 @@ def _plain(value: Any) -> bool | float | str:
     return value if isinstance(value, (bool, int, float, str)) else str(value)
 
 
-def _test_tag(row: Mapping[str, Any]) -> str:
-    return f"test/{row['benchmark']}/{row['task']}/{row['metric']}"
+def _test_tag(row: ResultRow) -> str:
+    return f"test/{row.benchmark}/{row.task}/{row.metric}"
 
 
 def join(items: Iterable) -> str:

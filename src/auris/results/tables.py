@@ -13,8 +13,9 @@ import numpy as np
 from auris.errors import UserError
 from auris.metrics import statistics
 from auris.metrics.formulas import Scorer
-from auris.metrics.measures import MEASURES, display, score, scorer, value
+from auris.metrics.measures import MEASURES, score, scorer, value
 from auris.metrics.statistics import bootstrap, difference, interval, percentiles, samples
+from auris.results import cells
 from auris.results.runs import collect, join, ordered, predictions, runs_of
 
 if TYPE_CHECKING:
@@ -56,13 +57,7 @@ def table(root: str | Path, arms: Sequence[str] | None = None) -> pd.DataFrame:
             row |= _drop(scored[scored["arm"] == arm], key, arm)
         for arm, pair in pairs.items():
             match = pair[(pair[KEY] == list(key)).all(axis=1)].to_dict("records")
-            for part in ("", " low", " high"):
-                row[f"{arm} - {arms[0]}{part}"] = match[0][f"difference{part}"] if match else np.nan
-                row[f"{arm} wins{part}"] = match[0][f"wins{part}"] if match else np.nan
-            for part in (" low", " high"):
-                row[f"{arm} - {arms[0]} seeds{part}"] = match[0][f"seeds{part}"] if match else np.nan
-            for part in ("p", "detectable"):
-                row[f"{arm} - {arms[0]} {part}"] = match[0][part] if match else np.nan
+            row |= {name: match[0][of_pair] if match else np.nan for name, of_pair in _paired(arm, arms[0]).items()}
         names = [f"{arm} - {arms[0]} p" for arm in pairs]
         row |= {f"{name} holm": p for name, p in zip(names, statistics.holm([row[n] for n in names]), strict=True)}
         rows.append(row)
@@ -70,6 +65,16 @@ def table(root: str | Path, arms: Sequence[str] | None = None) -> pd.DataFrame:
     frame.attrs["arms"] = list(arms)
     frame.attrs["notes"] = notes + [note for pair in pairs.values() for note in pair.attrs["notes"]]
     return frame
+
+
+def _paired(arm: str, first: str) -> dict[str, str]:
+    """Return the columns of a table that compare an arm with the first one, each with its name in `compare`."""
+    name, parts = f"{arm} - {first}", ("", " low", " high")
+    columns = {}
+    for part in parts:
+        columns |= {f"{name}{part}": f"difference{part}", f"{arm} wins{part}": f"wins{part}"}
+    columns |= {f"{name} seeds{part}": f"seeds{part}" for part in parts[1:]}
+    return columns | {f"{name} {test}": test for test in ("p", "detectable")}
 
 
 def compare(root: str | Path, arm_a: str, arm_b: str) -> pd.DataFrame:
@@ -172,13 +177,11 @@ def readable(frame: pd.DataFrame) -> pd.DataFrame:
     import pandas as pd
 
     first, *others = frame.attrs["arms"]
+    columns = [first, *others, *(f"{arm} - {first}" for arm in others)]
     rows = []
-    for row in frame.to_dict("records"):
-        known = MEASURES[row["metric"]]
-        scores = {arm: format_score(row, arm) for arm in (first, *others)}
-        scores |= {f"{arm} - {first}": format_score(row, f"{arm} - {first}") for arm in others}
-        better = f"{known.label} ({known.unit}) {'↑' if known.higher_is_better else '↓'}"
-        rows.append({"benchmark": row["benchmark"], "task": row["group"], "metric": better, "n": row["n"], **scores})
+    for line in frame.to_dict("records"):
+        where = {"benchmark": line["benchmark"], "task": line["group"], "metric": cells.heading(line["metric"])}
+        rows.append({**where, "n": line["n"], **{column: cells.score(line, column) for column in columns}})
     return pd.DataFrame(rows).set_index(["benchmark", "task", "metric"])
 
 
@@ -188,24 +191,23 @@ def markdown(frame: pd.DataFrame, judged: pd.DataFrame) -> str:
     Args:
         judged: the `verdicts` of the same arms.
     """
-    first, *others = arms = frame.attrs["arms"]
-    marks = {(*(row[key] for key in KEY), row["arm"]): row["verdict"] for row in judged.to_dict("records")}
-    several = frame["benchmark"].nunique() > 1
-    lines = [[*(["benchmark"] if several else []), "task", "metric", "n", *arms]]
-    lines.append(["---"] * (len(lines[0]) - len(arms) - 1) + ["--:"] * (len(arms) + 1))
-    for row in frame.to_dict("records"):
-        known = MEASURES[row["metric"]]
-        cells = [format_score(row, first)]
-        for arm in others:
-            verdict = marks.get((*(row[key] for key in KEY), arm))
-            cells.append(" ".join([format_score(row, arm), *{"better": ["▲"], "worse": ["▼"]}.get(verdict, [])]))
-        metric = f"{known.label} ({known.unit}) {'↑' if known.higher_is_better else '↓'}"
-        lines.append([*([row["benchmark"]] if several else []), row["group"], metric, str(row["n"]), *cells])
-    said = (
+    shown = readable(frame).reset_index()[["benchmark", "task", "metric", "n", *frame.attrs["arms"]]]
+    lines = {key: place for place, key in enumerate(zip(*(frame[key] for key in KEY), strict=True))}
+    for row in judged.to_dict("records"):
+        if row["verdict"] in BEYOND_NOISE:
+            shown.loc[lines[tuple(row[key] for key in KEY)], row["arm"]] += {"better": " ▲", "worse": " ▼"}[
+                row["verdict"]
+            ]
+    if frame["benchmark"].nunique() == 1:
+        shown = shown.drop(columns="benchmark")
+    numbers = len(frame.attrs["arms"]) + 1
+    rows = [list(shown), ["---"] * (shown.shape[1] - numbers) + ["--:"] * numbers, *shown.astype(str).values.tolist()]
+    legend = (
         "In brackets the 95 % bootstrap interval over rows (or speakers, recordings), behind ± the standard deviation "
-        f"over seeds. ▲ better, ▼ worse than {first} beyond the noise of rows and that of seeds; unmarked: not shown."
+        f"over seeds. ▲ better, ▼ worse than {frame.attrs['arms'][0]} beyond the noise of rows and that of seeds; "
+        "unmarked: not shown."
     )
-    return "\n".join([*(f"| {' | '.join(line)} |" for line in lines), "", said, ""])
+    return "\n".join([*(f"| {' | '.join(row)} |" for row in rows), "", legend, ""])
 
 
 # Student's t, two-sided 5 %, by degrees of freedom; beyond the last that one, which is a little too wide.
@@ -346,12 +348,3 @@ def _whole(of: Scorer, n_rows: int) -> float:
 def _name(key: tuple[str, ...]) -> str:
     benchmark, group, metric = key
     return f"{benchmark}, {group}, {metric}"
-
-
-def format_score(row: dict, column: str) -> str:
-    """`8.9 [7.1, 10.8]`: a column of a table row with its interval, in its unit; `-` if it has no value."""
-    metric, sign = row["metric"], "+" if " - " in column or column.endswith(" drop") else ""
-    point, low, high = (display(metric, row[f"{column}{part}"], sign) for part in ("", " low", " high"))
-    spread = row.get(f"{column} sd", np.nan)
-    seeds = "" if np.isnan(spread) else f" ±{display(metric, spread)}"
-    return "-" if np.isnan(row[column]) else f"{point} [{low}, {high}]{seeds}"

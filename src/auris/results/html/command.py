@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from auris import files
 from auris.errors import UsageError
@@ -12,8 +11,11 @@ from auris.results.html import pages
 from auris.results.html.recordings import Players
 from auris.results.html.template import render
 
+if TYPE_CHECKING:
+    from auris.config import Config
 
-def run(config: Mapping[str, Any]) -> None:
+
+def run(config: Config) -> None:
     """Run `auris report`."""
     if (config["run"] is None) == (config["study"] is None):
         raise UsageError("which page? give run=RUN or study=NAME, one of the two")

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from auris.metrics.measures import MEASURES
 from auris.metrics.normalize import canonical
-from auris.results.html.examples import compared_by
-
-if TYPE_CHECKING:
-    import pandas as pd
+from auris.metrics.records import Prediction
+from auris.text import tasks
 
 METRICS = ("accuracy", "instrument_accuracy", "intent_accuracy")
 MOST = 20  # classes drawn: more are no longer read
@@ -43,12 +42,15 @@ class Matrix:
         return self.counts[true][said] / total if total else 0.0
 
 
-def matrix(lines: pd.DataFrame, system: str, metric: str) -> Matrix:
+def matrix(predictions: Iterable[Prediction], system: str, metric: str) -> Matrix:
     """The answers of one arm, its seeds together, to one group. Of more classes than MOST, those with the most rows."""
     pairs: Counter[tuple[str, str]] = Counter()
-    for line in lines[lines["metric"] == metric].to_dict("records"):
-        compared = compared_by(line["task"], metric)
-        pairs[_name(compared(line["reference"])), _name(compared(line["hypothesis"]))] += 1
+    for one in predictions:
+        if one.metric == metric:
+            true, said = (
+                _name(tasks.find(one.task).compared(text, metric)) for text in (one.reference, one.hypothesis)
+            )
+            pairs[true, said] += 1
     sizes: Counter[str] = Counter()
     for (true, _), count in pairs.items():
         sizes[true] += count

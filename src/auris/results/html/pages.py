@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from auris import results
 from auris.errors import UserError
-from auris.evaluation import answer_cache
+from auris.metrics.records import Prediction, ResultRow
+from auris.results import runs
 from auris.results.html import confusion, examples, recordings, tables
 from auris.results.html.recordings import Players
+from auris.results.runs import Scored
+from auris.results.tables import table
 
 if TYPE_CHECKING:
-    import pandas as pd
+    from auris.data.rows import Row
 
 SKIPPED = 20  # rows without an answer that are named; all are counted
 
@@ -51,76 +53,79 @@ class Page:
 
 def of_run(run: Path, worst: int, players: Players) -> Page:
     """Raises ValueError for a run that is not evaluated."""
-    scores = results.scores(run)
+    scores = runs.scores(run)
     if not scores:
         raise UserError(f"{run} has no scores; evaluate it: auris evaluate checkpoint={run}")
-    study, arm, seed = (scores[0][key] for key in ("study", "arm", "seed"))
-    lines = results.predictions_of(run, arm, seed)
-    names, signatures = {(arm, seed): "answer"}, _signatures(scores)
-    sections, notes = _sections(lines, {(arm, seed): run}, names, [arm], signatures, worst, players)
+    study, arm, seed = scores[0].study, scores[0].arm, scores[0].seed
+    scored = runs.predictions_of(run, arm, seed)
+    sections, notes = _sections(scored, {(arm, seed): run}, {(arm, seed): "answer"}, scores, worst, players)
     return Page(
         title=f"{study}: {arm}, seed {seed}",
-        question=results.question(run.parent.parent),
+        question=runs.question(run.parent.parent),
         tables=tables.of_run(scores),
         sections=sections,
         notes=[*_skipped(run), *notes, *players.notes],
-        script=results.reproduce(run) if (run / "recipe.yaml").is_file() else "",
+        script=runs.reproduce(run) if (run / "recipe.yaml").is_file() else "",
     )
 
 
 def of_study(root: Path, arms: Sequence[str] | None, worst: int, players: Players) -> Page:
     """Raises as `results.table`."""
-    frame = results.table(root, arms)
+    frame = table(root, arms)
     arms = frame.attrs["arms"]
-    found = [(arm, seed, run) for arm, seed, run in results.runs_of(root) if arm in arms]
-    runs = {(arm, seed): run for arm, seed, run in sorted(found, key=lambda one: (arms.index(one[0]), one[1]))}
-    scores = [row for run in runs.values() for row in results.scores(run)]
-    lines = results.predictions(root)
-    lines = lines[lines["arm"].isin(arms)]
-    seeds = lines["seed"].nunique()
-    names = {(arm, seed): f"{arm}, seed {seed}" if seeds > 1 else arm for arm, seed in runs}
-    sections, notes = _sections(lines, runs, names, arms, _signatures(scores), worst, players)
-    states = results.status(root)
+    chosen = [(arm, seed, run) for arm, seed, run in runs.runs_of(root) if arm in arms]
+    systems = {(arm, seed): run for arm, seed, run in sorted(chosen, key=lambda one: (arms.index(one[0]), one[1]))}
+    scores = [row for run in systems.values() for row in runs.scores(run)]
+    scored = [one for (arm, seed), run in sorted(systems.items()) for one in runs.predictions_of(run, arm, seed)]
+    several = len({one.seed for one in scored}) > 1
+    names = {(arm, seed): f"{arm}, seed {seed}" if several else arm for arm, seed in systems}
+    sections, notes = _sections(scored, systems, names, scores, worst, players)
+    states = runs.status(root)
     waiting = [
         f"{row['arm']}, seed {row['seed']}, is not evaluated: {row['state']}, step {row['step']} of {row['of']}"
         for row in states[states["state"] != "evaluated"].to_dict("records")
     ]
-    answered = set(zip(lines["arm"], lines["seed"], strict=True))
+    answered = {(one.arm, one.seed) for one in scored}
     return Page(
         title=f"Study {root.name}",
-        question=results.question(root),
+        question=runs.question(root),
         tables=tables.of_study(frame),
         sections=sections,
         notes=[*waiting, *frame.attrs["notes"], *notes, *players.notes],
-        systems=[names[key] for key in runs if key in answered],
+        systems=[names[key] for key in systems if key in answered],
     )
 
 
 def _sections(
-    lines: pd.DataFrame,
-    runs: Mapping[tuple[str, int], Path],
+    scored: Sequence[Scored],
+    systems: Mapping[tuple[str, int], Path],
     names: Mapping[tuple[str, int], str],
-    arms: Sequence[str],
-    signatures: Mapping[tuple[str, str, str], str],
+    scores: Sequence[ResultRow],
     worst: int,
     players: Players,
 ) -> tuple[list[Section], list[str]]:
-    if lines.empty:
+    if not scored:
         return [], ["no predictions are kept, so there are neither examples nor matrices"]
-    chosen = {
-        key: examples.choose(of_group, worst) for key, of_group in lines.groupby(["benchmark", "group"], sort=False)
-    }
-    rows, notes = _rows(lines, chosen, runs)
+    signatures = {(row.benchmark, row.task, row.metric): row.signature for row in scores}
+    groups: dict[tuple[str, str], list[Scored]] = {}
+    for one in scored:
+        groups.setdefault((one.benchmark, one.prediction.group), []).append(one)
+    chosen = {key: examples.choose(of_group, worst) for key, of_group in groups.items()}
+    rows, notes = _rows(scored, chosen, systems)
     sections = []
-    for number, ((benchmark, group), ranked) in enumerate(chosen.items(), 1):
-        of_group = lines[(lines["benchmark"] == benchmark) & (lines["group"] == group)]
+    for number, ((benchmark, group), of_group) in enumerate(groups.items(), 1):
+        by_arm: dict[str, list[Prediction]] = {arm: [] for arm, _ in systems}
+        for one in of_group:
+            by_arm[one.arm].append(one.prediction)
+        metrics = {one.prediction.metric for one in of_group}
         matrices = [
-            confusion.matrix(of_group[of_group["arm"] == arm], arm, metric)
+            confusion.matrix(predictions, arm, metric)
             for metric in confusion.METRICS
-            if metric in set(of_group["metric"])
-            for arm in arms
-            if arm in set(of_group["arm"])
+            if metric in metrics
+            for arm, predictions in by_arm.items()
+            if predictions
         ]
+        ranked = chosen[benchmark, group]
         shown = examples.show(of_group, ranked, rows[benchmark], names, players) if ranked else []
         signature = signatures.get((benchmark, group, ranked.metric), "") if ranked else ""
         sections.append(Section(f"task-{number}", benchmark, group, signature, matrices, ranked, shown))
@@ -128,27 +133,27 @@ def _sections(
 
 
 def _rows(
-    lines: pd.DataFrame, chosen: Mapping[tuple[str, str], examples.Worst | None], runs: Mapping[tuple[str, int], Path]
-) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    scored: Sequence[Scored],
+    chosen: Mapping[tuple[str, str], examples.Worst | None],
+    systems: Mapping[tuple[str, int], Path],
+) -> tuple[dict[str, dict[str, Row]], list[str]]:
     """The chosen rows of each benchmark, found again through the first run that answered it."""
-    rows: dict[str, dict[str, Any]] = {}
+    first = {one.benchmark: systems[one.arm, one.seed] for one in reversed(scored)}
+    rows: dict[str, dict[str, Row]] = {}
     notes: list[str] = []
-    for benchmark in lines["benchmark"].unique():
-        first = lines[lines["benchmark"] == benchmark].iloc[0]
+    for benchmark in dict.fromkeys(one.benchmark for one in scored):
         ids = {name for key, ranked in chosen.items() if key[0] == benchmark and ranked for name in ranked.ids}
-        rows[benchmark], said = recordings.find(runs[first["arm"], first["seed"]], benchmark, ids)
+        rows[benchmark], said = recordings.find(first[benchmark], benchmark, ids)
         if lost := len(ids - rows[benchmark].keys()):
             said.append(f"{benchmark}: {lost} of the {len(ids)} rows shown are not in the files that the run names")
         notes += said
     return rows, notes
 
 
-def _signatures(scores: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str, str], str]:
-    return {(row["benchmark"], row["task"], row["metric"]): row["signature"] for row in scores}
-
-
 def _skipped(run: Path) -> list[str]:
     """Rows that are not in every score, and why."""
+    from auris.evaluation import answer_cache
+
     notes = []
     for name, evaluation in answer_cache.load_evaluations(run).items():
         skipped = evaluation.skipped

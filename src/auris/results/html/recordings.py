@@ -1,5 +1,7 @@
 """The sound of test rows: found again from what a run has noted, and put into a page.
 
+Nothing that reads audio or rows is imported before a row's sound is needed: it would import torch.
+
 A row's clips are those that it was answered by (`auris.evaluation.answer_cache`), or else those of the rows that the
 evaluation or the run's recipe names. What cannot be found, read or afforded is said where its player would stand.
 """
@@ -11,16 +13,15 @@ import io
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import soundfile
-import yaml
 
-from auris import audio
-from auris.data.manifests import read_manifests
-from auris.data.rows import Clip, Row
 from auris.errors import AudioError, MissingFileError
-from auris.evaluation import answer_cache, audio_ablation
+from auris.files import read_yaml
+
+if TYPE_CHECKING:
+    from auris.data.rows import Clip, Row
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,8 @@ class Players:
         self._made: dict[tuple[str, float | None, float | None], Player] = {}
 
     def play(self, clip: Clip) -> Player:
+        from auris import audio
+
         key = (str(clip.path), clip.offset, clip.duration)
         if known := self._made.get(key):
             return Player(known.name, known.seconds, again=known.anchor)
@@ -82,6 +85,9 @@ def find(run_dir: Path, benchmark: str, ids: Collection[str]) -> tuple[dict[str,
 
     What was heard otherwise, as `meld@shuffled`, is in no manifest: of it only what the run has kept is known.
     """
+    from auris.data.manifests import read_manifests
+    from auris.evaluation import answer_cache
+
     known = answer_cache.load_rows(run_dir, benchmark)
     found = {name: known[name] for name in ids if name in known}
     there = {name for name, row in found.items() if all(Path(str(clip.path)).is_file() for clip in row.clips)}
@@ -103,6 +109,8 @@ def find(run_dir: Path, benchmark: str, ids: Collection[str]) -> tuple[dict[str,
 
 def _sources(run_dir: Path, benchmark: str) -> list[Any]:
     """Where an evaluation says that its rows lie, or else the run's recipe."""
+    from auris.evaluation import answer_cache
+
     if evaluation := answer_cache.load_evaluations(run_dir).get(benchmark):
         return evaluation.benchmark.manifests()
     file = run_dir / "recipe.yaml"
@@ -110,11 +118,13 @@ def _sources(run_dir: Path, benchmark: str) -> list[Any]:
         raise MissingFileError(
             f"{run_dir} names no rows: neither {answer_cache.CACHE_DIR}/{benchmark}.json nor recipe.yaml"
         )
-    return yaml.safe_load(file.read_text(encoding="utf-8"))["data"]["test"]
+    return read_yaml(file)["data"]["test"]
 
 
 def heard(benchmark: str) -> str:
     """How the sound of a benchmark was changed, in words."""
+    from auris.evaluation import audio_ablation
+
     changed = {
         audio_ablation.SILENCE: "silence as long as its recording",
         audio_ablation.SHUFFLED: "another row's recording",

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from auris import results
-from auris.evaluation import summary
-from auris.metrics import statistics
 from auris.metrics.measures import MEASURES, display
-from auris.results import format_score
+from auris.metrics.records import ResultRow
+from auris.metrics.statistics import LEVEL
+from auris.results.cells import Line, heading, is_number, p_value, score, with_interval
+from auris.results.tables import BEYOND_NOISE, verdicts_in
 
 if TYPE_CHECKING:
     import pandas as pd
+
+SHOWS = "shows: the difference to a second, independent system that so many rows show in 80 % of cases."
 
 
 @dataclass(frozen=True)
@@ -57,54 +58,53 @@ class Table:
     said: str = ""
 
 
-def of_run(scores: Sequence[Mapping[str, Any]]) -> list[Table]:
+def of_run(scores: Sequence[ResultRow]) -> list[Table]:
     """A run's own result rows, as its evaluations wrote them: a table of each benchmark."""
-    dropped = {(row["benchmark"], row["task"], row["metric"]): row for row in scores if row["split"] == "drop"}
+    dropped = {(row.benchmark, row.task, row.metric): row for row in scores if row.split == "drop"}
     tables = []
-    for benchmark in dict.fromkeys(row["benchmark"] for row in scores):
-        of_benchmark = [row for row in scores if row["benchmark"] == benchmark and row["split"] != "drop"]
+    for benchmark in dict.fromkeys(row.benchmark for row in scores):
+        rows = [row for row in scores if row.benchmark == benchmark and row.split != "drop"]
         has_drops = any(key[0] == benchmark for key in dropped)
-        shows = not has_drops and any(_is_number(row.get("detectable")) for row in of_benchmark)
+        shows = not has_drops and any(is_number(row.detectable) for row in rows)
         head = ["task", "metric", "score", "", "95 % interval", *["lost"][:has_drops], "rows", *["shows"][:shows]]
         groups = []
-        for task, lines in groupby(of_benchmark, key=lambda row: row["task"]):
-            rows = []
-            for row in lines:
-                metric, units = row["metric"], row.get("units", "")
-                value, low, high = (_shown(metric, row[part]) for part in ("value", "low", "high"))
-                n = str(row["n"]) if not units or units.endswith(" rows") else f"{row['n']} ({units})"
-                cells = [Cell(_labelled(metric)), Cell(value), _drawn(metric, row, "value", "low", "high")]
-                cells += [Cell(f"{low} to {high}"), *[_lost(dropped.get((benchmark, task, metric)))][:has_drops]]
-                cells += [Cell(n), *[Cell(_shown(metric, row.get("detectable")))][:shows]]
-                rows.append([*cells, Cell(row["provenance"], "soft"), Cell(row["signature"], "soft long")])
-            groups.append(Group([Cell(task)], rows))
-        said = summary.SHOWS if shows else ""
-        tables.append(Table(f"Benchmark {benchmark}", [*head, "provenance", "made by"], groups, said))
+        for task, of_task in groupby(rows, key=lambda row: row.task):
+            lines = []
+            for row in of_task:
+                value, low, high = (_number(row.metric, number) for number in (row.value, row.low, row.high))
+                n = str(row.n) if row.units.endswith(" rows") else f"{row.n} ({row.units})"
+                cells = [Cell(heading(row.metric)), Cell(value), _drawn(row.metric, row.value, row.low, row.high)]
+                cells += [Cell(f"{low} to {high}"), *[_lost(dropped.get((benchmark, task, row.metric)))][:has_drops]]
+                cells += [Cell(n), *[Cell(_number(row.metric, row.detectable))][:shows]]
+                lines.append([*cells, Cell(row.provenance, "soft"), Cell(row.signature, "soft long")])
+            groups.append(Group([Cell(task)], lines))
+        columns = [*head, "provenance", "made by"]
+        tables.append(Table(f"Benchmark {benchmark}", columns, groups, SHOWS if shows else ""))
     return tables
 
 
 def of_study(frame: pd.DataFrame) -> list[Table]:
     """A line of `results.table` has a row for each arm that has a score in it: a table of each benchmark."""
-    first, *others = frame.attrs["arms"]
-    judged = {tuple(row[:4]): row["verdict"] for _, row in results.verdicts_in(frame).iterrows()}
+    first, *others = arms = frame.attrs["arms"]
+    judged = {tuple(row[:4]): row["verdict"] for _, row in verdicts_in(frame).iterrows()}
     head = ["arm", "score", "", "95 % interval"]
     compared = ["difference", "p", "p (Holm)", "verdict"] if others else []
     against = f": differences to {first}" if others else ""
     tables = []
     for benchmark, of_benchmark in frame.groupby("benchmark", sort=False):
         lines = of_benchmark.to_dict("records")
-        has_drops = any(_is_number(line.get(f"{arm} drop")) for line in lines for arm in frame.attrs["arms"])
+        has_drops = any(is_number(line.get(f"{arm} drop")) for line in lines for arm in arms)
         groups = []
         for line in lines:
             metric, rows = line["metric"], []
-            for arm in (arm for arm in (first, *others) if _is_number(line[arm])):
-                score, _, interval = format_score(line, arm).partition(" ")
-                drawn = _drawn(metric, line, arm, f"{arm} low", f"{arm} high")
-                cells = [Cell(arm), Cell(score), drawn, Cell(interval)]
-                cells += [Cell(format_score(line, f"{arm} drop"))] if has_drops else []
+            for arm in (arm for arm in arms if is_number(line[arm])):
+                point, _, interval = score(line, arm).partition(" ")
+                drawn = _drawn(metric, *(line[f"{arm}{part}"] for part in ("", " low", " high")))
+                cells = [Cell(arm), Cell(point), drawn, Cell(interval)]
+                cells += [Cell(score(line, f"{arm} drop"))] if has_drops else []
                 verdict = judged.get((benchmark, line["group"], metric, arm), "")
                 rows.append([*cells, *(_difference(line, arm, first, verdict) if others else [])])
-            groups.append(Group([Cell(line["group"]), Cell(_labelled(metric)), Cell(str(line["n"]))], rows))
+            groups.append(Group([Cell(line["group"]), Cell(heading(metric)), Cell(str(line["n"]))], rows))
         columns = ["task", "metric", "rows", *head, *["lost"][:has_drops], *compared]
         tables.append(Table(f"Benchmark {benchmark}{against}", columns, groups))
     said = (
@@ -113,52 +113,34 @@ def of_study(frame: pd.DataFrame) -> list[Table]:
     )
     if others:
         said += (
-            " p: paired permutation test; of twenty differences that are none, "
-            f"{20 * statistics.LEVEL:.0f} has p < {statistics.LEVEL}; p (Holm) is corrected for the arms of a line. A "
-            "verdict of better or worse needs several seeds: a difference beyond the noise of rows and of seeds."
+            f" p: paired permutation test; about {20 * LEVEL:.0f} of twenty differences has p < {LEVEL} by chance; p "
+            "(Holm) is corrected for the arms of a line. A verdict of better or worse needs several seeds: a "
+            "difference beyond the noise of rows and of seeds."
         )
     return [*tables[:-1], replace(tables[-1], said=said)]
 
 
-def _difference(line: Mapping[str, Any], arm: str, first: str, verdict: str) -> list[Cell]:
+def _difference(line: Line, arm: str, first: str, verdict: str) -> list[Cell]:
     name = f"{arm} - {first}"
-    if arm == first or not _is_number(line[name]):
+    if arm == first or not is_number(line[name]):
         return [Cell()] * 4
-    kind = verdict if verdict in ("better", "worse") else ""
-    ps = (Cell(_p(line[f"{name} {what}"])) for what in ("p", "p holm"))
-    return [Cell(format_score(line, name), kind), *ps, Cell(verdict, kind or "soft")]
+    kind = verdict if verdict in BEYOND_NOISE else ""
+    ps = (Cell(p_value(line[f"{name} {what}"])) for what in ("p", "p holm"))
+    return [Cell(score(line, name), kind), *ps, Cell(verdict, kind or "soft")]
 
 
-def _labelled(metric: str) -> str:
-    known = MEASURES[metric]
-    unit = "" if known.unit.split()[-1] in known.label else f" ({known.unit})"
-    return f"{known.label}{unit}\xa0{'↑' if known.higher_is_better else '↓'}"
-
-
-def _drawn(metric: str, row: Mapping[str, Any], *parts: str) -> Cell:
+def _drawn(metric: str, *numbers: float) -> Cell:
     """Of measures whose scale ends at 100."""
-    values = [row[part] for part in parts]
-    if not all(map(_is_number, values)) or MEASURES[metric].unit not in ("%", "0-100"):
+    if not all(map(is_number, numbers)) or MEASURES[metric].unit not in ("%", "0-100"):
         return Cell()
-    return Cell(interval=Interval(*(value * MEASURES[metric].scale / 100 for value in values)))
+    return Cell(interval=Interval(*(number * MEASURES[metric].scale / 100 for number in numbers)))
 
 
-def _shown(metric: str, value: float | None) -> str:
-    return display(metric, value) if _is_number(value) else "-"
+def _number(metric: str, value: float | None) -> str:
+    return display(metric, value) if is_number(value) else "-"
 
 
-def _is_number(value: float | None) -> bool:
-    return value is not None and not math.isnan(value)
-
-
-def _p(value: float) -> str:
-    if not _is_number(value):
-        return "-"
-    return f"{value:.3f}" if value >= 0.001 else "< 0.001"
-
-
-def _lost(row: Mapping[str, Any] | None) -> Cell:
+def _lost(row: ResultRow | None) -> Cell:
     if row is None:
         return Cell("-")
-    value, low, high = (display(row["metric"], row[part], "+") for part in ("value", "low", "high"))
-    return Cell(f"{value} [{low}, {high}], p {_p(row['p'])}")
+    return Cell(f"{with_interval(row.metric, row.value, row.low, row.high, '+')}, p {p_value(row.p)}")
