@@ -16,7 +16,7 @@ from pathlib import Path
 
 from auris.completions import Endpoint, Record
 from auris.corpus import music, sound
-from auris.corpus.augmentation import SHIPPED, request
+from auris.corpus.dialogues.augmentation import SHIPPED, request
 from auris.corpus.dialogues.pool import name
 from auris.corpus.grammar import KEYWORDS, LANGUAGES
 from auris.text.tasks import LANGUAGES as NAMES
@@ -81,7 +81,7 @@ _TEMPLATES = {
 
 
 def reply(messages: list[Mapping[str, str]]) -> str:
-    """What the script says to a request of `auris.corpus.augmentation`."""
+    """What the script says to a request of `auris.corpus.dialogues.augmentation`."""
     facts = json.loads(messages[-1]["content"])
     code = _CODES[facts["task"]]
     named = name(code, facts["label"]) if code in ("sec", "mic") else facts["label"]

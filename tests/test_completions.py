@@ -14,7 +14,7 @@ import pytest
 
 import stand_in
 from auris.completions import Endpoint, Record
-from auris.corpus.augmentation import SHIPPED, request
+from auris.corpus.dialogues.augmentation import SHIPPED, request
 
 DOG = request("sec", "dog", 2)
 

@@ -14,9 +14,10 @@ import soundfile
 
 import stand_in
 from auris import cli, config
-from auris.corpus import grammar, speech, wordings
+from auris.corpus import grammar, speech
 from auris.corpus import instruct as instruction
-from auris.corpus.augmentation import SHIPPED
+from auris.corpus.dialogues import wordings
+from auris.corpus.dialogues.augmentation import SHIPPED
 from auris.corpus.dialogues.kinds import KINDS
 from auris.corpus.dialogues.rows import FAULTS
 from auris.corpus.instruct import instruct, share

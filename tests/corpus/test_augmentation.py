@@ -10,8 +10,8 @@ import pytest
 
 import stand_in
 from auris.completions import Endpoint, Record
-from auris.corpus import augmentation
-from auris.corpus.augmentation import SHIPPED, Written
+from auris.corpus.dialogues import augmentation
+from auris.corpus.dialogues.augmentation import SHIPPED, Written
 from auris.corpus.grammar import SPLITS
 
 

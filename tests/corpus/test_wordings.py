@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from auris.corpus import wordings
+from auris.corpus.dialogues import wordings
 from auris.corpus.grammar import SPLITS
 
 

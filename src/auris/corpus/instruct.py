@@ -17,8 +17,8 @@ from rich.progress import Progress
 from rich.table import Table
 
 from auris.completions import Endpoint, Record
-from auris.corpus import augmentation, wordings
-from auris.corpus.augmentation import SHIPPED, Written
+from auris.corpus.dialogues import augmentation, wordings
+from auris.corpus.dialogues.augmentation import SHIPPED, Written
 from auris.corpus.dialogues.kinds import KINDS
 from auris.corpus.dialogues.pool import Pool, Weights, answer, usable
 from auris.corpus.dialogues.recordings import speak

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from auris.corpus import wordings
+from auris.corpus.dialogues import wordings
 from auris.corpus.dialogues.pool import Pool, Rng, answer, draw, name
 from auris.corpus.dialogues.replies import FACTS, Reply, fill, follow_ups, reply_to
+from auris.corpus.dialogues.wordings import ask, pick
 from auris.corpus.grammar import PLACES
-from auris.corpus.wordings import ask, pick
 from auris.data.rows import Row
 from auris.errors import UserError
 from auris.text.tasks import LANGUAGES

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from auris.corpus import wordings
-from auris.corpus.augmentation import Written
+from auris.corpus.dialogues import wordings
+from auris.corpus.dialogues.augmentation import Written
+from auris.corpus.dialogues.wordings import pick
 from auris.corpus.scenes import SOUND_PHRASES
-from auris.corpus.wordings import pick
 from auris.data.rows import Row
 from auris.errors import UserError
 from auris.text.tasks import LANGUAGES

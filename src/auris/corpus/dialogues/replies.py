@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from auris.corpus import speech, wordings
+from auris.corpus import speech
+from auris.corpus.dialogues import wordings
 from auris.corpus.dialogues.pool import Pool, Rng, answer, name
+from auris.corpus.dialogues.wordings import pick
 from auris.corpus.grammar import ADVERBS, INTRANSITIVE, OBJECTS, PLACES, SUBJECTS, TRANSITIVE, draw_meaning, render
-from auris.corpus.wordings import pick
 from auris.data.rows import Row
 from auris.metrics.judges.rating import POLITE_OPENINGS
 from auris.text.tasks import LANGUAGES

@@ -13,9 +13,9 @@ import numpy as np
 from auris.corpus.dialogues.kinds import ATTEMPTS, KINDS, TEMPLATES, Exchange
 from auris.corpus.dialogues.pool import Pool, Rng, Weights, draw
 from auris.corpus.dialogues.recordings import Spoken
+from auris.corpus.dialogues.wordings import pick
 from auris.corpus.output import LICENCE, derive_seed
 from auris.corpus.recording import Fields, Job, cast
-from auris.corpus.wordings import pick
 from auris.data.rows import Row
 from auris.errors import UserError
 from auris.metrics.judges.rating import POLITE_OPENINGS, rate

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from auris.completions import Message, Record
-from auris.corpus import wordings
+from auris.corpus.dialogues import wordings
 from auris.corpus.grammar import SPLITS
 from auris.errors import UserError
 from auris.metrics.normalize import contains
