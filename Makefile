@@ -59,9 +59,10 @@ test-portable: setup  ## run the tests under three instruction sets, with 1 and 
 test-slow: setup  ## run the longer proofs
 	$(PY) -m pytest -m slow
 
-lint: setup  ## ruff: lint and format check
+lint: setup  ## ruff (lint and format check), and the contracts of the layers (import-linter)
 	$(PY) -m ruff check src tests benchmarks
 	$(PY) -m ruff format --check src tests benchmarks
+	$(VENV)/bin/lint-imports --no-logo --cache-dir .cache/import-linter
 
 format: setup  ## ruff: apply the format
 	$(PY) -m ruff check --fix src tests benchmarks

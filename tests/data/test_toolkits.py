@@ -196,6 +196,7 @@ def test_what_is_no_task_row_is_named(tmp_path):
 
 
 def test_the_real_recordings_beside_the_project_come_through_the_same_door(shared_data):
+    manifests = (shared_data / "real").glob("*.jsonl")
     rows = list(manifest(shared_data / "real", files="*.jsonl"))
-    assert len(rows) == 2011
+    assert len(rows) == sum(len(path.read_text(encoding="utf-8").splitlines()) for path in manifests) > 2000
     assert all("problem" not in row and row["audio"].is_file() and tasks.check(row) is None for row in rows)

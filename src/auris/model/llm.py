@@ -66,7 +66,7 @@ def build_llm(config: Mapping[str, Any], vocab_size: int, train_length: int | No
             f"LLM config with {sorted(config)}: expected a model_type (model.llm.config.model_type=qwen2) or a path"
         )
     _require_packable(hf_config)
-    # torch's default (float32) whatever the config says: lower precision is the strategy's business, over float32 master weights.
+    # torch's default, float32, whatever the config says: lower precision is up to the strategy.
     llm = AutoModelForCausalLM.from_config(hf_config, attn_implementation="packed", dtype=torch.get_default_dtype())
     if train_length is not None:
         decoder = llm.get_decoder()
