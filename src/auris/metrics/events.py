@@ -13,6 +13,7 @@ from auris.metrics.normalize import canonical
 
 COLLAR = 0.2  # seconds
 SHARE = 0.2  # of the true event's length: the collar of its end, if longer
+COLLARS = f"collar:{COLLAR:g}s|end:max(collar,{SHARE:.0%})"  # as signatures name them
 _ROUNDING = 1e-6  # times are written to 10 ms; their difference in floating point may lie above the collar
 
 

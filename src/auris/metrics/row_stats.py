@@ -1,4 +1,4 @@
-"""What one test row contributes to each metric; the table in `auris.metrics.measures` says which metric uses which.
+"""What one test row contributes to each metric; the table `measures.yaml` says which metric uses which.
 
 Every function takes `hypothesis, reference, language, classes` and returns the entries that the metric's `stats` name.
 Both sides are what the task's answer format parses: text unless stated otherwise. A hypothesis of None is a response
@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from auris.errors import UserError
-from auris.metrics import captions, choices, edits, timestamps
+from auris.metrics import captions, choices, edits, events, speakers, timestamps
 from auris.metrics import normalize as norm
+from auris.metrics.judges import air_bench
 from auris.metrics.normalize import canonical
 
 if TYPE_CHECKING:
@@ -108,15 +109,16 @@ def unparsed(hypothesis: str, _: str, __: str, classes: Classes) -> list[float]:
     return _counted(canonical(hypothesis) not in {canonical(name) for name in classes})
 
 
-def choice(metric: str) -> RowStats:
-    """Return the function of `choice`, `choice_official` or `choice_unparsed`; classes are the question's options."""
+def _option(metric: str, hypothesis: str, reference: str, _: str, classes: Classes) -> list[float]:
+    """Read which option of a question is meant; classes are the options."""
+    if not classes:
+        raise UserError(f"metric {metric!r} needs the options of the question, but got none")
+    return choices.count(metric, hypothesis, reference, classes)
 
-    def count(hypothesis: str, reference: str, _: str, classes: Classes) -> list[float]:
-        if not classes:
-            raise UserError(f"metric {metric!r} needs the options of the question, but got none")
-        return choices.count(metric, hypothesis, reference, classes)
 
-    return count
+choice, choice_official, choice_unparsed = (
+    partial(_option, metric) for metric in ("choice", "choice_official", "choice_unparsed")
+)
 
 
 # --- structures -----------------------------------------------------------------------------------------------------
@@ -155,13 +157,21 @@ def official_shift(hypothesis: str, reference: str, *_: Any) -> list[float]:
     return list(timestamps.official_shift(hypothesis, reference))
 
 
-def of_lists(count: Callable[..., Sequence[float]], *, by_language: bool = False) -> RowStats:
+def _of_lists(count: Callable[..., Sequence[float]], *, by_language: bool = False) -> RowStats:
     """Adapt a function of two lists, and if `by_language` of the language: an unparsed response is an empty list."""
 
     def row_stats(hypothesis: Sequence | None, reference: Sequence, language: str, _: Classes) -> list[float]:
         return list(count(hypothesis or [], reference, *[language][:by_language]))
 
     return row_stats
+
+
+events_found = _of_lists(events.count)
+diarization_error = _of_lists(speakers.diarization_error)
+jaccard_error = _of_lists(speakers.jaccard_error)
+permuted_word_errors = _of_lists(speakers.permuted_word_errors, by_language=True)
+shift = _of_lists(timestamps.shift, by_language=True)
+word_coverage = _of_lists(timestamps.coverage, by_language=True)
 
 
 # --- scores ---------------------------------------------------------------------------------------------------------
@@ -179,3 +189,12 @@ def verification(score: float, is_target: bool, *_: Any) -> list[float]:
 
 def points(points: float, *_: Any) -> list[float]:
     return [float(points), 1.0]
+
+
+def _verdicts(metric: str, replies: Sequence[str], task_name: str, *_: Any) -> list[Any]:
+    return air_bench.count(metric, replies, task_name)
+
+
+judged_official, judged_strict, judge_wins, judge_flips, judge_failed = (
+    partial(_verdicts, metric) for metric in air_bench.METRICS
+)
