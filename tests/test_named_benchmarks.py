@@ -214,7 +214,7 @@ def test_published_numbers_stand_beside_ours_with_a_mark_where_they_differ():
 
     def shown(name: str, width: int) -> list[str]:
         console = Console(file=StringIO(), width=width)
-        console.print(summary.published_table(name, lines([one.to_json() for one in ours], name)))
+        console.print(summary.published_table(name, lines(ours, name)))
         return console.file.getvalue().splitlines()
 
     [v1], [v2] = (
@@ -229,7 +229,7 @@ def test_published_numbers_stand_beside_ours_with_a_mark_where_they_differ():
         words = " ".join(shown(name, 80)).split()
         assert {cell.system.split()[-1] for cell in published.published() if cell.table == name} <= set(words)
         assert all(len(line) <= 80 for line in shown(name, 80)) and not any("…" in word for word in words)
-    source, difference = published.notes("qwen_audio_table3", [one.to_json() for one in ours])
+    source, difference = published.notes("qwen_audio_table3", ours)
     assert source.startswith("Qwen-Audio, arXiv:2311.07919")
     assert "ours wer|whisper_en+basic|word" in difference and "published wer|lower|punctuation kept|word" in difference
 

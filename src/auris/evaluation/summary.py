@@ -191,9 +191,8 @@ def credits(rows: Sequence[Row]) -> list[str]:
 
 def show_published(console: Console, name: str, results: Sequence[ResultRow]) -> None:
     """Print a published table with our scores, and both signatures of those that were computed differently."""
-    rows = [row.to_json() for row in results]
-    console.print(published_table(name, published.lines(rows, name)))
-    for note in published.notes(name, rows):
+    console.print(published_table(name, published.lines(results, name)))
+    for note in published.notes(name, results):
         print_plain(console, note)
 
 
@@ -212,16 +211,10 @@ def published_table(name: str, lines: Sequence[published.Line]) -> Table:
         others = [_cell(cell) for cell in line.cells if not cell.signature]
         label = f"{line.benchmark} {line.metric}"
         columns = [", ".join(own), *[", ".join(others)][:has_others]]
-        table.add_row("" if label == last_label else label, line.part, _ours(line), *columns)
+        marks = [published.DIFFERENT] * line.differs + [published.STAND_IN] * line.is_stand_in
+        table.add_row("" if label == last_label else label, line.part, " ".join([line.printed, *marks]), *columns)
         last_label = label
     return table
-
-
-def _ours(line: published.Line) -> str:
-    if line.ours is None:
-        return "-"
-    marks = [published.DIFFERENT] * line.differs + [published.STAND_IN] * line.is_stand_in
-    return " ".join([f"{line.ours['value'] * line.scale:.{line.decimals}f}", *marks])
 
 
 def _cell(cell: published.Published) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 
 from auris.errors import UserError
 from auris.files import read_yaml
+from auris.metrics.records import ResultRow
 from auris.text.tasks import is_synthetic
 
 PATH = Path(__file__).with_name("published.yaml")
@@ -93,7 +94,7 @@ def tables() -> list[str]:
     return list(dict.fromkeys(cell.table for cell in published()))
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Line:
     """One line of a published table next to our result for it.
 
@@ -106,7 +107,7 @@ class Line:
     part: str
     metric: str
     cells: tuple[Published, ...]
-    ours: Mapping[str, Any] | None
+    ours: ResultRow | None
 
     @property
     def scale(self) -> float:
@@ -118,22 +119,27 @@ class Line:
         return self.cells[0].decimals
 
     @property
+    def signature(self) -> str:
+        """How the published scores were computed, as far as somebody says."""
+        return next((cell.signature for cell in self.cells if cell.signature), "nobody says")
+
+    @property
     def printed(self) -> str:
         """Our score as the table would print it: in its scale and with its decimals; `-` if there is none."""
-        return "-" if self.ours is None else f"{self.ours['value'] * self.scale:.{self.decimals}f}"
+        return "-" if self.ours is None else f"{self.ours.value * self.scale:.{self.decimals}f}"
 
     @property
     def differs(self) -> bool:
         """Whether our score was computed in another way than each published one."""
-        return self.ours is not None and not any(comparable(self.ours["signature"], c.signature) for c in self.cells)
+        return self.ours is not None and not any(comparable(self.ours.signature, c.signature) for c in self.cells)
 
     @property
     def is_stand_in(self) -> bool:
         """Whether our score comes from synthetic recordings only."""
-        return self.ours is not None and is_synthetic(self.ours["provenance"])
+        return self.ours is not None and is_synthetic(self.ours.provenance)
 
 
-def lines(results: Iterable[Mapping[str, Any]], table: str) -> list[Line]:
+def lines(results: Iterable[ResultRow], table: str) -> list[Line]:
     """Return the lines of a published table, each with our result for its benchmark, part and metric.
 
     The part of a result is the last word of its `task`: `asr en test-clean`. What papers call WER in languages written
@@ -144,36 +150,26 @@ def lines(results: Iterable[Mapping[str, Any]], table: str) -> list[Line]:
     """
     if table not in tables():
         raise UserError(f"no published table {table!r}; choose from {', '.join(tables())}")
-    ours = {(row["benchmark"], row["task"].rpartition(" ")[2], _metric(row["metric"])): row for row in results}
+    ours = {(row.benchmark, row.task.rpartition(" ")[2], _metric(row.metric)): row for row in results}
     cells: dict[tuple[str, str, str], list[Published]] = {}
     for cell in published():
         if cell.table == table:
             cells.setdefault((cell.benchmark, cell.part, cell.metric), []).append(cell)
     return [
-        Line(
-            benchmark=benchmark,
-            part=part,
-            metric=metric,
-            cells=tuple(of_line),
-            ours=ours.get((benchmark, part, _metric(metric))),
-        )
+        Line(benchmark, part, metric, tuple(of_line), ours.get((benchmark, part, _metric(metric))))
         for (benchmark, part, metric), of_line in cells.items()
     ]
 
 
-def notes(table: str, results: Iterable[Mapping[str, Any]]) -> list[str]:
+def notes(table: str, results: Iterable[ResultRow]) -> list[str]:
     """Return the source of a published table, and both signatures of each score that was computed in another way."""
     found = lines(results, table)
     differing = {
-        f"{DIFFERENT} {line.benchmark}, {line.metric}: ours {line.ours['signature']}; published {_signature(line)}"
+        f"{DIFFERENT} {line.benchmark}, {line.metric}: ours {line.ours.signature}; published {line.signature}"
         for line in found
-        if line.ours is not None and line.differs
+        if line.differs
     }
     return [found[0].cells[0].source, *sorted(differing)]
-
-
-def _signature(line: Line) -> str:
-    return next((cell.signature for cell in line.cells if cell.signature), "nobody says")
 
 
 def comparable(ours: str, theirs: str | None) -> bool:

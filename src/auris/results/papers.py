@@ -19,7 +19,8 @@ from auris.errors import UserError
 from auris.metrics import published
 from auris.metrics.measures import MEASURES
 from auris.metrics.published import DIFFERENT, STAND_IN, Line
-from auris.results.runs import Facts, ordered, runs_of, scores
+from auris.metrics.records import ResultRow
+from auris.results.runs import ordered, runs_of, scores
 from auris.text.figure_style import COLOURS, GREY, STYLE
 
 if TYPE_CHECKING:
@@ -89,13 +90,13 @@ def table(name: str, studies: Iterable[str | Path]) -> pd.DataFrame:
     return frame
 
 
-def _systems(studies: Iterable[str | Path]) -> Iterator[tuple[str, list[Facts]]]:
+def _systems(studies: Iterable[str | Path]) -> Iterator[tuple[str, list[ResultRow]]]:
     """Every arm of each study, seed by seed, with its rows of results.jsonl; in the order of its study."""
     for study in studies:
         systems = runs_of(study)
         arms = ordered(study, {arm for arm, _, _ in systems})
         for arm, _, run in sorted(systems, key=lambda one: (arms.index(one[0]), one[1])):
-            if rows := [row.to_json() for row in scores(run)]:
+            if rows := scores(run):
                 yield f"{Path(study).name}/{arm}", rows
 
 
@@ -105,13 +106,12 @@ def _key(line: Line) -> tuple[str, str, str]:
 
 def _ours(line: Line) -> Number:
     assert line.ours is not None, line
-    value, low, high, n = (line.ours[key] for key in ("value", "low", "high", "n"))
     return Number(
         ours=True,
-        value=line.scale * value,
-        low=line.scale * low,
-        high=line.scale * high,
-        n=n,
+        value=line.scale * line.ours.value,
+        low=line.scale * line.ours.low,
+        high=line.scale * line.ours.high,
+        n=line.ours.n,
         different=line.differs,
         synthetic=line.is_stand_in,
         decimals=line.decimals,
