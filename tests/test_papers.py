@@ -11,6 +11,7 @@ import pytest
 from auris.metrics import published
 from auris.metrics.measures import signature
 from auris.results import papers
+from auris.text.figure_style import COLOURS
 
 RESULT = {
     "study": "s",
@@ -104,5 +105,5 @@ def test_the_figure_draws_every_number_and_hollow_what_is_synthetic(study: Path)
     drawn = [line for axis in figure.axes for line in axis.lines if line.get_marker() != "None"]
     assert len(drawn) == len(frame)
     faces = {line.get_markerfacecolor() for line in drawn if line.get_marker() == "o"}
-    assert faces == {"white", papers.COLOURS[0]}
+    assert faces == {"white", COLOURS[0]}
     assert [text.get_text() for axis in figure.axes for text in axis.texts].count("≠") == frame["different"].sum() == 3

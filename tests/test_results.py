@@ -17,7 +17,7 @@ from torch.utils.tensorboard import SummaryWriter
 from auris import cli, results
 from auris.metrics.measures import score
 from auris.metrics.statistics import bootstrap
-from auris.results import command, figures
+from auris.results import figures, runs, terminal
 
 ARMS = ("qwen_audio", "qwen2_audio")
 
@@ -141,7 +141,7 @@ def test_wins_count_rows_by_their_own_scores_and_ties_half(tmp_path, capsys):
     assert pair.loc["judged", "wins"] == 0.75
     assert pair.loc["judged", "wins low"] < 0.75 < pair.loc["judged", "wins high"]
     assert results.compare(tmp_path / "s", "b", "a").set_index("metric").loc["judged", "wins"] == 0.25
-    command._show(Console(), results.table(tmp_path / "s"), "s")
+    terminal.show_table(Console(), results.table(tmp_path / "s"), "s")
     shown = " ".join(capsys.readouterr().out.split())
     assert "Win rate of b over a, chat text, ties half: 75.0 % [" in shown and "(judged|made up)" in shown
 
@@ -446,7 +446,7 @@ def test_what_differs_between_arms_is_compared_by_tensorboard(study):
             describe(study / arm / f"seed_{seed}", arm=arm, **made)
     assert results.hparams(study).columns.tolist() == ["arm", "seed", "optim.lr"]
     for _ in range(2):  # the same again leaves one file a run
-        written = command.write_hparams(study)
+        written = runs.write_hparams(study)
         assert len(written) == 4 and all(len(list(file.parent.glob("*.hparams"))) == 1 for file in written)
     [run] = [file.parent for file in written if file.parent == study / ARMS[1] / "seed_1"]
     events = EventAccumulator(str(run)).Reload()

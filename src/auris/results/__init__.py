@@ -17,9 +17,18 @@ Everything in the table is computed from the predictions, so that arms are compa
 0 to 1 in files and functions and per cent where a person reads them; what has another unit has it everywhere.
 """
 
-from auris.results.figures import plot_bars, plot_curves, save
-from auris.results.runs import collect, costs, curves, hparams, predictions, question, reproduce, status
-from auris.results.tables import compare, markdown, readable, table, verdicts, verdicts_in
+from importlib import import_module
+from typing import Any
 
-__all__ = ["collect", "compare", "costs", "curves", "hparams", "markdown", "plot_bars", "plot_curves", "predictions"]
-__all__ += ["question", "readable", "reproduce", "save", "status", "table", "verdicts", "verdicts_in"]
+_MODULES = {  # imported when one of their functions is first used: pandas and matplotlib take a second
+    "figures": ("plot_bars", "plot_curves", "save"),
+    "runs": ("collect", "costs", "curves", "hparams", "predictions", "question", "reproduce", "status"),
+    "tables": ("compare", "markdown", "readable", "table", "verdicts", "verdicts_in"),
+}
+_LAZY = {name: module for module, names in _MODULES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"auris.results.{_LAZY[name]}"), name)

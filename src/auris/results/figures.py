@@ -4,22 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 
 from auris.errors import UserError
 from auris.metrics.measures import CORRECT, MEASURES, PANELS, display
 from auris.results.runs import collect, curves, join, ordered, runs_of
 from auris.results.tables import table
-from auris.text.figure_style import COLOURS, GREY, STYLE
+from auris.text.figure_style import CAPTION, STYLE, assign_colours
 from auris.text.tasks import is_synthetic
 
-if TYPE_CHECKING:
-    import pandas as pd
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
+TOO_MANY = "choose some arms with arms=[a,b]"
 MARKERS = "osD^vPX*"  # of points, in the order of COLOURS
 SAID = ("accuracy", "aas_ms", "bleu", "cider")  # metrics that the panel of the bars names already
 
@@ -28,12 +29,9 @@ def plot_bars(root: str | Path, arms: Sequence[str] | None = None) -> Figure:
     """Scores per benchmark and group with 95 % intervals, the arms side by side; error rates, BLEU, accuracies and so
     on in panels of their own. Where there are more than BARS, points instead of bars, in as many columns as they need.
     Raises ValueError as `table` does."""
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
     frame = table(root, arms)
     arms = frame.attrs["arms"]
-    colours = _colours(arms)
+    colours = assign_colours(arms, TOO_MANY)
     several = frame["benchmark"].nunique() > 1
     panels = {}
     for row in frame.to_dict("records"):
@@ -62,7 +60,7 @@ def plot_bars(root: str | Path, arms: Sequence[str] | None = None) -> Figure:
         seeds = frame[[f"{arm} seeds" for arm in arms]].to_numpy().max()
         pooled = f", {seeds} seeds pooled" if seeds > 1 else ""
         caption = f"Test-set score{pooled}; whiskers: 95 % bootstrap interval over test rows.\n{provenance(frame)}"
-        figure.supxlabel(caption, x=0.01, ha="left", fontsize=7.5, color=GREY)
+        figure.supxlabel(caption, **CAPTION)
     return figure
 
 
@@ -143,9 +141,6 @@ def plot_curves(root: str | Path, arms: Sequence[str] | None = None, x: str = "s
     """Training loss (smoothed), validation loss and validation metrics, one line per arm: the mean of its seeds, with
     their range as a band. Arms default to those that have predictions, else to all that have events; an arm without
     events has no line. `x`: a key of AXES. Raises ValueError for an unknown arm or axis, or if nothing was logged."""
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
     if x not in AXES:
         raise UserError(f"x={x}: expected {join(AXES)}")
     scalars = curves(root)
@@ -164,7 +159,9 @@ def plot_curves(root: str | Path, arms: Sequence[str] | None = None, x: str = "s
     if not logged & set(arms):
         raise UserError(f"the runs of {join(arms) or 'any arm'} in {root} hold no train/loss or val/* scalars")
     points = _along(x, points[points["arm"].isin(arms)], scalars)
-    colours = {arm: colour for arm, colour in _colours(arms).items() if arm in logged}  # the same as in the bars
+    colours = {
+        arm: colour for arm, colour in assign_colours(arms, TOO_MANY).items() if arm in logged
+    }  # the same as in the bars
     tags = sorted(points["tag"].unique(), key=lambda tag: (tag != "train/loss", tag != "val/loss", _rank(tag), tag))
     columns = min(len(tags), max(3, round((len(tags) / 1.4) ** 0.5)))  # a page, however many they are
     rows = -(-len(tags) // columns)
@@ -180,13 +177,7 @@ def plot_curves(root: str | Path, arms: Sequence[str] | None = None, x: str = "s
         band = "Lines: mean of the seeds; bands: their range.\n" if seeds > 1 else ""
         tested = collect(root)
         data = "" if tested.empty else provenance(tested)
-        figure.supxlabel(
-            f"Horizontal axis: {AXES[x][0]}. Scores: validation rows.\n{band}{data}",
-            x=0.01,
-            ha="left",
-            fontsize=7.5,
-            color=GREY,
-        )
+        figure.supxlabel(f"Horizontal axis: {AXES[x][0]}. Scores: validation rows.\n{band}{data}", **CAPTION)
     return figure
 
 
@@ -210,8 +201,6 @@ AXES = {
 
 def _along(x: str, points: pd.DataFrame, scalars: pd.DataFrame) -> pd.DataFrame:
     """The points with a column `x`: their steps, or what their run had counted at that step."""
-    import pandas as pd
-
     tag = AXES[x][1]
     if tag is None:
         return points.assign(x=points["step"])
@@ -256,18 +245,8 @@ def _rank(tag: str) -> int:
     return list(MEASURES).index(name) if (name := tag.rpartition("/")[2]) in MEASURES else len(MEASURES)
 
 
-def _colours(arms: Sequence[str]) -> dict[str, str]:
-    if len(arms) > len(COLOURS):
-        raise UserError(
-            f"a figure tells at most {len(COLOURS)} arms apart, got {len(arms)}; choose some with arms=[a,b]"
-        )
-    return dict(zip(arms, COLOURS, strict=False))
-
-
 def save(figure: Figure, path: str | Path) -> list[Path]:
     """Write a figure as PATH.png and, as vectors, PATH.pdf and PATH.svg."""
-    from matplotlib import rc_context
-
     written = [Path(path).with_name(f"{Path(path).name}.{suffix}") for suffix in ("png", "pdf", "svg")]
     for file in written:
         with rc_context(STYLE):  # resolution and fonts are read when the file is made
@@ -276,9 +255,6 @@ def save(figure: Figure, path: str | Path) -> list[Path]:
 
 
 def _head(figure: Figure, root: str | Path, colours: dict[str, str], markers: str = "") -> None:
-    from matplotlib.lines import Line2D
-    from matplotlib.patches import Patch
-
     handles = [Patch(color=colour, label=arm) for arm, colour in colours.items()]
     if markers:
         named = zip(colours.items(), markers, strict=False)

@@ -9,53 +9,26 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
+import pandas as pd
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
-from auris.errors import UserError
 from auris.metrics import published
 from auris.metrics.measures import MEASURES
 from auris.metrics.published import DIFFERENT, STAND_IN, Line
 from auris.metrics.records import ResultRow
 from auris.results.runs import ordered, runs_of, scores
-from auris.text.figure_style import COLOURS, GREY, STYLE
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
+from auris.text.figure_style import CAPTION, GREY, STYLE, assign_colours
 
 TABLES = ("qwen_audio_table3", "qwen2_audio_table2")  # of the two papers; `published.tables()` has more
 LINE = ["benchmark", "part", "metric"]
 LABELS = {"aas_official": "AAS (ms)", "spice": "SPICE", "spider": "SPIDEr", "accuracy_raw": "accuracy"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Number:
-    """One number of a table, in the scale in which the table is printed.
-
-    Attributes:
-        ours: Whether it is ours; published numbers have no interval.
-        n: Test rows.
-        different: Whether it was computed in another way than the published ones.
-        synthetic: Whether it comes from synthetic stand-ins.
-        decimals: Of the published table.
-        seeds: The seeds that it is the mean of.
-    """
-
-    ours: bool
-    value: float
-    low: float = np.nan
-    high: float = np.nan
-    n: float = np.nan
-    different: bool = False
-    synthetic: bool = False
-    decimals: int
-    seeds: float = np.nan
 
 
 def table(name: str, studies: Iterable[str | Path]) -> pd.DataFrame:
@@ -69,23 +42,26 @@ def table(name: str, studies: Iterable[str | Path]) -> pd.DataFrame:
         ValueError: no such table.
         FileNotFoundError: no such study.
     """
-    import pandas as pd
-
-    rows: dict[tuple[str, ...], list[Number]] = {}
-    notes: list[str] = published.notes(name, ())
-    order = {}
-    for place, line in enumerate(published.lines((), name)):
-        order[_key(line)] = place
-        for cell in line.cells:
-            rows[*_key(line), cell.system] = [Number(ours=False, value=cell.printed, decimals=cell.decimals)]
+    columns = [*LINE, "system", "ours", "value", "low", "high", "n", "different", "synthetic", "decimals"]
+    rows: list[tuple[object, ...]] = []
+    notes = published.notes(name, ())
+    for line in published.lines((), name):
+        empty = (np.nan, np.nan, np.nan, False, False)
+        rows += [(*_key(line), one.system, False, one.printed, *empty, one.decimals) for one in line.cells]
     for system, scored in _systems(studies):
         notes += [note for note in published.notes(name, scored)[1:] if note not in notes]
         for line in published.lines(scored, name):
             if line.ours is not None:
-                rows.setdefault((*_key(line), system), []).append(_ours(line))
-    lines = [{**dict(zip([*LINE, "system"], key, strict=True)), **vars(_pool(seeds))} for key, seeds in rows.items()]
-    lines.sort(key=lambda line: order[tuple(line[column] for column in LINE)])
-    frame = pd.DataFrame(lines)
+                scaled = (line.scale * value for value in (line.ours.value, line.ours.low, line.ours.high))
+                marks = (line.differs, line.is_stand_in)
+                rows.append((*_key(line), system, True, *scaled, line.ours.n, *marks, line.decimals))
+    numbers = pd.DataFrame(rows, columns=columns)
+    numbers["place"] = numbers.groupby(LINE, sort=False).ngroup()  # published numbers, in order, come first
+    seeds = numbers.groupby(["place", *LINE, "system"], sort=False)
+    means = {"ours": "first", "value": "mean", "low": "min", "high": "max", "n": "first"}
+    frame = seeds.agg(means | {"different": "any", "synthetic": "any", "decimals": "first"})
+    frame["seeds"] = seeds.size().where(frame["ours"])
+    frame = frame.reset_index().sort_values("place", kind="stable", ignore_index=True).drop(columns="place")
     frame.attrs |= {"table": name, "notes": notes}
     return frame
 
@@ -104,42 +80,12 @@ def _key(line: Line) -> tuple[str, str, str]:
     return line.benchmark, line.part, line.metric
 
 
-def _ours(line: Line) -> Number:
-    assert line.ours is not None, line
-    return Number(
-        ours=True,
-        value=line.scale * line.ours.value,
-        low=line.scale * line.ours.low,
-        high=line.scale * line.ours.high,
-        n=line.ours.n,
-        different=line.differs,
-        synthetic=line.is_stand_in,
-        decimals=line.decimals,
-    )
-
-
-def _pool(seeds: Sequence[Number]) -> Number:
-    if not seeds[0].ours:
-        return seeds[0]
-    return replace(
-        seeds[0],
-        value=float(np.mean([one.value for one in seeds])),
-        low=float(np.min([one.low for one in seeds])),
-        high=float(np.max([one.high for one in seeds])),
-        different=any(one.different for one in seeds),
-        synthetic=any(one.synthetic for one in seeds),
-        seeds=len(seeds),
-    )
-
-
 def readable(frame: pd.DataFrame) -> pd.DataFrame:
     """A `table` for a person: one column per system of ours, each number with its interval and its marks, one for the
     system whose paper it is, and one for all others."""
-    import pandas as pd
-
     owner, rows = _owner(frame), {}
     for row in frame.itertuples():
-        line = rows.setdefault((row.benchmark, row.part, LABELS.get(row.metric) or _label(row.metric)), {})
+        line = rows.setdefault((row.benchmark, row.part, _label(row.metric)), {})
         if row.ours or row.system == owner:
             line[row.system] = _text(row)
         else:
@@ -149,7 +95,8 @@ def readable(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(texts, index=pd.MultiIndex.from_tuples(rows, names=LINE), columns=columns)
 
 
-def _text(number: Number) -> str:
+def _text(number: Any) -> str:
+    """Format a row of a table, as `itertuples` gives it."""
     value, low, high = (f"{one:.{number.decimals}f}" for one in (number.value, number.low, number.high))
     if not number.ours:
         return value
@@ -180,13 +127,8 @@ def legend(frame: pd.DataFrame) -> str:
 def plot(frame: pd.DataFrame) -> Figure:
     """A `table` as points, a panel per kind of number: published systems grey, the paper's own black, ours in colour
     with their intervals; hollow where they are of synthetic stand-ins."""
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
     own = frame[frame["ours"]]["system"].unique()
-    if len(own) > len(COLOURS):
-        raise UserError(f"a figure tells at most {len(COLOURS)} systems apart, got {len(own)}: give fewer studies")
-    colours = dict(zip(own, COLOURS, strict=False))
+    colours = assign_colours(own, "give fewer studies")
     panels: dict[str, list[tuple[str, ...]]] = {}
     for line in dict.fromkeys(zip(*(frame[column] for column in LINE), strict=True)):
         panels.setdefault(_panel(line[2]), []).append(line)
@@ -206,7 +148,7 @@ def plot(frame: pd.DataFrame) -> Figure:
             alignment="left",
         )
         caption = f"Bars: 95 % bootstrap intervals over test rows. Published: {frame.attrs['notes'][0]}."
-        figure.supxlabel(textwrap.fill(caption, 115), x=0.01, ha="left", fontsize=7.5, color=GREY)
+        figure.supxlabel(textwrap.fill(caption, 115), **CAPTION)
     return figure
 
 
@@ -224,7 +166,7 @@ def _better(metric: str) -> str:
 
 
 def _label(metric: str) -> str:
-    return MEASURES[metric].label if metric in MEASURES else metric
+    return LABELS.get(metric) or (MEASURES[metric].label if metric in MEASURES else metric)
 
 
 def _draw(
@@ -259,7 +201,7 @@ def _draw(
 
 def _named(panel: str, metric: str) -> list[str]:
     """The metric, where its panel has several."""
-    return [LABELS.get(metric) or _label(metric)] if panel.startswith(("Captions", "Accuracy")) else []
+    return [_label(metric)] if panel.startswith(("Captions", "Accuracy")) else []
 
 
 def _owner(frame: pd.DataFrame) -> str:
@@ -268,8 +210,6 @@ def _owner(frame: pd.DataFrame) -> str:
 
 
 def _handles(frame: pd.DataFrame, colours: Mapping[str, str]) -> list[Line2D]:
-    from matplotlib.lines import Line2D
-
     made = [
         Line2D([], [], color="black", marker="D", linestyle="", markersize=5, label=f"{_owner(frame)}, published"),
         Line2D([], [], color="#AAAAAA", marker="|", linestyle="", markersize=9, label="other systems, published"),

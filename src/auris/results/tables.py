@@ -6,9 +6,9 @@ import json
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 
 from auris.errors import UserError
 from auris.metrics import statistics
@@ -17,9 +17,6 @@ from auris.metrics.measures import MEASURES, score, scorer, value
 from auris.metrics.statistics import bootstrap, difference, interval, percentiles, samples
 from auris.results import cells
 from auris.results.runs import collect, join, ordered, predictions, runs_of
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 KEY = ["benchmark", "group", "metric"]
 
@@ -37,8 +34,6 @@ def table(root: str | Path, arms: Sequence[str] | None = None) -> pd.DataFrame:
     compared row by row. Arms default to all that have predictions, in the order of their study. Raises ValueError for
     an unknown arm.
     """
-    import pandas as pd
-
     scored, arms, notes = _scored(root, arms)
     signatures = {}
     for row in collect(root).to_dict("records"):
@@ -118,8 +113,6 @@ def _scored(root: str | Path, asked: Sequence[str] | None) -> tuple[pd.DataFrame
 
 
 def _compare(scored: pd.DataFrame, arm_a: str, arm_b: str) -> pd.DataFrame:
-    import pandas as pd
-
     columns = [*KEY, "n", "units", "seeds", "a", "b", "difference", "difference low", "difference high"]
     columns += ["p", "detectable", "seeds low", "seeds high"]
     columns += ["wins", "wins low", "wins high", "only_a", "only_b", "references_differ"]
@@ -174,8 +167,6 @@ def _compare(scored: pd.DataFrame, arm_a: str, arm_b: str) -> pd.DataFrame:
 
 def readable(frame: pd.DataFrame) -> pd.DataFrame:
     """A `table` for a person: of each arm and each difference one column, with its interval, in the metric's unit."""
-    import pandas as pd
-
     first, *others = frame.attrs["arms"]
     columns = [first, *others, *(f"{arm} - {first}" for arm in others)]
     rows = []
@@ -244,8 +235,6 @@ def verdicts(
     were not varied. Each interval is for itself: of twenty differences that are none, one is expected outside of it.
     Raises ValueError as `table`, and for another `against`.
     """
-    import pandas as pd
-
     if against not in AGAINST:
         raise UserError(f"against={against}: expected {join(AGAINST)}")
     chosen = _scored(root, arms)[1]
@@ -256,8 +245,6 @@ def verdicts(
 
 def verdicts_in(frame: pd.DataFrame) -> pd.DataFrame:
     """The `verdicts` of a `table`, against its first arm."""
-    import pandas as pd
-
     first, *others = frame.attrs["arms"]
     rows = []
     for row in frame.to_dict("records"):
@@ -286,8 +273,6 @@ def _verdict(metric: str, difference: float, rows: tuple[float, float], seeds: t
 def _wins(a: pd.DataFrame, b: pd.DataFrame, metric: str, units: statistics.Units) -> tuple[float, float, float]:
     """Share of paired rows that `b` wins by the rows' own scores, with a 95 % interval from resampling their units;
     NaN for measures of all rows at once, by which a row has no score of its own."""
-    import pandas as pd
-
     if MEASURES[metric].formula is None:
         return np.nan, np.nan, np.nan
     sign = 1 if MEASURES[metric].higher_is_better else -1

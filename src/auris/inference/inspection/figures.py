@@ -15,7 +15,7 @@ from matplotlib.font_manager import get_font_names
 
 from auris.inference.inspection.timing import TRUE
 from auris.inference.inspection.trace import FRAME, Trace
-from auris.text.figure_style import COLOURS, GREY, STYLE
+from auris.text.figure_style import CAPTION, COLOURS, GREY, STYLE
 from auris.text.tasks import is_synthetic
 
 if TYPE_CHECKING:
@@ -252,4 +252,4 @@ def _head(figure: Figure, trace: Trace, title: str) -> None:
 
 
 def _foot(figure: Figure, text: str) -> None:
-    figure.supxlabel(text, x=0.01, ha="left", fontsize=7.5, color=GREY)
+    figure.supxlabel(text, **CAPTION)
