@@ -194,7 +194,7 @@ def test_few_files_stay_open_and_little_is_kept(packed, monkeypatch):
     for n in np.random.default_rng(0).permutation(23):
         built(rows[int(n)])
     reader = rows.index.reader
-    assert len(reader._opened) <= 2 and len(reader._tables) <= parquet.TABLES
+    assert reader._opened.cache_info().currsize <= 2 and reader._tables.cache_info().currsize <= parquet.TABLES
 
 
 def test_rows_of_shards_can_be_sent_to_another_process(packed):

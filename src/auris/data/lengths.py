@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -43,24 +44,28 @@ def measure(manifests: Sequence[Manifest], samples: Samples, cache_dir: Path) ->
 
     Raises ValueError when a clip is over 30 s and `data.long_audio=error`, naming the row.
     """
-    tokens: list[np.ndarray] = []
-    problems: dict[int, str] = {}
-    dropped: dict[int, float] = {}
-    first = 0
-    for manifest in manifests:
-        one = _cached(manifest, samples, cache_dir)
-        tokens.append(one.tokens)
-        problems |= {first + number: reason for number, reason in one.problems.items()}
-        dropped |= {first + number: seconds for number, seconds in one.dropped.items()}
-        first += len(manifest.rows)
-    if dropped:
-        seconds, longest = sum(dropped.values()), max(dropped.values())
+    starts = [0, *accumulate(len(manifest.rows) for manifest in manifests)]
+    parts = [_cached(manifest, samples, cache_dir) for manifest in manifests]
+    lengths = _join(starts.pop(), zip(starts, parts, strict=True))
+    if seconds := lengths.dropped.values():
         warnings.warn(
-            f"long_audio=first: of {len(dropped)} rows only the first 30 s are heard; {seconds:.1f} s are dropped, "
-            f"{longest:.1f} s of the longest (long_audio=window hears them)",
+            f"long_audio=first: of {len(seconds)} rows only the first 30 s are heard; {sum(seconds):.1f} s are "
+            f"dropped, {max(seconds):.1f} s of the longest (long_audio=window hears them)",
             stacklevel=2,
         )
-    return Lengths(np.concatenate(tokens), problems, dropped)
+    return lengths
+
+
+def _join(total: int, parts: Iterable[tuple[int, Lengths]]) -> Lengths:
+    """Lengths of all rows from those of parts, each given with the number of its first row."""
+    tokens = np.zeros(total, dtype=np.int64)
+    problems: dict[int, str] = {}
+    dropped: dict[int, float] = {}
+    for first, part in parts:
+        tokens[first : first + len(part.tokens)] = part.tokens
+        problems |= {first + number: reason for number, reason in part.problems.items()}
+        dropped |= {first + number: seconds for number, seconds in part.dropped.items()}
+    return Lengths(tokens, dict(sorted(problems.items())), dict(sorted(dropped.items())))
 
 
 def _cached(manifest: Manifest, samples: Samples, cache_dir: Path) -> Lengths:
@@ -82,12 +87,12 @@ def _cached(manifest: Manifest, samples: Samples, cache_dir: Path) -> Lengths:
 
 def _measure_again(before: Lengths, numbers: Sequence[int], rows: Sequence[Row], samples: Samples) -> Lengths:
     """Lengths in which these rows, whose files could not be read, are what they are now."""
-    now = _measure_chunk((Undecoded(None, partial(rows.__getitem__, number)) for number in numbers), samples)
-    before.tokens[numbers] = now.tokens
-    problems = {number: reason for number, reason in before.problems.items() if number not in set(numbers)}
-    problems |= {numbers[place]: reason for place, reason in now.problems.items()}
-    dropped = before.dropped | {numbers[place]: seconds for place, seconds in now.dropped.items()}
-    return Lengths(before.tokens, dict(sorted(problems.items())), dict(sorted(dropped.items())))
+    again = set(numbers)
+    problems = {number: reason for number, reason in before.problems.items() if number not in again}
+    now = (
+        (number, _measure_chunk([Undecoded(None, partial(rows.__getitem__, number))], samples)) for number in numbers
+    )
+    return _join(len(rows), [(0, replace(before, problems=problems)), *now])
 
 
 def _measure(rows: Sequence[Row], samples: Samples) -> Lengths:
@@ -99,15 +104,8 @@ def _measure(rows: Sequence[Row], samples: Samples) -> Lengths:
 
     if len(starts) <= 1:
         return chunk(0)
-    tokens = np.zeros(len(rows), dtype=np.int64)
-    problems: dict[int, str] = {}
-    dropped: dict[int, float] = {}
-    for number, one in track(parallel_map(chunk, starts), description="measuring rows", total=len(starts)):
-        start = starts[number]
-        tokens[start : start + len(one.tokens)] = one.tokens
-        problems |= {start + number: reason for number, reason in one.problems.items()}
-        dropped |= {start + number: seconds for number, seconds in one.dropped.items()}
-    return Lengths(tokens, dict(sorted(problems.items())), dict(sorted(dropped.items())))
+    chunks = track(parallel_map(chunk, starts), description="measuring rows", total=len(starts))
+    return _join(len(rows), ((starts[number], lengths) for number, lengths in chunks))
 
 
 def _measure_chunk(rows: Iterable[Undecoded], samples: Samples) -> Lengths:

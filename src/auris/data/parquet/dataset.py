@@ -12,6 +12,7 @@ Shapes: R rows.
 from __future__ import annotations
 
 import json
+from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -23,7 +24,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from auris.data.parquet.reader import Columns, File, Reader, ShardError, Stored, attempt, hash_of
+from auris.data.parquet.reader import Columns, File, Garbled, Reader, ShardError, Stored, attempt, hash_of
 from auris.data.row_index import RowColumns, RowIndex
 from auris.data.rows import Fields, Form, Record, Unread
 from auris.errors import MissingFileError, UserError
@@ -123,14 +124,11 @@ def _files(system: Any, place: str, given: str) -> list[str]:
             raise MissingFileError(f"there is no file {given}")
         return found
     if not system.exists(f"{place}/{CONTENTS}"):
-        begun = ": its packing was not finished, give the same command again" if _is_begun(system, place) else ""
+        is_begun = bool(system.glob(f"{place}/{SHARD.format(0)[:6]}*"))
+        begun = ": its packing was not finished, give the same command again" if is_begun else ""
         others = "" if begun else f"; Parquet of others is given as {given}/*.parquet"
         raise MissingFileError(f"{given} has no {CONTENTS}{begun}{others}")
     return [f"{place}/{CONTENTS}"]
-
-
-def _is_begun(system: Any, place: str) -> bool:
-    return bool(system.glob(f"{place}/{SHARD.format(0)[:6]}*"))
 
 
 COLUMNS = Columns(
@@ -144,7 +142,41 @@ def columns(parquet: pq.ParquetFile) -> Columns:
     return COLUMNS
 
 
-class Shards(RowIndex):
+class FileRows(RowIndex):
+    """The rows of several Parquet files, numbered through all of them.
+
+    Attributes:
+        reader: of the files.
+        ends: rows up to the end of each file.
+    """
+
+    reader: Reader
+    ends: np.ndarray
+
+    def name(self, number: int) -> str:
+        return self.reader.name(*self._place(number))
+
+    def record(self, number: int) -> Record:
+        return self._record_at(*self._place(number))
+
+    def _place(self, number: int) -> tuple[int, int]:
+        """The row's file, and its number in it."""
+        file = int(np.searchsorted(self.ends, number, side="right"))
+        return file, number - (int(self.ends[file - 1]) if file else 0)
+
+    def _record_at(self, file: int, row: int) -> Record:
+        try:
+            return self._record(file, row, self.reader.fields(file, row))
+        except ShardError as error:
+            reason = str(error) if isinstance(error, Garbled) else Unread(error)
+            return Record(self.reader.name(file, row), None, reason)
+
+    @abstractmethod
+    def _record(self, file: int, row: int, fields: Fields) -> Record:
+        """A row from its columns."""
+
+
+class Shards(FileRows):
     """The rows of a directory of shards."""
 
     def __init__(self, path: str, form: Form, cache_dir: Path | None):
@@ -157,7 +189,7 @@ class Shards(RowIndex):
         paths = [f"{folder}/{file.name}" for file in files]
         self.reader = Reader(system, paths, columns, files)
         self.faults = self._find_faults(folder)
-        self._ends = np.cumsum([file.rows for file in self.contents.shards])
+        self.ends = np.cumsum([file.rows for file in self.contents.shards])
         super().__init__(path, Path(folder), form, cache_dir)
 
     def _find_faults(self, folder: str) -> dict[int, str]:
@@ -194,18 +226,6 @@ class Shards(RowIndex):
             names=np.zeros(0, dtype=np.uint32),
         )
 
-    def name(self, number: int) -> str:
-        return self.reader.name(*self._place(number))
-
-    def record(self, number: int) -> Record:
-        file, row = self._place(number)
-        if file in self.faults:
-            return Record(self.name(number), None, self.faults[file])
-        try:
-            return self._record(file, row, self.reader.fields(file, row))
-        except ShardError as error:
-            return Record(self.name(number), None, Unread(error))
-
     def records(self, numbers: np.ndarray) -> Iterator[Record]:
         """From the index, which holds everything but the sound."""
         start, index = 0, len(self.contents.shards)
@@ -220,9 +240,10 @@ class Shards(RowIndex):
                     yield Record(self.name(number), None, fault) if fault else self._record(file, row, fields)
             start = end
 
-    def _place(self, number: int) -> tuple[int, int]:
-        file = int(np.searchsorted(self._ends, number, side="right"))
-        return file, number - (int(self._ends[file - 1]) if file else 0)
+    def _record_at(self, file: int, row: int) -> Record:
+        if file in self.faults:
+            return Record(self.reader.name(file, row), None, self.faults[file])
+        return super()._record_at(file, row)
 
     def _record(self, file: int, row: int, fields: Fields) -> Record:
         name = self.reader.name(file, row)

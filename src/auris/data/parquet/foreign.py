@@ -15,13 +15,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
-from auris.data.parquet.dataset import find
-from auris.data.parquet.reader import Columns, Garbled, Reader, ShardError, Stored, as_list, attempt, hash_of, to_rows
-from auris.data.row_index import Builder, RowColumns, RowIndex
+from auris.data.parquet.dataset import FileRows, find
+from auris.data.parquet.reader import Columns, Reader, ShardError, Stored, as_list, attempt, hash_of, to_rows
+from auris.data.row_index import Builder, RowColumns
 from auris.data.rows import Fields, Form, Record, Row, Unread
 
 
-class ParquetFiles(RowIndex):
+class ParquetFiles(FileRows):
     """The rows of somebody else's Parquet files: a column per field, sound as {bytes, path}, bytes or a path.
 
     A file that cannot be opened counts as one row, which cannot be used. Sound that lies beside a file is looked for
@@ -33,7 +33,7 @@ class ParquetFiles(RowIndex):
         self._is_local = isinstance(system, LocalFileSystem)
         self.reader = Reader(system, paths, bound(_columns, form=form))
         super().__init__(path, Path(paths[0].rpartition("/")[0]), form, cache_dir)
-        self._ends = np.cumsum(self.columns.places)
+        self.ends = np.cumsum(self.columns.places)
 
     @cached_property
     def digest(self) -> str:
@@ -70,12 +70,6 @@ class ParquetFiles(RowIndex):
                 yield from (self._record(file, row, fields) for row, fields in enumerate(found, start=start))
             start = end
 
-    def name(self, number: int) -> str:
-        return self.reader.name(*self._place(number))
-
-    def record(self, number: int) -> Record:
-        return self._record_at(*self._place(number))
-
     def decode(self, record: Record) -> Row:
         row = super().decode(record)
         paths = [clip.path for clip in row.clips if isinstance(clip.path, Path)]
@@ -86,18 +80,6 @@ class ParquetFiles(RowIndex):
         root = os.path.abspath(self.folder)
         outside = [path for path in paths if os.path.commonpath([root, os.path.abspath(path)]) != root]
         return replace(row, problem=f"{outside[0]} is not below {root}") if outside else row
-
-    def _place(self, number: int) -> tuple[int, int]:
-        file = int(np.searchsorted(self._ends, number, side="right"))
-        return file, number - (int(self._ends[file - 1]) if file else 0)
-
-    def _record_at(self, file: int, row: int) -> Record:
-        try:
-            return self._record(file, row, self.reader.fields(file, row))
-        except Garbled as error:
-            return Record(self.reader.name(file, row), None, str(error))
-        except ShardError as error:
-            return Record(self.reader.name(file, row), None, Unread(error))
 
     def _record(self, file: int, row: int, fields: Fields) -> Record:
         name, columns = self.reader.name(file, row), self.reader.open(file).columns
@@ -145,14 +127,10 @@ def _is_list(kind: pa.DataType) -> bool:
 def _are_null(parquet: pq.ParquetFile, leaves: Sequence[str]) -> bool:
     """Whether a file's statistics say that columns hold nothing."""
     facts = parquet.metadata
-    for group in range(facts.num_row_groups):
-        for number in range(facts.num_columns):
-            column = facts.row_group(group).column(number)
-            if column.path_in_schema in leaves and not (
-                column.statistics is not None and column.statistics.null_count == column.num_values
-            ):
-                return False
-    return facts.num_row_groups > 0
+    groups = [facts.row_group(number) for number in range(facts.num_row_groups)]
+    chunks = (group.column(number) for group in groups for number in range(facts.num_columns))
+    own = [(chunk.statistics, chunk.num_values) for chunk in chunks if chunk.path_in_schema in leaves]
+    return bool(groups) and all(known is not None and known.null_count == number for known, number in own)
 
 
 def _without_nulls(value: Any) -> Any:

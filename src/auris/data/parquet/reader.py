@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, TypeVar
 
 import numpy as np
@@ -112,8 +112,8 @@ class Reader:
 
     def _forget(self) -> None:
         self._owner = os.getpid()  # connections and read-ahead of fsspec do not survive a fork
-        self._opened: OrderedDict[int, _Opened] = OrderedDict()
-        self._tables: OrderedDict[tuple[int, int, bool], pa.Table] = OrderedDict()
+        self._opened = lru_cache(OPEN_FILES)(self._open)
+        self._tables = lru_cache(TABLES)(self._load)
 
     def name(self, file: int, row: int) -> str:
         return f"{self.paths[file].rpartition('/')[2]}:{row}"
@@ -122,12 +122,7 @@ class Reader:
         """A file whose footer is read and, where it is known, compared. Raises ShardError."""
         if self._owner != os.getpid():
             self._forget()
-        if file not in self._opened:
-            self._opened[file] = attempt(self.paths[file], lambda: self._open(file))
-            while len(self._opened) > OPEN_FILES:
-                self._opened.popitem(last=False)
-        self._opened.move_to_end(file)
-        return self._opened[file]
+        return attempt(self.paths[file], lambda: self._opened(file))
 
     def _open(self, file: int) -> _Opened:
         source = _source(self.system, self.paths[file])
@@ -156,7 +151,7 @@ class Reader:
         try:
             return attempt(what, read)
         except ShardError:  # perhaps the connection's fault: a new one is made
-            self._opened.pop(file, None)
+            self._opened.cache_clear()
             return attempt(what, read)
 
     def fields(self, file: int, row: int) -> Fields:
@@ -175,14 +170,11 @@ class Reader:
         """The row group that holds a row, and the row's place in it."""
         opened = self.open(file)
         group = int(np.searchsorted(opened.ends, row, side="right"))
-        key = (file, group, is_sound)
-        if key not in self._tables:
-            columns = opened.columns.sound if is_sound else opened.columns.fields
-            self._tables[key] = self.load(file, group, columns)
-            while len(self._tables) > TABLES:
-                self._tables.popitem(last=False)
-        self._tables.move_to_end(key)
-        return self._tables[key], row - (int(opened.ends[group - 1]) if group else 0)
+        return self._tables(file, group, is_sound), row - (int(opened.ends[group - 1]) if group else 0)
+
+    def _load(self, file: int, group: int, is_sound: bool) -> pa.Table:
+        columns = self.open(file).columns
+        return self.load(file, group, columns.sound if is_sound else columns.fields)
 
 
 @dataclass(frozen=True, eq=False)

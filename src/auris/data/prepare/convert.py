@@ -22,7 +22,7 @@ from typing import Any, TextIO
 
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from auris import audio
 from auris.data.prepare.tables import Embedded
@@ -75,7 +75,7 @@ class Writer:
     def __init__(self, out: Path):
         self._out = out
         self._single = out.suffix == ".jsonl"
-        self._files: dict[Path, TextIO] = {}
+        self.files: dict[Path, TextIO] = {}
         self._stack = ExitStack()
         self.folder = out.parent if self._single else out
         # Files of audio that is stored inside tables.
@@ -85,7 +85,6 @@ class Writer:
         there = [path for path in [self._out, self.sounds] if path.exists()]
         if there and (self._single or any(self._out.iterdir())):
             raise UserError(f"out={self._out}: {there[0]} is there already, expected the name of a new file or folder")
-        self.folder.mkdir(parents=True, exist_ok=True)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *error: Any) -> None:
@@ -101,14 +100,10 @@ class Writer:
         else:
             split = re.sub(r"[^\w.-]", "-", str(row.get("split") or "rows"))  # a file name, whatever a table says
             path = self._out / ("unusable.jsonl" if problem else f"{split}.jsonl")
-        if path not in self._files:
-            self._files[path] = self._stack.enter_context(open_atomic(path))
+        if path not in self.files:
+            self.files[path] = self._stack.enter_context(open_atomic(path))
         # Invalid Unicode can only be written in escapes; such a row has it as its problem.
-        self._files[path].write(json.dumps(row, ensure_ascii=problem, default=str) + "\n")
-
-    @property
-    def written(self) -> list[Path]:
-        return list(self._files)
+        self.files[path].write(json.dumps(row, ensure_ascii=problem, default=str) + "\n")
 
 
 # --- rows ---------------------------------------------------------------------------------------------------------
@@ -141,9 +136,9 @@ def prepare(rows: Iterable[Fields], out: Path, *, labels: Labels, jobs: int | No
         if not summary.rows:
             _explain(summary, console)
             raise UserError(f"none of {summary.unusable.total()} rows can be used, nothing was written")
-    for path in writer.written:
+    for path in writer.files:
         print_plain(console, f"wrote {path}")
-    show(summary, console)
+    _show(summary, console)
     return summary
 
 
@@ -193,10 +188,8 @@ def _rename_audio(row: Fields, name: Callable[[Path], str]) -> Fields:
 # --- what is shown ------------------------------------------------------------------------------------------------
 
 
-def show(summary: Summary, console: Console) -> None:
-    table = Table("split", "task", "rows", "hours")
-    for column in table.columns[2:]:
-        column.justify = "right"
+def _show(summary: Summary, console: Console) -> None:
+    table = Table("split", "task", Column("rows", justify="right"), Column("hours", justify="right"))
     for (split, task), number in sorted(summary.rows.items()):
         table.add_row(split, task, f"{number:,}", f"{summary.seconds[split, task] / 3600:,.2f}")
     console.print(table)

@@ -10,10 +10,11 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
-from auris.data.prepare.tables import Cells, Fields, read_delimited
+from auris.data.prepare.tables import Cells, Fields, read_delimited, read_map
 from auris.errors import MissingFileError, UserError
 
 # What a task asks of an utterance: its labels, and the facts that they are.
@@ -29,18 +30,10 @@ _LABELS: dict[str, dict[str, str]] = {
     "mic": {"text": "instrument"},
 }
 
-# How corpora write what is heard of a speaker; whatever else they write is not known here.
-_GENDERS = {
-    "m": "male",
-    "male": "male",
-    "male_masculine": "male",
-    "f": "female",
-    "female": "female",
-    "female_feminine": "female",
-}
-
 # Codes of Common Voice, CoVoST and FLEURS that are not ours with a region behind.
 _LANGUAGES = {"zh-HK": "yue", "cmn_hans_cn": "zh"}
+
+_SPLITS = ("train", "dev", "test")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,25 +44,21 @@ class Corpus:
     licence: str
     tasks: tuple[str, ...]
 
-    def rows(self, utterances: Iterable[Fields], tasks: Sequence[str]) -> Iterator[Fields]:
-        """A row for each task of each utterance, a dict of facts with `name`, `audio` and `split`, or `problem`."""
+    def rows(self, facts: Fields, tasks: Sequence[str]) -> Iterator[Fields]:
+        """A row for each task of an utterance: facts with `name`, `audio` and `split`, or `problem`."""
         if not tasks or not set(tasks) <= set(self.tasks):
             raise UserError(f"layout.tasks=[{','.join(tasks)}]: {self.name} has labels for {', '.join(self.tasks)}")
-        for facts in utterances:
-            for task in tasks:
-                yield self._row(facts, task)
-
-    def _row(self, facts: Fields, task: str) -> Fields:
-        labels = _LABELS[task]
-        suffix = "" if task == self.tasks[0] else f"#{task}"
-        row = {key: value for key, value in facts.items() if key not in ("name", *labels.values())}
-        row = {"id": f"{self.name}/{facts['name']}{suffix}", "task": task, **row}
-        if "problem" in facts:
-            return row
-        row |= {label: facts[fact] for label, fact in labels.items() if facts.get(fact) is not None}
-        if missing := [fact for fact in labels.values() if facts.get(fact) is None]:
-            row["problem"] = f"its {' and its '.join(missing)} is not known"
-        return {**row, "provenance": "real", "licence": self.licence}
+        for task in tasks:
+            labels = _LABELS[task]
+            suffix = "" if task == self.tasks[0] else f"#{task}"
+            row = {key: value for key, value in facts.items() if key not in ("name", *labels.values())}
+            row = {"id": f"{self.name}/{facts['name']}{suffix}", "task": task, **row}
+            if "problem" not in facts:
+                row |= {label: facts[fact] for label, fact in labels.items() if facts.get(fact) is not None}
+                if missing := [fact for fact in labels.values() if facts.get(fact) is None]:
+                    row["problem"] = f"its {' and its '.join(missing)} is not known"
+                row |= {"provenance": "real", "licence": self.licence}
+            yield row
 
 
 # --- what the layouts have in common ------------------------------------------------------------------------------
@@ -80,26 +69,19 @@ def _home(root: Path, inner: str) -> Path:
     return root / inner if (root / inner).is_dir() else root
 
 
-def _choose(splits: Sequence[str] | None, there: Sequence[str], home: Path, layout: str) -> list[str]:
-    """The splits that are asked for, or all that are there.
+def _choose(
+    wanted: Sequence[str] | None, there: Iterable[str], home: Path, layout: str, key: str = "splits"
+) -> list[str]:
+    """The splits (or what else `key` lists) that are asked for, or all that are there.
 
     Raises FileNotFoundError if none is there, ValueError for one that is not.
     """
+    there = list(there)
     if not there:
         raise MissingFileError(f"{home} does not have the layout of this corpus: expected {layout}")
-    if missing := [split for split in splits or () if split not in there]:
-        raise UserError(f"layout.splits={list(splits)}: {home} has no {', '.join(missing)}; it has {', '.join(there)}")
-    return list(splits or there)
-
-
-def _keyed_lines(path: Path) -> Iterator[tuple[str, str]]:
-    """`key text`, line by line; an utterance without text is left for its row to complain."""
-    try:
-        with path.open(encoding="utf-8-sig") as lines:
-            for key, *words in filter(None, map(str.split, lines)):
-                yield key, " ".join(words)
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: {error}") from error
+    if missing := [name for name in wanted or () if name not in there]:
+        raise UserError(f"layout.{key}={list(wanted)}: {home} has no {', '.join(missing)}; it has {', '.join(there)}")
+    return list(wanted or there)
 
 
 def _read_json(path: Path) -> Any:
@@ -115,7 +97,8 @@ def _unspaced(text: str) -> str:
 
 
 def _gender(written: str | None) -> str | None:
-    return _GENDERS.get((written or "").strip().lower())
+    """What is heard of a speaker: corpora write M, male, male_masculine, ...; whatever else they write is not known."""
+    return {"m": "male", "f": "female"}.get((written or "").strip().lower()[:1])
 
 
 def _language(code: str) -> str:
@@ -142,31 +125,24 @@ def librispeech(root: Path, *, tasks: Sequence[str], splits: Sequence[str] | Non
     """
     home = _home(root, "LibriSpeech")
     there = sorted({path.parents[2].name for path in home.glob("*/*/*/*.trans.txt")})
-    chosen = _choose(splits, there, home, "SPLIT/SPEAKER/CHAPTER/SPEAKER-CHAPTER.trans.txt")
     genders = _librispeech_genders(home / "SPEAKERS.TXT")
-
-    def utterances() -> Iterator[Fields]:
-        for split in chosen:
-            for transcripts in sorted((home / split).glob("*/*/*.trans.txt")):
-                chapter, speaker = transcripts.parent, transcripts.parents[1].name
-                said = dict(_keyed_lines(transcripts))
-                heard = {path.stem for path in chapter.glob("*.flac")}
-                for key in sorted({*said, *heard}):
-                    facts = {"name": f"{split}/{key}", "audio": chapter / f"{key}.flac", "split": split}
-                    text = said.get(key, "")
-                    facts |= {"transcript": text.lower() if lower else text, "language": "en"}
-                    facts |= {"speaker": speaker, "gender": genders.get(speaker)}
-                    yield facts if key in said else facts | {"problem": f"{transcripts.name} has no transcript of it"}
-
-    return LIBRISPEECH.rows(utterances(), tasks)
+    for split in _choose(splits, there, home, "SPLIT/SPEAKER/CHAPTER/SPEAKER-CHAPTER.trans.txt"):
+        for transcripts in sorted((home / split).glob("*/*/*.trans.txt")):
+            chapter, speaker = transcripts.parent, transcripts.parents[1].name
+            said = read_map(transcripts)
+            for key in sorted({*said, *(path.stem for path in chapter.glob("*.flac"))}):
+                text = said.get(key, "")
+                facts = {"name": f"{split}/{key}", "audio": chapter / f"{key}.flac", "split": split}
+                facts |= {"transcript": text.lower() if lower else text, "language": "en"}
+                facts |= {"speaker": speaker, "gender": genders.get(speaker)}
+                facts |= {} if key in said else {"problem": f"{transcripts.name} has no transcript of it"}
+                yield from LIBRISPEECH.rows(facts, tasks)
 
 
 def _librispeech_genders(path: Path) -> dict[str, str | None]:
     """`14   | F | train-clean-360  | 25.03 | ...`; `;` begins a comment."""
-    if not path.is_file():
-        return {}
-    lines = (line for line in path.read_text(encoding="utf-8").splitlines() if not line.startswith(";"))
-    cells = ([cell.strip() for cell in line.split("|")] for line in lines if "|" in line)
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    cells = ([cell.strip() for cell in line.split("|")] for line in lines if "|" in line and line[0] != ";")
     return {speaker: _gender(sex) for speaker, sex, *_ in cells}
 
 
@@ -184,30 +160,28 @@ def aishell1(root: Path, *, tasks: Sequence[str], splits: Sequence[str] | None) 
         root: the folder `data_aishell`, or the one around it.
     """
     home = _home(root, "data_aishell")
-    for split in ("train", "dev", "test"):
+    for split in _SPLITS:
         _check_unpacked(home / "wav" / split, home / "wav", "*.tar.gz")
-    there = [split for split in ("train", "dev", "test") if (home / "wav" / split).is_dir()]
+    there = [split for split in _SPLITS if (home / "wav" / split).is_dir()]
     chosen = _choose(splits, there, home, "wav/train, wav/dev, wav/test and transcript/aishell_transcript_v0.8.txt")
     transcripts = home / "transcript" / "aishell_transcript_v0.8.txt"
-    said = dict(_keyed_lines(transcripts))
-    info = home.parent / "resource_aishell" / "speaker.info"
-    genders = {key.removeprefix("S"): _gender(sex[:1]) for key, sex in _keyed_lines(info)} if info.is_file() else {}
-
-    def utterances() -> Iterator[Fields]:
-        heard: set[str] = set()
-        for split in chosen:
-            for path in sorted((home / "wav" / split).glob("*/*.wav")):
-                heard.add(path.stem)
-                speaker = path.parent.name
-                facts = {"name": f"{split}/{path.stem}", "audio": path, "split": split, "language": "zh"}
-                facts |= {"transcript": _unspaced(said.get(path.stem, ""))}
-                facts |= {"speaker": speaker, "gender": genders.get(speaker.removeprefix("S"))}
-                yield facts if path.stem in said else facts | {"problem": f"{transcripts.name} has no transcript of it"}
-        if len(chosen) == 3:  # of a part of the corpus, nothing is missed
-            for key in sorted(set(said) - heard):
-                yield {"name": key, "problem": f"{transcripts.name} has a transcript, and there is no {key}.wav"}
-
-    return AISHELL1.rows(utterances(), tasks)
+    said = read_map(transcripts)
+    info = read_map(home.parent / "resource_aishell" / "speaker.info")
+    genders = {key.removeprefix("S"): _gender(sex) for key, sex in info.items()}
+    heard: set[str] = set()
+    for split in chosen:
+        for path in sorted((home / "wav" / split).glob("*/*.wav")):
+            key, speaker = path.stem, path.parent.name
+            heard.add(key)
+            facts = {"name": f"{split}/{key}", "audio": path, "split": split, "language": "zh"}
+            facts |= {"transcript": _unspaced(said.get(key, ""))}
+            facts |= {"speaker": speaker, "gender": genders.get(speaker.removeprefix("S"))}
+            facts |= {} if key in said else {"problem": f"{transcripts.name} has no transcript of it"}
+            yield from AISHELL1.rows(facts, tasks)
+    if len(chosen) == 3:  # of a part of the corpus, nothing is missed
+        for key in sorted(set(said) - heard):
+            problem = f"{transcripts.name} has a transcript, and there is no {key}.wav"
+            yield from AISHELL1.rows({"name": key, "problem": problem}, tasks)
 
 
 def aishell2(root: Path, *, tasks: Sequence[str], splits: Sequence[str] | None) -> Iterator[Fields]:
@@ -220,28 +194,18 @@ def aishell2(root: Path, *, tasks: Sequence[str], splits: Sequence[str] | None) 
         root: any folder from the whole to one set.
     """
     scripts = [path for depth in range(4) for path in sorted(root.glob("*/" * depth + "wav.scp"))]
-    sets = {_aishell2_split(path.parent): path.parent for path in scripts if (path.parent / "trans.txt").is_file()}
+    folders = [path.parent for path in scripts if path.with_name("trans.txt").is_file()]
+    sets = {f"{folder.name.replace('data', 'train')}-{folder.parent.name}": folder for folder in folders}
     layout = "iOS/data/wav.scp with iOS/data/trans.txt, and such pairs in iOS/dev, iOS/test, Android/dev, ..."
-    chosen = _choose(splits, sorted(sets), root, layout)
-
-    def utterances() -> Iterator[Fields]:
-        for split in chosen:
-            folder = sets[split]
-            said = dict(_keyed_lines(folder / "trans.txt"))
-            paths = dict(_keyed_lines(folder / "wav.scp"))
-            for key in sorted({*said, *paths}):
-                facts = {"name": f"{split}/{key}", "split": split, "language": "zh"}
-                facts |= {"transcript": _unspaced(said.get(key, "")), "audio": folder / paths.get(key, "")}
-                facts |= {"speaker": Path(paths.get(key, "")).parent.name}
-                absent = [name for name, keys in (("trans.txt", said), ("wav.scp", paths)) if key not in keys]
-                yield facts | {"problem": f"{absent[0]} does not have it"} if absent else facts
-
-    return AISHELL2.rows(utterances(), tasks)
-
-
-def _aishell2_split(folder: Path) -> str:
-    part = {"data": "train"}.get(folder.name, folder.name)
-    return f"{part}-{folder.parent.name}"
+    for split in _choose(splits, sorted(sets), root, layout):
+        said, paths = (read_map(sets[split] / name) for name in ("trans.txt", "wav.scp"))
+        for key in sorted({*said, *paths}):
+            path = Path(paths.get(key, ""))
+            facts = {"name": f"{split}/{key}", "split": split, "language": "zh", "audio": sets[split] / path}
+            facts |= {"transcript": _unspaced(said.get(key, "")), "speaker": path.parent.name}
+            absent = "trans.txt" if key not in said else "wav.scp"
+            facts |= {} if key in said and key in paths else {"problem": f"{absent} does not have it"}
+            yield from AISHELL2.rows(facts, tasks)
 
 
 # --- Common Voice, CoVoST 2, FLEURS -------------------------------------------------------------------------------
@@ -251,21 +215,23 @@ COVOST2 = Corpus(name="covost2", licence="CC0-1.0 (audio), CC-BY-NC-4.0 (transla
 FLEURS = Corpus(name="fleurs", licence="CC-BY-4.0", tasks=("asr", "lid", "sgc"))
 
 
-def _language_folders(root: Path, languages: Sequence[str] | None, marks: Sequence[str]) -> dict[str, Path]:
-    """The folders of a corpus that has one for each language: the given one, or those in it or in its only release."""
+def _language_tables(
+    root: Path, languages: Sequence[str] | None, splits: Sequence[str] | None, layout: str
+) -> dict[tuple[str, str], Path]:
+    """Table of each language and split of a corpus that has a folder for each language: the given one, or those in it
+    or in its only release. Without `splits`: train, dev and test."""
     for pattern in ("", "*/", "*/*/"):
-        found = sorted({path.parent for mark in marks for path in root.glob(pattern + mark)})
+        found = sorted({path.parent for name in (*_SPLITS, "validated") for path in root.glob(f"{pattern}{name}.tsv")})
         if found:
             break
-    else:
-        raise MissingFileError(f"{root} does not have the layout of this corpus: expected LANGUAGE/{marks[0]}")
     folders = {path.resolve().name: path for path in found}
     if len(folders) < len(found):
         raise UserError(f"root={root} holds a language more than once: expected the folder of one release")
-    if missing := [language for language in languages or () if language not in folders]:
-        there = ", ".join(folders)
-        raise UserError(f"layout.languages={list(languages)}: {root} has no {', '.join(missing)}; it has {there}")
-    return {language: folders[language] for language in languages or folders}
+    languages = _choose(languages, folders, root, layout, "languages")
+    tables = {(language, path.stem): path for language in languages for path in folders[language].glob("*.tsv")}
+    there = sorted({split for _, split in tables})
+    chosen = _choose(splits or [split for split in _SPLITS if split in there], there, root, layout)
+    return {key: tables[key] for key in product(languages, chosen) if key in tables}
 
 
 # Of a table; there are more, and other ones in other releases.
@@ -283,33 +249,20 @@ def common_voice(
             the same ones.
         languages: as the folders are called (`zh-CN`).
     """
-    folders = _language_folders(root, languages, ["train.tsv", "dev.tsv", "test.tsv", "validated.tsv"])
-    there = sorted({path.stem for folder in folders.values() for path in folder.glob("*.tsv")})
-    usual = [split for split in ("train", "dev", "test") if split in there]
-    chosen = _choose(splits or usual, there, root, "LANGUAGE/train.tsv with LANGUAGE/clips")
-    found = {
-        (language, split): path
-        for language, folder in folders.items()
-        for split in chosen
-        if (path := folder / f"{split}.tsv").is_file()
-    }
-
-    def utterances() -> Iterator[Fields]:
-        for (language, split), path in found.items():
-            for number, cells in read_delimited(path, "\t", needs=_COMMON_VOICE_COLUMNS, quoted=False):
-                if isinstance(cells, str):
-                    yield {"name": f"{language}/{split}:{number}", "problem": cells}
-                    continue
-                clip = Path(cells["path"])
-                facts = {"name": f"{language}/{split}/{clip.stem}", "split": split}
-                # The first releases name their clips without a suffix.
-                facts |= {"audio": path.parent / "clips" / (clip if clip.suffix else f"{clip}.mp3")}
-                facts |= {"transcript": cells["sentence"], "language": _language(language)}
-                facts |= {"speaker": cells["client_id"], "gender": _gender(cells.get("gender"))}
-                facts |= {key: cells[key] for key in ("age", "accents", "accent") if cells.get(key)}
-                yield facts
-
-    return COMMON_VOICE.rows(utterances(), tasks)
+    tables = _language_tables(root, languages, splits, "LANGUAGE/train.tsv with LANGUAGE/clips")
+    for (language, split), path in tables.items():
+        for number, cells in read_delimited(path, "\t", needs=_COMMON_VOICE_COLUMNS, quoted=False):
+            if isinstance(cells, str):
+                yield from COMMON_VOICE.rows({"name": f"{language}/{split}:{number}", "problem": cells}, tasks)
+                continue
+            clip = Path(cells["path"])
+            facts = {"name": f"{language}/{split}/{clip.stem}", "split": split}
+            # The first releases name their clips without a suffix.
+            facts |= {"audio": path.parent / "clips" / (clip if clip.suffix else f"{clip}.mp3")}
+            facts |= {"transcript": cells["sentence"], "language": _language(language)}
+            facts |= {"speaker": cells["client_id"], "gender": _gender(cells.get("gender"))}
+            facts |= {key: cells[key] for key in ("age", "accents", "accent") if cells.get(key)}
+            yield from COMMON_VOICE.rows(facts, tasks)
 
 
 # `covost_v2.en_de.tsv` has all splits in a column; the corpus' own script makes `covost_v2.en_de.train.tsv` of it.
@@ -328,55 +281,44 @@ def covost2(
         root: the folder of a source language, or the one around several.
         pairs: as `[en_de, zh-CN_en]`; all by default.
     """
-    tables: dict[str, list[tuple[str | None, Path]]] = {}
+    tables: dict[str, dict[str | None, Path]] = {}
     for path in sorted([*root.glob("covost_v2.*.tsv"), *root.glob("*/covost_v2.*.tsv")]):
         if match := _COVOST_TABLE.fullmatch(path.name):
-            tables.setdefault(match["pair"], []).append((match["split"], path))
-    chosen = pairs or sorted(tables)
-    if not tables:
-        raise MissingFileError(f"{root} does not have the layout of CoVoST 2: expected en/covost_v2.en_de.tsv")
-    if missing := [pair for pair in chosen if pair not in tables]:
-        raise UserError(f"layout.pairs={list(chosen)}: {root} has no {', '.join(missing)}; it has {', '.join(tables)}")
-    wanted = splits or ("train", "dev", "test")
-    _choose(wanted, ("train", "dev", "test"), root, "")
-
-    def utterances() -> Iterator[Fields]:
-        for pair in chosen:
-            of_split = [entry for entry in tables[pair] if entry[0]]
-            for split, path in of_split or tables[pair]:
-                yield from _covost_table(pair, split, path, wanted)
-
-    return COVOST2.rows(utterances(), tasks)
+            tables.setdefault(match["pair"], {})[match["split"]] = path
+    chosen = _choose(pairs, sorted(tables), root, "en/covost_v2.en_de.tsv", "pairs")
+    wanted = _choose(splits, _SPLITS, root, "")
+    for pair in chosen:
+        if len(tables[pair]) > 1:
+            tables[pair].pop(None, None)  # it holds what the tables of the splits do
+        for split, path in tables[pair].items():
+            for facts in _covost_table(pair, split, path):
+                if facts.get("split") in (*wanted, None):
+                    yield from COVOST2.rows(facts, tasks)
 
 
-def _covost_table(pair: str, split: str | None, path: Path, wanted: Sequence[str]) -> Iterator[Fields]:
+def _covost_table(pair: str, split: str | None, path: Path) -> Iterator[Fields]:
+    """The utterances of a table: of one split, or with a column `split` and the sentences in Common Voice's table."""
+    form = {"delimiter": "\t", "quoted": False, "escape": "\\"}
     source, target = pair.split("_")
     validated = path.parent / "validated.tsv"
-    spoken = _covost_sentences(validated) if split is None and validated.is_file() else None
-    needs = ("path", "translation", *(("split",) if split is None else ("sentence",)))
-    for number, cells in read_delimited(path, "\t", needs=needs, quoted=False, escape="\\"):
+    spoken: dict[str, Cells] | None = None
+    if split is None and validated.is_file():
+        lines = (cells for _, cells in read_delimited(validated, needs=_COMMON_VOICE_COLUMNS, **form))
+        spoken = {cells["path"]: cells for cells in lines if isinstance(cells, Mapping)}
+    needs = ("path", "translation", "sentence" if split else "split")
+    for number, cells in read_delimited(path, needs=needs, **form):
         if isinstance(cells, str):
             yield {"name": f"{pair}:{number}", "problem": cells}
             continue
-        own = (split or cells["split"]).removesuffix("_covost")
-        if own not in wanted:
-            continue
-        clip = cells["path"]
+        own, clip = (split or cells["split"]).removesuffix("_covost"), cells["path"]
         facts = {"name": f"{pair}/{own}/{Path(clip).stem}", "split": own, "audio": path.parent / "clips" / clip}
         facts |= {"language": _language(source), "target_language": _language(target)}
         facts |= {"translation": cells["translation"]}
         if spoken is not None and clip not in spoken:
             yield facts | {"problem": f"validated.tsv does not have {clip}"}
             continue
-        sentence, speaker = (cells.get("sentence"), cells.get("client_id")) if spoken is None else spoken[clip]
-        yield facts | {"transcript": sentence, "speaker": speaker}
-
-
-def _covost_sentences(validated: Path) -> dict[str, tuple[str, str]]:
-    """Sentence and speaker of each clip."""
-    read = read_delimited(validated, "\t", needs=_COMMON_VOICE_COLUMNS, quoted=False, escape="\\")
-    lines = (cells for _, cells in read)
-    return {cells["path"]: (cells["sentence"], cells["client_id"]) for cells in lines if isinstance(cells, Mapping)}
+        told = cells if spoken is None else spoken[clip]
+        yield facts | {"transcript": told.get("sentence"), "speaker": told.get("client_id")}
 
 
 _FLEURS_COLUMNS = ["id", "file_name", "raw_transcription", "transcription", "characters", "num_samples", "gender"]
@@ -394,30 +336,19 @@ def fleurs(
     """
     if text not in ("transcription", "raw_transcription"):
         raise UserError(f"layout.text={text}: expected transcription or raw_transcription")
-    folders = _language_folders(root, languages, ["train.tsv", "dev.tsv", "test.tsv"])
-    found = {
-        (language, split): folder / f"{split}.tsv"
-        for language, folder in folders.items()
-        for split in ("train", "dev", "test")
-        if (folder / f"{split}.tsv").is_file()
-    }
-    chosen = _choose(splits, sorted({split for _, split in found}), root, "LANGUAGE/train.tsv with LANGUAGE/audio")
-    found = {key: path for key, path in found.items() if key[1] in chosen}
-    for (_, split), path in found.items():
+    tables = _language_tables(root, languages, splits, "LANGUAGE/train.tsv with LANGUAGE/audio")
+    for (_, split), path in tables.items():
         _check_unpacked(path.parent / "audio" / split, path.parent / "audio", f"{split}.tar.gz")
-
-    def utterances() -> Iterator[Fields]:
-        for (language, split), path in found.items():
-            for number, cells in read_delimited(path, "\t", quoted=False, header=_FLEURS_COLUMNS):
-                if isinstance(cells, str):
-                    yield {"name": f"{language}/{split}:{number}", "problem": cells}
-                    continue
-                audio = path.parent / "audio" / split / cells["file_name"]
-                facts = {"name": f"{language}/{split}/{audio.stem}", "audio": audio, "split": split}
-                facts |= {"transcript": cells[text], "language": _language(language)}
-                yield facts | {"sentence": cells["id"], "gender": _gender(cells["gender"])}
-
-    return FLEURS.rows(utterances(), tasks)
+    for (language, split), path in tables.items():
+        for number, cells in read_delimited(path, "\t", quoted=False, header=_FLEURS_COLUMNS):
+            if isinstance(cells, str):
+                yield from FLEURS.rows({"name": f"{language}/{split}:{number}", "problem": cells}, tasks)
+                continue
+            audio = path.parent / "audio" / split / cells["file_name"]
+            facts = {"name": f"{language}/{split}/{audio.stem}", "audio": audio, "split": split}
+            facts |= {"transcript": cells[text], "language": _language(language)}
+            facts |= {"sentence": cells["id"], "gender": _gender(cells["gender"])}
+            yield from FLEURS.rows(facts, tasks)
 
 
 # --- MELD, VocalSound ---------------------------------------------------------------------------------------------
@@ -438,25 +369,21 @@ def meld(root: Path, *, tasks: Sequence[str], splits: Sequence[str] | None) -> I
     Args:
         root: the folder `MELD.Raw`, or the one around it.
     """
-    tables = {split: _below(root, f"{split}_sent_emo.csv") for split in _MELD_FOLDERS}
-    there = [split for split, path in tables.items() if path is not None]
+    tables = _tables_below(root, {split: f"{split}_sent_emo.csv" for split in _MELD_FOLDERS})
     layout = ", ".join(f"{split}_sent_emo.csv with {folder}" for split, folder in _MELD_FOLDERS.items())
-    chosen = _choose(splits, there, root, layout)
+    chosen = _choose(splits, tables, root, layout)
     sounds = {split: _meld_sounds(root, split) for split in chosen}
-
-    def utterances() -> Iterator[Fields]:
-        for split in chosen:
-            folder, heard = sounds[split]
-            for number, cells in read_delimited(tables[split], ",", needs=_MELD_COLUMNS):
-                if isinstance(cells, str):
-                    yield {"name": f"{split}:{number}", "problem": cells}
-                    continue
-                clip = f"dia{cells['Dialogue_ID']}_utt{cells['Utterance_ID']}"
-                facts = {"name": f"{split}/{clip}", "audio": heard.get(clip, folder / f"{clip}.wav"), "split": split}
-                facts |= {"emotion": cells["Emotion"], "sentiment": cells["Sentiment"], "speaker": cells["Speaker"]}
-                yield facts | {"transcript": cells["Utterance"], "language": "en"}
-
-    return MELD.rows(utterances(), tasks)
+    for split in chosen:
+        folder, heard = sounds[split]
+        for number, cells in read_delimited(tables[split], ",", needs=_MELD_COLUMNS):
+            if isinstance(cells, str):
+                yield from MELD.rows({"name": f"{split}:{number}", "problem": cells}, tasks)
+                continue
+            clip = f"dia{cells['Dialogue_ID']}_utt{cells['Utterance_ID']}"
+            facts = {"name": f"{split}/{clip}", "audio": heard.get(clip, folder / f"{clip}.wav"), "split": split}
+            facts |= {"emotion": cells["Emotion"], "sentiment": cells["Sentiment"], "speaker": cells["Speaker"]}
+            facts |= {"transcript": cells["Utterance"], "language": "en"}
+            yield from MELD.rows(facts, tasks)
 
 
 def _meld_sounds(root: Path, split: str) -> tuple[Path, dict[str, Path]]:
@@ -480,6 +407,11 @@ def _below(root: Path, name: str) -> Path | None:
     return next(found, None)
 
 
+def _tables_below(root: Path, names: Mapping[str, str]) -> dict[str, Path]:
+    """The splits' tables that are there."""
+    return {split: path for split, name in names.items() if (path := _below(root, name)) is not None}
+
+
 def vocalsound(root: Path, *, tasks: Sequence[str], splits: Sequence[str] | None, rate: str) -> Iterator[Fields]:
     """`datafiles/tr.json`, `val.json` and `te.json`, whose paths are those of their authors' machine;
     `audio_16k/f0003_0_cough.wav`; `class_labels_indices_vs.csv`.
@@ -488,35 +420,33 @@ def vocalsound(root: Path, *, tasks: Sequence[str], splits: Sequence[str] | None
         root: the folder of the unpacked archive, or the one around it.
         rate: `16k` or `44k`, the version of the audio.
     """
-    home = found.parent if (found := _below(root, "datafiles")) else root
-    names = {"train": "tr", "valid": "val", "test": "te"}
-    lists = {split: home / "datafiles" / f"{name}.json" for split, name in names.items()}
-    there = [split for split, path in lists.items() if path.is_file()]
-    chosen = _choose(splits, there, home, "datafiles/tr.json, val.json, te.json with audio_16k or audio_44k")
+    names = {"train": "datafiles/tr.json", "valid": "datafiles/val.json", "test": "datafiles/te.json"}
+    lists = _tables_below(root, names)
+    chosen = _choose(splits, lists, root, "datafiles/tr.json, val.json, te.json with audio_16k or audio_44k")
+    home = lists[chosen[0]].parents[1]
     folder = home / f"audio_{rate}"
     if not folder.is_dir():
         raise MissingFileError(f"layout.rate={rate}: {home} has no {folder.name}, expected layout.rate=16k or 44k")
-    classes = dict(_vocalsound_classes(home / "class_labels_indices_vs.csv"))
-
-    def utterances() -> Iterator[Fields]:
-        for split in chosen:
-            for number, entry in enumerate(_read_json(lists[split])["data"]):
-                if not {"wav", "labels"} <= entry.keys():
-                    yield {"name": f"{split}:{number}", "problem": f"it is {entry!r:.80}, expected wav and labels"}
-                    continue
-                path = folder / Path(entry["wav"]).name
-                facts = {"name": f"{split}/{path.stem}", "audio": path, "split": split}
-                facts |= {"sound": classes.get(entry["labels"]), "speaker": path.stem.split("_")[0]}
-                yield facts | {"gender": _gender(path.stem[:1])}
-
-    return VOCALSOUND.rows(utterances(), tasks)
+    classes = _vocalsound_classes(home / "class_labels_indices_vs.csv")
+    for split in chosen:
+        for number, entry in enumerate(_read_json(lists[split])["data"]):
+            if not {"wav", "labels"} <= entry.keys():
+                problem = f"it is {entry!r:.80}, expected wav and labels"
+                yield from VOCALSOUND.rows({"name": f"{split}:{number}", "problem": problem}, tasks)
+                continue
+            path = folder / Path(entry["wav"]).name
+            facts = {"name": f"{split}/{path.stem}", "audio": path, "split": split, "gender": _gender(path.stem)}
+            facts |= {"sound": classes.get(entry["labels"]), "speaker": path.stem.split("_")[0]}
+            yield from VOCALSOUND.rows(facts, tasks)
 
 
-def _vocalsound_classes(path: Path) -> Iterator[tuple[str, str]]:
+def _vocalsound_classes(path: Path) -> dict[str, str]:
+    classes = {}
     for number, cells in read_delimited(path, ",", needs=("mid", "display_name")):
         if isinstance(cells, str):
             raise UserError(f"{path}, line {number}: {cells}")
-        yield cells["mid"], cells["display_name"]
+        classes[cells["mid"]] = cells["display_name"]
+    return classes
 
 
 # --- Clotho, NSynth -----------------------------------------------------------------------------------------------
@@ -537,32 +467,24 @@ def clotho(root: Path, *, tasks: Sequence[str], splits: Sequence[str] | None) ->
     Args:
         root: the folder that the archives were unpacked in, or the one around it.
     """
-    tables = {split: _below(root, f"clotho_captions_{name}.csv") for split, name in _CLOTHO_SPLITS.items()}
-    there = [split for split, path in tables.items() if path is not None]
-    chosen = _choose(splits, there, root, "clotho_captions_development.csv with development, and so on")
+    tables = _tables_below(root, {split: f"clotho_captions_{name}.csv" for split, name in _CLOTHO_SPLITS.items()})
+    chosen = _choose(splits, tables, root, "clotho_captions_development.csv with development, and so on")
     folders = {split: _below(root, _CLOTHO_SPLITS[split]) for split in chosen}
+    if missing := [_CLOTHO_SPLITS[split] for split, folder in folders.items() if folder is None]:
+        raise MissingFileError(f"{root} has no {missing[0]}: unpack clotho_audio_{missing[0]}.7z")
     for split, folder in folders.items():
-        if folder is None:
-            name = _CLOTHO_SPLITS[split]
-            raise MissingFileError(f"{root} has no {name}: unpack clotho_audio_{name}.7z")
-
-    def utterances() -> Iterator[Fields]:
-        for split in chosen:
-            for number, cells in read_delimited(tables[split], ",", needs=("file_name", "caption_1")):
-                if isinstance(cells, str):
-                    yield {"name": f"{split}:{number}", "problem": cells}
-                    continue
-                clip = cells["file_name"]
-                captions = [cells[key].strip() for key in cells if key.startswith("caption_")]
-                facts = {"audio": folders[split] / clip, "split": split, "caption_style": "clotho"}
-                name = f"{split}/{Path(clip).stem}"
-                if split == "train":
-                    for n, caption in enumerate(captions, start=1):
-                        yield facts | {"name": f"{name}/{n}", "caption": caption}
-                else:
-                    yield facts | {"name": name, "caption": captions[0], "references": captions}
-
-    return CLOTHO.rows(utterances(), tasks)
+        for number, cells in read_delimited(tables[split], ",", needs=("file_name", "caption_1")):
+            if isinstance(cells, str):
+                yield from CLOTHO.rows({"name": f"{split}:{number}", "problem": cells}, tasks)
+                continue
+            clip = folder / cells["file_name"]
+            captions = [cells[key].strip() for key in cells if key.startswith("caption_")]
+            facts = {"name": f"{split}/{clip.stem}", "audio": clip, "split": split, "caption_style": "clotho"}
+            if split != "train":
+                yield from CLOTHO.rows(facts | {"caption": captions[0], "references": captions}, tasks)
+                continue
+            for n, caption in enumerate(captions, start=1):
+                yield from CLOTHO.rows(facts | {"name": f"{facts['name']}/{n}", "caption": caption}, tasks)
 
 
 def nsynth(root: Path, *, tasks: Sequence[str], splits: Sequence[str] | None) -> Iterator[Fields]:
@@ -575,19 +497,15 @@ def nsynth(root: Path, *, tasks: Sequence[str], splits: Sequence[str] | None) ->
     """
     homes = [root, *sorted(root.glob("nsynth-*"))]
     lists = {home.resolve().name.removeprefix("nsynth-"): home for home in homes if (home / "examples.json").is_file()}
-    chosen = _choose(splits, list(lists), root, "nsynth-train/examples.json with nsynth-train/audio, and so on")
-
-    def utterances() -> Iterator[Fields]:
-        for split in chosen:
-            notes: dict[str, Cells] = _read_json(lists[split] / "examples.json")
-            for name, note in sorted(notes.items()):
-                facts = {"name": f"{split}/{name}", "audio": lists[split] / "audio" / f"{name}.wav", "split": split}
-                if missing := sorted(_NSYNTH_KEYS - note.keys()):
-                    yield facts | {"problem": f"examples.json does not tell its {', '.join(missing)}"}
-                    continue
+    for split in _choose(splits, lists, root, "nsynth-train/examples.json with nsynth-train/audio, and so on"):
+        notes: dict[str, Cells] = _read_json(lists[split] / "examples.json")
+        for name, note in sorted(notes.items()):
+            facts = {"name": f"{split}/{name}", "audio": lists[split] / "audio" / f"{name}.wav", "split": split}
+            if missing := sorted(_NSYNTH_KEYS - note.keys()):
+                facts["problem"] = f"examples.json does not tell its {', '.join(missing)}"
+            else:
                 family = note["instrument_family_str"]
                 heard = {"pitch": note["pitch"], "velocity": note["velocity"], "instrument": family}
                 facts |= {"notes": heard | {"sonic": note["qualities_str"]}, "instrument": family}
-                yield facts | {"source": note["instrument_source_str"]}
-
-    return NSYNTH.rows(utterances(), tasks)
+                facts |= {"source": note["instrument_source_str"]}
+            yield from NSYNTH.rows(facts, tasks)

@@ -16,6 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from auris.errors import MissingFileError, UserError
 from auris.text.answer_formats import Labels
 
@@ -31,17 +34,15 @@ Values = Mapping[str, Mapping[Any, Any]]
 _SPLIT = "{split}"
 REST = "*"  # among `values`: all that are not named
 
-_NUMBERS: dict[str, Callable[[str], float]] = {
-    "offset": float,
-    "duration": float,
-    "notes.pitch": int,
-    "notes.velocity": int,
+# How a cell of text is read whose label is more than a string, and what it is.
+_STRUCTURED = ("words", "events", "turns", "entities", "texts", "slots", "choices", "notes", "notes.sonic")
+_PARSERS: dict[str, tuple[Callable[[str], Any], str]] = {
+    **dict.fromkeys(("offset", "duration"), (float, "a number")),
+    **dict.fromkeys(("notes.pitch", "notes.velocity"), (int, "a number")),
+    **dict.fromkeys(_STRUCTURED, (json.loads, "JSON")),
 }
-# Labels that are more than a string: in a cell of text they are written as JSON.
-_STRUCTURED = {"words", "events", "turns", "entities", "texts", "slots", "choices", "notes", "notes.sonic"}
 
-_FIELD_LIMIT = 2**27  # characters of a cell of a CSV; the default is 131,072, less than some transcripts
-csv.field_size_limit(_FIELD_LIMIT)
+csv.field_size_limit(2**27)  # characters of a cell; the default is 131,072, less than some transcripts
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,6 +91,18 @@ def read_delimited(
             raise UserError(f"{path}, after line {reader.line_num}: {error}") from error
 
 
+def read_map(path: Path) -> dict[str, str]:
+    """`key value` by line; nothing where there is no file. Raises ValueError for one that is no text."""
+    if not path.is_file():
+        return {}
+    try:
+        with path.open(encoding="utf-8-sig") as lines:
+            pairs = (line.strip().split(maxsplit=1) for line in lines if line.strip())
+            return {key: " ".join(rest) for key, *rest in pairs}
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
 def _read_lines(path: Path) -> Iterator[tuple[int, Cells | str]]:
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
@@ -97,20 +110,13 @@ def _read_lines(path: Path) -> Iterator[tuple[int, Cells | str]]:
                 continue
             try:
                 cells = json.loads(line)
-            except ValueError as error:
-                cells = error
-            is_row = isinstance(cells, dict)
-            yield number, cells if is_row else f"{path.name}:{number} is no JSON object: {line[:80]!r}"
+            except ValueError:
+                cells = None
+            yield number, cells if isinstance(cells, dict) else f"{path.name}:{number} is no JSON object: {line[:80]!r}"
 
 
 def _read_parquet(path: Path) -> Iterator[tuple[int, Cells | str]]:
     """Classes that a data set of the hub numbers come out by their names."""
-    try:
-        import pyarrow.parquet as pq
-    except ImportError as error:
-        raise UserError(f"{path} is Parquet, which needs pyarrow: pip install pyarrow") from error
-    import pyarrow as pa
-
     try:
         file = pq.ParquetFile(path)
         classes = _class_names(file.schema_arrow.metadata or {})
@@ -145,23 +151,22 @@ _READERS: dict[str, Callable[[Path], Iterator[tuple[int, Cells | str]]]] = {
 # --- the map ------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
 class _Map:
     """As `table` takes them: what columns are called here, what their values are, and what all rows have."""
 
-    def __init__(
-        self,
-        columns: Mapping[str, str] | None,
-        values: Values | None,
-        labels: Labels | None,
-    ):
-        self._columns, self._values, self._labels = columns, values or {}, labels or {}
-        if columns is not None and (unmapped := sorted(set(self._values) - set(columns))):
+    columns: Mapping[str, str] | None
+    values: Values | None
+    labels: Labels | None
+
+    def __post_init__(self) -> None:
+        if self.columns is not None and (unmapped := sorted(set(self.values or ()) - set(self.columns))):
             raise UserError(f"layout.values has {unmapped[0]}, which is no column: add layout.columns.{unmapped[0]}")
 
     def apply(self, cells: Cells) -> Fields:
         """A row's fields. Raises ValueError for a cell that has no place in them."""
         fields: Fields = {}
-        columns = {name: name for name in cells} if self._columns is None else self._columns
+        columns = {name: name for name in cells} if self.columns is None else self.columns
         for ours, theirs in columns.items():
             value = self._value(ours, _cell(cells, theirs))
             if value is None or value == "":
@@ -171,27 +176,22 @@ class _Map:
             for folder in folders:
                 inner = inner.setdefault(folder, {})
             inner[name] = value
-        return {**fields, **self._labels}
+        return {**fields, **(self.labels or {})}
 
     def _value(self, ours: str, cell: Any) -> Any:
-        if ours in self._values:
-            known = {str(theirs): value for theirs, value in self._values[ours].items()}
+        if self.values and ours in self.values:
+            known = {str(theirs): value for theirs, value in self.values[ours].items()}
             value = known.get(str(cell), known.get(REST))
             if value is None:
                 raise UserError(f"`{ours}` is {cell!r:.80}, layout.values.{ours} has {', '.join(known)}")
             return value
-        if isinstance(cell, str) and ours in _NUMBERS and cell.strip():
+        if isinstance(cell, str) and ours in _PARSERS and cell.strip():
+            parse, expected = _PARSERS[ours]
             try:
-                return _NUMBERS[ours](cell)
+                return parse(cell)
             except ValueError:
-                raise UserError(f"`{ours}` is {cell!r:.80}, expected a number") from None
-        if isinstance(cell, str) and ours in _STRUCTURED and cell.strip():
-            try:
-                return json.loads(cell)
-            except ValueError:
-                raise UserError(f"`{ours}` is {cell!r:.80}, expected JSON") from None
-        is_number = isinstance(cell, (int, float)) and ours not in _NUMBERS
-        return str(cell) if is_number else cell
+                raise UserError(f"`{ours}` is {cell!r:.80}, expected {expected}") from None
+        return str(cell) if isinstance(cell, (int, float)) and ours not in _PARSERS else cell
 
 
 def _cell(cells: Cells, theirs: str) -> Any:

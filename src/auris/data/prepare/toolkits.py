@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from auris.data.prepare.tables import Cells, Fields, find_files
+from auris.data.prepare.tables import Cells, Fields, find_files, read_map
 from auris.data.rows import Form, Record, parse
 from auris.errors import MissingFileError, UserError
 
@@ -117,28 +117,18 @@ def kaldi(root: Path, *, folders: Sequence[str], language: str | None, name: str
 
 
 def _kaldi_rows(root: Path, folder: Path, language: str | None, name: str) -> Iterator[Fields]:
-    sounds, texts = _read_map(folder / "wav.scp"), _read_map(folder / "text")
+    sounds, texts = read_map(folder / "wav.scp"), read_map(folder / "text")
     is_cut = (folder / "segments").is_file()
-    segments = {key: value.split() for key, value in _read_map(folder / "segments").items()}
-    speakers, genders = _read_map(folder / "utt2spk"), _read_map(folder / "spk2gender")
-    languages = _read_map(folder / "utt2lang")
+    segments = {key: value.split() for key, value in read_map(folder / "segments").items()}
+    speakers, genders = read_map(folder / "utt2spk"), read_map(folder / "spk2gender")
+    languages = read_map(folder / "utt2lang")
     for key in sorted({*texts, *(segments if is_cut else sounds)}):
         row: Fields = {"id": f"{name}/{folder.name}/{key}", "task": "asr", "split": folder.name}
         try:
-            yield (
-                row
-                | _kaldi_sound(root, key, sounds, segments if is_cut else None)
-                | {
-                    label: value
-                    for label, value in (
-                        ("text", texts.get(key)),
-                        ("language", languages.get(key, language)),
-                        ("speaker", speakers.get(key)),
-                        ("gender", {"m": "male", "f": "female"}.get(genders.get(speakers.get(key, ""), ""))),
-                    )
-                    if value
-                }
-            )
+            row |= _kaldi_sound(root, key, sounds, segments if is_cut else None)
+            labels = {"text": texts.get(key), "language": languages.get(key, language), "speaker": speakers.get(key)}
+            labels["gender"] = {"m": "male", "f": "female"}.get(genders.get(speakers.get(key, ""), ""))
+            yield row | {label: value for label, value in labels.items() if value}
         except ValueError as error:
             yield row | {"problem": str(error)}
 
@@ -162,15 +152,6 @@ def _kaldi_sound(
     if sounds[recording].endswith("|") or sounds[recording].startswith("|"):
         raise UserError(f"wav.scp has a command for {recording}, and none is executed: write its sound to a file")
     return {"audio": root / sounds[recording], **times}
-
-
-def _read_map(path: Path) -> dict[str, str]:
-    """`key value` by line; nothing where there is no file."""
-    if not path.is_file():
-        return {}
-    with path.open(encoding="utf-8") as lines:
-        pairs = (line.strip().split(maxsplit=1) for line in lines if line.strip())
-        return {key: " ".join(rest) for key, *rest in pairs}
 
 
 # --- our own ------------------------------------------------------------------------------------------------------
