@@ -86,7 +86,6 @@ class Endpoint:
     model: str
     key_env: str | None = None
     temperature: float = 0.7
-    max_tokens: int | None = None
     timeout: float = 60.0
     retries: int = 0
     pause: float = 1.0
@@ -110,7 +109,6 @@ class Endpoint:
         """The reply to `messages`; `settings` are instead of the endpoint's own. Raises ValueError when there is
         none."""
         own = {"model": self.model, "temperature": self.temperature}
-        own |= {} if self.max_tokens is None else {"max_tokens": self.max_tokens}
         body = json.dumps({"messages": list(messages), **(settings or own)}).encode()
         pause = self.pause
         for left in reversed(range(self.retries + 1)):
@@ -210,25 +208,21 @@ class Record:
         return self.head.get("answered by") if self.head.get("stand-in") else None
 
     def _load(self) -> None:
-        text = self.path.read_text(encoding="utf-8")
-        if self.endpoint is not None:
-            text = text[: text.rfind("\n") + 1]  # the process that wrote an unfinished last line was killed
-        first, *lines = text.removesuffix("\n").split("\n")  # splitlines() would split at U+2028 in a text
-        if first:
+        *lines, unfinished = self.path.read_bytes().split(b"\n")
+        if unfinished and self.endpoint is None:  # otherwise it is asked for again
+            lines.append(unfinished)
+        for number, line in enumerate(lines, start=1):
             try:
-                self.head = dict(json.loads(first))
-            except (ValueError, TypeError):
-                raise UserError(f"{self.setting}.recording={self.path}, line 1 does not say what it is") from None
-        for number, line in enumerate(lines, start=2):
-            try:
-                answer = json.loads(line)
-                reply = Reply(answer["reply"], answer["model"])
-                self.answers[_request(answer["messages"], answer.get("settings"))] = reply
+                content = json.loads(line)
+                if number == 1:
+                    self.head = dict(content)
+                    continue
+                reply = Reply(content["reply"], content["model"])
+                self.answers[_request(content["messages"], content.get("settings"))] = reply
             except (ValueError, KeyError, TypeError) as error:
+                what = "does not say what it is" if number == 1 else "is no answer"
                 reason = f"{type(error).__name__}: {error}"
-                raise UserError(
-                    f"{self.setting}.recording={self.path}, line {number} is no answer ({reason})"
-                ) from None
+                raise UserError(f"{self.setting}.recording={self.path}, line {number} {what} ({reason})") from None
 
     def find(self, messages: Sequence[Message], settings: Settings | None = None) -> Reply | None:
         """Return the recorded reply to a request, or None."""
@@ -274,8 +268,7 @@ class Record:
                     future.result()
                     done()
             except BaseException:
-                for future in futures:
-                    future.cancel()
+                pool.shutdown(cancel_futures=True)
                 raise
 
     def _append(self, messages: Sequence[Message], reply: Reply, settings: Settings | None) -> None:

@@ -36,7 +36,7 @@ def stops(call: Callable, error: str) -> None:
 # --- error rates --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("version", official.VERSIONS)
+@pytest.mark.parametrize("version", ["v1", "v2"])
 @pytest.mark.parametrize("language", ["en", "zh", "yue", "fr", "ja", "de", "es", "it", "ko"])
 def test_compared_items_and_rates_equal_the_scripts(golden, language, version):
     if version == "v2" and language in ("zh", "yue"):
@@ -55,7 +55,7 @@ def test_compared_items_and_rates_equal_the_scripts(golden, language, version):
         assert rate == corpus[version]["wer"]
 
 
-@pytest.mark.parametrize("version", official.VERSIONS)
+@pytest.mark.parametrize("version", ["v1", "v2"])
 def test_error_rates_stop_where_the_scripts_do(golden, version):
     pytest.importorskip("cn2an")
     edges = golden("wer", "edge")
@@ -282,11 +282,6 @@ def test_a_report_has_a_line_per_source_and_says_where_the_script_died():
     assert lines[-1].stopped.startswith("ValueError") and lines[0].n == 1
     with pytest.raises(ValueError, match="benchmark.script=evaluate_caption: expected evaluate_asr"):
         official.report("evaluate_caption", "v1", answers)
-
-
-def test_an_unknown_version_is_named():
-    with pytest.raises(ValueError, match="version 'v3': expected v1 or v2"):
-        official.accuracy([("a", "a")], "v3")
 
 
 def test_normalisation_keeps_words_apart_where_the_scripts_do():

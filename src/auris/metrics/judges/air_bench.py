@@ -124,31 +124,21 @@ def failure(reply: str) -> str | None:
 
 def count(metric: str, replies: Sequence[str], task_name: str) -> list[Any]:
     """What a row contributes to a metric, given the judge's replies in both orders."""
-    official = [points(reply, order) for order, reply in enumerate(replies)]
     match metric:
         case "judged_official":
-            return [GROUPS[task_name], *official]
+            return [GROUPS[task_name], *(points(reply, order) for order, reply in enumerate(replies))]
         case "judged_strict":
             return [GROUPS[task_name], *(points(reply, order, True) or 0 for order, reply in enumerate(replies))]
         case "judge_failed":
             return [float(sum(failure(reply) is not None for reply in replies)), float(len(replies))]
-    leads = [_lead(reply, order) for order, reply in enumerate(replies)]
-    read = [lead for lead in leads if lead is not None]
+    read = ((order, parse(reply)) for order, reply in enumerate(replies))
+    leads = [
+        pair[1 - order] - pair[order] for order, pair in read if pair
+    ]  # of the model over the reference, in points
     if metric == "judge_wins":
-        return [float(sum(lead > 0 for lead in read)), float(len(read))]
-    assert metric == "judge_flips", metric
-    both = len(read) == len(ORDERS)
-    return [float(both and _sign(read[0]) != _sign(read[1])), float(both)]
-
-
-def _lead(reply: str, order: int) -> int | None:
-    """By how many points the model's answer is ahead of the reference."""
-    found = parse(reply)
-    return None if found is None else found[1 - order] - found[order]
-
-
-def _sign(number: int) -> int:
-    return (number > 0) - (number < 0)
+        return [float(sum(lead > 0 for lead in leads)), float(len(leads))]
+    both = len(leads) == len(ORDERS)
+    return [float(both and len({(lead > 0) - (lead < 0) for lead in leads}) > 1), float(both)]
 
 
 # --- the judge ----------------------------------------------------------------------------------------------------
@@ -326,44 +316,35 @@ def _summary(verdicts: Sequence[Verdict]) -> list[str]:
 
 def openai(
     *,
+    recording: str,
     url: str,
     model: str,
-    recording: str,
     key_env: str | None,
-    temperature: float | str,
-    max_tokens: int,
     concurrency: int,
     requests_per_minute: float | None,
     retries: int,
     timeout: float,
-    price: Mapping[str, float] | None,
-    max_cost: float | None,
     stand_in: str | None,
-    seed: int,
+    **settings: Any,
 ) -> Judge:
-    """A judge behind an OpenAI-compatible endpoint (`completions.Endpoint`); its replies are kept in `recording`."""
+    """A judge behind an OpenAI-compatible endpoint (`completions.Endpoint`), with further `settings` of `Judge`."""
     limits = {"retries": retries, "timeout": timeout, "per_minute": requests_per_minute}
     endpoint = Endpoint(url=url, model=model, key_env=key_env, blank=True, stand_in=stand_in, setting="judge", **limits)
-    settings = {"temperature": temperature, "max_tokens": max_tokens, "seed": seed}
-    return Judge(
-        _record(recording, endpoint), model=model, workers=concurrency, price=price, max_cost=max_cost, **settings
-    )
+    return Judge(_record(recording, endpoint), model=model, workers=concurrency, **settings)
 
 
-def recorded(*, recording: str, model: str | None, temperature: float | str, max_tokens: int, seed: int) -> Judge:
+def recorded(*, recording: str, model: str | None, **settings: Any) -> Judge:
     """The judge of a recording, which answers only what it was asked; `model=None`: the one it was made with."""
     record = _record(recording, None)
     model = model or record.head.get("settings", {}).get("model")
     if model is None:
         raise UserError(f"judge.recording={recording} does not say which model was asked: judge.model=NAME")
-    return Judge(record, model=model, temperature=temperature, max_tokens=max_tokens, seed=seed)
+    return Judge(record, model=model, **settings)
 
 
-def stub(*, recording: str, temperature: float | str, max_tokens: int, seed: int) -> Judge:
+def stub(*, recording: str, **settings: Any) -> Judge:
     """A script in the place of a judge, to try everything else: it counts common words, and says that it does."""
-    model = Stub.stand_in.partition(",")[0]
-    settings = {"temperature": temperature, "max_tokens": max_tokens, "seed": seed}
-    return Judge(_record(recording, Stub()), model=model, **settings)
+    return Judge(_record(recording, Stub()), model=Stub.stand_in.partition(",")[0], **settings)
 
 
 def _record(path: str, endpoint: Endpoint | Stub | None) -> Record:
