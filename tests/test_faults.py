@@ -199,11 +199,11 @@ def deadly(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
         marks = tmp_path / "marks"
         marks.mkdir()
 
-        def read_or_die(given: Path, **options: object) -> np.ndarray:
+        def read_or_die(given: Path, *segment: float | None) -> np.ndarray:
             if str(given) == path and os.getpid() != here and len(list(marks.iterdir())) < times:
                 (marks / str(os.getpid())).touch()
                 os.kill(os.getpid(), signal.SIGKILL)
-            return read(given, **options)
+            return read(given, *segment)
 
         monkeypatch.setattr(audio, "read", read_or_die)
 

@@ -146,15 +146,6 @@ def test_half_a_line_is_computed_again_and_nothing_is_lost_behind_it(net, rows, 
     assert counted.rows == []
 
 
-@pytest.mark.parametrize(
-    "line", ['{"row": "x", "chosen": -1.0}', '{"row": "x", "chosen": NaN, "rejected": -1.0}', "[]"]
-)
-def test_a_line_that_no_run_has_written_is_named(net, rows, samples, tmp_path, line):
-    (tmp_path / "cache-0.jsonl").write_text(line + "\n")
-    with pytest.raises(ValueError, match=r"cache-0.jsonl, line 1: .* is no pair of log-probabilities; delete the file"):
-        compute(net, rows, samples, tmp_path / "cache")
-
-
 @pytest.mark.parametrize("change", ["answer", "sound", "sound of the same length", "order of the answers"])
 def test_a_row_that_was_changed_is_computed_again(net, rows, samples, tmp_path, monkeypatch, change):
     before = compute(net, rows, samples, tmp_path / "cache")

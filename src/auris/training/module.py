@@ -124,7 +124,7 @@ class AudioLMModule(L.LightningModule):
                 self.trainer.datamodule,
                 trainer=self.trainer,
                 recipe=self.hparams["recipe"],
-                tensor_parallel=meshes.tensor.size() if meshes and meshes.tensor else 1,
+                tensor_parallel=meshes.copies if meshes else 1,
             )
 
     def cpu(self) -> AudioLMModule:

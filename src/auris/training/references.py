@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import json
-import math
 from collections.abc import Iterable, Sequence
 from functools import cache
+from itertools import chain
 from pathlib import Path
 
 import lightning as L
@@ -237,21 +236,9 @@ def _file_digest(path: Path, changed_ns: int) -> str:
 
 
 def _read(file: Path) -> Table:
-    """Read what all processes of earlier runs have computed.
-
-    Raises:
-        UserError: a line is no pair of log-probabilities.
-    """
-    table: Table = {}
-    for path in sorted(file.parent.glob(f"{file.name}-*.jsonl")):
-        for number, entry in enumerate(files.read_jsonl(path), start=1):
-            pair = tuple(entry.get(which) for which in ("chosen", "rejected")) if isinstance(entry, dict) else ()
-            if not pair or not all(isinstance(logp, float) and math.isfinite(logp) for logp in pair):
-                raise UserError(
-                    f"{path}, line {number}: {json.dumps(entry)[:80]} is no pair of log-probabilities; delete the file"
-                )
-            table[entry["row"]] = pair
-    return table
+    """Read what all processes of earlier runs have computed."""
+    lines = chain.from_iterable(map(files.read_jsonl, sorted(file.parent.glob(f"{file.name}-*.jsonl"))))
+    return {line["row"]: (line["chosen"], line["rejected"]) for line in lines}
 
 
 def _merge(table: Table) -> Table:

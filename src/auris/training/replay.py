@@ -10,6 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import lightning as L
+from lightning.pytorch.callbacks import LambdaCallback
 from rich.console import Console
 from rich.table import Table
 
@@ -45,9 +46,10 @@ def reproduce(file: Path, *, checkpoint: str | None, accelerator: str, console: 
     data.examined = _read(fault, data, console)
     snapshot, description = _weights(fault, run_dir, checkpoint)
     print_plain(console, description)
+    restore = LambdaCallback(on_predict_start=lambda _, net: snapshot and checkpoint_io.restore(snapshot, module=net))
     alone = {"accelerator": accelerator, "devices": 1, "num_nodes": 1, "strategy": "auto", "enable_progress_bar": False}
     trainer: L.Trainer = config.build(train.trainer_options(made["trainer"] | alone) | {"_partial_": True})(
-        logger=False, callbacks=[_Weights(snapshot)], inference_mode=False, default_root_dir=run_dir
+        logger=False, callbacks=[restore], inference_mode=False, default_root_dir=run_dir
     )
     results: list[RowResult] = trainer.predict(module, datamodule=data)
     ids = [data.rows[row].id for row, _ in data.examined]
@@ -70,17 +72,6 @@ def _read(fault: Fault, data: AudioDataModule, console: Console) -> list[tuple[i
     if not entries:
         raise UserError("no row of the step can be used")
     return entries
-
-
-class _Weights(L.Callback):
-    """Gives the module a checkpoint's weights, if there is one."""
-
-    def __init__(self, snapshot: checkpoint_dir.CheckpointDir | None):
-        self.snapshot = snapshot
-
-    def on_predict_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        if self.snapshot is not None:
-            checkpoint_io.restore(self.snapshot, module=module)
 
 
 def _weights(fault: Fault, run_dir: Path, checkpoint: str | None) -> tuple[checkpoint_dir.CheckpointDir | None, str]:

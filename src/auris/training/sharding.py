@@ -48,6 +48,11 @@ class Meshes:
     tensor: DeviceMesh | None = None
     dtype: torch.dtype = torch.float32
 
+    @property
+    def copies(self) -> int:
+        """Number of processes that compute the same gradient of what tensor parallelism leaves whole."""
+        return 1 if self.tensor is None else self.tensor.size()
+
 
 def shard(net: AudioLM, meshes: Meshes) -> None:
     """Divide a net on the meta device over processes (FSDP2), with its adapters attached and its parts frozen.
@@ -66,18 +71,16 @@ def shard(net: AudioLM, meshes: Meshes) -> None:
     for parameter in net.parameters():
         if not parameter.requires_grad:  # only trained parameters need a master weight
             parameter.data = parameter.data.to(meshes.dtype)
-    copies = 1
     if meshes.tensor is not None:
-        copies = meshes.tensor.size()
         _split_layers(net, meshes.tensor)
     for block in net.encoder.blocks:
-        _unit(block, meshes.whole, meshes.dtype, copies)
+        _unit(block, meshes.whole, meshes.dtype, meshes.copies)
     for layer in llm.layers(net.llm):
         _unit(layer, meshes.layers, meshes.dtype)
     embedding = net.llm.get_input_embeddings()
     if embedding.weight is not net.llm.get_output_embeddings().weight:
-        _unit(embedding, meshes.whole, meshes.dtype, copies)
-    _unit(net, meshes.whole, meshes.dtype, copies, reshard_after_forward=False)
+        _unit(embedding, meshes.whole, meshes.dtype, meshes.copies)
+    _unit(net, meshes.whole, meshes.dtype, meshes.copies, reshard_after_forward=False)
     for entry in _ENTRIES:
         register_fsdp_forward_method(net, entry)
 
@@ -85,8 +88,7 @@ def shard(net: AudioLM, meshes: Meshes) -> None:
 def shard_objective(objective: nn.Module, meshes: Meshes) -> None:
     """Divide the parameters of an objective, if it has some. It is small, and has its values already."""
     if next(objective.parameters(), None) is not None:
-        copies = 1 if meshes.tensor is None else meshes.tensor.size()
-        _unit(objective, meshes.whole, meshes.dtype, copies)
+        _unit(objective, meshes.whole, meshes.dtype, meshes.copies)
         register_fsdp_forward_method(objective, "answer")
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import lightning as L
@@ -19,26 +18,10 @@ from auris.training import cost
 from auris.training.cost import LOAD
 from auris.training.provenance import WINDOW, device_name
 
-
-@dataclass(frozen=True, kw_only=True)
-class Mark:
-    """Totals of this session at the end of a step.
-
-    Attributes:
-        seconds: of training; validation is left out.
-        computed: tokens and frames, useful and idle ones.
-        idle: tokens and frames that belong to no row.
-        waited: seconds that ranks waited for data; of each step, those of the rank that waited longest.
-    """
-
-    steps: int = 0
-    seconds: float = 0.0
-    tokens: float = 0.0
-    audio_seconds: float = 0.0
-    flops: float = 0.0
-    computed: float = 0.0
-    idle: float = 0.0
-    waited: float = 0.0
+Mark = Mapping[str, float]
+"""Totals of this session at the end of a step: `steps` and `seconds` of training, without validation; `tokens`,
+`audio_seconds` and `flops`; `computed`, tokens and frames, useful and idle ones, and `idle`, those that belong to no
+row; `waited`, seconds that ranks waited for data, of each step those of the rank that waited longest."""
 
 
 class Throughput(L.Callback):
@@ -54,10 +37,10 @@ class Throughput(L.Callback):
         self.setting = peak_flops
         self.peak, self.source = cost.peak_flops("", "", peak_flops)
         self.flops_per: dict[str, int] = {}  # useful operations of one unit of each field of a load
-        self.tokens = self.audio_seconds = self.flops = 0.0  # of the whole run
+        self.totals = dict.fromkeys(("tokens", "audio_seconds", "flops"), 0.0)  # of the whole run
         self.marks: list[Mark] = []
         self.first: Mark | None = None
-        self.now = Mark()
+        self.now: Mark = {}
         self.peak_bytes = 0.0
         self.devices = 1
         self.paused = 0.0
@@ -83,50 +66,47 @@ class Throughput(L.Callback):
         for name, key in shown.items():
             if key in rates:
                 module.log(name, rates[key], prog_bar=True, logger=False)
-        module.log("train/audio_hours", self.audio_seconds / 3600)
-        module.log("train/flops", self.flops)
+        module.log("train/audio_hours", self.totals["audio_seconds"] / 3600)
+        module.log("train/flops", self.totals["flops"])
         if rates and trainer.global_step % trainer.log_every_n_steps == 0:
             for logger in trainer.loggers:
                 named = {f"speed/{name}": value for name, value in rates.items()}
                 logger.log_metrics(named, trainer.global_step - 1)  # steps are numbered from 0 in Lightning's curves
 
     def _count(self, outputs: Mapping[str, Tensor]) -> None:
-        step = {name: float(outputs[name]) for name in (*LOAD, "idle", "audio_seconds")}
-        flops = sum(self.flops_per.get(name, 0) * step[name] for name in LOAD)
-        self.tokens += step["tokens"]
-        self.audio_seconds += step["audio_seconds"]
-        self.flops += flops
-        self.peak_bytes = max(self.peak_bytes, float(outputs["peak_bytes"].max()))
-        # Waiting for the first batch after a validation is part of the pause.
-        waited = 0.0 if self.validating is not None else float(outputs["waited"].max())
+        counts = {name: float(outputs[name]) for name in (*LOAD, "idle", "audio_seconds")}
+        step = {
+            "steps": 1,
+            "tokens": counts["tokens"],
+            "audio_seconds": counts["audio_seconds"],
+            "flops": sum(self.flops_per.get(name, 0) * counts[name] for name in LOAD),
+            "computed": counts["tokens"] + counts["frames"] + counts["idle"],
+            "idle": counts["idle"],
+            # Waiting for the first batch after a validation is part of the pause.
+            "waited": 0.0 if self.validating is not None else float(outputs["waited"].max()),
+        }
         self.validating = None
-        before = self.now
-        self.now = Mark(
-            steps=before.steps + 1,
-            seconds=time.perf_counter() - self.paused,
-            tokens=before.tokens + step["tokens"],
-            audio_seconds=before.audio_seconds + step["audio_seconds"],
-            flops=before.flops + flops,
-            computed=before.computed + step["tokens"] + step["frames"] + step["idle"],
-            idle=before.idle + step["idle"],
-            waited=before.waited + waited,
-        )
+        self.peak_bytes = max(self.peak_bytes, float(outputs["peak_bytes"].max()))
+        self.totals = {name: total + step[name] for name, total in self.totals.items()}
+        now = {name: self.now.get(name, 0) + number for name, number in step.items()}
+        self.now = now | {"seconds": time.perf_counter() - self.paused}
         self.first = self.first or self.now
         self.marks = [*self.marks[-WINDOW:], self.now]
 
     def rates(self, start: Mark, end: Mark) -> dict[str, float]:
         """Return the speeds between two marks, or nothing if no time lies between them. Shares are 0 to 1."""
-        seconds = end.seconds - start.seconds
+        done = {name: end[name] - start[name] for name in end}
+        seconds = done["seconds"]
         if seconds <= 0:
             return {}
-        flops = (end.flops - start.flops) / seconds
+        flops = done["flops"] / seconds
         rates = {
-            "tokens_per_s": (end.tokens - start.tokens) / seconds,
-            "audio_hours_per_hour": (end.audio_seconds - start.audio_seconds) / seconds,
-            "seconds_per_step": seconds / (end.steps - start.steps),
+            "tokens_per_s": done["tokens"] / seconds,
+            "audio_hours_per_hour": done["audio_seconds"] / seconds,
+            "seconds_per_step": seconds / done["steps"],
             "useful_tflops": flops / 1e12,
-            "padding": (end.idle - start.idle) / max(1.0, end.computed - start.computed),
-            "data_wait": (end.waited - start.waited) / seconds,
+            "padding": done["idle"] / max(1.0, done["computed"]),
+            "data_wait": done["waited"] / seconds,
             "peak_memory_gib": self.peak_bytes / cost.GIB,
         }
         return rates | ({} if self.peak is None else {"mfu": flops / self.devices / self.peak})
@@ -144,14 +124,14 @@ class Throughput(L.Callback):
         if self.peak is not None:
             mfu = f"MFU {100 * rates['mfu']:.1f} % of {self.peak / 1e12:.4g} TFLOP/s a device (by {self.source})"
         return (
-            f"speed over {self.now.steps - 1} steps on {self.devices} ranks: {rates['tokens_per_s']:,.0f} tokens/s, "
+            f"speed over {self.now['steps'] - 1} steps on {self.devices} ranks: {rates['tokens_per_s']:,.0f} tokens/s, "
             f"{rates['audio_hours_per_hour']:,.1f} h of audio an hour, {rates['useful_tflops']:.3g} useful TFLOP/s, "
             f"{mfu}; padding {100 * rates['padding']:.2f} %, waiting for data {100 * rates['data_wait']:.1f} % of the "
             f"time, {rates['peak_memory_gib']:.2f} GiB of memory at most on a rank"
         )
 
     def state_dict(self) -> dict[str, float]:
-        return {"tokens": self.tokens, "audio_seconds": self.audio_seconds, "flops": self.flops}
+        return self.totals
 
     def load_state_dict(self, state: dict[str, float]) -> None:
-        self.tokens, self.audio_seconds, self.flops = state["tokens"], state["audio_seconds"], state["flops"]
+        self.totals = state

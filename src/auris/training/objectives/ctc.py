@@ -7,8 +7,8 @@ will have to translate (Graves et al. 2006).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from itertools import takewhile
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -67,13 +67,12 @@ class CTC(Objective):
         pack: Pack,
         settings: Generation,
         *,
-        generator: torch.Generator | None = None,
-        any_goes: Callable[[bool], bool] = bool,
         more: More = no_more,
+        **options: Any,
     ) -> list[list[int]]:
         """Return the best path without repeats and blanks, up to a token of `stop` or `max_new_tokens`.
 
-        `generator` and `any_goes` have no effect: nothing is drawn, and each pack takes one forward.
+        Other `options` have no effect: nothing is drawn, and each pack takes one forward.
 
         Raises:
             UserError: settings that choose tokens in another way.

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from auris.model.generation import Generation, More, no_more
+from auris.model.generation import Generation
 from auris.model.pack import Pack
 from auris.text.tasks import CURVES
 
@@ -34,13 +34,10 @@ class Objective(nn.Module):
         net: nn.Module,
         pack: Pack,
         settings: Generation,
-        *,
-        generator: torch.Generator | None = None,
-        any_goes: Callable[[bool], bool] = bool,
-        more: More = no_more,
+        **options: Any,
     ) -> list[list[int]]:
-        """Return the token ids that continue each row of packs of prompts (see `generation.generate`)."""
-        return net.generate(pack, settings, generator=generator, any_goes=any_goes, more=more)
+        """Return the token ids that continue each row of packs of prompts; `options` are `generation.generate`'s."""
+        return net.generate(pack, settings, **options)
 
 
 def task_sums(losses: Tensor, curves: Tensor) -> Tensor:
