@@ -132,15 +132,6 @@ class Geometry:
         return sum(map(self.tokens, windows)) + inner
 
 
-@dataclass(frozen=True)
-class _Segment:
-    """Where to read in a file, in samples of the file's own rate."""
-
-    start: int
-    length: int
-    rate: int
-
-
 def _open(source: Source) -> soundfile.SoundFile:
     """Raises AudioError where there is nothing to open, or nothing in it."""
     if isinstance(source, (str, Path)):
@@ -164,7 +155,8 @@ def _open(source: Source) -> soundfile.SoundFile:
     return opened
 
 
-def _locate(path: Source, opened: soundfile.SoundFile, offset: float, duration: float | None) -> _Segment:
+def _locate(path: Source, opened: soundfile.SoundFile, offset: float, duration: float | None) -> tuple[int, int]:
+    """Where to read in a file: the first sample and the number of samples, at the file's own rate."""
     rate, frames = opened.samplerate, opened.frames
     end_of_file = frames / rate
     if offset < 0 or (duration is not None and duration <= 0):
@@ -179,7 +171,7 @@ def _locate(path: Source, opened: soundfile.SoundFile, offset: float, duration: 
         length = min(length, round(duration * rate))
     if _resampled(length, rate) == 0:
         raise AudioError(f"{path}: {length} samples at {rate} Hz are less than one sample at 16 kHz")
-    return _Segment(start, length, rate)
+    return start, length
 
 
 def _resampled(length: int, rate: int) -> int:
@@ -200,8 +192,8 @@ def n_samples(path: Source, offset: float = 0.0, duration: float | None = None) 
     if known is not None and offset == 0.0 and duration is None:
         return known
     with _open(path) as opened:
-        segment = _locate(path, opened, offset, duration)
-    return _resampled(segment.length, segment.rate)
+        _, length = _locate(path, opened, offset, duration)
+        return _resampled(length, opened.samplerate)
 
 
 def read(path: Source, offset: float = 0.0, duration: float | None = None) -> np.ndarray:
@@ -221,13 +213,13 @@ def read(path: Source, offset: float = 0.0, duration: float | None = None) -> np
 def decode(path: Source, offset: float = 0.0, duration: float | None = None) -> tuple[np.ndarray, int]:
     """What `read` reads as it was recorded: (L, channels) float32, and its rate in Hz. Raises AudioError as `read`."""
     with _open(path) as opened:
-        segment = _locate(path, opened, offset, duration)
-        wave = _decode(path, opened, segment, "float32")
-    if _resampled(len(wave), segment.rate) == 0:
+        rate = opened.samplerate
+        wave = _decode(path, opened, *_locate(path, opened, offset, duration), "float32")
+    if _resampled(len(wave), rate) == 0:
         raise AudioError(f"{path}: no samples from {offset} s on")
     if not np.isfinite(wave).all():
         raise AudioError(f"{path}: has samples that are not finite numbers")
-    return wave, segment.rate
+    return wave, rate
 
 
 def resample(wave: np.ndarray, rate: int) -> np.ndarray:
@@ -240,31 +232,27 @@ def resample(wave: np.ndarray, rate: int) -> np.ndarray:
     return wave
 
 
-def _decode(path: Source, opened: soundfile.SoundFile, segment: _Segment, dtype: str) -> np.ndarray:
-    """A segment (L, channels) at the file's own rate."""
+def _decode(path: Source, opened: soundfile.SoundFile, start: int, length: int, dtype: str) -> np.ndarray:
+    """`length` samples from `start` on (L, channels), at the file's own rate."""
     # An mp3 is decoded from its start: its frames lean on earlier ones, so up to 0.3 s after a seek are wrong. And its
     # stated length may be a guess.
     is_mp3 = opened.format == "MP3"
-    skip = segment.start if is_mp3 else 0
+    skip = start if is_mp3 else 0
     try:
-        if segment.start > skip:
-            opened.seek(segment.start)
-        wave = opened.read(skip + segment.length, dtype=dtype, always_2d=True)[skip:]
+        if start > skip:
+            opened.seek(start)
+        wave = opened.read(skip + length, dtype=dtype, always_2d=True)[skip:]
     except soundfile.SoundFileError as error:
         raise AudioError(f"{path}: cannot be decoded ({error})") from error
-    if len(wave) < segment.length and not is_mp3:
-        raise AudioError(f"{path}: ends after {len(wave)} of {segment.length} samples, the file is cut off")
+    if len(wave) < length and not is_mp3:
+        raise AudioError(f"{path}: ends after {len(wave)} of {length} samples, the file is cut off")
     return wave
 
 
 # What a stretch of a file is stored as, sample by sample the same: (numpy's type, format, subtype) by the file's own
 # subtype. FLAC holds whole numbers of up to 24 bits; whatever else there is becomes what `read` makes of it.
-_CUTS = {
-    "PCM_U8": ("int16", "FLAC", "PCM_16"),
-    "PCM_S8": ("int16", "FLAC", "PCM_16"),
-    "PCM_16": ("int16", "FLAC", "PCM_16"),
-    "PCM_24": ("int32", "FLAC", "PCM_24"),
-}
+_CUTS = dict.fromkeys(("PCM_U8", "PCM_S8", "PCM_16"), ("int16", "FLAC", "PCM_16"))
+_CUTS["PCM_24"] = ("int32", "FLAC", "PCM_24")
 _ANY_CUT = ("float32", "WAV", "FLOAT")
 _FLAC_CHANNELS = 8
 
@@ -275,12 +263,11 @@ def cut(path: Source, offset: float, duration: float | None = None) -> bytes:
     Raises AudioError as `read`.
     """
     with _open(path) as opened:
-        segment = _locate(path, opened, offset, duration)
         known = _CUTS.get(opened.subtype, _ANY_CUT)
         dtype, container, subtype = known if opened.channels <= _FLAC_CHANNELS else _ANY_CUT
-        wave = _decode(path, opened, segment, dtype)
+        wave = _decode(path, opened, *_locate(path, opened, offset, duration), dtype)
     out = io.BytesIO()
-    soundfile.write(out, wave, segment.rate, format=container, subtype=subtype)
+    soundfile.write(out, wave, opened.samplerate, format=container, subtype=subtype)
     return out.getvalue()
 
 

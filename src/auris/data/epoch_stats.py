@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,24 +16,15 @@ from auris.data.samples import Samples
 STEPS = 2000  # evenly spread steps that are sampled: takes seconds; shares are exact to a few thousandths
 
 
-@dataclass(frozen=True, kw_only=True)
-class Share:
+class Share(NamedTuple):
     """Rows, tokens (of their longest wording) and seconds of audio."""
 
     rows: float
     tokens: float
     seconds: float
 
-    def __add__(self, other: Share) -> Share:
-        return Share(
-            rows=self.rows + other.rows, tokens=self.tokens + other.tokens, seconds=self.seconds + other.seconds
-        )
-
     def times(self, factor: float) -> Share:
-        return Share(rows=self.rows * factor, tokens=self.tokens * factor, seconds=self.seconds * factor)
-
-
-NOTHING = Share(rows=0, tokens=0, seconds=0)
+        return Share(*(value * factor for value in self))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,14 +54,14 @@ class EpochStats:
 
     @property
     def whole(self) -> Share:
-        return sum(self.tasks.values(), NOTHING)
+        return Share(*map(sum, zip(*self.tasks.values(), strict=True)))
 
 
 def survey(rows: Sequence[Row], plan: Plan, samples: Samples, *, ranks: int, most: int = STEPS) -> EpochStats:
     """Go through an epoch's plan on `ranks` ranks, or through `most` of its steps. No audio is decoded."""
     steps = plan.steps_for(1)
     looked_at = np.unique(np.linspace(0, steps - 1, min(steps, most)).astype(int)).tolist()
-    found: dict[str, Share] = defaultdict(lambda: NOTHING)
+    totals: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(3))
     n_packs = busiest = total = 0
     for step in looked_at:
         packs = plan.all_packs(step, world=ranks)
@@ -81,16 +73,16 @@ def survey(rows: Sequence[Row], plan: Plan, samples: Samples, *, ranks: int, mos
             row = rows[number]
             # One that was altered since it was measured cannot be read, and is named when it is built.
             seconds = 0.0 if row.problem else samples.seconds(row)
-            share = Share(rows=1, tokens=int(plan.lengths[number]), seconds=seconds)
-            found["unreadable" if row.problem else row.labels["task"]] += share
+            totals["unreadable" if row.problem else row.labels["task"]] += (1, plan.lengths[number], seconds)
     in_steps = plan.epoch_rows / plan.rows_per_step if plan.rows_per_step else steps
+    factor = in_steps / len(looked_at)
     return EpochStats(
         ranks=ranks,
         rows=len(rows),
         unusable=int(np.count_nonzero(plan.lengths == 0)),
         steps=steps,
         looked_at=len(looked_at),
-        tasks={task: share.times(in_steps / len(looked_at)) for task, share in sorted(found.items())},
+        tasks={task: Share(*(total * factor).tolist()) for task, total in sorted(totals.items())},
         packs=n_packs / ranks / len(looked_at),
         fill=total / (n_packs * plan.token_budget),
         straggler=busiest * ranks / max(1, total),

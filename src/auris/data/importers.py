@@ -143,14 +143,10 @@ def _place(messages: Sequence[Any], audios: Sequence[Any]) -> list[Any]:
             f"the user's messages have {marks + named} audio marks ({MARK}), the row has {named + len(audios)} audios"
         )
     remaining = iter(audios)
-
-    def name(part: Any) -> Any:
-        return {**part, "audio": next(remaining)} if part == _UNNAMED else part
-
-    return [
-        {**message, "content": [*map(name, message["content"])]} if _has_parts(message) else message
-        for message in messages
-    ]
+    for part in parts:
+        if part == _UNNAMED:
+            part["audio"] = next(remaining)
+    return messages
 
 
 def _has_parts(message: Any) -> bool:
@@ -170,10 +166,9 @@ def _divide(message: Any) -> Any:
         {key: value for key, value in part.items() if value is not None} if isinstance(part, Mapping) else part
         for part in content
     ]
-    message = {**message, "content": parts}
-    return (
-        {**message, "content": [piece for part in parts for piece in _pieces(part)]} if _has_parts(message) else message
-    )
+    if message.get("role") == "user":
+        parts = [piece for part in parts for piece in _pieces(part)]
+    return {**message, "content": parts}
 
 
 def _pieces(part: Any) -> list[Any]:

@@ -1,25 +1,19 @@
 """Token counts that rows share, so that the lengths of a million rows are known in seconds.
 
 A row is as long as its audio, its own texts and what it shares with other rows: its instruction and control tokens.
-`LengthCache` counts what is shared once for all rows that share it, and text word by word. `RowFamilies` goes further
-for rows that differ in nothing but the length of their clip and their text, as nearly all rows of a large corpus do:
-they are not even decoded.
+What is shared is counted once for all rows that share it, and text word by word.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
-from pathlib import Path
-from typing import Protocol
 
 from tokenizers import Tokenizer as FastTokenizer
 from tokenizers import normalizers
 
-from auris import audio
-from auris.data.rows import Clip, Record, Row, is_plain
 from auris.text import tasks
 from auris.text.answer_formats import Labels
 from auris.text.byte_level import PATTERN
@@ -31,8 +25,6 @@ _ASCII_WORD = re.compile(
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\na-zA-Z0-9]?[a-zA-Z]+|[0-9]| ?[^\sa-zA-Z0-9]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
     re.ASCII,
 )
-_MAX_FAMILIES = 10_000  # with labels that differ in each row there would be as many families as rows
-_HASHED_LABELS = {str, type(None)}  # types whose values are equal only where they are the same label
 
 
 class LengthCache:
@@ -114,60 +106,3 @@ def splits_into_words(encoder: FastTokenizer) -> bool:
         step.pop("trim_offsets", None)  # changes where tokens are, not what they are
     split = {"type": "Split", "pattern": {"Regex": PATTERN}, "behavior": "Isolated", "invert": False}
     return steps == [split, {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}]
-
-
-class View(Protocol):
-    """What `RowFamilies` needs of the view that rows are measured for (`Samples`)."""
-
-    length_cache: LengthCache
-
-    def spans(self, row: Row) -> list[int]: ...
-
-    def length_without_text(self, row: Row) -> int | None: ...
-
-
-class RowFamilies:
-    """Lengths of rows from rows that differ in the length of their clip and in their text only."""
-
-    def __init__(self, samples: View):
-        self._samples = samples
-        self._labels = {task.code: tasks.own_labels(task) for task in tasks.TASKS.values() if task.is_text}
-        self._without_text: dict[Hashable, int] = {}
-        self._span = lru_cache(maxsize=100_000)(lambda seconds: samples.spans(_row_of(seconds))[0])
-
-    def family(self, record: Record) -> Hashable | None:
-        """Return what a row has in common with its family.
-
-        None for a row that has to be looked at by itself: its task needs more than a text, the length of its clip is
-        not stated, or anything about it is unusual.
-        """
-        fields = record.fields
-        if fields is None or record.problem is not None or len(record.sounds) > 1 or not is_plain(fields):
-            return None
-        get = fields.get
-        path, seconds, text, task = get("audio"), get("duration"), get("text"), get("task")
-        if type(path) is not str or type(text) is not str or type(task) is not str or type(seconds) not in (float, int):
-            return None
-        labels = self._labels.get(task)
-        if labels is None or not path or not text.strip() or "offset" in fields:
-            return None
-        if not 0 < seconds <= audio.MAX_SAMPLES / audio.SAMPLE_RATE:
-            return None
-        family = (task, *map(get, labels))
-        return family if _HASHED_LABELS.issuperset(map(type, family)) else None
-
-    def length(self, record: Record, family: Hashable) -> int:
-        """Return the tokens of a row; 0 if its family is not known yet or its clip is too short for any."""
-        without_text = self._without_text.get(family)
-        span = 0 if without_text is None else self._span(record.fields["duration"])
-        return span and span + without_text + self._samples.length_cache.count(record.fields["text"])
-
-    def learn(self, family: Hashable, row: Row) -> None:
-        """Remember what a usable row tells of its family."""
-        without_text = self._samples.length_without_text(row)
-        if without_text is not None and len(self._without_text) < _MAX_FAMILIES:
-            self._without_text[family] = without_text
-
-
-def _row_of(seconds: float) -> Row:
-    return Row("", (Clip(Path(), duration=seconds),))

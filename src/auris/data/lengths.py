@@ -4,27 +4,30 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
 from rich.progress import track
 
+from auris import audio
 from auris.data import array_cache
-from auris.data.length_cache import RowFamilies
-from auris.data.manifests import Manifest, Undecoded, undecoded, unstated
+from auris.data.manifests import Manifest, Selection, Undecoded, undecoded
 from auris.data.parallel_map import parallel_map
 from auris.data.parquet.reader import ShardError
-from auris.data.rows import Row, Unread
+from auris.data.rows import Clip, Record, Row, Unread, is_plain
 from auris.data.samples import Samples, TooLong, prompt_digest
 from auris.errors import AudioError, RowError, UserError
 from auris.files import digest
+from auris.text import tasks
 
 _VERSION = 3  # of the arrays on disk
 _CHUNK = 10_000  # rows that a process measures at a time; with fewer there is no progress bar
+_MAX_FAMILIES = 10_000  # with labels that differ in each row there would be as many families as rows
+_HASHED_LABELS = {str, type(None)}  # types whose values are equal only where they are the same label
 
 
 @dataclass(frozen=True)
@@ -147,7 +150,8 @@ def _key(manifest: Manifest, samples: Samples) -> str:
 
 
 def _unstated(manifest: Manifest) -> Iterator[str]:
-    for row in unstated(manifest.rows):
+    rows = manifest.rows
+    for row in rows.unstated() if isinstance(rows, Selection) else rows:
         for clip in row.clips:
             if clip.duration is None and isinstance(clip.path, Path):  # a shard's are in the manifest's digest
                 try:
@@ -155,3 +159,53 @@ def _unstated(manifest: Manifest) -> Iterator[str]:
                 except (OSError, ValueError):  # measuring the row names the reason
                     continue
                 yield f"{clip.path}:{status.st_size}:{status.st_mtime_ns}"
+
+
+class RowFamilies:
+    """Lengths of rows from rows that differ in the length of their clip and in their text only.
+
+    Nearly all rows of a large corpus are such rows: they are not even decoded.
+    """
+
+    def __init__(self, samples: Samples):
+        self._samples = samples
+        self._labels = {task.code: tasks.own_labels(task) for task in tasks.TASKS.values() if task.is_text}
+        self._without_text: dict[Hashable, int] = {}
+        self._span = lru_cache(maxsize=100_000)(lambda seconds: samples.spans(_row_of(seconds))[0])
+
+    def family(self, record: Record) -> Hashable | None:
+        """Return what a row has in common with its family.
+
+        None for a row that has to be looked at by itself: its task needs more than a text, the length of its clip is
+        not stated, or anything about it is unusual.
+        """
+        fields = record.fields
+        if fields is None or record.problem is not None or len(record.sounds) > 1 or not is_plain(fields):
+            return None
+        get = fields.get
+        path, seconds, text, task = get("audio"), get("duration"), get("text"), get("task")
+        if type(path) is not str or type(text) is not str or type(task) is not str or type(seconds) not in (float, int):
+            return None
+        labels = self._labels.get(task)
+        if labels is None or not path or not text.strip() or "offset" in fields:
+            return None
+        if not 0 < seconds <= audio.MAX_SAMPLES / audio.SAMPLE_RATE:
+            return None
+        family = (task, *map(get, labels))
+        return family if _HASHED_LABELS.issuperset(map(type, family)) else None
+
+    def length(self, record: Record, family: Hashable) -> int:
+        """Return the tokens of a row; 0 if its family is not known yet or its clip is too short for any."""
+        without_text = self._without_text.get(family)
+        span = 0 if without_text is None else self._span(record.fields["duration"])
+        return span and span + without_text + self._samples.length_cache.count(record.fields["text"])
+
+    def learn(self, family: Hashable, row: Row) -> None:
+        """Remember what a usable row tells of its family."""
+        without_text = self._samples.length_without_text(row)
+        if without_text is not None and len(self._without_text) < _MAX_FAMILIES:
+            self._without_text[family] = without_text
+
+
+def _row_of(seconds: float) -> Row:
+    return Row("", (Clip(Path(), duration=seconds),))

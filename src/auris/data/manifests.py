@@ -160,13 +160,6 @@ def undecoded(rows: Sequence[Row], start: int, stop: int) -> Iterator[Undecoded]
     return (Undecoded(None, partial(rows.__getitem__, number)) for number in range(start, min(stop, len(rows))))
 
 
-def unstated(rows: Sequence[Row]) -> Iterator[Row]:
-    """Rows of which a clip's length is read from its file."""
-    if isinstance(rows, Selection):
-        return rows.unstated()
-    return (row for row in rows if any(clip.duration is None for clip in row.clips))
-
-
 @dataclass(frozen=True)
 class Manifest:
     """The rows of one entry of a data config.

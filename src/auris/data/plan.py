@@ -233,12 +233,6 @@ class Plan:
             return self._full_packs(k * self.packs_per_step, (k + 1) * self.packs_per_step)
         return self._balance([entry for entry in self.step(k) if self.lengths[entry[0]]], world)
 
-    def fill(self, steps: Sequence[int], *, world: int = 1) -> float:
-        """Useful tokens in the packs of `steps`, as a share of what these packs could hold."""
-        packs = [pack for k in steps for rank in range(world) for pack in self.packs(k, world=world, rank=rank)]
-        useful = sum(int(self.lengths[row]) for pack in packs for row, _ in pack)
-        return useful / (len(packs) * self.token_budget)
-
     def _order(self, source: int, epoch: int) -> np.ndarray:
         """Rows of a source (counted from its first) in the order of an epoch."""
         key = (source, epoch)

@@ -138,7 +138,7 @@ class Lines(RowIndex):
     """One JSON object a line (JSONL), or plain text lines (`.txt`) for the language model alone."""
 
     def __init__(self, path: Path, form: Form, cache_dir: Path | None):
-        self._path, self._label, self._is_text = path, path.name, path.suffix == ".txt"
+        self._path, self._is_text = path, path.suffix == ".txt"
         self._stamp = _stamp(os.stat(path))
         self._file: Any = None
         super().__init__(str(path), path.parent, form, cache_dir)
@@ -173,7 +173,7 @@ class Lines(RowIndex):
         return builder.build()
 
     def name(self, number: int) -> str:
-        return self._name(int(self.columns.names[number]))
+        return self._name(self.columns.names[number])
 
     def record(self, number: int) -> Record:
         return next(self._neighbours(number, 1))
@@ -200,7 +200,7 @@ class Lines(RowIndex):
         return os.pread(self._file.fileno(), stop - start, start)
 
     def _name(self, line: int) -> str:
-        return f"{self._label}:{line}"
+        return f"{self._path.name}:{line}"
 
     def _parse(self, line: bytes, name: str) -> Record:
         if not self._is_text:

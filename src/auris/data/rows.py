@@ -82,9 +82,6 @@ class Row:
 class Unread(str):
     """A row's problem that may be gone the next time: its file could not be read."""
 
-    def __new__(cls, reason: object) -> Unread:
-        return super().__new__(cls, reason)
-
 
 class Record(NamedTuple):
     """A row as its file holds it."""
@@ -126,17 +123,14 @@ def parse(line: bytes, name: str, form: Form) -> Record:
     """A line of JSON as a record."""
     try:
         fields = json.loads(line.decode())
-    except UnicodeDecodeError as error:
+        if b"\\u" in line:  # escapes may spell half a character, which is no text: it can be neither hashed nor written
+            json.dumps(fields, ensure_ascii=False).encode()
+    except UnicodeError as error:
         return Record(name, None, f"not UTF-8: {error}")
     except (ValueError, RecursionError) as error:  # ValueError: also an integer of thousands of digits
         return Record(name, None, f"not JSON: {error}")
     if not isinstance(fields, dict):
         return Record(name, None, f"a row is a JSON object, got {type(fields).__name__}")
-    if b"\\u" in line:  # escapes may spell half a character, which is no text: it can be neither hashed nor written
-        try:
-            json.dumps(fields, ensure_ascii=False).encode()
-        except UnicodeEncodeError as error:
-            return Record(name, None, f"not Unicode: {error}")
     return Record(name, form.apply(fields))
 
 
@@ -256,7 +250,7 @@ def _chat_row(fields: Fields, identity: str, folder: Path) -> Row:
         *asked, answer = messages
         if answer["role"] != "assistant":
             raise UserError(f"the last message is the {answer['role']}'s, expected the assistant's answer")
-        answers = {"text": _text(answer, len(asked))}
+        answers = {"text": _text(answer, f"messages[{len(asked)}], of the assistant,")}
     _check_order(asked)
     labels = {key: value for key, value in fields.items() if key != "id"}
     labels |= {"task": task, "mode": fields.get("mode") or _mode(asked), **answers}
@@ -289,7 +283,7 @@ def _check_order(asked: Sequence[chat.Message]) -> None:
         raise UserError(f"before the answer stands {before}, expected the user's message")
     for number, message in enumerate(asked):
         if message["role"] != "system" and not audio_parts([message]):
-            _text(message, number)
+            _text(message, f"messages[{number}], of the {message['role']},")
 
 
 def are_equal(answer: str, other: str) -> bool:
@@ -298,10 +292,10 @@ def are_equal(answer: str, other: str) -> bool:
     return first == second
 
 
-def _text(message: chat.Message, number: int) -> str:
+def _text(message: chat.Message, name: str) -> str:
     text = chat.text_of(message)
     if not text.strip():
-        raise UserError(f"messages[{number}], of the {message['role']}, is empty")
+        raise UserError(f"{name} is empty")
     return text
 
 
@@ -313,10 +307,7 @@ def _reply(side: str, given: Any) -> str:
         raise UserError(f"`{side}` is {given!r:.80}, expected a string or one message of the assistant")
     if messages[0]["role"] != "assistant":
         raise UserError(f"`{side}` is the {messages[0]['role']}'s, expected the assistant's")
-    text = chat.text_of(messages[0])
-    if not text.strip():
-        raise UserError(f"`{side}` is empty")
-    return text
+    return _text(messages[0], f"`{side}`")
 
 
 def _mode(asked: Sequence[chat.Message]) -> str:

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from auris.data.manifests import EntryConfig, Manifest, Selection, read_manifests
+from auris.data.manifests import EntryConfig, Selection, read_manifests
 from auris.data.parallel_map import parallel_map
 from auris.data.parquet import dataset as shards
 from auris.data.parquet import writer
@@ -59,8 +59,8 @@ def pack(entry: EntryConfig, out: Path, *, rows_per_shard: int, processes: int |
             raise UserError(f"{name}={value}: expected 1 or more")
     [manifest] = read_manifests([entry], key="rows")
     out.mkdir(parents=True, exist_ok=True)
-    job = Job(manifest.rows, out, rows_per_shard, _source(manifest, rows_per_shard), {})
-    job = replace(job, known=_known(job, console))
+    source = digest([manifest.rows_digest, repr(manifest.rows.index.form), rows_per_shard])
+    job = Job(manifest.rows, out, rows_per_shard, source, _known(out, source, console))
     for draft in out.glob("*.tmp"):  # of a run that was killed
         draft.unlink()
     files = _pack_all(job, processes, console)
@@ -76,34 +76,29 @@ def pack(entry: EntryConfig, out: Path, *, rows_per_shard: int, processes: int |
     return contents
 
 
-def _source(manifest: Manifest, rows_per_shard: int) -> str:
-    return digest([manifest.rows_digest, repr(manifest.rows.index.form), rows_per_shard])
-
-
-def _known(job: Job, console: Console) -> dict[str, File]:
+def _known(out: Path, source: str, console: Console) -> dict[str, File]:
     """What earlier runs have finished. Raises ValueError if that is something else than these rows.
 
     A damaged list says nothing, not even of what: its shards are packed anew.
     """
     known: dict[str, File] = {}
     sources: set[str] = set()
-    for path in [job.out / CONTENTS, *job.out.glob("shard-*.json")]:
+    for path in [*out.glob(CONTENTS), *out.glob("shard-*.json")]:
         try:
+            text = path.read_text(errors="replace")
             if path.name == CONTENTS:
-                contents = Contents.parse(path.read_text(errors="replace"), str(path))
-                source, files = contents.source, contents.shards
+                contents = Contents.parse(text, str(path))
+                packed, files = contents.source, contents.shards
             else:
-                receipt = json.loads(path.read_text(errors="replace"))
-                source, files = receipt.pop("source"), (File(**receipt),)
-        except FileNotFoundError:
-            continue
+                receipt = json.loads(text)
+                packed, files = receipt.pop("source"), (File(**receipt),)
         except (ValueError, TypeError, AttributeError, KeyError) as error:
-            console.print(f"{path} is damaged ({error}), what it lists is packed anew", highlight=False, soft_wrap=True)
+            print_plain(console, f"{path} is damaged ({error}), what it lists is packed anew")
             continue
-        sources.add(source)
+        sources.add(packed)
         known |= {file.name: file for file in files}
-    if sources - {job.source}:
-        raise UserError(f"{job.out} holds shards of other rows: give this one a directory of its own (out=DIR)")
+    if sources - {source}:
+        raise UserError(f"{out} holds shards of other rows: give this one a directory of its own (out=DIR)")
     return known
 
 
@@ -144,10 +139,10 @@ def check(folder: Path, console: Console) -> list[str]:
     """Read a directory of shards through; print and return what is wrong with it, a sentence for each file."""
     _, [place] = shards.find(folder)
     contents = Contents.parse(Path(place).read_text(errors="replace"), place)
-    wrong = [writer.find_fault(folder, file) for file in (*contents.shards, contents.index)]
-    wrong = [fault for fault in wrong if fault is not None]
+    faults = (writer.find_fault(folder, file) for file in (*contents.shards, contents.index))
+    wrong = list(filter(None, faults))
     for fault in wrong:
-        console.print(f"[red]{fault}[/red]", highlight=False, soft_wrap=True)
+        print_plain(console, fault, style="red")
     console.print(f"{folder}: {len(contents.shards) + 1 - len(wrong)} files are intact, {len(wrong)} are not")
     return wrong
 

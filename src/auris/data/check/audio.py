@@ -12,12 +12,13 @@ from __future__ import annotations
 import hashlib
 import unicodedata
 import wave
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import soundfile
@@ -118,7 +119,7 @@ def inspect(
     findings: list[Finding] = []
     rows: dict[str, int] = {}
     seconds: dict[str, float] = {}
-    sounds, sentences = _Seen(), _Seen()
+    sounds, sentences = defaultdict(list), defaultdict(list)
     for source, row, heard in _hear_rows(sources, jobs):
         here = source.set_of(row)
         rows[here] = rows.get(here, 0) + 1
@@ -126,14 +127,14 @@ def inspect(
         own = [("unusable", row.problem)] if row.problem else list(_own_faults(row, heard))
         findings += [Finding(kind, row.id, source.name, reason) for kind, reason in own]
         if row.problem is None:
-            name = (row.id, source.name)
             if heard and all(clip.digest for clip in heard):
-                sounds.add(b"".join(clip.digest for clip in heard), here, name, _question(row))
+                place = _Place(here, row.id, source.name, _question(row))
+                sounds[b"".join(clip.digest for clip in heard)].append(place)
             if sentence := _sentence(row):
-                sentences.add(_hash(sentence.encode()), here, name, None)
+                sentences[_hash(sentence.encode())].append(_Place(here, row.id, source.name))
         advance(1)
-    findings += _between(sounds, "the same sound as {other}", repeated=True)
-    findings += _between(sentences, "the same sentence as {other}", repeated=False)
+    findings += _between(sounds, "the same sound", repeated=True)
+    findings += _between(sentences, "the same sentence", repeated=False)
     order = {source.name: number for number, source in enumerate(sources)}
     findings.sort(key=lambda found: (list(KINDS).index(found.kind), order[found.source]))
     return Report(tuple(findings), rows, seconds)
@@ -282,26 +283,22 @@ def _question(row: Row) -> str:
 _ORDER = ("train", "valid", "test")  # of two sets with the same sound, the later one is contaminated
 
 
-class _Seen:
-    """Rows by what must not be in two sets: its hash -> (set, row and source, question)."""
+class _Place(NamedTuple):
+    """Where something that must not be in two sets was met."""
 
-    def __init__(self) -> None:
-        self.places: dict[bytes, list[tuple[str, tuple[str, str], str | None]]] = {}
+    set: str
+    row: str
+    source: str
+    question: str | None = None
 
-    def add(self, key: bytes, here: str, name: tuple[str, str], question: str | None) -> None:
-        self.places.setdefault(key, []).append((here, name, question))
 
-
-def _between(seen: _Seen, reason: str, *, repeated: bool) -> Iterable[Finding]:
+def _between(seen: Mapping[bytes, Sequence[_Place]], what: str, *, repeated: bool) -> Iterable[Finding]:
     """Findings of rows that share what was seen; `repeated`: also within a set."""
-    for places in seen.places.values():
-        if len(places) < 2:
-            continue
-        ordered = sorted(places, key=lambda place: _ORDER.index(place[0]) if place[0] in _ORDER else len(_ORDER))
-        for number, (here, (row, source), question) in enumerate(ordered):
+    for places in seen.values():
+        ordered = sorted(places, key=lambda place: _ORDER.index(place.set) if place.set in _ORDER else len(_ORDER))
+        for number, (here, row, source, question) in enumerate(ordered):
             before = ordered[:number]
-            if foreign := next((place for place in before if place[0] != here), None):
-                other = foreign[1][0]
-                yield Finding("contaminated", row, source, f"{reason.format(other=other)} of {foreign[0]}", other)
-            elif repeated and (twin := next((place for place in before if place[2] == question), None)):
-                yield Finding("duplicate", row, source, reason.format(other=twin[1][0]), twin[1][0])
+            if foreign := next((place for place in before if place.set != here), None):
+                yield Finding("contaminated", row, source, f"{what} as {foreign.row} of {foreign.set}", foreign.row)
+            elif repeated and (twin := next((place for place in before if place.question == question), None)):
+                yield Finding("duplicate", row, source, f"{what} as {twin.row}", twin.row)

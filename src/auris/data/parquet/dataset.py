@@ -108,13 +108,7 @@ def find(path: str | Path) -> tuple[Any, list[str]]:
         system, place = fsspec.url_to_fs(given)
     except ImportError as error:  # its message says what to install
         raise UserError(f"{given} cannot be read: {error}") from error
-    place = place.rstrip("/")
-    try:
-        return system, _files(system, place, given)
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # whichever its library raises
-        raise ShardError(f"{given}: cannot be read ({type(error).__name__}: {error})") from error
+    return system, attempt(given, lambda: _files(system, place.rstrip("/"), given))
 
 
 def _files(system: Any, place: str, given: str) -> list[str]:

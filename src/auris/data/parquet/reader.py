@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
 from auris.data.importers import Fields
-from auris.errors import AudioError, UserError
+from auris.errors import AudioError, MissingFileError, UserError
 
 OPEN_FILES = 16  # kept open by a process: a footer of a few hundred kilobytes each
 TABLES = 2  # row groups kept in memory by a process: the fields of the row at hand, and its sound
@@ -55,14 +55,14 @@ def _source(system: Any, path: str) -> pa.NativeFile:
     return pa.PythonFile(system.open(path, "rb", cache_type="none"), mode="r")
 
 
-def attempt(what: str, action: Callable[[], T]) -> T:
+def attempt(what: str, action: Callable[[], T], kind: type[ShardError] = ShardError) -> T:
     """What an action on a file returns. Whatever fails, whichever storage library raises it, is the file's fault."""
     try:
         return action()
-    except ShardError:
+    except (ShardError, MissingFileError):
         raise
     except Exception as error:
-        raise ShardError(f"{what}: cannot be read ({type(error).__name__}: {error})") from error
+        raise kind(f"{what}: cannot be read ({type(error).__name__}: {error})") from error
 
 
 @dataclass(frozen=True)
@@ -203,10 +203,7 @@ class Stored:
 
 def to_rows(name: str, table: pa.Table) -> list[Fields]:
     """Raises Garbled."""
-    try:
-        return table.to_pylist(maps_as_pydicts="strict")
-    except Exception as error:  # whatever stands there
-        raise Garbled(f"{name}: cannot be read ({type(error).__name__}: {error})") from error
+    return attempt(name, lambda: table.to_pylist(maps_as_pydicts="strict"), Garbled)
 
 
 def as_list(value: Any) -> list[Any]:

@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
 import fsspec
@@ -91,19 +91,10 @@ def _entry(record: Record, row: Row) -> Fields:
     }
 
 
-@dataclass(frozen=True)
-class _Bytes:
+class _InMemory(BytesIO):
     """A sound file in memory: `audio.Sound`."""
 
-    name: str
-    content: bytes
-    samples: int | None = None
-
-    def __str__(self) -> str:
-        return self.name
-
-    def read(self) -> bytes:
-        return self.content
+    samples = None
 
 
 def _sound(clip: Clip) -> Fields:
@@ -116,7 +107,7 @@ def _sound(clip: Clip) -> Fields:
         else:
             audio.n_samples(source)  # nothing but sound is copied
             content = _content(source)
-        samples = audio.n_samples(_Bytes(str(source), content))
+        samples = audio.n_samples(_InMemory(content))
     except AudioError as error:
         return {"bytes": None, "path": name, "samples": None, "problem": str(error)}
     return {"bytes": content, "path": name, "samples": samples, "problem": None}

@@ -64,9 +64,15 @@ class Corpus:
 # --- what the layouts have in common ------------------------------------------------------------------------------
 
 
-def _home(root: Path, inner: str) -> Path:
-    """The folder that an archive unpacks to, whether it or the one around it was given."""
-    return root / inner if (root / inner).is_dir() else root
+def _below(root: Path, name: str) -> Path | None:
+    """A file or folder within a folder, or within one or two more."""
+    found = (path for depth in range(3) for path in sorted(root.glob("*/" * depth + name)))
+    return next(found, None)
+
+
+def _tables_below(root: Path, names: Mapping[str, str]) -> dict[str, Path]:
+    """The splits' tables that are there."""
+    return {split: path for split, name in names.items() if (path := _below(root, name)) is not None}
 
 
 def _choose(
@@ -123,7 +129,7 @@ def librispeech(root: Path, *, tasks: Sequence[str], splits: Sequence[str] | Non
         root: the folder `LibriSpeech`, or the one around it.
         lower: transcripts in lower case; they are published in capitals.
     """
-    home = _home(root, "LibriSpeech")
+    home = _below(root, "LibriSpeech") or root
     there = sorted({path.parents[2].name for path in home.glob("*/*/*/*.trans.txt")})
     genders = _librispeech_genders(home / "SPEAKERS.TXT")
     for split in _choose(splits, there, home, "SPLIT/SPEAKER/CHAPTER/SPEAKER-CHAPTER.trans.txt"):
@@ -159,7 +165,7 @@ def aishell1(root: Path, *, tasks: Sequence[str], splits: Sequence[str] | None) 
     Args:
         root: the folder `data_aishell`, or the one around it.
     """
-    home = _home(root, "data_aishell")
+    home = _below(root, "data_aishell") or root
     for split in _SPLITS:
         _check_unpacked(home / "wav" / split, home / "wav", "*.tar.gz")
     there = [split for split in _SPLITS if (home / "wav" / split).is_dir()]
@@ -399,17 +405,6 @@ def _meld_sounds(root: Path, split: str) -> tuple[Path, dict[str, Path]]:
             'ffmpeg -n -loglevel error -i "$f" -vn -ac 1 -ar 16000 "${f%.mp4}.wav"; done'
         )
     return folder, heard
-
-
-def _below(root: Path, name: str) -> Path | None:
-    """A file or folder within a folder, or within one or two more."""
-    found = (path for depth in range(3) for path in sorted(root.glob("*/" * depth + name)))
-    return next(found, None)
-
-
-def _tables_below(root: Path, names: Mapping[str, str]) -> dict[str, Path]:
-    """The splits' tables that are there."""
-    return {split: path for split, name in names.items() if (path := _below(root, name)) is not None}
 
 
 def vocalsound(root: Path, *, tasks: Sequence[str], splits: Sequence[str] | None, rate: str) -> Iterator[Fields]:
