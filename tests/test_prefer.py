@@ -22,7 +22,6 @@ from auris.evaluation.preferences import (
     TIE,
     Outcome,
     Pair,
-    Ranking,
     choose,
     read_pairs,
     score,
@@ -75,7 +74,7 @@ def test_answers_are_scored_by_themselves_under_the_honest_name():
 
 def test_statistics_tell_lengths_and_scores():
     def pair(chosen: str, rejected: str, scores: list[float]) -> Pair:
-        return Pair(Row("r"), chosen, rejected, Ranking(metric="wer", scores=tuple(scores), answered_by="a run"))
+        return Pair(Row("r"), chosen, rejected, "wer", tuple(scores), "a run")
 
     pairs = [pair("abcd", "ab", [0.0, 0.5]), pair("abc", "abc", [0.2, 0.4]), pair("ab", "abcd", [0.1, 0.9])]
     found = Outcome([*pairs, pair("abcdefg", "a", [0.1, 0.2])], {TIE: 2, CLOSE: 1}, {"bad": "no such file"})

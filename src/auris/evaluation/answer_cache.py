@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -85,14 +85,12 @@ class AnswerCache:
             return file.readline().endswith(b"\n")
 
 
-@contextmanager
-def evaluation_lock(directory: Path) -> Iterator[None]:
+def evaluation_lock(directory: Path) -> AbstractContextManager[None]:
     """Hold the run's evaluation lock.
 
     Several evaluations may run on one run directory, and a killed one may leave child processes behind.
     """
-    with file_lock(directory / "lock"):
-        yield
+    return file_lock(directory / "lock")
 
 
 def row_key(row: Row) -> str:

@@ -10,7 +10,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,43 +47,31 @@ _REPLACED = {"task", "text", "messages", "chosen", "rejected"}  # labels that a 
 _MAX_NAMED = 20  # unusable rows that are named
 
 
-@dataclass(frozen=True, kw_only=True)
-class Ranking:
-    """How two answers of a model were ranked.
+@dataclass(frozen=True)
+class Pair:
+    """Two answers to a row. The other attributes are None if people wrote and ranked them.
 
     Attributes:
-        metric: The metric's name.
+        metric: The metric that ranked them.
         scores: Those of the chosen and the rejected answer.
         answered_by: Name of the run whose model answered.
         judge: Signature of the judge.
     """
 
-    metric: str
-    scores: tuple[float, float]
-    answered_by: str
-    judge: str | None = None
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Two answers to a row; `ranking` is None if people ranked them."""
-
     row: Row
     chosen: str
     rejected: str
-    ranking: Ranking | None = None
-
-    @property
-    def ranked_by(self) -> str | None:
-        """A judge, a person, or a rule that stands in for one."""
-        return self.ranking.judge if self.ranking else self.row.labels.get("annotator")
+    metric: str | None = None
+    scores: tuple[float, float] | None = None
+    answered_by: str | None = None
+    judge: str | None = None
 
     def to_json(self, directory: Path) -> dict[str, object]:
         """Return the row of a manifest in `directory`: the question, both answers, and the row's other labels."""
         labels = self.row.labels
         question = labels["messages"][:-1] if labels["task"] == "chat" else labels["messages"]
         clips = iter(self.row.clips)
-        ranking = {} if self.ranking is None else asdict(self.ranking)
+        ranking = {name: getattr(self, name) for name in ("metric", "scores", "answered_by", "judge")}
         return {
             "id": self.row.id,
             "messages": map_audios(lambda _: os.path.relpath(next(clips).path, directory), question),
@@ -151,13 +139,8 @@ def sample_pairs(config: Config, console: Console) -> Outcome:
                 without_pair[choice] += 1
             else:
                 best, worst = choice
-                ranking = Ranking(
-                    metric=metric,
-                    scores=(scores[best], scores[worst]),
-                    answered_by=model.name,
-                    judge=None if judge is None else judge.signature,
-                )
-                pairs[number] = Pair(rows[number], of_row[best], of_row[worst], ranking)
+                ranking = (metric, (scores[best], scores[worst]), model.name, judge and judge.signature)
+                pairs[number] = Pair(rows[number], of_row[best], of_row[worst], *ranking)
     return Outcome([pairs[number] for number in sorted(pairs)], without_pair, unusable)
 
 
@@ -231,7 +214,7 @@ def read_pairs(path: str | Path) -> Outcome:
     without_pair: Counter[str] = Counter()
     unusable: dict[str, str] = {}
     for row in manifest.rows:
-        problem = row.problem or _foreign(row) or _stored_in_parquet(row) or _unreadable(row)
+        problem = row.problem or _no_pair(row)
         if problem is None:
             pairs.append(Pair(row, row.labels["chosen"], row.labels["rejected"]))
         elif problem.startswith(EQUAL_ANSWERS):
@@ -241,12 +224,12 @@ def read_pairs(path: str | Path) -> Outcome:
     return Outcome(pairs, without_pair, unusable)
 
 
-def _foreign(row: Row) -> str | None:
-    task = row.labels["task"]
-    return None if task == "preference" else f"task {task!r} is no pair: expected `chosen` and `rejected`"
-
-
-def _unreadable(row: Row) -> str | None:
+def _no_pair(row: Row) -> str | None:
+    """Return why a row cannot be used."""
+    if (task := row.labels["task"]) != "preference":
+        return f"task {task!r} is no pair: expected `chosen` and `rejected`"
+    if problem := _stored_in_parquet(row):
+        return problem
     try:
         for clip in row.clips:
             clip.n_samples()
@@ -274,11 +257,13 @@ def statistics(outcome: Outcome) -> dict[str, Any]:
     longer = np.where(chosen == rejected, 0.5, chosen > rejected)
     low, high = bootstrap(np.stack([longer, np.ones_like(longer)], axis=1), "accuracy")
     scores: dict[str, list[tuple[float, float]]] = {}
-    for ranking in (pair.ranking for pair in pairs if pair.ranking):
-        scores.setdefault(ranking.metric, []).append(ranking.scores)
+    for pair in pairs:
+        if pair.metric:
+            scores.setdefault(pair.metric, []).append(pair.scores)
+    rankers = (pair.judge if pair.metric else pair.row.labels.get("annotator") for pair in pairs)
     return {
         **counts,
-        "ranked_by": dict(Counter(str(pair.ranked_by) for pair in pairs if pair.ranked_by)),
+        "ranked_by": dict(Counter(str(ranker) for ranker in rankers if ranker)),
         "characters": _means(characters),
         "chosen_longer": {"value": float(longer.mean()), "low": low, "high": high},
         "scores": {metric: _means(np.array(of_metric)) for metric, of_metric in scores.items()},

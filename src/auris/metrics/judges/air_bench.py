@@ -10,7 +10,7 @@ import random
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -162,10 +162,11 @@ class Estimate:
         )
 
 
+@dataclass(eq=False)
 class Judge:
     """Rates answers to AIR-Bench's chat questions. Made by `openai`, `recorded` or `stub`.
 
-    Args:
+    Attributes:
         record: the replies, and who gives those that are missing.
         model: who is asked.
         temperature: a number, or `published`: 1, and 2 for the half of the requests that a coin says. The coin is
@@ -174,27 +175,25 @@ class Judge:
         workers: how many requests at a time.
         price: USD per million tokens, {input, output}; null: unknown.
         max_cost: USD above which nothing is asked.
+        models: who has answered.
     """
 
-    def __init__(
-        self,
-        record: Record,
-        *,
-        model: str,
-        temperature: float | str = "published",
-        max_tokens: int = MAX_TOKENS,
-        workers: int = 1,
-        price: Mapping[str, float] | None = None,
-        max_cost: float | None = None,
-        seed: int = 0,
-    ):
-        if isinstance(temperature, str) and temperature != "published":
-            raise UserError(f"judge.temperature={temperature}: expected a number, or published")
-        if workers < 1:
-            raise UserError(f"judge.concurrency={workers}: expected 1 or more")
-        self.record, self.model, self.temperature, self.max_tokens = record, model, temperature, max_tokens
-        self.workers, self.price, self.max_cost, self.seed = workers, price, max_cost, seed
-        self.models: set[str] = set()
+    record: Record
+    _: KW_ONLY
+    model: str
+    temperature: float | str = "published"
+    max_tokens: int = MAX_TOKENS
+    workers: int = 1
+    price: Mapping[str, float] | None = None
+    max_cost: float | None = None
+    seed: int = 0
+    models: set[str] = field(default_factory=set, init=False)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.temperature, str) and self.temperature != "published":
+            raise UserError(f"judge.temperature={self.temperature}: expected a number, or published")
+        if self.workers < 1:
+            raise UserError(f"judge.concurrency={self.workers}: expected 1 or more")
 
     @property
     def signature(self) -> str:
@@ -224,15 +223,12 @@ class Judge:
         """The requests about an answer, one in each order."""
         asked = []
         for order in range(len(ORDERS)):
-            content = message(labels, answer, order)
-            settings = {"model": self.model, "temperature": self._heat(content), "max_tokens": self.max_tokens}
+            content, temperature = message(labels, answer, order), self.temperature
+            if temperature == "published":
+                temperature = PUBLISHED[random.Random(f"{self.seed} {content}").random() < 0.5]
+            settings = {"model": self.model, "temperature": float(temperature), "max_tokens": self.max_tokens}
             asked.append(([{"role": "user", "content": content}], settings))
         return asked
-
-    def _heat(self, content: str) -> float:
-        if self.temperature != "published":
-            return float(self.temperature)
-        return PUBLISHED[random.Random(f"{self.seed} {content}").random() < 0.5]
 
     def estimate(self, answers: Answers) -> Estimate:
         """What it takes to judge these answers."""
