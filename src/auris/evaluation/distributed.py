@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 
 from auris.errors import UserError
+from auris.model.distributed import gather
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
 
@@ -41,7 +42,7 @@ class Ranks:
 
         If another rank has failed, this process exits (SystemExit) and leaves the error message to that rank.
         """
-        return [value] if self.world == 1 else self._meet(value, failed=False)
+        return self._meet(value, failed=False)
 
     def map(self, work: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
         """Yield the results of all items in their order, on every rank; each rank works on every `world`-th item."""
@@ -52,12 +53,10 @@ class Ranks:
 
     def fail(self) -> None:
         """Tell the other ranks that this one has failed. If several have, only the first continues and raises."""
-        if self.world > 1:
-            self._meet(None, failed=True)
+        self._meet(None, failed=True)
 
     def _meet(self, value: Any, *, failed: bool) -> list[Any]:
-        met: list[Any] = [None] * self.world
-        dist.all_gather_object(met, (failed, value))
+        met = gather((failed, value))
         failures = [rank for rank, (failed, _) in enumerate(met) if failed]
         if failures and failures[0] != self.rank:
             sys.exit(0)  # with another status torchrun would kill the failing rank before it prints its error

@@ -112,8 +112,10 @@ def sample_pairs(config: Config, console: Console) -> Outcome:
     lengths = measure(manifests, samples, Path(model.recipe["data"]["cache_dir"]))
     unusable = {rows[number].id: reason for number, reason in lengths.problems.items()}
     for number in np.flatnonzero(lengths.tokens):
-        if problem := _not_sampled(rows[number]):
-            unusable[rows[number].id] = problem
+        row = rows[number]
+        asks_nothing = None if is_asked(row) else f"task {row.labels['task']!r} asks nothing: expected dialogues"
+        if problem := asks_nothing or _stored_in_parquet(row):
+            unusable[row.id] = problem
             lengths.tokens[number] = 0
     pairs: dict[int, Pair] = {}
     without_pair: Counter[str] = Counter()
@@ -144,29 +146,22 @@ def sample_pairs(config: Config, console: Console) -> Outcome:
     return Outcome([pairs[number] for number in sorted(pairs)], without_pair, unusable)
 
 
-def _not_sampled(row: Row) -> str | None:
-    """Return why a readable row is not answered."""
-    return _stored_in_parquet(row) if is_asked(row) else f"task {row.labels['task']!r} asks nothing: expected dialogues"
-
-
 def _stored_in_parquet(row: Row) -> str | None:
     are_files = all(isinstance(clip.path, Path) for clip in row.clips)
     return None if are_files else "its sound is in a shard: a pair names its sound files"
 
 
 def _check(config: Config) -> None:
-    ranges = {
-        "n_samples": (config["n_samples"] in range(2, 10**6), "2 or more: a pair has two answers"),
-        "metric": (config["metric"] in METRICS, " or ".join(METRICS)),
-        "margin": (isinstance(config["margin"], (int, float)) and config["margin"] >= 0, "0 or more"),
-        "judge": (
-            (config["metric"] == "judged") == (config["judge"] is not None),
-            "judge=rule or judge=model with metric=judged, and null with any other",
-        ),
-    }
-    for name, (holds, expected) in ranges.items():
+    def expect(name: str, holds: bool, expected: str) -> None:
         if not holds:
             raise UserError(f"{name}={config[name]}: expected {expected}")
+
+    needs_judge, margin = config["metric"] == "judged", config["margin"]
+    expect("n_samples", config["n_samples"] in range(2, 10**6), "2 or more: a pair has two answers")
+    expect("metric", config["metric"] in METRICS, " or ".join(METRICS))
+    expect("margin", isinstance(margin, (int, float)) and margin >= 0, "0 or more")
+    of_metric = "judge=rule or judge=model with metric=judged, and null with any other"
+    expect("judge", needs_judge == (config["judge"] is not None), of_metric)
     if not config["data"]["test"]:
         raise UserError(f"data.test={config['data']['test']}: expected [FILE.jsonl], dialogues to be answered")
 

@@ -25,12 +25,7 @@ _CLOSING = re.compile(r"(?<![\w'])([A-D])\W*$")
 def official_letter(reply: str) -> str | None:
     """The letter that AIR-Bench's script takes: the first character, or else the last but one."""
     said = reply.strip().replace("\n", "")
-    if said in ("", "None"):
-        return None
-    for character in (said[0], said[-2] if len(said) > 1 else ""):
-        if character and character in LETTERS:
-            return character
-    return None
+    return next((character for character in said[:1] + said[-2:-1] if character in LETTERS), None)
 
 
 def parse(reply: str | None, options: Sequence[str]) -> int | None:

@@ -174,16 +174,16 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected.tolist()
 
 
-def detectable(samples: np.ndarray, power: float = POWER, level: float = LEVEL) -> float:
-    """The smallest true difference that a test at `level` finds with probability `power`, given resampled differences
+def detectable(samples: np.ndarray) -> float:
+    """The smallest true difference that a test at `LEVEL` finds with probability `POWER`, given resampled differences
     of two systems (`samples`): (z + z) standard errors. NaN where nothing varies: nothing is known of it."""
     defined, normal = samples[~np.isnan(samples)], NormalDist()
     error = float(np.std(defined)) if len(defined) else 0.0
     # Of equal samples the deviation is what rounding leaves.
-    return (normal.inv_cdf(1 - level / 2) + normal.inv_cdf(power)) * error if error > 1e-12 else np.nan
+    return (normal.inv_cdf(1 - LEVEL / 2) + normal.inv_cdf(POWER)) * error if error > 1e-12 else np.nan
 
 
-def detectable_alone(samples: np.ndarray, power: float = POWER, level: float = LEVEL) -> float:
+def detectable_alone(samples: np.ndarray) -> float:
     """`detectable`, given resampled scores of one system: between it and another that varies as much and has nothing
     in common with it. Systems that fail on the same rows differ visibly by less."""
-    return float(np.sqrt(2)) * detectable(samples, power, level)
+    return float(np.sqrt(2)) * detectable(samples)
