@@ -49,7 +49,14 @@ GROUPS = {
 }
 AVERAGE = "average"  # of the four groups
 ORDERS = ("reference first", "reference second")
-METRICS = ("judged_official", "judged_strict", "judge_wins", "judge_flips", "judge_failed")
+POLICIES = {  # of each metric, as its signature names it
+    "judged_official": "failures dropped",
+    "judged_strict": "failures 0",
+    "judge_wins": "more points than the reference|failures dropped",
+    "judge_flips": "who is ahead differs between the orders|failures dropped",
+    "judge_failed": "not two integers from 1 to 10",
+}
+METRICS = tuple(POLICIES)
 HIGHEST = 10
 MAX_TOKENS = 1024  # score_chat.py
 PUBLISHED = (1.0, 2.0)  # temperatures of score_chat.py: the second for the half that a coin says
@@ -206,14 +213,7 @@ class Judge:
     @property
     def signatures(self) -> dict[str, str]:
         """By metric."""
-        policies = {
-            "judged_official": "failures dropped",
-            "judged_strict": "failures 0",
-            "judge_wins": "more points than the reference|failures dropped",
-            "judge_flips": "who is ahead differs between the orders|failures dropped",
-            "judge_failed": "not two integers from 1 to 10",
-        }
-        return {metric: f"{metric}|{self.signature}|{policy}" for metric, policy in policies.items()}
+        return {metric: f"{metric}|{self.signature}|{policy}" for metric, policy in POLICIES.items()}
 
     def __call__(self, labels: Labels, answer: str) -> float:
         """No points of one answer alone: raises ValueError."""
