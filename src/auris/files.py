@@ -107,6 +107,14 @@ def write_yaml(path: Path, content: Mapping[str, Any]) -> None:
     write_text(path, yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True))
 
 
+def read_facts(path: Path) -> Any:
+    """Return the content of a JSON or YAML file of a run; empty if it is absent or just being written."""
+    try:
+        return (read_json(path) if path.suffix == ".json" else read_yaml(path)) or {}
+    except (FileNotFoundError, json.JSONDecodeError):
+        return {}
+
+
 def read_jsonl(path: Path) -> list[Any]:
     """Read a JSON Lines file. An unfinished last line is ignored: its writer was killed, or is still writing."""
     whole, _, _ = path.read_bytes().rpartition(b"\n")  # the unfinished line may end within a character

@@ -159,9 +159,8 @@ def plot_curves(root: str | Path, arms: Sequence[str] | None = None, x: str = "s
     if not logged & set(arms):
         raise UserError(f"the runs of {join(arms) or 'any arm'} in {root} hold no train/loss or val/* scalars")
     points = _along(x, points[points["arm"].isin(arms)], scalars)
-    colours = {
-        arm: colour for arm, colour in assign_colours(arms, TOO_MANY).items() if arm in logged
-    }  # the same as in the bars
+    colours = assign_colours(arms, TOO_MANY)  # the same as in the bars
+    colours = {arm: colour for arm, colour in colours.items() if arm in logged}
     tags = sorted(points["tag"].unique(), key=lambda tag: (tag != "train/loss", tag != "val/loss", _rank(tag), tag))
     columns = min(len(tags), max(3, round((len(tags) / 1.4) ** 0.5)))  # a page, however many they are
     rows = -(-len(tags) // columns)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from auris.errors import MissingFileError, UserError
-from auris.files import read_json, read_yaml
+from auris.files import read_facts
 from auris.metrics import records
 from auris.metrics.measures import measure
 from auris.metrics.records import Prediction, ResultRow
@@ -114,13 +113,13 @@ def studies_in(runs: Path) -> str:
 def ordered(root: str | Path, arms: Iterable[str]) -> list[str]:
     """Arms in the order of their study, the first being the one that the others are compared with; those that it does
     not name follow by words: qwen_audio before qwen2_audio."""
-    named = list(_facts(Path(root) / "study.yaml").get("arms", ()))
+    named = list(read_facts(Path(root) / "study.yaml").get("arms", ()))
     return sorted(arms, key=lambda arm: (named.index(arm) if arm in named else len(named), arm.split("_")))
 
 
 def question(root: str | Path) -> str:
     """What a study asks, where its runner has left word of it."""
-    return _facts(Path(root) / "study.yaml").get("question", "")
+    return read_facts(Path(root) / "study.yaml").get("question", "")
 
 
 def status(root: str | Path) -> pd.DataFrame:
@@ -129,7 +128,7 @@ def status(root: str | Path) -> pd.DataFrame:
 
     rows = []
     for arm, seed, run in runs_of(root):
-        progress, finished = (_facts(run / f"{name}.json") for name in ("progress", "finished"))
+        progress, finished = (read_facts(run / f"{name}.json") for name in ("progress", "finished"))
         benchmarks = sorted({row.benchmark for row in scores(run)})
         state = "trained" if finished else "training" if progress else "waiting"
         steps = (finished.get("steps", progress.get("step", 0)), progress.get("max_steps", finished.get("steps", 0)))
@@ -147,7 +146,7 @@ def costs(root: str | Path) -> pd.DataFrame:
 
     rows = []
     for arm, seed, run in runs_of(root):
-        facts, finished = (_facts(run / f"{name}.json") for name in ("environment", "finished"))
+        facts, finished = (read_facts(run / f"{name}.json") for name in ("environment", "finished"))
         if finished:
             noted = ("audio_tokens_per_second", "parameters", "trained", "operations", "tokens", "hours")
             rows.append((arm, seed, *(facts.get(name, np.nan) for name in noted), finished["seconds"] / 60))
@@ -161,7 +160,7 @@ def hparams(root: str | Path) -> pd.DataFrame:
     """What differs between the recipes of a study's runs, one row a run: columns arm, seed and the keys, dotted."""
     import pandas as pd
 
-    recipes = {(arm, seed): dict(_flat(_facts(run / "recipe.yaml"))) for arm, seed, run in runs_of(root)}
+    recipes = {(arm, seed): dict(_flat(read_facts(run / "recipe.yaml"))) for arm, seed, run in runs_of(root)}
     names = {"study", "arm", "seed", "run_dir", "runs_dir", "checkpoint"}
     keys = {key for made in recipes.values() for key in made if key not in names and not key.startswith("weights.")}
     differ = [key for key in sorted(keys) if len({str(made.get(key)) for made in recipes.values()}) > 1]
@@ -208,7 +207,7 @@ def reproduce(run: str | Path) -> str:
     run = Path(run)
     if not (run / "recipe.yaml").is_file():
         raise MissingFileError(f"{run} holds no run (no recipe.yaml); give reproduce=runs/<study>/<arm>/seed_<n>")
-    facts, evaluations = _facts(run / "environment.json"), _facts(run / "evaluations.json")
+    facts, evaluations = read_facts(run / "environment.json"), read_facts(run / "evaluations.json")
     versions = ("python", "torch", "lightning", "transformers", "torchaudio", "hydra-core", "numpy")
     lines = [f"# {run}", f"git checkout {_commit(facts)}"]
     lines.append("# " + ", ".join(f"{name} {facts[name]}" for name in versions if name in facts))
@@ -216,7 +215,7 @@ def reproduce(run: str | Path) -> str:
         device = f"{facts['ranks']} processes, {facts['threads']} threads, {facts['device']}, {facts['precision']}"
         lines.append(f"# {device}: elsewhere sums round differently")
     lines += _hashes(facts)
-    started = _facts(run / "recipe.yaml")
+    started = read_facts(run / "recipe.yaml")
     starts = [path for path in (started.get("checkpoint"), *(started.get("weights") or {}).values()) if path]
     lines += [f"# first, what it starts from: auris results reproduce={shlex.quote(path)}" for path in starts]
     if facts.get("command"):
@@ -242,14 +241,6 @@ def _hashes(facts: Facts) -> list[str]:
     files = [f"{digest}  {path}" for path, digest in found.items() if path.endswith((".jsonl", ".txt"))]
     lines = ["sha256sum --check <<'END'", *files, "END"] if files else []
     return lines + [f"# {path}: {digest}" for path, digest in found.items() if not path.endswith((".jsonl", ".txt"))]
-
-
-def _facts(path: Path) -> Facts:
-    """Return a JSON or YAML file; empty if it is absent, or just being written."""
-    try:
-        return (read_json(path) if path.suffix == ".json" else read_yaml(path)) or {}
-    except (FileNotFoundError, json.JSONDecodeError):
-        return {}
 
 
 def _flat(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

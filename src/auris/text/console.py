@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
+
+
+def numbers_table(name: str, *numbers: str, **options: Any) -> Table:
+    """Return an empty table: a column of names on the left, and columns of numbers, aligned on the right."""
+    from rich.table import Column, Table
+
+    return Table(name, *(Column(header, justify="right") for header in numbers), title_justify="left", **options)
 
 
 def print_plain(console: Console, text: str, *, style: str | None = None) -> None:

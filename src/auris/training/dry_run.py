@@ -20,7 +20,7 @@ from auris.data.epoch_stats import EpochStats
 from auris.model import adapters
 from auris.model.pack import IGNORE, Pack
 from auris.model.weights import identify
-from auris.text.console import print_plain
+from auris.text.console import numbers_table, print_plain
 from auris.text.tokenizer import Tokenizer
 from auris.training import cost, optim
 from auris.training.cost import GIB, Load, Stage
@@ -64,8 +64,7 @@ def print_sizes(console: Console, net: nn.Module, stages: Sequence[Stage], load:
 
 
 def parameter_table(parts: Mapping[str, nn.Module]) -> Table:
-    table = Table("part", "parameters", title="parameters", title_justify="left")
-    table.columns[1].justify = "right"
+    table = numbers_table("part", "parameters", title="parameters")
     pieces = cost.parameters_by_piece(parts)
     for name, number in pieces.items():
         table.add_row(name, f"{number:,}")
@@ -85,9 +84,7 @@ def _memory_table(net: nn.Module, stages: Sequence[Stage], load: Load, moment: i
         f"{load.scored:,} scored positions"
     )
     columns = [f"{n} GPU{'s' if n > 1 else ''}" for n in GPUS]
-    table = Table("stage", *columns, "+ a pack", "+ a pack, recomputed", title=title, title_justify="left")
-    for column in table.columns[1:]:
-        column.justify = "right"
+    table = numbers_table("stage", *columns, "+ a pack", "+ a pack, recomputed", title=title)
     for stage in stages:
         need = cost.memory(net, stage, load, moment=moment)
         cells = [need.states / n for n in GPUS] + [need.per_gpu(recompute=False), need.per_gpu(recompute=True)]
@@ -106,9 +103,7 @@ def _epoch_table(epoch: EpochStats) -> Table:
         f"{epoch.ranks} ranks: {epoch.packs:.2f} packs of a rank in a step, {100 * epoch.fill:.1f} % full, no padding; "
         f"the busiest rank has {epoch.straggler:.3f} times the tokens of the average one"
     )
-    table = Table("task", "rows", "hours", "tokens", "share", title=title, caption=each, title_justify="left")
-    for column in table.columns[1:]:
-        column.justify = "right"
+    table = numbers_table("task", "rows", "hours", "tokens", "share", title=title, caption=each)
     whole = epoch.whole
     for task, share in [*epoch.tasks.items(), ("all", whole)]:
         if task == "all":

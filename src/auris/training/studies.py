@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -136,61 +136,43 @@ def plan(study: Config, extra: Sequence[str] = (), arm: str | None = None, seed:
         raise UsageError(f"arm={arm}: study {study['study']} has {', '.join(entries)}")
     wanted = [arm] if arm is not None else list(study["arms"])
     jobs: dict[str, Job] = {}
+
+    def add(name: str, seed: int, path: tuple[str, ...] = ()) -> Job:
+        """Add the job of an arm or stage, after those that it needs. `path`: the jobs that need it."""
+        if name in path:
+            raise UsageError(f"study {study['study']}: {' after '.join((*path, name))} is a circle")
+        if name not in entries:
+            raise UsageError(f"study {study['study']}: {path[-1]} comes after {name!r}, which is no arm or stage of it")
+        key = f"{name}, seed {seed}"
+        if key in jobs:
+            return jobs[key]
+        entry, is_arm = entries[name], name in study["arms"]
+        after = entry.get("after") or {}
+        # The whole model continues from one run, or its parts from several.
+        whole = isinstance(after, str)
+        starts = {"checkpoint": after} if whole else {f"weights.{part}": run for part, run in after.items()}
+        before = {start: add(run, seed, (*path, name)) for start, run in starts.items()}
+        overrides = [*entry["overrides"], *(f"{start}={job.run_dir}" for start, job in before.items()), *extra]
+        names = [f"study={study['study']}", f"arm={name}", f"seed={seed}"]
+        try:
+            composed = config.compose([*overrides, *names])
+            if not is_arm:
+                composed.study, composed.arm = _SHARED, f"{name}-{_digest(config.resolve(composed), seed)}"
+                names = [f"study={_SHARED}", f"arm={composed.arm}", f"seed={seed}"]
+            recipe = config.resolve(composed)
+        except UserError as error:
+            raise UsageError(f"study {study['study']}, arm {name}: {error}") from error
+        jobs[key] = Job(name, seed, [*overrides, *names], Path(recipe["run_dir"]), recipe=recipe)
+        jobs[key].needs = [job.key for job in before.values()]
+        if is_arm and name in wanted:  # one that is only needed may be evaluated by another job of an array just now
+            jobs[key].evaluate = [list(one) for one in entry.get("evaluate") or study.get("evaluate") or []]
+        return jobs[key]
+
     for one in [seed] if seed is not None else study["seeds"]:
         for name in wanted:
-            _add(jobs, study, entries, name, one, extra, path=())
-    for job in jobs.values():
-        if job.name not in wanted:  # only needed: another job of an array may be evaluating it at this moment
-            job.evaluate.clear()
+            add(name, one)
     _require_different([job for job in jobs.values() if job.name in study["arms"]])
     return list(jobs.values())
-
-
-def _add(
-    jobs: dict[str, Job],
-    study: Config,
-    entries: Mapping[str, Config],
-    name: str,
-    seed: int,
-    extra: Sequence[str],
-    path: tuple[str, ...],
-) -> Job:
-    """Add the job of an arm or stage, after those that it needs. `path`: the jobs that need it."""
-    if name in path:
-        raise UsageError(f"study {study['study']}: {' after '.join((*path, name))} is a circle")
-    if name not in entries:
-        raise UsageError(f"study {study['study']}: {path[-1]} comes after {name!r}, which is no arm or stage of it")
-    key = f"{name}, seed {seed}"
-    if key in jobs:
-        return jobs[key]
-    entry, is_arm = entries[name], name in study["arms"]
-    after = entry.get("after") or {}
-    # The whole model continues from one run, or its parts from several.
-    starts = (
-        {"checkpoint": after} if isinstance(after, str) else {f"weights.{part}": run for part, run in after.items()}
-    )
-    before = {key: _add(jobs, study, entries, run, seed, extra, (*path, name)) for key, run in starts.items()}
-    overrides = [*entry["overrides"], *(f"{key}={job.run_dir}" for key, job in before.items()), *extra]
-    names = [f"study={study['study']}", f"arm={name}", f"seed={seed}"]
-    try:
-        composed = config.compose([*overrides, *names])
-        if not is_arm:
-            composed.study, composed.arm = _SHARED, f"{name}-{_digest(config.resolve(composed), seed)}"
-            names = [f"study={_SHARED}", f"arm={composed.arm}", f"seed={seed}"]
-        recipe = config.resolve(composed)
-    except UserError as error:
-        raise UsageError(f"study {study['study']}, arm {name}: {error}") from error
-    evaluate = (entry.get("evaluate") or study.get("evaluate") or []) if is_arm else []
-    jobs[key] = Job(
-        name=name,
-        seed=seed,
-        overrides=[*overrides, *names],
-        run_dir=Path(recipe["run_dir"]),
-        recipe=recipe,
-        needs=[job.key for job in before.values()],
-        evaluate=[list(one) for one in evaluate],
-    )
-    return jobs[key]
 
 
 def _digest(recipe: Config, seed: int) -> str:
@@ -320,7 +302,7 @@ def _advance(jobs: Sequence[Job], side_by_side: int, threads: int) -> list[Job]:
 
 def _is_done(job: Job) -> bool:
     """Whether this very run and its evaluations have finished before."""
-    done = _read(job.run_dir / _DONE)
+    done = files.read_facts(job.run_dir / _DONE)
     return bool(done) and done["recipe"] == job.digest and all(one in done["evaluate"] for one in job.evaluate)
 
 
@@ -339,18 +321,10 @@ def _table(jobs: Sequence[Job], metric: str | None = None) -> Table:
     for column in ("seed", "status", "step", "loss", metric, "minutes"):
         table.add_column(column, justify="left" if column == "status" else "right")
     for job in jobs:
-        progress = _read(job.run_dir / "progress.json")
+        progress = files.read_facts(job.run_dir / "progress.json")
         step = f"{progress['step']}/{progress['max_steps']}" if progress else ""
         loss, score = (f"{progress[name]:.3f}" if name in progress else "" for name in ("train/loss", metric))
         seconds = time.time() - job.started if job.process is not None else job.seconds
         minutes = f"{seconds / 60:.1f}" if job.started else ""
         table.add_row(job.name, str(job.seed), job.status, step, loss, score, minutes)
     return table
-
-
-def _read(path: Path) -> Config:
-    """Read a JSON file of a run; empty if there is none, or only a damaged one."""
-    try:
-        return files.read_json(path)
-    except (FileNotFoundError, json.JSONDecodeError):
-        return {}
