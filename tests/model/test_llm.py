@@ -56,7 +56,7 @@ def test_a_packed_row_equals_transformers_own_run_of_it(config: dict) -> None:
     twin.load_state_dict(llm.state_dict())
     cu = attention.cumulate(torch.tensor(LENGTHS))
     hidden = lm.hidden(llm, lm.embed(llm, torch.cat(rows())), positions(LENGTHS), cu)
-    logits = lm.head(llm)(hidden)
+    logits = llm.get_output_embeddings()(hidden)
     assert logits.shape == (sum(LENGTHS), VOCAB)
     for row, got in zip(rows(), logits.split(LENGTHS), strict=True):
         torch.testing.assert_close(got, twin(input_ids=row[None]).logits[0], atol=1e-5, rtol=1e-5)

@@ -10,6 +10,7 @@ Shapes: C frames of 20 ms, V text tokens and the blank, L tokens of a transcript
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -70,24 +71,13 @@ def split(text: str, language: str) -> list[Span]:
 
     Punctuation around a word is no part of it.
     """
-    spans, start = [], None
-    by_character = unit(language) == "char"
-    for place, character in enumerate(text + " "):
-        if start is not None and (by_character or character.isspace()):
-            spans.append((start, place))
-            start = None
-        if start is None and not character.isspace():
-            start = place
-    bare = (_strip(text, *span) for span in spans)
-    return [Span(text[start:end], start, end) for start, end in bare if start < end]
-
-
-def _strip(text: str, start: int, end: int) -> tuple[int, int]:
-    while start < end and unicodedata.category(text[start])[0] == "P":
-        start += 1
-    while start < end and unicodedata.category(text[end - 1])[0] == "P":
-        end -= 1
-    return start, end
+    punctuation = "".join(character for character in set(text) if unicodedata.category(character)[0] == "P")
+    spans = []
+    for match in re.finditer(r"\S" if unit(language) == "char" else r"\S+", text):
+        if word := match[0].strip(punctuation):
+            start = match.start() + match[0].index(word)
+            spans.append(Span(word, start, start + len(word)))
+    return spans
 
 
 def token_frames(scores: Tensor, ids: Sequence[int], blank: int) -> np.ndarray:

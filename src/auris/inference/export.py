@@ -13,8 +13,9 @@ import torch
 
 from auris.config import Config
 from auris.errors import UserError
+from auris.files import write_json
 from auris.inference import load as pretrained
-from auris.inference.export_formats import WRITERS, obstacles
+from auris.inference.export_formats import WRITERS, generation_config, obstacles
 from auris.inference.model_card import card
 from auris.model.audio_lm import AudioLM
 from auris.model.weights.identify import identify
@@ -61,6 +62,7 @@ def export(
         draft = Path(folder, out.name)  # moved to its place when it is complete
         draft.mkdir()
         WRITERS[chosen](model, found, draft)
+        write_json(draft / "generation_config.json", generation_config(model, found), indent=2)
         tensors = export_tensors(model.net.state_dict(), chosen)
         write_sharded(tensors, draft, max_shard_bytes=shard_bytes)
         (draft / "README.md").write_text(card(model, found, out.name, chosen, reasons), encoding="utf-8")
@@ -76,17 +78,13 @@ def choose(net: AudioLM, tokenizer: Tokenizer, format: str = "auto") -> tuple[st
     """
     if format not in ("auto", *FORMATS):
         raise UserError(f"format={format}: expected auto, {', '.join(FORMATS)}")
-    if format != "auto":
-        if missing := obstacles(net, tokenizer, format):
-            raise UserError(f"format={format} cannot hold this model: {'; '.join(missing)}. format=auris holds any")
-        return format, []
     reasons: list[str] = []
-    for name in FORMATS:
+    for name in FORMATS if format == "auto" else (format,):
         missing = obstacles(net, tokenizer, name)
         if not missing:
             return name, reasons
         reasons += [f"{name}: {reason}" for reason in missing]
-    raise AssertionError("auris holds any model")
+    raise UserError(f"format={format} cannot hold this model: {'; '.join(missing)}. format=auris holds any")
 
 
 def run(made: Config) -> None:

@@ -103,7 +103,6 @@ def _write_qwen2_audio(model: AudioModel, found: ModelSource, out: Path) -> None
     ).to_dict()
     config["text_config"]["rope_theta"] = text["rope_parameters"]["rope_theta"]  # where versions before 5 look for it
     write_json(out / "config.json", config, indent=2)
-    write_json(out / "generation_config.json", _generation(model, found), indent=2)
     features = WhisperFeatureExtractor(feature_size=net.encoder.n_mels, return_attention_mask=True)
     template = tokenizer.fast.chat_template  # None: the processor's own
     processor = Qwen2AudioProcessor(feature_extractor=features, tokenizer=tokenizer.fast, chat_template=template)
@@ -111,7 +110,7 @@ def _write_qwen2_audio(model: AudioModel, found: ModelSource, out: Path) -> None
     features.save_pretrained(out)  # where versions before 5 look for it
 
 
-def _generation(model: AudioModel, found: ModelSource) -> ConfigFile:
+def generation_config(model: AudioModel, found: ModelSource) -> ConfigFile:
     """Return the source's generation config, or one of greedy answers to the end of the text."""
     end = model.tokenizer.end
     style, stop = ("chatml", model.dialogue.stop) if model.is_chat else ("raw", model.prompt.stop)
@@ -120,10 +119,6 @@ def _generation(model: AudioModel, found: ModelSource) -> ConfigFile:
     eos = ends if len(ends) > 1 else end
     ours = {"chat_format": style, "do_sample": False, "eos_token_id": eos, "pad_token_id": end, "max_new_tokens": 256}
     return dict(found.generation) or ours
-
-
-def _rows(net: AudioLM) -> int:
-    return net.llm.get_input_embeddings().num_embeddings
 
 
 # --- Qwen-Audio (v1) ----------------------------------------------------------------------------------------------
@@ -168,7 +163,7 @@ def _write_qwen_audio(model: AudioModel, found: ModelSource, out: Path) -> None:
         "use_cache": True,
         "use_dynamic_ntk": long is not None,
         "use_logn_attn": long is not None,
-        "vocab_size": _rows(net),
+        "vocab_size": llm.vocab_size,
     }
     if found.kind == "qwen_audio":
         config = {**config, **found.config, "torch_dtype": config["torch_dtype"]}
@@ -177,7 +172,6 @@ def _write_qwen_audio(model: AudioModel, found: ModelSource, out: Path) -> None:
                 shutil.copyfile(file, out / file.name)
     write_ranks(model.tokenizer, out / RANKS_FILE)
     write_json(out / "config.json", config, indent=2)
-    write_json(out / "generation_config.json", _generation(model, found), indent=2)
 
 
 def write_ranks(tokenizer: Tokenizer, path: Path) -> None:
@@ -198,17 +192,11 @@ def _write_auris(model: AudioModel, found: ModelSource, out: Path) -> None:
     if config["model"]["llm"]["config"].get("path"):  # that directory may not exist where this one is read
         llm = json.loads(model.net.llm.config.to_json_string(use_diff=False))
         config["model"] = {**config["model"], "llm": {**config["model"]["llm"], "config": llm}}
-    config["model"] = {**config["model"], "vocab_rows": _rows(model.net)}
+    config["model"] = {**config["model"], "vocab_rows": model.net.llm.get_input_embeddings().num_embeddings}
     recipe.save(config, out / "recipe.yaml")
     model.tokenizer.save(out / "tokenizer")
-    if (results := results_file(found)).is_file():
+    if (results := found.path / "results.jsonl").is_file():
         shutil.copyfile(results, out / results.name)
-    write_json(out / "generation_config.json", _generation(model, found), indent=2)
-
-
-def results_file(found: ModelSource) -> Path:
-    """Return the file with the results of a run, or of an exported directory."""
-    return found.path / "results.jsonl"
 
 
 WRITERS: dict[str, Callable[[AudioModel, ModelSource, Path], None]] = {

@@ -13,7 +13,6 @@ from auris.data.manifests import read_manifests
 from auris.data.rows import Row
 from auris.files import read_jsonl
 from auris.inference.audio_model import AudioModel
-from auris.inference.export_formats import results_file
 from auris.inference.load import RELEASED
 from auris.metrics.measures import measure
 from auris.model.audio_lm import AudioLM
@@ -111,7 +110,7 @@ def _origin(row: Row) -> str:
 
 
 def _result_lines(found: ModelSource) -> Iterator[str]:
-    file = results_file(found)
+    file = found.path / "results.jsonl"
     if not file.is_file():
         yield "Not evaluated."
         return

@@ -97,7 +97,7 @@ class AudioLM(nn.Module):
 
     def head(self, h: Tensor) -> Tensor:
         """Hidden states (R, H) -> logits (R, V). Gather the positions that are scored first."""
-        return lm.head(self.llm)(h)
+        return self.llm.get_output_embeddings()(h)
 
     def logits(self, batch: Pack) -> Tensor:
         """Logits at every position: (T, V). For tests and small batches."""

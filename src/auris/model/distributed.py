@@ -28,16 +28,6 @@ def gather(value: _Result) -> list[_Result]:
     return values
 
 
-def gather_to_first(value: _Result) -> list[_Result]:
-    """Return the values of all processes on the first one, nothing on the others. Collective."""
-    world, rank = world_and_rank()
-    if world == 1:
-        return [value]
-    values: list[Any] | None = [None] * world if rank == 0 else None
-    distributed.gather_object(value, values)
-    return values or []
-
-
 def collectively(work: Callable[[], _Result], error: type[Exception]) -> _Result:
     """Do something on every process; if it fails on one of them, in whatever way, raise `error` on all.
 

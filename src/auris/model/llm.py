@@ -239,11 +239,6 @@ def hidden(
     return out.last_hidden_state[0] if where is None else out.last_hidden_state[0, where]
 
 
-def head(llm: PreTrainedModel) -> nn.Module:
-    """The output matrix: hidden states (R, H) -> logits (R, V)."""
-    return llm.get_output_embeddings()
-
-
 class SlotCache(Cache):
     """Keys and values of rows of different lengths, each row in a slot of its own. Slots are equally long, so that a
     token of every row reads its keys in one call, and what they hold is read where it lies: the rows that there are

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from auris.errors import UserError
 from auris.files import sync_directory
-from auris.model.distributed import collectively, gather, gather_to_first, world_and_rank
+from auris.model.distributed import collectively, gather, world_and_rank
 from auris.model.dtensor import local_part
 from auris.model.weights.checkpoint_dir import (
     FORMAT,
@@ -94,7 +94,7 @@ def save(
         written = collectively(
             lambda: [_write_own(partial, kind, tables[kind], writers[kind], rank) for kind in KINDS], SaveError
         )
-        everything = [one for process in gather_to_first(written) for one in process]
+        everything = [one for process in gather(written) for one in process]
         collectively(lambda: _seal(partial, final, state, everything) if rank == 0 else None, SaveError)
     except SaveError:
         if rank == 0:
@@ -114,19 +114,18 @@ def _writers(tensors: Mapping[str, Tensor]) -> dict[str, int]:
     Derived from the pieces, not from meshes: a tensor that is sharded over a part of a mesh does not know the rest.
     """
     pieces = {name: local_part(tensor.detach()) for name, tensor in sorted(tensors.items())}
-    # Pieces do not overlap, so the first element identifies a piece.
-    firsts = [_first_element(tensors[name], index) if local.numel() else -1 for name, (local, index) in pieces.items()]
-    everyone = gather(firsts)
+    # Pieces do not overlap, so its offset identifies a piece.
+    offsets = [_offset(index) if local.numel() else None for local, index in pieces.values()]
+    everyone = gather(offsets)
     writers = {}
-    for number, (name, first) in enumerate(zip(pieces, firsts, strict=True)):
-        holders = [rank for rank, theirs in enumerate(everyone) if theirs[number] == first]
-        writers[name] = -1 if first < 0 else holders[number % len(holders)]
+    for number, (name, offset) in enumerate(zip(pieces, offsets, strict=True)):
+        holders = [rank for rank, theirs in enumerate(everyone) if theirs[number] == offset]
+        writers[name] = -1 if offset is None else holders[number % len(holders)]
     return writers
 
 
-def _first_element(tensor: Tensor, index: tuple[slice, ...]) -> int:
-    strides = [math.prod(tensor.shape[dim + 1 :]) for dim in range(tensor.ndim)]
-    return sum(one.start * stride for one, stride in zip(index, strides, strict=True))
+def _offset(index: tuple[slice, ...]) -> tuple[int, ...]:
+    return tuple(one.start for one in index)
 
 
 def _write_own(
@@ -142,7 +141,7 @@ def _write_own(
         pieces: tuple[Piece, ...] = ()
         if writers[name] == rank:
             own[name] = local
-            pieces = (Piece(file, tuple(one.start for one in index), tuple(local.shape)),)
+            pieces = (Piece(file, _offset(index), tuple(local.shape)),)
         if pieces or rank == 0:  # the first process describes all tensors, also those without elements
             stored[name] = StoredTensor(tuple(tensor.shape), tensor.dtype, pieces)
     return _Written(kind, {file: _write_tensors(folder / file, own)} if own else {}, stored)
@@ -196,7 +195,8 @@ def _seal(partial: Path, final: Path, state: State, written: Sequence[_Written])
             table[name] = StoredTensor(stored.shape, stored.dtype, pieces)
     for table in tensors.values():
         for name, stored in table.items():
-            _check_cover(name, stored)
+            covered = sum(math.prod(piece.shape) for piece in stored.pieces)  # pieces do not overlap
+            assert covered == math.prod(stored.shape), f"{name} is not made up by {stored}"
     for name, described in files.items():
         if file_size(partial / name) != described.bytes:
             raise OSError(f"{partial / name} is not there: all processes must write to one shared file system")
@@ -219,19 +219,6 @@ def _seal(partial: Path, final: Path, state: State, written: Sequence[_Written])
     sync_directory(final.parent)
     if removed:
         shutil.rmtree(removed)
-
-
-def _check_cover(name: str, stored: StoredTensor) -> None:
-    """Assert that pieces make up a tensor: they are all cells of a grid that divides it."""
-    boxes = {tuple((at, at + n) for at, n in zip(offset, sizes, strict=True)) for _, offset, sizes in stored.pieces}
-    cuts = [sorted({box[dim] for box in boxes}) for dim in range(len(stored.shape))]
-    is_covered = all(
-        [start for start, _ in cut] == [0, *(stop for _, stop in cut[:-1])] and cut[-1][1] == size
-        for cut, size in zip(cuts, stored.shape, strict=True)
-        if cut
-    )
-    cells = math.prod(map(len, cuts)) if math.prod(stored.shape) else 0
-    assert is_covered and len(boxes) == len(stored.pieces) == cells, f"{name} is not made up by {stored}"
 
 
 def _with_text_keys(value: Any) -> Any:

@@ -42,6 +42,7 @@ KINDS = {
     "causal_lm": "a causal language model of transformers",
 }
 PARTS = ("encoder", "pooling", "projector", "boundary", "llm")
+_TOKENIZERS = ("tokenizer.json", "qwen.tiktoken", "vocab.json", "tokenizer.model")  # files of a tokenizer, one of them
 
 _EXPECTED = (
     "expected a run directory, one of its checkpoints (checkpoints/step_...), a directory that auris exported "
@@ -60,7 +61,7 @@ class ModelSource:
         config: the config of a run or an exported directory; otherwise the content of config.json (for Whisper's .pt:
             `dims`).
         model: the `model` node of a whole model, its vocabulary rows included; None for a part of one.
-        parts: the node of every part that the source holds.
+        parts: the node of every part that the source holds; those of `model` if not given.
         generation: the content of generation_config.json; empty if there is none.
         tokenizer: directory or hub name of the tokenizer; None if there is none.
         file: the weights, if they are one file (a .pt).
@@ -70,12 +71,16 @@ class ModelSource:
     path: Path
     kind: str
     config: Node | ConfigFile
-    model: Node | None
-    parts: Mapping[str, Node]
+    model: Node | None = None
+    parts: Mapping[str, Node] = field(default_factory=dict)
     generation: ConfigFile = field(default_factory=dict)
     tokenizer: str | None = None
     file: Path | None = None
     checkpoint: CheckpointDir | None = None
+
+    def __post_init__(self) -> None:
+        if self.model is not None:
+            object.__setattr__(self, "parts", {part: self.model[part] for part in PARTS if part in self.model})
 
     @property
     def layout(self) -> str:
@@ -131,14 +136,8 @@ def _identify_file(path: Path) -> ModelSource:
     if path.suffix != ".pt":
         raise UserError(f"{path} is a file: {_EXPECTED}")
     dims = _load_pt(path)["dims"]
-    encoder = _encoder(
-        n_mels=dims["n_mels"],
-        width=dims["n_audio_state"],
-        n_layers=dims["n_audio_layer"],
-        n_heads=dims["n_audio_head"],
-        max_positions=dims["n_audio_ctx"],
-    )
-    return ModelSource(path=path, kind="whisper_openai", config=dims, model=None, parts={"encoder": encoder}, file=path)
+    encoder = _openai_encoder({name.replace("_audio_", "_"): size for name, size in dims.items()}, "silence")
+    return ModelSource(path=path, kind="whisper_openai", config=dims, parts={"encoder": encoder}, file=path)
 
 
 def _load_pt(path: Path) -> Mapping[str, Any]:
@@ -161,7 +160,6 @@ def _run(path: Path, kind: str, which: str) -> ModelSource:
         kind=kind,
         config=config,
         model=config["model"],
-        parts=_parts_of(config["model"]),
         tokenizer=str(own) if own.is_dir() else config["tokenizer"],
         checkpoint=checkpoint,
     )
@@ -181,14 +179,9 @@ def _exported(path: Path) -> ModelSource:
         kind="auris",
         config=config,
         model=config["model"],
-        parts=_parts_of(config["model"]),
         generation=_generation(path),
         tokenizer=str(tokenizer) if tokenizer.is_dir() else None,
     )
-
-
-def _parts_of(model: Node) -> dict[str, Node]:
-    return {part: model[part] for part in PARTS if part in model}
 
 
 def _published(path: Path) -> ModelSource:
@@ -198,14 +191,15 @@ def _published(path: Path) -> ModelSource:
     kind = _kind(file, config)
     _compare(file, kind, config)
     model: Node | None = None
+    parts: dict[str, Node] = {}
     if kind == "qwen2_audio":
-        model, parts = _qwen2_audio(file, config)
+        model = _qwen2_audio(file, config)
     elif kind == "qwen_audio":
-        model, parts = _qwen_audio(file, config)
+        model = _qwen_audio(file, config)
     elif kind == "whisper":
-        parts = {"encoder": _whisper(config)}
+        parts["encoder"] = _transformers_encoder({**CONFIG_MAPPING["whisper"]().to_dict(), **config})
     else:
-        parts = {"llm": _qwen_llm(file, config) if kind == "qwen" else _llm(config)}
+        parts["llm"] = _qwen_llm(file, config) if kind == "qwen" else _llm(config)
     return ModelSource(
         path=path,
         kind=kind,
@@ -213,7 +207,7 @@ def _published(path: Path) -> ModelSource:
         model=model,
         parts=parts,
         generation=_generation(path),
-        tokenizer=str(path) if _has_tokenizer(path) else None,
+        tokenizer=str(path) if any((path / name).is_file() for name in _TOKENIZERS) else None,
     )
 
 
@@ -227,11 +221,6 @@ def _kind(file: Path, config: ConfigFile) -> str:
         return "causal_lm"
     known = "qwen2_audio, qwen, whisper, or a causal language model of transformers"
     raise UserError(f"{file}: model_type={name}, expected {known}")
-
-
-def _has_tokenizer(path: Path) -> bool:
-    names = ("tokenizer.json", "qwen.tiktoken", "vocab.json", "tokenizer.model")
-    return any((path / name).is_file() for name in names)
 
 
 def _generation(path: Path) -> ConfigFile:
@@ -252,26 +241,23 @@ def _read_json(file: Path) -> ConfigFile:
 # --- configs to nodes ---------------------------------------------------------------------------------------------
 
 
-def _encoder(**arguments: Any) -> Node:
-    return {"_target_": "auris.model.encoder.Encoder", **arguments}
-
-
 def _llm(config: ConfigFile, train_length: int | None = None) -> Node:
     node = {"_target_": "auris.model.llm.build_llm", "_partial_": True}
     return {**node, "config": dict(config), "train_length": train_length}
 
 
-def _whole(encoder: Node, boundary: str, llm: Node, rows: int) -> tuple[Node, dict[str, Node]]:
-    """Return the model node of a published system, and its parts."""
-    parts = {
+def _whole(encoder: Node, boundary: str, llm: Node, rows: int) -> Node:
+    """Return the model node of a published system."""
+    return {
+        "_target_": "auris.model.audio_lm.AudioLM",
+        "_partial_": True,
         "encoder": encoder,
         "pooling": {"_target_": "auris.model.pooling.Mean", "_partial_": True, "k": 2},
         "projector": {"_target_": "auris.model.projector.Linear", "_partial_": True},
         "boundary": {"_target_": f"auris.model.boundary.{boundary}", "_partial_": True},
         "llm": llm,
+        "vocab_rows": rows,
     }
-    model = {"_target_": "auris.model.audio_lm.AudioLM", "_partial_": True, **parts, "vocab_rows": rows}
-    return model, parts
 
 
 def _with_defaults(file: Path, config: ConfigFile) -> ConfigFile:
@@ -289,30 +275,40 @@ def _require(file: Path, values: ConfigFile, expected: ConfigFile, prefix: str =
             raise UserError(f"{file}: {prefix}{name} is {values[name]!r}, expected {value!r}")
 
 
-def _audio_encoder(audio: ConfigFile, clip_end: str) -> Node:
+def _transformers_encoder(audio: ConfigFile) -> Node:
     """Return the encoder of a Whisper or Qwen2-Audio config with all its fields."""
-    return _encoder(
-        n_mels=audio["num_mel_bins"],
-        width=audio["d_model"],
-        n_layers=audio["encoder_layers"],
-        n_heads=audio["encoder_attention_heads"],
-        ffn=audio["encoder_ffn_dim"],
-        max_positions=audio["max_source_positions"],
-        clip_end=clip_end,
-    )
+    return {
+        "_target_": "auris.model.encoder.Encoder",
+        "n_mels": audio["num_mel_bins"],
+        "width": audio["d_model"],
+        "n_layers": audio["encoder_layers"],
+        "n_heads": audio["encoder_attention_heads"],
+        "ffn": audio["encoder_ffn_dim"],
+        "max_positions": audio["max_source_positions"],
+        "clip_end": "silence",
+    }
 
 
-def _qwen2_audio(file: Path, config: ConfigFile) -> tuple[Node, dict[str, Node]]:
+def _openai_encoder(audio: ConfigFile, clip_end: str) -> Node:
+    """Return the encoder of Qwen-Audio's `audio` section, which names sizes as openai-whisper does."""
+    return {
+        "_target_": "auris.model.encoder.Encoder",
+        "n_mels": audio["n_mels"],
+        "width": audio["n_state"],
+        "n_layers": audio["n_layer"],
+        "n_heads": audio["n_head"],
+        "max_positions": audio["n_ctx"],
+        "clip_end": clip_end,
+    }
+
+
+def _qwen2_audio(file: Path, config: ConfigFile) -> Node:
     filled = _with_defaults(file, config)
     audio, text = filled["audio_config"], filled["text_config"]
     _require(file, audio, {"activation_function": "gelu", "scale_embedding": False}, "audio_config.")
     # Only the fields that config.json has, so that the resulting config stays readable.
     llm = _llm({"model_type": text["model_type"], **(config.get("text_config") or {})})
-    return _whole(_audio_encoder(audio, "silence"), "Tokens", llm, text["vocab_size"])
-
-
-def _whisper(config: ConfigFile) -> Node:
-    return _audio_encoder({**CONFIG_MAPPING["whisper"]().to_dict(), **config}, "silence")
+    return _whole(_transformers_encoder(audio), "Tokens", llm, text["vocab_size"])
 
 
 # The values of fields of Qwen's and Qwen-Audio's configs that our parts implement; their code knows others.
@@ -352,19 +348,11 @@ def _qwen_llm(file: Path, config: ConfigFile) -> Node:
     return _llm(llm, config.get("seq_length", 2048) if long else None)
 
 
-def _qwen_audio(file: Path, config: ConfigFile) -> tuple[Node, dict[str, Node]]:
+def _qwen_audio(file: Path, config: ConfigFile) -> Node:
     audio, llm = config["audio"], _qwen_llm(file, config)
     _need(file, audio, "n_mels n_ctx n_state n_head n_layer output_dim", "audio.")
     _require(file, audio, _QWEN_AUDIO | {"output_dim": config["hidden_size"]}, "audio.")
-    encoder = _encoder(
-        n_mels=audio["n_mels"],
-        width=audio["n_state"],
-        n_layers=audio["n_layer"],
-        n_heads=audio["n_head"],
-        max_positions=audio["n_ctx"],
-        clip_end="zero",
-    )
-    return _whole(encoder, "Learned", llm, config["vocab_size"])
+    return _whole(_openai_encoder(audio, "zero"), "Learned", llm, config["vocab_size"])
 
 
 # --- configs against weights --------------------------------------------------------------------------------------

@@ -70,35 +70,23 @@ def _renamings(name: str, rules: Iterable[tuple[str, str]]) -> Iterator[tuple[in
 
 _CONSTANTS = re.compile(r"\.(rotary_emb\.inv_freq|masked_bias)$")
 
-# A Whisper encoder in transformers' names (Qwen2-Audio too), and in openai-whisper's (Qwen-Audio too).
-_TRANSFORMERS_ENCODER = {
-    "conv1.*": "conv1.*",
-    "conv2.*": "conv2.*",
-    "positions": "embed_positions.weight",
-    "blocks.*.attention_norm.*": "layers.*.self_attn_layer_norm.*",
-    "blocks.*.query.*": "layers.*.self_attn.q_proj.*",
-    "blocks.*.key.*": "layers.*.self_attn.k_proj.*",
-    "blocks.*.value.*": "layers.*.self_attn.v_proj.*",
-    "blocks.*.out.*": "layers.*.self_attn.out_proj.*",
-    "blocks.*.mlp_norm.*": "layers.*.final_layer_norm.*",
-    "blocks.*.up.*": "layers.*.fc1.*",
-    "blocks.*.down.*": "layers.*.fc2.*",
-    "norm.*": "layer_norm.*",
-}
-_OPENAI_ENCODER = {
-    "conv1.*": "conv1.*",
-    "conv2.*": "conv2.*",
-    "positions": "positional_embedding",
-    "blocks.*.attention_norm.*": "blocks.*.attn_ln.*",
-    "blocks.*.query.*": "blocks.*.attn.query.*",
-    "blocks.*.key.*": "blocks.*.attn.key.*",
-    "blocks.*.value.*": "blocks.*.attn.value.*",
-    "blocks.*.out.*": "blocks.*.attn.out.*",
-    "blocks.*.mlp_norm.*": "blocks.*.mlp_ln.*",
-    "blocks.*.up.*": "blocks.*.mlp.0.*",
-    "blocks.*.down.*": "blocks.*.mlp.2.*",
-    "norm.*": "ln_post.*",
-}
+# A Whisper encoder: our names, those of transformers (Qwen2-Audio too), those of openai-whisper (Qwen-Audio too).
+_ENCODER = (
+    ("conv1.*", "conv1.*", "conv1.*"),
+    ("conv2.*", "conv2.*", "conv2.*"),
+    ("positions", "embed_positions.weight", "positional_embedding"),
+    ("blocks.*.attention_norm.*", "layers.*.self_attn_layer_norm.*", "blocks.*.attn_ln.*"),
+    ("blocks.*.query.*", "layers.*.self_attn.q_proj.*", "blocks.*.attn.query.*"),
+    ("blocks.*.key.*", "layers.*.self_attn.k_proj.*", "blocks.*.attn.key.*"),
+    ("blocks.*.value.*", "layers.*.self_attn.v_proj.*", "blocks.*.attn.value.*"),
+    ("blocks.*.out.*", "layers.*.self_attn.out_proj.*", "blocks.*.attn.out.*"),
+    ("blocks.*.mlp_norm.*", "layers.*.final_layer_norm.*", "blocks.*.mlp_ln.*"),
+    ("blocks.*.up.*", "layers.*.fc1.*", "blocks.*.mlp.0.*"),
+    ("blocks.*.down.*", "layers.*.fc2.*", "blocks.*.mlp.2.*"),
+    ("norm.*", "layer_norm.*", "ln_post.*"),
+)
+_TRANSFORMERS_ENCODER = {ours: theirs for ours, theirs, _ in _ENCODER}
+_OPENAI_ENCODER = {ours: theirs for ours, _, theirs in _ENCODER}
 # Qwen-7B in the names of its own release (modeling_qwen.py): w2 is the gate, w1 what it gates.
 _QWEN_LLM = {
     "model.embed_tokens.*": "transformer.wte.*",
