@@ -276,17 +276,8 @@ def test_a_truncated_file_is_named(source_net: AudioLM, tmp_path: Path, n_shards
         TensorFiles.open(tmp_path)
 
 
-def test_an_index_that_says_other_than_its_shards_is_named(source_net: AudioLM, tmp_path: Path):
+def test_a_file_that_is_no_index_is_named(source_net: AudioLM, tmp_path: Path):
     index = write(tmp_path, source_net.state_dict(), 3) / "model.safetensors.index.json"
-    content = json.loads(index.read_text())
-    shards = sorted(set(content["weight_map"].values()))
-    name = next(name for name, shard in content["weight_map"].items() if shard == shards[1])
-    for changed in ({name: shards[2]}, {"lost.weight": shards[0]}):
-        wrong = {**content, "weight_map": {**content["weight_map"], **changed}}
-        index.write_text(json.dumps(wrong))
-        said = "index.json says that {} is in {}, which does not hold it".format(*next(iter(changed.items())))
-        with pytest.raises(ValueError, match=said):
-            TensorFiles.open(tmp_path)
     for wrong in ("", "[]", "{}", '{"weight_map": '):
         index.write_text(wrong)
         with pytest.raises(ValueError, match="index.json is no index of shards: expected JSON with a weight_map"):

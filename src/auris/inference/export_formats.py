@@ -20,6 +20,7 @@ from auris.model import boundary, pooling, projector
 from auris.model.audio_lm import AudioLM
 from auris.model.encoder import Encoder
 from auris.model.llm import LongRotary
+from auris.model.weights import identify
 from auris.model.weights.identify import ConfigFile, ModelSource
 from auris.text.byte_level import RANKS_FILE
 from auris.text.chat import Qwen2AudioChat
@@ -50,7 +51,7 @@ def obstacles(net: AudioLM, tokenizer: Tokenizer, format: str) -> list[str]:
     }
     if is_v1:
         facts |= {
-            "encoder.ffn": (net.encoder.blocks[0].up.out_features, 4 * net.encoder.width),
+            "encoder.ffn": (net.encoder.ffn, 4 * net.encoder.width),
             "llm.config.num_key_value_heads": (llm.num_key_value_heads, llm.num_attention_heads),
             "llm.config.tie_word_embeddings": (llm.tie_word_embeddings, False),
             "llm.config.rope_type": (llm.rope_parameters["rope_type"], "default"),
@@ -88,12 +89,7 @@ def _write_qwen2_audio(model: AudioModel, found: ModelSource, out: Path) -> None
     config = Qwen2AudioConfig(
         audio_config={
             "model_type": "qwen2_audio_encoder",
-            "num_mel_bins": net.encoder.n_mels,
-            "d_model": net.encoder.width,
-            "encoder_layers": len(net.encoder.blocks),
-            "encoder_attention_heads": net.encoder.blocks[0].n_heads,
-            "encoder_ffn_dim": net.encoder.blocks[0].up.out_features,
-            "max_source_positions": net.encoder.max_positions,
+            **{theirs: getattr(net.encoder, ours) for ours, theirs in identify.TRANSFORMERS_FIELDS.items()},
         },
         text_config=text | {"tie_word_embeddings": False},  # embedding and head are always two tensors there
         audio_token_index=tokenizer.id(NaturalPrompt.audio_pad),
@@ -132,16 +128,12 @@ def _write_qwen_audio(model: AudioModel, found: ModelSource, out: Path) -> None:
         "architectures": ["QWenLMHeadModel"],
         "model_type": "qwen",
         "audio": {
-            "add_audio_bos_eos_token": True,
+            **identify.QWEN_AUDIO,
+            **{theirs: getattr(net.encoder, ours) for ours, theirs in identify.OPENAI_FIELDS.items()},
             "audio_start_id": model.tokenizer.id(TagPrompt.audio_begin),
-            "avg_pool": True,
-            "n_ctx": net.encoder.max_positions,
-            "n_head": net.encoder.blocks[0].n_heads,
-            "n_layer": len(net.encoder.blocks),
-            "n_mels": net.encoder.n_mels,
-            "n_state": net.encoder.width,
             "output_dim": llm.hidden_size,
         },
+        **identify.QWEN_LLM,
         "attn_dropout_prob": 0.0,
         "emb_dropout_prob": 0.0,
         "hidden_size": llm.hidden_size,
@@ -150,14 +142,10 @@ def _write_qwen_audio(model: AudioModel, found: ModelSource, out: Path) -> None:
         "kv_channels": llm.hidden_size // llm.num_attention_heads,
         "layer_norm_epsilon": llm.rms_norm_eps,
         "max_position_embeddings": llm.max_position_embeddings,
-        "no_bias": True,
         "num_attention_heads": llm.num_attention_heads,
         "num_hidden_layers": llm.num_hidden_layers,
         "rotary_emb_base": llm.rope_parameters["rope_theta"],
-        "rotary_pct": 1.0,
-        "scale_attn_weights": True,
         "seq_length": long or llm.max_position_embeddings,
-        "tie_word_embeddings": False,
         "tokenizer_type": "QWenTokenizer",
         "torch_dtype": str(net.llm.dtype).removeprefix("torch."),
         "use_cache": True,

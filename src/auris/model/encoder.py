@@ -58,11 +58,13 @@ class Encoder(nn.Module):
             )
         if clip_end not in ("silence", "zero"):
             raise UserError(f"model.encoder.clip_end={clip_end!r}: expected silence or zero")
-        self.n_mels, self.width, self.max_positions, self.clip_end = n_mels, width, max_positions, clip_end
+        ffn = ffn or 4 * width
+        self.n_mels, self.width, self.n_layers, self.n_heads, self.ffn = n_mels, width, n_layers, n_heads, ffn
+        self.max_positions, self.clip_end = max_positions, clip_end
         self.conv1 = nn.Conv1d(n_mels, width, kernel_size=3, padding=1)
         self.conv2 = nn.Conv1d(width, width, kernel_size=3, stride=2, padding=1)
         self.register_buffer("positions", torch.empty(max_positions, width))
-        self.blocks = nn.ModuleList(Block(width, n_heads, ffn or 4 * width) for _ in range(n_layers))
+        self.blocks = nn.ModuleList(Block(width, n_heads, ffn) for _ in range(n_layers))
         self.norm = nn.LayerNorm(width)
         self.reset_parameters()
 

@@ -92,7 +92,7 @@ def _frames(model: AudioModel, rows: Sequence[Row], limit: int) -> list[torch.Te
 
 def _poolings(model: AudioModel, ks: Sequence[int], seed: int) -> list[tuple[str, int, nn.Module]]:
     own = model.net.pooling
-    width, n_heads = model.net.encoder.width, model.net.encoder.blocks[0].n_heads
+    width, n_heads = model.net.encoder.width, model.net.encoder.n_heads
     torch.manual_seed(seed)
     made = [("none", 1, pooling.Identity(width=width))]
     for k in ks:

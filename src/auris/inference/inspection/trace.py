@@ -166,7 +166,9 @@ def trace_row(model: AudioModel, row: Row) -> Trace:
     asked = view.build(row, 0, None, prompt_only=True)
     if len(asked.frames) != 1:
         raise UserError(f"row {row.id}: {len(asked.frames)} stretches of audio; expected one clip of at most 30 s")
-    settings = model.settings(chat=is_chat, do_sample=False, min_new_tokens=1, max_new_tokens=_limit(model))
+    settings = model.settings(
+        chat=is_chat, do_sample=False, min_new_tokens=1, max_new_tokens=model.recipe.get("max_new_tokens") or 256
+    )
     [ids] = net.generate(_pack(asked, model), settings)
     batch = _pack(_answered(asked, ids), model)
     x, n_frames = net.encoder(batch["mel"], batch["frames"])
@@ -225,10 +227,6 @@ def _weights(llm: PreTrainedModel, queries: Tensor) -> Iterator[list[Tensor]]:
         yield layers
     finally:
         llm.set_attn_implementation("packed")
-
-
-def _limit(model: AudioModel) -> int:
-    return model.recipe.get("max_new_tokens") or 256
 
 
 def _answered(asked: Sample, ids: Sequence[int]) -> Sample:

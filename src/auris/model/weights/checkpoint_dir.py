@@ -32,7 +32,7 @@ from torch import Tensor
 from auris.errors import MissingFileError, UserError
 from auris.files import file_digest, read_json
 from auris.model.distributed import gather, world_and_rank
-from auris.model.weights.tensors import DTYPES
+from auris.model.weights.tensors import DTYPES, Header, TensorSource
 
 FORMAT = 1
 KINDS = ("weights", "optimizer")  # of tensors; loading a model reads the first kind only
@@ -68,11 +68,9 @@ class Piece(NamedTuple):
 
 
 @dataclass(frozen=True)
-class StoredTensor:
+class StoredTensor(Header):
     """A tensor in a checkpoint: shape and dtype of the whole, and the pieces that it consists of."""
 
-    shape: tuple[int, ...]
-    dtype: torch.dtype
     pieces: tuple[Piece, ...]
 
 
@@ -152,28 +150,19 @@ class CheckpointDir:
         return self._open[name]
 
 
-class CheckpointTensors:
-    """Tensors of one kind in a checkpoint: a `TensorSource`."""
+class CheckpointTensors(TensorSource):
+    """Tensors of one kind in a checkpoint."""
 
     def __init__(self, checkpoint: CheckpointDir, kind: str, prefix: str) -> None:
-        self._checkpoint, self._kind, self._prefix = checkpoint, kind, prefix
         stored = checkpoint.stored(kind)
-        self._stored = {name.removeprefix(prefix): one for name, one in stored.items() if name.startswith(prefix)}
-
-    def keys(self) -> Collection[str]:
-        return self._stored.keys()
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self._stored[name].shape
-
-    def dtype(self, name: str) -> torch.dtype:
-        return self._stored[name].dtype
+        super().__init__({name.removeprefix(prefix): one for name, one in stored.items() if name.startswith(prefix)})
+        self._checkpoint, self._kind, self._prefix = checkpoint, kind, prefix
 
     def read(self, name: str, index: tuple[slice, ...] | None = None) -> Tensor:
         return self._checkpoint.read(self._kind, self._prefix + name, index)
 
     def read_all(self) -> dict[str, Tensor]:
-        return {name: self.read(name) for name in self._stored}
+        return {name: self.read(name) for name in self._described}
 
 
 def _read_manifest(path: Path) -> tuple[int, dict[str, StoredFile], dict[str, dict[str, StoredTensor]]]:

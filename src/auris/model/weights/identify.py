@@ -7,7 +7,7 @@ model is described as a config describes it, so the rest of the project knows on
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from auris.files import read_json, read_yaml
 from auris.model import adapters
 from auris.model.weights import checkpoint_dir
 from auris.model.weights.checkpoint_dir import CheckpointDir
+from auris.model.weights.layouts import LAYOUTS
 from auris.model.weights.tensors import StateTensors, TensorFiles, TensorSource
 
 Node = Mapping[str, Any]
@@ -41,6 +42,7 @@ KINDS = {
     "qwen": "Qwen in the layout of its first release: a language model for us",
     "causal_lm": "a causal language model of transformers",
 }
+_LAYOUT_OF = {"run": "auris", "checkpoint": "auris", "qwen": "qwen_audio"}  # other kinds are layouts themselves
 PARTS = ("encoder", "pooling", "projector", "boundary", "llm")
 _TOKENIZERS = ("tokenizer.json", "qwen.tiktoken", "vocab.json", "tokenizer.model")  # files of a tokenizer, one of them
 
@@ -85,7 +87,7 @@ class ModelSource:
     @property
     def layout(self) -> str:
         """A key of `layouts.LAYOUTS`: how the tensors are named."""
-        return {"run": "auris", "checkpoint": "auris", "qwen": "qwen_audio"}.get(self.kind, self.kind)
+        return _LAYOUT_OF.get(self.kind, self.kind)
 
     def source(self) -> TensorSource:
         """Open the model's tensors. Those of a run are the net's by the net's names, with adapters merged into them."""
@@ -136,7 +138,7 @@ def _identify_file(path: Path) -> ModelSource:
     if path.suffix != ".pt":
         raise UserError(f"{path} is a file: {_EXPECTED}")
     dims = _load_pt(path)["dims"]
-    encoder = _openai_encoder({name.replace("_audio_", "_"): size for name, size in dims.items()}, "silence")
+    encoder = _encoder({name.replace("_audio_", "_"): size for name, size in dims.items()}, OPENAI_FIELDS)
     return ModelSource(path=path, kind="whisper_openai", config=dims, parts={"encoder": encoder}, file=path)
 
 
@@ -197,7 +199,7 @@ def _published(path: Path) -> ModelSource:
     elif kind == "qwen_audio":
         model = _qwen_audio(file, config)
     elif kind == "whisper":
-        parts["encoder"] = _transformers_encoder({**CONFIG_MAPPING["whisper"]().to_dict(), **config})
+        parts["encoder"] = _encoder({**CONFIG_MAPPING["whisper"]().to_dict(), **config}, TRANSFORMERS_FIELDS)
     else:
         parts["llm"] = _qwen_llm(file, config) if kind == "qwen" else _llm(config)
     return ModelSource(
@@ -241,6 +243,29 @@ def _read_json(file: Path) -> ConfigFile:
 # --- configs to nodes ---------------------------------------------------------------------------------------------
 
 
+# Arguments of our encoder -> their fields in the configs of Whisper and Qwen2-Audio, and in OpenAI's and Qwen-Audio's.
+TRANSFORMERS_FIELDS = {
+    "n_mels": "num_mel_bins",
+    "width": "d_model",
+    "n_layers": "encoder_layers",
+    "n_heads": "encoder_attention_heads",
+    "ffn": "encoder_ffn_dim",
+    "max_positions": "max_source_positions",
+}
+OPENAI_FIELDS = {
+    "n_mels": "n_mels",
+    "width": "n_state",
+    "n_layers": "n_layer",
+    "n_heads": "n_head",
+    "max_positions": "n_ctx",
+}
+
+
+def _encoder(audio: ConfigFile, fields: Mapping[str, str], clip_end: str = "silence") -> Node:
+    arguments = {ours: audio[theirs] for ours, theirs in fields.items()}
+    return {"_target_": "auris.model.encoder.Encoder", **arguments, "clip_end": clip_end}
+
+
 def _llm(config: ConfigFile, train_length: int | None = None) -> Node:
     node = {"_target_": "auris.model.llm.build_llm", "_partial_": True}
     return {**node, "config": dict(config), "train_length": train_length}
@@ -275,49 +300,22 @@ def _require(file: Path, values: ConfigFile, expected: ConfigFile, prefix: str =
             raise UserError(f"{file}: {prefix}{name} is {values[name]!r}, expected {value!r}")
 
 
-def _transformers_encoder(audio: ConfigFile) -> Node:
-    """Return the encoder of a Whisper or Qwen2-Audio config with all its fields."""
-    return {
-        "_target_": "auris.model.encoder.Encoder",
-        "n_mels": audio["num_mel_bins"],
-        "width": audio["d_model"],
-        "n_layers": audio["encoder_layers"],
-        "n_heads": audio["encoder_attention_heads"],
-        "ffn": audio["encoder_ffn_dim"],
-        "max_positions": audio["max_source_positions"],
-        "clip_end": "silence",
-    }
-
-
-def _openai_encoder(audio: ConfigFile, clip_end: str) -> Node:
-    """Return the encoder of Qwen-Audio's `audio` section, which names sizes as openai-whisper does."""
-    return {
-        "_target_": "auris.model.encoder.Encoder",
-        "n_mels": audio["n_mels"],
-        "width": audio["n_state"],
-        "n_layers": audio["n_layer"],
-        "n_heads": audio["n_head"],
-        "max_positions": audio["n_ctx"],
-        "clip_end": clip_end,
-    }
-
-
 def _qwen2_audio(file: Path, config: ConfigFile) -> Node:
     filled = _with_defaults(file, config)
     audio, text = filled["audio_config"], filled["text_config"]
     _require(file, audio, {"activation_function": "gelu", "scale_embedding": False}, "audio_config.")
     # Only the fields that config.json has, so that the resulting config stays readable.
     llm = _llm({"model_type": text["model_type"], **(config.get("text_config") or {})})
-    return _whole(_transformers_encoder(audio), "Tokens", llm, text["vocab_size"])
+    return _whole(_encoder(audio, TRANSFORMERS_FIELDS), "Tokens", llm, text["vocab_size"])
 
 
 # The values of fields of Qwen's and Qwen-Audio's configs that our parts implement; their code knows others.
-_QWEN_LLM = {"no_bias": True, "rotary_pct": 1.0, "scale_attn_weights": True, "tie_word_embeddings": False}
-_QWEN_AUDIO = {"avg_pool": True, "add_audio_bos_eos_token": True}
+QWEN_LLM = {"no_bias": True, "rotary_pct": 1.0, "scale_attn_weights": True, "tie_word_embeddings": False}
+QWEN_AUDIO = {"avg_pool": True, "add_audio_bos_eos_token": True}
 
 
-def _need(file: Path, values: ConfigFile, names: str, prefix: str = "") -> None:
-    for name in names.split():
+def _need(file: Path, values: ConfigFile, names: Iterable[str], prefix: str = "") -> None:
+    for name in names:
         if name not in values:
             raise UserError(f"{file}: no `{prefix}{name}`, expected as in Qwen-Audio's config")
 
@@ -329,10 +327,10 @@ def _qwen_llm(file: Path, config: ConfigFile) -> Node:
     released systems use both.
     """
     sizes = "hidden_size intermediate_size num_hidden_layers num_attention_heads kv_channels vocab_size"
-    _need(file, config, f"{sizes} layer_norm_epsilon rotary_emb_base max_position_embeddings")
+    _need(file, config, f"{sizes} layer_norm_epsilon rotary_emb_base max_position_embeddings".split())
     long = bool(config.get("use_dynamic_ntk"))
     head = config["hidden_size"] // config["num_attention_heads"]
-    _require(file, config, _QWEN_LLM | {"kv_channels": head, "use_logn_attn": long})
+    _require(file, config, QWEN_LLM | {"kv_channels": head, "use_logn_attn": long})
     llm = {
         "model_type": "qwen2",
         "hidden_size": config["hidden_size"],
@@ -350,51 +348,36 @@ def _qwen_llm(file: Path, config: ConfigFile) -> Node:
 
 def _qwen_audio(file: Path, config: ConfigFile) -> Node:
     audio, llm = config["audio"], _qwen_llm(file, config)
-    _need(file, audio, "n_mels n_ctx n_state n_head n_layer output_dim", "audio.")
-    _require(file, audio, _QWEN_AUDIO | {"output_dim": config["hidden_size"]}, "audio.")
-    return _whole(_openai_encoder(audio, "zero"), "Learned", llm, config["vocab_size"])
+    _need(file, audio, [*OPENAI_FIELDS.values(), "output_dim"], "audio.")
+    _require(file, audio, QWEN_AUDIO | {"output_dim": config["hidden_size"]}, "audio.")
+    return _whole(_encoder(audio, OPENAI_FIELDS, "zero"), "Learned", llm, config["vocab_size"])
 
 
 # --- configs against weights --------------------------------------------------------------------------------------
 
-# kind -> (config field, tensor, axis whose size it is; None: the number of different layers that the pattern matches).
-# Patterns match the end of a name, as files of transformers have had two depths of names.
-_WHISPER_SIZES = (
-    ("num_mel_bins", r"encoder\.conv1\.weight", 1),
-    ("d_model", r"encoder\.conv1\.weight", 0),
-    ("encoder_layers", r"encoder\.layers\.(\d+)\.fc1\.weight", None),
-    ("encoder_ffn_dim", r"encoder\.layers\.0\.fc1\.weight", 0),
-    ("max_source_positions", r"encoder\.embed_positions\.weight", 0),
+# (argument of our encoder, or field of the language model's config; tensor by our name; axis whose size it is, None for
+# the number of different layers that the pattern matches).
+_ENCODER_SIZES = (
+    ("n_mels", r"encoder\.conv1\.weight", 1),
+    ("width", r"encoder\.conv1\.weight", 0),
+    ("n_layers", r"encoder\.blocks\.(\d+)\.up\.weight", None),
+    ("ffn", r"encoder\.blocks\.0\.up\.weight", 0),
+    ("max_positions", r"encoder\.positions", 0),
 )
-_CAUSAL_SIZES = (
+_LLM_SIZES = (
     ("vocab_size", r"embed_tokens\.weight", 0),
     ("hidden_size", r"embed_tokens\.weight", 1),
     ("num_hidden_layers", r"layers\.(\d+)\.mlp\.down_proj\.weight", None),
     ("intermediate_size", r"layers\.0\.mlp\.down_proj\.weight", 1),
 )
-_QWEN_SIZES = (
-    ("vocab_size", r"transformer\.wte\.weight", 0),
-    ("hidden_size", r"transformer\.wte\.weight", 1),
-    ("num_hidden_layers", r"transformer\.h\.(\d+)\.ln_1\.weight", None),
-)
-_SIZES = {
-    "whisper": _WHISPER_SIZES,
-    "causal_lm": _CAUSAL_SIZES,
-    "qwen2_audio": (
-        *(
-            (f"audio_config.{size}", name.replace("encoder", "audio_tower"), axis)
-            for size, name, axis in _WHISPER_SIZES
-        ),
-        *((f"text_config.{size}", name, axis) for size, name, axis in _CAUSAL_SIZES),
-    ),
-    "qwen": _QWEN_SIZES,
-    "qwen_audio": (
-        ("audio.n_mels", r"audio\.conv1\.weight", 1),
-        ("audio.n_state", r"audio\.conv1\.weight", 0),
-        ("audio.n_layer", r"audio\.blocks\.(\d+)\.mlp\.0\.weight", None),
-        ("audio.n_ctx", r"audio\.positional_embedding", 0),
-        *_QWEN_SIZES,
-    ),
+# kind -> fields of its config.json that go by other names.
+_FIELDS = {
+    "whisper": TRANSFORMERS_FIELDS,
+    "qwen2_audio": {
+        **{ours: f"audio_config.{theirs}" for ours, theirs in TRANSFORMERS_FIELDS.items()},
+        **{size: f"text_config.{size}" for size, _, _ in _LLM_SIZES},
+    },
+    "qwen_audio": {ours: f"audio.{theirs}" for ours, theirs in OPENAI_FIELDS.items()},
 }
 
 
@@ -404,16 +387,19 @@ def _compare(file: Path, kind: str, config: ConfigFile) -> None:
     A missing field or tensor is not compared: the field has a default, and loading reports the tensor.
     """
     source = TensorFiles.open(file.parent)
-    names = source.keys()
-    for size, pattern, axis in _SIZES[kind]:
+    layout = LAYOUTS[_LAYOUT_OF.get(kind, kind)]
+    stored = source.keys()
+    names = {ours: theirs for theirs in stored for ours in layout.ours(theirs)}
+    for size, pattern, axis in (*_ENCODER_SIZES, *_LLM_SIZES):
         hits = [match for name in names if (match := re.search(rf"(?:^|\.){pattern}$", name))]
+        name = _FIELDS.get(kind, {}).get(size, size)
         configured: Any = config
-        for key in size.split("."):
+        for key in name.split("."):
             configured = configured.get(key) if isinstance(configured, Mapping) else None
-        if not hits or configured is None:
-            continue
-        tensor = hits[0].string
+        if not hits or configured is None or (size == "intermediate_size" and kind in ("qwen", "qwen_audio")):
+            continue  # Qwen's own config counts gate and up together
+        tensor = names[hits[0].string]
         actual = len({match[1] for match in hits}) if axis is None else source.shape(tensor)[axis]
         if configured != actual:
             what = f"{actual} layers such as {tensor}" if axis is None else f"{tensor} of {source.shape(tensor)}"
-            raise UserError(f"{file} says {size}={configured}, but the weights have {what}")
+            raise UserError(f"{file} says {name}={configured}, but the weights have {what}")

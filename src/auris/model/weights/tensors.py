@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -31,31 +32,49 @@ DTYPES = {  # by their codes in a safetensors header
 }
 
 
-class TensorSource(Protocol):
+@dataclass(frozen=True)
+class Header:
+    """What is known of a tensor before it is read."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+class TensorSource(ABC):
     """Tensors by name, read one at a time and slice by slice.
 
-    `read` returns the tensor, or the part of it that `index` (leading dimensions) selects; it may be a view of a file.
+    Args:
+        described: shape and dtype of each tensor, or the tensors themselves.
     """
 
-    def keys(self) -> Collection[str]: ...
+    def __init__(self, described: Mapping[str, Header | Tensor]) -> None:
+        self._described = described
 
-    def shape(self, name: str) -> tuple[int, ...]: ...
+    def keys(self) -> Collection[str]:
+        return self._described.keys()
 
-    def dtype(self, name: str) -> torch.dtype: ...
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._described[name].shape)
 
-    def read(self, name: str, index: tuple[slice, ...] | None = None) -> Tensor: ...
+    def dtype(self, name: str) -> torch.dtype:
+        return self._described[name].dtype
+
+    @abstractmethod
+    def read(self, name: str, index: tuple[slice, ...] | None = None) -> Tensor:
+        """Return a tensor, or the part of it that `index` (leading dimensions) selects; it may be a view of a file."""
 
 
-class TensorFiles:
-    """The tensors of safetensors files; create it with `TensorFiles.open`. One file is open at a time."""
+class TensorFiles(TensorSource):
+    """The tensors of safetensors files; create it with `TensorFiles.open`. One file is open at a time.
+
+    Raises:
+        UserError: a tensor is of a type that torch does not have.
+    """
 
     def __init__(self, files: Mapping[str, Path]) -> None:
         self._files = dict(files)  # in the order of the files: reading in this order opens each of them once
         self._path: Path | None = None
-        self._shapes, self._dtypes = {}, {}
-        for name in self._files:
-            header = self._handle(name).get_slice(name)
-            self._shapes[name], self._dtypes[name] = tuple(header.get_shape()), header.get_dtype()
+        super().__init__({name: self._header(name) for name in self._files})
 
     @classmethod
     def open(cls, path: str | Path) -> TensorFiles:
@@ -77,21 +96,16 @@ class TensorFiles:
             )
         return cls(_shards(indices[0]))
 
-    def keys(self) -> Collection[str]:
-        return self._files.keys()
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self._shapes[name]
-
-    def dtype(self, name: str) -> torch.dtype:
-        """Return a tensor's dtype. Raises UserError if torch has no such type."""
-        if self._dtypes[name] not in DTYPES:
-            raise UserError(f"{self._files[name]}: {name} is of type {self._dtypes[name]}, expected a torch type")
-        return DTYPES[self._dtypes[name]]
-
     def read(self, name: str, index: tuple[slice, ...] | None = None) -> Tensor:
         handle = self._handle(name)
         return handle.get_slice(name)[index] if index else handle.get_tensor(name)
+
+    def _header(self, name: str) -> Header:
+        header = self._handle(name).get_slice(name)
+        code = header.get_dtype()
+        if code not in DTYPES:
+            raise UserError(f"{self._files[name]}: {name} is of type {code}, expected a torch type")
+        return Header(tuple(header.get_shape()), DTYPES[code])
 
     def _handle(self, name: str) -> safe_open:
         if self._files[name] != self._path:
@@ -122,29 +136,15 @@ def _shards(index: Path) -> dict[str, Path]:
         if not file.is_file():
             raise MissingFileError(f"{index} names the shard {shard}, which is missing beside it")
         files |= {name: file for name in _names(file)}
-    for name, shard in listed.items():
-        if files.get(name) != index.parent / shard:
-            raise UserError(f"{index} says that {name} is in {shard}, which does not hold it")
     return files
 
 
-class StateTensors:
+class StateTensors(TensorSource):
     """The tensors of a state dict in memory, or mapped from a .pt file."""
 
-    def __init__(self, state: Mapping[str, Tensor]) -> None:
-        self._state = state
-
-    def keys(self) -> Collection[str]:
-        return self._state.keys()
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self._state[name].shape)
-
-    def dtype(self, name: str) -> torch.dtype:
-        return self._state[name].dtype
-
     def read(self, name: str, index: tuple[slice, ...] | None = None) -> Tensor:
-        return self._state[name][index] if index else self._state[name]
+        tensor = self._described[name]
+        return tensor[index] if index else tensor
 
 
 def weights_digest(module: nn.Module, *, with_adapters: bool = True) -> str:
