@@ -46,29 +46,14 @@ _SAMPLING = frozenset({"temperature", "top_k", "top_p"})
 # nothing either): transformers 5.23, GenerationConfig. Keys of beam search alone are not in it, as num_beams is.
 _OFF_IN_SAMPLING = {"min_p": 0, "top_h": None, "typical_p": 1, "epsilon_cutoff": 0, "eta_cutoff": 0}
 _OFF = {
-    "num_beams": 1,
-    "num_return_sequences": 1,
-    "penalty_alpha": 0,
-    "dola_layers": None,
-    "constraints": [],
-    "force_words_ids": [],
-    "guidance_scale": 1,
-    "encoder_repetition_penalty": 1,
-    "no_repeat_ngram_size": 0,
-    "encoder_no_repeat_ngram_size": 0,
-    "bad_words_ids": [],
+    **dict.fromkeys(("num_beams", "num_return_sequences", "guidance_scale", "encoder_repetition_penalty"), 1),
+    **dict.fromkeys(("penalty_alpha", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "min_length"), 0),
+    **dict.fromkeys(("forced_bos_token_id", "forced_eos_token_id", "exponential_decay_length_penalty"), None),
+    **dict.fromkeys(("dola_layers", "watermarking_config", "max_time"), None),
+    **dict.fromkeys(("constraints", "force_words_ids", "bad_words_ids", "stop_strings"), []),
+    **dict.fromkeys(("suppress_tokens", "begin_suppress_tokens"), []),
+    **dict.fromkeys(("remove_invalid_values", "token_healing"), False),
     "sequence_bias": {},
-    "suppress_tokens": [],
-    "begin_suppress_tokens": [],
-    "forced_bos_token_id": None,
-    "forced_eos_token_id": None,
-    "exponential_decay_length_penalty": None,
-    "remove_invalid_values": False,
-    "watermarking_config": None,
-    "token_healing": False,
-    "min_length": 0,
-    "max_time": None,
-    "stop_strings": [],
 }
 
 
