@@ -124,8 +124,7 @@ class AudioModel:
         flat = [[window] for clip in parts for window in clip]
         prompt = self.prompt.turns({"task": "asr", "language": language, "text": "-"}, 1)
         turns = [turn for turn in prompt if turn.role == "prompt"]
-        options = {"seed": None, "stream": None, "control": False, **settings}
-        answers = iter(self._answer(flat, [turns] * len(flat), **options))
+        answers = iter(self._answer(flat, [turns] * len(flat), **settings))
         transcripts = [merge([next(answers) for _ in clip], language) for clip in parts]
         return transcripts if isinstance(audio, (list, tuple)) else transcripts[0]
 
@@ -206,9 +205,9 @@ class AudioModel:
         turns: Sequence[list[Turn]],
         *,
         chat: bool = False,
-        seed: int | None,
-        stream: Callable[[int, int], None] | None,
-        control: bool,
+        seed: int | None = None,
+        stream: Callable[[int, int], None] | None = None,
+        control: bool = False,
         **settings: Any,
     ) -> list[str]:
         self.check_answers()
@@ -272,14 +271,14 @@ def _rows(
     audio: Audio | Sequence[Audio | Sequence[Audio]] | None, prompt: str | Sequence[str]
 ) -> tuple[list[list[Audio]], list[str]]:
     """Return the clips and the prompt of every row; a single value is used for all rows."""
-    lists = {name: given for name, given in (("audio", audio), ("prompt", prompt)) if isinstance(given, (list, tuple))}
-    sizes = {name: len(given) for name, given in lists.items()}
+    given = {"audio": audio, "prompt": prompt}
+    sizes = {name: len(values) for name, values in given.items() if isinstance(values, (list, tuple))}
     if len(set(sizes.values())) > 1 or 0 in sizes.values():
         raise UserError(f"a batch of {sizes}: expected lists of one length, or one of the two for all rows")
     n = next(iter(sizes.values()), 1)
-    entries = audio if "audio" in lists else [audio] * n
+    entries = audio if "audio" in sizes else [audio] * n
     clips = [list(entry) if isinstance(entry, (list, tuple)) else [] if entry is None else [entry] for entry in entries]
-    return clips, list(prompt) if "prompt" in lists else [prompt] * n
+    return clips, list(prompt) if "prompt" in sizes else [prompt] * n
 
 
 def user_message(clips: Sequence[Audio], text: str) -> Message:

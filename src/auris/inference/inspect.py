@@ -7,6 +7,7 @@ training stages.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -71,12 +72,11 @@ def _try(function: Callable[..., Any], *arguments: Any, wrong: list[str]) -> Any
 
 
 def _summary(source: TensorSource) -> str:
-    sizes: dict[str, int] = {}
+    sizes: Counter[str] = Counter()
     names = source.keys()
     for name in names:
         dtype = source.dtype(name)
-        label = str(dtype).removeprefix("torch.")
-        sizes[label] = sizes.get(label, 0) + math.prod(source.shape(name)) * dtype.itemsize
+        sizes[str(dtype).removeprefix("torch.")] += math.prod(source.shape(name)) * dtype.itemsize
     held = ", ".join(f"{size / GIB:.2f} GiB of {label}" for label, size in sizes.items())
     return f"weights: {len(names)} tensors, {held}"
 
@@ -87,18 +87,12 @@ def _show_part(console: Console, found: identify.ModelSource) -> None:
     with torch.device("meta"):
         built = config.build(node)
         if part == "llm":
-            built = built(vocab_size=_vocabulary_rows(found))
+            rows = found.config.get("vocab_size") or AutoConfig.for_model(**found.config).get_text_config().vocab_size
+            built = built(vocab_size=rows)
     console.print(dry_run.parameter_table({part: built}))
     if part == "llm":
         what = f"{found.tokenizer}: it grows by the tokens of audio" if found.tokenizer else "none there"
         print_plain(console, f"tokenizer: {what}")
-
-
-def _vocabulary_rows(found: identify.ModelSource) -> int:
-    """Return the number of rows of a language model's embedding."""
-    if found.kind == "qwen":
-        return found.config["vocab_size"]
-    return AutoConfig.for_model(**found.config).get_text_config().vocab_size
 
 
 def _show_use(

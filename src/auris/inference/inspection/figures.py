@@ -43,22 +43,19 @@ def plot_sound(trace: Trace, times: Times = ()) -> Figure:
     frames and the tokens the first principal components of the frames are shown, the same ones for both."""
     figure, axes = _panels(trace, "What the model hears", (2.0, 1.5, 1.5), height=5.2)
     _draw_mel(axes[0], trace, times)
-    centre = trace.frames.mean(0)
-    _, _, basis = np.linalg.svd(trace.frames - centre, full_matrices=False)
-    basis = basis[:COMPONENTS]
+    frames, basis = _principal_components(trace)
     stacked = trace.pooled.reshape(-1, trace.frames.shape[1])  # of `stack` the frames of a token one after the other
-    per_token = len(stacked) // len(trace.pooled)
+    pooled = (stacked - trace.frames.mean(0)) @ basis.T
+    reach = np.quantile(np.abs(frames), 0.99)
     parts = [
-        (trace.frames, FRAME, "Encoder frames"),
-        (stacked, trace.token_seconds / per_token, "Audio tokens, pooled"),
+        (frames, len(frames), FRAME, "Encoder frames"),
+        (pooled, len(trace.pooled), trace.token_seconds, "Audio tokens, pooled"),
     ]
-    reach = np.quantile(np.abs((trace.frames - centre) @ basis.T), 0.99)
-    for axis, (x, step, name) in zip(axes[1:], parts, strict=True):
-        image = _image(axis, ((x - centre) @ basis.T).T, len(x) * step, cmap=MAP, vmin=-reach, vmax=reach)
+    for axis, (x, count, step, name) in zip(axes[1:], parts, strict=True):
+        image = _image(axis, x.T, count * step, cmap=MAP, vmin=-reach, vmax=reach)
         axis.set_ylabel("component")
         axis.set_yticks([0.5, len(basis) - 0.5], ["1", str(len(basis))])
-        count = len(trace.pooled) if x is stacked else len(x)
-        axis.set_title(f"{name}: {count} of {1000 * step * (per_token if x is stacked else 1):.0f} ms")
+        axis.set_title(f"{name}: {count} of {1000 * step:.0f} ms")
     figure.colorbar(image, ax=axes[1:].tolist(), label="projection", pad=0.01, aspect=25)
     return figure
 
@@ -221,12 +218,9 @@ def _mark(axis: Axes, times: Times) -> None:
 
 
 def _draw_course(axis: Axes, trace: Trace, ks: list[int]) -> None:
-    centred = trace.frames - trace.frames.mean(0)
-    _, _, basis = np.linalg.svd(centred, full_matrices=False)
-    course = centred @ basis[0]
-    axis.plot(
-        (np.arange(len(course)) + 0.5) * FRAME, course, color="#AAAAAA", linewidth=2.5, label="frames, 20 ms", zorder=1
-    )
+    course = _principal_components(trace)[0][:, 0]
+    middles = (np.arange(len(course)) + 0.5) * FRAME
+    axis.plot(middles, course, color="#AAAAAA", linewidth=2.5, label="frames, 20 ms", zorder=1)
     for place, k in enumerate(ks):
         means = course[: len(course) // k * k].reshape(-1, k).mean(1)
         edges = np.arange(len(means) + 1) * k * FRAME
@@ -235,6 +229,13 @@ def _draw_course(axis: Axes, trace: Trace, ks: list[int]) -> None:
     axis.set_xlabel("seconds")
     axis.set_title("First principal component")
     axis.legend(fontsize=7.5, ncols=2, frameon=True, framealpha=0.8, edgecolor="none")
+
+
+def _principal_components(trace: Trace) -> tuple[np.ndarray, np.ndarray]:
+    """Return the frames' first principal components (C, COMPONENTS) and their basis (COMPONENTS, D)."""
+    centred = trace.frames - trace.frames.mean(0)
+    _, _, basis = np.linalg.svd(centred, full_matrices=False)
+    return centred @ basis[:COMPONENTS].T, basis[:COMPONENTS]
 
 
 def _shown(token: str) -> str:

@@ -81,12 +81,11 @@ def players(trace: Trace, found: Mapping[str, Times]) -> HTML:
     """An audio player for each word and each source of its times, in a table: what would be cut out by them."""
     from IPython.display import HTML
 
-    lines = "".join(f"<tr><th>{html.escape(source)}</th>{_cells(trace, words)}</tr>" for source, words in found.items())
+    lines = ""
+    for source, words in found.items():
+        cells = "".join(f"<td>{html.escape(word['word'])}<br>{_player(trace, word)}</td>" for word in words)
+        lines += f"<tr><th>{html.escape(source)}</th>{cells}</tr>"
     return HTML(f"<table>{lines}</table>")
-
-
-def _cells(trace: Trace, words: Times) -> str:
-    return "".join(f"<td>{html.escape(word['word'])}<br>{_player(trace, word)}</td>" for word in words)
 
 
 def _player(trace: Trace, word: WordTime) -> str:

@@ -7,7 +7,8 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,11 +50,10 @@ class SaveError(OSError):
 
 
 class _Written(NamedTuple):
-    """What a process has written of one kind: its files, and the pieces in them of each tensor."""
+    """What a process has written: its files, and its piece of each tensor in them by kind and name."""
 
-    kind: str
     files: dict[str, StoredFile]
-    tensors: dict[str, StoredTensor]
+    pieces: dict[tuple[str, str], Piece]
 
 
 # --- saving -------------------------------------------------------------------------------------------------------
@@ -91,11 +91,8 @@ def save(
         writers = {kind: _writers(tables[kind]) for kind in KINDS}
         state = {**state, "step": step, "groups": _groups(module, optimizer)}
         collectively(lambda: _make(partial) if rank == 0 else None, SaveError)
-        written = collectively(
-            lambda: [_write_own(partial, kind, tables[kind], writers[kind], rank) for kind in KINDS], SaveError
-        )
-        everything = [one for process in gather(written) for one in process]
-        collectively(lambda: _seal(partial, final, state, everything) if rank == 0 else None, SaveError)
+        written = gather(collectively(lambda: _write_own(partial, tables, writers, rank), SaveError))
+        collectively(lambda: _seal(partial, final, state, tables, written) if rank == 0 else None, SaveError)
     except SaveError:
         if rank == 0:
             shutil.rmtree(partial, ignore_errors=True)  # free the space for the next one
@@ -114,7 +111,7 @@ def _writers(tensors: Mapping[str, Tensor]) -> dict[str, int]:
     Derived from the pieces, not from meshes: a tensor that is sharded over a part of a mesh does not know the rest.
     """
     pieces = {name: local_part(tensor.detach()) for name, tensor in sorted(tensors.items())}
-    # Pieces do not overlap, so its offset identifies a piece.
+    # Pieces do not overlap, so the offset identifies a piece.
     offsets = [_offset(index) if local.numel() else None for local, index in pieces.values()]
     everyone = gather(offsets)
     writers = {}
@@ -129,22 +126,21 @@ def _offset(index: tuple[slice, ...]) -> tuple[int, ...]:
 
 
 def _write_own(
-    folder: Path, kind: str, tensors: Mapping[str, Tensor], writers: Mapping[str, int], rank: int
+    folder: Path, tables: Mapping[str, Mapping[str, Tensor]], writers: Mapping[str, Mapping[str, int]], rank: int
 ) -> _Written:
-    """Write this process's pieces of these tensors."""
+    """Write this process's pieces of the tensors of all kinds."""
     world, _ = world_and_rank()
-    file = f"{kind}-{rank:05d}-of-{world:05d}.safetensors"
-    own: dict[str, Tensor] = {}
-    stored: dict[str, StoredTensor] = {}
-    for name, tensor in sorted(tensors.items()):
-        local, index = local_part(tensor.detach())
-        pieces: tuple[Piece, ...] = ()
-        if writers[name] == rank:
-            own[name] = local
-            pieces = (Piece(file, _offset(index), tuple(local.shape)),)
-        if pieces or rank == 0:  # the first process describes all tensors, also those without elements
-            stored[name] = StoredTensor(tuple(tensor.shape), tensor.dtype, pieces)
-    return _Written(kind, {file: _write_tensors(folder / file, own)} if own else {}, stored)
+    written = _Written({}, {})
+    for kind, tensors in tables.items():
+        file = f"{kind}-{rank:05d}-of-{world:05d}.safetensors"
+        own: dict[str, Tensor] = {}
+        for name, tensor in tensors.items():
+            if writers[kind][name] == rank:
+                own[name], index = local_part(tensor.detach())
+                written.pieces[kind, name] = Piece(file, _offset(index), tuple(own[name].shape))
+        if own:
+            written.files[file] = _write_tensors(folder / file, own)
+    return written
 
 
 def _write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> StoredFile:
@@ -164,55 +160,54 @@ def _write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> StoredFile:
         header[name] = {"dtype": code, "shape": shape, "data_offsets": [start, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    total = hashlib.sha256()
-    size = 0
+    values = (memoryview(tensors[name].cpu().contiguous().flatten().view(torch.uint8).numpy()) for name in ordered)
+    return _write(file, chain([len(text).to_bytes(8, "little"), text], values))
+
+
+def _write(file: Path, chunks: Iterable[bytes | memoryview]) -> StoredFile:
+    """Write a file and wait until it is on the disk."""
+    total, size = hashlib.sha256(), 0
     with file.open("wb") as out:
-
-        def put(data: bytes | memoryview) -> None:
-            nonlocal size
-            out.write(data)
-            total.update(data)
-            size += len(data)
-
-        put(len(text).to_bytes(8, "little"))
-        put(text)
-        for name in ordered:
-            put(memoryview(tensors[name].cpu().contiguous().flatten().view(torch.uint8).numpy()))
+        for chunk in chunks:
+            size += out.write(chunk)
+            total.update(chunk)
         out.flush()
         os.fsync(out.fileno())
     return StoredFile(size, total.hexdigest())
 
 
-def _seal(partial: Path, final: Path, state: State, written: Sequence[_Written]) -> None:
+def _seal(
+    partial: Path,
+    final: Path,
+    state: State,
+    tables: Mapping[str, Mapping[str, Tensor]],
+    written: Sequence[_Written],
+) -> None:
     """Write the manifest and trainer.json, and give the directory its name."""
-    files: dict[str, StoredFile] = {}
-    tensors: dict[str, dict[str, StoredTensor]] = {kind: {} for kind in KINDS}
-    for one in written:
-        files |= one.files
-        table = tensors[one.kind]
-        for name, stored in one.tensors.items():
-            pieces = (*(table[name].pieces if name in table else ()), *stored.pieces)
-            table[name] = StoredTensor(stored.shape, stored.dtype, pieces)
-    for table in tensors.values():
-        for name, stored in table.items():
-            covered = sum(math.prod(piece.shape) for piece in stored.pieces)  # pieces do not overlap
-            assert covered == math.prod(stored.shape), f"{name} is not made up by {stored}"
+    files = {name: file for process in written for name, file in process.files.items()}
+    stored: dict[str, dict[str, StoredTensor]] = {kind: {} for kind in tables}
+    for kind, tensors in tables.items():
+        for name, tensor in sorted(tensors.items()):
+            pieces = tuple(process.pieces[kind, name] for process in written if (kind, name) in process.pieces)
+            covered = sum(math.prod(piece.shape) for piece in pieces)  # pieces do not overlap
+            assert covered == tensor.numel(), f"{name} of shape {tuple(tensor.shape)} is not made up by {pieces}"
+            stored[kind][name] = StoredTensor(tuple(tensor.shape), tensor.dtype, pieces)
     for name, described in files.items():
         if file_size(partial / name) != described.bytes:
             raise OSError(f"{partial / name} is not there: all processes must write to one shared file system")
     text = json.dumps(_with_text_keys(state), ensure_ascii=False)
-    _write_text(partial / TRAINER, text)
-    files[TRAINER] = StoredFile(len(text.encode()), hashlib.sha256(text.encode()).hexdigest())
+    files[TRAINER] = _write(partial / TRAINER, [text.encode()])
     content = {
         "format": FORMAT,
         "step": state["step"],
         "files": {name: one._asdict() for name, one in files.items()},
         "tensors": {
             kind: {name: [one.shape, _CODES[one.dtype], one.pieces] for name, one in table.items()}
-            for kind, table in tensors.items()
+            for kind, table in stored.items()
         },
     }
-    _write_text(partial / MANIFEST, json.dumps({"content": content, "sha256": content_digest(content)}))
+    manifest = json.dumps({"content": content, "sha256": content_digest(content)})
+    _write(partial / MANIFEST, [manifest.encode()])
     sync_directory(partial)
     removed = set_aside(final, REMOVED) if final.exists() else None  # damaged, or the step was taken again
     partial.rename(final)
@@ -227,13 +222,6 @@ def _with_text_keys(value: Any) -> Any:
         assert all(isinstance(key, str) for key in value), list(value)
         return {key: _with_text_keys(inner) for key, inner in value.items()}
     return [_with_text_keys(inner) for inner in value] if isinstance(value, (list, tuple)) else value
-
-
-def _write_text(file: Path, text: str) -> None:
-    with file.open("w", encoding="utf-8") as out:
-        out.write(text)
-        out.flush()
-        os.fsync(out.fileno())
 
 
 # --- restoring ----------------------------------------------------------------------------------------------------
