@@ -192,12 +192,11 @@ class AudioModel:
     def _recent(self, messages: Sequence[Message]) -> Sequence[Message]:
         if not isinstance(self.dialogue, QwenAudioChat) or "max_window_size" not in self.generation:
             return messages
-        size = self.generation["max_window_size"]
 
         def length(turns: list[Turn], clips: list[Audio]) -> int:
             return len(self.pack([turns], [clips])["ids"])
 
-        return self.dialogue.recent(messages, length, max_window_size=size)
+        return self.dialogue.recent(messages, length, max_window_size=self.generation["max_window_size"])
 
     def _answer(
         self,

@@ -231,12 +231,11 @@ def _weights(llm: PreTrainedModel, queries: Tensor) -> Iterator[list[Tensor]]:
 
 def _answered(asked: Sample, ids: Sequence[int]) -> Sample:
     """The prompt and its answer; nothing of it is to be learned."""
-    nothing = np.zeros(len(ids), dtype=bool)
     return replace(
         asked,
         ids=np.concatenate([asked.ids, np.asarray(ids, dtype=np.int64)]),
         supervise=np.zeros(len(asked.ids) + len(ids), dtype=bool),
-        audio_mask=np.concatenate([asked.audio_mask, nothing]),
+        audio_mask=np.pad(asked.audio_mask, (0, len(ids))),
     )
 
 

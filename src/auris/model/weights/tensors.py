@@ -81,13 +81,13 @@ class TensorFiles(TensorSource):
         """Open a file, or a directory with model.safetensors or with shards and their *.safetensors.index.json.
 
         Raises:
-            FileNotFoundError: neither is there, or a shard is missing.
-            ValueError: a file is incomplete, or the index contradicts the shards.
+            MissingFileError: neither is there, or a shard is missing.
+            UserError: a file is incomplete, or the index is none.
         """
         path = Path(path)
         single = path if path.is_file() else path / "model.safetensors"
         if single.is_file():
-            return cls({name: single for name in _names(single)})
+            return cls(dict.fromkeys(_open(single).keys(), single))
         indices = sorted(path.glob("*.safetensors.index.json"))
         if not indices:
             raise MissingFileError(
@@ -120,10 +120,6 @@ def _open(file: Path) -> safe_open:
         raise UserError(f"{file} is no complete safetensors file ({error}): copy it again") from error
 
 
-def _names(file: Path) -> list[str]:
-    return list(_open(file).keys())
-
-
 def _shards(index: Path) -> dict[str, Path]:
     """Return the file of each tensor in the shards that an index names."""
     try:
@@ -135,7 +131,7 @@ def _shards(index: Path) -> dict[str, Path]:
         file = index.parent / shard
         if not file.is_file():
             raise MissingFileError(f"{index} names the shard {shard}, which is missing beside it")
-        files |= {name: file for name in _names(file)}
+        files |= dict.fromkeys(_open(file).keys(), file)
     return files
 
 
