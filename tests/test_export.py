@@ -286,9 +286,7 @@ def test_what_cannot_be_exported_is_said(tmp_path: Path):
 
 def test_a_stopped_export_leaves_nothing_behind(tmp_path: Path, monkeypatch):
     published.run(tmp_path / "run")
-    monkeypatch.setattr(
-        "safetensors.torch.save_file", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt)
-    )
+    monkeypatch.setattr("safetensors.torch.save_file", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         export(tmp_path / "run", tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
