@@ -1,7 +1,6 @@
-"""Chat completions of a language model behind any OpenAI-compatible endpoint, each kept in a file and asked for once.
+"""Client of OpenAI-compatible chat endpoints that records every reply in a file and replays it from there.
 
-With the file alone nothing is asked: a test, or a reader without a network, gets the same answers. The key comes from
-the environment and goes into the header of the request, nowhere else.
+The key comes from the environment and goes into the header of the request, nowhere else.
 """
 
 from __future__ import annotations
