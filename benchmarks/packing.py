@@ -70,12 +70,13 @@ def report(preset: Preset, *, seed: int = 0) -> Report:
     over = sum(lengths[[row for row, _ in pack]].sum() > TOKEN_BUDGET for step in packs for pack in step)
     work = _work(valid, lengths)
     loads = np.array([[work[[row for row, _ in pack]].sum() for pack in step] for step in packs])  # (steps, ranks)
+    rows = [row for step in packs for pack in step for row, _ in pack]
     last = plan.all_packs(len(steps), world=WORLD)
     met = [row for step in [*packs, last] for pack in step for row, epoch in pack if epoch == 0]
     times = np.bincount(met, minlength=preset.rows)
     return Report(
         figures={
-            "useful": plan.fill(steps, world=WORLD),
+            "useful": float(lengths[rows].sum() / (sum(map(len, packs)) * TOKEN_BUDGET)),
             "straggler": float((loads.max(1) / loads.mean(1)).mean()),
             "rows": preset.rows,
             "steps": len(steps),
