@@ -88,7 +88,7 @@ def _check(entry: Any, label: str) -> str | None:
 
 
 def deal(written: Sequence[Written]) -> dict[str, list[Written]]:
-    """What was written by split: a question's wording belongs to one of them, whatever label it was written for."""
+    """Recorded questions by split. A wording belongs to one split, whatever label it was written for."""
     asked = sorted({entry.question for entry in written})
     if len(asked) < len(SPLITS):
         raise UserError(f"{len(asked)} different questions were written, too few for three splits: raise llm.pairs")

@@ -21,7 +21,7 @@ _SPEECH = ("asr", "ks", "sgc", "lid")  # tasks whose clips are speech, with a tr
 
 @dataclass(frozen=True)
 class Exchange:
-    """What the user says and the answer. The user lets hear `clips`, writes `text`, or speaks.
+    """A user turn and its answer. The user lets hear `clips`, writes `text`, or speaks.
 
     What is spoken becomes a clip of its own, with `clips` behind it in the same recording.
     """

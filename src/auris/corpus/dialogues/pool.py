@@ -23,7 +23,7 @@ Weights = Mapping[str, float]
 
 @dataclass(frozen=True)
 class Pool:
-    """What dialogues of one split are made from: its rows by task and label, weights of tasks, a model's questions."""
+    """Material for the dialogues of one split: its rows by task and label, task weights, questions by a model."""
 
     split: str
     rows: Mapping[str, Mapping[str, Sequence[Row]]]

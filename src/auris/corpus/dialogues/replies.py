@@ -1,4 +1,4 @@
-"""What dialogues answer: the label of a row, what else its labels tell, and small facts that need no audio."""
+"""Replies of dialogues: the label of a row, other facts that its labels tell, and small facts that need no audio."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Reply:
     sentence: str
     key: str
     wrong: str | None  # None: the corpus has no other label to be wrong with
-    language: str = "en"  # of the key
+    language: str = "en"  # language of the key
 
     def write(self, form: str, rng: Rng) -> str:
         """The answer in one of `wordings.FORMS`."""
@@ -90,7 +90,7 @@ def _classify(rng: Rng, table: Mapping[str, Sequence[str]], item: str) -> tuple[
 
 
 def follow_ups(rng: Rng, pool: Pool, row: Row) -> dict[str, Reply]:
-    """What else a row's labels answer, by family of question."""
+    """Other questions that a row's labels answer, by family of question."""
     labels, task = row.labels, row.labels["task"]
     if task == "sec":
         found = _classify(rng, wordings.SOURCES, answer(row))

@@ -55,7 +55,7 @@ def questions(family: str, split: str, *, spoken: bool = False) -> tuple[str, ..
 
 
 def families(*, spoken: bool = False) -> tuple[str, ...]:
-    """What can be asked."""
+    """The questions that can be asked."""
     return tuple(_SPOKEN if spoken else _TYPED)
 
 

@@ -33,6 +33,7 @@ class PointsJudge:
     signature: str
 
     def __call__(self, labels: Labels, answer: str) -> float:
+        """Return the points of an answer to a row with these labels."""
         raise NotImplementedError
 
     @property
