@@ -16,7 +16,7 @@ from torchmetrics.functional.classification import (
 )
 
 from auris.metrics.measures import MEASURES, display, score, scorer, value
-from auris.metrics.statistics import bootstrap, difference, interval
+from auris.metrics.statistics import bootstrap, difference, percentiles, samples
 
 CORPUS = [name for name, measure in MEASURES.items() if measure.over]
 
@@ -210,7 +210,7 @@ def test_pairing_narrows_the_interval_when_rows_are_hard_for_both():
     a = np.stack([10.0 * hard + rng.binomial(2, 0.5, 400), np.full(400, 20.0)], axis=1)
     b = a - np.array([1.0, 0.0]) * rng.binomial(1, 0.3, 400)[:, None]
     of_a, of_b = (scorer("wer", [dict(enumerate(rows))]) for rows in (a, b))
-    low, high = interval(difference(of_a, of_b), 400)
+    low, high = percentiles(samples(difference(of_a, of_b), 400))
     assert -0.02 < low < score("wer", b) - score("wer", a) < high < 0
     single = bootstrap(a, "wer")
     assert high - low < 0.2 * (single[1] - single[0])

@@ -244,7 +244,7 @@ def test_edits_are_marked_by_words_and_by_characters(tmp_path: Path, capsys):
 
 
 def scored(lines: list[dict], *, arm: str = "a", benchmark: str = "b", **facts: object) -> list[Scored]:
-    return [Scored(arm, 0, benchmark, Prediction.from_json(one | facts)) for one in lines]
+    return [Scored(arm, 0, benchmark, Prediction(**one | facts)) for one in lines]
 
 
 def test_the_worst_rows_are_those_of_the_lowest_score():
@@ -318,11 +318,11 @@ def test_an_interval_is_drawn_on_the_scale_of_its_measure():
         {**facts, "metric": "cider", "value": 1.0, "low": 0.5, "high": 1.5},
         {**facts, "metric": "eer", "value": float("nan"), "low": float("nan"), "high": float("nan")},
     ]
-    [table] = tables.of_run([ResultRow.from_json(one) for one in scores])
+    [table] = tables.of_run([ResultRow(**one) for one in scores])
     [group] = table.groups
-    drawn = [[cell.interval.drawn for cell in row if cell.interval] for row in group.rows]
+    drawn = [[cell.interval for cell in row if cell.interval] for row in group.rows]
     assert drawn[0] == [{"value": 50.0, "low": 25.0, "high": 75.0}]
-    assert drawn[1] == [{"value": 100.0, "low": 90.0, "high": 100.0}]
+    assert drawn[1] == [{"value": 120.0, "low": 90.0, "high": 100.0}]  # drawn as an arrow at the border
     assert drawn[2] == [{"value": 40.0, "low": 30.0, "high": 50.0}] and drawn[3:] == [[], []]
     assert {len(row) + len(group.shared) for row in group.rows} == {len(table.head)} and "shows" not in table.head
 

@@ -14,7 +14,7 @@ from auris.metrics.statistics import (
     detectable_alone,
     difference,
     holm,
-    interval,
+    percentiles,
     permutation_test,
     samples,
     units,
@@ -146,6 +146,6 @@ def test_a_difference_of_that_size_is_found_four_times_in_five():
     for trial in range(100):
         a, b = of(np.zeros(n)), of(rng.normal(gap, scale, n))
         of_a, of_b = (scorer("judged", side) for side in (a, b))
-        low, high = interval(difference(of_a, of_b), n, 400, seed=trial)
+        low, high = percentiles(samples(difference(of_a, of_b), n, 400, seed=trial))
         found += low > 0 or high < 0
     assert 0.65 <= found / 100 <= 0.92 and score("judged", list(a[0].values())) == 0

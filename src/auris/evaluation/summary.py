@@ -18,7 +18,6 @@ from auris.metrics.measures import signature
 from auris.metrics.records import Prediction, ResultRow
 from auris.text.console import print_plain
 
-SHOWS = "shows: the difference to a second, independent system that so many rows show in 80 % of cases."
 _DROP = f"drop: how much is lost, * with p < {statistics.LEVEL} (paired permutation test)."
 _UNITS = "n: rows, and after the stroke the speakers or recordings that they are of, which intervals draw."
 _MAX_SKIPPED = 20  # rows that are named
@@ -48,7 +47,7 @@ def summarise(
         low, high = statistics.percentiles(resampled)
         detectable = statistics.detectable_alone(resampled)
         own_signature = signatures.get(metric) or signature(metric, rows[0].language)
-        row = ResultRow(
+        result = ResultRow(
             **identity,
             task=group,
             split="test",
@@ -62,7 +61,7 @@ def summarise(
             signature="|".join([own_signature, *changes]),
             provenance="+".join(sorted({one for row in rows for one in row.provenance.split("+")})),
         )
-        results.append(row)
+        results.append(result)
     return results
 
 
@@ -159,7 +158,7 @@ def show(
     console.print(table)
     audio = [f"audio: {'; '.join(_provenances(results))}"] if results else []
     stroke = [_UNITS] if any(not row.units.endswith(" rows") for row in results) else []
-    for note in (*audio, *stroke, _DROP if dropped else SHOWS, *notes):
+    for note in (*audio, *stroke, _DROP if dropped else statistics.SHOWS, *notes):
         print_plain(console, note)
     if skipped:
         console.print(f"[yellow]{len(skipped)} rows could not be used and are not in every score:[/yellow]")

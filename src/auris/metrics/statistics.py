@@ -7,7 +7,7 @@ Shapes: R rows, S samples, C clusters of rows.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from statistics import NormalDist
@@ -20,7 +20,10 @@ from auris.metrics.measures import measure, scorer
 
 KEYS = ("speaker", "recording")  # of predictions: what rows may have in common, the wider first
 MIN_CLUSTERS = 10  # fewer, and a bootstrap over them gives too narrow an interval (Cameron, Gelbach and Miller 2008)
-POWER, LEVEL = 0.8, 0.05  # of a difference that can be seen: how often it is, and how often one is seen that is not
+POWER, LEVEL = 0.8, 0.05  # power and significance level of the minimum detectable difference
+
+# Explains the column of `detectable_alone` in tables of one run.
+SHOWS = "shows: the difference to a second, independent system that so many rows show in 80 % of cases."
 
 
 @dataclass(frozen=True)
@@ -33,12 +36,8 @@ class Units:
     name: str
     of_row: np.ndarray
 
-    @property
-    def count(self) -> int:
-        return int(self.of_row.max()) + 1 if len(self.of_row) else 0
-
     def __str__(self) -> str:
-        return f"{self.count} {self.name}s"
+        return f"{len(np.unique(self.of_row))} {self.name}s"
 
 
 def units(rows: Sequence[Mapping[str, Any]]) -> Units:
@@ -46,9 +45,8 @@ def units(rows: Sequence[Mapping[str, Any]]) -> Units:
     for key in KEYS:
         known = [row.get(key) for row in rows]
         # A frame of lines of which only some have the field holds NaN there.
-        if not all(isinstance(name, str) and name for name in known) or len(set(known)) < MIN_CLUSTERS:
-            continue
-        if len(set(known)) < len(rows):
+        are_known = all(isinstance(name, str) and name for name in known)
+        if are_known and MIN_CLUSTERS <= len(set(known)) < len(rows):
             return Units(key, np.unique(known, return_inverse=True)[1])
     return Units("row", np.arange(len(rows)))
 
@@ -59,8 +57,8 @@ def units(rows: Sequence[Mapping[str, Any]]) -> Units:
 def bootstrap(
     rows: Sequence[Any], metric: str, n_samples: int = 1000, seed: int = 0, units: np.ndarray | None = None
 ) -> tuple[float, float]:
-    """The `interval` of the score of rows, given what each contributes."""
-    return interval(scorer(metric, [dict(enumerate(rows))]), len(rows), n_samples, seed, units)
+    """Return the ends of the 95 % interval of the score of rows, given what each contributes."""
+    return percentiles(samples(scorer(metric, [dict(enumerate(rows))]), len(rows), n_samples, seed, units))
 
 
 def difference(a: Scorer, b: Scorer) -> Scorer:
@@ -68,16 +66,9 @@ def difference(a: Scorer, b: Scorer) -> Scorer:
     return lambda weights: b(weights) - a(weights)
 
 
-def interval(
-    of: Scorer, n_rows: int, n_samples: int = 1000, seed: int = 0, units: np.ndarray | None = None
-) -> tuple[float, float]:
-    """95 % percentile interval of a score, or of a difference (Koehn 2004: both sides on the same rows), of `samples`;
-    NaN if it is never defined."""
-    return percentiles(samples(of, n_rows, n_samples, seed, units))
-
-
 def percentiles(found: np.ndarray) -> tuple[float, float]:
-    """The interval that 95 % of samples are in."""
+    """Return the ends of the 95 % percentile interval of `samples` of a score, or of a difference (Koehn 2004: both
+    sides on the same rows); NaN if it is never defined."""
     defined = found[~np.isnan(found)]  # a resample without any reference unit has no score
     if not len(defined):
         return float("nan"), float("nan")
@@ -88,18 +79,19 @@ def percentiles(found: np.ndarray) -> tuple[float, float]:
 def samples(
     of: Scorer, n_rows: int, n_samples: int = 1000, seed: int = 0, units: np.ndarray | None = None
 ) -> np.ndarray:
-    """A score (S,) when its `n_rows` rows are drawn anew with replacement, or with `units` (R,), the number of each
-    row's unit, whole units of rows that depend on each other (`auris.metrics.statistics`)."""
+    """Return the scores (S,) of resamples: `n_rows` rows drawn with replacement, or with `units` (R,), the number of
+    each row's unit, whole units of rows that depend on each other.
+
+    They are computed 50 at a time: memory stays small for many, and formulas run on many sums.
+    """
     units = np.arange(n_rows) if units is None else units
-    return np.concatenate([of(weights[:, units]) for weights in _resamplings(int(units.max()) + 1, n_samples, seed)])
-
-
-def _resamplings(n_units: int, n_samples: int, seed: int) -> Iterator[np.ndarray]:
-    """How often each unit is drawn, 50 samples at a time: memory stays small for many, formulas run on many sums."""
-    rng = np.random.default_rng(seed)
+    n_units, rng = int(units.max()) + 1, np.random.default_rng(seed)
+    found = []
     for start in range(0, n_samples, 50):
         draws = (rng.integers(n_units, size=n_units) for _ in range(min(50, n_samples - start)))
-        yield np.stack([np.bincount(drawn, minlength=n_units) for drawn in draws]).astype(float)
+        weights = np.stack([np.bincount(drawn, minlength=n_units) for drawn in draws]).astype(float)
+        found.append(of(weights[:, units]))
+    return np.concatenate(found)
 
 
 # --- tests ----------------------------------------------------------------------------------------------------------
@@ -161,7 +153,8 @@ def drop(
     of = [scorer(metric, side) for side in (as_is, altered)]
     worse = difference(*(reversed(of) if measure(metric).higher_is_better else of))
     value = float(worse(np.ones((1, len(of_row))))[0])
-    return value, *interval(worse, len(of_row), units=of_row), permutation_test(metric, as_is, altered, of_row)
+    interval = percentiles(samples(worse, len(of_row), units=of_row))
+    return value, *interval, permutation_test(metric, as_is, altered, of_row)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -23,7 +23,7 @@ from typing import Any
 _MODULES = {  # imported when one of their functions is first used: pandas and matplotlib take a second
     "figures": ("plot_bars", "plot_curves", "save"),
     "runs": ("collect", "costs", "curves", "hparams", "predictions", "question", "reproduce", "status"),
-    "tables": ("compare", "markdown", "readable", "table", "verdicts", "verdicts_in"),
+    "tables": ("markdown", "readable", "table", "verdicts", "verdicts_in"),
 }
 _LAZY = {name: module for module, names in _MODULES.items() for name in names}
 

@@ -33,12 +33,9 @@ def plot_bars(root: str | Path, arms: Sequence[str] | None = None) -> Figure:
     arms = frame.attrs["arms"]
     colours = assign_colours(arms, TOO_MANY)
     several = frame["benchmark"].nunique() > 1
-    panels = {}
-    for row in frame.to_dict("records"):
-        panel = MEASURES[row["metric"]].panel
-        if panel:
-            panels.setdefault(panel, []).append(row)
-    panels = {panel: panels[panel] for panel in PANELS if panel in panels}
+    lines = frame.to_dict("records")
+    panels = {panel: [row for row in lines if MEASURES[row["metric"]].panel == panel] for panel in PANELS}
+    panels = {panel: rows for panel, rows in panels.items() if rows}
     as_points = len(arms) * sum(len(rows) for rows in panels.values()) > BARS
     line = 0.12 + 0.06 * len(arms) if as_points else 0.14 + 0.17 * len(arms)
     columns = _columns(panels, line, tallest=TALLEST if as_points else np.inf)
@@ -144,9 +141,9 @@ def plot_curves(root: str | Path, arms: Sequence[str] | None = None, x: str = "s
     if x not in AXES:
         raise UserError(f"x={x}: expected {join(AXES)}")
     scalars = curves(root)
-    points = scalars
-    is_constant = points["tag"].str.startswith("val/length_")  # of given answers
-    points = points[(points["tag"] == "train/loss") | points["tag"].str.startswith("val/") & ~is_constant]
+    tag = scalars["tag"]
+    is_constant = tag.str.startswith("val/length_")  # of given answers
+    points = scalars[(tag == "train/loss") | tag.str.startswith("val/") & ~is_constant]
     logged = set(points["arm"])
     runs = runs_of(root)
     if arms is None:
@@ -221,7 +218,7 @@ def _draw_curves(axis: Axes, tag: str, points: pd.DataFrame, colours: dict[str, 
         if known:
             seeds = known.scale * seeds
         if tag == "train/loss":
-            seeds = seeds.ewm(span=_span(len(seeds))).mean()
+            seeds = seeds.ewm(span=max(1, len(seeds) // 50)).mean()  # a fiftieth of the run: the line keeps its shape
         at = points[points["arm"] == arm].groupby("step")["x"].mean()  # of the seeds, that have heard about as much
         axis.plot(at, seeds.mean(axis=1), color=colour, linewidth=1.4, marker="." if len(seeds) < 12 else None)
         axis.fill_between(at, seeds.min(axis=1), seeds.max(axis=1), color=colour, alpha=0.2, linewidth=0)
@@ -233,11 +230,6 @@ def _draw_curves(axis: Axes, tag: str, points: pd.DataFrame, colours: dict[str, 
         axis.set_ylim(0, 104 if known.panel == CORRECT else max(1.08 * axis.dataLim.ymax, 1e-3))
     else:
         axis.set_title(TITLES.get(tag, tag))
-
-
-def _span(n_points: int) -> int:
-    """Logged points that the exponential smoothing spans: a fiftieth of the run, so that the line keeps its shape."""
-    return max(1, n_points // 50)
 
 
 def _rank(tag: str) -> int:

@@ -21,7 +21,7 @@ from matplotlib.lines import Line2D
 
 from auris.metrics import published
 from auris.metrics.measures import MEASURES
-from auris.metrics.published import DIFFERENT, STAND_IN, Line
+from auris.metrics.published import DIFFERENT, STAND_IN
 from auris.metrics.records import ResultRow
 from auris.results.runs import ordered, runs_of, scores
 from auris.text.figure_style import CAPTION, GREY, STYLE, assign_colours
@@ -46,15 +46,15 @@ def table(name: str, studies: Iterable[str | Path]) -> pd.DataFrame:
     rows: list[tuple[object, ...]] = []
     notes = published.notes(name, ())
     for line in published.lines((), name):
-        empty = (np.nan, np.nan, np.nan, False, False)
-        rows += [(*_key(line), one.system, False, one.printed, *empty, one.decimals) for one in line.cells]
+        where, empty = (line.benchmark, line.part, line.metric), (np.nan, np.nan, np.nan, False, False)
+        rows += [(*where, one.system, False, one.printed, *empty, one.decimals) for one in line.cells]
     for system, scored in _systems(studies):
         notes += [note for note in published.notes(name, scored)[1:] if note not in notes]
         for line in published.lines(scored, name):
             if line.ours is not None:
+                where, marks = (line.benchmark, line.part, line.metric), (line.differs, line.is_stand_in)
                 scaled = (line.scale * value for value in (line.ours.value, line.ours.low, line.ours.high))
-                marks = (line.differs, line.is_stand_in)
-                rows.append((*_key(line), system, True, *scaled, line.ours.n, *marks, line.decimals))
+                rows.append((*where, system, True, *scaled, line.ours.n, *marks, line.decimals))
     numbers = pd.DataFrame(rows, columns=columns)
     numbers["place"] = numbers.groupby(LINE, sort=False).ngroup()  # published numbers, in order, come first
     seeds = numbers.groupby(["place", *LINE, "system"], sort=False)
@@ -74,10 +74,6 @@ def _systems(studies: Iterable[str | Path]) -> Iterator[tuple[str, list[ResultRo
         for arm, _, run in sorted(systems, key=lambda one: (arms.index(one[0]), one[1])):
             if rows := scores(run):
                 yield f"{Path(study).name}/{arm}", rows
-
-
-def _key(line: Line) -> tuple[str, str, str]:
-    return line.benchmark, line.part, line.metric
 
 
 def readable(frame: pd.DataFrame) -> pd.DataFrame:
@@ -129,15 +125,15 @@ def plot(frame: pd.DataFrame) -> Figure:
     with their intervals; hollow where they are of synthetic stand-ins."""
     own = frame[frame["ours"]]["system"].unique()
     colours = assign_colours(own, "give fewer studies")
-    panels: dict[str, list[tuple[str, ...]]] = {}
-    for line in dict.fromkeys(zip(*(frame[column] for column in LINE), strict=True)):
-        panels.setdefault(_panel(line[2]), []).append(line)
+    panels: dict[str, list[pd.DataFrame]] = {}
+    for (_, _, metric), line in frame.groupby(LINE, sort=False):
+        panels.setdefault(_panel(metric), []).append(line)
     heights = [0.55 + 0.21 * len(lines) for lines in panels.values()]
     with rc_context(STYLE):
         figure = Figure(figsize=(7.0, 1.3 + sum(heights)), layout="constrained")
         axes = figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights)[:, 0]
         for axis, (panel, lines) in zip(axes, panels.items(), strict=True):
-            _draw(axis, panel, lines, frame, colours)
+            _draw(axis, panel, lines, _owner(frame), colours)
         figure.legend(
             handles=_handles(frame, colours),
             loc="outside upper left",
@@ -161,25 +157,17 @@ def _panel(metric: str) -> str:
     return known.get(metric, "Accuracy and mAP")
 
 
-def _better(metric: str) -> str:
-    return "higher" if metric not in MEASURES or MEASURES[metric].higher_is_better else "lower"
-
-
 def _label(metric: str) -> str:
     return LABELS.get(metric) or (MEASURES[metric].label if metric in MEASURES else metric)
 
 
-def _draw(
-    axis: Axes, panel: str, lines: Sequence[tuple[str, ...]], frame: pd.DataFrame, colours: Mapping[str, str]
-) -> None:
-    of_line = {line: list(rows.itertuples()) for line, rows in frame.groupby(LINE, sort=False)}
+def _draw(axis: Axes, panel: str, lines: Sequence[pd.DataFrame], owner: str, colours: Mapping[str, str]) -> None:
     apart = 0.6 / max(1, len(colours))
-    reach = 0.0
+    names = []
     for y, line in enumerate(lines):
-        for row in of_line[line]:
-            reach = max(reach, np.nanmax([row.value, row.high]))
+        for row in line.itertuples():
             if not row.ours:
-                main = row.system == _owner(frame)
+                main = row.system == owner
                 style = {"color": "black", "zorder": 3} if main else {"color": "#AAAAAA", "zorder": 2}
                 axis.plot(row.value, y, "D" if main else "|", markersize=5 if main else 9, **style)
                 continue
@@ -191,17 +179,15 @@ def _draw(
             if row.different:
                 mark = {"textcoords": "offset points", "va": "center", "fontsize": 8, "color": colour}
                 axis.annotate(DIFFERENT, (row.high, place), (3, 0), **mark)
-    names = [" ".join(dict.fromkeys([line[0], line[1], *_named(panel, line[2])])) for line in lines]
+        # The metric is named where its panel has several.
+        metric = [_label(row.metric)] if panel.startswith(("Captions", "Accuracy")) else []
+        names.append(" ".join(dict.fromkeys([row.benchmark, row.part, *metric])))
     axis.set_yticks(range(len(lines)), names)
     axis.set_ylim(len(lines) - 0.4, -0.6)
     axis.tick_params(axis="y", length=0)
-    axis.set_xlim(0, 1.06 * reach)
-    axis.set_title(f"{panel}, {_better(lines[0][2])} is better")
-
-
-def _named(panel: str, metric: str) -> list[str]:
-    """The metric, where its panel has several."""
-    return [_label(metric)] if panel.startswith(("Captions", "Accuracy")) else []
+    axis.set_xlim(0, 1.06 * pd.concat(lines)[["value", "high"]].max(axis=None))
+    higher = row.metric not in MEASURES or MEASURES[row.metric].higher_is_better
+    axis.set_title(f"{panel}, {'higher' if higher else 'lower'} is better")
 
 
 def _owner(frame: pd.DataFrame) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -138,6 +138,13 @@ def status(root: str | Path) -> pd.DataFrame:
     return frame.sort_values("arm", key=lambda arm: arm.map(order), kind="stable", ignore_index=True)
 
 
+def unevaluated(root: str | Path) -> list[str]:
+    """Say how far each run is that has no scores yet."""
+    frame = status(root)
+    rows = frame[frame["state"] != "evaluated"].itertuples()
+    return [f"{row.arm}, seed {row.seed}: {row.state}, step {row.step} of {row.of}" for row in rows]
+
+
 def costs(root: str | Path) -> pd.DataFrame:
     """What each arm's training took, the mean of its seeds: audio tokens per second of audio, parameters (all, and
     those that learn), FLOP (useful: matrix products on real tokens and frames), tokens, hours of audio, minutes of its
@@ -160,7 +167,9 @@ def hparams(root: str | Path) -> pd.DataFrame:
     """What differs between the recipes of a study's runs, one row a run: columns arm, seed and the keys, dotted."""
     import pandas as pd
 
-    recipes = {(arm, seed): dict(_flat(read_facts(run / "recipe.yaml"))) for arm, seed, run in runs_of(root)}
+    recipes = {}
+    for arm, seed, run in runs_of(root):
+        [recipes[arm, seed]] = pd.json_normalize(read_facts(run / "recipe.yaml")).to_dict("records")
     names = {"study", "arm", "seed", "run_dir", "runs_dir", "checkpoint"}
     keys = {key for made in recipes.values() for key in made if key not in names and not key.startswith("weights.")}
     differ = [key for key in sorted(keys) if len({str(made.get(key)) for made in recipes.values()}) > 1]
@@ -170,7 +179,7 @@ def hparams(root: str | Path) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["arm", "seed", *differ])
 
 
-def write_hparams(root: str | Path) -> list[Path]:
+def write_hparams(root: str | Path) -> None:
     """TensorBoard's own form of `hparams`, in each run's directory in place of earlier ones: what its HPARAMS page
     compares beside the scores: those of validation and, where a run was evaluated, of the test rows."""
     from tensorboard.compat.proto.event_pb2 import Event
@@ -182,7 +191,6 @@ def write_hparams(root: str | Path) -> list[Path]:
     runs = runs_of(root)
     tags = sorted({tag for tag in curves(root)["tag"] if tag.startswith("val/")})
     tags += sorted({_test_tag(row) for _, _, run in runs for row in scores(run)})
-    written = []
     for arm, seed, run in runs:
         for old in run.glob("events.out.tfevents*.hparams"):
             old.unlink()
@@ -195,8 +203,6 @@ def write_hparams(root: str | Path) -> list[Path]:
             point = Summary.Value(tag=_test_tag(row), simple_value=row.value)
             writer.add_event(Event(summary=Summary(value=[point])))
         writer.close()
-        written += run.glob("events.out.tfevents*.hparams")
-    return written
 
 
 def reproduce(run: str | Path) -> str:
@@ -241,14 +247,6 @@ def _hashes(facts: Facts) -> list[str]:
     files = [f"{digest}  {path}" for path, digest in found.items() if path.endswith((".jsonl", ".txt"))]
     lines = ["sha256sum --check <<'END'", *files, "END"] if files else []
     return lines + [f"# {path}: {digest}" for path, digest in found.items() if not path.endswith((".jsonl", ".txt"))]
-
-
-def _flat(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in node.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _plain(value: Any) -> bool | float | str:

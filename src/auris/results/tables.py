@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,11 +14,18 @@ from auris.errors import UserError
 from auris.metrics import statistics
 from auris.metrics.formulas import Scorer
 from auris.metrics.measures import MEASURES, score, scorer, value
-from auris.metrics.statistics import bootstrap, difference, interval, percentiles, samples
+from auris.metrics.statistics import bootstrap, difference, percentiles, samples
 from auris.results import cells
 from auris.results.runs import collect, join, ordered, predictions, runs_of
 
 KEY = ["benchmark", "group", "metric"]
+
+Key = tuple[str, str, str]
+
+Columns = dict[str, float]
+"""Cells of one row of a table by column."""
+Stats = dict[str, list]
+"""What each row contributes to a score, by row id."""
 
 
 def table(root: str | Path, arms: Sequence[str] | None = None) -> pd.DataFrame:
@@ -26,69 +33,45 @@ def table(root: str | Path, arms: Sequence[str] | None = None) -> pd.DataFrame:
 
     Columns: benchmark, group, metric, provenance, signature, n (test rows common to the arms); for every arm `<arm>`,
     `<arm> low`, `<arm> high` (statistics pooled over its seeds, rows resampled), `<arm> seeds`, `<arm> sd` (standard
-    deviation of the single seeds' scores); for every arm after the first `<arm> - <first>` and `<arm> wins` with their
-    ` low` and ` high`, as in `compare`, and `<arm> - <first> seeds low` and `... seeds high`, as in `verdicts`;
-    `<arm> - <first> p`, ` p holm` (corrected for all arms of the line) and ` detectable`, as in `compare`; of a
-    benchmark that is heard otherwise, as `meld@silence`, for every arm `<arm> drop` with its ` low`, ` high` and ` p`,
-    by how much it scores worse than on the same rows as they are. `attrs["notes"]` lists, in words, what could not be
-    compared row by row. Arms default to all that have predictions, in the order of their study. Raises ValueError for
-    an unknown arm.
+    deviation of the single seeds' scores).
+
+    For every arm after the first, the columns of `<arm> - <first>`: the difference, ` low`, ` high`, ` seeds low` and
+    ` seeds high` (see `verdicts`), ` p` (of a paired permutation test), ` p holm` (corrected for all arms of the line)
+    and ` detectable` (the smallest difference that such rows show in 80 % of cases). They are computed from the pairs
+    (seed, row id) that both arms have: statistics are summed over the seeds, and rows, or the units that they come in,
+    are resampled, the same for both arms. `<arm> wins` with ` low` and ` high` is the share of pairs in which the
+    answer of the arm scores better by itself, ties counted half.
+
+    Of a benchmark that is heard otherwise, as `meld@silence`, for every arm `<arm> drop` with its ` low`, ` high` and
+    ` p`, by how much it scores worse than on the same rows as they are.
+
+    `attrs["notes"]` lists, in words, what could not be compared row by row. Arms default to all that have predictions,
+    in the order of their study. Raises ValueError for an unknown arm.
     """
     scored, arms, notes = _scored(root, arms)
     signatures = {}
     for row in collect(root).to_dict("records"):
         signatures[row["benchmark"], row["task"], row["metric"]] = row["signature"]
-    pairs = {arm: _compare(scored, arms[0], arm) for arm in arms[1:]}
-    rows = []
-    for key, rows_of_key in scored.groupby(KEY, sort=False):
-        common = set.intersection(*(set(ids) for _, ids in rows_of_key.groupby("arm")["id"]))
-        row = dict(zip(KEY, key, strict=True))
-        row["provenance"] = "+".join(sorted(set(rows_of_key["provenance"])))
-        row["signature"] = signatures.get(key, "")
-        row["n"] = len(common)
+    lines = dict(list(scored.groupby(KEY, sort=False)))
+    rows = {key: dict(zip(KEY, key, strict=True)) for key in lines}
+    for key, line in lines.items():
+        common = set.intersection(*(set(ids) for _, ids in line.groupby("arm")["id"]))
+        provenance = "+".join(sorted(set(line["provenance"])))
+        rows[key] |= {"provenance": provenance, "signature": signatures.get(key, ""), "n": len(common)}
         for arm in arms:
-            row |= _score(rows_of_key[rows_of_key["arm"] == arm], key[-1], arm)
-        for arm in arms if "@" in key[0] else ():
-            row |= _drop(scored[scored["arm"] == arm], key, arm)
-        for arm, pair in pairs.items():
-            match = pair[(pair[KEY] == list(key)).all(axis=1)].to_dict("records")
-            row |= {name: match[0][of_pair] if match else np.nan for name, of_pair in _paired(arm, arms[0]).items()}
-        names = [f"{arm} - {arms[0]} p" for arm in pairs]
+            rows[key] |= _score(line[line["arm"] == arm], key[-1], arm)
+        as_is = lines.get((key[0].rpartition("@")[0], *key[1:]))
+        for arm in arms if as_is is not None else ():
+            rows[key] |= _drop(as_is, line, key[-1], arm)
+    for arm in arms[1:]:
+        for key, columns in _compare(lines, arms[0], arm, notes).items():
+            rows[key] |= columns
+    names = [f"{arm} - {arms[0]} p" for arm in arms[1:]]
+    for row in rows.values():
         row |= {f"{name} holm": p for name, p in zip(names, statistics.holm([row[n] for n in names]), strict=True)}
-        rows.append(row)
-    frame = pd.DataFrame(rows)
-    frame.attrs["arms"] = list(arms)
-    frame.attrs["notes"] = notes + [note for pair in pairs.values() for note in pair.attrs["notes"]]
+    frame = pd.DataFrame(rows.values())
+    frame.attrs |= {"arms": arms, "notes": notes}
     return frame
-
-
-def _paired(arm: str, first: str) -> dict[str, str]:
-    """Return the columns of a table that compare an arm with the first one, each with its name in `compare`."""
-    name, parts = f"{arm} - {first}", ("", " low", " high")
-    columns = {}
-    for part in parts:
-        columns |= {f"{name}{part}": f"difference{part}", f"{arm} wins{part}": f"wins{part}"}
-    columns |= {f"{name} seeds{part}": f"seeds{part}" for part in parts[1:]}
-    return columns | {f"{name} {test}": test for test in ("p", "detectable")}
-
-
-def compare(root: str | Path, arm_a: str, arm_b: str) -> pd.DataFrame:
-    """`arm_b` minus `arm_a` on every group that both were scored on, with a 95 % interval.
-
-    Pairs (seed, row id) that both arms have are kept; a row's statistics are summed over the seeds; rows, or what
-    units they come in, are resampled, the same for both arms. Columns: benchmark, group, metric, n (rows), units (as
-    `24 speakers`), seeds, a, b, difference, `difference low`, `difference high`, p (of a paired permutation test, for
-    itself), detectable (the smallest difference that such rows show in 80 % of cases), `seeds low`, `seeds high` (see
-    `verdicts`), wins, `wins low`, `wins high` (share of pairs in which the answer of `arm_b` scores better by itself,
-    ties counted half), only_a, only_b (pairs without a partner, left out), references_differ. `attrs["notes"]` says so
-    in words. Raises ValueError for an unknown arm, or if nothing is common to the two.
-    """
-    scored, _, notes = _scored(root, [arm_a, arm_b])
-    pair = _compare(scored, arm_a, arm_b)
-    if pair.empty:
-        raise UserError(f"{arm_a} and {arm_b} have no scored row in common: {'; '.join(pair.attrs['notes'])}")
-    pair.attrs["notes"] = notes + pair.attrs["notes"]
-    return pair
 
 
 def _scored(root: str | Path, asked: Sequence[str] | None) -> tuple[pd.DataFrame, list[str], list[str]]:
@@ -104,65 +87,79 @@ def _scored(root: str | Path, asked: Sequence[str] | None) -> tuple[pd.DataFrame
     notes = []
     if not asked and (others := {arm for arm, _, _ in runs_of(root)} - set(known)):
         notes.append(f"not in the table, for want of predictions: {join(ordered(root, others))}")
-    for arm, rows in scored.groupby("arm"):
-        for key, of_key in rows.groupby(KEY, sort=False):
-            counts = of_key.groupby("seed")["id"].agg(frozenset)
-            if counts.nunique() > 1:
-                notes.append(f"{_name(key)}: the seeds of {arm} were scored on different rows")
+    for (arm, *key), rows in scored.groupby(["arm", *KEY], sort=False):
+        if rows.groupby("seed")["id"].agg(frozenset).nunique() > 1:
+            notes.append(f"{', '.join(key)}: the seeds of {arm} were scored on different rows")
     return scored, arms, notes
 
 
-def _compare(scored: pd.DataFrame, arm_a: str, arm_b: str) -> pd.DataFrame:
-    columns = [*KEY, "n", "units", "seeds", "a", "b", "difference", "difference low", "difference high"]
-    columns += ["p", "detectable", "seeds low", "seeds high"]
-    columns += ["wins", "wins low", "wins high", "only_a", "only_b", "references_differ"]
-    rows, notes = [], []
-    benchmarks = {arm: set(scored[scored["arm"] == arm]["benchmark"]) for arm in (arm_a, arm_b)}
-    for only, other in ((arm_a, arm_b), (arm_b, arm_a)):
-        if of_one := benchmarks[only] - benchmarks[other]:
-            notes.append(f"{join(sorted(of_one))}: {only} was scored, {other} was not")
-    for key, of_key in scored.groupby(KEY, sort=False):
-        a, b = (of_key[of_key["arm"] == arm].set_index(["seed", "id"]) for arm in (arm_a, arm_b))
+def _compare(lines: Mapping[Key, pd.DataFrame], first: str, arm: str, notes: list[str]) -> dict[Key, Columns]:
+    """Return the columns of a table that compare an arm with the first one, NaN where nothing can be compared.
+
+    Args:
+        lines: the predictions that belong to each row of the table.
+        notes: what cannot be compared is added to them, in words.
+    """
+    scored = {one: {key[0] for key, line in lines.items() if (line["arm"] == one).any()} for one in (first, arm)}
+    for one, other in ((first, arm), (arm, first)):
+        if benchmarks := scored[one] - scored[other]:
+            notes.append(f"{join(sorted(benchmarks))}: {one} was scored, {other} was not")
+    columns = {}
+    for key, line in lines.items():
+        columns[key] = _paired(arm, first)
+        name, metric = ", ".join(key), key[-1]
+        a, b = (line[line["arm"] == one].set_index(["seed", "id"]) for one in (first, arm))
         if a.empty or b.empty:
-            if (len(a) or len(b)) and key[0] in benchmarks[arm_a] & benchmarks[arm_b]:
-                notes.append(
-                    f"{_name(key)}: {arm_a if b.empty else arm_b} was scored, {arm_b if b.empty else arm_a} was not"
-                )
+            if not (a.empty and b.empty) and key[0] in scored[first] & scored[arm]:
+                one, other = (first, arm) if b.empty else (arm, first)
+                notes.append(f"{name}: {one} was scored, {other} was not")
             continue
-        seeds = sorted(set(a.index.unique(0)) & set(b.index.unique(0)))
-        unpaired = set(a.index.unique(0)) ^ set(b.index.unique(0))
-        if not seeds:
-            notes.append(f"{_name(key)}: {arm_a} and {arm_b} have no seed in common, so no difference")
+        seeds_a, seeds_b = (set(side.index.unique("seed")) for side in (a, b))
+        if seeds_a.isdisjoint(seeds_b):
+            notes.append(f"{name}: {first} and {arm} have no seed in common, so no difference")
             continue
-        if unpaired:
-            notes.append(
-                f"{_name(key)}: {arm_b} - {arm_a} leaves out seed {join(sorted(unpaired))}, which only one has"
-            )
-        a, b = (side[side.index.isin(seeds, level=0)] for side in (a, b))
+        if unpaired := sorted(seeds_a ^ seeds_b):
+            notes.append(f"{name}: {arm} - {first} leaves out seed {join(unpaired)}, which only one has")
+        a, b = (side[side.index.isin(seeds_a & seeds_b, level="seed")] for side in (a, b))
         both = a.index.intersection(b.index)
         only_a, only_b = len(a) - len(both), len(b) - len(both)
         if only_a or only_b:
-            notes.append(
-                f"{_name(key)}: {only_a} rows only in {arm_a}, {only_b} only in {arm_b}: left out of the difference"
-            )
-        if not len(both):
+            notes.append(f"{name}: {only_a} rows only in {first}, {only_b} only in {arm}: left out of the difference")
+        if both.empty:
             continue
-        a, b = a.loc[both], b.loc[both]
-        differ = int((a["reference"].map(json.dumps) != b["reference"].map(json.dumps)).sum())
-        if differ:
-            notes.append(f"{_name(key)}: {differ} rows have another reference in {arm_a} than in {arm_b}")
-        sides = [_by_seed(side.reset_index()) for side in (a, b)]
-        n, (of_a, of_b) = len(both.unique(1)), (scorer(key[-1], side) for side in sides)
-        score_a, score_b = (_whole(of, n) for of in (of_a, of_b))
-        units = _units(a.reset_index())
-        resampled = samples(difference(of_a, of_b), n, units=units.of_row)
-        scores = (score_a, score_b, score_b - score_a, *percentiles(resampled))
-        scores += (statistics.permutation_test(key[-1], *sides, units.of_row), statistics.detectable(resampled))
-        scores += (*_seed_interval(a, b, key[-1]), *_wins(a, b, key[-1], units))
-        rows.append((*key, n, str(units), len(seeds), *scores, only_a, only_b, differ))
-    frame = pd.DataFrame(rows, columns=columns)
-    frame.attrs["notes"] = notes
-    return frame
+        a, b = (side.loc[both].reset_index() for side in (a, b))
+        if differ := (a["reference"].map(json.dumps) != b["reference"].map(json.dumps)).sum():
+            notes.append(f"{name}: {differ} rows have another reference in {first} than in {arm}")
+        n, units, sides = a["id"].nunique(), _units(a), [_by_seed(a), _by_seed(b)]
+        change = difference(*(scorer(metric, side) for side in sides))
+        resampled = samples(change, n, units=units)
+        columns[key] = _paired(
+            arm,
+            first,
+            difference=(_whole(change, n), *percentiles(resampled)),
+            wins=_wins(a, b, metric, units),
+            seeds=_seed_interval(metric, *sides),
+            p=statistics.permutation_test(metric, *sides, units),
+            detectable=statistics.detectable(resampled),
+        )
+    return columns
+
+
+def _paired(
+    arm: str,
+    first: str,
+    difference: tuple[float, float, float] = (np.nan, np.nan, np.nan),
+    wins: tuple[float, float, float] = (np.nan, np.nan, np.nan),
+    seeds: tuple[float, float] = (np.nan, np.nan),
+    p: float = np.nan,
+    detectable: float = np.nan,
+) -> Columns:
+    """Return the columns that compare an arm with the first one."""
+    name, columns = f"{arm} - {first}", {}
+    for part, of_difference, of_wins in zip(("", " low", " high"), difference, wins, strict=True):
+        columns |= {f"{name}{part}": of_difference, f"{arm} wins{part}": of_wins}
+    columns |= {f"{name} seeds low": seeds[0], f"{name} seeds high": seeds[1]}
+    return columns | {f"{name} p": p, f"{name} detectable": detectable}
 
 
 def readable(frame: pd.DataFrame) -> pd.DataFrame:
@@ -184,11 +181,9 @@ def markdown(frame: pd.DataFrame, judged: pd.DataFrame) -> str:
     """
     shown = readable(frame).reset_index()[["benchmark", "task", "metric", "n", *frame.attrs["arms"]]]
     lines = {key: place for place, key in enumerate(zip(*(frame[key] for key in KEY), strict=True))}
-    for row in judged.to_dict("records"):
-        if row["verdict"] in BEYOND_NOISE:
-            shown.loc[lines[tuple(row[key] for key in KEY)], row["arm"]] += {"better": " ▲", "worse": " ▼"}[
-                row["verdict"]
-            ]
+    marks = {"better": " ▲", "worse": " ▼"}
+    for row in judged[judged["verdict"].isin(list(marks))].to_dict("records"):
+        shown.loc[lines[tuple(row[key] for key in KEY)], row["arm"]] += marks[row["verdict"]]
     if frame["benchmark"].nunique() == 1:
         shown = shown.drop(columns="benchmark")
     numbers = len(frame.attrs["arms"]) + 1
@@ -205,13 +200,10 @@ def markdown(frame: pd.DataFrame, judged: pd.DataFrame) -> str:
 _T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 
 
-def _seed_interval(a: pd.DataFrame, b: pd.DataFrame, metric: str) -> tuple[float, float]:
+def _seed_interval(metric: str, a: Sequence[Stats], b: Sequence[Stats]) -> tuple[float, float]:
     """A 95 % interval of the mean difference from its spread over paired seeds, by Student's t; NaN for one seed."""
-    found = []
-    for seed in a.index.unique(0):
-        sides = [side[side.index.get_level_values(0) == seed].reset_index() for side in (a, b)]
-        score_a, score_b = (_whole(_scorer(side, metric), side["id"].nunique()) for side in sides)
-        found.append(score_b - score_a)
+    score_a, score_b = ([_whole(scorer(metric, [seed]), len(seed)) for seed in side] for side in (a, b))
+    found = np.subtract(score_b, score_a)
     if len(found) < 2:
         return np.nan, np.nan
     reach = _T[min(len(found) - 1, max(_T))] * float(np.std(found, ddof=1)) / len(found) ** 0.5
@@ -270,7 +262,7 @@ def _verdict(metric: str, difference: float, rows: tuple[float, float], seeds: t
     return {(True, False): "rows only", (False, True): "seeds only"}.get(tuple(beyond), "no difference shown")
 
 
-def _wins(a: pd.DataFrame, b: pd.DataFrame, metric: str, units: statistics.Units) -> tuple[float, float, float]:
+def _wins(a: pd.DataFrame, b: pd.DataFrame, metric: str, units: np.ndarray) -> tuple[float, float, float]:
     """Share of paired rows that `b` wins by the rows' own scores, with a 95 % interval from resampling their units;
     NaN for measures of all rows at once, by which a row has no score of its own."""
     if MEASURES[metric].formula is None:
@@ -279,57 +271,42 @@ def _wins(a: pd.DataFrame, b: pd.DataFrame, metric: str, units: statistics.Units
     score_a, score_b = (np.array([value(metric, row) for row in side["stats"]]) for side in (a, b))
     gap = sign * (score_b - score_a)  # NaN where a row holds nothing to count: a tie
     won = np.where(np.isnan(gap) | (gap == 0), 0.5, gap > 0)
-    stats = pd.DataFrame({"won": won, "pairs": 1.0}).groupby(a.index.get_level_values("id")).sum().to_numpy()
-    return (float(won.mean()), *bootstrap(stats, "accuracy", units=units.of_row))
+    stats = pd.DataFrame({"won": won, "pairs": 1.0}).groupby(a["id"]).sum().to_numpy()
+    return (float(won.mean()), *bootstrap(stats, "accuracy", units=units))
 
 
-def _score(rows: pd.DataFrame, metric: str, arm: str) -> dict[str, float]:
+def _score(rows: pd.DataFrame, metric: str, arm: str) -> Columns:
     """The columns of one arm in one row of the table; NaN if it was not scored there."""
     if rows.empty:
         return {arm: np.nan, f"{arm} low": np.nan, f"{arm} high": np.nan, f"{arm} seeds": 0, f"{arm} sd": np.nan}
-    n, of = rows["id"].nunique(), _scorer(rows, metric)
-    low, high = interval(of, n, units=_units(rows).of_row)
+    n, of = rows["id"].nunique(), scorer(metric, _by_seed(rows))
+    low, high = percentiles(samples(of, n, units=_units(rows)))
     singles = [score(metric, of_seed["stats"].tolist()) for _, of_seed in rows.groupby("seed")]
     spread = float(np.std(singles, ddof=1)) if len(singles) > 1 else np.nan
     point = _whole(of, n)
     return {arm: point, f"{arm} low": low, f"{arm} high": high, f"{arm} seeds": len(singles), f"{arm} sd": spread}
 
 
-def _drop(scored: pd.DataFrame, key: Sequence[str], arm: str) -> dict[str, float]:
+def _drop(as_is: pd.DataFrame, altered: pd.DataFrame, metric: str, arm: str) -> Columns:
     """The columns of what an arm loses on a benchmark that is heard otherwise, `meld@silence`, beside the same rows as
     they are; none where there are no such rows."""
-    sides = []
-    for benchmark in (key[0].rpartition("@")[0], key[0]):
-        of_line = (scored[KEY] == [benchmark, *key[1:]]).all(axis=1)
-        sides.append(scored[of_line].set_index(["seed", "id"]))
+    sides = [line[line["arm"] == arm].set_index(["seed", "id"]) for line in (as_is, altered)]
     common = sides[0].index.intersection(sides[1].index)
-    if not len(common):
+    if common.empty:
         return {}
     sides = [side.loc[common].reset_index() for side in sides]
-    units = _units(sides[1])
-    found = statistics.drop(key[-1], *(_by_seed(side) for side in sides), units.of_row)
+    found = statistics.drop(metric, *(_by_seed(side) for side in sides), _units(sides[1]))
     return dict(zip([f"{arm} drop", f"{arm} drop low", f"{arm} drop high", f"{arm} drop p"], found, strict=True))
 
 
-def _scorer(rows: pd.DataFrame, metric: str) -> Scorer:
-    """The score of the prediction lines of one or more seeds; its rows are their ids, sorted."""
-    return scorer(metric, _by_seed(rows))
-
-
-def _by_seed(rows: pd.DataFrame) -> list[dict]:
-    """Of each seed, row id -> what the row contributes."""
+def _by_seed(rows: pd.DataFrame) -> list[Stats]:
     return [dict(zip(seed["id"], seed["stats"], strict=True)) for _, seed in rows.groupby("seed")]
 
 
-def _units(rows: pd.DataFrame) -> statistics.Units:
-    """The units of a line's rows, in the order of their sorted ids."""
-    return statistics.units(rows.drop_duplicates("id").sort_values("id").to_dict("records"))
+def _units(rows: pd.DataFrame) -> np.ndarray:
+    """The number of each row's unit (`statistics.Units`), in the order of the sorted ids."""
+    return statistics.units(rows.drop_duplicates("id").sort_values("id").to_dict("records")).of_row
 
 
 def _whole(of: Scorer, n_rows: int) -> float:
     return float(of(np.ones((1, n_rows)))[0])
-
-
-def _name(key: tuple[str, ...]) -> str:
-    benchmark, group, metric = key
-    return f"{benchmark}, {group}, {metric}"

@@ -19,7 +19,7 @@ from auris.metrics.measures import MEASURES, display
 from auris.results import cells
 from auris.results.cells import Line
 from auris.results.figures import plot_bars, plot_curves, provenance, save
-from auris.results.runs import costs, curves, join, question, status, write_hparams
+from auris.results.runs import costs, curves, join, question, runs_of, unevaluated, write_hparams
 from auris.results.tables import BEYOND_NOISE, markdown, table, verdicts, verdicts_in
 from auris.text.console import print_plain
 
@@ -36,8 +36,12 @@ def show_study(root: Path, arms: Sequence[str] | None, against: str, x: str) -> 
         x: horizontal axis of the curves, as `figures.plot_curves` takes it.
     """
     console = Console()
-    _show_status(console, root)
-    if not arms and not (status(root)["state"] == "evaluated").any():
+    waiting, n_runs = unevaluated(root), len(runs_of(root))
+    if waiting:
+        print_plain(console, f"{len(waiting)} of {n_runs} runs are not evaluated yet:")
+    for line in waiting:
+        print_plain(console, f"  {line}")
+    if not arms and len(waiting) == n_runs:
         written = save(plot_curves(root, arms, x), root / "curves") if len(curves(root)) else []
         print("\n".join(f"wrote {path}" for path in written))
         return
@@ -66,17 +70,6 @@ def _write(root: Path, frame: pd.DataFrame, judged: pd.DataFrame, x: str) -> lis
         frame.attrs["notes"].append(f"no curves of {join(untrained)}: no TensorBoard events there")
     write_hparams(root)
     return written
-
-
-def _show_status(console: Console, root: Path) -> None:
-    """Print the runs that are not evaluated yet, one line each."""
-    runs = status(root)
-    under_way = runs[runs["state"] != "evaluated"]
-    if len(under_way):
-        print_plain(console, f"{len(under_way)} of {len(runs)} runs are not evaluated yet:")
-    for row in under_way.to_dict("records"):
-        step = f"step {row['step']} of {row['of']}"
-        print_plain(console, f"  {row['arm']}, seed {row['seed']}: {row['state']}, {step}")
 
 
 def _show_verdicts(console: Console, judged: pd.DataFrame) -> None:

@@ -7,8 +7,3 @@ with their sound and, where words or characters are counted, what was said again
 It reads what evaluations have left (`auris.results`, `auris.evaluation.answer_cache`); no model is loaded and nothing
 is scored again.
 """
-
-from auris.results.html.pages import Page, of_run, of_study
-from auris.results.html.template import render
-
-__all__ = ["Page", "of_run", "of_study", "render"]

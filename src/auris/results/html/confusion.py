@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
+
+import pandas as pd
 
 from auris.metrics.measures import MEASURES
 from auris.metrics.normalize import canonical
@@ -43,28 +44,20 @@ class Matrix:
 
 
 def matrix(predictions: Iterable[Prediction], system: str, metric: str) -> Matrix:
-    """The answers of one arm, its seeds together, to one group. Of more classes than MOST, those with the most rows."""
-    pairs: Counter[tuple[str, str]] = Counter()
-    for one in predictions:
-        if one.metric == metric:
-            true, said = (
-                _name(tasks.find(one.task).compared(text, metric)) for text in (one.reference, one.hypothesis)
-            )
-            pairs[true, said] += 1
-    sizes: Counter[str] = Counter()
-    for (true, _), count in pairs.items():
-        sizes[true] += count
-    largest = sorted(sizes, key=lambda name: (-sizes[name], name))[:MOST]
-    classes = sorted(largest)
-    columns = {name: number for number, name in enumerate(classes)}
-    counts = [[0] * (len(classes) + 1) for _ in classes]
-    for (true, said), count in pairs.items():
-        if true in columns:
-            counts[columns[true]][columns.get(said, len(classes))] += count
-    left = len(sizes) - len(classes)
-    rows = sizes.total() - sum(map(sum, counts))
+    """Return the answers of one arm, its seeds together, to one group; the MOST classes with the most rows."""
+    pairs = [
+        [_name(tasks.find(one.task).compared(text, metric)) for text in (one.reference, one.hypothesis)]
+        for one in predictions
+        if one.metric == metric
+    ]
+    true, said = (pd.Series(side) for side in zip(*pairs, strict=True))
+    sizes = true.value_counts().sort_index().sort_values(ascending=False, kind="stable")
+    classes = sorted(sizes.index[:MOST])
+    table = pd.crosstab(true, said.where(said.isin(classes), OTHER))
+    counts = table.reindex(index=classes, columns=[*classes, OTHER], fill_value=0).to_numpy()
+    left, rows = len(sizes) - len(classes), len(pairs) - counts.sum()
     note = f"the {MOST} classes with the most rows; {left} more, with {rows} rows, are not drawn" if left else ""
-    return Matrix(system, metric, classes, counts, note)
+    return Matrix(system, metric, classes, counts.tolist(), note)
 
 
 def _name(compared: Any) -> str:

@@ -123,9 +123,8 @@ def show(
     players: Players,
 ) -> list[Example]:
     """The chosen rows as a page has them. `names`: of systems, by arm and seed."""
-    order = list(names)
     by_id: dict[str, list[Scored]] = {name: [] for name in worst.ids}
-    for one in sorted(scored, key=lambda one: order.index((one.arm, one.seed))):
+    for one in scored:
         if one.prediction.metric == worst.metric and one.prediction.id in by_id:
             by_id[one.prediction.id].append(one)
     found = []

@@ -5,18 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from auris.errors import UserError
-from auris.metrics.records import Prediction, ResultRow
+from auris.metrics.records import ResultRow
 from auris.results import runs
 from auris.results.html import confusion, examples, recordings, tables
 from auris.results.html.recordings import Players
 from auris.results.runs import Scored
 from auris.results.tables import table
-
-if TYPE_CHECKING:
-    from auris.data.rows import Row
 
 SKIPPED = 20  # rows without an answer that are named; all are counted
 
@@ -44,12 +40,6 @@ class Page:
     script: str = ""  # how to make a run again
     systems: list[str] = field(default_factory=list)
 
-    @property
-    def benchmarks(self) -> dict[str, list[Section]]:
-        """The sections of each benchmark."""
-        names = dict.fromkeys(section.benchmark for section in self.sections)
-        return {name: [section for section in self.sections if section.benchmark == name] for name in names}
-
 
 def of_run(run: Path, worst: int, players: Players) -> Page:
     """Raises ValueError for a run that is not evaluated."""
@@ -76,15 +66,11 @@ def of_study(root: Path, arms: Sequence[str] | None, worst: int, players: Player
     chosen = [(arm, seed, run) for arm, seed, run in runs.runs_of(root) if arm in arms]
     systems = {(arm, seed): run for arm, seed, run in sorted(chosen, key=lambda one: (arms.index(one[0]), one[1]))}
     scores = [row for run in systems.values() for row in runs.scores(run)]
-    scored = [one for (arm, seed), run in sorted(systems.items()) for one in runs.predictions_of(run, arm, seed)]
+    scored = [one for (arm, seed), run in systems.items() for one in runs.predictions_of(run, arm, seed)]
     several = len({one.seed for one in scored}) > 1
     names = {(arm, seed): f"{arm}, seed {seed}" if several else arm for arm, seed in systems}
     sections, notes = _sections(scored, systems, names, scores, worst, players)
-    states = runs.status(root)
-    waiting = [
-        f"{row['arm']}, seed {row['seed']}, is not evaluated: {row['state']}, step {row['step']} of {row['of']}"
-        for row in states[states["state"] != "evaluated"].to_dict("records")
-    ]
+    waiting = [f"not evaluated yet: {run}" for run in runs.unevaluated(root)]
     answered = {(one.arm, one.seed) for one in scored}
     return Page(
         title=f"Study {root.name}",
@@ -107,47 +93,34 @@ def _sections(
     if not scored:
         return [], ["no predictions are kept, so there are neither examples nor matrices"]
     signatures = {(row.benchmark, row.task, row.metric): row.signature for row in scores}
-    groups: dict[tuple[str, str], list[Scored]] = {}
-    for one in scored:
-        groups.setdefault((one.benchmark, one.prediction.group), []).append(one)
-    chosen = {key: examples.choose(of_group, worst) for key, of_group in groups.items()}
-    rows, notes = _rows(scored, chosen, systems)
-    sections = []
-    for number, ((benchmark, group), of_group) in enumerate(groups.items(), 1):
-        by_arm: dict[str, list[Prediction]] = {arm: [] for arm, _ in systems}
-        for one in of_group:
-            by_arm[one.arm].append(one.prediction)
-        metrics = {one.prediction.metric for one in of_group}
-        matrices = [
-            confusion.matrix(predictions, arm, metric)
-            for metric in confusion.METRICS
-            if metric in metrics
-            for arm, predictions in by_arm.items()
-            if predictions
-        ]
-        ranked = chosen[benchmark, group]
-        shown = examples.show(of_group, ranked, rows[benchmark], names, players) if ranked else []
-        signature = signatures.get((benchmark, group, ranked.metric), "") if ranked else ""
-        sections.append(Section(f"task-{number}", benchmark, group, signature, matrices, ranked, shown))
-    return sections, notes
-
-
-def _rows(
-    scored: Sequence[Scored],
-    chosen: Mapping[tuple[str, str], examples.Worst | None],
-    systems: Mapping[tuple[str, int], Path],
-) -> tuple[dict[str, dict[str, Row]], list[str]]:
-    """The chosen rows of each benchmark, found again through the first run that answered it."""
-    first = {one.benchmark: systems[one.arm, one.seed] for one in reversed(scored)}
-    rows: dict[str, dict[str, Row]] = {}
+    sections: list[Section] = []
     notes: list[str] = []
     for benchmark in dict.fromkeys(one.benchmark for one in scored):
-        ids = {name for key, ranked in chosen.items() if key[0] == benchmark and ranked for name in ranked.ids}
-        rows[benchmark], said = recordings.find(first[benchmark], benchmark, ids)
-        if lost := len(ids - rows[benchmark].keys()):
-            said.append(f"{benchmark}: {lost} of the {len(ids)} rows shown are not in the files that the run names")
-        notes += said
-    return rows, notes
+        groups: dict[str, list[Scored]] = {}
+        for one in scored:
+            if one.benchmark == benchmark:
+                groups.setdefault(one.prediction.group, []).append(one)
+        chosen = {group: examples.choose(of_group, worst) for group, of_group in groups.items()}
+        ids = {name for ranked in chosen.values() if ranked for name in ranked.ids}
+        first = next(one for one in scored if one.benchmark == benchmark)
+        rows, hindrances = recordings.find(systems[first.arm, first.seed], benchmark, ids)
+        notes += hindrances
+        if lost := len(ids - rows.keys()):
+            notes.append(f"{benchmark}: {lost} of the {len(ids)} rows shown are not in the files that the run names")
+        for group, of_group in groups.items():
+            by_arm = {arm: [one.prediction for one in of_group if one.arm == arm] for arm, _ in systems}
+            matrices = [
+                confusion.matrix(predictions, arm, metric)
+                for metric in confusion.METRICS
+                for arm, predictions in by_arm.items()
+                if any(one.metric == metric for one in predictions)
+            ]
+            ranked = chosen[group]
+            shown = examples.show(of_group, ranked, rows, names, players) if ranked else []
+            signature = signatures.get((benchmark, group, ranked.metric), "") if ranked else ""
+            anchor = f"task-{len(sections) + 1}"
+            sections.append(Section(anchor, benchmark, group, signature, matrices, ranked, shown))
+    return sections, notes
 
 
 def _skipped(run: Path) -> list[str]:

@@ -2,44 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import TYPE_CHECKING
 
 from auris.metrics.measures import MEASURES, display
 from auris.metrics.records import ResultRow
-from auris.metrics.statistics import LEVEL
+from auris.metrics.statistics import LEVEL, SHOWS
 from auris.results.cells import Line, heading, is_number, p_value, score, with_interval
 from auris.results.tables import BEYOND_NOISE, verdicts_in
 
 if TYPE_CHECKING:
     import pandas as pd
 
-SHOWS = "shows: the difference to a second, independent system that so many rows show in 80 % of cases."
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A score with its interval as shares of its scale, from 0 to 1; what is beyond 1 is drawn at the border."""
-
-    value: float
-    low: float
-    high: float
-
-    @property
-    def drawn(self) -> dict[str, float]:
-        """In hundredths of the scale."""
-        return {name: round(100 * min(max(at, 0.0), 1.0), 1) for name, at in vars(self).items()}
-
 
 @dataclass(frozen=True)
 class Cell:
-    """`kind`: better, worse, soft or long (may be broken into lines)."""
+    """A cell with a text, or with a drawing.
+
+    Attributes:
+        kind: better, worse, soft or long (may be broken into lines).
+        interval: A score (`value`) on a scale from 0 to 100, and the ends of its interval that lie on it (`low`,
+            `high`).
+    """
 
     text: str = ""
     kind: str = ""
-    interval: Interval | None = None
+    interval: Mapping[str, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -130,10 +120,11 @@ def _difference(line: Line, arm: str, first: str, verdict: str) -> list[Cell]:
 
 
 def _drawn(metric: str, *numbers: float) -> Cell:
-    """Of measures whose scale ends at 100."""
+    """Return the drawing of a score with its interval; empty for a measure whose scale does not end at 100."""
     if not all(map(is_number, numbers)) or MEASURES[metric].unit not in ("%", "0-100"):
         return Cell()
-    return Cell(interval=Interval(*(number * MEASURES[metric].scale / 100 for number in numbers)))
+    value, low, high = (round(MEASURES[metric].scale * number, 1) for number in numbers)
+    return Cell(interval={"value": value, "low": max(low, 0.0), "high": min(high, 100.0)})
 
 
 def _number(metric: str, value: float | None) -> str:
