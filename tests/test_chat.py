@@ -16,8 +16,8 @@ import auris
 import published
 from auris import cli
 from auris.data.manifests import read_manifests
-from auris.inference.audio_model import AudioModel
-from auris.inference.chat import Conversation, Stream, answer_file, talk
+from auris.inference.audio_model import AudioModel, WholeCharacters
+from auris.inference.chat import Conversation, answer_file, talk
 from auris.text.chat import text_of
 from manifests import tokenizer, write_manifest, write_wave
 
@@ -191,25 +191,17 @@ def test_whatever_is_said_can_be_saved_as_a_row(model: AudioModel, tmp_path: Pat
 
 def test_a_character_is_shown_when_it_is_whole():
     ids = tokenizer().plain("a猫は寝る 🎵!")
-    shown: list[str] = []
-    stream = Stream(tokenizer().decode, shown.append)
-    for token in ids:
-        stream(0, token)
-        assert "\ufffd" not in shown[-1:]
-    stream.finish()
-    assert "".join(shown) == "a猫は寝る 🎵!"
-    assert len([piece for piece in shown if piece]) > 3
+    text = WholeCharacters(tokenizer().decode)
+    pieces = [text.add(token) for token in ids]
+    assert "".join(pieces) == "a猫は寝る 🎵!" and text.rest() == ""
+    assert len([piece for piece in pieces if piece]) > 3
 
 
 def test_what_never_becomes_a_character_is_shown_at_the_end():
     *ids, _ = tokenizer().plain("a🎵")
-    shown: list[str] = []
-    stream = Stream(tokenizer().decode, shown.append)
-    for token in ids:
-        stream(0, token)
-    assert "".join(shown) == "a"
-    stream.finish()
-    assert "".join(shown) == tokenizer().decode(ids) == "a\ufffd"
+    text = WholeCharacters(tokenizer().decode)
+    assert "".join(text.add(token) for token in ids) == "a"
+    assert "a" + text.rest() == tokenizer().decode(ids) == "a\ufffd"
 
 
 # --- a file of dialogues ---

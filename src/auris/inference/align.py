@@ -22,7 +22,6 @@ import torch
 import torchaudio.functional as F
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 from torch import Tensor
 
 from auris import audio
@@ -39,6 +38,7 @@ from auris.inference.audio_model import AudioModel
 from auris.metrics.normalize import unit
 from auris.model.pack import Pack, to_device
 from auris.text.answer_formats import Labels
+from auris.text.console import numbers_table
 from auris.training.objectives.ctc import CTC
 
 FRAME = 1 / audio.ENCODER_RATE  # seconds of an encoder frame
@@ -206,9 +206,8 @@ def run(made: Config) -> None:
                 times[number] = found
     written = (_fields(row, made["task"], times.get(n), problems.get(n)) for n, row in enumerate(rows))
     prepare(written, Path(made["out"]), labels={}, jobs=None, console=console)
-    compared = compare((rows[number], found) for number, found in times.items())
-    if compared:
-        show(compared, console)
+    if errors := compare((rows[number], found) for number, found in times.items()):
+        show(errors, console)
 
 
 def _fields(row: Row, task: str | None, words: Times | None, problem: str | None) -> Labels:
@@ -239,12 +238,10 @@ def compare(found: Iterable[tuple[Row, Times]]) -> dict[str, np.ndarray]:
 
 def show(errors: Mapping[str, np.ndarray], console: Console) -> None:
     title = "starts and ends of words against the rows' own, in ms"
-    table = Table("language", "times", "median error", "mean", "90 % below", "median shift", title=title)
+    table = numbers_table("language", "times", "median error", "mean", "90 % below", "median shift", title=title)
     everything = {**errors, **({"all": np.concatenate(list(errors.values()))} if len(errors) > 1 else {})}
     for name, of_language in everything.items():
         far = 1000 * np.abs(of_language)
         figures = (np.median(far), far.mean(), np.quantile(far, 0.9), 1000 * np.median(of_language))
         table.add_row(name, str(len(far)), *(f"{figure:.0f}" for figure in figures))
-    for column in table.columns[1:]:
-        column.justify = "right"
     console.print(table)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +29,13 @@ from auris.model.pack import Pack, to_device
 from auris.model.weights.identify import ConfigFile
 from auris.text.chat import Chat, Message, Qwen2AudioChat, QwenAudioChat, audios, map_audios
 from auris.text.prompts import BothPrompts, NaturalPrompt, Prompt, TagPrompt, Turn
-from auris.text.tokenizer import Tokenizer
+from auris.text.tokenizer import INCOMPLETE, Tokenizer
 
 Audio = str | Path | np.ndarray | Tensor
 """A sound file, or samples (L,) at 16 kHz."""
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class AudioModel:
     """A model that answers prompts and dialogues about audio.
 
@@ -48,22 +49,18 @@ class AudioModel:
         long_audio: what happens to clips over 30 s: "window", "first" or "error" (see `inference.load.load`).
     """
 
-    def __init__(
-        self,
-        *,
-        net: nn.Module,
-        objective: nn.Module,
-        tokenizer: Tokenizer,
-        recipe: Config,
-        generation: ConfigFile,
-        is_chat: bool = False,
-        long_audio: str = "window",
-    ) -> None:
-        self.net, self.objective, self.tokenizer, self.recipe = net, objective, tokenizer, recipe
-        self.generation, self.is_chat = generation, is_chat
-        self.prompt, self.dialogue = prompt_styles(recipe)
-        view = {"tokenizer": tokenizer, "prompt": self.prompt, "geometry": net.geometry}
-        self._view = _GivenTurns(**view, long_audio=long_audio)
+    net: nn.Module
+    objective: nn.Module
+    tokenizer: Tokenizer
+    recipe: Config
+    generation: ConfigFile
+    is_chat: bool = False
+    long_audio: str = "window"
+
+    def __post_init__(self) -> None:
+        self.prompt, self.dialogue = prompt_styles(self.recipe)
+        view = {"tokenizer": self.tokenizer, "prompt": self.prompt, "geometry": self.net.geometry}
+        self._view = _GivenTurns(**view, long_audio=self.long_audio)
 
     @property
     def name(self) -> str:
@@ -136,11 +133,7 @@ class AudioModel:
     def chat(
         self,
         messages: Sequence[Message] | Sequence[Sequence[Message]],
-        *,
-        seed: int | None = None,
-        stream: Callable[[int, int], None] | None = None,
-        control: bool = False,
-        **settings: Any,
+        **options: Any,
     ) -> str | list[str]:
         """Return the assistant's next message in a dialogue, or in each of a list of dialogues.
 
@@ -149,16 +142,12 @@ class AudioModel:
                 `{type: text, text: ...}`. A file may have an `offset` and a `duration`, as in rows. ChatML in the text
                 of a message stays plain characters. Qwen-Audio drops the oldest exchanges beyond `max_window_size`
                 tokens, as released.
-            seed: as in `generate`.
-            stream: as in `generate`.
-            control: as in `generate`.
-            settings: as in `generate`.
+            options: `seed`, `stream`, `control` and settings, as in `generate`.
 
         Raises:
             UserError: messages of an unknown shape, and as `generate`.
         """
         is_batch = bool(messages) and not isinstance(messages[0], Mapping)
-        options = {"seed": seed, "stream": stream, "control": control, **settings}
         answers = self._chat(messages if is_batch else [messages], **options)
         return answers if is_batch else answers[0]
 
@@ -278,6 +267,30 @@ def _rows(
     entries = audio if "audio" in sizes else [audio] * n
     clips = [list(entry) if isinstance(entry, (list, tuple)) else [] if entry is None else [entry] for entry in entries]
     return clips, list(prompt) if "prompt" in sizes else [prompt] * n
+
+
+class WholeCharacters:
+    """The text of a growing answer, in whole characters: a token may end within one.
+
+    Args:
+        decode: token ids to text.
+    """
+
+    def __init__(self, decode: Callable[[Sequence[int]], str]) -> None:
+        self.decode = decode
+        self.ids: list[int] = []
+        self.returned = 0  # characters
+
+    def add(self, token: int) -> str:
+        """Return the text that is complete with this token, without what was returned before."""
+        self.ids.append(token)
+        return "" if self.decode(self.ids).endswith(INCOMPLETE) else self.rest()
+
+    def rest(self) -> str:
+        """Return what was held back, for when nothing more will come."""
+        text = self.decode(self.ids)[self.returned :]
+        self.returned += len(text)
+        return text
 
 
 def user_message(clips: Sequence[Audio], text: str) -> Message:

@@ -11,6 +11,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,9 @@ from auris.data.rows import Form, Record, decode, parse
 from auris.errors import MissingFileError, UsageError, UserError
 from auris.files import append_jsonl
 from auris.inference import load as pretrained
-from auris.inference.audio_model import AudioModel, user_message
+from auris.inference.audio_model import AudioModel, WholeCharacters, user_message
 from auris.text.answer_formats import Labels
 from auris.text.chat import Message, map_audios
-from auris.text.tokenizer import INCOMPLETE
 
 HELP = """\
 /audio FILE ...   attach sound files to the next message
@@ -37,34 +37,6 @@ HELP = """\
 Any other line is sent, together with the files that wait; an empty line sends them alone (voice chat)."""
 
 _SHOWN = 20  # rows at fault that are named one by one
-
-
-class Stream:
-    """Shows an answer while it grows, in whole characters: a token may end within one.
-
-    Args:
-        decode: token ids to text.
-        show: is given each new piece of text.
-    """
-
-    def __init__(self, decode: Callable[[Sequence[int]], str], show: Callable[[str], None]) -> None:
-        self.decode, self.show = decode, show
-        self.ids: list[int] = []
-        self.shown = 0  # characters
-
-    def __call__(self, row: int, token: int) -> None:
-        self.ids.append(token)
-        text = self.decode(self.ids)
-        if not text.endswith(INCOMPLETE):
-            self._show(text)
-
-    def finish(self) -> None:
-        """Show what was held back, as nothing more will come."""
-        self._show(self.decode(self.ids))
-
-    def _show(self, text: str) -> None:
-        self.show(text[self.shown :])
-        self.shown = len(text)
 
 
 class Conversation:
@@ -78,7 +50,7 @@ class Conversation:
 
     def __init__(self, model: AudioModel, *, system: str | None = None, control: bool = True, **settings: Any) -> None:
         self.model, self.control, self.settings = model, control, settings
-        self._opening = [] if system is None else [system_message(system)]
+        self._opening = [] if system is None else [{"role": "system", "content": system}]
         self.reset()
 
     def reset(self) -> None:
@@ -101,9 +73,13 @@ class Conversation:
         asked = [*self.messages, user_message([str(clip) for clip in self.waiting], text)]
         _check({"messages": asked})
         self.waiting = []
-        stream = Stream(lambda ids: self.model.tokenizer.decode(ids, control=self.control), show)
+        growing = WholeCharacters(partial(self.model.tokenizer.decode, control=self.control))
+
+        def stream(_: int, token: int) -> None:
+            show(growing.add(token))
+
         answer = self.model.chat(asked, stream=stream, control=self.control, **self.settings)
-        stream.finish()
+        show(growing.rest())
         if not answer.strip():
             raise UserError("the answer is empty; it is no part of the conversation, nor is the question")
         self.messages = [*asked, {"role": "assistant", "content": answer}]
@@ -118,10 +94,6 @@ class Conversation:
             raise UserError("there is no conversation to save yet")
         messages = map_audios(lambda clip: os.path.relpath(clip, path.parent), self.messages)
         append_jsonl(path, [{"messages": messages, "answered_by": self.model.name}])
-
-
-def system_message(text: str) -> Message:
-    return {"role": "system", "content": text}
 
 
 # --- the terminal -------------------------------------------------------------------------------------------------
@@ -205,42 +177,36 @@ def answer_file(
         raise MissingFileError(f"input={source}: no such file, expected one of chat rows (JSONL)")
     if out.exists():
         raise UserError(f"output={out} is there already: expected the name of a new file")
-    records = _read_records(source)
-    problems: dict[str, str] = {}
-    for start in range(0, len(records), batch_size):
-        batch = records[start : start + batch_size]
-        rows = [_read_fields(record, source.parent) for record in batch]
-        questions = [_question(row["messages"], system) for row in rows if "problem" not in row]
-        answers = iter(_answer(model, questions, **options))
-        for record, row in zip(batch, rows, strict=True):
-            if "problem" not in row:
-                row["messages"] = map_audios(lambda clip: os.path.relpath(clip, out.parent), row["messages"])
-                answer = next(answers)
-                row["problem" if isinstance(answer, ValueError) else "answer"] = str(answer)
-            if "problem" in row:
-                problems[record.name if record.problem else record.id] = row["problem"]
-        append_jsonl(out, rows)
-        _note(f"{start + len(rows)} of {len(records)} rows")
-    return problems
+    rows = list(_read_rows(source).items())
+    for start in range(0, len(rows), batch_size):
+        batch = rows[start : start + batch_size]
+        usable = [row for _, row in batch if "problem" not in row]
+        answers = _answer(model, [_question(row["messages"], system) for row in usable], **options)
+        for row, answer in zip(usable, answers, strict=True):
+            row["messages"] = map_audios(lambda clip: os.path.relpath(clip, out.parent), row["messages"])
+            row["problem" if isinstance(answer, ValueError) else "answer"] = str(answer)
+        append_jsonl(out, [row for _, row in batch])
+        _note(f"{start + len(batch)} of {len(rows)} rows")
+    return {name: row["problem"] for name, row in rows if "problem" in row}
 
 
-def _read_records(source: Path) -> list[Record]:
-    """The rows of a file; an id that an earlier row has is a problem."""
-    records: list[Record] = []
-    seen: set[str] = set()
+def _read_rows(source: Path) -> dict[str, dict[str, Any]]:
+    """Return the fields of each row by its id, or by its line if an earlier row has the same id."""
+    rows = {}
     # Not `splitlines`: an answer may hold line ends of Unicode's own.
     for number, line in enumerate(source.read_bytes().split(b"\n"), start=1):
         if line.strip():
             record = parse(line, f"{source.name}:{number}", Form())
-            if record.id in seen:
-                record = record._replace(problem=f"id {record.id!r} is used by an earlier row")
-            seen.add(record.id)
-            records.append(record)
-    return records
+            name = record.id
+            if name in rows:
+                name, record = record.name, record._replace(problem=f"id {name!r} is used by an earlier row")
+            rows[name] = _read_fields(record, source.parent)
+    return rows
 
 
 def _read_fields(record: Record, folder: Path) -> dict[str, Any]:
-    """A row's fields, its audio where it is found from here; or what is left of one, and the `problem` with it."""
+    """Return a row's fields, its audio where it is found from here; of an unusable row what is left of it, and the
+    `problem`."""
     given = record.fields or {}
     fields = {key: value for key, value in given.items() if key not in ("answer", "problem")}  # of an earlier run
     try:
@@ -268,20 +234,17 @@ def _check(fields: Labels) -> None:
 def _question(messages: Sequence[Message], system: str | None) -> list[Message]:
     asked = list(messages[:-1] if messages[-1]["role"] == "assistant" else messages)
     brings = bool(asked) and asked[0]["role"] == "system"
-    return asked if brings or system is None else [system_message(system), *asked]
+    return asked if brings or system is None else [{"role": "system", "content": system}, *asked]
 
 
 def _answer(model: AudioModel, dialogues: Sequence[Sequence[Message]], **options: Any) -> list[str | ValueError]:
-    """The answer to each dialogue, or why there is none: one that fails its batch is found by halving."""
-    if not dialogues:
-        return []
+    """Return the answer to each dialogue, or why there is none; if a batch fails, each is answered alone."""
     try:
-        return model.chat(dialogues, **options)
+        return model.chat(dialogues, **options) if dialogues else []
     except ValueError as error:
         if len(dialogues) == 1:
             return [error]
-    half = len(dialogues) // 2
-    return [answer for part in (dialogues[:half], dialogues[half:]) for answer in _answer(model, part, **options)]
+    return [answer for dialogue in dialogues for answer in _answer(model, [dialogue], **options)]
 
 
 # --- the command --------------------------------------------------------------------------------------------------

@@ -68,9 +68,8 @@ def plot_attention(trace: Trace, times: Times = (), *, layer: int | None = None,
     weights = trace.attention if layer is None else trace.attention[[layer]]
     weights = weights if head is None else weights[:, [head]]
     weights = 100 * weights.mean((0, 1))[:MOST_TOKENS]  # (N, M)
-    means = [name for name, one in (("layers", layer), ("heads", head)) if one is None]
-    single = [f"{name} {one}" for name, one in (("layer", layer), ("head", head)) if one is not None]
-    which = ", ".join([*single, *(["mean over " + " and ".join(means)] if means else [])])
+    chosen = (("layer", layer), ("head", head))
+    which = ", ".join(f"mean over {name}s" if one is None else f"{name} {one}" for name, one in chosen)
     figure, axes = _panels(trace, "Where the answer listens", (1.5, 0.5 + 0.19 * len(weights)), side=True)
     (mel, empty), (where, total) = axes
     _draw_mel(mel, trace, times)
@@ -117,9 +116,8 @@ def plot_heads(trace: Trace, times: Times = ()) -> Figure:
     axes[0].invert_yaxis()  # shared by all
     figure.supylabel("token of the answer", fontsize=9)
     _head(figure, trace, "Heads and what share of their attention is on audio")
-    _foot(
-        figure, "Horizontal axes: seconds. Each panel is shaded up to its own maximum; layers and heads count from 0."
-    )
+    caption = "Horizontal axes: seconds. Each panel is shaded up to its own maximum; layers and heads count from 0."
+    figure.supxlabel(caption, **CAPTION)
     return figure
 
 
@@ -147,7 +145,8 @@ def plot_pooling(trace: Trace, kept: pd.DataFrame) -> Figure:
     share.legend(fontsize=7.5, loc="lower right")
     _head(figure, trace, "What pooling keeps")
     rows = kept["rows"].iloc[0]
-    _foot(figure, f"Right: of {rows} rows that the readout was not fitted on; 95 % bootstrap intervals over rows.")
+    caption = f"Right: of {rows} rows that the readout was not fitted on; 95 % bootstrap intervals over rows."
+    figure.supxlabel(caption, **CAPTION)
     return figure
 
 
@@ -250,7 +249,3 @@ def _head(figure: Figure, trace: Trace, title: str) -> None:
     figure.suptitle(f"{title}\n", x=0.01, ha="left", fontsize=11, fontweight="bold")
     said = f"{trace.model}, row {trace.row.id}{kind}; answer: {answer!r}"
     figure.text(0.01, 0.985, f"\n{said}", ha="left", va="top", fontsize=7.5, color=GREY, linespacing=1.9)
-
-
-def _foot(figure: Figure, text: str) -> None:
-    figure.supxlabel(text, **CAPTION)

@@ -22,13 +22,13 @@ from auris.data.samples import AudioSamples
 from auris.errors import AudioError, RowError, UserError
 from auris.inference.audio_model import AudioModel
 from auris.inference.inspection.trace import FRAME
+from auris.metrics.statistics import bootstrap
 from auris.model import pooling
 
 if TYPE_CHECKING:
     import pandas as pd
 
 RIDGE = 1e-3  # of the mean variance of a token's channels, so that the readout exists where channels are alike
-RESAMPLES = 1000
 
 
 @torch.no_grad()
@@ -118,8 +118,8 @@ def recovered(module: nn.Module, clips: Sequence[torch.Tensor], k: int, seed: in
     gram = (x - mean_x).T @ (x - mean_x)
     gram += RIDGE * np.trace(gram) / len(gram) * np.eye(len(gram))
     readout = np.linalg.solve(gram, (x - mean_x).T @ (y - mean_y))
-    lost = np.array([((b - mean_y - (a - mean_x) @ readout) ** 2).sum() for a, b in pairs[1::2]])
-    whole = np.array([((b - mean_y) ** 2).sum() for _, b in pairs[1::2]])
-    drawn = np.random.default_rng(seed).integers(len(lost), size=(RESAMPLES, len(lost)))
-    low, high = np.quantile(1 - lost[drawn].sum(1) / whole[drawn].sum(1), [0.025, 0.975])
-    return float(1 - lost.sum() / whole.sum()), float(low), float(high)
+    test = [(b - mean_y, (a - mean_x) @ readout) for a, b in pairs[1::2]]
+    lost = np.array([((true - found) ** 2).sum() for true, found in test])
+    whole = np.array([(true**2).sum() for true, _ in test])
+    low, high = bootstrap(np.stack([lost, whole], axis=1), "accuracy", seed=seed)  # a rate, as the share that is lost
+    return float(1 - lost.sum() / whole.sum()), 1 - high, 1 - low

@@ -8,9 +8,9 @@ token (1 but for the pooling `stack`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor, nn
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import AttentionInterface
 
 from auris import config
 from auris.audio import ENCODER_RATE, SAMPLE_RATE
@@ -29,11 +29,11 @@ from auris.data.rows import Row, is_asked
 from auris.data.samples import AudioSamples, ChatSamples
 from auris.errors import MissingFileError, UserError
 from auris.inference import load as pretrained
-from auris.inference.audio_model import AudioModel
+from auris.inference.audio_model import AudioModel, WholeCharacters
 from auris.model.attention import lengths
 from auris.model.audio_lm import AudioLM
 from auris.model.pack import Pack, to_device
-from auris.text.tokenizer import INCOMPLETE, Tokenizer
+from auris.text.tokenizer import Tokenizer
 
 FRAME = 1 / ENCODER_RATE  # seconds of an encoder frame
 
@@ -140,9 +140,7 @@ def choose(subject: Subject, id: str | None = None) -> Row:
 
     Raises ValueError if there is none.
     """
-    usable = [row for row in subject.rows if len(row.clips) == 1 and is_asked(row)]
-    if id is not None:
-        usable = [row for row in usable if row.id == id]
+    usable = [row for row in subject.rows if id in (None, row.id) and len(row.clips) == 1 and is_asked(row)]
     timed = [row for row in usable if row.labels.get("words")]
     if not usable:
         what = "no row with one clip and an answer" if id is None else f"no such row {id!r} with one clip"
@@ -190,23 +188,16 @@ def trace_row(model: AudioModel, row: Row) -> Trace:
     )
 
 
+@torch.no_grad()
 def attention(net: AudioLM, batch: Pack, queries: Tensor) -> Tensor:
-    """The attention of positions `queries` (Q,) of a pack of one row to all of it, in every layer and head of the
-    language model: (L, H, Q, T) float32. Positions after the query have weight 0, all others sum to 1."""
-    assert len(lengths(batch["cu_seqlens"])) == 1, "attention is shown of one row at a time"
-    with torch.no_grad(), _weights(net.llm, queries) as layers:
-        net.hidden(batch)
-    return torch.stack(layers)
+    """Return the attention of positions `queries` (Q,) of a pack of one row to all of it, in every layer and head of
+    the language model: (L, H, Q, T) float32. Positions after the query have weight 0, all others sum to 1.
 
-
-@contextmanager
-def _weights(llm: PreTrainedModel, queries: Tensor) -> Iterator[list[Tensor]]:
-    """While this is open, a forward leaves (H, Q, T) of each layer, in order, in the list that it gives.
-
-    It stands in the place of the attention that transformers calls by name: it gets the rotated queries and the keys
-    that the model gives to the packed kernel, and returns that kernel's own result, so that no layer computes anything
-    else than it would. The weights are a second computation, which the tests compare with the first.
+    For one forward pass, a function of ours replaces the attention that transformers calls by name. It gets the rotated
+    queries and the keys that the model gives to the packed kernel, and returns that kernel's own result, so that each
+    layer computes what it always does. The weights are a second computation, which the tests compare with the first.
     """
+    assert len(lengths(batch["cu_seqlens"])) == 1, "attention is shown of one row at a time"
     layers: list[Tensor] = []
     packed = AttentionInterface()["packed"]
 
@@ -222,11 +213,12 @@ def _weights(llm: PreTrainedModel, queries: Tensor) -> Iterator[list[Tensor]]:
         return packed(module, query, key, value, *args, **given)
 
     AttentionInterface.register("packed_weights", attend)
-    llm.set_attn_implementation("packed_weights")
+    net.llm.set_attn_implementation("packed_weights")
     try:
-        yield layers
+        net.hidden(batch)
     finally:
-        llm.set_attn_implementation("packed")
+        net.llm.set_attn_implementation("packed")
+    return torch.stack(layers)
 
 
 def _answered(asked: Sample, ids: Sequence[int]) -> Sample:
@@ -245,13 +237,9 @@ def _pack(sample: Sample, model: AudioModel) -> Pack:
 
 def _pieces(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
     """What each token adds to the text: one that ends within a character nothing, the one that ends it all of it."""
-    pieces, shown = [], 0
-    for n in range(1, len(ids) + 1):
-        text = tokenizer.decode(ids[:n], control=True)
-        is_whole = not text.endswith(INCOMPLETE) or n == len(ids)
-        pieces.append(text[shown:] if is_whole else "")
-        shown = len(text) if is_whole else shown
-    return pieces
+    text = WholeCharacters(partial(tokenizer.decode, control=True))
+    *pieces, last = (text.add(token) for token in ids)
+    return [*pieces, last + text.rest()]
 
 
 def _array(x: Tensor) -> np.ndarray:
