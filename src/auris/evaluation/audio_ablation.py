@@ -81,8 +81,7 @@ def shuffled(rows: Sequence[Row], seed: int) -> list[Row]:
         recordings = [tuple(str(clip.path) for clip in rows[number].clips) for number in numbers]
         counts = Counter(recordings)
         # Rows of one recording are neighbours in this order; a shift by the longest such run gives another recording.
-        places = {recording: place for place, recording in enumerate(rng.permutation(len(counts)))}
-        order = {recording: places[place] for place, recording in enumerate(counts)}
+        order = dict(zip(counts, np.argsort(rng.permutation(len(counts))), strict=True))
         ranked = sorted(range(len(numbers)), key=lambda one: order[recordings[one]])
         step = max(counts.values())
         for place, one in enumerate(ranked):

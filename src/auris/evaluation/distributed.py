@@ -37,12 +37,20 @@ class Ranks:
     def is_first(self) -> bool:
         return self.rank == 0
 
-    def exchange(self, value: Any) -> list[Any]:
+    def exchange(self, value: Any, *, failed: bool = False) -> list[Any]:
         """Return the values of all ranks in their order.
 
-        If another rank has failed, this process exits (SystemExit) and leaves the error message to that rank.
+        If another rank has failed, this process exits (SystemExit) and leaves the error message to that rank. If
+        several have, only the first continues and raises.
+
+        Args:
+            failed: Whether this rank has failed.
         """
-        return self._meet(value, failed=False)
+        met = gather((failed, value))
+        failures = [rank for rank, (failed, _) in enumerate(met) if failed]
+        if failures and failures[0] != self.rank:
+            sys.exit(0)  # with another status torchrun would kill the failing rank before it prints its error
+        return [value for _, value in met]
 
     def map(self, work: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
         """Yield the results of all items in their order, on every rank; each rank works on every `world`-th item."""
@@ -50,17 +58,6 @@ class Ranks:
             own = items[start + self.rank : start + self.rank + 1]
             for results in self.exchange([work(item) for item in own]):
                 yield from results
-
-    def fail(self) -> None:
-        """Tell the other ranks that this one has failed. If several have, only the first continues and raises."""
-        self._meet(None, failed=True)
-
-    def _meet(self, value: Any, *, failed: bool) -> list[Any]:
-        met = gather((failed, value))
-        failures = [rank for rank, (failed, _) in enumerate(met) if failed]
-        if failures and failures[0] != self.rank:
-            sys.exit(0)  # with another status torchrun would kill the failing rank before it prints its error
-        return [value for _, value in met]
 
 
 @contextmanager
@@ -83,7 +80,7 @@ def joined(accelerator: str) -> Iterator[Ranks]:
         yield ranks
         ranks.exchange(None)  # no rank has succeeded before all have
     except Exception:
-        ranks.fail()
+        ranks.exchange(None, failed=True)
         raise
     finally:
         dist.destroy_process_group()

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
 from auris import config as configs
 from auris.config import Config
@@ -34,7 +33,7 @@ from auris.metrics.judges.judge import Judge, Unrated
 from auris.metrics.measures import for_language, row_stats
 from auris.metrics.statistics import bootstrap
 from auris.text.chat import map_audios
-from auris.text.console import print_plain
+from auris.text.console import numbers_table, print_plain
 
 METRICS = ("wer", "accuracy", "contains", "judged")
 
@@ -272,8 +271,7 @@ def _means(values: np.ndarray) -> dict[str, float]:
 
 def show(console: Console, counted: Mapping[str, Any], unusable: Mapping[str, str]) -> None:
     """Print the statistics, and why the first rows cannot be used."""
-    table = Table("rows", str(counted["rows"]), title="preference pairs", title_justify="left")
-    table.columns[1].justify = "right"
+    table = numbers_table("rows", str(counted["rows"]), title="preference pairs")
     table.add_row("pairs", str(counted["pairs"]))
     for reason, number in counted["without_pair"].items():
         table.add_row(f"no pair: {reason}", str(number))

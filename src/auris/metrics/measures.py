@@ -58,11 +58,6 @@ class Measure:
     unit: str = "%"
     package: str | None = None
 
-    @property
-    def normalises(self) -> bool:
-        """Whether texts are normalised by language, which may need a package too."""
-        return "{normalizer" in (self.signature or "")
-
 
 def _measure(entry: Mapping[str, Any]) -> Measure:
     """Return the measure of an entry of the table, with the functions that it names."""
@@ -117,7 +112,7 @@ def check(metric: str, language: str | None = None) -> None:
     """
     if package := measure(metric).package:
         optional_packages.require(package, f"metric {metric!r}")
-    if language is not None and measure(metric).normalises:
+    if language is not None and "{normalizer" in (measure(metric).signature or ""):
         norm.check(language)
 
 

@@ -19,10 +19,12 @@ from functools import partial
 from typing import NamedTuple
 
 import jiwer
+import numpy as np
 from sacrebleu.metrics import BLEU
 
 from auris.errors import UserError
 from auris.metrics import timestamps
+from auris.metrics.formulas import mean_average_precision
 from auris.metrics.normalize import without_tags, written
 
 Pairs = Sequence[tuple[str, str]]  # (reference, reply)
@@ -113,10 +115,11 @@ def items(text: str, language: str, version: str) -> list[str]:
     """What is compared: v1 lower-cased words with their punctuation, and characters of zh; v2 normalised words, and
     characters of zh and yue. Any other language is words, also where it is written without spaces."""
     if version == "v2":
-        said = _without_punctuation(written(text, language).lower())
-        return list("".join(said.split())) if language in ("zh", "yue") else said.split()
-    said = without_tags(text).lower()
-    return list("".join(said.split())) if language == "zh" else said.split()
+        said, by_character = _without_punctuation(written(text, language)), ("zh", "yue")
+    else:
+        said, by_character = without_tags(text), ("zh",)
+    words = said.lower().split()
+    return list("".join(words)) if language in by_character else words
 
 
 def _without_punctuation(text: str) -> str:
@@ -224,20 +227,22 @@ def notes(pairs: Pairs) -> dict[str, float]:
     true, said = ([note(text) for text in side] for side in _sides(pairs))
 
     def same(what: str) -> float:
-        return _mean([getattr(a, what) == getattr(b, what) for a, b in zip(true, said, strict=True)])
+        return float(np.mean([getattr(a, what) == getattr(b, what) for a, b in zip(true, said, strict=True)]))
 
     columns = {pitch: column for column, pitch in enumerate(sorted({n.pitch for n in (*true, *said)}))}
     chroma = [columns[a.pitch] % 12 == columns[b.pitch] % 12 for a, b in zip(true, said, strict=True)]
     named = [[set(n.sonic.split(", ")) & QUALITIES for n in side] for side in (true, said)]
-    classes = sorted(set().union(*named[0], *named[1]))
+    labelled, classes = set().union(*named[0]), set().union(*named[0], *named[1])
     if not classes:
         raise Stopped("ValueError: unknown format is not supported")
+    precision = mean_average_precision([*zip(named[1], named[0], strict=True)])(np.ones((1, len(pairs))))[0]
     return {
         "instrument": same("instrument"),
         "velocity": same("velocity"),
-        "qualities": _mean([_average_precision(name, *named) for name in classes]),
+        # scikit-learn's mean has a 0 for each class that only replies name.
+        "qualities": float(precision) * len(labelled) / len(classes) if labelled else 0.0,
         "pitch": same("pitch"),
-        "chroma": _mean(chroma),
+        "chroma": float(np.mean(chroma)),
     }
 
 
@@ -265,18 +270,6 @@ def note(text: str) -> Note:
     return Note(number("pitch"), number("velocity"), words("instrument"), words("sonic"))
 
 
-def _average_precision(name: str, true: Sequence[set[str]], said: Sequence[set[str]]) -> float:
-    """scikit-learn's, of answers that are only yes and no: one threshold between them and one below both."""
-    positives = sum(name in row for row in true)
-    named = sum(name in row for row in said)
-    hits = sum(name in a and name in b for a, b in zip(true, said, strict=True))
-    if not positives:
-        return 0.0
-    recall = hits / positives
-    precision = hits / named if named else 0.0
-    return recall * precision + (1 - recall) * positives / len(true)
-
-
 # --- the scripts -------------------------------------------------------------------------------------------------
 
 SCRIPTS = {
@@ -292,7 +285,3 @@ SCRIPTS |= dict.fromkeys(("evaluate_vocal_sound", "evaluate_scene"), SCRIPTS["ev
 
 def _sides(pairs: Pairs) -> tuple[list[str], list[str]]:
     return [true for true, _ in pairs], [said for _, said in pairs]
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)

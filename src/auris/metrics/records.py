@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from auris.errors import UserError
 from auris.files import write_jsonl
@@ -23,22 +23,8 @@ class _Record:
     OMITTED_IF_NONE: ClassVar[tuple[str, ...]] = ()
 
     def to_json(self) -> dict[str, Any]:
-        content = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: value for name, value in content.items() if value is not None or name not in self.OMITTED_IF_NONE}
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> Self:
-        """Return the record of a parsed JSON object.
-
-        Raises:
-            UserError: A required field is missing, or a field is unknown.
-        """
-        required = {field.name for field in fields(cls) if field.default is MISSING}
-        if missing := sorted(required - content.keys()):
-            raise UserError(f"has no {', '.join(missing)}")
-        if unknown := sorted(content.keys() - {field.name for field in fields(cls)}):
-            raise UserError(f"has the unknown fields {', '.join(unknown)}")
-        return cls(**content)
+        content = vars(self).items()
+        return {name: value for name, value in content if value is not None or name not in self.OMITTED_IF_NONE}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,11 +126,10 @@ def read(path: Path, kind: type[Record]) -> list[Record]:
     with path.open(encoding="utf-8") as file:
         for number, line in enumerate(file, 1):
             try:
-                records.append(kind.from_json(json.loads(line)))
-            except json.JSONDecodeError as error:
-                raise UserError(f"{path}, line {number} is not JSON ({error}); evaluate the run again") from None
-            except UserError as error:
-                raise UserError(f"{path}, line {number} {error}; evaluate the run again") from None
+                records.append(kind(**json.loads(line)))
+            except (json.JSONDecodeError, TypeError) as error:  # TypeError: a field is missing or unknown
+                message = f"{path}, line {number} is no {kind.__name__} ({error}); evaluate the run again"
+                raise UserError(message) from None
     return records
 
 

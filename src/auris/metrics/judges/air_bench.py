@@ -139,9 +139,8 @@ def count(metric: str, replies: Sequence[str], task_name: str) -> list[Any]:
         case "judge_failed":
             return [float(sum(failure(reply) is not None for reply in replies)), float(len(replies))]
     read = ((order, parse(reply)) for order, reply in enumerate(replies))
-    leads = [
-        pair[1 - order] - pair[order] for order, pair in read if pair
-    ]  # of the model over the reference, in points
+    # By how many points the model is ahead of the reference.
+    leads = [pair[1 - order] - pair[order] for order, pair in read if pair]
     if metric == "judge_wins":
         return [float(sum(lead > 0 for lead in leads)), float(len(leads))]
     both = len(leads) == len(ORDERS)

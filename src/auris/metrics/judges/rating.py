@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from auris.completions import Endpoint, Message, Record
 from auris.errors import UserError
-from auris.metrics.judges.judge import Answers, Unrated, Verdict
+from auris.metrics.judges.judge import Answers, Judge, Unrated, Verdict
 from auris.metrics.normalize import contains
 from auris.text import chat
 from auris.text.answer_formats import Labels
@@ -27,14 +27,8 @@ _OUT_OF = re.compile(r"\s*(?:/|\bout of\b)\s*10(?![\w/]|\.\d)", re.ASCII)  # nam
 _NUMBER = re.compile(r"(?<![\w.])([-\u2212\u2013]?)(\d+(?:\.\d+)?)(?!\w|\.\d)", re.ASCII)
 
 
-class PointsJudge:
-    """Judges each answer by its points."""
-
-    signature: str
-
-    def __call__(self, labels: Labels, answer: str) -> float:
-        """Return the points of an answer to a row with these labels."""
-        raise NotImplementedError
+class PointsJudge(Judge):
+    """Judges each answer by its points, which a subclass gives in `__call__`."""
 
     @property
     def signatures(self) -> dict[str, str]:
@@ -93,9 +87,8 @@ class LanguageModel(PointsJudge):
             raise UserError("judge.recording=null: expected a JSONL file in which the judge's replies are kept")
         if url and not model:
             raise UserError(f"judge.url={url} needs the name of a model: judge.model=NAME")
-        endpoint = None
-        if url:
-            endpoint = Endpoint(url=url, model=model, key_env=key_env, temperature=temperature, setting="judge")
+        asked = {"url": url, "model": model, "key_env": key_env, "temperature": temperature}
+        endpoint = Endpoint(**asked, setting="judge") if url else None
         what = {"what": "the judge of auris evaluate and auris prefer", "setting": "judge"}
         self.record = Record(Path(recording), endpoint, **what, otherwise="or do without (judge=null)")
         self.models: set[str] = set()
