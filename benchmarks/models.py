@@ -183,7 +183,7 @@ def models(preset: Preset, seed: int) -> tuple[AudioLM, Qwen2AudioForConditional
         llm=partial(llm.build_llm, text),
         vocab_size=preset.vocab_size,
     ).train()
-    loading.load(ours, StateTensors(theirs.state_dict()), where="transformers")
+    loading.load(ours, StateTensors(theirs.state_dict()), layout="qwen2_audio", where="transformers")
     return ours, theirs
 
 

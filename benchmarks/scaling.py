@@ -21,6 +21,7 @@ from auris.audio import ENCODER_RATE
 from auris.model import adapters
 from auris.training import cost, optim
 from auris.training.cost import GIB, Load, Stage
+from auris.training.strategy import Processes
 
 GPUS = (8, 16, 32, 64, 128, 256, 512)
 BF16, FP32 = 2, 4  # bytes of a number: gathered weights and activations, gradients
@@ -43,32 +44,12 @@ class Machine:
     between: float = 50e9
 
 
-@dataclass(frozen=True, kw_only=True)
-class Layout:
-    """How many GPUs share what, as `training.strategy.Sharded` divides a model."""
-
-    name: str
-    gpus: int
-    tensor_parallel: int = 1
-    replicas: int = 1
-
-    @property
-    def shards(self) -> int:
-        """Number of GPUs that share one copy of weights, gradients and moments."""
-        return self.gpus // self.replicas
-
-    @property
-    def ranks(self) -> int:
-        """Number of packs of a step: GPUs that compute layers together have one pack."""
-        return self.gpus // self.tensor_parallel
-
-
-def layouts(gpus: int, machine: Machine) -> Iterator[Layout]:
-    """Yield the three published layouts; a replica is a node."""
-    yield Layout(name="fsdp", gpus=gpus)
+def layouts(gpus: int, machine: Machine) -> Iterator[tuple[str, Processes]]:
+    """Yield the three published layouts, one process on each GPU; a replica is a node."""
+    yield "fsdp", Processes(world=gpus)
     if gpus > machine.gpus:
-        yield Layout(name="hsdp", gpus=gpus, replicas=gpus // machine.gpus)
-    yield Layout(name="fsdp_tp", gpus=gpus, tensor_parallel=2)
+        yield "hsdp", Processes(world=gpus, replicas=gpus // machine.gpus)
+    yield "fsdp_tp", Processes(world=gpus, tensor_parallel=2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,14 +75,14 @@ class Step:
         return max(self.compute, self.communication)
 
 
-def plan(net: nn.Module, stage: Stage, load: Load, layout: Layout, machine: Machine, *, moment: int = FP32) -> Step:
+def plan(net: nn.Module, stage: Stage, load: Load, layout: Processes, machine: Machine, *, moment: int = FP32) -> Step:
     """Estimate a step of a stage.
 
     GPUs that compute layers together each hold all inputs of the LLM's layers, which are about half of the activations,
     and a part of the rest; each of them computes the whole encoder.
     """
     need = cost.memory(net, stage, load, moment=moment)
-    shards, tp = layout.shards, layout.tensor_parallel
+    shards, tp = layout.world // layout.replicas, layout.tensor_parallel
     frames = Load(frames=load.frames)
     encoder, whole = cost.training_flops(net, stage, frames), cost.training_flops(net, stage, load)
     in_encoder = cost.memory(net, stage, frames).activations
@@ -118,7 +99,7 @@ def plan(net: nn.Module, stage: Stage, load: Load, layout: Layout, machine: Mach
     )
 
 
-def _communication(net: nn.Module, stage: Stage, load: Load, layout: Layout, machine: Machine) -> float:
+def _communication(net: nn.Module, stage: Stage, load: Load, layout: Processes, machine: Machine) -> float:
     """Estimate the seconds of a step's collectives, one after the other.
 
     Each unit is gathered for forward and again for backward (a frozen encoder only for forward), gradients are reduced
@@ -128,12 +109,13 @@ def _communication(net: nn.Module, stage: Stage, load: Load, layout: Layout, mac
     learning, tp = cost.trained_parameters(net, stage), layout.tensor_parallel
     encoder = cost.count_parameters(net.encoder)
     gathers = encoder * (1 + stage.trains("encoder")) + 2 * (cost.count_parameters(net) - encoder) / tp
-    is_near = layout.shards <= machine.gpus
-    shared = layout.shards // tp
+    shards = layout.world // layout.replicas
+    is_near = shards <= machine.gpus
+    shared = shards // tp
     moved = (BF16 * gathers + FP32 * learning / tp) * (shared - 1) / shared
     seconds = moved / (machine.within if is_near else machine.between)
     if layout.replicas > 1:  # a ring: reduce-scatter, then all-gather
-        summed = 2 * FP32 * learning / layout.shards * (layout.replicas - 1) / layout.replicas
+        summed = 2 * FP32 * learning / shards * (layout.replicas - 1) / layout.replicas
         seconds += summed / machine.between
     if tp > 1:  # two sums of the hidden states of each layer, in forward and in backward
         sums = 4 * config.num_hidden_layers * BF16 * load.tokens * config.hidden_size
@@ -156,13 +138,13 @@ def table(net: nn.Module, stage: Stage, load: Load, *, machine: Machine, moment:
     shown = Table(*names, title=title, caption=caption, title_justify="left")
     for column in shown.columns[2:]:
         column.justify = "right"
-    for layout in (one for gpus in GPUS for one in layouts(gpus, machine)):
+    for name, layout in (one for gpus in GPUS for one in layouts(gpus, machine)):
         step = plan(net, stage, load, layout, machine, moment=moment)
         sizes = [getattr(step, one.name) for one in fields(step)[:6]] + [step.memory]
         seconds = (step.compute, step.communication, step.seconds)
         share = f"{100 * step.communication / step.seconds:.0f} %"
         cells = [*(f"{size / GIB:.1f}" for size in sizes), *(f"{one:.2f}" for one in seconds), share]
-        shown.add_row(str(layout.gpus), layout.name, *cells)
+        shown.add_row(str(layout.world), name, *cells)
     return shown
 
 

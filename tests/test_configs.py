@@ -234,7 +234,7 @@ def test_all_arms_of_each_study_compose_bind_and_differ(name):
         shared = ("shared", one["arm"]) if job.name not in found["arms"] else (name, job.name)
         assert (one["study"], one["arm"], one["seed"]) == (*shared, found["seeds"][-1])
         before = {other.key for other in jobs[: jobs.index(job)]}
-        assert set(job.needs) <= before
+        assert {one.key for one in job.needs} <= before
     for number, one in enumerate(made):
         for other in made[:number]:
             changed = {line.split(":")[0] for line in config.differences(one, other)}

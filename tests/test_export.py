@@ -148,7 +148,7 @@ def test_weights_can_be_written_in_less_precision(tmp_path: Path):
     "overrides, reason",
     [
         (["model/pooling=conv"], "pooling is Conv, there it is Mean"),
-        (["model/pooling=none"], "pooling is Identity, there it is Mean"),
+        (["model/pooling=none"], "pooling is Stack, there it is Mean"),
         (["model.pooling.k=4"], "pooling.k is 4, there it is 2"),
         (["model/projector=mlp"], "projector is MLP, there it is Linear"),
         (["model/boundary=learned"], "boundary is Learned, there it is Tokens"),

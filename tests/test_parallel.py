@@ -17,7 +17,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from auris import config
-from auris.model import adapters, dtensor, llm, pooling, projector
+from auris.model import dtensor, llm, pooling, projector
 from auris.model.audio_lm import AudioLM
 from auris.model.encoder import Encoder
 from auris.training import optim, sharding
@@ -210,24 +210,18 @@ def test_what_learns_is_kept_in_float32_and_what_is_frozen_as_it_is_computed_wit
     assert kinds == {(torch.float32, True), (torch.bfloat16, False)}
 
 
-def test_adapters_are_not_divided_by_tensor_parallelism(process):
-    for name in (adapters.LORA, adapters.NEW_TOKENS):
-        net = build_meta()
-        lora = {"rank": 2, "alpha": 4, "targets": ["q_proj"]}
-        adapters.attach(net, [name], token_ids=[3, 4], lora=lora)
-        with pytest.raises(
-            ValueError, match=r"tensor_parallel=2 does not divide adapters.*expected strategy=fsdp, or "
-        ):
-            sharding.shard(net, process(0, of=2, tensor=2))
+def test_adapters_are_not_divided_by_tensor_parallelism():
+    with pytest.raises(ValueError, match=r"tensor_parallel=2 does not divide adapters.*expected strategy=fsdp, or "):
+        sharding.check_split(build_meta(), 2, adapted=True)
 
 
-def test_an_llm_that_cannot_be_computed_by_so_many_is_named(process):
+def test_an_llm_that_cannot_be_computed_by_so_many_is_named():
     with pytest.raises(ValueError, match="tensor_parallel=3: expected a divisor of the LLM's num_attention_heads=4"):
-        sharding.shard(build_meta(), process(0, of=3, tensor=3))
+        sharding.check_split(build_meta(), 3, adapted=False)
     net = build_meta()
     net.llm.config.base_model_tp_plan = {"layers.*.mlp.experts": "grouped_gemm"}
     with pytest.raises(ValueError, match="no plan of colwise and rowwise layers for the LLM qwen2.*strategy=fsdp"):
-        sharding.shard(net, process(0, of=2, tensor=2))
+        sharding.check_split(net, 2, adapted=False)
 
 
 @pytest.mark.parametrize("max_norm", [0.1, 1e6])

@@ -8,8 +8,9 @@ from torch import nn
 
 from auris import config
 from auris.training.cost import GIB, STAGES, Load
+from auris.training.strategy import Processes
 from benchmarks import scaling
-from benchmarks.scaling import Layout, Machine, plan
+from benchmarks.scaling import Machine, plan
 
 TUNED = STAGES[1]
 MACHINE = Machine()
@@ -29,10 +30,10 @@ def load(released: nn.Module) -> Load:
 
 
 def test_a_node_shares_what_the_performance_notes_say(released, load):
-    step = plan(released, TUNED, load, Layout(name="fsdp", gpus=8), MACHINE)
+    step = plan(released, TUNED, load, Processes(world=8), MACHINE)
     states = step.weights + step.gradients + step.moments
     assert states / GIB == pytest.approx(14.6, abs=0.1) and step.activations / GIB == pytest.approx(37.5, abs=0.1)
-    half = plan(released, TUNED, load, Layout(name="fsdp", gpus=8), MACHINE, moment=2)
+    half = plan(released, TUNED, load, Processes(world=8), MACHINE, moment=2)
     assert half.moments == step.moments / 2 and half.memory == step.memory - half.moments
     assert step.seconds == step.compute > step.communication
 
@@ -41,25 +42,23 @@ def test_the_network_between_nodes_is_what_replicas_avoid(released, load):
     near, far, replicas = (
         plan(released, TUNED, load, layout, MACHINE)
         for layout in (
-            Layout(name="fsdp", gpus=8),
-            Layout(name="fsdp", gpus=64),
-            Layout(name="hsdp", gpus=64, replicas=8),
+            Processes(world=8),
+            Processes(world=64),
+            Processes(world=64, replicas=8),
         )
     )
     # The notes: 2 x 16.8 GB gathered and 33.6 GB reduced, 0.19 s within a node and 1.35 s between nodes.
     assert near.communication == pytest.approx(0.19, rel=0.2) and far.communication == pytest.approx(1.35, rel=0.2)
     assert near.communication < replicas.communication < far.communication
     assert replicas.moments == near.moments == 8 * far.moments
-    fast = plan(released, TUNED, load, Layout(name="fsdp", gpus=64), Machine(between=MACHINE.within))
+    fast = plan(released, TUNED, load, Processes(world=64), Machine(between=MACHINE.within))
     assert fast.communication == pytest.approx(far.communication * MACHINE.between / MACHINE.within)
 
 
 def test_two_that_compute_together_have_half_the_arithmetic_of_the_language_model(released, load):
-    alone, together = (
-        plan(released, TUNED, load, Layout(name="x", gpus=8, tensor_parallel=n), MACHINE) for n in (1, 2)
-    )
+    alone, together = (plan(released, TUNED, load, Processes(world=8, tensor_parallel=n), MACHINE) for n in (1, 2))
     assert 0.5 < together.compute / alone.compute < 0.6 and together.activations < alone.activations
-    assert together.weights == alone.weights and Layout(name="x", gpus=8, tensor_parallel=2).ranks == 4
+    assert together.weights == alone.weights and Processes(world=8, tensor_parallel=2).ranks == 4
 
 
 def test_the_command_prints_every_size_and_what_it_assumes(capsys):

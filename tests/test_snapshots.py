@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 import random
 import shutil
@@ -223,22 +222,6 @@ def test_nothing_in_a_checkpoint_is_executed(tmp_path: Path):
             module, optimizer = trained()
             checkpoint_io.restore(CheckpointDir(path), module=module, optimizer=optimizer)
         file.write_bytes(whole[file])
-
-
-@pytest.mark.parametrize("name", ["../weights-00000-of-00001.safetensors", "/etc/passwd", "weights-1.pt"])
-def test_a_manifest_cannot_name_other_files(tmp_path: Path, name: str):
-    path = write(tmp_path, 2)
-    content = json.loads((path / "manifest.json").read_text())["content"]
-    for places in (content["files"], None):
-        changed = json.loads(json.dumps(content))
-        if places is None:
-            changed["tensors"]["weights"]["scale"][2][0][0] = name
-        else:
-            changed["files"][name] = {"bytes": 1, "sha256": ""}
-        sealed = {"content": changed, "sha256": checkpoint_dir.content_digest(changed)}
-        (path / "manifest.json").write_text(json.dumps(sealed))
-        with pytest.raises(Damaged, match="is no file of a checkpoint"):
-            CheckpointDir(path)
 
 
 # --- saving -------------------------------------------------------------------------------------------------------

@@ -47,7 +47,7 @@ def test_weights_come_from_the_stage_of_the_same_seed():
     job = next(job for job in studies.plan(STUDY) if job.key == "b, seed 1")
     [start] = [override for override in job.overrides if override.startswith("weights.encoder=")]
     assert re.fullmatch(r"weights.encoder=runs/shared/encoder-[0-9a-f]{8}/seed_1", start)
-    assert job.needs == ["encoder, seed 1"]
+    assert [one.key for one in job.needs] == ["encoder, seed 1"]
 
 
 def test_a_stage_is_the_same_run_in_every_study_that_has_its_recipe_and_another_one_elsewhere():
@@ -126,9 +126,10 @@ def test_a_failed_run_blocks_what_needs_it_and_nothing_else(tmp_path: Path, monk
         job.process = studies.subprocess.Popen([sys.executable, "-c", code])
 
     monkeypatch.setattr(studies, "_start", start)
+    broken = Job("broken", 0, [], tmp_path / "broken")
     jobs = [
-        Job("broken", 0, [], tmp_path / "broken"),
-        Job("child", 0, [], tmp_path / "child", needs=["broken, seed 0"]),
+        broken,
+        Job("child", 0, [], tmp_path / "child", needs=[broken]),
         Job("other", 0, [], tmp_path / "other", evaluate=[["benchmark=embedded"]]),
     ]
     assert studies.run(jobs, side_by_side=2) == 2
@@ -170,9 +171,10 @@ def test_a_signal_of_the_cluster_reaches_the_runs_and_starts_no_other(tmp_path, 
 
 def test_a_run_that_is_to_be_gone_on_with_blocks_what_needs_it_and_is_no_failure(tmp_path, monkeypatch):
     monkeypatch.setattr(studies, "_start", Standing())
+    stopped = Job("stopped", 0, [], tmp_path / "a")
     jobs = [
-        Job("stopped", 0, [], tmp_path / "a"),
-        Job("quick", 0, [], tmp_path / "b", needs=["stopped, seed 0"]),
+        stopped,
+        Job("quick", 0, [], tmp_path / "b", needs=[stopped]),
         Job("quick", 1, [], tmp_path / "c"),
     ]
     assert studies.run(jobs, side_by_side=1) == studies.REQUEUE
@@ -211,7 +213,7 @@ def test_the_level_of_a_run_is_how_many_come_before_it():
         "c": {"overrides": ["experiment=qwen2_audio_pretrain", "optim.lr=1e-3"], "after": "a"},
     }
     jobs = studies.plan({**STUDY, "seeds": [0], "arms": arms})
-    assert dict(zip([job.name for job in jobs], studies.levels(jobs), strict=True)) == {"encoder": 0, "a": 1, "c": 2}
+    assert {job.name: job.level for job in jobs} == {"encoder": 0, "a": 1, "c": 2}
 
 
 def test_the_table_shows_what_a_run_reports(tmp_path: Path):
@@ -242,4 +244,4 @@ def test_a_run_can_go_on_from_another_as_a_whole():
         },
     }
     first, second = studies.plan(study)
-    assert second.needs == [first.key] and f"checkpoint={first.run_dir}" in second.overrides
+    assert second.needs == [first] and f"checkpoint={first.run_dir}" in second.overrides

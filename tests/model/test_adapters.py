@@ -60,7 +60,7 @@ def copied(net: AudioLM) -> dict[str, Tensor]:
 def merged(net: AudioLM, like: AudioLM) -> AudioLM:
     """A net without adapters that is loaded with the merged weights of one that has them."""
     plain = deepcopy(like)
-    loading.load(plain, StateTensors(adapters.merge(net.state_dict(), LORA_SETTINGS)), where="merged")
+    loading.load(plain, StateTensors(adapters.merge(net.state_dict(), LORA_SETTINGS)), layout="auris", where="merged")
     return plain
 
 

@@ -21,7 +21,7 @@ POOLINGS = {
     "conv": partial(pooling.Conv, k=2),
     "attention": partial(pooling.Attention, k=4, n_heads=2),
     "stack": partial(pooling.Stack, k=2),
-    "identity": pooling.Identity,
+    "none": partial(pooling.Stack, k=1),
 }
 QWEN2 = {
     "model_type": "qwen2",

@@ -22,7 +22,7 @@ POOLINGS = {
     "attention": partial(pooling.Attention, k=2, n_heads=3),
     "stack": partial(pooling.Stack, k=2),
     "stack5": partial(pooling.Stack, k=5),
-    "identity": pooling.Identity,
+    "none": partial(pooling.Stack, k=1),
 }
 MEL_FRAMES = [9, 1, 22, 23, 4, 37]  # odd and even, and one too short for a token
 

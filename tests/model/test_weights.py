@@ -19,7 +19,6 @@ import nets
 from auris.model import adapters
 from auris.model.audio_lm import AudioLM
 from auris.model.weights import loading, tensors
-from auris.model.weights.loading import LoadReport
 from auris.model.weights.saving import export_tensors, write_sharded
 from auris.model.weights.tensors import StateTensors, TensorFiles
 from auris.training import sharding
@@ -63,17 +62,15 @@ def test_a_net_is_filled_from_one_file_and_from_shards(net: AudioLM, source_net:
     for n_shards in (1, 4):
         out = write(tmp_path / str(n_shards), source_net.state_dict(), n_shards)
         assert len(list(out.glob("*.safetensors"))) == n_shards
-        report = loading.load(net, TensorFiles.open(out), where=str(out))
+        loading.load(net, TensorFiles.open(out), layout="auris", where=str(out))
         assert_equal(net.state_dict(), source_net.state_dict())
-        names = ["encoder", "pooling", "llm", "projector", "boundary"]
-        assert report == LoadReport(layout="auris", parts=names, n_tensors=len(net.state_dict()), grown={})
 
 
 def test_the_state_of_a_run_is_read_by_part_and_the_others_stay(net: AudioLM, source_net: AudioLM):
     state = {f"net.{name}": tensor for name, tensor in source_net.state_dict().items()}
     source = StateTensors({**state, "objective.head.weight": torch.zeros(2, 2)})
     before = copied(net)
-    loading.load(net, source, parts=["encoder", "projector"], where="runs/a")
+    loading.load(net, source, layout="auris", parts=["encoder", "projector"], where="runs/a")
     loaded = {name for name in before if name.startswith(("encoder.", "projector."))}
     assert_equal(
         net.state_dict(), {name: (source_net.state_dict() if name in loaded else before)[name] for name in before}
@@ -82,7 +79,7 @@ def test_the_state_of_a_run_is_read_by_part_and_the_others_stay(net: AudioLM, so
 
 def test_parameters_keep_their_type_and_numbers_are_cast_to_it(net: AudioLM, source_net: AudioLM):
     half = source_net.to(torch.bfloat16).state_dict()
-    loading.load(net, StateTensors(half), where="half")
+    loading.load(net, StateTensors(half), layout="auris", where="half")
     assert_equal(net.state_dict(), {name: tensor.float() for name, tensor in half.items()})
     assert {tensor.dtype for tensor in net.state_dict().values()} == {torch.float32}
 
@@ -107,26 +104,27 @@ def test_tied_tensors_need_one_name_and_must_agree_under_two():
     assert torch.equal(both["llm.lm_head.weight"], both["llm.model.embed_tokens.weight"])
     for left_out in ("llm.lm_head.weight", "llm.model.embed_tokens.weight", None):
         torch.nn.init.zeros_(net.llm.lm_head.weight)
-        loading.load(net, StateTensors({n: t for n, t in both.items() if n != left_out}), where="tied")
+        given = {n: t for n, t in both.items() if n != left_out}
+        loading.load(net, StateTensors(given), layout="auris", where="tied")
         assert_equal(net.state_dict(), both)
     neither = {n: t for n, t in both.items() if n not in ("llm.lm_head.weight", "llm.model.embed_tokens.weight")}
     with pytest.raises(ValueError, match=r"does not fit the model: llm.model.embed_tokens.weight is missing$"):
-        loading.load(net, StateTensors(neither), where="tied")
+        loading.load(net, StateTensors(neither), layout="auris", where="tied")
     both["llm.lm_head.weight"] = both["llm.lm_head.weight"] + 1
     with pytest.raises(
         ValueError, match=r"llm.lm_head.weight differs from llm.model.embed_tokens.weight, to which the model ties it$"
     ):
-        loading.load(net, StateTensors(both), where="tied")
+        loading.load(net, StateTensors(both), layout="auris", where="tied")
 
 
 # --- nothing loads half -------------------------------------------------------------------------------------------
 
 
-def refused(net: AudioLM, state: Mapping[str, Tensor], **options: object) -> str:
+def refused(net: AudioLM, state: Mapping[str, Tensor], layout: str = "auris", **options: object) -> str:
     """What a load is told, after a look that it changed nothing."""
     before = copied(net)
     with pytest.raises(ValueError) as error:
-        loading.load(net, StateTensors(state), where="weights.encoder=runs/a", **options)
+        loading.load(net, StateTensors(state), layout=layout, where="weights.encoder=runs/a", **options)
     assert_equal(net.state_dict(), before)
     return str(error.value)
 
@@ -145,19 +143,19 @@ def test_missing_and_unexpected_tensors_are_named(net: AudioLM, source_net: Audi
     end = "projector.bias is missing; projector.gate.weight is unexpected"
     assert refused(net, state).endswith(end)
     assert refused(net, state, parts=["projector"]).endswith(end)
-    loading.load(net, StateTensors(state), parts=["llm"], where="another part")
+    loading.load(net, StateTensors(state), layout="auris", parts=["llm"], where="another part")
 
 
 def test_names_that_a_layout_does_not_know_are_unexpected_for_every_part(net: AudioLM, source_net: AudioLM):
     theirs = dict(export_tensors(source_net.state_dict(), "qwen2_audio"))
     theirs["audio_tower.conv3.weight"] = torch.zeros(1)
-    assert "(qwen2_audio layout)" in refused(net, theirs, parts=["llm"])
-    assert refused(net, theirs, parts=["llm"]).endswith("model: audio_tower.conv3.weight is unexpected")
+    said = refused(net, theirs, "qwen2_audio", parts=["llm"])
+    assert "(qwen2_audio layout)" in said and said.endswith("model: audio_tower.conv3.weight is unexpected")
 
 
 def test_more_layers_than_the_model_has_are_unexpected(net: AudioLM):
     deeper = dict(export_tensors(nets.build(layers=3).state_dict(), "qwen2_audio"))
-    said = refused(net, deeper, parts=["encoder"])
+    said = refused(net, deeper, "qwen2_audio", parts=["encoder"])
     assert "audio_tower.layers.2.self_attn.q_proj.weight is unexpected" in said and said.endswith("; and 10 more")
 
 
@@ -177,13 +175,13 @@ def test_what_does_not_fit_is_told_of_a_net_without_memory_too(source_net: Audio
 def test_a_part_without_a_counterpart_is_named():
     net = nets.build("qwen_audio")
     theirs = dict(export_tensors(nets.build().state_dict(), "qwen2_audio"))
-    assert "model: boundary.weight has no counterpart there" in refused(net, theirs)
+    assert "model: boundary.weight has no counterpart there" in refused(net, theirs, "qwen2_audio")
 
 
 def test_a_part_that_the_source_cannot_have_is_said_before_anything_else(net: AudioLM):
     state = {"encoder.positional_embedding": torch.zeros(1)}
     said = "weights.encoder=runs/a (whisper_openai layout) has no llm: expected encoder"
-    assert refused(net, state, parts=["llm"]) == said
+    assert refused(net, state, "whisper_openai", parts=["llm"]) == said
 
 
 # --- a vocabulary grows -------------------------------------------------------------------------------------------
@@ -203,10 +201,7 @@ def test_old_rows_stay_and_new_ones_look_like_them(monkeypatch: pytest.MonkeyPat
     for name in ("model.embed_tokens.weight", "lm_head.weight"):
         state[name] = channels + state[name] * (1 + channels.abs())
     net = nets.build(vocab=2400)
-    report = loading.load(net, StateTensors(state), parts=["llm"], where="llm", seed=3)
-    rows = (400, 2400)
-    assert report.layout == "causal_lm"
-    assert report.grown == {"llm.model.embed_tokens.weight": rows, "llm.lm_head.weight": rows}
+    loading.load(net, StateTensors(state), layout="causal_lm", parts=["llm"], where="llm", seed=3)
     drawn = []
     for name, table in (("model.embed_tokens.weight", net.llm.model.embed_tokens), ("lm_head.weight", net.llm.lm_head)):
         old, new = table.weight[:400], table.weight[400:]
@@ -224,14 +219,14 @@ def test_new_rows_depend_on_the_seed_alone():
     tables = []
     for seed in (1, 1, 2):
         net = nets.build()
-        loading.load(net, StateTensors(state), parts=["llm"], where="llm", seed=seed)
+        loading.load(net, StateTensors(state), layout="causal_lm", parts=["llm"], where="llm", seed=seed)
         tables.append(net.llm.lm_head.weight)
     assert torch.equal(tables[0], tables[1]) and not torch.equal(tables[0], tables[2])
     assert torch.equal(tables[0][:30], tables[2][:30])
 
 
 def test_the_tables_of_a_whole_system_do_not_grow_and_none_shrinks(net: AudioLM):
-    larger = refused(net, llm_alone(50), parts=["llm"])
+    larger = refused(net, llm_alone(50), "causal_lm", parts=["llm"])
     assert "lm_head.weight has shape (50, 32), expected (41, 32) (set model.vocab_rows=50 for its voc" in larger
     assert "llm.lm_head.weight has shape (30, 32), expected (41, 32)" in refused(net, nets.build(vocab=30).state_dict())
 
@@ -363,7 +358,7 @@ def test_one_shard_is_in_memory_at_a_time_and_each_once(
     source = Watched.open(write(tmp_path, source_net.state_dict(), 4))
     opened, open_file = [], tensors._open
     monkeypatch.setattr(tensors, "_open", lambda file: opened.append(file) or open_file(file))
-    loading.load(net, source, where="shards")
+    loading.load(net, source, layout="auris", where="shards")
     assert sorted(opened) == sorted(tmp_path.glob("*.safetensors")) and len(opened) == 4
     assert [len(files) for files in source.mapped] == [1] * 4
     assert source.read_numbers == sum(tensor.numel() for tensor in net.state_dict().values())
@@ -389,7 +384,7 @@ def load_as_a_rank(rank: int, directory: Path, world_size: int) -> None:
         sharding.materialise(net, "cpu", draw=False)
         source = Watched.open(directory / case)
         parts = ["llm"] if case == "causal_lm" else None
-        loading.load(net, source, parts=parts, where=case, seed=7)
+        loading.load(net, source, layout=case, parts=parts, where=case, seed=7)
         expected = torch.load(directory / f"{case}.pt", weights_only=True)
         local = 0
         for name, tensor in net.state_dict().items():
@@ -416,7 +411,8 @@ def test_each_of_two_ranks_reads_its_shards_alone(tmp_path: Path):
     for case, state in states.items():
         write(tmp_path / case, state, 3)
         net = nets.build("qwen_audio", vocab=GROWN if case == "causal_lm" else VOCAB)
-        loading.load(net, StateTensors(state), parts=["llm"] if case == "causal_lm" else None, where=case, seed=7)
+        parts = ["llm"] if case == "causal_lm" else None
+        loading.load(net, StateTensors(state), layout=case, parts=parts, where=case, seed=7)
         kept = {name: t for name, t in net.state_dict().items() if case != "causal_lm" or name.startswith("llm.")}
         torch.save(kept, tmp_path / f"{case}.pt")
     spawn(load_as_a_rank, args=(tmp_path, 2), nprocs=2)
@@ -426,7 +422,7 @@ def test_float32_of_a_file_is_not_a_view_that_outlives_it(net: AudioLM, tmp_path
     """A net owns its numbers: what becomes of the file later is nothing to it."""
     file = tmp_path / "model.safetensors"
     save_file({name: torch.ones_like(tensor) for name, tensor in net.state_dict().items()}, file)
-    loading.load(net, TensorFiles.open(file), where=str(file))
+    loading.load(net, TensorFiles.open(file), layout="auris", where=str(file))
     content = file.read_bytes()
     file.write_bytes(bytes(len(content)))
     assert all((tensor == 1).all() for tensor in net.state_dict().values())

@@ -90,7 +90,10 @@ class Attention(nn.Module):
 
 
 class Stack(nn.Module):
-    """No loss at all: the k frames of a window side by side; the projector reads k times the encoder's width."""
+    """No loss at all: the k frames of a window side by side; the projector reads k times the encoder's width.
+
+    With k = 1 there is no pooling: every frame is a token, 50 a second.
+    """
 
     def __init__(self, *, k: int, width: int) -> None:
         super().__init__()
@@ -98,14 +101,3 @@ class Stack(nn.Module):
 
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         return _windows(x, lengths, self.k)
-
-
-class Identity(nn.Module):
-    """No pooling: one token per encoder frame (50 tokens a second)."""
-
-    def __init__(self, *, width: int) -> None:
-        super().__init__()
-        self.k, self.groups = 1, 1
-
-    def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        return rearrange(x, "t d -> t 1 d"), lengths

@@ -10,7 +10,7 @@ import shutil
 import time
 import warnings
 from collections import Counter, deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -145,13 +145,10 @@ class UnusableRows(L.Callback):
         for row, reason in known.items():  # including those of other ranks
             self.reasons.setdefault(row, reason)
             self.counts[row] = max(1, self.counts[row])
-        for row, reason in trainer.datamodule.problems():
-            if row not in self.reasons:
-                self._note(row, reason)
+        self._note([row for row in trainer.datamodule.problems() if row[0] not in self.reasons])
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, *_: Any) -> None:
-        for row, reason in outputs["skipped"]:
-            self._note(row, reason)
+        self._note(outputs["skipped"])
         self.recent.append((float(outputs["rows_met"]), float(outputs["rows_unusable"])))
         while sum(met for met, _ in self.recent) - self.recent[0][0] >= ROWS:
             self.recent.popleft()
@@ -163,11 +160,12 @@ class UnusableRows(L.Callback):
             )
 
     def on_validation_batch_end(self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, *_: Any) -> None:
-        for row, reason in outputs["skipped"]:
-            self._note(row, reason)
+        self._note(outputs["skipped"])
 
     def on_fit_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        self._gather()
+        ranks = gather((self.reasons, self.counts))  # the first one reports the rows of all of them
+        self.reasons = {row: reason for reasons, _ in ranks for row, reason in reasons.items()}
+        self.counts = sum((counts for _, counts in ranks), Counter())
         if not self.reasons:
             rank_zero_info("every row could be used")
             return
@@ -181,19 +179,15 @@ class UnusableRows(L.Callback):
     def load_state_dict(self, state: Mapping[str, Mapping]) -> None:
         self.reasons, self.counts = dict(state["reasons"]), Counter(state["counts"])
 
-    def _gather(self) -> None:
-        """Collect the rows of every rank, so that the first one reports them all."""
-        ranks = gather((self.reasons, self.counts))
-        self.reasons = {row: reason for reasons, _ in ranks for row, reason in reasons.items()}
-        self.counts = sum((counts for _, counts in ranks), Counter())
-
-    def _note(self, row: str, reason: str) -> None:
-        if row not in self.written:
-            self.written.add(row)
+    def _note(self, rows: Sequence[tuple[str, str]]) -> None:
+        """Count rows, given with their reasons, and write those that are new to the file."""
+        new = {row: reason for row, reason in rows if row not in self.written}
+        if new:
+            self.written.update(new)
             with files.tolerate_write_errors(self.path):
-                files.append_jsonl(self.path, [{"id": row, "reason": reason}])
-        self.reasons[row] = reason
-        self.counts[row] += 1
+                files.append_jsonl(self.path, [{"id": row, "reason": reason} for row, reason in new.items()])
+        self.reasons |= rows
+        self.counts.update(row for row, _ in rows)
 
 
 class Faults(L.Callback):

@@ -20,6 +20,8 @@ from auris.model.weights import checkpoint_dir, checkpoint_io
 from auris.training.event_files import EventFiles
 from auris.training.preemption import REQUEUE, Preempted, Preemption, request_requeue
 
+_METRIC = "val/loss"  # its least value is the best
+
 
 class Best(TypedDict):
     """The best validation so far, as it stands in a checkpoint."""
@@ -43,20 +45,16 @@ class CheckpointCallback(L.Callback):
         every: steps between checkpoints. There is one more at the end, and one at each best validation.
         keep: newest checkpoints to keep, in addition to the best one.
         preemption: asked after every step.
-        metric: whose least value is the best.
 
     Raises:
         UserError: `every` or `keep` is below 1.
     """
 
-    def __init__(
-        self, folder: str | Path, *, every: int, keep: int, preemption: Preemption, metric: str = "val/loss"
-    ) -> None:
+    def __init__(self, folder: str | Path, *, every: int, keep: int, preemption: Preemption) -> None:
         for name, value in (("every", every), ("keep", keep)):
             if value < 1:
                 raise UserError(f"checkpoint_{name}={value}: expected 1 or more")
-        self.folder, self.every, self.keep, self.metric = Path(folder), every, keep, metric
-        self.preemption = preemption
+        self.folder, self.every, self.keep, self.preemption = Path(folder), every, keep, preemption
         self.saved: int | None = None  # step of the newest complete checkpoint
         self.failed = 0
         self.best: Best | None = None
@@ -89,12 +87,12 @@ class CheckpointCallback(L.Callback):
             self._leave(trainer, module, _steps_taken(trainer), validating=True)
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        if trainer.sanity_checking or self.metric not in trainer.callback_metrics:
+        if trainer.sanity_checking or _METRIC not in trainer.callback_metrics:
             return
-        value, before = float(trainer.callback_metrics[self.metric]), self.best
+        value, before = float(trainer.callback_metrics[_METRIC]), self.best
         is_better = math.isfinite(value) and (before is None or value < before["value"])
         if trainer.strategy.broadcast(is_better):
-            self.best = {"step": _steps_taken(trainer), "metric": self.metric, "value": value}
+            self.best = {"step": _steps_taken(trainer), "metric": _METRIC, "value": value}
             if not self._save(trainer, module, _steps_taken(trainer)):
                 self.best = before
 

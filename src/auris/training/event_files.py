@@ -36,26 +36,21 @@ class EventFiles(TensorBoardLogger):
         except OSError as error:  # Lightning tests for the attribute, and any other error would end the run
             raise AttributeError(f"{self.log_dir} takes no event files") from error
 
-    @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         self._try(super().log_metrics, metrics, step)
 
-    @rank_zero_only
     def log_text(self, tag: str, lines: Sequence[str], step: int) -> None:
         """Log lines literally: TensorBoard takes indented text neither for Markdown nor for HTML."""
         shown = "\n".join("    " + " ".join(line.splitlines()) for line in lines)
         self._try(lambda: self.experiment.add_text(tag, shown, step))
 
-    @rank_zero_only
     def log_sound(self, tag: str, wave: np.ndarray, step: int) -> None:
         """Log a sound (L,) at 16 kHz."""
         self._try(lambda: self.experiment.add_audio(tag, wave[None], step, sample_rate=audio.SAMPLE_RATE))
 
-    @rank_zero_only
     def save(self) -> None:
         self._try(super().save)
 
-    @rank_zero_only
     def flush(self) -> None:
         """Write what was logged so far, or begin a new file if the present one is broken."""
         if self.is_broken:
@@ -63,15 +58,13 @@ class EventFiles(TensorBoardLogger):
             self.is_broken = False
             self._try(self._begin)
         else:
-            self._try(super().save)
+            self.save()
 
-    @rank_zero_only
     def drop_from(self, step: int) -> None:
         """Have readers drop what earlier sessions have logged from this step on."""
         self._dropped_from = step
         self._try(self._begin)
 
-    @rank_zero_only
     def finalize(self, status: str) -> None:
         self._try(super().finalize, status)
 
@@ -84,6 +77,7 @@ class EventFiles(TensorBoardLogger):
             self.experiment.flush()
             self._dropped_from = None
 
+    @rank_zero_only
     def _try(self, write: Callable[..., None], *arguments: Any) -> None:
         if self.is_broken:
             return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from torch import nn
 
 from auris import files
 from auris.errors import MissingFileError, UserError
+from auris.model.weights.checkpoint_dir import step_dir
 
 FOLDER = "faults"  # in the run directory
 
@@ -54,7 +55,7 @@ class Fault:
         return [place for packs in self.ranks for pack in packs for place in pack]
 
     def save(self, run_dir: Path) -> Path:
-        path = run_dir / FOLDER / f"{step_name(self.step)}.json"
+        path = step_dir(run_dir / FOLDER, self.step).with_suffix(".json")
         files.write_json(path, {**asdict(self), "command": command(path)})
         return path
 
@@ -94,10 +95,6 @@ class RowResult(NamedTuple):
         return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
 
 
-def step_name(step: int) -> str:
-    return f"step_{step:08d}"
-
-
 def command(path: Path) -> str:
     """Return the command that repeats the step of a record."""
     return f"auris replay fault={path}"
@@ -110,7 +107,8 @@ def watch(net: nn.Module) -> Iterator[list[str]]:
 
     def hook(name: str) -> Any:
         def look(module: nn.Module, args: Any, output: Any) -> None:
-            if not all(torch.isfinite(tensor).all() for tensor in _tensors(output)):
+            outputs = output if isinstance(output, tuple) else (output,)
+            if not all(torch.isfinite(one).all() for one in outputs if torch.is_tensor(one)):
                 seen.append(name)
 
         return look
@@ -121,13 +119,3 @@ def watch(net: nn.Module) -> Iterator[list[str]]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _tensors(output: Any) -> Iterator[torch.Tensor]:
-    """Yield the floating-point tensors in what a module returns: a tensor, or tensors in tuples and dicts."""
-    if torch.is_tensor(output):
-        if output.is_floating_point():
-            yield output
-    elif isinstance(output, (tuple, list, Mapping)):
-        for part in output.values() if isinstance(output, Mapping) else output:
-            yield from _tensors(part)

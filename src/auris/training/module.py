@@ -119,12 +119,7 @@ class AudioLMModule(L.LightningModule):
             references.start_live(self.objective, self.net, twin, device=device, meshes=meshes)
         elif isinstance(self.objective, DPO):
             references.attach_cached(
-                self.objective,
-                self.net,
-                self.trainer.datamodule,
-                trainer=self.trainer,
-                recipe=self.hparams["recipe"],
-                tensor_parallel=meshes.copies if meshes else 1,
+                self.net, self.trainer, recipe=self.hparams["recipe"], tensor_parallel=meshes.copies if meshes else 1
             )
 
     def cpu(self) -> AudioLMModule:
@@ -168,10 +163,11 @@ class AudioLMModule(L.LightningModule):
         sums["peak_bytes"] = self._per_rank(cost.peak_bytes(self.device))
         sums = self._sum_over_ranks(sums)
         norm = self._update(sums["count"].clamp(min=1), sums["loss"])
-        self._log_step(sums)
+        loss = self._log_sums("train", sums)
+        self.log("train/lr", self.lr_schedulers().get_last_lr()[-1])
         return {
             **{name: sums[name] for name in _COUNTS & sums.keys()},
-            "loss": sums["loss"] / sums["count"].clamp(min=1),
+            "loss": loss,
             "grad_norm": norm,
             "skipped": [row for pack in packs for row in pack["skipped"] if self._reports],
             "rows": [row for pack in packs for row in pack["rows"]],
@@ -195,16 +191,17 @@ class AudioLMModule(L.LightningModule):
         schedule.step()
         return norm
 
-    def _log_step(self, sums: dict[str, Tensor]) -> None:
-        count = sums["count"].clamp(min=1)
-        self.log("train/loss", sums["loss"] / count, prog_bar=True)
-        self._log_metrics("train", sums, count)
-        self.log("train/lr", self.lr_schedulers().get_last_lr()[-1])
+    def _log_sums(self, split: str, sums: Mapping[str, Tensor]) -> Tensor:
+        """Log the mean loss and the objective's other sums, divided alike; return the loss.
 
-    def _log_metrics(self, split: str, sums: Mapping[str, Tensor], count: Tensor) -> None:
-        """Log the objective's sums, divided like its loss; `rows_...` are numbers of rows."""
+        A sum whose name begins with `rows_` is a number of rows and is not divided.
+        """
+        count = sums["count"].clamp(min=1)
+        loss = sums["loss"] / count
+        self.log(f"{split}/loss", loss, prog_bar=True)
         for name in sums.keys() - _COUNTS:
             self.log(f"{split}/{name}", sums[name] if name.startswith("rows_") else sums[name] / count)
+        return loss
 
     def on_validation_epoch_start(self) -> None:
         groups = self.trainer.datamodule.groups()
@@ -235,10 +232,7 @@ class AudioLMModule(L.LightningModule):
         return {"skipped": pack["skipped"], "answers": texts}
 
     def on_validation_epoch_end(self) -> None:
-        sums = self._sum_over_ranks(self._valid)
-        count = sums["count"].clamp(min=1)
-        self.log("val/loss", sums["loss"] / count, prog_bar=True)
-        self._log_metrics("val", sums, count)
+        self._log_sums("val", self._sum_over_ranks(self._valid))
         for name, score in self.scores.items():
             self.log(f"val/{name}/{score.metric}", score.compute())
 

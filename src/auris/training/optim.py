@@ -164,14 +164,8 @@ class Rounded(AdamW):
                     state["step"] = torch.tensor(0.0)
                     state |= {key: torch.zeros_like(parameter, dtype=self.dtype) for key in ("exp_avg", "exp_avg_sq")}
                 moments = {key: state[key].to(parameter.dtype) for key in ("exp_avg", "exp_avg_sq")}
-                values = [
-                    [parameter],
-                    [parameter.grad],
-                    *([moment] for moment in moments.values()),
-                    [],
-                    [state["step"]],
-                ]
-                update(*values, amsgrad=False, beta1=beta1, beta2=beta2, **settings)
+                lists = [[one] for one in (parameter, parameter.grad, *moments.values())]
+                update(*lists, [], [state["step"]], amsgrad=False, beta1=beta1, beta2=beta2, **settings)
                 for key, moment in moments.items():
                     state[key].copy_(moment)
         return loss

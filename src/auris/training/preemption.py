@@ -29,11 +29,8 @@ class Preempted(SystemExit):
     """Ends a process whose run is to be started again."""
 
     def __init__(self, reason: str, code: int = REQUEUE) -> None:
-        super().__init__(code)
-        self.reason = reason
-
-    def __str__(self) -> str:
-        return self.reason
+        super().__init__(reason)
+        self.code = code  # the exit status of the process
 
 
 class Preemption:

@@ -31,7 +31,7 @@ from auris.data.rows import Row
 from auris.data.samples import Samples
 from auris.errors import UserError
 from auris.model.audio_lm import AudioLM
-from auris.model.distributed import gather
+from auris.model.distributed import gather, world_and_rank
 from auris.model.pack import to_device
 from auris.model.weights.tensors import weights_digest
 from auris.text.chat import map_audios
@@ -92,26 +92,16 @@ def start_live(
     objective.freeze(twin)
 
 
-def attach_cached(
-    objective: DPO,
-    net: AudioLM,
-    data: AudioDataModule,
-    *,
-    trainer: L.Trainer,
-    recipe: Config,
-    tensor_parallel: int = 1,
-) -> None:
-    """Give the pairs of a data module their log-probabilities under the net's present weights, cached on disk.
+def attach_cached(net: AudioLM, trainer: L.Trainer, *, recipe: Config, tensor_parallel: int) -> None:
+    """Give the pairs of a trainer's data their log-probabilities under the net's present weights, cached on disk.
 
     Args:
-        objective: its augmentation is checked.
         net: with its initial weights, before a checkpoint is restored; it is moved to the trainer's device.
-        data: set up.
-        trainer: for device, precision and rank.
+        trainer: its data module is set up.
         recipe: the resolved config of the run.
         tensor_parallel: neighbouring processes that compute the same packs together.
     """
-    check(objective, data.samples)
+    data: AudioDataModule = trainer.datamodule
     net.to(trainer.strategy.root_device)
     key = cache_digest(net, data.valid_samples, recipe, trainer.precision)
     if data.examined:  # the rows of one step, for `auris replay`
@@ -129,8 +119,6 @@ def attach_cached(
             data.valid_samples,
             file=data.cache_dir / f"references-{key}",
             token_budget=data.token_budget,
-            world=trainer.world_size,
-            rank=trainer.global_rank,
             tensor_parallel=tensor_parallel,
         )
     sharding.reshard(net)
@@ -147,8 +135,6 @@ def compute(
     *,
     file: Path,
     token_budget: int,
-    world: int = 1,
-    rank: int = 0,
     tensor_parallel: int = 1,
 ) -> Table:
     """Return the log-probabilities of both answers of every row under the net. Cached ones are not computed again.
@@ -158,10 +144,8 @@ def compute(
         rows: the pairs.
         tokens: (rows,) length of each row, 0 for one that cannot be used.
         samples: how rows are seen; not augmented.
-        file: the cache without its ending: process r of `world` appends to `<file>-r.jsonl` and reads all of them.
+        file: the cache without its ending: process r appends to `<file>-r.jsonl`, and all processes read all of them.
         token_budget: most tokens in a pack.
-        world: number of processes.
-        rank: this one of them.
         tensor_parallel: neighbouring processes that compute the same packs together.
     """
     cached = _merge(_read(file))
@@ -173,6 +157,7 @@ def compute(
     todo = np.where(np.isin(np.arange(len(rows)), list(missing)), tokens, 0)
     # The same number of packs on every process: a sharded net needs all of them in each forward. Empty packs yield
     # nothing.
+    world, rank = world_and_rank()
     groups, group = world // tensor_parallel, rank // tensor_parallel
     packs = by_length(Lengths(todo, {}, {}), token_budget, groups)[group::groups]
     device = next(net.parameters()).device

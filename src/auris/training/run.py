@@ -141,9 +141,8 @@ def claim(run_dir: Path, recipe: Config) -> bool:
 def save_tokenizer(tokenizer: Tokenizer, path: Path) -> None:
     """Save the tokenizer with the run, so that the run can be moved. A resumed run has it already."""
     if not path.is_dir():
-        partial = path.with_name("tokenizer.partial")
-        tokenizer.save(partial)
-        partial.rename(path)
+        with files.new_directory(path) as draft:
+            tokenizer.save(draft)
 
 
 def finish(trainer: L.Trainer, run_dir: Path, *, seconds: float) -> None:

@@ -63,16 +63,15 @@ def shard(net: AudioLM, meshes: Meshes) -> None:
 
     With tensor parallelism the layers of the LLM are divided by heads and channels first. What this leaves whole is
     computed by all processes of a group in the same way, on the same rows; it is divided over them nevertheless, so
-    that no two copies of a weight can drift apart.
-
-    Raises:
-        UserError: the LLM, or its adapters, cannot be computed by that many processes together.
+    that no two copies of a weight can drift apart. `check_split` says beforehand whether the LLM can be divided.
     """
     for parameter in net.parameters():
         if not parameter.requires_grad:  # only trained parameters need a master weight
             parameter.data = parameter.data.to(meshes.dtype)
-    if meshes.tensor is not None:
-        _split_layers(net, meshes.tensor)
+    if meshes.tensor is not None:  # by attention heads and channels of the MLP, as transformers plans it
+        plan = net.llm.config.get_text_config().base_model_tp_plan
+        styles = {name: _STYLES[style]() for name, style in plan.items()}
+        parallelize_module(net.llm.get_decoder(), meshes.tensor, styles)
     for block in net.encoder.blocks:
         _unit(block, meshes.whole, meshes.dtype, meshes.copies)
     for layer in llm.layers(net.llm):
@@ -142,13 +141,6 @@ def check_split(net: AudioLM, size: int, *, adapted: bool) -> None:
         number = getattr(config, field)
         if number % size:
             raise UserError(f"{asked}: expected a divisor of the LLM's {field}={number}, or strategy=fsdp")
-
-
-def _split_layers(net: AudioLM, mesh: DeviceMesh) -> None:
-    """Divide the LLM's layers by attention heads and channels of the MLP, following its transformers config."""
-    check_split(net, mesh.size(), adapted=any(adapters.base_name(name) != name for name, _ in net.named_parameters()))
-    plan = net.llm.config.get_text_config().base_model_tp_plan
-    parallelize_module(net.llm.get_decoder(), mesh, {name: _STYLES[style]() for name, style in plan.items()})
 
 
 def materialise(net: nn.Module, device: torch.device | str, *, draw: bool = True) -> None:

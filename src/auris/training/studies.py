@@ -45,7 +45,7 @@ class Job:
     Attributes:
         name: of the arm or stage.
         overrides: arguments of `auris train`.
-        needs: keys of the jobs that have to be done first.
+        needs: the jobs that have to be done first.
         evaluate: arguments of each `auris evaluate` after training.
         evaluations: how many of these have been started.
         recipe: the resolved config.
@@ -56,7 +56,7 @@ class Job:
     seed: int
     overrides: list[str]
     run_dir: Path
-    needs: list[str] = field(default_factory=list)
+    needs: list[Job] = field(default_factory=list)
     evaluate: list[list[str]] = field(default_factory=list)
     evaluations: int = 0
     recipe: Config = field(default_factory=dict)
@@ -81,6 +81,11 @@ class Job:
     def digest(self) -> str:
         return _digest(self.recipe, self.seed)
 
+    @property
+    def level(self) -> int:
+        """How many other jobs have to be done one after the other before it."""
+        return max((job.level + 1 for job in self.needs), default=0)
+
 
 def run_study(study: Config) -> int:
     """Run the study that a config holds, or with `dry_run` list its runs: level, name and seed, one a line.
@@ -92,26 +97,14 @@ def run_study(study: Config) -> int:
     extra = [override for override in given if override.lstrip("+").split("=")[0] not in _RUNNER_KEYS]
     jobs = plan(study, extra, arm=study["arm"], seed=study["seed"])
     if study["dry_run"]:
-        for job, level in zip(jobs, levels(jobs), strict=True):
-            print(level, job.name, job.seed, sep="\t")
+        for job in jobs:
+            print(job.level, job.name, job.seed, sep="\t")
         return 0
-    write_study(study, Path(jobs[-1].recipe["runs_dir"]))
+    # Results cannot know the question and the order of the arms from the runs.
+    facts = {"question": study.get("question", ""), "arms": list(study["arms"])}
+    files.write_yaml(Path(jobs[-1].recipe["runs_dir"]) / study["study"] / "study.yaml", facts)
     code = run(jobs, side_by_side=study["jobs"], threads=study["threads"], metric=study.get("metric"))
     return code if code == REQUEUE else min(code, 1)
-
-
-def write_study(study: Config, runs: Path) -> None:
-    """Write `study.yaml`: the question and the order of the arms, which results cannot know from the runs."""
-    facts = {"question": study.get("question", ""), "arms": list(study["arms"])}
-    files.write_yaml(runs / study["study"] / "study.yaml", facts)
-
-
-def levels(jobs: Sequence[Job]) -> list[int]:
-    """Return for each job how many others have to be done one after the other before it."""
-    found: dict[str, int] = {}
-    for job in jobs:  # those that it needs come before it
-        found[job.key] = max((found[key] + 1 for key in job.needs), default=0)
-    return [found[job.key] for job in jobs]
 
 
 # --- planning -----------------------------------------------------------------------------------------------------
@@ -135,7 +128,7 @@ def plan(study: Config, extra: Sequence[str] = (), arm: str | None = None, seed:
     if arm is not None and arm not in entries:
         raise UsageError(f"arm={arm}: study {study['study']} has {', '.join(entries)}")
     wanted = [arm] if arm is not None else list(study["arms"])
-    jobs: dict[str, Job] = {}
+    jobs: dict[tuple[str, int], Job] = {}
 
     def add(name: str, seed: int, path: tuple[str, ...] = ()) -> Job:
         """Add the job of an arm or stage, after those that it needs. `path`: the jobs that need it."""
@@ -143,9 +136,8 @@ def plan(study: Config, extra: Sequence[str] = (), arm: str | None = None, seed:
             raise UsageError(f"study {study['study']}: {' after '.join((*path, name))} is a circle")
         if name not in entries:
             raise UsageError(f"study {study['study']}: {path[-1]} comes after {name!r}, which is no arm or stage of it")
-        key = f"{name}, seed {seed}"
-        if key in jobs:
-            return jobs[key]
+        if (name, seed) in jobs:
+            return jobs[name, seed]
         entry, is_arm = entries[name], name in study["arms"]
         after = entry.get("after") or {}
         # The whole model continues from one run, or its parts from several.
@@ -162,11 +154,11 @@ def plan(study: Config, extra: Sequence[str] = (), arm: str | None = None, seed:
             recipe = config.resolve(composed)
         except UserError as error:
             raise UsageError(f"study {study['study']}, arm {name}: {error}") from error
-        jobs[key] = Job(name, seed, [*overrides, *names], Path(recipe["run_dir"]), recipe=recipe)
-        jobs[key].needs = [job.key for job in before.values()]
+        job = Job(name, seed, [*overrides, *names], Path(recipe["run_dir"]), [*before.values()], recipe=recipe)
         if is_arm and name in wanted:  # one that is only needed may be evaluated by another job of an array just now
-            jobs[key].evaluate = [list(one) for one in entry.get("evaluate") or study.get("evaluate") or []]
-        return jobs[key]
+            job.evaluate = [list(one) for one in entry.get("evaluate") or study.get("evaluate") or []]
+        jobs[name, seed] = job
+        return job
 
     for one in [seed] if seed is not None else study["seeds"]:
         for name in wanted:
@@ -270,7 +262,6 @@ def _advance(jobs: Sequence[Job], side_by_side: int, threads: int) -> list[Job]:
 
     `side_by_side=0`: the machine is wanted back, and a job that ends now without being done is stopped.
     """
-    by_key = {job.key: job for job in jobs}
     before = {job.key: job.status for job in jobs}
     for job in jobs:
         if job.process is not None and (code := job.process.poll()) is not None:
@@ -291,7 +282,7 @@ def _advance(jobs: Sequence[Job], side_by_side: int, threads: int) -> list[Job]:
                 job.seconds = time.time() - job.started
     for job in jobs:
         if job.status == "waiting":
-            states = [by_key[key].status for key in job.needs]
+            states = [one.status for one in job.needs]
             if any(state in ("failed", "stopped", "blocked") for state in states):
                 job.status = "blocked"
             elif all(state == "done" for state in states) and sum(j.process is not None for j in jobs) < side_by_side:

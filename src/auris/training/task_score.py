@@ -38,16 +38,10 @@ class TaskScore(torchmetrics.Metric):
     def higher_is_better(self) -> bool:
         return measure(self.metric).higher_is_better
 
-    def update(
-        self,
-        hypotheses: Sequence[Any],
-        references: Sequence[Any],
-        languages: Sequence[str],
-        classes: Sequence[str] | None = None,
-    ) -> None:
+    def update(self, hypotheses: Sequence[Any], references: Sequence[Any], languages: Sequence[str]) -> None:
         """Add rows; the lists must be of equal length."""
         for row in zip(hypotheses, references, languages, strict=True):
-            stats = row_stats(self.metric, *row, classes)
+            stats = row_stats(self.metric, *row)
             if self.additive:
                 self.sums += torch.tensor(stats, dtype=self.sums.dtype, device=self.sums.device)
             else:

@@ -94,7 +94,7 @@ def _poolings(model: AudioModel, ks: Sequence[int], seed: int) -> list[tuple[str
     own = model.net.pooling
     width, n_heads = model.net.encoder.width, model.net.encoder.n_heads
     torch.manual_seed(seed)
-    made = [("none", 1, pooling.Identity(width=width))]
+    made = [("none", 1, pooling.Stack(k=1, width=width))]
     for k in ks:
         made += [
             ("mean", k, pooling.Mean(k=k, width=width)),

@@ -41,7 +41,6 @@ MANIFEST, TRAINER = "manifest.json", "trainer.json"
 PARTIAL, REMOVED = "partial-", "removed-"  # name prefixes of directories that are being written or deleted
 
 _STEP = re.compile(r"step_(\d{8,})")
-_FILE = re.compile(rf"{re.escape(TRAINER)}|({'|'.join(KINDS)})-\d{{5,}}-of-\d{{5,}}\.safetensors")
 _DAMAGED = "damaged-"  # name prefix of checkpoints that a run could not be resumed from
 
 State = Mapping[str, Any]
@@ -84,15 +83,11 @@ class CheckpointDir:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.step, self._files, self._stored = _read_manifest(self.path)
-        self._open: dict[str, safe_open] = {}
 
     @property
     def state(self) -> State:
         """Everything that is not a tensor: what the writer passed, `step`, and the optimizer's `groups`."""
-        try:
-            return read_json(self.path / TRAINER)
-        except (OSError, ValueError) as error:
-            raise Damaged(f"{self.path / TRAINER} cannot be read ({' '.join(str(error).split())})") from error
+        return read_json(self.path / TRAINER)
 
     def verify(self, kinds: Collection[str] = KINDS, *, world: int = 1, rank: int = 0) -> None:
         """Compare files of these kinds with their checksums, each process its share, and all files with their sizes.
@@ -115,20 +110,31 @@ class CheckpointDir:
 
     def tensors(self, kind: str = "weights", prefix: str = "") -> CheckpointTensors:
         """Return the tensors of a kind whose names begin with `prefix`, under their names without it."""
-        return CheckpointTensors(self, kind, prefix)
+        return CheckpointTensors(self.path, self._stored[kind], prefix)
 
-    def stored(self, kind: str) -> Mapping[str, StoredTensor]:
-        return self._stored.get(kind, {})
 
-    def read(self, kind: str, name: str, index: tuple[slice, ...] | None = None) -> Tensor:
-        """Read a tensor, or the part of it that `index` (leading dimensions) selects, out of all its pieces."""
-        stored = self._stored[kind][name]
+class CheckpointTensors(TensorSource):
+    """Tensors of one kind in a checkpoint, each put together from its pieces.
+
+    Args:
+        folder: the checkpoint.
+        stored: its tensors by name.
+        prefix: selects the tensors whose names begin with it; they are known by the rest of their names.
+    """
+
+    def __init__(self, folder: Path, stored: Mapping[str, StoredTensor], prefix: str) -> None:
+        super().__init__({name.removeprefix(prefix): one for name, one in stored.items() if name.startswith(prefix)})
+        self._folder, self._prefix = folder, prefix
+        self._open: dict[str, safe_open] = {}
+
+    def read(self, name: str, index: tuple[slice, ...] | None = None) -> Tensor:
+        stored = self._described[name]
         index = (*(index or ()), *[slice(None)] * (len(stored.shape) - len(index or ())))
         wanted = [one.indices(size)[:2] for one, size in zip(index, stored.shape, strict=True)]
         shape = tuple(max(0, stop - start) for start, stop in wanted)
         for piece in stored.pieces:
             if piece.shape == shape and all(at == start for at, (start, _) in zip(piece.offset, wanted, strict=True)):
-                return self._handle(piece.file).get_tensor(name)
+                return self._handle(piece.file).get_tensor(self._prefix + name)
         out = torch.empty(shape, dtype=stored.dtype)
         for piece in stored.pieces:
             spans = [
@@ -138,31 +144,19 @@ class CheckpointDir:
             if all(start < stop for start, stop in spans):
                 there = tuple(slice(a - at, b - at) for (a, b), at in zip(spans, piece.offset, strict=True))
                 here = tuple(slice(a - start, b - start) for (a, b), (start, _) in zip(spans, wanted, strict=True))
-                out[here] = self._handle(piece.file).get_slice(name)[there]
+                out[here] = self._handle(piece.file).get_slice(self._prefix + name)[there]
         return out
+
+    def read_all(self) -> dict[str, Tensor]:
+        return {name: self.read(name) for name in self._described}
 
     def _handle(self, name: str) -> safe_open:
         if name not in self._open:
             try:
-                self._open[name] = safe_open(self.path / name, framework="pt")
+                self._open[name] = safe_open(self._folder / name, framework="pt")
             except (OSError, SafetensorError) as error:
-                raise Damaged(f"{self.path / name} cannot be read ({error})") from error
+                raise Damaged(f"{self._folder / name} cannot be read ({error})") from error
         return self._open[name]
-
-
-class CheckpointTensors(TensorSource):
-    """Tensors of one kind in a checkpoint."""
-
-    def __init__(self, checkpoint: CheckpointDir, kind: str, prefix: str) -> None:
-        stored = checkpoint.stored(kind)
-        super().__init__({name.removeprefix(prefix): one for name, one in stored.items() if name.startswith(prefix)})
-        self._checkpoint, self._kind, self._prefix = checkpoint, kind, prefix
-
-    def read(self, name: str, index: tuple[slice, ...] | None = None) -> Tensor:
-        return self._checkpoint.read(self._kind, self._prefix + name, index)
-
-    def read_all(self) -> dict[str, Tensor]:
-        return {name: self.read(name) for name in self._described}
 
 
 def _read_manifest(path: Path) -> tuple[int, dict[str, StoredFile], dict[str, dict[str, StoredTensor]]]:
@@ -189,13 +183,6 @@ def _read_manifest(path: Path) -> tuple[int, dict[str, StoredFile], dict[str, di
         }
         for kind, table in content["tensors"].items()
     }
-    names = {
-        *content["files"],
-        *(piece.file for table in tensors.values() for one in table.values() for piece in one.pieces),
-    }
-    for name in sorted(names):
-        if not _FILE.fullmatch(name) or name not in content["files"]:
-            raise Damaged(f"{file} names {name!r}, which is no file of a checkpoint")
     return content["step"], {name: StoredFile(**one) for name, one in content["files"].items()}, tensors
 
 

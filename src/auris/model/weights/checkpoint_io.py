@@ -31,13 +31,12 @@ from auris.model.weights.checkpoint_dir import (
     Piece,
     State,
     StoredFile,
-    StoredTensor,
     content_digest,
     file_size,
     set_aside,
     step_dir,
 )
-from auris.model.weights.tensors import DTYPES
+from auris.model.weights.tensors import DTYPES, TensorSource
 
 _CODES = {dtype: code for code, dtype in DTYPES.items()}
 
@@ -185,26 +184,23 @@ def _seal(
 ) -> None:
     """Write the manifest and trainer.json, and give the directory its name."""
     files = {name: file for process in written for name, file in process.files.items()}
-    stored: dict[str, dict[str, StoredTensor]] = {kind: {} for kind in tables}
-    for kind, tensors in tables.items():
-        for name, tensor in sorted(tensors.items()):
-            pieces = tuple(process.pieces[kind, name] for process in written if (kind, name) in process.pieces)
+    tensors: dict[str, dict[str, Any]] = {kind: {} for kind in tables}
+    for kind, table in tables.items():
+        for name, tensor in sorted(table.items()):
+            pieces = [process.pieces[kind, name] for process in written if (kind, name) in process.pieces]
             covered = sum(math.prod(piece.shape) for piece in pieces)  # pieces do not overlap
             assert covered == tensor.numel(), f"{name} of shape {tuple(tensor.shape)} is not made up by {pieces}"
-            stored[kind][name] = StoredTensor(tuple(tensor.shape), tensor.dtype, pieces)
+            tensors[kind][name] = [tuple(tensor.shape), _CODES[tensor.dtype], pieces]
     for name, described in files.items():
         if file_size(partial / name) != described.bytes:
             raise OSError(f"{partial / name} is not there: all processes must write to one shared file system")
-    text = json.dumps(_with_text_keys(state), ensure_ascii=False)
+    text = json.dumps(state, ensure_ascii=False)
     files[TRAINER] = _write(partial / TRAINER, [text.encode()])
     content = {
         "format": FORMAT,
         "step": state["step"],
         "files": {name: one._asdict() for name, one in files.items()},
-        "tensors": {
-            kind: {name: [one.shape, _CODES[one.dtype], one.pieces] for name, one in table.items()}
-            for kind, table in stored.items()
-        },
+        "tensors": tensors,
     }
     manifest = json.dumps({"content": content, "sha256": content_digest(content)})
     _write(partial / MANIFEST, [manifest.encode()])
@@ -214,14 +210,6 @@ def _seal(
     sync_directory(final.parent)
     if removed:
         shutil.rmtree(removed)
-
-
-def _with_text_keys(value: Any) -> Any:
-    """Return a JSON value unchanged, asserting that keys are text: JSON would turn numbers into text."""
-    if isinstance(value, Mapping):
-        assert all(isinstance(key, str) for key in value), list(value)
-        return {key: _with_text_keys(inner) for key, inner in value.items()}
-    return [_with_text_keys(inner) for inner in value] if isinstance(value, (list, tuple)) else value
 
 
 # --- restoring ----------------------------------------------------------------------------------------------------
@@ -234,67 +222,52 @@ def restore(checkpoint: CheckpointDir, *, module: nn.Module, optimizer: Optimize
     Raises:
         UserError: tensors are missing, unexpected or of another shape, or the optimizer has other groups.
     """
-    stored = checkpoint.stored("weights")
-    targets = _once(module.state_dict(keep_vars=True))
-    _compare(checkpoint.path, {name: tuple(tensor.shape) for name, tensor in targets.items()}, stored)
+    weights, targets = checkpoint.tensors(), _once(module.state_dict(keep_vars=True))
+    _compare(checkpoint.path, targets, weights)
     groups = checkpoint.state["groups"]
     ours = _groups(module, optimizer)
     if optimizer is not None and [group["params"] for group in groups] != [group["params"] for group in ours]:
         raise UserError(f"{checkpoint.path} was written by an optimizer with other groups of parameters")
     for name, tensor in targets.items():
-        _fill(tensor, checkpoint, "weights", name)
+        _fill(tensor, weights, name)
     if optimizer is not None:
-        _restore_optimizer(checkpoint, groups, module, optimizer)
+        _restore_optimizer(checkpoint.tensors("optimizer"), groups, module, optimizer)
 
 
-def _restore_optimizer(
-    checkpoint: CheckpointDir, groups: Sequence[Group], module: nn.Module, optimizer: Optimizer
-) -> None:
-    keys: dict[str, list[str]] = {}
-    for name in checkpoint.stored("optimizer"):
-        key, _, parameter = name.partition(".")
-        keys.setdefault(parameter, []).append(key)
-    names = _parameter_names(module)
+def _compare(path: Path, targets: Mapping[str, Tensor], stored: TensorSource) -> None:
+    names = stored.keys()
+    faults = [f"{name} is missing" for name in targets if name not in names]
+    faults += [f"{name} is unexpected" for name in names if name not in targets]
+    faults += [
+        f"{name} has shape {stored.shape(name)}, expected {tuple(tensor.shape)}"
+        for name, tensor in targets.items()
+        if name in names and stored.shape(name) != tuple(tensor.shape)
+    ]
+    if faults:
+        raise UserError(f"{path} does not fit the model: {'; '.join(faults[:5])}" + ("; ..." if faults[5:] else ""))
+
+
+def _restore_optimizer(stored: TensorSource, groups: Sequence[Group], module: nn.Module, optimizer: Optimizer) -> None:
+    parameters, names = dict(module.named_parameters()), stored.keys()
+    for name in names:
+        key, _, parameter_name = name.partition(".")
+        parameter = parameters[parameter_name]
+        if key == "step":  # torch's optimizers count on the host
+            state = stored.read(name).clone()
+        else:
+            state = torch.zeros_like(parameter, dtype=stored.dtype(name))
+            _fill(state, stored, name)
+        optimizer.state[parameter][key] = state
     for group, saved in zip(optimizer.param_groups, groups, strict=True):
-        for parameter in group["params"]:
-            name = names[id(parameter)]
-            optimizer.state[parameter] = {
-                key: _optimizer_state(checkpoint, key, name, parameter, group) for key in keys.get(name, ())
-            }
         settings = {key: value for key, value in saved.items() if key != "params"}
         group.update({key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()})
 
 
-def _optimizer_state(checkpoint: CheckpointDir, key: str, name: str, parameter: Tensor, group: Group) -> Tensor:
-    if key == "step":  # torch's optimizers count on the host unless they are fused or capturable
-        counts_there = group.get("fused") or group.get("capturable")
-        return checkpoint.read("optimizer", f"{key}.{name}").clone().to(parameter.device if counts_there else "cpu")
-    stored = checkpoint.stored("optimizer")[f"{key}.{name}"]
-    if stored.shape != tuple(parameter.shape):
-        raise UserError(
-            f"{checkpoint.path}: {key} of {name} has shape {stored.shape}, expected {tuple(parameter.shape)}"
-        )
-    value = torch.zeros_like(parameter, dtype=stored.dtype, memory_format=torch.preserve_format)
-    _fill(value, checkpoint, "optimizer", f"{key}.{name}")
-    return value
-
-
-def _fill(tensor: Tensor, checkpoint: CheckpointDir, kind: str, name: str) -> None:
+def _fill(tensor: Tensor, source: TensorSource, name: str) -> None:
+    """Copy this process's part of a stored tensor into `tensor`."""
     local, index = local_part(tensor)
     if local.numel():
-        local.copy_(checkpoint.read(kind, name, index))
-
-
-def _compare(path: Path, targets: Mapping[str, tuple[int, ...]], stored: Mapping[str, StoredTensor]) -> None:
-    faults = [f"{name} is missing" for name in targets if name not in stored]
-    faults += [f"{name} is unexpected" for name in stored if name not in targets]
-    faults += [
-        f"{name} has shape {stored[name].shape}, expected {shape}"
-        for name, shape in targets.items()
-        if name in stored and stored[name].shape != shape
-    ]
-    if faults:
-        raise UserError(f"{path} does not fit the model: {'; '.join(faults[:5])}" + ("; ..." if faults[5:] else ""))
+        local.copy_(source.read(name, index))
 
 
 def _tables(module: nn.Module, optimizer: Optimizer | None) -> dict[str, dict[str, Tensor]]:

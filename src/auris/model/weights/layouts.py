@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from itertools import islice
@@ -16,14 +16,12 @@ class Layout:
     Attributes:
         names: our name -> theirs; the first match counts. `*` stands for one dotted component, `**` for all that
             follow. Several of our tensors with one name there are joined row-wise, in this order.
-        mark: pattern of a name that only this layout and none of those after it contains; None if there is none.
         parts: parts of our model that such files hold; empty if they hold all of it.
         spellings: (pattern, replacement) pairs that turn other spellings of their names into the one in `names`.
         left_out: pattern of names that we do not use.
     """
 
     names: Mapping[str, str]
-    mark: str | None = None
     parts: tuple[str, ...] = ()
     spellings: tuple[tuple[str, str], ...] = ()
     left_out: str | None = None
@@ -108,18 +106,16 @@ def _under(ours: str, theirs: str, names: Mapping[str, str]) -> dict[str, str]:
     return {ours + a: theirs + b for a, b in names.items()}
 
 
-# By the `model_type` of their config.json where there is one. `layout_of` tries them in this order.
+# By the `model_type` of their config.json where there is one.
 LAYOUTS = {
     # Ours. In the checkpoint of a run the names begin with `net.`, those of the objective with `objective.`.
     "auris": Layout(
-        mark=r"(net|objective|llm)\.|encoder\.positions$",
         names={"**": "**"},
         spellings=((r"^net\.", ""),),
         left_out=r"objective\.",
     ),
     # Files have the names of the first release; in transformers >= 5 a model in memory nests them one level deeper.
     "qwen2_audio": Layout(
-        mark=r"(model\.)?audio_tower\.",
         names={
             **_under("encoder.", "audio_tower.", _TRANSFORMERS_ENCODER),
             "projector.*": "multi_modal_projector.linear.*",
@@ -132,7 +128,6 @@ LAYOUTS = {
         ),
     ),
     "qwen_audio": Layout(  # Qwen-7B itself too, which has no audio module
-        mark=r"transformer\.(audio|h\.\d+\.mlp\.w1)\.",
         names={
             **_under("encoder.", "transformer.audio.", _OPENAI_ENCODER),
             "projector.*": "transformer.audio.proj.*",
@@ -141,13 +136,11 @@ LAYOUTS = {
         },
     ),
     "whisper_openai": Layout(
-        mark=r"encoder\.positional_embedding$",
         names=_under("encoder.", "encoder.", _OPENAI_ENCODER),
         parts=("encoder",),
         left_out=r"decoder\.",
     ),
     "whisper": Layout(
-        mark=r"(model\.)?encoder\.conv1\.",
         names=_under("encoder.", "encoder.", _TRANSFORMERS_ENCODER),
         parts=("encoder",),
         spellings=((r"^model\.", ""),),
@@ -155,9 +148,3 @@ LAYOUTS = {
     ),
     "causal_lm": Layout(names={"llm.**": "**"}, parts=("llm",)),
 }
-
-
-def layout_of(names: Collection[str]) -> str:
-    """Return the layout that tensor names follow: a key of LAYOUTS, "causal_lm" if no other one fits."""
-    marks = ((name, re.compile(layout.mark)) for name, layout in LAYOUTS.items() if layout.mark)
-    return next((name for name, mark in marks if any(map(mark.match, names))), "causal_lm")

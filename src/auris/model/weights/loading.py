@@ -17,7 +17,7 @@ from torch import Tensor
 from auris.errors import UserError
 from auris.model import adapters
 from auris.model.dtensor import local_part
-from auris.model.weights.layouts import LAYOUTS, Layout, layout_of
+from auris.model.weights.layouts import LAYOUTS, Layout
 from auris.model.weights.tensors import TensorSource
 
 if TYPE_CHECKING:  # it brings transformers, which takes seconds
@@ -45,33 +45,16 @@ class InitialWeights:
         load(net, self.source, layout=self.layout, parts=self.parts, where=self.where, seed=seed)
 
 
-@dataclass(frozen=True, kw_only=True)
-class LoadReport:
-    """What `load` did.
-
-    Attributes:
-        layout: a key of LAYOUTS.
-        parts: the parts of the net that were filled.
-        n_tensors: number of tensors read.
-        grown: our name -> rows before and after, of tables that grew.
-    """
-
-    layout: str
-    parts: list[str]
-    n_tensors: int
-    grown: dict[str, tuple[int, int]]
-
-
 @torch.no_grad()
 def load(
     net: AudioLM,
     source: TensorSource,
     *,
-    layout: str | None = None,
+    layout: str,
     parts: Collection[str] | None = None,
     where: str,
     seed: int = 0,
-) -> LoadReport:
+) -> None:
     """Fill a net's parts from a source: all of them or nothing.
 
     A vocabulary can grow: if the source is a language model alone and has fewer rows than the net, the old rows are
@@ -82,7 +65,7 @@ def load(
         net: a net with memory, its tensors plain or sharded (each rank reads its own slices only). Dtypes stay as they
             are, and so do adapters.
         source: tensors, in files or in memory.
-        layout: the layout of the source's names, a key of LAYOUTS; recognised by the names if not given.
+        layout: the layout of the source's names, a key of LAYOUTS.
         parts: parts of the net (`encoder`, ..., `llm`); all that the layout holds if not given.
         where: what the user calls the source, the beginning of every message: `weights.llm=DIR`.
         seed: seed of a grown vocabulary's new rows.
@@ -90,10 +73,8 @@ def load(
     Raises:
         UserError: a tensor is missing, unexpected or of another shape (with both shapes), or the source lacks a part.
     """
-    layout = layout or layout_of(source.keys())
     where = f"{where} ({layout} layout)"
-    parts = _choose(net, parts, LAYOUTS[layout], where)
-    match = _match(net, source, LAYOUTS[layout], parts)
+    match = _match(net, source, LAYOUTS[layout], _choose(net, parts, LAYOUTS[layout], where))
     if match.faults:
         rest = f"; and {len(match.faults) - _SHOWN} more" if len(match.faults) > _SHOWN else ""
         raise UserError(f"{where} does not fit the model: {'; '.join(match.faults[:_SHOWN])}{rest}")
@@ -107,7 +88,6 @@ def load(
             else:
                 _copy(tensor, source, name, first_row=row)
                 row += tensor.shape[0] if tensor.ndim else 0
-    return LoadReport(layout=layout, parts=parts, n_tensors=len(match.wanted), grown=match.grown)
 
 
 def misfits(net: AudioLM, source: TensorSource, layout: str) -> list[str]:
@@ -123,14 +103,14 @@ class _Match:
         targets: our name -> the net's tensor.
         stored: their name -> the source's own spelling of it, in the source's order.
         wanted: their name -> ours, several where they are joined.
-        grown: our name -> rows there and here, of tables that grow.
+        grown: our names of the tables that grow.
         faults: what does not fit, a phrase each.
     """
 
     targets: dict[str, Tensor]
     stored: dict[str, str]
     wanted: dict[str, list[str]]
-    grown: dict[str, tuple[int, int]]
+    grown: set[str]
     faults: list[str]
 
 
@@ -148,13 +128,13 @@ def _match(net: AudioLM, source: TensorSource, table: Layout, parts: Collection[
         if theirs not in wanted and all(_part(known) in parts for known in table.ours(theirs))
     ]
     llm_alone = all(_part(known) == "llm" for theirs in stored for known in table.ours(theirs))
-    vocabulary, grown = _vocabulary(net), {}
+    vocabulary, grown = _vocabulary(net), set()
     for theirs in filter(stored.__contains__, wanted):
         first, members = wanted[theirs][0], [targets[name] for name in wanted[theirs]]
         found, expected = source.shape(stored[theirs]), _joined_shape(members)
         other_rows = first in vocabulary and found[1:] == expected[1:] and found[0] != expected[0]
         if other_rows and llm_alone and found[0] < expected[0]:
-            grown[first] = (found[0], expected[0])
+            grown.add(first)
         elif found != expected:
             hint = f" (set model.vocab_rows={found[0]} for its vocabulary)" if other_rows else ""
             faults.append(f"{stored[theirs]} has shape {found}, expected {expected}{hint}")

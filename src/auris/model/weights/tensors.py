@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from auris.errors import MissingFileError, UserError
+from auris.files import read_json
 from auris.model import adapters, dtensor
 
 DTYPES = {  # by their codes in a safetensors header
@@ -123,7 +123,7 @@ def _open(file: Path) -> safe_open:
 def _shards(index: Path) -> dict[str, Path]:
     """Return the file of each tensor in the shards that an index names."""
     try:
-        listed = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        listed = read_json(index)["weight_map"]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{index} is no index of shards: expected JSON with a weight_map") from error
     files: dict[str, Path] = {}

@@ -62,13 +62,7 @@ class CTC(Objective):
         return losses.sum(), {"rows_too_short_for_ctc": (losses == 0).sum()}
 
     def answer(
-        self,
-        net: nn.Module,
-        pack: Pack,
-        settings: Generation,
-        *,
-        more: More = no_more,
-        **options: Any,
+        self, net: nn.Module, pack: Pack, settings: Generation, *, more: More = no_more, **options: Any
     ) -> list[list[int]]:
         """Return the best path without repeats and blanks, up to a token of `stop` or `max_new_tokens`.
 
