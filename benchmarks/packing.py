@@ -8,7 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from auris.audio import MAX_SAMPLES, SAMPLE_RATE, Geometry, frames
-from auris.data.plan import Plan, Source
+from auris.data.manifests import Manifest
+from auris.data.plan import Plan
+from auris.data.rows import Row
 from benchmarks import Report
 from benchmarks.models import ANSWER_RATE, PROMPT
 
@@ -58,7 +60,7 @@ def report(preset: Preset, *, seed: int = 0) -> Report:
     text = PROMPT + np.maximum(1, np.round(ANSWER_RATE * durations)).astype(int)
     lengths = np.array([geometry.tokens(n) for n in valid]) + text
     plan = Plan(
-        sources=[Source(name="simulated", ids=[str(n) for n in range(preset.rows)], weight=None, first=0)],
+        sources=[Manifest("simulated", [Row(str(n)) for n in range(preset.rows)])],
         lengths=lengths,
         seed=seed,
         rows_per_step=None,

@@ -30,7 +30,7 @@ def test_what_is_damaged_is_none_and_said(tmp_path: Path, left: int) -> None:
 
 def test_a_disk_that_takes_nothing_stops_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
-    with pytest.warns(UserWarning, match="cannot be written"):
+    with pytest.warns(UserWarning, match="was not written"):
         array_cache.save(tmp_path / "file" / "a.npz", numbers=np.arange(3))
 
     def full(*_: object, **__: object) -> None:

@@ -191,13 +191,15 @@ def test_a_pack_of_which_nothing_can_be_read_is_an_empty_one_with_reasons(tmp_pa
 def test_training_rows_of_which_none_can_be_used_are_an_error_with_the_first_reason(tmp_path):
     rows = [row | {"text": ""} for row in speech_rows(tmp_path, [0.3, 0.4])]
     write_manifest(tmp_path / "train.jsonl", rows)
-    with pytest.raises(ValueError, match=r"none of the 2 rows can be used \(the first, r0: label `text` is empty\)"):
+    with pytest.raises(
+        ValueError, match=r"2 of the 2 rows cannot be used, .* \(the first, r0: label `text` is empty\)"
+    ):
         module(tmp_path)
 
 
 def test_more_unusable_rows_than_may_be_end_the_run_before_it_starts(speech, tmp_path):
     spoil(tmp_path, text="")
-    said = r"1 of the 14 rows cannot be used, more than data.max_unusable=0.05 of them \(the first, r5: label `text` is"
+    said = r"1 of the 14 rows cannot be used, .* data.max_unusable=0.05, .* \(the first, r5: label `text` is"
     with pytest.raises(ValueError, match=said):
         module(tmp_path, max_unusable=0.05)
     assert module(tmp_path, max_unusable=0.1).problems() and not module(speech, max_unusable=0).problems()

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from auris.data.epoch_stats import survey
-from auris.data.plan import Plan, Source
+from auris.data.manifests import Manifest
+from auris.data.plan import Plan
 from auris.data.rows import Row
 
 N = 60
@@ -19,9 +20,8 @@ SAMPLES = SimpleNamespace(seconds=lambda row: 2.0 if row.labels["task"] == "asr"
 
 
 def plan(**changed) -> Plan:
-    source = Source(name="all", ids=tuple(row.id for row in ROWS), weight=None, first=0)
     settings = {"rows_per_step": 6, "token_budget": 64, "seed": 0, **changed}
-    return Plan(sources=[source], lengths=TOKENS, **settings)
+    return Plan(sources=[Manifest("all", ROWS)], lengths=TOKENS, **settings)
 
 
 @pytest.mark.parametrize("settings", [{}, {"rows_per_step": 7}, {"rows_per_step": None, "packs_per_step": 4}])

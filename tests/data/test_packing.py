@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
+from itertools import accumulate, pairwise
 
 import numpy as np
 import pytest
@@ -12,24 +13,25 @@ import torch
 
 from auris.audio import Geometry, stored
 from auris.data.collate import Sample, collate
-from auris.data.plan import Plan, Source
-from auris.data.rows import row_key, row_seed
+from auris.data.manifests import Manifest
+from auris.data.plan import Plan
+from auris.data.rows import Row, row_seed
 from auris.model.pack import IGNORE
 
 GEOMETRY = Geometry(n_mels=5, pool=2)
 
 
-def sources(*sizes: int, weights: tuple[float, ...] | None = None) -> list[Source]:
-    firsts = np.cumsum([0, *sizes])
+def sources(*sizes: int, weights: tuple[float, ...] | None = None) -> list[Manifest]:
     return [
-        Source(
-            name=f"s{k}",
-            ids=[f"s{k}-{i}" for i in range(size)],
-            weight=weights[k] if weights else None,
-            first=int(firsts[k]),
-        )
+        Manifest(f"s{k}", [Row(f"s{k}-{i}") for i in range(size)], weights[k] if weights else None)
         for k, size in enumerate(sizes)
     ]
+
+
+def numbers_of(manifests: Iterable[Manifest]) -> list[range]:
+    """The numbers of each manifest's rows, which are counted through all manifests."""
+    ends = accumulate((len(manifest.rows) for manifest in manifests), initial=0)
+    return [range(start, end) for start, end in pairwise(ends)]
 
 
 def lengths(n_rows: int, longest: int = 100) -> np.ndarray:
@@ -76,7 +78,7 @@ def mixed(*caps: int | None, sizes=(64, 9, 1), **changed) -> Plan:
 
 def quotas(p: Plan, n_epochs: int) -> list[list[int]]:
     """Rows of each source in each epoch of the stream."""
-    n, ends = p.epoch_rows, np.cumsum([len(source.ids) for source in p.sources])
+    n, ends = p.epoch_rows, np.cumsum([len(source.rows) for source in p.sources])
     rows = np.array([row for row, _ in take(p, n_epochs * n)]).reshape(n_epochs, n)
     return [np.bincount(np.searchsorted(ends, one, side="right"), minlength=len(ends)).tolist() for one in rows]
 
@@ -101,11 +103,10 @@ def test_every_epoch_holds_the_quota_of_each_source_exactly(settings, expected):
 def test_no_row_of_a_source_comes_again_before_all_of_them_have_come(settings):
     p = mixed(*settings.get("caps", ()), temperature=settings.get("temperature"))
     stream = take(p, 12 * p.epoch_rows)
-    for source in p.sources:
-        seen = [(row, turn) for row, turn in stream if 0 <= row - source.first < len(source.ids)]
-        for turn, start in enumerate(range(0, len(seen) - len(source.ids) + 1, len(source.ids))):
-            rows = range(source.first, source.first + len(source.ids))
-            assert sorted(seen[start : start + len(source.ids)]) == [(row, turn) for row in rows]
+    for rows in numbers_of(p.sources):
+        seen = [(row, turn) for row, turn in stream if row in rows]
+        for turn, start in enumerate(range(0, len(seen) - len(rows) + 1, len(rows))):
+            assert sorted(seen[start : start + len(rows)]) == [(row, turn) for row in rows]
 
 
 @pytest.mark.parametrize("rows_per_step", [8, None])
@@ -144,12 +145,9 @@ def test_epochs_seeds_and_sources_have_orders_of_their_own():
 
 def test_the_stream_does_not_depend_on_the_order_of_manifest_or_sources():
     first, second = sources(30, 12)
-    ids = [*first.ids, *second.ids]
-    turned = [
-        Source(name=second.name, ids=second.ids[::-1], weight=None, first=0),
-        Source(name=first.name, ids=first.ids[5:] + first.ids[:5], weight=None, first=12),
-    ]
-    turned_ids = [*turned[0].ids, *turned[1].ids]
+    ids = [row.id for row in first.rows + second.rows]
+    turned = [replace(second, rows=second.rows[::-1]), replace(first, rows=first.rows[5:] + first.rows[:5])]
+    turned_ids = [row.id for one in turned for row in one.rows]
     common = dict(lengths=np.full(42, 50), seed=3, rows_per_step=8, token_budget=128)
     a, b = Plan(sources=[first, second], **common), Plan(sources=turned, **common)
     for k in range(12):
@@ -157,17 +155,6 @@ def test_the_stream_does_not_depend_on_the_order_of_manifest_or_sources():
         assert [[ids[row] for row, _ in pack] for pack in a.packs(k, world=2, rank=1)] == [
             [turned_ids[row] for row, _ in pack] for pack in b.packs(k, world=2, rank=1)
         ]
-
-
-def test_keys_that_are_known_already_make_the_same_plan():
-    (source,) = sources(40)
-    known = replace(source, keys=np.array([row_key(name) for name in source.ids], dtype=np.uint64))
-    settings = dict(lengths=lengths(40), seed=3, rows_per_step=8, token_budget=256)
-    a, b = Plan(sources=[source], **settings), Plan(sources=[known], **settings)
-    assert [a.step(k) for k in range(12)] == [b.step(k) for k in range(12)]
-    twice = replace(known, keys=np.zeros(40, dtype=np.uint64))
-    with pytest.raises(ValueError, match="row id 's0-0' occurs twice"):
-        Plan(sources=[twice], **settings)
 
 
 def test_a_row_added_to_a_source_keeps_the_order_of_the_others():
@@ -183,8 +170,8 @@ def test_weights_hold_at_every_point_of_the_stream(weights, error):
     p = plan(*range(7, 7 + len(weights)), weights=weights)
     stream = np.array([row for row, _ in take(p, 2000)])
     shares = np.array(weights) / sum(weights)
-    for source, share in zip(p.sources, shares, strict=True):
-        mine = (stream >= source.first) & (stream < source.first + len(source.ids))
+    for rows, share in zip(numbers_of(p.sources), shares, strict=True):
+        mine = (stream >= rows.start) & (stream < rows.stop)
         expected = share * np.arange(1, len(stream) + 1)
         assert np.abs(np.cumsum(mine) - expected).max() <= error + 1e-6
     counts = Counter(take(p, 2000))
@@ -359,16 +346,6 @@ def test_processes_must_divide_the_packs_of_a_step():
         (lambda: plan(3, token_budget=0), r"data\.token_budget=0"),
         (lambda: plan(3, 3, weights=(1.0, 0.0)), "s1: weight=0.0"),
         (lambda: plan(3, 3, weights=(1.0, None)), "for each of them or for none"),
-        (
-            lambda: Plan(
-                sources=[Source(name="s", ids=["a", "b", "a"], weight=None, first=0)],
-                lengths=np.ones(3, int),
-                seed=0,
-                rows_per_step=1,
-                token_budget=9,
-            ),
-            "s: row id 'a' occurs twice",
-        ),
     ],
 )
 def test_impossible_plans_are_refused(make, reason):

@@ -164,7 +164,9 @@ def test_a_table_that_is_no_text_is_named(tmp_path):
 
 def test_a_line_of_json_that_is_no_object_is_named(tmp_path):
     layouts.text(tmp_path / "t.jsonl", "[1, 2]", "{oops", "")
-    assert all("is no JSON object" in row["problem"] for row in read(tmp_path, files="t.jsonl"))
+    first, second = read(tmp_path, files="t.jsonl")
+    assert first["problem"] == "t.jsonl:1: a row is a JSON object, got list"
+    assert second["problem"].startswith("t.jsonl:2: not JSON")
 
 
 # --- data sets of the hub ---

@@ -155,7 +155,7 @@ def test_utterances_that_cannot_be_heard_or_have_no_text_are_named(tmp_path):
     rows = read_kaldi(kaldi_folder(tmp_path))
     assert "wav.scp has a command for rec2, and none is executed" in rows["k/train/bob-1"]["problem"]
     assert "segments does not have it" in rows["k/train/bob-2"]["problem"]
-    assert "its times as 0 x, expected seconds" in rows["k/train/cat-1"]["problem"]
+    assert "segments does not have it as `cat-1 RECORDING START END`, with seconds" in rows["k/train/cat-1"]["problem"]
     assert "text" not in rows["k/train/bob-3"] and "needs the label `text`" in tasks.check(rows["k/train/bob-3"])
 
 

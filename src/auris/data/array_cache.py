@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from auris.files import open_atomic
+from auris.files import open_atomic, tolerate_write_errors
 
 
 def load(path: Path) -> dict[str, np.ndarray] | None:
@@ -26,8 +26,5 @@ def load(path: Path) -> dict[str, np.ndarray] | None:
 
 def save(path: Path, **arrays: Any) -> None:
     """Write arrays atomically; several runs may write the same file. A failure is a warning."""
-    try:
-        with open_atomic(path, "wb") as file:
-            np.savez(file, **arrays)
-    except OSError as error:
-        warnings.warn(f"{path} cannot be written ({error}): it is computed again the next time", stacklevel=2)
+    with tolerate_write_errors(path), open_atomic(path, "wb") as file:
+        np.savez(file, **arrays)

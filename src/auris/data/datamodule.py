@@ -8,24 +8,21 @@ and resuming is arithmetic.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import lightning as L
 import numpy as np
 from torch.utils.data import Dataset
 
 from auris.data.batches import Questions, Rows, Steps, by_length, drop_over_budget
-from auris.data.epoch_stats import STEPS, EpochStats, survey
-from auris.data.lengths import measure
+from auris.data.lengths import Lengths, measure
 from auris.data.loader import Loader
-from auris.data.manifests import Ids, Joined, Manifest, keys, read_manifests
-from auris.data.plan import Entry, Plan, Source
+from auris.data.manifests import EntryConfig, Joined, Manifest, read_manifests
+from auris.data.plan import Entry, Plan
 from auris.data.rows import Row, group, is_asked, metric
 from auris.data.samples import Samples
 from auris.errors import UserError
-from auris.model.pack import Pack
 
 
 class AudioDataModule(L.LightningDataModule):
@@ -50,8 +47,8 @@ class AudioDataModule(L.LightningDataModule):
         *,
         samples: Samples,
         valid_samples: Samples,
-        train: Sequence[str | Mapping[str, Any]],
-        valid: Sequence[str | Mapping[str, Any]],
+        train: Sequence[EntryConfig],
+        valid: Sequence[EntryConfig],
         max_steps: int,
         rows_per_step: int | None,
         token_budget: int,
@@ -85,15 +82,12 @@ class AudioDataModule(L.LightningDataModule):
     def setup(self, stage: str) -> None:
         if self.plan is not None:
             return
-        manifests = read_manifests(self.train, key="data.train", cache_dir=self.cache_dir)
-        self.digests = {str(manifest.path): manifest.digest for manifest in manifests}
-        self.rows = Joined([manifest.rows for manifest in manifests])
-        self.lengths = measure(manifests, self.samples, self.cache_dir)
+        manifests, self.rows, self.lengths = self._read("data.train", self.train, self.samples)
         if self.samples.long_audio == "skip":
             self.lengths = drop_over_budget(self.lengths, self.token_budget)
         self._check_usable()
         self.plan = Plan(
-            sources=_sources(manifests),
+            sources=manifests,
             lengths=self.lengths.tokens,
             seed=self.seed,
             rows_per_step=self.rows_per_step,
@@ -101,10 +95,14 @@ class AudioDataModule(L.LightningDataModule):
             packs_per_step=self.packs_per_step,
             temperature=self.temperature,
         )
-        manifests = read_manifests(self.valid, key="data.valid", cache_dir=self.cache_dir)
+        _, self.valid_rows, self.valid_lengths = self._read("data.valid", self.valid, self.valid_samples)
+
+    def _read(
+        self, key: str, entries: Sequence[EntryConfig], samples: Samples
+    ) -> tuple[list[Manifest], Joined, Lengths]:
+        manifests = read_manifests(entries, key=key, cache_dir=self.cache_dir)
         self.digests |= {str(manifest.path): manifest.digest for manifest in manifests}
-        self.valid_rows = Joined([manifest.rows for manifest in manifests])
-        self.valid_lengths = measure(manifests, self.valid_samples, self.cache_dir)
+        return manifests, Joined([one.rows for one in manifests]), measure(manifests, samples, self.cache_dir)
 
     def train_dataloader(self) -> Loader:
         world, rank = self._place()
@@ -112,10 +110,6 @@ class AudioDataModule(L.LightningDataModule):
         self.plan.step(self.trainer.global_step)  # its order is found once: workers, forked from here, share it
         self._steps = self._loader(dataset, self.trainer.global_step, self.max_steps)
         return self._steps
-
-    def first_step(self) -> list[Pack]:
-        """All packs of the first step, as a single process would have them."""
-        return Steps(self.rows, self.plan, self.samples, 1, 0)[0]
 
     def val_dataloader(self) -> Loader:
         world, rank = self._place()
@@ -148,10 +142,6 @@ class AudioDataModule(L.LightningDataModule):
         taken, self._waited = waited - self._waited, waited
         return taken
 
-    def survey(self, ranks: int, most: int = STEPS) -> EpochStats:
-        """What an epoch comes to on so many ranks."""
-        return survey(self.rows, self.plan, self.samples, ranks=ranks, most=most)
-
     def problems(self) -> list[tuple[str, str]]:
         """(row id, reason) of the rows that were known to be unusable before training."""
         pairs = ((self.rows, self.lengths), (self.valid_rows, self.valid_lengths))
@@ -173,12 +163,10 @@ class AudioDataModule(L.LightningDataModule):
         if unusable < of and unusable <= self.max_unusable * of:
             return
         number, reason = next(iter(self.lengths.problems.items()))
-        found = f"none of the {of} rows can be used"
-        if unusable < of:
-            found = (
-                f"{unusable} of the {of} rows cannot be used, more than data.max_unusable={self.max_unusable} of them"
-            )
-        raise UserError(f"data.train: {found} (the first, {self.rows[number].id}: {reason})")
+        raise UserError(
+            f"data.train: {unusable} of the {of} rows cannot be used, expected a share of at most "
+            f"data.max_unusable={self.max_unusable}, and less than all (the first, {self.rows[number].id}: {reason})"
+        )
 
     def _loader(self, dataset: Dataset, start: int, stop: int) -> Loader:
         return Loader(
@@ -198,13 +186,3 @@ class AudioDataModule(L.LightningDataModule):
     def _place(self) -> tuple[int, int]:
         place = self.trainer.distributed_sampler_kwargs  # right for tensor parallelism too
         return (place["num_replicas"], place["rank"]) if place else (1, 0)
-
-
-def _sources(manifests: Sequence[Manifest]) -> list[Source]:
-    first, found = 0, []
-    for manifest in manifests:
-        facts = {"ids": Ids(manifest.rows), "keys": keys(manifest.rows)}
-        mix = {"weight": manifest.weight, "max_per_epoch": manifest.max_per_epoch}
-        found.append(Source(name=manifest.name, first=first, **facts, **mix))
-        first += len(manifest.rows)
-    return found

@@ -135,7 +135,8 @@ def _dialogue(fields: Fields) -> Fields:
 def _place(messages: Sequence[Any], audios: Sequence[Any]) -> list[Any]:
     """The k-th mark in what the user says, or the k-th part {type: audio} that names none, is the k-th of `audios`."""
     messages = [_divide(message) for message in messages]
-    parts = [part for message in messages if _has_parts(message) for part in message["content"]]
+    asked = [message for message in messages if isinstance(message, Mapping) and message.get("role") == "user"]
+    parts = [part for message in asked if isinstance(message.get("content"), list) for part in message["content"]]
     marks = parts.count(_UNNAMED)
     if marks != len(audios):
         named = sum(isinstance(part, Mapping) and ("audio" in part or "audio_url" in part) for part in parts)
@@ -147,11 +148,6 @@ def _place(messages: Sequence[Any], audios: Sequence[Any]) -> list[Any]:
         if part == _UNNAMED:
             part["audio"] = next(remaining)
     return messages
-
-
-def _has_parts(message: Any) -> bool:
-    """Whether a message is the user's and its content a list."""
-    return isinstance(message, Mapping) and message.get("role") == "user" and isinstance(message.get("content"), list)
 
 
 def _divide(message: Any) -> Any:

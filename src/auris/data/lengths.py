@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from dataclasses import dataclass
+from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from auris.errors import AudioError, RowError, UserError
 from auris.files import digest
 from auris.text import tasks
 
-_VERSION = 3  # of the arrays on disk
+_VERSION = 4  # of the arrays on disk
 _CHUNK = 10_000  # rows that a process measures at a time; with fewer there is no progress bar
 _MAX_FAMILIES = 10_000  # with labels that differ in each row there would be as many families as rows
 _HASHED_LABELS = {str, type(None)}  # types whose values are equal only where they are the same label
@@ -72,30 +72,16 @@ def _join(total: int, parts: Iterable[tuple[int, Lengths]]) -> Lengths:
 
 
 def _cached(manifest: Manifest, samples: Samples, cache_dir: Path) -> Lengths:
-    path = cache_dir / f"lengths-{_key(manifest, samples)}.npz"
+    key = digest([_VERSION, manifest.rows_digest, prompt_digest(samples), *_unstated(manifest)])
+    path = cache_dir / f"lengths-{key}.npz"
     if stored := array_cache.load(path):
-        tables = (json.loads(str(stored[name])) for name in ("problems", "dropped"))
-        measured = Lengths(stored["tokens"], *({int(k): v for k, v in table.items()} for table in tables))
-        unread = stored["unread"].tolist()
-        if not unread:
-            return measured
-        measured = _measure_again(measured, unread, manifest.rows, samples)
-    else:
-        measured = _measure(manifest.rows, samples)
-    unread = [number for number, problem in measured.problems.items() if isinstance(problem, Unread)]
-    tables = {"problems": json.dumps(measured.problems), "dropped": json.dumps(measured.dropped)}
-    array_cache.save(path, tokens=measured.tokens, unread=np.array(unread, dtype=np.int64), **tables)
+        return Lengths(stored["tokens"], *(dict(json.loads(str(stored[name]))) for name in ("problems", "dropped")))
+    measured = _measure(manifest.rows, samples)
+    # A row whose file could not be read is measured again at the next start.
+    if not any(isinstance(problem, Unread) for problem in measured.problems.values()):
+        tables = {name: json.dumps(list(getattr(measured, name).items())) for name in ("problems", "dropped")}
+        array_cache.save(path, tokens=measured.tokens, **tables)
     return measured
-
-
-def _measure_again(before: Lengths, numbers: Sequence[int], rows: Sequence[Row], samples: Samples) -> Lengths:
-    """Lengths in which these rows, whose files could not be read, are what they are now."""
-    again = set(numbers)
-    problems = {number: reason for number, reason in before.problems.items() if number not in again}
-    now = (
-        (number, _measure_chunk([Undecoded(None, partial(rows.__getitem__, number))], samples)) for number in numbers
-    )
-    return _join(len(rows), [(0, replace(before, problems=problems)), *now])
 
 
 def _measure(rows: Sequence[Row], samples: Samples) -> Lengths:
@@ -144,12 +130,8 @@ def _measure_chunk(rows: Iterable[Undecoded], samples: Samples) -> Lengths:
     return Lengths(np.array(tokens, dtype=np.int64), problems, dropped)
 
 
-def _key(manifest: Manifest, samples: Samples) -> str:
-    """What the lengths depend on: rows, how they become tokens, and the sizes and times of files without a duration."""
-    return digest([_VERSION, manifest.rows_digest, prompt_digest(samples), *_unstated(manifest)])
-
-
 def _unstated(manifest: Manifest) -> Iterator[str]:
+    """Yield the sizes and times of files whose duration the manifest does not state."""
     rows = manifest.rows
     for row in rows.unstated() if isinstance(rows, Selection) else rows:
         for clip in row.clips:

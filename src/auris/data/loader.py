@@ -110,7 +110,7 @@ class Loader:
             self.dataset,
             sampler=range(start, stop),
             batch_size=None,
-            collate_fn=_as_is,
+            collate_fn=lambda item: item,
             worker_init_fn=_outlive_signals if self.num_workers else None,
             generator=torch.Generator(),  # the seed that it draws for workers must not move the run's own generator
             **workers,
@@ -189,7 +189,3 @@ def _outlive_signals(worker: int) -> None:
         os._exit(0)
 
     Thread(target=wait, daemon=True).start()
-
-
-def _as_is(item: Any) -> Any:
-    return item

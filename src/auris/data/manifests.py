@@ -11,7 +11,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import partial
-from itertools import accumulate
+from itertools import accumulate, combinations
 from pathlib import Path
 from typing import Any, NamedTuple, overload
 
@@ -128,19 +128,6 @@ class Joined(Rows):
         return (row for part in self._parts for row in part)
 
 
-@dataclass(frozen=True)
-class Ids(Sequence[str]):
-    """The ids of rows, read when they are asked for."""
-
-    rows: Sequence[Row]
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, place: int) -> str:
-        return self.rows[place].id
-
-
 def keys(rows: Sequence[Row]) -> np.ndarray:
     """(rows,) uint64: `row_key` of the ids."""
     return rows.keys if isinstance(rows, Selection) else np.array([row_key(row.id) for row in rows], dtype=np.uint64)
@@ -184,10 +171,6 @@ class Manifest:
         return " ".join([str(self.path), *self.tasks])
 
     @property
-    def stem(self) -> str:
-        return Path(self.path).stem
-
-    @property
     def rows_digest(self) -> str:
         """Digest of what the rows are read from, and which of them are selected."""
         return digest([self.digest, hashlib.sha256(keys(self.rows)).hexdigest()])
@@ -226,18 +209,15 @@ class ManifestEntry:
             UserError: unknown keys, or settings that have no effect there.
             MissingFileError: the manifest is missing.
         """
-        values = {"path": given} if isinstance(given, (str, Path)) else given
+        given = {"path": given} if isinstance(given, (str, Path)) else given
+        values = {name: value for name, value in given.items() if value is not None}
         known = [attribute.name for attribute in fields(cls)]
         if (unknown := set(values) - set(known)) or "path" not in values:
             wrong = f"unknown key {sorted(unknown)}" if unknown else f"no `path` in {dict(values)}"
             raise UserError(f"{key}: {wrong}; an entry has {', '.join(known)}")
-        entry = cls(
-            **{name: value for name, value in values.items() if value is not None} | {"path": str(values["path"])}
-        )
-        if key != "data.train" and entry.max_per_epoch is not None:
-            raise UserError(f"{key}: max_per_epoch={entry.max_per_epoch} has no effect, only data.train has epochs")
-        if key != "data.train" and entry.weight is not None:
-            raise UserError(f"{key}: weight={entry.weight} has no effect, only data.train is a mix")
+        if key != "data.train" and (unused := sorted({"weight", "max_per_epoch"} & values.keys())):
+            raise UserError(f"{key}: {unused[0]}={values[unused[0]]} has no effect, only data.train is a mix")
+        entry = cls(**{**values, "path": str(values["path"])})
         entry._check_exists(key)
         return entry
 
@@ -291,17 +271,10 @@ def read_manifests(
 
 def _check_ids(manifests: Sequence[Manifest], key: str) -> None:
     """Check that no id is in two manifests; repeated ids within one are problems of their rows."""
-    if len({manifest.name for manifest in manifests}) < 2:
-        return
-    parts = [keys(manifest.rows) for manifest in manifests]
-    everything = np.concatenate(parts)
-    owners = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
-    order = np.argsort(everything, kind="stable")
-    same = everything[order[1:]] == everything[order[:-1]]
-    for left, right in zip(order[:-1][same].tolist(), order[1:][same].tolist(), strict=True):
-        first, second = manifests[owners[left]], manifests[owners[right]]
-        if first.name != second.name:
-            row = Joined([manifest.rows for manifest in manifests])[right]
+    parts = [(manifest, keys(manifest.rows)) for manifest in manifests]
+    for (first, before), (second, after) in combinations(parts, 2):
+        if first.name != second.name and len(common := np.intersect1d(before, after)):
+            row = second.rows[int(np.flatnonzero(after == common[0])[0])]
             raise UserError(f"{key}: row id {row.id!r} is in {first.name} and in {second.name}; ids must differ")
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from auris.data.collate import Sample
 from auris.data.rows import Row
-from auris.data.samples import AudioSamples
+from auris.data.samples import AudioSamples, Rng
 from auris.errors import RowError
 from auris.text.chat import Chat
 from auris.text.prompts import Turn
@@ -43,7 +43,7 @@ class PairSamples(AudioSamples):
         chosen = self.tokenizer.encode(self._turns(row, None, prompt_only=False), [[0] * n for n in spans])
         return len(chosen.ids) + 1 + len(self._rejected(row))  # the prompt's last token begins both answers
 
-    def _turns(self, row: Row, rng: np.random.Generator | None, prompt_only: bool) -> list[Turn]:
+    def _turns(self, row: Row, rng: Rng, prompt_only: bool) -> list[Turn]:
         prompt = self.prompt.turns(row.labels["messages"])
         return prompt if prompt_only else [*prompt, *self._answer(row, "chosen")]
 
@@ -76,7 +76,7 @@ class VerdictSamples(AudioSamples):
         rejected = self.tokenizer.encode(self._answer(row, no), []).ids
         return replace(super().build(row, number, epoch), rejected=rejected)
 
-    def _turns(self, row: Row, rng: np.random.Generator | None, prompt_only: bool) -> list[Turn]:
+    def _turns(self, row: Row, rng: Rng, prompt_only: bool) -> list[Turn]:
         yes, _ = self.VERDICTS
         asked = super()._turns(row, rng, prompt_only=True)
         return [*(replace(turn, supervise=False) for turn in asked), *self._answer(row, yes)]

@@ -12,11 +12,13 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
+from functools import lru_cache
+from itertools import accumulate, islice
 
 import numpy as np
 
-from auris.data.rows import row_key, row_seed
+from auris.data.manifests import Manifest, keys
+from auris.data.rows import row_seed
 from auris.errors import UserError
 
 # A pack-filling plan looks this far ahead in the stream for rows that fit: rows stay near their place (batches stay
@@ -34,21 +36,6 @@ def _mix(x: np.ndarray) -> np.ndarray:
     return x ^ (x >> np.uint64(31))
 
 
-@dataclass(frozen=True, kw_only=True)
-class Source:
-    """The rows of one manifest.
-
-    `weight` is its share in the stream, None for its number of rows; `max_per_epoch` of them are in an epoch at most.
-    """
-
-    name: str
-    ids: Sequence[str]  # unique within the source
-    weight: float | None
-    first: int  # number of its first row; rows are numbered through all sources
-    keys: np.ndarray | None = None  # (rows,) uint64: `row_key` of each id, where they are known already
-    max_per_epoch: int | None = None
-
-
 @dataclass(frozen=True)
 class _Merge:
     """Two streams merged into one, `share` of it from the left: of its first p rows, p * share, rounded, are left.
@@ -61,17 +48,17 @@ class _Merge:
     right: int | _Merge
     share: float
 
-    def locate(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """For positions (n,) of the merged stream: the source (n,) of each, and how many of its rows came before."""
-        before = np.floor(positions * self.share + 0.5).astype(np.int64)
-        is_left = np.floor((positions + 1) * self.share + 0.5) > before
-        sources, counts = np.empty_like(positions), np.empty_like(positions)
-        for branch, chosen, rank in ((self.left, is_left, before), (self.right, ~is_left, positions - before)):
-            if isinstance(branch, _Merge):
-                sources[chosen], counts[chosen] = branch.locate(rank[chosen])
-            else:
-                sources[chosen], counts[chosen] = branch, rank[chosen]
-        return sources, counts
+
+def _locate(tree: int | _Merge, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the source (n,) of each position (n,) of a merged stream, and how many of its rows came before."""
+    if isinstance(tree, int):
+        return np.full_like(positions, tree), positions
+    before = np.floor(positions * tree.share + 0.5).astype(np.int64)
+    is_left = np.floor((positions + 1) * tree.share + 0.5) > before
+    sources, counts = np.empty_like(positions), np.empty_like(positions)
+    for branch, chosen, rank in ((tree.left, is_left, before), (tree.right, ~is_left, positions - before)):
+        sources[chosen], counts[chosen] = _locate(branch, rank[chosen])
+    return sources, counts
 
 
 class Plan:
@@ -92,7 +79,7 @@ class Plan:
     other rows stay as they were.
 
     Args:
-        sources: names unique; weights given for all of them or for none.
+        sources: names unique; weights given for all of them or for none. Rows are numbered through all of them.
         temperature: T of shares in proportion to rows^(1/T) (Devlin's multilingual BERT; Raffel et al. 2020, section
             3.5.2): 1 and None are by rows, and the larger T is, the more equal the sources are.
         lengths: (rows,) tokens of each row at most, 0 = unusable.
@@ -109,7 +96,7 @@ class Plan:
     def __init__(
         self,
         *,
-        sources: Sequence[Source],
+        sources: Sequence[Manifest],
         lengths: np.ndarray,
         seed: int,
         rows_per_step: int | None,
@@ -124,12 +111,13 @@ class Plan:
         self.token_budget = token_budget
         self.packs_per_step = packs_per_step
         self.temperature = temperature
+        self._starts = list(accumulate((len(source.rows) for source in self.sources), initial=0))
         self._check()
         self._quotas = self._share_out()
-        self._keys = [_keys(source) for source in self.sources]
+        self._keys = [keys(source.rows) for source in self.sources]
         self._mux = _merge(self.sources, self._quotas or [_weight(source) for source in self.sources])
-        self._orders: dict[tuple[int, int], np.ndarray] = {}
-        self._filled: dict[int, _Packs] = {}
+        self._order = lru_cache(2 * len(self.sources))(self._shuffle)  # a step may lie across two epochs of each source
+        self._epoch_packs = lru_cache(2)(self._fill)
         self._fill_ends: list[int] = []  # packs of epochs 0..e together
 
     def _check(self) -> None:
@@ -137,7 +125,7 @@ class Plan:
         if not names or len(set(names)) < len(names):
             raise UserError(f"data sources {names}: expected at least one, with different names")
         for source in self.sources:
-            if not len(source.ids):
+            if not len(source.rows):
                 raise UserError(f"source {source.name} has no rows")
             if source.weight is not None and not source.weight > 0:
                 raise UserError(f"source {source.name}: weight={source.weight}, expected a number above 0 or null")
@@ -148,16 +136,16 @@ class Plan:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"data.{name}={value}: expected 1 or more")
-        ends = np.cumsum([len(source.ids) for source in self.sources])
-        assert [s.first for s in self.sources] == [0, *ends[:-1]], "rows are numbered through all sources"
-        assert self.lengths.shape == (ends[-1],) and self.lengths.min() >= 0, (self.lengths.shape, ends[-1])
+        assert self.lengths.shape == (self._starts[-1],) and self.lengths.min() >= 0, (self.lengths.shape, self._starts)
         if not self.lengths.any():
             raise UserError(f"none of the {len(self.lengths)} rows of {names} is usable")
         longest = int(self.lengths.argmax())
         if self.lengths[longest] > self.token_budget:
-            source = self.sources[bisect_right(ends, longest)]
+            number = bisect_right(self._starts, longest) - 1
+            source = self.sources[number]
+            row = source.rows[longest - self._starts[number]]
             raise UserError(
-                f"row {source.ids[longest - source.first]!r} of {source.name} has {self.lengths[longest]} tokens and "
+                f"row {row.id!r} of {source.name} has {self.lengths[longest]} tokens and "
                 f"does not fit data.token_budget={self.token_budget} (with it "
                 f"{np.count_nonzero(self.lengths > self.token_budget)} rows do not): "
                 f"data.token_budget={self.lengths[longest]} or more holds them all, "
@@ -203,7 +191,7 @@ class Plan:
         if self.rows_per_step is not None:
             return math.ceil(epochs * self.epoch_rows / self.rows_per_step)
         while len(self._fill_ends) < epochs:
-            self._fill(len(self._fill_ends))
+            self._epoch_packs(len(self._fill_ends))
         return math.ceil(self._fill_ends[epochs - 1] / self.packs_per_step) if epochs else 0
 
     def step(self, k: int) -> list[Entry]:
@@ -233,31 +221,23 @@ class Plan:
             return self._full_packs(k * self.packs_per_step, (k + 1) * self.packs_per_step)
         return self._balance([entry for entry in self.step(k) if self.lengths[entry[0]]], world)
 
-    def _order(self, source: int, epoch: int) -> np.ndarray:
-        """Rows of a source (counted from its first) in the order of an epoch."""
-        key = (source, epoch)
-        if key not in self._orders:
-            salt = np.array([row_seed(self.seed, epoch, "")], dtype=np.uint64)
-            while len(self._orders) >= 2 * len(self.sources):  # a step may lie across two epochs of each source
-                del self._orders[next(iter(self._orders))]
-            order = np.argsort(_mix(self._keys[source] ^ salt), kind="stable")
-            self._orders[key] = order.astype(np.uint32)  # half the memory of what argsort returns
-        return self._orders[key]
+    def _shuffle(self, source: int, epoch: int) -> np.ndarray:
+        """Return the rows of a source (counted from its first) in the order of an epoch."""
+        salt = np.array([row_seed(self.seed, epoch, "")], dtype=np.uint64)
+        order = np.argsort(_mix(self._keys[source] ^ salt), kind="stable")
+        return order.astype(np.uint32)  # half the memory of what argsort returns
 
     def _stream(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """Rows and epochs at positions [start, stop) of the stream."""
         positions = np.arange(start, stop)
-        if isinstance(self._mux, _Merge):
-            sources, counts = self._mux.locate(positions)
-        else:
-            sources, counts = np.full_like(positions, self._mux), positions
+        sources, counts = _locate(self._mux, positions)
         rows, epochs = np.empty_like(positions), np.empty_like(positions)
         for i, source in enumerate(self.sources):
             mine = np.flatnonzero(sources == i)
-            epochs[mine], place = np.divmod(counts[mine], len(source.ids))
+            epochs[mine], place = np.divmod(counts[mine], len(source.rows))
             for epoch in np.unique(epochs[mine]):
                 now = epochs[mine] == epoch
-                rows[mine[now]] = source.first + self._order(i, int(epoch))[place[now]]
+                rows[mine[now]] = self._starts[i] + self._order(i, int(epoch))[place[now]]
         return rows, epochs
 
     def _balance(self, entries: list[Entry], world: int) -> list[list[Entry]]:
@@ -283,40 +263,35 @@ class Plan:
     def _full_packs(self, start: int, stop: int) -> list[list[Entry]]:
         """Packs [start, stop) of the stream of full packs, epoch after epoch."""
         while not self._fill_ends or self._fill_ends[-1] < stop:
-            self._fill(len(self._fill_ends))
+            self._epoch_packs(len(self._fill_ends))
         packs = []
         while start < stop:
             epoch = bisect_right(self._fill_ends, start)
             first = self._fill_ends[epoch - 1] if epoch else 0
-            taken = self._fill(epoch)[start - first : stop - first]
+            taken = self._epoch_packs(epoch).take(start - first, stop - first)
             packs += taken
             start += len(taken)
         return packs
 
     def _fill(self, epoch: int) -> _Packs:
-        """Full packs of one epoch of the stream. Each starts with the row that has waited longest."""
-        if epoch not in self._filled:
-            rows, epochs = self._stream(epoch * self.epoch_rows, (epoch + 1) * self.epoch_rows)
-            lengths = self.lengths[rows]
-            usable = np.flatnonzero(lengths)
-            # A few thousand at a time: as objects, all of them would take five times the memory of the arrays.
-            parts = np.array_split(np.stack([usable, lengths[usable]], axis=1), len(usable) // 4096 + 1)
-            waiting = (pair for part in parts for pair in part.tolist())
-            order, ends = array("q"), array("q", [0])
-            pool = list(islice(waiting, POOL))
-            while pool:
-                chosen = _fullest([length for _, length in pool], self.token_budget)
-                order.extend([pool.pop(i)[0] for i in reversed(chosen)][::-1])
-                ends.append(len(order))
-                pool += islice(waiting, POOL - len(pool))
-            places = np.frombuffer(order, dtype=np.int64)
-            packs = _Packs(rows[places], epochs[places], np.frombuffer(ends, dtype=np.int64))
-            if epoch == len(self._fill_ends):
-                self._fill_ends.append(len(packs) + (self._fill_ends[-1] if epoch else 0))
-            while len(self._filled) >= 2:
-                del self._filled[next(iter(self._filled))]
-            self._filled[epoch] = packs
-        return self._filled[epoch]
+        """Fill the packs of one epoch of the stream. Each starts with the row that has waited longest."""
+        rows, epochs = self._stream(epoch * self.epoch_rows, (epoch + 1) * self.epoch_rows)
+        lengths = self.lengths[rows]
+        usable = np.flatnonzero(lengths)
+        # A few thousand at a time: as objects, all of them would take five times the memory of the arrays.
+        parts = np.array_split(np.stack([usable, lengths[usable]], axis=1), len(usable) // 4096 + 1)
+        waiting = (pair for part in parts for pair in part.tolist())
+        order, ends = array("q"), array("q", [0])
+        pool = list(islice(waiting, POOL))
+        while pool:
+            chosen = _fullest([length for _, length in pool], self.token_budget)
+            order.extend([pool.pop(i)[0] for i in reversed(chosen)][::-1])
+            ends.append(len(order))
+            pool += islice(waiting, POOL - len(pool))
+        if epoch == len(self._fill_ends):
+            self._fill_ends.append(len(ends) - 1 + (self._fill_ends[-1] if epoch else 0))
+        places = np.frombuffer(order, dtype=np.int64)
+        return _Packs(rows[places], epochs[places], np.frombuffer(ends, dtype=np.int64))
 
 
 @dataclass(frozen=True, eq=False)
@@ -327,11 +302,9 @@ class _Packs:
     epochs: np.ndarray
     ends: np.ndarray
 
-    def __len__(self) -> int:
-        return len(self.ends) - 1
-
-    def __getitem__(self, packs: slice) -> list[list[Entry]]:
-        bounds = [slice(*self.ends[p : p + 2]) for p in range(*packs.indices(len(self)))]
+    def take(self, start: int, stop: int) -> list[list[Entry]]:
+        """Return packs [start, stop), as far as there are any."""
+        bounds = [slice(*self.ends[p : p + 2]) for p in range(start, min(stop, len(self.ends) - 1))]
         return [_entries(self.rows[one], self.epochs[one]) for one in bounds]
 
 
@@ -339,22 +312,11 @@ def _entries(rows: np.ndarray, epochs: np.ndarray) -> list[Entry]:
     return list(zip(rows.tolist(), epochs.tolist(), strict=True))
 
 
-def _keys(source: Source) -> np.ndarray:
-    """(rows,) uint64. Raises ValueError naming an id that occurs twice."""
-    keys = np.array([row_key(i) for i in source.ids], dtype=np.uint64) if source.keys is None else source.keys
-    ordered = np.sort(keys)
-    twice = ordered[1:][ordered[1:] == ordered[:-1]]
-    if len(twice):
-        repeated = source.ids[int(np.flatnonzero(keys == twice[0])[0])]
-        raise UserError(f"source {source.name}: row id {repeated!r} occurs twice, expected unique ids")
-    return keys
+def _weight(source: Manifest) -> float:
+    return len(source.rows) if source.weight is None else source.weight
 
 
-def _weight(source: Source) -> float:
-    return len(source.ids) if source.weight is None else source.weight
-
-
-def _merge(sources: Sequence[Source], weights: Sequence[float]) -> int | _Merge:
+def _merge(sources: Sequence[Manifest], weights: Sequence[float]) -> int | _Merge:
     """Huffman's tree over the sources' weights, the same for any order of the sources."""
     heap: list[tuple[float, str, int | _Merge]]
     heap = [(weight, s.name, i) for i, (s, weight) in enumerate(zip(sources, weights, strict=True))]

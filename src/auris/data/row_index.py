@@ -11,8 +11,8 @@ import io
 import os
 from abc import ABC, abstractmethod
 from array import array
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cached_property
 from operator import itemgetter
 from pathlib import Path
@@ -74,6 +74,14 @@ class Builder:
         self.keys.append(row_key(record.id))
         self.tasks.append(self._codes.setdefault(f"{code!s:.80}", len(self._codes)))
         self.unstated.append(unstated)
+
+    def extend(self, rows: RowColumns) -> None:
+        """Add rows that another builder has collected."""
+        codes = [self._codes.setdefault(code, len(self._codes)) for code in rows.codes.tolist()]
+        self.tasks.frombytes(np.array(codes, dtype=np.uint32)[rows.tasks].tobytes())
+        for name in ("keys", "places", "names"):
+            getattr(self, name).frombytes(getattr(rows, name).tobytes())
+        self.unstated += rows.unstated.tobytes()
 
     def build(self) -> RowColumns:
         return RowColumns(
@@ -153,10 +161,11 @@ class Lines(RowIndex):
     def scan(self) -> RowColumns:
         """`places`: where each row begins, and where the last one ends; `names`: numbers of their lines."""
         pieces = list(_pieces(self._path))
-        parts = sorted(parallel_map(self._scan, pieces), key=itemgetter(0))
-        index = _join([Builder().build(), *(part for _, part in parts)])
-        end = pieces[-1].stop if pieces else 0
-        return replace(index, places=np.append(index.places, end))
+        builder = Builder()
+        for _, part in sorted(parallel_map(self._scan, pieces), key=itemgetter(0)):
+            builder.extend(part)
+        builder.places.append(pieces[-1].stop if pieces else 0)
+        return builder.build()
 
     def _scan(self, piece: _Piece) -> RowColumns:
         builder = Builder()
@@ -195,8 +204,12 @@ class Lines(RowIndex):
     def _pread(self, start: int, stop: int) -> bytes:
         if self._file is None:
             self._file = self._path.open("rb", buffering=0)
-        if _stamp(os.fstat(self._file.fileno())) != self._stamp:
-            self._check_unchanged()
+        stamp = _stamp(os.fstat(self._file.fileno()))
+        if stamp != self._stamp and file_digest(self._path) != self.digest:
+            raise UserError(
+                f"{self._path} has changed since its rows were planned: start again, and give new rows their own file"
+            )
+        self._stamp = stamp
         return os.pread(self._file.fileno(), stop - start, start)
 
     def _name(self, line: int) -> str:
@@ -209,16 +222,6 @@ class Lines(RowIndex):
             return Record(name, {"task": "text", "text": line.decode().strip()})
         except UnicodeDecodeError as error:
             return Record(name, None, f"not UTF-8: {error}")
-
-    def _check_unchanged(self) -> None:
-        """Take note of a new time stamp. Raises ValueError if the rows are no longer those that were indexed."""
-        known = self.digest
-        del self.digest
-        if self.digest != known:
-            raise UserError(
-                f"{self._path} has changed since its rows were planned: start again, and give new rows their own file"
-            )
-        self._stamp = _stamp(os.fstat(self._file.fileno()))
 
 
 class _Piece(NamedTuple):
@@ -236,21 +239,6 @@ def _pieces(path: Path) -> Iterator[_Piece]:
             yield _Piece(start, start + len(block), line)
             start += len(block)
             line += block.count(b"\n")
-
-
-def _join(parts: Sequence[RowColumns]) -> RowColumns:
-    """The index of rows one after the other, their tasks numbered anew."""
-    codes: dict[str, int] = {}
-    places = [
-        np.array([codes.setdefault(code, len(codes)) for code in part.codes.tolist()], dtype=np.uint32)
-        for part in parts
-    ]
-    columns = {name: [getattr(part, name) for part in parts] for name in ("keys", "unstated", "places", "names")}
-    return RowColumns(
-        **{name: np.concatenate(arrays) for name, arrays in columns.items()},
-        tasks=np.concatenate([place[part.tasks] for place, part in zip(places, parts, strict=True)]),
-        codes=np.array(list(codes), dtype=np.str_),
-    )
 
 
 def _stamp(status: os.stat_result) -> tuple[int, int]:

@@ -141,9 +141,7 @@ def is_plain(fields: Fields) -> bool:
 
 def decode(record: Record, folder: Path) -> Row:
     """A record as a row, its paths relative to `folder`; whatever is wrong with it is its problem."""
-    fields = record.fields
-    if fields is None:
-        return Row(record.id, problem=record.problem)
+    fields = record.fields or {}
     labels = {key: value for key, value in fields.items() if key not in _NOT_LABELS}
     if not fields.keys().isdisjoint(_DIALOGUE):
         labels["task"] = "preference" if fields.keys() & _PAIR else "chat"  # also of a row that cannot be used

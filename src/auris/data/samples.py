@@ -32,6 +32,9 @@ from auris.text.tokenizer import Encoded, Tokenizer
 # wrong. Rows are planned with so much room, or a pack could outgrow its budget.
 DURATION_TOLERANCE = 0.06  # seconds
 
+Rng = np.random.Generator | None
+"""The random choices of a training row; None in evaluation: canonical wording, no augmentation."""
+
 
 class TooLong(RowError):
     """A clip over 30 s under a policy that takes none."""
@@ -91,10 +94,8 @@ class Samples(ABC):
         return LengthCache(self.tokenizer)
 
     @abstractmethod
-    def encode(
-        self, row: Row, spans: Sequence[int], rng: np.random.Generator | None, *, prompt_only: bool = False
-    ) -> Encoded:
-        """Token ids of a row whose k-th clip has `spans[k]` audio tokens; `rng=None`: canonical wording."""
+    def encode(self, row: Row, spans: Sequence[int], rng: Rng, *, prompt_only: bool = False) -> Encoded:
+        """Return the token ids of a row whose k-th clip has `spans[k]` audio tokens."""
 
     @abstractmethod
     def length(self, row: Row, spans: Sequence[int]) -> int:
@@ -117,10 +118,13 @@ class Samples(ABC):
         """
         if row.problem:  # met only now: its shard could be read when it was measured
             raise RowError(row.problem)
-        rng = None if epoch is None else np.random.default_rng(row_seed(self.seed, epoch, row.id))
+        seed = None if epoch is None else row_seed(self.seed, epoch, row.id)
+        rng = None if seed is None else np.random.default_rng(seed)
         waves = [self.read(clip) for clip in row.clips] if self.has_audio else []
-        if epoch is not None:
-            waves = self._distort(waves, row_seed(self.seed, epoch, row.id))
+        if seed is not None and self.distortions:
+            own_rng = np.random.default_rng((seed, 1))  # wordings and masks are those of a run without noise
+            for distort in self.distortions:
+                waves = [distort(wave, own_rng) for wave in waves]
         windows = [audio.windows(wave) for wave in waves]
         frames = [[self.geometry.frames(len(window)) for window in clip] for clip in windows]
         spans = [self.geometry.span(clip) for clip in frames]
@@ -142,15 +146,6 @@ class Samples(ABC):
             audio_seconds=sum(len(wave) for wave in waves) / audio.SAMPLE_RATE,
             curve=tasks.curve(row.labels),
         )
-
-    def _distort(self, waves: Sequence[np.ndarray], seed: int) -> list[np.ndarray]:
-        """With draws of their own: wordings and masks are those of a run without noise."""
-        if not self.distortions:
-            return list(waves)
-        rng = np.random.default_rng((seed, 1))
-        for distort in self.distortions:
-            waves = [distort(wave, rng) for wave in waves]
-        return list(waves)
 
     def spans(self, row: Row) -> list[int]:
         """Audio tokens of each clip, from the manifest's durations or the files' headers, without decoding."""
@@ -181,7 +176,7 @@ class Samples(ABC):
             return 0.0
         return sum(map(_stated_samples, row.clips)) / audio.SAMPLE_RATE - self.dropped(row)
 
-    def _turns(self, row: Row, rng: np.random.Generator | None, prompt_only: bool) -> list[Turn]:
+    def _turns(self, row: Row, rng: Rng, prompt_only: bool) -> list[Turn]:
         _check_task(row)
         turns = self.prompt.turns(row.labels, len(row.clips), rng)
         return [turn for turn in turns if turn.role == "prompt"] if prompt_only else turns
@@ -240,9 +235,7 @@ def _stated_samples(clip: Clip) -> int:
 class AudioSamples(Samples):
     """Hear the clips and answer the prompt."""
 
-    def encode(
-        self, row: Row, spans: Sequence[int], rng: np.random.Generator | None, *, prompt_only: bool = False
-    ) -> Encoded:
+    def encode(self, row: Row, spans: Sequence[int], rng: Rng, *, prompt_only: bool = False) -> Encoded:
         turns = self._turns(row, rng, prompt_only)
         pad = self.tokenizer.pad_of(turns)
         encoded = self.tokenizer.encode(turns, [[pad] * n for n in spans])
@@ -274,9 +267,7 @@ class TextSamples(Samples):
     has_audio = False
     REPEATS, BLANKS = (1, 8), (0, 4)
 
-    def encode(
-        self, row: Row, spans: Sequence[int], rng: np.random.Generator | None, *, prompt_only: bool = False
-    ) -> Encoded:
+    def encode(self, row: Row, spans: Sequence[int], rng: Rng, *, prompt_only: bool = False) -> Encoded:
         turns = self._turns(row, rng, prompt_only)
         pad, rng = self.tokenizer.pad_of(turns), rng or np.random.default_rng(0)
         spans = [self._stretch(self.tokenizer.plain(content), pad, rng) for content in self._contents(row)]
@@ -311,9 +302,7 @@ class TextSamples(Samples):
 class TranscriptSamples(Samples):
     """What is said, as text tokens beside the clip: no prompt, nothing spliced (CTC training of the encoder)."""
 
-    def encode(
-        self, row: Row, spans: Sequence[int], rng: np.random.Generator | None, *, prompt_only: bool = False
-    ) -> Encoded:
+    def encode(self, row: Row, spans: Sequence[int], rng: Rng, *, prompt_only: bool = False) -> Encoded:
         ids = np.array(self.tokenizer.plain(self._transcript(row)), dtype=np.int64)
         return Encoded(ids, np.zeros(len(ids), dtype=bool), np.zeros(len(ids), dtype=bool))
 
@@ -346,7 +335,7 @@ class ChatSamples(AudioSamples):
     def length(self, row: Row, spans: Sequence[int]) -> int:
         return len(self.encode(row, spans, None).ids)
 
-    def _turns(self, row: Row, rng: np.random.Generator | None, prompt_only: bool) -> list[Turn]:
+    def _turns(self, row: Row, rng: Rng, prompt_only: bool) -> list[Turn]:
         task = row.labels["task"]
         if task == "text":
             return NaturalPrompt().turns(row.labels, 0)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress
 
 from auris.data.manifests import EntryConfig, Selection, read_manifests
 from auris.data.parallel_map import parallel_map
@@ -106,8 +106,7 @@ def _pack_all(job: Job, processes: int | None, console: Console) -> list[File]:
     """All shards in their order, packed or found intact."""
     numbers = range(-(-len(job.rows) // job.rows_per_shard))
     files: dict[int, File] = {}
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
+    with Progress(console=console) as progress:
         bar = progress.add_task("rows", total=len(job.rows))
         for number, file in parallel_map(lambda number: _pack_shard(job, number), numbers, processes):
             files[number] = file
@@ -156,11 +155,6 @@ def run(config: Mapping[str, Any]) -> int | None:
         raise UsageError("expected rows=FILE and out=DIR, or check=DIR")
     if shards.is_url(config["out"]):
         raise UsageError(f"out={config['out']}: expected a local directory, to be copied where it shall be read")
-    pack(
-        config["rows"],
-        Path(config["out"]),
-        rows_per_shard=config["rows_per_shard"],
-        processes=config["processes"],
-        console=console,
-    )
+    settings = {name: config[name] for name in ("rows_per_shard", "processes")}
+    pack(config["rows"], Path(config["out"]), console=console, **settings)
     return None

@@ -92,7 +92,7 @@ def _evaluate(
     """Answer and score one benchmark, with its own audio or a replacement."""
     config = job.config
     manifests = read_manifests(benchmark.manifests(), key="data.test")
-    name = audio_ablation.name(benchmark.name or "+".join(one.stem for one in manifests), audio)
+    name = audio_ablation.name(benchmark.name or "+".join(Path(one.path).stem for one in manifests), audio)
     digests = {str(manifest.path): manifest.digest for manifest in manifests}
     manifests = audio_ablation.alter(manifests, audio, config["seed"])
     run_dir = _run_dir(config, model.recipe)

@@ -15,8 +15,9 @@ from torch import nn
 
 from auris.audio import ENCODER_RATE
 from auris.config import Config
+from auris.data.batches import Steps
 from auris.data.datamodule import AudioDataModule
-from auris.data.epoch_stats import EpochStats
+from auris.data.epoch_stats import EpochStats, survey
 from auris.model import adapters
 from auris.model.pack import IGNORE, Pack
 from auris.model.weights import identify
@@ -44,11 +45,11 @@ def report(console: Console, module: AudioLMModule, data: AudioDataModule, recip
     net, tokenizer = module.net, module.tokenizer
     adapters.attach(net, recipe["trainable"], token_ids=tokenizer.audio_ids, lora=recipe["lora"])
     stage = Stage.of(module.objective, module.trainable)
-    packs = data.first_step()
+    packs = Steps(data.rows, data.plan, data.samples, 1, 0)[0]  # of the first step, as one process has them
     largest = max(map(Load.of_pack, packs), key=lambda load: load.tokens)
     print_sizes(console, net, [stage], largest, moment=optim.moment_bytes(recipe["optim"]))
     print_batch(console, packs, tokenizer)
-    epoch = data.survey(processes.ranks)
+    epoch = survey(data.rows, data.plan, data.samples, ranks=processes.ranks)
     console.print(_epoch_table(epoch))
     print_plain(console, _epoch_time(net, stage, epoch))
 

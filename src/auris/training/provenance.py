@@ -26,7 +26,7 @@ from torch.utils.benchmark import Timer
 import auris
 from auris import files
 from auris.audio import ENCODER_RATE
-from auris.data.epoch_stats import Share
+from auris.data.epoch_stats import Share, survey
 from auris.training import cost, optim
 from auris.training.cost import GIB
 from auris.training.strategy import Sharded
@@ -136,7 +136,7 @@ class Environment:
     def of(cls, trainer: L.Trainer, module: L.LightningModule) -> Environment:
         """Describe a run that is about to train."""
         data, device = trainer.datamodule, trainer.strategy.root_device
-        epoch = data.survey(data.world, STEPS)
+        epoch = survey(data.rows, data.plan, data.samples, ranks=data.world, most=STEPS)
         epochs = module.max_steps / epoch.steps
         planned = epoch.whole.times(epochs)
         stage = cost.Stage.of(module.objective, module.trainable)

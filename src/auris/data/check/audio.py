@@ -174,9 +174,7 @@ def hear(clip: Clip) -> Heard:
 
 
 def _blame(clip: Clip) -> str:
-    """Which kind of fault keeps a clip from being read: a stretch outside a good file is the row's."""
-    if clip.offset is None:
-        return "corrupt"
+    """Return the kind of fault that keeps a clip from being read: a stretch outside a good file is the row's."""
     try:
         audio.n_samples(clip.path)
     except AudioError:

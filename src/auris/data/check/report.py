@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+from rich.progress import Progress
 from rich.table import Table
 
 from auris.data.check.audio import KINDS, Finding, Report, Source, inspect
@@ -39,17 +39,16 @@ def read_sources(data: Mapping[str, Any]) -> list[Source]:
     return found
 
 
-def check(config: Mapping[str, Any], console: Console | None = None) -> list[Finding]:
+def check(config: Mapping[str, Any]) -> list[Finding]:
     """Look at the data of a config, write `report` and print it; returns the findings that are not tolerated.
 
     Raises ValueError for a kind of finding that there is none of.
     """
-    console = console or Console()
+    console = Console()
     if unknown := [kind for kind in config["tolerate"] if kind not in KINDS]:
         raise UserError(f"tolerate={unknown}: expected kinds of {', '.join(KINDS)}")
     sources = read_sources(config["data"])
-    columns = (*Progress.get_default_columns()[:1], BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as progress:
+    with Progress(console=console) as progress:
         bar = progress.add_task("decoding", total=sum(len(source.rows) for source in sources))
         found = inspect(sources, jobs=config["jobs"], advance=lambda n: progress.advance(bar, n))
     failing = [one for one in found.findings if one.kind not in config["tolerate"]]

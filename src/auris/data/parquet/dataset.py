@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +22,6 @@ from typing import Any
 import fsspec
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from auris.data.parquet.reader import Columns, File, Garbled, Reader, ShardError, Stored, attempt, hash_of
 from auris.data.row_index import RowColumns, RowIndex
@@ -132,8 +131,9 @@ COLUMNS = Columns(
 )
 
 
-def columns(parquet: pq.ParquetFile) -> Columns:
-    return COLUMNS
+def shard_reader(system: Any, folder: str, files: Sequence[File]) -> Reader:
+    """Return a reader of shards, or of an index, that checks what is stated about the files."""
+    return Reader(system, [f"{folder}/{file.name}" for file in files], lambda parquet: COLUMNS, files)
 
 
 class FileRows(RowIndex):
@@ -179,9 +179,7 @@ class Shards(FileRows):
         system, [place] = find(path)
         folder = place.rpartition("/")[0]
         self.contents = Contents.parse(attempt(place, lambda: system.cat_file(place)).decode(errors="replace"), place)
-        files = [*self.contents.shards, self.contents.index]
-        paths = [f"{folder}/{file.name}" for file in files]
-        self.reader = Reader(system, paths, columns, files)
+        self.reader = shard_reader(system, folder, [*self.contents.shards, self.contents.index])
         self.faults = self._find_faults(folder)
         self.ends = np.cumsum([file.rows for file in self.contents.shards])
         super().__init__(path, Path(folder), form, cache_dir)
@@ -192,11 +190,10 @@ class Shards(FileRows):
         sizes = {entry["name"].rpartition("/")[2]: entry["size"] for entry in listed}
         faults = {}
         for number, file in enumerate(self.contents.shards):
-            size, where = sizes.get(file.name), self.reader.paths[number]
-            if size is None:
-                faults[number] = f"{where}: no such shard"
-            elif size != file.bytes:
-                faults[number] = f"{where}: it has {size} bytes, expected {file.bytes}"
+            size = sizes.get(file.name)
+            if size != file.bytes:
+                fault = "no such shard" if size is None else f"it has {size} bytes, expected {file.bytes}"
+                faults[number] = f"{self.reader.paths[number]}: {fault}"
         return faults
 
     @cached_property

@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from auris import audio
-from auris.data.parquet.dataset import COLUMNS, INDEX, INDEX_SCHEMA, SHARD_SCHEMA, columns
-from auris.data.parquet.reader import File, Reader, hash_of
+from auris.data.parquet.dataset import COLUMNS, INDEX, INDEX_SCHEMA, SHARD_SCHEMA, shard_reader
+from auris.data.parquet.reader import File, hash_of
 from auris.data.rows import Clip, Fields, Record, Row, decode, row_key
 from auris.errors import AudioError
 from auris.files import file_digest, open_atomic
@@ -23,8 +23,6 @@ from auris.files import file_digest, open_atomic
 GROUP_BYTES = 2**19  # of sound in a row group: what reading one row costs, against footers that grow with the groups
 GROUP_ROWS = 64
 INDEX_ROWS = 8192  # of a row group of the index, which is read from one end to the other
-
-MAX_CLIP_BYTES = 2**30  # a row group is held in memory
 
 
 def describe(path: Path) -> File:
@@ -106,22 +104,11 @@ def _sound(clip: Clip) -> Fields:
             content = audio.cut(source, *clip.segment)
         else:
             audio.n_samples(source)  # nothing but sound is copied
-            content = _content(source)
+            content = source.read_bytes() if isinstance(source, Path) else source.read()
         samples = audio.n_samples(_InMemory(content))
     except AudioError as error:
         return {"bytes": None, "path": name, "samples": None, "problem": str(error)}
     return {"bytes": content, "path": name, "samples": samples, "problem": None}
-
-
-def _content(source: Path | audio.Sound) -> bytes:
-    if not isinstance(source, Path):
-        return source.read()
-    try:
-        if (size := source.stat().st_size) > MAX_CLIP_BYTES:
-            raise AudioError(f"{source}: {size} bytes are too many to store; rows with `offset` and `duration` cut it")
-        return source.read_bytes()
-    except OSError as error:
-        raise AudioError(f"{source}: cannot be read ({error})") from error
 
 
 def write_index(folder: Path, files: Sequence[File]) -> tuple[File, list[tuple[str, str]]]:
@@ -131,15 +118,17 @@ def write_index(folder: Path, files: Sequence[File]) -> tuple[File, list[tuple[s
         The index, and (row id, reason) of the rows that cannot be used.
     """
     path = folder / INDEX
-    reader = Reader(fsspec.filesystem("file"), [str(folder / file.name) for file in files], columns, files)
+    reader = shard_reader(fsspec.filesystem("file"), str(folder), files)
     groups = ((file, group) for file in range(len(files)) for group in range(len(reader.open(file).ends)))
     problems: list[tuple[str, str]] = []
     with _writer(path, INDEX_SCHEMA) as write:
         waiting: list[Fields] = []
         for file, group in groups:
-            stored = reader.load(file, group, COLUMNS.fields).to_pylist()
-            problems += _problems(stored)
-            waiting += map(_index_entry, stored)
+            for entry in reader.load(file, group, COLUMNS.fields).to_pylist():
+                reasons = [entry["problem"], *(clip["problem"] for clip in entry["audio"])]
+                if reason := next(filter(None, reasons), None):
+                    problems.append((entry["id"], reason))
+                waiting.append(_index_entry(entry))
             if len(waiting) >= INDEX_ROWS:
                 write(waiting)
                 waiting = []
@@ -151,10 +140,3 @@ def _index_entry(fields: Fields) -> Fields:
     record = Record(fields["id"], json.loads(fields["row"]), fields["problem"])
     task = decode(record, Path()).labels.get("task")
     return {**fields, "key": row_key(fields["id"]), "task": f"{task!s:.80}"}
-
-
-def _problems(entries: Iterable[Fields]) -> Iterator[tuple[str, str]]:
-    for entry in entries:
-        reasons = [entry["problem"], *(clip["problem"] for clip in entry["audio"])]
-        if any(reasons):
-            yield entry["id"], next(filter(None, reasons))

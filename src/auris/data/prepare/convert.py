@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -25,7 +25,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Column, Table
 
 from auris import audio
-from auris.data.prepare.tables import Embedded
+from auris.data.prepare.tables import Embedded, map_audio
 from auris.data.rows import Fields, Record, decode
 from auris.data.samples import DURATION_TOLERANCE
 from auris.errors import MissingFileError, UsageError, UserError
@@ -156,12 +156,12 @@ def _save_sounds(rows: Iterable[Fields], folder: Path) -> Iterator[Fields]:
 
 def _check(row: Fields, folder: Path) -> Fields:
     """Return a row as it is written: paths relative to its manifest, the length of its audio; or its `problem`."""
-    written = {**row, **_rename_audio(row, lambda path: os.path.relpath(path, folder))}
+    written = map_audio(row, Path, lambda path: os.path.relpath(path, folder))
     if "problem" in row:
         return written
     try:
         json.dumps(written, ensure_ascii=False, default=str).encode()  # UnicodeEncodeError is a ValueError
-        checked = decode(Record(row["id"], {**row, **_rename_audio(row, str)}), Path())
+        checked = decode(Record(row["id"], map_audio(row, Path, str)), Path())
         if checked.problem:
             raise UserError(checked.problem)
         lengths = [clip.n_samples() for clip in checked.clips]
@@ -174,15 +174,6 @@ def _check(row: Fields, folder: Path) -> Fields:
         return {**written, "duration": seconds}  # stated, so that no run has to read it from the file
     except (ValueError, OSError) as error:  # OSError: an impossible file name
         return {**written, "problem": str(error)}
-
-
-def _rename_audio(row: Fields, name: Callable[[Path], str]) -> Fields:
-    """The row's `audio` with its paths as strings."""
-    if "audio" not in row:
-        return {}
-    sounds = row["audio"] if isinstance(row["audio"], list) else [row["audio"]]
-    names = [name(path) if isinstance(path, Path) else path for path in sounds]
-    return {"audio": names if isinstance(row["audio"], list) else names[0]}
 
 
 # --- what is shown ------------------------------------------------------------------------------------------------

@@ -35,6 +35,9 @@ _LANGUAGES = {"zh-HK": "yue", "cmn_hans_cn": "zh"}
 
 _SPLITS = ("train", "dev", "test")
 
+Choice = Sequence[str] | None
+"""Names of splits, languages or pairs of languages; None: all that are there."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Corpus:
@@ -75,9 +78,7 @@ def _tables_below(root: Path, names: Mapping[str, str]) -> dict[str, Path]:
     return {split: path for split, name in names.items() if (path := _below(root, name)) is not None}
 
 
-def _choose(
-    wanted: Sequence[str] | None, there: Iterable[str], home: Path, layout: str, key: str = "splits"
-) -> list[str]:
+def _choose(wanted: Choice, there: Iterable[str], home: Path, layout: str, key: str = "splits") -> list[str]:
     """The splits (or what else `key` lists) that are asked for, or all that are there.
 
     Raises FileNotFoundError if none is there, ValueError for one that is not.
@@ -122,7 +123,7 @@ def _check_unpacked(folder: Path, archives: Path, pattern: str) -> None:
 LIBRISPEECH = Corpus(name="librispeech", licence="CC-BY-4.0", tasks=("asr", "sgc"))
 
 
-def librispeech(root: Path, *, tasks: Sequence[str], splits: Sequence[str] | None, lower: bool) -> Iterator[Fields]:
+def librispeech(root: Path, *, tasks: Sequence[str], splits: Choice, lower: bool) -> Iterator[Fields]:
     """openslr.org/12: `train-clean-100/103/1240/103-1240-0000.flac` with `103-1240.trans.txt`, `SPEAKERS.TXT`.
 
     Args:
@@ -158,7 +159,7 @@ AISHELL1 = Corpus(name="aishell1", licence="Apache-2.0", tasks=("asr", "sgc"))
 AISHELL2 = Corpus(name="aishell2", licence="AISHELL-2 (academic)", tasks=("asr",))
 
 
-def aishell1(root: Path, *, tasks: Sequence[str], splits: Sequence[str] | None) -> Iterator[Fields]:
+def aishell1(root: Path, *, tasks: Sequence[str], splits: Choice) -> Iterator[Fields]:
     """openslr.org/33: `wav/train/S0002/BAC009S0002W0122.wav`, `transcript/aishell_transcript_v0.8.txt`, and beside
     them `resource_aishell/speaker.info`.
 
@@ -190,7 +191,7 @@ def aishell1(root: Path, *, tasks: Sequence[str], splits: Sequence[str] | None) 
             yield from AISHELL1.rows({"name": key, "problem": problem}, tasks)
 
 
-def aishell2(root: Path, *, tasks: Sequence[str], splits: Sequence[str] | None) -> Iterator[Fields]:
+def aishell2(root: Path, *, tasks: Sequence[str], splits: Choice) -> Iterator[Fields]:
     """`iOS/data/wav.scp` and `iOS/data/trans.txt`, keys and tabs, with `wav/C0001/IC0001W0001.wav`; the sets `dev` and
     `test` are of the same form, for each of iOS, Android and Mic (egs/aishell2 of Kaldi).
 
@@ -221,9 +222,7 @@ COVOST2 = Corpus(name="covost2", licence="CC0-1.0 (audio), CC-BY-NC-4.0 (transla
 FLEURS = Corpus(name="fleurs", licence="CC-BY-4.0", tasks=("asr", "lid", "sgc"))
 
 
-def _language_tables(
-    root: Path, languages: Sequence[str] | None, splits: Sequence[str] | None, layout: str
-) -> dict[tuple[str, str], Path]:
+def _language_tables(root: Path, languages: Choice, splits: Choice, layout: str) -> dict[tuple[str, str], Path]:
     """Table of each language and split of a corpus that has a folder for each language: the given one, or those in it
     or in its only release. Without `splits`: train, dev and test."""
     for pattern in ("", "*/", "*/*/"):
@@ -244,9 +243,7 @@ def _language_tables(
 _COMMON_VOICE_COLUMNS = ("client_id", "path", "sentence")
 
 
-def common_voice(
-    root: Path, *, tasks: Sequence[str], splits: Sequence[str] | None, languages: Sequence[str] | None
-) -> Iterator[Fields]:
+def common_voice(root: Path, *, tasks: Sequence[str], splits: Choice, languages: Choice) -> Iterator[Fields]:
     """`cv-corpus-15.0-2023-09-08/en/train.tsv` and `clips/*.mp3`: any release; TSV without quotation.
 
     Args:
@@ -275,9 +272,7 @@ def common_voice(
 _COVOST_TABLE = re.compile(r"covost_v2\.(?P<pair>[^_.]+_[^_.]+)(?:\.(?P<split>\w+))?\.tsv")
 
 
-def covost2(
-    root: Path, *, tasks: Sequence[str], splits: Sequence[str] | None, pairs: Sequence[str] | None
-) -> Iterator[Fields]:
+def covost2(root: Path, *, tasks: Sequence[str], splits: Choice, pairs: Choice) -> Iterator[Fields]:
     """`en/covost_v2.en_de.tsv` beside what it translates, Common Voice 4: `en/validated.tsv`, `en/clips/*.mp3`.
 
     As in fairseq's prep_covost_data.py, `train` holds the split `train_covost` too, and TSV has backslashes for
@@ -330,9 +325,7 @@ def _covost_table(pair: str, split: str | None, path: Path) -> Iterator[Fields]:
 _FLEURS_COLUMNS = ["id", "file_name", "raw_transcription", "transcription", "characters", "num_samples", "gender"]
 
 
-def fleurs(
-    root: Path, *, tasks: Sequence[str], splits: Sequence[str] | None, languages: Sequence[str] | None, text: str
-) -> Iterator[Fields]:
+def fleurs(root: Path, *, tasks: Sequence[str], splits: Choice, languages: Choice, text: str) -> Iterator[Fields]:
     """`cmn_hans_cn/test.tsv`, without a line of names, and `cmn_hans_cn/audio/test/*.wav` (google/fleurs, `data/`).
 
     Args:
@@ -368,7 +361,7 @@ _MELD_COLUMNS = ("Utterance", "Speaker", "Emotion", "Sentiment", "Dialogue_ID", 
 _MELD_FOLDERS = {"train": "train_splits", "dev": "dev_splits_complete", "test": "output_repeated_splits_test"}
 
 
-def meld(root: Path, *, tasks: Sequence[str], splits: Sequence[str] | None) -> Iterator[Fields]:
+def meld(root: Path, *, tasks: Sequence[str], splits: Choice) -> Iterator[Fields]:
     """`train_sent_emo.csv` and `train_splits/dia0_utt0.mp4`. The clips are videos; their sound is expected beside
     them (`dia0_utt0.wav` or `.flac`), and a folder without any is told how to make it.
 
@@ -407,7 +400,7 @@ def _meld_sounds(root: Path, split: str) -> tuple[Path, dict[str, Path]]:
     return folder, heard
 
 
-def vocalsound(root: Path, *, tasks: Sequence[str], splits: Sequence[str] | None, rate: str) -> Iterator[Fields]:
+def vocalsound(root: Path, *, tasks: Sequence[str], splits: Choice, rate: str) -> Iterator[Fields]:
     """`datafiles/tr.json`, `val.json` and `te.json`, whose paths are those of their authors' machine;
     `audio_16k/f0003_0_cough.wav`; `class_labels_indices_vs.csv`.
 
@@ -422,26 +415,14 @@ def vocalsound(root: Path, *, tasks: Sequence[str], splits: Sequence[str] | None
     folder = home / f"audio_{rate}"
     if not folder.is_dir():
         raise MissingFileError(f"layout.rate={rate}: {home} has no {folder.name}, expected layout.rate=16k or 44k")
-    classes = _vocalsound_classes(home / "class_labels_indices_vs.csv")
+    lines = read_delimited(home / "class_labels_indices_vs.csv", ",", needs=("mid", "display_name"))
+    classes = {cells["mid"]: cells["display_name"] for _, cells in lines if isinstance(cells, Mapping)}
     for split in chosen:
-        for number, entry in enumerate(_read_json(lists[split])["data"]):
-            if not {"wav", "labels"} <= entry.keys():
-                problem = f"it is {entry!r:.80}, expected wav and labels"
-                yield from VOCALSOUND.rows({"name": f"{split}:{number}", "problem": problem}, tasks)
-                continue
+        for entry in _read_json(lists[split])["data"]:
             path = folder / Path(entry["wav"]).name
             facts = {"name": f"{split}/{path.stem}", "audio": path, "split": split, "gender": _gender(path.stem)}
             facts |= {"sound": classes.get(entry["labels"]), "speaker": path.stem.split("_")[0]}
             yield from VOCALSOUND.rows(facts, tasks)
-
-
-def _vocalsound_classes(path: Path) -> dict[str, str]:
-    classes = {}
-    for number, cells in read_delimited(path, ",", needs=("mid", "display_name")):
-        if isinstance(cells, str):
-            raise UserError(f"{path}, line {number}: {cells}")
-        classes[cells["mid"]] = cells["display_name"]
-    return classes
 
 
 # --- Clotho, NSynth -----------------------------------------------------------------------------------------------
@@ -449,11 +430,10 @@ def _vocalsound_classes(path: Path) -> dict[str, str]:
 CLOTHO = Corpus(name="clotho", licence="Tampere University (non-commercial)", tasks=("aac",))
 NSYNTH = Corpus(name="nsynth", licence="CC-BY-4.0", tasks=("mna", "mic"))
 
-_NSYNTH_KEYS = {"pitch", "velocity", "instrument_family_str", "instrument_source_str", "qualities_str"}
 _CLOTHO_SPLITS = {"train": "development", "valid": "validation", "test": "evaluation"}
 
 
-def clotho(root: Path, *, tasks: Sequence[str], splits: Sequence[str] | None) -> Iterator[Fields]:
+def clotho(root: Path, *, tasks: Sequence[str], splits: Choice) -> Iterator[Fields]:
     """`clotho_captions_development.csv` with `file_name, caption_1, ..., caption_5`, and `development/*.wav`.
 
     In training each caption is a row; of a clip that is held out, the first is its answer and all are its
@@ -482,7 +462,7 @@ def clotho(root: Path, *, tasks: Sequence[str], splits: Sequence[str] | None) ->
                 yield from CLOTHO.rows(facts | {"name": f"{facts['name']}/{n}", "caption": caption}, tasks)
 
 
-def nsynth(root: Path, *, tasks: Sequence[str], splits: Sequence[str] | None) -> Iterator[Fields]:
+def nsynth(root: Path, *, tasks: Sequence[str], splits: Choice) -> Iterator[Fields]:
     """`nsynth-train/examples.json` and `nsynth-train/audio/bass_synthetic_033-022-050.wav` (the JSON and WAV version).
 
     The instrument is its family, as in Qwen-Audio's evaluation.
@@ -496,11 +476,8 @@ def nsynth(root: Path, *, tasks: Sequence[str], splits: Sequence[str] | None) ->
         notes: dict[str, Cells] = _read_json(lists[split] / "examples.json")
         for name, note in sorted(notes.items()):
             facts = {"name": f"{split}/{name}", "audio": lists[split] / "audio" / f"{name}.wav", "split": split}
-            if missing := sorted(_NSYNTH_KEYS - note.keys()):
-                facts["problem"] = f"examples.json does not tell its {', '.join(missing)}"
-            else:
-                family = note["instrument_family_str"]
-                heard = {"pitch": note["pitch"], "velocity": note["velocity"], "instrument": family}
-                facts |= {"notes": heard | {"sonic": note["qualities_str"]}, "instrument": family}
-                facts |= {"source": note["instrument_source_str"]}
+            family = note["instrument_family_str"]
+            heard = {"pitch": note["pitch"], "velocity": note["velocity"], "instrument": family}
+            facts |= {"notes": heard | {"sonic": note["qualities_str"]}, "instrument": family}
+            facts |= {"source": note["instrument_source_str"]}
             yield from NSYNTH.rows(facts, tasks)

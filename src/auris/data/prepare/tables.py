@@ -19,6 +19,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from auris.data.rows import Form, Record, parse
 from auris.errors import MissingFileError, UserError
 from auris.text.answer_formats import Labels
 
@@ -103,16 +104,17 @@ def read_map(path: Path) -> dict[str, str]:
         raise UserError(f"{path}: {error}") from error
 
 
-def _read_lines(path: Path) -> Iterator[tuple[int, Cells | str]]:
+def read_records(path: Path) -> Iterator[tuple[int, Record]]:
+    """Yield number and content of each line of a JSONL file, except for empty ones."""
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                cells = json.loads(line)
-            except ValueError:
-                cells = None
-            yield number, cells if isinstance(cells, dict) else f"{path.name}:{number} is no JSON object: {line[:80]!r}"
+            if line.strip():
+                yield number, parse(line, f"{path.name}:{number}", Form())
+
+
+def _read_lines(path: Path) -> Iterator[tuple[int, Cells | str]]:
+    for number, record in read_records(path):
+        yield number, f"{record.name}: {record.problem}" if record.fields is None else record.fields
 
 
 def _read_parquet(path: Path) -> Iterator[tuple[int, Cells | str]]:
@@ -124,20 +126,17 @@ def _read_parquet(path: Path) -> Iterator[tuple[int, Cells | str]]:
         for batch in file.iter_batches(batch_size=64):  # rows may hold whole sound files
             for cells in batch.to_pylist():
                 number += 1
-                named = {key: names[cells[key]] for key, names in classes.items() if _is_class(cells.get(key), names)}
+                numbers = {key: cells[key] for key in classes.keys() & cells.keys()}
+                named = {key: classes[key].get(number, number) for key, number in numbers.items()}  # -1: not known
                 yield number, {**cells, **named}
     except (pa.ArrowInvalid, OSError) as error:
         raise UserError(f"{path} is no Parquet that can be read: {error}") from error
 
 
-def _class_names(metadata: Mapping[bytes, bytes]) -> dict[str, list[str]]:
-    """Names of the classes of each ClassLabel column (what `datasets` leaves in the schema)."""
+def _class_names(metadata: Mapping[bytes, bytes]) -> dict[str, dict[int, str]]:
+    """Return the names of the classes of each ClassLabel column by number (what `datasets` leaves in the schema)."""
     features = json.loads(metadata.get(b"huggingface", b"{}")).get("info", {}).get("features", {})
-    return {key: kind["names"] for key, kind in features.items() if kind.get("_type") == "ClassLabel"}
-
-
-def _is_class(value: Any, names: list[str]) -> bool:
-    return isinstance(value, int) and 0 <= value < len(names)  # -1: not known
+    return {key: dict(enumerate(kind["names"])) for key, kind in features.items() if kind.get("_type") == "ClassLabel"}
 
 
 _READERS: dict[str, Callable[[Path], Iterator[tuple[int, Cells | str]]]] = {
@@ -151,20 +150,49 @@ _READERS: dict[str, Callable[[Path], Iterator[tuple[int, Cells | str]]]] = {
 # --- the map ------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Map:
-    """As `table` takes them: what columns are called here, what their values are, and what all rows have."""
+@dataclass(frozen=True, kw_only=True)
+class ColumnMap:
+    """How the cells of a line become a row.
 
+    Attributes:
+        root: the folder of the corpus; an id that the table does not tell is the sound file's path below it.
+        name: what the rows' ids begin with.
+        columns: {ours: theirs}; theirs is the name of a column or a template of several (`clips/{path}.mp3`). A dot
+            leads into a label (`notes.pitch`). None: all as they are called.
+        labels: what all rows have, as {task: asr, language: en}.
+        values: {ours: {what is in the table: what it is here}}; `*` stands for all others.
+    """
+
+    root: Path
+    name: str
     columns: Mapping[str, str] | None
-    values: Values | None
     labels: Labels | None
+    values: Values | None
 
     def __post_init__(self) -> None:
         if self.columns is not None and (unmapped := sorted(set(self.values or ()) - set(self.columns))):
             raise UserError(f"layout.values has {unmapped[0]}, which is no column: add layout.columns.{unmapped[0]}")
 
-    def apply(self, cells: Cells) -> Fields:
-        """A row's fields. Raises ValueError for a cell that has no place in them."""
+    def row(self, cells: Cells, folder: Path, place: str) -> Fields:
+        """Return the row of one line. A cell that cannot be read is its `problem`.
+
+        Args:
+            cells: of the line.
+            folder: what paths of sound files are relative to.
+            place: the row's id if the line has neither an id nor a sound file.
+        """
+        try:
+            fields = self._fields(cells)
+            if "audio" in fields:
+                fields["audio"] = _sound(fields["audio"], folder)
+        except ValueError as error:
+            return {"id": f"{self.name}/{place}", "problem": str(error)}
+        path = fields.get("audio")
+        if isinstance(path, Path):
+            place = Path(os.path.relpath(path, self.root)).with_suffix("").as_posix()
+        return {"id": f"{self.name}/{fields.pop('id', place)}", **fields}
+
+    def _fields(self, cells: Cells) -> Fields:
         fields: Fields = {}
         columns = {name: name for name in cells} if self.columns is None else self.columns
         for ours, theirs in columns.items():
@@ -216,6 +244,15 @@ def _sound(cell: Any, folder: Path) -> Path | Embedded:
     return Path(os.path.normpath(folder / cell))
 
 
+def map_audio(row: Fields, kind: type, change: Callable[[Any], Any]) -> Fields:
+    """Return a row whose `audio`, one sound or a list, is changed where it is of a type."""
+    if "audio" not in row:
+        return dict(row)
+    is_list = isinstance(row["audio"], list)
+    sounds = [change(one) if isinstance(one, kind) else one for one in (row["audio"] if is_list else [row["audio"]])]
+    return {**row, "audio": sounds if is_list else sounds[0]}
+
+
 def find_files(root: Path, pattern: str) -> list[Path]:
     """Return the files below a folder that match `layout.files`. Raises MissingFileError if there is none."""
     if paths := sorted(root.glob(pattern.replace(_SPLIT, "*"))):
@@ -226,33 +263,21 @@ def find_files(root: Path, pattern: str) -> list[Path]:
 # --- corpora ------------------------------------------------------------------------------------------------------
 
 
-def table(
-    root: Path,
-    *,
-    files: str,
-    name: str,
-    columns: Mapping[str, str] | None,
-    labels: Labels | None,
-    values: Values | None,
-) -> Iterator[Fields]:
-    """Rows of the tables in a folder.
+def table(root: Path, *, files: str, **mapping: Any) -> Iterator[Fields]:
+    """Yield the rows of the tables in a folder.
 
     Args:
         root: the folder.
         files: the table below it, or a pattern for several (`data/train-*.parquet`); what stands in the place of
             `{split}` is the split of a table's rows, unless a column or a label tells it.
-        name: what the rows' ids begin with.
-        columns: {ours: theirs}; theirs is the name of a column or a template of several (`clips/{path}.mp3`). `audio`
-            is a path relative to its table. A dot leads into a label (`notes.pitch`). None: all as they are called.
-        labels: what all rows have, as {task: asr, language: en}.
-        values: {ours: {what is in the table: what it is here}}; `*` stands for all others.
+        mapping: the other attributes of `ColumnMap`; the column `audio` is a path relative to its table.
 
     Raises:
         FileNotFoundError: there is no such table.
         ValueError: a kind of table that is not known, or a map that no row can follow.
     """
-    mapped = _Map(columns, values, labels)
-    if columns is not None and "audio" not in columns:
+    column_map = ColumnMap(root=root, **mapping)
+    if column_map.columns is not None and "audio" not in column_map.columns:
         raise UserError("layout.columns has no `audio`: expected layout.columns.audio=COLUMN")
     for path in find_files(root, files):
         if path.suffix not in _READERS:
@@ -263,33 +288,25 @@ def table(
         for number, cells in _READERS[path.suffix](path):
             where = f"{place.with_suffix('')}:{number}"
             if isinstance(cells, str):
-                yield {"id": f"{name}/{where}", "problem": cells, **split}
+                yield {"id": f"{column_map.name}/{where}", "problem": cells, **split}
             else:
-                yield split | _row(mapped, cells, path.parent, root, name, where)
+                yield split | column_map.row(cells, path.parent, where)
 
 
 def _split_expression(pattern: str) -> re.Pattern[str]:
-    """A pattern of files as a regular expression with the group `split`."""
+    """Return a pattern of files as a regular expression with the group `split`."""
     pieces = (re.escape(piece).replace(r"\*", "[^/]*").replace(r"\?", "[^/]") for piece in pattern.split(_SPLIT, 1))
     return re.compile("(?P<split>[^/]+?)".join(pieces))
 
 
-def files(
-    root: Path,
-    *,
-    pattern: str,
-    name: str,
-    columns: Mapping[str, str] | None,
-    labels: Labels | None,
-    values: Values | None,
-) -> Iterator[Fields]:
-    r"""Rows of the sound files in a folder, whose names hold the labels.
+def files(root: Path, *, pattern: str, **mapping: Any) -> Iterator[Fields]:
+    r"""Yield the rows of the sound files in a folder, whose names hold the labels.
 
     Args:
         root: the folder.
         pattern: a regular expression for paths below it, with a named group for each column:
             `recordings/(?P<digit>\d)_(?P<speaker>\w+)_(?P<take>\d+)\.wav`. Files that it does not match are none of it.
-        name, columns, labels, values: as of `table`; `audio` is the file.
+        mapping: the other attributes of `ColumnMap`; `audio` is the file.
 
     Raises:
         FileNotFoundError: no file matches.
@@ -299,29 +316,12 @@ def files(
         expression = re.compile(pattern)
     except re.error as error:
         raise UserError(f"layout.pattern={pattern}: {error}") from error
-    mapped = _Map(columns, values, labels)
+    column_map = ColumnMap(root=root, **mapping)
     paths = sorted(path for path in root.rglob("*") if path.is_file())
-    found = [(path, expression.fullmatch(path.relative_to(root).as_posix())) for path in paths]
-    if not any(match for _, match in found):
+    matches = [(path, match) for path in paths if (match := expression.fullmatch(path.relative_to(root).as_posix()))]
+    if not matches:
         example = f", as {paths[0].relative_to(root)}" if paths else ""
         raise MissingFileError(f"layout.pattern={pattern} matches none of the {len(paths)} files below {root}{example}")
-    for path, match in found:
-        if match:
-            place = path.relative_to(root).with_suffix("").as_posix()
-            yield {**_row(mapped, match.groupdict(), root, root, name, place), "audio": path}
-
-
-def _row(mapped: _Map, cells: Cells, folder: Path, root: Path, name: str, place: str) -> Fields:
-    """The row of one line; its id is that of the table, or tells its sound file or its place."""
-    try:
-        fields = mapped.apply(cells)
-        if "audio" in fields:
-            fields["audio"] = _sound(fields["audio"], folder)
-    except ValueError as error:
-        return {"id": f"{name}/{place}", "problem": str(error)}
-    if "id" in fields:
-        return {**fields, "id": f"{name}/{fields['id']}"}
-    path = fields.get("audio")
-    if isinstance(path, Path):
-        place = Path(os.path.relpath(path, root)).with_suffix("").as_posix()
-    return {"id": f"{name}/{place}", **fields}
+    for path, match in matches:
+        place = path.relative_to(root).with_suffix("").as_posix()
+        yield {**column_map.row(match.groupdict(), root, place), "audio": path}

@@ -11,8 +11,8 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from auris.data.prepare.tables import Cells, Fields, find_files, read_map
-from auris.data.rows import Form, Record, parse
+from auris.data.prepare.tables import Cells, Fields, find_files, map_audio, read_map, read_records
+from auris.data.rows import Record
 from auris.errors import MissingFileError, UserError
 
 # --- Lhotse -------------------------------------------------------------------------------------------------------
@@ -66,8 +66,8 @@ def _cut_rows(cut: Cells, root: Path, task: str, language: str | None) -> Iterat
         row = {"id": supervision["id"], "audio": root / source["source"], "task": task}
         row |= {"offset": round(cut["start"] + start, 4), "duration": round(end - start, 4)}
         row |= {key: supervision[key] for key in ("speaker", "gender") if supervision.get(key)}
-        spoken = _language_code(supervision.get("language")) or language
-        row |= {"language": spoken} if spoken else {}
+        spoken = (supervision.get("language") or language or "").lower()
+        row |= {"language": _LANGUAGES.get(spoken, spoken)} if spoken else {}
         if task == "asr":
             row |= {"text": supervision["text"]} if supervision.get("text") else {}
         else:
@@ -88,10 +88,6 @@ def _aligned_words(supervision: Cells, start: float) -> list[Fields]:
 # Lhotse's recipes write languages by their English names.
 _LANGUAGES = {"english": "en", "chinese": "zh", "mandarin": "zh", "german": "de", "french": "fr", "spanish": "es"}
 _LANGUAGES |= {"italian": "it", "japanese": "ja", "korean": "ko", "cantonese": "yue"}
-
-
-def _language_code(written: str | None) -> str | None:
-    return _LANGUAGES.get(written.lower(), written.lower()) if written else None
 
 
 # --- Kaldi --------------------------------------------------------------------------------------------------------
@@ -118,14 +114,14 @@ def kaldi(root: Path, *, folders: Sequence[str], language: str | None, name: str
 
 def _kaldi_rows(root: Path, folder: Path, language: str | None, name: str) -> Iterator[Fields]:
     sounds, texts = read_map(folder / "wav.scp"), read_map(folder / "text")
-    is_cut = (folder / "segments").is_file()
-    segments = {key: value.split() for key, value in read_map(folder / "segments").items()}
+    cuts = folder / "segments"
+    segments = {key: value.split() for key, value in read_map(cuts).items()} if cuts.is_file() else None
     speakers, genders = read_map(folder / "utt2spk"), read_map(folder / "spk2gender")
     languages = read_map(folder / "utt2lang")
-    for key in sorted({*texts, *(segments if is_cut else sounds)}):
+    for key in sorted({*texts, *(sounds if segments is None else segments)}):
         row: Fields = {"id": f"{name}/{folder.name}/{key}", "task": "asr", "split": folder.name}
         try:
-            row |= _kaldi_sound(root, key, sounds, segments if is_cut else None)
+            row |= _kaldi_sound(root, key, sounds, segments)
             labels = {"text": texts.get(key), "language": languages.get(key, language), "speaker": speakers.get(key)}
             labels["gender"] = {"m": "male", "f": "female"}.get(genders.get(speakers.get(key, ""), ""))
             yield row | {label: value for label, value in labels.items() if value}
@@ -139,13 +135,11 @@ def _kaldi_sound(
     """Where an utterance is heard. Raises ValueError for one that is nowhere, or made by a command."""
     recording, times = key, {}
     if segments is not None:
-        if len(segments.get(key, ())) < 3:
-            raise UserError(f"segments does not have it as `{key} RECORDING START END`")
-        recording, *written = segments[key]
         try:
-            start, end = map(float, written[:2])
-        except ValueError:
-            raise UserError(f"segments has its times as {' '.join(written)}, expected seconds") from None
+            recording, *written = segments[key][:3]
+            start, end = map(float, written)
+        except (KeyError, ValueError):
+            raise UserError(f"segments does not have it as `{key} RECORDING START END`, with seconds") from None
         times = {"offset": start} | ({"duration": round(end - start, 4)} if end >= 0 else {})  # -1: to the end
     if recording not in sounds:
         raise UserError(f"wav.scp does not have {recording}")
@@ -165,11 +159,8 @@ def manifest(root: Path, *, files: str) -> Iterator[Fields]:
         files: the manifests below it, or a pattern for several; each one's paths are relative to it.
     """
     for path in find_files(root, files):
-        with path.open("rb") as lines:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    record = parse(line, f"{path.name}:{number}", Form())
-                    yield {**_own_fields(record, path.parent), "id": record.id}
+        for _, record in read_records(path):
+            yield {**_own_fields(record, path.parent), "id": record.id}
 
 
 def _own_fields(record: Record, folder: Path) -> Fields:
@@ -178,9 +169,4 @@ def _own_fields(record: Record, folder: Path) -> Fields:
     fields = dict(record.fields)
     if not {"messages", "conversations", "chosen"}.isdisjoint(fields):
         return {**fields, "problem": "a dialogue: its manifest can be trained on as it is"}
-    paths = fields.get("audio")
-    if isinstance(paths, str):
-        return {**fields, "audio": folder / paths}
-    if isinstance(paths, list) and all(isinstance(path, str) for path in paths):
-        return {**fields, "audio": [folder / path for path in paths]}
-    return fields
+    return map_audio(fields, str, lambda path: folder / path)
