@@ -58,10 +58,10 @@ def _llama_factory(fields: Fields) -> Fields:
             return entry
         return {"role": roles.get(str(entry["from"]), entry["from"]), "content": entry["value"]}
 
+    fields = dict(fields)
+    messages = [renamed(entry) for entry in _as_list("conversations", fields.pop("conversations"))]
     answers = {key: renamed(fields[key]) for key in ("chosen", "rejected") if key in fields}
-    messages = [renamed(entry) for entry in _as_list("conversations", fields["conversations"])]
-    rest = {key: value for key, value in fields.items() if key != "conversations"}
-    return _dialogue({**rest, **answers, "messages": messages})
+    return _dialogue({**fields, **answers, "messages": messages})
 
 
 def _swift(fields: Fields) -> Fields:
@@ -213,8 +213,8 @@ def _official(fields: Fields) -> Fields:
         known = ", ".join(name for name, _, _ in _SOURCES)
         raise UserError(f"`source` is {fields.get('source')!r}; known sources begin with {known}")
     _, task, language = found
-    rest = {key: value for key, value in fields.items() if key != "gt"}
-    row = {**rest, "task": task, "text": fields["gt"]}
+    row = {**fields, "task": task, "text": fields["gt"]}
+    del row["gt"]
     languages = [tag or name for tag, name in _LANGUAGE.findall(source)]
     if task == "s2tt":
         if len(languages) < 2:

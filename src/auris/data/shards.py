@@ -82,7 +82,6 @@ def _known(out: Path, source: str, console: Console) -> dict[str, File]:
     A damaged list says nothing, not even of what: its shards are packed anew.
     """
     known: dict[str, File] = {}
-    sources: set[str] = set()
     for path in [*out.glob(CONTENTS), *out.glob("shard-*.json")]:
         try:
             text = path.read_text(errors="replace")
@@ -95,10 +94,9 @@ def _known(out: Path, source: str, console: Console) -> dict[str, File]:
         except (ValueError, TypeError, AttributeError, KeyError) as error:
             print_plain(console, f"{path} is damaged ({error}), what it lists is packed anew")
             continue
-        sources.add(packed)
+        if packed != source:
+            raise UserError(f"{out} holds shards of other rows: give this one a directory of its own (out=DIR)")
         known |= {file.name: file for file in files}
-    if sources - {source}:
-        raise UserError(f"{out} holds shards of other rows: give this one a directory of its own (out=DIR)")
     return known
 
 

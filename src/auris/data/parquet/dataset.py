@@ -117,10 +117,10 @@ def _files(system: Any, place: str, given: str) -> list[str]:
             raise MissingFileError(f"there is no file {given}")
         return found
     if not system.exists(f"{place}/{CONTENTS}"):
-        is_begun = bool(system.glob(f"{place}/{SHARD.format(0)[:6]}*"))
-        begun = ": its packing was not finished, give the same command again" if is_begun else ""
-        others = "" if begun else f"; Parquet of others is given as {given}/*.parquet"
-        raise MissingFileError(f"{given} has no {CONTENTS}{begun}{others}")
+        hint = f"; Parquet of others is given as {given}/*.parquet"
+        if system.glob(f"{place}/{SHARD.format(0)[:6]}*"):
+            hint = ": its packing was not finished, give the same command again"
+        raise MissingFileError(f"{given} has no {CONTENTS}{hint}")
     return [f"{place}/{CONTENTS}"]
 
 
