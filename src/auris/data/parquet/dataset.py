@@ -22,6 +22,7 @@ from typing import Any
 import fsspec
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from auris.data.parquet.reader import Columns, File, Garbled, Reader, ShardError, Stored, attempt, hash_of
 from auris.data.row_index import RowColumns, RowIndex
@@ -131,9 +132,13 @@ COLUMNS = Columns(
 )
 
 
+def _columns(parquet: pq.ParquetFile) -> Columns:
+    return COLUMNS
+
+
 def shard_reader(system: Any, folder: str, files: Sequence[File]) -> Reader:
     """Return a reader of shards, or of an index, that checks what is stated about the files."""
-    return Reader(system, [f"{folder}/{file.name}" for file in files], lambda parquet: COLUMNS, files)
+    return Reader(system, [f"{folder}/{file.name}" for file in files], _columns, files)
 
 
 class FileRows(RowIndex):
