@@ -27,7 +27,6 @@ def measure(task: str, rows: int) -> tuple[float, float]:
     jobs = plan({"train": {task: rows}}, ["de-en", "en-zh", "ja-en"], seed=0)
     groups = [jobs[first : first + _GROUP] for first in range(0, len(jobs), _GROUP)]
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "audio/train").mkdir(parents=True)
         make_rows(groups[0], Path(folder), "warm-up")
         before = _worked()
         made = [one for group in groups for one in make_rows(group, Path(folder), "benchmark")]

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from auris.corpus import grammar, speech
-from auris.corpus.recording import Fields, Job, Recording, Rng, Script, cast, hear_speech, stage, surround
+from auris.corpus.draws import Rng, pick
+from auris.corpus.recording import Fields, Job, Recording, Script, cast, hear_speech, stage, surround
 from auris.corpus.signal import SAMPLE_RATE, Signal, add, power, samples
 
 _MAX_SPEAKERS = 3
@@ -40,7 +41,7 @@ def write_sd(job: Job, rng: Rng) -> Script:
     speakers = _cast_all(rng, job, [""] * int(rng.integers(2, _MAX_SPEAKERS + 1)))
     order = [int(place) for place in rng.permutation(len(speakers))]
     for _ in range(int(rng.integers(0, _MAX_TURNS - len(speakers) + 1))):
-        order.append(int(rng.choice([place for place in range(len(speakers)) if place != order[-1]])))
+        order.append(pick(rng, [place for place in range(len(speakers)) if place != order[-1]]))
     texts = _draw_texts(rng, job, len(order), words=_TURN_WORDS)
     lines = [
         replace(speakers[place], words=tuple(grammar.words(text, "en")))
@@ -84,7 +85,7 @@ def _draw_texts(rng: Rng, job: Job, number: int, *, words: int) -> list[str]:
     """Different English sentences of the split with at most so many words."""
     texts: list[str] = []
     while len(texts) < number:
-        text = grammar.render(grammar.draw_meaning(rng, job.split), "en")
+        text = grammar.draw_sentence(rng, job.split, "en")
         if len(text.split()) <= words and text not in texts:
             texts.append(text)
     return texts
@@ -103,8 +104,7 @@ def _mix(
     lead, signal = surround(mixed, rng)
     turns = []
     for line, utterance, start in zip(lines, spoken, starts, strict=True):
-        begin = lead + samples(start) / SAMPLE_RATE
-        times = {"start": begin + utterance.boundaries[0], "end": begin + utterance.boundaries[-1]}
-        times = {edge: round(time, 4) for edge, time in times.items()}
-        turns.append({"speaker": line.variant, **times, "text": " ".join(line.words)})
+        offset = lead + samples(start) / SAMPLE_RATE
+        begin, end = (round(offset + utterance.boundaries[edge], 4) for edge in (0, -1))
+        turns.append({"speaker": line.variant, "start": begin, "end": end, "text": " ".join(line.words)})
     return turns, hear_speech(signal, rng)

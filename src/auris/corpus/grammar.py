@@ -15,9 +15,7 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
-from auris.errors import UserError
+from auris.corpus.draws import Rng, perhaps, pick
 
 LANGUAGES = ("en", "zh", "de", "es", "fr", "it", "ja", "ko", "yue")
 SPLITS = ("train", "valid", "test")
@@ -43,8 +41,8 @@ def _read_words() -> dict[str, dict[str, dict[str, str]]]:
 
 
 SUBJECTS, OBJECTS, ADJECTIVES, TRANSITIVE, INTRANSITIVE, PLACES, ADVERBS = _read_words().values()
-_SUBJECT_ADJECTIVES = tuple(word for word in ADJECTIVES if word not in _THINGS_ONLY)
-_OBJECT_ADJECTIVES = tuple(word for word in ADJECTIVES if word not in _PEOPLE_AND_ANIMALS_ONLY)
+SUBJECT_ADJECTIVES = tuple(word for word in ADJECTIVES if word not in _THINGS_ONLY)
+OBJECT_ADJECTIVES = tuple(word for word in ADJECTIVES if word not in _PEOPLE_AND_ANIMALS_ONLY)
 
 
 @dataclass(frozen=True)
@@ -62,33 +60,6 @@ class Meaning:
     place: str | None = None
     adverb: str | None = None
 
-    @property
-    def split(self) -> str:
-        """The split that owns this meaning, in every language and every task."""
-        return split_of(render(self, "en"))
-
-
-@dataclass(frozen=True)
-class KeywordPhrase:
-    """An English phrase with one keyword in it: 'the small dog says stop now' or 'stop says the small dog'."""
-
-    keyword: str
-    subject: str
-    adjective: str | None
-    adverb: str | None
-    keyword_first: bool
-
-    @property
-    def text(self) -> str:
-        speaker = " ".join(filter(None, ("the", self.adjective, self.subject)))
-        words = (self.keyword, "says", speaker) if self.keyword_first else (speaker, "says", self.keyword)
-        return " ".join((*words, self.adverb)) if self.adverb else " ".join(words)
-
-    @property
-    def split(self) -> str:
-        """The split that owns this phrase."""
-        return split_of(self.text)
-
 
 def split_of(sentence: str) -> str:
     """The split of an English sentence, by its hash: the same in every corpus, whatever its seed and size."""
@@ -96,68 +67,51 @@ def split_of(sentence: str) -> str:
     return "train" if share < SHARES["train"] else "valid" if share < SHARES["train"] + SHARES["valid"] else "test"
 
 
-def draw_meaning(rng: np.random.Generator, split: str) -> Meaning:
-    """A random meaning that belongs to `split`, of three to seven English words."""
+def draw_meaning(rng: Rng, split: str) -> Meaning:
+    """Draw a meaning that belongs to `split`; its English sentence has three to seven words."""
     while True:
         meaning = _draw(rng)
-        if meaning.split == split and len(render(meaning, "en").split()) <= MAX_WORDS:
+        english = render(meaning, "en")
+        if split_of(english) == split and len(english.split()) <= MAX_WORDS:
             return meaning
 
 
-def draw_keyword_phrase(rng: np.random.Generator, split: str, keyword: str) -> KeywordPhrase:
-    """A random phrase around `keyword` that belongs to `split`."""
+def draw_sentence(rng: Rng, split: str, language: str) -> str:
+    """Draw a sentence of `language` whose meaning belongs to `split`."""
+    return render(draw_meaning(rng, split), language)
+
+
+def draw_keyword_phrase(rng: Rng, split: str, keyword: str) -> str:
+    """Draw an English phrase of `split`, such as 'the small dog says stop now' or 'stop says the small dog'."""
     while True:
-        phrase = KeywordPhrase(
-            keyword=keyword,
-            subject=_pick(rng, tuple(SUBJECTS)),
-            adjective=_pick(rng, _SUBJECT_ADJECTIVES) if rng.random() < 0.75 else None,
-            adverb=_pick(rng, tuple(ADVERBS)) if rng.random() < 0.5 else None,
-            keyword_first=bool(rng.random() < 0.5),
-        )
-        if phrase.split == split:
+        subject = pick(rng, SUBJECTS)
+        speaker = _join("the", perhaps(rng, 0.75, SUBJECT_ADJECTIVES), subject)
+        adverb = perhaps(rng, 0.5, ADVERBS)
+        first, last = (keyword, speaker) if rng.random() < 0.5 else (speaker, keyword)
+        phrase = _join(first, "says", last, adverb)
+        if split_of(phrase) == split:
             return phrase
 
 
-def _draw(rng: np.random.Generator) -> Meaning:
-    subject = _pick(rng, tuple(SUBJECTS))
-    adjective = _pick(rng, _SUBJECT_ADJECTIVES) if rng.random() < 0.5 else None
-    adverb = _pick(rng, tuple(ADVERBS)) if rng.random() < 0.3 else None
+def _draw(rng: Rng) -> Meaning:
+    subject = pick(rng, SUBJECTS)
+    adjective = perhaps(rng, 0.5, SUBJECT_ADJECTIVES)
+    adverb = perhaps(rng, 0.3, ADVERBS)
     if rng.random() < 0.55:
-        return Meaning(
-            subject=subject,
-            adjective=adjective,
-            action=_pick(rng, tuple(TRANSITIVE)),
-            object=_pick(rng, tuple(OBJECTS)),
-            object_adjective=_pick(rng, _OBJECT_ADJECTIVES) if rng.random() < 0.5 else None,
-            adverb=adverb,
-        )
-    return Meaning(
-        subject=subject,
-        adjective=adjective,
-        action=_pick(rng, tuple(INTRANSITIVE)),
-        place=_pick(rng, tuple(PLACES)) if rng.random() < 0.8 else None,
-        adverb=adverb,
-    )
-
-
-def _pick(rng: np.random.Generator, options: tuple[str, ...]) -> str:
-    return options[int(rng.integers(len(options)))]
+        action, thing = pick(rng, TRANSITIVE), pick(rng, OBJECTS)
+        return Meaning(subject, action, adjective, thing, perhaps(rng, 0.5, OBJECT_ADJECTIVES), adverb=adverb)
+    action = pick(rng, INTRANSITIVE)
+    return Meaning(subject, action, adjective, place=perhaps(rng, 0.8, PLACES), adverb=adverb)
 
 
 def render(meaning: Meaning, language: str) -> str:
-    """`meaning` as a sentence of `language`: lower case, no punctuation, words apart (in Chinese: no spaces).
-
-    Raises:
-        ValueError: for a language outside `LANGUAGES`.
-    """
-    if language not in LANGUAGES:
-        raise UserError(f"language {language!r} is not one of the grammar's: {', '.join(LANGUAGES)}")
+    """Write `meaning` as a sentence of `language`: lower case, no punctuation, words apart (in Chinese: no spaces)."""
     verbs = TRANSITIVE if meaning.object else INTRANSITIVE
     verb = verbs[meaning.action][language]
     subject = _noun_phrase(SUBJECTS[meaning.subject][language], meaning.adjective, language)
-    thing = (
-        _noun_phrase(OBJECTS[meaning.object][language], meaning.object_adjective, language) if meaning.object else ""
-    )
+    thing = ""
+    if meaning.object:
+        thing = _noun_phrase(OBJECTS[meaning.object][language], meaning.object_adjective, language)
     place = PLACES[meaning.place][language] if meaning.place else ""
     adverb = ADVERBS[meaning.adverb][language] if meaning.adverb else ""
     if language in ("zh", "yue"):
@@ -176,7 +130,7 @@ def words(text: str, language: str) -> list[str]:
     return list(text) if language in ("zh", "yue") else text.split()
 
 
-def _join(*parts: str) -> str:
+def _join(*parts: str | None) -> str:
     return " ".join(part for part in parts if part)
 
 
@@ -189,7 +143,7 @@ def _particle(noun: str, after_consonant: str, after_vowel: str) -> str:
 def _noun_phrase(noun: str, adjective: str | None, language: str) -> str:
     """A noun with its article and its adjective in agreement and in the language's order."""
     if language == "en":
-        return _join("the", adjective or "", noun)
+        return _join("the", adjective, noun)
     if adjective is None:
         return noun
     form = ADJECTIVES[adjective][language]
@@ -203,24 +157,3 @@ def _noun_phrase(noun: str, adjective: str | None, language: str) -> str:
     masculine, feminine = form.lstrip("+").split("/")
     form_in_gender = feminine if article == "la" else masculine
     return _join(article, form_in_gender, noun) if form.startswith("+") else _join(article, noun, form_in_gender)
-
-
-def cover() -> list[Meaning]:
-    """A few hundred meanings whose sentences together hold every word form of every language."""
-    meanings = [Meaning(subject, action) for subject in SUBJECTS for action in INTRANSITIVE]
-    meanings += [Meaning(subject, "works", adjective) for subject in SUBJECTS for adjective in _SUBJECT_ADJECTIVES]
-    meanings += [Meaning("dog", action, object="apple") for action in TRANSITIVE]
-    meanings += [Meaning("dog", "sees", object=object) for object in OBJECTS]
-    meanings += [
-        Meaning("dog", "sees", object=object, object_adjective=adjective)
-        for object in OBJECTS
-        for adjective in _OBJECT_ADJECTIVES
-    ]
-    meanings += [Meaning("dog", "works", place=place) for place in PLACES]
-    return meanings + [Meaning("dog", "works", adverb=adverb) for adverb in ADVERBS]
-
-
-def vocabulary(language: str) -> list[str]:
-    """Every unit that speech in `language` can hold (see `words`), sorted; in English with the keyword phrases."""
-    heard = {word for meaning in cover() for word in words(render(meaning, language), language)}
-    return sorted(heard | {"says", *KEYWORDS} if language == "en" else heard)

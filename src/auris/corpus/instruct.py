@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import rich
-from rich.progress import Progress
 from rich.table import Table
 
 from auris.completions import Endpoint, Record
@@ -22,7 +21,7 @@ from auris.corpus.dialogues.augmentation import SHIPPED, Written
 from auris.corpus.dialogues.kinds import KINDS
 from auris.corpus.dialogues.pool import Pool, Weights, answer, usable
 from auris.corpus.dialogues.recordings import speak
-from auris.corpus.dialogues.rows import ANNOTATOR, FAULTS, Made, plan_chat, plan_preferences
+from auris.corpus.dialogues.rows import ANNOTATOR, FAULTS, Dialogue, Writer
 from auris.corpus.grammar import SPLITS
 from auris.corpus.output import check_count, check_processes, hash_bytes, read_facts
 from auris.corpus.recording import Fields
@@ -34,15 +33,13 @@ from auris.files import new_directory, write_json, write_jsonl
 VERSION = 2  # raise it whenever the same seed would give other rows
 FACTS_FILE = "instruct.json"
 
-Counts = Mapping[str, int]
-
 
 def instruct(
     corpus: Path,
     out: Path,
     *,
-    rows: Counts,
-    preferences: Counts,
+    rows: Mapping[str, int],
+    preferences: Mapping[str, int],
     mix: Weights,
     tasks: Weights,
     forms: Weights,
@@ -98,41 +95,27 @@ def instruct(
         "written": hash_bytes(repr(written).encode()),
     }
     if facts := read_facts(out, FACTS_FILE, "dialogues", config):
-        print(f"The dialogues are already in {out}, hash {facts['hash']}")
         return facts
 
-    def locate(path: Path) -> str:
-        return Path(os.path.relpath(path.resolve(), out.resolve())).as_posix()
-
     asked = augmentation.deal(written) if written else dict.fromkeys(SPLITS, ())
-    planned: dict[str, list[Made]] = {}
+    planned: dict[str, list[Dialogue]] = {}
     for split in SPLITS:
         pool = Pool.of(split, found[split], task_weights=tasks, written=asked[split])
-        counts = share(rows.get(split, 0), mix)
-        planned[split] = plan_chat(pool, counts, forms=forms, locate=locate, seed=seed)
-        counts = share(preferences.get(split, 0), paired)
-        planned[f"preferences_{split}"] = plan_preferences(
-            pool, counts, forms=forms, faults=faults, locate=locate, seed=seed
-        )
-    spoken = [made.spoken for several in planned.values() for made in several if made.spoken]
+        writer = Writer(pool, out.resolve(), forms, faults, seed)
+        planned[split] = writer.write_chats(share(rows.get(split, 0), mix))
+        planned[f"preferences_{split}"] = writer.write_preferences(share(preferences.get(split, 0), paired))
+    spoken = [dialogue.spoken for several in planned.values() for dialogue in several if dialogue.spoken]
     with new_directory(out) as draft:
-        for split in SPLITS:
-            (draft / "audio" / split).mkdir(parents=True)
-        with Progress() as progress:
-            bar = progress.add_task("recordings", total=len(spoken))
-            digests: list[bytes] = []
-            for several in speak(spoken, draft, processes or os.cpu_count()):
-                digests += several
-                progress.advance(bar, len(several))
+        digests = speak(spoken, draft, processes)
         for name, several in planned.items():
-            write_jsonl(draft / f"{name}.jsonl", (made.row for made in several))
+            write_jsonl(draft / f"{name}.jsonl", (dialogue.row for dialogue in several))
         rows_hash = hash_bytes(*((draft / f"{name}.jsonl").read_bytes() for name in planned))
         audio_hash = hash_bytes(*digests)
         facts = {
             "config": config,
-            "kinds": {name: Counter(made.row["kind"] for made in several) for name, several in planned.items()},
-            "modes": {name: Counter(made.row["mode"] for made in several) for name, several in planned.items()},
-            "written_by": Counter(made.row["written_by"] for several in planned.values() for made in several),
+            "kinds": {name: Counter(dialogue.row["kind"] for dialogue in several) for name, several in planned.items()},
+            "modes": {name: Counter(dialogue.row["mode"] for dialogue in several) for name, several in planned.items()},
+            "written_by": Counter(dialogue.row["written_by"] for several in planned.values() for dialogue in several),
             "preferred_by": ANNOTATOR,
             "refused": refused,
             "unused": {split: _unused(several) for split, several in found.items()},
@@ -174,7 +157,7 @@ def _write_questions(
     return augmentation.write(Record(recording, endpoint), sorted(labels), llm["pairs"])
 
 
-def _check_counts(counts: Mapping[str, Counts]) -> None:
+def _check_counts(counts: Mapping[str, Mapping[str, int]]) -> None:
     for key, by_split in counts.items():
         for split, count in by_split.items():
             if split not in SPLITS:
@@ -193,11 +176,9 @@ def _check_weights(key: str, weights: Weights, known: Iterable[str]) -> None:
 
 
 def _unused(rows: Iterable[Row]) -> Counter[str]:
-    """Rows that no dialogue can be made about, by reason."""
-    reasons = (
-        row.problem or f"task {row.labels['task']} with {len(row.clips)} clips" for row in rows if not usable(row)
-    )
-    return Counter(reasons)
+    """Count the rows that no dialogue can be made about, by reason."""
+    unused = (row for row in rows if not usable(row))
+    return Counter(row.problem or f"task {row.labels['task']} with {len(row.clips)} clips" for row in unused)
 
 
 def tabulate(facts: Fields) -> Table:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from auris.corpus.draws import Rng
 from auris.corpus.signal import (
     SAMPLE_RATE,
     Signal,
@@ -22,8 +23,6 @@ from auris.corpus.signal import (
     shape,
     sine,
 )
-
-Rng = np.random.Generator
 
 _PENTATONIC = (0, 2, 4, 7, 9)  # semitones above the root: any order of these sounds like a tune
 _RING = 0.25  # seconds that a note may sound on after the next one began

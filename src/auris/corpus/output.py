@@ -1,16 +1,20 @@
-"""What the two corpus commands share: checks of settings, the facts of a finished directory, seeds, hashes, clips."""
+"""What the two corpus commands share: checks of settings, facts of a finished directory, seeds, clips, workers."""
 
 from __future__ import annotations
 
 import hashlib
 import io
 import json
-from collections.abc import Iterable
+import multiprocessing
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import soundfile
 from numpy.typing import NDArray
+from rich.progress import Progress
 
 from auris.corpus.recording import Fields
 from auris.corpus.signal import SAMPLE_RATE
@@ -18,6 +22,10 @@ from auris.errors import UserError
 from auris.files import read_json
 
 LICENCE = "CC0-1.0"
+_GROUP = 8  # items that one worker makes at a time: one fork of eSpeak speaks for all of them
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 def check_count(key: str, value: object) -> None:
@@ -33,7 +41,7 @@ def check_processes(processes: int | None) -> None:
 
 
 def read_facts(out: Path, name: str, kind: str, config: Fields) -> Fields | None:
-    """Return the facts of what `out` holds already, None if it is absent or empty.
+    """Return, and print a line about, what `out` holds already; None if it is absent or empty.
 
     Args:
         out: the directory.
@@ -56,6 +64,7 @@ def read_facts(out: Path, name: str, kind: str, config: Fields) -> Fields | None
                 f"{out} was made with {key}={there}, now {key}={value} is asked for; "
                 "choose another directory with out=DIR, or delete this one first"
             )
+    print(f"{kind}: already in {out}, hash {facts['hash']}")
     return facts
 
 
@@ -77,8 +86,46 @@ def write_clips(clips: Iterable[tuple[Path, NDArray[np.int16]]]) -> bytes:
     """
     digest = hashlib.sha256()
     for path, pcm in clips:
+        path.parent.mkdir(parents=True, exist_ok=True)
         wav = io.BytesIO()  # soundfile would sync the disk after each file: thousands of waits
         soundfile.write(wav, pcm, SAMPLE_RATE, format="WAV", subtype="PCM_16")
         path.write_bytes(wav.getvalue())
         digest.update(pcm.astype("<i2").tobytes())
     return digest.digest()
+
+
+def make_in_groups(
+    make: Callable[[Sequence[Item]], list[Result]],
+    items: Iterable[Item],
+    place: Callable[[Item], tuple[str, int]],
+    *,
+    processes: int | None,
+    title: str,
+) -> list[Result]:
+    """Make items in worker processes, a few neighbours at a time, behind a progress bar.
+
+    eSpeak speaks for all items of a group in one process, in order. The groups follow from the items' places alone, so
+    the results are the same with any number of processes.
+
+    Args:
+        make: Takes the items of a group and returns a result for each.
+        place: Returns the series that an item belongs to, and its index there.
+        processes: Number of workers; None for one per core.
+        title: Text before the progress bar.
+
+    Returns:
+        The results, group by group.
+    """
+    groups: dict[tuple[str, int], list[Item]] = {}
+    for item in items:
+        series, index = place(item)
+        groups.setdefault((series, index // _GROUP), []).append(item)
+    results: list[Result] = []
+    # Spawned, not forked: the caller may have threads (torch's), and a fork would copy their locks but not them.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, mp_context=context) as workers, Progress() as progress:
+        bar = progress.add_task(title, total=sum(map(len, groups.values())))
+        for made in workers.map(make, groups.values()):
+            results += made
+            progress.advance(bar, len(made))
+    return results

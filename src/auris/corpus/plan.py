@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from auris.corpus import grammar
+from auris.corpus.draws import pick
 from auris.corpus.grammar import KEYWORDS, LANGUAGES, SPLITS
 from auris.corpus.output import check_count, derive_seed
 from auris.corpus.recipes import RECIPES, mark
@@ -77,7 +78,7 @@ def draw_text(lines: int, seed: int, languages: Sequence[str]) -> list[str]:
     for index in range(lines):
         turn = index % (len(languages) + 1)
         if turn < len(languages):
-            text.append(grammar.render(grammar.draw_meaning(rng, "train"), languages[turn]))
+            text.append(grammar.draw_sentence(rng, "train", languages[turn]))
         else:
-            text.append(grammar.draw_keyword_phrase(rng, "train", str(rng.choice(KEYWORDS))).text)
+            text.append(grammar.draw_keyword_phrase(rng, "train", pick(rng, KEYWORDS)))
     return text

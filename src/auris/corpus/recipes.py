@@ -10,8 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from auris.corpus import conversations, music, requests, scenes, sound, speech, spoken, tunes, vocal
+from auris.corpus.draws import Rng
 from auris.corpus.grammar import KEYWORDS, LANGUAGES
-from auris.corpus.recording import Job, Recording, Rng, Script
+from auris.corpus.recording import Job, Recording, Script
 from auris.text.tasks import TASKS
 
 DIRECTIONS = tuple(f"{source}-{target}" for source in LANGUAGES for target in LANGUAGES if source != target)

@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from auris.corpus import grammar, speech
+from auris.corpus.draws import Rng, pick
 from auris.corpus.signal import SAMPLE_RATE, Signal, add_background, reverberate, samples, to_pcm
 
-Rng = np.random.Generator
 Fields = dict[str, Any]
 
 _SPEEDS = (0.88, 1.14)
@@ -40,6 +40,11 @@ class Job:
     @property
     def id(self) -> str:
         return f"{self.split}-{self.mark}{self.task}-{self.variant.replace(' ', '_')}-{self.index:05d}"
+
+    @property
+    def place(self) -> tuple[str, int]:
+        """The row's series, and its index there."""
+        return f"{self.split} {self.task} {self.variant}", self.index
 
     @property
     def audio(self) -> str:
@@ -74,28 +79,22 @@ def cast(
     *,
     gender: str | None = None,
     voice: str | None = None,
-    accent: str | None = None,
+    **settings: Any,
 ) -> speech.Line:
     """`text` for a random voice of the job's split, of either gender with equal chance unless one is asked for.
 
-    In training its speed varies: fifteen voices are few, and what learns from them alone mishears others.
+    In training its speed varies: fifteen voices are few, and what learns from them alone mishears others. `settings`
+    are fields of the line that take the place of those drawn.
     """
-    variants = (voice,) if voice else speech.VOICES[job.split][gender or str(rng.choice(("male", "female")))]
+    variants = (voice,) if voice else speech.VOICES[job.split][gender or pick(rng, ("male", "female"))]
     speed = round(float(rng.uniform(*_SPEEDS)), 2) if job.split == "train" else 1.0
-    return speech.Line(
-        words=tuple(grammar.words(text, language)),
-        language=language,
-        variant=str(rng.choice(variants)),
-        rate=round(rng.integers(160, 211) / speed),  # the tempo stays
-        pitch=int(rng.integers(42, 59)),  # 50 is the voice's own; this keeps men and women apart
-        speed=speed,
-        accent=accent,
-    )
-
-
-def read_out(fields: Fields, line: speech.Line, rng: Rng) -> Script:
-    """The script of a single speaker."""
-    return Script((line,), lambda spoken: stage(fields, line, spoken[0], rng))
+    drawn = {
+        "variant": pick(rng, variants),
+        "rate": round(rng.integers(160, 211) / speed),  # the tempo stays
+        "pitch": int(rng.integers(42, 59)),  # 50 is the voice's own; this keeps men and women apart
+        "speed": speed,
+    }
+    return speech.Line(tuple(grammar.words(text, language)), language, **{**drawn, **settings})
 
 
 def stage(fields: Fields, line: speech.Line, utterance: speech.Utterance, rng: Rng) -> Recording:

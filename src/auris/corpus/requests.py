@@ -8,8 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-import numpy as np
-
+from auris.corpus.draws import Rng, pick
 from auris.corpus.grammar import split_of
 
 # Slots by name: what kind of entity their values are, and the values. Numbers are spelt out, as they are spoken.
@@ -38,23 +37,11 @@ _OPTION = re.compile(r" \[([^]]*)\]")
 
 @dataclass(frozen=True)
 class Request:
-    """A sentence that asks for `intent`; `template` is it with its slots unfilled, in the order of `values`."""
+    """A sentence that asks for `intent`, and its slots in the order in which it names them."""
 
     intent: str
-    template: str
-    values: tuple[str, ...]
-
-    @property
-    def names(self) -> list[str]:
-        return _FIELD.findall(self.template)
-
-    @property
-    def text(self) -> str:
-        return self.template.format(**self.slots)
-
-    @property
-    def slots(self) -> dict[str, str]:
-        return dict(zip(self.names, self.values, strict=True))
+    text: str
+    slots: dict[str, str]
 
     @property
     def entities(self) -> list[dict[str, str]]:
@@ -62,12 +49,12 @@ class Request:
         return [{"type": SLOTS[name][0], "value": value} for name, value in self.slots.items()]
 
 
-def draw(rng: np.random.Generator, split: str, intent: str) -> Request:
+def draw(rng: Rng, split: str, intent: str) -> Request:
     """A random request of this intent that belongs to `split`."""
     while True:
-        template = str(rng.choice(_OPENINGS)) + str(rng.choice(INTENTS[intent]))
+        template = pick(rng, _OPENINGS) + pick(rng, INTENTS[intent])
         template = _OPTION.sub(lambda option: f" {option[1]}" if rng.random() < 0.4 else "", template)
-        values = tuple(str(rng.choice(SLOTS[name][1])) for name in _FIELD.findall(template))
-        request = Request(intent, template, values)
-        if split_of(request.text) == split:
-            return request
+        slots = {name: pick(rng, SLOTS[name][1]) for name in _FIELD.findall(template)}
+        text = template.format(**slots)
+        if split_of(text) == split:
+            return Request(intent, text, slots)

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from auris.corpus import sound, vocal
-from auris.corpus.recording import Fields, Job, Recording, Rng, hear, record_class
+from auris.corpus.draws import Rng, pick
+from auris.corpus.recording import Fields, Job, Recording, hear, record_class
 from auris.corpus.signal import SAMPLE_RATE, Signal, add
 
 COUNTS = ("one", "two", "three")
@@ -55,7 +56,7 @@ def record_aqa(job: Job, rng: Rng) -> Recording:
         question, answer = f"What sound comes {'first' if first else 'last'}?", names[0 if first else -1]
     else:
         present = job.index % 2 == 0
-        asked = str(rng.choice(names if present else [name for name in sound.SOUNDS if name not in names]))
+        asked = pick(rng, names if present else [name for name in sound.SOUNDS if name not in names])
         question, answer = f"Can you hear {SOUND_PHRASES[asked]} in the audio?", "yes" if present else "no"
     labels = {"language": "en", "question": question, "text": answer, "events": events}
     return Recording({**labels, "content": ", ".join(names)}, (hear(signal, rng),))

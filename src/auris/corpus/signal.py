@@ -79,13 +79,9 @@ def decay(n: int, seconds: float) -> Signal:
 def ramp(signal: Signal, attack: float, release: float) -> Signal:
     """`signal` faded in over `attack` and out over `release` seconds (each at most half of it)."""
     signal = signal.copy()
-    for seconds, flip in ((attack, False), (release, True)):
+    for seconds, side in ((attack, signal), (release, signal[::-1])):
         n = min(samples(seconds), len(signal) // 2)
-        edge = 0.5 - 0.5 * np.cos(np.pi * np.arange(n) / max(n, 1))
-        if flip:
-            signal[len(signal) - n :] *= edge[::-1]
-        else:
-            signal[:n] *= edge
+        side[:n] *= 0.5 - 0.5 * np.cos(np.pi * np.arange(n) / max(n, 1))
     return signal
 
 

@@ -6,9 +6,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from auris.corpus.draws import Rng
 from auris.corpus.signal import Signal, add, band, clock, decay, harmonics, noise, peak, ramp, samples, shape, sine
-
-Rng = np.random.Generator
 
 
 def make(name: str, rng: Rng, seconds: float) -> Signal:
@@ -134,11 +133,8 @@ def make_footsteps(rng: Rng, n: int) -> Signal:
         m = samples(0.16)
         thump = sine(floor * (1 + decay(m, 0.015)), m) * decay(m, rng.uniform(0.02, 0.04))
         sole = np.zeros(m)
-        add(
-            sole,
-            0.5 * noise(rng, samples(0.08), peak(scuff, 900)) * decay(samples(0.08), 0.02),
-            rng.uniform(0.03, 0.06),
-        )
+        scrape = 0.5 * noise(rng, samples(0.08), peak(scuff, 900)) * decay(samples(0.08), 0.02)
+        add(sole, scrape, rng.uniform(0.03, 0.06))
         return thump * 1.5 + sole
 
     return _strikes(rng, n, rng.uniform(0.32, 0.55), 0.06, step) + 1e-3 * rng.standard_normal(n)

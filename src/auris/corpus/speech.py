@@ -8,14 +8,11 @@ voices go on from call to call, and even start from the time of day, so only a f
 from __future__ import annotations
 
 import ctypes
-import io
-import json
-import os
-import traceback
-from collections.abc import Iterator, Sequence
+import multiprocessing
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 import soxr
@@ -93,7 +90,7 @@ class Utterance:
 
 def version() -> str:
     """The synthesiser's version, as 'espeak-ng 1.52.0'."""
-    library, *_ = _load()
+    library, _ = _load()
     return f"espeak-ng {library.espeak_Info(None).decode()}"
 
 
@@ -103,29 +100,29 @@ def say(lines: Sequence[Line]) -> list[Utterance]:
     Raises:
         RuntimeError: when eSpeak fails, or does not report one start time per word (never, with this grammar).
     """
-    _, rate, variants = _load()  # before the fork, so that every child starts from the same state
-    if unknown := {line.variant for line in lines} - variants:  # eSpeak itself would take its default voice
-        raise RuntimeError(f"eSpeak has no voice {sorted(unknown)}; espeakng-loader 0.2.4 has all of VOICES")
+    _, rate = _load()  # before the fork, so that every child starts from the same state
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork")) as child:
+        spoken = list(child.map(_synthesise, lines))
     utterances = []
-    for line, (events, pcm) in zip(lines, _run_in_child(lines), strict=True):
-        spoken = [(position, sample) for kind, position, length, sample in events if kind == _WORD and length > 0]
+    for line, (events, pcm) in zip(lines, spoken, strict=True):
+        starts = [(position, sample) for kind, position, length, sample in events if kind == _WORD and length > 0]
         expected = [1 + sum(len(word) + 1 for word in line.words[:index]) for index in range(len(line.words))]
         if line.language in UNTIMED:
-            spoken, expected = [(1, 0)], [1]
+            starts, expected = [(1, 0)], [1]
         ends = [sample for kind, _, _, sample in events if kind == _END]
-        if [position for position, _ in spoken] != expected or len(ends) != 1:
+        if [position for position, _ in starts] != expected or len(ends) != 1:
             raise RuntimeError(f"eSpeak gave no time for every word of {line}: events {events}")
         # Very high quality runs in float64: at lower settings the result would depend on the processor's instructions.
         heard = rate * line.speed
         signal = soxr.resample(np.frombuffer(pcm, np.int16) / 32768.0, heard, SAMPLE_RATE, quality="VHQ")
-        boundaries = [*(sample for _, sample in spoken), ends[0]]
+        boundaries = [*(sample for _, sample in starts), ends[0]]
         utterances.append(Utterance(signal, tuple(sample / heard for sample in boundaries)))
     return utterances
 
 
 @cache
-def _load() -> tuple[ctypes.CDLL, int, frozenset[str]]:
-    """The initialised library, its sample rate in Hz, and the voice variants it has.
+def _load() -> tuple[ctypes.CDLL, int]:
+    """The initialised library, and its sample rate in Hz.
 
     Raises:
         ImportError: when the package that carries eSpeak NG is not installed.
@@ -137,43 +134,14 @@ def _load() -> tuple[ctypes.CDLL, int, frozenset[str]]:
     library = ctypes.CDLL(str(espeakng_loader.get_library_path()))
     library.espeak_Info.restype = ctypes.c_char_p
     library.espeak_ng_SetRandSeed.argtypes = (ctypes.c_long,)
-    data = Path(espeakng_loader.get_data_path())
-    rate = library.espeak_Initialize(_SYNCHRONOUS, 0, str(data).encode(), 0)
+    rate = library.espeak_Initialize(_SYNCHRONOUS, 0, str(espeakng_loader.get_data_path()).encode(), 0)
     if rate <= 0:
         raise ImportError(f"eSpeak NG did not start (code {rate}); reinstall it: pip install 'auris[corpus]'")
-    return library, rate, frozenset(path.name for path in (data / "voices" / "!v").iterdir())
-
-
-def _run_in_child(lines: Sequence[Line]) -> Iterator[tuple[list[list[int]], bytes]]:
-    """Synthesise in a fork. Yields of each line eSpeak's events [type, position, length, sample] and 16-bit samples."""
-    reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.close(reader)
-        status = 1
-        try:
-            with os.fdopen(writer, "wb") as pipe:
-                for line in lines:
-                    events, pcm = _synthesise(line)
-                    pipe.write(json.dumps([events, len(pcm)]).encode() + b"\n" + pcm)
-            status = 0
-        except Exception:
-            traceback.print_exc()
-        finally:
-            os._exit(status)  # not sys.exit: the parent's cleanup is not the child's
-    os.close(writer)
-    with os.fdopen(reader, "rb") as pipe:
-        output = io.BytesIO(pipe.read())
-    _, status = os.waitpid(child, 0)
-    if status != 0:
-        raise RuntimeError(f"eSpeak failed (status {status}) on one of {lines}; its own message is above")
-    for _ in lines:
-        events, size = json.loads(output.readline())
-        yield events, output.read(size)
+    return library, rate
 
 
 def _synthesise(line: Line) -> tuple[list[tuple[int, int, int, int]], bytes]:
-    library, *_ = _load()
+    library, _ = _load()
     events: list[tuple[int, int, int, int]] = []
     pcm: list[bytes] = []
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Any
 
 from auris.corpus import grammar, requests
+from auris.corpus.draws import Rng, pick
 from auris.corpus.grammar import KEYWORDS
-from auris.corpus.recording import Job, Rng, Script, cast, read_out
+from auris.corpus.recording import Fields, Job, Script, cast, stage
 
 
 @dataclass(frozen=True)
@@ -47,11 +49,10 @@ AGES: dict[str, dict[str, float]] = {
 def write_asr(job: Job, rng: Rng) -> Script:
     # Every third English row is a keyword phrase: keywords are to be learnt as words too, not only spotted.
     if job.variant == "en" and job.index % 3 == 2:
-        text = grammar.draw_keyword_phrase(rng, job.split, str(rng.choice(KEYWORDS))).text
+        text = grammar.draw_keyword_phrase(rng, job.split, pick(rng, KEYWORDS))
     else:
-        text = grammar.render(grammar.draw_meaning(rng, job.split), job.variant)
-    fields = {"language": job.variant, "text": text, "content": text}
-    return read_out(fields, cast(rng, job, text, job.variant), rng)
+        text = grammar.draw_sentence(rng, job.split, job.variant)
+    return _read_out(job, rng, text, {"language": job.variant, "text": text})
 
 
 def write_s2tt(job: Job, rng: Rng) -> Script:
@@ -59,63 +60,60 @@ def write_s2tt(job: Job, rng: Rng) -> Script:
     meaning = grammar.draw_meaning(rng, job.split)
     transcript, text = grammar.render(meaning, source), grammar.render(meaning, target)
     labels = {"language": source, "target_language": target, "text": text, "transcript": transcript}
-    return read_out({**labels, "content": transcript}, cast(rng, job, transcript, source), rng)
+    return _read_out(job, rng, transcript, labels)
 
 
 def write_lid(job: Job, rng: Rng) -> Script:
     """Speech in the language that the job names, with its transcript: for `lid`, and for times of words."""
-    transcript = grammar.render(grammar.draw_meaning(rng, job.split), job.variant)
-    fields = {"language": job.variant, "transcript": transcript, "content": transcript}
-    return read_out(fields, cast(rng, job, transcript, job.variant), rng)
-
-
-def write_sgc(job: Job, rng: Rng) -> Script:
-    transcript = grammar.render(grammar.draw_meaning(rng, job.split), "en")
-    labels = {"language": "en", "text": job.variant, "transcript": transcript}
-    line = cast(rng, job, transcript, "en", gender=job.variant)
-    return read_out({**labels, "content": f"{job.variant} {transcript}"}, line, rng)
+    transcript = grammar.draw_sentence(rng, job.split, job.variant)
+    return _read_out(job, rng, transcript, {"language": job.variant, "transcript": transcript})
 
 
 def write_ks(job: Job, rng: Rng) -> Script:
-    transcript = grammar.draw_keyword_phrase(rng, job.split, job.variant).text
-    labels = {"language": "en", "text": job.variant, "transcript": transcript}
-    return read_out({**labels, "content": transcript}, cast(rng, job, transcript, "en"), rng)
+    transcript = grammar.draw_keyword_phrase(rng, job.split, job.variant)
+    return _read_out(job, rng, transcript, {"language": "en", "text": job.variant, "transcript": transcript})
 
 
 def write_dialect_asr(job: Job, rng: Rng) -> Script:
     dialect = DIALECTS[job.variant]
-    text = grammar.render(grammar.draw_meaning(rng, job.split), dialect.language)
-    fields = {"language": dialect.language, "dialect": dialect.name, "text": text, "content": text}
-    return read_out(fields, cast(rng, job, text, dialect.language, accent=dialect.accent), rng)
-
-
-def write_did(job: Job, rng: Rng) -> Script:
-    dialect = DIALECTS[job.variant]
-    transcript = grammar.render(grammar.draw_meaning(rng, job.split), dialect.language)
-    labels = {"language": dialect.language, "text": dialect.name, "transcript": transcript}
-    line = cast(rng, job, transcript, dialect.language, accent=dialect.accent)
-    return read_out({**labels, "content": f"{dialect.name} {transcript}"}, line, rng)
+    text = grammar.draw_sentence(rng, job.split, dialect.language)
+    labels = {"language": dialect.language, "dialect": dialect.name, "text": text}
+    return _read_out(job, rng, text, labels, accent=dialect.accent)
 
 
 def write_request(job: Job, rng: Rng) -> Script:
     """A request to an assistant, with its intent, its slots and the entities in it."""
     request = requests.draw(rng, job.split, job.variant)
     labels = {"intent": request.intent, "slots": request.slots, "entities": request.entities}
-    fields = {"language": "en", **labels, "transcript": request.text, "content": request.text}
-    return read_out(fields, cast(rng, job, request.text, "en"), rng)
+    return _read_out(job, rng, request.text, {"language": "en", **labels, "transcript": request.text})
+
+
+def write_sgc(job: Job, rng: Rng) -> Script:
+    return _write_voice(job, rng, job.variant, gender=job.variant)
+
+
+def write_did(job: Job, rng: Rng) -> Script:
+    dialect = DIALECTS[job.variant]
+    return _write_voice(job, rng, dialect.name, dialect.language, accent=dialect.accent)
 
 
 def write_er(job: Job, rng: Rng) -> Script:
-    return _write_voice(job, rng, EMOTIONS[job.variant])
+    return _write_voice(job, rng, job.variant, **EMOTIONS[job.variant])
 
 
 def write_sap(job: Job, rng: Rng) -> Script:
-    return _write_voice(job, rng, AGES[job.variant])
+    return _write_voice(job, rng, job.variant, **AGES[job.variant])
 
 
-def _write_voice(job: Job, rng: Rng, settings: dict[str, float]) -> Script:
+def _write_voice(job: Job, rng: Rng, label: str, language: str = "en", **voice: Any) -> Script:
     """A sentence by a voice whose settings are what the label stands for."""
-    transcript = grammar.render(grammar.draw_meaning(rng, job.split), "en")
-    labels = {"language": "en", "text": job.variant, "transcript": transcript}
-    line = replace(cast(rng, job, transcript, "en"), **settings)
-    return read_out({**labels, "content": f"{job.variant} {transcript}"}, line, rng)
+    transcript = grammar.draw_sentence(rng, job.split, language)
+    labels = {"language": language, "text": label, "transcript": transcript, "content": f"{label} {transcript}"}
+    return _read_out(job, rng, transcript, labels, **voice)
+
+
+def _read_out(job: Job, rng: Rng, text: str, labels: Fields, **voice: Any) -> Script:
+    """The script of a single speaker; `voice` holds arguments of `cast`."""
+    line = cast(rng, job, text, labels["language"], **voice)
+    fields = {**labels, "content": labels.get("content", text)}
+    return Script((line,), lambda spoken: stage(fields, line, spoken[0], rng))

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from auris.corpus import music, vocal
+from auris.corpus.draws import Rng, pick
 from auris.corpus.grammar import split_of
 from auris.corpus.music import Note
-from auris.corpus.recording import Job, Recording, Rng, hear, record_class
+from auris.corpus.recording import Job, Recording, hear, record_class
 from auris.corpus.signal import Signal, add, reverberate, to_pcm
 
 PITCHED = tuple(name for name in music.INSTRUMENTS if name != "drum")
@@ -91,7 +92,7 @@ def draw_melody(rng: Rng, split: str, **wanted: str) -> Melody:
     """A random melody in C that belongs to `split`; `wanted` settles some of its facts."""
     options = {"instrument": PITCHED, "tempo": tuple(_BEATS), "mode": tuple(MODES), "direction": DIRECTIONS}
     while True:
-        facts = {name: wanted.get(name) or str(rng.choice(values)) for name, values in options.items()}
+        facts = {name: wanted.get(name) or pick(rng, values) for name, values in options.items()}
         chord, length = MODES[facts["mode"]], _LENGTHS[facts["tempo"]]
         # All of the chord is heard, whatever else is; then it goes one way.
         steps = sorted([*chord, *(int(step) for step in rng.choice(chord, length - len(chord)))])
@@ -100,7 +101,7 @@ def draw_melody(rng: Rng, split: str, **wanted: str) -> Melody:
         low, high = music.INSTRUMENTS[facts["instrument"]][1]
         # Of any key a small model would have to hear intervals; of C, major and minor differ by a note.
         roots = [root for root in range(low, high - chord[-1] + 1) if root % 12 == 0]
-        melody = Melody(**facts, root=int(rng.choice(roots)), steps=tuple(steps))
+        melody = Melody(**facts, root=pick(rng, roots), steps=tuple(steps))
         if split_of(repr(melody)) == split:
             return melody
 
@@ -108,9 +109,8 @@ def draw_melody(rng: Rng, split: str, **wanted: str) -> Melody:
 def lay_out(root: int, steps: Sequence[tuple[int, float]], beat: float) -> list[Note]:
     """Notes of (semitones above the root, beats) one after the other."""
     starts = 0.02 + beat * np.cumsum([0.0, *(beats for _, beats in steps)])
-    return [
-        Note(root + step, float(start), beat * beats) for (step, beats), start in zip(steps, starts[:-1], strict=True)
-    ]
+    started = zip(steps, starts[:-1], strict=True)
+    return [Note(root + step, float(start), beat * beats) for (step, beats), start in started]
 
 
 def read_tune(text: str) -> list[tuple[int, float]]:
@@ -127,7 +127,7 @@ def record_mna(job: Job, rng: Rng) -> Recording:
     """One note. Its level is its velocity's, on any instrument: a clip's peak is never brought to another."""
     low, high = music.INSTRUMENTS[job.variant][1]
     while True:
-        pitch, velocity = int(rng.integers(low, high + 1)), int(rng.choice(VELOCITIES))
+        pitch, velocity = int(rng.integers(low, high + 1)), pick(rng, VELOCITIES)
         if split_of(f"{job.variant} {pitch} {velocity}") == job.split:
             break
     bright = bool(rng.random() < 0.5)
@@ -147,7 +147,7 @@ def record_mna(job: Job, rng: Rng) -> Recording:
 def record_mr(job: Job, rng: Rng) -> Recording:
     """The beginning of a known tune."""
     while True:
-        instrument = str(rng.choice(PITCHED))
+        instrument = pick(rng, PITCHED)
         low, high = music.INSTRUMENTS[instrument][1]
         root = int(rng.integers(low, high - max(_STEPS.values()) + 1))
         if split_of(f"{job.variant} {instrument} {root}") == job.split:
@@ -184,7 +184,7 @@ def record_mgr(job: Job, rng: Rng) -> Recording:
         places = [8 * bar + int(place) for bar in range(2) for place in pattern]
         return [Note(draw(), 0.02 + place * eighth, eighth) for place in places]
 
-    parts = [music.perform(instrument, rng, bars(beats, lambda: root + int(rng.choice(chord))))]
+    parts = [music.perform(instrument, rng, bars(beats, lambda: root + pick(rng, chord)))]
     if drums:
         parts.append(music.perform("drum", rng, bars(drums, lambda: 60)))
     signal = np.zeros(max(map(len, parts)))

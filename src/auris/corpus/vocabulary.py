@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from auris.files import read_jsonl
 from auris.text.answer_formats import Language, Text
 from auris.text.tasks import LANGUAGES, TASKS
 from auris.text.tokenizer import Tokenizer
@@ -28,8 +28,7 @@ def train_tokenizer(corpus: Path, vocab_size: int) -> Path:
 def _texts(corpus: Path) -> Iterator[str]:
     yield from (corpus / "text.txt").read_text(encoding="utf-8").splitlines()
     codes = set()
-    for line in (corpus / "train.jsonl").read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
+    for row in read_jsonl(corpus / "train.jsonl"):
         codes.add(row["task"])
         yield from (row[field] for field in _FIELDS if field in row)
         task = TASKS[row["task"]]

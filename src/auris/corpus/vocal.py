@@ -6,9 +6,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from auris.corpus.draws import Rng
 from auris.corpus.signal import Signal, add, band, decay, harmonics, noise, peak, ramp, samples, shape, sine
-
-Rng = np.random.Generator
 
 # First two formants of a, e, i, o, u in Hz (Peterson and Barney 1952, rounded).
 _VOWELS = ((730, 1090), (530, 1840), (270, 2290), (570, 840), (300, 870))

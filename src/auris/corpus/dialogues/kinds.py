@@ -6,9 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from auris.corpus.dialogues import wordings
-from auris.corpus.dialogues.pool import Pool, Rng, answer, draw, name
-from auris.corpus.dialogues.replies import FACTS, Reply, fill, follow_ups, reply_to
-from auris.corpus.dialogues.wordings import ask, pick
+from auris.corpus.dialogues.pool import Pool, answer, draw, name
+from auris.corpus.dialogues.replies import FACTS, ORIGINS, Reply, fill, follow_ups, reply_to
+from auris.corpus.dialogues.wordings import ask
+from auris.corpus.draws import Rng, pick
 from auris.corpus.grammar import PLACES
 from auris.data.rows import Row
 from auris.errors import UserError
@@ -113,23 +114,21 @@ def make_comparison(rng: Rng, pool: Pool) -> list[Exchange]:
 
 def make_reasoning(rng: Rng, pool: Pool) -> list[Exchange]:
     """A question whose answer follows from what is heard and a little knowledge, or a story about it."""
-    tables = {"sec": wordings.SOURCES, "mic": wordings.FAMILIES}
-    task = pick(rng, pool.some("reasoning", tables))
-    table = {heading: [item for item in items if item in pool.rows[task]] for heading, items in tables[task].items()}
+    task = pick(rng, pool.some("reasoning", ORIGINS))
+    family, headings, conclusion = ORIGINS[task]
+    table = {heading: [item for item in items if item in pool.rows[task]] for heading, items in headings.items()}
     known = [heading for heading, items in table.items() if items]
     if not known or rng.random() < 0.3:
         return [_tell(rng, pool, pool.draw(rng, task))]
     right = pick(rng, known)  # so that no answer is more frequent than another
     row = pool.draw(rng, task, pick(rng, table[right]))
     wrong = pick(rng, [heading for heading in table if heading != right])
-    family = {"sec": "source", "mic": "family"}[task]
-    conclusion = {"sec": "it comes from {}", "mic": "it is a {} instrument"}[task]
     reply = fill(f"I hear {name(task, answer(row))}, so {conclusion}.", right, wrong)
     return [Exchange(reply, (row,), ask(rng, family, pool.split))]
 
 
 def _tell(rng: Rng, pool: Pool, row: Row) -> Exchange:
-    person, place = f"the {pick(rng, wordings.CATEGORIES['a person'])}", pick(rng, tuple(PLACES))
+    person, place = f"the {pick(rng, wordings.CATEGORIES['a person'])}", pick(rng, PLACES)
     other = pool.other(rng, row)
     right, wrong = (label and name(row.labels["task"], label) for label in (answer(row), other))
     story = f"{person.capitalize()} is {place} and hears {{}}."
@@ -147,16 +146,20 @@ def make_command(rng: Rng, pool: Pool) -> list[Exchange]:
 
 def make_voice(rng: Rng, pool: Pool) -> list[Exchange]:
     """A spoken question, answered in text."""
-    family = pick(rng, [family for family in wordings.families(spoken=True) if family in FACTS])
-    fields, reply = FACTS[family](rng, pool.split)
-    return [Exchange(reply, spoken=ask(rng, family, pool.split, spoken=True, **fields))]
+    text, reply = _ask_fact(rng, pool, spoken=True)
+    return [Exchange(reply, spoken=text)]
 
 
 def make_text(rng: Rng, pool: Pool) -> list[Exchange]:
     """A written question, answered in text: no audio."""
-    family = pick(rng, tuple(FACTS))
+    text, reply = _ask_fact(rng, pool, spoken=False)
+    return [Exchange(reply, text=text)]
+
+
+def _ask_fact(rng: Rng, pool: Pool, *, spoken: bool) -> tuple[str, Reply]:
+    family = pick(rng, [family for family in wordings.families(spoken=spoken) if family in FACTS])
     fields, reply = FACTS[family](rng, pool.split)
-    return [Exchange(reply, text=ask(rng, family, pool.split, **fields))]
+    return ask(rng, family, pool.split, spoken=spoken, **fields), reply
 
 
 KINDS: dict[str, Callable[[Rng, Pool], list[Exchange]]] = {

@@ -11,13 +11,12 @@ import numpy as np
 
 from auris.corpus.dialogues import wordings
 from auris.corpus.dialogues.augmentation import Written
-from auris.corpus.dialogues.wordings import pick
+from auris.corpus.draws import Rng, pick
 from auris.corpus.scenes import SOUND_PHRASES
 from auris.data.rows import Row
 from auris.errors import UserError
 from auris.text.tasks import LANGUAGES
 
-Rng = np.random.Generator
 Weights = Mapping[str, float]
 
 
@@ -39,9 +38,9 @@ class Pool:
         return cls(split, found, **rest)
 
     @cached_property
-    def groups(self) -> dict[tuple[str, ...], list[str]]:
+    def groups(self) -> dict[tuple[str, str], list[str]]:
         """The labels that rows of one group have, sorted."""
-        groups: dict[tuple[str, ...], set[str]] = {}
+        groups: dict[tuple[str, str], set[str]] = {}
         for labels in self.rows.values():
             for label, rows in labels.items():
                 for row in rows:
@@ -60,7 +59,7 @@ class Pool:
 
     def draw(self, rng: Rng, task: str, label: str | None = None) -> Row:
         """A row of `task`, its label with equal chance."""
-        return pick(rng, self.rows[task][label or pick(rng, tuple(self.rows[task]))])
+        return pick(rng, self.rows[task][label or pick(rng, self.rows[task])])
 
     def other(self, rng: Rng, row: Row) -> str | None:
         """A label that a row like `row` could have had."""
@@ -82,18 +81,14 @@ def answer(row: Row) -> str:
     return LANGUAGES[row.labels["language"]] if row.labels["task"] == "lid" else row.labels["text"]
 
 
-def _group(row: Row) -> tuple[str, ...]:
-    """Rows of one group could have had each other's labels."""
-    labels = row.labels
-    match labels["task"]:
-        case "asr":
-            return "asr", labels["language"]
-        case "s2tt":
-            return "s2tt", labels["target_language"]
-        case "aqa":
-            return "aqa", labels["question"].split()[0]  # Can ..., How many ..., What ...
-        case task:
-            return (task,)
+_GROUPED_BY = {"asr": "language", "s2tt": "target_language", "aqa": "question"}
+
+
+def _group(row: Row) -> tuple[str, str]:
+    """Return the task of a row and its part of the task: rows of one group could have had each other's labels."""
+    task = row.labels["task"]
+    part = row.labels[_GROUPED_BY[task]] if task in _GROUPED_BY else ""
+    return task, part.split()[0] if task == "aqa" else part  # Can ..., How many ..., What ...
 
 
 def name(task: str, label: str) -> str:

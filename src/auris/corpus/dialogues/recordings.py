@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import multiprocessing
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
 import soundfile
 
 from auris.corpus import speech
-from auris.corpus.output import derive_seed, write_clips
+from auris.corpus.output import derive_seed, make_in_groups, write_clips
 from auris.corpus.recording import stage
 from auris.corpus.signal import SAMPLE_RATE, samples
 from auris.errors import UserError
-
-_GROUP = 8  # clips that one worker speaks at a time, in one fork of eSpeak
 
 
 @dataclass(frozen=True)
@@ -35,15 +32,11 @@ class Spoken:
     clips: tuple[Path, ...]
 
 
-def speak(recordings: Iterable[Spoken], folder: Path, processes: int) -> Iterator[list[bytes]]:
-    """Make `recordings` below `folder`; yields the SHA-256 of the samples of those that one worker made together."""
-    groups: dict[tuple[str, int], list[Spoken]] = {}
-    for recording in sorted(recordings, key=lambda recording: recording.place):
-        series, index = recording.place
-        groups.setdefault((series, index // _GROUP), []).append(recording)
-    context = multiprocessing.get_context("spawn")  # as in `build`: a fork would copy the locks of threads
-    with ProcessPoolExecutor(processes, mp_context=context) as workers:
-        yield from workers.map(partial(record, folder=folder), groups.values())
+def speak(recordings: Iterable[Spoken], folder: Path, processes: int | None) -> list[bytes]:
+    """Make `recordings` below `folder`; return the SHA-256 digest of the samples of each, in the order of places."""
+    ordered = sorted(recordings, key=attrgetter("place"))
+    make = partial(record, folder=folder)
+    return make_in_groups(make, ordered, attrgetter("place"), processes=processes, title="recordings")
 
 
 def record(recordings: Sequence[Spoken], folder: Path) -> list[bytes]:

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
 from auris.corpus import speech
 from auris.corpus.dialogues import wordings
-from auris.corpus.dialogues.pool import Pool, Rng, answer, name
-from auris.corpus.dialogues.wordings import pick
-from auris.corpus.grammar import ADVERBS, INTRANSITIVE, OBJECTS, PLACES, SUBJECTS, TRANSITIVE, draw_meaning, render
+from auris.corpus.dialogues.pool import Pool, answer, name
+from auris.corpus.draws import Rng, pick
+from auris.corpus.grammar import ADVERBS, INTRANSITIVE, OBJECTS, PLACES, SUBJECTS, TRANSITIVE, draw_sentence
 from auris.data.rows import Row
 from auris.metrics.judges.rating import POLITE_OPENINGS
 from auris.text.tasks import LANGUAGES
 
 _GENDERS = {
     variant: gender for voices in speech.VOICES.values() for gender, names in voices.items() for variant in names
+}
+# What follows from the label of a sound: the family of questions, the answers with their labels, and the conclusion.
+ORIGINS = {
+    "sec": ("source", wordings.SOURCES, "it comes from {}"),
+    "mic": ("family", wordings.FAMILIES, "it is a {} instrument"),
 }
 _FOREIGN = ("de", "es", "fr", "it")  # languages whose words are asked for as text
 
@@ -77,27 +82,22 @@ _SLOT_SENTENCES = {"who": "It is {}.", "what": "The thing is {}.", "where": "It 
 def _other_slot(rng: Rng, split: str, slot: str, right: str | None = None) -> tuple[str, str]:
     """A sentence of `split` with such a slot that is not `right`, and the slot."""
     while True:
-        sentence = render(draw_meaning(rng, split), "en")
+        sentence = draw_sentence(rng, split, "en")
         found = slots(sentence).get(slot)
         if found and found != right:
             return sentence, found
 
 
-def _classify(rng: Rng, table: Mapping[str, Sequence[str]], item: str) -> tuple[str, str] | None:
-    """The heading of `table` under which `item` stands and another one, or None if it stands nowhere."""
-    right = next((heading for heading, items in table.items() if item in items), None)
-    return right and (right, pick(rng, [heading for heading in table if heading != right]))
-
-
 def follow_ups(rng: Rng, pool: Pool, row: Row) -> dict[str, Reply]:
     """Other questions that a row's labels answer, by family of question."""
     labels, task = row.labels, row.labels["task"]
-    if task == "sec":
-        found = _classify(rng, wordings.SOURCES, answer(row))
-        return {"then source": fill("It comes from {}.", *found)} if found else {}
-    if task == "mic":
-        found = _classify(rng, wordings.FAMILIES, answer(row))
-        return {"then family": fill("It is a {} instrument.", *found)} if found else {}
+    if task in ORIGINS:
+        family, table, conclusion = ORIGINS[task]
+        right = next((heading for heading, items in table.items() if answer(row) in items), None)
+        if right is None:
+            return {}
+        wrong = pick(rng, [heading for heading in table if heading != right])
+        return {f"then {family}": fill(f"{conclusion.capitalize()}.", right, wrong)}
     replies = {}
     language = LANGUAGES.get(labels.get("language"))  # which not every task's rows need to say
     if language and task != "lid":
@@ -124,7 +124,7 @@ def _opposite(rng: Rng, split: str) -> Fact:
 
 
 def _category(rng: Rng, split: str) -> Fact:
-    right = pick(rng, tuple(wordings.CATEGORIES))
+    right = pick(rng, wordings.CATEGORIES)
     noun = f"the {pick(rng, wordings.CATEGORIES[right])}"
     wrong = pick(rng, [other for other in wordings.CATEGORIES if other != right])
     return {"noun": noun}, fill(f"{noun.capitalize()} is {{}}.", right, wrong)
@@ -140,7 +140,7 @@ def _sum(rng: Rng, split: str) -> Fact:
 
 
 def _word(rng: Rng, split: str) -> Fact:
-    language, noun, wrong = pick(rng, _FOREIGN), pick(rng, tuple(SUBJECTS)), pick(rng, tuple(OBJECTS))
+    language, noun, wrong = pick(rng, _FOREIGN), pick(rng, SUBJECTS), pick(rng, OBJECTS)
     right, target = SUBJECTS[noun][language], LANGUAGES[language]
     reply = fill(f"In {target}: {{}}.", right, OBJECTS[wrong][language], language)
     return {"noun": f"the {noun}", "target": target}, reply

@@ -9,15 +9,10 @@ import hashlib
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import TypeVar
 
-import numpy as np
-
+from auris.corpus.draws import Rng, pick
 from auris.corpus.grammar import SHARES
 from auris.files import read_yaml
-
-Rng = np.random.Generator
-T = TypeVar("T")
 
 # Of an answer: the bare content, a sentence, or a sentence that is introduced politely.
 FORMS = ("terse", "sentence", "polite")
@@ -75,8 +70,3 @@ def typed() -> frozenset[str]:
     """Every typed question that needs no filling, as it is asked."""
     bodies = (_capitalise(body) for several in _TYPED.values() for body in several if "{" not in body)
     return frozenset(body + closing for body in bodies for closing in _CLOSINGS)
-
-
-def pick(rng: Rng, options: Sequence[T]) -> T:
-    """One of `options`, each with equal chance."""
-    return options[int(rng.integers(len(options)))]
