@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.style import context as style_context
 
 from auris.errors import UserError
 from auris.metrics.measures import CORRECT, MEASURES, PANELS, display
@@ -43,7 +43,7 @@ def plot_bars(root: str | Path, arms: Sequence[str] | None = None) -> Figure:
     height = max(sum(of_column) for of_column in heights)
     longest = [max(len(_label(row, several)) for _, rows in column for row in rows) for column in columns]
     widths = [max(3.3, 2.2 + 0.055 * length) for length in longest] if as_points else [6.8]  # room for titles
-    with rc_context(STYLE):
+    with style_context(STYLE):
         figure = Figure(figsize=(sum(widths), 1.1 + height), layout="constrained")
         parts = figure.subfigures(1, len(columns), squeeze=False, width_ratios=widths)[0]
         for part, column, of_column in zip(parts, columns, heights, strict=True):
@@ -161,7 +161,7 @@ def plot_curves(root: str | Path, arms: Sequence[str] | None = None, x: str = "s
     tags = sorted(points["tag"].unique(), key=lambda tag: (tag != "train/loss", tag != "val/loss", _rank(tag), tag))
     columns = min(len(tags), max(3, round((len(tags) / 1.4) ** 0.5)))  # a page, however many they are
     rows = -(-len(tags) // columns)
-    with rc_context(STYLE):
+    with style_context(STYLE):
         figure = Figure(figsize=(2.8 * columns + 0.6, 2.1 * rows + 0.9), layout="constrained")
         axes = figure.subplots(rows, columns, squeeze=False).ravel()
         for axis, tag in zip(axes, tags, strict=False):
@@ -240,7 +240,7 @@ def save(figure: Figure, path: str | Path) -> list[Path]:
     """Write a figure as PATH.png and, as vectors, PATH.pdf and PATH.svg."""
     written = [Path(path).with_name(f"{Path(path).name}.{suffix}") for suffix in ("png", "pdf", "svg")]
     for file in written:
-        with rc_context(STYLE):  # resolution and fonts are read when the file is made
+        with style_context(STYLE):  # resolution and fonts are read when the file is made
             figure.savefig(file)
     return written
 

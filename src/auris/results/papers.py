@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.style import context as style_context
 
 from auris.metrics import published
 from auris.metrics.measures import MEASURES
@@ -129,7 +129,7 @@ def plot(frame: pd.DataFrame) -> Figure:
     for (_, _, metric), line in frame.groupby(LINE, sort=False):
         panels.setdefault(_panel(metric), []).append(line)
     heights = [0.55 + 0.21 * len(lines) for lines in panels.values()]
-    with rc_context(STYLE):
+    with style_context(STYLE):
         figure = Figure(figsize=(7.0, 1.3 + sum(heights)), layout="constrained")
         axes = figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights)[:, 0]
         for axis, (panel, lines) in zip(axes, panels.items(), strict=True):

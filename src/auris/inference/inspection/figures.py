@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.font_manager import get_font_names
+from matplotlib.style import context as style_context
 
 from auris.inference.inspection.timing import TRUE
 from auris.inference.inspection.trace import FRAME, Trace
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 # The first of these that is installed shows what matplotlib's own font lacks
 EAST_ASIAN = ("Noto Sans CJK SC", "Source Han Sans SC", "WenQuanYi Zen Hei", "Microsoft YaHei", "PingFang SC")
 FONTS = ["DejaVu Sans", *[font for font in EAST_ASIAN if font in get_font_names()][:1]]
-PAGE = {**STYLE, "font.family": FONTS}
+PAGE = [STYLE, {"font.family": FONTS}]
 
 MAP = "cividis"  # even in lightness, and the same to colour-blind eyes (Nunez et al. 2018)
 WEIGHT = "Blues"
@@ -37,7 +37,7 @@ MARKS = {"mean": "o", "conv": "s", "attention": "D", "stack": "^", "none": "v"}
 MOST_TOKENS = 60  # rows of a picture that can still be read
 
 
-@rc_context(PAGE)
+@style_context(PAGE)
 def plot_sound(trace: Trace, times: Times = ()) -> Figure:
     """Log-mel, encoder frames and audio tokens over time, with the words that are said where `times` are given. Of the
     frames and the tokens the first principal components of the frames are shown, the same ones for both."""
@@ -60,7 +60,7 @@ def plot_sound(trace: Trace, times: Times = ()) -> Figure:
     return figure
 
 
-@rc_context(PAGE)
+@style_context(PAGE)
 def plot_attention(trace: Trace, times: Times = (), *, layer: int | None = None, head: int | None = None) -> Figure:
     """Where each token of the answer listens: attention to the audio over time, under the log-mel, and beside it how
     much of all its attention goes to the audio. Means over layers and heads unless one of either is given; the shade
@@ -92,7 +92,7 @@ def plot_attention(trace: Trace, times: Times = (), *, layer: int | None = None,
     return figure
 
 
-@rc_context(PAGE)
+@style_context(PAGE)
 def plot_heads(trace: Trace, times: Times = ()) -> Figure:
     """The same attention layer by layer and, up to 32 panels, head by head; else the mean of each layer's heads."""
     n_layers, n_heads, n, m = trace.attention.shape
@@ -121,7 +121,7 @@ def plot_heads(trace: Trace, times: Times = ()) -> Figure:
     return figure
 
 
-@rc_context(PAGE)
+@style_context(PAGE)
 def plot_pooling(trace: Trace, kept: pd.DataFrame) -> Figure:
     """What each pooling keeps. Left, the course of the frames' first principal component, and its means over windows;
     right, the share of all frames' variance that a linear readout gets back from the tokens (`compare_poolings`)."""
@@ -150,7 +150,7 @@ def plot_pooling(trace: Trace, kept: pd.DataFrame) -> Figure:
     return figure
 
 
-@rc_context(PAGE)
+@style_context(PAGE)
 def plot_times(trace: Trace, found: Mapping[str, Times]) -> Figure:
     """Words as boxes over time, a lane for each source of their times, under the log-mel; where there is none, it says
     so."""
