@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from auris import config as recipe
+from auris.files import write_yaml
 from auris.model import adapters
 from auris.model.weights import checkpoint_io
 from auris.text.tokenizer import Tokenizer
@@ -228,7 +229,7 @@ def run(path: Path, *overrides: str, vocabulary: Tokenizer | None = None) -> dic
     sharding.materialise(head, "cpu")
     module = nn.ModuleDict({"net": net, "objective": head})
     checkpoint_io.save(path / "checkpoints", 1, module=module, state={"recipe": made})
-    recipe.save(made, path / "recipe.yaml")
+    write_yaml(path / "recipe.yaml", made)
     return made
 
 

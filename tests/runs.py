@@ -17,7 +17,7 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_only
 
-from auris import config
+from auris.files import write_yaml
 from auris.model.weights import checkpoint_dir
 from auris.training import run as train
 from auris.training.preemption import Preemption
@@ -28,10 +28,10 @@ ROOT = Path(__file__).resolve().parents[1]
 _SCRIPT = """\
 import sys
 from pathlib import Path
-from auris import config
+from auris.files import read_yaml
 from auris.training import run as train
 if __name__ == "__main__":
-    train.train(config.load(Path(sys.argv[1])))
+    train.train(read_yaml(Path(sys.argv[1])))
 """
 
 
@@ -79,7 +79,7 @@ def assert_equal(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor], 
 
 def train_in_a_process(made: dict, folder: Path) -> None:
     """Train a recipe in a process of its own, which may start others (`trainer.devices=2`)."""
-    config.save(made, folder / "recipe.yaml")
+    write_yaml(folder / "recipe.yaml", made)
     script = folder / "train.py"
     script.write_text(_SCRIPT)
     command = [sys.executable, str(script), str(folder / "recipe.yaml")]

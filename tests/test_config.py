@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from auris import cli, config
+from auris.files import read_yaml, write_yaml
 
 
 @pytest.mark.parametrize(
@@ -35,8 +36,8 @@ def test_differences_name_nested_keys_with_both_values():
 
 def test_a_recipe_survives_its_file(tmp_path: Path):
     made = config.resolve(config.compose(["experiment=qwen_audio_pretrain"]))
-    config.save(made, tmp_path / "recipe.yaml")
-    assert config.load(tmp_path / "recipe.yaml") == made
+    write_yaml(tmp_path / "recipe.yaml", made)
+    assert read_yaml(tmp_path / "recipe.yaml") == made
 
 
 @pytest.mark.parametrize(

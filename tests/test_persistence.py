@@ -21,6 +21,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import runs
 from auris import config
+from auris.files import write_yaml
 from auris.model.weights import checkpoint_dir, checkpoint_io
 from auris.training import run as train
 from auris.training.preemption import REQUEUE, Preempted, Preemption, run_lock
@@ -418,7 +419,7 @@ _SCRIPT = """\
 import os, signal, sys, time
 from pathlib import Path
 import lightning as L
-from auris import config
+from auris.files import read_yaml
 from auris.training import run as train
 
 class Disturb(L.Callback):
@@ -436,13 +437,13 @@ if __name__ == "__main__":
         trainer.callbacks.append(Disturb())
         return trainer
     train.build_trainer = disturbed
-    train.train(config.load(Path(sys.argv[1])))
+    train.train(read_yaml(Path(sys.argv[1])))
 """
 
 
 def start(made: dict, folder: Path, *, kill_at: int = -1, slow: bool = False) -> subprocess.Popen:
     """Train in processes of their own, a group that can be told something together."""
-    config.save(made, folder / "made.yaml")
+    write_yaml(folder / "made.yaml", made)
     (folder / "disturbed.py").write_text(_SCRIPT)
     command = [sys.executable, folder / "disturbed.py", folder / "made.yaml", str(kill_at), str(slow)]
     with (folder / "output").open("wb") as out:

@@ -154,9 +154,9 @@ def test_a_text_in_the_place_of_audio_is_neither_audio_nor_supervised():
     assert not encoded.audio.any() and not encoded.supervise[: 2 + len(span)].any()
 
 
-@pytest.mark.parametrize("n_spans, said", [(0, "more audio marks than the 0"), (2, "has 1 audio marks, the row has 2")])
-def test_marks_and_clips_must_agree(n_spans, said):
-    with pytest.raises(ValueError, match=said):
+@pytest.mark.parametrize("n_spans", [0, 2])
+def test_marks_and_clips_must_agree(n_spans):
+    with pytest.raises(ValueError, match=f"has 1 audio marks, the row has {n_spans}"):
         tokenizer().encode(TagPrompt().turns(ASR, n_clips=1), [[1]] * n_spans)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ import soundfile
 import soxr
 import torch
 from torch import Tensor
-from transformers.audio_utils import mel_filter_bank
+from transformers import WhisperFeatureExtractor
 
 from auris.errors import AudioError, UserError
 
@@ -135,14 +136,10 @@ class Geometry:
 def _open(source: Source) -> soundfile.SoundFile:
     """Raises AudioError where there is nothing to open, or nothing in it."""
     if isinstance(source, (str, Path)):
-        try:
-            is_file = Path(source).is_file()
-        except (OSError, ValueError) as error:  # no right to look, a name that is too long or that no file can have
-            raise AudioError(f"{str(source)!r:.200}: no such file ({error})") from error
-        if not is_file:
-            name = str(source)
-            raise AudioError(f"{name if name.isprintable() else repr(name)}: no such file")
         file: str | io.BytesIO = str(source)
+        if not os.path.isfile(file):
+            name = file if file.isprintable() else repr(file)
+            raise AudioError(f"{name}: no such file")
     else:
         file = io.BytesIO(source.read())
     try:
@@ -298,19 +295,11 @@ def _window() -> Tensor:
 
 @cache
 def _mel_filters(n_mels: int) -> Tensor:
-    """Slaney mel filters (n_mels, N_FFT // 2 + 1): transformers' own, as torchaudio's are 1e-4 off in the features.
+    """Whisper's mel filters (n_mels, N_FFT // 2 + 1); torchaudio's are 1e-4 off in the features.
 
     Sparse: a filter sees few of the frequencies, and a product with the zeros took half of the time.
     """
-    filters = mel_filter_bank(
-        num_frequency_bins=N_FFT // 2 + 1,
-        num_mel_filters=n_mels,
-        min_frequency=0.0,
-        max_frequency=SAMPLE_RATE / 2,
-        sampling_rate=SAMPLE_RATE,
-        norm="slaney",
-        mel_scale="slaney",
-    )
+    filters = WhisperFeatureExtractor(feature_size=n_mels).mel_filters
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
         return torch.from_numpy(filters).float().T.to_sparse_csr()

@@ -12,14 +12,13 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import partial
-from importlib import import_module
 from itertools import takewhile
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING
 
 import auris
-from auris.errors import UsageError, UserError, user_output
+from auris.errors import UsageError, UserError, did_you_mean, user_output
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -97,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         elif name == "--version":
             print(f"auris {auris.__version__}")
         elif name not in COMMANDS:
-            meant = "".join(f"did you mean {close}? " for close in get_close_matches(name, COMMANDS, n=1))
+            meant = did_you_mean(name, COMMANDS)
             raise UsageError(f"there is no command {name}; {meant}expected {', '.join(COMMANDS)}")
         elif {"--help", "-h"} & set(rest):
             print(command_help(name))
@@ -119,8 +118,7 @@ def _compose_and_run(name: str, arguments: Sequence[str]) -> None:
     known = re.findall(r"(?<!\S)--?[a-z-]+", " ".join(FLAGS))
     for flag in (one.partition("=")[0] for one in arguments if one.startswith("-")):
         if flag not in known:
-            meant = "".join(f"did you mean {close}? " for close in get_close_matches(flag, known, n=1))
-            raise UsageError(f"there is no flag {flag}; {meant}auris {name} --help lists the flags")
+            raise UsageError(f"there is no flag {flag}; {did_you_mean(flag, known)}auris {name} --help lists the flags")
     overrides = [one for one in arguments if one[:1] == "~" or (one[:1] != "-" and "=" in one)]
     rest = [one for one in arguments if one not in overrides]  # Hydra's parser wants overrides in one piece
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come here instead of being printed by Hydra
@@ -141,8 +139,7 @@ def run_job(name: str, cfg: DictConfig) -> None:
     try:
         resolved = config.resolve(cfg)
         command = COMMANDS[name]
-        module, _, function = command.function.partition(":")
-        run: Callable[[config.Config], int | None] = getattr(import_module(module), function)
+        run: Callable[[config.Config], int | None] = resolve_name(command.function)
         code = 1
         with user_output(command.output, resolved.get(command.output)):
             code = run(resolved)
@@ -264,9 +261,7 @@ def _options(group: str) -> list[str]:
 
 def _row(left: str, text: str) -> list[str]:
     """Return a line of two columns, wrapped; a left side that is too long has a line of its own."""
-    right = textwrap.wrap(text, WIDTH - COLUMN)
-    if not right:
-        return textwrap.wrap(left, WIDTH, subsequent_indent=" " * 6)
-    if len(left) < COLUMN:
-        return [f"{left:<{COLUMN}}{right[0]}", *(" " * COLUMN + line for line in right[1:])]
-    return [*textwrap.wrap(left, WIDTH, subsequent_indent=" " * 6), *(" " * COLUMN + line for line in right)]
+    right = [" " * COLUMN + line for line in textwrap.wrap(text, WIDTH - COLUMN)]
+    if right and len(left) < COLUMN:
+        return [left + right[0][len(left) :], *right[1:]]
+    return [*textwrap.wrap(left, WIDTH, subsequent_indent=" " * 6), *right]

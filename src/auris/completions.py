@@ -273,13 +273,13 @@ class Record:
     def _append(self, messages: Sequence[Message], reply: Reply, settings: Settings | None) -> None:
         of_request = {} if settings is None else {"settings": dict(settings)}
         answer = {"messages": list(messages), "reply": reply.text, "model": reply.model, **reply.details, **of_request}
-        if self.head:
-            append_jsonl(self.path, [answer])
-            return
-        stand_in = getattr(self.endpoint, "stand_in", None)
-        self.head = {"recording": f"chat completions for {self.what}", "answered by": stand_in or reply.model}
-        self.head |= ({"stand-in": True} if stand_in else {}) | of_request
-        append_jsonl(self.path, [self.head, answer])
+        lines = [answer]
+        if not self.head:
+            stand_in = self.endpoint.stand_in
+            self.head = {"recording": f"chat completions for {self.what}", "answered by": stand_in or reply.model}
+            self.head |= ({"stand-in": True} if stand_in else {}) | of_request
+            lines = [self.head, answer]
+        append_jsonl(self.path, lines)
 
 
 def _request(messages: Sequence[Message], settings: Settings | None = None) -> str:

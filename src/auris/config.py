@@ -6,8 +6,7 @@ Composing imports neither torch nor the parts; building does.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from difflib import get_close_matches
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +14,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from auris import files
-from auris.errors import UsageError, UserError
+from auris.errors import UsageError, UserError, did_you_mean
 
 if TYPE_CHECKING:
     from torch import nn
@@ -57,7 +55,7 @@ def explain(error: Exception, overrides: Sequence[str], config: str) -> UsageErr
     """Turn what Hydra says about overrides into one line: the override, what is wrong, and what may be meant."""
     if options := getattr(error, "options", None):
         group, _, option = error.missing_cfg_file.rpartition("/")
-        meant = _meant(option, options)
+        meant = did_you_mean(option, options)
         return UsageError(f"{group}={option}: there is no such option; {meant}expected {', '.join(sorted(options))}")
     if override := getattr(error, "override", None):
         reason = str(error).removeprefix(f"Error parsing override '{override}'").split("See https:")[0].strip()
@@ -65,14 +63,9 @@ def explain(error: Exception, overrides: Sequence[str], config: str) -> UsageErr
     if unknown := re.match(r"Could not override '(.+?)'", str(error)):
         key = unknown[1]
         override = next((one for one in overrides if one.partition("=")[0] == key), key)
-        meant = _meant(key, _known_keys(config, dict(one.split("=", 1) for one in overrides if "=" in one)))
+        meant = did_you_mean(key, _known_keys(config, dict(one.split("=", 1) for one in overrides if "=" in one)))
         return UsageError(f"{override}: there is no {key}; {meant}a key of your own is added by +{override}")
     return UsageError(" ".join(str(error).split()))
-
-
-def _meant(name: str, known: Iterable[str]) -> str:
-    close = get_close_matches(name, known, n=1, cutoff=0.7)
-    return f"did you mean {close[0]}? " if close else ""
 
 
 def _known_keys(name: str, chosen: Mapping[str, str], group: str = "") -> Iterator[str]:
@@ -195,16 +188,6 @@ def build_samples(
         noise=build(config["data"].get("noise")) if train else None,
         seed=config["seed"],
     )
-
-
-def save(config: Config, path: Path) -> None:
-    """Write a resolved config as YAML."""
-    files.write_yaml(path, config)
-
-
-def load(path: Path) -> dict[str, Any]:
-    """Read a resolved config that was saved."""
-    return files.read_yaml(path)
 
 
 def differences(old: Config, new: Config, prefix: str = "") -> list[str]:

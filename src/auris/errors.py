@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
 
 _MENDABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
@@ -36,6 +37,12 @@ class RunStopped(UserError, RuntimeError):
 
 class UsageError(UserError):
     """A command line or config that says too little or contradicts itself; nothing was started."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return a part of a message that suggests the known name closest to a misspelt one; empty if none is close."""
+    close = get_close_matches(name, known, n=1, cutoff=0.7)
+    return f"did you mean {close[0]}? " if close else ""
 
 
 @contextmanager

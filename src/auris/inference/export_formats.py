@@ -12,9 +12,8 @@ from typing import Any
 from transformers import Qwen2AudioConfig, Qwen2AudioProcessor, WhisperFeatureExtractor
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from auris import config as recipe
 from auris.audio import MAX_FRAMES
-from auris.files import write_json
+from auris.files import write_json, write_yaml
 from auris.inference.audio_model import AudioModel
 from auris.model import boundary, pooling, projector
 from auris.model.audio_lm import AudioLM
@@ -181,7 +180,7 @@ def _write_auris(model: AudioModel, found: ModelSource, out: Path) -> None:
         llm = json.loads(model.net.llm.config.to_json_string(use_diff=False))
         config["model"] = {**config["model"], "llm": {**config["model"]["llm"], "config": llm}}
     config["model"] = {**config["model"], "vocab_rows": model.net.llm.get_input_embeddings().num_embeddings}
-    recipe.save(config, out / "recipe.yaml")
+    write_yaml(out / "recipe.yaml", config)
     model.tokenizer.save(out / "tokenizer")
     if (results := found.path / "results.jsonl").is_file():
         shutil.copyfile(results, out / results.name)

@@ -208,11 +208,8 @@ class Texts(AnswerFormat):
         return {"texts": [line[match.end() :].strip() if (match := _SPEAKER.match(line)) else line for line in lines]}
 
     def problems(self, labels: Labels) -> Iterator[str]:
-        texts = labels["texts"]
-        if not isinstance(texts, list) or len(texts) < 2:
-            yield f"label `texts` is {texts!r:.40}, expected a list of transcripts, of two speakers or more"
-        for number, text in enumerate(texts):
-            yield from _piece_problems(f"`texts[{number}]`", text, without="<\n")
+        expected = "transcripts, of two speakers or more"
+        return _list_problems("texts", labels, expected=expected, least=2, without="<\n")
 
 
 # --- spans of time ------------------------------------------------------------------------------------------------
@@ -407,13 +404,8 @@ class Notes(AnswerFormat):
             yield from _piece_problems("a word of `notes.sonic`", name, without="<;,")
 
 
-FORMATS: dict[str, AnswerFormat] = {
-    answer_format.label: answer_format
-    for answer_format in (
-        *(Text(), Language(), Intent(), Slots(), Entities()),
-        *(Texts(), Words(), Events(), Turns(), Notes()),
-    )
-}
+_ALL = (Text(), Language(), Intent(), Slots(), Entities(), Texts(), Words(), Events(), Turns(), Notes())
+FORMATS: dict[str, AnswerFormat] = {answer_format.label: answer_format for answer_format in _ALL}
 
 
 # --- reading ------------------------------------------------------------------------------------------------------
@@ -449,7 +441,9 @@ def label_problems(name: str, labels: Labels) -> Iterator[str]:
     """Yield what is wrong with a label, the first thing first."""
     if name in FORMATS:
         return FORMATS[name].problems(labels)
-    return _reference_problems(labels) if name == "references" else _text_problems(name, labels)
+    if name == "references":
+        return _list_problems(name, labels, expected="all the right answers")
+    return _text_problems(name, labels)
 
 
 def _text_problems(name: str, labels: Labels) -> Iterator[str]:
@@ -459,12 +453,13 @@ def _text_problems(name: str, labels: Labels) -> Iterator[str]:
         yield f"label `{name}` is empty"
 
 
-def _reference_problems(labels: Labels) -> Iterator[str]:
-    references = labels["references"]
-    if not isinstance(references, list) or not references:
-        yield f"label `references` is {references!r:.40}, expected a list of all the right answers"
-    for number, text in enumerate(references):
-        yield from _piece_problems(f"`references[{number}]`", text)
+def _list_problems(name: str, labels: Labels, *, expected: str, least: int = 1, without: str = "") -> Iterator[str]:
+    """Yield what is wrong with a list of texts."""
+    texts = labels[name]
+    if not isinstance(texts, list) or len(texts) < least:
+        yield f"label `{name}` is {texts!r:.40}, expected a list of {expected}"
+    for number, text in enumerate(texts):
+        yield from _piece_problems(f"`{name}[{number}]`", text, without=without)
 
 
 def _piece_problems(what: str, text: object, *, without: str = "") -> Iterator[str]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import base64
 import binascii
-import math
 from collections.abc import Iterable, Mapping
+from itertools import pairwise
 from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -92,16 +92,10 @@ def _merges(ranks: Mapping[str, int], path: Path) -> list[tuple[str, str]]:
         if len(token) == 1:
             continue
         parts = list(token)
-        pairs = [ranks.get(a + b, math.inf) for a, b in zip(parts, parts[1:], strict=False)]
-        while len(parts) > 2 and (lowest := min(pairs)) < limit:
-            at = pairs.index(lowest)
+        while len(parts) > 2:
+            rank, at = min((ranks.get(a + b, limit), at) for at, (a, b) in enumerate(pairwise(parts)))
+            if rank >= limit:
+                raise UserError(f"{path}, line {limit + 1}: no two earlier tokens make this one")
             parts[at : at + 2] = [parts[at] + parts[at + 1]]
-            del pairs[at]
-            if at > 0:
-                pairs[at - 1] = ranks.get(parts[at - 1] + parts[at], math.inf)
-            if at < len(pairs):
-                pairs[at] = ranks.get(parts[at] + parts[at + 1], math.inf)
-        if len(parts) > 2:
-            raise UserError(f"{path}, line {limit + 1}: no two earlier tokens make this one")
         merges.append((parts[0], parts[1]))
     return merges

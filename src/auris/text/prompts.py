@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from copy import copy
 from dataclasses import dataclass, replace
 from enum import Enum
-from typing import Protocol, Self
+from typing import Self
 
 import numpy as np
 
@@ -37,7 +37,7 @@ _TAGS = (
 )
 
 FIELD = re.compile(r"\{(\w+)\}")  # a label in a template
-_TAG_OR_FIELD = re.compile(r"(?P<tag><\|[^|<>]*\|>)|\{(?P<field>\w+)\}")
+_TAG_OR_FIELD = re.compile(r"(<\|[^|<>]*\|>|\{\w+\})")
 
 
 def audio_tags() -> list[str]:
@@ -87,29 +87,12 @@ def merge(turns: Iterable[Turn]) -> list[Turn]:
     return merged
 
 
-class PromptStyle(Protocol):
-    """A way to ask for tasks, as a recipe's `prompt` names it.
+class Prompt(ABC):
+    """Base of the two styles: a template of the task table, filled from a row, and the answer.
 
     Attributes:
         stop: Control tokens that end an answer.
         styles: The styles that rows are written in, one of them at a time.
-    """
-
-    stop: tuple[str, ...]
-    styles: tuple[Prompt, ...]
-
-    def turns(self, labels: Labels, n_clips: int, rng: np.random.Generator | None = None) -> list[Turn]:
-        """Write a row: in its canonical wording without `rng`, in a random one with it."""
-
-    def variants(self, labels: Labels, n_clips: int) -> list[list[Turn]]:
-        """Write a row in every way in which `turns` may write it."""
-
-    def fingerprint(self) -> str:
-        """Return a digest of what decides how rows are written."""
-
-
-class Prompt(ABC):
-    """Base of the two styles: a template of the task table, filled from a row, and the answer.
 
     Args:
         supervise_tags: Train the tags after the first one too, as Qwen-Audio does (the language tag, for instance, is
@@ -146,13 +129,16 @@ class Prompt(ABC):
         return (self.wording,) if self.wording else self.templates(tasks.find(labels["task"]))
 
     def turns(self, labels: Labels, n_clips: int, rng: np.random.Generator | None = None) -> list[Turn]:
+        """Write a row: in its canonical wording without `rng`, in a random one with it."""
         wordings = self.wordings(labels)
         return self._write(wordings[0] if rng is None else wordings[int(rng.integers(len(wordings)))], labels, n_clips)
 
     def variants(self, labels: Labels, n_clips: int) -> list[list[Turn]]:
+        """Write a row in every way in which `turns` may write it."""
         return [self._write(wording, labels, n_clips) for wording in self.wordings(labels)]
 
     def fingerprint(self) -> str:
+        """Return a digest of what decides how rows are written."""
         tables = [self.wording] if self.wording else [self.templates(task) for task in tasks.TASKS.values()]
         return digest([type(self).__name__, tables])
 
@@ -180,17 +166,12 @@ class Prompt(ABC):
         """
         wording = FIELD.sub(lambda match: known.get(match[1], match[0]), wording)
         turns = [Turn("prompt", self._audio(n_clips), supervise=False)] if n_clips else []
-        position = 0
-        for match in _TAG_OR_FIELD.finditer(wording):
-            if match.start() > position:
-                turns.append(Turn("prompt", wording[position : match.start()], supervise=False))
-            if match["tag"]:
-                turns.append(Turn("prompt", match["tag"], supervise=self.supervise_tags and match.start() > 0))
+        for number, piece in enumerate(filter(None, _TAG_OR_FIELD.split(wording))):
+            if field := FIELD.fullmatch(piece):
+                turns.append(Turn("prompt", labels[field[1]], supervise=False, control=Control.NONE))
             else:
-                turns.append(Turn("prompt", labels[match["field"]], supervise=False, control=Control.NONE))
-            position = match.end()
-        if position < len(wording):
-            turns.append(Turn("prompt", wording[position:], supervise=False))
+                is_later_tag = number > 0 and _TAG_OR_FIELD.fullmatch(piece) is not None
+                turns.append(Turn("prompt", piece, supervise=self.supervise_tags and is_later_tag))
         return merge(turns)
 
     def answer(self, labels: Labels) -> list[Turn]:
@@ -235,7 +216,10 @@ class NaturalPrompt(Prompt):
 
 
 class BothPrompts:
-    """Tags or natural language, drawn for each row: how the embedded stand-in for Qwen-7B learns both styles."""
+    """Tags or natural language, drawn for each row: how the embedded stand-in for Qwen-7B learns both styles.
+
+    The methods are those of `Prompt`.
+    """
 
     stop = Prompt.stop
 
@@ -252,3 +236,7 @@ class BothPrompts:
 
     def fingerprint(self) -> str:
         return digest([style.fingerprint() for style in self.styles])
+
+
+PromptStyle = Prompt | BothPrompts
+"""A way to ask for tasks, as a config's `prompt` names it."""

@@ -93,7 +93,7 @@ class Tokenizer:
         # What a dialogue may say: the audio pad too, as released (without its begin and end it stands for no audio).
         self._tags = {tag: self.id(tag) for tag in (TagPrompt.audio_pad, *audio_tags()) if self._has(tag)}
         self.ids = lru_cache(maxsize=10_000)(self._encode)
-        self._marks = lru_cache(maxsize=10_000)(self._count_marks)
+        self._count_marks = lru_cache(maxsize=10_000)(self._count_marks)
 
     @classmethod
     def load(cls, path: str | Path, *, grow: bool = True) -> Tokenizer:
@@ -152,30 +152,20 @@ class Tokenizer:
         A span is the pad id once per audio token, or the ids of a text in the audio's place (`is_audio=False`).
         Raises ValueError if pads and spans differ in number, or if the vocabulary lacks a control token of the turns.
         """
+        marks = sum(self._count_marks(turn.text) for turn in turns if turn.control is Control.ALL)
+        if marks != len(spans):
+            raise UserError(f"the prompt has {marks} audio marks, the row has {len(spans)} clips")
         ids: list[int] = []
         supervise: list[bool] = []
         audio: list[bool] = []
         remaining = iter(spans)
-        used = 0
         for turn in turns:
-            ours = turn.control is Control.ALL
-            if ours:
-                self._marks(turn.text)
             for number in self.ids(turn.text, turn.control):
-                if ours and number in self.pads:
-                    span = next(remaining, None)
-                    if span is None:
-                        raise UserError(f"the prompt has more audio marks than the {len(spans)} clips of the row")
-                    used += 1
-                    ids.extend(span)
-                    supervise.extend([False] * len(span))
-                    audio.extend([is_audio] * len(span))
-                else:
-                    ids.append(number)
-                    supervise.append(turn.supervise)
-                    audio.append(False)
-        if used != len(spans):
-            raise UserError(f"the prompt has {used} audio marks, the row has {len(spans)} clips")
+                is_mark = turn.control is Control.ALL and number in self.pads
+                span = next(remaining) if is_mark else (number,)
+                ids.extend(span)
+                supervise.extend([turn.supervise and not is_mark] * len(span))
+                audio.extend([is_audio and is_mark] * len(span))
         return Encoded(np.array(ids, dtype=np.int64), np.array(supervise, dtype=bool), np.array(audio, dtype=bool))
 
     def pad_of(self, turns: Sequence[Turn]) -> int:

@@ -18,6 +18,7 @@ from auris import config
 from auris.data.batches import pack
 from auris.data.datamodule import AudioDataModule
 from auris.errors import UserError
+from auris.files import read_yaml
 from auris.model.weights import checkpoint_dir, checkpoint_io
 from auris.text.console import print_plain
 from auris.training import run as train
@@ -38,7 +39,7 @@ def reproduce(file: Path, *, checkpoint: str | None, accelerator: str, console: 
     """
     fault = Fault.load(file)
     run_dir = file.parents[1]
-    made = config.load(run_dir / "recipe.yaml")
+    made = read_yaml(run_dir / "recipe.yaml")
     print_plain(console, f"step {fault.step}: {fault.reason}")
     made["data"] |= {"num_workers": 0, "max_unusable": 1.0}
     module, data = train.build(made)

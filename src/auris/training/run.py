@@ -122,9 +122,9 @@ def claim(run_dir: Path, recipe: Config) -> bool:
     file, checkpoints = run_dir / "recipe.yaml", run_dir / checkpoint_dir.FOLDER
     rank_zero_only(checkpoint_dir.recover)(checkpoints)
     if not checkpoint_dir.steps(checkpoints):
-        rank_zero_only(config.save)(recipe, file)
+        rank_zero_only(files.write_yaml)(file, recipe)
         return True
-    changed = [line for line in config.differences(config.load(file), recipe) if not line.startswith(_FREE)]
+    changed = [line for line in config.differences(files.read_yaml(file), recipe) if not line.startswith(_FREE)]
     if changed:
         shown = "; ".join(changed[:5])
         raise UserError(

@@ -20,7 +20,6 @@ from einops import rearrange
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from auris import config
 from auris.audio import ENCODER_RATE, SAMPLE_RATE
 from auris.config import Config
 from auris.data.collate import Sample, collate
@@ -28,6 +27,7 @@ from auris.data.manifests import Joined, read_manifests
 from auris.data.rows import Row, is_asked
 from auris.data.samples import AudioSamples, ChatSamples
 from auris.errors import MissingFileError, UserError
+from auris.files import read_yaml
 from auris.inference import load as pretrained
 from auris.inference.audio_model import AudioModel, WholeCharacters
 from auris.model.attention import lengths
@@ -110,14 +110,14 @@ def load(
 def _newest(runs: Path) -> Path:
     finished = sorted(runs.glob("*/*/seed_*/finished.json"), key=lambda file: file.stat().st_mtime, reverse=True)
     for file in finished:
-        if config.load(file.with_name("recipe.yaml"))["data"]["view"] == "audio":
+        if read_yaml(file.with_name("recipe.yaml"))["data"]["view"] == "audio":
             return file.parent
     raise MissingFileError(f"no finished run under {runs} answers about audio: `make demo` makes two, or give run=DIR")
 
 
 def _aligns(run: Path) -> bool:
     file = run / "recipe.yaml"
-    return file.is_file() and config.load(file)["stage"] == "encoder_ctc"
+    return file.is_file() and read_yaml(file)["stage"] == "encoder_ctc"
 
 
 def _home(path: Path, recipe: Config) -> Path:
