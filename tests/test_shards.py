@@ -71,6 +71,21 @@ def test_rows_that_cannot_be_used_are_counted_and_named(manifest, tmp_path):
     assert len(read_manifests([tmp_path / "out"])[0].rows) == N
 
 
+def test_a_clip_that_the_disk_cannot_read_is_reported_with_its_row(manifest, tmp_path, monkeypatch):
+    read_bytes = Path.read_bytes
+
+    def fail(path: Path) -> bytes:
+        if path == manifest.parent / "r2.wav":
+            raise OSError(errno.EIO, "Input/output error")
+        return read_bytes(path)
+
+    monkeypatch.setattr(Path, "read_bytes", fail)
+    pack(manifest, tmp_path / "out")
+    problems = [json.loads(line) for line in (tmp_path / "out/problems.jsonl").read_text().splitlines()]
+    assert [problem["id"] for problem in problems] == ["r2", "r4"]
+    assert "r2.wav: cannot be read ([Errno 5] Input/output error)" in problems[0]["reason"]
+
+
 def test_a_run_that_stops_goes_on_where_it_was(manifest, whole, tmp_path, monkeypatch):
     """The disk is full at the fourth shard; then it is not."""
     open_atomic, out = writer.open_atomic, tmp_path / "out"

@@ -331,6 +331,14 @@ def test_a_list_of_nsynth_that_is_no_json_and_a_class_of_vocalsound_without_a_na
     assert rows["vocalsound/test/b"]["problem"] == "its sound is not known"
 
 
+def test_a_broken_line_in_vocalsounds_table_of_classes_is_an_error_with_its_file_and_line(tmp_path):
+    make(tmp_path, "vocalsound")
+    table = tmp_path / "class_labels_indices_vs.csv"
+    table.write_text(table.read_text() + "4,/m/01hsr_\n")
+    with pytest.raises(ValueError, match="class_labels_indices_vs.csv:6 has 2 columns, not 3"):
+        read(tmp_path, "vocalsound")
+
+
 def test_a_translation_of_a_clip_that_was_never_validated_is_named(tmp_path):
     make(tmp_path, "covost2")
     table = tmp_path / "en/covost_v2.en_de.tsv"

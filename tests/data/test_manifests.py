@@ -217,6 +217,12 @@ def test_a_file_indexed_in_pieces_has_the_index_of_the_whole(tmp_path, monkeypat
     assert len(row_index.Lines(tmp_path / "empty.jsonl", Form(), None)) == 0
 
 
+@pytest.mark.parametrize("value", [3, None])
+def test_an_unknown_key_of_an_entry_is_refused_also_when_its_value_is_null(tmp_path, value):
+    with pytest.raises(ValueError, match=r"data.train: unknown key \['wieght'\]; an entry has path, weight"):
+        read_manifests([{"path": numbered(tmp_path), "wieght": value}])
+
+
 @pytest.mark.parametrize("key", ["data.valid", "data.test"])
 def test_a_weight_where_nothing_is_mixed_is_refused(tmp_path, key):
     with pytest.raises(ValueError, match=f"{key}: weight=2 has no effect, only data.train is a mix"):

@@ -212,8 +212,8 @@ class ManifestEntry:
         given = {"path": given} if isinstance(given, (str, Path)) else given
         values = {name: value for name, value in given.items() if value is not None}
         known = [attribute.name for attribute in fields(cls)]
-        if (unknown := set(values) - set(known)) or "path" not in values:
-            wrong = f"unknown key {sorted(unknown)}" if unknown else f"no `path` in {dict(values)}"
+        if (unknown := set(given) - set(known)) or "path" not in values:
+            wrong = f"unknown key {sorted(unknown)}" if unknown else f"no `path` in {dict(given)}"
             raise UserError(f"{key}: {wrong}; an entry has {', '.join(known)}")
         if key != "data.train" and (unused := sorted({"weight", "max_per_epoch"} & values.keys())):
             raise UserError(f"{key}: {unused[0]}={values[unused[0]]} has no effect, only data.train is a mix")

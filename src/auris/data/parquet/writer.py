@@ -106,6 +106,8 @@ def _sound(clip: Clip) -> Fields:
             audio.n_samples(source)  # nothing but sound is copied
             content = source.read_bytes() if isinstance(source, Path) else source.read()
         samples = audio.n_samples(_InMemory(content))
+    except OSError as error:  # the message of a failed read does not name the file
+        return {"bytes": None, "path": name, "samples": None, "problem": f"{source}: cannot be read ({error})"}
     except AudioError as error:
         return {"bytes": None, "path": name, "samples": None, "problem": str(error)}
     return {"bytes": content, "path": name, "samples": samples, "problem": None}

@@ -415,8 +415,11 @@ def vocalsound(root: Path, *, tasks: Sequence[str], splits: Choice, rate: str) -
     folder = home / f"audio_{rate}"
     if not folder.is_dir():
         raise MissingFileError(f"layout.rate={rate}: {home} has no {folder.name}, expected layout.rate=16k or 44k")
-    lines = read_delimited(home / "class_labels_indices_vs.csv", ",", needs=("mid", "display_name"))
-    classes = {cells["mid"]: cells["display_name"] for _, cells in lines if isinstance(cells, Mapping)}
+    classes = {}
+    for _, cells in read_delimited(home / "class_labels_indices_vs.csv", ",", needs=("mid", "display_name")):
+        if isinstance(cells, str):  # without the line, rows of its class would all be unusable
+            raise UserError(f"{home}: {cells}")
+        classes[cells["mid"]] = cells["display_name"]
     for split in chosen:
         for entry in _read_json(lists[split])["data"]:
             path = folder / Path(entry["wav"]).name
