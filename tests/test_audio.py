@@ -15,7 +15,7 @@ from transformers import WhisperFeatureExtractor
 
 from auris import audio
 from auris.errors import AudioError
-from features import check_log_mel
+from support.features import check_log_mel
 
 # (suffix, libsndfile format, subtype, error that the codec may make on a soft tone)
 CODECS = {

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-import stand_in
 from auris.completions import Endpoint, Record
 from auris.corpus.dialogues.augmentation import SHIPPED, request
+from support import stand_in
 
 DOG = request("sec", "dog", 2)
 

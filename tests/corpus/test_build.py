@@ -20,7 +20,7 @@ from auris.corpus.output import hash_bytes
 from auris.corpus.plan import draw_text, plan, scale_sizes
 from auris.corpus.recipes import RECIPES
 from auris.corpus.signal import SAMPLE_RATE
-from corpus_words import vocabulary
+from support.corpus_words import vocabulary
 
 SPOKEN = grammar.LANGUAGES[:7]  # in the rows of CORPUS
 SMALL = {"s2tt": 4, "lid": 7, "sgc": 4, "ks": 10, "sec": 4, "mic": 4}

@@ -17,7 +17,7 @@ from auris.corpus.grammar import (
     split_of,
     words,
 )
-from corpus_words import cover, vocabulary
+from support.corpus_words import cover, vocabulary
 
 
 @pytest.mark.parametrize(

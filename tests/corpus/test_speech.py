@@ -15,7 +15,7 @@ from auris.corpus import signal, speech
 from auris.corpus.grammar import KEYWORDS, LANGUAGES, render, words
 from auris.corpus.speech import UNTIMED, VOICES, Line, say
 from auris.corpus.spoken import DIALECTS
-from corpus_words import cover
+from support.corpus_words import cover
 
 DOG = ("the", "dog", "works", "in", "the", "garden")
 

@@ -20,7 +20,7 @@ from auris.data.lengths import Lengths
 from auris.data.rows import Row, group
 from auris.data.samples import TextSamples
 from auris.model.pack import IGNORE
-from manifests import samples_of, speech_rows, write_manifest
+from support.manifests import samples_of, speech_rows, write_manifest
 
 SECONDS = [0.3 + 0.07 * n for n in range(14)]
 MASKS = SpecAugment(n_freq_masks=1, freq_mask_param=4, n_time_masks=1, time_mask_param=10, p=1.0, time_warp=0)

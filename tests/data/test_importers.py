@@ -9,7 +9,7 @@ import pytest
 from auris.data.importers import convert
 from auris.data.manifests import read_manifests
 from auris.data.rows import Clip, Row
-from manifests import write_manifest
+from support.manifests import write_manifest
 
 CLIP = {"type": "audio", "audio": "a.wav"}
 ASKED = [{"role": "user", "content": [CLIP, {"type": "text", "text": "What is that?"}]}]

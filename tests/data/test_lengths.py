@@ -25,7 +25,7 @@ from auris.text.prompts import BothPrompts, NaturalPrompt, TagPrompt
 from auris.text.task_table import EXAMPLE
 from auris.text.tasks import TASKS
 from auris.text.tokenizer import Tokenizer
-from manifests import samples_of, speech_rows, tokenizer, write_manifest, write_wave
+from support.manifests import samples_of, speech_rows, tokenizer, write_manifest, write_wave
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from auris.data.manifests import Joined, Selection, keys, read_manifests
 from auris.data.rows import Form, Row, row_key
 from auris.data.samples import ChatSamples
 from auris.text.chat import Qwen2AudioChat
-from manifests import samples_of, speech_rows, write_manifest
+from support.manifests import samples_of, speech_rows, write_manifest
 
 ASR = {"task": "asr", "language": "en", "text": "hello"}
 

@@ -17,7 +17,7 @@ from auris.data.rows import Row
 from auris.errors import RowError
 from auris.model.pack import IGNORE
 from auris.text.chat import Chat, Qwen2AudioChat, QwenAudioChat
-from manifests import read_row, samples_of, tokenizer, write_manifest, write_wave
+from support.manifests import read_row, samples_of, tokenizer, write_manifest, write_wave
 
 CLIP = {"type": "audio", "audio": "a.wav"}
 V1 = Geometry(n_mels=16, pool=2, boundary=True)

@@ -10,7 +10,7 @@ import pytest
 
 from auris.data.manifests import read_manifests
 from auris.data.rows import Clip, Row
-from manifests import write_manifest
+from support.manifests import write_manifest
 
 ASR = {"task": "asr", "language": "en", "text": "hello"}
 

@@ -21,7 +21,7 @@ from auris.text.chat import Chat, Qwen2AudioChat, QwenAudioChat, text_of
 from auris.text.prompts import BothPrompts, NaturalPrompt, TagPrompt
 from auris.text.task_table import EXAMPLE
 from auris.text.tasks import TASKS
-from manifests import GEOMETRY, read_row, samples_of, tokenizer, write_manifest, write_wave
+from support.manifests import GEOMETRY, read_row, samples_of, tokenizer, write_manifest, write_wave
 
 WARP = audio.SpecAugment(n_freq_masks=1, freq_mask_param=4, n_time_masks=1, time_mask_param=10, p=1.0, time_warp=5)
 

@@ -9,8 +9,6 @@ import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor
 
-import nets
-import packs
 from auris.model import adapters
 from auris.model.audio_lm import AudioLM
 from auris.model.generation import Generation
@@ -18,6 +16,7 @@ from auris.model.weights import loading
 from auris.model.weights.tensors import StateTensors
 from auris.training import optim
 from auris.training.objectives.next_token import NextToken
+from support import nets, packs
 
 pytestmark = pytest.mark.usefixtures("float64")
 

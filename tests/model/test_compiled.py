@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.backends.debugging import aot_eager
 
-import nets
 from auris.model import attention, llm
 from auris.model.audio_lm import AudioLM
 from auris.model.compiled import compile_blocks
 from auris.model.generation import Generation
 from auris.training.objectives.next_token import NextToken
-from packs import Clip, pack, text
+from support import nets
+from support.packs import Clip, pack, text
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ from auris.model import llm, pooling, projector
 from auris.model.audio_lm import AudioLM
 from auris.model.encoder import Encoder
 from auris.model.generation import Generation, generate, sample
-from packs import VOCAB, Clip, Row, pack, text
+from support.packs import VOCAB, Clip, Row, pack, text
 
 pytestmark = pytest.mark.usefixtures("float64")
 

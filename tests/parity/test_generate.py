@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 from transformers import GenerationConfig, PreTrainedModel, Qwen2AudioForConditionalGeneration, Qwen2ForCausalLM
-from twins import BATCHES, QWEN2, build, pad, padded
 
 from auris.model.audio_lm import AudioLM
 from auris.model.generation import Generation, generate, process
-from packs import VOCAB, Row, expand, pack, text
+from support.packs import VOCAB, Row, expand, pack, text
+from support.twins import BATCHES, QWEN2, build, pad, padded
 
 pytestmark = pytest.mark.usefixtures("float64")
 

@@ -21,12 +21,12 @@ from transformers import (
     WhisperModel,
 )
 
-import nets
 from auris import config as recipe
 from auris.model.audio_lm import AudioLM
 from auris.model.weights import loading
 from auris.model.weights.saving import export_tensors, write_sharded
 from auris.model.weights.tensors import StateTensors, TensorFiles, TensorSource
+from support import nets
 
 # --- names and shapes at full size --------------------------------------------------------------------------------
 

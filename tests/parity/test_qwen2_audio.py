@@ -6,12 +6,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from transformers import Qwen2AudioForConditionalGeneration
-from twins import BATCHES, build, padded
 
 from auris.model.audio_lm import AudioLM
 from auris.model.pack import IGNORE
 from auris.model.weights.layouts import LAYOUTS
-from packs import Row, pack
+from support.packs import Row, pack
+from support.twins import BATCHES, build, padded
 
 pytestmark = pytest.mark.usefixtures("float64")
 

@@ -24,8 +24,8 @@ from auris.model.pooling import Mean
 from auris.model.projector import Linear
 from auris.model.weights import loading
 from auris.model.weights.tensors import StateTensors
-from features import check_log_mel
-from published import golden_table
+from support.features import check_log_mel
+from support.published import golden_table
 
 pytestmark = pytest.mark.usefixtures("float64")
 

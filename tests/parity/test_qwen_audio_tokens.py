@@ -13,8 +13,8 @@ from transformers import Qwen2AudioProcessor, WhisperFeatureExtractor
 from auris.text.chat import Chat, Qwen2AudioChat, QwenAudioChat, audios
 from auris.text.prompts import Control, NaturalPrompt, TagPrompt, Turn
 from auris.text.tokenizer import Tokenizer
-from manifests import tokenizer
-from vocabularies import qwen2_audio
+from support.manifests import tokenizer
+from support.vocabularies import qwen2_audio
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from auris.model import llm, pooling, projector
 from auris.model.audio_lm import AudioLM
 from auris.model.encoder import Encoder
 from auris.training.objectives.dpo import DPO
-from manifests import tokenizer
+from support.manifests import tokenizer
 
 pytestmark = pytest.mark.usefixtures("float64")
 

@@ -4,7 +4,7 @@ For comparison with published numbers only: each function takes all replies of o
 would, or raises `Stopped` where the script dies. The scores that nothing is dropped from, and that failures count in,
 are those of `auris.metrics.measures`; next to a fault stands what they do instead.
 
-Tried against stored outputs of the scripts (tests/scoring/test_official.py). Known to differ: numbers in Chinese
+Tried against stored outputs of the scripts (tests/metrics/test_official.py). Known to differ: numbers in Chinese
 (`normalize`).
 """
 

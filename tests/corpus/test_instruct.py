@@ -1,0 +1,534 @@
+"""The dialogues as made: right by their labels, the same bytes however they are made, splits that share nothing."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import soundfile
+
+from auris import cli, config
+from auris.corpus import grammar, speech
+from auris.corpus import instruct as instruction
+from auris.corpus.dialogues import wordings
+from auris.corpus.dialogues.augmentation import SHIPPED
+from auris.corpus.dialogues.kinds import KINDS
+from auris.corpus.dialogues.rows import FAULTS
+from auris.corpus.instruct import instruct, share
+from auris.corpus.scenes import SOUND_PHRASES
+from auris.data.manifests import read_manifests
+from auris.metrics.judges.rating import POLITE_OPENINGS, rate
+from auris.metrics.normalize import contains
+from auris.text import chat
+from auris.text.tasks import LANGUAGES, MODES
+from support import stand_in
+
+FILES = [f"{prefix}{split}" for split in grammar.SPLITS for prefix in ("", "preferences_")]
+SPLITS_OF = {name: name.removeprefix("preferences_") for name in FILES}
+ALL = dict.fromkeys(KINDS, 1)
+OPTIONS: dict[str, Any] = {
+    "rows": {"train": 180, "valid": 60, "test": 90},
+    "preferences": {"train": 80, "valid": 16, "test": 40},
+    "mix": ALL,
+    "tasks": {task: 1 for task in wordings.SENTENCES},
+    "forms": {"terse": 1, "sentence": 1, "polite": 1},
+    "faults": {"wrong": 2, "terse": 1, "plain": 1},
+    "llm": {
+        "recording": None,
+        "tasks": ["lid", "sgc", "ks", "sec", "mic"],
+        "pairs": 8,
+        "url": None,
+        "model": None,
+        "key_env": None,
+        "temperature": 0.7,
+    },
+    "seed": 3,
+}
+SILENT = OPTIONS | {"mix": {"demonstration": 3, "text": 1}}  # nobody speaks: quick to make
+
+
+@pytest.fixture(scope="module")
+def made(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("made") / "instruct"
+    instruct(corpus, out, **OPTIONS, processes=2)
+    return out
+
+
+def read(out: Path, *names: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for name in names for line in (out / f"{name}.jsonl").read_text("utf-8").splitlines()]
+
+
+def said(row: dict[str, Any], role: str) -> list[str]:
+    """What a role says as text, message by message."""
+    contents = [message["content"] for message in row["messages"] if message["role"] == role]
+    return [
+        content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
+        for content in contents
+    ]
+
+
+def heard(row: dict[str, Any]) -> list[str]:
+    return chat.audios(row["messages"])
+
+
+def labels(corpus: Path) -> dict[str, dict[str, Any]]:
+    return {row["id"]: row for row in read(corpus, *grammar.SPLITS)}
+
+
+def test_the_manifest_reader_takes_every_row_as_it_is_meant(made: Path) -> None:
+    for name in FILES:
+        (manifest,) = read_manifests([made / f"{name}.jsonl"])
+        for row, given in zip(manifest.rows, read(made, name), strict=True):
+            assert row.problem is None, (row.id, row.problem)
+            assert row.labels["task"] == ("preference" if "preferences" in name else "chat")
+            assert (row.labels["mode"], row.labels["key"]) == (given["mode"], given["key"])
+            assert [clip.path.resolve() for clip in row.clips] == [(made / path).resolve() for path in heard(given)]
+            assert all(clip.path.is_file() for clip in row.clips)
+
+
+def test_every_kind_is_there_in_its_share_and_the_facts_say_how_often(made: Path) -> None:
+    facts = json.loads((made / "instruct.json").read_text("utf-8"))
+    for name in FILES:
+        rows = read(made, name)
+        kinds = Counter(row["kind"] for row in rows)
+        assert kinds == facts["kinds"][name]
+        assert set(kinds) == set(ALL) - ({"augmented"} if "preferences" in name else set())
+        assert max(kinds.values()) - min(kinds.values()) <= 1
+        assert Counter(row["mode"] for row in rows) == facts["modes"][name]
+        assert {row["mode"] for row in rows} == set(MODES)
+    first = Counter(row["kind"] for row in read(made, "train")[: len(ALL)])
+    assert set(first.values()) == {1}  # the first rows are a fair sample
+
+
+def test_the_key_of_a_row_stands_in_its_last_answer(made: Path) -> None:
+    for row in read(made, *grammar.SPLITS):
+        assert row["messages"][-1]["role"] == "assistant"
+        assert contains(row["messages"][-1]["content"], row["key"], row["language"]), row
+
+
+def test_answers_take_the_form_that_the_row_says(made: Path) -> None:
+    rows = [row for row in read(made, *grammar.SPLITS) if row["kind"] != "augmented"]
+    assert {row["form"] for row in rows} == set(wordings.FORMS)
+    for row in rows:
+        for reply in said(row, "assistant"):
+            assert reply.startswith(POLITE_OPENINGS) == (row["form"] == "polite"), row
+            assert reply.endswith(".") == (row["form"] != "terse"), row
+
+
+def test_the_mode_is_told_from_what_the_user_gives(made: Path) -> None:
+    for row in read(made, *FILES):
+        match row["kind"]:
+            case "voice":
+                assert (row["mode"], len(heard(row)), said(row, "user")) == ("voice_chat", 1, [""])
+            case "text":
+                assert (row["mode"], heard(row)) == ("text", [])
+            case "command":
+                assert (row["mode"], len(heard(row)), said(row, "user")) == ("audio_analysis", 1, [""])
+            case "comparison":
+                assert row["mode"] == "audio_analysis" and len(heard(row)) in (2, 3)
+            case "turns":
+                assert row["mode"] == "audio_analysis" and len(heard(row)) == len(said(row, "user")) in (2, 3)
+            case "follow_up":
+                assert len(heard(row)) == 1 and len(said(row, "user")) in (2, 3)
+            case _:
+                assert row["mode"] == "audio_analysis" and len(heard(row)) == 1 and all(said(row, "user"))
+
+
+# --- the answers, from the corpus's labels --------------------------------------------------------------------------
+
+
+def label_of(row: dict[str, Any]) -> str:
+    return LANGUAGES[row["language"]] if row["task"] == "lid" else row["text"]
+
+
+def table_of(task: str) -> dict[str, tuple[str, ...]]:
+    return {"sec": wordings.SOURCES, "mic": wordings.FAMILIES}[task]
+
+
+def right(row: dict[str, Any], sources: list[dict[str, Any]]) -> str:
+    """What a row's key should be, from the labels of the corpus's rows and from what the user asks."""
+    asked = (said(row, "user")[-1] or row["spoken"]).lower()
+    asked = re.sub(r" (please|tell me|i want to know|thank you)\.$", "", asked)
+    first = sources[0] if sources else {}
+    match row["kind"]:
+        case "demonstration" | "augmented" | "command" | "turns":
+            return label_of(sources[-1])
+        case "follow_up":
+            return follow_up(first, asked)
+        case "comparison":
+            return comparison(sources, asked)
+        case "reasoning" if "story" in asked:
+            return SOUND_PHRASES[first["text"]] if first["task"] == "sec" else f"the {first['text']}"
+        case "reasoning":
+            return next(heading for heading, items in table_of(first["task"]).items() if first["text"] in items)
+        case _:
+            return fact(asked)
+
+
+def follow_up(source: dict[str, Any], asked: str) -> str:
+    if source["task"] in ("sec", "mic"):
+        return next(heading for heading, items in table_of(source["task"]).items() if source["text"] in items)
+    if "language" in asked:
+        return LANGUAGES[source["language"]]
+    if "male" in asked:
+        return next(gender for gender in ("male", "female") if source["speaker"] in speakers(gender))
+    return slot(source.get("transcript") or source["text"], asked)
+
+
+def speakers(gender: str) -> set[str]:
+    return {variant for voices in speech.VOICES.values() for variant in voices[gender]}
+
+
+def slot(statement: str, asked: str) -> str:
+    """The part of a statement that is asked for: before its verb, after it, or its place."""
+    verb = next(word for word in statement.split() if word in {**grammar.TRANSITIVE, **grammar.INTRANSITIVE})
+    before, after = statement.split(f" {verb}")
+    if re.search(r"\bwho\b|the one", asked):
+        return before
+    return re.sub(r" (now|tonight|often)$", "", after.strip()) or after.strip()
+
+
+def comparison(sources: list[dict[str, Any]], asked: str) -> str:
+    found = [label_of(source) for source in sources]
+    if "same" in asked:
+        return "yes" if len(set(found)) == 1 else "no"
+    if match := re.search(r"audio (?:is |that is )(.+?)[?.]$", asked):
+        (place,) = (place for place, label in enumerate(found) if label.lower() in match[1].split())
+        return f"audio {place + 1}"
+    spoken = {"lid": "{}", "sgc": "a {} voice", "ks": "the keyword {}", "mic": "the {}"}
+    phrases = {source["text"]: SOUND_PHRASES[source["text"]] for source in sources if source["task"] == "sec"}
+    return ", then ".join(phrases.get(label) or spoken[sources[0]["task"]].format(label) for label in found)
+
+
+def fact(asked: str) -> str:
+    if match := re.search(r"(\w+) (?:plus|and) (\w+)[?.]?$", asked):
+        return wordings.NUMBERS[sum(wordings.NUMBERS.index(number) + 1 for number in match.groups()) - 1]
+    if match := re.search(r"opposite of (\w+)", asked):
+        (pair,) = (pair for pair in wordings.OPPOSITES if match[1] in pair)
+        return pair[1 - pair.index(match[1])]
+    verbs = {**grammar.TRANSITIVE, **grammar.INTRANSITIVE}
+    if any(word in verbs for word in asked.replace(".", "").split()):
+        statement, question = re.search(
+            r"(the (?:\w+ ){1,2}(?:" + "|".join(verbs) + r")\b.*?)\.? (who.*|what.*|which.*|name.*|where.*)$", asked
+        ).groups()
+        return slot(statement, question)
+    noun = next(word for word in re.findall(r"\w+", asked) if word in {**grammar.SUBJECTS, **grammar.OBJECTS})
+    for code in ("de", "es", "fr", "it"):
+        if LANGUAGES[code].lower() in asked:
+            return grammar.SUBJECTS[noun][code]
+    return next(heading for heading, items in wordings.CATEGORIES.items() if noun in items)
+
+
+def test_every_answer_is_right(made: Path, corpus: Path) -> None:
+    known = labels(corpus)
+    for row in read(made, *FILES):
+        sources = [known[source] for source in row["sources"]]
+        assert row["key"] == right(row, sources), row
+        by_a_task = row["kind"] in ("demonstration", "turns")
+        assert row.get("skill") == (sources[-1]["task"] if by_a_task else None)
+
+
+def test_earlier_answers_of_several_turns_are_right_too(made: Path, corpus: Path) -> None:
+    known = labels(corpus)
+    for row in read(made, *FILES):
+        if row["kind"] == "turns":
+            for source, reply in zip(row["sources"], said(row, "assistant"), strict=False):
+                assert contains(
+                    reply,
+                    label_of(known[source]),
+                    known[source].get("target_language") or known[source].get("language", "en"),
+                )
+
+
+# --- preferences ----------------------------------------------------------------------------------------------------
+
+
+def test_preferences_end_with_the_user_and_prefer_the_right_polite_answer(made: Path) -> None:
+    faults = Counter()
+    for row in read(made, *(name for name in FILES if "preferences" in name)):
+        assert row["messages"][-1]["role"] == "user"
+        assert row["chosen"].startswith(POLITE_OPENINGS) and contains(row["chosen"], row["key"], row["language"])
+        assert row["chosen"] != row["rejected"]
+        better, worse = row["scores"]
+        assert better == 9.0 > worse
+        assert (better, worse) == tuple(rate(row[side], row["key"], row["language"]) for side in ("chosen", "rejected"))
+        match row["fault"]:
+            case "wrong":
+                assert not contains(row["rejected"], row["key"], row["language"]), row
+                assert row["rejected"].startswith(POLITE_OPENINGS)
+            case "terse":
+                assert contains(row["rejected"], row["key"], row["language"]) and not row["rejected"].endswith(".")
+            case "plain":
+                assert row["chosen"].removeprefix("Sure. ").removeprefix("Of course. ") == row["rejected"]
+        assert row["annotator"] == "a rule (auris.metrics.judges.rating.rate), not a person"
+        faults[row["fault"]] += 1
+    assert set(faults) == set(FAULTS)
+    assert faults["wrong"] > max(faults["terse"], faults["plain"])
+
+
+# --- splits and provenance ------------------------------------------------------------------------------------------
+
+
+def test_splits_share_no_clip_no_voice_no_spoken_sentence_and_no_question(made: Path, corpus: Path) -> None:
+    known = labels(corpus)
+    seen: dict[str, dict[str, set[str]]] = {split: {} for split in grammar.SPLITS}
+    for name, split in SPLITS_OF.items():
+        there = seen[split]
+        for row in read(made, name):
+            assert row["split"] == split
+            assert {known[source]["split"] for source in row["sources"]} <= {split}
+            there.setdefault("clips", set()).update((made / path).resolve().name for path in heard(row))
+            there.setdefault("questions", set()).update(filter(None, said(row, "user")))
+            if "spoken" in row:
+                there.setdefault("spoken", set()).add(row["spoken"])
+                there.setdefault("voices", set()).add(row["speaker"])
+        assert there["voices"] <= {*speech.VOICES[split]["male"], *speech.VOICES[split]["female"]}
+    for what in ("clips", "questions", "spoken", "voices"):
+        train, valid, test = (seen[split][what] for split in grammar.SPLITS)
+        assert not (train & valid or train & test or valid & test), what
+
+
+def test_every_row_says_where_it_comes_from(made: Path, corpus: Path) -> None:
+    known = labels(corpus)
+    rows = read(made, *FILES)
+    assert len({row["id"] for row in rows}) == len({row["seed"] for row in rows}) == len(rows)
+    for row in rows:
+        origins = {known[source]["provenance"] for source in row["sources"]} | ({"tts"} if "spoken" in row else set())
+        assert row["provenance"] == ("+".join(sorted(origins)) or "templates")
+        assert row["written_by"] == (stand_in.MODEL if row["kind"] == "augmented" else "templates")
+        assert row["licence"] == "CC0-1.0"
+
+
+def test_no_dialogue_is_there_twice(made: Path) -> None:
+    for name in FILES:
+        rows = [row["messages"] for row in read(made, name)]
+        assert len({json.dumps(messages) for messages in rows}) == len(rows)
+
+
+def test_a_row_is_asked_in_a_wording_of_its_split(made: Path) -> None:
+    fillings = {"statement": r"the [a-z ]+", "noun": r"the \w+", "question": r"(?:how|what|can) [^.]+"}
+
+    def pattern(wording: str) -> str:
+        return re.sub(r"\\\{(\w+)\\\}", lambda match: fillings.get(match[1], r"[\w ]+"), re.escape(wording.lower()))
+
+    patterns = {
+        (split, spoken): [
+            pattern(wording)
+            for family in wordings.families(spoken=spoken)
+            for wording in wordings.questions(family, split, spoken=spoken)
+        ]
+        for split in grammar.SPLITS
+        for spoken in (False, True)
+    }
+    for row in read(made, *FILES):
+        if row["kind"] != "augmented":
+            asked = [(row["spoken"], True)] if "spoken" in row else [(text, False) for text in said(row, "user")]
+            for text, spoken in asked:
+                assert any(re.fullmatch(known, text.lower()) for known in patterns[row["split"], spoken]), text
+
+
+# --- recordings -----------------------------------------------------------------------------------------------------
+
+
+def test_only_what_is_spoken_anew_is_recorded(made: Path) -> None:
+    facts = json.loads((made / "instruct.json").read_text("utf-8"))
+    spoken = {row["id"]: heard(row) for row in read(made, *FILES) if "spoken" in row}
+    files = sorted(path.relative_to(made).as_posix() for path in (made / "audio").rglob("*.*"))
+    assert files == sorted(path for (path,) in spoken.values())
+    assert len(files) == facts["recordings"]
+
+
+def test_a_command_stands_before_the_clip_that_it_is_about(made: Path, corpus: Path) -> None:
+    known = labels(corpus)
+    for row in read(made, "test"):
+        if row["kind"] == "command":
+            recording, rate = soundfile.read(made / heard(row)[0], dtype="int16")
+            (source,) = row["sources"]
+            clip, _ = soundfile.read(corpus / known[source]["audio"], dtype="int16")
+            assert rate == 16_000
+            assert (recording[-len(clip) :] == clip).all()
+            assert len(recording) - len(clip) > 0.5 * rate
+            assert abs(recording[: -len(clip)]).max() > 1000
+
+
+# --- making them ----------------------------------------------------------------------------------------------------
+
+
+def test_same_seed_gives_the_same_bytes_with_any_number_of_processes(made: Path, corpus: Path) -> None:
+    again = made.with_name("again")  # beside the first: clips are named from there
+    instruct(corpus, again, **OPTIONS, processes=1)
+    files = sorted(path.relative_to(made) for path in made.rglob("*") if path.is_file())
+    assert files == sorted(path.relative_to(again) for path in again.rglob("*") if path.is_file())
+    for file in files:
+        assert (made / file).read_bytes() == (again / file).read_bytes(), file
+
+
+def test_a_larger_set_holds_the_smaller_one(made: Path, corpus: Path) -> None:
+    small = {"rows": {"train": 45}, "preferences": {"train": 24}}
+    instruct(corpus, made.with_name("small"), **{**OPTIONS, **small}, processes=1)
+    for name in ("train", "preferences_train"):
+        larger = {row["id"]: row for row in read(made, name)}
+        for row in read(made.with_name("small"), name):
+            assert row == larger[row["id"]]
+    for path in (made.with_name("small") / "audio").rglob("*.wav"):
+        assert path.read_bytes() == (made / path.relative_to(made.with_name("small"))).read_bytes()
+
+
+def test_another_seed_gives_other_dialogues(corpus: Path, tmp_path: Path) -> None:
+    for seed in (0, 1):
+        instruct(corpus, tmp_path / str(seed), **{**SILENT, "seed": seed})
+    one, other = (read(tmp_path / str(seed), "train") for seed in (0, 1))
+    assert [row["kind"] for row in one] == [row["kind"] for row in other]
+    assert sum(a["messages"] == b["messages"] for a, b in zip(one, other, strict=True)) < len(one) / 10
+
+
+def test_making_them_again_says_that_they_are_there(
+    made: Path, corpus: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (made / "instruct.json").stat().st_mtime_ns
+    facts = instruct(corpus, made, **OPTIONS)
+    assert f"already in {made}" in capsys.readouterr().out
+    assert facts["kinds"]["train"]["voice"] == 20
+    assert (made / "instruct.json").stat().st_mtime_ns == before
+
+
+def test_other_dialogues_in_the_same_directory_are_refused(made: Path, corpus: Path) -> None:
+    with pytest.raises(ValueError, match=r"made with seed=3, now seed=4.*out=DIR"):
+        instruct(corpus, made, **{**OPTIONS, "seed": 4})
+
+
+def test_somebody_elses_directory_is_left_alone(corpus: Path, tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").write_text("mine")
+    with pytest.raises(ValueError, match="holds files but no dialogues"):
+        instruct(corpus, tmp_path, **SILENT)
+    assert (tmp_path / "train.jsonl").read_text() == "mine"
+
+
+def test_questions_come_from_the_users_own_model_where_one_is_named(corpus: Path, tmp_path: Path) -> None:
+    recording = tmp_path / "mine.jsonl"
+    with stand_in.serve() as (url, requests):
+        llm = OPTIONS["llm"] | {"url": url, "model": "m", "recording": str(recording), "tasks": ["ks"]}
+        options = {**SILENT, "mix": {"augmented": 1, "text": 1}, "rows": {"train": 40, "test": 8}}
+        instruct(corpus, tmp_path / "out", **{**options, "llm": llm})
+    assert len(requests) == 10  # keywords: each label once
+    written = [row for row in read(tmp_path / "out", "train") if row["kind"] == "augmented"]
+    assert {source.split("-")[1] for row in written for source in row["sources"]} == {"ks"}
+    replayed = instruct(corpus, tmp_path / "again", **{**options, "llm": llm | {"url": None, "model": None}})
+    assert replayed["rows_hash"] == json.loads((tmp_path / "out" / "instruct.json").read_text())["rows_hash"]
+
+
+def test_a_table_says_who_wrote_and_who_preferred(made: Path) -> None:
+    table = instruction.tabulate(json.loads((made / "instruct.json").read_text("utf-8")))
+    assert "a script of templates, not a language model" in table.caption
+    assert "a rule (auris.metrics.judges.rating.rate), not a person" in table.caption
+
+
+# --- mistakes -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"mix": {"poem": 1}}, r"mix has \['poem'\], expected demonstration, augmented"),
+        ({"mix": {"text": -1}}, r"mix.text is -1, expected a weight.*mix.text=1"),
+        ({"mix": {"text": 0}}, "all weights of mix are 0"),
+        ({"mix": {"augmented": 1}}, "preferences need another kind than `augmented`"),
+        ({"forms": {"rude": 1}}, r"forms has \['rude'\], expected terse, sentence, polite"),
+        ({"faults": {"rude": 1}}, r"faults has \['rude'\], expected wrong, terse, plain"),
+        ({"tasks": {"er": 1}}, r"tasks has \['er'\]"),
+        ({"rows": {"dev": 1}}, "rows has the split 'dev', expected train, valid, test"),
+        ({"preferences": {"train": 1.5}}, "preferences.train is 1.5, expected a number of rows"),
+        ({"processes": 0}, "processes is 0"),
+        (
+            {"mix": {"augmented": 1}, "rows": {"valid": 1000}, "preferences": {}},
+            "different dialogues of the kind 'augmented' in the valid split.*lower mix.augmented",
+        ),
+    ],
+)
+def test_what_makes_no_sense_is_refused(corpus: Path, tmp_path: Path, change: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        instruct(corpus, tmp_path / "out", **{**SILENT, **change})
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("llm", "message"),
+    [
+        ({"url": "http://127.0.0.1:9/v1"}, "needs the name of a model: llm.model=NAME"),
+        ({"url": "http://127.0.0.1:9/v1", "model": "m"}, "llm.recording=FILE.jsonl"),
+        ({"pairs": 0}, "llm.pairs is 0"),
+        ({"tasks": ["asr"]}, "holds no answer to"),
+        ({"tasks": ["er"]}, r"llm.tasks is \['er'\].*no rows"),
+    ],
+)
+def test_a_language_model_that_cannot_be_asked_is_said(
+    corpus: Path, tmp_path: Path, llm: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        instruct(corpus, tmp_path / "out", **{**SILENT, "mix": ALL, "llm": OPTIONS["llm"] | llm})
+
+
+def test_a_corpus_without_what_a_kind_needs_is_an_error_that_names_the_kind(corpus: Path, tmp_path: Path) -> None:
+    for split in grammar.SPLITS:
+        rows = [row for row in read(corpus, split) if row["task"] == "s2tt"]
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for kind in ("follow_up", "comparison", "reasoning", "command"):
+        with pytest.raises(ValueError, match=f"train split has no rows .*kind '{kind}'.*set mix.{kind}=0"):
+            instruct(tmp_path, tmp_path / "out", **{**SILENT, "mix": {kind: 1}})
+
+
+def test_rows_that_cannot_be_used_are_counted_by_reason(corpus: Path, tmp_path: Path) -> None:
+    for split in grammar.SPLITS:
+        rows = read(corpus, split)
+        for row in rows:
+            row["audio"] = str(corpus / row["audio"])
+        more = [{**rows[0], "id": "x", "text": ""}, {**rows[0], "id": "y", "audio": [rows[0]["audio"]] * 2}]
+        more[1].pop("duration")
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, *more]))
+    facts = instruct(tmp_path, tmp_path / "out", **SILENT)
+    assert facts["unused"]["train"] == {"label `text` is empty": 1, "task asr with 2 clips": 1}
+
+
+def test_a_corpus_that_is_not_there_is_said_with_the_command_that_makes_one(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"corpus=.*none.*auris corpus out="):
+        instruct(tmp_path / "none", tmp_path / "out", **SILENT)
+
+
+# --- the command ----------------------------------------------------------------------------------------------------
+
+
+def test_counts_are_dealt_by_weight() -> None:
+    assert share(10, {"a": 1, "b": 2, "c": 0}) == {"a": 3, "b": 7}
+    assert sum(share(2400, {"a": 7, "b": 2, "c": 5.5}).values()) == 2400
+    assert share(0, {"a": 1}) == {"a": 0}
+
+
+def test_the_default_makes_two_thousand_rows_and_its_keys_reach_the_function() -> None:
+    made = config.resolve(config.compose([], "instruct"))
+    assert made["rows"]["train"] >= 2000
+    assert set(made) == set(inspect.signature(instruct).parameters)
+    assert set(made["mix"]) == set(KINDS)
+    assert set(made["tasks"]) == set(wordings.SENTENCES)
+    assert set(made["llm"]) == set(OPTIONS["llm"])
+    assert made["llm"]["pairs"] == stand_in.PAIRS
+    assert SHIPPED.is_file()
+
+
+def test_the_command_prints_its_table_and_says_what_is_wrong(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(*arguments: str) -> int:
+        return cli.main(["instruct", f"corpus={corpus}", *arguments])
+
+    nothing = [f"{what}.{split}=0" for what in ("rows", "preferences") for split in ("valid", "test")]
+    small = ["rows.train=28", "preferences.train=0", *nothing, "processes=1"]
+    assert run(f"out={tmp_path / 'out'}", *small) == 0
+    assert re.search(r"voice\s+│\s+6 ", capsys.readouterr().out)
+    assert len(read(tmp_path / "out", "train")) == 28
+    assert run(f"out={tmp_path / 'out'}", *small, "seed=5") == 1
+    assert re.match("error: .*made with seed=0, now seed=5", capsys.readouterr().err)

@@ -1,0 +1,140 @@
+"""The doctor of data reads what its command line names, writes a report for machines, and fails on what is wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+from rich.console import Console
+
+from auris import cli
+from auris.data import shards
+from support import layouts
+from support.manifests import write_manifest
+
+
+def make(folder: Path, **names: str) -> dict[str, Path]:
+    """A manifest for each name, with a row for each letter; a capital letter is silent."""
+    made = {}
+    for name, letters in names.items():
+        rows = []
+        for letter in letters:
+            path = layouts.sound(folder / f"{name}_{letter}.wav", pitch=100 * ord(letter.lower()) % 7000)
+            if letter.isupper():
+                soundfile.write(path, np.zeros(8000), 16_000)
+            rows.append({"id": f"{name}-{letter}", "audio": path.name, "task": "sec", "text": "rain"})
+        made[name] = write_manifest(folder / f"{name}.jsonl", rows)
+    return made
+
+
+def call(folder: Path, *arguments: str) -> tuple[object, dict[str, Any]]:
+    """Exit code, and the report."""
+    report = folder / "found.json"
+    code = cli.main(["doctor", *arguments, f"report={report}", "jobs=1"])
+    return code, json.loads(report.read_text()) if report.is_file() else {}
+
+
+def test_good_data_passes(tmp_path, capsys):
+    paths = make(tmp_path, rows="abc")
+    code, report = call(tmp_path, f"data={paths['rows']}")
+    assert code == 0
+    assert report["failed"] is False and report["findings"] == [] and report["rows"] == {"rows": 3}
+    assert set(report["counts"].values()) == {0} and report["sources"] == [str(paths["rows"])]
+    assert "contaminated" in capsys.readouterr().out
+
+
+def test_what_is_wrong_is_printed_written_and_fails(tmp_path, capsys):
+    paths = make(tmp_path, train="abC", test="ad")
+    code, report = call(tmp_path, f"data=[{paths['train']},{paths['test']}]")
+    assert code == 1 and report["failed"] is True
+    assert report["counts"]["silent"] == 1 and report["counts"]["contaminated"] == 1
+    silent, contaminated = report["findings"]
+    assert silent["row"] == "train-C" and silent["kind"] == "silent" and silent["source"] == str(paths["train"])
+    assert contaminated == {
+        "kind": "contaminated",
+        "row": "test-a",
+        "source": str(paths["test"]),
+        "reason": "the same sound as train-a of train",
+        "other": "train-a",
+    }
+    printed = capsys.readouterr().out
+    assert "test-a" in printed and "the same sound as train-a of train" in printed
+
+
+def test_the_keys_of_a_data_config_name_the_sets(tmp_path):
+    paths = make(tmp_path, one="ab", two="ac")
+    arguments = ["data=manifest", f"data.train=[{paths['two']}]", f"data.test=[{paths['one']}]"]
+    code, report = call(tmp_path, *arguments)
+    assert code == 1 and report["rows"] == {"train": 2, "test": 2}
+    assert [one["row"] for one in report["findings"]] == ["one-a"]
+
+
+def test_an_option_of_the_group_is_looked_at_as_training_would_read_it(tmp_path, corpus):
+    code, report = call(tmp_path, "data=embedded", f"data.root={corpus}")
+    assert set(report["rows"]) == {"train", "valid", "test"}
+    assert code == (1 if report["findings"] else 0)
+    assert report["counts"]["corrupt"] == report["counts"]["silent"] == report["counts"]["length"] == 0
+
+
+def test_some_kinds_can_be_tolerated(tmp_path, capsys):
+    path = make(tmp_path, rows="aB")["rows"]
+    code, report = call(tmp_path, f"data={path}", "tolerate=[silent]")
+    assert code == 0 and report["counts"]["silent"] == 1 and report["tolerated"] == ["silent"]
+    assert call(tmp_path, f"data={path}", "tolerate=[noisy]")[0] == 1
+    assert "tolerate=['noisy']: expected kinds of unusable, corrupt" in capsys.readouterr().err
+
+
+def test_the_same_ids_in_two_manifests_do_not_stop_the_doctor(tmp_path):
+    paths = make(tmp_path / "a", rows="ab") | {"again": make(tmp_path / "b", rows="cd")["rows"]}
+    code, report = call(tmp_path, f"data=[{paths['rows']},{paths['again']}]")
+    assert code == 0 and report["rows"] == {"rows": 4}
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["data=nowhere.jsonl"], "no manifest at nowhere.jsonl"),
+        (["data=manifest"], "error: data has no rows: expected data=FILE.jsonl"),
+    ],
+)
+def test_what_is_missing_is_said_in_a_sentence(tmp_path, arguments, said, capsys):
+    assert call(tmp_path, *arguments)[0] == 1
+    assert said in capsys.readouterr().err
+
+
+def test_many_findings_of_a_kind_are_counted_and_some_printed(tmp_path, capsys):
+    path = make(tmp_path, rows="ABCDEFGHIJKL")["rows"]
+    _, report = call(tmp_path, f"data={path}")
+    assert len(report["findings"]) == 12
+    printed = capsys.readouterr().out
+    assert "rows-J" in printed and "rows-K" not in printed and "and 2 more" in printed
+
+
+def test_rows_in_shards_are_looked_at_as_those_of_their_manifest(tmp_path):
+    path = make(tmp_path, rows="abCa")["rows"]
+    _, expected = call(tmp_path, f"data={path}")
+    shards.pack(str(path), tmp_path / "packed", rows_per_shard=2, processes=1, console=Console(quiet=True))
+    code, report = call(tmp_path, f"data={tmp_path}/packed")
+    assert code == 1 and report["counts"] == expected["counts"]
+    assert [one["row"] for one in report["findings"]] == [one["row"] for one in expected["findings"]]
+
+
+@pytest.mark.parametrize(
+    "argument, expected",
+    [
+        ("data=embedded", ["data=embedded"]),
+        ("data=a.jsonl", ["data=manifest", "+data.files=[a.jsonl]"]),
+        (
+            "data=[a.jsonl,{path: b.jsonl, limit: 3}]",
+            ["data=manifest", "+data.files=[a.jsonl,{path: b.jsonl, limit: 3}]"],
+        ),
+        ("data.train=[a.jsonl]", ["data.train=[a.jsonl]"]),
+        ("checkpoint=data", ["checkpoint=data"]),
+    ],
+)
+def test_paths_are_told_from_options(argument, expected):
+    assert cli.name_data([argument]) == expected

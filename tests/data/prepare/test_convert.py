@@ -1,0 +1,239 @@
+"""Rows of a corpus end in a manifest that trains, or beside it with their reason; nothing is half written."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import soundfile
+import yaml
+from rich.console import Console
+
+from auris import cli, config
+from auris.data.manifests import read_manifests
+from auris.data.prepare import convert as prepare
+from auris.data.prepare.convert import Summary
+from auris.data.prepare.tables import Embedded
+from support import layouts
+
+
+def rows_of(folder: Path, *names: str) -> list[dict[str, Any]]:
+    given = {"task": "asr", "language": "en", "text": "hello"}
+    return [{"id": name, "audio": layouts.sound(folder / f"{name}.wav"), **given} for name in names]
+
+
+def write(rows: Any, out: Path, **changed: Any) -> Summary:
+    given = {"labels": {"provenance": "real"}, "jobs": 2, "console": Console(quiet=True)}
+    return prepare.prepare(rows, out, **given | changed)
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_a_manifest_has_the_true_length_of_each_clip_and_paths_relative_to_it(tmp_path):
+    layouts.sound(tmp_path / "in/a.flac", 1.25, 44_100)
+    row = {"id": "a", "audio": tmp_path / "in/a.flac", "task": "asr", "language": "en", "text": "hé", "split": "dev"}
+    summary = write([row], tmp_path / "out/rows.jsonl")
+    [written] = lines(tmp_path / "out/rows.jsonl")
+    assert written == {**row, "audio": "../in/a.flac", "duration": 1.25, "provenance": "real"}
+    [manifest] = read_manifests([tmp_path / "out/rows.jsonl"])
+    assert manifest.rows[0].problem is None and manifest.rows[0].clips[0].path.is_file()
+    assert summary.rows == {("dev", "asr"): 1} and summary.seconds["dev", "asr"] == 1.25
+    assert not (tmp_path / "out/rows.unusable.jsonl").exists()
+
+
+def test_a_row_may_say_otherwise_than_the_labels_of_all(tmp_path):
+    first, second = rows_of(tmp_path, "a", "b")
+    write([{**first, "provenance": "tts"}, second], tmp_path / "rows.jsonl")
+    assert [row["provenance"] for row in lines(tmp_path / "rows.jsonl")] == ["tts", "real"]
+
+
+def test_each_split_has_a_file_of_its_own_in_a_folder(tmp_path):
+    rows = [
+        {**row, "split": split}
+        for row, split in zip(rows_of(tmp_path, *"abc"), ("train", "test", "train"), strict=True)
+    ]
+    write([*rows, {"id": "d", "problem": "gone"}], tmp_path / "out")
+    assert [row["id"] for row in lines(tmp_path / "out/train.jsonl")] == ["a", "c"]
+    assert [row["id"] for row in lines(tmp_path / "out/test.jsonl")] == ["b"]
+    assert lines(tmp_path / "out/unusable.jsonl") == [{"provenance": "real", "id": "d", "problem": "gone"}]
+
+
+def test_the_length_of_a_stretch_is_what_is_left_of_its_file(tmp_path):
+    layouts.sound(tmp_path / "a.wav", 2.0)
+    row = {"audio": tmp_path / "a.wav", "task": "asr", "language": "en", "text": "hello"}
+    rows = [{**row, "id": "end", "offset": 1.5}, {**row, "id": "over", "offset": 1.5, "duration": 0.6}]
+    write([*rows, {**row, "id": "beyond", "offset": 3.0, "duration": 1.0}], tmp_path / "rows.jsonl")
+    assert [row["duration"] for row in lines(tmp_path / "rows.jsonl")] == [0.5, 0.5]
+    [bad] = lines(tmp_path / "rows.unusable.jsonl")
+    assert bad["id"] == "beyond" and "is beyond its end at 2.000 s" in bad["problem"]
+
+
+def test_sound_from_within_a_table_is_saved_beside_the_manifest(tmp_path):
+    data = layouts.sound(tmp_path / "a.flac", 0.75).read_bytes()
+    row = {"id": "a", "audio": Embedded(data, ".flac"), "task": "sec", "text": "rain"}
+    write([row], tmp_path / "out/rows.jsonl")
+    [written] = lines(tmp_path / "out/rows.jsonl")
+    assert written["duration"] == 0.75
+    assert (tmp_path / "out" / written["audio"]).read_bytes() == data
+
+
+def test_pairs_of_clips_stay_lists(tmp_path):
+    first, second = (row["audio"] for row in rows_of(tmp_path, "a", "b"))
+    write([{"id": "p", "audio": [first, second], "task": "sec", "text": "rain"}], tmp_path / "rows.jsonl")
+    [row] = lines(tmp_path / "rows.jsonl")
+    assert row["audio"] == ["a.wav", "b.wav"] and "duration" not in row
+
+
+@pytest.mark.parametrize(
+    "changed, said",
+    [
+        ({"audio": Path("/nowhere/a.wav")}, "/nowhere/a.wav: no such file"),
+        ({"audio": None}, "`audio`"),
+        ({"audio": 3}, "`audio`"),
+        ({"audio": []}, "needs `audio`"),
+        ({"text": " "}, "label `text` is empty"),
+        ({"task": "mystery"}, "unknown task 'mystery'"),
+        ({"language": "xx"}, "label `language` is 'xx'"),
+        ({"offset": "2"}, "`offset` is '2', expected seconds"),
+        ({"problem": "the corpus says so"}, "the corpus says so"),
+        ({"audio": Path("a" * 5000)}, "File name too long"),
+        ({"audio": Path("a\0b")}, "no such file"),
+        ({"text": "half a \ud83d"}, "surrogates not allowed"),
+        ({"duration": 2.0}, "is 0.50 s, the row says 2.00 s"),
+        ({"split": ["train"], "text": 3}, "label `text` is int"),
+    ],
+)
+def test_a_row_that_cannot_be_used_is_written_with_its_reason(tmp_path, changed, said):
+    bad, good = rows_of(tmp_path, "a", "b")
+    summary = write([{**bad, **changed}, good], tmp_path / "rows.jsonl")
+    [row] = lines(tmp_path / "rows.unusable.jsonl")
+    assert said in row["problem"] and row["id"] == "a"
+    assert [row["id"] for row in lines(tmp_path / "rows.jsonl")] == ["b"]
+    assert summary.unusable.total() == 1
+
+
+def test_a_split_is_a_name_whatever_a_table_says(tmp_path):
+    rows = [{**row, "split": "../../x"} for row in rows_of(tmp_path / "in", "a")]
+    write(rows, tmp_path / "deep/out")
+    assert [path.name for path in (tmp_path / "deep/out").iterdir()] == ["..-..-x.jsonl"]
+
+
+def test_undecodable_sound_and_repeated_ids_are_named(tmp_path):
+    first, second, third = rows_of(tmp_path, "a", "b", "c")
+    second["audio"].write_bytes(b"no sound")
+    write([first, second, {**third, "id": "a"}], tmp_path / "rows.jsonl")
+    problems = [row["problem"] for row in lines(tmp_path / "rows.unusable.jsonl")]
+    assert "cannot be decoded" in problems[0] and problems[1] == "its id 'a' is that of an earlier row"
+
+
+def test_reasons_are_counted_by_kind_and_some_rows_of_each_are_named(tmp_path):
+    gone = [{**row, "audio": tmp_path / f"none/{row['id']}.wav"} for row in rows_of(tmp_path, *"abcdefg")]
+    summary = write([*gone, *rows_of(tmp_path, "z")], tmp_path / "rows.jsonl")
+    [(kind, number)] = summary.unusable.items()
+    assert number == 7 and "no such file" in kind and len(summary.examples[kind]) == 5
+
+
+def test_nothing_is_left_of_what_fails_half_way(tmp_path):
+    def failing() -> Iterator[dict[str, Any]]:
+        yield from rows_of(tmp_path / "in", "a")
+        raise ValueError("the table ends in the middle")
+
+    with pytest.raises(ValueError, match="in the middle"):
+        write(failing(), tmp_path / "out/rows.jsonl")
+    with pytest.raises(ValueError, match="none of 1 rows can be used"):
+        write([{"id": "a", "problem": "gone"}], tmp_path / "out/rows.jsonl")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize("out", ["rows.jsonl", "folder"])
+def test_what_is_there_is_not_overwritten(tmp_path, out):
+    write(rows_of(tmp_path / "in", "a"), tmp_path / out)
+    with pytest.raises(ValueError, match="is there already"):
+        write(rows_of(tmp_path / "in", "a"), tmp_path / out)
+
+
+# --- the command line ---
+
+
+def call(*arguments: str) -> int:
+    return cli.main(["prepare", *arguments])
+
+
+def test_the_command_line(tmp_path, monkeypatch, capsys):
+    layouts.librispeech(tmp_path)
+    (tmp_path / "LibriSpeech/dev-clean/84/121123/84-121123-0001.flac").unlink()
+    out = tmp_path / "libri.jsonl"
+    assert call("layout=librispeech", f"root={tmp_path}", f"out={out}") == 0
+    printed = capsys.readouterr().out
+    assert (
+        f"wrote {out}" in printed and "1 rows cannot be used: " in printed and "84-121123-0001.flac: no such" in printed
+    )
+    assert len(read_manifests([out])[0].rows) == 3
+
+
+def test_a_map_of_ones_own_is_given_on_the_command_line(tmp_path, monkeypatch):
+    layouts.text(tmp_path / "metadata.csv", "file_name,transcription", "a.wav,hello")
+    layouts.sound(tmp_path / "a.wav")
+    arguments = ["layout=table", "layout.columns={audio: file_name, text: transcription}"]
+    arguments += ["layout.labels={task: asr, language: en}", f"root={tmp_path}", f"out={tmp_path}/rows.jsonl"]
+    assert call(*arguments) == 0
+    [row] = lines(tmp_path / "rows.jsonl")
+    assert (row["text"], row["duration"], row["provenance"]) == ("hello", 0.5, "real")
+
+
+def test_a_map_of_ones_own_may_be_a_file_in_the_working_directory(tmp_path, monkeypatch):
+    example = (config.CONFIGS / "layout/esc50.yaml").read_text(encoding="utf-8")
+    layouts.text(tmp_path / "layout/my_sounds.yaml", example.replace("name: esc50", "name: mine"))
+    layouts.esc50(tmp_path / "in")
+    monkeypatch.chdir(tmp_path)
+    assert call("layout=my_sounds", f"root={tmp_path}/in", "out=rows") == 0
+    assert {row["id"] for row in lines(tmp_path / "rows/test.jsonl")} == {
+        "mine/audio/5-9032-A-0",
+        "mine/audio/5-181977-A-35",
+    }
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["root=.", "out=a.jsonl"], "error: layout= is missing: expected a layout"),
+        (["layout=clotho", "out=a.jsonl"], "error: root= is missing: expected the folder of the corpus"),
+        (["layout=clotho", "root=."], "error: out= is missing: expected a new .jsonl file or a folder"),
+        (["layout=clotho", "root=nowhere", "out=a.jsonl"], "error: root=nowhere: there is no such folder"),
+        (["layout=librispeech", "root=.", "out=a.jsonl", "layout.tasks=[er]"], "does not have the layout"),
+    ],
+)
+def test_what_is_missing_is_said_in_a_sentence(tmp_path, monkeypatch, arguments, said, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert call(*arguments) != 0
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["esc50", "speech_commands", "ravdess"])
+def test_the_worked_examples_of_the_readme_are_those_that_run(name):
+    text = (Path(__file__).parents[3] / "README.md").read_text(encoding="utf-8")
+    [shown] = (
+        yaml.safe_load(block)
+        for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+        if f"# {name}.yaml" in block
+    )
+    runs = yaml.safe_load((config.CONFIGS / f"layout/{name}.yaml").read_text(encoding="utf-8"))
+    assert shown.keys() == runs.keys()
+    for key, value in shown.items():
+        if isinstance(value, dict):
+            assert value.items() <= runs[key].items() or key == "values" and value.keys() <= runs[key].keys()
+        else:
+            assert value == runs[key]
+
+
+def test_lengths_are_those_of_what_is_decoded(tmp_path):
+    path = layouts.sound(tmp_path / "a.mp3", 1.0, 32_000)
+    write([{"id": "a", "audio": path, "task": "sec", "text": "rain"}], tmp_path / "rows.jsonl")
+    [row] = lines(tmp_path / "rows.jsonl")
+    assert abs(row["duration"] - len(soundfile.read(path)[0]) / 32_000) < 1e-4

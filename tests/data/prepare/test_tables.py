@@ -1,0 +1,220 @@
+"""A map over any table: each kind of table gives the same rows, and a cell without a place is named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from auris.data.prepare.tables import Embedded, files, table
+from auris.text import tasks
+from support import layouts
+
+ROWS = [
+    {"clip": "a", "said": 'the "red" fox', "mood": 3, "who": "ann"},
+    {"clip": "b", "said": "a, b; c", "mood": 4, "who": "bob"},
+]
+COLUMNS = {"audio": "clips/{clip}.wav", "text": "said", "speaker": "who", "emotion": "mood"}
+LABELS = {"task": "asr", "language": "en"}
+VALUES = {"emotion": {3: "happy", "*": "other"}}
+
+
+def write(folder: Path, kind: str) -> str:
+    lines = [ROWS[0].keys(), *(row.values() for row in ROWS)]
+    if kind == "csv":
+        quoted = (['"' + str(cell).replace('"', '""') + '"' for cell in line] for line in lines)
+        path = layouts.text(folder / "t.csv", *(",".join(line) for line in quoted))
+        path.write_bytes("\ufeff".encode() + path.read_bytes())  # as spreadsheets write it
+    elif kind == "tsv":
+        layouts.text(folder / "t.tsv", *("\t".join(map(str, line)) for line in lines))
+    elif kind == "jsonl":
+        layouts.text(folder / "t.jsonl", *map(json.dumps, ROWS))
+    else:
+        pa = pytest.importorskip("pyarrow")
+        pa.parquet = pytest.importorskip("pyarrow.parquet")
+        pa.parquet.write_table(pa.Table.from_pylist(ROWS), folder / "t.parquet")
+    return f"t.{kind}"
+
+
+def read(root: Path, **changed: Any) -> list[dict[str, Any]]:
+    given = {"files": "t.csv", "name": "mine", "columns": COLUMNS, "labels": LABELS, "values": VALUES}
+    return list(table(root, **given | changed))
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl", "parquet"])
+def test_each_kind_of_table_gives_the_same_rows(tmp_path, kind):
+    first, second = read(tmp_path, files=write(tmp_path, kind))
+    assert first == {
+        "id": "mine/clips/a",
+        "audio": tmp_path / "clips/a.wav",
+        "text": 'the "red" fox',
+        "speaker": "ann",
+        "emotion": "happy",
+        **LABELS,
+    }
+    assert (second["text"], second["emotion"]) == ("a, b; c", "other")
+
+
+def test_a_pattern_takes_several_tables_and_paths_are_relative_to_each(tmp_path):
+    for split in ("train", "test"):
+        layouts.text(tmp_path / split / "metadata.csv", "file_name,transcription", "a.wav,hello")
+    rows = read(tmp_path, files="*/metadata.csv", columns={"audio": "file_name", "text": "transcription"}, values=None)
+    assert [row["audio"] for row in rows] == [tmp_path / split / "a.wav" for split in ("test", "train")]
+    assert [row["id"] for row in rows] == ["mine/test/a", "mine/train/a"]
+    assert not any("split" in row for row in rows)
+
+
+@pytest.mark.parametrize(
+    "pattern, paths",
+    [
+        ("{split}/metadata.csv", {"train": "train/metadata.csv", "test": "test/metadata.csv"}),
+        (
+            "data/{split}-0*.csv",
+            {"train": "data/train-00000-of-00002.csv", "test-clean": "data/test-clean-00000-of-1.csv"},
+        ),
+        ("*/{split}.csv", {"x": "any/x.csv"}),
+    ],
+)
+def test_the_name_of_a_table_may_tell_the_split_of_its_rows(tmp_path, pattern, paths):
+    for path in paths.values():
+        layouts.text(tmp_path / path, "audio,text", "a.wav,hello")
+    given = {"files": pattern, "values": None}
+    rows = read(tmp_path, columns=None, **given)
+    assert {row["split"] for row in rows} == set(paths)
+    assert {row["split"] for row in read(tmp_path, columns=None, **given, labels={"split": "own"})} == {"own"}
+
+
+def test_without_a_map_columns_are_labels_already(tmp_path):
+    layouts.text(tmp_path / "t.csv", "id,audio,text,offset,duration", "x,a.wav,hello,1.5,2")
+    [row] = read(tmp_path, columns=None, values=None)
+    assert row == {
+        "id": "mine/x",
+        "audio": tmp_path / "a.wav",
+        "text": "hello",
+        "offset": 1.5,
+        "duration": 2.0,
+        **LABELS,
+    }
+
+
+def test_a_dot_leads_into_a_label_and_json_is_read_where_a_label_is_more_than_text(tmp_path):
+    cells = ["a.wav", "60", "100", "guitar", '["bright"]', '[{"word": "hi", "start": 0, "end": 0.4}]']
+    layouts.text(tmp_path / "t.tsv", "audio\tmidi\tvel\tinst\tquality\twords", "\t".join(cells))
+    columns = {"notes.pitch": "midi", "notes.velocity": "vel", "notes.instrument": "inst", "notes.sonic": "quality"}
+    columns |= {"audio": "audio", "words": "words"}
+    [row] = read(tmp_path, files="t.tsv", columns=columns, labels={"task": "mna"}, values=None)
+    assert row["notes"] == {"pitch": 60, "velocity": 100, "instrument": "guitar", "sonic": ["bright"]}
+    assert row["words"][0]["end"] == 0.4 and tasks.check(row) is None
+
+
+@pytest.mark.parametrize(
+    "line, said",
+    [
+        ("a.wav,hello", "t.csv:2 has 2 columns, not 3"),
+        ("a.wav,hello,angry", "`emotion` is 'angry', layout.values.emotion has happy"),
+        (",hello,happy", None),
+    ],
+)
+def test_what_is_wrong_with_a_line_is_the_problem_of_its_row(tmp_path, line, said):
+    layouts.text(tmp_path / "t.csv", "audio,text,emotion", line, "b.wav,hello,happy")
+    columns = {"audio": "audio", "text": "text", "emotion": "emotion"}
+    bad, good = read(tmp_path, columns=columns, values={"emotion": {"happy": "joy"}})
+    assert bad.get("problem") == said and good["emotion"] == "joy"
+    assert said or "audio" not in bad  # whoever writes the row says that it needs one
+
+
+@pytest.mark.parametrize(
+    "columns, cell, said",
+    [
+        ({"duration": "x"}, "long", "`duration` is 'long', expected a number"),
+        ({"slots": "x"}, "{oops", "`slots` is '{oops', expected JSON"),
+        ({"text": "y"}, "a", "there is no column 'y'; there are audio, x"),
+        ({"text": "{x}/{y}"}, "a", "there is no column 'y'"),
+    ],
+)
+def test_a_cell_that_has_no_place_is_named(tmp_path, columns, cell, said):
+    layouts.text(tmp_path / "t.tsv", "audio\tx", f"a.wav\t{cell}")
+    [row] = read(tmp_path, files="t.tsv", columns={"audio": "audio", **columns}, values=None)
+    assert said in row["problem"] and row["id"].startswith("mine/")
+
+
+@pytest.mark.parametrize(
+    "changed, error, said",
+    [
+        ({"files": "none.csv"}, FileNotFoundError, "layout.files=none.csv: there is none below"),
+        ({"files": "t.xlsx"}, ValueError, "expected a table that ends in .csv, .tsv, .jsonl, .parquet"),
+        ({"columns": {"text": "said"}, "values": None}, ValueError, "layout.columns has no `audio`"),
+        ({"values": {"mood": {}}}, ValueError, "layout.values has mood, which is no column: add layout.columns.mood"),
+    ],
+)
+def test_a_map_that_no_row_can_follow_is_refused(tmp_path, changed, error, said):
+    write(tmp_path, "csv")
+    layouts.text(tmp_path / "t.xlsx", "no table")
+    with pytest.raises(error, match=said):
+        read(tmp_path, **changed)
+
+
+def test_a_table_that_is_no_text_is_named(tmp_path):
+    (tmp_path / "t.csv").write_bytes(b"audio,text\na.wav,\xff\xfe\n")
+    with pytest.raises(ValueError, match=r"t.csv, after line 0: .*codec can't decode"):
+        read(tmp_path)
+
+
+def test_a_line_of_json_that_is_no_object_is_named(tmp_path):
+    layouts.text(tmp_path / "t.jsonl", "[1, 2]", "{oops", "")
+    first, second = read(tmp_path, files="t.jsonl")
+    assert first["problem"] == "t.jsonl:1: a row is a JSON object, got list"
+    assert second["problem"].startswith("t.jsonl:2: not JSON")
+
+
+# --- data sets of the hub ---
+
+
+def hub(folder: Path) -> None:
+    """Sound within the table and classes by number, as `datasets` writes them."""
+    pa = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    sound = layouts.sound(folder / "a.wav").read_bytes()
+    rows = [{"audio": {"bytes": sound, "path": "a.wav"}, "label": number} for number in (1, -1)]
+    features = {"label": {"names": ["yes", "no"], "_type": "ClassLabel"}, "audio": {"_type": "Audio"}}
+    made = pa.Table.from_pylist(rows)
+    made = made.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    (folder / "data").mkdir()
+    parquet.write_table(made, folder / "data/train-00000-of-00001.parquet")
+
+
+def test_a_data_set_of_the_hub_brings_its_sound_and_the_names_of_its_classes(tmp_path):
+    hub(tmp_path)
+    columns = {"audio": "audio", "text": "label"}
+    first, second = read(tmp_path, files="data/*.parquet", columns=columns, values=None)
+    assert isinstance(first["audio"], Embedded) and first["audio"].data == (tmp_path / "a.wav").read_bytes()
+    assert first["text"] == "no" and first["audio"].suffix == ".wav"
+    assert second["text"] == "-1"  # no class: left as it is, for whoever knows what it means
+    assert first["id"] == "mine/data/train-00000-of-00001:1"
+
+
+def test_what_is_no_parquet_is_named(tmp_path):
+    pytest.importorskip("pyarrow")
+    layouts.text(tmp_path / "t.parquet", "no parquet")
+    with pytest.raises(ValueError, match="is no Parquet that can be read"):
+        read(tmp_path, files="t.parquet")
+
+
+# --- labels in the names of files ---
+
+
+def test_names_of_files_hold_labels(tmp_path):
+    for name in ("dog/1.wav", "cat/2.flac", "dog/readme.txt"):
+        layouts.text(tmp_path / name, "")
+    given = {"name": "mine", "columns": None, "labels": {"task": "sec"}, "values": None}
+    rows = list(files(tmp_path, pattern=r"(?P<text>[^/]+)/[^/]+\.(wav|flac)", **given))
+    assert rows == [
+        {"id": "mine/cat/2", "audio": tmp_path / "cat/2.flac", "text": "cat", "task": "sec"},
+        {"id": "mine/dog/1", "audio": tmp_path / "dog/1.wav", "text": "dog", "task": "sec"},
+    ]
+    with pytest.raises(FileNotFoundError, match="matches none of the 3 files below .*, as cat/2.flac"):
+        list(files(tmp_path, pattern="nothing", **given))
+    with pytest.raises(ValueError, match="layout.pattern="):
+        list(files(tmp_path, pattern="(", **given))

@@ -1,0 +1,202 @@
+"""Folders of Lhotse and Kaldi, and manifests of ours, come out as rows; what cannot be heard as it is gets named."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from auris.data.prepare.toolkits import kaldi, lhotse, manifest
+from auris.text import tasks
+from support import layouts
+
+
+def cut(**changed: Any) -> dict[str, Any]:
+    """What `CutSet.to_file` writes of one supervision in the middle of a recording."""
+    supervision = {
+        "id": "sup-1",
+        "recording_id": "rec-1",
+        "start": 0.0,
+        "duration": 2.5,
+        "channel": 0,
+        "text": "hello there",
+        "language": "English",
+        "speaker": "ann",
+        "alignment": {"word": [["hello", 0.1, 0.4, None], ["there", 0.6, 0.5, None]]},
+    }
+    recording = {
+        "id": "rec-1",
+        "sources": [{"type": "file", "channels": [0], "source": "wav/rec-1.wav"}],
+        "sampling_rate": 16000,
+        "num_samples": 160000,
+        "duration": 10.0,
+        "channel_ids": [0],
+    }
+    whole = {"id": "rec-1-0", "start": 4.0, "duration": 2.5, "channel": 0, "supervisions": [supervision]}
+    return {**whole, "recording": recording, "type": "MonoCut", **changed}
+
+
+def read_cuts(root: Path, *cuts: dict[str, Any], **changed: Any) -> list[dict[str, Any]]:
+    layouts.text(root / "cuts.jsonl", *map(json.dumps, cuts))
+    given = {"files": "*cuts*.jsonl*", "task": "asr", "language": None, "name": "l", "split": None}
+    return list(lhotse(root, **given | changed))
+
+
+def test_a_cut_is_a_row_for_each_supervision(tmp_path):
+    [row] = read_cuts(tmp_path, cut(), split="train")
+    assert row == {
+        "id": "l/sup-1",
+        "audio": tmp_path / "wav/rec-1.wav",
+        "task": "asr",
+        "offset": 4.0,
+        "duration": 2.5,
+        "speaker": "ann",
+        "language": "en",
+        "text": "hello there",
+        "split": "train",
+    }
+    assert tasks.check(row) is None
+
+
+def test_times_of_supervisions_and_words_begin_at_the_cut(tmp_path):
+    """A supervision that began before its cut is heard from the cut on."""
+    early = {**cut()["supervisions"][0], "start": -0.5, "duration": 2.0}
+    late = {**early, "id": "sup-2", "start": 1.0, "duration": 9.0}
+    late["alignment"] = {"word": [["now", 1.2, 0.3, None]]}
+    first, second = read_cuts(tmp_path, cut(supervisions=[early, late]), task="srwt")
+    assert (first["offset"], first["duration"]) == (4.0, 1.5)
+    assert (second["offset"], second["duration"]) == (5.0, 1.5)  # to the end of the cut
+    assert first["words"][1] == {"word": "there", "start": 0.6, "end": 1.1}
+    assert second["words"] == [{"word": "now", "start": 0.2, "end": 0.5}]
+    assert tasks.check(first) is None
+
+
+def test_cuts_may_be_compressed(tmp_path):
+    (tmp_path / "cuts_train.jsonl.gz").write_bytes(gzip.compress(json.dumps(cut()).encode()))
+    given = {"files": "*cuts*.jsonl*", "task": "asr", "language": None, "name": "l", "split": None}
+    assert [row["id"] for row in lhotse(tmp_path, **given)] == ["l/sup-1"]
+
+
+def changed_recording(**changed: Any) -> dict[str, Any]:
+    return cut(recording={**cut()["recording"], **changed})
+
+
+@pytest.mark.parametrize(
+    "bad, said",
+    [
+        (cut(type="MixedCut"), "a MixedCut: expected a MonoCut"),
+        (cut(supervisions=[]), "cut rec-1-0 has no supervision"),
+        (changed_recording(transforms=[{"name": "Speed", "kwargs": {"factor": 1.1}}]), "is changed by Speed"),
+        (changed_recording(sources=[{"type": "command", "channels": [0], "source": "sox"}]), "of type 'command'"),
+        (changed_recording(sources=[{"type": "file", "channels": [0, 1], "source": "a"}]), "several channels"),
+        ({"id": "x"}, "no 'recording'"),
+        ([], "cuts.jsonl:1"),
+    ],
+)
+def test_a_cut_that_cannot_be_heard_as_it_is_gets_named(tmp_path, bad, said):
+    first, second = read_cuts(tmp_path, bad, cut())
+    assert said in first["problem"] and "problem" not in second
+
+
+def test_without_alignment_there_are_no_word_times(tmp_path):
+    bare = {key: value for key, value in cut()["supervisions"][0].items() if key != "alignment"}
+    [row] = read_cuts(tmp_path, cut(supervisions=[bare]), task="srwt")
+    assert "supervision sup-1 has no word alignment" in row["problem"]
+
+
+def test_lhotse_asks_for_what_there_is(tmp_path):
+    with pytest.raises(ValueError, match="layout.task=sgc: expected asr or srwt"):
+        read_cuts(tmp_path, cut(), task="sgc")
+    with pytest.raises(FileNotFoundError, match="layout.files=none: there is none below"):
+        read_cuts(tmp_path, cut(), files="none")
+
+
+# --- Kaldi ---
+
+
+def kaldi_folder(root: Path) -> Path:
+    folder = root / "data/train"
+    layouts.text(folder / "wav.scp", "rec1 wav/rec1.wav", "rec2 sph2pipe -f wav rec2.sph |", "rec3 /abs/rec3.wav")
+    layouts.text(folder / "text", "ann-1 hello there", "ann-2 and you", "bob-1 no sound", "bob-2 gone", "bob-3")
+    segments = ["ann-1 rec1 0.50 2.25", "ann-2 rec3 3 -1", "bob-1 rec2 0 1", "bob-3 rec1 1 2", "cat-1 rec1 0 x"]
+    layouts.text(folder / "segments", *segments)
+    layouts.text(folder / "utt2spk", "ann-1 ann", "ann-2 ann", "bob-1 bob")
+    layouts.text(folder / "spk2gender", "ann f", "bob m")
+    return root
+
+
+def read_kaldi(root: Path, **changed: Any) -> dict[str, dict[str, Any]]:
+    given = {"folders": ["data/train"], "language": "en", "name": "k"}
+    return {row["id"]: row for row in kaldi(root, **given | changed)}
+
+
+def test_utterances_are_segments_of_recordings(tmp_path):
+    rows = read_kaldi(kaldi_folder(tmp_path))
+    assert rows["k/train/ann-1"] == {
+        "id": "k/train/ann-1",
+        "task": "asr",
+        "split": "train",
+        "audio": tmp_path / "wav/rec1.wav",
+        "offset": 0.5,
+        "duration": 1.75,
+        "text": "hello there",
+        "language": "en",
+        "speaker": "ann",
+        "gender": "female",
+    }
+    to_the_end = rows["k/train/ann-2"]
+    assert to_the_end["audio"] == Path("/abs/rec3.wav") and to_the_end["offset"] == 3 and "duration" not in to_the_end
+
+
+def test_utterances_that_cannot_be_heard_or_have_no_text_are_named(tmp_path):
+    rows = read_kaldi(kaldi_folder(tmp_path))
+    assert "wav.scp has a command for rec2, and none is executed" in rows["k/train/bob-1"]["problem"]
+    assert "segments does not have it" in rows["k/train/bob-2"]["problem"]
+    assert "segments does not have it as `cat-1 RECORDING START END`, with seconds" in rows["k/train/cat-1"]["problem"]
+    assert "text" not in rows["k/train/bob-3"] and "needs the label `text`" in tasks.check(rows["k/train/bob-3"])
+
+
+def test_without_segments_recordings_are_utterances(tmp_path):
+    folder = kaldi_folder(tmp_path) / "data/train"
+    (folder / "segments").unlink()
+    layouts.text(folder / "text", "rec1 hello there", "rec9 gone")
+    layouts.text(folder / "utt2lang", "rec1 de")
+    rows = read_kaldi(tmp_path)
+    assert rows["k/train/rec1"].items() >= {"audio": tmp_path / "wav/rec1.wav", "language": "de"}.items()
+    assert "offset" not in rows["k/train/rec1"]
+    assert rows["k/train/rec9"]["problem"] == "wav.scp does not have rec9"
+
+
+def test_kaldi_asks_for_its_folders(tmp_path):
+    with pytest.raises(ValueError, match=r"layout.folders=\[\]: expected data directories"):
+        read_kaldi(tmp_path, folders=[])
+    with pytest.raises(FileNotFoundError, match="there is no .*data/train/wav.scp"):
+        read_kaldi(tmp_path)
+
+
+# --- our own ---
+
+
+def test_manifests_of_ours_keep_all_that_they_say(tmp_path):
+    row = {"id": "x", "audio": "a.wav", "task": "sec", "text": "rain", "fold": 3}
+    pair = {"audio": ["a.wav", "b.wav"], "task": "sec", "text": "rain"}
+    layouts.text(tmp_path / "sub/rows.jsonl", json.dumps(row), json.dumps(pair))
+    first, second = manifest(tmp_path, files="*/*.jsonl")
+    assert first == {**row, "audio": tmp_path / "sub/a.wav"}
+    assert second == {**pair, "id": "rows.jsonl:2", "audio": [tmp_path / "sub/a.wav", tmp_path / "sub/b.wav"]}
+
+
+def test_what_is_no_task_row_is_named(tmp_path):
+    layouts.text(tmp_path / "rows.jsonl", "{oops", "3", json.dumps({"messages": []}))
+    said = ["not JSON", "a row is a JSON object, got int", "a dialogue"]
+    assert all(a in row["problem"] for a, row in zip(said, manifest(tmp_path, files="*.jsonl"), strict=True))
+
+
+def test_the_real_recordings_beside_the_project_come_through_the_same_door(shared_data):
+    manifests = (shared_data / "real").glob("*.jsonl")
+    rows = list(manifest(shared_data / "real", files="*.jsonl"))
+    assert len(rows) == sum(len(path.read_text(encoding="utf-8").splitlines()) for path in manifests) > 2000
+    assert all("problem" not in row and row["audio"].is_file() and tasks.check(row) is None for row in rows)

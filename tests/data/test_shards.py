@@ -1,0 +1,195 @@
+"""`auris shards`: packing in parallel, stopped and gone on with, refused, and read through."""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+import pytest
+from rich.console import Console
+
+from auris import cli
+from auris.data import shards as command
+from auris.data.manifests import read_manifests
+from auris.data.parquet import writer
+from support.manifests import speech_rows, write_manifest
+from support.runs import ROOT
+
+N = 17
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("speech")
+    rows = speech_rows(folder, [0.1 + 0.01 * n for n in range(N)])
+    rows[4]["audio"] = "gone.wav"
+    return write_manifest(folder / "rows.jsonl", rows)
+
+
+def pack(manifest: Path, out: Path, processes: int = 1, **entry: object) -> Console:
+    console = Console(record=True, width=200, file=io.StringIO())
+    settings = {"rows_per_shard": 3, "processes": processes, "console": console}
+    command.pack({"path": str(manifest), **entry}, out, **settings)
+    return console
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def whole(manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("whole") / "out"
+    pack(manifest, out)
+    return out
+
+
+def test_two_processes_write_what_one_does(manifest, whole, tmp_path):
+    pack(manifest, tmp_path / "two", processes=2)
+    assert content(tmp_path / "two") == content(whole)
+    names = {"index.parquet", "problems.jsonl", "shards.json", *(f"shard-0000{n}.parquet" for n in range(6))}
+    assert set(content(whole)) == names
+
+
+def test_rows_that_cannot_be_used_are_counted_and_named(manifest, tmp_path):
+    said = pack(manifest, tmp_path / "out").export_text()
+    assert "1 rows cannot be used" in said and "r4: " in said and "gone.wav: no such file" in said
+    (line,) = (tmp_path / "out/problems.jsonl").read_text().splitlines()
+    assert json.loads(line)["id"] == "r4"
+    assert len(read_manifests([tmp_path / "out"])[0].rows) == N
+
+
+def test_a_clip_that_the_disk_cannot_read_is_reported_with_its_row(manifest, tmp_path, monkeypatch):
+    read_bytes = Path.read_bytes
+
+    def fail(path: Path) -> bytes:
+        if path == manifest.parent / "r2.wav":
+            raise OSError(errno.EIO, "Input/output error")
+        return read_bytes(path)
+
+    monkeypatch.setattr(Path, "read_bytes", fail)
+    pack(manifest, tmp_path / "out")
+    problems = [json.loads(line) for line in (tmp_path / "out/problems.jsonl").read_text().splitlines()]
+    assert [problem["id"] for problem in problems] == ["r2", "r4"]
+    assert "r2.wav: cannot be read ([Errno 5] Input/output error)" in problems[0]["reason"]
+
+
+def test_a_run_that_stops_goes_on_where_it_was(manifest, whole, tmp_path, monkeypatch):
+    """The disk is full at the fourth shard; then it is not."""
+    open_atomic, out = writer.open_atomic, tmp_path / "out"
+
+    @contextmanager
+    def full(path: Path, mode: str, **options: bool) -> Iterator[IO[bytes]]:
+        with open_atomic(path, mode, **options) as file:
+            yield file
+            if path.name == "shard-00003.parquet":
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(writer, "open_atomic", full)
+        with pytest.raises(OSError, match="No space left"):
+            pack(manifest, out)
+    with pytest.raises(FileNotFoundError, match="was not finished"):
+        read_manifests([out])
+    done = {path: path.stat().st_mtime_ns for path in out.glob("shard-*.parquet")}
+    assert len(done) == 3 and not list(out.glob("*.tmp"))
+    pack(manifest, out)
+    assert content(out) == content(whole)
+    assert all(path.stat().st_mtime_ns == changed for path, changed in done.items())
+
+
+def test_a_run_that_is_killed_goes_on_where_it_was(manifest, whole, tmp_path):
+    out = tmp_path / "out"
+    arguments = [f"rows={manifest}", f"out={out}", "rows_per_shard=3", "processes=2"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])}
+    run = [sys.executable, "-m", "auris", "shards", *arguments]
+    started = subprocess.Popen(run, env=environment, start_new_session=True, stdout=subprocess.DEVNULL)
+    while started.poll() is None and not list(out.glob("shard-*.parquet")):
+        time.sleep(0.005)
+    os.killpg(started.pid, signal.SIGKILL)
+    started.wait()
+    pack(manifest, out)
+    assert content(out) == content(whole)
+
+
+@pytest.mark.parametrize("left", [None, 50, -1])
+def test_given_again_the_command_packs_anew_what_is_damaged_and_nothing_else(manifest, whole, tmp_path, left):
+    out = tmp_path / "out"
+    pack(manifest, out)
+    spoilt, kept = out / "shard-00002.parquet", out / "shard-00001.parquet"
+    before = kept.stat().st_mtime_ns
+    if left is None:
+        spoilt.unlink()
+    else:
+        spoilt.write_bytes(spoilt.read_bytes()[:left] + bytes(1))
+    (out / "index.parquet").write_bytes(b"")
+    pack(manifest, out)
+    assert content(out) == content(whole) and kept.stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("name", ["shards.json", "shard-00002.json"])
+@pytest.mark.parametrize("left", [b"", b"[1]", b'{"sha256": 1', b"\xff\xfe"])
+def test_a_damaged_list_is_named_and_what_it_lists_is_packed_anew(manifest, whole, tmp_path, name, left):
+    out = tmp_path / "out"
+    shutil.copytree(whole, out)
+    (out / name).write_bytes(left)
+    assert f"{out / name} is damaged" in pack(manifest, out).export_text()
+    assert content(out) == content(whole)
+
+
+@pytest.mark.parametrize("entry", [{"limit": 5}, {"tasks": ["asr"], "limit": 1}, {"labels": {"speaker": "eve"}}])
+def test_a_directory_of_other_rows_is_refused(manifest, whole, entry):
+    before = content(whole)
+    with pytest.raises(ValueError, match="holds shards of other rows"):
+        pack(manifest, whole, **entry)
+    assert content(whole) == before
+
+
+def test_settings_that_make_no_sense_are_refused(manifest, tmp_path):
+    console = Console(quiet=True)
+    with pytest.raises(ValueError, match="rows_per_shard=0"):
+        command.pack(str(manifest), tmp_path, rows_per_shard=0, processes=1, console=console)
+    with pytest.raises(ValueError, match="processes=0"):
+        command.pack(str(manifest), tmp_path, rows_per_shard=1, processes=0, console=console)
+
+
+def test_check_reads_every_file_through(manifest, tmp_path):
+    out = tmp_path / "out"
+    pack(manifest, out)
+    console = Console(record=True, width=300, file=io.StringIO())
+    assert command.check(out, console) == []
+    path = out / "shard-00004.parquet"
+    flipped = bytearray(path.read_bytes())
+    flipped[40] ^= 1
+    path.write_bytes(flipped)
+    (out / "shard-00000.parquet").unlink()
+    wrong = command.check(out, console)
+    assert len(wrong) == 2 and "no such file" in wrong[0] and f"{path}: its checksum is" in wrong[1]
+    assert "5 files are intact, 2 are not" in console.export_text()
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        ([], "expected rows=FILE and out=DIR"),
+        (["rows=a.jsonl", "out=s3://b/c"], "a local directory"),
+        (["rows=a.jsonl", "out=b"], "rows: no manifest at a.jsonl"),
+        (["check=nowhere"], "nowhere has no shards.json"),
+    ],
+)
+def test_the_command_says_what_is_wrong_in_one_sentence(arguments, said, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["shards", *arguments]) != 0
+    assert re.match(f"error: .*{said}", capsys.readouterr().err)

@@ -1,0 +1,184 @@
+"""The commands of the README, as a user types them in a folder of their own: study, evaluation, table and figures."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from auris.model.weights import checkpoint_dir
+from support.recipes import SMALLEST_MODEL
+
+ROOT = Path(__file__).resolve().parents[2]
+
+STUDY = """\
+# @package _global_
+study: smoke
+arm: null
+seed: null
+seeds: [0]
+stages:
+  llm_text: {{overrides: [experiment=llm_text, *small]}}
+  encoder: {{overrides: [experiment=encoder_ctc, model/encoder=whisper_v2, *small]}}
+arms:
+  tags:
+    overrides: [experiment=qwen_audio_pretrain, *small]
+    after: {{llm: llm_text, encoder: encoder}}
+  natural_conv:
+    overrides: [experiment=qwen_audio_pretrain, prompt=natural, model/pooling=conv, *small]
+    after: {{llm: llm_text, encoder: encoder}}
+evaluate:
+  - ["benchmark.test=[{corpus}/test.jsonl]", benchmark.name=tiny, generation.max_new_tokens=4, bootstrap=50]
+"""
+
+SMALL = [
+    "max_steps=3",
+    "optim.warmup_steps=1",
+    "data.rows_per_step=8",
+    *SMALLEST_MODEL,
+    "trainer.accelerator=cpu",
+    "trainer.val_check_interval=1.0",
+    "max_new_tokens=4",
+]
+
+
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+
+
+def call(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "auris", *arguments]
+    return subprocess.run(command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=900)
+
+
+def write_study(folder: Path, corpus: Path, more: str = "") -> Path:
+    (folder / "ablations").mkdir()
+    small = ", ".join(f'"{override}"' for override in [*SMALL, f"data.root={corpus}"])
+    study = STUDY.replace("evaluate:", f"{more}evaluate:").replace("*small", small).format(corpus=corpus)
+    (folder / "ablations/smoke.yaml").write_text(study)
+    return folder
+
+
+def numbers(folder: Path) -> dict[str, list]:
+    """Of each arm all that a study says of it."""
+    found = {}
+    for run in sorted((folder / "runs/smoke").glob("*/seed_0/")):
+        files = [*run.glob("results.jsonl"), *sorted(run.glob("predictions/*.jsonl"))]
+        found[run.parent.name] = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+    return found
+
+
+@pytest.fixture(scope="module")
+def folder(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A user's folder, with the study run in it."""
+    folder = write_study(tmp_path_factory.mktemp("user"), corpus)
+    done = call(folder, "train", "ablations=smoke", "jobs=2")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return folder
+
+
+def test_a_study_trains_and_evaluates_every_arm(folder: Path):
+    for arm in ("tags", "natural_conv"):
+        run = folder / "runs/smoke" / arm / "seed_0"
+        rows = [json.loads(line) for line in (run / "results.jsonl").read_text().splitlines()]
+        assert {"asr en", "asr zh", "s2tt de-en", "sec", "aqa"} <= {row["task"] for row in rows}
+        for row in rows:
+            assert row["low"] <= row["value"] <= row["high"], row
+            assert row["provenance"] in ("tts", "procedural") and row["n"] > 0
+        assert (run / "recipe.yaml").is_file() and checkpoint_dir.find(run, "best").step > 0
+
+
+@pytest.mark.slow
+def test_the_same_command_again_has_nothing_to_train(folder: Path):
+    checkpoints = folder / "runs/smoke/tags/seed_0/checkpoints"
+    before = {path: path.stat().st_mtime_ns for path in checkpoints.rglob("*")}
+    done = call(folder, "train", "ablations=smoke", "arm=tags", "seed=0")
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert {path: path.stat().st_mtime_ns for path in checkpoints.rglob("*")} == before
+
+
+@pytest.mark.slow
+def test_arms_of_a_job_array_have_the_numbers_of_the_study(folder: Path, corpus: Path, tmp_path: Path):
+    write_study(tmp_path, corpus)
+    for arm in ("natural_conv", "tags"):
+        done = call(tmp_path, "train", "ablations=smoke", f"arm={arm}", "seed=0")
+        assert done.returncode == 0, done.stdout[-2000:]
+    assert numbers(tmp_path) == numbers(folder)
+
+
+@pytest.mark.slow
+def test_a_study_that_was_killed_goes_on_to_the_same_numbers(folder: Path, corpus: Path, tmp_path: Path):
+    write_study(tmp_path, corpus)
+    command = [sys.executable, "-m", "auris", "train", "ablations=smoke", "jobs=2"]
+    study = subprocess.Popen(command, cwd=tmp_path, env=ENVIRONMENT, start_new_session=True, stdout=subprocess.DEVNULL)
+    progress = tmp_path / "runs/smoke/tags/seed_0/progress.json"
+    until = time.time() + 300
+    while not progress.exists() and time.time() < until:
+        time.sleep(0.05)
+    os.killpg(study.pid, signal.SIGKILL)
+    assert study.wait() == -signal.SIGKILL and not (progress.parent / "results.jsonl").exists()
+    done = call(tmp_path, "train", "ablations=smoke", "jobs=2")
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert "4 runs, 2 done before" in done.stdout
+    assert numbers(tmp_path) == numbers(folder)
+
+
+@pytest.mark.slow
+def test_an_arm_that_fails_takes_none_with_it_and_is_named_with_its_reason(corpus: Path, tmp_path: Path):
+    broken = '  broken: {{overrides: [experiment=qwen_audio_pretrain, *small, "data.train=[gone.jsonl]"]}}\n'
+    write_study(tmp_path, corpus, more=broken)
+    done = call(tmp_path, "train", "ablations=smoke", "jobs=2")
+    assert done.returncode == 1 and "broken, seed 0 failed" in done.stdout and "gone.jsonl" in done.stdout
+    assert {arm for arm, lines in numbers(tmp_path).items() if lines} == {"tags", "natural_conv"}
+    table = call(tmp_path, "results", "study=smoke")
+    assert table.returncode == 0 and "natural_conv" in table.stdout and "broken, seed 0: waiting" in table.stdout
+
+
+def test_results_make_a_table_and_figures(folder: Path):
+    done = call(folder, "results", "study=smoke")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "asr en" in done.stdout and "natural_conv" in done.stdout
+    for name in ("table.csv", "bars.png", "curves.png"):
+        assert (folder / "runs/smoke" / name).stat().st_size > 0
+
+
+def test_odd_files_are_evaluated_or_named(folder: Path, shared_data: Path):
+    """Real recordings beside a corrupt, an empty, a silent and a 40-second file."""
+    import numpy as np
+    import soundfile
+
+    (folder / "corrupt.flac").write_bytes(b"fLaC nothing")
+    (folder / "empty.wav").write_bytes(b"")
+    soundfile.write(folder / "silent.wav", np.zeros(16000), 16000)
+    soundfile.write(folder / "long.wav", np.random.default_rng(0).normal(0, 0.1, 40 * 8000), 8000)
+    real = shared_data / "real/ljspeech/LJ001-0002.flac"
+    names = ["corrupt.flac", "empty.wav", "silent.wav", "long.wav", str(real)]
+    rows = [{"id": name, "audio": name, "task": "asr", "language": "en", "text": "a b"} for name in names]
+    (folder / "odd.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run = "checkpoint=runs/smoke/tags/seed_0"
+    done = call(folder, "evaluate", run, "data=manifest", "data.test=odd.jsonl", "generation.max_new_tokens=4")
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    said = [json.loads(line) for line in (folder / "runs/smoke/tags/seed_0/predictions/odd.jsonl").open()]
+    assert {row["id"] for row in said} == {"silent.wav", "long.wav", str(real)}
+    assert "2 rows could not be used" in done.stdout
+    assert "corrupt.flac" in done.stdout and "empty.wav" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "optim.lrr=1"], "lrr"),
+        (["train", "data=manifest", "data.train=[missing.jsonl]"], "missing.jsonl"),
+        (["results", "study=unheard"], "unheard"),
+    ],
+)
+def test_a_mistake_is_one_clear_sentence(folder: Path, arguments: list[str], message: str):
+    done = call(folder, *arguments)
+    assert done.returncode != 0
+    assert message in done.stderr + done.stdout
+    assert "Traceback" not in done.stderr + done.stdout

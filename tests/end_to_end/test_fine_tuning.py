@@ -1,0 +1,157 @@
+"""Fine-tuning on dialogues at the smallest size: what learns, what stays, what is kept of adapters."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from auris import config
+from auris.evaluation import runner
+from auris.inference import export
+from auris.inference import load as pretrained
+from auris.metrics.measures import measure
+from auris.model.adapters import LORA, NEW_TOKENS
+from auris.text.chat import Qwen2AudioChat, QwenAudioChat
+from auris.training import run as train
+from auris.training.preemption import Preemption
+from support.recipes import SMALLEST_MODEL
+from support.runs import ROOT, KillAt, Killed, load_state
+
+SYSTEMS = {"qwen_audio": QwenAudioChat, "qwen2_audio": Qwen2AudioChat}
+
+
+@pytest.fixture(scope="module")
+def dialogues(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Questions about the corpus's clips, by voice, beside the audio and in text, and one row that cannot be used."""
+    rows = [json.loads(line) for line in (corpus / "train.jsonl").read_text().splitlines()]
+    made = []
+    for number, row in enumerate(row for row in rows if row["task"] in ("sec", "mic", "ks")):
+        clip = {"type": "audio", "audio": str(corpus / row["audio"])}
+        asked = [[clip, {"type": "text", "text": "what is it?"}], [clip], "say a word"][number % 3]
+        messages = [{"role": "user", "content": asked}, {"role": "assistant", "content": f"it is {row['text']}"}]
+        facts = {"key": row["text"], "provenance": "procedural", "written_by": "a script of templates"}
+        made.append({"id": f"d{number}", "messages": messages, **facts})
+    made.append({"id": "bad", "messages": [{"role": "user", "content": "<audio>what?"}, made[0]["messages"][1]]})
+    path = tmp_path_factory.mktemp("dialogues") / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in made))
+    return path
+
+
+@pytest.fixture
+def smallest(corpus: Path, dialogues: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(ROOT)
+    size = [
+        f"runs_dir={tmp_path}/runs",
+        f"data.root={corpus}",
+        f"data.cache_dir={tmp_path}/cache",
+        "data.rows_per_step=6",
+        *SMALLEST_MODEL,
+        "optim.warmup_steps=1",
+        "trainer.accelerator=cpu",
+        "max_new_tokens=4",
+        "max_steps=3",
+        "trainer.enable_progress_bar=false",
+        "trainer.val_check_interval=1.0",
+    ]
+
+    def compose(*overrides: str) -> dict:
+        rows = [f"data.train=[{dialogues}]", f"data.valid=[{{path: '{dialogues}', limit: 3}}]"]
+        few = [f"data.valid=[{{path: '{corpus}/valid.jsonl', tasks: [ks], limit: 2}}]"]
+        chat = any("_sft" in override for override in overrides)
+        return config.resolve(config.compose([*size, *(rows if chat else few), *overrides]))
+
+    return compose
+
+
+def weights_of(path: str) -> dict[str, torch.Tensor]:
+    return {name: tensor for name, tensor in load_state(path).items() if name.startswith("net.")}
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_a_pretrained_model_is_fine_tuned_evaluated_and_asked(smallest, dialogues: Path, system: str, capsys):
+    base = smallest(f"experiment={system}_pretrain", "arm=base")
+    train.train(base)
+    made = smallest(f"experiment={system}_sft", f"checkpoint={base['run_dir']}")
+    train.train(made)
+    before, after = weights_of(base["run_dir"]), weights_of(made["run_dir"])
+    assert all(torch.equal(before[name], after[name]) for name in before if name.startswith("net.encoder."))
+    assert any(not torch.equal(before[name], after[name]) for name in before if name.startswith("net.llm."))
+    unusable = (Path(made["run_dir"]) / "unusable_rows.jsonl").read_text()
+    assert '"bad"' in unusable and "1 audio marks" in unusable
+
+    model = pretrained.load(made["run_dir"])
+    assert model.is_chat and type(model.dialogue) is SYSTEMS[system]
+    assert not pretrained.load(base["run_dir"]).is_chat
+    assert isinstance(model.chat([{"role": "user", "content": "what is it?"}], max_new_tokens=3), str)
+
+    given = [
+        f"checkpoint={made['run_dir']}",
+        "data=manifest",
+        f"data.test=[{dialogues}]",
+        "judge=rule",
+        "generation.max_new_tokens=3",
+    ]
+    asked = config.resolve(config.compose([*given, "accelerator=cpu"], "evaluate"))
+    asked["benchmark"]["test"] = [dialogues]
+    capsys.readouterr()
+    rows = runner.evaluate(asked)
+    shown = capsys.readouterr().out
+    n_rows = len(dialogues.read_text().splitlines()) - 1
+    assert f"written by: a script of templates ({n_rows} rows)" in shown and "judged: judged|1-9|stand-in" in shown
+    assert {row.task for row in rows} == {"chat audio_analysis", "chat voice_chat", "chat text"}
+    assert {row.metric for row in rows} == {"contains", "judged"} and measure("contains").higher_is_better
+    assert sum(row.n for row in rows if row.metric == "contains") == n_rows
+
+
+def test_an_answer_ends_where_the_assistants_message_does(smallest):
+    made = smallest("experiment=qwen2_audio_sft")
+    train.train(made)
+    model = pretrained.load(made["run_dir"])
+    end = model.tokenizer.id("<|im_end|>")
+    assert end in model.settings(chat=True).stop
+
+
+def test_a_run_with_adapters_resumes_and_is_read_merged(smallest, tmp_path: Path):
+    base = smallest("experiment=qwen2_audio_pretrain", "arm=base")
+    train.train(base)
+    options = [
+        "experiment=qwen2_audio_sft",
+        f"checkpoint={base['run_dir']}",
+        f"trainable=[projector,{NEW_TOKENS},{LORA}]",
+        "lora.rank=2",
+        "optim.lr=0.01",
+        "max_steps=4",
+    ]
+    whole, halves = smallest(*options, "arm=whole"), smallest(*options, "arm=halves", "checkpoint_every=2")
+    train.train(whole)
+    train.claim(Path(halves["run_dir"]), halves)
+    module, data = train.build(halves)
+    trainer = train.build_trainer(halves, Path(halves["run_dir"]), Preemption())
+    trainer.callbacks.append(KillAt(3))
+    with pytest.raises(Killed):
+        trainer.fit(module, data)
+    train.train(halves)
+    first, second = weights_of(whole["run_dir"]), weights_of(halves["run_dir"])
+    assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+    plain, model = weights_of(base["run_dir"]), pretrained.load(whole["run_dir"])
+    merged = {f"net.{name}": tensor for name, tensor in model.net.state_dict().items()}
+    assert merged.keys() == plain.keys()
+    changed = {name for name in plain if not torch.equal(plain[name], merged[name])}
+    tables = {"net.llm.model.embed_tokens.weight", "net.llm.lm_head.weight"}
+    projector = {"net.projector.weight", "net.projector.bias"}
+    layers = {
+        name for name in plain if name.endswith(("q_proj.weight", "k_proj.weight", "v_proj.weight", "o_proj.weight"))
+    }
+    assert changed == projector | tables | layers
+    old = sorted(set(range(model.tokenizer.size)) - set(model.tokenizer.audio_ids))
+    assert all(torch.equal(plain[table][old], merged[table][old]) for table in tables)
+
+    export.export(whole["run_dir"], tmp_path / "exported", format="auris")
+    again = pretrained.load(tmp_path / "exported")
+    assert again.is_chat and all(
+        torch.equal(x, again.net.state_dict()[name]) for name, x in model.net.state_dict().items()
+    )

@@ -1,0 +1,90 @@
+"""A long run of tiny steps: memory stays flat in the trainer and in its workers."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from auris import config
+from support.recipes import SMALLEST_MODEL
+from support.runs import ROOT
+
+STEPS = 5000
+WARM = 0.6  # of the run: caches of wordings fill until about step 4,000, by 16 MB; then all stays within 1 MB
+
+
+def memory(trainer: psutil.Process) -> tuple[float, float] | None:
+    """MB that the trainer, and on average each of the workers that it has forked, have allocated.
+
+    Anonymous pages alone: what a process has to itself (USS) also grows when another one on the machine ends that used
+    the same libraries, or when the trainer writes to what it shared with a worker.
+    """
+    try:
+        workers = [anonymous(one) for one in trainer.children() if one.cmdline() == trainer.cmdline()]
+        return (anonymous(trainer), sum(workers) / len(workers)) if workers else None
+    except (psutil.Error, OSError):
+        return None
+
+
+def anonymous(process: psutil.Process) -> float:
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    return int(re.search(r"RssAnon:\s+(\d+) kB", status)[1]) / 1024
+
+
+def growth(samples: np.ndarray, values: np.ndarray) -> float:
+    """MB by which a straight line through (steps, values) rises over the whole run."""
+    return float(np.polyfit(samples, values, 1)[0] * STEPS)
+
+
+@pytest.mark.slow
+def test_memory_stays_flat_over_thousands_of_steps(corpus: Path, tmp_path: Path):
+    overrides = [
+        "scale=tiny",
+        "experiment=qwen2_audio_pretrain",
+        f"runs_dir={tmp_path}/runs",
+        f"data.root={corpus}",
+        f"data.cache_dir={tmp_path}/cache",
+        *SMALLEST_MODEL,
+        f"max_steps={STEPS}",
+        "data.rows_per_step=2",
+        "data.num_workers=2",
+        "trainer.accelerator=cpu",
+        "trainer.val_check_interval=0.25",
+        "trainer.enable_progress_bar=false",
+        "max_new_tokens=4",
+        "checkpoint_every=500",
+    ]
+    run_dir = Path(config.resolve(config.compose(overrides))["run_dir"])
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "auris", "train", *overrides]
+    measured = []
+    with (tmp_path / "log.txt").open("w") as log:
+        process = subprocess.Popen(command, env=environment, cwd=ROOT, stdout=log, stderr=log)
+        while process.poll() is None:
+            time.sleep(1.0)
+            progress = run_dir / "progress.json"
+            used = memory(psutil.Process(process.pid)) if progress.is_file() else None
+            if used is not None:
+                measured.append((json.loads(progress.read_text())["step"], *used))
+    assert process.returncode == 0, (tmp_path / "log.txt").read_text()[-3000:]
+    finished = json.loads((run_dir / "finished.json").read_text())
+    assert finished["steps"] == STEPS
+    steps, trainer, workers = np.array([one for one in measured if WARM * STEPS < one[0] < STEPS]).T
+    for at in np.linspace(0, len(steps) - 1, 8).round().astype(int):
+        print(f"step {steps[at]:.0f}: trainer {trainer[at]:.1f} MB, workers {workers[at]:.1f} MB")
+    print(
+        f"{STEPS} steps in {finished['seconds']} s: trainer {trainer.mean():.0f} MB, growing by "
+        f"{growth(steps, trainer):+.1f} MB; workers {workers.mean():.0f} MB, {growth(steps, workers):+.1f} MB"
+    )
+    assert len(steps) > 50
+    assert growth(steps, trainer) < 0.03 * trainer.mean()
+    assert growth(steps, workers) < 0.05 * workers.mean()

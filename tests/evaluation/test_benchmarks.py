@@ -1,0 +1,282 @@
+"""Benchmarks by name on miniature folders: rows, prompts, parts, and a paper's table beside ours."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from dataclasses import replace
+from functools import cache
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from auris import config as recipe
+from auris import results
+from auris.data.manifests import read_manifests
+from auris.data.rows import Row
+from auris.evaluation import benchmarks, runner, summary
+from auris.evaluation.answer_cache import Response
+from auris.evaluation.benchmarks import Benchmark
+from auris.evaluation.predictions import parts_of, score, split_by_part
+from auris.metrics import published
+from auris.metrics.measures import signature
+from auris.metrics.published import lines
+from auris.metrics.records import Prediction, ResultRow
+from auris.text import tasks
+from auris.text.prompts import NaturalPrompt, TagPrompt
+from auris.training import run as train
+from auris.training.objectives.next_token import NextToken
+from support.manifests import write_manifest, write_wave
+from support.recipes import smallest_run
+from support.runs import ROOT
+
+TASKS = {
+    **dict.fromkeys(("librispeech", "aishell1", "aishell2", "commonvoice15", "fleurs"), "asr"),
+    **dict.fromkeys(("cochlscene", "tut2017"), "asc"),
+    **{"covost2": "s2tt", "meld": "er", "vocalsound": "vsc", "clotho": "aac", "clothoaqa": "aqa", "nsynth": "mna"},
+    **{"srwt": "srwt", "airbench_chat": "chat", "airbench_foundation": "chat"},
+}
+
+
+@cache
+def composed(name: str) -> dict:
+    return recipe.resolve(recipe.compose(["checkpoint=x", f"benchmark={name}"], "evaluate"))["benchmark"]
+
+
+def config(name: str, **changed: object) -> dict:
+    return {**composed(name), **changed}
+
+
+def benchmark(name: str, **changed: object) -> Benchmark:
+    return Benchmark.from_config(config(name, **changed))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the official evaluation files look like, two or three rows of each."""
+    path = tmp_path_factory.mktemp("official")
+    (path / "audio").mkdir()
+    write_wave(path / "audio/a.wav", 1.0)
+    speech = {"audio": "audio/a.wav", "prompt": "Detect the language and recognize the speech: <|en|>"}
+    files = {
+        "librispeech_eval.jsonl": [
+            {**speech, "gt": "the red fox", "source": "librispeech_test_clean"},
+            {**speech, "gt": "a garden", "source": "librispeech_test_other"},
+        ],
+        "meld_eval.jsonl": [{**speech, "gt": "joy", "source": "meld_test"}],
+    }
+    for name, rows in files.items():
+        write_manifest(path / name, rows)
+    return path
+
+
+def test_every_benchmark_asks_as_its_official_script_does():
+    for name, code in TASKS.items():
+        made, task = config(name), tasks.find(code)
+        tags = task.tags.replace("{caption_style}", "clotho")
+        assert made["prompt"]["v1"] in (None, tags), name
+        assert made["prompt"]["v2"] in (None, task.natural), name
+        assert (made["prompt"]["v1"] is None) == (code == "chat"), name
+        assert made["name"] == name and made["origin"] and made["generation"]["v2"]["max_new_tokens"] == 256
+    lengths = {name: config(name)["generation"]["v1"]["max_new_tokens"] for name in TASKS}
+    assert lengths["librispeech"] == lengths["covost2"] == 256
+    assert lengths["clotho"] == lengths["nsynth"] == 30 and lengths["tut2017"] == 10 and lengths["meld"] == 4
+
+
+def test_the_groups_hold_the_benchmarks_of_their_tables():
+    for name in ("qwen_audio_table3", "qwen2_audio_table2"):
+        group = config(name, root="data")
+        found = benchmarks.members(group)
+        assert {one.name for one in found} <= TASKS.keys() and {one.root for one in found} == {"data"}
+        for table in group["tables"]:
+            shown = {line.benchmark for line in lines([], table)}
+            assert shown == ({"airbench_chat"} if table == "airbench_leaderboard" else {one.name for one in found})
+    with pytest.raises(ValueError, match="no benchmark 'libri' at"):
+        benchmarks.members({**group, "members": ["libri"]})
+
+
+def test_rows_are_read_from_the_folder_or_as_given(folder: Path):
+    [manifest] = read_manifests(benchmark("librispeech", root=str(folder)).manifests())
+    assert [row.labels["text"] for row in manifest.rows] == ["the red fox", "a garden"]
+    assert not any(row.problem for row in manifest.rows)
+    entry = {"path": "mine.jsonl", "columns": {"text": "sentence"}}
+    assert benchmark("librispeech", test=entry).manifests() == [entry]
+    assert benchmark("librispeech", test=[entry, entry]).manifests() == [entry, entry]
+    with pytest.raises(ValueError, match=r"benchmark.file: expected name, test, root, files,"):
+        benchmark("librispeech", file="mine.jsonl")
+
+
+def test_what_is_missing_is_named_all_at_once_with_where_it_comes_from(folder: Path):
+    with pytest.raises(FileNotFoundError, match=r"benchmark=meld needs the folder .*Qwen2-Audio/evaluation.*root=DIR"):
+        benchmark("meld").manifests()
+    found = benchmarks.members(config("qwen2_audio_table2", root=str(folder)))
+    with pytest.raises(FileNotFoundError) as missing:
+        benchmarks.check_files(found)
+    said = str(missing.value)
+    assert "benchmark=commonvoice15: no cv15_asr_en_eval.jsonl and no cv15_asr_zh_eval.jsonl" in said
+    assert "benchmark=covost2" in said and "Chat_meta.json" in said and "librispeech" not in said
+
+
+def test_parts_are_told_by_source_split_languages_and_answers():
+    def parts(name: str, **labels: str) -> list[str]:
+        return parts_of(Row("1", (), labels), config(name)["parts"])
+
+    assert parts("librispeech", source="librispeech_dev_clean") == ["dev-clean"]
+    assert parts("librispeech", split="test.other") == ["test-other"]
+    assert parts("librispeech", source="somewhere") == []
+    assert parts("covost2", source="covost2_en_de_test") == ["en-de"]
+    assert parts("covost2", language="de", target_language="en") == ["de-en"]
+    assert parts("aishell2", source="aishell2_iOS_test") == ["ios"]
+    assert parts("clothoaqa", source="clothoaqa_val", text="Yes") == ["all", "binary"]
+    assert parts("clothoaqa", source="clothoaqa_val", text="road") == ["all"]
+    assert parts("meld", source="whatever") == ["test"]
+
+
+def rows_of(folder: Path, *rows: dict) -> list[Row]:
+    path = write_manifest(folder / "rows.jsonl", [{"id": str(n), **fields} for n, fields in enumerate(rows, start=1)])
+    return list(read_manifests([path])[0].rows)
+
+
+def answered(folder: Path, *rows: tuple[dict, str]) -> tuple[list[Prediction], list[Row]]:
+    """Predictions about rows of official form, given the replies."""
+    read = rows_of(folder, *({"audio": "audio/a.wav", **fields} for fields, _ in rows))
+    assert not any(row.problem for row in read), [row.problem for row in read]
+    return score([Response(row, reply) for row, (_, reply) in zip(read, rows, strict=True)]), read
+
+
+def scores(predictions: list[Prediction], name: str) -> list[ResultRow]:
+    return summary.summarise(predictions, {"study": "s", "arm": "a", "seed": 0, "benchmark": name}, 10, 0, {})
+
+
+def test_lines_carry_their_part_and_rows_of_none_stay(folder: Path):
+    sources = ("librispeech_dev_clean", "librispeech_dev_clean", "elsewhere")
+    predictions, rows = answered(folder, *(({"source": f"librispeech {one}", "gt": "a b"}, "a b") for one in sources))
+    found = split_by_part(predictions, rows, config("librispeech")["parts"])
+    assert [one.group for one in found] == ["asr en dev-clean", "asr en dev-clean", "asr en"]
+
+
+def test_the_script_s_own_score_stands_beside_one_that_drops_nothing(folder: Path):
+    predictions, rows = answered(
+        folder,
+        ({"source": "srwt_zh", "gt": "<|zh|><|0.00|>我<|0.20|>们<|0.40|>"}, "我<|0.20|>们<|0.44|>"),
+        ({"source": "srwt_zh", "gt": "<|zh|><|0.00|>走<|0.20|>吧<|0.40|>"}, "走吧"),
+    )
+    [line] = summary.official_lines("evaluate_srwt", "v1", predictions, rows)
+    assert line.stopped == "AssertionError: 2, 1" and line.value is None
+    assert summary.official_note(line) == "evaluate_srwt.py of v1, srwt_zh: stops (AssertionError: 2, 1) (n=2)"
+    words = {row.metric: row.value for row in scores(predictions, "srwt")}
+    assert words["word_coverage"] == 0.5 and words["aas_ms"] == pytest.approx(10.0)
+
+
+def test_notes_of_the_official_file_are_scored_both_ways(folder: Path):
+    gt = "<|pitch|><|midi_pitch_{}|><|velocity|><|midi_velocity_75|><|instrument|>bass<|sonic|>dark, reverb"
+    rows = [({"source": "nsynth", "gt": gt.format(pitch)}, gt.format(said)) for pitch, said in ((60, 72), (61, 61))]
+    predictions, read = answered(folder, *rows)
+    lines = summary.official_lines("evaluate_note_analysis", "v1", predictions, read)
+    official = {line.metric: line.value for line in lines}
+    ours = {row.metric: row.value for row in scores(predictions, "nsynth")}
+    assert official == {"instrument": 1.0, "velocity": 1.0, "qualities": 1.0, "pitch": 0.5, "chroma": 0.5}
+    assert ours["chroma_accuracy"] == 1.0 and ours["pitch_accuracy"] == 0.5  # C4 and C5 are one chroma
+
+
+def test_options_are_scored_strictly_officially_and_by_what_cannot_be_read(folder: Path):
+    fields = {"path": "a.wav", "question": "How does it sound?", "task_name": "mood", "dataset_name": "x"}
+    options = {"choice_a": "happy", "choice_b": "sad", "answer_gt": "sad"}
+    wrong = {**fields, **options, "answer_gt": "bored"}
+    row, other, bad, unknown = rows_of(folder, *[{**fields, **options}] * 2, {"answer_gt": "sad"}, wrong)
+    assert unknown.problem == "`answer_gt` is 'bored', expected one of the choices"
+    assert bad.problem == "a row of AIR-Bench (`answer_gt`) has no dataset_name, path, question, task_name"
+    assert row.clips[0].path == folder / "mood_x/a.wav"
+    asked = row.labels["messages"][0]["content"][1]["text"]
+    assert asked.endswith("\nHow does it sound?\nA. happy\nB. sad\nC. None\nD. None")
+    lines = scores(score([Response(row, "sad"), Response(other, "A.")]), "airbench_foundation")
+    found = {(line.task, line.metric): line.value for line in lines}
+    assert found["chat mood_x", "choice"] == 0.5 and found["chat mood_x", "choice_unparsed"] == 0.0
+    assert found["chat mood_x", "choice_official"] == 0.0  # `sad` has no letter, and is left out
+
+
+def test_a_benchmark_s_wording_replaces_the_others():
+    labels = {"task": "er", "text": "joy"}
+    changed = NaturalPrompt().asking("Which emotion?")
+    assert changed.turns(labels, 0)[0].text == "Which emotion?"
+    assert len(changed.variants(labels, 1)) == 1 < len(NaturalPrompt().variants(labels, 1))
+    tags = TagPrompt().asking("<|startofanalysis|>{text}").turns(labels, 0)
+    assert [turn.text for turn in tags][:2] == ["<|startofanalysis|>", "joy"]
+
+
+def test_published_numbers_stand_beside_ours_with_a_mark_where_they_differ():
+    row = {"benchmark": "librispeech", "task": "asr en test-clean", "metric": "wer", "value": 0.0179}
+    row |= {"study": "s", "arm": "a", "seed": 0, "split": "test", "low": 0.01, "high": 0.02, "n": 9, "units": "9 rows"}
+    ours = [ResultRow(**row, provenance="unknown", signature=signature("wer", "en"))]
+
+    def shown(name: str, width: int) -> list[str]:
+        console = Console(file=StringIO(), width=width)
+        console.print(summary.published_table(name, lines(ours, name)))
+        return console.file.getvalue().splitlines()
+
+    [v1], [v2] = (
+        [line for line in shown(name, 200) if "test-clean" in line]
+        for name in ("qwen_audio_table3", "qwen2_audio_table2")
+    )
+    assert re.search(r"1\.8 +1\.6 +SpeechVerse 2\.1", v2) and "≠" not in v2 and re.search(r"1\.8 ≠ +2\.0", v1)
+    assert re.search("ours +Qwen2-Audio +others", "".join(shown("qwen2_audio_table2", 200)))
+    ours[0] = replace(ours[0], provenance="tts")
+    assert any("1.8 †" in line for line in shown("qwen2_audio_table2", 80))
+    for name in published.tables():  # and no word is broken, nor left out
+        words = " ".join(shown(name, 80)).split()
+        assert {cell.system.split()[-1] for cell in published.published() if cell.table == name} <= set(words)
+        assert all(len(line) <= 80 for line in shown(name, 80)) and not any("…" in word for word in words)
+    source, difference = published.notes("qwen_audio_table3", ours)
+    assert source.startswith("Qwen-Audio, arXiv:2311.07919")
+    assert "ours wer|whisper_en+basic|word" in difference and "published wer|lower|punctuation kept|word" in difference
+
+
+def test_a_group_is_run_and_shown_beside_its_table(corpus: Path, folder: Path, tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    made = recipe.resolve(
+        recipe.compose([*smallest_run(corpus, tmp_path), "experiment=qwen2_audio_pretrain", "max_steps=2"])
+    )
+    train.train(made)
+    given = ["benchmark=qwen2_audio_table2", f"benchmark.root={folder}", "benchmark.members=[librispeech,meld]"]
+    given += [f"checkpoint={made['run_dir']}", "generation.max_new_tokens=3", "accelerator=cpu", "bootstrap=10"]
+    capsys.readouterr()
+    rows = runner.evaluate(recipe.resolve(recipe.compose(given, "evaluate")))
+    said = capsys.readouterr().out
+    lines = {(row.benchmark, row.task, row.metric): row for row in rows}
+    assert {key[1] for key in lines if key[0] == "librispeech"} == {"asr en test-clean", "asr en test-other"}
+    assert lines["meld", "er test", "accuracy_raw"].n == 1
+    assert "max_new_tokens=3" in said and "min_new_tokens=1" in said  # the user's, the benchmark's
+    assert lines["meld", "er test", "accuracy_raw"].signature.endswith("|max_new_tokens:3")
+    assert "qwen2_audio_table2: published and ours" in said and "qwen2_audio_transformers: published and ours" in said
+    run = Path(made["run_dir"])
+    official = [json.loads(line) for line in (run / "official/librispeech.jsonl").read_text().splitlines()]
+    assert [line["source"] for line in official] == ["librispeech_test_clean", "librispeech_test_other"]
+    strict = lines["librispeech", "asr en test-clean", "wer"].value
+    assert official[0]["value"] == strict and official[0]["version"] == "v2"
+    assert set(results.table(run.parents[1])["benchmark"]) == {"librispeech", "meld"}
+
+    # Done again, with what was answered: nothing is generated, nor is a model loaded to score it anew.
+    files = ("results.jsonl", "predictions/meld.jsonl", "predictions/librispeech.jsonl", "official/librispeech.jsonl")
+    before = [(run / file).read_text() for file in files]
+    asked, answer = [], NextToken.answer
+
+    def counted(self, net, batch, *rest, **given):
+        asked.extend(batch["rows"])
+        return answer(self, net, batch, *rest, **given)
+
+    monkeypatch.setattr(NextToken, "answer", counted)
+    speech = json.loads((run / "answers/librispeech.json").read_text())["parts"][0]["file"]
+    os.truncate(run / "answers" / speech, (run / "answers" / speech).stat().st_size - 9)  # killed while it was written
+    runner.evaluate(recipe.resolve(recipe.compose(given, "evaluate")))
+    assert len(asked) == 1 and [(run / file).read_text() for file in files] == before
+    monkeypatch.setattr(NextToken, "answer", None)
+    runner.evaluate(recipe.resolve(recipe.compose(given, "evaluate")))
+    assert [(run / file).read_text() for file in files] == before
+    monkeypatch.setattr("auris.inference.load.load", None)
+    for file in files:
+        (run / file).unlink()
+    runner.evaluate(recipe.resolve(recipe.compose([f"rescore={run}", "bootstrap=10"], "evaluate")))
+    assert [(run / file).read_text() for file in files] == before

@@ -1,0 +1,281 @@
+"""Answers to rows become predictions and result lines: every row counts, under the right metric and its honest name."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from io import StringIO
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+from auris.data.collate import collate
+from auris.data.manifests import Manifest
+from auris.data.rows import Clip, Row
+from auris.data.rows import metric as own_metric
+from auris.evaluation.answer_cache import Response
+from auris.evaluation.answering import samples_of as asked_as
+from auris.evaluation.answering import split_long, yes_no_log_odds
+from auris.evaluation.benchmarks import Benchmark
+from auris.evaluation.judging import rate
+from auris.evaluation.predictions import merge_windows, score
+from auris.evaluation.summary import credits, show, summarise
+from auris.metrics import measures
+from auris.metrics.judges.judge import Unrated
+from auris.metrics.judges.rating import PointsJudge
+from auris.metrics.measures import signature
+from auris.metrics.published import comparable
+from auris.metrics.records import ResultRow
+from auris.text import task_table, tasks
+from auris.text.prompts import NaturalPrompt, TagPrompt
+from auris.training.objectives import logps
+from support import nets
+from support.manifests import read_row, samples_of, tokenizer, write_wave
+
+RUN = {"study": "s", "arm": "a", "seed": 0, "benchmark": "bench"}
+
+
+def row(name: str, **labels: object) -> Row:
+    return Row(name, (Clip("x.wav", duration=2.0),), {"provenance": "tts", **labels})
+
+
+def responses(answered: dict[str, tuple[Row, str]]) -> list[Response]:
+    return [Response(*row_and_text) for row_and_text in answered.values()]
+
+
+def results(answered: dict[str, tuple[Row, str]]) -> dict[tuple[str, str], ResultRow]:
+    lines = summarise(score(responses(answered)), RUN, 50, 0, {})
+    return {(line.task, line.metric): line for line in lines}
+
+
+def test_word_errors_are_pooled_over_rows_not_averaged():
+    english = {"task": "asr", "language": "en"}
+    found = results(
+        {
+            "1": (row("1", text="a b c d e f g h", **english), "a b c d e f g h"),
+            "2": (row("2", text="dog house", **english), "dog mouse"),
+        }
+    )
+    line = found["asr en", "wer"]
+    assert line.value == 1 / 10 and line.n == 2
+    assert line.low <= line.value <= line.high
+
+
+def test_a_language_without_spaces_is_scored_by_characters_and_called_so():
+    found = results({"1": (row("1", task="asr", language="zh", text="红狐狸"), "红狐")})
+    assert found["asr zh", "cer"].value == 1 / 3
+
+
+def test_an_answer_outside_the_classes_is_wrong_and_unparsed():
+    found = results(
+        {
+            "1": (row("1", task="sec", text="dog"), " Dog"),
+            "2": (row("2", task="sec", text="rain"), "dog"),
+            "3": (row("3", task="sec", text="rain"), "thunder"),
+        }
+    )
+    assert found["sec", "accuracy"].value == 1 / 3
+    assert found["sec", "unparsed"].value == 1 / 3
+
+
+def test_translations_are_scored_in_the_target_language():
+    labels = {"task": "s2tt", "language": "en", "target_language": "zh", "text": "红狐狸在花园里"}
+    line = results({"1": (row("1", **labels), "红狐狸在花园里")})["s2tt en-zh", "bleu"]
+    assert round(line.value) == 100 and "tok:zh" in line.signature
+
+
+def test_slots_are_scored_as_parsed_and_the_intent_beside_them():
+    labels = {"task": "sf", "intent": "order", "slots": {"size": "large", "drink": "tea"}}
+    found = results({"1": (row("1", **labels), "order; drink: tea; size: small")})
+    assert found["sf", "slot_f1"].value == 0.5
+    assert found["sf", "intent_accuracy"].value == 1.0
+
+
+def test_provenances_of_a_line_are_all_named():
+    mixed = {
+        "1": (row("1", task="sec", text="dog"), "dog"),
+        "2": (row("2", task="sec", text="dog", provenance="real"), "dog"),
+    }
+    assert results(mixed)["sec", "accuracy"].provenance == "real+tts"
+
+
+def test_a_long_transcript_is_answered_in_windows_and_joined(tmp_path: Path):
+    write_wave(tmp_path / "long.wav", 40.0)
+    write_wave(tmp_path / "short.wav", 1.0)
+    long = read_row(tmp_path, id="long", audio="long.wav", task="asr", language="en", text="a b c d e")
+    short = read_row(tmp_path, id="short", audio="short.wav", task="asr", language="en", text="x")
+    question = read_row(tmp_path, id="asked", audio="long.wav", task="aqa", question="What?", text="rain")
+    manifest = Manifest(tmp_path / "rows.jsonl", (long, short, question))
+    [cut], windows = split_long([manifest], samples_of(long_audio="window"))
+    assert [row.id for row in cut.rows] == ["long#0", "long#1", "short", "asked"]
+    answered = {row.id: (row, "x") for row in cut.rows} | {
+        "long#0": (cut.rows[0], "a b c"),
+        "long#1": (cut.rows[1], "b c d e"),
+    }
+    merged = {row.id: (row, text) for row, text, _ in merge_windows(responses(answered), windows)}
+    assert {name: text for name, (_, text) in merged.items()} == {"long": "a b c d e", "short": "x", "asked": "x"}
+    assert merged["long"][0].labels["text"] == "a b c d e"
+    del answered["long#1"]
+    assert "long" not in {row.id for row, *_ in merge_windows(responses(answered), windows)}
+    assert split_long([manifest], samples_of(long_audio="first"))[0] == [manifest]
+
+
+def test_the_table_says_who_wrote_annotated_and_judged():
+    script = {"written_by": "a script", "annotator": "a rule, not a person"}
+    rows = [row("1", task="chat", **script), row("2", task="chat", written_by="templates"), row("3", task="sec")]
+    assert credits(rows) == [
+        "written by: a script (1 rows); templates (1 rows)",
+        "annotated by: a rule, not a person (1 rows)",
+    ]
+    assert credits(rows[2:]) == []
+
+
+def test_a_judge_s_points_stand_beside_the_task_s_own_score():
+    class ByLength(PointsJudge):
+        signature = "judged|by length"
+
+        def __call__(self, labels, answer: str) -> float:
+            if not answer:
+                raise Unrated("no points")
+            return float(len(answer))
+
+    judge = ByLength()
+    rows = {name: row(name, task="chat", mode="text", text="a dog", messages=[]) for name in ("q0", "q1", "q2")}
+    answered = {"q0": (rows["q0"], "cat"), "q1": (rows["q1"], "a dog"), "q2": (rows["q2"], "")}
+    predictions, unrated = rate(responses(answered), judge, Console(quiet=True))
+    assert unrated == {"q2": "no points"}
+    [line] = summarise(predictions, RUN, 10, 0, {"judged": judge.signature})
+    assert (line.metric, line.value, line.n, line.signature) == ("judged", 4.0, 2, "judged|by length")
+
+
+def test_a_dialogue_s_skill_has_a_line_beside_its_mode():
+    facts = {"task": "chat", "messages": [], "key": "dog"}
+    rows = [
+        row("1", mode="audio_analysis", text="It is a dog.", skill="sec", **facts),
+        row("2", mode="audio_analysis", text="a dog", **facts),
+    ]
+    found = results({"1": (rows[0], "a dog"), "2": (rows[1], "a cat")})
+    assert {group: (line.value, line.n) for (group, _), line in found.items()} == {
+        "chat audio_analysis": (0.5, 2),
+        "chat sec": (1.0, 1),
+    }
+
+
+EXAMPLES = [(code, natural) for code, task in tasks.TASKS.items() if task.hours for natural in (False, True)]
+
+
+@pytest.mark.parametrize(("code", "natural"), EXAMPLES)
+def test_a_right_answer_of_any_task_in_either_form_has_the_best_score(code, natural):
+    task = tasks.TASKS[code]
+    labels = {"task": code, **{name: task_table.EXAMPLE[name] for name in task.needs}}
+    labels |= {"text": task.choices[0] if task.choices else "a right answer of six words"} if "text" in labels else {}
+    other = labels | {"text": "another answer, with five words"}  # captions are weighed against each other
+    answered = {str(n): (row(str(n), **of), task.render(of, tags=not natural)) for n, of in enumerate([labels, other])}
+    if task.choices:
+        del answered["1"]
+    found = results(answered)
+    metrics = {metric for _, metric in found}
+    assert metrics == {own_metric(answered["0"][0]), *list(task.metrics)[1:]} - {"eer"}
+    for (_, metric), line in found.items():
+        if metric == "cider":
+            assert line.value == pytest.approx(10)
+        elif metric in ("aas_ms", "aas_official") or not measures.MEASURES[metric].higher_is_better:
+            assert line.value == 0, metric
+        else:
+            assert line.value == pytest.approx(100 if metric == "bleu" else 1), metric
+
+
+def test_a_table_can_be_read_on_eighty_columns():
+    facts = {"study": "s", "arm": "a", "seed": 0, "benchmark": "b", "signature": "", "split": "test"}
+    facts |= {"provenance": "tts", "n": 1200, "units": "1200 rows", "detectable": 0.021}
+    names = ["dialect_asr Caribbean English", "mna", "mna", "srwt zh"]
+    metrics = ["wer", "instrument_accuracy", "chroma_accuracy", "aas_official"]
+    score = {"value": 1.125, "low": 1.0, "high": 1.25}
+    rows = [ResultRow(**facts, **score, task=task, metric=metric) for task, metric in zip(names, metrics, strict=True)]
+    rows[0] = replace(rows[0], units="24 speakers")
+    rows[3] = replace(rows[3], provenance="real")
+
+    def shown(results: list[ResultRow]) -> str:
+        console = Console(file=StringIO(), width=80)
+        show(console, "b@silence", results, {}, [])
+        return console.file.getvalue()
+
+    table, _, below = shown(rows).partition("audio:")
+    assert max(map(len, table.splitlines())) <= 80 and "…" not in table
+    assert "112.5 [100.0, 125.0]" in table and "1200/24" in table and table.count("mna") == 1
+    assert "tts of dialect_asr Caribbean English, mna; real of srwt zh" in below and "after the stroke" in below
+    lost = [replace(row, split="drop", p=p) for row, p in zip(rows, (0.001, 0.9), strict=False)]
+    table, _, below = shown([*rows, *lost]).partition("audio:")
+    assert max(map(len, table.splitlines())) <= 80 and "drop: how much is lost" in below and "shows" not in table
+    assert "+112.5* [+100.0, +125.0]" in table and "+112.5 [+100.0, +125.0]" in table
+
+
+def test_captions_are_scored_against_all_their_references():
+    labels = {"task": "aac", "text": "a dog barks", "references": ["a dog barks", "a dog is barking loudly"]}
+    answered = {
+        "1": (row("1", **labels), "a dog is barking loudly"),
+        "2": (row("2", task="aac", text="rain falls"), ""),
+    }
+    stats = {(one.id, one.metric): one.stats for one in score(responses(answered))}
+    assert stats["1", "cider"][1] == [["a", "dog", "barks"], ["a", "dog", "is", "barking", "loudly"]]
+    assert stats["2", "cider"][1] == [["rain", "falls"]]
+    assert 2.5 < results(answered)["aac", "cider"].value < 5, "one of its references it has word for word"
+
+
+@pytest.mark.parametrize("stage", ["audio", "chat"])
+def test_tasks_can_be_asked_in_another_style_than_the_models_own(stage):
+    net, style = nets.build(vocab=tokenizer().size), {"_target_": "auris.text.prompts.TagPrompt"}
+    made = {"data": {"view": stage, "augment": None}, "seed": 0, "prompt": style}
+    model = SimpleNamespace(net=net, tokenizer=tokenizer(), recipe=made, prompt=TagPrompt(), dialogue=None)
+    asked = {"_target_": "auris.text.prompts.NaturalPrompt", "wordings": "unseen"}
+    assert isinstance(asked_as(model, "task", "error").prompt, TagPrompt)
+    assert asked_as(model, "task", "error", asked).prompt.subset == "unseen"
+    # A benchmark's own words are for who gives no style.
+    assert asked_as(model, "task", "error", None, "<|startofanalysis|>").prompt.wording == "<|startofanalysis|>"
+    assert getattr(asked_as(model, "task", "error", asked, "What?").prompt, "wording", None) is None
+
+
+def test_numbers_of_a_benchmark_that_was_asked_otherwise_say_so_and_do_not_compare():
+    own = Benchmark(prompt={"v2": "What?"}, generation={"v2": {"max_new_tokens": 256}})
+    unset = dict.fromkeys(("max_new_tokens", "top_k")) | {"do_sample": False}
+
+    def asked(prompt: dict | None = None, benchmark: Benchmark = own, **given: object) -> list[str]:
+        return benchmark.changes("v2", prompt, unset | given)
+
+    assert asked() == asked(max_new_tokens=256) == []
+    assert asked({"_target_": "auris.text.prompts.NaturalPrompt"}) == ["prompt:NaturalPrompt"]
+    assert asked(max_new_tokens=3, do_sample=True) == ["max_new_tokens:3", "do_sample:True"]
+    assert asked({"_target_": "auris.text.prompts.TagPrompt"}, Benchmark(), max_new_tokens=3) == [], (
+        "nobody published it"
+    )
+    ours = signature("wer", "en")
+    assert comparable(ours, "wer|whisper_en+basic|word")
+    assert not comparable("|".join([ours, *asked(max_new_tokens=3)]), "wer|whisper_en+basic|word")
+
+
+def test_a_verdict_has_the_log_odds_of_both_whole_answers(tmp_path: Path):
+    net = nets.build(vocab=tokenizer().size)
+    model = SimpleNamespace(net=net, device=torch.device("cpu"))
+    write_wave(tmp_path / "a.wav", 0.5)
+    write_wave(tmp_path / "b.wav", 0.7)
+    rows = [
+        read_row(tmp_path, id=text, audio=["a.wav", "b.wav"], task="sv", text=text, language=None)
+        for text in ("yes", "no")
+    ]
+    for prompt in (NaturalPrompt(), TagPrompt()):
+        view = samples_of(prompt=prompt)
+        odds = yes_no_log_odds(model, view, rows, [0, 1])
+        assert odds[0] == pytest.approx(odds[1], abs=1e-4), "the label is no part of what is asked"
+        apart = []
+        for number in (0, 1):
+            sample = view.build(rows[number], number, None)
+            asked = len(view.build(rows[number], number, None, prompt_only=True).ids)
+            answer = sample.supervise & (np.arange(len(sample.ids)) >= asked)
+            alone = collate([replace(sample, supervise=answer)], geometry=view.geometry)
+            with torch.no_grad():
+                apart.append(logps.score(net, alone)[0].sum().item())
+        assert odds[0] == pytest.approx(apart[0] - apart[1], abs=1e-3)
+    assert yes_no_log_odds(model, view, rows, []) == {}

@@ -1,0 +1,173 @@
+"""Word times: what carries them, the way from frames to words, and the command."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from auris import cli
+from auris.data.batches import pack
+from auris.data.manifests import read_manifests
+from auris.data.rows import Row
+from auris.inference.align import FRAME, Aligner, Span, compare, split, token_frames, word_times
+from auris.inference.load import load
+from support import published
+from support.manifests import speech_rows, tokenizer, write_manifest
+
+BLANK = 4
+
+
+def scores(path: list[int], *, certain: float = 0.9) -> Tensor:
+    """Log-probabilities (C, 5) of frames that hold the tokens of `path`."""
+    rest = (1 - certain) / BLANK
+    probabilities = torch.full((len(path), BLANK + 1), rest)
+    probabilities[torch.arange(len(path)), torch.tensor(path)] = certain
+    return probabilities.log()
+
+
+# --- what carries times -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text, language, words",
+    [
+        ("the cat  sat", "en", ["the", "cat", "sat"]),
+        (" «Hello», it's - me... ", "en", ["Hello", "it's", "me"]),
+        ("ein Hund schläft", "de", ["ein", "Hund", "schläft"]),
+        ("白牛想要。", "zh", ["白", "牛", "想", "要"]),
+        ("佢 食 飯", "yue", ["佢", "食", "飯"]),
+        ("...", "en", []),
+    ],
+)
+def test_words_carry_times_and_characters_where_there_are_none(text: str, language: str, words: list[str]):
+    spans = split(text, language)
+    assert [span.word for span in spans] == words
+    assert [text[span.start : span.end] for span in spans] == words
+
+
+# --- from frames to words -----------------------------------------------------------------------------------------
+
+
+def test_tokens_share_the_blanks_between_them():
+    found = token_frames(scores([BLANK, 0, 0, BLANK, BLANK, 1, BLANK, 2]), [0, 1, 2], BLANK)
+    assert found.tolist() == [[1, 4], [4, 6.5], [6.5, 8]]
+
+
+def test_a_repeated_token_is_two_with_a_blank_between():
+    assert token_frames(scores([1, 1, BLANK, 1]), [1, 1], BLANK).tolist() == [[0, 2.5], [2.5, 4]]
+
+
+@pytest.mark.parametrize("ids", [[0, 1, 2, 3], [1, 1], []])
+def test_a_text_that_cannot_be_said_in_its_clip_is_named(ids: list[int]):
+    with pytest.raises(ValueError, match=r"its text takes \d frames of 20 ms, the clip has 2"):
+        token_frames(scores([0, 1]), ids, BLANK)
+
+
+def test_priors_give_tokens_the_time_around_their_spikes():
+    """Each token is likelier than anywhere else over five frames, but above the blank on one alone."""
+    spiky = torch.full((12, BLANK + 1), 1e-4)
+    spiky[:, BLANK] = 1.0
+    spiky[1:6, 0], spiky[6:11, 1] = 0.3, 0.3
+    spiky[5, 0], spiky[7, 1] = 5.0, 5.0  # one fires late, one early
+    frames = (spiky / spiky.sum(1, keepdim=True)).log()
+    prior = frames.exp().mean(0).log()
+    assert token_frames(frames, [0, 1], BLANK).tolist() == [[5, 6.5], [6.5, 8]]
+    assert token_frames(frames - prior, [0, 1], BLANK).tolist() == [[1, 6], [6, 11]]
+
+
+def test_tokens_of_many_characters_and_characters_of_many_tokens():
+    frames = np.array([[0, 10], [10, 20], [20, 30], [30, 50]], dtype=float)
+    covered = [(0, 2), (2, 3), (2, 3), (3, 6)]  # "ab", two halves of "c", " de"
+    words = [Span("a", 0, 1), Span("b", 1, 2), Span("c", 2, 3), Span("de", 4, 6)]
+    found = word_times(frames, covered, words)
+    times = [(entry["word"], entry["start"] / FRAME, entry["end"] / FRAME) for entry in found]
+    assert [word for word, _, _ in times] == ["a", "b", "c", "de"]
+    expected = [(0, 5), (5, 10), (10, 30), (30 + 20 / 3, 50)]
+    np.testing.assert_allclose([ends for _, *ends in times], expected, atol=0.05)
+
+
+def test_tokens_cover_the_text_they_are_made_of():
+    for text in ("the cat sat on the mat", "ein Hund schläft", "猫は寝る"):
+        spans = tokenizer().spans(text)
+        assert len(spans) == len(tokenizer().plain(text))
+        assert {place for start, end in spans for place in range(start, end)} >= {
+            place for place, character in enumerate(text) if character != " "
+        }
+
+
+def test_errors_are_those_of_rows_with_the_same_words():
+    true = [{"word": "a", "start": 0.0, "end": 0.5}, {"word": "b", "start": 0.5, "end": 1.0}]
+    mine = [{"word": "a", "start": 0.1, "end": 0.4}, {"word": "b", "start": 0.4, "end": 1.0}]
+    rows = [Row("1", labels={"language": "en", "words": true}), Row("2", labels={"language": "en", "words": true[:1]})]
+    found = compare((row, mine) for row in [*rows, Row("3", labels={"language": "en"})])
+    assert found.keys() == {"en"}
+    np.testing.assert_allclose(found["en"], [0.1, -0.1, -0.1, 0.0], atol=1e-9)
+
+
+# --- a run --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An encoder with a CTC head, as initialised."""
+    path = tmp_path_factory.mktemp("ctc") / "run"
+    published.run(path, "experiment=encoder_ctc")
+    return path
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    rows = speech_rows(tmp_path, [3.0, 2.5, 3.5, 0.1])
+    rows[0]["words"] = [{"word": word, "start": n, "end": n + 1} for n, word in enumerate(["the", "cat", "sat"])]
+    rows[3]["text"] = "the cat sat on the mat"
+    rows.append({"id": "bark", "audio": "r0.wav", "task": "sec", "text": "dog"})
+    return write_manifest(tmp_path / "rows.jsonl", rows)
+
+
+def test_a_row_has_the_same_times_in_whatever_pack_it_stands(run: Path, rows: Path):
+    aligner = Aligner(load(run), prior_scale=1.0)
+    [manifest] = read_manifests([rows])
+
+    def read(*numbers: int) -> dict:
+        return pack(manifest.rows, [(number, None) for number in numbers], aligner.view)
+
+    aligner.listen([read(0, 1, 2)])
+    together = dict(aligner.align(manifest.rows, read(2, 0, 1)))
+    alone = {number: dict(aligner.align(manifest.rows, read(number)))[number] for number in (0, 1, 2)}
+    assert together == alone
+
+
+def test_rows_gain_times_and_none_is_lost(run: Path, rows: Path, tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["align", f"checkpoint={run}", f"data.test=[{rows}]", "out=new/timed.jsonl"]) == 0
+    assert "median error" in capsys.readouterr().out
+    [manifest] = read_manifests(["new/timed.jsonl"])
+    assert [row.id for row in manifest.rows] == ["r0", "r1", "r2"]
+    for row in manifest.rows:
+        assert row.problem is None and row.labels["task"] == "srwt" and row.clips[0].path.is_file()
+        assert " ".join(entry["word"] for entry in row.labels["words"]) == row.labels["text"]
+        assert row.labels["words"][-1]["end"] <= row.clips[0].duration + FRAME
+    beside = [json.loads(line) for line in Path("new/timed.unusable.jsonl").read_text().splitlines()]
+    assert [row["id"] for row in beside] == ["r3", "bark"]
+    assert "the clip has 5" in beside[0]["problem"] and "no `transcript`" in beside[1]["problem"]
+
+
+def test_what_cannot_align_says_so(run: Path, rows: Path, tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+
+    def fail(*arguments: str) -> str:
+        given = {"checkpoint": run, "data.test": f"[{rows}]", "out": "timed.jsonl"}
+        given |= dict(argument.split("=", 1) for argument in arguments)
+        assert cli.main(["align", *(f"{key}={value}" for key, value in given.items())]) == 1
+        return capsys.readouterr().err
+
+    published.run(tmp_path / "answers", "experiment=qwen2_audio_pretrain")
+    assert "expected a run of experiment=encoder_ctc" in fail(f"checkpoint={tmp_path}/answers")
+    assert "prior_scale=-1: expected 0 or more" in fail("prior_scale=-1")
+    assert "data.test=[]: expected" in fail("data.test=[]")
+    assert "is there already" in fail(f"out={rows}")

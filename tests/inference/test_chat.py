@@ -1,0 +1,393 @@
+"""A conversation is the model's chat, turn by turn; mistakes end nothing; a file is answered row by row."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import soundfile
+
+import auris
+from auris import cli
+from auris.data.manifests import read_manifests
+from auris.inference.audio_model import AudioModel, WholeCharacters
+from auris.inference.chat import Conversation, answer_file, talk
+from auris.text.chat import text_of
+from support import published
+from support.manifests import tokenizer, write_manifest, write_wave
+
+SETTINGS = {"max_new_tokens": 8, "control": True}
+
+
+@pytest.fixture(scope="module")
+def there(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("qwen2_audio") / "there"
+    published.qwen2_audio(path)
+    published.edit_json(path / "generation_config.json", "chat_format", value="chatml")
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(there: Path) -> AudioModel:
+    return auris.load(there)
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_wave(tmp_path_factory.mktemp("clips") / "a clip.wav", 1.3)
+
+
+def heard(clip: Path, text: str = "") -> dict[str, Any]:
+    said = [{"type": "text", "text": text}] if text else []
+    return {"role": "user", "content": [{"type": "audio", "audio": str(clip)}, *said]}
+
+
+def user(text: str) -> dict[str, Any]:
+    return {"role": "user", "content": text}
+
+
+def said(text: str) -> dict[str, Any]:
+    return {"role": "assistant", "content": text}
+
+
+# --- one conversation ---
+
+
+def test_each_answer_follows_from_all_that_was_said(model: AudioModel, clip: Path, capsys: pytest.CaptureFixture):
+    talk(Conversation(model, **SETTINGS), [f'/audio "{clip}"', "what is it?", "and now?\n"])
+    first = model.chat([heard(clip, "what is it?")], **SETTINGS)
+    second = model.chat([heard(clip, "what is it?"), said(first), user("and now?")], **SETTINGS)
+    out, notes = capsys.readouterr()
+    assert out == f"{first}\n{second}\n"
+    assert first.strip() and second != model.chat([user("and now?")], **SETTINGS)
+    assert "1.3 s, goes with the next message" in notes
+
+
+def test_an_empty_line_sends_the_clips_alone(model: AudioModel, clip: Path, capsys: pytest.CaptureFixture):
+    talk(Conversation(model, **SETTINGS), ["", f"/audio '{clip}'", "", ""])
+    assert capsys.readouterr().out == model.chat([heard(clip)], **SETTINGS) + "\n"
+
+
+def test_several_clips_go_with_one_message(model: AudioModel, clip: Path, tmp_path: Path):
+    other = write_wave(tmp_path / "other.wav", 0.7)
+    talker = Conversation(model, **SETTINGS)
+    talk(talker, [f"/audio '{clip}' {other}", "both?"])
+    content = [*heard(clip)["content"], *heard(other, "both?")["content"]]
+    assert talker.messages[0]["content"] == content
+    assert talker.messages[1]["content"] == model.chat([{"role": "user", "content": content}], **SETTINGS)
+
+
+def test_what_was_reset_has_no_say(model: AudioModel, clip: Path, capsys: pytest.CaptureFixture):
+    talk(Conversation(model, **SETTINGS), ["the cat", f"/audio '{clip}'", "/reset", "and now?"])
+    *_, last = capsys.readouterr().out.splitlines()
+    assert last == model.chat([user("and now?")], **SETTINGS)
+
+
+def test_a_system_message_opens_each_conversation(model: AudioModel):
+    talker = Conversation(model, system="Be short.", **SETTINGS)
+    talk(talker, ["hello", "/reset", "hello"])
+    opened = [{"role": "system", "content": "Be short."}, user("hello")]
+    assert talker.messages[-1] == said(model.chat(opened, **SETTINGS)) != said(model.chat([user("hello")], **SETTINGS))
+    assert [message["role"] for message in talker.messages] == ["system", "user", "assistant"]
+
+
+def test_mistakes_are_told_and_end_nothing(
+    model: AudioModel, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    (tmp_path / "noise.wav").write_text("no sound")
+    mistakes = {
+        "/audio missing.wav": "missing.wav: no such file",
+        f"/audio {tmp_path}/noise.wav": "noise.wav: cannot be decoded",
+        "/audio": "'/audio' is none of the commands",
+        "/audio 'half": "No closing quotation",
+        "/load it": "'/load it' is none of the commands",
+        "/save talk.txt": "'talk.txt': expected the name of a .jsonl file",
+        f"/save {tmp_path}/talk.jsonl": "no conversation to save",
+    }
+    talk(Conversation(model, **SETTINGS), [*mistakes, "hello", "/quit", "not read"])
+    out, notes = capsys.readouterr()
+    assert out == model.chat([user("hello")], **SETTINGS) + "\n"
+    lines = notes.splitlines()
+    assert len(lines) == len(mistakes)
+    for line, reason in zip(lines, mistakes.values(), strict=True):
+        assert line.startswith("error: ") and reason in line
+    assert not (tmp_path / "talk.jsonl").exists()
+
+
+def test_help_names_every_command(model: AudioModel, capsys: pytest.CaptureFixture):
+    talk(Conversation(model, **SETTINGS), ["/help"])
+    out, notes = capsys.readouterr()
+    assert not out and all(command in notes for command in ("/audio", "/reset", "/save", "/help", "/quit"))
+
+
+@pytest.mark.parametrize("fault", [ValueError("no"), KeyboardInterrupt()])
+def test_a_message_that_is_not_answered_leaves_no_trace(
+    model: AudioModel, clip: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, fault: BaseException
+):
+    talker = Conversation(model, **SETTINGS)
+    talk(talker, ["hello"])
+    before = list(talker.messages)
+
+    def fail(*_: Any, **__: Any) -> str:
+        raise fault
+
+    with monkeypatch.context() as patched:
+        patched.setattr(model, "chat", fail)
+        talk(talker, [f"/audio '{clip}'", "what?"])
+    assert talker.messages == before and talker.waiting == []
+    assert "forgotten" in (notes := capsys.readouterr().err) or "error: no" in notes
+    talk(talker, ["and now?"])
+    assert talker.messages == [
+        *before,
+        user("and now?") | {"content": talker.messages[2]["content"]},
+        talker.messages[3],
+    ]
+
+
+def test_an_empty_answer_is_an_error(model: AudioModel, monkeypatch: pytest.MonkeyPatch):
+    talker = Conversation(model, **SETTINGS)
+    monkeypatch.setattr(model, "chat", lambda *_, **__: " ")
+    with pytest.raises(ValueError, match="the answer is empty"):
+        talker.say("hello", print)
+    assert talker.messages == []
+
+
+def test_a_saved_conversation_is_a_row_to_train_on(model: AudioModel, clip: Path, tmp_path: Path):
+    talker = Conversation(model, **SETTINGS)
+    file = tmp_path / "deeper/talks.jsonl"
+    talk(talker, [f"/audio '{clip}'", "what is it?", f"/save {file}", "and now?", f"/save {file}"])
+    [manifest] = read_manifests([file])
+    assert [(row.problem, row.labels["task"], row.labels["mode"]) for row in manifest.rows] == [
+        (None, "chat", "audio_analysis")
+    ] * 2
+    once, twice = manifest.rows
+    assert [len(row.labels["messages"]) for row in (once, twice)] == [2, 4]
+    assert (
+        once.clips[0].path.resolve() == clip.resolve()
+        and not Path(once.labels["messages"][0]["content"][0]["audio"]).is_absolute()
+    )
+    assert twice.labels["text"] == talker.messages[-1]["content"]
+    assert once.labels["answered_by"] == "released/there/seed_0"
+
+
+def test_whatever_is_said_can_be_saved_as_a_row(model: AudioModel, tmp_path: Path, capsys: pytest.CaptureFixture):
+    """Text that stands for audio is refused when it is said, and an empty system message is one like any other."""
+    talker = Conversation(model, system="", **SETTINGS)
+    file = tmp_path / "talks.jsonl"
+    talk(talker, ["what is <audio>?", "what is <|AUDIO|>?", "hello", f"/save {file}"])
+    assert capsys.readouterr().err.count("have 1 audio marks") == 2
+    [manifest] = read_manifests([file])
+    [row] = manifest.rows
+    assert row.problem is None and [text_of(message) for message in row.labels["messages"][:2]] == ["", "hello"]
+
+
+# --- streaming ---
+
+
+def test_a_character_is_shown_when_it_is_whole():
+    ids = tokenizer().plain("a猫は寝る 🎵!")
+    text = WholeCharacters(tokenizer().decode)
+    pieces = [text.add(token) for token in ids]
+    assert "".join(pieces) == "a猫は寝る 🎵!" and text.rest() == ""
+    assert len([piece for piece in pieces if piece]) > 3
+
+
+def test_what_never_becomes_a_character_is_shown_at_the_end():
+    *ids, _ = tokenizer().plain("a🎵")
+    text = WholeCharacters(tokenizer().decode)
+    assert "".join(text.add(token) for token in ids) == "a"
+    assert "a" + text.rest() == tokenizer().decode(ids) == "a\ufffd"
+
+
+# --- a file of dialogues ---
+
+
+@pytest.fixture
+def dialogues(clip: Path, tmp_path: Path) -> Path:
+    write_wave(tmp_path / "here.wav", 0.8)
+    question = {"role": "user", "content": [{"type": "audio", "audio": "here.wav"}, {"type": "text", "text": "what?"}]}
+    rows = [
+        {"id": "open", "messages": [question], "kind": "test"},
+        {"messages": [user("hello"), said("hi"), user("and now?"), said("the cat")], "answer": "of an earlier run"},
+        {"id": "absent", "messages": [heard(Path("no.wav"), "what?")]},
+        {"id": "swift", "messages": [user("<audio>what?")], "audios": ["here.wav"]},
+        {"id": "role", "messages": [{"role": "robot", "content": "hello"}]},
+        {"id": "task", "audio": "here.wav", "task": "sec", "text": "dog"},
+        {"id": "handed", "messages": [{"role": "user", "content": [{"type": "audio", "audio": {"bytes": 1}}]}]},
+    ]
+    return write_manifest(tmp_path / "dialogues.jsonl", rows)
+
+
+def answered(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.mark.parametrize("batch_size", [1, 5])
+def test_the_dialogues_of_a_file_are_answered(model: AudioModel, dialogues: Path, tmp_path: Path, batch_size: int):
+    with dialogues.open("a") as file:
+        file.write("\n{broken\n")
+    out = tmp_path / "new/answers.jsonl"
+    problems = answer_file(model, dialogues, out, batch_size=batch_size, **SETTINGS)
+    rows = answered(out)
+    heard_here = model.chat([heard(tmp_path / "here.wav", "what?")], **SETTINGS)
+    continued = model.chat([user("hello"), said("hi"), user("and now?")], **SETTINGS)
+    assert [row.get("answer") for row in rows] == [heard_here, continued, None, heard_here, *[None] * 4]
+    assert {name: row["problem"] for name, row in zip(problems, [rows[2], *rows[4:]], strict=True)} == problems
+    assert list(problems) == ["absent", "role", "task", "handed", "dialogues.jsonl:9"]
+    for name, reason in {
+        "absent": "no.wav: no such file",
+        "role": "expected a `role` of",
+        "task": "no `messages`",
+        "handed": "expected a path",
+        "dialogues.jsonl:9": "Expecting property name",
+    }.items():
+        assert reason in problems[name]
+    assert rows[0]["kind"] == "test" and rows[1]["messages"][-1] == said("the cat")
+    for row in (rows[0], rows[3]):
+        assert row["messages"][0]["content"][0] == {"type": "audio", "audio": "../here.wav"}
+
+
+def test_a_system_message_is_for_dialogues_that_bring_none(model: AudioModel, tmp_path: Path):
+    own = {"role": "system", "content": "Be long."}
+    source = write_manifest(tmp_path / "in.jsonl", [{"messages": [user("hello")]}, {"messages": [own, user("hello")]}])
+    assert answer_file(model, source, tmp_path / "out.jsonl", batch_size=2, system="Be short.", **SETTINGS) == {}
+    short = {"role": "system", "content": "Be short."}
+    expected = [model.chat([system, user("hello")], **SETTINGS) for system in (short, own)]
+    assert [row["answer"] for row in answered(tmp_path / "out.jsonl")] == expected and len(set(expected)) == 2
+
+
+def test_a_file_is_read_with_the_checks_of_training_in_its_words(model: AudioModel, tmp_path: Path):
+    empty, hello = {"role": "assistant", "content": " "}, user("hello")
+    clip = {"type": "audio", "audio": "here.wav"}
+    bad = [
+        {"messages": [hello, empty]},
+        {"messages": [hello, empty, hello, said("hi")]},
+        {"messages": [said("hi")]},
+        {"messages": [hello, said("hi"), said("hi")]},
+        {"messages": [user(" "), said("hi")]},
+        {"messages": [user("<audio>what?"), said("hi")]},
+        {"messages": [user("<|AUDIO|>what?"), said("hi")]},
+        {"messages": [{"role": "user", "content": [clip | {"offset": -1}]}, said("hi")]},
+        {"messages": [hello, said("hi")], "audio": "here.wav"},
+        {"messages": [hello, said("hi")], "task": "asr"},
+        {"messages": [hello, said("hi")], "mode": "loud"},
+        {"messages": [hello, said("hi")], "key": 3},
+        {"messages": [hello], "chosen": "hi", "rejected": "hi "},
+        {"messages": [{"role": "system", "content": "a"}, hello, said("hi")], "system": "b"},
+        {"id": "good", "messages": [hello, said("hi")]},
+        {"id": "good", "messages": [hello, said("yo")]},
+    ]
+    source = write_manifest(tmp_path / "in.jsonl", bad)
+    problems = answer_file(model, source, tmp_path / "out.jsonl", batch_size=4, **SETTINGS)
+    expected = {row.id: row.problem for row in read_manifests([source])[0].rows if row.problem}
+    assert problems == expected and len(problems) == 15
+    open_ended = [{"messages": row["messages"][:-1]} for row in bad[4:6]]
+    source = write_manifest(tmp_path / "open.jsonl", open_ended)
+    reasons = answer_file(model, source, tmp_path / "answers.jsonl", batch_size=4, **SETTINGS).values()
+    assert [*reasons] == [expected[f"in.jsonl:{line}"] for line in (5, 6)]
+
+
+def test_a_stretch_of_a_file_is_what_is_heard(model: AudioModel, clip: Path, tmp_path: Path):
+    def asked(path: Path | str, **stretch: float) -> list[dict[str, Any]]:
+        return [{"role": "user", "content": [{"type": "audio", "audio": str(path), **stretch}]}]
+
+    whole, _ = soundfile.read(clip)
+    soundfile.write(tmp_path / "stretch.wav", whole[8000:12800], 16_000)
+    expected = model.chat(asked(tmp_path / "stretch.wav"), **SETTINGS)
+    stretch = {"offset": 0.5, "duration": 0.3}
+    assert model.chat(asked(clip, **stretch), **SETTINGS) == expected != model.chat(asked(clip), **SETTINGS)
+    (tmp_path / "here.wav").symlink_to(clip)
+    rows = [
+        {"id": "r", "messages": asked("here.wav", **stretch)},
+        {"id": "lie", "messages": asked("here.wav", duration=9)},
+    ]
+    problems = answer_file(
+        model, write_manifest(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl", batch_size=2, **SETTINGS
+    )
+    found = answered(tmp_path / "out.jsonl")
+    assert found[0]["answer"] == expected and found[0]["messages"] == asked("here.wav", **stretch)
+    assert "is 1.30 s, the manifest says 9.00 s" in problems["lie"]
+    with pytest.raises(ValueError, match="of samples: expected them of a file"):
+        model.chat([{"role": "user", "content": [{"type": "audio", "audio": whole, **stretch}]}])
+
+
+def test_no_file_is_overwritten_and_none_invented(model: AudioModel, dialogues: Path, tmp_path: Path):
+    with pytest.raises(ValueError, match="output=.*dialogues.jsonl is there already"):
+        answer_file(model, dialogues, dialogues, batch_size=2)
+    with pytest.raises(FileNotFoundError, match="input=.*no.jsonl: no such file"):
+        answer_file(model, tmp_path / "no.jsonl", tmp_path / "out.jsonl", batch_size=2)
+
+
+# --- the command ---
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path) -> Callable[..., Any]:
+    """The command in an empty folder, with lines piped in: (exit code, standard output, standard error)."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: str, lines: str = "") -> tuple[Any, str, str]:
+        monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
+        return cli.main(["chat", *arguments]), *capsys.readouterr()
+
+    return call
+
+
+def test_a_piped_conversation(command: Callable[..., Any], there: Path, model: AudioModel, clip: Path):
+    arguments = [f"checkpoint={there}", "generation.max_new_tokens=8"]
+    code, out, notes = command(*arguments, lines=f"/audio '{clip}'\nwhat is it?\n")
+    assert code == 0 and out == model.chat([heard(clip, "what is it?")], **SETTINGS) + "\n"
+    assert "released/there/seed_0" in notes and "max_new_tokens=8" in notes and "not trained on dialogues" not in notes
+
+
+def test_a_seed_makes_a_sampled_conversation_the_same_again(command: Callable[..., Any], there: Path):
+    sampled = [f"checkpoint={there}", "generation.do_sample=true", "generation.max_new_tokens=8"]
+    outs = [command(*sampled, f"seed={seed}", lines="hello\nhello\n")[1] for seed in (1, 1, 2)]
+    assert outs[0] == outs[1] != outs[2]
+    assert len(set(outs[0].splitlines())) == 2
+
+
+def test_a_batch_from_the_command_line(command: Callable[..., Any], there: Path, dialogues: Path, tmp_path: Path):
+    code, out, notes = command(
+        f"checkpoint={there}", f"input={dialogues}", "output=out.jsonl", "generation.max_new_tokens=4"
+    )
+    assert (
+        code == 0
+        and out == ""
+        and "4 rows have no answer" in notes
+        and "absent: no.wav" in notes.replace(str(tmp_path) + "/", "")
+    )
+    assert len(answered(tmp_path / "out.jsonl")) == 7
+
+
+@pytest.mark.parametrize(
+    "arguments, reason",
+    [
+        (["input=a.jsonl"], "input=a.jsonl without output"),
+        (["output=a.jsonl"], "output=a.jsonl without input"),
+        (["batch_size=0"], "batch_size=0: expected 1 or more"),
+        (["batch_size=null"], "batch_size=None: expected 1 or more"),
+        (["generation.top_k=5"], "top_k=5 has no effect without sampling"),
+        (["long_audio=never"], "long_audio='never'"),
+    ],
+)
+def test_what_cannot_be_is_said_at_once(command: Callable[..., Any], there: Path, arguments: list[str], reason: str):
+    code, out, notes = command(f"checkpoint={there}", *arguments, lines="hello\n")
+    assert code != 0 and notes.splitlines()[-1].startswith("error: ") and reason in notes and out == ""
+
+
+def test_a_model_that_never_saw_a_dialogue_is_announced(command: Callable[..., Any], tmp_path: Path):
+    published.run(tmp_path / "raw")
+    published.run(tmp_path / "tuned", "objective=sft", "prompt=chat_v2", "data.view=chat")
+    published.run(tmp_path / "ctc", "experiment=encoder_ctc")
+    _, _, notes = command(f"checkpoint={tmp_path}/raw")
+    assert "it was not trained on dialogues" in notes
+    _, _, notes = command(f"checkpoint={tmp_path}/tuned")
+    assert "it was not trained on dialogues" not in notes
+    code, _, notes = command(f"checkpoint={tmp_path}/ctc")
+    assert code == 1 and "answers no prompts" in notes

@@ -1,0 +1,237 @@
+"""What is shown of a model: its attention against its own layers, frames and tokens, poolings, word times."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from auris.data.collate import collate
+from auris.data.rows import Row
+from auris.inference import inspection
+from auris.inference.audio_model import AudioModel
+from auris.inference.inspection.pooling_probe import recovered
+from auris.inference.inspection.trace import _pieces
+from auris.inference.load import load
+from auris.model import pooling
+from support import published
+from support.manifests import samples_of, speech_rows, tokenizer, write_manifest
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs that nobody has trained, and rows of tones."""
+    path = tmp_path_factory.mktemp("inside")
+    own = ["run_dir=runs/s/a/seed_0", "data.test=[rows.jsonl]", "weights.encoder=runs/s/ctc/seed_0"]
+    published.run(path / "runs/s/a/seed_0", "experiment=qwen2_audio_pretrain", "model/pooling=stack", *own)
+    published.run(path / "runs/s/ctc/seed_0", "experiment=encoder_ctc")
+    rows = speech_rows(path, [2.5, 2.0, 1.5, 2.2, 1.8, 2.4])
+    rows[1]["words"] = [
+        {"word": word, "start": 0.6 * n, "end": 0.6 * n + 0.5} for n, word in enumerate(["the", "cat", "sat"])
+    ]
+    rows[1]["text"] = "the cat sat"
+    write_manifest(path / "rows.jsonl", rows)
+    return path
+
+
+@pytest.fixture(scope="module")
+def subject(folder: Path) -> inspection.Subject:
+    return inspection.load(folder / "runs/s/a/seed_0")
+
+
+def answered(model: AudioModel, row: Row) -> dict:
+    view = samples_of(tokenizer=model.tokenizer, prompt=model.prompt, geometry=model.net.geometry)
+    return collate([view.build(row, 0, None)], geometry=model.net.geometry)
+
+
+# --- attention ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=["qwen2_audio", "qwen_audio"])
+def model(request, tmp_path_factory: pytest.TempPathFactory) -> AudioModel:
+    """Grouped queries; and v1, whose rows are longer than it was trained on, so that queries are scaled."""
+    path = tmp_path_factory.mktemp("published") / request.param
+    if request.param == "qwen2_audio":
+        published.qwen2_audio(path)
+    else:
+        published.qwen_audio(path, seq_length=16)
+    return load(path)
+
+
+@torch.no_grad()
+def test_attention_is_what_the_model_s_own_layers_compute(model: AudioModel, subject: inspection.Subject):
+    batch = answered(model, subject.rows[0])
+    n = len(batch["ids"])
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def note(module, arguments, given, out):
+        value = module.v_proj(given["hidden_states"] if "hidden_states" in given else arguments[0])
+        seen.append((rearrange(value[0], "t (h d) -> h t d", d=module.head_dim), out[0][0]))
+
+    layers = [layer.self_attn for layer in model.net.llm.get_decoder().layers]
+    hooks = [layer.register_forward_hook(note, with_kwargs=True) for layer in layers]
+    before = model.net.hidden(batch)
+    for hook in hooks:
+        hook.remove()
+    weights = inspection.attention(model.net, batch, torch.arange(n))
+    assert weights.shape == (len(layers), model.net.llm.config.num_attention_heads, n, n)
+    torch.testing.assert_close(weights.sum(-1), torch.ones_like(weights[..., 0]))
+    assert not weights.triu(1).any()
+    for layer, (value, out), of_layer in zip(layers, seen, weights, strict=True):
+        value = value.repeat_interleave(len(of_layer) // len(value), dim=0)
+        again = layer.o_proj(rearrange(of_layer @ value, "h t d -> t (h d)"))
+        torch.testing.assert_close(again, out, atol=1e-5, rtol=1e-5)
+    some = torch.tensor([3, n - 1])
+    torch.testing.assert_close(inspection.attention(model.net, batch, some), weights[:, :, some])
+    assert model.net.llm.config._attn_implementation == "packed"
+    assert torch.equal(model.net.hidden(batch), before)
+
+
+def test_a_row_is_traced_and_answered(model: AudioModel, subject: inspection.Subject):
+    trace = inspection.trace_row(model, subject.rows[0])
+    config = model.net.llm.config
+    frames = round(trace.seconds * 100)
+    assert trace.mel.shape == (model.net.geometry.n_mels, frames) and trace.seconds == 2.5
+    assert trace.frames.shape == (frames // 2, model.net.encoder.width)
+    assert trace.pooled.shape == (frames // 4, model.net.encoder.width) and trace.token_seconds == 0.04
+    np.testing.assert_allclose(
+        trace.pooled, trace.frames[: frames // 4 * 2].reshape(-1, 2, trace.frames.shape[1]).mean(1), atol=1e-5
+    )
+    n = len(trace.tokens)
+    assert trace.attention.shape == (config.num_hidden_layers, config.num_attention_heads, n, frames // 4)
+    assert n >= 1 and (trace.attention.sum(-1) > 0).all() and (trace.attention.sum(-1) < 1).all()
+    assert "".join(trace.tokens) == trace.answer
+    assert model.net.llm.config._attn_implementation == "packed"  # nothing of it stays behind
+
+
+def test_attention_of_a_token_is_that_of_the_position_that_predicts_it(subject: inspection.Subject):
+    """Of the first token: the last position of the prompt, which has not seen the answer."""
+    model, row = subject.model, subject.rows[0]
+    view = samples_of(tokenizer=model.tokenizer, prompt=model.prompt, geometry=model.net.geometry)
+    batch = collate([view.build(row, 0, None, prompt_only=True)], geometry=model.net.geometry)
+    last = torch.tensor([len(batch["ids"]) - 1])
+    expected = inspection.attention(model.net, batch, last)[:, :, 0, batch["audio_index"]]
+    np.testing.assert_allclose(inspection.trace_row(model, row).attention[:, :, 0], expected.numpy(), atol=1e-6)
+
+
+def test_rows_that_cannot_be_shown_are_named(subject: inspection.Subject):
+    row = subject.rows[0]
+    with pytest.raises(ValueError, match="2 stretches of audio; expected one clip of at most 30 s"):
+        inspection.trace_row(subject.model, replace(row, clips=row.clips * 2))
+    with pytest.raises(ValueError, match="no such row 'r9' with one clip among 6"):
+        inspection.choose(subject, "r9")
+    assert inspection.choose(subject).id == "r1"  # the first with times
+    assert inspection.choose(subject, "r2").id == "r2"
+
+
+def test_a_token_that_ends_within_a_character_shows_nothing():
+    vocabulary = tokenizer()
+    ids = [*vocabulary.plain("the 狗 cat"), vocabulary.plain("狗")[0]]
+    pieces = _pieces(vocabulary, ids)
+    assert len(pieces) == len(ids) and "".join(pieces) == "the 狗 cat\ufffd"
+    assert [piece for piece in pieces if "狗" in piece] and "" in pieces
+
+
+# --- where runs and rows are --------------------------------------------------------------------------------------
+
+
+def test_the_newest_run_that_answers_brings_its_rows_and_its_aligner(folder: Path):
+    with pytest.raises(FileNotFoundError, match="no finished run under"):
+        inspection.load(runs=folder / "runs")
+    for arm in ("a", "ctc"):  # the newer one answers nothing
+        (folder / f"runs/s/{arm}/seed_0/finished.json").write_text("{}")
+    found = inspection.load(runs=folder / "runs")  # its paths are relative to where it was started
+    assert found.model.recipe["run_dir"] == "runs/s/a/seed_0"
+    assert len(found.rows) == 6 and found.aligner == folder / "runs/s/ctc/seed_0"
+    with pytest.raises(ValueError, match="answers no prompts"):
+        inspection.load(folder / "runs/s/ctc/seed_0")
+
+
+# --- what pooling keeps -------------------------------------------------------------------------------------------
+
+
+def test_a_readout_gets_back_what_the_tokens_hold():
+    """Frames that come in pairs survive a mean of two and not one of four; noise keeps half its variance."""
+    torch.manual_seed(0)
+    pairs = [torch.randn(60, 8).repeat_interleave(2, dim=0) for _ in range(40)]
+    noise = [torch.randn(120, 8) for _ in range(40)]
+
+    def share(clips: list[Tensor], k: int) -> tuple[float, float, float]:
+        return recovered(pooling.Mean(k=k, width=8), clips, k, 0)
+
+    assert share(pairs, 2)[0] == pytest.approx(1, abs=1e-3)
+    assert share(pairs, 4)[0] == pytest.approx(0.5, abs=0.03)
+    point, low, high = share(noise, 2)
+    assert point == pytest.approx(0.5, abs=0.03) and low < point < high
+
+
+def test_every_pooling_has_its_line(subject: inspection.Subject):
+    frame = inspection.compare_poolings(subject.model, subject.rows, ks=(2, 4))
+    lines = frame.set_index(["pooling", "k"])
+    assert set(lines.index) == {
+        ("none", 1),
+        *((name, k) for name in ("mean", "conv", "attention", "stack") for k in (2, 4)),
+    }
+    assert lines.loc[("stack", 4), "width"] == 64 and lines.loc[("stack", 4), "tokens per second"] == 12.5
+    assert (lines.loc[[("stack", 2), ("none", 1)], "kept"] == 1).all()
+    assert lines.loc[("attention", 2), "kept"] == pytest.approx(lines.loc[("mean", 2), "kept"])  # it starts as the mean
+    with pytest.raises(ValueError, match="2 rows give .* hear more rows"):
+        inspection.compare_poolings(subject.model, subject.rows, limit=2)
+
+
+# --- words and figures --------------------------------------------------------------------------------------------
+
+
+def test_words_are_matched_with_the_true_ones(subject: inspection.Subject):
+    row = inspection.choose(subject)
+    found = inspection.timings(subject, row)
+    assert list(found)[:2] == ["true", "forced alignment"]
+    assert [word["word"] for word in found["forced alignment"]] == ["the", "cat", "sat"]
+    late = [{**word, "start": word["start"] + 0.1, "end": word["end"] - 0.05} for word in found["true"]]
+    shifts = inspection.shifts(row, {"true": found["true"], "late": [late[0], {**late[1], "word": "dog"}, late[2]]})
+    assert shifts["word"].tolist() == ["the", "sat"]
+    assert set(shifts["start shift"]) == {100} and set(shifts["end shift"]) == {-50}
+    page = inspection.players(inspection.trace_row(subject.model, row), {"true": found["true"]}).data
+    assert page.count("<audio") == 3 and page.count("data:audio/wav;base64,") == 3
+
+
+def test_a_model_that_answers_with_times_is_asked_for_them(
+    subject: inspection.Subject, monkeypatch: pytest.MonkeyPatch
+):
+    asked = []
+
+    def answer(model: AudioModel, row: Row) -> SimpleNamespace:
+        asked.append(row.labels["task"])
+        return SimpleNamespace(answer="the (0.00-0.50) cat (0.70-1.10)")
+
+    monkeypatch.setattr("auris.inference.inspection.timing.trace_row", answer)
+    row = inspection.choose(subject)
+    found = inspection.timings(replace(subject, aligner=None), row)
+    assert asked == ["srwt"] and list(found) == ["true", "answer with times"]
+    assert inspection.shifts(row, found)["start shift"].tolist() == [0, 100]
+
+
+def test_figures_show_what_they_are_given(subject: inspection.Subject):
+    row = inspection.choose(subject)
+    trace = inspection.trace_row(subject.model, row)
+    words = row.labels["words"]
+    figure = inspection.plot_attention(trace, words, layer=0, head=1)
+    assert "layer 0, head 1" in figure.axes[2].get_title(loc="left")
+    drawn = figure.axes[2].images[0].get_array()
+    np.testing.assert_allclose(drawn, 100 * trace.attention[0, 1][:60], rtol=1e-5)
+    np.testing.assert_allclose([bar.get_width() for bar in figure.axes[3].patches], drawn.sum(1), rtol=1e-4)
+    heads = inspection.plot_heads(trace)
+    assert sum(axis.get_visible() for axis in heads.axes) == trace.attention.shape[0] * trace.attention.shape[1]
+    sound = inspection.plot_sound(trace, words)
+    frames, tokens = (axis.images[0].get_array() for axis in sound.axes[1:3])
+    np.testing.assert_allclose(tokens, frames[:, : tokens.shape[1]], atol=1e-4)  # `stack` keeps every frame
+    times = inspection.plot_times(trace, {"true": words})
+    assert [text.get_text() for text in times.axes[1].texts] == ["the", "cat", "sat"]
+    [said] = inspection.plot_times(trace, {}).axes[1].texts
+    assert said.get_text() == "no word times of this row"

@@ -1,0 +1,375 @@
+"""`auris.load`: whatever the path, the model answers as the code that published it does."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoProcessor, Qwen2AudioForConditionalGeneration
+
+import auris
+from auris import audio
+from auris.inference.audio_model import AudioModel
+from auris.text.chat import Qwen2AudioChat, QwenAudioChat
+from auris.text.prompts import NaturalPrompt, TagPrompt
+from auris.text.tokenizer import Tokenizer
+from support import published
+from support.manifests import tokenizer, write_wave
+
+ROOT = Path(__file__).resolve().parents[2]
+SECONDS = [1.3, 0.777, 2.0]
+PROMPT = "Generate the caption in English:"
+MARKS = "<|audio_bos|><|AUDIO|><|audio_eos|>"
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("clips")
+    return [write_wave(folder / f"{n}.wav", seconds) for n, seconds in enumerate(SECONDS)]
+
+
+@pytest.fixture(scope="module")
+def there(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("qwen2_audio") / "there"
+    published.qwen2_audio(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def theirs(there: Path) -> Qwen2AudioForConditionalGeneration:
+    return Qwen2AudioForConditionalGeneration.from_pretrained(there).eval()
+
+
+@pytest.fixture(scope="module")
+def ours(there: Path) -> AudioModel:
+    return auris.load(there)
+
+
+@pytest.fixture(scope="module")
+def v1(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("qwen_audio") / "there"
+    published.qwen_audio(path)
+    return path
+
+
+def inputs_of(there: Path, texts: list[str], files: list[Path]) -> dict[str, Tensor]:
+    """What their processor makes of texts and clips, padded on the left."""
+    processor = AutoProcessor.from_pretrained(there)
+    processor.tokenizer.padding_side = "left"
+    waves = [audio.read(file) for file in files]
+    return dict(processor(text=texts, audio=waves, sampling_rate=16_000, padding=True, return_tensors="pt"))
+
+
+def new_ids(
+    model: Qwen2AudioForConditionalGeneration, inputs: dict[str, Tensor], **settings: object
+) -> list[list[int]]:
+    """What their model adds to each row, up to the end of the text."""
+    end = tokenizer().end
+    out = model.generate(**inputs, max_new_tokens=12, eos_token_id=end, pad_token_id=end, **settings)
+    rows = out[:, inputs["input_ids"].shape[1] :].tolist()
+    return [row[: row.index(end)] if end in row else row for row in rows]
+
+
+def test_importing_auris_imports_no_torch():
+    code = "import sys, auris; assert 'torch' not in sys.modules and auris.__version__"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+    with pytest.raises(AttributeError, match="no_such_thing"):
+        auris.no_such_thing  # noqa: B018
+
+
+@torch.no_grad()
+def test_logits_equal_those_of_transformers(ours: AudioModel, theirs, there: Path, files: list[Path]):
+    for file in files:
+        expected = theirs(**inputs_of(there, [MARKS + PROMPT], [file])).logits[0]
+        pack = ours.pack([ours.prompt.raw(PROMPT, 1)], [[file]])
+        torch.testing.assert_close(ours.net.logits(pack), expected, atol=1e-5, rtol=0)
+
+
+def test_greedy_answers_equal_those_of_transformers(ours: AudioModel, theirs, there: Path, files: list[Path]):
+    expected = new_ids(theirs, inputs_of(there, [MARKS + PROMPT] * 3, files), do_sample=False)
+    assert len({tuple(row) for row in expected}) > 1
+    answers = ours.generate(audio=files, prompt=PROMPT, max_new_tokens=12)
+    assert answers == [ours.tokenizer.decode(row) for row in expected]
+    streamed: dict[int, list[int]] = {0: [], 1: [], 2: []}
+    ours.generate(audio=files, prompt=PROMPT, max_new_tokens=12, stream=lambda row, token: streamed[row].append(token))
+    assert list(streamed.values()) == expected
+
+
+def test_a_chat_equals_that_of_transformers(ours: AudioModel, theirs, there: Path, files: list[Path]):
+    messages = [
+        {"role": "user", "content": [{"type": "audio", "audio": str(files[0])}]},
+        {"role": "assistant", "content": "the cat"},
+        {"role": "user", "content": [{"type": "audio", "audio": str(files[1])}, {"type": "text", "text": "and this?"}]},
+    ]
+    text = AutoProcessor.from_pretrained(there).apply_chat_template(
+        messages, add_generation_prompt=True, tokenize=False
+    )
+    inputs = inputs_of(there, [text], files[:2])
+    expected = new_ids(theirs, inputs, do_sample=False)
+    seen: list[int] = []
+    ours.chat(messages, max_new_tokens=12, stream=lambda row, token: seen.append(token))
+    im_end = tokenizer().id("<|im_end|>")
+    assert seen == (expected[0][: expected[0].index(im_end)] if im_end in expected[0] else expected[0])
+    pack = ours.pack([ours.dialogue.turns(messages)], [files[:2]])
+    assert pack["ids"].tolist() == inputs["input_ids"][0].tolist()
+
+
+def test_batches_are_lists_of_either(ours: AudioModel, files: list[Path]):
+    def ask(clips, prompt, **settings):
+        return ours.generate(audio=clips, prompt=prompt, max_new_tokens=6, **settings)
+
+    alone = [ask(file, PROMPT) for file in files]
+    assert all(isinstance(answer, str) for answer in alone)
+    assert ask(files, PROMPT) == ask([str(file) for file in files], [PROMPT] * 3) == alone
+    assert ask([audio.read(file) for file in files], PROMPT) == alone
+    assert ask(torch.from_numpy(audio.read(files[0])), PROMPT) == alone[0]
+    assert ask(files[0], [PROMPT, "a"]) == [alone[0], ask(files[0], "a")]
+    assert ask([files[:2], files[2]], PROMPT) == [ask([files[:2]], PROMPT)[0], alone[2]]
+    assert ask(None, ["the cat", "a"]) == [ask(None, "the cat"), ask(None, "a")]
+    assert ask([None, files[0]], PROMPT) == [ask(None, PROMPT), alone[0]]
+
+
+def test_what_cannot_be_asked_is_said(ours: AudioModel, files: list[Path]):
+    with pytest.raises(ValueError, match=r"'audio': 2, 'prompt': 3"):
+        ours.generate(audio=files[:2], prompt=["a", "b", "c"])
+    with pytest.raises(ValueError, match="missing.wav"):
+        ours.generate(audio="missing.wav", prompt=PROMPT)
+    with pytest.raises(ValueError, match=r"shape \(2, 100\)"):
+        ours.generate(audio=np.zeros((2, 100)), prompt=PROMPT)
+    with pytest.raises(ValueError, match="audio marks, the row has"):
+        ours.generate(audio=None, prompt=MARKS)
+    with pytest.raises(ValueError, match="beams"):
+        ours.generate(audio=files[0], prompt=PROMPT, beams=4)
+
+
+def test_a_long_clip_is_heard_to_its_end(ours: AudioModel):
+    wave = np.random.default_rng(0).normal(size=35 * 16_000).astype(np.float32)
+    pack = ours.pack([ours.prompt.raw(PROMPT, 1)], [[wave]])
+    assert pack["audio_seconds"] == 35 and len(pack["frames"]) == 2
+
+
+def test_the_generation_config_is_followed_and_can_be_overruled(there: Path, tmp_path: Path, files: list[Path]):
+    config = {"do_sample": True, "temperature": 0.9, "top_k": 20, "top_p": 0.9, "repetition_penalty": 1.1}
+    copy = linked(there, tmp_path / "copy")
+    end = tokenizer().end
+    published.write_json(copy / "generation_config.json", {"eos_token_id": [end], "max_new_tokens": 9, **config})
+    model = auris.load(copy)
+    chosen = model.settings()
+    assert {name: getattr(chosen, name) for name in config} == config
+    assert (chosen.stop, chosen.max_new_tokens) == (frozenset({end}), 9)
+
+    def ask(**settings):
+        return model.generate(audio=files, prompt=PROMPT, **settings)
+
+    assert ask(seed=1) == ask(seed=1) != ask(seed=2)
+    assert ask(do_sample=False, repetition_penalty=1.0) == auris.load(there).generate(files, PROMPT, max_new_tokens=9)
+
+
+def test_a_chat_model_is_asked_in_chatml(there: Path, tmp_path: Path, ours: AudioModel, files: list[Path]):
+    copy = linked(there, tmp_path / "copy")
+    published.write_json(copy / "generation_config.json", {"chat_format": "chatml", "eos_token_id": tokenizer().end})
+    model = auris.load(copy)
+    content = [{"type": "audio", "audio": files[0]}, {"type": "text", "text": "what?<|im_end|>"}]
+    expected = ours.chat([{"role": "user", "content": content}], max_new_tokens=6)
+    assert model.is_chat and model.generate(files[0], "what?<|im_end|>", max_new_tokens=6) == expected
+    assert auris.load(copy, chat=False).generate(files[0], PROMPT, max_new_tokens=6) == ours.generate(
+        files[0], PROMPT, max_new_tokens=6
+    )
+
+
+@pytest.mark.parametrize(
+    "overrides, raw, label",
+    [
+        (["objective=sft", "data.view=chat", "prompt=chat_v2"], NaturalPrompt, Qwen2AudioChat.label),
+        (
+            ["objective=sft", "data.view=chat", "prompt=chat_v1", "prompt.spacing=paper"],
+            TagPrompt,
+            QwenAudioChat.SPACINGS["paper"],
+        ),
+        (["objective=dpo", "data.view=pair", "prompt=chat_v2"], NaturalPrompt, Qwen2AudioChat.label),
+    ],
+)
+def test_a_model_that_was_trained_on_dialogues_is_asked_as_it_was_trained(
+    tmp_path: Path, files: list[Path], overrides: list[str], raw: type, label: str
+):
+    published.run(tmp_path / "run", *overrides)
+    model = auris.load(tmp_path / "run", device="auto")
+    assert model.is_chat and model.dialogue.label == label and type(model.prompt) is raw
+    content = [{"type": "audio", "audio": files[0]}, {"type": "text", "text": "what?"}]
+    options = {"max_new_tokens": 6, "control": True}
+    expected = model.chat([{"role": "user", "content": content}], **options)
+    assert expected and model.generate(files[0], "what?", **options) == expected
+    alone = auris.load(tmp_path / "run", chat=False)
+    assert not alone.is_chat and alone.generate(files[0], "what?", **options) != expected
+
+
+def test_weights_keep_the_precision_that_they_are_stored_in(tmp_path: Path):
+    model = published.qwen2_audio(tmp_path / "there", dtype=torch.bfloat16)
+    stored = auris.load(tmp_path / "there").net
+    assert {p.dtype for p in stored.parameters()} == {torch.bfloat16}
+    assert torch.equal(stored.llm.lm_head.weight, model.lm_head.weight)
+    assert torch.equal(stored.encoder.positions, model.model.audio_tower.embed_positions.weight)
+    assert stored.llm.model.rotary_emb.inv_freq.dtype == torch.float32
+    single = auris.load(tmp_path / "there", dtype=torch.float32).net
+    assert {p.dtype for p in single.parameters()} == {torch.float32}
+    assert torch.equal(single.llm.lm_head.weight, model.lm_head.weight.float())
+    answer = auris.load(tmp_path / "there").generate(np.ones(16_000, np.float32), PROMPT, max_new_tokens=3)
+    assert isinstance(answer, str)
+
+
+def test_qwen_audio_is_loaded_with_its_vocabulary(v1: Path, files: list[Path]):
+    model = auris.load(v1)
+    assert model.net.geometry == audio.Geometry(n_mels=16, pool=2, clip_end="zero", boundary=True)
+    vocabulary = Tokenizer.load(v1)
+    prompt = "<|startoftranscript|><|en|><|transcribe|><|en|><|notimestamps|><|wo_itn|>"
+    ids = model.pack([model.prompt.raw(prompt, 1)], [[files[0]]])["ids"].tolist()
+    n = (130 - 1) // 2 + 1  # 1.3 s
+    span = [vocabulary.id("<audio>"), *[vocabulary.id("[[[AUDIO:modality]]]")] * (n // 2), vocabulary.id("</audio>")]
+    tags = prompt.replace("><", "> <").split()
+    assert ids == span + [vocabulary.id(tag) for tag in tags]
+    assert isinstance(model.generate(files[0], prompt, max_new_tokens=3), str)
+    assert isinstance(model.generate(prompt="text alone", max_new_tokens=3), str)
+    assert isinstance(model.chat([{"role": "user", "content": "hello"}], max_new_tokens=3), str)
+
+
+def test_qwen_audio_forgets_what_is_beyond_its_window(v1: Path, tmp_path: Path):
+    said = [{"role": role, "content": f"{role} " * 20} for role in ("user", "assistant") * 2]
+    question = {"role": "user", "content": "and now?"}
+    copy = linked(v1, tmp_path / "copy")
+
+    def ask(window: int, *messages: dict) -> str:
+        published.write_json(copy / "generation_config.json", {"chat_format": "chatml", "max_window_size": window})
+        return auris.load(copy).chat(messages, max_new_tokens=12, control=True)
+
+    assert ask(6144, *said, question) == auris.load(v1).chat([*said, question], max_new_tokens=12, control=True)
+    forgotten = ask(60, *said, question)
+    assert forgotten == ask(6144, question) != ask(6144, *said, question)
+
+
+def test_the_released_code_s_greedy_ids_come_out_of_a_directory(shared_data: Path, tmp_path: Path):
+    """The golden v1 model, loaded as a user loads it, asked with sound and text."""
+    golden = shared_data / "golden/qwen_audio_v1"
+    published.golden_qwen_audio(golden, tmp_path / "v1")
+    model = auris.load(tmp_path / "v1")
+    with np.load(golden / "encoder_io.npz", allow_pickle=False) as stored:
+        waves = [stored[f"wave_{n}"].astype(np.float32) / 32768 for n in range(5)]
+    with np.load(golden / "model_io.npz", allow_pickle=False) as stored:
+        io = dict(stored)
+    asked = json.loads(str(io["meta"]))["prompts"]
+    for name in ("asr", "srwt", "aqa", "text"):
+        clips = [waves[n] for n in io[f"{name}.clip_idx"]]
+        prompt = asked[name]["text"].rpartition("</audio>")[2]
+        pack = model.pack([model.prompt.raw(prompt, len(clips))], [clips])
+        assert pack["ids"].tolist() == io[f"{name}.input_ids"].tolist()
+        seen: list[int] = []
+        settings = {"max_new_tokens": 12, "stop": {model.tokenizer.end}}
+        model.generate([clips], prompt, stream=lambda row, token, seen=seen: seen.append(token), **settings)
+        assert seen == io[f"{name}.greedy_ids"].tolist()
+
+
+def test_a_run_and_its_checkpoint_answer_alike(tmp_path: Path, files: list[Path]):
+    published.run(tmp_path / "run")
+    answers = [
+        auris.load(path).generate(files, PROMPT, max_new_tokens=6, control=True)
+        for path in (tmp_path / "run", str(tmp_path / "run/checkpoints/step_00000001"))
+    ]
+    assert answers[0] == answers[1] and any(answers[0])
+    assert auris.load(tmp_path / "run").recipe["arm"] == "default"
+
+
+def test_an_encoder_s_run_is_loaded_with_its_head_and_answers_no_prompts(tmp_path: Path, files: list[Path]):
+    published.run(tmp_path / "ctc", "experiment=encoder_ctc")
+    model = auris.load(tmp_path / "ctc")
+    assert model.objective.head.weight.abs().sum() > 0
+    with pytest.raises(ValueError, match="CTC.*auris evaluate"):
+        model.generate(files[0], PROMPT)
+
+
+@pytest.mark.parametrize("make, part", [(published.whisper, "encoder"), (published.language_model, "llm")])
+def test_a_part_of_a_model_is_no_model(tmp_path: Path, make, part: str):
+    make(tmp_path / "part")
+    with pytest.raises(ValueError, match=rf"no whole model.*weights\.{part}="):
+        auris.load(tmp_path / "part")
+
+
+def test_a_tokenizer_without_an_audio_token_is_refused(there: Path, tmp_path: Path):
+    copy = linked(there, tmp_path / "copy", without=("tokenizer.json", "tokenizer_config.json"))
+    with pytest.raises(ValueError, match=r"copy has no tokenizer: expected tokenizer.json"):
+        auris.load(copy)
+    plain = tokenizer().fast.backend_tokenizer.to_str().replace("<|AUDIO|>", "<|OTHER|>")
+    (copy / "tokenizer.json").write_text(plain.replace("[[[AUDIO:modality]]]", "<|OTHER2|>"))
+    with pytest.raises(ValueError, match=r"tokenizer=.*copy.*no audio token.*<\|AUDIO\|>"):
+        auris.load(copy)
+
+
+def test_a_config_that_contradicts_the_tokenizer_is_refused(there: Path, v1: Path, tmp_path: Path):
+    copy = linked(there, tmp_path / "two", without=("config.json",))
+    published.write_json(
+        copy / "config.json", json.loads((there / "config.json").read_text()) | {"audio_token_index": 7}
+    )
+    with pytest.raises(ValueError, match=r"config.json says audio_token_index=7, but <\|AUDIO\|> is \d+"):
+        auris.load(copy)
+    copy = linked(v1, tmp_path / "one", without=("config.json",))
+    config = json.loads((v1 / "config.json").read_text())
+    config["audio"]["audio_start_id"] = 9
+    published.write_json(copy / "config.json", config)
+    with pytest.raises(ValueError, match=r"config.json says audio.audio_start_id=9, but <audio> is \d+"):
+        auris.load(copy)
+
+
+def test_fewer_rows_than_the_tokenizer_needs_are_refused(tmp_path: Path):
+    published.qwen2_audio(tmp_path / "there", vocab_size=tokenizer().size - 1)
+    said = rf"config.json says text_config.vocab_size={tokenizer().size - 1}, but its tokenizer has {tokenizer().size}"
+    with pytest.raises(ValueError, match=said):
+        auris.load(tmp_path / "there")
+
+
+def linked(path: Path, copy: Path, without: tuple[str, ...] = ("generation_config.json",)) -> Path:
+    """A directory with the files of another, some left out."""
+    copy.mkdir()
+    for file in path.iterdir():
+        if file.name not in without:
+            (copy / file.name).symlink_to(file)
+    return copy
+
+
+# --- clips over 30 s ---
+
+
+def test_a_long_clip_is_transcribed_in_windows_and_joined(ours: AudioModel, tmp_path: Path, monkeypatch):
+    """Each window is asked as a row of its own; joining is tested with `data.long_audio`."""
+    write_wave(tmp_path / "long.wav", 40.0)
+    asked = []
+
+    def answer(clips, turns, **_):
+        asked.extend(zip(clips, turns, strict=True))
+        return ["a b c", "b c d", "x"]
+
+    monkeypatch.setattr(ours, "_answer", answer)
+    short = np.zeros(16_000, np.float32)
+    assert ours.transcribe([tmp_path / "long.wav", short], "en", max_new_tokens=4) == ["a b c d", "x"]
+    assert [len(clip) for [clip], _ in asked] == [480_000, 480_000, 16_000]
+    said = "".join(turn.text for turn in asked[0][1])
+    assert said == MARKS + "Detect the language and recognize the speech: <|en|>"
+
+
+def test_a_short_clip_is_transcribed_as_its_prompt_is_answered(ours: AudioModel, files: list[Path]):
+    prompt = "Detect the language and recognize the speech: <|en|>"
+    options = {"max_new_tokens": 6, "do_sample": False}
+    assert ours.transcribe(files, **options) == ours.generate(files, prompt, **options)
+
+
+def test_the_first_policy_says_what_it_drops(there: Path):
+    model = auris.load(there, long_audio="first")
+    wave = np.random.default_rng(0).normal(0, 0.1, 35 * 16_000).astype(np.float32)
+    with pytest.warns(UserWarning, match="5.0 s after the first 30 s are dropped"):
+        cut = model.generate(wave, PROMPT, max_new_tokens=4)
+    assert cut == model.generate(wave[: 30 * 16_000], PROMPT, max_new_tokens=4)

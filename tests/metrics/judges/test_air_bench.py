@@ -1,0 +1,205 @@
+"""AIR-Bench's chat protocol against what the released scripts returned, and its broken replies by hand."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from auris import config
+from auris.completions import Endpoint, Record
+from auris.metrics.judges import air_bench
+from auris.metrics.judges.air_bench import Judge, count, failure, parse, points
+from auris.metrics.measures import score
+from auris.metrics.official import Stopped
+from auris.metrics.published import published
+from support import air_bench_scripts, stand_in
+
+LABELS = {"task_name": "sound_QA", "meta_info": "A dog barks.", "question": "What is it?", "answer_gt": "a dog"}
+
+
+@pytest.fixture(scope="module")
+def golden(shared_data):
+    def read(kind: str) -> list[dict]:
+        lines = (shared_data / "golden/official_scoring/airbench_chat.jsonl").read_text(encoding="utf-8").splitlines()
+        return [row for row in map(json.loads, lines) if row["kind"] == kind]
+
+    return read
+
+
+def test_the_message_is_the_script_s_letter_by_letter(golden):
+    for row in golden("prompt"):
+        if row["written"]:
+            content = air_bench.message(row["row"], row["row"]["response"], 0)
+            assert hashlib.sha256(content.encode()).hexdigest() == row["sha256"]
+            override = air_bench.PUBLISHED[1] if random.Random(row["python_random_seed"]).random() < 0.5 else None
+            assert override == row["temperature_override"]
+        elif row["error"]:
+            assert "meta_info" in air_bench.problem({**LABELS, **row["row"]})
+    first, second = (air_bench.message(LABELS, "a cat", order) for order in (0, 1))
+    assert "1s Answer]\na dog\n" in first and "2s Answer]\na cat\n" in first
+    assert "1s Answer]\na cat\n" in second and "2s Answer]\na dog\n" in second
+
+
+def test_replies_are_read_as_the_script_reads_them(golden):
+    replies = golden("reply")
+    assert len(replies) == 40
+    for row in replies:
+        for order, name in enumerate(("normal", "swapped")):
+            said = row[name]["parsed"]
+            assert parse(row["reply"]) == (said and tuple(said)), row["reply"]
+            assert points(row["reply"], order) == (said and said[1 - order])
+        assert failure(row["reply"]) is not None or parse(row["reply"])
+
+
+def test_counts_are_those_that_the_script_prints(golden):
+    for row in golden("cal_score"):
+        records = [(record["task_name"], record["reply"]) for record in row["records"]]
+        order = ("normal", "swapped").index(row["order"])
+        if row["error"]:
+            with pytest.raises(Stopped) as stopped:
+                air_bench_scripts.verdicts(records, order)
+            assert str(stopped.value).split(":")[0] == row["error"].split(":")[0]
+            continue
+        found = air_bench_scripts.verdicts(records, order)
+        assert (found.total, found.wins, found.first, found.second) == (
+            row["total"],
+            row["win"],
+            row["first_sum"],
+            row["second_sum"],
+        )
+        assert (found.failed, found.counted) == (row["fail_num"], row["total_sum"])
+
+
+def test_points_are_the_mean_of_both_orders_of_the_script_s_report(golden):
+    [row] = [row for row in golden("cal_score") if row["name"] == "full" and row["order"] == "normal"]
+    records = [(record["task_name"], record["reply"]) for record in row["records"]]
+    rows = [count("judged_official", (reply, reply), task) for task, reply in records]
+    normal, swapped = (air_bench_scripts.verdicts(records, order) for order in (0, 1))
+    means = {
+        part: (normal.second[part] / normal.total[part] + swapped.first[part] / swapped.total[part]) / 2
+        for part in air_bench_scripts.PARTS
+    }
+    for part in air_bench_scripts.PARTS:
+        of_part = [stats for stats in rows if stats[0].endswith(f"/{part}")]
+        assert score("judged_official", of_part) == pytest.approx(means[part])
+    mixed = (means["speech_and_sound"] + means["speech_and_music"]) / 2
+    average = (means["speech"] + means["sound"] + means["music"] + mixed) / 4
+    assert score("judged_official", [s for s in rows if s[0].startswith("mixed/")]) == pytest.approx(mixed)
+    assert score("judged_official", rows) == pytest.approx(average)
+
+
+def test_official_drops_a_broken_reply_and_strict_counts_nothing_for_it():
+    rows = [("6 8", "4 6"), ("sorry", "10 2"), ("5 0", "9  9")]
+
+    def found(metric: str) -> float:
+        return score(metric, [count(metric, replies, "sound_QA") for replies in rows])
+
+    assert found("judged_official") == ((8 + 0) / 2 + (4 + 10) / 2) / 2
+    assert found("judged_strict") == (8 / 3 + 14 / 3) / 2
+    assert found("judge_failed") == 3 / 6
+    assert found("judge_wins") == 2 / 4  # the first in the first order, the second in the second
+    assert found("judge_flips") == 1 / 1  # 8 against 6, then 4 against 6: only the first row is read in both
+    assert np.isnan(score("judged_official", [count("judged_official", ("", "5 5"), "sound_QA")]))
+
+
+@pytest.mark.parametrize(
+    ("reply", "kind"),
+    [
+        ("8 7", None),
+        ("10 10\n", None),
+        ("", "empty"),
+        (" \n", "empty"),
+        ("I'm sorry, I can't rate this.", "refusal"),
+        ("As an AI I rate 8 7", "refusal"),
+        ("good and bad", "no number"),
+        ("8", "one number"),
+        ("Assistant 2: 8", "prose"),
+        ("8 11", "a number above 10"),
+        ("95 80", "a number above 10"),
+        ("0 5", "a number below 1"),
+        ("-3 5", "a number below 1"),
+        ("8 7 6", "more than two numbers"),
+        ("8 7, both fine", "prose"),
+        ("Scores: 8 7", "prose"),
+        ("Assistant 1: 8 Assistant 2: 7", "prose"),
+        ("8, 7", "two numbers in another form"),
+        ("8/10 7/10", "two numbers in another form"),
+        ("8  7", "two numbers in another form"),
+        ("8.5 7", "two numbers in another form"),
+    ],
+)
+def test_a_broken_reply_is_named(reply: str, kind: str | None):
+    assert failure(reply) == kind
+
+
+def judge_of(path: Path, url: str, **settings) -> Judge:
+    given = {"model": "m", "temperature": "published", **settings}
+    endpoint = Endpoint(url=url, model="m", blank=True, setting="judge")
+    return Judge(Record(path, endpoint, setting="judge"), **given)
+
+
+def test_both_orders_are_asked_with_the_settings_and_replayed(tmp_path: Path):
+    path = tmp_path / "judge.jsonl"
+    answers = [({**LABELS, "question": f"What is {n}?"}, "a cat") for n in range(20)]
+    with stand_in.serve(lambda messages: "7 3") as (url, requests):
+        judge = judge_of(path, url, workers=4, price={"input": 10, "output": 30})
+        estimate = judge.estimate(answers)
+        assert estimate.requests == estimate.of == 40 and "40 of 40 requests" in str(estimate)
+        assert estimate.cost == pytest.approx((estimate.tokens_in * 10 + 4 * 40 * 30) / 1e6)
+        assert judge.replies(answers) == [("7 3", "7 3")] * 20
+        assert judge_of(path, url).replies(answers) and len(requests) == 40
+    assert judge.estimate(answers).requests == 0
+    heats = {call["body"]["temperature"] for call in requests}
+    assert heats == {1.0, 2.0} and requests[0]["body"]["max_tokens"] == 1024
+    assert [message["role"] for message in requests[0]["body"]["messages"]] == ["user"]
+    again = air_bench.recorded(recording=str(path), model=None, temperature="published", max_tokens=1024, seed=0)
+    assert again.replies(answers) == judge.replies(answers) and again.signature == judge.signature
+    assert again.signatures["judged_official"] == (
+        f"judged_official|1-10|{stand_in.MODEL}|temperature:1 or 2|both orders|failures dropped"
+    )
+    with pytest.raises(ValueError, match="holds no answer by .*'model': 'm'"):
+        again.replies([(LABELS, "a bird")])
+    cold = air_bench.recorded(recording=str(path), model="m", temperature=0.5, max_tokens=1024, seed=0)
+    with pytest.raises(ValueError, match="'temperature': 0.5"):
+        cold.replies(answers)
+
+
+def test_what_costs_too_much_is_not_asked(tmp_path: Path):
+    with stand_in.serve(lambda messages: "7 3") as (url, requests):
+        judge = judge_of(tmp_path / "judge.jsonl", url, price={"input": 10, "output": 30}, max_cost=0.001)
+        with pytest.raises(ValueError, match="about 0.00472 USD: more than judge.max_cost=0.001"):
+            judge.replies([(LABELS, "a cat")])
+    assert not requests
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [({"temperature": "hot"}, "judge.temperature=hot"), ({"workers": 0}, "judge.concurrency=0")],
+)
+def test_settings_that_cannot_work_are_named(tmp_path: Path, given: dict, message: str):
+    with pytest.raises(ValueError, match=message):
+        judge_of(tmp_path / "judge.jsonl", "http://localhost:1/v1", **given)
+
+
+def test_a_stub_says_that_it_is_one_also_in_its_recording(tmp_path: Path):
+    made = [f"judge.recording={tmp_path}/judge.jsonl", "checkpoint=RUN"]
+    stub = config.build(config.resolve(config.compose([*made, "judge=stub"], "evaluate"))["judge"])
+    assert stub.replies([(LABELS, "A dog barks.")]) == [("6 7", "6 5")]
+    recorded = config.build(config.resolve(config.compose([*made, "judge=recorded"], "evaluate"))["judge"])
+    assert recorded.replies([(LABELS, "A dog barks.")]) == [("6 7", "6 5")]
+    assert "stand-in, a script, which counts words" in stub.signature and recorded.signature == stub.signature
+    first = json.loads((tmp_path / "judge.jsonl").read_text().splitlines()[0])
+    assert first["stand-in"] is True and "a script" in first["answered by"]
+
+
+def test_the_published_signature_is_that_of_the_published_judge(tmp_path: Path):
+    made = config.resolve(config.compose(["checkpoint=RUN", "judge=openai", f"runs_dir={tmp_path}"], "evaluate"))
+    judge = config.build(made["judge"])
+    judge.models = {judge.model}
+    [theirs] = {cell.signature for cell in published() if cell.benchmark == "airbench_chat" and cell.signature}
+    assert judge.signatures["judged_official"] == theirs

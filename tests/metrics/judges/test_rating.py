@@ -1,0 +1,93 @@
+"""Answers get points: by a rule, or from a language model whose replies are kept."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from auris import config
+from auris.metrics.judges.judge import Unrated
+from auris.metrics.judges.rating import LanguageModel, Rule, request
+from support import stand_in
+
+LABELS = {
+    "messages": [
+        {"role": "user", "content": [{"type": "audio", "audio": "a.wav"}, {"type": "text", "text": "What is it?"}]},
+        {"role": "assistant", "content": "It is a dog."},
+    ],
+    "text": "It is a dog.",
+    "key": "dog",
+}
+
+
+@pytest.mark.parametrize(
+    ("answer", "points"),
+    [
+        ("", 1),
+        ("cat", 1),
+        ("It is a cat.", 3),
+        ("Sure. It is a cat.", 5),
+        ("dog", 5),
+        ("It is a dog.", 7),
+        ("Sure. It is a dog.", 9),
+        ("Sure. It is a hotdog.", 5),
+    ],
+)
+def test_the_rule_counts_content_sentence_and_introduction(answer: str, points: float) -> None:
+    assert Rule()(LABELS, answer) == points
+
+
+def test_a_model_is_told_what_was_asked_and_what_is_right() -> None:
+    facts = json.loads(request(LABELS, "a cat")[-1]["content"])
+    assert facts == {
+        "conversation": [{"role": "user", "text": "[audio] What is it?"}],
+        "right answer": "It is a dog.",
+        "assistant's answer": "a cat",
+    }
+
+
+def test_a_model_s_points_are_kept_and_replayed(tmp_path: Path) -> None:
+    path = tmp_path / "judge.jsonl"
+    with stand_in.serve(lambda messages: "8" if "a dog" in messages[-1]["content"] else "3.0") as (url, requests):
+        judge = LanguageModel(recording=str(path), url=url, model="m")
+        assert [judge(LABELS, answer) for answer in ("a dog", "a dog", "It is a dog.")] == [8, 8, 8]
+    assert len(requests) == 2 and requests[0]["body"]["temperature"] == 0.0
+    again = LanguageModel(recording=str(path))
+    assert again(LABELS, "a dog") == 8
+    assert again.signature == judge.signature == f"judged|1-10|{stand_in.MODEL}"
+    assert "the judge" in json.loads(path.read_text().splitlines()[0])["recording"]
+    with pytest.raises(ValueError, match="holds no answer .*judge.url=.*judge=null"):
+        again(LABELS, "a cat")
+
+
+@pytest.mark.parametrize(
+    "reply",
+    ["", "good", "11", "0", "between 3 and 7", "7.5", "-", "100", "-3", "\u22123"]
+    + ["3-4", "8/5", "8/100", "8/10 or 9/10", "10 out of 100", "1e1"],
+)
+def test_a_reply_without_one_number_gives_no_points(tmp_path: Path, reply: str) -> None:
+    with stand_in.serve(lambda messages: reply) as (url, _):
+        judge = LanguageModel(recording=str(tmp_path / "judge.jsonl"), url=url, model="m")
+        with pytest.raises(Unrated, match="is not one number from 1 to 10"):
+            judge(LABELS, "a dog")
+
+
+@pytest.mark.parametrize(
+    "reply",
+    ["7", " 7\n", "7.0", "Rating: 7.", "7, and again 7"] + ["7/10", "**7 / 10**", "I give it 7 out of 10."],
+)
+def test_a_number_with_words_around_it_is_read(tmp_path: Path, reply: str) -> None:
+    with stand_in.serve(lambda messages: reply) as (url, _):
+        assert LanguageModel(recording=str(tmp_path / "judge.jsonl"), url=url, model="m")(LABELS, "a dog") == 7
+
+
+def test_settings_that_cannot_work_are_named(tmp_path: Path) -> None:
+    made = config.resolve(config.compose(["checkpoint=RUN", "judge=model"], "evaluate"))
+    with pytest.raises(ValueError, match="judge.recording=null"):
+        config.build(made["judge"])
+    with pytest.raises(ValueError, match="judge.model=NAME"):
+        LanguageModel(recording="a.jsonl", url="http://localhost:1/v1")
+    with pytest.raises(FileNotFoundError, match="judge.recording=.*none.jsonl.*judge.url="):
+        LanguageModel(recording=str(tmp_path / "none.jsonl"))

@@ -1,0 +1,438 @@
+"""Weights between nets and files: all or nothing, slice by slice, and what is said of wrong files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from torch.multiprocessing import spawn
+
+from auris.model import adapters
+from auris.model.audio_lm import AudioLM
+from auris.model.weights import loading, tensors
+from auris.model.weights.saving import export_tensors, write_sharded
+from auris.model.weights.tensors import StateTensors, TensorFiles
+from auris.training import sharding
+from support import nets
+
+MAPS = Path("/proc/self/maps")
+
+
+@pytest.fixture
+def source_net() -> AudioLM:
+    torch.manual_seed(0)
+    return nets.build()
+
+
+@pytest.fixture
+def net() -> AudioLM:
+    torch.manual_seed(1)
+    return nets.build()
+
+
+def copied(net: AudioLM) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in net.state_dict().items()}
+
+
+def assert_equal(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    assert state.keys() == expected.keys()
+    different = [name for name in expected if not torch.equal(state[name], expected[name])]
+    assert different == []
+
+
+def write(out: Path, state: Mapping[str, Tensor], n_shards: int = 1) -> Path:
+    """The tensors of a state in about `n_shards` files."""
+    size = sum(tensor.nbytes for tensor in state.values())
+    write_sharded(state.items(), out, max_shard_bytes=1 + size // n_shards)
+    return out
+
+
+# --- a load -------------------------------------------------------------------------------------------------------
+
+
+def test_a_net_is_filled_from_one_file_and_from_shards(net: AudioLM, source_net: AudioLM, tmp_path: Path):
+    for n_shards in (1, 4):
+        out = write(tmp_path / str(n_shards), source_net.state_dict(), n_shards)
+        assert len(list(out.glob("*.safetensors"))) == n_shards
+        loading.load(net, TensorFiles.open(out), layout="auris", where=str(out))
+        assert_equal(net.state_dict(), source_net.state_dict())
+
+
+def test_the_state_of_a_run_is_read_by_part_and_the_others_stay(net: AudioLM, source_net: AudioLM):
+    state = {f"net.{name}": tensor for name, tensor in source_net.state_dict().items()}
+    source = StateTensors({**state, "objective.head.weight": torch.zeros(2, 2)})
+    before = copied(net)
+    loading.load(net, source, layout="auris", parts=["encoder", "projector"], where="runs/a")
+    loaded = {name for name in before if name.startswith(("encoder.", "projector."))}
+    assert_equal(
+        net.state_dict(), {name: (source_net.state_dict() if name in loaded else before)[name] for name in before}
+    )
+
+
+def test_parameters_keep_their_type_and_numbers_are_cast_to_it(net: AudioLM, source_net: AudioLM):
+    half = source_net.to(torch.bfloat16).state_dict()
+    loading.load(net, StateTensors(half), layout="auris", where="half")
+    assert_equal(net.state_dict(), {name: tensor.float() for name, tensor in half.items()})
+    assert {tensor.dtype for tensor in net.state_dict().values()} == {torch.float32}
+
+
+def test_joined_tensors_are_taken_apart_row_by_row():
+    """Queries, keys and values of different sizes too: the sizes are the net's."""
+    torch.manual_seed(1)
+    net = nets.build(num_key_value_heads=2)
+    attention = net.llm.model.layers[1].self_attn
+    theirs = dict(export_tensors(nets.build(num_key_value_heads=2).llm.state_dict(prefix="llm."), "qwen_audio"))
+    joined = theirs["transformer.h.1.attn.c_attn.weight"]
+    assert joined.shape == (32 + 16 + 16, 32)
+    loading.load(net, StateTensors(theirs), layout="qwen_audio", parts=["llm"], where="qwen")
+    for part, rows in (("q_proj", slice(0, 32)), ("k_proj", slice(32, 48)), ("v_proj", slice(48, 64))):
+        assert torch.equal(getattr(attention, part).weight, joined[rows])
+
+
+def test_tied_tensors_need_one_name_and_must_agree_under_two():
+    torch.manual_seed(0)
+    source, net = nets.build(tie_word_embeddings=True), nets.build(tie_word_embeddings=True)
+    both = source.state_dict()
+    assert torch.equal(both["llm.lm_head.weight"], both["llm.model.embed_tokens.weight"])
+    for left_out in ("llm.lm_head.weight", "llm.model.embed_tokens.weight", None):
+        torch.nn.init.zeros_(net.llm.lm_head.weight)
+        given = {n: t for n, t in both.items() if n != left_out}
+        loading.load(net, StateTensors(given), layout="auris", where="tied")
+        assert_equal(net.state_dict(), both)
+    neither = {n: t for n, t in both.items() if n not in ("llm.lm_head.weight", "llm.model.embed_tokens.weight")}
+    with pytest.raises(ValueError, match=r"does not fit the model: llm.model.embed_tokens.weight is missing$"):
+        loading.load(net, StateTensors(neither), layout="auris", where="tied")
+    both["llm.lm_head.weight"] = both["llm.lm_head.weight"] + 1
+    with pytest.raises(
+        ValueError, match=r"llm.lm_head.weight differs from llm.model.embed_tokens.weight, to which the model ties it$"
+    ):
+        loading.load(net, StateTensors(both), layout="auris", where="tied")
+
+
+# --- nothing loads half -------------------------------------------------------------------------------------------
+
+
+def refused(net: AudioLM, state: Mapping[str, Tensor], layout: str = "auris", **options: object) -> str:
+    """What a load is told, after a look that it changed nothing."""
+    before = copied(net)
+    with pytest.raises(ValueError) as error:
+        loading.load(net, StateTensors(state), layout=layout, where="weights.encoder=runs/a", **options)
+    assert_equal(net.state_dict(), before)
+    return str(error.value)
+
+
+def test_another_shape_is_named_with_both(net: AudioLM, source_net: AudioLM):
+    state = source_net.state_dict()
+    state["encoder.conv1.weight"] = torch.zeros(24, 80, 3)
+    said = "weights.encoder=runs/a (auris layout) does not fit the model: encoder.conv1.weight has shape (24, 80, 3), "
+    assert refused(net, state) == said + "expected (24, 16, 3)"
+
+
+def test_missing_and_unexpected_tensors_are_named(net: AudioLM, source_net: AudioLM):
+    state = source_net.state_dict()
+    del state["projector.bias"]
+    state["projector.gate.weight"] = torch.zeros(1)
+    end = "projector.bias is missing; projector.gate.weight is unexpected"
+    assert refused(net, state).endswith(end)
+    assert refused(net, state, parts=["projector"]).endswith(end)
+    loading.load(net, StateTensors(state), layout="auris", parts=["llm"], where="another part")
+
+
+def test_names_that_a_layout_does_not_know_are_unexpected_for_every_part(net: AudioLM, source_net: AudioLM):
+    theirs = dict(export_tensors(source_net.state_dict(), "qwen2_audio"))
+    theirs["audio_tower.conv3.weight"] = torch.zeros(1)
+    said = refused(net, theirs, "qwen2_audio", parts=["llm"])
+    assert "(qwen2_audio layout)" in said and said.endswith("model: audio_tower.conv3.weight is unexpected")
+
+
+def test_more_layers_than_the_model_has_are_unexpected(net: AudioLM):
+    deeper = dict(export_tensors(nets.build(layers=3).state_dict(), "qwen2_audio"))
+    said = refused(net, deeper, "qwen2_audio", parts=["encoder"])
+    assert "audio_tower.layers.2.self_attn.q_proj.weight is unexpected" in said and said.endswith("; and 10 more")
+
+
+def test_many_faults_are_counted_and_five_shown(net: AudioLM):
+    said = refused(net, nets.build(layers=1).state_dict(), parts=["encoder"])
+    assert said.endswith("; and 10 more") and said.count("is missing") == 5
+
+
+def test_what_does_not_fit_is_told_of_a_net_without_memory_too(source_net: AudioLM):
+    theirs = dict(export_tensors(source_net.state_dict(), "qwen2_audio"))
+    assert loading.misfits(nets.build_meta(), StateTensors(theirs), "qwen2_audio") == []
+    del theirs["audio_tower.conv1.bias"]
+    found = loading.misfits(nets.build_meta(vocab=50), StateTensors(theirs), "qwen2_audio")
+    assert found[0] == "audio_tower.conv1.bias is missing" and len(found) == 3
+
+
+def test_a_part_without_a_counterpart_is_named():
+    net = nets.build("qwen_audio")
+    theirs = dict(export_tensors(nets.build().state_dict(), "qwen2_audio"))
+    assert "model: boundary.weight has no counterpart there" in refused(net, theirs, "qwen2_audio")
+
+
+def test_a_part_that_the_source_cannot_have_is_said_before_anything_else(net: AudioLM):
+    state = {"encoder.positional_embedding": torch.zeros(1)}
+    said = "weights.encoder=runs/a (whisper_openai layout) has no llm: expected encoder"
+    assert refused(net, state, "whisper_openai", parts=["llm"]) == said
+
+
+# --- a vocabulary grows -------------------------------------------------------------------------------------------
+
+
+def llm_alone(rows: int, **config: object) -> dict[str, Tensor]:
+    """A language model's tensors as transformers names them."""
+    return nets.build(vocab=rows, **config).llm.state_dict()
+
+
+@pytest.mark.parametrize("chunk", [7, 1024])
+def test_old_rows_stay_and_new_ones_look_like_them(monkeypatch: pytest.MonkeyPatch, chunk: int):
+    monkeypatch.setattr(loading, "_CHUNK", chunk)
+    torch.manual_seed(0)
+    state = llm_alone(400)
+    channels = torch.linspace(-3, 3, 32)
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        state[name] = channels + state[name] * (1 + channels.abs())
+    net = nets.build(vocab=2400)
+    loading.load(net, StateTensors(state), layout="causal_lm", parts=["llm"], where="llm", seed=3)
+    drawn = []
+    for name, table in (("model.embed_tokens.weight", net.llm.model.embed_tokens), ("lm_head.weight", net.llm.lm_head)):
+        old, new = table.weight[:400], table.weight[400:]
+        assert torch.equal(old, state[name])
+        error = old.std(0) / len(new) ** 0.5  # of a mean over the new rows
+        assert ((new.mean(0) - old.mean(0)).abs() < 5 * error).all()
+        torch.testing.assert_close(new.std(0), old.std(0, correction=0), rtol=0.1, atol=0)
+        drawn.append((new - old.mean(0)) / old.std(0))
+    correlation = (drawn[0] * drawn[1]).mean().abs()
+    assert correlation < 5 / drawn[0].numel() ** 0.5  # embedding and head are drawn apart
+
+
+def test_new_rows_depend_on_the_seed_alone():
+    state = llm_alone(30)
+    tables = []
+    for seed in (1, 1, 2):
+        net = nets.build()
+        loading.load(net, StateTensors(state), layout="causal_lm", parts=["llm"], where="llm", seed=seed)
+        tables.append(net.llm.lm_head.weight)
+    assert torch.equal(tables[0], tables[1]) and not torch.equal(tables[0], tables[2])
+    assert torch.equal(tables[0][:30], tables[2][:30])
+
+
+def test_the_tables_of_a_whole_system_do_not_grow_and_none_shrinks(net: AudioLM):
+    larger = refused(net, llm_alone(50), "causal_lm", parts=["llm"])
+    assert "lm_head.weight has shape (50, 32), expected (41, 32) (set model.vocab_rows=50 for its voc" in larger
+    assert "llm.lm_head.weight has shape (30, 32), expected (41, 32)" in refused(net, nets.build(vocab=30).state_dict())
+
+
+# --- files --------------------------------------------------------------------------------------------------------
+
+
+def test_a_file_is_read_by_name_and_by_slice(source_net: AudioLM, tmp_path: Path):
+    state = {**source_net.state_dict(), "half": torch.randn(3, 4).bfloat16(), "scalar": torch.tensor(2.0)}
+    files = TensorFiles.open(write(tmp_path, state, 3))
+    assert set(files.keys()) == set(state)
+    for name, tensor in state.items():
+        assert (files.shape(name), files.dtype(name)) == (tuple(tensor.shape), tensor.dtype)
+        assert torch.equal(files.read(name), tensor)
+        index = tuple(slice(n // 3, n - n // 4) for n in tensor.shape)
+        for leading in (index, index[:1]):
+            assert torch.equal(files.read(name, leading), tensor[leading])
+            assert torch.equal(StateTensors(state).read(name, leading), tensor[leading])
+    assert TensorFiles.open(next(tmp_path.glob("model-00001-*"))).keys() < set(state)
+
+
+def test_what_is_not_there_is_said(tmp_path: Path):
+    for path in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(FileNotFoundError, match=f"{path}: expected a safetensors file, or a directory with model"):
+            TensorFiles.open(path)
+
+
+def test_a_missing_shard_is_named(source_net: AudioLM, tmp_path: Path):
+    out = write(tmp_path, source_net.state_dict(), 3)
+    shard = sorted(out.glob("model-*"))[1]
+    shard.unlink()
+    with pytest.raises(FileNotFoundError, match=rf"index.json names the shard {shard.name}, which is missing beside"):
+        TensorFiles.open(out)
+
+
+@pytest.mark.parametrize("n_shards", [1, 3])
+@pytest.mark.parametrize("left", [0, 5, 300, -1])
+def test_a_truncated_file_is_named(source_net: AudioLM, tmp_path: Path, n_shards: int, left: int):
+    file = sorted(write(tmp_path, source_net.state_dict(), n_shards).glob("*.safetensors"))[-1]
+    file.write_bytes(file.read_bytes()[:left])
+    with pytest.raises(ValueError, match=rf"{file} is no complete safetensors file \(.*\): copy it again$"):
+        TensorFiles.open(tmp_path)
+
+
+def test_a_file_that_is_no_index_is_named(source_net: AudioLM, tmp_path: Path):
+    index = write(tmp_path, source_net.state_dict(), 3) / "model.safetensors.index.json"
+    for wrong in ("", "[]", "{}", '{"weight_map": '):
+        index.write_text(wrong)
+        with pytest.raises(ValueError, match="index.json is no index of shards: expected JSON with a weight_map"):
+            TensorFiles.open(tmp_path)
+
+
+def test_a_type_that_torch_lacks_is_named(tmp_path: Path):
+    header = json.dumps({"odd": {"dtype": "F8_E8M0", "shape": [1], "data_offsets": [0, 1]}}).encode()
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(len(header).to_bytes(8, "little") + header + b"\0")
+    with pytest.raises(ValueError, match=rf"{file}: odd is of type F8_E8M0"):
+        TensorFiles.open(tmp_path).dtype("odd")
+
+
+# --- writing ------------------------------------------------------------------------------------------------------
+
+
+def test_shards_have_the_published_names_and_an_index(source_net: AudioLM, tmp_path: Path):
+    state = source_net.state_dict()
+    limit = 20_000
+    write_sharded(state.items(), tmp_path, max_shard_bytes=limit)
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+    shards = sorted(set(index["weight_map"].values()))
+    assert len(shards) > 2
+    assert shards == [f"model-{n:05d}-of-{len(shards):05d}.safetensors" for n in range(1, len(shards) + 1)]
+    assert {path.name for path in tmp_path.iterdir()} == {*shards, "model.safetensors.index.json"}
+    assert index["metadata"] == {"total_size": sum(tensor.nbytes for tensor in state.values())}
+    for shard in shards:
+        names = [name for name, where in index["weight_map"].items() if where == shard]
+        size = sum(state[name].nbytes for name in names)
+        assert size <= limit or len(names) == 1
+    assert_equal({name: TensorFiles.open(tmp_path).read(name) for name in state}, state)
+
+
+def test_tensors_in_one_memory_are_written_apart(tmp_path: Path):
+    table = torch.randn(6, 4)
+    state = {"one": table, "same": table, "transposed": table.T, "part": table[1:3]}
+    write_sharded(state.items(), tmp_path)
+    assert_equal({name: TensorFiles.open(tmp_path).read(name) for name in state}, state)
+
+
+def test_weights_are_not_written_over_weights(source_net: AudioLM, tmp_path: Path):
+    write(tmp_path, source_net.state_dict())
+    with pytest.raises(ValueError, match=rf"{tmp_path} holds weights already \(model.safetensors\): choose another"):
+        write(tmp_path, source_net.state_dict(), 3)
+
+
+def test_a_write_that_breaks_off_leaves_nothing_that_looks_like_weights(source_net: AudioLM, tmp_path: Path):
+    def broken():
+        yield from source_net.state_dict().items()
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_sharded(broken(), tmp_path, max_shard_bytes=20_000)
+    with pytest.raises(FileNotFoundError):
+        TensorFiles.open(tmp_path)
+    write(tmp_path, source_net.state_dict())
+
+
+# --- memory -------------------------------------------------------------------------------------------------------
+
+
+class Watched(TensorFiles):
+    """Notes how much is read, and how many weight files are mapped meanwhile."""
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*args)
+        self.read_numbers, self.mapped = 0, []
+
+    def read(self, name: str, index: tuple[slice, ...] | None = None) -> Tensor:
+        tensor = super().read(name, index)
+        self.read_numbers += tensor.numel()
+        files = {line.split()[-1] for line in MAPS.read_text().splitlines() if line.endswith(".safetensors")}
+        if not self.mapped or self.mapped[-1] != files:
+            self.mapped.append(files)
+        return tensor
+
+
+@pytest.mark.skipif(not MAPS.is_file(), reason="needs Linux' list of mapped files")
+def test_one_shard_is_in_memory_at_a_time_and_each_once(
+    net: AudioLM, source_net: AudioLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    source = Watched.open(write(tmp_path, source_net.state_dict(), 4))
+    opened, open_file = [], tensors._open
+    monkeypatch.setattr(tensors, "_open", lambda file: opened.append(file) or open_file(file))
+    loading.load(net, source, layout="auris", where="shards")
+    assert sorted(opened) == sorted(tmp_path.glob("*.safetensors")) and len(opened) == 4
+    assert [len(files) for files in source.mapped] == [1] * 4
+    assert source.read_numbers == sum(tensor.numel() for tensor in net.state_dict().values())
+
+
+# --- sharded nets -------------------------------------------------------------------------------------------------
+
+VOCAB, GROWN = 41, 91  # not divisible by two; the second rank has new rows alone
+
+
+def shard(net: AudioLM) -> None:
+    for block in (*net.encoder.blocks, *net.llm.model.layers):
+        fully_shard(block)
+    fully_shard(net)
+
+
+def load_as_a_rank(rank: int, directory: Path, world_size: int) -> None:
+    """Load into shards, from each layout, and look at what all ranks have together."""
+    dist.init_process_group("gloo", init_method=f"file://{directory}/rendezvous", rank=rank, world_size=world_size)
+    for case in ("auris", "qwen_audio", "causal_lm"):
+        net = nets.build_meta("qwen_audio", vocab=GROWN if case == "causal_lm" else VOCAB)
+        shard(net)
+        sharding.materialise(net, "cpu", draw=False)
+        source = Watched.open(directory / case)
+        parts = ["llm"] if case == "causal_lm" else None
+        loading.load(net, source, layout=case, parts=parts, where=case, seed=7)
+        expected = torch.load(directory / f"{case}.pt", weights_only=True)
+        local = 0
+        for name, tensor in net.state_dict().items():
+            if name in expected:
+                sharded = isinstance(tensor, DTensor)
+                assert sharded == (name != "encoder.positions"), name
+                assert torch.equal(tensor.full_tensor() if sharded else tensor, expected[name]), (case, name)
+                local += (tensor.to_local() if sharded else tensor).numel()
+        if case != "causal_lm":
+            assert source.read_numbers == local  # no rank reads what another one holds
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+@pytest.mark.skipif(not MAPS.is_file(), reason="needs Linux' list of mapped files")
+def test_each_of_two_ranks_reads_its_shards_alone(tmp_path: Path):
+    torch.manual_seed(0)
+    whole = nets.build("qwen_audio", vocab=VOCAB)
+    states = {
+        "auris": whole.state_dict(),
+        "qwen_audio": dict(export_tensors(whole.state_dict(), "qwen_audio")),
+        "causal_lm": llm_alone(VOCAB),
+    }
+    for case, state in states.items():
+        write(tmp_path / case, state, 3)
+        net = nets.build("qwen_audio", vocab=GROWN if case == "causal_lm" else VOCAB)
+        parts = ["llm"] if case == "causal_lm" else None
+        loading.load(net, StateTensors(state), layout=case, parts=parts, where=case, seed=7)
+        kept = {name: t for name, t in net.state_dict().items() if case != "causal_lm" or name.startswith("llm.")}
+        torch.save(kept, tmp_path / f"{case}.pt")
+    spawn(load_as_a_rank, args=(tmp_path, 2), nprocs=2)
+
+
+def test_float32_of_a_file_is_not_a_view_that_outlives_it(net: AudioLM, tmp_path: Path):
+    """A net owns its numbers: what becomes of the file later is nothing to it."""
+    file = tmp_path / "model.safetensors"
+    save_file({name: torch.ones_like(tensor) for name, tensor in net.state_dict().items()}, file)
+    loading.load(net, TensorFiles.open(file), layout="auris", where=str(file))
+    content = file.read_bytes()
+    file.write_bytes(bytes(len(content)))
+    assert all((tensor == 1).all() for tensor in net.state_dict().values())
+
+
+def test_the_digest_follows_the_weights_and_can_leave_out_adapters(net: AudioLM):
+    before = tensors.weights_digest(net)
+    adapters.attach(net, [adapters.NEW_TOKENS], token_ids=[3])
+    adapters.start(net, seed=0)
+    assert tensors.weights_digest(net, with_adapters=False) == before != tensors.weights_digest(net)
+    with torch.no_grad():
+        net.projector.bias[0] += 1e-3
+    assert tensors.weights_digest(net, with_adapters=False) != before

@@ -1,0 +1,356 @@
+"""Pages of runs and studies: whole, harmless whatever was said, and with the numbers of the files that they are of."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import random
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import yaml
+
+from auris import audio, cli
+from auris.data.rows import Clip, Row
+from auris.evaluation import answer_cache
+from auris.evaluation.audio_ablation import Silence
+from auris.evaluation.benchmarks import Benchmark
+from auris.metrics import edits
+from auris.metrics.measures import row_stats
+from auris.metrics.records import Prediction, ResultRow
+from auris.results.html import confusion, examples, recordings, tables, template
+from auris.results.runs import Scored
+from support.manifests import write_wave
+
+HOSTILE = "<script>alert('1')</script> \"><img src=x onerror=alert(2)> {{ 7*7 }} </style></title>&lt;b\u202e\ufffe\0"
+SEEN = HOSTILE.replace("\ufffe", "\ufffd").replace("\0", "\ufffd")
+VOID = {"meta", "br", "img", "link", "input", "hr"}
+# What may stand in what, of the elements that a parser would move or close by itself.
+PARENTS = {"tr": {"thead", "tbody"}, "td": {"tr"}, "th": {"tr"}, "li": {"ul"}, "dt": {"dl"}, "dd": {"dl"}}
+PARENTS |= {"thead": {"table"}, "tbody": {"table"}, "caption": {"table"}, "figcaption": {"figure"}}
+BLOCKS = {"p", "div", "table", "ul", "dl", "section", "article", "figure", "h1", "h2", "h3", "h4", "pre"}
+
+
+class Reader(HTMLParser):
+    """A page taken apart; anything that is not balanced or not in its place is a fault."""
+
+    def __init__(self, page: str):
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.faults: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[str] = []
+        self.feed(page)
+        self.close()
+        self.faults += [f"<{tag}> is never closed" for tag in self.open]
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        parent = self.open[-1] if self.open else ""
+        if parent not in PARENTS.get(tag, {parent}):
+            self.faults.append(f"<{tag}> in <{parent}>")
+        if tag in BLOCKS and {"p", "span"} & set(self.open):
+            self.faults.append(f"<{tag}> in a line of text")
+        if len(dict(attributes)) < len(attributes):
+            self.faults.append(f"<{tag}> has an attribute twice")
+        self.tags.append((tag, dict(attributes)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if not self.open or self.open.pop() != tag:
+            self.faults.append(f"</{tag}> closes nothing")
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+
+    def all(self, name: str) -> list[str]:
+        return [attributes[name] or "" for _, attributes in self.tags if name in attributes]
+
+
+def check(page: str) -> Reader:
+    """That a page is whole, loads nothing and runs nothing."""
+    read = Reader(page)
+    assert (
+        read.faults == []
+        and page.startswith("<!DOCTYPE html>")
+        and {"html", "head", "body", "title"} <= {tag for tag, _ in read.tags}
+    )
+    names = read.all("id")
+    assert len(set(names)) == len(names)
+    for address in read.all("href"):
+        assert address[0] == "#" and address[1:] in names
+    for source in read.all("src"):
+        assert source.startswith("data:audio/flac;base64,")
+    assert not {"script", "img", "link", "iframe", "object", "form", "base"} & {tag for tag, _ in read.tags}
+    assert not [name for _, attributes in read.tags for name in attributes if name.startswith("on")]
+    style = page[page.index("<style>") : page.index("</style>")]
+    assert "url(" not in style and "@import" not in style
+    assert not re.search("[\0-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]", page)
+    return read
+
+
+def line(number: int, task: str, language: str, metric: str, said: str, true: str) -> dict:
+    group = f"asr {language}" if task == "asr" else task
+    stats = row_stats(metric, said, true, language)
+    facts = {"id": f"{task}-{language}-{number}", "task": task, "language": language, "group": group, "metric": metric}
+    return facts | {"stats": stats, "hypothesis": said, "reference": true, "provenance": "tts", "audio_seconds": 1.0}
+
+
+LINES = [
+    line(0, "asr", "en", "wer", "the cat sat", "the cat sat"),
+    line(1, "asr", "en", "wer", HOSTILE, "a dog ran off"),
+    line(2, "asr", "en", "wer", "a dog ran", "a dog ran off"),
+    line(3, "asr", "en", "wer", "", "good evening"),
+    line(0, "asr", "zh", "cer", "你好世界", "你們好世"),
+    line(0, "sec", "en", "accuracy", "bell", "bell"),
+    line(1, "sec", "en", "accuracy", "Dog ", "bell"),
+    line(2, "sec", "en", "accuracy", "a bell, I think", "dog"),
+]
+
+
+def write_run(root: Path, arm: str = "first", lines: list[dict] = LINES) -> Path:
+    """An evaluated run, of whose recordings all but one are there."""
+    run = root / "runs" / "demo" / arm / "seed_0"
+    (run / "predictions").mkdir(parents=True)
+    (run / "predictions" / "embedded.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
+    score = {"study": "demo", "arm": arm, "seed": 0, "benchmark": "embedded", "split": "test", "n": 3}
+    score |= {"value": 0.5, "low": 0.25, "high": 0.75, "provenance": "tts", "units": "3 rows", "detectable": None}
+    pairs = dict.fromkeys((one["group"], one["metric"]) for one in lines)
+    scores = [score | {"task": group, "metric": metric, "signature": f"{metric}|x<y"} for group, metric in pairs]
+    (run / "results.jsonl").write_text("".join(json.dumps(one) + "\n" for one in scores))
+    rows = []
+    for name, of_row in {one["id"]: one for one in lines}.items():
+        rows.append({"id": name, "task": of_row["task"], "audio": f"{name}.wav", "text": "x", "language": "en"})
+        if name != "asr-en-3":
+            write_wave(root / f"{name}.wav", 0.3)
+    (root / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (run / "recipe.yaml").write_text(yaml.safe_dump({"data": {"test": [str(root / "test.jsonl")]}}))
+    return run
+
+
+def write_page(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert cli.main(["report", *arguments]) == 0
+    return Path(capsys.readouterr().out.removeprefix("wrote ").strip()).read_text(encoding="utf-8")
+
+
+def test_whatever_was_said_a_page_is_whole_and_harmless(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    lines = [one | {"id": f"{one['id']}{HOSTILE}"} for one in LINES]
+    lines.append(line(3, "sec", "en", "accuracy", "bell", HOSTILE) | {"group": HOSTILE})
+    run = write_run(tmp_path, lines=LINES)
+    (run / "predictions" / "embedded.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
+    scores = [json.loads(row) | {"arm": HOSTILE} for row in (run / "results.jsonl").read_text().splitlines()]
+    (run / "results.jsonl").write_text("".join(json.dumps(one) + "\n" for one in scores))
+    (run.parent.parent / "study.yaml").write_text(yaml.safe_dump({"question": "a < b & <script>?"}))
+    page = write_page(capsys, f"run={run}", "worst=9")
+    read = check(page)
+    assert sum(text.strip() == SEEN.strip() for text in read.texts) >= 2, "it is shown as it was said"
+    assert "a < b & <script>?" in read.texts and "<script" not in page
+
+
+def test_a_run_s_page_has_its_scores_its_worst_rows_and_their_sound(tmp_path: Path, capsys):
+    run = write_run(tmp_path)
+    page = write_page(capsys, f"run={run}", "worst=2")
+    read = check(page)
+    assert "50.0" in read.texts and "25.0 to 75.0" in read.texts
+    shown = [text for (tag, _), text in zip(read.tags, read.tags, strict=True) if tag == "h4"]
+    ids = re.findall("<h4>(.*?)</h4>", page)
+    assert ids == ["asr-en-1", "asr-en-3", "asr-zh-0", "sec-en-1", "sec-en-2"] and len(shown) == 5
+    assert "3 of 4 rows are not perfect" in page and "<li>1 clips are gone or cannot be read" in page
+    assert re.search(r"asr-en-3\.wav\s*: <strong>its recording is gone or cannot be read: .*no such file", page, re.I)
+    found = [base64.b64decode(source.partition(",")[2]) for source in read.all("src")]
+    assert len(found) == 4
+    wave, rate = soundfile.read(io.BytesIO(found[0]), dtype="float32")
+    assert rate == 16000
+    np.testing.assert_allclose(wave, audio.read(tmp_path / "asr-en-1.wav"), atol=1e-4)
+
+
+def test_sound_beyond_the_limit_is_left_out_and_said(tmp_path: Path, capsys):
+    page = write_page(capsys, f"run={write_run(tmp_path)}", "audio_mb=0")
+    assert check(page).all("src") == []
+    assert "left out: a page holds audio_mb=0 MB of sound" in page and "5 clips were left out" in page
+
+
+def test_a_clip_heard_twice_is_in_a_page_once(tmp_path: Path):
+    write_wave(tmp_path / "a.wav", 0.4)
+    players = recordings.Players(1)
+    first, second = (players.play(Clip(tmp_path / "a.wav")) for _ in range(2))
+    part = players.play(Clip(tmp_path / "a.wav", 0.0, 0.2))
+    assert first.source and not second.source and second.again == first.anchor
+    assert part.source and part.seconds == pytest.approx(0.2)
+
+
+def test_a_row_s_sound_is_what_it_was_answered_by(tmp_path: Path):
+    write_wave(tmp_path / "other.wav", 0.3)
+    labels = {"task": "sec", "text": "bell"}
+    for kind, clip in (("shuffled", Clip(tmp_path / "other.wav")), ("silence", Clip(Silence(400)))):
+        answers = answer_cache.AnswerCache(tmp_path / answer_cache.CACHE_DIR, {"kind": "task", "of": kind})
+        answers.add({"k": answer_cache.Response(Row("r", (clip,), labels), "x")})
+        with answers.path.open("ab") as file:
+            file.write('{"key": "half a line ü'.encode()[:-1])  # of an evaluation under way, which goes on writing
+        before = answers.path.read_bytes()
+        part = answer_cache.Part(kind="task", file=answers.path.name, keys=["k"], windows={})
+        evaluation = answer_cache.Evaluation(
+            benchmark=Benchmark(name="b"),
+            version="v2",
+            audio=kind,
+            changes=[],
+            judged=False,
+            run={"study": "s", "arm": "a", "seed": 0},
+            skipped={},
+            parts=[part],
+        )
+        answer_cache.save_evaluation(tmp_path / answer_cache.CACHE_DIR, f"b@{kind}", evaluation)
+        rows, notes = recordings.find(tmp_path, f"b@{kind}", ["r", "gone"])
+        assert notes == [] and set(rows) == {"r"} and str(rows["r"].clips[0].path) == str(clip.path)
+        assert answers.path.read_bytes() == before
+    assert recordings.heard("b@silence") and recordings.heard("b") == ""
+
+
+def test_a_row_that_is_not_found_again_is_said(tmp_path: Path, capsys):
+    run = write_run(tmp_path)
+    (tmp_path / "test.jsonl").unlink()
+    page = write_page(capsys, f"run={run}")
+    check(page)
+    assert "no manifest at" in page and page.count("its row was not found again") == 6
+    (run / "recipe.yaml").unlink()
+    page = write_page(capsys, f"run={run}")
+    assert "names no rows" in page
+
+
+@pytest.mark.parametrize("metric, language", [("wer", "en"), ("wer", "zh"), ("cer", "en"), ("cer", "fr")])
+def test_an_alignment_has_the_edits_that_the_score_counts(metric: str, language: str):
+    draw = random.Random(0)
+    for _ in range(40):
+        said, true = (" ".join(draw.choices(["der", "Käse", "sat", "好", "on"], k=draw.randrange(6))) for _ in range(2))
+        found = edits.align(said, true, language, unit=edits.unit_of(metric, language))
+        errors, length = row_stats(metric, said, true, language)
+        assert sum(edit.kind != "equal" for edit in found) == errors
+        assert sum(bool(edit.reference) for edit in found) == length
+        for edit in found:
+            empty = {"insert": (True, False), "delete": (False, True)}.get(edit.kind, (False, False))
+            assert (edit.reference == "", edit.hypothesis == "") == empty
+            assert (edit.reference == edit.hypothesis) == (edit.kind == "equal")
+
+
+def test_edits_are_marked_by_words_and_by_characters(tmp_path: Path, capsys):
+    page = write_page(capsys, f"run={write_run(tmp_path)}")
+    assert '<span><del>off</del><span class="gap"></span></span>' in page
+    assert '<div class="edits characters" lang="zh"' in page and "<del>們</del>" in page
+
+
+def scored(lines: list[dict], *, arm: str = "a", benchmark: str = "b", **facts: object) -> list[Scored]:
+    return [Scored(arm, 0, benchmark, Prediction(**one | facts)) for one in lines]
+
+
+def test_the_worst_rows_are_those_of_the_lowest_score():
+    english = [one for one in LINES if one["group"] == "asr en"]
+    worst = examples.choose(scored(english), 2)
+    assert worst.ids == ["asr-en-1", "asr-en-3"] and "ranked by WER; 3 of 4 rows" in worst.said
+    sounds = [one for one in LINES if one["group"] == "sec"]
+    worst = examples.choose(scored(sounds), 1)
+    assert (
+        worst.ids == ["sec-en-1"] and "2 rows share the score of the last one shown, of them the first 1" in worst.said
+    )
+    assert examples.choose(scored(sounds[:1]), 3).ids == []
+    answers = examples.choose([*scored(sounds), *scored(sounds, arm="b", stats=[1.0, 1.0])], 3)
+    assert answers.ids == ["sec-en-1", "sec-en-2"] and "mean of the systems" in answers.said
+
+
+def test_measures_of_all_rows_rank_rows_too():
+    nothing = examples.row_scores("wer", [[2.0, 0.0], [0.0, 0.0], [1.0, 4.0]])
+    assert nothing[0] == np.inf and np.isnan(nothing[1]) and nothing[2] == 0.25
+    captions = ["a dog barks loudly", "rain", "a dog barks at night"]
+    stats = [row_stats("cider", said, [true], "en") for said, true in zip(captions, captions[::-1], strict=True)]
+    assert examples.row_scores("cider", stats)[1] == max(examples.row_scores("cider", stats)) > 0
+    assert examples.row_scores("macro_f1", [["a", "a"], ["a", "b"]]).tolist() == [1.0, 0.0]
+    assert np.isnan(examples.row_scores("eer", [[0.3, 1.0]])).all()
+    assert examples.own_metric(["unparsed", "accuracy", "macro_f1"]) == "accuracy"
+    assert examples.own_metric(["eer", "accuracy", "unparsed"]) == "accuracy" and examples.own_metric(["eer"]) == "eer"
+    assert examples.own_metric(["contains", "judged"]) == "judged" and examples.own_metric(["unparsed"]) == "unparsed"
+
+
+def test_a_matrix_counts_every_row_once():
+    sounds = [one for one in LINES if one["group"] == "sec"]
+    found = confusion.matrix([one.prediction for one in scored(sounds)], "a", "accuracy")
+    assert found.columns == ["bell", "dog", "anything else"] and found.counts == [[1, 1, 0], [0, 0, 1]]
+    assert found.share(0, 1) == 0.5 and found.note == ""
+    many = [line(n, "sec", "en", "accuracy", "c0", f"c{n // 2 if n < 50 else 99}") for n in range(51)]
+    found = confusion.matrix([one.prediction for one in scored(many)], "a", "accuracy")
+    assert (
+        len(found.classes) == confusion.MOST and sum(map(sum, found.counts)) == 40 and "6 more, with 11" in found.note
+    )
+
+
+def test_a_study_s_page_has_its_arms_beside_each_other(tmp_path: Path, capsys):
+    write_run(tmp_path)
+    better = [one | {"hypothesis": one["reference"], "stats": [0.0, 4.0]} for one in LINES if one["task"] == "asr"]
+    write_run(tmp_path, "second", better)
+    page = write_page(capsys, "study=demo", f"runs={tmp_path / 'runs'}", "arms=[first,second]")
+    read = check(page)
+    assert "Benchmark embedded: differences to first" in read.texts and "Answers of first; second." in read.texts
+    assert re.search(r"<dt>second: 0\.0\s%</dt>\s*<dd><span[^>]*>a dog ran off", page)
+    assert "sec, accuracy: first was scored, second was not" in page
+
+
+def test_arms_stand_in_their_order_and_only_where_they_have_a_score(tmp_path: Path, capsys):
+    write_run(tmp_path, "zero")
+    write_run(tmp_path, "alone", [one for one in LINES if one["task"] == "asr"])
+    page = write_page(capsys, "study=demo", f"runs={tmp_path / 'runs'}", "arms=[zero,alone]")
+    groups = re.findall(r"<tbody>\s*<tr>\s*<th scope=\"rowgroup\" rowspan=\"(\d)\">(.*?)</th>(.*?)</tbody>", page, re.S)
+    arms = {task: re.findall("<td>(zero|alone)</td>", rest) for _, task, rest in groups}
+    assert arms == {"asr en": ["zero", "alone"], "asr zh": ["zero", "alone"], "sec": ["zero"]}
+    assert [int(span) for span, *_ in groups] == [2, 2, 1]
+    assert "Answers of zero; alone." in page and "<dt>zero; alone: " in page
+
+
+def test_an_interval_is_drawn_on_the_scale_of_its_measure():
+    facts = {"study": "s", "arm": "a", "seed": 0, "benchmark": "b", "task": "t", "split": "test", "n": 3}
+    facts |= {"units": "3 rows", "provenance": "tts", "signature": "s"}
+    scores = [
+        {**facts, "metric": "accuracy", "value": 0.5, "low": 0.25, "high": 0.75},
+        {**facts, "metric": "wer", "value": 1.2, "low": 0.9, "high": 1.5},
+        {**facts, "metric": "bleu", "value": 40.0, "low": 30.0, "high": 50.0},
+        {**facts, "metric": "cider", "value": 1.0, "low": 0.5, "high": 1.5},
+        {**facts, "metric": "eer", "value": float("nan"), "low": float("nan"), "high": float("nan")},
+    ]
+    [table] = tables.of_run([ResultRow(**one) for one in scores])
+    [group] = table.groups
+    drawn = [[cell.interval for cell in row if cell.interval] for row in group.rows]
+    assert drawn[0] == [{"value": 50.0, "low": 25.0, "high": 75.0}]
+    assert drawn[1] == [{"value": 120.0, "low": 90.0, "high": 100.0}]  # drawn as an arrow at the border
+    assert drawn[2] == [{"value": 40.0, "low": 30.0, "high": 50.0}] and drawn[3:] == [[], []]
+    assert {len(row) + len(group.shared) for row in group.rows} == {len(table.head)} and "shows" not in table.head
+
+
+def test_a_reference_is_shown_in_the_form_of_the_answers():
+    events = {"task": "sed", "events": [{"label": "bell", "start": 0.5, "end": 1.0}]}
+    said = {"id": "r", "task": "sed", "language": "en", "group": "sed", "metric": "event_f1", "stats": [0, 0, 1]}
+    said |= {"reference": "<|0.50|>bell<|1.00|>", "provenance": "tts"}
+    row, worst = Row("r", (), events), examples.Worst("event_f1", "", ["r"])
+    for hypothesis, expected in (("bell (0.10-0.20)", "bell (0.50-1.00)"), ("<|0.10|>bell", "<|0.50|>bell<|1.00|>")):
+        lines = scored([said | {"hypothesis": hypothesis}], benchmark="b@silence")
+        [shown] = examples.show(lines, worst, {"r": row}, {("a", 0): "answer"}, recordings.Players(0))
+        assert shown.reference == expected
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ([], "give run=RUN or study=NAME"),
+        (["run=a", "study=b"], "one of the two"),
+        (["run=nowhere"], "nowhere has no scores; evaluate it"),
+        (["run=a", "worst=many"], "worst=many: expected a whole number"),
+    ],
+)
+def test_mistakes_are_said_in_a_sentence(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]):
+    assert cli.main(["report", *arguments]) != 0
+    assert message in capsys.readouterr().err
+
+
+def test_what_html_forbids_is_replaced():
+    assert template.clean("a\x1b[1m\ud800\x85\n\t") == "a\ufffd[1m\ufffd\ufffd\n\t"

@@ -1,0 +1,62 @@
+"""Pairs of random answers to random prompts, as trees and as the two sequences that each of them stands for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from auris.audio import Geometry
+from auris.data.collate import Sample, collate
+from support.packs import Row, audio_mask, clips, expand
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A prompt that ends with text, and two answers to it."""
+
+    prompt: Row
+    chosen: list[int]
+    rejected: list[int]
+
+
+def tree(pairs: Sequence[Pair], geometry: Geometry, references: Sequence[tuple[float, float]] = ()) -> dict:
+    """One pack, each prompt in it once."""
+    samples = [
+        replace(_sample(number, pair, pair.chosen, geometry), rejected=np.array(pair.rejected))
+        for number, pair in enumerate(pairs)
+    ]
+    if references:
+        samples = [replace(sample, reference=pair) for sample, pair in zip(samples, references, strict=True)]
+    return collate(samples, geometry=geometry)
+
+
+def sequences(pairs: Sequence[Pair], geometry: Geometry) -> dict:
+    """The same pairs as a pack of independent rows: every prompt, and every clip, twice."""
+    samples = [
+        _sample(number, pair, answer, geometry)
+        for number, pair in enumerate(pairs)
+        for answer in (pair.chosen, pair.rejected)
+    ]
+    pack = collate(samples, geometry=geometry)
+    return pack | {"rows": list(range(len(pairs))), "tasks": pack["tasks"][::2]}
+
+
+def sequence(pair: Pair, answer: list[int], geometry: Geometry) -> dict:
+    """One prompt with one answer, alone."""
+    return collate([_sample(0, pair, answer, geometry)], geometry=geometry)
+
+
+def _sample(number: int, pair: Pair, answer: list[int], geometry: Geometry) -> Sample:
+    prompt = expand(pair.prompt, geometry)
+    return Sample(
+        row=number,
+        ids=np.array([*prompt, *answer]),
+        supervise=np.arange(len(prompt) + len(answer)) >= len(prompt),
+        audio_mask=np.array([*audio_mask(pair.prompt, geometry), *[False] * len(answer)]),
+        mels=tuple(clip.mel[:, : geometry.stored(clip.frames)] for clip in clips([pair.prompt])),
+        frames=tuple(clip.frames for clip in clips([pair.prompt])),
+        audio_seconds=0.0,
+        curve="preference voice_chat",
+    )

@@ -1,0 +1,138 @@
+"""Whole runs in tests: with callbacks of one's own, killed at a step, in several processes; and what they left."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import socket
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities import rank_zero_only
+
+from auris.files import write_yaml
+from auris.model.weights import checkpoint_dir
+from auris.training import run as train
+from auris.training.preemption import Preemption
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+_SCRIPT = """\
+import sys
+from pathlib import Path
+from auris.files import read_yaml
+from auris.training import run as train
+if __name__ == "__main__":
+    train.train(read_yaml(Path(sys.argv[1])))
+"""
+
+
+class Killed(Exception):
+    pass
+
+
+class KillAt(L.Callback):
+    """Ends a run without a word at the end of a step; with `outright`, its process, where that has this rank."""
+
+    def __init__(self, step: int, *, outright: int | None = None):
+        self.step, self.outright = step, outright
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: object) -> None:
+        if trainer.global_step == self.step and self.outright is None:
+            raise Killed
+        if trainer.global_step == self.step and trainer.global_rank == self.outright:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def fit(made: dict, *extra: L.Callback) -> L.Trainer:
+    """`train.train` with callbacks added."""
+    with Preemption() as preemption:
+        module, data = train.build(made)
+        trainer = train.build_trainer(made, Path(made["run_dir"]), preemption)
+        trainer.callbacks.extend(extra)
+        trainer.fit(module, data)
+    return trainer
+
+
+def load_state(path: str | Path) -> dict[str, torch.Tensor]:
+    """The tensors of a run's last checkpoint, or of a checkpoint, by name (`net.encoder...`, `objective...`)."""
+    return checkpoint_dir.find(path).tensors().read_all()
+
+
+def weights(made: dict) -> dict[str, torch.Tensor]:
+    return load_state(made["run_dir"])
+
+
+def assert_equal(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor], tolerance: float = 0.0) -> None:
+    assert left.keys() == right.keys()
+    for name in left:
+        torch.testing.assert_close(left[name], right[name], atol=tolerance, rtol=0.0, msg=name)
+
+
+def train_in_a_process(made: dict, folder: Path) -> None:
+    """Train a recipe in a process of its own, which may start others (`trainer.devices=2`)."""
+    write_yaml(folder / "recipe.yaml", made)
+    script = folder / "train.py"
+    script.write_text(_SCRIPT)
+    command = [sys.executable, str(script), str(folder / "recipe.yaml")]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def in_processes(work: Callable[[], object], world: int, folder: Path) -> list[int | None]:
+    """Do something in processes that Lightning takes for those of one job; how each of them ended."""
+    processes = start(work, world, folder)
+    for process in processes:
+        process.join(timeout=400)
+    return [process.exitcode for process in processes]
+
+
+def start(work: Callable[[], object], world: int, folder: Path) -> list[BaseProcess]:
+    """Processes are forked, as the imports of a new one take seconds. What they say is in `folder/RANK.log`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    job = {"NODE_RANK": "0", "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    processes = []
+    for rank in range(world):
+        given = (work, rank, job if world > 1 else {}, folder / f"{rank}.log")
+        processes.append(multiprocessing.get_context("fork").Process(target=_be, args=given))
+        processes[-1].start()
+    return processes
+
+
+def _be(work: Callable[[], object], rank: int, job: dict[str, str], log: Path) -> None:
+    if job:
+        os.environ.update(job, LOCAL_RANK=str(rank))
+        rank_zero_only.rank = rank  # Lightning has found it out once, when it was imported
+    sys.stdout = sys.stderr = log.open("w", buffering=1)
+    code: object = 1
+    try:
+        work()
+        code = 0
+    except SystemExit as end:
+        code = end.code
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code if isinstance(code, int) else 1)  # nothing of the process that it was forked from is to be ended
+
+
+def said(folder: Path) -> str:
+    """The last words of processes."""
+    return "\n".join(log.read_text(encoding="utf-8")[-3000:] for log in sorted(folder.glob("*.log")))
+
+
+def environment() -> dict[str, str]:
+    """Of a process that imports what a test does."""
+    paths = os.pathsep.join([str(ROOT / "src"), str(ROOT / "tests")])
+    return {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}

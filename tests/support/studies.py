@@ -1,0 +1,89 @@
+"""Files of studies that were never trained: result rows, predictions with statistics, TensorBoard events."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+from torch.utils.tensorboard import SummaryWriter
+
+from auris.metrics.measures import score
+from auris.metrics.statistics import bootstrap
+
+ARMS = ("qwen_audio", "qwen2_audio")
+
+
+def write_run(root: Path, arm: str, seed: int, groups: dict[str, tuple[str, list]], provenance: str = "tts") -> Path:
+    """One run. groups: {group: (metric, statistics of the rows 0, 1, ...)}."""
+    run = root / arm / f"seed_{seed}"
+    (run / "predictions").mkdir(parents=True)
+    rows, scores = [], []
+    for group, (metric, stats) in groups.items():
+        task, language = (*group.split(), "en")[:2]
+        common = {"task": task, "metric": metric, "provenance": provenance}
+        for i, row in enumerate(stats):
+            row = {
+                "id": f"{group}-{i}",
+                "stats": list(row),
+                "hypothesis": "",
+                "reference": f"r{i}",
+                "audio_seconds": 2.0,
+            }
+            rows.append({**common, **row, "language": language, "group": group})
+        low, high = bootstrap(stats, metric, n_samples=50)
+        found = {
+            "value": score(metric, stats),
+            "low": low,
+            "high": high,
+            "n": len(stats),
+            "units": f"{len(stats)} rows",
+        }
+        result = {**found, "signature": f"{metric}|made up"}
+        where = {"study": root.name, "arm": arm, "seed": seed, "benchmark": "embedded", "split": "test"}
+        scores.append({**where, **common, **result, "task": group})
+    for name, lines in (("predictions/embedded.jsonl", rows), ("results.jsonl", scores)):
+        (run / name).write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return run
+
+
+def write_events(run: Path, scalars: dict[str, list[tuple[int, float]]]) -> None:
+    with SummaryWriter(str(run)) as writer:
+        for tag, points in scalars.items():
+            for step, number in points:
+                writer.add_scalar(tag, number, step)
+
+
+def rates(rng: np.random.Generator, n: int, rate: float, units: int) -> list[list[float]]:
+    return [[float(rng.binomial(units, rate)), float(units)] for _ in range(n)]
+
+
+def bleu_stats(rng: np.random.Generator, n: int, quality: float) -> list[list[float]]:
+    stats = []
+    for _ in range(n):
+        length = int(rng.integers(4, 9))
+        totals = [length - i for i in range(4)]
+        stats.append(
+            [float(rng.binomial(t, quality ** (i + 1))) for i, t in enumerate(totals)] + totals + [length, length]
+        )
+    return stats
+
+
+def write_study(root: Path) -> Path:
+    """Write a study whose second arm is better in English ASR and sounds, and the same elsewhere."""
+    for seed in (0, 1):
+        for arm in ARMS:
+            second = arm == ARMS[1]
+            rng, shift = np.random.default_rng([seed, second]), seed * 0.05 + second * 0.3
+            groups = {
+                "asr en": ("wer", rates(rng, 80, 0.06 if second else 0.14, 7)),
+                "asr zh": ("cer", rates(rng, 80, 0.15, 9)),
+                "s2tt de-en": ("bleu", bleu_stats(rng, 60, 0.7)),
+                "sec": ("accuracy", rates(rng, 60, 0.95 if second else 0.75, 1)),
+                "lid": ("accuracy", rates(rng, 60, 0.97, 1)),
+            }
+            run = write_run(root, arm, seed, groups)
+            loss = [(s, 4 * np.exp(-s / 60) + shift + rng.normal(0, 0.1)) for s in range(0, 300, 2)]
+            wer = [(s, float(np.exp(-s / 90) + 0.05 * shift)) for s in range(0, 300, 50)]
+            write_events(run, {"train/loss": loss, "val/loss": loss[::25], "val/asr en/wer": wer, "lr": [(0, 1e-3)]})
+    return root

@@ -1,0 +1,164 @@
+"""Next-token cross-entropy: a case by hand, chunks, and sums that packing does not change."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from auris.audio import Geometry
+from auris.data.collate import collate
+from auris.model import llm, pooling, projector
+from auris.model.audio_lm import AudioLM
+from auris.model.encoder import Encoder
+from auris.model.generation import Generation
+from auris.model.pack import IGNORE
+from auris.text.tasks import CURVES
+from auris.training.objectives import logps
+from auris.training.objectives.next_token import NextToken
+from support.packs import VOCAB, Clip, Row, pack, text
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+QWEN2 = {
+    "model_type": "qwen2",
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "initializer_range": 0.3,
+}
+
+
+class Given(nn.Module):
+    """A net whose hidden states are given, and are the logits."""
+
+    def __init__(self, logits: list[list[float]]):
+        super().__init__()
+        self.logits = nn.Parameter(torch.tensor(logits))
+        self.scored: list[int] = []
+
+    def hidden(self, pack: dict, where: Tensor) -> Tensor:
+        return self.logits[where]
+
+    def head(self, hidden: Tensor) -> Tensor:
+        self.scored.append(len(hidden))
+        return hidden
+
+
+@pytest.fixture(scope="module")
+def net() -> AudioLM:
+    torch.manual_seed(0)
+    return AudioLM(
+        encoder=Encoder(n_mels=16, width=16, n_layers=1, n_heads=2, ffn=24),
+        pooling=partial(pooling.Mean, k=2),
+        projector=projector.Linear,
+        llm=partial(llm.build_llm, QWEN2),
+        vocab_size=VOCAB,
+    )
+
+
+def rows() -> list[Row]:
+    return [[text(2), Clip(37), text(4)], [text(9)], [Clip(60), text(2), Clip(8), text(5)]]
+
+
+def run(net: nn.Module, batch: dict) -> tuple[Tensor, int, int, list[Tensor]]:
+    """Loss, correct tokens, count, and gradients of a pack."""
+    objective = NextToken()
+    net.zero_grad()
+    loss, sums = objective(net, batch)
+    loss.backward()
+    gradients = [p.grad.clone() if p.grad is not None else torch.zeros_like(p) for p in net.parameters()]
+    return loss.detach(), int(sums["accuracy"]), int(objective.count(batch)), gradients
+
+
+def test_the_loss_of_three_numbers_is_what_it_is_by_hand():
+    net = Given([[0.0, 0.0, math.log(2.0)], [9.0, 9.0, 9.0], [math.log(6.0), math.log(3.0), 0.0]])
+    batch = {"labels": torch.tensor([2, IGNORE, 1])}
+    loss, correct, count, (gradient,) = run(net, batch)
+    # softmax: (1/4, 1/4, 1/2) and (6/10, 3/10, 1/10)
+    assert loss.item() == pytest.approx(-math.log(1 / 2) - math.log(3 / 10))
+    assert (correct, count) == (1, 2)
+    expected = torch.tensor([[0.25, 0.25, -0.5], [0, 0, 0], [0.6, -0.7, 0.1]])
+    torch.testing.assert_close(gradient, expected)
+
+
+def test_the_loss_of_each_task_is_that_of_its_rows():
+    """Rows of one, two and one supervised tokens; the tasks of the first and the last are the same."""
+    asr, aac = (CURVES.index(code) for code in ("asr", "aac"))
+    chances = [1 / 2, 1 / 4, 1 / 8, 1 / 16]
+    net = Given([[math.log(p), math.log(1 - p)] for p in (chances[0], 0.5, *chances[1:3], 0.5, chances[3])])
+    batch = {
+        "labels": torch.tensor([0, IGNORE, 0, 0, IGNORE, 0]),
+        "cu_seqlens": torch.tensor([0, 2, 5, 6], dtype=torch.int32),
+        "tasks": torch.tensor([asr, aac, asr]),
+    }
+    loss, sums = NextToken()(net, batch)
+    losses, tokens = sums["tasks"]
+    assert not sums["tasks"].requires_grad
+    expected = torch.tensor([1.0 + 4.0, 2.0 + 3.0])
+    torch.testing.assert_close(losses[[asr, aac]] / math.log(2), expected, check_dtype=False)
+    assert tokens[[asr, aac]].tolist() == [2, 2] and tokens.sum() == 4
+    torch.testing.assert_close(losses.sum(), loss.detach())
+
+
+def test_logits_are_computed_only_where_a_label_stands():
+    net = Given([[0.0, 1.0]] * 7)
+    NextToken()(net, {"labels": torch.tensor([IGNORE, 1, IGNORE, 0, IGNORE, IGNORE, 1])})
+    assert net.scored == [3]
+
+
+def test_chunks_change_neither_the_loss_nor_the_gradients(net, monkeypatch):
+    batch = pack(rows(), net.geometry)
+    whole = run(net, batch)
+    monkeypatch.setattr(logps, "CHUNK", 4)
+    chunked = run(net, batch)
+    assert whole[2] > 3 * 4  # several chunks, the last one shorter
+    assert whole[2] % 4
+    torch.testing.assert_close(chunked[0], whole[0])
+    assert chunked[1:3] == whole[1:3]
+    torch.testing.assert_close(chunked[3], whole[3])
+
+
+def test_a_chunk_at_a_time_is_all_that_is_scored(monkeypatch):
+    monkeypatch.setattr(logps, "CHUNK", 3)
+    net = Given([[0.0, 1.0]] * 8)
+    NextToken()(net, {"labels": torch.ones(8, dtype=torch.long)})
+    assert net.scored == [3, 3, 2]
+
+
+def test_a_packs_sums_are_those_of_its_rows_alone(net):
+    together = run(net, pack(rows(), net.geometry))
+    alone = [run(net, pack([row], net.geometry)) for row in rows()]
+    torch.testing.assert_close(together[0], sum(one[0] for one in alone))
+    assert together[1] == sum(one[1] for one in alone)
+    assert together[2] == sum(one[2] for one in alone)
+    added = [sum(parts) for parts in zip(*(one[3] for one in alone), strict=True)]
+    torch.testing.assert_close(together[3], added)
+
+
+def test_an_empty_pack_contributes_nothing_but_reaches_every_part(net):
+    """Ranks of a sharded model must all run the same backward."""
+    empty = collate([], geometry=Geometry(n_mels=16, pool=2))
+    loss, correct, count, gradients = run(net, empty)
+    assert (loss.item(), correct, count) == (0.0, 0, 0)
+    assert NextToken()(net, empty)[1]["tasks"].tolist() == [[0] * len(CURVES)] * 2  # ranks add sums of one shape
+    assert all(not gradient.any() for gradient in gradients)
+    assert net.projector.weight.grad is not None and net.encoder.conv1.weight.grad is not None
+
+
+def test_a_text_pack_without_mel_is_scored(net):
+    batch = pack([[text(9)]], net.geometry)
+    with_dummy = NextToken()(net, batch)[0]
+    without = NextToken()(net, {key: value for key, value in batch.items() if key not in ("mel", "frames")})[0]
+    torch.testing.assert_close(with_dummy, without)
+
+
+def test_answers_are_those_of_the_net(net):
+    batch = pack([[Clip(37), text(4)]], net.geometry)
+    answers = NextToken().answer(net, batch, Generation(max_new_tokens=5, stop=frozenset({0})))
+    assert answers == net.generate(batch, Generation(max_new_tokens=5, stop=frozenset({0})))

@@ -1,0 +1,254 @@
+"""The doctor's sizes are the published ones, and it names what a directory is, what fits and what is missing."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from rich.console import Console
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from auris import cli, config
+from auris.data.batches import pack
+from auris.data.manifests import read_manifests
+from auris.inference.inspect import examine
+from auris.model import adapters
+from auris.model.pack import IGNORE
+from auris.model.weights.identify import PARTS
+from auris.training import cost, dry_run
+from auris.training.cost import (
+    GIB,
+    STAGES,
+    Load,
+    Stage,
+    count_parameters,
+    memory,
+    parameters_by_piece,
+    trained_parameters,
+    training_flops,
+)
+from support import published
+from support.manifests import samples_of, speech_rows, tokenizer, write_manifest
+
+
+@pytest.fixture(scope="module")
+def released() -> nn.Module:
+    made = config.resolve(config.compose(["scale=full", "model=qwen2_audio"]))
+    return config.build_net(made, SimpleNamespace(size=1))
+
+
+def read(path: Path, **options: object) -> tuple[list[str], str]:
+    """What is wrong with a path, and all that is printed about it."""
+    console = Console(file=io.StringIO(), width=200)
+    return examine(str(path), console=console, **options), console.file.getvalue()
+
+
+def test_parameters_are_those_of_the_released_system(released: nn.Module):
+    """Fact sheet, section 1.7."""
+    assert parameters_by_piece({part: getattr(released, part) for part in PARTS}) == {
+        "encoder: convolutions": 492_800 + 4_916_480,
+        "encoder: blocks": 629_637_120,
+        "encoder: final norm": 2_560,
+        "pooling": 0,
+        "projector": 5_246_976,
+        "boundary": 0,
+        "llm: embedding": 639_107_072,
+        "llm: head": 639_107_072,
+        "llm: layers and norm": 6_476_660_736 + 4_096,
+    }
+
+
+@pytest.mark.parametrize(
+    "stage, expected",
+    [
+        ("everything trained", (125.1, 15.6, 1.96)),
+        ("fine-tuning (encoder frozen)", (116.8, 14.6, 1.83)),
+        ("pre-training (LLM frozen)", (24.0, 3.0, 0.38)),
+    ],
+)
+def test_states_are_those_of_the_performance_notes(released: nn.Module, stage: str, expected: tuple):
+    need = memory(released, find(stage), Load.of_budget(8192, 2))
+    for gpus, gib in zip(dry_run.GPUS, expected, strict=True):
+        assert need.states / gpus / GIB == pytest.approx(gib, abs=0.06 if gib > 2 else 0.006)
+
+
+def test_a_pack_needs_what_the_performance_notes_say(released: nn.Module):
+    """8k tokens of the LLM 37.5 GiB, recomputed 2 GiB; a second of audio 0.061 GiB; blocks and tables gathered."""
+    tuned, everything = find("fine-tuning (encoder frozen)"), find("everything trained")
+    text = memory(released, tuned, Load(tokens=8192, frames=0, scored=0))
+    assert text.activations / GIB == pytest.approx(37.5, abs=0.05)
+    one_layer = text.activations / 32
+    assert (text.recomputed - one_layer) / GIB == pytest.approx(2.0, abs=0.01)
+    assert text.gathered / GIB == pytest.approx(2 * 0.377 + 2 * 1.19, abs=0.01)
+    heard = memory(released, everything, Load(tokens=8192, frames=50, scored=0))
+    assert (heard.activations - text.activations) / GIB == pytest.approx(0.061, abs=0.001)
+    assert memory(released, tuned, Load(tokens=8192, frames=50, scored=0)) == text  # a frozen encoder keeps nothing
+    scored = [memory(released, tuned, Load(tokens=8192, frames=0, scored=n)).logits for n in (0, 1024, 4096, 8192)]
+    assert scored[0] == 0 and scored[1] / GIB == pytest.approx(2 * 0.595, abs=0.01)
+    assert scored[2] == scored[3] == 4 * scored[1]  # chunks
+
+
+def test_adapters_are_counted_as_what_learns_and_the_model_under_them_as_frozen():
+    """LoRA of rank r on a layer of n x m: r (n + m) parameters. A new token: a row of the embedding and of the head."""
+    made = config.resolve(config.compose(["scale=full", "model=qwen2_audio"]))
+    net = config.build_net(made, SimpleNamespace(size=1))
+    whole = count_parameters(net)
+    load = Load.of_budget(8192, 2)
+    frozen = memory(net, Stage(name="", trainable=("projector",)), load)
+    names = ("projector", "llm.lora", "llm.new_tokens")
+    lora = {"rank": 8, "alpha": 16, "targets": ["q_proj", "v_proj"]}
+    adapters.attach(net, names, token_ids=[5, 6, 7], lora=lora)
+    stage = Stage(name="", trainable=names)
+    added = {"llm: LoRA": 32 * 2 * 8 * (4096 + 4096), "llm: rows of new tokens": 3 * 2 * 4096}
+    assert parameters_by_piece({"llm": net.llm}).items() >= added.items()
+    assert parameters_by_piece({"llm": net.llm})["llm: layers and norm"] == 6_476_660_736 + 4_096
+    learning = count_parameters(net.projector) + sum(added.values())
+    assert trained_parameters(net, stage) == learning and count_parameters(net) == whole + sum(added.values())
+    need = memory(net, stage, load)
+    assert need.states - frozen.states == 16 * sum(added.values())
+    assert need.activations == frozen.activations
+    tables = Stage(name="", trainable=("llm.model.embed_tokens",))
+    assert trained_parameters(net, tables) == 639_107_072
+
+
+def test_an_encoder_trained_alone_needs_no_memory_for_a_language_model_that_is_not_run(released: nn.Module):
+    alone = Stage(name="", trainable=("encoder",), runs_llm=False)
+    need = memory(released, alone, Load(tokens=8192, frames=0, scored=0))
+    assert need.activations == 0 and need.gathered == 0
+
+
+def test_arithmetic_is_that_of_the_performance_notes(released: nn.Module):
+    """GFLOP of a forward: 12.95 per token of the LLM, 1.278 per scored position, 1.271 per encoder frame of 20 ms and
+    0.0105 per audio token, of two frames, in the projector.
+
+    0.338 of a token's are queries, output and MLP of the last layer, which a token that is not scored does not need.
+    """
+    last = 2 * (2 * 4096 * 4096 + 3 * 4096 * 11008) / 1e9
+    text, heard, scored = (Load(**{"tokens": 0, "frames": 0, "scored": 0} | one) for one in LOADS)
+    everything, tuned = find("everything trained"), find("fine-tuning (encoder frozen)")
+    before = find("pre-training (LLM frozen)")
+    for stage, passes, hearing, projecting in ((everything, 3, 3, 3), (tuned, 3, 1, 2), (before, 2, 3, 3)):
+        assert training_flops(released, stage, text) / 1e9 == pytest.approx(passes * (12.95 - last), rel=1e-3)
+        assert training_flops(released, stage, scored) / 1e9 == pytest.approx(passes * (1.278 + last), rel=1e-3)
+        expected = hearing * 1.271 + projecting * 0.0105 / 2
+        assert training_flops(released, stage, heard) / 1e9 == pytest.approx(expected, rel=1e-3)
+
+
+LOADS = ({"tokens": 1}, {"frames": 1}, {"scored": 1})
+
+
+def test_a_live_reference_costs_a_frozen_copy(released: nn.Module):
+    load = Load.of_budget(8192, 2)
+    alone, beside = (memory(released, find(f"DPO, reference {where}"), load) for where in ("precomputed", "in memory"))
+    assert (beside.states - alone.states) / GIB == pytest.approx(15.6, abs=0.1)
+
+
+def find(name: str) -> Stage:
+    return next(stage for stage in STAGES if stage.name == name)
+
+
+def test_a_good_directory_is_described(tmp_path: Path):
+    published.qwen2_audio(tmp_path / "there")
+    wrong, text = read(tmp_path / "there", token_budget=1234)
+    assert wrong == []
+    for part in (
+        "Qwen2-Audio in transformers' layout",
+        "66 tensors",
+        "export format=qwen2_audio: fits",
+        "export format=qwen_audio: boundary is Tokens",
+        f"{tokenizer().size:,} tokens for {tokenizer().size + 12:,} rows",
+        f"stop=frozenset({{{tokenizer().end}}})",
+        "1,234 tokens",
+        "64 GPUs",
+    ):
+        assert part in text, part
+
+
+@pytest.mark.parametrize("make", [published.qwen_audio, published.run])
+def test_other_models_are_described_too(tmp_path: Path, make):
+    make(tmp_path / "there")
+    wrong, text = read(tmp_path / "there")
+    assert wrong == [] and "generation_config.json: none there" in text
+
+
+def test_parts_say_where_they_fit(tmp_path: Path):
+    published.whisper(tmp_path / "whisper")
+    wrong, text = read(tmp_path / "whisper")
+    assert wrong == [] and f"weights.encoder={tmp_path}/whisper" in text and "encoder: blocks" in text
+    published.qwen(tmp_path / "qwen")
+    wrong, text = read(tmp_path / "qwen")
+    assert wrong == [] and "weights.llm=" in text and "it grows" in text
+    published.language_model(tmp_path / "llm")
+    wrong, text = read(tmp_path / "llm")
+    assert wrong == [] and f"weights.llm={tmp_path}/llm" in text and "tokenizer: none there" in text
+
+
+def test_tensors_that_do_not_fit_are_named(tmp_path: Path):
+    published.qwen2_audio(tmp_path / "there")
+    file = tmp_path / "there/model.safetensors"
+    state = load_file(file)
+    del state["multi_modal_projector.linear.bias"]
+    state["audio_tower.extra"] = state["audio_tower.conv1.bias"].clone()
+    state["language_model.model.norm.weight"] = state["language_model.model.norm.weight"][:-1].clone()
+    save_file(state, file)
+    wrong, text = read(tmp_path / "there")
+    assert wrong == [
+        "multi_modal_projector.linear.bias is missing",
+        "audio_tower.extra is unexpected",
+        "language_model.model.norm.weight has shape (47,), expected (48,)",
+    ]
+    assert all(fault in text for fault in wrong)
+
+
+def test_what_stands_beside_the_weights_is_looked_at(tmp_path: Path):
+    published.qwen2_audio(tmp_path / "there")
+    published.write_json(tmp_path / "there/generation_config.json", {"eos_token_id": 1, "num_beams": 4})
+    (tmp_path / "there/tokenizer.json").rename(tmp_path / "tokenizer.json")
+    wrong, text = read(tmp_path / "there")
+    assert len(wrong) == 1 and "has no tokenizer" in wrong[0] and "llm: embedding" in text
+    (tmp_path / "tokenizer.json").rename(tmp_path / "there/tokenizer.json")
+    wrong, text = read(tmp_path / "there")
+    assert len(wrong) == 1 and "num_beams=4" in wrong[0]
+
+
+def test_a_first_batch_is_shown(tmp_path: Path):
+    rows = [
+        *speech_rows(tmp_path, [1.0, 2.0]),
+        {"id": "bad", "audio": "no.wav", "task": "asr", "language": "en", "text": "a"},
+    ]
+    [manifest] = read_manifests([write_manifest(tmp_path / "rows.jsonl", rows)])
+    view = samples_of()
+    batch = pack(manifest.rows, [(0, None), (1, None), (2, None)], view)
+    assert dry_run.first_row_text(batch, view.tokenizer) == (
+        "<|audio_bos|>[25 audio tokens]<|audio_eos|>Detect the language and recognize the speech: "
+        "{<|en|>the cat sat<|endoftext|>}"
+    )
+    made = config.resolve(config.compose([*published.TINY, "model.encoder.n_mels=16"]))
+    net = config.build_net(made, view.tokenizer)
+    console = Console(file=io.StringIO(), width=200)
+    stages = [Stage(name="this run", trainable=("projector",))]
+    dry_run.print_sizes(console, net, stages, Load.of_pack(batch))
+    dry_run.print_batch(console, [batch], view.tokenizer)
+    text = console.file.getvalue()
+    n_tokens, n_scored = len(batch["ids"]), int((batch["labels"] != IGNORE).sum())
+    assert f"1 packs, 2 rows, {n_tokens:,} tokens, {n_scored} of them scored, 75 of audio (3.0 s)" in text
+    assert "left out bad: " in text and "this run" in text and "pre-training" not in text
+    load = Load.of_pack(batch)
+    assert (load.tokens, load.frames, load.scored) == (n_tokens, 150, n_scored)
+    assert np.isclose(memory(net, stages[0], load).states, cost.FROZEN * count_parameters(net), rtol=0.1)
+
+
+def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture):
+    published.run(tmp_path / "seed_0")
+
+    def call(path: Path) -> int:
+        return cli.main(["doctor", f"checkpoint={path}"])
+
+    assert call(tmp_path / "seed_0") == 0
+    assert "a training run of auris" in capsys.readouterr().out
+    assert call(tmp_path / "missing") == 1
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path}/missing does not exist")

@@ -1,0 +1,140 @@
+"""What a run says when it starts: the facts, and how long it takes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from importlib.metadata import version
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from auris import config
+from auris.model.weights import checkpoint_dir
+from auris.training import cost, provenance
+from auris.training import run as train
+from auris.training.provenance import WINDOW, Announcement
+from auris.training.strategy import Processes
+from support import nets
+from support.recipes import smallest_run
+from support.runs import ROOT
+
+
+@pytest.fixture
+def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    texts: list[str] = []
+    monkeypatch.setattr(provenance, "rank_zero_info", texts.append)
+    return texts
+
+
+@pytest.fixture
+def tiny(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Compose a recipe small enough for a test."""
+    monkeypatch.chdir(ROOT)
+    size = [*smallest_run(corpus, tmp_path), "experiment=qwen2_audio_pretrain"]
+    size += [f"data.valid=[{{path: '{corpus}/valid.jsonl', limit: 3}}]"]
+    return lambda *overrides: config.resolve(config.compose([*size, *overrides]))
+
+
+def test_a_run_says_what_it_runs_on_and_what_it_will_take(corpus: Path, tmp_path: Path, tiny, said):
+    steps = WINDOW + 4
+    train.train(tiny(f"max_steps={steps}", "trainer.val_check_interval=1.0"))
+    facts = json.loads((tmp_path / "runs/scratch/qwen2_audio_pretrain/seed_0/environment.json").read_text())
+    rows = [json.loads(line) for line in (corpus / "train.jsonl").read_text().splitlines()]
+    assert facts["audio_tokens_per_second"] == 25
+    digest = hashlib.sha256((corpus / "train.jsonl").read_bytes()).hexdigest()
+    assert facts["data"][str(corpus / "train.jsonl")] == digest
+    assert facts["torch"] == version("torch") and facts["ranks"] == 1 and facts["steps"] == steps
+    assert facts["rows"] == pytest.approx(6 * steps, rel=0.02)
+    assert facts["hours"] == pytest.approx(
+        6 * steps / len(rows) * sum(row["duration"] for row in rows) / 3600, rel=0.02
+    )
+    assert facts["epochs"] == pytest.approx(6 * steps / len(rows), rel=0.02)
+    assert set(facts["tasks"]) == {row["task"] for row in rows}
+    for what in ("rows", "hours", "tokens"):
+        assert sum(share[what] for share in facts["tasks"].values()) == pytest.approx(facts[what])
+    assert 0 < facts["trained"] < facts["parameters"] and facts["least_seconds"] > 0
+    start, later = said
+    largest = max(facts["tasks"], key=lambda task: facts["tasks"][task]["tokens"])
+    share = 100 * facts["tasks"][largest]["tokens"] / facts["tokens"]
+    assert f"of these: {largest} {facts['tasks'][largest]['hours']:.1f} h, {share:.1f} %; " in start
+    for part in (f"steps 0 to {steps}", "1 ranks on 1 machines", "TFLOP/s", f"torch {version('torch')}", "GiB"):
+        assert part in start, part
+    assert "tokens/s: the other 4 steps take" in later
+
+
+@pytest.mark.parametrize(
+    "trainer, expected",
+    [
+        ({"devices": 1}, 1),
+        ({"devices": 8, "num_nodes": 4}, 32),
+        ({"devices": "8"}, 8),
+        ({"devices": [0, 2, 3]}, 3),
+        ({"devices": "auto", "accelerator": "cpu"}, 1),
+        ({"devices": 8, "num_nodes": 4, "strategy": {"tensor_parallel": 2}}, 16),
+        ({"devices": 8, "num_nodes": 4, "strategy": {"replicas": 4}}, 32),
+    ],
+)
+def test_ranks_are_counted_from_the_trainers_settings(trainer, expected):
+    settings = {"num_nodes": 1, "strategy": "auto", "accelerator": "auto"} | trainer
+    assert Processes.planned(settings).ranks == expected
+
+
+@pytest.mark.parametrize(
+    "overrides, said",
+    [
+        (["trainer.devices=3"], "tensor_parallel=2 does not divide the 3 processes"),
+        (["model.llm.config.num_attention_heads=3", "model.llm.config.hidden_size=48"], "num_attention_heads=3"),
+        (["model.llm.config.num_key_value_heads=1"], "num_key_value_heads=1"),
+        (["model.llm.config.intermediate_size=33"], "intermediate_size=33"),
+        (["trainable=[projector,llm.new_tokens]"], "does not divide adapters"),
+    ],
+)
+def test_a_dry_run_names_what_cannot_be_divided_by_tensor_parallelism(tiny, overrides, said):
+    with pytest.raises(ValueError, match=said):
+        train.train(tiny("strategy=fsdp_tp", "trainer.devices=2", *overrides, "dry_run=true"))
+
+
+def test_a_dry_run_names_what_cannot_be_divided_into_replicas(tiny):
+    with pytest.raises(ValueError, match="trainer.strategy.replicas=2 does not divide the 3 processes"):
+        train.train(tiny("strategy=hsdp", "trainer.devices=3", "dry_run=true"))
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_the_memory_of_states_is_what_is_allocated(tiny, precision):
+    """Frozen weights are stored in float32 where nothing is sharded, whatever is computed in. The encoder's position
+    table, a buffer, is left out."""
+    made = tiny("max_steps=2", f"trainer.precision={precision}", f"arm={precision}", "trainer.val_check_interval=1.0")
+    train.train(made)
+    facts = json.loads((Path(made["run_dir"]) / "environment.json").read_text())
+    snapshot = checkpoint_dir.find(made["run_dir"], kinds=checkpoint_dir.KINDS)
+    tables = [snapshot.tensors(kind).read_all() for kind in checkpoint_dir.KINDS]
+    sizes = {name: one.nbytes for table in tables for name, one in table.items() if not name.startswith("step.")}
+    del sizes["net.encoder.positions"]
+    gradients = sum(size for name, size in sizes.items() if name.startswith("exp_avg."))
+    assert facts["states_bytes"] == sum(sizes.values()) + gradients
+
+
+def test_ddp_sums_gradients_in_memory_of_its_own():
+    net, stage = nets.build_meta(), cost.Stage(name="", trainable=("projector",))
+    load = cost.Load(tokens=1, frames=1, scored=1)
+    alone, bucketed = (cost.memory(net, stage, load, buckets=buckets).states for buckets in (False, True))
+    assert bucketed - alone == 4 * cost.trained_parameters(net, stage)
+
+
+def test_the_time_left_follows_from_the_speed_of_the_first_steps(said, tmp_path):
+    callback, module = Announcement(tmp_path), SimpleNamespace(max_steps=1000, device=torch.device("cpu"))
+    callback.environment = SimpleNamespace(step=100, tokens=2_000_000.0)
+    for step in (100 + WINDOW - 1, 100 + WINDOW, 100 + WINDOW + 1):
+        speed = {"tokens/s": torch.tensor(500.0)}
+        trainer = SimpleNamespace(is_global_zero=True, global_step=step, callback_metrics=speed)
+        callback.on_train_batch_end(trainer, module)
+    assert said == ["500 tokens/s: the other 880 steps take 59 min"]
+
+
+def test_the_speed_of_a_matrix_product_is_that_of_this_machine_and_draws_nothing():
+    state = torch.get_rng_state()
+    assert 1e8 < provenance.matmul_speed(torch.device("cpu")) < 1e14
+    assert torch.equal(torch.get_rng_state(), state)

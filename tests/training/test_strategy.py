@@ -1,0 +1,245 @@
+"""Sharded runs are the run of one process: the same losses, weights and answers, under every condition of training."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+
+from auris import config
+from auris.training import run as train
+from auris.training.strategy import Sharded
+from support import published
+from support.manifests import write_manifest
+from support.recipes import SMALLEST_MODEL
+from support.records import Record, record, record_in_processes
+from support.runs import ROOT
+
+STEPS = 5
+CLIP = 0.01  # far below the norms of these runs
+
+# What each run is about. All but `text_only` have several packs in a step of each process.
+CASES = {
+    "llm_frozen": ["experiment=qwen2_audio_pretrain", "optim.layer_decay=0.9"],
+    "encoder_frozen": ["experiment=qwen2_audio_pretrain", "trainable=[pooling,projector,boundary,llm]"],
+    "v1": ["experiment=qwen_audio_pretrain", "model.llm.config.tie_word_embeddings=true", "trainable=[boundary,llm]"],
+    "ctc": ["experiment=encoder_ctc"],
+    "text_only": ["experiment=qwen2_audio_sft", "data.rows_per_step=2"],
+    "adapters": ["experiment=qwen2_audio_sft", "trainable=[projector,llm.lora,llm.new_tokens]", "lora.rank=2"],
+    "dpo": ["experiment=qwen2_audio_dpo", "data.rows_per_step=5"],
+    "dpo_live": ["experiment=qwen2_audio_dpo", "data.rows_per_step=5", "objective.reference=live"],
+    "published": ["experiment=qwen2_audio_pretrain"],
+}
+TWO = {  # of processes
+    **{
+        f"fsdp {case}": ["strategy=fsdp", *overrides]
+        for case, overrides in CASES.items()
+        if case not in ("v1", "dpo_live")
+    },
+    "fsdp_tp encoder_frozen": ["strategy=fsdp_tp", *CASES["encoder_frozen"]],
+    "fsdp_tp dpo": ["strategy=fsdp_tp", *CASES["dpo"]],
+    "ddp llm_frozen": ["strategy=ddp", *CASES["llm_frozen"]],
+}
+HALF = {"fsdp half": ["strategy=fsdp", "trainer.precision=bf16-mixed", *CASES["llm_frozen"]]}
+MORE = {  # by their number
+    1: {"fsdp encoder_frozen": TWO["fsdp encoder_frozen"], "fsdp adapters": TWO["fsdp adapters"]},
+    2: {"fsdp dpo_live": ["strategy=fsdp", *CASES["dpo_live"]]},
+    3: {"fsdp encoder_frozen": TWO["fsdp encoder_frozen"], "fsdp v1": ["strategy=fsdp", *CASES["v1"]]},
+    4: {
+        "fsdp_tp encoder_frozen": TWO["fsdp_tp encoder_frozen"],
+        "fsdp_tp dpo": TWO["fsdp_tp dpo"],
+        "hsdp llm_frozen": ["strategy=hsdp", *CASES["llm_frozen"]],
+        "hsdp adapters": ["strategy=hsdp", *CASES["adapters"]],
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def folder(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Dialogues, of which every second is text alone; preferences; a published encoder and language model."""
+    folder = tmp_path_factory.mktemp("strategies")
+    rows = [json.loads(line) for line in (corpus / "train.jsonl").read_text(encoding="utf-8").splitlines()]
+    spoken = [row for row in rows if row["task"] == "asr"]
+    clips = [{"type": "audio", "audio": str(corpus / row["audio"])} for row in spoken]
+    asked = ["say a word" if number % 2 else [clip] for number, clip in enumerate(clips)]
+    said = [[{"role": "user", "content": user}] for user in asked]
+    dialogues = [
+        {"id": row["id"], "messages": [*messages, {"role": "assistant", "content": row["text"]}]}
+        for row, messages in zip(spoken, said, strict=True)
+    ]
+    wrong = [row["text"] for row in spoken[1:] + spoken[:1]]
+    pairs = [
+        {"id": row["id"], "messages": [{"role": "user", "content": [clip]}], "chosen": row["text"], "rejected": other}
+        for row, clip, other in zip(spoken, clips, wrong, strict=True)
+        if row["text"] != other
+    ]
+    write_manifest(folder / "dialogues.jsonl", dialogues)
+    write_manifest(folder / "pairs.jsonl", pairs)
+    published.whisper(folder / "whisper")
+    published.language_model(folder / "llm")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def recipes(corpus: Path, folder: Path):
+    """Compose runs small enough for a test: `recipes({name: overrides}, processes)`."""
+    size = [
+        "scale=tiny",
+        f"runs_dir={folder}/runs",
+        f"data.root={corpus}",
+        f"data.cache_dir={folder}/cache",
+        "data.rows_per_step=9",  # an odd number
+        "data.token_budget=180",
+        *SMALLEST_MODEL,
+        f"max_steps={STEPS}",
+        f"optim.clip={CLIP}",
+        "optim.lr=0.01",
+        "optim.warmup_steps=1",
+        "trainer.accelerator=cpu",
+        "trainer.val_check_interval=0.6",  # and training goes on after it
+        "max_new_tokens=3",
+        "trainer.enable_progress_bar=false",
+    ]
+    encoder = published.ENCODER
+    theirs = [
+        f"weights.encoder={folder}/whisper",
+        f"weights.llm={folder}/llm",
+        f"model.llm.config.path={folder}/llm",
+        f"model.encoder.n_mels={encoder['num_mel_bins']}",
+        f"model.encoder.width={encoder['d_model']}",
+        f"model.encoder.n_layers={encoder['encoder_layers']}",
+        f"model.encoder.n_heads={encoder['encoder_attention_heads']}",
+        f"model.encoder.ffn={encoder['encoder_ffn_dim']}",
+    ]
+
+    def compose(name: str, overrides: list[str], processes: int) -> dict:
+        kind = name.split()[-1]
+        given = []
+        if "_sft" in " ".join(overrides) or "_dpo" in " ".join(overrides):
+            file = "pairs" if "dpo" in kind else "dialogues"
+            given = [f"data.{split}=[{{path: '{folder}/{file}.jsonl', limit: 11}}]" for split in ("train", "valid")]
+        else:
+            given = [f"data.valid=[{{path: '{corpus}/valid.jsonl', tasks: [asr, ks], limit: 3}}]"]
+        given += theirs if kind == "published" else []
+        return config.resolve(config.compose([*size, *given, *overrides, f"trainer.devices={processes}"]))
+
+    def compose_all(runs: Mapping[str, list[str]], processes: int) -> dict[str, dict]:
+        return {name.replace(" ", "-"): compose(name, overrides, processes) for name, overrides in runs.items()}
+
+    return compose_all
+
+
+@pytest.fixture(scope="module")
+def one(recipes) -> Callable[[str], Record]:
+    """The run of one process."""
+
+    @cache
+    def run(case: str) -> Record:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(ROOT)
+            [made] = recipes({case: CASES[case]}, 1).values()
+            return record(made)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def two(recipes, folder: Path) -> dict[str, list[Record]]:
+    return record_in_processes(recipes({**TWO, **HALF}, 2), folder / "two", 2)
+
+
+def assert_same(run: Record, expected: Record) -> None:
+    assert len(run.losses) == len(expected.losses) == STEPS
+    assert run.losses == pytest.approx(expected.losses, abs=1e-5)
+    assert run.norms == pytest.approx(expected.norms, rel=1e-4)
+    assert run.weights.keys() == expected.weights.keys()
+    for name, tensor in expected.weights.items():
+        assert run.weights[name].dtype == tensor.dtype, name
+        assert (run.weights[name] - tensor).abs().max() <= 1e-5, name
+    logged = expected.metrics.keys() - {"train/accuracy", "val/accuracy"}  # which jump where two answers are as likely
+    assert run.metrics.keys() == expected.metrics.keys() and any(name.startswith("val/") for name in logged)
+    for name in logged:
+        assert run.metrics[name] == pytest.approx(expected.metrics[name], abs=1e-4, nan_ok=True), name
+
+
+@pytest.mark.parametrize("name", TWO)
+def test_two_processes_train_what_one_trains(one, two, name: str):
+    for run in two[name.replace(" ", "-")]:
+        assert_same(run, one(name.split()[1]))
+
+
+def test_computing_in_bfloat16_learns_in_float32(one, two):
+    expected = one("llm_frozen")
+    for run in two["fsdp-half"]:
+        assert run.losses == pytest.approx(expected.losses, rel=2e-2) and run.losses != expected.losses
+        learned = {name: name.startswith(("net.encoder.", "net.projector.")) for name in run.weights}
+        assert {name for name, x in run.weights.items() if x.dtype == torch.float32} == {
+            n for n in learned if learned[n]
+        }
+        assert all(
+            torch.equal(run.weights[n].float(), expected.weights[n].bfloat16().float())
+            for n in learned
+            if not learned[n]
+        )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", MORE)
+def test_other_numbers_of_processes_train_what_one_trains(one, recipes, folder: Path, processes: int):
+    found = record_in_processes(recipes(MORE[processes], processes), folder / f"{processes}", processes)
+    for name in MORE[processes]:
+        for run in found[name.replace(" ", "-")]:
+            assert_same(run, one(name.split()[1]))
+
+
+def test_the_runs_are_what_they_are_about(two):
+    for name, ranks in two.items():
+        assert all(norm > CLIP for run in ranks for norm in run.norms), name  # gradients are clipped
+        packs = [len(step) for run in ranks for step in run.audio]
+        assert max(packs) > 1 or name == "fsdp-text_only", name
+    steps = zip(*(run.audio for run in two["fsdp-text_only"]), strict=True)
+    assert any(bool(sum(left)) != bool(sum(right)) for left, right in steps)  # one hears, the other only reads
+
+
+@pytest.mark.parametrize("name", TWO)
+def test_gradients_are_communicated_with_the_last_pack_of_a_step_only(two, name: str):
+    for run in two[name.replace(" ", "-")]:
+        assert not any(sent for step in run.sent for sent in step[:-1])
+        if name.split()[0] in ("fsdp", "ddp"):  # the others have groups of one process here
+            assert {step[-1] for step in run.sent} == {run.sent[0][-1]} != {0}
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        ({"tensor_parallel": 2, "replicas": 2}, "expected one of them to be 1"),
+        ({"replicas": 0}, "trainer.strategy.replicas=0: expected one of them to be 1, and the other 1 or more"),
+        ({"precision": "16-mixed"}, "trainer.precision=16-mixed: expected 32-true or bf16-mixed"),
+    ],
+)
+def test_a_wrong_setting_is_named(arguments: dict, said: str):
+    with pytest.raises(ValueError, match=said):
+        Sharded(**arguments)
+
+
+def test_processes_that_cannot_be_divided_are_named_before_any_is_started(recipes):
+    [made] = recipes({"fsdp_tp encoder_frozen": TWO["fsdp_tp encoder_frozen"]}, 3).values()
+    with pytest.raises(ValueError, match="trainer.strategy.tensor_parallel=2 does not divide the 3 processes"):
+        config.build(train.trainer_options(made["trainer"]))
+
+
+def test_a_gpu_computes_in_bfloat16_and_a_cpu_in_float32(recipes, monkeypatch):
+    [made] = recipes({"fsdp llm_frozen": TWO["fsdp llm_frozen"]}, 2).values()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for accelerator, asked, expected in (
+        ("cpu", "auto", "32-true"),
+        ("auto", "auto", "bf16-mixed"),
+        ("gpu", "auto", "bf16-mixed"),
+        ("gpu", "32-true", "32-true"),
+    ):
+        options = train.trainer_options(made["trainer"] | {"accelerator": accelerator, "precision": asked})
+        assert options["precision"] == options["strategy"]["precision"] == expected

@@ -1,0 +1,247 @@
+"""The study runner: the order of runs, shared stages, refusals, resuming, and going on after a failed arm."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from auris import cli
+from auris.training import studies
+from auris.training.studies import Job
+from test_scripts import LISTED
+
+ROOT = Path(__file__).resolve().parents[2]
+
+STUDY = {
+    "study": "letters",
+    "seeds": [0, 1],
+    "stages": {"encoder": {"overrides": ["experiment=encoder_ctc"]}},
+    "arms": {
+        "a": {"overrides": ["experiment=qwen2_audio_pretrain"], "after": {"encoder": "encoder"}},
+        "b": {"overrides": ["experiment=qwen2_audio_pretrain", "model/pooling=conv"], "after": {"encoder": "encoder"}},
+    },
+    "evaluate": [["benchmark=embedded"]],
+}
+
+
+@pytest.fixture(autouse=True)
+def at_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+
+
+def test_a_shared_stage_is_planned_once_per_seed_and_before_its_arms():
+    names = [job.key for job in studies.plan(STUDY)]
+    expected = ["encoder", "a", "b"]
+    assert names == [f"{name}, seed {seed}" for seed in (0, 1) for name in expected]
+
+
+def test_weights_come_from_the_stage_of_the_same_seed():
+    job = next(job for job in studies.plan(STUDY) if job.key == "b, seed 1")
+    [start] = [override for override in job.overrides if override.startswith("weights.encoder=")]
+    assert re.fullmatch(r"weights.encoder=runs/shared/encoder-[0-9a-f]{8}/seed_1", start)
+    assert [one.key for one in job.needs] == ["encoder, seed 1"]
+
+
+def test_a_stage_is_the_same_run_in_every_study_that_has_its_recipe_and_another_one_elsewhere():
+    def stage(study: dict, **changed: object) -> set[str]:
+        stages = {"renamed": {"overrides": ["experiment=encoder_ctc", *changed.get("more", [])]}}
+        arms = {name: {**arm, "after": {"encoder": "renamed"}} for name, arm in STUDY["arms"].items()}
+        jobs = studies.plan({**study, "study": "other", "stages": stages, "arms": arms})
+        return {str(job.run_dir.parent).rpartition("-")[2] for job in jobs if job.name == "renamed"}
+
+    [digest] = {str(job.run_dir.parent) for job in studies.plan(STUDY) if job.name == "encoder"}
+    assert stage(STUDY) == {digest.rpartition("-")[2]}  # one for both seeds
+    assert stage(STUDY, more=["max_steps=7"]) != stage(STUDY)
+
+
+def test_one_arm_and_seed_bring_what_they_need():
+    assert [job.key for job in studies.plan(STUDY, arm="b", seed=1)] == ["encoder, seed 1", "b, seed 1"]
+
+
+def test_only_arms_are_evaluated():
+    assert {job.name: bool(job.evaluate) for job in studies.plan(STUDY)} == {"encoder": False, "a": True, "b": True}
+
+
+def test_an_arm_with_its_own_evaluation_has_no_other():
+    arms = STUDY["arms"] | {"b": STUDY["arms"]["b"] | {"evaluate": [["benchmark=instruct"]]}}
+    evaluated = {job.name: job.evaluate for job in studies.plan(STUDY | {"arms": arms}, seed=0)}
+    assert evaluated == {"encoder": [], "a": [["benchmark=embedded"]], "b": [["benchmark=instruct"]]}
+
+
+def test_of_one_run_of_a_job_array_only_that_arm_is_evaluated():
+    arms = {"c": {"overrides": ["experiment=qwen2_audio_pretrain", "optim.lr=1e-3"], "after": "a"}}
+    jobs = studies.plan({**STUDY, "arms": {**STUDY["arms"], **arms}}, arm="c", seed=0)
+    assert {job.name: bool(job.evaluate) for job in jobs} == {"encoder": False, "a": False, "c": True}
+
+
+def test_the_command_line_wins_over_the_arm():
+    job = studies.plan(STUDY, extra=["model/pooling=stack", "max_steps=7"], arm="a", seed=0)[-1]
+    assert job.overrides.index("max_steps=7") > job.overrides.index("experiment=qwen2_audio_pretrain")
+
+
+def test_arms_that_would_train_the_same_thing_are_refused():
+    twins = {**STUDY, "arms": {"a": STUDY["arms"]["a"], "c": {**STUDY["arms"]["a"]}}}
+    with pytest.raises(ValueError, match="a, seed 0 and c, seed 0 are the same run: their overrides are the same"):
+        studies.plan(twins)
+
+
+def test_an_override_without_effect_is_named():
+    idle = {**STUDY["arms"]["a"], "overrides": [*STUDY["arms"]["a"]["overrides"], "model/pooling=mean"]}
+    with pytest.raises(ValueError, match="model/pooling=mean sets what is set without it"):
+        studies.plan({**STUDY, "arms": {"a": STUDY["arms"]["a"], "c": idle}})
+
+
+def test_a_misspelt_override_names_the_arm_before_anything_starts():
+    wrong = {**STUDY, "arms": {"a": {"overrides": ["model.encoder.widht=64"]}}}
+    with pytest.raises(ValueError, match="(?s)arm a: .*widht.*there is no .*did you mean model.encoder.width"):
+        studies.plan(wrong)
+
+
+def test_an_unknown_arm_lists_those_that_exist():
+    with pytest.raises(ValueError, match="arm=z: study letters has encoder, a, b"):
+        studies.plan(STUDY, arm="z")
+
+
+def test_a_circle_is_refused():
+    arms = {"a": {"overrides": [], "after": {"llm": "b"}}, "b": {"overrides": [], "after": {"llm": "a"}}}
+    with pytest.raises(ValueError, match="a after b after a is a circle"):
+        studies.plan({**STUDY, "arms": arms})
+
+
+def test_a_failed_run_blocks_what_needs_it_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    """Runs are stand-in processes here: what they do is not the runner's business."""
+
+    def start(job: Job, arguments: list[str], threads: int) -> None:
+        job.run_dir.mkdir(parents=True, exist_ok=True)
+        job.log.write_text("the reason\n")
+        code = "raise SystemExit(1)" if job.name == "broken" else "pass"
+        job.process = studies.subprocess.Popen([sys.executable, "-c", code])
+
+    monkeypatch.setattr(studies, "_start", start)
+    broken = Job("broken", 0, [], tmp_path / "broken")
+    jobs = [
+        broken,
+        Job("child", 0, [], tmp_path / "child", needs=[broken]),
+        Job("other", 0, [], tmp_path / "other", evaluate=[["benchmark=embedded"]]),
+    ]
+    assert studies.run(jobs, side_by_side=2) == 2
+    assert [job.status for job in jobs] == ["failed", "blocked", "done"]
+    assert "the reason" in capsys.readouterr().out
+
+
+class Standing:
+    """Processes that stand in for runs: each does what its name says."""
+
+    CODES = {
+        "quick": "pass",
+        "stopped": "raise SystemExit(75)",
+        "long": "import signal, time; signal.signal(signal.SIGUSR1, lambda *_: exit(75)); print(1); time.sleep(60)",
+    }
+
+    def __init__(self, signalled: str = "") -> None:
+        self.signalled, self.started = signalled, []
+
+    def __call__(self, job: Job, arguments: list[str], threads: int) -> None:
+        job.run_dir.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-c", self.CODES[job.name]]
+        job.process = subprocess.Popen(command, stdout=subprocess.PIPE)
+        self.started.append(job.name)
+        if job.name == self.signalled:
+            job.process.stdout.readline()
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+
+def test_a_signal_of_the_cluster_reaches_the_runs_and_starts_no_other(tmp_path, monkeypatch):
+    handler = signal.getsignal(signal.SIGUSR1)
+    start = Standing(signalled="long")
+    monkeypatch.setattr(studies, "_start", start)
+    jobs = [Job("long", 0, [], tmp_path / "a"), Job("quick", 0, [], tmp_path / "b")]
+    assert studies.run(jobs, side_by_side=1) == studies.REQUEUE == 75
+    assert [job.status for job in jobs] == ["stopped", "waiting"] and start.started == ["long"]
+    assert signal.getsignal(signal.SIGUSR1) is handler
+
+
+def test_a_run_that_is_to_be_gone_on_with_blocks_what_needs_it_and_is_no_failure(tmp_path, monkeypatch):
+    monkeypatch.setattr(studies, "_start", Standing())
+    stopped = Job("stopped", 0, [], tmp_path / "a")
+    jobs = [
+        stopped,
+        Job("quick", 0, [], tmp_path / "b", needs=[stopped]),
+        Job("quick", 1, [], tmp_path / "c"),
+    ]
+    assert studies.run(jobs, side_by_side=1) == studies.REQUEUE
+    assert [job.status for job in jobs] == ["stopped", "blocked", "done"]
+
+
+def test_what_is_done_is_started_again_only_with_another_recipe_or_evaluation(tmp_path, monkeypatch, capsys):
+    def jobs(steps: int = 1, asked: tuple[str, ...] = ("a", "b")) -> list[Job]:
+        evaluate = [[f"benchmark={name}"] for name in asked]
+        return [Job("quick", 0, [], tmp_path / "run", recipe={"max_steps": steps}, evaluate=evaluate)]
+
+    def starts(of: list[Job]) -> int:
+        start = Standing()
+        monkeypatch.setattr(studies, "_start", start)
+        assert studies.run(of, side_by_side=1) == 0
+        return len(start.started)
+
+    assert starts(jobs()) == 3
+    assert starts(jobs()) == 0 and "1 runs, 1 done before" in capsys.readouterr().out
+    assert starts(jobs(asked=())) == 0  # brought along by another run of a job array
+    assert starts(jobs(asked=("a", "c"))) == 3
+    assert starts(jobs(steps=2, asked=("a", "c"))) == 3
+    (tmp_path / "run" / "done.json").write_text("{")
+    assert starts(jobs(steps=2)) == 3
+
+
+def test_a_dry_run_of_a_study_lists_its_runs_and_nothing_else(capsys):
+    """What a job array is made from (scripts/slurm_study.sh)."""
+    assert cli.main(["train", "ablations=demo", "seeds=[1]", "dry_run=true"]) == 0
+    assert capsys.readouterr().out == LISTED + "\n"
+
+
+def test_the_level_of_a_run_is_how_many_come_before_it():
+    arms = {
+        "a": {"overrides": ["experiment=qwen2_audio_pretrain"], "after": {"encoder": "encoder"}},
+        "c": {"overrides": ["experiment=qwen2_audio_pretrain", "optim.lr=1e-3"], "after": "a"},
+    }
+    jobs = studies.plan({**STUDY, "seeds": [0], "arms": arms})
+    assert {job.name: job.level for job in jobs} == {"encoder": 0, "a": 1, "c": 2}
+
+
+def test_the_table_shows_what_a_run_reports(tmp_path: Path):
+    job = Job("a", 0, [], tmp_path)
+    report = {"step": 3, "max_steps": 9, "train/loss": 1.5}
+    (tmp_path / "progress.json").write_text(json.dumps(report))
+    cells = [column._cells for column in studies._table([job]).columns]
+    assert [cell[0] for cell in cells] == ["a", "0", "waiting", "3/9", "1.500", "", ""]
+    (tmp_path / "progress.json").write_text(json.dumps({**report, "val/asr en/wer": 0.25}))
+    assert [column._cells[0] for column in studies._table([job], "val/asr en/wer").columns][5] == "0.250"
+
+
+def test_names_that_begin_alike_are_told_apart_on_eighty_columns(tmp_path: Path):
+    jobs = [Job(f"v1_encoder{rest}", 0, [], tmp_path / rest) for rest in ("", "_natural_prompts")]
+    with (console := Console(width=80)).capture() as captured:
+        console.print(studies._table(jobs, "val/asr en/wer"))
+    printed = captured.get()
+    assert "v1_encoder_natural_prompts" in printed and "…" not in printed
+
+
+def test_a_run_can_go_on_from_another_as_a_whole():
+    study = {
+        "study": "ladder",
+        "seeds": [0],
+        "arms": {
+            "first": {"overrides": ["experiment=qwen2_audio_pretrain"]},
+            "second": {"overrides": ["experiment=qwen2_audio_pretrain", "optim.lr=1e-3"], "after": "first"},
+        },
+    }
+    first, second = studies.plan(study)
+    assert second.needs == [first] and f"checkpoint={first.run_dir}" in second.overrides
