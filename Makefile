@@ -19,7 +19,7 @@ unexport PYTHONDONTWRITEBYTECODE
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-portable test-slow lint format tensorboard bench
+.PHONY: help setup constraints demo test test-portable test-slow test-wheel lint format tensorboard bench
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -32,6 +32,12 @@ $(STAMP):
 	@touch $@
 
 setup: $(STAMP)  ## make the virtual environment with the pinned versions (nothing to do when nothing changed)
+
+# Pins that still satisfy pyproject.toml stay; delete a line of constraints.txt, or all of it, to have newer versions.
+constraints:  ## pin the versions of all dependencies of development in constraints.txt (needs uv)
+	@touch constraints.txt
+	uv pip compile pyproject.toml --extra dev --python-version 3.11 --no-annotate --no-header --quiet -o constraints.txt
+	@sed -i '1i # Exact versions of a development environment: make setup passes this file to pip (-c). Made by `make constraints`.' constraints.txt
 
 demo: setup  ## train Qwen-Audio and Qwen2-Audio at tiny scale and compare them: a table and figures in runs/demo
 	$(PY) -m auris corpus out=corpora/embedded
@@ -59,9 +65,20 @@ test-portable: setup  ## run the tests under three instruction sets, with 1 and 
 test-slow: setup  ## run the longer proofs
 	$(PY) -m pytest -m slow
 
-lint: setup  ## ruff (lint and format check), and the contracts of the layers (import-linter)
+WHEEL := build/wheel
+test-wheel:  ## build the wheel, install it into an empty environment and use it outside the checkout
+	rm -rf $(WHEEL) && $(PYTHON) -m venv $(WHEEL)/env
+	$(WHEEL)/env/bin/pip wheel --quiet --no-deps --wheel-dir $(WHEEL) .
+	$(WHEEL)/env/bin/pip install --quiet -c constraints.txt $(WHEEL)/auris-*.whl
+	cd $(WHEEL) && unset PYTHONPATH && env/bin/auris --version && env/bin/auris train --help > help.txt \
+	  && env/bin/auris doctor show=srwt && env/bin/auris train scale=tiny dry_run=true 2> error.txt; test $$? -eq 1 \
+	  && grep "no manifest at" error.txt
+	cd $(WHEEL) && unset PYTHONPATH && env/bin/auris results study=none 2> error.txt; grep "auris\[reports\]" $(WHEEL)/error.txt
+
+lint: setup  ## ruff, codespell and the contracts of the layers (import-linter)
 	$(PY) -m ruff check src tests benchmarks
 	$(PY) -m ruff format --check src tests benchmarks
+	$(VENV)/bin/codespell src tests benchmarks configs ablations scripts *.md
 	$(VENV)/bin/lint-imports --no-logo --cache-dir .cache/import-linter
 
 format: setup  ## ruff: apply the format

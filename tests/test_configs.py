@@ -17,7 +17,7 @@ from hydra.utils import get_object
 from omegaconf import OmegaConf
 
 from auris import config
-from auris.training import studies
+from auris.training import optim, studies
 
 ROOT = Path(__file__).resolve().parents[1]
 PRIMARIES = {  # with what each of them cannot do without
@@ -39,6 +39,7 @@ PRIMARIES = {  # with what each of them cannot do without
 # The primaries in which the parts of these groups are chosen; of all others, train.
 SHARED = {
     "data": ("train", "evaluate", "prefer", "align", "doctor"),
+    "data/mix": ("train", "evaluate"),
     "benchmark": ("evaluate",),
     "judge": ("evaluate", "prefer"),
     "layout": ("prepare",),
@@ -61,7 +62,8 @@ def choices() -> list[tuple[str, str]]:
     found = []
     for path in sorted(config.CONFIGS.rglob("*.yaml")):
         group = path.parent.relative_to(config.CONFIGS).as_posix()
-        if group not in (".", "experiment", "scale"):  # those are composed in all combinations below
+        is_base = path.parent.name == "base" or group == "hydra"
+        if group not in (".", "experiment", "scale") and not is_base:  # those are composed in all combinations below
             owners = SHARED.get(group, ("train",))
             found += [(owner, f"{group}={path.stem}") for owner in owners]
     return found
@@ -90,9 +92,13 @@ def unbound(made: Mapping[str, Any]) -> list[str]:
     found = []
     for path, node in targets(made):
         arguments = {key: value for key, value in node.items() if not key.startswith("_")}
+        if path == "data":
+            arguments = {key: value for key, value in arguments.items() if key not in config.ROW_KEYS}
+        if path == "optim":
+            arguments = {key: value for key, value in arguments.items() if key not in optim.SCHEDULE_KEYS}
         try:
             signature = inspect.signature(get_object(node["_target_"]))
-            bind = signature.bind_partial if node.get("_partial_") else signature.bind
+            bind = signature.bind_partial if node.get("_partial_") or path == "data" else signature.bind
             bind(**arguments)
         except Exception as error:  # get_object raises whatever an import does
             found.append(f"{path} ({node['_target_']}): {error}")
@@ -164,6 +170,8 @@ def test_the_presets_are_the_two_systems_of_the_papers():
             "lr_factors": {},
             "layer_decay": 0.95,
             "states": "fp32",
+            "_target_": "auris.training.optim.adamw",
+            "_partial_": True,
         }
         assert (made["max_steps"], made["data"]["rows_per_step"]) == (500_000, 120)
 
@@ -173,9 +181,8 @@ def test_fine_tuning_is_that_of_qwen_audio_in_both_systems():
         made = compose("train", f"experiment={name}_sft", "scale=full")
         assert made["prompt"]["_target_"] == f"auris.text.chat.{prompt}" and made["data"]["view"] == "chat"
         assert made["trainable"] == ["pooling", "projector", "boundary", "llm"]  # the encoder is frozen
-        optim = made["optim"]
         numbers = {"lr": 1e-5, "min_lr": 1e-6, "warmup_steps": 3000, "layer_decay": 1.0}  # Qwen-Audio Table 6
-        assert {key: optim[key] for key in numbers} == numbers
+        assert {key: made["optim"][key] for key in numbers} == numbers
         assert (made["max_steps"], made["data"]["rows_per_step"]) == (8000, 128)
         pretrain = compose("train", f"experiment={name}_pretrain", "scale=full")
         assert made["model"] == pretrain["model"] and made["data"]["augment"] == pretrain["data"]["augment"]

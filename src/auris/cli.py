@@ -30,7 +30,8 @@ class Command:
 
     Attributes:
         summary: what it does, in one line.
-        function: `module:name` of a function that takes the resolved config; it returns an exit code, or None for 0.
+        function: `module:name` of a function that takes the resolved config. It returns an exit code (int), a metric
+            to optimise (float), or None.
         output: the key of the path that is written.
     """
 
@@ -122,7 +123,7 @@ def _compose_and_run(name: str, arguments: Sequence[str]) -> None:
     overrides = [one for one in arguments if one[:1] == "~" or (one[:1] != "-" and "=" in one)]
     rest = [one for one in arguments if one not in overrides]  # Hydra's parser wants overrides in one piece
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come here instead of being printed by Hydra
-    before, sys.argv[1:] = sys.argv[1:], [f"hydra.job.name={name}", *overrides, *rest]
+    before, sys.argv[1:] = sys.argv[1:], [f"hydra.job.name={name}", config.SEARCH_PATH, *overrides, *rest]
     try:
         hydra.main(config_path=str(config.CONFIGS), config_name=name, version_base="1.3")(partial(run_job, name))()
     except (ConfigCompositionException, OverrideParseException, SearchPathException) as error:
@@ -131,22 +132,29 @@ def _compose_and_run(name: str, arguments: Sequence[str]) -> None:
         sys.argv[1:] = before
 
 
-def run_job(name: str, cfg: DictConfig) -> None:
-    """Run a command with a composed config. Hydra calls this, in a process of its launcher's choice."""
+def run_job(name: str, cfg: DictConfig) -> float | None:
+    """Run a command with a composed config. Hydra calls this, in a process of its launcher's choice.
+
+    Returns:
+        The metric of a training run, which Hydra's sweepers optimise.
+    """
     from auris import config
 
-    code: int | None = 2
+    code = 2
     try:
         resolved = config.resolve(cfg)
         command = COMMANDS[name]
-        run: Callable[[config.Config], int | None] = resolve_name(command.function)
+        run: Callable[[config.Config], int | float | None] = resolve_name(command.function)
         code = 1
         with user_output(command.output, resolved.get(command.output)):
-            code = run(resolved)
+            result = run(resolved)
     except UserError as error:
         raise SystemExit(_report(error, code=code)) from error
-    if code:
-        raise SystemExit(code)
+    if isinstance(result, float):
+        return result
+    if result:
+        raise SystemExit(result)
+    return None
 
 
 def _report(error: UserError, *, code: int) -> int:
@@ -223,7 +231,7 @@ class _Entry:
 
 def _entries(lines: Iterable[str]) -> Iterator[_Entry]:
     """Read the entries of a config's text, with the comments that follow them on lines of their own."""
-    entry, section = None, ""
+    entry = None
     for line in lines:
         content, _, comment = line.partition(" #") if not line.lstrip().startswith("#") else ("", "", line.strip(" #"))
         match = re.fullmatch(r"(\s*)(- )?([\w/.]+):\s*(.*?)\s*", content)
@@ -235,8 +243,7 @@ def _entries(lines: Iterable[str]) -> Iterator[_Entry]:
         if entry is not None:
             yield entry
         entry = None
-        section = key if not indent else section
-        if section != "hydra" and key != "defaults":
+        if key not in ("hydra", "defaults"):
             entry = _Entry(bool(item), indent, key, value, comment.strip())
     if entry is not None:
         yield entry

@@ -25,6 +25,26 @@ if TYPE_CHECKING:
 HERE = Path(__file__).resolve().parent
 CONFIGS = next(path for path in (HERE / "configs", HERE.parents[1] / "configs") if path.is_dir())  # wheel, checkout
 
+# Groups are also looked for in the working directory: ./ablations, and a user's own ./experiment. Hydra takes this
+# setting from a primary config or the command line only.
+SEARCH_PATH = "hydra.searchpath=[file://.]"
+
+# Keys of a config's `data` that say which rows there are and how they are presented. All others are arguments of the
+# data module.
+ROW_KEYS = (
+    "name",
+    "root",
+    "dialogues",
+    "mix",
+    "test",
+    "view",
+    "long_audio",
+    "silent_audio",
+    "augment",
+    "reverb",
+    "noise",
+)
+
 Config = Mapping[str, Any]
 """A resolved config as a plain mapping: what Hydra composed, interpolations filled."""
 
@@ -46,7 +66,7 @@ def compose(overrides: Sequence[str], config: str = "train") -> DictConfig:
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         try:
-            return hydra_compose(config, overrides=list(overrides))
+            return hydra_compose(config, overrides=[SEARCH_PATH, *overrides])
         except (ConfigCompositionException, OverrideParseException) as error:
             raise explain(error, overrides, config) from error
 
@@ -183,7 +203,7 @@ def build_samples(
         geometry=net.geometry,
         long_audio=long_audio,
         silent_audio=silent_audio,
-        augment=build(config["data"]["augment"]) if train else None,
+        augment=build(config["data"].get("augment")) if train else None,
         reverb=build(config["data"].get("reverb")) if train else None,
         noise=build(config["data"].get("noise")) if train else None,
         seed=config["seed"],

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 SMALLEST_MODEL = [
     "model.encoder.width=16",
@@ -14,6 +17,12 @@ SMALLEST_MODEL = [
     "model.llm.config.num_attention_heads=2",
     "model.llm.config.num_key_value_heads=2",
 ]
+
+
+def named(config: Mapping[str, Any], arm: str, run_dir: str) -> dict[str, Any]:
+    """A resolved config with another arm and run directory, as if it were composed with these."""
+    moved = json.loads(json.dumps(config).replace(config["run_dir"], run_dir))
+    return moved | {"arm": arm}
 
 
 def smallest_run(corpus: Path, folder: Path) -> list[str]:

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from copy import deepcopy
 from functools import cache
 from pathlib import Path
 
@@ -25,7 +24,7 @@ from auris.model.weights import checkpoint_dir, checkpoint_io
 from auris.training import run as train
 from auris.training.preemption import REQUEUE, Preempted, Preemption, run_lock
 from support import runs
-from support.recipes import smallest_run
+from support.recipes import named, smallest_run
 from support.runs import ROOT, KillAt, Killed, assert_equal, environment, fit, in_processes, said, weights
 
 STEPS = 6  # validated after 3 and 6, saved after 2 and 4, and at the end
@@ -49,10 +48,10 @@ def small(corpus: Path, folder: Path):
         def compose(*overrides: str) -> dict:
             return config.resolve(config.compose([*given, *overrides]))
 
-        def named(name: str, *overrides: str) -> dict:
-            return deepcopy(compose(*overrides)) | {"arm": name, "run_dir": f"{folder}/runs/scratch/{name}/seed_0"}
+        def compose_named(name: str, *overrides: str) -> dict:
+            return named(compose(*overrides), name, f"{folder}/runs/scratch/{name}/seed_0")
 
-        yield named
+        yield compose_named
 
 
 @pytest.fixture(scope="module")

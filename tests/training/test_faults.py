@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-from copy import deepcopy
 from functools import cache
 from pathlib import Path
 
@@ -24,7 +23,7 @@ from auris.errors import RunStopped
 from auris.training import replay
 from auris.training import run as train
 from auris.training.faults import Fault, watch
-from support.recipes import smallest_run
+from support.recipes import named, smallest_run
 from support.runs import ROOT, KillAt, Killed, assert_equal, fit, in_processes, said, weights
 
 
@@ -47,7 +46,7 @@ def smallest(compose, tmp_path: Path):
     """A recipe of a run: `smallest("max_steps=4", ..., arm="whole")`."""
 
     def make(*overrides: str, arm: str = "run") -> dict:
-        return deepcopy(compose(*overrides)) | {"arm": arm, "run_dir": f"{tmp_path}/runs/{arm}/seed_0"}
+        return named(compose(*overrides), arm, f"{tmp_path}/runs/{arm}/seed_0")
 
     return make
 

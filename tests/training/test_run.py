@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from auris import cli, config
+from auris.data.datamodule import AudioDataModule
 from auris.model.weights import checkpoint_dir
 from auris.text.tokenizer import Tokenizer
 from auris.training import callbacks
@@ -87,6 +88,35 @@ def test_an_error_of_a_subclass_keeps_its_traceback(corpus: Path, tmp_path: Path
         cli.main(["train", *smallest_run(corpus, tmp_path), f"module={__name__}.Failing"])
     assert any(entry.name == "training_step" for entry in raised.traceback)
     assert "error: " not in capsys.readouterr().err
+
+
+class OwnData(AudioDataModule):
+    def __init__(self, *, extra: int, **settings: object):
+        super().__init__(**settings)
+        self.extra = extra
+
+
+class OwnCallback(L.Callback):
+    """Writes what a run consists of next to it."""
+
+    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        optimizer = type(trainer.optimizers[0]).__name__
+        names = [type(callback).__name__ for callback in trainer.callbacks]
+        parts = {"optimizer": optimizer, "extra": trainer.datamodule.extra, "callbacks": names}
+        Path(trainer.default_root_dir, "parts.json").write_text(json.dumps(parts))
+
+
+def test_data_module_optimizer_callbacks_and_logger_are_exchanged_by_override(corpus: Path, tmp_path: Path):
+    own = [f"data._target_={__name__}.OwnData", "+data.extra=3", f"+callbacks.own._target_={__name__}.OwnCallback"]
+    sgd = ["optim._target_=torch.optim.SGD", "+optim.momentum=0.9", "~optim.betas", "~optim.eps", "~optim.states"]
+    without = ["~callbacks.examples", "~logger", "max_steps=2", "experiment=qwen2_audio_pretrain"]
+    made = config.resolve(config.compose([*smallest_run(corpus, tmp_path), *own, *sgd, *without]))
+    metric = train.run(made)
+    parts = json.loads(Path(made["run_dir"], "parts.json").read_text())
+    assert parts["optimizer"] == "SGD" and parts["extra"] == 3 and "Examples" not in parts["callbacks"]
+    assert parts["callbacks"][-2:] == ["OwnCallback", "CheckpointCallback"]
+    assert not list(Path(made["run_dir"]).glob("events.*"))
+    assert metric == json.loads(Path(made["run_dir"], "finished.json").read_text())["val/loss"]
 
 
 @pytest.mark.parametrize("fails", ["before the parts are built", "when the fit starts", "in the first step"])

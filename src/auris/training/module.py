@@ -16,6 +16,7 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
+from auris import config
 from auris.config import Config
 from auris.data.rows import group, language
 from auris.model import adapters, llm
@@ -50,7 +51,7 @@ class AudioLMModule(L.LightningModule):
         net: on the meta device; `configure_model` gives it memory and weights.
         objective: loss of a pack, and answers to its prompts.
         tokenizer: decodes answers in validation.
-        optim: lr, min_lr, betas, eps, states, weight_decay, clip, warmup_steps, layer_decay (Qwen-Audio Table 6).
+        optim: the optimizer as `_target_` with its arguments, and SCHEDULE_KEYS (Qwen-Audio Table 6).
         max_steps: length of the schedule.
         trainable: parts of the net that learn; all others are frozen.
         lora: settings of `llm.lora`, if `trainable` names it (`adapters.attach`).
@@ -136,11 +137,12 @@ class AudioLMModule(L.LightningModule):
             layer_decay=o["layer_decay"],
             lr_factors=o["lr_factors"],
         )
-        adamw = optim.adamw(groups, betas=o["betas"], eps=o["eps"], states=o["states"])
+        own = {key: value for key, value in o.items() if key not in optim.SCHEDULE_KEYS}
+        optimizer = config.build({**own, "_partial_": True})(groups)
         schedule = optim.cosine(
-            adamw, warmup_steps=o["warmup_steps"], max_steps=self.max_steps, floor=o["min_lr"] / o["lr"]
+            optimizer, warmup_steps=o["warmup_steps"], max_steps=self.max_steps, floor=o["min_lr"] / o["lr"]
         )
-        return [adamw], [schedule]
+        return [optimizer], [schedule]
 
     def training_step(self, packs: list[Pack], step: int) -> Outputs:
         sums = {name: torch.zeros((), device=self.device) for name in ("loss", "count")}
@@ -180,14 +182,14 @@ class AudioLMModule(L.LightningModule):
         the same on every rank, the step has no gradients: no weight changes, but the run's position, which is counted
         in optimizer steps, does.
         """
-        adamw, schedule = self.optimizers(), self.lr_schedulers()
+        optimizer, schedule = self.optimizers(), self.lr_schedulers()
         averaged = 1 if self._is_sharded else self.trainer.world_size
         norm = sharding.clip(self._trained(), self.optim["clip"], scale=averaged / count)
         self.log("train/grad_norm", norm)
         if not torch.isfinite(loss) or not torch.isfinite(norm):
-            adamw.zero_grad()
-        adamw.step()
-        adamw.zero_grad()
+            optimizer.zero_grad()
+        optimizer.step()
+        optimizer.zero_grad()
         schedule.step()
         return norm
 

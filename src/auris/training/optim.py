@@ -17,6 +17,8 @@ from torch.optim.adamw import adamw as update
 from auris.config import Config
 from auris.errors import UserError
 
+# Keys of a config's `optim` that set learning rates and clipping. All others are arguments of the optimizer.
+SCHEDULE_KEYS = ("lr", "min_lr", "weight_decay", "clip", "warmup_steps", "lr_factors", "layer_decay")
 # Precisions of AdamW's two moments. 8 bits would need another library (torchao, bitsandbytes).
 STATES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -132,8 +134,8 @@ def adamw(groups: Iterable[dict], *, betas: Sequence[float], eps: float, states:
 
 
 def moment_bytes(settings: Config) -> int:
-    """Return the bytes of a moment for a config's `optim`."""
-    return STATES[settings["states"]].itemsize
+    """Return the bytes of a moment for a config's `optim`; of an optimizer without `states`, those of float32."""
+    return STATES[settings.get("states", "fp32")].itemsize
 
 
 class Rounded(AdamW):

@@ -175,7 +175,7 @@ class Environment:
             parameters=cost.count_parameters(module.net),
             trained=cost.trained_parameters(module.net, stage),
             audio_tokens_per_second=ENCODER_RATE / module.net.geometry.pool,
-            moments=module.optim["states"],
+            moments=module.optim.get("states", "fp32"),
             states_bytes=need.states / shards,
             pack_bytes=need.per_gpu(recompute=False) - (0 if is_sharded else need.gathered),
             operations=operations,

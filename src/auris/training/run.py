@@ -12,12 +12,13 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import lightning as L
 import torch
 from hydra.utils import get_class
-from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from rich.console import Console
 
@@ -30,7 +31,7 @@ from auris.model import adapters
 from auris.model.weights import checkpoint_dir, identify
 from auris.model.weights.loading import InitialWeights
 from auris.text.tokenizer import Tokenizer
-from auris.training import callbacks, dry_run, faults, provenance, references, sharding, studies, throughput
+from auris.training import callbacks, dry_run, faults, references, sharding, studies, throughput
 from auris.training.checkpointing import CheckpointCallback
 from auris.training.event_files import EventFiles
 from auris.training.module import AudioLMModule
@@ -40,7 +41,9 @@ from auris.training.strategy import strategy_setting
 # Settings that may change between two starts of a run: they say where and how it runs, not what it computes.
 _FREE = (
     "dry_run",
-    "strategy",
+    "callbacks",
+    "logger",
+    "metric",
     "jobs",
     "threads",
     "compile",
@@ -61,13 +64,23 @@ _FREE = (
 )
 
 
-def run(recipe: Config) -> int | None:
-    """Run `auris train`: the arms of a study if the config has some, or one run."""
+def run(recipe: Config) -> int | float | None:
+    """Run `auris train`: the arms of a study if the config has some, or one run.
+
+    Returns:
+        The exit code of a study; the value of `metric` after a run, which a sweeper optimises; None for a dry run.
+    """
     quiet()
     if "arms" in recipe:
         return studies.run_study(recipe)
-    train(recipe)
-    return None
+    finished = train(recipe) / "finished.json"
+    if recipe["dry_run"] or rank_zero_only.rank != 0:
+        return None
+    results, metric = files.read_json(finished), recipe["metric"]
+    if metric not in results:
+        names = ", ".join(name for name in results if name.startswith(("val/", "train/")))
+        raise UserError(f"metric={metric}: the run has finished, and has {names}")
+    return float(results[metric])
 
 
 def train(recipe: Config) -> Path:
@@ -151,11 +164,12 @@ def finish(trainer: L.Trainer, run_dir: Path, *, seconds: float) -> None:
         return
     summary = {"steps": trainer.global_step, "seconds": round(seconds, 1)}
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-    speed = next(one for one in trainer.callbacks if isinstance(one, throughput.Throughput))
-    rates = {f"speed/{name}": rate for name, rate in speed.session().items()}
+    rates = {}
+    for speed in (one for one in trainer.callbacks if isinstance(one, throughput.Throughput)):
+        rates = {f"speed/{name}": rate for name, rate in speed.session().items()}
+        rank_zero_info(speed.report())
     counts = {f"faults/{what}": number for what, number in count_faults(trainer).items()}
     files.write_json(run_dir / "finished.json", {**summary, **metrics, **rates, **counts})
-    rank_zero_info(speed.report())
     rank_zero_info(f"finished {run_dir}: {summary['steps']} steps, {summary['seconds']} s in this session")
 
 
@@ -208,15 +222,9 @@ def build(recipe: Config) -> tuple[AudioLMModule, AudioDataModule]:
         recipe=recipe,
         **{key: recipe[key] for key in same},
     )
-    sources = ("train", "valid", "temperature", "max_unusable", "cache_dir")
-    steps = ("rows_per_step", "token_budget", "packs_per_step")
-    workers = ("num_workers", "worker_timeout", "worker_restarts")
-    datamodule = AudioDataModule(
-        samples=samples,
-        valid_samples=valid_samples,
-        max_steps=recipe["max_steps"],
-        seed=recipe["seed"],
-        **{key: data[key] for key in (*sources, *steps, *workers)},
+    own = {key: value for key, value in data.items() if key not in config.ROW_KEYS}
+    datamodule = config.build({**own, "_partial_": True})(
+        samples=samples, valid_samples=valid_samples, max_steps=recipe["max_steps"], seed=recipe["seed"]
     )
     return module, datamodule
 
@@ -249,25 +257,24 @@ def initial_weights(recipe: Config, tokenizer: Tokenizer) -> list[InitialWeights
 
 def build_trainer(recipe: Config, run_dir: Path, preemption: Preemption) -> L.Trainer:
     """Return the trainer of a config, with its callbacks and its logger."""
-    built: list[L.Callback] = [
-        throughput.Throughput(recipe["peak_flops"]),
-        callbacks.TaskLosses(),
-        callbacks.Examples(),
-        callbacks.UnusableRows(run_dir, recipe["data"]["max_unusable"]),
-        callbacks.Faults(run_dir, recipe["nonfinite"]),
-        callbacks.ProgressFile(run_dir),
-        provenance.Announcement(run_dir),
-        CheckpointCallback(  # after those that count
-            run_dir / checkpoint_dir.FOLDER,
-            every=recipe["checkpoint_every"],
-            keep=recipe["checkpoint_keep"],
-            preemption=preemption,
-        ),
-    ]
-    if recipe["trainer"]["enable_progress_bar"]:
-        built.append(TQDMProgressBar(refresh_rate=10))
     options = trainer_options(recipe["trainer"]) | {"_partial_": True}
-    return config.build(options)(logger=EventFiles(run_dir), callbacks=built, default_root_dir=run_dir)
+    return config.build(options)(
+        logger=[config.build(logger) for logger in (recipe.get("logger") or {}).values()],
+        callbacks=build_callbacks(recipe, preemption),
+        default_root_dir=run_dir,
+    )
+
+
+def build_callbacks(recipe: Config, preemption: Preemption) -> list[L.Callback]:
+    """Return the callbacks of a config. Checkpoints come last, as they contain the state of all others."""
+    built = []
+    for node in (recipe.get("callbacks") or {}).values():
+        callback = config.build(node)
+        if isinstance(callback, partial):
+            callback = callback(preemption=preemption)
+        if recipe["trainer"]["enable_progress_bar"] or not isinstance(callback, ProgressBar):
+            built.append(callback)
+    return sorted(built, key=lambda callback: isinstance(callback, CheckpointCallback))
 
 
 def trainer_options(trainer: Config) -> Config:

@@ -170,6 +170,7 @@ def plan(study: Config, extra: Sequence[str] = (), arm: str | None = None, seed:
 def _digest(recipe: Config, seed: int) -> str:
     """Return a digest of a recipe that is the same for all seeds: a run starts from runs of its own seed."""
     content = json.dumps({key: value for key, value in recipe.items() if key not in _NAMES}, sort_keys=True)
+    content = content.replace(recipe.get("run_dir", ""), "")
     return hashlib.sha256(content.replace(f"/seed_{seed}", "").encode()).hexdigest()[:8]
 
 
@@ -178,6 +179,7 @@ def _require_different(arms: Sequence[Job]) -> None:
     seen: dict[str, Job] = {}
     for job in arms:
         content = json.dumps({key: x for key, x in job.recipe.items() if key not in ("arm", "run_dir")}, sort_keys=True)
+        content = content.replace(job.recipe.get("run_dir", ""), "")
         other = seen.setdefault(content, job)
         if other is not job:
             own = [one for one in job.overrides if one not in other.overrides and not one.startswith("arm=")]
