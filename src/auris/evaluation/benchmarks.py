@@ -9,9 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
-from auris.config import CONFIGS, Config
+from auris.config import Config, compose, resolve
 from auris.errors import MissingFileError, UserError
-from auris.files import read_yaml
 
 Entry = str | Mapping[str, object]
 """A manifest as `data.manifests.read_manifests` takes it: a path, or a mapping with a path and columns."""
@@ -88,15 +87,13 @@ class Benchmark:
 
 
 def members(config: Config) -> list[Benchmark]:
-    """Return the benchmarks of a group, each read from its file and with the group's root; or the single benchmark."""
+    """Return the benchmarks of a group, each with the group's root, or the single benchmark of a config."""
     if "members" not in config:
         return [Benchmark.from_config(config)]
     benchmarks = []
     for name in config["members"]:
-        path = CONFIGS / "benchmark" / f"{name}.yaml"
-        if not path.is_file():
-            raise UserError(f"benchmark.members: no benchmark {name!r} at {path}")
-        benchmarks.append(replace(Benchmark.from_config(read_yaml(path)), root=config["root"]))
+        member = resolve(compose([f"benchmark={name}"], "evaluate"))["benchmark"]
+        benchmarks.append(replace(Benchmark.from_config(member), root=config["root"]))
     return benchmarks
 
 
