@@ -198,3 +198,13 @@ def test_what_only_prints_does_not_import_what_computes(arguments, code):
     script = _IMPORTED.format(heavy=HEAVY)
     done = subprocess.run([sys.executable, "-c", script, *arguments], env=ENVIRONMENT, capture_output=True, text=True)
     assert done.stdout.splitlines()[-1] == f"[] {code}", done.stderr
+
+
+@pytest.mark.parametrize("command, package", [("results", "pandas"), ("report", "jinja2")])
+def test_a_package_of_an_extra_is_named_with_the_extra(command, package, tmp_path, monkeypatch, capsys):
+    for module in [name for name in sys.modules if name.startswith("auris.results")]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, package, None)
+    assert cli.main([command, "study=some", f"runs={tmp_path}"]) == 1
+    expected = f"error: auris {command} needs {package}, which is not installed: pip install 'auris[reports]'\n"
+    assert capsys.readouterr().err == expected

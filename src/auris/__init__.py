@@ -20,4 +20,9 @@ def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module, attribute = _LAZY[name]
-    return getattr(import_module(module), attribute) if attribute else import_module(module)
+    try:
+        return getattr(import_module(module), attribute) if attribute else import_module(module)
+    except ModuleNotFoundError as error:
+        from auris.metrics.optional_packages import explain
+
+        raise explain(error, f"auris.{name}") from None

@@ -139,6 +139,7 @@ def run_job(name: str, cfg: DictConfig) -> float | None:
         The metric of a training run, which Hydra's sweepers optimise.
     """
     from auris import config
+    from auris.metrics import optional_packages
 
     code = 2
     try:
@@ -150,6 +151,11 @@ def run_job(name: str, cfg: DictConfig) -> float | None:
             result = run(resolved)
     except UserError as error:
         raise SystemExit(_report(error, code=code)) from error
+    except ModuleNotFoundError as error:
+        explained = optional_packages.explain(error, f"auris {name}")
+        if not isinstance(explained, UserError):
+            raise
+        raise SystemExit(_report(explained, code=1)) from error
     if isinstance(result, float):
         return result
     if result:

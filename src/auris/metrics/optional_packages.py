@@ -1,4 +1,4 @@
-"""Import of packages that only some metrics need; pip extras of auris install them."""
+"""Packages that only some metrics and reports need; pip extras of auris install them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,15 @@ from types import ModuleType
 from auris.errors import UserError
 
 # The extra (pyproject.toml) that installs each package.
-EXTRAS = {"cn2an": "chinese", "zhconv": "chinese", "pyannote.metrics": "speakers", "scipy.optimize": "speakers"}
+EXTRAS = {
+    "cn2an": "chinese",
+    "zhconv": "chinese",
+    "pyannote": "speakers",
+    "scipy": "speakers",
+    "jinja2": "reports",
+    "matplotlib": "reports",
+    "pandas": "reports",
+}
 
 
 def require(package: str, user: str) -> ModuleType:
@@ -21,10 +29,15 @@ def require(package: str, user: str) -> ModuleType:
     try:
         return import_module(package)
     except ModuleNotFoundError as error:
-        if not package.startswith(str(error.name)):
-            raise  # the package is there, but one of its own dependencies is not
-        extra = EXTRAS[package]
-        raise UserError(f"{user} needs {package}, which is not installed: pip install 'auris[{extra}]'") from None
+        raise explain(error, user) from None
+
+
+def explain(error: ModuleNotFoundError, user: str) -> Exception:
+    """Return a UserError that names the extra to install, or the error itself if no extra installs the module."""
+    package = str(error.name).partition(".")[0]
+    if package not in EXTRAS:
+        return error
+    return UserError(f"{user} needs {package}, which is not installed: pip install 'auris[{EXTRAS[package]}]'")
 
 
 def describe(package: str) -> str:
