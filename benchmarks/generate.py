@@ -9,7 +9,7 @@ import transformers
 from torch import Tensor
 
 from auris.data.collate import Sample, collate
-from auris.model.generation import Generation
+from auris.model.generation import GenerationSettings
 from benchmarks import Comparison
 from benchmarks.models import PRESETS, Preset, models, padded, samples, waves
 
@@ -25,7 +25,7 @@ def compare(preset: Preset, *, lengths: str = "2-8", clips: int = 8, tokens: int
     prompts = [_prompt(row) for row in samples(wave, ours.geometry, preset.vocab_size, seed)]
     pack, inputs = collate(prompts, geometry=ours.geometry), padded(prompts, wave, side="left")
     del inputs["labels"]
-    settings = Generation(max_new_tokens=tokens)
+    settings = GenerationSettings(max_new_tokens=tokens)
     theirs.generation_config.eos_token_id = None  # all rows are as long as they may be, on both sides
     theirs.generation_config.pad_token_id = 1
 

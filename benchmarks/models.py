@@ -111,7 +111,7 @@ def gradient_error(ours: AudioLM, theirs: Qwen2AudioForConditionalGeneration) ->
 
 
 def _our_name(name: str) -> str:
-    return LAYOUTS["qwen2_audio"].ours(name)[0]
+    return LAYOUTS["qwen2_audio"].model_names(name)[0]
 
 
 def train(ours: AudioLM, theirs: Qwen2AudioForConditionalGeneration, trained: str) -> None:
@@ -183,7 +183,7 @@ def models(preset: Preset, seed: int) -> tuple[AudioLM, Qwen2AudioForConditional
         llm=partial(llm.build_llm, text),
         vocab_size=preset.vocab_size,
     ).train()
-    loading.load(ours, StateTensors(theirs.state_dict()), layout="qwen2_audio", where="transformers")
+    loading.load(ours, StateTensors(theirs.state_dict()), layout="qwen2_audio", label="transformers")
     return ours, theirs
 
 

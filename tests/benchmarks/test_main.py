@@ -118,8 +118,8 @@ def test_sides_that_differ_are_not_timed(
 ) -> None:
     load = loading.load
 
-    def load_and_move_one(net: torch.nn.Module, source: TensorSource, where: str) -> None:
-        load(net, source, where=where)
+    def load_and_move_one(net: torch.nn.Module, source: TensorSource, **options: str) -> None:
+        load(net, source, **options)
         with torch.no_grad():
             net.encoder.blocks[0].query.weight[0] += value
 
@@ -133,8 +133,8 @@ def test_sides_that_differ_are_not_timed(
 def test_answers_that_differ_are_not_timed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     load = loading.load
 
-    def load_and_turn_the_head(net: torch.nn.Module, source: TensorSource, where: str) -> None:
-        load(net, source, where=where)
+    def load_and_turn_the_head(net: torch.nn.Module, source: TensorSource, **options: str) -> None:
+        load(net, source, **options)
         with torch.no_grad():
             net.llm.lm_head.weight.neg_()
 

@@ -229,7 +229,7 @@ def test_captions_are_scored_against_all_their_references():
 def test_tasks_can_be_asked_in_another_style_than_the_models_own(stage):
     net, style = nets.build(vocab=tokenizer().size), {"_target_": "auris.text.prompts.TagPrompt"}
     made = {"data": {"view": stage, "augment": None}, "seed": 0, "prompt": style}
-    model = SimpleNamespace(net=net, tokenizer=tokenizer(), recipe=made, prompt=TagPrompt(), dialogue=None)
+    model = SimpleNamespace(net=net, tokenizer=tokenizer(), config=made, prompt=TagPrompt(), dialogue=None)
     asked = {"_target_": "auris.text.prompts.NaturalPrompt", "wordings": "unseen"}
     assert isinstance(asked_as(model, "task", "error").prompt, TagPrompt)
     assert asked_as(model, "task", "error", asked).prompt.subset == "unseen"

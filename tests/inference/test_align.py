@@ -14,7 +14,7 @@ from auris import cli
 from auris.data.batches import pack
 from auris.data.manifests import read_manifests
 from auris.data.rows import Row
-from auris.inference.align import FRAME, Aligner, Span, compare, split, token_frames, word_times
+from auris.inference.align import FRAME_SECONDS, Aligner, Span, split, timing_errors, token_frames, word_times
 from auris.inference.load import load
 from support import published
 from support.manifests import speech_rows, tokenizer, write_manifest
@@ -85,7 +85,7 @@ def test_tokens_of_many_characters_and_characters_of_many_tokens():
     covered = [(0, 2), (2, 3), (2, 3), (3, 6)]  # "ab", two halves of "c", " de"
     words = [Span("a", 0, 1), Span("b", 1, 2), Span("c", 2, 3), Span("de", 4, 6)]
     found = word_times(frames, covered, words)
-    times = [(entry["word"], entry["start"] / FRAME, entry["end"] / FRAME) for entry in found]
+    times = [(entry["word"], entry["start"] / FRAME_SECONDS, entry["end"] / FRAME_SECONDS) for entry in found]
     assert [word for word, _, _ in times] == ["a", "b", "c", "de"]
     expected = [(0, 5), (5, 10), (10, 30), (30 + 20 / 3, 50)]
     np.testing.assert_allclose([ends for _, *ends in times], expected, atol=0.05)
@@ -104,7 +104,7 @@ def test_errors_are_those_of_rows_with_the_same_words():
     true = [{"word": "a", "start": 0.0, "end": 0.5}, {"word": "b", "start": 0.5, "end": 1.0}]
     mine = [{"word": "a", "start": 0.1, "end": 0.4}, {"word": "b", "start": 0.4, "end": 1.0}]
     rows = [Row("1", labels={"language": "en", "words": true}), Row("2", labels={"language": "en", "words": true[:1]})]
-    found = compare((row, mine) for row in [*rows, Row("3", labels={"language": "en"})])
+    found = timing_errors((row, mine) for row in [*rows, Row("3", labels={"language": "en"})])
     assert found.keys() == {"en"}
     np.testing.assert_allclose(found["en"], [0.1, -0.1, -0.1, 0.0], atol=1e-9)
 
@@ -136,7 +136,7 @@ def test_a_row_has_the_same_times_in_whatever_pack_it_stands(run: Path, rows: Pa
     def read(*numbers: int) -> dict:
         return pack(manifest.rows, [(number, None) for number in numbers], aligner.view)
 
-    aligner.listen([read(0, 1, 2)])
+    aligner.estimate_priors([read(0, 1, 2)])
     together = dict(aligner.align(manifest.rows, read(2, 0, 1)))
     alone = {number: dict(aligner.align(manifest.rows, read(number)))[number] for number in (0, 1, 2)}
     assert together == alone
@@ -151,7 +151,7 @@ def test_rows_gain_times_and_none_is_lost(run: Path, rows: Path, tmp_path: Path,
     for row in manifest.rows:
         assert row.problem is None and row.labels["task"] == "srwt" and row.clips[0].path.is_file()
         assert " ".join(entry["word"] for entry in row.labels["words"]) == row.labels["text"]
-        assert row.labels["words"][-1]["end"] <= row.clips[0].duration + FRAME
+        assert row.labels["words"][-1]["end"] <= row.clips[0].duration + FRAME_SECONDS
     beside = [json.loads(line) for line in Path("new/timed.unusable.jsonl").read_text().splitlines()]
     assert [row["id"] for row in beside] == ["r3", "bark"]
     assert "the clip has 5" in beside[0]["problem"] and "no `transcript`" in beside[1]["problem"]

@@ -15,7 +15,7 @@ import soundfile
 import auris
 from auris import cli
 from auris.data.manifests import read_manifests
-from auris.inference.audio_model import AudioModel, WholeCharacters
+from auris.inference.audio_model import AudioModel, StreamingDecoder
 from auris.inference.chat import Conversation, answer_file, talk
 from auris.text.chat import text_of
 from support import published
@@ -139,7 +139,7 @@ def test_a_message_that_is_not_answered_leaves_no_trace(
     with monkeypatch.context() as patched:
         patched.setattr(model, "chat", fail)
         talk(talker, [f"/audio '{clip}'", "what?"])
-    assert talker.messages == before and talker.waiting == []
+    assert talker.messages == before and talker.attachments == []
     assert "forgotten" in (notes := capsys.readouterr().err) or "error: no" in notes
     talk(talker, ["and now?"])
     assert talker.messages == [
@@ -153,7 +153,7 @@ def test_an_empty_answer_is_an_error(model: AudioModel, monkeypatch: pytest.Monk
     talker = Conversation(model, **SETTINGS)
     monkeypatch.setattr(model, "chat", lambda *_, **__: " ")
     with pytest.raises(ValueError, match="the answer is empty"):
-        talker.say("hello", print)
+        talker.send("hello", print)
     assert talker.messages == []
 
 
@@ -191,7 +191,7 @@ def test_whatever_is_said_can_be_saved_as_a_row(model: AudioModel, tmp_path: Pat
 
 def test_a_character_is_shown_when_it_is_whole():
     ids = tokenizer().plain("a猫は寝る 🎵!")
-    text = WholeCharacters(tokenizer().decode)
+    text = StreamingDecoder(tokenizer().decode)
     pieces = [text.add(token) for token in ids]
     assert "".join(pieces) == "a猫は寝る 🎵!" and text.rest() == ""
     assert len([piece for piece in pieces if piece]) > 3
@@ -199,7 +199,7 @@ def test_a_character_is_shown_when_it_is_whole():
 
 def test_what_never_becomes_a_character_is_shown_at_the_end():
     *ids, _ = tokenizer().plain("a🎵")
-    text = WholeCharacters(tokenizer().decode)
+    text = StreamingDecoder(tokenizer().decode)
     assert "".join(text.add(token) for token in ids) == "a"
     assert "a" + text.rest() == tokenizer().decode(ids) == "a\ufffd"
 

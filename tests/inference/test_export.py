@@ -15,7 +15,7 @@ import auris
 from auris import audio, cli
 from auris import config as recipe
 from auris.inference.audio_model import AudioModel
-from auris.inference.export import choose, export
+from auris.inference.export import choose_format, export
 from auris.inference.export_formats import write_ranks
 from auris.text.tokenizer import Tokenizer
 from support import published, vocabularies
@@ -160,10 +160,10 @@ def test_weights_can_be_written_in_less_precision(tmp_path: Path):
 def test_what_has_no_counterpart_is_named(overrides: list[str], reason: str):
     made = recipe.resolve(recipe.compose([*published.TINY, *overrides]))
     net = recipe.build_net(made, tokenizer())
-    chosen, reasons = choose(net, tokenizer())
+    chosen, reasons = choose_format(net, tokenizer())
     assert chosen == "auris" and [why for why in reasons if why.startswith("qwen2_audio")] == [f"qwen2_audio: {reason}"]
     with pytest.raises(ValueError, match=f"format=qwen2_audio.*{reason}.*format=auris"):
-        choose(net, tokenizer(), "qwen2_audio")
+        choose_format(net, tokenizer(), "qwen2_audio")
 
 
 def test_only_a_model_with_qwen_s_own_vocabulary_is_a_qwen_audio(tmp_path: Path, files: list[Path]):

@@ -16,7 +16,7 @@ from auris.data.collate import collate
 from auris.data.rows import Row
 from auris.inference import inspection
 from auris.inference.audio_model import AudioModel
-from auris.inference.inspection.pooling_probe import recovered
+from auris.inference.inspection.pooling_probe import explained_variance
 from auris.inference.inspection.trace import _pieces
 from auris.inference.load import load
 from auris.model import pooling
@@ -76,10 +76,10 @@ def test_attention_is_what_the_model_s_own_layers_compute(model: AudioModel, sub
 
     layers = [layer.self_attn for layer in model.net.llm.get_decoder().layers]
     hooks = [layer.register_forward_hook(note, with_kwargs=True) for layer in layers]
-    before = model.net.hidden(batch)
+    before = model.net.hidden_states(batch)
     for hook in hooks:
         hook.remove()
-    weights = inspection.attention(model.net, batch, torch.arange(n))
+    weights = inspection.attention_weights(model.net, batch, torch.arange(n))
     assert weights.shape == (len(layers), model.net.llm.config.num_attention_heads, n, n)
     torch.testing.assert_close(weights.sum(-1), torch.ones_like(weights[..., 0]))
     assert not weights.triu(1).any()
@@ -88,9 +88,9 @@ def test_attention_is_what_the_model_s_own_layers_compute(model: AudioModel, sub
         again = layer.o_proj(rearrange(of_layer @ value, "h t d -> t (h d)"))
         torch.testing.assert_close(again, out, atol=1e-5, rtol=1e-5)
     some = torch.tensor([3, n - 1])
-    torch.testing.assert_close(inspection.attention(model.net, batch, some), weights[:, :, some])
+    torch.testing.assert_close(inspection.attention_weights(model.net, batch, some), weights[:, :, some])
     assert model.net.llm.config._attn_implementation == "packed"
-    assert torch.equal(model.net.hidden(batch), before)
+    assert torch.equal(model.net.hidden_states(batch), before)
 
 
 def test_a_row_is_traced_and_answered(model: AudioModel, subject: inspection.Subject):
@@ -116,7 +116,7 @@ def test_attention_of_a_token_is_that_of_the_position_that_predicts_it(subject: 
     view = samples_of(tokenizer=model.tokenizer, prompt=model.prompt, geometry=model.net.geometry)
     batch = collate([view.build(row, 0, None, prompt_only=True)], geometry=model.net.geometry)
     last = torch.tensor([len(batch["ids"]) - 1])
-    expected = inspection.attention(model.net, batch, last)[:, :, 0, batch["audio_index"]]
+    expected = inspection.attention_weights(model.net, batch, last)[:, :, 0, batch["audio_index"]]
     np.testing.assert_allclose(inspection.trace_row(model, row).attention[:, :, 0], expected.numpy(), atol=1e-6)
 
 
@@ -125,9 +125,9 @@ def test_rows_that_cannot_be_shown_are_named(subject: inspection.Subject):
     with pytest.raises(ValueError, match="2 stretches of audio; expected one clip of at most 30 s"):
         inspection.trace_row(subject.model, replace(row, clips=row.clips * 2))
     with pytest.raises(ValueError, match="no such row 'r9' with one clip among 6"):
-        inspection.choose(subject, "r9")
-    assert inspection.choose(subject).id == "r1"  # the first with times
-    assert inspection.choose(subject, "r2").id == "r2"
+        inspection.choose_row(subject, "r9")
+    assert inspection.choose_row(subject).id == "r1"  # the first with times
+    assert inspection.choose_row(subject, "r2").id == "r2"
 
 
 def test_a_token_that_ends_within_a_character_shows_nothing():
@@ -147,7 +147,7 @@ def test_the_newest_run_that_answers_brings_its_rows_and_its_aligner(folder: Pat
     for arm in ("a", "ctc"):  # the newer one answers nothing
         (folder / f"runs/s/{arm}/seed_0/finished.json").write_text("{}")
     found = inspection.load(runs=folder / "runs")  # its paths are relative to where it was started
-    assert found.model.recipe["run_dir"] == "runs/s/a/seed_0"
+    assert found.model.config["run_dir"] == "runs/s/a/seed_0"
     assert len(found.rows) == 6 and found.aligner == folder / "runs/s/ctc/seed_0"
     with pytest.raises(ValueError, match="answers no prompts"):
         inspection.load(folder / "runs/s/ctc/seed_0")
@@ -163,7 +163,7 @@ def test_a_readout_gets_back_what_the_tokens_hold():
     noise = [torch.randn(120, 8) for _ in range(40)]
 
     def share(clips: list[Tensor], k: int) -> tuple[float, float, float]:
-        return recovered(pooling.Mean(k=k, width=8), clips, k, 0)
+        return explained_variance(pooling.Mean(k=k, width=8), clips, k, 0)
 
     assert share(pairs, 2)[0] == pytest.approx(1, abs=1e-3)
     assert share(pairs, 4)[0] == pytest.approx(0.5, abs=0.03)
@@ -189,15 +189,17 @@ def test_every_pooling_has_its_line(subject: inspection.Subject):
 
 
 def test_words_are_matched_with_the_true_ones(subject: inspection.Subject):
-    row = inspection.choose(subject)
-    found = inspection.timings(subject, row)
+    row = inspection.choose_row(subject)
+    found = inspection.word_times(subject, row)
     assert list(found)[:2] == ["true", "forced alignment"]
     assert [word["word"] for word in found["forced alignment"]] == ["the", "cat", "sat"]
     late = [{**word, "start": word["start"] + 0.1, "end": word["end"] - 0.05} for word in found["true"]]
-    shifts = inspection.shifts(row, {"true": found["true"], "late": [late[0], {**late[1], "word": "dog"}, late[2]]})
+    shifts = inspection.time_shifts(
+        row, {"true": found["true"], "late": [late[0], {**late[1], "word": "dog"}, late[2]]}
+    )
     assert shifts["word"].tolist() == ["the", "sat"]
     assert set(shifts["start shift"]) == {100} and set(shifts["end shift"]) == {-50}
-    page = inspection.players(inspection.trace_row(subject.model, row), {"true": found["true"]}).data
+    page = inspection.audio_players(inspection.trace_row(subject.model, row), {"true": found["true"]}).data
     assert page.count("<audio") == 3 and page.count("data:audio/wav;base64,") == 3
 
 
@@ -211,14 +213,14 @@ def test_a_model_that_answers_with_times_is_asked_for_them(
         return SimpleNamespace(answer="the (0.00-0.50) cat (0.70-1.10)")
 
     monkeypatch.setattr("auris.inference.inspection.timing.trace_row", answer)
-    row = inspection.choose(subject)
-    found = inspection.timings(replace(subject, aligner=None), row)
+    row = inspection.choose_row(subject)
+    found = inspection.word_times(replace(subject, aligner=None), row)
     assert asked == ["srwt"] and list(found) == ["true", "answer with times"]
-    assert inspection.shifts(row, found)["start shift"].tolist() == [0, 100]
+    assert inspection.time_shifts(row, found)["start shift"].tolist() == [0, 100]
 
 
 def test_figures_show_what_they_are_given(subject: inspection.Subject):
-    row = inspection.choose(subject)
+    row = inspection.choose_row(subject)
     trace = inspection.trace_row(subject.model, row)
     words = row.labels["words"]
     figure = inspection.plot_attention(trace, words, layer=0, head=1)

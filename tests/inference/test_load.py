@@ -282,7 +282,7 @@ def test_a_run_and_its_checkpoint_answer_alike(tmp_path: Path, files: list[Path]
         for path in (tmp_path / "run", str(tmp_path / "run/checkpoints/step_00000001"))
     ]
     assert answers[0] == answers[1] and any(answers[0])
-    assert auris.load(tmp_path / "run").recipe["arm"] == "default"
+    assert auris.load(tmp_path / "run").config["arm"] == "default"
 
 
 def test_an_encoder_s_run_is_loaded_with_its_head_and_answers_no_prompts(tmp_path: Path, files: list[Path]):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from auris.model import adapters
 from auris.model.audio_lm import AudioLM
-from auris.model.generation import Generation
+from auris.model.generation import GenerationSettings
 from auris.model.weights import loading
 from auris.model.weights.tensors import StateTensors
 from auris.training import optim
@@ -37,7 +37,7 @@ def batch(net: AudioLM) -> dict:
 
 def attach(net: AudioLM, *names: str) -> None:
     adapters.attach(net, names, token_ids=NEW, lora=LORA_SETTINGS)
-    adapters.start(net, seed=3)
+    adapters.initialise(net, seed=3)
     optim.freeze(net, names)
 
 
@@ -59,7 +59,7 @@ def copied(net: AudioLM) -> dict[str, Tensor]:
 def merged(net: AudioLM, like: AudioLM) -> AudioLM:
     """A net without adapters that is loaded with the merged weights of one that has them."""
     plain = deepcopy(like)
-    loading.load(plain, StateTensors(adapters.merge(net.state_dict(), LORA_SETTINGS)), layout="auris", where="merged")
+    loading.load(plain, StateTensors(adapters.merge(net.state_dict(), LORA_SETTINGS)), layout="auris", label="merged")
     return plain
 
 
@@ -171,7 +171,7 @@ def test_answers_are_generated_with_the_adapters(net: AudioLM):
     plain, pack = deepcopy(net), batch(net)
     attach(net, "llm.new_tokens", "llm.lora")
     train(net, lr=0.02)
-    settings = Generation(max_new_tokens=6, stop=frozenset({3}))
+    settings = GenerationSettings(max_new_tokens=6, stop=frozenset({3}))
     answers = net.generate(pack, settings)
     assert answers == merged(net, plain).generate(pack, settings)
     assert answers != plain.generate(pack, settings)

@@ -69,7 +69,7 @@ def test_the_newest_tokens_see_what_their_slots_hold(heads: tuple[int, int]) -> 
         slot[~free] = held
         slots.append(slot.transpose(1, 2))
     mask = torch.zeros(3, 9).masked_fill(free, -torch.inf)
-    torch.testing.assert_close(attention.newest(q, *slots, mask, scale=0.3), expected, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(attention.single_query(q, *slots, mask, scale=0.3), expected, atol=1e-6, rtol=1e-5)
 
 
 def test_scale_defaults_to_the_head_width() -> None:

@@ -11,7 +11,7 @@ from torch import nn
 from auris.model import boundary, llm, pooling, projector
 from auris.model.audio_lm import AudioLM
 from auris.model.encoder import Encoder
-from auris.model.generation import Generation
+from auris.model.generation import GenerationSettings
 from support.packs import VOCAB, Clip, Row, pack, text
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -135,24 +135,24 @@ def greedy(net: AudioLM, row: Row, n: int) -> list[int]:
 @torch.no_grad()
 def test_generation_equals_the_argmax_of_each_row_run_alone(net: AudioLM) -> None:
     expected = [greedy(net, row, 8) for row in rows()]
-    assert net.generate(pack(rows(), net.geometry), Generation(max_new_tokens=8)) == expected
+    assert net.generate(pack(rows(), net.geometry), GenerationSettings(max_new_tokens=8)) == expected
 
 
 def test_a_row_stops_at_its_own_stop_token(mean_net: AudioLM) -> None:
     batch = pack(rows(), mean_net.geometry)
-    free = mean_net.generate(batch, Generation(max_new_tokens=20))
+    free = mean_net.generate(batch, GenerationSettings(max_new_tokens=20))
     assert [len(answer) for answer in free] == [20] * 4
     stop = {free[0][3], free[2][6]}
     expected = [answer[: next((i for i, t in enumerate(answer) if t in stop), None)] for answer in free]
     assert len({len(answer) for answer in expected}) > 1
-    assert mean_net.generate(batch, Generation(max_new_tokens=20, stop=frozenset(stop))) == expected
+    assert mean_net.generate(batch, GenerationSettings(max_new_tokens=20, stop=frozenset(stop))) == expected
 
 
 def test_min_new_tokens_forbids_an_early_stop(mean_net: AudioLM) -> None:
     batch = pack(rows(), mean_net.geometry)
-    first = {answer[0] for answer in mean_net.generate(batch, Generation(max_new_tokens=1))}
-    assert mean_net.generate(batch, Generation(max_new_tokens=4, stop=frozenset(first))) == [[], [], [], []]
-    answers = mean_net.generate(batch, Generation(max_new_tokens=4, stop=frozenset(first), min_new_tokens=2))
+    first = {answer[0] for answer in mean_net.generate(batch, GenerationSettings(max_new_tokens=1))}
+    assert mean_net.generate(batch, GenerationSettings(max_new_tokens=4, stop=frozenset(first))) == [[], [], [], []]
+    answers = mean_net.generate(batch, GenerationSettings(max_new_tokens=4, stop=frozenset(first), min_new_tokens=2))
     assert all(len(answer) >= 2 and not first & set(answer) for answer in answers)
 
 

@@ -12,7 +12,7 @@ from torch._dynamo.backends.debugging import aot_eager
 from auris.model import attention, llm
 from auris.model.audio_lm import AudioLM
 from auris.model.compiled import compile_blocks
-from auris.model.generation import Generation
+from auris.model.generation import GenerationSettings
 from auris.training.objectives.next_token import NextToken
 from support import nets
 from support.packs import Clip, pack, text
@@ -89,7 +89,7 @@ def test_a_compiled_step_is_an_eager_step_in_two_graphs_for_each_kind_of_block(
             assert (gradient - theirs[name]).norm() <= tolerance * theirs[name].norm(), name
     assert [counter.graphs for counter in counters] == [2, 2] and list(net.state_dict()) == names
     batch = pack([[Clip(9, n_mels=nets.N_MELS), text(6)]], net.geometry)
-    net.generate(batch, Generation(max_new_tokens=3))
+    net.generate(batch, GenerationSettings(max_new_tokens=3))
     assert [counter.graphs for counter in counters] == [2, 2]  # a cache grows: generation is not compiled
 
 

@@ -12,7 +12,7 @@ from auris.data.collate import collate
 from auris.model import llm, pooling, projector
 from auris.model.audio_lm import AudioLM
 from auris.model.encoder import Encoder
-from auris.model.generation import Generation, generate, sample
+from auris.model.generation import GenerationSettings, generate, sample
 from support.packs import VOCAB, Clip, Row, pack, text
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -79,45 +79,50 @@ def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-SAMPLED = Generation(max_new_tokens=12, do_sample=True, temperature=1.2, top_k=40, top_p=0.95)
+SAMPLED = GenerationSettings(max_new_tokens=12, do_sample=True, temperature=1.2, top_k=40, top_p=0.95)
 
 
 # --- settings -----------------------------------------------------------------------------------------------------
 
 
 def test_qwen_audios_settings_are_read() -> None:
-    settings = Generation.from_config(QWEN_AUDIO)
-    assert settings == Generation(max_new_tokens=512, stop=frozenset({151643}), do_sample=True, top_p=0.8)
+    settings = GenerationSettings.from_config(QWEN_AUDIO)
+    assert settings == GenerationSettings(max_new_tokens=512, stop=frozenset({151643}), do_sample=True, top_p=0.8)
     assert settings.unused == ("chat_format", "pad_token_id", "transformers_version")
 
 
 def test_qwen2_audios_settings_are_read() -> None:
-    assert Generation.from_config(QWEN2_AUDIO) == Generation(
+    assert GenerationSettings.from_config(QWEN2_AUDIO) == GenerationSettings(
         stop=frozenset({151643, 151645}), do_sample=True, repetition_penalty=1.1, temperature=0.7, top_k=20, top_p=0.5
     )
 
 
 def test_turning_sampling_off_leaves_the_rest_of_the_file_in_force() -> None:
-    settings = Generation.from_config(QWEN2_AUDIO, do_sample=False, min_new_tokens=1, max_new_tokens=None)
-    assert settings == Generation(stop=frozenset({151643, 151645}), repetition_penalty=1.1, min_new_tokens=1)
+    settings = GenerationSettings.from_config(QWEN2_AUDIO, do_sample=False, min_new_tokens=1, max_new_tokens=None)
+    assert settings == GenerationSettings(stop=frozenset({151643, 151645}), repetition_penalty=1.1, min_new_tokens=1)
     assert {"temperature", "top_k", "top_p"} < set(settings.unused)
 
 
 def test_what_is_typed_replaces_what_the_file_says() -> None:
-    settings = Generation.from_config(QWEN2_AUDIO, stop=[7], top_k=0, temperature=0.2)
+    settings = GenerationSettings.from_config(QWEN2_AUDIO, stop=[7], top_k=0, temperature=0.2)
     assert (settings.stop, settings.top_k, settings.temperature, settings.top_p) == (frozenset({7}), 0, 0.2, 0.5)
 
 
 def test_an_absent_top_k_is_the_one_of_transformers() -> None:
-    assert Generation.from_config({}) == Generation()
-    assert Generation.from_config({"top_k": None}, do_sample=True).top_k == 50
+    assert GenerationSettings.from_config({}) == GenerationSettings()
+    assert GenerationSettings.from_config({"top_k": None}, do_sample=True).top_k == 50
 
 
 def test_keys_that_change_nothing_are_accepted() -> None:
     neutral = {"num_beams": 1, "typical_p": 1.0, "no_repeat_ngram_size": 0, "suppress_tokens": [], "stop_strings": None}
     beams_only = {"length_penalty": 1.0, "early_stopping": False}
-    settings = Generation.from_config(neutral | beams_only | {"min_p": 0.1, "do_sample": False})
-    assert settings == Generation() and settings.unused == ("early_stopping", "length_penalty", "min_p", "typical_p")
+    settings = GenerationSettings.from_config(neutral | beams_only | {"min_p": 0.1, "do_sample": False})
+    assert settings == GenerationSettings() and settings.unused == (
+        "early_stopping",
+        "length_penalty",
+        "min_p",
+        "typical_p",
+    )
 
 
 @pytest.mark.parametrize(
@@ -133,7 +138,7 @@ def test_keys_that_change_nothing_are_accepted() -> None:
 )
 def test_a_file_that_asks_for_what_is_not_offered_is_refused(config: dict) -> None:
     with pytest.raises(ValueError, match=f"{list(config)[-1]}=.*not offered"):
-        Generation.from_config(config)
+        GenerationSettings.from_config(config)
 
 
 @pytest.mark.parametrize(
@@ -152,19 +157,19 @@ def test_a_file_that_asks_for_what_is_not_offered_is_refused(config: dict) -> No
 )
 def test_a_value_out_of_range_or_without_effect_is_refused(settings: dict, said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        Generation(**settings)
+        GenerationSettings(**settings)
 
 
 def test_a_setting_that_is_typed_and_has_no_effect_is_refused_beside_a_file() -> None:
     with pytest.raises(ValueError, match="temperature=0.3 has no effect"):
-        Generation.from_config(QWEN2_AUDIO, do_sample=False, temperature=0.3)
+        GenerationSettings.from_config(QWEN2_AUDIO, do_sample=False, temperature=0.3)
     with pytest.raises(ValueError, match="num_beams: expected settings among"):
-        Generation.from_config(QWEN2_AUDIO, num_beams=4)
+        GenerationSettings.from_config(QWEN2_AUDIO, num_beams=4)
 
 
 def test_a_stop_token_that_the_model_does_not_have_is_refused(net: AudioLM) -> None:
     with pytest.raises(ValueError, match=rf"stop=\[151643\]: expected tokens of the model, which has {VOCAB}"):
-        generate(net, pack(rows(), net.geometry), Generation(stop=frozenset({3, 151643})))
+        generate(net, pack(rows(), net.geometry), GenerationSettings(stop=frozenset({3, 151643})))
 
 
 # --- sampling -----------------------------------------------------------------------------------------------------
@@ -200,7 +205,7 @@ def test_a_sampled_answer_depends_on_the_rows_number_and_not_on_its_neighbours(n
 
 def test_draws_are_independent_along_a_row_and_across_rows(net: AudioLM) -> None:
     """Tokens that are all equally likely, in 4 classes: consecutive pairs, and pairs of adjacent rows, are as well."""
-    settings = Generation(max_new_tokens=11, do_sample=True, temperature=1e9)
+    settings = GenerationSettings(max_new_tokens=11, do_sample=True, temperature=1e9)
     answers = generate(net, pack([[text(2)]] * 200, net.geometry), settings, generator=seeded(0))
     classes = torch.tensor(answers) // (VOCAB // 4)
     for first, second in ((classes[:, :-1], classes[:, 1:]), (classes[:-1], classes[1:])):
@@ -213,15 +218,15 @@ def test_draws_are_independent_along_a_row_and_across_rows(net: AudioLM) -> None
 def test_fewer_tokens_are_the_first_ones_of_a_sampled_answer(net: AudioLM) -> None:
     batch = pack(rows(), net.geometry)
     longer = generate(net, batch, SAMPLED, generator=seeded(3))
-    short = Generation(max_new_tokens=5, do_sample=True, temperature=1.2, top_k=40, top_p=0.95)
+    short = GenerationSettings(max_new_tokens=5, do_sample=True, temperature=1.2, top_k=40, top_p=0.95)
     assert generate(net, batch, short, generator=seeded(3)) == [answer[:5] for answer in longer]
 
 
 def test_sampling_from_the_likeliest_token_alone_is_greedy(net: AudioLM) -> None:
     batch = pack(rows(), net.geometry)
-    greedy = generate(net, batch, Generation(max_new_tokens=8))
+    greedy = generate(net, batch, GenerationSettings(max_new_tokens=8))
     for only in ({"top_k": 1}, {"top_p": 1e-9}, {"temperature": 1e-4}):
-        assert generate(net, batch, Generation(max_new_tokens=8, do_sample=True, **only)) == greedy
+        assert generate(net, batch, GenerationSettings(max_new_tokens=8, do_sample=True, **only)) == greedy
 
 
 # --- decoding -----------------------------------------------------------------------------------------------------
@@ -230,19 +235,19 @@ def test_sampling_from_the_likeliest_token_alone_is_greedy(net: AudioLM) -> None
 def test_a_prohibitive_penalty_keeps_prompt_and_answer_from_being_repeated(net: AudioLM) -> None:
     batch = pack(rows(), net.geometry)
     prompts = batch["ids"].split(batch["cu_seqlens"].diff().tolist())
-    free = generate(net, batch, Generation(max_new_tokens=12))
+    free = generate(net, batch, GenerationSettings(max_new_tokens=12))
     assert any(len(set(answer)) < len(answer) for answer in free)
     for prompt, answer in zip(
-        prompts, generate(net, batch, Generation(max_new_tokens=12, repetition_penalty=1e6)), strict=True
+        prompts, generate(net, batch, GenerationSettings(max_new_tokens=12, repetition_penalty=1e6)), strict=True
     ):
         assert len(set(answer)) == 12 and not set(answer) & set(prompt.tolist())
 
 
 def test_tokens_are_streamed_as_they_are_known(net: AudioLM) -> None:
     batch = pack(rows(), net.geometry)
-    free = generate(net, batch, Generation(max_new_tokens=10))
+    free = generate(net, batch, GenerationSettings(max_new_tokens=10))
     streamed: list[tuple[int, int]] = []
-    settings = Generation(max_new_tokens=10, stop=frozenset({free[0][3], free[2][6]}))
+    settings = GenerationSettings(max_new_tokens=10, stop=frozenset({free[0][3], free[2][6]}))
     answers = generate(net, batch, settings, stream=lambda row, token: streamed.append((row, token)))
     assert len({len(answer) for answer in answers}) > 1
     steps = range(max(map(len, answers)))
@@ -251,28 +256,30 @@ def test_tokens_are_streamed_as_they_are_known(net: AudioLM) -> None:
 
 def test_finished_rows_are_computed_no_more(net: AudioLM, monkeypatch: pytest.MonkeyPatch) -> None:
     batch = pack(rows(), net.geometry)
-    free = generate(net, batch, Generation(max_new_tokens=10))
+    free = generate(net, batch, GenerationSettings(max_new_tokens=10))
     computed: list[int] = []
-    hidden = llm.hidden
+    hidden = llm.hidden_states
 
     def counting(net: AudioLM, embeds: torch.Tensor, *args: object, **options: object) -> torch.Tensor:
         computed.append(len(embeds))
         return hidden(net, embeds, *args, **options)
 
-    monkeypatch.setattr(llm, "hidden", counting)
-    answers = generate(net, batch, Generation(max_new_tokens=10, stop=frozenset({free[0][3], free[2][6]})))
+    monkeypatch.setattr(llm, "hidden_states", counting)
+    answers = generate(net, batch, GenerationSettings(max_new_tokens=10, stop=frozenset({free[0][3], free[2][6]})))
     going = [sum(len(answer) > i for answer in answers) for i in range(9)]  # the last token is not computed with
     assert computed == [len(batch["ids"]), *(n for n in going if n)]
     assert sum(going) < 9 * len(answers)
 
 
-FREE = Generation(max_new_tokens=10)
+FREE = GenerationSettings(max_new_tokens=10)
 
 
 @pytest.mark.parametrize(
-    "settings", [FREE, SAMPLED, Generation(max_new_tokens=10, repetition_penalty=1.5)], ids=["greedy", "sampled", "pen"]
+    "settings",
+    [FREE, SAMPLED, GenerationSettings(max_new_tokens=10, repetition_penalty=1.5)],
+    ids=["greedy", "sampled", "pen"],
 )
-def test_rows_that_take_the_places_of_others_are_answered_as_alone(net: AudioLM, settings: Generation) -> None:
+def test_rows_that_take_the_places_of_others_are_answered_as_alone(net: AudioLM, settings: GenerationSettings) -> None:
     """One by one and several at a time, where rows have stopped at different steps; a limit of tokens ends them too."""
     all_rows = [*rows(), [text(6)], [Clip(64), text(3)], [text(2), Clip(11)], [text(5)]]
     free = generate(net, pack(all_rows, net.geometry), settings, generator=seeded(3))
@@ -297,7 +304,7 @@ def test_rows_that_take_the_places_of_others_are_answered_as_alone(net: AudioLM,
         settings,
         generator=seeded(3),
         stream=lambda row, token: streamed[row].append(token),
-        more=more,
+        next_pack=more,
     )
     assert answers == expected == list(streamed.values())
     assert max(lengths) < len(asked) < sum(lengths) / 2  # steps: more than one pack would take, and full ones
@@ -315,28 +322,36 @@ def test_a_prompts_length_is_kept_while_its_answer_is_decoded() -> None:
         for _ in range(10):
             whole = pack([[*row, answer]], net.geometry)
             with torch.no_grad():
-                h = llm.hidden(
+                h = llm.hidden_states(
                     net.llm, net.embed(whole), whole["positions"], whole["cu_seqlens"], prompt_lengths=n[None]
                 )
             answer.append(int(net.head(h[-1]).argmax()))
         expected.append(answer)
-    answers = generate(net, batch, Generation(max_new_tokens=10))
+    answers = generate(net, batch, GenerationSettings(max_new_tokens=10))
     assert answers == expected
-    assert answers != generate(build(), batch, Generation(max_new_tokens=10))
+    assert answers != generate(build(), batch, GenerationSettings(max_new_tokens=10))
 
 
 def test_a_pack_without_rows_is_generated_from_like_any_other(net: AudioLM) -> None:
     """Ranks of a sharded model must all take part."""
     empty = collate([], geometry=net.geometry)
-    for settings in (Generation(max_new_tokens=3), SAMPLED, Generation(max_new_tokens=3, repetition_penalty=1.1)):
+    for settings in (
+        GenerationSettings(max_new_tokens=3),
+        SAMPLED,
+        GenerationSettings(max_new_tokens=3, repetition_penalty=1.1),
+    ):
         assert [len(answer) for answer in generate(net, empty, settings)] == [settings.max_new_tokens]
 
 
 # --- beside other processes ---
 
 
-@pytest.mark.parametrize("settings", [Generation(max_new_tokens=12, stop=frozenset(range(0, VOCAB, 3))), SAMPLED])
-def test_a_process_whose_rows_have_stopped_computes_along_until_all_have(net: AudioLM, settings: Generation) -> None:
+@pytest.mark.parametrize(
+    "settings", [GenerationSettings(max_new_tokens=12, stop=frozenset(range(0, VOCAB, 3))), SAMPLED]
+)
+def test_a_process_whose_rows_have_stopped_computes_along_until_all_have(
+    net: AudioLM, settings: GenerationSettings
+) -> None:
     """A sharded net needs all processes in each forward."""
     batch = pack(rows(), net.geometry)
     alone = generate(net, batch, settings, generator=seeded(1))
@@ -346,7 +361,7 @@ def test_a_process_whose_rows_have_stopped_computes_along_until_all_have(net: Au
         told.append(ours)
         return True
 
-    assert generate(net, batch, settings, generator=seeded(1), any_goes=another_goes) == alone
+    assert generate(net, batch, settings, generator=seeded(1), any_rank_active=another_goes) == alone
     assert len(told) == settings.max_new_tokens
     assert told.count(True) == max(map(len, alone))
     assert not settings.stop or told.count(True) < len(told)  # all of ours had stopped before

@@ -55,7 +55,7 @@ def test_a_packed_row_equals_transformers_own_run_of_it(config: dict) -> None:
     twin = AutoModelForCausalLM.from_config(llm.config, attn_implementation="sdpa").eval()
     twin.load_state_dict(llm.state_dict())
     cu = attention.cumulate(torch.tensor(LENGTHS))
-    hidden = lm.hidden(llm, lm.embed(llm, torch.cat(rows())), positions(LENGTHS), cu)
+    hidden = lm.hidden_states(llm, lm.embed(llm, torch.cat(rows())), positions(LENGTHS), cu)
     logits = llm.get_output_embeddings()(hidden)
     assert logits.shape == (sum(LENGTHS), VOCAB)
     for row, got in zip(rows(), logits.split(LENGTHS), strict=True):
@@ -71,12 +71,12 @@ def test_some_tokens_alone_are_computed_as_they_are_among_all(config: dict, wher
     cu, weights = attention.cumulate(torch.tensor(LENGTHS)), torch.randn(len(at), 32)
 
     def run(**options: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        h = lm.hidden(llm, embeds, positions(LENGTHS), cu, **options)
+        h = lm.hidden_states(llm, embeds, positions(LENGTHS), cu, **options)
         h = h if options else h[at]
         gradients = torch.autograd.grad((h * weights).sum(), [embeds, *llm.parameters()], allow_unused=True)
         return h, list(gradients)  # None: of the tables
 
-    (found, gradients), (expected, others) = run(where=at), run()
+    (found, gradients), (expected, others) = run(indices=at), run()
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
     for mine, other in zip(gradients, others, strict=True):
         assert (mine is None) == (other is None)
@@ -91,12 +91,12 @@ def test_tokens_that_nobody_asks_for_pass_the_last_layer_by() -> None:
 
     def operations(**options: torch.Tensor) -> int:
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            lm.hidden(llm, embeds, positions(LENGTHS), cu, **options)
+            lm.hidden_states(llm, embeds, positions(LENGTHS), cu, **options)
         return counter.get_total_flops()
 
     matrices = sum(p.numel() for part in lm.last_tokenwise(llm) for p in part.parameters() if p.ndim == 2)
     assert matrices == 2 * 32 * 32 + 3 * 32 * 48  # queries, output, MLP: all but keys and values
-    assert operations() - operations(where=torch.tensor([2, 9])) == 2 * (sum(LENGTHS) - 2) * matrices
+    assert operations() - operations(indices=torch.tensor([2, 9])) == 2 * (sum(LENGTHS) - 2) * matrices
 
 
 @torch.no_grad()
@@ -105,7 +105,7 @@ def test_decoding_with_the_cache_equals_running_the_row_whole(config: dict) -> N
     torch.manual_seed(0)
     llm = lm.build_llm(config, VOCAB).eval()
     cu = attention.cumulate(torch.tensor(LENGTHS))
-    whole = lm.hidden(llm, lm.embed(llm, torch.cat(rows())), positions(LENGTHS), cu).split(LENGTHS)
+    whole = lm.hidden_states(llm, lm.embed(llm, torch.cat(rows())), positions(LENGTHS), cu).split(LENGTHS)
     close = {"atol": 1e-5, "rtol": 1e-5}
     cache = lm.SlotCache(room=7, device=cu.device)
     alive: list[int] = []  # the row in each slot
@@ -114,7 +114,9 @@ def test_decoding_with_the_cache_equals_running_the_row_whole(config: dict) -> N
     def begin(first: list[int], prompts: list[int]) -> None:
         cache.begin(torch.tensor(prompts))
         ids = torch.cat([rows()[row][:n] for row, n in zip(first, prompts, strict=True)])
-        got = lm.hidden(llm, lm.embed(llm, ids), positions(prompts), attention.cumulate(torch.tensor(prompts)), cache)
+        got = lm.hidden_states(
+            llm, lm.embed(llm, ids), positions(prompts), attention.cumulate(torch.tensor(prompts)), cache
+        )
         expected = [whole[row][:n] for row, n in zip(first, prompts, strict=True)]
         torch.testing.assert_close(got, torch.cat(expected), **close)
         alive.extend(first)
@@ -129,7 +131,7 @@ def test_decoding_with_the_cache_equals_running_the_row_whole(config: dict) -> N
         at = cache.lengths.clone()
         cache.extend()
         new = torch.stack([rows()[row][n] for row, n in zip(alive, at.tolist(), strict=True)])
-        got = lm.hidden(llm, lm.embed(llm, new), at, torch.arange(len(alive) + 1, dtype=torch.int32), cache)
+        got = lm.hidden_states(llm, lm.embed(llm, new), at, torch.arange(len(alive) + 1, dtype=torch.int32), cache)
         expected = torch.stack([whole[row][n] for row, n in zip(alive, at.tolist(), strict=True)])
         torch.testing.assert_close(got, expected, **close)
 
@@ -232,4 +234,4 @@ def test_attention_that_packed_does_not_have_is_refused(extra: dict, reason: str
     llm = lm.build_llm({**CONFIGS["llama"], "rope_parameters": None, **extra}, VOCAB).train()
     cu = attention.cumulate(torch.tensor(LENGTHS))
     with pytest.raises(ValueError, match=reason):
-        lm.hidden(llm, lm.embed(llm, torch.cat(rows())), positions(LENGTHS), cu)
+        lm.hidden_states(llm, lm.embed(llm, torch.cat(rows())), positions(LENGTHS), cu)

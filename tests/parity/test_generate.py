@@ -9,7 +9,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel, Qwen2AudioForConditionalGeneration, Qwen2ForCausalLM
 
 from auris.model.audio_lm import AudioLM
-from auris.model.generation import Generation, generate, process
+from auris.model.generation import GenerationSettings, generate, process
 from support.packs import VOCAB, Row, expand, pack, text
 from support.twins import BATCHES, QWEN2, build, pad, padded
 
@@ -46,13 +46,13 @@ def check_greedy(ours: AudioLM, theirs: PreTrainedModel, rows: list[Row], inputs
     greedy = {"do_sample": False, "max_new_tokens": 16}
     free = answers(theirs, inputs, config, **greedy)
     assert [len(row) for row in free] == [16] * len(rows) and len({tuple(row) for row in free}) > 1
-    assert generate(ours, batch, Generation.from_config(config, **greedy)) == free
+    assert generate(ours, batch, GenerationSettings.from_config(config, **greedy)) == free
 
     config = config | {"eos_token_id": [free[0][0], free[0][5], free[-1][12]]}
     for overrides in (EVALUATION, EVALUATION | {"min_new_tokens": 3}):
         stopped = answers(theirs, inputs, config, max_new_tokens=16, **overrides)
         assert stopped != free
-        assert generate(ours, batch, Generation.from_config(config, max_new_tokens=16, **overrides)) == stopped
+        assert generate(ours, batch, GenerationSettings.from_config(config, max_new_tokens=16, **overrides)) == stopped
 
 
 @pytest.mark.parametrize("config", [QWEN_AUDIO, QWEN2_AUDIO], ids=["qwen_audio", "qwen2_audio"])
@@ -76,7 +76,8 @@ def test_the_penalty_of_the_published_settings_changes_answers(models: tuple) ->
     ours, _ = models
     batch = pack(BATCHES["several clips"], ours.geometry)
     plain, penalised = (
-        generate(ours, batch, Generation(max_new_tokens=16, repetition_penalty=penalty)) for penalty in (1.0, 1.1)
+        generate(ours, batch, GenerationSettings(max_new_tokens=16, repetition_penalty=penalty))
+        for penalty in (1.0, 1.1)
     )
     assert plain != penalised
 
@@ -110,7 +111,7 @@ def test_tokens_are_sampled_with_the_probabilities_of_generate(models: tuple, na
     said = out.sequences[:, inputs["input_ids"].shape[1] :].tolist()
     batch = pack([[*row, answer] for row, answer in zip(rows, said, strict=True)], ours.geometry)
     logits = ours.logits(batch).split(batch["cu_seqlens"].diff().tolist())
-    settings = Generation.from_config(config)
+    settings = GenerationSettings.from_config(config)
     compared = 0
     for row, (prompt, answer) in enumerate(zip(prompts, said, strict=True)):
         for step in range(len(answer)):
@@ -138,7 +139,7 @@ def test_sampled_tokens_come_as_often_as_their_probabilities_say(models: tuple) 
     )
     expected = n * out.scores[0][0].softmax(-1)
     batch = pack([[prompt]] * n, ours.geometry)
-    sampled = generate(ours, batch, Generation.from_config(config), generator=torch.Generator().manual_seed(0))
+    sampled = generate(ours, batch, GenerationSettings.from_config(config), generator=torch.Generator().manual_seed(0))
     counts = torch.bincount(torch.tensor(sampled).flatten(), minlength=VOCAB)
     possible = expected > 0
     assert possible.sum() == 8 and counts[~possible].sum() == 0

@@ -154,7 +154,7 @@ def test_qwen2_audio_files_come_back_bit_by_bit(
     source = TensorFiles.open(tmp_path / "theirs")
     stored = tensors(source)
     assert {name.split(".")[0] for name in stored} == {"audio_tower", "multi_modal_projector", "language_model"}
-    loading.load(net.to(dtype), source, layout="qwen2_audio", where="theirs")
+    loading.load(net.to(dtype), source, layout="qwen2_audio", label="theirs")
     out = tmp_path / "ours"
     write_sharded(export_tensors(net.state_dict(), "qwen2_audio"), out, max_shard_bytes=20_000)
     assert_equal(tensors(TensorFiles.open(out)), stored)
@@ -170,7 +170,7 @@ def test_transformers_loads_what_we_write(
     )
     assert not any(told[what] for what in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     back = nets.build()
-    loading.load(back, StateTensors(theirs.state_dict()), layout="qwen2_audio", where="theirs")
+    loading.load(back, StateTensors(theirs.state_dict()), layout="qwen2_audio", label="theirs")
     assert_equal(back.state_dict(), net.state_dict())
 
 
@@ -179,10 +179,10 @@ def test_names_of_a_model_in_memory_are_read_too(
 ):
     state = qwen2_audio.state_dict()
     assert "model.audio_tower.conv1.weight" in state and "lm_head.weight" in state
-    loading.load(net, StateTensors(state), layout="qwen2_audio", where="memory")
+    loading.load(net, StateTensors(state), layout="qwen2_audio", label="memory")
     qwen2_audio.save_pretrained(tmp_path)
     files = nets.build()
-    loading.load(files, TensorFiles.open(tmp_path), layout="qwen2_audio", where="files")
+    loading.load(files, TensorFiles.open(tmp_path), layout="qwen2_audio", label="files")
     assert_equal(net.state_dict(), files.state_dict())
 
 
@@ -232,7 +232,7 @@ def test_qwen_audio_tensors_come_back_bit_by_bit(tmp_path: Path, dtype: torch.dt
     theirs = renamed_to_qwen_audio(first.state_dict())
     write_sharded(theirs.items(), tmp_path, max_shard_bytes=20_000)
     source = TensorFiles.open(tmp_path)
-    loading.load(net, source, layout="qwen_audio", where="theirs")
+    loading.load(net, source, layout="qwen_audio", label="theirs")
     assert_equal(net.state_dict(), first.state_dict())
     assert_equal(dict(export_tensors(net.state_dict(), "qwen_audio")), theirs)
 
@@ -242,7 +242,7 @@ def test_qwen_7b_of_the_first_release_is_a_language_model_alone():
     torch.manual_seed(0)
     first, net = nets.build("qwen_audio", vocab=30), nets.build("qwen_audio")
     theirs = renamed_to_qwen_audio({n: t for n, t in first.state_dict().items() if n.startswith("llm.")})
-    loading.load(net, StateTensors(theirs), layout="qwen_audio", parts=["llm"], where="weights.llm=qwen")
+    loading.load(net, StateTensors(theirs), layout="qwen_audio", parts=["llm"], label="weights.llm=qwen")
     assert torch.equal(net.llm.lm_head.weight[:30], first.llm.lm_head.weight)
     assert torch.equal(net.llm.model.layers[0].self_attn.k_proj.bias, first.llm.model.layers[0].self_attn.k_proj.bias)
 
@@ -267,7 +267,7 @@ def loaded_encoder(source: TensorSource, layout: str) -> dict[str, Tensor]:
     """The encoder's tensors after a load that must leave all others alone."""
     net = nets.build()
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-    loading.load(net, source, layout=layout, where="whisper")
+    loading.load(net, source, layout=layout, label="whisper")
     others = {name for name in before if not name.startswith("encoder.")}
     assert_equal({n: net.state_dict()[n] for n in others}, {n: before[n] for n in others})
     return net.encoder.state_dict()
@@ -345,7 +345,7 @@ def test_a_language_model_is_read_from_its_directory(tmp_path: Path, family: str
     theirs.save_pretrained(tmp_path, max_shard_size="10KB")
     source = TensorFiles.open(tmp_path)
     assert ("lm_head.weight" in tensors(source)) == (not tied)
-    loading.load(net, source, layout="causal_lm", where="weights.llm=theirs")
+    loading.load(net, source, layout="causal_lm", label="weights.llm=theirs")
     expected = theirs.state_dict()
     for name, tensor in net.llm.state_dict().items():
         assert torch.equal(tensor[: len(expected[name])], expected[name]), name
@@ -389,7 +389,7 @@ def test_tensors_of_the_golden_model_come_back_bit_by_bit(shared_data: Path):
     released = load_file(golden / "model.safetensors")
     assert len(released) == 65
     tables = {name: torch.randn(50, hidden) for name in ("transformer.wte.weight", "lm_head.weight")}
-    loading.load(net, StateTensors(released | tables), layout="qwen_audio", where="golden")
+    loading.load(net, StateTensors(released | tables), layout="qwen_audio", label="golden")
     assert_equal(dict(export_tensors(net.state_dict(), "qwen_audio")), released | tables)
     q, k, v = released["transformer.h.2.attn.c_attn.weight"].split(hidden)
     attention, mlp = net.llm.model.layers[2].self_attn, net.llm.model.layers[2].mlp
@@ -398,4 +398,4 @@ def test_tensors_of_the_golden_model_come_back_bit_by_bit(shared_data: Path):
     assert torch.equal(mlp.gate_proj.weight, released["transformer.h.2.mlp.w2.weight"])
     alone = load_file(golden / "model.safetensors")
     with pytest.raises(ValueError, match=r"transformer.wte.weight is missing; lm_head.weight is missing$"):
-        loading.load(net, StateTensors(alone), layout="qwen_audio", where="golden")
+        loading.load(net, StateTensors(alone), layout="qwen_audio", label="golden")

@@ -56,7 +56,7 @@ def test_loss_and_gradients_are_equal(models: tuple, rows: list[Row]) -> None:
     loss.backward()
     expected.backward()
     released = LAYOUTS["qwen2_audio"]
-    grads = {released.ours(name)[0]: p.grad for name, p in theirs.named_parameters() if p.requires_grad}
+    grads = {released.model_names(name)[0]: p.grad for name, p in theirs.named_parameters() if p.requires_grad}
     assert grads.keys() == dict(ours.named_parameters()).keys()
     for name, parameter in ours.named_parameters():
         error = (parameter.grad - grads[name]).norm() / grads[name].norm()

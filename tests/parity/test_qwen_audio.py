@@ -18,7 +18,7 @@ from auris.model import llm as lm
 from auris.model.audio_lm import AudioLM
 from auris.model.boundary import Learned
 from auris.model.encoder import Encoder
-from auris.model.generation import Generation
+from auris.model.generation import GenerationSettings
 from auris.model.llm import build_llm
 from auris.model.pooling import Mean
 from auris.model.projector import Linear
@@ -79,7 +79,7 @@ def encoders(request, golden: Path) -> AudioLM:
     state = {f"transformer.audio.{name}": t for name, t in load_file(golden / "encoder.safetensors").items()}
     source = StateTensors(state)
     loading.load(
-        net, source, layout="qwen_audio", parts=["encoder", "projector", "boundary"], where="encoder.safetensors"
+        net, source, layout="qwen_audio", parts=["encoder", "projector", "boundary"], label="encoder.safetensors"
     )
     return net
 
@@ -100,7 +100,7 @@ def net(golden: Path) -> AudioLM:
     state["transformer.wte.weight"] = golden_table(VOCAB, config["hidden_size"], 20899, 2**-5)
     state["lm_head.weight"] = golden_table(VOCAB, config["hidden_size"], 31769, 2**-2)
     assert state["lm_head.weight"][0, 0].item() == 0.07834401726722717
-    loading.load(net, StateTensors(state), layout="qwen_audio", where="model.safetensors")
+    loading.load(net, StateTensors(state), layout="qwen_audio", label="model.safetensors")
     return net
 
 
@@ -219,7 +219,7 @@ def test_logits_equal_the_released_ones(
     """`long` has 2048 tokens behind it: dynamic NTK and log-n act."""
     batch = packed(net, io, clips, [prompt])
     with torch.no_grad():
-        hidden = net.hidden(batch)
+        hidden = net.hidden_states(batch)
     torch.testing.assert_close(
         hidden[-8:], torch.from_numpy(io[f"{prompt}.hidden_last8"]), rtol=0, atol=2e-4, check_dtype=False
     )
@@ -234,7 +234,7 @@ def test_a_dialogue_of_clips_encoded_as_released_equals_it(
     with torch.no_grad():
         embeds = lm.embed(net.llm, batch["ids"]).index_copy(0, batch["audio_index"], audio)
         lengths = torch.tensor([len(embeds)])
-        hidden = lm.hidden(net.llm, embeds, batch["positions"], batch["cu_seqlens"], prompt_lengths=lengths)
+        hidden = lm.hidden_states(net.llm, embeds, batch["positions"], batch["cu_seqlens"], prompt_lengths=lengths)
     check_logits(net, hidden, io, "chat2")
 
 
@@ -243,7 +243,7 @@ def test_greedy_answers_are_the_released_ones(
     net: AudioLM, io: dict[str, np.ndarray], clips: dict[str, np.ndarray], prompt: str
 ):
     kind = json.loads(str(io["meta"]))["prompts"][prompt]["kind"]
-    settings = Generation(max_new_tokens=12, stop=frozenset(STOPS[kind]))
+    settings = GenerationSettings(max_new_tokens=12, stop=frozenset(STOPS[kind]))
     [answer] = net.generate(packed(net, io, clips, [prompt]), settings)
     expected = io[f"{prompt}.greedy_ids"].tolist()
     assert answer == expected[: len(answer)] and (len(answer) == 12 or expected[len(answer)] in STOPS[kind])
@@ -254,7 +254,7 @@ def test_a_batch_of_prompts_answers_as_each_alone(
 ):
     """Ragged, one of them beyond the training length: its angles are its own."""
     prompts = ["asr", "long", "text"]
-    settings = Generation(max_new_tokens=5, stop=frozenset({END}))
+    settings = GenerationSettings(max_new_tokens=5, stop=frozenset({END}))
     together = net.generate(packed(net, io, clips, prompts), settings)
     assert together == [net.generate(packed(net, io, clips, [prompt]), settings)[0] for prompt in prompts]
 
@@ -265,7 +265,7 @@ def test_the_epsilon_is_a_number_of_the_config(net: AudioLM, io: dict[str, np.nd
         norm.variance_epsilon = 1e-5
     try:
         with torch.no_grad():
-            hidden = net.hidden(packed(net, io, clips, ["asr"]))
+            hidden = net.hidden_states(packed(net, io, clips, ["asr"]))
     finally:
         for norm in norms:
             norm.variance_epsilon = 1e-6

@@ -29,7 +29,7 @@ LENGTHS = [480, 160 * 37, 160 * 38, 16_001, 33_333, 100, 479_840, 479_841, 480_0
 def ours(theirs: torch.nn.Module, n_mels: int) -> Encoder:
     encoder = Encoder(n_mels=n_mels, width=32, n_layers=2, n_heads=4, ffn=48)
     whisper = LAYOUTS["whisper"]
-    state = {whisper.ours(f"encoder.{k}")[0].removeprefix("encoder."): v for k, v in theirs.items()}
+    state = {whisper.model_names(f"encoder.{k}")[0].removeprefix("encoder."): v for k, v in theirs.items()}
     encoder.load_state_dict(state)
     return encoder.eval()
 

@@ -221,7 +221,7 @@ def run(path: Path, *overrides: str, vocabulary: Tokenizer | None = None) -> dic
     torch.manual_seed(0)
     sharding.materialise(net, "cpu")
     adapters.attach(net, made["trainable"], token_ids=vocabulary.audio_ids, lora=made["lora"])
-    adapters.start(net, seed=0)
+    adapters.initialise(net, seed=0)
     for name, parameter in net.named_parameters():
         if "lora_B" in name or adapters.NEW_TOKENS in name:
             nn.init.normal_(parameter, std=0.3)

@@ -67,7 +67,7 @@ class Recorder(L.Callback):
         self.seen.norms.append(float(trainer.callback_metrics["train/grad_norm"]))
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        self.seen.weights = {name: dtensor.whole(x.detach()).clone() for name, x in module.state_dict().items()}
+        self.seen.weights = {name: dtensor.full_tensor(x.detach()).clone() for name, x in module.state_dict().items()}
 
     def on_fit_end(self, trainer: L.Trainer, *_: Any) -> None:
         self.seen.metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}

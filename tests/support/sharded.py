@@ -75,7 +75,7 @@ def main(rank: int, world: int, folder: Path, layouts: list[str]) -> None:
         net = Net(seed=rank)  # as different as can be
         lay_out(net, layout)
         optimizer = torch.optim.AdamW(net.parameters(), lr=0.1)
-        last = checkpoint_dir.newest(folder)
+        last = checkpoint_dir.find_newest(folder)
         checkpoint_io.restore(last, module=net, optimizer=optimizer)
         learn(net, optimizer)
         save = partial(checkpoint_io.save, folder, module=net, optimizer=optimizer, state={"layout": layout})
@@ -86,7 +86,7 @@ def main(rank: int, world: int, folder: Path, layouts: list[str]) -> None:
                 assert str(error) == "MemoryError: no room", error
             else:
                 raise AssertionError("saved what one process did not write")
-        assert checkpoint_dir.steps(folder)[0] == last.step
+        assert checkpoint_dir.list_steps(folder)[0] == last.step
         save(last.step + 1)
     distributed.destroy_process_group()
 

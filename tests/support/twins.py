@@ -60,7 +60,7 @@ def build() -> tuple[AudioLM, Qwen2AudioForConditionalGeneration]:
         llm=partial(llm.build_llm, QWEN2),
         vocab_size=VOCAB,
     ).eval()
-    loading.load(ours, StateTensors(theirs.state_dict()), layout="qwen2_audio", where="transformers")
+    loading.load(ours, StateTensors(theirs.state_dict()), layout="qwen2_audio", label="transformers")
     return ours, theirs
 
 

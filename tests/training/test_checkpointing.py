@@ -139,7 +139,7 @@ def test_a_process_killed_with_its_workers_under_way_leaves_curves_without_a_gap
     made = small("sigkill", "data.num_workers=2")
     begin(made)
     assert in_processes(lambda: fit(made, KillAt(5, outright=0)), 1, tmp_path) == [-signal.SIGKILL], said(tmp_path)
-    assert checkpoint_dir.steps(Path(made["run_dir"]) / "checkpoints")[0] == 4
+    assert checkpoint_dir.list_steps(Path(made["run_dir"]) / "checkpoints")[0] == 4
     train.train(made)
     assert_alike(whole, made)
 
@@ -153,7 +153,7 @@ def test_one_process_of_a_sharded_run_is_killed_and_all_go_on(small, tmp_path: P
     begin(made)
     ends = in_processes(lambda: fit(made, KillAt(5, outright=rank)), 2, tmp_path / "killed")
     assert ends[rank] == -signal.SIGKILL and ends[1 - rank] == 1, said(tmp_path / "killed")
-    assert checkpoint_dir.steps(Path(made["run_dir"]) / "checkpoints")[0] == 4
+    assert checkpoint_dir.list_steps(Path(made["run_dir"]) / "checkpoints")[0] == 4
     assert in_processes(lambda: train.train(made), 2, tmp_path / "again") == [0, 0], said(tmp_path / "again")
     assert_nearly_alike(undisturbed, made)
     losses = [[loss for _, loss in curves(one)["train/loss"]] for one in (undisturbed, made)]
@@ -181,9 +181,9 @@ def test_a_process_killed_again_and_again_at_any_moment_ends_as_one_that_was_not
     run, dice = begin(made), random.Random(3)
     for _ in range(5):
         process = start(made, folder, slow=True)
-        before = checkpoint_dir.steps(run / "checkpoints")
+        before = checkpoint_dir.list_steps(run / "checkpoints")
         deadline = time.monotonic() + 200
-        while checkpoint_dir.steps(run / "checkpoints") == before and process.poll() is None:
+        while checkpoint_dir.list_steps(run / "checkpoints") == before and process.poll() is None:
             assert time.monotonic() < deadline
             time.sleep(0.01)
         time.sleep(dice.random() * 1.5)
@@ -241,7 +241,7 @@ def test_a_run_that_is_told_to_stop_saves_and_is_to_be_started_again(small, whol
         with pytest.raises(Preempted) as stopped:
             fit(made, Do(ask_to_stop, **where))
         assert stopped.value.code == REQUEUE == 75 and f"goes on from step {saved}" in str(stopped.value)
-        assert checkpoint_dir.steps(run / "checkpoints")[0] == saved and not (run / "finished.json").exists()
+        assert checkpoint_dir.list_steps(run / "checkpoints")[0] == saved and not (run / "finished.json").exists()
         (tmp_path / "requeue").unlink()  # what a script is told by
     train.train(made)
     assert_alike(whole, made)
@@ -256,7 +256,7 @@ def test_a_job_whose_processes_are_all_told_to_stop_saves_and_exits_to_be_requeu
     wait_for(Path(made["run_dir"]) / "progress.json", lambda: process.poll() is None)
     os.killpg(process.pid, signal.SIGUSR1)
     assert process.wait(timeout=100) == REQUEUE, (folder / "output").read_text()[-3000:]
-    (saved,) = checkpoint_dir.steps(Path(made["run_dir"]) / "checkpoints")
+    (saved,) = checkpoint_dir.list_steps(Path(made["run_dir"]) / "checkpoints")
     assert 1 <= saved < STEPS
     train.train(made)
     assert_equal(weights(whole), weights(made))
@@ -272,7 +272,7 @@ def test_one_process_that_is_told_to_stop_stops_all_and_all_go_on(small, whole, 
     children = [int(line) for line in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
     os.kill(children[0], signal.SIGTERM)
     assert process.wait(timeout=100) == REQUEUE, (folder / "output").read_text()[-3000:]
-    (saved,) = checkpoint_dir.steps(Path(made["run_dir"]) / "checkpoints")
+    (saved,) = checkpoint_dir.list_steps(Path(made["run_dir"]) / "checkpoints")
     assert 1 <= saved < STEPS
     assert start(made, folder).wait(timeout=200) == 0, (folder / "output").read_text()[-3000:]
     assert_nearly_alike(whole, made)
@@ -327,7 +327,7 @@ def test_a_full_disk_stops_nothing_but_saving(small, whole, monkeypatch):
         "checkpoints": 2,
         "event_files": 3,  # at each of these and after them
     }
-    assert checkpoint_dir.steps(run / "checkpoints")[:2] == [STEPS, 4]  # 2, and 3 as the best
+    assert checkpoint_dir.list_steps(run / "checkpoints")[:2] == [STEPS, 4]  # 2, and 3 as the best
     assert_equal(weights(whole), weights(made))
     assert curves(made)["train/loss"][-1] == curves(whole)["train/loss"][-1]  # written again since there is room
 

@@ -356,4 +356,4 @@ def test_parts_start_from_published_directories(smallest, tmp_path: Path):
     whisper = load_file(tmp_path / "whisper/model.safetensors")["model.encoder.conv1.weight"]
     assert torch.equal(module.net.encoder.conv1.weight, whisper)
     train.train(made)
-    assert checkpoint_dir.steps(Path(made["run_dir"]) / "checkpoints")[0] == 2
+    assert checkpoint_dir.list_steps(Path(made["run_dir"]) / "checkpoints")[0] == 2

@@ -29,7 +29,7 @@ from auris.errors import AudioError, RowError
 from auris.evaluation.answer_cache import AnswerCache, Response, row_key
 from auris.evaluation.distributed import Ranks
 from auris.inference.audio_model import AudioModel
-from auris.model.generation import Generation
+from auris.model.generation import GenerationSettings
 from auris.model.pack import Pack, to_device
 from auris.model.refill import WaitingRows
 from auris.text import tasks
@@ -63,7 +63,7 @@ class Request:
     manifests: Sequence[Manifest]
     windows: Mapping[str, Sequence[str]]
     samples: Samples
-    generation: Generation
+    generation: GenerationSettings
     seed: int
 
     @property
@@ -125,7 +125,7 @@ def samples_of(
         prompt: Another style of prompting for task rows.
         wording: The benchmark's own prompt for task rows, used if no other style is given.
     """
-    trained = model.recipe
+    trained = model.config
     if kind == "task" and trained["data"]["view"] in ("audio", "text", "transcript"):
         trained = {**trained, "prompt": prompt or trained["prompt"]}
         samples = configs.build_samples(trained, model.net, model.tokenizer, long_audio=policy, train=False)
@@ -242,7 +242,9 @@ def answer_share(
     elif (batch := waiting.next_pack()) is not None:
         # The seed is the same for every share: a row's draws do not depend on the share that it is in.
         generator = torch.Generator().manual_seed(asked.seed)
-        ids = model.objective.answer(model.net, batch, asked.generation, generator=generator, more=waiting.next_pack)
+        ids = model.objective.answer(
+            model.net, batch, asked.generation, generator=generator, next_pack=waiting.next_pack
+        )
         for number, answer_ids in zip(waiting.taken, ids, strict=True):
             is_tagged = tasks.find(asked.samples.asked(rows[number]).labels["task"]).answer.tagged
             contents[number] = model.tokenizer.decode(answer_ids, control=is_tagged)

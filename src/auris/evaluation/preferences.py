@@ -108,7 +108,7 @@ def sample_pairs(config: Config, console: Console) -> Outcome:
     samples = samples_of(model, "chat", config["long_audio"])
     request = Request("chat", manifests, {}, samples, generation, config["seed"])
     rows = request.rows
-    lengths = measure(manifests, samples, Path(model.recipe["data"]["cache_dir"]))
+    lengths = measure(manifests, samples, Path(model.config["data"]["cache_dir"]))
     unusable = {rows[number].id: reason for number, reason in lengths.problems.items()}
     for number in np.flatnonzero(lengths.tokens):
         row = rows[number]

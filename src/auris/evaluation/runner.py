@@ -95,7 +95,7 @@ def _evaluate(
     name = audio_ablation.name(benchmark.name or "+".join(Path(one.path).stem for one in manifests), audio)
     digests = {str(manifest.path): manifest.digest for manifest in manifests}
     manifests = audio_ablation.alter(manifests, audio, config["seed"])
-    run_dir = _run_dir(config, model.recipe)
+    run_dir = _run_dir(config, model.config)
     version = "v1" if isinstance(model.prompt, TagPrompt) else "v2"  # whose released scripts ask as this model is asked
     chosen = {key: value for key, value in config["generation"].items() if value is not None}
     decoding = {"max_new_tokens": MAX_NEW_TOKENS, **benchmark.generation.get(version, {}), **chosen}
@@ -118,7 +118,7 @@ def _evaluate(
         audio=audio,
         changes=benchmark.changes(version, config["prompt"], chosen),
         judged=job.judge is not None,
-        run={key: model.recipe[key] for key in ("study", "arm", "seed")},
+        run={key: model.config[key] for key in ("study", "arm", "seed")},
         skipped=skipped,
         parts=parts,
     )
@@ -133,7 +133,7 @@ def _answer(
 ) -> tuple[answer_cache.Part, dict[str, str]]:
     """Answer the rows of one kind; returns where the responses are, and by row id why some rows have none."""
     kind, samples = request.kind, request.samples
-    lengths = measure(request.manifests, samples, Path(model.recipe["data"]["cache_dir"]))
+    lengths = measure(request.manifests, samples, Path(model.config["data"]["cache_dir"]))
     if kind != "preference":
         usable = (row for number, row in enumerate(request.rows) if number not in lengths.problems)
         predictions.check_metrics(map(samples.asked, usable))

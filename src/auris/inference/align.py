@@ -41,7 +41,7 @@ from auris.text.answer_formats import Labels
 from auris.text.console import numbers_table
 from auris.training.objectives.ctc import CTC
 
-FRAME = 1 / audio.ENCODER_RATE  # seconds of an encoder frame
+FRAME_SECONDS = 1 / audio.ENCODER_RATE  # seconds of an encoder frame
 PRIOR_PACKS = 16  # the first ones tell how likely each token is anywhere; some minutes of sound
 
 
@@ -93,7 +93,7 @@ def token_frames(scores: Tensor, ids: Sequence[int], blank: int) -> np.ndarray:
     ids = torch.as_tensor(ids, dtype=torch.int64)
     needed = len(ids) + int((ids.diff() == 0).sum())  # a blank stands between equal ones
     if not len(ids) or needed > len(scores):
-        raise UserError(f"its text takes {needed} frames of {1000 * FRAME:.0f} ms, the clip has {len(scores)}")
+        raise UserError(f"its text takes {needed} frames of {1000 * FRAME_SECONDS:.0f} ms, the clip has {len(scores)}")
     path, path_scores = F.forced_align(scores[None].contiguous(), ids[None], blank=blank)
     found = F.merge_tokens(path[0], path_scores[0], blank=blank)
     frames = np.array([(token.start, token.end) for token in found], dtype=float)
@@ -110,7 +110,7 @@ def word_times(frames: np.ndarray, covered: Sequence[tuple[int, int]], words: Se
     """
     starts: dict[int, float] = {}
     ends: dict[int, float] = {}
-    for (first, last), (low, high) in zip(covered, frames * FRAME, strict=True):
+    for (first, last), (low, high) in zip(covered, frames * FRAME_SECONDS, strict=True):
         for place in range(first, last):
             share = (high - low) / (last - first)
             starts.setdefault(place, low + (place - first) * share)
@@ -144,7 +144,7 @@ class Aligner:
         )
         self._log_prior: Tensor | float = 0.0
 
-    def listen(self, packs: Iterable[Pack]) -> None:
+    def estimate_priors(self, packs: Iterable[Pack]) -> None:
         """Take the mean probability of each token over the frames of these packs for its prior."""
         total, n_frames = 0.0, 0
         for batch in packs:
@@ -184,7 +184,7 @@ def run(made: Config) -> None:
     aligner = Aligner(model, prior_scale=made["prior_scale"])
     manifests = read_manifests(made["data"]["test"], key="data.test")
     rows = [row for manifest in manifests for row in manifest.rows]
-    measured = lengths.measure(manifests, aligner.view, Path(model.recipe["data"]["cache_dir"]))
+    measured = lengths.measure(manifests, aligner.view, Path(model.config["data"]["cache_dir"]))
     problems = dict(measured.problems)
     packs = by_length(measured, made["token_budget"])
 
@@ -193,7 +193,7 @@ def run(made: Config) -> None:
 
     if packs and made["prior_scale"]:
         spread = packs[:: max(1, len(packs) // PRIOR_PACKS)]  # packs go by length
-        aligner.listen(read(numbers) for numbers in track(spread, description="listening", console=console))
+        aligner.estimate_priors(read(numbers) for numbers in track(spread, description="listening", console=console))
     times: dict[int, Times] = {}
     for numbers in track(packs, description="aligning", console=console):
         batch = read(numbers)
@@ -206,8 +206,8 @@ def run(made: Config) -> None:
                 times[number] = found
     written = (_fields(row, made["task"], times.get(n), problems.get(n)) for n, row in enumerate(rows))
     prepare(written, Path(made["out"]), labels={}, jobs=None, console=console)
-    if errors := compare((rows[number], found) for number, found in times.items()):
-        show(errors, console)
+    if errors := timing_errors((rows[number], found) for number, found in times.items()):
+        print_errors(errors, console)
 
 
 def _fields(row: Row, task: str | None, words: Times | None, problem: str | None) -> Labels:
@@ -222,7 +222,7 @@ def _fields(row: Row, task: str | None, words: Times | None, problem: str | None
     return {**fields, "words": words, **({} if task is None else {"task": task})}
 
 
-def compare(found: Iterable[tuple[Row, Times]]) -> dict[str, np.ndarray]:
+def timing_errors(found: Iterable[tuple[Row, Times]]) -> dict[str, np.ndarray]:
     """By language, how far each word's start and end lie from the row's own, in seconds; without rows that have no
     times, or other words."""
     errors: dict[str, list[float]] = {}
@@ -236,7 +236,7 @@ def compare(found: Iterable[tuple[Row, Times]]) -> dict[str, np.ndarray]:
     return {spoken: np.array(of_language) for spoken, of_language in sorted(errors.items()) if of_language}
 
 
-def show(errors: Mapping[str, np.ndarray], console: Console) -> None:
+def print_errors(errors: Mapping[str, np.ndarray], console: Console) -> None:
     title = "starts and ends of words against the rows' own, in ms"
     table = numbers_table("language", "times", "median error", "mean", "90 % below", "median shift", title=title)
     everything = {**errors, **({"all": np.concatenate(list(errors.values()))} if len(errors) > 1 else {})}

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from auris import config
+from auris import config as configs
 from auris.audio import MAX_SAMPLES, SAMPLE_RATE
 from auris.config import Config
 from auris.data.collate import collate
@@ -24,7 +24,7 @@ from auris.data.long_audio import merge, windows
 from auris.data.rows import Clip, Row, audio_parts, seconds
 from auris.data.samples import AudioSamples
 from auris.errors import UserError
-from auris.model.generation import Generation, generate
+from auris.model.generation import GenerationSettings, generate
 from auris.model.pack import Pack, to_device
 from auris.model.weights.identify import ConfigFile
 from auris.text.chat import Chat, Message, Qwen2AudioChat, QwenAudioChat, audios, map_audios
@@ -43,7 +43,7 @@ class AudioModel:
         net: the model with its weights, in eval mode.
         objective: the objective that it was trained on.
         tokenizer: the tokenizer that it was trained with.
-        recipe: the config that it was trained with.
+        config: the config that it was trained with.
         generation: content of its generation_config.json; the settings of a call take precedence.
         is_chat: `generate` asks in ChatML.
         long_audio: what happens to clips over 30 s: "window", "first" or "error" (see `inference.load.load`).
@@ -52,20 +52,20 @@ class AudioModel:
     net: nn.Module
     objective: nn.Module
     tokenizer: Tokenizer
-    recipe: Config
+    config: Config
     generation: ConfigFile
     is_chat: bool = False
     long_audio: str = "window"
 
     def __post_init__(self) -> None:
-        self.prompt, self.dialogue = prompt_styles(self.recipe)
+        self.prompt, self.dialogue = prompt_styles(self.config)
         view = {"tokenizer": self.tokenizer, "prompt": self.prompt, "geometry": self.net.geometry}
         self._view = _GivenTurns(**view, long_audio=self.long_audio)
 
     @property
     def name(self) -> str:
         """Study, arm and seed of its run."""
-        return "{study}/{arm}/seed_{seed}".format(**self.recipe)
+        return "{study}/{arm}/seed_{seed}".format(**self.config)
 
     def check_answers(self) -> None:
         """Raise UserError if the model was trained for something other than answering prompts."""
@@ -94,7 +94,7 @@ class AudioModel:
             seed: seed of sampling, to reproduce answers.
             stream: called with (row, token id) as soon as each token is known.
             control: keep control tokens (word times, notes) in the answers.
-            settings: fields of `Generation` that replace the model's own.
+            settings: fields of `GenerationSettings` that replace the model's own.
 
         Raises:
             UserError: lists of different lengths, unusable audio, or settings that contradict each other.
@@ -164,12 +164,12 @@ class AudioModel:
         samples = [self._view.build(row, number, None) for number, row in enumerate(rows)]
         return to_device(collate(samples, geometry=self.net.geometry), self.device)
 
-    def settings(self, *, chat: bool = False, **changed: Any) -> Generation:
+    def settings(self, *, chat: bool = False, **changed: Any) -> GenerationSettings:
         """Return the model's generation settings with changes.
 
         Unless `stop` is changed, tokens that end an answer in the prompting style (in ChatML for a chat) stop it too.
         """
-        chosen = Generation.from_config(self.generation, **changed)
+        chosen = GenerationSettings.from_config(self.generation, **changed)
         ends = self.dialogue.stop if chat else self.prompt.stop
         return chosen if "stop" in changed else replace(chosen, stop=chosen.stop | set(map(self.tokenizer.id, ends)))
 
@@ -242,13 +242,13 @@ def _with_stretches(messages: Sequence[Message]) -> list[Message]:
     return map_audios(clip, messages)
 
 
-def prompt_styles(recipe: Config) -> tuple[Prompt, Chat]:
+def prompt_styles(config: Config) -> tuple[Prompt, Chat]:
     """Return how a model trained with this config is prompted as a base model, and in a dialogue.
 
     A fine-tuned model is prompted as the base model of its system; one that was trained on both prompting styles, as
     Qwen2-Audio.
     """
-    style = config.build(recipe["prompt"])
+    style = configs.build(config["prompt"])
     if isinstance(style, Chat):
         return (TagPrompt() if isinstance(style, QwenAudioChat) else NaturalPrompt()), style
     style = NaturalPrompt() if isinstance(style, BothPrompts) else style
@@ -269,7 +269,7 @@ def _rows(
     return clips, list(prompt) if "prompt" in sizes else [prompt] * n
 
 
-class WholeCharacters:
+class StreamingDecoder:
     """The text of a growing answer, in whole characters: a token may end within one.
 
     Args:

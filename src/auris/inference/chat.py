@@ -24,7 +24,7 @@ from auris.data.rows import Form, Record, decode, parse
 from auris.errors import MissingFileError, UsageError, UserError
 from auris.files import append_jsonl
 from auris.inference import load as pretrained
-from auris.inference.audio_model import AudioModel, WholeCharacters, user_message
+from auris.inference.audio_model import AudioModel, StreamingDecoder, user_message
 from auris.text.answer_formats import Labels
 from auris.text.chat import Message, map_audios
 
@@ -45,7 +45,7 @@ class Conversation:
     Args:
         system: the system message; None: the chat's own.
         control: keep control tokens in the answers.
-        settings: fields of `Generation`, in place of the model's own.
+        settings: fields of `GenerationSettings`, in place of the model's own.
     """
 
     def __init__(self, model: AudioModel, *, system: str | None = None, control: bool = True, **settings: Any) -> None:
@@ -55,25 +55,25 @@ class Conversation:
 
     def reset(self) -> None:
         self.messages = list(self._opening)
-        self.waiting: list[Path] = []
+        self.attachments: list[Path] = []
 
     def attach(self, path: str | Path) -> float:
         """Let a sound file go with the next message; returns its seconds. Raises AudioError if it cannot be used."""
         path = Path(path).expanduser()
         seconds = audio.n_samples(path) / audio.SAMPLE_RATE
-        self.waiting.append(path)
+        self.attachments.append(path)
         return seconds
 
-    def say(self, text: str, show: Callable[[str], None]) -> str:
+    def send(self, text: str, show: Callable[[str], None]) -> str:
         """The answer to the waiting files and a text, shown as it comes.
 
         An answer that does not come to its end leaves no trace but that the files wait no longer. Raises ValueError if
         there is none, or what is said could be no row, which `save` makes of it.
         """
-        asked = [*self.messages, user_message([str(clip) for clip in self.waiting], text)]
+        asked = [*self.messages, user_message([str(clip) for clip in self.attachments], text)]
         _check({"messages": asked})
-        self.waiting = []
-        growing = WholeCharacters(partial(self.model.tokenizer.decode, control=self.control))
+        self.attachments = []
+        growing = StreamingDecoder(partial(self.model.tokenizer.decode, control=self.control))
 
         def stream(_: int, token: int) -> None:
             show(growing.add(token))
@@ -108,8 +108,8 @@ def talk(conversation: Conversation, lines: Iterable[str]) -> None:
                 return
             if line.startswith("/"):
                 _follow(conversation, line)
-            elif line or conversation.waiting:
-                conversation.say(line, _show)
+            elif line or conversation.attachments:
+                conversation.send(line, _show)
                 _show("\n")
         except (ValueError, OSError) as error:
             _note(f"error: {error}")

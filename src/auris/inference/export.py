@@ -15,7 +15,7 @@ from auris.config import Config
 from auris.errors import UserError
 from auris.files import write_json
 from auris.inference import load as pretrained
-from auris.inference.export_formats import WRITERS, generation_config, obstacles
+from auris.inference.export_formats import WRITERS, find_unsupported, generation_config
 from auris.inference.model_card import card
 from auris.model.audio_lm import AudioLM
 from auris.model.weights.identify import identify
@@ -55,7 +55,7 @@ def export(
         raise UserError(f"out={out} is there already: expected the name of a new directory")
     found = identify(checkpoint, which)
     _, tokenizer, net = pretrained.build(found)
-    chosen, reasons = choose(net, tokenizer, format)
+    chosen, reasons = choose_format(net, tokenizer, format)
     model = pretrained.load(checkpoint, which=which, dtype=dtype)
     out.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f"{out.name}.partial-", dir=out.parent) as folder:
@@ -70,7 +70,7 @@ def export(
     return chosen, reasons
 
 
-def choose(net: AudioLM, tokenizer: Tokenizer, format: str = "auto") -> tuple[str, list[str]]:
+def choose_format(net: AudioLM, tokenizer: Tokenizer, format: str = "auto") -> tuple[str, list[str]]:
     """Return the format to write, and why the ones before it cannot hold the model.
 
     Raises:
@@ -80,7 +80,7 @@ def choose(net: AudioLM, tokenizer: Tokenizer, format: str = "auto") -> tuple[st
         raise UserError(f"format={format}: expected auto, {', '.join(FORMATS)}")
     reasons: list[str] = []
     for name in FORMATS if format == "auto" else (format,):
-        missing = obstacles(net, tokenizer, name)
+        missing = find_unsupported(net, tokenizer, name)
         if not missing:
             return name, reasons
         reasons += [f"{name}: {reason}" for reason in missing]

@@ -27,7 +27,7 @@ from auris.text.prompts import NaturalPrompt, TagPrompt
 from auris.text.tokenizer import Tokenizer
 
 
-def obstacles(net: AudioLM, tokenizer: Tokenizer, format: str) -> list[str]:
+def find_unsupported(net: AudioLM, tokenizer: Tokenizer, format: str) -> list[str]:
     """Return what of a model a format has no counterpart for, a phrase each; empty if it can hold the model."""
     if format == "auris":
         return []
@@ -175,7 +175,7 @@ def write_ranks(tokenizer: Tokenizer, path: Path) -> None:
 
 def _write_auris(model: AudioModel, found: ModelSource, out: Path) -> None:
     """Write recipe.yaml, the tokenizer in `tokenizer/`, generation_config.json and a run's results."""
-    config = dict(model.recipe) | {"tokenizer": "tokenizer"}
+    config = dict(model.config) | {"tokenizer": "tokenizer"}
     if config["model"]["llm"]["config"].get("path"):  # that directory may not exist where this one is read
         llm = json.loads(model.net.llm.config.to_json_string(use_diff=False))
         config["model"] = {**config["model"], "llm": {**config["model"]["llm"], "config": llm}}

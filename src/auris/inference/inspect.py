@@ -21,8 +21,8 @@ from auris.data.check import report as checkup
 from auris.errors import UsageError
 from auris.inference import load as pretrained
 from auris.inference.export import FORMATS
-from auris.inference.export_formats import obstacles
-from auris.model.generation import Generation
+from auris.inference.export_formats import find_unsupported
+from auris.model.generation import GenerationSettings
 from auris.model.weights import identify, loading
 from auris.model.weights.tensors import TensorSource
 from auris.text import task_table
@@ -40,7 +40,7 @@ def examine(path: str, which: str = "last", *, token_budget: int = 8192, console
     """
     console = console or Console()
     found = identify.identify(path, which)
-    source = found.source()
+    source = found.open_tensors()
     print_plain(console, f"{path}: {identify.KINDS[found.kind]}")
     print_plain(console, _summary(source))
     wrong: list[str] = []
@@ -52,7 +52,7 @@ def examine(path: str, which: str = "last", *, token_budget: int = 8192, console
     if rows is not None:
         with torch.device("meta"):
             net = config.build({key: node for key, node in found.model.items() if key != "vocab_rows"})(vocab_size=rows)
-        wrong += loading.misfits(net, source, found.layout)
+        wrong += loading.find_mismatches(net, source, found.layout)
         if tokenizer is not None:
             _show_use(console, found, net, tokenizer, wrong)
         load = Load.of_budget(token_budget, net.geometry.pool)
@@ -103,12 +103,12 @@ def _show_use(
     print_plain(console, f"fits: checkpoint={found.path}, and weights.PART of {', '.join(found.parts)}")
     print_plain(console, f"tokenizer: {tokenizer.size:,} tokens for {rows:,} rows of the embedding")
     if found.generation:
-        settings = _try(Generation.from_config, found.generation, wrong=wrong)
+        settings = _try(GenerationSettings.from_config, found.generation, wrong=wrong)
         print_plain(console, f"generation_config.json: {settings}")
     else:
         print_plain(console, "generation_config.json: none there; answers are greedy, to the end of the text")
     for name in FORMATS:
-        missing = obstacles(net, tokenizer, name)
+        missing = find_unsupported(net, tokenizer, name)
         print_plain(console, f"export format={name}: " + ("; ".join(missing) or "fits"))
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from auris import config
+from auris import config as configs
 from auris.config import Config
 from auris.errors import UserError
 from auris.inference.audio_model import AudioModel
@@ -55,34 +55,34 @@ def load(
     found = identify(path, which)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    recipe, tokenizer, net = build(found)
-    objective = config.build_objective(recipe, net, tokenizer)
-    source = found.source()
+    config, tokenizer, net = build(found)
+    objective = configs.build_objective(config, net, tokenizer)
+    source = found.open_tensors()
     _set_dtypes(net, source, found.layout, dtype)
     sharding.materialise(net, device, draw=False)
-    loading.load(net, source, layout=found.layout, where=str(path))
+    loading.load(net, source, layout=found.layout, label=str(path))
     _load_objective(objective, found, device)
     return AudioModel(
         net=net.eval(),
         objective=objective.eval(),
         tokenizer=tokenizer,
-        recipe=recipe,
+        config=config,
         generation=found.generation or {"eos_token_id": tokenizer.end},
-        is_chat=_is_chat(found, recipe) if chat is None else chat,
+        is_chat=_is_chat(found, config) if chat is None else chat,
         long_audio=long_audio,
     )
 
 
-def _is_chat(found: ModelSource, recipe: Config) -> bool:
+def _is_chat(found: ModelSource, config: Config) -> bool:
     """Return whether a model is prompted in ChatML, by its generation config or else by its training."""
     chat_format = found.generation.get("chat_format")
-    return chat_format == "chatml" if chat_format else isinstance(config.build(recipe["prompt"]), Chat)
+    return chat_format == "chatml" if chat_format else isinstance(configs.build(config["prompt"]), Chat)
 
 
 def build(found: ModelSource) -> tuple[Config, Tokenizer, AudioLM]:
     """Return a whole model's config, its tokenizer, and its net on the meta device. Raises as `load`."""
-    recipe, tokenizer = _recipe(found), load_tokenizer(found)
-    return recipe, tokenizer, config.build_net(recipe, tokenizer)
+    config, tokenizer = _recipe(found), load_tokenizer(found)
+    return config, tokenizer, configs.build_net(config, tokenizer)
 
 
 def _recipe(found: ModelSource) -> Config:
@@ -95,12 +95,12 @@ def _recipe(found: ModelSource) -> Config:
         [part] = found.parts
         raise UserError(f"{found.path} is {KINDS[found.kind]}, no whole model: train with weights.{part}={found.path}")
     if found.kind in ("run", "checkpoint", "auris"):
-        recipe = dict(found.config)
+        config = dict(found.config)
     else:
         prompt = "tags" if found.kind == "qwen_audio" else "natural"
-        recipe = config.resolve(config.compose(["scale=full", f"prompt={prompt}"]))
-        recipe |= {"study": RELEASED, "arm": found.path.resolve().name, "model": dict(found.model)}
-    return recipe | {"tokenizer": found.tokenizer}
+        config = configs.resolve(configs.compose(["scale=full", f"prompt={prompt}"]))
+        config |= {"study": RELEASED, "arm": found.path.resolve().name, "model": dict(found.model)}
+    return config | {"tokenizer": found.tokenizer}
 
 
 # kind -> fields of config.json: that of an audio token's id, the token, that of the number of vocabulary rows.
@@ -142,7 +142,7 @@ def _set_dtypes(net: nn.Module, source: TensorSource, layout: str, dtype: torch.
     stored = {table.spell(name): name for name in names}
     owners = {id(x): (x, name) for name, x in net.state_dict(keep_vars=True).items()}  # tied tensors once
     for tensor, name in owners.values():
-        theirs = table.theirs(name)
+        theirs = table.layout_name(name)
         if dtype is None and theirs in stored:
             tensor.data = tensor.data.to(source.dtype(stored[theirs]))
         elif dtype is not None and isinstance(tensor, nn.Parameter):

@@ -44,7 +44,7 @@ model.generate(audio="clip.wav", prompt="...")""",
 
 def card(model: AudioModel, found: ModelSource, name: str, format: str, reasons: list[str]) -> str:
     """Return the card: what the model is, how it was trained, on what data, and its results."""
-    config = model.recipe
+    config = model.config
     is_import = config["study"] == RELEASED
     library = "transformers" if format == "qwen2_audio" else "auris"
     sections = [

@@ -44,7 +44,7 @@ def attach(
     token_ids: Sequence[int] = (),
     lora: Lora | None = None,
 ) -> None:
-    """Give a net the adapters that `trainable` names; `start` gives them their values.
+    """Give a net the adapters that `trainable` names; `initialise` gives them their values.
 
     Args:
         net: with its weights, or still on the meta device.
@@ -63,7 +63,7 @@ def attach(
         _attach_lora(net.llm, lora)
 
 
-def start(net: AudioLM, *, seed: int) -> None:
+def initialise(net: AudioLM, *, seed: int) -> None:
     """Give a net's adapters their initial values: it computes what it did without them until they are trained.
 
     Args:
@@ -71,7 +71,7 @@ def start(net: AudioLM, *, seed: int) -> None:
         seed: of LoRA's first matrices, drawn from torch's global generator; the second are zero.
     """
     if hasattr(net.llm, "new_tokens"):
-        net.llm.new_tokens.start(net.llm)
+        net.llm.new_tokens.initialise(net.llm)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for module in net.llm.modules():
@@ -115,7 +115,7 @@ class NewTokens(nn.Module):
         ends["head"].register_forward_hook(self._score)
 
     @torch.no_grad()
-    def start(self, llm: PreTrainedModel) -> None:
+    def initialise(self, llm: PreTrainedModel) -> None:
         """Fill the buffers, and the rows with those of the tables, which all processes of a sharded net must do."""
         if self.tied:
             self.head = self.embedding  # which `to_empty` parts
@@ -123,7 +123,7 @@ class NewTokens(nn.Module):
         self.place.fill_(-1)
         self.place[self.ids] = torch.arange(len(self.ids), device=self.ids.device)
         for ours, end in ((self.embedding, llm.get_input_embeddings()), (self.head, llm.get_output_embeddings())):
-            dtensor.fill(ours, dtensor.rows(end.weight, self.ids))
+            dtensor.copy_local(ours, dtensor.lookup_rows(end.weight, self.ids))
 
     def _embed(self, module: nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor:
         place = self.place[args[0]]
@@ -159,7 +159,7 @@ def base_name(name: str) -> str | None:
     return None if _OWN_TENSORS.search(name) else name.replace(".base_layer.", ".")
 
 
-def are_in(names: Collection[str]) -> bool:
+def has_adapters(names: Collection[str]) -> bool:
     """Whether tensors of these names are those of a net with adapters."""
     return any(name.startswith(f"{NEW_TOKENS}.") or ".base_layer." in name for name in names)
 

@@ -71,7 +71,7 @@ def packed(
     return _one_by_one(q, k, v, cu_q, cu_k, causal, scale)
 
 
-def newest(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float | None = None) -> Tensor:
+def single_query(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float | None = None) -> Tensor:
     """Attend from the newest token of each of R rows to what its slot holds, all rows in one call.
 
     q (R, Hq, Dh), k and v (R, Hk, L, Dh), mask (R, L): 0 where a slot holds a token, else -inf -> (R, Hq, Dh).
@@ -136,7 +136,7 @@ def _transformers_attention(
     slot_mask: Tensor | None = None,
     **others: object,
 ) -> tuple[Tensor, None]:
-    """transformers' attention interface: `packed`, or with `slot_mask` `newest`: (1, H, T, Dh) -> (1, T, H, Dh)."""
+    """Attend as transformers' attention interface asks: (1, H, T, Dh) -> (1, T, H, Dh)."""
     assert attention_mask is None and query.shape[0] == 1, (attention_mask, query.shape)
     if dropout:
         raise UserError(f"the LLM's attention_dropout is {dropout}: packed attention has none. Set attention_dropout=0")
@@ -154,7 +154,7 @@ def _transformers_attention(
     if query_scale is not None:  # (T,): log-n, see llm.LongRotary
         q = q * query_scale[:, None, None].to(q.dtype)
     if slot_mask is not None:  # keys come from the slots of a cache
-        return newest(q, key, value, slot_mask, scale=scaling)[None], None
+        return single_query(q, key, value, slot_mask, scale=scaling)[None], None
     k, v = (rearrange(x, "1 h t d -> t h d") for x in (key, value))
     if key_index is not None:  # (Tk,): where the keys stand; those of a prompt serve all answers to it
         # a table's lookup: its gradient adds whole rows up, where that of index_select goes by single numbers

@@ -20,7 +20,7 @@ from auris.errors import UserError
 from auris.model import attention
 from auris.model import llm as lm
 from auris.model.boundary import Tokens
-from auris.model.generation import Generation, generate
+from auris.model.generation import GenerationSettings, generate
 from auris.model.pack import Pack
 
 
@@ -61,7 +61,7 @@ class AudioLM(nn.Module):
         self.boundary = boundary(width=width)
         self.geometry = replace(encoder.geometry, pool=self.pooling.k, boundary=self.boundary.learned)
 
-    def hear(self, mel: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
+    def encode_frames(self, mel: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
         """The encoder alone, with its final norm: stored mel frames (n_mels, F) of clips -> (C, D), lengths (A,)."""
         x, lengths = self.encoder(mel, frames)
         return self.encoder.norm(x), lengths
@@ -83,9 +83,16 @@ class AudioLM(nn.Module):
         assert len(index) in (0, len(audio)), (audio.shape, index.shape)
         return x.index_copy(0, index, audio[: len(index)].to(x.dtype))
 
-    def hidden(self, batch: Pack, where: Tensor | None = None) -> Tensor:
-        """The LLM's hidden states behind its final norm: (T, H), or (R, H) at places `where` (R,), each once, which is
-        less work. Pairs of answers are computed as trees."""
+    def hidden_states(self, batch: Pack, indices: Tensor | None = None) -> Tensor:
+        """Return the LLM's hidden states after its final norm: (T, H), or (R, H) if `indices` are given.
+
+        Packs of pairs are computed as trees (`Pack`).
+
+        Args:
+            batch: the pack.
+            indices: (R,) the tokens whose hidden states are needed, without duplicates. The last layer skips work that
+                only the others would need.
+        """
         cu = batch["cu_seqlens"]
         tree = {"cu_k": batch["cu_keys"], "key_index": batch["key_index"]} if "key_index" in batch else {}
         # What an LLM does beyond its training length it does at inference only: where no gradient is wanted. Not for
@@ -93,7 +100,9 @@ class AudioLM(nn.Module):
         is_training = bool(tree) or torch.is_grad_enabled()
         lengths = None if is_training else torch.tensor(attention.lengths(cu))
         embeds = self.embed(batch)
-        return lm.hidden(self.llm, embeds, batch["positions"], cu, prompt_lengths=lengths, where=where, **tree)
+        return lm.hidden_states(
+            self.llm, embeds, batch["positions"], cu, prompt_lengths=lengths, indices=indices, **tree
+        )
 
     def head(self, h: Tensor) -> Tensor:
         """Hidden states (R, H) -> logits (R, V). Gather the positions that are scored first."""
@@ -101,12 +110,12 @@ class AudioLM(nn.Module):
 
     def logits(self, batch: Pack) -> Tensor:
         """Logits at every position: (T, V). For tests and small batches."""
-        return self.head(self.hidden(batch))
+        return self.head(self.hidden_states(batch))
 
     def forward(self, batch: Pack) -> Tensor:
-        return self.hidden(batch)
+        return self.hidden_states(batch)
 
-    def generate(self, batch: Pack, settings: Generation, **options: Any) -> list[list[int]]:
+    def generate(self, batch: Pack, settings: GenerationSettings, **options: Any) -> list[list[int]]:
         """Return token ids that continue each row of a batch of prompts; options as in `generation.generate`.
 
         A method, so that sharding can gather parameters around it.

@@ -23,18 +23,18 @@ def local_part(tensor: Tensor) -> tuple[Tensor, tuple[slice, ...]]:
 
 
 @torch.no_grad()
-def fill(tensor: Tensor, whole: Tensor) -> None:
+def copy_local(tensor: Tensor, whole: Tensor) -> None:
     """Give this process its part of `whole`, cast to the tensor's dtype."""
     part, index = local_part(tensor)
     part.copy_(whole[index])
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """All of a tensor, on every process. All of them must ask for it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def rows(table: Tensor, numbers: Tensor) -> Tensor:
+def lookup_rows(table: Tensor, numbers: Tensor) -> Tensor:
     """Rows `numbers` (N,) of a table (V, H), on every process: (N, H). All of them must ask for the same ones."""
     if not isinstance(table, DTensor):
         return table[numbers]
@@ -43,7 +43,7 @@ def rows(table: Tensor, numbers: Tensor) -> Tensor:
     return F.embedding(numbers, table).full_tensor()  # each process looks up its own rows: the table stays in parts
 
 
-def parts(tensor: Tensor) -> int:
+def count_parts(tensor: Tensor) -> int:
     """Into how many different parts a tensor is divided; processes beyond so many hold copies of them."""
     if not isinstance(tensor, DTensor):
         return 1

@@ -37,7 +37,7 @@ class Net(Protocol):
     def head(self, h: Tensor) -> Tensor: ...
 
 
-More = Callable[[int], Pack | None]
+NextPack = Callable[[int], Pack | None]
 """What `generate` calls with the number of unfinished rows to get further prompts."""
 
 _SAMPLING = frozenset({"temperature", "top_k", "top_p"})
@@ -58,7 +58,7 @@ _OFF = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Generation:
+class GenerationSettings:
     """How an answer is chosen, token by token. A setting that would have no effect is refused.
 
     Args:
@@ -101,13 +101,13 @@ class Generation:
                 raise UserError(f"{name}={getattr(self, name)}: expected {expected}")
         for name in _SAMPLING:
             value = getattr(self, name)
-            if not self.do_sample and value != getattr(Generation, name):
+            if not self.do_sample and value != getattr(GenerationSettings, name):
                 raise UserError(f"{name}={value} has no effect without sampling: expected do_sample=true")
         if self.min_new_tokens and not self.stop:
             raise UserError(f"min_new_tokens={self.min_new_tokens} has no effect without a stop token: expected one")
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any], **overrides: Any) -> Generation:
+    def from_config(cls, config: Mapping[str, Any], **overrides: Any) -> GenerationSettings:
         """The settings of a generation_config.json, some of them replaced.
 
         As in transformers, null is as good as absent, `top_k` is 50 if absent, and what only sampling needs is left
@@ -116,7 +116,7 @@ class Generation:
 
         Args:
             config: `stop` is its `eos_token_id` (one or a list) and Qwen-Audio's `stop_words_ids`.
-            overrides: fields of `Generation`; None is not given.
+            overrides: fields of `GenerationSettings`; None is not given.
 
         Raises:
             ValueError: the config asks for what would change the answers and is not offered here, or an override is no
@@ -153,8 +153,8 @@ def _stop_tokens(config: Mapping[str, Any]) -> list[int]:
     return [*([end] if isinstance(end, int) else end), *(token for word in words for token in word)]
 
 
-def no_more(going: int) -> None:
-    """`More` where the rows of the first pack are all."""
+def no_more_prompts(going: int) -> None:
+    """`NextPack` where the rows of the first pack are all."""
 
 
 @torch.compiler.set_stance("force_eager")  # a block is compiled for training: with a cache it would be, again and again
@@ -162,12 +162,12 @@ def no_more(going: int) -> None:
 def generate(
     net: Net,
     batch: Pack,
-    settings: Generation,
+    settings: GenerationSettings,
     *,
     generator: torch.Generator | None = None,
     stream: Callable[[int, int], None] | None = None,
-    any_goes: Callable[[bool], bool] = bool,
-    more: More = no_more,
+    any_rank_active: Callable[[bool], bool] = bool,
+    next_pack: NextPack = no_more_prompts,
 ) -> list[list[int]]:
     """Continue every row of a pack until its stop token, which is not returned.
 
@@ -180,7 +180,7 @@ def generate(
         generator: of the one number per call which, with a row's number (`rows` of the batch), all of that row's draws
             follow from: in the same state, it gives a row the same answer in any pack. None: torch's global one.
         stream: called with (row's index among the answers, token) as soon as each token is known.
-        any_goes: told whether a row of this process goes on, says whether one of any process does. A sharded net
+        any_rank_active: told whether a row of this process goes on, says whether one of any process does. A sharded net
             computes only where all processes do: those whose rows have stopped compute along.
         more: told how many rows go on, gives a pack of prompts to be computed beside them. None: not now or, where none
             goes on, never again.
@@ -204,9 +204,9 @@ def generate(
             answers[row].append(int(ids[i]))
             if stream is not None:
                 stream(row, int(ids[i]))
-        goes = any_goes(bool(going))
+        goes = any_rank_active(bool(going))
         going = [i for i in going if so_far[i] + 1 < settings.max_new_tokens]
-        fresh = more(len(going))
+        fresh = next_pack(len(going))
         if fresh is None and not going and (not goes or step >= settings.max_new_tokens):
             return answers
         stopped = not going and fresh is None
@@ -219,7 +219,7 @@ def generate(
 class _Rows:
     """The rows that go on, and what computing and choosing their next tokens takes."""
 
-    def __init__(self, net: Net, settings: Generation, seed: int | None, device: torch.device):
+    def __init__(self, net: Net, settings: GenerationSettings, seed: int | None, device: torch.device):
         self.net, self.settings, self.seed = net, settings, seed
         self.cache = lm.SlotCache(settings.max_new_tokens, device)
         self.answer: list[int] = []  # R, whose answers they are
@@ -236,8 +236,8 @@ class _Rows:
         self.cache.begin(prompt)
         last = cu[1:].long() - 1
         embeds = self.net.embed(batch)
-        h = lm.hidden(
-            self.net.llm, embeds, batch["positions"], cu, self.cache, prompt_lengths=prompt, where=last
+        h = lm.hidden_states(
+            self.net.llm, embeds, batch["positions"], cu, self.cache, prompt_lengths=prompt, indices=last
         )  # (S, H)
         self.h, self.prompt = _append(self.h, h), torch.cat([self.prompt, prompt])
         self.answer += range(self.began, self.began + len(prompt))
@@ -272,14 +272,14 @@ class _Rows:
         self.cache.extend()
         cu = torch.arange(len(order) + 1, dtype=torch.int32, device=device)
         embeds = lm.embed(self.net.llm, ids.to(device))
-        self.h = lm.hidden(self.net.llm, embeds, positions, cu, self.cache, prompt_lengths=self.prompt)
+        self.h = lm.hidden_states(self.net.llm, embeds, positions, cu, self.cache, prompt_lengths=self.prompt)
 
 
 def _append(rows: Tensor | None, new: Tensor) -> Tensor:
     return new if rows is None else torch.cat([rows, new])
 
 
-def process(logits: Tensor, settings: Generation, *, so_far: Tensor, seen: Tensor | None = None) -> Tensor:
+def process(logits: Tensor, settings: GenerationSettings, *, so_far: Tensor, seen: Tensor | None = None) -> Tensor:
     """Logits (R, V) of the rows' new tokens -> their scores (R, V), -inf for excluded tokens.
 
     What transformers' processors make of them, in the same order, in float32 (5.23, generation/utils.py).

@@ -127,7 +127,7 @@ class LongRotary(nn.Module):
         self.rotary, self.train_length = rotary, train_length
         self._alpha: Tensor | None = None
 
-    def stretch(self, positions: Tensor, prompt_lengths: Tensor, row_lengths: Tensor) -> Tensor | None:
+    def set_angles(self, positions: Tensor, prompt_lengths: Tensor, row_lengths: Tensor) -> Tensor | None:
         """Set the angles of the next forward: positions (T,), tokens of each row's prompt (S,), its rows in it (S,).
 
         Returns what the queries are scaled by (T,), or None if no row is long enough for any of it.
@@ -164,14 +164,14 @@ def last_tokenwise(llm: PreTrainedModel) -> list[nn.Module]:
 
 
 @contextmanager
-def _only_at(where: Tensor, n_tokens: int, modules: Sequence[nn.Module]) -> Iterator[None]:
-    """Within it, modules compute their outputs (1, T, ...) for tokens `where` (R,) alone; the others get zeros."""
+def _only_at(indices: Tensor, n_tokens: int, modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Within it, modules compute their outputs (1, T, ...) for tokens `indices` (R,) alone; the others get zeros."""
 
     def take(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return args[0].index_select(1, where), *args[1:]
+        return args[0].index_select(1, indices), *args[1:]
 
     def put(module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
-        return out.new_zeros(1, n_tokens, out.shape[-1]).index_copy(1, where, out)
+        return out.new_zeros(1, n_tokens, out.shape[-1]).index_copy(1, indices, out)
 
     # Outermost, so that hooks which divide a module over processes see less of the same kind.
     handles = [module.register_forward_pre_hook(take, prepend=True) for module in modules]
@@ -188,7 +188,7 @@ def embed(llm: PreTrainedModel, ids: Tensor) -> Tensor:
     return llm.get_input_embeddings()(ids)
 
 
-def hidden(
+def hidden_states(
     llm: PreTrainedModel,
     embeds: Tensor,
     positions: Tensor,
@@ -197,12 +197,12 @@ def hidden(
     cu_k: Tensor | None = None,
     prompt_lengths: Tensor | None = None,
     key_index: Tensor | None = None,
-    where: Tensor | None = None,
+    indices: Tensor | None = None,
 ) -> Tensor:
     """Hidden states behind the final norm of packed rows: embeddings (T, H), positions (T,) -> (T, H).
 
-    With `where` (R,), places in `embeds`, each once: of these alone (R, H), and the last layer leaves out what only the
-    others would need.
+    With `indices` (R,), without duplicates: of these tokens alone (R, H); the last layer skips work that only others
+    would need.
 
     With a cache, `embeds` are what it was told of: prompts of new rows, or a token of each row.
     `prompt_lengths` (S,), on the host, says that this is inference, and how long each row's prompt was: an LLM with a
@@ -215,7 +215,7 @@ def hidden(
     rotary = getattr(llm.get_decoder(), "rotary_emb", None)
     if isinstance(rotary, LongRotary) and prompt_lengths is not None:
         rows = torch.tensor(attention.lengths(cu_seqlens))
-        scale = rotary.stretch(positions, prompt_lengths, rows)
+        scale = rotary.set_angles(positions, prompt_lengths, rows)
         if scale is not None:
             extra["query_scale"] = scale
     cu_k = cu_seqlens if cu_k is None else cu_k
@@ -223,8 +223,8 @@ def hidden(
     if cache is not None and cache.mask is not None:
         extra["slot_mask"], longest = cache.mask, cache.mask.shape[1]
     # A layer that is compiled is left whole: it would be compiled once more, being the only one to leave something out.
-    is_whole = where is None or compat.is_compiled(layers(llm)[-1])
-    with nullcontext() if is_whole else _only_at(where, len(embeds), last_tokenwise(llm)):
+    is_whole = indices is None or compat.is_compiled(layers(llm)[-1])
+    with nullcontext() if is_whole else _only_at(indices, len(embeds), last_tokenwise(llm)):
         out = llm.get_decoder()(
             inputs_embeds=torch.stack([embeds]),  # no view: the first layer would be compiled apart from the others
             position_ids=positions[None],
@@ -236,7 +236,7 @@ def hidden(
             max_length_k=longest,
             **extra,
         )
-    return out.last_hidden_state[0] if where is None else out.last_hidden_state[0, where]
+    return out.last_hidden_state[0] if indices is None else out.last_hidden_state[0, indices]
 
 
 class SlotCache(Cache):

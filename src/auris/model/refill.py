@@ -1,4 +1,4 @@
-"""Rows that wait while others are decoded: they fill the slots of finished sequences (`generate(more=...)`)."""
+"""Rows that wait while others are decoded: they fill the slots of finished sequences (`generate(next_pack=...)`)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from auris.model.pack import Pack
 
 # Slots are refilled when this share of them is free: prefilling prompts one at a time would use a GPU badly.
-REFILL = 1 / 4
+REFILL_FRACTION = 1 / 4
 
 
 class WaitingRows:
@@ -38,7 +38,7 @@ class WaitingRows:
         """
         while self._waiting:
             _, slots = self._waiting[0]
-            if slots - running < REFILL * slots:
+            if slots - running < REFILL_FRACTION * slots:
                 return None
             n = min(slots - running, len(self._waiting))
             pack = self._build([self._waiting.popleft()[0] for _ in range(n)])

@@ -67,7 +67,7 @@ class CheckpointCallback(L.Callback):
 
     def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         compat.leave_signals_alone(trainer)  # `Preemption` handles them
-        snapshot = checkpoint_dir.newest(self.folder, warn=rank_zero_warn)
+        snapshot = checkpoint_dir.find_newest(self.folder, warn=rank_zero_warn)
         if snapshot is not None:
             self._resume(trainer, module, snapshot)
         for logger in _event_files(trainer):
@@ -180,7 +180,7 @@ class CheckpointCallback(L.Callback):
             if best is not None:
                 checkpoint_dir.CheckpointDir(checkpoint_dir.step_dir(self.folder, best["step"]))
             return best
-        except checkpoint_dir.Damaged as error:
+        except checkpoint_dir.DamagedError as error:
             rank_zero_warn(f"{error}; the best checkpoint is looked for anew")
             return None
 

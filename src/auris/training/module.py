@@ -21,7 +21,7 @@ from auris.config import Config
 from auris.data.rows import group, language
 from auris.model import adapters, llm
 from auris.model.compiled import compile_blocks
-from auris.model.generation import Generation
+from auris.model.generation import GenerationSettings
 from auris.model.pack import Pack
 from auris.model.weights.loading import InitialWeights
 from auris.text import tasks
@@ -107,7 +107,7 @@ class AudioLMModule(L.LightningModule):
         for one in self.initial:
             one.load(self.net, seed=self.seed)
         with sharding.Draws():
-            adapters.start(self.net, seed=self.seed)
+            adapters.initialise(self.net, seed=self.seed)
         self._provide_reference(twin)  # here, where a resumed run too has its initial weights
         if self.compile_with is not None:
             compile_blocks([*self.net.encoder.blocks, *llm.layers(self.net.llm)], self.compile_with)
@@ -216,10 +216,12 @@ class AudioLMModule(L.LightningModule):
             self._valid[name] = self._valid.get(name, 0) + value
         pack = batch["prompts"]
         ends = self.trainer.datamodule.valid_samples.prompt.stop
-        settings = Generation(max_new_tokens=self.max_new_tokens, stop=frozenset(map(self.tokenizer.id, ends)))
+        settings = GenerationSettings(max_new_tokens=self.max_new_tokens, stop=frozenset(map(self.tokenizer.id, ends)))
         # Ranks decode different numbers of tokens; a sharded net needs all ranks in each forward.
-        any_goes = partial(self.trainer.strategy.reduce_boolean_decision, all=False) if self._is_sharded else bool
-        answers = self.objective.answer(self.net, pack, settings, any_goes=any_goes)
+        any_rank_active = (
+            partial(self.trainer.strategy.reduce_boolean_decision, all=False) if self._is_sharded else bool
+        )
+        answers = self.objective.answer(self.net, pack, settings, any_rank_active=any_rank_active)
         sharding.reshard(self.net, self.objective)  # so that a checkpoint can be saved between two steps
         if not self._reports:
             return {"skipped": [], "answers": {}}

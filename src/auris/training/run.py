@@ -134,7 +134,7 @@ def claim(run_dir: Path, recipe: Config) -> bool:
     """
     file, checkpoints = run_dir / "recipe.yaml", run_dir / checkpoint_dir.FOLDER
     rank_zero_only(checkpoint_dir.recover)(checkpoints)
-    if not checkpoint_dir.steps(checkpoints):
+    if not checkpoint_dir.list_steps(checkpoints):
         rank_zero_only(files.write_yaml)(file, recipe)
         return True
     changed = [line for line in config.differences(files.read_yaml(file), recipe) if not line.startswith(_FREE)]
@@ -250,8 +250,9 @@ def initial_weights(recipe: Config, tokenizer: Tokenizer) -> list[InitialWeights
                     f"set tokenizer={found.tokenizer}"
                 )
         parts = None if key == "checkpoint" else [part]
-        where = f"{key}={path}"
-        initial.append(InitialWeights(source=found.source(), layout=found.layout, parts=parts, where=where))
+        initial.append(
+            InitialWeights(source=found.open_tensors(), layout=found.layout, parts=parts, label=f"{key}={path}")
+        )
     return initial
 
 

@@ -24,7 +24,7 @@ from auris.model import adapters, dtensor, llm
 from auris.model.audio_lm import AudioLM
 
 # Methods of a net that compute with its parameters and are called from outside, in addition to `forward`.
-_ENTRIES = ("hear", "hidden", "generate")
+_ENTRIES = ("encode_frames", "hidden_states", "generate")
 
 # transformers' names for the two ways of dividing a linear layer (`base_model_tp_plan` of its configs).
 _STYLES = {"colwise": ColwiseParallel, "rowwise": RowwiseParallel}
@@ -178,7 +178,7 @@ class Draws(compat.TorchDispatchMode):
             return func(*args, **kwargs)
         if not self.skip:
             whole = torch.empty(args[0].shape, dtype=torch.float32, device="cpu")
-            dtensor.fill(args[0], func(whole, *args[1:], **kwargs))
+            dtensor.copy_local(args[0], func(whole, *args[1:], **kwargs))
         return args[0]
 
 
@@ -218,7 +218,7 @@ def clip(parameters: Iterable[nn.Parameter], max_norm: float, *, scale: Tensor |
         if parameter.grad is not None:
             if isinstance(parameter.grad, DTensor):
                 world = torch.distributed.get_world_size()
-            groups.setdefault(dtensor.parts(parameter.grad), []).append(
+            groups.setdefault(dtensor.count_parts(parameter.grad), []).append(
                 dtensor.local_part(parameter.grad)[0].mul_(scale)
             )
     # Each of n parts that are spread over `world` processes is counted world / n times.

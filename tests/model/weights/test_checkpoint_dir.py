@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from auris.model.weights import checkpoint_dir, checkpoint_io
-from auris.model.weights.checkpoint_dir import CheckpointDir, Damaged
+from auris.model.weights.checkpoint_dir import CheckpointDir, DamagedError
 from auris.model.weights.checkpoint_io import SaveError
 from auris.training import optim
 from support.runs import ROOT, environment
@@ -148,7 +148,7 @@ def test_any_flipped_bit_is_noticed(tmp_path: Path):
         for _ in range(40):
             at, bit = dice.randrange(len(content)), dice.randrange(8)
             file.write_bytes(content[:at] + bytes([content[at] ^ 1 << bit]) + content[at + 1 :])
-            with pytest.raises(Damaged):
+            with pytest.raises(DamagedError):
                 CheckpointDir(path).verify()
         file.write_bytes(content)
     CheckpointDir(path).verify()
@@ -163,7 +163,7 @@ def test_a_file_of_another_length_is_noticed(tmp_path: Path, how: str):
             file.unlink()
         else:
             file.write_bytes({"cut": content[:-1], "longer": content + b"\0", "empty": b""}[how])
-        with pytest.raises(Damaged, match=str(file.name) if how != "gone" else None):
+        with pytest.raises(DamagedError, match=str(file.name) if how != "gone" else None):
             CheckpointDir(path).verify()
         file.write_bytes(content)
 
@@ -172,16 +172,16 @@ def test_the_newest_whole_one_is_used_and_the_others_are_named(tmp_path: Path):
     for step in (2, 4, 6):
         write(tmp_path / "checkpoints", step, seed=step)
     said: list[str] = []
-    assert checkpoint_dir.newest(tmp_path / "checkpoints", warn=said.append).step == 6 and not said
+    assert checkpoint_dir.find_newest(tmp_path / "checkpoints", warn=said.append).step == 6 and not said
     file = tmp_path / "checkpoints/step_00000006/optimizer-00000-of-00001.safetensors"
     file.write_bytes(file.read_bytes()[:-4] + b"\1\2\3\4")
     (tmp_path / "checkpoints/step_00000004/manifest.json").unlink()
-    assert checkpoint_dir.newest(tmp_path / "checkpoints", warn=said.append).step == 2
+    assert checkpoint_dir.find_newest(tmp_path / "checkpoints", warn=said.append).step == 2
     assert "optimizer-00000" in said[0] and "step 6" in said[0] and "step_00000004" in said[1]
     assert checkpoint_dir.find(tmp_path).step == 6  # who asks for the model does not read the optimizer
     shutil.rmtree(tmp_path / "checkpoints/step_00000002")
     with pytest.raises(ValueError, match="none of the 2 checkpoints .* is whole"):
-        checkpoint_dir.newest(tmp_path / "checkpoints", warn=said.append)
+        checkpoint_dir.find_newest(tmp_path / "checkpoints", warn=said.append)
 
 
 def test_the_best_one_is_the_one_that_the_newest_whole_one_names(tmp_path: Path):
@@ -202,7 +202,7 @@ def test_the_best_one_is_the_one_that_the_newest_whole_one_names(tmp_path: Path)
             assert checkpoint_dir.find(tmp_path, "best").step == 2  # what was the best when step 6 was saved
         (newest / "trainer.json").write_text(text)
     shutil.rmtree(folder / "step_00000004")
-    with pytest.raises(Damaged, match="step_00000004 is no complete checkpoint"):
+    with pytest.raises(DamagedError, match="step_00000004 is no complete checkpoint"):
         checkpoint_dir.find(tmp_path, "best")
 
 
@@ -216,9 +216,9 @@ def test_nothing_in_a_checkpoint_is_executed(tmp_path: Path):
     whole = {file: file.read_bytes() for file in files(path)}
     for file in whole:
         file.write_bytes(pickle.dumps(Executed()))
-        with pytest.raises(Damaged):
+        with pytest.raises(DamagedError):
             CheckpointDir(path).verify()
-        with pytest.raises((Damaged, ValueError)):
+        with pytest.raises((DamagedError, ValueError)):
             module, optimizer = trained()
             checkpoint_io.restore(CheckpointDir(path), module=module, optimizer=optimizer)
         file.write_bytes(whole[file])
@@ -263,10 +263,10 @@ def test_a_process_killed_while_saving_leaves_the_checkpoint_before(tmp_path: Pa
     write(tmp_path, 2, seed=2)
     with dying(monkeypatch, at):
         write(tmp_path, 4, seed=4)
-    found = checkpoint_dir.newest(tmp_path)
+    found = checkpoint_dir.find_newest(tmp_path)
     assert found.step == (4 if at == 7 else 2)  # the last thing is that the new name is on the disk
     write(tmp_path, 4, seed=4)  # what lies around is in nobody's way
-    assert checkpoint_dir.newest(tmp_path).step == 4
+    assert checkpoint_dir.find_newest(tmp_path).step == 4
     assert [path.name for path in files(tmp_path)] == ["step_00000002", "step_00000004"]
 
 
@@ -277,7 +277,7 @@ def test_a_process_killed_while_a_checkpoint_is_taken_again_loses_none(tmp_path:
     with dying(monkeypatch, at, "rmtree"):
         write(tmp_path, 2, seed=2)
     checkpoint_dir.recover(tmp_path)
-    assert checkpoint_dir.newest(tmp_path).step == 2
+    assert checkpoint_dir.find_newest(tmp_path).step == 2
     write(tmp_path, 4)
     checkpoint_dir.prune(tmp_path, 4, keep=2)
     assert [path.name for path in files(tmp_path)] == ["step_00000002", "step_00000004"]
@@ -322,7 +322,7 @@ def test_the_newest_and_the_best_are_kept_and_later_ones_are_set_aside(tmp_path:
     for step in (2, 4, 6, 8, 12):
         write(tmp_path, step)
     checkpoint_dir.prune(tmp_path, 8, keep=2, best=2)
-    assert checkpoint_dir.steps(tmp_path) == [8, 6, 2]
+    assert checkpoint_dir.list_steps(tmp_path) == [8, 6, 2]
     assert (tmp_path / "damaged-step_00000012").is_dir()
 
 
@@ -349,7 +349,7 @@ def check_strategies(folder: Path, rounds: dict[int, list[str]]) -> CheckpointDi
     checkpoint_io.save(folder, 1, module=net, optimizer=optimizer, state={})
     for world, layouts in rounds.items():
         sharded(folder, world, *layouts)
-    found = checkpoint_dir.newest(folder)
+    found = checkpoint_dir.find_newest(folder)
     assert found.step == 1 + sum(map(len, rounds.values()))
     for _ in range(found.step - 1):
         learn(net, optimizer)

@@ -113,7 +113,7 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def test_a_path_is_recognised(paths: dict[str, Path], kind: str):
     found = identify(paths[kind])
     layout = LAYOUTS[found.layout]
-    assert found.kind == kind and all(map(layout.ours, filter(layout.uses, found.source().keys())))
+    assert found.kind == kind and all(map(layout.model_names, filter(layout.uses, found.open_tensors().keys())))
     whole = kind not in ("whisper", "whisper_openai", "causal_lm", "qwen")
     assert (found.model is not None) == whole == (set(found.parts) == set(PARTS))
     assert (found.tokenizer is not None) == (whole or kind == "qwen")
@@ -124,7 +124,7 @@ def test_a_whisper_is_an_encoder_of_its_sizes(paths: dict[str, Path], kind: str)
     found = identify(paths[kind])
     with torch.device("meta"):
         encoder = recipe.build(found.parts["encoder"])
-    source, prefix = found.source(), "model.encoder" if kind == "whisper" else "encoder"
+    source, prefix = found.open_tensors(), "model.encoder" if kind == "whisper" else "encoder"
     assert tuple(encoder.conv1.weight.shape) == source.shape(f"{prefix}.conv1.weight")
     assert len(encoder.blocks) == 2 and encoder.clip_end == "silence"
 
@@ -135,10 +135,10 @@ def test_a_language_model_begins_ours_and_its_vocabulary_grows(paths: dict[str, 
     preset = recipe.resolve(recipe.compose(published.TINY))["model"]
     net = recipe.build_net({"model": preset | found.parts}, SimpleNamespace(size=5000))
     sharding.materialise(net, "cpu")
-    loading.load(net, found.source(), layout=found.layout, parts=list(found.parts), where="here")
+    loading.load(net, found.open_tensors(), layout=found.layout, parts=list(found.parts), label="here")
     rows = found.config["vocab_size"]
     names = {"causal_lm": "model.embed_tokens.weight", "qwen": "transformer.wte.weight"}
-    assert torch.equal(net.llm.model.embed_tokens.weight[:rows], found.source().read(names[kind]))
+    assert torch.equal(net.llm.model.embed_tokens.weight[:rows], found.open_tensors().read(names[kind]))
 
 
 @pytest.mark.parametrize("config, count", [(HUB_QWEN2_AUDIO, 8_395_174_912), (HUB_QWEN_AUDIO, 8_394_302_464)])
@@ -235,6 +235,9 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path):
     expect_one_sentence(there, str(there), "holds no checkpoint", "config.json")
     (there / "config.json").write_text("{not json")
     expect_one_sentence(there, str(there / "config.json"), "is not JSON")
+    for content in ("[1]", '"qwen2"', "null"):
+        (there / "config.json").write_text(content)
+        expect_one_sentence(there, str(there / "config.json"), "expected an object")
     (tmp_path / "x.ckpt").write_bytes(b"not a checkpoint")
     expect_one_sentence(tmp_path / "x.ckpt", str(tmp_path / "x.ckpt"), "is a file: expected a run directory")
     torch.save({"weights": torch.ones(1)}, tmp_path / "x.pt")
@@ -276,7 +279,7 @@ def test_the_objective_keeps_its_own_weights(tmp_path: Path):
     published.run(tmp_path / "ctc", "experiment=encoder_ctc")
     found = identify(tmp_path / "ctc")
     assert set(found.objective_state()) == {"head.weight", "head.bias"}
-    assert {name.partition(".")[0] for name in set(found.source().keys())} == {"encoder", "projector", "llm"}
+    assert {name.partition(".")[0] for name in set(found.open_tensors().keys())} == {"encoder", "projector", "llm"}
 
 
 def expect_one_sentence(path: Path, *parts: str) -> None:

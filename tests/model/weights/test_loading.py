@@ -62,7 +62,7 @@ def test_a_net_is_filled_from_one_file_and_from_shards(net: AudioLM, source_net:
     for n_shards in (1, 4):
         out = write(tmp_path / str(n_shards), source_net.state_dict(), n_shards)
         assert len(list(out.glob("*.safetensors"))) == n_shards
-        loading.load(net, TensorFiles.open(out), layout="auris", where=str(out))
+        loading.load(net, TensorFiles.open(out), layout="auris", label=str(out))
         assert_equal(net.state_dict(), source_net.state_dict())
 
 
@@ -70,7 +70,7 @@ def test_the_state_of_a_run_is_read_by_part_and_the_others_stay(net: AudioLM, so
     state = {f"net.{name}": tensor for name, tensor in source_net.state_dict().items()}
     source = StateTensors({**state, "objective.head.weight": torch.zeros(2, 2)})
     before = copied(net)
-    loading.load(net, source, layout="auris", parts=["encoder", "projector"], where="runs/a")
+    loading.load(net, source, layout="auris", parts=["encoder", "projector"], label="runs/a")
     loaded = {name for name in before if name.startswith(("encoder.", "projector."))}
     assert_equal(
         net.state_dict(), {name: (source_net.state_dict() if name in loaded else before)[name] for name in before}
@@ -79,7 +79,7 @@ def test_the_state_of_a_run_is_read_by_part_and_the_others_stay(net: AudioLM, so
 
 def test_parameters_keep_their_type_and_numbers_are_cast_to_it(net: AudioLM, source_net: AudioLM):
     half = source_net.to(torch.bfloat16).state_dict()
-    loading.load(net, StateTensors(half), layout="auris", where="half")
+    loading.load(net, StateTensors(half), layout="auris", label="half")
     assert_equal(net.state_dict(), {name: tensor.float() for name, tensor in half.items()})
     assert {tensor.dtype for tensor in net.state_dict().values()} == {torch.float32}
 
@@ -92,7 +92,7 @@ def test_joined_tensors_are_taken_apart_row_by_row():
     theirs = dict(export_tensors(nets.build(num_key_value_heads=2).llm.state_dict(prefix="llm."), "qwen_audio"))
     joined = theirs["transformer.h.1.attn.c_attn.weight"]
     assert joined.shape == (32 + 16 + 16, 32)
-    loading.load(net, StateTensors(theirs), layout="qwen_audio", parts=["llm"], where="qwen")
+    loading.load(net, StateTensors(theirs), layout="qwen_audio", parts=["llm"], label="qwen")
     for part, rows in (("q_proj", slice(0, 32)), ("k_proj", slice(32, 48)), ("v_proj", slice(48, 64))):
         assert torch.equal(getattr(attention, part).weight, joined[rows])
 
@@ -105,16 +105,16 @@ def test_tied_tensors_need_one_name_and_must_agree_under_two():
     for left_out in ("llm.lm_head.weight", "llm.model.embed_tokens.weight", None):
         torch.nn.init.zeros_(net.llm.lm_head.weight)
         given = {n: t for n, t in both.items() if n != left_out}
-        loading.load(net, StateTensors(given), layout="auris", where="tied")
+        loading.load(net, StateTensors(given), layout="auris", label="tied")
         assert_equal(net.state_dict(), both)
     neither = {n: t for n, t in both.items() if n not in ("llm.lm_head.weight", "llm.model.embed_tokens.weight")}
     with pytest.raises(ValueError, match=r"does not fit the model: llm.model.embed_tokens.weight is missing$"):
-        loading.load(net, StateTensors(neither), layout="auris", where="tied")
+        loading.load(net, StateTensors(neither), layout="auris", label="tied")
     both["llm.lm_head.weight"] = both["llm.lm_head.weight"] + 1
     with pytest.raises(
         ValueError, match=r"llm.lm_head.weight differs from llm.model.embed_tokens.weight, to which the model ties it$"
     ):
-        loading.load(net, StateTensors(both), layout="auris", where="tied")
+        loading.load(net, StateTensors(both), layout="auris", label="tied")
 
 
 # --- nothing loads half -------------------------------------------------------------------------------------------
@@ -124,7 +124,7 @@ def refused(net: AudioLM, state: Mapping[str, Tensor], layout: str = "auris", **
     """What a load is told, after a look that it changed nothing."""
     before = copied(net)
     with pytest.raises(ValueError) as error:
-        loading.load(net, StateTensors(state), layout=layout, where="weights.encoder=runs/a", **options)
+        loading.load(net, StateTensors(state), layout=layout, label="weights.encoder=runs/a", **options)
     assert_equal(net.state_dict(), before)
     return str(error.value)
 
@@ -143,7 +143,7 @@ def test_missing_and_unexpected_tensors_are_named(net: AudioLM, source_net: Audi
     end = "projector.bias is missing; projector.gate.weight is unexpected"
     assert refused(net, state).endswith(end)
     assert refused(net, state, parts=["projector"]).endswith(end)
-    loading.load(net, StateTensors(state), layout="auris", parts=["llm"], where="another part")
+    loading.load(net, StateTensors(state), layout="auris", parts=["llm"], label="another part")
 
 
 def test_names_that_a_layout_does_not_know_are_unexpected_for_every_part(net: AudioLM, source_net: AudioLM):
@@ -166,9 +166,9 @@ def test_many_faults_are_counted_and_five_shown(net: AudioLM):
 
 def test_what_does_not_fit_is_told_of_a_net_without_memory_too(source_net: AudioLM):
     theirs = dict(export_tensors(source_net.state_dict(), "qwen2_audio"))
-    assert loading.misfits(nets.build_meta(), StateTensors(theirs), "qwen2_audio") == []
+    assert loading.find_mismatches(nets.build_meta(), StateTensors(theirs), "qwen2_audio") == []
     del theirs["audio_tower.conv1.bias"]
-    found = loading.misfits(nets.build_meta(vocab=50), StateTensors(theirs), "qwen2_audio")
+    found = loading.find_mismatches(nets.build_meta(vocab=50), StateTensors(theirs), "qwen2_audio")
     assert found[0] == "audio_tower.conv1.bias is missing" and len(found) == 3
 
 
@@ -201,7 +201,7 @@ def test_old_rows_stay_and_new_ones_look_like_them(monkeypatch: pytest.MonkeyPat
     for name in ("model.embed_tokens.weight", "lm_head.weight"):
         state[name] = channels + state[name] * (1 + channels.abs())
     net = nets.build(vocab=2400)
-    loading.load(net, StateTensors(state), layout="causal_lm", parts=["llm"], where="llm", seed=3)
+    loading.load(net, StateTensors(state), layout="causal_lm", parts=["llm"], label="llm", seed=3)
     drawn = []
     for name, table in (("model.embed_tokens.weight", net.llm.model.embed_tokens), ("lm_head.weight", net.llm.lm_head)):
         old, new = table.weight[:400], table.weight[400:]
@@ -219,7 +219,7 @@ def test_new_rows_depend_on_the_seed_alone():
     tables = []
     for seed in (1, 1, 2):
         net = nets.build()
-        loading.load(net, StateTensors(state), layout="causal_lm", parts=["llm"], where="llm", seed=seed)
+        loading.load(net, StateTensors(state), layout="causal_lm", parts=["llm"], label="llm", seed=seed)
         tables.append(net.llm.lm_head.weight)
     assert torch.equal(tables[0], tables[1]) and not torch.equal(tables[0], tables[2])
     assert torch.equal(tables[0][:30], tables[2][:30])
@@ -358,7 +358,7 @@ def test_one_shard_is_in_memory_at_a_time_and_each_once(
     source = Watched.open(write(tmp_path, source_net.state_dict(), 4))
     opened, open_file = [], tensors._open
     monkeypatch.setattr(tensors, "_open", lambda file: opened.append(file) or open_file(file))
-    loading.load(net, source, layout="auris", where="shards")
+    loading.load(net, source, layout="auris", label="shards")
     assert sorted(opened) == sorted(tmp_path.glob("*.safetensors")) and len(opened) == 4
     assert [len(files) for files in source.mapped] == [1] * 4
     assert source.read_numbers == sum(tensor.numel() for tensor in net.state_dict().values())
@@ -384,7 +384,7 @@ def load_as_a_rank(rank: int, directory: Path, world_size: int) -> None:
         sharding.materialise(net, "cpu", draw=False)
         source = Watched.open(directory / case)
         parts = ["llm"] if case == "causal_lm" else None
-        loading.load(net, source, layout=case, parts=parts, where=case, seed=7)
+        loading.load(net, source, layout=case, parts=parts, label=case, seed=7)
         expected = torch.load(directory / f"{case}.pt", weights_only=True)
         local = 0
         for name, tensor in net.state_dict().items():
@@ -412,7 +412,7 @@ def test_each_of_two_ranks_reads_its_shards_alone(tmp_path: Path):
         write(tmp_path / case, state, 3)
         net = nets.build("qwen_audio", vocab=GROWN if case == "causal_lm" else VOCAB)
         parts = ["llm"] if case == "causal_lm" else None
-        loading.load(net, StateTensors(state), layout=case, parts=parts, where=case, seed=7)
+        loading.load(net, StateTensors(state), layout=case, parts=parts, label=case, seed=7)
         kept = {name: t for name, t in net.state_dict().items() if case != "causal_lm" or name.startswith("llm.")}
         torch.save(kept, tmp_path / f"{case}.pt")
     spawn(load_as_a_rank, args=(tmp_path, 2), nprocs=2)
@@ -422,7 +422,7 @@ def test_float32_of_a_file_is_not_a_view_that_outlives_it(net: AudioLM, tmp_path
     """A net owns its numbers: what becomes of the file later is nothing to it."""
     file = tmp_path / "model.safetensors"
     save_file({name: torch.ones_like(tensor) for name, tensor in net.state_dict().items()}, file)
-    loading.load(net, TensorFiles.open(file), layout="auris", where=str(file))
+    loading.load(net, TensorFiles.open(file), layout="auris", label=str(file))
     content = file.read_bytes()
     file.write_bytes(bytes(len(content)))
     assert all((tensor == 1).all() for tensor in net.state_dict().values())
@@ -431,7 +431,7 @@ def test_float32_of_a_file_is_not_a_view_that_outlives_it(net: AudioLM, tmp_path
 def test_the_digest_follows_the_weights_and_can_leave_out_adapters(net: AudioLM):
     before = tensors.weights_digest(net)
     adapters.attach(net, [adapters.NEW_TOKENS], token_ids=[3])
-    adapters.start(net, seed=0)
+    adapters.initialise(net, seed=0)
     assert tensors.weights_digest(net, with_adapters=False) == before != tensors.weights_digest(net)
     with torch.no_grad():
         net.projector.bias[0] += 1e-3

@@ -12,7 +12,7 @@ from auris.audio import Geometry, stored
 from auris.data.collate import Sample, collate
 from auris.model.audio_lm import AudioLM
 from auris.model.encoder import Encoder
-from auris.model.generation import Generation
+from auris.model.generation import GenerationSettings
 from auris.training.objectives.ctc import CTC
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -31,7 +31,7 @@ class Net(nn.Module):
         super().__init__()
         self.encoder = Encoder(n_mels=8, width=16, n_layers=1, n_heads=2, ffn=24)
 
-    hear = AudioLM.hear
+    encode_frames = AudioLM.encode_frames
 
 
 @pytest.fixture
@@ -100,7 +100,7 @@ def test_an_empty_pack_contributes_nothing_but_reaches_the_encoder(net, objectiv
     loss, sums = objective(net, empty)
     assert loss.item() == 0 and int(objective.count(empty)) == 0 and int(sums["rows_too_short_for_ctc"]) == 0
     assert not any(gradient.any() for gradient in gradients(loss, net, objective))
-    assert objective.answer(net, empty, Generation(max_new_tokens=1)) == []
+    assert objective.answer(net, empty, GenerationSettings(max_new_tokens=1)) == []
 
 
 def test_a_clip_too_short_for_its_text_is_left_out_and_counted(net, objective):
@@ -117,7 +117,7 @@ class Spelled(nn.Module):
         super().__init__()
         self.paths = paths
 
-    def hear(self, mel: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
+    def encode_frames(self, mel: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
         fired = torch.tensor([symbol for path in self.paths for symbol in path])
         return 9.0 * F.one_hot(fired, 4).to(torch.get_default_dtype()), torch.tensor([len(path) for path in self.paths])
 
@@ -130,9 +130,9 @@ def test_the_best_path_merges_repeats_drops_blanks_and_keeps_clips_apart():
     blank = 3
     net = Spelled([blank, 1, 1, blank, 1, 2, 2], [2, blank, blank], [blank, blank], [0, 1, 0, 0])
     batch = {"mel": torch.zeros(0), "frames": torch.zeros(0), "rows": [0, 1, 2, 3]}
-    answers = objective.answer(net, batch, Generation(max_new_tokens=99))
+    answers = objective.answer(net, batch, GenerationSettings(max_new_tokens=99))
     assert answers == [[1, 1, 2], [2], [], [0, 1, 0]]
-    answers = objective.answer(net, batch, Generation(max_new_tokens=2, stop=frozenset({2})))
+    answers = objective.answer(net, batch, GenerationSettings(max_new_tokens=2, stop=frozenset({2})))
     assert answers == [[1, 1], [], [], [0, 1]]
 
 
@@ -141,4 +141,4 @@ def test_the_best_path_merges_repeats_drops_blanks_and_keeps_clips_apart():
 )
 def test_settings_that_a_best_path_cannot_follow_are_refused(net, objective, settings):
     with pytest.raises(ValueError, match="a CTC answer is the best path"):
-        objective.answer(net, pack(), Generation(**settings))
+        objective.answer(net, pack(), GenerationSettings(**settings))

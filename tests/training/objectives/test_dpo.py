@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from auris.audio import Geometry
 from auris.data.collate import collate
 from auris.model.audio_lm import AudioLM
-from auris.model.generation import Generation
+from auris.model.generation import GenerationSettings
 from auris.model.llm import LongRotary
 from auris.model.pack import IGNORE
 from auris.text.tasks import CURVES
@@ -132,7 +132,7 @@ class Given(nn.Module):
         super().__init__()
         self.logits = nn.Parameter(logits)
 
-    def hidden(self, pack: dict, where: Tensor) -> Tensor:
+    def hidden_states(self, pack: dict, where: Tensor) -> Tensor:
         return self.logits[where]
 
     def head(self, hidden: Tensor) -> Tensor:
@@ -328,5 +328,5 @@ def test_a_wrong_setting_is_named(arguments: dict, said: str) -> None:
 
 def test_answers_are_those_of_the_net(net: AudioLM) -> None:
     batch = sequences(pairs()[:1], net.geometry)
-    settings = Generation(max_new_tokens=5, stop=frozenset({0}))
+    settings = GenerationSettings(max_new_tokens=5, stop=frozenset({0}))
     assert DPO().answer(net, batch, settings) == net.generate(batch, settings)

@@ -14,7 +14,7 @@ from auris.data.collate import collate
 from auris.model import llm, pooling, projector
 from auris.model.audio_lm import AudioLM
 from auris.model.encoder import Encoder
-from auris.model.generation import Generation
+from auris.model.generation import GenerationSettings
 from auris.model.pack import IGNORE
 from auris.text.tasks import CURVES
 from auris.training.objectives import logps
@@ -42,7 +42,7 @@ class Given(nn.Module):
         self.logits = nn.Parameter(torch.tensor(logits))
         self.scored: list[int] = []
 
-    def hidden(self, pack: dict, where: Tensor) -> Tensor:
+    def hidden_states(self, pack: dict, where: Tensor) -> Tensor:
         return self.logits[where]
 
     def head(self, hidden: Tensor) -> Tensor:
@@ -160,5 +160,5 @@ def test_a_text_pack_without_mel_is_scored(net):
 
 def test_answers_are_those_of_the_net(net):
     batch = pack([[Clip(37), text(4)]], net.geometry)
-    answers = NextToken().answer(net, batch, Generation(max_new_tokens=5, stop=frozenset({0})))
-    assert answers == net.generate(batch, Generation(max_new_tokens=5, stop=frozenset({0})))
+    answers = NextToken().answer(net, batch, GenerationSettings(max_new_tokens=5, stop=frozenset({0})))
+    assert answers == net.generate(batch, GenerationSettings(max_new_tokens=5, stop=frozenset({0})))

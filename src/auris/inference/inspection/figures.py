@@ -14,7 +14,7 @@ from matplotlib.font_manager import get_font_names
 from matplotlib.style import context as style_context
 
 from auris.inference.inspection.timing import TRUE
-from auris.inference.inspection.trace import FRAME, Trace
+from auris.inference.inspection.trace import FRAME_SECONDS, Trace
 from auris.text.figure_style import CAPTION, COLOURS, GREY, STYLE
 from auris.text.tasks import is_synthetic
 
@@ -48,7 +48,7 @@ def plot_sound(trace: Trace, times: Times = ()) -> Figure:
     pooled = (stacked - trace.frames.mean(0)) @ basis.T
     reach = np.quantile(np.abs(frames), 0.99)
     parts = [
-        (frames, len(frames), FRAME, "Encoder frames"),
+        (frames, len(frames), FRAME_SECONDS, "Encoder frames"),
         (pooled, len(trace.pooled), trace.token_seconds, "Audio tokens, pooled"),
     ]
     for axis, (x, count, step, name) in zip(axes[1:], parts, strict=True):
@@ -191,7 +191,7 @@ def _panels(
 
 
 def _draw_mel(axis: Axes, trace: Trace, times: Times) -> None:
-    _image(axis, trace.mel, trace.mel.shape[1] * FRAME / 2, cmap=MAP)
+    _image(axis, trace.mel, trace.mel.shape[1] * FRAME_SECONDS / 2, cmap=MAP)
     axis.set_ylabel("mel bin")
     axis.set_yticks([0, len(trace.mel)])
     axis.set_title(f"Log-mel, {len(trace.mel)} bins", pad=14 if times else None)
@@ -218,11 +218,11 @@ def _mark(axis: Axes, times: Times) -> None:
 
 def _draw_course(axis: Axes, trace: Trace, ks: list[int]) -> None:
     course = _principal_components(trace)[0][:, 0]
-    middles = (np.arange(len(course)) + 0.5) * FRAME
+    middles = (np.arange(len(course)) + 0.5) * FRAME_SECONDS
     axis.plot(middles, course, color="#AAAAAA", linewidth=2.5, label="frames, 20 ms", zorder=1)
     for place, k in enumerate(ks):
         means = course[: len(course) // k * k].reshape(-1, k).mean(1)
-        edges = np.arange(len(means) + 1) * k * FRAME
+        edges = np.arange(len(means) + 1) * k * FRAME_SECONDS
         axis.stairs(means, edges, baseline=None, color=COLOURS[place], label=f"mean of {k}", linewidth=1.1)
     axis.set_xlim(0, trace.seconds)
     axis.set_xlabel("seconds")

@@ -21,7 +21,7 @@ from auris.data.rows import Row
 from auris.data.samples import AudioSamples
 from auris.errors import AudioError, RowError, UserError
 from auris.inference.audio_model import AudioModel
-from auris.inference.inspection.trace import FRAME
+from auris.inference.inspection.trace import FRAME_SECONDS
 from auris.metrics.statistics import bootstrap
 from auris.model import pooling
 
@@ -63,8 +63,8 @@ def compare_poolings(
         weights = "none" if not list(module.parameters()) else "as initialised"
         if module is model.net.pooling and weights != "none":
             weights = "trained"
-        kept = (1.0, 1.0, 1.0) if k == 1 or module.groups == k else recovered(module, clips, k, seed)
-        cost = (1 / (k * FRAME), module.groups * width)
+        kept = (1.0, 1.0, 1.0) if k == 1 or module.groups == k else explained_variance(module, clips, k, seed)
+        cost = (1 / (k * FRAME_SECONDS), module.groups * width)
         found.append((name, k, weights, *cost, *kept, len(clips[1::2])))
     names = ["pooling", "k", "weights", "tokens per second", "width", "kept", "low", "high", "rows"]
     return pd.DataFrame(found, columns=names)
@@ -105,7 +105,9 @@ def _poolings(model: AudioModel, ks: Sequence[int], seed: int) -> list[tuple[str
     return [(name, k, own if type(module) is type(own) and k == own.k else module) for name, k, module in made]
 
 
-def recovered(module: nn.Module, clips: Sequence[torch.Tensor], k: int, seed: int) -> tuple[float, float, float]:
+def explained_variance(
+    module: nn.Module, clips: Sequence[torch.Tensor], k: int, seed: int
+) -> tuple[float, float, float]:
     """Of the variance of clips' frames (C, D), the share that a linear readout of tokens of k frames gets back: fitted
     on every other clip, measured on the rest, with the ends of its interval over these."""
     pairs = []

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 TRUE, ALIGNED, ANSWERED = "true", "forced alignment", "answer with times"
 
 
-def timings(subject: Subject, row: Row, *, prior_rows: int = 64) -> dict[str, Times]:
+def word_times(subject: Subject, row: Row, *, prior_rows: int = 64) -> dict[str, Times]:
     """Words with their times in seconds, by where they come from; what there is none of is left out.
 
     `true` is the row's own label, `forced alignment` what the subject's aligner finds of the known transcript (its
@@ -53,14 +53,14 @@ def _aligned(subject: Subject, row: Row, prior_rows: int) -> Times:
     rows = [row, *(other for other, _ in zip(spoken, range(prior_rows), strict=False))]
     batch = pack(rows, [(number, None) for number in range(1, len(rows))], aligner.view)
     if batch["rows"]:
-        aligner.listen([batch])
+        aligner.estimate_priors([batch])
     [(_, words)] = aligner.align(rows, pack(rows, [(0, None)], aligner.view))
     if isinstance(words, ValueError):
         raise words
     return words
 
 
-def shifts(row: Row, found: Mapping[str, Times]) -> pd.DataFrame:
+def time_shifts(row: Row, found: Mapping[str, Times]) -> pd.DataFrame:
     """By how many milliseconds each word starts and ends after the true one: columns source, word, start, end, `start
     shift`, `end shift`. Words are matched by the fewest edits, as the score of times does; one that is not matched has
     no line."""
@@ -77,7 +77,7 @@ def shifts(row: Row, found: Mapping[str, Times]) -> pd.DataFrame:
     return pd.DataFrame(lines, columns=["source", "word", "start", "end", "start shift", "end shift"])
 
 
-def players(trace: Trace, found: Mapping[str, Times]) -> HTML:
+def audio_players(trace: Trace, found: Mapping[str, Times]) -> HTML:
     """An audio player for each word and each source of its times, in a table: what would be cut out by them."""
     from IPython.display import HTML
 

@@ -29,13 +29,13 @@ from auris.data.samples import AudioSamples, ChatSamples
 from auris.errors import MissingFileError, UserError
 from auris.files import read_yaml
 from auris.inference import load as pretrained
-from auris.inference.audio_model import AudioModel, WholeCharacters
+from auris.inference.audio_model import AudioModel, StreamingDecoder
 from auris.model.attention import lengths
 from auris.model.audio_lm import AudioLM
 from auris.model.pack import Pack, to_device
 from auris.text.tokenizer import Tokenizer
 
-FRAME = 1 / ENCODER_RATE  # seconds of an encoder frame
+FRAME_SECONDS = 1 / ENCODER_RATE  # seconds of an encoder frame
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -93,14 +93,14 @@ def load(
     path = _newest(Path(runs)) if run is None else Path(run)
     model = pretrained.load(path)
     model.check_answers()
-    home = _home(path, model.recipe)
+    home = _home(path, model.config)
     if rows is None:
-        entries = [_rebased(entry, home) for entry in model.recipe["data"]["test"] or ()]
+        entries = [_rebased(entry, home) for entry in model.config["data"]["test"] or ()]
         if not entries:
             raise MissingFileError(f"{path}: its recipe names no test rows; give rows=FILE.jsonl")
     else:
         entries = [str(rows)]
-    began = (model.recipe.get("weights") or {}).get("encoder")
+    began = (model.config.get("weights") or {}).get("encoder")
     if aligner is None and began is not None and _aligns(home / began):
         aligner = home / began
     found = Joined([manifest.rows for manifest in read_manifests(entries, key="rows")])
@@ -135,7 +135,7 @@ def _rebased(entry: Any, home: Path) -> Any:
     return entry if "://" in str(entry) else str(home / entry)
 
 
-def choose(subject: Subject, id: str | None = None) -> Row:
+def choose_row(subject: Subject, id: str | None = None) -> Row:
     """The row of that id; None: the first with the times of its words, or else the first that can be asked.
 
     Raises ValueError if there is none.
@@ -165,7 +165,7 @@ def trace_row(model: AudioModel, row: Row) -> Trace:
     if len(asked.frames) != 1:
         raise UserError(f"row {row.id}: {len(asked.frames)} stretches of audio; expected one clip of at most 30 s")
     settings = model.settings(
-        chat=is_chat, do_sample=False, min_new_tokens=1, max_new_tokens=model.recipe.get("max_new_tokens") or 256
+        chat=is_chat, do_sample=False, min_new_tokens=1, max_new_tokens=model.config.get("max_new_tokens") or 256
     )
     [ids] = net.generate(_pack(asked, model), settings)
     batch = _pack(_answered(asked, ids), model)
@@ -181,15 +181,15 @@ def trace_row(model: AudioModel, row: Row) -> Trace:
         mel=asked.mels[0][:, : asked.frames[0]].numpy(),
         frames=_array(x),
         pooled=_array(rearrange(pooled, "m g d -> m (g d)")),
-        token_seconds=net.pooling.k * FRAME,
+        token_seconds=net.pooling.k * FRAME_SECONDS,
         tokens=_pieces(tokenizer, ids),
         answer=tokenizer.decode(ids, control=True),
-        attention=_array(attention(net, batch, queries)[..., keys]),
+        attention=_array(attention_weights(net, batch, queries)[..., keys]),
     )
 
 
 @torch.no_grad()
-def attention(net: AudioLM, batch: Pack, queries: Tensor) -> Tensor:
+def attention_weights(net: AudioLM, batch: Pack, queries: Tensor) -> Tensor:
     """Return the attention of positions `queries` (Q,) of a pack of one row to all of it, in every layer and head of
     the language model: (L, H, Q, T) float32. Positions after the query have weight 0, all others sum to 1.
 
@@ -215,7 +215,7 @@ def attention(net: AudioLM, batch: Pack, queries: Tensor) -> Tensor:
     AttentionInterface.register("packed_weights", attend)
     net.llm.set_attn_implementation("packed_weights")
     try:
-        net.hidden(batch)
+        net.hidden_states(batch)
     finally:
         net.llm.set_attn_implementation("packed")
     return torch.stack(layers)
@@ -237,7 +237,7 @@ def _pack(sample: Sample, model: AudioModel) -> Pack:
 
 def _pieces(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
     """What each token adds to the text: one that ends within a character nothing, the one that ends it all of it."""
-    text = WholeCharacters(partial(tokenizer.decode, control=True))
+    text = StreamingDecoder(partial(tokenizer.decode, control=True))
     *pieces, last = (text.add(token) for token in ids)
     return [*pieces, last + text.rest()]
 

@@ -47,7 +47,7 @@ State = Mapping[str, Any]
 """The content of trainer.json: everything in a checkpoint that is not a tensor."""
 
 
-class Damaged(UserError):
+class DamagedError(UserError):
     """A checkpoint differs from what was written."""
 
 
@@ -77,7 +77,7 @@ class CheckpointDir:
     """An opened checkpoint: the manifest has been read and verified, tensors are read on demand.
 
     Raises:
-        Damaged: the manifest is missing or was altered.
+        DamagedError: the manifest is missing or was altered.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -93,20 +93,20 @@ class CheckpointDir:
         """Compare files of these kinds with their checksums, each process its share, and all files with their sizes.
 
         Raises:
-            Damaged: a file differs from what was written.
+            DamagedError: a file differs from what was written.
         """
         names = [name for name in sorted(self._files) if name == TRAINER or name.partition("-")[0] in kinds]
         for name in names:
             size, expected = file_size(self.path / name), self._files[name].bytes
             if size != expected:
-                raise Damaged(f"{self.path / name} is damaged: it has {size:,} bytes, {expected:,} were written")
+                raise DamagedError(f"{self.path / name} is damaged: it has {size:,} bytes, {expected:,} were written")
         for name in names[rank::world]:
             try:
                 checksum = file_digest(self.path / name)
             except OSError as error:
-                raise Damaged(f"{self.path / name} cannot be read ({error})") from error
+                raise DamagedError(f"{self.path / name} cannot be read ({error})") from error
             if checksum != self._files[name].sha256:
-                raise Damaged(f"{self.path / name} is damaged: its checksum is not that of what was written")
+                raise DamagedError(f"{self.path / name} is damaged: its checksum is not that of what was written")
 
     def tensors(self, kind: str = "weights", prefix: str = "") -> CheckpointTensors:
         """Return the tensors of a kind whose names begin with `prefix`, under their names without it."""
@@ -155,7 +155,7 @@ class CheckpointTensors(TensorSource):
             try:
                 self._open[name] = safe_open(self._folder / name, framework="pt")
             except (OSError, SafetensorError) as error:
-                raise Damaged(f"{self._folder / name} cannot be read ({error})") from error
+                raise DamagedError(f"{self._folder / name} cannot be read ({error})") from error
         return self._open[name]
 
 
@@ -167,13 +167,13 @@ def _read_manifest(path: Path) -> tuple[int, dict[str, StoredFile], dict[str, di
         content = sealed["content"]
         is_intact = sealed["sha256"] == content_digest(content)
     except FileNotFoundError as error:
-        raise Damaged(f"{path} is no complete checkpoint: it has no {MANIFEST}") from error
+        raise DamagedError(f"{path} is no complete checkpoint: it has no {MANIFEST}") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise Damaged(f"{file} cannot be read ({' '.join(str(error).split())})") from error
+        raise DamagedError(f"{file} cannot be read ({' '.join(str(error).split())})") from error
     if not is_intact:
-        raise Damaged(f"{file} is damaged: its checksum is not that of what was written")
+        raise DamagedError(f"{file} is damaged: its checksum is not that of what was written")
     if content.get("format") != FORMAT:
-        raise Damaged(f"{file} has format {content.get('format')}, this auris reads {FORMAT}")
+        raise DamagedError(f"{file} has format {content.get('format')}, this auris reads {FORMAT}")
     tensors = {
         kind: {
             name: StoredTensor(
@@ -210,13 +210,13 @@ def step_dir(folder: str | Path, step: int) -> Path:
     return Path(folder) / f"step_{step:08d}"
 
 
-def steps(folder: str | Path) -> list[int]:
+def list_steps(folder: str | Path) -> list[int]:
     """Return the steps that a folder has checkpoints of, newest first; damaged ones are included."""
     names = [path.name for path in Path(folder).iterdir()] if Path(folder).is_dir() else []
     return sorted((int(match[1]) for match in map(_STEP.fullmatch, names) if match), reverse=True)
 
 
-def newest(
+def find_newest(
     folder: str | Path, kinds: Collection[str] = KINDS, *, warn: Callable[[str], object] = warnings.warn
 ) -> CheckpointDir | None:
     """Return the newest intact checkpoint in a folder, None if there is none at all. Collective.
@@ -230,13 +230,13 @@ def newest(
         UserError: there are checkpoints, but none of them is intact.
     """
     world, rank = world_and_rank()
-    available = gather(steps(folder))[0]
+    available = gather(list_steps(folder))[0]
     for step in available:
         error, checkpoint = "", None
         try:
             checkpoint = CheckpointDir(step_dir(folder, step))
             checkpoint.verify(kinds, world=world, rank=rank)
-        except Damaged as damage:
+        except DamagedError as damage:
             error = str(damage)
         errors = list(filter(None, gather(error)))
         if not errors:
@@ -249,14 +249,14 @@ def newest(
     return None
 
 
-def best(folder: str | Path) -> CheckpointDir | None:
+def find_best(folder: str | Path) -> CheckpointDir | None:
     """Return the best checkpoint of a folder according to the newest intact one; None if it names none. Collective.
 
     Raises:
-        Damaged: the best checkpoint is damaged.
+        DamagedError: the best checkpoint is damaged.
         UserError: there are checkpoints, but none of them is intact.
     """
-    last = newest(folder, ())
+    last = find_newest(folder, ())
     mark = last.state.get("best") if last else None
     return CheckpointDir(step_dir(folder, mark["step"])) if mark else None
 
@@ -275,8 +275,8 @@ def find(path: str | Path, which: str = "last", kinds: Collection[str] = ("weigh
         checkpoint: CheckpointDir | None = CheckpointDir(path)
         checkpoint.verify(kinds)
     elif which == "last":
-        checkpoint = newest(path / FOLDER, kinds)
-    elif checkpoint := best(path / FOLDER):
+        checkpoint = find_newest(path / FOLDER, kinds)
+    elif checkpoint := find_best(path / FOLDER):
         checkpoint.verify(kinds)
     if checkpoint is None:
         what = f"has no {which} checkpoint" if path.is_dir() else "does not exist"
@@ -305,7 +305,7 @@ def prune(folder: str | Path, step: int, keep: int, best: int | None = None) -> 
     Later ones are damaged ones that the run could not be resumed from: they are renamed for a person to look at.
     """
     folder = Path(folder)
-    available = steps(folder)
+    available = list_steps(folder)
     for later in [one for one in available if one > step]:
         set_aside(step_dir(folder, later), _DAMAGED)
     for old in [one for one in available if one <= step][keep:]:

@@ -1,6 +1,6 @@
 """Recognise what a path holds: a run, one of its checkpoints, an exported directory or a published system.
 
-Only file names, configs and headers are read; `ModelSource.source()` opens the weights. Whatever the origin, the
+Only file names, configs and headers are read; `ModelSource.open_tensors()` opens the weights. Whatever the origin, the
 model is described as a config describes it, so the rest of the project knows one kind of model.
 """
 
@@ -89,14 +89,14 @@ class ModelSource:
         """A key of `layouts.LAYOUTS`: how the tensors are named."""
         return _LAYOUT_OF.get(self.kind, self.kind)
 
-    def source(self) -> TensorSource:
+    def open_tensors(self) -> TensorSource:
         """Open the model's tensors. Those of a run are the net's by the net's names, with adapters merged into them."""
         if self.kind == "whisper_openai":
             return StateTensors(_load_pt(self.file)["model_state_dict"])
         if self.checkpoint is None:
             return TensorFiles.open(self.path)
         net = self.checkpoint.tensors(prefix="net.")
-        if not adapters.are_in(net.keys()):
+        if not adapters.has_adapters(net.keys()):
             return net
         return StateTensors(adapters.merge(net.read_all(), self.config.get("lora")))
 
@@ -235,9 +235,12 @@ def _generation(path: Path) -> ConfigFile:
 
 def _read_json(file: Path) -> ConfigFile:
     try:
-        return read_json(file)
+        content = read_json(file)
     except ValueError as error:  # UnicodeDecodeError, JSONDecodeError
         raise UserError(f"{file} is not JSON ({error})") from error
+    if not isinstance(content, Mapping):
+        raise UserError(f"{file} contains a JSON {type(content).__name__}, expected an object ({{...}})")
+    return content
 
 
 # --- configs to nodes ---------------------------------------------------------------------------------------------
@@ -380,7 +383,7 @@ def _compare(file: Path, kind: str, config: ConfigFile) -> None:
     source = TensorFiles.open(file.parent)
     layout = LAYOUTS[_LAYOUT_OF.get(kind, kind)]
     stored = source.keys()
-    names = {ours: theirs for theirs in stored for ours in layout.ours(theirs)}
+    names = {ours: theirs for theirs in stored for ours in layout.model_names(theirs)}
     for size, pattern, axis in (*_ENCODER_SIZES, *_LLM_SIZES):
         hits = [match for name in names if (match := re.search(rf"(?:^|\.){pattern}$", name))]
         name = _FIELDS.get(kind, {}).get(size, size)

@@ -26,11 +26,11 @@ class Layout:
     spellings: tuple[tuple[str, str], ...] = ()
     left_out: str | None = None
 
-    def theirs(self, name: str) -> str | None:
+    def layout_name(self, name: str) -> str | None:
         """Return their name of one of our tensors; None if they have none."""
         return next((theirs for _, theirs in _renamings(name, self.names.items())), None)
 
-    def ours(self, name: str) -> list[str]:
+    def model_names(self, name: str) -> list[str]:
         """Return our names of one of their tensors: several if they join ours, none if we have no such tensor."""
         return [ours for _, ours in _renamings(self.spell(name), ((b, a) for a, b in self.names.items()))]
 

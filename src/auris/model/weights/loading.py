@@ -34,7 +34,7 @@ class InitialWeights:
     source: TensorSource
     layout: str
     parts: Collection[str] | None
-    where: str
+    label: str
 
     @property
     def is_whole(self) -> bool:
@@ -42,7 +42,7 @@ class InitialWeights:
         return self.parts is None and not LAYOUTS[self.layout].parts
 
     def load(self, net: AudioLM, *, seed: int) -> None:
-        load(net, self.source, layout=self.layout, parts=self.parts, where=self.where, seed=seed)
+        load(net, self.source, layout=self.layout, parts=self.parts, label=self.label, seed=seed)
 
 
 @torch.no_grad()
@@ -52,7 +52,7 @@ def load(
     *,
     layout: str,
     parts: Collection[str] | None = None,
-    where: str,
+    label: str,
     seed: int = 0,
 ) -> None:
     """Fill a net's parts from a source: all of them or nothing.
@@ -67,17 +67,17 @@ def load(
         source: tensors, in files or in memory.
         layout: the layout of the source's names, a key of LAYOUTS.
         parts: parts of the net (`encoder`, ..., `llm`); all that the layout holds if not given.
-        where: what the user calls the source, the beginning of every message: `weights.llm=DIR`.
+        label: what the user calls the source, the beginning of every message: `weights.llm=DIR`.
         seed: seed of a grown vocabulary's new rows.
 
     Raises:
         UserError: a tensor is missing, unexpected or of another shape (with both shapes), or the source lacks a part.
     """
-    where = f"{where} ({layout} layout)"
-    match = _match(net, source, LAYOUTS[layout], _choose(net, parts, LAYOUTS[layout], where))
+    label = f"{label} ({layout} layout)"
+    match = _match(net, source, LAYOUTS[layout], _choose(net, parts, LAYOUTS[layout], label))
     if match.faults:
         rest = f"; and {len(match.faults) - _SHOWN} more" if len(match.faults) > _SHOWN else ""
-        raise UserError(f"{where} does not fit the model: {'; '.join(match.faults[:_SHOWN])}{rest}")
+        raise UserError(f"{label} does not fit the model: {'; '.join(match.faults[:_SHOWN])}{rest}")
     assert not any(tensor.is_meta for tensor in match.targets.values()), "materialise the net first"
     for theirs, name in match.stored.items():  # in the source's order, so that each file is opened once
         row = 0
@@ -90,7 +90,7 @@ def load(
                 row += tensor.shape[0] if tensor.ndim else 0
 
 
-def misfits(net: AudioLM, source: TensorSource, layout: str) -> list[str]:
+def find_mismatches(net: AudioLM, source: TensorSource, layout: str) -> list[str]:
     """Return why the parts that a layout holds cannot be loaded, a phrase each. The net may be on the meta device."""
     return _match(net, source, LAYOUTS[layout], _choose(net, None, LAYOUTS[layout], layout)).faults
 
@@ -119,15 +119,15 @@ def _match(net: AudioLM, source: TensorSource, table: Layout, parts: Collection[
     targets = {name: t for name, t in named.items() if name is not None and _part(name) in parts}
     stored = {table.spell(name): name for name in filter(table.uses, source.keys())}
     wanted = table.group(targets)
-    faults = [f"{name} has no counterpart there" for name in targets if table.theirs(name) is None]
+    faults = [f"{name} has no counterpart there" for name in targets if table.layout_name(name) is None]
     faults += _untie(wanted, targets, stored, source)
     faults += [f"{theirs} is missing" for theirs in wanted if theirs not in stored]
     faults += [
         f"{name} is unexpected"
         for theirs, name in stored.items()
-        if theirs not in wanted and all(_part(known) in parts for known in table.ours(theirs))
+        if theirs not in wanted and all(_part(known) in parts for known in table.model_names(theirs))
     ]
-    llm_alone = all(_part(known) == "llm" for theirs in stored for known in table.ours(theirs))
+    llm_alone = all(_part(known) == "llm" for theirs in stored for known in table.model_names(theirs))
     vocabulary, grown = _vocabulary(net), set()
     for theirs in filter(stored.__contains__, wanted):
         first, members = wanted[theirs][0], [targets[name] for name in wanted[theirs]]
@@ -145,12 +145,12 @@ def _part(name: str) -> str:
     return name.partition(".")[0]
 
 
-def _choose(net: AudioLM, parts: Collection[str] | None, table: Layout, where: str) -> list[str]:
+def _choose(net: AudioLM, parts: Collection[str] | None, table: Layout, label: str) -> list[str]:
     """Return the parts to load. Raises UserError for one that the net or the layout lacks."""
     held = [name for name, _ in net.named_children() if not table.parts or name in table.parts]
     for part in parts or ():
         if part not in held:
-            raise UserError(f"{where} has no {part}: expected {' or '.join(held)}")
+            raise UserError(f"{label} has no {part}: expected {' or '.join(held)}")
     return held if parts is None else list(parts)
 
 

@@ -20,7 +20,7 @@ def export_tensors(state: Mapping[str, Tensor], layout: str) -> Iterator[tuple[s
         UserError: tensors have no counterpart in that layout.
     """
     table = LAYOUTS[layout]
-    if unmatched := [name for name in state if table.theirs(name) is None]:
+    if unmatched := [name for name in state if table.layout_name(name) is None]:
         raise UserError(f"no counterpart in the {layout} layout: {', '.join(unmatched)}")
     for theirs, members in table.group(state).items():
         tensors = [state[name].detach() for name in members]

@@ -155,7 +155,7 @@ def weights_digest(module: nn.Module, *, with_adapters: bool = True) -> str:
     if not with_adapters:
         state = {adapters.base_name(name): tensor for name, tensor in state.items()}
     for name in sorted(state.keys() - {None}):
-        tensor = dtensor.whole(state[name].detach())
+        tensor = dtensor.full_tensor(state[name].detach())
         total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         total.update(tensor.contiguous().reshape(-1).cpu().view(torch.uint8).numpy())
     return total.hexdigest()

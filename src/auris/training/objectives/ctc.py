@@ -16,7 +16,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from auris.errors import UserError
-from auris.model.generation import Generation, More, no_more
+from auris.model.generation import GenerationSettings, NextPack, no_more_prompts
 from auris.model.pack import Pack
 from auris.training.objectives.objective import Objective
 
@@ -62,7 +62,13 @@ class CTC(Objective):
         return losses.sum(), {"rows_too_short_for_ctc": (losses == 0).sum()}
 
     def answer(
-        self, net: nn.Module, pack: Pack, settings: Generation, *, more: More = no_more, **options: Any
+        self,
+        net: nn.Module,
+        pack: Pack,
+        settings: GenerationSettings,
+        *,
+        next_pack: NextPack = no_more_prompts,
+        **options: Any,
     ) -> list[list[int]]:
         """Return the best path without repeats and blanks, up to a token of `stop` or `max_new_tokens`.
 
@@ -71,17 +77,17 @@ class CTC(Objective):
         Raises:
             UserError: settings that choose tokens in another way.
         """
-        if settings != Generation(max_new_tokens=settings.max_new_tokens, stop=settings.stop):
+        if settings != GenerationSettings(max_new_tokens=settings.max_new_tokens, stop=settings.stop):
             raise UserError(
                 f"{settings}: a CTC answer is the best path, expected no settings but max_new_tokens and stop "
                 "(do_sample=false min_new_tokens=0 repetition_penalty=1)"
             )
         answers = self._best_paths(net, pack, settings)
-        while (further := more(0)) is not None:
+        while (further := next_pack(0)) is not None:
             answers += self._best_paths(net, further, settings)
         return answers
 
-    def _best_paths(self, net: nn.Module, pack: Pack, settings: Generation) -> list[list[int]]:
+    def _best_paths(self, net: nn.Module, pack: Pack, settings: GenerationSettings) -> list[list[int]]:
         scores, lengths = self.scores(net, pack)
         paths = scores.argmax(-1).split(lengths.tolist())
         collapsed = [torch.unique_consecutive(path) for path in paths][: len(pack["rows"])]
@@ -91,7 +97,7 @@ class CTC(Objective):
 
     def scores(self, net: nn.Module, pack: Pack) -> tuple[Tensor, Tensor]:
         """Return the log-probabilities of all clips' frames (C, V), and the number of frames of each clip (A,)."""
-        frames, lengths = net.hear(pack["mel"], pack["frames"])
+        frames, lengths = net.encode_frames(pack["mel"], pack["frames"])
         return self.head(frames).float().log_softmax(-1), lengths
 
 

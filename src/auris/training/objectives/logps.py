@@ -21,7 +21,7 @@ def score(net: nn.Module, pack: Pack) -> tuple[Tensor, Tensor, Tensor]:
         likelier than the label (R,).
     """
     where = (pack["labels"] != IGNORE).nonzero().squeeze(-1)  # (R,)
-    hidden = net.hidden(pack, where)  # (R, H)
+    hidden = net.hidden_states(pack, where)  # (R, H)
     labels = pack["labels"][where]
     if len(where) <= CHUNK:
         logps, likeliest = _score(net, hidden, labels)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from auris.model.generation import Generation
+from auris.model.generation import GenerationSettings
 from auris.model.pack import Pack
 from auris.text.tasks import CURVES
 
@@ -29,7 +29,7 @@ class Objective(nn.Module):
         """Return the summed loss, and sums for the log."""
         raise NotImplementedError
 
-    def answer(self, net: nn.Module, pack: Pack, settings: Generation, **options: Any) -> list[list[int]]:
+    def answer(self, net: nn.Module, pack: Pack, settings: GenerationSettings, **options: Any) -> list[list[int]]:
         """Return the token ids that continue each row of packs of prompts; `options` are `generation.generate`'s."""
         return net.generate(pack, settings, **options)
 
