@@ -18,7 +18,7 @@ import lightning as L
 import torch
 
 from auris import config
-from auris.data.batches import Steps
+from auris.data.batches import StepDataset
 from auris.training import run as train
 from auris.training.module import AudioLMModule
 from auris.training.preemption import Preemption
@@ -129,7 +129,7 @@ class Racer(L.Callback):
         self.bare.configure_model()
         [self.adamw], [self.schedule] = self.bare.configure_optimizers()
         self.data.setup("fit")
-        packs = Steps(self.data.rows, self.data.plan, self.data.samples, 1, 0)
+        packs = StepDataset(self.data.rows, self.data.plan, self.data.samples, 1, 0)
         self.packs = [packs[step] for step in range(self.steps)]
 
     def on_train_start(self, trainer: L.Trainer, module: AudioLMModule) -> None:

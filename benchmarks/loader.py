@@ -23,7 +23,7 @@ from transformers import WhisperFeatureExtractor
 
 from auris.audio import SAMPLE_RATE, Geometry, stored
 from auris.data import shards
-from auris.data.batches import Steps
+from auris.data.batches import StepDataset
 from auris.data.datamodule import AudioDataModule
 from auris.data.samples import AudioSamples
 from auris.text.prompts import NaturalPrompt
@@ -63,7 +63,7 @@ def compare(preset: Preset, *, lengths: str = "2-16", batch: int = 16, seed: int
         cache_dir=str(folder / "cache"),
     )
     data.setup("fit")
-    steps = Steps(data.rows, data.plan, samples, 1, 0)
+    steps = StepDataset(data.rows, data.plan, samples, 1, 0)
     extractor = WhisperFeatureExtractor(feature_size=N_MELS)
     batches = [[row for row, _ in data.plan.step(k)] for k in range(data.max_steps)]
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from auris.audio import SpecAugment
-from auris.data.batches import Questions, Steps, by_length
+from auris.data.batches import EvaluationDataset, StepDataset, pack_by_length
 from auris.data.datamodule import AudioDataModule
 from auris.data.lengths import Lengths
 from auris.data.rows import Row, group
@@ -54,8 +54,8 @@ def module(folder: Path, *, global_step: int = 0, place: dict | None = None, **c
     return data
 
 
-def steps(data: AudioDataModule, world: int, rank: int) -> Steps:
-    return Steps(data.rows, data.plan, data.samples, world, rank)
+def steps(data: AudioDataModule, world: int, rank: int) -> StepDataset:
+    return StepDataset(data.rows, data.plan, data.samples, world, rank)
 
 
 def by_row(packs: list[dict]) -> dict[int, tuple[torch.Tensor, ...]]:
@@ -225,13 +225,13 @@ def test_the_packs_of_all_ranks_are_those_that_each_is_served(speech):
     data = module(speech, place={"num_replicas": 3, "rank": 1})
     assert data.world == 3
     for step in range(3):
-        assert data.ranks(step) == [data.plan.packs(step, world=3, rank=rank) for rank in range(3)]
+        assert data.packs_by_rank(step) == [data.plan.packs(step, world=3, rank=rank) for rank in range(3)]
 
 
 def test_examined_rows_come_as_the_step_that_they_are_from_had_them(speech):
     data = module(speech, token_budget=400)
     [whole] = steps(data, 1, 0)[2]
-    data.examined = data.plan.step(2)
+    data.predict_entries = data.plan.step(2)
     alone = by_row(list(data.predict_dataloader()))
     assert equal(dict(sorted(alone.items())), dict(sorted(by_row([whole]).items())))
 
@@ -240,7 +240,7 @@ def test_lost_workers_are_told_once(speech):
     data = module(speech)
     with pytest.warns(UserWarning, match="workers are replaced, reading goes on at 3: killed"):
         data._lose_workers(3, "killed")
-    assert data.take_lost_workers() == 1 and data.take_lost_workers() == 0
+    assert data.pop_lost_workers() == 1 and data.pop_lost_workers() == 0
 
 
 def test_a_lying_duration_is_named_when_the_row_is_met(tmp_path):
@@ -298,7 +298,7 @@ def test_text_lines_and_sound_rows_mix_in_the_text_view(speech, tmp_path):
 def test_packs_by_length_hold_every_usable_row_once_within_the_budget(world):
     tokens = np.random.default_rng(0).integers(5, 60, 41)
     tokens[[3, 17]] = 0
-    packs = by_length(Lengths(tokens, {3: "bad", 17: "bad"}, {}), 100, world)
+    packs = pack_by_length(Lengths(tokens, {3: "bad", 17: "bad"}, {}), 100, world)
     assert sorted(row for pack in packs for row in pack) == [row for row in range(41) if row not in (3, 17)]
     assert all(tokens[pack].sum() <= 100 for pack in packs)
     assert len(packs) % world == 0 and sum(not pack for pack in packs) < world
@@ -349,8 +349,8 @@ def test_an_unreadable_validation_row_is_left_out_and_named(tmp_path):
 
 def test_questions_have_canonical_wording_and_no_augmentation(speech):
     data = module(speech)
-    questions = Questions(data.valid_rows, [[0]], samples_of(augment=MASKS))
-    plain = Questions(data.valid_rows, [[0]], samples_of())
+    questions = EvaluationDataset(data.valid_rows, [[0]], samples_of(augment=MASKS))
+    plain = EvaluationDataset(data.valid_rows, [[0]], samples_of())
     assert equal(by_row([questions[0]["answered"]]), by_row([plain[0]["answered"]]))
 
 

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from auris.data.epoch_stats import survey
+from auris.data.epoch_stats import compute_epoch_stats
 from auris.data.manifests import Manifest
 from auris.data.plan import Plan
 from auris.data.rows import Row
@@ -26,18 +26,18 @@ def plan(**changed) -> Plan:
 
 @pytest.mark.parametrize("settings", [{}, {"rows_per_step": 7}, {"rows_per_step": None, "packs_per_step": 4}])
 def test_an_epoch_holds_every_usable_row_once(settings):
-    epoch = survey(ROWS, plan(**settings), SAMPLES, ranks=2)
+    epoch = compute_epoch_stats(ROWS, plan(**settings), SAMPLES, ranks=2)
     asr = [n for n in range(N) if n % 3 and TOKENS[n]]
-    assert (epoch.rows, epoch.unusable, epoch.looked_at) == (N, 2, epoch.steps)
+    assert (epoch.rows, epoch.unusable, epoch.sampled_steps) == (N, 2, epoch.steps)
     near = pytest.approx if settings else lambda value, rel: value  # the last step reaches into the next epoch
     assert epoch.tasks["asr"].rows == near(len(asr), rel=0.1)
     assert epoch.tasks["asr"].seconds == near(2.0 * len(asr), rel=0.1)
-    assert epoch.whole.tokens == near(TOKENS.sum(), rel=0.1)
+    assert epoch.total.tokens == near(TOKENS.sum(), rel=0.1)
 
 
 def test_the_straggler_and_the_fill_are_those_of_the_packs():
     made = plan()
-    epoch = survey(ROWS, made, SAMPLES, ranks=2)
+    epoch = compute_epoch_stats(ROWS, made, SAMPLES, ranks=2)
     loads = [
         [sum(TOKENS[row] for pack in made.packs(step, world=2, rank=rank) for row, _ in pack) for rank in range(2)]
         for step in range(10)
@@ -46,16 +46,16 @@ def test_the_straggler_and_the_fill_are_those_of_the_packs():
     assert epoch.straggler == pytest.approx(sum(map(max, loads)) / (TOKENS.sum() / 2)) and epoch.straggler > 1
     assert epoch.fill == pytest.approx(TOKENS.sum() / (packs * 64))
     assert epoch.packs == packs / 20
-    assert survey(ROWS, made, SAMPLES, ranks=1).straggler == 1.0
+    assert compute_epoch_stats(ROWS, made, SAMPLES, ranks=1).straggler == 1.0
 
 
 def test_a_row_that_was_altered_since_it_was_measured_is_counted_apart():
     altered = Row(ROWS[0].id, problem="its checksum is another")
-    epoch = survey([altered, *ROWS[1:]], plan(), SAMPLES, ranks=1)
+    epoch = compute_epoch_stats([altered, *ROWS[1:]], plan(), SAMPLES, ranks=1)
     assert epoch.tasks["unreadable"].rows == 1
 
 
 def test_a_part_of_the_steps_tells_nearly_the_same():
-    whole, part = (survey(ROWS, plan(), SAMPLES, ranks=1, most=most) for most in (99, 4))
-    assert part.looked_at == 4 and part.steps == whole.steps == 10
-    assert part.whole.tokens == pytest.approx(whole.whole.tokens, rel=0.25)
+    whole, part = (compute_epoch_stats(ROWS, plan(), SAMPLES, ranks=1, most=most) for most in (99, 4))
+    assert part.sampled_steps == 4 and part.steps == whole.steps == 10
+    assert part.total.tokens == pytest.approx(whole.total.tokens, rel=0.25)

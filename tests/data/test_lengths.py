@@ -17,7 +17,7 @@ from auris.data import lengths
 from auris.data.length_cache import LengthCache, splits_into_words
 from auris.data.lengths import Lengths, measure
 from auris.data.manifests import Manifest, read_manifests
-from auris.data.rows import Clip, Record, Row, Unread
+from auris.data.rows import Clip, Record, Row, TransientProblem
 from auris.data.samples import ChatSamples, TextSamples
 from auris.text import tasks
 from auris.text.chat import Qwen2AudioChat, QwenAudioChat
@@ -56,7 +56,11 @@ def forbid_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def equal(one: Lengths, two: Lengths) -> bool:
-    return np.array_equal(one.tokens, two.tokens) and one.problems == two.problems and one.dropped == two.dropped
+    return (
+        np.array_equal(one.tokens, two.tokens)
+        and one.problems == two.problems
+        and one.dropped_seconds == two.dropped_seconds
+    )
 
 
 def test_lengths_are_those_of_the_built_samples(folder, cache):
@@ -220,7 +224,11 @@ def test_many_rows_are_measured_side_by_side_as_they_are_one_after_the_other(fol
     alone = lengths._measure(rows, samples)
     monkeypatch.setattr(lengths, "_CHUNK", 2)
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
-    assert equal(lengths._measure(rows, samples), alone) and alone.dropped == {4: 1.0} and list(alone.problems) == [3]
+    assert (
+        equal(lengths._measure(rows, samples), alone)
+        and alone.dropped_seconds == {4: 1.0}
+        and list(alone.problems) == [3]
+    )
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0})
     assert equal(lengths._measure(rows, samples), alone)
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
@@ -253,7 +261,7 @@ def test_seconds_that_are_not_heard_are_said_from_the_cache_too(folder, cache):
     found = manifests(folder, extra=[row])
     for _ in range(2):
         with pytest.warns(UserWarning, match=r"of 1 rows only the first 30 s are heard; 3\.0 s are dropped"):
-            assert measure(found, samples_of(long_audio="first"), cache).dropped == {3: 3.0}
+            assert measure(found, samples_of(long_audio="first"), cache).dropped_seconds == {3: 3.0}
 
 
 def rows_of_all_kinds() -> list[Row]:
@@ -287,7 +295,7 @@ def test_rows_whose_file_could_not_be_read_are_measured_again(folder, cache, mon
     decode = type(manifest.rows.index).decode
 
     def fail(store: object, record: Record) -> Row:
-        return Row("r1", problem=Unread("timed out")) if record.id == "r1" else decode(store, record)
+        return Row("r1", problem=TransientProblem("timed out")) if record.id == "r1" else decode(store, record)
 
     with monkeypatch.context() as patch:
         patch.setattr(type(manifest.rows.index), "decode", fail)
@@ -322,7 +330,9 @@ def test_a_row_is_as_long_beside_rows_like_it_as_it_is_alone(folder, prompt, pol
     alone = [lengths._measure([row], samples) for row in manifest.rows]
     assert together.tokens.tolist() == [int(one.tokens[0]) for one in alone]
     assert together.problems == {number: one.problems[0] for number, one in enumerate(alone) if one.problems}
-    assert together.dropped == {number: one.dropped[0] for number, one in enumerate(alone) if one.dropped}
+    assert together.dropped_seconds == {
+        number: one.dropped_seconds[0] for number, one in enumerate(alone) if one.dropped_seconds
+    }
     assert 100 < np.count_nonzero(together.tokens) < len(rows)
 
 

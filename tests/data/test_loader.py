@@ -41,7 +41,7 @@ def stop() -> None:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loader, "LOOK", 0.2)
+    monkeypatch.setattr(loader, "POLL_INTERVAL", 0.2)
 
 
 @pytest.fixture

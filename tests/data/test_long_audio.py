@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from auris.data.long_audio import OVERLAP, WINDOW, merge, split, windows
+from auris.data.long_audio import OVERLAP, WINDOW, merge_transcripts, split_row, windows
 from auris.data.rows import Clip, Row
 
 
@@ -30,36 +30,39 @@ def test_a_long_transcript_row_becomes_rows_of_windows_and_others_stay(tmp_path:
     soundfile.write(tmp_path / "long.wav", np.zeros(40 * 8000), 8000)
     soundfile.write(tmp_path / "short.wav", np.zeros(8000), 8000)
     long = Row("a", (Clip(tmp_path / "long.wav"),), {"task": "asr"})
-    assert [(r.id, r.clips[0].offset, r.clips[0].duration) for r in split(long, always)] == [
+    assert [(r.id, r.clips[0].offset, r.clips[0].duration) for r in split_row(long, always)] == [
         ("a#0", 0.0, 30.0),
         ("a#1", 10.0, 30.0),
     ]
     from_five = Row("b", (Clip(tmp_path / "long.wav", offset=5.0, duration=34.0),), {"task": "asr"})
-    assert [r.clips[0].offset for r in split(from_five, always)] == [5.0, 9.0]
+    assert [r.clips[0].offset for r in split_row(from_five, always)] == [5.0, 9.0]
     short = Row("c", (Clip(tmp_path / "short.wav"),), {"task": "asr"})
-    assert split(short, always) == [short]
-    assert split(long, lambda row: False) == [long]
+    assert split_row(short, always) == [short]
+    assert split_row(long, lambda row: False) == [long]
 
 
 def test_transcripts_are_joined_where_they_agree():
     said = ["the red fox ran over the", "Over the hill, and then it", "and then it slept."]
-    assert merge(said, "en") == "the red fox ran over the hill, and then it slept."
+    assert merge_transcripts(said, "en") == "the red fox ran over the hill, and then it slept."
 
 
 def test_a_word_cut_by_the_window_is_taken_from_the_one_that_heard_it_whole():
-    assert merge(["we went to the old harb", "the old harbour at dawn"], "en") == "we went to the old harbour at dawn"
+    assert (
+        merge_transcripts(["we went to the old harb", "the old harbour at dawn"], "en")
+        == "we went to the old harbour at dawn"
+    )
 
 
 def test_where_nothing_agrees_nothing_is_lost():
-    assert merge(["one two", "three four"], "en") == "one two three four"
-    assert merge(["", "three four"], "en") == "three four" and merge(["one", ""], "en") == "one"
+    assert merge_transcripts(["one two", "three four"], "en") == "one two three four"
+    assert merge_transcripts(["", "three four"], "en") == "three four" and merge_transcripts(["one", ""], "en") == "one"
 
 
 def test_characters_are_the_units_of_unspaced_languages():
-    assert merge(["红狐狸在花园里", "花园里睡觉"], "zh") == "红狐狸在花园里睡觉"
+    assert merge_transcripts(["红狐狸在花园里", "花园里睡觉"], "zh") == "红狐狸在花园里睡觉"
 
 
 def test_a_repetition_far_from_the_seam_is_not_a_seam():
     first = "start " + " ".join(f"w{n}" for n in range(60)) + " over the"
     second = "over the " + " ".join(f"v{n}" for n in range(60)) + " start"
-    assert merge([first, second], "en") == first + second.removeprefix("over the")
+    assert merge_transcripts([first, second], "en") == first + second.removeprefix("over the")

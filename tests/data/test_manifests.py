@@ -15,8 +15,8 @@ import pytest
 
 from auris.data import row_index
 from auris.data.lengths import measure
-from auris.data.manifests import Joined, Selection, keys, read_manifests
-from auris.data.rows import Form, Row, row_key
+from auris.data.manifests import JoinedRows, Selection, read_manifests, row_keys
+from auris.data.rows import FieldMap, Row, row_key
 from auris.data.samples import ChatSamples
 from auris.text.chat import Qwen2AudioChat
 from support.manifests import samples_of, speech_rows, write_manifest
@@ -46,7 +46,7 @@ def test_rows_are_a_sequence(tmp_path):
 
 def test_rows_of_several_manifests_are_one_sequence(tmp_path):
     rows = read(numbered(tmp_path))
-    joined = Joined([rows, rows[:2], (), rows])
+    joined = JoinedRows([rows, rows[:2], (), rows])
     ids = [row.id for row in joined]
     assert len(joined) == 14 == len(ids) and ids == [joined[k].id for k in range(14)]
     assert joined[-1].id == "r5" and [row.id for row in joined[5:8]] == ids[5:8]
@@ -70,7 +70,7 @@ def test_keys_are_those_of_the_ids_also_of_rows_that_are_renamed(tmp_path):
         file.write("no JSON\n")
     rows = read(path)
     assert [row.id for row in rows] == ["a", "rows.jsonl:2", "7", "rows.jsonl:4", "rows.jsonl:5", "rows.jsonl:6"]
-    assert keys(rows).tolist() == [row_key(row.id) for row in rows] == keys(list(rows)).tolist()
+    assert row_keys(rows).tolist() == [row_key(row.id) for row in rows] == row_keys(list(rows)).tolist()
 
 
 def test_the_index_is_kept_and_made_anew_for_another_file_or_form(tmp_path, monkeypatch):
@@ -214,7 +214,7 @@ def test_a_file_indexed_in_pieces_has_the_index_of_the_whole(tmp_path, monkeypat
             assert np.array_equal(column, vars(pieces.index.columns)[name]), name
         assert list(pieces) == list(whole)
     (tmp_path / "empty.jsonl").write_text("")
-    assert len(row_index.Lines(tmp_path / "empty.jsonl", Form(), None)) == 0
+    assert len(row_index.Lines(tmp_path / "empty.jsonl", FieldMap(), None)) == 0
 
 
 @pytest.mark.parametrize("value", [3, None])

@@ -14,7 +14,7 @@ from auris import audio
 from auris.data.collate import collate
 from auris.data.manifests import read_manifests
 from auris.data.rows import Clip, Row
-from auris.data.samples import AudioSamples, ChatSamples, Samples, TextSamples, TooLong, TranscriptSamples
+from auris.data.samples import AudioSamples, ChatSamples, ClipTooLongError, Samples, TextSamples, TranscriptSamples
 from auris.errors import AudioError, RowError
 from auris.model.pack import IGNORE
 from auris.text.chat import Chat, Qwen2AudioChat, QwenAudioChat, text_of
@@ -170,7 +170,7 @@ def test_40_seconds_are_refused_with_the_setting_to_change(tmp_path, policy, sta
     row = row_of(tmp_path, 40.0, **stated)
     samples = samples_of(long_audio=policy)
     for attempt in (samples.spans, lambda row: samples.build(row, 0, 0)):
-        with pytest.raises(TooLong, match="40.0 s, the limit is 30 s: set long_audio=window"):
+        with pytest.raises(ClipTooLongError, match="40.0 s, the limit is 30 s: set long_audio=window"):
             attempt(row)
 
 
@@ -382,8 +382,8 @@ def test_a_transcript_view_asks_for_what_is_said_whatever_the_task():
         "k", (Clip(Path("a.wav")),), {"task": "ks", "language": "en", "text": "go", "transcript": "the cat says go"}
     )
     view = TranscriptSamples(tokenizer=None, prompt=None, geometry=None)
-    assert view.asked(row).labels == {**row.labels, "task": "asr", "text": "the cat says go"}
-    assert AudioSamples(tokenizer=None, prompt=None, geometry=None).asked(row) is row
+    assert view.target_row(row).labels == {**row.labels, "task": "asr", "text": "the cat says go"}
+    assert AudioSamples(tokenizer=None, prompt=None, geometry=None).target_row(row) is row
 
 
 # --- Qwen-Audio's clips ---
@@ -412,9 +412,9 @@ def test_the_first_30_seconds_are_heard_and_the_rest_is_counted(tmp_path):
     row = row_of(tmp_path, 40.0)
     samples = samples_of(long_audio="first", prompt=TagPrompt())
     sample = samples.build(row, 0, None)
-    assert sample.frames == (3000,) and sample.audio_seconds == 30 and samples.dropped(row) == 10.0
+    assert sample.frames == (3000,) and sample.audio_seconds == 30 and samples.dropped_seconds(row) == 10.0
     assert planned(samples, row) == len(samples.build(row, 0, 0).ids)
-    assert samples_of(long_audio="window").dropped(row) == 0
+    assert samples_of(long_audio="window").dropped_seconds(row) == 0
 
 
 # --- dialogues ---
@@ -555,7 +555,7 @@ def test_a_question_alone_is_the_dialogue_up_to_its_last_answer(tmp_path, chat, 
     answer = [*tokenizer().plain("the mat <|im_end|>"), tokenizer().id("<|im_end|>"), *tokenizer().plain("\n")]
     assert whole.ids.tolist() == [*prompt.ids, *answer]
     assert whole.frames == prompt.frames and not prompt.supervise.any()
-    assert samples.asked(row).labels["text"] == "the mat <|im_end|>"
+    assert samples.target_row(row).labels["text"] == "the mat <|im_end|>"
 
 
 @pytest.mark.parametrize("chat, geometry", CHATS)

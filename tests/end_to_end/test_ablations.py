@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from auris import config
 from auris.corpus import instruct
-from auris.data.batches import Rows
+from auris.data.batches import RowDataset
 from auris.training import run as train
 from auris.training import studies
 from support.recipes import smallest_run
@@ -62,7 +62,7 @@ def test_every_arm_takes_its_first_steps(name: str, rows: Path, tmp_path: Path):
         _, data = train.build(job.recipe)
         data.setup("fit")
         first = {row.labels["task"]: number for number, row in reversed(list(enumerate(data.rows)))}
-        packs = Rows(data.rows, [(number, 0) for number in first.values()], data.samples)
+        packs = RowDataset(data.rows, [(number, 0) for number in first.values()], data.samples)
         assert all(packs[n]["rows"] for n in range(len(first))), f"{job.key}: of {first} none may be left out"
 
 

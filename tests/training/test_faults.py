@@ -206,7 +206,7 @@ def deadly(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
 
         monkeypatch.setattr(audio, "read", read_or_die)
 
-    monkeypatch.setattr(loader, "LOOK", 0.2)
+    monkeypatch.setattr(loader, "POLL_INTERVAL", 0.2)
     return set_up
 
 

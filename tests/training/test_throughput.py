@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from auris import config
-from auris.data.batches import Steps
+from auris.data.batches import StepDataset
 from auris.data.collate import collate
 from auris.model import pooling, projector
 from auris.model.pack import IGNORE
@@ -282,7 +282,7 @@ def counted(made: dict) -> dict[str, float]:
     """Tokens and operations of a run's rows, found from its plan, in one process."""
     module, data = train.build(made)
     data.setup("fit")
-    steps = Steps(data.rows, data.plan, data.samples, 1, 0)
+    steps = StepDataset(data.rows, data.plan, data.samples, 1, 0)
     packs = [cost.pack_counts(batch) for step in range(made["max_steps"]) for batch in steps[step]]
     load = cost.Load(**{name: sum(int(found[name]) for found in packs) for name in LOAD})
     stage = cost.Stage.of(module.objective, module.trainable)

@@ -12,13 +12,13 @@ from torch.utils.data import Dataset
 from auris.data.collate import Sample, collate
 from auris.data.lengths import Lengths
 from auris.data.plan import Entry, Plan
-from auris.data.rows import Row, is_asked
+from auris.data.rows import Row, is_scored
 from auris.data.samples import Samples
 from auris.errors import AudioError, RowError
 from auris.model.pack import Pack
 
 
-class Steps(Dataset):
+class StepDataset(Dataset):
     """Step number -> this rank's packs."""
 
     def __init__(self, rows: Sequence[Row], plan: Plan, samples: Samples, world: int, rank: int):
@@ -30,7 +30,7 @@ class Steps(Dataset):
         return [pack(self.rows, entries, self.samples) for entries in packs]
 
 
-class Rows(Dataset):
+class RowDataset(Dataset):
     """Training rows, each as a pack of its own, with the random choices of the epoch that its entry names."""
 
     def __init__(self, rows: Sequence[Row], entries: Sequence[Entry], samples: Samples):
@@ -40,22 +40,22 @@ class Rows(Dataset):
         return pack(self.rows, [self.entries[number]], self.samples)
 
 
-class QuestionPack(TypedDict):
+class EvaluationBatch(TypedDict):
     """Evaluation rows with their answers (for the loss), and their prompts alone (for generation)."""
 
     answered: Pack
     prompts: Pack
 
 
-class Questions(Dataset):
+class EvaluationDataset(Dataset):
     """Evaluation packs."""
 
     def __init__(self, rows: Sequence[Row], packs: Sequence[Sequence[int]], samples: Samples):
         self.rows, self.packs, self.samples = rows, packs, samples
 
-    def __getitem__(self, number: int) -> QuestionPack:
+    def __getitem__(self, number: int) -> EvaluationBatch:
         entries = [(row, None) for row in self.packs[number]]
-        asked = [(row, None) for row in self.packs[number] if is_asked(self.rows[row])]
+        asked = [(row, None) for row in self.packs[number] if is_scored(self.rows[row])]
         return {
             "answered": pack(self.rows, entries, self.samples),
             "prompts": pack(self.rows, asked, self.samples, prompt_only=True),
@@ -96,7 +96,7 @@ def drop_over_budget(lengths: Lengths, token_budget: int) -> Lengths:
     return replace(lengths, tokens=tokens, problems=lengths.problems | problems)
 
 
-def by_length(lengths: Lengths, token_budget: int, world: int = 1) -> list[list[int]]:
+def pack_by_length(lengths: Lengths, token_budget: int, world: int = 1) -> list[list[int]]:
     """Divide usable rows, longest first, into packs under the budget.
 
     The number of packs is a multiple of `world`; empty packs come last.

@@ -15,12 +15,12 @@ import lightning as L
 import numpy as np
 from torch.utils.data import Dataset
 
-from auris.data.batches import Questions, Rows, Steps, by_length, drop_over_budget
+from auris.data.batches import EvaluationDataset, RowDataset, StepDataset, drop_over_budget, pack_by_length
 from auris.data.lengths import Lengths, measure
 from auris.data.loader import Loader
-from auris.data.manifests import EntryConfig, Joined, Manifest, read_manifests
+from auris.data.manifests import EntryConfig, JoinedRows, Manifest, read_manifests
 from auris.data.plan import Entry, Plan
-from auris.data.rows import Row, group, is_asked, metric
+from auris.data.rows import Row, group, is_scored, metric
 from auris.data.samples import Samples
 from auris.errors import UserError
 
@@ -69,7 +69,7 @@ class AudioDataModule(L.LightningDataModule):
         self.num_workers, self.worker_timeout, self.worker_restarts = num_workers, worker_timeout, worker_restarts
         self.max_unusable, self.seed, self.cache_dir = max_unusable, seed, Path(cache_dir)
         self.plan: Plan | None = None
-        self.examined: Sequence[Entry] = ()  # rows of `predict_dataloader`
+        self.predict_entries: Sequence[Entry] = ()  # rows of `predict_dataloader`
         self.digests: dict[str, str] = {}  # of what the rows are read from, by path
         self._lost_workers = 0
         self._steps: Loader | None = None
@@ -99,44 +99,44 @@ class AudioDataModule(L.LightningDataModule):
 
     def _read(
         self, key: str, entries: Sequence[EntryConfig], samples: Samples
-    ) -> tuple[list[Manifest], Joined, Lengths]:
+    ) -> tuple[list[Manifest], JoinedRows, Lengths]:
         manifests = read_manifests(entries, key=key, cache_dir=self.cache_dir)
         self.digests |= {str(manifest.path): manifest.digest for manifest in manifests}
-        return manifests, Joined([one.rows for one in manifests]), measure(manifests, samples, self.cache_dir)
+        return manifests, JoinedRows([one.rows for one in manifests]), measure(manifests, samples, self.cache_dir)
 
     def train_dataloader(self) -> Loader:
         world, rank = self._place()
-        dataset = Steps(self.rows, self.plan, self.samples, world, rank)
+        dataset = StepDataset(self.rows, self.plan, self.samples, world, rank)
         self.plan.step(self.trainer.global_step)  # its order is found once: workers, forked from here, share it
         self._steps = self._loader(dataset, self.trainer.global_step, self.max_steps)
         return self._steps
 
     def val_dataloader(self) -> Loader:
         world, rank = self._place()
-        packs = by_length(self.valid_lengths, self.token_budget, world)[rank::world]
-        dataset = Questions(self.valid_rows, packs, self.valid_samples)
+        packs = pack_by_length(self.valid_lengths, self.token_budget, world)[rank::world]
+        dataset = EvaluationDataset(self.valid_rows, packs, self.valid_samples)
         return self._loader(dataset, 0, len(packs))
 
     def predict_dataloader(self) -> Loader:
-        """The training rows that `examined` names, each a pack by itself."""
-        return self._loader(Rows(self.rows, self.examined, self.samples), 0, len(self.examined))
+        """The training rows that `predict_entries` names, each a pack by itself."""
+        return self._loader(RowDataset(self.rows, self.predict_entries, self.samples), 0, len(self.predict_entries))
 
     @property
     def world(self) -> int:
         """Processes that share the rows of a step."""
         return self._place()[0]
 
-    def ranks(self, step: int) -> list[list[list[Entry]]]:
+    def packs_by_rank(self, step: int) -> list[list[list[Entry]]]:
         """The packs of every rank in a step."""
         packs = self.plan.all_packs(step, world=self.world)
         return [packs[rank :: self.world] for rank in range(self.world)]
 
-    def take_lost_workers(self) -> int:
+    def pop_lost_workers(self) -> int:
         """Loader processes of this rank that were replaced since this was last asked."""
         taken, self._lost_workers = self._lost_workers, 0
         return taken
 
-    def take_waited(self) -> float:
+    def pop_wait_seconds(self) -> float:
         """Seconds that this rank has waited for steps since this was last asked."""
         waited = 0.0 if self._steps is None else self._steps.waited
         taken, self._waited = waited - self._waited, waited
@@ -151,12 +151,12 @@ class AudioDataModule(L.LightningDataModule):
         """Lines of the validation table, each with its metric."""
         usable = [number for number, n in enumerate(self.valid_lengths.tokens) if n]
         # One that was altered since it was measured has no labels: it is named when it is built.
-        asked = [self.question(number) for number in usable if not self.valid_rows[number].problem]
-        return {group(row): metric(row) for row in asked if is_asked(row)}
+        asked = [self.target_row(number) for number in usable if not self.valid_rows[number].problem]
+        return {group(row): metric(row) for row in asked if is_scored(row)}
 
-    def question(self, number: int) -> Row:
+    def target_row(self, number: int) -> Row:
         """A validation row as it is asked."""
-        return self.valid_samples.asked(self.valid_rows[number])
+        return self.valid_samples.target_row(self.valid_rows[number])
 
     def _check_usable(self) -> None:
         unusable, of = int(np.count_nonzero(self.lengths.tokens == 0)), len(self.rows)

@@ -23,7 +23,7 @@ class Share(NamedTuple):
     tokens: float
     seconds: float
 
-    def times(self, factor: float) -> Share:
+    def scale(self, factor: float) -> Share:
         return Share(*(value * factor for value in self))
 
 
@@ -35,7 +35,7 @@ class EpochStats:
         ranks: that share a step.
         rows, unusable: in the manifests; the unusable ones are in no step.
         steps: optimizer steps, the last one perhaps reaching into the next epoch.
-        looked_at: steps that what follows was found from.
+        sampled_steps: steps that what follows was found from.
         tasks: each task's share of the epoch.
         packs: of a rank in a step.
         fill: tokens in the packs, over what the packs could hold. What is missing is no padding: packs have none.
@@ -46,24 +46,26 @@ class EpochStats:
     rows: int
     unusable: int
     steps: int
-    looked_at: int
+    sampled_steps: int
     tasks: Mapping[str, Share]
     packs: float
     fill: float
     straggler: float
 
     @property
-    def whole(self) -> Share:
+    def total(self) -> Share:
         return Share(*map(sum, zip(*self.tasks.values(), strict=True)))
 
 
-def survey(rows: Sequence[Row], plan: Plan, samples: Samples, *, ranks: int, most: int = STEPS) -> EpochStats:
+def compute_epoch_stats(
+    rows: Sequence[Row], plan: Plan, samples: Samples, *, ranks: int, most: int = STEPS
+) -> EpochStats:
     """Go through an epoch's plan on `ranks` ranks, or through `most` of its steps. No audio is decoded."""
     steps = plan.steps_for(1)
-    looked_at = np.unique(np.linspace(0, steps - 1, min(steps, most)).astype(int)).tolist()
+    sampled_steps = np.unique(np.linspace(0, steps - 1, min(steps, most)).astype(int)).tolist()
     totals: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(3))
     n_packs = busiest = total = 0
-    for step in looked_at:
+    for step in sampled_steps:
         packs = plan.all_packs(step, world=ranks)
         tokens = [sum(int(plan.lengths[row]) for row, _ in pack) for pack in packs]
         n_packs += len(packs)
@@ -75,15 +77,15 @@ def survey(rows: Sequence[Row], plan: Plan, samples: Samples, *, ranks: int, mos
             seconds = 0.0 if row.problem else samples.seconds(row)
             totals["unreadable" if row.problem else row.labels["task"]] += (1, plan.lengths[number], seconds)
     in_steps = plan.epoch_rows / plan.rows_per_step if plan.rows_per_step else steps
-    factor = in_steps / len(looked_at)
+    factor = in_steps / len(sampled_steps)
     return EpochStats(
         ranks=ranks,
         rows=len(rows),
         unusable=int(np.count_nonzero(plan.lengths == 0)),
         steps=steps,
-        looked_at=len(looked_at),
+        sampled_steps=len(sampled_steps),
         tasks={task: Share(*(total * factor).tolist()) for task, total in sorted(totals.items())},
-        packs=n_packs / ranks / len(looked_at),
+        packs=n_packs / ranks / len(sampled_steps),
         fill=total / (n_packs * plan.token_budget),
         straggler=busiest * ranks / max(1, total),
     )

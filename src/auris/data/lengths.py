@@ -18,8 +18,8 @@ from auris.data import array_cache
 from auris.data.manifests import Manifest, Selection, Undecoded, undecoded
 from auris.data.parallel_map import parallel_map
 from auris.data.parquet.reader import ShardError
-from auris.data.rows import Clip, Record, Row, Unread, is_plain
-from auris.data.samples import Samples, TooLong, prompt_digest
+from auris.data.rows import Clip, Record, Row, TransientProblem, is_task_row
+from auris.data.samples import ClipTooLongError, Samples, prompt_digest
 from auris.errors import AudioError, RowError, UserError
 from auris.files import digest
 from auris.text import tasks
@@ -39,7 +39,7 @@ class Lengths:
 
     tokens: np.ndarray
     problems: dict[int, str]
-    dropped: dict[int, float]
+    dropped_seconds: dict[int, float]
 
 
 def measure(manifests: Sequence[Manifest], samples: Samples, cache_dir: Path) -> Lengths:
@@ -50,7 +50,7 @@ def measure(manifests: Sequence[Manifest], samples: Samples, cache_dir: Path) ->
     starts = [0, *accumulate(len(manifest.rows) for manifest in manifests)]
     parts = [_cached(manifest, samples, cache_dir) for manifest in manifests]
     lengths = _join(starts.pop(), zip(starts, parts, strict=True))
-    if seconds := lengths.dropped.values():
+    if seconds := lengths.dropped_seconds.values():
         warnings.warn(
             f"long_audio=first: of {len(seconds)} rows only the first 30 s are heard; {sum(seconds):.1f} s are "
             f"dropped, {max(seconds):.1f} s of the longest (long_audio=window hears them)",
@@ -67,7 +67,7 @@ def _join(total: int, parts: Iterable[tuple[int, Lengths]]) -> Lengths:
     for first, part in parts:
         tokens[first : first + len(part.tokens)] = part.tokens
         problems |= {first + number: reason for number, reason in part.problems.items()}
-        dropped |= {first + number: seconds for number, seconds in part.dropped.items()}
+        dropped |= {first + number: seconds for number, seconds in part.dropped_seconds.items()}
     return Lengths(tokens, dict(sorted(problems.items())), dict(sorted(dropped.items())))
 
 
@@ -78,9 +78,10 @@ def _cached(manifest: Manifest, samples: Samples, cache_dir: Path) -> Lengths:
         return Lengths(stored["tokens"], *(dict(json.loads(str(stored[name]))) for name in ("problems", "dropped")))
     measured = _measure(manifest.rows, samples)
     # A row whose file could not be read is measured again at the next start.
-    if not any(isinstance(problem, Unread) for problem in measured.problems.values()):
-        tables = {name: json.dumps(list(getattr(measured, name).items())) for name in ("problems", "dropped")}
-        array_cache.save(path, tokens=measured.tokens, **tables)
+    if not any(isinstance(problem, TransientProblem) for problem in measured.problems.values()):
+        tables = {"problems": measured.problems, "dropped": measured.dropped_seconds}
+        texts = {name: json.dumps(list(table.items())) for name, table in tables.items()}
+        array_cache.save(path, tokens=measured.tokens, **texts)
     return measured
 
 
@@ -117,14 +118,14 @@ def _measure_chunk(rows: Iterable[Undecoded], samples: Samples) -> Lengths:
             tokens[number] = samples.length(row, spans)
             if family:
                 families.learn(family, row)
-            if seconds := samples.dropped(row):
+            if seconds := samples.dropped_seconds(row):
                 dropped[number] = seconds
-        except TooLong as error:
+        except ClipTooLongError as error:
             if samples.long_audio == "error":
                 raise UserError(f"row {row.id}: {error}") from error
             problems[number] = str(error)
         except ShardError as error:
-            problems[number] = Unread(error)
+            problems[number] = TransientProblem(error)
         except (RowError, AudioError) as error:
             problems[number] = str(error)
     return Lengths(np.array(tokens, dtype=np.int64), problems, dropped)
@@ -133,7 +134,7 @@ def _measure_chunk(rows: Iterable[Undecoded], samples: Samples) -> Lengths:
 def _unstated(manifest: Manifest) -> Iterator[str]:
     """Yield the sizes and times of files whose duration the manifest does not state."""
     rows = manifest.rows
-    for row in rows.unstated() if isinstance(rows, Selection) else rows:
+    for row in rows.without_duration() if isinstance(rows, Selection) else rows:
         for clip in row.clips:
             if clip.duration is None and isinstance(clip.path, Path):  # a shard's are in the manifest's digest
                 try:
@@ -162,7 +163,7 @@ class RowFamilies:
         not stated, or anything about it is unusual.
         """
         fields = record.fields
-        if fields is None or record.problem is not None or len(record.sounds) > 1 or not is_plain(fields):
+        if fields is None or record.problem is not None or len(record.sounds) > 1 or not is_task_row(fields):
             return None
         get = fields.get
         path, seconds, text, task = get("audio"), get("duration"), get("text"), get("task")

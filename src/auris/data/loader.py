@@ -24,8 +24,8 @@ from torch.utils.data._utils import signal_handling
 
 from auris.errors import RunStopped, UserError
 
-LOOK = 5.0  # seconds between two looks at whether all workers live
-AHEAD = 2  # items that a worker makes ahead: torch's default
+POLL_INTERVAL = 5.0  # seconds between two looks at whether all workers live
+PREFETCH = 2  # items that a worker makes ahead: torch's default
 _END = object()
 # What often stands behind a signal that ended a worker.
 _CAUSES = {signal.SIGKILL: "the machine's memory may be full", signal.SIGBUS: "shared memory, /dev/shm, may be full"}
@@ -39,7 +39,7 @@ class LoaderError(RunStopped):
         self.number = number
 
 
-class _Lost(Exception):
+class _WorkersLostError(Exception):
     """Workers that died or hung; all of that loader have been ended."""
 
 
@@ -90,7 +90,7 @@ class Loader:
                     yield item
                     asked = time.perf_counter()
                     number, lost = number + 1, 0
-            except _Lost as error:
+            except _WorkersLostError as error:
                 lost += 1
                 if lost > self.restarts:
                     raise LoaderError(
@@ -100,11 +100,11 @@ class Loader:
                         number,
                     ) from error
                 # Any item that was being made ahead may be at fault; one worker that makes one at a time shows which.
-                careful_until = number + self.num_workers * AHEAD
+                careful_until = number + self.num_workers * PREFETCH
                 self.on_restart(number, str(error))
 
     def _read(self, start: int, stop: int, careful: bool) -> Iterator[Any]:
-        """Items by workers of their own, carefully: one at a time. Raises _Lost when one of these dies or hangs."""
+        """Yield items made by new workers. `careful`: one worker makes one item at a time."""
         workers = {"num_workers": 1, "prefetch_factor": 1} if careful else {"num_workers": self.num_workers}
         loader = DataLoader(
             self.dataset,
@@ -143,7 +143,7 @@ class Loader:
         while error is None and not dead and time.monotonic() < deadline:
             dead = [worker for worker in workers if not worker.is_alive()]
             with suppress(Empty):  # what a dead one has left behind may still be on its way
-                item, error = given.get(timeout=max(0.0, min(LOOK, deadline - time.monotonic())))
+                item, error = given.get(timeout=max(0.0, min(POLL_INTERVAL, deadline - time.monotonic())))
                 if error is None:
                     return item
         for worker in workers:
@@ -153,7 +153,7 @@ class Loader:
             raise error
         for worker in workers:
             worker.kill()  # also one that is stopped, or waits for a lock that a dead one has taken along
-        raise _Lost(", ".join(map(_end_of, dead)) or f"nothing came for {self.timeout:g} s") from error
+        raise _WorkersLostError(", ".join(map(_end_of, dead)) or f"nothing came for {self.timeout:g} s") from error
 
 
 def _serve(items: Iterator[Any], asked: SimpleQueue, given: SimpleQueue) -> None:

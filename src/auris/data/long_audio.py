@@ -19,7 +19,7 @@ WINDOW = audio.MAX_SAMPLES / audio.SAMPLE_RATE  # seconds
 OVERLAP = 5.0  # seconds that neighbouring windows share at least: a sentence's worth of words to join them by
 
 
-def split(row: Row, is_transcript: Callable[[Row], bool]) -> list[Row]:
+def split_row(row: Row, is_transcript: Callable[[Row], bool]) -> list[Row]:
     """The rows of a row's overlapping windows, or the row itself if it is short or no transcript.
 
     Raises AudioError if the clip's length cannot be read.
@@ -44,7 +44,7 @@ def windows(seconds: float) -> list[tuple[float, float]]:
     return [(round(k * stride, 3), WINDOW) for k in range(n - 1)] + [(seconds - WINDOW, WINDOW)]
 
 
-def merge(texts: Sequence[str], language: str) -> str:
+def merge_transcripts(texts: Sequence[str], language: str) -> str:
     """One transcript of the transcripts of overlapping windows.
 
     Neighbours are joined in the middle of the longest run of units (words, or characters where words are not spaced)

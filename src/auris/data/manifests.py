@@ -21,14 +21,14 @@ from auris.data.parquet import dataset
 from auris.data.parquet.dataset import Shards
 from auris.data.parquet.foreign import ParquetFiles
 from auris.data.row_index import Lines, RowIndex
-from auris.data.rows import Form, Record, Row, row_key
+from auris.data.rows import FieldMap, Record, Row, row_key
 from auris.errors import MissingFileError, UserError
 from auris.files import digest
 from auris.text import tasks
 from auris.text.answer_formats import Labels
 
 
-class Rows(Sequence[Row]):
+class LazyRows(Sequence[Row]):
     """Rows that are read when they are accessed."""
 
     @overload
@@ -47,7 +47,7 @@ class Rows(Sequence[Row]):
         """Return the row at a place from 0 to before the end."""
 
 
-class Selection(Rows):
+class Selection(LazyRows):
     """Rows of one manifest, decoded when they are accessed.
 
     Args:
@@ -85,7 +85,7 @@ class Selection(Rows):
         return zip(numbers.tolist(), self.index.records(numbers), strict=True)
 
     @property
-    def keys(self) -> np.ndarray:
+    def row_keys(self) -> np.ndarray:
         """(rows,) uint64: `row_key` of the ids."""
         if self._numbers is None and not self._repeated.any():
             return self.index.columns.keys
@@ -95,9 +95,9 @@ class Selection(Rows):
             keys[place] = row_key(self.index.name(int(chosen[place])))
         return keys
 
-    def unstated(self) -> Iterator[Row]:
+    def without_duration(self) -> Iterator[Row]:
         """The rows of which a clip's length is read from its file."""
-        return (self[int(place)] for place in np.flatnonzero(self.index.columns.unstated[self._chosen]))
+        return (self[int(place)] for place in np.flatnonzero(self.index.columns.lacks_duration[self._chosen]))
 
     @property
     def _chosen(self) -> np.ndarray:
@@ -110,7 +110,7 @@ class Selection(Rows):
         return Row(self.index.name(number), row.clips, row.labels, f"id {row.id!r} is used by an earlier row")
 
 
-class Joined(Rows):
+class JoinedRows(LazyRows):
     """The rows of several manifests, one manifest after the other."""
 
     def __init__(self, parts: Sequence[Sequence[Row]]):
@@ -128,9 +128,11 @@ class Joined(Rows):
         return (row for part in self._parts for row in part)
 
 
-def keys(rows: Sequence[Row]) -> np.ndarray:
-    """(rows,) uint64: `row_key` of the ids."""
-    return rows.keys if isinstance(rows, Selection) else np.array([row_key(row.id) for row in rows], dtype=np.uint64)
+def row_keys(rows: Sequence[Row]) -> np.ndarray:
+    """Return the `row_key` of each row's id, (rows,) uint64."""
+    if isinstance(rows, Selection):
+        return rows.row_keys
+    return np.array([row_key(row.id) for row in rows], dtype=np.uint64)
 
 
 class Undecoded(NamedTuple):
@@ -173,7 +175,7 @@ class Manifest:
     @property
     def rows_digest(self) -> str:
         """Digest of what the rows are read from, and which of them are selected."""
-        return digest([self.digest, hashlib.sha256(keys(self.rows)).hexdigest()])
+        return digest([self.digest, hashlib.sha256(row_keys(self.rows)).hexdigest()])
 
 
 EntryConfig = str | Path | Mapping[str, Any]
@@ -235,7 +237,7 @@ class ManifestEntry:
 
     def open(self, cache_dir: Path | None) -> RowIndex:
         """Index the rows, or load their index from the cache."""
-        form = Form(dict(self.columns), dict(self.labels))
+        form = FieldMap(dict(self.columns), dict(self.labels))
         if not dataset.is_parquet(self.path):
             return Lines(Path(self.path), form, cache_dir)
         return (ParquetFiles if self.path.endswith(".parquet") else Shards)(self.path, form, cache_dir)
@@ -271,7 +273,7 @@ def read_manifests(
 
 def _check_ids(manifests: Sequence[Manifest], key: str) -> None:
     """Check that no id is in two manifests; repeated ids within one are problems of their rows."""
-    parts = [(manifest, keys(manifest.rows)) for manifest in manifests]
+    parts = [(manifest, row_keys(manifest.rows)) for manifest in manifests]
     for (first, before), (second, after) in combinations(parts, 2):
         if first.name != second.name and len(common := np.intersect1d(before, after)):
             row = second.rows[int(np.flatnonzero(after == common[0])[0])]

@@ -17,7 +17,7 @@ from itertools import accumulate, islice
 
 import numpy as np
 
-from auris.data.manifests import Manifest, keys
+from auris.data.manifests import Manifest, row_keys
 from auris.data.rows import row_seed
 from auris.errors import UserError
 
@@ -114,7 +114,7 @@ class Plan:
         self._starts = list(accumulate((len(source.rows) for source in self.sources), initial=0))
         self._check()
         self._quotas = self._share_out()
-        self._keys = [keys(source.rows) for source in self.sources]
+        self._keys = [row_keys(source.rows) for source in self.sources]
         self._mux = _merge(self.sources, self._quotas or [_weight(source) for source in self.sources])
         self._order = lru_cache(2 * len(self.sources))(self._shuffle)  # a step may lie across two epochs of each source
         self._epoch_packs = lru_cache(2)(self._fill)

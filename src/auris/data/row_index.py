@@ -22,11 +22,11 @@ import numpy as np
 
 from auris.data import array_cache
 from auris.data.parallel_map import parallel_map
-from auris.data.rows import Form, Record, Row, decode, is_plain, parse, row_key
+from auris.data.rows import FieldMap, Record, Row, decode, is_task_row, parse, row_key
 from auris.errors import UserError
 from auris.files import digest, file_digest
 
-_VERSION = 1  # of the arrays on disk
+_VERSION = 2  # of the arrays on disk
 _TOGETHER = 64  # lines read at once
 _PIECE = 2**23  # bytes that a process indexes at a time
 
@@ -39,7 +39,7 @@ class RowColumns:
         keys: (R,) uint64, `row_key` of each id.
         tasks: (R,) uint32, place in `codes`.
         codes: names of tasks, as the rows have them.
-        unstated: (R,) bool: the length of a clip is not stated and must be read from its file.
+        lacks_duration: (R,) bool: the length of a clip is not stated and must be read from its file.
         places: int64, where the rows stand; each kind of index has its own way of counting.
         names: (R,) uint32, the numbers in the names of rows without an id, likewise.
     """
@@ -47,7 +47,7 @@ class RowColumns:
     keys: np.ndarray
     tasks: np.ndarray
     codes: np.ndarray
-    unstated: np.ndarray
+    lacks_duration: np.ndarray
     places: np.ndarray
     names: np.ndarray
 
@@ -56,7 +56,7 @@ class Builder:
     """Collects the columns row by row."""
 
     def __init__(self) -> None:
-        self.keys, self.tasks, self.unstated = array("Q"), array("I"), bytearray()
+        self.keys, self.tasks, self.lacks_duration = array("Q"), array("I"), bytearray()
         self.places, self.names = array("q"), array("I")
         self._codes: dict[str, int] = {}
 
@@ -64,16 +64,16 @@ class Builder:
         """Add a row. `has_lengths`: the lengths of its clips are known whether they are stated or not."""
         fields = record.fields
         # Most rows need not be decoded, which takes two thirds of the time.
-        if fields is not None and record.problem is None and is_plain(fields):
+        if fields is not None and record.problem is None and is_task_row(fields):
             code = fields.get("task")
-            unstated = not has_lengths and fields.get("duration") is None and bool(fields.get("audio"))
+            lacks_duration = not has_lengths and fields.get("duration") is None and bool(fields.get("audio"))
         else:
             row = decode(record, folder)
             code = row.labels.get("task")
-            unstated = not has_lengths and any(clip.duration is None for clip in row.clips)
+            lacks_duration = not has_lengths and any(clip.duration is None for clip in row.clips)
         self.keys.append(row_key(record.id))
         self.tasks.append(self._codes.setdefault(f"{code!s:.80}", len(self._codes)))
-        self.unstated.append(unstated)
+        self.lacks_duration.append(lacks_duration)
 
     def extend(self, rows: RowColumns) -> None:
         """Add rows that another builder has collected."""
@@ -81,14 +81,14 @@ class Builder:
         self.tasks.frombytes(np.array(codes, dtype=np.uint32)[rows.tasks].tobytes())
         for name in ("keys", "places", "names"):
             getattr(self, name).frombytes(getattr(rows, name).tobytes())
-        self.unstated += rows.unstated.tobytes()
+        self.lacks_duration += rows.lacks_duration.tobytes()
 
     def build(self) -> RowColumns:
         return RowColumns(
             keys=np.array(self.keys, dtype=np.uint64),
             tasks=np.array(self.tasks, dtype=np.uint32),
             codes=np.array(list(self._codes), dtype=np.str_),
-            unstated=np.frombuffer(bytes(self.unstated), dtype=bool),
+            lacks_duration=np.frombuffer(bytes(self.lacks_duration), dtype=bool),
             places=np.array(self.places, dtype=np.int64),
             names=np.array(self.names, dtype=np.uint32),
         )
@@ -104,7 +104,7 @@ class RowIndex(ABC):
         cache_dir: where the columns are cached; None: they are not.
     """
 
-    def __init__(self, path: str, folder: Path, form: Form, cache_dir: Path | None):
+    def __init__(self, path: str, folder: Path, form: FieldMap, cache_dir: Path | None):
         self.path, self.folder, self.form = path, folder, form
         self.is_read = True  # False: something could not be read now; the next start tries again
         key = digest([_VERSION, type(self).__name__, self.digest, repr(form)])
@@ -145,7 +145,7 @@ class RowIndex(ABC):
 class Lines(RowIndex):
     """One JSON object a line (JSONL), or plain text lines (`.txt`) for the language model alone."""
 
-    def __init__(self, path: Path, form: Form, cache_dir: Path | None):
+    def __init__(self, path: Path, form: FieldMap, cache_dir: Path | None):
         self._path, self._is_text = path, path.suffix == ".txt"
         self._stamp = _stamp(os.stat(path))
         self._file: Any = None

@@ -79,7 +79,7 @@ class Row:
     problem: str | None = None
 
 
-class Unread(str):
+class TransientProblem(str):
     """A row's problem that may be gone the next time: its file could not be read."""
 
 
@@ -99,7 +99,7 @@ class Record(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Form:
+class FieldMap:
     """What the fields of somebody else's rows are called here, and labels that all of them have.
 
     Args:
@@ -119,7 +119,7 @@ class Form:
         return {**kept, **renamed, **self.labels}
 
 
-def parse(line: bytes, name: str, form: Form) -> Record:
+def parse(line: bytes, name: str, form: FieldMap) -> Record:
     """A line of JSON as a record."""
     try:
         fields = json.loads(line.decode())
@@ -134,7 +134,7 @@ def parse(line: bytes, name: str, form: Form) -> Record:
     return Record(name, form.apply(fields))
 
 
-def is_plain(fields: Fields) -> bool:
+def is_task_row(fields: Fields) -> bool:
     """Whether a task row of our own form: its task and its id stand in its fields."""
     return _NOT_PLAIN.isdisjoint(fields)
 
@@ -171,7 +171,7 @@ def _task_row(fields: Fields, identity: str, folder: Path) -> Row:
     paths = [paths] if isinstance(paths, str) else paths
     if not isinstance(paths, list) or not all(isinstance(path, str) and path for path in paths):
         raise UserError(f"`audio` is {fields['audio']!r}, expected a path or a list of paths")
-    stretch = seconds(fields)
+    stretch = parse_segment(fields)
     if stretch and len(paths) > 1:
         raise UserError("`offset` and `duration` describe one clip, the row has several")
     clips = tuple(Clip(folder / path, **stretch) for path in paths)
@@ -183,7 +183,7 @@ def _task_row(fields: Fields, identity: str, folder: Path) -> Row:
     return Row(identity, clips, labels, problem)
 
 
-def seconds(fields: Fields) -> dict[str, float]:
+def parse_segment(fields: Fields) -> dict[str, float]:
     """`offset` and `duration` of a clip, as far as they are given. Raises ValueError for anything else."""
     stretch = {what: fields[what] for what in ("offset", "duration") if fields.get(what) is not None}
     for what, value in stretch.items():
@@ -210,7 +210,7 @@ def group(row: Row) -> str:
     return tasks.group(row.labels)
 
 
-def is_asked(row: Row) -> bool:
+def is_scored(row: Row) -> bool:
     """Whether a row has an answer to be scored. Plain text and preferences have none, nor have unusable rows."""
     return not row.problem and bool(tasks.find(row.labels["task"]).metric)
 
@@ -270,7 +270,7 @@ def _clip(part: Fields, folder: Path) -> Clip:
     path = part.get("audio", part.get("audio_url"))
     if not isinstance(path, str) or not path:
         raise UserError(f"the audio of a message is {path!r:.80}, expected a path")
-    return Clip(folder / path, **seconds(part))
+    return Clip(folder / path, **parse_segment(part))
 
 
 def _check_order(asked: Sequence[chat.Message]) -> None:

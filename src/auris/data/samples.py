@@ -36,7 +36,7 @@ Rng = np.random.Generator | None
 """The random choices of a training row; None in evaluation: canonical wording, no augmentation."""
 
 
-class TooLong(RowError):
+class ClipTooLongError(RowError):
     """A clip over 30 s under a policy that takes none."""
 
     def __init__(self, samples: int):
@@ -105,7 +105,7 @@ class Samples(ABC):
         """Return the length without audio and `text`; None if rows that differ in these alone may differ in it."""
         return None
 
-    def asked(self, row: Row) -> Row:
+    def target_row(self, row: Row) -> Row:
         """The row as this view asks it: its labels say what the right answer is."""
         return row
 
@@ -155,7 +155,7 @@ class Samples(ABC):
         for clip in row.clips:
             samples = _stated_samples(clip)
             if samples > audio.MAX_SAMPLES and self.long_audio not in ("window", "first"):
-                raise TooLong(samples)
+                raise ClipTooLongError(samples)
             if clip.duration is not None:
                 samples += round(DURATION_TOLERANCE * audio.SAMPLE_RATE)
             if self.long_audio == "first":
@@ -163,7 +163,7 @@ class Samples(ABC):
             spans.append(self.geometry.span([self.geometry.frames(n) for n in audio.window_lengths(samples)]))
         return spans
 
-    def dropped(self, row: Row) -> float:
+    def dropped_seconds(self, row: Row) -> float:
         """Seconds of the row's clips that `long_audio=first` does not hear."""
         if self.long_audio != "first" or not self.has_audio:
             return 0.0
@@ -174,7 +174,7 @@ class Samples(ABC):
         """Seconds of the row's clips that are heard, by the manifest or the files' headers."""
         if not self.has_audio:
             return 0.0
-        return sum(map(_stated_samples, row.clips)) / audio.SAMPLE_RATE - self.dropped(row)
+        return sum(map(_stated_samples, row.clips)) / audio.SAMPLE_RATE - self.dropped_seconds(row)
 
     def _turns(self, row: Row, rng: Rng, prompt_only: bool) -> list[Turn]:
         _check_task(row)
@@ -202,7 +202,7 @@ class Samples(ABC):
         if self.silent_audio == "skip" and audio.is_silent(wave):
             raise RowError("the clip is silent: data.silent_audio=keep trains on it")
         if len(wave) > audio.MAX_SAMPLES and self.long_audio not in ("window", "first"):
-            raise TooLong(len(wave))
+            raise ClipTooLongError(len(wave))
         return wave[: audio.MAX_SAMPLES] if self.long_audio == "first" else wave
 
 
@@ -306,7 +306,7 @@ class TranscriptSamples(Samples):
         ids = np.array(self.tokenizer.plain(self._transcript(row)), dtype=np.int64)
         return Encoded(ids, np.zeros(len(ids), dtype=bool), np.zeros(len(ids), dtype=bool))
 
-    def asked(self, row: Row) -> Row:
+    def target_row(self, row: Row) -> Row:
         text = {"task": "asr", "language": row.labels.get("language", "en"), "text": self._transcript(row)}
         return replace(row, labels={**row.labels, **text})
 

@@ -19,7 +19,7 @@ from rich.progress import track
 from auris import config as configs
 from auris.config import Config
 from auris.data import long_audio
-from auris.data.batches import by_length, pack
+from auris.data.batches import pack, pack_by_length
 from auris.data.lengths import Lengths
 from auris.data.manifests import Manifest
 from auris.data.pairs import PairSamples, VerdictSamples
@@ -156,11 +156,11 @@ def split_long(manifests: Sequence[Manifest], samples: Samples) -> tuple[list[Ma
         return list(manifests), windows
 
     def is_transcript(row: Row) -> bool:
-        return samples.asked(row).labels["task"] in tasks.TRANSCRIPTS
+        return samples.target_row(row).labels["task"] in tasks.TRANSCRIPTS
 
     def split(row: Row) -> list[Row]:
         try:
-            pieces = long_audio.split(row, is_transcript)
+            pieces = long_audio.split_row(row, is_transcript)
         except (AudioError, RowError):
             return [row]  # measuring it will name the reason
         if len(pieces) > 1:
@@ -194,14 +194,16 @@ def answer(
     console.print(
         f"{asked.kind} rows: {new.sum()} answers{settings}; {len(keys) - new.sum()} are kept", highlight=False
     )
-    packs = by_length(replace(lengths, tokens=np.where(new, lengths.tokens, 0)), token_budget)
+    packs = pack_by_length(replace(lengths, tokens=np.where(new, lengths.tokens, 0)), token_budget)
     shares = in_shares(packs)
     ranks.exchange(shares)
     skipped = {rows[number].id: reason for number, reason in lengths.problems.items()}
     results = ranks.map(partial(answer_share, model, asked, rows), shares)
     for responses, left_out in track(results, "answering", total=len(shares), console=console, disable=not shares):
         skipped |= left_out
-        cache.add({keys[n]: Response(asked.samples.asked(rows[n]), *response) for n, response in responses.items()})
+        cache.add(
+            {keys[n]: Response(asked.samples.target_row(rows[n]), *response) for n, response in responses.items()}
+        )
     return [key for key in keys.values() if key in cache], skipped
 
 
@@ -246,7 +248,7 @@ def answer_share(
             model.net, batch, asked.generation, generator=generator, next_pack=waiting.next_pack
         )
         for number, answer_ids in zip(waiting.taken, ids, strict=True):
-            is_tagged = tasks.find(asked.samples.asked(rows[number]).labels["task"]).answer.tagged
+            is_tagged = tasks.find(asked.samples.target_row(rows[number]).labels["task"]).answer.tagged
             contents[number] = model.tokenizer.decode(answer_ids, control=is_tagged)
     log_odds: dict[int, float] = {}
     for numbers in share:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from auris.data.long_audio import merge
+from auris.data.long_audio import merge_transcripts
 from auris.data.pairs import VerdictSamples
 from auris.data.rows import Row, group, language
 from auris.data.rows import metric as main_metric
@@ -38,7 +38,7 @@ def merge_windows(responses: Sequence[Response], windows: Mapping[str, Sequence[
         pieces = [by_id.pop(window, None) for window in ids]
         if None not in pieces:
             row = replace(pieces[0].row, id=name)
-            by_id[name] = Response(row, merge([piece.content for piece in pieces], language(row)))
+            by_id[name] = Response(row, merge_transcripts([piece.content for piece in pieces], language(row)))
     return list(by_id.values())
 
 

@@ -20,10 +20,10 @@ from rich.progress import track
 
 from auris import config as configs
 from auris.config import Config
-from auris.data.batches import by_length
+from auris.data.batches import pack_by_length
 from auris.data.lengths import measure
 from auris.data.manifests import read_manifests
-from auris.data.rows import EQUAL_ANSWERS, Row, are_equal, is_asked, language, row_seed
+from auris.data.rows import EQUAL_ANSWERS, Row, are_equal, is_scored, language, row_seed
 from auris.errors import AudioError, UserError
 from auris.evaluation.answering import Request, answer_share, in_shares, samples_of
 from auris.files import write_json, write_jsonl
@@ -112,13 +112,13 @@ def sample_pairs(config: Config, console: Console) -> Outcome:
     unusable = {rows[number].id: reason for number, reason in lengths.problems.items()}
     for number in np.flatnonzero(lengths.tokens):
         row = rows[number]
-        asks_nothing = None if is_asked(row) else f"task {row.labels['task']!r} asks nothing: expected dialogues"
+        asks_nothing = None if is_scored(row) else f"task {row.labels['task']!r} asks nothing: expected dialogues"
         if problem := asks_nothing or _stored_in_parquet(row):
             unusable[row.id] = problem
             lengths.tokens[number] = 0
     pairs: dict[int, Pair] = {}
     without_pair: Counter[str] = Counter()
-    shares = in_shares(by_length(lengths, config["token_budget"]))
+    shares = in_shares(pack_by_length(lengths, config["token_budget"]))
     for share in track(shares, description="answering", console=console):
         answers: dict[int, list[str]] = {}
         for draw in range(config["n_samples"]):  # seeded so that a row's answers do not depend on its pack
@@ -129,7 +129,7 @@ def sample_pairs(config: Config, console: Console) -> Outcome:
                 answers.setdefault(number, []).append(text)
         for number, of_row in answers.items():
             try:
-                metric, scores = score(samples.asked(rows[number]), of_row, config["metric"], judge)
+                metric, scores = score(samples.target_row(rows[number]), of_row, config["metric"], judge)
             except Unrated as error:
                 unusable[rows[number].id] = str(error)
                 continue

@@ -136,7 +136,7 @@ def _answer(
     lengths = measure(request.manifests, samples, Path(model.config["data"]["cache_dir"]))
     if kind != "preference":
         usable = (row for number, row in enumerate(request.rows) if number not in lengths.problems)
-        predictions.check_metrics(map(samples.asked, usable))
+        predictions.check_metrics(map(samples.target_row, usable))
     settings = {"kind": kind, "weights": weights, "prompt": prompt_digest(samples), "decoding": request.decoding}
     cache = answer_cache.AnswerCache(run_dir / CACHE_DIR, settings)
     budget = job.config["token_budget"]

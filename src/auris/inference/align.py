@@ -27,7 +27,7 @@ from torch import Tensor
 from auris import audio
 from auris.config import Config
 from auris.data import lengths
-from auris.data.batches import by_length, pack
+from auris.data.batches import pack, pack_by_length
 from auris.data.manifests import read_manifests
 from auris.data.prepare.convert import prepare
 from auris.data.rows import Row, language
@@ -156,7 +156,7 @@ class Aligner:
     def align(self, rows: Sequence[Row], batch: Pack) -> Iterator[tuple[int, Times | ValueError]]:
         """Of each row of a pack its number and its words, or why it has none."""
         for number, scores in zip(batch["rows"], self._scores(batch), strict=True):
-            row = self.view.asked(rows[number])
+            row = self.view.target_row(rows[number])
             text = row.labels["text"]
             tokenizer, blank = self.model.tokenizer, self.model.objective.blank
             try:
@@ -186,7 +186,7 @@ def run(made: Config) -> None:
     rows = [row for manifest in manifests for row in manifest.rows]
     measured = lengths.measure(manifests, aligner.view, Path(model.config["data"]["cache_dir"]))
     problems = dict(measured.problems)
-    packs = by_length(measured, made["token_budget"])
+    packs = pack_by_length(measured, made["token_budget"])
 
     def read(numbers: Sequence[int]) -> Pack:
         return pack(rows, [(number, None) for number in numbers], aligner.view)

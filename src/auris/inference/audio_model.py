@@ -20,8 +20,8 @@ from auris import config as configs
 from auris.audio import MAX_SAMPLES, SAMPLE_RATE
 from auris.config import Config
 from auris.data.collate import collate
-from auris.data.long_audio import merge, windows
-from auris.data.rows import Clip, Row, audio_parts, seconds
+from auris.data.long_audio import merge_transcripts, windows
+from auris.data.rows import Clip, Row, audio_parts, parse_segment
 from auris.data.samples import AudioSamples
 from auris.errors import UserError
 from auris.model.generation import GenerationSettings, generate
@@ -122,7 +122,7 @@ class AudioModel:
         prompt = self.prompt.turns({"task": "asr", "language": language, "text": "-"}, 1)
         turns = [turn for turn in prompt if turn.role == "prompt"]
         answers = iter(self._answer(flat, [turns] * len(flat), **settings))
-        transcripts = [merge([next(answers) for _ in clip], language) for clip in parts]
+        transcripts = [merge_transcripts([next(answers) for _ in clip], language) for clip in parts]
         return transcripts if isinstance(audio, (list, tuple)) else transcripts[0]
 
     def _windows(self, clip: Audio) -> list[np.ndarray]:
@@ -234,7 +234,7 @@ def _with_stretches(messages: Sequence[Message]) -> list[Message]:
     parts = iter(audio_parts(messages))
 
     def clip(audio: Audio) -> Audio | Clip:
-        stretch = seconds(next(parts))
+        stretch = parse_segment(next(parts))
         if stretch and not isinstance(audio, (str, Path)):
             raise UserError(f"{stretch} of samples: expected them of a file alone; hand over the stretch itself")
         return Clip(Path(audio), **stretch) if stretch else audio

@@ -20,7 +20,7 @@ import torch
 from auris import audio
 from auris.config import Config
 from auris.data.importers import convert
-from auris.data.rows import Form, Record, decode, parse
+from auris.data.rows import FieldMap, Record, decode, parse
 from auris.errors import MissingFileError, UsageError, UserError
 from auris.files import append_jsonl
 from auris.inference import load as pretrained
@@ -196,7 +196,7 @@ def _read_rows(source: Path) -> dict[str, dict[str, Any]]:
     # Not `splitlines`: an answer may hold line ends of Unicode's own.
     for number, line in enumerate(source.read_bytes().split(b"\n"), start=1):
         if line.strip():
-            record = parse(line, f"{source.name}:{number}", Form())
+            record = parse(line, f"{source.name}:{number}", FieldMap())
             name = record.id
             if name in rows:
                 name, record = record.name, record._replace(problem=f"id {name!r} is used by an earlier row")

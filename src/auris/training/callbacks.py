@@ -84,7 +84,7 @@ class Examples(L.Callback):
 
     def on_validation_batch_end(self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, *_: Any) -> None:
         for number, answer in outputs["answers"].items():
-            self._keep(group(trainer.datamodule.question(number)), {number: answer})
+            self._keep(group(trainer.datamodule.target_row(number)), {number: answer})
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         for answers_of_rank in gather(self.answers):
@@ -102,7 +102,7 @@ class Examples(L.Callback):
     def _log(self, logger: EventFiles, data: AudioDataModule, name: str, answers: dict[int, str], step: int) -> None:
         lines = []
         for place, (number, answer) in enumerate(answers.items(), 1):
-            row = data.question(number)
+            row = data.target_row(number)
             reference = tasks.find(row.labels["task"]).render(row.labels)
             lines += [f"row {row.id}", f"  reference: {reference}", f"  answer:    {answer}"]
             if number in self.played or not data.valid_samples.has_audio:
@@ -269,7 +269,7 @@ class Faults(L.Callback):
         data = trainer.datamodule
         ranks = [
             [[Place(row=row, id=data.rows[row].id, epoch=epoch) for row, epoch in pack] for pack in packs]
-            for packs in data.ranks(step)
+            for packs in data.packs_by_rank(step)
         ]
         with files.tolerate_write_errors(self.run_dir / FOLDER):
             return Fault(step=step, reason=reason, ranks=ranks, weights=weights).save(self.run_dir)

@@ -15,9 +15,9 @@ from torch import nn
 
 from auris.audio import ENCODER_RATE
 from auris.config import Config
-from auris.data.batches import Steps
+from auris.data.batches import StepDataset
 from auris.data.datamodule import AudioDataModule
-from auris.data.epoch_stats import EpochStats, survey
+from auris.data.epoch_stats import EpochStats, compute_epoch_stats
 from auris.model import adapters
 from auris.model.pack import IGNORE, Pack
 from auris.model.weights import identify
@@ -45,11 +45,11 @@ def report(console: Console, module: AudioLMModule, data: AudioDataModule, recip
     net, tokenizer = module.net, module.tokenizer
     adapters.attach(net, recipe["trainable"], token_ids=tokenizer.audio_ids, lora=recipe["lora"])
     stage = Stage.of(module.objective, module.trainable)
-    packs = Steps(data.rows, data.plan, data.samples, 1, 0)[0]  # of the first step, as one process has them
+    packs = StepDataset(data.rows, data.plan, data.samples, 1, 0)[0]  # of the first step, as one process has them
     largest = max(map(Load.of_pack, packs), key=lambda load: load.tokens)
     print_sizes(console, net, [stage], largest, moment=optim.moment_bytes(recipe["optim"]))
     print_batch(console, packs, tokenizer)
-    epoch = survey(data.rows, data.plan, data.samples, ranks=processes.ranks)
+    epoch = compute_epoch_stats(data.rows, data.plan, data.samples, ranks=processes.ranks)
     console.print(_epoch_table(epoch))
     print_plain(console, _epoch_time(net, stage, epoch))
 
@@ -98,14 +98,14 @@ def _memory_table(net: nn.Module, stages: Sequence[Stage], load: Load, moment: i
 
 def _epoch_table(epoch: EpochStats) -> Table:
     """Each task's share, and how evenly the ranks share the steps."""
-    over = "" if epoch.looked_at == epoch.steps else f", found from {epoch.looked_at:,} of them"
+    over = "" if epoch.sampled_steps == epoch.steps else f", found from {epoch.sampled_steps:,} of them"
     title = f"an epoch: {epoch.rows:,} rows ({epoch.unusable:,} unusable), {epoch.steps:,} steps{over}"
     each = (
         f"{epoch.ranks} ranks: {epoch.packs:.2f} packs of a rank in a step, {100 * epoch.fill:.1f} % full, no padding; "
         f"the busiest rank has {epoch.straggler:.3f} times the tokens of the average one"
     )
     table = numbers_table("task", "rows", "hours", "tokens", "share", title=title, caption=each)
-    whole = epoch.whole
+    whole = epoch.total
     for task, share in [*epoch.tasks.items(), ("all", whole)]:
         if task == "all":
             table.add_section()
@@ -115,7 +115,7 @@ def _epoch_table(epoch: EpochStats) -> Table:
 
 
 def _epoch_time(net: nn.Module, stage: Stage, epoch: EpochStats) -> str:
-    operations = cost.training_flops(net, stage, Load.of_rows(epoch.whole.tokens, epoch.whole.seconds))
+    operations = cost.training_flops(net, stage, Load.of_rows(epoch.total.tokens, epoch.total.seconds))
     hours = operations / cost.H100_TRAINING / epoch.ranks / 3600 * epoch.straggler
     return (
         f"arithmetic of an epoch: {operations:.2e} FLOP; on {epoch.ranks} H100 at {cost.H100_TRAINING / 1e12:.0f} "

@@ -158,10 +158,10 @@ class AudioLMModule(L.LightningModule):
             "audio_seconds": sum(pack["audio_seconds"] for pack in packs),
             "rows_met": sum(len(pack["rows"]) + len(pack["skipped"]) for pack in packs),
             "rows_unusable": sum(len(pack["skipped"]) for pack in packs),
-            "lost_workers": self.trainer.datamodule.take_lost_workers(),
+            "lost_workers": self.trainer.datamodule.pop_lost_workers(),
         }
         sums |= {name: torch.tensor(float(value), device=self.device) for name, value in counts.items()}
-        sums["waited"] = self._per_rank(self.trainer.datamodule.take_waited())
+        sums["waited"] = self._per_rank(self.trainer.datamodule.pop_wait_seconds())
         sums["peak_bytes"] = self._per_rank(cost.peak_bytes(self.device))
         sums = self._sum_over_ranks(sums)
         norm = self._update(sums["count"].clamp(min=1), sums["loss"])
@@ -227,7 +227,7 @@ class AudioLMModule(L.LightningModule):
             return {"skipped": [], "answers": {}}
         texts = {}
         for row_number, ids in zip(pack["rows"], answers, strict=False):  # an empty pack holds one dummy row
-            row = self.trainer.datamodule.question(row_number)
+            row = self.trainer.datamodule.target_row(row_number)
             task = tasks.find(row.labels["task"])
             if (name := group(row)) in self.scores:
                 answer = texts[row_number] = self.tokenizer.decode(ids, control=task.answer.tagged)

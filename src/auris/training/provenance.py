@@ -26,7 +26,7 @@ from torch.utils.benchmark import Timer
 import auris
 from auris import files
 from auris.audio import ENCODER_RATE
-from auris.data.epoch_stats import Share, survey
+from auris.data.epoch_stats import Share, compute_epoch_stats
 from auris.training import cost, optim
 from auris.training.cost import GIB
 from auris.training.strategy import Sharded
@@ -136,9 +136,9 @@ class Environment:
     def of(cls, trainer: L.Trainer, module: L.LightningModule) -> Environment:
         """Describe a run that is about to train."""
         data, device = trainer.datamodule, trainer.strategy.root_device
-        epoch = survey(data.rows, data.plan, data.samples, ranks=data.world, most=STEPS)
+        epoch = compute_epoch_stats(data.rows, data.plan, data.samples, ranks=data.world, most=STEPS)
         epochs = module.max_steps / epoch.steps
-        planned = epoch.whole.times(epochs)
+        planned = epoch.total.scale(epochs)
         stage = cost.Stage.of(module.objective, module.trainable)
         is_sharded = isinstance(trainer.strategy, Sharded)
         shards = trainer.world_size // trainer.strategy.replicas if is_sharded else 1
@@ -170,7 +170,7 @@ class Environment:
             steps=module.max_steps,
             epochs=epochs,
             **_totals(planned),
-            tasks={task: _totals(share.times(epochs)) for task, share in epoch.tasks.items()},
+            tasks={task: _totals(share.scale(epochs)) for task, share in epoch.tasks.items()},
             unusable=epoch.unusable,
             parameters=cost.count_parameters(module.net),
             trained=cost.trained_parameters(module.net, stage),

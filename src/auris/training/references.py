@@ -24,7 +24,7 @@ from torch import nn
 from auris import files
 from auris.audio import Sound
 from auris.config import Config
-from auris.data.batches import by_length, pack
+from auris.data.batches import pack, pack_by_length
 from auris.data.datamodule import AudioDataModule
 from auris.data.lengths import Lengths
 from auris.data.rows import Row
@@ -104,8 +104,8 @@ def attach_cached(net: AudioLM, trainer: L.Trainer, *, recipe: Config, tensor_pa
     data: AudioDataModule = trainer.datamodule
     net.to(trainer.strategy.root_device)
     key = cache_digest(net, data.valid_samples, recipe, trainer.precision)
-    if data.examined:  # the rows of one step, for `auris replay`
-        numbers = sorted({number for number, _ in data.examined})
+    if data.predict_entries:  # the rows of one step, for `auris replay`
+        numbers = sorted({number for number, _ in data.predict_entries})
         train, valid, tokens = [data.rows[number] for number in numbers], [], data.lengths.tokens[numbers]
     else:
         train, valid = data.rows, data.valid_rows
@@ -159,7 +159,7 @@ def compute(
     # nothing.
     world, rank = world_and_rank()
     groups, group = world // tensor_parallel, rank // tensor_parallel
-    packs = by_length(Lengths(todo, {}, {}), token_budget, groups)[group::groups]
+    packs = pack_by_length(Lengths(todo, {}, {}), token_budget, groups)[group::groups]
     device = next(net.parameters()).device
     training = [module for module in net.modules() if module.training]
     net.eval()

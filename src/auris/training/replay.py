@@ -44,7 +44,7 @@ def reproduce(file: Path, *, checkpoint: str | None, accelerator: str, console: 
     made["data"] |= {"num_workers": 0, "max_unusable": 1.0}
     module, data = train.build(made)
     data.setup("predict")
-    data.examined = _read(fault, data, console)
+    data.predict_entries = _read(fault, data, console)
     snapshot, description = _weights(fault, run_dir, checkpoint)
     print_plain(console, description)
     restore = LambdaCallback(on_predict_start=lambda _, net: snapshot and checkpoint_io.restore(snapshot, module=net))
@@ -53,7 +53,7 @@ def reproduce(file: Path, *, checkpoint: str | None, accelerator: str, console: 
         logger=False, callbacks=[restore], inference_mode=False, default_root_dir=run_dir
     )
     results: list[RowResult] = trainer.predict(module, datamodule=data)
-    ids = [data.rows[row].id for row, _ in data.examined]
+    ids = [data.rows[row].id for row, _ in data.predict_entries]
     console.print(_table(ids, results))
     return [name for name, one in zip(ids, results, strict=True) if not one.is_finite]
 

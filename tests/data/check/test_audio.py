@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from auris.data.check.audio import KINDS, Report, Source, clipped_share, inspect
+from auris.data.check.audio import KINDS, Report, Source, check_rows, clipped_share
 from auris.data.manifests import read_manifests
 from support.manifests import write_manifest
 
@@ -37,7 +37,7 @@ def look(folder: Path, rows: list[dict[str, Any]], **sets: list[dict[str, Any]])
     for name, listed in (({"rows": rows} if rows else {}) | sets).items():
         [manifest] = read_manifests([write_manifest(folder / f"{name}.jsonl", listed)])
         sources.append(Source(name, manifest.rows, None if name == "rows" else name))
-    return inspect(sources, jobs=2)
+    return check_rows(sources, jobs=2)
 
 
 def look_at(folder: Path, *rows: dict[str, Any]) -> Report:
@@ -173,7 +173,7 @@ def test_a_row_that_cannot_be_used_is_named_and_its_sound_left_alone(tmp_path):
     )
     path.write_text(path.read_text() + '{"id": "c", oops\n[1]\n' + json.dumps({"id": "d", "task": "mystery"}) + "\n")
     [manifest] = read_manifests([path])
-    report = inspect([Source("rows", manifest.rows)])
+    report = check_rows([Source("rows", manifest.rows)])
     assert found(report) == {"unusable": ["b", "rows.jsonl:3", "rows.jsonl:4", "d"]}
     assert report.rows["rows"] == 5
 
@@ -272,6 +272,6 @@ def test_the_real_recordings_beside_the_project_are_sound(shared_data):
     sources = [
         Source(name, read_manifests([{"path": path, "limit": 12}])[0].rows, name) for name, path in paths.items()
     ]
-    report = inspect(sources, jobs=2)
+    report = check_rows(sources, jobs=2)
     assert report.rows == {"train": 12, "test": 12}
     assert set(found(report)) <= {"clipped"}

@@ -20,7 +20,7 @@ from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
 from rich.console import Console
 from torch.utils.data import DataLoader
 
-from auris.data.batches import Steps, pack
+from auris.data.batches import StepDataset, pack
 from auris.data.datamodule import AudioDataModule
 from auris.data.lengths import measure
 from auris.data.manifests import Manifest, Selection, read_manifests
@@ -156,10 +156,10 @@ def test_a_run_on_shards_has_the_same_packs_with_and_without_workers(manifest, p
 
     one, two = module(manifest), module(packed)
     assert (packed / "shards.json").is_file()
-    dataset = Steps(two.rows, two.plan, two.samples, 1, 0)
+    dataset = StepDataset(two.rows, two.plan, two.samples, 1, 0)
     loaded = DataLoader(dataset, sampler=range(4), batch_size=None, collate_fn=list, num_workers=2)
     for step, packs in enumerate(loaded):
-        expected = Steps(one.rows, one.plan, one.samples, 1, 0)[step]
+        expected = StepDataset(one.rows, one.plan, one.samples, 1, 0)[step]
         assert [pack["rows"] for pack in packs] == [pack["rows"] for pack in expected]
         for a, b in zip(packs, expected, strict=True):
             assert torch.equal(a["ids"], b["ids"]) and torch.equal(a["mel"], b["mel"]) and a["skipped"] == b["skipped"]
@@ -310,7 +310,7 @@ def test_a_list_names_its_own_files_alone_even_where_its_checksum_is_right(copy,
     facts.pop("sha256")
     entry = facts["index"] if which == "index" else facts["shards"][0]
     entry["name"] = name
-    path.write_text(json.dumps(facts | {"sha256": parquet.hash_of(json.dumps(facts).encode())}))
+    path.write_text(json.dumps(facts | {"sha256": parquet.sha256_of(json.dumps(facts).encode())}))
     with pytest.raises(ValueError, match="is no list of shards: it names"):
         read(copy)
 
@@ -483,7 +483,7 @@ def test_sound_that_lies_beside_the_file_is_found_by_its_path(tmp_path, kind):
     rows = read(hub(tmp_path, n=2, audio=paths if kind == "strings" else structs), **FORM).rows
     assert rows[0].clips[0].path == tmp_path / "x.wav" and len(built(rows[0])) == 3
     assert "gone.wav: no such file" in built(rows[1])[0]
-    assert [row.id for row in rows.unstated()] == ["a.parquet:0", "a.parquet:1"]
+    assert [row.id for row in rows.without_duration()] == ["a.parquet:0", "a.parquet:1"]
 
 
 def test_a_null_is_a_field_that_the_row_does_not_have(tmp_path):

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from auris.data.prepare.tables import Embedded, files, table
+from auris.data.prepare.tables import EmbeddedAudio, files, table
 from auris.text import tasks
 from support import layouts
 
@@ -189,7 +189,7 @@ def test_a_data_set_of_the_hub_brings_its_sound_and_the_names_of_its_classes(tmp
     hub(tmp_path)
     columns = {"audio": "audio", "text": "label"}
     first, second = read(tmp_path, files="data/*.parquet", columns=columns, values=None)
-    assert isinstance(first["audio"], Embedded) and first["audio"].data == (tmp_path / "a.wav").read_bytes()
+    assert isinstance(first["audio"], EmbeddedAudio) and first["audio"].data == (tmp_path / "a.wav").read_bytes()
     assert first["text"] == "no" and first["audio"].suffix == ".wav"
     assert second["text"] == "-1"  # no class: left as it is, for whoever knows what it means
     assert first["id"] == "mine/data/train-00000-of-00001:1"

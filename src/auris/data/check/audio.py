@@ -79,7 +79,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Heard:
+class DecodedClip:
     """What decoding a clip tells: its length, a hash of its samples, and what is wrong with it by itself."""
 
     seconds: float
@@ -107,7 +107,7 @@ class Report:
         }
 
 
-def inspect(
+def check_rows(
     sources: Sequence[Source], *, jobs: int | None = None, advance: Callable[[int], Any] = lambda n: None
 ) -> Report:
     """Decode every clip of every row and compare all rows.
@@ -140,13 +140,13 @@ def inspect(
     return Report(tuple(findings), rows, seconds)
 
 
-def _hear_rows(sources: Sequence[Source], jobs: int | None) -> Iterator[tuple[Source, Row, list[Heard]]]:
+def _hear_rows(sources: Sequence[Source], jobs: int | None) -> Iterator[tuple[Source, Row, list[DecodedClip]]]:
     """Each row with what its clips tell. A clip of neighbouring rows (one for each task) is decoded once."""
     with ThreadPoolExecutor(jobs) as pool:
         pairs = ((source, row) for source in sources for row in source.rows)
         while batch := list(islice(pairs, _BATCH)):
             clips = dict.fromkeys(clip for _, row in batch if row.problem is None for clip in row.clips)
-            heard = dict(zip(clips, pool.map(hear, clips), strict=True))
+            heard = dict(zip(clips, pool.map(decode_clip, clips), strict=True))
             for source, row in batch:
                 yield source, row, [heard[clip] for clip in row.clips] if row.problem is None else []
 
@@ -154,23 +154,23 @@ def _hear_rows(sources: Sequence[Source], jobs: int | None) -> Iterator[tuple[So
 # --- one clip -----------------------------------------------------------------------------------------------------
 
 
-def hear(clip: Clip) -> Heard:
+def decode_clip(clip: Clip) -> DecodedClip:
     """Decode a clip and look at it."""
     try:
         native, rate = audio.decode(clip.path, *clip.segment)
     except (AudioError, OSError) as error:  # OSError: a name that no file can have
-        return Heard(0.0, b"", ((_blame(clip), str(error)),))
+        return DecodedClip(0.0, b"", ((_blame(clip), str(error)),))
     wave = audio.resample(native, rate)
     seconds = len(wave) / audio.SAMPLE_RATE
     faults = list(_length_faults(clip, seconds))
     if audio.is_silent(wave):  # and no duplicate of any other silent clip
         faults.append(("silent", f"{clip.path}: its samples lie within {np.ptp(wave):.1e} of each other"))
-        return Heard(seconds, b"", tuple(faults))
+        return DecodedClip(seconds, b"", tuple(faults))
     if (share := clipped_share(native)) > 0:  # resampling rounds off what clipping made flat
         faults.append(
             ("clipped", f"{clip.path}: {100 * share:.1f} % of its samples stay at the highest or lowest value")
         )
-    return Heard(seconds, _hash(np.round(wave * 2**15).astype(np.int32).tobytes()), tuple(faults))
+    return DecodedClip(seconds, _hash(np.round(wave * 2**15).astype(np.int32).tobytes()), tuple(faults))
 
 
 def _blame(clip: Clip) -> str:
@@ -233,7 +233,7 @@ def _hash(data: bytes) -> bytes:
 # --- one row ------------------------------------------------------------------------------------------------------
 
 
-def _own_faults(row: Row, heard: Sequence[Heard]) -> Iterator[tuple[str, str]]:
+def _own_faults(row: Row, heard: Sequence[DecodedClip]) -> Iterator[tuple[str, str]]:
     for clip in heard:
         yield from clip.faults
     if len(heard) != 1 or not heard[0].seconds:

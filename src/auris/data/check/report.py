@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from auris.data.check.audio import KINDS, Finding, Report, Source, inspect
+from auris.data.check.audio import KINDS, Finding, Report, Source, check_rows
 from auris.data.manifests import read_manifests
 from auris.errors import UserError
 from auris.files import write_json
@@ -50,7 +50,7 @@ def check(config: Mapping[str, Any]) -> list[Finding]:
     sources = read_sources(config["data"])
     with Progress(console=console) as progress:
         bar = progress.add_task("decoding", total=sum(len(source.rows) for source in sources))
-        found = inspect(sources, jobs=config["jobs"], advance=lambda n: progress.advance(bar, n))
+        found = check_rows(sources, jobs=config["jobs"], advance=lambda n: progress.advance(bar, n))
     failing = [one for one in found.findings if one.kind not in config["tolerate"]]
     facts = {"sources": [source.name for source in sources], "tolerated": config["tolerate"], "failed": bool(failing)}
     path = Path(config["report"])

@@ -24,9 +24,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from auris.data.parquet.reader import Columns, File, Garbled, Reader, ShardError, Stored, attempt, hash_of
+from auris.data.parquet.reader import (
+    Columns,
+    File,
+    Reader,
+    ShardError,
+    StoredSound,
+    UndecodableError,
+    attempt,
+    sha256_of,
+)
 from auris.data.row_index import RowColumns, RowIndex
-from auris.data.rows import Fields, Form, Record, Unread
+from auris.data.rows import FieldMap, Fields, Record, TransientProblem
 from auris.errors import MissingFileError, UserError
 
 VERSION = 1
@@ -66,7 +75,7 @@ class Contents:
 
     def dump(self) -> str:
         facts = {"version": VERSION, **asdict(self)}
-        return json.dumps({**facts, "sha256": hash_of(json.dumps(facts).encode())}, indent=1)
+        return json.dumps({**facts, "sha256": sha256_of(json.dumps(facts).encode())}, indent=1)
 
     @classmethod
     def parse(cls, text: str, where: str) -> Contents:
@@ -74,7 +83,7 @@ class Contents:
         try:
             facts = json.loads(text)
             stated = facts.pop("sha256")
-            if hash_of(json.dumps(facts).encode()) != stated:
+            if sha256_of(json.dumps(facts).encode()) != stated:
                 raise UserError("its checksum is another")
             if facts.pop("version") != VERSION:
                 raise UserError(f"expected version {VERSION}")
@@ -167,7 +176,7 @@ class FileRows(RowIndex):
         try:
             return self._record(file, row, self.reader.fields(file, row))
         except ShardError as error:
-            reason = str(error) if isinstance(error, Garbled) else Unread(error)
+            reason = str(error) if isinstance(error, UndecodableError) else TransientProblem(error)
             return Record(self.reader.name(file, row), None, reason)
 
     @abstractmethod
@@ -178,8 +187,8 @@ class FileRows(RowIndex):
 class Shards(FileRows):
     """The rows of a directory of shards."""
 
-    def __init__(self, path: str, form: Form, cache_dir: Path | None):
-        if form != Form():
+    def __init__(self, path: str, form: FieldMap, cache_dir: Path | None):
+        if form != FieldMap():
             raise UserError(f"{path}: its rows are auris's own: `columns` and `labels` are given when they are packed")
         system, [place] = find(path)
         folder = place.rpartition("/")[0]
@@ -203,7 +212,7 @@ class Shards(FileRows):
 
     @cached_property
     def digest(self) -> str:
-        return hash_of(self.contents.dump().encode(), json.dumps(self.faults).encode())
+        return sha256_of(self.contents.dump().encode(), json.dumps(self.faults).encode())
 
     def scan(self) -> RowColumns:
         file = len(self.contents.shards)
@@ -217,7 +226,7 @@ class Shards(FileRows):
             keys=table.column("key").to_numpy(),
             tasks=task.indices.to_numpy(zero_copy_only=False).astype(np.uint32),
             codes=np.array(task.dictionary.to_pylist(), dtype=np.str_),
-            unstated=np.zeros(len(table), dtype=bool),  # the digest covers the sound
+            lacks_duration=np.zeros(len(table), dtype=bool),  # the digest covers the sound
             places=np.zeros(0, dtype=np.int64),
             names=np.zeros(0, dtype=np.uint32),
         )
@@ -245,7 +254,7 @@ class Shards(FileRows):
         name = self.reader.name(file, row)
         try:
             sounds = tuple(
-                Stored(self.reader, file, row, place, clip["path"], clip["samples"], clip["problem"])
+                StoredSound(self.reader, file, row, place, clip["path"], clip["samples"], clip["problem"])
                 for place, clip in enumerate(fields["audio"] or ())
             )
             given = {**json.loads(fields["row"]), "id": fields["id"]}

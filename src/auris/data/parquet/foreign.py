@@ -16,9 +16,9 @@ import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
 from auris.data.parquet.dataset import FileRows, find
-from auris.data.parquet.reader import Columns, Reader, ShardError, Stored, as_list, attempt, hash_of, to_rows
+from auris.data.parquet.reader import Columns, Reader, ShardError, StoredSound, as_list, attempt, sha256_of, to_rows
 from auris.data.row_index import Builder, RowColumns
-from auris.data.rows import Fields, Form, Record, Row, Unread
+from auris.data.rows import FieldMap, Fields, Record, Row, TransientProblem
 
 
 class ParquetFiles(FileRows):
@@ -28,7 +28,7 @@ class ParquetFiles(FileRows):
     below its folder alone: whoever wrote the file does not choose what else of this machine is read.
     """
 
-    def __init__(self, path: str, form: Form, cache_dir: Path | None):
+    def __init__(self, path: str, form: FieldMap, cache_dir: Path | None):
         system, paths = find(path)
         self._is_local = isinstance(system, LocalFileSystem)
         self.reader = Reader(system, paths, bound(_columns, form=form))
@@ -39,7 +39,7 @@ class ParquetFiles(FileRows):
     def digest(self) -> str:
         # Names, sizes and times, or what else tells a storage's versions apart: a checksum would read everything.
         system = self.reader.system
-        return hash_of(*(f"{path} {attempt(path, bound(system.ukey, path))}".encode() for path in self.reader.paths))
+        return sha256_of(*(f"{path} {attempt(path, bound(system.ukey, path))}".encode() for path in self.reader.paths))
 
     def scan(self) -> RowColumns:
         """`places`: rows of each file."""
@@ -47,7 +47,7 @@ class ParquetFiles(FileRows):
         for file in range(len(self.reader.paths)):
             rows = 0
             for record in self._scan(file):
-                self.is_read &= not isinstance(record.problem, Unread)
+                self.is_read &= not isinstance(record.problem, TransientProblem)
                 builder.add(record, self.folder, has_lengths=bool(record.sounds))  # in the file, which the digest tells
                 rows += 1
             builder.places.append(rows)
@@ -57,7 +57,7 @@ class ParquetFiles(FileRows):
         try:
             opened = self.reader.open(file)
         except ShardError as error:
-            yield Record(self.reader.name(file, 0), None, Unread(error))
+            yield Record(self.reader.name(file, 0), None, TransientProblem(error))
             return
         start = 0
         for group, end in enumerate(opened.ends.tolist()):
@@ -91,11 +91,11 @@ class ParquetFiles(FileRows):
         if not columns.sound:  # it lies elsewhere
             return Record(name, self.form.apply({**fields, columns.name: paths}))
         names = [path or f"{columns.name} {place}" for place, path in enumerate(paths)]
-        sounds = tuple(Stored(self.reader, file, row, place, called) for place, called in enumerate(names))
+        sounds = tuple(StoredSound(self.reader, file, row, place, called) for place, called in enumerate(names))
         return Record(name, self.form.apply({**fields, columns.name: names} if names else fields), sounds=sounds)
 
 
-def _columns(parquet: pq.ParquetFile, form: Form) -> Columns:
+def _columns(parquet: pq.ParquetFile, form: FieldMap) -> Columns:
     """Of a file of others: sound is looked for in what is `audio` or `audios` here."""
     leaves = [parquet.schema.column(number).path for number in range(len(parquet.schema))]
     for ours in ("audio", "audios"):

@@ -32,7 +32,7 @@ class ShardError(AudioError):
     """A file of rows that cannot be read; the message names it."""
 
 
-class Garbled(ShardError):
+class UndecodableError(ShardError):
     """What was read of a file means nothing, as bytes that are no text: reading them again is of no use."""
 
 
@@ -133,7 +133,7 @@ class Reader:
                 raise UserError(f"it has {source.size()} bytes, expected {stated.bytes}")
             source.seek(stated.bytes - stated.footer_bytes)
             tail = source.read(stated.footer_bytes)
-            if hash_of(tail) != stated.footer:
+            if sha256_of(tail) != stated.footer:
                 raise UserError("the checksum of its footer is another")
             footer = pq.read_metadata(pa.BufferReader(tail))
         parquet = pq.ParquetFile(source, metadata=footer, pre_buffer=False, page_checksum_verification=True)
@@ -178,7 +178,7 @@ class Reader:
 
 
 @dataclass(frozen=True, eq=False)
-class Stored:
+class StoredSound:
     """A sound file in a Parquet file: `audio.Sound`."""
 
     reader: Reader
@@ -202,13 +202,13 @@ class Stored:
 
 
 def to_rows(name: str, table: pa.Table) -> list[Fields]:
-    """Raises Garbled."""
-    return attempt(name, lambda: table.to_pylist(maps_as_pydicts="strict"), Garbled)
+    """Raises UndecodableError."""
+    return attempt(name, lambda: table.to_pylist(maps_as_pydicts="strict"), UndecodableError)
 
 
 def as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [] if value is None else [value]
 
 
-def hash_of(*pieces: bytes) -> str:
+def sha256_of(*pieces: bytes) -> str:
     return hashlib.sha256(b"\0".join(pieces)).hexdigest()

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from auris import audio
 from auris.data.parquet.dataset import COLUMNS, INDEX, INDEX_SCHEMA, SHARD_SCHEMA, shard_reader
-from auris.data.parquet.reader import File, hash_of
+from auris.data.parquet.reader import File, sha256_of
 from auris.data.rows import Clip, Fields, Record, Row, decode, row_key
 from auris.errors import AudioError
 from auris.files import file_digest, open_atomic
@@ -31,7 +31,7 @@ def describe(path: Path) -> File:
         size = file.seek(-8, os.SEEK_END) + 8
         footer_bytes = int.from_bytes(file.read(4), "little") + 8  # thrift, its length, PAR1 (the Parquet format)
         file.seek(-footer_bytes, os.SEEK_END)
-        footer = hash_of(file.read())
+        footer = sha256_of(file.read())
         rows = pq.read_metadata(file).num_rows
     return File(
         name=path.name, rows=rows, bytes=size, sha256=file_digest(path), footer_bytes=footer_bytes, footer=footer

@@ -25,7 +25,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Column, Table
 
 from auris import audio
-from auris.data.prepare.tables import Embedded, map_audio
+from auris.data.prepare.tables import EmbeddedAudio, map_audio
 from auris.data.rows import Fields, Record, decode
 from auris.data.samples import DURATION_TOLERANCE
 from auris.errors import MissingFileError, UsageError, UserError
@@ -113,7 +113,7 @@ def prepare(rows: Iterable[Fields], out: Path, *, labels: Labels, jobs: int | No
     """Look at each row's sound and write it; counts what became of them.
 
     Args:
-        rows: `audio` is a path, a list of paths or an `Embedded` file.
+        rows: `audio` is a path, a list of paths or an `EmbeddedAudio` file.
         labels: of all rows that do not say otherwise.
         jobs: files that are looked at side by side; None: one per core.
 
@@ -146,7 +146,7 @@ def _save_sounds(rows: Iterable[Fields], folder: Path) -> Iterator[Fields]:
     """Rows whose sound is a file."""
     for number, row in enumerate(rows):
         sound = row.get("audio")
-        if isinstance(sound, Embedded):
+        if isinstance(sound, EmbeddedAudio):
             folder.mkdir(parents=True, exist_ok=True)
             path = folder / f"{number:08d}{sound.suffix or '.wav'}"  # soundfile goes by what is in it
             path.write_bytes(sound.data)

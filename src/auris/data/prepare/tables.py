@@ -19,7 +19,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from auris.data.rows import Form, Record, parse
+from auris.data.rows import FieldMap, Record, parse
 from auris.errors import MissingFileError, UserError
 from auris.text.answer_formats import Labels
 
@@ -47,7 +47,7 @@ csv.field_size_limit(2**27)  # characters of a cell; the default is 131,072, les
 
 
 @dataclass(frozen=True, eq=False)
-class Embedded:
+class EmbeddedAudio:
     """A sound file that lies in a cell of a table."""
 
     data: bytes
@@ -109,7 +109,7 @@ def read_records(path: Path) -> Iterator[tuple[int, Record]]:
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             if line.strip():
-                yield number, parse(line, f"{path.name}:{number}", Form())
+                yield number, parse(line, f"{path.name}:{number}", FieldMap())
 
 
 def _read_lines(path: Path) -> Iterator[tuple[int, Cells | str]]:
@@ -233,11 +233,11 @@ def _cell(cells: Cells, theirs: str) -> Any:
     return re.sub(r"\{([^{}]+)\}", lambda match: str(cells[match[1]]), theirs)
 
 
-def _sound(cell: Any, folder: Path) -> Path | Embedded:
+def _sound(cell: Any, folder: Path) -> Path | EmbeddedAudio:
     """What a cell says of a sound file: a path relative to the table, or {bytes, path} as data sets of the hub have."""
     if isinstance(cell, Mapping):
         if isinstance(cell.get("bytes"), bytes):
-            return Embedded(cell["bytes"], Path(cell.get("path") or "").suffix)
+            return EmbeddedAudio(cell["bytes"], Path(cell.get("path") or "").suffix)
         cell = cell.get("path")
     if not isinstance(cell, str) or not cell:
         raise UserError(f"`audio` is {cell!r:.80}, expected a path")

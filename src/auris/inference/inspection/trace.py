@@ -23,8 +23,8 @@ from transformers import AttentionInterface
 from auris.audio import ENCODER_RATE, SAMPLE_RATE
 from auris.config import Config
 from auris.data.collate import Sample, collate
-from auris.data.manifests import Joined, read_manifests
-from auris.data.rows import Row, is_asked
+from auris.data.manifests import JoinedRows, read_manifests
+from auris.data.rows import Row, is_scored
 from auris.data.samples import AudioSamples, ChatSamples
 from auris.errors import MissingFileError, UserError
 from auris.files import read_yaml
@@ -103,7 +103,7 @@ def load(
     began = (model.config.get("weights") or {}).get("encoder")
     if aligner is None and began is not None and _aligns(home / began):
         aligner = home / began
-    found = Joined([manifest.rows for manifest in read_manifests(entries, key="rows")])
+    found = JoinedRows([manifest.rows for manifest in read_manifests(entries, key="rows")])
     return Subject(model=model, rows=found, aligner=None if aligner is None else Path(aligner))
 
 
@@ -140,7 +140,7 @@ def choose_row(subject: Subject, id: str | None = None) -> Row:
 
     Raises ValueError if there is none.
     """
-    usable = [row for row in subject.rows if id in (None, row.id) and len(row.clips) == 1 and is_asked(row)]
+    usable = [row for row in subject.rows if id in (None, row.id) and len(row.clips) == 1 and is_scored(row)]
     timed = [row for row in usable if row.labels.get("words")]
     if not usable:
         what = "no row with one clip and an answer" if id is None else f"no such row {id!r} with one clip"
