@@ -135,7 +135,7 @@ def test_lengths_and_keys_are_those_of_the_manifest_without_a_look_at_the_shards
     one = measure([read(manifest)], samples, tmp_path / "a")
     two = measure([read(index_only)], samples, tmp_path / "b")
     assert one.tokens.tolist() == two.tokens.tolist() and one.problems == two.problems
-    assert np.array_equal(read(manifest).rows.keys, read(packed).rows.keys)
+    assert np.array_equal(read(manifest).rows.row_keys, read(packed).rows.row_keys)
 
 
 def test_a_run_on_shards_has_the_same_packs_with_and_without_workers(manifest, packed, tmp_path):
