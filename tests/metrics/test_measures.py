@@ -278,7 +278,7 @@ def test_signatures_say_how_a_number_was_made():
 def test_a_missing_package_is_named_with_the_extra_that_brings_it(monkeypatch):
     for package in ("scipy.optimize", "pyannote.metrics", "cn2an", "zhconv"):
         monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(ValueError, match=r"'cpwer' needs scipy, which.*pip install 'auris\[speakers\]'"):
+    with pytest.raises(ValueError, match=r"'cpwer' needs scipy.optimize.*pip install 'auris\[speakers\]'"):
         check("cpwer", "en")
     with pytest.raises(ValueError, match=r"'der' needs pyannote.metrics.*auris\[speakers\]"):
         check("der", "en")

@@ -34,10 +34,10 @@ def require(package: str, user: str) -> ModuleType:
 
 def explain(error: ModuleNotFoundError, user: str) -> Exception:
     """Return a UserError that names the extra to install, or the error itself if no extra installs the module."""
-    package = str(error.name).partition(".")[0]
-    if package not in EXTRAS:
+    extra = EXTRAS.get(str(error.name).partition(".")[0])
+    if extra is None:
         return error
-    return UserError(f"{user} needs {package}, which is not installed: pip install 'auris[{EXTRAS[package]}]'")
+    return UserError(f"{user} needs {error.name}, which is not installed: pip install 'auris[{extra}]'")
 
 
 def describe(package: str) -> str:
