@@ -191,15 +191,13 @@ def test_a_pack_of_which_nothing_can_be_read_is_an_empty_one_with_reasons(tmp_pa
 def test_training_rows_of_which_none_can_be_used_are_an_error_with_the_first_reason(tmp_path):
     rows = [row | {"text": ""} for row in speech_rows(tmp_path, [0.3, 0.4])]
     write_manifest(tmp_path / "train.jsonl", rows)
-    with pytest.raises(
-        ValueError, match=r"2 of the 2 rows cannot be used, .* \(the first, r0: label `text` is empty\)"
-    ):
+    with pytest.raises(ValueError, match=r"2 of 2 rows cannot be used, .* \(the first is r0: label `text` is empty\)"):
         module(tmp_path)
 
 
 def test_more_unusable_rows_than_may_be_end_the_run_before_it_starts(speech, tmp_path):
     spoil(tmp_path, text="")
-    said = r"1 of the 14 rows cannot be used, .* data.max_unusable=0.05, .* \(the first, r5: label `text` is"
+    said = r"1 of 14 rows cannot be used, .* data.max_unusable=0.05 \(the first is r5: label `text` is"
     with pytest.raises(ValueError, match=said):
         module(tmp_path, max_unusable=0.05)
     assert module(tmp_path, max_unusable=0.1).problems() and not module(speech, max_unusable=0).problems()
@@ -211,13 +209,15 @@ def test_a_row_over_the_budget_is_named_and_left_out_by_policy(speech):
     data = module(speech, token_budget=int(lengths.max()) - 1)  # long_audio=skip
     assert [row for row, _ in data.problems()] == [f"r{n}" for n in longest]
     assert all(
-        f"{lengths.max()} tokens, data.token_budget={lengths.max() - 1} is less" in why for _, why in data.problems()
+        f"{lengths.max()} tokens, more than data.token_budget={lengths.max() - 1}" in why for _, why in data.problems()
     )
     assert not {row for step in range(STEPS) for row, _ in data.plan.step(step) if data.lengths.tokens[row]} & {
         *longest
     }
     kept = samples_of(long_audio="window")
-    with pytest.raises(ValueError, match="does not fit data.token_budget=.* data.long_audio=skip leaves them out"):
+    with pytest.raises(
+        ValueError, match="longer than data.token_budget=.* data.long_audio=skip to leave these rows out"
+    ):
         module(speech, token_budget=int(lengths.max()) - 1, samples=kept)
 
 
@@ -238,7 +238,7 @@ def test_examined_rows_come_as_the_step_that_they_are_from_had_them(speech):
 
 def test_lost_workers_are_told_once(speech):
     data = module(speech)
-    with pytest.warns(UserWarning, match="workers are replaced, reading goes on at 3: killed"):
+    with pytest.warns(UserWarning, match="workers were replaced, reading continues at 3: killed"):
         data._lose_workers(3, "killed")
     assert data.pop_lost_workers() == 1 and data.pop_lost_workers() == 0
 
@@ -248,7 +248,7 @@ def test_a_lying_duration_is_named_when_the_row_is_met(tmp_path):
     data = module(tmp_path, token_budget=150)
     skipped = [row for n in range(STEPS) for pack in steps(data, 1, 0)[n] for row in pack["skipped"]]
     assert {row for row, _ in skipped} == {"r5"}
-    assert all("the manifest says 2.50 s" in reason for _, reason in skipped)
+    assert all("the manifest states 2.50 s" in reason for _, reason in skipped)
 
 
 # --- sources ---

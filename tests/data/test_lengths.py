@@ -209,7 +209,7 @@ def test_a_label_of_another_task_does_not_stop_the_measurement(folder, cache):
 
 def test_a_long_clip_under_the_error_policy_stops_with_the_rows_name_and_leaves_no_cache(folder, cache):
     long = {"id": "sermon", "audio": "r0.wav", "duration": 40, "task": "asr", "language": "en", "text": "x"}
-    with pytest.raises(ValueError, match="row sermon: the clip is 40.0 s, .* set long_audio=window"):
+    with pytest.raises(ValueError, match="row sermon: the clip has 40.0 s, .* set long_audio=window"):
         measure(manifests(folder, extra=[long]), samples_of(long_audio="error"), cache)
     assert caches(cache) == set()
 
@@ -232,7 +232,7 @@ def test_many_rows_are_measured_side_by_side_as_they_are_one_after_the_other(fol
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0})
     assert equal(lengths._measure(rows, samples), alone)
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
-    with pytest.raises(ValueError, match="row long: the clip is 31.0 s"):
+    with pytest.raises(ValueError, match="row long: the clip has 31.0 s"):
         lengths._measure(rows, samples_of(long_audio="error"))
 
 
@@ -260,7 +260,7 @@ def test_seconds_that_are_not_heard_are_said_from_the_cache_too(folder, cache):
     row = {"id": "long", "audio": "long.wav", "task": "asr", "language": "en", "text": "x"}
     found = manifests(folder, extra=[row])
     for _ in range(2):
-        with pytest.warns(UserWarning, match=r"of 1 rows only the first 30 s are heard; 3\.0 s are dropped"):
+        with pytest.warns(UserWarning, match=r"drops 3\.0 s of audio after the first 30 s in 1 rows"):
             assert measure(found, samples_of(long_audio="first"), cache).dropped_seconds == {3: 3.0}
 
 
@@ -292,13 +292,13 @@ def test_the_length_of_a_row_is_that_of_its_longest_wording(prompt):
 def test_rows_whose_file_could_not_be_read_are_measured_again(folder, cache, monkeypatch):
     (manifest,) = manifests(folder, stated=True)
     whole = measure([manifest], samples_of(), cache / "whole")
-    decode = type(manifest.rows.index).decode
+    decode = type(manifest.rows.row_index).decode
 
     def fail(store: object, record: Record) -> Row:
         return Row("r1", problem=TransientProblem("timed out")) if record.id == "r1" else decode(store, record)
 
     with monkeypatch.context() as patch:
-        patch.setattr(type(manifest.rows.index), "decode", fail)
+        patch.setattr(type(manifest.rows.row_index), "decode", fail)
         assert measure([manifest], samples_of(), cache).problems == {1: "timed out"}
     assert equal(measure([manifest], samples_of(), cache), whole)
     forbid_measuring(monkeypatch)

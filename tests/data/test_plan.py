@@ -124,10 +124,13 @@ def test_a_mix_with_temperature_and_caps_is_the_same_on_any_number_of_ranks(rows
 @pytest.mark.parametrize(
     "make, message",
     [
-        (lambda: mixed(temperature=0), "data.temperature=0: expected a number above 0"),
-        (lambda: mixed(temperature=2, weights=(1, 1, 1)), "no effect where sources have weights"),
+        (lambda: mixed(temperature=0), "data.temperature=0: expected a positive number"),
+        (lambda: mixed(temperature=2, weights=(1, 1, 1)), "no effect if sources have weights"),
         (lambda: plan(5, temperature=2), r"no effect on a single source: .*tasks: \[asr\]"),
-        (lambda: mixed(64, None, None), "s0: max_per_epoch=64, expected 1 or more and less than the 64 of its rows"),
+        (
+            lambda: mixed(64, None, None),
+            "s0: max_per_epoch=64, expected at least 1 and less than 64, the number of its rows",
+        ),
         (lambda: mixed(None, 0, None), "s1: max_per_epoch=0"),
     ],
 )
@@ -327,13 +330,13 @@ def test_rows_wait_little_for_a_full_pack():
 
 
 def test_a_row_over_the_budget_is_named_with_the_setting():
-    with pytest.raises(ValueError, match=r"row 's1-2' of s1 has 300 tokens.*data\.token_budget=256.*budget=300"):
+    with pytest.raises(ValueError, match=r"data\.token_budget=256.*'s1-2' of s1, has 300 tokens.*budget=300"):
         plan(5, 4, lengths=np.array([9] * 7 + [300, 9]))
 
 
 def test_processes_must_divide_the_packs_of_a_step():
     p = plan(50, rows_per_step=None, packs_per_step=4)
-    with pytest.raises(ValueError, match=r"data\.packs_per_step=4.*3 processes.*data\.packs_per_step=6"):
+    with pytest.raises(ValueError, match=r"data\.packs_per_step=4.*3 ranks.*data\.packs_per_step=6"):
         p.packs(0, world=3, rank=0)
 
 
@@ -345,7 +348,7 @@ def test_processes_must_divide_the_packs_of_a_step():
         (lambda: plan(3, rows_per_step=0), r"data\.rows_per_step=0"),
         (lambda: plan(3, token_budget=0), r"data\.token_budget=0"),
         (lambda: plan(3, 3, weights=(1.0, 0.0)), "s1: weight=0.0"),
-        (lambda: plan(3, 3, weights=(1.0, None)), "for each of them or for none"),
+        (lambda: plan(3, 3, weights=(1.0, None)), "for every source or for none"),
     ],
 )
 def test_impossible_plans_are_refused(make, reason):
@@ -440,7 +443,7 @@ def test_references_come_in_the_order_of_the_pairs():
     rows = [replace(sample(n, [1, 2], " x"), rejected=np.array([3]), reference=(-n - 0.5, -1.0)) for n in (3, 5)]
     pack = collate(rows, geometry=GEOMETRY)
     assert pack["reference"].tolist() == [[-3.5, -1.0], [-5.5, -1.0]] and pack["reference"].dtype == torch.float32
-    with pytest.raises(AssertionError, match="for some pairs and not for others"):
+    with pytest.raises(AssertionError, match="some pairs have reference log-probabilities and others have none"):
         collate([rows[0], replace(rows[1], reference=None)], geometry=GEOMETRY)
 
 

@@ -219,10 +219,10 @@ class _GivenTurns(AudioSamples):
         wave = np.asarray(clip, dtype=np.float32)
         if wave.ndim != 1 or not len(wave):
             raise UserError(f"audio of shape {wave.shape}: expected samples (L,) at 16 kHz, one channel")
-        return self._limit(wave)
+        return self.apply_policies(wave)
 
-    def _limit(self, wave: np.ndarray) -> np.ndarray:
-        start = super()._limit(wave)
+    def apply_policies(self, wave: np.ndarray) -> np.ndarray:
+        start = super().apply_policies(wave)
         if len(start) < len(wave):
             dropped = (len(wave) - len(start)) / SAMPLE_RATE
             warnings.warn(f"long_audio=first: {dropped:.1f} s after the first 30 s are dropped", stacklevel=2)

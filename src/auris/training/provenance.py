@@ -136,7 +136,7 @@ class Environment:
     def of(cls, trainer: L.Trainer, module: L.LightningModule) -> Environment:
         """Describe a run that is about to train."""
         data, device = trainer.datamodule, trainer.strategy.root_device
-        epoch = compute_epoch_stats(data.rows, data.plan, data.samples, ranks=data.world, most=STEPS)
+        epoch = compute_epoch_stats(data.rows, data.plan, data.samples, ranks=data.world, max_steps=STEPS)
         epochs = module.max_steps / epoch.steps
         planned = epoch.total.scale(epochs)
         stage = cost.Stage.of(module.objective, module.trainable)

@@ -82,7 +82,7 @@ def test_a_file_that_was_cut_off_is_corrupt_though_its_row_states_no_length(tmp_
     path = tmp_path / row["audio"]
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     [one] = look_at(tmp_path, row).findings
-    assert one.kind == "corrupt" and "cut off" in one.reason or "cannot be decoded" in one.reason
+    assert one.kind == "corrupt" and "truncated" in one.reason or "cannot be decoded" in one.reason
 
 
 def test_a_wav_that_was_written_to_a_pipe_is_whole(tmp_path):
@@ -148,8 +148,8 @@ def test_a_stretch_is_looked_at_alone(tmp_path):
 @pytest.mark.parametrize(
     "changed, said",
     [
-        ({"duration": 2.0}, "is 1.00 s, the row says 2.00 s"),
-        ({"duration": 0.9}, "is 1.00 s, the row says 0.90 s"),
+        ({"duration": 2.0}, "has 1.00 s, but the row states 2.00 s"),
+        ({"duration": 0.9}, "has 1.00 s, but the row states 0.90 s"),
         ({"duration": 1.05}, None),  # manifests round
         ({"offset": 3.0, "duration": 1.0}, "offset 3.0 s is beyond its end"),
         ({"offset": 0.5, "duration": 2.0}, "runs past its end"),
@@ -157,7 +157,7 @@ def test_a_stretch_is_looked_at_alone(tmp_path):
         ({"text": "二十三个字在一秒钟之内谁也不可能说得完的吧是吗", "language": "zh"}, "23 letters in 1.00 s"),
         (
             {"words": [{"word": "hi", "start": 0, "end": 1.5}], "task": "srwt"},
-            "its words end at 1.50 s, the clip at 1.00",
+            "`words` end at 1.50 s, but the clip has 1.00",
         ),
     ],
 )
@@ -224,7 +224,7 @@ def test_sound_of_a_training_row_contaminates_a_test_set_whatever_it_is_asked(tm
     report = look(tmp_path, [], test=test, train=train)  # in whatever order they are given
     [one] = report.findings
     assert (one.kind, one.row, one.source, one.other) == ("contaminated", "t", "test", "a")
-    assert one.reason == "the same sound as a of train"
+    assert one.reason == "the same audio as a of train"
 
 
 @pytest.mark.parametrize(

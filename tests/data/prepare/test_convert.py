@@ -105,7 +105,7 @@ def test_pairs_of_clips_stay_lists(tmp_path):
         ({"audio": Path("a" * 5000)}, "no such file"),
         ({"audio": Path("a\0b")}, "no such file"),
         ({"text": "half a \ud83d"}, "surrogates not allowed"),
-        ({"duration": 2.0}, "is 0.50 s, the row says 2.00 s"),
+        ({"duration": 2.0}, "has 0.50 s, but the row states 2.00 s"),
         ({"split": ["train"], "text": 3}, "label `text` is int"),
     ],
 )
@@ -129,7 +129,7 @@ def test_undecodable_sound_and_repeated_ids_are_named(tmp_path):
     second["audio"].write_bytes(b"no sound")
     write([first, second, {**third, "id": "a"}], tmp_path / "rows.jsonl")
     problems = [row["problem"] for row in lines(tmp_path / "rows.unusable.jsonl")]
-    assert "cannot be decoded" in problems[0] and problems[1] == "its id 'a' is that of an earlier row"
+    assert "cannot be decoded" in problems[0] and problems[1] == "its id 'a' is used by an earlier row"
 
 
 def test_reasons_are_counted_by_kind_and_some_rows_of_each_are_named(tmp_path):
@@ -146,7 +146,7 @@ def test_nothing_is_left_of_what_fails_half_way(tmp_path):
 
     with pytest.raises(ValueError, match="in the middle"):
         write(failing(), tmp_path / "out/rows.jsonl")
-    with pytest.raises(ValueError, match="none of 1 rows can be used"):
+    with pytest.raises(ValueError, match="none of the 1 rows can be used"):
         write([{"id": "a", "problem": "gone"}], tmp_path / "out/rows.jsonl")
     assert list((tmp_path / "out").iterdir()) == []
 
@@ -154,7 +154,7 @@ def test_nothing_is_left_of_what_fails_half_way(tmp_path):
 @pytest.mark.parametrize("out", ["rows.jsonl", "folder"])
 def test_what_is_there_is_not_overwritten(tmp_path, out):
     write(rows_of(tmp_path / "in", "a"), tmp_path / out)
-    with pytest.raises(ValueError, match="is there already"):
+    with pytest.raises(ValueError, match="already exists"):
         write(rows_of(tmp_path / "in", "a"), tmp_path / out)
 
 
@@ -202,9 +202,9 @@ def test_a_map_of_ones_own_may_be_a_file_in_the_working_directory(tmp_path, monk
 @pytest.mark.parametrize(
     "arguments, said",
     [
-        (["root=.", "out=a.jsonl"], "error: layout= is missing: expected a layout"),
-        (["layout=clotho", "out=a.jsonl"], "error: root= is missing: expected the folder of the corpus"),
-        (["layout=clotho", "root=."], "error: out= is missing: expected a new .jsonl file or a folder"),
+        (["root=.", "out=a.jsonl"], "error: layout= is missing, expected a layout"),
+        (["layout=clotho", "out=a.jsonl"], "error: root= is missing, expected the folder of the corpus"),
+        (["layout=clotho", "root=."], "error: out= is missing, expected a new .jsonl file or a folder"),
         (["layout=clotho", "root=nowhere", "out=a.jsonl"], "error: root=nowhere: there is no such folder"),
         (["layout=librispeech", "root=.", "out=a.jsonl", "layout.tasks=[er]"], "does not have the layout"),
     ],
