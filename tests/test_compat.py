@@ -16,7 +16,7 @@ from torch.distributed.tensor import Shard, distribute_tensor
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from auris import compat
-from auris.training.event_files import EventFiles
+from auris.training.event_files import ResumableTensorBoardLogger
 
 
 class Manual(L.LightningModule):
@@ -80,7 +80,7 @@ def test_lightning_installs_signal_handlers_where_they_are_suppressed():
 
 
 def test_a_logger_begins_a_new_event_file(tmp_path: Path):
-    logger = EventFiles(tmp_path)
+    logger = ResumableTensorBoardLogger(tmp_path)
     before = logger.experiment
     compat.forget_event_file(logger)
     assert logger.experiment is not before

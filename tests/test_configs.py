@@ -235,7 +235,7 @@ def test_all_arms_of_each_study_compose_bind_and_differ(name):
     assert found["study"] == name and found["question"] and len(set(found["seeds"])) == len(found["seeds"])
     assert [job.name for job in jobs if job.name in found["arms"]] == list(found["arms"])
     assert len({job.run_dir for job in jobs}) == len(jobs)
-    made = [job.recipe for job in jobs]
+    made = [job.config for job in jobs]
     assert [fault for one in made for fault in unbound(one)] == []
     for job, one in zip(jobs, made, strict=True):
         shared = ("shared", one["arm"]) if job.name not in found["arms"] else (name, job.name)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from auris.data.samples import Samples
+    from auris.model.audio_lm import AudioLM
     from auris.text.tokenizer import Tokenizer
 
 HERE = Path(__file__).resolve().parent
@@ -143,7 +144,7 @@ def build(node: Config | None) -> Any:
         raise
 
 
-def build_net(config: Config, tokenizer: Tokenizer) -> nn.Module:
+def build_net(config: Config, tokenizer: Tokenizer) -> AudioLM:
     """Build the model on the meta device: shapes and geometry, no memory."""
     import torch
 

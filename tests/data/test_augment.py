@@ -128,7 +128,7 @@ def test_what_cannot_work_is_said_at_the_start(tmp_path):
         (lambda: samples_of(TextSamples, reverb=SyntheticRooms(**ROOMS)), "no effect in a view without audio"),
         (
             lambda: check(DPO(), samples_of(reverb=SyntheticRooms(**ROOMS))),
-            "data.reverb changes what .*data.reverb=null",
+            "data.reverb changes the audio .*data.reverb=null",
         ),
     ):
         with pytest.raises(ValueError, match=message):

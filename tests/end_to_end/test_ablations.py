@@ -57,9 +57,9 @@ def test_every_arm_takes_its_first_steps(name: str, rows: Path, tmp_path: Path):
     study = OmegaConf.to_container(config.compose([f"ablations={name}"]), resolve=False)
     small = [*smallest_run(rows, tmp_path), "max_steps=2", "+trainer.limit_val_batches=1", "data.num_workers=0"]
     for job in studies.plan(study, [*small, f"++data.dialogues={rows}/dialogues"], seed=study["seeds"][0]):
-        done = json.loads((train.train(job.recipe) / "finished.json").read_text())
+        done = json.loads((train.train(job.config) / "finished.json").read_text())
         assert done["steps"] == 2 and done["train/loss"] > 0, job.key
-        _, data = train.build(job.recipe)
+        _, data = train.build(job.config)
         data.setup("fit")
         first = {row.labels["task"]: number for number, row in reversed(list(enumerate(data.rows)))}
         packs = RowDataset(data.rows, [(number, 0) for number in first.values()], data.samples)

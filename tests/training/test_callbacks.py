@@ -106,7 +106,7 @@ def start(callback: UnusableRows, *problems: tuple[str, str]) -> None:
 
 def skip(callback: UnusableRows, *rows: tuple[str, str], met: int = 1, elsewhere: int = 0) -> None:
     """A step of `met` rows in which `rows` could not be used, nor `elsewhere` rows of other ranks."""
-    outputs = {"skipped": list(rows), "rows_met": torch.tensor(float(met))}
+    outputs = {"skipped": list(rows), "rows_read": torch.tensor(float(met))}
     outputs["rows_unusable"] = torch.tensor(float(len(rows) + elsewhere))
     callback.on_train_batch_end(trainer(), MODULE, outputs)
 
@@ -203,18 +203,18 @@ def test_a_run_that_starts_anew_forgets_what_an_earlier_attempt_has_named(tmp_pa
 
 
 def test_rows_beyond_the_share_that_may_be_unusable_stop_the_run_wherever_they_were_met(tmp_path):
-    callback = UnusableRows(tmp_path, most=0.1)
+    callback = UnusableRows(tmp_path, max_unusable=0.1)
     for _ in range(9):
         skip(callback, *[(f"r{n}", "bad") for n in range(10)], met=100)
         skip(callback, met=1000)  # of any thousand rows in a row, not of all
     skip(callback, *[(f"r{n}", "bad") for n in range(10)], met=100, elsewhere=90)
-    with pytest.raises(RunStopped, match=r"of the last \d+ rows 121 could not be used, .*max_unusable=0.1 of 1000"):
+    with pytest.raises(RunStopped, match=r"121 of the last \d+ rows could not be used, .*max_unusable=0.1 of 1000"):
         skip(callback, ("one", "more"), met=100, elsewhere=20)
 
 
 def test_no_row_may_be_unusable_where_the_share_is_nothing(tmp_path):
     with pytest.raises(RunStopped, match="unusable_rows.jsonl"):
-        skip(UnusableRows(tmp_path, most=0), ("a", "bad"))
+        skip(UnusableRows(tmp_path, max_unusable=0), ("a", "bad"))
 
 
 # --- faults ---
@@ -264,8 +264,8 @@ def test_a_step_that_is_not_finite_is_kept_with_its_rows_and_weights(tmp_path, r
     file = tmp_path / "faults/step_00000001.json"
     fault = Fault.load(file)
     assert (fault.step, fault.weights) == (1, "faults/step_00000001")
-    assert fault.reason == "the loss is nan, the gradient's norm 1.0"
-    assert [(p.row, p.id, p.epoch) for p in fault.places()] == [(0, "r0", 0), (2, "r2", 0), (1, "r1", 1)]
+    assert fault.reason == "the loss is nan, the gradient norm 1.0"
+    assert [(p.row, p.id, p.epoch) for p in fault.rows()] == [(0, "r0", 0), (2, "r2", 0), (1, "r1", 1)]
     assert f"auris replay fault={file}" in report[0] and "it changed no weight" in report[0]
     assert Fault.load(tmp_path / "faults/step_00000002.json").weights == fault.weights  # nothing has moved since
     run.step(callback, log)
@@ -276,19 +276,22 @@ def test_a_step_that_is_not_finite_is_kept_with_its_rows_and_weights(tmp_path, r
 
 def test_many_steps_in_a_row_that_are_not_finite_stop_the_run(tmp_path, report):
     callback, log, run = Faults(tmp_path), Log(), Running()
-    for _ in range(callbacks.SKIPS - 1):
+    for _ in range(callbacks.MAX_SKIPS - 1):
         run.step(callback, log, loss=NAN)
     run.step(callback, log)
-    for _ in range(callbacks.SKIPS - 1):
+    for _ in range(callbacks.MAX_SKIPS - 1):
         run.step(callback, log, loss=NAN)
-    with pytest.raises(RunStopped, match=r"step 19: the loss is nan.*in the 9 steps before: the run has diverged"):
+    with pytest.raises(
+        RunStopped,
+        match=r"step 19: the loss is nan.*The 9 steps before it were not finite either: the run has diverged",
+    ):
         run.step(callback, log, loss=NAN)
 
 
 def test_the_first_step_that_is_not_finite_stops_a_run_that_wants_it(tmp_path):
     callback, log, run = Faults(tmp_path, nonfinite="stop"), Log(), Running()
     run.step(callback, log)
-    with pytest.raises(RunStopped, match=r"step 1: .* auris replay fault=.*nonfinite=skip goes on"):
+    with pytest.raises(RunStopped, match=r"step 1: .* auris replay fault=.*nonfinite=skip to continue"):
         run.step(callback, log, norm=INF)
     with pytest.raises(ValueError, match="nonfinite=ignore: expected skip or stop"):
         Faults(tmp_path, nonfinite="ignore")

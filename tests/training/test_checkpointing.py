@@ -240,7 +240,7 @@ def test_a_run_that_is_told_to_stop_saves_and_is_to_be_started_again(small, whol
     ):
         with pytest.raises(Preempted) as stopped:
             fit(made, Do(ask_to_stop, **where))
-        assert stopped.value.code == REQUEUE == 75 and f"goes on from step {saved}" in str(stopped.value)
+        assert stopped.value.code == REQUEUE == 75 and f"continues from step {saved}" in str(stopped.value)
         assert checkpoint_dir.list_steps(run / "checkpoints")[0] == saved and not (run / "finished.json").exists()
         (tmp_path / "requeue").unlink()  # what a script is told by
     train.train(made)
@@ -282,7 +282,7 @@ def test_before_training_a_signal_ends_the_process_at_once_and_after_it_means_wh
     monkeypatch.setenv("AURIS_REQUEUE", str(tmp_path / "requeue"))
     before = [signal.getsignal(one) for one in Preemption.SIGNALS]
     for one in Preemption.SIGNALS:
-        with pytest.raises(Preempted, match=f"stopped by {one.name} before a step was taken"), Preemption():
+        with pytest.raises(Preempted, match=f"stopped by {one.name} before the first step"), Preemption():
             os.kill(os.getpid(), one)
             time.sleep(5)  # it arrives at once; not to be reached
         (tmp_path / "requeue").unlink()  # what a script is told by
@@ -322,7 +322,7 @@ def test_a_full_disk_stops_nothing_but_saving(small, whole, monkeypatch):
         trainer = fit(made, Broken(monkeypatch, OSError(28, "No space left on device"), 2, 4))
     messages = " ".join(str(one.message) for one in said)
     assert "the checkpoint of step 2 could not be saved ([Errno 28] No space left" in messages
-    assert "the curves will have a gap" in messages and "times a checkpoint could not be saved" in messages
+    assert "the curves will have a gap" in messages and "checkpoints could not be saved" in messages
     assert train.count_faults(trainer) == dict.fromkeys(("skipped_steps", "unusable_rows", "lost_workers"), 0) | {
         "checkpoints": 2,
         "event_files": 3,  # at each of these and after them
@@ -402,7 +402,7 @@ def test_a_run_that_is_under_way_is_not_started_again_until_its_process_is_gone(
     try:
         wait_for(held, holder.is_alive)
         with (
-            pytest.raises(ValueError, match=rf"is being trained already, by process {holder.pid} on "),
+            pytest.raises(ValueError, match=rf"is already being trained, by process {holder.pid} on "),
             run_lock(run, 0),
         ):
             pytest.fail("two at once")

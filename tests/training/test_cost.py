@@ -27,7 +27,7 @@ from auris.training.cost import (
     Stage,
     count_parameters,
     memory,
-    parameters_by_piece,
+    parameters_by_component,
     trained_parameters,
     training_flops,
 )
@@ -49,7 +49,7 @@ def read(path: Path, **options: object) -> tuple[list[str], str]:
 
 def test_parameters_are_those_of_the_released_system(released: nn.Module):
     """Fact sheet, section 1.7."""
-    assert parameters_by_piece({part: getattr(released, part) for part in PARTS}) == {
+    assert parameters_by_component({part: getattr(released, part) for part in PARTS}) == {
         "encoder: convolutions": 492_800 + 4_916_480,
         "encoder: blocks": 629_637_120,
         "encoder: final norm": 2_560,
@@ -104,8 +104,8 @@ def test_adapters_are_counted_as_what_learns_and_the_model_under_them_as_frozen(
     adapters.attach(net, names, token_ids=[5, 6, 7], lora=lora)
     stage = Stage(name="", trainable=names)
     added = {"llm: LoRA": 32 * 2 * 8 * (4096 + 4096), "llm: rows of new tokens": 3 * 2 * 4096}
-    assert parameters_by_piece({"llm": net.llm}).items() >= added.items()
-    assert parameters_by_piece({"llm": net.llm})["llm: layers and norm"] == 6_476_660_736 + 4_096
+    assert parameters_by_component({"llm": net.llm}).items() >= added.items()
+    assert parameters_by_component({"llm": net.llm})["llm: layers and norm"] == 6_476_660_736 + 4_096
     learning = count_parameters(net.projector) + sum(added.values())
     assert trained_parameters(net, stage) == learning and count_parameters(net) == whole + sum(added.values())
     need = memory(net, stage, load)
@@ -235,8 +235,8 @@ def test_a_first_batch_is_shown(tmp_path: Path):
     dry_run.print_batch(console, [batch], view.tokenizer)
     text = console.file.getvalue()
     n_tokens, n_scored = len(batch["ids"]), int((batch["labels"] != IGNORE).sum())
-    assert f"1 packs, 2 rows, {n_tokens:,} tokens, {n_scored} of them scored, 75 of audio (3.0 s)" in text
-    assert "left out bad: " in text and "this run" in text and "pre-training" not in text
+    assert f"1 packs, 2 rows, {n_tokens:,} tokens, {n_scored} of them scored, 75 audio tokens (3.0 s)" in text
+    assert "skipped bad: " in text and "this run" in text and "pre-training" not in text
     load = Load.of_pack(batch)
     assert (load.tokens, load.frames, load.scored) == (n_tokens, 150, n_scored)
     assert np.isclose(memory(net, stages[0], load).states, cost.FROZEN * count_parameters(net), rtol=0.1)

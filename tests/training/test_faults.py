@@ -22,7 +22,7 @@ from auris.data import loader
 from auris.errors import RunStopped
 from auris.training import replay
 from auris.training import run as train
-from auris.training.faults import Fault, watch
+from auris.training.faults import Fault, watch_nonfinite
 from support.recipes import named, smallest_run
 from support.runs import ROOT, KillAt, Killed, assert_equal, fit, in_processes, said, weights
 
@@ -105,7 +105,7 @@ def test_a_step_that_is_not_finite_moves_nothing_and_the_others_keep_their_place
     assert trainer.global_step == 5 and trainer.callback_metrics["faults/skipped_steps"] == 1
     assert all(torch.isfinite(tensor).all() for tensor in weights(made).values())
     [file] = Path(made["run_dir"]).glob("faults/*.json")
-    assert [place.row for place in Fault.load(file).places()] == sorted_as(data, 2)
+    assert [place.row for place in Fault.load(file).rows()] == sorted_as(data, 2)
 
 
 def sorted_as(data, step: int) -> list[int]:
@@ -127,7 +127,7 @@ def test_a_resume_after_a_skipped_step_ends_as_the_run_that_was_not_stopped(smal
 def test_a_run_that_wants_it_stops_at_the_first_fault_and_goes_on_when_told_to_skip(smallest):
     made = smallest("max_steps=4", "checkpoint_every=1", "nonfinite=stop")
     train.claim(Path(made["run_dir"]), made)
-    with pytest.raises(RunStopped, match=r"step 2: the loss is .*, the gradient's norm .*auris replay fault="):
+    with pytest.raises(RunStopped, match=r"step 2: the loss is .*, the gradient norm .*auris replay fault="):
         fit(made, Spoil(2))
     train.train(smallest("max_steps=4", "checkpoint_every=1", "nonfinite=skip"))
     assert json.loads((Path(made["run_dir"]) / "finished.json").read_text())["steps"] == 4
@@ -139,7 +139,7 @@ def check_alike(one: dict, two: dict) -> None:
     [ours], [theirs] = (list(Path(made["run_dir"]).glob("faults/*.json")) for made in (one, two))
     ours, theirs = Fault.load(ours), Fault.load(theirs)
     assert ours.step == theirs.step and (len(ours.ranks), len(theirs.ranks)) == (1, 2)
-    assert {place.id for place in ours.places()} == {place.id for place in theirs.places()}
+    assert {place.id for place in ours.rows()} == {place.id for place in theirs.rows()}
     finished = [json.loads((Path(made["run_dir"]) / "finished.json").read_text()) for made in (one, two)]
     assert all(content["faults/skipped_steps"] == content["faults/unusable_rows"] == 1 for content in finished)
     lines = [(Path(made["run_dir"]) / "unusable_rows.jsonl").read_text() for made in (one, two)]
@@ -156,7 +156,7 @@ def test_sharded_processes_skip_the_step_that_one_of_them_saw_fail(smallest, lou
     check_alike(one, two)
     [file] = Path(two["run_dir"]).glob("faults/*.json")
     wrong, words = look(file)
-    assert wrong == ["loud"] and "weights: those of the step" in words
+    assert wrong == ["loud"] and "weights before the step: " in words
 
 
 @pytest.mark.slow
@@ -236,9 +236,9 @@ def test_a_row_that_always_costs_its_worker_stops_the_run_and_its_step_is_kept(s
     [file] = Path(made["run_dir"]).glob("faults/*.json")
     _, data = train.build(made)
     data.setup("fit")
-    assert path in {str(data.rows[place.row].clips[0].path) for place in Fault.load(file).places()}
+    assert path in {str(data.rows[place.row].clips[0].path) for place in Fault.load(file).rows()}
     wrong, words = look(file)  # in this process, which the file does not end
-    assert wrong == [] and "as none of the step were kept" in words
+    assert wrong == [] and "the weights before the step were not saved" in words
 
 
 # --- looked at again ---
@@ -247,7 +247,7 @@ def test_a_row_that_always_costs_its_worker_stops_the_run_and_its_step_is_kept(s
 def look(file: Path, **options) -> tuple[list[str], str]:
     console = Console(record=True, width=200, quiet=False, file=open(os.devnull, "w"))  # noqa: SIM115
     settings = {"checkpoint": None, "accelerator": "cpu"} | options
-    wrong = replay.reproduce(file, **settings, console=console)
+    wrong = replay.replay(file, **settings, console=console)
     return wrong, console.export_text()
 
 
@@ -257,8 +257,8 @@ def test_the_row_at_fault_is_found_with_the_weights_of_the_step(smallest, loud):
     [file] = Path(made["run_dir"]).glob("faults/*.json")
     fault = Fault.load(file)
     wrong, words = look(file)
-    assert wrong == ["loud"] and "weights: those of the step" in words
-    assert all(f"reading {place.id}" in words for place in fault.places())
+    assert wrong == ["loud"] and "weights before the step: " in words
+    assert all(f"reading {place.id}" in words for place in fault.rows())
     assert cli.main(["replay", f"fault={file}", "accelerator=cpu"]) == 1
 
 
@@ -268,10 +268,10 @@ def test_a_row_that_is_fine_by_itself_is_said_to_be(smallest):
     fit(made, Spoil(1))
     [file] = Path(made["run_dir"]).glob("faults/*.json")
     wrong, words = look(file)
-    assert wrong == [] and "weights: those of the step" in words
+    assert wrong == [] and "weights before the step: " in words
     shutil.rmtree(file.with_suffix(""))
     _, words = look(file)
-    assert "as none of the step were kept" in words
+    assert "the weights before the step were not saved" in words
 
 
 def test_rows_that_are_not_what_they_were_are_refused(smallest, tmp_path):
@@ -282,10 +282,10 @@ def test_rows_that_are_not_what_they_were_are_refused(smallest, tmp_path):
     content = json.loads(file.read_text())
     content["ranks"][0][0][0]["id"] = "another"
     file.write_text(json.dumps(content))
-    with pytest.raises(ValueError, match="is not 'another' any more: the manifests of the run have changed"):
+    with pytest.raises(ValueError, match="is no longer 'another': the manifests of the run have changed"):
         look(file)
     file.write_text("{}")
-    with pytest.raises(ValueError, match="is no file of a fault"):
+    with pytest.raises(ValueError, match="is not a record of a fault"):
         look(file)
     with pytest.raises(FileNotFoundError, match="expected RUN/faults/step_N.json"):
         look(tmp_path / "no.json")
@@ -295,9 +295,9 @@ def test_the_first_module_that_puts_out_what_is_not_finite_is_named():
     net = nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.Linear(2, 2), nn.ReLU()))
     with torch.no_grad():
         net[1][0].bias.fill_(float("inf"))
-    with watch(net) as wrong:
+    with watch_nonfinite(net) as wrong:
         net(torch.ones(1, 2))
     assert wrong == ["1.0", "1.1", "1"]
-    with watch(net) as wrong:
+    with watch_nonfinite(net) as wrong:
         net[0](torch.ones(1, 2))
     assert wrong == [] and not net[0]._forward_hooks

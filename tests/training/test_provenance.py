@@ -15,7 +15,7 @@ from auris import config
 from auris.model.weights import checkpoint_dir
 from auris.training import cost, provenance
 from auris.training import run as train
-from auris.training.provenance import WINDOW, Announcement
+from auris.training.provenance import WINDOW, EnvironmentReport
 from auris.training.strategy import Processes
 from support import nets
 from support.recipes import smallest_run
@@ -59,10 +59,10 @@ def test_a_run_says_what_it_runs_on_and_what_it_will_take(corpus: Path, tmp_path
     start, later = said
     largest = max(facts["tasks"], key=lambda task: facts["tasks"][task]["tokens"])
     share = 100 * facts["tasks"][largest]["tokens"] / facts["tokens"]
-    assert f"of these: {largest} {facts['tasks'][largest]['hours']:.1f} h, {share:.1f} %; " in start
+    assert f"by task: {largest} {facts['tasks'][largest]['hours']:.1f} h, {share:.1f} %; " in start
     for part in (f"steps 0 to {steps}", "1 ranks on 1 machines", "TFLOP/s", f"torch {version('torch')}", "GiB"):
         assert part in start, part
-    assert "tokens/s: the other 4 steps take" in later
+    assert "tokens/s: the remaining 4 steps take" in later
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_a_run_says_what_it_runs_on_and_what_it_will_take(corpus: Path, tmp_path
 )
 def test_ranks_are_counted_from_the_trainers_settings(trainer, expected):
     settings = {"num_nodes": 1, "strategy": "auto", "accelerator": "auto"} | trainer
-    assert Processes.planned(settings).ranks == expected
+    assert Processes.from_config(settings).ranks == expected
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_ranks_are_counted_from_the_trainers_settings(trainer, expected):
         (["model.llm.config.num_attention_heads=3", "model.llm.config.hidden_size=48"], "num_attention_heads=3"),
         (["model.llm.config.num_key_value_heads=1"], "num_key_value_heads=1"),
         (["model.llm.config.intermediate_size=33"], "intermediate_size=33"),
-        (["trainable=[projector,llm.new_tokens]"], "does not divide adapters"),
+        (["trainable=[projector,llm.new_tokens]"], "cannot divide adapters"),
     ],
 )
 def test_a_dry_run_names_what_cannot_be_divided_by_tensor_parallelism(tiny, overrides, said):
@@ -125,13 +125,13 @@ def test_ddp_sums_gradients_in_memory_of_its_own():
 
 
 def test_the_time_left_follows_from_the_speed_of_the_first_steps(said, tmp_path):
-    callback, module = Announcement(tmp_path), SimpleNamespace(max_steps=1000, device=torch.device("cpu"))
+    callback, module = EnvironmentReport(tmp_path), SimpleNamespace(max_steps=1000, device=torch.device("cpu"))
     callback.environment = SimpleNamespace(step=100, tokens=2_000_000.0)
     for step in (100 + WINDOW - 1, 100 + WINDOW, 100 + WINDOW + 1):
         speed = {"tokens/s": torch.tensor(500.0)}
         trainer = SimpleNamespace(is_global_zero=True, global_step=step, callback_metrics=speed)
         callback.on_train_batch_end(trainer, module)
-    assert said == ["500 tokens/s: the other 880 steps take 59 min"]
+    assert said == ["500 tokens/s: the remaining 880 steps take 59 min"]
 
 
 def test_the_speed_of_a_matrix_product_is_that_of_this_machine_and_draws_nothing():

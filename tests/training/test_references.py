@@ -26,7 +26,7 @@ from auris.text.chat import Qwen2AudioChat, QwenAudioChat
 from auris.text.tokenizer import Tokenizer
 from auris.training import references, replay
 from auris.training import run as train
-from auris.training.faults import Fault, Place
+from auris.training.faults import Fault, RowPosition
 from auris.training.objectives.dpo import DPO, answer_logps
 from auris.training.objectives.next_token import NextToken
 from support import nets
@@ -251,10 +251,10 @@ def test_a_step_that_is_taken_apart_asks_the_reference_about_its_own_rows_alone(
     _, data = train.build(made)
     data.setup("fit")
     numbers = data.plan.step(1)[:2]
-    places = [Place(row=row, id=data.rows[row].id, epoch=epoch) for row, epoch in numbers]
+    places = [RowPosition(row=row, id=data.rows[row].id, epoch=epoch) for row, epoch in numbers]
     file = Fault(step=1, reason="a test", ranks=[[places]]).save(Path(made["run_dir"]))
     asked = Counted(monkeypatch)
-    assert replay.reproduce(file, checkpoint=None, accelerator="cpu", console=Console(quiet=True)) == []
+    assert replay.replay(file, checkpoint=None, accelerator="cpu", console=Console(quiet=True)) == []
     assert sum(map(len, asked.rows)) == len({data.rows[row].id for row, _ in numbers}) < len(data.rows)
 
 
@@ -391,12 +391,10 @@ def test_other_initial_weights_are_another_reference(smallest, monkeypatch):
 
 def test_augmentation_is_refused_before_anything_is_computed(smallest, monkeypatch):
     counted = Counted(monkeypatch)
-    augment = "data.augment={_target_: auris.audio.SpecAugment, n_freq_masks: 1, freq_mask_param: 2, "
-    augment += "n_time_masks: 1, time_mask_param: 2, p: 1.0, time_warp: 0}"
-    with pytest.raises(ValueError, match="data.augment changes what is heard"):
-        train.train(smallest("max_steps=2", augment))
+    with pytest.raises(ValueError, match="data.augment changes the audio"):
+        train.train(smallest("max_steps=2", "data/augment=specaugment"))
     assert counted.rows == []
-    train.train(smallest("max_steps=2", augment, "objective.reference=live"))
+    train.train(smallest("max_steps=2", "data/augment=specaugment", "objective.reference=live"))
 
 
 def test_a_wrong_beta_is_refused_before_training(smallest):

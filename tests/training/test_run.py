@@ -303,7 +303,7 @@ def test_a_dry_run_plans_an_epoch_for_the_ranks_that_are_asked_for(smallest, cor
     for part in (
         "planned for 16 processes, 8 on each of 2 machines, replicas=2",
         f"an epoch: {len(rows)} rows (0 unusable), {-(-len(rows) // 16)} steps",
-        "16 ranks: 1.00 packs of a rank in a step",
+        "16 ranks: 1.00 packs per rank and step",
         "on 16 H100 at 400 TFLOP/s each",
         "llm: rows of new tokens",
         "llm: LoRA",
@@ -327,7 +327,9 @@ def test_weights_of_another_vocabulary_are_refused(smallest, tmp_path: Path):
     train.train(first)
     Tokenizer.train(["other words entirely"], vocab_size=300).save(tmp_path / "other")
     made = smallest("experiment=qwen_audio_pretrain", f"weights.llm={first['run_dir']}", f"tokenizer={tmp_path}/other")
-    with pytest.raises(ValueError, match="has another vocabulary than tokenizer=.*: set tokenizer="):
+    with pytest.raises(
+        ValueError, match="was trained with another vocabulary than that of tokenizer=.*: set tokenizer="
+    ):
         train.build(made)
 
 

@@ -211,17 +211,17 @@ def test_what_learns_is_kept_in_float32_and_what_is_frozen_as_it_is_computed_wit
 
 
 def test_adapters_are_not_divided_by_tensor_parallelism():
-    with pytest.raises(ValueError, match=r"tensor_parallel=2 does not divide adapters.*expected strategy=fsdp, or "):
-        sharding.check_split(build_meta(), 2, adapted=True)
+    with pytest.raises(ValueError, match=r"tensor_parallel=2 cannot divide adapters.*expected strategy=fsdp, or "):
+        sharding.check_tensor_parallel(build_meta(), 2, has_adapters=True)
 
 
 def test_an_llm_that_cannot_be_computed_by_so_many_is_named():
     with pytest.raises(ValueError, match="tensor_parallel=3: expected a divisor of the LLM's num_attention_heads=4"):
-        sharding.check_split(build_meta(), 3, adapted=False)
+        sharding.check_tensor_parallel(build_meta(), 3, has_adapters=False)
     net = build_meta()
     net.llm.config.base_model_tp_plan = {"layers.*.mlp.experts": "grouped_gemm"}
     with pytest.raises(ValueError, match="no plan of colwise and rowwise layers for the LLM qwen2.*strategy=fsdp"):
-        sharding.check_split(net, 2, adapted=False)
+        sharding.check_tensor_parallel(net, 2, has_adapters=False)
 
 
 @pytest.mark.parametrize("max_norm", [0.1, 1e6])
@@ -234,7 +234,7 @@ def test_clipping_is_torchs_after_scaling(max_norm):
             if number:  # one that no gradient has reached
                 parameter.grad = torch.randn_like(parameter)
     ours, torchs = nets
-    norm = sharding.clip(ours.parameters(), max_norm, scale=torch.tensor(0.25))
+    norm = sharding.clip_gradients(ours.parameters(), max_norm, scale=torch.tensor(0.25))
     for parameter in list(torchs.parameters())[1:]:
         parameter.grad.mul_(0.25)
     expected = nn.utils.clip_grad_norm_(torchs.parameters(), max_norm)

@@ -12,7 +12,7 @@ import torch
 
 from auris import config
 from auris.training import run as train
-from auris.training.strategy import Sharded
+from auris.training.strategy import ShardedStrategy
 from support import published
 from support.manifests import write_manifest
 from support.recipes import SMALLEST_MODEL
@@ -223,7 +223,7 @@ def test_gradients_are_communicated_with_the_last_pack_of_a_step_only(two, name:
 )
 def test_a_wrong_setting_is_named(arguments: dict, said: str):
     with pytest.raises(ValueError, match=said):
-        Sharded(**arguments)
+        ShardedStrategy(**arguments)
 
 
 def test_processes_that_cannot_be_divided_are_named_before_any_is_started(recipes):

@@ -89,13 +89,13 @@ def test_the_command_line_wins_over_the_arm():
 
 def test_arms_that_would_train_the_same_thing_are_refused():
     twins = {**STUDY, "arms": {"a": STUDY["arms"]["a"], "c": {**STUDY["arms"]["a"]}}}
-    with pytest.raises(ValueError, match="a, seed 0 and c, seed 0 are the same run: their overrides are the same"):
+    with pytest.raises(ValueError, match="a, seed 0 and c, seed 0 are the same run: they have the same overrides"):
         studies.plan(twins)
 
 
 def test_an_override_without_effect_is_named():
     idle = {**STUDY["arms"]["a"], "overrides": [*STUDY["arms"]["a"]["overrides"], "model/pooling=mean"]}
-    with pytest.raises(ValueError, match="model/pooling=mean sets what is set without it"):
+    with pytest.raises(ValueError, match="model/pooling=mean changes nothing"):
         studies.plan({**STUDY, "arms": {"a": STUDY["arms"]["a"], "c": idle}})
 
 
@@ -106,13 +106,13 @@ def test_a_misspelt_override_names_the_arm_before_anything_starts():
 
 
 def test_an_unknown_arm_lists_those_that_exist():
-    with pytest.raises(ValueError, match="arm=z: study letters has encoder, a, b"):
+    with pytest.raises(ValueError, match="arm=z: expected an arm or stage of study letters: encoder, a, b"):
         studies.plan(STUDY, arm="z")
 
 
 def test_a_circle_is_refused():
     arms = {"a": {"overrides": [], "after": {"llm": "b"}}, "b": {"overrides": [], "after": {"llm": "a"}}}
-    with pytest.raises(ValueError, match="a after b after a is a circle"):
+    with pytest.raises(ValueError, match="a after b after a is a circular dependency"):
         studies.plan({**STUDY, "arms": arms})
 
 
@@ -132,7 +132,7 @@ def test_a_failed_run_blocks_what_needs_it_and_nothing_else(tmp_path: Path, monk
         Job("child", 0, [], tmp_path / "child", needs=[broken]),
         Job("other", 0, [], tmp_path / "other", evaluate=[["benchmark=embedded"]]),
     ]
-    assert studies.run(jobs, side_by_side=2) == 2
+    assert studies.run(jobs, max_parallel=2) == 2
     assert [job.status for job in jobs] == ["failed", "blocked", "done"]
     assert "the reason" in capsys.readouterr().out
 
@@ -164,7 +164,7 @@ def test_a_signal_of_the_cluster_reaches_the_runs_and_starts_no_other(tmp_path, 
     start = Standing(signalled="long")
     monkeypatch.setattr(studies, "_start", start)
     jobs = [Job("long", 0, [], tmp_path / "a"), Job("quick", 0, [], tmp_path / "b")]
-    assert studies.run(jobs, side_by_side=1) == studies.REQUEUE == 75
+    assert studies.run(jobs, max_parallel=1) == studies.REQUEUE == 75
     assert [job.status for job in jobs] == ["stopped", "waiting"] and start.started == ["long"]
     assert signal.getsignal(signal.SIGUSR1) is handler
 
@@ -177,23 +177,23 @@ def test_a_run_that_is_to_be_gone_on_with_blocks_what_needs_it_and_is_no_failure
         Job("quick", 0, [], tmp_path / "b", needs=[stopped]),
         Job("quick", 1, [], tmp_path / "c"),
     ]
-    assert studies.run(jobs, side_by_side=1) == studies.REQUEUE
+    assert studies.run(jobs, max_parallel=1) == studies.REQUEUE
     assert [job.status for job in jobs] == ["stopped", "blocked", "done"]
 
 
 def test_what_is_done_is_started_again_only_with_another_recipe_or_evaluation(tmp_path, monkeypatch, capsys):
     def jobs(steps: int = 1, asked: tuple[str, ...] = ("a", "b")) -> list[Job]:
         evaluate = [[f"benchmark={name}"] for name in asked]
-        return [Job("quick", 0, [], tmp_path / "run", recipe={"max_steps": steps}, evaluate=evaluate)]
+        return [Job("quick", 0, [], tmp_path / "run", config={"max_steps": steps}, evaluate=evaluate)]
 
     def starts(of: list[Job]) -> int:
         start = Standing()
         monkeypatch.setattr(studies, "_start", start)
-        assert studies.run(of, side_by_side=1) == 0
+        assert studies.run(of, max_parallel=1) == 0
         return len(start.started)
 
     assert starts(jobs()) == 3
-    assert starts(jobs()) == 0 and "1 runs, 1 done before" in capsys.readouterr().out
+    assert starts(jobs()) == 0 and "1 runs (1 already done)" in capsys.readouterr().out
     assert starts(jobs(asked=())) == 0  # brought along by another run of a job array
     assert starts(jobs(asked=("a", "c"))) == 3
     assert starts(jobs(steps=2, asked=("a", "c"))) == 3

@@ -22,7 +22,7 @@ from auris.model.pack import IGNORE
 from auris.results import curves
 from auris.training import cost, throughput
 from auris.training import run as train
-from auris.training.cost import LOAD, peak_flops
+from auris.training.cost import LOAD_FIELDS, peak_flops
 from auris.training.objectives.next_token import NextToken
 from auris.training.provenance import WINDOW
 from auris.training.throughput import Throughput
@@ -66,13 +66,15 @@ def test_what_stands_for_no_row_is_idle():
     geometry = nets.build_meta().geometry
     empty, silent = collate([], geometry=geometry), pack([[text(7)]], geometry)
     found = {name: int(value) for name, value in cost.pack_counts(empty).items()}
-    assert found == dict.fromkeys(LOAD, 0) | {"idle": 3}
+    assert found == dict.fromkeys(LOAD_FIELDS, 0) | {"idle": 3}
     found = {name: int(value) for name, value in cost.pack_counts(silent).items()}
     assert (found["tokens"], found["frames"], found["idle"]) == (7, 0, 2)
 
 
 def operations(net: nn.Module, stage: cost.Stage, batch: dict) -> int:
-    return cost.training_flops(net, stage, cost.Load(**{name: int(cost.pack_counts(batch)[name]) for name in LOAD}))
+    return cost.training_flops(
+        net, stage, cost.Load(**{name: int(cost.pack_counts(batch)[name]) for name in LOAD_FIELDS})
+    )
 
 
 @pytest.mark.parametrize("trainable, share", [(("encoder", "projector", "llm"), 0.01), (("projector",), 0.02)])
@@ -102,7 +104,7 @@ def test_each_pooling_with_its_projector_costs_what_torch_counts(kind: Callable[
     with FlopCounterMode(display=False) as counter:
         pooled, _ = between.pooling(frames, torch.tensor([40, 20]))
         between.projector(pooled.flatten(1)).sum().backward()
-    expected = 2 * cost._bridge_products(between, EVERYTHING, 60)
+    expected = 2 * cost._pooling_and_projector_products(between, EVERYTHING, 60)
     assert counter.get_total_flops() == pytest.approx(expected, rel=0.02)  # torch leaves out biases
 
 
@@ -144,7 +146,7 @@ def test_a_peak_is_that_of_the_device_and_precision_or_none(device: str, precisi
 def test_a_peak_may_be_given():
     assert peak_flops("x86_64", "32-true", 5e10) == (5e10, "peak_flops")
     for wrong in (0, -1.0, "fast", True, float("nan")):
-        with pytest.raises(ValueError, match="peak_flops=.*: expected FLOP/s of one device"):
+        with pytest.raises(ValueError, match="peak_flops=.*: expected the FLOP/s of one device"):
             Throughput(wrong)
 
 
@@ -186,7 +188,9 @@ def trainer(log: Log, *, step: int = 1, world: int = 1) -> SimpleNamespace:
 def take(callback: Throughput, log: Log, clock: Clock, seconds: float, *, step: int = 1, **counted: Any) -> None:
     callback.on_train_batch_start(trainer(log), log, None, 0)
     clock.now += seconds
-    sums = dict.fromkeys((*LOAD, "idle", "audio_seconds"), 0.0) | {"waited": [0.0], "peak_bytes": [0.0]} | counted
+    sums = (
+        dict.fromkeys((*LOAD_FIELDS, "idle", "audio_seconds"), 0.0) | {"waited": [0.0], "peak_bytes": [0.0]} | counted
+    )
     sums = {name: torch.tensor(value) for name, value in sums.items()}
     callback.on_train_batch_end(trainer(log, step=step), log, sums)
 
@@ -219,19 +223,19 @@ def test_speeds_are_work_over_time_without_the_first_step(clock):
     assert log.values["wait"] == pytest.approx(0.15) and log.values["MFU"] == pytest.approx(expected["mfu"])
     assert callback.session() == {name: pytest.approx(value) for name, value in expected.items()}
     said = callback.report()
-    for part in ("over 2 steps on 2 ranks", "100 tokens/s", "10.0 h of audio an hour", "waiting for data 15.0 %"):
+    for part in ("over 2 steps on 2 ranks", "100 tokens/s", "10.0 hours of audio per hour", "waiting for data 15.0 %"):
         assert part in said, part
-    assert f"MFU {100 * expected['mfu']:.1f} % of 1e-06 TFLOP/s a device (by peak_flops)" in said
+    assert f"MFU {100 * expected['mfu']:.1f} % of 1e-06 TFLOP/s per device (peak_flops)" in said
 
 
 def test_without_a_known_peak_there_is_no_mfu_and_the_report_says_why(clock):
     callback, log = Throughput(), Log()
     callback.on_train_start(trainer(log), log)
-    assert callback.report() == "speed: not known from fewer than two steps"
+    assert callback.report() == "speed: unknown, it takes at least two steps to measure"
     for step in (1, 2):
         take(callback, log, clock, 1, step=step, tokens=10.0)
     assert "MFU" not in log.values and "speed/mfu" not in log.points[1]
-    assert "MFU left out, as the peak of " in callback.report() and " is not known (peak_flops=" in callback.report()
+    assert "no MFU because the peak of " in callback.report() and " is not known (set peak_flops" in callback.report()
 
 
 def test_speed_is_that_of_the_last_steps_and_the_report_is_of_all(clock):
@@ -284,7 +288,7 @@ def counted(made: dict) -> dict[str, float]:
     data.setup("fit")
     steps = StepDataset(data.rows, data.plan, data.samples, 1, 0)
     packs = [cost.pack_counts(batch) for step in range(made["max_steps"]) for batch in steps[step]]
-    load = cost.Load(**{name: sum(int(found[name]) for found in packs) for name in LOAD})
+    load = cost.Load(**{name: sum(int(found[name]) for found in packs) for name in LOAD_FIELDS})
     stage = cost.Stage.of(module.objective, module.trainable)
     return {"tokens": load.tokens, "flops": cost.training_flops(module.net, stage, load)}
 

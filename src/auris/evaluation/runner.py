@@ -221,7 +221,11 @@ def _record_command(run_dir: Path, name: str, digests: Mapping[str, str]) -> Non
         digests: Of the manifests by path.
     """
     file = run_dir / "evaluations.json"
-    entry = {"command": provenance.command("evaluate"), "commit": provenance.provenance()["commit"], "data": digests}
+    entry = {
+        "command": provenance.command_line("evaluate"),
+        "commit": provenance.provenance()["commit"],
+        "data": digests,
+    }
     with evaluation_lock(run_dir / CACHE_DIR):
         recorded = read_json(file) if file.is_file() else {}
         write_json(file, recorded | {name: entry})

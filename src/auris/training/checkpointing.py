@@ -1,7 +1,7 @@
 """Callback that saves a run and resumes it.
 
-A position in a run is its number of steps. None of Lightning's checkpoint machinery is used, so that all strategies
-save and resume by the same few lines (`auris.model.weights.checkpoint_dir`).
+The position in a run is its number of steps. Lightning's own checkpointing is not used, so that all strategies save and
+resume through the same code (`auris.model.weights.checkpoint_dir`).
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from auris import compat
 from auris.errors import UserError
 from auris.model.weights import checkpoint_dir, checkpoint_io
-from auris.training.event_files import EventFiles
+from auris.training.event_files import ResumableTensorBoardLogger
+from auris.training.lightning_types import audio_module, trainer_callbacks
 from auris.training.preemption import REQUEUE, Preempted, Preemption, request_requeue
 
-_METRIC = "val/loss"  # its least value is the best
+_METRIC = "val/loss"  # the checkpoint with the smallest value is the best one
 
 
 class Best(TypedDict):
-    """The best validation so far, as it stands in a checkpoint."""
+    """The best validation so far, as it is stored in a checkpoint."""
 
     step: int
     metric: str
@@ -32,19 +33,18 @@ class Best(TypedDict):
 
 
 class CheckpointCallback(L.Callback):
-    """Saves the run and resumes it. It belongs after the callbacks whose counts a checkpoint is to hold.
+    """Callback that saves the run and resumes it. It must come after the callbacks whose state a checkpoint stores.
 
-    The checkpoint of step N is taken when all of step N is over: logged, and validated if that was due. Only a
-    checkpoint that is taken in the middle of a validation, because the machine is wanted back, notes that this
-    validation is still to be done.
+    The checkpoint of step N is saved after step N has been logged and, if due, validated. A run that is preempted
+    during a validation saves a checkpoint which says that the validation must be repeated.
 
     If a checkpoint cannot be written, training continues. Each failure is logged and counted.
 
     Args:
         folder: `RUN/checkpoints`.
-        every: steps between checkpoints. There is one more at the end, and one at each best validation.
-        keep: newest checkpoints to keep, in addition to the best one.
-        preemption: asked after every step.
+        every: Number of steps between checkpoints. Further ones are saved at the end and at each best validation.
+        keep: Number of newest checkpoints to keep, in addition to the best one.
+        preemption: Consulted after every step.
 
     Raises:
         UserError: `every` or `keep` is below 1.
@@ -56,139 +56,165 @@ class CheckpointCallback(L.Callback):
                 raise UserError(f"checkpoint_{name}={value}: expected 1 or more")
         self.folder, self.every, self.keep, self.preemption = Path(folder), every, keep, preemption
         self.saved: int | None = None  # step of the newest complete checkpoint
-        self.failed = 0
+        self.failed = 0  # number of checkpoints that could not be saved
         self.best: Best | None = None
 
-    def state_dict(self) -> dict[str, int]:
+    def state_dict(self) -> dict[str, Any]:
+        """Return the number of failures."""
         return {"failed": self.failed}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        self.failed = state["failed"]
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the number of failures."""
+        self.failed = state_dict["failed"]
 
-    def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Resume from the newest checkpoint, if there is one."""
         compat.leave_signals_alone(trainer)  # `Preemption` handles them
-        snapshot = checkpoint_dir.find_newest(self.folder, warn=rank_zero_warn)
-        if snapshot is not None:
-            self._resume(trainer, module, snapshot)
+        checkpoint = checkpoint_dir.find_newest(self.folder, warn=rank_zero_warn)
+        if checkpoint is not None:
+            self._resume(trainer, pl_module, checkpoint)
         for logger in _event_files(trainer):
-            logger.drop_from(snapshot.step if snapshot else 0)
+            logger.drop_from(checkpoint.step if checkpoint else 0)
 
-    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """From now on, let a signal end the run after the current step instead of at once."""
         self.preemption.at_once = False
 
-    def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Any, step: int) -> None:
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Save the previous step if a checkpoint is due, or if the run has been preempted, which ends it here."""
         if self._is_preempted(trainer):
-            self._leave(trainer, module, step)
-        if step and step % self.every == 0:
-            self._save(trainer, module, step)
+            self._leave(trainer, pl_module, batch_idx)
+        if batch_idx and batch_idx % self.every == 0:
+            self._save(trainer, pl_module, batch_idx)
 
-    def on_validation_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
+    def on_validation_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any = None,
+        batch_idx: int = 0,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Save and end the run if it has been preempted."""
         if not trainer.sanity_checking and self._is_preempted(trainer):
-            self._leave(trainer, module, _steps_taken(trainer), validating=True)
+            self._leave(trainer, pl_module, _steps_taken(trainer), validating=True)
 
-    def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save a checkpoint if the validation is the best one so far."""
         if trainer.sanity_checking or _METRIC not in trainer.callback_metrics:
             return
         value, before = float(trainer.callback_metrics[_METRIC]), self.best
         is_better = math.isfinite(value) and (before is None or value < before["value"])
         if trainer.strategy.broadcast(is_better):
             self.best = {"step": _steps_taken(trainer), "metric": _METRIC, "value": value}
-            if not self._save(trainer, module, _steps_taken(trainer)):
+            if not self._save(trainer, pl_module, _steps_taken(trainer)):
                 self.best = before
 
-    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        self._save(trainer, module, _steps_taken(trainer))
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save the last step."""
+        self._save(trainer, pl_module, _steps_taken(trainer))
         self.preemption.at_once = True
 
-    def on_fit_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Raise SaveError if the trained weights are not on the disk."""
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Report failures.
+
+        Raises:
+            SaveError: The trained weights are not on disk.
+        """
         if self.failed:
-            rank_zero_warn(f"{self.failed} times a checkpoint could not be saved")
+            rank_zero_warn(f"{self.failed} checkpoints could not be saved")
         if self.saved is None or self.saved < _steps_taken(trainer):
             raise checkpoint_io.SaveError(
-                f"the trained weights could not be saved in {self.folder}; the same command goes on from the last "
-                "checkpoint there"
+                f"the trained weights could not be saved in {self.folder}; run the same command again to continue from "
+                "the last checkpoint there"
             )
 
     def _is_preempted(self, trainer: L.Trainer) -> bool:
-        """Return the same on every process, whichever of them got a signal."""
+        """Whether any process has received a signal. The result is the same on every process."""
         return trainer.strategy.reduce_boolean_decision(bool(self.preemption.received), all=False)
 
     def _leave(self, trainer: L.Trainer, module: L.LightningModule, step: int, *, validating: bool = False) -> None:
+        """Save a step and raise Preempted."""
         if step and not self._save(trainer, module, step, validating=validating):
             step = self.saved or 0
-        reason = f"stopped by {self.preemption.received or 'a signal to another process'}: the same command goes on "
-        reason += f"from step {step}"
+        signal = self.preemption.received or "a signal to another process"
+        reason = f"stopped by {signal}: the same command continues from step {step}"
         rank_zero_info(f"{reason} (exit status {REQUEUE})")
         request_requeue()
-        # Lightning's launcher takes a child process with any status but 0 for failed, and kills the others.
+        # Lightning's launcher kills all processes as soon as a child process exits with a status other than 0.
         is_child = isinstance(getattr(trainer.strategy, "cluster_environment", None), LightningEnvironment)
         raise Preempted(reason, 0 if is_child and not trainer.is_global_zero else REQUEUE)
 
     def _save(self, trainer: L.Trainer, module: L.LightningModule, step: int, *, validating: bool = False) -> bool:
-        """Save the checkpoint of a step; return whether it is on the disk."""
+        """Save the checkpoint of a step; return whether it is on disk."""
         if self.saved == step:
             return True
         for logger in _event_files(trainer):
-            logger.flush()  # steps before a checkpoint are not logged again
+            logger.flush()  # a resumed run does not log the steps before its checkpoint again
         state = {
             "recipe": module.hparams["recipe"],
             "validating": validating,
             "schedules": [config.scheduler.state_dict() for config in trainer.lr_scheduler_configs],
             "precision": trainer.precision_plugin.state_dict(),
             "best": self.best,
-            "callbacks": {one.state_key: state for one in trainer.callbacks if (state := one.state_dict())},
+            "callbacks": {
+                callback.state_key: state for callback in trainer_callbacks(trainer) if (state := callback.state_dict())
+            },
         }
         try:
             checkpoint_io.save(self.folder, step, module=module, optimizer=trainer.optimizers[0], state=state)
         except checkpoint_io.SaveError as error:
-            self._note_failure(trainer, f"the checkpoint of step {step} could not be saved ({error})")
+            self._record_failure(trainer, f"the checkpoint of step {step} could not be saved ({error})")
             return False
         self.saved = step
         if trainer.is_global_zero:
             try:
                 checkpoint_dir.prune(self.folder, step, self.keep, self.best and self.best["step"])
             except OSError as error:
-                self._note_failure(trainer, f"{self.folder} could not be kept tidy ({error})")
+                self._record_failure(trainer, f"old checkpoints in {self.folder} could not be deleted ({error})")
         return True
 
-    def _note_failure(self, trainer: L.Trainer, what: str) -> None:
+    def _record_failure(self, trainer: L.Trainer, message: str) -> None:
         self.failed += 1
         newest = f"step {self.saved}" if self.saved else "none"
-        rank_zero_warn(f"{what}. Training goes on; newest checkpoint: {newest}")
+        rank_zero_warn(f"{message}. Training continues; newest checkpoint: {newest}")
         if trainer.logger is not None:
             trainer.logger.log_metrics({"faults/checkpoints": self.failed}, _steps_taken(trainer))
 
-    def _resume(self, trainer: L.Trainer, module: L.LightningModule, snapshot: checkpoint_dir.CheckpointDir) -> None:
-        step, state = snapshot.step, snapshot.state
-        checkpoint_io.restore(snapshot, module=module, optimizer=trainer.optimizers[0])
+    def _resume(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: checkpoint_dir.CheckpointDir) -> None:
+        """Restore the weights, all states and the position in the run."""
+        step, state = checkpoint.step, checkpoint.state
+        checkpoint_io.restore(checkpoint, module=module, optimizer=trainer.optimizers[0])
         for config, schedule in zip(trainer.lr_scheduler_configs, state["schedules"], strict=True):
             config.scheduler.load_state_dict(schedule)
         if state["precision"]:
             trainer.precision_plugin.load_state_dict(state["precision"])
-        for callback in trainer.callbacks:
+        for callback in trainer_callbacks(trainer):
             if callback.state_key in state["callbacks"]:
                 callback.load_state_dict(state["callbacks"][callback.state_key])
-        compat.set_position(trainer, step, max_steps=module.max_steps, validating=state["validating"])
+        compat.set_position(trainer, step, max_steps=audio_module(module).max_steps, validating=state["validating"])
         self.saved = None if state["validating"] else step
         self.best = self._existing(state["best"])
-        rank_zero_info(f"resuming from {snapshot.path}")
+        rank_zero_info(f"resuming from {checkpoint.path}")
 
     def _existing(self, best: Best | None) -> Best | None:
-        """Return the best so far, or None if its checkpoint does not exist any more."""
+        """Return the best validation so far, or None if its checkpoint no longer exists."""
         try:
             if best is not None:
                 checkpoint_dir.CheckpointDir(checkpoint_dir.step_dir(self.folder, best["step"]))
             return best
         except checkpoint_dir.DamagedError as error:
-            rank_zero_warn(f"{error}; the best checkpoint is looked for anew")
+            rank_zero_warn(f"{error}; the search for the best checkpoint starts over")
             return None
 
 
 def _steps_taken(trainer: L.Trainer) -> int:
-    """Return the number of batches, whether the optimizer used them or not."""
+    """Return the number of batches so far, including those whose step was skipped."""
     return trainer.fit_loop.total_batch_idx + 1
 
 
-def _event_files(trainer: L.Trainer) -> list[EventFiles]:
-    return [logger for logger in trainer.loggers if isinstance(logger, EventFiles)]
+def _event_files(trainer: L.Trainer) -> list[ResumableTensorBoardLogger]:
+    return [logger for logger in trainer.loggers if isinstance(logger, ResumableTensorBoardLogger)]

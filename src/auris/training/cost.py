@@ -1,7 +1,7 @@
 """Cost model of training: parameters, memory and floating-point operations, computed from sizes alone.
 
-Nothing here is measured, except for `peak_bytes`. The dry run, the doctor, the throughput counters and the scaling
-benchmark all take their numbers from this module.
+Nothing is measured, except by `peak_bytes`. The dry run, `auris doctor`, the throughput callback and the scaling
+benchmark take their numbers from this module.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import resource
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,22 +25,30 @@ from auris.training import optim
 from auris.training.objectives.logps import CHUNK
 from auris.training.objectives.objective import Objective
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from auris.model.audio_lm import AudioLM
+    from auris.model.encoder import Encoder
+
 GIB = 2**30
-# FLOP/s that the training of 8 B models reaches on an H100 in bf16: 39 % (torchtitan) and 43 % (NeMo AutoModel) of
-# its peak of 989e12.
+# FLOP/s reached when 8 B models are trained on an H100 in bf16: torchtitan reports 39 % and NeMo AutoModel 43 % of the
+# peak of 989e12.
 H100_TRAINING = 400e12
 
-# Bytes per parameter: a trained one has an fp32 master weight, a gradient and Adam's two moments; a frozen one is bf16.
+# Bytes per parameter. A trained parameter has a master weight and a gradient in fp32, and Adam's two moments. A frozen
+# parameter is stored in bf16.
 MASTER, GRADIENT, FROZEN = 4, 4, 2
-# Additional bytes of a gradient under DDP, which sums gradients in buckets of its own.
+# Additional bytes of a gradient under DDP, which copies gradients into buckets to sum them.
 BUCKET = 4
-# Composition of a typical pack where no batch is at hand: rows of a 12.3 s clip (307 audio tokens) with 16 tokens of
-# prompt and 42 of answer.
+# Shares of audio and answer tokens in a typical pack, for estimates without a batch. A typical row has a clip of 12.3 s
+# (307 audio tokens), 16 tokens of prompt and 42 tokens of answer.
 AUDIO_SHARE, ANSWER_SHARE = 0.84, 0.12
 
-# Peak FLOP/s of one device, for dense bfloat16 products with float32 accumulation, by the words of the device's name.
-# They agree with Lightning's table (lightning.fabric.utilities.throughput), except for the H200: Lightning lists it
-# with sparsity, twice as fast. Its SXM version has the same cores as the H100. A device that is not listed gets no MFU.
+# Peak FLOP/s of one device for dense bfloat16 products with float32 accumulation, by the words of the device's name.
+# The values agree with Lightning's table (lightning.fabric.utilities.throughput), except for the H200: Lightning lists
+# its speed with sparsity, which is twice as high. The SXM version of the H200 has the same cores as the H100. No MFU is
+# reported for other devices.
 PEAK_FLOPS = {
     "H200": 989.4e12,
     "H200 NVL": 835.5e12,
@@ -53,19 +62,19 @@ _HALF_PRECISION = ("bf16", "16")  # prefixes of the precisions to which `PEAK_FL
 
 
 def peak_flops(device: str, precision: str, setting: float | None = None) -> tuple[float | None, str]:
-    """Return the peak FLOP/s of one device and where the number comes from, or None and why it is unknown.
+    """Return the peak FLOP/s of one device and the source of the number, or None and the reason why it is unknown.
 
     Args:
-        device: the device's name as torch gives it.
-        precision: as Lightning names it.
-        setting: the user's `peak_flops`, which takes precedence.
+        device: Name of the device as torch reports it.
+        precision: Precision as Lightning names it.
+        setting: The user's `peak_flops`, which takes precedence.
 
     Raises:
-        UserError: the setting is not a positive number.
+        UserError: The setting is not a positive number.
     """
     if setting is not None:
         if isinstance(setting, bool) or not isinstance(setting, (int, float)) or not 0 < setting < float("inf"):
-            raise UserError(f"peak_flops={setting}: expected FLOP/s of one device, as 989e12, or null")
+            raise UserError(f"peak_flops={setting}: expected the FLOP/s of one device, such as 989e12, or null")
         return float(setting), "peak_flops"
     words = set(re.split(r"[\s-]+", device))
     matches = [name for name in PEAK_FLOPS if set(name.split()) <= words]
@@ -77,14 +86,14 @@ def peak_flops(device: str, precision: str, setting: float | None = None) -> tup
 
 
 def peak_bytes(device: torch.device) -> int:
-    """Return the most memory that this process has used so far: GPU memory, or resident memory without a GPU."""
+    """Return the peak memory of this process in bytes: GPU memory, or resident memory if the device is not a GPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return resident if sys.platform == "darwin" else 1024 * resident
 
 
-# --- what is trained, and on what ---------------------------------------------------------------------------------
+# --- stages and loads -----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,10 +101,10 @@ class Stage:
     """A stage of training.
 
     Attributes:
-        name: title of its line in a table.
-        trainable: parts that learn, as `optim.find` takes them. Adapters among them must be attached.
-        reference: whether a frozen copy of the whole model is in memory too.
-        runs_llm: False where only the encoder is computed (CTC).
+        name: Title of the stage in a table.
+        trainable: Names of the trained parts (`optim.find_parts`). Adapters among them must be attached.
+        reference: Whether a frozen copy of the whole model is in memory as well.
+        runs_llm: Whether the LLM is computed. CTC computes the encoder only.
     """
 
     name: str
@@ -105,7 +114,7 @@ class Stage:
 
     @classmethod
     def of(cls, objective: Objective, trainable: Iterable[str]) -> Stage:
-        """Return the stage that trains these parts on an objective."""
+        """Return the stage that trains the given parts on an objective."""
         return cls(
             name="this run",
             trainable=tuple(trainable),
@@ -114,7 +123,7 @@ class Stage:
         )
 
     def trains(self, part: str) -> bool:
-        """Whether anything in a part of the net learns."""
+        """Whether anything in a part of the net is trained."""
         return any(name.split(".")[0] == part for name in self.trainable)
 
 
@@ -131,14 +140,14 @@ STAGES = (
 
 @dataclass(frozen=True, kw_only=True)
 class Load:
-    """What one GPU computes at a time.
+    """Amount of computation in a pack.
 
     Attributes:
-        tokens: of the LLM.
-        frames: of the encoder (20 ms).
-        scored: positions at which logits are computed.
-        token_pairs: pairs of query and key that the LLM's attention computes, 0 if unknown.
-        frame_pairs: the same for the encoder.
+        tokens: Tokens of the LLM.
+        frames: Encoder frames (20 ms).
+        scored: Positions at which logits are computed.
+        token_pairs: Pairs of query and key that the LLM's attention computes, 0 if unknown.
+        frame_pairs: Pairs of query and key that the encoder's attention computes, 0 if unknown.
     """
 
     tokens: int = 0
@@ -149,30 +158,35 @@ class Load:
 
     @classmethod
     def of_budget(cls, tokens: int, pool: int) -> Load:
-        """Return the load of a full pack of typical rows."""
+        """Return the load of a full pack of typical rows.
+
+        Args:
+            tokens: Token budget of a pack.
+            pool: Encoder frames per audio token.
+        """
         return cls(tokens=tokens, frames=round(AUDIO_SHARE * tokens) * pool, scored=round(ANSWER_SHARE * tokens))
 
     @classmethod
     def of_rows(cls, tokens: float, seconds: float) -> Load:
-        """Return the load of typical rows with this total of tokens and seconds of audio."""
+        """Return the load of typical rows, given their total tokens and seconds of audio."""
         return cls(tokens=round(tokens), frames=round(ENCODER_RATE * seconds), scored=round(ANSWER_SHARE * tokens))
 
     @classmethod
     def of_pack(cls, pack: Pack) -> Load:
         """Return the load of a pack."""
         counts = pack_counts(pack)
-        return cls(**{name: int(counts[name]) for name in LOAD})
+        return cls(**{name: int(counts[name]) for name in LOAD_FIELDS})
 
 
-LOAD = tuple(field.name for field in fields(Load))
+LOAD_FIELDS = tuple(field.name for field in fields(Load))
 
 
 def pack_counts(pack: Pack) -> dict[str, Tensor]:
-    """Count what a pack asks of a model, on the pack's device and without synchronising with it.
+    """Count the load of a pack on the pack's device, without synchronising with the device.
 
     Returns:
-        One scalar for each field of `Load`, and `idle`: tokens and frames that are computed although they belong to no
-        row, because every rank has to compute something (`model.pack.Pack`). They are in none of the other counts.
+        A scalar for each field of `Load`, and `idle`: tokens and frames that belong to no row. They are computed
+        because every rank has to compute something (`model.pack.Pack`). The other counts do not include them.
     """
     ids, cu = pack["ids"], pack["cu_seqlens"].long()
     queries = cu.diff()
@@ -184,7 +198,7 @@ def pack_counts(pack: Pack) -> dict[str, Tensor]:
         "tokens": queries.sum() if has_rows else zero,
         "frames": frames.sum() if has_audio else zero,
         "scored": (pack["labels"] != IGNORE).sum() if has_rows else zero,
-        # The last query sees all keys, the one before it one key less, and so on.
+        # The last query attends to all keys, the one before it to all but one, and so on.
         "token_pairs": (queries * keys - queries * (queries - 1) // 2).sum() if has_rows else zero,
         "frame_pairs": frames.square().sum() if has_audio else zero,
     }
@@ -195,38 +209,45 @@ def pack_counts(pack: Pack) -> dict[str, Tensor]:
 
 
 def count_parameters(module: nn.Module) -> int:
-    """Count a module's parameters. Tied ones count once."""
+    """Return the number of parameters of a module. Tied parameters count once."""
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def parameters_by_piece(parts: Mapping[str, nn.Module]) -> dict[str, int]:
-    """Count the parameters of each part, encoder and LLM divided into pieces."""
+def parameters_by_component(parts: Mapping[str, nn.Module]) -> dict[str, int]:
+    """Return the number of parameters of each part of a net; encoder and LLM are divided into their components."""
     table: dict[str, int] = {}
-    if encoder := parts.get("encoder"):
+    if encoder := cast("Encoder | None", parts.get("encoder")):
         table["encoder: convolutions"] = count_parameters(encoder.conv1) + count_parameters(encoder.conv2)
         table["encoder: blocks"] = count_parameters(encoder.blocks)
         table["encoder: final norm"] = count_parameters(encoder.norm)
     table |= {part: count_parameters(parts[part]) for part in ("pooling", "projector", "boundary") if part in parts}
-    if llm := parts.get("llm"):
-        embedding, head = _tables(llm)
+    if llm := cast("PreTrainedModel | None", parts.get("llm")):
+        embedding, head = _embedding_and_head_parameters(llm)
         table["llm: embedding"] = embedding
         table["llm: head" + ("" if head else " (the embedding)")] = head
-        new = count_parameters(llm.new_tokens) if hasattr(llm, "new_tokens") else 0
+        new_tokens = getattr(llm, "new_tokens", None)
+        new = count_parameters(new_tokens) if isinstance(new_tokens, nn.Module) else 0
         lora = sum(x.numel() for name, x in llm.named_parameters() if ".lora_" in name)
         table["llm: layers and norm"] = count_parameters(llm) - embedding - head - new - lora
-        table |= {f"llm: {what}": n for what, n in (("rows of new tokens", new), ("LoRA", lora)) if n}
+        table |= {f"llm: {adapter}": n for adapter, n in (("rows of new tokens", new), ("LoRA", lora)) if n}
     return table
 
 
-def _tables(llm: nn.Module) -> tuple[int, int]:
-    """Count the parameters of an LLM's embedding and of its head, 0 for a head that is tied to the embedding."""
-    embedding, head = llm.get_input_embeddings(), llm.get_output_embeddings()
+def _embedding_and_head(llm: PreTrainedModel) -> tuple[nn.Embedding, nn.Linear]:
+    """Return the embedding and the head of an LLM, whose weights may be tied."""
+    # transformers declares only that they are modules.
+    return cast("nn.Embedding", llm.get_input_embeddings()), cast("nn.Linear", llm.get_output_embeddings())
+
+
+def _embedding_and_head_parameters(llm: PreTrainedModel) -> tuple[int, int]:
+    """Return the number of parameters of an LLM's embedding and of its head; a tied head counts 0."""
+    embedding, head = _embedding_and_head(llm)
     return count_parameters(embedding), 0 if head.weight is embedding.weight else count_parameters(head)
 
 
-def trained_parameters(net: nn.Module, stage: Stage) -> int:
-    """Count the parameters that learn in a stage."""
-    parts = optim.find(net, stage.trainable)
+def trained_parameters(net: AudioLM, stage: Stage) -> int:
+    """Return the number of parameters that a stage trains."""
+    parts = optim.find_parts(net, stage.trainable)
     tensors = (x for part in parts for x in (part.parameters() if isinstance(part, nn.Module) else [part]))
     return sum({id(x): x.numel() for x in tensors}.values())
 
@@ -236,11 +257,18 @@ def trained_parameters(net: nn.Module, stage: Stage) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """Bytes that a stage needs. Weights, gradients and moments are divided over the GPUs, the rest is on each of them.
+    """Memory of a stage in bytes.
+
+    Weights, gradients and moments may be sharded over GPUs; everything else is needed on each GPU.
 
     Attributes:
-        recomputed: activations if every block is recomputed in backward.
-        gathered: layers that are gathered at a time where the model is sharded.
+        weights: All weights.
+        gradients: Gradients of trained weights.
+        moments: Moments of the optimizer.
+        activations: Activations if nothing is recomputed.
+        recomputed: Activations if every block is recomputed in backward.
+        logits: Logits and their gradient.
+        gathered: Layers that are gathered at the same time if the model is sharded.
     """
 
     weights: int
@@ -253,16 +281,16 @@ class Memory:
 
     @property
     def states(self) -> int:
-        """Bytes that are divided over the GPUs."""
+        """Bytes that can be sharded over GPUs."""
         return self.weights + self.gradients + self.moments
 
     def per_gpu(self, *, recompute: bool) -> int:
-        """Return the bytes on each GPU in addition to its share of the states."""
+        """Return the bytes on each GPU in addition to its shard of the states."""
         return (self.recomputed if recompute else self.activations) + self.logits + self.gathered
 
 
 def memory(
-    net: nn.Module,
+    net: AudioLM,
     stage: Stage,
     load: Load,
     *,
@@ -271,40 +299,41 @@ def memory(
     moment: int = 4,
     buckets: bool = False,
 ) -> Memory:
-    """Compute the memory that a stage needs.
+    """Estimate the memory of a stage.
 
-    In the LLM, a layer keeps 8 H + 4 F numbers per token (gated MLP of width F), in the encoder 8 D + 2 F per frame; if
-    it is recomputed, only its input. Frozen layers keep just as much if anything below them learns, and nothing
-    otherwise. Logits are computed for at most `CHUNK` rows at a time, in fp32, together with their gradient. Gathered
-    are two layers of the LLM (one is fetched ahead), its embedding and its head.
+    A layer of the LLM stores 8 H + 4 F numbers per token (gated MLP of width F), a block of the encoder 8 D + 2 F per
+    frame, or only its input if it is recomputed. Frozen layers store the same if anything below them is trained, and
+    nothing otherwise. Logits are computed in fp32 for at most `CHUNK` positions at a time, together with their
+    gradient. The layers that are gathered at the same time are two of the LLM (one is prefetched), its embedding and
+    its head.
 
     Args:
-        net: may be on the meta device.
-        stage: what learns.
-        load: the pack that a GPU computes.
-        number: bytes of an activation.
-        frozen: bytes of a frozen parameter.
-        moment: bytes of each of the optimizer's two moments of a trained parameter.
-        buckets: gradients are in memory twice, as under DDP.
+        net: The net, which may be on the meta device.
+        stage: The stage.
+        load: The pack that a GPU computes.
+        number: Bytes of an activation.
+        frozen: Bytes of a frozen parameter.
+        moment: Bytes of each of the optimizer's two moments of a trained parameter.
+        buckets: Whether gradients are in memory twice, as under DDP.
     """
     config = net.llm.config.get_text_config()
     n_layers, width = config.num_hidden_layers, config.hidden_size
-    everything, learning = count_parameters(net), trained_parameters(net, stage)
-    still = everything - learning + (everything if stage.reference else 0)
+    total, trained = count_parameters(net), trained_parameters(net, stage)
+    untrained = total - trained + (total if stage.reference else 0)
 
     tokens = load.tokens if stage.runs_llm else 0
     per_token = number * (8 * width + 4 * config.intermediate_size)
     blocks = net.encoder.blocks if stage.trains("encoder") else []
     per_frame = number * (8 * net.encoder.width + 2 * net.encoder.blocks[0].up.out_features) if blocks else 0
     inputs = number * (tokens * n_layers * width + load.frames * len(blocks) * net.encoder.width)
-    tables = sum(_tables(net.llm))
+    tables = sum(_embedding_and_head_parameters(net.llm))
     return Memory(
-        weights=MASTER * learning + frozen * still,
-        gradients=(GRADIENT + BUCKET * buckets) * learning,
-        moments=2 * moment * learning,
+        weights=MASTER * trained + frozen * untrained,
+        gradients=(GRADIENT + BUCKET * buckets) * trained,
+        moments=2 * moment * trained,
         activations=tokens * n_layers * per_token + load.frames * len(blocks) * per_frame,
         recomputed=inputs + max(tokens * per_token, load.frames * per_frame),
-        logits=min(load.scored, CHUNK) * net.llm.get_input_embeddings().num_embeddings * 2 * 4,
+        logits=min(load.scored, CHUNK) * _embedding_and_head(net.llm)[0].num_embeddings * 2 * 4,
         gathered=number * (tables + 2 * (count_parameters(net.llm) - tables) // n_layers) if stage.runs_llm else 0,
     )
 
@@ -312,24 +341,24 @@ def memory(
 # --- arithmetic ---------------------------------------------------------------------------------------------------
 
 
-def training_flops(net: nn.Module, stage: Stage, load: Load) -> int:
-    """Count the useful floating-point operations of training on a load.
+def training_flops(net: AudioLM, stage: Stage, load: Load) -> int:
+    """Return the number of useful floating-point operations of training on a load.
 
-    These are the matrix products with weights, the bulk of them, and the products of attention where the load knows its
-    pairs. A weight costs two operations for each position at which it is used in forward, two more for the gradient of
-    its input if something below it learns, and two more for its own gradient if it learns. A pair of query and key
-    costs four operations per channel (queries with keys, weights with values), and eight more if a gradient passes
+    Most of them are matrix products with weights. A weight costs two operations for each position at which it is used
+    in forward, two more for the gradient of its input if something below it is trained, and two more for its own
+    gradient if it is trained. The products of attention are counted if the load contains its pairs. A pair of query and
+    key costs four operations per channel (query times key, weight times value), and eight more if a gradient passes
     through.
     """
-    embedding, head = _tables(net.llm)
+    embedding, head = _embedding_and_head_parameters(net.llm)
     layers = count_parameters(net.llm) - embedding - head
-    head_weight = net.llm.get_output_embeddings().weight.numel()
+    head_weight = _embedding_and_head(net.llm)[1].weight.numel()
     passes = {part: 3 if part in stage.trainable else 2 if stage.trains(part) else 1 for part in ("encoder", "llm")}
     scored_only = sum(count_parameters(part) for part in last_tokenwise(net.llm))  # computed at scored positions only
     llm = load.tokens * (layers - scored_only) + load.scored * (scored_only + head_weight) if stage.runs_llm else 0
-    # Whatever learns, the gradient passes through the LLM: something below it, in it, or its adapters.
+    # The gradient always passes through the LLM: something below it, in it, or its adapters is trained.
     products = 2 * (passes["encoder"] * load.frames * count_parameters(net.encoder) + max(2, passes["llm"]) * llm)
-    products += 2 * _bridge_products(net, stage, load.frames) if stage.runs_llm else 0
+    products += 2 * _pooling_and_projector_products(net, stage, load.frames) if stage.runs_llm else 0
 
     encoder_passes = 3 if passes["encoder"] > 1 else 1
     encoder_attention = encoder_passes * load.frame_pairs * len(net.encoder.blocks) * net.encoder.width
@@ -340,16 +369,18 @@ def training_flops(net: nn.Module, stage: Stage, load: Load) -> int:
     return products + 4 * (encoder_attention + llm_attention)
 
 
-def _bridge_products(net: nn.Module, stage: Stage, frames: int) -> int:
-    """Count the products of pooling and projector: a weight counts once per audio token, or as often as its pooling
-    `uses` it, for forward and for each gradient."""
-    products, below = 0, stage.trains("encoder")
+def _pooling_and_projector_products(net: AudioLM, stage: Stage, frames: int) -> int:
+    """Return the number of products of pooling and projector in forward and backward.
+
+    A weight of the projector is used once per audio token, a weight of the pooling `pooling.uses` times.
+    """
+    products, is_trained_below = 0, stage.trains("encoder")
     for name, part, uses in (
         ("pooling", net.pooling, getattr(net.pooling, "uses", 1)),
         ("projector", net.projector, 1),
     ):
         parameters = count_parameters(part)
-        learns = parameters > 0 and stage.trains(name)
-        products += (1 + learns + below) * uses * parameters * frames // net.geometry.pool
-        below = below or learns
+        is_trained = parameters > 0 and stage.trains(name)
+        products += (1 + is_trained + is_trained_below) * uses * parameters * frames // net.geometry.pool
+        is_trained_below = is_trained_below or is_trained
     return products

@@ -1,4 +1,4 @@
-"""TensorBoard event files of a run that may be resumed, and whose disk may be full."""
+"""TensorBoard event files for runs that may be resumed and whose disk may be full."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from auris import audio, compat
 
 
-class EventFiles(TensorBoardLogger):
-    """Logger whose curves have every step once, and whose errors do not end a run.
+class ResumableTensorBoardLogger(TensorBoardLogger):
+    """TensorBoard logger whose curves contain every step once, and whose errors do not end a run.
 
-    What cannot be written is missing from the curves until the next checkpoint; then a new file is begun.
+    After a failed write nothing more is logged until the next checkpoint, at which a new file is started.
 
     Args:
-        run_dir: directory of the event files.
+        run_dir: Directory of the event files.
     """
 
     def __init__(self, run_dir: str | Path) -> None:
@@ -27,32 +27,40 @@ class EventFiles(TensorBoardLogger):
         super().__init__(run_dir, name="", version="", default_hp_metric=False)
         self.failed = 0
         self.is_broken = False
-        self._dropped_from: int | None = None  # step that readers have not been told of yet
+        self._dropped_from: int | None = None  # the argument of `drop_from`, until it has been written
 
     @property
     def experiment(self) -> Any:
+        """The SummaryWriter.
+
+        Raises:
+            AttributeError: No event file can be created. Lightning accepts a missing attribute; any other error would
+                end the run.
+        """
         try:
             return super().experiment
-        except OSError as error:  # Lightning tests for the attribute, and any other error would end the run
-            raise AttributeError(f"{self.log_dir} takes no event files") from error
+        except OSError as error:
+            raise AttributeError(f"no event file can be created in {self.log_dir}") from error
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Log metrics; a failed write is counted and reported."""
         self._try(super().log_metrics, metrics, step)
 
     def log_text(self, tag: str, lines: Sequence[str], step: int) -> None:
-        """Log lines literally: TensorBoard takes indented text neither for Markdown nor for HTML."""
+        """Log lines verbatim. They are indented, as TensorBoard would read them as Markdown or HTML otherwise."""
         shown = "\n".join("    " + " ".join(line.splitlines()) for line in lines)
         self._try(lambda: self.experiment.add_text(tag, shown, step))
 
-    def log_sound(self, tag: str, wave: np.ndarray, step: int) -> None:
-        """Log a sound (L,) at 16 kHz."""
+    def log_audio(self, tag: str, wave: np.ndarray, step: int) -> None:
+        """Log a waveform (L,) at 16 kHz."""
         self._try(lambda: self.experiment.add_audio(tag, wave[None], step, sample_rate=audio.SAMPLE_RATE))
 
     def save(self) -> None:
+        """Flush the event file; a failed write is counted and reported."""
         self._try(super().save)
 
     def flush(self) -> None:
-        """Write what was logged so far, or begin a new file if the present one is broken."""
+        """Write everything that has been logged, or start a new file if the current one is broken."""
         if self.is_broken:
             compat.forget_event_file(self)
             self.is_broken = False
@@ -61,16 +69,19 @@ class EventFiles(TensorBoardLogger):
             self.save()
 
     def drop_from(self, step: int) -> None:
-        """Have readers drop what earlier sessions have logged from this step on."""
+        """Have TensorBoard ignore everything that earlier sessions logged at this step or later."""
         self._dropped_from = step
         self._try(self._begin)
 
     def finalize(self, status: str) -> None:
+        """Close the event file; a failed write is counted and reported."""
         self._try(super().finalize, status)
 
     def _begin(self) -> None:
         if self._dropped_from is not None:
-            from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # here, as it takes a second
+            # Imported here because it takes a second.
+            # pyrefly: ignore[missing-module-attribute]  # protobuf creates these classes at run time
+            from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
             start = Event(step=self._dropped_from, session_log=SessionLog(status=SessionLog.START))
             self.experiment.file_writer.add_event(start)
@@ -79,13 +90,14 @@ class EventFiles(TensorBoardLogger):
 
     @rank_zero_only
     def _try(self, write: Callable[..., None], *arguments: Any) -> None:
+        """Call `write`; count and report an OSError instead of raising it."""
         if self.is_broken:
             return
         try:
             write(*arguments)
         except (OSError, ValueError, AttributeError) as error:
             cause: BaseException = error
-            while cause.__cause__ is not None:  # Lightning raises ValueError from any error
+            while cause.__cause__ is not None:  # Lightning wraps the original error in a ValueError
                 cause = cause.__cause__
             if not isinstance(cause, OSError):
                 raise

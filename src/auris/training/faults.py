@@ -1,10 +1,10 @@
-"""Records of faulty steps: `RUN/faults` names the rows of each, so that `auris replay` can repeat them."""
+"""Records of faulty steps in `RUN/faults`. Each lists the rows of a step, so that `auris replay` can repeat it."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,13 +21,13 @@ FOLDER = "faults"  # in the run directory
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
-    """A row in a step.
+class RowPosition:
+    """Position of a row in the training data.
 
     Attributes:
-        row: its number among the training rows.
-        id: its id.
-        epoch: how often its source had been read before.
+        row: Number of the row among the training rows.
+        id: The row's id.
+        epoch: Number of times its source had been read before, which seeds the row's random choices.
     """
 
     row: int
@@ -37,26 +37,28 @@ class Place:
 
 @dataclass(frozen=True, kw_only=True)
 class Fault:
-    """A step that went wrong.
+    """Record of a step that failed.
 
     Attributes:
-        step: its number, from 0.
-        reason: what went wrong.
-        ranks: the packs of every rank, each a list of places.
-        weights: checkpoint of the weights before the step, relative to the run directory; None if there is none.
+        step: Number of the step, from 0.
+        reason: Description of the failure.
+        ranks: The packs of every rank; each pack is a list of rows.
+        weights: Checkpoint of the weights before the step, relative to the run directory; None if there is none.
     """
 
     step: int
     reason: str
-    ranks: Sequence[Sequence[Sequence[Place]]]
+    ranks: Sequence[Sequence[Sequence[RowPosition]]]
     weights: str | None = None
 
-    def places(self) -> list[Place]:
-        return [place for packs in self.ranks for pack in packs for place in pack]
+    def rows(self) -> list[RowPosition]:
+        """Return the rows of all packs and ranks."""
+        return [row for packs in self.ranks for pack in packs for row in pack]
 
     def save(self, run_dir: Path) -> Path:
+        """Write the record to `RUN/faults/step_N.json` and return its path."""
         path = step_dir(run_dir / FOLDER, self.step).with_suffix(".json")
-        files.write_json(path, {**asdict(self), "command": command(path)})
+        files.write_json(path, {**asdict(self), "command": replay_command(path)})
         return path
 
     @classmethod
@@ -64,58 +66,59 @@ class Fault:
         """Read the record of a fault.
 
         Raises:
-            MissingFileError: there is no such file.
-            UserError: it is no record of a fault.
+            MissingFileError: There is no such file.
+            UserError: The file is not a record of a fault.
         """
         if not path.is_file():
             raise MissingFileError(f"fault={path}: no such file, expected RUN/{FOLDER}/step_N.json")
         try:
             content = files.read_json(path)
-            ranks = [[[Place(**place) for place in pack] for pack in packs] for packs in content["ranks"]]
+            ranks = [[[RowPosition(**row) for row in pack] for pack in packs] for packs in content["ranks"]]
             return cls(step=content["step"], reason=content["reason"], ranks=ranks, weights=content["weights"])
         except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
-            raise UserError(f"fault={path} is no file of a fault: {type(error).__name__} {error}") from error
+            raise UserError(f"fault={path} is not a record of a fault: {type(error).__name__} {error}") from error
 
 
 class RowResult(NamedTuple):
-    """What a row does by itself.
+    """Result of running a single row through the model.
 
     Attributes:
-        loss: its mean loss.
-        grad_norm: norm of the gradient of that loss.
-        first: name of the first module that returned a number which is not finite, if any.
+        loss: Mean loss of the row.
+        grad_norm: Norm of the gradient of that loss.
+        first_nonfinite: Name of the first module whose output was not finite, None if there is none.
     """
 
     loss: float
     grad_norm: float
-    first: str | None
+    first_nonfinite: str | None
 
     @property
     def is_finite(self) -> bool:
+        """Whether both loss and gradient are finite."""
         return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
 
 
-def command(path: Path) -> str:
+def replay_command(path: Path) -> str:
     """Return the command that repeats the step of a record."""
     return f"auris replay fault={path}"
 
 
 @contextmanager
-def watch(net: nn.Module) -> Iterator[list[str]]:
-    """Yield a list that names the net's modules as they return numbers that are not finite, the first one first."""
-    seen: list[str] = []
+def watch_nonfinite(net: nn.Module) -> Generator[list[str]]:
+    """Yield a list to which each of the net's modules adds its name when its output is not finite."""
+    nonfinite: list[str] = []
 
-    def hook(name: str) -> Any:
-        def look(module: nn.Module, args: Any, output: Any) -> None:
+    def make_hook(name: str) -> Callable[..., None]:
+        def check(module: nn.Module, args: Any, output: Any) -> None:
             outputs = output if isinstance(output, tuple) else (output,)
-            if not all(torch.isfinite(one).all() for one in outputs if torch.is_tensor(one)):
-                seen.append(name)
+            if not all(torch.isfinite(tensor).all() for tensor in outputs if torch.is_tensor(tensor)):
+                nonfinite.append(name)
 
-        return look
+        return check
 
-    handles = [module.register_forward_hook(hook(name)) for name, module in net.named_modules() if name]
+    handles = [module.register_forward_hook(make_hook(name)) for name, module in net.named_modules() if name]
     try:
-        yield seen
+        yield nonfinite
     finally:
         for handle in handles:
             handle.remove()

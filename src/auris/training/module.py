@@ -1,25 +1,29 @@
-"""The LightningModule of all training: steps, logging and weights.
+"""LightningModule of every kind of training: steps, logging and weights.
 
-Optimisation is manual. A batch is one step: the list of this rank's packs. Gradients are communicated with the last
-pack only, and divided once by the count of supervised tokens over all packs and ranks. Of ranks that compute a model
-together on the same rows (tensor parallelism), one counts, scores and reports.
+Optimisation is manual. A batch is one step, the list of this rank's packs. Gradients are communicated with the last
+pack only, and divided once by the count of supervised tokens over all packs and ranks. With tensor parallelism, several
+ranks compute the same rows together; one of them counts, scores and reports.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, Self, cast
 
 import lightning as L
 import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 
 from auris import config
 from auris.config import Config
+from auris.data.batches import EvaluationBatch
+from auris.data.datamodule import AudioDataModule
 from auris.data.rows import group, language
 from auris.model import adapters, llm
+from auris.model.audio_lm import AudioLM
 from auris.model.compiled import compile_blocks
 from auris.model.generation import GenerationSettings
 from auris.model.pack import Pack
@@ -27,71 +31,73 @@ from auris.model.weights.loading import InitialWeights
 from auris.text import tasks
 from auris.text.tokenizer import Tokenizer
 from auris.training import cost, optim, references, sharding
-from auris.training.faults import RowResult, watch
+from auris.training.faults import RowResult, watch_nonfinite
+from auris.training.lightning_types import datamodule
 from auris.training.objectives.dpo import DPO
 from auris.training.objectives.objective import Objective
-from auris.training.strategy import Sharded
+from auris.training.strategy import ShardedStrategy
 from auris.training.task_score import TaskScore
 
-# Sums of a step that are not metrics of the objective.
+# Names of the sums of a step that are not metrics of the objective.
 _COUNTS = {
-    *("loss", "count", "tasks", *cost.LOAD, "idle", "audio_seconds"),
-    *("rows_met", "rows_unusable", "lost_workers", "waited", "peak_bytes"),
+    *("loss", "count", "tasks", *cost.LOAD_FIELDS, "idle", "audio_seconds"),
+    *("rows_read", "rows_unusable", "lost_workers", "waited", "peak_bytes"),
 }
 
 
 Outputs = dict[str, Any]
-"""What a step returns to the callbacks."""
+"""Values that a step returns to the callbacks, by name."""
 
 
 class AudioLMModule(L.LightningModule):
-    """Trains an `AudioLM` on an objective.
+    """LightningModule that trains an `AudioLM` on an objective.
 
     Args:
-        net: on the meta device; `configure_model` gives it memory and weights.
-        objective: loss of a pack, and answers to its prompts.
-        tokenizer: decodes answers in validation.
-        optim: the optimizer as `_target_` with its arguments, and SCHEDULE_KEYS (Qwen-Audio Table 6).
-        max_steps: length of the schedule.
-        trainable: parts of the net that learn; all others are frozen.
-        lora: settings of `llm.lora`, if `trainable` names it (`adapters.attach`).
-        initial: where initial weights come from; later ones replace earlier ones.
-        max_new_tokens: of an answer in validation.
-        seed: of the initial weights.
-        compile: backend of torch.compile for the blocks of encoder and LLM, or None.
-        recipe: the resolved config, which every checkpoint contains.
+        net: The model on the meta device; `configure_model` allocates its memory and loads its weights.
+        objective: Computes the loss of a pack and responds to prompts.
+        tokenizer: Decodes responses in validation.
+        optim: The optimizer as `_target_` with its arguments, and the keys `optim.SCHEDULE_KEYS` (Qwen-Audio Table 6).
+        max_steps: Number of steps of the run and of its learning-rate schedule.
+        trainable: Names of the trained parts of the net (`optim.find_parts`); all others are frozen.
+        lora: Settings of LoRA, used if `trainable` contains `llm.lora` (`adapters.attach`).
+        initial: Sources of initial weights. Later ones replace earlier ones.
+        max_new_tokens: Largest number of tokens of a response in validation.
+        seed: Seed of the initial weights.
+        compile: Backend of torch.compile for the blocks of encoder and LLM, or None.
+        config: The resolved config, which every checkpoint contains.
     """
 
     def __init__(
         self,
         *,
-        net: nn.Module,
+        net: AudioLM,
         objective: Objective,
         tokenizer: Tokenizer,
         optim: Config,
         max_steps: int,
         trainable: Sequence[str],
-        lora: Config | None = None,
+        lora: adapters.Lora | None = None,
         initial: Sequence[InitialWeights] = (),
         max_new_tokens: int = 256,
         seed: int = 0,
         compile: str | None = None,
-        recipe: Config | None = None,
+        config: Config | None = None,
     ):
         super().__init__()
         self.automatic_optimization = False
-        self.save_hyperparameters({"recipe": recipe or {}})
+        self.save_hyperparameters({"recipe": config or {}})
         self.net, self.objective, self.tokenizer = net, objective, tokenizer
         self.optim, self.max_steps, self.trainable = dict(optim), max_steps, list(trainable)
         self.lora, self.initial, self.max_new_tokens, self.seed = lora, initial, max_new_tokens, seed
         self.compile_with = compile
-        self.scores: dict[str, TaskScore] = {}
+        self.scores: dict[str, TaskScore] = {}  # group of validation rows -> score
         self.meshes: sharding.Meshes | None = None  # set by a strategy that shards
 
     def configure_model(self) -> None:
-        if not self._has_no_memory:
+        """Attach adapters, freeze, shard, allocate memory, load the initial weights, and compile."""
+        if not self._is_on_meta_device:
             return  # Lightning calls this more than once
-        twin = references.twin(self.objective, self.net)
+        reference = references.copy_for_live(self.objective, self.net)
         adapters.attach(self.net, self.trainable, token_ids=self.tokenizer.audio_ids, lora=self.lora)
         optim.freeze(self.net, self.trainable)
         device = "cpu"
@@ -100,34 +106,44 @@ class AudioLMModule(L.LightningModule):
             device = self.trainer.strategy.root_device
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            sharding.materialise(self.net, device, draw=not any(one.is_whole for one in self.initial))
+            sharding.materialise(self.net, device, draw=not any(source.is_whole for source in self.initial))
             sharding.materialise(self.objective, "cpu")
         if self.meshes is not None:
             sharding.shard_objective(self.objective, self.meshes)
-        for one in self.initial:
-            one.load(self.net, seed=self.seed)
-        with sharding.Draws():
+        for source in self.initial:
+            source.load(self.net, seed=self.seed)
+        with sharding.ShardIndependentDraws():
             adapters.initialise(self.net, seed=self.seed)
-        self._provide_reference(twin)  # here, where a resumed run too has its initial weights
+        self._provide_reference(reference)  # at this point even a resumed run has its initial weights
         if self.compile_with is not None:
             compile_blocks([*self.net.encoder.blocks, *llm.layers(self.net.llm)], self.compile_with)
 
-    def _provide_reference(self, twin: nn.Module | None) -> None:
-        """Give preference training its reference, a live one where there is a twin of the net."""
+    def _provide_reference(self, reference: AudioLM | None) -> None:
+        """Give preference training its reference model, or the cached log-probabilities of it.
+
+        Args:
+            reference: Copy of the net for a live reference, None if there is no live reference.
+        """
+        if not isinstance(self.objective, DPO):
+            return
         meshes = self.meshes
-        if twin is not None:
+        if reference is not None:
             device = self.trainer.strategy.root_device
-            references.start_live(self.objective, self.net, twin, device=device, meshes=meshes)
-        elif isinstance(self.objective, DPO):
+            references.start_live(self.objective, self.net, reference, device=device, meshes=meshes)
+        else:
             references.attach_cached(
-                self.net, self.trainer, recipe=self.hparams["recipe"], tensor_parallel=meshes.copies if meshes else 1
+                self.net, self.trainer, config=self.hparams["recipe"], tensor_parallel=meshes.copies if meshes else 1
             )
 
-    def cpu(self) -> AudioLMModule:
-        """Do nothing before the net has memory: Lightning calls this after any error, which another would hide."""
-        return self if self._has_no_memory else super().cpu()
+    def cpu(self) -> Self:
+        """Move to the CPU; do nothing while the net is on the meta device.
+
+        Lightning calls this after every error. An error in this method would hide the original one.
+        """
+        return self if self._is_on_meta_device else super().cpu()
 
     def configure_optimizers(self) -> tuple[list, list]:
+        """Return the optimizer with its parameter groups, and the learning-rate schedule."""
         o = self.optim
         groups = optim.parameter_groups(
             self.net,
@@ -145,10 +161,11 @@ class AudioLMModule(L.LightningModule):
         return [optimizer], [schedule]
 
     def training_step(self, packs: list[Pack], step: int) -> Outputs:
+        """Take an optimizer step on the packs of this rank; log and return sums over all ranks."""
         sums = {name: torch.zeros((), device=self.device) for name in ("loss", "count")}
         for number, pack in enumerate(packs):
-            last = number == len(packs) - 1
-            with nullcontext() if last else self._without_communication():
+            is_last = number == len(packs) - 1
+            with nullcontext() if is_last else self._without_communication():
                 loss, metrics = self.objective(self.net, pack)
                 self.manual_backward(loss)
             new = {"loss": loss.detach(), "count": self.objective.count(pack), **metrics, **cost.pack_counts(pack)}
@@ -156,35 +173,40 @@ class AudioLMModule(L.LightningModule):
                 sums[name] = sums.get(name, 0) + value
         counts = {
             "audio_seconds": sum(pack["audio_seconds"] for pack in packs),
-            "rows_met": sum(len(pack["rows"]) + len(pack["skipped"]) for pack in packs),
+            "rows_read": sum(len(pack["rows"]) + len(pack["skipped"]) for pack in packs),
             "rows_unusable": sum(len(pack["skipped"]) for pack in packs),
-            "lost_workers": self.trainer.datamodule.pop_lost_workers(),
+            "lost_workers": self._data.pop_lost_workers(),
         }
         sums |= {name: torch.tensor(float(value), device=self.device) for name, value in counts.items()}
-        sums["waited"] = self._per_rank(self.trainer.datamodule.pop_wait_seconds())
+        sums["waited"] = self._per_rank(self._data.pop_wait_seconds())
         sums["peak_bytes"] = self._per_rank(cost.peak_bytes(self.device))
         sums = self._sum_over_ranks(sums)
         norm = self._update(sums["count"].clamp(min=1), sums["loss"])
         loss = self._log_sums("train", sums)
-        self.log("train/lr", self.lr_schedulers().get_last_lr()[-1])
+        self.log("train/lr", self._schedule.get_last_lr()[-1])
         return {
             **{name: sums[name] for name in _COUNTS & sums.keys()},
             "loss": loss,
             "grad_norm": norm,
-            "skipped": [row for pack in packs for row in pack["skipped"] if self._reports],
+            "skipped": [row for pack in packs for row in pack["skipped"] if self._is_reporter],
             "rows": [row for pack in packs for row in pack["rows"]],
         }
 
     def _update(self, count: Tensor, loss: Tensor) -> Tensor:
-        """Take an optimizer step on the mean gradient; return the gradient's norm.
+        """Take an optimizer step on the mean gradient; return the norm of the gradient.
 
-        DDP has averaged over ranks, where a sum is wanted. If the loss of all ranks or the norm is not finite, which is
-        the same on every rank, the step has no gradients: no weight changes, but the run's position, which is counted
-        in optimizer steps, does.
+        If the summed loss or the norm (equal on every rank) is not finite, gradients are removed before the
+        step. No weight changes then, but the position of the run advances, because it is the number of optimizer steps.
+
+        Args:
+            count: Number by which the summed gradient is divided.
+            loss: Loss summed over all ranks.
         """
-        optimizer, schedule = self.optimizers(), self.lr_schedulers()
-        averaged = 1 if self._is_sharded else self.trainer.world_size
-        norm = sharding.clip(self._trained(), self.optim["clip"], scale=averaged / count)
+        # `configure_optimizers` returns a single optimizer.
+        optimizer, schedule = cast("LightningOptimizer", self.optimizers()), self._schedule
+        # DDP averages gradients over ranks. Multiplying by the number of ranks turns the mean into a sum.
+        ranks = 1 if self._is_sharded else self.trainer.world_size
+        norm = sharding.clip_gradients(self._trained(), self.optim["clip"], scale=ranks / count)
         self.log("train/grad_norm", norm)
         if not torch.isfinite(loss) or not torch.isfinite(norm):
             optimizer.zero_grad()
@@ -194,7 +216,7 @@ class AudioLMModule(L.LightningModule):
         return norm
 
     def _log_sums(self, split: str, sums: Mapping[str, Tensor]) -> Tensor:
-        """Log the mean loss and the objective's other sums, divided alike; return the loss.
+        """Log the mean loss and the metrics of the objective, divided by the same count; return the loss.
 
         A sum whose name begins with `rows_` is a number of rows and is not divided.
         """
@@ -206,28 +228,30 @@ class AudioLMModule(L.LightningModule):
         return loss
 
     def on_validation_epoch_start(self) -> None:
-        groups = self.trainer.datamodule.groups()
+        """Reset the scores and sums of the validation."""
+        groups = self._data.groups()
         self.scores = {name: TaskScore(metric).to(self.device) for name, metric in groups.items()}
         self._valid = {name: torch.zeros((), device=self.device) for name in ("loss", "count")}
 
-    def validation_step(self, batch: dict[str, Pack], number: int) -> Outputs:
+    def validation_step(self, batch: EvaluationBatch, number: int) -> Outputs:
+        """Compute the loss of a pack and score the responses to its prompts; return skipped rows and responses."""
         loss, metrics = self.objective(self.net, batch["answered"])
         for name, value in {"loss": loss, "count": self.objective.count(batch["answered"]), **metrics}.items():
             self._valid[name] = self._valid.get(name, 0) + value
         pack = batch["prompts"]
-        ends = self.trainer.datamodule.valid_samples.prompt.stop
+        ends = self._data.valid_samples.prompt.stop
         settings = GenerationSettings(max_new_tokens=self.max_new_tokens, stop=frozenset(map(self.tokenizer.id, ends)))
-        # Ranks decode different numbers of tokens; a sharded net needs all ranks in each forward.
+        # Ranks decode different numbers of tokens, but a sharded net needs all ranks in each forward.
         any_rank_active = (
             partial(self.trainer.strategy.reduce_boolean_decision, all=False) if self._is_sharded else bool
         )
         answers = self.objective.answer(self.net, pack, settings, any_rank_active=any_rank_active)
         sharding.reshard(self.net, self.objective)  # so that a checkpoint can be saved between two steps
-        if not self._reports:
+        if not self._is_reporter:
             return {"skipped": [], "answers": {}}
         texts = {}
         for row_number, ids in zip(pack["rows"], answers, strict=False):  # an empty pack holds one dummy row
-            row = self.trainer.datamodule.target_row(row_number)
+            row = self._data.target_row(row_number)
             task = tasks.find(row.labels["task"])
             if (name := group(row)) in self.scores:
                 answer = texts[row_number] = self.tokenizer.decode(ids, control=task.answer.tagged)
@@ -236,49 +260,62 @@ class AudioLMModule(L.LightningModule):
         return {"skipped": pack["skipped"], "answers": texts}
 
     def on_validation_epoch_end(self) -> None:
+        """Log the loss and the scores over all ranks."""
         self._log_sums("val", self._sum_over_ranks(self._valid))
         for name, score in self.scores.items():
             self.log(f"val/{name}/{score.metric}", score.compute())
 
     def predict_step(self, pack: Pack, number: int) -> RowResult:
         """Compute loss and gradient of a pack of one row, for `auris replay`. No weight changes."""
-        with torch.enable_grad(), watch(self.net) as wrong:
+        with torch.enable_grad(), watch_nonfinite(self.net) as nonfinite:
             loss, _ = self.objective(self.net, pack)
             loss = loss / self.objective.count(pack).clamp(min=1)
             loss.backward()
         norms = [parameter.grad.norm() for parameter in self._trained() if parameter.grad is not None]
         self.zero_grad()
         norm = torch.stack(norms).norm() if norms else torch.zeros(())
-        return RowResult(float(loss.detach()), float(norm), wrong[0] if wrong else None)
+        return RowResult(float(loss.detach()), float(norm), nonfinite[0] if nonfinite else None)
 
     def _trained(self) -> Iterator[nn.Parameter]:
         return (parameter for parameter in self.parameters() if parameter.requires_grad)
 
     @property
-    def _has_no_memory(self) -> bool:
+    def _data(self) -> AudioDataModule:
+        return datamodule(self.trainer)
+
+    @property
+    def _schedule(self) -> torch.optim.lr_scheduler.LRScheduler:
+        # `configure_optimizers` returns a single schedule.
+        return cast("torch.optim.lr_scheduler.LRScheduler", self.lr_schedulers())
+
+    @property
+    def _is_on_meta_device(self) -> bool:
         return any(parameter.is_meta for parameter in self.net.parameters())
 
     @property
     def _is_sharded(self) -> bool:
-        return isinstance(self.trainer.strategy, Sharded)
+        return isinstance(self.trainer.strategy, ShardedStrategy)
 
     @property
-    def _reports(self) -> bool:
-        return not self._is_sharded or self.trainer.strategy.speaks
+    def _is_reporter(self) -> bool:
+        """Whether this rank counts, scores and reports (`ShardedStrategy.is_reporter`)."""
+        strategy = self.trainer.strategy
+        return not isinstance(strategy, ShardedStrategy) or strategy.is_reporter
 
-    def _without_communication(self) -> Any:
+    def _without_communication(self) -> AbstractContextManager[None]:
+        """Return a context in which backward accumulates gradients without communication."""
         block = getattr(self.trainer.strategy, "block_backward_sync", None)
         return block() if block else nullcontext()
 
     def _per_rank(self, value: float) -> Tensor:
-        """Return a vector over all ranks whose sum over ranks holds the value of each."""
+        """Return a vector over ranks with the value at this rank's index. The sum over ranks contains all values."""
         values = torch.zeros(self.trainer.world_size, device=self.device)
         values[self.trainer.global_rank] = value
         return values
 
     def _sum_over_ranks(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Sum tensors over ranks, all at once. Names and shapes are the same on every rank."""
+        """Sum tensors over ranks in a single collective. Names and shapes must be the same on every rank."""
         flat = torch.cat([value.float().flatten() for value in values.values()])
-        summed = self.trainer.strategy.reduce(flat * self._reports, reduce_op="sum")
+        summed = self.trainer.strategy.reduce(flat * self._is_reporter, reduce_op="sum")
         parts = summed.split([value.numel() for value in values.values()])
         return {name: part.view(values[name].shape) for name, part in zip(values, parts, strict=True)}

@@ -1,13 +1,13 @@
-"""AdamW's parameter groups with layer-wise decay, moments in bfloat16, and the warm-up and cosine schedule.
+"""Optimizer and schedule: parameter groups with layer-wise decay, AdamW with moments in bfloat16, warm-up and cosine.
 
-Settings are those of Qwen-Audio Table 6.
+The settings are those of Qwen-Audio Table 6.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -17,51 +17,56 @@ from torch.optim.adamw import adamw as update
 from auris.config import Config
 from auris.errors import UserError
 
+if TYPE_CHECKING:
+    from auris.model.audio_lm import AudioLM
+
 # Keys of a config's `optim` that set learning rates and clipping. All others are arguments of the optimizer.
 SCHEDULE_KEYS = ("lr", "min_lr", "weight_decay", "clip", "warmup_steps", "lr_factors", "layer_decay")
-# Precisions of AdamW's two moments. 8 bits would need another library (torchao, bitsandbytes).
+# Types of AdamW's two moments, by the name in a config. 8 bits would need another library (torchao, bitsandbytes).
 STATES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def find(net: nn.Module, trainable: Iterable[str]) -> list[nn.Module | nn.Parameter]:
-    """Return the parts of a net that `trainable` names.
+def find_parts(net: nn.Module, trainable: Iterable[str]) -> list[nn.Module | nn.Parameter]:
+    """Return the parts of a net with the given names.
 
     A part is a submodule or a parameter by name, such as `encoder` or `llm.model.embed_tokens`, or `PART.lora` for the
     LoRA matrices of a part. A part may have no parameters (mean pooling).
 
     Raises:
-        UserError: a name matches nothing.
+        UserError: A name matches nothing.
     """
     modules = dict(net.named_modules())
     parameters = dict(net.named_parameters())
-    found: list[nn.Module | nn.Parameter] = []
+    parts: list[nn.Module | nn.Parameter] = []
     for name in trainable:
-        part, _, kind = name.rpartition(".")
-        lora = [x for other, x in parameters.items() if other.startswith(f"{part}.") and ".lora_" in other]
+        prefix, _, suffix = name.rpartition(".")
+        lora = [x for other, x in parameters.items() if other.startswith(f"{prefix}.") and ".lora_" in other]
         if name in modules and name:
-            found.append(modules[name])
+            parts.append(modules[name])
         elif name in parameters:
-            found.append(parameters[name])
-        elif kind == "lora" and lora:
-            found += lora
+            parts.append(parameters[name])
+        elif suffix == "lora" and lora:
+            parts += lora
         else:
-            parts = ", ".join(name for name, _ in net.named_children())
-            raise UserError(f"trainable={name!r} matches no part of the model; parts are {parts} and what is in them")
-    return found
+            names = ", ".join(name for name, _ in net.named_children())
+            raise UserError(
+                f"trainable={name!r} matches no part of the model: expected {names}, or a module or parameter in them"
+            )
+    return parts
 
 
 def freeze(net: nn.Module, trainable: Iterable[str]) -> None:
-    """Freeze all but these parts of the net (see `find`); frozen parts are in eval mode."""
+    """Freeze all parts of a net except the given ones (`find_parts`), and put frozen parts into eval mode."""
     net.requires_grad_(False)
     net.eval()
-    for part in find(net, trainable):
+    for part in find_parts(net, trainable):
         part.requires_grad_(True)
         if isinstance(part, nn.Module):
             part.train()
 
 
 def parameter_groups(
-    net: nn.Module,
+    net: AudioLM,
     objective: nn.Module,
     *,
     lr: float,
@@ -69,45 +74,46 @@ def parameter_groups(
     layer_decay: float,
     lr_factors: Mapping[str, float] | None = None,
 ) -> list[dict]:
-    """Return parameter groups by learning rate and by whether weights decay.
+    """Return parameter groups, one for each learning rate and weight decay.
 
-    Block l of the encoder's L blocks learns at lr * layer_decay^(L - l), its convolutions like block 0, and everything
-    after the blocks at lr (as in Qwen-VL; Qwen-Audio gives only the number 0.95). Vectors (biases, norms) do not decay.
+    The learning rate of block l of the encoder's L blocks is lr * layer_decay^(L - 1 - l), that of its convolutions
+    lr * layer_decay^L, and that of everything else lr (as in Qwen-VL; Qwen-Audio only reports the number 0.95). Vectors
+    (biases, norms) have no weight decay.
 
     Args:
-        net: with its parts frozen or not.
-        objective: may have parameters of its own.
-        lr: peak learning rate.
-        weight_decay: of matrices.
-        layer_decay: factor from one encoder block to the block below.
-        lr_factors: factors of the learning rate by part (a child of the net).
+        net: The net. Frozen parameters are left out.
+        objective: The objective, which may have parameters as well.
+        lr: Peak learning rate.
+        weight_decay: Weight decay of matrices.
+        layer_decay: Factor of the learning rate from one encoder block to the block below.
+        lr_factors: Factors of the learning rate by part (a child of the net).
 
     Raises:
-        UserError: nothing is trainable, or a factor names no part.
+        UserError: Nothing is trainable, or a factor has the name of no part.
     """
     depth = len(net.encoder.blocks)
     factors = dict(lr_factors or {})
     parts = [name for name, _ in net.named_children()]
     if unknown := sorted(set(factors) - set(parts)):
-        raise UserError(f"optim.lr_factors names {unknown}; parts are {', '.join(parts)}")
+        raise UserError(f"optim.lr_factors contains {', '.join(unknown)}: expected {', '.join(parts)}")
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     named = [(f"net.{name}", p) for name, p in net.named_parameters()]
     named += [(f"objective.{name}", p) for name, p in objective.named_parameters()]
     for name, parameter in named:
         if parameter.requires_grad:
             part = name.split(".")[1]
-            rate = lr * layer_decay ** _below(name, depth) * factors.get(part, 1.0)
+            rate = lr * layer_decay ** _blocks_above(name, depth) * factors.get(part, 1.0)
             groups.setdefault((rate, parameter.ndim >= 2), []).append(parameter)
     if not groups:
-        raise UserError("nothing is trainable: set trainable=[encoder,pooling,projector] or other parts")
+        raise UserError("no parameter is trainable: set trainable=[encoder,pooling,projector] or other parts")
     return [
         {"params": parameters, "lr": rate, "weight_decay": weight_decay if decays else 0.0}
         for (rate, decays), parameters in sorted(groups.items(), key=lambda item: (-item[0][0], item[0][1]))
     ]
 
 
-def _below(name: str, depth: int) -> int:
-    """Count the encoder blocks between a parameter and the encoder's output."""
+def _blocks_above(name: str, depth: int) -> int:
+    """Return the number of encoder blocks between a parameter and the output of the encoder."""
     if not name.startswith("net.encoder.") or name.startswith("net.encoder.norm."):
         return 0
     if name.startswith("net.encoder.blocks."):
@@ -116,21 +122,28 @@ def _below(name: str, depth: int) -> int:
 
 
 def adamw(groups: Iterable[dict], *, betas: Sequence[float], eps: float, states: str = "fp32") -> AdamW:
-    """Return AdamW with its moments in one of the precisions `STATES`.
+    """Return AdamW.
+
+    Args:
+        groups: Parameter groups.
+        betas: Decay rates of the two moments.
+        eps: Term added to the denominator.
+        states: Type of the moments, a key of `STATES`.
 
     Raises:
-        UserError: another precision, or a second moment in bfloat16 that could never fall.
+        UserError: Another type, or a second moment that could never decrease in bfloat16.
     """
     if states not in STATES:
         raise UserError(f"optim.states={states}: expected {' or '.join(STATES)}")
+    beta1, beta2 = betas
     if STATES[states] is torch.float32:
-        return AdamW(groups, betas=tuple(betas), eps=eps)
-    if 1 - betas[1] < torch.finfo(STATES[states]).eps:
+        return AdamW(groups, betas=(beta1, beta2), eps=eps)
+    if 1 - beta2 < torch.finfo(STATES[states]).eps:
         raise UserError(
-            f"optim.betas={list(betas)} with optim.states={states}: what a step takes from a second moment is lost in "
-            "its rounding: expected optim.betas=[...,0.99] or less, or optim.states=fp32"
+            f"optim.betas={list(betas)} with optim.states={states}: a step's decay of the second moment is lost in "
+            "rounding: expected optim.betas=[...,0.99] or less, or optim.states=fp32"
         )
-    return Rounded(groups, betas=tuple(betas), eps=eps, dtype=STATES[states])
+    return LowPrecisionAdamW(groups, betas=(beta1, beta2), eps=eps, dtype=STATES[states])
 
 
 def moment_bytes(settings: Config) -> int:
@@ -138,11 +151,16 @@ def moment_bytes(settings: Config) -> int:
     return STATES[settings.get("states", "fp32")].itemsize
 
 
-class Rounded(AdamW):
-    """AdamW that computes in the parameters' precision and stores its moments in another, rounded to the nearest.
+class LowPrecisionAdamW(AdamW):
+    """AdamW that stores its moments in another type, rounded to the nearest, and computes in that of the parameters.
 
-    It needs half the memory, and works with the same checkpoints, strategies and schedules. Parameters are updated one
-    at a time, so that only the moments of one are in memory in full precision.
+    In bfloat16 the moments need half the memory. Checkpoints, strategies and schedules work as with AdamW. Parameters
+    are updated one at a time, so that the moments of only one are in memory in full precision.
+
+    Args:
+        groups: Parameter groups.
+        dtype: Type of the moments.
+        **settings: Arguments of AdamW.
     """
 
     def __init__(self, groups: Iterable[dict], *, dtype: torch.dtype, **settings: Any) -> None:
@@ -151,6 +169,7 @@ class Rounded(AdamW):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Update the parameters; return the loss of the closure, None if there is none."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -166,8 +185,18 @@ class Rounded(AdamW):
                     state["step"] = torch.tensor(0.0)
                     state |= {key: torch.zeros_like(parameter, dtype=self.dtype) for key in ("exp_avg", "exp_avg_sq")}
                 moments = {key: state[key].to(parameter.dtype) for key in ("exp_avg", "exp_avg_sq")}
-                lists = [[one] for one in (parameter, parameter.grad, *moments.values())]
-                update(*lists, [], [state["step"]], amsgrad=False, beta1=beta1, beta2=beta2, **settings)
+                update(
+                    [parameter],
+                    [parameter.grad],
+                    [moments["exp_avg"]],
+                    [moments["exp_avg_sq"]],
+                    [],
+                    [state["step"]],
+                    amsgrad=False,
+                    beta1=beta1,
+                    beta2=beta2,
+                    **settings,
+                )
                 for key, moment in moments.items():
                     state[key].copy_(moment)
         return loss
@@ -176,9 +205,19 @@ class Rounded(AdamW):
 def cosine(
     optimizer: torch.optim.Optimizer, *, warmup_steps: int, max_steps: int, floor: float
 ) -> torch.optim.lr_scheduler.LambdaLR:
-    """Return a schedule: linear warm-up over `warmup_steps`, then a cosine to `floor` times the peak at `max_steps`."""
+    """Return a schedule with linear warm-up, followed by a cosine.
+
+    Args:
+        optimizer: The optimizer, whose learning rates are the peak.
+        warmup_steps: Number of steps of the warm-up.
+        max_steps: Step at which the cosine ends.
+        floor: Last learning rate as a fraction of the peak.
+
+    Raises:
+        UserError: The warm-up is not shorter than the run.
+    """
     if warmup_steps >= max_steps:
-        raise UserError(f"optim.warmup_steps={warmup_steps} must be below max_steps={max_steps}")
+        raise UserError(f"optim.warmup_steps={warmup_steps} must be less than max_steps={max_steps}")
 
     def factor(step: int) -> float:
         if step < warmup_steps:

@@ -1,6 +1,7 @@
-"""Provenance of a run: versions, command and machine, and what the run will take.
+"""Provenance of a run: versions, command, machine, and an estimate of memory and time.
 
-A run prints this when it starts, writes it to `environment.json`, and prints the time left once its speed is known.
+A run prints this at its start and writes it to `environment.json`. It prints the remaining time once its speed has been
+measured.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import torch
@@ -29,21 +31,23 @@ from auris.audio import ENCODER_RATE
 from auris.data.epoch_stats import Share, compute_epoch_stats
 from auris.training import cost, optim
 from auris.training.cost import GIB
-from auris.training.strategy import Sharded
+from auris.training.lightning_types import AudioModule, audio_module, datamodule
+from auris.training.strategy import ShardedStrategy
 
 _PACKAGES = ("torch", "lightning", "transformers", "torchaudio", "hydra-core", "numpy")
-# Steps over which speeds are averaged. The first steps, which also pay for warm-up, are out of the average by then.
+# Number of steps over which speeds are averaged. It is large enough for the first steps, which include warm-up, to have
+# left the average when the remaining time is printed.
 WINDOW = 20
-# Steps of an epoch that are looked at when a run starts: its totals to within a few per cent, at once.
+# Number of steps from which the totals of an epoch are estimated at the start of a run. The error is a few per cent.
 STEPS = 50
 
 
 def provenance() -> dict[str, str]:
-    """Return package versions, and the commit of the working directory if it is a checkout."""
+    """Return package versions, and the commit of the working directory if it is a git checkout."""
     commit = ""
     if shutil.which("git"):
-        command = ["git", "describe", "--always", "--dirty"]
-        commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+        describe = ["git", "describe", "--always", "--dirty"]
+        commit = subprocess.run(describe, capture_output=True, text=True, check=False).stdout.strip()
     return {
         "commit": commit or "unknown",
         "auris": auris.__version__,
@@ -52,56 +56,91 @@ def provenance() -> dict[str, str]:
     }
 
 
-def command(name: str) -> str:
-    """Return the command line of this process, or nothing if Hydra did not start it."""
+def command_line(name: str) -> str:
+    """Return the command line of this process, or an empty string if Hydra did not start it.
+
+    Args:
+        name: The subcommand, such as "train".
+    """
     if not HydraConfig.initialized():
         return ""
     return shlex.join(["auris", name, *HydraConfig.get().overrides.task])
 
 
-class Announcement(L.Callback):
-    """Prints what a run runs on and what it will take, and after WINDOW steps how long the rest of it takes."""
+class EnvironmentReport(L.Callback):
+    """Callback that prints the environment of a run at its start, and the remaining time after WINDOW steps.
+
+    Args:
+        run_dir: Directory of the run.
+    """
 
     def __init__(self, run_dir: str | Path):
         self.path = Path(run_dir) / "environment.json"
         self.environment: Environment | None = None
 
-    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Print the environment and write it to `environment.json`."""
         if trainer.is_global_zero:
-            self.environment, versions = Environment.of(trainer, module), provenance()
+            self.environment, versions = Environment.of(trainer, audio_module(pl_module)), provenance()
             with files.tolerate_write_errors(self.path):
                 files.write_json(self.path, versions | asdict(self.environment))
             rank_zero_info("\n".join(self.environment.lines(versions)))
 
-    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: object) -> None:
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any = None,
+        batch: Any = None,
+        batch_idx: int = 0,
+    ) -> None:
+        """Print the remaining time after WINDOW steps."""
         speed = float(trainer.callback_metrics.get("tokens/s", 0))
-        if trainer.is_global_zero and speed and trainer.global_step == self.environment.step + WINDOW:
+        if not trainer.is_global_zero or not speed:
+            return
+        assert self.environment is not None  # set by on_train_start on the first rank
+        if trainer.global_step == self.environment.step + WINDOW:
+            module = audio_module(pl_module)
             left = module.max_steps - trainer.global_step
             seconds = self.environment.tokens * left / module.max_steps / speed
             peak = ""
             if module.device.type == "cuda":
-                peak = f"; {cost.peak_bytes(module.device) / GIB:.2f} GiB of its memory in use at most"
-            rank_zero_info(f"{_tokens(speed)}/s: the other {left:,} steps take {_time(seconds)}{peak}")
+                peak = f"; peak memory so far {cost.peak_bytes(module.device) / GIB:.2f} GiB"
+            rank_zero_info(f"{_tokens(speed)}/s: the remaining {left:,} steps take {_time(seconds)}{peak}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Environment:
-    """What a run runs on and what it will take, as `environment.json` has it.
+    """The machine of a run, its size, and an estimate of its memory and time: the content of `environment.json`.
 
     Attributes:
-        command: the command line.
-        data: digest of each manifest.
-        device_bytes: memory of a device.
-        step, steps: of this start, and of the whole run.
-        epochs, rows, tokens, hours: of the whole run.
-        tasks: rows, tokens and hours of each task.
-        unusable: rows that cannot be used.
-        trained: parameters that learn.
-        moments: precision of the optimizer's moments.
-        states_bytes, pack_bytes: memory on a device by sizes: weights, gradients and moments; a full pack.
-        operations: floating-point operations of the whole run.
-        matmul_speed: FLOP/s of a large matrix product on this device.
-        least_seconds: of the matrix products alone, at that speed.
+        command: Command line.
+        data: Digest of each manifest.
+        host: Name of the machine.
+        device: Name of the GPU, or architecture of the processor.
+        device_bytes: Memory of a device.
+        threads: CPU threads of a process.
+        ranks: Number of processes.
+        machines: Number of machines.
+        strategy: Class of the strategy.
+        precision: Precision as Lightning names it.
+        step: Number of steps taken before this start.
+        steps: Number of steps of the whole run.
+        epochs: Number of epochs of the whole run.
+        rows: Number of rows of the whole run.
+        tokens: Number of tokens of the whole run.
+        hours: Hours of audio of the whole run.
+        tasks: Rows, tokens and hours of each task.
+        unusable: Number of rows that cannot be used.
+        parameters: Number of parameters.
+        trained: Number of trained parameters.
+        audio_tokens_per_second: Audio tokens per second of audio.
+        moments: Precision of the optimizer's moments.
+        states_bytes: Estimated memory of weights, gradients and moments on a device.
+        pack_bytes: Estimated memory of a full pack on a device.
+        operations: Floating-point operations of the whole run.
+        matmul_speed: Measured FLOP/s of a large matrix product on this device.
+        least_seconds: Time of the matrix products alone at that speed.
     """
 
     command: str
@@ -133,30 +172,32 @@ class Environment:
     least_seconds: float
 
     @classmethod
-    def of(cls, trainer: L.Trainer, module: L.LightningModule) -> Environment:
+    def of(cls, trainer: L.Trainer, module: AudioModule) -> Environment:
         """Describe a run that is about to train."""
-        data, device = trainer.datamodule, trainer.strategy.root_device
+        data, strategy = datamodule(trainer), trainer.strategy
+        device = strategy.root_device
+        assert data.plan is not None  # Lightning has set up the data
         epoch = compute_epoch_stats(data.rows, data.plan, data.samples, ranks=data.world, max_steps=STEPS)
         epochs = module.max_steps / epoch.steps
         planned = epoch.total.scale(epochs)
         stage = cost.Stage.of(module.objective, module.trainable)
-        is_sharded = isinstance(trainer.strategy, Sharded)
-        shards = trainer.world_size // trainer.strategy.replicas if is_sharded else 1
+        is_sharded = isinstance(strategy, ShardedStrategy)
+        shards = trainer.world_size // strategy.replicas if isinstance(strategy, ShardedStrategy) else 1
         number = 2 if "bf16" in str(trainer.precision) else 4
         need = cost.memory(
             module.net,
             stage,
             cost.Load.of_budget(data.token_budget, module.net.geometry.pool),
             number=number,
-            # Frozen weights are stored as they are computed with where they are sharded; elsewhere each use casts them.
+            # Sharded frozen weights are stored in the precision of computation. Others are cast at each use.
             frozen=number if is_sharded else 4,
             moment=optim.moment_bytes(module.optim),
-            buckets=isinstance(trainer.strategy, DDPStrategy),
+            buckets=isinstance(strategy, DDPStrategy),
         )
         speed = matmul_speed(device)
         operations = cost.training_flops(module.net, stage, cost.Load.of_rows(planned.tokens, planned.seconds))
         return cls(
-            command=command("train"),
+            command=command_line("train"),
             data=data.digests,
             host=socket.gethostname(),
             device=device_name(device),
@@ -164,7 +205,7 @@ class Environment:
             threads=torch.get_num_threads(),
             ranks=trainer.world_size,
             machines=trainer.num_nodes,
-            strategy=type(trainer.strategy).__name__,
+            strategy=type(strategy).__name__,
             precision=str(trainer.precision),
             step=trainer.global_step,
             steps=module.max_steps,
@@ -184,24 +225,29 @@ class Environment:
         )
 
     def lines(self, versions: Mapping[str, str]) -> list[str]:
-        """Describe a start in lines of text."""
+        """Describe the environment in lines of text.
+
+        Args:
+            versions: From `provenance`.
+        """
         largest = sorted(self.tasks.items(), key=lambda item: -item[1]["tokens"])
         shares = [
-            f"{task} {of['hours']:,.1f} h, {100 * of['tokens'] / max(1, self.tokens):.1f} %" for task, of in largest
+            f"{task} {totals['hours']:,.1f} h, {100 * totals['tokens'] / max(1, self.tokens):.1f} %"
+            for task, totals in largest
         ]
         return [
             f"auris {versions['auris']} at {versions['commit']}; python {versions['python']}, "
             + ", ".join(f"{name} {versions[name]}" for name in _PACKAGES),
             f"{self.ranks} ranks on {self.machines} machines ({self.host}: {self.device}, "
             f"{self.device_bytes / GIB:.1f} GiB, {self.threads} threads), {self.strategy}, precision {self.precision}",
-            f"{self.parameters:,} parameters, {self.trained:,} of them learn",
+            f"{self.parameters:,} parameters, {self.trained:,} of them trained",
             f"steps {self.step:,} to {self.steps:,}: {self.epochs:.2f} epochs, {self.rows:,.0f} rows, "
             f"{self.hours:,.1f} h of audio, {_tokens(self.tokens)}; {self.unusable:,} rows cannot be used",
-            f"of these: {'; '.join(shares)}",
-            f"memory of a device, by sizes: {self.states_bytes / GIB:.2f} GiB of weights, gradients and moments "
+            f"by task: {'; '.join(shares)}",
+            f"estimated memory per device: {self.states_bytes / GIB:.2f} GiB for weights, gradients and moments "
             f"({self.moments}), {self.pack_bytes / GIB:.2f} GiB for a full pack",
-            f"time: at least {_time(self.least_seconds)}, the matrix products alone at the speed of this device "
-            f"({self.matmul_speed / 1e12:.2f} TFLOP/s); measured after {WINDOW} steps",
+            f"time: at least {_time(self.least_seconds)} for the matrix products alone at the measured speed of this "
+            f"device ({self.matmul_speed / 1e12:.2f} TFLOP/s); a better estimate follows after {WINDOW} steps",
         ]
 
 
@@ -212,7 +258,7 @@ def _totals(share: Share) -> dict[str, float]:
 def matmul_speed(device: torch.device) -> float:
     """Measure the FLOP/s of a large matrix product on a device, in bf16 on a GPU and in fp32 elsewhere."""
     size, dtype = (8192, torch.bfloat16) if device.type == "cuda" else (512, torch.float32)
-    square = torch.ones(size, size, device=device, dtype=dtype)  # no random numbers, which are the run's
+    square = torch.ones(size, size, device=device, dtype=dtype)  # random numbers would change those of the run
     timer = Timer("a @ a", globals={"a": square}, num_threads=torch.get_num_threads())
     return 2 * size**3 / timer.blocked_autorange(min_run_time=0.05).median
 
@@ -229,7 +275,7 @@ def _device_bytes(device: torch.device) -> int:
 
 
 def _tokens(number: float) -> str:
-    """Format a number of tokens: 12.3 M tokens."""
+    """Format a number of tokens, for instance as "12.3 M tokens"."""
     for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if number >= size:
             return f"{number / size:.1f} {unit} tokens"

@@ -1,8 +1,8 @@
-"""The reference of preference training: the net as it is before the first step.
+"""Reference model of preference training: the net before the first step.
 
 Its log-probabilities of all pairs are computed once and cached in `CACHE_DIR/references-<digest>-<rank>.jsonl`. The
-digest covers everything that they depend on besides a row, and every line has the digest of its row, so that an
-outdated cache is never read. A killed computation resumes where it was.
+digest covers everything but the row that they depend on, and every line contains the digest of its row, so an outdated
+cache is never used. An interrupted computation resumes from the cache.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from auris import files
 from auris.audio import Sound
 from auris.config import Config
 from auris.data.batches import pack, pack_by_length
-from auris.data.datamodule import AudioDataModule
 from auris.data.lengths import Lengths
+from auris.data.pairs import PairSamples
 from auris.data.rows import Row
 from auris.data.samples import Samples
 from auris.errors import UserError
@@ -34,14 +34,15 @@ from auris.model.audio_lm import AudioLM
 from auris.model.distributed import gather, world_and_rank
 from auris.model.pack import to_device
 from auris.model.weights.tensors import weights_digest
-from auris.text.chat import map_audios
+from auris.text.chat import Chat, map_audios
 from auris.training import sharding
+from auris.training.lightning_types import datamodule
 from auris.training.objectives.dpo import DPO, answer_logps
 
 Table = dict[str, tuple[float, float]]
-"""Digest of a row's content -> log-probabilities of its chosen and its rejected answer."""
+"""Maps the digest of a row's content to the log-probabilities of its chosen and its rejected answer."""
 
-# A dialogue with every piece that a template writes in its own way. Its rendering is part of the cache's digest.
+# A dialogue with every element that chat templates render differently. Its rendering is part of the cache's digest.
 _PROBE = (
     {"role": "user", "content": [{"type": "audio", "audio": "a"}, {"type": "text", "text": "b"}]},
     {"role": "assistant", "content": "c"},
@@ -51,10 +52,10 @@ _PROBE = (
 
 
 def check(objective: nn.Module, samples: Samples) -> None:
-    """Check that a cached reference hears what the policy hears in every epoch.
+    """Check that a cached reference gets the same audio as the policy in every epoch.
 
     Raises:
-        UserError: training rows are augmented, and the reference's log-probabilities are cached.
+        UserError: Training rows are augmented, but the log-probabilities of the reference are cached.
     """
     changed = ["data.augment"] if samples.augment is not None else []
     changed += [distortion.key for distortion in samples.distortions]
@@ -62,55 +63,55 @@ def check(objective: nn.Module, samples: Samples) -> None:
         off = " ".join(f"{key}=null" for key in changed)
         change = "changes" if len(changed) == 1 else "change"
         raise UserError(
-            f"{' and '.join(changed)} {change} what is heard from epoch to epoch, and objective.reference=cached is "
-            f"computed once: set {off}, or objective.reference=live (a frozen copy of the model, asked in every step)"
+            f"{' and '.join(changed)} {change} the audio in every epoch, but objective.reference=cached is computed "
+            f"once: set {off}, or objective.reference=live (a frozen copy of the model, computed in every step)"
         )
 
 
-def twin(objective: nn.Module, net: AudioLM) -> AudioLM | None:
-    """Return the net of a live reference, a copy of a net on the meta device; None if the reference is not live."""
+def copy_for_live(objective: nn.Module, net: AudioLM) -> AudioLM | None:
+    """Return a copy of a net on the meta device for a live reference; None if the reference is not live."""
     return copy.deepcopy(net) if isinstance(objective, DPO) and objective.reference == "live" else None
 
 
 def start_live(
-    objective: DPO, net: AudioLM, twin: AudioLM, *, device: torch.device, meshes: sharding.Meshes | None
+    objective: DPO, net: AudioLM, reference: AudioLM, *, device: torch.device, meshes: sharding.Meshes | None
 ) -> None:
-    """Give an objective its live reference: a frozen copy of the net's present weights.
+    """Give an objective its live reference: a frozen copy of the net with its current weights.
 
     Args:
-        objective: asks the reference in every step.
-        net: with its initial weights.
-        twin: from `twin`, on the meta device.
-        device: of the copy.
-        meshes: how the net is sharded, if it is.
+        objective: The objective, which computes the reference in every step.
+        net: The net with its initial weights.
+        reference: The copy from `copy_for_live`, on the meta device.
+        device: Device of the copy.
+        meshes: How the net is sharded; None if it is not.
     """
-    twin.requires_grad_(False)
+    reference.requires_grad_(False)
     if meshes is not None:
-        sharding.shard(twin, meshes)
-    sharding.materialise(twin, device, draw=False)
-    sharding.copy(net, twin)
-    objective.freeze(twin)
+        sharding.shard(reference, meshes)
+    sharding.materialise(reference, device, draw=False)
+    sharding.copy_weights(net, reference)
+    objective.freeze(reference)
 
 
-def attach_cached(net: AudioLM, trainer: L.Trainer, *, recipe: Config, tensor_parallel: int) -> None:
-    """Give the pairs of a trainer's data their log-probabilities under the net's present weights, cached on disk.
+def attach_cached(net: AudioLM, trainer: L.Trainer, *, config: Config, tensor_parallel: int) -> None:
+    """Give the pairs of a trainer's data their log-probabilities under the net's current weights, using the cache.
 
     Args:
-        net: with its initial weights, before a checkpoint is restored; it is moved to the trainer's device.
-        trainer: its data module is set up.
-        recipe: the resolved config of the run.
-        tensor_parallel: neighbouring processes that compute the same packs together.
+        net: The net with its initial weights, before a checkpoint is restored; it is moved to the trainer's device.
+        trainer: The trainer, whose data module is set up.
+        config: Resolved config of the run.
+        tensor_parallel: Number of neighbouring processes that compute the same packs together.
     """
-    data: AudioDataModule = trainer.datamodule
+    data = datamodule(trainer)
     net.to(trainer.strategy.root_device)
-    key = cache_digest(net, data.valid_samples, recipe, trainer.precision)
-    if data.predict_entries:  # the rows of one step, for `auris replay`
+    key = cache_digest(net, data.valid_samples, config, str(trainer.precision))
+    if data.predict_entries:  # `auris replay` needs the rows of a single step
         numbers = sorted({number for number, _ in data.predict_entries})
         train, valid, tokens = [data.rows[number] for number in numbers], [], data.lengths.tokens[numbers]
     else:
         train, valid = data.rows, data.valid_rows
         tokens = np.concatenate([data.lengths.tokens, data.valid_lengths.tokens])
-    # Lightning builds models where new tensors go to the device; samples are built on the host.
+    # Lightning makes the trainer's device the default while it builds a model, but samples are built on the CPU.
     with torch.device("cpu"), trainer.precision_plugin.forward_context():
         table = compute(
             net,
@@ -122,13 +123,14 @@ def attach_cached(net: AudioLM, trainer: L.Trainer, *, recipe: Config, tensor_pa
             tensor_parallel=tensor_parallel,
         )
     sharding.reshard(net)
+    assert isinstance(data.samples, PairSamples) and isinstance(data.valid_samples, PairSamples)  # DPO has no others
     data.samples.references = by_id(table, train)
     data.valid_samples.references = by_id(table, valid)
 
 
 @torch.no_grad()
 def compute(
-    net: nn.Module,
+    net: AudioLM,
     rows: Sequence[Row],
     tokens: np.ndarray,
     samples: Samples,
@@ -137,29 +139,29 @@ def compute(
     token_budget: int,
     tensor_parallel: int = 1,
 ) -> Table:
-    """Return the log-probabilities of both answers of every row under the net. Cached ones are not computed again.
+    """Return the log-probabilities of both answers of every row under the net, reusing cached ones.
 
     Args:
-        net: the reference.
-        rows: the pairs.
-        tokens: (rows,) length of each row, 0 for one that cannot be used.
-        samples: how rows are seen; not augmented.
-        file: the cache without its ending: process r appends to `<file>-r.jsonl`, and all processes read all of them.
-        token_budget: most tokens in a pack.
-        tensor_parallel: neighbouring processes that compute the same packs together.
+        net: The reference.
+        rows: The pairs.
+        tokens: (rows,) length of each row, 0 for a row that cannot be used.
+        samples: Turns rows into samples, without augmentation.
+        file: Path of the cache without its suffix. Process r appends to `<file>-r.jsonl`; every process reads all
+            files.
+        token_budget: Largest number of tokens in a pack.
+        tensor_parallel: Number of neighbouring processes that compute the same packs together.
     """
-    cached = _merge(_read(file))
-    wanted = {row_digest(row): number for number, row in enumerate(rows) if tokens[number]}  # equal rows once
-    missing = {number: key for key, number in wanted.items() if key not in cached}
-    rank_zero_info(
-        f"reference log-probabilities: {len(wanted) - len(missing)} of {len(wanted)} pairs are in {file}-*.jsonl"
-    )
-    todo = np.where(np.isin(np.arange(len(rows)), list(missing)), tokens, 0)
-    # The same number of packs on every process: a sharded net needs all of them in each forward. Empty packs yield
-    # nothing.
+    cached = _gather(_read(file))
+    numbers_by_key = {row_digest(row): number for number, row in enumerate(rows) if tokens[number]}  # no duplicates
+    missing = {number: key for key, number in numbers_by_key.items() if key not in cached}
+    total = len(numbers_by_key)
+    rank_zero_info(f"reference log-probabilities: {total - len(missing)} of {total} pairs are in {file}-*.jsonl")
+    missing_tokens = np.where(np.isin(np.arange(len(rows)), list(missing)), tokens, 0)
+    # Every process gets the same number of packs, as a sharded net needs all processes in each forward. Some packs may
+    # be empty.
     world, rank = world_and_rank()
     groups, group = world // tensor_parallel, rank // tensor_parallel
-    packs = pack_by_length(Lengths(todo, {}, {}), token_budget, groups)[group::groups]
+    packs = pack_by_length(Lengths(missing_tokens, {}, {}), token_budget, groups)[group::groups]
     device = next(net.parameters()).device
     training = [module for module in net.modules() if module.training]
     net.eval()
@@ -175,28 +177,29 @@ def compute(
         new |= pairs
     for module in training:
         module.training = True
-    return cached | _merge(new)
+    return cached | _gather(new)
 
 
 def by_id(table: Table, rows: Iterable[Row]) -> Table:
-    """Return the part of a table that is about these rows, by the rows' ids."""
+    """Return the log-probabilities of the given rows by row id. Rows that are not in the table are left out."""
     keys = {row.id: row_digest(row) for row in rows if not row.problem}
-    return {name: table[key] for name, key in keys.items() if key in table}
+    return {row_id: table[key] for row_id, key in keys.items() if key in table}
 
 
 def row_digest(row: Row) -> str:
-    """Return a digest of everything in a row that its log-probabilities depend on: its sound, not where that lies."""
+    """Return a digest of everything in a row that its log-probabilities depend on: the audio, but not its path."""
     messages = map_audios(lambda path: None, row.labels.get("messages", ()))
     clips = [[clip.offset, clip.duration, _sound_digest(clip.path)] for clip in row.clips]
     return files.digest([row.labels.get("chosen"), row.labels.get("rejected"), messages, clips])
 
 
-def cache_digest(net: nn.Module, samples: Samples, recipe: Config, precision: str) -> str:
+def cache_digest(net: nn.Module, samples: Samples, config: Config, precision: str) -> str:
     """Return a digest of everything but the row that log-probabilities depend on."""
+    assert isinstance(samples.prompt, Chat)  # pairs are dialogues
     return files.digest(
         [
-            weights_digest(net, with_adapters=False),  # adapters begin without effect
-            recipe.get("model"),
+            weights_digest(net, with_adapters=False),  # untrained adapters have no effect
+            config.get("model"),
             samples.tokenizer.fast.backend_tokenizer.to_str(),
             repr(samples.prompt.turns(_PROBE, supervise=True)),
             repr(samples.geometry),
@@ -212,7 +215,7 @@ def _sound_digest(source: Path | Sound) -> str:
             return _file_digest(source, source.stat().st_mtime_ns)
         return hashlib.sha256(source.read()).hexdigest()
     except (OSError, ValueError):
-        return "absent"  # its row turns out to be unusable elsewhere
+        return "absent"  # the row is reported as unusable when it is read
 
 
 @cache
@@ -221,11 +224,11 @@ def _file_digest(path: Path, changed_ns: int) -> str:
 
 
 def _read(file: Path) -> Table:
-    """Read what all processes of earlier runs have computed."""
+    """Read the cache files of all processes."""
     lines = chain.from_iterable(map(files.read_jsonl, sorted(file.parent.glob(f"{file.name}-*.jsonl"))))
     return {line["row"]: (line["chosen"], line["rejected"]) for line in lines}
 
 
-def _merge(table: Table) -> Table:
-    """Return the tables of all processes as one."""
-    return {key: pair for one in gather(table) for key, pair in one.items()}
+def _gather(table: Table) -> Table:
+    """Merge the tables of all processes."""
+    return {key: pair for part in gather(table) for key, pair in part.items()}

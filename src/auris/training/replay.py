@@ -1,20 +1,21 @@
-"""`auris replay fault=FILE`: runs the rows of a faulty step through the model, one by one.
+"""`auris replay fault=FILE`: run the rows of a faulty step through the model, one at a time.
 
-Each row is read with the same random choices as in the step, and computed with the weights before the step, or with the
-nearest that were saved. Packed rows do not see one another, so that a row which fails by itself is what made the step
-fail.
+Each row is read with the same random choices as in the step, and computed with the weights before the step or with the
+latest saved ones. The rows of a pack do not attend to each other, so a row that fails alone has made the step fail.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 import lightning as L
 from lightning.pytorch.callbacks import LambdaCallback
 from rich.console import Console
 from rich.table import Table
 
-from auris import config
+from auris import config as configs
+from auris.config import Config
 from auris.data.batches import pack
 from auris.data.datamodule import AudioDataModule
 from auris.errors import UserError
@@ -25,49 +26,60 @@ from auris.training import run as train
 from auris.training.faults import Fault, RowResult
 
 
-def reproduce(file: Path, *, checkpoint: str | None, accelerator: str, console: Console) -> list[str]:
-    """Print the loss and gradient of each row of a fault; return the ids of rows where they are not finite.
+def replay(file: Path, *, checkpoint: str | None, accelerator: str, console: Console) -> list[str]:
+    """Print the loss and gradient of each row of a fault.
 
     Args:
-        file: record of the fault, in its run's directory.
-        checkpoint: weights to use instead of those that were saved.
-        accelerator: as Lightning names it.
-        console: where to print.
+        file: Record of the fault in `RUN/faults`.
+        checkpoint: Weights to use instead of the saved ones.
+        accelerator: Accelerator as Lightning names it.
+        console: Console to print on.
+
+    Returns:
+        Ids of the rows whose loss or gradient is not finite.
 
     Raises:
-        UserError: the file, the run or the rows that it names have changed.
+        UserError: The file, the run or the rows of the step have changed.
     """
     fault = Fault.load(file)
     run_dir = file.parents[1]
-    made = read_yaml(run_dir / "recipe.yaml")
+    config = read_yaml(run_dir / "recipe.yaml")
     print_plain(console, f"step {fault.step}: {fault.reason}")
-    made["data"] |= {"num_workers": 0, "max_unusable": 1.0}
-    module, data = train.build(made)
+    config["data"] |= {"num_workers": 0, "max_unusable": 1.0}
+    module, data = train.build(config)
     data.setup("predict")
-    data.predict_entries = _read(fault, data, console)
-    snapshot, description = _weights(fault, run_dir, checkpoint)
+    data.predict_entries = _read_rows(fault, data, console)
+    weights, description = _find_weights(fault, run_dir, checkpoint)
     print_plain(console, description)
-    restore = LambdaCallback(on_predict_start=lambda _, net: snapshot and checkpoint_io.restore(snapshot, module=net))
-    alone = {"accelerator": accelerator, "devices": 1, "num_nodes": 1, "strategy": "auto", "enable_progress_bar": False}
-    trainer: L.Trainer = config.build(train.trainer_options(made["trainer"] | alone) | {"_partial_": True})(
+    restore = LambdaCallback(on_predict_start=lambda _, net: weights and checkpoint_io.restore(weights, module=net))
+    overrides = {
+        "accelerator": accelerator,
+        "devices": 1,
+        "num_nodes": 1,
+        "strategy": "auto",
+        "enable_progress_bar": False,
+    }
+    options = {**train.trainer_options(config["trainer"] | overrides), "_partial_": True}
+    trainer: L.Trainer = configs.build(options)(
         logger=False, callbacks=[restore], inference_mode=False, default_root_dir=run_dir
     )
-    results: list[RowResult] = trainer.predict(module, datamodule=data)
+    # `predict` returns what `AudioLMModule.predict_step` returned for each batch.
+    results = cast("list[RowResult]", trainer.predict(module, datamodule=data))
     ids = [data.rows[row].id for row, _ in data.predict_entries]
     console.print(_table(ids, results))
-    return [name for name, one in zip(ids, results, strict=True) if not one.is_finite]
+    return [row_id for row_id, result in zip(ids, results, strict=True) if not result.is_finite]
 
 
-def _read(fault: Fault, data: AudioDataModule, console: Console) -> list[tuple[int, int]]:
-    """Return the entries of a fault whose rows can be read. Each is named first, as reading it may end the process."""
+def _read_rows(fault: Fault, data: AudioDataModule, console: Console) -> list[tuple[int, int]]:
+    """Return (row, epoch) of the rows that can be read. Each row is printed first, as reading may end the process."""
     entries = []
-    for place in fault.places():
-        if place.row >= len(data.rows) or data.rows[place.row].id != place.id:
-            raise UserError(f"row {place.row} is not {place.id!r} any more: the manifests of the run have changed")
-        print_plain(console, f"reading {place.id}")
-        entry = (place.row, place.epoch)
+    for position in fault.rows():
+        if position.row >= len(data.rows) or data.rows[position.row].id != position.id:
+            raise UserError(f"row {position.row} is no longer {position.id!r}: the manifests of the run have changed")
+        print_plain(console, f"reading {position.id}")
+        entry = (position.row, position.epoch)
         if skipped := pack(data.rows, [entry], data.samples)["skipped"]:
-            print_plain(console, f"  left out: {skipped[0][1]}")
+            print_plain(console, f"  skipped: {skipped[0][1]}")
         else:
             entries.append(entry)
     if not entries:
@@ -75,33 +87,37 @@ def _read(fault: Fault, data: AudioDataModule, console: Console) -> list[tuple[i
     return entries
 
 
-def _weights(fault: Fault, run_dir: Path, checkpoint: str | None) -> tuple[checkpoint_dir.CheckpointDir | None, str]:
+def _find_weights(
+    fault: Fault, run_dir: Path, checkpoint: str | None
+) -> tuple[checkpoint_dir.CheckpointDir | None, str]:
     """Return the checkpoint to use, None for the initial weights, and its description."""
     if checkpoint is not None:
-        found = checkpoint_dir.find(checkpoint)
-        return found, f"weights: {found.path}"
-    kept = run_dir / fault.weights if fault.weights else None
-    if kept is not None and kept.exists():
-        return checkpoint_dir.find(kept), f"weights: those of the step, {kept}"
+        chosen = checkpoint_dir.find(checkpoint)
+        return chosen, f"weights: {chosen.path}"
+    saved = run_dir / fault.weights if fault.weights else None
+    if saved is not None and saved.exists():
+        return checkpoint_dir.find(saved), f"weights before the step: {saved}"
+    reason = "the weights before the step were not saved; checkpoint=PATH selects others"
     try:
-        last = checkpoint_dir.find(run_dir)
+        newest = checkpoint_dir.find(run_dir)
     except FileNotFoundError:
-        return None, "weights: the initial ones, as none of the step were kept; checkpoint=PATH takes others"
-    return last, f"weights: {last.path}, as none of the step were kept; checkpoint=PATH takes others"
+        return None, f"weights: the initial ones ({reason})"
+    return newest, f"weights: {newest.path} ({reason})"
 
 
 def _table(ids: list[str], results: list[RowResult]) -> Table:
-    table = Table("row", "loss", "gradient's norm", "first module that is not finite", title_justify="left")
-    for name, one in zip(ids, results, strict=True):
-        style = None if one.is_finite else "red"
-        table.add_row(name, f"{one.loss:.4g}", f"{one.grad_norm:.4g}", one.first or "", style=style)
+    table = Table("row", "loss", "gradient norm", "first module with non-finite output", title_justify="left")
+    for row_id, result in zip(ids, results, strict=True):
+        style = None if result.is_finite else "red"
+        cells = (row_id, f"{result.loss:.4g}", f"{result.grad_norm:.4g}", result.first_nonfinite or "")
+        table.add_row(*cells, style=style)
     return table
 
 
-def run(made: config.Config) -> int:
-    """Run `auris replay`; returns 1 if a row is not finite by itself."""
+def run(config: Config) -> int:
+    """Run `auris replay`; return 1 if a row alone is not finite."""
     train.quiet()
-    options = {"checkpoint": made["checkpoint"], "accelerator": made["accelerator"]}
-    wrong = reproduce(Path(made["fault"]), **options, console=Console())
-    print(f"not finite by itself: {', '.join(wrong)}" if wrong else "every row is finite by itself")
-    return 1 if wrong else 0
+    options = {"checkpoint": config["checkpoint"], "accelerator": config["accelerator"]}
+    nonfinite = replay(Path(config["fault"]), **options, console=Console())
+    print(f"rows that are not finite: {', '.join(nonfinite)}" if nonfinite else "every row is finite on its own")
+    return 1 if nonfinite else 0

@@ -1,12 +1,12 @@
-"""The strategy of sharded training: Lightning's ModelParallelStrategy with our own meshes.
+"""Strategy of sharded training: Lightning's ModelParallelStrategy with additional meshes.
 
-`auris.training.sharding` divides the model. Three published layouts (FSDP, FSDP with tensor parallelism, HSDP) are one
-class and two numbers, and gradients are communicated with the last pack of a step only.
+`auris.training.sharding` shards the model. One class with two numbers covers FSDP, FSDP with tensor parallelism, and
+HSDP. Gradients are communicated only with the last pack of a step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -19,30 +19,36 @@ from torch.distributed.fsdp import FSDPModule
 from auris import compat
 from auris.config import Config
 from auris.errors import UserError
+from auris.training.lightning_types import audio_module
 from auris.training.sharding import Meshes
 
-# Values of `trainer.precision` for sharded training. Trained weights are float32 in both.
+# Types of the computation by `trainer.precision`. Trained weights are float32 with either of them.
 PRECISIONS = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16}
 
 
 def strategy_setting(trainer: Config, name: str) -> int:
-    """Return a setting of a config's `trainer.strategy`, 1 for a strategy that does not have it."""
+    """Return a setting of `trainer.strategy`, or 1 if the strategy does not have it.
+
+    Args:
+        trainer: The section `trainer` of a config.
+        name: Name of the setting, such as `tensor_parallel`.
+    """
     strategy = trainer["strategy"]
     return strategy.get(name, 1) if isinstance(strategy, Mapping) else 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class Processes:
-    """The processes of a run, and how they are divided.
+    """Number of processes of a run, and their division into groups.
 
     Attributes:
-        world: all of them.
-        nodes: machines.
-        tensor_parallel: neighbouring processes that compute each layer together, on the same rows.
-        replicas: groups of processes with a whole model each.
+        world: Number of processes.
+        nodes: Number of machines.
+        tensor_parallel: Number of neighbouring processes that compute each layer together, on the same rows.
+        replicas: Number of groups of processes that have a whole model each.
 
     Raises:
-        UserError: the processes cannot be divided so.
+        UserError: The number of processes is not a multiple of these.
     """
 
     world: int
@@ -59,8 +65,8 @@ class Processes:
                 )
 
     @classmethod
-    def planned(cls, trainer: Config) -> Processes:
-        """Return what a config's `trainer` plans. `auto` devices are those of this machine."""
+    def from_config(cls, trainer: Config) -> Processes:
+        """Return the processes of a run from the section `trainer` of its config; `auto` means this machine's GPUs."""
         devices, nodes = trainer["devices"], int(trainer["num_nodes"])
         if isinstance(devices, (list, tuple)):
             devices = len(devices)
@@ -71,7 +77,7 @@ class Processes:
 
     @property
     def ranks(self) -> int:
-        """Processes, or groups of them, that share the rows of a step."""
+        """Number of processes, or tensor-parallel groups of them, over which the rows of a step are distributed."""
         return self.world // self.tensor_parallel
 
     def __str__(self) -> str:
@@ -80,29 +86,34 @@ class Processes:
         return f"{self.world} processes, {self.world // self.nodes} on each of {self.nodes} machines{divided}"
 
 
-class Computation(Precision):
-    """Names the precision. FSDP casts what it gathers, so that nothing else is to be done (no autocast)."""
+class ShardedPrecision(Precision):
+    """Precision plugin without autocast: FSDP casts the parameters that it gathers.
+
+    Args:
+        precision: One of `PRECISIONS`.
+
+    Raises:
+        UserError: Another precision.
+    """
 
     def __init__(self, precision: str) -> None:
         if precision not in PRECISIONS:
-            raise UserError(
-                f"trainer.precision={precision}: expected {' or '.join(PRECISIONS)} where a model is sharded"
-            )
+            raise UserError(f"trainer.precision={precision}: expected {' or '.join(PRECISIONS)} for a sharded model")
         self.precision = precision
 
 
-class Sharded(ModelParallelStrategy):
-    """Divides parameters, gradients and optimizer states over all processes.
+class ShardedStrategy(ModelParallelStrategy):
+    """Strategy that shards parameters, gradients and optimizer states over all processes.
 
     Args:
-        tensor_parallel: neighbouring processes that compute each layer of the LLM together, on the same rows.
-        replicas: groups of processes with a whole model each, which exchange gradients only: one group on each node
-            where the network between nodes is slow.
-        precision: "bf16-mixed" gathers weights in bfloat16 and sums gradients in float32.
+        tensor_parallel: Number of neighbouring processes that compute each layer of the LLM together, on the same rows.
+        replicas: Number of groups of processes that have a whole model each and exchange gradients only. One group per
+            node avoids gathering weights over a slow network.
+        precision: "32-true", or "bf16-mixed", which gathers weights in bfloat16 and sums gradients in float32.
 
     Raises:
-        UserError: both kinds of groups, or another precision; or, when a trainer is created, processes that cannot be
-            divided so.
+        UserError: Both kinds of groups are requested, or another precision. When a trainer is created: the number of
+            processes is not a multiple of the groups.
     """
 
     def __init__(self, *, tensor_parallel: int = 1, replicas: int = 1, precision: str = "32-true") -> None:
@@ -113,17 +124,19 @@ class Sharded(ModelParallelStrategy):
                 "expected one of them to be 1, and the other 1 or more"
             )
         self.tensor_parallel, self.replicas = tensor_parallel, replicas
-        self.precision_plugin = Computation(precision)
+        self.precision_plugin = ShardedPrecision(precision)
         compat.divide_before_launch(self, self._data_parallel)
 
     def _data_parallel(self, world: int) -> int:
         return Processes(world=world, tensor_parallel=self.tensor_parallel, replicas=self.replicas).ranks
 
     def setup_environment(self) -> None:
+        """Create the meshes and give them to the LightningModule, which shards its net accordingly."""
         super().setup_environment()
-        self.lightning_module.meshes = self._meshes()
+        assert self.lightning_module is not None  # Lightning has connected it
+        audio_module(self.lightning_module).meshes = self._create_meshes()
 
-    def _meshes(self) -> Meshes:
+    def _create_meshes(self) -> Meshes:
         world, device, dtype = self.world_size, self.root_device.type, PRECISIONS[self.precision_plugin.precision]
         if self.tensor_parallel > 1:
             whole = init_device_mesh(device, (world,), mesh_dim_names=("processes",))
@@ -136,13 +149,14 @@ class Sharded(ModelParallelStrategy):
         return Meshes(whole=whole, layers=whole, dtype=dtype)
 
     @property
-    def speaks(self) -> bool:
-        """Whether this process counts and reports: one of those that compute a layer together, on the same rows."""
+    def is_reporter(self) -> bool:
+        """Whether this process counts and reports. Only one process of a tensor-parallel group does."""
         return self.device_mesh["tensor_parallel"].get_local_rank() == 0
 
     @contextmanager
-    def block_backward_sync(self) -> Iterator[None]:
+    def block_backward_sync(self) -> Generator[None]:
         """Accumulate gradients without communication; the next backward outside communicates all of them."""
+        assert self.lightning_module is not None  # Lightning has connected it
         units = [module for module in self.lightning_module.children() if isinstance(module, FSDPModule)]
         for unit in units:
             unit.set_requires_gradient_sync(False)

@@ -1,8 +1,8 @@
 """The study runner: trains and evaluates every arm of `ablations/NAME.yaml`.
 
-Each run is a process of its own (`auris train ...`): a failed arm takes nothing with it, several arms can run at the
-same time, and an arm that is run by hand is the same run. Finished runs are not started again; stopped runs resume.
-Stages that arms have in common are trained once per recipe and seed, in `runs/shared/<stage>-<digest of its recipe>/`,
+Each run is a process of its own (`auris train ...`): a failed arm does not affect the others, several arms can run at
+the same time, and an arm that is run by hand is the same run. Finished runs are not started again; stopped runs resume.
+Stages that arms have in common are trained once per config and seed, in `runs/shared/<stage>-<digest of its config>/`,
 where every study finds them.
 """
 
@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,29 +27,36 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from auris import config, files
+from auris import config as configs
+from auris import files
 from auris.config import Config
 from auris.errors import UsageError, UserError
 from auris.training.preemption import REQUEUE
 
+# Overrides of the study runner itself, which are not passed on to the runs.
 _RUNNER_KEYS = ("ablations", "arm", "seed", "seeds", "jobs", "threads", "metric", "dry_run")
-_SHARED = "shared"  # the study to which stages belong
-_NAMES = ("study", "arm", "seed", "run_dir")  # settings that name a run and do not change it
-_DONE = "done.json"  # in the directory of a finished run: its recipe's digest and its evaluations
+_SHARED = "shared"  # name of the study to which stages belong
+_NAMES = ("study", "arm", "seed", "run_dir")  # settings that only name a run
+_DONE = "done.json"  # file in the directory of a finished run, with the digest of its config and its evaluations
 
 
 @dataclass
 class Job:
-    """One run of a study and what it waits for.
+    """A run of a study.
 
     Attributes:
-        name: of the arm or stage.
-        overrides: arguments of `auris train`.
-        needs: the jobs that have to be done first.
-        evaluate: arguments of each `auris evaluate` after training.
-        evaluations: how many of these have been started.
-        recipe: the resolved config.
+        name: Name of the arm or stage.
+        seed: Seed of the run.
+        overrides: Arguments of `auris train`.
+        run_dir: Directory of the run.
+        needs: Jobs that must be done first.
+        evaluate: Arguments of each `auris evaluate` after training.
+        evaluations: Number of evaluations that have been started.
+        config: The resolved config.
         status: waiting, running, evaluating, done, failed, stopped or blocked.
+        process: Process of the training or evaluation, None if there is none.
+        started: Time of the start, in seconds since the epoch.
+        seconds: Duration after the end.
     """
 
     name: str
@@ -59,7 +66,7 @@ class Job:
     needs: list[Job] = field(default_factory=list)
     evaluate: list[list[str]] = field(default_factory=list)
     evaluations: int = 0
-    recipe: Config = field(default_factory=dict)
+    config: Config = field(default_factory=dict)
     status: str = "waiting"
     process: subprocess.Popen | None = None
     started: float = 0.0
@@ -67,43 +74,50 @@ class Job:
 
     @property
     def key(self) -> str:
+        """Name and seed for messages."""
         return f"{self.name}, seed {self.seed}"
 
     @property
     def log(self) -> Path:
+        """File with the output of all processes of the run."""
         return self.run_dir / "log.txt"
 
     @property
     def is_alive(self) -> bool:
+        """Whether a process of the run is running."""
         return self.process is not None and self.process.poll() is None
 
     @property
     def digest(self) -> str:
-        return _digest(self.recipe, self.seed)
+        """Digest of the config without the seed."""
+        return _digest(self.config, self.seed)
 
     @property
     def level(self) -> int:
-        """How many other jobs have to be done one after the other before it."""
+        """Length of the longest chain of jobs that must be done first."""
         return max((job.level + 1 for job in self.needs), default=0)
 
 
 def run_study(study: Config) -> int:
-    """Run the study that a config holds, or with `dry_run` list its runs: level, name and seed, one a line.
+    """Run a study, or with `dry_run` list its runs, one per line with level, name and seed.
+
+    Args:
+        study: The resolved config of the study.
 
     Returns:
-        The exit code: 1 if a job did not finish, REQUEUE if one of them is to be started again.
+        The exit code: 1 if a job did not finish, REQUEUE if a job should be started again.
     """
-    given = list(HydraConfig.get().overrides.task)
-    extra = [override for override in given if override.lstrip("+").split("=")[0] not in _RUNNER_KEYS]
+    overrides = list(HydraConfig.get().overrides.task)
+    extra = [override for override in overrides if override.lstrip("+").split("=")[0] not in _RUNNER_KEYS]
     jobs = plan(study, extra, arm=study["arm"], seed=study["seed"])
     if study["dry_run"]:
         for job in jobs:
             print(job.level, job.name, job.seed, sep="\t")
         return 0
-    # Results cannot know the question and the order of the arms from the runs.
+    # `auris results` needs the question and the order of the arms, which the runs do not contain.
     facts = {"question": study.get("question", ""), "arms": list(study["arms"])}
-    files.write_yaml(Path(jobs[-1].recipe["runs_dir"]) / study["study"] / "study.yaml", facts)
-    code = run(jobs, side_by_side=study["jobs"], threads=study["threads"], metric=study.get("metric"))
+    files.write_yaml(Path(jobs[-1].config["runs_dir"]) / study["study"] / "study.yaml", facts)
+    code = run(jobs, max_parallel=study["jobs"], threads=study["threads"], metric=study.get("metric"))
     return code if code == REQUEUE else min(code, 1)
 
 
@@ -111,125 +125,138 @@ def run_study(study: Config) -> int:
 
 
 def plan(study: Config, extra: Sequence[str] = (), arm: str | None = None, seed: int | None = None) -> list[Job]:
-    """Return the jobs of a study, each after those that it needs.
+    """Return the jobs of a study; every job comes after the jobs that it needs.
 
-    Every arm is composed here, so that a misspelt override ends the study before it starts.
+    The configs of all arms are composed, so that a misspelt override ends the study before it starts.
 
     Args:
-        study: the resolved config.
-        extra: overrides of the command line, which win over those of the arms.
-        arm: only this arm or stage, and what it needs; None: all arms.
-        seed: only this seed; None: all seeds.
+        study: The resolved config of the study.
+        extra: Overrides from the command line, which take precedence over those of the arms.
+        arm: Name of a single arm or stage, which is planned with the jobs that it needs; None for all arms.
+        seed: A single seed; None for all seeds.
 
     Raises:
-        UsageError: an unknown arm or stage, a circle, or two arms that would train the same thing.
+        UsageError: An arm or stage is unknown or depends on itself, or two arms are the same run.
     """
     entries = {**(study.get("stages") or {}), **study["arms"]}
     if arm is not None and arm not in entries:
-        raise UsageError(f"arm={arm}: study {study['study']} has {', '.join(entries)}")
-    wanted = [arm] if arm is not None else list(study["arms"])
+        raise UsageError(f"arm={arm}: expected an arm or stage of study {study['study']}: {', '.join(entries)}")
+    selected = [arm] if arm is not None else list(study["arms"])
     jobs: dict[tuple[str, int], Job] = {}
 
     def add(name: str, seed: int, path: tuple[str, ...] = ()) -> Job:
-        """Add the job of an arm or stage, after those that it needs. `path`: the jobs that need it."""
+        """Add the job of an arm or stage after the jobs that it needs; `path` names the jobs that need it."""
         if name in path:
-            raise UsageError(f"study {study['study']}: {' after '.join((*path, name))} is a circle")
+            raise UsageError(f"study {study['study']}: {' after '.join((*path, name))} is a circular dependency")
         if name not in entries:
-            raise UsageError(f"study {study['study']}: {path[-1]} comes after {name!r}, which is no arm or stage of it")
+            raise UsageError(f"study {study['study']}: {path[-1]} has after: {name}, which is not an arm or stage")
         if (name, seed) in jobs:
             return jobs[name, seed]
         entry, is_arm = entries[name], name in study["arms"]
         after = entry.get("after") or {}
-        # The whole model continues from one run, or its parts from several.
+        # Either the whole model starts from one run, or its parts start from several runs.
         whole = isinstance(after, str)
         starts = {"checkpoint": after} if whole else {f"weights.{part}": run for part, run in after.items()}
         before = {start: add(run, seed, (*path, name)) for start, run in starts.items()}
         overrides = [*entry["overrides"], *(f"{start}={job.run_dir}" for start, job in before.items()), *extra]
         names = [f"study={study['study']}", f"arm={name}", f"seed={seed}"]
         try:
-            composed = config.compose([*overrides, *names])
+            composed = configs.compose([*overrides, *names])
             if not is_arm:
-                composed.study, composed.arm = _SHARED, f"{name}-{_digest(config.resolve(composed), seed)}"
+                composed.study, composed.arm = _SHARED, f"{name}-{_digest(configs.resolve(composed), seed)}"
                 names = [f"study={_SHARED}", f"arm={composed.arm}", f"seed={seed}"]
-            recipe = config.resolve(composed)
+            config = configs.resolve(composed)
         except UserError as error:
             raise UsageError(f"study {study['study']}, arm {name}: {error}") from error
-        job = Job(name, seed, [*overrides, *names], Path(recipe["run_dir"]), [*before.values()], recipe=recipe)
-        if is_arm and name in wanted:  # one that is only needed may be evaluated by another job of an array just now
-            job.evaluate = [list(one) for one in entry.get("evaluate") or study.get("evaluate") or []]
+        job = Job(name, seed, [*overrides, *names], Path(config["run_dir"]), [*before.values()], config=config)
+        # An arm that is only needed by the selected one may be evaluated by another job of a SLURM array at this time.
+        if is_arm and name in selected:
+            job.evaluate = [list(arguments) for arguments in entry.get("evaluate") or study.get("evaluate") or []]
         jobs[name, seed] = job
         return job
 
-    for one in [seed] if seed is not None else study["seeds"]:
-        for name in wanted:
-            add(name, one)
+    for job_seed in [seed] if seed is not None else study["seeds"]:
+        for name in selected:
+            add(name, job_seed)
     _require_different([job for job in jobs.values() if job.name in study["arms"]])
     return list(jobs.values())
 
 
-def _digest(recipe: Config, seed: int) -> str:
-    """Return a digest of a recipe that is the same for all seeds: a run starts from runs of its own seed."""
-    content = json.dumps({key: value for key, value in recipe.items() if key not in _NAMES}, sort_keys=True)
-    content = content.replace(recipe.get("run_dir", ""), "")
+def _digest(config: Config, seed: int) -> str:
+    """Return a digest of a config that is the same for all seeds.
+
+    The seed is removed from paths as well, because a run starts from runs with its own seed.
+    """
+    content = json.dumps({key: value for key, value in config.items() if key not in _NAMES}, sort_keys=True)
+    content = content.replace(config.get("run_dir", ""), "")
     return hashlib.sha256(content.replace(f"/seed_{seed}", "").encode()).hexdigest()[:8]
 
 
 def _require_different(arms: Sequence[Job]) -> None:
-    """Check that no two arms are the same run: an arm whose overrides change nothing would be a silent lie."""
-    seen: dict[str, Job] = {}
+    """Check that no two arms are the same run, which would make a comparison meaningless.
+
+    Raises:
+        UsageError: Two arms have the same config.
+    """
+    jobs_by_content: dict[str, Job] = {}
     for job in arms:
-        content = json.dumps({key: x for key, x in job.recipe.items() if key not in ("arm", "run_dir")}, sort_keys=True)
-        content = content.replace(job.recipe.get("run_dir", ""), "")
-        other = seen.setdefault(content, job)
+        content = json.dumps({key: x for key, x in job.config.items() if key not in ("arm", "run_dir")}, sort_keys=True)
+        content = content.replace(job.config.get("run_dir", ""), "")
+        other = jobs_by_content.setdefault(content, job)
         if other is not job:
-            own = [one for one in job.overrides if one not in other.overrides and not one.startswith("arm=")]
-            without = f"sets what is set without {'it' if len(own) == 1 else 'them'}"
-            why = f"{' and '.join(own)} {without}" if own else "their overrides are the same"
-            raise UsageError(f"arms {other.key} and {job.key} are the same run: {why}")
+            own = [
+                override
+                for override in job.overrides
+                if override not in other.overrides and not override.startswith("arm=")
+            ]
+            verb = "changes" if len(own) == 1 else "change"
+            reason = f"{' and '.join(own)} {verb} nothing" if own else "they have the same overrides"
+            raise UsageError(f"arms {other.key} and {job.key} are the same run: {reason}")
 
 
 # --- running ------------------------------------------------------------------------------------------------------
 
 
-def run(jobs: list[Job], side_by_side: int, threads: int = 1, metric: str | None = None) -> int:
-    """Run the jobs, `side_by_side` at a time, with a live table.
+def run(jobs: list[Job], max_parallel: int, threads: int = 1, metric: str | None = None) -> int:
+    """Run jobs in parallel and show a live table.
 
-    SIGTERM and SIGUSR1, by which a cluster wants its machine back, are passed on to the running jobs; no other job is
-    started then.
+    SIGTERM and SIGUSR1, the signals with which a cluster preempts a job, are forwarded to the running jobs. No further
+    job is started then.
 
     Args:
-        jobs: each after those that it needs.
-        side_by_side: how many run at the same time.
-        threads: of each run, for any `side_by_side`: another number of threads rounds differently.
-        metric: of validation, shown in the table; None: the loss.
+        jobs: The jobs; each comes after the jobs that it needs.
+        max_parallel: Largest number of jobs that run at the same time.
+        threads: CPU threads of each run. The number does not depend on `max_parallel`, because it affects rounding.
+        metric: Metric of validation to show in the table; None for the loss.
 
     Returns:
-        How many jobs did not finish, or REQUEUE if one of them is to be started again.
+        The number of jobs that did not finish, or REQUEUE if a job should be started again.
     """
     console = Console()
     for job in jobs:
         job.status = "done" if _is_done(job) else job.status
     done = sum(job.status == "done" for job in jobs)
-    before = f", {done} done before" if done else ""
-    console.print(f"{len(jobs)} runs{before}, {side_by_side} side by side, {threads} thread{'s'[: threads > 1]} each")
+    already_done = f" ({done} already done)" if done else ""
+    threads_each = f"{threads} thread{'s'[: threads > 1]} each"
+    console.print(f"{len(jobs)} runs{already_done}, {max_parallel} in parallel, {threads_each}")
     try:
         show = Live(console=console, refresh_per_second=2, transient=False, auto_refresh=console.is_terminal)
-        with _forwarding(jobs) as signals, show as live:
+        with _forward_signals(jobs) as signals, show as live:
             while any(
                 job.status in ("running", "evaluating") or (job.status == "waiting" and not signals) for job in jobs
             ):
-                changed = _advance(jobs, 0 if signals else side_by_side, threads)
+                changed = _advance(jobs, 0 if signals else max_parallel, threads)
                 if console.is_terminal:
                     live.update(_table(jobs, metric))
-                for job in [] if console.is_terminal else changed:  # a log file gets a line per change
+                for job in [] if console.is_terminal else changed:  # a log file gets one line per change instead
                     console.print(f"{job.key}: {job.status}")
                 time.sleep(0.2)
             live.update(_table(jobs, metric))
     except KeyboardInterrupt:
         for job in jobs:
-            if job.is_alive:
+            if job.process is not None and job.is_alive:
                 job.process.terminate()
-        console.print("stopped; the same command resumes")
+        console.print("stopped; the same command resumes the study")
         return min(sum(job.status != "done" for job in jobs), REQUEUE - 1)
     unfinished = [job for job in jobs if job.status != "done"]
     for job in unfinished:
@@ -241,14 +268,14 @@ def run(jobs: list[Job], side_by_side: int, threads: int = 1, metric: str | None
 
 
 @contextmanager
-def _forwarding(jobs: Sequence[Job]) -> Iterator[list[int]]:
-    """Pass signals on to the running jobs; yields the list of those that have come."""
+def _forward_signals(jobs: Sequence[Job]) -> Generator[list[int]]:
+    """Forward signals to the running jobs; yield the list to which received signals are added."""
     signals: list[int] = []
 
     def forward(number: int, frame: FrameType | None) -> None:
         signals.append(number)
         for job in jobs:
-            if job.is_alive:
+            if job.process is not None and job.is_alive:
                 job.process.send_signal(number)
 
     before = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGUSR1)}
@@ -259,24 +286,28 @@ def _forwarding(jobs: Sequence[Job]) -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _advance(jobs: Sequence[Job], side_by_side: int, threads: int) -> list[Job]:
-    """Note which jobs have ended and start others; return the jobs whose status changed.
+def _advance(jobs: Sequence[Job], max_parallel: int, threads: int) -> list[Job]:
+    """Update the status of jobs that have ended and start others; return the jobs whose status has changed.
 
-    `side_by_side=0`: the machine is wanted back, and a job that ends now without being done is stopped.
+    Args:
+        jobs: All jobs.
+        max_parallel: Largest number of jobs that run at the same time. 0 means that the study has been preempted: a job
+            that ends without being done is stopped then.
+        threads: CPU threads of each run.
     """
     before = {job.key: job.status for job in jobs}
     for job in jobs:
         if job.process is not None and (code := job.process.poll()) is not None:
             job.process = None
-            left = job.evaluate[job.evaluations :]
-            if code == REQUEUE or (not side_by_side and (code != 0 or left)):
+            remaining = job.evaluate[job.evaluations :]
+            if code == REQUEUE or (not max_parallel and (code != 0 or remaining)):
                 job.status = "stopped"
             elif code != 0:
                 job.status = "failed"
-            elif left:
+            elif remaining:
                 job.status = "evaluating"
                 job.evaluations += 1
-                _start(job, ["evaluate", f"checkpoint={job.run_dir}", *left[0]], threads)
+                _start(job, ["evaluate", f"checkpoint={job.run_dir}", *remaining[0]], threads)
             else:
                 job.status = "done"
                 files.write_json(job.run_dir / _DONE, {"recipe": job.digest, "evaluate": job.evaluate})
@@ -284,22 +315,26 @@ def _advance(jobs: Sequence[Job], side_by_side: int, threads: int) -> list[Job]:
                 job.seconds = time.time() - job.started
     for job in jobs:
         if job.status == "waiting":
-            states = [one.status for one in job.needs]
-            if any(state in ("failed", "stopped", "blocked") for state in states):
+            statuses = [needed.status for needed in job.needs]
+            running = sum(other.process is not None for other in jobs)
+            if any(status in ("failed", "stopped", "blocked") for status in statuses):
                 job.status = "blocked"
-            elif all(state == "done" for state in states) and sum(j.process is not None for j in jobs) < side_by_side:
+            elif all(status == "done" for status in statuses) and running < max_parallel:
                 job.status, job.started = "running", time.time()
                 _start(job, ["train", *job.overrides], threads)
     return [job for job in jobs if job.status != before[job.key]]
 
 
 def _is_done(job: Job) -> bool:
-    """Whether this very run and its evaluations have finished before."""
+    """Whether the run finished earlier, with the same config and all its evaluations."""
     done = files.read_facts(job.run_dir / _DONE)
-    return bool(done) and done["recipe"] == job.digest and all(one in done["evaluate"] for one in job.evaluate)
+    if not done or done["recipe"] != job.digest:
+        return False
+    return all(arguments in done["evaluate"] for arguments in job.evaluate)
 
 
 def _start(job: Job, arguments: list[str], threads: int) -> None:
+    """Start a process of a job with arguments of `auris`."""
     job.run_dir.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     with job.log.open("ab") as log:
@@ -310,7 +345,7 @@ def _start(job: Job, arguments: list[str], threads: int) -> None:
 def _table(jobs: Sequence[Job], metric: str | None = None) -> Table:
     metric = metric or "val/loss"
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("run", no_wrap=True)  # a long name is not cut on 80 columns: others begin like it
+    table.add_column("run", no_wrap=True)  # names with a common beginning must not be truncated
     for column in ("seed", "status", "step", "loss", metric, "minutes"):
         table.add_column(column, justify="left" if column == "status" else "right")
     for job in jobs:

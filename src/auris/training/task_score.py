@@ -14,44 +14,58 @@ from auris.metrics.measures import check, measure, row_stats, score, value
 
 
 class TaskScore(torchmetrics.Metric):
-    """One of `auris.metrics.measures`, accumulated over batches and ranks.
+    """Metric of `auris.metrics.measures`, accumulated over batches and ranks.
 
-    All ranks together give the score that one process would. The state is the sum of the rows' statistics, or for a
-    metric over all rows at once the rows themselves. The score is NaN before the first update.
+    The score over all ranks equals the score that a single process would compute. The state is the sum of the rows'
+    statistics, or the statistics of every row if the metric cannot be computed from sums. The score is NaN before the
+    first update.
+
+    Args:
+        metric: Name of the metric.
+        **kwargs: Arguments of `torchmetrics.Metric`.
     """
 
     is_differentiable = False
     full_state_update = False
+    sums: torch.Tensor  # (statistics,) float64; only if `additive`
+    rows: list[torch.Tensor]  # one line of JSON per row, as bytes; only if not `additive`
 
-    def __init__(self, metric: str, **kwargs) -> None:
+    def __init__(self, metric: str, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         check(metric)
         self.metric = metric
         self.additive = measure(metric).formula is not None
         if self.additive:
-            zeros = torch.zeros(len(measure(metric).stats), dtype=torch.float64)  # counts are exact, seconds are sums
+            zeros = torch.zeros(len(measure(metric).stats), dtype=torch.float64)  # exact for counts
             self.add_state("sums", default=zeros, dist_reduce_fx="sum")
         else:
             self.add_state("rows", default=[], dist_reduce_fx="cat")
 
     @property
-    def higher_is_better(self) -> bool:
+    def higher_is_better(self) -> bool:  # pyrefly: ignore[bad-override]  # torchmetrics forbids assignment
+        """Whether a larger score is better, which depends on the metric."""
         return measure(self.metric).higher_is_better
 
     def update(self, hypotheses: Sequence[Any], references: Sequence[Any], languages: Sequence[str]) -> None:
-        """Add rows; the lists must be of equal length."""
-        for row in zip(hypotheses, references, languages, strict=True):
-            stats = row_stats(self.metric, *row)
+        """Add rows.
+
+        Args:
+            hypotheses: Responses of the model, one per row.
+            references: Labels, one per row.
+            languages: Language of each row.
+        """
+        for hypothesis, reference, language in zip(hypotheses, references, languages, strict=True):
+            stats = row_stats(self.metric, hypothesis, reference, language)
             if self.additive:
                 self.sums += torch.tensor(stats, dtype=self.sums.dtype, device=self.sums.device)
             else:
-                # Ranks exchange tensors only: the bytes of a line of JSON, in the type that torchmetrics gives to the
-                # nothing of a rank without rows (every byte is exact in it).
+                # Ranks can exchange tensors only, so a row is stored as the bytes of a line of JSON. Their dtype is the
+                # one that torchmetrics uses for a rank without rows; it represents every byte exactly.
                 line = torch.tensor(list(json.dumps(stats).encode() + b"\n"), dtype=self.dtype, device=self.device)
                 self.rows.append(line)
 
     def compute(self) -> torch.Tensor:
-        """Return the score of all rows so far: a fraction, or 0..100 for BLEU."""
+        """Return the score of all rows so far: a fraction, or 0 to 100 for BLEU."""
         if self.additive:
             return torch.tensor(value(self.metric, self.sums.cpu().numpy()))
         lines = bytes(dim_zero_cat(self.rows).to(torch.uint8).tolist()) if len(self.rows) else b""

@@ -1,8 +1,8 @@
-"""Speed of a run: counters in TensorBoard (`speed/...`), on the progress bar and in the final report.
+"""Speed of a run: curves in TensorBoard (`speed/...`), values on the progress bar, and a final report.
 
-Useful operations are those that the rows need, computed once: real tokens and frames, logits (and the last layer except
-for its keys and values) where there is a label, the pairs that attention computes. Padding, recomputation and reference
-models are not useful. Counts are sums over all ranks.
+Only useful operations are counted, each once: those for tokens and frames of rows, for logits at positions with a label
+(likewise for the last layer, except for its keys and values), and for the pairs that attention computes. Padding,
+recomputation and reference models are not useful. Counts are sums over all ranks.
 """
 
 from __future__ import annotations
@@ -15,86 +15,99 @@ import lightning as L
 from torch import Tensor
 
 from auris.training import cost
-from auris.training.cost import LOAD
+from auris.training.cost import LOAD_FIELDS
+from auris.training.lightning_types import audio_module, is_log_step
 from auris.training.provenance import WINDOW, device_name
 
-Mark = Mapping[str, float]
-"""Totals of this session at the end of a step: `steps` and `seconds` of training, without validation; `tokens`,
-`audio_seconds` and `flops`; `computed`, tokens and frames, useful and idle ones, and `idle`, those that belong to no
-row; `waited`, seconds that ranks waited for data, of each step those of the rank that waited longest."""
+Totals = Mapping[str, float]
+"""Totals of a session at the end of a step.
+
+Keys: `steps` and `seconds` of training without validation; `tokens`, `audio_seconds` and `flops`; `computed`, all
+tokens and frames; `idle`, those of them that belong to no row; `waited`, seconds that the slowest rank of each step
+waited for data.
+"""
 
 
 class Throughput(L.Callback):
-    """Measures speed over the last steps during a run, and over the whole session at its end.
+    """Callback that measures speed over recent steps during a run, and over the whole session at its end.
 
-    The first step of a session, which pays for warm-up, and validation are left out.
+    Validation and the first step of a session, which includes warm-up, are left out.
 
     Args:
-        peak_flops: peak FLOP/s of one device; None looks it up in `cost.PEAK_FLOPS`.
+        peak_flops: Peak FLOP/s of one device; None takes it from `cost.PEAK_FLOPS`.
     """
 
     def __init__(self, peak_flops: float | None = None) -> None:
         self.setting = peak_flops
         self.peak, self.source = cost.peak_flops("", "", peak_flops)
-        self.flops_per: dict[str, int] = {}  # useful operations of one unit of each field of a load
+        self.flops_per: dict[str, int] = {}  # field of `cost.Load` -> useful operations per unit
         self.totals = dict.fromkeys(("tokens", "audio_seconds", "flops"), 0.0)  # of the whole run
-        self.marks: list[Mark] = []
-        self.first: Mark | None = None
-        self.now: Mark = {}
+        self.recent: list[Totals] = []  # after each of the last WINDOW + 1 steps
+        self.first: Totals | None = None  # after the first step of the session
+        self.latest: Totals = {}
         self.peak_bytes = 0.0
         self.devices = 1
-        self.paused = 0.0
-        self.validating: float | None = None  # since when
+        self.paused = 0.0  # seconds of validation
+        self.validating_since: float | None = None  # by time.perf_counter()
 
-    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Look up the peak of the device, and compute the useful operations per unit."""
+        module = audio_module(pl_module)
         self.devices = trainer.world_size
         self.peak, self.source = cost.peak_flops(device_name(module.device), str(trainer.precision), self.setting)
         stage = cost.Stage.of(module.objective, module.trainable)
-        self.flops_per = {name: cost.training_flops(module.net, stage, cost.Load(**{name: 1})) for name in LOAD}
+        self.flops_per = {name: cost.training_flops(module.net, stage, cost.Load(**{name: 1})) for name in LOAD_FIELDS}
 
-    def on_validation_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        self.validating = time.perf_counter()
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Stop the clock."""
+        self.validating_since = time.perf_counter()
 
-    def on_train_batch_start(self, *_: Any) -> None:
-        if self.validating is not None:  # what other callbacks do at its end is part of the pause
-            self.paused += time.perf_counter() - self.validating
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Restart the clock after a validation. The pause includes the work of other callbacks at its end."""
+        if self.validating_since is not None:
+            self.paused += time.perf_counter() - self.validating_since
 
-    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, *_: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any = None, batch_idx: int = 0
+    ) -> None:
+        """Count a step, show its speed on the progress bar and log the speed if this step is logged."""
         self._count(outputs)
-        rates = self.rates(self.marks[0], self.marks[-1])
+        rates = self.rates(self.recent[0], self.recent[-1])
         shown = {"tokens/s": "tokens_per_s", "h/h": "audio_hours_per_hour", "MFU": "mfu", "wait": "data_wait"}
         for name, key in shown.items():
             if key in rates:
-                module.log(name, rates[key], prog_bar=True, logger=False)
-        module.log("train/audio_hours", self.totals["audio_seconds"] / 3600)
-        module.log("train/flops", self.totals["flops"])
-        if rates and trainer.global_step % trainer.log_every_n_steps == 0:
+                pl_module.log(name, rates[key], prog_bar=True, logger=False)
+        pl_module.log("train/audio_hours", self.totals["audio_seconds"] / 3600)
+        pl_module.log("train/flops", self.totals["flops"])
+        if rates and is_log_step(trainer):
             for logger in trainer.loggers:
                 named = {f"speed/{name}": value for name, value in rates.items()}
-                logger.log_metrics(named, trainer.global_step - 1)  # steps are numbered from 0 in Lightning's curves
+                logger.log_metrics(named, trainer.global_step - 1)  # Lightning's curves number steps from 0
 
     def _count(self, outputs: Mapping[str, Tensor]) -> None:
-        counts = {name: float(outputs[name]) for name in (*LOAD, "idle", "audio_seconds")}
+        counts = {name: float(outputs[name]) for name in (*LOAD_FIELDS, "idle", "audio_seconds")}
         step = {
             "steps": 1,
             "tokens": counts["tokens"],
             "audio_seconds": counts["audio_seconds"],
-            "flops": sum(self.flops_per.get(name, 0) * counts[name] for name in LOAD),
+            "flops": sum(self.flops_per.get(name, 0) * counts[name] for name in LOAD_FIELDS),
             "computed": counts["tokens"] + counts["frames"] + counts["idle"],
             "idle": counts["idle"],
-            # Waiting for the first batch after a validation is part of the pause.
-            "waited": 0.0 if self.validating is not None else float(outputs["waited"].max()),
+            # The wait for the first batch after a validation is part of the pause.
+            "waited": 0.0 if self.validating_since is not None else float(outputs["waited"].max()),
         }
-        self.validating = None
+        self.validating_since = None
         self.peak_bytes = max(self.peak_bytes, float(outputs["peak_bytes"].max()))
         self.totals = {name: total + step[name] for name, total in self.totals.items()}
-        now = {name: self.now.get(name, 0) + number for name, number in step.items()}
-        self.now = now | {"seconds": time.perf_counter() - self.paused}
-        self.first = self.first or self.now
-        self.marks = [*self.marks[-WINDOW:], self.now]
+        latest = {name: self.latest.get(name, 0) + number for name, number in step.items()}
+        self.latest = latest | {"seconds": time.perf_counter() - self.paused}
+        self.first = self.first or self.latest
+        self.recent = [*self.recent[-WINDOW:], self.latest]
 
-    def rates(self, start: Mark, end: Mark) -> dict[str, float]:
-        """Return the speeds between two marks, or nothing if no time lies between them. Shares are 0 to 1."""
+    def rates(self, start: Totals, end: Totals) -> dict[str, float]:
+        """Return the speeds between two steps by name; empty if no time has passed. Shares are fractions."""
         done = {name: end[name] - start[name] for name in end}
         seconds = done["seconds"]
         if seconds <= 0:
@@ -113,25 +126,28 @@ class Throughput(L.Callback):
 
     def session(self) -> dict[str, float]:
         """Return the speeds over all steps of this session except the first."""
-        return {} if self.first is None else self.rates(self.first, self.now)
+        return {} if self.first is None else self.rates(self.first, self.latest)
 
     def report(self) -> str:
         """Describe the session in a sentence."""
         rates = self.session()
         if not rates:
-            return "speed: not known from fewer than two steps"
-        mfu = f"MFU left out, as {self.source} (peak_flops=FLOP/s of one device gives it)"
+            return "speed: unknown, it takes at least two steps to measure"
+        mfu = f"no MFU because {self.source} (set peak_flops to the FLOP/s of one device)"
         if self.peak is not None:
-            mfu = f"MFU {100 * rates['mfu']:.1f} % of {self.peak / 1e12:.4g} TFLOP/s a device (by {self.source})"
+            mfu = f"MFU {100 * rates['mfu']:.1f} % of {self.peak / 1e12:.4g} TFLOP/s per device ({self.source})"
         return (
-            f"speed over {self.now['steps'] - 1} steps on {self.devices} ranks: {rates['tokens_per_s']:,.0f} tokens/s, "
-            f"{rates['audio_hours_per_hour']:,.1f} h of audio an hour, {rates['useful_tflops']:.3g} useful TFLOP/s, "
-            f"{mfu}; padding {100 * rates['padding']:.2f} %, waiting for data {100 * rates['data_wait']:.1f} % of the "
-            f"time, {rates['peak_memory_gib']:.2f} GiB of memory at most on a rank"
+            f"speed over {self.latest['steps'] - 1} steps on {self.devices} ranks: "
+            f"{rates['tokens_per_s']:,.0f} tokens/s, {rates['audio_hours_per_hour']:,.1f} hours of audio per hour, "
+            f"{rates['useful_tflops']:.3g} useful TFLOP/s, {mfu}; padding {100 * rates['padding']:.2f} %, "
+            f"waiting for data {100 * rates['data_wait']:.1f} % of the time, "
+            f"peak memory {rates['peak_memory_gib']:.2f} GiB per rank"
         )
 
-    def state_dict(self) -> dict[str, float]:
+    def state_dict(self) -> dict[str, Any]:
+        """Return the totals of the whole run."""
         return self.totals
 
-    def load_state_dict(self, state: dict[str, float]) -> None:
-        self.totals = state
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the totals of the whole run."""
+        self.totals = state_dict

@@ -140,5 +140,5 @@ def test_the_best_path_merges_repeats_drops_blanks_and_keeps_clips_apart():
     "settings", [{"do_sample": True}, {"repetition_penalty": 1.1}, {"min_new_tokens": 1, "stop": frozenset({1})}]
 )
 def test_settings_that_a_best_path_cannot_follow_are_refused(net, objective, settings):
-    with pytest.raises(ValueError, match="a CTC answer is the best path"):
+    with pytest.raises(ValueError, match="CTC decodes the best path"):
         objective.answer(net, pack(), GenerationSettings(**settings))

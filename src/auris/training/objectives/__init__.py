@@ -1,5 +1,5 @@
-"""Objectives of training: the loss of a pack, and the answers to a pack of prompts.
+"""Training objectives: the loss of a pack, and the responses to a pack of prompts.
 
-An objective returns the sum of its loss and, from `count(pack)`, the number that it is divided by. The division happens
-once, over all packs and ranks, so that micro-batches and packing never change the mean.
+An objective returns the sum of its loss and, from `count(pack)`, the number by which the sum is divided. The division
+happens once, over all packs and ranks, so that micro-batches and packing do not change the mean.
 """

@@ -1,14 +1,14 @@
-"""Connectionist temporal classification on the encoder alone: the embedded stand-in for Whisper's weights.
+"""Connectionist temporal classification (Graves et al. 2006) on the encoder alone.
 
-Targets are the text tokens of the language model, so that the encoder learns to fire on the frames that the projector
-will have to translate (Graves et al. 2006).
+It trains the small encoder of the demo, which takes the place of Whisper's weights. Targets are the text tokens of the
+language model, so that the encoder learns to respond at the frames that the projector has to translate later.
 """
 
 from __future__ import annotations
 
 import math
 from itertools import takewhile
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -20,13 +20,16 @@ from auris.model.generation import GenerationSettings, NextPack, no_more_prompts
 from auris.model.pack import Pack
 from auris.training.objectives.objective import Objective
 
+if TYPE_CHECKING:
+    from auris.model.audio_lm import AudioLM
+
 
 class CTC(Objective):
-    """A linear layer over the encoder's normalised frames, and the CTC loss over text tokens plus a blank.
+    """Objective: CTC loss of a linear layer over the encoder's normalised frames.
 
     Args:
-        width: of the encoder.
-        n_text: text tokens of the vocabulary; the blank is one more.
+        width: Width of the encoder.
+        n_text: Number of text tokens in the vocabulary; the blank is an additional one.
     """
 
     views = ("transcript",)
@@ -38,7 +41,7 @@ class CTC(Objective):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Start with nine of ten frames blank, which the first steps would otherwise be spent on learning."""
+        """Set the bias of the blank such that about 90 % of the frames are blank, which saves the first steps."""
         with torch.no_grad():
             self.head.bias[self.blank] = math.log(9 * self.blank)
 
@@ -46,8 +49,11 @@ class CTC(Objective):
         """Return the number of target tokens."""
         return pack["cu_seqlens"][len(pack["rows"])]
 
-    def forward(self, net: nn.Module, pack: Pack) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the summed loss, and the number of rows with too few frames for their text, which are left out."""
+    def forward(self, net: AudioLM, pack: Pack) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the summed loss, and the number of rows with fewer frames than their text needs.
+
+        These rows do not contribute to the loss.
+        """
         scores, lengths = self.scores(net, pack)
         target_lengths = pack["cu_seqlens"].diff().to(lengths)
         losses = F.ctc_loss(
@@ -63,23 +69,28 @@ class CTC(Objective):
 
     def answer(
         self,
-        net: nn.Module,
+        net: AudioLM,
         pack: Pack,
         settings: GenerationSettings,
         *,
         next_pack: NextPack = no_more_prompts,
         **options: Any,
     ) -> list[list[int]]:
-        """Return the best path without repeats and blanks, up to a token of `stop` or `max_new_tokens`.
+        """Return the best path of each row without repeats and blanks, up to a stop token or `max_new_tokens`.
 
-        Other `options` have no effect: nothing is drawn, and each pack takes one forward.
+        Args:
+            net: The model.
+            pack: The rows.
+            settings: Only `max_new_tokens` and `stop` may be set.
+            next_pack: Returns further packs, as in `generation.generate`.
+            **options: Without effect, because nothing is sampled and each pack takes a single forward.
 
         Raises:
-            UserError: settings that choose tokens in another way.
+            UserError: The settings choose tokens in another way.
         """
         if settings != GenerationSettings(max_new_tokens=settings.max_new_tokens, stop=settings.stop):
             raise UserError(
-                f"{settings}: a CTC answer is the best path, expected no settings but max_new_tokens and stop "
+                f"{settings}: CTC decodes the best path, expected no settings except max_new_tokens and stop "
                 "(do_sample=false min_new_tokens=0 repetition_penalty=1)"
             )
         answers = self._best_paths(net, pack, settings)
@@ -87,23 +98,26 @@ class CTC(Objective):
             answers += self._best_paths(net, further, settings)
         return answers
 
-    def _best_paths(self, net: nn.Module, pack: Pack, settings: GenerationSettings) -> list[list[int]]:
+    def _best_paths(self, net: AudioLM, pack: Pack, settings: GenerationSettings) -> list[list[int]]:
         scores, lengths = self.scores(net, pack)
         paths = scores.argmax(-1).split(lengths.tolist())
         collapsed = [torch.unique_consecutive(path) for path in paths][: len(pack["rows"])]
         answers = [path[path != self.blank].tolist() for path in collapsed]
-        going = [takewhile(lambda token: token not in settings.stop, answer) for answer in answers]
-        return [list(answer)[: settings.max_new_tokens] for answer in going]
+        until_stop = [takewhile(lambda token: token not in settings.stop, answer) for answer in answers]
+        return [list(answer)[: settings.max_new_tokens] for answer in until_stop]
 
-    def scores(self, net: nn.Module, pack: Pack) -> tuple[Tensor, Tensor]:
-        """Return the log-probabilities of all clips' frames (C, V), and the number of frames of each clip (A,)."""
+    def scores(self, net: AudioLM, pack: Pack) -> tuple[Tensor, Tensor]:
+        """Return the log-probabilities (C, V) of the frames of all clips, and the frame counts (A,) of the clips."""
         frames, lengths = net.encode_frames(pack["mel"], pack["frames"])
         return self.head(frames).float().log_softmax(-1), lengths
 
 
 def _pad(scores: Tensor, lengths: Tensor) -> Tensor:
-    """Pad the packed frames (C, V) of clips to (longest, A, V), by one indexed copy (pad_sequence copies per clip)."""
+    """Pad the packed frames (C, V) of clips to (longest, A, V).
+
+    A single indexed copy is faster than pad_sequence, which copies clip by clip.
+    """
     longest = int(lengths.max())
-    place = torch.cat([torch.arange(n) + clip * longest for clip, n in enumerate(lengths.tolist())])
-    padded = scores.new_zeros(len(lengths) * longest, scores.shape[-1]).index_copy(0, place.to(scores.device), scores)
+    index = torch.cat([torch.arange(n) + clip * longest for clip, n in enumerate(lengths.tolist())])
+    padded = scores.new_zeros(len(lengths) * longest, scores.shape[-1]).index_copy(0, index.to(scores.device), scores)
     return rearrange(padded, "(a c) v -> c a v", c=longest)

@@ -1,49 +1,53 @@
-"""Direct preference optimisation (Rafailov et al. 2023; Qwen2-Audio equation 2) and its kin, on pairs of answers.
+"""Direct preference optimisation (Rafailov et al. 2023; Qwen2-Audio equation 2) and related losses on pairs of answers.
 
-A pack computes the prompt of a pair, including its clips, once for both answers (`model.pack.Pack`). The reference's
-log-probabilities come with the pack, or from a frozen model in memory.
+The prompt of a pair, including its clips, is computed once for both answers (`model.pack.Pack`). The log-probabilities
+of the reference model come with the pack, or from a frozen model in memory.
 
-Shapes: P pairs; the answers of a pair are in the order chosen, rejected.
+Shapes: P pairs. The order of the answers of a pair is chosen, rejected.
 """
 
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from torch import Tensor, nn
+from torch import Tensor
 
 from auris.errors import UserError
 from auris.model.pack import Pack
 from auris.training.objectives.logps import score
 from auris.training.objectives.objective import Objective, task_sums
 
+if TYPE_CHECKING:
+    from auris.model.audio_lm import AudioLM
+
 LOSSES = ("sigmoid", "ipo", "hinge")
 REFERENCES = ("cached", "live")
 
 
 class DPO(Objective):
-    """Prefers the chosen answer to the rejected one, relative to a frozen reference.
+    """Objective: prefer the chosen to the rejected answer, relative to a frozen reference model.
 
-    With x = reward of the chosen - reward of the rejected answer, and reward = beta * (log p - log p of the reference):
+    With x = reward(chosen) - reward(rejected) and reward = beta * (log p - log p of the reference), the losses are:
 
     * `sigmoid`: -(1 - s) log sigmoid(x) - s log sigmoid(-x) with label smoothing s (Mitchell 2023), by default 0;
-    * `ipo`: (x / beta - 1 / (2 beta))^2 (Azar et al. 2023; TRL has it with `average=true`);
+    * `ipo`: (x / beta - 1 / (2 beta))^2 (Azar et al. 2023; equal to TRL's with `average=true`);
     * `hinge`: max(0, 1 - x) (Zhao et al. 2023).
 
     Args:
-        beta: strength of the reference; a larger value stays closer to it.
-        loss: one of `LOSSES`.
-        label_smoothing: assumed share of pairs that are labelled the wrong way round; only for `sigmoid`.
-        nll_weight: weight of the chosen answer's negative log-likelihood per token (Pang et al. 2024).
-        average: log p of an answer is the mean over its tokens, not the sum.
-        reference: "cached": log-probabilities of the initial weights, computed once before training; "live": a frozen
-            copy of the initial net, asked in every step, as augmented audio needs it.
+        beta: Strength of the reference; a larger value keeps the policy closer to it.
+        loss: One of `LOSSES`.
+        label_smoothing: Assumed share of pairs with swapped labels; only for `sigmoid`.
+        nll_weight: Weight of the negative log-likelihood per token of the chosen answer (Pang et al. 2024).
+        average: Whether log p of an answer is the mean over its tokens instead of the sum.
+        reference: "cached" uses log-probabilities of the initial weights, computed once before training. "live"
+            computes a frozen copy of the initial net in every step, which augmented audio requires.
 
     Raises:
-        UserError: a value out of its range, or one without effect.
+        UserError: A value is out of range or has no effect.
     """
 
     views = ("pair",)
@@ -69,8 +73,8 @@ class DPO(Objective):
             "nll_weight": (nll_weight, 0 <= nll_weight < math.inf, "0 or more"),
             "reference": (reference, reference in REFERENCES, " or ".join(REFERENCES)),
         }
-        for name, (value, holds, expected) in checks.items():
-            if not holds:
+        for name, (value, is_valid, expected) in checks.items():
+            if not is_valid:
                 raise UserError(f"objective.{name}={value}: expected {expected}")
         if label_smoothing and loss != "sigmoid":
             raise UserError(
@@ -79,23 +83,23 @@ class DPO(Objective):
             )
         self.beta, self.loss, self.average = beta, loss, average
         self.label_smoothing, self.nll_weight, self.reference = label_smoothing, nll_weight, reference
-        # torch does not look into a tuple: the frozen net belongs to no checkpoint and no optimizer.
-        self._frozen: tuple[nn.Module, ...] = ()
+        # In a tuple, the frozen net is no submodule, so that checkpoints and optimizers do not include it.
+        self._frozen: tuple[AudioLM, ...] = ()
 
-    def freeze(self, net: nn.Module) -> None:
-        """Take a copy of the policy as the reference of `reference="live"`."""
+    def freeze(self, net: AudioLM) -> None:
+        """Freeze a copy of the policy and use it as the reference of `reference="live"`."""
         self._frozen = (net.requires_grad_(False).eval(),)
 
     def count(self, pack: Pack) -> Tensor:
         """Return the number of pairs."""
         return torch.tensor(len(pack["rows"]), device=pack["ids"].device)
 
-    def forward(self, net: nn.Module, pack: Pack) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the summed loss, and sums over pairs for the log.
+    def forward(self, net: AudioLM, pack: Pack) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the summed loss, and sums over pairs to be logged.
 
-        `kl` is log p of the reference - log p, the mean of both answers: an unbiased estimate of KL(reference, policy)
-        if the reference itself wrote the answers (`auris.evaluation.preferences`), otherwise a measure of drift.
-        `tasks (2, K)` are the summed loss and the pairs of each of `tasks.CURVES`.
+        `kl` is log p of the reference - log p, averaged over both answers. It is an unbiased estimate of KL(reference,
+        policy) if the reference generated the answers (`auris.evaluation.preferences`); otherwise it measures drift.
+        `tasks` (2, K) contains the summed loss and the number of pairs for each of `tasks.CURVES`.
         """
         logps, lengths = answer_logps(net, pack)
         reference = self.reference_logps(pack)
@@ -114,7 +118,13 @@ class DPO(Objective):
         return losses.sum(), sums
 
     def rewards(self, logps: Tensor, reference: Tensor, lengths: Tensor) -> Tensor:
-        """Return the rewards (P, 2), given log-probabilities (P, 2) that are sums over tokens."""
+        """Return the rewards (P, 2) of answers.
+
+        Args:
+            logps: (P, 2) log-probabilities under the policy, summed over tokens.
+            reference: (P, 2) log-probabilities under the reference, summed over tokens.
+            lengths: (P, 2) numbers of tokens.
+        """
         ratios = logps - reference
         return self.beta * (ratios / lengths if self.average else ratios)
 
@@ -131,27 +141,32 @@ class DPO(Objective):
         return losses - self.nll_weight * logps[:, 0] / lengths[:, 0]
 
     def reference_logps(self, pack: Pack) -> Tensor:
-        """Return the reference's log-probabilities (P, 2): those that came with the pack, or the frozen net's."""
+        """Return the log-probabilities (P, 2) of the reference, from the pack or from the frozen net.
+
+        Raises:
+            UserError: There are neither log-probabilities in the pack nor a frozen net.
+        """
         if "reference" in pack:
             return pack["reference"]
         if not self._frozen and not pack["rows"]:
             return torch.zeros(0, 2, device=pack["ids"].device)
         if not self._frozen:
             raise UserError(
-                "the pairs bring no reference log-probabilities and there is no frozen reference: "
-                "references.attach_cached or references.start_live comes before the first step"
+                "the pairs have no reference log-probabilities and there is no frozen reference: call "
+                "references.attach_cached or references.start_live before the first step"
             )
-        with torch.no_grad():  # for an empty pack too: a sharded net computes only where all processes do
+        # An empty pack is computed as well, because a sharded net needs all processes in each forward.
+        with torch.no_grad():
             return answer_logps(self._frozen[0], pack)[0]
 
 
-def answer_logps(net: nn.Module, pack: Pack) -> tuple[Tensor, Tensor]:
-    """Return the summed log-probabilities (P, 2) of the answers of a pack of pairs, and their numbers of tokens (P, 2).
+def answer_logps(net: AudioLM, pack: Pack) -> tuple[Tensor, Tensor]:
+    """Return the summed log-probabilities (P, 2) of the answers in a pack of pairs, and their numbers of tokens (P, 2).
 
     The answers of pair p are the labels of segments 2 p and 2 p + 1.
     """
     logps, where, _ = score(net, pack)
     segment = torch.searchsorted(pack["cu_seqlens"][1:].long(), where, right=True)
-    zeros = logps.new_zeros(2 * len(pack["rows"]))  # an empty pack has one segment more, without labels
+    zeros = logps.new_zeros(2 * len(pack["rows"]))  # the extra segment of an empty pack has no labels
     sums, lengths = (zeros.index_add(0, segment, x) for x in (logps, torch.ones_like(logps)))
     return rearrange(sums, "(p two) -> p two", two=2), rearrange(lengths, "(p two) -> p two", two=2)

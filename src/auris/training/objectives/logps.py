@@ -1,24 +1,30 @@
-"""Log-probabilities of the labels of a pack, for next-token training, preferences and their reference."""
+"""Log-probabilities of the labels of a pack, for next-token training, preference training and its reference."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from auris.model.pack import IGNORE, Pack
 
-# Rows of logits in memory at a time. More rows are divided into chunks, which are recomputed in backward.
+if TYPE_CHECKING:
+    from auris.model.audio_lm import AudioLM
+
+# Number of positions whose logits are in memory at the same time. Larger packs are divided into chunks, which are
+# recomputed in backward.
 CHUNK = 4096
 
 
-def score(net: nn.Module, pack: Pack) -> tuple[Tensor, Tensor, Tensor]:
-    """Score a pack's labels. Logits are computed only where there is a label.
+def score(net: AudioLM, pack: Pack) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the log-probabilities of the labels of a pack. Logits are computed only at positions with a label.
 
     Returns:
-        Log-probabilities (R,) of the labels in float32, their positions (R,) in the pack, and whether no token there is
-        likelier than the label (R,).
+        Log-probabilities (R,) of the labels in float32, their positions (R,) in the pack, and whether each label is a
+        most likely token (R,).
     """
     where = (pack["labels"] != IGNORE).nonzero().squeeze(-1)  # (R,)
     hidden = net.hidden_states(pack, where)  # (R, H)
@@ -32,8 +38,10 @@ def score(net: nn.Module, pack: Pack) -> tuple[Tensor, Tensor, Tensor]:
     return logps, where, likeliest
 
 
-def _score(net: nn.Module, hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def _score(net: AudioLM, hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the log-probabilities (R,) of labels, and whether each label is a most likely token (R,)."""
     logits = net.head(hidden).float()
     of_labels = logits.detach().gather(-1, labels[:, None]).squeeze(-1)
-    # Compare with the maximum: argmax is 10 times slower on a CPU, 2 % of a step of a small model.
+    # Comparing with the maximum avoids argmax, which is 10 times slower on a CPU and takes 2 % of a step of a small
+    # model.
     return -F.cross_entropy(logits, labels, reduction="none"), of_labels == logits.detach().amax(-1)

@@ -1,17 +1,22 @@
-"""Next-token cross-entropy on the supervised tokens: multi-task pre-training, fine-tuning and text alike."""
+"""Next-token cross-entropy, the objective of multi-task pre-training, fine-tuning and text training."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from auris.model.pack import IGNORE, Pack
 from auris.training.objectives.logps import score
 from auris.training.objectives.objective import Objective, task_sums
 
+if TYPE_CHECKING:
+    from auris.model.audio_lm import AudioLM
+
 
 class NextToken(Objective):
-    """Cross-entropy summed over supervised tokens. Logits are computed only where there is a label."""
+    """Objective: cross-entropy of the supervised tokens. Logits are computed only at positions with a label."""
 
     views = ("audio", "text", "chat")
 
@@ -19,11 +24,11 @@ class NextToken(Objective):
         """Return the number of supervised tokens."""
         return (pack["labels"] != IGNORE).sum()
 
-    def forward(self, net: nn.Module, pack: Pack) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the summed loss, and sums for the log.
+    def forward(self, net: AudioLM, pack: Pack) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the summed loss, and sums to be logged.
 
-        `accuracy` counts tokens that are right under teacher forcing. `tasks (2, K)` are the summed loss and the
-        supervised tokens of each of `tasks.CURVES`.
+        `accuracy` is the number of tokens predicted correctly under teacher forcing. `tasks` (2, K) contains the summed
+        loss and the number of supervised tokens for each of `tasks.CURVES`.
         """
         logps, where, likeliest = score(net, pack)
         sums = {"accuracy": likeliest.sum()}

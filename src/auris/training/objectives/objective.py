@@ -1,8 +1,8 @@
-"""What the objectives have in common."""
+"""Base class of the training objectives."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -11,35 +11,47 @@ from auris.model.generation import GenerationSettings
 from auris.model.pack import Pack
 from auris.text.tasks import CURVES
 
+if TYPE_CHECKING:
+    from auris.model.audio_lm import AudioLM
+
 
 class Objective(nn.Module):
-    """Base class: a loss over packs, and answers to prompts.
+    """Base class of objectives: a loss over packs, and responses to prompts.
 
     Attributes:
-        views: names of the views (`data.view`) whose packs it takes.
+        views: Names of the views (`data.view`) whose packs the objective accepts.
     """
 
     views: tuple[str, ...]
 
     def count(self, pack: Pack) -> Tensor:
-        """Return the number that the summed loss is divided by."""
+        """Return the number by which the summed loss is divided."""
         raise NotImplementedError
 
-    def forward(self, net: nn.Module, pack: Pack) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the summed loss, and sums for the log."""
+    def forward(self, net: AudioLM, pack: Pack) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the summed loss, and sums to be logged by name."""
         raise NotImplementedError
 
-    def answer(self, net: nn.Module, pack: Pack, settings: GenerationSettings, **options: Any) -> list[list[int]]:
-        """Return the token ids that continue each row of packs of prompts; `options` are `generation.generate`'s."""
+    def answer(self, net: AudioLM, pack: Pack, settings: GenerationSettings, **options: Any) -> list[list[int]]:
+        """Return the token ids of the response to each row of a pack of prompts.
+
+        Args:
+            net: The model.
+            pack: The prompts.
+            settings: How tokens are chosen.
+            **options: Options of `generation.generate`.
+        """
         return net.generate(pack, settings, **options)
 
 
 def task_sums(losses: Tensor, curves: Tensor) -> Tensor:
-    """Sum losses and count them for each of `tasks.CURVES`, those without rows included, so that ranks can add: (2, K).
+    """Return the summed losses and the number of losses for each of `tasks.CURVES`: (2, K).
+
+    Curves without rows are included, so that tensors of different ranks can be added.
 
     Args:
         losses: (N,).
-        curves: (N,) place of each loss's row in `CURVES`.
+        curves: (N,) index into `CURVES` of the row of each loss.
     """
     losses = losses.detach()
     pairs = torch.stack([losses, torch.ones_like(losses)])
