@@ -133,7 +133,7 @@ def build_samples(
         prompt: Config of another prompt style for task rows.
         wording: The benchmark's own prompt for task rows, used if there is no `prompt`.
     """
-    config = model.recipe
+    config = model.config
     if kind == "task" and config["data"]["view"] in ("audio", "text", "transcript"):
         config = {**config, "prompt": prompt or config["prompt"]}
         samples = configs.build_samples(config, model.net, model.tokenizer, long_audio=policy, train=False)
@@ -210,14 +210,16 @@ def answer(
     settings = "" if request.kind == "preference" else f" with {request.generation}"
     n_new = is_new.sum()
     console.print(f"{request.kind} rows: {n_new} to answer{settings}; {len(keys) - n_new} cached", highlight=False)
-    packs = by_length(replace(lengths, tokens=np.where(is_new, lengths.tokens, 0)), token_budget)
+    packs = pack_by_length(replace(lengths, tokens=np.where(is_new, lengths.tokens, 0)), token_budget)
     shares = split_into_shares(packs)
     ranks.exchange(shares)
     skipped = {rows[number].id: reason for number, reason in lengths.problems.items()}
     results = ranks.map(partial(answer_share, model, request, rows), shares)
     for responses, problems in track(results, "answering", total=len(shares), console=console, disable=not shares):
         skipped |= problems
-        cache.add({keys[n]: Response(request.samples.asked(rows[n]), *response) for n, response in responses.items()})
+        cache.add(
+            {keys[n]: Response(request.samples.target_row(rows[n]), *response) for n, response in responses.items()}
+        )
     return [key for key in keys.values() if key in cache], skipped
 
 
@@ -258,9 +260,11 @@ def answer_share(
     elif (batch := waiting.next_pack()) is not None:
         # All shares have the same seed, so the draws for a row do not depend on its share.
         generator = torch.Generator().manual_seed(request.seed)
-        ids = model.objective.answer(model.net, batch, request.generation, generator=generator, more=waiting.next_pack)
+        ids = model.objective.answer(
+            model.net, batch, request.generation, generator=generator, next_pack=waiting.next_pack
+        )
         for number, answer_ids in zip(waiting.taken, ids, strict=True):
-            is_tagged = tasks.find(request.samples.asked(rows[number]).labels["task"]).answer.tagged
+            is_tagged = tasks.find(request.samples.target_row(rows[number]).labels["task"]).answer.tagged
             contents[number] = model.tokenizer.decode(answer_ids, control=is_tagged)
     log_odds: dict[int, float] = {}
     for numbers in share:

@@ -121,13 +121,13 @@ def sample_pairs(config: Config, console: Console) -> Outcome:
     unusable = {rows[number].id: reason for number, reason in lengths.problems.items()}
     for number in np.flatnonzero(lengths.tokens):
         row = rows[number]
-        no_question = None if is_asked(row) else f"task {row.labels['task']!r} has no question: expected dialogues"
+        no_question = None if is_scored(row) else f"task {row.labels['task']!r} has no question: expected dialogues"
         if problem := no_question or _stored_in_parquet(row):
             unusable[row.id] = problem
             lengths.tokens[number] = 0
     pairs: dict[int, Pair] = {}
     without_pair: Counter[str] = Counter()
-    shares = split_into_shares(by_length(lengths, config["token_budget"]))
+    shares = split_into_shares(pack_by_length(lengths, config["token_budget"]))
     for share in track(shares, description="answering", console=console):
         answers: dict[int, list[str]] = {}
         for draw in range(config["n_samples"]):
@@ -139,7 +139,7 @@ def sample_pairs(config: Config, console: Console) -> Outcome:
                 answers.setdefault(number, []).append(str(text))
         for number, texts in answers.items():
             try:
-                metric, scores = score(samples.asked(rows[number]), texts, config["metric"], judge)
+                metric, scores = score(samples.target_row(rows[number]), texts, config["metric"], judge)
             except UnratedError as error:
                 unusable[rows[number].id] = str(error)
                 continue

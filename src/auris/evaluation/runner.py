@@ -95,7 +95,7 @@ def _evaluate(
     name = audio_ablation.name(benchmark.name or "+".join(Path(manifest.path).stem for manifest in manifests), audio)
     digests = {str(manifest.path): manifest.digest for manifest in manifests}
     manifests = audio_ablation.replace_audio(manifests, audio, config["seed"])
-    run_dir = _run_dir(config, model.recipe)
+    run_dir = _run_dir(config, model.config)
     version = "v1" if isinstance(model.prompt, TagPrompt) else "v2"  # whose released scripts use the model's prompts
     chosen = {key: value for key, value in config["generation"].items() if value is not None}
     decoding = {"max_new_tokens": MAX_NEW_TOKENS, **benchmark.generation.get(version, {}), **chosen}
@@ -118,7 +118,7 @@ def _evaluate(
         audio=audio,
         changes=benchmark.changes(version, config["prompt"], chosen),
         judged=job.judge is not None,
-        run={"study": model.recipe["study"], "arm": model.recipe["arm"], "seed": model.recipe["seed"]},
+        run={"study": model.config["study"], "arm": model.config["arm"], "seed": model.config["seed"]},
         skipped=skipped,
         parts=parts,
     )
