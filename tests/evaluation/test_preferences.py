@@ -326,7 +326,7 @@ def test_what_cannot_be_is_said(command: Callable[..., int], model: Path, argume
 
 def test_no_file_is_overwritten(command: Callable[..., int], annotated: Path, capsys: pytest.CaptureFixture):
     assert command(f"from={annotated}", f"out={annotated}") == 1
-    assert f"out={annotated} is there already" in capsys.readouterr().err
+    assert f"out={annotated}: the file exists" in capsys.readouterr().err
 
 
 def test_the_sampling_of_the_config_is_plain(model: Path):

@@ -352,8 +352,8 @@ def test_a_reference_is_shown_in_the_form_of_the_answers():
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ([], "give run=RUN or study=NAME"),
-        (["run=a", "study=b"], "one of the two"),
+        ([], "expected either run=RUN or study=NAME"),
+        (["run=a", "study=b"], "run=a and study=b: expected either"),
         (["run=nowhere"], "nowhere has no scores; evaluate it"),
         (["run=a", "worst=many"], "worst=many: expected a whole number"),
     ],

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def run(config: Config) -> None:
     """Run `auris report`: write the page to `out`, by default to the directory of the run or study."""
     if (config["run"] is None) == (config["study"] is None):
-        raise UsageError(f"run={config['run']} and study={config['study']}: expected run=RUN or study=NAME")
+        raise UsageError(f"run={config['run']} and study={config['study']}: expected either run=RUN or study=NAME")
     for key in ("worst", "audio_mb"):
         if not isinstance(config[key], int) or config[key] < 0:
             raise UsageError(f"{key}={config[key]}: expected a whole number, 0 or more")
