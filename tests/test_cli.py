@@ -118,7 +118,7 @@ def test_without_a_command_the_commands_are_listed(capsys):
         (["train", "seed=0,1"], "To sweep over it, add --multirun"),
         (["train", "run_dir=${nothing}"], "Interpolation key 'nothing' not found"),
         (["train", "--cfgg", "job"], "there is no flag --cfgg; did you mean --cfg?"),
-        (["results"], "which study? give study=NAME; "),
+        (["results"], "expected study=NAME; "),
         (["export", "checkpoint=x"], "expected out=... on the command line (see --help)"),
     ],
 )

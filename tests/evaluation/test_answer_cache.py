@@ -151,5 +151,5 @@ def test_an_evaluation_is_found_again_with_its_responses_and_rows(tmp_path: Path
 
 def test_a_run_without_answers_says_how_to_get_some(tmp_path: Path):
     config = {"accelerator": "cpu", "judge": None, "rescore": str(tmp_path)}
-    with pytest.raises(ValueError, match="no answers are kept there; auris evaluate"):
+    with pytest.raises(ValueError, match="no cached responses; run auris evaluate"):
         runner.evaluate(config)

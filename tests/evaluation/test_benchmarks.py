@@ -20,7 +20,7 @@ from auris.data.rows import Row
 from auris.evaluation import benchmarks, runner, summary
 from auris.evaluation.answer_cache import Response
 from auris.evaluation.benchmarks import Benchmark
-from auris.evaluation.predictions import parts_of, score, split_by_part
+from auris.evaluation.predictions import find_parts, score, split_by_part
 from auris.metrics import published
 from auris.metrics.measures import signature
 from auris.metrics.published import lines
@@ -105,12 +105,14 @@ def test_rows_are_read_from_the_folder_or_as_given(folder: Path):
     entry = {"path": "mine.jsonl", "columns": {"text": "sentence"}}
     assert benchmark("librispeech", test=entry).manifests() == [entry]
     assert benchmark("librispeech", test=[entry, entry]).manifests() == [entry, entry]
-    with pytest.raises(ValueError, match=r"benchmark.file: expected name, test, root, files,"):
+    with pytest.raises(ValueError, match=r"benchmark.file: unknown key, expected name, test, root, files,"):
         benchmark("librispeech", file="mine.jsonl")
 
 
 def test_what_is_missing_is_named_all_at_once_with_where_it_comes_from(folder: Path):
-    with pytest.raises(FileNotFoundError, match=r"benchmark=meld needs the folder .*Qwen2-Audio/evaluation.*root=DIR"):
+    with pytest.raises(
+        FileNotFoundError, match=r"benchmark=meld needs the directory .*Qwen2-Audio/evaluation.*root=DIR"
+    ):
         benchmark("meld").manifests()
     found = benchmarks.members(config("qwen2_audio_table2", root=str(folder)))
     with pytest.raises(FileNotFoundError) as missing:
@@ -122,7 +124,7 @@ def test_what_is_missing_is_named_all_at_once_with_where_it_comes_from(folder: P
 
 def test_parts_are_told_by_source_split_languages_and_answers():
     def parts(name: str, **labels: str) -> list[str]:
-        return parts_of(Row("1", (), labels), config(name)["parts"])
+        return find_parts(Row("1", (), labels), config(name)["parts"])
 
     assert parts("librispeech", source="librispeech_dev_clean") == ["dev-clean"]
     assert parts("librispeech", split="test.other") == ["test-other"]
@@ -227,7 +229,7 @@ def test_published_numbers_stand_beside_ours_with_a_mark_where_they_differ():
     assert any("1.8 †" in line for line in shown("qwen2_audio_table2", 80))
     for name in published.tables():  # and no word is broken, nor left out
         words = " ".join(shown(name, 80)).split()
-        assert {cell.system.split()[-1] for cell in published.published() if cell.table == name} <= set(words)
+        assert {cell.system.split()[-1] for cell in published.published_scores() if cell.table == name} <= set(words)
         assert all(len(line) <= 80 for line in shown(name, 80)) and not any("…" in word for word in words)
     source, difference = published.notes("qwen_audio_table3", ours)
     assert source.startswith("Qwen-Audio, arXiv:2311.07919")

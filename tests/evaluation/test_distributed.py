@@ -17,7 +17,7 @@ import torch
 
 from auris import cli, config
 from auris.evaluation import distributed
-from auris.evaluation.distributed import Ranks, joined
+from auris.evaluation.distributed import Ranks, join_ranks
 from auris.training import run as train
 from support.manifests import write_wave
 from support.recipes import smallest_run
@@ -65,7 +65,7 @@ def processes(work: Callable[[Ranks], object]) -> Callable[[], None]:
     def entry() -> None:
         os.environ["RANK"] = os.environ.get("LOCAL_RANK", "0")
         try:
-            with joined("cpu") as job:
+            with join_ranks("cpu") as job:
                 work(job)
         except ValueError as error:
             print(f"error: {error}")
@@ -215,7 +215,7 @@ def test_an_evaluation_that_was_killed_goes_on_on_another_number_of_processes(
     n_kept = len(next(halves.glob("answers/task-*.jsonl")).read_text(encoding="utf-8").splitlines()) - 1
     assert 0 < n_kept < 20 and not (halves / "predictions").exists()
     assert in_processes(work_of(*asked(halves, *options)), 2, tmp_path / "two") == [0, 0], said(tmp_path / "two")
-    assert f"{n_kept} are kept" in " ".join((tmp_path / "two/0.log").read_text().split())
+    assert f"{n_kept} cached" in " ".join((tmp_path / "two/0.log").read_text().split())
     for name, content in files(whole).items():
         if name.endswith(".jsonl") and name.startswith("answers"):  # in the order in which they were given
             assert sorted((halves / name).read_bytes().splitlines()) == sorted(content.splitlines())

@@ -29,7 +29,7 @@ def compared(path: Path, rows: list[Row], answer) -> tuple[dict, dict[str, str],
     console = Console(file=StringIO(), width=200)
     with stand_in.serve(answer) as (url, _):
         endpoint = Endpoint(url=url, model="m", blank=True, stand_in="a test's script", setting="judge")
-        judge = air_bench.Judge(Record(path, endpoint, setting="judge"), model="m", workers=2)
+        judge = air_bench.AirBenchJudge(Record(path, endpoint, setting="judge"), model="m", workers=2)
         responses = [Response(row, "an answer") for row in rows]
         predictions, unrated = judging.rate(responses, judge, console)
     lines = summarise(predictions, RUN, 20, 0, judge.signatures)
@@ -55,7 +55,7 @@ def test_each_group_its_parts_and_the_average_have_a_line(tmp_path: Path):
         "chat average": (1.5 + 3.5 + 5.5 + 7.5) / 4,
     }
     assert not unrated and lines["chat average", "judge_flips"].value == 0
-    assert "16 of 16 requests are still to be asked" in printed and "0 of 16 replies without points" in printed
+    assert "16 of 16 requests to send" in printed and "0 of 16 replies without points" in printed
     assert "stand-in, a test's script" in lines["chat mixed", "judged_strict"].signature
     of_table = {line.part: line for line in published_lines(lines.values(), "airbench_leaderboard")}
     assert of_table["mixed"].printed == "7.50" and of_table["average"].printed == "4.50" and of_table["mixed"].differs

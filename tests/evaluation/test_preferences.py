@@ -138,8 +138,8 @@ def test_annotated_pairs_are_checked(annotated: Path):
         "absent": "b.wav: no such file",
         "marks": "2 audio marks",
         "empty": "`chosen` is empty",
-        "single": "task 'chat' is no pair",
-        "sec": "task 'sec' is no pair",
+        "single": "task 'chat' is not a preference",
+        "sec": "task 'sec' is not a preference",
     }
     assert found.unusable.keys() == reasons.keys()
     for name, reason in reasons.items():
@@ -151,7 +151,7 @@ def test_pairs_whose_sound_is_in_shards_are_counted(annotated: Path, tmp_path: P
     found = read_pairs(tmp_path / "shards")
     assert [pair.row.id for pair in found.pairs] == ["trl"]  # text alone
     for name in ("ours", "swift", "llama"):
-        assert found.unusable[name] == "its sound is in a shard: a pair names its sound files"
+        assert found.unusable[name] == "its audio is in a shard, but a pair needs the path of an audio file"
     assert command(f"from={tmp_path}/shards", "out=pairs.jsonl") == 0
     assert [row["id"] for row in read_lines(tmp_path / "pairs.jsonl")] == ["trl"]
 
@@ -245,8 +245,8 @@ def test_a_model_s_answers_become_pairs(command: Callable[..., Any], model: Path
     for name, reason in {
         "absent": "b.wav: no such file",
         "asr": "is not a dialogue",
-        "plain": "task 'text' asks nothing",
-        "q3": "nothing that wer counts",
+        "plain": "task 'text' has no question",
+        "q3": "wer has nothing to count",
     }.items():
         assert f"{name}: " in shown and reason in shown
     assert counted["unusable"] == 4
@@ -297,8 +297,8 @@ def test_a_judge_ranks_answers_too(command: Callable[..., Any], model: Path):
 @pytest.mark.parametrize(
     "arguments, reason",
     [
-        (["checkpoint=RUN", "from=a.jsonl"], "expected one of them"),
-        ([], "expected one of them"),
+        (["checkpoint=RUN", "from=a.jsonl"], "expected either checkpoint=RUN"),
+        ([], "expected either checkpoint=RUN"),
         (["from=a.jsonl"], "from: there is no file a.jsonl"),
         (["checkpoint=RUN", "n_samples=1"], "n_samples=1: expected 2 or more"),
         (["checkpoint=RUN", "metric=bleu"], "metric=bleu: expected wer or accuracy or contains or judged"),
@@ -310,7 +310,7 @@ def test_a_judge_ranks_answers_too(command: Callable[..., Any], model: Path):
         (["checkpoint=RUN"], "data.test=[]: expected [FILE.jsonl]"),
         (
             ["checkpoint=RUN", "data.test=a.jsonl", "generation.do_sample=false"],
-            "all answers to a row would be the same",
+            "all answers to a row are the same",
         ),
         (["checkpoint=RUN", "data.test=a.jsonl"], "data.test: there is no file a.jsonl"),
     ],
@@ -326,7 +326,7 @@ def test_what_cannot_be_is_said(command: Callable[..., int], model: Path, argume
 
 def test_no_file_is_overwritten(command: Callable[..., int], annotated: Path, capsys: pytest.CaptureFixture):
     assert command(f"from={annotated}", f"out={annotated}") == 1
-    assert f"out={annotated} is there already" in capsys.readouterr().err
+    assert f"out={annotated}: the file exists" in capsys.readouterr().err
 
 
 def test_the_sampling_of_the_config_is_plain(model: Path):

@@ -11,7 +11,7 @@ import pytest
 from auris.metrics import choices, official
 from auris.metrics.measures import row_stats
 from auris.metrics.normalize import normalize
-from auris.metrics.official import Stopped
+from auris.metrics.official import ScriptError
 from support import air_bench_scripts
 
 BY_CN_TN = {"门票￥88，学生票￥45元。"}  # the official script's cn_tn leaves the sign of money
@@ -28,7 +28,7 @@ def golden(shared_data):
 
 
 def stops(call: Callable, error: str) -> None:
-    with pytest.raises(Stopped) as stopped:
+    with pytest.raises(ScriptError) as stopped:
         call()
     assert str(stopped.value).split(":")[0] == error.split(":")[0]
 
@@ -45,7 +45,7 @@ def test_compared_items_and_rates_equal_the_scripts(golden, language, version):
     differing = set()
     for row in pairs:
         for side in ("ref", "hyp"):
-            if official.items(row[side], language, version) != row[version][f"{side}_items"]:
+            if official.split_text(row[side], language, version) != row[version][f"{side}_items"]:
                 differing.add(row[side].strip())
     assert len(pairs) == 25
     assert differing == (BY_CN_TN if (language, version) == ("zh", "v2") else set())
@@ -160,8 +160,8 @@ def test_notes_equal_the_script_chroma_by_column_included(golden):
     for row in rows:
         pairs = [(item["gt"], item["response"]) for item in row["items"]]
         for item in row["items"]:
-            assert official.note(item["gt"])._asdict() == item["gt_info"]
-            assert official.note(item["response"])._asdict() == item["response_info"]
+            assert official.parse_note(item["gt"])._asdict() == item["gt_info"]
+            assert official.parse_note(item["response"])._asdict() == item["response_info"]
         if row["error"]:
             stops(lambda pairs=pairs: official.notes(pairs), row["error"])
         else:
@@ -286,4 +286,4 @@ def test_a_report_has_a_line_per_source_and_says_where_the_script_died():
 
 def test_normalisation_keeps_words_apart_where_the_scripts_do():
     assert normalize("おはよう 彼は", "ja") == "おはよう彼は"
-    assert official.items("おはよう 彼は", "ja", "v2") == ["おはよう", "彼は"]
+    assert official.split_text("おはよう 彼は", "ja", "v2") == ["おはよう", "彼は"]

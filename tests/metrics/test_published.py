@@ -1,4 +1,4 @@
-"""Published numbers as data, and what stands beside ours."""
+"""Published scores as data, and their comparison with our own."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import pytest
 
 from auris.metrics import published as module
 from auris.metrics.measures import MEASURES, signature
-from auris.metrics.published import Line, Published, comparable, lines, published, tables
+from auris.metrics.published import Line, PublishedScore, is_comparable, lines, published_scores, tables
 from auris.metrics.records import ResultRow
 
 
 def cells(table: str, system: str, benchmark: str) -> dict[str, float]:
     return {
         cell.part: cell.printed
-        for cell in published()
+        for cell in published_scores()
         if (cell.table, cell.system, cell.benchmark) == (table, system, benchmark)
     }
 
@@ -32,8 +32,8 @@ def test_all_tables_are_there_with_their_sources():
         "qwen2_audio_transformers",
         "airbench_leaderboard",
     ]
-    assert all(isinstance(cell, Published) and cell.source for cell in published())
-    names = [(cell.table, cell.system, cell.benchmark, cell.part, cell.metric) for cell in published()]
+    assert all(isinstance(cell, PublishedScore) and cell.source for cell in published_scores())
+    names = [(cell.table, cell.system, cell.benchmark, cell.part, cell.metric) for cell in published_scores()]
     assert len(set(names)) == len(names)
 
 
@@ -56,10 +56,10 @@ def test_a_table_has_its_other_systems_and_zeros_at_the_end():
     assert cells("qwen2_audio_table2", "SALMONN", "covost2") == {"en-zh": 33.1, "en-de": 18.6}
     assert cells("qwen2_audio_table2", "Gemini-1.5-pro", "airbench_chat")["speech"] == 6.97
     assert not cells("qwen2_audio_table2", "Pengi", "nsynth") and cells("qwen_audio_table3", "Pengi", "nsynth")
-    [gemini] = (c for c in published() if c.system == "Gemini-1.5-pro" and c.part == "average")
+    [gemini] = (c for c in published_scores() if c.system == "Gemini-1.5-pro" and c.part == "average")
     assert (gemini.printed, gemini.decimals) == (5.7, 2)
-    copied = [c for c in published() if c.table == "qwen2_audio_table2" and c.system != "Qwen2-Audio"]
-    assert all(cell.signature is None for cell in copied), "nobody says how they were made"
+    copied = [c for c in published_scores() if c.table == "qwen2_audio_table2" and c.system != "Qwen2-Audio"]
+    assert all(cell.signature is None for cell in copied), "no source states how they were computed"
 
 
 def test_the_mixed_column_is_the_leaderboard_s_and_the_paper_s_error_is_kept_apart():
@@ -72,12 +72,12 @@ def test_the_mixed_column_is_the_leaderboard_s_and_the_paper_s_error_is_kept_apa
 
 
 def test_values_are_in_the_units_of_ours():
-    (wer,) = (c for c in published() if c.table == "qwen_audio_table3" and c.printed == 1.8)
+    (wer,) = (c for c in published_scores() if c.table == "qwen_audio_table3" and c.printed == 1.8)
     assert wer.value == pytest.approx(0.018)
-    (shift,) = (c for c in published() if c.metric == "aas_official" and c.system == "Qwen-Audio")
+    (shift,) = (c for c in published_scores() if c.metric == "aas_official" and c.system == "Qwen-Audio")
     assert shift.value == pytest.approx(0.0515)
     # Neither is computed here: SPICE needs a download.
-    assert {cell.metric for cell in published()} - set(MEASURES) == {"spice", "spider"}
+    assert {cell.metric for cell in published_scores()} - set(MEASURES) == {"spice", "spider"}
 
 
 def of_librispeech(results: list[ResultRow], table: str) -> dict[str, Line]:
@@ -89,24 +89,24 @@ def test_ours_stands_beside_the_cells_of_its_benchmark_part_and_metric():
     assert set(found) == {"dev-clean", "dev-other", "test-clean", "test-other"}
     assert found["test-clean"].ours.value == 0.5 and not found["test-clean"].differs
     assert found["test-other"].ours is None and not found["test-other"].differs
-    # Numbers that the table copies: nobody says how they were made.
+    # Numbers that the table copies: no source states how they were computed.
     [copied] = [cell for cell in found["test-clean"].cells if cell.system == "SpeechVerse"]
-    assert not comparable(signature("wer", "en"), copied.signature)
+    assert not is_comparable(signature("wer", "en"), copied.signature)
 
 
 def test_numbers_made_in_another_way_are_not_alike():
     line = of_librispeech([result()], "qwen_audio_table3")["test-clean"]
     assert line.ours and line.differs  # v1 keeps punctuation and spells no number
-    assert comparable(signature("bleu", "en"), "bleu|nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:1.5.1")
-    assert comparable(signature("accuracy_raw", "en"), "accuracy_raw|lstrip|exact")
-    assert not comparable(signature("wer", "zh"), "wer|cn_tn|char")  # numbers of zh are approximate
-    assert not comparable(signature("accuracy_raw", "en"), "accuracy_raw|exact")
-    assert not comparable(signature("bleu", "en"), None)
+    assert is_comparable(signature("bleu", "en"), "bleu|nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:1.5.1")
+    assert is_comparable(signature("accuracy_raw", "en"), "accuracy_raw|lstrip|exact")
+    assert not is_comparable(signature("wer", "zh"), "wer|cn_tn|char")  # numbers of zh are approximate
+    assert not is_comparable(signature("accuracy_raw", "en"), "accuracy_raw|exact")
+    assert not is_comparable(signature("bleu", "en"), None)
 
 
 def test_cantonese_is_made_as_published():
     pytest.importorskip("zhconv")
-    assert comparable(signature("cer", "yue"), "wer|zhconv+whisper_basic|char")
+    assert is_comparable(signature("cer", "yue"), "wer|zhconv+whisper_basic|char")
 
 
 def test_an_unknown_table_and_a_row_of_wrong_length_are_named():

@@ -13,11 +13,11 @@ from auris.metrics.statistics import (
     detectable,
     detectable_alone,
     difference,
+    find_units,
     holm,
     percentiles,
     permutation_test,
     samples,
-    units,
 )
 
 
@@ -38,14 +38,14 @@ def rows(n: int, per_speaker: int, per_recording: int = 1) -> list[dict]:
     ],
 )
 def test_rows_are_drawn_in_the_widest_units_that_are_known_and_many(given: list[dict], expected: str):
-    assert str(units(given)) == expected
+    assert str(find_units(given)) == expected
 
 
 def test_ten_equal_rows_of_a_speaker_are_one():
     right = np.repeat(np.random.default_rng(0).permutation([1.0] * 35 + [0.0] * 15), 10)
     stats = np.stack([right, np.ones(500)], axis=1)
-    of_row = units(rows(500, 10)).of_row
-    low, high = bootstrap(stats, "accuracy", 4000, units=of_row)
+    indices = find_units(rows(500, 10)).indices
+    low, high = bootstrap(stats, "accuracy", 4000, units=indices)
     half = 1.96 * np.sqrt(0.7 * 0.3 / 50)  # fifty speakers, not five hundred rows
     assert (low, high) == pytest.approx((0.7 - half, 0.7 + half), abs=0.021)  # shares of fifty
     narrow = bootstrap(stats, "accuracy", 4000)

@@ -24,7 +24,7 @@ from auris.metrics import edits
 from auris.metrics.measures import row_stats
 from auris.metrics.records import Prediction, ResultRow
 from auris.results.html import confusion, examples, recordings, tables, template
-from auris.results.runs import Scored
+from auris.results.runs import RunPrediction
 from support.manifests import write_wave
 
 HOSTILE = "<script>alert('1')</script> \"><img src=x onerror=alert(2)> {{ 7*7 }} </style></title>&lt;b\u202e\ufffe\0"
@@ -160,8 +160,10 @@ def test_a_run_s_page_has_its_scores_its_worst_rows_and_their_sound(tmp_path: Pa
     shown = [text for (tag, _), text in zip(read.tags, read.tags, strict=True) if tag == "h4"]
     ids = re.findall("<h4>(.*?)</h4>", page)
     assert ids == ["asr-en-1", "asr-en-3", "asr-zh-0", "sec-en-1", "sec-en-2"] and len(shown) == 5
-    assert "3 of 4 rows are not perfect" in page and "<li>1 clips are gone or cannot be read" in page
-    assert re.search(r"asr-en-3\.wav\s*: <strong>its recording is gone or cannot be read: .*no such file", page, re.I)
+    assert "3 of 4 rows are not perfect" in page and "<li>1 clips are missing or cannot be read" in page
+    assert re.search(
+        r"asr-en-3\.wav\s*: <strong>its recording is missing or cannot be read: .*no such file", page, re.I
+    )
     found = [base64.b64decode(source.partition(",")[2]) for source in read.all("src")]
     assert len(found) == 4
     wave, rate = soundfile.read(io.BytesIO(found[0]), dtype="float32")
@@ -172,7 +174,7 @@ def test_a_run_s_page_has_its_scores_its_worst_rows_and_their_sound(tmp_path: Pa
 def test_sound_beyond_the_limit_is_left_out_and_said(tmp_path: Path, capsys):
     page = write_page(capsys, f"run={write_run(tmp_path)}", "audio_mb=0")
     assert check(page).all("src") == []
-    assert "left out: a page holds audio_mb=0 MB of sound" in page and "5 clips were left out" in page
+    assert "left out: the page is limited to 0 MB of audio" in page and "5 clips were left out" in page
 
 
 def test_a_clip_heard_twice_is_in_a_page_once(tmp_path: Path):
@@ -180,7 +182,7 @@ def test_a_clip_heard_twice_is_in_a_page_once(tmp_path: Path):
     players = recordings.Players(1)
     first, second = (players.play(Clip(tmp_path / "a.wav")) for _ in range(2))
     part = players.play(Clip(tmp_path / "a.wav", 0.0, 0.2))
-    assert first.source and not second.source and second.again == first.anchor
+    assert first.source and not second.source and second.repeats == first.anchor
     assert part.source and part.seconds == pytest.approx(0.2)
 
 
@@ -208,7 +210,7 @@ def test_a_row_s_sound_is_what_it_was_answered_by(tmp_path: Path):
         rows, notes = recordings.find(tmp_path, f"b@{kind}", ["r", "gone"])
         assert notes == [] and set(rows) == {"r"} and str(rows["r"].clips[0].path) == str(clip.path)
         assert answers.path.read_bytes() == before
-    assert recordings.heard("b@silence") and recordings.heard("b") == ""
+    assert recordings.describe_replaced_audio("b@silence") and recordings.describe_replaced_audio("b") == ""
 
 
 def test_a_row_that_is_not_found_again_is_said(tmp_path: Path, capsys):
@@ -216,10 +218,10 @@ def test_a_row_that_is_not_found_again_is_said(tmp_path: Path, capsys):
     (tmp_path / "test.jsonl").unlink()
     page = write_page(capsys, f"run={run}")
     check(page)
-    assert "there is no file" in page and page.count("its row was not found again") == 6
+    assert "there is no file" in page and page.count("the row was not found") == 6
     (run / "recipe.yaml").unlink()
     page = write_page(capsys, f"run={run}")
-    assert "names no rows" in page
+    assert "has no record of its rows" in page
 
 
 @pytest.mark.parametrize("metric, language", [("wer", "en"), ("wer", "zh"), ("cer", "en"), ("cer", "fr")])
@@ -243,22 +245,23 @@ def test_edits_are_marked_by_words_and_by_characters(tmp_path: Path, capsys):
     assert '<div class="edits characters" lang="zh"' in page and "<del>們</del>" in page
 
 
-def scored(lines: list[dict], *, arm: str = "a", benchmark: str = "b", **facts: object) -> list[Scored]:
-    return [Scored(arm, 0, benchmark, Prediction(**one | facts)) for one in lines]
+def scored(lines: list[dict], *, arm: str = "a", benchmark: str = "b", **facts: object) -> list[RunPrediction]:
+    return [RunPrediction(arm, 0, benchmark, Prediction(**one | facts)) for one in lines]
 
 
 def test_the_worst_rows_are_those_of_the_lowest_score():
     english = [one for one in LINES if one["group"] == "asr en"]
     worst = examples.choose(scored(english), 2)
-    assert worst.ids == ["asr-en-1", "asr-en-3"] and "ranked by WER; 3 of 4 rows" in worst.said
+    assert worst.ids == ["asr-en-1", "asr-en-3"] and "ranked by WER; 3 of 4 rows" in worst.description
     sounds = [one for one in LINES if one["group"] == "sec"]
     worst = examples.choose(scored(sounds), 1)
     assert (
-        worst.ids == ["sec-en-1"] and "2 rows share the score of the last one shown, of them the first 1" in worst.said
+        worst.ids == ["sec-en-1"]
+        and "2 rows share the score of the last one shown, of which the first 1" in worst.description
     )
     assert examples.choose(scored(sounds[:1]), 3).ids == []
     answers = examples.choose([*scored(sounds), *scored(sounds, arm="b", stats=[1.0, 1.0])], 3)
-    assert answers.ids == ["sec-en-1", "sec-en-2"] and "mean of the systems" in answers.said
+    assert answers.ids == ["sec-en-1", "sec-en-2"] and "mean of the systems" in answers.description
 
 
 def test_measures_of_all_rows_rank_rows_too():
@@ -269,20 +272,28 @@ def test_measures_of_all_rows_rank_rows_too():
     assert examples.row_scores("cider", stats)[1] == max(examples.row_scores("cider", stats)) > 0
     assert examples.row_scores("macro_f1", [["a", "a"], ["a", "b"]]).tolist() == [1.0, 0.0]
     assert np.isnan(examples.row_scores("eer", [[0.3, 1.0]])).all()
-    assert examples.own_metric(["unparsed", "accuracy", "macro_f1"]) == "accuracy"
-    assert examples.own_metric(["eer", "accuracy", "unparsed"]) == "accuracy" and examples.own_metric(["eer"]) == "eer"
-    assert examples.own_metric(["contains", "judged"]) == "judged" and examples.own_metric(["unparsed"]) == "unparsed"
+    assert examples.choose_metric(["unparsed", "accuracy", "macro_f1"]) == "accuracy"
+    assert (
+        examples.choose_metric(["eer", "accuracy", "unparsed"]) == "accuracy"
+        and examples.choose_metric(["eer"]) == "eer"
+    )
+    assert (
+        examples.choose_metric(["contains", "judged"]) == "judged"
+        and examples.choose_metric(["unparsed"]) == "unparsed"
+    )
 
 
 def test_a_matrix_counts_every_row_once():
     sounds = [one for one in LINES if one["group"] == "sec"]
-    found = confusion.matrix([one.prediction for one in scored(sounds)], "a", "accuracy")
+    found = confusion.build_matrix([one.prediction for one in scored(sounds)], "a", "accuracy")
     assert found.columns == ["bell", "dog", "anything else"] and found.counts == [[1, 1, 0], [0, 0, 1]]
     assert found.share(0, 1) == 0.5 and found.note == ""
     many = [line(n, "sec", "en", "accuracy", "c0", f"c{n // 2 if n < 50 else 99}") for n in range(51)]
-    found = confusion.matrix([one.prediction for one in scored(many)], "a", "accuracy")
+    found = confusion.build_matrix([one.prediction for one in scored(many)], "a", "accuracy")
     assert (
-        len(found.classes) == confusion.MOST and sum(map(sum, found.counts)) == 40 and "6 more, with 11" in found.note
+        len(found.classes) == confusion.MAX_CLASSES
+        and sum(map(sum, found.counts)) == 40
+        and "6 more, with 11" in found.note
     )
 
 
@@ -292,7 +303,7 @@ def test_a_study_s_page_has_its_arms_beside_each_other(tmp_path: Path, capsys):
     write_run(tmp_path, "second", better)
     page = write_page(capsys, "study=demo", f"runs={tmp_path / 'runs'}", "arms=[first,second]")
     read = check(page)
-    assert "Benchmark embedded: differences to first" in read.texts and "Answers of first; second." in read.texts
+    assert "Benchmark embedded: differences to first" in read.texts and "Responses of first; second." in read.texts
     assert re.search(r"<dt>second: 0\.0\s%</dt>\s*<dd><span[^>]*>a dog ran off", page)
     assert "sec, accuracy: first was scored, second was not" in page
 
@@ -305,7 +316,7 @@ def test_arms_stand_in_their_order_and_only_where_they_have_a_score(tmp_path: Pa
     arms = {task: re.findall("<td>(zero|alone)</td>", rest) for _, task, rest in groups}
     assert arms == {"asr en": ["zero", "alone"], "asr zh": ["zero", "alone"], "sec": ["zero"]}
     assert [int(span) for span, *_ in groups] == [2, 2, 1]
-    assert "Answers of zero; alone." in page and "<dt>zero; alone: " in page
+    assert "Responses of zero; alone." in page and "<dt>zero; alone: " in page
 
 
 def test_an_interval_is_drawn_on_the_scale_of_its_measure():
@@ -318,31 +329,31 @@ def test_an_interval_is_drawn_on_the_scale_of_its_measure():
         {**facts, "metric": "cider", "value": 1.0, "low": 0.5, "high": 1.5},
         {**facts, "metric": "eer", "value": float("nan"), "low": float("nan"), "high": float("nan")},
     ]
-    [table] = tables.of_run([ResultRow(**one) for one in scores])
+    [table] = tables.build_run_tables([ResultRow(**one) for one in scores])
     [group] = table.groups
     drawn = [[cell.interval for cell in row if cell.interval] for row in group.rows]
     assert drawn[0] == [{"value": 50.0, "low": 25.0, "high": 75.0}]
     assert drawn[1] == [{"value": 120.0, "low": 90.0, "high": 100.0}]  # drawn as an arrow at the border
     assert drawn[2] == [{"value": 40.0, "low": 30.0, "high": 50.0}] and drawn[3:] == [[], []]
-    assert {len(row) + len(group.shared) for row in group.rows} == {len(table.head)} and "shows" not in table.head
+    assert {len(row) + len(group.shared) for row in group.rows} == {len(table.head)} and "MDD" not in table.head
 
 
 def test_a_reference_is_shown_in_the_form_of_the_answers():
     events = {"task": "sed", "events": [{"label": "bell", "start": 0.5, "end": 1.0}]}
     said = {"id": "r", "task": "sed", "language": "en", "group": "sed", "metric": "event_f1", "stats": [0, 0, 1]}
     said |= {"reference": "<|0.50|>bell<|1.00|>", "provenance": "tts"}
-    row, worst = Row("r", (), events), examples.Worst("event_f1", "", ["r"])
+    row, worst = Row("r", (), events), examples.WorstRows("event_f1", "", ["r"])
     for hypothesis, expected in (("bell (0.10-0.20)", "bell (0.50-1.00)"), ("<|0.10|>bell", "<|0.50|>bell<|1.00|>")):
         lines = scored([said | {"hypothesis": hypothesis}], benchmark="b@silence")
-        [shown] = examples.show(lines, worst, {"r": row}, {("a", 0): "answer"}, recordings.Players(0))
+        [shown] = examples.build_examples(lines, worst, {"r": row}, {("a", 0): "answer"}, recordings.Players(0))
         assert shown.reference == expected
 
 
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ([], "give run=RUN or study=NAME"),
-        (["run=a", "study=b"], "one of the two"),
+        ([], "expected either run=RUN or study=NAME"),
+        (["run=a", "study=b"], "run=a and study=b: expected either"),
         (["run=nowhere"], "nowhere has no scores; evaluate it"),
         (["run=a", "worst=many"], "worst=many: expected a whole number"),
     ],

@@ -59,7 +59,9 @@ def test_our_numbers_stand_in_the_scale_of_the_table_with_all_seeds(study: Path)
     assert (ours["value"], ours["low"], ours["high"]) == pytest.approx((4.0, 2.0, 8.0)) and ours["seeds"] == 2
     theirs = of(frame, "Qwen2-Audio", benchmark="librispeech", part="test-clean")
     assert theirs["value"] == 1.6 and np.isnan(theirs["low"]) and not theirs["ours"]
-    assert len(frame[~frame["ours"]]) == len([c for c in published.published() if c.table == "qwen2_audio_table2"])
+    assert len(frame[~frame["ours"]]) == len(
+        [c for c in published.published_scores() if c.table == "qwen2_audio_table2"]
+    )
     assert len(frame[frame["ours"]]) == 2  # what is of no benchmark of the table is not in it
     shift = of(papers.table("qwen_audio_table3", [study]), "s/a", benchmark="srwt")
     assert shift["value"] == pytest.approx(50)  # seconds in results, ms in the paper

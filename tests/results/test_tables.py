@@ -98,7 +98,7 @@ def test_other_references_and_seeds_are_said(tmp_path):
     path.write_text(path.read_text().replace('"r1"', '"other"'))
     notes = " ".join(results.table(root).attrs["notes"])
     assert "leaves out seed 1" in notes
-    assert "1 rows have another reference" in notes
+    assert "1 rows have different references" in notes
 
 
 def test_arms_with_nothing_in_common_cannot_be_compared(tmp_path):
@@ -118,7 +118,7 @@ def test_what_is_not_evaluated_is_said(tmp_path):
     assert frame.attrs["arms"] == ["a", "b"]
     assert np.isnan(frame.set_index("group").loc["lid", "b"])
     notes = " ".join(frame.attrs["notes"])
-    assert "for want of predictions: encoder_ctc" in notes
+    assert "they have no predictions: encoder_ctc" in notes
     assert "lid, accuracy: a was scored, b was not" in notes
     answers = root / "a/seed_0/predictions/embedded.jsonl"
     answers.with_name("spoken.jsonl").write_text(answers.read_text())
@@ -177,7 +177,7 @@ def test_bars_have_a_panel_per_kind_of_score_and_say_what_the_data_is(study):
 
 
 def test_too_many_bars_are_points_in_columns(study, monkeypatch):
-    monkeypatch.setattr(figures, "BARS", 9)
+    monkeypatch.setattr(figures, "MAX_BARS", 9)
     figure = results.plot_bars(study, ARMS)
     points = [[line for line in axis.lines if line.get_marker() in ("o", "s")] for axis in figure.axes]
     assert [len(of_axis) for of_axis in points] == [4, 2, 4]
@@ -188,11 +188,11 @@ def test_too_many_bars_are_points_in_columns(study, monkeypatch):
 @pytest.mark.parametrize("line", [0.2, 0.6])
 def test_columns_hold_every_line_once_in_order_and_are_about_as_tall(sizes, line):
     panels = {f"panel {i}": [{"row": (i, j)} for j in range(n)] for i, n in enumerate(sizes)}
-    columns = figures._columns(panels, line, tallest=8.0)
+    columns = figures._columns(panels, line, max_height=8.0)
     rows = [row for column in columns for _, part in column for row in part]
     assert rows == [row for part in panels.values() for row in part]
-    assert all(sum(figures.TITLE + line * len(part) for _, part in column) < 10 for column in columns)
-    assert figures._columns(panels, line, tallest=float("inf")) == [list(panels.items())]
+    assert all(sum(figures.TITLE_HEIGHT + line * len(part) for _, part in column) < 10 for column in columns)
+    assert figures._columns(panels, line, max_height=float("inf")) == [list(panels.items())]
 
 
 def test_real_and_synthetic_benchmarks_are_named_apart(tmp_path):
@@ -401,7 +401,7 @@ def test_a_run_can_be_made_again_from_what_it_noted(tmp_path, capsys):
     assert cli.main(["results", f"reproduce={run}"]) == 0
     said = capsys.readouterr().out
     for part in (
-        "git checkout abc1234  # there were changes beside",
+        "git checkout abc1234  # the working tree had uncommitted",
         "00ff  rows.jsonl",
         "# shards: 11ee",
         "OMP_NUM_THREADS=1 auris train arm=a",

@@ -8,7 +8,7 @@ from typing import Any
 
 from auris.metrics import choices
 from auris.metrics.judges import air_bench
-from auris.metrics.official import Stopped
+from auris.metrics.official import ScriptError
 
 # --- AIR-Bench: score_foundation.py -------------------------------------------------------------------------------
 
@@ -26,8 +26,11 @@ class Letters:
 
 
 def foundation(records: Sequence[Mapping[str, Any]]) -> Letters:
-    """What the script counts (the metric `choice` drops nothing). Raises Stopped where it dies: a reply of null, a key
-    that is no choice, a task of which all replies were dropped."""
+    """Return what the script counts. (The metric `choice` drops nothing.)
+
+    Raises:
+        ScriptError: The script crashes, at a null reply, a key that is not an option or a task without replies.
+    """
     found, tasks = Letters(), dict[str, None]()
     for record in records:
         if record["task_name"] is None:
@@ -35,19 +38,19 @@ def foundation(records: Sequence[Mapping[str, Any]]) -> Letters:
         task = f"{record['task_name']}_{record['dataset_name']}"
         tasks[task] = None
         if record["response"] is None:
-            raise Stopped("AttributeError: 'NoneType' object has no attribute 'strip'")
+            raise ScriptError("AttributeError: 'NoneType' object has no attribute 'strip'")
         letter = choices.official_letter(record["response"])
         if letter is None:
             found.dropped += 1
             continue
         options = [record.get(f"choice_{name}") for name in "abcd"]
         if record["answer_gt"] not in options:
-            raise Stopped("SystemExit: 1")
+            raise ScriptError("SystemExit: 1")
         found.total[task] = found.total.get(task, 0) + 1
         right = letter == choices.LETTERS[options.index(record["answer_gt"])]
         found.correct[task] = found.correct.get(task, 0) + right
     if lost := [task for task in tasks if task not in found.total]:
-        raise Stopped(f"KeyError: {lost[0]!r}")
+        raise ScriptError(f"KeyError: {lost[0]!r}")
     return found
 
 
@@ -73,16 +76,19 @@ def verdicts(records: Sequence[tuple[str, str | None]], order: int) -> Verdicts:
     """What the script counts of (task, the judge's reply) in one order; `order` 1 has the model's answer first.
 
     A reply of two parts that are no numbers, or one above 10, is in both `failed` and `counted`; an unknown task is
-    counted where the row before it was. Raises Stopped where the script dies: a null reply, an unknown task first, a
-    part without any reply that can be read.
+    counted where the row before it was.
+
+    Raises:
+        ScriptError: The script crashes, at a null reply, a first row with an unknown task or a part without any reply
+            that can be parsed.
     """
     found, part = Verdicts(), None
     for task, reply in records:
         part = air_bench.GROUPS[task].rpartition("/")[2] if task in air_bench.GROUPS else part
         if part is None:
-            raise Stopped("NameError: name 'task_id' is not defined")
+            raise ScriptError("NameError: name 'task_id' is not defined")
         if reply is None:
-            raise Stopped("AttributeError: 'NoneType' object has no attribute 'strip'")
+            raise ScriptError("AttributeError: 'NoneType' object has no attribute 'strip'")
         found.counted += len(reply.strip().replace("\n", "").split(" ")) == 2
         numbers = air_bench.parse(reply)
         if numbers is None:
@@ -93,5 +99,5 @@ def verdicts(records: Sequence[tuple[str, str | None]], order: int) -> Verdicts:
         found.first[part] += numbers[0]
         found.second[part] += numbers[1]
     if 0 in found.total.values():
-        raise Stopped("ZeroDivisionError: division by zero")
+        raise ScriptError("ZeroDivisionError: division by zero")
     return found

@@ -1,1 +1,1 @@
-"""Evaluation: answers to test rows, cached, judged and scored."""
+"""Evaluation: compute, cache, judge and score the responses to test rows."""

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 from auris.data.rows import Clip, Row
 from auris.evaluation.benchmarks import Benchmark
@@ -78,7 +78,7 @@ class AnswerCache:
             append_jsonl(self.path, [*first, *records.values()])
 
     def _has_settings(self) -> bool:
-        """Whether the first line is complete: another process may have written it, or was killed while it did."""
+        """Return whether the first line is complete. Another process may have been killed while writing it."""
         if not self.path.is_file():
             return False
         with self.path.open("rb") as file:
@@ -121,6 +121,14 @@ def _row_from_json(content: Mapping[str, Any]) -> Row:
 # --- which responses an evaluation consists of --------------------------------------------------------------------
 
 
+class RunId(TypedDict):
+    """Study, arm and seed of a run."""
+
+    study: str
+    arm: str
+    seed: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class Part:
     """The responses of an evaluation to rows of one kind.
@@ -129,7 +137,7 @@ class Part:
         kind: task, chat or preference.
         file: Name of the cache file.
         keys: Cache keys of the responses, in the order of the rows.
-        windows: Ids of the rows that a long row was cut into, by its id.
+        windows: Ids of the windows of each long row, by its id.
     """
 
     kind: str
@@ -144,9 +152,9 @@ class Evaluation:
 
     Attributes:
         benchmark: The benchmark's description.
-        version: `v1` if the model is asked as Qwen-Audio, `v2` as Qwen2-Audio.
+        version: `v1` if the model is prompted like Qwen-Audio, `v2` if like Qwen2-Audio.
         audio: as_is, silence or shuffled (`evaluation.audio_ablation`).
-        changes: Deviations from the benchmark's own prompt and decoding, a part of the signatures.
+        changes: Deviations from the benchmark's own prompt and decoding settings, a part of the signatures.
         judged: Whether a judge rated the responses to dialogues.
         run: Study, arm and seed of the run that trained the model.
         skipped: Why some rows have no response, by row id.
@@ -158,7 +166,7 @@ class Evaluation:
     audio: str
     changes: Sequence[str]
     judged: bool
-    run: Mapping[str, str | int]
+    run: RunId
     skipped: Mapping[str, str]
     parts: Sequence[Part]
 
@@ -187,8 +195,8 @@ def load_responses(run_dir: Path, part: Part) -> list[Response]:
 
 
 def load_rows(run_dir: Path, name: str) -> dict[str, Row]:
-    """Return the rows that an evaluation has responses to by id, with the audio that the model was given."""
+    """Return the rows of an evaluation that have responses, by id, with the audio that the model was given."""
     evaluation = load_evaluations(run_dir).get(name)
     parts = evaluation.parts if evaluation else ()
-    there = [part for part in parts if (run_dir / CACHE_DIR / part.file).is_file()]
-    return {response.row.id: response.row for part in there for response in load_responses(run_dir, part)}
+    cached = [part for part in parts if (run_dir / CACHE_DIR / part.file).is_file()]
+    return {response.row.id: response.row for part in cached for response in load_responses(run_dir, part)}

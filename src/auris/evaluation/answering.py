@@ -1,8 +1,8 @@
-"""Rows to responses: those in the cache are reused, the others come from the model, on all ranks together.
+"""Computation of responses to rows, on all ranks together. Cached responses are reused.
 
-Rows are decoded in shares of a few packs, and the ranks take shares in turn. The first rank alone reads and writes the
-cache, and adds responses in the order in which a single process would have computed them, so the number of processes
-does not show in any file.
+Rows are decoded in shares of a few packs, and the ranks take shares in turn. Only the first rank reads and writes the
+cache. It adds responses in the order in which a single process would compute them, so no file depends on the number of
+processes.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,10 +38,10 @@ from auris.text.prompts import Prompt
 from auris.training.objectives.dpo import answer_logps
 
 KINDS = ("task", "chat", "preference")
-"""Kinds of rows: asked as in pre-training, asked in ChatML, and pairs of answers of which the better is known."""
+"""Kinds of rows: prompted as in pre-training, prompted in ChatML, and pairs of a chosen and a rejected answer."""
 
-# Packs, sorted by length, that a rank decodes together: rows of the next pack fill slots as sequences finish. The
-# composition of a batch thus depends on the rows only, not on the number of ranks.
+# Packs, sorted by length, that a rank decodes together. Rows of the next pack fill slots as sequences finish, so the
+# composition of a batch depends on the rows only, not on the number of ranks.
 PACKS_PER_SHARE = 4
 
 Share = Sequence[Sequence[int]]
@@ -56,7 +57,7 @@ class Request:
         windows: Ids of the windows of a long row by its id.
         samples: How rows are presented to the model.
         generation: The decoding settings.
-        seed: Of the sampling.
+        seed: Seed of the sampling.
     """
 
     kind: str
@@ -68,19 +69,20 @@ class Request:
 
     @property
     def rows(self) -> list[Row]:
+        """The rows of all manifests."""
         return [row for manifest in self.manifests for row in manifest.rows]
 
     @property
-    def decoding(self) -> dict[str, object]:
-        """The settings that responses depend on."""
+    def decoding(self) -> dict[str, Any]:
+        """The decoding settings that responses depend on."""
         if self.kind == "preference":
             return {}
-        settings = {**asdict(self.generation), "stop": sorted(self.generation.stop)}
+        settings: dict[str, Any] = {**asdict(self.generation), "stop": sorted(self.generation.stop)}
         return settings | ({"seed": self.seed} if self.generation.do_sample else {})
 
 
-def of_kind(manifests: Sequence[Manifest], kind: str) -> list[Manifest]:
-    """Return the manifests with their rows of one kind, without those that have none."""
+def select_kind(manifests: Sequence[Manifest], kind: str) -> list[Manifest]:
+    """Return the manifests that have rows of one kind, with these rows only."""
 
     def kind_of(row: Row) -> str:
         task = row.labels.get("task")
@@ -90,45 +92,51 @@ def of_kind(manifests: Sequence[Manifest], kind: str) -> list[Manifest]:
     return [manifest for manifest in restricted if manifest.rows]
 
 
-# --- how rows are asked -------------------------------------------------------------------------------------------
+# --- prompting ----------------------------------------------------------------------------------------------------
 
 
-def request(
+def build_request(
     model: AudioModel,
     kind: str,
     manifests: Sequence[Manifest],
     config: Config,
     wording: str | None,
-    decoding: Mapping[str, object],
+    decoding: Mapping[str, Any],
 ) -> Request:
-    """Return how the rows of one kind are asked.
+    """Build the request for the rows of one kind.
 
     Args:
+        model: The model to evaluate.
+        kind: One of `KINDS`.
+        manifests: The rows of this kind.
+        config: The config of the command.
         wording: The benchmark's own prompt.
-        decoding: Settings that the user or the benchmark gives.
+        decoding: Decoding settings given by the user or the benchmark.
     """
-    samples = samples_of(model, kind, config["long_audio"], config["prompt"], wording)
+    samples = build_samples(model, kind, config["long_audio"], config["prompt"], wording)
     manifests, windows = split_long(manifests, samples)
     generation = model.settings(chat=kind == "chat", **decoding)
     return Request(kind, manifests, windows, samples, generation, config["seed"])
 
 
-def samples_of(
+def build_samples(
     model: AudioModel, kind: str, policy: str, prompt: Config | None = None, wording: str | None = None
 ) -> Samples:
-    """Return how rows of a kind are presented to the model.
+    """Build the samples that present rows of one kind to the model.
 
-    Task rows are asked as the model, or its base model, was trained to be asked.
+    Task rows have the prompts with which the model, or its base model, was trained.
 
     Args:
-        policy: What happens to long audio.
-        prompt: Another style of prompting for task rows.
-        wording: The benchmark's own prompt for task rows, used if no other style is given.
+        model: The model to evaluate.
+        kind: One of `KINDS`.
+        policy: `long_audio` of `Samples`.
+        prompt: Config of another prompt style for task rows.
+        wording: The benchmark's own prompt for task rows, used if there is no `prompt`.
     """
-    trained = model.config
-    if kind == "task" and trained["data"]["view"] in ("audio", "text", "transcript"):
-        trained = {**trained, "prompt": prompt or trained["prompt"]}
-        samples = configs.build_samples(trained, model.net, model.tokenizer, long_audio=policy, train=False)
+    config = model.config
+    if kind == "task" and config["data"]["view"] in ("audio", "text", "transcript"):
+        config = {**config, "prompt": prompt or config["prompt"]}
+        samples = configs.build_samples(config, model.net, model.tokenizer, long_audio=policy, train=False)
     else:
         task_prompt = configs.build(prompt) or model.prompt
         classes = {"task": (AudioSamples, task_prompt), "chat": (ChatSamples, model.dialogue)}
@@ -138,7 +146,7 @@ def samples_of(
             long_audio=policy,
             tokenizer=model.tokenizer,
             geometry=model.net.geometry,
-            seed=trained["seed"],
+            seed=config["seed"],
         )
     if kind == "task" and wording and not prompt and isinstance(samples.prompt, Prompt):
         samples.prompt = samples.prompt.asking(wording)
@@ -146,10 +154,10 @@ def samples_of(
 
 
 def split_long(manifests: Sequence[Manifest], samples: Samples) -> tuple[list[Manifest], dict[str, list[str]]]:
-    """Cut long transcripts into rows of overlapping windows if `long_audio=window`.
+    """Split rows with long transcripts into overlapping windows if `long_audio=window`.
 
     Returns:
-        the manifests, and the ids of the windows by the id of the long row.
+        The manifests, and the ids of the windows by the id of the long row.
     """
     windows: dict[str, list[str]] = {}
     if samples.long_audio != "window" or not samples.has_audio:
@@ -162,7 +170,7 @@ def split_long(manifests: Sequence[Manifest], samples: Samples) -> tuple[list[Ma
         try:
             pieces = long_audio.split_row(row, is_transcript)
         except (AudioError, RowError):
-            return [row]  # measuring it will name the reason
+            return [row]  # the reason is reported when the row is measured
         if len(pieces) > 1:
             windows[row.id] = [piece.id for piece in pieces]
         return pieces
@@ -175,47 +183,55 @@ def split_long(manifests: Sequence[Manifest], samples: Samples) -> tuple[list[Ma
 
 def answer(
     model: AudioModel,
-    asked: Request,
+    request: Request,
     lengths: Lengths,
     cache: AnswerCache,
     token_budget: int,
     ranks: Ranks,
     console: Console,
 ) -> tuple[list[str], dict[str, str]]:
-    """Answer all usable rows, reusing cached responses; on the first rank, while the others `assist`.
+    """Answer all usable rows, reusing cached responses. Call it on the first rank, and `assist` on the others.
+
+    Args:
+        model: The model to evaluate.
+        request: The rows and the settings.
+        lengths: The lengths of the rows, and why some cannot be used.
+        cache: The cache for these settings.
+        token_budget: Maximum number of tokens in a pack.
+        ranks: The processes of the command.
+        console: Console for the progress.
 
     Returns:
-        the cache keys of the responses in the order of the rows, and by row id why the other rows have none.
+        The cache keys of the responses in the order of the rows, and by row id why the other rows have none.
     """
-    rows = asked.rows
+    rows = request.rows
     keys = {number: row_key(row) for number, row in enumerate(rows) if number not in lengths.problems}
-    new = np.array([number in keys and keys[number] not in cache for number in range(len(rows))], dtype=bool)
-    settings = "" if asked.kind == "preference" else f" by {asked.generation}"
-    console.print(
-        f"{asked.kind} rows: {new.sum()} answers{settings}; {len(keys) - new.sum()} are kept", highlight=False
-    )
-    packs = pack_by_length(replace(lengths, tokens=np.where(new, lengths.tokens, 0)), token_budget)
-    shares = in_shares(packs)
+    is_new = np.array([number in keys and keys[number] not in cache for number in range(len(rows))], dtype=bool)
+    settings = "" if request.kind == "preference" else f" with {request.generation}"
+    n_new = is_new.sum()
+    console.print(f"{request.kind} rows: {n_new} to answer{settings}; {len(keys) - n_new} cached", highlight=False)
+    packs = pack_by_length(replace(lengths, tokens=np.where(is_new, lengths.tokens, 0)), token_budget)
+    shares = split_into_shares(packs)
     ranks.exchange(shares)
     skipped = {rows[number].id: reason for number, reason in lengths.problems.items()}
-    results = ranks.map(partial(answer_share, model, asked, rows), shares)
-    for responses, left_out in track(results, "answering", total=len(shares), console=console, disable=not shares):
-        skipped |= left_out
+    results = ranks.map(partial(answer_share, model, request, rows), shares)
+    for responses, problems in track(results, "answering", total=len(shares), console=console, disable=not shares):
+        skipped |= problems
         cache.add(
-            {keys[n]: Response(asked.samples.target_row(rows[n]), *response) for n, response in responses.items()}
+            {keys[n]: Response(request.samples.target_row(rows[n]), *response) for n, response in responses.items()}
         )
     return [key for key in keys.values() if key in cache], skipped
 
 
-def assist(model: AudioModel, asked: Request, ranks: Ranks) -> None:
+def assist(model: AudioModel, request: Request, ranks: Ranks) -> None:
     """Compute shares of the responses for the first rank."""
     [shares, *_] = ranks.exchange(None)
-    for _ in ranks.map(partial(answer_share, model, asked, asked.rows), shares):
+    for _ in ranks.map(partial(answer_share, model, request, request.rows), shares):
         pass
 
 
-def in_shares(packs: Share) -> list[Share]:
-    """Divide packs into what a rank decodes together."""
+def split_into_shares(packs: Share) -> list[Share]:
+    """Split packs into shares, which a rank decodes together."""
     return [packs[start : start + PACKS_PER_SHARE] for start in range(0, len(packs), PACKS_PER_SHARE)]
 
 
@@ -225,40 +241,40 @@ Answers = dict[int, tuple[object, float | None]]
 
 @torch.no_grad()
 def answer_share(
-    model: AudioModel, asked: Request, rows: Sequence[Row], share: Share
+    model: AudioModel, request: Request, rows: Sequence[Row], share: Share
 ) -> tuple[Answers, dict[str, str]]:
-    """Return the responses to the rows of a share, and by row id why the others have none."""
+    """Return the responses to the rows of a share, and by row id why the other rows have none."""
     skipped: dict[str, str] = {}
 
     def build(numbers: Sequence[int]) -> Pack:
-        is_prompt = asked.kind != "preference"
-        batch = pack(rows, [(number, None) for number in numbers], asked.samples, prompt_only=is_prompt)
+        is_prompt = request.kind != "preference"
+        batch = pack(rows, [(number, None) for number in numbers], request.samples, prompt_only=is_prompt)
         skipped.update(batch["skipped"])
         return to_device(batch, model.device)
 
     contents: dict[int, object] = {}
     waiting = WaitingRows(share, build)
-    if asked.kind == "preference":
+    if request.kind == "preference":
         while (batch := waiting.next_pack()) is not None:
             contents |= zip(batch["rows"], answer_logps(model.net, batch)[0].tolist(), strict=True)
     elif (batch := waiting.next_pack()) is not None:
-        # The seed is the same for every share: a row's draws do not depend on the share that it is in.
-        generator = torch.Generator().manual_seed(asked.seed)
+        # All shares have the same seed, so the draws for a row do not depend on its share.
+        generator = torch.Generator().manual_seed(request.seed)
         ids = model.objective.answer(
-            model.net, batch, asked.generation, generator=generator, next_pack=waiting.next_pack
+            model.net, batch, request.generation, generator=generator, next_pack=waiting.next_pack
         )
         for number, answer_ids in zip(waiting.taken, ids, strict=True):
-            is_tagged = tasks.find(asked.samples.target_row(rows[number]).labels["task"]).answer.tagged
+            is_tagged = tasks.find(request.samples.target_row(rows[number]).labels["task"]).answer.tagged
             contents[number] = model.tokenizer.decode(answer_ids, control=is_tagged)
     log_odds: dict[int, float] = {}
     for numbers in share:
-        verdicts = [n for n in numbers if n in contents and _is_verdict(asked.samples, rows[n])]
-        log_odds |= yes_no_log_odds(model, asked.samples, rows, verdicts)
+        verdicts = [n for n in numbers if n in contents and _is_verdict(request.samples, rows[n])]
+        log_odds |= yes_no_log_odds(model, request.samples, rows, verdicts)
     return {number: (content, log_odds.get(number)) for number, content in contents.items()}, skipped
 
 
 def _is_verdict(samples: Samples, row: Row) -> bool:
-    """Whether a row asks to accept or reject its audio, so that log-odds can be thresholded as well."""
+    """Return whether a row asks to accept or reject its audio, so that a threshold on log-odds applies."""
     return type(samples) is AudioSamples and tasks.find(row.labels["task"]).choices == VerdictSamples.VERDICTS
 
 
@@ -266,7 +282,7 @@ def _is_verdict(samples: Samples, row: Row) -> bool:
 def yes_no_log_odds(
     model: AudioModel, samples: Samples, rows: Sequence[Row], numbers: Sequence[int]
 ) -> dict[int, float]:
-    """Return log p(yes) - log p(no) of the complete answers to some rows, by row number."""
+    """Return log p(yes) - log p(no) of the complete answers to verification rows, by row number."""
     if not numbers:
         return {}
     verdicts = VerdictSamples(

@@ -1,6 +1,6 @@
-"""Test rows whose audio is replaced by silence or by another row's recording, to see whether a model listens.
+"""Replacement of the audio of test rows by silence or by other rows' recordings, to test whether a model listens.
 
-If a score does not drop, the model answers from the text of the questions.
+If a score does not drop, the model answers from the text of the questions alone.
 """
 
 from __future__ import annotations
@@ -23,11 +23,16 @@ AS_IS, SILENCE, SHUFFLED = KINDS = ("as_is", "silence", "shuffled")
 
 @dataclass(frozen=True)
 class Silence:
-    """A sound file (`audio.Sound`) of zeros at 16 kHz."""
+    """Sound file (`audio.Sound`) of zeros at 16 kHz.
+
+    Attributes:
+        samples: Length.
+    """
 
     samples: int
 
     def read(self) -> bytes:
+        """Return the file as WAV."""
         file = io.BytesIO()
         soundfile.write(file, np.zeros(self.samples, np.int16), audio.SAMPLE_RATE, format="WAV")
         return file.getvalue()
@@ -37,39 +42,39 @@ class Silence:
 
 
 def variants(audio: str) -> tuple[str, ...]:
-    """Return the variants to evaluate; the rows' own audio comes first, because drops are relative to it."""
+    """Return the kinds of audio to evaluate. The rows' own audio comes first, because drops are relative to it."""
     if audio not in (*KINDS, "all"):
         raise UserError(f"audio={audio}: expected {', '.join(KINDS)} or all")
     return KINDS if audio == "all" else tuple(dict.fromkeys((AS_IS, audio)))
 
 
 def name(benchmark: str, kind: str) -> str:
-    """Return the name of a benchmark with such audio, as `meld@silence`."""
+    """Return the name of a benchmark with a kind of audio, such as `meld@silence`."""
     return benchmark if kind == AS_IS else f"{benchmark}@{kind}"
 
 
-def alter(manifests: Sequence[Manifest], kind: str, seed: int) -> list[Manifest]:
-    """Return the same rows with other audio. A row for which there is no other recording gets a problem."""
+def replace_audio(manifests: Sequence[Manifest], kind: str, seed: int) -> list[Manifest]:
+    """Return the rows with a kind of audio. A row without a suitable other recording gets a `problem`."""
     if kind == AS_IS:
         return list(manifests)
     rows = [row for manifest in manifests for row in manifest.rows]
-    altered = iter([silenced(row) for row in rows] if kind == SILENCE else shuffled(rows, seed))
+    altered = iter([with_silence(row) for row in rows] if kind == SILENCE else with_shuffled_audio(rows, seed))
     digest = kind if kind == SILENCE else f"{kind} {seed} {'+'.join(manifest.digest for manifest in manifests)}"
     return [replace(m, rows=tuple(next(altered) for _ in m.rows), digest=f"{m.digest} {digest}") for m in manifests]
 
 
-def silenced(row: Row) -> Row:
-    """Return the row with silence as long as each of its clips. If one cannot be read, the row stays as it is."""
+def with_silence(row: Row) -> Row:
+    """Return a row with silence of the length of each clip; unchanged if a clip cannot be read."""
     try:
         return replace(row, clips=tuple(Clip(Silence(clip.n_samples())) for clip in row.clips))
     except AudioError:
         return row
 
 
-def shuffled(rows: Sequence[Row], seed: int) -> list[Row]:
-    """Return each row with the clips of another row of its task that has as many, never with its own recording.
+def with_shuffled_audio(rows: Sequence[Row], seed: int) -> list[Row]:
+    """Return the rows with their clips exchanged, each clip being used once.
 
-    All rows' clips are used once.
+    A row gets the clips of a row of the same task with the same number of clips, but of another recording.
     """
     pools: dict[tuple[str, int], list[int]] = {}
     for number, row in enumerate(rows):
@@ -80,16 +85,17 @@ def shuffled(rows: Sequence[Row], seed: int) -> list[Row]:
     for numbers in pools.values():
         recordings = [tuple(str(clip.path) for clip in rows[number].clips) for number in numbers]
         counts = Counter(recordings)
-        # Rows of one recording are neighbours in this order; a shift by the longest such run gives another recording.
+        # Rows of one recording are adjacent in this order, so a shift by the largest number of rows of one recording
+        # leads to another recording.
         order = dict(zip(counts, np.argsort(rng.permutation(len(counts))), strict=True))
-        ranked = sorted(range(len(numbers)), key=lambda one: order[recordings[one]])
+        ranked = sorted(range(len(numbers)), key=lambda index: order[recordings[index]])
         step = max(counts.values())
-        for place, one in enumerate(ranked):
-            other = ranked[(place + step) % len(ranked)]
-            row = rows[numbers[one]]
-            if recordings[one] == recordings[other]:
+        for position, target in enumerate(ranked):
+            source = ranked[(position + step) % len(ranked)]
+            row = rows[numbers[target]]
+            if recordings[target] == recordings[source]:
                 problem = f"audio={SHUFFLED}: too few other recordings of task {row.labels['task']!r}"
-                result[numbers[one]] = replace(row, problem=problem)
+                result[numbers[target]] = replace(row, problem=problem)
             else:
-                result[numbers[one]] = replace(row, clips=rows[numbers[other]].clips)
+                result[numbers[target]] = replace(row, clips=rows[numbers[source]].clips)
     return result

@@ -1,6 +1,6 @@
-"""Test sets by name (`configs/benchmark`): where their rows are, how they are asked, and how their scores are split.
+"""Named test sets (`configs/benchmark`): their files, prompts and decoding settings, and the parts with own scores.
 
-(The benchmarks of speed and memory are in the top-level directory `benchmarks/`.)
+(Speed and memory benchmarks are in the top-level directory `benchmarks/`.)
 """
 
 from __future__ import annotations
@@ -8,26 +8,27 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from typing import cast
 
 from auris.config import Config, compose, resolve
 from auris.errors import MissingFileError, UserError
 
 Entry = str | Mapping[str, object]
-"""A manifest as `data.manifests.read_manifests` takes it: a path, or a mapping with a path and columns."""
+"""A manifest for `data.manifests.read_manifests`: a path, or a mapping with a path and columns."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Benchmark:
-    """A file of `configs/benchmark`, with the user's changes.
+    """Test set, as configured by a file of `configs/benchmark` and the user's overrides.
 
     Attributes:
         name: Name of the result files; None names them after the manifests.
         test: The manifests. None: `files` in the directory `root`.
-        root: Directory of the files and of the audio that their rows name.
+        root: Directory of the files and their audio.
         files: Names of the published files.
-        origin: Where these files come from, for the error if one is missing.
+        origin: Where to get these files, for the error message if one is missing.
         parts: Parts of the test set, each with a score of its own (`predictions.split_by_part`).
-        prompt: The published prompt by version of the model; None: the task's own.
+        prompt: The published prompt by version of the model; None: that of the task.
         generation: The published decoding settings by version of the model.
         metrics: Metrics of the unprocessed response, in addition to those of the task.
         script: The released script whose numbers are printed as well (`metrics.official`).
@@ -46,21 +47,29 @@ class Benchmark:
 
     @classmethod
     def from_config(cls, config: Config) -> Benchmark:
-        if unknown := sorted(config.keys() - {known.name for known in fields(cls)}):
-            raise UserError(f"benchmark.{unknown[0]}: expected {', '.join(known.name for known in fields(cls))}")
+        """Build a benchmark from its config.
+
+        Raises:
+            UserError: A key is unknown.
+        """
+        names = [field.name for field in fields(cls)]
+        if unknown := sorted(config.keys() - set(names)):
+            raise UserError(f"benchmark.{unknown[0]}: unknown key, expected {', '.join(names)}")
         return cls(**config)
 
     def manifests(self) -> list[Entry]:
         """Return the test manifests.
 
         Raises:
-            MissingFileError: A file is missing; the message says where it comes from.
+            MissingFileError: A file is missing; the message says where to get it.
         """
         if self.test or not self.files:
-            return list(self.test) if isinstance(self.test, list | tuple) else [self.test]
+            if self.test is None or isinstance(self.test, str | Mapping):
+                return [cast("Entry", self.test)]  # `read_manifests` reports None
+            return list(self.test)
         if self.root is None:
             raise MissingFileError(
-                f"benchmark={self.name} needs the folder of its rows: {self._advice(self.files, 'DIR')}"
+                f"benchmark={self.name} needs the directory of its files: {self._advice(self.files, 'DIR')}"
             )
         root = Path(self.root)
         if missing := [file for file in self.files if not (root / file).is_file()]:
@@ -71,12 +80,12 @@ class Benchmark:
 
     def _advice(self, files: Sequence[str], root: str | Path) -> str:
         return (
-            f"put {', '.join(files)} from {self.origin} there, beside the audio that the rows name, and set "
-            f"benchmark.root={root}; rows of another form: benchmark.test=[{{path: FILE, columns: ..., labels: ...}}]"
+            f"put {', '.join(files)} from {self.origin} and the audio there, and set benchmark.root={root}; for files "
+            "in another format: benchmark.test=[{path: FILE, columns: ..., labels: ...}]"
         )
 
     def changes(self, version: str, prompt: Config | None, generation: Mapping[str, object]) -> list[str]:
-        """Return what the user's prompt and decoding change, as parts of the signature: such scores do not compare."""
+        """Return the user's deviations from the published prompt and decoding, which become part of the signature."""
         own_prompt, own_decoding = self.prompt.get(version), self.generation.get(version)
         changes = [f"prompt:{prompt['_target_'].rpartition('.')[2]}"] if prompt and own_prompt else []
         if own_decoding is None:
@@ -98,10 +107,10 @@ def members(config: Config) -> list[Benchmark]:
 
 
 def check_files(benchmarks: Iterable[Benchmark]) -> None:
-    """Check that all files of all benchmarks exist, before a model is loaded.
+    """Check that the files of all benchmarks exist; call it before a model is loaded.
 
     Raises:
-        MissingFileError: Some do not; the message names all of them.
+        MissingFileError: Files are missing; the message names all of them.
     """
     missing = []
     for benchmark in benchmarks:

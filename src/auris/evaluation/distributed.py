@@ -1,14 +1,14 @@
-"""Ranks that share work without a Trainer: started by torchrun, each with the whole model.
+"""Processes that share work without a Trainer, started by torchrun, each with the whole model.
 
-They exchange Python objects over gloo, whatever the model runs on. There is one collective operation, in which each
-rank brings a value or reports that it has failed, so no rank waits for one that is gone.
+They exchange Python objects over gloo, independent of the model's device. There is one collective operation, in which
+each rank passes a value or reports that it has failed, so no rank waits for a dead one.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -20,40 +20,48 @@ import torch.distributed as dist
 from auris.errors import UserError
 from auris.model.distributed import gather
 
-Item, Result = TypeVar("Item"), TypeVar("Result")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
-# The other ranks wait while the first one asks a judge. torchrun notices at once if a process is killed.
+# Long, because the other ranks wait while the first one asks a judge. torchrun notices at once if a process dies.
 TIMEOUT = timedelta(days=7)
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those of its job; by default the only one."""
+    """The processes of a job, as seen by one of them.
+
+    Attributes:
+        rank: Rank of this process.
+        world: Number of processes.
+    """
 
     rank: int = 0
     world: int = 1
 
     @property
     def is_first(self) -> bool:
+        """Whether this is the process that reads and writes files."""
         return self.rank == 0
 
     def exchange(self, value: Any, *, failed: bool = False) -> list[Any]:
-        """Return the values of all ranks in their order.
+        """Return the values of all ranks in order.
 
-        If another rank has failed, this process exits (SystemExit) and leaves the error message to that rank. If
-        several have, only the first continues and raises.
+        If another rank has failed, this process exits (SystemExit), and that rank prints the error message. If several
+        ranks have failed, only the first of them continues and raises its error.
 
         Args:
+            value: The value of this rank.
             failed: Whether this rank has failed.
         """
-        met = gather((failed, value))
-        failures = [rank for rank, (failed, _) in enumerate(met) if failed]
+        states = gather((failed, value))
+        failures = [rank for rank, (failed, _) in enumerate(states) if failed]
         if failures and failures[0] != self.rank:
             sys.exit(0)  # with another status torchrun would kill the failing rank before it prints its error
-        return [value for _, value in met]
+        return [value for _, value in states]
 
     def map(self, work: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
-        """Yield the results of all items in their order, on every rank; each rank works on every `world`-th item."""
+        """Yield the results of all items in order, on every rank. Each rank computes every `world`-th result."""
         for start in range(0, len(items), self.world):
             own = items[start + self.rank : start + self.rank + 1]
             for results in self.exchange([work(item) for item in own]):
@@ -61,10 +69,10 @@ class Ranks:
 
 
 @contextmanager
-def joined(accelerator: str) -> Iterator[Ranks]:
-    """Join the processes that torchrun has started, each on a GPU of its own unless accelerator=cpu.
+def join_ranks(accelerator: str) -> Generator[Ranks]:
+    """Connect the processes that torchrun has started, each with its own GPU unless accelerator=cpu.
 
-    An error on any rank ends all of them, and one raises it.
+    An error on any rank ends all ranks; one of them raises it.
 
     Raises:
         UserError: There are more processes on this machine than GPUs.
@@ -78,7 +86,7 @@ def joined(accelerator: str) -> Iterator[Ranks]:
         if accelerator != "cpu" and torch.cuda.is_available():
             _take_gpu(int(os.environ["LOCAL_RANK"]))
         yield ranks
-        ranks.exchange(None)  # no rank has succeeded before all have
+        ranks.exchange(None)  # wait until all ranks have succeeded
     except Exception:
         ranks.exchange(None, failed=True)
         raise

@@ -1,4 +1,4 @@
-"""Responses to dialogues to predictions that a judge makes, in addition to those of the tasks' own metrics."""
+"""Predictions of the metrics that a judge computes from responses to dialogues."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rich.progress import Progress
 
 from auris.evaluation.answer_cache import Response
 from auris.evaluation.predictions import prediction
-from auris.metrics.judges.judge import Judge, Unrated
+from auris.metrics.judges.judge import Judge, UnratedError
 from auris.metrics.records import Prediction
 
 
@@ -21,11 +21,11 @@ def rate(responses: Sequence[Response], judge: Judge, console: Console) -> tuple
         verdicts = judge.judge(answers, progress)
     predictions, unrated = [], {}
     for (row, text, _), verdict in zip(responses, verdicts, strict=True):
-        if isinstance(verdict, Unrated):
+        if isinstance(verdict, UnratedError):
             unrated[row.id] = str(verdict)
             continue
         for metric, stats in verdict.stats.items():
-            one = prediction(row, metric, list(stats), text, verdict.reference)
-            one = replace(one, replies=verdict.replies, failures=verdict.failures)
-            predictions += [replace(one, group=group) for group in verdict.groups] or [one]
+            judged = prediction(row, metric, list(stats), text, verdict.reference)
+            judged = replace(judged, replies=verdict.replies, failures=verdict.failures)
+            predictions += [replace(judged, group=group) for group in verdict.groups] or [judged]
     return predictions, unrated

@@ -1,4 +1,4 @@
-"""Responses to predictions: what each row contributes to every score that it counts in."""
+"""Predictions from responses: what each row contributes to each of its scores."""
 
 from __future__ import annotations
 
@@ -22,21 +22,24 @@ _CHOICE = ("choice", "choice_official", "choice_unparsed")
 
 
 def check_metrics(rows: Iterable[Row]) -> None:
-    """Check that the packages which the rows' metrics need are installed, before any row is answered."""
-    for metric, of_language in sorted({(metric, language(row)) for row in rows for metric in _metrics(row)}):
-        check(metric, of_language)
+    """Check that the packages that the rows' metrics need are installed; call it before rows are answered."""
+    for metric, code in sorted({(metric, language(row)) for row in rows for metric in _metrics(row)}):
+        check(metric, code)
 
 
 def merge_windows(responses: Sequence[Response], windows: Mapping[str, Sequence[str]]) -> list[Response]:
     """Merge the transcripts of the windows of long rows.
 
+    If a window has no response, its long row has none either.
+
     Args:
-        windows: Ids of the windows by the id of the long row. A row of which a window has no response has none either.
+        responses: The responses to rows and windows.
+        windows: Ids of the windows by the id of the long row.
     """
     by_id = {response.row.id: response for response in responses}
     for name, ids in windows.items():
-        pieces = [by_id.pop(window, None) for window in ids]
-        if None not in pieces:
+        pieces = [by_id.pop(window) for window in ids if window in by_id]
+        if len(pieces) == len(ids):
             row = replace(pieces[0].row, id=name)
             by_id[name] = Response(row, merge_transcripts([piece.content for piece in pieces], language(row)))
     return list(by_id.values())
@@ -47,6 +50,7 @@ def predict(kind: str, responses: Sequence[Response], raw_metrics: Sequence[str]
 
     Args:
         kind: task, chat or preference.
+        responses: The responses.
         raw_metrics: Metrics of the unprocessed response, in addition to those of the row's task.
     """
     if kind == "preference":
@@ -57,7 +61,7 @@ def predict(kind: str, responses: Sequence[Response], raw_metrics: Sequence[str]
 
 def score(responses: Sequence[Response], raw_metrics: Sequence[str] = ()) -> list[Prediction]:
     """Return one prediction for each text response and metric."""
-    classes: dict[str, set[str]] = {}  # by group, of tasks with a closed set
+    classes: dict[str, set[str]] = {}  # by group, for tasks with a closed set of answers
     for row, *_ in responses:
         task = tasks.find(row.labels["task"])
         if task.closed:
@@ -68,14 +72,14 @@ def score(responses: Sequence[Response], raw_metrics: Sequence[str] = ()) -> lis
         reference = tasks.find(labels["task"]).render(labels)
         options = _options(labels)
         raw = [*(_CHOICE if options else ()), *raw_metrics]
-        for metric, compared in {**_metrics(row), **dict.fromkeys(raw, str)}.items():
-            if metric == "eer":  # needs the log-odds, not the text
+        for metric, extract in {**_metrics(row), **dict.fromkeys(raw, str)}.items():
+            if metric == "eer":  # computed from the log-odds, not from the text
                 continue
-            correct = compared(labels.get("key", reference))
+            correct = extract(labels.get("key", reference))
             if metric == "cider":
                 correct = labels.get("references", correct)
             stats = row_stats(
-                metric, compared(hypothesis), correct, language(row), options or sorted(classes.get(group(row), ()))
+                metric, extract(hypothesis), correct, language(row), options or sorted(classes.get(group(row), ()))
             )
             predictions.append(prediction(row, metric, stats, hypothesis, reference))
             if "skill" in labels:  # a dialogue counts for its skill as well as for its mode
@@ -84,19 +88,19 @@ def score(responses: Sequence[Response], raw_metrics: Sequence[str] = ()) -> lis
 
 
 def _options(labels: Labels) -> list[str]:
-    """Return the answers that a question of AIR-Bench's foundation part offers."""
+    """Return the options of a question of AIR-Bench's foundation part."""
     return [labels[key] for key in ("choice_a", "choice_b", "choice_c", "choice_d") if labels.get(key)]
 
 
 def _metrics(row: Row) -> dict[str, Callable[[str], Any]]:
-    """Return the metrics of a row's task, each with the function that extracts from a response what it compares."""
+    """Return the metrics of a row's task, each with the function that extracts what it compares from a text."""
     task = tasks.find(row.labels["task"])
     names = (main_metric(row), *list(task.metrics)[1:])
     return {name: partial(task.compared, metric=name) for name in names}
 
 
 def _verdict(response: Response) -> Prediction:
-    """Return the prediction of the equal error rate: how likely the row is accepted, and whether it should be."""
+    """Return the prediction for the equal error rate: how likely the row is accepted, and whether it should be."""
     row, _, log_odds = response
     yes, _ = VerdictSamples.VERDICTS
     correct = row.labels["text"]
@@ -105,14 +109,14 @@ def _verdict(response: Response) -> Prediction:
 
 
 def _preference(response: Response) -> Prediction:
-    """Return the prediction of whether the chosen answer is the more likely one."""
+    """Return the prediction of whether the chosen answer is more likely than the rejected one."""
     row, (chosen, rejected), _ = response
     stats = row_stats("prefers", rejected, chosen, language(row))
     return prediction(row, "prefers", stats, f"log p {chosen:.2f}, rejected {rejected:.2f}", str(row.labels["chosen"]))
 
 
 def prediction(row: Row, metric: str, stats: Sequence[Any], hypothesis: str, reference: str) -> Prediction:
-    """Return the prediction of a row in its own group."""
+    """Return the prediction of a row in the group of its task."""
     speaker = row.labels.get("speaker")
     return Prediction(
         id=row.id,
@@ -132,15 +136,15 @@ def prediction(row: Row, metric: str, stats: Sequence[Any], hypothesis: str, ref
 
 # --- parts of a test set ------------------------------------------------------------------------------------------
 
-BINARY = ("yes", "no")  # answers of ClothoAQA's binary questions (evaluate_aqa.py)
+BINARY = ("yes", "no")  # answers to ClothoAQA's binary questions (evaluate_aqa.py)
 
 
-def parts_of(row: Row, names: Sequence[str]) -> list[str]:
+def find_parts(row: Row, names: Sequence[str]) -> list[str]:
     """Return the parts of the test set that a row belongs to.
 
-    A part is recognised by its words in the row's `source`, `split` or languages, as dev-clean in
-    `librispeech_dev_clean`. `all` has every row, `binary` those that are answered by yes or no. The only part of a
-    benchmark has every row.
+    A row belongs to a part whose words occur in its `source`, `split` or languages, such as dev-clean in
+    `librispeech_dev_clean`. `all` contains every row, `binary` those with the answer yes or no. If a benchmark has only
+    one part, it contains every row.
     """
     if len(names) == 1:
         return list(names)
@@ -152,13 +156,16 @@ def parts_of(row: Row, names: Sequence[str]) -> list[str]:
 
 
 def split_by_part(predictions: Sequence[Prediction], rows: Sequence[Row], names: Sequence[str]) -> list[Prediction]:
-    """Return the predictions in the groups of their parts, such as `asr en test-clean`; without a part they stay."""
+    """Return the predictions in the groups of their parts, such as `asr en test-clean`.
+
+    Predictions of rows without a part keep their group.
+    """
     if not names:
         return list(predictions)
-    of_row = {row.id: parts_of(row, names) for row in rows}
+    parts = {row.id: find_parts(row, names) for row in rows}
     split = []
     for prediction in predictions:
         group = prediction.group
-        groups = [group if group.endswith(f" {part}") else f"{group} {part}" for part in of_row[prediction.id]]
+        groups = [group if group.endswith(f" {part}") else f"{group} {part}" for part in parts[prediction.id]]
         split += [replace(prediction, group=group) for group in groups or [group]]
     return split

@@ -1,7 +1,7 @@
-"""`auris prefer`: preference pairs, from a model's own answers ranked by a metric or from people's files.
+"""`auris prefer`: preference pairs from a model's own answers, ranked by a metric, or from annotated files.
 
-Every row is accounted for: one that gives no pair is counted under its reason, in the table and in the statistics next
-to the pairs. These include lengths: from pairs whose better answers are the longer ones, a model learns to be long.
+Rows without a pair are counted by reason, in the table and in the statistics file next to the pairs. The statistics
+include the lengths of answers, because a model learns long answers from pairs whose chosen answer is the longer one.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from auris.data.lengths import measure
 from auris.data.manifests import read_manifests
 from auris.data.rows import EQUAL_ANSWERS, Row, are_equal, is_scored, language, row_seed
 from auris.errors import AudioError, UserError
-from auris.evaluation.answering import Request, answer_share, in_shares, samples_of
+from auris.evaluation.answering import Request, answer_share, build_samples, split_into_shares
 from auris.files import write_json, write_jsonl
 from auris.inference import load as pretrained
 from auris.metrics import measures
-from auris.metrics.judges.judge import Judge, Unrated
+from auris.metrics.judges.judge import Judge, UnratedError
 from auris.metrics.measures import for_language, row_stats
 from auris.metrics.statistics import bootstrap
 from auris.text.chat import map_audios
@@ -37,22 +37,25 @@ from auris.text.console import numbers_table, print_plain
 
 METRICS = ("wer", "accuracy", "contains", "judged")
 
-# Why the answers to a row make no pair.
+# Reasons why the answers to a row form no pair.
 TIE = "all answers are equally good"
 CLOSE = "the best and the worst answer are closer than the margin"
 EMPTY = "fewer than two answers are not empty"
 
 _REPLACED = {"task", "text", "messages", "chosen", "rejected"}  # labels that a preference row does not inherit
-_MAX_NAMED = 20  # unusable rows that are named
+_MAX_LISTED = 20  # unusable rows that are listed
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two answers to a row. The other attributes are None if people wrote and ranked them.
+    """Two answers to a row. The optional attributes are None if people wrote and ranked the answers.
 
     Attributes:
+        row: The row with the question.
+        chosen: The better answer.
+        rejected: The worse answer.
         metric: The metric that ranked them.
-        scores: Those of the chosen and the rejected answer.
+        scores: The scores of the chosen and the rejected answer.
         answered_by: Name of the run whose model answered.
         judge: Signature of the judge.
     """
@@ -66,14 +69,14 @@ class Pair:
     judge: str | None = None
 
     def to_json(self, directory: Path) -> dict[str, object]:
-        """Return the row of a manifest in `directory`: the question, both answers, and the row's other labels."""
+        """Return the pair as a row of a manifest in `directory`: question, answers, and the row's other labels."""
         labels = self.row.labels
         question = labels["messages"][:-1] if labels["task"] == "chat" else labels["messages"]
         clips = iter(self.row.clips)
         ranking = {name: getattr(self, name) for name in ("metric", "scores", "answered_by", "judge")}
         return {
             "id": self.row.id,
-            "messages": map_audios(lambda _: os.path.relpath(next(clips).path, directory), question),
+            "messages": map_audios(lambda _: os.path.relpath(str(next(clips).path), directory), question),
             "chosen": self.chosen,
             "rejected": self.rejected,
             **{key: value for key, value in labels.items() if key not in _REPLACED},
@@ -83,7 +86,13 @@ class Pair:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of all rows: pairs, how many gave none (by reason), and which cannot be used (id -> reason)."""
+    """The pairs, and the rows without one.
+
+    Attributes:
+        pairs: The pairs.
+        without_pair: Number of rows without a pair, by reason.
+        unusable: Why rows cannot be used, by row id.
+    """
 
     pairs: Sequence[Pair]
     without_pair: Mapping[str, int]
@@ -94,82 +103,87 @@ class Outcome:
 
 
 def sample_pairs(config: Config, console: Console) -> Outcome:
-    """Return the best and the worst of the model's answers to each chat row of `data.test`."""
+    """Pair the best with the worst of the model's answers to each dialogue of `data.test`."""
     _check(config)
     judge = configs.build(config["judge"])
     model = pretrained.load(config["checkpoint"], which=config["which"], device=config["accelerator"])
     model.check_answers()
     generation = model.settings(chat=True, **config["generation"])
     if not generation.do_sample:
-        raise UserError("generation.do_sample=false: all answers to a row would be the same, expected true")
-    console.print(f"{config['n_samples']} answers to each row by {generation}", highlight=False)
+        raise UserError("generation.do_sample=false: expected true, otherwise all answers to a row are the same")
+    console.print(f"{config['n_samples']} answers to each row with {generation}", highlight=False)
     test = config["data"]["test"]
     manifests = read_manifests(test if isinstance(test, list) else [test], key="data.test")
-    samples = samples_of(model, "chat", config["long_audio"])
+    samples = build_samples(model, "chat", config["long_audio"])
     request = Request("chat", manifests, {}, samples, generation, config["seed"])
     rows = request.rows
     lengths = measure(manifests, samples, Path(model.config["data"]["cache_dir"]))
     unusable = {rows[number].id: reason for number, reason in lengths.problems.items()}
     for number in np.flatnonzero(lengths.tokens):
         row = rows[number]
-        asks_nothing = None if is_scored(row) else f"task {row.labels['task']!r} asks nothing: expected dialogues"
-        if problem := asks_nothing or _stored_in_parquet(row):
+        no_question = None if is_scored(row) else f"task {row.labels['task']!r} has no question: expected dialogues"
+        if problem := no_question or _stored_in_parquet(row):
             unusable[row.id] = problem
             lengths.tokens[number] = 0
     pairs: dict[int, Pair] = {}
     without_pair: Counter[str] = Counter()
-    shares = in_shares(pack_by_length(lengths, config["token_budget"]))
+    shares = split_into_shares(pack_by_length(lengths, config["token_budget"]))
     for share in track(shares, description="answering", console=console):
         answers: dict[int, list[str]] = {}
-        for draw in range(config["n_samples"]):  # seeded so that a row's answers do not depend on its pack
+        for draw in range(config["n_samples"]):
+            # The seed is the same for all shares, so a row's answers do not depend on its pack.
             drawn = replace(request, seed=row_seed(config["seed"], draw, ""))
             responses, skipped = answer_share(model, drawn, rows, share)
             unusable |= skipped
             for number, (text, _) in responses.items():
-                answers.setdefault(number, []).append(text)
-        for number, of_row in answers.items():
+                answers.setdefault(number, []).append(str(text))
+        for number, texts in answers.items():
             try:
-                metric, scores = score(samples.target_row(rows[number]), of_row, config["metric"], judge)
-            except Unrated as error:
+                metric, scores = score(samples.target_row(rows[number]), texts, config["metric"], judge)
+            except UnratedError as error:
                 unusable[rows[number].id] = str(error)
                 continue
-            choice = choose(of_row, metric, scores, config["margin"])
+            choice = choose(texts, metric, scores, config["margin"])
             if any(map(math.isnan, scores)):
-                unusable[rows[number].id] = f"its right answer has nothing that {metric} counts"
+                unusable[rows[number].id] = f"{metric} has nothing to count in its correct answer"
             elif isinstance(choice, str):
                 without_pair[choice] += 1
             else:
                 best, worst = choice
                 ranking = (metric, (scores[best], scores[worst]), model.name, judge and judge.signature)
-                pairs[number] = Pair(rows[number], of_row[best], of_row[worst], *ranking)
+                pairs[number] = Pair(rows[number], texts[best], texts[worst], *ranking)
     return Outcome([pairs[number] for number in sorted(pairs)], without_pair, unusable)
 
 
 def _stored_in_parquet(row: Row) -> str | None:
     are_files = all(isinstance(clip.path, Path) for clip in row.clips)
-    return None if are_files else "its sound is in a shard: a pair names its sound files"
+    return None if are_files else "its audio is in a shard, but a pair needs the path of an audio file"
 
 
 def _check(config: Config) -> None:
-    def expect(name: str, holds: bool, expected: str) -> None:
-        if not holds:
+    def expect(name: str, is_valid: bool, expected: str) -> None:
+        if not is_valid:
             raise UserError(f"{name}={config[name]}: expected {expected}")
 
     needs_judge, margin = config["metric"] == "judged", config["margin"]
-    expect("n_samples", config["n_samples"] in range(2, 10**6), "2 or more: a pair has two answers")
+    expect("n_samples", config["n_samples"] in range(2, 10**6), "2 or more, because a pair has two answers")
     expect("metric", config["metric"] in METRICS, " or ".join(METRICS))
     expect("margin", isinstance(margin, (int, float)) and margin >= 0, "0 or more")
-    of_metric = "judge=rule or judge=model with metric=judged, and null with any other"
-    expect("judge", needs_judge == (config["judge"] is not None), of_metric)
+    judges = "judge=rule or judge=model with metric=judged, null with any other metric"
+    expect("judge", needs_judge == (config["judge"] is not None), judges)
     if not config["data"]["test"]:
-        raise UserError(f"data.test={config['data']['test']}: expected [FILE.jsonl], dialogues to be answered")
+        raise UserError(f"data.test={config['data']['test']}: expected [FILE.jsonl] with dialogues to answer")
 
 
 def score(row: Row, answers: Sequence[str], metric: str, judge: Judge | None = None) -> tuple[str, list[float]]:
-    """Return the metric under its honest name, and its value for each answer alone; NaN if there is nothing to count.
+    """Score single answers to a row.
+
+    Returns:
+        The name of the metric for the row's language (`measures.for_language`), and the score of each answer; NaN if
+        there is nothing to count.
 
     Raises:
-        Unrated: The judge gives an answer no points.
+        UnratedError: The judge gives no points to an answer.
     """
     if judge is not None:
         return metric, [judge(row.labels, answer) for answer in answers]
@@ -181,9 +195,12 @@ def score(row: Row, answers: Sequence[str], metric: str, judge: Judge | None = N
 
 
 def choose(answers: Sequence[str], metric: str, scores: Sequence[float], margin: float) -> tuple[int, int] | str:
-    """Return which answer is chosen and which rejected, the first of equally good ones, or why there is no pair.
+    """Choose the best and the worst answer; of equally good ones, the first.
 
-    An empty answer is never used: a dialogue has no empty message.
+    Empty answers are ignored, because a dialogue has no empty message.
+
+    Returns:
+        The indices of the chosen and the rejected answer, or the reason why there is no pair.
     """
     usable = [n for n, answer in enumerate(answers) if answer.strip()]
     if len(usable) < 2:
@@ -193,16 +210,16 @@ def choose(answers: Sequence[str], metric: str, scores: Sequence[float], margin:
     gap = abs(scores[best] - scores[worst])
     if gap == 0:
         return TIE
-    if are_equal(answers[best], answers[worst]):  # except for spaces, which the metric counts
+    if are_equal(answers[best], answers[worst]):  # equal except for spaces, which the metric may count
         return EQUAL_ANSWERS
     return (best, worst) if gap > margin or math.isclose(gap, margin) else CLOSE
 
 
-# --- people's pairs -----------------------------------------------------------------------------------------------
+# --- annotated pairs ----------------------------------------------------------------------------------------------
 
 
 def read_pairs(path: str | Path) -> Outcome:
-    """Return the pairs of an annotated file in any form that rows may have; their audio is checked."""
+    """Read the pairs of an annotated file in any supported format, and check their audio."""
     [manifest] = read_manifests([path], key="from")
     pairs: list[Pair] = []
     without_pair: Counter[str] = Counter()
@@ -221,7 +238,7 @@ def read_pairs(path: str | Path) -> Outcome:
 def _no_pair(row: Row) -> str | None:
     """Return why a row cannot be used."""
     if (task := row.labels["task"]) != "preference":
-        return f"task {task!r} is no pair: expected `chosen` and `rejected`"
+        return f"task {task!r} is not a preference: expected `chosen` and `rejected`"
     if problem := _stored_in_parquet(row):
         return problem
     try:
@@ -236,10 +253,10 @@ def _no_pair(row: Row) -> str | None:
 
 
 def statistics(outcome: Outcome) -> dict[str, Any]:
-    """Return counts of rows, and of the pairs the lengths and scores of their answers, as they are written.
+    """Return the content of the statistics file: counts of rows, and lengths and scores of the answers.
 
-    `chosen_longer` is the share of pairs whose chosen answer is the longer one, ties counted half, with a 95 %
-    interval. If it is far from a half, length alone tells which answer was chosen.
+    `chosen_longer` is the share of pairs whose chosen answer is the longer one, with a 95 % interval; ties count half.
+    If it is far from 50 %, the length alone predicts which answer was chosen.
     """
     pairs, without_pair, n_unusable = outcome.pairs, dict(outcome.without_pair), len(outcome.unusable)
     n_rows = len(pairs) + sum(without_pair.values()) + n_unusable
@@ -249,10 +266,10 @@ def statistics(outcome: Outcome) -> dict[str, Any]:
     characters = np.array([(len(pair.chosen), len(pair.rejected)) for pair in pairs], dtype=float)  # (P, 2)
     chosen, rejected = characters.T
     longer = np.where(chosen == rejected, 0.5, chosen > rejected)
-    low, high = bootstrap(np.stack([longer, np.ones_like(longer)], axis=1), "accuracy")
+    low, high = bootstrap([[is_longer, 1.0] for is_longer in longer.tolist()], "accuracy")
     scores: dict[str, list[tuple[float, float]]] = {}
     for pair in pairs:
-        if pair.metric:
+        if pair.metric and pair.scores:
             scores.setdefault(pair.metric, []).append(pair.scores)
     rankers = (pair.judge if pair.metric else pair.row.labels.get("annotator") for pair in pairs)
     return {
@@ -260,33 +277,39 @@ def statistics(outcome: Outcome) -> dict[str, Any]:
         "ranked_by": dict(Counter(str(ranker) for ranker in rankers if ranker)),
         "characters": _means(characters),
         "chosen_longer": {"value": float(longer.mean()), "low": low, "high": high},
-        "scores": {metric: _means(np.array(of_metric)) for metric, of_metric in scores.items()},
+        "scores": {metric: _means(np.array(values)) for metric, values in scores.items()},
     }
 
 
 def _means(values: np.ndarray) -> dict[str, float]:
-    """(P, 2) -> the mean of each column."""
+    """Return the mean of each column of (P, 2) values."""
     return dict(zip(("chosen", "rejected"), map(float, values.mean(0)), strict=True))
 
 
-def show(console: Console, counted: Mapping[str, Any], unusable: Mapping[str, str]) -> None:
-    """Print the statistics, and why the first rows cannot be used."""
-    table = numbers_table("rows", str(counted["rows"]), title="preference pairs")
-    table.add_row("pairs", str(counted["pairs"]))
-    for reason, number in counted["without_pair"].items():
+def show(console: Console, counts: Mapping[str, Any], unusable: Mapping[str, str]) -> None:
+    """Print the statistics and the reasons why rows cannot be used.
+
+    Args:
+        console: Where to print.
+        counts: The `statistics`.
+        unusable: Reasons by row id.
+    """
+    table = numbers_table("rows", str(counts["rows"]), title="preference pairs")
+    table.add_row("pairs", str(counts["pairs"]))
+    for reason, number in counts["without_pair"].items():
         table.add_row(f"no pair: {reason}", str(number))
-    table.add_row("rows that cannot be used", str(counted["unusable"]))
-    if counted["pairs"]:
+    table.add_row("rows that cannot be used", str(counts["unusable"]))
+    if counts["pairs"]:
         table.add_section()
-        table.add_row("characters, chosen / rejected", "{chosen:.1f} / {rejected:.1f}".format(**counted["characters"]))
-        share = (100 * counted["chosen_longer"][key] for key in ("value", "low", "high"))
+        table.add_row("characters, chosen / rejected", "{chosen:.1f} / {rejected:.1f}".format(**counts["characters"]))
+        share = (100 * counts["chosen_longer"][key] for key in ("value", "low", "high"))
         table.add_row("the chosen answer is the longer one", "{:.1f} % [{:.1f}, {:.1f}]".format(*share))
-        for name, number in counted["ranked_by"].items():
+        for name, number in counts["ranked_by"].items():
             table.add_row(f"ranked by {name}", str(number))
-        for metric, means in counted["scores"].items():
+        for metric, means in counts["scores"].items():
             table.add_row(f"{metric}, chosen / rejected", "{chosen:.3f} / {rejected:.3f}".format(**means))
     console.print(table)
-    for name, reason in list(unusable.items())[:_MAX_NAMED]:
+    for name, reason in list(unusable.items())[:_MAX_LISTED]:
         print_plain(console, f"  {name}: {reason}")
 
 
@@ -299,17 +322,19 @@ def run(config: Config) -> None:
     out = Path(config["out"])
     if (config["checkpoint"] is None) == (config["from"] is None):
         raise UserError(
-            f"checkpoint={config['checkpoint']} and from={config['from']}: expected one of them, checkpoint=RUN whose "
-            "answers are ranked or from=FILE.jsonl of annotated pairs"
+            f"checkpoint={config['checkpoint']} and from={config['from']}: expected either checkpoint=RUN, whose "
+            "answers are ranked, or from=FILE.jsonl with annotated pairs"
         )
     if out.exists():
-        raise UserError(f"out={out} is there already: expected the name of a new file")
+        raise UserError(f"out={out}: the file exists, expected the name of a new file")
     outcome = sample_pairs(config, console) if config["from"] is None else read_pairs(config["from"])
-    counted = statistics(outcome)
-    show(console, counted, outcome.unusable)
+    counts = statistics(outcome)
+    show(console, counts, outcome.unusable)
     if not outcome.pairs:
-        raise UserError("there is no pair to write; of a model's answers, more n_samples or less margin give more")
+        raise UserError(
+            "there is no pair to write; for a model's answers, set a larger n_samples=... or a smaller margin=..."
+        )
     write_jsonl(out, (pair.to_json(out.parent) for pair in outcome.pairs))
     statistics_file = out.with_suffix(".statistics.json")
-    write_json(statistics_file, counted)
+    write_json(statistics_file, counts)
     print_plain(console, f"wrote {out} and {statistics_file.name}")

@@ -1,16 +1,15 @@
-"""`auris evaluate`: from a checkpoint and a test set to the run's `results.jsonl`.
+"""`auris evaluate`: evaluate a checkpoint on a test set and write the scores to the run's `results.jsonl`.
 
-The steps in their order, none of which calls an earlier one:
+The steps, in order:
 
 1. `benchmarks` lists the manifests of the test set; `audio_ablation` may replace their audio.
-2. `answering` turns rows into responses, taken from the `answer_cache` or computed by the model on all ranks
-   (`distributed`).
-3. `predictions` turns responses into what each row contributes to each score; `judging` adds a judge's points.
-4. `summary` turns predictions into result rows with intervals, and prints them.
+2. `answering` gets responses to the rows, from the `answer_cache` or from the model on all ranks (`distributed`).
+3. `predictions` computes what each response contributes to each score; `judging` adds a judge's points.
+4. `summary` computes result rows with intervals from the predictions, and prints them.
 
-Rows that cannot be used are counted, named and listed. Written to the run directory (formats: `auris.metrics.records`):
-`predictions/<benchmark>.jsonl`, `results.jsonl`, `official/<benchmark>.jsonl`, `evaluations.json`. The first rank alone
-scores and writes.
+Rows that cannot be used are counted and listed. Only the first rank scores and writes. It writes these files to the run
+directory (formats: `auris.metrics.records`): `predictions/<benchmark>.jsonl`, `results.jsonl`,
+`official/<benchmark>.jsonl`, `evaluations.json`.
 """
 
 from __future__ import annotations
@@ -29,7 +28,8 @@ from auris.data.samples import prompt_digest
 from auris.errors import UsageError, UserError
 from auris.evaluation import answer_cache, answering, audio_ablation, benchmarks, judging, predictions, summary
 from auris.evaluation.answer_cache import CACHE_DIR, evaluation_lock
-from auris.evaluation.distributed import Ranks, joined
+from auris.evaluation.distributed import Ranks, join_ranks
+from auris.evaluation.summary import Identity
 from auris.files import read_json, write_json, write_jsonl
 from auris.inference import load as pretrained
 from auris.inference.audio_model import AudioModel
@@ -46,7 +46,7 @@ MAX_NEW_TOKENS = 64  # of a response, if neither the user nor the benchmark sets
 
 @dataclass(frozen=True)
 class _Job:
-    """What all evaluations of a command share; the judge is known to the first rank only."""
+    """Objects that all evaluations of a command share. Only the first rank has the judge."""
 
     config: Config
     judge: Judge | None
@@ -63,9 +63,9 @@ def evaluate(config: Config) -> list[ResultRow]:
     """Evaluate a checkpoint on a benchmark, or on all benchmarks of a group.
 
     Returns:
-        the result rows that were written; none on ranks other than the first.
+        The result rows that were written; empty on ranks other than the first.
     """
-    with joined(config["accelerator"]) as ranks:
+    with join_ranks(config["accelerator"]) as ranks:
         judge = configs.build(config["judge"]) if ranks.is_first else None
         job = _Job(config, judge, ranks, Console(quiet=not ranks.is_first))
         if config["rescore"] is not None:
@@ -89,21 +89,21 @@ def evaluate(config: Config) -> list[ResultRow]:
 def _evaluate(
     job: _Job, model: AudioModel, weights: str, benchmark: benchmarks.Benchmark, audio: str
 ) -> list[ResultRow]:
-    """Answer and score one benchmark, with its own audio or a replacement."""
+    """Answer and score one benchmark with one kind of audio."""
     config = job.config
     manifests = read_manifests(benchmark.manifests(), key="data.test")
-    name = audio_ablation.name(benchmark.name or "+".join(Path(one.path).stem for one in manifests), audio)
+    name = audio_ablation.name(benchmark.name or "+".join(Path(manifest.path).stem for manifest in manifests), audio)
     digests = {str(manifest.path): manifest.digest for manifest in manifests}
-    manifests = audio_ablation.alter(manifests, audio, config["seed"])
+    manifests = audio_ablation.replace_audio(manifests, audio, config["seed"])
     run_dir = _run_dir(config, model.config)
-    version = "v1" if isinstance(model.prompt, TagPrompt) else "v2"  # whose released scripts ask as this model is asked
+    version = "v1" if isinstance(model.prompt, TagPrompt) else "v2"  # whose released scripts use the model's prompts
     chosen = {key: value for key, value in config["generation"].items() if value is not None}
     decoding = {"max_new_tokens": MAX_NEW_TOKENS, **benchmark.generation.get(version, {}), **chosen}
     parts: list[answer_cache.Part] = []
     skipped: dict[str, str] = {}
     for kind in answering.KINDS:
-        if of_kind := answering.of_kind(manifests, kind):
-            request = answering.request(model, kind, of_kind, config, benchmark.prompt.get(version), decoding)
+        if selected := answering.select_kind(manifests, kind):
+            request = answering.build_request(model, kind, selected, config, benchmark.prompt.get(version), decoding)
             if not job.ranks.is_first:
                 answering.assist(model, request, job.ranks)
                 continue
@@ -118,7 +118,7 @@ def _evaluate(
         audio=audio,
         changes=benchmark.changes(version, config["prompt"], chosen),
         judged=job.judge is not None,
-        run={key: model.config[key] for key in ("study", "arm", "seed")},
+        run={"study": model.config["study"], "arm": model.config["arm"], "seed": model.config["seed"]},
         skipped=skipped,
         parts=parts,
     )
@@ -131,7 +131,11 @@ def _evaluate(
 def _answer(
     job: _Job, model: AudioModel, weights: str, request: answering.Request, run_dir: Path
 ) -> tuple[answer_cache.Part, dict[str, str]]:
-    """Answer the rows of one kind; returns where the responses are, and by row id why some rows have none."""
+    """Answer the rows of one kind.
+
+    Returns:
+        Where the responses are cached, and by row id why rows have none.
+    """
     kind, samples = request.kind, request.samples
     lengths = measure(request.manifests, samples, Path(model.config["data"]["cache_dir"]))
     if kind != "preference":
@@ -145,13 +149,13 @@ def _answer(
 
 
 def _rescore(job: _Job, run_dir: Path) -> list[ResultRow]:
-    """Score the cached responses of all evaluations of a run again, without a model."""
+    """Score the cached responses of all evaluations of a run, without loading a model."""
     evaluations = answer_cache.load_evaluations(run_dir)
     if not evaluations:
-        raise UserError(f"rescore={run_dir}: no answers are kept there; auris evaluate checkpoint=... makes some")
+        raise UserError(f"rescore={run_dir}: no cached responses; run auris evaluate checkpoint=... first")
     judged = [name for name, evaluation in evaluations.items() if evaluation.judged]
     if judged and job.judge is None:
-        raise UserError(f"rescore={run_dir}: {', '.join(judged)} had a judge: give it too (judge=recorded, rule, ...)")
+        raise UserError(f"rescore={run_dir}: a judge rated {', '.join(judged)}: set judge=recorded, judge=rule, ...")
     return [row for name, evaluation in evaluations.items() for row in _score(job, run_dir, name, evaluation)]
 
 
@@ -171,10 +175,10 @@ def _score(job: _Job, run_dir: Path, name: str, evaluation: answer_cache.Evaluat
             skipped |= unrated
     official = summary.official_lines(benchmark.script, evaluation.version, scored, rows)
     scored = predictions.split_by_part(scored, rows, benchmark.parts)
-    scored.sort(key=lambda one: (one.group, one.metric))
-    signatures = job.judge.signatures if job.judge and any("judge" in one.metric for one in scored) else {}
-    identity = {**evaluation.run, "benchmark": name}
+    scored.sort(key=lambda prediction: (prediction.group, prediction.metric))
+    signatures = job.judge.signatures if job.judge and any("judge" in row.metric for row in scored) else {}
     samples, seed = job.config["bootstrap"], job.config["seed"]
+    identity: Identity = {**evaluation.run, "benchmark": name}
     results = summary.summarise(scored, identity, samples, seed, signatures, evaluation.changes)
     if evaluation.audio != audio_ablation.AS_IS:
         with_audio = records.read(_predictions_file(run_dir, name.rpartition("@")[0]), Prediction)
@@ -191,14 +195,14 @@ def _score(job: _Job, run_dir: Path, name: str, evaluation: answer_cache.Evaluat
 # --- the run directory --------------------------------------------------------------------------------------------
 
 
-def _run_dir(config: Config, trained: Config) -> Path:
-    """Return the run's directory; for a model that was not trained here, a directory among the runs."""
+def _run_dir(config: Config, model_config: Config) -> Path:
+    """Return the run's directory; for a model without a run, a new directory in `runs_dir`."""
     path = Path(config["checkpoint"])
     if (path / checkpoint_dir.FOLDER).is_dir():
         return path
     if checkpoint_dir.is_checkpoint(path) and path.resolve().parent.name == checkpoint_dir.FOLDER:
         return path.resolve().parents[1]
-    return Path(config["runs_dir"]) / trained["study"] / path.resolve().name / f"seed_{trained['seed']}"
+    return Path(config["runs_dir"]) / model_config["study"] / path.resolve().name / f"seed_{model_config['seed']}"
 
 
 def _predictions_file(run_dir: Path, name: str) -> Path:
@@ -215,10 +219,12 @@ def _write(run_dir: Path, name: str, scored: Sequence[Prediction], results: Sequ
 
 
 def _record_command(run_dir: Path, name: str, digests: Mapping[str, str]) -> None:
-    """Record how the benchmark was run, for `auris results reproduce=RUN`.
+    """Record the command of an evaluation for `auris results reproduce=RUN`.
 
     Args:
-        digests: Of the manifests by path.
+        run_dir: The run's directory.
+        name: Name of the benchmark.
+        digests: Digests of the manifests by path.
     """
     file = run_dir / "evaluations.json"
     entry = {

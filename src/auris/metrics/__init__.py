@@ -1,1 +1,1 @@
-"""Answers to numbers: text normalisers, per-row statistics, scores with intervals, judges."""
+"""Metrics: text normalisers, statistics of rows, scores with intervals, published scores and judges."""

@@ -1,4 +1,4 @@
-"""Edits between two normalised texts, found by jiwer, as error rates count them."""
+"""Edits between two normalised texts, as error rates count them; jiwer aligns the texts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from auris.metrics import normalize as norm
 if TYPE_CHECKING:
     import jiwer
 
-RATES = ("wer", "cer")  # metrics that are counts of edits
+RATES = ("wer", "cer")  # metrics that count edits
 
 
 def unit_of(metric: str, language: str) -> str:
@@ -18,8 +18,13 @@ def unit_of(metric: str, language: str) -> str:
 
 
 class Edit(NamedTuple):
-    """A word or character of an alignment: `kind` is equal, substitute, delete or insert, and a side that has nothing
-    there is empty."""
+    """One word or character of an alignment.
+
+    Attributes:
+        kind: equal, substitute, delete or insert.
+        reference: Empty for an insertion.
+        hypothesis: Empty for a deletion.
+    """
 
     kind: str
     reference: str
@@ -27,22 +32,30 @@ class Edit(NamedTuple):
 
 
 def count(hypothesis: str, reference: str, language: str, *, unit: str) -> list[float]:
-    """Substitutions, deletions and insertions, and the length of the reference, in words or characters (`word`,
-    `char`). An empty reference has its hypothesis as insertions and no length, as in the official script."""
+    """Return the number of edits and the length of the reference, in words or characters.
+
+    An empty reference has the length 0, and its hypothesis counts as insertions, as in the official script.
+
+    Args:
+        hypothesis: The response.
+        reference: The correct text.
+        language: The language of both.
+        unit: `word` or `char`.
+    """
     out = _process(hypothesis, reference, language, unit)
     errors = out.substitutions + out.deletions + out.insertions
     return [float(errors), float(out.hits + out.substitutions + out.deletions)]
 
 
 def align(hypothesis: str, reference: str, language: str, *, unit: str) -> list[Edit]:
-    """The edits that `count` counts, and what is equal, in their order."""
+    """Return the alignment that `count` is based on, equal words or characters included, in order."""
     out = _process(hypothesis, reference, language, unit)
-    true, said = out.references[0], out.hypotheses[0]
+    reference_items, hypothesis_items = out.references[0], out.hypotheses[0]
     edits = []
     for chunk in out.alignments[0]:
-        left = true[chunk.ref_start_idx : chunk.ref_end_idx]
-        right = said[chunk.hyp_start_idx : chunk.hyp_end_idx]
-        length = max(len(left), len(right))  # one side is empty, or both are as long
+        left = reference_items[chunk.ref_start_idx : chunk.ref_end_idx]
+        right = hypothesis_items[chunk.hyp_start_idx : chunk.hyp_end_idx]
+        length = max(len(left), len(right))  # either both have this length, or one is empty
         pairs = zip(left or [""] * length, right or [""] * length, strict=True)
         edits += [Edit(chunk.type, *pair) for pair in pairs]
     return edits

@@ -1,7 +1,7 @@
-"""Sound events: those of an answer that are events of the recording, by label and time.
+"""Event-based counts for sound event detection: which events of a response are events of the recording.
 
-The event-based counts of sed_eval with the collars of DCASE's task 4. That package has had no release since 2021 and
-imports what setuptools no longer has, so the counting is here.
+The counts are those of sed_eval with the collars of DCASE task 4. They are implemented here because that package has
+had no release since 2021 and imports a part of setuptools that no longer exists.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from typing import TypedDict
 from auris.metrics.normalize import canonical
 
 COLLAR = 0.2  # seconds
-SHARE = 0.2  # of the true event's length: the collar of its end, if longer
+SHARE = 0.2  # collar of an event's end as a share of the true event's length, if that is more than COLLAR
 COLLARS = f"collar:{COLLAR:g}s|end:max(collar,{SHARE:.0%})"  # as signatures name them
-_ROUNDING = 1e-6  # times are written to 10 ms; their difference in floating point may lie above the collar
+_ROUNDING = 1e-6  # seconds; times have a resolution of 10 ms, but their difference may exceed the collar by rounding
 
 
 class Event(TypedDict):
@@ -26,32 +26,32 @@ class Event(TypedDict):
 
 
 def count(hypothesis: Sequence[Event], reference: Sequence[Event]) -> list[float]:
-    """Events found, events that are not there, events missed.
+    """Return the numbers of true positives, false positives and false negatives.
 
-    An event is found if one of its label begins within the collar and ends within the longer of the two collars; each
-    serves once, in the pairing that finds most.
+    Two events match if they have the same label, begin within the collar and end within the longer of the two collars.
+    Each event is matched once, in the assignment with the most matches.
     """
-    fits = [[n for n, said in enumerate(hypothesis) if _fits(said, true)] for true in reference]
-    taken: dict[int, int] = {}  # event of the answer -> event of the recording
+    candidates = [[n for n, event in enumerate(hypothesis) if _is_match(event, true)] for true in reference]
+    assigned: dict[int, int] = {}  # event of the response -> event of the recording
 
-    def find(event: int, tried: set[int]) -> bool:
-        """Kuhn's algorithm: give the event a partner, moving others to new ones where that helps."""
-        for other in fits[event]:
+    def assign(event: int, tried: set[int]) -> bool:
+        """Assign a partner to an event by Kuhn's algorithm, which reassigns other events if that helps."""
+        for other in candidates[event]:
             if other not in tried:
                 tried.add(other)
-                if other not in taken or find(taken[other], tried):
-                    taken[other] = event
+                if other not in assigned or assign(assigned[other], tried):
+                    assigned[other] = event
                     return True
         return False
 
-    found = sum(find(event, set()) for event in range(len(reference)))
-    return [float(found), float(len(hypothesis) - found), float(len(reference) - found)]
+    hits = sum(assign(event, set()) for event in range(len(reference)))
+    return [float(hits), float(len(hypothesis) - hits), float(len(reference) - hits)]
 
 
-def _fits(said: Event, true: Event) -> bool:
+def _is_match(event: Event, true: Event) -> bool:
     end_collar = max(COLLAR, SHARE * (true["end"] - true["start"]))
     return (
-        canonical(said["label"]) == canonical(true["label"])
-        and abs(said["start"] - true["start"]) <= COLLAR + _ROUNDING
-        and abs(said["end"] - true["end"]) <= end_collar + _ROUNDING
+        canonical(event["label"]) == canonical(true["label"])
+        and abs(event["start"] - true["start"]) <= COLLAR + _ROUNDING
+        and abs(event["end"] - true["end"]) <= end_collar + _ROUNDING
     )

@@ -18,18 +18,18 @@ from auris.errors import UserError
 from auris.files import read_yaml
 from auris.metrics import captions, events, formulas, optional_packages
 from auris.metrics import normalize as norm
-from auris.metrics import row_stats as of_row
+from auris.metrics import row_stats as row_functions
 from auris.metrics.formulas import Scorer
 
 # The panels of the bar figure, in their order.
-CORRECT = "Accuracy and F1 (%)"
-PANELS = ("Error rate (%)", "Average shift of word times (ms)", "BLEU", "CIDEr-D", CORRECT)
+ACCURACY_PANEL = "Accuracy and F1 (%)"
+PANELS = ("Error rate (%)", "Average shift of word times (ms)", "BLEU", "CIDEr-D", ACCURACY_PANEL)
 
-# What the names in braces in a signature stand for, given the language.
+# Replacements of the names in braces in a signature: functions of the language.
 PLACEHOLDERS: Mapping[str, Callable[[str], str]] = {
     "normalizer": norm.describe,
     "normalizer_of_characters": lambda language: f"{norm.describe(language).rpartition('|')[0]}|char",
-    "bleu": of_row.describe_bleu,
+    "bleu": row_functions.describe_bleu,
     "captions": captions.describe,
     "collars": lambda _: events.COLLARS,
     "jiwer": lambda _: optional_packages.describe("jiwer"),
@@ -46,7 +46,7 @@ class Measure:
     """
 
     label: str
-    row_stats: of_row.RowStats
+    row_stats: row_functions.RowStats
     stats: tuple[str, ...]
     formula: Callable[[np.ndarray], np.ndarray] | None = None
     over: Callable[[Sequence[Any]], Scorer] | None = None
@@ -61,9 +61,13 @@ class Measure:
 
 def _measure(entry: Mapping[str, Any]) -> Measure:
     """Return the measure of an entry of the table, with the functions that it names."""
-    functions = {"row_stats": getattr(of_row, entry["row_stats"])}
-    functions |= {way: getattr(formulas, entry[way]) for way in ("formula", "over") if way in entry}
-    return Measure(**{**entry, **functions, "stats": tuple(entry["stats"])})
+    fields: dict[str, Any] = {
+        **entry,
+        "stats": tuple(entry["stats"]),
+        "row_stats": getattr(row_functions, entry["row_stats"]),
+    }
+    fields |= {key: getattr(formulas, entry[key]) for key in ("formula", "over") if key in entry}
+    return Measure(**fields)
 
 
 _TABLE = read_yaml(Path(__file__).with_name("measures.yaml"))["metrics"]
@@ -100,7 +104,9 @@ def signature(metric: str, language: str) -> str:
     """Return how a metric is computed for a language; results are comparable if their signatures are equal."""
     template = measure(metric).signature
     if template is None:
-        raise UserError(f"the signature of `{metric}` is its judge's: see auris.metrics.judges")
+        raise UserError(
+            f"metric {metric!r} has no signature of its own: it is that of its judge (auris.metrics.judges)"
+        )
     return f"{metric}|{re.sub(r'{(.+?)}', lambda name: PLACEHOLDERS[name[1]](language), template)}"
 
 
@@ -123,40 +129,47 @@ def for_language(metric: str, language: str) -> str:
 
 def display(metric: str, value: float, sign: str = "") -> str:
     """Format a score without its unit: `8.9` per cent, `0.441` CIDEr-D; `sign="+"` for differences."""
-    known = measure(metric)
-    return f"{known.scale * value:{sign}.{known.digits}f}"
+    entry = measure(metric)
+    return f"{entry.scale * value:{sign}.{entry.digits}f}"
 
 
 # --- scores ---------------------------------------------------------------------------------------------------------
 
 
 def value(metric: str, sums: Sequence[float] | np.ndarray) -> float:
-    """The score of summed statistics (K,) of an additive measure: a fraction 0..1, 0..100 for BLEU; NaN if nothing
-    could be counted."""
+    """Return the score of the summed statistics (K,) of an additive metric.
+
+    Rates are fractions from 0 to 1, BLEU is from 0 to 100. NaN if nothing could be counted.
+    """
     formula = measure(metric).formula
-    assert formula is not None, f"{metric} is of all rows at once: use score"
+    assert formula is not None, f"{metric} is computed over all rows at once: use `score`"
     return float(formula(np.asarray(sums, dtype=float)))
 
 
 def score(metric: str, rows: Sequence[Any]) -> float:
-    """The score of rows, given what each contributes (its `stats`); NaN if there are none or nothing counts."""
+    """Return the score of rows, given the `stats` of each; NaN if there are no rows or nothing could be counted."""
     return float(scorer(metric, [dict(enumerate(rows))])(np.ones((1, len(rows))))[0])
 
 
 def scorer(metric: str, seeds: Sequence[Mapping[Any, Any]]) -> Scorer:
-    """The score of a system as a function of how often each test row counts: weights (S, R) -> (S,).
+    """Return the score of a system as a function of how often each test row counts: weights (S, R) -> (S,).
 
-    seeds: of each training seed, row id -> what the row contributes. The R rows are those ids, sorted. Seeds are pooled
-    where statistics add up, and else the mean of their scores is taken (a threshold or a class belongs to one seed).
+    Additive statistics are summed over the seeds. Other metrics are averaged over the seeds, because a threshold or a
+    class belongs to one seed.
+
+    Args:
+        metric: A name in `MEASURES`.
+        seeds: The `stats` by row id, for each training seed. The R rows are the sorted ids of all seeds.
     """
-    known = measure(metric)
-    numbers = {name: number for number, name in enumerate(sorted(set().union(*seeds)))}
-    if known.formula:
-        sums = np.zeros((len(numbers), len(known.stats)))
+    entry = measure(metric)
+    indices = {name: index for index, name in enumerate(sorted(set().union(*seeds)))}
+    if formula := entry.formula:
+        sums = np.zeros((len(indices), len(entry.stats)))
         for seed in filter(None, seeds):
-            np.add.at(sums, [numbers[name] for name in seed], list(seed.values()))
-        return lambda weights: known.formula(weights @ sums)
-    parts = [([numbers[name] for name in seed], known.over(list(seed.values()))) for seed in seeds if seed]
-    if not parts:
+            np.add.at(sums, [indices[name] for name in seed], list(seed.values()))
+        return lambda weights: formula(weights @ sums)
+    assert entry.over is not None, f"metric {metric!r} has neither a formula nor a scorer"
+    scorers = [([indices[name] for name in seed], entry.over(list(seed.values()))) for seed in seeds if seed]
+    if not scorers:
         return lambda weights: np.full(len(weights), np.nan)
-    return lambda weights: formulas.nan_mean(np.stack([part(weights[:, mine]) for mine, part in parts], axis=-1))
+    return lambda weights: formulas.nan_mean(np.stack([score(weights[:, own]) for own, score in scorers], axis=-1))

@@ -1,7 +1,7 @@
 """Scores printed in papers and repositories (`published.yaml`), and their comparison with our result rows.
 
 Two scores are comparable only if they were computed in the same way. A published score therefore has a signature like
-ours, and a comparison marks scores whose signatures differ.
+our own scores, and a comparison marks scores whose signatures differ.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ from auris.text.tasks import is_synthetic
 
 PATH = Path(__file__).with_name("published.yaml")
 
-# Marks of our scores next to published ones: computed in another way; measured on synthetic recordings.
+# Marks of our scores next to published ones: computed differently; measured on synthetic recordings.
 DIFFERENT, STAND_IN = "≠", "†"
 
 _LIBRARY = re.compile(r"\|?(?:version:|jiwer)[\d.]+|(?<=zhconv)[\d.]+")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Published:
-    """One score of a published table.
+class PublishedScore:
+    """A score of a published table.
 
     Attributes:
         table: The name of the table in `published.yaml`.
         system: The system that the score belongs to.
         benchmark: The benchmark, as in our result rows.
         part: The part of the benchmark, such as `test-clean`.
-        metric: The metric of ours that is closest.
+        metric: The closest metric of auris.
         printed: The number as printed.
         decimals: Its decimals as printed.
         value: The number in the unit of `metric`.
-        signature: How it was computed; None if nobody says.
+        signature: How the score was computed; None if no source states it.
         source: Where the table was published.
     """
 
@@ -56,49 +56,52 @@ class Published:
 
 
 @cache
-def published() -> tuple[Published, ...]:
-    """Return every cell that holds a number.
+def published_scores() -> tuple[PublishedScore, ...]:
+    """Return all scores of all published tables.
 
     Raises:
-        UserError: A row has more or fewer cells than its benchmark has parts.
+        UserError: The number of a row's cells is not the number of its benchmark's parts.
     """
     return tuple(_cells(read_yaml(PATH)))
 
 
-def _cells(data: Mapping[str, Any]) -> Iterator[Published]:
-    for table, of_table in data["tables"].items():
-        for system, row in of_table["systems"].items():
+def _cells(data: Mapping[str, Any]) -> Iterator[PublishedScore]:
+    for table, content in data["tables"].items():
+        for system, row in content["systems"].items():
             for name, cells in row["cells"].items():
-                known = data["benchmarks"][name]
-                if len(cells) != len(known["parts"]):
-                    raise UserError(f"{table}, {system}, {name}: {len(cells)} cells for parts {known['parts']}")
-                made = known["signatures"].get(row.get("version"))
-                for part, printed in zip(known["parts"], cells, strict=True):
+                benchmark = data["benchmarks"][name]
+                if len(cells) != len(benchmark["parts"]):
+                    raise UserError(f"{table}, {system}, {name}: {len(cells)} cells for parts {benchmark['parts']}")
+                signature = benchmark["signatures"].get(row.get("version"))
+                for part, printed in zip(benchmark["parts"], cells, strict=True):
                     if printed is not None:
-                        yield Published(
+                        yield PublishedScore(
                             table=table,
                             system=system,
                             benchmark=name.partition("-")[0],
                             part=part,
-                            metric=known["metric"],
+                            metric=benchmark["metric"],
                             printed=float(printed),
                             decimals=max(1, len(str(printed).partition(".")[2])),
-                            value=float(printed) * known["scale"],
-                            signature=made and f"{known['metric']}|{made}",
-                            source=of_table["source"],
+                            value=float(printed) * benchmark["scale"],
+                            signature=signature and f"{benchmark['metric']}|{signature}",
+                            source=content["source"],
                         )
 
 
 def tables() -> list[str]:
     """Return the names of the published tables."""
-    return list(dict.fromkeys(cell.table for cell in published()))
+    return list(dict.fromkeys(cell.table for cell in published_scores()))
 
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a published table next to our result for it.
+    """A line of a published table, next to our result for it.
 
     Attributes:
+        benchmark: The benchmark.
+        part: The part of the benchmark.
+        metric: The metric.
         cells: The published scores, one for each system.
         ours: Our row of results.jsonl for this benchmark, part and metric; None if there is none.
     """
@@ -106,7 +109,7 @@ class Line:
     benchmark: str
     part: str
     metric: str
-    cells: tuple[Published, ...]
+    cells: tuple[PublishedScore, ...]
     ours: ResultRow | None
 
     @property
@@ -116,22 +119,23 @@ class Line:
 
     @property
     def decimals(self) -> int:
+        """The number of decimals that the table prints."""
         return self.cells[0].decimals
 
     @property
     def signature(self) -> str:
-        """How the published scores were computed, as far as somebody says."""
-        return next((cell.signature for cell in self.cells if cell.signature), "nobody says")
+        """How the published scores were computed; `unknown` if no source states it."""
+        return next((cell.signature for cell in self.cells if cell.signature), "unknown")
 
     @property
     def printed(self) -> str:
-        """Our score as the table would print it: in its scale and with its decimals; `-` if there is none."""
+        """Our score as the table would print it, in its scale and with its decimals; `-` if there is none."""
         return "-" if self.ours is None else f"{self.ours.value * self.scale:.{self.decimals}f}"
 
     @property
     def differs(self) -> bool:
-        """Whether our score was computed in another way than each published one."""
-        return self.ours is not None and not any(comparable(self.ours.signature, c.signature) for c in self.cells)
+        """Whether our score was computed differently from every published one."""
+        return self.ours is not None and not any(is_comparable(self.ours.signature, c.signature) for c in self.cells)
 
     @property
     def is_stand_in(self) -> bool:
@@ -151,35 +155,35 @@ def lines(results: Iterable[ResultRow], table: str) -> list[Line]:
     if table not in tables():
         raise UserError(f"no published table {table!r}; choose from {', '.join(tables())}")
     ours = {(row.benchmark, row.task.rpartition(" ")[2], _metric(row.metric)): row for row in results}
-    cells: dict[tuple[str, str, str], list[Published]] = {}
-    for cell in published():
+    by_line: dict[tuple[str, str, str], list[PublishedScore]] = {}
+    for cell in published_scores():
         if cell.table == table:
-            cells.setdefault((cell.benchmark, cell.part, cell.metric), []).append(cell)
+            by_line.setdefault((cell.benchmark, cell.part, cell.metric), []).append(cell)
     return [
-        Line(benchmark, part, metric, tuple(of_line), ours.get((benchmark, part, _metric(metric))))
-        for (benchmark, part, metric), of_line in cells.items()
+        Line(benchmark, part, metric, tuple(cells), ours.get((benchmark, part, _metric(metric))))
+        for (benchmark, part, metric), cells in by_line.items()
     ]
 
 
 def notes(table: str, results: Iterable[ResultRow]) -> list[str]:
-    """Return the source of a published table, and both signatures of each score that was computed in another way."""
-    found = lines(results, table)
+    """Return the source of a published table, and both signatures of each score that was computed differently."""
+    table_lines = lines(results, table)
     differing = {
         f"{DIFFERENT} {line.benchmark}, {line.metric}: ours {line.ours.signature}; published {line.signature}"
-        for line in found
-        if line.differs
+        for line in table_lines
+        if line.ours is not None and line.differs
     }
-    return [found[0].cells[0].source, *sorted(differing)]
+    return [table_lines[0].cells[0].source, *sorted(differing)]
 
 
-def comparable(ours: str, theirs: str | None) -> bool:
-    """Return whether two signatures agree, except for library versions; WER of characters counts as CER."""
-    return theirs is not None and _without_versions(ours) == _without_versions(theirs)
+def is_comparable(signature: str, published: str | None) -> bool:
+    """Return whether a signature agrees with a published one, except for library versions; character WER is CER."""
+    return published is not None and _without_versions(signature) == _without_versions(published)
 
 
 def _without_versions(signature: str) -> str:
-    metric, _, made = _LIBRARY.sub("", signature).partition("|")
-    return f"{_metric(metric)}|{made}"
+    metric, _, settings = _LIBRARY.sub("", signature).partition("|")
+    return f"{_metric(metric)}|{settings}"
 
 
 def _metric(name: str) -> str:

@@ -87,7 +87,7 @@ class ResultRow(_Record):
         high: Upper end of the 95 % bootstrap interval.
         n: Number of rows.
         units: What the bootstrap draws, with their number, such as `38 speakers`.
-        detectable: The smallest difference to an independent second system that would be found, None if unknown.
+        detectable: Minimum detectable difference to a second, independent system; None if unknown.
         signature: How the number was computed: normaliser, unit, tokenizer, policy, library version.
         provenance: The provenances of the rows, joined by `+`.
         p: Drop rows: the p value of the loss.

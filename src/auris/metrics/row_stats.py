@@ -1,8 +1,8 @@
-"""What one test row contributes to each metric; the table `measures.yaml` says which metric uses which.
+"""Functions that compute what a test row contributes to a metric; `measures.yaml` assigns them to metrics.
 
 Every function takes `hypothesis, reference, language, classes` and returns the entries that the metric's `stats` name.
-Both sides are what the task's answer format parses: text unless stated otherwise. A hypothesis of None is a response
-that could not be parsed; it contains nothing.
+Both sides are parsed by the task's answer format; they are text unless stated otherwise. A hypothesis of None is a
+response that could not be parsed; it contains nothing.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ RowStats = Callable[[Any, Any, str, Classes], list[Any]]
 BLEU_TOKENIZERS = {"zh": "zh", "ja": "ja-mecab"}  # evaluate_st.py of both releases; every other target language: 13a
 
 
-def _counted(holds: bool) -> list[float]:
-    return [float(holds), 1.0]
+def _counted(is_correct: bool) -> list[float]:
+    return [float(is_correct), 1.0]
 
 
 # --- text -----------------------------------------------------------------------------------------------------------
@@ -51,19 +51,21 @@ def character_errors(hypothesis: str, reference: str, language: str, _: Classes)
 
 def bleu(hypothesis: str, reference: str, language: str, _: Classes) -> list[float]:
     """Count n-grams of raw text; `language` is the target language."""
-    found = sentence_bleu(language).sentence_score(hypothesis, [reference])
-    return [float(count) for count in (*found.counts, *found.totals, found.sys_len, found.ref_len)]
+    result = sentence_bleu(language).sentence_score(hypothesis, [reference])
+    return [float(count) for count in (*result.counts, *result.totals, result.sys_len, result.ref_len)]
 
 
 @cache
 def sentence_bleu(language: str) -> BLEU:
+    """Return sacrebleu's metric for a target language."""
     from sacrebleu.metrics import BLEU
 
     # Effective order changes only the sentence's own score, which is not used; without it sacrebleu warns.
-    return BLEU(tokenize=BLEU_TOKENIZERS.get(norm.primary(language), "13a"), effective_order=True)
+    return BLEU(tokenize=BLEU_TOKENIZERS.get(norm.base_language(language), "13a"), effective_order=True)
 
 
 def describe_bleu(language: str) -> str:
+    """Return the part of BLEU's signature that depends on sacrebleu."""
     tokenizer = sentence_bleu(language).tokenizer_signature
     return f"nrefs:1|case:mixed|eff:no|tok:{tokenizer}|smooth:exp|version:{version('sacrebleu')}"
 
@@ -95,22 +97,24 @@ def raw_accuracy(hypothesis: str, reference: str, *_: Any) -> list[float]:
 
 
 def canonical_pair(hypothesis: str, reference: str, *_: Any) -> list[str]:
+    """Return both class names in canonical form."""
     return [canonical(hypothesis), canonical(reference)]
 
 
 def canonical_classes(hypothesis: Classes | None, reference: Classes, *_: Any) -> list[list[str]]:
+    """Return both sets of class names in canonical form, sorted."""
     return [sorted({canonical(name) for name in side or ()}) for side in (hypothesis, reference)]
 
 
 def unparsed(hypothesis: str, _: str, __: str, classes: Classes) -> list[float]:
-    """Count responses that are none of the task's classes."""
+    """Count a response that is not one of the task's classes."""
     if not classes:
         raise UserError("metric 'unparsed' needs the task's closed set of classes, but got none")
     return _counted(canonical(hypothesis) not in {canonical(name) for name in classes})
 
 
 def _option(metric: str, hypothesis: str, reference: str, _: str, classes: Classes) -> list[float]:
-    """Read which option of a question is meant; classes are the options."""
+    """Determine which option of a question is meant; classes are the options."""
     if not classes:
         raise UserError(f"metric {metric!r} needs the options of the question, but got none")
     return choices.count(metric, hypothesis, reference, classes)
@@ -125,6 +129,7 @@ choice, choice_official, choice_unparsed = (
 
 
 def equal_numbers(hypothesis: int | None, reference: int, *_: Any) -> list[float]:
+    """Compare two numbers."""
     return _counted(hypothesis == reference)
 
 
@@ -134,9 +139,9 @@ def equal_chroma(hypothesis: int | None, reference: int, *_: Any) -> list[float]
 
 
 def slots(hypothesis: Mapping | Sequence[Entity] | None, reference: Mapping | Sequence[Entity], *_: Any) -> list[float]:
-    """Count pairs of name and value, of {intent, slots: {name: value}} or of a list of {type, value}."""
-    found, true = _slots(hypothesis), _slots(reference)
-    return [float(count.total()) for count in (found & true, found - true, true - found)]
+    """Count pairs of name and value in {intent, slots: {name: value}} or in a list of {type, value}."""
+    predicted, true = _slots(hypothesis), _slots(reference)
+    return [float(count.total()) for count in (predicted & true, predicted - true, true - predicted)]
 
 
 def _slots(parsed: Mapping | Sequence[Entity] | None) -> Counter[tuple[str, str]]:
@@ -145,20 +150,22 @@ def _slots(parsed: Mapping | Sequence[Entity] | None) -> Counter[tuple[str, str]
         pairs = (parsed.get("slots") or {}).items()
     else:
         pairs = ((entity["type"], entity["value"]) for entity in parsed or [])
-    return Counter((canonical(name), canonical(str(filler))) for name, filler in pairs)
+    return Counter((canonical(name), canonical(str(value))) for name, value in pairs)
 
 
 def intent(hypothesis: Mapping | None, reference: Mapping, *_: Any) -> list[float]:
+    """Compare the intents of two requests."""
     name = None if hypothesis is None else hypothesis.get("intent")
     return _counted(name is not None and canonical(name) == canonical(reference["intent"]))
 
 
 def official_shift(hypothesis: str, reference: str, *_: Any) -> list[float]:
+    """Compare word times as the released script does (`timestamps.official_shift`)."""
     return list(timestamps.official_shift(hypothesis, reference))
 
 
 def _of_lists(count: Callable[..., Sequence[float]], *, by_language: bool = False) -> RowStats:
-    """Adapt a function of two lists, and if `by_language` of the language: an unparsed response is an empty list."""
+    """Adapt a function of two lists, and of the language if `by_language`. A hypothesis of None is an empty list."""
 
     def row_stats(hypothesis: Sequence | None, reference: Sequence, language: str, _: Classes) -> list[float]:
         return list(count(hypothesis or [], reference, *[language][:by_language]))
@@ -183,11 +190,12 @@ def preference(rejected: float, chosen: float, *_: Any) -> list[float]:
 
 
 def verification(score: float, is_target: bool, *_: Any) -> list[float]:
-    """Keep a score, higher for rows that should be accepted, and whether the row should be."""
+    """Return the score, which is higher the more likely the row is accepted, and whether it should be accepted."""
     return [float(score), float(is_target)]
 
 
 def points(points: float, *_: Any) -> list[float]:
+    """Return a judge's points."""
     return [float(points), 1.0]
 
 

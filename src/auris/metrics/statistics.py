@@ -1,8 +1,9 @@
-"""What chance does to scores: rows that depend on each other, tests between systems, differences too small to be seen.
+"""Bootstrap intervals, permutation tests and minimum detectable differences of scores.
 
-Everything works on what rows contribute to a metric, so error rates and BLEU are resampled as corpus scores.
+Everything works on the contributions of rows to a metric, so error rates and BLEU are resampled as corpus scores. Rows
+that depend on each other, such as those of one speaker, are resampled together.
 
-Shapes: R rows, S samples, C clusters of rows.
+Shapes: R rows, S samples, C units (clusters of rows).
 """
 
 from __future__ import annotations
@@ -18,36 +19,37 @@ import numpy as np
 from auris.metrics.formulas import Scorer
 from auris.metrics.measures import measure, scorer
 
-KEYS = ("speaker", "recording")  # of predictions: what rows may have in common, the wider first
-MIN_CLUSTERS = 10  # fewer, and a bootstrap over them gives too narrow an interval (Cameron, Gelbach and Miller 2008)
+KEYS = ("speaker", "recording")  # fields of predictions that make rows depend on each other, the wider unit first
+MIN_CLUSTERS = 10  # a bootstrap over fewer gives too narrow intervals (Cameron, Gelbach and Miller 2008)
 POWER, LEVEL = 0.8, 0.05  # power and significance level of the minimum detectable difference
 
 # Explains the column of `detectable_alone` in tables of one run.
-SHOWS = "shows: the difference to a second, independent system that so many rows show in 80 % of cases."
+DETECTABLE_NOTE = "MDD: minimum detectable difference to a second, independent system (80 % power)."
 
 
 @dataclass(frozen=True)
 class Units:
-    """What test rows are drawn in: rows of one speaker, or of one recording, say nothing new about another.
+    """Groups of rows that a bootstrap draws together, because rows of one speaker or recording are not independent.
 
-    `of_row` (R,): the number of each row's unit, 0..count-1.
+    Attributes:
+        name: speaker, recording or row.
+        indices: (R,) the index of each row's unit, 0..C-1.
     """
 
     name: str
-    of_row: np.ndarray
+    indices: np.ndarray
 
     def __str__(self) -> str:
-        return f"{len(np.unique(self.of_row))} {self.name}s"
+        return f"{len(np.unique(self.indices))} {self.name}s"
 
 
-def units(rows: Sequence[Mapping[str, Any]]) -> Units:
-    """The widest units that all rows know theirs of and that there are enough of: speakers, recordings, or rows."""
+def find_units(rows: Sequence[Mapping[str, Any]]) -> Units:
+    """Return the widest units that are known for all rows and numerous enough: speakers, recordings or rows."""
     for key in KEYS:
-        known = [row.get(key) for row in rows]
-        # A frame of lines of which only some have the field holds NaN there.
-        are_known = all(isinstance(name, str) and name for name in known)
-        if are_known and MIN_CLUSTERS <= len(set(known)) < len(rows):
-            return Units(key, np.unique(known, return_inverse=True)[1])
+        # A data frame holds NaN for rows without the field.
+        names = [name for row in rows if isinstance(name := row.get(key), str) and name]
+        if len(names) == len(rows) and MIN_CLUSTERS <= len(set(names)) < len(rows):
+            return Units(key, np.unique(names, return_inverse=True)[1])
     return Units("row", np.arange(len(rows)))
 
 
@@ -57,19 +59,21 @@ def units(rows: Sequence[Mapping[str, Any]]) -> Units:
 def bootstrap(
     rows: Sequence[Any], metric: str, n_samples: int = 1000, seed: int = 0, units: np.ndarray | None = None
 ) -> tuple[float, float]:
-    """Return the ends of the 95 % interval of the score of rows, given what each contributes."""
+    """Return the ends of the 95 % bootstrap interval of the score of rows, given the `stats` of each."""
     return percentiles(samples(scorer(metric, [dict(enumerate(rows))]), len(rows), n_samples, seed, units))
 
 
 def difference(a: Scorer, b: Scorer) -> Scorer:
-    """The score of b minus that of a on the same rows."""
+    """Return the scorer of the score of b minus that of a on the same rows."""
     return lambda weights: b(weights) - a(weights)
 
 
-def percentiles(found: np.ndarray) -> tuple[float, float]:
-    """Return the ends of the 95 % percentile interval of `samples` of a score, or of a difference (Koehn 2004: both
-    sides on the same rows); NaN if it is never defined."""
-    defined = found[~np.isnan(found)]  # a resample without any reference unit has no score
+def percentiles(samples: np.ndarray) -> tuple[float, float]:
+    """Return the ends of the 95 % percentile interval of resampled scores; NaN if none is defined.
+
+    Resampled differences have both sides on the same rows (Koehn 2004).
+    """
+    defined = samples[~np.isnan(samples)]  # a sample in which nothing can be counted has no score
     if not len(defined):
         return float("nan"), float("nan")
     low, high = np.percentile(defined, [2.5, 97.5])
@@ -77,21 +81,25 @@ def percentiles(found: np.ndarray) -> tuple[float, float]:
 
 
 def samples(
-    of: Scorer, n_rows: int, n_samples: int = 1000, seed: int = 0, units: np.ndarray | None = None
+    score: Scorer, n_rows: int, n_samples: int = 1000, seed: int = 0, units: np.ndarray | None = None
 ) -> np.ndarray:
-    """Return the scores (S,) of resamples: `n_rows` rows drawn with replacement, or with `units` (R,), the number of
-    each row's unit, whole units of rows that depend on each other.
+    """Return the scores (S,) of bootstrap samples.
 
-    They are computed 50 at a time: memory stays small for many, and formulas run on many sums.
+    Args:
+        score: The score, or the difference of two scores, as a function of how often each row counts.
+        n_rows: Number of rows.
+        n_samples: Number of bootstrap samples. They are computed 50 at a time, to limit memory.
+        seed: Seed of the draws.
+        units: `Units.indices` (R,): whole units are drawn with replacement. None draws single rows.
     """
     units = np.arange(n_rows) if units is None else units
     n_units, rng = int(units.max()) + 1, np.random.default_rng(seed)
-    found = []
+    scores = []
     for start in range(0, n_samples, 50):
         draws = (rng.integers(n_units, size=n_units) for _ in range(min(50, n_samples - start)))
         weights = np.stack([np.bincount(drawn, minlength=n_units) for drawn in draws]).astype(float)
-        found.append(of(weights[:, units]))
-    return np.concatenate(found)
+        scores.append(score(weights[:, units]))
+    return np.concatenate(scores)
 
 
 # --- tests ----------------------------------------------------------------------------------------------------------
@@ -101,65 +109,80 @@ def permutation_test(
     metric: str,
     a: Sequence[Mapping[Any, Any]],
     b: Sequence[Mapping[Any, Any]],
-    of_row: np.ndarray | None = None,
+    units: np.ndarray | None = None,
     n_samples: int = 2000,
     seed: int = 0,
 ) -> float:
-    """p of the difference of two systems' scores, two-sided, if it did not matter which of the two answered a row.
+    """Return the two-sided p value of the difference between the scores of two systems.
 
-    The two systems' answers to a unit are exchanged together; all ways of it are tried where there are no more than
-    `n_samples`, so many random ones otherwise (and then p is never 0: Phipson and Smyth 2010).
+    Under the null hypothesis it does not matter which system answered a row. The responses of the two systems to a unit
+    are exchanged together. All exchanges are tried if there are at most `n_samples`, otherwise `n_samples` random ones,
+    for which p is never 0 (Phipson and Smyth 2010).
 
-    a, b: of each training seed, row id -> what the row contributes; the same rows. of_row: `Units.of_row`, in the order
-    of the sorted ids; None: each row for itself.
+    Args:
+        metric: A name in `MEASURES`.
+        a: The `stats` by row id, for each training seed of the first system.
+        b: The same for the second system, with the same row ids.
+        units: `Units.indices` in the order of the sorted ids. None: each row is a unit.
+        n_samples: Number of exchanges.
+        seed: Seed of the random exchanges.
     """
-    assert [set(of) for of in a] == [set(of) for of in b], "the two are paired row by row"
+    assert [set(stats) for stats in a] == [set(stats) for stats in b], "the systems must have the same rows"
     both = [
-        {(side, name): stats for side, of in enumerate(pair) for name, stats in of.items()}
+        {(side, name): row for side, stats in enumerate(pair) for name, row in stats.items()}
         for pair in zip(a, b, strict=True)
     ]
-    of = scorer(metric, both)  # rows: those of a, then those of b, each sorted
+    score = scorer(metric, both)  # rows: those of a, then those of b, each sorted
     n_rows = len(set().union(*a))
-    of_row = np.arange(n_rows) if of_row is None else of_row
-    n_units = int(of_row.max()) + 1
+    units = np.arange(n_rows) if units is None else units
+    n_units = int(units.max()) + 1
 
     def differences(exchanged: np.ndarray) -> np.ndarray:
-        """(S, C) which units are exchanged -> the score of b minus that of a (S,)."""
-        theirs = exchanged[:, of_row].astype(float)
-        return of(np.hstack([theirs, 1 - theirs])) - of(np.hstack([1 - theirs, theirs]))
+        """(S, C) which units are exchanged -> (S,) the score of b minus that of a."""
+        from_b = exchanged[:, units].astype(float)
+        return score(np.hstack([from_b, 1 - from_b])) - score(np.hstack([1 - from_b, from_b]))
 
     observed = abs(differences(np.zeros((1, n_units)))[0])
     if np.isnan(observed):
         return float("nan")
-    exact = n_units < 63 and 2**n_units <= n_samples
-    if exact:
-        found = differences(np.array(list(product((0, 1), repeat=n_units))))
+    is_exact = n_units < 63 and 2**n_units <= n_samples
+    if is_exact:
+        exchanged = differences(np.array(list(product((0, 1), repeat=n_units))))
     else:
         rng = np.random.default_rng(seed)
         steps = [min(50, n_samples - start) for start in range(0, n_samples, 50)]
-        found = np.concatenate([differences(rng.integers(2, size=(n, n_units))) for n in steps])
+        exchanged = np.concatenate([differences(rng.integers(2, size=(n, n_units))) for n in steps])
     # An exchange after which there is no score counts against the difference.
-    extreme = np.count_nonzero(~(np.abs(found) < observed - 1e-12))
-    return extreme / len(found) if exact else (extreme + 1) / (len(found) + 1)
+    extreme = np.count_nonzero(~(np.abs(exchanged) < observed - 1e-12))
+    return extreme / len(exchanged) if is_exact else (extreme + 1) / (len(exchanged) + 1)
 
 
 def drop(
-    metric: str, as_is: Sequence[Mapping[Any, Any]], altered: Sequence[Mapping[Any, Any]], of_row: np.ndarray
+    metric: str, as_is: Sequence[Mapping[Any, Any]], altered: Sequence[Mapping[Any, Any]], units: np.ndarray
 ) -> tuple[float, float, float, float]:
-    """By how much a system scores worse on altered rows than on the same rows as they are, its interval, and p.
+    """Return how much worse a system scores on altered rows than on the same rows as they are.
 
-    as_is, altered: of each training seed, row id -> what the row contributes.
+    Args:
+        metric: A name in `MEASURES`.
+        as_is: The `stats` by row id, for each training seed.
+        altered: The same for the altered rows.
+        units: `Units.indices` in the order of the sorted ids.
+
+    Returns:
+        The drop, the ends of its 95 % interval, and its p value.
     """
-    of = [scorer(metric, side) for side in (as_is, altered)]
-    worse = difference(*(reversed(of) if measure(metric).higher_is_better else of))
-    value = float(worse(np.ones((1, len(of_row))))[0])
-    interval = percentiles(samples(worse, len(of_row), units=of_row))
-    return value, *interval, permutation_test(metric, as_is, altered, of_row)
+    scorers = [scorer(metric, side) for side in (as_is, altered)]
+    worse = difference(*(reversed(scorers) if measure(metric).higher_is_better else scorers))
+    value = float(worse(np.ones((1, len(units))))[0])
+    interval = percentiles(samples(worse, len(units), units=units))
+    return value, *interval, permutation_test(metric, as_is, altered, units)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p corrected for so many comparisons (Holm 1979): any of those below 5 % is a false one in at most 5 % of studies.
-    NaN stays, and counts as no comparison."""
+    """Return p values corrected for multiple comparisons (Holm 1979). NaN stays NaN and is not a comparison.
+
+    With a threshold of 5 %, at most 5 % of studies have any false positive.
+    """
     p = np.asarray(p_values, dtype=float)
     order = np.argsort(p)[: np.count_nonzero(~np.isnan(p))]  # NaN comes last
     corrected = np.full(len(p), np.nan)
@@ -168,15 +191,21 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def detectable(samples: np.ndarray) -> float:
-    """The smallest true difference that a test at `LEVEL` finds with probability `POWER`, given resampled differences
-    of two systems (`samples`): (z + z) standard errors. NaN where nothing varies: nothing is known of it."""
+    """Return the minimum detectable difference, given resampled differences of two systems (`samples`).
+
+    It is the smallest true difference that a test at `LEVEL` finds with probability `POWER`: (z + z) standard errors.
+    NaN if the samples do not vary, because the standard error is then unknown.
+    """
     defined, normal = samples[~np.isnan(samples)], NormalDist()
     error = float(np.std(defined)) if len(defined) else 0.0
-    # Of equal samples the deviation is what rounding leaves.
+    # The deviation of equal samples is not exactly 0, because of rounding.
     return (normal.inv_cdf(1 - LEVEL / 2) + normal.inv_cdf(POWER)) * error if error > 1e-12 else np.nan
 
 
 def detectable_alone(samples: np.ndarray) -> float:
-    """`detectable`, given resampled scores of one system: between it and another that varies as much and has nothing
-    in common with it. Systems that fail on the same rows differ visibly by less."""
+    """Return the minimum detectable difference, given resampled scores of one system.
+
+    The other system is assumed to vary as much and to be independent. Smaller differences can be detected between
+    systems that fail on the same rows.
+    """
     return float(np.sqrt(2)) * detectable(samples)

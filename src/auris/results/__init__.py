@@ -1,26 +1,28 @@
-"""From the files of finished runs to tables, comparisons with intervals, figures and pages. No model is loaded.
+"""Results of finished runs: tables with intervals, comparisons of arms, figures and HTML pages. No model is loaded.
 
     auris results study=demo [runs=runs] [arms=[a,b]] [against=first|previous] [x=steps|hours|flops]
     auris results reproduce=runs/demo/qwen_audio/seed_0
 
-A run is the directory `runs/<study>/<arm>/seed_<n>/`. What is read of it:
+A run is a directory `runs/<study>/<arm>/seed_<n>/`. These of its files are read:
 
 `results.jsonl`: scores (`auris.metrics.records.ResultRow`).
 `predictions/<benchmark>.jsonl`: the response to each test row, once per metric (`auris.metrics.records.Prediction`).
-`events.out.tfevents*`, TensorBoard scalars: `train/loss`, `val/loss`, `val/<group>/<metric>`, `train/audio_hours`
-    (heard so far, rows as often as they came) and `train/flops` (useful: real tokens and frames, nothing twice).
-`recipe.yaml`, `environment.json`, `progress.json`, `finished.json`, `evaluations.json`: what the run is,
-    what it ran on, how far it is.
+`events.out.tfevents*`: TensorBoard scalars: `train/loss`, `val/loss`, `val/<group>/<metric>`, `train/audio_hours`
+    (audio processed so far; repeated rows count each time) and `train/flops` (useful operations: real tokens and frames
+    only, nothing counted twice).
+`recipe.yaml`, `environment.json`, `progress.json`, `finished.json`, `evaluations.json`: the run's config, the machine
+    and versions, the progress, and the evaluations.
 `runs/<study>/study.yaml`: the study's question, and its arms in order.
 
-Everything in the table is computed from the predictions, so that arms are compared row by row. Rates are fractions from
-0 to 1 in files and functions and per cent where a person reads them; what has another unit has it everywhere.
+All numbers in the table are computed from the predictions, so arms are compared row by row. Rates are fractions from 0
+to 1 in files and functions, and per cent in tables and figures. Other metrics have the same unit everywhere.
 """
 
 from importlib import import_module
 from typing import Any
 
-_MODULES = {  # imported when one of their functions is first used: pandas and matplotlib take a second
+# Imported when one of their functions is first used, because pandas and matplotlib take a second to import.
+_MODULES = {
     "figures": ("plot_bars", "plot_curves", "save"),
     "runs": ("collect", "costs", "curves", "hparams", "predictions", "question", "reproduce", "status"),
     "tables": ("markdown", "readable", "table", "verdicts", "verdicts_in"),

@@ -1,4 +1,4 @@
-"""`auris results`: the table of a study at any moment, with figures; and how to get a run once more."""
+"""`auris results`: the table and figures of a study, or the commands that reproduce a run."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from auris.errors import UsageError
-from auris.results.runs import reproduce, studies_in
+from auris.results.runs import list_studies, reproduce
 
 if TYPE_CHECKING:
     from auris.config import Config
 
 
 def run(config: Config) -> None:
-    """Run `auris results`: the table of a study, or with `reproduce` how to get a run once more."""
+    """Run `auris results`: show a study, or with `reproduce=RUN` print how a run was started."""
     if config["reproduce"] is not None:
         print(reproduce(config["reproduce"]))
         return
     if config["study"] is None:
-        raise UsageError(f"which study? give study=NAME; {studies_in(Path(config['runs']))}")
-    from auris.results import terminal  # here, as pandas and matplotlib take a second
+        raise UsageError(f"expected study=NAME; {list_studies(Path(config['runs']))}")
+    from auris.results import terminal  # imported here because pandas and matplotlib take a second
 
     arms = [config["arms"]] if isinstance(config["arms"], str) else config["arms"]
     terminal.show_study(Path(config["runs"]) / str(config["study"]), arms, config["against"], config["x"])

@@ -1,12 +1,14 @@
-"""Figures of a study, as one would put them into a paper."""
+"""Publication-ready figures of a study: bars of test scores and training curves."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -14,75 +16,88 @@ from matplotlib.patches import Patch
 from matplotlib.style import context as style_context
 
 from auris.errors import UserError
-from auris.metrics.measures import CORRECT, MEASURES, PANELS, display
-from auris.results.runs import collect, curves, join, ordered, runs_of
+from auris.metrics.measures import ACCURACY_PANEL, MEASURES, PANELS, display
+from auris.results.cells import lines_of
+from auris.results.runs import collect, curves, join, list_runs, sort_arms
 from auris.results.tables import table
 from auris.text.figure_style import CAPTION, STYLE, assign_colours
 from auris.text.tasks import is_synthetic
 
-TOO_MANY = "choose some arms with arms=[a,b]"
-MARKERS = "osD^vPX*"  # of points, in the order of COLOURS
-SAID = ("accuracy", "aas_ms", "bleu", "cider")  # metrics that the panel of the bars names already
+ADVICE = "choose some of them with arms=[a,b]"  # for an error about too many arms
+MARKERS = "osD^vPX*"  # of the points of the arms
+UNLABELLED = ("accuracy", "aas_ms", "bleu", "cider")  # metrics that the title of their panel names
+
+Rows = list[dict[str, Any]]
+"""Rows of `tables.table`."""
 
 
 def plot_bars(root: str | Path, arms: Sequence[str] | None = None) -> Figure:
-    """Scores per benchmark and group with 95 % intervals, the arms side by side; error rates, BLEU, accuracies and so
-    on in panels of their own. Where there are more than BARS, points instead of bars, in as many columns as they need.
-    Raises ValueError as `table` does."""
+    """Plot the scores per benchmark and group with 95 % intervals, the arms side by side.
+
+    Error rates, BLEU, accuracies and so on have panels of their own. More than MAX_BARS scores are drawn as points, in
+    as many columns as necessary.
+
+    Args:
+        root: The study's directory.
+        arms: Arms to plot; None: all arms with predictions.
+
+    Raises:
+        UserError: An arm has no predictions, or there are more arms than colours.
+    """
     frame = table(root, arms)
-    arms = frame.attrs["arms"]
-    colours = assign_colours(arms, TOO_MANY)
-    several = frame["benchmark"].nunique() > 1
-    lines = frame.to_dict("records")
+    names: list[str] = frame.attrs["arms"]
+    colours = assign_colours(names, ADVICE)
+    with_benchmark = frame["benchmark"].nunique() > 1
+    lines = lines_of(frame)
     panels = {panel: [row for row in lines if MEASURES[row["metric"]].panel == panel] for panel in PANELS}
     panels = {panel: rows for panel, rows in panels.items() if rows}
-    as_points = len(arms) * sum(len(rows) for rows in panels.values()) > BARS
-    line = 0.12 + 0.06 * len(arms) if as_points else 0.14 + 0.17 * len(arms)
-    columns = _columns(panels, line, tallest=TALLEST if as_points else np.inf)
-    heights = [[TITLE + line * len(rows) for _, rows in column] for column in columns]
-    height = max(sum(of_column) for of_column in heights)
-    longest = [max(len(_label(row, several)) for _, rows in column for row in rows) for column in columns]
-    widths = [max(3.3, 2.2 + 0.055 * length) for length in longest] if as_points else [6.8]  # room for titles
+    as_points = len(names) * sum(len(rows) for rows in panels.values()) > MAX_BARS
+    row_height = 0.12 + 0.06 * len(names) if as_points else 0.14 + 0.17 * len(names)
+    columns = _columns(panels, row_height, max_height=MAX_HEIGHT if as_points else np.inf)
+    heights = [[TITLE_HEIGHT + row_height * len(rows) for _, rows in column] for column in columns]
+    height = max(map(sum, heights))
+    lengths = [max(len(_label(row, with_benchmark)) for _, rows in column for row in rows) for column in columns]
+    widths = [max(3.3, 2.2 + 0.055 * length) for length in lengths] if as_points else [6.8]  # room for labels
     with style_context(STYLE):
         figure = Figure(figsize=(sum(widths), 1.1 + height), layout="constrained")
         parts = figure.subfigures(1, len(columns), squeeze=False, width_ratios=widths)[0]
-        for part, column, of_column in zip(parts, columns, heights, strict=True):
-            rest = [height - sum(of_column)] if height - sum(of_column) > 0.01 else []  # a shorter column ends above
-            axes = part.subplots(len(column) + len(rest), 1, squeeze=False, height_ratios=[*of_column, *rest])[:, 0]
+        for part, column, ratios in zip(parts, columns, heights, strict=True):
+            rest = [height - sum(ratios)] if height - sum(ratios) > 0.01 else []  # space below a shorter column
+            axes = part.subplots(len(column) + len(rest), 1, squeeze=False, height_ratios=[*ratios, *rest])[:, 0]
             for axis, (panel, rows) in zip(axes, column, strict=False):
-                _draw_bars(axis, panel, rows, colours, several, as_points)
+                _draw_bars(axis, panel, rows, colours, with_benchmark, as_points)
             for axis in axes[len(column) :]:
                 axis.set_visible(False)
-        _head(figure, root, colours, MARKERS if as_points else "")
-        seeds = frame[[f"{arm} seeds" for arm in arms]].to_numpy().max()
+        _add_legend(figure, root, colours, MARKERS if as_points else "")
+        seeds = frame[[f"{arm} seeds" for arm in names]].to_numpy().max()
         pooled = f", {seeds} seeds pooled" if seeds > 1 else ""
         caption = f"Test-set score{pooled}; whiskers: 95 % bootstrap interval over test rows.\n{provenance(frame)}"
         figure.supxlabel(caption, **CAPTION)
     return figure
 
 
-BARS = 72  # more of them are no figure any more
-TALLEST = 8.0  # inches, of a column of points
-TITLE = 0.6  # inches, of a panel's title and axis
+MAX_BARS = 72  # more bars are illegible
+MAX_HEIGHT = 8.0  # inches, of a column of points
+TITLE_HEIGHT = 0.6  # inches, of a panel's title and axis
 
 
-def _columns(panels: Mapping[str, list[dict]], line: float, tallest: float) -> list[list[tuple[str, list[dict]]]]:
-    """Panels in columns of about one height, a panel going on in the next one where it must; `line` is a row's."""
+def _columns(panels: Mapping[str, Rows], row_height: float, max_height: float) -> list[list[tuple[str, Rows]]]:
+    """Distribute panels over columns of similar height; a panel may continue in the next column."""
     waiting = list(panels.items())
-    number = max(1, int(np.ceil(sum(TITLE + line * len(rows) for _, rows in waiting) / tallest)))
-    columns = []
+    number = max(1, int(np.ceil(sum(TITLE_HEIGHT + row_height * len(rows) for _, rows in waiting) / max_height)))
+    columns: list[list[tuple[str, Rows]]] = []
     for left in range(number, 0, -1):
-        room, column = sum(TITLE + line * len(rows) for _, rows in waiting) / left, []
+        room, column = sum(TITLE_HEIGHT + row_height * len(rows) for _, rows in waiting) / left, []
         while waiting:
             panel, rows = waiting.pop(0)
-            fitting = max(0, round((room - TITLE) / line))
-            if left == 1 or len(rows) - fitting < 3:  # two rows are not worth a title
+            fitting = max(0, round((room - TITLE_HEIGHT) / row_height))
+            if left == 1 or len(rows) - fitting < 3:  # a remainder of two rows is not worth a title
                 fitting = len(rows)
             elif fitting < 3 and column:
                 fitting = 0
             if fitting:
                 column.append((panel, rows[:fitting]))
-                room -= TITLE + line * fitting
+                room -= TITLE_HEIGHT + row_height * fitting
             if rows[fitting:]:
                 waiting.insert(0, (panel, rows[fitting:]))
                 break
@@ -91,75 +106,86 @@ def _columns(panels: Mapping[str, list[dict]], line: float, tallest: float) -> l
 
 
 def _draw_bars(
-    axis: Axes, panel: str, rows: list[dict], colours: dict[str, str], several: bool, as_points: bool
+    axis: Axes, panel: str, rows: Rows, colours: dict[str, str], with_benchmark: bool, as_points: bool
 ) -> None:
     scale = MEASURES[rows[0]["metric"]].scale
     thickness = 0.76 / len(colours)
-    reach = 0.0
+    rightmost = 0.0
     for i, (arm, colour) in enumerate(colours.items()):
         for y, row in enumerate(rows):
             if np.isnan(row[arm]):
                 continue
             point, low, high = (scale * row[f"{arm}{part}"] for part in ("", " low", " high"))
-            at = y + (i - (len(colours) - 1) / 2) * thickness
-            end = np.nanmax([point, high])
-            reach = max(reach, end)
+            bar_y = y + (i - (len(colours) - 1) / 2) * thickness
+            end = float(np.nanmax([point, high]))
+            rightmost = max(rightmost, end)
             if as_points:
-                axis.plot([low, high], [at, at], color=colour, linewidth=1.2, solid_capstyle="butt")
-                axis.plot(point, at, marker=MARKERS[i], color=colour, markersize=3.2, clip_on=False)
+                axis.plot([low, high], [bar_y, bar_y], color=colour, linewidth=1.2, solid_capstyle="butt")
+                axis.plot(point, bar_y, marker=MARKERS[i], color=colour, markersize=3.2, clip_on=False)
                 continue
-            axis.barh(at, point, height=0.92 * thickness, color=colour)
-            for width, ink in ((2.4, "white"), (1, "black")):  # seen on a bar of any colour
-                axis.plot([low, high], [at, at], color=ink, linewidth=width, solid_capstyle="butt")
+            axis.barh(bar_y, point, height=0.92 * thickness, color=colour)
+            for width, ink in ((2.4, "white"), (1, "black")):  # visible on a bar of any colour
+                axis.plot([low, high], [bar_y, bar_y], color=ink, linewidth=width, solid_capstyle="butt")
             text = display(row["metric"], row[arm])
-            axis.annotate(text, (end, at), (3, 0), textcoords="offset points", va="center", fontsize=7.5)
-    axis.set_yticks(range(len(rows)), [_label(row, several) for row in rows], fontsize=7.5 if as_points else None)
-    if as_points:  # lines apart, where arms stand close
+            axis.annotate(text, (end, bar_y), (3, 0), textcoords="offset points", va="center", fontsize=7.5)
+    labels = [_label(row, with_benchmark) for row in rows]
+    axis.set_yticks(range(len(rows)), labels, fontsize=7.5 if as_points else None)
+    if as_points:  # lines between the rows, whose points are close to each other
         for y in range(1, len(rows)):
             axis.axhline(y - 0.5, color="#EEEEEE", linewidth=0.6, zorder=0)
     axis.set_ylim(len(rows) - 0.5, -0.5)
     axis.tick_params(axis="y", length=0)
     axis.grid(axis="y", visible=False)
-    axis.set_xlim(0, max(1.1 * reach, 1.0))
-    if panel == CORRECT:
-        axis.set_xlim(0, 101 if as_points else 109)  # the room above 100 is for the numbers
+    axis.set_xlim(0, max(1.1 * rightmost, 1.0))
+    if panel == ACCURACY_PANEL:
+        axis.set_xlim(0, 101 if as_points else 109)  # the space above 100 is for the numbers
         axis.set_xticks(range(0, 101, 20))
     better = "higher" if MEASURES[rows[0]["metric"]].higher_is_better else "lower"
-    axis.set_title(f"{panel}, {better} is better", x=1, ha="right")  # wider than the bars where labels are long
+    axis.set_title(f"{panel}, {better} is better", x=1, ha="right")  # may extend over the labels
 
 
-def _label(row: dict, several: bool) -> str:
-    where = [f"({row['benchmark']})"] if several else []
-    what = [] if row["metric"] in SAID else [MEASURES[row["metric"]].label]
-    return f"{' '.join([row['group'], *what, *where])}  n={row['n']}"
+def _label(row: Mapping[str, Any], with_benchmark: bool) -> str:
+    benchmark = [f"({row['benchmark']})"] if with_benchmark else []
+    metric = [] if row["metric"] in UNLABELLED else [MEASURES[row["metric"]].label]
+    return f"{' '.join([row['group'], *metric, *benchmark])}  n={row['n']}"
 
 
 def plot_curves(root: str | Path, arms: Sequence[str] | None = None, x: str = "steps") -> Figure:
-    """Training loss (smoothed), validation loss and validation metrics, one line per arm: the mean of its seeds, with
-    their range as a band. Arms default to those that have predictions, else to all that have events; an arm without
-    events has no line. `x`: a key of AXES. Raises ValueError for an unknown arm or axis, or if nothing was logged."""
+    """Plot training loss (smoothed), validation loss and validation metrics, one line per arm.
+
+    A line is the mean of the arm's seeds, a band their range. An arm without TensorBoard events has no line.
+
+    Args:
+        root: The study's directory.
+        arms: Arms to plot; None: those with predictions, or if there are none, those with events.
+        x: Horizontal axis, a key of AXES.
+
+    Raises:
+        UserError: An arm or the axis is unknown, or no scalars were logged.
+    """
     if x not in AXES:
         raise UserError(f"x={x}: expected {join(AXES)}")
     scalars = curves(root)
     tag = scalars["tag"]
-    is_constant = tag.str.startswith("val/length_")  # of given answers
+    is_constant = tag.str.startswith("val/length_")  # lengths of the answers in the data
     points = scalars[(tag == "train/loss") | tag.str.startswith("val/") & ~is_constant]
     logged = set(points["arm"])
-    runs = runs_of(root)
+    runs = list_runs(root)
     if arms is None:
         evaluated = {arm for arm, _, run in runs if any(run.glob("predictions/*.jsonl"))}
-        arms = ordered(root, evaluated & logged or logged)
+        arms = sort_arms(root, evaluated & logged or logged)
     if unknown := set(arms) - {arm for arm, _, _ in runs}:
         raise UserError(
-            f"no runs of {join(ordered(root, unknown))} in {root}; arms=... may name {join(ordered(root, logged))}"
+            f"no runs of {join(sort_arms(root, unknown))} in {root}; expected arms=[...] from "
+            f"{join(sort_arms(root, logged))}"
         )
     if not logged & set(arms):
-        raise UserError(f"the runs of {join(arms) or 'any arm'} in {root} hold no train/loss or val/* scalars")
-    points = _along(x, points[points["arm"].isin(arms)], scalars)
-    colours = assign_colours(arms, TOO_MANY)  # the same as in the bars
+        raise UserError(f"the runs of {join(arms) or 'any arm'} in {root} have no train/loss or val/* scalars")
+    points = _add_x(x, points[points["arm"].isin(arms)], scalars)
+    colours = assign_colours(arms, ADVICE)  # the same as in the bars
     colours = {arm: colour for arm, colour in colours.items() if arm in logged}
     tags = sorted(points["tag"].unique(), key=lambda tag: (tag != "train/loss", tag != "val/loss", _rank(tag), tag))
-    columns = min(len(tags), max(3, round((len(tags) / 1.4) ** 0.5)))  # a page, however many they are
+    columns = min(len(tags), max(3, round((len(tags) / 1.4) ** 0.5)))  # the figure has the proportions of a page
     rows = -(-len(tags) // columns)
     with style_context(STYLE):
         figure = Figure(figsize=(2.8 * columns + 0.6, 2.1 * rows + 0.9), layout="constrained")
@@ -168,16 +194,16 @@ def plot_curves(root: str | Path, arms: Sequence[str] | None = None, x: str = "s
             _draw_curves(axis, tag, points[points["tag"] == tag], colours)
         for axis in axes[len(tags) :]:
             axis.set_visible(False)
-        _head(figure, root, colours)
+        _add_legend(figure, root, colours)
         seeds = points.groupby("arm")["seed"].nunique().max()
         band = "Lines: mean of the seeds; bands: their range.\n" if seeds > 1 else ""
-        tested = collect(root)
-        data = "" if tested.empty else provenance(tested)
+        scores = collect(root)
+        data = "" if scores.empty else provenance(scores)
         figure.supxlabel(f"Horizontal axis: {AXES[x][0]}. Scores: validation rows.\n{band}{data}", **CAPTION)
     return figure
 
 
-# Titles of what is logged and is no measure of a task
+# Titles of scalars that are not metrics of a task.
 TITLES = {
     "train/loss": "Training loss, smoothed",
     "val/loss": "Validation loss",
@@ -187,81 +213,82 @@ TITLES = {
     "val/logps_rejected": "Log p of the rejected answer",
 }
 
-# What a curve can stand over: in words, and the scalar that counts it
+# Horizontal axes: their description, and the scalar that counts them.
 AXES = {
     "steps": ("training steps", None),
-    "hours": ("hours of audio heard, rows as often as they came", "train/audio_hours"),
+    "hours": ("hours of audio processed, repeated rows included", "train/audio_hours"),
     "flops": ("useful floating-point operations", "train/flops"),
 }
 
 
-def _along(x: str, points: pd.DataFrame, scalars: pd.DataFrame) -> pd.DataFrame:
-    """The points with a column `x`: their steps, or what their run had counted at that step."""
+def _add_x(x: str, points: pd.DataFrame, scalars: pd.DataFrame) -> pd.DataFrame:
+    """Add the column `x`: the step, or the interpolated count of the run at that step."""
     tag = AXES[x][1]
     if tag is None:
         return points.assign(x=points["step"])
     parts = []
-    for (arm, seed), of_run in points.groupby(["arm", "seed"], sort=False):
+    for (arm, seed), run_points in points.groupby(["arm", "seed"], sort=False):
         own = (scalars["arm"] == arm) & (scalars["seed"] == seed) & (scalars["tag"] == tag)
-        counted = scalars[own].sort_values("step")
-        if counted.empty:
-            raise UserError(f"x={x}: {arm}, seed {seed} has no {tag} in its events; x=steps is always there")
-        parts.append(of_run.assign(x=np.interp(of_run["step"], counted["step"], counted["value"])))
+        counts = scalars[own].sort_values("step")
+        if counts.empty:
+            raise UserError(f"x={x}: {arm}, seed {seed} has no {tag} in its events; use x=steps")
+        parts.append(run_points.assign(x=np.interp(run_points["step"], counts["step"], counts["value"])))
     return pd.concat(parts)
 
 
 def _draw_curves(axis: Axes, tag: str, points: pd.DataFrame, colours: dict[str, str]) -> None:
     metric = tag.rpartition("/")[2]
-    known = MEASURES.get(metric)
+    measure = MEASURES.get(metric)
     for arm, colour in colours.items():
         seeds = points[points["arm"] == arm].pivot(index="step", columns="seed", values="value").sort_index()
-        if known:
-            seeds = known.scale * seeds
+        if measure:
+            seeds = measure.scale * seeds
         if tag == "train/loss":
-            seeds = seeds.ewm(span=max(1, len(seeds) // 50)).mean()  # a fiftieth of the run: the line keeps its shape
-        at = points[points["arm"] == arm].groupby("step")["x"].mean()  # of the seeds, that have heard about as much
-        axis.plot(at, seeds.mean(axis=1), color=colour, linewidth=1.4, marker="." if len(seeds) < 12 else None)
-        axis.fill_between(at, seeds.min(axis=1), seeds.max(axis=1), color=colour, alpha=0.2, linewidth=0)
+            seeds = seeds.ewm(span=max(1, len(seeds) // 50)).mean()  # short enough to keep the shape of the curve
+        x = points[points["arm"] == arm].groupby("step")["x"].mean()  # nearly the same for all seeds
+        axis.plot(x, seeds.mean(axis=1), color=colour, linewidth=1.4, marker="." if len(seeds) < 12 else None)
+        axis.fill_between(x, seeds.min(axis=1), seeds.max(axis=1), color=colour, alpha=0.2, linewidth=0)
     axis.margins(x=0.02)
-    if known:
-        of = tag.split("/", 1)[1].rpartition("/")[0] or "answer tokens"  # what the objective itself counts
-        what = f"{known.label} ({known.unit})"
-        axis.set_title(f"{of}: {what}" if len(of) + len(what) < 28 else f"{of}:\n{what}")
-        axis.set_ylim(0, 104 if known.panel == CORRECT else max(1.08 * axis.dataLim.ymax, 1e-3))
+    if measure:
+        group = tag.split("/", 1)[1].rpartition("/")[0] or "answer tokens"  # metrics of the objective have no group
+        title = f"{measure.label} ({measure.unit})"
+        axis.set_title(f"{group}: {title}" if len(group) + len(title) < 28 else f"{group}:\n{title}")
+        axis.set_ylim(0, 104 if measure.panel == ACCURACY_PANEL else max(1.08 * axis.dataLim.ymax, 1e-3))
     else:
         axis.set_title(TITLES.get(tag, tag))
 
 
 def _rank(tag: str) -> int:
+    """Return the position of a scalar's metric in the table of metrics."""
     return list(MEASURES).index(name) if (name := tag.rpartition("/")[2]) in MEASURES else len(MEASURES)
 
 
 def save(figure: Figure, path: str | Path) -> list[Path]:
-    """Write a figure as PATH.png and, as vectors, PATH.pdf and PATH.svg."""
-    written = [Path(path).with_name(f"{Path(path).name}.{suffix}") for suffix in ("png", "pdf", "svg")]
-    for file in written:
-        with style_context(STYLE):  # resolution and fonts are read when the file is made
+    """Write a figure as PATH.png, PATH.pdf and PATH.svg, and return these paths."""
+    files = [Path(path).with_name(f"{Path(path).name}.{suffix}") for suffix in ("png", "pdf", "svg")]
+    for file in files:
+        with style_context(STYLE):  # resolution and fonts are read when the file is written
             figure.savefig(file)
-    return written
+    return files
 
 
-def _head(figure: Figure, root: str | Path, colours: dict[str, str], markers: str = "") -> None:
-    handles = [Patch(color=colour, label=arm) for arm, colour in colours.items()]
+def _add_legend(figure: Figure, root: str | Path, colours: dict[str, str], markers: str = "") -> None:
+    handles: list[Artist] = [Patch(color=colour, label=arm) for arm, colour in colours.items()]
     if markers:
-        named = zip(colours.items(), markers, strict=False)
-        handles = [Line2D([], [], color=colour, marker=mark, markersize=4, label=arm) for (arm, colour), mark in named]
-    across = 3 if len(colours) > 4 or max(map(len, colours)) > 12 else len(colours)
-    figure.legend(handles=handles, loc="outside upper right", ncols=across, fontsize=9, handlelength=1, handleheight=1)
+        styles = zip(colours.items(), markers, strict=False)
+        handles = [Line2D([], [], color=colour, marker=mark, markersize=4, label=arm) for (arm, colour), mark in styles]
+    columns = 3 if len(colours) > 4 or max(map(len, colours)) > 12 else len(colours)
+    figure.legend(handles=handles, loc="outside upper right", ncols=columns, fontsize=9, handlelength=1, handleheight=1)
     figure.suptitle(f"Study {Path(root).name}", x=0.01, ha="left", fontsize=11, fontweight="bold")
 
 
 def provenance(frame: pd.DataFrame) -> str:
-    """What the data is, in one sentence for a reader who sees only the figure."""
+    """Return a sentence that describes the data, for a reader who sees only the figure."""
     kinds = {kind for joined in frame["provenance"] for kind in joined.split("+")}
     if is_synthetic("+".join(kinds)):
-        return f"Synthetic data ({join(sorted(kinds))}): shows that the systems learn; says nothing of real recordings."
+        return f"Synthetic data ({join(sorted(kinds))}): shows that the systems learn, not how they do on real audio."
     if kinds == {"real"}:
         return "Real recordings."
-    of_benchmark = frame.groupby("benchmark")["provenance"].agg(lambda p: "+".join(sorted(set("+".join(p).split("+")))))
-    named = [f"{name}: {'synthetic, ' if is_synthetic(of) else ''}{of}" for name, of in of_benchmark.items()]
-    return f"Data: {'; '.join(named)}."
+    by_benchmark = frame.groupby("benchmark")["provenance"].agg(lambda p: "+".join(sorted(set("+".join(p).split("+")))))
+    parts = [f"{name}: {'synthetic, ' if is_synthetic(kind) else ''}{kind}" for name, kind in by_benchmark.items()]
+    return f"Data: {'; '.join(parts)}."

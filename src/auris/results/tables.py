@@ -1,4 +1,4 @@
-"""Arms compared: scores with intervals, paired differences, and which of them exceed what another seed would do."""
+"""Comparison of the arms of a study: scores with intervals, paired differences, and which of these exceed the noise."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -16,44 +17,61 @@ from auris.metrics.formulas import Scorer
 from auris.metrics.measures import MEASURES, score, scorer, value
 from auris.metrics.statistics import bootstrap, difference, percentiles, samples
 from auris.results import cells
-from auris.results.runs import collect, join, ordered, predictions, runs_of
+from auris.results.cells import lines_of
+from auris.results.runs import collect, join, list_runs, predictions, sort_arms
 
 KEY = ["benchmark", "group", "metric"]
 
-Key = tuple[str, str, str]
+Key = tuple[str, ...]
+"""Values of the columns KEY."""
 
 Columns = dict[str, float]
 """Cells of one row of a table by column."""
+
 Stats = dict[str, list]
-"""What each row contributes to a score, by row id."""
+"""The `stats` of predictions by row id."""
+
+Interval = tuple[float, float, float]
+"""A value and the ends of its interval."""
+
+_NO_INTERVAL: Interval = (np.nan, np.nan, np.nan)
 
 
 def table(root: str | Path, arms: Sequence[str] | None = None) -> pd.DataFrame:
-    """One row per benchmark, group and metric: each arm's score with its interval, each later arm against the first.
+    """Return each arm's score with its interval, and each later arm's difference to the first one.
 
-    Columns: benchmark, group, metric, provenance, signature, n (test rows common to the arms); for every arm `<arm>`,
-    `<arm> low`, `<arm> high` (statistics pooled over its seeds, rows resampled), `<arm> seeds`, `<arm> sd` (standard
-    deviation of the single seeds' scores).
+    There is one row per benchmark, group and metric, with these columns:
 
-    For every arm after the first, the columns of `<arm> - <first>`: the difference, ` low`, ` high`, ` seeds low` and
-    ` seeds high` (see `verdicts`), ` p` (of a paired permutation test), ` p holm` (corrected for all arms of the line)
-    and ` detectable` (the smallest difference that such rows show in 80 % of cases). They are computed from the pairs
-    (seed, row id) that both arms have: statistics are summed over the seeds, and rows, or the units that they come in,
-    are resampled, the same for both arms. `<arm> wins` with ` low` and ` high` is the share of pairs in which the
-    answer of the arm scores better by itself, ties counted half.
+    benchmark, group, metric, provenance, signature, n (number of test rows that all arms have).
 
-    Of a benchmark that is heard otherwise, as `meld@silence`, for every arm `<arm> drop` with its ` low`, ` high` and
-    ` p`, by how much it scores worse than on the same rows as they are.
+    For every arm: `<arm>`, `<arm> low`, `<arm> high` (score and 95 % interval; statistics are pooled over the seeds,
+    rows are resampled), `<arm> seeds` (number of seeds), `<arm> sd` (standard deviation of the scores of single seeds).
 
-    `attrs["notes"]` lists, in words, what could not be compared row by row. Arms default to all that have predictions,
-    in the order of their study. Raises ValueError for an unknown arm.
+    For every arm after the first: `<arm> - <first>` (the difference), and with this prefix ` low`, ` high`, ` seeds
+    low`, ` seeds high` (see `verdicts`), ` p` (paired permutation test), ` p holm` (corrected for all arms of the row)
+    and ` detectable` (the difference that such rows detect with 80 % power). They are computed from the pairs (seed,
+    row id) that both arms have. Statistics are summed over the seeds, and rows or their units are resampled, the same
+    for both arms. `<arm> wins` with ` low` and ` high` is the share of pairs in which the response of the arm has the
+    better score by itself; ties count half.
+
+    For a benchmark with replaced audio, such as `meld@silence`, for every arm: `<arm> drop` with ` low`, ` high` and
+    ` p`, how much worse the score is than on the same rows with their own audio.
+
+    `attrs["arms"]` has the arms, `attrs["notes"]` sentences about what could not be compared row by row.
+
+    Args:
+        root: The study's directory.
+        arms: Arms to compare, the first one being the baseline. None: all arms with predictions, in the study's order.
+
+    Raises:
+        UserError: An arm has no predictions.
     """
-    scored, arms, notes = _scored(root, arms)
-    signatures = {}
-    for row in collect(root).to_dict("records"):
-        signatures[row["benchmark"], row["task"], row["metric"]] = row["signature"]
-    lines = dict(list(scored.groupby(KEY, sort=False)))
-    rows = {key: dict(zip(KEY, key, strict=True)) for key in lines}
+    scored, arms, notes = _read(root, arms)
+    signatures: dict[Key, str] = {
+        (row["benchmark"], row["task"], row["metric"]): row["signature"] for row in lines_of(collect(root))
+    }
+    lines = _by_key(scored)
+    rows: dict[Key, dict[str, Any]] = {key: dict(zip(KEY, key, strict=True)) for key in lines}
     for key, line in lines.items():
         common = set.intersection(*(set(ids) for _, ids in line.groupby("arm")["id"]))
         provenance = "+".join(sorted(set(line["provenance"])))
@@ -61,8 +79,9 @@ def table(root: str | Path, arms: Sequence[str] | None = None) -> pd.DataFrame:
         for arm in arms:
             rows[key] |= _score(line[line["arm"] == arm], key[-1], arm)
         as_is = lines.get((key[0].rpartition("@")[0], *key[1:]))
-        for arm in arms if as_is is not None else ():
-            rows[key] |= _drop(as_is, line, key[-1], arm)
+        if as_is is not None:
+            for arm in arms:
+                rows[key] |= _drop(as_is, line, key[-1], arm)
     for arm in arms[1:]:
         for key, columns in _compare(lines, arms[0], arm, notes).items():
             rows[key] |= columns
@@ -74,72 +93,80 @@ def table(root: str | Path, arms: Sequence[str] | None = None) -> pd.DataFrame:
     return frame
 
 
-def _scored(root: str | Path, asked: Sequence[str] | None) -> tuple[pd.DataFrame, list[str], list[str]]:
-    """The predictions of the arms asked for, the arms in order, and what is missing in words."""
+def _read(root: str | Path, arms: Sequence[str] | None) -> tuple[pd.DataFrame, list[str], list[str]]:
+    """Return the predictions of the requested arms, these arms in order, and notes about what is missing."""
     scored = predictions(root)
     if scored.empty:
         raise UserError(f"no run of {root} has predictions yet; evaluate one: auris evaluate checkpoint=RUN")
-    known = ordered(root, scored["arm"].unique())
-    if unknown := [arm for arm in asked or () if arm not in known]:
-        raise UserError(f"no predictions of {join(unknown)} in {root}; arms=... may name {join(known)}")
-    arms = list(dict.fromkeys(asked or known))
-    scored = scored[scored["arm"].isin(arms)]
+    evaluated = sort_arms(root, scored["arm"].unique())
+    if unknown := [arm for arm in arms or () if arm not in evaluated]:
+        raise UserError(f"no predictions of {join(unknown)} in {root}; expected arms=[...] from {join(evaluated)}")
+    chosen = list(dict.fromkeys(arms or evaluated))
+    scored = scored[scored["arm"].isin(chosen)]
     notes = []
-    if not asked and (others := {arm for arm, _, _ in runs_of(root)} - set(known)):
-        notes.append(f"not in the table, for want of predictions: {join(ordered(root, others))}")
-    for (arm, *key), rows in scored.groupby(["arm", *KEY], sort=False):
+    if not arms and (missing := {arm for arm, _, _ in list_runs(root)} - set(evaluated)):
+        notes.append(f"not in the table, because they have no predictions: {join(sort_arms(root, missing))}")
+    for (arm, *key), rows in _by_key(scored, "arm").items():
         if rows.groupby("seed")["id"].agg(frozenset).nunique() > 1:
             notes.append(f"{', '.join(key)}: the seeds of {arm} were scored on different rows")
-    return scored, arms, notes
+    return scored, chosen, notes
+
+
+def _by_key(frame: pd.DataFrame, *columns: str) -> dict[Key, pd.DataFrame]:
+    """Return the rows of a frame by the values of `columns` and KEY, in the order in which these occur."""
+    groups = frame.groupby([*columns, *KEY], sort=False)
+    return {cast("Key", key): rows for key, rows in groups}  # grouping by a list of columns gives tuples
 
 
 def _compare(lines: Mapping[Key, pd.DataFrame], first: str, arm: str, notes: list[str]) -> dict[Key, Columns]:
-    """Return the columns of a table that compare an arm with the first one, NaN where nothing can be compared.
+    """Return the columns that compare an arm with the first one, with NaN where they cannot be compared.
 
     Args:
-        lines: the predictions that belong to each row of the table.
-        notes: what cannot be compared is added to them, in words.
+        lines: The predictions of each row of the table.
+        first: The arm to compare with.
+        arm: The other arm.
+        notes: Sentences about what cannot be compared are appended.
     """
-    scored = {one: {key[0] for key, line in lines.items() if (line["arm"] == one).any()} for one in (first, arm)}
-    for one, other in ((first, arm), (arm, first)):
-        if benchmarks := scored[one] - scored[other]:
-            notes.append(f"{join(sorted(benchmarks))}: {one} was scored, {other} was not")
+    scored = {side: {key[0] for key, line in lines.items() if (line["arm"] == side).any()} for side in (first, arm)}
+    for side, other in ((first, arm), (arm, first)):
+        if benchmarks := scored[side] - scored[other]:
+            notes.append(f"{join(sorted(benchmarks))}: {side} was scored, {other} was not")
     columns = {}
     for key, line in lines.items():
         columns[key] = _paired(arm, first)
         name, metric = ", ".join(key), key[-1]
-        a, b = (line[line["arm"] == one].set_index(["seed", "id"]) for one in (first, arm))
+        a, b = (line[line["arm"] == side].set_index(["seed", "id"]) for side in (first, arm))
         if a.empty or b.empty:
             if not (a.empty and b.empty) and key[0] in scored[first] & scored[arm]:
-                one, other = (first, arm) if b.empty else (arm, first)
-                notes.append(f"{name}: {one} was scored, {other} was not")
+                side, other = (first, arm) if b.empty else (arm, first)
+                notes.append(f"{name}: {side} was scored, {other} was not")
             continue
         seeds_a, seeds_b = (set(side.index.unique("seed")) for side in (a, b))
         if seeds_a.isdisjoint(seeds_b):
             notes.append(f"{name}: {first} and {arm} have no seed in common, so no difference")
             continue
         if unpaired := sorted(seeds_a ^ seeds_b):
-            notes.append(f"{name}: {arm} - {first} leaves out seed {join(unpaired)}, which only one has")
+            notes.append(f"{name}: {arm} - {first} leaves out seed {join(unpaired)}, which only one arm has")
         a, b = (side[side.index.isin(seeds_a & seeds_b, level="seed")] for side in (a, b))
         both = a.index.intersection(b.index)
         only_a, only_b = len(a) - len(both), len(b) - len(both)
         if only_a or only_b:
-            notes.append(f"{name}: {only_a} rows only in {first}, {only_b} only in {arm}: left out of the difference")
+            notes.append(f"{name}: {only_a} rows only in {first}, {only_b} only in {arm}; the difference ignores them")
         if both.empty:
             continue
         a, b = (side.loc[both].reset_index() for side in (a, b))
         if differ := (a["reference"].map(json.dumps) != b["reference"].map(json.dumps)).sum():
-            notes.append(f"{name}: {differ} rows have another reference in {first} than in {arm}")
-        n, units, sides = a["id"].nunique(), _units(a), [_by_seed(a), _by_seed(b)]
-        change = difference(*(scorer(metric, side) for side in sides))
+            notes.append(f"{name}: {differ} rows have different references in {first} and in {arm}")
+        n, units, stats_a, stats_b = a["id"].nunique(), _units(a), _by_seed(a), _by_seed(b)
+        change = difference(scorer(metric, stats_a), scorer(metric, stats_b))
         resampled = samples(change, n, units=units)
         columns[key] = _paired(
             arm,
             first,
-            difference=(_whole(change, n), *percentiles(resampled)),
+            difference=(_all_rows(change, n), *percentiles(resampled)),
             wins=_wins(a, b, metric, units),
-            seeds=_seed_interval(metric, *sides),
-            p=statistics.permutation_test(metric, *sides, units),
+            seeds=_seed_interval(metric, stats_a, stats_b),
+            p=statistics.permutation_test(metric, stats_a, stats_b, units),
             detectable=statistics.detectable(resampled),
         )
     return columns
@@ -148,106 +175,117 @@ def _compare(lines: Mapping[Key, pd.DataFrame], first: str, arm: str, notes: lis
 def _paired(
     arm: str,
     first: str,
-    difference: tuple[float, float, float] = (np.nan, np.nan, np.nan),
-    wins: tuple[float, float, float] = (np.nan, np.nan, np.nan),
+    difference: Interval = _NO_INTERVAL,
+    wins: Interval = _NO_INTERVAL,
     seeds: tuple[float, float] = (np.nan, np.nan),
     p: float = np.nan,
     detectable: float = np.nan,
 ) -> Columns:
     """Return the columns that compare an arm with the first one."""
-    name, columns = f"{arm} - {first}", {}
-    for part, of_difference, of_wins in zip(("", " low", " high"), difference, wins, strict=True):
-        columns |= {f"{name}{part}": of_difference, f"{arm} wins{part}": of_wins}
+    name = f"{arm} - {first}"
+    columns: Columns = {}
+    for part, change, share in zip(("", " low", " high"), difference, wins, strict=True):
+        columns |= {f"{name}{part}": change, f"{arm} wins{part}": share}
     columns |= {f"{name} seeds low": seeds[0], f"{name} seeds high": seeds[1]}
     return columns | {f"{name} p": p, f"{name} detectable": detectable}
 
 
 def readable(frame: pd.DataFrame) -> pd.DataFrame:
-    """A `table` for a person: of each arm and each difference one column, with its interval, in the metric's unit."""
+    """Return a `table` as text: one column for each arm and difference, with intervals, in the metric's unit."""
     first, *others = frame.attrs["arms"]
     columns = [first, *others, *(f"{arm} - {first}" for arm in others)]
     rows = []
-    for line in frame.to_dict("records"):
-        where = {"benchmark": line["benchmark"], "task": line["group"], "metric": cells.heading(line["metric"])}
-        rows.append({**where, "n": line["n"], **{column: cells.score(line, column) for column in columns}})
+    for line in lines_of(frame):
+        names = {"benchmark": line["benchmark"], "task": line["group"], "metric": cells.heading(line["metric"])}
+        rows.append({**names, "n": line["n"], **{column: cells.score(line, column) for column in columns}})
     return pd.DataFrame(rows).set_index(["benchmark", "task", "metric"])
 
 
-def markdown(frame: pd.DataFrame, judged: pd.DataFrame) -> str:
-    """A `table` to paste into a README or a paper's notes: of each arm one column, marked by its verdict.
+def markdown(frame: pd.DataFrame, differences: pd.DataFrame) -> str:
+    """Return a `table` in Markdown, with one column for each arm, marked by its verdict.
 
     Args:
-        judged: the `verdicts` of the same arms.
+        frame: The `table`.
+        differences: The `verdicts` of the same arms.
     """
-    shown = readable(frame).reset_index()[["benchmark", "task", "metric", "n", *frame.attrs["arms"]]]
-    lines = {key: place for place, key in enumerate(zip(*(frame[key] for key in KEY), strict=True))}
+    texts = readable(frame).reset_index()[["benchmark", "task", "metric", "n", *frame.attrs["arms"]]]
+    lines = {key: index for index, key in enumerate(zip(*(frame[key] for key in KEY), strict=True))}
     marks = {"better": " ▲", "worse": " ▼"}
-    for row in judged[judged["verdict"].isin(list(marks))].to_dict("records"):
-        shown.loc[lines[tuple(row[key] for key in KEY)], row["arm"]] += marks[row["verdict"]]
+    for row in lines_of(differences[differences["verdict"].isin(list(marks))]):
+        texts.loc[lines[tuple(row[key] for key in KEY)], row["arm"]] += marks[row["verdict"]]
     if frame["benchmark"].nunique() == 1:
-        shown = shown.drop(columns="benchmark")
+        texts = texts.drop(columns="benchmark")
     numbers = len(frame.attrs["arms"]) + 1
-    rows = [list(shown), ["---"] * (shown.shape[1] - numbers) + ["--:"] * numbers, *shown.astype(str).values.tolist()]
+    alignment = ["---"] * (texts.shape[1] - numbers) + ["--:"] * numbers
+    rows: list[list[str]] = [list(map(str, texts)), alignment, *texts.astype(str).values.tolist()]
     legend = (
-        "In brackets the 95 % bootstrap interval over rows (or speakers, recordings), behind ± the standard deviation "
-        f"over seeds. ▲ better, ▼ worse than {frame.attrs['arms'][0]} beyond the noise of rows and that of seeds; "
-        "unmarked: not shown."
+        "Brackets: 95 % bootstrap interval over rows (or speakers, recordings); ±: standard deviation over seeds. ▲ "
+        f"better, ▼ worse than {frame.attrs['arms'][0]} beyond the noise of rows and of seeds; unmarked: no such "
+        "difference shown."
     )
     return "\n".join([*(f"| {' | '.join(row)} |" for row in rows), "", legend, ""])
 
 
-# Student's t, two-sided 5 %, by degrees of freedom; beyond the last that one, which is a little too wide.
+# Quantiles of Student's t, two-sided 5 %, by degrees of freedom. The last one is used for more, slightly too wide.
 _T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 
 
 def _seed_interval(metric: str, a: Sequence[Stats], b: Sequence[Stats]) -> tuple[float, float]:
-    """A 95 % interval of the mean difference from its spread over paired seeds, by Student's t; NaN for one seed."""
-    score_a, score_b = ([_whole(scorer(metric, [seed]), len(seed)) for seed in side] for side in (a, b))
-    found = np.subtract(score_b, score_a)
-    if len(found) < 2:
+    """Return the 95 % interval of the mean difference over paired seeds, by Student's t; NaN for one seed."""
+    score_a, score_b = ([_all_rows(scorer(metric, [seed]), len(seed)) for seed in side] for side in (a, b))
+    differences = np.subtract(score_b, score_a)
+    if len(differences) < 2:
         return np.nan, np.nan
-    reach = _T[min(len(found) - 1, max(_T))] * float(np.std(found, ddof=1)) / len(found) ** 0.5
-    return float(np.mean(found)) - reach, float(np.mean(found)) + reach
+    half = _T[min(len(differences) - 1, max(_T))] * float(np.std(differences, ddof=1)) / len(differences) ** 0.5
+    return float(np.mean(differences)) - half, float(np.mean(differences)) + half
 
 
 AGAINST = ("first", "previous")
-BEYOND_NOISE = ("better", "worse")  # verdicts on differences that exceed that of rows and that of seeds
+BEYOND_NOISE = ("better", "worse")  # verdicts on differences that exceed the noise of rows and of seeds
 
 
 def verdicts(
     root: str | Path, arms: Sequence[str] | None = None, against: str = "first", beyond_noise: bool = False
 ) -> pd.DataFrame:
-    """Which differences of arms exceed noise, of which there are two kinds: other test rows, and other seeds. `against`
-    the first arm, or the previous one in the order of the arms, as on a ladder; `beyond_noise`: only those that are
-    better or worse.
+    """Return which differences between arms exceed the noise of test rows and the noise of seeds.
 
     Columns: benchmark, group, metric, arm, against, difference, `rows low`, `rows high` (bootstrap over rows), `seeds`,
-    `seeds low`, `seeds high` (Student's t over paired seeds), verdict: "better" or "worse" where both intervals leave
-    out 0, "rows only" or "seeds only" where one does, "no difference shown" where none does, "one seed" where seeds
-    were not varied. Each interval is for itself: of twenty differences that are none, one is expected outside of it.
-    Raises ValueError as `table`, and for another `against`.
+    `seeds low`, `seeds high` (Student's t over paired seeds), verdict.
+
+    The verdict is "better" or "worse" if both intervals exclude 0, "rows only" or "seeds only" if one does, "no
+    difference shown" if none does, and "one seed" if there is only one. The intervals are not corrected for multiple
+    comparisons: 1 of 20 is expected to exclude 0 by chance.
+
+    Args:
+        root: The study's directory.
+        arms: Arms to compare; None: all arms with predictions.
+        against: `first` compares each arm with the first one, `previous` with the one before it.
+        beyond_noise: Return only the rows with the verdict better or worse.
+
+    Raises:
+        UserError: An arm has no predictions, or `against` is neither of the two.
     """
     if against not in AGAINST:
         raise UserError(f"against={against}: expected {join(AGAINST)}")
-    chosen = _scored(root, arms)[1]
+    chosen = _read(root, arms)[1]
     groups = [chosen] if against == "first" or len(chosen) == 1 else pairwise(chosen)
-    found = pd.concat([verdicts_in(table(root, group)) for group in groups], ignore_index=True)
-    return found[found["verdict"].isin(BEYOND_NOISE)] if beyond_noise else found
+    rows = pd.concat([verdicts_in(table(root, group)) for group in groups], ignore_index=True)
+    return rows[rows["verdict"].isin(BEYOND_NOISE)] if beyond_noise else rows
 
 
 def verdicts_in(frame: pd.DataFrame) -> pd.DataFrame:
-    """The `verdicts` of a `table`, against its first arm."""
+    """Return the `verdicts` of a `table`, against its first arm."""
     first, *others = frame.attrs["arms"]
     rows = []
-    for row in frame.to_dict("records"):
+    for row in lines_of(frame):
         for arm in others:
             name = f"{arm} - {first}"
             seeds = int(min(row[f"{arm} seeds"], row[f"{first} seeds"]))
-            intervals = [(row[f"{name}{kind} low"], row[f"{name}{kind} high"]) for kind in ("", " seeds")]
+            over_rows, over_seeds = ((row[f"{name}{kind} low"], row[f"{name}{kind} high"]) for kind in ("", " seeds"))
             if not np.isnan(row[name]):
-                verdict = _verdict(row["metric"], row[name], *intervals)
-                found = (arm, first, row[name], *intervals[0], seeds, *intervals[1], verdict)
-                rows.append((*(row[key] for key in KEY), *found))
+                verdict = _verdict(row["metric"], row[name], over_rows, over_seeds)
+                key = (row[column] for column in KEY)
+                rows.append((*key, arm, first, row[name], *over_rows, seeds, *over_seeds, verdict))
     columns = [*KEY, "arm", "against", "difference", "rows low", "rows high"]
     columns += ["seeds", "seeds low", "seeds high", "verdict"]
     return pd.DataFrame(rows, columns=columns)
@@ -256,47 +294,56 @@ def verdicts_in(frame: pd.DataFrame) -> pd.DataFrame:
 def _verdict(metric: str, difference: float, rows: tuple[float, float], seeds: tuple[float, float]) -> str:
     if np.isnan(seeds[0]):
         return "one seed"
-    beyond = [low > 0 or high < 0 for low, high in (rows, seeds)]
-    if all(beyond):
+    beyond_rows, beyond_seeds = (low > 0 or high < 0 for low, high in (rows, seeds))
+    if beyond_rows and beyond_seeds:
         return "better" if (difference > 0) == MEASURES[metric].higher_is_better else "worse"
-    return {(True, False): "rows only", (False, True): "seeds only"}.get(tuple(beyond), "no difference shown")
+    return "rows only" if beyond_rows else "seeds only" if beyond_seeds else "no difference shown"
 
 
-def _wins(a: pd.DataFrame, b: pd.DataFrame, metric: str, units: np.ndarray) -> tuple[float, float, float]:
-    """Share of paired rows that `b` wins by the rows' own scores, with a 95 % interval from resampling their units;
-    NaN for measures of all rows at once, by which a row has no score of its own."""
+def _wins(a: pd.DataFrame, b: pd.DataFrame, metric: str, units: np.ndarray) -> Interval:
+    """Return the share of paired rows in which `b` has the better score, with a 95 % bootstrap interval over units.
+
+    NaN for metrics that are computed over all rows at once, because a single row has no score then.
+    """
     if MEASURES[metric].formula is None:
-        return np.nan, np.nan, np.nan
+        return _NO_INTERVAL
     sign = 1 if MEASURES[metric].higher_is_better else -1
     score_a, score_b = (np.array([value(metric, row) for row in side["stats"]]) for side in (a, b))
-    gap = sign * (score_b - score_a)  # NaN where a row holds nothing to count: a tie
+    gap = sign * (score_b - score_a)  # NaN if nothing can be counted in a row: a tie
     won = np.where(np.isnan(gap) | (gap == 0), 0.5, gap > 0)
     stats = pd.DataFrame({"won": won, "pairs": 1.0}).groupby(a["id"]).sum().to_numpy()
     return (float(won.mean()), *bootstrap(stats, "accuracy", units=units))
 
 
 def _score(rows: pd.DataFrame, metric: str, arm: str) -> Columns:
-    """The columns of one arm in one row of the table; NaN if it was not scored there."""
+    """Return the columns of one arm in one row of the table; NaN if the arm has no score there."""
     if rows.empty:
         return {arm: np.nan, f"{arm} low": np.nan, f"{arm} high": np.nan, f"{arm} seeds": 0, f"{arm} sd": np.nan}
-    n, of = rows["id"].nunique(), scorer(metric, _by_seed(rows))
-    low, high = percentiles(samples(of, n, units=_units(rows)))
-    singles = [score(metric, of_seed["stats"].tolist()) for _, of_seed in rows.groupby("seed")]
-    spread = float(np.std(singles, ddof=1)) if len(singles) > 1 else np.nan
-    point = _whole(of, n)
-    return {arm: point, f"{arm} low": low, f"{arm} high": high, f"{arm} seeds": len(singles), f"{arm} sd": spread}
+    n, own_scorer = rows["id"].nunique(), scorer(metric, _by_seed(rows))
+    low, high = percentiles(samples(own_scorer, n, units=_units(rows)))
+    seed_scores = [score(metric, seed["stats"].tolist()) for _, seed in rows.groupby("seed")]
+    spread = float(np.std(seed_scores, ddof=1)) if len(seed_scores) > 1 else np.nan
+    return {
+        arm: _all_rows(own_scorer, n),
+        f"{arm} low": low,
+        f"{arm} high": high,
+        f"{arm} seeds": len(seed_scores),
+        f"{arm} sd": spread,
+    }
 
 
 def _drop(as_is: pd.DataFrame, altered: pd.DataFrame, metric: str, arm: str) -> Columns:
-    """The columns of what an arm loses on a benchmark that is heard otherwise, `meld@silence`, beside the same rows as
-    they are; none where there are no such rows."""
-    sides = [line[line["arm"] == arm].set_index(["seed", "id"]) for line in (as_is, altered)]
-    common = sides[0].index.intersection(sides[1].index)
+    """Return the columns of an arm's drop on a benchmark with replaced audio, such as `meld@silence`.
+
+    Empty if the arm was not scored on the same rows with their own audio.
+    """
+    own, replaced = (line[line["arm"] == arm].set_index(["seed", "id"]) for line in (as_is, altered))
+    common = own.index.intersection(replaced.index)
     if common.empty:
         return {}
-    sides = [side.loc[common].reset_index() for side in sides]
-    found = statistics.drop(metric, *(_by_seed(side) for side in sides), _units(sides[1]))
-    return dict(zip([f"{arm} drop", f"{arm} drop low", f"{arm} drop high", f"{arm} drop p"], found, strict=True))
+    own, replaced = (side.loc[common].reset_index() for side in (own, replaced))
+    drop = statistics.drop(metric, _by_seed(own), _by_seed(replaced), _units(replaced))
+    return dict(zip([f"{arm} drop", f"{arm} drop low", f"{arm} drop high", f"{arm} drop p"], drop, strict=True))
 
 
 def _by_seed(rows: pd.DataFrame) -> list[Stats]:
@@ -304,9 +351,10 @@ def _by_seed(rows: pd.DataFrame) -> list[Stats]:
 
 
 def _units(rows: pd.DataFrame) -> np.ndarray:
-    """The number of each row's unit (`statistics.Units`), in the order of the sorted ids."""
-    return statistics.units(rows.drop_duplicates("id").sort_values("id").to_dict("records")).of_row
+    """Return the index of each row's unit (`statistics.Units.indices`), in the order of the sorted ids."""
+    return statistics.find_units(lines_of(rows.drop_duplicates("id").sort_values("id"))).indices
 
 
-def _whole(of: Scorer, n_rows: int) -> float:
-    return float(of(np.ones((1, n_rows)))[0])
+def _all_rows(score: Scorer, n_rows: int) -> float:
+    """Return the score in which each row counts once."""
+    return float(score(np.ones((1, n_rows)))[0])

@@ -13,10 +13,10 @@ import pytest
 from auris import config
 from auris.completions import Endpoint, Record
 from auris.metrics.judges import air_bench
-from auris.metrics.judges.air_bench import Judge, count, failure, parse, points
+from auris.metrics.judges.air_bench import AirBenchJudge, count, find_failure, parse, points
 from auris.metrics.measures import score
-from auris.metrics.official import Stopped
-from auris.metrics.published import published
+from auris.metrics.official import ScriptError
+from auris.metrics.published import published_scores
 from support import air_bench_scripts, stand_in
 
 LABELS = {"task_name": "sound_QA", "meta_info": "A dog barks.", "question": "What is it?", "answer_gt": "a dog"}
@@ -34,13 +34,13 @@ def golden(shared_data):
 def test_the_message_is_the_script_s_letter_by_letter(golden):
     for row in golden("prompt"):
         if row["written"]:
-            content = air_bench.message(row["row"], row["row"]["response"], 0)
+            content = air_bench.build_prompt(row["row"], row["row"]["response"], 0)
             assert hashlib.sha256(content.encode()).hexdigest() == row["sha256"]
             override = air_bench.PUBLISHED[1] if random.Random(row["python_random_seed"]).random() < 0.5 else None
             assert override == row["temperature_override"]
         elif row["error"]:
-            assert "meta_info" in air_bench.problem({**LABELS, **row["row"]})
-    first, second = (air_bench.message(LABELS, "a cat", order) for order in (0, 1))
+            assert "meta_info" in air_bench.check_labels({**LABELS, **row["row"]})
+    first, second = (air_bench.build_prompt(LABELS, "a cat", order) for order in (0, 1))
     assert "1s Answer]\na dog\n" in first and "2s Answer]\na cat\n" in first
     assert "1s Answer]\na cat\n" in second and "2s Answer]\na dog\n" in second
 
@@ -53,7 +53,7 @@ def test_replies_are_read_as_the_script_reads_them(golden):
             said = row[name]["parsed"]
             assert parse(row["reply"]) == (said and tuple(said)), row["reply"]
             assert points(row["reply"], order) == (said and said[1 - order])
-        assert failure(row["reply"]) is not None or parse(row["reply"])
+        assert find_failure(row["reply"]) is not None or parse(row["reply"])
 
 
 def test_counts_are_those_that_the_script_prints(golden):
@@ -61,7 +61,7 @@ def test_counts_are_those_that_the_script_prints(golden):
         records = [(record["task_name"], record["reply"]) for record in row["records"]]
         order = ("normal", "swapped").index(row["order"])
         if row["error"]:
-            with pytest.raises(Stopped) as stopped:
+            with pytest.raises(ScriptError) as stopped:
                 air_bench_scripts.verdicts(records, order)
             assert str(stopped.value).split(":")[0] == row["error"].split(":")[0]
             continue
@@ -134,13 +134,13 @@ def test_official_drops_a_broken_reply_and_strict_counts_nothing_for_it():
     ],
 )
 def test_a_broken_reply_is_named(reply: str, kind: str | None):
-    assert failure(reply) == kind
+    assert find_failure(reply) == kind
 
 
-def judge_of(path: Path, url: str, **settings) -> Judge:
+def judge_of(path: Path, url: str, **settings) -> AirBenchJudge:
     given = {"model": "m", "temperature": "published", **settings}
     endpoint = Endpoint(url=url, model="m", blank=True, setting="judge")
-    return Judge(Record(path, endpoint, setting="judge"), **given)
+    return AirBenchJudge(Record(path, endpoint, setting="judge"), **given)
 
 
 def test_both_orders_are_asked_with_the_settings_and_replayed(tmp_path: Path):
@@ -149,7 +149,7 @@ def test_both_orders_are_asked_with_the_settings_and_replayed(tmp_path: Path):
     with stand_in.serve(lambda messages: "7 3") as (url, requests):
         judge = judge_of(path, url, workers=4, price={"input": 10, "output": 30})
         estimate = judge.estimate(answers)
-        assert estimate.requests == estimate.of == 40 and "40 of 40 requests" in str(estimate)
+        assert estimate.requests == estimate.total == 40 and "40 of 40 requests" in str(estimate)
         assert estimate.cost == pytest.approx((estimate.tokens_in * 10 + 4 * 40 * 30) / 1e6)
         assert judge.replies(answers) == [("7 3", "7 3")] * 20
         assert judge_of(path, url).replies(answers) and len(requests) == 40
@@ -201,5 +201,5 @@ def test_the_published_signature_is_that_of_the_published_judge(tmp_path: Path):
     made = config.resolve(config.compose(["checkpoint=RUN", "judge=openai", f"runs_dir={tmp_path}"], "evaluate"))
     judge = config.build(made["judge"])
     judge.models = {judge.model}
-    [theirs] = {cell.signature for cell in published() if cell.benchmark == "airbench_chat" and cell.signature}
+    [theirs] = {cell.signature for cell in published_scores() if cell.benchmark == "airbench_chat" and cell.signature}
     assert judge.signatures["judged_official"] == theirs

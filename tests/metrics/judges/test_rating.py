@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from auris import config
-from auris.metrics.judges.judge import Unrated
-from auris.metrics.judges.rating import LanguageModel, Rule, request
+from auris.metrics.judges.judge import UnratedError
+from auris.metrics.judges.rating import LanguageModelJudge, RuleJudge, request
 from support import stand_in
 
 LABELS = {
@@ -36,7 +36,7 @@ LABELS = {
     ],
 )
 def test_the_rule_counts_content_sentence_and_introduction(answer: str, points: float) -> None:
-    assert Rule()(LABELS, answer) == points
+    assert RuleJudge()(LABELS, answer) == points
 
 
 def test_a_model_is_told_what_was_asked_and_what_is_right() -> None:
@@ -51,10 +51,10 @@ def test_a_model_is_told_what_was_asked_and_what_is_right() -> None:
 def test_a_model_s_points_are_kept_and_replayed(tmp_path: Path) -> None:
     path = tmp_path / "judge.jsonl"
     with stand_in.serve(lambda messages: "8" if "a dog" in messages[-1]["content"] else "3.0") as (url, requests):
-        judge = LanguageModel(recording=str(path), url=url, model="m")
+        judge = LanguageModelJudge(recording=str(path), url=url, model="m")
         assert [judge(LABELS, answer) for answer in ("a dog", "a dog", "It is a dog.")] == [8, 8, 8]
     assert len(requests) == 2 and requests[0]["body"]["temperature"] == 0.0
-    again = LanguageModel(recording=str(path))
+    again = LanguageModelJudge(recording=str(path))
     assert again(LABELS, "a dog") == 8
     assert again.signature == judge.signature == f"judged|1-10|{stand_in.MODEL}"
     assert "the judge" in json.loads(path.read_text().splitlines()[0])["recording"]
@@ -69,8 +69,8 @@ def test_a_model_s_points_are_kept_and_replayed(tmp_path: Path) -> None:
 )
 def test_a_reply_without_one_number_gives_no_points(tmp_path: Path, reply: str) -> None:
     with stand_in.serve(lambda messages: reply) as (url, _):
-        judge = LanguageModel(recording=str(tmp_path / "judge.jsonl"), url=url, model="m")
-        with pytest.raises(Unrated, match="is not one number from 1 to 10"):
+        judge = LanguageModelJudge(recording=str(tmp_path / "judge.jsonl"), url=url, model="m")
+        with pytest.raises(UnratedError, match="is not one number from 1 to 10"):
             judge(LABELS, "a dog")
 
 
@@ -80,7 +80,7 @@ def test_a_reply_without_one_number_gives_no_points(tmp_path: Path, reply: str) 
 )
 def test_a_number_with_words_around_it_is_read(tmp_path: Path, reply: str) -> None:
     with stand_in.serve(lambda messages: reply) as (url, _):
-        assert LanguageModel(recording=str(tmp_path / "judge.jsonl"), url=url, model="m")(LABELS, "a dog") == 7
+        assert LanguageModelJudge(recording=str(tmp_path / "judge.jsonl"), url=url, model="m")(LABELS, "a dog") == 7
 
 
 def test_settings_that_cannot_work_are_named(tmp_path: Path) -> None:
@@ -88,6 +88,6 @@ def test_settings_that_cannot_work_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="judge.recording=null"):
         config.build(made["judge"])
     with pytest.raises(ValueError, match="judge.model=NAME"):
-        LanguageModel(recording="a.jsonl", url="http://localhost:1/v1")
+        LanguageModelJudge(recording="a.jsonl", url="http://localhost:1/v1")
     with pytest.raises(FileNotFoundError, match="judge.recording=.*none.jsonl.*judge.url="):
-        LanguageModel(recording=str(tmp_path / "none.jsonl"))
+        LanguageModelJudge(recording=str(tmp_path / "none.jsonl"))

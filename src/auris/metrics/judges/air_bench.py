@@ -1,7 +1,8 @@
-"""AIR-Bench's chat protocol: a judge compares a model's answer with the reference, in both orders, in points.
+"""AIR-Bench's chat protocol: a judge gives points to a model's answer and to the reference, in both orders.
 
-Message, decoding, reading of the reply and averages are those of score_chat.py and cal_score.py (OFA-Sys/AIR-Bench).
-The script drops a reply that it cannot read; here such replies are counted and named, and stand in a strict score too.
+The prompt, the decoding settings, the parsing of replies and the averages are those of score_chat.py and cal_score.py
+(OFA-Sys/AIR-Bench). The script drops replies that it cannot parse. Here they are also counted by reason, and a strict
+score counts them as 0 points.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from auris.completions import Endpoint, Message, Record, Reply, Settings
+from auris.completions import Answerer, Endpoint, Message, Record, Reply, Settings
 from auris.errors import UserError
-from auris.metrics.judges.judge import Answers, Unrated, Verdict
+from auris.metrics.judges.judge import Answers, UnratedError, Verdict
 from auris.text.answer_formats import Labels
 from auris.text.console import print_plain
 
@@ -36,7 +37,7 @@ _PROMPT = (
     "respectively. The two scores are separated by a space."
 )
 
-# By task, its part of a group: the mixed group is the mean of its two (AIR-Bench's README).
+# Group and part of each task. The mixed group is the mean of its two parts (AIR-Bench's README).
 GROUPS = {
     "speech_QA": "speech/speech",
     "speech_dialogue_QA": "speech/speech",
@@ -47,9 +48,9 @@ GROUPS = {
     "speech_and_sound_QA": "mixed/speech_and_sound",
     "speech_and_music_QA": "mixed/speech_and_music",
 }
-AVERAGE = "average"  # of the four groups
+AVERAGE = "average"  # name of the mean of the four groups
 ORDERS = ("reference first", "reference second")
-POLICIES = {  # of each metric, as its signature names it
+POLICIES = {  # the part of each metric's signature that is not the judge's
     "judged_official": "failures dropped",
     "judged_strict": "failures 0",
     "judge_wins": "more points than the reference|failures dropped",
@@ -57,26 +58,29 @@ POLICIES = {  # of each metric, as its signature names it
     "judge_failed": "not two integers from 1 to 10",
 }
 METRICS = tuple(POLICIES)
-HIGHEST = 10
+HIGHEST = 10  # points
 MAX_TOKENS = 1024  # score_chat.py
-PUBLISHED = (1.0, 2.0)  # temperatures of score_chat.py: the second for the half that a coin says
-_CHARACTERS_PER_TOKEN = 4  # of English, for an estimate
+PUBLISHED = (1.0, 2.0)  # temperatures of score_chat.py: the second is used for a random half of the requests
+_CHARACTERS_PER_TOKEN = 4  # rough value for English, for the estimate
 _REPLY_TOKENS = 4  # two numbers
 
 
-def message(labels: Labels, answer: str, order: int) -> str:
-    """What the judge reads: `order` 0 has the reference first. Names of places are replaced one after another, as in
-    the script, so one that stands in a text is replaced too."""
+def build_prompt(labels: Labels, answer: str, order: int) -> str:
+    """Return the judge's prompt; `order` 0 has the reference first.
+
+    Placeholders are replaced one after another, as in the script, so a placeholder that occurs in a text is replaced
+    too.
+    """
     first, second = (labels["answer_gt"], answer) if order == 0 else (answer, labels["answer_gt"])
-    said = _PROMPT.replace("XAudioX", labels["meta_info"]).replace("XQuestionX", labels["question"])
-    return said.replace("XAssistant1X", first).replace("XAssistant2X", second)
+    prompt = _PROMPT.replace("XAudioX", labels["meta_info"]).replace("XQuestionX", labels["question"])
+    return prompt.replace("XAssistant1X", first).replace("XAssistant2X", second)
 
 
-def problem(labels: Labels) -> str | None:
-    """Why a row cannot be judged so, if it cannot."""
+def check_labels(labels: Labels) -> str | None:
+    """Return why a row cannot be judged by this protocol, or None."""
     for key in ("meta_info", "question", "answer_gt"):
         if not isinstance(labels.get(key), str):
-            return f"no `{key}` for AIR-Bench's judge"
+            return f"no `{key}`, which AIR-Bench's judge needs"
     if labels.get("task_name") not in GROUPS:
         return f"`task_name` is {labels.get('task_name')!r:.40}, expected one of {', '.join(GROUPS)}"
     return None
@@ -86,8 +90,11 @@ def problem(labels: Labels) -> str | None:
 
 
 def parse(reply: str) -> tuple[int, int] | None:
-    """The two numbers as cal_score.py reads them: exactly two integers with one space between, at most 10 each. So 0,
-    -3 and full-width digits pass, and two spaces do not."""
+    """Return the two numbers as cal_score.py parses them, or None.
+
+    A reply must be two integers up to 10, separated by one space. Thus 0, -3 and full-width digits are accepted, two
+    spaces are not.
+    """
     parts = reply.strip().replace("\n", "").split(" ")
     try:
         first, second = map(int, parts)
@@ -97,19 +104,19 @@ def parse(reply: str) -> tuple[int, int] | None:
 
 
 def points(reply: str, order: int, strict: bool = False) -> int | None:
-    """The model's points; None if the reply has none. Strict: numbers below 1 are none either."""
-    found = parse(reply)
-    if found is None or (strict and min(found) < 1):
+    """Return the model's points; None if the reply cannot be parsed or, with `strict`, has a number below 1."""
+    numbers = parse(reply)
+    if numbers is None or (strict and min(numbers) < 1):
         return None
-    return found[1 - order]
+    return numbers[1 - order]
 
 
 _NUMBERS = re.compile(r"(?<![\w.])[-+]?\d+(?:\.\d+)?(?![\w]|\.\d)")
 _REFUSAL = re.compile(r"\b(?:sorry|apologi[sz]e|can(?:not|'t|’t)|unable|as an ai|not able to|refuse)\b", re.IGNORECASE)
 
 
-def failure(reply: str) -> str | None:
-    """What is wrong with a reply that the strict score has no points of; None for one that is as asked for."""
+def find_failure(reply: str) -> str | None:
+    """Return what is wrong with a reply that gives no points in the strict score; None if it is valid."""
     if points(reply, 0, strict=True) is not None:
         return None
     if not reply.strip():
@@ -130,21 +137,21 @@ def failure(reply: str) -> str | None:
 
 
 def count(metric: str, replies: Sequence[str], task_name: str) -> list[Any]:
-    """What a row contributes to a metric, given the judge's replies in both orders."""
+    """Return what a row contributes to a metric, given the judge's replies in both orders."""
     match metric:
         case "judged_official":
             return [GROUPS[task_name], *(points(reply, order) for order, reply in enumerate(replies))]
         case "judged_strict":
             return [GROUPS[task_name], *(points(reply, order, True) or 0 for order, reply in enumerate(replies))]
         case "judge_failed":
-            return [float(sum(failure(reply) is not None for reply in replies)), float(len(replies))]
-    read = ((order, parse(reply)) for order, reply in enumerate(replies))
+            return [float(sum(find_failure(reply) is not None for reply in replies)), float(len(replies))]
+    parsed = ((order, parse(reply)) for order, reply in enumerate(replies))
     # By how many points the model is ahead of the reference.
-    leads = [pair[1 - order] - pair[order] for order, pair in read if pair]
+    leads = [pair[1 - order] - pair[order] for order, pair in parsed if pair]
     if metric == "judge_wins":
         return [float(sum(lead > 0 for lead in leads)), float(len(leads))]
-    both = len(leads) == len(ORDERS)
-    return [float(both and len({(lead > 0) - (lead < 0) for lead in leads}) > 1), float(both)]
+    has_both = len(leads) == len(ORDERS)
+    return [float(has_both and len({(lead > 0) - (lead < 0) for lead in leads}) > 1), float(has_both)]
 
 
 # --- the judge ----------------------------------------------------------------------------------------------------
@@ -152,10 +159,18 @@ def count(metric: str, replies: Sequence[str], task_name: str) -> list[Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """What is still to be asked: requests of how many, tokens, and their price in USD if one is known."""
+    """Estimate of the requests that are not in the recording yet.
+
+    Attributes:
+        requests: Number of requests to send.
+        total: Number of all requests, with those in the recording.
+        tokens_in: Tokens of the prompts.
+        tokens_out: Tokens of the replies.
+        cost: Price in USD; None if no price is configured.
+    """
 
     requests: int
-    of: int
+    total: int
     tokens_in: int
     tokens_out: int
     cost: float | None
@@ -163,25 +178,26 @@ class Estimate:
     def __str__(self) -> str:
         price = "" if self.cost is None else f", about {self.cost:.3g} USD"
         return (
-            f"{self.requests} of {self.of} requests are still to be asked: about {self.tokens_in} tokens in and "
-            f"{self.tokens_out} out (4 characters a token){price}"
+            f"{self.requests} of {self.total} requests to send: about {self.tokens_in} input tokens and "
+            f"{self.tokens_out} output tokens (4 characters per token){price}"
         )
 
 
 @dataclass(eq=False)
-class Judge:
-    """Rates answers to AIR-Bench's chat questions. Made by `openai`, `recorded` or `stub`.
+class AirBenchJudge:
+    """Judge of AIR-Bench's chat questions, built by `openai`, `recorded` or `stub`.
 
     Attributes:
-        record: the replies, and who gives those that are missing.
-        model: who is asked.
-        temperature: a number, or `published`: 1, and 2 for the half of the requests that a coin says. The coin is
-            tossed by `seed` and what is asked, so that a request is the same in every run.
-        max_tokens: of a reply.
-        workers: how many requests at a time.
-        price: USD per million tokens, {input, output}; null: unknown.
-        max_cost: USD above which nothing is asked.
-        models: who has answered.
+        record: Recorded replies, and the endpoint that gives the missing ones.
+        model: Name of the model in the requests.
+        temperature: A number, or `published`: 1 for a random half of the requests and 2 for the others. The draw
+            depends on `seed` and the prompt only, so a request is the same in every run.
+        max_tokens: Maximum length of a reply.
+        workers: Number of simultaneous requests.
+        price: USD per million tokens, {input, output}; None if unknown.
+        max_cost: USD. If the estimate is higher, no request is sent.
+        seed: Seed of the temperatures.
+        models: Names of the models that have replied.
     """
 
     record: Record
@@ -203,48 +219,56 @@ class Judge:
 
     @property
     def signature(self) -> str:
-        """Who has judged and how: known when they have."""
-        answered = "+".join(sorted(self.models)) or "nobody"
-        who = f"stand-in, {self.record.stand_in}" if self.record.stand_in else answered
-        hot = " or ".join(f"{one:g}" for one in PUBLISHED) if self.temperature == "published" else self.temperature
-        return f"1-{HIGHEST}|{who}|temperature:{hot}|both orders"
+        """The judge's part of the signatures; complete once replies have been read."""
+        models = "+".join(sorted(self.models)) or "nobody"
+        judge = f"stand-in, {self.record.stand_in}" if self.record.stand_in else models
+        temperature = self.temperature
+        if temperature == "published":
+            temperature = " or ".join(f"{value:g}" for value in PUBLISHED)
+        return f"1-{HIGHEST}|{judge}|temperature:{temperature}|both orders"
 
     @property
     def signatures(self) -> dict[str, str]:
-        """By metric."""
+        """The signature of each metric."""
         return {metric: f"{metric}|{self.signature}|{policy}" for metric, policy in POLICIES.items()}
 
     def __call__(self, labels: Labels, answer: str) -> float:
-        """No points of one answer alone: raises ValueError."""
-        raise UserError("AIR-Bench's judge compares answers with AIR-Bench's own: use judge=model or judge=rule")
+        """Raise UserError, because this judge cannot rate a single answer."""
+        raise UserError("AIR-Bench's judge only compares answers with references: use judge=model or judge=rule")
 
     def requests(self, labels: Labels, answer: str) -> list[tuple[list[Message], Settings]]:
-        """The requests about an answer, one in each order."""
-        asked = []
+        """Return the requests about an answer, one in each order."""
+        requests: list[tuple[list[Message], Settings]] = []
         for order in range(len(ORDERS)):
-            content, temperature = message(labels, answer, order), self.temperature
+            content, temperature = build_prompt(labels, answer, order), self.temperature
             if temperature == "published":
                 temperature = PUBLISHED[random.Random(f"{self.seed} {content}").random() < 0.5]
             settings = {"model": self.model, "temperature": float(temperature), "max_tokens": self.max_tokens}
-            asked.append(([{"role": "user", "content": content}], settings))
-        return asked
+            requests.append(([{"role": "user", "content": content}], settings))
+        return requests
 
     def estimate(self, answers: Answers) -> Estimate:
-        """What it takes to judge these answers."""
-        asked = [request for labels, answer in answers for request in self.requests(labels, answer)]
-        missing = [messages for messages, settings in asked if self.record.find(messages, settings) is None]
+        """Return what judging these answers costs."""
+        requests = [request for labels, answer in answers for request in self.requests(labels, answer)]
+        missing = [messages for messages, settings in requests if self.record.find(messages, settings) is None]
         tokens_in = sum(len(messages[0]["content"]) for messages in missing) // _CHARACTERS_PER_TOKEN
         tokens_out = _REPLY_TOKENS * len(missing)
         cost = None
         if self.price is not None:
             cost = (tokens_in * self.price["input"] + tokens_out * self.price["output"]) / 1e6
-        return Estimate(requests=len(missing), of=len(asked), tokens_in=tokens_in, tokens_out=tokens_out, cost=cost)
+        return Estimate(
+            requests=len(missing), total=len(requests), tokens_in=tokens_in, tokens_out=tokens_out, cost=cost
+        )
 
-    def replies(self, answers: Answers, done: Callable[[], None] = lambda: None) -> list[tuple[str, str]]:
-        """The replies about each answer, in both orders; what is in the record is not asked for again.
+    def replies(self, answers: Answers, done: Callable[[], None] = lambda: None) -> list[tuple[str, ...]]:
+        """Return the replies about each answer, in both orders; only those not in the record are requested.
 
-        Raises ValueError for more than `max_cost`, a reply that is missing and cannot be asked for, or an endpoint
-        that fails.
+        Args:
+            answers: The answers to judge.
+            done: Called after each new reply.
+
+        Raises:
+            UserError: The estimate exceeds `max_cost`, a reply is missing without an endpoint, or the endpoint fails.
         """
         if self.max_cost is not None:
             estimate = self.estimate(answers)
@@ -252,23 +276,25 @@ class Judge:
                 raise UserError("judge.max_cost needs judge.price={input: USD, output: USD}, per million tokens")
             if estimate.cost > self.max_cost:
                 raise UserError(f"{estimate}: more than judge.max_cost={self.max_cost}")
-        asked = [self.requests(labels, answer) for labels, answer in answers]
-        self.record.ask_all([request for pair in asked for request in pair], workers=self.workers, done=done)
-        replies = [[self.record.ask(*request) for request in pair] for pair in asked]
+        requests = [self.requests(labels, answer) for labels, answer in answers]
+        self.record.ask_all([request for pair in requests for request in pair], workers=self.workers, done=done)
+        replies = [[self.record.ask(*request) for request in pair] for pair in requests]
         self.models |= {model for pair in replies for _, model in pair}
         return [tuple(reply for reply, _ in pair) for pair in replies]
 
-    def judge(self, answers: Answers, progress: Progress) -> list[Verdict | Unrated]:
-        """Compare each answer with AIR-Bench's own, in both orders, and print the estimate and what failed.
+    def judge(self, answers: Answers, progress: Progress) -> list[Verdict | UnratedError]:
+        """Compare each answer with its reference in both orders, and print the cost estimate and the failures.
 
         Raises:
             UserError: No row belongs to AIR-Bench's chat part.
         """
-        problems = [problem(labels) for labels, _ in answers]
+        problems = [check_labels(labels) for labels, _ in answers]
         usable = [answer for answer, reason in zip(answers, problems, strict=True) if reason is None]
         if not usable:
-            reason = problems[0] if problems else "there are none"
-            raise UserError(f"no dialogue is one of AIR-Bench's chat part ({reason}): judge=model rates any dialogue")
+            reason = problems[0] if problems else "there are no dialogues"
+            raise UserError(
+                f"no dialogue is one of AIR-Bench's chat part ({reason}): use judge=model, which rates any dialogue"
+            )
         estimate = self.estimate(usable)
         print_plain(progress.console, f"judge: {estimate}")
         task = progress.add_task("judging", total=estimate.requests)
@@ -281,14 +307,14 @@ class Judge:
                 reference=labels["answer_gt"],
                 groups=_groups(name, is_complete),
                 replies=list(replies),
-                failures=[failure(reply) for reply in replies],
+                failures=[find_failure(reply) for reply in replies],
             )
             for (labels, _), name, replies in zip(usable, names, all_replies, strict=True)
         ]
         for line in _summary(verdicts):
             print_plain(progress.console, line)
-        waiting = iter(verdicts)
-        return [next(waiting) if reason is None else Unrated(reason) for reason in problems]
+        remaining = iter(verdicts)
+        return [next(remaining) if reason is None else UnratedError(reason) for reason in problems]
 
 
 def _groups(task_name: str, is_complete: bool) -> list[str]:
@@ -298,14 +324,14 @@ def _groups(task_name: str, is_complete: bool) -> list[str]:
 
 
 def _summary(verdicts: Sequence[Verdict]) -> list[str]:
-    """Return how many replies failed and why, and how often the order of the answers changes the verdict."""
+    """Return lines that tell how many replies failed and why, and how often the order changes the verdict."""
     failures = Counter(failure for verdict in verdicts for failure in verdict.failures or () if failure)
     kinds = ", ".join(f"{kind} {n}" for kind, n in failures.most_common())
-    flipped, read = (int(sum(verdict.stats["judge_flips"][k] for verdict in verdicts)) for k in (0, 1))
+    flipped, total = (int(sum(verdict.stats["judge_flips"][k] for verdict in verdicts)) for k in (0, 1))
     return [
         f"judge: {failures.total()} of {len(ORDERS) * len(verdicts)} replies without points"
         + (f": {kinds}" if kinds else ""),
-        f"judge: the order of the two answers turns the verdict on {flipped} of {read} rows read in both",
+        f"judge: the order of the two answers changes the verdict on {flipped} of {total} rows with points in both",
     ]
 
 
@@ -321,40 +347,69 @@ def openai(
     timeout: float,
     stand_in: str | None,
     **settings: Any,
-) -> Judge:
-    """A judge behind an OpenAI-compatible endpoint (`completions.Endpoint`), with further `settings` of `Judge`."""
-    limits = {"retries": retries, "timeout": timeout, "per_minute": requests_per_minute}
-    endpoint = Endpoint(url=url, model=model, key_env=key_env, blank=True, stand_in=stand_in, setting="judge", **limits)
-    return Judge(_record(recording, endpoint), model=model, workers=concurrency, **settings)
+) -> AirBenchJudge:
+    """Build a judge that asks an OpenAI-compatible endpoint.
+
+    Args:
+        recording: JSONL file of the replies.
+        url: Address of the endpoint (`completions.Endpoint`).
+        model: Name of the model.
+        key_env: Environment variable that holds the key.
+        concurrency: Number of simultaneous requests.
+        requests_per_minute: Limit of the rate; None for no limit.
+        retries: How often a failed request is repeated.
+        timeout: Seconds.
+        stand_in: What replies if it is not a language model.
+        **settings: Further attributes of `AirBenchJudge`.
+    """
+    endpoint = Endpoint(
+        url=url,
+        model=model,
+        key_env=key_env,
+        retries=retries,
+        timeout=timeout,
+        per_minute=requests_per_minute,
+        blank=True,
+        stand_in=stand_in,
+        setting="judge",
+    )
+    return AirBenchJudge(_record(recording, endpoint), model=model, workers=concurrency, **settings)
 
 
-def recorded(*, recording: str, model: str | None, **settings: Any) -> Judge:
-    """The judge of a recording, which answers only what it was asked; `model=None`: the one it was made with."""
+def recorded(*, recording: str, model: str | None, **settings: Any) -> AirBenchJudge:
+    """Build a judge that only replays a recording; `model=None` takes the model of the recording."""
     record = _record(recording, None)
     model = model or record.head.get("settings", {}).get("model")
     if model is None:
-        raise UserError(f"judge.recording={recording} does not say which model was asked: judge.model=NAME")
-    return Judge(record, model=model, **settings)
+        raise UserError(f"judge.recording={recording} does not name the model that replied: set judge.model=NAME")
+    return AirBenchJudge(record, model=model, **settings)
 
 
-def stub(*, recording: str, **settings: Any) -> Judge:
-    """A script in the place of a judge, to try everything else: it counts common words, and says that it does."""
-    return Judge(_record(recording, Stub()), model=Stub.stand_in.partition(",")[0], **settings)
+def stub(*, recording: str, **settings: Any) -> AirBenchJudge:
+    """Build a judge whose replies come from a script (`Stub`), for testing everything else."""
+    return AirBenchJudge(_record(recording, Stub()), model=_STUB.partition(",")[0], **settings)
 
 
-def _record(path: str, endpoint: Endpoint | Stub | None) -> Record:
+def _record(path: str, endpoint: Answerer | None) -> Record:
     what = "AIR-Bench's judge of auris evaluate"
     return Record(Path(path), endpoint, what=what, setting="judge", otherwise="or do without (judge=null)")
 
 
-class Stub:
-    """6 points for the answer in the first place, and for the second as many more or less as it has more or fewer of
-    the words of the description. It understands nothing."""
+_STUB = "a script, which counts words and understands nothing"
 
-    stand_in = "a script, which counts words and understands nothing"
+
+class Stub:
+    """Endpoint that replies without a language model.
+
+    The first answer gets 6 points. The second gets one point more or less for each word of the description that it has
+    more or less than the first.
+    """
+
+    stand_in: str | None = _STUB
 
     def complete(self, messages: Sequence[Message], settings: Settings | None = None) -> Reply:
+        """Return the points of the two answers in the last message."""
         parts = re.split(r"\[[^\]\n]+\]\n", messages[-1]["content"])  # before, description, question, answers
-        described, *answers = (set(re.findall(r"\w+", part.lower())) for part in (parts[1], parts[3], parts[5]))
-        ahead = len(answers[1] & described) - len(answers[0] & described)
-        return Reply(f"6 {min(HIGHEST, max(1, 6 + ahead))}", self.stand_in)
+        description, *answers = (set(re.findall(r"\w+", part.lower())) for part in (parts[1], parts[3], parts[5]))
+        lead = len(answers[1] & description) - len(answers[0] & description)
+        return Reply(f"6 {min(HIGHEST, max(1, 6 + lead))}", _STUB)

@@ -1,4 +1,4 @@
-"""What every judge of free-form answers offers: verdicts with what an answer contributes to the judge's metrics."""
+"""Protocol of the judges of free-form answers, and their verdicts."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 Answers = Sequence[tuple[Labels, str]]  # the labels of a chat row and the answer to it
 
 
-class Unrated(UserError):
-    """An answer to which a judge gave no points; the message says why."""
+class UnratedError(UserError):
+    """An answer without points from a judge; the message says why."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,22 +39,26 @@ class Verdict:
 
 
 class Judge(Protocol):
-    """Rates answers to chat rows.
+    """Judge that rates answers to chat rows."""
 
-    Attributes:
-        signature: Who judges and how; complete once answers have been judged.
-        signatures: The signature of each of the judge's metrics.
-    """
+    @property
+    def signature(self) -> str:
+        """Which judge rates, and how; complete once answers have been judged."""
+        ...
 
-    signature: str
-    signatures: Mapping[str, str]
+    @property
+    def signatures(self) -> Mapping[str, str]:
+        """The signature of each of the judge's metrics."""
+        ...
 
     def __call__(self, labels: Labels, answer: str) -> float:
         """Return the points of a single answer; more is better.
 
         Raises:
-            Unrated: The answer has none.
+            UnratedError: The answer has none.
         """
+        ...
 
-    def judge(self, answers: Answers, progress: Progress) -> list[Verdict | Unrated]:
+    def judge(self, answers: Answers, progress: Progress) -> list[Verdict | UnratedError]:
         """Return the verdict on each answer, or why there is none."""
+        ...

@@ -1,9 +1,11 @@
-"""A run or a study as one HTML page that needs nothing else: scores with intervals, confusion matrices, the worst rows
-with their sound and, where words or characters are counted, what was said against what is true.
+"""HTML report of a run or a study, in one self-contained file.
 
     auris report run=runs/demo/qwen2_audio/seed_0
     auris report study=demo
 
-It reads what evaluations have left (`auris.results`, `auris.evaluation.answer_cache`); no model is loaded and nothing
-is scored again.
+The page has scores with intervals, confusion matrices, and the worst rows with their audio. If words or characters are
+counted, each response is aligned with its reference.
+
+It is built from the files of the evaluations (`auris.results`, `auris.evaluation.answer_cache`). No model is loaded and
+nothing is scored again.
 """

@@ -1,4 +1,4 @@
-"""`auris report`: a page of a run or of a study, written beside it."""
+"""`auris report`: write the HTML report of a run or a study."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ if TYPE_CHECKING:
 
 
 def run(config: Config) -> None:
-    """Run `auris report`."""
+    """Run `auris report`: write the page to `out`, by default to the directory of the run or study."""
     if (config["run"] is None) == (config["study"] is None):
-        raise UsageError("which page? give run=RUN or study=NAME, one of the two")
+        raise UsageError(f"run={config['run']} and study={config['study']}: expected either run=RUN or study=NAME")
     for key in ("worst", "audio_mb"):
         if not isinstance(config[key], int) or config[key] < 0:
             raise UsageError(f"{key}={config[key]}: expected a whole number, 0 or more")
     players = Players(config["audio_mb"])
     if config["run"] is not None:
         root = Path(config["run"])
-        page = pages.of_run(root, config["worst"], players)
+        page = pages.build_run_page(root, config["worst"], players)
     else:
         root, arms = Path(config["runs"]) / str(config["study"]), config["arms"]
-        page = pages.of_study(root, [arms] if isinstance(arms, str) else arms, config["worst"], players)
+        page = pages.build_study_page(root, [arms] if isinstance(arms, str) else arms, config["worst"], players)
     out = Path(config["out"] or root / "report.html")
     files.write_text(out, render(page))
     print(f"wrote {out}")

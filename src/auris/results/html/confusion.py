@@ -1,4 +1,4 @@
-"""Which classes were taken for which: the counts behind an accuracy."""
+"""Confusion matrices: the counts behind an accuracy."""
 
 from __future__ import annotations
 
@@ -14,14 +14,21 @@ from auris.metrics.records import Prediction
 from auris.text import tasks
 
 METRICS = ("accuracy", "instrument_accuracy", "intent_accuracy")
-MOST = 20  # classes drawn: more are no longer read
+MAX_CLASSES = 20  # more classes are illegible
 OTHER = "anything else"
 
 
 @dataclass(frozen=True)
 class Matrix:
-    """`counts[true][said]`, of the rows of `classes`; the last of `said` is every other answer. `note`: what is not
-    drawn."""
+    """Confusion matrix of one arm.
+
+    Attributes:
+        system: Name of the arm.
+        metric: The accuracy that the counts belong to.
+        classes: The true classes.
+        counts: Number of rows by true class and response. The last response stands for all other responses.
+        note: Which classes are left out.
+    """
 
     system: str
     metric: str
@@ -31,37 +38,39 @@ class Matrix:
 
     @property
     def title(self) -> str:
+        """The caption of the matrix."""
         return f"{self.system}, {MEASURES[self.metric].label}"
 
     @property
     def columns(self) -> list[str]:
+        """The headings of the columns."""
         return [*self.classes, OTHER]
 
-    def share(self, true: int, said: int) -> float:
-        """Of the rows of a class, how many were answered so."""
+    def share(self, true: int, predicted: int) -> float:
+        """Return the share of a true class that got a response; both are given by index."""
         total = sum(self.counts[true])
-        return self.counts[true][said] / total if total else 0.0
+        return self.counts[true][predicted] / total if total else 0.0
 
 
-def matrix(predictions: Iterable[Prediction], system: str, metric: str) -> Matrix:
-    """Return the answers of one arm, its seeds together, to one group; the MOST classes with the most rows."""
+def build_matrix(predictions: Iterable[Prediction], system: str, metric: str) -> Matrix:
+    """Return the matrix of the predictions of one arm in one group, over all seeds and the most frequent classes."""
     pairs = [
-        [_name(tasks.find(one.task).compared(text, metric)) for text in (one.reference, one.hypothesis)]
-        for one in predictions
-        if one.metric == metric
+        [_class_name(tasks.find(row.task).compared(text, metric)) for text in (row.reference, row.hypothesis)]
+        for row in predictions
+        if row.metric == metric
     ]
-    true, said = (pd.Series(side) for side in zip(*pairs, strict=True))
+    true, predicted = (pd.Series(side) for side in zip(*pairs, strict=True))
     sizes = true.value_counts().sort_index().sort_values(ascending=False, kind="stable")
-    classes = sorted(sizes.index[:MOST])
-    table = pd.crosstab(true, said.where(said.isin(classes), OTHER))
+    classes = sorted(sizes.index[:MAX_CLASSES])
+    table = pd.crosstab(true, predicted.where(predicted.isin(classes), OTHER))
     counts = table.reindex(index=classes, columns=[*classes, OTHER], fill_value=0).to_numpy()
     left, rows = len(sizes) - len(classes), len(pairs) - counts.sum()
-    note = f"the {MOST} classes with the most rows; {left} more, with {rows} rows, are not drawn" if left else ""
+    note = f"the {MAX_CLASSES} most frequent classes; {left} more, with {rows} rows, are not drawn" if left else ""
     return Matrix(system, metric, classes, counts.tolist(), note)
 
 
-def _name(compared: Any) -> str:
-    """A class as accuracies compare it; of a request its intent."""
-    if isinstance(compared, dict):
-        compared = compared.get("intent")
-    return canonical(compared) if isinstance(compared, str) else "unreadable"
+def _class_name(answer: Any) -> str:
+    """Return the class of a parsed answer as accuracies compare it; for a request, its intent."""
+    if isinstance(answer, dict):
+        answer = answer.get("intent")
+    return canonical(answer) if isinstance(answer, str) else "unreadable"

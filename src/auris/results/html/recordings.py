@@ -1,9 +1,10 @@
-"""The sound of test rows: found again from what a run has noted, and put into a page.
+"""Audio of test rows, located from the files of a run and embedded in a page.
 
-Nothing that reads audio or rows is imported before a row's sound is needed: it would import torch.
+Modules that read audio or rows are imported only when audio is needed, because they import torch.
 
-A row's clips are those that it was answered by (`auris.evaluation.answer_cache`), or else those of the rows that the
-evaluation or the run's recipe names. What cannot be found, read or afforded is said where its player would stand.
+A row's clips are those in the answer cache (`auris.evaluation.answer_cache`), otherwise those in the manifests of the
+evaluation or of the run's config. If a clip is missing, unreadable or too large, the page says so instead of its
+player.
 """
 
 from __future__ import annotations
@@ -26,89 +27,107 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Player:
-    """A clip in a page: its sound as a data URI, or why there is none; `again`: where the page has it already."""
+    """Audio player of a clip.
+
+    Attributes:
+        name: Name of the audio file.
+        seconds: Duration of the clip.
+        source: The audio as a data URI.
+        missing: Why there is no audio.
+        repeats: Anchor of the first player of the same clip on the page.
+        anchor: Anchor of this player.
+    """
 
     name: str
     seconds: float | None = None
     source: str = ""
     missing: str = ""
-    again: str = ""
+    repeats: str = ""
     anchor: str = ""
 
 
 class Players:
-    """The sound of one page, within a limit. FLAC at 16 kHz: exactly what a model hears, and every browser plays it."""
+    """The audio of one page, up to a limit.
+
+    Clips are FLAC at 16 kHz, which is exactly the model's input and can be played by every browser.
+
+    Args:
+        megabytes: Maximum size of the audio on the page.
+    """
 
     def __init__(self, megabytes: int):
         self.megabytes, self.left = megabytes, megabytes * 1_000_000
         self.left_out = self.lost = 0
-        self._made: dict[tuple[str, float | None, float | None], Player] = {}
+        self._players: dict[tuple[str, float | None, float | None], Player] = {}
 
     def play(self, clip: Clip) -> Player:
+        """Return a player of a clip."""
         from auris import audio
 
         key = (str(clip.path), clip.offset, clip.duration)
-        if known := self._made.get(key):
-            return Player(known.name, known.seconds, again=known.anchor)
+        if first := self._players.get(key):
+            return Player(first.name, first.seconds, repeats=first.anchor)
         name = Path(str(clip.path)).name
         try:
             wave = clip.read()
         except AudioError as error:
             self.lost += 1
-            return Player(name, missing=f"its recording is gone or cannot be read: {error}")
+            return Player(name, missing=f"its recording is missing or cannot be read: {error}")
         file = io.BytesIO()
         soundfile.write(file, wave, audio.SAMPLE_RATE, format="FLAC", subtype="PCM_16")
         source = f"data:audio/flac;base64,{base64.b64encode(file.getvalue()).decode()}"
         seconds = len(wave) / audio.SAMPLE_RATE
         if len(source) > self.left:
             self.left_out += 1
-            return Player(name, seconds, missing=f"left out: a page holds audio_mb={self.megabytes} MB of sound")
+            return Player(name, seconds, missing=f"left out: the page is limited to {self.megabytes} MB of audio")
         self.left -= len(source)
-        self._made[key] = Player(name, seconds, source, anchor=f"clip-{len(self._made) + 1}")
-        return self._made[key]
+        self._players[key] = Player(name, seconds, source, anchor=f"clip-{len(self._players) + 1}")
+        return self._players[key]
 
     @property
     def notes(self) -> list[str]:
-        told = []
+        """Sentences about clips without audio."""
+        notes = []
         if self.left_out:
-            told.append(
-                f"{self.left_out} clips were left out, the page holds {self.megabytes} MB of sound at most: "
-                "audio_mb=N for more"
+            notes.append(
+                f"{self.left_out} clips were left out, because the page is limited to {self.megabytes} MB of audio: "
+                "set audio_mb=N for more"
             )
         if self.lost:
-            told.append(f"{self.lost} clips are gone or cannot be read; each says why where its player would stand")
-        return told
+            notes.append(f"{self.lost} clips are missing or cannot be read; the reason is given in place of the player")
+        return notes
 
 
 def find(run_dir: Path, benchmark: str, ids: Collection[str]) -> tuple[dict[str, Row], list[str]]:
-    """Rows of an evaluation by their ids, and what hindered finding others, in words.
+    """Return the rows of an evaluation by id, and notes about rows that cannot be found.
 
-    What was heard otherwise, as `meld@shuffled`, is in no manifest: of it only what the run has kept is known.
+    Rows with replaced audio, such as those of `meld@shuffled`, are in no manifest. They are taken from the answer cache
+    only.
     """
     from auris.data.manifests import read_manifests
     from auris.evaluation import answer_cache
 
-    known = answer_cache.load_rows(run_dir, benchmark)
-    found = {name: known[name] for name in ids if name in known}
-    there = {name for name, row in found.items() if all(Path(str(clip.path)).is_file() for clip in row.clips)}
-    wanted, notes = set(ids) - there, []
-    if not wanted or "@" in benchmark:
-        return found, notes
+    cached = answer_cache.load_rows(run_dir, benchmark)
+    rows = {name: cached[name] for name in ids if name in cached}
+    complete = {name for name, row in rows.items() if all(Path(str(clip.path)).is_file() for clip in row.clips)}
+    missing, notes = set(ids) - complete, []
+    if not missing or "@" in benchmark:
+        return rows, notes
     try:
-        for manifest in read_manifests(_sources(run_dir, benchmark), key="data.test"):
+        for manifest in read_manifests(_manifests(run_dir, benchmark), key="data.test"):
             for row in manifest.rows:
-                if row.id in wanted:
-                    found[row.id] = row
+                if row.id in missing:
+                    rows[row.id] = row
     except (ValueError, FileNotFoundError) as error:
         notes.append(
-            f"{benchmark}: its rows, and so its sound, were not all found again ({error}); relative paths count from "
-            "the directory in which this page was made"
+            f"{benchmark}: not all rows and audio files could be found ({error}); relative paths are relative to the "
+            "directory in which this page was written"
         )
-    return found, notes
+    return rows, notes
 
 
-def _sources(run_dir: Path, benchmark: str) -> list[Any]:
-    """Where an evaluation says that its rows lie, or else the run's recipe."""
+def _manifests(run_dir: Path, benchmark: str) -> list[Any]:
+    """Return the manifests of an evaluation; if it is not recorded, those of the run's config."""
     from auris.evaluation import answer_cache
 
     if evaluation := answer_cache.load_evaluations(run_dir).get(benchmark):
@@ -116,17 +135,17 @@ def _sources(run_dir: Path, benchmark: str) -> list[Any]:
     file = run_dir / "recipe.yaml"
     if not file.is_file():
         raise MissingFileError(
-            f"{run_dir} names no rows: neither {answer_cache.CACHE_DIR}/{benchmark}.json nor recipe.yaml"
+            f"{run_dir} has no record of its rows: neither {answer_cache.CACHE_DIR}/{benchmark}.json nor recipe.yaml"
         )
     return read_yaml(file)["data"]["test"]
 
 
-def heard(benchmark: str) -> str:
-    """How the sound of a benchmark was changed, in words."""
+def describe_replaced_audio(benchmark: str) -> str:
+    """Return by what the audio of a benchmark was replaced; empty if it was not."""
     from auris.evaluation import audio_ablation
 
-    changed = {
-        audio_ablation.SILENCE: "silence as long as its recording",
+    descriptions = {
+        audio_ablation.SILENCE: "silence of the same length",
         audio_ablation.SHUFFLED: "another row's recording",
     }
-    return changed.get(benchmark.rpartition("@")[2], "") if "@" in benchmark else ""
+    return descriptions.get(benchmark.rpartition("@")[2], "") if "@" in benchmark else ""

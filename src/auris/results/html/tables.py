@@ -1,4 +1,4 @@
-"""The tables of a page: scores with their intervals, in numbers and drawn; of a study, arms beside each other."""
+"""Tables of a page: scores with their intervals as numbers and as drawings, and the comparison of a study's arms."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 from auris.metrics.measures import MEASURES, display
 from auris.metrics.records import ResultRow
-from auris.metrics.statistics import LEVEL, SHOWS
-from auris.results.cells import Line, heading, is_number, p_value, score, with_interval
-from auris.results.tables import BEYOND_NOISE, verdicts_in
+from auris.metrics.statistics import DETECTABLE_NOTE, LEVEL
+from auris.results.cells import Line, heading, is_number, lines_of, p_value, score, with_interval
+from auris.results.tables import BEYOND_NOISE, KEY, verdicts_in
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell with a text, or with a drawing.
+    """Table cell with a text or a drawing.
 
     Attributes:
-        kind: better, worse, soft or long (may be broken into lines).
-        interval: A score (`value`) on a scale from 0 to 100, and the ends of its interval that lie on it (`low`,
-            `high`).
+        text: The text.
+        kind: CSS classes: better, worse, soft or long (may be wrapped).
+        interval: Score (`value`) and ends of its interval (`low`, `high`) on a scale from 0 to 100, to be drawn.
     """
 
     text: str = ""
@@ -42,72 +42,74 @@ class Group:
 
 @dataclass(frozen=True)
 class Table:
+    """Table of a page, with a caption above and a note below."""
+
     caption: str
     head: list[str]
     groups: list[Group]
-    said: str = ""
+    note: str = ""
 
 
-def of_run(scores: Sequence[ResultRow]) -> list[Table]:
-    """A run's own result rows, as its evaluations wrote them: a table of each benchmark."""
+def build_run_tables(scores: Sequence[ResultRow]) -> list[Table]:
+    """Return a table for each benchmark of a run, with the result rows that its evaluations wrote."""
     dropped = {(row.benchmark, row.task, row.metric): row for row in scores if row.split == "drop"}
     tables = []
     for benchmark in dict.fromkeys(row.benchmark for row in scores):
         rows = [row for row in scores if row.benchmark == benchmark and row.split != "drop"]
         has_drops = any(key[0] == benchmark for key in dropped)
-        shows = not has_drops and any(is_number(row.detectable) for row in rows)
-        head = ["task", "metric", "score", "", "95 % interval", *["lost"][:has_drops], "rows", *["shows"][:shows]]
+        has_mdd = not has_drops and any(is_number(row.detectable) for row in rows)
+        head = ["task", "metric", "score", "", "95 % interval", *["drop"][:has_drops], "rows", *["MDD"][:has_mdd]]
         groups = []
-        for task, of_task in groupby(rows, key=lambda row: row.task):
+        for task, members in groupby(rows, key=lambda row: row.task):
             lines = []
-            for row in of_task:
+            for row in members:
                 value, low, high = (_number(row.metric, number) for number in (row.value, row.low, row.high))
                 n = str(row.n) if row.units.endswith(" rows") else f"{row.n} ({row.units})"
-                cells = [Cell(heading(row.metric)), Cell(value), _drawn(row.metric, row.value, row.low, row.high)]
-                cells += [Cell(f"{low} to {high}"), *[_lost(dropped.get((benchmark, task, row.metric)))][:has_drops]]
-                cells += [Cell(n), *[Cell(_number(row.metric, row.detectable))][:shows]]
+                cells = [Cell(heading(row.metric)), Cell(value), _drawing(row.metric, row.value, row.low, row.high)]
+                cells += [Cell(f"{low} to {high}"), *[_drop(dropped.get((benchmark, task, row.metric)))][:has_drops]]
+                cells += [Cell(n), *[Cell(_number(row.metric, row.detectable))][:has_mdd]]
                 lines.append([*cells, Cell(row.provenance, "soft"), Cell(row.signature, "soft long")])
             groups.append(Group([Cell(task)], lines))
-        columns = [*head, "provenance", "made by"]
-        tables.append(Table(f"Benchmark {benchmark}", columns, groups, SHOWS if shows else ""))
+        columns = [*head, "provenance", "signature"]
+        tables.append(Table(f"Benchmark {benchmark}", columns, groups, DETECTABLE_NOTE if has_mdd else ""))
     return tables
 
 
-def of_study(frame: pd.DataFrame) -> list[Table]:
-    """A line of `results.table` has a row for each arm that has a score in it: a table of each benchmark."""
+def build_study_tables(frame: pd.DataFrame) -> list[Table]:
+    """Return a table for each benchmark of a study, with a line for each arm that has a score."""
     first, *others = arms = frame.attrs["arms"]
-    judged = {tuple(row[:4]): row["verdict"] for _, row in verdicts_in(frame).iterrows()}
+    verdicts = {(*(row[column] for column in KEY), row["arm"]): row["verdict"] for row in lines_of(verdicts_in(frame))}
     head = ["arm", "score", "", "95 % interval"]
-    compared = ["difference", "p", "p (Holm)", "verdict"] if others else []
-    against = f": differences to {first}" if others else ""
+    comparison = ["difference", "p", "p (Holm)", "verdict"] if others else []
+    baseline = f": differences to {first}" if others else ""
     tables = []
-    for benchmark, of_benchmark in frame.groupby("benchmark", sort=False):
-        lines = of_benchmark.to_dict("records")
+    for benchmark, members in frame.groupby("benchmark", sort=False):
+        lines = lines_of(members)
         has_drops = any(is_number(line.get(f"{arm} drop")) for line in lines for arm in arms)
         groups = []
         for line in lines:
             metric, rows = line["metric"], []
             for arm in (arm for arm in arms if is_number(line[arm])):
                 point, _, interval = score(line, arm).partition(" ")
-                drawn = _drawn(metric, *(line[f"{arm}{part}"] for part in ("", " low", " high")))
-                cells = [Cell(arm), Cell(point), drawn, Cell(interval)]
+                drawing = _drawing(metric, *(line[f"{arm}{part}"] for part in ("", " low", " high")))
+                cells = [Cell(arm), Cell(point), drawing, Cell(interval)]
                 cells += [Cell(score(line, f"{arm} drop"))] if has_drops else []
-                verdict = judged.get((benchmark, line["group"], metric, arm), "")
+                verdict = verdicts.get((benchmark, line["group"], metric, arm), "")
                 rows.append([*cells, *(_difference(line, arm, first, verdict) if others else [])])
             groups.append(Group([Cell(line["group"]), Cell(heading(metric)), Cell(str(line["n"]))], rows))
-        columns = ["task", "metric", "rows", *head, *["lost"][:has_drops], *compared]
-        tables.append(Table(f"Benchmark {benchmark}{against}", columns, groups))
-    said = (
-        "Scores with 95 % bootstrap intervals over rows (speakers or recordings where known), ± standard deviation "
+        columns = ["task", "metric", "rows", *head, *["drop"][:has_drops], *comparison]
+        tables.append(Table(f"Benchmark {benchmark}{baseline}", columns, groups))
+    note = (
+        "Scores with 95 % bootstrap intervals over rows (over speakers or recordings if known), ± standard deviation "
         "over seeds."
     )
     if others:
-        said += (
-            f" p: paired permutation test; about {20 * LEVEL:.0f} of twenty differences has p < {LEVEL} by chance; p "
-            "(Holm) is corrected for the arms of a line. A verdict of better or worse needs several seeds: a "
-            "difference beyond the noise of rows and of seeds."
+        note += (
+            f" p: paired permutation test; about {20 * LEVEL:.0f} of 20 differences has p < {LEVEL} by chance. p "
+            "(Holm) is corrected for the number of arms. Better or worse means a difference beyond the noise of "
+            "rows and of seeds; it needs several seeds."
         )
-    return [*tables[:-1], replace(tables[-1], said=said)]
+    return [*tables[:-1], replace(tables[-1], note=note)]
 
 
 def _difference(line: Line, arm: str, first: str, verdict: str) -> list[Cell]:
@@ -115,12 +117,12 @@ def _difference(line: Line, arm: str, first: str, verdict: str) -> list[Cell]:
     if arm == first or not is_number(line[name]):
         return [Cell()] * 4
     kind = verdict if verdict in BEYOND_NOISE else ""
-    ps = (Cell(p_value(line[f"{name} {what}"])) for what in ("p", "p holm"))
-    return [Cell(score(line, name), kind), *ps, Cell(verdict, kind or "soft")]
+    p_cells = (Cell(p_value(line[f"{name} {suffix}"])) for suffix in ("p", "p holm"))
+    return [Cell(score(line, name), kind), *p_cells, Cell(verdict, kind or "soft")]
 
 
-def _drawn(metric: str, *numbers: float) -> Cell:
-    """Return the drawing of a score with its interval; empty for a measure whose scale does not end at 100."""
+def _drawing(metric: str, *numbers: float) -> Cell:
+    """Return the drawing of a score with its interval; empty for a metric whose scale does not end at 100."""
     if not all(map(is_number, numbers)) or MEASURES[metric].unit not in ("%", "0-100"):
         return Cell()
     value, low, high = (round(MEASURES[metric].scale * number, 1) for number in numbers)
@@ -131,7 +133,7 @@ def _number(metric: str, value: float | None) -> str:
     return display(metric, value) if is_number(value) else "-"
 
 
-def _lost(row: ResultRow | None) -> Cell:
+def _drop(row: ResultRow | None) -> Cell:
     if row is None:
         return Cell("-")
     return Cell(f"{with_interval(row.metric, row.value, row.low, row.high, '+')}, p {p_value(row.p)}")

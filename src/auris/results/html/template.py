@@ -1,4 +1,4 @@
-"""A page as HTML. All that comes from rows, answers and names passes one door: `clean`, then Jinja's escaping."""
+"""Rendering of a page as HTML. All text from rows, responses and names passes `clean` and Jinja's escaping."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from auris.results.html.pages import Page
 
-# What no HTML file may hold, escaped or not: control characters, halves of characters, and non-characters.
+# Forbidden in HTML even if escaped: control characters, surrogates and non-characters.
 _FORBIDDEN = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
 
 
 def clean(value: Any) -> Any:
-    """A text without characters that HTML forbids, each replaced by U+FFFD; anything else as it is."""
+    """Replace characters that HTML forbids by U+FFFD. Values that are not plain strings are returned unchanged."""
     return _FORBIDDEN.sub("\ufffd", value) if type(value) is str else value
 
 
 def render(page: Page) -> str:
-    """The page, whole: with its style and its sound, and without anything that is loaded or run."""
+    """Return a page as HTML, including its style and audio; it loads and runs nothing else."""
     jinja = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
