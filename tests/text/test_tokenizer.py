@@ -156,7 +156,7 @@ def test_a_text_in_the_place_of_audio_is_neither_audio_nor_supervised():
 
 @pytest.mark.parametrize("n_spans", [0, 2])
 def test_marks_and_clips_must_agree(n_spans):
-    with pytest.raises(ValueError, match=f"has 1 audio marks, the row has {n_spans}"):
+    with pytest.raises(ValueError, match=f"has 1 audio marks, but the row has {n_spans}"):
         tokenizer().encode(TagPrompt().turns(ASR, n_clips=1), [[1]] * n_spans)
 
 
@@ -387,7 +387,10 @@ def test_a_mark_that_joins_with_what_follows_is_not_a_token_of_the_first_system(
         (lambda lines: [*lines[:5], *lines[6:]], r"line 6: .* and its rank 5"),
         (lambda lines: [*lines, lines[-1].replace(" 299", " 300")], r"line 301: .* expected"),
         (lambda lines: lines[:200], r"56 of the 256 single bytes have no rank"),
-        (lambda lines: [*lines, base64.b64encode(b"zzqqxx").decode() + " 300"], r"line 301: no two earlier tokens"),
+        (
+            lambda lines: [*lines, base64.b64encode(b"zzqqxx").decode() + " 300"],
+            r"line 301: the token is not the join of two earlier tokens",
+        ),
         (lambda lines: [], r"256 of the 256"),
     ],
 )

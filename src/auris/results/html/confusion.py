@@ -46,7 +46,7 @@ class Matrix:
 def matrix(predictions: Iterable[Prediction], system: str, metric: str) -> Matrix:
     """Return the answers of one arm, its seeds together, to one group; the MOST classes with the most rows."""
     pairs = [
-        [_name(tasks.find(one.task).compared(text, metric)) for text in (one.reference, one.hypothesis)]
+        [_name(tasks.find(one.task).extract(text, metric)) for text in (one.reference, one.hypothesis)]
         for one in predictions
         if one.metric == metric
     ]

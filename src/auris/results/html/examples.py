@@ -150,7 +150,7 @@ def show(
 def _reference(predictions: Sequence[Prediction], row: Row | None) -> str:
     """What is true, in the form in which the systems answer: control tokens, or natural language."""
     task = tasks.find(predictions[0].task)
-    if row is None or not task.answer.tagged or any(_CONTROL in str(one.hypothesis) for one in predictions):
+    if row is None or not task.answer.has_tags or any(_CONTROL in str(one.hypothesis) for one in predictions):
         return str(predictions[0].reference)
     return task.render(row.labels, tags=False)
 
@@ -172,7 +172,7 @@ def _answers(scored: Sequence[Scored], metric: str, names: Mapping[tuple[str, in
 def _align(one: Prediction, metric: str) -> list[edits.Edit] | None:
     if metric not in edits.RATES:
         return None
-    texts = (tasks.find(one.task).compared(text, metric) for text in (one.hypothesis, one.reference))
+    texts = (tasks.find(one.task).extract(text, metric) for text in (one.hypothesis, one.reference))
     return edits.align(*texts, one.language, unit=edits.unit_of(metric, one.language))
 
 
