@@ -11,7 +11,7 @@ import pytest
 from auris.text.byte_level import RANKS_FILE
 from auris.text.chat import Qwen2AudioChat, QwenAudioChat
 from auris.text.prompts import BothPrompts, Control, NaturalPrompt, Prompt, TagPrompt, audio_tags
-from auris.text.tasks import LANGUAGES, closed
+from auris.text.tasks import LANGUAGES, closed_fields
 from auris.text.tokenizer import Tokenizer, control_tokens
 from support.manifests import TEXTS, tokenizer
 from support.vocabularies import TAGGED, plain, qwen2_audio, rank_lines, write_ranks
@@ -88,7 +88,7 @@ def test_control_tokens_stand_in_the_order_of_the_released_vocabulary():
 
 
 def test_every_language_of_the_tasks_has_a_tag():
-    tags = {code: closed({"task": "lid", "language": code})["language_tag"] for code in LANGUAGES}
+    tags = {code: closed_fields({"task": "lid", "language": code})["language_tag"] for code in LANGUAGES}
     assert {f"<|{tag}|>" for tag in tags.values()} <= set(control_tokens())
     assert {code for code, tag in tags.items() if tag != code} == {"yue"}  # Cantonese has none: nearest is Chinese
 
