@@ -28,7 +28,7 @@ from auris.corpus.output import check_count, check_processes, hash_bytes, read_f
 from auris.corpus.recording import Fields
 from auris.data.manifests import read_manifests
 from auris.data.rows import Row
-from auris.errors import UserError
+from auris.errors import MissingFileError, UserError
 from auris.files import new_directory, write_json, write_jsonl
 
 VERSION = 2  # to be raised whenever the same seed gives other rows
@@ -70,6 +70,11 @@ def instruct(
     counts, preference_counts = dialogues["rows"], dialogues["preferences"]
     mix, task_weights = dialogues["mix"], dialogues["tasks"]
     manifests = {split: corpus / f"{split}.jsonl" for split in SPLITS}
+    if missing := next((path for path in manifests.values() if not path.is_file()), None):
+        raise MissingFileError(
+            f"corpus={corpus}: there is no {missing}; create the embedded corpus by `auris corpus out={corpus}`, or set "
+            "corpus=DIR"
+        )
     corpus_rows = {split: read_manifests([path], key=f"corpus={corpus}")[0].rows for split, path in manifests.items()}
     _check_counts({"dialogues.rows": counts, "dialogues.preferences": preference_counts})
     check_processes(processes)
