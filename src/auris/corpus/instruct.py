@@ -72,8 +72,8 @@ def instruct(
     manifests = {split: corpus / f"{split}.jsonl" for split in SPLITS}
     if missing := next((path for path in manifests.values() if not path.is_file()), None):
         raise MissingFileError(
-            f"corpus={corpus}: there is no {missing}; create the embedded corpus by `auris corpus out={corpus}`, or set "
-            "corpus=DIR"
+            f"corpus={corpus}: there is no {missing}; create the embedded corpus by `auris corpus out={corpus}`, or "
+            "set corpus=DIR"
         )
     corpus_rows = {split: read_manifests([path], key=f"corpus={corpus}")[0].rows for split, path in manifests.items()}
     _check_counts({"dialogues.rows": counts, "dialogues.preferences": preference_counts})
