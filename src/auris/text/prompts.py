@@ -111,7 +111,7 @@ class RowPromptStyle(PromptStyle, Protocol):
 
     @property
     def styles(self) -> tuple[Prompt, ...]:
-        """Styles of which each row is written in one."""
+        """The styles; each row is written in one of them."""
         ...
 
     def turns(self, labels: Labels, n_clips: int, rng: np.random.Generator | None = None) -> list[Turn]:
