@@ -105,7 +105,7 @@ def draw_melody(rng: Rng, split: str, **fixed: str) -> Melody:
         if facts["direction"] == "falling":
             steps.reverse()
         low, high = music.INSTRUMENTS[facts["instrument"]][1]
-        # With the root C, major and minor differ by one note. A free root would require a small model to learn intervals.
+        # With the root C, major and minor differ by one note. A free root would force a small model to learn intervals.
         roots = [root for root in range(low, high - chord[-1] + 1) if root % 12 == 0]
         melody = Melody(**facts, root=pick(rng, roots), steps=tuple(steps))
         if split_of(repr(melody)) == split:
