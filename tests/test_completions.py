@@ -43,7 +43,7 @@ def test_the_key_is_taken_from_the_environment_and_kept_nowhere(
 
 
 def test_what_is_not_recorded_is_an_error_that_says_what_to_do() -> None:
-    with pytest.raises(ValueError, match=r'(?s)augmentation.jsonl holds no answer.*"label": "owl".*llm.url=.*mix.augm'):
+    with pytest.raises(ValueError, match=r'(?s)augmentation.jsonl holds no reply.*"label": "owl".*llm.url=.*mix.augm'):
         Record(SHIPPED).ask(request("sec", "owl", 8))
 
 
@@ -66,15 +66,15 @@ def test_a_line_that_was_cut_off_is_asked_for_again_by_who_can_ask(tmp_path: Pat
     path.write_bytes(whole[: whole.index(b"\n", 3000) - 5])
     with stand_in.serve() as (url, requests):
         record = Record(path, Endpoint(url=url, model="m"))
-        assert len(record.answers) == whole[:3000].count(b"\n") - 1 and not requests
+        assert len(record.replies) == whole[:3000].count(b"\n") - 1 and not requests
         record.ask(DOG)
-    assert len(Record(path).answers) == len(record.answers)
+    assert len(Record(path).replies) == len(record.replies)
 
 
 def test_a_line_that_was_cut_off_is_named(tmp_path: Path) -> None:
     path = tmp_path / "record.jsonl"
     path.write_text(SHIPPED.read_text("utf-8")[:3000])
-    with pytest.raises(ValueError, match=r"record.jsonl, line 4 is no answer \(JSONDecodeError"):
+    with pytest.raises(ValueError, match=r"record.jsonl, line 4 is not a reply \(JSONDecodeError"):
         Record(path)
 
 
@@ -121,7 +121,7 @@ def test_a_request_is_known_by_its_settings_too(tmp_path: Path) -> None:
     assert [call["body"]["temperature"] for call in requests] == [1.0, 2.0]
     assert requests[0]["body"] == {"messages": messages, **settings}
     assert Record(path).ask(messages, settings)[0] == "yes"
-    with pytest.raises(ValueError, match="holds no answer by .*'temperature': 3"):
+    with pytest.raises(ValueError, match="holds no reply with .*'temperature': 3"):
         Record(path).ask(messages, {**settings, "temperature": 3})
 
 
@@ -189,11 +189,11 @@ def test_a_key_stays_out_of_messages_recipes_and_other_hosts(monkeypatch: pytest
         with stand_in.serve(lambda messages: away) as (url, _), pytest.raises(ValueError, match="gave no chat"):
             Endpoint(url=url, model="m", key_env="SOME_KEY").complete(DOG)
     assert not any("opensesame" in str(call) for call in elsewhere)
-    with pytest.raises(ValueError, match="key_env is no name") as error:
+    with pytest.raises(ValueError, match="key_env is not the name") as error:
         Endpoint(url=url, model="m", key_env="sk-opensesame")
     assert "opensesame" not in str(error.value)
     for address in ("http://me:opensesame@localhost/v1", "http://localhost/v1?key=opensesame"):
-        with pytest.raises(ValueError, match="llm.url holds a user or a query") as error:
+        with pytest.raises(ValueError, match="llm.url contains a user or a query") as error:
             Endpoint(url=address, model="m")
         assert "opensesame" not in str(error.value)
 
@@ -213,7 +213,9 @@ def test_a_stand_in_says_so_in_the_first_line_and_is_not_mixed_with_a_model(tmp_
         Record(path, Endpoint(url=url, model="m", stand_in="a script")).ask(*asked(1))
         assert '"answered by": "a script", "stand-in": true' in path.read_text().splitlines()[0]
         assert Record(path).stand_in == "a script"
-        with pytest.raises(ValueError, match="holds answers of a script, and now a language model would"):
+        with pytest.raises(
+            ValueError, match="holds replies of a script, but new ones would come from a language model"
+        ):
             Record(path, Endpoint(url=url, model="m"))
 
 
@@ -239,11 +241,11 @@ def test_killed_in_the_middle_nothing_that_was_answered_is_asked_twice(tmp_path:
     with stand_in.serve(answer) as (url, requests):
         child = subprocess.Popen([sys.executable, "-c", CHILD, str(path), url, str(Path(__file__).parent)])
         assert child.wait(60) == -signal.SIGKILL
-        assert len(Record(path).answers) == 5
+        assert len(Record(path).replies) == 5
         with path.open("a") as file:
             file.write('{"messages": [{"role": "us')  # as if the end had come a little later
         child = None
         Record(path, Endpoint(url=url, model="m")).ask_all(map(asked, range(10)), workers=2)
     counts = Counter(call["body"]["messages"][0]["content"] for call in requests)
-    assert len(Record(path).answers) == len(counts) == 10
+    assert len(Record(path).replies) == len(counts) == 10
     assert [question for question, n in counts.items() if n > 1] == ["question 5"]  # which was never answered

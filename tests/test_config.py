@@ -46,7 +46,7 @@ def test_a_recipe_survives_its_file(tmp_path: Path):
 )
 def test_a_view_that_a_prompting_style_does_not_write_says_which_do(view: str, prompt: str, expected: str):
     made = config.resolve(config.compose([f"data.view={view}", f"prompt={prompt}"]))
-    with pytest.raises(ValueError, match=f"data.view={view} is not written in .*: expected prompt={expected}$"):
+    with pytest.raises(ValueError, match=f"data.view={view} cannot be used with .*: expected prompt={expected}$"):
         config.build_samples(made, torch.nn.Identity(), None, long_audio="error", train=False)
 
 

@@ -1,7 +1,7 @@
 """auris: a research codebase for large audio-language models in the Qwen-Audio line.
 
-`auris.load(path)` returns a trained model that answers, `auris.results` reads run directories, and `auris.inspection`
-looks into a model. Each is imported when it is first used.
+`auris.load(path)` loads a trained model for inference, `auris.results` reads run directories, and `auris.inspection`
+analyses a model. Each is imported on first use.
 """
 
 from importlib import import_module

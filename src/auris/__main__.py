@@ -1,4 +1,4 @@
-"""`python -m auris COMMAND` is `auris COMMAND`."""
+"""Entry point of `python -m auris COMMAND`, which is the same as `auris COMMAND`."""
 
 import sys
 

@@ -1,9 +1,9 @@
-"""Sound files to the encoder's input: read, resample, log-mel, windows, SpecAugment.
+"""Audio front end: reading, resampling, windows, log-mel spectrograms and SpecAugment.
 
-Unusual here: a clip's features have the clip's own length, and still equal the first frames of the features that
-Whisper computes for the clip padded to 30 s.
+Unlike in Whisper, features have the length of their clip. They equal the first frames of the features that Whisper
+computes for the clip padded to 30 s.
 
-Shapes: L samples at 16 kHz, N valid mel frames, S = stored(N) stored frames.
+Shapes: L samples at 16 kHz, N valid mel frames, S = stored(N) frames including the context after the clip.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import accumulate
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Literal, Protocol, TypeVar
 
 import numpy as np
 import soundfile
@@ -28,11 +28,11 @@ from transformers import WhisperFeatureExtractor
 
 from auris.errors import AudioError, UserError
 
-_REMEDY = "install the pair that belongs together: pip install torch==2.11.0 torchaudio==2.11.0"
+_REMEDY = "install matching versions: pip install torch==2.11.0 torchaudio==2.11.0"
 
 
 def require_pair(torch_version: str, torchaudio_version: str) -> None:
-    """Raise ImportError unless torch and torchaudio are of one release and one build (`2.11.0+cu130`: CUDA 13.0)."""
+    """Raise ImportError unless torch and torchaudio have the same release and build (`2.11.0+cu130`: CUDA 13.0)."""
     if torch_version != torchaudio_version:
         raise ImportError(f"torch {torch_version} and torchaudio {torchaudio_version} do not match; {_REMEDY}")
 
@@ -40,7 +40,7 @@ def require_pair(torch_version: str, torchaudio_version: str) -> None:
 try:
     import torchaudio
     from torchaudio.functional import mask_along_axis
-except (ImportError, OSError, RuntimeError) as error:  # OSError: its libraries want another build of torch
+except (ImportError, OSError, RuntimeError) as error:  # OSError: its libraries need another build of torch
     raise ImportError(f"torchaudio does not work with torch {torch.__version__} ({error}); {_REMEDY}") from error
 require_pair(torch.__version__, torchaudio.__version__)
 
@@ -50,61 +50,75 @@ N_FFT = 400  # samples: 25 ms
 HOP = 160  # samples: 10 ms
 MAX_SAMPLES = 480_000  # 30 s, the longest clip that the encoder's position table covers
 MAX_FRAMES = 3_000
-ENCODER_RATE = 50  # encoder frames a second
-_IN_CACHE = 256  # frames whose samples and spectrum stay in a core's cache (0.4 MB each)
+ENCODER_RATE = 50  # encoder frames per second
+_CHUNK = 256  # frames transformed at a time: their samples and spectrum (0.4 MB each) fit into a core's cache
 
 SILENCE = 2**-15  # one step of 16-bit audio: samples that differ by less than this are silence
 
-# A manifest's segment may end this much past the end of its file, as times are rounded (Kaldi's extract-segments,
-# --max-overshoot=0.5); it then ends with the file. Beyond, the row is wrong.
-MAX_OVERSHOOT = 0.5  # seconds
+# A segment in a manifest may end this many seconds after the end of its file, because times are rounded (Kaldi's
+# extract-segments, --max-overshoot=0.5). It is then cut at the end of the file. A larger excess is an error.
+MAX_OVERSHOOT = 0.5
 
 
 class Sound(Protocol):
-    """A sound file that is not alone in a file system, as one in a shard; its string names it in messages."""
+    """A sound file that is not a file of its own in the file system, such as one in a shard.
 
-    samples: int | None  # at 16 kHz, where that is known without reading
+    `str` of it is the name in messages.
+
+    Attributes:
+        samples: Number of samples at 16 kHz, if it is known without reading the file.
+    """
+
+    samples: int | None
 
     def read(self) -> bytes:
-        """The file, whole. Raises AudioError if it cannot be read."""
+        """Return the content of the file.
+
+        Raises:
+            AudioError: It cannot be read.
+        """
         ...
 
 
 Source = str | Path | Sound
 
+_SampleType = Literal["float32", "int16", "int32"]
 _Frames = TypeVar("_Frames", int, Tensor)
 
 
 def frames(n_samples: int) -> int:
-    """Valid mel frames N of a clip of `n_samples` samples (10 ms each, the last one may be partly empty)."""
+    """Return the number N of valid mel frames of a clip (10 ms each; the last one may be incomplete)."""
     return min(math.ceil(n_samples / HOP), MAX_FRAMES)
 
 
 def stored(frames: int) -> int:
-    """Frames kept of a clip with `frames` valid ones: two frames of the following silence go along.
+    """Return the number S of frames to compute for a clip with `frames` valid ones: two frames of silence are added.
 
-    The encoder's convolutions look past the last valid frame; without these two its outputs would differ from those
-    of the clip padded to 30 s.
+    The encoder's convolutions look past the last valid frame. Without these two frames its outputs would differ from
+    those of the clip padded to 30 s.
     """
     return min(frames + 2, MAX_FRAMES)
 
 
 def encoder_frames(frames: _Frames) -> _Frames:
-    """Encoder frames (ENCODER_RATE a second) of clips with `frames` valid mel frames: the second convolution halves."""
+    """Return the number of encoder frames (ENCODER_RATE per second) of clips with `frames` valid mel frames.
+
+    The second convolution of the encoder has stride 2.
+    """
     return (frames - 1) // 2 + 1
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """What data must know of a model.
+    """Sizes of a model that the data pipeline needs.
 
-    Args:
-        n_mels: mel bins of the encoder.
-        pool: encoder frames (20 ms) per audio token.
-        clip_end: "silence" (Whisper, Qwen2-Audio): lengths round up, two frames of silence follow the clip; "zero"
-            (Qwen-Audio as released): lengths round down, and what follows an even number of frames is the zero padding
-            of the convolutions.
-        boundary: learned vectors stand in the places of the tokens around each clip (Qwen-Audio).
+    Attributes:
+        n_mels: Mel bins of the encoder.
+        pool: Encoder frames (20 ms) per audio token.
+        clip_end: What follows a clip. "silence" (Whisper, Qwen2-Audio): the number of frames is rounded up and two
+            frames of silence are added. "zero" (Qwen-Audio as released): the number is rounded down, the stored frames
+            are an even number, and the convolutions pad with zeros.
+        boundary: Whether learned vectors replace the embeddings of the tokens around each clip (Qwen-Audio).
     """
 
     n_mels: int
@@ -113,48 +127,56 @@ class Geometry:
     boundary: bool = False
 
     def frames(self, n_samples: int) -> int:
-        """Valid mel frames of a clip of `n_samples` samples (0: too short for one)."""
+        """Return the number of valid mel frames of a clip; 0 if it is too short for one."""
         return frames(n_samples) if self.clip_end == "silence" else min(n_samples // HOP, MAX_FRAMES)
 
     def stored(self, frames: int) -> int:
-        """Frames kept of a clip with `frames` valid ones: what the encoder's convolutions look at."""
+        """Return the number of frames to compute for a clip with `frames` valid ones."""
         return stored(frames) if self.clip_end == "silence" else frames + frames % 2
 
     def tokens(self, frames: int) -> int:
-        """Audio tokens of a clip with `frames` valid mel frames; an incomplete last one is dropped."""
+        """Return the number of audio tokens of a clip with `frames` valid mel frames; an incomplete one is dropped."""
         return encoder_frames(frames) // self.pool if frames > 0 else 0
 
     def span(self, windows: Sequence[int]) -> int:
-        """Audio tokens between the marks of a clip whose windows have so many valid frames.
+        """Return the number of audio tokens between the marks of a clip.
 
-        With learned boundaries every window has its own; the outermost two take the places of the clip's marks.
+        With learned boundaries every window has its own two; the outermost ones replace the clip's marks.
+
+        Args:
+            windows: Valid frames of each window of the clip.
         """
         inner = 2 * (len(windows) - 1) if self.boundary else 0
         return sum(map(self.tokens, windows)) + inner
 
 
 def _open(source: Source) -> soundfile.SoundFile:
-    """Raises AudioError where there is nothing to open, or nothing in it."""
+    """Open a sound file.
+
+    Raises:
+        AudioError: There is no such file, it cannot be decoded, or it holds no samples.
+    """
     if isinstance(source, (str, Path)):
-        file: str | io.BytesIO = str(source)
-        if not os.path.isfile(file):
-            name = file if file.isprintable() else repr(file)
+        path = str(source)
+        if not os.path.isfile(path):
+            name = path if path.isprintable() else repr(path)
             raise AudioError(f"{name}: no such file")
+        content: str | io.BytesIO = path
     else:
-        file = io.BytesIO(source.read())
+        content = io.BytesIO(source.read())
     try:
-        opened = soundfile.SoundFile(file)
+        file = soundfile.SoundFile(content)
     except (soundfile.SoundFileError, TypeError) as error:  # TypeError: headerless .raw
         raise AudioError(f"{source}: cannot be decoded ({error})") from error
-    if opened.frames == 0:
-        opened.close()
+    if file.frames == 0:
+        file.close()
         raise AudioError(f"{source}: holds no samples")
-    return opened
+    return file
 
 
-def _locate(path: Source, opened: soundfile.SoundFile, offset: float, duration: float | None) -> tuple[int, int]:
-    """Where to read in a file: the first sample and the number of samples, at the file's own rate."""
-    rate, frames = opened.samplerate, opened.frames
+def _locate(path: Source, file: soundfile.SoundFile, offset: float, duration: float | None) -> tuple[int, int]:
+    """Return the first sample and the number of samples of a segment, at the file's own rate."""
+    rate, frames = file.samplerate, file.frames
     end_of_file = frames / rate
     if offset < 0 or (duration is not None and duration <= 0):
         raise AudioError(f"{path}: expected offset >= 0 and duration > 0 seconds, got {offset=} {duration=}")
@@ -172,55 +194,68 @@ def _locate(path: Source, opened: soundfile.SoundFile, offset: float, duration: 
 
 
 def _resampled(length: int, rate: int) -> int:
-    """Samples that soxr makes of `length` samples: the exact ratio, halves rounded up (tried at 14 rates)."""
+    """Return the number of samples that soxr makes of `length` samples: exact ratio, halves rounded up.
+
+    Checked at 14 sampling rates.
+    """
     return (2 * length * SAMPLE_RATE + rate) // (2 * rate)
 
 
 def n_samples(path: Source, offset: float = 0.0, duration: float | None = None) -> int:
-    """Samples at 16 kHz that `read` returns for the same arguments, from the file's header alone.
+    """Return the number of samples at 16 kHz that `read` returns for the same arguments, from the file's header alone.
 
-    Exact but for an mp3 that was cut off or lacks the Xing or Info frame with its length: there it is the most that
-    `read` can return, as libsndfile guesses from the file's size and first bit rate, and decodes no further.
+    The number is exact except for an mp3 that was cut off or has no Xing or Info frame. For these it is an upper bound:
+    libsndfile estimates the length from the file's size and first bit rate, and decodes no further.
 
     Raises:
-        AudioError: as `read`, as far as the header shows it.
+        AudioError: As in `read`, as far as the header shows it.
     """
-    known = None if isinstance(path, (str, Path)) else path.samples
-    if known is not None and offset == 0.0 and duration is None:
-        return known
-    with _open(path) as opened:
-        _, length = _locate(path, opened, offset, duration)
-        return _resampled(length, opened.samplerate)
+    length_in_header = None if isinstance(path, (str, Path)) else path.samples
+    if length_in_header is not None and offset == 0.0 and duration is None:
+        return length_in_header
+    with _open(path) as file:
+        _, length = _locate(path, file, offset, duration)
+        return _resampled(length, file.samplerate)
 
 
 def read(path: Source, offset: float = 0.0, duration: float | None = None) -> np.ndarray:
-    """Decode a file, or `duration` seconds of it from `offset` on, to 16 kHz mono (L,) float32.
+    """Decode a file, or a segment of it, to 16 kHz mono (L,) float32.
 
-    Any format of libsndfile (wav, flac, ogg vorbis, ogg opus, mp3, ...), rate and channel count. Channels are
-    averaged, then resampled by soxr at its HQ setting (as fast as torchaudio's default and 29 dB more accurate).
+    All formats of libsndfile (wav, flac, ogg vorbis, ogg opus, mp3, ...), sampling rates and channel counts are
+    supported. Channels are averaged, then resampled by soxr at its HQ setting (as fast as torchaudio's default and
+    29 dB more accurate).
+
+    Args:
+        path: The file.
+        offset: Start of the segment in seconds.
+        duration: Length of the segment in seconds; None for the rest of the file.
 
     Raises:
-        AudioError: no such file, undecodable, no samples, samples that are not finite, a file that ends before its
-            header says (libsndfile shows this for flac; a wav, ogg or mp3 that was cut off is a shorter file to it),
-            or a segment outside the file.
+        AudioError: The file does not exist, cannot be decoded, holds no samples or samples that are not finite, ends
+            earlier than its header says (detected for flac only; to libsndfile, other files that were cut off are
+            shorter files), or does not contain the segment.
     """
     return resample(*decode(path, offset, duration))
 
 
 def decode(path: Source, offset: float = 0.0, duration: float | None = None) -> tuple[np.ndarray, int]:
-    """What `read` reads as it was recorded: (L, channels) float32, and its rate in Hz. Raises AudioError as `read`."""
-    with _open(path) as opened:
-        rate = opened.samplerate
-        wave = _decode(path, opened, *_locate(path, opened, offset, duration), "float32")
+    """Decode a file, or a segment of it, as it was recorded: return (L, channels) float32 and its rate in Hz.
+
+    Raises:
+        AudioError: As in `read`.
+    """
+    with _open(path) as file:
+        rate = file.samplerate
+        wave = _decode(path, file, *_locate(path, file, offset, duration), "float32")
     if _resampled(len(wave), rate) == 0:
-        raise AudioError(f"{path}: no samples from {offset} s on")
+        raise AudioError(f"{path}: no samples after {offset} s")
     if not np.isfinite(wave).all():
         raise AudioError(f"{path}: has samples that are not finite numbers")
     return wave, rate
 
 
 def resample(wave: np.ndarray, rate: int) -> np.ndarray:
-    """(L, channels) at `rate` Hz to 16 kHz mono (L,)."""
+    """Convert (L, channels) at `rate` Hz to 16 kHz mono (L,)."""
     length = _resampled(len(wave), rate)
     wave = wave.mean(axis=1) if wave.shape[1] > 1 else wave[:, 0]
     if rate != SAMPLE_RATE:
@@ -229,16 +264,16 @@ def resample(wave: np.ndarray, rate: int) -> np.ndarray:
     return wave
 
 
-def _decode(path: Source, opened: soundfile.SoundFile, start: int, length: int, dtype: str) -> np.ndarray:
-    """`length` samples from `start` on (L, channels), at the file's own rate."""
-    # An mp3 is decoded from its start: its frames lean on earlier ones, so up to 0.3 s after a seek are wrong. And its
-    # stated length may be a guess.
-    is_mp3 = opened.format == "MP3"
+def _decode(path: Source, file: soundfile.SoundFile, start: int, length: int, dtype: _SampleType) -> np.ndarray:
+    """Return `length` samples after `start`, (L, channels) at the file's own rate."""
+    # An mp3 is decoded from its beginning, because its frames depend on earlier ones: up to 0.3 s after a seek would be
+    # wrong. Its length in the header may be an estimate.
+    is_mp3 = file.format == "MP3"
     skip = start if is_mp3 else 0
     try:
         if start > skip:
-            opened.seek(start)
-        wave = opened.read(skip + length, dtype=dtype, always_2d=True)[skip:]
+            file.seek(start)
+        wave = file.read(skip + length, dtype=dtype, always_2d=True)[skip:]
     except soundfile.SoundFileError as error:
         raise AudioError(f"{path}: cannot be decoded ({error})") from error
     if len(wave) < length and not is_mp3:
@@ -246,43 +281,48 @@ def _decode(path: Source, opened: soundfile.SoundFile, start: int, length: int, 
     return wave
 
 
-# What a stretch of a file is stored as, sample by sample the same: (numpy's type, format, subtype) by the file's own
-# subtype. FLAC holds whole numbers of up to 24 bits; whatever else there is becomes what `read` makes of it.
-_CUTS = dict.fromkeys(("PCM_U8", "PCM_S8", "PCM_16"), ("int16", "FLAC", "PCM_16"))
-_CUTS["PCM_24"] = ("int32", "FLAC", "PCM_24")
-_ANY_CUT = ("float32", "WAV", "FLOAT")
-_FLAC_CHANNELS = 8
+# Lossless encodings of a segment, by the subtype of its file: (numpy type, format, subtype). FLAC stores integers of up
+# to 24 bits. Every other subtype is stored as the floating-point samples that `read` returns.
+_ENCODINGS: dict[str, tuple[_SampleType, str, str]] = {
+    "PCM_U8": ("int16", "FLAC", "PCM_16"),
+    "PCM_S8": ("int16", "FLAC", "PCM_16"),
+    "PCM_16": ("int16", "FLAC", "PCM_16"),
+    "PCM_24": ("int32", "FLAC", "PCM_24"),
+}
+_FLOAT_ENCODING: tuple[_SampleType, str, str] = ("float32", "WAV", "FLOAT")
+_MAX_FLAC_CHANNELS = 8
 
 
 def cut(path: Source, offset: float, duration: float | None = None) -> bytes:
-    """A stretch of a file as a file of its own: `read` of it from 0 on equals `read` of the stretch.
+    """Return a segment of a file as a file of its own, from which `read` returns the same samples.
 
-    Raises AudioError as `read`.
+    Raises:
+        AudioError: As in `read`.
     """
-    with _open(path) as opened:
-        known = _CUTS.get(opened.subtype, _ANY_CUT)
-        dtype, container, subtype = known if opened.channels <= _FLAC_CHANNELS else _ANY_CUT
-        wave = _decode(path, opened, *_locate(path, opened, offset, duration), dtype)
+    with _open(path) as file:
+        encoding = _ENCODINGS.get(file.subtype, _FLOAT_ENCODING)
+        dtype, container, subtype = encoding if file.channels <= _MAX_FLAC_CHANNELS else _FLOAT_ENCODING
+        wave = _decode(path, file, *_locate(path, file, offset, duration), dtype)
     out = io.BytesIO()
-    soundfile.write(out, wave, opened.samplerate, format=container, subtype=subtype)
+    soundfile.write(out, wave, file.samplerate, format=container, subtype=subtype)
     return out.getvalue()
 
 
 def is_silent(wave: np.ndarray) -> bool:
-    """Whether samples (L,) differ by less than one step of 16-bit audio; a constant offset is silent too."""
+    """Return whether samples (L,) differ by less than one step of 16-bit audio; a constant offset is silent too."""
     return bool(np.ptp(wave) < SILENCE)
 
 
 def window_lengths(n_samples: int) -> list[int]:
-    """Samples in each window that `windows` cuts a clip of `n_samples` into."""
+    """Return the number of samples in each window that `windows` makes of a clip with `n_samples`."""
     n_windows = math.ceil(n_samples / MAX_SAMPLES)
     return [(n_samples + i) // n_windows for i in range(n_windows)]
 
 
 def windows(wave: np.ndarray) -> list[np.ndarray]:
-    """Split (L,) into the fewest windows of at most 30 s, as equal as can be (40 s gives 2 x 20 s).
+    """Split (L,) into the smallest number of windows of at most 30 s, with equal lengths (40 s gives 2 x 20 s).
 
-    Equal windows leave no sliver shorter than one audio token at the end: every sample is heard.
+    With equal lengths no window is shorter than one audio token, so no samples at the end are lost.
     """
     lengths = window_lengths(len(wave))
     return [wave[end - length : end] for length, end in zip(lengths, accumulate(lengths), strict=True)]
@@ -295,9 +335,9 @@ def _window() -> Tensor:
 
 @cache
 def _mel_filters(n_mels: int) -> Tensor:
-    """Whisper's mel filters (n_mels, N_FFT // 2 + 1); torchaudio's are 1e-4 off in the features.
+    """Return Whisper's mel filters, a sparse (n_mels, N_FFT // 2 + 1); torchaudio's differ by 1e-4 in the features.
 
-    Sparse: a filter sees few of the frequencies, and a product with the zeros took half of the time.
+    Each filter covers few frequencies; a dense product took half of the total time.
     """
     filters = WhisperFeatureExtractor(feature_size=n_mels).mel_filters
     with warnings.catch_warnings():
@@ -306,37 +346,40 @@ def _mel_filters(n_mels: int) -> Tensor:
 
 
 def log_mel(wave: np.ndarray | Tensor, n_mels: int, n_stored: int | None = None) -> Tensor:
-    """Whisper's log-mel spectrogram of a clip's true length: (L,) at 16 kHz to (n_mels, S) float32.
+    """Compute Whisper's log-mel spectrogram at the clip's own length: (L,) at 16 kHz to (n_mels, S) float32.
 
-    S is `stored(frames(L))`, or the first `n_stored` of these.
+    It equals the first S frames of transformers' WhisperFeatureExtractor(feature_size=n_mels), which pads the clip with
+    silence to 30 s. Later frames contain only silence, so they never have the maximum that scales the spectrogram.
 
-    Equals the first S frames of transformers' WhisperFeatureExtractor(feature_size=n_mels), which pads the clip with
-    silence to 30 s. Frames beyond them see silence only, so they never hold the maximum that levels the spectrogram.
+    Args:
+        wave: Samples.
+        n_mels: Number of mel bins.
+        n_stored: Number of frames to return; None for S = `stored(frames(L))`.
 
     Raises:
-        ValueError: no samples, or more than 30 s.
+        UserError: The clip is empty or longer than 30 s.
     """
     wave = torch.as_tensor(wave, dtype=torch.float32)
     assert wave.ndim == 1, wave.shape
     if not 0 < len(wave) <= MAX_SAMPLES:
         raise UserError(
-            f"a clip of {len(wave) / SAMPLE_RATE:.2f} s: expected more than 0 s and at most 30 s. "
-            "data.long_audio=window cuts longer clips into windows, skip leaves them out, error stops at the start"
+            f"a clip has {len(wave) / SAMPLE_RATE:.2f} s, expected more than 0 s and at most 30 s. For longer clips "
+            "set data.long_audio=window (split them), skip (omit them) or error (stop before training)"
         )
-    n_frames = stored(frames(len(wave)))  # all that the maximum is taken over, even if fewer are returned
+    n_frames = stored(frames(len(wave)))  # the maximum is taken over all of them, even if fewer are returned
     half = N_FFT // 2
-    end = (n_frames - 1) * HOP + half  # the last frame's last sample
+    end = (n_frames - 1) * HOP + half  # end of the last frame
     padded = wave.new_zeros(half + end)
     padded[half : half + len(wave)] = wave
-    # The published recipe mirrors the 30 s signal at both ends. On the right only the last of all 3000 frames reaches
-    # over that end; every other clip continues with silence, not with its mirror image.
+    # Whisper mirrors the 30 s signal at both ends. On the right only the last of the 3000 frames extends beyond the
+    # end; a shorter clip is followed by silence, not by its mirror image.
     padded[:half] = padded[half + 1 : 2 * half + 1].flip(0)
     if (over := end - MAX_SAMPLES) > 0:
         padded[-over:] = padded[-2 * over - 1 : -over - 1].flip(0)
     window, filters = _window().to(wave.device), _mel_filters(n_mels).to(wave.device)
     parts = []
-    for part in padded.unfold(0, N_FFT, HOP).split(_IN_CACHE):
-        # Frames first and squares by hand: 1.5 times the speed of torch.stft(...).abs() ** 2, equal to 1e-7.
+    for part in padded.unfold(0, N_FFT, HOP).split(_CHUNK):
+        # This is 1.5 times as fast as torch.stft(...).abs() ** 2, and equal to it within 1e-7.
         spectrum = torch.fft.rfft(part * window)
         parts.append(filters @ (spectrum.real.square() + spectrum.imag.square()).T)
     mel = torch.cat(parts, dim=1).clamp_(min=1e-10).log10_()
@@ -349,16 +392,18 @@ def log_mel(wave: np.ndarray | Tensor, n_mels: int, n_stored: int | None = None)
 class SpecAugment:
     """Time warp, frequency masks and time masks on a log-mel spectrogram (Park et al. 2019, arXiv 1904.08779).
 
-    The masks are torchaudio's, filled with the clip's mean. torchaudio has no time warp: here it is the published
-    one, linear between the clip's ends and one moved anchor. LibriSpeech Basic: n_freq_masks=1, freq_mask_param=27,
-    n_time_masks=1, time_mask_param=100, p=1.0, time_warp=80.
+    Masks are torchaudio's, filled with the clip's mean. torchaudio has no time warp, so the published one is
+    implemented here: linear interpolation between the ends of the clip and one shifted anchor. LibriSpeech Basic is
+    n_freq_masks=1, freq_mask_param=27, n_time_masks=1, time_mask_param=100, p=1.0, time_warp=80.
 
-    Args:
-        n_freq_masks, n_time_masks: number of masks of each kind.
-        freq_mask_param: a frequency mask is narrower than this many mel bins (F).
-        time_mask_param: a time mask is shorter than this many frames (T), and than `p` times the clip's frames.
-        time_warp: the anchor moves by less than this many frames (W), 0 = off. The anchor keeps W frames away from both
-            ends, so clips of 2 W frames or fewer are not warped.
+    Attributes:
+        n_freq_masks: Number of frequency masks.
+        freq_mask_param: A frequency mask is narrower than this number of mel bins (F).
+        n_time_masks: Number of time masks.
+        time_mask_param: A time mask is shorter than this number of frames (T).
+        p: A time mask is shorter than this fraction of the clip.
+        time_warp: The anchor is shifted by less than this number of frames (W); 0 turns the time warp off. The anchor
+            is at least W frames from both ends, so clips of 2 W frames or fewer are not warped.
     """
 
     n_freq_masks: int
@@ -370,26 +415,32 @@ class SpecAugment:
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.p <= 1.0:
-            raise UserError(f"p={self.p}: expected the largest share of frames under one time mask, 0 to 1")
+            raise UserError(f"p={self.p}: expected the maximum fraction of frames in a time mask, from 0 to 1")
         for name in ("n_freq_masks", "freq_mask_param", "n_time_masks", "time_mask_param", "time_warp"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name}={getattr(self, name)}: expected 0 or more")
 
     def __call__(self, mel: Tensor, frames: int, seed: int) -> Tensor:
-        """Augment the first `frames` frames of (n_mels, S); the silence behind them stays. `seed` decides it all."""
+        """Augment the first `frames` frames of (n_mels, S); the silence after them is unchanged.
+
+        Raises:
+            UserError: `freq_mask_param` is greater than the number of mel bins.
+        """
         n_mels, n_stored = mel.shape
         assert 0 < frames <= n_stored, (frames, mel.shape)
         if self.freq_mask_param > n_mels:
-            raise UserError(f"freq_mask_param={self.freq_mask_param}: expected at most {n_mels}, the mel bins")
+            raise UserError(
+                f"freq_mask_param={self.freq_mask_param}: expected at most {n_mels}, the number of mel bins"
+            )
         clip, mean = mel[:, :frames], mel[:, :frames].mean().item()
-        # torchaudio draws from the global generator; torch.manual_seed would reseed the accelerators' as well.
+        # torchaudio draws from the global generator. torch.manual_seed would reseed those of accelerators too.
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             if 0 < 2 * self.time_warp < frames:
                 clip = self._warp(clip)
             for _ in range(self.n_freq_masks):
                 clip = mask_along_axis(clip, self.freq_mask_param, mean, axis=0)
-            # With p = 1 torchaudio does not cap a mask at the clip's length, and would start it before the clip.
+            # With p = 1 torchaudio does not limit a mask to the clip's length, and would start it before the clip.
             longest = min(self.time_mask_param, math.floor(self.p * frames))
             for _ in range(self.n_time_masks):
                 clip = mask_along_axis(clip, longest, mean, axis=1)

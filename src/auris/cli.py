@@ -1,7 +1,7 @@
 """The command line: `auris COMMAND [group=option] [key=value]`, also `python -m auris COMMAND`.
 
-A command is a config in `configs/` and a function that takes the resolved config. Hydra composes the config here, and
-the command's module is imported when that has succeeded: help and mistakes do not wait for torch.
+A command consists of a config in `configs/` and a function that takes the resolved config. Hydra composes the config
+before the command's module is imported, so help and errors in overrides do not wait for torch.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Command:
-    """A command of the table.
+    """A command of `auris`.
 
     Attributes:
-        summary: what it does, in one line.
+        summary: One line for the overview.
         function: `module:name` of a function that takes the resolved config. It returns an exit code (int), a metric
             to optimise (float), or None.
-        output: the key of the path that is written.
+        output: Config key of the path that the command writes.
     """
 
     summary: str
@@ -42,71 +42,69 @@ class Command:
 
 COMMANDS = {
     "train": Command("train a model, or all arms of a study", "auris.training.run:run", "run_dir"),
-    "evaluate": Command("answer test rows and score the answers", "auris.evaluation.runner:run", "checkpoint"),
+    "evaluate": Command("generate responses to test rows and score them", "auris.evaluation.runner:run", "checkpoint"),
     "results": Command("compare the arms of a study: table, intervals, figures", "auris.results.command:run", "runs"),
     "report": Command("write a run or a study as an HTML page", "auris.results.html.command:run"),
-    "export": Command("write a model as a directory for transformers or auris.load", "auris.inference.export:run"),
-    "doctor": Command(
-        "look at a checkpoint or at data, and say what is wrong", "auris.inference.inspect:run", "report"
-    ),
-    "chat": Command("talk to a model, or answer a file of dialogues", "auris.inference.chat:run", "output"),
-    "prefer": Command("make preference pairs for DPO", "auris.evaluation.preferences:run"),
-    "align": Command("find when each word of a transcript is said", "auris.inference.align:run"),
-    "corpus": Command("make the synthetic corpus", "auris.corpus.command:run"),
-    "instruct": Command("make synthetic dialogues and preferences from a corpus", "auris.corpus.instruct:run"),
-    "prepare": Command("turn a published corpus into a manifest", "auris.data.prepare.convert:run"),
+    "export": Command("export a model as a directory for transformers or auris.load", "auris.inference.export:run"),
+    "doctor": Command("check a checkpoint or data, and report problems", "auris.inference.inspect:run", "report"),
+    "chat": Command("chat with a model, or answer a file of dialogues", "auris.inference.chat:run", "output"),
+    "prefer": Command("create preference pairs for DPO", "auris.evaluation.preferences:run"),
+    "align": Command("find the time of each word of a transcript", "auris.inference.align:run"),
+    "corpus": Command("create the synthetic corpus", "auris.corpus.command:run"),
+    "instruct": Command("create synthetic dialogues and preference pairs from a corpus", "auris.corpus.instruct:run"),
+    "prepare": Command("convert a published corpus to a manifest", "auris.data.prepare.convert:run"),
     "shards": Command("pack rows and their audio into Parquet files", "auris.data.shards:run"),
-    "replay": Command("look at the rows of a step that was not finite", "auris.training.replay:run"),
+    "replay": Command("inspect the rows of a training step that was not finite", "auris.training.replay:run"),
 }
 
 FLAGS = {
-    "--cfg, -c job": "print the composed config and stop",
-    "--resolve": "with --cfg: fill its interpolations",
-    "--package, -p KEY": "with --cfg: print a part of it",
-    "--info, -i defaults": "print where the config comes from; also defaults-tree, searchpath, plugins, config, all",
-    "--multirun, -m": "run every combination of values given as key=A,B; hydra/launcher=... says where",
-    "--run, -r": "run once (the default)",
-    "--config-dir, -cd DIR": "a directory of configs of your own, as DIR/experiment/NAME.yaml",
-    "--config-name, -cn NAME": "another config than this command's",
-    "--config-path, -cp DIR": "another directory than the one of auris's configs",
-    "--hydra-help": "help about Hydra itself",
-    "--debug": "show the traceback of every error, as AURIS_DEBUG=1 does",
-    "--help, -h": "this text",
+    "--cfg, -c job": "print the composed config and exit",
+    "--resolve": "with --cfg: resolve interpolations",
+    "--package, -p KEY": "with --cfg: print only this part",
+    "--info, -i defaults": "print the sources of the config; also defaults-tree, searchpath, plugins, config, all",
+    "--multirun, -m": "run all combinations of values given as key=A,B; hydra/launcher=... selects where",
+    "--run, -r": "run once (default)",
+    "--config-dir, -cd DIR": "add a directory with your own configs, as DIR/experiment/NAME.yaml",
+    "--config-name, -cn NAME": "use another config than the command's own",
+    "--config-path, -cp DIR": "use another config directory than auris's own",
+    "--hydra-help": "show Hydra's own help",
+    "--debug": "show the traceback of every error, like AURIS_DEBUG=1",
+    "--help, -h": "show this help",
 }
-WIDTH, COLUMN = 100, 34  # of help: of a line, and where the second column starts
+WIDTH, COLUMN = 100, 34  # of help: length of a line, start of the second column
 
 _EXIT_CODES = (
-    "Exit codes: 0 done; 1 failed, or something is wrong with what was looked at; 2 the command line or a",
-    "config is wrong, and nothing was started; 75 stopped by a signal: start the same command again.",
+    "Exit codes: 0 success; 1 failure, or a check found problems; 2 error in the command line or config,",
+    "nothing was started; 75 stopped by a signal, start the same command again to resume.",
 )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code: 0, 1 (failed), 2 (wrong usage) or 75 (start it again).
+    """Run a command and return its exit code: 0, 1 (failure), 2 (usage error) or 75 (stopped, to be started again).
 
-    A `UserError` is one line on stderr. Every other exception keeps its traceback, as does any with `--debug`.
+    A `UserError` is printed as one line on stderr. Every other exception keeps its traceback; with `--debug` all do.
     """
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    if "--debug" in given:
-        given.remove("--debug")
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if "--debug" in arguments:
+        arguments.remove("--debug")
         os.environ["AURIS_DEBUG"] = "1"
     try:
-        name, *rest = given or ["--help"]
+        name, *rest = arguments or ["--help"]
         if name in ("--help", "-h"):
             print(overview())
         elif name == "--version":
             print(f"auris {auris.__version__}")
         elif name not in COMMANDS:
-            meant = did_you_mean(name, COMMANDS)
-            raise UsageError(f"there is no command {name}; {meant}expected {', '.join(COMMANDS)}")
+            hint = did_you_mean(name, COMMANDS)
+            raise UsageError(f"there is no command {name}; {hint}expected {', '.join(COMMANDS)}")
         elif {"--help", "-h"} & set(rest):
             print(command_help(name))
         else:
             _compose_and_run(name, name_data(rest) if name == "doctor" else rest)
     except UserError as error:
         return _report(error, code=2)
-    except SystemExit as done:  # raised by a job, or by Hydra's argument parser
-        return done.code if isinstance(done.code, int) else int(done.code is not None)
+    except SystemExit as error:  # raised by a job, or by Hydra's argument parser
+        return error.code if isinstance(error.code, int) else int(error.code is not None)
     return 0
 
 
@@ -116,24 +114,24 @@ def _compose_and_run(name: str, arguments: Sequence[str]) -> None:
 
     from auris import config
 
-    known = re.findall(r"(?<!\S)--?[a-z-]+", " ".join(FLAGS))
-    for flag in (one.partition("=")[0] for one in arguments if one.startswith("-")):
-        if flag not in known:
-            raise UsageError(f"there is no flag {flag}; {did_you_mean(flag, known)}auris {name} --help lists the flags")
-    overrides = [one for one in arguments if one[:1] == "~" or (one[:1] != "-" and "=" in one)]
-    rest = [one for one in arguments if one not in overrides]  # Hydra's parser wants overrides in one piece
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come here instead of being printed by Hydra
-    before, sys.argv[1:] = sys.argv[1:], [f"hydra.job.name={name}", config.SEARCH_PATH, *overrides, *rest]
+    flags = re.findall(r"(?<!\S)--?[a-z-]+", " ".join(FLAGS))
+    for flag in (argument.partition("=")[0] for argument in arguments if argument.startswith("-")):
+        if flag not in flags:
+            raise UsageError(f"there is no flag {flag}; {did_you_mean(flag, flags)}see auris {name} --help")
+    overrides = [arg for arg in arguments if arg[:1] == "~" or (arg[:1] != "-" and "=" in arg)]
+    rest = [arg for arg in arguments if arg not in overrides]  # Hydra's parser needs all overrides in one place
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # otherwise Hydra prints exceptions instead of raising them
+    argv, sys.argv[1:] = sys.argv[1:], [f"hydra.job.name={name}", config.SEARCH_PATH, *overrides, *rest]
     try:
         hydra.main(config_path=str(config.CONFIGS), config_name=name, version_base="1.3")(partial(run_job, name))()
     except (ConfigCompositionException, OverrideParseException, SearchPathException) as error:
         raise config.explain(error, arguments, name) from error
     finally:
-        sys.argv[1:] = before
+        sys.argv[1:] = argv
 
 
 def run_job(name: str, cfg: DictConfig) -> float | None:
-    """Run a command with a composed config. Hydra calls this, in a process of its launcher's choice.
+    """Run a command with a composed config. Hydra calls this function, in another process if the launcher uses some.
 
     Returns:
         The metric of a training run, which Hydra's sweepers optimise.
@@ -164,43 +162,43 @@ def run_job(name: str, cfg: DictConfig) -> float | None:
 
 
 def _report(error: UserError, *, code: int) -> int:
-    """Print a user's mistake in one line, or with a traceback in debug mode; returns the exit code."""
+    """Print an error in one line and return the exit code; in debug mode, raise it."""
     if os.environ.get("AURIS_DEBUG", "0") not in ("", "0"):
         raise error
     code = 2 if isinstance(error, UsageError) else code
-    if code != 2 or os.environ.get("LOCAL_RANK", "0") == "0":  # each rank makes the same mistake of usage
+    if code != 2 or os.environ.get("LOCAL_RANK", "0") == "0":  # a usage error is the same on all ranks
         print(f"error: {error}", file=sys.stderr)
     return code
 
 
 def name_data(arguments: Sequence[str]) -> list[str]:
-    """Turn the doctor's `data=FILE.jsonl` and `data=[A,B]` into what Hydra takes: an option of the group, and paths."""
+    """Translate `data=FILE.jsonl` and `data=[A,B]` of the doctor to overrides of Hydra: an option and paths."""
     from auris import config
 
     options = config.options("data")
-    named = []
+    overrides = []
     for argument in arguments:
         key, _, value = argument.partition("=")
         if key != "data" or value in options or not value:
-            named.append(argument)
+            overrides.append(argument)
         else:
-            named += ["data=manifest", f"+data.files={value if value.startswith('[') else f'[{value}]'}"]
-    return named
+            overrides += ["data=manifest", f"+data.files={value if value.startswith('[') else f'[{value}]'}"]
+    return overrides
 
 
 # --- help ---------------------------------------------------------------------------------------------------------
 
 
 def overview() -> str:
-    """Return what `auris` prints: the commands, where to read on, and the exit codes."""
+    """Return the output of `auris` without a command: the commands, a reference to their help, and the exit codes."""
     commands = [f"  {name:<10}{command.summary}" for name, command in COMMANDS.items()]
     lines = ["usage: auris COMMAND [group=option] [key=value]", "", "Commands:", *commands, ""]
-    lines += ["`auris COMMAND --help` shows a command's examples, groups and keys. A first run: make demo", ""]
+    lines += ["`auris COMMAND --help` shows the examples, groups and keys of a command. For a first run: make demo", ""]
     return "\n".join([*lines, *_EXIT_CODES])
 
 
 def command_help(name: str) -> str:
-    """Return the help of a command, made from the text of its config: the comments there are the help."""
+    """Return the help of a command, generated from its config and the comments there."""
     from auris import config
 
     lines = (config.CONFIGS / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
@@ -216,17 +214,17 @@ def command_help(name: str) -> str:
         page += ["", "Groups (group=option), with their defaults:"]
     for group in groups.values():
         page += [*_row(f"  {group.key}={group.value}", group.comment), *_options(group.key)]
-    page += ["", "Keys (key=value, and part.key=value for those below a part), with their defaults:"]
+    page += ["", "Keys (key=value, or section.key=value for indented keys), with their defaults:"]
     for entry in entries:
         if not entry.in_defaults and (entry.indent or not entry.value or entry.key not in groups):
             page += _row(f"  {entry.indent}{entry.key}: {entry.value}".rstrip(), entry.comment)
-    page += ["", "Flags:", *(line for flag, what in FLAGS.items() for line in _row(f"  {flag}", what)), ""]
+    page += ["", "Flags:", *(line for flag, text in FLAGS.items() for line in _row(f"  {flag}", text)), ""]
     return "\n".join([*page, *_EXIT_CODES])
 
 
 @dataclass
 class _Entry:
-    """A line of a config: `key: value  # comment`."""
+    """An entry of a config: `key: value  # comment`."""
 
     in_defaults: bool
     indent: str
@@ -236,7 +234,7 @@ class _Entry:
 
 
 def _entries(lines: Iterable[str]) -> Iterator[_Entry]:
-    """Read the entries of a config's text, with the comments that follow them on lines of their own."""
+    """Parse the entries of a config's text. Comment lines after an entry belong to it."""
     entry = None
     for line in lines:
         content, _, comment = line.partition(" #") if not line.lstrip().startswith("#") else ("", "", line.strip(" #"))
@@ -256,7 +254,7 @@ def _entries(lines: Iterable[str]) -> Iterator[_Entry]:
 
 
 def _options(group: str) -> list[str]:
-    """Return the lines that list a group's options, and the groups of parts that those options choose."""
+    """Return lines with a group's options and with the groups in the defaults of these options."""
     from auris import config, files
 
     names = config.options(group)
@@ -273,7 +271,7 @@ def _options(group: str) -> list[str]:
 
 
 def _row(left: str, text: str) -> list[str]:
-    """Return a line of two columns, wrapped; a left side that is too long has a line of its own."""
+    """Return two columns as wrapped lines. If the left text is too long, it has lines of its own."""
     right = [" " * COLUMN + line for line in textwrap.wrap(text, WIDTH - COLUMN)]
     if right and len(left) < COLUMN:
         return [left + right[0][len(left) :], *right[1:]]

@@ -1,6 +1,7 @@
 """Private interfaces of Lightning, torch and transformers that auris relies on.
 
-Nothing else in auris touches them. `tests/test_compat.py` has a test for each, so that an upgrade fails in one place.
+No other module uses private interfaces. `tests/test_compat.py` has a test for each, so that an incompatible upgrade
+fails in one place.
 """
 
 from __future__ import annotations
@@ -26,33 +27,32 @@ if TYPE_CHECKING:
 def leave_signals_alone(trainer: L.Trainer) -> None:
     """Keep Lightning from installing signal handlers.
 
-    Its handler of SIGTERM communicates inside the handler, where another collective may be running, and its handler for
-    SLURM saves there. There is no public switch.
+    Its SIGTERM handler runs a collective while another one may be active, and its SLURM handler saves a checkpoint.
+    There is no public option to disable them.
     """
     trainer._signal_connector.register_signal_handlers = lambda: None
 
 
 def set_position(trainer: L.Trainer, step: int, *, max_steps: int, validating: bool) -> None:
-    """Have Lightning's loops continue after a step.
+    """Make Lightning's loops continue after a step.
 
-    A position in a run of auris is its number of steps; the counters of Lightning's checkpoints are derived from it.
+    Checkpoints of auris store the number of steps. The loop counters of Lightning are derived from it here.
 
     Args:
-        trainer: about to fit.
-        step: steps taken.
-        max_steps: steps of the whole run.
-        validating: whether the validation after this step is still to be done.
+        trainer: Trainer that is about to fit.
+        step: Number of steps taken.
+        max_steps: Number of steps of the whole run.
+        validating: Whether the validation after this step has not been finished.
     """
 
-    def count(n: int, **other: int) -> dict[str, dict[str, int]]:
-        counts = {"ready": n, "started": n, "processed": n, "completed": n} | other
+    def count(n: int, **overrides: int) -> dict[str, dict[str, int]]:
+        counts = {"ready": n, "started": n, "processed": n, "completed": n} | overrides
         return {"total": counts, "current": dict(counts)}
 
     loops = trainer.fit_loop.state_dict()
     loops["epoch_progress"] = count(1, processed=0, completed=0)
-    # A batch that is not completed means to Lightning that it was saved at the end of that batch, after its validation.
-    # A completed batch with an incomplete batch of validation means that the validation was interrupted and starts
-    # again.
+    # If the batch is incomplete, Lightning assumes that the checkpoint was saved at the end of this batch, after its
+    # validation. If the batch is complete and a validation batch is not, it starts the interrupted validation again.
     batches = count(step) if validating else count(step, completed=step - 1)
     loops["epoch_loop.batch_progress"] = {**batches, "is_last_batch": step >= max_steps}
     loops["epoch_loop.state_dict"] = {"_batches_that_stepped": step - 1}  # Lightning adds one in either case
@@ -64,19 +64,19 @@ def set_position(trainer: L.Trainer, step: int, *, max_steps: int, validating: b
 
 
 def forget_event_file(logger: TensorBoardLogger) -> None:
-    """Have a logger begin a new event file at its next use, without closing the present one, which is broken."""
+    """Make a logger start a new event file at its next use, without closing the current one, which is broken."""
     logger._experiment = None
 
 
 def divide_before_launch(strategy: ModelParallelStrategy, data_parallel: Callable[[int], int]) -> None:
-    """Call `data_parallel` as soon as the number of processes is known, before Lightning starts the others.
+    """Set the size of data-parallel groups as soon as the number of processes is known, before Lightning starts others.
 
-    Lightning's own check comes after all processes have started, and its constructor wants the size of a data-parallel
-    group before the number of processes is known.
+    Lightning's constructor expects the size before the number of processes is known, and its check runs only after all
+    processes have started.
 
     Args:
-        strategy: the strategy.
-        data_parallel: takes the number of processes and returns the size of a data-parallel group, or raises.
+        strategy: The strategy.
+        data_parallel: Returns the size of a data-parallel group for a number of processes, or raises an error.
     """
     configure_launcher = strategy._configure_launcher
 
@@ -93,10 +93,10 @@ def divide_before_launch(strategy: ModelParallelStrategy, data_parallel: Callabl
 def compile_around_graph_breaks() -> None:
     """Change two settings of torch.compile for the whole process.
 
-    Without `nested_graph_breaks`, a break within attention would also break every function around it; with
-    `use_duck_shape`, lengths that happen to be equal in the first pack would be taken to be equal in all packs.
+    Without `nested_graph_breaks`, a graph break in attention would also break every function that calls it. With
+    `use_duck_shape`, lengths that are equal by chance in the first pack would be assumed equal in all packs.
     """
-    import torch._dynamo  # here, as it takes a second
+    import torch._dynamo  # imported here because it takes a second
     import torch.fx.experimental._config
 
     torch._dynamo.config.nested_graph_breaks = True
@@ -104,14 +104,14 @@ def compile_around_graph_breaks() -> None:
 
 
 def is_compiled(module: nn.Module) -> bool:
-    """Whether `module.compile()` was called."""
+    """Return whether `module.compile()` was called."""
     return module._compiled_call_impl is not None
 
 
 def local_shape_and_offset(tensor: DTensor) -> tuple[Sequence[int], Sequence[int]]:
-    """Return the shape of this process's part of a tensor, and where it begins in the whole.
+    """Return the shape of this process's part of a tensor, and its offset in the whole tensor.
 
-    torch.distributed.checkpoint calls the same function; it has no public name.
+    torch.distributed.checkpoint uses the same function, which has no public name.
     """
     return compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
 
@@ -120,6 +120,7 @@ def local_shape_and_offset(tensor: DTensor) -> tuple[Sequence[int], Sequence[int
 
 
 def forget_initialisation(llm: nn.Module) -> None:
-    """Have `init_weights` initialise every module again; transformers marks those that it has initialised."""
+    """Make `init_weights` initialise every module again, by removing the marks that transformers sets."""
     for module in llm.modules():
-        module._is_hf_initialized = False
+        # Not a plain assignment: to a type checker, attributes of a module are tensors or modules.
+        setattr(module, "_is_hf_initialized", False)  # noqa: B010

@@ -1,6 +1,6 @@
-"""Configs: composed by Hydra, resolved to plain mappings, saved with a run, and turned into the parts they describe.
+"""Configs: composition by Hydra, resolution to plain mappings, and construction of the objects that they describe.
 
-Composing imports neither torch nor the parts; building does.
+Composition imports neither torch nor the classes of the objects; construction does.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -17,8 +17,6 @@ from omegaconf.errors import OmegaConfBaseException
 from auris.errors import UsageError, UserError, did_you_mean
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from auris.data.samples import Samples
     from auris.model.audio_lm import AudioLM
     from auris.text.tokenizer import Tokenizer
@@ -26,12 +24,11 @@ if TYPE_CHECKING:
 HERE = Path(__file__).resolve().parent
 CONFIGS = next(path for path in (HERE / "configs", HERE.parents[1] / "configs") if path.is_dir())  # wheel, checkout
 
-# Groups are also looked for in the working directory: ./ablations, and a user's own ./experiment. Hydra takes this
-# setting from a primary config or the command line only.
+# Groups are also searched in the working directory, as ./ablations and a user's own ./experiment. Hydra accepts this
+# setting only in a primary config or on the command line.
 SEARCH_PATH = "hydra.searchpath=[file://.]"
 
-# Keys of a config's `data` that say which rows there are and how they are presented. All others are arguments of the
-# data module.
+# Keys of a config's `data` that select rows and describe samples. All other keys are arguments of the data module.
 ROW_KEYS = (
     "name",
     "root",
@@ -47,18 +44,22 @@ ROW_KEYS = (
 )
 
 Config = Mapping[str, Any]
-"""A resolved config as a plain mapping: what Hydra composed, interpolations filled."""
+"""A config composed by Hydra, as a plain mapping with interpolations resolved."""
 
-_STUDY = ("arms", "stages")  # overrides of other configs: their interpolations are filled there
+_STUDY = ("arms", "stages")  # overrides of other configs, in which their interpolations are resolved
 
 
 def options(group: str) -> list[str]:
-    """Return the options of a config group: those that auris brings and those in the working directory."""
+    """Return the options of a config group, both those of auris and those in the working directory."""
     return sorted({path.stem for root in (CONFIGS, Path.cwd()) for path in (root / group).glob("*.yaml")})
 
 
 def compose(overrides: Sequence[str], config: str = "train") -> DictConfig:
-    """Compose the config that `auris COMMAND [overrides]` would be given; `config` is the command."""
+    """Compose the config of `auris COMMAND [overrides]`; `config` is the command.
+
+    Raises:
+        UsageError: Hydra rejects an override.
+    """
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
@@ -73,26 +74,36 @@ def compose(overrides: Sequence[str], config: str = "train") -> DictConfig:
 
 
 def explain(error: Exception, overrides: Sequence[str], config: str) -> UsageError:
-    """Turn what Hydra says about overrides into one line: the override, what is wrong, and what may be meant."""
-    if options := getattr(error, "options", None):
+    """Turn an error of Hydra about overrides into one line: the override, the problem and a suggestion."""
+    from hydra.errors import MissingConfigException
+
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, option = error.missing_cfg_file.rpartition("/")
-        meant = did_you_mean(option, options)
-        return UsageError(f"{group}={option}: there is no such option; {meant}expected {', '.join(sorted(options))}")
+        hint = did_you_mean(option, error.options)
+        return UsageError(
+            f"{group}={option}: there is no such option; {hint}expected {', '.join(sorted(error.options))}"
+        )
     if override := getattr(error, "override", None):
         reason = str(error).removeprefix(f"Error parsing override '{override}'").split("See https:")[0].strip()
-        return UsageError(f"{override}: {reason}; expected key=value, with a value of special characters in quotes")
-    if unknown := re.match(r"Could not override '(.+?)'", str(error)):
-        key = unknown[1]
-        override = next((one for one in overrides if one.partition("=")[0] == key), key)
-        meant = did_you_mean(key, _known_keys(config, dict(one.split("=", 1) for one in overrides if "=" in one)))
-        return UsageError(f"{override}: there is no {key}; {meant}a key of your own is added by +{override}")
+        return UsageError(f"{override}: {reason}; expected key=value, with special characters in quotes")
+    if match := re.match(r"Could not override '(.+?)'", str(error)):
+        key = match[1]
+        override = next((override for override in overrides if override.partition("=")[0] == key), key)
+        choices = dict(override.split("=", 1) for override in overrides if "=" in override)
+        hint = did_you_mean(key, _valid_keys(config, choices))
+        return UsageError(f"{override}: there is no {key}; {hint}to add a new key, type +{override}")
     return UsageError(" ".join(str(error).split()))
 
 
-def _known_keys(name: str, chosen: Mapping[str, str], group: str = "") -> Iterator[str]:
-    """Yield the keys and groups of a config file and of its defaults, in which overrides may choose other options.
+def _valid_keys(name: str, choices: Mapping[str, str], group: str = "") -> Iterator[str]:
+    """Yield the keys and groups of a config file and of its defaults.
 
-    The files are read without Hydra, which would take half a second to compose them once more.
+    The files are read without Hydra, which would take half a second to compose them again.
+
+    Args:
+        name: Name of the config file.
+        choices: Options of groups chosen by overrides.
+        group: Group of the config file.
     """
     path = CONFIGS / group / f"{name}.yaml"
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
@@ -102,37 +113,38 @@ def _known_keys(name: str, chosen: Mapping[str, str], group: str = "") -> Iterat
             if not part.startswith("override "):
                 part = f"{group}/{part}".strip("/")
                 yield part
-                yield from _known_keys(str(chosen.get(part, option)), chosen, part)
+                yield from _valid_keys(str(choices.get(part, option)), choices, part)
     prefix = "" if "@package _global_" in text or not group else group.replace("/", ".") + "."
     yield from _keys(content, prefix)
 
 
 def _keys(node: Any, prefix: str = "") -> Iterator[str]:
-    """Yield every key of a config, dotted."""
+    """Yield every key of a config in dotted form."""
     for key, value in node.items() if isinstance(node, Mapping) else ():
         yield f"{prefix}{key}"
         yield from _keys(value, f"{prefix}{key}.")
 
 
 def resolve(cfg: DictConfig) -> dict[str, Any]:
-    """Return a config as a plain dict with interpolations filled, except in the arms and stages of a study.
+    """Return a config as a plain dict with interpolations resolved, except in the arms and stages of a study.
 
     Raises:
-        UsageError: a value that must be given is missing, or an interpolation names a key that does not exist.
+        UsageError: A required value is missing, or an interpolation refers to a key that does not exist.
     """
     try:
         if missing := sorted(OmegaConf.missing_keys(cfg)):
             keys = " and ".join(f"{key}=..." for key in missing)
             raise UsageError(f"expected {keys} on the command line (see --help)")
-        filled = OmegaConf.masked_copy(cfg, [key for key in cfg if key not in _STUDY])
-        unfilled = OmegaConf.masked_copy(cfg, [key for key in cfg if key in _STUDY])
-        return OmegaConf.to_container(filled, resolve=True) | OmegaConf.to_container(unfilled, resolve=False)
+        rest = OmegaConf.masked_copy(cfg, [key for key in cfg if key not in _STUDY])
+        study = OmegaConf.masked_copy(cfg, [key for key in cfg if key in _STUDY])
+        containers = OmegaConf.to_container(rest, resolve=True), OmegaConf.to_container(study, resolve=False)
     except OmegaConfBaseException as error:
         raise UsageError(" ".join(str(error).split())) from error
+    return {str(key): value for container in containers for key, value in cast(Mapping, container).items()}
 
 
 def build(node: Config | None) -> Any:
-    """Build what a `_target_` node describes (None for None). An exception of the target is raised as it is."""
+    """Build the object of a `_target_` node (None for None). A UserError of the target is raised unchanged."""
     from hydra.errors import InstantiationException
     from hydra.utils import instantiate
 
@@ -152,25 +164,31 @@ def build_net(config: Config, tokenizer: Tokenizer) -> AudioLM:
         return build(config["model"])(vocab_size=tokenizer.size)
 
 
-def build_objective(config: Config, net: nn.Module, tokenizer: Tokenizer) -> nn.Module:
-    """Build the objective on the meta device; a partial one is completed with the sizes of the net and tokenizer."""
+def build_objective(config: Config, net: AudioLM, tokenizer: Tokenizer) -> Any:
+    """Build the objective on the meta device; a partial one is completed with the sizes of the net and tokenizer.
+
+    Returns:
+        An `auris.training.objectives.objective.Objective`. This layer must not import the class.
+
+    Raises:
+        UsageError: The objective cannot be trained on samples of the view `data.view`.
+    """
     import torch
 
     with torch.device("meta"):
-        built = build(config["objective"])
-        is_whole = isinstance(built, torch.nn.Module)
-        objective = built if is_whole else built(width=net.encoder.width, n_text=tokenizer.n_text)
+        node = build(config["objective"])
+        is_complete = isinstance(node, torch.nn.Module)
+        objective: Any = node if is_complete else node(width=net.encoder.width, n_text=tokenizer.n_text)
     view = config["data"]["view"]
     if view not in objective.views:
-        raise UsageError(
-            f"data.view={view} does not suit {type(objective).__name__}: expected {' or '.join(objective.views)}"
-        )
+        name, views = type(objective).__name__, " or ".join(objective.views)
+        raise UsageError(f"data.view={view} cannot be used with the objective {name}: expected {views}")
     return objective
 
 
 def build_samples(
     config: Config,
-    net: nn.Module,
+    net: AudioLM,
     tokenizer: Tokenizer,
     *,
     long_audio: str,
@@ -180,7 +198,7 @@ def build_samples(
     """Build the view of the rows; only training rows are augmented.
 
     Raises:
-        UsageError: the view does not exist, or the config's style of prompting does not write it.
+        UsageError: The view does not exist, or cannot be used with the config's prompt style.
     """
     from auris.data import pairs, samples
     from auris.text.chat import Chat
@@ -197,7 +215,7 @@ def build_samples(
         raise UsageError(f"data.view={view}: expected {', '.join(views)}")
     if not isinstance(prompt, views[view].styles):
         expected = "chat_v1 or chat_v2" if Chat in views[view].styles else "natural, tags or both"
-        raise UsageError(f"data.view={view} is not written in {type(prompt).__name__}: expected prompt={expected}")
+        raise UsageError(f"data.view={view} cannot be used with {type(prompt).__name__}: expected prompt={expected}")
     return views[view](
         tokenizer=tokenizer,
         prompt=prompt,

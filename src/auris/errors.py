@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 
-_MENDABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
-_MENDABLE |= {errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG}
+# Errors of writing that a user can fix: a full disk, no permission, a wrong path.
+_FIXABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+_FIXABLE |= {errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG}
 
 
 class UserError(ValueError):
-    """A mistake in what the user gave: the message shows the value, what was expected and what to type instead."""
+    """A mistake in the user's input. The message shows the value, what was expected and what to type instead."""
 
 
 class MissingFileError(UserError, FileNotFoundError):
@@ -24,37 +25,37 @@ class MissingFileError(UserError, FileNotFoundError):
 
 
 class RowError(UserError):
-    """A row that cannot be used; the message says why."""
+    """A row cannot be used."""
 
 
 class AudioError(UserError):
-    """Audio that cannot be used: it cannot be decoded, is empty, or is longer than the encoder can take."""
+    """Audio cannot be used: it cannot be decoded, is empty, or is too long for the encoder."""
 
 
-class RunStopped(UserError, RuntimeError):
-    """A run that cannot continue although its configuration is valid; the message says why and what can be done."""
+class RunStopped(UserError, RuntimeError):  # noqa: N818  # a run may also stop for a reason that is no error
+    """A run cannot continue although its config is valid. The message gives the reason and the remedy."""
 
 
 class UsageError(UserError):
-    """A command line or config that says too little or contradicts itself; nothing was started."""
+    """The command line or config is incomplete or contradictory. Nothing was started."""
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return a part of a message that suggests the known name closest to a misspelt one; empty if none is close."""
-    close = get_close_matches(name, known, n=1, cutoff=0.7)
-    return f"did you mean {close[0]}? " if close else ""
+def did_you_mean(name: str, valid: Iterable[str]) -> str:
+    """Return the part of a message that suggests the valid name closest to a misspelt one; empty if none is close."""
+    matches = get_close_matches(name, valid, n=1, cutoff=0.7)
+    return f"did you mean {matches[0]}? " if matches else ""
 
 
 @contextmanager
-def user_output(key: str, path: str | None) -> Iterator[None]:
-    """Turn an OSError that the user can mend (a full disk, no permission) into a UserError that names `key=path`.
+def user_output(key: str, path: str | None) -> Generator[None]:
+    """Turn an OSError that the user can fix (a full disk, no permission) into a UserError that names `key=path`.
 
-    An error about a file elsewhere passes: it is not about this path. So does every error without a path.
+    Errors without a path, and errors about files outside the directory of `path`, are raised unchanged.
     """
     try:
         yield
     except OSError as error:
-        if path is None or isinstance(error, UserError) or error.errno not in _MENDABLE:
+        if path is None or isinstance(error, UserError) or error.errno not in _FIXABLE:
             raise
         if error.filename is not None and not Path(error.filename).resolve().is_relative_to(
             Path(path).resolve().parent

@@ -1,4 +1,4 @@
-"""Files that survive an interruption: atomic replacement, JSON lines that are appended to, locks and digests."""
+"""Reading and writing of files that survive interruptions: atomic replacement, JSON Lines, locks and digests."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import os
 import shutil
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -20,15 +20,15 @@ import yaml
 
 
 @contextmanager
-def open_atomic(path: Path, mode: str = "w", *, sync: bool = False) -> Iterator[IO[Any]]:
-    """Open a temporary file that takes the name `path` when the block ends without an exception.
+def open_atomic(path: Path, mode: str = "w", *, sync: bool = False) -> Generator[IO[Any]]:
+    """Open a temporary file that is renamed to `path` when the block ends without an exception.
 
-    Readers see the old file or the new one, never half of it, and several processes may write the same path.
+    Readers see either the old or the new file, never a part of it. Several processes may write the same path.
 
     Args:
-        path: the final name. Its directory is created.
+        path: The final name. Its directory is created.
         mode: `w` (UTF-8 text) or `wb`.
-        sync: wait until the content, and then the name, is on the disk.
+        sync: Wait until the content, and then the name, is on the disk.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -52,11 +52,11 @@ def write_text(path: Path, text: str, *, sync: bool = False) -> None:
 
 
 @contextmanager
-def new_directory(path: Path) -> Iterator[Path]:
-    """Yield a draft directory that takes the name `path` when the block ends without an exception.
+def new_directory(path: Path) -> Generator[Path]:
+    """Create a temporary directory that is renamed to `path` when the block ends without an exception.
 
-    The draft is `path` + `.partial`; one that an interrupted run has left is removed first. `path` itself must not
-    exist, or be empty.
+    Its name is `path` + `.partial`; one that an interrupted run has left is removed first. `path` must be empty or not
+    exist.
     """
     draft = path.with_name(path.name + ".partial")
     shutil.rmtree(draft, ignore_errors=True)
@@ -77,8 +77,8 @@ def sync_directory(path: Path) -> None:
 
 
 @contextmanager
-def tolerate_write_errors(path: Path) -> Iterator[None]:
-    """Turn an error in writing a file that nothing depends on (a full disk, no permission) into a warning."""
+def tolerate_write_errors(path: Path) -> Generator[None]:
+    """Turn an error in writing an optional file (a full disk, no permission) into a warning."""
     try:
         yield
     except OSError as error:
@@ -89,26 +89,28 @@ def tolerate_write_errors(path: Path) -> Iterator[None]:
 
 
 def read_json(path: Path) -> Any:
+    """Read a JSON file."""
     return json.loads(path.read_text(encoding="utf-8"))
 
 
 def write_json(path: Path, content: Any, *, indent: int | None = 1) -> None:
-    """Replace a JSON file atomically. What JSON does not know (paths, dates) is written as text."""
+    """Replace a JSON file atomically. Values without a JSON type (paths, dates) are written as strings."""
     write_text(path, json.dumps(content, ensure_ascii=False, indent=indent, default=str) + "\n")
 
 
 def read_yaml(path: Path) -> Any:
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the one in C takes a tenth of the time
+    """Read a YAML file."""
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the loader in C takes a tenth of the time
     return yaml.load(path.read_text(encoding="utf-8"), Loader=loader)
 
 
 def write_yaml(path: Path, content: Mapping[str, Any]) -> None:
-    """Replace a YAML file atomically; keys keep their order."""
+    """Replace a YAML file atomically; the order of keys is kept."""
     write_text(path, yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True))
 
 
 def read_facts(path: Path) -> Any:
-    """Return the content of a JSON or YAML file of a run; empty if it is absent or just being written."""
+    """Read a JSON or YAML file of a run; return an empty dict if it is missing or incomplete."""
     try:
         return (read_json(path) if path.suffix == ".json" else read_yaml(path)) or {}
     except (FileNotFoundError, json.JSONDecodeError):
@@ -117,8 +119,8 @@ def read_facts(path: Path) -> Any:
 
 def read_jsonl(path: Path) -> list[Any]:
     """Read a JSON Lines file. An unfinished last line is ignored: its writer was killed, or is still writing."""
-    whole, _, _ = path.read_bytes().rpartition(b"\n")  # the unfinished line may end within a character
-    return [json.loads(line) for line in whole.split(b"\n") if line]
+    content, _, _ = path.read_bytes().rpartition(b"\n")  # bytes, because an unfinished line may end within a character
+    return [json.loads(line) for line in content.split(b"\n") if line]
 
 
 def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
@@ -150,19 +152,19 @@ def _drop_unfinished_line(file: IO[bytes]) -> None:
 
 
 @contextmanager
-def file_lock(path: Path, *, timeout: float | None = None, owner: str = "") -> Iterator[None]:
-    """Hold an exclusive lock on `path` until the block ends or the process dies, however it dies.
+def file_lock(path: Path, *, timeout: float | None = None, owner: str = "") -> Generator[None]:
+    """Hold an exclusive lock on `path` until the block ends or the process dies.
 
-    The lock is the kernel's `fcntl.lockf`. `flock` (which the filelock package uses) would be inherited by forked
-    loader workers that outlive their parent. Where the file system has no locks, a warning says so.
+    The lock is the kernel's `fcntl.lockf`. `flock`, which the filelock package uses, would be inherited by forked
+    loader workers that outlive their parent. If the file system does not support locks, the block runs with a warning.
 
     Args:
-        path: the lock file. It stays after the lock is released.
-        timeout: seconds to wait for another process; None waits forever.
-        owner: text that is written into the file, so that others can see who holds the lock.
+        path: The lock file. It remains after the lock is released.
+        timeout: Seconds to wait for another process; None waits forever.
+        owner: Text to write into the file, which identifies the holder to other processes.
 
     Raises:
-        TimeoutError: another process still holds the lock; the message is what it wrote as `owner`.
+        TimeoutError: Another process still holds the lock. The message is its `owner`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+", encoding="utf-8") as file:
@@ -182,10 +184,10 @@ def file_lock(path: Path, *, timeout: float | None = None, owner: str = "") -> I
 def _try_lock(file: IO[str]) -> bool:
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):  # another process has it; which of the two depends on the system
+    except (BlockingIOError, PermissionError):  # another process holds it; the type of error depends on the system
         return False
     except OSError as error:
-        warnings.warn(f"{file.name} cannot be locked ({error}): do not start two processes here", stacklevel=4)
+        warnings.warn(f"{file.name} cannot be locked ({error}): do not start a second process here", stacklevel=4)
     return True
 
 
@@ -193,7 +195,7 @@ def _try_lock(file: IO[str]) -> bool:
 
 
 def digest(value: Any, length: int = 24) -> str:
-    """Return a hexadecimal SHA-256 digest of a JSON-like value; keys are sorted, other objects count as their text."""
+    """Return a hexadecimal SHA-256 digest of a JSON-like value; keys are sorted, other objects are hashed as `str`."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:length]
 
 

@@ -103,7 +103,7 @@ def test_text_is_of_the_training_split_in_every_language(made: Path) -> None:
     known = {language: vocabulary(language) for language in SPOKEN}
     for place, language in enumerate(SPOKEN):
         for line in lines[place :: len(SPOKEN) + 1]:
-            assert set(grammar.words(line, language)) <= known[language], line
+            assert set(grammar.split_words(line, language)) <= known[language], line
     assert all(grammar.split_of(line) == "train" for line in lines[0 :: len(SPOKEN) + 1])
 
 
@@ -125,7 +125,7 @@ def test_word_times_follow_each_other_inside_the_clip(made: Path) -> None:
         assert times[0] > 0
         assert times[-1] < row["duration"]
         said = row.get("transcript", row["content"])
-        assert [word["word"] for word in row["words"]] == grammar.words(said, row["language"])
+        assert [word["word"] for word in row["words"]] == grammar.split_words(said, row["language"])
 
 
 def test_word_times_point_at_the_speech(made: Path) -> None:
@@ -198,7 +198,7 @@ def test_building_again_says_that_it_is_there(made: Path, capsys: pytest.Capture
 
 
 def test_another_configuration_in_the_same_directory_is_refused(made: Path) -> None:
-    with pytest.raises(ValueError, match=r"made with seed=7, now seed=8.*out=DIR"):
+    with pytest.raises(ValueError, match=r"made with other settings \(seed: 7, now 8\).*out=DIR"):
         build(made, **{**CORPUS, "seed": 8})
 
 

@@ -15,7 +15,7 @@ from auris.corpus.grammar import (
     draw_meaning,
     render,
     split_of,
-    words,
+    split_words,
 )
 from support.corpus_words import cover, vocabulary
 
@@ -102,7 +102,7 @@ def test_vocabulary_holds_all_that_can_be_drawn_and_english_has_sixty_words() ->
     for language in LANGUAGES:
         known = vocabulary(language)
         for _ in range(300):
-            assert set(words(render(draw_meaning(rng, "test"), language), language)) <= known
+            assert set(split_words(render(draw_meaning(rng, "test"), language), language)) <= known
     assert {"says", *KEYWORDS} <= vocabulary("en")
     assert len(vocabulary("en")) >= 60
 

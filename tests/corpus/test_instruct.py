@@ -19,7 +19,7 @@ from auris.corpus.dialogues import wordings
 from auris.corpus.dialogues.augmentation import SHIPPED
 from auris.corpus.dialogues.kinds import KINDS
 from auris.corpus.dialogues.rows import FAULTS
-from auris.corpus.instruct import instruct, share
+from auris.corpus.instruct import allot, instruct
 from auris.corpus.scenes import SOUND_PHRASES
 from auris.data.manifests import read_manifests
 from auris.metrics.judges.rating import POLITE_OPENINGS, rate
@@ -32,10 +32,12 @@ FILES = [f"{prefix}{split}" for split in grammar.SPLITS for prefix in ("", "pref
 SPLITS_OF = {name: name.removeprefix("preferences_") for name in FILES}
 ALL = dict.fromkeys(KINDS, 1)
 OPTIONS: dict[str, Any] = {
-    "rows": {"train": 180, "valid": 60, "test": 90},
-    "preferences": {"train": 80, "valid": 16, "test": 40},
-    "mix": ALL,
-    "tasks": {task: 1 for task in wordings.SENTENCES},
+    "dialogues": {
+        "rows": {"train": 180, "valid": 60, "test": 90},
+        "preferences": {"train": 80, "valid": 16, "test": 40},
+        "mix": ALL,
+        "tasks": {task: 1 for task in wordings.SENTENCES},
+    },
     "forms": {"terse": 1, "sentence": 1, "polite": 1},
     "faults": {"wrong": 2, "terse": 1, "plain": 1},
     "llm": {
@@ -49,7 +51,16 @@ OPTIONS: dict[str, Any] = {
     },
     "seed": 3,
 }
-SILENT = OPTIONS | {"mix": {"demonstration": 3, "text": 1}}  # nobody speaks: quick to make
+
+
+def replace(options: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
+    """Replace options; those of the group `dialogues` are given by their own names."""
+    in_group = {key: value for key, value in change.items() if key in OPTIONS["dialogues"]}
+    others = {key: value for key, value in change.items() if key not in in_group}
+    return {**options, "dialogues": options["dialogues"] | in_group, **others}
+
+
+SILENT = replace(OPTIONS, {"mix": {"demonstration": 3, "text": 1}})  # without speech, so that it takes no time
 
 
 @pytest.fixture(scope="module")
@@ -370,7 +381,7 @@ def test_same_seed_gives_the_same_bytes_with_any_number_of_processes(made: Path,
 
 def test_a_larger_set_holds_the_smaller_one(made: Path, corpus: Path) -> None:
     small = {"rows": {"train": 45}, "preferences": {"train": 24}}
-    instruct(corpus, made.with_name("small"), **{**OPTIONS, **small}, processes=1)
+    instruct(corpus, made.with_name("small"), **replace(OPTIONS, small), processes=1)
     for name in ("train", "preferences_train"):
         larger = {row["id"]: row for row in read(made, name)}
         for row in read(made.with_name("small"), name):
@@ -398,13 +409,13 @@ def test_making_them_again_says_that_they_are_there(
 
 
 def test_other_dialogues_in_the_same_directory_are_refused(made: Path, corpus: Path) -> None:
-    with pytest.raises(ValueError, match=r"made with seed=3, now seed=4.*out=DIR"):
+    with pytest.raises(ValueError, match=r"made with other settings \(seed: 3, now 4\).*out=DIR"):
         instruct(corpus, made, **{**OPTIONS, "seed": 4})
 
 
 def test_somebody_elses_directory_is_left_alone(corpus: Path, tmp_path: Path) -> None:
     (tmp_path / "train.jsonl").write_text("mine")
-    with pytest.raises(ValueError, match="holds files but no dialogues"):
+    with pytest.raises(ValueError, match="is not empty and holds no dialogues"):
         instruct(corpus, tmp_path, **SILENT)
     assert (tmp_path / "train.jsonl").read_text() == "mine"
 
@@ -413,7 +424,7 @@ def test_questions_come_from_the_users_own_model_where_one_is_named(corpus: Path
     recording = tmp_path / "mine.jsonl"
     with stand_in.serve() as (url, requests):
         llm = OPTIONS["llm"] | {"url": url, "model": "m", "recording": str(recording), "tasks": ["ks"]}
-        options = {**SILENT, "mix": {"augmented": 1, "text": 1}, "rows": {"train": 40, "test": 8}}
+        options = replace(SILENT, {"mix": {"augmented": 1, "text": 1}, "rows": {"train": 40, "test": 8}})
         instruct(corpus, tmp_path / "out", **{**options, "llm": llm})
     assert len(requests) == 10  # keywords: each label once
     written = [row for row in read(tmp_path / "out", "train") if row["kind"] == "augmented"]
@@ -434,35 +445,35 @@ def test_a_table_says_who_wrote_and_who_preferred(made: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"mix": {"poem": 1}}, r"mix has \['poem'\], expected demonstration, augmented"),
-        ({"mix": {"text": -1}}, r"mix.text is -1, expected a weight.*mix.text=1"),
-        ({"mix": {"text": 0}}, "all weights of mix are 0"),
-        ({"mix": {"augmented": 1}}, "preferences need another kind than `augmented`"),
+        ({"mix": {"poem": 1}}, r"^dialogues.mix has \['poem'\], expected demonstration, augmented"),
+        ({"mix": {"text": -1}}, r"^dialogues.mix.text is -1, expected a weight.*dialogues.mix.text=1"),
+        ({"mix": {"text": 0}}, "all weights of dialogues.mix are 0"),
+        ({"mix": {"augmented": 1}}, "dialogues of the kind `augmented` alone; set dialogues.mix.demonstration=1"),
         ({"forms": {"rude": 1}}, r"forms has \['rude'\], expected terse, sentence, polite"),
         ({"faults": {"rude": 1}}, r"faults has \['rude'\], expected wrong, terse, plain"),
-        ({"tasks": {"er": 1}}, r"tasks has \['er'\]"),
-        ({"rows": {"dev": 1}}, "rows has the split 'dev', expected train, valid, test"),
-        ({"preferences": {"train": 1.5}}, "preferences.train is 1.5, expected a number of rows"),
+        ({"tasks": {"er": 1}}, r"^dialogues.tasks has \['er'\]"),
+        ({"rows": {"dev": 1}}, "^dialogues.rows has the split 'dev', expected train, valid, test"),
+        ({"preferences": {"train": 1.5}}, "^dialogues.preferences.train is 1.5, expected a number of rows"),
         ({"processes": 0}, "processes is 0"),
         (
             {"mix": {"augmented": 1}, "rows": {"valid": 1000}, "preferences": {}},
-            "different dialogues of the kind 'augmented' in the valid split.*lower mix.augmented",
+            "valid split has only about .* of the kind 'augmented', but 1000 are .*lower dialogues.mix.augmented",
         ),
     ],
 )
 def test_what_makes_no_sense_is_refused(corpus: Path, tmp_path: Path, change: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        instruct(corpus, tmp_path / "out", **{**SILENT, **change})
+        instruct(corpus, tmp_path / "out", **replace(SILENT, change))
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
     ("llm", "message"),
     [
-        ({"url": "http://127.0.0.1:9/v1"}, "needs the name of a model: llm.model=NAME"),
+        ({"url": "http://127.0.0.1:9/v1"}, "needs the name of a model: set llm.model=NAME"),
         ({"url": "http://127.0.0.1:9/v1", "model": "m"}, "llm.recording=FILE.jsonl"),
         ({"pairs": 0}, "llm.pairs is 0"),
-        ({"tasks": ["asr"]}, "holds no answer to"),
+        ({"tasks": ["asr"]}, "holds no reply to"),
         ({"tasks": ["er"]}, r"llm.tasks is \['er'\].*no rows"),
     ],
 )
@@ -470,7 +481,7 @@ def test_a_language_model_that_cannot_be_asked_is_said(
     corpus: Path, tmp_path: Path, llm: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        instruct(corpus, tmp_path / "out", **{**SILENT, "mix": ALL, "llm": OPTIONS["llm"] | llm})
+        instruct(corpus, tmp_path / "out", **replace(SILENT, {"mix": ALL, "llm": OPTIONS["llm"] | llm}))
 
 
 def test_a_corpus_without_what_a_kind_needs_is_an_error_that_names_the_kind(corpus: Path, tmp_path: Path) -> None:
@@ -478,8 +489,8 @@ def test_a_corpus_without_what_a_kind_needs_is_an_error_that_names_the_kind(corp
         rows = [row for row in read(corpus, split) if row["task"] == "s2tt"]
         (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     for kind in ("follow_up", "comparison", "reasoning", "command"):
-        with pytest.raises(ValueError, match=f"train split has no rows .*kind '{kind}'.*set mix.{kind}=0"):
-            instruct(tmp_path, tmp_path / "out", **{**SILENT, "mix": {kind: 1}})
+        with pytest.raises(ValueError, match=f"train split has no rows .*kind '{kind}'.*set dialogues.mix.{kind}=0"):
+            instruct(tmp_path, tmp_path / "out", **replace(SILENT, {"mix": {kind: 1}}))
 
 
 def test_rows_that_cannot_be_used_are_counted_by_reason(corpus: Path, tmp_path: Path) -> None:
@@ -503,17 +514,19 @@ def test_a_corpus_that_is_not_there_is_said_with_the_command_that_makes_one(tmp_
 
 
 def test_counts_are_dealt_by_weight() -> None:
-    assert share(10, {"a": 1, "b": 2, "c": 0}) == {"a": 3, "b": 7}
-    assert sum(share(2400, {"a": 7, "b": 2, "c": 5.5}).values()) == 2400
-    assert share(0, {"a": 1}) == {"a": 0}
+    assert allot(10, {"a": 1, "b": 2, "c": 0}) == {"a": 3, "b": 7}
+    assert sum(allot(2400, {"a": 7, "b": 2, "c": 5.5}).values()) == 2400
+    assert allot(0, {"a": 1}) == {"a": 0}
 
 
 def test_the_default_makes_two_thousand_rows_and_its_keys_reach_the_function() -> None:
     made = config.resolve(config.compose([], "instruct"))
-    assert made["rows"]["train"] >= 2000
+    dialogues = made["dialogues"]
+    assert dialogues["rows"]["train"] >= 2000
     assert set(made) == set(inspect.signature(instruct).parameters)
-    assert set(made["mix"]) == set(KINDS)
-    assert set(made["tasks"]) == set(wordings.SENTENCES)
+    assert set(dialogues) == set(OPTIONS["dialogues"])
+    assert set(dialogues["mix"]) == set(KINDS)
+    assert set(dialogues["tasks"]) == set(wordings.SENTENCES)
     assert set(made["llm"]) == set(OPTIONS["llm"])
     assert made["llm"]["pairs"] == stand_in.PAIRS
     assert SHIPPED.is_file()
@@ -525,10 +538,10 @@ def test_the_command_prints_its_table_and_says_what_is_wrong(
     def run(*arguments: str) -> int:
         return cli.main(["instruct", f"corpus={corpus}", *arguments])
 
-    nothing = [f"{what}.{split}=0" for what in ("rows", "preferences") for split in ("valid", "test")]
-    small = ["rows.train=28", "preferences.train=0", *nothing, "processes=1"]
+    nothing = [f"dialogues.{what}.{split}=0" for what in ("rows", "preferences") for split in ("valid", "test")]
+    small = ["dialogues.rows.train=28", "dialogues.preferences.train=0", *nothing, "processes=1"]
     assert run(f"out={tmp_path / 'out'}", *small) == 0
     assert re.search(r"voice\s+│\s+6 ", capsys.readouterr().out)
     assert len(read(tmp_path / "out", "train")) == 28
     assert run(f"out={tmp_path / 'out'}", *small, "seed=5") == 1
-    assert re.match("error: .*made with seed=0, now seed=5", capsys.readouterr().err)
+    assert re.match("error: .*made with other settings .seed: 0, now 5", capsys.readouterr().err)

@@ -22,7 +22,7 @@ import soundfile
 from auris.corpus import music, requests, scenes, speech, tunes, vocal
 from auris.corpus.build import build
 from auris.corpus.grammar import SPLITS, split_of
-from auris.corpus.recipes import RECIPES, mark
+from auris.corpus.recipes import RECIPES, id_prefix
 from auris.corpus.signal import SAMPLE_RATE, power, samples
 from auris.corpus.vocabulary import train_tokenizer
 from auris.data.manifests import read_manifests
@@ -108,7 +108,7 @@ def test_only_rows_that_test_the_format_are_named_so_and_they_have_lines_of_thei
         is_format = task.embedded == "D"
         assert row.id.split("-")[1] == ("fmt_" if is_format else "") + task.code
         assert tasks.group(row.labels).startswith("fmt_") == is_format
-    assert {code for code in RECIPES if mark(code)} == {"er", "sap", "vsc", "asc", "sid", "smer", "mgr"}
+    assert {code for code in RECIPES if id_prefix(code)} == {"er", "sap", "vsc", "asc", "sid", "smer", "mgr"}
 
 
 @pytest.mark.parametrize("natural", [False, True])

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from auris.corpus import signal, speech
-from auris.corpus.grammar import KEYWORDS, LANGUAGES, render, words
+from auris.corpus.grammar import KEYWORDS, LANGUAGES, render, split_words
 from auris.corpus.speech import UNTIMED, VOICES, Line, say
 from auris.corpus.spoken import DIALECTS
 from support.corpus_words import cover
@@ -40,7 +40,7 @@ def pitch_of(samples: np.ndarray) -> float:
 def sentences_with_all_words(language: str) -> Iterator[tuple[str, ...]]:
     heard: set[str] = set()
     for meaning in cover():
-        units = tuple(words(render(meaning, language), language))
+        units = tuple(split_words(render(meaning, language), language))
         if not set(units) <= heard:
             heard |= set(units)
             yield units

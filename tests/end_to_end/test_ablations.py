@@ -45,7 +45,7 @@ def rows(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*found, *timed]))
     (folder / "tokenizer").symlink_to(corpus / "tokenizer")
     (folder / "text.txt").symlink_to(corpus / "text.txt")
-    few = [f"{kind}.{split}=8" for kind in ("rows", "preferences") for split in ("train", "valid", "test")]
+    few = [f"dialogues.{kind}.{split}=8" for kind in ("rows", "preferences") for split in ("train", "valid", "test")]
     options = config.resolve(config.compose([f"corpus={corpus}", f"out={folder}/dialogues", *few], "instruct"))
     instruct.instruct(Path(options.pop("corpus")), Path(options.pop("out")), **options)
     return folder

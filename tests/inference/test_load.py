@@ -144,7 +144,7 @@ def test_what_cannot_be_asked_is_said(ours: AudioModel, files: list[Path]):
         ours.generate(audio="missing.wav", prompt=PROMPT)
     with pytest.raises(ValueError, match=r"shape \(2, 100\)"):
         ours.generate(audio=np.zeros((2, 100)), prompt=PROMPT)
-    with pytest.raises(ValueError, match="audio marks, the row has"):
+    with pytest.raises(ValueError, match="audio marks, but the row has"):
         ours.generate(audio=None, prompt=MARKS)
     with pytest.raises(ValueError, match="beams"):
         ours.generate(audio=files[0], prompt=PROMPT, beams=4)

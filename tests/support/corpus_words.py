@@ -25,5 +25,5 @@ def cover() -> list[Meaning]:
 
 def vocabulary(language: str) -> set[str]:
     """Return every unit that speech in `language` can hold (see `grammar.words`); in English with keyword phrases."""
-    heard = {word for meaning in cover() for word in grammar.words(grammar.render(meaning, language), language)}
+    heard = {word for meaning in cover() for word in grammar.split_words(grammar.render(meaning, language), language)}
     return heard | {"says", *KEYWORDS} if language == "en" else heard

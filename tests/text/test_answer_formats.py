@@ -268,7 +268,7 @@ def test_what_is_read_back_is_read_from_the_ids_too(code):
             turns = [turn for turn in style.turns(row, n_clips=task.clips) if turn.role == "answer"]
             ids = tok.encode(turns, []).ids
             assert ids[-1] == tok.end
-            read = task.answer.parse(tok.decode(ids[:-1], control=task.answer.tagged))
+            read = task.answer.parse(tok.decode(ids[:-1], control=task.answer.has_tags))
             assert read == {name: as_read(name, row[name]) for name in read}
 
 
@@ -284,7 +284,7 @@ def test_a_label_whose_accents_stand_beside_their_letters_can_be_answered(code):
     for metric in task.metrics.keys() - set(others):
         forms = (true, unicodedata.normalize("NFC", true))
         right, found = (
-            row_stats(metric, task.compared(answer, metric), task.compared(true, metric), "fr") for answer in forms
+            row_stats(metric, task.extract(answer, metric), task.extract(true, metric), "fr") for answer in forms
         )
         assert found == right, metric
 
@@ -295,7 +295,7 @@ def test_what_a_metric_compares_is_the_same_in_either_form_of_an_answer(code):
     rows = (row for row in iter(lambda: draw.labels(code), None) if tasks.check(row) is None)
     for _, row in zip(range(10), rows, strict=False):
         for metric in task.metrics:
-            assert task.compared(task.render(row), metric) == task.compared(task.render(row, tags=False), metric)
+            assert task.extract(task.render(row), metric) == task.extract(task.render(row, tags=False), metric)
 
 
 VALUES = [None, True, -1, 1e308, float("nan"), "", " ", "x", [], {}, [[]], [{}], [1], {"a": []}, {1: 2}, b"x"]
@@ -326,7 +326,7 @@ def test_any_answer_can_be_read_and_compared(code, answer):
     task = TASKS[code]
     assert isinstance(task.answer.parse(answer), dict)
     for metric in task.metrics:
-        task.compared(answer, metric)
+        task.extract(answer, metric)
 
 
 @pytest.mark.parametrize("opening", ["", "<|0.00|>"])
@@ -352,7 +352,7 @@ def test_a_language_that_the_model_told_is_no_part_of_what_is_said(code, labels,
 
 def test_what_is_compared_of_timed_words_is_their_text():
     for tags in (True, False):
-        assert TASKS["srwt"].compared(TASKS["srwt"].render({"words": WORDS}, tags=tags)) == "hello there"
+        assert TASKS["srwt"].extract(TASKS["srwt"].render({"words": WORDS}, tags=tags)) == "hello there"
 
 
 def test_events_that_share_a_time_are_both_read():
@@ -370,7 +370,7 @@ def test_a_broken_note_answer_is_read_as_far_as_it_goes():
     read = Notes().parse("<|midi_pitch_7|> nonsense")["notes"]
     assert read == {"pitch": 7, "velocity": None, "instrument": None, "sonic": []}
     assert Notes().parse("velocity: 3; loud")["notes"] == {**read, "pitch": None, "velocity": 3}
-    assert Notes().compared("nonsense", "notes.instrument") == ""
+    assert Notes().extract("nonsense", "notes.instrument") == ""
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
@@ -407,9 +407,9 @@ def told(code: str, **labels: Any) -> str:
         ([{"word": " ", "start": 0.0, "end": 0.1}], "not empty"),
         ([{"word": 5, "start": 0.0, "end": 0.1}], "expected a string"),
         ([{"word": "<|endoftext|>", "start": 0.0, "end": 0.1}], "without `<`"),
-        ([{"word": "a(0.10-0.20)", "start": 0.0, "end": 0.1}], "without times in brackets"),
+        ([{"word": "a(0.10-0.20)", "start": 0.0, "end": 0.1}], "without times in parentheses"),
         ([{"word": "a", "start": 0.2, "end": 0.1}], "its end after its start"),
-        ([WORDS[1], WORDS[0]], "one after the other"),
+        ([WORDS[1], WORDS[0]], "do not overlap"),
         ([{"word": "a", "start": 29.0, "end": 30.01}], "between 0 and 30 s"),
     ],
 )
@@ -452,7 +452,7 @@ def test_unusable_notes_are_told_why(changed, said):
         ("ser", {"entities": [{"type": "a: b", "value": "c"}]}, "without `:`"),
         ("osr", {"texts": "hello"}, "`texts` is 'hello'"),
         ("osr", {"texts": ["hello"]}, "two speakers or more"),
-        ("osr", {"texts": ["hello", "one\ntwo"]}, "without line ends"),
+        ("osr", {"texts": ["hello", "one\ntwo"]}, "without line breaks"),
         ("osr", {"texts": ["hello", ""]}, "`texts[1]` is ''"),
         ("sed", {"events": None}, "needs the label `events`"),
         ("sed", {"events": [{"label": "dog", "start": -1, "end": 1}]}, "between 0 and 30 s"),
@@ -460,7 +460,7 @@ def test_unusable_notes_are_told_why(changed, said):
         ("sd", {"turns": [{"speaker": 1, "start": 0, "end": 1}]}, "`speaker` of `turns[0]` is 1"),
         ("aac", {"text": "rain", "references": "rain"}, "`references` is 'rain'"),
         ("mc", {"text": "a waltz", "references": ["a waltz", " "]}, "`references[1]` is ' '"),
-        ("sv", {"text": "same"}, "'same'; task 'sv' has the answers yes, no"),
+        ("sv", {"text": "same"}, "'same'; valid answers of task 'sv': yes, no"),
     ],
 )
 def test_other_labels_that_cannot_be_written_are_told_why(code, labels, said):

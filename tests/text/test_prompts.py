@@ -313,7 +313,7 @@ def test_what_the_assistant_says_is_trained_with_its_end_and_nothing_else(chat):
     turns = chat.turns(say("one", "two", "three", "four"), supervise=True)
     assert supervised(turns) == ["two", "<|im_end|>", "four", "<|im_end|>"]
     assert not any(turn.supervise for turn in chat.turns(say("one", "two", "three", "four")))
-    with pytest.raises(ValueError, match="ends with the assistant, got 'user' last"):
+    with pytest.raises(ValueError, match="the last message is of the user, expected the assistant's"):
         chat.turns(say("one"), supervise=True)
 
 
@@ -340,16 +340,16 @@ def test_what_a_message_says_is_never_read_as_chatml_or_audio(chat):
 @pytest.mark.parametrize(
     "messages, said",
     [
-        ([], "at least one message"),
+        ([], "has no messages"),
         (["hi"], r"messages\[0\] is 'hi'"),
         ([{"content": "hi"}], "expected a `role` of system, user, assistant"),
         ([*say("hi"), {"role": "tool", "content": "hi"}], r"messages\[1\]"),
         ([{"role": "user"}], "the content of a message of the user is None"),
         ([{"role": "user", "content": {"text": "hi"}}], "expected a string or a list"),
-        ([{"role": "user", "content": [{"type": "image"}]}], "holds {'type': 'image'}"),
+        ([{"role": "user", "content": [{"type": "image"}]}], "contains {'type': 'image'}"),
         ([{"role": "user", "content": [{"type": "audio"}]}], "expected {type: audio, audio: ...}"),
         ([{"role": "user", "content": ["hi"]}], "holds 'hi'"),
-        ([{"role": "system", "content": [CLIP]}], "only the user's"),
+        ([{"role": "system", "content": [CLIP]}], "only messages of the user"),
     ],
 )
 def test_a_message_of_an_unknown_shape_is_shown(chat, messages, said):

@@ -105,7 +105,7 @@ def test_each_tag_of_a_template_is_a_token_of_the_vocabulary(code):
     task = TASKS[code]
     values = [{"language": code, "target_language": code} for code in LANGUAGES]
     for value in [*values, *({"caption_style": style} for style in tasks.CAPTION_STYLES)]:
-        own = tasks.closed({"task": code, "language": "en", "target_language": "en", **value})
+        own = tasks.closed_fields({"task": code, "language": "en", "target_language": "en", **value})
         filled = [re.sub(r"\{(\w+)\}", lambda m, own=own: own.get(m[1], ""), w) for w in (task.tags, *task.wordings)]
         used = set(re.findall(r"<\|[^|]*\|>", " ".join(filled)))
         # The second system's instructions name Cantonese; where its vocabulary lacks the tag it is text.
@@ -130,7 +130,7 @@ def test_parse_reads_back_what_render_wrote(code):
 
 def test_only_tagged_answers_hold_control_tokens():
     for code, task in TASKS.items():
-        assert task.answer.tagged == any(
+        assert task.answer.has_tags == any(
             isinstance(piece, Tag) for piece in task.answer.render(labels(code), tags=True)
         )
 
@@ -152,7 +152,7 @@ def test_a_missing_label_is_named(code):
         ({"task": "singing"}, "'singing'"),
         ({"task": ["asr"]}, "['asr']"),
         ({"task": None}, "None"),
-        ({"task": "chat", "mode": "opera"}, "known modes: audio_analysis, voice_chat, text"),
+        ({"task": "chat", "mode": "opera"}, "valid modes: audio_analysis, voice_chat, text"),
     ],
 )
 def test_a_wrong_label_is_named_with_its_value(changed, named):
@@ -164,21 +164,21 @@ def test_a_row_without_a_task_is_told_so():
 
 
 def test_an_unknown_task_error_lists_the_known_ones():
-    with pytest.raises(ValueError, match="unknown task 'opera'; known tasks: asr, s2tt"):
+    with pytest.raises(ValueError, match="unknown task 'opera'; valid tasks: asr, s2tt"):
         tasks.find("opera")
 
 
 def test_a_label_that_the_task_does_not_need_can_hold_anything():
     row = {"task": "sec", "text": "rain", "language": "tlh", "target_language": 3, "events": "rain"}
     assert tasks.check(row) is None
-    assert tasks.closed(row) == {}
+    assert tasks.closed_fields(row) == {}
 
 
 def test_the_caption_style_is_part_of_a_tag_and_plain_where_a_row_is_silent():
     row = {"task": "aac", "text": "a dog"}
-    assert tasks.closed(row)["caption_style"] == "plain"
-    assert tasks.closed({**row, "caption_style": "clotho"})["caption_style"] == "clotho"
-    assert "known caption styles: clotho, audiocaps, plain" in tasks.check({**row, "caption_style": "haiku"})
+    assert tasks.closed_fields(row)["caption_style"] == "plain"
+    assert tasks.closed_fields({**row, "caption_style": "clotho"})["caption_style"] == "clotho"
+    assert "valid caption styles: clotho, audiocaps, plain" in tasks.check({**row, "caption_style": "haiku"})
 
 
 @pytest.mark.parametrize(
@@ -209,12 +209,12 @@ SOUND_TASK = {"name": "a task", "needs": ["text"], "metrics": {"accuracy": "answ
 @pytest.mark.parametrize(
     "changed, said",
     [
-        ({"metric": "wer"}, "unknown field 'metric'; known fields: code, family, name"),
-        ({"name": None}, "expected the fields code, family, name, needs"),
-        ({"answer": "opera"}, "unknown answer format 'opera'; known formats: text, language"),
+        ({"metric": "wer"}, "unknown field 'metric'; valid fields: code, family, name"),
+        ({"name": None}, "expected the field name"),
+        ({"answer": "opera"}, "unknown answer format 'opera'; valid formats: text, language"),
         ({"metrics": {"wer": "words"}}, "wer compares 'words', which answers of the format 'text' do not have"),
-        ({"choices": [True, False]}, "True is no text: put it in quotes"),
-        ({"grade": "A/E"}, "unknown grade 'E'; known grades: A, B, C, D"),
+        ({"choices": [True, False]}, "True is not a string: put it in quotes"),
+        ({"grade": "A/E"}, "unknown grade 'E'; valid grades: A, B, C, D"),
         ({"tags_source": "somebody"}, "unknown source 'somebody'"),
     ],
 )

@@ -11,7 +11,7 @@ import pytest
 from auris.text.byte_level import RANKS_FILE
 from auris.text.chat import Qwen2AudioChat, QwenAudioChat
 from auris.text.prompts import BothPrompts, Control, NaturalPrompt, Prompt, TagPrompt, audio_tags
-from auris.text.tasks import LANGUAGES, closed
+from auris.text.tasks import LANGUAGES, closed_fields
 from auris.text.tokenizer import Tokenizer, control_tokens
 from support.manifests import TEXTS, tokenizer
 from support.vocabularies import TAGGED, plain, qwen2_audio, rank_lines, write_ranks
@@ -88,7 +88,7 @@ def test_control_tokens_stand_in_the_order_of_the_released_vocabulary():
 
 
 def test_every_language_of_the_tasks_has_a_tag():
-    tags = {code: closed({"task": "lid", "language": code})["language_tag"] for code in LANGUAGES}
+    tags = {code: closed_fields({"task": "lid", "language": code})["language_tag"] for code in LANGUAGES}
     assert {f"<|{tag}|>" for tag in tags.values()} <= set(control_tokens())
     assert {code for code, tag in tags.items() if tag != code} == {"yue"}  # Cantonese has none: nearest is Chinese
 
@@ -156,7 +156,7 @@ def test_a_text_in_the_place_of_audio_is_neither_audio_nor_supervised():
 
 @pytest.mark.parametrize("n_spans", [0, 2])
 def test_marks_and_clips_must_agree(n_spans):
-    with pytest.raises(ValueError, match=f"has 1 audio marks, the row has {n_spans}"):
+    with pytest.raises(ValueError, match=f"has 1 audio marks, but the row has {n_spans}"):
         tokenizer().encode(TagPrompt().turns(ASR, n_clips=1), [[1]] * n_spans)
 
 
@@ -387,7 +387,10 @@ def test_a_mark_that_joins_with_what_follows_is_not_a_token_of_the_first_system(
         (lambda lines: [*lines[:5], *lines[6:]], r"line 6: .* and its rank 5"),
         (lambda lines: [*lines, lines[-1].replace(" 299", " 300")], r"line 301: .* expected"),
         (lambda lines: lines[:200], r"56 of the 256 single bytes have no rank"),
-        (lambda lines: [*lines, base64.b64encode(b"zzqqxx").decode() + " 300"], r"line 301: no two earlier tokens"),
+        (
+            lambda lines: [*lines, base64.b64encode(b"zzqqxx").decode() + " 300"],
+            r"line 301: the token is not the join of two earlier tokens",
+        ),
         (lambda lines: [], r"256 of the 256"),
     ],
 )

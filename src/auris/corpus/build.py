@@ -1,8 +1,8 @@
-"""Builds the embedded corpus: the recipe of each task turns a seed into a row and its sound, in worker processes.
+"""Builder of the embedded corpus. The recipe of each task turns a seed into a row and its audio.
 
-A row's seed is derived from the corpus seed and the row's place, and eSpeak speaks for a few neighbouring rows at a
-time, in order. So the same seed gives the same bytes with any number of processes, and a larger corpus holds the rows
-of a smaller one.
+The seed of a row is derived from the corpus seed and the row's place, and eSpeak synthesises a few neighbouring rows at
+a time, in order. Therefore the same seed gives the same bytes with any number of worker processes, and a larger corpus
+contains the rows of a smaller one.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from auris.errors import UserError
 from auris.files import new_directory, write_json, write_jsonl, write_text
 from auris.text.tasks import TASKS
 
-VERSION = 3  # raise it whenever the same seed would give other bytes
+VERSION = 3  # to be raised whenever the same seed gives other bytes
 _FACTS_FILE = "corpus.json"
 
 
@@ -41,23 +41,24 @@ def build(
     seed: int = 0,
     processes: int | None = None,
 ) -> Fields:
-    """Make the corpus in the directory `out`, unless it is there already.
+    """Write the corpus into the directory `out`, unless it exists already.
 
     Args:
-        out: the directory to make. It appears when it is complete; until then the work is in `out` + '.partial'.
-        sizes: rows by split and task, dealt over the task's variants (languages, classes) evenly, or by variant.
-        directions: of translation, each 'source-target', over which a number of rows of `s2tt` is dealt.
-        scale: multiplies every size, rounding; a task with rows keeps at least one.
-        text_lines: lines of `text.txt`, training-split sentences in all languages that training rows have.
-        seed: of everything.
-        processes: that make rows side by side; None for one per core.
+        out: Directory to create. It appears when it is complete; until then files are written to `out` + '.partial'.
+        sizes: Numbers of rows by split and task. A number is divided evenly among the task's variants (languages,
+            classes); a mapping gives the number for each variant.
+        directions: Translation directions, as 'de-en', among which a number of rows of `s2tt` is divided.
+        scale: Factor of every size, with rounding; a task with rows keeps at least one.
+        text_lines: Number of lines of `text.txt`: sentences of the training split in all languages of training rows.
+        seed: Random seed.
+        processes: Number of worker processes; None for one per core.
 
     Returns:
-        The facts that `corpus.json` holds: config, rows, seconds, hashes.
+        The content of `corpus.json`: config, numbers of rows, seconds, hashes.
 
     Raises:
-        ValueError: for sizes or directions that make no sense, or when `out` holds something else.
-        ImportError: when eSpeak NG is not installed.
+        UserError: A size or direction is invalid, or `out` holds something else.
+        ImportError: eSpeak NG is not installed.
     """
     sizes = scale_sizes(sizes, scale)
     config = {
@@ -72,26 +73,26 @@ def build(
     check_processes(processes)
     jobs = plan(sizes, directions, seed)
     if not jobs:
-        raise UserError("sizes asks for no rows at all; set some, for instance sizes.train.asr.en=100")
+        raise UserError("sizes is 0 for every task; set one, for instance sizes.train.asr.en=100")
     engine = speech.version()
     with new_directory(out) as draft:
         make = partial(make_rows, folder=draft, engine=engine)
         results = make_in_groups(make, jobs, attrgetter("place"), processes=processes, title="corpus")
         by_id = {result.fields["id"]: result for result in results}
         rows = {split: [by_id[job.id] for job in jobs if job.split == split] for split in SPLITS}
-        for split, several in rows.items():
-            write_jsonl(draft / f"{split}.jsonl", (row.fields for row in several))
-        trained = {row.fields.get(key) for row in rows["train"] for key in ("language", "target_language")}
-        lines = draw_text(text_lines, seed, [language for language in LANGUAGES if language in trained])
+        for split, split_rows in rows.items():
+            write_jsonl(draft / f"{split}.jsonl", (row.fields for row in split_rows))
+        train_languages = {row.fields.get(key) for row in rows["train"] for key in ("language", "target_language")}
+        lines = draw_text(text_lines, seed, [language for language in LANGUAGES if language in train_languages])
         write_text(draft / "text.txt", "".join(f"{line}\n" for line in lines))
-        labels = [draft / name for name in (*(f"{split}.jsonl" for split in SPLITS), "text.txt")]
-        labels_hash = hash_bytes(*(path.read_bytes() for path in labels))
-        audio_hash = hash_bytes(*(row.digest for several in rows.values() for row in several))
+        label_files = [draft / name for name in (*(f"{split}.jsonl" for split in SPLITS), "text.txt")]
+        labels_hash = hash_bytes(*(path.read_bytes() for path in label_files))
+        audio_hash = hash_bytes(*(row.digest for split_rows in rows.values() for row in split_rows))
         facts = {
             "config": config,
             "engine": engine,
-            "rows": {split: Counter(row.fields["task"] for row in several) for split, several in rows.items()},
-            "seconds": {split: round(sum(row.seconds for row in several), 1) for split, several in rows.items()},
+            "rows": {split: Counter(row.fields["task"] for row in split_rows) for split, split_rows in rows.items()},
+            "seconds": {split: round(sum(row.seconds for row in split_rows), 1) for split, split_rows in rows.items()},
             "labels_hash": labels_hash,
             "audio_hash": audio_hash,
             "hash": hash_bytes(labels_hash.encode(), audio_hash.encode()),
@@ -102,7 +103,13 @@ def build(
 
 @dataclass(frozen=True)
 class FinishedRow:
-    """The fields of a row, the seconds of its sound and the SHA-256 digest of its samples."""
+    """A row whose audio is written.
+
+    Attributes:
+        fields: The row as in the manifest.
+        seconds: Duration of its clips together.
+        digest: SHA-256 digest of its samples.
+    """
 
     fields: Fields
     seconds: float
@@ -110,30 +117,30 @@ class FinishedRow:
 
 
 def make_rows(jobs: Sequence[Job], folder: Path, engine: str) -> list[FinishedRow]:
-    """Make the rows of one group (all of one task) and write their sounds below `folder`."""
-    drawn = [RECIPES[job.task].make(job, np.random.default_rng(job.seed)) for job in jobs]
-    lines = [line for one in drawn if isinstance(one, Script) for line in one.lines]
-    spoken = iter(speech.say(lines) if lines else ())
+    """Make the rows of one group (all of one task) and write their audio below `folder`."""
+    drafts = [RECIPES[job.task].make(job, np.random.default_rng(job.seed)) for job in jobs]
+    lines = [line for draft in drafts if isinstance(draft, Script) for line in draft.lines]
+    utterances = iter(speech.say(lines) if lines else ())
     rows = []
-    for job, one in zip(jobs, drawn, strict=True):
-        if isinstance(one, Script):
-            recording = one.record([next(spoken) for _ in one.lines])
+    for job, draft in zip(jobs, drafts, strict=True):
+        if isinstance(draft, Script):
+            recording = draft.record([next(utterances) for _ in draft.lines])
             origin = {"provenance": "tts", "generator": engine}
         else:
-            recording, origin = one, {"provenance": "procedural", "generator": "auris.corpus"}
+            recording, origin = draft, {"provenance": "procedural", "generator": "auris.corpus"}
         rows.append(_finish(job, recording, origin, folder))
     return rows
 
 
 def _finish(job: Job, recording: Recording, origin: Mapping[str, str], folder: Path) -> FinishedRow:
-    """Write the clips of a row, and make the row."""
+    """Write the clips of a row and complete its fields."""
     audios = job.audios(len(recording.clips))
     digest = write_clips(zip((folder / audio for audio in audios), recording.clips, strict=True))
     seconds = sum(map(len, recording.clips)) / SAMPLE_RATE
-    # What is said of one clip goes before a row's labels; of several there is no single duration.
+    # A manifest has a duration for rows with one clip only.
     clips = {"audio": audios[0], "duration": seconds} if len(audios) == 1 else {"audio": audios}
     row = {"id": job.id, **clips, "task": job.task, **recording.fields}
-    if "content" not in row and len(audios) == 1:  # times and notes are no text to be heard: the answer stands for them
+    if "content" not in row and len(audios) == 1:  # labels such as times and notes are represented by the answer
         row["content"] = TASKS[job.task].render(row, tags=False)
     row |= {"split": job.split, **origin, "seed": job.seed, "licence": LICENCE}
     return FinishedRow(row, seconds, digest)

@@ -1,4 +1,4 @@
-"""`auris corpus out=DIR` makes the embedded corpus."""
+"""`auris corpus`: write the embedded corpus and train its tokenizer."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import rich
 from rich.table import Table
 
 from auris.corpus.build import build
-from auris.corpus.recipes import RECIPES, mark
+from auris.corpus.recipes import RECIPES, id_prefix
 from auris.text.tasks import TASKS
 
 
 def run(config: Mapping[str, Any]) -> None:
-    """Build the corpus and print what is in it."""
-    # Imported here because the worker processes import this module again, and must not load torch each.
+    """Build the corpus and its tokenizer, and print the numbers of rows."""
+    # Imported here because worker processes import this module too and must not load torch.
     from auris.corpus.vocabulary import train_tokenizer
 
     arguments = dict(config)
@@ -27,6 +27,6 @@ def run(config: Mapping[str, Any]) -> None:
     for task in RECIPES:
         counts = [rows.get(task, 0) for rows in facts["rows"].values()]
         if any(counts):
-            table.add_row(mark(task) + task, *map(str, counts), TASKS[task].embedded)
+            table.add_row(id_prefix(task) + task, *map(str, counts), TASKS[task].embedded)
     table.add_row("minutes", *(f"{seconds / 60:.1f}" for seconds in facts["seconds"].values()), "")
     rich.print(table)

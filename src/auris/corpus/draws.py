@@ -1,4 +1,4 @@
-"""Random draws that all of the corpus makes."""
+"""Random draws from collections."""
 
 from __future__ import annotations
 

@@ -1,12 +1,13 @@
-"""A closed grammar whose sentences mean the same in nine languages, and the keyword phrases: what the corpus says.
+"""Text of the corpus: a closed grammar whose sentences have translations in nine languages, and keyword phrases.
 
-A sentence is a choice of slots (`Meaning`); rendering it in a language is a function, so a translation is too.
-Sentences are dealt to train, valid and test by their meaning, hence an unseen one is unseen in every language and task.
+A sentence is a choice of slots (`Meaning`) that can be rendered in every language, which gives its translations.
+Sentences are assigned to train, valid and test by their meaning, so a test sentence is unseen in every language and
+task.
 
-The slots were chosen to make agreement easy to get right: definite articles throughout, verbs in the third person
-singular, nouns that need no elision in French and Italian, subjects in the nominative only and objects in the
-accusative only. Chinese words are those that eSpeak reads alike one character at a time. Japanese is written in kana,
-spaced by phrase, with the topic particle as it is pronounced (わ). Korean particles follow their noun's last sound.
+The slots make agreement easy to get right: only definite articles, verbs in the third person singular, nouns that need
+no elision in French and Italian, subjects only in the nominative and objects only in the accusative. Chinese words are
+those that eSpeak pronounces the same when it reads one character at a time. Japanese is written in kana, with spaces
+between phrases and the topic particle as it is pronounced (わ). Korean particles depend on the last sound of the noun.
 """
 
 from __future__ import annotations
@@ -23,14 +24,16 @@ KEYWORDS = ("stop", "go", "up", "down", "left", "right", "yes", "no", "on", "off
 
 _PEOPLE_AND_ANIMALS_ONLY = ("happy", "hungry", "strong")
 _THINGS_ONLY = ("new", "heavy")
-MAX_WORDS = 7  # of the English sentence: most clips stay under three seconds, so that a laptop can train on them
+# Maximum length of the English sentence. Most clips stay under three seconds, so that a laptop can train on them.
+MAX_WORDS = 7
 
-SHARES = {"train": 82, "valid": 8, "test": 10}  # of a hundred meanings
+SHARES = {"train": 82, "valid": 8, "test": 10}  # percent of the meanings
 
 
 def _read_words() -> dict[str, dict[str, dict[str, str]]]:
     """Return the tables of `words.txt` as {section: {English: {language: form}}}."""
     tables: dict[str, dict[str, dict[str, str]]] = {}
+    table: dict[str, dict[str, str]] = {}
     for line in Path(__file__).with_name("words.txt").read_text(encoding="utf-8").splitlines():
         if line.startswith("["):
             table = tables[line.strip("[]")] = {}
@@ -47,9 +50,9 @@ OBJECT_ADJECTIVES = tuple(word for word in ADJECTIVES if word not in _PEOPLE_AND
 
 @dataclass(frozen=True)
 class Meaning:
-    """One sentence's choice of slots, each named by its English word; None where the slot is empty.
+    """Slots of a sentence, each named by its English word; None for an empty slot.
 
-    `object` is there exactly when `action` is a transitive verb; a `place` only with an intransitive one.
+    There is an `object` if and only if `action` is a transitive verb, and a `place` only with an intransitive verb.
     """
 
     subject: str
@@ -62,7 +65,7 @@ class Meaning:
 
 
 def split_of(sentence: str) -> str:
-    """The split of an English sentence, by its hash: the same in every corpus, whatever its seed and size."""
+    """Return the split of an English sentence. It depends only on the sentence's hash, not on seed and corpus size."""
     share = int.from_bytes(hashlib.sha256(sentence.encode()).digest()[:8], "big") % 100
     return "train" if share < SHARES["train"] else "valid" if share < SHARES["train"] + SHARES["valid"] else "test"
 
@@ -105,7 +108,7 @@ def _draw(rng: Rng) -> Meaning:
 
 
 def render(meaning: Meaning, language: str) -> str:
-    """Write `meaning` as a sentence of `language`: lower case, no punctuation, words apart (in Chinese: no spaces)."""
+    """Render a meaning as a sentence in lower case without punctuation, in Chinese without spaces."""
     verbs = TRANSITIVE if meaning.object else INTRANSITIVE
     verb = verbs[meaning.action][language]
     subject = _noun_phrase(SUBJECTS[meaning.subject][language], meaning.adjective, language)
@@ -125,8 +128,8 @@ def render(meaning: Meaning, language: str) -> str:
     return _join(subject, verb, thing, place, adverb)
 
 
-def words(text: str, language: str) -> list[str]:
-    """The units that carry times: characters in Chinese, phrases in Japanese and Korean, words elsewhere."""
+def split_words(text: str, language: str) -> list[str]:
+    """Split a sentence into the units that are timed: characters in Chinese, phrases in Japanese and Korean, words."""
     return list(text) if language in ("zh", "yue") else text.split()
 
 
@@ -135,13 +138,14 @@ def _join(*parts: str | None) -> str:
 
 
 def _particle(noun: str, after_consonant: str, after_vowel: str) -> str:
-    """A Korean noun with a particle, whose form depends on whether the last syllable ends in a consonant."""
-    ends_in_consonant = (ord(noun[-1]) - ord("가")) % 28  # Unicode orders the syllables of each beginning by their end
+    """Append a particle to a Korean noun; its form depends on whether the last syllable ends in a consonant."""
+    # Unicode orders syllables with the same beginning by their 28 endings, of which the first is none.
+    ends_in_consonant = (ord(noun[-1]) - ord("가")) % 28
     return noun + (after_consonant if ends_in_consonant else after_vowel)
 
 
 def _noun_phrase(noun: str, adjective: str | None, language: str) -> str:
-    """A noun with its article and its adjective in agreement and in the language's order."""
+    """Join a noun, its article and its adjective with the agreement and word order of the language."""
     if language == "en":
         return _join("the", adjective, noun)
     if adjective is None:

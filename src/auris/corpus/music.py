@@ -1,4 +1,4 @@
-"""Eight instruments by synthesis, and the short phrases they play."""
+"""Synthesis of eight instruments and of short phrases on them."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from auris.corpus.signal import (
     SAMPLE_RATE,
     Signal,
     add,
+    add_gains,
     band,
     clock,
     decay,
@@ -24,13 +25,13 @@ from auris.corpus.signal import (
     sine,
 )
 
-_PENTATONIC = (0, 2, 4, 7, 9)  # semitones above the root: any order of these sounds like a tune
-_RING = 0.25  # seconds that a note may sound on after the next one began
+_PENTATONIC = (0, 2, 4, 7, 9)  # semitones above the root; in any order they sound like a melody
+_RING = 0.25  # seconds for which a note may continue after the next one has begun
 
 
 @dataclass(frozen=True)
 class Note:
-    """A MIDI note number (60 = middle C), and when it is struck and for how long, in seconds."""
+    """A MIDI note number (60 = middle C), and its start and duration in seconds."""
 
     pitch: int
     start: float
@@ -38,28 +39,29 @@ class Note:
 
     @property
     def frequency(self) -> float:
+        """Frequency in Hz."""
         return 440 * 2 ** ((self.pitch - 69) / 12)
 
 
 def perform(name: str, rng: Rng, notes: Sequence[Note], touch: float | None = None) -> Signal:
-    """The notes on the instrument `name`, at a root mean square of 1; `touch` from 0, dull, to 1, bright."""
+    """Play notes on the instrument `name` with a root mean square of 1; `touch` is from 0 (dull) to 1 (bright)."""
     instrument = play_guitar_in_tune if name == "guitar" else INSTRUMENTS[name][0]
     touch = rng.uniform(0, 1) if touch is None else touch
     signal = np.zeros(samples(max(note.start + note.seconds for note in notes) + _RING))
-    struck: dict[tuple[int, float], Signal] = {}  # a note that comes again sounds alike: half of a tune's time
+    cache: dict[tuple[int, float], Signal] = {}  # reusing repeated notes halves the time
     for note in notes:
-        kind = note.pitch, note.seconds
-        if kind not in struck:
-            struck[kind] = instrument(rng, note.frequency, note.seconds, touch)
-        add(signal, struck[kind], note.start)
+        key = note.pitch, note.seconds
+        if key not in cache:
+            cache[key] = instrument(rng, note.frequency, note.seconds, touch)
+        add(signal, cache[key], note.start)
     signal = ramp(signal, 0.002, 0.03)
     return signal / np.sqrt(np.mean(signal**2))
 
 
 def play(name: str, rng: Rng, seconds: float) -> Signal:
-    """A phrase of `seconds` on the instrument `name` (a key of `INSTRUMENTS`), at a root mean square of 1."""
+    """Play a phrase of `seconds` on the instrument `name` (a key of `INSTRUMENTS`) with a root mean square of 1."""
     instrument, (low, high) = INSTRUMENTS[name]
-    touch = rng.uniform(0, 1)  # how bright this player plays, the same for all notes of the phrase
+    touch = rng.uniform(0, 1)  # brightness, the same for all notes of the phrase
     signal = np.zeros(samples(seconds))
     root = rng.integers(low, high - 9)
     at, beat = 0.02, rng.uniform(0.18, 0.36)
@@ -73,9 +75,10 @@ def play(name: str, rng: Rng, seconds: float) -> Signal:
 
 
 def play_piano(rng: Rng, pitch: float, seconds: float, touch: float) -> Signal:
-    """Struck strings: partials slightly sharp of harmonic, the high ones dying first, a hammer's knock."""
+    """Play struck strings: slightly sharp partials, of which high ones decay first, and the knock of a hammer."""
     n = samples(seconds + _RING)
-    stiffness = 4e-4  # of an upright's middle strings (Fletcher 1964), which sharpens partial k by sqrt(1 + B k^2)
+    # Stiffness B of the middle strings of an upright (Fletcher 1964); it sharpens partial k by sqrt(1 + B k^2).
+    stiffness = 4e-4
     note = np.zeros(n)
     for k in range(1, min(int(7000 // pitch), 16) + 1):
         frequency = k * pitch * np.sqrt(1 + stiffness * k * k)
@@ -86,7 +89,7 @@ def play_piano(rng: Rng, pitch: float, seconds: float, touch: float) -> Signal:
 
 
 def play_guitar(rng: Rng, pitch: float, seconds: float, touch: float) -> Signal:
-    """A plucked string (Karplus and Strong 1983): a burst of noise in a loop that averages neighbours."""
+    """Play a plucked string (Karplus and Strong 1983): a burst of noise in a loop that averages neighbours."""
     n = samples(seconds + _RING)
     period = round(SAMPLE_RATE / pitch)
     loop = shape(rng.standard_normal(period), band(20, 2500 + 3500 * touch))
@@ -98,22 +101,25 @@ def play_guitar(rng: Rng, pitch: float, seconds: float, touch: float) -> Signal:
 
 
 def play_guitar_in_tune(rng: Rng, pitch: float, seconds: float, touch: float) -> Signal:
-    """As `play_guitar`, whose loop of whole samples and half a sample of averaging is up to half a semitone flat, read
-    as much faster."""
+    """Play a plucked string in tune.
+
+    `play_guitar` is up to half a semitone flat, because its loop has a whole number of samples and averaging adds half
+    a sample. Here its output is played faster by that ratio.
+    """
     speed = pitch * (round(SAMPLE_RATE / pitch) + 0.5) / SAMPLE_RATE
     note = play_guitar(rng, pitch, seconds * speed, touch)
     return np.interp(np.arange(samples(seconds + _RING)) * speed, np.arange(len(note)), note, right=0.0)
 
 
 def play_organ(rng: Rng, pitch: float, seconds: float, touch: float) -> Signal:
-    """Pipes: steady ranks at 8', 4', 2 2/3', 2' and 1', nothing decays."""
+    """Play organ pipes: steady ranks at 8', 4', 2 2/3', 2' and 1' without decay."""
     n = samples(seconds)
     ranks = {1: 1.0, 2: 0.8, 3: 0.3 + 0.4 * touch, 4: 0.6, 8: 0.2 + 0.3 * touch}
     return ramp(harmonics(pitch, n, lambda k: ranks.get(k, 0.0)), 0.02, 0.03)
 
 
 def play_flute(rng: Rng, pitch: float, seconds: float, touch: float) -> Signal:
-    """Nearly a sine, with breath around it and a slow vibrato."""
+    """Play a flute: nearly a sine, with breath noise and a slow vibrato."""
     n = samples(seconds)
     vibrato = 1 + 0.006 * sine(rng.uniform(4.5, 5.5), n)
     tone = harmonics(pitch * vibrato, n, lambda k: (1.0, 0.25 + 0.15 * touch, 0.06)[k - 1] if k <= 3 else 0.0)
@@ -121,17 +127,17 @@ def play_flute(rng: Rng, pitch: float, seconds: float, touch: float) -> Signal:
 
 
 def play_violin(rng: Rng, pitch: float, seconds: float, touch: float) -> Signal:
-    """A bowed string: a sawtooth with a deep vibrato, through the body's resonances."""
+    """Play a bowed string: a sawtooth with a deep vibrato, filtered by the resonances of the body."""
     n = samples(seconds)
-    depth = 0.012 * np.minimum(clock(n) / 0.1, 1)  # the finger starts to roll after the bow has caught the string
+    depth = 0.012 * np.minimum(clock(n) / 0.1, 1)  # the vibrato starts after the note
     saw = harmonics(pitch * (1 + depth * sine(rng.uniform(5.5, 7.0), n)), n, lambda k: 1 / k)
     saw += 0.03 * noise(rng, n, band(2000, 6000))
     resonances = (peak(480, 150), peak(1200, 500), peak(2800, 900 + 600 * touch))
-    return ramp(shape(saw, lambda f: 0.15 + sum(resonance(f) for resonance in resonances)), 0.07, 0.05)
+    return ramp(shape(saw, add_gains(resonances, floor=0.15)), 0.07, 0.05)
 
 
 def play_trumpet(rng: Rng, pitch: float, seconds: float, touch: float) -> Signal:
-    """Brass: the louder, the brighter, so harmonics arrive one after the other (Risset 1966)."""
+    """Play brass: louder is brighter, so harmonics appear one after the other (Risset 1966)."""
     n = samples(seconds)
     swell = np.minimum(clock(n) / 0.05, 1) * (0.8 + 0.2 * decay(n, 0.1))
     note = harmonics(pitch, n, lambda k: swell ** (1 + 0.45 * k) * k**0.3 * np.exp(-k / (3.5 + 2 * touch)))
@@ -139,7 +145,7 @@ def play_trumpet(rng: Rng, pitch: float, seconds: float, touch: float) -> Signal
 
 
 def play_drum(rng: Rng, pitch: float, seconds: float, touch: float) -> Signal:
-    """A kit: bass drum or snare, whatever the pitch."""
+    """Play a bass drum or a snare drum; the pitch has no effect."""
     n = samples(max(seconds, 0.2))
     if rng.random() < 0.5:
         return 1.5 * sine(50 + 25 * touch + 120 * decay(n, 0.02), n) * decay(n, 0.09)
@@ -148,7 +154,7 @@ def play_drum(rng: Rng, pitch: float, seconds: float, touch: float) -> Signal:
 
 
 def play_xylophone(rng: Rng, pitch: float, seconds: float, touch: float) -> Signal:
-    """A struck bar tuned to 1:3, high and short."""
+    """Play a xylophone bar: high, short, with a partial at three times the frequency."""
     n = samples(seconds + _RING)
     bar = sine(pitch, n) * decay(n, 0.12) + 0.5 * sine(3 * pitch, n) * decay(n, 0.05)
     click = samples(0.01)
@@ -156,7 +162,7 @@ def play_xylophone(rng: Rng, pitch: float, seconds: float, touch: float) -> Sign
     return ramp(bar, 0.0005, 0.02)
 
 
-# Each with its register, in MIDI note numbers (60 = middle C).
+# Instruments with their registers in MIDI note numbers (60 = middle C).
 INSTRUMENTS: dict[str, tuple[Callable[[Rng, float, float, float], Signal], tuple[int, int]]] = {
     "piano": (play_piano, (48, 76)),
     "guitar": (play_guitar, (45, 72)),
@@ -167,4 +173,4 @@ INSTRUMENTS: dict[str, tuple[Callable[[Rng, float, float, float], Signal], tuple
     "drum": (play_drum, (48, 76)),
     "xylophone": (play_xylophone, (77, 96)),
 }
-STRUCK = ("piano", "guitar", "xylophone")  # or plucked: every note dies from its beginning
+STRUCK = ("piano", "guitar", "xylophone")  # struck or plucked instruments, whose notes decay from the beginning

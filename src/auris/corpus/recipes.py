@@ -1,7 +1,7 @@
-"""The recipes of the corpus: for each task how its rows are made, and of which variants.
+"""Recipes of the corpus: how rows of each task are made, and in which variants.
 
-A new task is a function from a row's place and its random numbers to a recording (or to a script, where somebody
-speaks), and an entry here.
+To add a task, write a function from a row's place and its random generator to a recording (or to a script, for tasks
+with speech), and add an entry to `RECIPES`.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ DIRECTIONS = tuple(f"{source}-{target}" for source in LANGUAGES for target in LA
 
 @dataclass(frozen=True)
 class Recipe:
-    """How rows of a task are made.
+    """Recipe for the rows of a task.
 
-    Args:
-        make: a row of a place in the corpus.
-        variants: over which a number of rows is dealt.
-        others: further variants, whose rows must be asked for by their names.
+    Attributes:
+        make: Makes the row of a place in the corpus.
+        variants: Variants among which a number of rows is divided.
+        optional_variants: Variants that have rows only if the sizes name them.
     """
 
     make: Callable[[Job, Rng], Recording | Script]
     variants: tuple[str, ...]
-    others: tuple[str, ...] = ()
+    optional_variants: tuple[str, ...] = ()
 
 
-_OTHERS_TIMED = tuple(language for language in LANGUAGES if language not in ("en", "zh", *speech.UNTIMED))
+_OPTIONAL_TIMED = tuple(language for language in LANGUAGES if language not in ("en", "zh", *speech.UNTIMED))
 _INTENTS = tuple(requests.INTENTS)
 
 RECIPES = {
@@ -42,7 +42,7 @@ RECIPES = {
     "lid": Recipe(spoken.write_lid, LANGUAGES),
     "sgc": Recipe(spoken.write_sgc, ("male", "female")),
     "ks": Recipe(spoken.write_ks, KEYWORDS),
-    "srwt": Recipe(spoken.write_lid, ("en", "zh"), _OTHERS_TIMED),
+    "srwt": Recipe(spoken.write_lid, ("en", "zh"), _OPTIONAL_TIMED),
     "dialect_asr": Recipe(spoken.write_dialect_asr, tuple(d for d in spoken.DIALECTS if d not in spoken.STANDARDS)),
     "did": Recipe(spoken.write_did, tuple(spoken.DIALECTS)),
     "osr": Recipe(conversations.write_osr, ("en",)),
@@ -70,6 +70,6 @@ RECIPES = {
 }
 
 
-def mark(task: str) -> str:
-    """What stands before the task in a row's name: rows that can be no more than a test of the format say so."""
+def id_prefix(task: str) -> str:
+    """Return the prefix of the task in row ids: `fmt_` for tasks whose synthetic rows test only the format."""
     return "fmt_" if TASKS[task].embedded == "D" else ""

@@ -1,14 +1,14 @@
-"""What recipes share: a row's place in the corpus, who speaks it, and the recording as a microphone gets it.
+"""Building blocks of recipes: a row's place in the corpus, the choice of a voice, and the simulated microphone.
 
-A recipe turns a place and its random numbers into a `Recording`, or where somebody speaks into a `Script`: eSpeak
-speaks for several rows at a time.
+A recipe turns a place and its random generator into a `Recording`. For a task with speech it returns a `Script`
+instead, because eSpeak synthesises the speech of several rows at a time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,10 +24,15 @@ _SPEEDS = (0.88, 1.14)
 
 @dataclass(frozen=True)
 class Job:
-    """One row to make: its place in the corpus and what is decided by place rather than by chance.
+    """One row to make.
 
-    `variant` is the language (asr, lid), the direction such as 'de-en' (s2tt), or the class that is the answer; `mark`
-    stands before the task in the row's name.
+    Attributes:
+        split: Split of the row.
+        task: Code of the task.
+        variant: The language (asr, lid), the direction such as 'de-en' (s2tt), or the class that is the answer.
+        index: Index among the rows of the same split, task and variant.
+        seed: Random seed of the row.
+        prefix: Prefix of the task in the row's id.
     """
 
     split: str
@@ -35,29 +40,31 @@ class Job:
     variant: str
     index: int
     seed: int
-    mark: str = ""
+    prefix: str = ""
 
     @property
     def id(self) -> str:
-        return f"{self.split}-{self.mark}{self.task}-{self.variant.replace(' ', '_')}-{self.index:05d}"
+        """Id of the row."""
+        return f"{self.split}-{self.prefix}{self.task}-{self.variant.replace(' ', '_')}-{self.index:05d}"
 
     @property
     def place(self) -> tuple[str, int]:
-        """The row's series, and its index there."""
+        """Name of the row's series, and the row's index there."""
         return f"{self.split} {self.task} {self.variant}", self.index
 
     @property
     def audio(self) -> str:
+        """Path of the audio of a row with one clip."""
         return f"audio/{self.split}/{self.id}.wav"
 
     def audios(self, clips: int) -> list[str]:
-        """The files of a row with so many clips."""
+        """Return the paths of the audio of a row with `clips` clips."""
         return [self.audio] if clips == 1 else [f"audio/{self.split}/{self.id}-{n}.wav" for n in range(1, clips + 1)]
 
 
 @dataclass(frozen=True)
 class Recording:
-    """A row's own fields, and each of its clips as 16-bit samples."""
+    """Labels of a row, and its clips as 16-bit samples."""
 
     fields: Fields
     clips: tuple[NDArray[np.int16], ...]
@@ -65,10 +72,26 @@ class Recording:
 
 @dataclass(frozen=True)
 class Script:
-    """What is yet to be spoken, and how the recording is made of it."""
+    """Lines to synthesise, and the function that turns the utterances into a recording."""
 
     lines: tuple[speech.Line, ...]
     record: Callable[[Sequence[speech.Utterance]], Recording]
+
+
+class VoiceSettings(TypedDict, total=False):
+    """Fields of a `speech.Line` that describe the voice."""
+
+    rate: int
+    pitch: int
+    speed: float
+    accent: str | None
+
+
+class CastSettings(VoiceSettings, total=False):
+    """Keyword arguments of `cast`."""
+
+    gender: str | None
+    voice: str | None
 
 
 def cast(
@@ -79,45 +102,52 @@ def cast(
     *,
     gender: str | None = None,
     voice: str | None = None,
-    **settings: Any,
+    **settings: Unpack[VoiceSettings],
 ) -> speech.Line:
-    """`text` for a random voice of the job's split, of either gender with equal chance unless one is asked for.
+    """Draw a voice of the job's split for a text.
 
-    In training its speed varies: fifteen voices are few, and what learns from them alone mishears others. `settings`
-    are fields of the line that take the place of those drawn.
+    In training the speed varies, because a model that hears only fifteen voices does not generalise to others.
+
+    Args:
+        rng: Random generator.
+        job: The row.
+        text: Text to speak.
+        language: Language of the text.
+        gender: Gender of the voice; None draws one.
+        voice: Name of the voice; None draws one.
+        **settings: Fields of the line that replace those drawn.
     """
     variants = (voice,) if voice else speech.VOICES[job.split][gender or pick(rng, ("male", "female"))]
     speed = round(float(rng.uniform(*_SPEEDS)), 2) if job.split == "train" else 1.0
-    drawn = {
-        "variant": pick(rng, variants),
-        "rate": round(rng.integers(160, 211) / speed),  # the tempo stays
-        "pitch": int(rng.integers(42, 59)),  # 50 is the voice's own; this keeps men and women apart
-        "speed": speed,
-    }
-    return speech.Line(tuple(grammar.words(text, language)), language, **{**drawn, **settings})
+    variant = pick(rng, variants)
+    rate = round(rng.integers(160, 211) / speed)  # the tempo does not depend on the speed
+    pitch = int(rng.integers(42, 59))  # eSpeak's default is 50; this range keeps male and female voices apart
+    line = speech.Line(tuple(grammar.split_words(text, language)), language, variant, rate, pitch, speed)
+    return replace(line, **settings)
 
 
-def stage(fields: Fields, line: speech.Line, utterance: speech.Utterance, rng: Rng) -> Recording:
-    """The utterance as heard in some place, with the times of its words where they are known."""
-    lead, signal = surround(utterance.samples, rng)
-    heard = {"speaker": line.variant}
+def record_utterance(fields: Fields, line: speech.Line, utterance: speech.Utterance, rng: Rng) -> Recording:
+    """Record an utterance with silence around it; times of its words are added to `fields` if they are known."""
+    lead, signal = pad_with_silence(utterance.samples, rng)
+    speech_fields: Fields = {"speaker": line.variant}
     if line.language not in speech.UNTIMED:
         times = [round(lead + boundary, 4) for boundary in utterance.boundaries]
         spans = zip(line.words, times[:-1], times[1:], strict=True)
-        heard = {"words": [{"word": word, "start": start, "end": end} for word, start, end in spans], **heard}
-    return Recording({**fields, **heard}, (hear_speech(signal, rng),))
+        words = [{"word": word, "start": start, "end": end} for word, start, end in spans]
+        speech_fields = {"words": words, **speech_fields}
+    return Recording({**fields, **speech_fields}, (record_speech(signal, rng),))
 
 
-def surround(speech: Signal, rng: Rng) -> tuple[float, Signal]:
-    """`speech` with a little silence around it, and when it begins in seconds."""
+def pad_with_silence(speech: Signal, rng: Rng) -> tuple[float, Signal]:
+    """Return the time in seconds at which the speech begins, and the speech with a little silence around it."""
     lead = samples(rng.uniform(0.04, 0.2))
     signal = np.zeros(lead + len(speech) + samples(rng.uniform(0.08, 0.2)))
     signal[lead : lead + len(speech)] = speech
     return lead / SAMPLE_RATE, signal
 
 
-def hear_speech(signal: Signal, rng: Rng) -> NDArray[np.int16]:
-    """Speech as a microphone gets it: often in a small room, often with some noise, at some level."""
+def record_speech(signal: Signal, rng: Rng) -> NDArray[np.int16]:
+    """Return speech as a microphone records it: often in a small room, often with noise, at a random level."""
     if rng.random() < 0.4:
         signal = reverberate(rng, signal, seconds=rng.uniform(0.1, 0.4), ratio=rng.uniform(0.02, 0.25))
     if rng.random() < 0.6:
@@ -125,11 +155,11 @@ def hear_speech(signal: Signal, rng: Rng) -> NDArray[np.int16]:
     return to_pcm(signal, rng.uniform(-15, -2))
 
 
-def hear(signal: Signal, rng: Rng) -> NDArray[np.int16]:
-    """A sound or a piece of music as a microphone gets it: with some noise, at some level."""
+def record_sound(signal: Signal, rng: Rng) -> NDArray[np.int16]:
+    """Return a sound or music as a microphone records it: with noise, at a random level."""
     return to_pcm(add_background(rng, signal, snr=rng.uniform(25, 45)), rng.uniform(-15, -2))
 
 
 def record_class(job: Job, signal: Signal, rng: Rng) -> Recording:
-    """What is heard is what the job asks for, and that is its class."""
-    return Recording({"language": "en", "text": job.variant, "content": job.variant}, (hear(signal, rng),))
+    """Record a sound whose class is the job's variant."""
+    return Recording({"language": "en", "text": job.variant, "content": job.variant}, (record_sound(signal, rng),))

@@ -1,6 +1,6 @@
 """Requests to an assistant: a closed set of sentences with an intent, slots and named entities.
 
-As in `grammar`, a sentence belongs to one split, by its hash, in every task.
+As in `grammar`, the hash of a sentence decides to which split it belongs in every task.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from auris.corpus.draws import Rng, pick
 from auris.corpus.grammar import split_of
 
-# Slots by name: what kind of entity their values are, and the values. Numbers are spelt out, as they are spoken.
+# Type of entity and values of each slot. Numbers are spelt out, as they are spoken.
 SLOTS = {
     "person": ("person", ("anna", "peter", "maria", "david", "lisa", "tom")),
     "city": ("place", ("london", "paris", "berlin", "rome", "madrid", "tokyo")),
@@ -20,7 +20,7 @@ SLOTS = {
     "time": ("time", ("two", "three", "four", "five", "six", "seven", "eight", "nine")),
     "day": ("time", ("today", "tonight", "tomorrow")),
 }
-# Intents with what is said for them. What stands in brackets may be left out.
+# Sentence templates of each intent. Text in brackets is optional.
 INTENTS = {
     "alarm_set": ("wake me at {time} [{day}]", "set the alarm for {time} [{day}]"),
     "light_on": ("turn on the light in the {room} [{day}]", "light the {room} [at {time}] [{day}]"),
@@ -37,7 +37,7 @@ _OPTION = re.compile(r" \[([^]]*)\]")
 
 @dataclass(frozen=True)
 class Request:
-    """A sentence that asks for `intent`, and its slots in the order in which it names them."""
+    """A sentence that requests `intent`, and its slots in the order of the sentence."""
 
     intent: str
     text: str
@@ -45,12 +45,12 @@ class Request:
 
     @property
     def entities(self) -> list[dict[str, str]]:
-        """What is named in the sentence, in its order."""
+        """Named entities in the order of the sentence."""
         return [{"type": SLOTS[name][0], "value": value} for name, value in self.slots.items()]
 
 
 def draw(rng: Rng, split: str, intent: str) -> Request:
-    """A random request of this intent that belongs to `split`."""
+    """Draw a request of an intent that belongs to `split`."""
     while True:
         template = pick(rng, _OPENINGS) + pick(rng, INTENTS[intent])
         template = _OPTION.sub(lambda option: f" {option[1]}" if rng.random() < 0.4 else "", template)

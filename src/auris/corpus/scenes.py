@@ -1,4 +1,4 @@
-"""Recipes of tasks on sounds: what is heard, when, how it is told in a sentence, and questions about it."""
+"""Recipes of tasks on sounds: classification, detection, captions, questions and scenes."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import numpy as np
 
 from auris.corpus import sound, vocal
 from auris.corpus.draws import Rng, pick
-from auris.corpus.recording import Fields, Job, Recording, hear, record_class
+from auris.corpus.recording import Fields, Job, Recording, record_class, record_sound
 from auris.corpus.signal import SAMPLE_RATE, Signal, add
 
 COUNTS = ("one", "two", "three")
-# How a sentence names a sound.
+# Noun phrases for sounds.
 SOUND_PHRASES = {name: f"a {name}" for name in sound.SOUNDS} | {
     "rain": "rain",
     "engine": "an engine",
@@ -21,10 +21,10 @@ SOUND_PHRASES = {name: f"a {name}" for name in sound.SOUNDS} | {
     "footsteps": "footsteps",
     "alarm": "an alarm",
 }
-# The ways in which one tells what is heard; the first is what a model is to say.
+# Templates of captions; the first one is the target in training.
 _CAPTIONS = ("{} can be heard", "there is {}", "a recording of {}", "the sound of {}")
 
-# Grade D: a handful of sounds is no place.
+# Grade D: a few typical sounds are no recording of a place.
 SCENES = {
     "park": ("bird", "dog", "wind"),
     "street": ("engine", "siren", "footsteps"),
@@ -34,15 +34,17 @@ SCENES = {
 
 
 def record_sec(job: Job, rng: Rng) -> Recording:
+    """Record a row of `sec`: one sound."""
     return record_class(job, sound.make(job.variant, rng, rng.uniform(1.2, 2.2)), rng)
 
 
 def record_vsc(job: Job, rng: Rng) -> Recording:
+    """Record a row of `vsc`: one vocal sound."""
     return record_class(job, vocal.make(job.variant, rng), rng)
 
 
 def record_aqa(job: Job, rng: Rng) -> Recording:
-    """A scene of one to three different sounds with a question on it; the answers take turns where they are few."""
+    """Record a row of `aqa`: one to three different sounds and a question about them, with balanced answers."""
     if job.variant == "count":
         count = 1 + job.index % len(COUNTS)
     else:
@@ -52,35 +54,35 @@ def record_aqa(job: Job, rng: Rng) -> Recording:
     if job.variant == "count":
         question, answer = "How many sounds are there?", COUNTS[count - 1]
     elif job.variant == "order":
-        first = job.index % 2 == 0
-        question, answer = f"What sound comes {'first' if first else 'last'}?", names[0 if first else -1]
+        is_first = job.index % 2 == 0
+        question, answer = f"What sound comes {'first' if is_first else 'last'}?", names[0 if is_first else -1]
     else:
-        present = job.index % 2 == 0
-        asked = pick(rng, names if present else [name for name in sound.SOUNDS if name not in names])
-        question, answer = f"Can you hear {SOUND_PHRASES[asked]} in the audio?", "yes" if present else "no"
+        is_present = job.index % 2 == 0
+        name = pick(rng, names if is_present else [name for name in sound.SOUNDS if name not in names])
+        question, answer = f"Can you hear {SOUND_PHRASES[name]} in the audio?", "yes" if is_present else "no"
     labels = {"language": "en", "question": question, "text": answer, "events": events}
-    return Recording({**labels, "content": ", ".join(names)}, (hear(signal, rng),))
+    return Recording({**labels, "content": ", ".join(names)}, (record_sound(signal, rng),))
 
 
 def record_sed(job: Job, rng: Rng) -> Recording:
-    """One to three different sounds with pauses between them or over each other."""
+    """Record a row of `sed`: one to three different sounds, with pauses or overlapping."""
     names = _draw_names(rng, 1 + job.index % len(COUNTS))
     events, signal = _compose(rng, names, gaps=(-0.5, 0.8), lead=rng.uniform(0.0, 0.6))
-    return Recording({"language": "en", "events": events}, (hear(signal, rng),))
+    return Recording({"language": "en", "events": events}, (record_sound(signal, rng),))
 
 
 def record_aac(job: Job, rng: Rng) -> Recording:
-    """One or two sounds, and sentences that tell what is heard."""
+    """Record a row of `aac`: one or two sounds and captions."""
     names = _draw_names(rng, 1 + job.index % 2)
     events, signal = _compose(rng, names)
     phrases = ", then ".join(SOUND_PHRASES[name] for name in names)
     captions = [caption.format(phrases) for caption in _CAPTIONS]
     labels = {"language": "en", "text": captions[0], "references": captions, "events": events}
-    return Recording({**labels, "content": ", ".join(names)}, (hear(signal, rng),))
+    return Recording({**labels, "content": ", ".join(names)}, (record_sound(signal, rng),))
 
 
 def record_asc(job: Job, rng: Rng) -> Recording:
-    """Sounds of a place, far away and over each other."""
+    """Record a row of `asc`: overlapping sounds of a place."""
     names = [str(name) for name in rng.permutation(SCENES[job.variant])]
     _, signal = _compose(rng, names, gaps=(-0.6, -0.2))
     return record_class(job, signal, rng)
@@ -93,7 +95,14 @@ def _draw_names(rng: Rng, count: int) -> list[str]:
 def _compose(
     rng: Rng, names: Sequence[str], gaps: tuple[float, float] = (-0.3, 0.15), lead: float = 0.0
 ) -> tuple[list[Fields], Signal]:
-    """The sounds `names`, the first at `lead`, each of the others so long after the one before it has ended."""
+    """Mix sounds in sequence and return their events and the signal.
+
+    Args:
+        rng: Random generator.
+        names: Names of the sounds.
+        gaps: Range of the pause between two sounds in seconds; negative for an overlap.
+        lead: Start of the first sound in seconds.
+    """
     lengths = rng.uniform(0.8, 1.2, len(names))
     pauses = rng.uniform(*gaps, len(names) - 1)
     starts = lead + np.concatenate(([0.0], np.cumsum(lengths[:-1] + pauses)))

@@ -1,45 +1,47 @@
-"""Signal processing that speech, sounds and music share: coloured noise, sweeps, envelopes, a room, a background.
+"""Signal processing for speech, sounds and music: coloured noise, sweeps, envelopes, reverberation, background noise.
 
-Signals are float64 arrays of samples at 16 kHz. Everything runs in float64 so that the rounding to 16 bits at the end
-comes out the same on any machine.
+Signals are float64 arrays of samples at 16 kHz. With float64, the final rounding to 16 bits gives the same result on
+every machine.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-Signal = NDArray[np.float64]
+Signal = NDArray[np.floating]
+Gain = Callable[[Signal], Signal]
+"""A filter's gain at frequencies in Hz."""
 
-SAMPLE_RATE = 16_000  # Hz; auris.audio has the same number, but importing it would load torch in every worker
+SAMPLE_RATE = 16_000  # Hz; auris.audio defines it too, but importing auris.audio would load torch in every worker
 
 
 def samples(seconds: float) -> int:
-    """The number of samples in `seconds`."""
+    """Return the number of samples in `seconds`."""
     return round(seconds * SAMPLE_RATE)
 
 
 def clock(n: int) -> Signal:
-    """The times of `n` samples, in seconds."""
+    """Return the times of `n` samples in seconds."""
     return np.arange(n) / SAMPLE_RATE
 
 
-def shape(signal: Signal, gain: Callable[[Signal], Signal]) -> Signal:
-    """`signal` with its spectrum multiplied by `gain(frequencies in Hz)`, without a shift in time."""
+def shape(signal: Signal, gain: Gain) -> Signal:
+    """Multiply the spectrum of `signal` by a gain, without a shift in time."""
     size = _fast_size(len(signal))
     frequencies = np.fft.rfftfreq(size, 1 / SAMPLE_RATE)
     return np.fft.irfft(np.fft.rfft(signal, size) * gain(frequencies), size)[: len(signal)]
 
 
 def _fast_size(n: int) -> int:
-    """A power of two that holds `n` samples: Fourier transforms of arbitrary lengths can be ten times slower."""
+    """Return a power of two of at least `n`. Fourier transforms of other lengths can be ten times slower."""
     return 1 << (n - 1).bit_length()
 
 
-def band(low: float, high: float) -> Callable[[Signal], Signal]:
-    """A gain that passes `low` to `high` Hz, falling off smoothly over about a third of an octave."""
+def band(low: float, high: float) -> Gain:
+    """Return a gain that passes `low` to `high` Hz and falls off smoothly over about a third of an octave."""
 
     def gain(frequencies: Signal) -> Signal:
         octaves = np.log2(np.maximum(frequencies, 1.0))
@@ -48,36 +50,41 @@ def band(low: float, high: float) -> Callable[[Signal], Signal]:
     return gain
 
 
-def peak(centre: float, width: float, floor: float = 0.0) -> Callable[[Signal], Signal]:
-    """A gain with one resonance at `centre` Hz, `width` Hz wide at half its power, above a constant `floor`."""
+def peak(centre: float, width: float, floor: float = 0.0) -> Gain:
+    """Return a gain with a resonance at `centre` Hz, `width` Hz wide at half its power, above a constant `floor`."""
     return lambda frequencies: floor + 1 / np.sqrt(1 + ((frequencies - centre) / (width / 2)) ** 2)
 
 
-def noise(rng: np.random.Generator, n: int, gain: Callable[[Signal], Signal]) -> Signal:
-    """Noise with the spectrum `gain`, at a root mean square of 1."""
+def add_gains(gains: Sequence[Gain], floor: float) -> Gain:
+    """Return the sum of gains above a constant `floor`."""
+    return lambda frequencies: sum((gain(frequencies) for gain in gains[1:]), gains[0](frequencies)) + floor
+
+
+def noise(rng: np.random.Generator, n: int, gain: Gain) -> Signal:
+    """Return `n` samples of noise with the spectrum `gain` and a root mean square of 1."""
     signal = shape(rng.standard_normal(n), gain)
     return signal / np.sqrt(np.mean(signal**2))
 
 
 def sine(frequency: Signal | float, n: int) -> Signal:
-    """A sine whose frequency in Hz may change from sample to sample."""
+    """Return a sine of `n` samples whose frequency in Hz may change from sample to sample."""
     return np.sin(2 * np.pi * np.cumsum(np.broadcast_to(frequency, n)) / SAMPLE_RATE)
 
 
 def harmonics(frequency: Signal | float, n: int, amplitudes: Callable[[int], Signal | float]) -> Signal:
-    """A tone of harmonics 1, 2, ... of `frequency` up to 7 kHz; `amplitudes(k)` may change over time."""
+    """Return a tone of the harmonics 1, 2, ... of `frequency` up to 7 kHz; `amplitudes(k)` may change over time."""
     top = float(np.max(frequency))
     phase = 2 * np.pi * np.cumsum(np.broadcast_to(frequency, n)) / SAMPLE_RATE
     return sum((amplitudes(k) * np.sin(k * phase) for k in range(1, int(7000 // top) + 1)), np.zeros(n))
 
 
 def decay(n: int, seconds: float) -> Signal:
-    """An envelope that falls to 1/e in `seconds`."""
+    """Return an envelope that falls to 1/e in `seconds`."""
     return np.exp(-clock(n) / seconds)
 
 
 def ramp(signal: Signal, attack: float, release: float) -> Signal:
-    """`signal` faded in over `attack` and out over `release` seconds (each at most half of it)."""
+    """Fade a signal in over `attack` and out over `release` seconds (each at most half of the signal)."""
     signal = signal.copy()
     for seconds, side in ((attack, signal), (release, signal[::-1])):
         n = min(samples(seconds), len(signal) // 2)
@@ -86,25 +93,25 @@ def ramp(signal: Signal, attack: float, release: float) -> Signal:
 
 
 def add(target: Signal, signal: Signal, at: float) -> None:
-    """Mix `signal` into `target` from second `at` on, in place; what would pass the end is left out."""
+    """Mix `signal` into `target` in place, starting at second `at`; samples beyond the end are dropped."""
     start = samples(at)
     end = min(start + len(signal), len(target))
     target[start:end] += signal[: end - start]
 
 
 def power(signal: Signal) -> float:
+    """Return the mean square of a signal."""
     return float(np.mean(signal**2))
 
 
 def reverberate(rng: np.random.Generator, signal: Signal, seconds: float, ratio: float) -> Signal:
-    """`signal` in a room: the direct sound plus a tail of noise that decays by 60 dB in `seconds`.
+    """Put a signal into a room: add a tail of noise that decays by 60 dB in `seconds` to the direct sound.
 
-    `ratio` is the energy of the tail to that of the direct sound. The direct sound stays where it was, so times stay
-    true; the length stays too.
+    `ratio` is the energy of the tail relative to that of the direct sound. Length and times do not change.
     """
     n = samples(seconds)
     tail = rng.standard_normal(n) * 10 ** (-3 * clock(n) / seconds)
-    tail[: samples(0.003)] = 0.0  # the first reflection has a metre to go
+    tail[: samples(0.003)] = 0.0  # the first reflection travels about a metre
     impulse = tail * np.sqrt(ratio / np.sum(tail**2))
     impulse[0] = 1.0
     size = _fast_size(len(signal) + n)
@@ -112,14 +119,14 @@ def reverberate(rng: np.random.Generator, signal: Signal, seconds: float, ratio:
 
 
 def add_background(rng: np.random.Generator, signal: Signal, snr: float) -> Signal:
-    """`signal` with noise of a random colour (white to brown) at a signal-to-noise ratio of `snr` dB."""
+    """Add noise of a random colour (white to brown) at a signal-to-noise ratio of `snr` dB."""
     slope = rng.uniform(0.0, 1.0)
     background = noise(rng, len(signal), lambda frequencies: np.maximum(frequencies, 50.0) ** -slope)
     return signal + background * np.sqrt(power(signal) / 10 ** (snr / 10))
 
 
 def to_pcm(signal: Signal, level: float) -> NDArray[np.int16]:
-    """16-bit samples of `signal` with its peak at `level` dB below full scale."""
+    """Convert a signal to 16-bit samples with its peak at `level` dB relative to full scale (negative)."""
     assert level < 0, level
     scale = 10 ** (level / 20) / max(float(np.max(np.abs(signal))), 1e-9)
     return np.round(signal * scale * 32767).astype(np.int16)

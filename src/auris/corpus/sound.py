@@ -1,4 +1,4 @@
-"""Ten everyday sounds by signal processing. Each call draws new parameters, so no two clips of a class are alike."""
+"""Synthesis of ten everyday sounds. Each call draws new parameters, so that no two clips of a class are alike."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from auris.corpus.signal import Signal, add, band, clock, decay, harmonics, nois
 
 
 def make(name: str, rng: Rng, seconds: float) -> Signal:
-    """`seconds` of the sound `name` (a key of `SOUNDS`), at a root mean square of 1."""
+    """Return `seconds` of the sound `name` (a key of `SOUNDS`) with a root mean square of 1."""
     signal = ramp(SOUNDS[name](rng, samples(seconds)), 0.005, 0.02)
     return signal / np.sqrt(np.mean(signal**2))
 
 
 def _strikes(rng: Rng, n: int, period: float, jitter: float, strike: Callable[[int], Signal]) -> Signal:
-    """`strike(i)` every `period` seconds, each late or early by up to `jitter` of the period."""
+    """Mix `strike(i)` every `period` seconds, each late or early by up to `jitter` of the period."""
     signal = np.zeros(n)
     at, index = rng.uniform(0.02, 0.1), 0
     while samples(at) < n:
@@ -28,7 +28,7 @@ def _strikes(rng: Rng, n: int, period: float, jitter: float, strike: Callable[[i
 
 
 def make_dog(rng: Rng, n: int) -> Signal:
-    """Barks: a harmonic burst whose pitch jumps up and falls, roughened by noise, through a throat."""
+    """Make barks: harmonic bursts whose pitch rises and falls, with noise, filtered by a throat."""
     pitch, throat = rng.uniform(250, 480), rng.uniform(700, 1300)
     length = rng.uniform(0.12, 0.22)
 
@@ -44,7 +44,7 @@ def make_dog(rng: Rng, n: int) -> Signal:
 
 
 def make_rain(rng: Rng, n: int) -> Signal:
-    """A steady hiss with drops on it."""
+    """Make a steady hiss with drops."""
     signal = noise(rng, n, band(rng.uniform(900, 2000), rng.uniform(6000, 7800)))
     for _ in range(int(rng.uniform(40, 150) * n / 16_000)):
         m = samples(rng.uniform(0.004, 0.012))
@@ -54,7 +54,7 @@ def make_rain(rng: Rng, n: int) -> Signal:
 
 
 def make_siren(rng: Rng, n: int) -> Signal:
-    """A tone that wails up and down."""
+    """Make a tone that moves up and down."""
     low = rng.uniform(450, 700)
     high = low * rng.uniform(1.7, 2.4)
     turns = rng.uniform(1.0, 2.6) * clock(n) + rng.random()
@@ -63,7 +63,7 @@ def make_siren(rng: Rng, n: int) -> Signal:
 
 
 def make_clock(rng: Rng, n: int) -> Signal:
-    """Ticks and tocks: two short resonances taking turns."""
+    """Make ticks and tocks: two alternating short resonances."""
     tick, tock = rng.uniform(2800, 5000), rng.uniform(1600, 2600)
 
     def strike(index: int) -> Signal:
@@ -76,7 +76,7 @@ def make_clock(rng: Rng, n: int) -> Signal:
 
 
 def make_bell(rng: Rng, n: int) -> Signal:
-    """One or two strokes of a bell: partials at the ratios of a church bell, ringing long."""
+    """Make one or two strokes of a bell, with long partials at the frequency ratios of a church bell."""
     hum, ring = rng.uniform(250, 600), rng.uniform(0.5, 1.2)
     partials = ((0.5, 0.5, 1.0), (1.0, 1.0, 0.8), (1.19, 0.8, 0.6), (1.5, 0.5, 0.5), (2.0, 0.9, 0.45), (2.74, 0.4, 0.3))
     partials += ((3.76, 0.3, 0.2), (5.1, 0.2, 0.12))
@@ -93,7 +93,7 @@ def make_bell(rng: Rng, n: int) -> Signal:
 
 
 def make_engine(rng: Rng, n: int) -> Signal:
-    """A motor: a low train of uneven pulses whose speed drifts, and a rattle in step with it."""
+    """Make a motor: uneven low pulses whose speed drifts, and a rattle in phase with them."""
     idle = rng.uniform(28, 60)
     frequency = idle * (1 + rng.uniform(-0.3, 0.5) * np.linspace(0, 1, n) + 0.02 * sine(rng.uniform(3, 7), n))
     phase = np.cumsum(frequency) / 16_000
@@ -103,7 +103,7 @@ def make_engine(rng: Rng, n: int) -> Signal:
 
 
 def make_bird(rng: Rng, n: int) -> Signal:
-    """Chirps: short whistles that glide between 2.5 and 6 kHz."""
+    """Make chirps: short whistles that glide between 2.5 and 6 kHz."""
     centre, glide = rng.uniform(3000, 5000), rng.choice((-1, 1)) * rng.uniform(400, 1200)
     length, trill = rng.uniform(0.05, 0.12), rng.uniform(0, 250)
 
@@ -117,16 +117,16 @@ def make_bird(rng: Rng, n: int) -> Signal:
 
 
 def make_wind(rng: Rng, n: int) -> Signal:
-    """Gusts: dark noise with a whistle that swells and moves in pitch."""
+    """Make gusts: low noise with a whistle whose level and pitch vary."""
     gust = 0.6 + 0.4 * sine(rng.uniform(0.5, 1.5), n)
     howl = rng.uniform(300, 700) * (1 + 0.25 * sine(rng.uniform(0.4, 1.2), n))
     breath = noise(rng, n, band(60, rng.uniform(350, 800)))
-    whistle = noise(rng, n, band(1, 25)) * sine(howl, n)  # slow noise moved up to the whistle's pitch
+    whistle = noise(rng, n, band(1, 25)) * sine(howl, n)  # slow noise, modulated up to the pitch of the whistle
     return gust * (breath + rng.uniform(0.4, 1.0) * gust * whistle)
 
 
 def make_footsteps(rng: Rng, n: int) -> Signal:
-    """Steps: a thump from the heel, then a scuff from the sole."""
+    """Make steps: a thump of the heel, then a scrape of the sole."""
     floor, scuff = rng.uniform(70, 140), rng.uniform(700, 2200)
 
     def step(_: int) -> Signal:
@@ -141,7 +141,7 @@ def make_footsteps(rng: Rng, n: int) -> Signal:
 
 
 def make_alarm(rng: Rng, n: int) -> Signal:
-    """Electronic beeps: a square-like tone of one pitch, on and off."""
+    """Make electronic beeps: a square-like tone of one pitch, on and off."""
     tone = harmonics(rng.uniform(900, 2200), n, lambda k: (k % 2) / k)
     on = rng.uniform(0.45, 0.65)
     gate = ((rng.uniform(3.0, 6.0) * clock(n)) % 1 < on).astype(np.float64)

@@ -1,4 +1,4 @@
-"""The tokenizer of an embedded corpus: a byte-level BPE of its training text and of what its tasks' prompts say."""
+"""Tokenizer of an embedded corpus: a byte-level BPE trained on its training text and on the prompts of its tasks."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from auris.text.answer_formats import Language, Text
 from auris.text.tasks import LANGUAGES, TASKS
 from auris.text.tokenizer import Tokenizer
 
-# Row fields whose words a model must read or write.
+# Row fields with text that a model has to read or write.
 _FIELDS = ("text", "transcript", "content", "question")
 
-# Every training row is read behind a prompt: so often does each wording of one count beside the corpus's lines.
-_PROMPT_SHARE = 8
+# How often each wording of a prompt is repeated in the training text, because every training row has a prompt.
+_PROMPT_REPETITIONS = 8
 
 
 def train_tokenizer(corpus: Path, vocab_size: int) -> Path:
-    """Train on the corpus's train split, once; returns the tokenizer's directory."""
+    """Train a tokenizer on the train split unless it exists already; return its directory."""
     path = corpus / "tokenizer"
     if not path.is_dir():
         Tokenizer.train(_texts(corpus), vocab_size=vocab_size).save(path)
@@ -32,9 +32,9 @@ def _texts(corpus: Path) -> Iterator[str]:
         codes.add(row["task"])
         yield from (row[field] for field in _FIELDS if field in row)
         task = TASKS[row["task"]]
-        if not isinstance(task.answer, Text | Language):  # its answer is not one of the fields
+        if not isinstance(task.answer, Text | Language):  # these answers are already among the fields
             yield task.render(row, tags=False)
-    for task in _PROMPT_SHARE * [task for code, task in TASKS.items() if code in codes]:
+    for task in _PROMPT_REPETITIONS * [task for code, task in TASKS.items() if code in codes]:
         for wording in task.wordings:
             for name in LANGUAGES.values():
                 yield wording.replace("{target_language_name}", name).partition("<|")[0]

@@ -17,7 +17,7 @@ from tokenizers import normalizers
 from auris.text import tasks
 from auris.text.answer_formats import Labels
 from auris.text.byte_level import PATTERN
-from auris.text.prompts import FIELD, Control, Prompt, PromptStyle
+from auris.text.prompts import FIELD, Control, Prompt, RowPromptStyle
 from auris.text.tokenizer import Tokenizer
 
 # `PATTERN` for ASCII, where Python's character classes are those of the pattern.
@@ -37,7 +37,7 @@ class LengthCache:
         self._count_word = lru_cache(maxsize=100_000)(self._count_text)
         self._count_after_space = lru_cache(maxsize=100_000)(lambda words: self._count_words(f" {words}"))
 
-    def longest(self, prompt: PromptStyle, labels: Labels, spans: Sequence[int]) -> int:
+    def longest(self, prompt: RowPromptStyle, labels: Labels, spans: Sequence[int]) -> int:
         """Return the tokens of a row in its longest wording, where clip k has `spans[k]` audio tokens."""
         prompt_and_answer = (
             max(shared + sum(self.count(labels[name]) for name in names) for names, shared in wordings)
@@ -46,7 +46,7 @@ class LengthCache:
         )
         return sum(spans) + max(prompt_and_answer)
 
-    def without_text(self, prompt: PromptStyle, labels: Labels, n_clips: int) -> int | None:
+    def without_text(self, prompt: RowPromptStyle, labels: Labels, n_clips: int) -> int | None:
         """Return the tokens of the longest wording, without audio and without `text`, which is the answer.
 
         None if a wording contains labels of the row, because then rows of a task differ in more than their text.
@@ -78,9 +78,9 @@ class LengthCache:
         return self.count(text) if control is Control.NONE else len(self._tokenizer.ids(text, control))
 
     def _wordings(
-        self, prompt: PromptStyle, labels: Labels, n_clips: int
+        self, prompt: RowPromptStyle, labels: Labels, n_clips: int
     ) -> list[tuple[Prompt, list[tuple[tuple[str, ...], int]]]]:
-        closed = tuple(tasks.closed(labels).items())
+        closed = tuple(tasks.closed_fields(labels).items())
         return [(style, self._shared(style, style.wordings(labels), closed, n_clips)) for style in prompt.styles]
 
     def _count_shared(

@@ -76,7 +76,7 @@ class Samples(ABC):
         self,
         *,
         tokenizer: Tokenizer,
-        prompt: PromptStyle | Chat,
+        prompt: PromptStyle,
         geometry: audio.Geometry | None,
         long_audio: str = "error",
         silent_audio: str = "keep",

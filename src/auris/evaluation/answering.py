@@ -264,7 +264,7 @@ def answer_share(
             model.net, batch, request.generation, generator=generator, next_pack=waiting.next_pack
         )
         for number, answer_ids in zip(waiting.taken, ids, strict=True):
-            is_tagged = tasks.find(request.samples.target_row(rows[number]).labels["task"]).answer.tagged
+            is_tagged = tasks.find(request.samples.target_row(rows[number]).labels["task"]).answer.has_tags
             contents[number] = model.tokenizer.decode(answer_ids, control=is_tagged)
     log_odds: dict[int, float] = {}
     for numbers in share:

@@ -65,7 +65,7 @@ def score(responses: Sequence[Response], raw_metrics: Sequence[str] = ()) -> lis
     for row, *_ in responses:
         task = tasks.find(row.labels["task"])
         if task.closed:
-            classes.setdefault(group(row), set()).add(task.compared(task.render(row.labels)))
+            classes.setdefault(group(row), set()).add(task.extract(task.render(row.labels)))
     predictions = []
     for row, hypothesis, _ in responses:
         labels = row.labels
@@ -96,7 +96,7 @@ def _metrics(row: Row) -> dict[str, Callable[[str], Any]]:
     """Return the metrics of a row's task, each with the function that extracts what it compares from a text."""
     task = tasks.find(row.labels["task"])
     names = (main_metric(row), *list(task.metrics)[1:])
-    return {name: partial(task.compared, metric=name) for name in names}
+    return {name: partial(task.extract, metric=name) for name in names}
 
 
 def _verdict(response: Response) -> Prediction:

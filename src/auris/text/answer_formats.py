@@ -1,11 +1,11 @@
-"""Answer formats: how a row's labels are written as the answer of a model, and how an answer is read back.
+"""Answer formats: how the labels of a row are written as a model's answer, and how an answer is parsed.
 
-Under hierarchical tags an answer may hold control tokens (`Tag`); in natural language it is text alone. `parse` reads
-both. A row whose labels have no `problems` is read back as it was, except that times are rounded to 10 ms and spaces
-around text are dropped. An empty list is written as `none`; a list that cannot be found in an answer is read as None.
+With hierarchical tags an answer may contain control tokens (`Tag`); in natural language it is plain text. `parse` reads
+both. Labels without `problems` survive the round trip, except that times are rounded to 10 ms and spaces around text
+are dropped. An empty list is written as `none`. If an answer contains no list, the label is parsed as None.
 
-To add a format, write a class with the methods of `AnswerFormat` and list it in `FORMATS`; tasks name it in their entry
-`answer` of `tasks.yaml`.
+To add a format, write a class with the methods of `AnswerFormat` and add it to `FORMATS`. Tasks refer to it in the
+field `answer` of `tasks.yaml`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, Protocol
 
-# Languages of both systems, as their prompts name them.
+# Languages of both systems with their names in prompts.
 LANGUAGES = {
     "en": "English",
     "zh": "Mandarin",
@@ -38,52 +38,56 @@ _LAST_HUNDREDTH = 3000  # <|30.00|> is the last timestamp of both vocabularies
 _LAST_MIDI = 127
 
 _TIME = re.compile(r"<\|([0-9]{1,2}\.[0-9]{2})\|>")
-_TAGGED_SPAN = re.compile(rf"{_TIME.pattern}([^<]+)(?={_TIME.pattern})")  # an end may be the start of the next span
-_NATURAL_TIMES = re.compile(r"\(([0-9]{1,2}\.[0-9]{2})-([0-9]{1,2}\.[0-9]{2})\)")  # follow the text of their span
+_TAGGED_SPAN = re.compile(rf"{_TIME.pattern}([^<]+)(?={_TIME.pattern})")  # one tag may end a span and start the next
+_NATURAL_TIMES = re.compile(r"\(([0-9]{1,2}\.[0-9]{2})-([0-9]{1,2}\.[0-9]{2})\)")  # after the text of the span
 _ENTITY = re.compile("(.*?)".join(map(re.escape, (_VALUE, _END_OF_VALUE + _TYPE, _END_OF_TYPE))), re.DOTALL)
 _SPEAKER = re.compile(r"speaker [0-9]+:", re.IGNORECASE)
-_LANGUAGE_TAG = re.compile(rf"\s*<\|(?:{'|'.join(LANGUAGES)})\|>")  # models may predict it before the answer
+_LANGUAGE_TAG = re.compile(rf"\s*<\|(?:{'|'.join(LANGUAGES)})\|>")  # models may predict one before the answer
 _HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003134f]")
 
 
 class Tag(str):
-    """Control tokens within an answer; plain strings next to it are text."""
+    """Control tokens in an answer; the other strings of the answer are text."""
 
 
 class AnswerFormat(Protocol):
-    """One way to write labels as an answer and to read it back.
+    """A way to write labels as an answer and to parse an answer.
 
     Attributes:
-        label: The field of a row that is written; also the name of the format.
-        tagged: Whether answers hold control tokens under hierarchical tags, so that decoding has to keep them.
+        label: Field of a row that is written; also the name of the format.
+        has_tags: Whether answers with hierarchical tags contain control tokens, so that decoding has to keep them.
     """
 
     label: ClassVar[str]
-    tagged: ClassVar[bool] = False
+    has_tags: ClassVar[bool] = False
 
     @abstractmethod
     def render(self, labels: Labels, *, tags: bool) -> list[str]:
-        """Write the answer in pieces, for hierarchical tags or for natural language: text, and `Tag`s."""
+        """Write the answer as a list of texts and `Tag`s, for hierarchical tags or for natural language."""
 
     @abstractmethod
     def parse(self, answer: str) -> Labels:
-        """Read the labels of an answer in either form. Any text can be read."""
+        """Parse an answer in either form. Any text is accepted."""
 
     def problems(self, labels: Labels) -> Iterator[str]:
-        """Yield why the label cannot be written. Callers ask for the first one only, so later checks rely on it."""
+        """Yield the reasons why the label cannot be written.
+
+        Callers take only the first one, so each check may rely on those before it.
+        """
         return _text_problems(self.label, labels)
 
-    def compared(self, answer: str, what: str) -> Any:
-        """Return what a metric compares of an answer.
+    def extract(self, answer: str, part: str) -> Any:
+        """Return the part of an answer that a metric compares.
 
         Args:
-            what: `answer`, the text as it is; `labels`, all that it is parsed into; or one of these labels by its path,
-                as `notes.pitch`. A format may know further names.
+            answer: The answer.
+            part: `answer` for its text; `labels` for everything that is parsed; or the path of one label, as
+                `notes.pitch`. Formats may define further names.
         """
-        if what == "answer":
+        if part == "answer":
             return answer
         value = self.parse(answer)
-        for key in what.split(".") if what != "labels" else ():
+        for key in part.split(".") if part != "labels" else ():
             value = value[key]
         return value
 
@@ -92,14 +96,16 @@ class AnswerFormat(Protocol):
 
 
 class Text(AnswerFormat):
-    """The row's `text` as it is."""
+    """The row's `text`, unchanged."""
 
     label = "text"
 
     def render(self, labels: Labels, *, tags: bool) -> list[str]:
+        """Write the text."""
         return [labels["text"]]
 
     def parse(self, answer: str) -> Labels:
+        """Return the text without spaces around it."""
         return {"text": answer.strip()}
 
 
@@ -109,9 +115,11 @@ class Language(AnswerFormat):
     label = "language"
 
     def render(self, labels: Labels, *, tags: bool) -> list[str]:
+        """Write the name of the language."""
         return [LANGUAGES[labels["language"]]]
 
     def parse(self, answer: str) -> Labels:
+        """Return the code of the language; None for an unknown name."""
         codes = {name.lower(): code for code, name in LANGUAGES.items()}
         return {"language": codes.get(answer.strip().lower())}
 
@@ -122,12 +130,15 @@ class Intent(AnswerFormat):
     label = "intent"
 
     def render(self, labels: Labels, *, tags: bool) -> list[str]:
+        """Write the intent."""
         return [labels["intent"].strip()]
 
     def parse(self, answer: str) -> Labels:
+        """Return the intent."""
         return {"intent": answer.strip()}
 
     def problems(self, labels: Labels) -> Iterator[str]:
+        """Yield the reasons why the intent cannot be written."""
         yield from _piece_problems("label `intent`", labels["intent"], without=";")
 
 
@@ -137,14 +148,17 @@ class Slots(AnswerFormat):
     label = "slots"
 
     def render(self, labels: Labels, *, tags: bool) -> list[str]:
+        """Write the intent and the slots."""
         slots = sorted((name, str(value).strip()) for name, value in labels["slots"].items())
         return ["; ".join([labels["intent"].strip(), *(f"{name}: {value}" for name, value in slots)])]
 
     def parse(self, answer: str) -> Labels:
+        """Return the intent and the slots."""
         intent, *pieces = answer.split(";")
-        return {"intent": intent.strip(), "slots": dict(_read_pairs(pieces))}
+        return {"intent": intent.strip(), "slots": dict(_parse_pairs(pieces))}
 
     def problems(self, labels: Labels) -> Iterator[str]:
+        """Yield the reasons why the slots cannot be written."""
         slots = labels["slots"]
         if not isinstance(slots, Mapping):
             yield f"label `slots` is {type(slots).__name__}, expected an object {{name: value}}"
@@ -159,25 +173,28 @@ class Slots(AnswerFormat):
 
 
 class Entities(AnswerFormat):
-    """`type: value; type: value`, under tags value and type of each in the order of Qwen-Audio's tokens for them."""
+    """`type: value; type: value`. With tags, each value precedes its type, as Qwen-Audio's tokens require."""
 
-    label, tagged = "entities", True
+    label, has_tags = "entities", True
 
     def render(self, labels: Labels, *, tags: bool) -> list[str]:
+        """Write the entities in their order."""
         pairs = [(entity["type"].strip(), entity["value"].strip()) for entity in labels["entities"]]
         if not pairs:
             return [_NONE]
         if not tags:
             return ["; ".join(f"{kind}: {value}" for kind, value in pairs)]
-        ends = Tag(_VALUE), Tag(_END_OF_VALUE + _TYPE), Tag(_END_OF_TYPE)
-        return [piece for kind, value in pairs for piece in (ends[0], value, ends[1], kind, ends[2])]
+        begin, middle, end = Tag(_VALUE), Tag(_END_OF_VALUE + _TYPE), Tag(_END_OF_TYPE)
+        return [piece for kind, value in pairs for piece in (begin, value, middle, kind, end)]
 
     def parse(self, answer: str) -> Labels:
-        pairs = [(kind, value) for value, kind in _ENTITY.findall(answer)] or _read_pairs(answer.split(";"))
+        """Return the entities; None if there are none and the answer is not `none`."""
+        pairs = [(kind, value) for value, kind in _ENTITY.findall(answer)] or _parse_pairs(answer.split(";"))
         entities = [{"type": kind.strip(), "value": value.strip()} for kind, value in pairs if value.strip()]
         return {"entities": entities if entities or _is_none(answer) else None}
 
     def problems(self, labels: Labels) -> Iterator[str]:
+        """Yield the reasons why the entities cannot be written."""
         expected = "expected a list of {type, value}"
         if not isinstance(labels["entities"], list):
             yield f"label `entities` is {labels['entities']!r:.40}, {expected}"
@@ -190,17 +207,19 @@ class Entities(AnswerFormat):
 
 
 class Texts(AnswerFormat):
-    """One transcript after the other, in the order in which their speakers begin; `speaker 1: hello` on a line each."""
+    """Transcripts in the order in which their speakers begin, each on its own line as `speaker 1: hello`."""
 
-    label, tagged = "texts", True
+    label, has_tags = "texts", True
 
     def render(self, labels: Labels, *, tags: bool) -> list[str]:
-        first, *others = texts = [text.strip() for text in labels["texts"]]
+        """Write the transcripts, with tags separated by delimiters."""
+        first, *rest = texts = [text.strip() for text in labels["texts"]]
         if not tags:
             return ["\n".join(f"speaker {n}: {text}" for n, text in enumerate(texts, start=1))]
-        return [first, *(piece for text in others for piece in (Tag(_DELIMITER), text))]
+        return [first, *(piece for text in rest for piece in (Tag(_DELIMITER), text))]
 
     def parse(self, answer: str) -> Labels:
+        """Return the transcripts."""
         answer = _without_language(answer)
         if _DELIMITER in answer:
             return {"texts": [text.strip() for text in answer.split(_DELIMITER)]}
@@ -208,7 +227,8 @@ class Texts(AnswerFormat):
         return {"texts": [line[match.end() :].strip() if (match := _SPEAKER.match(line)) else line for line in lines]}
 
     def problems(self, labels: Labels) -> Iterator[str]:
-        expected = "transcripts, of two speakers or more"
+        """Yield the reasons why the transcripts cannot be written."""
+        expected = "transcripts of two or more speakers"
         return _list_problems("texts", labels, expected=expected, least=2, without="<\n")
 
 
@@ -216,7 +236,7 @@ class Texts(AnswerFormat):
 
 
 class Span(NamedTuple):
-    """A stretch of audio and its text; times in hundredths of a second."""
+    """A text with its start and end in hundredths of a second."""
 
     text: str
     start: int
@@ -227,22 +247,24 @@ class Span(NamedTuple):
 
 
 class Events(AnswerFormat):
-    """Sound events by their starts, which may overlap: `dog (0.50-1.20) rain (1.00-4.00)`.
+    """Sound events ordered by start, which may overlap: `dog (0.50-1.20) rain (1.00-4.00)`.
 
-    Under tags: start, label, end of each.
+    With tags, each event is written as start, label, end.
     """
 
-    label, tagged = "events", True
-    key: ClassVar[str] = "label"  # the field of an entry that holds its text
+    label, has_tags = "events", True
+    key: ClassVar[str] = "label"  # field of an entry with its text
     may_be_empty: ClassVar[bool] = True
 
     def render(self, labels: Labels, *, tags: bool) -> list[str]:
-        spans = self._ordered(self._spans(labels))
+        """Write the spans in order."""
+        spans = self._sort(self._spans(labels))
         if not tags:
             return [" ".join(map(str, spans)) or _NONE]
         return [piece for span in spans for piece in (_time(span.start), span.text, _time(span.end))] or [_NONE]
 
     def parse(self, answer: str) -> Labels:
+        """Return the spans with times in seconds; None if there are none and the answer is not `none`."""
         spans = [(text, start, end) for start, text, end in _TAGGED_SPAN.findall(answer)]
         if not spans:
             pieces = _NATURAL_TIMES.split(answer)
@@ -251,6 +273,7 @@ class Events(AnswerFormat):
         return {self.label: entries if entries or _is_none(answer) else None}
 
     def problems(self, labels: Labels) -> Iterator[str]:
+        """Yield the reasons why the spans cannot be written."""
         entries, expected = labels[self.label], f"expected a list of {{{self.key}, start, end}} with times in seconds"
         if not isinstance(entries, list) or not (entries or self.may_be_empty):
             yield f"label `{self.label}` is {entries!r:.40}, {expected}"
@@ -261,40 +284,41 @@ class Events(AnswerFormat):
             text = entry.get(self.key)
             yield from _piece_problems(f"`{self.key}` of `{self.label}[{number}]`", text, without="<")
             if _NATURAL_TIMES.search(text):
-                yield f"{where}: expected text without times in brackets, which stand behind it in an answer"
+                yield f"{where}: expected text without times in parentheses, as answers append these to the text"
             if not 0 <= round(100 * entry["start"]) <= round(100 * entry["end"]) <= _LAST_HUNDREDTH:
-                yield f"{where}: expected its end after its start, between 0 and {_LAST_HUNDREDTH // 100} s"
+                yield f"{where}: expected 0 <= start <= end <= {_LAST_HUNDREDTH // 100} s"
 
     def _spans(self, labels: Labels) -> list[Span]:
         entries = labels[self.label]
         return [Span(str(e[self.key]).strip(), round(100 * e["start"]), round(100 * e["end"])) for e in entries]
 
-    def _ordered(self, spans: Iterable[Span]) -> Sequence[Span]:
+    def _sort(self, spans: Iterable[Span]) -> Sequence[Span]:
         return sorted(spans, key=lambda span: (span.start, span.end, span.text))
 
 
 class Turns(Events):
-    """Turns of speakers, written as events. Speakers are numbered as they begin: their names cannot be heard."""
+    """Turns of speakers, written as events. Speakers are numbered in order, because audio does not tell their names."""
 
     label, key, may_be_empty = "turns", "speaker", False
 
-    def _ordered(self, spans: Iterable[Span]) -> Sequence[Span]:
+    def _sort(self, spans: Iterable[Span]) -> Sequence[Span]:
         numbers: dict[str, int] = {}
-        ordered = super()._ordered(spans)
-        return [span._replace(text=f"speaker {numbers.setdefault(span.text, len(numbers) + 1)}") for span in ordered]
+        turns = super()._sort(spans)
+        return [span._replace(text=f"speaker {numbers.setdefault(span.text, len(numbers) + 1)}") for span in turns]
 
 
 class Words(Events):
-    """Words with their times, one after the other: `hello (0.00-0.42) there (0.50-1.00)`.
+    """Words in sequence with their times: `hello (0.00-0.42) there (0.50-1.00)`.
 
-    Under tags: time, word, time, word, ..., time. Neighbours share one time, a pause is the word `<|sil|>` (Qwen-Audio
-    EVALUATION.md). The `<|0.00|>` that opens it is the end of the prompt. Metrics may also compare `transcript`, the
-    words without times, and `published`, the answer as the released scoring script reads it.
+    With tags, an answer is time, word, time, word, ..., time. Neighbouring words share a time, and a pause is the word
+    `<|sil|>` (Qwen-Audio EVALUATION.md). The first `<|0.00|>` is the end of the prompt. Further parts for metrics are
+    `transcript`, the words without times, and `published`, the answer as the released scoring script reads it.
     """
 
     label, key, may_be_empty = "words", "word", False
 
     def render(self, labels: Labels, *, tags: bool) -> list[str]:
+        """Write the words; with tags, pauses too."""
         if not tags:
             return super().render(labels, tags=False)
         pieces: list[str] = []
@@ -307,7 +331,7 @@ class Words(Events):
         return pieces
 
     def parse(self, answer: str) -> Labels:
-        """Read words with their times in seconds; `end` is None for a last word whose time is missing."""
+        """Return the words with their times in seconds; `end` is None for a last word without a time."""
         answer = _without_language(answer)
         if _TIME.search(answer):
             first, *rest = _TIME.split(answer)
@@ -321,26 +345,28 @@ class Words(Events):
         return {"words": [{"word": w, "start": s, "end": e} for w, s, e in timed if w and w != _SILENCE]}
 
     def problems(self, labels: Labels) -> Iterator[str]:
+        """Yield the reasons why the words cannot be written."""
         yield from super().problems(labels)
         now = 0
         for number, (word, start, end) in enumerate(self._spans(labels)):
             where = f"`words[{number}]` is {labels['words'][number]!r:.80}"
             if start < now:
-                yield f"{where}: expected words one after the other"
+                yield f"{where}: expected words that do not overlap, in order"
             if labels.get("language") in ("zh", "yue") and len(_HAN.findall(word)) > 1:
-                yield f"{where}: expected one character, Chinese is timed by character"
+                yield f"{where}: expected one character, because Chinese is timed by character"
             now = end
 
-    def compared(self, answer: str, what: str) -> Any:
-        if what == "transcript":
+    def extract(self, answer: str, part: str) -> Any:
+        """Return the part of an answer that a metric compares."""
+        if part == "transcript":
             return " ".join(entry["word"] for entry in self.parse(answer)["words"])
-        if what == "published":
+        if part == "published":
             timed = [word for word in self.parse(answer)["words"] if word["end"] is not None]
-            in_tags = _TIME.search(answer) or not timed
-            return answer if in_tags else "".join(self.render({"words": timed}, tags=True))
-        return super().compared(answer, what)
+            is_tagged = _TIME.search(answer) or not timed
+            return answer if is_tagged else "".join(self.render({"words": timed}, tags=True))
+        return super().extract(answer, part)
 
-    def _ordered(self, spans: Iterable[Span]) -> Sequence[Span]:
+    def _sort(self, spans: Iterable[Span]) -> Sequence[Span]:
         return list(spans)
 
 
@@ -354,12 +380,13 @@ def _time(hundredths: int) -> Tag:
 class Notes(AnswerFormat):
     """`pitch: 60; velocity: 100; instrument: guitar; qualities: bright, reverb`, pitch and velocity as in MIDI.
 
-    Under tags the four fields that evaluate_note_analysis.py of Qwen-Audio reads, in its order.
+    With tags, an answer has the four fields that evaluate_note_analysis.py of Qwen-Audio reads, in its order.
     """
 
-    label, tagged = "notes", True
+    label, has_tags = "notes", True
 
     def render(self, labels: Labels, *, tags: bool) -> list[str]:
+        """Write the note's fields."""
         notes = labels["notes"]
         pitch, velocity, instrument = notes["pitch"], notes["velocity"], notes["instrument"].strip()
         sonic = ", ".join(name.strip() for name in notes.get("sonic") or ())
@@ -370,7 +397,7 @@ class Notes(AnswerFormat):
         return [Tag(f"{numbers}<|instrument|>"), instrument, *([Tag("<|sonic|>"), sonic] if sonic else [])]
 
     def parse(self, answer: str) -> Labels:
-        """Read pitch and velocity as MIDI numbers, instrument and sonic qualities; None for what is missing."""
+        """Return pitch and velocity as MIDI numbers, instrument and sonic qualities; None for a missing field."""
 
         def number(name: str) -> int | None:
             match = re.search(rf"(?:<\|midi_{name}_|(?:^|;)\s*{name}:\s*)([0-9]{{1,3}})(?![0-9])", answer)
@@ -385,11 +412,13 @@ class Notes(AnswerFormat):
         sonic = [name.strip() for name in sonic if name.strip()]
         return {"notes": {**notes, "instrument": text("instrument", "instrument"), "sonic": sonic}}
 
-    def compared(self, answer: str, what: str) -> Any:
-        value = super().compared(answer, what)
-        return "" if what == "notes.instrument" and value is None else value
+    def extract(self, answer: str, part: str) -> Any:
+        """Return the part of an answer that a metric compares; an empty string for a missing instrument."""
+        value = super().extract(answer, part)
+        return "" if part == "notes.instrument" and value is None else value
 
     def problems(self, labels: Labels) -> Iterator[str]:
+        """Yield the reasons why the notes cannot be written."""
         notes = labels["notes"]
         if not isinstance(notes, Mapping):
             yield f"label `notes` is {notes!r:.40}, expected an object {{pitch, velocity, instrument, sonic}}"
@@ -408,13 +437,13 @@ _ALL = (Text(), Language(), Intent(), Slots(), Entities(), Texts(), Words(), Eve
 FORMATS: dict[str, AnswerFormat] = {answer_format.label: answer_format for answer_format in _ALL}
 
 
-# --- reading ------------------------------------------------------------------------------------------------------
+# --- parsing ------------------------------------------------------------------------------------------------------
 
 
-def _read_pairs(pieces: Iterable[str]) -> list[tuple[str, str]]:
-    """Read `name: value` of each piece that has a name."""
-    named = ([side.strip() for side in piece.partition(":")] for piece in pieces)
-    return [(name, value) for name, _, value in named if name]
+def _parse_pairs(pieces: Iterable[str]) -> list[tuple[str, str]]:
+    """Return name and value of each piece `name: value` whose name is not empty."""
+    parts = ([side.strip() for side in piece.partition(":")] for piece in pieces)
+    return [(name, value) for name, _, value in parts if name]
 
 
 def _is_none(answer: str) -> bool:
@@ -429,20 +458,20 @@ def _without_language(answer: str) -> str:
 # --- labels that cannot be written --------------------------------------------------------------------------------
 
 _RESERVED = {
-    "<": "`<`, which opens a control token",
-    ";": "`;`, which divides an answer",
+    "<": "`<`, which starts a control token",
+    ";": "`;`, which separates parts of an answer",
     ":": "`:`, which ends a name",
-    ",": "`,`, which divides a list",
-    "\n": "line ends, which divide an answer",
+    ",": "`,`, which separates items of a list",
+    "\n": "line breaks, which separate parts of an answer",
 }
 
 
 def label_problems(name: str, labels: Labels) -> Iterator[str]:
-    """Yield what is wrong with a label, the first thing first."""
+    """Yield the reasons why a label cannot be used. Later checks rely on earlier ones."""
     if name in FORMATS:
         return FORMATS[name].problems(labels)
     if name == "references":
-        return _list_problems(name, labels, expected="all the right answers")
+        return _list_problems(name, labels, expected="all right answers")
     return _text_problems(name, labels)
 
 
@@ -454,7 +483,7 @@ def _text_problems(name: str, labels: Labels) -> Iterator[str]:
 
 
 def _list_problems(name: str, labels: Labels, *, expected: str, least: int = 1, without: str = "") -> Iterator[str]:
-    """Yield what is wrong with a list of texts."""
+    """Yield the reasons why a list of texts cannot be used."""
     texts = labels[name]
     if not isinstance(texts, list) or len(texts) < least:
         yield f"label `{name}` is {texts!r:.40}, expected a list of {expected}"
@@ -463,14 +492,17 @@ def _list_problems(name: str, labels: Labels, *, expected: str, least: int = 1, 
 
 
 def _piece_problems(what: str, text: object, *, without: str = "") -> Iterator[str]:
-    """Yield what is wrong with a piece of an answer, which cannot hold what divides it from its neighbours."""
-    if not isinstance(text, str) or not text.strip():
-        yield f"{what} is {text!r:.40}, expected a string" + (" that is not empty" if isinstance(text, str) else "")
-    for sign in without:
-        if sign in text:
-            yield f"{what} is {text!r:.40}, expected text without {_RESERVED[sign]}"
+    """Yield the reasons why a piece of an answer cannot be used. It must not contain the separators of the answer."""
+    if not isinstance(text, str):
+        yield f"{what} is {text!r:.40}, expected a string"
+        return
+    if not text.strip():
+        yield f"{what} is {text!r:.40}, expected a string that is not empty"
+    for separator in without:
+        if separator in text:
+            yield f"{what} is {text!r:.40}, expected text without {_RESERVED[separator]}"
 
 
 def _is_number(value: object, kind: type) -> bool:
-    # JSON writes 2.0 as 2, and Python takes True for 1. The limit excludes NaN and what would overflow.
+    # JSON writes 2.0 as 2, and True is an int in Python. The limit excludes NaN and numbers that would overflow.
     return isinstance(value, (int, kind)) and not isinstance(value, bool) and abs(value) < 1e6

@@ -1,9 +1,8 @@
-"""Byte-level BPE of Qwen's vocabularies: read from a file of ranks, or trained. Text only, no control tokens."""
+"""Byte-level BPE of Qwen's vocabularies, read from a file of ranks or trained. It has no control tokens."""
 
 from __future__ import annotations
 
 import base64
-import binascii
 from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from pathlib import Path
@@ -21,7 +20,7 @@ PATTERN = (
 
 
 def train(texts: Iterable[str], *, vocab_size: int) -> Tokenizer:
-    """Train a BPE of `vocab_size` tokens, every byte among them."""
+    """Train a BPE of `vocab_size` tokens, which include every byte."""
     bpe = _byte_level(models.BPE())
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     bpe.train_from_iterator(
@@ -31,7 +30,7 @@ def train(texts: Iterable[str], *, vocab_size: int) -> Tokenizer:
 
 
 def find_ranks(path: Path) -> Path | None:
-    """Return the file of BPE ranks that `path` is or holds; None for a directory with a tokenizer.json."""
+    """Return the file of BPE ranks at `path` or in it; None for a directory with a tokenizer.json or without ranks."""
     if path.is_file():
         return path
     file = path / RANKS_FILE
@@ -39,7 +38,7 @@ def find_ranks(path: Path) -> Path | None:
 
 
 def from_ranks(path: Path) -> Tokenizer:
-    """Read a file of ranks, which are the ids of its tokens (Qwen-Audio tokenization_qwen.py).
+    """Read a file of ranks. The rank of a token is its id (Qwen-Audio tokenization_qwen.py).
 
     Raises:
         UserError: The file is broken; the message names the line.
@@ -49,7 +48,7 @@ def from_ranks(path: Path) -> Tokenizer:
 
 
 def _byte_level(model: models.BPE) -> Tokenizer:
-    """Read bytes as Qwen does: NFC, its pattern, one letter per byte."""
+    """Return a tokenizer with Qwen's preprocessing: NFC, its pattern, one letter per byte."""
     bpe = Tokenizer(model)
     bpe.normalizer = normalizers.NFC()
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
@@ -63,7 +62,7 @@ def _byte_level(model: models.BPE) -> Tokenizer:
 
 
 def _read_ranks(path: Path) -> dict[str, int]:
-    """Read lines `base64 rank` as {token as letters, one per byte: rank}."""
+    """Read lines `base64 rank`; return the ranks of tokens, which are spelt with one letter per byte."""
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
     letters = bytes_to_unicode()
@@ -74,7 +73,7 @@ def _read_ranks(path: Path) -> dict[str, int]:
             token = base64.b64decode(token, validate=True).decode("latin-1").translate(letters)
             if int(rank) != number or token in vocabulary:
                 raise ValueError
-        except (ValueError, binascii.Error) as error:
+        except ValueError as error:  # includes the errors of base64
             raise UserError(
                 f"{path}, line {number + 1}: {line[:40]!r}, expected a token in base64 and its rank {number}"
             ) from error
@@ -85,8 +84,10 @@ def _read_ranks(path: Path) -> dict[str, int]:
 
 
 def _merges(ranks: Mapping[str, int], path: Path) -> list[tuple[str, str]]:
-    """The merge that makes each token: ranks are ids *and* priorities, so that what the earlier ones leave of a token's
-    bytes are two parts."""
+    """Return the merge that makes each token.
+
+    Ranks are both ids and priorities of merges. Merging the bytes of a token by all earlier ranks leaves its two parts.
+    """
     merges = []
     for token, limit in ranks.items():
         if len(token) == 1:
@@ -95,7 +96,7 @@ def _merges(ranks: Mapping[str, int], path: Path) -> list[tuple[str, str]]:
         while len(parts) > 2:
             rank, at = min((ranks.get(a + b, limit), at) for at, (a, b) in enumerate(pairwise(parts)))
             if rank >= limit:
-                raise UserError(f"{path}, line {limit + 1}: no two earlier tokens make this one")
+                raise UserError(f"{path}, line {limit + 1}: the token is not the join of two earlier tokens")
             parts[at : at + 2] = [parts[at] + parts[at + 1]]
         merges.append((parts[0], parts[1]))
     return merges

@@ -1,20 +1,20 @@
-"""Dialogues in ChatML, written as the two released chat systems write them."""
+"""Dialogues in ChatML, in the formats of the two released chat models."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from auris.errors import UserError
 from auris.files import digest
 from auris.text.prompts import END_OF_TEXT, IM_END, IM_START, Control, NaturalPrompt, TagPrompt, Turn, merge
 
-SYSTEM = "You are a helpful assistant."  # of both chats, where a dialogue brings no system message
+SYSTEM = "You are a helpful assistant."  # default system message of both models
 _ROLES = ("system", "user", "assistant")
 
-_AUDIO = ("audio", "audio_url")  # what names the clip in a part of a message
+_AUDIO_KEYS = ("audio", "audio_url")  # keys of the clip in a part of a message
 
-# A dialogue with everything that chat templates write in their own way.
+# A dialogue with every element that chat formats write differently, for the fingerprint.
 _PROBE = (
     {"role": "user", "content": [{"type": "audio", "audio": "a"}, {"type": "text", "text": "b"}]},
     {"role": "assistant", "content": "c"},
@@ -22,84 +22,96 @@ _PROBE = (
     {"role": "assistant", "content": "e"},
 )
 
-# {role, content}: content is a string, or a list of {type: audio, audio: ...} and {type: text, text: ...}
 Message = Mapping[str, Any]
+"""`{role, content}`; content is a string, or a list of `{type: audio, audio: ...}` and `{type: text, text: ...}`."""
 
 
 def audios(messages: Sequence[Message]) -> list[Any]:
-    """What stands for the clips of a dialogue (paths, arrays, ...), in the order of their marks in its turns.
+    """Return the clips of a dialogue (paths, arrays, ...) in the order of their marks in its turns.
 
-    Raises ValueError if the messages are none of the known shapes.
+    Raises:
+        UserError: The messages have an unknown structure.
     """
     _check_roles(messages)
     return [value for message in messages for kind, value in _content(message) if kind == "audio"]
 
 
 def text_of(message: Message) -> str:
-    """The text of a message; its audio is left out."""
+    """Return the text of a message without its audio."""
     return "".join(value for kind, value in _content(message) if kind == "text")
 
 
 def map_audios(change: Callable[[Any], Any], messages: Sequence[Message]) -> list[Message]:
-    """A dialogue of known shape with what stands for each clip changed, in the order of `audios`."""
+    """Return a valid dialogue with `change` applied to each clip, in the order of `audios`."""
 
-    def part(given: Any) -> Any:
-        key = next((key for key in _AUDIO if key in given), None)
-        return given if key is None else {**given, key: change(given[key])}
+    def map_part(part: Any) -> Any:
+        key = next((key for key in _AUDIO_KEYS if key in part), None)
+        return part if key is None else {**part, key: change(part[key])}
 
     return [
-        message if isinstance(message["content"], str) else {**message, "content": [*map(part, message["content"])]}
+        message if isinstance(message["content"], str) else {**message, "content": [*map(map_part, message["content"])]}
         for message in messages
     ]
 
 
 class Chat:
-    """ChatML: a dialogue as turns, equal to the released chats token by token. No mode switch: a message that is only
-    audio is voice chat, one with text beside it is audio analysis.
+    """ChatML format: writes a dialogue as turns, token by token as the released chat models do.
 
-    What a message says is text: the strings of ChatML or of audio marks in it stay characters, a dialogue cannot be
-    continued from within. Raises ValueError if the messages are none of the known shapes.
+    There is no switch for the mode: a message with audio only is voice chat, one with audio and text is audio analysis.
+    Text of a message remains text: names of ChatML tokens or audio marks in it are tokenised as characters, so a
+    message cannot start another one.
+
+    Attributes:
+        stop: Control tokens that end an answer.
+        label: Text around a clip.
+        restarts: Whether the numbers of clips restart in each message.
+        header: `ALL` if role and line break are tokenised by themselves, `TAGS` if together with the text after them.
     """
 
     audio_begin: str
     audio_pad: str
     audio_end: str
-    stop: tuple[str, ...]  # what ends an answer
-    label: str  # how a clip is announced
-    restarts: bool  # the numbers of clips start anew in each message
-    header: Control  # ALL: `role\n` is tokenised by itself; TAGS: together with the text that follows
+    stop: tuple[str, ...]
+    label: str
+    restarts: bool
+    header: Control
 
     def fingerprint(self) -> str:
-        """Return a digest of what decides how dialogues are written."""
+        """Return a digest of everything that determines how dialogues are written."""
         return digest([type(self).__name__, repr(self.turns(_PROBE, supervise=True))])
 
     def turns(self, messages: Sequence[Message], *, supervise: bool = False) -> list[Turn]:
-        """A dialogue as turns.
+        """Write a dialogue as turns.
 
         Args:
-            messages: `{role, content}`; the default system message is put before them if they bring none.
-            supervise: train what the assistant says and the end of it; the last message is then the answer. Without, a
-                dialogue that ends with the user is followed by the beginning of an answer, to be generated.
+            messages: Messages; the default system message is added if they begin with none.
+            supervise: Train the messages of the assistant and their ends; the last message must be the assistant's.
+                Otherwise a dialogue that ends with the user is followed by the beginning of an answer.
+
+        Raises:
+            UserError: The messages have an unknown structure, or `supervise` and the last one is not the assistant's.
         """
         messages = _with_system(messages)
-        ends = messages[-1]["role"] == "assistant"
-        if supervise and not ends:
-            raise UserError(f"a dialogue to train on ends with the assistant, got {messages[-1]['role']!r} last")
+        ends_with_answer = messages[-1]["role"] == "assistant"
+        if supervise and not ends_with_answer:
+            raise UserError(
+                f"the last message is of the {messages[-1]['role']}, expected the assistant's in a dialogue to train on"
+            )
         turns = [turn for message in self._write(messages, supervise) for turn in message]
-        return merge(turns if ends else [*turns, *self._open("assistant")])
+        return merge(turns if ends_with_answer else [*turns, *self._open("assistant")])
 
     def _write(self, messages: Sequence[Message], supervise: bool = False) -> Iterator[list[Turn]]:
-        """Each message as turns of its own."""
+        """Yield the turns of each message."""
         before, after = self.label.split("{audio}")
         count = 0
         for number, message in enumerate(messages):
-            trained = supervise and message["role"] == "assistant"
-            part = "answer" if trained and number + 1 == len(messages) else "prompt"
+            is_trained = supervise and message["role"] == "assistant"
+            role = "answer" if is_trained and number + 1 == len(messages) else "prompt"
             count = 0 if self.restarts else count
             turns = self._open(message["role"])
             for kind, value in _content(message):
                 if kind == "text":
-                    turns.append(Turn(part, value, trained, Control.TAGS))
+                    turns.append(Turn(role, value, is_trained, Control.TAGS))
                 else:
                     count += 1
                     turns += [
@@ -107,21 +119,21 @@ class Chat:
                         Turn("prompt", self.audio_begin + self.audio_pad + self.audio_end, False),
                         Turn("prompt", after, False, Control.TAGS),
                     ]
-            yield [*turns, Turn(part, IM_END, trained), Turn(part, "\n", False, self.header)]
+            yield [*turns, Turn(role, IM_END, is_trained), Turn(role, "\n", False, self.header)]
 
     def _open(self, role: str) -> list[Turn]:
         return [Turn("prompt", IM_START, False), Turn("prompt", f"{role}\n", False, self.header)]
 
 
 class QwenAudioChat(Chat):
-    """Qwen-Audio-Chat (qwen_generation_utils.py `make_context`, tokenization_qwen.py `from_list_format`).
+    """Format of Qwen-Audio-Chat (qwen_generation_utils.py `make_context`, tokenization_qwen.py `from_list_format`).
 
     Args:
-        spacing: how a clip is announced: a key of `SPACINGS`, the three forms that were published.
+        spacing: Text around a clip: a key of `SPACINGS`, which has the three published forms.
     """
 
-    SPACINGS = {
-        "released": "Audio {}:{audio}\n",  # from_list_format: what the released chat reads
+    SPACINGS: ClassVar = {
+        "released": "Audio {}:{audio}\n",  # from_list_format, which the released chat model uses
         "sft_sample": "Audio {}: {audio}\n",  # assets/sft_sample.txt
         "paper": "Audio {}: {audio}",
     }
@@ -142,20 +154,21 @@ class QwenAudioChat(Chat):
         *,
         max_window_size: int = 6144,
     ) -> list[Message]:
-        """The dialogue without its oldest exchanges, as the released chat shortens it.
+        """Drop the oldest exchanges of a dialogue, as the released chat model does.
 
         Args:
-            length: tokens of turns with these audios.
-            max_window_size: the newest exchanges are kept as long as they and the system message stay below; the last
-                question is not counted (6144 in chat_generation_config.json).
+            messages: The dialogue.
+            length: Returns the number of tokens of turns with these clips.
+            max_window_size: Maximum number of tokens of the system message and the exchanges before the last question
+                (6144 in chat_generation_config.json).
         """
         messages = _with_system(messages)
-        written = list(self._write(messages))
-        sizes = [length(turns, audios([message])) for turns, message in zip(written, messages, strict=True)]
-        # An exchange is a question and its answer; whatever precedes the first question goes with it.
+        turns_by_message = list(self._write(messages))
+        sizes = [length(turns, audios([message])) for turns, message in zip(turns_by_message, messages, strict=True)]
+        # An exchange is a question and its answer. Messages before the first question belong to the first exchange.
         starts = [n for n, message in enumerate(messages) if message["role"] == "user" and n > 1]
         first = starts.pop() if starts else 1
-        size = sizes[0] - 1  # the last line end belongs to the question
+        size = sizes[0] - 1  # the last line break counts for the question
         for start in reversed([1, *starts] if first > 1 else []):
             size += sum(sizes[start:first])
             if size >= max_window_size:
@@ -164,15 +177,15 @@ class QwenAudioChat(Chat):
         return [messages[0], *messages[first:]]
 
     def _write(self, messages: Sequence[Message], supervise: bool = False) -> Iterator[list[Turn]]:
-        """An unanswered question is followed by a second line end, a token of its own."""
+        """Yield the turns of each message; after an unanswered question, a second line break is a token of its own."""
         roles = [message["role"] for message in messages]
         for number, turns in enumerate(super()._write(messages, supervise)):
-            unanswered = roles[number : number + 2] == ["user", "user"]
-            yield [*turns, Turn("prompt", "\n", False, Control.NONE)] if unanswered else turns
+            is_unanswered = roles[number : number + 2] == ["user", "user"]
+            yield [*turns, Turn("prompt", "\n", False, Control.NONE)] if is_unanswered else turns
 
 
 class Qwen2AudioChat(Chat):
-    """Qwen2-Audio-Instruct (the default chat template of transformers' Qwen2AudioProcessor)."""
+    """Format of Qwen2-Audio-Instruct (the default chat template of transformers' Qwen2AudioProcessor)."""
 
     audio_begin, audio_pad, audio_end = NaturalPrompt.audio_begin, NaturalPrompt.audio_pad, NaturalPrompt.audio_end
     stop = (END_OF_TEXT, IM_END)
@@ -189,30 +202,30 @@ def _check_roles(messages: Sequence[Message]) -> None:
 
 def _with_system(messages: Sequence[Message]) -> list[Message]:
     if not messages:
-        raise UserError("a dialogue has at least one message {role, content}, got none")
+        raise UserError("a dialogue has no messages, expected at least one {role, content}")
     _check_roles(messages)
     system = [] if messages[0]["role"] == "system" else [{"role": "system", "content": SYSTEM}]
     return [*system, *messages]
 
 
 def _content(message: Message) -> list[tuple[str, Any]]:
-    """A message's content in order: ("text", string) and ("audio", what stands for a clip)."""
-    content, where = message.get("content"), f"a message of the {message['role']}"
+    """Return the content of a message in order: ("text", string) and ("audio", clip)."""
+    content, sender = message.get("content"), f"a message of the {message['role']}"
     if isinstance(content, str):
         return [("text", content)]
     if not isinstance(content, Sequence):
-        raise UserError(f"the content of {where} is {content!r:.80}, expected a string or a list")
-    found: list[tuple[str, Any]] = []
+        raise UserError(f"the content of {sender} is {content!r:.80}, expected a string or a list")
+    parts: list[tuple[str, Any]] = []
     for part in content:
-        clip = [part[key] for key in _AUDIO if key in part] if isinstance(part, Mapping) else []
-        if clip and message["role"] == "user":
-            found.append(("audio", clip[0]))
-        elif clip:
-            raise UserError(f"{where} holds audio {clip[0]!r:.80}; only the user's can")
+        clips = [part[key] for key in _AUDIO_KEYS if key in part] if isinstance(part, Mapping) else []
+        if clips and message["role"] == "user":
+            parts.append(("audio", clips[0]))
+        elif clips:
+            raise UserError(f"{sender} contains audio ({clips[0]!r:.80}); only messages of the user can")
         elif isinstance(part, Mapping) and isinstance(part.get("text"), str):
-            found.append(("text", part["text"]))
+            parts.append(("text", part["text"]))
         else:
             raise UserError(
-                f"{where} holds {part!r:.80}, expected {{type: audio, audio: ...}} or {{type: text, text: ...}}"
+                f"{sender} contains {part!r:.80}, expected {{type: audio, audio: ...}} or {{type: text, text: ...}}"
             )
-    return found
+    return parts

@@ -1,4 +1,4 @@
-"""Printing on the terminal."""
+"""Output on the terminal."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ if TYPE_CHECKING:
 
 
 def numbers_table(name: str, *numbers: str, **options: Any) -> Table:
-    """Return an empty table: a column of names on the left, and columns of numbers, aligned on the right."""
+    """Return an empty table with a column of names and right-aligned columns of numbers."""
     from rich.table import Column, Table
 
     return Table(name, *(Column(header, justify="right") for header in numbers), title_justify="left", **options)
 
 
 def print_plain(console: Console, text: str, *, style: str | None = None) -> None:
-    """Print a line as it is: brackets are no markup, numbers get no colours, long lines are not broken.
+    """Print a line literally: without markup in brackets, without colours for numbers, without line breaks.
 
-    Characters that are no valid Unicode (lone surrogates in file names) are replaced.
+    Characters that are not valid Unicode (lone surrogates in file names) are replaced.
     """
     console.print(text.encode(errors="replace").decode(), style=style, markup=False, highlight=False, soft_wrap=True)

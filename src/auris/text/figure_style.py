@@ -1,4 +1,4 @@
-"""Colours and matplotlib settings that all figures of the project share."""
+"""Colours and matplotlib settings of all figures."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from pathlib import Path
 
 from auris.errors import UserError
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart (jfly.uni-koeln.de/color), grey for their yellow.
+# Colours of Okabe and Ito for colour-blind readers (jfly.uni-koeln.de/color), with grey instead of yellow.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#999999", "#000000")
 GREY = "#555555"
 STYLE = Path(__file__).with_name("figures.mplstyle")  # for `matplotlib.style.context`
-# Of a line of text below a figure, which says what it shows: arguments of `Figure.supxlabel`.
+# Arguments of `Figure.supxlabel` for the caption below a figure.
 CAPTION = {"x": 0.01, "ha": "left", "fontsize": 7.5, "color": GREY}
 
 
@@ -19,8 +19,8 @@ def assign_colours(names: Sequence[str], advice: str) -> dict[str, str]:
     """Return a colour for each name.
 
     Raises:
-        UserError: there are more names than colours; the message ends with `advice`.
+        UserError: There are more names than colours; the message ends with `advice`.
     """
     if len(names) > len(COLOURS):
-        raise UserError(f"a figure tells at most {len(COLOURS)} systems apart, got {len(names)}; {advice}")
+        raise UserError(f"a figure has colours for at most {len(COLOURS)} systems, got {len(names)}; {advice}")
     return dict(zip(names, COLOURS, strict=False))

@@ -1,8 +1,8 @@
-"""Prompt styles of the base models, from a row's labels to turns: hierarchical tags (Qwen-Audio), natural language
-(Qwen2-Audio).
+"""Prompt styles of the base models: hierarchical tags (Qwen-Audio) and natural language (Qwen2-Audio).
 
-A turn says whether it is supervised and which control tokens its text may hold; masking and safety are decided here,
-never by token arithmetic later. What a row or a user wrote cannot open a turn, end an answer or stand for audio.
+A style turns the labels of a row into turns. A turn states whether it is supervised and which control tokens its text
+may contain, so masks and safety are decided here and not by later token arithmetic. Text of a row or a user cannot open
+a turn, end an answer or stand for audio.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from copy import copy
 from dataclasses import dataclass, replace
 from enum import Enum
-from typing import Self
+from typing import ClassVar, Protocol, Self
 
 import numpy as np
 
@@ -25,7 +25,7 @@ from auris.text.answer_formats import Labels, Tag
 END_OF_TEXT = "<|endoftext|>"  # ends an answer in both base models (Qwen-Audio FAQ.md; Qwen2-Audio evaluation)
 IM_START, IM_END = "<|im_start|>", "<|im_end|>"  # ChatML: begin and end of a message
 
-# Qwen-Audio tokenization_qwen.py, in its order; timestamps and notes are between them.
+# Tags in the order of Qwen-Audio's tokenization_qwen.py, in three groups separated by timestamps and notes.
 _TAGS = (
     "startoftranscript startofanalysis translate transcribe caption keyword unknown "
     "en zh de es ko fr ja it zh_tr notimestamps sil timestamps",
@@ -41,7 +41,7 @@ _TAG_OR_FIELD = re.compile(r"(<\|[^|<>]*\|>|\{\w+\})")
 
 
 def audio_tags() -> list[str]:
-    """Qwen-Audio's 3,311 tags in the order of its vocabulary: tasks, languages, 10 ms timestamps, MIDI notes."""
+    """Return Qwen-Audio's 3,311 tags in the order of its vocabulary: tasks, languages, 10 ms timestamps, MIDI notes."""
     first, second, third = ([f"<|{name}|>" for name in names.split()] for names in _TAGS)
     return [
         *first,
@@ -55,28 +55,34 @@ def audio_tags() -> list[str]:
 
 
 class Control(Enum):
-    """Which strings of a text are control tokens."""
+    """Which control tokens a text may contain."""
 
-    NONE = "none"  # all of it is characters: labels of a row
-    TAGS = "tags"  # Qwen-Audio's tags, as in its chat: what a dialogue says; neither ChatML nor the marks of audio
-    ALL = "all"  # every control token of the vocabulary: what we wrote ourselves
+    NONE = "none"  # none: labels of a row
+    TAGS = "tags"  # Qwen-Audio's tags, as in its chat, but neither ChatML nor audio marks: text of dialogues
+    ALL = "all"  # every control token of the vocabulary: text written by auris
 
 
 @dataclass(frozen=True)
 class Turn:
-    """One stretch of a prompt: its text, whether its tokens are trained, and which of them may be control tokens.
+    """A part of a prompt or answer.
 
-    Each turn is tokenised by itself: no byte-pair merge crosses from one to the next.
+    Each turn is tokenised by itself, so that no byte-pair merge crosses its ends.
+
+    Attributes:
+        role: "prompt" or "answer".
+        text: Text of the turn.
+        supervise: Whether its tokens are trained.
+        control: Which control tokens the text may contain.
     """
 
-    role: str  # "prompt" or "answer"
+    role: str
     text: str
     supervise: bool
     control: Control = Control.ALL
 
 
 def merge(turns: Iterable[Turn]) -> list[Turn]:
-    """Join neighbouring turns of one kind, so that byte-pair merges see whole instructions."""
+    """Join neighbouring turns that differ only in their text, so that byte-pair merges see whole instructions."""
     merged: list[Turn] = []
     for turn in turns:
         last = merged[-1] if merged else None
@@ -87,25 +93,54 @@ def merge(turns: Iterable[Turn]) -> list[Turn]:
     return merged
 
 
+class PromptStyle(Protocol):
+    """A way to write prompts, as selected by the config group `prompt`: natural, tags, both or one of the chats."""
+
+    @property
+    def stop(self) -> tuple[str, ...]:
+        """Control tokens that end an answer."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Return a digest of everything that determines how rows or dialogues are written."""
+        ...
+
+
+class RowPromptStyle(PromptStyle, Protocol):
+    """A prompt style for task rows: natural, tags or both."""
+
+    @property
+    def styles(self) -> tuple[Prompt, ...]:
+        """The styles; each row is written in one of them."""
+        ...
+
+    def turns(self, labels: Labels, n_clips: int, rng: np.random.Generator | None = None) -> list[Turn]:
+        """Write a row: in its canonical wording without `rng`, in a random one with it."""
+        ...
+
+    def variants(self, labels: Labels, n_clips: int) -> list[list[Turn]]:
+        """Write a row in every way in which `turns` may write it."""
+        ...
+
+
 class Prompt(ABC):
-    """Base of the two styles: a template of the task table, filled from a row, and the answer.
+    """Base class of the natural and the tag style. A template of the task table is filled with the labels of a row.
 
     Attributes:
         stop: Control tokens that end an answer.
-        styles: The styles that rows are written in, one of them at a time.
 
     Args:
-        supervise_tags: Train the tags after the first one too, as Qwen-Audio does (the language tag, for instance, is
-            predicted). The natural style treats the language tag at the end of its instruction alike: the
-            Qwen2-Audio paper shows it once as given and once as predicted.
+        supervise_tags: Also train the tags after the first one, as Qwen-Audio does (it predicts the language tag, for
+            instance). In the natural style this applies to the language tag at the end of the instruction, which the
+            Qwen2-Audio paper shows once as given and once as predicted.
     """
 
     audio_begin: str
     audio_pad: str  # occurs once per clip in a turn's text; the tokenizer expands it to the clip's audio tokens
     audio_end: str
-    natural: bool  # answers are in natural language, without control tokens
-    stop = (END_OF_TEXT,)
-    wording: str | None = None  # the only wording of all tasks: see `asking`
+    natural: bool  # whether answers are in natural language, without control tokens
+    stop: tuple[str, ...] = (END_OF_TEXT,)
+    wording: str | None = None  # replaces the wordings of all tasks: see `asking`
 
     def __init__(self, *, supervise_tags: bool = True):
         self.supervise_tags = supervise_tags
@@ -116,10 +151,11 @@ class Prompt(ABC):
 
     @property
     def styles(self) -> tuple[Prompt, ...]:
+        """This style alone."""
         return (self,)
 
     def asking(self, wording: str) -> Self:
-        """Return this style with a benchmark's own wording, a template as in the task table, in place of all others."""
+        """Return this style with a benchmark's wording for all tasks; a wording is a template as in the task table."""
         style = copy(self)
         style.wording = wording
         return style
@@ -138,14 +174,14 @@ class Prompt(ABC):
         return [self._write(wording, labels, n_clips) for wording in self.wordings(labels)]
 
     def fingerprint(self) -> str:
-        """Return a digest of what decides how rows are written."""
-        tables = [self.wording] if self.wording else [self.templates(task) for task in tasks.TASKS.values()]
-        return digest([type(self).__name__, tables])
+        """Return a digest of everything that determines how rows are written."""
+        wordings = [self.wording] if self.wording else [self.templates(task) for task in tasks.TASKS.values()]
+        return digest([type(self).__name__, wordings])
 
     def raw(self, prompt: str, n_clips: int) -> list[Turn]:
-        """Put a prompt behind the audio as it is: how the scripts of both releases ask the base models.
+        """Write a prompt after the audio without changes, as the scripts of both releases do for the base models.
 
-        Strings of control tokens in it become control tokens, as there. For text of other people, use a chat.
+        Names of control tokens in it become control tokens, as they do there. For untrusted text, use a chat.
         """
         return [Turn("prompt", self._audio(n_clips) + prompt, supervise=False)]
 
@@ -155,16 +191,19 @@ class Prompt(ABC):
     def _write(self, wording: str, labels: Labels, n_clips: int) -> list[Turn]:
         if problem := tasks.check(labels):
             raise UserError(problem)
-        return [*self.ask(wording, tasks.closed(labels), labels, n_clips), *self.answer(labels)]
+        return [*self.ask(wording, tasks.closed_fields(labels), labels, n_clips), *self.answer(labels)]
 
-    def ask(self, wording: str, known: Mapping[str, str], labels: Labels, n_clips: int) -> list[Turn]:
+    def ask(self, wording: str, closed_fields: Mapping[str, str], labels: Labels, n_clips: int) -> list[Turn]:
         """Write the prompt of a row.
 
         Args:
-            known: Fields of the wording whose values may be part of a control token (`tasks.closed`). They are filled
-                first, so that tags and instructions are tokenised whole. All others are the row's own text.
+            wording: Template of the task table.
+            closed_fields: Fields whose values may be part of a control token (`tasks.closed_fields`). They are filled
+                first, so that tags and instructions are tokenised as a whole.
+            labels: Labels of the row, which fill the other fields as plain text.
+            n_clips: Number of clips before the instruction.
         """
-        wording = FIELD.sub(lambda match: known.get(match[1], match[0]), wording)
+        wording = FIELD.sub(lambda match: closed_fields.get(match[1], match[0]), wording)
         turns = [Turn("prompt", self._audio(n_clips), supervise=False)] if n_clips else []
         for number, piece in enumerate(filter(None, _TAG_OR_FIELD.split(wording))):
             if field := FIELD.fullmatch(piece):
@@ -175,10 +214,10 @@ class Prompt(ABC):
         return merge(turns)
 
     def answer(self, labels: Labels) -> list[Turn]:
-        """Write the answer of a row and its end."""
+        """Write the answer of a row and the token that ends it."""
         pieces = tasks.find(labels["task"]).answer.render(labels, tags=not self.natural)
         controls = [Control.ALL if isinstance(piece, Tag) else Control.NONE for piece in pieces]
-        turns = [Turn("answer", str(piece), True, control) for piece, control in zip(pieces, controls, strict=True)]
+        turns = [Turn("answer", piece, True, control) for piece, control in zip(pieces, controls, strict=True)]
         return merge([*turns, Turn("answer", END_OF_TEXT, supervise=True)])
 
 
@@ -189,21 +228,23 @@ class TagPrompt(Prompt):
     natural = False
 
     def templates(self, task: tasks.Task) -> tuple[str, ...]:
+        """Return the tags of a task."""
         return (task.tags,)
 
 
 class NaturalPrompt(Prompt):
-    """Natural-language instructions (Qwen2-Audio section 2): no space between the audio and the instruction.
+    """Natural-language instructions (Qwen2-Audio section 2), without a space between the audio and the instruction.
 
     Args:
-        wordings: of a task, in which it is asked: all of them; "seen", all but the last; "unseen", the last alone. A
-            model trained on the seen ones is asked in unseen ones to find out whether it reads the instruction. What
-            has one wording only, as text that is learnt as it is, has it in all three.
+        supervise_tags: See `Prompt`.
+        wordings: Wordings to use of each task: "all"; "seen", all except the last; "unseen", only the last. If a model
+            is trained with the seen ones, evaluation with the unseen ones tests whether it reads the instruction. A
+            task with a single wording always has that wording.
     """
 
     audio_begin, audio_pad, audio_end = "<|audio_bos|>", "<|AUDIO|>", "<|audio_eos|>"
     natural = True
-    WORDINGS = {"all": slice(None), "seen": slice(-1), "unseen": slice(-1, None)}
+    WORDINGS: ClassVar = {"all": slice(None), "seen": slice(-1), "unseen": slice(-1, None)}
 
     def __init__(self, *, supervise_tags: bool = True, wordings: str = "all"):
         if wordings not in self.WORDINGS:
@@ -212,31 +253,33 @@ class NaturalPrompt(Prompt):
         self.subset = wordings
 
     def templates(self, task: tasks.Task) -> tuple[str, ...]:
+        """Return the selected instructions of a task."""
         return task.wordings[self.WORDINGS[self.subset]] if task.paraphrases else task.wordings
 
 
 class BothPrompts:
-    """Tags or natural language, drawn for each row: how the embedded stand-in for Qwen-7B learns both styles.
+    """Tags or natural language, drawn for each row. The embedded substitute for Qwen-7B learns both styles with it.
 
-    The methods are those of `Prompt`.
+    Args:
+        supervise_tags: See `Prompt`.
+        wordings: See `NaturalPrompt`.
     """
 
-    stop = Prompt.stop
+    stop: tuple[str, ...] = Prompt.stop
 
     def __init__(self, *, supervise_tags: bool = True, wordings: str = "all"):
         natural = NaturalPrompt(supervise_tags=supervise_tags, wordings=wordings)
-        self.styles = (TagPrompt(supervise_tags=supervise_tags), natural)
+        self.styles: tuple[Prompt, ...] = (TagPrompt(supervise_tags=supervise_tags), natural)
 
     def turns(self, labels: Labels, n_clips: int, rng: np.random.Generator | None = None) -> list[Turn]:
+        """Write a row: with tags without `rng`, in a random style and wording with it."""
         style = self.styles[0 if rng is None else int(rng.integers(len(self.styles)))]
         return style.turns(labels, n_clips, rng)
 
     def variants(self, labels: Labels, n_clips: int) -> list[list[Turn]]:
+        """Write a row in every wording of both styles."""
         return [turns for style in self.styles for turns in style.variants(labels, n_clips)]
 
     def fingerprint(self) -> str:
+        """Return a digest of everything that determines how rows are written."""
         return digest([style.fingerprint() for style in self.styles])
-
-
-PromptStyle = Prompt | BothPrompts
-"""A way to ask for tasks, as a config's `prompt` names it."""

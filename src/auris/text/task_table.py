@@ -1,6 +1,6 @@
-"""The task table as people read it: on the terminal by `auris doctor show=tasks`, in the README as Markdown.
+"""The task table for people: `auris doctor show=tasks` prints it on a terminal, or as Markdown into a file.
 
-Piped into a file the terminal's table is the README's, so that a new task is documented by one command.
+The Markdown is the table of the README.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from auris.text.answer_formats import Labels
 from auris.text.tasks import GRADES, Task
 
 COLUMNS = ("task", "family", "hours", "`task`", "labels", "tags", "instruction", "answer", "scored by", "grade")
-OURS = "*"  # marks a prompt that nobody published
+UNPUBLISHED = "*"  # marks prompts that are not published
 
-# What the answers of the table are written from; in Chinese, words are timed by character.
+# Labels for the answers in the table. In Chinese, each timed word is one character.
 CHINESE = {"language": "zh", "words": [{"word": "面", "start": 0.54, "end": 0.86}]}
 EXAMPLE: Labels = {
     "text": "hello",
@@ -37,15 +37,16 @@ EXAMPLE: Labels = {
 }
 
 NOTES = (
-    f"Hours are those of Qwen-Audio's Table 1. {OURS} marks prompts of ours: nobody published one. Answers are shown "
-    "as they are given in natural language; with tags, times and fields are control tokens.",
-    "Grades are of the evaluation data that can be had, before the slash the best, behind it what the embedded corpus "
-    "makes: " + "; ".join(f"{grade}, {meaning}" for grade, meaning in GRADES.items()) + ".",
+    f"Hours are from Qwen-Audio's Table 1. Prompts marked with {UNPUBLISHED} are not published and were written for "
+    "auris. Answers are shown in natural language; with tags, times and fields are control tokens.",
+    "Grades describe evaluation data: the best that exists before the slash, the embedded corpus after it. "
+    + "; ".join(f"{grade}: {meaning}" for grade, meaning in GRADES.items())
+    + ".",
 )
 
 
 def rows() -> list[tuple[str, ...]]:
-    """The cells of the table's 31 rows; code stands between backticks."""
+    """Return the cells of the table's 31 rows, with code in backticks."""
     return [(name, *_cells(name, task)) for name, task in tasks.published()]
 
 
@@ -71,28 +72,36 @@ def _answer(task: Task, example: Labels) -> str:
 
 
 def _without_brackets(template: str) -> str:
-    """A template to be read: `<|en|><|keyword|>` as `en keyword`."""
+    """Return a template in a readable form: `<|en|><|keyword|>` as `en keyword`."""
     return re.sub(r"\s+", " ", re.sub(r"<\|(.*?)\|>", r" \1 ", template).replace("_tag}", "}")).strip()
 
 
 def _mark(cell: str, source: str) -> str:
-    return cell if source.startswith("published") else cell + OURS
+    return cell if source.startswith("published") else cell + UNPUBLISHED
 
 
 def markdown() -> str:
-    """The table and its notes as the README has them."""
+    """Return the table and its notes as in the README."""
     lines = (COLUMNS, ("---",) * len(COLUMNS), *rows())
     table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     return "\n\n".join([table, *NOTES]) + "\n"
 
 
 def show(what: str, console: Console | None = None) -> None:
-    """Print the table (`tasks`), or all about the task of that code. Raises ValueError for any other `what`."""
+    """Print the table, or one task.
+
+    Args:
+        what: `tasks` for the table, or the code of a task.
+        console: Where to print; standard output by default.
+
+    Raises:
+        UserError: `what` is neither.
+    """
     console = console or Console()
     if what != "tasks":
         if what not in tasks.TASKS:
             raise UserError(f"show={what}: expected tasks, or one of {', '.join(tasks.TASKS)}")
-        console.file.write(_sheet(tasks.find(what)))
+        console.file.write(_describe(tasks.find(what)))
     elif console.is_terminal:
         console.print(_narrow_table())
         for note in NOTES:
@@ -102,7 +111,7 @@ def show(what: str, console: Console | None = None) -> None:
 
 
 def _narrow_table() -> Table:
-    """The same cells in half as many columns, as a terminal is narrow."""
+    """Return the table with the same cells in half the number of columns, for a narrow terminal."""
     table = Table("task", "labels, answer", "tags, instruction", "scored by", "grade", show_lines=True)
     for line in rows():
         name, family, hours, code, labels, tags, instruction, answer, scored, grade = (
@@ -119,15 +128,15 @@ def _narrow_table() -> Table:
     return table
 
 
-def _sheet(task: Task) -> str:
-    """A task with all its wordings and both forms of its answer."""
+def _describe(task: Task) -> str:
+    """Return a description of a task with all its wordings and both forms of its answer."""
     lines = [f"{task.code}: {task.name}"]
     if task.hours:
-        where = ", ".join(f"{name} {hours} h" for name, hours in task.hours.items())
+        hours = ", ".join(f"{name} {hours} h" for name, hours in task.hours.items())
         grades = f"{GRADES[task.grade]}; the embedded corpus: {GRADES[task.embedded]}"
-        lines += [f"in Qwen-Audio's Table 1 ({task.family}): {where}", f"evaluation data: {grades}"]
+        lines += [f"in Qwen-Audio's Table 1 ({task.family}): {hours}", f"evaluation data: {grades}"]
     lines += [f"needs: {', '.join(task.needs)}" + (f", and {task.clips} clips" if task.clips > 1 else "")]
-    lines += [f"optional: {label} ({value} where a row is silent)" for label, value in task.optional.items()]
+    lines += [f"optional: {label} (default {value})" for label, value in task.optional.items()]
     lines += [f"optional: {label}" for label in task.uses]
     if task.natural:
         lines += [f"scored by: {', '.join(task.metrics)}"]

@@ -254,8 +254,8 @@ class AudioLMModule(L.LightningModule):
             row = self._data.target_row(row_number)
             task = tasks.find(row.labels["task"])
             if (name := group(row)) in self.scores:
-                answer = texts[row_number] = self.tokenizer.decode(ids, control=task.answer.tagged)
-                reference, hypothesis = task.compared(task.render(row.labels)), task.compared(answer)
+                answer = texts[row_number] = self.tokenizer.decode(ids, control=task.answer.has_tags)
+                reference, hypothesis = task.extract(task.render(row.labels)), task.extract(answer)
                 self.scores[name].update([hypothesis], [reference], [language(row)])
         return {"skipped": pack["skipped"], "answers": texts}
 

@@ -30,7 +30,7 @@ def test_the_shipped_recording_is_what_the_script_says_today(tmp_path: Path) -> 
 
 
 def test_the_shipped_recording_gives_eight_good_pairs_for_each_label() -> None:
-    written, refused = augmentation.write(Record(SHIPPED), stand_in.labels(), stand_in.PAIRS)
+    written, refused = augmentation.write_questions(Record(SHIPPED), stand_in.labels(), stand_in.PAIRS)
     assert not refused
     assert set(Counter((entry.task, entry.label) for entry in written).values()) == {8}
     assert {entry.model for entry in written} == {stand_in.MODEL}
@@ -51,7 +51,7 @@ def test_a_bad_pair_is_refused_and_counted(tmp_path: Path, entry: object, reason
     good = {"question": "Who barks?", "answer": "It is a dog."}
     with stand_in.serve(replying(json.dumps([entry, good]))) as (url, _):
         record = Record(tmp_path / "record.jsonl", Endpoint(url=url, model="m"))
-        written, refused = augmentation.write(record, [("sec", "dog")], 2)
+        written, refused = augmentation.write_questions(record, [("sec", "dog")], 2)
     assert written == [Written("sec", "dog", "Who barks?", "It is a dog.", stand_in.MODEL)]
     assert refused == {reason: 1}
 
@@ -70,17 +70,19 @@ def test_a_fence_is_read_over_and_what_is_no_list_is_counted(
 ) -> None:
     with stand_in.serve(replying(reply)) as (url, _):
         record = Record(tmp_path / "record.jsonl", Endpoint(url=url, model="m"))
-        written, counted = augmentation.write(record, [("sec", "dog")], 4)
+        written, counted = augmentation.write_questions(record, [("sec", "dog")], 4)
     assert (len(written), counted) == (pairs, refused)
 
 
 def test_a_question_belongs_to_one_split_whatever_label_it_was_written_for() -> None:
-    written, _ = augmentation.write(Record(SHIPPED), stand_in.labels(), stand_in.PAIRS)
-    asked = {split: {entry.question for entry in several} for split, several in augmentation.deal(written).items()}
+    written, _ = augmentation.write_questions(Record(SHIPPED), stand_in.labels(), stand_in.PAIRS)
+    asked = {
+        split: {entry.question for entry in several} for split, several in augmentation.split_questions(written).items()
+    }
     assert all(asked[split] for split in SPLITS)
     assert sum(map(len, asked.values())) == len({entry.question for entry in written})
 
 
 def test_too_few_questions_for_three_splits_is_an_error() -> None:
     with pytest.raises(ValueError, match="raise llm.pairs"):
-        augmentation.deal([Written("sec", "dog", "Who barks?", "A dog.", "m")])
+        augmentation.split_questions([Written("sec", "dog", "Who barks?", "A dog.", "m")])

@@ -162,7 +162,7 @@ def test_both_orders_are_asked_with_the_settings_and_replayed(tmp_path: Path):
     assert again.signatures["judged_official"] == (
         f"judged_official|1-10|{stand_in.MODEL}|temperature:1 or 2|both orders|failures dropped"
     )
-    with pytest.raises(ValueError, match="holds no answer by .*'model': 'm'"):
+    with pytest.raises(ValueError, match="holds no reply with .*'model': 'm'"):
         again.replies([(LABELS, "a bird")])
     cold = air_bench.recorded(recording=str(path), model="m", temperature=0.5, max_tokens=1024, seed=0)
     with pytest.raises(ValueError, match="'temperature': 0.5"):

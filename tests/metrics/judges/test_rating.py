@@ -58,7 +58,7 @@ def test_a_model_s_points_are_kept_and_replayed(tmp_path: Path) -> None:
     assert again(LABELS, "a dog") == 8
     assert again.signature == judge.signature == f"judged|1-10|{stand_in.MODEL}"
     assert "the judge" in json.loads(path.read_text().splitlines()[0])["recording"]
-    with pytest.raises(ValueError, match="holds no answer .*judge.url=.*judge=null"):
+    with pytest.raises(ValueError, match="holds no reply .*judge.url=.*judge=null"):
         again(LABELS, "a cat")
 
 

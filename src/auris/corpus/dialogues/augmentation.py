@@ -1,8 +1,8 @@
 """Questions and answers that a language model writes from the labels of recordings (Qwen-Audio section 3.3).
 
-The model is asked once per label and every answer is kept (`auris.completions`), so that a test or a reader without a
-network gets the same rows. The file that comes with auris was answered by a script and not by a language model; its
-first line says so, and so does every row made from it.
+There is one request for each label. Every reply is recorded (`auris.completions`), so that the rows can be reproduced
+without a network. The recording that comes with auris was written by a script, not by a language model; its first line
+and every row made from it say so.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ _INSTRUCTION = (
     "one short sentence that contains the label word for word. Reply with a JSON list of objects with the keys "
     '"question" and "answer", and with nothing else.'
 )
-_LIST = re.compile(r"\[.*\]", re.DOTALL)  # models like to put a fence or a word around it
+_LIST = re.compile(r"\[.*\]", re.DOTALL)  # models often put a code fence or a few words around the list
 
 
 @dataclass(frozen=True)
 class Written:
-    """A question and an answer about recordings of `task` that are labelled `label`, and the model that wrote them."""
+    """A question and answer that `model` wrote about recordings of `task` with the label `label`."""
 
     task: str
     label: str
@@ -45,7 +45,7 @@ class Written:
 
 
 def request(task: str, label: str, pairs: int) -> list[Message]:
-    """What a model is asked about a label."""
+    """Return the messages that request questions about a label."""
     facts = {"task": TASKS[task].name, "label": label, "pairs": pairs}
     return [
         {"role": "system", "content": _INSTRUCTION},
@@ -53,44 +53,52 @@ def request(task: str, label: str, pairs: int) -> list[Message]:
     ]
 
 
-def write(record: Record, labels: Iterable[tuple[str, str]], pairs: int) -> tuple[list[Written], Counter[str]]:
-    """At most `pairs` questions with answers for each (task, label), and how many were refused for which reason."""
-    found: list[Written] = []
-    refused: Counter[str] = Counter()
+def write_questions(
+    record: Record, labels: Iterable[tuple[str, str]], pairs: int
+) -> tuple[list[Written], Counter[str]]:
+    """Return at most `pairs` questions with answers for each (task, label), and the number of rejections by reason."""
+    questions: list[Written] = []
+    rejections: Counter[str] = Counter()
     for task, label in labels:
         reply, model = record.ask(request(task, label, pairs))
         try:
-            listed = json.loads(match[0]) if (match := _LIST.search(reply)) else None
+            entries = json.loads(match[0]) if (match := _LIST.search(reply)) else None
         except json.JSONDecodeError:
-            listed = None
-        if not isinstance(listed, list):
-            refused["the reply is no JSON list"] += 1
+            entries = None
+        if not isinstance(entries, list):
+            rejections["the reply is no JSON list"] += 1
             continue
-        for entry in listed[:pairs]:
+        for entry in entries[:pairs]:
             if problem := _check(entry, label):
-                refused[problem] += 1
+                rejections[problem] += 1
             else:
-                found.append(Written(task, label, entry["question"].strip(), entry["answer"].strip(), model))
-    return found, refused
+                questions.append(Written(task, label, entry["question"].strip(), entry["answer"].strip(), model))
+    return questions, rejections
 
 
 def _check(entry: Any, label: str) -> str | None:
-    texts = [entry.get(key) for key in ("question", "answer")] if isinstance(entry, Mapping) else []
-    if len(texts) != 2 or not all(isinstance(text, str) and text.strip() for text in texts):
+    question, answer = (entry.get("question"), entry.get("answer")) if isinstance(entry, Mapping) else (None, None)
+    if not (isinstance(question, str) and isinstance(answer, str) and question.strip() and answer.strip()):
         return "no question with an answer"
-    if texts[0].strip() in wordings.typed():  # whose split is settled
+    if question.strip() in wordings.typed():  # its split is fixed already
         return "a template asks the same"
-    if not contains(texts[1], label, "en"):
+    if not contains(answer, label, "en"):
         return "the label is not in the answer"
-    if contains(texts[0], label, "en"):
+    if contains(question, label, "en"):
         return "the question gives the label away"
     return None
 
 
-def deal(written: Sequence[Written]) -> dict[str, list[Written]]:
-    """Recorded questions by split. A wording belongs to one split, whatever label it was written for."""
-    asked = sorted({entry.question for entry in written})
-    if len(asked) < len(SPLITS):
-        raise UserError(f"{len(asked)} different questions were written, too few for three splits: raise llm.pairs")
-    owners = {question: split for split in SPLITS for question in wordings.deal(asked, split)}
-    return {split: [entry for entry in written if owners[entry.question] == split] for split in SPLITS}
+def split_questions(written: Sequence[Written]) -> dict[str, list[Written]]:
+    """Assign questions to splits. A wording belongs to one split, whatever label it was written for.
+
+    Raises:
+        UserError: There are too few different questions for three splits.
+    """
+    questions = sorted({entry.question for entry in written})
+    if len(questions) < len(SPLITS):
+        raise UserError(
+            f"the model wrote {len(questions)} different questions, too few for three splits: raise llm.pairs"
+        )
+    split_by_question = {question: split for split in SPLITS for question in wordings.select(questions, split)}
+    return {split: [entry for entry in written if split_by_question[entry.question] == split] for split in SPLITS}

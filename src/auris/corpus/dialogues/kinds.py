@@ -1,4 +1,4 @@
-"""The kinds of dialogues, with one maker for each: from random numbers and a pool to questions and replies."""
+"""The kinds of dialogues, and a function for each that draws questions and replies from a pool."""
 
 from __future__ import annotations
 
@@ -15,16 +15,21 @@ from auris.data.rows import Row
 from auris.errors import UserError
 from auris.text.tasks import LANGUAGES
 
-TEMPLATES = "templates"  # who wrote what a language model did not
-ATTEMPTS = 100  # at drawing a dialogue that is possible and new
+TEMPLATES = "templates"  # the author of questions that no language model wrote
+ATTEMPTS = 100  # draws before a kind is considered exhausted
 _SPEECH = ("asr", "ks", "sgc", "lid")  # tasks whose clips are speech, with a transcript
 
 
 @dataclass(frozen=True)
 class Exchange:
-    """A user turn and its answer. The user lets hear `clips`, writes `text`, or speaks.
+    """A user turn and its answer.
 
-    What is spoken becomes a clip of its own, with `clips` behind it in the same recording.
+    Attributes:
+        reply: The assistant's answer.
+        clips: Rows whose clips are part of the user's message.
+        text: Written part of the message.
+        spoken: Spoken part of the message. It is recorded as a new clip, followed by `clips` in the same recording.
+        written_by: Author of the question and answer.
     """
 
     reply: Reply
@@ -35,53 +40,53 @@ class Exchange:
 
 
 def _ask(rng: Rng, pool: Pool, row: Row) -> Exchange:
-    """A clip with the question of its own task."""
-    target = LANGUAGES.get(row.labels.get("target_language"), "")
+    """Ask the question of a row's own task about its clip."""
+    target = LANGUAGES.get(row.labels.get("target_language") or "", "")
     question = ask(rng, row.labels["task"], pool.split, question=row.labels.get("question", ""), target=target)
     return Exchange(reply_to(rng, pool, row), (row,), question)
 
 
 def _draw_demonstration(rng: Rng, pool: Pool) -> Exchange:
-    tasks = pool.some("demonstration", [task for task, weight in pool.task_weights.items() if weight > 0])
+    tasks = pool.select_tasks("demonstration", [task for task, weight in pool.task_weights.items() if weight > 0])
     return _ask(rng, pool, pool.draw(rng, draw(rng, {task: pool.task_weights[task] for task in tasks})))
 
 
 def make_demonstration(rng: Rng, pool: Pool) -> list[Exchange]:
-    """One clip, the question of its task, the answer."""
+    """Make one exchange: a clip, the question of its task and the answer."""
     return [_draw_demonstration(rng, pool)]
 
 
 def make_augmented(rng: Rng, pool: Pool) -> list[Exchange]:
-    """One clip with a question and an answer that a language model wrote from its label."""
-    known = [entry for entry in pool.written if entry.label in pool.rows.get(entry.task, ())]
-    if not known:
+    """Make one exchange: a clip with a question and an answer that a language model wrote from its label."""
+    entries = [entry for entry in pool.written if entry.label in pool.rows.get(entry.task, ())]
+    if not entries:
         raise UserError(
             f"no label of the corpus's {pool.split} split has a question in the recording; "
-            "set llm.tasks to tasks of the corpus, or mix.augmented=0"
+            "set llm.tasks to tasks of the corpus, or dialogues.mix.augmented=0"
         )
-    entry = pick(rng, known)
+    entry = pick(rng, entries)
     reply = Reply(entry.answer, entry.answer, entry.label, None)
     row = pool.draw(rng, entry.task, entry.label)
     return [Exchange(reply, (row,), entry.question, written_by=entry.model)]
 
 
 def make_turns(rng: Rng, pool: Pool) -> list[Exchange]:
-    """Two or three demonstrations one after the other, each on a clip of its own."""
+    """Make two or three demonstrations, each about a clip of its own."""
     return [_draw_demonstration(rng, pool) for _ in range(pick(rng, (2, 2, 3)))]
 
 
 def make_follow_up(rng: Rng, pool: Pool) -> list[Exchange]:
-    """A demonstration, then one or two further questions on the same clip."""
+    """Make a demonstration and one or two further questions about the same clip."""
     for _ in range(ATTEMPTS):
-        row = pool.draw(rng, pick(rng, pool.some("follow_up", (*_SPEECH, "sec", "mic"))))
+        row = pool.draw(rng, pick(rng, pool.select_tasks("follow_up", (*_SPEECH, "sec", "mic"))))
         if replies := follow_ups(rng, pool, row):
             break
     else:
         raise UserError(
-            f"{ATTEMPTS} rows of the corpus's {pool.split} split say nothing that could be asked further: "
-            "set mix.follow_up=0"
+            f"none of {ATTEMPTS} rows drawn from the corpus's {pool.split} split has labels for a further question: "
+            "set dialogues.mix.follow_up=0"
         )
-    families = rng.permutation(sorted(replies))[: pick(rng, (1, 1, 2))]
+    families = [str(family) for family in rng.permutation(sorted(replies))[: pick(rng, (1, 1, 2))]]
     return [
         _ask(rng, pool, row),
         *(Exchange(replies[family], text=ask(rng, family, pool.split)) for family in families),
@@ -89,69 +94,69 @@ def make_follow_up(rng: Rng, pool: Pool) -> list[Exchange]:
 
 
 def make_comparison(rng: Rng, pool: Pool) -> list[Exchange]:
-    """Two or three clips of one task, and a question that needs all of them."""
-    task = pick(rng, pool.some("comparison", wordings.THINGS, labels=2))
+    """Make one exchange: two or three clips of one task, and a question about all of them."""
+    task = pick(rng, pool.select_tasks("comparison", wordings.THINGS, labels=2))
     thing, family = wordings.THINGS[task], pick(rng, ("same", "which", "order"))
     labels = [str(label) for label in rng.permutation(sorted(pool.rows[task]))[: pick(rng, (2, 2, 2, 3))]]
     names = [name(task, label) for label in labels]
-    listed = ", then ".join(names)
+    in_order = ", then ".join(names)
     clips = tuple(pool.draw(rng, task, label) for label in labels)
     if family == "which":
-        place = int(rng.integers(len(labels)))
-        wrong = pick(rng, [other for other in range(len(labels)) if other != place])
-        text = ask(rng, family, pool.split, named=names[place])
-        return [Exchange(fill("It is {}.", f"audio {place + 1}", f"audio {wrong + 1}"), clips, text)]
+        right = int(rng.integers(len(labels)))
+        wrong = pick(rng, [index for index in range(len(labels)) if index != right])
+        text = ask(rng, family, pool.split, named=names[right])
+        return [Exchange(fill("It is {}.", f"audio {right + 1}", f"audio {wrong + 1}"), clips, text)]
     text = ask(rng, family, pool.split, thing=thing)
     if family == "order":
-        return [Exchange(fill("They are: {}.", listed, ", then ".join(names[::-1])), clips, text)]
-    same = pool.rows[task][labels[0]]
-    yes, no = f"Yes, it is {names[0]} in each.", f"No, it is {listed}."
-    if rng.random() < 0.5 and len(same) >= len(labels):
-        clips = tuple(same[place] for place in rng.permutation(len(same))[: len(labels)])
+        return [Exchange(fill("They are: {}.", in_order, ", then ".join(names[::-1])), clips, text)]
+    same_label = pool.rows[task][labels[0]]
+    yes, no = f"Yes, it is {names[0]} in each.", f"No, it is {in_order}."
+    if rng.random() < 0.5 and len(same_label) >= len(labels):
+        clips = tuple(same_label[index] for index in rng.permutation(len(same_label))[: len(labels)])
         return [Exchange(Reply("yes", yes, "yes", no), clips, text)]
     return [Exchange(Reply("no", no, "no", yes), clips, text)]
 
 
 def make_reasoning(rng: Rng, pool: Pool) -> list[Exchange]:
-    """A question whose answer follows from what is heard and a little knowledge, or a story about it."""
-    task = pick(rng, pool.some("reasoning", ORIGINS))
+    """Make one exchange: a question answered by the audio and a little knowledge, or a story about the audio."""
+    task = pick(rng, pool.select_tasks("reasoning", ORIGINS))
     family, headings, conclusion = ORIGINS[task]
     table = {heading: [item for item in items if item in pool.rows[task]] for heading, items in headings.items()}
-    known = [heading for heading, items in table.items() if items]
-    if not known or rng.random() < 0.3:
-        return [_tell(rng, pool, pool.draw(rng, task))]
-    right = pick(rng, known)  # so that no answer is more frequent than another
+    nonempty = [heading for heading, items in table.items() if items]
+    if not nonempty or rng.random() < 0.3:
+        return [_make_story(rng, pool, pool.draw(rng, task))]
+    right = pick(rng, nonempty)  # the heading is drawn first, so that all answers are equally frequent
     row = pool.draw(rng, task, pick(rng, table[right]))
     wrong = pick(rng, [heading for heading in table if heading != right])
     reply = fill(f"I hear {name(task, answer(row))}, so {conclusion}.", right, wrong)
     return [Exchange(reply, (row,), ask(rng, family, pool.split))]
 
 
-def _tell(rng: Rng, pool: Pool, row: Row) -> Exchange:
+def _make_story(rng: Rng, pool: Pool, row: Row) -> Exchange:
     person, place = f"the {pick(rng, wordings.CATEGORIES['a person'])}", pick(rng, PLACES)
-    other = pool.other(rng, row)
-    right, wrong = (label and name(row.labels["task"], label) for label in (answer(row), other))
+    task, wrong_label = row.labels["task"], pool.draw_wrong_label(rng, row)
+    right, wrong = name(task, answer(row)), wrong_label and name(task, wrong_label)
     story = f"{person.capitalize()} is {place} and hears {{}}."
     reply = Reply(f"{person} hears {right}", story.format(right), right, wrong and story.format(wrong))
     return Exchange(reply, (row,), ask(rng, "story", pool.split, person=person, place=place))
 
 
 def make_command(rng: Rng, pool: Pool) -> list[Exchange]:
-    """A spoken command and, in the same recording, the clip that it is about."""
-    asked = [task for task in wordings.families(spoken=True) if task in wordings.SENTENCES]
-    row = pool.draw(rng, pick(rng, pool.some("command", asked)))
+    """Make one exchange: a spoken command and, in the same recording, the clip that it is about."""
+    tasks = [task for task in wordings.families(spoken=True) if task in wordings.SENTENCES]
+    row = pool.draw(rng, pick(rng, pool.select_tasks("command", tasks)))
     question = ask(rng, row.labels["task"], pool.split, spoken=True)
     return [Exchange(reply_to(rng, pool, row), (row,), spoken=question)]
 
 
 def make_voice(rng: Rng, pool: Pool) -> list[Exchange]:
-    """A spoken question, answered in text."""
+    """Make one exchange: a spoken question, answered in text."""
     text, reply = _ask_fact(rng, pool, spoken=True)
     return [Exchange(reply, spoken=text)]
 
 
 def make_text(rng: Rng, pool: Pool) -> list[Exchange]:
-    """A written question, answered in text: no audio."""
+    """Make one exchange without audio: a written question, answered in text."""
     text, reply = _ask_fact(rng, pool, spoken=False)
     return [Exchange(reply, text=text)]
 

@@ -1,4 +1,4 @@
-"""Replies of dialogues: the label of a row, other facts that its labels tell, and small facts that need no audio."""
+"""Replies of dialogues: the label of a row, other facts that follow from its labels, and facts that need no audio."""
 
 from __future__ import annotations
 
@@ -18,78 +18,86 @@ from auris.text.tasks import LANGUAGES
 _GENDERS = {
     variant: gender for voices in speech.VOICES.values() for gender, names in voices.items() for variant in names
 }
-# What follows from the label of a sound: the family of questions, the answers with their labels, and the conclusion.
+# Inferences from the label of a sound, by task: family of the question, labels by answer, sentence of the conclusion.
 ORIGINS = {
     "sec": ("source", wordings.SOURCES, "it comes from {}"),
     "mic": ("family", wordings.FAMILIES, "it is a {} instrument"),
 }
-_FOREIGN = ("de", "es", "fr", "it")  # languages whose words are asked for as text
+_FOREIGN = ("de", "es", "fr", "it")  # languages of the questions about a foreign word
 
 
 @dataclass(frozen=True)
 class Reply:
-    """A right answer: in one word or phrase, as a sentence, the `key` that both hold, and a sentence that is wrong."""
+    """A right answer in its forms.
+
+    Attributes:
+        terse: A word or phrase.
+        sentence: A full sentence.
+        key: Text that every right answer contains.
+        wrong: A sentence with a wrong answer; None if the corpus has no other label.
+        language: Language of the key.
+    """
 
     terse: str
     sentence: str
     key: str
-    wrong: str | None  # None: the corpus has no other label to be wrong with
-    language: str = "en"  # language of the key
+    wrong: str | None
+    language: str = "en"
 
     def write(self, form: str, rng: Rng) -> str:
-        """The answer in one of `wordings.FORMS`."""
+        """Return the answer in one of `wordings.FORMS`."""
         if form == "terse":
             return self.terse
         return self.sentence if form == "sentence" else f"{pick(rng, POLITE_OPENINGS)} {self.sentence}"
 
 
 def fill(sentence: str, right: str, wrong: str | None, language: str = "en") -> Reply:
-    """An answer that fills the braces of `sentence`."""
+    """Return a reply whose sentences are `sentence` with its braces filled."""
     return Reply(right, sentence.format(right), right, wrong and sentence.format(wrong), language)
 
 
 def reply_to(rng: Rng, pool: Pool, row: Row) -> Reply:
-    """The answer to a row's own task."""
+    """Return the answer to a row's own task."""
     labels = row.labels
-    task, target = labels["task"], labels.get("target_language")
+    task, target = labels["task"], labels.get("target_language") or ""
     languages = {"asr": labels.get("language"), "s2tt": target}
 
     def sentence(label: str) -> str:
-        filled = {"answer": label, "named": name(task, label), "target": LANGUAGES.get(target, "")}
-        return wordings.SENTENCES[task].format(**filled)
+        fields = {"answer": label, "named": name(task, label), "target": LANGUAGES.get(target, "")}
+        return wordings.SENTENCES[task].format(**fields)
 
-    right, wrong = answer(row), pool.other(rng, row)
+    right, wrong = answer(row), pool.draw_wrong_label(rng, row)
     return Reply(right, sentence(right), right, wrong and sentence(wrong), languages.get(task) or "en")
 
 
-def slots(sentence: str) -> dict[str, str]:
-    """Who, what and where of an English sentence of the grammar; nothing of what is none."""
-    said = sentence.split()
-    verbs = [place for place, word in enumerate(said) if word in TRANSITIVE or word in INTRANSITIVE]
-    if len(verbs) != 1 or "says" in said:
+def parse_slots(sentence: str) -> dict[str, str]:
+    """Return the slots `who`, `what` and `where` of an English sentence of the grammar; empty for other sentences."""
+    words = sentence.split()
+    verbs = [index for index, word in enumerate(words) if word in TRANSITIVE or word in INTRANSITIVE]
+    if len(verbs) != 1 or "says" in words:
         return {}
-    rest = said[verbs[0] + 1 :]
+    rest = words[verbs[0] + 1 :]
     rest = " ".join(rest[:-1] if rest and rest[-1] in ADVERBS else rest)
-    found = {"who": " ".join(said[: verbs[0]])}
+    slots = {"who": " ".join(words[: verbs[0]])}
     if rest:
-        found["where" if rest in PLACES else "what"] = rest
-    return found
+        slots["where" if rest in PLACES else "what"] = rest
+    return slots
 
 
 _SLOT_SENTENCES = {"who": "It is {}.", "what": "The thing is {}.", "where": "It is {}."}
 
 
-def _other_slot(rng: Rng, split: str, slot: str, right: str | None = None) -> tuple[str, str]:
-    """A sentence of `split` with such a slot that is not `right`, and the slot."""
+def _draw_slot(rng: Rng, split: str, slot: str, *, excluded: str | None = None) -> tuple[str, str]:
+    """Draw a sentence of `split` that has the slot, with a value other than `excluded`; return it and the value."""
     while True:
         sentence = draw_sentence(rng, split, "en")
-        found = slots(sentence).get(slot)
-        if found and found != right:
-            return sentence, found
+        value = parse_slots(sentence).get(slot)
+        if value and value != excluded:
+            return sentence, value
 
 
 def follow_ups(rng: Rng, pool: Pool, row: Row) -> dict[str, Reply]:
-    """Other questions that a row's labels answer, by family of question."""
+    """Return replies to further questions that a row's labels answer, by family of question."""
     labels, task = row.labels, row.labels["task"]
     if task in ORIGINS:
         family, table, conclusion = ORIGINS[task]
@@ -99,19 +107,20 @@ def follow_ups(rng: Rng, pool: Pool, row: Row) -> dict[str, Reply]:
         wrong = pick(rng, [heading for heading in table if heading != right])
         return {f"then {family}": fill(f"{conclusion.capitalize()}.", right, wrong)}
     replies = {}
-    language = LANGUAGES.get(labels.get("language"))  # which not every task's rows need to say
+    language = LANGUAGES.get(labels.get("language") or "")  # not every task needs this label
     if language and task != "lid":
-        other = pick(rng, [known for known in LANGUAGES.values() if known != language])
-        replies["then language"] = fill("It is {}.", language, other)
-    if task != "sgc" and (gender := _GENDERS.get(labels.get("speaker"))):
+        wrong = pick(rng, [name for name in LANGUAGES.values() if name != language])
+        replies["then language"] = fill("It is {}.", language, wrong)
+    if task != "sgc" and (gender := _GENDERS.get(labels.get("speaker") or "")):
         replies["then gender"] = fill("It is a {} voice.", gender, {"male": "female", "female": "male"}[gender])
-    said = labels.get("transcript", labels.get("text", ""))
-    for slot, right in slots(said).items() if labels.get("language") == "en" else ():
-        replies[f"then {slot}"] = fill(_SLOT_SENTENCES[slot], right, _other_slot(rng, pool.split, slot, right)[1])
+    transcript = labels.get("transcript", labels.get("text", ""))
+    for slot, right in parse_slots(transcript).items() if labels.get("language") == "en" else ():
+        _, wrong = _draw_slot(rng, pool.split, slot, excluded=right)
+        replies[f"then {slot}"] = fill(_SLOT_SENTENCES[slot], right, wrong)
     return replies
 
 
-# --- small facts, asked without any other audio -------------------------------------------------------------------
+# --- facts that need no audio -------------------------------------------------------------------------------------
 
 Fact = tuple[dict[str, str], Reply]
 
@@ -119,14 +128,14 @@ Fact = tuple[dict[str, str], Reply]
 def _opposite(rng: Rng, split: str) -> Fact:
     pair = pick(rng, wordings.OPPOSITES)
     word, right = pair if rng.random() < 0.5 else pair[::-1]
-    wrong = pick(rng, [other for others in wordings.OPPOSITES for other in others if other not in pair])
+    wrong = pick(rng, [word for words in wordings.OPPOSITES for word in words if word not in pair])
     return {"word": word}, fill(f"The opposite of {word} is {{}}.", right, wrong)
 
 
 def _category(rng: Rng, split: str) -> Fact:
     right = pick(rng, wordings.CATEGORIES)
     noun = f"the {pick(rng, wordings.CATEGORIES[right])}"
-    wrong = pick(rng, [other for other in wordings.CATEGORIES if other != right])
+    wrong = pick(rng, [category for category in wordings.CATEGORIES if category != right])
     return {"noun": noun}, fill(f"{noun.capitalize()} is {{}}.", right, wrong)
 
 
@@ -147,8 +156,8 @@ def _word(rng: Rng, split: str) -> Fact:
 
 
 def _recall(rng: Rng, split: str, slot: str) -> Fact:
-    statement, right = _other_slot(rng, split, slot)
-    _, wrong = _other_slot(rng, split, slot, right)
+    statement, right = _draw_slot(rng, split, slot)
+    _, wrong = _draw_slot(rng, split, slot, excluded=right)
     return {"statement": statement}, fill(_SLOT_SENTENCES[slot], right, wrong)
 
 

@@ -1,6 +1,6 @@
-"""The wordings of instruction dialogues, read from `wordings.yaml`, and the split that each belongs to.
+"""Wordings of instruction dialogues, read from `wordings.yaml`.
 
-No instruction of a test is read or heard in training (`deal`).
+Each wording belongs to one split (`select`), so no instruction of the test split occurs in training.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from auris.corpus.draws import Rng, pick
 from auris.corpus.grammar import SHARES
 from auris.files import read_yaml
 
-# Of an answer: the bare content, a sentence, or a sentence that is introduced politely.
+# Forms of an answer: the bare content, a sentence, or a sentence with a polite opening.
 FORMS = ("terse", "sentence", "polite")
 
 _DATA = read_yaml(Path(__file__).with_name("wordings.yaml"))
@@ -32,41 +32,44 @@ SOURCES: dict[str, list[str]] = _DATA["sources"]
 FAMILIES: dict[str, list[str]] = _DATA["families"]
 
 
-def deal(wordings: Sequence[str], split: str) -> tuple[str, ...]:
-    """The wordings that belong to `split`, in the shares of the corpus's sentences; valid and test get one at least."""
+def select(wordings: Sequence[str], split: str) -> tuple[str, ...]:
+    """Return the wordings that belong to `split`.
+
+    The shares of the splits are those of the corpus's sentences; valid and test get at least one wording each.
+    """
     assert len(wordings) > 2, wordings
     ranked = sorted(set(wordings), key=lambda wording: hashlib.sha256(wording.encode()).digest())
     valid, test = (max(1, round(SHARES[name] / 100 * len(ranked))) for name in ("valid", "test"))
-    dealt = {"test": ranked[:test], "valid": ranked[test : test + valid], "train": ranked[test + valid :]}
-    return tuple(dealt[split])
+    by_split = {"test": ranked[:test], "valid": ranked[test : test + valid], "train": ranked[test + valid :]}
+    return tuple(by_split[split])
 
 
 @cache
 def questions(family: str, split: str, *, spoken: bool = False) -> tuple[str, ...]:
-    """The wordings of `split` for what `family` asks, with the braces still in them."""
+    """Return the wordings of `split` for a family of questions, as templates with braces."""
     if spoken:
-        return deal([opening + body for opening in _SPOKEN_OPENINGS for body in _SPOKEN[family]], split)
-    return deal([body + closing for closing in _CLOSINGS for body in _TYPED[family]], split)
+        return select([opening + body for opening in _SPOKEN_OPENINGS for body in _SPOKEN[family]], split)
+    return select([body + closing for closing in _CLOSINGS for body in _TYPED[family]], split)
 
 
 def families(*, spoken: bool = False) -> tuple[str, ...]:
-    """The questions that can be asked."""
+    """Return the names of all families of questions."""
     return tuple(_SPOKEN if spoken else _TYPED)
 
 
 def ask(rng: Rng, family: str, split: str, *, spoken: bool = False, **fields: str) -> str:
-    """A question of `family` in a random wording of `split`, its braces filled from `fields`."""
+    """Return a question of `family` in a random wording of `split`, with its braces filled from `fields`."""
     question = pick(rng, questions(family, split, spoken=spoken)).format(**fields)
     return question if spoken else _capitalise(question)
 
 
 def _capitalise(text: str) -> str:
-    """`text` with a capital at the beginning of each sentence."""
+    """Capitalise the beginning of each sentence."""
     return ". ".join(sentence[:1].upper() + sentence[1:] for sentence in text.split(". "))
 
 
 @cache
 def typed() -> frozenset[str]:
-    """Every typed question that needs no filling, as it is asked."""
-    bodies = (_capitalise(body) for several in _TYPED.values() for body in several if "{" not in body)
+    """Return every typed question without braces, in its final form."""
+    bodies = (_capitalise(body) for questions in _TYPED.values() for body in questions if "{" not in body)
     return frozenset(body + closing for body in bodies for closing in _CLOSINGS)

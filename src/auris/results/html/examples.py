@@ -183,7 +183,7 @@ def build_examples(
 def _reference(predictions: Sequence[Prediction], row: Row | None) -> str:
     """Return the correct answer in the form of the responses: with control tokens or in natural language."""
     task = tasks.find(predictions[0].task)
-    if row is None or not task.answer.tagged or any(_CONTROL in response.hypothesis for response in predictions):
+    if row is None or not task.answer.has_tags or any(_CONTROL in response.hypothesis for response in predictions):
         return predictions[0].reference
     return task.render(row.labels, tags=False)
 
@@ -206,7 +206,7 @@ def _align(prediction: Prediction, metric: str) -> list[Edit] | None:
     if metric not in RATES:
         return None
     task, language = tasks.find(prediction.task), prediction.language
-    response, reference = (task.compared(text, metric) for text in (prediction.hypothesis, prediction.reference))
+    response, reference = (task.extract(text, metric) for text in (prediction.hypothesis, prediction.reference))
     return align(response, reference, language, unit=unit_of(metric, language))
 
 
