@@ -46,6 +46,7 @@ def test_a_notebook_is_kept_without_outputs_and_holds_no_logic(name: str):
     assert not [cell.source for cell in code if any(word in cell.source for word in ("def ", "for ", "if ", "lambda"))]
 
 
+@pytest.mark.slow
 def test_the_report_runs_on_the_files_that_come_with_it(monkeypatch: pytest.MonkeyPatch):
     shown = execute("02_ablation_report", monkeypatch)
     assert "one change at a time" in shown and shown.count("image/png") == 2 and "no difference shown" in shown
@@ -57,8 +58,7 @@ def test_the_papers_tables_are_filled_from_the_files_that_come_with_them(monkeyp
     assert shown.count("image/png") == 2 and "† synthetic" in shown and "15.5 [10.0, 21.2] ≠†" in shown
 
 
-@pytest.mark.slow
-def test_the_comparison_runs_on_another_study(study: Path, monkeypatch: pytest.MonkeyPatch):  # noqa: F811
+def test_the_comparison_runs_on_another_study(study: Path, monkeypatch: pytest.MonkeyPatch):
     for run in study.glob("*/seed_*"):
         write_events(run, {"train/audio_hours": [(0, 0.0), (298, 1.0)]})
     shown = execute("01_compare_systems", monkeypatch, STUDY=str(study))

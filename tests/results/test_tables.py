@@ -23,6 +23,12 @@ def study(tmp_path: Path) -> Path:
     return write_study(tmp_path / "runs" / "demo")
 
 
+@pytest.fixture
+def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw no figures, for tests of the files and the text next to them: drawing takes seconds."""
+    monkeypatch.setattr(terminal, "save", lambda figure, path: [])
+
+
 def test_table_pools_seeds_and_gives_each_arm_beside_the_difference(study):
     frame = results.table(study, ARMS).set_index("group")
     row = frame.loc["asr en"]
@@ -52,6 +58,7 @@ def test_difference_swaps_sign_with_the_arms(study):
     np.testing.assert_allclose(ab[f"{b} - {a} low"], -ba[f"{a} - {b} high"])
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_wins_count_rows_by_their_own_scores_and_ties_half(tmp_path, capsys):
     errors = {"a": [[0, 4], [2, 4], [1, 4], [0, 0]], "b": [[1, 4], [1, 4], [1, 4], [0, 0]]}  # won by a, b, none, none
     points = {"a": [[3, 1], [9, 1], [5, 1], [1, 1]], "b": [[9, 1], [7, 1], [9, 1], [5, 1]]}
@@ -250,6 +257,7 @@ def test_a_study_that_is_not_evaluated_says_what_to_run(tmp_path):
 # --- a study under way ---
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_a_study_under_way_says_how_far_each_run_is(tmp_path, capsys):
     root = tmp_path / "runs" / "s"
     write_run(root, "a", 0, {"sec": ("accuracy", [[1, 1], [0, 1]])})
@@ -314,6 +322,7 @@ def test_a_difference_exceeds_seed_noise_where_paired_seeds_agree_on_it(tmp_path
     assert steady.endswith("±0.0 ▲") and shaky.endswith("±50.0") and "worse than base" in legend
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_on_a_ladder_each_arm_is_compared_with_the_one_before_it(tmp_path, capsys):
     for arm, number in {"a": 0, "b": 10, "c": 10, "d": 4}.items():
         for seed in range(3):
@@ -423,6 +432,7 @@ def test_costs_are_the_mean_of_an_arms_seeds(tmp_path):
     assert (row["arm"], row["minutes"], row["audio tokens per second"], row["FLOP"]) == ("a", 3.0, 25.0, 1e12)
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_many_arms_stand_below_each_other_in_the_terminal(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "80")
     arms = [f"arm_of_{letter}" for letter in "abcdefgh"]
@@ -438,6 +448,7 @@ def test_many_arms_stand_below_each_other_in_the_terminal(tmp_path, monkeypatch,
     assert any(line.rstrip().endswith("to arm_of_a") for line in lines) and "…" not in "".join(lines)
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_rows_of_one_speaker_widen_the_interval_and_weaken_the_test(tmp_path: Path, capsys):
     root = tmp_path / "study"
     right = np.repeat(np.arange(20) % 4 > 0, 10)  # ten rows of each speaker, all alike
@@ -459,6 +470,7 @@ def test_rows_of_one_speaker_widen_the_interval_and_weaken_the_test(tmp_path: Pa
     assert "permutation" not in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_what_is_lost_without_the_recordings_is_a_column(tmp_path: Path, capsys):
     root = tmp_path / "study"
     for seed in (0, 1):

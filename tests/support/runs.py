@@ -6,7 +6,6 @@ import multiprocessing
 import os
 import signal
 import socket
-import subprocess
 import sys
 import traceback
 from collections.abc import Callable
@@ -78,13 +77,21 @@ def assert_equal(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor], 
 
 
 def train_in_a_process(made: dict, folder: Path) -> None:
-    """Train a recipe in a process of its own, which may start others (`trainer.devices=2`)."""
+    """Train a config in a process of its own, from which Lightning starts the others of `trainer.devices=2`.
+
+    The first process is forked, as its imports would take seconds. The others run a script, as they would for a user.
+    """
     write_yaml(folder / "recipe.yaml", made)
     script = folder / "train.py"
     script.write_text(_SCRIPT)
-    command = [sys.executable, str(script), str(folder / "recipe.yaml")]
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr[-3000:]
+
+    def work() -> None:
+        os.environ.update(environment())
+        sys.argv = [str(script), str(folder / "recipe.yaml")]  # what Lightning starts the others with
+        sys.modules["__main__"].__spec__ = None
+        train.train(made)
+
+    assert in_processes(work, 1, folder) == [0], said(folder)
 
 
 def in_processes(work: Callable[[], object], world: int, folder: Path) -> list[int | None]:

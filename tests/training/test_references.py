@@ -273,14 +273,14 @@ def test_a_cached_and_a_live_reference_train_alike(smallest, monkeypatch):
 
 @pytest.mark.parametrize("reference", ["cached", "live"])
 def test_a_killed_run_resumes_against_the_reference_that_it_started_from(smallest, monkeypatch, reference):
-    options = ["max_steps=6", "checkpoint_every=2", "optim.lr=1e-3", f"objective.reference={reference}"]
+    options = ["max_steps=4", "checkpoint_every=2", "optim.lr=1e-3", f"objective.reference={reference}"]
     whole = smallest(*options, "arm=whole")
     train.train(whole)
     counted = Counted(monkeypatch)
     broken = smallest(*options, "arm=broken")
     train.claim(Path(broken["run_dir"]), broken)
     with pytest.raises(Killed):
-        fit(broken, KillAt(5))
+        fit(broken, KillAt(3))
     train.train(broken)
     assert counted.rows == []  # the other run has computed them all
     assert_equal(weights(whole), weights(broken), 0.0)

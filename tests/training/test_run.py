@@ -53,7 +53,8 @@ class Seen(L.Callback):
         self.steps.append(outputs["rows"])
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+# Without workers, runs are killed at every step in test_checkpointing.
+@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_a_killed_run_resumes_to_the_weights_of_an_uninterrupted_one(smallest, workers: int):
     options = ["max_steps=6", "checkpoint_every=2", f"data.num_workers={workers}"]
     whole = smallest(*options, "arm=whole")
@@ -165,7 +166,7 @@ def test_every_row_reaches_training_step_once_per_data_epoch(smallest, mode: lis
     data.setup("fit")
     steps = data.plan.steps_for(3)
     seen = Seen()
-    fit(smallest(f"max_steps={steps}", *mode, "trainer.val_check_interval=1.0"), seen)
+    fit(smallest(f"max_steps={steps}", *mode, "+trainer.limit_val_batches=0"), seen)
     rows = [row for step in seen.steps for row in step]
     assert len(seen.steps) == steps
     counts = torch.bincount(torch.tensor(rows), minlength=data.plan.epoch_rows)

@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from auris import cli
+from auris import cli, config
 from auris.training import studies
 from auris.training.studies import Job
+from support.recipes import compose_once
 from test_scripts import LISTED
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,6 +36,7 @@ STUDY = {
 @pytest.fixture(autouse=True)
 def at_root(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(config, "compose", compose_once)
 
 
 def test_a_shared_stage_is_planned_once_per_seed_and_before_its_arms():
