@@ -12,6 +12,14 @@ ROOT = Path(__file__).resolve().parents[1]
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+LONGEST = ("end_to_end", "training")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the packages with the longest files first: at the end, no worker waits for one of them."""
+    tests = ROOT / "tests"
+    items.sort(key=lambda item: item.path.relative_to(tests).parts[0] not in LONGEST)
+
 
 @pytest.fixture(scope="module")
 def float64() -> Iterator[None]:
