@@ -372,7 +372,7 @@ def test_samples_that_are_known_are_not_counted():
 
 
 @pytest.mark.parametrize("form", FORMATS)
-@pytest.mark.parametrize("offset, duration", [(0.2, 0.3), (0.5, None), (0.9, 0.4)])
+@pytest.mark.parametrize(("offset", "duration"), [(0.2, 0.3), (0.5, None), (0.9, 0.4)])
 def test_a_stretch_as_a_file_reads_as_the_stretch_of_the_file(tmp_path, form, offset, duration):
     path = write_noise(tmp_path, form)
     stretch = Memory(audio.cut(path, offset, duration))

@@ -105,7 +105,7 @@ def test_without_a_command_the_commands_are_listed(capsys):
 
 
 @pytest.mark.parametrize(
-    "arguments, line",
+    ("arguments", "line"),
     [
         (["tran"], "there is no command tran; did you mean train? expected train, evaluate"),
         (["train", "optim.lrr=1"], "optim.lrr=1: there is no optim.lrr; did you mean optim.lr?"),
@@ -185,7 +185,7 @@ print([name for name in {heavy} if name in sys.modules], code)
 
 
 @pytest.mark.parametrize(
-    "arguments, code",
+    ("arguments", "code"),
     [
         ([], 0),
         (["train", "--help"], 0),
@@ -200,7 +200,7 @@ def test_what_only_prints_does_not_import_what_computes(arguments, code):
     assert done.stdout.splitlines()[-1] == f"[] {code}", done.stderr
 
 
-@pytest.mark.parametrize("command, package", [("results", "pandas"), ("report", "jinja2")])
+@pytest.mark.parametrize(("command", "package"), [("results", "pandas"), ("report", "jinja2")])
 def test_a_package_of_an_extra_is_named_with_the_extra(command, package, tmp_path, monkeypatch, capsys):
     for module in [name for name in sys.modules if name.startswith("auris.results")]:
         monkeypatch.delitem(sys.modules, module)

@@ -52,7 +52,7 @@ class Continue(L.Callback):
         compat.set_position(trainer, self.step, max_steps=6, validating=self.validating)
 
 
-@pytest.mark.parametrize("validating, steps, validated", [(False, [2, 3, 4, 5], 2), (True, [2, 3, 4, 5], 3)])
+@pytest.mark.parametrize(("validating", "steps", "validated"), [(False, [2, 3, 4, 5], 2), (True, [2, 3, 4, 5], 3)])
 def test_a_trainer_continues_at_a_step(tmp_path: Path, validating: bool, steps: list[int], validated: int):
     """Of 6 steps with a validation after every two; the one after step 2 is repeated if it was interrupted."""
     module, handler = Manual(), signal.getsignal(signal.SIGTERM)

@@ -12,7 +12,7 @@ from auris.files import read_yaml, write_yaml
 
 
 @pytest.mark.parametrize(
-    "command, missing",
+    ("command", "missing"),
     [
         ("evaluate", "checkpoint=... or rescore=..."),
         ("doctor", "checkpoint=..., data=... or show=..."),
@@ -41,7 +41,7 @@ def test_a_recipe_survives_its_file(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    "view, prompt, expected",
+    ("view", "prompt", "expected"),
     [("chat", "natural", "chat_v1 or chat_v2"), ("audio", "chat_v2", "natural, tags or both")],
 )
 def test_a_view_that_a_prompting_style_does_not_write_says_which_do(view: str, prompt: str, expected: str):

@@ -82,7 +82,7 @@ def test_a_script_with_torchrun_that_is_told_to_stop_ends_to_be_requeued_as_a_ru
     assert process.wait(timeout=60) == 75
 
 
-@pytest.mark.parametrize("status, requeued", [("0", False), ("1", False), ("75", True)])
+@pytest.mark.parametrize(("status", "requeued"), [("0", False), ("1", False), ("75", True)])
 def test_a_slurm_job_is_requeued_where_its_run_is_to_be_gone_on_with(cluster, status, requeued):
     job = {"SLURM_NTASKS_PER_NODE": "8", "SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_ID": "123"}
     done = cluster.run("slurm.sh", "strategy=fsdp", **job, STATUS=status)
@@ -104,7 +104,7 @@ def test_a_study_is_submitted_level_by_level(cluster):
     assert done.stdout.splitlines() == ["level 0: job 77, 3 runs", "level 1: job 77, 2 runs"]
 
 
-@pytest.mark.parametrize("status, after", [("0", []), ("1", []), ("75", ["scontrol requeue 77_1"])])
+@pytest.mark.parametrize(("status", "after"), [("0", []), ("1", []), ("75", ["scontrol requeue 77_1"])])
 def test_a_task_of_a_study_is_one_run(cluster, status, after):
     task = {"LEVEL": "1", "SLURM_ARRAY_TASK_ID": "1", "SLURM_ARRAY_JOB_ID": "77", "LISTED": LISTED, "STATUS": status}
     done = cluster.run("slurm_study.sh", "demo", "max_steps=9", **task)

@@ -112,7 +112,9 @@ def test_a_run_reports_parity_and_ratio_as_json(capsys: pytest.CaptureFixture, t
     assert result["settings"]["clips"] == 2 and result["settings"]["trained"] == "all"
 
 
-@pytest.mark.parametrize("benchmark, value", [("train_step", 1e-2), ("train_step", float("nan")), ("dpo_step", 1e-2)])
+@pytest.mark.parametrize(
+    ("benchmark", "value"), [("train_step", 1e-2), ("train_step", float("nan")), ("dpo_step", 1e-2)]
+)
 def test_sides_that_differ_are_not_timed(
     benchmark: str, value: float, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path
 ) -> None:
@@ -270,7 +272,7 @@ def test_an_earlier_result_does_not_outlive_a_failure(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize(
-    "arguments, message",
+    ("arguments", "message"),
     [
         (["train"], "no benchmark 'train'; there are train_step, dpo_step"),
         (["preset=huge"], "preset=huge: expected one of tiny, small, prop"),

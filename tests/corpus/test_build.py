@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import json
 from collections import Counter
 from pathlib import Path
@@ -120,7 +121,7 @@ def test_word_times_follow_each_other_inside_the_clip(made: Path) -> None:
     spoken = [row for row in read(made) if row["provenance"] == "tts"]
     for row in spoken:
         times = [row["words"][0]["start"], *(word["end"] for word in row["words"])]
-        assert all(a < b for a, b in zip(times[:-1], times[1:], strict=True))
+        assert all(a < b for a, b in itertools.pairwise(times))
         assert all(a["end"] == b["start"] for a, b in zip(row["words"][:-1], row["words"][1:], strict=True))
         assert times[0] > 0
         assert times[-1] < row["duration"]

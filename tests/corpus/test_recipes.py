@@ -11,7 +11,7 @@ import json
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
-from itertools import combinations
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -176,7 +176,7 @@ def test_overlapped_speakers_overlap_and_stand_in_the_order_in_which_they_begin(
 
 def test_speakers_take_turns(rows: list[Row]) -> None:
     heard = [[turn["speaker"] for turn in row.labels["turns"]] for row in of(rows, "sd")]
-    assert all(one != next_one for speakers in heard for one, next_one in zip(speakers[:-1], speakers[1:], strict=True))
+    assert all(one != next_one for speakers in heard for one, next_one in pairwise(speakers))
     assert {len(set(speakers)) for speakers in heard} == {2, 3}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable
 
 import numpy as np
@@ -18,7 +19,7 @@ def describe(clip: np.ndarray) -> np.ndarray:
     frames = np.lib.stride_tricks.sliding_window_view(clip, 512)[::160] * np.hanning(512)
     spectrum = np.abs(np.fft.rfft(frames)) ** 2
     edges = np.geomspace(2, 257, 33).astype(int)
-    bands = np.stack([spectrum[:, a : max(b, a + 1)].mean(1) for a, b in zip(edges[:-1], edges[1:], strict=True)], 1)
+    bands = np.stack([spectrum[:, a : max(b, a + 1)].mean(1) for a, b in itertools.pairwise(edges)], 1)
     log = np.log10(bands + 1e-7 * bands.max())
     return np.concatenate((log.mean(0) - log.mean(), log.std(0), np.abs(np.diff(log, axis=0)).mean(0)))
 

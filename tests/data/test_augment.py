@@ -39,7 +39,7 @@ def decibels(signal: np.ndarray, noise: np.ndarray) -> float:
     return 10 * np.log10(np.square(signal, dtype=float).sum() / np.square(noise, dtype=float).sum())
 
 
-@pytest.mark.parametrize("seconds, rate", [(0.4, RATE), (1.0, RATE), (7.0, RATE), (7.0, 44_100), (0.21, 22_050)])
+@pytest.mark.parametrize(("seconds", "rate"), [(0.4, RATE), (1.0, RATE), (7.0, RATE), (7.0, 44_100), (0.21, 22_050)])
 def test_noise_of_any_length_is_added_at_the_ratio_that_is_asked_for(tmp_path, seconds, rate):
     noise = rng().normal(0, 0.05, round(seconds * rate)).astype(np.float32)
     distort, clip = Noise(manifest=manifest(tmp_path, noise, rate=rate), snr=[7, 7], p=1.0), tone(1.0)

@@ -143,7 +143,7 @@ def test_a_question_in_the_alpaca_form_follows_its_input_and_what_was_said_befor
 
 
 @pytest.mark.parametrize(
-    "changed, said",
+    ("changed", "said"),
     [
         ({"audios": []}, "1 audio marks (<audio>), the row has 0 audios"),
         ({"audios": None}, "1 audio marks (<audio>), the row has 0 audios"),
@@ -171,7 +171,7 @@ def test_what_is_wrong_with_a_row_of_ms_swift_is_named(tmp_path, changed, said):
 
 
 @pytest.mark.parametrize(
-    "fields, said",
+    ("fields", "said"),
     [
         ({"conversations": "hi"}, "`conversations` is 'hi', expected a list of messages"),
         ({"conversations": [{"from": "observation", "value": "x"}]}, "expected a `role` of system, user, assistant"),
@@ -232,7 +232,7 @@ def test_task_rows_and_rows_of_ours_are_left_as_they_are():
 
 
 @pytest.mark.parametrize(
-    "fields, labels",
+    ("fields", "labels"),
     [
         ({"source": "librispeech_test_clean", "gt": "hi"}, {"task": "asr", "language": "en", "text": "hi"}),
         ({"source": "aishell1_test", "gt": "你好"}, {"task": "asr", "language": "zh", "text": "你好"}),
@@ -265,7 +265,7 @@ def test_rows_of_the_official_evaluations_are_task_rows(tmp_path, fields, labels
 
 
 @pytest.mark.parametrize(
-    "fields, said",
+    ("fields", "said"),
     [
         ({"source": "mystery_test", "gt": "x"}, "`source` is 'mystery_test'; known sources begin with librispeech"),
         ({"gt": "x"}, "`source` is None"),

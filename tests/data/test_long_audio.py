@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ def always(row: Row) -> bool:
 def test_windows_cover_the_clip_and_share_enough(seconds: float):
     found = windows(seconds)
     assert found[0][0] == 0 and sum(found[-1]) == pytest.approx(seconds)
-    for (offset, duration), (following, _) in zip(found, found[1:], strict=False):
+    for (offset, duration), (following, _) in itertools.pairwise(found):
         assert duration == WINDOW
         assert OVERLAP - 2e-3 <= offset + duration - following < WINDOW
     assert len(windows(55.0)) == 2 and len(windows(55.01)) == 3 and windows(30.0) == []

@@ -84,7 +84,7 @@ def quotas(p: Plan, n_epochs: int) -> list[list[int]]:
 
 
 @pytest.mark.parametrize(
-    "settings, expected",
+    ("settings", "expected"),
     [
         ({"temperature": 1}, [64, 9, 1]),
         ({"temperature": 2}, [49, 18, 6]),  # 74 rows in the shares 8 : 3 : 1, rounded
@@ -122,7 +122,7 @@ def test_a_mix_with_temperature_and_caps_is_the_same_on_any_number_of_ranks(rows
 
 
 @pytest.mark.parametrize(
-    "make, message",
+    ("make", "message"),
     [
         (lambda: mixed(temperature=0), "data.temperature=0: expected a number above 0"),
         (lambda: mixed(temperature=2, weights=(1, 1, 1)), "no effect where sources have weights"),
@@ -449,7 +449,7 @@ def test_packs_without_pairs_have_no_tree():
 
 
 @pytest.mark.parametrize(
-    "supervise, audio",
+    ("supervise", "audio"),
     [("xx ", ""), ("   ", ""), (" x ", ""), ("  x", " x")],
     ids=["no prompt", "no answer", "text behind the answer", "a prompt that ends with audio"],
 )

@@ -56,7 +56,7 @@ def test_lines_of_a_text_file_are_text_rows(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "line, named",
+    ("line", "named"),
     [
         ("{not json", "not JSON"),
         ('["a", "list"]', "got list"),
@@ -180,7 +180,7 @@ TYPED = {"role": "user", "content": "What is that?"}
 
 
 @pytest.mark.parametrize(
-    "asked, mode",
+    ("asked", "mode"),
     [
         ([ASKED], "audio_analysis"),
         ([VOICE], "voice_chat"),
@@ -207,7 +207,7 @@ def test_a_preference_has_two_answers_to_one_dialogue(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "fields, said",
+    ("fields", "said"),
     [
         ({"messages": []}, "`messages` is [], expected a list of messages"),
         ({"messages": "hi"}, "`messages` is 'hi'"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
 
@@ -54,7 +55,7 @@ def test_the_planned_length_is_that_of_the_longest_wording(tmp_path, prompt, poo
     assert planned(samples, row) == longest_built(samples, row)
 
 
-@pytest.mark.parametrize("seconds, rate", LENGTHS)
+@pytest.mark.parametrize(("seconds", "rate"), LENGTHS)
 def test_the_planned_length_of_an_unstated_file_is_exact(tmp_path, seconds, rate):
     row = row_of(tmp_path, seconds, rate=rate)
     samples = samples_of(prompt=TagPrompt(), long_audio="window")
@@ -144,7 +145,7 @@ def test_a_silent_clip_is_a_row_like_any_other(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content, said",
+    ("content", "said"),
     [(b"", "cannot be decoded"), (b"RIFF\x00\x00\x00\x00nonsense" * 9, "cannot be decoded"), (None, "no such file")],
 )
 def test_a_file_that_cannot_be_read_is_named(tmp_path, content, said):
@@ -208,7 +209,7 @@ def test_an_unknown_policy_is_an_error():
         samples_of(long_audio="cut")
 
 
-@pytest.mark.parametrize("seconds, stated", [(1.0, 3.0), (3.0, 1.0)])
+@pytest.mark.parametrize(("seconds", "stated"), [(1.0, 3.0), (3.0, 1.0)])
 def test_a_duration_that_lies_makes_the_row_unusable(tmp_path, seconds, stated):
     row = row_of(tmp_path, seconds, duration=stated)
     with pytest.raises(RowError, match=f"clip.wav is {seconds:.2f} s, the manifest says {stated:.2f} s"):
@@ -313,7 +314,7 @@ def test_the_planned_length_of_stretched_text_bounds_every_draw(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "fields, content",
+    ("fields", "content"),
     [
         ({"content": "rain falls", "transcript": "no", "text": "no"}, "rain falls"),
         ({"transcript": "guten Tag", "text": "no"}, "guten Tag"),
@@ -442,7 +443,7 @@ def pieces(sample) -> list[tuple[str, bool]]:
     """A sample as text, cut where supervision begins and ends; audio tokens are one `*` each."""
     tok, found = tokenizer(), []
     edges = [0, *(np.flatnonzero(np.diff(sample.supervise.astype(int))) + 1).tolist(), len(sample.ids)]
-    for start, stop in zip(edges, edges[1:], strict=False):
+    for start, stop in itertools.pairwise(edges):
         heard = sample.audio_mask[start:stop]
         ids = sample.ids[start:stop]
         text = "".join("*" if mark else tok.decode([i], control=True) for i, mark in zip(ids, heard, strict=True))
@@ -497,10 +498,18 @@ DIALOGUES = {
     "an empty system message": [{"role": "system", "content": ""}, {"role": "user", "content": [A]}, RAIN],
     "text before the audio": [{"role": "user", "content": [SAID, A]}, RAIN],
     "several clips in a turn": [{"role": "user", "content": [A, B, SAID, A]}, RAIN],
-    "several turns": [{"role": "user", "content": [A]}, RAIN, {"role": "user", "content": "and?"}, SNOW]
-    + [{"role": "user", "content": [B, SAID]}, RAIN],
-    "an answer in parts": [{"role": "user", "content": [A]}]
-    + [{"role": "assistant", "content": [{"type": "text", "text": "ra"}, {"type": "text", "text": "in"}]}],
+    "several turns": [
+        {"role": "user", "content": [A]},
+        RAIN,
+        {"role": "user", "content": "and?"},
+        SNOW,
+        {"role": "user", "content": [B, SAID]},
+        RAIN,
+    ],
+    "an answer in parts": [
+        {"role": "user", "content": [A]},
+        {"role": "assistant", "content": [{"type": "text", "text": "ra"}, {"type": "text", "text": "in"}]},
+    ],
 }
 
 
@@ -524,7 +533,7 @@ def written(messages: list[dict], chat: Chat, geometry: audio.Geometry) -> list[
 
 
 @pytest.mark.parametrize("dialogue", DIALOGUES)
-@pytest.mark.parametrize("chat, geometry", CHATS)
+@pytest.mark.parametrize(("chat", "geometry"), CHATS)
 def test_the_assistants_words_and_their_ends_are_trained_in_every_dialogue(tmp_path, chat, geometry, dialogue):
     for name, seconds in (("a.wav", 0.5), ("b.wav", 0.2)):
         write_wave(tmp_path / name, seconds)
@@ -538,7 +547,7 @@ def test_the_assistants_words_and_their_ends_are_trained_in_every_dialogue(tmp_p
     assert sample.ids[sample.supervise].tolist() == [n for text in said for n in (*tokenizer().plain(text), end)]
 
 
-@pytest.mark.parametrize("chat, geometry", CHATS)
+@pytest.mark.parametrize(("chat", "geometry"), CHATS)
 def test_the_labels_of_a_pack_are_the_supervised_tokens_one_place_earlier(tmp_path, chat, geometry):
     sample = samples_of(ChatSamples, prompt=chat, geometry=geometry).build(dialogue_of(tmp_path), 0, None)
     labels = collate([sample, sample], geometry=geometry)["labels"].numpy()
@@ -548,7 +557,7 @@ def test_the_labels_of_a_pack_are_the_supervised_tokens_one_place_earlier(tmp_pa
     assert (labels != IGNORE).sum() == 2 * (len(said) + 2)
 
 
-@pytest.mark.parametrize("chat, geometry", CHATS)
+@pytest.mark.parametrize(("chat", "geometry"), CHATS)
 def test_a_question_alone_is_the_dialogue_up_to_its_last_answer(tmp_path, chat, geometry):
     row, samples = dialogue_of(tmp_path), samples_of(ChatSamples, prompt=chat, geometry=geometry)
     whole, prompt = (samples.build(row, 0, None, prompt_only=only) for only in (False, True))
@@ -558,7 +567,7 @@ def test_a_question_alone_is_the_dialogue_up_to_its_last_answer(tmp_path, chat, 
     assert samples.target_row(row).labels["text"] == "the mat <|im_end|>"
 
 
-@pytest.mark.parametrize("chat, geometry", CHATS)
+@pytest.mark.parametrize(("chat", "geometry"), CHATS)
 def test_the_planned_length_of_a_dialogue_is_exact(tmp_path, chat, geometry):
     row, samples = dialogue_of(tmp_path), samples_of(ChatSamples, prompt=chat, geometry=geometry)
     assert planned(samples, row) == len(samples.build(row, 0, epoch=3).ids)

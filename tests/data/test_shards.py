@@ -181,7 +181,7 @@ def test_check_reads_every_file_through(manifest, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "arguments, said",
+    ("arguments", "said"),
     [
         ([], "expected rows=FILE and out=DIR"),
         (["rows=a.jsonl", "out=s3://b/c"], "a local directory"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -133,7 +134,7 @@ def rows(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     asr = {"task": "asr", "language": "en", "text": "the red fox"}
     made += [{"id": "long", "audio": "long.wav", **asr}, {"id": "gone", "audio": "gone.wav", **asr}]
     made += [{"id": "broken", "audio": "broken.wav", "duration": 1.0, **asr}]
-    for number, (one, other) in enumerate(zip(clips, clips[1:], strict=False)):
+    for number, (one, other) in enumerate(itertools.pairwise(clips)):
         pair = {"audio": [one["audio"], other["audio"]], "task": "sv", "text": ("yes", "no")[number % 2]}
         user = [{"role": "user", "content": [one, {"type": "text", "text": "what is it?"}]}]
         answer = {"role": "assistant", "content": f"it is {number}"}

@@ -34,7 +34,7 @@ from support.manifests import write_manifest, write_wave
 
 
 @pytest.mark.parametrize(
-    "metric, scores, margin, expected",
+    ("metric", "scores", "margin", "expected"),
     [
         ("wer", [0.5, 0.0, 1.5, 0.25], 0.0, (1, 2)),  # few errors are good
         ("contains", [0.0, 1.0, 0.0, 1.0], 0.0, (1, 0)),  # of equally good ones the first
@@ -295,7 +295,7 @@ def test_a_judge_ranks_answers_too(command: Callable[..., Any], model: Path):
 
 
 @pytest.mark.parametrize(
-    "arguments, reason",
+    ("arguments", "reason"),
     [
         (["checkpoint=RUN", "from=a.jsonl"], "expected one of them"),
         ([], "expected one of them"),

@@ -34,7 +34,7 @@ def scores(path: list[int], *, certain: float = 0.9) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    "text, language, words",
+    ("text", "language", "words"),
     [
         ("the cat  sat", "en", ["the", "cat", "sat"]),
         (" «Hello», it's - me... ", "en", ["Hello", "it's", "me"]),

@@ -366,7 +366,7 @@ def test_a_batch_from_the_command_line(command: Callable[..., Any], there: Path,
 
 
 @pytest.mark.parametrize(
-    "arguments, reason",
+    ("arguments", "reason"),
     [
         (["input=a.jsonl"], "input=a.jsonl without output"),
         (["output=a.jsonl"], "output=a.jsonl without input"),

@@ -144,7 +144,7 @@ def test_weights_can_be_written_in_less_precision(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    "overrides, reason",
+    ("overrides", "reason"),
     [
         (["model/pooling=conv"], "pooling is Conv, there it is Mean"),
         (["model/pooling=none"], "pooling is Stack, there it is Mean"),

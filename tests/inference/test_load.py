@@ -186,7 +186,7 @@ def test_a_chat_model_is_asked_in_chatml(there: Path, tmp_path: Path, ours: Audi
 
 
 @pytest.mark.parametrize(
-    "overrides, raw, label",
+    ("overrides", "raw", "label"),
     [
         (["objective=sft", "data.view=chat", "prompt=chat_v2"], NaturalPrompt, Qwen2AudioChat.label),
         (
@@ -293,7 +293,7 @@ def test_an_encoder_s_run_is_loaded_with_its_head_and_answers_no_prompts(tmp_pat
         model.generate(files[0], PROMPT)
 
 
-@pytest.mark.parametrize("make, part", [(published.whisper, "encoder"), (published.language_model, "llm")])
+@pytest.mark.parametrize(("make", "part"), [(published.whisper, "encoder"), (published.language_model, "llm")])
 def test_a_part_of_a_model_is_no_model(tmp_path: Path, make, part: str):
     make(tmp_path / "part")
     with pytest.raises(ValueError, match=rf"no whole model.*weights\.{part}="):

@@ -25,10 +25,10 @@ ROWS = {
     "eer": [[2.0, 1.0], [0.5, 0.0], [1.0, 1.0], [-1.0, 0.0], [0.0, 1.0], [-2.0, 0.0]],
     "macro_f1": [["dog", "dog"], ["cat", "dog"], ["rain", "rain"], ["", "cat"], ["cat", "cat"], ["dog", "rain"]],
     "map": [[["dark"], ["dark", "bright"]], [["bright"], ["bright"]], [[], ["dark"]], [["bright"], []]],
-    **dict.fromkeys(
-        ("judged_official", "judged_strict"),
-        [["speech/speech", 6, 8], ["speech/speech", 7, 3], ["speech/speech", 5, 5], ["speech/speech", 2, 9]],
-    ),
+    **{
+        key: [["speech/speech", 6, 8], ["speech/speech", 7, 3], ["speech/speech", 5, 5], ["speech/speech", 2, 9]]
+        for key in ("judged_official", "judged_strict")
+    },
     "cider": [
         [["a", "dog", "barks"], [["a", "dog", "barks"], ["the", "dog", "is", "barking"]]],
         [["rain", "falls"], [["rain", "falls", "on", "a", "roof"]]],

@@ -200,7 +200,7 @@ def test_an_adapter_beside_the_whole_llm_is_refused(net: AudioLM, name: str):
 
 
 @pytest.mark.parametrize(
-    "settings, said",
+    ("settings", "said"),
     [
         (None, "expected its settings, as lora.rank=8"),
         ({**LORA_SETTINGS, "targets": ["q_prj"]}, r"lora.targets=\['q_prj'\]: expected some of down_proj, gate_proj"),

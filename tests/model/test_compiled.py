@@ -69,7 +69,7 @@ def kinds(net: AudioLM) -> list[nn.ModuleList]:
 
 
 @pytest.mark.parametrize(
-    "backend, tolerance",
+    ("backend", "tolerance"),
     [pytest.param(None, 0.0, id="as it is"), pytest.param(aot_eager, 1e-4, id="aot_eager", marks=pytest.mark.slow)],
 )
 def test_a_compiled_step_is_an_eager_step_in_two_graphs_for_each_kind_of_block(

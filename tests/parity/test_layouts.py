@@ -88,7 +88,7 @@ def listed_qwen2_audio() -> dict[str, tuple[int, ...]]:
     return names
 
 
-@pytest.mark.parametrize("system, listed", [("qwen_audio", listed_qwen_audio), ("qwen2_audio", listed_qwen2_audio)])
+@pytest.mark.parametrize(("system", "listed"), [("qwen_audio", listed_qwen_audio), ("qwen2_audio", listed_qwen2_audio)])
 def test_the_full_scale_has_the_names_and_shapes_of_the_release(system: str, listed):
     made = recipe.resolve(recipe.compose([f"experiment={system}_pretrain", "scale=full"]))
     net = recipe.build_net(made, SimpleNamespace(size=5_000))  # on the meta device

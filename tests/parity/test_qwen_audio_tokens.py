@@ -47,7 +47,7 @@ def test_the_released_vocabulary_has_its_size(qwen_audio):
 
 
 @pytest.mark.parametrize(
-    "key, control",
+    ("key", "control"),
     [("ids", Control.ALL), ("ids_audio_tags_only", Control.TAGS), ("ids_no_special", Control.NONE)],
 )
 def test_every_golden_string_has_the_released_ids(qwen_audio, golden, key, control):

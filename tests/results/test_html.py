@@ -222,7 +222,7 @@ def test_a_row_that_is_not_found_again_is_said(tmp_path: Path, capsys):
     assert "names no rows" in page
 
 
-@pytest.mark.parametrize("metric, language", [("wer", "en"), ("wer", "zh"), ("cer", "en"), ("cer", "fr")])
+@pytest.mark.parametrize(("metric", "language"), [("wer", "en"), ("wer", "zh"), ("cer", "en"), ("cer", "fr")])
 def test_an_alignment_has_the_edits_that_the_score_counts(metric: str, language: str):
     draw = random.Random(0)
     for _ in range(40):
@@ -339,7 +339,7 @@ def test_a_reference_is_shown_in_the_form_of_the_answers():
 
 
 @pytest.mark.parametrize(
-    "arguments, message",
+    ("arguments", "message"),
     [
         ([], "give run=RUN or study=NAME"),
         (["run=a", "study=b"], "one of the two"),

@@ -318,7 +318,7 @@ def test_a_difference_exceeds_seed_noise_where_paired_seeds_agree_on_it(tmp_path
     head, _, line, *_, legend = results.markdown(frame, results.verdicts_in(frame)).splitlines()
     assert head == "| task | metric | n | base | steady | shaky |"
     assert line.startswith("| sec | accuracy (%) ↑ | 20 | 0.0 [0.0, 0.0] ±0.0 | 50.0 [")
-    base, steady, shaky = line.strip("| ").split(" | ")[3:]
+    _base, steady, shaky = line.strip("| ").split(" | ")[3:]
     assert steady.endswith("±0.0 ▲") and shaky.endswith("±50.0") and "worse than base" in legend
 
 
@@ -348,7 +348,7 @@ def test_one_seed_shows_nothing_of_seeds(tmp_path):
 # --- curves over what was heard and computed ---
 
 
-@pytest.mark.parametrize("x, tag", [("hours", "train/audio_hours"), ("flops", "train/flops")])
+@pytest.mark.parametrize(("x", "tag"), [("hours", "train/audio_hours"), ("flops", "train/flops")])
 def test_curves_stand_over_what_a_run_has_counted(study, x, tag):
     with pytest.raises(ValueError, match=f"x={x}: .* has no {tag} in its events"):
         results.plot_curves(study, ARMS, x=x)

@@ -34,8 +34,8 @@ if __name__ == "__main__":
 """
 
 
-class Killed(Exception):
-    pass
+class Killed(Exception):  # noqa: N818  an event, not an error
+    """The process of a run has died."""
 
 
 class KillAt(L.Callback):

@@ -27,7 +27,7 @@ TEXTS = ["good morning", "where is it?"]
 
 
 @pytest.mark.parametrize(
-    "code, labels, tagged, said",
+    ("code", "labels", "tagged", "said"),
     [
         (
             "srwt",
@@ -344,7 +344,7 @@ def test_a_word_without_times_in_brackets_has_no_end():
 
 
 @pytest.mark.parametrize("tags", [True, False])
-@pytest.mark.parametrize("code, labels", [("srwt", {"words": WORDS}), ("osr", {"texts": TEXTS})])
+@pytest.mark.parametrize(("code", "labels"), [("srwt", {"words": WORDS}), ("osr", {"texts": TEXTS})])
 def test_a_language_that_the_model_told_is_no_part_of_what_is_said(code, labels, tags):
     answer = TASKS[code].render(labels, tags=tags)
     assert TASKS[code].answer.parse("<|en|>" + answer) == TASKS[code].answer.parse(answer) == labels
@@ -395,7 +395,7 @@ def told(code: str, **labels: Any) -> str:
 
 
 @pytest.mark.parametrize(
-    "words, said",
+    ("words", "said"),
     [
         ([], "`words` is []"),
         ("hello", "`words` is 'hello'"),
@@ -418,7 +418,7 @@ def test_unusable_timed_words_are_told_why(words, said):
 
 
 @pytest.mark.parametrize(
-    "changed, said",
+    ("changed", "said"),
     [
         ({"pitch": 128}, "`notes.pitch` is 128"),
         ({"pitch": True}, "`notes.pitch` is True"),
@@ -438,7 +438,7 @@ def test_unusable_notes_are_told_why(changed, said):
 
 
 @pytest.mark.parametrize(
-    "code, labels, said",
+    ("code", "labels", "said"),
     [
         ("sf", {"intent": "play", "slots": [["time", "now"]]}, "`slots` is list"),
         ("sf", {"intent": "a; b", "slots": {}}, "label `intent` is 'a; b'"),

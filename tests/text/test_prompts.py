@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -35,7 +37,7 @@ NATURAL_AUDIO = "<|audio_bos|><|AUDIO|><|audio_eos|>"
 
 # Qwen-Audio's evaluation scripts eval_audio/*.py.
 @pytest.mark.parametrize(
-    "labels, published",
+    ("labels", "published"),
     [
         (ASR, "<|startoftranscript|><|en|><|transcribe|><|en|><|notimestamps|><|wo_itn|>"),
         ({**ASR, "language": "zh"}, "<|startoftranscript|><|zh|><|transcribe|><|zh|><|notimestamps|><|wo_itn|>"),
@@ -67,7 +69,7 @@ def test_tag_prompts_are_those_of_the_published_scripts(labels, published):
 
 # Qwen2-Audio's evaluation scripts: the audio, then the row's prompt without a space between them.
 @pytest.mark.parametrize(
-    "labels, published",
+    ("labels", "published"),
     [
         (ASR, "Detect the language and recognize the speech: <|en|>"),
         ({**ASR, "language": "zh"}, "Detect the language and recognize the speech: <|zh|>"),
@@ -185,7 +187,7 @@ def test_prompt_text_of_one_kind_is_one_stretch():
     for style in (TagPrompt(), NaturalPrompt()):
         turns = style.turns(S2TT, n_clips=1)
         kinds = [(turn.role, turn.supervise, turn.control) for turn in turns]
-        assert all(kind != after for kind, after in zip(kinds, kinds[1:], strict=False))
+        assert all(kind != after for kind, after in itertools.pairwise(kinds))
 
 
 def test_an_answer_with_control_tokens_keeps_them_apart_from_the_rows_text():
@@ -254,7 +256,7 @@ def written(chat: Chat, messages: list[dict], **options) -> str:
 
 
 @pytest.mark.parametrize(
-    "spacing, published",
+    ("spacing", "published"),
     [
         ("released", f"Audio 1:{TAG_AUDIO}\nwhat does the person say?"),
         ("sft_sample", f"Audio 1: {TAG_AUDIO}\nwhat does the person say?"),
@@ -275,7 +277,7 @@ def test_an_unknown_spacing_lists_the_known_ones():
         QwenAudioChat(spacing="wide")
 
 
-@pytest.mark.parametrize("chat, numbers", [(QwenAudioChat(), "12112"), (Qwen2AudioChat(), "12345")])
+@pytest.mark.parametrize(("chat", "numbers"), [(QwenAudioChat(), "12112"), (Qwen2AudioChat(), "12345")])
 def test_clips_are_numbered_anew_in_each_turn_by_the_first_system_and_through_the_dialogue_by_the_second(chat, numbers):
     two = {"role": "user", "content": [CLIP, CLIP]}
     one = {"role": "user", "content": [CLIP, {"type": "text", "text": "?"}]}
@@ -338,7 +340,7 @@ def test_what_a_message_says_is_never_read_as_chatml_or_audio(chat):
 
 @pytest.mark.parametrize("chat", CHATS)
 @pytest.mark.parametrize(
-    "messages, said",
+    ("messages", "said"),
     [
         ([], "at least one message"),
         (["hi"], r"messages\[0\] is 'hi'"),

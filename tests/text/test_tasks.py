@@ -143,7 +143,7 @@ def test_a_missing_label_is_named(code):
 
 
 @pytest.mark.parametrize(
-    "changed, named",
+    ("changed", "named"),
     [
         ({"text": "  "}, "`text` is empty"),
         ({"text": 5}, "`text` is int"),
@@ -182,7 +182,7 @@ def test_the_caption_style_is_part_of_a_tag_and_plain_where_a_row_is_silent():
 
 
 @pytest.mark.parametrize(
-    "row, line",
+    ("row", "line"),
     [
         ({"task": "s2tt", "language": "de", "target_language": "en"}, "s2tt de-en"),
         ({"task": "dialect_asr", "language": "en", "dialect": "Scottish English"}, "dialect_asr Scottish English"),
@@ -207,7 +207,7 @@ SOUND_TASK = {"name": "a task", "needs": ["text"], "metrics": {"accuracy": "answ
 
 
 @pytest.mark.parametrize(
-    "changed, said",
+    ("changed", "said"),
     [
         ({"metric": "wer"}, "unknown field 'metric'; known fields: code, family, name"),
         ({"name": None}, "expected the fields code, family, name, needs"),

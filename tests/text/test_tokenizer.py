@@ -380,7 +380,7 @@ def test_a_mark_that_joins_with_what_follows_is_not_a_token_of_the_first_system(
 
 
 @pytest.mark.parametrize(
-    "change, said",
+    ("change", "said"),
     [
         (lambda lines: [*lines[:5], "not a rank", *lines[6:]], r"line 6: b'not a rank', expected a token in base64"),
         (lambda lines: [*lines[:5], "%%% 5", *lines[6:]], r"line 6: b'%%% 5', expected"),

@@ -281,10 +281,15 @@ def test_one_process_that_is_told_to_stop_stops_all_and_all_go_on(small, whole, 
 def test_before_training_a_signal_ends_the_process_at_once_and_after_it_means_what_it_did(monkeypatch, tmp_path: Path):
     monkeypatch.setenv("AURIS_REQUEUE", str(tmp_path / "requeue"))
     before = [signal.getsignal(one) for one in Preemption.SIGNALS]
+
+    def receive(number: signal.Signals) -> None:
+        with Preemption():
+            os.kill(os.getpid(), number)
+            time.sleep(5)  # the signal arrives at once and ends this
+
     for one in Preemption.SIGNALS:
-        with pytest.raises(Preempted, match=f"stopped by {one.name} before a step was taken"), Preemption():
-            os.kill(os.getpid(), one)
-            time.sleep(5)  # it arrives at once; not to be reached
+        with pytest.raises(Preempted, match=f"stopped by {one.name} before a step was taken"):
+            receive(one)
         (tmp_path / "requeue").unlink()  # what a script is told by
     assert [signal.getsignal(one) for one in Preemption.SIGNALS] == before
 
@@ -318,7 +323,7 @@ class Broken(L.Callback):
 def test_a_full_disk_stops_nothing_but_saving(small, whole, monkeypatch):
     made = small("full")
     run = begin(made)
-    with pytest.warns(UserWarning) as said:
+    with pytest.warns(UserWarning, match="could not be saved") as said:
         trainer = fit(made, Broken(monkeypatch, OSError(28, "No space left on device"), 2, 4))
     messages = " ".join(str(one.message) for one in said)
     assert "the checkpoint of step 2 could not be saved ([Errno 28] No space left" in messages

@@ -63,7 +63,7 @@ def test_parameters_are_those_of_the_released_system(released: nn.Module):
 
 
 @pytest.mark.parametrize(
-    "stage, expected",
+    ("stage", "expected"),
     [
         ("everything trained", (125.1, 15.6, 1.96)),
         ("fine-tuning (encoder frozen)", (116.8, 14.6, 1.83)),

@@ -95,7 +95,7 @@ class Weights(L.Callback):
 @pytest.mark.parametrize("kind", ["loss", "gradient"])
 def test_a_step_that_is_not_finite_moves_nothing_and_the_others_keep_their_place(smallest, kind):
     made = smallest("max_steps=5", arm=kind)
-    module, data = train.build(made)
+    _module, data = train.build(made)
     data.setup("fit")
     row = data.plan.step(2)[0][0] if kind == "loss" else None
     seen = Weights()

@@ -167,7 +167,7 @@ def test_each_group_keeps_its_share_of_the_rate(net):
 def test_a_warm_up_as_long_as_the_run_is_an_error_that_names_settings_that_exist():
     from auris import config
 
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(ValueError, match="=") as error:
         rates(1, warmup_steps=10, max_steps=10, floor=0.1)
     named = [word for word in str(error.value).split() if "=" in word]
     assert len(named) == 2
@@ -220,12 +220,14 @@ def test_one_step_is_adamws_with_its_moments_rounded():
     (_, whole), (_, half) = learn("fp32", steps=1), learn("bf16", steps=1)
     for one, two in zip(whole.state.values(), half.state.values(), strict=True):
         assert all(torch.equal(one[name].bfloat16(), two[name]) for name in ("exp_avg", "exp_avg_sq"))
-    ours, theirs = (sum((group["params"] for group in each.param_groups), []) for each in (half, whole))
+    ours, theirs = (
+        [parameter for group in each.param_groups for parameter in group["params"]] for each in (half, whole)
+    )
     assert all(torch.equal(one, two) for one, two in zip(ours, theirs, strict=True))
 
 
 @pytest.mark.parametrize(
-    "states, betas, said",
+    ("states", "betas", "said"),
     [("int8", (0.9, 0.98), "optim.states=int8: expected fp32 or bf16"), ("bf16", (0.9, 0.999), "optim.betas=.*0.99")],
 )
 def test_moments_that_cannot_be_kept_are_refused(states, betas, said):

@@ -66,7 +66,7 @@ def test_a_run_says_what_it_runs_on_and_what_it_will_take(corpus: Path, tmp_path
 
 
 @pytest.mark.parametrize(
-    "trainer, expected",
+    ("trainer", "expected"),
     [
         ({"devices": 1}, 1),
         ({"devices": 8, "num_nodes": 4}, 32),
@@ -83,7 +83,7 @@ def test_ranks_are_counted_from_the_trainers_settings(trainer, expected):
 
 
 @pytest.mark.parametrize(
-    "overrides, said",
+    ("overrides", "said"),
     [
         (["trainer.devices=3"], "tensor_parallel=2 does not divide the 3 processes"),
         (["model.llm.config.num_attention_heads=3", "model.llm.config.hidden_size=48"], "num_attention_heads=3"),

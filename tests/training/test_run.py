@@ -142,11 +142,17 @@ def test_a_directory_that_was_there_or_has_a_step_stays(smallest):
     with pytest.raises(ValueError, match="nowhere"):
         train.train(made)
     assert (run_dir / "log.txt").is_file()
-    with pytest.raises(Killed), train.removed_if_unused(run_dir / "other"):
-        (run_dir / "other").mkdir()
-        (run_dir / "other/progress.json").write_text("{}")
-        raise Killed
-    assert (run_dir / "other").is_dir()
+    other = run_dir / "other"
+
+    def begin_and_fail() -> None:
+        with train.removed_if_unused(other):
+            other.mkdir()
+            (other / "progress.json").write_text("{}")
+            raise Killed
+
+    with pytest.raises(Killed):
+        begin_and_fail()
+    assert other.is_dir()
 
 
 def test_training_again_under_the_same_name_is_refused_or_skipped(smallest, capsys):
@@ -184,7 +190,7 @@ def test_a_run_of_compiled_blocks_ends_at_the_same_weights(smallest):
 
 def test_only_the_listed_parts_learn(smallest):
     made = smallest("max_steps=2", "trainable=[projector]")
-    module, data = train.build(made)
+    module, _data = train.build(made)
     module.configure_model()
     start = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     train.train(made)

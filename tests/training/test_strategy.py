@@ -214,7 +214,7 @@ def test_gradients_are_communicated_with_the_last_pack_of_a_step_only(two, name:
 
 
 @pytest.mark.parametrize(
-    "arguments, said",
+    ("arguments", "said"),
     [
         ({"tensor_parallel": 2, "replicas": 2}, "expected one of them to be 1"),
         ({"replicas": 0}, "trainer.strategy.replicas=0: expected one of them to be 1, and the other 1 or more"),

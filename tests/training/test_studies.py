@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from rich.console import Console
@@ -142,7 +143,7 @@ def test_a_failed_run_blocks_what_needs_it_and_nothing_else(tmp_path: Path, monk
 class Standing:
     """Processes that stand in for runs: each does what its name says."""
 
-    CODES = {
+    CODES: ClassVar = {
         "quick": "pass",
         "stopped": "raise SystemExit(75)",
         "long": "import signal, time; signal.signal(signal.SIGUSR1, lambda *_: exit(75)); print(1); time.sleep(60)",

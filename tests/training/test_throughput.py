@@ -75,7 +75,7 @@ def operations(net: nn.Module, stage: cost.Stage, batch: dict) -> int:
     return cost.training_flops(net, stage, cost.Load(**{name: int(cost.pack_counts(batch)[name]) for name in LOAD}))
 
 
-@pytest.mark.parametrize("trainable, share", [(("encoder", "projector", "llm"), 0.01), (("projector",), 0.02)])
+@pytest.mark.parametrize(("trainable", "share"), [(("encoder", "projector", "llm"), 0.01), (("projector",), 0.02)])
 def test_useful_operations_are_those_that_torch_counts(trainable: tuple[str, ...], share: float):
     """torch does not count norms and element-wise products, nor attention on a CPU."""
     net = nets.build(vocab=96, hidden_size=128, intermediate_size=256)
@@ -120,7 +120,7 @@ def test_attention_is_four_operations_for_each_pair_and_channel_and_twice_as_man
 
 
 @pytest.mark.parametrize(
-    "device, precision, peak",
+    ("device", "precision", "peak"),
     [
         ("NVIDIA H100 80GB HBM3", "bf16-mixed", 989.4e12),
         ("NVIDIA H100 PCIe", "bf16-mixed", 756e12),

@@ -31,4 +31,4 @@ def test_what_is_spoken_is_lower_case_words() -> None:
     for family in wordings.families(spoken=True):
         for split in SPLITS:
             for wording in wordings.questions(family, split, spoken=True):
-                assert all(word.isalpha() and word.islower() or word[0] == "{" for word in wording.split()), wording
+                assert all((word.isalpha() and word.islower()) or word[0] == "{" for word in wording.split()), wording

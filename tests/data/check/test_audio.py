@@ -82,7 +82,7 @@ def test_a_file_that_was_cut_off_is_corrupt_though_its_row_states_no_length(tmp_
     path = tmp_path / row["audio"]
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     [one] = look_at(tmp_path, row).findings
-    assert one.kind == "corrupt" and "cut off" in one.reason or "cannot be decoded" in one.reason
+    assert (one.kind == "corrupt" and "cut off" in one.reason) or "cannot be decoded" in one.reason
 
 
 def test_a_wav_that_was_written_to_a_pipe_is_whole(tmp_path):
@@ -96,7 +96,7 @@ def test_a_wav_that_was_written_to_a_pipe_is_whole(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "wave, kinds",
+    ("wave", "kinds"),
     [
         (np.zeros(RATE), {"silent": ["a"]}),
         (np.full(RATE, 0.3), {"silent": ["a"]}),  # a constant is no sound
@@ -107,8 +107,8 @@ def test_silence(tmp_path, wave, kinds):
     assert found(look_at(tmp_path, write_row(tmp_path, "a", wave))) == kinds
 
 
-@pytest.mark.parametrize("rate, suffix", [(RATE, ".wav"), (8_000, ".wav"), (44_100, ".flac"), (48_000, ".wav")])
-@pytest.mark.parametrize("gain, limit, is_clipped", [(8.0, 1.0, True), (8.0, 0.4, True), (1.9, 1.0, False)])
+@pytest.mark.parametrize(("rate", "suffix"), [(RATE, ".wav"), (8_000, ".wav"), (44_100, ".flac"), (48_000, ".wav")])
+@pytest.mark.parametrize(("gain", "limit", "is_clipped"), [(8.0, 1.0, True), (8.0, 0.4, True), (1.9, 1.0, False)])
 def test_clipping_is_found_at_full_scale_and_below_it(tmp_path, rate, suffix, gain, limit, is_clipped):
     wave = np.clip(gain * speech_like(rate=rate), -limit, limit)
     report = look_at(tmp_path, write_row(tmp_path, "a", wave, rate, audio=f"a{suffix}"))
@@ -146,7 +146,7 @@ def test_a_stretch_is_looked_at_alone(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "changed, said",
+    ("changed", "said"),
     [
         ({"duration": 2.0}, "is 1.00 s, the row says 2.00 s"),
         ({"duration": 0.9}, "is 1.00 s, the row says 0.90 s"),
@@ -228,7 +228,7 @@ def test_sound_of_a_training_row_contaminates_a_test_set_whatever_it_is_asked(tm
 
 
 @pytest.mark.parametrize(
-    "known, asked, is_contaminated",
+    ("known", "asked", "is_contaminated"),
     [
         ("The cat sat on it.", "the cat sat on it", True),
         ("他们都很好。", "他们，都很好", True),
@@ -259,7 +259,8 @@ def test_classes_and_answers_are_shared_by_all_sets(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "split, name", [("train-clean-100", "train"), ("dev", "valid"), ("test-iOS", "test"), ("Eval", "test"), ("x", "x")]
+    ("split", "name"),
+    [("train-clean-100", "train"), ("dev", "valid"), ("test-iOS", "test"), ("Eval", "test"), ("x", "x")],
 )
 def test_splits_of_many_names_are_of_few_sets(tmp_path, split, name):
     report = look(tmp_path, [write_row(tmp_path, "a", speech_like(), split=split)])

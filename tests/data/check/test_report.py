@@ -95,7 +95,7 @@ def test_the_same_ids_in_two_manifests_do_not_stop_the_doctor(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "arguments, said",
+    ("arguments", "said"),
     [
         (["data=nowhere.jsonl"], "no manifest at nowhere.jsonl"),
         (["data=manifest"], "error: data has no rows: expected data=FILE.jsonl"),
@@ -124,7 +124,7 @@ def test_rows_in_shards_are_looked_at_as_those_of_their_manifest(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "argument, expected",
+    ("argument", "expected"),
     [
         ("data=embedded", ["data=embedded"]),
         ("data=a.jsonl", ["data=manifest", "+data.files=[a.jsonl]"]),

@@ -219,7 +219,7 @@ def test_a_flipped_byte_anywhere_leaves_a_row_as_it_was_or_makes_it_a_named_prob
     path = copy / "shard-00000.parquet"
     whole, intact = path.read_bytes(), [built(row) for row in read(packed).rows[:5]]
     noticed = 0
-    for place in np.random.default_rng(0).integers(len(whole), size=150).tolist() + [0, len(whole) - 1]:
+    for place in [*np.random.default_rng(0).integers(len(whole), size=150).tolist(), 0, len(whole) - 1]:
         flipped = bytearray(whole)
         flipped[place] ^= 0x41
         path.write_bytes(flipped)

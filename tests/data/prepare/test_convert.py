@@ -91,7 +91,7 @@ def test_pairs_of_clips_stay_lists(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "changed, said",
+    ("changed", "said"),
     [
         ({"audio": Path("/nowhere/a.wav")}, "/nowhere/a.wav: no such file"),
         ({"audio": None}, "`audio`"),
@@ -200,7 +200,7 @@ def test_a_map_of_ones_own_may_be_a_file_in_the_working_directory(tmp_path, monk
 
 
 @pytest.mark.parametrize(
-    "arguments, said",
+    ("arguments", "said"),
     [
         (["root=.", "out=a.jsonl"], "error: layout= is missing: expected a layout"),
         (["layout=clotho", "out=a.jsonl"], "error: root= is missing: expected the folder of the corpus"),
@@ -227,7 +227,7 @@ def test_the_worked_examples_of_the_readme_are_those_that_run(name):
     assert shown.keys() == runs.keys()
     for key, value in shown.items():
         if isinstance(value, dict):
-            assert value.items() <= runs[key].items() or key == "values" and value.keys() <= runs[key].keys()
+            assert value.items() <= runs[key].items() or (key == "values" and value.keys() <= runs[key].keys())
         else:
             assert value == runs[key]
 

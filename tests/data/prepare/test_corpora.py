@@ -203,7 +203,7 @@ def test_the_folder_around_it_may_be_given(tmp_path, corpus):
 
 
 @pytest.mark.parametrize(
-    "corpus, task, name, expected",
+    ("corpus", "task", "name", "expected"),
     [
         ("librispeech", "sgc", "librispeech/dev-clean/1272-128104-0000#sgc", {"text": "male"}),
         ("aishell1", "sgc", "aishell1/test/BAC009S0764W0121#sgc", {"text": "female"}),
@@ -221,7 +221,7 @@ def test_other_tasks_are_rows_of_their_own(tmp_path, corpus, task, name, expecte
 
 
 @pytest.mark.parametrize(
-    "corpus, option, kept",
+    ("corpus", "option", "kept"),
     [
         ("librispeech", "splits=[train-clean-100]", {"librispeech/train-clean-100/103-1240-0000"}),
         ("aishell1", "splits=[dev]", {"aishell1/dev/BAC009S0724W0121"}),

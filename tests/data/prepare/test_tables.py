@@ -67,7 +67,7 @@ def test_a_pattern_takes_several_tables_and_paths_are_relative_to_each(tmp_path)
 
 
 @pytest.mark.parametrize(
-    "pattern, paths",
+    ("pattern", "paths"),
     [
         ("{split}/metadata.csv", {"train": "train/metadata.csv", "test": "test/metadata.csv"}),
         (
@@ -110,7 +110,7 @@ def test_a_dot_leads_into_a_label_and_json_is_read_where_a_label_is_more_than_te
 
 
 @pytest.mark.parametrize(
-    "line, said",
+    ("line", "said"),
     [
         ("a.wav,hello", "t.csv:2 has 2 columns, not 3"),
         ("a.wav,hello,angry", "`emotion` is 'angry', layout.values.emotion has happy"),
@@ -126,7 +126,7 @@ def test_what_is_wrong_with_a_line_is_the_problem_of_its_row(tmp_path, line, sai
 
 
 @pytest.mark.parametrize(
-    "columns, cell, said",
+    ("columns", "cell", "said"),
     [
         ({"duration": "x"}, "long", "`duration` is 'long', expected a number"),
         ({"slots": "x"}, "{oops", "`slots` is '{oops', expected JSON"),
@@ -141,7 +141,7 @@ def test_a_cell_that_has_no_place_is_named(tmp_path, columns, cell, said):
 
 
 @pytest.mark.parametrize(
-    "changed, error, said",
+    ("changed", "error", "said"),
     [
         ({"files": "none.csv"}, FileNotFoundError, "layout.files=none.csv: there is none below"),
         ({"files": "t.xlsx"}, ValueError, "expected a table that ends in .csv, .tsv, .jsonl, .parquet"),

@@ -85,7 +85,7 @@ def changed_recording(**changed: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    "bad, said",
+    ("bad", "said"),
     [
         (cut(type="MixedCut"), "a MixedCut: expected a MonoCut"),
         (cut(supervisions=[]), "cut rec-1-0 has no supervision"),

@@ -64,8 +64,24 @@ def test_a_model_s_points_are_kept_and_replayed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "reply",
-    ["", "good", "11", "0", "between 3 and 7", "7.5", "-", "100", "-3", "\u22123"]
-    + ["3-4", "8/5", "8/100", "8/10 or 9/10", "10 out of 100", "1e1"],
+    [
+        "",
+        "good",
+        "11",
+        "0",
+        "between 3 and 7",
+        "7.5",
+        "-",
+        "100",
+        "-3",
+        "−3",
+        "3-4",
+        "8/5",
+        "8/100",
+        "8/10 or 9/10",
+        "10 out of 100",
+        "1e1",
+    ],
 )
 def test_a_reply_without_one_number_gives_no_points(tmp_path: Path, reply: str) -> None:
     with stand_in.serve(lambda messages: reply) as (url, _):
@@ -76,7 +92,7 @@ def test_a_reply_without_one_number_gives_no_points(tmp_path: Path, reply: str) 
 
 @pytest.mark.parametrize(
     "reply",
-    ["7", " 7\n", "7.0", "Rating: 7.", "7, and again 7"] + ["7/10", "**7 / 10**", "I give it 7 out of 10."],
+    ["7", " 7\n", "7.0", "Rating: 7.", "7, and again 7", "7/10", "**7 / 10**", "I give it 7 out of 10."],
 )
 def test_a_number_with_words_around_it_is_read(tmp_path: Path, reply: str) -> None:
     with stand_in.serve(lambda messages: reply) as (url, _):

@@ -218,8 +218,8 @@ def test_nothing_in_a_checkpoint_is_executed(tmp_path: Path):
         file.write_bytes(pickle.dumps(Executed()))
         with pytest.raises(DamagedError):
             CheckpointDir(path).verify()
+        module, optimizer = trained()
         with pytest.raises((DamagedError, ValueError)):
-            module, optimizer = trained()
             checkpoint_io.restore(CheckpointDir(path), module=module, optimizer=optimizer)
         file.write_bytes(whole[file])
 

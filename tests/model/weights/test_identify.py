@@ -141,7 +141,7 @@ def test_a_language_model_begins_ours_and_its_vocabulary_grows(paths: dict[str, 
     assert torch.equal(net.llm.model.embed_tokens.weight[:rows], found.open_tensors().read(names[kind]))
 
 
-@pytest.mark.parametrize("config, count", [(HUB_QWEN2_AUDIO, 8_395_174_912), (HUB_QWEN_AUDIO, 8_394_302_464)])
+@pytest.mark.parametrize(("config", "count"), [(HUB_QWEN2_AUDIO, 8_395_174_912), (HUB_QWEN_AUDIO, 8_394_302_464)])
 def test_the_published_configs_describe_the_published_systems(tmp_path: Path, config: dict, count: int):
     published.write_json(tmp_path / "config.json", config)
     save_file({"other": torch.zeros(1)}, tmp_path / "model.safetensors")
@@ -168,7 +168,7 @@ def test_without_dynamic_ntk_there_is_no_training_length(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    "kind, keys, value",
+    ("kind", "keys", "value"),
     [
         ("qwen2_audio", ("audio_config", "num_mel_bins"), 80),
         ("qwen2_audio", ("audio_config", "d_model"), 64),
@@ -198,7 +198,7 @@ def test_a_config_that_contradicts_the_weights_is_refused(tmp_path: Path, kind: 
 
 
 @pytest.mark.parametrize(
-    "kind, keys, value",
+    ("kind", "keys", "value"),
     [
         ("qwen2_audio", ("audio_config", "activation_function"), "relu"),
         ("qwen2_audio", ("audio_config", "scale_embedding"), True),

@@ -123,7 +123,7 @@ def test_tied_tensors_need_one_name_and_must_agree_under_two():
 def refused(net: AudioLM, state: Mapping[str, Tensor], layout: str = "auris", **options: object) -> str:
     """What a load is told, after a look that it changed nothing."""
     before = copied(net)
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(ValueError, match="weights.encoder=runs/a") as error:
         loading.load(net, StateTensors(state), layout=layout, label="weights.encoder=runs/a", **options)
     assert_equal(net.state_dict(), before)
     return str(error.value)

@@ -307,7 +307,7 @@ def test_pairs_without_a_reference_are_refused(net: AudioLM) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments, said",
+    ("arguments", "said"),
     [
         ({"beta": 0.0}, "objective.beta=0.0: expected a number above 0"),
         ({"beta": -0.1}, "objective.beta=-0.1"),
