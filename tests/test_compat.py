@@ -103,7 +103,7 @@ def test_the_settings_of_compilation_exist():
         assert torch._dynamo.config.nested_graph_breaks is True and sizes.use_duck_shape is False
 
 
-def test_a_compiled_module_is_told_from_another():
+def test_compiled_modules_are_recognised():
     module = nn.Linear(1, 1)
     assert not compat.is_compiled(module)
     module.compile(backend="eager")

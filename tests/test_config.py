@@ -23,7 +23,7 @@ from auris.files import read_yaml, write_yaml
         ("corpus", "out=..."),
     ],
 )
-def test_what_has_to_be_given_is_asked_for_in_one_sentence(command, missing, capsys):
+def test_missing_required_settings_are_named_in_one_sentence(command, missing, capsys):
     assert cli.main([command]) == 2
     assert capsys.readouterr() == ("", f"error: expected {missing} on the command line (see --help)\n")
 
@@ -44,7 +44,7 @@ def test_a_recipe_survives_its_file(tmp_path: Path):
     ("view", "prompt", "expected"),
     [("chat", "natural", "chat_v1 or chat_v2"), ("audio", "chat_v2", "natural, tags or both")],
 )
-def test_a_view_that_a_prompting_style_does_not_write_says_which_do(view: str, prompt: str, expected: str):
+def test_a_view_that_a_prompting_style_lacks_names_the_styles_that_have_it(view: str, prompt: str, expected: str):
     made = config.resolve(config.compose([f"data.view={view}", f"prompt={prompt}"]))
     with pytest.raises(ValueError, match=f"data.view={view} is not written in .*: expected prompt={expected}$"):
         config.build_samples(made, torch.nn.Identity(), None, long_audio="error", train=False)

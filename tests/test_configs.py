@@ -106,7 +106,7 @@ def unbound(made: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def test_every_file_at_the_top_is_a_known_primary():
+def test_every_top_level_file_is_a_command_config():
     assert {path.stem for path in config.CONFIGS.glob("*.yaml")} == set(PRIMARIES)
 
 

@@ -58,7 +58,7 @@ def cluster(tmp_path: Path) -> Cluster:
     return Cluster(tmp_path)
 
 
-def test_torchrun_is_told_the_machines_and_the_trainer_is_told_the_same(cluster):
+def test_torchrun_and_the_trainer_get_the_same_machines(cluster):
     done = cluster.run("torchrun.sh", "experiment=qwen2_audio_sft", GPUS="4", NODES="2", RANK="1", MASTER="node0")
     assert done.returncode == 0, done.stderr
     [call] = cluster.called()
@@ -67,12 +67,12 @@ def test_torchrun_is_told_the_machines_and_the_trainer_is_told_the_same(cluster)
 
 
 @pytest.mark.parametrize("status", [0, 1])
-def test_torchrun_s_status_is_that_of_the_script_where_nobody_told_it_to_stop(cluster, status):
+def test_without_a_signal_the_script_returns_torchrun_s_status(cluster, status):
     assert cluster.run("torchrun.sh", GPUS="1", ENDS=str(status)).returncode == status
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_script_with_torchrun_that_is_told_to_stop_ends_to_be_requeued_as_a_run_does(cluster, number):
+def test_a_signalled_torchrun_script_asks_to_be_requeued(cluster, number):
     process = cluster.start("torchrun.sh", GPUS="1", TOLD="yes")
     deadline = time.monotonic() + 60
     while not cluster.called():
@@ -83,7 +83,7 @@ def test_a_script_with_torchrun_that_is_told_to_stop_ends_to_be_requeued_as_a_ru
 
 
 @pytest.mark.parametrize(("status", "requeued"), [("0", False), ("1", False), ("75", True)])
-def test_a_slurm_job_is_requeued_where_its_run_is_to_be_gone_on_with(cluster, status, requeued):
+def test_a_slurm_job_is_requeued_if_its_run_is_to_continue(cluster, status, requeued):
     job = {"SLURM_NTASKS_PER_NODE": "8", "SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_ID": "123"}
     done = cluster.run("slurm.sh", "strategy=fsdp", **job, STATUS=status)
     run, *after = cluster.called()

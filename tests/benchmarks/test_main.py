@@ -287,7 +287,7 @@ def test_an_earlier_result_does_not_outlive_a_failure(monkeypatch: pytest.Monkey
         (["train_step", "clips=0"], "clips=0: expected 1 or more"),
     ],
 )
-def test_a_mistaken_argument_ends_it(arguments: list[str], message: str) -> None:
+def test_an_invalid_argument_ends_the_command(arguments: list[str], message: str) -> None:
     with pytest.raises(SystemExit, match=message):
         __main__.main(arguments)
 

@@ -138,7 +138,7 @@ def test_word_times_point_at_the_speech(made: Path) -> None:
         assert np.mean(samples[start:end] ** 2) > 10 * np.mean(samples[: start - 160] ** 2), row["id"]
 
 
-def test_every_row_says_where_it_comes_from(made: Path) -> None:
+def test_every_row_has_a_provenance(made: Path) -> None:
     rows = read(made)
     assert len({row["id"] for row in rows}) == len({row["seed"] for row in rows}) == len(rows)
     for row in rows:
@@ -190,7 +190,7 @@ def test_answers_to_questions_are_balanced(made: Path) -> None:
     assert Counter(row["question"] for row in rows if row["question"].startswith("What")).most_common(1)[0][1] == 4
 
 
-def test_building_again_says_that_it_is_there(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_existing_corpus_is_reported_and_left_alone(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = (made / "corpus.json").stat().st_mtime_ns
     facts = build(made, **CORPUS)
     assert f"already in {made}" in capsys.readouterr().out
@@ -203,7 +203,7 @@ def test_another_configuration_in_the_same_directory_is_refused(made: Path) -> N
         build(made, **{**CORPUS, "seed": 8})
 
 
-def test_somebody_elses_directory_is_left_alone(tmp_path: Path) -> None:
+def test_a_directory_of_other_files_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "train.jsonl").write_text("mine")
     with pytest.raises(ValueError, match="no embedded corpus"):
         build(tmp_path, **CORPUS)

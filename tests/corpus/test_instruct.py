@@ -91,7 +91,7 @@ def test_the_manifest_reader_takes_every_row_as_it_is_meant(made: Path) -> None:
             assert all(clip.path.is_file() for clip in row.clips)
 
 
-def test_every_kind_is_there_in_its_share_and_the_facts_say_how_often(made: Path) -> None:
+def test_every_kind_has_its_share_and_the_facts_count_it(made: Path) -> None:
     facts = json.loads((made / "instruct.json").read_text("utf-8"))
     for name in FILES:
         rows = read(made, name)
@@ -105,13 +105,13 @@ def test_every_kind_is_there_in_its_share_and_the_facts_say_how_often(made: Path
     assert set(first.values()) == {1}  # the first rows are a fair sample
 
 
-def test_the_key_of_a_row_stands_in_its_last_answer(made: Path) -> None:
+def test_the_last_answer_of_a_row_contains_its_key(made: Path) -> None:
     for row in read(made, *grammar.SPLITS):
         assert row["messages"][-1]["role"] == "assistant"
         assert contains(row["messages"][-1]["content"], row["key"], row["language"]), row
 
 
-def test_answers_take_the_form_that_the_row_says(made: Path) -> None:
+def test_answers_have_the_form_named_in_the_row(made: Path) -> None:
     rows = [row for row in read(made, *grammar.SPLITS) if row["kind"] != "augmented"]
     assert {row["form"] for row in rows} == set(wordings.FORMS)
     for row in rows:
@@ -120,7 +120,7 @@ def test_answers_take_the_form_that_the_row_says(made: Path) -> None:
             assert reply.endswith(".") == (row["form"] != "terse"), row
 
 
-def test_the_mode_is_told_from_what_the_user_gives(made: Path) -> None:
+def test_the_mode_follows_from_the_user_s_messages(made: Path) -> None:
     for row in read(made, *FILES):
         match row["kind"]:
             case "voice":
@@ -293,7 +293,7 @@ def test_splits_share_no_clip_no_voice_no_spoken_sentence_and_no_question(made: 
         assert not (train & valid or train & test or valid & test), what
 
 
-def test_every_row_says_where_it_comes_from(made: Path, corpus: Path) -> None:
+def test_every_row_has_a_provenance(made: Path, corpus: Path) -> None:
     known = labels(corpus)
     rows = read(made, *FILES)
     assert len({row["id"] for row in rows}) == len({row["seed"] for row in rows}) == len(rows)
@@ -310,7 +310,7 @@ def test_no_dialogue_is_there_twice(made: Path) -> None:
         assert len({json.dumps(messages) for messages in rows}) == len(rows)
 
 
-def test_a_row_is_asked_in_a_wording_of_its_split(made: Path) -> None:
+def test_the_wording_of_a_question_belongs_to_the_split_of_its_row(made: Path) -> None:
     fillings = {"statement": r"the [a-z ]+", "noun": r"the \w+", "question": r"(?:how|what|can) [^.]+"}
 
     def pattern(wording: str) -> str:
@@ -335,7 +335,7 @@ def test_a_row_is_asked_in_a_wording_of_its_split(made: Path) -> None:
 # --- recordings -----------------------------------------------------------------------------------------------------
 
 
-def test_only_what_is_spoken_anew_is_recorded(made: Path) -> None:
+def test_only_new_speech_is_recorded(made: Path) -> None:
     facts = json.loads((made / "instruct.json").read_text("utf-8"))
     spoken = {row["id"]: heard(row) for row in read(made, *FILES) if "spoken" in row}
     files = sorted(path.relative_to(made).as_posix() for path in (made / "audio").rglob("*.*"))
@@ -343,7 +343,7 @@ def test_only_what_is_spoken_anew_is_recorded(made: Path) -> None:
     assert len(files) == facts["recordings"]
 
 
-def test_a_command_stands_before_the_clip_that_it_is_about(made: Path, corpus: Path) -> None:
+def test_a_command_precedes_its_clip(made: Path, corpus: Path) -> None:
     known = labels(corpus)
     for row in read(made, "test"):
         if row["kind"] == "command":
@@ -387,7 +387,7 @@ def test_another_seed_gives_other_dialogues(corpus: Path, tmp_path: Path) -> Non
     assert sum(a["messages"] == b["messages"] for a, b in zip(one, other, strict=True)) < len(one) / 10
 
 
-def test_making_them_again_says_that_they_are_there(
+def test_existing_dialogues_are_reported_and_left_alone(
     made: Path, corpus: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = (made / "instruct.json").stat().st_mtime_ns
@@ -402,7 +402,7 @@ def test_other_dialogues_in_the_same_directory_are_refused(made: Path, corpus: P
         instruct(corpus, made, **{**OPTIONS, "seed": 4})
 
 
-def test_somebody_elses_directory_is_left_alone(corpus: Path, tmp_path: Path) -> None:
+def test_a_directory_of_other_files_is_left_alone(corpus: Path, tmp_path: Path) -> None:
     (tmp_path / "train.jsonl").write_text("mine")
     with pytest.raises(ValueError, match="holds files but no dialogues"):
         instruct(corpus, tmp_path, **SILENT)
@@ -422,7 +422,7 @@ def test_questions_come_from_the_users_own_model_where_one_is_named(corpus: Path
     assert replayed["rows_hash"] == json.loads((tmp_path / "out" / "instruct.json").read_text())["rows_hash"]
 
 
-def test_a_table_says_who_wrote_and_who_preferred(made: Path) -> None:
+def test_the_provenance_of_text_and_preferences_is_in_the_table(made: Path) -> None:
     table = instruction.tabulate(json.loads((made / "instruct.json").read_text("utf-8")))
     assert "a script of templates, not a language model" in table.caption
     assert "a rule (auris.metrics.judges.rating.rate), not a person" in table.caption
@@ -450,7 +450,7 @@ def test_a_table_says_who_wrote_and_who_preferred(made: Path) -> None:
         ),
     ],
 )
-def test_what_makes_no_sense_is_refused(corpus: Path, tmp_path: Path, change: Any, message: str) -> None:
+def test_invalid_settings_are_refused(corpus: Path, tmp_path: Path, change: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         instruct(corpus, tmp_path / "out", **{**SILENT, **change})
     assert not (tmp_path / "out").exists()
@@ -466,7 +466,7 @@ def test_what_makes_no_sense_is_refused(corpus: Path, tmp_path: Path, change: An
         ({"tasks": ["er"]}, r"llm.tasks is \['er'\].*no rows"),
     ],
 )
-def test_a_language_model_that_cannot_be_asked_is_said(
+def test_an_unreachable_language_model_is_reported(
     corpus: Path, tmp_path: Path, llm: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
@@ -494,7 +494,7 @@ def test_rows_that_cannot_be_used_are_counted_by_reason(corpus: Path, tmp_path: 
     assert facts["unused"]["train"] == {"label `text` is empty": 1, "task asr with 2 clips": 1}
 
 
-def test_a_corpus_that_is_not_there_is_said_with_the_command_that_makes_one(tmp_path: Path) -> None:
+def test_a_missing_corpus_names_the_command_that_builds_one(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"corpus=.*none.*auris corpus out="):
         instruct(tmp_path / "none", tmp_path / "out", **SILENT)
 
@@ -519,7 +519,7 @@ def test_the_default_makes_two_thousand_rows_and_its_keys_reach_the_function() -
     assert SHIPPED.is_file()
 
 
-def test_the_command_prints_its_table_and_says_what_is_wrong(
+def test_the_command_prints_its_table_and_reports_errors(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def run(*arguments: str) -> int:

@@ -47,7 +47,7 @@ def test_clips_have_their_length_and_level_and_vary_with_the_seed(make: Maker, n
         assert np.corrcoef(one, other)[0, 1] < 0.5, name
 
 
-def test_background_has_the_asked_ratio() -> None:
+def test_background_noise_has_the_requested_ratio() -> None:
     clean = np.sin(2 * np.pi * 440 * np.arange(SAMPLE_RATE) / SAMPLE_RATE)
     noisy = add_background(np.random.default_rng(0), clean, snr=20)
     assert 10 * np.log10(power(clean) / power(noisy - clean)) == pytest.approx(20)

@@ -127,13 +127,13 @@ def test_marks_take_the_audios_in_their_order_and_only_the_users_are_marks(tmp_p
     assert [part["type"] for part in found[3]["content"]] == ["text", "audio", "text"]
 
 
-def test_a_system_prompt_beside_the_messages_is_the_first_of_them(tmp_path):
+def test_a_separate_system_prompt_becomes_the_first_message(tmp_path):
     row = read(tmp_path, {**CHATS["LLaMA-Factory"], "system": "Be brief."})
     assert row.labels["messages"][0] == {"role": "system", "content": "Be brief."}
     assert read(tmp_path, {**CHATS["LLaMA-Factory"], "system": ""}).labels["messages"] == [*ASKED, ANSWER]
 
 
-def test_a_question_in_the_alpaca_form_follows_its_input_and_what_was_said_before(tmp_path):
+def test_an_alpaca_question_follows_its_history_and_input(tmp_path):
     fields = {"instruction": "And that?", "input": "<audio>", "history": [["<audio>What is that?", "A dog."]]}
     row = read(tmp_path, {**fields, "chosen": "Rain.", "rejected": "Snow.", "audios": ["a.wav", "b.wav"]})
     assert row.problem is None and [clip.path.name for clip in row.clips] == ["a.wav", "b.wav"]
@@ -165,7 +165,7 @@ def test_a_question_in_the_alpaca_form_follows_its_input_and_what_was_said_befor
         ({"rejected_messages": [*MARKED, WORSE], "rejected_audios": ["b.wav"]}, "differ before the answer"),
     ],
 )
-def test_what_is_wrong_with_a_row_of_ms_swift_is_named(tmp_path, changed, said):
+def test_faults_in_ms_swift_rows_are_named(tmp_path, changed, said):
     row = read(tmp_path, {**CHATS["ms-swift"], **changed})
     assert said in row.problem and row.id == "row"
 
@@ -186,7 +186,7 @@ def test_what_is_wrong_with_a_row_of_ms_swift_is_named(tmp_path, changed, said):
         ({"prompt": "hi", "chosen": {"role": "user", "content": "yes"}, "rejected": "no"}, "is the user's"),
     ],
 )
-def test_what_is_wrong_with_other_rows_is_named(tmp_path, fields, said):
+def test_faults_in_other_rows_are_named(tmp_path, fields, said):
     assert said in read(tmp_path, fields).problem
 
 
@@ -218,12 +218,12 @@ def test_a_mark_without_an_audio_is_no_text_in_any_form(tmp_path, mark):
         assert "have 2 audio marks (<audio>), the row has 1 audios" in read(tmp_path, fields).problem
 
 
-def test_audios_beside_those_in_the_messages_have_no_mark(tmp_path):
+def test_audios_without_a_mark_in_the_messages_are_refused(tmp_path):
     row = read(tmp_path, {**CHATS["ours"], "audios": ["b.wav"]})
     assert "have 1 audio marks (<audio>), the row has 2 audios" in row.problem
 
 
-def test_task_rows_and_rows_of_ours_are_left_as_they_are():
+def test_task_rows_and_our_own_rows_are_unchanged():
     for fields in ({"audio": "a.wav", "task": "sec", "text": "rain"}, CHATS["ours"], PAIRS["ours"]):
         assert convert(fields) == fields
 
@@ -276,5 +276,5 @@ def test_rows_of_the_official_evaluations_are_task_rows(tmp_path, fields, labels
         ({"source": "clotho_test", "gt": ["one", 2]}, "`references[1]` is 2"),
     ],
 )
-def test_what_is_wrong_with_an_official_row_is_named(tmp_path, fields, said):
+def test_faults_in_official_rows_are_named(tmp_path, fields, said):
     assert said in read(tmp_path, {"audio": "a.wav", **fields}).problem

@@ -59,7 +59,7 @@ def numbers(items: Loader) -> list[int]:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_items_come_in_order_from_where_a_run_stands(workers, said):
+def test_items_come_in_order_from_the_position_of_the_run(workers, said):
     items = load(Items(), said, 3, 7, num_workers=workers)
     assert numbers(items) == [3, 4, 5, 6] and len(items) == 7
     assert numbers(load(Items(), said, 7, 7, num_workers=workers)) == [] and said == []
@@ -74,7 +74,7 @@ def test_a_worker_that_dies_is_replaced_and_no_item_is_lost(tmp_path, said):
     assert active_children() == []
 
 
-def test_a_loader_of_somebody_elses_before_changes_nothing(tmp_path, said, monkeypatch):
+def test_an_earlier_loader_of_another_library_has_no_effect(tmp_path, said, monkeypatch):
     """torch's loader leaves a handler behind, once in a process, that raises when any worker dies."""
     monkeypatch.setattr(signal_handling, "_SIGCHLD_handler_set", False)
     assert len(list(DataLoader(range(3), num_workers=1))) == 3
@@ -110,7 +110,7 @@ def test_an_item_that_always_costs_its_worker_ends_the_run_with_its_number(tmp_p
     assert active_children() == []
 
 
-def test_what_an_item_itself_raises_is_no_matter_of_workers(tmp_path, said):
+def test_an_error_raised_by_an_item_is_not_a_worker_failure(tmp_path, said):
     def fail() -> None:
         raise RuntimeError("DataLoader in name only")
 

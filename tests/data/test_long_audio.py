@@ -47,7 +47,7 @@ def test_transcripts_are_joined_where_they_agree():
     assert merge_transcripts(said, "en") == "the red fox ran over the hill, and then it slept."
 
 
-def test_a_word_cut_by_the_window_is_taken_from_the_one_that_heard_it_whole():
+def test_a_word_cut_by_a_window_is_taken_from_the_window_that_contains_it():
     assert (
         merge_transcripts(["we went to the old harb", "the old harbour at dawn"], "en")
         == "we went to the old harbour at dawn"

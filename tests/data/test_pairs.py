@@ -78,7 +78,7 @@ def test_both_answers_and_their_ends_are_trained_and_nothing_else(tmp_path, samp
 
 
 @pytest.mark.parametrize("dialogue", DIALOGUES)
-def test_the_prompt_is_what_is_asked_before_an_answer_is_generated(tmp_path, samples, dialogue):
+def test_the_prompt_of_a_pair_equals_the_prompt_of_generation(tmp_path, samples, dialogue):
     row = preference(tmp_path, DIALOGUES[dialogue])
     prompt = samples.build(row, 0, None, prompt_only=True)
     geometry = samples.geometry

@@ -190,7 +190,7 @@ TYPED = {"role": "user", "content": "What is that?"}
         ([VOICE, ANSWER, TYPED], "audio_analysis"),  # of the audio that came before
     ],
 )
-def test_the_mode_of_a_dialogue_is_told_from_its_last_question(tmp_path, asked, mode):
+def test_the_mode_of_a_dialogue_follows_from_its_last_question(tmp_path, asked, mode):
     chat, pair, said = read(
         tmp_path,
         {"messages": [*asked, ANSWER]},

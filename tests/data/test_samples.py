@@ -62,7 +62,7 @@ def test_the_planned_length_of_an_unstated_file_is_exact(tmp_path, seconds, rate
     assert planned(samples, row) == len(samples.build(row, 0, epoch=0).ids)
 
 
-def test_a_row_whose_problem_is_found_late_is_not_built(tmp_path):
+def test_a_row_with_a_problem_found_late_is_not_built(tmp_path):
     row = Row("late", (), {**{"task": "asr"}}, "shard-00001.parquet: cannot be read")
     with pytest.raises(RowError, match="shard-00001"):
         samples_of().build(row, 0, 0)
@@ -175,7 +175,7 @@ def test_40_seconds_are_refused_with_the_setting_to_change(tmp_path, policy, sta
             attempt(row)
 
 
-def test_40_seconds_in_windows_are_heard_whole(tmp_path):
+def test_40_seconds_are_transcribed_completely_in_windows(tmp_path):
     row = row_of(tmp_path, 40.0)
     sample = samples_of(long_audio="window").build(row, 0, None)
     assert sample.frames == (2_000, 2_000)
@@ -354,7 +354,7 @@ def test_a_plain_text_row_is_its_text_and_the_end(kind):
 # --- transcripts ---
 
 
-def test_a_transcript_sample_is_what_is_said_beside_its_clip(tmp_path):
+def test_a_transcript_sample_is_a_clip_and_its_transcript(tmp_path):
     row = row_of(tmp_path, 0.5, task="s2tt", target_language="de", transcript="the cat", text="die Katze")
     samples = samples_of(TranscriptSamples)
     sample = samples.build(row, 0, epoch=0)
@@ -364,7 +364,7 @@ def test_a_transcript_sample_is_what_is_said_beside_its_clip(tmp_path):
     assert planned(samples, row) == GEOMETRY.tokens(50)
 
 
-def test_speech_recognition_needs_no_transcript_beside_its_text_and_other_tasks_do(tmp_path):
+def test_only_tasks_other_than_asr_need_a_separate_transcript(tmp_path):
     samples = samples_of(TranscriptSamples)
     assert tokenizer().decode(samples.build(row_of(tmp_path, 0.5, text="mat"), 0, 0).ids) == "mat"
     row = row_of(tmp_path, 0.5, task="sgc", text="male")
@@ -378,7 +378,7 @@ def test_control_tokens_in_a_transcript_are_text(tmp_path):
     assert max(samples_of(TranscriptSamples).build(row, 0, 0).ids) < tokenizer().n_text
 
 
-def test_a_transcript_view_asks_for_what_is_said_whatever_the_task():
+def test_the_transcript_view_uses_the_transcript_for_every_task():
     row = Row(
         "k", (Clip(Path("a.wav")),), {"task": "ks", "language": "en", "text": "go", "transcript": "the cat says go"}
     )
@@ -409,7 +409,7 @@ def test_windows_have_boundaries_of_their_own(tmp_path):
     assert planned(samples, row) == len(samples.build(row, 0, 0).ids)
 
 
-def test_the_first_30_seconds_are_heard_and_the_rest_is_counted(tmp_path):
+def test_the_first_30_seconds_are_used_and_the_rest_is_counted(tmp_path):
     row = row_of(tmp_path, 40.0)
     samples = samples_of(long_audio="first", prompt=TagPrompt())
     sample = samples.build(row, 0, None)
@@ -451,7 +451,7 @@ def pieces(sample) -> list[tuple[str, bool]]:
     return found
 
 
-def test_exactly_what_the_assistant_says_and_its_end_is_trained_in_the_second_system(tmp_path):
+def test_v2_trains_exactly_the_assistant_s_messages_and_their_ends(tmp_path):
     sample = samples_of(ChatSamples, prompt=Qwen2AudioChat()).build(dialogue_of(tmp_path), 0, epoch=0)
     first, second = "*" * GEOMETRY.tokens(50), "*" * GEOMETRY.tokens(20)
     assert pieces(sample) == [
@@ -473,7 +473,7 @@ def test_exactly_what_the_assistant_says_and_its_end_is_trained_in_the_second_sy
     assert sample.frames == (50, 20) and len(sample.mels) == 2
 
 
-def test_exactly_what_the_assistant_says_and_its_end_is_trained_in_the_first_system(tmp_path):
+def test_v1_trains_exactly_the_assistant_s_messages_and_their_ends(tmp_path):
     """Clips are numbered anew in each message, and learned vectors take the places of the marks."""
     samples = samples_of(ChatSamples, prompt=QwenAudioChat(), geometry=V1)
     first, second = "*" * (V1.tokens(50) + 2), "*" * (V1.tokens(20) + 2)
@@ -604,7 +604,7 @@ def test_dialogues_and_task_rows_are_not_seen_as_each_other(tmp_path):
                 attempt(samples, row)
 
 
-def test_a_task_about_two_clips_is_not_asked_about_one(tmp_path):
+def test_a_task_on_two_clips_refuses_one(tmp_path):
     row = row_of(tmp_path, task="sv", text="yes")
     with pytest.raises(RowError, match="task 'sv' is asked about 2 clips, the row has 1"):
         planned(samples_of(), row)
@@ -629,7 +629,7 @@ def test_a_row_of_every_task_is_planned_and_built(tmp_path, code, prompt):
     assert answer.endswith(task.render(labels, tags=not prompt.natural) + "<|endoftext|>")
 
 
-def test_the_texts_of_several_clips_stand_each_in_its_place(tmp_path):
+def test_the_texts_of_several_clips_follow_their_clips(tmp_path):
     row = row_of(tmp_path, task="sv", text="no", content=["the cat", "a red fox"])
     samples = samples_of(TextSamples)
     two = replace(row, clips=2 * row.clips)

@@ -145,7 +145,7 @@ def test_the_same_command_again_has_nothing_to_train(whole: Path):
 
 
 @pytest.mark.slow
-def test_arms_of_a_job_array_have_the_numbers_of_the_study(whole: Path, corpus: Path, tmp_path: Path):
+def test_arms_of_a_job_array_have_the_same_results_as_the_study(whole: Path, corpus: Path, tmp_path: Path):
     write_study(tmp_path, corpus)
     for arm in ("natural_conv", "tags"):
         done = call(tmp_path, "train", "ablations=smoke", f"arm={arm}", "seed=0")
@@ -154,7 +154,7 @@ def test_arms_of_a_job_array_have_the_numbers_of_the_study(whole: Path, corpus: 
 
 
 @pytest.mark.slow
-def test_a_study_that_was_killed_goes_on_to_the_same_numbers(whole: Path, corpus: Path, tmp_path: Path):
+def test_a_killed_study_resumes_to_the_same_results(whole: Path, corpus: Path, tmp_path: Path):
     write_study(tmp_path, corpus)
     command = [sys.executable, "-m", "auris", "train", "ablations=smoke", "jobs=2"]
     study = subprocess.Popen(command, cwd=tmp_path, env=ENVIRONMENT, start_new_session=True, stdout=subprocess.DEVNULL)
@@ -171,7 +171,7 @@ def test_a_study_that_was_killed_goes_on_to_the_same_numbers(whole: Path, corpus
 
 
 @pytest.mark.slow
-def test_an_arm_that_fails_takes_none_with_it_and_is_named_with_its_reason(corpus: Path, tmp_path: Path):
+def test_a_failing_arm_is_named_with_its_reason_and_stops_no_other(corpus: Path, tmp_path: Path):
     broken = '  broken: {{overrides: [experiment=qwen_audio_pretrain, *small, "data.train=[gone.jsonl]"]}}\n'
     write_study(tmp_path, corpus, WHOLE + broken)
     done = call(tmp_path, "train", "ablations=smoke", "jobs=2")
@@ -219,7 +219,7 @@ def test_odd_files_are_evaluated_or_named(inside: Path, shared_data: Path, capsy
         (["results", "study=unheard"], "unheard"),
     ],
 )
-def test_a_mistake_is_one_clear_sentence(
+def test_a_user_error_is_one_clear_sentence(
     inside: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture
 ):
     assert cli.main(arguments) != 0

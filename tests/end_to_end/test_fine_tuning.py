@@ -71,7 +71,7 @@ def weights_of(path: str) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
-def test_a_pretrained_model_is_fine_tuned_evaluated_and_asked(smallest, dialogues: Path, system: str, capsys):
+def test_a_pretrained_model_is_fine_tuned_evaluated_and_prompted(smallest, dialogues: Path, system: str, capsys):
     base = smallest(f"experiment={system}_pretrain", "arm=base")
     train.train(base)
     made = smallest(f"experiment={system}_sft", f"checkpoint={base['run_dir']}")

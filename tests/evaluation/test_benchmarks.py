@@ -73,7 +73,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_every_benchmark_asks_as_its_official_script_does():
+def test_every_benchmark_prompts_like_its_official_script():
     for name, code in TASKS.items():
         made, task = config(name), tasks.find(code)
         tags = task.tags.replace("{caption_style}", "clotho")
@@ -98,7 +98,7 @@ def test_the_groups_hold_the_benchmarks_of_their_tables():
         benchmarks.members({**group, "members": ["libri"]})
 
 
-def test_rows_are_read_from_the_folder_or_as_given(folder: Path):
+def test_rows_are_read_from_a_folder_or_a_path(folder: Path):
     [manifest] = read_manifests(benchmark("librispeech", root=str(folder)).manifests())
     assert [row.labels["text"] for row in manifest.rows] == ["the red fox", "a garden"]
     assert not any(row.problem for row in manifest.rows)
@@ -109,7 +109,7 @@ def test_rows_are_read_from_the_folder_or_as_given(folder: Path):
         benchmark("librispeech", file="mine.jsonl")
 
 
-def test_what_is_missing_is_named_all_at_once_with_where_it_comes_from(folder: Path):
+def test_all_missing_files_are_named_at_once_with_their_source(folder: Path):
     with pytest.raises(FileNotFoundError, match=r"benchmark=meld needs the folder .*Qwen2-Audio/evaluation.*root=DIR"):
         benchmark("meld").manifests()
     found = benchmarks.members(config("qwen2_audio_table2", root=str(folder)))
@@ -120,7 +120,7 @@ def test_what_is_missing_is_named_all_at_once_with_where_it_comes_from(folder: P
     assert "benchmark=covost2" in said and "Chat_meta.json" in said and "librispeech" not in said
 
 
-def test_parts_are_told_by_source_split_languages_and_answers():
+def test_parts_are_distinguished_by_source_split_languages_and_answers():
     def parts(name: str, **labels: str) -> list[str]:
         return parts_of(Row("1", (), labels), config(name)["parts"])
 
@@ -151,14 +151,14 @@ def scores(predictions: list[Prediction], name: str) -> list[ResultRow]:
     return summary.summarise(predictions, {"study": "s", "arm": "a", "seed": 0, "benchmark": name}, 10, 0, {})
 
 
-def test_lines_carry_their_part_and_rows_of_none_stay(folder: Path):
+def test_lines_name_their_part_and_rows_without_a_part_stay(folder: Path):
     sources = ("librispeech_dev_clean", "librispeech_dev_clean", "elsewhere")
     predictions, rows = answered(folder, *(({"source": f"librispeech {one}", "gt": "a b"}, "a b") for one in sources))
     found = split_by_part(predictions, rows, config("librispeech")["parts"])
     assert [one.group for one in found] == ["asr en dev-clean", "asr en dev-clean", "asr en"]
 
 
-def test_the_script_s_own_score_stands_beside_one_that_drops_nothing(folder: Path):
+def test_the_official_score_has_a_strict_counterpart_that_drops_nothing(folder: Path):
     predictions, rows = answered(
         folder,
         ({"source": "srwt_zh", "gt": "<|zh|><|0.00|>我<|0.20|>们<|0.40|>"}, "我<|0.20|>们<|0.44|>"),
@@ -182,7 +182,7 @@ def test_notes_of_the_official_file_are_scored_both_ways(folder: Path):
     assert ours["chroma_accuracy"] == 1.0 and ours["pitch_accuracy"] == 0.5  # C4 and C5 are one chroma
 
 
-def test_options_are_scored_strictly_officially_and_by_what_cannot_be_read(folder: Path):
+def test_options_have_a_strict_and_an_official_score_and_a_share_of_unparsed_answers(folder: Path):
     fields = {"path": "a.wav", "question": "How does it sound?", "task_name": "mood", "dataset_name": "x"}
     options = {"choice_a": "happy", "choice_b": "sad", "answer_gt": "sad"}
     wrong = {**fields, **options, "answer_gt": "bored"}
@@ -198,7 +198,7 @@ def test_options_are_scored_strictly_officially_and_by_what_cannot_be_read(folde
     assert found["chat mood_x", "choice_official"] == 0.0  # `sad` has no letter, and is left out
 
 
-def test_a_benchmark_s_wording_replaces_the_others():
+def test_a_benchmark_s_wording_replaces_all_other_wordings():
     labels = {"task": "er", "text": "joy"}
     changed = NaturalPrompt().asking("Which emotion?")
     assert changed.turns(labels, 0)[0].text == "Which emotion?"
@@ -207,7 +207,7 @@ def test_a_benchmark_s_wording_replaces_the_others():
     assert [turn.text for turn in tags][:2] == ["<|startofanalysis|>", "joy"]
 
 
-def test_published_numbers_stand_beside_ours_with_a_mark_where_they_differ():
+def test_published_numbers_are_shown_next_to_ours_and_marked_where_they_differ():
     row = {"benchmark": "librispeech", "task": "asr en test-clean", "metric": "wer", "value": 0.0179}
     row |= {"study": "s", "arm": "a", "seed": 0, "split": "test", "low": 0.01, "high": 0.02, "n": 9, "units": "9 rows"}
     ours = [ResultRow(**row, provenance="unknown", signature=signature("wer", "en"))]
@@ -234,7 +234,9 @@ def test_published_numbers_stand_beside_ours_with_a_mark_where_they_differ():
     assert "ours wer|whisper_en+basic|word" in difference and "published wer|lower|punctuation kept|word" in difference
 
 
-def test_a_group_is_run_and_shown_beside_its_table(corpus: Path, folder: Path, tmp_path: Path, monkeypatch, capsys):
+def test_a_group_is_evaluated_and_shown_next_to_its_published_table(
+    corpus: Path, folder: Path, tmp_path: Path, monkeypatch, capsys
+):
     monkeypatch.chdir(ROOT)
     made = recipe.resolve(
         recipe.compose([*smallest_run(corpus, tmp_path), "experiment=qwen2_audio_pretrain", "max_steps=2"])

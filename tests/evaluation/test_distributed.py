@@ -43,7 +43,7 @@ class Threads(Ranks):
 
 @pytest.mark.parametrize("world", [1, 2, 3, 5])
 @pytest.mark.parametrize("n_shares", [0, 1, 4, 6])
-def test_shares_are_asked_once_each_and_known_in_their_order(world: int, n_shares: int):
+def test_shares_are_answered_once_and_merged_in_order(world: int, n_shares: int):
     shares = [[10 * number, 10 * number + 1] for number in range(n_shares)]
     table, barrier, asked = [None] * world, threading.Barrier(world), []
 
@@ -75,7 +75,7 @@ def processes(work: Callable[[Ranks], object]) -> Callable[[], None]:
     return entry
 
 
-def test_an_error_of_any_process_ends_all_and_is_said_once(tmp_path: Path):
+def test_an_error_in_any_process_ends_all_and_is_reported_once(tmp_path: Path):
     def run(name: str, work: Callable[[Ranks], object]) -> tuple[list, str]:
         return in_processes(processes(work), 2, tmp_path / name), said(tmp_path / name).strip()
 
@@ -171,7 +171,9 @@ def files(run: Path) -> dict[str, bytes]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [["audio=all", "judge=rule"], SAMPLED], ids=["greedy", "sampled"])
-def test_any_number_of_processes_writes_what_one_writes(trained: Path, rows: Path, tmp_path: Path, options: list[str]):
+def test_any_number_of_processes_writes_the_same_files_as_one(
+    trained: Path, rows: Path, tmp_path: Path, options: list[str]
+):
     found = {}
     for world in (1, 2, 3):
         run = shutil.copytree(trained, tmp_path / f"{world}/{trained.name}")
@@ -201,9 +203,7 @@ def _tasks(found: dict[str, bytes]) -> str:
 
 
 @pytest.mark.slow
-def test_an_evaluation_that_was_killed_goes_on_on_another_number_of_processes(
-    trained: Path, rows: Path, tmp_path: Path
-):
+def test_a_killed_evaluation_resumes_on_another_number_of_processes(trained: Path, rows: Path, tmp_path: Path):
     whole, halves = (shutil.copytree(trained, tmp_path / f"{name}/{trained.name}") for name in ("whole", "halves"))
     options = [f"benchmark.test=[{rows}]", *SAMPLED]
     assert in_processes(work_of(*asked(whole, *options)), 1, tmp_path / "one") == [0], said(tmp_path / "one")

@@ -71,7 +71,7 @@ def test_answers_are_scored_by_themselves_under_the_honest_name():
 # --- statistics ---
 
 
-def test_statistics_tell_lengths_and_scores():
+def test_statistics_hold_lengths_and_scores():
     def pair(chosen: str, rejected: str, scores: list[float]) -> Pair:
         return Pair(Row("r"), chosen, rejected, "wer", tuple(scores), "a run")
 
@@ -236,7 +236,7 @@ def sampled(command: Callable[..., Any], model: Path, out: str, *arguments: str)
     return read_lines(Path(out))
 
 
-def test_a_model_s_answers_become_pairs(command: Callable[..., Any], model: Path, capsys: pytest.CaptureFixture):
+def test_a_model_s_responses_become_pairs(command: Callable[..., Any], model: Path, capsys: pytest.CaptureFixture):
     rows = sampled(command, model, "pairs.jsonl", "n_samples=5")
     shown = capsys.readouterr().out
     counted = json.loads(Path("pairs.statistics.json").read_text())
@@ -315,7 +315,9 @@ def test_a_judge_ranks_answers_too(command: Callable[..., Any], model: Path):
         (["checkpoint=RUN", "data.test=a.jsonl"], "data.test: no manifest at a.jsonl"),
     ],
 )
-def test_what_cannot_be_is_said(command: Callable[..., int], model: Path, arguments: list[str], reason: str, capsys):
+def test_impossible_settings_are_refused(
+    command: Callable[..., int], model: Path, arguments: list[str], reason: str, capsys
+):
     if "generation.do_sample=false" in arguments:  # and nothing else of sampling
         arguments = [*arguments, "generation.temperature=null", "generation.top_k=null", "generation.top_p=null"]
     assert command("out=pairs.jsonl", *(argument.replace("RUN", f"{model}/run") for argument in arguments)) != 0

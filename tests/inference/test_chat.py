@@ -58,7 +58,7 @@ def said(text: str) -> dict[str, Any]:
 # --- one conversation ---
 
 
-def test_each_answer_follows_from_all_that_was_said(model: AudioModel, clip: Path, capsys: pytest.CaptureFixture):
+def test_each_response_depends_on_the_whole_conversation(model: AudioModel, clip: Path, capsys: pytest.CaptureFixture):
     talk(Conversation(model, **SETTINGS), [f'/audio "{clip}"', "what is it?", "and now?\n"])
     first = model.chat([heard(clip, "what is it?")], **SETTINGS)
     second = model.chat([heard(clip, "what is it?"), said(first), user("and now?")], **SETTINGS)
@@ -82,7 +82,7 @@ def test_several_clips_go_with_one_message(model: AudioModel, clip: Path, tmp_pa
     assert talker.messages[1]["content"] == model.chat([{"role": "user", "content": content}], **SETTINGS)
 
 
-def test_what_was_reset_has_no_say(model: AudioModel, clip: Path, capsys: pytest.CaptureFixture):
+def test_reset_forgets_the_conversation(model: AudioModel, clip: Path, capsys: pytest.CaptureFixture):
     talk(Conversation(model, **SETTINGS), ["the cat", f"/audio '{clip}'", "/reset", "and now?"])
     *_, last = capsys.readouterr().out.splitlines()
     assert last == model.chat([user("and now?")], **SETTINGS)
@@ -96,7 +96,7 @@ def test_a_system_message_opens_each_conversation(model: AudioModel):
     assert [message["role"] for message in talker.messages] == ["system", "user", "assistant"]
 
 
-def test_mistakes_are_told_and_end_nothing(
+def test_mistakes_are_reported_and_end_nothing(
     model: AudioModel, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ):
     (tmp_path / "noise.wav").write_text("no sound")
@@ -126,7 +126,7 @@ def test_help_names_every_command(model: AudioModel, capsys: pytest.CaptureFixtu
 
 
 @pytest.mark.parametrize("fault", [ValueError("no"), KeyboardInterrupt()])
-def test_a_message_that_is_not_answered_leaves_no_trace(
+def test_an_unanswered_message_is_not_part_of_the_conversation(
     model: AudioModel, clip: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, fault: BaseException
 ):
     talker = Conversation(model, **SETTINGS)
@@ -175,7 +175,7 @@ def test_a_saved_conversation_is_a_row_to_train_on(model: AudioModel, clip: Path
     assert once.labels["answered_by"] == "released/there/seed_0"
 
 
-def test_whatever_is_said_can_be_saved_as_a_row(model: AudioModel, tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_every_conversation_can_be_saved_as_a_row(model: AudioModel, tmp_path: Path, capsys: pytest.CaptureFixture):
     """Text that stands for audio is refused when it is said, and an empty system message is one like any other."""
     talker = Conversation(model, system="", **SETTINGS)
     file = tmp_path / "talks.jsonl"
@@ -197,7 +197,7 @@ def test_a_character_is_shown_when_it_is_whole():
     assert len([piece for piece in pieces if piece]) > 3
 
 
-def test_what_never_becomes_a_character_is_shown_at_the_end():
+def test_incomplete_characters_are_shown_at_the_end():
     *ids, _ = tokenizer().plain("a🎵")
     text = StreamingDecoder(tokenizer().decode)
     assert "".join(text.add(token) for token in ids) == "a"
@@ -252,7 +252,7 @@ def test_the_dialogues_of_a_file_are_answered(model: AudioModel, dialogues: Path
         assert row["messages"][0]["content"][0] == {"type": "audio", "audio": "../here.wav"}
 
 
-def test_a_system_message_is_for_dialogues_that_bring_none(model: AudioModel, tmp_path: Path):
+def test_a_system_message_is_added_only_to_dialogues_without_one(model: AudioModel, tmp_path: Path):
     own = {"role": "system", "content": "Be long."}
     source = write_manifest(tmp_path / "in.jsonl", [{"messages": [user("hello")]}, {"messages": [own, user("hello")]}])
     assert answer_file(model, source, tmp_path / "out.jsonl", batch_size=2, system="Be short.", **SETTINGS) == {}
@@ -292,7 +292,7 @@ def test_a_file_is_read_with_the_checks_of_training_in_its_words(model: AudioMod
     assert [*reasons] == [expected[f"in.jsonl:{line}"] for line in (5, 6)]
 
 
-def test_a_stretch_of_a_file_is_what_is_heard(model: AudioModel, clip: Path, tmp_path: Path):
+def test_only_the_named_segment_of_a_file_is_used(model: AudioModel, clip: Path, tmp_path: Path):
     def asked(path: Path | str, **stretch: float) -> list[dict[str, Any]]:
         return [{"role": "user", "content": [{"type": "audio", "audio": str(path), **stretch}]}]
 
@@ -376,7 +376,9 @@ def test_a_batch_from_the_command_line(command: Callable[..., Any], there: Path,
         (["long_audio=never"], "long_audio='never'"),
     ],
 )
-def test_what_cannot_be_is_said_at_once(command: Callable[..., Any], there: Path, arguments: list[str], reason: str):
+def test_impossible_settings_are_refused_at_once(
+    command: Callable[..., Any], there: Path, arguments: list[str], reason: str
+):
     code, out, notes = command(f"checkpoint={there}", *arguments, lines="hello\n")
     assert code != 0 and notes.splitlines()[-1].startswith("error: ") and reason in notes and out == ""
 

@@ -157,7 +157,7 @@ def test_weights_can_be_written_in_less_precision(tmp_path: Path):
         (["model.llm.config.model_type=llama"], "llm.config.model_type is llama, there it is qwen2"),
     ],
 )
-def test_what_has_no_counterpart_is_named(overrides: list[str], reason: str):
+def test_settings_without_a_counterpart_are_named(overrides: list[str], reason: str):
     made = recipe.resolve(recipe.compose([*published.TINY, *overrides]))
     net = recipe.build_net(made, tokenizer())
     chosen, reasons = choose_format(net, tokenizer())
@@ -181,7 +181,7 @@ def test_only_a_model_with_qwen_s_own_vocabulary_is_a_qwen_audio(tmp_path: Path,
     assert answers[0] == answers[1]
 
 
-def test_a_model_without_a_counterpart_stays_ours(tmp_path: Path, files: list[Path]):
+def test_a_model_without_a_counterpart_is_exported_in_our_format(tmp_path: Path, files: list[Path]):
     published.run(tmp_path / "run", "model/pooling=conv", "model/boundary=learned")
     chosen, [*reasons] = export(tmp_path / "run", tmp_path / "out")
     assert chosen == "auris" and all(reason in (tmp_path / "out/README.md").read_text() for reason in reasons)
@@ -263,13 +263,13 @@ def test_the_card_names_recipe_data_and_results(tmp_path: Path):
     assert "| 12.5 | [10.0, 20.0] |" in later and "2 synthetic speech" in later and "arm `mine`" in later
 
 
-def test_a_run_that_was_not_evaluated_says_so(tmp_path: Path):
+def test_a_run_without_an_evaluation_says_so(tmp_path: Path):
     published.run(tmp_path / "run")
     export(tmp_path / "run", tmp_path / "out")
     assert "Not evaluated." in (tmp_path / "out/README.md").read_text()
 
 
-def test_what_cannot_be_exported_is_said(tmp_path: Path):
+def test_unsupported_exports_are_refused(tmp_path: Path):
     published.whisper(tmp_path / "whisper")
     with pytest.raises(ValueError, match="no whole model"):
         export(tmp_path / "whisper", tmp_path / "out")

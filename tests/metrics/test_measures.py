@@ -267,7 +267,7 @@ def test_an_answer_that_cannot_be_read_is_wrong_and_counts(metric):
     assert measures.score(metric, [stats]) == worst
 
 
-def test_signatures_say_how_a_number_was_made():
+def test_signatures_name_the_settings_of_a_score():
     assert signature("wer", "en") == f"wer|whisper_en+basic|word|jiwer{version('jiwer')}"
     assert signature("cer", "fr") == f"cer|whisper_basic|char|jiwer{version('jiwer')}"
     assert "tok:ja-mecab" in signature("bleu", "ja")
@@ -339,7 +339,7 @@ def test_a_rank_without_rows_has_the_same_score():
     assert sent[True].dtype == sent[False].dtype, "or the exchange would fail"
 
 
-def test_score_starts_anew_after_reset_and_knows_its_direction():
+def test_reset_clears_the_score_and_its_direction_is_known():
     metric = TaskScore("wer")
     metric.update(["a b"], ["a c"], ["de"])
     assert metric.compute() == 0.5
@@ -354,7 +354,7 @@ def test_lists_of_unequal_length_are_an_error():
         TaskScore("wer").update(["a", "b"], ["a"], ["en"])
 
 
-def test_an_answer_holds_its_key_as_whole_words_whatever_stands_around_it():
+def test_a_key_is_matched_as_whole_words_in_any_context():
     assert row_stats("contains", "It is a Dog.", "dog", "en") == [1, 1]
     assert row_stats("contains", "It is a hotdog.", "dog", "en") == [0, 1]
     assert row_stats("contains", "The dog sleeps in the garden", "dog sleeps", "en") == [1, 1]

@@ -80,7 +80,7 @@ def test_words_match_as_normalised_and_only_words_with_both_times():
     assert row_stats("aas_ms", said, WORDS, "en") == [0, 1]
 
 
-def test_coverage_says_of_how_many_words_the_shift_is():
+def test_coverage_is_the_share_of_words_behind_the_mean_shift():
     rows = [row_stats("word_coverage", said, WORDS, "en") for said in (WORDS, [], WORDS[:1])]
     assert rows == [[3, 3], [0, 3], [1, 3]]
     assert score("word_coverage", rows) == pytest.approx(4 / 9)

@@ -160,9 +160,7 @@ def test_qwen2_audio_files_come_back_bit_by_bit(
     assert_equal(tensors(TensorFiles.open(out)), stored)
 
 
-def test_transformers_loads_what_we_write(
-    qwen2_audio: Qwen2AudioForConditionalGeneration, net: AudioLM, tmp_path: Path
-):
+def test_transformers_loads_our_export(qwen2_audio: Qwen2AudioForConditionalGeneration, net: AudioLM, tmp_path: Path):
     write_sharded(export_tensors(net.state_dict(), "qwen2_audio"), tmp_path, max_shard_bytes=20_000)
     qwen2_audio.config.save_pretrained(tmp_path)
     theirs, told = Qwen2AudioForConditionalGeneration.from_pretrained(

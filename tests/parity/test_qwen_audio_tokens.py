@@ -102,7 +102,7 @@ def test_dialogues_have_the_released_ids(qwen_audio, golden):
 
 
 @pytest.mark.parametrize("text", ["\n\nhi", " hi", "\n", ""])
-def test_what_a_message_says_is_tokenised_by_itself(qwen_audio, text):
+def test_messages_are_tokenised_separately(qwen_audio, text):
     """`make_context` joins the ids of the role, of a line end and of the content."""
     begin, line_end, end = qwen_audio.id("<|im_start|>"), *qwen_audio.plain("\n"), qwen_audio.id("<|im_end|>")
     message = [begin, *qwen_audio.plain("user"), line_end, *qwen_audio.plain(text), end, line_end]

@@ -53,7 +53,7 @@ def of(frame, system: str, **line: str) -> dict:
     return row
 
 
-def test_our_numbers_stand_in_the_scale_of_the_table_with_all_seeds(study: Path):
+def test_our_numbers_use_the_scale_of_the_table_and_pool_all_seeds(study: Path):
     frame = papers.table("qwen2_audio_table2", [study])
     ours = of(frame, "s/a", benchmark="librispeech", part="test-clean")
     assert (ours["value"], ours["low"], ours["high"]) == pytest.approx((4.0, 2.0, 8.0)) and ours["seeds"] == 2
@@ -65,7 +65,7 @@ def test_our_numbers_stand_in_the_scale_of_the_table_with_all_seeds(study: Path)
     assert shift["value"] == pytest.approx(50)  # seconds in results, ms in the paper
 
 
-def test_what_must_not_be_compared_is_marked(study: Path):
+def test_incomparable_numbers_are_marked(study: Path):
     v1, v2 = (papers.table(name, [study]) for name in papers.TABLES)
     line = ("librispeech", "test-clean", "WER")
     shown = papers.readable(v2)

@@ -29,7 +29,7 @@ def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(terminal, "save", lambda figure, path: [])
 
 
-def test_table_pools_seeds_and_gives_each_arm_beside_the_difference(study):
+def test_the_table_pools_seeds_and_shows_each_arm_and_the_difference(study):
     frame = results.table(study, ARMS).set_index("group")
     row = frame.loc["asr en"]
     sums = np.zeros(2)
@@ -86,7 +86,7 @@ def test_order_of_the_lines_does_not_matter(study):
     np.testing.assert_allclose(before[column], after[column])
 
 
-def test_rows_without_a_partner_are_left_out_counted_and_said(tmp_path):
+def test_rows_without_a_counterpart_are_left_out_counted_and_reported(tmp_path):
     root = tmp_path / "s"
     write_run(root, "a", 0, {"asr en": ("wer", [[1, 4], [0, 4], [4, 4]])})
     write_run(root, "b", 0, {"asr en": ("wer", [[2, 4], [0, 4]])})
@@ -96,7 +96,7 @@ def test_rows_without_a_partner_are_left_out_counted_and_said(tmp_path):
     assert "1 rows only in a, 0 only in b" in frame.attrs["notes"][0]
 
 
-def test_other_references_and_seeds_are_said(tmp_path):
+def test_different_references_and_seeds_are_reported(tmp_path):
     root = tmp_path / "s"
     run = write_run(root, "a", 0, {"sec": ("accuracy", [[1, 1], [0, 1]])})
     write_run(root, "b", 0, {"sec": ("accuracy", [[1, 1], [1, 1]])})
@@ -116,7 +116,7 @@ def test_arms_with_nothing_in_common_cannot_be_compared(tmp_path):
     assert "no seed in common" in table.attrs["notes"][0]
 
 
-def test_what_is_not_evaluated_is_said(tmp_path):
+def test_arms_without_an_evaluation_are_reported(tmp_path):
     root = tmp_path / "s"
     write_run(root, "a", 0, {"sec": ("accuracy", [[1, 1]]), "lid": ("accuracy", [[1, 1]])})
     write_run(root, "b", 0, {"sec": ("accuracy", [[1, 1]])})
@@ -243,7 +243,7 @@ def test_command_prints_the_table_and_writes_csv_and_figures(study, monkeypatch,
         (["study=demo", "arms=[qwen_audio,salmonn]"], "no predictions of salmonn.*qwen_audio, qwen2_audio"),
     ],
 )
-def test_the_users_mistakes_end_in_one_sentence(study, arguments, message, capsys):
+def test_user_errors_end_in_one_sentence(study, arguments, message, capsys):
     assert cli.main(["results", f"runs={study.parent}", *arguments]) != 0
     assert re.search(message, capsys.readouterr().err)
 
@@ -258,7 +258,7 @@ def test_a_study_that_is_not_evaluated_says_what_to_run(tmp_path):
 
 
 @pytest.mark.usefixtures("no_figures")
-def test_a_study_under_way_says_how_far_each_run_is(tmp_path, capsys):
+def test_an_unfinished_study_reports_the_progress_of_each_run(tmp_path, capsys):
     root = tmp_path / "runs" / "s"
     write_run(root, "a", 0, {"sec": ("accuracy", [[1, 1], [0, 1]])})
     for arm, files in {
@@ -289,7 +289,7 @@ def test_a_study_of_which_nothing_is_evaluated_yet_has_a_state_and_curves(tmp_pa
     assert "1 of 1 runs are not evaluated yet" in printed and f"wrote {tmp_path}/runs/s/curves.png" in printed
 
 
-def test_the_first_arm_of_the_study_is_what_others_are_compared_with(study):
+def test_arms_are_compared_with_the_first_one_of_the_study(study):
     assert results.table(study).attrs["arms"] == ["qwen_audio", "qwen2_audio"]
     (study / "study.yaml").write_text(f"question: Which?\narms: [{', '.join(reversed(ARMS))}]\n")
     assert results.table(study).attrs["arms"] == ["qwen2_audio", "qwen_audio"]
@@ -349,7 +349,7 @@ def test_one_seed_shows_nothing_of_seeds(tmp_path):
 
 
 @pytest.mark.parametrize(("x", "tag"), [("hours", "train/audio_hours"), ("flops", "train/flops")])
-def test_curves_stand_over_what_a_run_has_counted(study, x, tag):
+def test_curves_can_be_plotted_over_counters_of_the_run(study, x, tag):
     with pytest.raises(ValueError, match=f"x={x}: .* has no {tag} in its events"):
         results.plot_curves(study, ARMS, x=x)
     for arm, rate in zip(ARMS, (1.0, 3.0), strict=True):
@@ -372,7 +372,7 @@ def describe(run: Path, **made: object) -> None:
     (run / "recipe.yaml").write_text(yaml.safe_dump({"study": "demo", "seed": 0, "checkpoint": None, **made}))
 
 
-def test_what_differs_between_arms_is_compared_by_tensorboard(study):
+def test_settings_that_differ_between_arms_become_tensorboard_hparams(study):
     for arm in ARMS:
         for seed in (0, 1):
             made = {"optim": {"lr": 0.1 if arm == ARMS[0] else 0.2, "clip": 1.0}, "run_dir": f"runs/{arm}/{seed}"}
@@ -392,7 +392,7 @@ def test_what_differs_between_arms_is_compared_by_tensorboard(study):
     assert "test/embedded/asr en/wer" in results.curves(study)["tag"].tolist()
 
 
-def test_a_run_can_be_made_again_from_what_it_noted(tmp_path, capsys):
+def test_a_run_can_be_reproduced_from_its_recorded_command(tmp_path, capsys):
     run = write_run(tmp_path / "s", "a", 0, {"sec": ("accuracy", [[1, 1]])})
     describe(run, weights={"llm": "runs/shared/llm/seed_0", "encoder": None})
     facts = {
@@ -433,7 +433,7 @@ def test_costs_are_the_mean_of_an_arms_seeds(tmp_path):
 
 
 @pytest.mark.usefixtures("no_figures")
-def test_many_arms_stand_below_each_other_in_the_terminal(tmp_path, monkeypatch, capsys):
+def test_many_arms_are_printed_one_below_the_other(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "80")
     arms = [f"arm_of_{letter}" for letter in "abcdefgh"]
     for number, arm in enumerate(arms):
@@ -471,7 +471,7 @@ def test_rows_of_one_speaker_widen_the_interval_and_weaken_the_test(tmp_path: Pa
 
 
 @pytest.mark.usefixtures("no_figures")
-def test_what_is_lost_without_the_recordings_is_a_column(tmp_path: Path, capsys):
+def test_the_loss_without_recordings_is_a_column(tmp_path: Path, capsys):
     root = tmp_path / "study"
     for seed in (0, 1):
         run = write_run(root, "a", seed, {"er": ("accuracy", [[1.0, 1.0]] * 40), "asr en": ("wer", [[1.0, 9.0]] * 40)})

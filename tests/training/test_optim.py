@@ -114,14 +114,14 @@ def test_a_part_may_be_deep_inside_or_one_parameter(net):
     assert trained(net) == {"encoder.blocks.1.weight", "encoder.blocks.1.bias", "llm.embed.weight"}
 
 
-def test_lora_names_the_matrices_in_a_part_and_no_weight_beside_them(net):
+def test_lora_names_only_matrices_inside_a_part(net):
     layer = nn.ModuleDict({"base_layer": nn.Linear(4, 4), "lora_A": nn.ModuleDict({"default": nn.Linear(4, 2)})})
     net.llm["q_proj"], net.encoder.blocks[0] = layer, nn.ModuleDict({"lora_A": nn.Linear(4, 2)})
     freeze(net, ["llm.lora"])
     assert trained(net) == {"llm.q_proj.lora_A.default.weight", "llm.q_proj.lora_A.default.bias"}
 
 
-def test_freezing_again_forgets_what_learned_before(net):
+def test_freezing_again_replaces_the_earlier_selection(net):
     freeze(net, ["llm"])
     freeze(net, ["encoder.norm"])
     assert trained(net) == {"encoder.norm.weight", "encoder.norm.bias"}

@@ -112,7 +112,7 @@ def test_equal_rows_are_computed_once(net, rows, samples, tmp_path, monkeypatch)
     assert table["twin"] == table["a"]
 
 
-def test_a_row_that_cannot_be_read_has_none(net, rows, samples, tmp_path):
+def test_an_unreadable_row_has_no_length(net, rows, samples, tmp_path):
     tokens = np.array([samples.length(row, samples.spans(row)) for row in rows])
     (tmp_path / "b.wav").unlink()
     table = references.compute(net, rows, tokens, samples, file=tmp_path / "cache", token_budget=64)
@@ -122,7 +122,7 @@ def test_a_row_that_cannot_be_read_has_none(net, rows, samples, tmp_path):
 # --- when they are computed again ---
 
 
-def test_a_killed_computation_goes_on_where_it_was(net, rows, samples, tmp_path, monkeypatch):
+def test_a_killed_computation_resumes(net, rows, samples, tmp_path, monkeypatch):
     killed = Counted(monkeypatch, fail_after=2)
     one_by_one = {"token_budget": max(samples.length(row, samples.spans(row)) for row in rows)}
     with pytest.raises(KeyboardInterrupt):
@@ -245,7 +245,7 @@ def smallest(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     return lambda *overrides: config.resolve(config.compose([*size, *overrides]))
 
 
-def test_a_step_that_is_taken_apart_asks_the_reference_about_its_own_rows_alone(smallest, monkeypatch):
+def test_replaying_a_step_computes_references_of_its_own_rows_only(smallest, monkeypatch):
     made = smallest("max_steps=4")
     train.claim(Path(made["run_dir"]), made)
     _, data = train.build(made)

@@ -181,7 +181,7 @@ def test_every_row_reaches_training_step_once_per_data_epoch(smallest, mode: lis
 
 
 @pytest.mark.slow
-def test_a_run_of_compiled_blocks_ends_at_the_same_weights(smallest):
+def test_compiled_blocks_train_to_the_same_weights(smallest):
     made = [smallest("max_steps=3", f"compile={backend}", f"arm={backend}") for backend in ("null", "eager")]
     for one in made:
         train.train(one)
@@ -237,7 +237,7 @@ def test_rows_that_cannot_be_read_are_named_and_the_others_keep_their_steps(smal
     assert "noise.flac" in named[rows[3]["id"]]
 
 
-def test_two_processes_train_what_one_trains(smallest, corpus: Path, tmp_path: Path):
+def test_training_on_two_processes_equals_training_on_one(smallest, corpus: Path, tmp_path: Path):
     """DDP over gloo, uneven packs and an odd number of rows: the same weights as one process."""
     options = ["max_steps=3", "data.rows_per_step=7", "data.token_budget=300", "optim.layer_decay=0.9"]
     one = smallest(*options, "arm=one")
@@ -286,7 +286,7 @@ def test_validation_leaves_scores_texts_and_sounds_of_the_same_rows(
     assert found[0] == found[1]
 
 
-def test_a_dry_run_tells_what_the_run_would_be_and_writes_nothing(smallest, capsys: pytest.CaptureFixture):
+def test_a_dry_run_describes_the_run_and_writes_nothing(smallest, capsys: pytest.CaptureFixture):
     made = smallest("experiment=qwen_audio_pretrain", "dry_run=true")
     train.train(made)
     said = capsys.readouterr().out
@@ -295,7 +295,7 @@ def test_a_dry_run_tells_what_the_run_would_be_and_writes_nothing(smallest, caps
     assert not Path(made["run_dir"]).exists()
 
 
-def test_a_dry_run_plans_an_epoch_for_the_ranks_that_are_asked_for(smallest, corpus, capsys, monkeypatch):
+def test_a_dry_run_plans_an_epoch_for_the_requested_ranks(smallest, corpus, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     options = [
         "strategy=hsdp",

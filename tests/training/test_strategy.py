@@ -167,7 +167,7 @@ def assert_same(run: Record, expected: Record) -> None:
 
 
 @pytest.mark.parametrize("name", TWO)
-def test_two_processes_train_what_one_trains(one, two, name: str):
+def test_training_on_two_processes_equals_training_on_one(one, two, name: str):
     for run in two[name.replace(" ", "-")]:
         assert_same(run, one(name.split()[1]))
 
@@ -189,14 +189,14 @@ def test_computing_in_bfloat16_learns_in_float32(one, two):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", MORE)
-def test_other_numbers_of_processes_train_what_one_trains(one, recipes, folder: Path, processes: int):
+def test_training_on_other_numbers_of_processes_equals_training_on_one(one, recipes, folder: Path, processes: int):
     found = record_in_processes(recipes(MORE[processes], processes), folder / f"{processes}", processes)
     for name in MORE[processes]:
         for run in found[name.replace(" ", "-")]:
             assert_same(run, one(name.split()[1]))
 
 
-def test_the_runs_are_what_they_are_about(two):
+def test_the_runs_have_the_properties_that_their_names_promise(two):
     for name, ranks in two.items():
         assert all(norm > CLIP for run in ranks for norm in run.norms), name  # gradients are clipped
         packs = [len(step) for run in ranks for step in run.audio]

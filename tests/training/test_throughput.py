@@ -61,7 +61,7 @@ def test_the_answers_of_a_tree_see_their_prompt():
     assert int(found["token_pairs"]) == (1 + 2 + 3 + 4 + 5) + (3 + 4 + 5 + 6 + 7)
 
 
-def test_what_stands_for_no_row_is_idle():
+def test_padding_tokens_count_as_idle():
     """An empty pack is a token, and a clip of 4 frames, 2 of the encoder's."""
     geometry = nets.build_meta().geometry
     empty, silent = collate([], geometry=geometry), pack([[text(7)]], geometry)
@@ -95,7 +95,7 @@ def test_useful_operations_are_those_that_torch_counts(trainable: tuple[str, ...
 
 
 @pytest.mark.parametrize("kind", [pooling.Mean, pooling.Conv, partial(pooling.Attention, n_heads=4), pooling.Stack])
-def test_each_pooling_with_its_projector_costs_what_torch_counts(kind: Callable[..., nn.Module]):
+def test_the_cost_of_each_pooling_and_projector_equals_torch_s_count(kind: Callable[..., nn.Module]):
     between = SimpleNamespace(pooling=kind(k=2, width=64), geometry=SimpleNamespace(pool=2))
     between.projector = projector.Linear(in_width=64 * between.pooling.groups, out_width=32)
     frames = torch.randn(60, 64, requires_grad=True)
@@ -106,7 +106,7 @@ def test_each_pooling_with_its_projector_costs_what_torch_counts(kind: Callable[
     assert counter.get_total_flops() == pytest.approx(expected, rel=0.02)  # torch leaves out biases
 
 
-def test_attention_is_four_operations_for_each_pair_and_channel_and_twice_as_many_backward():
+def test_attention_costs_four_operations_per_pair_and_channel_and_twice_that_backward():
     net = nets.build_meta(layers=2)  # 24 channels in the encoder, 32 in the LLM
     load = {"tokens": 0, "frames": 0, "scored": 0}
     pairs, frozen = cost.Load(**load, token_pairs=10), cost.Stage(name="", trainable=("projector",))
@@ -136,12 +136,12 @@ def test_attention_is_four_operations_for_each_pair_and_channel_and_twice_as_man
         ("x86_64", "32-true", None),
     ],
 )
-def test_a_peak_is_that_of_the_device_and_precision_or_none(device: str, precision: str, peak: float | None):
+def test_the_peak_depends_on_device_and_precision_and_may_be_unknown(device: str, precision: str, peak: float | None):
     found, why = peak_flops(device, precision)
     assert found == peak and device in why
 
 
-def test_a_peak_may_be_given():
+def test_the_peak_can_be_set():
     assert peak_flops("x86_64", "32-true", 5e10) == (5e10, "peak_flops")
     for wrong in (0, -1.0, "fast", True, float("nan")):
         with pytest.raises(ValueError, match="peak_flops=.*: expected FLOP/s of one device"):
@@ -254,7 +254,7 @@ def test_the_time_of_validation_does_not_count(clock):
     assert log.values["tokens/s"] == pytest.approx(10) and log.values["wait"] == 0
 
 
-def test_totals_go_on_after_a_resume(clock):
+def test_totals_continue_after_a_resume(clock):
     first, log = Throughput(), Log()
     first.on_train_start(trainer(log), log)
     take(first, log, clock, 1, tokens=5.0, audio_seconds=1800.0)
@@ -309,7 +309,7 @@ def test_a_run_keeps_its_speed_in_tensorboard_and_in_its_report(smallest):
 
 
 @pytest.mark.slow
-def test_two_ranks_count_together_what_one_counts_alone(smallest, tmp_path: Path):
+def test_the_counts_of_two_ranks_add_up_to_those_of_one(smallest, tmp_path: Path):
     made = smallest("strategy=ddp", "trainer.devices=2")
     states = [tmp_path / "0.json", tmp_path / "1.json"]
 

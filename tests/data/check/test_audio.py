@@ -194,7 +194,7 @@ def test_a_name_that_no_file_can_have_is_a_missing_file(tmp_path):
 # --- between rows ---
 
 
-def test_the_same_sound_twice_is_a_duplicate_whatever_holds_it(tmp_path):
+def test_the_same_audio_in_any_container_is_a_duplicate(tmp_path):
     wave = np.round(speech_like() * 2**15) / 2**15
     rows = [write_row(tmp_path, "a", wave), write_row(tmp_path, "b", wave, audio="b.flac", text="something else")]
     report = look(tmp_path, [*rows, write_row(tmp_path, "c", wave[:-200])])
@@ -202,7 +202,7 @@ def test_the_same_sound_twice_is_a_duplicate_whatever_holds_it(tmp_path):
     assert (one.kind, one.row, one.other) == ("duplicate", "b", "a")
 
 
-def test_the_same_sound_may_be_asked_other_things(tmp_path):
+def test_the_same_clip_in_another_task_is_no_duplicate(tmp_path):
     wave = speech_like()
     questions = ({"question": "Is it raining?", "text": "no"}, {"question": "Who speaks?", "text": "a man"})
     rows = [
@@ -217,7 +217,7 @@ def test_the_same_sound_may_be_asked_other_things(tmp_path):
     assert found(look(tmp_path, [*rows, *again])) == {"duplicate": ["c9", "q9"]}
 
 
-def test_sound_of_a_training_row_contaminates_a_test_set_whatever_it_is_asked(tmp_path):
+def test_audio_of_a_training_row_contaminates_a_test_set_for_any_task(tmp_path):
     wave = speech_like()
     train = [write_row(tmp_path, "a", wave), write_row(tmp_path, "b", speech_like(seed=1))]
     test = [write_row(tmp_path, "t", wave, task="sgc", text="male"), write_row(tmp_path, "u", speech_like(seed=2))]
@@ -267,7 +267,7 @@ def test_splits_of_many_names_are_of_few_sets(tmp_path, split, name):
     assert list(report.rows) == [name]
 
 
-def test_the_real_recordings_beside_the_project_are_sound(shared_data):
+def test_the_shared_real_recordings_have_no_faults(shared_data):
     """Coffee orders, which are the shortest to decode; a part of ESC-50 is clipped, and says so."""
     paths = {name: shared_data / f"real/esc50.{name}.jsonl" for name in ("train", "test")}
     sources = [

@@ -47,7 +47,7 @@ def test_good_data_passes(tmp_path, capsys):
     assert "contaminated" in capsys.readouterr().out
 
 
-def test_what_is_wrong_is_printed_written_and_fails(tmp_path, capsys):
+def test_faults_are_printed_and_written_and_fail_the_command(tmp_path, capsys):
     paths = make(tmp_path, train="abC", test="ad")
     code, report = call(tmp_path, f"data=[{paths['train']},{paths['test']}]")
     assert code == 1 and report["failed"] is True
@@ -101,7 +101,7 @@ def test_the_same_ids_in_two_manifests_do_not_stop_the_doctor(tmp_path):
         (["data=manifest"], "error: data has no rows: expected data=FILE.jsonl"),
     ],
 )
-def test_what_is_missing_is_said_in_a_sentence(tmp_path, arguments, said, capsys):
+def test_missing_files_are_reported_in_one_sentence(tmp_path, arguments, said, capsys):
     assert call(tmp_path, *arguments)[0] == 1
     assert said in capsys.readouterr().err
 
@@ -136,5 +136,5 @@ def test_rows_in_shards_are_looked_at_as_those_of_their_manifest(tmp_path):
         ("checkpoint=data", ["checkpoint=data"]),
     ],
 )
-def test_paths_are_told_from_options(argument, expected):
+def test_paths_and_options_are_distinguished(argument, expected):
     assert cli.name_data([argument]) == expected

@@ -77,7 +77,7 @@ def test_a_pattern_takes_several_tables_and_paths_are_relative_to_each(tmp_path)
         ("*/{split}.csv", {"x": "any/x.csv"}),
     ],
 )
-def test_the_name_of_a_table_may_tell_the_split_of_its_rows(tmp_path, pattern, paths):
+def test_the_split_of_rows_can_come_from_the_name_of_their_table(tmp_path, pattern, paths):
     for path in paths.values():
         layouts.text(tmp_path / path, "audio,text", "a.wav,hello")
     given = {"files": pattern, "values": None}
@@ -117,7 +117,7 @@ def test_a_dot_leads_into_a_label_and_json_is_read_where_a_label_is_more_than_te
         (",hello,happy", None),
     ],
 )
-def test_what_is_wrong_with_a_line_is_the_problem_of_its_row(tmp_path, line, said):
+def test_a_fault_in_a_line_is_a_problem_of_its_row(tmp_path, line, said):
     layouts.text(tmp_path / "t.csv", "audio,text,emotion", line, "b.wav,hello,happy")
     columns = {"audio": "audio", "text": "text", "emotion": "emotion"}
     bad, good = read(tmp_path, columns=columns, values={"emotion": {"happy": "joy"}})
@@ -195,7 +195,7 @@ def test_a_data_set_of_the_hub_brings_its_sound_and_the_names_of_its_classes(tmp
     assert first["id"] == "mine/data/train-00000-of-00001:1"
 
 
-def test_what_is_no_parquet_is_named(tmp_path):
+def test_files_that_are_not_parquet_are_named(tmp_path):
     pytest.importorskip("pyarrow")
     layouts.text(tmp_path / "t.parquet", "no parquet")
     with pytest.raises(ValueError, match="is no Parquet that can be read"):

@@ -39,7 +39,7 @@ def test_the_rule_counts_content_sentence_and_introduction(answer: str, points: 
     assert Rule()(LABELS, answer) == points
 
 
-def test_a_model_is_told_what_was_asked_and_what_is_right() -> None:
+def test_the_judge_is_shown_the_question_and_the_reference() -> None:
     facts = json.loads(request(LABELS, "a cat")[-1]["content"])
     assert facts == {
         "conversation": [{"role": "user", "text": "[audio] What is it?"}],
@@ -48,7 +48,7 @@ def test_a_model_is_told_what_was_asked_and_what_is_right() -> None:
     }
 
 
-def test_a_model_s_points_are_kept_and_replayed(tmp_path: Path) -> None:
+def test_a_judge_s_points_are_recorded_and_replayed(tmp_path: Path) -> None:
     path = tmp_path / "judge.jsonl"
     with stand_in.serve(lambda messages: "8" if "a dog" in messages[-1]["content"] else "3.0") as (url, requests):
         judge = LanguageModel(recording=str(path), url=url, model="m")

@@ -130,7 +130,7 @@ def test_a_whisper_is_an_encoder_of_its_sizes(paths: dict[str, Path], kind: str)
 
 
 @pytest.mark.parametrize("kind", ["causal_lm", "qwen"])
-def test_a_language_model_begins_ours_and_its_vocabulary_grows(paths: dict[str, Path], kind: str):
+def test_a_language_model_initialises_ours_and_its_vocabulary_grows(paths: dict[str, Path], kind: str):
     found = identify(paths[kind])
     preset = recipe.resolve(recipe.compose(published.TINY))["model"]
     net = recipe.build_net({"model": preset | found.parts}, SimpleNamespace(size=5000))
@@ -211,7 +211,7 @@ def test_a_config_that_contradicts_the_weights_is_refused(tmp_path: Path, kind: 
         ("qwen_audio", ("audio", "output_dim"), 64),
     ],
 )
-def test_a_config_that_asks_for_what_we_lack_is_refused(tmp_path: Path, kind: str, keys: tuple, value: object):
+def test_a_config_with_an_unsupported_feature_is_refused(tmp_path: Path, kind: str, keys: tuple, value: object):
     MAKE[kind](tmp_path / "there")
     file = tmp_path / "there/config.json"
     published.edit_json(file, *keys, value=value)
@@ -270,7 +270,7 @@ def test_incomplete_weights_are_named(tmp_path: Path):
     expect_one_sentence(tmp_path / "sharded", shard.name)
 
 
-def test_a_run_without_the_checkpoint_asked_for_says_so(paths: dict[str, Path]):
+def test_a_run_without_the_requested_checkpoint_is_reported(paths: dict[str, Path]):
     with pytest.raises(FileNotFoundError, match="has no best checkpoint: expected a run directory"):
         identify(paths["run"], "best")
 

@@ -66,7 +66,7 @@ def test_a_net_is_filled_from_one_file_and_from_shards(net: AudioLM, source_net:
         assert_equal(net.state_dict(), source_net.state_dict())
 
 
-def test_the_state_of_a_run_is_read_by_part_and_the_others_stay(net: AudioLM, source_net: AudioLM):
+def test_the_state_of_a_run_is_loaded_by_part_and_other_parts_are_unchanged(net: AudioLM, source_net: AudioLM):
     state = {f"net.{name}": tensor for name, tensor in source_net.state_dict().items()}
     source = StateTensors({**state, "objective.head.weight": torch.zeros(2, 2)})
     before = copied(net)
@@ -164,7 +164,7 @@ def test_many_faults_are_counted_and_five_shown(net: AudioLM):
     assert said.endswith("; and 10 more") and said.count("is missing") == 5
 
 
-def test_what_does_not_fit_is_told_of_a_net_without_memory_too(source_net: AudioLM):
+def test_mismatches_are_reported_for_nets_on_the_meta_device_too(source_net: AudioLM):
     theirs = dict(export_tensors(source_net.state_dict(), "qwen2_audio"))
     assert loading.find_mismatches(nets.build_meta(), StateTensors(theirs), "qwen2_audio") == []
     del theirs["audio_tower.conv1.bias"]
@@ -178,7 +178,7 @@ def test_a_part_without_a_counterpart_is_named():
     assert "model: boundary.weight has no counterpart there" in refused(net, theirs, "qwen2_audio")
 
 
-def test_a_part_that_the_source_cannot_have_is_said_before_anything_else(net: AudioLM):
+def test_a_part_that_the_source_cannot_have_is_reported_first(net: AudioLM):
     state = {"encoder.positional_embedding": torch.zeros(1)}
     said = "weights.encoder=runs/a (whisper_openai layout) has no llm: expected encoder"
     assert refused(net, state, "whisper_openai", parts=["llm"]) == said
@@ -193,7 +193,7 @@ def llm_alone(rows: int, **config: object) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("chunk", [7, 1024])
-def test_old_rows_stay_and_new_ones_look_like_them(monkeypatch: pytest.MonkeyPatch, chunk: int):
+def test_old_rows_stay_and_new_ones_have_their_distribution(monkeypatch: pytest.MonkeyPatch, chunk: int):
     monkeypatch.setattr(loading, "_CHUNK", chunk)
     torch.manual_seed(0)
     state = llm_alone(400)
@@ -248,7 +248,7 @@ def test_a_file_is_read_by_name_and_by_slice(source_net: AudioLM, tmp_path: Path
     assert TensorFiles.open(next(tmp_path.glob("model-00001-*"))).keys() < set(state)
 
 
-def test_what_is_not_there_is_said(tmp_path: Path):
+def test_missing_files_are_reported(tmp_path: Path):
     for path in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(FileNotFoundError, match=f"{path}: expected a safetensors file, or a directory with model"):
             TensorFiles.open(path)
@@ -314,7 +314,7 @@ def test_tensors_in_one_memory_are_written_apart(tmp_path: Path):
     assert_equal({name: TensorFiles.open(tmp_path).read(name) for name in state}, state)
 
 
-def test_weights_are_not_written_over_weights(source_net: AudioLM, tmp_path: Path):
+def test_existing_weights_are_not_overwritten(source_net: AudioLM, tmp_path: Path):
     write(tmp_path, source_net.state_dict())
     with pytest.raises(ValueError, match=rf"{tmp_path} holds weights already \(model.safetensors\): choose another"):
         write(tmp_path, source_net.state_dict(), 3)

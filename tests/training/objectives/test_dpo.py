@@ -108,7 +108,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_losses_of_three_pairs_are_what_they_are_by_hand(case: str) -> None:
+def test_the_losses_of_three_pairs_equal_hand_computed_ones(case: str) -> None:
     arguments, expected = CASES[case]
     objective = DPO(beta=0.5, **arguments)
     logps, reference, lengths = (torch.tensor(numbers) for numbers in (LOGPS, REFERENCE, LENGTHS))
