@@ -35,9 +35,9 @@ def test_differences_name_nested_keys_with_both_values():
 
 
 def test_a_recipe_survives_its_file(tmp_path: Path):
-    made = config.resolve(config.compose(["experiment=qwen_audio_pretrain"]))
-    write_yaml(tmp_path / "recipe.yaml", made)
-    assert read_yaml(tmp_path / "recipe.yaml") == made
+    run_config = config.resolve(config.compose(["experiment=qwen_audio_pretrain"]))
+    write_yaml(tmp_path / "recipe.yaml", run_config)
+    assert read_yaml(tmp_path / "recipe.yaml") == run_config
 
 
 @pytest.mark.parametrize(
@@ -45,12 +45,12 @@ def test_a_recipe_survives_its_file(tmp_path: Path):
     [("chat", "natural", "chat_v1 or chat_v2"), ("audio", "chat_v2", "natural, tags or both")],
 )
 def test_a_view_that_a_prompting_style_lacks_names_the_styles_that_have_it(view: str, prompt: str, expected: str):
-    made = config.resolve(config.compose([f"data.view={view}", f"prompt={prompt}"]))
+    run_config = config.resolve(config.compose([f"data.view={view}", f"prompt={prompt}"]))
     with pytest.raises(ValueError, match=f"data.view={view} is not written in .*: expected prompt={expected}$"):
-        config.build_samples(made, torch.nn.Identity(), None, long_audio="error", train=False)
+        config.build_samples(run_config, torch.nn.Identity(), None, long_audio="error", train=False)
 
 
 def test_an_unknown_view_lists_the_known_ones():
-    made = config.resolve(config.compose(["data.view=chats"]))
+    run_config = config.resolve(config.compose(["data.view=chats"]))
     with pytest.raises(ValueError, match="data.view=chats: expected audio, text, transcript, chat"):
-        config.build_samples(made, torch.nn.Identity(), None, long_audio="error", train=False)
+        config.build_samples(run_config, torch.nn.Identity(), None, long_audio="error", train=False)

@@ -80,8 +80,8 @@ def test_the_inside_of_any_run_s_model_is_shown(tmp_path: Path, monkeypatch: pyt
     rows[0]["words"] = [
         {"word": word, "start": n / 2, "end": (n + 1) / 2} for n, word in enumerate(["the", "cat", "sat"])
     ]
-    made = {"RUN": str(tmp_path / "run"), "ALIGNER": str(tmp_path / "aligner")}
-    shown = execute("03_inside_the_model", monkeypatch, ROWS=str(write_manifest(tmp_path / "rows.jsonl", rows)), **made)
+    runs = {"RUN": str(tmp_path / "run"), "ALIGNER": str(tmp_path / "aligner")}
+    shown = execute("03_inside_the_model", monkeypatch, ROWS=str(write_manifest(tmp_path / "rows.jsonl", rows)), **runs)
     assert (
         shown.count("image/png") == 5 and shown.count("text/html") >= 4
     )  # a player, two tables, and a page of players

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from auris import config as recipe
+from auris import config as auris_config
 from auris import results
 from auris.data.manifests import read_manifests
 from auris.data.rows import Row
@@ -43,7 +43,7 @@ TASKS = {
 
 @cache
 def composed(name: str) -> dict:
-    return recipe.resolve(recipe.compose(["checkpoint=x", f"benchmark={name}"], "evaluate"))["benchmark"]
+    return auris_config.resolve(auris_config.compose(["checkpoint=x", f"benchmark={name}"], "evaluate"))["benchmark"]
 
 
 def config(name: str, **changed: object) -> dict:
@@ -75,12 +75,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_benchmark_prompts_like_its_official_script():
     for name, code in TASKS.items():
-        made, task = config(name), tasks.find(code)
+        run_config, task = config(name), tasks.find(code)
         tags = task.tags.replace("{caption_style}", "clotho")
-        assert made["prompt"]["v1"] in (None, tags), name
-        assert made["prompt"]["v2"] in (None, task.natural), name
-        assert (made["prompt"]["v1"] is None) == (code == "chat"), name
-        assert made["name"] == name and made["origin"] and made["generation"]["v2"]["max_new_tokens"] == 256
+        assert run_config["prompt"]["v1"] in (None, tags), name
+        assert run_config["prompt"]["v2"] in (None, task.natural), name
+        assert (run_config["prompt"]["v1"] is None) == (code == "chat"), name
+        assert (
+            run_config["name"] == name
+            and run_config["origin"]
+            and run_config["generation"]["v2"]["max_new_tokens"] == 256
+        )
     lengths = {name: config(name)["generation"]["v1"]["max_new_tokens"] for name in TASKS}
     assert lengths["librispeech"] == lengths["covost2"] == 256
     assert lengths["clotho"] == lengths["nsynth"] == 30 and lengths["tut2017"] == 10 and lengths["meld"] == 4
@@ -238,14 +242,14 @@ def test_a_group_is_evaluated_and_shown_next_to_its_published_table(
     corpus: Path, folder: Path, tmp_path: Path, monkeypatch, capsys
 ):
     monkeypatch.chdir(ROOT)
-    made = recipe.resolve(
-        recipe.compose([*smallest_run(corpus, tmp_path), "experiment=qwen2_audio_pretrain", "max_steps=2"])
+    run_config = auris_config.resolve(
+        auris_config.compose([*smallest_run(corpus, tmp_path), "experiment=qwen2_audio_pretrain", "max_steps=2"])
     )
-    train.train(made)
+    train.train(run_config)
     given = ["benchmark=qwen2_audio_table2", f"benchmark.root={folder}", "benchmark.members=[librispeech,meld]"]
-    given += [f"checkpoint={made['run_dir']}", "generation.max_new_tokens=3", "accelerator=cpu", "bootstrap=10"]
+    given += [f"checkpoint={run_config['run_dir']}", "generation.max_new_tokens=3", "accelerator=cpu", "bootstrap=10"]
     capsys.readouterr()
-    rows = runner.evaluate(recipe.resolve(recipe.compose(given, "evaluate")))
+    rows = runner.evaluate(auris_config.resolve(auris_config.compose(given, "evaluate")))
     said = capsys.readouterr().out
     lines = {(row.benchmark, row.task, row.metric): row for row in rows}
     assert {key[1] for key in lines if key[0] == "librispeech"} == {"asr en test-clean", "asr en test-other"}
@@ -253,7 +257,7 @@ def test_a_group_is_evaluated_and_shown_next_to_its_published_table(
     assert "max_new_tokens=3" in said and "min_new_tokens=1" in said  # the user's, the benchmark's
     assert lines["meld", "er test", "accuracy_raw"].signature.endswith("|max_new_tokens:3")
     assert "qwen2_audio_table2: published and ours" in said and "qwen2_audio_transformers: published and ours" in said
-    run = Path(made["run_dir"])
+    run = Path(run_config["run_dir"])
     official = [json.loads(line) for line in (run / "official/librispeech.jsonl").read_text().splitlines()]
     assert [line["source"] for line in official] == ["librispeech_test_clean", "librispeech_test_other"]
     strict = lines["librispeech", "asr en test-clean", "wer"].value
@@ -272,13 +276,13 @@ def test_a_group_is_evaluated_and_shown_next_to_its_published_table(
     monkeypatch.setattr(NextToken, "answer", counted)
     speech = json.loads((run / "answers/librispeech.json").read_text())["parts"][0]["file"]
     os.truncate(run / "answers" / speech, (run / "answers" / speech).stat().st_size - 9)  # killed while it was written
-    runner.evaluate(recipe.resolve(recipe.compose(given, "evaluate")))
+    runner.evaluate(auris_config.resolve(auris_config.compose(given, "evaluate")))
     assert len(asked) == 1 and [(run / file).read_text() for file in files] == before
     monkeypatch.setattr(NextToken, "answer", None)
-    runner.evaluate(recipe.resolve(recipe.compose(given, "evaluate")))
+    runner.evaluate(auris_config.resolve(auris_config.compose(given, "evaluate")))
     assert [(run / file).read_text() for file in files] == before
     monkeypatch.setattr("auris.inference.load.load", None)
     for file in files:
         (run / file).unlink()
-    runner.evaluate(recipe.resolve(recipe.compose([f"rescore={run}", "bootstrap=10"], "evaluate")))
+    runner.evaluate(auris_config.resolve(auris_config.compose([f"rescore={run}", "bootstrap=10"], "evaluate")))
     assert [(run / file).read_text() for file in files] == before

@@ -116,9 +116,9 @@ def trained(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
         options = ["experiment=qwen2_audio_pretrain", "max_steps=2", "seed=1"]
-        made = config.resolve(config.compose([*smallest_run(corpus, folder), *options]))
-        train.train(made)
-    return Path(made["run_dir"])
+        run_config = config.resolve(config.compose([*smallest_run(corpus, folder), *options]))
+        train.train(run_config)
+    return Path(run_config["run_dir"])
 
 
 @pytest.fixture(scope="module")
@@ -126,21 +126,26 @@ def rows(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Rows of every kind, with a long clip, a verdict, a preference, a file that is gone and one that breaks off."""
     folder = tmp_path_factory.mktemp("rows")
     given = [json.loads(line) for line in (corpus / "test.jsonl").read_text(encoding="utf-8").splitlines()]
-    made = [{**row, "audio": str(corpus / row["audio"])} for row in given if row["task"] in ("asr", "sec", "s2tt")]
-    clips = [{"type": "audio", "audio": row["audio"]} for row in made[:6]]
+    run_config = [
+        {**row, "audio": str(corpus / row["audio"])} for row in given if row["task"] in ("asr", "sec", "s2tt")
+    ]
+    clips = [{"type": "audio", "audio": row["audio"]} for row in run_config[:6]]
     write_wave(folder / "long.wav", 40.0)
     write_wave(folder / "broken.wav", 1.0)
     os.truncate(folder / "broken.wav", 2000)  # shorter than its header says
     asr = {"task": "asr", "language": "en", "text": "the red fox"}
-    made += [{"id": "long", "audio": "long.wav", **asr}, {"id": "gone", "audio": "gone.wav", **asr}]
-    made += [{"id": "broken", "audio": "broken.wav", "duration": 1.0, **asr}]
+    run_config += [{"id": "long", "audio": "long.wav", **asr}, {"id": "gone", "audio": "gone.wav", **asr}]
+    run_config += [{"id": "broken", "audio": "broken.wav", "duration": 1.0, **asr}]
     for number, (one, other) in enumerate(itertools.pairwise(clips)):
         pair = {"audio": [one["audio"], other["audio"]], "task": "sv", "text": ("yes", "no")[number % 2]}
         user = [{"role": "user", "content": [one, {"type": "text", "text": "what is it?"}]}]
         answer = {"role": "assistant", "content": f"it is {number}"}
-        made += [{"id": f"v{number}", **pair}, {"id": f"d{number}", "messages": [*user, answer], "key": str(number)}]
-        made += [{"id": f"p{number}", "messages": user, "chosen": "a dog barks", "rejected": "no" * (number + 1)}]
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in made), encoding="utf-8")
+        run_config += [
+            {"id": f"v{number}", **pair},
+            {"id": f"d{number}", "messages": [*user, answer], "key": str(number)},
+        ]
+        run_config += [{"id": f"p{number}", "messages": user, "chosen": "a dog barks", "rejected": "no" * (number + 1)}]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in run_config), encoding="utf-8")
     return folder / "rows.jsonl"
 
 

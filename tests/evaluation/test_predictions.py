@@ -228,8 +228,8 @@ def test_captions_are_scored_against_all_their_references():
 @pytest.mark.parametrize("stage", ["audio", "chat"])
 def test_a_model_can_be_prompted_in_another_style(stage):
     net, style = nets.build(vocab=tokenizer().size), {"_target_": "auris.text.prompts.TagPrompt"}
-    made = {"data": {"view": stage, "augment": None}, "seed": 0, "prompt": style}
-    model = SimpleNamespace(net=net, tokenizer=tokenizer(), config=made, prompt=TagPrompt(), dialogue=None)
+    config = {"data": {"view": stage, "augment": None}, "seed": 0, "prompt": style}
+    model = SimpleNamespace(net=net, tokenizer=tokenizer(), config=config, prompt=TagPrompt(), dialogue=None)
     asked = {"_target_": "auris.text.prompts.NaturalPrompt", "wordings": "unseen"}
     assert isinstance(asked_as(model, "task", "error").prompt, TagPrompt)
     assert asked_as(model, "task", "error", asked).prompt.subset == "unseen"

@@ -231,8 +231,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def sampled(command: Callable[..., Any], model: Path, out: str, *arguments: str) -> list[dict[str, Any]]:
-    made = [f"checkpoint={model}/run", f"data.test=[{model}/rows/asked.jsonl]", f"out={out}", "metric=wer"]
-    assert command(*made, "generation.max_new_tokens=16", *arguments) == 0
+    base = [f"checkpoint={model}/run", f"data.test=[{model}/rows/asked.jsonl]", f"out={out}", "metric=wer"]
+    assert command(*base, "generation.max_new_tokens=16", *arguments) == 0
     return read_lines(Path(out))
 
 
@@ -277,8 +277,13 @@ def test_a_margin_costs_pairs(command: Callable[..., Any], model: Path, capsys: 
     assert 0 < len(kept) < len(before) and all(row in before for row in kept)
     counted = json.loads(Path("some.statistics.json").read_text())
     assert counted["without_pair"][CLOSE] == len(before) - len(kept)
-    made = [f"checkpoint={model}/run", f"data.test=[{model}/rows/asked.jsonl]", "out=none.jsonl", "metric=accuracy"]
-    assert command(*made, "generation.max_new_tokens=1") == 1
+    base = [
+        f"checkpoint={model}/run",
+        f"data.test=[{model}/rows/asked.jsonl]",
+        "out=none.jsonl",
+        "metric=accuracy",
+    ]
+    assert command(*base, "generation.max_new_tokens=1") == 1
     out, err = capsys.readouterr()
     assert "there is no pair to write" in err and TIE in out and not Path("none.jsonl").exists()
 
@@ -333,5 +338,10 @@ def test_no_file_is_overwritten(command: Callable[..., int], annotated: Path, ca
 
 def test_the_sampling_of_the_config_is_plain(model: Path):
     """All of the model's distribution: what it would say, not what it says best."""
-    made = config.resolve(config.compose(["out=x"], "prefer"))["generation"]
-    assert (made["do_sample"], made["temperature"], made["top_k"], made["top_p"]) == (True, 1.0, 0, 1.0)
+    run_config = config.resolve(config.compose(["out=x"], "prefer"))["generation"]
+    assert (run_config["do_sample"], run_config["temperature"], run_config["top_k"], run_config["top_p"]) == (
+        True,
+        1.0,
+        0,
+        1.0,
+    )

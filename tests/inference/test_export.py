@@ -13,7 +13,7 @@ from transformers import AutoProcessor, Qwen2AudioForConditionalGeneration
 
 import auris
 from auris import audio, cli
-from auris import config as recipe
+from auris import config as auris_config
 from auris.inference.audio_model import AudioModel
 from auris.inference.export import choose_format, export
 from auris.inference.export_formats import write_ranks
@@ -158,8 +158,8 @@ def test_weights_can_be_written_in_less_precision(tmp_path: Path):
     ],
 )
 def test_settings_without_a_counterpart_are_named(overrides: list[str], reason: str):
-    made = recipe.resolve(recipe.compose([*published.TINY, *overrides]))
-    net = recipe.build_net(made, tokenizer())
+    run_config = auris_config.resolve(auris_config.compose([*published.TINY, *overrides]))
+    net = auris_config.build_net(run_config, tokenizer())
     chosen, reasons = choose_format(net, tokenizer())
     assert chosen == "auris" and [why for why in reasons if why.startswith("qwen2_audio")] == [f"qwen2_audio: {reason}"]
     with pytest.raises(ValueError, match=f"format=qwen2_audio.*{reason}.*format=auris"):
@@ -196,8 +196,8 @@ def test_our_own_format_needs_nothing_of_the_run(tmp_path: Path, files: list[Pat
     published.language_model(tmp_path / "lm")
     node = "{_target_: auris.model.llm.build_llm, _partial_: true, train_length: null, config: {path: '%s'}}"
     run = tmp_path / "run"
-    made = published.run(run, "~model.llm", "+model.llm=" + node % (tmp_path / "lm"))
-    assert made["model"]["llm"]["config"] == {"path": str(tmp_path / "lm")}
+    run_config = published.run(run, "~model.llm", "+model.llm=" + node % (tmp_path / "lm"))
+    assert run_config["model"]["llm"]["config"] == {"path": str(tmp_path / "lm")}
     answers = auris.load(run).generate(files, PROMPT, max_new_tokens=6, control=True)
     export(run, tmp_path / "out", format="auris")
     for gone in (run, tmp_path / "lm"):

@@ -32,15 +32,15 @@ class Counter:
     """A backend that computes by another one, which may ask for the same graph once more."""
 
     def __init__(self, backend: Callable | None = None):
-        self.made: set[object] = set()
+        self.compiled: set[object] = set()
         self.backend = backend
 
     @property
     def graphs(self) -> int:
-        return len(self.made)
+        return len(self.compiled)
 
     def __call__(self, graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable:
-        self.made.add(torch._guards.CompileContext.current_compile_id())
+        self.compiled.add(torch._guards.CompileContext.current_compile_id())
         return self.backend(graph, inputs) if self.backend else graph.forward
 
 

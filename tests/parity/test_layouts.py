@@ -21,7 +21,7 @@ from transformers import (
     WhisperModel,
 )
 
-from auris import config as recipe
+from auris import config as auris_config
 from auris.model.audio_lm import AudioLM
 from auris.model.weights import loading
 from auris.model.weights.saving import export_tensors, write_sharded
@@ -90,8 +90,8 @@ def listed_qwen2_audio() -> dict[str, tuple[int, ...]]:
 
 @pytest.mark.parametrize(("system", "listed"), [("qwen_audio", listed_qwen_audio), ("qwen2_audio", listed_qwen2_audio)])
 def test_the_full_scale_has_the_names_and_shapes_of_the_release(system: str, listed):
-    made = recipe.resolve(recipe.compose([f"experiment={system}_pretrain", "scale=full"]))
-    net = recipe.build_net(made, SimpleNamespace(size=5_000))  # on the meta device
+    run_config = auris_config.resolve(auris_config.compose([f"experiment={system}_pretrain", "scale=full"]))
+    net = auris_config.build_net(run_config, SimpleNamespace(size=5_000))  # on the meta device
     exported = {name: tuple(tensor.shape) for name, tensor in export_tensors(net.state_dict(), system)}
     assert len(exported) == {"qwen_audio": 749, "qwen2_audio": 876}[system]
     assert exported == listed()
@@ -383,7 +383,7 @@ def test_tensors_of_the_golden_model_come_back_bit_by_bit(shared_data: Path):
             },
         },
     }
-    net = recipe.build(node)(vocab_size=50)
+    net = auris_config.build(node)(vocab_size=50)
     released = load_file(golden / "model.safetensors")
     assert len(released) == 65
     tables = {name: torch.randn(50, hidden) for name in ("transformer.wte.weight", "lm_head.weight")}

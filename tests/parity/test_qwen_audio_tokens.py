@@ -155,9 +155,9 @@ def processor() -> Qwen2AudioProcessor:
 def processed(processor: Qwen2AudioProcessor, text: str, clips: list[str]) -> tuple[list[int], list[int]]:
     """transformers' ids, and the number of audio tokens of each clip among them."""
     waves = [np.zeros(CLIPS[clip], dtype=np.float32) for clip in clips]
-    made = processor(text=text, **({"audio": waves, "sampling_rate": 16_000} if waves else {}))
-    frames = np.sum(made["feature_attention_mask"], axis=-1) if waves else []
-    return np.ravel(made["input_ids"]).tolist(), [int(((n - 1) // 2 + 1 - 2) // 2 + 1) for n in frames]
+    batch = processor(text=text, **({"audio": waves, "sampling_rate": 16_000} if waves else {}))
+    frames = np.sum(batch["feature_attention_mask"], axis=-1) if waves else []
+    return np.ravel(batch["input_ids"]).tolist(), [int(((n - 1) // 2 + 1 - 2) // 2 + 1) for n in frames]
 
 
 @pytest.mark.parametrize("name", DIALOGUES)

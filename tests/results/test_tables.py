@@ -368,15 +368,15 @@ def test_an_unknown_axis_lists_those_there_are(study):
 # --- what runs were ---
 
 
-def describe(run: Path, **made: object) -> None:
-    (run / "recipe.yaml").write_text(yaml.safe_dump({"study": "demo", "seed": 0, "checkpoint": None, **made}))
+def describe(run: Path, **settings: object) -> None:
+    (run / "recipe.yaml").write_text(yaml.safe_dump({"study": "demo", "seed": 0, "checkpoint": None, **settings}))
 
 
 def test_settings_that_differ_between_arms_become_tensorboard_hparams(study):
     for arm in ARMS:
         for seed in (0, 1):
-            made = {"optim": {"lr": 0.1 if arm == ARMS[0] else 0.2, "clip": 1.0}, "run_dir": f"runs/{arm}/{seed}"}
-            describe(study / arm / f"seed_{seed}", arm=arm, **made)
+            settings = {"optim": {"lr": 0.1 if arm == ARMS[0] else 0.2, "clip": 1.0}, "run_dir": f"runs/{arm}/{seed}"}
+            describe(study / arm / f"seed_{seed}", arm=arm, **settings)
     assert results.hparams(study).columns.tolist() == ["arm", "seed", "optim.lr"]
     for _ in range(2):  # the same again leaves one file a run
         runs.write_hparams(study)

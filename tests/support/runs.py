@@ -51,11 +51,11 @@ class KillAt(L.Callback):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def fit(made: dict, *extra: L.Callback) -> L.Trainer:
+def fit(config: dict, *extra: L.Callback) -> L.Trainer:
     """`train.train` with callbacks added."""
     with Preemption() as preemption:
-        module, data = train.build(made)
-        trainer = train.build_trainer(made, Path(made["run_dir"]), preemption)
+        module, data = train.build(config)
+        trainer = train.build_trainer(config, Path(config["run_dir"]), preemption)
         trainer.callbacks.extend(extra)
         trainer.fit(module, data)
     return trainer
@@ -66,8 +66,8 @@ def load_state(path: str | Path) -> dict[str, torch.Tensor]:
     return checkpoint_dir.find(path).tensors().read_all()
 
 
-def weights(made: dict) -> dict[str, torch.Tensor]:
-    return load_state(made["run_dir"])
+def weights(config: dict) -> dict[str, torch.Tensor]:
+    return load_state(config["run_dir"])
 
 
 def assert_equal(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor], tolerance: float = 0.0) -> None:
@@ -76,12 +76,12 @@ def assert_equal(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor], 
         torch.testing.assert_close(left[name], right[name], atol=tolerance, rtol=0.0, msg=name)
 
 
-def train_in_a_process(made: dict, folder: Path) -> None:
+def train_in_a_process(config: dict, folder: Path) -> None:
     """Train a config in a process of its own, from which Lightning starts the others of `trainer.devices=2`.
 
     The first process is forked, as its imports would take seconds. The others run a script, as they would for a user.
     """
-    write_yaml(folder / "recipe.yaml", made)
+    write_yaml(folder / "recipe.yaml", config)
     script = folder / "train.py"
     script.write_text(_SCRIPT)
 
@@ -89,7 +89,7 @@ def train_in_a_process(made: dict, folder: Path) -> None:
         os.environ.update(environment())
         sys.argv = [str(script), str(folder / "recipe.yaml")]  # what Lightning starts the others with
         sys.modules["__main__"].__spec__ = None
-        train.train(made)
+        train.train(config)
 
     assert in_processes(work, 1, folder) == [0], said(folder)
 

@@ -37,8 +37,8 @@ from support.manifests import samples_of, speech_rows, tokenizer, write_manifest
 
 @pytest.fixture(scope="module")
 def released() -> nn.Module:
-    made = config.resolve(config.compose(["scale=full", "model=qwen2_audio"]))
-    return config.build_net(made, SimpleNamespace(size=1))
+    run_config = config.resolve(config.compose(["scale=full", "model=qwen2_audio"]))
+    return config.build_net(run_config, SimpleNamespace(size=1))
 
 
 def read(path: Path, **options: object) -> tuple[list[str], str]:
@@ -94,8 +94,8 @@ def test_the_memory_of_a_pack_equals_the_performance_notes(released: nn.Module):
 
 def test_adapters_are_counted_as_trainable_and_the_model_under_them_as_frozen():
     """LoRA of rank r on a layer of n x m: r (n + m) parameters. A new token: a row of the embedding and of the head."""
-    made = config.resolve(config.compose(["scale=full", "model=qwen2_audio"]))
-    net = config.build_net(made, SimpleNamespace(size=1))
+    run_config = config.resolve(config.compose(["scale=full", "model=qwen2_audio"]))
+    net = config.build_net(run_config, SimpleNamespace(size=1))
     whole = count_parameters(net)
     load = Load.of_budget(8192, 2)
     frozen = memory(net, Stage(name="", trainable=("projector",)), load)
@@ -227,8 +227,8 @@ def test_a_first_batch_is_shown(tmp_path: Path):
         "<|audio_bos|>[25 audio tokens]<|audio_eos|>Detect the language and recognize the speech: "
         "{<|en|>the cat sat<|endoftext|>}"
     )
-    made = config.resolve(config.compose([*published.TINY, "model.encoder.n_mels=16"]))
-    net = config.build_net(made, view.tokenizer)
+    run_config = config.resolve(config.compose([*published.TINY, "model.encoder.n_mels=16"]))
+    net = config.build_net(run_config, view.tokenizer)
     console = Console(file=io.StringIO(), width=200)
     stages = [Stage(name="this run", trainable=("projector",))]
     dry_run.print_sizes(console, net, stages, Load.of_pack(batch))

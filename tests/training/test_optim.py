@@ -171,8 +171,8 @@ def test_a_warm_up_as_long_as_the_run_is_an_error_that_names_settings_that_exist
         rates(1, warmup_steps=10, max_steps=10, floor=0.1)
     named = [word for word in str(error.value).split() if "=" in word]
     assert len(named) == 2
-    made = config.compose(named)
-    assert (made.optim.warmup_steps, made.max_steps) == (10, 10)
+    run_config = config.compose(named)
+    assert (run_config.optim.warmup_steps, run_config.max_steps) == (10, 10)
 
 
 def test_a_factor_scales_a_part_and_must_name_one(net: Net):

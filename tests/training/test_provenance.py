@@ -106,10 +106,12 @@ def test_a_dry_run_names_what_cannot_be_divided_into_replicas(tiny):
 def test_the_estimated_memory_of_states_equals_the_allocated_memory(tiny, precision):
     """Frozen weights are stored in float32 where nothing is sharded, whatever is computed in. The encoder's position
     table, a buffer, is left out."""
-    made = tiny("max_steps=2", f"trainer.precision={precision}", f"arm={precision}", "trainer.val_check_interval=1.0")
-    train.train(made)
-    facts = json.loads((Path(made["run_dir"]) / "environment.json").read_text())
-    snapshot = checkpoint_dir.find(made["run_dir"], kinds=checkpoint_dir.KINDS)
+    run_config = tiny(
+        "max_steps=2", f"trainer.precision={precision}", f"arm={precision}", "trainer.val_check_interval=1.0"
+    )
+    train.train(run_config)
+    facts = json.loads((Path(run_config["run_dir"]) / "environment.json").read_text())
+    snapshot = checkpoint_dir.find(run_config["run_dir"], kinds=checkpoint_dir.KINDS)
     tables = [snapshot.tensors(kind).read_all() for kind in checkpoint_dir.KINDS]
     sizes = {name: one.nbytes for table in tables for name, one in table.items() if not name.startswith("step.")}
     del sizes["net.encoder.positions"]

@@ -246,13 +246,13 @@ def smallest(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 def test_replaying_a_step_computes_references_of_its_own_rows_only(smallest, monkeypatch):
-    made = smallest("max_steps=4")
-    train.claim(Path(made["run_dir"]), made)
-    _, data = train.build(made)
+    run_config = smallest("max_steps=4")
+    train.claim(Path(run_config["run_dir"]), run_config)
+    _, data = train.build(run_config)
     data.setup("fit")
     numbers = data.plan.step(1)[:2]
     places = [Place(row=row, id=data.rows[row].id, epoch=epoch) for row, epoch in numbers]
-    file = Fault(step=1, reason="a test", ranks=[[places]]).save(Path(made["run_dir"]))
+    file = Fault(step=1, reason="a test", ranks=[[places]]).save(Path(run_config["run_dir"]))
     asked = Counted(monkeypatch)
     assert replay.reproduce(file, checkpoint=None, accelerator="cpu", console=Console(quiet=True)) == []
     assert sum(map(len, asked.rows)) == len({data.rows[row].id for row, _ in numbers}) < len(data.rows)
@@ -262,10 +262,12 @@ def test_a_cached_and_a_live_reference_train_alike(smallest, monkeypatch):
     # Adam divides a gradient by its own size: with a small eps, one that is nearly zero grows its rounding to a step.
     options = ["max_steps=4", "optim.lr=1e-3", "optim.eps=1e-4"]
     cached, live = smallest(*options, "arm=cached"), smallest(*options, "arm=live", "objective.reference=live")
-    for made in (cached, live):
-        train.train(made)
+    for run_config in (cached, live):
+        train.train(run_config)
     assert_equal(weights(cached), weights(live), 1e-5)
-    finished = [json.loads((Path(made["run_dir"]) / "finished.json").read_text()) for made in (cached, live)]
+    finished = [
+        json.loads((Path(run_config["run_dir"]) / "finished.json").read_text()) for run_config in (cached, live)
+    ]
     for name in ("train/loss", "train/reward_margin", "train/kl", "val/loss", "val/accuracy", "val/logps_chosen"):
         assert finished[0][name] == pytest.approx(finished[1][name], abs=1e-4), name
     assert abs(finished[0]["train/reward_margin"]) > 1e-3  # the policy has left its reference
@@ -312,10 +314,10 @@ def test_a_run_that_another_machine_fine_tuned_is_preferred_on_this_one(smallest
     with pytest.raises(FileNotFoundError, match=f"tokenizer={tmp_path}/none/a/b: .*tokenizer={here}/tokenizer"):
         train.train(smallest("max_steps=2", f"checkpoint={here}", f"tokenizer={tmp_path}/none/a/b"))
     slow = ["max_steps=2", "optim.lr=1e-9", "optim.min_lr=1e-9"]
-    made = smallest(*slow, f"checkpoint={here}", f"tokenizer={here}/tokenizer")
-    train.train(made)
-    assert_equal(load_state(here), weights(made), 1e-6)
-    assert (Path(made["run_dir"]) / "tokenizer").is_dir()
+    run_config = smallest(*slow, f"checkpoint={here}", f"tokenizer={here}/tokenizer")
+    train.train(run_config)
+    assert_equal(load_state(here), weights(run_config), 1e-6)
+    assert (Path(run_config["run_dir"]) / "tokenizer").is_dir()
 
 
 def test_data_in_another_folder_has_the_same_references(smallest, corpus, tmp_path, monkeypatch):
@@ -360,9 +362,9 @@ class EncoderCalls(L.Callback):
 def test_a_step_encodes_each_clip_once(smallest):
     """For both answers of a pair, and with a cached reference for no other net."""
     calls = EncoderCalls()
-    made = smallest("max_steps=3")
-    train.claim(Path(made["run_dir"]), made)
-    fit(made, calls)
+    run_config = smallest("max_steps=3")
+    train.claim(Path(run_config["run_dir"]), run_config)
+    fit(run_config, calls)
     assert calls.steps == [4] * 3  # data.rows_per_step pairs about a clip each
 
 

@@ -141,8 +141,8 @@ def one(recipes) -> Callable[[str], Record]:
     def run(case: str) -> Record:
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(ROOT)
-            [made] = recipes({case: CASES[case]}, 1).values()
-            return record(made)
+            [run_config] = recipes({case: CASES[case]}, 1).values()
+            return record(run_config)
 
     return run
 
@@ -227,13 +227,13 @@ def test_a_wrong_setting_is_named(arguments: dict, said: str):
 
 
 def test_processes_that_cannot_be_divided_are_named_before_any_is_started(recipes):
-    [made] = recipes({"fsdp_tp encoder_frozen": TWO["fsdp_tp encoder_frozen"]}, 3).values()
+    [run_config] = recipes({"fsdp_tp encoder_frozen": TWO["fsdp_tp encoder_frozen"]}, 3).values()
     with pytest.raises(ValueError, match="trainer.strategy.tensor_parallel=2 does not divide the 3 processes"):
-        config.build(train.trainer_options(made["trainer"]))
+        config.build(train.trainer_options(run_config["trainer"]))
 
 
 def test_a_gpu_computes_in_bfloat16_and_a_cpu_in_float32(recipes, monkeypatch):
-    [made] = recipes({"fsdp llm_frozen": TWO["fsdp llm_frozen"]}, 2).values()
+    [run_config] = recipes({"fsdp llm_frozen": TWO["fsdp llm_frozen"]}, 2).values()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for accelerator, asked, expected in (
         ("cpu", "auto", "32-true"),
@@ -241,5 +241,5 @@ def test_a_gpu_computes_in_bfloat16_and_a_cpu_in_float32(recipes, monkeypatch):
         ("gpu", "auto", "bf16-mixed"),
         ("gpu", "32-true", "32-true"),
     ):
-        options = train.trainer_options(made["trainer"] | {"accelerator": accelerator, "precision": asked})
+        options = train.trainer_options(run_config["trainer"] | {"accelerator": accelerator, "precision": asked})
         assert options["precision"] == options["strategy"]["precision"] == expected

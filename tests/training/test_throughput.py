@@ -278,48 +278,48 @@ def smallest(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     return lambda *overrides: config.resolve(config.compose([*size, *overrides]))
 
 
-def counted(made: dict) -> dict[str, float]:
+def counted(run_config: dict) -> dict[str, float]:
     """Tokens and operations of a run's rows, found from its plan, in one process."""
-    module, data = train.build(made)
+    module, data = train.build(run_config)
     data.setup("fit")
     steps = StepDataset(data.rows, data.plan, data.samples, 1, 0)
-    packs = [cost.pack_counts(batch) for step in range(made["max_steps"]) for batch in steps[step]]
+    packs = [cost.pack_counts(batch) for step in range(run_config["max_steps"]) for batch in steps[step]]
     load = cost.Load(**{name: sum(int(found[name]) for found in packs) for name in LOAD})
     stage = cost.Stage.of(module.objective, module.trainable)
     return {"tokens": load.tokens, "flops": cost.training_flops(module.net, stage, load)}
 
 
-def rates(made: dict) -> dict[str, float]:
-    kept = json.loads((Path(made["run_dir"]) / "finished.json").read_text())
+def rates(run_config: dict) -> dict[str, float]:
+    kept = json.loads((Path(run_config["run_dir"]) / "finished.json").read_text())
     return {name.removeprefix("speed/"): value for name, value in kept.items() if name.startswith("speed/")}
 
 
 def test_a_run_keeps_its_speed_in_tensorboard_and_in_its_report(smallest):
-    made = smallest()
-    train.train(made)
-    logged = curves(Path(made["run_dir"]).parents[1])
-    found = rates(made)
+    run_config = smallest()
+    train.train(run_config)
+    logged = curves(Path(run_config["run_dir"]).parents[1])
+    found = rates(run_config)
     names = {"tokens_per_s", "audio_hours_per_hour", "seconds_per_step", "useful_tflops", "mfu", "padding", "data_wait"}
     assert found.keys() == names | {"peak_memory_gib"}
     assert {tag for tag in logged["tag"] if tag.startswith("speed/")} == {f"speed/{name}" for name in found}
     assert found["padding"] == 0 and 0 <= found["data_wait"] < 1 and found["peak_memory_gib"] > 0.1
     assert found["mfu"] == pytest.approx(found["useful_tflops"])  # one device of 1e12
     flops = logged[logged["tag"] == "train/flops"]["value"].max()
-    assert flops == pytest.approx(counted(made)["flops"], rel=1e-6)
+    assert flops == pytest.approx(counted(run_config)["flops"], rel=1e-6)
 
 
 @pytest.mark.slow
 def test_the_counts_of_two_ranks_add_up_to_those_of_one(smallest, tmp_path: Path):
-    made = smallest("strategy=ddp", "trainer.devices=2")
+    run_config = smallest("strategy=ddp", "trainer.devices=2")
     states = [tmp_path / "0.json", tmp_path / "1.json"]
 
     def run() -> None:
-        done = fit(made)
+        done = fit(run_config)
         [found] = [one for one in done.callbacks if isinstance(one, Throughput)]
         states[done.global_rank].write_text(json.dumps([found.state_dict(), found.session(), found.peak_bytes]))
 
     assert in_processes(run, 2, tmp_path) == [0, 0], said(tmp_path)
     (first, session, peak), (second, _, other) = (json.loads(file.read_text()) for file in states)
-    assert first == second and {name: first[name] for name in ("tokens", "flops")} == counted(made)
+    assert first == second and {name: first[name] for name in ("tokens", "flops")} == counted(run_config)
     assert session["mfu"] == pytest.approx(session["useful_tflops"] / 2)  # of two devices of 1e12
     assert 0 <= session["data_wait"] < 1 and peak == other > 0.1 * cost.GIB

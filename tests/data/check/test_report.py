@@ -19,7 +19,7 @@ from support.manifests import write_manifest
 
 def make(folder: Path, **names: str) -> dict[str, Path]:
     """A manifest for each name, with a row for each letter; a capital letter is silent."""
-    made = {}
+    paths = {}
     for name, letters in names.items():
         rows = []
         for letter in letters:
@@ -27,8 +27,8 @@ def make(folder: Path, **names: str) -> dict[str, Path]:
             if letter.isupper():
                 soundfile.write(path, np.zeros(8000), 16_000)
             rows.append({"id": f"{name}-{letter}", "audio": path.name, "task": "sec", "text": "rain"})
-        made[name] = write_manifest(folder / f"{name}.jsonl", rows)
-    return made
+        paths[name] = write_manifest(folder / f"{name}.jsonl", rows)
+    return paths
 
 
 def call(folder: Path, *arguments: str) -> tuple[object, dict[str, Any]]:

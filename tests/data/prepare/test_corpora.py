@@ -139,8 +139,8 @@ EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
 
 def read(root: Path, corpus: str, *options: str) -> dict[str, dict[str, Any]]:
     """Rows by id, as the command line would read them."""
-    made = config.resolve(config.compose([f"layout={corpus}", *options], "prepare"))
-    rows = list(config.build(made["layout"])(root))
+    run_config = config.resolve(config.compose([f"layout={corpus}", *options], "prepare"))
+    rows = list(config.build(run_config["layout"])(root))
     assert len({row["id"] for row in rows}) == len(rows)
     return {row["id"]: row for row in rows}
 

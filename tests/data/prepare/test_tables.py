@@ -179,10 +179,10 @@ def hub(folder: Path) -> None:
     sound = layouts.sound(folder / "a.wav").read_bytes()
     rows = [{"audio": {"bytes": sound, "path": "a.wav"}, "label": number} for number in (1, -1)]
     features = {"label": {"names": ["yes", "no"], "_type": "ClassLabel"}, "audio": {"_type": "Audio"}}
-    made = pa.Table.from_pylist(rows)
-    made = made.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    arrow_table = pa.Table.from_pylist(rows)
+    arrow_table = arrow_table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
     (folder / "data").mkdir()
-    parquet.write_table(made, folder / "data/train-00000-of-00001.parquet")
+    parquet.write_table(arrow_table, folder / "data/train-00000-of-00001.parquet")
 
 
 def test_a_data_set_of_the_hub_brings_its_sound_and_the_names_of_its_classes(tmp_path):

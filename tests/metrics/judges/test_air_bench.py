@@ -187,10 +187,10 @@ def test_settings_that_cannot_work_are_named(tmp_path: Path, given: dict, messag
 
 
 def test_a_stub_is_named_as_such_in_its_recording(tmp_path: Path):
-    made = [f"judge.recording={tmp_path}/judge.jsonl", "checkpoint=RUN"]
-    stub = config.build(config.resolve(config.compose([*made, "judge=stub"], "evaluate"))["judge"])
+    overrides = [f"judge.recording={tmp_path}/judge.jsonl", "checkpoint=RUN"]
+    stub = config.build(config.resolve(config.compose([*overrides, "judge=stub"], "evaluate"))["judge"])
     assert stub.replies([(LABELS, "A dog barks.")]) == [("6 7", "6 5")]
-    recorded = config.build(config.resolve(config.compose([*made, "judge=recorded"], "evaluate"))["judge"])
+    recorded = config.build(config.resolve(config.compose([*overrides, "judge=recorded"], "evaluate"))["judge"])
     assert recorded.replies([(LABELS, "A dog barks.")]) == [("6 7", "6 5")]
     assert "stand-in, a script, which counts words" in stub.signature and recorded.signature == stub.signature
     first = json.loads((tmp_path / "judge.jsonl").read_text().splitlines()[0])
@@ -198,8 +198,8 @@ def test_a_stub_is_named_as_such_in_its_recording(tmp_path: Path):
 
 
 def test_the_published_signature_is_that_of_the_published_judge(tmp_path: Path):
-    made = config.resolve(config.compose(["checkpoint=RUN", "judge=openai", f"runs_dir={tmp_path}"], "evaluate"))
-    judge = config.build(made["judge"])
+    run_config = config.resolve(config.compose(["checkpoint=RUN", "judge=openai", f"runs_dir={tmp_path}"], "evaluate"))
+    judge = config.build(run_config["judge"])
     judge.models = {judge.model}
     [theirs] = {cell.signature for cell in published() if cell.benchmark == "airbench_chat" and cell.signature}
     assert judge.signatures["judged_official"] == theirs

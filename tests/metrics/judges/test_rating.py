@@ -100,9 +100,9 @@ def test_a_number_with_words_around_it_is_read(tmp_path: Path, reply: str) -> No
 
 
 def test_settings_that_cannot_work_are_named(tmp_path: Path) -> None:
-    made = config.resolve(config.compose(["checkpoint=RUN", "judge=model"], "evaluate"))
+    run_config = config.resolve(config.compose(["checkpoint=RUN", "judge=model"], "evaluate"))
     with pytest.raises(ValueError, match="judge.recording=null"):
-        config.build(made["judge"])
+        config.build(run_config["judge"])
     with pytest.raises(ValueError, match="judge.model=NAME"):
         LanguageModel(recording="a.jsonl", url="http://localhost:1/v1")
     with pytest.raises(FileNotFoundError, match="judge.recording=.*none.jsonl.*judge.url="):

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from auris import config as recipe
+from auris import config as auris_config
 from auris.inference.export import export
 from auris.model.weights import loading
 from auris.model.weights.identify import KINDS, PARTS, identify
@@ -123,7 +123,7 @@ def test_a_path_is_recognised(paths: dict[str, Path], kind: str):
 def test_a_whisper_is_an_encoder_of_its_sizes(paths: dict[str, Path], kind: str):
     found = identify(paths[kind])
     with torch.device("meta"):
-        encoder = recipe.build(found.parts["encoder"])
+        encoder = auris_config.build(found.parts["encoder"])
     source, prefix = found.open_tensors(), "model.encoder" if kind == "whisper" else "encoder"
     assert tuple(encoder.conv1.weight.shape) == source.shape(f"{prefix}.conv1.weight")
     assert len(encoder.blocks) == 2 and encoder.clip_end == "silence"
@@ -132,8 +132,8 @@ def test_a_whisper_is_an_encoder_of_its_sizes(paths: dict[str, Path], kind: str)
 @pytest.mark.parametrize("kind", ["causal_lm", "qwen"])
 def test_a_language_model_initialises_ours_and_its_vocabulary_grows(paths: dict[str, Path], kind: str):
     found = identify(paths[kind])
-    preset = recipe.resolve(recipe.compose(published.TINY))["model"]
-    net = recipe.build_net({"model": preset | found.parts}, SimpleNamespace(size=5000))
+    preset = auris_config.resolve(auris_config.compose(published.TINY))["model"]
+    net = auris_config.build_net({"model": preset | found.parts}, SimpleNamespace(size=5000))
     sharding.materialise(net, "cpu")
     loading.load(net, found.open_tensors(), layout=found.layout, parts=list(found.parts), label="here")
     rows = found.config["vocab_size"]
@@ -146,10 +146,10 @@ def test_the_published_configs_describe_the_published_systems(tmp_path: Path, co
     published.write_json(tmp_path / "config.json", config)
     save_file({"other": torch.zeros(1)}, tmp_path / "model.safetensors")
     found = identify(tmp_path)
-    net = recipe.build_net({"model": found.model}, SimpleNamespace(size=1000))
+    net = auris_config.build_net({"model": found.model}, SimpleNamespace(size=1000))
     assert sum(parameter.numel() for parameter in net.parameters()) == count
-    preset = recipe.resolve(recipe.compose(["scale=full", f"model={found.kind}"]))["model"]
-    ours = recipe.build_net({"model": preset}, SimpleNamespace(size=1000))
+    preset = auris_config.resolve(auris_config.compose(["scale=full", f"model={found.kind}"]))["model"]
+    ours = auris_config.build_net({"model": preset}, SimpleNamespace(size=1000))
     assert ours.geometry == net.geometry
     for name in ("rms_norm_eps", "rope_parameters", "hidden_size", "num_key_value_heads", "tie_word_embeddings"):
         assert getattr(ours.llm.config, name) == getattr(net.llm.config, name), name
