@@ -23,12 +23,12 @@ def test_a_reply_is_requested_once_and_then_read_from_the_recording(tmp_path: Pa
     path = tmp_path / "new" / "record.jsonl"
     with stand_in.serve() as (url, requests):
         record = Record(path, Endpoint(url=url, model="m", temperature=0.5))
-        said = [record.ask(DOG), record.ask(DOG), Record(path, record.endpoint).ask(DOG)]
+        replies = [record.ask(DOG), record.ask(DOG), Record(path, record.endpoint).ask(DOG)]
     assert len(requests) == 1
     assert requests[0]["path"] == "/v1/chat/completions"
     assert requests[0]["body"] == {"model": "m", "messages": DOG, "temperature": 0.5}
-    assert said == [Record(path).ask(DOG)] * 3
-    assert said[0] == (stand_in.reply(DOG), stand_in.MODEL)
+    assert replies == [Record(path).ask(DOG)] * 3
+    assert replies[0] == (stand_in.reply(DOG), stand_in.MODEL)
 
 
 def test_the_key_is_taken_from_the_environment_and_kept_nowhere(
@@ -56,8 +56,8 @@ def test_a_recording_that_is_there_and_empty_gets_its_first_line(tmp_path: Path)
     path = tmp_path / "record.jsonl"
     path.touch()
     with stand_in.serve() as (url, _):
-        said = Record(path, Endpoint(url=url, model="m")).ask(DOG)
-    assert Record(path).ask(DOG) == said
+        reply = Record(path, Endpoint(url=url, model="m")).ask(DOG)
+    assert Record(path).ask(DOG) == reply
 
 
 def test_a_truncated_line_is_requested_again_where_requests_are_possible(tmp_path: Path) -> None:
@@ -154,7 +154,7 @@ def test_server_errors_are_retried_and_refusals_are_not(tmp_path: Path) -> None:
     for status, tries in ((401, 1), (500, 3)):
         refused = stand_in.Refused(status, "no")
         with (
-            stand_in.serve(lambda messages, said=refused: said) as (url, requests),
+            stand_in.serve(lambda messages, reply=refused: reply) as (url, requests),
             pytest.raises(ValueError, match="is kept") as error,
         ):
             Endpoint(url=url, model="m", retries=2, pause=0.01).complete(DOG)

@@ -276,8 +276,8 @@ def test_a_planted_arm_without_effect_is_refused():
 def test_a_misspelt_override_is_named_with_its_study_and_arm():
     with pytest.raises(ValueError, match="study small") as error:
         studies.plan(small(base=["experiment=encoder_ctc"], typo=["optim.layer_dekay=0.9"]))
-    for said in ("study small", "arm typo", "optim.layer_dekay"):
-        assert said in str(error.value)
+    for part in ("study small", "arm typo", "optim.layer_dekay"):
+        assert part in str(error.value)
 
 
 def test_a_misspelt_option_is_named():

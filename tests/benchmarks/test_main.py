@@ -294,9 +294,9 @@ def test_an_invalid_argument_ends_the_command(arguments: list[str], message: str
 
 def test_help_names_every_benchmark_and_its_settings(capsys: pytest.CaptureFixture) -> None:
     assert __main__.main(["--help"]) == 0
-    said = capsys.readouterr().out
-    assert all(f"\n  {name} " in said for name in __main__.BENCHMARKS)
-    assert "preset=tiny|small|prop" in said and "trained=all|sft|pretrain" in said and "lengths=2-8" in said
+    output = capsys.readouterr().out
+    assert all(f"\n  {name} " in output for name in __main__.BENCHMARKS)
+    assert "preset=tiny|small|prop" in output and "trained=all|sft|pretrain" in output and "lengths=2-8" in output
     assert train_step.PRESETS["small"].vocab_size == 156_032
 
 

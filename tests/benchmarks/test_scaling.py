@@ -64,12 +64,12 @@ def test_two_that_compute_together_have_half_the_arithmetic_of_the_language_mode
 def test_the_command_prints_every_size_and_its_assumptions(capsys):
     arguments = ["experiment=qwen2_audio_dpo", "scale=full", "optim.states=bf16", "+machine.between=25e9"]
     scaling.main(arguments)
-    said = capsys.readouterr().out
-    assert all(f"│ {gpus} " in said for gpus in scaling.GPUS) and said.count("hsdp") == 6
-    assert "400 TFLOP/s" in said and "25 between nodes" in said
+    output = capsys.readouterr().out
+    assert all(f"│ {gpus} " in output for gpus in scaling.GPUS) and output.count("hsdp") == 6
+    assert "400 TFLOP/s" in output and "25 between nodes" in output
 
 
 def test_a_machine_that_has_no_such_number_and_a_model_of_unknown_size_are_refused():
-    for arguments, said in ((["+machine.gpu=4"], "gpu"), (["scale=tiny"], "vocab_rows=null")):
-        with pytest.raises(SystemExit, match=f"error: .*{said}"):
+    for arguments, message in ((["+machine.gpu=4"], "gpu"), (["scale=tiny"], "vocab_rows=null")):
+        with pytest.raises(SystemExit, match=f"error: .*{message}"):
             scaling.main(["experiment=qwen2_audio_sft", "scale=full", *arguments])

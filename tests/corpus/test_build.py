@@ -83,14 +83,14 @@ def test_hashes_are_those_of_the_files(corpus_dir: Path) -> None:
 
 def test_splits_share_no_sentence_no_meaning_and_no_voice(corpus_dir: Path) -> None:
     rows = [row for row in read(corpus_dir) if row["provenance"] == "tts"]
-    said = {
+    sentences = {
         split: {row.get("transcript", row["content"]) for row in rows if row["split"] == split}
         | {row["text"] for row in rows if row["split"] == split and row["task"] == "s2tt"}
         for split in grammar.SPLITS
     }
-    said["train"] |= set((corpus_dir / "text.txt").read_text("utf-8").splitlines())
-    assert not said["train"] & (said["valid"] | said["test"])
-    assert not said["valid"] & said["test"]
+    sentences["train"] |= set((corpus_dir / "text.txt").read_text("utf-8").splitlines())
+    assert not sentences["train"] & (sentences["valid"] | sentences["test"])
+    assert not sentences["valid"] & sentences["test"]
     english = [row for row in rows if row["language"] == "en"]
     assert all(grammar.split_of(row.get("transcript", row["content"])) == row["split"] for row in english)
     voices = {split: {row["speaker"] for row in rows if row["split"] == split} for split in grammar.SPLITS}
@@ -125,8 +125,8 @@ def test_word_times_follow_each_other_inside_the_clip(corpus_dir: Path) -> None:
         assert all(a["end"] == b["start"] for a, b in zip(row["words"][:-1], row["words"][1:], strict=True))
         assert times[0] > 0
         assert times[-1] < row["duration"]
-        said = row.get("transcript", row["content"])
-        assert [word["word"] for word in row["words"]] == grammar.words(said, row["language"])
+        transcript = row.get("transcript", row["content"])
+        assert [word["word"] for word in row["words"]] == grammar.words(transcript, row["language"])
 
 
 def test_word_times_point_at_the_speech(corpus_dir: Path) -> None:

@@ -63,7 +63,7 @@ def read(out: Path, *names: str) -> list[dict[str, Any]]:
     return [json.loads(line) for name in names for line in (out / f"{name}.jsonl").read_text("utf-8").splitlines()]
 
 
-def said(row: dict[str, Any], role: str) -> list[str]:
+def texts_of(row: dict[str, Any], role: str) -> list[str]:
     """What a role says as text, message by message."""
     contents = [message["content"] for message in row["messages"] if message["role"] == role]
     return [
@@ -117,7 +117,7 @@ def test_answers_have_the_form_named_in_the_row(dialogue_dir: Path) -> None:
     rows = [row for row in read(dialogue_dir, *grammar.SPLITS) if row["kind"] != "augmented"]
     assert {row["form"] for row in rows} == set(wordings.FORMS)
     for row in rows:
-        for reply in said(row, "assistant"):
+        for reply in texts_of(row, "assistant"):
             assert reply.startswith(POLITE_OPENINGS) == (row["form"] == "polite"), row
             assert reply.endswith(".") == (row["form"] != "terse"), row
 
@@ -126,19 +126,19 @@ def test_the_mode_follows_from_the_user_s_messages(dialogue_dir: Path) -> None:
     for row in read(dialogue_dir, *FILES):
         match row["kind"]:
             case "voice":
-                assert (row["mode"], len(heard(row)), said(row, "user")) == ("voice_chat", 1, [""])
+                assert (row["mode"], len(heard(row)), texts_of(row, "user")) == ("voice_chat", 1, [""])
             case "text":
                 assert (row["mode"], heard(row)) == ("text", [])
             case "command":
-                assert (row["mode"], len(heard(row)), said(row, "user")) == ("audio_analysis", 1, [""])
+                assert (row["mode"], len(heard(row)), texts_of(row, "user")) == ("audio_analysis", 1, [""])
             case "comparison":
                 assert row["mode"] == "audio_analysis" and len(heard(row)) in (2, 3)
             case "turns":
-                assert row["mode"] == "audio_analysis" and len(heard(row)) == len(said(row, "user")) in (2, 3)
+                assert row["mode"] == "audio_analysis" and len(heard(row)) == len(texts_of(row, "user")) in (2, 3)
             case "follow_up":
-                assert len(heard(row)) == 1 and len(said(row, "user")) in (2, 3)
+                assert len(heard(row)) == 1 and len(texts_of(row, "user")) in (2, 3)
             case _:
-                assert row["mode"] == "audio_analysis" and len(heard(row)) == 1 and all(said(row, "user"))
+                assert row["mode"] == "audio_analysis" and len(heard(row)) == 1 and all(texts_of(row, "user"))
 
 
 # --- the answers, from the corpus's labels --------------------------------------------------------------------------
@@ -154,7 +154,7 @@ def table_of(task: str) -> dict[str, tuple[str, ...]]:
 
 def right(row: dict[str, Any], sources: list[dict[str, Any]]) -> str:
     """What a row's key should be, from the labels of the corpus's rows and from what the user asks."""
-    asked = (said(row, "user")[-1] or row["spoken"]).lower()
+    asked = (texts_of(row, "user")[-1] or row["spoken"]).lower()
     asked = re.sub(r" (please|tell me|i want to know|thank you)\.$", "", asked)
     first = sources[0] if sources else {}
     match row["kind"]:
@@ -239,7 +239,7 @@ def test_earlier_answers_of_several_turns_are_right_too(dialogue_dir: Path, corp
     known = labels(corpus)
     for row in read(dialogue_dir, *FILES):
         if row["kind"] == "turns":
-            for source, reply in zip(row["sources"], said(row, "assistant"), strict=False):
+            for source, reply in zip(row["sources"], texts_of(row, "assistant"), strict=False):
                 assert contains(
                     reply,
                     label_of(known[source]),
@@ -285,7 +285,7 @@ def test_splits_share_no_clip_no_voice_no_spoken_sentence_and_no_question(dialog
             assert row["split"] == split
             assert {known[source]["split"] for source in row["sources"]} <= {split}
             there.setdefault("clips", set()).update((dialogue_dir / path).resolve().name for path in heard(row))
-            there.setdefault("questions", set()).update(filter(None, said(row, "user")))
+            there.setdefault("questions", set()).update(filter(None, texts_of(row, "user")))
             if "spoken" in row:
                 there.setdefault("spoken", set()).add(row["spoken"])
                 there.setdefault("voices", set()).add(row["speaker"])
@@ -329,7 +329,7 @@ def test_the_wording_of_a_question_belongs_to_the_split_of_its_row(dialogue_dir:
     }
     for row in read(dialogue_dir, *FILES):
         if row["kind"] != "augmented":
-            asked = [(row["spoken"], True)] if "spoken" in row else [(text, False) for text in said(row, "user")]
+            asked = [(row["spoken"], True)] if "spoken" in row else [(text, False) for text in texts_of(row, "user")]
             for text, spoken in asked:
                 assert any(re.fullmatch(known, text.lower()) for known in patterns[row["split"], spoken]), text
 

@@ -132,8 +132,8 @@ def test_splits_share_no_words_voices_sounds_or_notes(rows: list[Row]) -> None:
         mine = shared[labels["split"]]
         turns = labels.get("turns", [])
         mine["voices"] |= {labels.get("speaker"), *labels.get("speakers", []), *(turn["speaker"] for turn in turns)}
-        said = {labels.get("transcript"), *labels.get("transcripts", []), *(turn["text"] for turn in turns)}
-        mine["texts"] |= said | {labels["text"]} if labels["task"] in tasks.TRANSCRIPTS else said
+        texts = {labels.get("transcript"), *labels.get("transcripts", []), *(turn["text"] for turn in turns)}
+        mine["texts"] |= texts | {labels["text"]} if labels["task"] in tasks.TRANSCRIPTS else texts
         mine["seeds"].add(labels["seed"])
         mine["sounds"] |= {hear(row, clip).tobytes() for clip in range(len(row.clips))}
         if labels["task"] == "mna":
@@ -211,19 +211,21 @@ def test_requests_contain_their_slots_and_entities() -> None:
             for _ in range(20):
                 request = requests.draw(rng, split, intent)
                 assert split_of(request.text) == split and request.intent == intent
-                said = request.text.split()
+                words = request.text.split()
                 assert not set("{}[]") & set(request.text)
-                places = [said.index(entity["value"]) for entity in request.entities]
+                places = [words.index(entity["value"]) for entity in request.entities]
                 assert places and places == sorted(places)
                 assert list(request.slots.values()) == [entity["value"] for entity in request.entities]
 
 
 def test_every_word_of_a_request_gets_its_time() -> None:
     rng = np.random.default_rng(1)
-    said = [requests.draw(rng, "train", intent).text.split() for intent in requests.INTENTS for _ in range(25)]
-    lines = [speech.Line(tuple(words), "en", "m3", 180, 50) for words in said]
+    requests_words = [
+        requests.draw(rng, "train", intent).text.split() for intent in requests.INTENTS for _ in range(25)
+    ]
+    lines = [speech.Line(tuple(words), "en", "m3", 180, 50) for words in requests_words]
     values = {value for _, options in requests.SLOTS.values() for value in options}
-    assert {word for words in said for word in words} >= values
+    assert {word for words in requests_words for word in words} >= values
     for line, utterance in zip(lines, speech.say(lines), strict=True):
         assert np.all(np.diff(utterance.boundaries) > 0.02), line
 

@@ -199,8 +199,8 @@ def test_training_data_without_a_usable_row_is_an_error_with_the_first_reason(tm
 
 def test_too_many_unusable_rows_end_the_run_before_it_starts(speech, tmp_path):
     spoil(tmp_path, text="")
-    said = r"1 of the 14 rows cannot be used, .* data.max_unusable=0.05, .* \(the first, r5: label `text` is"
-    with pytest.raises(ValueError, match=said):
+    message = r"1 of the 14 rows cannot be used, .* data.max_unusable=0.05, .* \(the first, r5: label `text` is"
+    with pytest.raises(ValueError, match=message):
         module(tmp_path, max_unusable=0.05)
     assert module(tmp_path, max_unusable=0.1).problems() and not module(speech, max_unusable=0).problems()
 

@@ -138,12 +138,12 @@ def test_an_alpaca_question_follows_its_history_and_input(tmp_path):
     row = read(tmp_path, {**fields, "chosen": "Rain.", "rejected": "Snow.", "audios": ["a.wav", "b.wav"]})
     assert row.problem is None and [clip.path.name for clip in row.clips] == ["a.wav", "b.wav"]
     last = [{"type": "text", "text": "And that?\n"}, {"type": "audio", "audio": "b.wav"}]
-    said = {"role": "assistant", "content": "A dog."}
-    assert row.labels["messages"] == [*ASKED, said, {"role": "user", "content": last}]
+    reply = {"role": "assistant", "content": "A dog."}
+    assert row.labels["messages"] == [*ASKED, reply, {"role": "user", "content": last}]
 
 
 @pytest.mark.parametrize(
-    ("changed", "said"),
+    ("changed", "message"),
     [
         ({"audios": []}, "1 audio marks (<audio>), the row has 0 audios"),
         ({"audios": None}, "1 audio marks (<audio>), the row has 0 audios"),
@@ -165,13 +165,13 @@ def test_an_alpaca_question_follows_its_history_and_input(tmp_path):
         ({"rejected_messages": [*MARKED, WORSE], "rejected_audios": ["b.wav"]}, "differ before the answer"),
     ],
 )
-def test_faults_in_ms_swift_rows_are_named(tmp_path, changed, said):
+def test_faults_in_ms_swift_rows_are_named(tmp_path, changed, message):
     row = read(tmp_path, {**CHATS["ms-swift"], **changed})
-    assert said in row.problem and row.id == "row"
+    assert message in row.problem and row.id == "row"
 
 
 @pytest.mark.parametrize(
-    ("fields", "said"),
+    ("fields", "message"),
     [
         ({"conversations": "hi"}, "`conversations` is 'hi', expected a list of messages"),
         ({"conversations": [{"from": "observation", "value": "x"}]}, "expected a `role` of system, user, assistant"),
@@ -186,8 +186,8 @@ def test_faults_in_ms_swift_rows_are_named(tmp_path, changed, said):
         ({"prompt": "hi", "chosen": {"role": "user", "content": "yes"}, "rejected": "no"}, "is the user's"),
     ],
 )
-def test_faults_in_other_rows_are_named(tmp_path, fields, said):
-    assert said in read(tmp_path, fields).problem
+def test_faults_in_other_rows_are_named(tmp_path, fields, message):
+    assert message in read(tmp_path, fields).problem
 
 
 TOKENS = ["<audio>", "</audio>", "[[[AUDIO:modality]]]", "<|audio_bos|>", "<|AUDIO|>", "<|audio_eos|>"]
@@ -196,15 +196,15 @@ TOKENS = ["<audio>", "</audio>", "[[[AUDIO:modality]]]", "<|audio_bos|>", "<|AUD
 @pytest.mark.parametrize("mark", [*TOKENS, "".join(TOKENS[3:])])
 def test_a_mark_without_an_audio_is_no_text_in_any_form(tmp_path, mark):
     text = f"What is {mark}that?"
-    said = [{"from": "human", "value": text}]
+    messages = [{"from": "human", "value": text}]
     beside = [{"role": "user", "content": [CLIP, {"type": "text", "text": text}]}]
     pair = {"chosen": "Rain.", "rejected": "Snow."}
     bare = {
         "ours": {"messages": [{"role": "user", "content": text}, ANSWER]},
         "ours, a pair": {"messages": [{"role": "user", "content": text}], **pair},
         "ms-swift": {"messages": [{"role": "user", "content": text}, ANSWER], "rejected_response": "Snow."},
-        "LLaMA-Factory": {"conversations": [*said, {"from": "gpt", "value": "Rain."}]},
-        "LLaMA-Factory, a pair": {"conversations": said, **pair},
+        "LLaMA-Factory": {"conversations": [*messages, {"from": "gpt", "value": "Rain."}]},
+        "LLaMA-Factory, a pair": {"conversations": messages, **pair},
         "alpaca": {"instruction": text, **pair},
         "TRL": {"prompt": text, **pair},
         "TRL without a prompt": {
@@ -265,7 +265,7 @@ def test_rows_of_the_official_evaluations_are_task_rows(tmp_path, fields, labels
 
 
 @pytest.mark.parametrize(
-    ("fields", "said"),
+    ("fields", "message"),
     [
         ({"source": "mystery_test", "gt": "x"}, "`source` is 'mystery_test'; known sources begin with librispeech"),
         ({"gt": "x"}, "`source` is None"),
@@ -276,5 +276,5 @@ def test_rows_of_the_official_evaluations_are_task_rows(tmp_path, fields, labels
         ({"source": "clotho_test", "gt": ["one", 2]}, "`references[1]` is 2"),
     ],
 )
-def test_faults_in_official_rows_are_named(tmp_path, fields, said):
-    assert said in read(tmp_path, {"audio": "a.wav", **fields}).problem
+def test_faults_in_official_rows_are_named(tmp_path, fields, message):
+    assert message in read(tmp_path, {"audio": "a.wav", **fields}).problem

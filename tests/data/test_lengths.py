@@ -195,9 +195,14 @@ def test_every_problem_is_named_with_its_reason_and_has_no_length(folder, cache)
         {"id": "short", "audio": "short.wav", **asr},
     ]
     measured = measure(manifests(folder, extra=extra), samples_of(long_audio="skip"), cache)
-    said = ["cannot be decoded", "needs the label `text`", "40.0 s, the limit is 30 s", "shorter than one audio token"]
+    reasons = [
+        "cannot be decoded",
+        "needs the label `text`",
+        "40.0 s, the limit is 30 s",
+        "shorter than one audio token",
+    ]
     assert list(measured.problems) == [3, 4, 5, 6]
-    assert all(words in reason for words, reason in zip(said, measured.problems.values(), strict=True))
+    assert all(words in reason for words, reason in zip(reasons, measured.problems.values(), strict=True))
     assert (measured.tokens > 0).tolist() == [True] * 3 + [False] * 4
 
 
@@ -272,9 +277,9 @@ def rows_of_all_kinds() -> list[Row]:
         labels = {name: EXAMPLE[name] for name in (*task.needs, *task.optional, *task.uses) if name in EXAMPLE}
         for extra in ({"text": "it's the 3rd  cat\n"}, {"text": "ein Hund schläft 猫", "language": "de"}):
             own = {"text": task.choices[0]} if task.choices else {"question": "Which <|en|> sound?"}
-            said = labels | {"language": "en"} | extra | own | {"task": code}
+            fields = labels | {"language": "en"} | extra | own | {"task": code}
             clips = () if code == "text" else task.clips * (Clip(Path("x.wav"), duration=1.0),)
-            rows.append(Row(code, clips, said))
+            rows.append(Row(code, clips, fields))
     return rows
 
 

@@ -43,8 +43,8 @@ def test_a_long_transcript_row_becomes_rows_of_windows_and_others_stay(tmp_path:
 
 
 def test_transcripts_are_joined_where_they_agree():
-    said = ["the red fox ran over the", "Over the hill, and then it", "and then it slept."]
-    assert merge_transcripts(said, "en") == "the red fox ran over the hill, and then it slept."
+    transcripts = ["the red fox ran over the", "Over the hill, and then it", "and then it slept."]
+    assert merge_transcripts(transcripts, "en") == "the red fox ran over the hill, and then it slept."
 
 
 def test_a_word_cut_by_a_window_is_taken_from_the_window_that_contains_it():

@@ -38,7 +38,7 @@ def asked(*parts: Any) -> dict:
     return {"role": "user", "content": list(parts)}
 
 
-def said(text: str) -> dict:
+def assistant(text: str) -> dict:
     return {"role": "assistant", "content": text}
 
 
@@ -48,7 +48,7 @@ DIALOGUES = {
     "several clips and turns": [
         {"role": "system", "content": "Be brief."},
         asked(CLIP, {"type": "text", "text": "who?"}, {"type": "audio", "audio": "b.wav"}),
-        said("the cat"),
+        assistant("the cat"),
         asked(CLIP),
     ],
     "text alone": [{"role": "user", "content": "who sat?"}],
@@ -122,7 +122,7 @@ def test_a_pair_brings_its_reference_if_there_is_one(tmp_path, samples):
 
 def test_a_row_that_is_no_preference_is_named(tmp_path, samples):
     write_wave(tmp_path / "a.wav", 0.5)
-    chat = {"id": "chat", "messages": [*DIALOGUES["one clip"], said("the cat")]}
+    chat = {"id": "chat", "messages": [*DIALOGUES["one clip"], assistant("the cat")]}
     asr = {"id": "asr", "audio": "a.wav", "task": "asr", "language": "en", "text": "a"}
     equal = {"id": "equal", "messages": DIALOGUES["one clip"], "chosen": "a", "rejected": "a"}
     good = {"id": "good", "messages": DIALOGUES["one clip"], "chosen": "a", "rejected": "b"}

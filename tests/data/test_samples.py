@@ -145,15 +145,15 @@ def test_a_silent_clip_is_a_row_like_any_other(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [(b"", "cannot be decoded"), (b"RIFF\x00\x00\x00\x00nonsense" * 9, "cannot be decoded"), (None, "no such file")],
 )
-def test_a_file_that_cannot_be_read_is_named(tmp_path, content, said):
+def test_a_file_that_cannot_be_read_is_named(tmp_path, content, message):
     if content is not None:
         (tmp_path / "bad.wav").write_bytes(content)
     row = read_row(tmp_path, audio="bad.wav")
     for attempt in (samples_of().spans, lambda row: samples_of().build(row, 0, 0)):
-        with pytest.raises(AudioError, match=f"bad.wav: {said}"):
+        with pytest.raises(AudioError, match=f"bad.wav: {message}"):
             attempt(row)
 
 
@@ -335,9 +335,9 @@ def test_a_row_without_content_for_each_of_its_clips_is_no_text_row(tmp_path):
     samples = samples_of(TextSamples)
     sound = read_row(tmp_path, audio="a.wav", task="sec", text="rain")
     pair = read_row(tmp_path, audio=["a.wav", "b.wav"])
-    for row, said in ((sound, "no `content`"), (pair, "expected a text for each of 2 clips")):
+    for row, message in ((sound, "no `content`"), (pair, "expected a text for each of 2 clips")):
         for attempt in (planned, lambda samples, row: samples.build(row, 0, 0)):
-            with pytest.raises(RowError, match=said):
+            with pytest.raises(RowError, match=message):
                 attempt(samples, row)
 
 
@@ -542,9 +542,9 @@ def test_the_assistants_words_and_their_ends_are_trained_in_every_dialogue(tmp_p
     sample = samples_of(ChatSamples, prompt=chat, geometry=geometry).build(row, 0, epoch=0)
     found = [(character, trained) for text, trained in pieces(sample) for character in text]
     assert found == written(DIALOGUES[dialogue], chat, geometry)
-    said = [text_of(message) for message in DIALOGUES[dialogue] if message["role"] == "assistant"]
+    replies = [text_of(message) for message in DIALOGUES[dialogue] if message["role"] == "assistant"]
     end = tokenizer().id("<|im_end|>")
-    assert sample.ids[sample.supervise].tolist() == [n for text in said for n in (*tokenizer().plain(text), end)]
+    assert sample.ids[sample.supervise].tolist() == [n for text in replies for n in (*tokenizer().plain(text), end)]
 
 
 @pytest.mark.parametrize(("chat", "geometry"), CHATS)
@@ -553,8 +553,8 @@ def test_the_labels_of_a_pack_are_the_supervised_tokens_one_place_earlier(tmp_pa
     labels = collate([sample, sample], geometry=geometry)["labels"].numpy()
     expected = np.where(np.append(sample.supervise[1:], False), np.append(sample.ids[1:], 0), IGNORE)
     assert labels.tolist() == [*expected, *expected]
-    said = [*tokenizer().plain("a cat"), *tokenizer().plain("the mat <|im_end|>")]
-    assert (labels != IGNORE).sum() == 2 * (len(said) + 2)
+    supervised = [*tokenizer().plain("a cat"), *tokenizer().plain("the mat <|im_end|>")]
+    assert (labels != IGNORE).sum() == 2 * (len(supervised) + 2)
 
 
 @pytest.mark.parametrize(("chat", "geometry"), CHATS)
@@ -598,9 +598,9 @@ def test_dialogues_and_task_rows_are_not_seen_as_each_other(tmp_path):
         (samples_of(AudioSamples), chat, "a dialogue: fine-tune on it"),
         (samples_of(TextSamples), replace(chat, clips=()), "a dialogue: fine-tune on it"),
     ]
-    for samples, row, said in cases:
+    for samples, row, message in cases:
         for attempt in (planned, lambda samples, row: samples.build(row, 0, 0)):
-            with pytest.raises(RowError, match=said):
+            with pytest.raises(RowError, match=message):
                 attempt(samples, row)
 
 

@@ -64,8 +64,8 @@ def test_two_processes_write_the_same_files_as_one(manifest, whole, tmp_path):
 
 
 def test_rows_that_cannot_be_used_are_counted_and_named(manifest, tmp_path):
-    said = pack(manifest, tmp_path / "out").export_text()
-    assert "1 rows cannot be used" in said and "r4: " in said and "gone.wav: no such file" in said
+    output = pack(manifest, tmp_path / "out").export_text()
+    assert "1 rows cannot be used" in output and "r4: " in output and "gone.wav: no such file" in output
     (line,) = (tmp_path / "out/problems.jsonl").read_text().splitlines()
     assert json.loads(line)["id"] == "r4"
     assert len(read_manifests([tmp_path / "out"])[0].rows) == N
@@ -181,7 +181,7 @@ def test_check_reads_every_file_through(manifest, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         ([], "expected rows=FILE and out=DIR"),
         (["rows=a.jsonl", "out=s3://b/c"], "a local directory"),
@@ -189,7 +189,7 @@ def test_check_reads_every_file_through(manifest, tmp_path):
         (["check=nowhere"], "nowhere has no shards.json"),
     ],
 )
-def test_the_command_reports_user_errors_in_one_sentence(arguments, said, monkeypatch, tmp_path, capsys):
+def test_the_command_reports_user_errors_in_one_sentence(arguments, message, monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     assert cli.main(["shards", *arguments]) != 0
-    assert re.match(f"error: .*{said}", capsys.readouterr().err)
+    assert re.match(f"error: .*{message}", capsys.readouterr().err)

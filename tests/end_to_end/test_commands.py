@@ -204,8 +204,8 @@ def test_odd_files_are_evaluated_or_named(inside: Path, shared_data: Path, capsy
     (inside / "odd.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     run = "checkpoint=runs/smoke/tags/seed_0"
     assert cli.main(["evaluate", run, "data=manifest", "data.test=odd.jsonl", "generation.max_new_tokens=4"]) == 0
-    said = [json.loads(line) for line in (inside / "runs/smoke/tags/seed_0/predictions/odd.jsonl").open()]
-    assert {row["id"] for row in said} == {"silent.wav", "long.wav", str(real)}
+    predictions = [json.loads(line) for line in (inside / "runs/smoke/tags/seed_0/predictions/odd.jsonl").open()]
+    assert {row["id"] for row in predictions} == {"silent.wav", "long.wav", str(real)}
     printed = capsys.readouterr().out
     assert "2 rows could not be used" in printed
     assert "corrupt.flac" in printed and "empty.wav" in printed

@@ -119,9 +119,9 @@ def test_all_missing_files_are_named_at_once_with_their_source(folder: Path):
     found = benchmarks.members(config("qwen2_audio_table2", root=str(folder)))
     with pytest.raises(FileNotFoundError) as missing:
         benchmarks.check_files(found)
-    said = str(missing.value)
-    assert "benchmark=commonvoice15: no cv15_asr_en_eval.jsonl and no cv15_asr_zh_eval.jsonl" in said
-    assert "benchmark=covost2" in said and "Chat_meta.json" in said and "librispeech" not in said
+    message = str(missing.value)
+    assert "benchmark=commonvoice15: no cv15_asr_en_eval.jsonl and no cv15_asr_zh_eval.jsonl" in message
+    assert "benchmark=covost2" in message and "Chat_meta.json" in message and "librispeech" not in message
 
 
 def test_parts_are_distinguished_by_source_split_languages_and_answers():
@@ -177,7 +177,10 @@ def test_the_official_score_has_a_strict_counterpart_that_drops_nothing(folder: 
 
 def test_notes_of_the_official_file_are_scored_both_ways(folder: Path):
     gt = "<|pitch|><|midi_pitch_{}|><|velocity|><|midi_velocity_75|><|instrument|>bass<|sonic|>dark, reverb"
-    rows = [({"source": "nsynth", "gt": gt.format(pitch)}, gt.format(said)) for pitch, said in ((60, 72), (61, 61))]
+    rows = [
+        ({"source": "nsynth", "gt": gt.format(pitch)}, gt.format(predicted))
+        for pitch, predicted in ((60, 72), (61, 61))
+    ]
     predictions, read = answered(folder, *rows)
     lines = summary.official_lines("evaluate_note_analysis", "v1", predictions, read)
     official = {line.metric: line.value for line in lines}
@@ -250,13 +253,15 @@ def test_a_group_is_evaluated_and_shown_next_to_its_published_table(
     given += [f"checkpoint={run_config['run_dir']}", "generation.max_new_tokens=3", "accelerator=cpu", "bootstrap=10"]
     capsys.readouterr()
     rows = runner.evaluate(auris_config.resolve(auris_config.compose(given, "evaluate")))
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     lines = {(row.benchmark, row.task, row.metric): row for row in rows}
     assert {key[1] for key in lines if key[0] == "librispeech"} == {"asr en test-clean", "asr en test-other"}
     assert lines["meld", "er test", "accuracy_raw"].n == 1
-    assert "max_new_tokens=3" in said and "min_new_tokens=1" in said  # the user's, the benchmark's
+    assert "max_new_tokens=3" in output and "min_new_tokens=1" in output  # the user's, the benchmark's
     assert lines["meld", "er test", "accuracy_raw"].signature.endswith("|max_new_tokens:3")
-    assert "qwen2_audio_table2: published and ours" in said and "qwen2_audio_transformers: published and ours" in said
+    assert (
+        "qwen2_audio_table2: published and ours" in output and "qwen2_audio_transformers: published and ours" in output
+    )
     run = Path(run_config["run_dir"])
     official = [json.loads(line) for line in (run / "official/librispeech.jsonl").read_text().splitlines()]
     assert [line["source"] for line in official] == ["librispeech_test_clean", "librispeech_test_other"]

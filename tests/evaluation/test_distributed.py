@@ -22,7 +22,7 @@ from auris.evaluation.distributed import Ranks, joined
 from auris.training import run as train
 from support.manifests import write_wave
 from support.recipes import smallest_run
-from support.runs import ROOT, environment, in_processes, said, start
+from support.runs import ROOT, environment, in_processes, read_logs, start
 
 
 class Threads(Ranks):
@@ -77,7 +77,7 @@ def processes(work: Callable[[Ranks], object]) -> Callable[[], None]:
 
 def test_an_error_in_any_process_ends_all_and_is_reported_once(tmp_path: Path):
     def run(name: str, work: Callable[[Ranks], object]) -> tuple[list, str]:
-        return in_processes(processes(work), 2, tmp_path / name), said(tmp_path / name).strip()
+        return in_processes(processes(work), 2, tmp_path / name), read_logs(tmp_path / name).strip()
 
     def helper_fails(job: Ranks) -> None:
         assert job.exchange(job.rank) == [0, 1]
@@ -183,14 +183,14 @@ def test_any_number_of_processes_writes_the_same_files_as_one(
     for world in (1, 2, 3):
         run = shutil.copytree(trained, tmp_path / f"{world}/{trained.name}")
         given = asked(run, f"benchmark.test=[{rows}]", *options)
-        assert in_processes(work_of(*given), world, tmp_path / f"log{world}") == [0] * world, said(tmp_path)
+        assert in_processes(work_of(*given), world, tmp_path / f"log{world}") == [0] * world, read_logs(tmp_path)
         found[world] = files(run)
         others = [(tmp_path / f"log{world}/{rank}.log").read_text() for rank in range(1, world)]
         assert not any(others), others
         again = tmp_path / f"again{world}"
         judged = [option for option in options if option.startswith("judge")]
         rescored = work_of(f"rescore={run}", "bootstrap=20", *judged, *options[2:])
-        assert in_processes(rescored, world, again) == [0] * world, said(again)
+        assert in_processes(rescored, world, again) == [0] * world, read_logs(again)
         lines = found[world]["results.jsonl"].splitlines()  # which stand in the order of the evaluations' names now
         assert sorted((run / "results.jsonl").read_bytes().splitlines()) == sorted(lines)
         assert files(run) | {"results.jsonl": None} == found[world] | {"results.jsonl": None}
@@ -211,16 +211,16 @@ def _tasks(found: dict[str, bytes]) -> str:
 def test_a_killed_evaluation_resumes_on_another_number_of_processes(trained: Path, rows: Path, tmp_path: Path):
     whole, halves = (shutil.copytree(trained, tmp_path / f"{name}/{trained.name}") for name in ("whole", "halves"))
     options = [f"benchmark.test=[{rows}]", *SAMPLED]
-    assert in_processes(work_of(*asked(whole, *options)), 1, tmp_path / "one") == [0], said(tmp_path / "one")
+    assert in_processes(work_of(*asked(whole, *options)), 1, tmp_path / "one") == [0], read_logs(tmp_path / "one")
     jobs = start(work_of(*asked(halves, *options)), 3, tmp_path / "three")
     while not list(halves.glob("answers/task-*.jsonl")):  # some rows are answered
-        assert all(job.is_alive() for job in jobs), said(tmp_path / "three")
+        assert all(job.is_alive() for job in jobs), read_logs(tmp_path / "three")
     for job in jobs:
         job.kill()
         job.join()
     n_kept = len(next(halves.glob("answers/task-*.jsonl")).read_text(encoding="utf-8").splitlines()) - 1
     assert 0 < n_kept < 20 and not (halves / "predictions").exists()
-    assert in_processes(work_of(*asked(halves, *options)), 2, tmp_path / "two") == [0, 0], said(tmp_path / "two")
+    assert in_processes(work_of(*asked(halves, *options)), 2, tmp_path / "two") == [0, 0], read_logs(tmp_path / "two")
     assert f"{n_kept} are kept" in " ".join((tmp_path / "two/0.log").read_text().split())
     for name, content in files(whole).items():
         if name.endswith(".jsonl") and name.startswith("answers"):  # in the order in which they were given
@@ -239,7 +239,7 @@ def test_torchrun_starts_them(trained: Path, rows: Path, tmp_path: Path):
 
     one, two = (shutil.copytree(trained, tmp_path / f"{name}/{trained.name}") for name in ("one", "two"))
     options = [f"benchmark.test=[{rows}]", *SAMPLED]
-    assert in_processes(work_of(*asked(one, *options)), 1, tmp_path / "log") == [0], said(tmp_path / "log")
+    assert in_processes(work_of(*asked(one, *options)), 1, tmp_path / "log") == [0], read_logs(tmp_path / "log")
     done = torchrun(*asked(two, *options))
     assert done.returncode == 0, done.stderr[-3000:]
     assert files(two) == files(one)

@@ -161,7 +161,7 @@ def test_a_pair_about_a_stretch_outside_its_file_is_counted(tmp_path: Path):
     asked = [
         {"role": "user", "content": [{"type": "audio", "audio": "a.wav", "offset": offset}]} for offset in (0.5, 3)
     ]
-    rows = [{"id": str(n), "messages": [said], "chosen": "a", "rejected": "b"} for n, said in enumerate(asked)]
+    rows = [{"id": str(n), "messages": [prompt], "chosen": "a", "rejected": "b"} for n, prompt in enumerate(asked)]
     found = read_pairs(write_manifest(tmp_path / "pairs.jsonl", rows))
     assert [pair.row.id for pair in found.pairs] == ["0"] and found.unusable.keys() == {"1"}
 
@@ -326,8 +326,8 @@ def test_impossible_settings_are_refused(
     if "generation.do_sample=false" in arguments:  # and nothing else of sampling
         arguments = [*arguments, "generation.temperature=null", "generation.top_k=null", "generation.top_p=null"]
     assert command("out=pairs.jsonl", *(argument.replace("RUN", f"{model}/run") for argument in arguments)) != 0
-    said = capsys.readouterr().err
-    assert said.startswith("error: ") and reason in said
+    output = capsys.readouterr().err
+    assert output.startswith("error: ") and reason in output
     assert not list(Path().glob("pairs*"))
 
 

@@ -43,15 +43,15 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def heard(clip: Path, text: str = "") -> dict[str, Any]:
-    said = [{"type": "text", "text": text}] if text else []
-    return {"role": "user", "content": [{"type": "audio", "audio": str(clip)}, *said]}
+    message = [{"type": "text", "text": text}] if text else []
+    return {"role": "user", "content": [{"type": "audio", "audio": str(clip)}, *message]}
 
 
 def user(text: str) -> dict[str, Any]:
     return {"role": "user", "content": text}
 
 
-def said(text: str) -> dict[str, Any]:
+def assistant(text: str) -> dict[str, Any]:
     return {"role": "assistant", "content": text}
 
 
@@ -61,7 +61,7 @@ def said(text: str) -> dict[str, Any]:
 def test_each_response_depends_on_the_whole_conversation(model: AudioModel, clip: Path, capsys: pytest.CaptureFixture):
     talk(Conversation(model, **SETTINGS), [f'/audio "{clip}"', "what is it?", "and now?\n"])
     first = model.chat([heard(clip, "what is it?")], **SETTINGS)
-    second = model.chat([heard(clip, "what is it?"), said(first), user("and now?")], **SETTINGS)
+    second = model.chat([heard(clip, "what is it?"), assistant(first), user("and now?")], **SETTINGS)
     out, notes = capsys.readouterr()
     assert out == f"{first}\n{second}\n"
     assert first.strip() and second != model.chat([user("and now?")], **SETTINGS)
@@ -92,7 +92,11 @@ def test_a_system_message_opens_each_conversation(model: AudioModel):
     talker = Conversation(model, system="Be short.", **SETTINGS)
     talk(talker, ["hello", "/reset", "hello"])
     opened = [{"role": "system", "content": "Be short."}, user("hello")]
-    assert talker.messages[-1] == said(model.chat(opened, **SETTINGS)) != said(model.chat([user("hello")], **SETTINGS))
+    assert (
+        talker.messages[-1]
+        == assistant(model.chat(opened, **SETTINGS))
+        != assistant(model.chat([user("hello")], **SETTINGS))
+    )
     assert [message["role"] for message in talker.messages] == ["system", "user", "assistant"]
 
 
@@ -213,7 +217,10 @@ def dialogues(clip: Path, tmp_path: Path) -> Path:
     question = {"role": "user", "content": [{"type": "audio", "audio": "here.wav"}, {"type": "text", "text": "what?"}]}
     rows = [
         {"id": "open", "messages": [question], "kind": "test"},
-        {"messages": [user("hello"), said("hi"), user("and now?"), said("the cat")], "answer": "of an earlier run"},
+        {
+            "messages": [user("hello"), assistant("hi"), user("and now?"), assistant("the cat")],
+            "answer": "of an earlier run",
+        },
         {"id": "absent", "messages": [heard(Path("no.wav"), "what?")]},
         {"id": "swift", "messages": [user("<audio>what?")], "audios": ["here.wav"]},
         {"id": "role", "messages": [{"role": "robot", "content": "hello"}]},
@@ -235,7 +242,7 @@ def test_the_dialogues_of_a_file_are_answered(model: AudioModel, dialogues: Path
     problems = answer_file(model, dialogues, out, batch_size=batch_size, **SETTINGS)
     rows = answered(out)
     heard_here = model.chat([heard(tmp_path / "here.wav", "what?")], **SETTINGS)
-    continued = model.chat([user("hello"), said("hi"), user("and now?")], **SETTINGS)
+    continued = model.chat([user("hello"), assistant("hi"), user("and now?")], **SETTINGS)
     assert [row.get("answer") for row in rows] == [heard_here, continued, None, heard_here, *[None] * 4]
     assert {name: row["problem"] for name, row in zip(problems, [rows[2], *rows[4:]], strict=True)} == problems
     assert list(problems) == ["absent", "role", "task", "handed", "dialogues.jsonl:9"]
@@ -247,7 +254,7 @@ def test_the_dialogues_of_a_file_are_answered(model: AudioModel, dialogues: Path
         "dialogues.jsonl:9": "Expecting property name",
     }.items():
         assert reason in problems[name]
-    assert rows[0]["kind"] == "test" and rows[1]["messages"][-1] == said("the cat")
+    assert rows[0]["kind"] == "test" and rows[1]["messages"][-1] == assistant("the cat")
     for row in (rows[0], rows[3]):
         assert row["messages"][0]["content"][0] == {"type": "audio", "audio": "../here.wav"}
 
@@ -266,21 +273,21 @@ def test_a_file_is_read_with_the_checks_of_training_in_its_words(model: AudioMod
     clip = {"type": "audio", "audio": "here.wav"}
     bad = [
         {"messages": [hello, empty]},
-        {"messages": [hello, empty, hello, said("hi")]},
-        {"messages": [said("hi")]},
-        {"messages": [hello, said("hi"), said("hi")]},
-        {"messages": [user(" "), said("hi")]},
-        {"messages": [user("<audio>what?"), said("hi")]},
-        {"messages": [user("<|AUDIO|>what?"), said("hi")]},
-        {"messages": [{"role": "user", "content": [clip | {"offset": -1}]}, said("hi")]},
-        {"messages": [hello, said("hi")], "audio": "here.wav"},
-        {"messages": [hello, said("hi")], "task": "asr"},
-        {"messages": [hello, said("hi")], "mode": "loud"},
-        {"messages": [hello, said("hi")], "key": 3},
+        {"messages": [hello, empty, hello, assistant("hi")]},
+        {"messages": [assistant("hi")]},
+        {"messages": [hello, assistant("hi"), assistant("hi")]},
+        {"messages": [user(" "), assistant("hi")]},
+        {"messages": [user("<audio>what?"), assistant("hi")]},
+        {"messages": [user("<|AUDIO|>what?"), assistant("hi")]},
+        {"messages": [{"role": "user", "content": [clip | {"offset": -1}]}, assistant("hi")]},
+        {"messages": [hello, assistant("hi")], "audio": "here.wav"},
+        {"messages": [hello, assistant("hi")], "task": "asr"},
+        {"messages": [hello, assistant("hi")], "mode": "loud"},
+        {"messages": [hello, assistant("hi")], "key": 3},
         {"messages": [hello], "chosen": "hi", "rejected": "hi "},
-        {"messages": [{"role": "system", "content": "a"}, hello, said("hi")], "system": "b"},
-        {"id": "good", "messages": [hello, said("hi")]},
-        {"id": "good", "messages": [hello, said("yo")]},
+        {"messages": [{"role": "system", "content": "a"}, hello, assistant("hi")], "system": "b"},
+        {"id": "good", "messages": [hello, assistant("hi")]},
+        {"id": "good", "messages": [hello, assistant("yo")]},
     ]
     source = write_manifest(tmp_path / "in.jsonl", bad)
     problems = answer_file(model, source, tmp_path / "out.jsonl", batch_size=4, **SETTINGS)

@@ -123,7 +123,7 @@ def test_transformers_loads_an_exported_run_with_adapters(tmp_path: Path, files:
 def test_a_chat_stays_a_chat(tmp_path: Path, files: list[Path], offline: None):
     end, im_end = tokenizer().end, tokenizer().id("<|im_end|>")
     question = [{"type": "audio", "audio": files[0]}, {"type": "text", "text": "what?"}]
-    said = [{"role": "user", "content": question}]
+    messages = [{"role": "user", "content": question}]
     for overrides, eos in ((["prompt=chat_v2"], [end, im_end]), (["prompt=chat_v1", "model=qwen_audio"], end)):
         name = overrides[0].partition("=")[2]
         published.run(tmp_path / name, "objective=sft", "data.view=chat", *overrides)
@@ -132,7 +132,7 @@ def test_a_chat_stays_a_chat(tmp_path: Path, files: list[Path], offline: None):
         assert (config["chat_format"], config["eos_token_id"]) == ("chatml", eos)
         ours, there = (auris.load(tmp_path / path) for path in (name, f"{name}-out"))
         assert there.is_chat and there.settings(chat=True).stop == ours.settings(chat=True).stop
-        assert there.chat(said, max_new_tokens=8) == ours.chat(said, max_new_tokens=8)
+        assert there.chat(messages, max_new_tokens=8) == ours.chat(messages, max_new_tokens=8)
 
 
 def test_weights_can_be_written_in_less_precision(tmp_path: Path):

@@ -241,7 +241,7 @@ def test_qwen_audio_is_loaded_with_its_vocabulary(v1: Path, files: list[Path]):
 
 
 def test_qwen_audio_forgets_what_is_beyond_its_window(v1: Path, tmp_path: Path):
-    said = [{"role": role, "content": f"{role} " * 20} for role in ("user", "assistant") * 2]
+    messages_ = [{"role": role, "content": f"{role} " * 20} for role in ("user", "assistant") * 2]
     question = {"role": "user", "content": "and now?"}
     copy = linked(v1, tmp_path / "copy")
 
@@ -249,9 +249,11 @@ def test_qwen_audio_forgets_what_is_beyond_its_window(v1: Path, tmp_path: Path):
         published.write_json(copy / "generation_config.json", {"chat_format": "chatml", "max_window_size": window})
         return auris.load(copy).chat(messages, max_new_tokens=12, control=True)
 
-    assert ask(6144, *said, question) == auris.load(v1).chat([*said, question], max_new_tokens=12, control=True)
-    forgotten = ask(60, *said, question)
-    assert forgotten == ask(6144, question) != ask(6144, *said, question)
+    assert ask(6144, *messages_, question) == auris.load(v1).chat(
+        [*messages_, question], max_new_tokens=12, control=True
+    )
+    forgotten = ask(60, *messages_, question)
+    assert forgotten == ask(6144, question) != ask(6144, *messages_, question)
 
 
 def test_the_released_code_s_greedy_ids_come_out_of_a_directory(shared_data: Path, tmp_path: Path):
@@ -327,8 +329,10 @@ def test_a_config_that_contradicts_the_tokenizer_is_refused(there: Path, v1: Pat
 
 def test_fewer_rows_than_the_tokenizer_needs_are_refused(tmp_path: Path):
     published.qwen2_audio(tmp_path / "there", vocab_size=tokenizer().size - 1)
-    said = rf"config.json says text_config.vocab_size={tokenizer().size - 1}, but its tokenizer has {tokenizer().size}"
-    with pytest.raises(ValueError, match=said):
+    message = (
+        rf"config.json says text_config.vocab_size={tokenizer().size - 1}, but its tokenizer has {tokenizer().size}"
+    )
+    with pytest.raises(ValueError, match=message):
         auris.load(tmp_path / "there")
 
 
@@ -357,8 +361,8 @@ def test_a_long_clip_is_transcribed_in_windows_and_joined(ours: AudioModel, tmp_
     short = np.zeros(16_000, np.float32)
     assert ours.transcribe([tmp_path / "long.wav", short], "en", max_new_tokens=4) == ["a b c d", "x"]
     assert [len(clip) for [clip], _ in asked] == [480_000, 480_000, 16_000]
-    said = "".join(turn.text for turn in asked[0][1])
-    assert said == MARKS + "Detect the language and recognize the speech: <|en|>"
+    text = "".join(turn.text for turn in asked[0][1])
+    assert text == MARKS + "Detect the language and recognize the speech: <|en|>"
 
 
 def test_a_short_clip_is_transcribed_as_its_prompt_is_answered(ours: AudioModel, files: list[Path]):

@@ -173,10 +173,10 @@ def test_mean_average_precision_equals_scikit_learn():
     sklearn = pytest.importorskip("sklearn.metrics")
     rng = np.random.default_rng(0)
     names = sorted(official.QUALITIES)[:4]
-    true, said = rng.random((2, 12, len(names))) < 0.4
+    true, predicted = rng.random((2, 12, len(names))) < 0.4
     text = "<|pitch|><|midi_pitch_60|><|velocity|><|midi_velocity_1|><|instrument|>a<|sonic|>{}"
-    sides = [[text.format(", ".join(np.array(names)[row])) for row in side] for side in (true, said)]
-    expected = sklearn.average_precision_score(true, said.astype(float), average="macro")
+    sides = [[text.format(", ".join(np.array(names)[row])) for row in side] for side in (true, predicted)]
+    expected = sklearn.average_precision_score(true, predicted.astype(float), average="macro")
     assert official.notes([*zip(*sides, strict=True)])["qualities"] == pytest.approx(expected)
 
 

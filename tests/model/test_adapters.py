@@ -200,7 +200,7 @@ def test_adapters_next_to_a_trainable_llm_are_refused(net: AudioLM, name: str):
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         (None, "expected its settings, as lora.rank=8"),
         ({**LORA_SETTINGS, "targets": ["q_prj"]}, r"lora.targets=\['q_prj'\]: expected some of down_proj, gate_proj"),
@@ -209,8 +209,8 @@ def test_adapters_next_to_a_trainable_llm_are_refused(net: AudioLM, name: str):
         ({**LORA_SETTINGS, "rank": 0}, "lora.rank=0: expected 1 or more"),
     ],
 )
-def test_settings_of_lora_that_make_no_sense_are_named(net: AudioLM, settings: dict | None, said: str):
-    with pytest.raises(ValueError, match=said):
+def test_settings_of_lora_that_make_no_sense_are_named(net: AudioLM, settings: dict | None, message: str):
+    with pytest.raises(ValueError, match=message):
         adapters.attach(net, ["llm.lora"], lora=settings)
 
 

@@ -142,7 +142,7 @@ def test_a_file_with_an_unsupported_setting_is_refused(config: dict) -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({"max_new_tokens": 0}, "max_new_tokens=0: expected 1"),
         ({"min_new_tokens": 9, "max_new_tokens": 4, "stop": frozenset({1})}, "min_new_tokens=9: expected 0 to 4"),
@@ -155,8 +155,8 @@ def test_a_file_with_an_unsupported_setting_is_refused(config: dict) -> None:
         ({"min_new_tokens": 2}, "min_new_tokens=2 has no effect without a stop token"),
     ],
 )
-def test_a_value_out_of_range_or_without_effect_is_refused(settings: dict, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_a_value_out_of_range_or_without_effect_is_refused(settings: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         GenerationSettings(**settings)
 
 

@@ -74,11 +74,11 @@ def test_audio_spans_have_the_released_ids(qwen_audio, golden):
 
 
 def dialogue(line: dict[str, Any]) -> list[dict[str, Any]]:
-    said = [{"role": "system", "content": line["system"]}]
+    messages = [{"role": "system", "content": line["system"]}]
     for question, answer in [*line["history_list"], (line["query_list"], None)]:
-        said.append({"role": "user", "content": question})
-        said += [{"role": "assistant", "content": answer}] if answer is not None else []
-    return said
+        messages.append({"role": "user", "content": question})
+        messages += [{"role": "assistant", "content": answer}] if answer is not None else []
+    return messages
 
 
 def test_dialogues_have_the_released_ids(qwen_audio, golden):

@@ -94,11 +94,11 @@ def check(page: str) -> Reader:
     return read
 
 
-def line(number: int, task: str, language: str, metric: str, said: str, true: str) -> dict:
+def line(number: int, task: str, language: str, metric: str, message: str, true: str) -> dict:
     group = f"asr {language}" if task == "asr" else task
-    stats = row_stats(metric, said, true, language)
+    stats = row_stats(metric, message, true, language)
     facts = {"id": f"{task}-{language}-{number}", "task": task, "language": language, "group": group, "metric": metric}
-    return facts | {"stats": stats, "hypothesis": said, "reference": true, "provenance": "tts", "audio_seconds": 1.0}
+    return facts | {"stats": stats, "hypothesis": message, "reference": true, "provenance": "tts", "audio_seconds": 1.0}
 
 
 LINES = [
@@ -226,9 +226,11 @@ def test_a_row_missing_from_the_manifest_is_reported(tmp_path: Path, capsys):
 def test_an_alignment_has_the_edits_that_the_score_counts(metric: str, language: str):
     draw = random.Random(0)
     for _ in range(40):
-        said, true = (" ".join(draw.choices(["der", "Käse", "sat", "好", "on"], k=draw.randrange(6))) for _ in range(2))
-        found = edits.align(said, true, language, unit=edits.unit_of(metric, language))
-        errors, length = row_stats(metric, said, true, language)
+        predicted, true = (
+            " ".join(draw.choices(["der", "Käse", "sat", "好", "on"], k=draw.randrange(6))) for _ in range(2)
+        )
+        found = edits.align(predicted, true, language, unit=edits.unit_of(metric, language))
+        errors, length = row_stats(metric, predicted, true, language)
         assert sum(edit.kind != "equal" for edit in found) == errors
         assert sum(bool(edit.reference) for edit in found) == length
         for edit in found:
@@ -265,7 +267,9 @@ def test_measures_of_all_rows_rank_rows_too():
     nothing = examples.row_scores("wer", [[2.0, 0.0], [0.0, 0.0], [1.0, 4.0]])
     assert nothing[0] == np.inf and np.isnan(nothing[1]) and nothing[2] == 0.25
     captions = ["a dog barks loudly", "rain", "a dog barks at night"]
-    stats = [row_stats("cider", said, [true], "en") for said, true in zip(captions, captions[::-1], strict=True)]
+    stats = [
+        row_stats("cider", predicted, [true], "en") for predicted, true in zip(captions, captions[::-1], strict=True)
+    ]
     assert examples.row_scores("cider", stats)[1] == max(examples.row_scores("cider", stats)) > 0
     assert examples.row_scores("macro_f1", [["a", "a"], ["a", "b"]]).tolist() == [1.0, 0.0]
     assert np.isnan(examples.row_scores("eer", [[0.3, 1.0]])).all()
@@ -329,11 +333,11 @@ def test_an_interval_is_drawn_on_the_scale_of_its_measure():
 
 def test_a_reference_is_shown_in_the_form_of_the_answers():
     events = {"task": "sed", "events": [{"label": "bell", "start": 0.5, "end": 1.0}]}
-    said = {"id": "r", "task": "sed", "language": "en", "group": "sed", "metric": "event_f1", "stats": [0, 0, 1]}
-    said |= {"reference": "<|0.50|>bell<|1.00|>", "provenance": "tts"}
+    fields = {"id": "r", "task": "sed", "language": "en", "group": "sed", "metric": "event_f1", "stats": [0, 0, 1]}
+    fields |= {"reference": "<|0.50|>bell<|1.00|>", "provenance": "tts"}
     row, worst = Row("r", (), events), examples.Worst("event_f1", "", ["r"])
     for hypothesis, expected in (("bell (0.10-0.20)", "bell (0.50-1.00)"), ("<|0.10|>bell", "<|0.50|>bell<|1.00|>")):
-        lines = scored([said | {"hypothesis": hypothesis}], benchmark="b@silence")
+        lines = scored([fields | {"hypothesis": hypothesis}], benchmark="b@silence")
         [shown] = examples.show(lines, worst, {"r": row}, {("a", 0): "answer"}, recordings.Players(0))
         assert shown.reference == expected
 

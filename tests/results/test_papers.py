@@ -75,8 +75,12 @@ def test_incomparable_numbers_are_marked(study: Path):
         "SpeechVerse 2.1, SpeechT5 2.4"
     )
     assert papers.readable(v1).loc[line, "s/b"] == "3.0 [2.0, 4.0] ≠†"  # v1 keeps punctuation
-    said = papers.legend(v1)
-    assert "† synthetic" in said and "published wer|lower|punctuation kept|word" in said and "seeds: the mean" in said
+    legend = papers.legend(v1)
+    assert (
+        "† synthetic" in legend
+        and "published wer|lower|punctuation kept|word" in legend
+        and "seeds: the mean" in legend
+    )
     assert "≠" not in papers.legend(v2)
 
 

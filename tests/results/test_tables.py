@@ -408,7 +408,7 @@ def test_a_run_can_be_reproduced_from_its_recorded_command(tmp_path, capsys):
     noted = {"command": "auris evaluate checkpoint=a", "commit": "def", "data": {"test.jsonl": "22dd"}}
     (run / "evaluations.json").write_text(json.dumps({"embedded": noted}))
     assert cli.main(["results", f"reproduce={run}"]) == 0
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     for part in (
         "git checkout abc1234  # there were changes beside",
         "00ff  rows.jsonl",
@@ -418,7 +418,7 @@ def test_a_run_can_be_reproduced_from_its_recorded_command(tmp_path, capsys):
         "22dd  test.jsonl",
         "auris evaluate checkpoint=a",
     ):
-        assert part in said, part
+        assert part in output, part
     assert cli.main(["results", f"reproduce={tmp_path}"]) == 1
     assert "holds no run" in capsys.readouterr().err
 

@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from auris import config
 from auris.model import dtensor
 from auris.training import run as train
-from support.runs import in_processes, said
+from support.runs import in_processes, read_logs
 
 COLLECTIVES = ("reduce_scatter_tensor",)  # what FSDP sums gradients with; DDP's own is counted by its hook
 
@@ -101,7 +101,7 @@ def record_in_processes(recipes: Mapping[str, dict], folder: Path, world: int) -
         for name, run_config in recipes.items():
             torch.save(vars(record(run_config)), folder / f"{name}-{os.environ['LOCAL_RANK']}.pt")
 
-    assert in_processes(work, world, folder) == [0] * world, said(folder)
+    assert in_processes(work, world, folder) == [0] * world, read_logs(folder)
     return {name: [_read(folder / f"{name}-{rank}.pt") for rank in range(world)] for name in recipes}
 
 

@@ -91,7 +91,7 @@ def train_in_a_process(config: dict, folder: Path) -> None:
         sys.modules["__main__"].__spec__ = None
         train.train(config)
 
-    assert in_processes(work, 1, folder) == [0], said(folder)
+    assert in_processes(work, 1, folder) == [0], read_logs(folder)
 
 
 def in_processes(work: Callable[[], object], world: int, folder: Path) -> list[int | None]:
@@ -134,7 +134,7 @@ def _be(work: Callable[[], object], rank: int, job: dict[str, str], log: Path) -
         os._exit(code if isinstance(code, int) else 1)  # nothing of the process that it was forked from is to be ended
 
 
-def said(folder: Path) -> str:
+def read_logs(folder: Path) -> str:
     """The last words of processes."""
     return "\n".join(log.read_text(encoding="utf-8")[-3000:] for log in sorted(folder.glob("*.log")))
 

@@ -27,7 +27,7 @@ TEXTS = ["good morning", "where is it?"]
 
 
 @pytest.mark.parametrize(
-    ("code", "labels", "tagged", "said"),
+    ("code", "labels", "tagged", "message"),
     [
         (
             "srwt",
@@ -75,9 +75,9 @@ TEXTS = ["good morning", "where is it?"]
         ("asr", {"text": "hello"}, "hello", "hello"),
     ],
 )
-def test_an_answer_is_written_with_tags_and_in_words_alone(code, labels, tagged, said):
+def test_an_answer_is_written_with_tags_and_in_words_alone(code, labels, tagged, message):
     assert TASKS[code].render(labels) == tagged
-    assert TASKS[code].render(labels, tags=False) == said
+    assert TASKS[code].render(labels, tags=False) == message
     assert not any(isinstance(piece, Tag) for piece in TASKS[code].answer.render(labels, tags=False))
 
 
@@ -395,7 +395,7 @@ def told(code: str, **labels: Any) -> str:
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         ([], "`words` is []"),
         ("hello", "`words` is 'hello'"),
@@ -413,12 +413,12 @@ def told(code: str, **labels: Any) -> str:
         ([{"word": "a", "start": 29.0, "end": 30.01}], "between 0 and 30 s"),
     ],
 )
-def test_unusable_timed_words_are_refused_with_a_reason(words, said):
-    assert said in told("srwt", words=words)
+def test_unusable_timed_words_are_refused_with_a_reason(words, message):
+    assert message in told("srwt", words=words)
 
 
 @pytest.mark.parametrize(
-    ("changed", "said"),
+    ("changed", "message"),
     [
         ({"pitch": 128}, "`notes.pitch` is 128"),
         ({"pitch": True}, "`notes.pitch` is True"),
@@ -432,13 +432,13 @@ def test_unusable_timed_words_are_refused_with_a_reason(words, said):
         ({"sonic": ["bright, dark"]}, "without `,`"),
     ],
 )
-def test_unusable_notes_are_refused_with_a_reason(changed, said):
-    assert said in told("mna", notes={**NOTES, **changed})
+def test_unusable_notes_are_refused_with_a_reason(changed, message):
+    assert message in told("mna", notes={**NOTES, **changed})
     assert "`notes` is [60]" in told("mna", notes=[60])
 
 
 @pytest.mark.parametrize(
-    ("code", "labels", "said"),
+    ("code", "labels", "message"),
     [
         ("sf", {"intent": "play", "slots": [["time", "now"]]}, "`slots` is list"),
         ("sf", {"intent": "a; b", "slots": {}}, "label `intent` is 'a; b'"),
@@ -463,5 +463,5 @@ def test_unusable_notes_are_refused_with_a_reason(changed, said):
         ("sv", {"text": "same"}, "'same'; task 'sv' has the answers yes, no"),
     ],
 )
-def test_labels_that_cannot_be_rendered_are_refused_with_a_reason(code, labels, said):
-    assert said in told(code, **labels)
+def test_labels_that_cannot_be_rendered_are_refused_with_a_reason(code, labels, message):
+    assert message in told(code, **labels)

@@ -340,7 +340,7 @@ def test_message_text_is_never_parsed_as_chatml_or_audio(chat):
 
 @pytest.mark.parametrize("chat", CHATS)
 @pytest.mark.parametrize(
-    ("messages", "said"),
+    ("messages", "message"),
     [
         ([], "at least one message"),
         (["hi"], r"messages\[0\] is 'hi'"),
@@ -354,11 +354,11 @@ def test_message_text_is_never_parsed_as_chatml_or_audio(chat):
         ([{"role": "system", "content": [CLIP]}], "only the user's"),
     ],
 )
-def test_a_message_of_an_unknown_shape_is_shown(chat, messages, said):
-    with pytest.raises(ValueError, match=said):
+def test_a_message_of_an_unknown_shape_is_shown(chat, messages, message):
+    with pytest.raises(ValueError, match=message):
         chat.turns(messages)
     if messages:
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=message):
             audios(messages)
 
 

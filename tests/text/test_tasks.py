@@ -207,7 +207,7 @@ SOUND_TASK = {"name": "a task", "needs": ["text"], "metrics": {"accuracy": "answ
 
 
 @pytest.mark.parametrize(
-    ("changed", "said"),
+    ("changed", "message"),
     [
         ({"metric": "wer"}, "unknown field 'metric'; known fields: code, family, name"),
         ({"name": None}, "expected the fields code, family, name, needs"),
@@ -218,10 +218,10 @@ SOUND_TASK = {"name": "a task", "needs": ["text"], "metrics": {"accuracy": "answ
         ({"tags_source": "somebody"}, "unknown source 'somebody'"),
     ],
 )
-def test_a_mistake_in_the_table_is_named_with_its_task(tmp_path, changed, said):
+def test_a_mistake_in_the_table_is_named_with_its_task(tmp_path, changed, message):
     entry = {name: value for name, value in {**SOUND_TASK, **changed}.items() if value is not None}
     write_yaml(tmp_path / "tasks.yaml", {"definitions": {}, "sound": {"new": entry}})
-    with pytest.raises(UserError, match=re.escape(f"tasks.yaml, task new: {said}")):
+    with pytest.raises(UserError, match=re.escape(f"tasks.yaml, task new: {message}")):
         tasks._load(tmp_path / "tasks.yaml")
 
 

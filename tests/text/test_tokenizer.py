@@ -342,8 +342,8 @@ def test_a_language_tag_is_text_to_a_vocabulary_that_lacks_it():
 
 def test_a_vocabulary_without_an_audio_token_is_named_where_one_is_expected(tmp_path):
     plain().save_pretrained(tmp_path)
-    said = f"tokenizer={tmp_path}: its vocabulary has no audio token, expected <|AUDIO|> or [[[AUDIO:modality]]]"
-    with pytest.raises(ValueError, match=re.escape(said)):
+    message = f"tokenizer={tmp_path}: its vocabulary has no audio token, expected <|AUDIO|> or [[[AUDIO:modality]]]"
+    with pytest.raises(ValueError, match=re.escape(message)):
         Tokenizer.load(tmp_path, grow=False)
     assert Tokenizer.load(tmp_path).pads
 
@@ -380,7 +380,7 @@ def test_a_mark_that_joins_with_what_follows_is_not_a_token_of_the_first_system(
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (lambda lines: [*lines[:5], "not a rank", *lines[6:]], r"line 6: b'not a rank', expected a token in base64"),
         (lambda lines: [*lines[:5], "%%% 5", *lines[6:]], r"line 6: b'%%% 5', expected"),
@@ -391,7 +391,7 @@ def test_a_mark_that_joins_with_what_follows_is_not_a_token_of_the_first_system(
         (lambda lines: [], r"256 of the 256"),
     ],
 )
-def test_a_broken_file_of_ranks_is_named_with_its_line(tmp_path, change, said):
+def test_a_broken_file_of_ranks_is_named_with_its_line(tmp_path, change, message):
     path = write_ranks(tmp_path / RANKS_FILE, change(rank_lines()))
-    with pytest.raises(ValueError, match=re.escape(str(path)) + ".*" + said):
+    with pytest.raises(ValueError, match=re.escape(str(path)) + ".*" + message):
         Tokenizer.load(tmp_path)

@@ -94,10 +94,10 @@ def test_the_losses_of_tasks_continue_in_a_resumed_run():
 @pytest.fixture
 def report(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What is said at the end of a run."""
-    said: list[str] = []
-    monkeypatch.setattr(callbacks, "rank_zero_warn", said.append)
-    monkeypatch.setattr(callbacks, "rank_zero_info", said.append)
-    return said
+    messages: list[str] = []
+    monkeypatch.setattr(callbacks, "rank_zero_warn", messages.append)
+    monkeypatch.setattr(callbacks, "rank_zero_info", messages.append)
+    return messages
 
 
 def start(callback: UnusableRows, *problems: tuple[str, str]) -> None:
@@ -124,8 +124,8 @@ def test_each_row_is_named_once_with_its_reason_and_counted(tmp_path, report):
     callback.on_fit_end(trainer(), MODULE)
     assert [line["id"] for line in lines(tmp_path / "run")] == ["a", "b", "c", "v"]
     assert lines(tmp_path / "run")[2]["reason"] == "Stille 猫"
-    (said,) = report
-    assert said.splitlines() == [
+    (message,) = report
+    assert message.splitlines() == [
         "4 rows could not be used:",
         "  a (1x): no `task` field",
         "  b (2x): cannot be decoded",

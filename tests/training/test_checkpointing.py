@@ -25,7 +25,7 @@ from auris.training import run as train
 from auris.training.preemption import REQUEUE, Preempted, Preemption, run_lock
 from support import runs
 from support.recipes import named, smallest_run
-from support.runs import ROOT, KillAt, Killed, assert_equal, environment, fit, in_processes, said, weights
+from support.runs import ROOT, KillAt, Killed, assert_equal, environment, fit, in_processes, read_logs, weights
 
 STEPS = 6  # validated after 3 and 6, saved after 2 and 4, and at the end
 TAGS = ("train/loss", "train/grad_norm", "train/lr", "train/audio_hours", "val/loss")
@@ -140,7 +140,7 @@ def test_a_process_killed_with_its_workers_under_way_leaves_curves_without_a_gap
     """kill -9: nothing is flushed, nothing is said."""
     run_config = small("sigkill", "data.num_workers=2")
     begin(run_config)
-    assert in_processes(lambda: fit(run_config, KillAt(5, outright=0)), 1, tmp_path) == [-signal.SIGKILL], said(
+    assert in_processes(lambda: fit(run_config, KillAt(5, outright=0)), 1, tmp_path) == [-signal.SIGKILL], read_logs(
         tmp_path
     )
     assert checkpoint_dir.list_steps(Path(run_config["run_dir"]) / "checkpoints")[0] == 4
@@ -153,12 +153,12 @@ def test_a_process_killed_with_its_workers_under_way_leaves_curves_without_a_gap
 def test_a_sharded_run_resumes_after_one_process_is_killed(small, tmp_path: Path, rank: int):
     sharded = "strategy=fsdp", "trainer.devices=2", "data.num_workers=1"
     undisturbed, run_config = small(f"pair-{rank}", *sharded), small(f"broken-{rank}", *sharded)
-    assert in_processes(lambda: train.train(undisturbed), 2, tmp_path / "undisturbed") == [0, 0], said(tmp_path)
+    assert in_processes(lambda: train.train(undisturbed), 2, tmp_path / "undisturbed") == [0, 0], read_logs(tmp_path)
     begin(run_config)
     ends = in_processes(lambda: fit(run_config, KillAt(5, outright=rank)), 2, tmp_path / "killed")
-    assert ends[rank] == -signal.SIGKILL and ends[1 - rank] == 1, said(tmp_path / "killed")
+    assert ends[rank] == -signal.SIGKILL and ends[1 - rank] == 1, read_logs(tmp_path / "killed")
     assert checkpoint_dir.list_steps(Path(run_config["run_dir"]) / "checkpoints")[0] == 4
-    assert in_processes(lambda: train.train(run_config), 2, tmp_path / "again") == [0, 0], said(tmp_path / "again")
+    assert in_processes(lambda: train.train(run_config), 2, tmp_path / "again") == [0, 0], read_logs(tmp_path / "again")
     assert_nearly_alike(undisturbed, run_config)
     losses = [[loss for _, loss in curves(one)["train/loss"]] for one in (undisturbed, run_config)]
     assert len(losses[0]) == STEPS and losses[0] == pytest.approx(losses[1], abs=1e-6)
@@ -205,7 +205,7 @@ def test_a_run_resumes_on_another_number_of_processes_with_the_same_rows(small, 
     with pytest.raises(Killed):
         fit(run_config, KillAt(3))
     grown = small(f"grown-{strategy}", f"strategy={strategy}", "trainer.devices=2")
-    assert in_processes(lambda: train.train(grown), 2, tmp_path) == [0, 0], said(tmp_path)
+    assert in_processes(lambda: train.train(grown), 2, tmp_path) == [0, 0], read_logs(tmp_path)
     assert_nearly_alike(whole, grown)
 
 
@@ -214,15 +214,15 @@ def test_a_run_resumes_on_another_number_of_processes_with_the_same_rows(small, 
 def test_bfloat16_moments_resume_exactly_on_two_processes(small, tmp_path: Path, strategy: str):
     options = f"strategy={strategy}", "trainer.devices=2", "optim.states=bf16", "optim.betas=[0.9,0.98]"
     undisturbed, run_config = small(f"half-{strategy}", *options), small(f"half-broken-{strategy}", *options)
-    assert in_processes(lambda: train.train(undisturbed), 2, tmp_path / "undisturbed") == [0, 0], said(tmp_path)
+    assert in_processes(lambda: train.train(undisturbed), 2, tmp_path / "undisturbed") == [0, 0], read_logs(tmp_path)
     begin(run_config)
     ends = in_processes(lambda: fit(run_config, KillAt(5, outright=1)), 2, tmp_path / "killed")
-    assert ends[1] == -signal.SIGKILL, said(tmp_path / "killed")
+    assert ends[1] == -signal.SIGKILL, read_logs(tmp_path / "killed")
     snapshot = checkpoint_dir.find(run_config["run_dir"])
     stored = snapshot.tensors("optimizer")
     assert snapshot.step == 4
     assert {stored.dtype(name) for name in sorted(stored.keys()) if "exp_avg" in name} == {torch.bfloat16}
-    assert in_processes(lambda: train.train(run_config), 2, tmp_path / "again") == [0, 0], said(tmp_path / "again")
+    assert in_processes(lambda: train.train(run_config), 2, tmp_path / "again") == [0, 0], read_logs(tmp_path / "again")
     assert_alike(undisturbed, run_config)
     losses = [loss for _, loss in curves(run_config)["train/loss"]]
     assert len(losses) == STEPS and losses[-1] < losses[0]
@@ -327,9 +327,9 @@ class Broken(L.Callback):
 def test_a_full_disk_stops_nothing_but_saving(small, whole, monkeypatch):
     run_config = small("full")
     run = begin(run_config)
-    with pytest.warns(UserWarning, match="could not be saved") as said:
+    with pytest.warns(UserWarning, match="could not be saved") as warnings:
         trainer = fit(run_config, Broken(monkeypatch, OSError(28, "No space left on device"), 2, 4))
-    messages = " ".join(str(one.message) for one in said)
+    messages = " ".join(str(one.message) for one in warnings)
     assert "the checkpoint of step 2 could not be saved ([Errno 28] No space left" in messages
     assert "the curves will have a gap" in messages and "times a checkpoint could not be saved" in messages
     assert train.count_faults(trainer) == dict.fromkeys(("skipped_steps", "unusable_rows", "lost_workers"), 0) | {

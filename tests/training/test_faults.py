@@ -24,7 +24,7 @@ from auris.training import replay
 from auris.training import run as train
 from auris.training.faults import Fault, watch
 from support.recipes import named, smallest_run
-from support.runs import ROOT, KillAt, Killed, assert_equal, fit, in_processes, said, weights
+from support.runs import ROOT, KillAt, Killed, assert_equal, fit, in_processes, read_logs, weights
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +152,7 @@ def test_sharded_processes_skip_the_step_that_one_of_them_saw_fail(smallest, lou
     options = ["max_steps=3", "data.rows_per_step=7", f"data.train=[{loud}]"]
     one, two = smallest(*options, arm="one"), smallest(*options, "strategy=fsdp", "trainer.devices=2", arm="two")
     train.train(one)
-    assert in_processes(lambda: train.train(two), 2, tmp_path / "two") == [0, 0], said(tmp_path / "two")
+    assert in_processes(lambda: train.train(two), 2, tmp_path / "two") == [0, 0], read_logs(tmp_path / "two")
     check_alike(one, two)
     [file] = Path(two["run_dir"]).glob("faults/*.json")
     wrong, words = look(file)
@@ -179,7 +179,7 @@ def test_all_processes_agree_under_every_sharding_strategy(smallest, loud, tmp_p
             train.train(stopped)
         (tmp_path / f"stopped-{rank}").write_text(str(stop.value))
 
-    assert in_processes(work, 2, tmp_path / "log") == [0, 0], said(tmp_path / "log")
+    assert in_processes(work, 2, tmp_path / "log") == [0, 0], read_logs(tmp_path / "log")
     check_alike(one, two)
     assert all(torch.isfinite(tensor).all() for tensor in weights(gradient).values())
     first, second = ((tmp_path / f"stopped-{rank}").read_text() for rank in (0, 1))

@@ -227,9 +227,9 @@ def test_one_step_is_adamws_with_its_moments_rounded():
 
 
 @pytest.mark.parametrize(
-    ("states", "betas", "said"),
+    ("states", "betas", "message"),
     [("int8", (0.9, 0.98), "optim.states=int8: expected fp32 or bf16"), ("bf16", (0.9, 0.999), "optim.betas=.*0.99")],
 )
-def test_moments_that_cannot_be_kept_are_refused(states, betas, said):
-    with pytest.raises(ValueError, match=said):
+def test_moments_that_cannot_be_kept_are_refused(states, betas, message):
+    with pytest.raises(ValueError, match=message):
         adamw([{"params": [nn.Parameter(torch.ones(2))]}], betas=betas, eps=1e-6, states=states)

@@ -23,7 +23,7 @@ from support.runs import ROOT
 
 
 @pytest.fixture
-def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def announcements(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     texts: list[str] = []
     monkeypatch.setattr(provenance, "rank_zero_info", texts.append)
     return texts
@@ -38,7 +38,7 @@ def tiny(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     return lambda *overrides: config.resolve(config.compose([*size, *overrides]))
 
 
-def test_a_run_reports_its_environment_and_its_expected_cost(corpus: Path, tmp_path: Path, tiny, said):
+def test_a_run_reports_its_environment_and_its_expected_cost(corpus: Path, tmp_path: Path, tiny, announcements):
     steps = WINDOW + 4
     train.train(tiny(f"max_steps={steps}", "trainer.val_check_interval=1.0"))
     facts = json.loads((tmp_path / "runs/scratch/qwen2_audio_pretrain/seed_0/environment.json").read_text())
@@ -56,7 +56,7 @@ def test_a_run_reports_its_environment_and_its_expected_cost(corpus: Path, tmp_p
     for what in ("rows", "hours", "tokens"):
         assert sum(share[what] for share in facts["tasks"].values()) == pytest.approx(facts[what])
     assert 0 < facts["trained"] < facts["parameters"] and facts["least_seconds"] > 0
-    start, later = said
+    start, later = announcements
     largest = max(facts["tasks"], key=lambda task: facts["tasks"][task]["tokens"])
     share = 100 * facts["tasks"][largest]["tokens"] / facts["tokens"]
     assert f"of these: {largest} {facts['tasks'][largest]['hours']:.1f} h, {share:.1f} %; " in start
@@ -83,7 +83,7 @@ def test_ranks_are_counted_from_the_trainers_settings(trainer, expected):
 
 
 @pytest.mark.parametrize(
-    ("overrides", "said"),
+    ("overrides", "message"),
     [
         (["trainer.devices=3"], "tensor_parallel=2 does not divide the 3 processes"),
         (["model.llm.config.num_attention_heads=3", "model.llm.config.hidden_size=48"], "num_attention_heads=3"),
@@ -92,8 +92,8 @@ def test_ranks_are_counted_from_the_trainers_settings(trainer, expected):
         (["trainable=[projector,llm.new_tokens]"], "does not divide adapters"),
     ],
 )
-def test_a_dry_run_names_what_cannot_be_divided_by_tensor_parallelism(tiny, overrides, said):
-    with pytest.raises(ValueError, match=said):
+def test_a_dry_run_names_what_cannot_be_divided_by_tensor_parallelism(tiny, overrides, message):
+    with pytest.raises(ValueError, match=message):
         train.train(tiny("strategy=fsdp_tp", "trainer.devices=2", *overrides, "dry_run=true"))
 
 
@@ -126,14 +126,14 @@ def test_ddp_sums_gradients_in_memory_of_its_own():
     assert bucketed - alone == 4 * cost.trained_parameters(net, stage)
 
 
-def test_the_time_left_follows_from_the_speed_of_the_first_steps(said, tmp_path):
+def test_the_time_left_follows_from_the_speed_of_the_first_steps(announcements, tmp_path):
     callback, module = Announcement(tmp_path), SimpleNamespace(max_steps=1000, device=torch.device("cpu"))
     callback.environment = SimpleNamespace(step=100, tokens=2_000_000.0)
     for step in (100 + WINDOW - 1, 100 + WINDOW, 100 + WINDOW + 1):
         speed = {"tokens/s": torch.tensor(500.0)}
         trainer = SimpleNamespace(is_global_zero=True, global_step=step, callback_metrics=speed)
         callback.on_train_batch_end(trainer, module)
-    assert said == ["500 tokens/s: the other 880 steps take 59 min"]
+    assert announcements == ["500 tokens/s: the other 880 steps take 59 min"]
 
 
 def test_the_speed_of_a_matrix_product_is_that_of_this_machine_and_draws_nothing():

@@ -294,8 +294,8 @@ def test_a_run_that_another_machine_fine_tuned_is_preferred_on_this_one(smallest
     shutil.copytree(corpus, there / "corpus")
     for split in ("train", "valid"):
         pairs = map(json.loads, (tmp_path / f"{split}.jsonl").read_text(encoding="utf-8").splitlines())
-        said = [{**pair, "answer": {"role": "assistant", "content": pair["chosen"]}} for pair in pairs]
-        rows = [{"id": pair["id"], "messages": [*pair["messages"], pair["answer"]]} for pair in said]
+        answered = [{**pair, "answer": {"role": "assistant", "content": pair["chosen"]}} for pair in pairs]
+        rows = [{"id": pair["id"], "messages": [*pair["messages"], pair["answer"]]} for pair in answered]
         for row in rows:
             [clip] = row["messages"][0]["content"]
             clip["audio"] = str(there / "corpus" / Path(clip["audio"]).relative_to(corpus))

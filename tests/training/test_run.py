@@ -29,7 +29,7 @@ from support.runs import (
     fit,
     in_processes,
     load_state,
-    said,
+    read_logs,
     train_in_a_process,
     weights,
 )
@@ -265,7 +265,7 @@ def test_validation_leaves_scores_texts_and_sounds_of_the_same_rows(
     one = smallest(*options, "arm=one")
     train.train(one)
     more = smallest(*options, "arm=more", f"strategy={strategy}", f"trainer.devices={world}")
-    assert in_processes(lambda: train.train(more), world, tmp_path) == [0] * world, said(tmp_path)
+    assert in_processes(lambda: train.train(more), world, tmp_path) == [0] * world, read_logs(tmp_path)
     found = []
     for run_config in (one, more):
         events = EventAccumulator(run_config["run_dir"], size_guidance={"tensors": 0, "audio": 0}).Reload()
@@ -289,9 +289,9 @@ def test_validation_leaves_scores_texts_and_sounds_of_the_same_rows(
 def test_a_dry_run_describes_the_run_and_writes_nothing(smallest, capsys: pytest.CaptureFixture):
     run_config = smallest("experiment=qwen_audio_pretrain", "dry_run=true")
     train.train(run_config)
-    said = capsys.readouterr().out
-    assert "this run" in said and "first batch:" in said and "6 rows" in said
-    assert "audio tokens]" in said and ("<|startoftranscript|>" in said or "<|startofanalysis|>" in said)
+    output = capsys.readouterr().out
+    assert "this run" in output and "first batch:" in output and "6 rows" in output
+    assert "audio tokens]" in output and ("<|startoftranscript|>" in output or "<|startofanalysis|>" in output)
     assert not Path(run_config["run_dir"]).exists()
 
 
@@ -305,7 +305,7 @@ def test_a_dry_run_plans_an_epoch_for_the_requested_ranks(smallest, corpus, caps
     ]
     run_config = smallest("experiment=qwen2_audio_pretrain", "dry_run=true", "data.rows_per_step=16", *options)
     train.train(run_config)
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     rows = [json.loads(line) for line in (corpus / "train.jsonl").read_text().splitlines()]
     for part in (
         "planned for 16 processes, 8 on each of 2 machines, replicas=2",
@@ -315,8 +315,8 @@ def test_a_dry_run_plans_an_epoch_for_the_requested_ranks(smallest, corpus, caps
         "llm: rows of new tokens",
         "llm: LoRA",
     ):
-        assert part in said, part
-    shares = {line.split()[1]: line for line in said.splitlines() if line.startswith("│") and line.endswith("% │")}
+        assert part in output, part
+    shares = {line.split()[1]: line for line in output.splitlines() if line.startswith("│") and line.endswith("% │")}
     assert {row["task"] for row in rows} <= shares.keys()
 
 

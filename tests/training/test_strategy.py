@@ -66,10 +66,10 @@ def folder(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     spoken = [row for row in rows if row["task"] == "asr"]
     clips = [{"type": "audio", "audio": str(corpus / row["audio"])} for row in spoken]
     asked = ["say a word" if number % 2 else [clip] for number, clip in enumerate(clips)]
-    said = [[{"role": "user", "content": user}] for user in asked]
+    prompts = [[{"role": "user", "content": user}] for user in asked]
     dialogues = [
         {"id": row["id"], "messages": [*messages, {"role": "assistant", "content": row["text"]}]}
-        for row, messages in zip(spoken, said, strict=True)
+        for row, messages in zip(spoken, prompts, strict=True)
     ]
     wrong = [row["text"] for row in spoken[1:] + spoken[:1]]
     pairs = [
@@ -214,15 +214,15 @@ def test_gradients_are_communicated_with_the_last_pack_of_a_step_only(two, name:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         ({"tensor_parallel": 2, "replicas": 2}, "expected one of them to be 1"),
         ({"replicas": 0}, "trainer.strategy.replicas=0: expected one of them to be 1, and the other 1 or more"),
         ({"precision": "16-mixed"}, "trainer.precision=16-mixed: expected 32-true or bf16-mixed"),
     ],
 )
-def test_a_wrong_setting_is_named(arguments: dict, said: str):
-    with pytest.raises(ValueError, match=said):
+def test_a_wrong_setting_is_named(arguments: dict, message: str):
+    with pytest.raises(ValueError, match=message):
         Sharded(**arguments)
 
 

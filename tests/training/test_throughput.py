@@ -29,7 +29,7 @@ from auris.training.throughput import Throughput
 from support import nets
 from support.packs import Clip, pack, text
 from support.recipes import smallest_run
-from support.runs import ROOT, fit, in_processes, said
+from support.runs import ROOT, fit, in_processes, read_logs
 
 EVERYTHING = cost.Stage(name="", trainable=("encoder", "pooling", "projector", "boundary", "llm"))
 
@@ -218,10 +218,10 @@ def test_speeds_are_work_over_time_without_the_first_step(clock):
     assert log.values["tokens/s"] == pytest.approx(100) and log.values["h/h"] == pytest.approx(10)
     assert log.values["wait"] == pytest.approx(0.15) and log.values["MFU"] == pytest.approx(expected["mfu"])
     assert callback.session() == {name: pytest.approx(value) for name, value in expected.items()}
-    said = callback.report()
+    report = callback.report()
     for part in ("over 2 steps on 2 ranks", "100 tokens/s", "10.0 h of audio an hour", "waiting for data 15.0 %"):
-        assert part in said, part
-    assert f"MFU {100 * expected['mfu']:.1f} % of 1e-06 TFLOP/s a device (by peak_flops)" in said
+        assert part in report, part
+    assert f"MFU {100 * expected['mfu']:.1f} % of 1e-06 TFLOP/s a device (by peak_flops)" in report
 
 
 def test_without_a_known_peak_there_is_no_mfu_and_the_report_says_why(clock):
@@ -318,7 +318,7 @@ def test_the_counts_of_two_ranks_add_up_to_those_of_one(smallest, tmp_path: Path
         [found] = [one for one in done.callbacks if isinstance(one, Throughput)]
         states[done.global_rank].write_text(json.dumps([found.state_dict(), found.session(), found.peak_bytes]))
 
-    assert in_processes(run, 2, tmp_path) == [0, 0], said(tmp_path)
+    assert in_processes(run, 2, tmp_path) == [0, 0], read_logs(tmp_path)
     (first, session, peak), (second, _, other) = (json.loads(file.read_text()) for file in states)
     assert first == second and {name: first[name] for name in ("tokens", "flops")} == counted(run_config)
     assert session["mfu"] == pytest.approx(session["useful_tflops"] / 2)  # of two devices of 1e12

@@ -146,7 +146,7 @@ def test_a_stretch_is_looked_at_alone(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changed", "said"),
+    ("changed", "message"),
     [
         ({"duration": 2.0}, "is 1.00 s, the row says 2.00 s"),
         ({"duration": 0.9}, "is 1.00 s, the row says 0.90 s"),
@@ -161,10 +161,10 @@ def test_a_stretch_is_looked_at_alone(tmp_path):
         ),
     ],
 )
-def test_sound_that_is_not_as_long_as_its_row_says(tmp_path, changed, said):
+def test_sound_that_is_not_as_long_as_its_row_says(tmp_path, changed, message):
     report = look_at(tmp_path, write_row(tmp_path, "a", speech_like(), **changed))
-    assert found(report) == ({"length": ["a"]} if said else {})
-    assert not said or said in report.findings[0].reason
+    assert found(report) == ({"length": ["a"]} if message else {})
+    assert not message or message in report.findings[0].reason
 
 
 def test_a_row_that_cannot_be_used_is_named_and_its_sound_left_alone(tmp_path):

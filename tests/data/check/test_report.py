@@ -95,15 +95,15 @@ def test_the_same_ids_in_two_manifests_do_not_stop_the_doctor(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["data=nowhere.jsonl"], "no manifest at nowhere.jsonl"),
         (["data=manifest"], "error: data has no rows: expected data=FILE.jsonl"),
     ],
 )
-def test_missing_files_are_reported_in_one_sentence(tmp_path, arguments, said, capsys):
+def test_missing_files_are_reported_in_one_sentence(tmp_path, arguments, message, capsys):
     assert call(tmp_path, *arguments)[0] == 1
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_many_findings_of_a_kind_are_counted_and_some_printed(tmp_path, capsys):

@@ -285,13 +285,13 @@ def test_an_unfinished_directory_is_reported(copy):
 
 
 def test_missing_files_are_reported(tmp_path):
-    for path, said in (
+    for path, message in (
         (tmp_path, "has no shards.json; Parquet of others is given as"),
         (tmp_path / "no.parquet", "there is no file"),
         (tmp_path / "*.parquet", "there is no file"),
         ("memory://nothing/here", "has no shards.json"),
     ):
-        with pytest.raises(FileNotFoundError, match=said):
+        with pytest.raises(FileNotFoundError, match=message):
             read(path)
     with pytest.raises(ValueError, match="data.train: .*[Pp]rotocol"):
         read("nonsense://bucket/x.parquet")

@@ -91,7 +91,7 @@ def test_pairs_of_clips_stay_lists(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changed", "said"),
+    ("changed", "message"),
     [
         ({"audio": Path("/nowhere/a.wav")}, "/nowhere/a.wav: no such file"),
         ({"audio": None}, "`audio`"),
@@ -109,11 +109,11 @@ def test_pairs_of_clips_stay_lists(tmp_path):
         ({"split": ["train"], "text": 3}, "label `text` is int"),
     ],
 )
-def test_a_row_that_cannot_be_used_is_written_with_its_reason(tmp_path, changed, said):
+def test_a_row_that_cannot_be_used_is_written_with_its_reason(tmp_path, changed, message):
     bad, good = rows_of(tmp_path, "a", "b")
     summary = write([{**bad, **changed}, good], tmp_path / "rows.jsonl")
     [row] = lines(tmp_path / "rows.unusable.jsonl")
-    assert said in row["problem"] and row["id"] == "a"
+    assert message in row["problem"] and row["id"] == "a"
     assert [row["id"] for row in lines(tmp_path / "rows.jsonl")] == ["b"]
     assert summary.unusable.total() == 1
 
@@ -200,7 +200,7 @@ def test_a_map_of_ones_own_may_be_a_file_in_the_working_directory(tmp_path, monk
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["root=.", "out=a.jsonl"], "error: layout= is missing: expected a layout"),
         (["layout=clotho", "out=a.jsonl"], "error: root= is missing: expected the folder of the corpus"),
@@ -209,10 +209,10 @@ def test_a_map_of_ones_own_may_be_a_file_in_the_working_directory(tmp_path, monk
         (["layout=librispeech", "root=.", "out=a.jsonl", "layout.tasks=[er]"], "does not have the layout"),
     ],
 )
-def test_missing_files_are_reported_in_one_sentence(tmp_path, monkeypatch, arguments, said, capsys):
+def test_missing_files_are_reported_in_one_sentence(tmp_path, monkeypatch, arguments, message, capsys):
     monkeypatch.chdir(tmp_path)
     assert call(*arguments) != 0
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["esc50", "speech_commands", "ravdess"])

@@ -110,23 +110,23 @@ def test_a_dot_leads_into_a_label_and_json_is_read_where_a_label_is_more_than_te
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "message"),
     [
         ("a.wav,hello", "t.csv:2 has 2 columns, not 3"),
         ("a.wav,hello,angry", "`emotion` is 'angry', layout.values.emotion has happy"),
         (",hello,happy", None),
     ],
 )
-def test_a_fault_in_a_line_is_a_problem_of_its_row(tmp_path, line, said):
+def test_a_fault_in_a_line_is_a_problem_of_its_row(tmp_path, line, message):
     layouts.text(tmp_path / "t.csv", "audio,text,emotion", line, "b.wav,hello,happy")
     columns = {"audio": "audio", "text": "text", "emotion": "emotion"}
     bad, good = read(tmp_path, columns=columns, values={"emotion": {"happy": "joy"}})
-    assert bad.get("problem") == said and good["emotion"] == "joy"
-    assert said or "audio" not in bad  # whoever writes the row says that it needs one
+    assert bad.get("problem") == message and good["emotion"] == "joy"
+    assert message or "audio" not in bad  # whoever writes the row says that it needs one
 
 
 @pytest.mark.parametrize(
-    ("columns", "cell", "said"),
+    ("columns", "cell", "message"),
     [
         ({"duration": "x"}, "long", "`duration` is 'long', expected a number"),
         ({"slots": "x"}, "{oops", "`slots` is '{oops', expected JSON"),
@@ -134,14 +134,14 @@ def test_a_fault_in_a_line_is_a_problem_of_its_row(tmp_path, line, said):
         ({"text": "{x}/{y}"}, "a", "there is no column 'y'"),
     ],
 )
-def test_a_cell_that_has_no_place_is_named(tmp_path, columns, cell, said):
+def test_a_cell_that_has_no_place_is_named(tmp_path, columns, cell, message):
     layouts.text(tmp_path / "t.tsv", "audio\tx", f"a.wav\t{cell}")
     [row] = read(tmp_path, files="t.tsv", columns={"audio": "audio", **columns}, values=None)
-    assert said in row["problem"] and row["id"].startswith("mine/")
+    assert message in row["problem"] and row["id"].startswith("mine/")
 
 
 @pytest.mark.parametrize(
-    ("changed", "error", "said"),
+    ("changed", "error", "message"),
     [
         ({"files": "none.csv"}, FileNotFoundError, "layout.files=none.csv: there is none below"),
         ({"files": "t.xlsx"}, ValueError, "expected a table that ends in .csv, .tsv, .jsonl, .parquet"),
@@ -149,10 +149,10 @@ def test_a_cell_that_has_no_place_is_named(tmp_path, columns, cell, said):
         ({"values": {"mood": {}}}, ValueError, "layout.values has mood, which is no column: add layout.columns.mood"),
     ],
 )
-def test_a_map_that_no_row_can_follow_is_refused(tmp_path, changed, error, said):
+def test_a_map_that_no_row_can_follow_is_refused(tmp_path, changed, error, message):
     write(tmp_path, "csv")
     layouts.text(tmp_path / "t.xlsx", "no table")
-    with pytest.raises(error, match=said):
+    with pytest.raises(error, match=message):
         read(tmp_path, **changed)
 
 

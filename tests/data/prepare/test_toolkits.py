@@ -85,7 +85,7 @@ def changed_recording(**changed: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("bad", "said"),
+    ("bad", "message"),
     [
         (cut(type="MixedCut"), "a MixedCut: expected a MonoCut"),
         (cut(supervisions=[]), "cut rec-1-0 has no supervision"),
@@ -96,9 +96,9 @@ def changed_recording(**changed: Any) -> dict[str, Any]:
         ([], "cuts.jsonl:1"),
     ],
 )
-def test_a_cut_with_an_unsupported_transformation_is_named(tmp_path, bad, said):
+def test_a_cut_with_an_unsupported_transformation_is_named(tmp_path, bad, message):
     first, second = read_cuts(tmp_path, bad, cut())
-    assert said in first["problem"] and "problem" not in second
+    assert message in first["problem"] and "problem" not in second
 
 
 def test_without_alignment_there_are_no_word_times(tmp_path):
@@ -191,8 +191,8 @@ def test_our_own_manifests_keep_all_fields(tmp_path):
 
 def test_rows_that_are_no_task_rows_are_named(tmp_path):
     layouts.text(tmp_path / "rows.jsonl", "{oops", "3", json.dumps({"messages": []}))
-    said = ["not JSON", "a row is a JSON object, got int", "a dialogue"]
-    assert all(a in row["problem"] for a, row in zip(said, manifest(tmp_path, files="*.jsonl"), strict=True))
+    messages = ["not JSON", "a row is a JSON object, got int", "a dialogue"]
+    assert all(a in row["problem"] for a, row in zip(messages, manifest(tmp_path, files="*.jsonl"), strict=True))
 
 
 def test_the_shared_real_recordings_can_be_read(shared_data):

@@ -50,9 +50,9 @@ def test_replies_are_read_as_the_script_reads_them(golden):
     assert len(replies) == 40
     for row in replies:
         for order, name in enumerate(("normal", "swapped")):
-            said = row[name]["parsed"]
-            assert parse(row["reply"]) == (said and tuple(said)), row["reply"]
-            assert points(row["reply"], order) == (said and said[1 - order])
+            parsed = row[name]["parsed"]
+            assert parse(row["reply"]) == (parsed and tuple(parsed)), row["reply"]
+            assert points(row["reply"], order) == (parsed and parsed[1 - order])
         assert failure(row["reply"]) is not None or parse(row["reply"])
 
 

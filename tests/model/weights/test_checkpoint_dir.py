@@ -171,17 +171,17 @@ def test_a_file_of_another_length_is_noticed(tmp_path: Path, how: str):
 def test_the_newest_intact_checkpoint_is_used_and_damaged_ones_are_named(tmp_path: Path):
     for step in (2, 4, 6):
         write(tmp_path / "checkpoints", step, seed=step)
-    said: list[str] = []
-    assert checkpoint_dir.find_newest(tmp_path / "checkpoints", warn=said.append).step == 6 and not said
+    messages: list[str] = []
+    assert checkpoint_dir.find_newest(tmp_path / "checkpoints", warn=messages.append).step == 6 and not messages
     file = tmp_path / "checkpoints/step_00000006/optimizer-00000-of-00001.safetensors"
     file.write_bytes(file.read_bytes()[:-4] + b"\1\2\3\4")
     (tmp_path / "checkpoints/step_00000004/manifest.json").unlink()
-    assert checkpoint_dir.find_newest(tmp_path / "checkpoints", warn=said.append).step == 2
-    assert "optimizer-00000" in said[0] and "step 6" in said[0] and "step_00000004" in said[1]
+    assert checkpoint_dir.find_newest(tmp_path / "checkpoints", warn=messages.append).step == 2
+    assert "optimizer-00000" in messages[0] and "step 6" in messages[0] and "step_00000004" in messages[1]
     assert checkpoint_dir.find(tmp_path).step == 6  # who asks for the model does not read the optimizer
     shutil.rmtree(tmp_path / "checkpoints/step_00000002")
     with pytest.raises(ValueError, match="none of the 2 checkpoints .* is whole"):
-        checkpoint_dir.find_newest(tmp_path / "checkpoints", warn=said.append)
+        checkpoint_dir.find_newest(tmp_path / "checkpoints", warn=messages.append)
 
 
 def test_the_best_one_is_the_one_that_the_newest_whole_one_names(tmp_path: Path):
@@ -338,8 +338,8 @@ def sharded(folder: Path, world: int, *layouts: str) -> None:
     processes = [
         subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True) for command in commands
     ]
-    said = [process.communicate(timeout=300)[1] for process in processes]
-    assert [process.returncode for process in processes] == [0] * world, "\n".join(said)[-4000:]
+    outputs = [process.communicate(timeout=300)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0] * world, "\n".join(outputs)[-4000:]
 
 
 def check_strategies(folder: Path, rounds: dict[int, list[str]]) -> CheckpointDir:

@@ -132,8 +132,10 @@ def refused(net: AudioLM, state: Mapping[str, Tensor], layout: str = "auris", **
 def test_another_shape_is_named_with_both(net: AudioLM, source_net: AudioLM):
     state = source_net.state_dict()
     state["encoder.conv1.weight"] = torch.zeros(24, 80, 3)
-    said = "weights.encoder=runs/a (auris layout) does not fit the model: encoder.conv1.weight has shape (24, 80, 3), "
-    assert refused(net, state) == said + "expected (24, 16, 3)"
+    message = (
+        "weights.encoder=runs/a (auris layout) does not fit the model: encoder.conv1.weight has shape (24, 80, 3), "
+    )
+    assert refused(net, state) == message + "expected (24, 16, 3)"
 
 
 def test_missing_and_unexpected_tensors_are_named(net: AudioLM, source_net: AudioLM):
@@ -149,19 +151,19 @@ def test_missing_and_unexpected_tensors_are_named(net: AudioLM, source_net: Audi
 def test_names_that_a_layout_does_not_know_are_unexpected_for_every_part(net: AudioLM, source_net: AudioLM):
     theirs = dict(export_tensors(source_net.state_dict(), "qwen2_audio"))
     theirs["audio_tower.conv3.weight"] = torch.zeros(1)
-    said = refused(net, theirs, "qwen2_audio", parts=["llm"])
-    assert "(qwen2_audio layout)" in said and said.endswith("model: audio_tower.conv3.weight is unexpected")
+    message = refused(net, theirs, "qwen2_audio", parts=["llm"])
+    assert "(qwen2_audio layout)" in message and message.endswith("model: audio_tower.conv3.weight is unexpected")
 
 
 def test_more_layers_than_the_model_has_are_unexpected(net: AudioLM):
     deeper = dict(export_tensors(nets.build(layers=3).state_dict(), "qwen2_audio"))
-    said = refused(net, deeper, "qwen2_audio", parts=["encoder"])
-    assert "audio_tower.layers.2.self_attn.q_proj.weight is unexpected" in said and said.endswith("; and 10 more")
+    message = refused(net, deeper, "qwen2_audio", parts=["encoder"])
+    assert "audio_tower.layers.2.self_attn.q_proj.weight is unexpected" in message and message.endswith("; and 10 more")
 
 
 def test_many_faults_are_counted_and_five_shown(net: AudioLM):
-    said = refused(net, nets.build(layers=1).state_dict(), parts=["encoder"])
-    assert said.endswith("; and 10 more") and said.count("is missing") == 5
+    message = refused(net, nets.build(layers=1).state_dict(), parts=["encoder"])
+    assert message.endswith("; and 10 more") and message.count("is missing") == 5
 
 
 def test_mismatches_are_reported_for_nets_on_the_meta_device_too(source_net: AudioLM):
@@ -180,8 +182,8 @@ def test_a_part_without_a_counterpart_is_named():
 
 def test_a_part_that_the_source_cannot_have_is_reported_first(net: AudioLM):
     state = {"encoder.positional_embedding": torch.zeros(1)}
-    said = "weights.encoder=runs/a (whisper_openai layout) has no llm: expected encoder"
-    assert refused(net, state, "whisper_openai", parts=["llm"]) == said
+    message = "weights.encoder=runs/a (whisper_openai layout) has no llm: expected encoder"
+    assert refused(net, state, "whisper_openai", parts=["llm"]) == message
 
 
 # --- a vocabulary grows -------------------------------------------------------------------------------------------

@@ -307,7 +307,7 @@ def test_pairs_without_a_reference_are_refused(net: AudioLM) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         ({"beta": 0.0}, "objective.beta=0.0: expected a number above 0"),
         ({"beta": -0.1}, "objective.beta=-0.1"),
@@ -321,8 +321,8 @@ def test_pairs_without_a_reference_are_refused(net: AudioLM) -> None:
         ({"reference": "none"}, "objective.reference=none: expected cached or live"),
     ],
 )
-def test_a_wrong_setting_is_named(arguments: dict, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_a_wrong_setting_is_named(arguments: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         DPO(**arguments)
 
 
