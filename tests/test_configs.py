@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from functools import cache
@@ -87,10 +88,10 @@ def targets(node: Any, path: str = "") -> Iterator[tuple[str, Mapping[str, Any]]
             yield from targets(value, f"{path}.{number}".lstrip("."))
 
 
-def unbound(made: Mapping[str, Any]) -> list[str]:
+def unbound(run_config: Mapping[str, Any]) -> list[str]:
     """Targets that do not exist or would not take their arguments, each with the reason."""
     found = []
-    for path, node in targets(made):
+    for path, node in targets(run_config):
         arguments = {key: value for key, value in node.items() if not key.startswith("_")}
         if path == "data":
             arguments = {key: value for key, value in arguments.items() if key not in config.ROW_KEYS}
@@ -105,7 +106,7 @@ def unbound(made: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def test_every_file_at_the_top_is_a_known_primary():
+def test_every_top_level_file_is_a_command_config():
     assert {path.stem for path in config.CONFIGS.glob("*.yaml")} == set(PRIMARIES)
 
 
@@ -114,7 +115,7 @@ def test_each_primary_composes_and_binds(primary):
     assert unbound(compose(primary)) == []
 
 
-@pytest.mark.parametrize("primary, override", choices())
+@pytest.mark.parametrize(("primary", "override"), choices())
 def test_each_option_of_each_group_composes_and_binds(primary, override):
     assert unbound(compose(primary, override)) == []
 
@@ -122,12 +123,12 @@ def test_each_option_of_each_group_composes_and_binds(primary, override):
 @pytest.mark.parametrize("scale", sorted(path.stem for path in (config.CONFIGS / "scale").glob("*.yaml")))
 @pytest.mark.parametrize("experiment", sorted(path.stem for path in (config.CONFIGS / "experiment").glob("*.yaml")))
 def test_each_experiment_composes_at_each_scale(experiment, scale):
-    made = compose("train", f"experiment={experiment}", f"scale={scale}")
-    assert unbound(made) == []
-    assert made["arm"] == experiment
-    assert made["run_dir"].endswith(f"/{experiment}/seed_0")
-    assert made["optim"]["warmup_steps"] < made["max_steps"]
-    assert 0 < made["optim"]["min_lr"] < made["optim"]["lr"]
+    run_config = compose("train", f"experiment={experiment}", f"scale={scale}")
+    assert unbound(run_config) == []
+    assert run_config["arm"] == experiment
+    assert run_config["run_dir"].endswith(f"/{experiment}/seed_0")
+    assert run_config["optim"]["warmup_steps"] < run_config["max_steps"]
+    assert 0 < run_config["optim"]["min_lr"] < run_config["optim"]["lr"]
 
 
 def test_a_run_can_be_launched_through_slurm():
@@ -135,9 +136,9 @@ def test_a_run_can_be_launched_through_slurm():
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="the launcher, extra `slurm`, is not installed")
     with initialize_config_dir(str(config.CONFIGS), version_base="1.3"):
         options = ["hydra/launcher=submitit_slurm", "hydra.launcher.gpus_per_node=2", "experiment=qwen2_audio_pretrain"]
-        made = hydra_compose("train", overrides=options, return_hydra_config=True)
-    assert made.hydra.launcher._target_.endswith("submitit_launcher.SlurmLauncher")
-    assert made.hydra.launcher.gpus_per_node == 2 and made.arm == "qwen2_audio_pretrain"
+        run_config = hydra_compose("train", overrides=options, return_hydra_config=True)
+    assert run_config.hydra.launcher._target_.endswith("submitit_launcher.SlurmLauncher")
+    assert run_config.hydra.launcher.gpus_per_node == 2 and run_config.arm == "qwen2_audio_pretrain"
 
 
 def test_parts_can_be_exchanged_between_the_presets():
@@ -152,14 +153,19 @@ def test_parts_can_be_exchanged_between_the_presets():
 def test_the_presets_are_the_two_systems_of_the_papers():
     v1, v2 = (compose("train", f"experiment={name}_pretrain", "scale=full") for name in ("qwen_audio", "qwen2_audio"))
     encoder = {"width": 1280, "n_layers": 32, "n_heads": 20}
-    for made, n_mels, prompt in ((v1, 80, "TagPrompt"), (v2, 128, "NaturalPrompt")):
-        assert made["model"]["encoder"].items() >= {**encoder, "n_mels": n_mels}.items()
-        assert made["model"]["llm"]["config"]["hidden_size"] == 4096
-        assert made["model"]["pooling"] == {"_target_": "auris.model.pooling.Mean", "_partial_": True, "k": 2}
+    for run_config, n_mels, prompt in ((v1, 80, "TagPrompt"), (v2, 128, "NaturalPrompt")):
+        assert run_config["model"]["encoder"].items() >= {**encoder, "n_mels": n_mels}.items()
+        assert run_config["model"]["llm"]["config"]["hidden_size"] == 4096
+        assert run_config["model"]["pooling"] == {"_target_": "auris.model.pooling.Mean", "_partial_": True, "k": 2}
         wordings = {"wordings": "all"} if prompt == "NaturalPrompt" else {}
-        assert made["prompt"] == {"_target_": f"auris.text.prompts.{prompt}", "supervise_tags": True, **wordings}
-        assert made["trainable"] == ["encoder", "pooling", "projector", "boundary"]  # the language model is frozen
-        assert made["optim"] == {  # Qwen-Audio Table 6
+        assert run_config["prompt"] == {"_target_": f"auris.text.prompts.{prompt}", "supervise_tags": True, **wordings}
+        assert run_config["trainable"] == [
+            "encoder",
+            "pooling",
+            "projector",
+            "boundary",
+        ]  # the language model is frozen
+        assert run_config["optim"] == {  # Qwen-Audio Table 6
             "lr": 5e-5,
             "min_lr": 1e-5,
             "betas": [0.9, 0.98],
@@ -173,43 +179,49 @@ def test_the_presets_are_the_two_systems_of_the_papers():
             "_target_": "auris.training.optim.adamw",
             "_partial_": True,
         }
-        assert (made["max_steps"], made["data"]["rows_per_step"]) == (500_000, 120)
+        assert (run_config["max_steps"], run_config["data"]["rows_per_step"]) == (500_000, 120)
 
 
 def test_fine_tuning_is_that_of_qwen_audio_in_both_systems():
     for name, prompt in (("qwen_audio", "QwenAudioChat"), ("qwen2_audio", "Qwen2AudioChat")):
-        made = compose("train", f"experiment={name}_sft", "scale=full")
-        assert made["prompt"]["_target_"] == f"auris.text.chat.{prompt}" and made["data"]["view"] == "chat"
-        assert made["trainable"] == ["pooling", "projector", "boundary", "llm"]  # the encoder is frozen
+        run_config = compose("train", f"experiment={name}_sft", "scale=full")
+        assert run_config["prompt"]["_target_"] == f"auris.text.chat.{prompt}" and run_config["data"]["view"] == "chat"
+        assert run_config["trainable"] == ["pooling", "projector", "boundary", "llm"]  # the encoder is frozen
         numbers = {"lr": 1e-5, "min_lr": 1e-6, "warmup_steps": 3000, "layer_decay": 1.0}  # Qwen-Audio Table 6
-        assert {key: made["optim"][key] for key in numbers} == numbers
-        assert (made["max_steps"], made["data"]["rows_per_step"]) == (8000, 128)
+        assert {key: run_config["optim"][key] for key in numbers} == numbers
+        assert (run_config["max_steps"], run_config["data"]["rows_per_step"]) == (8000, 128)
         pretrain = compose("train", f"experiment={name}_pretrain", "scale=full")
-        assert made["model"] == pretrain["model"] and made["data"]["augment"] == pretrain["data"]["augment"]
+        assert run_config["model"] == pretrain["model"] and run_config["data"]["augment"] == pretrain["data"]["augment"]
 
 
 @pytest.mark.parametrize("system", ["qwen_audio", "qwen2_audio"])
 def test_a_small_model_s_later_stages_are_shorter_and_gentler(system):
     stages = [stage for stage in ("pretrain", "sft", "dpo") if system == "qwen2_audio" or stage != "dpo"]
     found = [compose("train", f"experiment={system}_{stage}", "scale=small") for stage in stages]
-    for before, after in zip(found, found[1:], strict=False):
+    for before, after in itertools.pairwise(found):
         assert after["max_steps"] < before["max_steps"] and after["optim"]["lr"] < before["optim"]["lr"]
 
 
 @pytest.mark.parametrize(
-    "where, spoil",
+    ("where", "spoil"),
     [
-        ("model.pooling", lambda made: made["model"]["pooling"].update(kk=made["model"]["pooling"].pop("k"))),
-        ("model.encoder", lambda made: made["model"]["encoder"].pop("n_mels")),
-        ("prompt", lambda made: made["prompt"].update(supervise_tag=True)),
-        ("data.augment", lambda made: made["data"]["augment"].update(_target_="auris.audio.SpecAugmentation")),
-        ("trainer", lambda made: made["trainer"].update(max_step=3)),
+        (
+            "model.pooling",
+            lambda run_config: run_config["model"]["pooling"].update(kk=run_config["model"]["pooling"].pop("k")),
+        ),
+        ("model.encoder", lambda run_config: run_config["model"]["encoder"].pop("n_mels")),
+        ("prompt", lambda run_config: run_config["prompt"].update(supervise_tag=True)),
+        (
+            "data.augment",
+            lambda run_config: run_config["data"]["augment"].update(_target_="auris.audio.SpecAugmentation"),
+        ),
+        ("trainer", lambda run_config: run_config["trainer"].update(max_step=3)),
     ],
 )
 def test_a_planted_typo_is_caught(where, spoil):
-    made = deepcopy(compose("train", "scale=full"))
-    spoil(made)
-    (fault,) = unbound(made)
+    run_config = deepcopy(compose("train", "scale=full"))
+    spoil(run_config)
+    (fault,) = unbound(run_config)
     assert fault.startswith(f"{where} (")
 
 
@@ -235,15 +247,15 @@ def test_all_arms_of_each_study_compose_bind_and_differ(name):
     assert found["study"] == name and found["question"] and len(set(found["seeds"])) == len(found["seeds"])
     assert [job.name for job in jobs if job.name in found["arms"]] == list(found["arms"])
     assert len({job.run_dir for job in jobs}) == len(jobs)
-    made = [job.config for job in jobs]
-    assert [fault for one in made for fault in unbound(one)] == []
-    for job, one in zip(jobs, made, strict=True):
+    run_configs = [job.config for job in jobs]
+    assert [fault for one in run_configs for fault in unbound(one)] == []
+    for job, one in zip(jobs, run_configs, strict=True):
         shared = ("shared", one["arm"]) if job.name not in found["arms"] else (name, job.name)
         assert (one["study"], one["arm"], one["seed"]) == (*shared, found["seeds"][-1])
         before = {other.key for other in jobs[: jobs.index(job)]}
         assert {one.key for one in job.needs} <= before
-    for number, one in enumerate(made):
-        for other in made[:number]:
+    for number, one in enumerate(run_configs):
+        for other in run_configs[:number]:
             changed = {line.split(":")[0] for line in config.differences(one, other)}
             assert changed - {"arm", "run_dir", "seed"}, (one["arm"], other["arm"])
 
@@ -251,8 +263,8 @@ def test_all_arms_of_each_study_compose_bind_and_differ(name):
 @pytest.mark.parametrize("name", STUDIES)
 def test_the_arguments_of_each_studys_evaluations_compose(name):
     for arguments in study(name).get("evaluate") or []:
-        made = compose("evaluate", *arguments)
-        assert unbound(made) == [] and made["benchmark"]["test"]
+        run_config = compose("evaluate", *arguments)
+        assert unbound(run_config) == [] and run_config["benchmark"]["test"]
 
 
 def test_a_planted_arm_without_effect_is_refused():
@@ -262,10 +274,10 @@ def test_a_planted_arm_without_effect_is_refused():
 
 
 def test_a_misspelt_override_is_named_with_its_study_and_arm():
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(ValueError, match="study small") as error:
         studies.plan(small(base=["experiment=encoder_ctc"], typo=["optim.layer_dekay=0.9"]))
-    for said in ("study small", "arm typo", "optim.layer_dekay"):
-        assert said in str(error.value)
+    for part in ("study small", "arm typo", "optim.layer_dekay"):
+        assert part in str(error.value)
 
 
 def test_a_misspelt_option_is_named():

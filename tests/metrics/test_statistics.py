@@ -128,7 +128,7 @@ def test_holm_by_hand():
     assert holm([]) == []
 
 
-def test_what_can_be_seen_is_what_the_closed_form_says():
+def test_the_detectable_difference_equals_the_closed_form():
     stats = [[1.0, 1.0]] * 700 + [[0.0, 1.0]] * 300
     drawn = samples(scorer("accuracy", [dict(enumerate(stats))]), 1000, 4000)
     error = np.sqrt(0.7 * 0.3 / 1000)
@@ -137,7 +137,7 @@ def test_what_can_be_seen_is_what_the_closed_form_says():
     assert np.isnan(detectable(np.array([np.nan]))) and np.isnan(detectable(np.zeros(9)))
 
 
-def test_a_difference_of_that_size_is_found_four_times_in_five():
+def test_a_detectable_difference_is_found_in_80_percent_of_cases():
     rng, n, gap = np.random.default_rng(3), 200, 0.1
     spread = detectable(rng.normal(scale=1, size=4000)) / (1.96 + 0.8416)
     assert spread == pytest.approx(1, abs=0.05)

@@ -24,7 +24,7 @@ from auris.training import replay
 from auris.training import run as train
 from auris.training.faults import Fault, watch_nonfinite
 from support.recipes import named, smallest_run
-from support.runs import ROOT, KillAt, Killed, assert_equal, fit, in_processes, said, weights
+from support.runs import ROOT, KillAt, Killed, assert_equal, fit, in_processes, read_logs, weights
 
 
 @pytest.fixture(scope="module")
@@ -93,18 +93,18 @@ class Weights(L.Callback):
 
 
 @pytest.mark.parametrize("kind", ["loss", "gradient"])
-def test_a_step_that_is_not_finite_moves_nothing_and_the_others_keep_their_place(smallest, kind):
-    made = smallest("max_steps=5", arm=kind)
-    module, data = train.build(made)
+def test_a_step_that_is_not_finite_changes_nothing_and_shifts_no_other_step(smallest, kind):
+    run_config = smallest("max_steps=5", arm=kind)
+    _module, data = train.build(run_config)
     data.setup("fit")
     row = data.plan.step(2)[0][0] if kind == "loss" else None
     seen = Weights()
-    trainer = fit(made, Spoil(2, row), seen)
+    trainer = fit(run_config, Spoil(2, row), seen)
     before, at, after = seen.seen[1:4]
     assert torch.equal(before, at) and not torch.equal(at, after)
     assert trainer.global_step == 5 and trainer.callback_metrics["faults/skipped_steps"] == 1
-    assert all(torch.isfinite(tensor).all() for tensor in weights(made).values())
-    [file] = Path(made["run_dir"]).glob("faults/*.json")
+    assert all(torch.isfinite(tensor).all() for tensor in weights(run_config).values())
+    [file] = Path(run_config["run_dir"]).glob("faults/*.json")
     assert [place.row for place in Fault.load(file).rows()] == sorted_as(data, 2)
 
 
@@ -125,24 +125,24 @@ def test_a_resume_after_a_skipped_step_ends_as_the_run_that_was_not_stopped(smal
 
 
 def test_a_run_that_wants_it_stops_at_the_first_fault_and_goes_on_when_told_to_skip(smallest):
-    made = smallest("max_steps=4", "checkpoint_every=1", "nonfinite=stop")
-    train.claim(Path(made["run_dir"]), made)
+    run_config = smallest("max_steps=4", "checkpoint_every=1", "nonfinite=stop")
+    train.claim(Path(run_config["run_dir"]), run_config)
     with pytest.raises(RunStopped, match=r"step 2: the loss is .*, the gradient norm .*auris replay fault="):
-        fit(made, Spoil(2))
+        fit(run_config, Spoil(2))
     train.train(smallest("max_steps=4", "checkpoint_every=1", "nonfinite=skip"))
-    assert json.loads((Path(made["run_dir"]) / "finished.json").read_text())["steps"] == 4
+    assert json.loads((Path(run_config["run_dir"]) / "finished.json").read_text())["steps"] == 4
 
 
 def check_alike(one: dict, two: dict) -> None:
     """That two processes skipped the step that one process skipped, named its rows, and learned the same elsewhere."""
     assert_equal(weights(one), weights(two), tolerance=1e-6)
-    [ours], [theirs] = (list(Path(made["run_dir"]).glob("faults/*.json")) for made in (one, two))
+    [ours], [theirs] = (list(Path(run_config["run_dir"]).glob("faults/*.json")) for run_config in (one, two))
     ours, theirs = Fault.load(ours), Fault.load(theirs)
     assert ours.step == theirs.step and (len(ours.ranks), len(theirs.ranks)) == (1, 2)
     assert {place.id for place in ours.rows()} == {place.id for place in theirs.rows()}
     finished = [json.loads((Path(made["run_dir"]) / "finished.json").read_text()) for made in (one, two)]
     assert all(content["faults/skipped_steps"] == content["faults/unusable_rows"] == 1 for content in finished)
-    lines = [(Path(made["run_dir"]) / "unusable_rows.jsonl").read_text() for made in (one, two)]
+    lines = [(Path(run_config["run_dir"]) / "unusable_rows.jsonl").read_text() for run_config in (one, two)]
     assert lines[0] == lines[1] and [json.loads(line)["id"] for line in lines[0].splitlines()] == ["broken"]
 
 
@@ -152,7 +152,7 @@ def test_sharded_processes_skip_the_step_that_one_of_them_saw_fail(smallest, lou
     options = ["max_steps=3", "data.rows_per_step=7", f"data.train=[{loud}]"]
     one, two = smallest(*options, arm="one"), smallest(*options, "strategy=fsdp", "trainer.devices=2", arm="two")
     train.train(one)
-    assert in_processes(lambda: train.train(two), 2, tmp_path / "two") == [0, 0], said(tmp_path / "two")
+    assert in_processes(lambda: train.train(two), 2, tmp_path / "two") == [0, 0], read_logs(tmp_path / "two")
     check_alike(one, two)
     [file] = Path(two["run_dir"]).glob("faults/*.json")
     wrong, words = look(file)
@@ -161,7 +161,7 @@ def test_sharded_processes_skip_the_step_that_one_of_them_saw_fail(smallest, lou
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_all_processes_come_to_the_same_decision_whatever_divides_them(smallest, loud, tmp_path, strategy):
+def test_all_processes_agree_under_every_sharding_strategy(smallest, loud, tmp_path, strategy):
     """Of a loss or a gradient that only one of them has, to skip the step or to stop."""
     options = ["max_steps=3", "data.rows_per_step=7", f"data.train=[{loud}]"]
     pair = [*options, f"strategy={strategy}", "trainer.devices=2"]
@@ -179,7 +179,7 @@ def test_all_processes_come_to_the_same_decision_whatever_divides_them(smallest,
             train.train(stopped)
         (tmp_path / f"stopped-{rank}").write_text(str(stop.value))
 
-    assert in_processes(work, 2, tmp_path / "log") == [0, 0], said(tmp_path / "log")
+    assert in_processes(work, 2, tmp_path / "log") == [0, 0], read_logs(tmp_path / "log")
     check_alike(one, two)
     assert all(torch.isfinite(tensor).all() for tensor in weights(gradient).values())
     first, second = ((tmp_path / f"stopped-{rank}").read_text() for rank in (0, 1))
@@ -210,8 +210,8 @@ def deadly(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     return set_up
 
 
-def first_clip_of(made: dict, step: int) -> str:
-    _, data = train.build(made)
+def first_clip_of(run_config: dict, step: int) -> str:
+    _, data = train.build(run_config)
     data.setup("fit")
     return str(data.rows[data.plan.step(step)[0][0]].clips[0].path)
 
@@ -228,13 +228,13 @@ def test_a_worker_that_dies_costs_the_run_nothing_but_time(smallest, deadly):
 
 
 def test_a_row_that_always_costs_its_worker_stops_the_run_and_its_step_is_kept(smallest, deadly):
-    made = smallest("max_steps=5", "data.num_workers=2", "data.worker_restarts=1")
-    path = first_clip_of(made, 3)
+    run_config = smallest("max_steps=5", "data.num_workers=2", "data.worker_restarts=1")
+    path = first_clip_of(run_config, 3)
     deadly(path, times=99)
     with pytest.raises(RunStopped, match=r"workers were lost 2 times at step 3 .*Killed"):
-        train.train(made)
-    [file] = Path(made["run_dir"]).glob("faults/*.json")
-    _, data = train.build(made)
+        train.train(run_config)
+    [file] = Path(run_config["run_dir"]).glob("faults/*.json")
+    _, data = train.build(run_config)
     data.setup("fit")
     assert path in {str(data.rows[place.row].clips[0].path) for place in Fault.load(file).rows()}
     wrong, words = look(file)  # in this process, which the file does not end
@@ -251,10 +251,10 @@ def look(file: Path, **options) -> tuple[list[str], str]:
     return wrong, console.export_text()
 
 
-def test_the_row_at_fault_is_found_with_the_weights_of_the_step(smallest, loud):
-    made = smallest("max_steps=3", f"data.train=[{loud}]")
-    train.train(made)
-    [file] = Path(made["run_dir"]).glob("faults/*.json")
+def test_replay_finds_the_faulty_row_with_the_weights_of_the_step(smallest, loud):
+    run_config = smallest("max_steps=3", f"data.train=[{loud}]")
+    train.train(run_config)
+    [file] = Path(run_config["run_dir"]).glob("faults/*.json")
     fault = Fault.load(file)
     wrong, words = look(file)
     assert wrong == ["loud"] and "weights before the step: " in words
@@ -262,11 +262,11 @@ def test_the_row_at_fault_is_found_with_the_weights_of_the_step(smallest, loud):
     assert cli.main(["replay", f"fault={file}", "accelerator=cpu"]) == 1
 
 
-def test_a_row_that_is_fine_by_itself_is_said_to_be(smallest):
-    made = smallest("max_steps=3")
-    train.claim(Path(made["run_dir"]), made)
-    fit(made, Spoil(1))
-    [file] = Path(made["run_dir"]).glob("faults/*.json")
+def test_a_row_without_a_fault_of_its_own_is_reported_as_such(smallest):
+    run_config = smallest("max_steps=3")
+    train.claim(Path(run_config["run_dir"]), run_config)
+    fit(run_config, Spoil(1))
+    [file] = Path(run_config["run_dir"]).glob("faults/*.json")
     wrong, words = look(file)
     assert wrong == [] and "weights before the step: " in words
     shutil.rmtree(file.with_suffix(""))
@@ -274,11 +274,11 @@ def test_a_row_that_is_fine_by_itself_is_said_to_be(smallest):
     assert "the weights before the step were not saved" in words
 
 
-def test_rows_that_are_not_what_they_were_are_refused(smallest, tmp_path):
-    made = smallest("max_steps=3")
-    train.claim(Path(made["run_dir"]), made)
-    fit(made, Spoil(1))
-    [file] = Path(made["run_dir"]).glob("faults/*.json")
+def test_rows_that_have_changed_are_refused(smallest, tmp_path):
+    run_config = smallest("max_steps=3")
+    train.claim(Path(run_config["run_dir"]), run_config)
+    fit(run_config, Spoil(1))
+    [file] = Path(run_config["run_dir"]).glob("faults/*.json")
     content = json.loads(file.read_text())
     content["ranks"][0][0][0]["id"] = "another"
     file.write_text(json.dumps(content))
@@ -291,7 +291,7 @@ def test_rows_that_are_not_what_they_were_are_refused(smallest, tmp_path):
         look(tmp_path / "no.json")
 
 
-def test_the_first_module_that_puts_out_what_is_not_finite_is_named():
+def test_the_first_module_with_a_non_finite_output_is_named():
     net = nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.Linear(2, 2), nn.ReLU()))
     with torch.no_grad():
         net[1][0].bias.fill_(float("inf"))

@@ -112,7 +112,7 @@ def test_equal_rows_are_computed_once(net, rows, samples, tmp_path, monkeypatch)
     assert table["twin"] == table["a"]
 
 
-def test_a_row_that_cannot_be_read_has_none(net, rows, samples, tmp_path):
+def test_an_unreadable_row_has_no_length(net, rows, samples, tmp_path):
     tokens = np.array([samples.length(row, samples.spans(row)) for row in rows])
     (tmp_path / "b.wav").unlink()
     table = references.compute(net, rows, tokens, samples, file=tmp_path / "cache", token_budget=64)
@@ -122,7 +122,7 @@ def test_a_row_that_cannot_be_read_has_none(net, rows, samples, tmp_path):
 # --- when they are computed again ---
 
 
-def test_a_killed_computation_goes_on_where_it_was(net, rows, samples, tmp_path, monkeypatch):
+def test_a_killed_computation_resumes(net, rows, samples, tmp_path, monkeypatch):
     killed = Counted(monkeypatch, fail_after=2)
     one_by_one = {"token_budget": max(samples.length(row, samples.spans(row)) for row in rows)}
     with pytest.raises(KeyboardInterrupt):
@@ -245,14 +245,14 @@ def smallest(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     return lambda *overrides: config.resolve(config.compose([*size, *overrides]))
 
 
-def test_a_step_that_is_taken_apart_asks_the_reference_about_its_own_rows_alone(smallest, monkeypatch):
-    made = smallest("max_steps=4")
-    train.claim(Path(made["run_dir"]), made)
-    _, data = train.build(made)
+def test_replaying_a_step_computes_references_of_its_own_rows_only(smallest, monkeypatch):
+    run_config = smallest("max_steps=4")
+    train.claim(Path(run_config["run_dir"]), run_config)
+    _, data = train.build(run_config)
     data.setup("fit")
     numbers = data.plan.step(1)[:2]
     places = [RowPosition(row=row, id=data.rows[row].id, epoch=epoch) for row, epoch in numbers]
-    file = Fault(step=1, reason="a test", ranks=[[places]]).save(Path(made["run_dir"]))
+    file = Fault(step=1, reason="a test", ranks=[[places]]).save(Path(run_config["run_dir"]))
     asked = Counted(monkeypatch)
     assert replay.replay(file, checkpoint=None, accelerator="cpu", console=Console(quiet=True)) == []
     assert sum(map(len, asked.rows)) == len({data.rows[row].id for row, _ in numbers}) < len(data.rows)
@@ -262,10 +262,12 @@ def test_a_cached_and_a_live_reference_train_alike(smallest, monkeypatch):
     # Adam divides a gradient by its own size: with a small eps, one that is nearly zero grows its rounding to a step.
     options = ["max_steps=4", "optim.lr=1e-3", "optim.eps=1e-4"]
     cached, live = smallest(*options, "arm=cached"), smallest(*options, "arm=live", "objective.reference=live")
-    for made in (cached, live):
-        train.train(made)
+    for run_config in (cached, live):
+        train.train(run_config)
     assert_equal(weights(cached), weights(live), 1e-5)
-    finished = [json.loads((Path(made["run_dir"]) / "finished.json").read_text()) for made in (cached, live)]
+    finished = [
+        json.loads((Path(run_config["run_dir"]) / "finished.json").read_text()) for run_config in (cached, live)
+    ]
     for name in ("train/loss", "train/reward_margin", "train/kl", "val/loss", "val/accuracy", "val/logps_chosen"):
         assert finished[0][name] == pytest.approx(finished[1][name], abs=1e-4), name
     assert abs(finished[0]["train/reward_margin"]) > 1e-3  # the policy has left its reference
@@ -273,14 +275,14 @@ def test_a_cached_and_a_live_reference_train_alike(smallest, monkeypatch):
 
 @pytest.mark.parametrize("reference", ["cached", "live"])
 def test_a_killed_run_resumes_against_the_reference_that_it_started_from(smallest, monkeypatch, reference):
-    options = ["max_steps=6", "checkpoint_every=2", "optim.lr=1e-3", f"objective.reference={reference}"]
+    options = ["max_steps=4", "checkpoint_every=2", "optim.lr=1e-3", f"objective.reference={reference}"]
     whole = smallest(*options, "arm=whole")
     train.train(whole)
     counted = Counted(monkeypatch)
     broken = smallest(*options, "arm=broken")
     train.claim(Path(broken["run_dir"]), broken)
     with pytest.raises(Killed):
-        fit(broken, KillAt(5))
+        fit(broken, KillAt(3))
     train.train(broken)
     assert counted.rows == []  # the other run has computed them all
     assert_equal(weights(whole), weights(broken), 0.0)
@@ -292,8 +294,8 @@ def test_a_run_that_another_machine_fine_tuned_is_preferred_on_this_one(smallest
     shutil.copytree(corpus, there / "corpus")
     for split in ("train", "valid"):
         pairs = map(json.loads, (tmp_path / f"{split}.jsonl").read_text(encoding="utf-8").splitlines())
-        said = [{**pair, "answer": {"role": "assistant", "content": pair["chosen"]}} for pair in pairs]
-        rows = [{"id": pair["id"], "messages": [*pair["messages"], pair["answer"]]} for pair in said]
+        answered = [{**pair, "answer": {"role": "assistant", "content": pair["chosen"]}} for pair in pairs]
+        rows = [{"id": pair["id"], "messages": [*pair["messages"], pair["answer"]]} for pair in answered]
         for row in rows:
             [clip] = row["messages"][0]["content"]
             clip["audio"] = str(there / "corpus" / Path(clip["audio"]).relative_to(corpus))
@@ -312,10 +314,10 @@ def test_a_run_that_another_machine_fine_tuned_is_preferred_on_this_one(smallest
     with pytest.raises(FileNotFoundError, match=f"tokenizer={tmp_path}/none/a/b: .*tokenizer={here}/tokenizer"):
         train.train(smallest("max_steps=2", f"checkpoint={here}", f"tokenizer={tmp_path}/none/a/b"))
     slow = ["max_steps=2", "optim.lr=1e-9", "optim.min_lr=1e-9"]
-    made = smallest(*slow, f"checkpoint={here}", f"tokenizer={here}/tokenizer")
-    train.train(made)
-    assert_equal(load_state(here), weights(made), 1e-6)
-    assert (Path(made["run_dir"]) / "tokenizer").is_dir()
+    run_config = smallest(*slow, f"checkpoint={here}", f"tokenizer={here}/tokenizer")
+    train.train(run_config)
+    assert_equal(load_state(here), weights(run_config), 1e-6)
+    assert (Path(run_config["run_dir"]) / "tokenizer").is_dir()
 
 
 def test_data_in_another_folder_has_the_same_references(smallest, corpus, tmp_path, monkeypatch):
@@ -360,9 +362,9 @@ class EncoderCalls(L.Callback):
 def test_a_step_encodes_each_clip_once(smallest):
     """For both answers of a pair, and with a cached reference for no other net."""
     calls = EncoderCalls()
-    made = smallest("max_steps=3")
-    train.claim(Path(made["run_dir"]), made)
-    fit(made, calls)
+    run_config = smallest("max_steps=3")
+    train.claim(Path(run_config["run_dir"]), run_config)
+    fit(run_config, calls)
     assert calls.steps == [4] * 3  # data.rows_per_step pairs about a clip each
 
 

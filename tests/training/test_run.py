@@ -29,7 +29,7 @@ from support.runs import (
     fit,
     in_processes,
     load_state,
-    said,
+    read_logs,
     train_in_a_process,
     weights,
 )
@@ -53,7 +53,8 @@ class Seen(L.Callback):
         self.steps.append(outputs["rows"])
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+# Without workers, runs are killed at every step in test_checkpointing.
+@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_a_killed_run_resumes_to_the_weights_of_an_uninterrupted_one(smallest, workers: int):
     options = ["max_steps=6", "checkpoint_every=2", f"data.num_workers={workers}"]
     whole = smallest(*options, "arm=whole")
@@ -110,18 +111,18 @@ def test_data_module_optimizer_callbacks_and_logger_are_exchanged_by_override(co
     own = [f"data._target_={__name__}.OwnData", "+data.extra=3", f"+callbacks.own._target_={__name__}.OwnCallback"]
     sgd = ["optim._target_=torch.optim.SGD", "+optim.momentum=0.9", "~optim.betas", "~optim.eps", "~optim.states"]
     without = ["~callbacks.examples", "~logger", "max_steps=2", "experiment=qwen2_audio_pretrain"]
-    made = config.resolve(config.compose([*smallest_run(corpus, tmp_path), *own, *sgd, *without]))
-    metric = train.run(made)
-    parts = json.loads(Path(made["run_dir"], "parts.json").read_text())
+    run_config = config.resolve(config.compose([*smallest_run(corpus, tmp_path), *own, *sgd, *without]))
+    metric = train.run(run_config)
+    parts = json.loads(Path(run_config["run_dir"], "parts.json").read_text())
     assert parts["optimizer"] == "SGD" and parts["extra"] == 3 and "Examples" not in parts["callbacks"]
     assert parts["callbacks"][-2:] == ["OwnCallback", "CheckpointCallback"]
-    assert not list(Path(made["run_dir"]).glob("events.*"))
-    assert metric == json.loads(Path(made["run_dir"], "finished.json").read_text())["val/loss"]
+    assert not list(Path(run_config["run_dir"]).glob("events.*"))
+    assert metric == json.loads(Path(run_config["run_dir"], "finished.json").read_text())["val/loss"]
 
 
 @pytest.mark.parametrize("fails", ["before the parts are built", "when the fit starts", "in the first step"])
 def test_a_run_that_fails_before_its_first_step_leaves_no_directory(smallest, monkeypatch, fails: str):
-    made = smallest("max_steps=2", *(["data.train=[nowhere.jsonl]"] if fails.startswith("before") else []))
+    run_config = smallest("max_steps=2", *(["data.train=[nowhere.jsonl]"] if fails.startswith("before") else []))
 
     def fail(*_: object) -> None:
         raise Killed
@@ -129,31 +130,37 @@ def test_a_run_that_fails_before_its_first_step_leaves_no_directory(smallest, mo
     hook = "on_train_start" if fails.startswith("when") else "training_step"
     monkeypatch.setattr(AudioLMModule, hook, fail)
     with pytest.raises((Killed, ValueError)):
-        train.train(made)
-    assert not Path(made["runs_dir"]).exists()
+        train.train(run_config)
+    assert not Path(run_config["runs_dir"]).exists()
 
 
 def test_a_directory_that_was_there_or_has_a_step_stays(smallest):
-    made = smallest("max_steps=2", "data.train=[nowhere.jsonl]")
-    run_dir = Path(made["run_dir"])
+    run_config = smallest("max_steps=2", "data.train=[nowhere.jsonl]")
+    run_dir = Path(run_config["run_dir"])
     run_dir.mkdir(parents=True)
     (run_dir / "log.txt").write_text("of a study")
     with pytest.raises(ValueError, match="nowhere"):
-        train.train(made)
+        train.train(run_config)
     assert (run_dir / "log.txt").is_file()
-    with pytest.raises(Killed), train.removed_if_unused(run_dir / "other"):
-        (run_dir / "other").mkdir()
-        (run_dir / "other/progress.json").write_text("{}")
-        raise Killed
-    assert (run_dir / "other").is_dir()
+    other = run_dir / "other"
+
+    def begin_and_fail() -> None:
+        with train.removed_if_unused(other):
+            other.mkdir()
+            (other / "progress.json").write_text("{}")
+            raise Killed
+
+    with pytest.raises(Killed):
+        begin_and_fail()
+    assert other.is_dir()
 
 
 def test_training_again_under_the_same_name_is_refused_or_skipped(smallest, capsys):
-    made = smallest("max_steps=2")
-    train.train(made)
-    before = weights(made)
-    train.train(made)
-    assert_equal(before, weights(made))
+    run_config = smallest("max_steps=2")
+    train.train(run_config)
+    before = weights(run_config)
+    train.train(run_config)
+    assert_equal(before, weights(run_config))
     with pytest.raises(ValueError, match=r"optim.lr: .* -> 0.5.*arm=NAME"):
         train.train(smallest("max_steps=2", "optim.lr=0.5"))
 
@@ -165,7 +172,7 @@ def test_every_row_reaches_training_step_once_per_data_epoch(smallest, mode: lis
     data.setup("fit")
     steps = data.plan.steps_for(3)
     seen = Seen()
-    fit(smallest(f"max_steps={steps}", *mode, "trainer.val_check_interval=1.0"), seen)
+    fit(smallest(f"max_steps={steps}", *mode, "+trainer.limit_val_batches=0"), seen)
     rows = [row for step in seen.steps for row in step]
     assert len(seen.steps) == steps
     counts = torch.bincount(torch.tensor(rows), minlength=data.plan.epoch_rows)
@@ -174,20 +181,20 @@ def test_every_row_reaches_training_step_once_per_data_epoch(smallest, mode: lis
 
 
 @pytest.mark.slow
-def test_a_run_of_compiled_blocks_ends_at_the_same_weights(smallest):
-    made = [smallest("max_steps=3", f"compile={backend}", f"arm={backend}") for backend in ("null", "eager")]
-    for one in made:
+def test_compiled_blocks_train_to_the_same_weights(smallest):
+    run_config = [smallest("max_steps=3", f"compile={backend}", f"arm={backend}") for backend in ("null", "eager")]
+    for one in run_config:
         train.train(one)
-    assert_equal(*map(weights, made), tolerance=1e-6)
+    assert_equal(*map(weights, run_config), tolerance=1e-6)
 
 
 def test_only_the_listed_parts_learn(smallest):
-    made = smallest("max_steps=2", "trainable=[projector]")
-    module, data = train.build(made)
+    run_config = smallest("max_steps=2", "trainable=[projector]")
+    module, _data = train.build(run_config)
     module.configure_model()
     start = {name: tensor.clone() for name, tensor in module.state_dict().items()}
-    train.train(made)
-    for name, tensor in weights(made).items():
+    train.train(run_config)
+    for name, tensor in weights(run_config).items():
         assert torch.equal(tensor, start[name]) != name.startswith("net.projector."), name
 
 
@@ -219,9 +226,9 @@ def test_rows_that_cannot_be_read_are_named_and_the_others_keep_their_steps(smal
     seen = {}
     for name in ("good", "bad"):
         seen[name] = Seen()
-        made = smallest("max_steps=12", f"arm={name}", f"data.train=[{tmp_path}/{name}.jsonl]")
-        fit(made, seen[name])
-        names = Path(made["run_dir"]) / "unusable_rows.jsonl"
+        run_config = smallest("max_steps=12", f"arm={name}", f"data.train=[{tmp_path}/{name}.jsonl]")
+        fit(run_config, seen[name])
+        names = Path(run_config["run_dir"]) / "unusable_rows.jsonl"
     left_out = {3, 4} if rows[4].get("text") == " " else {3}
     for good, bad in zip(seen["good"].steps, seen["bad"].steps, strict=True):
         assert sorted(bad) == sorted(set(good) - left_out)
@@ -230,7 +237,7 @@ def test_rows_that_cannot_be_read_are_named_and_the_others_keep_their_steps(smal
     assert "noise.flac" in named[rows[3]["id"]]
 
 
-def test_two_processes_train_what_one_trains(smallest, corpus: Path, tmp_path: Path):
+def test_training_on_two_processes_equals_training_on_one(smallest, corpus: Path, tmp_path: Path):
     """DDP over gloo, uneven packs and an odd number of rows: the same weights as one process."""
     options = ["max_steps=3", "data.rows_per_step=7", "data.token_budget=300", "optim.layer_decay=0.9"]
     one = smallest(*options, "arm=one")
@@ -258,10 +265,10 @@ def test_validation_leaves_scores_texts_and_sounds_of_the_same_rows(
     one = smallest(*options, "arm=one")
     train.train(one)
     more = smallest(*options, "arm=more", f"strategy={strategy}", f"trainer.devices={world}")
-    assert in_processes(lambda: train.train(more), world, tmp_path) == [0] * world, said(tmp_path)
+    assert in_processes(lambda: train.train(more), world, tmp_path) == [0] * world, read_logs(tmp_path)
     found = []
-    for made in (one, more):
-        events = EventAccumulator(made["run_dir"], size_guidance={"tensors": 0, "audio": 0}).Reload()
+    for run_config in (one, more):
+        events = EventAccumulator(run_config["run_dir"], size_guidance={"tensors": 0, "audio": 0}).Reload()
         tags = events.Tags()
         names = {tag for tag in tags["scalars"] if tag.startswith("val/")} - {"val/loss", "val/accuracy"}
         assert {"val/asr en/wer", "val/s2tt de-en/bleu", "val/sec/accuracy"} <= names
@@ -279,16 +286,16 @@ def test_validation_leaves_scores_texts_and_sounds_of_the_same_rows(
     assert found[0] == found[1]
 
 
-def test_a_dry_run_tells_what_the_run_would_be_and_writes_nothing(smallest, capsys: pytest.CaptureFixture):
-    made = smallest("experiment=qwen_audio_pretrain", "dry_run=true")
-    train.train(made)
-    said = capsys.readouterr().out
-    assert "this run" in said and "first batch:" in said and "6 rows" in said
-    assert "audio tokens]" in said and ("<|startoftranscript|>" in said or "<|startofanalysis|>" in said)
-    assert not Path(made["run_dir"]).exists()
+def test_a_dry_run_describes_the_run_and_writes_nothing(smallest, capsys: pytest.CaptureFixture):
+    run_config = smallest("experiment=qwen_audio_pretrain", "dry_run=true")
+    train.train(run_config)
+    output = capsys.readouterr().out
+    assert "this run" in output and "first batch:" in output and "6 rows" in output
+    assert "audio tokens]" in output and ("<|startoftranscript|>" in output or "<|startofanalysis|>" in output)
+    assert not Path(run_config["run_dir"]).exists()
 
 
-def test_a_dry_run_plans_an_epoch_for_the_ranks_that_are_asked_for(smallest, corpus, capsys, monkeypatch):
+def test_a_dry_run_plans_an_epoch_for_the_requested_ranks(smallest, corpus, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     options = [
         "strategy=hsdp",
@@ -296,9 +303,9 @@ def test_a_dry_run_plans_an_epoch_for_the_ranks_that_are_asked_for(smallest, cor
         "trainer.num_nodes=2",
         "trainable=[projector,llm.new_tokens,llm.lora]",
     ]
-    made = smallest("experiment=qwen2_audio_pretrain", "dry_run=true", "data.rows_per_step=16", *options)
-    train.train(made)
-    said = capsys.readouterr().out
+    run_config = smallest("experiment=qwen2_audio_pretrain", "dry_run=true", "data.rows_per_step=16", *options)
+    train.train(run_config)
+    output = capsys.readouterr().out
     rows = [json.loads(line) for line in (corpus / "train.jsonl").read_text().splitlines()]
     for part in (
         "planned for 16 processes, 8 on each of 2 machines, replicas=2",
@@ -308,8 +315,8 @@ def test_a_dry_run_plans_an_epoch_for_the_ranks_that_are_asked_for(smallest, cor
         "llm: rows of new tokens",
         "llm: LoRA",
     ):
-        assert part in said, part
-    shares = {line.split()[1]: line for line in said.splitlines() if line.startswith("│") and line.endswith("% │")}
+        assert part in output, part
+    shares = {line.split()[1]: line for line in output.splitlines() if line.startswith("│") and line.endswith("% │")}
     assert {row["task"] for row in rows} <= shares.keys()
 
 
@@ -338,7 +345,7 @@ def test_parts_start_from_published_directories(smallest, tmp_path: Path):
     published.whisper(tmp_path / "whisper")
     published.language_model(tmp_path / "llm")
     encoder = published.ENCODER
-    made = smallest(
+    run_config = smallest(
         "experiment=qwen2_audio_pretrain",
         f"weights.encoder={tmp_path}/whisper",
         f"weights.llm={tmp_path}/llm",
@@ -350,12 +357,12 @@ def test_parts_start_from_published_directories(smallest, tmp_path: Path):
         f"model.encoder.ffn={encoder['encoder_ffn_dim']}",
         "max_steps=2",
     )
-    module, _ = train.build(made)
+    module, _ = train.build(run_config)
     module.configure_model()
     stored = load_file(tmp_path / "llm/model.safetensors")["model.embed_tokens.weight"]
     table = module.net.llm.get_input_embeddings().weight
     assert torch.equal(table[: len(stored)], stored) and len(table) > len(stored)
     whisper = load_file(tmp_path / "whisper/model.safetensors")["model.encoder.conv1.weight"]
     assert torch.equal(module.net.encoder.conv1.weight, whisper)
-    train.train(made)
-    assert checkpoint_dir.list_steps(Path(made["run_dir"]) / "checkpoints")[0] == 2
+    train.train(run_config)
+    assert checkpoint_dir.list_steps(Path(run_config["run_dir"]) / "checkpoints")[0] == 2

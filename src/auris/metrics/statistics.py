@@ -96,8 +96,10 @@ def samples(
     n_units, rng = int(units.max()) + 1, np.random.default_rng(seed)
     scores = []
     for start in range(0, n_samples, 50):
-        draws = (rng.integers(n_units, size=n_units) for _ in range(min(50, n_samples - start)))
-        weights = np.stack([np.bincount(drawn, minlength=n_units) for drawn in draws]).astype(float)
+        n = min(50, n_samples - start)
+        # Each sample has its own range of bins, so that one call counts all samples.
+        drawn = rng.integers(n_units, size=(n, n_units)) + n_units * np.arange(n)[:, None]
+        weights = np.bincount(drawn.ravel(), minlength=n * n_units).reshape(n, n_units).astype(float)
         scores.append(score(weights[:, units]))
     return np.concatenate(scores)
 

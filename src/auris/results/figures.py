@@ -31,7 +31,7 @@ Rows = list[dict[str, Any]]
 """Rows of `tables.table`."""
 
 
-def plot_bars(root: str | Path, arms: Sequence[str] | None = None) -> Figure:
+def plot_bars(root: str | Path, arms: Sequence[str] | None = None, frame: pd.DataFrame | None = None) -> Figure:
     """Plot the scores per benchmark and group with 95 % intervals, the arms side by side.
 
     Error rates, BLEU, accuracies and so on have panels of their own. More than MAX_BARS scores are drawn as points, in
@@ -40,11 +40,12 @@ def plot_bars(root: str | Path, arms: Sequence[str] | None = None) -> Figure:
     Args:
         root: The study's directory.
         arms: Arms to plot; None: all arms with predictions.
+        frame: The `table` of these arms, if it has been computed already.
 
     Raises:
         UserError: An arm has no predictions, or there are more arms than colours.
     """
-    frame = table(root, arms)
+    frame = table(root, arms) if frame is None else frame
     names: list[str] = frame.attrs["arms"]
     colours = assign_colours(names, ADVICE)
     with_benchmark = frame["benchmark"].nunique() > 1
@@ -266,9 +267,14 @@ def _rank(tag: str) -> int:
 def save(figure: Figure, path: str | Path) -> list[Path]:
     """Write a figure as PATH.png, PATH.pdf and PATH.svg, and return these paths."""
     files = [Path(path).with_name(f"{Path(path).name}.{suffix}") for suffix in ("png", "pdf", "svg")]
-    for file in files:
-        with style_context(STYLE):  # resolution and fonts are read when the file is written
-            figure.savefig(file)
+    layout = figure.get_layout_engine()
+    try:
+        for file in files:
+            with style_context(STYLE):  # resolution and fonts are read when the file is written
+                figure.savefig(file)
+            figure.set_layout_engine("none")  # the other files reuse the layout of the first one
+    finally:
+        figure.set_layout_engine(layout)
     return files
 
 

@@ -14,7 +14,7 @@ import pandas as pd
 from auris.errors import UserError
 from auris.metrics import statistics
 from auris.metrics.formulas import Scorer
-from auris.metrics.measures import MEASURES, score, scorer, value
+from auris.metrics.measures import MEASURES, score, scorer
 from auris.metrics.statistics import bootstrap, difference, percentiles, samples
 from auris.results import cells
 from auris.results.cells import lines_of
@@ -305,10 +305,11 @@ def _wins(a: pd.DataFrame, b: pd.DataFrame, metric: str, units: np.ndarray) -> I
 
     NaN for metrics that are computed over all rows at once, because a single row has no score then.
     """
-    if MEASURES[metric].formula is None:
+    formula = MEASURES[metric].formula
+    if formula is None:
         return _NO_INTERVAL
     sign = 1 if MEASURES[metric].higher_is_better else -1
-    score_a, score_b = (np.array([value(metric, row) for row in side["stats"]]) for side in (a, b))
+    score_a, score_b = (formula(np.array(side["stats"].tolist(), dtype=float)) for side in (a, b))
     gap = sign * (score_b - score_a)  # NaN if nothing can be counted in a row: a tie
     won = np.where(np.isnan(gap) | (gap == 0), 0.5, gap > 0)
     stats = pd.DataFrame({"won": won, "pairs": 1.0}).groupby(a["id"]).sum().to_numpy()
@@ -352,7 +353,8 @@ def _by_seed(rows: pd.DataFrame) -> list[Stats]:
 
 def _units(rows: pd.DataFrame) -> np.ndarray:
     """Return the index of each row's unit (`statistics.Units.indices`), in the order of the sorted ids."""
-    return statistics.find_units(lines_of(rows.drop_duplicates("id").sort_values("id"))).indices
+    columns = ["id", *(key for key in statistics.KEYS if key in rows)]
+    return statistics.find_units(lines_of(rows[columns].drop_duplicates("id").sort_values("id"))).indices
 
 
 def _all_rows(score: Scorer, n_rows: int) -> float:

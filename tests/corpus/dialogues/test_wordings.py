@@ -27,8 +27,8 @@ def test_dealing_gives_train_the_most_and_loses_nothing() -> None:
     assert [len(dealt[split]) for split in SPLITS] == [41, 4, 5]
 
 
-def test_what_is_spoken_is_lower_case_words() -> None:
+def test_spoken_wordings_are_lower_case_words() -> None:
     for family in wordings.families(spoken=True):
         for split in SPLITS:
             for wording in wordings.questions(family, split, spoken=True):
-                assert all(word.isalpha() and word.islower() or word[0] == "{" for word in wording.split()), wording
+                assert all((word.isalpha() and word.islower()) or word[0] == "{" for word in wording.split()), wording
