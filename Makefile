@@ -75,9 +75,10 @@ test-wheel:  ## build the wheel, install it into an empty environment and use it
 	  && grep "no manifest at" error.txt
 	cd $(WHEEL) && unset PYTHONPATH && env/bin/auris results study=none 2> error.txt; grep "auris\[reports\]" $(WHEEL)/error.txt
 
-lint: setup  ## ruff, codespell and the contracts of the layers (import-linter)
+lint: setup  ## ruff, types (pyrefly), codespell and the contracts of the layers (import-linter)
 	$(PY) -m ruff check src tests benchmarks
 	$(PY) -m ruff format --check src tests benchmarks
+	$(VENV)/bin/pyrefly check --python-interpreter-path $(PY)
 	$(VENV)/bin/codespell src tests benchmarks configs ablations scripts *.md
 	$(VENV)/bin/lint-imports --no-logo --cache-dir .cache/import-linter
 

@@ -64,12 +64,12 @@ class Sound(Protocol):
     """A sound file that is not a file of its own in the file system, such as one in a shard.
 
     `str` of it is the name in messages.
-
-    Attributes:
-        samples: Number of samples at 16 kHz, if it is known without reading the file.
     """
 
-    samples: int | None
+    @property
+    def samples(self) -> int | None:
+        """Number of samples at 16 kHz, if it is known without reading the file."""
+        ...
 
     def read(self) -> bytes:
         """Return the content of the file.

@@ -292,7 +292,7 @@ def test_a_signal_before_training_ends_the_process_at_once_and_handlers_are_rest
             time.sleep(5)  # the signal arrives at once and ends this
 
     for one in Preemption.SIGNALS:
-        with pytest.raises(Preempted, match=f"stopped by {one.name} before the first step"), Preemption():
+        with pytest.raises(Preempted, match=f"stopped by {one.name} before the first step"), Preemption():  # noqa: PT012
             os.kill(os.getpid(), one)
             time.sleep(5)  # it arrives at once; not to be reached
         (tmp_path / "requeue").unlink()  # what a script is told by

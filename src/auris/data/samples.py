@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -26,7 +26,7 @@ from auris.errors import RowError, UserError
 from auris.files import digest
 from auris.text import tasks
 from auris.text.chat import Chat
-from auris.text.prompts import BothPrompts, NaturalPrompt, Prompt, PromptStyle, Turn
+from auris.text.prompts import BothPrompts, NaturalPrompt, Prompt, PromptStyle, RowPromptStyle, Turn
 from auris.text.tokenizer import Encoded, Tokenizer
 
 # Maximum difference in seconds between the duration stated in a manifest, which may be rounded to tenths, and that of
@@ -102,9 +102,8 @@ class Samples(ABC):
         return LengthCache(self.tokenizer)
 
     @property
-    def _style(self) -> PromptStyle:
-        assert not isinstance(self.prompt, Chat)  # `styles` of the view
-        return self.prompt
+    def _style(self) -> RowPromptStyle:
+        return cast("RowPromptStyle", self.prompt)  # `styles` of the view
 
     @property
     def _chat(self) -> Chat:

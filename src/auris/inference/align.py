@@ -30,6 +30,7 @@ from auris.data import lengths
 from auris.data.batches import pack, pack_by_length
 from auris.data.manifests import read_manifests
 from auris.data.prepare.convert import prepare
+from auris.data.prepare.tables import RowDict
 from auris.data.rows import Row, language
 from auris.data.samples import TranscriptSamples
 from auris.errors import UserError
@@ -37,7 +38,6 @@ from auris.inference import load as pretrained
 from auris.inference.audio_model import AudioModel
 from auris.metrics.normalize import unit
 from auris.model.pack import Pack, to_device
-from auris.text.answer_formats import Labels
 from auris.text.console import numbers_table
 from auris.training.objectives.ctc import CTC
 
@@ -219,7 +219,7 @@ def run(config: Config) -> None:
         print_errors(errors, console)
 
 
-def _fields(row: Row, task: str | None, words: Times | None, problem: str | None) -> Labels:
+def _fields(row: Row, task: str | None, words: Times | None, problem: str | None) -> RowDict:
     """Return the fields of a row for `prepare`."""
     paths = [clip.path for clip in row.clips]
     fields = {"id": row.id, **row.labels, "audio": paths[0] if len(paths) == 1 else paths}

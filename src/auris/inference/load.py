@@ -85,7 +85,7 @@ def _is_chat(source: ModelSource, config: Config) -> bool:
 def build(source: ModelSource) -> tuple[Config, Tokenizer, AudioLM]:
     """Return the config and tokenizer of a complete model, and its net on the meta device. Raise as `load` does."""
     config, tokenizer = _config(source), load_tokenizer(source)
-    return config, tokenizer, cast("AudioLM", configs.build_net(config, tokenizer))  # built from a `_target_`
+    return config, tokenizer, configs.build_net(config, tokenizer)
 
 
 def _config(source: ModelSource) -> Config:

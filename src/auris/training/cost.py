@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from auris.model.audio_lm import AudioLM
     from auris.model.encoder import Encoder
+    from auris.model.pooling import Pooling
 
 GIB = 2**30
 # FLOP/s reached when 8 B models are trained on an H100 in bf16: torchtitan reports 39 % and NeMo AutoModel 43 % of the
@@ -208,7 +209,7 @@ def pack_counts(pack: Pack) -> dict[str, Tensor]:
 # --- parameters ---------------------------------------------------------------------------------------------------
 
 
-def count_parameters(module: nn.Module) -> int:
+def count_parameters(module: nn.Module | Pooling) -> int:
     """Return the number of parameters of a module. Tied parameters count once."""
     return sum(parameter.numel() for parameter in module.parameters())
 
@@ -324,7 +325,7 @@ def memory(
     tokens = load.tokens if stage.runs_llm else 0
     per_token = number * (8 * width + 4 * config.intermediate_size)
     blocks = net.encoder.blocks if stage.trains("encoder") else []
-    per_frame = number * (8 * net.encoder.width + 2 * net.encoder.blocks[0].up.out_features) if blocks else 0
+    per_frame = number * (8 * net.encoder.width + 2 * cast("nn.Linear", net.encoder.blocks[0].up).out_features) if blocks else 0
     inputs = number * (tokens * n_layers * width + load.frames * len(blocks) * net.encoder.width)
     tables = sum(_embedding_and_head_parameters(net.llm))
     return Memory(

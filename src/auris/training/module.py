@@ -76,7 +76,7 @@ class AudioLMModule(L.LightningModule):
         optim: Config,
         max_steps: int,
         trainable: Sequence[str],
-        lora: adapters.Lora | None = None,
+        lora: adapters.LoraSettings | None = None,
         initial: Sequence[InitialWeights] = (),
         max_new_tokens: int = 256,
         seed: int = 0,

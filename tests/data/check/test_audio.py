@@ -82,7 +82,7 @@ def test_a_file_that_was_cut_off_is_corrupt_though_its_row_states_no_length(tmp_
     path = tmp_path / row["audio"]
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     [one] = look_at(tmp_path, row).findings
-    assert one.kind == "corrupt" and "truncated" in one.reason or "cannot be decoded" in one.reason
+    assert one.kind == "corrupt" and ("truncated" in one.reason or "cannot be decoded" in one.reason)
 
 
 def test_a_wav_that_was_written_to_a_pipe_is_whole(tmp_path):

@@ -15,7 +15,7 @@ from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from auris.completions import Answerer, Endpoint, Message, Record, Reply, Settings
+from auris.completions import ChatModel, Endpoint, Message, Record, Reply, Settings
 from auris.errors import UserError
 from auris.metrics.judges.judge import Answers, UnratedError, Verdict
 from auris.text.answer_formats import Labels
@@ -390,7 +390,7 @@ def stub(*, recording: str, **settings: Any) -> AirBenchJudge:
     return AirBenchJudge(_record(recording, Stub()), model=_STUB.partition(",")[0], **settings)
 
 
-def _record(path: str, endpoint: Answerer | None) -> Record:
+def _record(path: str, endpoint: ChatModel | None) -> Record:
     what = "AIR-Bench's judge of auris evaluate"
     return Record(Path(path), endpoint, what=what, setting="judge", otherwise="or do without (judge=null)")
 
