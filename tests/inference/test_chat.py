@@ -65,7 +65,7 @@ def test_each_answer_follows_from_all_that_was_said(model: AudioModel, clip: Pat
     out, notes = capsys.readouterr()
     assert out == f"{first}\n{second}\n"
     assert first.strip() and second != model.chat([user("and now?")], **SETTINGS)
-    assert "1.3 s, goes with the next message" in notes
+    assert "(1.3 s) to the next message" in notes
 
 
 def test_an_empty_line_sends_the_clips_alone(model: AudioModel, clip: Path, capsys: pytest.CaptureFixture):
@@ -103,11 +103,11 @@ def test_mistakes_are_told_and_end_nothing(
     mistakes = {
         "/audio missing.wav": "missing.wav: no such file",
         f"/audio {tmp_path}/noise.wav": "noise.wav: cannot be decoded",
-        "/audio": "'/audio' is none of the commands",
+        "/audio": "'/audio': unknown command",
         "/audio 'half": "No closing quotation",
-        "/load it": "'/load it' is none of the commands",
+        "/load it": "'/load it': unknown command",
         "/save talk.txt": "'talk.txt': expected the name of a .jsonl file",
-        f"/save {tmp_path}/talk.jsonl": "no conversation to save",
+        f"/save {tmp_path}/talk.jsonl": "nothing to save",
     }
     talk(Conversation(model, **SETTINGS), [*mistakes, "hello", "/quit", "not read"])
     out, notes = capsys.readouterr()
@@ -140,7 +140,7 @@ def test_a_message_that_is_not_answered_leaves_no_trace(
         patched.setattr(model, "chat", fail)
         talk(talker, [f"/audio '{clip}'", "what?"])
     assert talker.messages == before and talker.attachments == []
-    assert "forgotten" in (notes := capsys.readouterr().err) or "error: no" in notes
+    assert "were not added" in (notes := capsys.readouterr().err) or "error: no" in notes
     talk(talker, ["and now?"])
     assert talker.messages == [
         *before,
@@ -152,7 +152,7 @@ def test_a_message_that_is_not_answered_leaves_no_trace(
 def test_an_empty_answer_is_an_error(model: AudioModel, monkeypatch: pytest.MonkeyPatch):
     talker = Conversation(model, **SETTINGS)
     monkeypatch.setattr(model, "chat", lambda *_, **__: " ")
-    with pytest.raises(ValueError, match="the answer is empty"):
+    with pytest.raises(ValueError, match="the response is empty"):
         talker.send("hello", print)
     assert talker.messages == []
 
@@ -312,12 +312,12 @@ def test_a_stretch_of_a_file_is_what_is_heard(model: AudioModel, clip: Path, tmp
     found = answered(tmp_path / "out.jsonl")
     assert found[0]["answer"] == expected and found[0]["messages"] == asked("here.wav", **stretch)
     assert "is 1.30 s, the manifest says 9.00 s" in problems["lie"]
-    with pytest.raises(ValueError, match="of samples: expected them of a file"):
+    with pytest.raises(ValueError, match="of samples: only files have"):
         model.chat([{"role": "user", "content": [{"type": "audio", "audio": whole, **stretch}]}])
 
 
 def test_no_file_is_overwritten_and_none_invented(model: AudioModel, dialogues: Path, tmp_path: Path):
-    with pytest.raises(ValueError, match="output=.*dialogues.jsonl is there already"):
+    with pytest.raises(ValueError, match="output=.*dialogues.jsonl already exists"):
         answer_file(model, dialogues, dialogues, batch_size=2)
     with pytest.raises(FileNotFoundError, match="input=.*no.jsonl: no such file"):
         answer_file(model, tmp_path / "no.jsonl", tmp_path / "out.jsonl", batch_size=2)

@@ -146,15 +146,15 @@ def test_weights_can_be_written_in_less_precision(tmp_path: Path):
 @pytest.mark.parametrize(
     "overrides, reason",
     [
-        (["model/pooling=conv"], "pooling is Conv, there it is Mean"),
-        (["model/pooling=none"], "pooling is Stack, there it is Mean"),
-        (["model.pooling.k=4"], "pooling.k is 4, there it is 2"),
-        (["model/projector=mlp"], "projector is MLP, there it is Linear"),
-        (["model/boundary=learned"], "boundary is Learned, there it is Tokens"),
-        (["model.encoder.clip_end=zero"], "encoder.clip_end is zero, there it is silence"),
-        (["+model.encoder.max_positions=1400"], "encoder.max_positions is 1400, there it is 1500"),
-        (["model.llm.train_length=2048"], "llm.train_length is 2048, there it is None"),
-        (["model.llm.config.model_type=llama"], "llm.config.model_type is llama, there it is qwen2"),
+        (["model/pooling=conv"], "pooling is Conv, must be Mean"),
+        (["model/pooling=none"], "pooling is Stack, must be Mean"),
+        (["model.pooling.k=4"], "pooling.k is 4, must be 2"),
+        (["model/projector=mlp"], "projector is MLP, must be Linear"),
+        (["model/boundary=learned"], "boundary is Learned, must be Tokens"),
+        (["model.encoder.clip_end=zero"], "encoder.clip_end is zero, must be silence"),
+        (["+model.encoder.max_positions=1400"], "encoder.max_positions is 1400, must be 1500"),
+        (["model.llm.train_length=2048"], "llm.train_length is 2048, must be None"),
+        (["model.llm.config.model_type=llama"], "llm.config.model_type is llama, must be qwen2"),
     ],
 )
 def test_what_has_no_counterpart_is_named(overrides: list[str], reason: str):
@@ -253,9 +253,9 @@ def test_the_card_names_recipe_data_and_results(tmp_path: Path):
     export(run, tmp_path / "out")
     card = (tmp_path / "out/README.md").read_text()
     assert "4 rows, 0.0 h (2 synthetic speech, 1 real recordings, 1 of unknown origin); licences: CC0" in card
-    assert "gone.jsonl`: not at hand" in card
+    assert "gone.jsonl`: not available" in card
     assert "| rows | asr en | WER | 12.5 | [10.0, 20.0] | 40 | synthetic speech |" in card
-    assert "arm `mine`" in card and "llm began with the weights of `runs/some/where`" in card
+    assert "arm `mine`" in card and "initial weights of llm: `runs/some/where`" in card
     assert "trained: encoder, pooling, projector" in card and "rows_per_step: 16" in card
     export(run, tmp_path / "ours", format="auris")
     export(tmp_path / "ours", tmp_path / "again")  # what our own directory is exported to knows as much
@@ -271,14 +271,14 @@ def test_a_run_that_was_not_evaluated_says_so(tmp_path: Path):
 
 def test_what_cannot_be_exported_is_said(tmp_path: Path):
     published.whisper(tmp_path / "whisper")
-    with pytest.raises(ValueError, match="no whole model"):
+    with pytest.raises(ValueError, match="not a complete model"):
         export(tmp_path / "whisper", tmp_path / "out")
     published.run(tmp_path / "run")
     with pytest.raises(ValueError, match="format=onnx: expected auto, qwen2_audio"):
         export(tmp_path / "run", tmp_path / "out", format="onnx")
-    with pytest.raises(ValueError, match=r"run is there already"):
+    with pytest.raises(ValueError, match=r"run already exists"):
         export(tmp_path / "run", tmp_path / "run")
-    with pytest.raises(ValueError, match="format=qwen_audio cannot hold this model: boundary is Tokens"):
+    with pytest.raises(ValueError, match="format=qwen_audio does not support this model: boundary is Tokens"):
         export(tmp_path / "run", tmp_path / "out", format="qwen_audio")
     assert not list(tmp_path.glob("out*"))
 

@@ -122,7 +122,7 @@ def test_attention_of_a_token_is_that_of_the_position_that_predicts_it(subject: 
 
 def test_rows_that_cannot_be_shown_are_named(subject: inspection.Subject):
     row = subject.rows[0]
-    with pytest.raises(ValueError, match="2 stretches of audio; expected one clip of at most 30 s"):
+    with pytest.raises(ValueError, match="2 windows of audio, expected one clip of at most 30 s"):
         inspection.trace_row(subject.model, replace(row, clips=row.clips * 2))
     with pytest.raises(ValueError, match="no such row 'r9' with one clip among 6"):
         inspection.choose_row(subject, "r9")
@@ -149,7 +149,7 @@ def test_the_newest_run_that_answers_brings_its_rows_and_its_aligner(folder: Pat
     found = inspection.load(runs=folder / "runs")  # its paths are relative to where it was started
     assert found.model.config["run_dir"] == "runs/s/a/seed_0"
     assert len(found.rows) == 6 and found.aligner == folder / "runs/s/ctc/seed_0"
-    with pytest.raises(ValueError, match="answers no prompts"):
+    with pytest.raises(ValueError, match="does not respond to prompts"):
         inspection.load(folder / "runs/s/ctc/seed_0")
 
 
@@ -181,7 +181,7 @@ def test_every_pooling_has_its_line(subject: inspection.Subject):
     assert lines.loc[("stack", 4), "width"] == 64 and lines.loc[("stack", 4), "tokens per second"] == 12.5
     assert (lines.loc[[("stack", 2), ("none", 1)], "kept"] == 1).all()
     assert lines.loc[("attention", 2), "kept"] == pytest.approx(lines.loc[("mean", 2), "kept"])  # it starts as the mean
-    with pytest.raises(ValueError, match="2 rows give .* hear more rows"):
+    with pytest.raises(ValueError, match="2 rows have .* use more rows"):
         inspection.compare_poolings(subject.model, subject.rows, limit=2)
 
 
@@ -236,4 +236,4 @@ def test_figures_show_what_they_are_given(subject: inspection.Subject):
     times = inspection.plot_times(trace, {"true": words})
     assert [text.get_text() for text in times.axes[1].texts] == ["the", "cat", "sat"]
     [said] = inspection.plot_times(trace, {}).axes[1].texts
-    assert said.get_text() == "no word times of this row"
+    assert said.get_text() == "no word times for this row"

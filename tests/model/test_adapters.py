@@ -195,15 +195,18 @@ def test_a_copy_of_a_net_has_adapters_of_its_own(net: AudioLM):
 
 @pytest.mark.parametrize("name", ["llm.new_tokens", "llm.lora"])
 def test_an_adapter_beside_the_whole_llm_is_refused(net: AudioLM, name: str):
-    with pytest.raises(ValueError, match=f"trainable names llm and {name}: expected one of them"):
+    with pytest.raises(ValueError, match=f"trainable names llm and {name}: expected only one of them"):
         attach(net, "llm", name)
 
 
 @pytest.mark.parametrize(
     "settings, said",
     [
-        (None, "expected its settings, as lora.rank=8"),
-        ({**LORA_SETTINGS, "targets": ["q_prj"]}, r"lora.targets=\['q_prj'\]: expected some of down_proj, gate_proj"),
+        (None, "requires settings: for example lora.rank=8"),
+        (
+            {**LORA_SETTINGS, "targets": ["q_prj"]},
+            r"lora.targets=\['q_prj'\]: expected one or more of down_proj, gate_proj",
+        ),
         ({**LORA_SETTINGS, "targets": []}, r"lora.targets=\[\]"),
         ({**LORA_SETTINGS, "targets": ["lm_head"]}, r"lora.targets=\['lm_head'\]"),
         ({**LORA_SETTINGS, "rank": 0}, "lora.rank=0: expected 1 or more"),

@@ -211,5 +211,5 @@ def test_beyond_its_training_length_a_row_is_rescaled_at_inference_only_and_alon
 
 def test_a_training_length_is_for_qwen_only() -> None:
     config = {**QWEN2, "model_type": "llama"}
-    with pytest.raises(ValueError, match="model.llm.train_length=2048: expected null for llama"):
+    with pytest.raises(ValueError, match="model.llm.train_length=2048: expected null, because llama"):
         llm.build_llm(config, VOCAB, train_length=2048)

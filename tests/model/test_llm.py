@@ -212,7 +212,7 @@ def test_a_missing_directory_is_named(tmp_path: Path) -> None:
         ({"model_type": "mamba"}, "attention interface"),
         ({"model_type": "gemma2"}, "final_logit_softcapping"),
         ({"model_type": "whisper_encoder_of_my_own"}, "whisper_encoder_of_my_own"),
-        ({"model_type": "qwen2_audio_encoder"}, "no causal language model"),
+        ({"model_type": "qwen2_audio_encoder"}, "not a causal language model"),
         ({"hidden_size": 32}, "model_type"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

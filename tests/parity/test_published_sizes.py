@@ -52,5 +52,5 @@ def test_the_small_scale_is_whisper_small_and_qwen2_half_a_billion():
 
 
 def test_a_table_with_fewer_rows_than_the_tokenizer_needs_is_refused():
-    with pytest.raises(ValueError, match="model.vocab_rows=4999: the tokenizer needs 5000"):
+    with pytest.raises(ValueError, match="model.vocab_rows=4999: expected at least 5000"):
         net_of("model.vocab_rows=4999")

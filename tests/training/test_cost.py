@@ -158,9 +158,9 @@ def test_a_good_directory_is_described(tmp_path: Path):
     for part in (
         "Qwen2-Audio in transformers' layout",
         "66 tensors",
-        "export format=qwen2_audio: fits",
+        "export format=qwen2_audio: supported",
         "export format=qwen_audio: boundary is Tokens",
-        f"{tokenizer().size:,} tokens for {tokenizer().size + 12:,} rows",
+        f"{tokenizer().size:,} tokens, embedding: {tokenizer().size + 12:,} rows",
         f"stop=frozenset({{{tokenizer().end}}})",
         "1,234 tokens",
         "64 GPUs",
@@ -172,7 +172,7 @@ def test_a_good_directory_is_described(tmp_path: Path):
 def test_other_models_are_described_too(tmp_path: Path, make):
     make(tmp_path / "there")
     wrong, text = read(tmp_path / "there")
-    assert wrong == [] and "generation_config.json: none there" in text
+    assert wrong == [] and "generation_config.json: none, " in text
 
 
 def test_parts_say_where_they_fit(tmp_path: Path):
@@ -181,10 +181,10 @@ def test_parts_say_where_they_fit(tmp_path: Path):
     assert wrong == [] and f"weights.encoder={tmp_path}/whisper" in text and "encoder: blocks" in text
     published.qwen(tmp_path / "qwen")
     wrong, text = read(tmp_path / "qwen")
-    assert wrong == [] and "weights.llm=" in text and "it grows" in text
+    assert wrong == [] and "weights.llm=" in text and "audio tokens are added" in text
     published.language_model(tmp_path / "llm")
     wrong, text = read(tmp_path / "llm")
-    assert wrong == [] and f"weights.llm={tmp_path}/llm" in text and "tokenizer: none there" in text
+    assert wrong == [] and f"weights.llm={tmp_path}/llm" in text and "tokenizer: none" in text
 
 
 def test_tensors_that_do_not_fit_are_named(tmp_path: Path):

@@ -1,7 +1,6 @@
-"""`auris chat checkpoint=PATH`: a conversation in the terminal, or answers to the dialogues of a file.
+"""`auris chat checkpoint=PATH`: a conversation in the terminal, or responses to the dialogues of a file.
 
-Standard output holds the answers and nothing else, and messages are read from wherever standard input comes from: a
-conversation can be piped in and its answers piped on.
+Messages are read from standard input and only responses are written to standard output, so both can be pipes.
 """
 
 from __future__ import annotations
@@ -29,23 +28,24 @@ from auris.text.answer_formats import Labels
 from auris.text.chat import Message, map_audios
 
 HELP = """\
-/audio FILE ...   attach sound files to the next message
-/reset            forget the conversation
-/save FILE        add the conversation to FILE.jsonl, as a row
-/help             this list
-/quit             leave (so does the end of the input)
-Any other line is sent, together with the files that wait; an empty line sends them alone (voice chat)."""
+/audio FILE ...   attach audio files to the next message
+/reset            start a new conversation
+/save FILE        append the conversation to FILE.jsonl as a row
+/help             show this list
+/quit             quit (as does the end of the input)
+Any other line is sent as a message with the attached files. An empty line sends only the files (voice chat)."""
 
-_SHOWN = 20  # rows at fault that are named one by one
+_SHOWN = 20  # maximum number of failed rows that are listed
 
 
 class Conversation:
-    """A dialogue with a model: what was said, and the sound files that go with what is said next.
+    """A dialogue with a model: the messages so far, and audio files that are attached to the next message.
 
     Args:
-        system: the system message; None: the chat's own.
-        control: keep control tokens in the answers.
-        settings: fields of `GenerationSettings`, in place of the model's own.
+        model: the model.
+        system: the system message; None: the default one.
+        control: keep control tokens in the responses.
+        settings: fields of `GenerationSettings` that replace those of the model.
     """
 
     def __init__(self, model: AudioModel, *, system: str | None = None, control: bool = True, **settings: Any) -> None:
@@ -54,44 +54,52 @@ class Conversation:
         self.reset()
 
     def reset(self) -> None:
+        """Start a new conversation."""
         self.messages = list(self._opening)
         self.attachments: list[Path] = []
 
     def attach(self, path: str | Path) -> float:
-        """Let a sound file go with the next message; returns its seconds. Raises AudioError if it cannot be used."""
+        """Attach an audio file to the next message; return its seconds. Raise AudioError if it cannot be used."""
         path = Path(path).expanduser()
         seconds = audio.n_samples(path) / audio.SAMPLE_RATE
         self.attachments.append(path)
         return seconds
 
     def send(self, text: str, show: Callable[[str], None]) -> str:
-        """The answer to the waiting files and a text, shown as it comes.
+        """Send a text with the attached files, and return the response.
 
-        An answer that does not come to its end leaves no trace but that the files wait no longer. Raises ValueError if
-        there is none, or what is said could be no row, which `save` makes of it.
+        If the response is interrupted, the conversation does not change, but the files are no longer attached.
+
+        Args:
+            text: the message; empty for voice chat.
+            show: called with each piece of the response as soon as it is known.
+
+        Raises:
+            UserError: the response is empty, or the conversation would not be a valid row (see `save`).
         """
-        asked = [*self.messages, user_message([str(clip) for clip in self.attachments], text)]
-        _check({"messages": asked})
+        messages = [*self.messages, user_message([str(clip) for clip in self.attachments], text)]
+        _check({"messages": messages})
         self.attachments = []
-        growing = StreamingDecoder(partial(self.model.tokenizer.decode, control=self.control))
+        decoder = StreamingDecoder(partial(self.model.tokenizer.decode, control=self.control))
 
         def stream(_: int, token: int) -> None:
-            show(growing.add(token))
+            show(decoder.add(token))
 
-        answer = self.model.chat(asked, stream=stream, control=self.control, **self.settings)
-        show(growing.rest())
-        if not answer.strip():
-            raise UserError("the answer is empty; it is no part of the conversation, nor is the question")
-        self.messages = [*asked, {"role": "assistant", "content": answer}]
-        return answer
+        response = self.model.chat(messages, stream=stream, control=self.control, **self.settings)
+        assert isinstance(response, str)  # a single dialogue has a single response
+        show(decoder.rest())
+        if not response.strip():
+            raise UserError("the response is empty: your message and the response were not added to the conversation")
+        self.messages = [*messages, {"role": "assistant", "content": response}]
+        return response
 
     def save(self, path: str | Path) -> None:
-        """Add the conversation to a JSONL file as a chat row, its audio relative to that file."""
+        """Append the conversation to a JSONL file as a chat row, with audio paths relative to that file."""
         path = Path(path).expanduser()
         if path.suffix != ".jsonl":
-            raise UserError(f"{str(path)!r}: expected the name of a .jsonl file, which a row is added to")
+            raise UserError(f"{str(path)!r}: expected the name of a .jsonl file")
         if self.messages == self._opening:
-            raise UserError("there is no conversation to save yet")
+            raise UserError("the conversation is empty, there is nothing to save")
         messages = map_audios(lambda clip: os.path.relpath(clip, path.parent), self.messages)
         append_jsonl(path, [{"messages": messages, "answered_by": self.model.name}])
 
@@ -100,49 +108,49 @@ class Conversation:
 
 
 def talk(conversation: Conversation, lines: Iterable[str]) -> None:
-    """Follow commands and answer messages until `/quit` or the last line. Mistakes are told and end nothing."""
+    """Execute commands and respond to messages until `/quit` or the last line. Errors are shown and do not end it."""
     for line in lines:
         line = line.strip()
         try:
             if line == "/quit":
                 return
             if line.startswith("/"):
-                _follow(conversation, line)
+                _execute(conversation, line)
             elif line or conversation.attachments:
                 conversation.send(line, _show)
                 _show("\n")
         except (ValueError, OSError) as error:
             _note(f"error: {error}")
         except KeyboardInterrupt:
-            _note("\nstopped: the question and its answer are forgotten")
+            _note("\nstopped: your message and the response were not added to the conversation")
 
 
-def _follow(conversation: Conversation, line: str) -> None:
-    command, *names = shlex.split(line)  # names may be quoted, as a terminal writes a file that is dropped on it
+def _execute(conversation: Conversation, line: str) -> None:
+    command, *names = shlex.split(line)  # a terminal quotes the name of a file that is dropped on it
     match command, names:
         case "/audio", [_, *_]:
             for name in names:
                 seconds = conversation.attach(name)
-                _note(f"{name}: {seconds:.1f} s, goes with the next message")
+                _note(f"attached {name} ({seconds:.1f} s) to the next message")
         case "/reset", []:
             conversation.reset()
-            _note("the conversation is forgotten")
+            _note("started a new conversation")
         case "/save", [name]:
             conversation.save(name)
-            _note(f"added to {name}")
+            _note(f"appended the conversation to {name}")
         case "/help", []:
             _note(HELP)
         case _:
-            raise UserError(f"{line!r} is none of the commands that /help lists")
+            raise UserError(f"{line!r}: unknown command or wrong arguments, /help lists the commands")
 
 
 def read_lines() -> Iterator[str]:
-    """What is typed or piped in; a terminal shows where."""
+    """Yield the lines of standard input, with a prompt if it is a terminal."""
     prompt = ""
     if sys.stdin.isatty():
         prompt = "> "
-        with contextlib.suppress(ImportError):  # not on every system
-            import readline  # noqa: F401  (lets `input` edit lines and remember them)
+        with contextlib.suppress(ImportError):  # missing on some systems
+            import readline  # noqa: F401  (adds line editing and a history to `input`)
     while True:
         try:
             yield input(prompt)
@@ -164,19 +172,26 @@ def _note(text: str) -> None:
 def answer_file(
     model: AudioModel, source: Path, out: Path, *, batch_size: int, system: str | None = None, **options: Any
 ) -> dict[str, str]:
-    """Answer the dialogues of a JSONL file; returns why some of its rows (by id or line) have no answer.
+    """Respond to the dialogues of a JSONL file.
 
-    The new file has every row in its place, in our form, with an `answer` or a `problem` and its audio relative to the
-    new file. A row that ends with the assistant is asked what stands before that message.
+    The new file has the same rows in the same order, in the format of auris, each with an `answer` or a `problem`, and
+    with audio paths relative to the new file. If the last message of a row is the assistant's, it is left out.
 
     Args:
-        system: the system message of dialogues that bring none.
-        options: of `AudioModel.chat`.
+        model: the model.
+        source: the file.
+        out: the new file.
+        batch_size: number of rows that are processed together.
+        system: system message of dialogues that have none.
+        options: options of `AudioModel.chat`.
+
+    Returns:
+        The problems of rows without a response, by the row's id or line.
     """
     if not source.is_file():
-        raise MissingFileError(f"input={source}: no such file, expected one of chat rows (JSONL)")
+        raise MissingFileError(f"input={source}: no such file, expected a JSONL file of chat rows")
     if out.exists():
-        raise UserError(f"output={out} is there already: expected the name of a new file")
+        raise UserError(f"output={out} already exists: expected the name of a new file")
     rows = list(_read_rows(source).items())
     for start in range(0, len(rows), batch_size):
         batch = rows[start : start + batch_size]
@@ -193,7 +208,7 @@ def answer_file(
 def _read_rows(source: Path) -> dict[str, dict[str, Any]]:
     """Return the fields of each row by its id, or by its line if an earlier row has the same id."""
     rows = {}
-    # Not `splitlines`: an answer may hold line ends of Unicode's own.
+    # Not `splitlines`, because a message may contain Unicode line separators.
     for number, line in enumerate(source.read_bytes().split(b"\n"), start=1):
         if line.strip():
             record = parse(line, f"{source.name}:{number}", FieldMap())
@@ -205,14 +220,13 @@ def _read_rows(source: Path) -> dict[str, dict[str, Any]]:
 
 
 def _read_fields(record: Record, folder: Path) -> dict[str, Any]:
-    """Return a row's fields, its audio where it is found from here; of an unusable row what is left of it, and the
-    `problem`."""
-    given = record.fields or {}
-    fields = {key: value for key, value in given.items() if key not in ("answer", "problem")}  # of an earlier run
+    """Return a row's fields with audio paths relative to the working directory, or with its `problem`."""
+    # `answer` and `problem` are fields of an earlier run.
+    fields = {key: value for key, value in (record.fields or {}).items() if key not in ("answer", "problem")}
     try:
         if record.problem:
             raise UserError(record.problem)
-        fields = convert(fields)
+        fields = dict(convert(fields))
         if "messages" not in fields:
             raise UserError("the row has no `messages`")
         _check(fields)
@@ -222,7 +236,7 @@ def _read_fields(record: Record, folder: Path) -> dict[str, Any]:
 
 
 def _check(fields: Labels) -> None:
-    """Raise ValueError for a dialogue that could not be trained on; an open question, once it is answered."""
+    """Raise UserError for a dialogue that would not be a valid row once its last message has a response."""
     messages = fields["messages"]
     last = messages[-1] if isinstance(messages, list) and messages else None
     if isinstance(last, Mapping) and last.get("role") == "user" and fields.keys().isdisjoint({"chosen", "rejected"}):
@@ -232,15 +246,16 @@ def _check(fields: Labels) -> None:
 
 
 def _question(messages: Sequence[Message], system: str | None) -> list[Message]:
-    asked = list(messages[:-1] if messages[-1]["role"] == "assistant" else messages)
-    brings = bool(asked) and asked[0]["role"] == "system"
-    return asked if brings or system is None else [{"role": "system", "content": system}, *asked]
+    """Return the messages to respond to, with a system message."""
+    question = list(messages[:-1] if messages[-1]["role"] == "assistant" else messages)
+    has_system = bool(question) and question[0]["role"] == "system"
+    return question if has_system or system is None else [{"role": "system", "content": system}, *question]
 
 
 def _answer(model: AudioModel, dialogues: Sequence[Sequence[Message]], **options: Any) -> list[str | ValueError]:
-    """Return the answer to each dialogue, or why there is none; if a batch fails, each is answered alone."""
+    """Return the response to each dialogue, or its error. If a batch fails, its dialogues are processed one by one."""
     try:
-        return model.chat(dialogues, **options) if dialogues else []
+        return list(model.chat(dialogues, **options)) if dialogues else []
     except ValueError as error:
         if len(dialogues) == 1:
             return [error]
@@ -250,30 +265,32 @@ def _answer(model: AudioModel, dialogues: Sequence[Sequence[Message]], **options
 # --- the command --------------------------------------------------------------------------------------------------
 
 
-def run(made: Config) -> None:
-    """Run `auris chat`: talk, or write answers to the dialogues of `input` to `output`."""
-    if (made["input"] is None) != (made["output"] is None):
-        given, other = ("input", "output") if made["output"] is None else ("output", "input")
-        raise UsageError(f"{given}={made[given]} without {other}: expected {other}=FILE.jsonl too, or neither to talk")
-    if not isinstance(made["batch_size"], int) or made["batch_size"] < 1:
-        raise UsageError(f"batch_size={made['batch_size']}: expected 1 or more")
-    options = {"which": made["which"], "device": made["accelerator"], "long_audio": made["long_audio"]}
-    model = pretrained.load(made["checkpoint"], **options)
+def run(config: Config) -> None:
+    """Run `auris chat`: a conversation, or responses to the dialogues of `input` that are written to `output`."""
+    if (config["input"] is None) != (config["output"] is None):
+        key, missing = ("input", "output") if config["output"] is None else ("output", "input")
+        raise UsageError(
+            f"{key}={config[key]} without {missing}: add {missing}=FILE.jsonl, or remove {key} for a conversation"
+        )
+    if not isinstance(config["batch_size"], int) or config["batch_size"] < 1:
+        raise UsageError(f"batch_size={config['batch_size']}: expected 1 or more")
+    options = {"which": config["which"], "device": config["accelerator"], "long_audio": config["long_audio"]}
+    model = pretrained.load(config["checkpoint"], **options)
     model.check_answers()
-    settings = made["generation"] | {"control": made["control"]}
-    _note(f"{model.name}, answers by {model.settings(chat=True, **made['generation'])}")
+    settings = config["generation"] | {"control": config["control"]}
+    _note(f"{model.name}, {model.settings(chat=True, **config['generation'])}")
     if not model.is_chat:
-        _note("it was not trained on dialogues: do not expect it to keep to one")
-    if made["seed"] is not None:
-        torch.manual_seed(made["seed"])
-    if made["input"] is None:
+        _note("warning: this model was not trained on dialogues")
+    if config["seed"] is not None:
+        torch.manual_seed(config["seed"])
+    if config["input"] is None:
         _note("/help lists the commands")
-        talk(Conversation(model, system=made["system"], **settings), read_lines())
+        talk(Conversation(model, system=config["system"], **settings), read_lines())
         return
-    source, out = Path(made["input"]), Path(made["output"])
-    problems = answer_file(model, source, out, batch_size=made["batch_size"], system=made["system"], **settings)
+    source, out = Path(config["input"]), Path(config["output"])
+    problems = answer_file(model, source, out, batch_size=config["batch_size"], system=config["system"], **settings)
     _note(f"wrote {out}")
     if problems:
-        _note(f"{len(problems)} rows have no answer:")
+        _note(f"{len(problems)} rows have no response:")
         for name, reason in list(problems.items())[:_SHOWN]:
             _note(f"  {name}: {reason}")

@@ -1,7 +1,7 @@
 """`auris doctor`: reports on a checkpoint, on data (`data/check`) or on the tasks (`text/task_table`).
 
-The report on a checkpoint says what a path contains, what it can be used for, what is missing, and the memory of its
-training stages.
+The report on a checkpoint shows what a path contains, what it can be used for, what is missing, and the memory that
+training needs.
 """
 
 from __future__ import annotations
@@ -13,16 +13,17 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from torch import nn
 from transformers import AutoConfig
 
-from auris import config
+from auris import config as configs
 from auris.data.check import report as checkup
 from auris.errors import UsageError
 from auris.inference import load as pretrained
 from auris.inference.export import FORMATS
 from auris.inference.export_formats import find_unsupported
+from auris.model.audio_lm import AudioLM
 from auris.model.generation import GenerationSettings
+from auris.model.vocabulary import input_table
 from auris.model.weights import identify, loading
 from auris.model.weights.tensors import TensorSource
 from auris.text import task_table
@@ -36,88 +37,91 @@ def examine(path: str, which: str = "last", *, token_budget: int = 8192, console
     """Print what a path contains and what it can be used for.
 
     Returns:
-        What is wrong with it, one sentence each.
+        The problems, one sentence each.
     """
     console = console or Console()
-    found = identify.identify(path, which)
-    source = found.open_tensors()
-    print_plain(console, f"{path}: {identify.KINDS[found.kind]}")
-    print_plain(console, _summary(source))
-    wrong: list[str] = []
-    if found.model is None:
-        _show_part(console, found)
-        return wrong
-    tokenizer = _try(pretrained.load_tokenizer, found, wrong=wrong)
-    rows = found.model.get("vocab_rows") or (tokenizer.size if tokenizer is not None else None)
+    source = identify.identify(path, which)
+    tensors = source.open_tensors()
+    print_plain(console, f"{path}: {identify.KINDS[source.kind]}")
+    print_plain(console, _summary(tensors))
+    problems: list[str] = []
+    if source.model is None:
+        _show_part(console, source)
+        return problems
+    tokenizer = _try(pretrained.load_tokenizer, source, problems=problems)
+    rows = source.model.get("vocab_rows") or (tokenizer.size if tokenizer is not None else None)
     if rows is not None:
+        node = {key: value for key, value in source.model.items() if key != "vocab_rows"}
         with torch.device("meta"):
-            net = config.build({key: node for key, node in found.model.items() if key != "vocab_rows"})(vocab_size=rows)
-        wrong += loading.find_mismatches(net, source, found.layout)
+            net = configs.build(node)(vocab_size=rows)
+        problems += loading.find_mismatches(net, tensors, source.layout)
         if tokenizer is not None:
-            _show_use(console, found, net, tokenizer, wrong)
+            _show_use(console, source, net, tokenizer, problems)
         load = Load.of_budget(token_budget, net.geometry.pool)
         dry_run.print_sizes(console, net, STAGES, load)
-    for fault in wrong:
-        print_plain(console, f"wrong: {fault}", style="red")
-    return wrong
+    for problem in problems:
+        print_plain(console, f"problem: {problem}", style="red")
+    return problems
 
 
-def _try(function: Callable[..., Any], *arguments: Any, wrong: list[str]) -> Any:
-    """Return what a function returns; if it fails, append its message to `wrong` and return None."""
+def _try(function: Callable[..., Any], *arguments: Any, problems: list[str]) -> Any:
+    """Call a function and return its result; if it fails, append its message to `problems` and return None."""
     try:
         return function(*arguments)
     except (ValueError, FileNotFoundError) as error:
-        wrong.append(str(error))
+        problems.append(str(error))
         return None
 
 
 def _summary(source: TensorSource) -> str:
+    """Return the number of tensors, and their size by dtype."""
     sizes: Counter[str] = Counter()
     names = source.keys()
     for name in names:
         dtype = source.dtype(name)
         sizes[str(dtype).removeprefix("torch.")] += math.prod(source.shape(name)) * dtype.itemsize
-    held = ", ".join(f"{size / GIB:.2f} GiB of {label}" for label, size in sizes.items())
-    return f"weights: {len(names)} tensors, {held}"
+    by_dtype = ", ".join(f"{size / GIB:.2f} GiB in {dtype}" for dtype, size in sizes.items())
+    return f"weights: {len(names)} tensors, {by_dtype}"
 
 
-def _show_part(console: Console, found: identify.ModelSource) -> None:
-    [(part, node)] = found.parts.items()
-    print_plain(console, f"fits: training with weights.{part}={found.path}")
+def _show_part(console: Console, source: identify.ModelSource) -> None:
+    """Print the use, the parameters and the tokenizer of a part of a model."""
+    [(part, node)] = source.parts.items()
+    print_plain(console, f"usable for training with weights.{part}={source.path}")
     with torch.device("meta"):
-        built = config.build(node)
+        module = configs.build(node)
         if part == "llm":
-            rows = found.config.get("vocab_size") or AutoConfig.for_model(**found.config).get_text_config().vocab_size
-            built = built(vocab_size=rows)
-    console.print(dry_run.parameter_table({part: built}))
+            rows = source.config.get("vocab_size") or AutoConfig.for_model(**source.config).get_text_config().vocab_size
+            module = module(vocab_size=rows)
+    console.print(dry_run.parameter_table({part: module}))
     if part == "llm":
-        what = f"{found.tokenizer}: it grows by the tokens of audio" if found.tokenizer else "none there"
-        print_plain(console, f"tokenizer: {what}")
+        tokenizer = f"{source.tokenizer}, audio tokens are added in training" if source.tokenizer else "none"
+        print_plain(console, f"tokenizer: {tokenizer}")
 
 
 def _show_use(
-    console: Console, found: identify.ModelSource, net: nn.Module, tokenizer: Tokenizer, wrong: list[str]
+    console: Console, source: identify.ModelSource, net: AudioLM, tokenizer: Tokenizer, problems: list[str]
 ) -> None:
-    """Print a model's tokenizer, its generation settings and the formats that it can be exported in."""
-    rows = net.llm.get_input_embeddings().num_embeddings
-    print_plain(console, f"fits: checkpoint={found.path}, and weights.PART of {', '.join(found.parts)}")
-    print_plain(console, f"tokenizer: {tokenizer.size:,} tokens for {rows:,} rows of the embedding")
-    if found.generation:
-        settings = _try(GenerationSettings.from_config, found.generation, wrong=wrong)
+    """Print a model's tokenizer, its generation settings and the formats in which it can be exported."""
+    rows = input_table(net.llm).num_embeddings
+    print_plain(console, f"usable as checkpoint={source.path}, or weights.PART for {', '.join(source.parts)}")
+    print_plain(console, f"tokenizer: {tokenizer.size:,} tokens, embedding: {rows:,} rows")
+    if source.generation:
+        settings = _try(GenerationSettings.from_config, source.generation, problems=problems)
         print_plain(console, f"generation_config.json: {settings}")
     else:
-        print_plain(console, "generation_config.json: none there; answers are greedy, to the end of the text")
+        print_plain(console, "generation_config.json: none, responses are greedy up to the end-of-text token")
     for name in FORMATS:
-        missing = find_unsupported(net, tokenizer, name)
-        print_plain(console, f"export format={name}: " + ("; ".join(missing) or "fits"))
+        unsupported = find_unsupported(net, tokenizer, name)
+        print_plain(console, f"export format={name}: " + ("; ".join(unsupported) or "supported"))
 
 
-def run(made: config.Config) -> int | None:
-    """Run `auris doctor`; returns 1 if something is wrong."""
-    if "data" in made:
-        return 1 if checkup.check(made) else 0
-    if made["show"] is not None:
-        return task_table.show(made["show"])
-    if made["checkpoint"] is None:
-        raise UsageError("expected checkpoint=..., data=... or show=... on the command line (see --help)")
-    return 1 if examine(made["checkpoint"], made["which"], token_budget=made["token_budget"]) else 0
+def run(config: configs.Config) -> int | None:
+    """Run `auris doctor`; return 1 if there are problems."""
+    if "data" in config:
+        return 1 if checkup.check(config) else 0
+    if config["show"] is not None:
+        return task_table.show(config["show"])
+    if config["checkpoint"] is None:
+        raise UsageError("nothing to report on: add checkpoint=..., data=... or show=... (see --help)")
+    return 1 if examine(config["checkpoint"], config["which"], token_budget=config["token_budget"]) else 0

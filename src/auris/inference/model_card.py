@@ -18,7 +18,7 @@ from auris.metrics.measures import measure
 from auris.model.audio_lm import AudioLM
 from auris.model.weights.identify import KINDS, ModelSource
 
-# `provenance` of a row -> words.
+# `provenance` of a row -> description.
 _PROVENANCE = {
     "real": "real recordings",
     "mixed": "partly synthetic",
@@ -42,31 +42,40 @@ model.generate(audio="clip.wav", prompt="...")""",
 }
 
 
-def card(model: AudioModel, found: ModelSource, name: str, format: str, reasons: list[str]) -> str:
-    """Return the card: what the model is, how it was trained, on what data, and its results."""
+def render_card(model: AudioModel, source: ModelSource, name: str, format: str, reasons: list[str]) -> str:
+    """Return the card: a description of the model, its training, its data and its results.
+
+    Args:
+        model: the exported model.
+        source: where it was loaded from.
+        name: name of the exported directory.
+        format: format of the export.
+        reasons: why the model was not exported in other formats.
+    """
     config = model.config
     is_import = config["study"] == RELEASED
     library = "transformers" if format == "qwen2_audio" else "auris"
     sections = [
         f"---\nlibrary_name: {library}\ntags: [auris, audio-text-to-text]\n---",
         f"# {name}",
-        f"Exported by auris {auris.__version__} from {KINDS[found.kind]} (`{found.path.resolve().name}`).",
+        f"Exported by auris {auris.__version__} from {KINDS[source.kind]} (`{source.path.resolve().name}`).",
         f"```python\n{_USE[format].format(name=name)}\n```",
         "## Parts",
         "\n".join(_part_lines(model.net)),
     ]
     if reasons:
-        sections += ["Not in a published layout, as it has no counterpart there:", "\n".join(f"- {r}" for r in reasons)]
+        sections += ["Published layouts do not support this model:", "\n".join(f"- {reason}" for reason in reasons)]
     if is_import:
-        sections.append("Its weights are those of the directory that it was read from; nothing was trained in between.")
+        sections.append("The weights are those of the source directory; the model was not trained further.")
     else:
-        sections += ["## Data", "\n".join(_data_lines(config)), "## Results", "\n".join(_result_lines(found))]
-        shown = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
-        sections += ["## Recipe", "\n".join(_recipe_lines(config)), f"```yaml\n{shown}```"]
+        sections += ["## Data", "\n".join(_data_lines(config)), "## Results", "\n".join(_result_lines(source))]
+        config_yaml = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
+        sections += ["## Recipe", "\n".join(_recipe_lines(config)), f"```yaml\n{config_yaml}```"]
     return "\n\n".join(sections) + "\n"
 
 
 def _part_lines(net: AudioLM) -> Iterator[str]:
+    """Yield a table of the parts."""
     yield "| part | kind | parameters | precision |"
     yield "|---|---|---|---|"
     for part, module in net.named_children():
@@ -77,21 +86,22 @@ def _part_lines(net: AudioLM) -> Iterator[str]:
 
 
 def _recipe_lines(config: Config) -> Iterator[str]:
+    """Yield one line each about the run, the trained parts and the initial weights."""
     yield f"- study `{config['study']}`, arm `{config['arm']}`, seed {config['seed']}, {config['max_steps']} steps"
     yield f"- trained: {', '.join(config['trainable'])}; all other parts frozen"
     for part, source in config["weights"].items():
         if source is not None:
-            yield f"- {part} began with the weights of `{source}`"
+            yield f"- initial weights of {part}: `{source}`"
 
 
 def _data_lines(config: Config) -> Iterator[str]:
-    """Yield a line per training manifest: rows, hours, origin of the audio, licences."""
+    """Yield a line for each training manifest: rows, hours, origin of the audio, licences."""
     for entry in config["data"]["train"]:
         try:
             [manifest] = read_manifests([entry])
         except (FileNotFoundError, ValueError):
             path = entry["path"] if isinstance(entry, Mapping) else entry
-            yield f"- `{path}`: not at hand when this was written"
+            yield f"- `{path}`: not available during the export"
             continue
         rows = [row for row in manifest.rows if row.problem is None]
         hours = sum(clip.duration or 0.0 for row in rows for clip in row.clips) / 3600
@@ -109,8 +119,9 @@ def _origin(row: Row) -> str:
     return _PROVENANCE.get(str(row.labels.get("provenance", "unknown")), _PROVENANCE["unknown"])
 
 
-def _result_lines(found: ModelSource) -> Iterator[str]:
-    file = found.path / "results.jsonl"
+def _result_lines(source: ModelSource) -> Iterator[str]:
+    """Yield a table of the results of a run."""
+    file = source.path / "results.jsonl"
     if not file.is_file():
         yield "Not evaluated."
         return

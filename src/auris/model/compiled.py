@@ -1,7 +1,7 @@
-"""torch.compile over blocks of the encoder and of the LLM, in place: names, weights and checkpoints stay as they are.
+"""torch.compile for the blocks of the encoder and of the LLM, in place: names, weights and checkpoints do not change.
 
-Each kind of block is compiled once for all of its layers and all lengths of packs. On a GPU in half precision that is
-one graph; elsewhere attention, a call for each sequence, cuts a block in two.
+All layers of a kind and all lengths of packs share one compilation. On a GPU in half precision a block is one graph.
+Elsewhere, attention splits it in two, because there attention is one call per sequence.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ from auris.errors import UserError
 
 
 def compile_blocks(blocks: Iterable[nn.Module], backend: str | Callable = "inductor") -> None:
-    """Have every block compiled when it is first called. Two settings of torch change for the whole process.
+    """Compile every block when it is first called. Two settings of torch change for the whole process.
 
-    Raises ValueError for a backend that torch does not have.
+    Raises:
+        UserError: Torch does not have this backend.
     """
-    known = torch.compiler.list_backends(exclude_tags=())
-    if isinstance(backend, str) and backend not in known:
-        raise UserError(f"compile={backend}: expected null or one of {', '.join(known)}")
+    available = torch.compiler.list_backends(exclude_tags=())
+    if isinstance(backend, str) and backend not in available:
+        raise UserError(f"compile={backend}: expected null or one of {', '.join(available)}")
     compat.compile_around_graph_breaks()
     for block in blocks:
         block.compile(dynamic=True, backend=backend)

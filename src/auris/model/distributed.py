@@ -1,9 +1,9 @@
-"""Exchange of Python objects between the processes of a run; a single process is a group of one."""
+"""Exchange of Python objects between the ranks of a run. A single process is a group of one."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from torch import distributed
 
@@ -13,14 +13,14 @@ _Result = TypeVar("_Result")
 
 
 def world_and_rank() -> tuple[int, int]:
-    """Return the number of processes and the number of this one."""
+    """Return the number of processes and the rank of this one."""
     if distributed.is_available() and distributed.is_initialized():
         return distributed.get_world_size(), distributed.get_rank()
     return 1, 0
 
 
 def gather(value: _Result) -> list[_Result]:
-    """Return the values of all processes, by rank. Collective."""
+    """Return the values of all ranks, in order of rank. Collective."""
     world, _ = world_and_rank()
     values: list[Any] = [value] * world
     if world > 1:
@@ -29,9 +29,9 @@ def gather(value: _Result) -> list[_Result]:
 
 
 def collectively(work: Callable[[], _Result], error: type[Exception]) -> _Result:
-    """Do something on every process; if it fails on one of them, in whatever way, raise `error` on all.
+    """Call `work` on every rank. If it fails on one of them, for any reason, raise `error` on all. Collective.
 
-    Otherwise the others would wait forever for the failed process in their next exchange.
+    Without this, the other ranks would wait forever for the failed one in their next exchange.
     """
     message, result, cause = "", None, None
     try:
@@ -41,4 +41,4 @@ def collectively(work: Callable[[], _Result], error: type[Exception]) -> _Result
         message = str(cause) if isinstance(cause, (OSError, UserError)) else f"{type(cause).__name__}: {cause}"
     if first := next(filter(None, gather(message)), None):
         raise error(first) from cause
-    return result
+    return cast("_Result", result)  # None only if that is what `work` returned

@@ -1,5 +1,7 @@
-"""Tensors of which each process has a part (DTensors of FSDP2 and tensor parallelism), where a plain tensor is the case
-of one process that has it all: which part this is, and how to fill it from the whole.
+"""Tensors that are sharded over processes: DTensors of FSDP2 and of tensor parallelism.
+
+The functions say which part of a tensor this process holds, and fill it from the full tensor. They also take plain
+tensors, as the case of one process that holds everything.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from auris import compat
 
 
 def local_part(tensor: Tensor) -> tuple[Tensor, tuple[slice, ...]]:
-    """What this process has of a tensor, sharing its memory, and where in the whole it lies."""
+    """Return the part of a tensor that this process holds (sharing its memory), and its index in the full tensor."""
     if not isinstance(tensor, DTensor):
         return tensor, tuple(slice(0, n) for n in tensor.shape)
     sizes, offsets = compat.local_shape_and_offset(tensor)
@@ -23,29 +25,31 @@ def local_part(tensor: Tensor) -> tuple[Tensor, tuple[slice, ...]]:
 
 
 @torch.no_grad()
-def copy_local(tensor: Tensor, whole: Tensor) -> None:
-    """Give this process its part of `whole`, cast to the tensor's dtype."""
+def copy_local(tensor: Tensor, full: Tensor) -> None:
+    """Copy this process's part of `full` into `tensor`, cast to the dtype of `tensor`."""
     part, index = local_part(tensor)
-    part.copy_(whole[index])
+    part.copy_(full[index])
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """All of a tensor, on every process. All of them must ask for it."""
+    """Return the full tensor. Collective."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def lookup_rows(table: Tensor, numbers: Tensor) -> Tensor:
-    """Rows `numbers` (N,) of a table (V, H), on every process: (N, H). All of them must ask for the same ones."""
+def lookup_rows(table: Tensor, indices: Tensor) -> Tensor:
+    """Return rows `indices` (N,) of a table (V, H): (N, H). Collective; all ranks must pass the same indices."""
     if not isinstance(table, DTensor):
-        return table[numbers]
+        return table[indices]
     everywhere = [Replicate()] * table.device_mesh.ndim
-    numbers = DTensor.from_local(numbers, table.device_mesh, everywhere, run_check=False)
-    return F.embedding(numbers, table).full_tensor()  # each process looks up its own rows: the table stays in parts
+    indices = DTensor.from_local(indices, table.device_mesh, everywhere, run_check=False)
+    rows = F.embedding(indices, table)  # each process looks up its own rows, so the table stays sharded
+    assert isinstance(rows, DTensor)
+    return rows.full_tensor()
 
 
 def count_parts(tensor: Tensor) -> int:
-    """Into how many different parts a tensor is divided; processes beyond so many hold copies of them."""
+    """Return the number of different parts of a tensor. Further processes hold copies of these."""
     if not isinstance(tensor, DTensor):
         return 1
-    divided = (axis for axis, placement in enumerate(tensor.placements) if not isinstance(placement, Replicate))
-    return math.prod(tensor.device_mesh.size(axis) for axis in divided)
+    sharded = (axis for axis, placement in enumerate(tensor.placements) if not isinstance(placement, Replicate))
+    return math.prod(tensor.device_mesh.size(axis) for axis in sharded)

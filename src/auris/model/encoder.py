@@ -1,11 +1,10 @@
-"""The Whisper encoder on clips of their true length, packed.
+"""The Whisper encoder on packed clips of their true length.
 
-The released systems encode 30 s for every clip and mask what lies beyond its end. Here only the clip is encoded: the
-same function (Whisper v2 and v3 weights fit), since masked frames never reach an unmasked one. The stem is the only
-place where neighbours could touch; gap frames keep clips apart there.
+The released systems encode 30 s for every clip and mask the part after its end. Here only the clip is encoded. The
+function is the same (weights of Whisper v2 and v3 fit), because a masked frame never affects an unmasked one. Clips
+could affect each other only in the stem, where gap frames separate them.
 
-Shapes: A clips; F stored mel frames (10 ms) of all clips together; C encoder frames (20 ms) of all clips together;
-D width.
+Shapes: A clips, F stored mel frames (10 ms) of all clips, C encoder frames (20 ms) of all clips, D width.
 """
 
 from __future__ import annotations
@@ -21,12 +20,12 @@ from auris.audio import Geometry, encoder_frames
 from auris.errors import UserError
 from auris.model import attention
 
-STEM_GAIN = 1.5  # measured on log-mel of speech: the stem's deviation over time becomes about that of the positions
-MAX_PERIOD = 10_000  # of the sinusoids that mark time: openai/whisper model.py `sinusoids`
+STEM_GAIN = 1.5  # measured on speech: makes the stem's deviation over time about equal to that of the positions
+MAX_PERIOD = 10_000  # of the position sinusoids (openai/whisper model.py `sinusoids`)
 
 
 class Encoder(nn.Module):
-    """Whisper's audio encoder (openai/whisper model.py `AudioEncoder`), stopping before its final norm.
+    """Whisper's audio encoder (openai/whisper model.py `AudioEncoder`).
 
     Args:
         n_mels: mel bins (Whisper v2: 80, v3: 128).
@@ -34,11 +33,15 @@ class Encoder(nn.Module):
         n_layers: transformer blocks.
         n_heads: attention heads.
         ffn: hidden width of a block's MLP (4 * width if not given).
-        max_positions: rows of the position table: the longest clip in encoder frames (1500 = 30 s).
-        clip_end: what follows a clip (`audio.Geometry`): "silence" (Whisper, Qwen2-Audio) or "zero" (Qwen-Audio).
+        max_positions: rows of the position table, the length of the longest clip in encoder frames (1500 = 30 s).
+        clip_end: input of the convolutions after a clip (`audio.Geometry`): "silence" (Whisper, Qwen2-Audio) or "zero"
+            (Qwen-Audio).
 
-    `norm` is the encoder's final LayerNorm. `forward` does not apply it: in both released systems pooling comes first.
+    Attributes:
+        norm: the encoder's final LayerNorm. `forward` does not apply it, because both released systems pool first.
     """
+
+    positions: Tensor
 
     def __init__(
         self,
@@ -54,7 +57,7 @@ class Encoder(nn.Module):
         super().__init__()
         if width % n_heads or width % 2:
             raise UserError(
-                f"encoder width {width}: expected an even multiple of n_heads={n_heads} (model.encoder.width=...)"
+                f"model.encoder.width={width}: expected an even multiple of model.encoder.n_heads={n_heads}"
             )
         if clip_end not in ("silence", "zero"):
             raise UserError(f"model.encoder.clip_end={clip_end!r}: expected silence or zero")
@@ -70,14 +73,15 @@ class Encoder(nn.Module):
 
     @property
     def geometry(self) -> Geometry:
-        """Of the encoder alone, before pooling."""
+        """Return the geometry of the encoder alone, without pooling."""
         return Geometry(n_mels=self.n_mels, pool=1, clip_end=self.clip_end)
 
     def reset_parameters(self) -> None:
-        """Fill the position table (sines of all frequencies, then their cosines, not interleaved); scale up the stem.
+        """Fill the position table (sines of all frequencies, then their cosines, not interleaved) and scale the stem.
 
-        With torch's initial convolutions the stem varies over time 20 times less than the positions added to it, and an
-        encoder trained from scratch long sees little but positions. With this gain the two are of one size.
+        With torch's default initialisation the output of the stem varies over time 20 times less than the positions
+        that are added to it, so an encoder trained from scratch long perceives little but positions. `STEM_GAIN` makes
+        both vary equally.
         """
         for conv in (self.conv1, self.conv2):
             nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
@@ -91,9 +95,9 @@ class Encoder(nn.Module):
     def forward(self, mel: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
         """Encode clips: stored mel frames (n_mels, F), valid frames of each clip (A,) -> (C, D), lengths (A,).
 
-        Lengths, in encoder frames, stay on the host: what follows plans its indices with them.
+        The lengths, in encoder frames, are on the host, because pooling computes its indices from them.
         """
-        frames = frames.cpu()  # the forward's one synchronisation
+        frames = frames.cpu()  # the only synchronisation of the forward
         assert frames.min() > 0 and frames.max() <= 2 * self.max_positions, (frames, self.max_positions)
         lengths = encoder_frames(frames)
         x = self._stem(mel, frames, lengths)
@@ -103,10 +107,10 @@ class Encoder(nn.Module):
         return x, lengths
 
     def _stem(self, mel: Tensor, frames: Tensor, lengths: Tensor) -> Tensor:
-        """Both convolutions over all clips laid in one row, and positions: (n_mels, F) -> (C, D).
+        """Apply both convolutions to all clips in one row and add positions: (n_mels, F) -> (C, D).
 
-        Every clip starts at an even offset, so that the stride of two meets it as if it were alone, and is followed by
-        at least one gap frame, which stands for the zero padding of the convolutions.
+        Every clip starts at an even offset, so the stride of two meets the same frames as for the clip alone. At least
+        one gap frame follows it, in place of the zero padding of the convolutions.
         """
         n_stored = torch.tensor([self.geometry.stored(n) for n in frames.tolist()])
         assert mel.shape == (self.n_mels, n_stored.sum()), (mel.shape, self.n_mels, n_stored)
@@ -123,7 +127,7 @@ class Encoder(nn.Module):
 
 
 class Block(nn.Module):
-    """Whisper's pre-norm transformer block. Keys have no bias: a constant there cancels in the softmax."""
+    """Whisper's pre-norm transformer block. Keys have no bias, because it would cancel in the softmax."""
 
     def __init__(self, width: int, n_heads: int, ffn: int) -> None:
         super().__init__()
@@ -138,7 +142,7 @@ class Block(nn.Module):
         self.down = nn.Linear(ffn, width)
 
     def forward(self, x: Tensor, cu: Tensor, longest: int) -> Tensor:
-        """(C, D), cumulative lengths (A + 1,), frames of the longest clip -> (C, D)."""
+        """Map (C, D), cumulative lengths (A + 1,) and the frames of the longest clip to (C, D)."""
         h = self.attention_norm(x)
         q, k, v = (
             rearrange(part(h), "t (h d) -> t h d", h=self.n_heads) for part in (self.query, self.key, self.value)

@@ -1,14 +1,13 @@
-"""Generation: answers to the rows of a pack, greedy or sampled, equal to transformers' `generate` token by token.
+"""Generation of responses to packed prompts, greedy or sampled, token by token equal to transformers' `generate`.
 
-Unusual: nothing is padded, so finished rows cost nothing, and nothing of a row's answer depends on its neighbours,
-neither what repetition is penalised nor the random numbers it is sampled with.
+Two properties differ from transformers. Nothing is padded, so finished rows cost nothing. The response to a row does
+not depend on the other rows of the pack, neither through the repetition penalty nor through random numbers.
 
-Shapes: S rows, R of them still going on, H hidden width, V vocabulary rows.
+Shapes: S rows, R active rows (not finished yet), H hidden width, V vocabulary rows.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Protocol
@@ -22,36 +21,38 @@ from auris.errors import UserError
 from auris.model import attention
 from auris.model import llm as lm
 from auris.model.pack import Pack
+from auris.model.vocabulary import input_table
 
 
 class Net(Protocol):
-    """What generation needs of a model.
-
-    `embed` turns a pack into token embeddings (T, H), audio included; `head` turns hidden states (R, H) into logits.
-    """
+    """A model that can generate."""
 
     llm: PreTrainedModel
 
-    def embed(self, batch: Pack) -> Tensor: ...
+    def embed(self, batch: Pack) -> Tensor:
+        """Return the token embeddings of a pack (T, H), audio included."""
+        ...
 
-    def head(self, h: Tensor) -> Tensor: ...
+    def head(self, h: Tensor) -> Tensor:
+        """Return the logits (R, V) of hidden states (R, H)."""
+        ...
 
 
 NextPack = Callable[[int], Pack | None]
-"""What `generate` calls with the number of unfinished rows to get further prompts."""
+"""Called with the number of active rows; returns a pack of further prompts or None."""
 
 _SAMPLING = frozenset({"temperature", "top_k", "top_p"})
 
-# What a generation_config.json may ask for and is not offered here, with the value at which it does nothing (null does
-# nothing either): transformers 5.23, GenerationConfig. Keys of beam search alone are not in it, as num_beams is.
+# Keys of generation_config.json that auris does not support, with the value at which they have no effect (null has none
+# either): transformers 5.23, GenerationConfig. Keys that only affect beam search are missing because num_beams is here.
 _OFF_IN_SAMPLING = {"min_p": 0, "top_h": None, "typical_p": 1, "epsilon_cutoff": 0, "eta_cutoff": 0}
 _OFF = {
     **dict.fromkeys(("num_beams", "num_return_sequences", "guidance_scale", "encoder_repetition_penalty"), 1),
     **dict.fromkeys(("penalty_alpha", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "min_length"), 0),
     **dict.fromkeys(("forced_bos_token_id", "forced_eos_token_id", "exponential_decay_length_penalty"), None),
     **dict.fromkeys(("dola_layers", "watermarking_config", "max_time"), None),
-    **dict.fromkeys(("constraints", "force_words_ids", "bad_words_ids", "stop_strings"), []),
-    **dict.fromkeys(("suppress_tokens", "begin_suppress_tokens"), []),
+    **{key: [] for key in ("constraints", "force_words_ids", "bad_words_ids", "stop_strings")},
+    **{key: [] for key in ("suppress_tokens", "begin_suppress_tokens")},
     **dict.fromkeys(("remove_invalid_values", "token_healing"), False),
     "sequence_bias": {},
 }
@@ -59,22 +60,22 @@ _OFF = {
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationSettings:
-    """How an answer is chosen, token by token. A setting that would have no effect is refused.
+    """Settings of generation. A setting that would have no effect is an error.
 
     Args:
-        max_new_tokens: of an answer at most.
-        min_new_tokens: among so many first ones there is no stop token.
-        stop: ids of the tokens that end an answer and are no part of it.
-        do_sample: draw tokens; else the likeliest is taken.
+        max_new_tokens: maximum number of tokens of a response.
+        min_new_tokens: minimum number of tokens before a stop token.
+        stop: ids of the tokens that end a response. They are not part of it.
+        do_sample: sample tokens; otherwise take the most likely one.
         temperature: divides the logits before sampling.
-        top_k: sample from the k likeliest tokens only; 0: from all.
-        top_p: sample from the likeliest tokens that reach this probability together.
-        repetition_penalty: tokens of the prompt and the answer so far get less likely by this factor on their logits
-            (Keskar et al. 2019), audio tokens included.
-        unused: what `from_config` read and did not need.
+        top_k: sample from the k most likely tokens only; 0: from all.
+        top_p: sample from the smallest set of most likely tokens that has this probability.
+        repetition_penalty: factor that makes tokens of the prompt and of the response so far less likely (Keskar et al.
+            2019), audio tokens included.
+        unused: keys that `from_config` has ignored.
 
     Raises:
-        ValueError: a value out of its range, or without effect.
+        UserError: a value is out of range or has no effect.
     """
 
     max_new_tokens: int = 256  # official evaluation scripts (QwenLM/Qwen2-Audio eval_audio)
@@ -91,7 +92,7 @@ class GenerationSettings:
         ranges = {
             "max_new_tokens": (self.max_new_tokens >= 1, "1 or more"),
             "min_new_tokens": (0 <= self.min_new_tokens <= self.max_new_tokens, f"0 to {self.max_new_tokens}"),
-            "temperature": (self.temperature > 0, "more than 0 (do_sample=false takes the likeliest token)"),
+            "temperature": (self.temperature > 0, "more than 0 (do_sample=false takes the most likely token)"),
             "top_k": (self.top_k >= 0, "0 (off) or more"),
             "top_p": (0 < self.top_p <= 1, "more than 0 and at most 1 (off)"),
             "repetition_penalty": (self.repetition_penalty > 0, "more than 0 (1 is off)"),
@@ -102,62 +103,65 @@ class GenerationSettings:
         for name in _SAMPLING:
             value = getattr(self, name)
             if not self.do_sample and value != getattr(GenerationSettings, name):
-                raise UserError(f"{name}={value} has no effect without sampling: expected do_sample=true")
+                raise UserError(f"{name}={value} has no effect without sampling: set do_sample=true")
         if self.min_new_tokens and not self.stop:
-            raise UserError(f"min_new_tokens={self.min_new_tokens} has no effect without a stop token: expected one")
+            raise UserError(f"min_new_tokens={self.min_new_tokens} has no effect without a stop token")
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], **overrides: Any) -> GenerationSettings:
-        """The settings of a generation_config.json, some of them replaced.
+        """Return the settings of a generation_config.json, some of them overridden.
 
-        As in transformers, null is as good as absent, `top_k` is 50 if absent, and what only sampling needs is left
-        alone where there is none. Unlike there, `max_new_tokens` is 256 if absent, whatever `max_length` says (which
-        counts the prompt as well).
+        As in transformers, null means absent, `top_k` defaults to 50, and sampling settings are ignored without
+        sampling. Unlike there, `max_new_tokens` defaults to 256 regardless of `max_length`, which includes the prompt.
 
         Args:
-            config: `stop` is its `eos_token_id` (one or a list) and Qwen-Audio's `stop_words_ids`.
-            overrides: fields of `GenerationSettings`; None is not given.
+            config: the content of the file. `stop` is its `eos_token_id` (one or a list) and Qwen-Audio's
+                `stop_words_ids`.
+            overrides: fields of `GenerationSettings`; None means absent.
 
         Raises:
-            ValueError: the config asks for what would change the answers and is not offered here, or an override is no
-                field.
+            UserError: the config has a setting that would change responses and is not supported, or an override is not
+                a field.
         """
         names = {entry.name for entry in fields(cls)} - {"unused"}
         if unknown := overrides.keys() - names:
-            raise UserError(f"{', '.join(sorted(unknown))}: expected settings among {', '.join(sorted(names))}")
-        typed = {name: value for name, value in overrides.items() if value is not None}
-        given = {key: value for key, value in config.items() if value is not None}
-        settings = {"top_k": 50} | {name: given[name] for name in names & given.keys()} | typed
-        settings["stop"] = frozenset(typed.get("stop", _stop_tokens(given)))
+            raise UserError(
+                f"{', '.join(sorted(unknown))}: expected generation settings, one of {', '.join(sorted(names))}"
+            )
+        changes = {name: value for name, value in overrides.items() if value is not None}
+        configured = {key: value for key, value in config.items() if value is not None}
+        settings: dict[str, Any] = {"top_k": 50} | {name: configured[name] for name in names & configured.keys()}
+        settings |= changes
+        settings["stop"] = frozenset(changes.get("stop", _stop_tokens(configured)))
         off = _OFF
         if settings.get("do_sample"):
             off = _OFF | _OFF_IN_SAMPLING
         else:
-            for name in _SAMPLING - typed.keys():
+            for name in _SAMPLING - changes.keys():
                 settings.pop(name, None)
         for key, value in off.items():
-            if key in given and given[key] != value:
+            if key in configured and configured[key] != value:
                 raise UserError(
-                    f"generation_config.json: {key}={given[key]} is not offered here, expected {value} or no such key"
+                    f"generation_config.json: {key}={configured[key]} is not supported, expected {value} or no such key"
                 )
         used = settings.keys() | off.keys() | {"eos_token_id", "stop_words_ids"}
-        return cls(**settings, unused=tuple(sorted(given.keys() - used)))
+        return cls(**settings, unused=tuple(sorted(configured.keys() - used)))
 
 
 def _stop_tokens(config: Mapping[str, Any]) -> list[int]:
     end, words = config.get("eos_token_id", []), config.get("stop_words_ids", [])
     if longer := [word for word in words if len(word) != 1]:
         raise UserError(
-            f"generation_config.json: stop_words_ids={longer} is not offered here, expected words of one token each"
+            f"generation_config.json: stop_words_ids={longer} is not supported, expected words of one token each"
         )
     return [*([end] if isinstance(end, int) else end), *(token for word in words for token in word)]
 
 
-def no_more_prompts(going: int) -> None:
-    """`NextPack` where the rows of the first pack are all."""
+def no_more_prompts(active: int) -> None:
+    """Return None: there are no prompts besides those of the first pack."""
 
 
-@torch.compiler.set_stance("force_eager")  # a block is compiled for training: with a cache it would be, again and again
+@torch.compiler.set_stance("force_eager")  # blocks are compiled for training; a cache would recompile them repeatedly
 @torch.no_grad()
 def generate(
     net: Net,
@@ -169,68 +173,73 @@ def generate(
     any_rank_active: Callable[[bool], bool] = bool,
     next_pack: NextPack = no_more_prompts,
 ) -> list[list[int]]:
-    """Continue every row of a pack until its stop token, which is not returned.
+    """Continue every row of a pack up to its stop token, which is not returned.
 
-    The rows are prefilled as one pack; then each step computes one token of every row that has not stopped yet. `more`
-    puts new rows in the places of those that have, so that steps stay full: their answers follow those of the pack.
+    The rows are prefilled as one pack. Then each step computes one token of every active row. `next_pack` provides rows
+    that replace finished ones, so that steps stay full; their responses follow those of the first pack.
 
     Args:
-        net: in eval mode.
-        batch: prompts, as auris.data.collate makes them.
-        generator: of the one number per call which, with a row's number (`rows` of the batch), all of that row's draws
-            follow from: in the same state, it gives a row the same answer in any pack. None: torch's global one.
-        stream: called with (row's index among the answers, token) as soon as each token is known.
-        any_rank_active: told whether a row of this process goes on, says whether one of any process does. A sharded net
-            computes only where all processes do: those whose rows have stopped compute along.
-        more: told how many rows go on, gives a pack of prompts to be computed beside them. None: not now or, where none
-            goes on, never again.
+        net: a model in eval mode.
+        batch: prompts, as built by `auris.data.collate`.
+        settings: how tokens are chosen.
+        generator: source of one number per call, from which together with a row's number (`rows` of the batch) all
+            draws
+            of that row follow. A generator in the same state gives a row the same response in any pack. None: torch's
+            global generator.
+        stream: called with (index of the response, token) as soon as a token is known.
+        any_rank_active: takes whether this rank has active rows, returns whether any rank has. A sharded net needs all
+            ranks in every forward, so a rank without active rows continues to compute.
+        next_pack: takes the number of active rows, returns a pack of further prompts. None means no prompts now, or if
+            no row is active, no more prompts.
 
     Raises:
-        ValueError: a stop token that the model does not have.
+        UserError: the model does not have one of the stop tokens.
     """
-    vocab_size = net.llm.get_input_embeddings().num_embeddings
+    vocab_size = input_table(net.llm).num_embeddings
     if unknown := [token for token in sorted(settings.stop) if not 0 <= token < vocab_size]:
-        raise UserError(f"stop={unknown}: expected tokens of the model, which has {vocab_size}")
+        raise UserError(f"stop={unknown}: expected token ids below {vocab_size}, the size of the model's vocabulary")
     seed = _draw_seed(generator) if settings.do_sample else None
     rows = _Rows(net, settings, seed, batch["ids"].device)
     rows.begin(batch)
     answers: list[list[int]] = [[] for _ in rows.answer]
-    stopped = False  # all rows of this process
-    for step in itertools.count(1):
+    is_idle = False  # whether this rank has no active rows
+    step = 0
+    while True:
+        step += 1
         so_far = torch.tensor([len(answers[row]) for row in rows.answer])
         ids = rows.choose(so_far)
-        going = [i for i, token in enumerate(ids.tolist()) if token not in settings.stop and not stopped]
-        for row, i in sorted((rows.answer[i], i) for i in going):
+        active = [i for i, token in enumerate(ids.tolist()) if token not in settings.stop and not is_idle]
+        for row, i in sorted((rows.answer[i], i) for i in active):
             answers[row].append(int(ids[i]))
             if stream is not None:
                 stream(row, int(ids[i]))
-        goes = any_rank_active(bool(going))
-        going = [i for i in going if so_far[i] + 1 < settings.max_new_tokens]
-        fresh = next_pack(len(going))
-        if fresh is None and not going and (not goes or step >= settings.max_new_tokens):
+        is_any_active = any_rank_active(bool(active))
+        active = [i for i in active if so_far[i] + 1 < settings.max_new_tokens]
+        prompts = next_pack(len(active))
+        if prompts is None and not active and (not is_any_active or step >= settings.max_new_tokens):
             return answers
-        stopped = not going and fresh is None
-        rows.advance([0] if stopped else going, ids)  # stopped: one row computes along, unheard
-        if fresh is not None:
-            rows.begin(fresh)
+        is_idle = not active and prompts is None
+        rows.advance([0] if is_idle else active, ids)  # an idle rank computes one row, whose tokens are ignored
+        if prompts is not None:
+            rows.begin(prompts)
             answers += [[] for _ in range(rows.began - len(answers))]
 
 
 class _Rows:
-    """The rows that go on, and what computing and choosing their next tokens takes."""
+    """The active rows and the state of their decoding."""
 
     def __init__(self, net: Net, settings: GenerationSettings, seed: int | None, device: torch.device):
         self.net, self.settings, self.seed = net, settings, seed
         self.cache = lm.SlotCache(settings.max_new_tokens, device)
-        self.answer: list[int] = []  # R, whose answers they are
-        self.began = 0  # rows so far
-        self.prompt = torch.zeros(0, dtype=torch.long)  # (R,) tokens of each row's prompt, on the host, as all counting
-        self.h: Tensor | None = None  # (R, H) hidden states of their newest tokens
-        self.seen: Tensor | None = None  # (R, V), for a repetition penalty
-        self.draws: Tensor | None = None  # (R, max_new_tokens), for sampling
+        self.answer: list[int] = []  # R, index of each row's response
+        self.began = 0  # rows that were prefilled so far
+        self.prompt = torch.zeros(0, dtype=torch.long)  # (R,) tokens of each row's prompt, on the host
+        self.h: Tensor | None = None  # (R, H) hidden states of the newest tokens
+        self.seen: Tensor | None = None  # (R, V) tokens of each row so far, for a repetition penalty
+        self.draws: Tensor | None = None  # (R, max_new_tokens) uniform numbers, for sampling
 
     def begin(self, batch: Pack) -> None:
-        """Prefill a pack of prompts: its rows stand behind those that go on."""
+        """Prefill a pack of prompts and append its rows to the active ones."""
         cu = batch["cu_seqlens"]
         prompt = torch.tensor(attention.lengths(cu))
         self.cache.begin(prompt)
@@ -243,21 +252,22 @@ class _Rows:
         self.answer += range(self.began, self.began + len(prompt))
         self.began += len(prompt)
         if self.settings.repetition_penalty != 1:
-            vocab_size = self.net.llm.get_input_embeddings().num_embeddings
+            vocab_size = input_table(self.net.llm).num_embeddings
             self.seen = _append(self.seen, _mark_seen(batch["ids"], prompt, vocab_size))
         if self.seed is not None:
             self.draws = _append(self.draws, _draw(batch, self.settings.max_new_tokens, self.seed))
 
     def choose(self, so_far: Tensor) -> Tensor:
-        """The next token (R,) of every row, on the host; `so_far` (R,): tokens of its answer."""
+        """Return the next token (R,) of every row, on the host; `so_far` (R,) counts the tokens of its response."""
+        assert self.h is not None, "there are active rows"
         scores = process(self.net.head(self.h), self.settings, so_far=so_far, seen=self.seen)
         if self.draws is None:
             return scores.argmax(-1).cpu()
         return sample(scores, self.draws.gather(1, so_far[:, None])[:, 0].to(scores.device)).cpu()
 
-    def advance(self, going: list[int], ids: Tensor) -> None:
-        """Compute with the new tokens ids (R,) of the rows at `going`; the others are gone."""
-        order = self.cache.keep(going)
+    def advance(self, active: list[int], ids: Tensor) -> None:
+        """Compute the hidden states of the new tokens ids (R,) for the rows `active`, and drop the other rows."""
+        order = self.cache.keep(active)
         ids, self.prompt, self.answer = ids[order], self.prompt[order], [self.answer[i] for i in order]
         if self.draws is not None:
             self.draws = self.draws[order]
@@ -267,6 +277,7 @@ class _Rows:
         if not order:
             self.h = None
             return
+        assert self.h is not None, "there are active rows"
         device = self.h.device
         positions = self.cache.lengths.to(device)
         self.cache.extend()
@@ -280,12 +291,14 @@ def _append(rows: Tensor | None, new: Tensor) -> Tensor:
 
 
 def process(logits: Tensor, settings: GenerationSettings, *, so_far: Tensor, seen: Tensor | None = None) -> Tensor:
-    """Logits (R, V) of the rows' new tokens -> their scores (R, V), -inf for excluded tokens.
+    """Return the scores (R, V) of each row's next token, -inf for excluded tokens.
 
-    What transformers' processors make of them, in the same order, in float32 (5.23, generation/utils.py).
+    Applies what transformers' logits processors do, in the same order, in float32 (5.23, generation/utils.py).
 
     Args:
-        so_far: (R,) tokens that each row's answer has already, on the host.
+        logits: (R, V).
+        settings: how tokens are chosen.
+        so_far: (R,) number of tokens in each row's response so far, on the host.
         seen: (R, V) bool, the tokens of each row so far; None: no repetition penalty.
     """
     scores = logits.float()
@@ -296,18 +309,19 @@ def process(logits: Tensor, settings: GenerationSettings, *, so_far: Tensor, see
         stop = torch.tensor(sorted(settings.stop))
         excluded = early[:, None] & torch.isin(torch.arange(scores.shape[1]), stop)
         scores = scores.masked_fill(excluded.to(scores.device), -torch.inf)
-    if settings.do_sample:  # these three do not look at the ids, their first argument
-        scores = TemperatureLogitsWarper(float(settings.temperature))(None, scores)
+    if settings.do_sample:
+        unused: Any = None  # the ids, which these three processors do not read
+        scores = TemperatureLogitsWarper(float(settings.temperature))(unused, scores)
         if settings.top_k:
-            scores = TopKLogitsWarper(settings.top_k)(None, scores)
+            scores = TopKLogitsWarper(settings.top_k)(unused, scores)
         if settings.top_p < 1:
-            scores = TopPLogitsWarper(settings.top_p)(None, scores)
+            scores = TopPLogitsWarper(settings.top_p)(unused, scores)
     return scores
 
 
 def sample(scores: Tensor, draws: Tensor) -> Tensor:
-    """A token (R,) of each row with the probabilities that scores (R, V) give; `draws` (R,) are uniform in [0, 1)."""
-    cumulative = scores.double().softmax(-1).cumsum(-1)  # the first entry above the draw is never one of probability 0
+    """Draw a token (R,) of each row by its scores (R, V); `draws` (R,) are uniform in [0, 1)."""
+    cumulative = scores.double().softmax(-1).cumsum(-1)  # the first entry above the draw never has probability 0
     return torch.searchsorted(cumulative, draws[:, None] * cumulative[:, -1:], right=True)[:, 0]
 
 
@@ -317,13 +331,13 @@ def _draw_seed(generator: torch.Generator | None) -> int:
 
 
 def _draw(batch: Pack, n: int, seed: int) -> Tensor:
-    """`n` uniform numbers for each row: (S, n) float64, on the host, so that they do not depend on the device."""
+    """Draw `n` uniform numbers per row: (S, n) float64, on the host so that they do not depend on the device."""
     numbers = batch["rows"] or [0]  # a pack without rows is one dummy row
     return torch.from_numpy(np.stack([np.random.default_rng((seed, number)).random(n) for number in numbers]))
 
 
 def _mark_seen(ids: Tensor, lengths: Tensor, vocab_size: int) -> Tensor:
-    """Which tokens stand in each row: ids (T,) of rows with `lengths` (S,) -> (S, V) bool."""
+    """Return which tokens each row contains: ids (T,) of rows with `lengths` (S,) -> (S, V) bool."""
     row = torch.repeat_interleave(torch.arange(len(lengths)), lengths).to(ids.device)
     seen = torch.zeros(len(lengths), vocab_size, dtype=torch.bool, device=ids.device)
     seen[row, ids] = True

@@ -1,15 +1,18 @@
 """Pooling: k encoder frames of a clip become one audio token. Windows never cross clips.
 
-A clip's last window is dropped where it is incomplete (c // k tokens). Each class takes the encoder's width as a late
-fact and maps (C, D), lengths (A,) to (T, G, D), lengths (A,). G = 1 but for `Stack`, which keeps the k frames of a
-window side by side, still of the encoder's width, so that the encoder's final norm applies to each of them: the norm
-comes after pooling.
+The last window of a clip is dropped if it is incomplete, so a clip of c frames has c // k tokens. Each class is
+completed with the encoder's width (by `AudioLM`) and maps (C, D), lengths (A,) to (T, G, D), lengths (A,). G is 1
+except for `Stack`, which keeps the k frames of a window next to each other. Each of them still has the encoder's width,
+so the encoder's final norm, which comes after pooling, applies to each.
 
 Shapes: A clips, C encoder frames of all clips, T audio tokens of all clips, D width, K frames of a window.
-Lengths are host tensors.
+Lengths are on the host.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
 
 import torch
 from einops import rearrange, reduce
@@ -19,28 +22,45 @@ from auris.errors import UserError
 from auris.model import attention
 
 
+class Pooling(Protocol):
+    """A module that turns the frames of each window into one audio token.
+
+    Attributes:
+        k: Frames of a window.
+        groups: G, vectors of the encoder's width per token.
+    """
+
+    k: int
+    groups: int
+
+    def __call__(self, x: Tensor, lengths: Tensor, /) -> tuple[Tensor, Tensor]: ...  # noqa: D102
+
+    def parameters(self) -> Iterator[nn.Parameter]: ...  # noqa: D102
+
+
 def _windows(x: Tensor, lengths: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Cut each clip into windows of k frames: (C, D) -> (T, K, D), windows of each clip (A,)."""
     tokens = lengths // k
-    if int(tokens.sum()) * k < len(x):  # some clip has frames to spare
+    if int(tokens.sum()) * k < len(x):  # some clip ends with an incomplete window
         x = x[attention.ranges(lengths.cumsum(0) - lengths, tokens * k).to(x.device)]
     return rearrange(x, "(t k) d -> t k d", k=k), tokens
 
 
 class Mean(nn.Module):
-    """The mean of k frames: both released systems, k = 2 (AvgPool1d(2, stride=2))."""
+    """The mean of k frames, as in both released systems with k = 2 (AvgPool1d(2, stride=2))."""
 
     def __init__(self, *, k: int, width: int) -> None:
         super().__init__()
         self.k, self.groups = k, 1
 
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Average each window: (C, D), (A,) -> (T, 1, D), (A,)."""
         windows, tokens = _windows(x, lengths, self.k)
         return reduce(windows, "t k d -> t 1 d", "mean"), tokens
 
 
 class Conv(nn.Module):
-    """A convolution of stride k over each clip, zero beyond its ends. Token t is centred on frame k * t."""
+    """A convolution with stride k over each clip, padded with zeros. Token t is centred on frame k * t."""
 
     def __init__(self, *, k: int, width: int, kernel: int = 3) -> None:
         super().__init__()
@@ -48,9 +68,10 @@ class Conv(nn.Module):
         self.conv = nn.Conv1d(width, width, kernel)
 
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Convolve each clip: (C, D), (A,) -> (T, 1, D), (A,)."""
         tokens = lengths // self.k
         kernel = self.conv.kernel_size[0]
-        # Frame numbers within the clip that each token's kernel covers; those outside the clip read a row of zeros.
+        # Frames within the clip that each token's kernel covers. Frames outside the clip read an appended row of zeros.
         when = self.k * attention.ranges(torch.zeros_like(tokens), tokens)[:, None] + torch.arange(kernel) - kernel // 2
         start = torch.repeat_interleave(lengths.cumsum(0) - lengths, tokens)[:, None]
         length = torch.repeat_interleave(lengths, tokens)[:, None]
@@ -60,28 +81,27 @@ class Conv(nn.Module):
 
 
 class Attention(nn.Module):
-    """A weighted mean of k frames: each head weighs its share of the channels by a learned query's attention.
+    """A weighted mean of k frames. Each head weights its channels by attention with a learned query.
 
-    The query starts at zero, so that training starts from `Mean`.
+    The query is initialised to zero, so training starts from `Mean`.
     """
 
     def __init__(self, *, k: int, width: int, n_heads: int) -> None:
         super().__init__()
         if width % n_heads:
-            raise UserError(
-                f"pooling n_heads={n_heads}: expected a divisor of the encoder's width, {width} "
-                "(model.pooling.n_heads=...)"
-            )
+            raise UserError(f"model.pooling.n_heads={n_heads}: expected a divisor of the encoder's width, {width}")
         self.k, self.groups = k, 1
-        self.uses = k  # of each weight for a token: keys are made of every frame
+        self.uses = k  # of each weight per token: keys are computed for every frame
         self.query = nn.Parameter(torch.empty(n_heads, width // n_heads))
         self.key = nn.Linear(width, width, bias=False)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
+        """Set the query to zero."""
         nn.init.zeros_(self.query)
 
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Average each window with learned weights: (C, D), (A,) -> (T, 1, D), (A,)."""
         windows, tokens = _windows(x, lengths, self.k)
         n_heads, head_width = self.query.shape
         keys, values = (rearrange(y, "t k (h d) -> t k h d", h=n_heads) for y in (self.key(windows), windows))
@@ -90,9 +110,9 @@ class Attention(nn.Module):
 
 
 class Stack(nn.Module):
-    """No loss at all: the k frames of a window side by side; the projector reads k times the encoder's width.
+    """The k frames of a window next to each other, without loss. The projector reads k times the encoder's width.
 
-    With k = 1 there is no pooling: every frame is a token, 50 a second.
+    With k = 1 there is no pooling: every frame is a token, 50 per second.
     """
 
     def __init__(self, *, k: int, width: int) -> None:
@@ -100,4 +120,5 @@ class Stack(nn.Module):
         self.k, self.groups = k, k
 
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Cut each clip into windows: (C, D), (A,) -> (T, k, D), (A,)."""
         return _windows(x, lengths, self.k)

@@ -1,4 +1,4 @@
-"""The projector: pooled encoder frames to the LLM's width. Widths are late facts, completed by AudioLM."""
+"""Projectors, which map pooled encoder frames to the LLM's width. `AudioLM` completes them with both widths."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from torch import Tensor, nn
 
 
 class Linear(nn.Linear):
-    """One matrix and a bias: both released systems."""
+    """A matrix and a bias, as in both released systems."""
 
     def __init__(self, *, in_width: int, out_width: int) -> None:
         super().__init__(in_width, out_width)
 
 
 class MLP(nn.Module):
-    """Two layers with a GELU between; the hidden width is the LLM's if not given."""
+    """Two layers with a GELU between them. The hidden width defaults to the LLM's width."""
 
     def __init__(self, *, in_width: int, out_width: int, hidden: int | None = None) -> None:
         super().__init__()
@@ -22,4 +22,5 @@ class MLP(nn.Module):
         self.down = nn.Linear(hidden or out_width, out_width)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map pooled frames (M, G * D) to audio tokens (M, H)."""
         return self.down(self.activation(self.up(x)))

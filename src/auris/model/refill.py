@@ -7,19 +7,19 @@ from collections.abc import Callable, Sequence
 
 from auris.model.pack import Pack
 
-# Slots are refilled when this share of them is free: prefilling prompts one at a time would use a GPU badly.
+# Slots are refilled when this fraction of them is free. Prefilling single prompts would use a GPU poorly.
 REFILL_FRACTION = 1 / 4
 
 
 class WaitingRows:
     """A source of further packs of prompts for a decoder whose sequences finish one by one.
 
-    Rows are taken in the order of the packs, and as many are decoded together as the next row's own pack has. The
-    composition of a batch thus depends on the packs and the responses only, not on the number of processes.
+    Rows are taken in the order of the packs. The number of rows decoded together is the size of the next row's pack.
+    The composition of a batch thus depends on the packs and the responses only, not on the number of processes.
 
     Args:
-        packs: Numbers of the rows, in packs that may be decoded at once.
-        build: Returns the pack of some rows' prompts; rows that cannot be read are missing in it.
+        packs: Numbers of the rows, in packs that fit in memory together.
+        build: Returns a pack of the prompts of the given rows, without rows that cannot be read.
 
     Attributes:
         taken: Numbers of the rows whose prompts were returned, in this order.

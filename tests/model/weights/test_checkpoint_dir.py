@@ -125,7 +125,7 @@ def test_another_model_is_named_before_anything_is_copied(tmp_path: Path, wrong:
         "missing": "more is missing",
         "unexpected": "places is unexpected",
         "shape": r"frozen has shape \(7,\), expected \(8,\)",
-        "groups": "other groups",
+        "groups": "other parameter groups",
     }
     with pytest.raises(ValueError, match=expected[wrong]):
         checkpoint_io.restore(snapshot, module=module, optimizer=optimizer)
@@ -180,7 +180,7 @@ def test_the_newest_whole_one_is_used_and_the_others_are_named(tmp_path: Path):
     assert "optimizer-00000" in said[0] and "step 6" in said[0] and "step_00000004" in said[1]
     assert checkpoint_dir.find(tmp_path).step == 6  # who asks for the model does not read the optimizer
     shutil.rmtree(tmp_path / "checkpoints/step_00000002")
-    with pytest.raises(ValueError, match="none of the 2 checkpoints .* is whole"):
+    with pytest.raises(ValueError, match="all 2 checkpoints .* are damaged"):
         checkpoint_dir.find_newest(tmp_path / "checkpoints", warn=said.append)
 
 
@@ -202,7 +202,7 @@ def test_the_best_one_is_the_one_that_the_newest_whole_one_names(tmp_path: Path)
             assert checkpoint_dir.find(tmp_path, "best").step == 2  # what was the best when step 6 was saved
         (newest / "trainer.json").write_text(text)
     shutil.rmtree(folder / "step_00000004")
-    with pytest.raises(DamagedError, match="step_00000004 is no complete checkpoint"):
+    with pytest.raises(DamagedError, match="step_00000004 is not a complete checkpoint"):
         checkpoint_dir.find(tmp_path, "best")
 
 

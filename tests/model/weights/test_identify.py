@@ -232,7 +232,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path):
     there = tmp_path / "there"
     expect_one_sentence(there, str(there), "does not exist")
     there.mkdir()
-    expect_one_sentence(there, str(there), "holds no checkpoint", "config.json")
+    expect_one_sentence(there, str(there), "contains no model", "config.json")
     (there / "config.json").write_text("{not json")
     expect_one_sentence(there, str(there / "config.json"), "is not JSON")
     for content in ("[1]", '"qwen2"', "null"):

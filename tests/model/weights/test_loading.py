@@ -112,7 +112,7 @@ def test_tied_tensors_need_one_name_and_must_agree_under_two():
         loading.load(net, StateTensors(neither), layout="auris", label="tied")
     both["llm.lm_head.weight"] = both["llm.lm_head.weight"] + 1
     with pytest.raises(
-        ValueError, match=r"llm.lm_head.weight differs from llm.model.embed_tokens.weight, to which the model ties it$"
+        ValueError, match=r"llm.lm_head.weight differs from llm.model.embed_tokens.weight, but the model ties them$"
     ):
         loading.load(net, StateTensors(both), layout="auris", label="tied")
 
@@ -175,7 +175,7 @@ def test_what_does_not_fit_is_told_of_a_net_without_memory_too(source_net: Audio
 def test_a_part_without_a_counterpart_is_named():
     net = nets.build("qwen_audio")
     theirs = dict(export_tensors(nets.build().state_dict(), "qwen2_audio"))
-    assert "model: boundary.weight has no counterpart there" in refused(net, theirs, "qwen2_audio")
+    assert "model: boundary.weight has no counterpart in the layout" in refused(net, theirs, "qwen2_audio")
 
 
 def test_a_part_that_the_source_cannot_have_is_said_before_anything_else(net: AudioLM):
@@ -258,7 +258,9 @@ def test_a_missing_shard_is_named(source_net: AudioLM, tmp_path: Path):
     out = write(tmp_path, source_net.state_dict(), 3)
     shard = sorted(out.glob("model-*"))[1]
     shard.unlink()
-    with pytest.raises(FileNotFoundError, match=rf"index.json names the shard {shard.name}, which is missing beside"):
+    with pytest.raises(
+        FileNotFoundError, match=rf"index.json names the shard {shard.name}, which is missing in the same directory"
+    ):
         TensorFiles.open(out)
 
 
@@ -267,7 +269,7 @@ def test_a_missing_shard_is_named(source_net: AudioLM, tmp_path: Path):
 def test_a_truncated_file_is_named(source_net: AudioLM, tmp_path: Path, n_shards: int, left: int):
     file = sorted(write(tmp_path, source_net.state_dict(), n_shards).glob("*.safetensors"))[-1]
     file.write_bytes(file.read_bytes()[:left])
-    with pytest.raises(ValueError, match=rf"{file} is no complete safetensors file \(.*\): copy it again$"):
+    with pytest.raises(ValueError, match=rf"{file} is not a complete safetensors file \(.*\): copy it again$"):
         TensorFiles.open(tmp_path)
 
 
@@ -275,7 +277,7 @@ def test_a_file_that_is_no_index_is_named(source_net: AudioLM, tmp_path: Path):
     index = write(tmp_path, source_net.state_dict(), 3) / "model.safetensors.index.json"
     for wrong in ("", "[]", "{}", '{"weight_map": '):
         index.write_text(wrong)
-        with pytest.raises(ValueError, match="index.json is no index of shards: expected JSON with a weight_map"):
+        with pytest.raises(ValueError, match="index.json is not an index of shards: expected JSON with a weight_map"):
             TensorFiles.open(tmp_path)
 
 
@@ -316,7 +318,7 @@ def test_tensors_in_one_memory_are_written_apart(tmp_path: Path):
 
 def test_weights_are_not_written_over_weights(source_net: AudioLM, tmp_path: Path):
     write(tmp_path, source_net.state_dict())
-    with pytest.raises(ValueError, match=rf"{tmp_path} holds weights already \(model.safetensors\): choose another"):
+    with pytest.raises(ValueError, match=rf"{tmp_path} already contains weights \(model.safetensors\): choose another"):
         write(tmp_path, source_net.state_dict(), 3)
 
 

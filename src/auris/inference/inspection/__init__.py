@@ -1,5 +1,7 @@
-"""Inside a trained model: what it hears of one row, what its pooling keeps, where its answer listens, and when words
-are said. All as plain arrays, and as figures; `notebooks/03_inside_the_model` is what they look like.
+"""Inspection of a trained model on one row, as plain arrays and as figures.
+
+Shows the features and frames of the audio, the information that pooling keeps, the attention of the response to the
+audio, and the times of words. `notebooks/03_inside_the_model` shows all figures.
 
     subject = inspection.load("runs/demo/qwen2_audio/seed_0")
     trace = inspection.trace_row(subject.model, inspection.choose_row(subject))
@@ -12,19 +14,19 @@ from auris.inference.inspection.timing import audio_players, time_shifts, word_t
 from auris.inference.inspection.trace import Subject, Trace, attention_weights, choose_row, load, trace_row
 
 __all__ = [
-    "Trace",
     "Subject",
+    "Trace",
     "attention_weights",
+    "audio_players",
     "choose_row",
     "compare_poolings",
-    "trace_row",
     "load",
-    "audio_players",
     "plot_attention",
     "plot_heads",
     "plot_pooling",
     "plot_sound",
     "plot_times",
     "time_shifts",
+    "trace_row",
     "word_times",
 ]

@@ -1,7 +1,7 @@
-"""What each pooling keeps of the encoder's frames: the share of their variance that can be read back from the tokens.
+"""Probe of poolings: the share of the variance of encoder frames that can be recovered from the audio tokens.
 
-A linear readout of each token tries to give back the frames of its window. It is fitted on every other row and judged
-on the rest, so that it measures what the tokens hold and not what the readout can learn by heart.
+A linear readout predicts the frames of a window from its token. It is fitted on every other row and evaluated on the
+rest, so it measures the information in the tokens and not memorisation by the readout.
 
 Shapes: C encoder frames, T tokens, K frames of a window, D width of the encoder.
 """
@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from einops import rearrange
-from torch import nn
 
 from auris.audio import log_mel
 from auris.data.rows import Row
@@ -24,29 +23,36 @@ from auris.inference.audio_model import AudioModel
 from auris.inference.inspection.trace import FRAME_SECONDS
 from auris.metrics.statistics import bootstrap
 from auris.model import pooling
+from auris.model.pooling import Pooling
 
 if TYPE_CHECKING:
     import pandas as pd
 
-RIDGE = 1e-3  # of the mean variance of a token's channels, so that the readout exists where channels are alike
+RIDGE = 1e-3  # relative to the mean variance of a token's channels; needed if channels are equal
 
 
 @torch.no_grad()
 def compare_poolings(
     model: AudioModel, rows: Sequence[Row], *, ks: Sequence[int] = (2, 4, 8), limit: int = 80, seed: int = 0
 ) -> pd.DataFrame:
-    """Columns pooling, k, weights, `tokens per second`, width (numbers per token), kept, low, high (95 % bootstrap
-    interval over the rows that the readout was not fitted on), rows.
+    """Compare poolings by the share of the variance of encoder frames that their tokens keep.
 
-    The run's own pooling has the weights that it learned (`weights`: "trained"); others have none ("none"), or those
-    that training would start from ("as initialised"). `stack` and `none` keep everything by construction.
+    The pooling of the run has its trained weights (`weights`: "trained"). Others have no weights ("none") or initial
+    ones ("as initialised"). `stack` and `none` keep everything by construction.
 
     Args:
-        rows: of which the first `limit` that have one clip of at most 30 s that can be read are used.
-        seed: of initial weights and of the bootstrap.
+        model: the model.
+        rows: rows to use. Rows without exactly one readable clip of at most 30 s are skipped.
+        ks: frames per window.
+        limit: maximum number of rows.
+        seed: seed of initial weights and of the bootstrap.
+
+    Returns:
+        A table with the columns pooling, k, weights, `tokens per second`, width (numbers per token), kept (the share),
+        low, high (95 % bootstrap interval over rows that the readout was not fitted on), rows (their number).
 
     Raises:
-        ValueError: there are too few frames to fit the readout.
+        UserError: there are too few frames to fit the readout.
     """
     import pandas as pd
 
@@ -55,23 +61,23 @@ def compare_poolings(
     n_fit = sum(len(clip) // max(ks) for clip in clips[::2])
     if n_fit < 2 * width or len(clips) < 4:
         raise UserError(
-            f"{len(clips)} rows give {n_fit} windows of {max(ks)} frames to fit on: expected {2 * width}, twice "
-            f"the encoder's width; hear more rows (limit={limit}), or choose smaller windows (ks={tuple(ks)})"
+            f"{len(clips)} rows have {n_fit} windows of {max(ks)} frames to fit: expected {2 * width} or more, twice "
+            f"the encoder's width; use more rows (limit={limit}) or smaller windows (ks={tuple(ks)})"
         )
-    found = []
+    lines = []
     for name, k, module in _poolings(model, ks, seed):
         weights = "none" if not list(module.parameters()) else "as initialised"
         if module is model.net.pooling and weights != "none":
             weights = "trained"
-        kept = (1.0, 1.0, 1.0) if k == 1 or module.groups == k else explained_variance(module, clips, k, seed)
+        shares = (1.0, 1.0, 1.0) if k == 1 or module.groups == k else explained_variance(module, clips, k, seed)
         cost = (1 / (k * FRAME_SECONDS), module.groups * width)
-        found.append((name, k, weights, *cost, *kept, len(clips[1::2])))
+        lines.append((name, k, weights, *cost, *shares, len(clips[1::2])))
     names = ["pooling", "k", "weights", "tokens per second", "width", "kept", "low", "high", "rows"]
-    return pd.DataFrame(found, columns=names)
+    return pd.DataFrame(lines, columns=names)
 
 
 def _frames(model: AudioModel, rows: Sequence[Row], limit: int) -> list[torch.Tensor]:
-    """Frames (C, D) of each clip, before the encoder's final norm, where pooling stands."""
+    """Return the encoder frames (C, D) of each clip before the final norm, the input of pooling."""
     geometry = model.net.geometry
     view = AudioSamples(tokenizer=model.tokenizer, prompt=model.prompt, geometry=geometry, long_audio="skip")
     clips = []
@@ -90,26 +96,31 @@ def _frames(model: AudioModel, rows: Sequence[Row], limit: int) -> list[torch.Te
     return clips
 
 
-def _poolings(model: AudioModel, ks: Sequence[int], seed: int) -> list[tuple[str, int, nn.Module]]:
+def _poolings(model: AudioModel, ks: Sequence[int], seed: int) -> list[tuple[str, int, Pooling]]:
+    """Return the name, window and module of each pooling, that of the model included."""
     own = model.net.pooling
     width, n_heads = model.net.encoder.width, model.net.encoder.n_heads
     torch.manual_seed(seed)
-    made = [("none", 1, pooling.Stack(k=1, width=width))]
+    poolings: list[tuple[str, int, Pooling]] = [("none", 1, pooling.Stack(k=1, width=width))]
     for k in ks:
-        made += [
+        poolings += [
             ("mean", k, pooling.Mean(k=k, width=width)),
             ("conv", k, pooling.Conv(k=k, width=width)),
             ("attention", k, pooling.Attention(k=k, width=width, n_heads=n_heads)),
             ("stack", k, pooling.Stack(k=k, width=width)),
         ]
-    return [(name, k, own if type(module) is type(own) and k == own.k else module) for name, k, module in made]
+    return [(name, k, own if type(module) is type(own) and k == own.k else module) for name, k, module in poolings]
 
 
-def explained_variance(
-    module: nn.Module, clips: Sequence[torch.Tensor], k: int, seed: int
-) -> tuple[float, float, float]:
-    """Of the variance of clips' frames (C, D), the share that a linear readout of tokens of k frames gets back: fitted
-    on every other clip, measured on the rest, with the ends of its interval over these."""
+def explained_variance(module: Pooling, clips: Sequence[torch.Tensor], k: int, seed: int) -> tuple[float, float, float]:
+    """Return the share of the variance of frames that a linear readout of tokens recovers, with its 95 % interval.
+
+    Args:
+        module: the pooling.
+        clips: frames (C, D) of each clip. The readout is fitted on every other clip and evaluated on the rest.
+        k: frames of a window.
+        seed: seed of the bootstrap over clips.
+    """
     pairs = []
     for clip in clips:
         tokens, n = module(clip, torch.tensor([len(clip)]))
@@ -121,7 +132,8 @@ def explained_variance(
     gram += RIDGE * np.trace(gram) / len(gram) * np.eye(len(gram))
     readout = np.linalg.solve(gram, (x - mean_x).T @ (y - mean_y))
     test = [(b - mean_y, (a - mean_x) @ readout) for a, b in pairs[1::2]]
-    lost = np.array([((true - found) ** 2).sum() for true, found in test])
+    lost = np.array([((true - predicted) ** 2).sum() for true, predicted in test])
     whole = np.array([(true**2).sum() for true, _ in test])
-    low, high = bootstrap(np.stack([lost, whole], axis=1), "accuracy", seed=seed)  # a rate, as the share that is lost
+    # The lost share is a ratio of sums, like accuracy.
+    low, high = bootstrap(list(np.stack([lost, whole], axis=1)), "accuracy", seed=seed)
     return float(1 - lost.sum() / whole.sum()), 1 - high, 1 - low

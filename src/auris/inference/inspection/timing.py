@@ -1,17 +1,19 @@
-"""When words are said: as the row knows it, as a forced alignment finds it, and as the model itself answers it."""
+"""Times of words from three sources: the labels of a row, forced alignment, and the response of the model."""
 
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from auris.audio import SAMPLE_RATE
 from auris.data.batches import pack
 from auris.data.rows import Row, language
 from auris.inference import load as pretrained
-from auris.inference.align import Aligner, Times, WordTime
+from auris.inference.align import ENDS, Aligner, Times, WordTime
 from auris.inference.inspection.trace import Subject, Trace, trace_row
 from auris.metrics.normalize import normalize
 from auris.metrics.timestamps import matches
@@ -26,31 +28,37 @@ TRUE, ALIGNED, ANSWERED = "true", "forced alignment", "answer with times"
 
 
 def word_times(subject: Subject, row: Row, *, prior_rows: int = 64) -> dict[str, Times]:
-    """Words with their times in seconds, by where they come from; what there is none of is left out.
+    """Return words with their times in seconds by source, without sources that are not available.
 
-    `true` is the row's own label, `forced alignment` what the subject's aligner finds of the known transcript (its
-    priors are taken of the first `prior_rows` rows that have one), `answer with times` what the model says when it is
-    asked for times (`srwt`), where its answer has any.
+    `true` is the label of the row. `forced alignment` aligns the transcript of the row with the aligner of `subject`.
+    `answer with times` is the response of the model to a prompt for times (`srwt`).
 
-    Raises ValueError for a transcript that cannot be said in its clip.
+    Args:
+        subject: the model, the aligner and the rows.
+        row: the row.
+        prior_rows: maximum number of transcribed rows from which the aligner estimates its priors.
+
+    Raises:
+        UserError: the clip is too short for the transcript.
     """
-    found: dict[str, Times] = {}
+    sources: dict[str, Times] = {}
     if row.labels.get("words"):
-        found[TRUE] = list(row.labels["words"])
+        sources[TRUE] = list(row.labels["words"])
     if subject.aligner is not None and (row.labels["task"] in tasks.TRANSCRIPTS or row.labels.get("transcript")):
-        found[ALIGNED] = _aligned(subject, row, prior_rows)
+        sources[ALIGNED] = _align(subject.aligner, subject.rows, row, prior_rows)
     if row.labels.get("words") and row.labels.get("language"):
-        asked = replace(row, labels={**row.labels, "task": "srwt"})
-        words = Words().parse(trace_row(subject.model, asked).answer)["words"]
+        prompt = replace(row, labels={**row.labels, "task": "srwt"})
+        words = Words().parse(trace_row(subject.model, prompt).answer)["words"]
         if timed := [word for word in words if word["end"] is not None]:
-            found[ANSWERED] = timed
-    return found
+            sources[ANSWERED] = timed
+    return sources
 
 
-def _aligned(subject: Subject, row: Row, prior_rows: int) -> Times:
-    aligner = Aligner(pretrained.load(subject.aligner), prior_scale=1.0)
-    spoken = (other for other in subject.rows if other.labels.get("task") in tasks.TRANSCRIPTS and not other.problem)
-    rows = [row, *(other for other, _ in zip(spoken, range(prior_rows), strict=False))]
+def _align(run: Path, candidates: Sequence[Row], row: Row, prior_rows: int) -> Times:
+    """Align a row with the aligner of a run; its priors come from the first transcribed rows of `candidates`."""
+    aligner = Aligner(pretrained.load(run), prior_scale=1.0)
+    transcribed = (entry for entry in candidates if entry.labels.get("task") in tasks.TRANSCRIPTS and not entry.problem)
+    rows = [row, *islice(transcribed, prior_rows)]
     batch = pack(rows, [(number, None) for number in range(1, len(rows))], aligner.view)
     if batch["rows"]:
         aligner.estimate_priors([batch])
@@ -60,29 +68,37 @@ def _aligned(subject: Subject, row: Row, prior_rows: int) -> Times:
     return words
 
 
-def time_shifts(row: Row, found: Mapping[str, Times]) -> pd.DataFrame:
-    """By how many milliseconds each word starts and ends after the true one: columns source, word, start, end, `start
-    shift`, `end shift`. Words are matched by the fewest edits, as the score of times does; one that is not matched has
-    no line."""
+def time_shifts(row: Row, times: Mapping[str, Times]) -> pd.DataFrame:
+    """Return the milliseconds by which each word starts and ends after the true one.
+
+    Words are matched by minimum edit distance, as in the timestamp metric. Unmatched words are missing.
+
+    Args:
+        row: the row.
+        times: the result of `word_times`.
+
+    Returns:
+        A table with the columns source, word, start, end (of the label), `start shift` and `end shift`.
+    """
     import pandas as pd
 
     spoken = language(row)
-    true = found.get(TRUE, [])
+    true = times.get(TRUE, [])
     lines = []
-    for source, words in found.items():
+    for source, words in times.items():
         keys = [[normalize(word["word"], spoken) for word in side] for side in (true, words)]
         for i, j in matches(*keys) if source != TRUE else ():
-            far = [round(1000 * (words[j][end] - true[i][end])) for end in ("start", "end")]
-            lines.append((source, true[i]["word"], true[i]["start"], true[i]["end"], *far))
+            shifts = [round(1000 * (words[j][end] - true[i][end])) for end in ENDS]
+            lines.append((source, true[i]["word"], true[i]["start"], true[i]["end"], *shifts))
     return pd.DataFrame(lines, columns=["source", "word", "start", "end", "start shift", "end shift"])
 
 
-def audio_players(trace: Trace, found: Mapping[str, Times]) -> HTML:
-    """An audio player for each word and each source of its times, in a table: what would be cut out by them."""
+def audio_players(trace: Trace, times: Mapping[str, Times]) -> HTML:
+    """Return a table with an audio player for each word and each source of its times."""
     from IPython.display import HTML
 
     lines = ""
-    for source, words in found.items():
+    for source, words in times.items():
         cells = "".join(f"<td>{html.escape(word['word'])}<br>{_player(trace, word)}</td>" for word in words)
         lines += f"<tr><th>{html.escape(source)}</th>{cells}</tr>"
     return HTML(f"<table>{lines}</table>")
@@ -91,9 +107,9 @@ def audio_players(trace: Trace, found: Mapping[str, Times]) -> HTML:
 def _player(trace: Trace, word: WordTime) -> str:
     from IPython.display import Audio
 
-    first, last = (round(word[end] * SAMPLE_RATE) for end in ("start", "end"))
-    stretch = trace.wave[max(0, first) : max(last, first + 1)]
-    if not len(stretch):
+    first, last = (round(word[end] * SAMPLE_RATE) for end in ENDS)
+    segment = trace.wave[max(0, first) : max(last, first + 1)]
+    if not len(segment):
         return "-"
-    sound = Audio(stretch, rate=SAMPLE_RATE)
-    return sound._repr_html_().replace("<audio ", '<audio style="width: 7em" ')
+    player = Audio(segment, rate=SAMPLE_RATE)
+    return player._repr_html_().replace("<audio ", '<audio style="width: 7em" ')

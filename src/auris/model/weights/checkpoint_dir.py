@@ -1,11 +1,13 @@
-"""Checkpoints of a run on disk: one format, whatever the parallel strategy that wrote it or reads it.
+"""Checkpoints of a run on disk. The format does not depend on the parallel strategy that writes or reads it.
 
-A checkpoint is a directory that gets its name when it is complete. Every process writes its own pieces of the tensors,
-and the manifest says where in the whole tensor each piece lies, so any number of processes can read any checkpoint,
-each the slices that it needs. There is no pickle in it: tensors are safetensors, everything else is JSON.
+A checkpoint is a directory that receives its name when it is complete. Every process writes its own pieces of the
+tensors, and the manifest records the position of each piece in the full tensor. Any number of processes can read a
+checkpoint, each the slices that it needs. Tensors are stored as safetensors, everything else as JSON; there is no
+pickle.
 
-    RUN/checkpoints/step_00000200/manifest.json             written last: sizes and checksums of all files, all pieces
-                                  trainer.json              config, position, schedules, which checkpoint was best
+    RUN/checkpoints/step_00000200/manifest.json             written last: sizes and checksums of all files, list of
+    pieces
+                                  trainer.json              config, step, schedules, the best checkpoint
                                   weights-00000-of-00002.safetensors
                                   optimizer-00000-of-00002.safetensors
 
@@ -35,7 +37,7 @@ from auris.model.distributed import gather, world_and_rank
 from auris.model.weights.tensors import DTYPES, Header, TensorSource
 
 FORMAT = 1
-KINDS = ("weights", "optimizer")  # of tensors; loading a model reads the first kind only
+KINDS = ("weights", "optimizer")  # kinds of tensors; loading a model reads the weights only
 FOLDER = "checkpoints"  # in a run directory
 MANIFEST, TRAINER = "manifest.json", "trainer.json"
 PARTIAL, REMOVED = "partial-", "removed-"  # name prefixes of directories that are being written or deleted
@@ -59,7 +61,7 @@ class StoredFile(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """A part of a tensor: its file, and where in the whole tensor it begins."""
+    """A part of a tensor: its file, its offset in the full tensor, and its shape."""
 
     file: str
     offset: tuple[int, ...]
@@ -68,16 +70,16 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True)
 class StoredTensor(Header):
-    """A tensor in a checkpoint: shape and dtype of the whole, and the pieces that it consists of."""
+    """A tensor in a checkpoint: shape and dtype of the full tensor, and its pieces."""
 
     pieces: tuple[Piece, ...]
 
 
 class CheckpointDir:
-    """An opened checkpoint: the manifest has been read and verified, tensors are read on demand.
+    """An open checkpoint. Its manifest has been read and verified; tensors are read on demand.
 
     Raises:
-        DamagedError: the manifest is missing or was altered.
+        DamagedError: the manifest is missing or has changed.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -86,11 +88,11 @@ class CheckpointDir:
 
     @property
     def state(self) -> State:
-        """Everything that is not a tensor: what the writer passed, `step`, and the optimizer's `groups`."""
+        """Return everything that is not a tensor: the state of the writer, `step`, and the optimizer's `groups`."""
         return read_json(self.path / TRAINER)
 
     def verify(self, kinds: Collection[str] = KINDS, *, world: int = 1, rank: int = 0) -> None:
-        """Compare files of these kinds with their checksums, each process its share, and all files with their sizes.
+        """Compare the sizes of all files of these kinds, and the checksums of this rank's share of them.
 
         Raises:
             DamagedError: a file differs from what was written.
@@ -99,38 +101,41 @@ class CheckpointDir:
         for name in names:
             size, expected = file_size(self.path / name), self._files[name].bytes
             if size != expected:
-                raise DamagedError(f"{self.path / name} is damaged: it has {size:,} bytes, {expected:,} were written")
+                raise DamagedError(f"{self.path / name} is damaged: it has {size:,} bytes, expected {expected:,}")
         for name in names[rank::world]:
             try:
                 checksum = file_digest(self.path / name)
             except OSError as error:
                 raise DamagedError(f"{self.path / name} cannot be read ({error})") from error
             if checksum != self._files[name].sha256:
-                raise DamagedError(f"{self.path / name} is damaged: its checksum is not that of what was written")
+                raise DamagedError(f"{self.path / name} is damaged: its checksum differs from the manifest")
 
     def tensors(self, kind: str = "weights", prefix: str = "") -> CheckpointTensors:
-        """Return the tensors of a kind whose names begin with `prefix`, under their names without it."""
+        """Return the tensors of a kind whose names begin with `prefix`, with the prefix removed from their names."""
         return CheckpointTensors(self.path, self._stored[kind], prefix)
 
 
 class CheckpointTensors(TensorSource):
-    """Tensors of one kind in a checkpoint, each put together from its pieces.
+    """Tensors of one kind in a checkpoint, each assembled from its pieces.
 
     Args:
         folder: the checkpoint.
         stored: its tensors by name.
-        prefix: selects the tensors whose names begin with it; they are known by the rest of their names.
+        prefix: selects the tensors whose names begin with it. The prefix is removed from their names.
     """
 
     def __init__(self, folder: Path, stored: Mapping[str, StoredTensor], prefix: str) -> None:
-        super().__init__({name.removeprefix(prefix): one for name, one in stored.items() if name.startswith(prefix)})
+        selected = {name.removeprefix(prefix): stored[name] for name in stored if name.startswith(prefix)}
+        super().__init__(selected)
+        self._stored = selected
         self._folder, self._prefix = folder, prefix
         self._open: dict[str, safe_open] = {}
 
     def read(self, name: str, index: tuple[slice, ...] | None = None) -> Tensor:
-        stored = self._described[name]
+        """Return a tensor or a part of it; a part that is one piece is not copied."""
+        stored = self._stored[name]
         index = (*(index or ()), *[slice(None)] * (len(stored.shape) - len(index or ())))
-        wanted = [one.indices(size)[:2] for one, size in zip(index, stored.shape, strict=True)]
+        wanted = [part.indices(size)[:2] for part, size in zip(index, stored.shape, strict=True)]
         shape = tuple(max(0, stop - start) for start, stop in wanted)
         for piece in stored.pieces:
             if piece.shape == shape and all(at == start for at, (start, _) in zip(piece.offset, wanted, strict=True)):
@@ -148,7 +153,8 @@ class CheckpointTensors(TensorSource):
         return out
 
     def read_all(self) -> dict[str, Tensor]:
-        return {name: self.read(name) for name in self._described}
+        """Return all tensors by name."""
+        return {name: self.read(name) for name in self._stored}
 
     def _handle(self, name: str) -> safe_open:
         if name not in self._open:
@@ -167,23 +173,25 @@ def _read_manifest(path: Path) -> tuple[int, dict[str, StoredFile], dict[str, di
         content = sealed["content"]
         is_intact = sealed["sha256"] == content_digest(content)
     except FileNotFoundError as error:
-        raise DamagedError(f"{path} is no complete checkpoint: it has no {MANIFEST}") from error
+        raise DamagedError(f"{path} is not a complete checkpoint: it has no {MANIFEST}") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DamagedError(f"{file} cannot be read ({' '.join(str(error).split())})") from error
     if not is_intact:
-        raise DamagedError(f"{file} is damaged: its checksum is not that of what was written")
+        raise DamagedError(f"{file} is damaged: its checksum is wrong")
     if content.get("format") != FORMAT:
-        raise DamagedError(f"{file} has format {content.get('format')}, this auris reads {FORMAT}")
+        raise DamagedError(
+            f"{file} has format {content.get('format')}, but this version of auris reads format {FORMAT}"
+        )
     tensors = {
         kind: {
             name: StoredTensor(
-                tuple(shape), DTYPES[code], tuple(Piece(one, tuple(at), tuple(n)) for one, at, n in pieces)
+                tuple(shape), DTYPES[code], tuple(Piece(part, tuple(at), tuple(n)) for part, at, n in pieces)
             )
             for name, (shape, code, pieces) in table.items()
         }
         for kind, table in content["tensors"].items()
     }
-    return content["step"], {name: StoredFile(**one) for name, one in content["files"].items()}, tensors
+    return content["step"], {name: StoredFile(**entry) for name, entry in content["files"].items()}, tensors
 
 
 def content_digest(content: object) -> str:
@@ -200,7 +208,7 @@ def file_size(file: Path) -> int:
 
 
 def is_checkpoint(path: str | Path) -> bool:
-    """Return whether a path is meant to be one checkpoint, complete or not."""
+    """Return whether a path looks like one checkpoint, complete or not."""
     path = Path(path)
     return path.is_dir() and bool((path / MANIFEST).is_file() or _STEP.fullmatch(path.resolve().name))
 
@@ -211,7 +219,7 @@ def step_dir(folder: str | Path, step: int) -> Path:
 
 
 def list_steps(folder: str | Path) -> list[int]:
-    """Return the steps that a folder has checkpoints of, newest first; damaged ones are included."""
+    """Return the steps of all checkpoints in a folder, newest first, including damaged ones."""
     names = [path.name for path in Path(folder).iterdir()] if Path(folder).is_dir() else []
     return sorted((int(match[1]) for match in map(_STEP.fullmatch, names) if match), reverse=True)
 
@@ -219,15 +227,15 @@ def list_steps(folder: str | Path) -> list[int]:
 def find_newest(
     folder: str | Path, kinds: Collection[str] = KINDS, *, warn: Callable[[str], object] = warnings.warn
 ) -> CheckpointDir | None:
-    """Return the newest intact checkpoint in a folder, None if there is none at all. Collective.
+    """Return the newest intact checkpoint in a folder; None if there are no checkpoints. Collective.
 
     Args:
         folder: `RUN/checkpoints`.
-        kinds: kinds of tensors whose files are verified, by each process its share.
-        warn: called with a message for each damaged checkpoint that is passed over.
+        kinds: kinds of tensors whose files are verified, each rank a share of them.
+        warn: called with a message for each damaged checkpoint.
 
     Raises:
-        UserError: there are checkpoints, but none of them is intact.
+        UserError: all checkpoints are damaged.
     """
     world, rank = world_and_rank()
     available = gather(list_steps(folder))[0]
@@ -244,17 +252,17 @@ def find_newest(
         warn(f"{errors[0]}; trying the checkpoint before step {step}")
     if available:
         raise UserError(
-            f"none of the {len(available)} checkpoints in {folder} is whole: delete it to start the run anew"
+            f"all {len(available)} checkpoints in {folder} are damaged: delete this folder to restart the run"
         )
     return None
 
 
 def find_best(folder: str | Path) -> CheckpointDir | None:
-    """Return the best checkpoint of a folder according to the newest intact one; None if it names none. Collective.
+    """Return the best checkpoint of a folder, as recorded in the newest intact one; None if not recorded. Collective.
 
     Raises:
         DamagedError: the best checkpoint is damaged.
-        UserError: there are checkpoints, but none of them is intact.
+        UserError: all checkpoints are damaged.
     """
     last = find_newest(folder, ())
     mark = last.state.get("best") if last else None
@@ -262,17 +270,18 @@ def find_best(folder: str | Path) -> CheckpointDir | None:
 
 
 def find(path: str | Path, which: str = "last", kinds: Collection[str] = ("weights",)) -> CheckpointDir:
-    """Return the checkpoint that a path stands for: itself, or the last or best one of a run directory, verified.
+    """Return the checkpoint at a path, or the last or best one of a run directory, after verifying it.
 
     Raises:
-        MissingFileError: there is none.
-        UserError: `which` is neither last nor best, or no such checkpoint is intact.
+        MissingFileError: there is no checkpoint.
+        UserError: `which` is neither last nor best, or the checkpoint is damaged.
     """
     path = Path(path)
     if which not in ("last", "best"):
         raise UserError(f"which={which}: expected last or best")
+    checkpoint: CheckpointDir | None
     if is_checkpoint(path):
-        checkpoint: CheckpointDir | None = CheckpointDir(path)
+        checkpoint = CheckpointDir(path)
         checkpoint.verify(kinds)
     elif which == "last":
         checkpoint = find_newest(path / FOLDER, kinds)
@@ -281,18 +290,18 @@ def find(path: str | Path, which: str = "last", kinds: Collection[str] = ("weigh
     if checkpoint is None:
         what = f"has no {which} checkpoint" if path.is_dir() else "does not exist"
         raise MissingFileError(
-            f"{path} {what}: expected a run directory, or one of its checkpoints as {FOLDER}/step_00000200"
+            f"{path} {what}: expected a run directory or one of its checkpoints, such as {FOLDER}/step_00000200"
         )
     return checkpoint
 
 
 def recover(folder: str | Path) -> None:
-    """Finish the renaming of a complete checkpoint that a killed process has left under a temporary name.
+    """Rename a complete checkpoint to which a killed process did not give its final name.
 
-    To be called by one process when a run begins, while nobody is saving.
+    Must be called by one process at the start of a run, before anything is saved.
     """
     folder = Path(folder)
-    for prefix in (PARTIAL, REMOVED):  # the new checkpoint if it is complete, otherwise the one that it was to replace
+    for prefix in (PARTIAL, REMOVED):  # prefer the new checkpoint, if complete, over the one it replaces
         for left in folder.glob(f"{prefix}step_*"):
             final = left.with_name(left.name.removeprefix(prefix))
             if _STEP.fullmatch(final.name) and (left / MANIFEST).is_file() and not final.exists():
@@ -300,17 +309,17 @@ def recover(folder: str | Path) -> None:
 
 
 def prune(folder: str | Path, step: int, keep: int, best: int | None = None) -> None:
-    """Delete old checkpoints after that of `step` was written: keep the newest `keep` and that of step `best`.
+    """Delete old checkpoints after that of `step` was written, except the newest `keep` and that of step `best`.
 
-    Later ones are damaged ones that the run could not be resumed from: they are renamed for a person to look at.
+    Checkpoints of later steps are damaged, because the run was not resumed from them. They are renamed, not deleted.
     """
     folder = Path(folder)
     available = list_steps(folder)
-    for later in [one for one in available if one > step]:
+    for later in [number for number in available if number > step]:
         set_aside(step_dir(folder, later), _DAMAGED)
-    for old in [one for one in available if one <= step][keep:]:
+    for old in [number for number in available if number <= step][keep:]:
         if old != best:
-            # Renamed first: a process killed while deleting leaves nothing that looks like a checkpoint.
+            # Renamed first, so that a process killed while deleting leaves nothing that looks like a checkpoint.
             shutil.rmtree(set_aside(step_dir(folder, old), REMOVED))
     for prefix in (REMOVED, PARTIAL):  # left by processes that were killed
         for left in folder.glob(f"{prefix}*"):
@@ -318,7 +327,7 @@ def prune(folder: str | Path, step: int, keep: int, best: int | None = None) -> 
 
 
 def set_aside(directory: Path, prefix: str) -> Path:
-    """Rename a checkpoint so that it is not taken for one any more."""
+    """Rename a checkpoint so that it is no longer recognised as one, and return its new path."""
     aside = directory.with_name(prefix + directory.name)
     shutil.rmtree(aside, ignore_errors=True)
     return directory.rename(aside)

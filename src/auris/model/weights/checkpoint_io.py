@@ -1,4 +1,4 @@
-"""Saving a module and its optimizer as a checkpoint, and restoring them: collectively, each process its own slices."""
+"""Save a module and its optimizer as a checkpoint, and restore them. Each rank writes and reads its own slices."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class SaveError(OSError):
 
 
 class _Written(NamedTuple):
-    """What a process has written: its files, and its piece of each tensor in them by kind and name."""
+    """Files that one rank has written, and its piece of each tensor by kind and name."""
 
     files: dict[str, StoredFile]
     pieces: dict[tuple[str, str], Piece]
@@ -66,21 +66,24 @@ def save(
     optimizer: Optimizer | None = None,
     state: State,
 ) -> Path:
-    """Write the checkpoint of a step; it gets its name when all of it is on the disk. Collective.
+    """Write the checkpoint of a step. It receives its name when it is complete on disk. Collective.
 
-    A sharded tensor's pieces are written by the processes that have them, replicas once. In addition to the model at
-    most one tensor is in the host's memory.
+    The pieces of a sharded tensor are written by the ranks that hold them, and replicas are written once. At most one
+    tensor at a time is copied to the memory of the host.
 
     Args:
         folder: `RUN/checkpoints`.
         step: number of the step.
-        module: what is saved.
-        optimizer: None to save the weights alone.
-        state: everything else, as JSON. `recipe` is for loading the model; `best` names the best checkpoint: None, or
-            its `step`.
+        module: the module to save.
+        optimizer: the optimizer; None to save the weights only.
+        state: everything else, as JSON. `recipe` is the config that loading the model needs; `best` is None or contains
+            the `step` of the best checkpoint.
+
+    Returns:
+        The directory of the checkpoint.
 
     Raises:
-        SaveError: on every process if one of them cannot write; earlier checkpoints are unchanged.
+        SaveError: a rank cannot write (raised on all ranks). Earlier checkpoints are unchanged.
     """
     _, rank = world_and_rank()
     final = step_dir(folder, step)
@@ -94,20 +97,21 @@ def save(
         collectively(lambda: _seal(partial, final, state, tables, written) if rank == 0 else None, SaveError)
     except SaveError:
         if rank == 0:
-            shutil.rmtree(partial, ignore_errors=True)  # free the space for the next one
+            shutil.rmtree(partial, ignore_errors=True)  # free the disk space for the next checkpoint
         raise
     return final
 
 
 def _make(partial: Path) -> None:
-    shutil.rmtree(partial, ignore_errors=True)  # left by a process that was killed
+    shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
     partial.mkdir(parents=True)
 
 
 def _writers(tensors: Mapping[str, Tensor]) -> dict[str, int]:
-    """Return which process writes this process's piece of each tensor; holders of one piece take turns. Collective.
+    """Return the rank that writes this rank's piece of each tensor; holders of the same piece take turns. Collective.
 
-    Derived from the pieces, not from meshes: a tensor that is sharded over a part of a mesh does not know the rest.
+    The result depends on the pieces, not on device meshes: a tensor that is sharded over a part of a mesh does not know
+    the whole mesh.
     """
     pieces = {name: local_part(tensor.detach()) for name, tensor in sorted(tensors.items())}
     # Pieces do not overlap, so the offset identifies a piece.
@@ -115,19 +119,19 @@ def _writers(tensors: Mapping[str, Tensor]) -> dict[str, int]:
     everyone = gather(offsets)
     writers = {}
     for number, (name, offset) in enumerate(zip(pieces, offsets, strict=True)):
-        holders = [rank for rank, theirs in enumerate(everyone) if theirs[number] == offset]
+        holders = [rank for rank, held in enumerate(everyone) if held[number] == offset]
         writers[name] = -1 if offset is None else holders[number % len(holders)]
     return writers
 
 
 def _offset(index: tuple[slice, ...]) -> tuple[int, ...]:
-    return tuple(one.start for one in index)
+    return tuple(part.start for part in index)
 
 
 def _write_own(
     folder: Path, tables: Mapping[str, Mapping[str, Tensor]], writers: Mapping[str, Mapping[str, int]], rank: int
 ) -> _Written:
-    """Write this process's pieces of the tensors of all kinds."""
+    """Write this rank's pieces of the tensors of all kinds."""
     world, _ = world_and_rank()
     written = _Written({}, {})
     for kind, tensors in tables.items():
@@ -145,12 +149,11 @@ def _write_own(
 def _write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> StoredFile:
     """Write a safetensors file tensor by tensor.
 
-    safetensors' own `save_file` needs all of them in the host's memory at once, and a checksum would have to read the
-    file again, which would verify the disk's cache and not what was to be written.
+    `save_file` of safetensors needs all tensors in the memory of the host at once. A checksum would have to read the
+    file again, which verifies the page cache instead of the data that was to be written.
     """
-    ordered = sorted(
-        tensors, key=lambda name: (-tensors[name].element_size(), name)
-    )  # largest types first, so that all are aligned
+    # Larger types first, so that all tensors are aligned.
+    ordered = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name in ordered:
@@ -159,12 +162,12 @@ def _write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> StoredFile:
         header[name] = {"dtype": code, "shape": shape, "data_offsets": [start, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    values = (memoryview(tensors[name].cpu().contiguous().flatten().view(torch.uint8).numpy()) for name in ordered)
+    values = (tensors[name].cpu().contiguous().flatten().view(torch.uint8).numpy().data for name in ordered)
     return _write(file, chain([len(text).to_bytes(8, "little"), text], values))
 
 
 def _write(file: Path, chunks: Iterable[bytes | memoryview]) -> StoredFile:
-    """Write a file and wait until it is on the disk."""
+    """Write a file and wait until it is on disk."""
     total, size = hashlib.sha256(), 0
     with file.open("wb") as out:
         for chunk in chunks:
@@ -182,30 +185,30 @@ def _seal(
     tables: Mapping[str, Mapping[str, Tensor]],
     written: Sequence[_Written],
 ) -> None:
-    """Write the manifest and trainer.json, and give the directory its name."""
+    """Write trainer.json and the manifest, and give the directory its final name."""
     files = {name: file for process in written for name, file in process.files.items()}
     tensors: dict[str, dict[str, Any]] = {kind: {} for kind in tables}
     for kind, table in tables.items():
         for name, tensor in sorted(table.items()):
             pieces = [process.pieces[kind, name] for process in written if (kind, name) in process.pieces]
             covered = sum(math.prod(piece.shape) for piece in pieces)  # pieces do not overlap
-            assert covered == tensor.numel(), f"{name} of shape {tuple(tensor.shape)} is not made up by {pieces}"
+            assert covered == tensor.numel(), f"{name} of shape {tuple(tensor.shape)} does not consist of {pieces}"
             tensors[kind][name] = [tuple(tensor.shape), _CODES[tensor.dtype], pieces]
     for name, described in files.items():
         if file_size(partial / name) != described.bytes:
-            raise OSError(f"{partial / name} is not there: all processes must write to one shared file system")
+            raise OSError(f"{partial / name} is missing: all processes must write to the same shared file system")
     text = json.dumps(state, ensure_ascii=False)
     files[TRAINER] = _write(partial / TRAINER, [text.encode()])
     content = {
         "format": FORMAT,
         "step": state["step"],
-        "files": {name: one._asdict() for name, one in files.items()},
+        "files": {name: file._asdict() for name, file in files.items()},
         "tensors": tensors,
     }
     manifest = json.dumps({"content": content, "sha256": content_digest(content)})
     _write(partial / MANIFEST, [manifest.encode()])
     sync_directory(partial)
-    removed = set_aside(final, REMOVED) if final.exists() else None  # damaged, or the step was taken again
+    removed = set_aside(final, REMOVED) if final.exists() else None  # a damaged one, or the step was repeated
     partial.rename(final)
     sync_directory(final.parent)
     if removed:
@@ -217,17 +220,17 @@ def _seal(
 
 @torch.no_grad()
 def restore(checkpoint: CheckpointDir, *, module: nn.Module, optimizer: Optimizer | None = None) -> None:
-    """Restore a module, and its optimizer if given, from a checkpoint; each process reads its own slices.
+    """Restore a module, and its optimizer if given, from a checkpoint. Each rank reads its own slices.
 
     Raises:
-        UserError: tensors are missing, unexpected or of another shape, or the optimizer has other groups.
+        UserError: tensors are missing, unexpected or have other shapes, or the optimizer has other groups.
     """
     weights, targets = checkpoint.tensors(), _once(module.state_dict(keep_vars=True))
     _compare(checkpoint.path, targets, weights)
     groups = checkpoint.state["groups"]
-    ours = _groups(module, optimizer)
-    if optimizer is not None and [group["params"] for group in groups] != [group["params"] for group in ours]:
-        raise UserError(f"{checkpoint.path} was written by an optimizer with other groups of parameters")
+    expected = _groups(module, optimizer)
+    if optimizer is not None and [group["params"] for group in groups] != [group["params"] for group in expected]:
+        raise UserError(f"{checkpoint.path} was written with other parameter groups of the optimizer")
     for name, tensor in targets.items():
         _fill(tensor, weights, name)
     if optimizer is not None:
@@ -252,7 +255,7 @@ def _restore_optimizer(stored: TensorSource, groups: Sequence[Group], module: nn
     for name in names:
         key, _, parameter_name = name.partition(".")
         parameter = parameters[parameter_name]
-        if key == "step":  # torch's optimizers count on the host
+        if key == "step":  # torch's optimizers keep it on the host
             state = stored.read(name).clone()
         else:
             state = torch.zeros_like(parameter, dtype=stored.dtype(name))
@@ -264,14 +267,14 @@ def _restore_optimizer(stored: TensorSource, groups: Sequence[Group], module: nn
 
 
 def _fill(tensor: Tensor, source: TensorSource, name: str) -> None:
-    """Copy this process's part of a stored tensor into `tensor`."""
+    """Copy this rank's part of a stored tensor into `tensor`."""
     local, index = local_part(tensor)
     if local.numel():
         local.copy_(source.read(name, index))
 
 
 def _tables(module: nn.Module, optimizer: Optimizer | None) -> dict[str, dict[str, Tensor]]:
-    """Return the tensors of each kind by name, tied ones once; names of the optimizer's are `exp_avg.PARAMETER` etc."""
+    """Return the tensors of each kind by name, tied ones once. Optimizer state is named as in `exp_avg.PARAMETER`."""
     names = _parameter_names(module)
     states = {
         f"{key}.{names[id(parameter)]}": value
@@ -282,7 +285,10 @@ def _tables(module: nn.Module, optimizer: Optimizer | None) -> dict[str, dict[st
 
 
 def _once(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    names = {id(tensor): name for name, tensor in reversed(state.items())}  # the first name of each
+    """Return the tensors with tied ones under their first name only."""
+    names: dict[int, str] = {}
+    for name, tensor in state.items():
+        names.setdefault(id(tensor), name)
     return {name: tensor for name, tensor in state.items() if names[id(tensor)] == name}
 
 
@@ -294,4 +300,4 @@ def _groups(module: nn.Module, optimizer: Optimizer | None) -> list[Group]:
     """Return the optimizer's groups with names in place of parameters."""
     names = _parameter_names(module)
     groups = optimizer.param_groups if optimizer is not None else []
-    return [{**group, "params": [names[id(one)] for one in group["params"]]} for group in groups]
+    return [{**group, "params": [names[id(parameter)] for parameter in group["params"]]} for group in groups]

@@ -1,7 +1,7 @@
-"""Recognise what a path holds: a run, one of its checkpoints, an exported directory or a published system.
+"""Recognition of what a path contains: a run, one of its checkpoints, an exported directory or a published system.
 
-Only file names, configs and headers are read; `ModelSource.open_tensors()` opens the weights. Whatever the origin, the
-model is described as a config describes it, so the rest of the project knows one kind of model.
+Only file names, configs and headers are read; `ModelSource.open_tensors()` opens the weights. Every model is described
+by the `model` node of a config, regardless of its origin.
 """
 
 from __future__ import annotations
@@ -37,34 +37,34 @@ KINDS = {
     "auris": "a directory that auris exported",
     "qwen2_audio": "Qwen2-Audio in transformers' layout",
     "qwen_audio": "Qwen-Audio (v1) as released",
-    "whisper": "Whisper in transformers' layout: an audio encoder for us",
-    "whisper_openai": "Whisper in OpenAI's layout: an audio encoder for us",
-    "qwen": "Qwen in the layout of its first release: a language model for us",
+    "whisper": "Whisper in transformers' layout, used as an audio encoder",
+    "whisper_openai": "Whisper in OpenAI's layout, used as an audio encoder",
+    "qwen": "Qwen in the layout of its first release, used as a language model",
     "causal_lm": "a causal language model of transformers",
 }
-_LAYOUT_OF = {"run": "auris", "checkpoint": "auris", "qwen": "qwen_audio"}  # other kinds are layouts themselves
+_LAYOUT_OF = {"run": "auris", "checkpoint": "auris", "qwen": "qwen_audio"}  # other kinds are names of layouts
 PARTS = ("encoder", "pooling", "projector", "boundary", "llm")
-_TOKENIZERS = ("tokenizer.json", "qwen.tiktoken", "vocab.json", "tokenizer.model")  # files of a tokenizer, one of them
+_TOKENIZERS = ("tokenizer.json", "qwen.tiktoken", "vocab.json", "tokenizer.model")  # a tokenizer has one of these files
 
 _EXPECTED = (
     "expected a run directory, one of its checkpoints (checkpoints/step_...), a directory that auris exported "
     "(recipe.yaml), a transformers directory (config.json and safetensors) or a Whisper .pt file"
 )
-_DAMAGED = "it is damaged, or holds more than tensors and plain values, which auris does not execute"
+_DAMAGED = "it is damaged, or contains code, which auris does not execute"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSource:
-    """What a path holds.
+    """Description of the model at a path.
 
     Attributes:
-        path: the path as it was given.
+        path: the path that the user has given.
         kind: a key of `KINDS`.
         config: the config of a run or an exported directory; otherwise the content of config.json (for Whisper's .pt:
             `dims`).
-        model: the `model` node of a whole model, its vocabulary rows included; None for a part of one.
-        parts: the node of every part that the source holds; those of `model` if not given.
-        generation: the content of generation_config.json; empty if there is none.
+        model: the `model` node of a complete model, with its number of vocabulary rows; None for a part of a model.
+        parts: the node of every part in the source; by default those of `model`.
+        generation: the content of generation_config.json; empty if there is no such file.
         tokenizer: directory or hub name of the tokenizer; None if there is none.
         file: the weights, if they are one file (a .pt).
         checkpoint: the checkpoint of a run; None for anything else.
@@ -86,12 +86,12 @@ class ModelSource:
 
     @property
     def layout(self) -> str:
-        """A key of `layouts.LAYOUTS`: how the tensors are named."""
+        """Return the layout of the tensors, a key of `layouts.LAYOUTS`."""
         return _LAYOUT_OF.get(self.kind, self.kind)
 
     def open_tensors(self) -> TensorSource:
-        """Open the model's tensors. Those of a run are the net's by the net's names, with adapters merged into them."""
-        if self.kind == "whisper_openai":
+        """Open the tensors of the model. For a run these are the tensors of the net, with adapters merged."""
+        if self.file is not None:
             return StateTensors(_load_pt(self.file)["model_state_dict"])
         if self.checkpoint is None:
             return TensorFiles.open(self.path)
@@ -101,21 +101,21 @@ class ModelSource:
         return StateTensors(adapters.merge(net.read_all(), self.config.get("lora")))
 
     def objective_state(self) -> dict[str, torch.Tensor]:
-        """Read the objective's own tensors, which only a run has."""
+        """Read the tensors of the objective; empty unless this is a run."""
         return {} if self.checkpoint is None else self.checkpoint.tensors(prefix="objective.").read_all()
 
 
 def identify(path: str | Path, which: str = "last") -> ModelSource:
-    """Recognise what `path` holds.
+    """Recognise the model at a path.
 
     Args:
         path: a directory, or a Whisper .pt file.
         which: checkpoint of a run: last or best.
 
     Raises:
-        MissingFileError: nothing there could be a model.
-        UserError: a file cannot be read, or a config contradicts the weights or asks for what we lack; the message
-            names the file and the field.
+        MissingFileError: there is no model.
+        UserError: a file cannot be read, a config contradicts the weights, or it requires something that auris does not
+            support. The message names the file and the field.
     """
     path = Path(path)
     if path.is_file():
@@ -128,13 +128,13 @@ def identify(path: str | Path, which: str = "last") -> ModelSource:
         return _exported(path)
     if (path / "config.json").is_file():
         return _published(path)
-    what = "holds no checkpoint" if path.is_dir() else "does not exist"
+    what = "contains no model" if path.is_dir() else "does not exist"
     raise MissingFileError(f"{path} {what}: {_EXPECTED}")
 
 
 def _identify_file(path: Path) -> ModelSource:
     if path.suffix == ".safetensors":
-        raise UserError(f"{path}: a file of tensors alone does not say what model they are of; give its directory")
+        raise UserError(f"{path}: a file of tensors does not describe its model; give its directory instead")
     if path.suffix != ".pt":
         raise UserError(f"{path} is a file: {_EXPECTED}")
     dims = _load_pt(path)["dims"]
@@ -146,23 +146,23 @@ def _load_pt(path: Path) -> Mapping[str, Any]:
     """Read Whisper as OpenAI stores it: `dims` and `model_state_dict`. Code in the file is never executed."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # of many kinds, as zip and pickle readers meet a wrong file
+    except Exception as error:  # readers of zip and pickle raise many kinds
         raise UserError(f"{path} cannot be read as a Whisper .pt file: {_DAMAGED}") from error
     if not isinstance(content, dict) or not {"dims", "model_state_dict"} <= content.keys():
-        raise UserError(f"{path} is no Whisper .pt file: expected `dims` and `model_state_dict` in it")
+        raise UserError(f"{path} is not a Whisper .pt file: expected `dims` and `model_state_dict` in it")
     return content
 
 
 def _run(path: Path, kind: str, which: str) -> ModelSource:
     checkpoint = checkpoint_dir.find(path, which)
     config = checkpoint.state["recipe"]
-    own = checkpoint.path.resolve().parents[1] / "tokenizer"  # the config's path may be one of another machine
+    copy = checkpoint.path.resolve().parents[1] / "tokenizer"  # the path in the config may be of another machine
     return ModelSource(
         path=path,
         kind=kind,
         config=config,
         model=config["model"],
-        tokenizer=str(own) if own.is_dir() else config["tokenizer"],
+        tokenizer=str(copy) if copy.is_dir() else config["tokenizer"],
         checkpoint=checkpoint,
     )
 
@@ -174,7 +174,7 @@ def _exported(path: Path) -> ModelSource:
     except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{file} is not YAML ({' '.join(str(error).split())})") from error
     if not isinstance(config, Mapping) or not isinstance(config.get("model"), Mapping):
-        raise UserError(f"{file} is no recipe: expected a `model` in it")
+        raise UserError(f"{file} is not a config of auris: expected a `model` in it")
     tokenizer = path / "tokenizer"
     return ModelSource(
         path=path,
@@ -187,7 +187,7 @@ def _exported(path: Path) -> ModelSource:
 
 
 def _published(path: Path) -> ModelSource:
-    """Describe a directory with a config.json, after checking that the weights agree with it."""
+    """Describe the model of a directory with a config.json, after checking that the weights agree with it."""
     file = path / "config.json"
     config = _read_json(file)
     kind = _kind(file, config)
@@ -204,7 +204,7 @@ def _published(path: Path) -> ModelSource:
         else:
             parts["llm"] = _qwen_llm(file, config) if kind == "qwen" else _llm(config)
     except KeyError as error:
-        raise UserError(f"{file} lacks the field {error}, which the published config has") from error
+        raise UserError(f"{file} lacks the field {error}, which the published config contains") from error
     return ModelSource(
         path=path,
         kind=kind,
@@ -224,8 +224,8 @@ def _kind(file: Path, config: ConfigFile) -> str:
         return "qwen_audio" if "audio" in config else "qwen"
     if name in CONFIG_MAPPING and CONFIG_MAPPING[name] in MODEL_FOR_CAUSAL_LM_MAPPING:
         return "causal_lm"
-    known = "qwen2_audio, qwen, whisper, or a causal language model of transformers"
-    raise UserError(f"{file}: model_type={name}, expected {known}")
+    expected = "qwen2_audio, qwen, whisper, or a causal language model of transformers"
+    raise UserError(f"{file}: model_type={name}, expected {expected}")
 
 
 def _generation(path: Path) -> ConfigFile:
@@ -246,7 +246,7 @@ def _read_json(file: Path) -> ConfigFile:
 # --- configs to nodes ---------------------------------------------------------------------------------------------
 
 
-# Arguments of our encoder -> their fields in the configs of Whisper and Qwen2-Audio, and in OpenAI's and Qwen-Audio's.
+# Arguments of `Encoder` -> fields in the configs of transformers (Whisper, Qwen2-Audio) and of OpenAI (Qwen-Audio).
 TRANSFORMERS_FIELDS = {
     "n_mels": "num_mel_bins",
     "width": "d_model",
@@ -265,7 +265,7 @@ OPENAI_FIELDS = {
 
 
 def _encoder(audio: ConfigFile, fields: Mapping[str, str], clip_end: str = "silence") -> Node:
-    arguments = {ours: audio[theirs] for ours, theirs in fields.items()}
+    arguments = {argument: audio[name] for argument, name in fields.items()}
     return {"_target_": "auris.model.encoder.Encoder", **arguments, "clip_end": clip_end}
 
 
@@ -289,15 +289,15 @@ def _whole(encoder: Node, boundary: str, llm: Node, rows: int) -> Node:
 
 
 def _with_defaults(file: Path, config: ConfigFile) -> ConfigFile:
-    """Return a transformers config with every default filled in."""
+    """Return a transformers config with all defaults filled in."""
     try:
         return AutoConfig.for_model(**config).to_dict()
-    except Exception as error:  # each model's own checks raise their own kinds
-        raise UserError(f"{file} is not accepted by transformers: {' '.join(str(error).split())}") from error
+    except Exception as error:  # the checks of each model raise different kinds
+        raise UserError(f"{file} is rejected by transformers: {' '.join(str(error).split())}") from error
 
 
 def _require(file: Path, values: ConfigFile, expected: ConfigFile, prefix: str = "") -> None:
-    """Raise UserError for a field whose value asks for something that our parts do not do."""
+    """Raise UserError for a field with a value that auris does not support."""
     for name, value in expected.items():
         if name in values and values[name] != value:
             raise UserError(f"{file}: {prefix}{name} is {values[name]!r}, expected {value!r}")
@@ -307,21 +307,21 @@ def _qwen2_audio(file: Path, config: ConfigFile) -> Node:
     filled = _with_defaults(file, config)
     audio, text = filled["audio_config"], filled["text_config"]
     _require(file, audio, {"activation_function": "gelu", "scale_embedding": False}, "audio_config.")
-    # Only the fields that config.json has, so that the resulting config stays readable.
+    # Only the fields of config.json, so that the resulting config stays readable.
     llm = _llm({"model_type": text["model_type"], **(config.get("text_config") or {})})
     return _whole(_encoder(audio, TRANSFORMERS_FIELDS), "Tokens", llm, text["vocab_size"])
 
 
-# The values of fields of Qwen's and Qwen-Audio's configs that our parts implement; their code knows others.
+# The supported values of fields in the configs of Qwen and Qwen-Audio. Their own code supports others.
 QWEN_LLM = {"no_bias": True, "rotary_pct": 1.0, "scale_attn_weights": True, "tie_word_embeddings": False}
 QWEN_AUDIO = {"avg_pool": True, "add_audio_bos_eos_token": True}
 
 
 def _qwen_llm(file: Path, config: ConfigFile) -> Node:
-    """Translate Qwen-7B's config (QwenLM/Qwen-Audio configuration_qwen.py) into qwen2's terms.
+    """Translate Qwen-7B's config (QwenLM/Qwen-Audio configuration_qwen.py) to that of qwen2.
 
-    Its `intermediate_size` counts gate and up together. Dynamic NTK and log-n scaling are one option here, as the
-    released systems use both.
+    Its `intermediate_size` is the sum of those of gate and up. Dynamic NTK and log-n scaling are a single option here,
+    because the released systems use both.
     """
     long = bool(config.get("use_dynamic_ntk"))
     head = config["hidden_size"] // config["num_attention_heads"]
@@ -349,8 +349,8 @@ def _qwen_audio(file: Path, config: ConfigFile) -> Node:
 
 # --- configs against weights --------------------------------------------------------------------------------------
 
-# (argument of our encoder, or field of the language model's config; tensor by our name; axis whose size it is, None for
-# the number of different layers that the pattern matches).
+# (argument of `Encoder` or field of the language model's config, pattern of the tensor's model name, axis). The axis
+# has the size that the field names; None means the number of layers that match the pattern.
 _ENCODER_SIZES = (
     ("n_mels", r"encoder\.conv1\.weight", 1),
     ("width", r"encoder\.conv1\.weight", 0),
@@ -364,26 +364,26 @@ _LLM_SIZES = (
     ("num_hidden_layers", r"layers\.(\d+)\.mlp\.down_proj\.weight", None),
     ("intermediate_size", r"layers\.0\.mlp\.down_proj\.weight", 1),
 )
-# kind -> fields of its config.json that go by other names.
+# kind -> fields that have other names in its config.json.
 _FIELDS = {
     "whisper": TRANSFORMERS_FIELDS,
     "qwen2_audio": {
-        **{ours: f"audio_config.{theirs}" for ours, theirs in TRANSFORMERS_FIELDS.items()},
+        **{argument: f"audio_config.{name}" for argument, name in TRANSFORMERS_FIELDS.items()},
         **{size: f"text_config.{size}" for size, _, _ in _LLM_SIZES},
     },
-    "qwen_audio": {ours: f"audio.{theirs}" for ours, theirs in OPENAI_FIELDS.items()},
+    "qwen_audio": {argument: f"audio.{name}" for argument, name in OPENAI_FIELDS.items()},
 }
 
 
 def _compare(file: Path, kind: str, config: ConfigFile) -> None:
-    """Raise UserError for the first size in which config.json and the weights differ.
+    """Raise UserError for the first size that differs between config.json and the weights.
 
-    A missing field or tensor is not compared: the field has a default, and loading reports the tensor.
+    Missing fields and tensors are skipped: the field has a default, and loading reports the tensor.
     """
     source = TensorFiles.open(file.parent)
     layout = LAYOUTS[_LAYOUT_OF.get(kind, kind)]
     stored = source.keys()
-    names = {ours: theirs for theirs in stored for ours in layout.model_names(theirs)}
+    names = {model_name: name for name in stored for model_name in layout.model_names(name)}
     for size, pattern, axis in (*_ENCODER_SIZES, *_LLM_SIZES):
         hits = [match for name in names if (match := re.search(rf"(?:^|\.){pattern}$", name))]
         name = _FIELDS.get(kind, {}).get(size, size)
@@ -391,7 +391,7 @@ def _compare(file: Path, kind: str, config: ConfigFile) -> None:
         for key in name.split("."):
             configured = configured.get(key) if isinstance(configured, Mapping) else None
         if not hits or configured is None or (size == "intermediate_size" and kind in ("qwen", "qwen_audio")):
-            continue  # Qwen's own config counts gate and up together
+            continue  # Qwen's config adds gate and up
         tensor = names[hits[0].string]
         actual = len({match[1] for match in hits}) if axis is None else source.shape(tensor)[axis]
         if configured != actual:

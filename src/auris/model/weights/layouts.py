@@ -1,4 +1,4 @@
-"""Released layouts of model weights: tables that translate tensor names between our model and theirs, both ways."""
+"""Layouts of model weights: tables that translate tensor names between auris and published releases, both ways."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from itertools import islice
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """The names that one release gives to the tensors that we have.
+    """Tensor names of one release and the corresponding names in auris.
 
     Attributes:
-        names: our name -> theirs; the first match counts. `*` stands for one dotted component, `**` for all that
-            follow. Several of our tensors with one name there are joined row-wise, in this order.
-        parts: parts of our model that such files hold; empty if they hold all of it.
-        spellings: (pattern, replacement) pairs that turn other spellings of their names into the one in `names`.
-        left_out: pattern of names that we do not use.
+        names: model name (in auris) -> layout name (in the release); the first match counts. `*` matches one dotted
+            component, `**` matches all following ones. Model tensors with the same layout name are concatenated along
+            rows, in this order.
+        parts: parts of the model that such files contain; empty for a complete model.
+        spellings: (pattern, replacement) pairs that convert other spellings of layout names into that of `names`.
+        left_out: pattern of layout names that are not used.
     """
 
     names: Mapping[str, str]
@@ -27,31 +28,30 @@ class Layout:
     left_out: str | None = None
 
     def layout_name(self, name: str) -> str | None:
-        """Return their name of one of our tensors; None if they have none."""
-        return next((theirs for _, theirs in _renamings(name, self.names.items())), None)
+        """Return the layout name of a model tensor; None if the layout does not contain it."""
+        return next((layout_name for _, layout_name in _renamings(name, self.names.items())), None)
 
     def model_names(self, name: str) -> list[str]:
-        """Return our names of one of their tensors: several if they join ours, none if we have no such tensor."""
-        return [ours for _, ours in _renamings(self.spell(name), ((b, a) for a, b in self.names.items()))]
+        """Return the model names of a stored tensor: several if concatenated, none if it is not in the model."""
+        return [model_name for _, model_name in _renamings(self.spell(name), ((b, a) for a, b in self.names.items()))]
 
     def spell(self, name: str) -> str:
-        """Return one of their names as `names` spells it."""
+        """Return a stored name in the spelling of `names`."""
         for pattern, replacement in self.spellings:
             name = re.sub(pattern, replacement, name)
         return name
 
     def uses(self, name: str) -> bool:
-        """Return whether a tensor is to be read: not so constants that old versions stored, and what is left out."""
+        """Return whether a stored tensor is used: neither left out nor a constant that old versions stored."""
         return not _CONSTANTS.search(name) and not (self.left_out and re.match(self.left_out, self.spell(name)))
 
     def group(self, names: Iterable[str]) -> dict[str, list[str]]:
-        """Return their name -> ours, several in the order in which they are joined; names without a counterpart are
-        missing."""
+        """Group model names by layout name, in the order of concatenation, without names that are not in the layout."""
         groups: dict[str, list[tuple[int, str]]] = {}
         for name in names:
-            for rank, theirs in islice(_renamings(name, self.names.items()), 1):
-                groups.setdefault(theirs, []).append((rank, name))
-        return {theirs: [name for _, name in sorted(group)] for theirs, group in groups.items()}
+            for order, layout_name in islice(_renamings(name, self.names.items()), 1):
+                groups.setdefault(layout_name, []).append((order, name))
+        return {layout_name: [name for _, name in sorted(group)] for layout_name, group in groups.items()}
 
 
 @cache
@@ -60,7 +60,7 @@ def _pattern(rule: str) -> re.Pattern[str]:
 
 
 def _renamings(name: str, rules: Iterable[tuple[str, str]]) -> Iterator[tuple[int, str]]:
-    """Yield the number of each rule (from, to) that matches, and the name that it turns `name` into."""
+    """Yield the index of each matching rule (from, to), and the name into which it converts `name`."""
     for number, (old, new) in enumerate(rules):
         if match := _pattern(old).fullmatch(name):
             yield number, new.replace("**", "*").replace("*", "{}").format(*match.groups())
@@ -68,7 +68,7 @@ def _renamings(name: str, rules: Iterable[tuple[str, str]]) -> Iterator[tuple[in
 
 _CONSTANTS = re.compile(r"\.(rotary_emb\.inv_freq|masked_bias)$")
 
-# A Whisper encoder: our names, those of transformers (Qwen2-Audio too), those of openai-whisper (Qwen-Audio too).
+# A Whisper encoder: names in auris, in transformers (also Qwen2-Audio), in openai-whisper (also Qwen-Audio).
 _ENCODER = (
     ("conv1.*", "conv1.*", "conv1.*"),
     ("conv2.*", "conv2.*", "conv2.*"),
@@ -83,9 +83,9 @@ _ENCODER = (
     ("blocks.*.down.*", "layers.*.fc2.*", "blocks.*.mlp.2.*"),
     ("norm.*", "layer_norm.*", "ln_post.*"),
 )
-_TRANSFORMERS_ENCODER = {ours: theirs for ours, theirs, _ in _ENCODER}
-_OPENAI_ENCODER = {ours: theirs for ours, _, theirs in _ENCODER}
-# Qwen-7B in the names of its own release (modeling_qwen.py): w2 is the gate, w1 what it gates.
+_TRANSFORMERS_ENCODER = {model: transformers for model, transformers, _ in _ENCODER}
+_OPENAI_ENCODER = {model: openai for model, _, openai in _ENCODER}
+# Qwen-7B as first released (modeling_qwen.py): w2 is the gate, w1 the gated projection.
 _QWEN_LLM = {
     "model.embed_tokens.*": "transformer.wte.*",
     "model.layers.*.input_layernorm.*": "transformer.h.*.ln_1.*",
@@ -102,22 +102,22 @@ _QWEN_LLM = {
 }
 
 
-def _under(ours: str, theirs: str, names: Mapping[str, str]) -> dict[str, str]:
-    return {ours + a: theirs + b for a, b in names.items()}
+def _prefixed(model_prefix: str, layout_prefix: str, names: Mapping[str, str]) -> dict[str, str]:
+    return {model_prefix + a: layout_prefix + b for a, b in names.items()}
 
 
-# By the `model_type` of their config.json where there is one.
+# The keys are values of `model_type` in config.json if there is one.
 LAYOUTS = {
-    # Ours. In the checkpoint of a run the names begin with `net.`, those of the objective with `objective.`.
+    # Names in auris. In a run's checkpoint they begin with `net.`, and those of the objective with `objective.`.
     "auris": Layout(
         names={"**": "**"},
         spellings=((r"^net\.", ""),),
         left_out=r"objective\.",
     ),
-    # Files have the names of the first release; in transformers >= 5 a model in memory nests them one level deeper.
+    # Files use the names of the first release. In transformers >= 5 a model in memory nests them one level deeper.
     "qwen2_audio": Layout(
         names={
-            **_under("encoder.", "audio_tower.", _TRANSFORMERS_ENCODER),
+            **_prefixed("encoder.", "audio_tower.", _TRANSFORMERS_ENCODER),
             "projector.*": "multi_modal_projector.linear.*",
             "llm.**": "language_model.**",
         },
@@ -127,21 +127,21 @@ LAYOUTS = {
             (r"^lm_head\.", "language_model.lm_head."),
         ),
     ),
-    "qwen_audio": Layout(  # Qwen-7B itself too, which has no audio module
+    "qwen_audio": Layout(  # also Qwen-7B, which has no audio module
         names={
-            **_under("encoder.", "transformer.audio.", _OPENAI_ENCODER),
+            **_prefixed("encoder.", "transformer.audio.", _OPENAI_ENCODER),
             "projector.*": "transformer.audio.proj.*",
             "boundary.*": "transformer.audio.audio_bos_eos_token.*",
-            **_under("llm.", "", _QWEN_LLM),
+            **_prefixed("llm.", "", _QWEN_LLM),
         },
     ),
     "whisper_openai": Layout(
-        names=_under("encoder.", "encoder.", _OPENAI_ENCODER),
+        names=_prefixed("encoder.", "encoder.", _OPENAI_ENCODER),
         parts=("encoder",),
         left_out=r"decoder\.",
     ),
     "whisper": Layout(
-        names=_under("encoder.", "encoder.", _TRANSFORMERS_ENCODER),
+        names=_prefixed("encoder.", "encoder.", _TRANSFORMERS_ENCODER),
         parts=("encoder",),
         spellings=((r"^model\.", ""),),
         left_out=r"decoder\.|proj_out\.",

@@ -1,7 +1,7 @@
-"""Loading weights into a net, whatever the names they are stored under: all of them or nothing.
+"""Loading of weights into a net from any supported layout: all of them or none.
 
-Every name and shape is checked before the first tensor is copied. Tensors are read slice by slice, by each rank its own
-part only, so at most one file is in memory in addition to the model.
+All names and shapes are checked before the first tensor is copied. Each rank reads only its own slices, so at most one
+file is in memory in addition to the model.
 """
 
 from __future__ import annotations
@@ -17,19 +17,20 @@ from torch import Tensor
 from auris.errors import UserError
 from auris.model import adapters
 from auris.model.dtensor import local_part
+from auris.model.vocabulary import input_table, output_layer
 from auris.model.weights.layouts import LAYOUTS, Layout
 from auris.model.weights.tensors import TensorSource
 
-if TYPE_CHECKING:  # it brings transformers, which takes seconds
+if TYPE_CHECKING:  # importing transformers takes seconds
     from auris.model.audio_lm import AudioLM
 
-_SHOWN = 5  # faults in a message
-_CHUNK = 1024  # rows of a vocabulary that are read at a time
+_SHOWN = 5  # faults in an error message
+_CHUNK = 1024  # rows of a vocabulary that are read at once
 
 
 @dataclass(frozen=True, kw_only=True)
 class InitialWeights:
-    """Weights that a net, or some of its parts, starts from: the arguments of `load`."""
+    """Initial weights of a net or of some of its parts. The attributes are arguments of `load`."""
 
     source: TensorSource
     layout: str
@@ -38,10 +39,11 @@ class InitialWeights:
 
     @property
     def is_whole(self) -> bool:
-        """Whether loading leaves no tensor of a net as it was."""
+        """Return whether loading replaces every tensor of a net."""
         return self.parts is None and not LAYOUTS[self.layout].parts
 
     def load(self, net: AudioLM, *, seed: int) -> None:
+        """Load the weights into a net."""
         load(net, self.source, layout=self.layout, parts=self.parts, label=self.label, seed=seed)
 
 
@@ -55,23 +57,22 @@ def load(
     label: str,
     seed: int = 0,
 ) -> None:
-    """Fill a net's parts from a source: all of them or nothing.
+    """Fill parts of a net from a source: all of them or none.
 
-    A vocabulary can grow: if the source is a language model alone and has fewer rows than the net, the old rows are
-    copied exactly and the new ones drawn from N(mean, standard deviation) of each channel over the old rows, the same
-    on every rank.
+    The vocabulary can grow. If the source is only a language model and has fewer rows than the net, the old rows are
+    copied exactly, and the new ones are drawn from N(mean, standard deviation) of each channel over the old rows,
+    identically on every rank.
 
     Args:
-        net: a net with memory, its tensors plain or sharded (each rank reads its own slices only). Dtypes stay as they
-            are, and so do adapters.
+        net: a net with memory, plain or sharded. Dtypes and adapters do not change.
         source: tensors, in files or in memory.
-        layout: the layout of the source's names, a key of LAYOUTS.
-        parts: parts of the net (`encoder`, ..., `llm`); all that the layout holds if not given.
-        label: what the user calls the source, the beginning of every message: `weights.llm=DIR`.
-        seed: seed of a grown vocabulary's new rows.
+        layout: layout of the source's names, a key of LAYOUTS.
+        parts: parts of the net (`encoder`, ..., `llm`); None: all that the layout contains.
+        label: name of the source at the beginning of error messages, such as `weights.llm=DIR`.
+        seed: seed of the new rows of a grown vocabulary.
 
     Raises:
-        UserError: a tensor is missing, unexpected or of another shape (with both shapes), or the source lacks a part.
+        UserError: a tensor is missing, unexpected or has another shape (both are shown), or the source lacks a part.
     """
     label = f"{label} ({layout} layout)"
     match = _match(net, source, LAYOUTS[layout], _choose(net, parts, LAYOUTS[layout], label))
@@ -79,9 +80,9 @@ def load(
         rest = f"; and {len(match.faults) - _SHOWN} more" if len(match.faults) > _SHOWN else ""
         raise UserError(f"{label} does not fit the model: {'; '.join(match.faults[:_SHOWN])}{rest}")
     assert not any(tensor.is_meta for tensor in match.targets.values()), "materialise the net first"
-    for theirs, name in match.stored.items():  # in the source's order, so that each file is opened once
+    for layout_name, name in match.stored.items():  # in the order of the source, so that each file is opened once
         row = 0
-        for member in match.wanted.get(theirs, ()):
+        for member in match.wanted.get(layout_name, ()):
             tensor = match.targets[member]
             if member in match.grown:
                 _copy_grown(tensor, source, name, seed=zlib.crc32(f"{seed} {member}".encode()))
@@ -91,20 +92,20 @@ def load(
 
 
 def find_mismatches(net: AudioLM, source: TensorSource, layout: str) -> list[str]:
-    """Return why the parts that a layout holds cannot be loaded, a phrase each. The net may be on the meta device."""
+    """Return why the parts of a layout cannot be loaded, one phrase per fault. The net may be on the meta device."""
     return _match(net, source, LAYOUTS[layout], _choose(net, None, LAYOUTS[layout], layout)).faults
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Match:
-    """A net's tensors matched with a source's.
+    """Tensors of a net matched with those of a source.
 
     Attributes:
-        targets: our name -> the net's tensor.
-        stored: their name -> the source's own spelling of it, in the source's order.
-        wanted: their name -> ours, several where they are joined.
-        grown: our names of the tables that grow.
-        faults: what does not fit, a phrase each.
+        targets: model name -> tensor of the net.
+        stored: layout name -> its spelling in the source, in the order of the source.
+        wanted: layout name -> model names, several if they are concatenated.
+        grown: model names of the tables that grow.
+        faults: one phrase for each tensor that does not fit.
     """
 
     targets: dict[str, Tensor]
@@ -119,25 +120,25 @@ def _match(net: AudioLM, source: TensorSource, table: Layout, parts: Collection[
     targets = {name: t for name, t in named.items() if name is not None and _part(name) in parts}
     stored = {table.spell(name): name for name in filter(table.uses, source.keys())}
     wanted = table.group(targets)
-    faults = [f"{name} has no counterpart there" for name in targets if table.layout_name(name) is None]
+    faults = [f"{name} has no counterpart in the layout" for name in targets if table.layout_name(name) is None]
     faults += _untie(wanted, targets, stored, source)
-    faults += [f"{theirs} is missing" for theirs in wanted if theirs not in stored]
+    faults += [f"{layout_name} is missing" for layout_name in wanted if layout_name not in stored]
     faults += [
         f"{name} is unexpected"
-        for theirs, name in stored.items()
-        if theirs not in wanted and all(_part(known) in parts for known in table.model_names(theirs))
+        for layout_name, name in stored.items()
+        if layout_name not in wanted and all(_part(member) in parts for member in table.model_names(layout_name))
     ]
-    llm_alone = all(_part(known) == "llm" for theirs in stored for known in table.model_names(theirs))
+    is_llm = all(_part(member) == "llm" for layout_name in stored for member in table.model_names(layout_name))
     vocabulary, grown = _vocabulary(net), set()
-    for theirs in filter(stored.__contains__, wanted):
-        first, members = wanted[theirs][0], [targets[name] for name in wanted[theirs]]
-        found, expected = source.shape(stored[theirs]), _joined_shape(members)
-        other_rows = first in vocabulary and found[1:] == expected[1:] and found[0] != expected[0]
-        if other_rows and llm_alone and found[0] < expected[0]:
+    for layout_name in filter(stored.__contains__, wanted):
+        first, members = wanted[layout_name][0], [targets[name] for name in wanted[layout_name]]
+        shape, expected = source.shape(stored[layout_name]), _joined_shape(members)
+        other_rows = first in vocabulary and shape[1:] == expected[1:] and shape[0] != expected[0]
+        if other_rows and is_llm and shape[0] < expected[0]:
             grown.add(first)
-        elif found != expected:
-            hint = f" (set model.vocab_rows={found[0]} for its vocabulary)" if other_rows else ""
-            faults.append(f"{stored[theirs]} has shape {found}, expected {expected}{hint}")
+        elif shape != expected:
+            hint = f" (set model.vocab_rows={shape[0]} to match its vocabulary)" if other_rows else ""
+            faults.append(f"{stored[layout_name]} has shape {shape}, expected {expected}{hint}")
     return _Match(targets=targets, stored=stored, wanted=wanted, grown=grown, faults=faults)
 
 
@@ -146,35 +147,37 @@ def _part(name: str) -> str:
 
 
 def _choose(net: AudioLM, parts: Collection[str] | None, table: Layout, label: str) -> list[str]:
-    """Return the parts to load. Raises UserError for one that the net or the layout lacks."""
-    held = [name for name, _ in net.named_children() if not table.parts or name in table.parts]
+    """Return the parts to load. Raise UserError if the net or the layout lacks one of them."""
+    available = [name for name, _ in net.named_children() if not table.parts or name in table.parts]
     for part in parts or ():
-        if part not in held:
-            raise UserError(f"{label} has no {part}: expected {' or '.join(held)}")
-    return held if parts is None else list(parts)
+        if part not in available:
+            raise UserError(f"{label} has no {part}: expected {' or '.join(available)}")
+    return available if parts is None else list(parts)
 
 
 def _untie(
     wanted: dict[str, list[str]], targets: Mapping[str, Tensor], stored: Mapping[str, str], source: TensorSource
 ) -> list[str]:
-    """Remove the names that a tied tensor does not need from `wanted`; return which tied tensors differ."""
+    """Remove names that tied tensors do not need from `wanted`; return a phrase for each stored tensor that differs."""
     names: dict[int, list[str]] = {}
-    for theirs, members in wanted.items():
-        names.setdefault(id(targets[members[0]]), []).append(theirs)
-    faults = []
+    for layout_name, members in wanted.items():
+        names.setdefault(id(targets[members[0]]), []).append(layout_name)
+    faults: list[str] = []
     for tied in names.values():
-        present = [theirs for theirs in tied if theirs in stored]
-        for theirs in set(tied) - set(present or tied[:1]):
-            del wanted[theirs]
-        for theirs in present[1:]:
-            if not torch.equal(source.read(stored[present[0]]), source.read(stored[theirs])):
-                faults.append(f"{stored[theirs]} differs from {stored[present[0]]}, to which the model ties it")
+        present = [layout_name for layout_name in tied if layout_name in stored]
+        for layout_name in set(tied) - set(present or tied[:1]):
+            del wanted[layout_name]
+        faults.extend(
+            f"{stored[layout_name]} differs from {stored[present[0]]}, but the model ties them"
+            for layout_name in present[1:]
+            if not torch.equal(source.read(stored[present[0]]), source.read(stored[layout_name]))
+        )
     return faults
 
 
 def _vocabulary(net: AudioLM) -> set[str]:
-    """Return our names of the tensors that have a row per token."""
-    ends = (net.llm.get_input_embeddings(), net.llm.get_output_embeddings())
+    """Return the model names of the tensors that have one row per token."""
+    ends = (input_table(net.llm), output_layer(net.llm))
     rows = {id(parameter) for end in ends for parameter in end.parameters()}
     return {name for name, tensor in net.state_dict(keep_vars=True).items() if id(tensor) in rows}
 
@@ -186,9 +189,9 @@ def _joined_shape(tensors: list[Tensor]) -> tuple[int, ...]:
 
 
 def _copy(tensor: Tensor, source: TensorSource, name: str, *, first_row: int) -> None:
-    """Copy a stored tensor, or the rows of a joined one from `first_row` on."""
+    """Copy a stored tensor, or those rows of a concatenated one that begin at `first_row`."""
     local, index = local_part(tensor)
-    if not local.numel():  # more processes than rows; files know no empty slices
+    if not local.numel():  # more processes than rows; files do not support empty slices
         return
     if first_row:
         index = (slice(index[0].start + first_row, index[0].stop + first_row), *index[1:])
@@ -196,19 +199,19 @@ def _copy(tensor: Tensor, source: TensorSource, name: str, *, first_row: int) ->
 
 
 def _copy_grown(tensor: Tensor, source: TensorSource, name: str, *, seed: int) -> None:
-    """Copy a stored table that has fewer rows, and draw the remaining ones."""
+    """Copy a stored table that has fewer rows, and draw the remaining rows."""
     local, (rows, *columns) = local_part(tensor)
     old = source.shape(name)[0]
-    known = slice(min(rows.start, old), min(rows.stop, old))
-    n_known = known.stop - known.start
-    local[:n_known].copy_(source.read(name, (known, *columns)))
-    if n_known < len(local):
+    stored = slice(min(rows.start, old), min(rows.stop, old))
+    n_stored = stored.stop - stored.start
+    local[:n_stored].copy_(source.read(name, (stored, *columns)))
+    if n_stored < len(local):
         new = slice(max(rows.start, old) - old, rows.stop - old)
-        local[n_known:].copy_(_draw_rows(source, name, len(tensor) - old, seed)[(new, *columns)])
+        local[n_stored:].copy_(_draw_rows(source, name, len(tensor) - old, seed)[(new, *columns)])
 
 
 def _draw_rows(source: TensorSource, name: str, n_rows: int, seed: int) -> Tensor:
-    """Draw new rows (n_rows, ...) from N(mean, standard deviation) of each channel of a stored table."""
+    """Draw rows (n_rows, ...) from N(mean, standard deviation) of each channel of a stored table."""
     old, *width = source.shape(name)
     sums, squares = torch.zeros(width, dtype=torch.float64), torch.zeros(width, dtype=torch.float64)
     for start in range(0, old, _CHUNK):

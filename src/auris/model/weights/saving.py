@@ -1,4 +1,4 @@
-"""Writing weights for others to read: under the names of a released layout, in one safetensors file or in shards."""
+"""Export of weights under the names of a released layout, in one safetensors file or in shards."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ from auris.model.weights.layouts import LAYOUTS
 
 
 def export_tensors(state: Mapping[str, Tensor], layout: str) -> Iterator[tuple[str, Tensor]]:
-    """Yield our tensors under the names of a layout, joined where they are joined there; values and dtypes unchanged.
+    """Yield tensors under the names of a layout, concatenated where it requires that. Values and dtypes do not change.
 
     Raises:
-        UserError: tensors have no counterpart in that layout.
+        UserError: the layout has no counterpart for some tensors.
     """
     table = LAYOUTS[layout]
     if unmatched := [name for name in state if table.layout_name(name) is None]:
         raise UserError(f"no counterpart in the {layout} layout: {', '.join(unmatched)}")
-    for theirs, members in table.group(state).items():
+    for layout_name, members in table.group(state).items():
         tensors = [state[name].detach() for name in members]
-        yield theirs, tensors[0] if len(tensors) == 1 else torch.cat(tensors)
+        yield layout_name, tensors[0] if len(tensors) == 1 else torch.cat(tensors)
 
 
 def write_sharded(tensors: Iterable[tuple[str, Tensor]], out: Path, *, max_shard_bytes: int = 4_000_000_000) -> None:
     """Write model.safetensors, or shards and their index if one file would be larger than `max_shard_bytes`.
 
     Raises:
-        UserError: the directory holds weights already.
+        UserError: the directory already contains weights.
     """
     out.mkdir(parents=True, exist_ok=True)
     if taken := sorted(out.glob("model*.safetensors*")):
-        raise UserError(f"{out} holds weights already ({taken[0].name}): choose another directory (out=DIR)")
+        raise UserError(f"{out} already contains weights ({taken[0].name}): choose another directory (out=DIR)")
     save_torch_state_dict(_own_memory(dict(tensors)), out, max_shard_size=max_shard_bytes)
 
 
 def _own_memory(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return tensors on the host, contiguous, and no two in the same memory: of tied ones only one would be written."""
+    """Return contiguous tensors on the host that share no memory. Otherwise only one of several tied ones is saved."""
     taken: set[int] = set()
     own = {}
     for name, tensor in state.items():

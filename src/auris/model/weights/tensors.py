@@ -1,4 +1,4 @@
-"""Tensors by name, in files or in memory, read one at a time; and a checksum of all weights of a module."""
+"""Sources of named tensors, in files or in memory, and a checksum of all weights of a module."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from auris.errors import MissingFileError, UserError
 from auris.files import read_json
 from auris.model import adapters, dtensor
 
-DTYPES = {  # by their codes in a safetensors header
+DTYPES = {  # by code in a safetensors header
     "F64": torch.float64,
     "F32": torch.float32,
     "F16": torch.float16,
@@ -34,45 +34,48 @@ DTYPES = {  # by their codes in a safetensors header
 
 @dataclass(frozen=True)
 class Header:
-    """What is known of a tensor before it is read."""
+    """Shape and dtype of a tensor, known before it is read."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
 
 
 class TensorSource(ABC):
-    """Tensors by name, read one at a time and slice by slice.
+    """Source of named tensors, which are read one at a time or in slices.
 
     Args:
-        described: shape and dtype of each tensor, or the tensors themselves.
+        headers: shape and dtype of each tensor, or the tensors themselves.
     """
 
-    def __init__(self, described: Mapping[str, Header | Tensor]) -> None:
-        self._described = described
+    def __init__(self, headers: Mapping[str, Header] | Mapping[str, Tensor]) -> None:
+        self._headers = headers
 
     def keys(self) -> Collection[str]:
-        return self._described.keys()
+        """Return the names of all tensors."""
+        return self._headers.keys()
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self._described[name].shape)
+        """Return the shape of a tensor."""
+        return tuple(self._headers[name].shape)
 
     def dtype(self, name: str) -> torch.dtype:
-        return self._described[name].dtype
+        """Return the dtype of a tensor."""
+        return self._headers[name].dtype
 
     @abstractmethod
     def read(self, name: str, index: tuple[slice, ...] | None = None) -> Tensor:
-        """Return a tensor, or the part of it that `index` (leading dimensions) selects; it may be a view of a file."""
+        """Return a tensor, or the part that `index` (leading dimensions) selects. It may be a view of a file."""
 
 
 class TensorFiles(TensorSource):
-    """The tensors of safetensors files; create it with `TensorFiles.open`. One file is open at a time.
+    """Tensors of safetensors files, created by `TensorFiles.open`. One file is open at a time.
 
     Raises:
-        UserError: a tensor is of a type that torch does not have.
+        UserError: torch does not have the type of a tensor.
     """
 
     def __init__(self, files: Mapping[str, Path]) -> None:
-        self._files = dict(files)  # in the order of the files: reading in this order opens each of them once
+        self._files = dict(files)  # in the order of the files, so that reading in this order opens each file once
         self._path: Path | None = None
         super().__init__({name: self._header(name) for name in self._files})
 
@@ -81,8 +84,8 @@ class TensorFiles(TensorSource):
         """Open a file, or a directory with model.safetensors or with shards and their *.safetensors.index.json.
 
         Raises:
-            MissingFileError: neither is there, or a shard is missing.
-            UserError: a file is incomplete, or the index is none.
+            MissingFileError: there are no such files, or a shard is missing.
+            UserError: a file is incomplete, or the index is invalid.
         """
         path = Path(path)
         single = path if path.is_file() else path / "model.safetensors"
@@ -97,6 +100,7 @@ class TensorFiles(TensorSource):
         return cls(_shards(indices[0]))
 
     def read(self, name: str, index: tuple[slice, ...] | None = None) -> Tensor:
+        """Read a tensor or a slice of it from its file."""
         handle = self._handle(name)
         return handle.get_slice(name)[index] if index else handle.get_tensor(name)
 
@@ -104,7 +108,7 @@ class TensorFiles(TensorSource):
         header = self._handle(name).get_slice(name)
         code = header.get_dtype()
         if code not in DTYPES:
-            raise UserError(f"{self._files[name]}: {name} is of type {code}, expected a torch type")
+            raise UserError(f"{self._files[name]}: {name} has type {code}, which torch does not support")
         return Header(tuple(header.get_shape()), DTYPES[code])
 
     def _handle(self, name: str) -> safe_open:
@@ -117,7 +121,7 @@ def _open(file: Path) -> safe_open:
     try:
         return safe_open(file, framework="pt")
     except SafetensorError as error:
-        raise UserError(f"{file} is no complete safetensors file ({error}): copy it again") from error
+        raise UserError(f"{file} is not a complete safetensors file ({error}): copy it again") from error
 
 
 def _shards(index: Path) -> dict[str, Path]:
@@ -125,21 +129,26 @@ def _shards(index: Path) -> dict[str, Path]:
     try:
         listed = read_json(index)["weight_map"]
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{index} is no index of shards: expected JSON with a weight_map") from error
+        raise UserError(f"{index} is not an index of shards: expected JSON with a weight_map") from error
     files: dict[str, Path] = {}
     for shard in sorted(set(listed.values())):
         file = index.parent / shard
         if not file.is_file():
-            raise MissingFileError(f"{index} names the shard {shard}, which is missing beside it")
+            raise MissingFileError(f"{index} names the shard {shard}, which is missing in the same directory")
         files |= dict.fromkeys(_open(file).keys(), file)
     return files
 
 
 class StateTensors(TensorSource):
-    """The tensors of a state dict in memory, or mapped from a .pt file."""
+    """Tensors of a state dict in memory, or mapped from a .pt file."""
+
+    def __init__(self, state: Mapping[str, Tensor]) -> None:
+        super().__init__(state)
+        self._state = state
 
     def read(self, name: str, index: tuple[slice, ...] | None = None) -> Tensor:
-        tensor = self._described[name]
+        """Return a tensor or a slice of it, without a copy."""
+        tensor = self._state[name]
         return tensor[index] if index else tensor
 
 
@@ -147,15 +156,15 @@ def weights_digest(module: nn.Module, *, with_adapters: bool = True) -> str:
     """Return a hexadecimal checksum of all parameters and buffers: names, dtypes, shapes and values. Collective.
 
     Args:
-        module: its tensors plain or sharded; a sharded one has the same checksum as a plain one.
-        with_adapters: include adapters; without them the checksum is that of the weights that they were attached to.
+        module: a plain or sharded module. Sharding does not change the checksum.
+        with_adapters: include adapters. Without them the checksum is that of the weights they were attached to.
     """
     total = hashlib.sha256()
-    state = module.state_dict()
+    state: dict[str, Tensor] = dict(module.state_dict())
     if not with_adapters:
-        state = {adapters.base_name(name): tensor for name, tensor in state.items()}
-    for name in sorted(state.keys() - {None}):
+        state = {base: tensor for name, tensor in state.items() if (base := adapters.base_name(name)) is not None}
+    for name in sorted(state):
         tensor = dtensor.full_tensor(state[name].detach())
         total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        total.update(tensor.contiguous().reshape(-1).cpu().view(torch.uint8).numpy())
+        total.update(tensor.contiguous().reshape(-1).cpu().view(torch.uint8).numpy().data)
     return total.hexdigest()

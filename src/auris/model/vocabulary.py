@@ -1,0 +1,20 @@
+"""The two matrices of a language model that have one row per token of the vocabulary."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
+
+from torch import nn
+
+if TYPE_CHECKING:  # importing transformers takes seconds
+    from transformers import PreTrainedModel
+
+
+def input_table(llm: PreTrainedModel) -> nn.Embedding:
+    """Return the embedding table."""
+    return cast("nn.Embedding", llm.get_input_embeddings())  # transformers declares a plain module
+
+
+def output_layer(llm: PreTrainedModel) -> nn.Linear:
+    """Return the output matrix."""
+    return cast("nn.Linear", llm.get_output_embeddings())  # transformers declares an optional module
