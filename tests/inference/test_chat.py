@@ -359,7 +359,7 @@ def test_a_batch_from_the_command_line(command: Callable[..., Any], there: Path,
     assert (
         code == 0
         and out == ""
-        and "4 rows have no answer" in notes
+        and "4 rows have no response" in notes
         and "absent: no.wav" in notes.replace(str(tmp_path) + "/", "")
     )
     assert len(answered(tmp_path / "out.jsonl")) == 7
@@ -386,8 +386,8 @@ def test_a_model_that_never_saw_a_dialogue_is_announced(command: Callable[..., A
     published.run(tmp_path / "tuned", "objective=sft", "prompt=chat_v2", "data.view=chat")
     published.run(tmp_path / "ctc", "experiment=encoder_ctc")
     _, _, notes = command(f"checkpoint={tmp_path}/raw")
-    assert "it was not trained on dialogues" in notes
+    assert "this model was not trained on dialogues" in notes
     _, _, notes = command(f"checkpoint={tmp_path}/tuned")
-    assert "it was not trained on dialogues" not in notes
+    assert "this model was not trained on dialogues" not in notes
     code, _, notes = command(f"checkpoint={tmp_path}/ctc")
     assert code == 1 and "answers no prompts" in notes

@@ -227,7 +227,7 @@ def test_new_rows_depend_on_the_seed_alone():
 
 def test_the_tables_of_a_whole_system_do_not_grow_and_none_shrinks(net: AudioLM):
     larger = refused(net, llm_alone(50), "causal_lm", parts=["llm"])
-    assert "lm_head.weight has shape (50, 32), expected (41, 32) (set model.vocab_rows=50 for its voc" in larger
+    assert "lm_head.weight has shape (50, 32), expected (41, 32) (set model.vocab_rows=50 to match its voc" in larger
     assert "llm.lm_head.weight has shape (30, 32), expected (41, 32)" in refused(net, nets.build(vocab=30).state_dict())
 
 
@@ -285,7 +285,7 @@ def test_a_type_that_torch_lacks_is_named(tmp_path: Path):
     header = json.dumps({"odd": {"dtype": "F8_E8M0", "shape": [1], "data_offsets": [0, 1]}}).encode()
     file = tmp_path / "model.safetensors"
     file.write_bytes(len(header).to_bytes(8, "little") + header + b"\0")
-    with pytest.raises(ValueError, match=rf"{file}: odd is of type F8_E8M0"):
+    with pytest.raises(ValueError, match=rf"{file}: odd has type F8_E8M0"):
         TensorFiles.open(tmp_path).dtype("odd")
 
 
