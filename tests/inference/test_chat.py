@@ -390,4 +390,4 @@ def test_a_model_that_never_saw_a_dialogue_is_announced(command: Callable[..., A
     _, _, notes = command(f"checkpoint={tmp_path}/tuned")
     assert "this model was not trained on dialogues" not in notes
     code, _, notes = command(f"checkpoint={tmp_path}/ctc")
-    assert code == 1 and "answers no prompts" in notes
+    assert code == 1 and "does not respond to prompts" in notes
