@@ -217,7 +217,9 @@ def test_a_row_over_the_budget_is_named_and_left_out_by_policy(speech):
         *longest
     }
     kept = samples_of(long_audio="window")
-    with pytest.raises(ValueError, match="does not fit data.token_budget=.* data.long_audio=skip leaves them out"):
+    with pytest.raises(
+        ValueError, match="longer than data.token_budget=.* data.long_audio=skip to leave these rows out"
+    ):
         module(speech, token_budget=int(lengths.max()) - 1, samples=kept)
 
 
@@ -238,7 +240,7 @@ def test_examined_rows_come_as_the_step_that_they_are_from_had_them(speech):
 
 def test_lost_workers_are_told_once(speech):
     data = module(speech)
-    with pytest.warns(UserWarning, match="workers are replaced, reading goes on at 3: killed"):
+    with pytest.warns(UserWarning, match="workers were replaced, reading continues at 3: killed"):
         data._lose_workers(3, "killed")
     assert data.pop_lost_workers() == 1 and data.pop_lost_workers() == 0
 
@@ -248,7 +250,7 @@ def test_a_lying_duration_is_named_when_the_row_is_met(tmp_path):
     data = module(tmp_path, token_budget=150)
     skipped = [row for n in range(STEPS) for pack in steps(data, 1, 0)[n] for row in pack["skipped"]]
     assert {row for row, _ in skipped} == {"r5"}
-    assert all("the manifest says 2.50 s" in reason for _, reason in skipped)
+    assert all("the manifest states 2.50 s" in reason for _, reason in skipped)
 
 
 # --- sources ---

@@ -145,9 +145,9 @@ def test_a_question_in_the_alpaca_form_follows_its_input_and_what_was_said_befor
 @pytest.mark.parametrize(
     "changed, said",
     [
-        ({"audios": []}, "1 audio marks (<audio>), the row has 0 audios"),
-        ({"audios": None}, "1 audio marks (<audio>), the row has 0 audios"),
-        ({"audios": ["a.wav", "b.wav"]}, "1 audio marks (<audio>), the row has 2 audios"),
+        ({"audios": []}, "1 audio marks (<audio>), but the row has 0 audio files"),
+        ({"audios": None}, "1 audio marks (<audio>), but the row has 0 audio files"),
+        ({"audios": ["a.wav", "b.wav"]}, "1 audio marks (<audio>), but the row has 2 audio files"),
         ({"audios": {"path": "a.wav"}}, "`audios` is {'path': 'a.wav'}, expected a list of paths"),
         ({"audios": [3]}, "the audio of a message is 3, expected a path"),
         ({"images": ["a.png"]}, "the row has `images`"),
@@ -177,7 +177,10 @@ def test_what_is_wrong_with_a_row_of_ms_swift_is_named(tmp_path, changed, said):
         ({"conversations": [{"from": "observation", "value": "x"}]}, "expected a `role` of system, user, assistant"),
         ({"conversations": [{"from": ["human"], "value": "x"}]}, "expected a `role`"),
         ({"conversations": [{"human": "x"}]}, "messages[0] is {'human': 'x'}"),
-        ({"chosen": "yes", "rejected": "no"}, "without a `prompt`: expected lists of messages"),
+        (
+            {"chosen": "yes", "rejected": "no"},
+            "the row has no `prompt`: expected `chosen` and `rejected` to be lists of messages",
+        ),
         ({"chosen": [ANSWER], "rejected": [WORSE]}, "`prompt` is []"),
         ({"instruction": 3, "chosen": "yes", "rejected": "no"}, "`instruction` and `input` are [3], expected strings"),
         ({"instruction": "hi", "history": ["hi"], "chosen": "yes", "rejected": "no"}, "list of [question, answer]"),
@@ -213,14 +216,14 @@ def test_a_mark_without_an_audio_is_no_text_in_any_form(tmp_path, mark):
         },
     }
     for form, fields in bare.items():
-        assert "have 1 audio marks (<audio>), the row has 0 audios" in read(tmp_path, fields).problem, form
+        assert "have 1 audio marks (<audio>), but the row has 0 audio files" in read(tmp_path, fields).problem, form
     for fields in ({"messages": [*beside, ANSWER]}, {"messages": beside, **pair}, {"prompt": beside, **pair}):
-        assert "have 2 audio marks (<audio>), the row has 1 audios" in read(tmp_path, fields).problem
+        assert "have 2 audio marks (<audio>), but the row has 1 audio files" in read(tmp_path, fields).problem
 
 
 def test_audios_beside_those_in_the_messages_have_no_mark(tmp_path):
     row = read(tmp_path, {**CHATS["ours"], "audios": ["b.wav"]})
-    assert "have 1 audio marks (<audio>), the row has 2 audios" in row.problem
+    assert "have 1 audio marks (<audio>), but the row has 2 audio files" in row.problem
 
 
 def test_task_rows_and_rows_of_ours_are_left_as_they_are():
@@ -267,7 +270,10 @@ def test_rows_of_the_official_evaluations_are_task_rows(tmp_path, fields, labels
 @pytest.mark.parametrize(
     "fields, said",
     [
-        ({"source": "mystery_test", "gt": "x"}, "`source` is 'mystery_test'; known sources begin with librispeech"),
+        (
+            {"source": "mystery_test", "gt": "x"},
+            "`source` is 'mystery_test', expected it to start with one of librispeech",
+        ),
         ({"gt": "x"}, "`source` is None"),
         ({"source": "covost2_test", "gt": "x"}, "expected two languages"),
         ({"source": "cv15_asr_ru", "gt": "x"}, "task 'asr' needs the label `language`"),

@@ -260,7 +260,7 @@ def test_seconds_that_are_not_heard_are_said_from_the_cache_too(folder, cache):
     row = {"id": "long", "audio": "long.wav", "task": "asr", "language": "en", "text": "x"}
     found = manifests(folder, extra=[row])
     for _ in range(2):
-        with pytest.warns(UserWarning, match=r"of 1 rows only the first 30 s are heard; 3\.0 s are dropped"):
+        with pytest.warns(UserWarning, match=r"drops 3\.0 s of audio after the first 30 s in 1 rows"):
             assert measure(found, samples_of(long_audio="first"), cache).dropped_seconds == {3: 3.0}
 
 
@@ -292,13 +292,13 @@ def test_the_length_of_a_row_is_that_of_its_longest_wording(prompt):
 def test_rows_whose_file_could_not_be_read_are_measured_again(folder, cache, monkeypatch):
     (manifest,) = manifests(folder, stated=True)
     whole = measure([manifest], samples_of(), cache / "whole")
-    decode = type(manifest.rows.index).decode
+    decode = type(manifest.rows.row_index).decode
 
     def fail(store: object, record: Record) -> Row:
         return Row("r1", problem=TransientProblem("timed out")) if record.id == "r1" else decode(store, record)
 
     with monkeypatch.context() as patch:
-        patch.setattr(type(manifest.rows.index), "decode", fail)
+        patch.setattr(type(manifest.rows.row_index), "decode", fail)
         assert measure([manifest], samples_of(), cache).problems == {1: "timed out"}
     assert equal(measure([manifest], samples_of(), cache), whole)
     forbid_measuring(monkeypatch)

@@ -69,7 +69,7 @@ def test_a_worker_that_dies_is_replaced_and_no_item_is_lost(tmp_path, said):
     before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     assert numbers(load(Items(tmp_path, 4, die), said)) == list(range(9))
     [(number, reason)] = said
-    assert number <= 4 and "Killed (the machine's memory may be full)" in reason
+    assert number <= 4 and "Killed (the machine may be out of memory)" in reason
     assert signal.signal(signal.SIGCHLD, before) is signal.SIG_DFL
     assert active_children() == []
 
@@ -99,12 +99,12 @@ def test_a_worker_that_hangs_is_replaced_after_the_timeout(tmp_path, said):
     assert numbers(load(Items(tmp_path, 4, stop), said, timeout=1.0)) == list(range(9))
     assert 1.0 < time.monotonic() - started < 15
     [(number, reason)] = said
-    assert number <= 4 and reason == "nothing came for 1 s"
+    assert number <= 4 and reason == "no item arrived within 1 s"
     assert active_children() == []
 
 
 def test_an_item_that_always_costs_its_worker_ends_the_run_with_its_number(tmp_path, said):
-    with pytest.raises(LoaderError, match=r"lost 3 times over step 4 .*Killed.*data\.num_workers=0") as error:
+    with pytest.raises(LoaderError, match=r"lost 3 times at step 4 .*Killed.*data\.num_workers=0") as error:
         numbers(load(Items(tmp_path, 4, die, times=99), said, num_workers=1))
     assert error.value.number == 4 and [number for number, _ in said if number == 4] == [4, 4]
     assert active_children() == []

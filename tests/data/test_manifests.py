@@ -210,8 +210,8 @@ def test_a_file_indexed_in_pieces_has_the_index_of_the_whole(tmp_path, monkeypat
     for size in (1, 100, 1000):
         monkeypatch.setattr(row_index, "_PIECE", size)
         pieces = read(path)
-        for name, column in vars(whole.index.columns).items():
-            assert np.array_equal(column, vars(pieces.index.columns)[name]), name
+        for name, column in vars(whole.row_index.columns).items():
+            assert np.array_equal(column, vars(pieces.row_index.columns)[name]), name
         assert list(pieces) == list(whole)
     (tmp_path / "empty.jsonl").write_text("")
     assert len(row_index.Lines(tmp_path / "empty.jsonl", FieldMap(), None)) == 0

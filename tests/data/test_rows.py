@@ -211,9 +211,9 @@ def test_a_preference_has_two_answers_to_one_dialogue(tmp_path):
     [
         ({"messages": []}, "`messages` is [], expected a list of messages"),
         ({"messages": "hi"}, "`messages` is 'hi'"),
-        ({"messages": [ASKED]}, "the last message is the user's, expected the assistant's answer"),
-        ({"messages": [ANSWER]}, "before the answer stands nothing"),
-        ({"messages": [ASKED, ANSWER, ANSWER]}, "before the answer stands the assistant's"),
+        ({"messages": [ASKED]}, "the last message has role 'user', expected the assistant's answer"),
+        ({"messages": [ANSWER]}, "the answer is preceded by nothing"),
+        ({"messages": [ASKED, ANSWER, ANSWER]}, "the answer is preceded by a message of the assistant"),
         ({"messages": [ASKED, {"role": "robot", "content": "hi"}]}, "expected a `role` of system, user, assistant"),
         ({"messages": [ASKED, {"role": "assistant", "content": "\n"}]}, "messages[1], of the assistant, is empty"),
         (
@@ -226,11 +226,14 @@ def test_a_preference_has_two_answers_to_one_dialogue(tmp_path):
         ({"messages": [{"role": "user", "content": [{"audio": 3}]}, ANSWER]}, "the audio of a message is 3"),
         ({"messages": [{"role": "user", "content": [{**HEARD, "duration": -1}]}, ANSWER]}, "`duration` is -1"),
         ({"messages": [TYPED, ANSWER], "audio": "a.wav"}, "`audio` beside `messages`"),
-        ({"messages": [TYPED, ANSWER], "task": "asr"}, "`task` is 'asr', but a row with `messages` is of task 'chat'"),
+        ({"messages": [TYPED, ANSWER], "task": "asr"}, "`task` is 'asr', expected 'chat'"),
         ({"messages": [TYPED, ANSWER], "mode": "loud"}, "label `mode` is 'loud'; known modes"),
         ({"messages": [TYPED, ANSWER], "key": " "}, "`key` is ' '"),
         ({"messages": [TYPED, ANSWER], "skill": 3}, "`skill` is 3, expected"),
-        ({"messages": [TYPED, ANSWER], "key": "..."}, "`key` is '...', expected what a right answer contains"),
+        (
+            {"messages": [TYPED, ANSWER], "key": "..."},
+            "`key` is '...', expected the words that a correct answer contains",
+        ),
         ({"task": "chat", "audio": "a.wav"}, "task 'chat' needs `messages`"),
         (
             {"messages": [ASKED], "chosen": "Rain.", "rejected": " Rain.\n"},
@@ -246,7 +249,10 @@ def test_a_preference_has_two_answers_to_one_dialogue(tmp_path):
             {"messages": [ASKED], "chosen": [ASKED], "rejected": "x"},
             "expected a string or one message of the assistant",
         ),
-        ({"messages": [ASKED, ANSWER], "chosen": "a", "rejected": "b"}, "before the answer stands the assistant's"),
+        (
+            {"messages": [ASKED, ANSWER], "chosen": "a", "rejected": "b"},
+            "the answer is preceded by a message of the assistant",
+        ),
     ],
 )
 def test_an_unusable_dialogue_keeps_its_place_with_its_reason(tmp_path, fields, said):

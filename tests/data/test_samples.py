@@ -187,7 +187,7 @@ def test_a_silent_clip_is_named_or_kept_by_policy(tmp_path):
     row = row_of(tmp_path)
     for offset in (0.0, 0.25):  # nothing at all, and what a microphone's amplifier may add to it
         soundfile.write(tmp_path / "clip.wav", np.full(16_000, offset), 16_000)
-        with pytest.raises(RowError, match="the clip is silent: data.silent_audio=keep"):
+        with pytest.raises(RowError, match="the clip is silent; set data.silent_audio=keep"):
             samples_of(silent_audio="skip").build(row, 0, None)
         assert samples_of().build(row, 0, None).audio_seconds == 1.0
     wave = np.zeros(16_000)
@@ -211,7 +211,7 @@ def test_an_unknown_policy_is_an_error():
 @pytest.mark.parametrize("seconds, stated", [(1.0, 3.0), (3.0, 1.0)])
 def test_a_duration_that_lies_makes_the_row_unusable(tmp_path, seconds, stated):
     row = row_of(tmp_path, seconds, duration=stated)
-    with pytest.raises(RowError, match=f"clip.wav is {seconds:.2f} s, the manifest says {stated:.2f} s"):
+    with pytest.raises(RowError, match=f"clip.wav has {seconds:.2f} s, but the manifest states {stated:.2f} s"):
         samples_of().build(row, 0, 0)
 
 
@@ -584,10 +584,10 @@ def test_dialogues_and_task_rows_are_not_seen_as_each_other(tmp_path):
     task, chat = row_of(tmp_path), dialogue_of(tmp_path)
     pair = Row("pair", (), {"task": "preference", "messages": chat.labels["messages"][:1]})
     cases = [
-        (samples_of(ChatSamples, prompt=Qwen2AudioChat()), task, "a row of task 'asr' is no dialogue"),
-        (samples_of(ChatSamples, prompt=Qwen2AudioChat()), pair, "a row of task 'preference' is no dialogue"),
-        (samples_of(AudioSamples), chat, "a dialogue: fine-tune on it"),
-        (samples_of(TextSamples), replace(chat, clips=()), "a dialogue: fine-tune on it"),
+        (samples_of(ChatSamples, prompt=Qwen2AudioChat()), task, "a row of task 'asr' is not a dialogue"),
+        (samples_of(ChatSamples, prompt=Qwen2AudioChat()), pair, "a row of task 'preference' is not a dialogue"),
+        (samples_of(AudioSamples), chat, "the row is a dialogue, expected a task row"),
+        (samples_of(TextSamples), replace(chat, clips=()), "the row is a dialogue, expected a task row"),
     ]
     for samples, row, said in cases:
         for attempt in (planned, lambda samples, row: samples.build(row, 0, 0)):
@@ -597,7 +597,7 @@ def test_dialogues_and_task_rows_are_not_seen_as_each_other(tmp_path):
 
 def test_a_task_about_two_clips_is_not_asked_about_one(tmp_path):
     row = row_of(tmp_path, task="sv", text="yes")
-    with pytest.raises(RowError, match="task 'sv' is asked about 2 clips, the row has 1"):
+    with pytest.raises(RowError, match="task 'sv' needs 2 clips, the row has 1"):
         planned(samples_of(), row)
     two = row_of(tmp_path, task="sv", text="yes")
     two = replace(two, clips=2 * two.clips)

@@ -185,7 +185,7 @@ def test_check_reads_every_file_through(manifest, tmp_path):
     [
         ([], "expected rows=FILE and out=DIR"),
         (["rows=a.jsonl", "out=s3://b/c"], "a local directory"),
-        (["rows=a.jsonl", "out=b"], "rows: no manifest at a.jsonl"),
+        (["rows=a.jsonl", "out=b"], "rows: there is no file a.jsonl"),
         (["check=nowhere"], "nowhere has no shards.json"),
     ],
 )

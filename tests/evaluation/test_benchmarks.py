@@ -188,7 +188,7 @@ def test_options_are_scored_strictly_officially_and_by_what_cannot_be_read(folde
     wrong = {**fields, **options, "answer_gt": "bored"}
     row, other, bad, unknown = rows_of(folder, *[{**fields, **options}] * 2, {"answer_gt": "sad"}, wrong)
     assert unknown.problem == "`answer_gt` is 'bored', expected one of the choices"
-    assert bad.problem == "a row of AIR-Bench (`answer_gt`) has no dataset_name, path, question, task_name"
+    assert bad.problem == "a row of AIR-Bench (with `answer_gt`) has no dataset_name, path, question, task_name"
     assert row.clips[0].path == folder / "mood_x/a.wav"
     asked = row.labels["messages"][0]["content"][1]["text"]
     assert asked.endswith("\nHow does it sound?\nA. happy\nB. sad\nC. None\nD. None")

@@ -244,7 +244,7 @@ def test_a_model_s_answers_become_pairs(command: Callable[..., Any], model: Path
     assert counted["rows"] == counted["pairs"] + sum(counted["without_pair"].values()) + counted["unusable"]
     for name, reason in {
         "absent": "b.wav: no such file",
-        "asr": "is no dialogue",
+        "asr": "is not a dialogue",
         "plain": "task 'text' asks nothing",
         "q3": "nothing that wer counts",
     }.items():
@@ -299,7 +299,7 @@ def test_a_judge_ranks_answers_too(command: Callable[..., Any], model: Path):
     [
         (["checkpoint=RUN", "from=a.jsonl"], "expected one of them"),
         ([], "expected one of them"),
-        (["from=a.jsonl"], "from: no manifest at a.jsonl"),
+        (["from=a.jsonl"], "from: there is no file a.jsonl"),
         (["checkpoint=RUN", "n_samples=1"], "n_samples=1: expected 2 or more"),
         (["checkpoint=RUN", "metric=bleu"], "metric=bleu: expected wer or accuracy or contains or judged"),
         (["checkpoint=RUN", "metric=judged"], "judge=None: expected judge=rule or judge=model"),
@@ -312,7 +312,7 @@ def test_a_judge_ranks_answers_too(command: Callable[..., Any], model: Path):
             ["checkpoint=RUN", "data.test=a.jsonl", "generation.do_sample=false"],
             "all answers to a row would be the same",
         ),
-        (["checkpoint=RUN", "data.test=a.jsonl"], "data.test: no manifest at a.jsonl"),
+        (["checkpoint=RUN", "data.test=a.jsonl"], "data.test: there is no file a.jsonl"),
     ],
 )
 def test_what_cannot_be_is_said(command: Callable[..., int], model: Path, arguments: list[str], reason: str, capsys):

@@ -311,7 +311,7 @@ def test_a_stretch_of_a_file_is_what_is_heard(model: AudioModel, clip: Path, tmp
     )
     found = answered(tmp_path / "out.jsonl")
     assert found[0]["answer"] == expected and found[0]["messages"] == asked("here.wav", **stretch)
-    assert "is 1.30 s, the manifest says 9.00 s" in problems["lie"]
+    assert "has 1.30 s, but the manifest states 9.00 s" in problems["lie"]
     with pytest.raises(ValueError, match="of samples: only files have"):
         model.chat([{"role": "user", "content": [{"type": "audio", "audio": whole, **stretch}]}])
 

@@ -216,7 +216,7 @@ def test_a_row_that_is_not_found_again_is_said(tmp_path: Path, capsys):
     (tmp_path / "test.jsonl").unlink()
     page = write_page(capsys, f"run={run}")
     check(page)
-    assert "no manifest at" in page and page.count("its row was not found again") == 6
+    assert "there is no file" in page and page.count("its row was not found again") == 6
     (run / "recipe.yaml").unlink()
     page = write_page(capsys, f"run={run}")
     assert "names no rows" in page

@@ -231,7 +231,7 @@ def test_a_row_that_always_costs_its_worker_stops_the_run_and_its_step_is_kept(s
     made = smallest("max_steps=5", "data.num_workers=2", "data.worker_restarts=1")
     path = first_clip_of(made, 3)
     deadly(path, times=99)
-    with pytest.raises(RunStopped, match=r"workers were lost 2 times over step 3 .*Killed"):
+    with pytest.raises(RunStopped, match=r"workers were lost 2 times at step 3 .*Killed"):
         train.train(made)
     [file] = Path(made["run_dir"]).glob("faults/*.json")
     _, data = train.build(made)

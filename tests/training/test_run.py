@@ -74,7 +74,7 @@ def test_a_killed_run_resumes_to_the_weights_of_an_uninterrupted_one(smallest, w
 
 
 def test_an_error_before_the_net_has_memory_is_the_one_that_is_seen(smallest):
-    with pytest.raises(ValueError, match="does not fit data.token_budget=20"):
+    with pytest.raises(ValueError, match="longer than data.token_budget=20"):
         train.train(smallest("data.token_budget=20"))
 
 

@@ -1,1 +1,1 @@
-"""Rows to packed batches: manifests, samples, the plan of the steps, the loader and the LightningDataModule."""
+"""Data pipeline: manifests, samples, the training plan, packing, the loader and the LightningDataModule."""

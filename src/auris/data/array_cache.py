@@ -20,7 +20,7 @@ def load(path: Path) -> dict[str, np.ndarray] | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        warnings.warn(f"{path} cannot be read ({error}) and is computed again", stacklevel=2)
+        warnings.warn(f"{path} cannot be read and is computed again: {error}", stacklevel=2)
         return None
 
 

@@ -1,6 +1,6 @@
-"""Noise and rooms that training clips are heard through.
+"""Augmentation of training clips with noise and reverberation.
 
-A clip keeps its length, and its sounds keep their times: labels with times stay true, and so do planned lengths.
+A clip keeps its length and the times of its sounds, so time labels and planned lengths stay valid.
 
 Shapes: L samples of a clip at 16 kHz.
 """
@@ -22,12 +22,13 @@ from auris.errors import AudioError, UserError
 
 
 class Distortion(ABC):
-    """What a clip is heard through with probability `p`.
+    """Base of the augmentations, which are applied to a clip with probability `p`.
 
-    Raises ValueError for a `p` that is no probability, or 0, which would have no effect.
+    Raises:
+        UserError: `p` is not in (0, 1].
     """
 
-    key: str  # of the config, for messages
+    key: str  # config key, for messages
 
     def __init__(self, p: float):
         if not 0 < p <= 1:
@@ -35,40 +36,46 @@ class Distortion(ABC):
         self.p = p
 
     def __call__(self, wave: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """(L,) float32 to (L,) float32; all that is random comes from `rng`. Raises AudioError."""
+        """Return the clip (L,) float32, distorted with probability `p`.
+
+        Raises:
+            AudioError: A recording cannot be read.
+        """
         return self.apply(wave, rng) if rng.random() < self.p else wave
 
     @abstractmethod
-    def apply(self, wave: np.ndarray, rng: np.random.Generator) -> np.ndarray: ...
+    def apply(self, wave: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Distort a clip (L,); all randomness comes from `rng`."""
 
 
 class Noise(Distortion):
-    """Adds a stretch of a recording, which goes round where it is shorter than the clip.
+    """Additive noise: a random segment of a recording, repeated if it is shorter than the clip.
 
-    A silent stretch adds nothing, and nothing is added to a silent clip: there is no ratio between them to set.
+    If the segment or the clip is silent, nothing is added, because no signal-to-noise ratio is defined.
 
     Args:
-        manifest: of the recordings.
-        snr: least and greatest ratio of the clip's energy to the noise's, in dB.
-        p: of a clip to be heard so.
+        manifest: Manifest of the recordings.
+        snr: Range of the signal-to-noise ratio in dB.
+        p: Probability that a clip gets noise.
     """
 
     key = "data.noise"
 
     def __init__(self, *, manifest: str | Path | None, snr: Sequence[float], p: float):
         super().__init__(p)
-        self.snr = _range(f"{self.key}.snr", snr, least=-100.0)
-        self.clips = _clips(f"{self.key}.manifest", manifest)
+        self.snr = _parse_range(f"{self.key}.snr", snr, minimum=-100.0)
+        self.clips = _read_clips(f"{self.key}.manifest", manifest)
 
     def apply(self, wave: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Add noise at a random signal-to-noise ratio."""
         snr = torch.tensor(rng.uniform(*self.snr), dtype=torch.float32)
-        noise = self._stretch(len(wave), rng)
+        noise = self._draw_segment(len(wave), rng)
         if audio.is_silent(noise) or audio.is_silent(wave):
             return wave
         return add_noise(torch.from_numpy(wave), torch.from_numpy(noise), snr).numpy()
 
-    def _stretch(self, length: int, rng: np.random.Generator) -> np.ndarray:
-        """`length` samples of a recording from anywhere in it."""
+    def _draw_segment(self, length: int, rng: np.random.Generator) -> np.ndarray:
+        """Return `length` samples from a random position of a random recording."""
         clip = self.clips[rng.integers(len(self.clips))]
         total = clip.n_samples()
         first = int(rng.integers(total - length + 1 if total > length else total))
@@ -77,49 +84,53 @@ class Noise(Distortion):
             return noise[(first + np.arange(length)) % len(noise)]
         offset = (clip.offset or 0.0) + first / audio.SAMPLE_RATE
         noise = audio.read(clip.path, offset, length / audio.SAMPLE_RATE)
-        return noise[np.arange(length) % len(noise)]  # a rate that 16 kHz is no multiple of may give one sample less
+        return noise[np.arange(length) % len(noise)]  # resampling may return one sample less than asked for
 
 
 class RecordedRooms(Distortion):
-    """Convolves a clip with a recorded impulse response from its largest peak on, the direct sound.
+    """Reverberation of a recorded room: convolution with an impulse response.
+
+    The response is cut to start at its largest peak, the direct sound.
 
     Args:
-        manifest: of the responses.
-        p: of a clip to be heard so.
+        manifest: Manifest of the impulse responses.
+        p: Probability that a clip gets reverberation.
     """
 
     key = "data.reverb"
 
     def __init__(self, *, manifest: str | Path | None, p: float):
         super().__init__(p)
-        self.clips = _clips(f"{self.key}.manifest", manifest)
+        self.clips = _read_clips(f"{self.key}.manifest", manifest)
 
     def apply(self, wave: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Convolve the clip with a random impulse response."""
         response = self.clips[rng.integers(len(self.clips))].read()
         return reverberate(wave, response[np.abs(response).argmax() :])
 
 
 class SyntheticRooms(Distortion):
-    """Convolves a clip with a direct sound and exponentially decaying white noise behind it (Polack's model).
+    """Reverberation of a synthetic room: direct sound followed by exponentially decaying white noise (Polack's model).
 
     Args:
-        rt60: least and greatest time in which the reverberation falls by 60 dB, in seconds.
-        direct: least and greatest ratio of the direct sound's energy to the reverberation's, in dB.
-        p: of a clip to be heard so.
+        rt60: Range of the reverberation time (decay by 60 dB) in seconds.
+        direct: Range of the direct-to-reverberant energy ratio in dB.
+        p: Probability that a clip gets reverberation.
     """
 
     key = "data.reverb"
 
     def __init__(self, *, rt60: Sequence[float], direct: Sequence[float], p: float):
         super().__init__(p)
-        self.rt60 = _range(f"{self.key}.rt60", rt60, least=0.01)
-        self.direct = _range(f"{self.key}.direct", direct, least=-100.0)
+        self.rt60 = _parse_range(f"{self.key}.rt60", rt60, minimum=0.01)
+        self.direct = _parse_range(f"{self.key}.direct", direct, minimum=-100.0)
 
     def apply(self, wave: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Convolve the clip with a random synthetic response."""
         return reverberate(wave, self.response(rng))
 
     def response(self, rng: np.random.Generator) -> np.ndarray:
-        """An impulse response, as long as its reverberation takes to fall by 60 dB; its first sample is 1."""
+        """Draw an impulse response of length `rt60` whose first sample, the direct sound, is 1."""
         rt60, direct = rng.uniform(*self.rt60), rng.uniform(*self.direct)
         seconds = np.arange(1, round(rt60 * audio.SAMPLE_RATE)) / audio.SAMPLE_RATE
         tail = rng.standard_normal(len(seconds)) * 10 ** (-3 * seconds / rt60)
@@ -128,21 +139,25 @@ class SyntheticRooms(Distortion):
 
 
 def reverberate(wave: np.ndarray, response: np.ndarray) -> np.ndarray:
-    """(L,) convolved with an impulse response that starts with the direct sound: L samples, as loud as before."""
-    heard = fftconvolve(torch.from_numpy(wave), torch.from_numpy(response))[: len(wave)].numpy()
-    loudness = np.linalg.norm(heard)
-    return heard * (np.linalg.norm(wave) / loudness) if loudness > 0 else wave
+    """Convolve a clip (L,) with an impulse response that starts with the direct sound; length and energy are kept."""
+    reverberated = fftconvolve(torch.from_numpy(wave), torch.from_numpy(response))[: len(wave)].numpy()
+    norm = np.linalg.norm(reverberated)
+    return reverberated * (np.linalg.norm(wave) / norm) if norm > 0 else wave
 
 
-def _clips(key: str, manifest: str | Path | None) -> list[Clip]:
-    """The sound files of a manifest, whatever else its rows say. Raises ValueError for one that cannot be read."""
-    if manifest is None:
-        raise UserError(f"{key}=null: expected a manifest of sound files, {key}=FILE.jsonl")
-    (found,) = read_manifests([manifest], key=key)
-    clips = []
-    for row in found.rows:
+def _read_clips(key: str, path: str | Path | None) -> list[Clip]:
+    """Return the clips of a manifest; the other fields of its rows are ignored.
+
+    Raises:
+        UserError: There is no manifest, or a clip cannot be read.
+    """
+    if path is None:
+        raise UserError(f"{key}=null: expected a manifest of audio files, {key}=FILE.jsonl")
+    [manifest] = read_manifests([path], key=key)
+    clips: list[Clip] = []
+    for row in manifest.rows:
         if not row.clips:
-            raise UserError(f"{key}: row {row.id!r} has no sound ({row.problem})")
+            raise UserError(f"{key}: row {row.id!r} has no audio ({row.problem})")
         clips += row.clips
     for clip in clips:
         try:
@@ -152,7 +167,7 @@ def _clips(key: str, manifest: str | Path | None) -> list[Clip]:
     return clips
 
 
-def _range(key: str, given: Sequence[float], *, least: float) -> tuple[float, float]:
-    if len(given) != 2 or not least <= given[0] <= given[1] < float("inf"):
-        raise UserError(f"{key}={list(given)}: expected [least, greatest], numbers from {least} on")
-    return given[0], given[1]
+def _parse_range(key: str, values: Sequence[float], *, minimum: float) -> tuple[float, float]:
+    if len(values) != 2 or not minimum <= values[0] <= values[1] < float("inf"):
+        raise UserError(f"{key}={list(values)}: expected [minimum, maximum], both at least {minimum}")
+    return values[0], values[1]

@@ -1,4 +1,4 @@
-"""Rows to batches, as map-style datasets of torch: an item follows from its number alone."""
+"""Map-style torch datasets of packs. An item depends only on its number."""
 
 from __future__ import annotations
 
@@ -19,46 +19,46 @@ from auris.model.pack import Pack
 
 
 class StepDataset(Dataset):
-    """Step number -> this rank's packs."""
+    """Dataset of the packs of one rank, by step number."""
 
     def __init__(self, rows: Sequence[Row], plan: Plan, samples: Samples, world: int, rank: int):
         self.rows, self.plan, self.samples = rows, plan, samples
         self.world, self.rank = world, rank
 
-    def __getitem__(self, step: int) -> list[Pack]:
-        packs = self.plan.packs(step, world=self.world, rank=self.rank)
+    def __getitem__(self, index: int) -> list[Pack]:
+        packs = self.plan.packs(index, world=self.world, rank=self.rank)
         return [pack(self.rows, entries, self.samples) for entries in packs]
 
 
 class RowDataset(Dataset):
-    """Training rows, each as a pack of its own, with the random choices of the epoch that its entry names."""
+    """Dataset of training rows, one per pack, with the random choices of the epoch in their entry."""
 
     def __init__(self, rows: Sequence[Row], entries: Sequence[Entry], samples: Samples):
         self.rows, self.entries, self.samples = rows, entries, samples
 
-    def __getitem__(self, number: int) -> Pack:
-        return pack(self.rows, [self.entries[number]], self.samples)
+    def __getitem__(self, index: int) -> Pack:
+        return pack(self.rows, [self.entries[index]], self.samples)
 
 
 class EvaluationBatch(TypedDict):
-    """Evaluation rows with their answers (for the loss), and their prompts alone (for generation)."""
+    """Evaluation rows with their answers, for the loss, and prompts of the scored ones, for generation."""
 
     answered: Pack
     prompts: Pack
 
 
 class EvaluationDataset(Dataset):
-    """Evaluation packs."""
+    """Dataset of evaluation packs."""
 
     def __init__(self, rows: Sequence[Row], packs: Sequence[Sequence[int]], samples: Samples):
         self.rows, self.packs, self.samples = rows, packs, samples
 
-    def __getitem__(self, number: int) -> EvaluationBatch:
-        entries = [(row, None) for row in self.packs[number]]
-        asked = [(row, None) for row in self.packs[number] if is_scored(self.rows[row])]
+    def __getitem__(self, index: int) -> EvaluationBatch:
+        entries = [(row, None) for row in self.packs[index]]
+        scored = [(row, None) for row in self.packs[index] if is_scored(self.rows[row])]
         return {
             "answered": pack(self.rows, entries, self.samples),
-            "prompts": pack(self.rows, asked, self.samples, prompt_only=True),
+            "prompts": pack(self.rows, scored, self.samples, prompt_only=True),
         }
 
 
@@ -69,11 +69,13 @@ def pack(
     *,
     prompt_only: bool = False,
 ) -> Pack:
-    """Build the pack of some rows. A row that cannot be read is left out and listed with its reason.
+    """Build the pack of some rows. A row that cannot be read is left out and listed in `skipped` with the reason.
 
     Args:
-        entries: (row number, data epoch), None for evaluation: canonical wording, no augmentation.
-        prompt_only: leave the answers out, as generation starts.
+        rows: All rows.
+        entries: (row number, data epoch). The epoch is None for evaluation: canonical wording, no augmentation.
+        samples: Builds the samples of the rows.
+        prompt_only: Leave out the answers, for generation.
     """
     built: list[Sample] = []
     skipped: list[tuple[str, str]] = []
@@ -87,19 +89,20 @@ def pack(
 
 
 def drop_over_budget(lengths: Lengths, token_budget: int) -> Lengths:
-    """Count rows that are longer than the budget as unusable."""
+    """Mark rows that are longer than the budget as unusable."""
     over = np.flatnonzero(lengths.tokens > token_budget)
     problems = {
-        int(row): f"the row has {lengths.tokens[row]} tokens, data.token_budget={token_budget} is less" for row in over
+        int(row): f"the row has {lengths.tokens[row]} tokens, more than data.token_budget={token_budget}"
+        for row in over
     }
     tokens = np.where(lengths.tokens > token_budget, 0, lengths.tokens)
     return replace(lengths, tokens=tokens, problems=lengths.problems | problems)
 
 
 def pack_by_length(lengths: Lengths, token_budget: int, world: int = 1) -> list[list[int]]:
-    """Divide usable rows, longest first, into packs under the budget.
+    """Divide usable rows, longest first, into packs within the budget.
 
-    The number of packs is a multiple of `world`; empty packs come last.
+    The number of packs is a multiple of `world`; the packs that make it one are empty and come last.
     """
     packs: list[list[int]] = []
     filled = token_budget + 1

@@ -1,7 +1,7 @@
-"""Samples to packed batches: the rows of a pack one after the other, without padding.
+"""Collation of samples into packs: the tokens of all rows concatenated, without padding.
 
-Shapes: S rows of T tokens in all (a pair of answers is two of them), A clips of F stored mel frames in all, M audio
-tokens, P pairs, K keys.
+Shapes: S segments with T tokens in total (one per row, two per pair of answers), A clips with F stored mel frames in
+total, M audio tokens, P pairs, K keys.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from auris.audio import Geometry
 from auris.model.pack import IGNORE, Pack
 from auris.text.tasks import CURVES
 
-# Valid frames of the silent clip in a pack without audio: two audio tokens at 20 ms a frame, one when pooled by 2.
+# Valid mel frames of the silent clip in a pack without audio: two encoder frames, one audio token when pooled by 2.
 DUMMY_FRAMES = 4
 
 _PLACES = {name: place for place, name in enumerate(CURVES)}
@@ -25,19 +25,32 @@ _PLACES = {name: place for place, name in enumerate(CURVES)}
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Sample:
-    """One row, ready to be packed: T tokens and the log-mels of its clips in the order of its audio tokens."""
+    """One row, ready to be packed, with T tokens.
+
+    Attributes:
+        row: Number of the row.
+        ids: (T,) int64, token ids. In a pair, they end with the chosen answer.
+        supervise: (T,) bool, True for tokens to predict. In a pair, exactly the tokens of the chosen answer.
+        audio_mask: (T,) bool, True for audio tokens.
+        mels: Log-mel features of the clips in the order of the audio tokens, each (n_mels, geometry.stored(frames))
+            float32.
+        frames: Valid mel frames of each clip.
+        audio_seconds: Seconds of audio.
+        curve: Loss curve that the row counts for (`tasks.CURVES`).
+        rejected: (N,) int64, token ids of the rejected answer of a pair.
+        reference: Log-probabilities of the chosen and the rejected answer under the reference model.
+    """
 
     row: int
-    ids: np.ndarray  # (T,) int64
-    supervise: np.ndarray  # (T,) bool: True where the token is to be predicted
-    audio_mask: np.ndarray  # (T,) bool: True where audio tokens stand
-    mels: tuple[Tensor, ...]  # each (n_mels, geometry.stored(frames)) float32
-    frames: tuple[int, ...]  # valid mel frames of each clip
+    ids: np.ndarray
+    supervise: np.ndarray
+    audio_mask: np.ndarray
+    mels: tuple[Tensor, ...]
+    frames: tuple[int, ...]
     audio_seconds: float
-    curve: str  # of tasks.CURVES: what its loss counts for
-    # Of a pair: `ids` go on with the chosen answer, all of it supervised and nothing else; this is the other one.
-    rejected: np.ndarray | None = None  # (N,) int64
-    reference: tuple[float, float] | None = None  # log-probabilities of both answers under the reference model
+    curve: str
+    rejected: np.ndarray | None = None
+    reference: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         shape = self.ids.shape
@@ -51,14 +64,14 @@ class Sample:
 
 
 def collate(samples: Sequence[Sample], *, geometry: Geometry | None, skipped: Sequence[tuple[str, str]] = ()) -> Pack:
-    """Put samples one after the other into one pack without padding.
+    """Concatenate samples to one pack without padding.
 
     Args:
-        samples: may be empty, when every row of the pack turned out to be unusable.
-        geometry: of the model; None for rows without audio, whose packs have no `mel` and no `frames`.
-        skipped: (row id, reason) of the rows that are missing from the pack.
+        samples: Samples; empty if all rows of the pack are unusable.
+        geometry: Audio geometry of the model; None for a model without audio, whose packs have no `mel` and `frames`.
+        skipped: (row id, reason) of rows that are missing from the pack.
     """
-    segments = [segment for sample in samples for segment in _segments(sample)] or [_NOTHING]
+    segments = [segment for sample in samples for segment in _segments(sample)] or [_EMPTY]
     lengths = [len(segment.ids) for segment in segments]
     pack: Pack = {
         "ids": torch.from_numpy(np.concatenate([segment.ids for segment in segments])),
@@ -72,14 +85,14 @@ def collate(samples: Sequence[Sample], *, geometry: Geometry | None, skipped: Se
         "audio_seconds": sum(sample.audio_seconds for sample in samples),
     }
     if any(segment.inherited for segment in segments):
-        pack["key_index"], pack["cu_keys"] = _tree(segments)
+        pack["key_index"], pack["cu_keys"] = _index_keys(segments)
     references = [sample.reference for sample in samples if sample.reference is not None]
     if references:
-        assert len(references) == len(samples), "reference log-probabilities for some pairs and not for others"
+        assert len(references) == len(samples), "some pairs have reference log-probabilities and others have none"
         pack["reference"] = torch.tensor(references, dtype=torch.float32)
     mels = [mel for sample in samples for mel in sample.mels]
     if geometry is None:
-        assert not mels, "a pack for a model without audio, with clips in it"
+        assert not mels, "samples with clips for a model without audio"
         return pack
     frames = [n for sample in samples for n in sample.frames] or [DUMMY_FRAMES]
     mels = mels or [torch.zeros(geometry.n_mels, geometry.stored(DUMMY_FRAMES))]
@@ -91,7 +104,7 @@ def collate(samples: Sequence[Sample], *, geometry: Geometry | None, skipped: Se
 
 @dataclass(frozen=True, eq=False)
 class _Segment:
-    """Tokens that stand side by side. Their keys begin with the first `inherited` ones of the segment before."""
+    """Consecutive tokens that attend to one another and to the first `inherited` tokens of the previous segment."""
 
     ids: np.ndarray
     supervise: np.ndarray
@@ -99,27 +112,27 @@ class _Segment:
     inherited: int = 0
 
 
-_NOTHING = _Segment(np.zeros(1, np.int64), np.zeros(1, bool), np.zeros(1, bool))
+_EMPTY = _Segment(np.zeros(1, np.int64), np.zeros(1, bool), np.zeros(1, bool))
 
 
 def _segments(sample: Sample) -> list[_Segment]:
     whole = _Segment(sample.ids, sample.supervise, sample.audio_mask)
     if sample.rejected is None:
         return [whole]
-    last = int(sample.supervise.argmax()) - 1  # token of the prompt
+    last = int(sample.supervise.argmax()) - 1  # index of the prompt's last token, which predicts both answers
     ids = np.concatenate([sample.ids[last : last + 1], sample.rejected])
     return [whole, _Segment(ids, np.ones(len(ids), bool), np.zeros(len(ids), bool), inherited=last)]
 
 
 def _shift(segment: _Segment) -> np.ndarray:
-    """Labels (T,): the segment's next token where that token is supervised."""
+    """Return labels (T,): the next token of the segment if it is supervised, otherwise IGNORE."""
     labels = np.full(len(segment.ids), IGNORE, dtype=np.int64)
     labels[:-1] = np.where(segment.supervise[1:], segment.ids[1:], IGNORE)
     return labels
 
 
-def _tree(segments: Sequence[_Segment]) -> tuple[Tensor, Tensor]:
-    """Where the keys of each segment stand (those that it inherits, then its own), and how many it has, cumulated."""
+def _index_keys(segments: Sequence[_Segment]) -> tuple[Tensor, Tensor]:
+    """Return the indices (K,) of each segment's keys, inherited ones first, and their cumulative counts (S + 1,)."""
     places: list[Tensor] = []
     before = start = 0
     for segment in segments:

@@ -1,8 +1,8 @@
-"""The one LightningDataModule: manifests -> a plan of steps -> packs for this rank.
+"""LightningDataModule that turns manifests into a training plan and the packs of this rank.
 
-A Lightning batch is one optimizer step: the list of this rank's packs. Lightning sees one epoch of `max_steps` batches;
-data epochs live in the plan, and the position in a run is the number of steps taken. So no rank or worker holds state,
-and resuming is arithmetic.
+A Lightning batch is one optimizer step: the list of this rank's packs. Lightning sees a single epoch of `max_steps`
+batches; data epochs exist only in the plan. The position in a run is the number of steps taken, so no rank or worker
+keeps state, and resuming needs none.
 """
 
 from __future__ import annotations
@@ -26,20 +26,29 @@ from auris.errors import UserError
 
 
 class AudioDataModule(L.LightningDataModule):
-    """Feeds every stage of both systems.
+    """DataModule of all training stages.
 
     Args:
-        samples, valid_samples: how rows are seen in training and in validation.
-        train, valid: manifests, each a path or a mapping (`manifests.read_manifests`).
-        max_steps: optimizer steps of the run.
-        rows_per_step: rows of a step over all ranks; None fills packs for throughput instead.
-        token_budget: most tokens in one pack.
-        packs_per_step: with `rows_per_step=None`, packs of a step over all ranks.
-        temperature: of the mix of training manifests (`plan.Plan`).
-        num_workers: loader processes per rank.
-        worker_timeout, worker_restarts: when they count as hung, and how often they are replaced (`loader.Loader`).
-        max_unusable: share of the training rows that may be known as unusable before the first step.
-        cache_dir: where measured lengths are kept.
+        samples: Builds samples of training rows.
+        valid_samples: Builds samples of validation rows.
+        train: Training manifests, each a path or a mapping (`manifests.ManifestEntry`).
+        valid: Validation manifests.
+        max_steps: Optimizer steps of the run.
+        rows_per_step: Rows per step over all ranks; None fills packs for throughput instead.
+        token_budget: Maximum number of tokens in a pack.
+        packs_per_step: Packs per step over all ranks, if `rows_per_step` is None.
+        temperature: Temperature of the mix of training manifests (`plan.Plan`).
+        num_workers: Loader processes per rank.
+        worker_timeout: Seconds until a worker counts as hung (`loader.Loader`).
+        worker_restarts: How often workers are replaced for one step.
+        max_unusable: Maximum share of training rows that are known to be unusable before the first step.
+        seed: Seed of the plan.
+        cache_dir: Directory of cached indexes and lengths.
+
+    Attributes:
+        plan: The training plan; None before `setup`.
+        predict_entries: Training rows of `predict_dataloader`.
+        digests: Digest of each manifest's files, by path.
     """
 
     def __init__(
@@ -69,17 +78,18 @@ class AudioDataModule(L.LightningDataModule):
         self.num_workers, self.worker_timeout, self.worker_restarts = num_workers, worker_timeout, worker_restarts
         self.max_unusable, self.seed, self.cache_dir = max_unusable, seed, Path(cache_dir)
         self.plan: Plan | None = None
-        self.predict_entries: Sequence[Entry] = ()  # rows of `predict_dataloader`
-        self.digests: dict[str, str] = {}  # of what the rows are read from, by path
+        self.predict_entries: Sequence[Entry] = ()
+        self.digests: dict[str, str] = {}
         self._lost_workers = 0
-        self._steps: Loader | None = None
-        self._waited = 0.0
+        self._train_loader: Loader | None = None
+        self._reported_wait = 0.0
 
     def prepare_data(self) -> None:
-        """On one process of each machine, before the others: they find rows indexed and measured."""
+        """Index and measure the rows on one process per machine, so that the others read the caches."""
         self.setup("fit")
 
     def setup(self, stage: str) -> None:
+        """Read the manifests, measure the rows and make the plan, once for all stages."""
         if self.plan is not None:
             return
         manifests, self.rows, self.lengths = self._read("data.train", self.train, self.samples)
@@ -102,70 +112,75 @@ class AudioDataModule(L.LightningDataModule):
     ) -> tuple[list[Manifest], JoinedRows, Lengths]:
         manifests = read_manifests(entries, key=key, cache_dir=self.cache_dir)
         self.digests |= {str(manifest.path): manifest.digest for manifest in manifests}
-        return manifests, JoinedRows([one.rows for one in manifests]), measure(manifests, samples, self.cache_dir)
+        rows = JoinedRows([manifest.rows for manifest in manifests])
+        return manifests, rows, measure(manifests, samples, self.cache_dir)
 
     def train_dataloader(self) -> Loader:
-        world, rank = self._place()
+        """Return a loader of this rank's packs, from the current step on."""
+        assert self.plan is not None and self.trainer is not None  # Lightning calls `setup` first
+        world, rank = self._world_and_rank()
         dataset = StepDataset(self.rows, self.plan, self.samples, world, rank)
-        self.plan.step(self.trainer.global_step)  # its order is found once: workers, forked from here, share it
-        self._steps = self._loader(dataset, self.trainer.global_step, self.max_steps)
-        return self._steps
+        self.plan.step(self.trainer.global_step)  # computes the row order once; the forked workers share it
+        self._train_loader = self._loader(dataset, self.trainer.global_step, self.max_steps)
+        return self._train_loader
 
     def val_dataloader(self) -> Loader:
-        world, rank = self._place()
+        """Return a loader of this rank's validation packs."""
+        world, rank = self._world_and_rank()
         packs = pack_by_length(self.valid_lengths, self.token_budget, world)[rank::world]
         dataset = EvaluationDataset(self.valid_rows, packs, self.valid_samples)
         return self._loader(dataset, 0, len(packs))
 
     def predict_dataloader(self) -> Loader:
-        """The training rows that `predict_entries` names, each a pack by itself."""
+        """Return a loader of the training rows in `predict_entries`, one row per pack."""
         return self._loader(RowDataset(self.rows, self.predict_entries, self.samples), 0, len(self.predict_entries))
 
     @property
     def world(self) -> int:
-        """Processes that share the rows of a step."""
-        return self._place()[0]
+        """Number of processes that share the rows of a step."""
+        return self._world_and_rank()[0]
 
     def packs_by_rank(self, step: int) -> list[list[list[Entry]]]:
-        """The packs of every rank in a step."""
+        """Return the packs of every rank in a step."""
+        assert self.plan is not None  # after `setup`
         packs = self.plan.all_packs(step, world=self.world)
         return [packs[rank :: self.world] for rank in range(self.world)]
 
     def pop_lost_workers(self) -> int:
-        """Loader processes of this rank that were replaced since this was last asked."""
-        taken, self._lost_workers = self._lost_workers, 0
-        return taken
+        """Return how often workers of this rank were replaced since the last call."""
+        count, self._lost_workers = self._lost_workers, 0
+        return count
 
     def pop_wait_seconds(self) -> float:
-        """Seconds that this rank has waited for steps since this was last asked."""
-        waited = 0.0 if self._steps is None else self._steps.waited
-        taken, self._waited = waited - self._waited, waited
-        return taken
+        """Return the seconds that this rank has waited for training packs since the last call."""
+        total = 0.0 if self._train_loader is None else self._train_loader.wait_seconds
+        seconds, self._reported_wait = total - self._reported_wait, total
+        return seconds
 
     def problems(self) -> list[tuple[str, str]]:
-        """(row id, reason) of the rows that were known to be unusable before training."""
+        """Return (row id, reason) of the rows that are known to be unusable before training."""
         pairs = ((self.rows, self.lengths), (self.valid_rows, self.valid_lengths))
         return [(rows[n].id, why) for rows, lengths in pairs for n, why in lengths.problems.items()]
 
     def groups(self) -> dict[str, str]:
-        """Lines of the validation table, each with its metric."""
+        """Return the groups of scored validation rows (`rows.group`), each with its metric."""
         usable = [number for number, n in enumerate(self.valid_lengths.tokens) if n]
-        # One that was altered since it was measured has no labels: it is named when it is built.
-        asked = [self.target_row(number) for number in usable if not self.valid_rows[number].problem]
-        return {group(row): metric(row) for row in asked if is_scored(row)}
+        # A row that has changed since it was measured has no labels; it is reported when its sample is built.
+        target_rows = [self.target_row(number) for number in usable if not self.valid_rows[number].problem]
+        return {group(row): metric(row) for row in target_rows if is_scored(row)}
 
     def target_row(self, number: int) -> Row:
-        """A validation row as it is asked."""
+        """Return a validation row with the labels that its answer is scored against (`Samples.target_row`)."""
         return self.valid_samples.target_row(self.valid_rows[number])
 
     def _check_usable(self) -> None:
-        unusable, of = int(np.count_nonzero(self.lengths.tokens == 0)), len(self.rows)
-        if unusable < of and unusable <= self.max_unusable * of:
+        unusable, total = int(np.count_nonzero(self.lengths.tokens == 0)), len(self.rows)
+        if unusable < total and unusable <= self.max_unusable * total:
             return
         number, reason = next(iter(self.lengths.problems.items()))
         raise UserError(
-            f"data.train: {unusable} of the {of} rows cannot be used, expected a share of at most "
-            f"data.max_unusable={self.max_unusable}, and less than all (the first, {self.rows[number].id}: {reason})"
+            f"data.train: {unusable} of {total} rows cannot be used, but data.max_unusable={self.max_unusable} is the "
+            f"largest allowed share, and not all rows may be unusable (first: {self.rows[number].id}: {reason})"
         )
 
     def _loader(self, dataset: Dataset, start: int, stop: int) -> Loader:
@@ -181,8 +196,9 @@ class AudioDataModule(L.LightningDataModule):
 
     def _lose_workers(self, number: int, reason: str) -> None:
         self._lost_workers += 1
-        warnings.warn(f"loader workers are replaced, reading goes on at {number}: {reason}", stacklevel=2)
+        warnings.warn(f"loader workers were replaced, reading continues at {number}: {reason}", stacklevel=2)
 
-    def _place(self) -> tuple[int, int]:
-        place = self.trainer.distributed_sampler_kwargs  # right for tensor parallelism too
-        return (place["num_replicas"], place["rank"]) if place else (1, 0)
+    def _world_and_rank(self) -> tuple[int, int]:
+        assert self.trainer is not None
+        placement = self.trainer.distributed_sampler_kwargs  # also correct for tensor parallelism
+        return (placement["num_replicas"], placement["rank"]) if placement else (1, 0)

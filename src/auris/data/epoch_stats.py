@@ -1,4 +1,4 @@
-"""Statistics of one pass over the training rows: steps, hours, each task's share, how evenly ranks share the work."""
+"""Statistics of one epoch: number of steps, hours of audio, share of each task and load balance between ranks."""
 
 from __future__ import annotations
 
@@ -13,33 +13,36 @@ from auris.data.plan import Plan
 from auris.data.rows import Row
 from auris.data.samples import Samples
 
-STEPS = 2000  # evenly spread steps that are sampled: takes seconds; shares are exact to a few thousandths
+# Maximum number of evenly spaced steps to sample. It takes seconds and gives shares to within a few thousandths.
+MAX_SAMPLED_STEPS = 2000
 
 
 class Share(NamedTuple):
-    """Rows, tokens (of their longest wording) and seconds of audio."""
+    """Part of an epoch: number of rows, tokens in their longest wordings and seconds of audio."""
 
     rows: float
     tokens: float
     seconds: float
 
     def scale(self, factor: float) -> Share:
+        """Return the share multiplied by a factor."""
         return Share(*(value * factor for value in self))
 
 
 @dataclass(frozen=True, kw_only=True)
 class EpochStats:
-    """One pass over the training rows on a number of ranks.
+    """Statistics of one epoch on a given number of ranks.
 
-    Args:
-        ranks: that share a step.
-        rows, unusable: in the manifests; the unusable ones are in no step.
-        steps: optimizer steps, the last one perhaps reaching into the next epoch.
-        sampled_steps: steps that what follows was found from.
-        tasks: each task's share of the epoch.
-        packs: of a rank in a step.
-        fill: tokens in the packs, over what the packs could hold. What is missing is no padding: packs have none.
-        straggler: tokens of the busiest rank of each step, over those of the average rank: what waiting costs.
+    Attributes:
+        ranks: Number of ranks that share a step.
+        rows: Rows in the manifests.
+        unusable: Unusable rows among them; no step contains these.
+        steps: Optimizer steps; the last one may reach into the next epoch.
+        sampled_steps: Number of steps from which the following values were estimated.
+        tasks: Share of each task in the epoch.
+        packs: Average number of packs per rank and step.
+        fill: Tokens in the packs divided by their capacity. Packs have no padding, so free capacity costs no compute.
+        straggler: Tokens of the busiest rank divided by those of the average rank: the cost of waiting.
     """
 
     ranks: int
@@ -54,15 +57,21 @@ class EpochStats:
 
     @property
     def total(self) -> Share:
-        return Share(*map(sum, zip(*self.tasks.values(), strict=True)))
+        """The whole epoch: the sum of all tasks."""
+        shares = self.tasks.values()
+        return Share(
+            sum(share.rows for share in shares),
+            sum(share.tokens for share in shares),
+            sum(share.seconds for share in shares),
+        )
 
 
 def compute_epoch_stats(
-    rows: Sequence[Row], plan: Plan, samples: Samples, *, ranks: int, most: int = STEPS
+    rows: Sequence[Row], plan: Plan, samples: Samples, *, ranks: int, max_steps: int = MAX_SAMPLED_STEPS
 ) -> EpochStats:
-    """Go through an epoch's plan on `ranks` ranks, or through `most` of its steps. No audio is decoded."""
+    """Compute the statistics of an epoch from at most `max_steps` evenly spaced steps, without decoding audio."""
     steps = plan.steps_for(1)
-    sampled_steps = np.unique(np.linspace(0, steps - 1, min(steps, most)).astype(int)).tolist()
+    sampled_steps = np.unique(np.linspace(0, steps - 1, min(steps, max_steps)).astype(int)).tolist()
     totals: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(3))
     n_packs = busiest = total = 0
     for step in sampled_steps:
@@ -73,11 +82,11 @@ def compute_epoch_stats(
         busiest += max(sum(tokens[rank::ranks]) for rank in range(ranks))
         for number in (number for pack in packs for number, _ in pack):
             row = rows[number]
-            # One that was altered since it was measured cannot be read, and is named when it is built.
+            # A row that has changed since it was measured has a problem; it is reported when its sample is built.
             seconds = 0.0 if row.problem else samples.seconds(row)
             totals["unreadable" if row.problem else row.labels["task"]] += (1, plan.lengths[number], seconds)
-    in_steps = plan.epoch_rows / plan.rows_per_step if plan.rows_per_step else steps
-    factor = in_steps / len(sampled_steps)
+    epoch_steps = plan.epoch_rows / plan.rows_per_step if plan.rows_per_step else steps
+    factor = epoch_steps / len(sampled_steps)
     return EpochStats(
         ranks=ranks,
         rows=len(rows),

@@ -1,7 +1,7 @@
-"""Rows of other projects as rows of ours, told by their fields: one function per form, from fields to fields.
+"""Conversion of rows in the formats of other projects to auris rows. Each format is recognised by its fields.
 
-A dialogue of whatever form has as many marks of audio in what the user says as audios, or it is refused: a mark that
-stands for nothing, or a clip that is heard nowhere, would train something else than what was meant.
+The number of audio marks in the user's messages must equal the number of audio files. A mark without a file, or a file
+without a mark, would train something other than intended, so such a row is refused.
 """
 
 from __future__ import annotations
@@ -15,22 +15,23 @@ from auris.text.answer_formats import Notes, Words
 from auris.text.prompts import NaturalPrompt, TagPrompt
 from auris.text.tasks import LANGUAGES
 
-MARK = "<audio>"  # where a clip stands in the text of ms-swift and LLaMA-Factory
-_UNNAMED = {"type": "audio"}  # ... or as a part of a message
+MARK = "<audio>"  # position of a clip in a text of ms-swift and LLaMA-Factory
+_UNNAMED_AUDIO = {"type": "audio"}  # position of a clip as a part of a message
 
-# In a text, all tokens of either system for one clip are one mark, those that stand alone are one each.
+# The begin, pad and end tokens of one clip count as one mark if they follow one another; a lone token is a mark too.
 _TOKENS = [(style.audio_begin, style.audio_pad, style.audio_end) for style in (TagPrompt, NaturalPrompt)]
 _IN_TEXT = [*map("".join, _TOKENS), MARK, *(token for tokens in _TOKENS for token in tokens)]
 _MARKS = re.compile(f"({'|'.join(map(re.escape, _IN_TEXT))})")
 
 Fields = Mapping[str, Any]
-"""The fields of a row as its file holds them: JSON values by name, in any known form."""
+"""The fields of a row as stored in its file: JSON values by name, in any known format."""
 
 
 def convert(fields: Fields) -> Fields:
-    """A row's fields as ours; those of our own rows as they are.
+    """Convert the fields of a row to auris fields. Fields of auris rows are returned unchanged.
 
-    Raises ValueError saying what is wrong with a row of a known form.
+    Raises:
+        UserError: The row has a known format but is invalid.
     """
     if "conversations" in fields:
         return _llama_factory(fields)
@@ -49,110 +50,124 @@ def convert(fields: Fields) -> Fields:
 
 
 def _llama_factory(fields: Fields) -> Fields:
-    """LLaMA-Factory's sharegpt form (data/README.md): `conversations` of {from, value}; its other form, with
-    `messages`, is that of ms-swift but for `chosen` and `rejected`."""
+    """Convert LLaMA-Factory's sharegpt format (data/README.md): `conversations` of {from, value}.
+
+    Its other format, with `messages`, equals that of ms-swift except for `chosen` and `rejected`.
+    """
     roles = {"human": "user", "gpt": "assistant"}
 
-    def renamed(entry: Any) -> Any:
+    def rename(entry: Any) -> Any:
         if not isinstance(entry, Mapping) or not {"from", "value"} <= entry.keys():
             return entry
         return {"role": roles.get(str(entry["from"]), entry["from"]), "content": entry["value"]}
 
     fields = dict(fields)
-    messages = [renamed(entry) for entry in _as_list("conversations", fields.pop("conversations"))]
-    answers = {key: renamed(fields[key]) for key in ("chosen", "rejected") if key in fields}
+    messages = [rename(entry) for entry in _as_list("conversations", fields.pop("conversations"))]
+    answers = {key: rename(fields[key]) for key in ("chosen", "rejected") if key in fields}
     return _dialogue({**fields, **answers, "messages": messages})
 
 
 def _swift(fields: Fields) -> Fields:
-    """ms-swift's standard form (Custom-dataset.md): the better answer is the last message, the worse one
-    `rejected_response`, or the end of `rejected_messages`. Rows of ours come out as they are."""
+    """Convert ms-swift's standard format (Custom-dataset.md). Auris dialogues are returned unchanged.
+
+    The chosen answer is the last message; the rejected one is `rejected_response` or the last of `rejected_messages`.
+    """
     fields = dict(fields)
     messages = _as_list("messages", fields["messages"])
-    worse = fields.pop("rejected_response", None)
-    if (other := fields.pop("rejected_messages", None)) is not None:
-        other = _as_list("rejected_messages", other)
+    rejected = fields.pop("rejected_response", None)
+    if (rejected_messages := fields.pop("rejected_messages", None)) is not None:
+        rejected_messages = _as_list("rejected_messages", rejected_messages)
         audios = fields.get("audios", [])
-        if other[:-1] != messages[:-1] or fields.pop("rejected_audios", audios) != audios:
-            raise UserError("`messages` and `rejected_messages` differ before the answer: expected one prompt")
-        worse = other[-1]
-    if worse is not None:
-        fields |= {"chosen": messages[-1], "rejected": worse}
+        if rejected_messages[:-1] != messages[:-1] or fields.pop("rejected_audios", audios) != audios:
+            raise UserError("`messages` and `rejected_messages` differ before the answer, expected the same prompt")
+        rejected = rejected_messages[-1]
+    if rejected is not None:
+        fields |= {"chosen": messages[-1], "rejected": rejected}
         messages = messages[:-1]
     return _dialogue({**fields, "messages": messages})
 
 
 def _alpaca(fields: Fields) -> Fields:
-    """LLaMA-Factory's alpaca form of preferences (data/README.md): `instruction` and on the next line `input` are the
-    question, `history` the pairs of questions and answers before it."""
+    """Convert LLaMA-Factory's alpaca format of preferences (data/README.md).
+
+    The question is `instruction` and, on the next line, `input`; `history` holds earlier (question, answer) pairs.
+    """
     fields = dict(fields)
-    asked = [part for part in (fields.pop("instruction"), fields.pop("input", None)) if part]
-    if not all(isinstance(part, str) for part in asked):
-        raise UserError(f"`instruction` and `input` are {asked!r:.80}, expected strings")
+    question = [part for part in (fields.pop("instruction"), fields.pop("input", None)) if part]
+    if not all(isinstance(part, str) for part in question):
+        raise UserError(f"`instruction` and `input` are {question!r:.80}, expected strings")
     history = fields.pop("history", None) or []
     if not isinstance(history, list) or any(not isinstance(pair, list) or len(pair) != 2 for pair in history):
         raise UserError(f"`history` is {history!r:.80}, expected a list of [question, answer]")
-    said = [*(text for pair in history for text in pair), "\n".join(asked)]
+    texts = [*(text for pair in history for text in pair), "\n".join(question)]
     roles = ("user", "assistant")
-    return _trl({**fields, "prompt": [{"role": roles[n % 2], "content": text} for n, text in enumerate(said)]})
+    return _trl({**fields, "prompt": [{"role": roles[n % 2], "content": text} for n, text in enumerate(texts)]})
 
 
 def _trl(fields: Fields) -> Fields:
-    """TRL's preferences (dataset_formats): `prompt` with `chosen` and `rejected`, each a string or messages; without a
-    prompt it is what `chosen` and `rejected` begin with alike."""
+    """Convert TRL's preferences (dataset_formats): `prompt`, `chosen` and `rejected`, each a string or messages.
+
+    Without `prompt`, the messages that `chosen` and `rejected` have in common at the start are the prompt.
+    """
     fields = dict(fields)
-    better, worse = fields["chosen"], fields["rejected"]
+    chosen, rejected = fields["chosen"], fields["rejected"]
     prompt = fields.pop("prompt", None)
     if prompt is None:
-        if not isinstance(better, list) or not isinstance(worse, list):
-            raise UserError("`chosen` and `rejected` without a `prompt`: expected lists of messages")
-        alike = 0
-        while alike < min(len(better), len(worse)) - 1 and better[alike] == worse[alike]:
-            alike += 1
-        prompt, fields["chosen"], fields["rejected"] = better[:alike], better[alike:], worse[alike:]
+        if not isinstance(chosen, list) or not isinstance(rejected, list):
+            raise UserError("the row has no `prompt`: expected `chosen` and `rejected` to be lists of messages")
+        common = 0
+        while common < min(len(chosen), len(rejected)) - 1 and chosen[common] == rejected[common]:
+            common += 1
+        prompt, fields["chosen"], fields["rejected"] = chosen[:common], chosen[common:], rejected[common:]
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else _as_list("prompt", prompt)
     return _dialogue({**fields, "messages": messages})
 
 
 def _dialogue(fields: Fields) -> Fields:
-    """Messages with their audio in its place, and a `system` beside them as the first of them."""
+    """Put audio into the messages, and the text of a `system` field before them."""
     fields = dict(fields)
     for kind in ("images", "videos", "tools"):
         if fields.pop(kind, None):
-            raise UserError(f"the row has `{kind}`: expected audio and text")
+            raise UserError(f"the row has `{kind}`, expected audio and text only")
     audios = fields.pop("audios", None) or []
     audios = [audios] if isinstance(audios, str) else audios
     if not isinstance(audios, list):
         raise UserError(f"`audios` is {audios!r:.80}, expected a list of paths")
-    messages = _place(fields["messages"], audios)
-    if system := fields.pop("system", None):  # an empty one stands for none in these forms
+    messages = _place_audio(fields["messages"], audios)
+    if system := fields.pop("system", None):  # an empty string means no system message in these formats
         if isinstance(messages[0], Mapping) and messages[0].get("role") == "system":
-            raise UserError("the row has `system` and a first message of the system: expected one of them")
+            raise UserError("the row has `system` and a first message with role 'system', expected only one of them")
         messages = [{"role": "system", "content": system}, *messages]
     return {**fields, "messages": messages}
 
 
-def _place(messages: Sequence[Any], audios: Sequence[Any]) -> list[Any]:
-    """The k-th mark in what the user says, or the k-th part {type: audio} that names none, is the k-th of `audios`."""
-    messages = [_divide(message) for message in messages]
-    asked = [message for message in messages if isinstance(message, Mapping) and message.get("role") == "user"]
-    parts = [part for message in asked if isinstance(message.get("content"), list) for part in message["content"]]
-    marks = parts.count(_UNNAMED)
+def _place_audio(messages: Sequence[Any], audios: Sequence[Any]) -> list[Any]:
+    """Replace the k-th audio mark in the user's messages by the k-th of `audios`.
+
+    A mark is `MARK` or an audio token in a text, or a part {type: audio} without a path.
+    """
+    messages = [_split_at_marks(message) for message in messages]
+    of_user = [message for message in messages if isinstance(message, Mapping) and message.get("role") == "user"]
+    parts = [part for message in of_user if isinstance(message.get("content"), list) for part in message["content"]]
+    marks = parts.count(_UNNAMED_AUDIO)
     if marks != len(audios):
         named = sum(isinstance(part, Mapping) and ("audio" in part or "audio_url" in part) for part in parts)
         raise UserError(
-            f"the user's messages have {marks + named} audio marks ({MARK}), the row has {named + len(audios)} audios"
+            f"the user's messages have {marks + named} audio marks ({MARK}), "
+            f"but the row has {named + len(audios)} audio files"
         )
     remaining = iter(audios)
     for part in parts:
-        if part == _UNNAMED:
+        if part == _UNNAMED_AUDIO:
             part["audio"] = next(remaining)
     return messages
 
 
-def _divide(message: Any) -> Any:
-    """A message without the null fields of its parts, which Parquet adds until all parts have the same, and with each
-    mark in what the user says as a part of its own."""
+def _split_at_marks(message: Any) -> Any:
+    """Make each audio mark in a message of the user a part of its own.
+
+    Null fields of parts are dropped: Parquet adds them, since all parts must have the same fields there.
+    """
     content = message.get("content") if isinstance(message, Mapping) else None
     if isinstance(content, str) and message.get("role") == "user" and _MARKS.search(content):
         content = [{"type": "text", "text": content}]
@@ -163,16 +178,16 @@ def _divide(message: Any) -> Any:
         for part in content
     ]
     if message.get("role") == "user":
-        parts = [piece for part in parts for piece in _pieces(part)]
+        parts = [piece for part in parts for piece in _split_text(part)]
     return {**message, "content": parts}
 
 
-def _pieces(part: Any) -> list[Any]:
+def _split_text(part: Any) -> list[Any]:
     text = part.get("text") if isinstance(part, Mapping) else None
     if not isinstance(text, str) or not _MARKS.search(text):
         return [part]
     pieces = filter(None, _MARKS.split(text))
-    return [dict(_UNNAMED) if _MARKS.fullmatch(piece) else {"type": "text", "text": piece} for piece in pieces]
+    return [dict(_UNNAMED_AUDIO) if _MARKS.fullmatch(piece) else {"type": "text", "text": piece} for piece in pieces]
 
 
 def _as_list(name: str, value: Any) -> list[Any]:
@@ -183,8 +198,8 @@ def _as_list(name: str, value: Any) -> list[Any]:
 
 # --- the evaluation files of the two official repositories ---------------------------------------------------------
 
-# Beginning of `source`, task, language where it is not in the source or the prompt (EVALUATION.md of Qwen-Audio and of
-# Qwen2-Audio). The first that fits counts.
+# (prefix of `source`, task, language if neither source nor prompt states it), from EVALUATION.md of Qwen-Audio and of
+# Qwen2-Audio. The first matching prefix counts.
 _SOURCES = (
     ("librispeech", "asr", "en"),
     ("aishell", "asr", "zh"),
@@ -205,24 +220,27 @@ _LANGUAGE = re.compile(rf"<\|({'|'.join(LANGUAGES)})\|>|(?:^|_)({'|'.join(LANGUA
 
 
 def _official(fields: Fields) -> Fields:
-    """`{audio, gt, source}` of Qwen-Audio (with `question` for ClothoAQA) and `{audio, prompt, gt, source}` of
-    Qwen2-Audio, as task rows: the task is told from `source`, and asked as our prompting styles ask it."""
+    """Convert evaluation rows of Qwen-Audio and Qwen2-Audio to task rows.
+
+    Qwen-Audio has `{audio, gt, source}` (and `question` for ClothoAQA), Qwen2-Audio `{audio, prompt, gt, source}`. The
+    task follows from `source`; its prompt is then written in auris's own styles.
+    """
     source = str(fields.get("source", "")).lower()
-    found = next((entry for entry in _SOURCES if source.startswith(entry[0])), None)
-    if found is None:
-        known = ", ".join(name for name, _, _ in _SOURCES)
-        raise UserError(f"`source` is {fields.get('source')!r}; known sources begin with {known}")
-    _, task, language = found
+    match = next((entry for entry in _SOURCES if source.startswith(entry[0])), None)
+    if match is None:
+        prefixes = ", ".join(prefix for prefix, _, _ in _SOURCES)
+        raise UserError(f"`source` is {fields.get('source')!r}, expected it to start with one of {prefixes}")
+    _, task, language = match
     row = {**fields, "task": task, "text": fields["gt"]}
     del row["gt"]
     languages = [tag or name for tag, name in _LANGUAGE.findall(source)]
     if task == "s2tt":
         if len(languages) < 2:
-            raise UserError(f"`source` is {fields['source']!r}, expected two languages as in covost2_en_de_test")
+            raise UserError(f"`source` is {fields['source']!r}, expected two languages, as in covost2_en_de_test")
         row["language"], row["target_language"] = languages[-2:]
     elif task == "asr":
-        asked = [tag for tag, _ in _LANGUAGE.findall(str(fields.get("prompt", ""))) if tag]
-        row["language"] = next(iter([*asked, *languages, *filter(None, [language])]), None)
+        in_prompt = [tag for tag, _ in _LANGUAGE.findall(str(fields.get("prompt", ""))) if tag]
+        row["language"] = next(iter([*in_prompt, *languages, *filter(None, [language])]), None)
     elif task == "aac":
         row["caption_style"] = "clotho" if source.startswith("clotho") else "audiocaps"
         if isinstance(row["text"], list) and row["text"]:  # all captions of a clip
@@ -234,9 +252,9 @@ def _official(fields: Fields) -> Fields:
     return row
 
 
-_OPENING = re.compile(r"^(?:<\|\w+\|>)*<\|0\.00\|>")  # of a timed reference; what is asked ends with it
+_OPENING = re.compile(r"^(?:<\|\w+\|>)*<\|0\.00\|>")  # start of a timed reference, which is part of the prompt
 
-# Inference_Foundation.py of AIR-Bench; a choice that there is not is written None, as there.
+# Inference_Foundation.py of AIR-Bench. A missing choice is written as "None", as in that script.
 _CHOOSE = (
     "Choose the most suitable answer from options A, B, C, and D to respond the question in next line, you may only "
     "choose A or B or C or D."
@@ -244,14 +262,17 @@ _CHOOSE = (
 
 
 def _air_bench(fields: Fields) -> Fields:
-    """`{path, question, answer_gt, task_name, dataset_name}` of AIR-Bench as a dialogue: with `choice_a` to `choice_d`
-    its foundation part, with `meta_info` its chat part. The audio of a task lies in a folder of its own."""
+    """Convert `{path, question, answer_gt, task_name, dataset_name}` of AIR-Bench to a dialogue.
+
+    Rows of its foundation part have `choice_a` to `choice_d`, those of its chat part `meta_info`. Audio files are in
+    one folder per task.
+    """
     missing = sorted({"path", "question", "task_name", "dataset_name"} - fields.keys())
     if missing:
-        raise UserError(f"a row of AIR-Bench (`answer_gt`) has no {', '.join(missing)}")
+        raise UserError(f"a row of AIR-Bench (with `answer_gt`) has no {', '.join(missing)}")
     name = f"{fields['task_name']}_{fields['dataset_name']}"
     path = f"{name}/{fields['path']}"
-    if fields["task_name"] == "Audio_Grounding":  # named .wav, and stored as .flac
+    if fields["task_name"] == "Audio_Grounding":  # listed as .wav but stored as .flac
         path = f"{path[:-3]}flac"
     question = fields["question"]
     if "choice_a" in fields:

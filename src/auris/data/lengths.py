@@ -1,4 +1,4 @@
-"""How long every row is, in tokens: measured once from durations and text, cached, never by computing features."""
+"""Length of every row in tokens, computed from durations and text without any features, and cached on disk."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rich.progress import track
 
 from auris import audio
 from auris.data import array_cache
-from auris.data.manifests import Manifest, Selection, Undecoded, undecoded
+from auris.data.manifests import Manifest, Selection, UndecodedRow, undecoded
 from auris.data.parallel_map import parallel_map
 from auris.data.parquet.reader import ShardError
 from auris.data.rows import Clip, Record, Row, TransientProblem, is_task_row
@@ -24,17 +24,20 @@ from auris.errors import AudioError, RowError, UserError
 from auris.files import digest
 from auris.text import tasks
 
-_VERSION = 4  # of the arrays on disk
-_CHUNK = 10_000  # rows that a process measures at a time; with fewer there is no progress bar
-_MAX_FAMILIES = 10_000  # with labels that differ in each row there would be as many families as rows
-_HASHED_LABELS = {str, type(None)}  # types whose values are equal only where they are the same label
+_VERSION = 4  # of the cached arrays
+_CHUNK = 10_000  # rows that a process measures at a time; no progress bar is shown for fewer
+_MAX_FAMILIES = 10_000  # bounds the memory if labels differ in every row
+_HASHED_LABELS = {str, type(None)}  # unlike numbers (1 == 1.0 == True), equal values of these types are the same label
 
 
 @dataclass(frozen=True)
 class Lengths:
-    """Tokens of each row, 0 for one that cannot be used, and why it cannot.
+    """Lengths of rows, which are numbered consecutively.
 
-    `dropped`: seconds of a row that `long_audio=first` leaves unheard, where there are any.
+    Attributes:
+        tokens: (rows,) int64, tokens of each row; 0 for a row that cannot be used.
+        problems: {row number: why the row cannot be used}.
+        dropped_seconds: {row number: seconds of audio that `long_audio=first` drops}, for rows that lose any.
     """
 
     tokens: np.ndarray
@@ -43,24 +46,25 @@ class Lengths:
 
 
 def measure(manifests: Sequence[Manifest], samples: Samples, cache_dir: Path) -> Lengths:
-    """Measure all rows, numbered consecutively over the manifests.
+    """Measure all rows of the manifests, numbered consecutively.
 
-    Raises ValueError when a clip is over 30 s and `data.long_audio=error`, naming the row.
+    Raises:
+        UserError: A clip is longer than 30 s and `long_audio` is `error`.
     """
     starts = [0, *accumulate(len(manifest.rows) for manifest in manifests)]
     parts = [_cached(manifest, samples, cache_dir) for manifest in manifests]
     lengths = _join(starts.pop(), zip(starts, parts, strict=True))
     if seconds := lengths.dropped_seconds.values():
         warnings.warn(
-            f"long_audio=first: of {len(seconds)} rows only the first 30 s are heard; {sum(seconds):.1f} s are "
-            f"dropped, {max(seconds):.1f} s of the longest (long_audio=window hears them)",
+            f"long_audio=first drops {sum(seconds):.1f} s of audio after the first 30 s in {len(seconds)} rows "
+            f"(at most {max(seconds):.1f} s in one row); long_audio=window keeps them",
             stacklevel=2,
         )
     return lengths
 
 
 def _join(total: int, parts: Iterable[tuple[int, Lengths]]) -> Lengths:
-    """Lengths of all rows from those of parts, each given with the number of its first row."""
+    """Join the lengths of parts, given as (number of the first row, lengths)."""
     tokens = np.zeros(total, dtype=np.int64)
     problems: dict[int, str] = {}
     dropped: dict[int, float] = {}
@@ -77,7 +81,7 @@ def _cached(manifest: Manifest, samples: Samples, cache_dir: Path) -> Lengths:
     if stored := array_cache.load(path):
         return Lengths(stored["tokens"], *(dict(json.loads(str(stored[name]))) for name in ("problems", "dropped")))
     measured = _measure(manifest.rows, samples)
-    # A row whose file could not be read is measured again at the next start.
+    # Nothing is cached if a file could not be read, so that its rows are measured again in the next run.
     if not any(isinstance(problem, TransientProblem) for problem in measured.problems.values()):
         tables = {"problems": measured.problems, "dropped": measured.dropped_seconds}
         texts = {name: json.dumps(list(table.items())) for name, table in tables.items()}
@@ -86,7 +90,7 @@ def _cached(manifest: Manifest, samples: Samples, cache_dir: Path) -> Lengths:
 
 
 def _measure(rows: Sequence[Row], samples: Samples) -> Lengths:
-    """Rows in chunks, on all cores that this process may use."""
+    """Measure rows in chunks, on all cores that this process may use."""
     starts = range(0, len(rows), _CHUNK)
 
     def chunk(start: int) -> Lengths:
@@ -98,17 +102,18 @@ def _measure(rows: Sequence[Row], samples: Samples) -> Lengths:
     return _join(len(rows), ((starts[number], lengths) for number, lengths in chunks))
 
 
-def _measure_chunk(rows: Iterable[Undecoded], samples: Samples) -> Lengths:
+def _measure_chunk(rows: Iterable[UndecodedRow], samples: Samples) -> Lengths:
     tokens: list[int] = []
     problems: dict[int, str] = {}
     dropped: dict[int, float] = {}
     families = RowFamilies(samples)
-    for number, found in enumerate(rows):
-        family = found.record and families.family(found.record)
-        tokens.append(families.length(found.record, family) if family else 0)
+    for number, undecoded_row in enumerate(rows):
+        record = undecoded_row.record
+        family = None if record is None else families.family(record)
+        tokens.append(0 if record is None or family is None else families.length(record, family))
         if tokens[number]:
             continue
-        row = found.decode()
+        row = undecoded_row.decode()
         if row.problem:
             problems[number] = row.problem
             continue
@@ -132,22 +137,25 @@ def _measure_chunk(rows: Iterable[Undecoded], samples: Samples) -> Lengths:
 
 
 def _unstated(manifest: Manifest) -> Iterator[str]:
-    """Yield the sizes and times of files whose duration the manifest does not state."""
+    """Yield path, size and modification time of the audio files whose duration the manifest does not state."""
     rows = manifest.rows
     for row in rows.without_duration() if isinstance(rows, Selection) else rows:
         for clip in row.clips:
-            if clip.duration is None and isinstance(clip.path, Path):  # a shard's are in the manifest's digest
+            if clip.duration is None and isinstance(
+                clip.path, Path
+            ):  # audio in shards is covered by the manifest's digest
                 try:
                     status = clip.path.stat()
-                except (OSError, ValueError):  # measuring the row names the reason
+                except (OSError, ValueError):  # reported when the row is measured
                     continue
                 yield f"{clip.path}:{status.st_size}:{status.st_mtime_ns}"
 
 
 class RowFamilies:
-    """Lengths of rows from rows that differ in the length of their clip and in their text only.
+    """Lengths of rows, derived from other rows that differ only in clip duration and text.
 
-    Nearly all rows of a large corpus are such rows: they are not even decoded.
+    Such rows form a family: their lengths differ only by audio and text tokens. Nearly all rows of a large corpus
+    belong to a few families and are measured without being decoded.
     """
 
     def __init__(self, samples: Samples):
@@ -157,17 +165,19 @@ class RowFamilies:
         self._span = lru_cache(maxsize=100_000)(lambda seconds: samples.spans(_row_of(seconds))[0])
 
     def family(self, record: Record) -> Hashable | None:
-        """Return what a row has in common with its family.
+        """Return the labels that define a row's family.
 
-        None for a row that has to be looked at by itself: its task needs more than a text, the length of its clip is
-        not stated, or anything about it is unusual.
+        None for a row that must be measured on its own: its task needs more labels than a text, the duration of its
+        clip is not stated, or it is unusual in any other way.
         """
         fields = record.fields
         if fields is None or record.problem is not None or len(record.sounds) > 1 or not is_task_row(fields):
             return None
         get = fields.get
         path, seconds, text, task = get("audio"), get("duration"), get("text"), get("task")
-        if type(path) is not str or type(text) is not str or type(task) is not str or type(seconds) not in (float, int):
+        if type(path) is not str or type(text) is not str or type(task) is not str:
+            return None
+        if type(seconds) is not float and type(seconds) is not int:  # not isinstance: True is an int
             return None
         labels = self._labels.get(task)
         if labels is None or not path or not text.strip() or "offset" in fields:
@@ -178,13 +188,16 @@ class RowFamilies:
         return family if _HASHED_LABELS.issuperset(map(type, family)) else None
 
     def length(self, record: Record, family: Hashable) -> int:
-        """Return the tokens of a row; 0 if its family is not known yet or its clip is too short for any."""
+        """Return the tokens of a row; 0 if its family is not known yet or its clip is shorter than one token."""
         without_text = self._without_text.get(family)
-        span = 0 if without_text is None else self._span(record.fields["duration"])
+        if without_text is None:
+            return 0
+        assert record.fields is not None  # `family` returns None for such records
+        span = self._span(record.fields["duration"])
         return span and span + without_text + self._samples.length_cache.count(record.fields["text"])
 
     def learn(self, family: Hashable, row: Row) -> None:
-        """Remember what a usable row tells of its family."""
+        """Store the length that a usable row shares with its family."""
         without_text = self._samples.length_without_text(row)
         if without_text is not None and len(self._without_text) < _MAX_FAMILIES:
             self._without_text[family] = without_text

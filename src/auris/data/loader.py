@@ -1,7 +1,7 @@
-"""A data loader that outlives its workers: those that die or hang are replaced, and reading goes on where it stopped.
+"""Data loader that replaces workers that die or hang, and continues with the item at which they stopped.
 
-It can, because an item follows from its number alone and no worker holds a position. torch's own loader ends a run with
-the first worker that dies, and waits for ever for one that hangs.
+This is possible because an item depends only on its number, and no worker keeps a position. torch's DataLoader instead
+ends the run when a worker dies, and waits forever for one that hangs.
 """
 
 from __future__ import annotations
@@ -24,15 +24,18 @@ from torch.utils.data._utils import signal_handling
 
 from auris.errors import RunStopped, UserError
 
-POLL_INTERVAL = 5.0  # seconds between two looks at whether all workers live
-PREFETCH = 2  # items that a worker makes ahead: torch's default
+POLL_INTERVAL = 5.0  # seconds between checks that all workers are alive
+PREFETCH = 2  # items that a worker prepares in advance (torch's default)
 _END = object()
-# What often stands behind a signal that ended a worker.
-_CAUSES = {signal.SIGKILL: "the machine's memory may be full", signal.SIGBUS: "shared memory, /dev/shm, may be full"}
+# Frequent causes of a signal that ends a worker.
+_CAUSES: dict[int, str] = {
+    signal.SIGKILL: "the machine may be out of memory",
+    signal.SIGBUS: "shared memory, /dev/shm, may be full",
+}
 
 
 class LoaderError(RunStopped):
-    """Workers were lost again and again over one item, `number`."""
+    """Workers were lost repeatedly while item `number` was prepared."""
 
     def __init__(self, message: str, number: int):
         super().__init__(message)
@@ -40,20 +43,29 @@ class LoaderError(RunStopped):
 
 
 class _WorkersLostError(Exception):
-    """Workers that died or hung; all of that loader have been ended."""
+    """A worker died or hung; all workers of its DataLoader have been killed."""
 
 
 class Loader:
-    """Items `start .. stop - 1` of a dataset in order. Its length is `stop`: Lightning, resumed, counts from the first.
+    """Loader of items [start, stop) of a dataset, in order.
+
+    Its length is `stop`, not `stop - start`, because Lightning counts batches from the first one when it resumes.
 
     Args:
-        dataset: number -> item, the same one whenever and wherever it is asked for.
-        num_workers: processes that make items ahead; with 0 they are made here, and nothing can be replaced.
-        timeout: seconds to wait for an item before its workers count as hung; 0: any time.
-        restarts: how often workers are replaced over one item; the next time is a LoaderError.
-        on_restart: told the item's number and the reason, each time.
+        dataset: Maps a number to an item, always the same one.
+        start: Number of the first item.
+        stop: Number after the last item.
+        num_workers: Processes that prepare items in advance. With 0, items are prepared in this process, and nothing
+            is replaced.
+        timeout: Seconds to wait for an item before the workers count as hung; 0: no limit.
+        restarts: How often workers are replaced for one item before a LoaderError.
+        on_restart: Called with the item's number and the reason whenever workers are replaced.
 
-    `waited`: seconds that who reads it has waited for items so far.
+    Attributes:
+        wait_seconds: Total time that the consumer has waited for items.
+
+    Raises:
+        LoaderError: While iterating; workers were lost more often than `restarts` for one item.
     """
 
     def __init__(
@@ -73,112 +85,118 @@ class Loader:
         self.dataset, self.start, self.stop = dataset, start, stop
         self.num_workers, self.timeout, self.restarts = num_workers, timeout, restarts
         self.on_restart = on_restart
-        self.waited = 0.0
+        self.wait_seconds = 0.0
 
     def __len__(self) -> int:
         return self.stop
 
     def __iter__(self) -> Iterator[Any]:
-        number, lost, careful_until = self.start, 0, self.start
-        asked = time.perf_counter()
+        number, losses, careful_until = self.start, 0, self.start
+        start = time.perf_counter()
         while number < self.stop:
             careful = number < careful_until
             stop = min(careful_until, self.stop) if careful else self.stop
             try:
                 for item in self._read(number, stop, careful):
-                    self.waited += time.perf_counter() - asked
+                    self.wait_seconds += time.perf_counter() - start
                     yield item
-                    asked = time.perf_counter()
-                    number, lost = number + 1, 0
+                    start = time.perf_counter()
+                    number, losses = number + 1, 0
             except _WorkersLostError as error:
-                lost += 1
-                if lost > self.restarts:
+                losses += 1
+                if losses > self.restarts:
                     raise LoaderError(
-                        f"loader workers were lost {lost} times over step {number} (the last time: {error}); "
-                        "data.num_workers=0 shows what happens, data.worker_timeout=SECONDS gives slow storage more "
-                        "time, data.worker_restarts=N tries more often",
+                        f"loader workers were lost {losses} times at step {number} (last reason: {error}); set "
+                        "data.num_workers=0 to see the error, data.worker_timeout=SECONDS to give slow storage more "
+                        "time, or data.worker_restarts=N to allow more attempts",
                         number,
                     ) from error
-                # Any item that was being made ahead may be at fault; one worker that makes one at a time shows which.
+                # Any item in preparation may be the cause. One worker that prepares one item at a time finds it.
                 careful_until = number + self.num_workers * PREFETCH
                 self.on_restart(number, str(error))
 
     def _read(self, start: int, stop: int, careful: bool) -> Iterator[Any]:
-        """Yield items made by new workers. `careful`: one worker makes one item at a time."""
-        workers = {"num_workers": 1, "prefetch_factor": 1} if careful else {"num_workers": self.num_workers}
+        """Yield items from new workers; if `careful`, from one worker that prepares one item at a time.
+
+        Raises:
+            _WorkersLostError: A worker died or hung.
+        """
         loader = DataLoader(
             self.dataset,
+            num_workers=1 if careful else self.num_workers,
+            prefetch_factor=1 if careful else None,
             sampler=range(start, stop),
             batch_size=None,
             collate_fn=lambda item: item,
             worker_init_fn=_outlive_signals if self.num_workers else None,
-            generator=torch.Generator(),  # the seed that it draws for workers must not move the run's own generator
-            **workers,
+            generator=torch.Generator(),  # drawing the workers' seed must not advance the global generator
         )
         if not self.num_workers:
             yield from loader
             return
-        others, handler = active_children(), signal.getsignal(signal.SIGCHLD)
+        children, handler = active_children(), signal.getsignal(signal.SIGCHLD)
         items = iter(loader)
-        # torch has set a handler that raises in whatever the main thread is doing when a worker dies, be it in the
-        # middle of a collective operation; or it had before, for a loader of somebody else's. `_wait` looks by itself.
+        # torch has installed a SIGCHLD handler, now or for an earlier loader. When a worker dies, it raises wherever the
+        # main thread is, even in a collective operation. It is removed, because `_wait` checks the workers itself.
         is_torchs = getattr(handler, "__module__", None) == signal_handling.__name__
         signal.signal(signal.SIGCHLD, signal.SIG_DFL if is_torchs else handler or signal.SIG_DFL)
-        processes = [child for child in active_children() if child not in others]
-        asked: SimpleQueue[bool] = SimpleQueue()
-        given: SimpleQueue[tuple[Any, Exception | None]] = SimpleQueue()
-        # In a thread, as there is no end to how long a worker that hangs can keep who fetches from it.
-        Thread(target=_serve, args=(items, asked, given), daemon=True).start()
-        del items  # the thread's alone, which ends the workers with it
+        workers = [child for child in active_children() if child not in children]
+        requests: SimpleQueue[bool] = SimpleQueue()
+        replies: SimpleQueue[tuple[Any, Exception | None]] = SimpleQueue()
+        # Items are fetched in a thread, because fetching from a worker that hangs never returns.
+        Thread(target=_serve, args=(items, requests, replies), daemon=True).start()
+        del items  # only the thread refers to the iterator now, so the workers end with the thread
         try:
-            while (item := self._wait(asked, given, processes)) is not _END:
+            while (item := self._wait(requests, replies, workers)) is not _END:
                 yield item
         finally:
-            asked.put(False)
+            requests.put(False)
 
-    def _wait(self, asked: SimpleQueue, given: SimpleQueue, workers: Collection[BaseProcess]) -> Any:
+    def _wait(self, requests: SimpleQueue, replies: SimpleQueue, workers: Collection[BaseProcess]) -> Any:
+        """Request an item and wait for it. Raises _WorkersLostError, or the error raised while preparing the item."""
         deadline = time.monotonic() + (self.timeout or math.inf)
-        asked.put(True)
+        requests.put(True)
         item, error, dead = None, None, []
         while error is None and not dead and time.monotonic() < deadline:
             dead = [worker for worker in workers if not worker.is_alive()]
-            with suppress(Empty):  # what a dead one has left behind may still be on its way
-                item, error = given.get(timeout=max(0.0, min(POLL_INTERVAL, deadline - time.monotonic())))
+            with suppress(Empty):  # an item of a dead worker may still arrive
+                item, error = replies.get(timeout=max(0.0, min(POLL_INTERVAL, deadline - time.monotonic())))
                 if error is None:
                     return item
         for worker in workers:
-            worker.join(timeout=0.1 if error else 0)  # one that is about to die has time to
+            worker.join(timeout=0.1 if error else 0)  # gives a dying worker time to end
         dead = [worker for worker in workers if not worker.is_alive()]
-        if error is not None and not dead:  # what making an item has raised
+        if error is not None and not dead:  # preparing the item has failed
             raise error
         for worker in workers:
-            worker.kill()  # also one that is stopped, or waits for a lock that a dead one has taken along
-        raise _WorkersLostError(", ".join(map(_end_of, dead)) or f"nothing came for {self.timeout:g} s") from error
+            worker.kill()  # not terminate: a worker may be stopped, or wait for a lock that a dead one holds
+        reason = ", ".join(map(_describe_end, dead)) or f"no item arrived within {self.timeout:g} s"
+        raise _WorkersLostError(reason) from error
 
 
-def _serve(items: Iterator[Any], asked: SimpleQueue, given: SimpleQueue) -> None:
-    """Give an item, or what reading it has raised, each time that one is asked for."""
-    while asked.get():
+def _serve(items: Iterator[Any], requests: SimpleQueue, replies: SimpleQueue) -> None:
+    """Reply to each request with an item and None, or with None and the error raised by reading it."""
+    while requests.get():
         try:
-            given.put((next(items, _END), None))
+            replies.put((next(items, _END), None))
         except Exception as error:
-            given.put((None, error))
+            replies.put((None, error))
 
 
-def _end_of(worker: BaseProcess) -> str:
-    """How a worker ended."""
+def _describe_end(worker: BaseProcess) -> str:
+    """Describe how a worker ended."""
     code = worker.exitcode or 0
     if code >= 0:
-        return f"worker {worker.pid} ended with code {code}"
+        return f"worker {worker.pid} ended with exit code {code}"
     cause = _CAUSES.get(-code)
-    return f"worker {worker.pid} ended: {signal.strsignal(-code)}" + (f" ({cause})" if cause else "")
+    return f"worker {worker.pid} was killed: {signal.strsignal(-code)}" + (f" ({cause})" if cause else "")
 
 
 def _outlive_signals(worker: int) -> None:
-    """In a worker: end on a SIGTERM of the process that reads it, and on nobody else's.
+    """Make a worker end on SIGTERM of its parent process only.
 
-    A cluster that wants its machine back tells all processes of a job; the run would fail for want of a worker before
-    it has saved.
+    A cluster that preempts a job signals all its processes. If workers ended then, the run would fail before it could
+    save a checkpoint.
     """
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})

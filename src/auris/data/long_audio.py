@@ -1,7 +1,7 @@
-"""Clips over 30 s at inference: a row to be transcribed becomes rows of overlapping windows, whose answers are merged.
+"""Transcription of clips over 30 s: one row per overlapping window, with the transcripts merged afterwards.
 
-Whatever else a row asks, its windows are heard one after the other in one prompt (`Samples`): an answer about a clip is
-not a concatenation of answers about its windows, but a transcript is.
+For all other tasks, the windows of a clip follow one another in one prompt (`Samples`): a transcript can be merged from
+transcripts of windows, but an answer about the whole clip cannot.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ from auris.data.rows import Clip, Row
 from auris.metrics.normalize import unit
 
 WINDOW = audio.MAX_SAMPLES / audio.SAMPLE_RATE  # seconds
-OVERLAP = 5.0  # seconds that neighbouring windows share at least: a sentence's worth of words to join them by
+OVERLAP = 5.0  # minimum overlap of neighbouring windows in seconds: about a sentence, enough words to align them
 
 
 def split_row(row: Row, is_transcript: Callable[[Row], bool]) -> list[Row]:
-    """The rows of a row's overlapping windows, or the row itself if it is short or no transcript.
+    """Split a row into rows of overlapping windows; return the row itself if it is short or not a transcription.
 
-    Raises AudioError if the clip's length cannot be read.
+    Raises:
+        AudioError: The clip's length cannot be read.
     """
     if row.problem or len(row.clips) != 1 or not is_transcript(row):
         return [row]
@@ -36,7 +37,10 @@ def split_row(row: Row, is_transcript: Callable[[Row], bool]) -> list[Row]:
 
 
 def windows(seconds: float) -> list[tuple[float, float]]:
-    """(offset, duration) of the fewest windows of 30 s that overlap by OVERLAP or more, evenly laid; none if short."""
+    """Return (offset, duration) of the fewest evenly spaced 30 s windows that overlap by at least OVERLAP.
+
+    The list is empty for a clip of at most 30 s.
+    """
     if seconds <= WINDOW:
         return []
     n = math.ceil((seconds - OVERLAP) / (WINDOW - OVERLAP))
@@ -45,16 +49,16 @@ def windows(seconds: float) -> list[tuple[float, float]]:
 
 
 def merge_transcripts(texts: Sequence[str], language: str) -> str:
-    """One transcript of the transcripts of overlapping windows.
+    """Merge the transcripts of overlapping windows into one.
 
-    Neighbours are joined in the middle of the longest run of units (words, or characters where words are not spaced)
-    that the end of one and the beginning of the next have in common; where they have none, nothing is dropped.
+    Neighbours are joined in the middle of the longest run of units that the end of one and the start of the next have
+    in common. Without a common run, nothing is dropped. Units are words, or characters in languages without spaces.
     """
     glue = " " if unit(language) == "word" else ""
     units = [text.split() if glue else list(text.strip()) for text in texts]
     merged = units[0] if units else []
     for following in units[1:]:
-        # An overlap holds about its share of a window's units; twice that leaves room for uneven speech.
+        # The overlap has about its share of the window's units; twice that number allows for uneven speech.
         reach = 2 * math.ceil(len(following) * OVERLAP / WINDOW) + 2
         tail, head = merged[-reach:], following[:reach]
         match = SequenceMatcher(None, _keys(tail), _keys(head), autojunk=False).find_longest_match()
@@ -67,5 +71,5 @@ def merge_transcripts(texts: Sequence[str], language: str) -> str:
 
 
 def _keys(units: Sequence[str]) -> list[str]:
-    """Units as they are compared: without case and punctuation, which depend on where a window ends."""
+    """Return units without case and punctuation, which depend on where a window ends, for comparison."""
     return ["".join(c for c in piece.casefold() if c.isalnum()) or piece for piece in units]

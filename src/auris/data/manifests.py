@@ -1,6 +1,6 @@
-"""Manifests: the rows that a data config names, as sequences whose rows are read when they are accessed.
+"""Manifests: the rows of a data config, as sequences that read a row from its file on access.
 
-A million rows take some tens of megabytes (`row_index.RowColumns`), which worker processes share.
+The index of a million rows takes some tens of megabytes (`row_index.RowColumns`), which worker processes share.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from auris.text.answer_formats import Labels
 
 
 class LazyRows(Sequence[Row]):
-    """Rows that are read when they are accessed."""
+    """Sequence of rows that are read on access."""
 
     @overload
     def __getitem__(self, place: int) -> Row: ...
@@ -44,74 +44,74 @@ class LazyRows(Sequence[Row]):
 
     @abstractmethod
     def _row(self, place: int) -> Row:
-        """Return the row at a place from 0 to before the end."""
+        """Return the row at a place, 0 <= place < len(self)."""
 
 
 class Selection(LazyRows):
-    """Rows of one manifest, decoded when they are accessed.
+    """Selected rows of one manifest, decoded on access.
 
     Args:
-        index: of the manifest.
-        numbers: which of its rows, ascending; None: all.
-        repeated: (R,) bool over the index: rows whose id an earlier row has.
+        row_index: Index of the manifest.
+        numbers: Ascending row numbers in the index; None selects all rows.
+        repeated: (R,) bool over the index: True for rows that have the id of an earlier row.
     """
 
-    def __init__(self, index: RowIndex, numbers: np.ndarray | None, repeated: np.ndarray):
-        self.index, self._numbers, self._repeated = index, numbers, repeated
+    def __init__(self, row_index: RowIndex, numbers: np.ndarray | None, repeated: np.ndarray):
+        self.row_index, self._numbers, self._repeated = row_index, numbers, repeated
 
     def __len__(self) -> int:
-        return len(self.index) if self._numbers is None else len(self._numbers)
+        return len(self.row_index) if self._numbers is None else len(self._numbers)
 
     def _row(self, place: int) -> Row:
         number = place if self._numbers is None else int(self._numbers[place])
-        return self._decode(number, self.index.record(number))
+        return self._decode(number, self.row_index.record(number))
 
     def __iter__(self) -> Iterator[Row]:
         return (row for _, row in self.pairs(slice(None)))
 
     def pairs(self, places: slice) -> Iterator[tuple[Record, Row]]:
-        """Yield consecutive rows as they stand in their file and decoded."""
+        """Yield consecutive rows, both as records and decoded."""
         return ((record, self._decode(number, record)) for number, record in self._records(places))
 
-    def undecoded(self, places: slice) -> Iterator[Undecoded]:
-        """Yield consecutive rows, not decoded yet."""
-        is_own = type(self.index).decode is not RowIndex.decode  # the index looks at more than the record
+    def undecoded(self, places: slice) -> Iterator[UndecodedRow]:
+        """Yield consecutive rows without decoding them."""
+        overrides_decode = type(self.row_index).decode is not RowIndex.decode  # it may find problems of its own
         for number, record in self._records(places):
-            hidden = is_own or self._repeated[number]
-            yield Undecoded(None if hidden else record, partial(self._decode, number, record))
+            must_decode = overrides_decode or self._repeated[number]
+            yield UndecodedRow(None if must_decode else record, partial(self._decode, number, record))
 
     def _records(self, places: slice) -> Iterator[tuple[int, Record]]:
         numbers = self._chosen[places]
-        return zip(numbers.tolist(), self.index.records(numbers), strict=True)
+        return zip(numbers.tolist(), self.row_index.records(numbers), strict=True)
 
     @property
     def row_keys(self) -> np.ndarray:
-        """(rows,) uint64: `row_key` of the ids."""
+        """The `row_key` of each row's id, (rows,) uint64."""
         if self._numbers is None and not self._repeated.any():
-            return self.index.columns.keys
+            return self.row_index.columns.keys
         chosen = self._chosen
-        keys = self.index.columns.keys[chosen]
+        keys = self.row_index.columns.keys[chosen]
         for place in np.flatnonzero(self._repeated[chosen]):
-            keys[place] = row_key(self.index.name(int(chosen[place])))
+            keys[place] = row_key(self.row_index.name(int(chosen[place])))
         return keys
 
     def without_duration(self) -> Iterator[Row]:
-        """The rows of which a clip's length is read from its file."""
-        return (self[int(place)] for place in np.flatnonzero(self.index.columns.lacks_duration[self._chosen]))
+        """Yield the rows with a clip whose length must be read from its file."""
+        return (self[int(place)] for place in np.flatnonzero(self.row_index.columns.lacks_duration[self._chosen]))
 
     @property
     def _chosen(self) -> np.ndarray:
-        return np.arange(len(self.index)) if self._numbers is None else self._numbers
+        return np.arange(len(self.row_index)) if self._numbers is None else self._numbers
 
     def _decode(self, number: int, record: Record) -> Row:
-        row = self.index.decode(record)
+        row = self.row_index.decode(record)
         if not self._repeated[number]:
             return row
-        return Row(self.index.name(number), row.clips, row.labels, f"id {row.id!r} is used by an earlier row")
+        return Row(self.row_index.name(number), row.clips, row.labels, f"id {row.id!r} is used by an earlier row")
 
 
 class JoinedRows(LazyRows):
-    """The rows of several manifests, one manifest after the other."""
+    """Concatenation of the rows of several manifests."""
 
     def __init__(self, parts: Sequence[Sequence[Row]]):
         self._parts = tuple(parts)
@@ -122,7 +122,7 @@ class JoinedRows(LazyRows):
 
     def _row(self, place: int) -> Row:
         part = bisect_right(self._ends, place)
-        return self._parts[part][place - self._ends[part]]  # counted from the part's end
+        return self._parts[part][place - self._ends[part]]  # a negative index, counted from the end of the part
 
     def __iter__(self) -> Iterator[Row]:
         return (row for part in self._parts for row in part)
@@ -135,18 +135,26 @@ def row_keys(rows: Sequence[Row]) -> np.ndarray:
     return np.array([row_key(row.id) for row in rows], dtype=np.uint64)
 
 
-class Undecoded(NamedTuple):
-    """A row that need not be decoded if its record says enough; None where the row is more than its record."""
+class UndecodedRow(NamedTuple):
+    """A row that is decoded only if its record is not sufficient.
+
+    Attributes:
+        record: The record, or None if only the decoded row is valid.
+        decode: Returns the decoded row.
+    """
 
     record: Record | None
     decode: Callable[[], Row]
 
 
-def undecoded(rows: Sequence[Row], start: int, stop: int) -> Iterator[Undecoded]:
-    """Neighbouring rows, each forgotten before the next: very many at once are slow to look after."""
+def undecoded(rows: Sequence[Row], start: int, stop: int) -> Iterator[UndecodedRow]:
+    """Yield rows [start, stop) without decoding them.
+
+    They are not collected in a list: millions of live objects slow down Python's garbage collector.
+    """
     if isinstance(rows, Selection):
         return rows.undecoded(slice(start, stop))
-    return (Undecoded(None, partial(rows.__getitem__, number)) for number in range(start, min(stop, len(rows))))
+    return (UndecodedRow(None, partial(rows.__getitem__, number)) for number in range(start, min(stop, len(rows))))
 
 
 @dataclass(frozen=True)
@@ -154,11 +162,12 @@ class Manifest:
     """The rows of one entry of a data config.
 
     Attributes:
-        path: as the entry states it.
-        weight: share in the mix of training; None: in proportion to the rows.
-        tasks: the tasks that the entry selects; empty: all.
-        digest: of what the rows are read from.
-        max_per_epoch: upper limit of rows in an epoch of the mix.
+        path: The path as written in the entry.
+        rows: The selected rows.
+        weight: Share in the training mix; None: in proportion to the number of rows.
+        tasks: Tasks that the entry selects; empty: all.
+        digest: Digest of the files that the rows are read from.
+        max_per_epoch: Maximum number of rows in an epoch of the mix.
     """
 
     path: str | Path
@@ -170,12 +179,13 @@ class Manifest:
 
     @property
     def name(self) -> str:
+        """Path and tasks, as shown in messages."""
         return " ".join([str(self.path), *self.tasks])
 
     @property
     def rows_digest(self) -> str:
-        """Digest of what the rows are read from, and which of them are selected."""
-        return digest([self.digest, hashlib.sha256(row_keys(self.rows)).hexdigest()])
+        """Digest of the files that the rows are read from, and of which rows are selected."""
+        return digest([self.digest, hashlib.sha256(row_keys(self.rows).data).hexdigest()])
 
 
 EntryConfig = str | Path | Mapping[str, Any]
@@ -187,12 +197,13 @@ class ManifestEntry:
     """An entry of a data config.
 
     Attributes:
-        path: a file of lines, or Parquet: a directory of shards, a file, a pattern; the latter also as URL.
-        weight, max_per_epoch: the share in the mix (`plan.Plan`); for training only.
-        tasks: keep the rows of these tasks; empty: all.
-        limit: keep the first rows of each task.
-        columns: {our name: name in the file}.
-        labels: what all rows have.
+        path: A JSONL or text file, a directory of shards, or a Parquet file or pattern; the last three also as URLs.
+        weight: Share in the training mix (`plan.Plan`). For training only.
+        max_per_epoch: Maximum number of rows in an epoch. For training only.
+        tasks: Select the rows of these tasks; empty: all.
+        limit: Select the first `limit` rows of each task.
+        columns: {auris field: field in the file}.
+        labels: Labels added to every row.
     """
 
     path: str
@@ -204,22 +215,23 @@ class ManifestEntry:
     labels: Labels = field(default_factory=dict)
 
     @classmethod
-    def parse(cls, given: EntryConfig, key: str) -> ManifestEntry:
-        """Read an entry of the config's `key` and check that its files exist.
+    def parse(cls, entry_config: EntryConfig, key: str) -> ManifestEntry:
+        """Parse an entry of the config's `key` and check that its files exist.
 
         Raises:
-            UserError: unknown keys, or settings that have no effect there.
-            MissingFileError: the manifest is missing.
+            UserError: The entry has unknown keys, or settings that have no effect for `key`.
+            MissingFileError: The manifest does not exist.
         """
-        given = {"path": given} if isinstance(given, (str, Path)) else given
-        values = {name: value for name, value in given.items() if value is not None}
+        settings = {"path": entry_config} if isinstance(entry_config, (str, Path)) else entry_config
+        values: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
         known = [attribute.name for attribute in fields(cls)]
-        if (unknown := set(given) - set(known)) or "path" not in values:
-            wrong = f"unknown key {sorted(unknown)}" if unknown else f"no `path` in {dict(given)}"
-            raise UserError(f"{key}: {wrong}; an entry has {', '.join(known)}")
+        if (unknown := set(settings) - set(known)) or "path" not in values:
+            fault = f"unknown key {sorted(unknown)}" if unknown else f"no `path` in {dict(settings)}"
+            raise UserError(f"{key}: {fault}; expected {', '.join(known)}")
         if key != "data.train" and (unused := sorted({"weight", "max_per_epoch"} & values.keys())):
             raise UserError(f"{key}: {unused[0]}={values[unused[0]]} has no effect, only data.train is a mix")
-        entry = cls(**{**values, "path": str(values["path"])})
+        values["path"] = str(values["path"])
+        entry = cls(**values)
         entry._check_exists(key)
         return entry
 
@@ -231,34 +243,35 @@ class ManifestEntry:
                 raise type(error)(f"{key}: {error}") from error
         elif not Path(self.path).is_file():
             raise MissingFileError(
-                f"{key}: no manifest at {self.path}. The embedded corpus is made by "
-                f"`auris corpus out={Path(self.path).parent}`; for your own rows set {key}=[FILE.jsonl]"
+                f"{key}: there is no file {self.path}. To create the embedded corpus, run "
+                f"`auris corpus out={Path(self.path).parent}`; to use your own rows, set {key}=[FILE.jsonl]"
             )
 
     def open(self, cache_dir: Path | None) -> RowIndex:
         """Index the rows, or load their index from the cache."""
-        form = FieldMap(dict(self.columns), dict(self.labels))
+        field_map = FieldMap(dict(self.columns), dict(self.labels))
         if not dataset.is_parquet(self.path):
-            return Lines(Path(self.path), form, cache_dir)
-        return (ParquetFiles if self.path.endswith(".parquet") else Shards)(self.path, form, cache_dir)
+            return Lines(Path(self.path), field_map, cache_dir)
+        return (ParquetFiles if self.path.endswith(".parquet") else Shards)(self.path, field_map, cache_dir)
 
 
 def read_manifests(
-    sources: Sequence[EntryConfig], *, key: str = "data.train", cache_dir: Path | None = None
+    entries: Sequence[EntryConfig], *, key: str = "data.train", cache_dir: Path | None = None
 ) -> list[Manifest]:
-    """Return the rows of each entry of a config's list.
+    """Return the manifest of each entry of a data config.
 
     Args:
-        key: of the config, for messages.
-        cache_dir: where indexes are cached.
+        entries: Entries of the config.
+        key: The config key of the entries, for messages.
+        cache_dir: Directory of cached indexes.
 
     Raises:
-        UserError: as `ManifestEntry.parse`; an entry has no rows; or two rows of different manifests share an id (ids
-            name rows in the plan, in predictions and in comparisons).
-        MissingFileError: a manifest is missing.
+        UserError: As `ManifestEntry.parse`; an entry has no rows; or rows of different manifests share an id (ids
+            identify rows in the plan, in predictions and in comparisons).
+        MissingFileError: A manifest does not exist.
     """
     manifests = []
-    for entry in [ManifestEntry.parse(source, key) for source in sources]:
+    for entry in [ManifestEntry.parse(entry_config, key) for entry_config in entries]:
         index = entry.open(cache_dir)
         rows = _select(index, entry.tasks, entry.limit)
         if not rows:
@@ -272,17 +285,18 @@ def read_manifests(
 
 
 def _check_ids(manifests: Sequence[Manifest], key: str) -> None:
-    """Check that no id is in two manifests; repeated ids within one are problems of their rows."""
+    """Check that no id is in two manifests. An id repeated within one manifest is a problem of the later row."""
     parts = [(manifest, row_keys(manifest.rows)) for manifest in manifests]
     for (first, before), (second, after) in combinations(parts, 2):
         if first.name != second.name and len(common := np.intersect1d(before, after)):
             row = second.rows[int(np.flatnonzero(after == common[0])[0])]
-            raise UserError(f"{key}: row id {row.id!r} is in {first.name} and in {second.name}; ids must differ")
+            raise UserError(f"{key}: row id {row.id!r} is in {first.name} and in {second.name}, expected different ids")
 
 
 def _select(index: RowIndex, keep: Sequence[str], limit: int | None) -> Selection:
+    """Select the first `limit` rows of each of the tasks `keep`, and mark rows whose id an earlier row has."""
     for code in keep:
-        tasks.find(code)
+        tasks.find(code)  # raises UserError for an unknown task
     columns = index.columns
     order = np.argsort(columns.keys, kind="stable")
     repeated = np.zeros(len(index), dtype=bool)

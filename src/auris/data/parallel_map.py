@@ -11,36 +11,38 @@ from typing import Any, TypeVar
 
 from auris.errors import RunStopped
 
-T, R = TypeVar("T"), TypeVar("R")
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 def parallel_map(work: Callable[[T], R], parts: Sequence[T], processes: int | None = None) -> Iterator[tuple[int, R]]:
-    """Yield (number of the part, result) as parts are done.
+    """Yield (number of the part, result) as parts finish, in any order.
 
     Args:
-        work: its result must be picklable; it and the parts need not be.
-        processes: how many to use; None: one for each core that this process may use.
+        work: Function of one part. Only its result must be picklable.
+        parts: Arguments of `work`; they need not be picklable.
+        processes: Number of processes; None: one for each core that this process may use.
 
     Raises:
-        RunStopped: a process was killed.
+        RunStopped: A process was killed.
     """
     processes = min(processes or len(os.sched_getaffinity(0)), len(parts))
     if processes <= 1:
         yield from ((number, work(part)) for number, part in enumerate(parts))
         return
-    # Forked, as the loader's workers are: only results are pickled.
+    # Forked processes inherit `work` and the parts; only results are pickled.
     with ProcessPoolExecutor(processes, get_context("fork"), _receive, (work, parts)) as pool:
         numbers: dict[Future[R], int] = {pool.submit(_do, number): number for number in range(len(parts))}
         try:
             for done in as_completed(numbers):
                 yield numbers.pop(done), done.result()
         except BrokenProcessPool as error:
-            raise RunStopped(f"one of {processes} processes was killed: the machine's memory may be full") from error
+            raise RunStopped(f"one of {processes} processes was killed; the machine may be out of memory") from error
         finally:
             pool.shutdown(cancel_futures=True)
 
 
-_received: tuple[Callable[[Any], Any], Sequence[Any]] | None = None  # in the forked process
+_received: tuple[Callable[[Any], Any], Sequence[Any]] | None = None  # set in each forked process
 
 
 def _receive(work: Callable[[Any], Any], parts: Sequence[Any]) -> None:

@@ -1,7 +1,7 @@
-"""Plan of training: which rows make a step, and how a step's rows are divided into packs.
+"""Training plan: the rows of each step, and how they are divided into packs.
 
-The plan is a function of (row ids, weights, seed) and of the step's number. No process holds a position, so resuming is
-arithmetic, and every world size and every arm of a study sees the same rows at the same step.
+The plan is a function of row ids, weights, seed and the step number. No process keeps a position, so resuming needs no
+state, and every world size and every arm of a study sees the same rows at the same step.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from auris.data.manifests import Manifest, row_keys
 from auris.data.rows import row_seed
 from auris.errors import UserError
 
-# A pack-filling plan looks this far ahead in the stream for rows that fit: rows stay near their place (batches stay
-# as good as random), and the packs come out full.
-POOL = 256  # rows
+# Number of rows that pack filling looks ahead in the stream for rows that fit. With 256 rows, packs are almost full, and
+# rows stay close to their random position.
+POOL = 256
 
 Entry = tuple[int, int]
-"""(row number, data epoch of its source, counted from 0)"""
+"""(row number, data epoch of the row's source, from 0)"""
 
 
 def _mix(x: np.ndarray) -> np.ndarray:
-    """splitmix64's finaliser on uint64 (Steele et al. 2014): every bit of the input moves every bit of the output."""
+    """Hash uint64 by splitmix64's finaliser (Steele et al. 2014): every input bit affects every output bit."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
@@ -38,19 +38,18 @@ def _mix(x: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Merge:
-    """Two streams merged into one, `share` of it from the left: of its first p rows, p * share, rounded, are left.
+    """Two streams merged into one: round(p * share) of its first p rows are from the left stream.
 
-    A merge of merges gives a stream of many sources in which any position is found without going through the ones
-    before it.
+    A tree of merges defines a stream of many sources in which any position can be computed directly.
     """
 
-    left: int | _Merge  # a source's index
+    left: int | _Merge  # int: index of a source
     right: int | _Merge
     share: float
 
 
 def _locate(tree: int | _Merge, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the source (n,) of each position (n,) of a merged stream, and how many of its rows came before."""
+    """Return for each position (n,) of a merged stream its source (n,) and the source's number of earlier rows (n,)."""
     if isinstance(tree, int):
         return np.full_like(positions, tree), positions
     before = np.floor(positions * tree.share + 0.5).astype(np.int64)
@@ -64,33 +63,33 @@ def _locate(tree: int | _Merge, positions: np.ndarray) -> tuple[np.ndarray, np.n
 class Plan:
     """The rows of every step, and their packs.
 
-    The stream: each source is gone through again and again, every time in another order, which is that of a hash of
-    (row id, seed, epoch): the order of the manifest and the other rows do not matter. Sources are merged two by two,
-    the two lightest first (Huffman's tree), so that of any first p rows of the stream a source has p times its share,
-    give or take half a row for two sources, and always less than two. Without weights, sources count by their rows,
-    and `epoch_rows` rows of the stream hold every row exactly once.
+    The rows form an endless stream. Each source is repeated, every time in a new order: that of a hash of (row id,
+    seed, epoch), so the order of the manifest and other rows have no influence. Sources are merged pairwise, the two
+    lightest first (Huffman tree). Among the first p rows of the stream, the number of rows of a source therefore
+    differs from p times its share by at most half a row for two sources, and by less than two rows for more. Without
+    weights, shares are proportional to the number of rows, and an epoch of `epoch_rows` rows holds every row once.
 
-    With a temperature, or where a source has a cap, an epoch holds a whole number of rows of each source, its quota,
-    exactly: its share of as many rows as there are, or its cap. What a cap takes away makes the epoch shorter and
-    gives the others nothing. A source's next epoch goes on where this one stopped: none of its rows comes again before
-    all of them have come.
+    With a temperature, or if a source has a cap, an epoch holds an exact number of rows of each source, its quota: its
+    share of the total number of rows, or its cap. A cap makes the epoch shorter; the other sources do not get more
+    rows. The next epoch of a source continues where this one stopped, so no row repeats before all have been used.
 
-    A row of length 0 is unusable. It keeps its place in the stream and is left out of the packs, so the steps of all
-    other rows stay as they were.
+    A row of length 0 is unusable. It keeps its position in the stream but is in no pack, so the steps of all other
+    rows do not change.
 
     Args:
-        sources: names unique; weights given for all of them or for none. Rows are numbered through all of them.
-        temperature: T of shares in proportion to rows^(1/T) (Devlin's multilingual BERT; Raffel et al. 2020, section
-            3.5.2): 1 and None are by rows, and the larger T is, the more equal the sources are.
-        lengths: (rows,) tokens of each row at most, 0 = unusable.
-        seed: of the orders.
-        rows_per_step: step k is rows [k R, (k+1) R) of the stream, whatever the lengths, budget and world size are.
+        sources: Manifests with unique names, and with weights for all or for none. Rows are numbered consecutively over
+            all sources.
+        lengths: (rows,) maximum number of tokens of each row; 0: unusable.
+        seed: Seed of the row order.
+        rows_per_step: Step k is rows [k R, (k+1) R) of the stream, independent of lengths, budget and world size.
             None: a step is `packs_per_step` full packs, filled from the stream within each epoch.
-        token_budget: tokens in a pack at most.
-        packs_per_step: packs of all ranks together in a step; used where rows_per_step is None.
+        token_budget: Maximum number of tokens in a pack.
+        packs_per_step: Packs per step over all ranks; used if rows_per_step is None.
+        temperature: T of shares proportional to rows^(1/T) (Devlin's multilingual BERT; Raffel et al. 2020, section
+            3.5.2). 1 and None: proportional to rows; the larger T, the more equal the shares.
 
     Raises:
-        ValueError: naming the setting to change, or a row longer than the budget.
+        UserError: A setting is invalid, or a row is longer than the budget.
     """
 
     def __init__(
@@ -115,22 +114,22 @@ class Plan:
         self._check()
         self._quotas = self._share_out()
         self._keys = [row_keys(source.rows) for source in self.sources]
-        self._mux = _merge(self.sources, self._quotas or [_weight(source) for source in self.sources])
-        self._order = lru_cache(2 * len(self.sources))(self._shuffle)  # a step may lie across two epochs of each source
+        self._merge_tree = _merge(self.sources, self._quotas or [_weight(source) for source in self.sources])
+        self._order = lru_cache(2 * len(self.sources))(self._shuffle)  # a step may span two epochs of each source
         self._epoch_packs = lru_cache(2)(self._fill)
-        self._fill_ends: list[int] = []  # packs of epochs 0..e together
+        self._fill_ends: list[int] = []  # number of packs in epochs 0..e
 
     def _check(self) -> None:
         names = [source.name for source in self.sources]
         if not names or len(set(names)) < len(names):
-            raise UserError(f"data sources {names}: expected at least one, with different names")
+            raise UserError(f"data sources {names}: expected at least one source, each with a different name")
         for source in self.sources:
             if not len(source.rows):
                 raise UserError(f"source {source.name} has no rows")
             if source.weight is not None and not source.weight > 0:
-                raise UserError(f"source {source.name}: weight={source.weight}, expected a number above 0 or null")
+                raise UserError(f"source {source.name}: weight={source.weight}, expected a positive number or null")
         if len({source.weight is None for source in self.sources}) > 1:
-            raise UserError(f"data sources {names}: expected a weight for each of them or for none")
+            raise UserError(f"data sources {names}: expected a weight for every source or for none")
         self._check_temperature()
         for name in ("rows_per_step", "packs_per_step", "token_budget"):
             value = getattr(self, name)
@@ -145,29 +144,30 @@ class Plan:
             source = self.sources[number]
             row = source.rows[longest - self._starts[number]]
             raise UserError(
-                f"row {row.id!r} of {source.name} has {self.lengths[longest]} tokens and "
-                f"does not fit data.token_budget={self.token_budget} (with it "
-                f"{np.count_nonzero(self.lengths > self.token_budget)} rows do not): "
-                f"data.token_budget={self.lengths[longest]} or more holds them all, "
-                "data.long_audio=skip leaves them out"
+                f"{np.count_nonzero(self.lengths > self.token_budget)} rows are longer than "
+                f"data.token_budget={self.token_budget}; the longest, {row.id!r} of {source.name}, has "
+                f"{self.lengths[longest]} tokens: set data.token_budget={self.lengths[longest]} or more, or "
+                "data.long_audio=skip to leave these rows out"
             )
 
     def _check_temperature(self) -> None:
         if self.temperature is None:
             return
-        given = f"data.temperature={self.temperature}"
+        setting = f"data.temperature={self.temperature}"
         if not 0 < self.temperature < math.inf:
-            raise UserError(f"{given}: expected a number above 0 (1: by rows, larger: more equal shares)")
+            raise UserError(
+                f"{setting}: expected a positive number (1: proportional to rows, larger: more equal shares)"
+            )
         if len(self.sources) < 2:
             raise UserError(
-                f"{given} has no effect on a single source: leave it null, or list the parts that it is to balance, "
-                "as data.train=[{path: a.jsonl, tasks: [asr]}, {path: a.jsonl, tasks: [aac]}]"
+                f"{setting} has no effect on a single source: set it to null, or list the parts to balance, as in "
+                "data.train=[{path: a.jsonl, tasks: [asr]}, {path: a.jsonl, tasks: [aac]}]"
             )
         if self.sources[0].weight is not None:
-            raise UserError(f"{given} has no effect where sources have weights: leave out one or the other")
+            raise UserError(f"{setting} has no effect if sources have weights: remove the temperature or the weights")
 
     def _share_out(self) -> list[int] | None:
-        """Rows of each source in an epoch, None where weights alone say what the mix is."""
+        """Return the rows of each source in an epoch, or None if only weights define the mix."""
         caps = [source.max_per_epoch for source in self.sources]
         if self.temperature is None and all(cap is None for cap in caps):
             return None
@@ -176,18 +176,18 @@ class Plan:
         for source, cap, quota in zip(self.sources, caps, quotas, strict=True):
             if cap is not None and not 1 <= cap < quota:
                 raise UserError(
-                    f"source {source.name}: max_per_epoch={cap}, expected 1 or more and less than the {quota} of its "
-                    "rows that an epoch has without it"
+                    f"source {source.name}: max_per_epoch={cap}, expected at least 1 and less than {quota}, the number "
+                    "of its rows in an epoch without this limit"
                 )
         return [quota if cap is None else cap for quota, cap in zip(quotas, caps, strict=True)]
 
     @property
     def epoch_rows(self) -> int:
-        """Rows in one epoch of the stream, usable or not: as many as there are, or the quotas of all sources."""
+        """Rows in one epoch of the stream, usable or not: all rows, or the sum of the quotas."""
         return sum(self._quotas) if self._quotas else len(self.lengths)
 
     def steps_for(self, epochs: int) -> int:
-        """Steps that take the first `epochs` epochs of the stream; the last one may reach into the next epoch."""
+        """Return the number of steps in `epochs` epochs; the last step may reach into the next epoch."""
         if self.rows_per_step is not None:
             return math.ceil(epochs * self.epoch_rows / self.rows_per_step)
         while len(self._fill_ends) < epochs:
@@ -195,58 +195,60 @@ class Plan:
         return math.ceil(self._fill_ends[epochs - 1] / self.packs_per_step) if epochs else 0
 
     def step(self, k: int) -> list[Entry]:
-        """All rows of step k in stream order; with full packs, the usable ones in the order of the packs."""
+        """Return all rows of step k in stream order; with full packs, only usable rows, in the order of the packs."""
         if self.rows_per_step is not None:
             return _entries(*self._stream(k * self.rows_per_step, (k + 1) * self.rows_per_step))
         return [entry for pack in self.packs(k, world=1, rank=0) for entry in pack]
 
     def packs(self, k: int, *, world: int, rank: int) -> list[list[Entry]]:
-        """The packs of one rank in step k: equally many on every rank, balanced by tokens, each within the budget.
+        """Return the packs of one rank in step k.
 
-        Every usable row of the step is in exactly one pack of one rank. A pack is empty where the step has fewer
-        usable rows than packs.
+        Every rank has the same number of packs, balanced by tokens and each within the budget. Every usable row of the
+        step is in exactly one pack of one rank. Packs are empty if the step has fewer usable rows than packs.
         """
         assert 0 <= rank < world, (rank, world)
         return self.all_packs(k, world=world)[rank::world]
 
     def all_packs(self, k: int, *, world: int) -> list[list[Entry]]:
-        """The packs of all ranks in step k, of which rank r has every `world`-th one from the r-th on."""
+        """Return the packs of all ranks in step k; rank r has packs r, r + world, r + 2 world, ..."""
         assert k >= 0, k
         if self.rows_per_step is None:
             if self.packs_per_step % world:
                 raise UserError(
-                    f"data.packs_per_step={self.packs_per_step} cannot be shared by {world} processes: "
-                    f"expected a multiple, data.packs_per_step={math.ceil(self.packs_per_step / world) * world}"
+                    f"data.packs_per_step={self.packs_per_step} is not a multiple of the {world} ranks: "
+                    f"set data.packs_per_step={math.ceil(self.packs_per_step / world) * world}"
                 )
             return self._full_packs(k * self.packs_per_step, (k + 1) * self.packs_per_step)
         return self._balance([entry for entry in self.step(k) if self.lengths[entry[0]]], world)
 
     def _shuffle(self, source: int, epoch: int) -> np.ndarray:
-        """Return the rows of a source (counted from its first) in the order of an epoch."""
+        """Return the rows of a source, numbered within the source, in the order of an epoch."""
         salt = np.array([row_seed(self.seed, epoch, "")], dtype=np.uint64)
         order = np.argsort(_mix(self._keys[source] ^ salt), kind="stable")
         return order.astype(np.uint32)  # half the memory of what argsort returns
 
     def _stream(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        """Rows and epochs at positions [start, stop) of the stream."""
+        """Return rows and epochs at positions [start, stop) of the stream."""
         positions = np.arange(start, stop)
-        sources, counts = _locate(self._mux, positions)
+        sources, counts = _locate(self._merge_tree, positions)
         rows, epochs = np.empty_like(positions), np.empty_like(positions)
         for i, source in enumerate(self.sources):
-            mine = np.flatnonzero(sources == i)
-            epochs[mine], place = np.divmod(counts[mine], len(source.rows))
-            for epoch in np.unique(epochs[mine]):
-                now = epochs[mine] == epoch
-                rows[mine[now]] = self._starts[i] + self._order(i, int(epoch))[place[now]]
+            of_source = np.flatnonzero(sources == i)
+            epochs[of_source], places = np.divmod(counts[of_source], len(source.rows))
+            for epoch in np.unique(epochs[of_source]):
+                in_epoch = epochs[of_source] == epoch
+                rows[of_source[in_epoch]] = self._starts[i] + self._order(i, int(epoch))[places[in_epoch]]
         return rows, epochs
 
     def _balance(self, entries: list[Entry], world: int) -> list[list[Entry]]:
-        """Fewest packs per rank for which longest-processing-time-first (Graham 1969) stays within the budget.
+        """Divide rows into the fewest packs for which longest-processing-time-first (Graham 1969) meets the budget.
 
-        Heaviest packs first, so that ranks work on packs of like weight at the same time.
+        Packs are sorted by tokens, longest first, so that ranks work on packs of similar length at the same time.
         """
         lengths = [int(self.lengths[row]) for row, _ in entries]
-        longest_first = sorted(range(len(entries)), key=lambda i: -lengths[i])  # stable: stream order between equals
+        longest_first = sorted(
+            range(len(entries)), key=lambda i: -lengths[i]
+        )  # a stable sort: stream order for equal lengths
         per_rank = max(1, math.ceil(sum(lengths) / (self.token_budget * world)))
         while True:
             loads = [(0, pack) for pack in range(per_rank * world)]
@@ -261,7 +263,7 @@ class Plan:
             per_rank += 1
 
     def _full_packs(self, start: int, stop: int) -> list[list[Entry]]:
-        """Packs [start, stop) of the stream of full packs, epoch after epoch."""
+        """Return packs [start, stop) of the stream of full packs, which are filled epoch by epoch."""
         while not self._fill_ends or self._fill_ends[-1] < stop:
             self._epoch_packs(len(self._fill_ends))
         packs = []
@@ -274,11 +276,11 @@ class Plan:
         return packs
 
     def _fill(self, epoch: int) -> _Packs:
-        """Fill the packs of one epoch of the stream. Each starts with the row that has waited longest."""
+        """Fill the packs of one epoch of the stream. Each pack starts with the first row that is not in a pack yet."""
         rows, epochs = self._stream(epoch * self.epoch_rows, (epoch + 1) * self.epoch_rows)
         lengths = self.lengths[rows]
         usable = np.flatnonzero(lengths)
-        # A few thousand at a time: as objects, all of them would take five times the memory of the arrays.
+        # Rows become Python objects a few thousand at a time; all at once would take five times the arrays' memory.
         parts = np.array_split(np.stack([usable, lengths[usable]], axis=1), len(usable) // 4096 + 1)
         waiting = (pair for part in parts for pair in part.tolist())
         order, ends = array("q"), array("q", [0])
@@ -296,16 +298,16 @@ class Plan:
 
 @dataclass(frozen=True, eq=False)
 class _Packs:
-    """Packs of rows, in columns: pack p has the places `ends[p]` to `ends[p + 1]`."""
+    """Packs of one epoch. Pack p consists of `rows` and `epochs` at [ends[p], ends[p + 1])."""
 
     rows: np.ndarray
     epochs: np.ndarray
     ends: np.ndarray
 
     def take(self, start: int, stop: int) -> list[list[Entry]]:
-        """Return packs [start, stop), as far as there are any."""
+        """Return those of the packs [start, stop) that the epoch has."""
         bounds = [slice(*self.ends[p : p + 2]) for p in range(start, min(stop, len(self.ends) - 1))]
-        return [_entries(self.rows[one], self.epochs[one]) for one in bounds]
+        return [_entries(self.rows[bound], self.epochs[bound]) for bound in bounds]
 
 
 def _entries(rows: np.ndarray, epochs: np.ndarray) -> list[Entry]:
@@ -317,7 +319,7 @@ def _weight(source: Manifest) -> float:
 
 
 def _merge(sources: Sequence[Manifest], weights: Sequence[float]) -> int | _Merge:
-    """Huffman's tree over the sources' weights, the same for any order of the sources."""
+    """Build the Huffman tree over the sources' weights; it does not depend on the order of the sources."""
     heap: list[tuple[float, str, int | _Merge]]
     heap = [(weight, s.name, i) for i, (s, weight) in enumerate(zip(sources, weights, strict=True))]
     heapq.heapify(heap)
@@ -329,10 +331,10 @@ def _merge(sources: Sequence[Manifest], weights: Sequence[float]) -> int | _Merg
 
 
 def _fullest(lengths: list[int], budget: int) -> list[int]:
-    """Indices of rows, the first one among them, whose lengths add up to the most within the budget.
+    """Return indices of rows, always including the first, whose total length is the largest within the budget.
 
-    Subset sums as the bits of one integer: bit t of reach[i] says that rows 0..i can make t tokens. Later rows are
-    looked at only until the budget is met, and taken only where the earlier ones cannot do without them.
+    Subset sums are the bits of one integer: bit t of reach[i] is set if some of rows 0..i have t tokens in total.
+    Later rows are considered only until the budget is met, and used only if earlier rows do not suffice.
     """
     keep = (1 << budget + 1) - 1
     reach = [1 << lengths[0]]

@@ -1,6 +1,6 @@
-"""Index of the rows of a manifest: what selecting and planning rows needs, and access to each row by its number.
+"""Index of the rows of a manifest: the data needed to select and plan rows, and access to each row by its number.
 
-The index is a few arrays of numbers, computed in one pass and cached on disk.
+The index consists of a few arrays of numbers, computed in one pass over the file and cached on disk.
 
 Shapes: R rows of a manifest.
 """
@@ -26,22 +26,22 @@ from auris.data.rows import FieldMap, Record, Row, decode, is_task_row, parse, r
 from auris.errors import UserError
 from auris.files import digest, file_digest
 
-_VERSION = 2  # of the arrays on disk
-_TOGETHER = 64  # lines read at once
+_VERSION = 2  # of the cached arrays
+_READ_LINES = 64  # lines per read
 _PIECE = 2**23  # bytes that a process indexes at a time
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class RowColumns:
-    """What is known about rows without decoding them.
+    """Data of all rows that is available without decoding them.
 
     Attributes:
         keys: (R,) uint64, `row_key` of each id.
-        tasks: (R,) uint32, place in `codes`.
-        codes: names of tasks, as the rows have them.
-        lacks_duration: (R,) bool: the length of a clip is not stated and must be read from its file.
-        places: int64, where the rows stand; each kind of index has its own way of counting.
-        names: (R,) uint32, the numbers in the names of rows without an id, likewise.
+        tasks: (R,) uint32, index of each row's task in `codes`.
+        codes: Task names as written in the rows.
+        lacks_duration: (R,) bool, True if the length of a clip is not stated and must be read from its file.
+        places: int64, positions of the rows in their files; the meaning depends on the kind of index.
+        names: (R,) uint32, line numbers, from which the names of rows are derived; empty for some kinds of index.
     """
 
     keys: np.ndarray
@@ -53,7 +53,7 @@ class RowColumns:
 
 
 class Builder:
-    """Collects the columns row by row."""
+    """Builder of RowColumns, row by row."""
 
     def __init__(self) -> None:
         self.keys, self.tasks, self.lacks_duration = array("Q"), array("I"), bytearray()
@@ -61,9 +61,15 @@ class Builder:
         self._codes: dict[str, int] = {}
 
     def add(self, record: Record, folder: Path, *, has_lengths: bool = False) -> None:
-        """Add a row. `has_lengths`: the lengths of its clips are known whether they are stated or not."""
+        """Add a row.
+
+        Args:
+            record: The row.
+            folder: Folder that its paths are relative to.
+            has_lengths: The lengths of its clips need no check of their files, even if they are not stated.
+        """
         fields = record.fields
-        # Most rows need not be decoded, which takes two thirds of the time.
+        # Decoding takes two thirds of the time, and task rows do not need it.
         if fields is not None and record.problem is None and is_task_row(fields):
             code = fields.get("task")
             lacks_duration = not has_lengths and fields.get("duration") is None and bool(fields.get("audio"))
@@ -76,7 +82,7 @@ class Builder:
         self.lacks_duration.append(lacks_duration)
 
     def extend(self, rows: RowColumns) -> None:
-        """Add rows that another builder has collected."""
+        """Add the rows of another builder."""
         codes = [self._codes.setdefault(code, len(self._codes)) for code in rows.codes.tolist()]
         self.tasks.frombytes(np.array(codes, dtype=np.uint32)[rows.tasks].tobytes())
         for name in ("keys", "places", "names"):
@@ -84,6 +90,7 @@ class Builder:
         self.lacks_duration += rows.lacks_duration.tobytes()
 
     def build(self) -> RowColumns:
+        """Return the columns of all rows added so far."""
         return RowColumns(
             keys=np.array(self.keys, dtype=np.uint64),
             tasks=np.array(self.tasks, dtype=np.uint32),
@@ -95,23 +102,23 @@ class Builder:
 
 
 class RowIndex(ABC):
-    """The rows of one file, or of several that belong together, in their order.
+    """Base of the indexes: the rows of one file, or of several files, in order.
 
     Args:
-        path: as the config has it.
-        folder: what the rows' paths are relative to.
-        form: how the rows are read.
-        cache_dir: where the columns are cached; None: they are not.
+        path: The path as written in the config.
+        folder: Folder that the rows' paths are relative to.
+        field_map: Mapping of the fields in the file to auris fields.
+        cache_dir: Directory of cached columns; None disables the cache.
     """
 
-    def __init__(self, path: str, folder: Path, form: FieldMap, cache_dir: Path | None):
-        self.path, self.folder, self.form = path, folder, form
-        self.is_read = True  # False: something could not be read now; the next start tries again
-        key = digest([_VERSION, type(self).__name__, self.digest, repr(form)])
+    def __init__(self, path: str, folder: Path, field_map: FieldMap, cache_dir: Path | None):
+        self.path, self.folder, self.field_map = path, folder, field_map
+        self.is_complete = True  # False if a file could not be read: the columns are not cached, the next run retries
+        key = digest([_VERSION, type(self).__name__, self.digest, repr(field_map)])
         file = None if cache_dir is None else cache_dir / f"rows-{key}.npz"
         stored = None if file is None else array_cache.load(file)
         self.columns = RowColumns(**stored) if stored else self.scan()
-        if file is not None and not stored and self.is_read:
+        if file is not None and not stored and self.is_complete:
             array_cache.save(file, **vars(self.columns))
 
     def __len__(self) -> int:
@@ -120,46 +127,48 @@ class RowIndex(ABC):
     @property
     @abstractmethod
     def digest(self) -> str:
-        """Of all that the rows are read from."""
+        """Digest of all files that the rows are read from."""
 
     @abstractmethod
     def scan(self) -> RowColumns:
-        """Go through all rows once."""
+        """Compute the columns in one pass over all rows."""
 
     @abstractmethod
     def name(self, number: int) -> str:
-        """What a row is called that brings no id."""
+        """Return the name of a row, which serves as id of a row without one."""
 
     @abstractmethod
     def record(self, number: int) -> Record:
-        """One row, wherever it stands."""
+        """Read one row."""
 
     def decode(self, record: Record) -> Row:
+        """Decode a record of this index."""
         return decode(record, self.folder)
 
     def records(self, numbers: np.ndarray) -> Iterator[Record]:
-        """Rows with ascending numbers, one after the other."""
+        """Yield the rows with the given ascending numbers."""
         return map(self.record, numbers.tolist())
 
 
 class Lines(RowIndex):
-    """One JSON object a line (JSONL), or plain text lines (`.txt`) for the language model alone."""
+    """Index of a JSONL file, or of a text file (`.txt`) whose lines are plain text for the language model."""
 
-    def __init__(self, path: Path, form: FieldMap, cache_dir: Path | None):
+    def __init__(self, path: Path, field_map: FieldMap, cache_dir: Path | None):
         self._path, self._is_text = path, path.suffix == ".txt"
         self._stamp = _stamp(os.stat(path))
         self._file: Any = None
-        super().__init__(str(path), path.parent, form, cache_dir)
+        super().__init__(str(path), path.parent, field_map, cache_dir)
 
     def __getstate__(self) -> dict[str, Any]:
-        return vars(self) | {"_file": None}  # each process opens the file for itself
+        return vars(self) | {"_file": None}  # each process opens its own file
 
     @cached_property
     def digest(self) -> str:
+        """Digest of the file."""
         return file_digest(self._path)
 
     def scan(self) -> RowColumns:
-        """`places`: where each row begins, and where the last one ends; `names`: numbers of their lines."""
+        """Compute the columns: `places` are byte offsets of the rows and the end of the last, `names` line numbers."""
         pieces = list(_pieces(self._path))
         builder = Builder()
         for _, part in sorted(parallel_map(self._scan, pieces), key=itemgetter(0)):
@@ -182,22 +191,24 @@ class Lines(RowIndex):
         return builder.build()
 
     def name(self, number: int) -> str:
+        """Return file name and line number."""
         return self._name(self.columns.names[number])
 
     def record(self, number: int) -> Record:
-        return next(self._neighbours(number, 1))
+        """Read one line."""
+        return next(self._consecutive(number, 1))
 
     def records(self, numbers: np.ndarray) -> Iterator[Record]:
-        """Neighbours are read together: a read of its own for each takes as long as to parse it."""
+        """Yield rows; consecutive lines are read together, as a read of one line takes as long as parsing it."""
         starts = np.flatnonzero(np.diff(numbers, prepend=-2) != 1)
         for run in np.split(numbers, starts[1:]):
-            for first in range(0, len(run), _TOGETHER):
-                yield from self._neighbours(int(run[first]), min(_TOGETHER, len(run) - first))
+            for first in range(0, len(run), _READ_LINES):
+                yield from self._consecutive(int(run[first]), min(_READ_LINES, len(run) - first))
 
-    def _neighbours(self, first: int, number: int) -> Iterator[Record]:
-        places = self.columns.places[first : first + number + 1].tolist()
+    def _consecutive(self, first: int, count: int) -> Iterator[Record]:
+        places = self.columns.places[first : first + count + 1].tolist()
         block = self._pread(places[0], places[-1])
-        names = self.columns.names[first : first + number].tolist()
+        names = self.columns.names[first : first + count].tolist()
         for name, start, stop in zip(names, places, places[1:], strict=False):
             yield self._parse(block[start - places[0] : stop - places[0]], self._name(name))
 
@@ -207,7 +218,7 @@ class Lines(RowIndex):
         stamp = _stamp(os.fstat(self._file.fileno()))
         if stamp != self._stamp and file_digest(self._path) != self.digest:
             raise UserError(
-                f"{self._path} has changed since its rows were planned: start again, and give new rows their own file"
+                f"{self._path} has changed since its rows were planned: restart, and put new rows into a new file"
             )
         self._stamp = stamp
         return os.pread(self._file.fileno(), stop - start, start)
@@ -217,7 +228,7 @@ class Lines(RowIndex):
 
     def _parse(self, line: bytes, name: str) -> Record:
         if not self._is_text:
-            return parse(line, name, self.form)
+            return parse(line, name, self.field_map)
         try:
             return Record(name, {"task": "text", "text": line.decode().strip()})
         except UnicodeDecodeError as error:
@@ -225,7 +236,7 @@ class Lines(RowIndex):
 
 
 class _Piece(NamedTuple):
-    """Whole lines of a file: from `start` to before `stop`, in bytes. The first of them is number `line`, from 1."""
+    """Part of a file that ends at a line break: bytes [start, stop); its first line has number `line`, from 1."""
 
     start: int
     stop: int

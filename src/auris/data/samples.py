@@ -1,9 +1,10 @@
-"""Rows -> samples: prompt, answer and audio of one row as token ids, masks and log-mel features.
+"""Samples: the prompt, answer and audio of a row as token ids, masks and log-mel features.
 
-Three ways to see the same task row: `AudioSamples` (hear it and answer), `TextSamples` (its content as text where the
-audio will stand: what the embedded language model is pre-trained on) and `TranscriptSamples` (what is said: for CTC).
-Dialogues are seen by `ChatSamples`.
-Every random choice about a row is drawn from a seed of (seed, epoch, row id).
+There are three views of a task row. `AudioSamples` has the clips, the prompt and the answer. `TextSamples` has text in
+place of the audio, for pre-training the embedded language model. `TranscriptSamples` has the clip and its transcript,
+for CTC. `ChatSamples` is the view of a dialogue.
+
+All random choices about a row are drawn from a seed of (seed, epoch, row id).
 """
 
 from __future__ import annotations
@@ -28,42 +29,48 @@ from auris.text.chat import Chat
 from auris.text.prompts import BothPrompts, NaturalPrompt, Prompt, PromptStyle, Turn
 from auris.text.tokenizer import Encoded, Tokenizer
 
-# A manifest's stated duration may differ from the file's by this, as when it is rounded to tenths; beyond, the row is
-# wrong. Rows are planned with so much room, or a pack could outgrow its budget.
-DURATION_TOLERANCE = 0.06  # seconds
+# Maximum difference in seconds between the duration stated in a manifest, which may be rounded to tenths, and that of
+# the file. Rows are planned this much longer; otherwise a pack could exceed its budget.
+DURATION_TOLERANCE = 0.06
 
 Rng = np.random.Generator | None
-"""The random choices of a training row; None in evaluation: canonical wording, no augmentation."""
+"""Source of a training row's random choices; None for evaluation: canonical wording, no augmentation."""
 
 
 class ClipTooLongError(RowError):
-    """A clip over 30 s under a policy that takes none."""
+    """A clip is longer than 30 s, and `long_audio` does not allow it."""
 
     def __init__(self, samples: int):
         seconds = samples / audio.SAMPLE_RATE
         super().__init__(
-            f"the clip is {seconds:.1f} s, the limit is 30 s: set long_audio=window, first or skip "
-            "(data.long_audio=... in training)"
+            f"the clip has {seconds:.1f} s, the limit is 30 s: set long_audio=window, first or skip "
+            "(in training data.long_audio=...)"
         )
 
 
 class Samples(ABC):
-    """What the three views share.
+    """Base of the views: builds the samples of rows.
 
     Args:
-        tokenizer, prompt: as they are trained and evaluated with.
-        geometry: of the encoder (None for a language model alone).
-        long_audio: clips over 30 s: "error" stops at start-up, "skip" counts and names the row, "window" encodes
-            consecutive windows of at most 30 s, whose tokens follow one another, "first" drops all but the first 30 s,
-            as both released systems do, and says how much. Never a silent cut.
-        silent_audio: clips without any sound: "keep", or "skip" counts and names the row.
-        reverb, noise: what training clips are heard through, in this order, or None.
+        tokenizer: Tokenizer of the model.
+        prompt: Style in which rows are written.
+        geometry: Audio geometry of the encoder; None for a language model without audio.
+        long_audio: Policy for clips over 30 s. "error" stops at start-up. "skip" reports the row as unusable. "window"
+            encodes consecutive windows of at most 30 s. "first" keeps the first 30 s, as both released systems do, and
+            warns how much is dropped.
+        silent_audio: Policy for silent clips. "keep" uses them, "skip" reports the row as unusable.
+        reverb: Reverberation of training clips, applied before the noise, or None.
+        noise: Additive noise on training clips, or None.
         augment: SpecAugment for training rows, or None.
-        seed: of every random choice.
+        seed: Seed of all random choices.
+
+    Attributes:
+        has_audio: Whether samples contain audio.
+        styles: Classes of prompts that the view supports.
     """
 
     has_audio = True
-    styles: tuple[type, ...] = (Prompt, BothPrompts)  # of prompting that a view is written in
+    styles: tuple[type, ...] = (Prompt, BothPrompts)
 
     def __init__(
         self,
@@ -85,54 +92,77 @@ class Samples(ABC):
         if not self.has_audio and (reverb is not None or noise is not None):
             raise UserError("data.noise and data.reverb have no effect in a view without audio: set both to null")
         self.tokenizer, self.prompt, self.geometry = tokenizer, prompt, geometry
-        self.distortions = [one for one in (reverb, noise) if one is not None]
+        self.distortions = [distortion for distortion in (reverb, noise) if distortion is not None]
         self.long_audio, self.silent_audio = long_audio, silent_audio
         self.augment, self.seed = augment, seed
 
     @cached_property
     def length_cache(self) -> LengthCache:
+        """Token counts that the rows share."""
         return LengthCache(self.tokenizer)
+
+    @property
+    def _style(self) -> PromptStyle:
+        assert not isinstance(self.prompt, Chat)  # `styles` of the view
+        return self.prompt
+
+    @property
+    def _chat(self) -> Chat:
+        assert isinstance(self.prompt, Chat)  # `styles` of the view
+        return self.prompt
+
+    @property
+    def _geometry(self) -> audio.Geometry:
+        assert self.geometry is not None  # only a view without audio has none
+        return self.geometry
 
     @abstractmethod
     def encode(self, row: Row, spans: Sequence[int], rng: Rng, *, prompt_only: bool = False) -> Encoded:
-        """Return the token ids of a row whose k-th clip has `spans[k]` audio tokens."""
+        """Return the token ids and masks of a row whose k-th clip has `spans[k]` audio tokens."""
 
     @abstractmethod
     def length(self, row: Row, spans: Sequence[int]) -> int:
-        """Tokens of the row's longest wording: what the plan counts."""
+        """Return the number of tokens of the row's longest wording, which the plan uses."""
 
     def length_without_text(self, row: Row) -> int | None:
-        """Return the length without audio and `text`; None if rows that differ in these alone may differ in it."""
+        """Return the length without audio and `text`; None if it may differ between rows that only differ in these."""
         return None
 
     def target_row(self, row: Row) -> Row:
-        """The row as this view asks it: its labels say what the right answer is."""
+        """Return the row with the labels that an answer in this view is scored against."""
         return row
 
     def build(self, row: Row, number: int, epoch: int | None, *, prompt_only: bool = False) -> Sample:
-        """The sample of a row; `epoch=None` for evaluation: canonical wording, no augmentation.
+        """Build the sample of a row.
 
-        `prompt_only` leaves the answer out, as generation starts.
+        Args:
+            row: The row.
+            number: Its number, stored in the sample.
+            epoch: Data epoch of a training row; None for evaluation: canonical wording, no augmentation.
+            prompt_only: Leave out the answer, for generation.
 
-        Raises RowError or AudioError if the row cannot be used.
+        Raises:
+            RowError: The row cannot be used.
+            AudioError: A clip cannot be read.
         """
-        if row.problem:  # met only now: its shard could be read when it was measured
+        if row.problem:  # its file has become unreadable since the row was measured
             raise RowError(row.problem)
         seed = None if epoch is None else row_seed(self.seed, epoch, row.id)
         rng = None if seed is None else np.random.default_rng(seed)
         waves = [self.read(clip) for clip in row.clips] if self.has_audio else []
         if seed is not None and self.distortions:
-            own_rng = np.random.default_rng((seed, 1))  # wordings and masks are those of a run without noise
+            # A separate generator keeps wordings and masks equal to those of a run without distortions.
+            distortion_rng = np.random.default_rng((seed, 1))
             for distort in self.distortions:
-                waves = [distort(wave, own_rng) for wave in waves]
+                waves = [distort(wave, distortion_rng) for wave in waves]
         windows = [audio.windows(wave) for wave in waves]
-        frames = [[self.geometry.frames(len(window)) for window in clip] for clip in windows]
-        spans = [self.geometry.span(clip) for clip in frames]
+        clip_frames = [[self._geometry.frames(len(window)) for window in clip] for clip in windows]
+        spans = [self._geometry.span(clip) for clip in clip_frames]
         self.check_spans(spans)
         encoded = self.encode(row, spans, rng, prompt_only=prompt_only)
-        frames = [n for clip in frames for n in clip]
-        heard = zip((window for clip in windows for window in clip), frames, strict=True)
-        mels = [audio.log_mel(window, self.geometry.n_mels, self.geometry.stored(n)) for window, n in heard]
+        frames = [n for clip in clip_frames for n in clip]
+        window_frames = zip((window for clip in windows for window in clip), frames, strict=True)
+        mels = [audio.log_mel(window, self._geometry.n_mels, self._geometry.stored(n)) for window, n in window_frames]
         if rng is not None and self.augment is not None:
             seeds = rng.integers(2**62, size=len(mels))
             mels = [self.augment(mel, n, int(seed)) for mel, n, seed in zip(mels, frames, seeds, strict=True)]
@@ -148,7 +178,12 @@ class Samples(ABC):
         )
 
     def spans(self, row: Row) -> list[int]:
-        """Audio tokens of each clip, from the manifest's durations or the files' headers, without decoding."""
+        """Return the audio tokens of each clip, from stated durations or the files' headers, without decoding.
+
+        Raises:
+            ClipTooLongError: A clip is longer than 30 s and the policy does not allow it.
+            AudioError: A header cannot be read.
+        """
         if not self.has_audio:
             return []
         spans = []
@@ -160,47 +195,52 @@ class Samples(ABC):
                 samples += round(DURATION_TOLERANCE * audio.SAMPLE_RATE)
             if self.long_audio == "first":
                 samples = min(samples, audio.MAX_SAMPLES)
-            spans.append(self.geometry.span([self.geometry.frames(n) for n in audio.window_lengths(samples)]))
+            spans.append(self._geometry.span([self._geometry.frames(n) for n in audio.window_lengths(samples)]))
         return spans
 
     def dropped_seconds(self, row: Row) -> float:
-        """Seconds of the row's clips that `long_audio=first` does not hear."""
+        """Return the seconds of the row's clips that `long_audio=first` drops."""
         if self.long_audio != "first" or not self.has_audio:
             return 0.0
         over = (max(0, _stated_samples(clip) - audio.MAX_SAMPLES) for clip in row.clips)
         return sum(over) / audio.SAMPLE_RATE
 
     def seconds(self, row: Row) -> float:
-        """Seconds of the row's clips that are heard, by the manifest or the files' headers."""
+        """Return the seconds of audio in the row's sample, from stated durations or the files' headers."""
         if not self.has_audio:
             return 0.0
         return sum(map(_stated_samples, row.clips)) / audio.SAMPLE_RATE - self.dropped_seconds(row)
 
     def _turns(self, row: Row, rng: Rng, prompt_only: bool) -> list[Turn]:
         _check_task(row)
-        turns = self.prompt.turns(row.labels, len(row.clips), rng)
+        turns = self._style.turns(row.labels, len(row.clips), rng)
         return [turn for turn in turns if turn.role == "prompt"] if prompt_only else turns
 
     def _longest(self, row: Row, spans: Sequence[int]) -> int:
         _check_task(row)
-        return self.length_cache.longest(self.prompt, row.labels, spans)
+        return self.length_cache.longest(self._style, row.labels, spans)
 
     def check_spans(self, spans: Sequence[int]) -> None:
+        """Raise RowError if a clip is too short for an audio token."""
         if any(n == 0 for n in spans):
             raise RowError("the clip is shorter than one audio token")
 
     def read(self, clip: Clip) -> np.ndarray:
-        """A clip's samples (L,) as far as the policies let it be heard. Raises RowError or AudioError."""
+        """Read a clip (L,) and apply the policies for long and silent audio.
+
+        Raises:
+            RowError: The duration is wrong, or a policy excludes the clip.
+            AudioError: The clip cannot be read.
+        """
         wave = clip.read()
         seconds = len(wave) / audio.SAMPLE_RATE
         if clip.offset is None and clip.duration is not None and abs(seconds - clip.duration) > DURATION_TOLERANCE:
-            raise RowError(f"{clip.path} is {seconds:.2f} s, the manifest says {clip.duration:.2f} s")
-        return self._limit(wave)
+            raise RowError(f"{clip.path} has {seconds:.2f} s, but the manifest states {clip.duration:.2f} s")
+        return self._apply_policies(wave)
 
-    def _limit(self, wave: np.ndarray) -> np.ndarray:
-        """A clip as far as the policies let it be heard."""
+    def _apply_policies(self, wave: np.ndarray) -> np.ndarray:
         if self.silent_audio == "skip" and audio.is_silent(wave):
-            raise RowError("the clip is silent: data.silent_audio=keep trains on it")
+            raise RowError("the clip is silent; set data.silent_audio=keep to train on it")
         if len(wave) > audio.MAX_SAMPLES and self.long_audio not in ("window", "first"):
             raise ClipTooLongError(len(wave))
         return wave[: audio.MAX_SAMPLES] if self.long_audio == "first" else wave
@@ -208,87 +248,98 @@ class Samples(ABC):
 
 def _check_task(row: Row) -> None:
     if "messages" in row.labels:
-        raise RowError("a dialogue: fine-tune on it (objective=sft data.view=chat prompt=chat_v1 or chat_v2)")
+        raise RowError(
+            "the row is a dialogue, expected a task row: set objective=sft data.view=chat prompt=chat_v1 (or chat_v2)"
+        )
     task = tasks.find(row.labels["task"])
     if len(row.clips) < task.clips:
-        raise RowError(f"task {task.code!r} is asked about {task.clips} clips, the row has {len(row.clips)}")
+        raise RowError(f"task {task.code!r} needs {task.clips} clips, the row has {len(row.clips)}")
 
 
-def _text(row: Row) -> str:
-    """What is said, of a row that is asked for it."""
+def _transcript_label(row: Row) -> str:
+    """Return `text` if the row's task is a transcription, otherwise an empty string."""
     return row.labels["text"] if row.labels["task"] in tasks.TRANSCRIPTS else ""
 
 
-def _spoken(labels: Mapping[str, Any]) -> list[str]:
-    """Who speaks in each clip, and what is said, where both are listed."""
-    listed = [labels.get(name) for name in ("speakers", "transcripts")]
-    if not all(isinstance(one, list) for one in listed) or len(listed[0]) != len(listed[1]):
+def _speakers_and_transcripts(labels: Mapping[str, Any]) -> list[str]:
+    """Return speaker and transcript of each clip, if both are listed."""
+    speakers, transcripts = labels.get("speakers"), labels.get("transcripts")
+    if not isinstance(speakers, list) or not isinstance(transcripts, list) or len(speakers) != len(transcripts):
         return []
-    return [f"{speaker} {text}" for speaker, text in zip(*listed, strict=True)]
+    return [f"{speaker} {text}" for speaker, text in zip(speakers, transcripts, strict=True)]
 
 
 def _stated_samples(clip: Clip) -> int:
-    """Samples of a clip by the manifest, or where that is silent by the file's header."""
+    """Return the number of samples of a clip from its stated duration, or else from the file's header."""
     return clip.n_samples() if clip.duration is None else round(clip.duration * audio.SAMPLE_RATE)
 
 
 class AudioSamples(Samples):
-    """Hear the clips and answer the prompt."""
+    """View of a task row with its clips, prompt and answer."""
 
     def encode(self, row: Row, spans: Sequence[int], rng: Rng, *, prompt_only: bool = False) -> Encoded:
+        """Return the tokens of prompt and answer, with audio pads in the place of the clips."""
         turns = self._turns(row, rng, prompt_only)
         pad = self.tokenizer.pad_of(turns)
         encoded = self.tokenizer.encode(turns, [[pad] * n for n in spans])
-        if not self.geometry.boundary:
+        if not self._geometry.boundary:
             return encoded
-        marks = encoded.audio.copy()  # the tokens next to a clip's are its own too: learned vectors replace them
+        marks = encoded.audio.copy()  # the tokens around a clip are replaced too, by learned boundary vectors
         marks[:-1] |= encoded.audio[1:]
         marks[1:] |= encoded.audio[:-1]
         return replace(encoded, audio=marks)
 
     def length(self, row: Row, spans: Sequence[int]) -> int:
+        """Return the tokens of the longest wording."""
         return self._longest(row, spans)
 
     def length_without_text(self, row: Row) -> int | None:
+        """Return the tokens without audio and text; None in subclasses that define another length."""
         if type(self).length is not AudioSamples.length:
             return None
-        return self.length_cache.without_text(self.prompt, row.labels, len(row.clips))
+        return self.length_cache.without_text(self._style, row.labels, len(row.clips))
 
 
 class TextSamples(Samples):
-    """The row's content as text where its audio will stand: no audio is read.
+    """View of a task row with text in place of its audio, which is not read.
 
-    Tokens of the content are stretched, as pooled audio frames are: each stands 1 to 8 times, with 0 to 4
-    blanks (the audio pad) between them. A row's content is its `content` field, or `transcript`, or for speech
-    recognition its `text`; of several clips `content` is a list, or `speakers` and `transcripts` are: of each clip who
-    speaks, and what is said.
+    The text of a clip is `content`, or `transcript`, or for speech recognition `text`. With several clips, `content` is
+    a list, or `speakers` and `transcripts` are. To resemble pooled audio frames, each token is repeated 1 to 8 times,
+    with 0 to 4 blanks (audio pads) around it.
     """
 
     has_audio = False
     REPEATS, BLANKS = (1, 8), (0, 4)
 
     def encode(self, row: Row, spans: Sequence[int], rng: Rng, *, prompt_only: bool = False) -> Encoded:
+        """Return the tokens of prompt and answer, with stretched text in the place of the clips."""
         turns = self._turns(row, rng, prompt_only)
         pad, rng = self.tokenizer.pad_of(turns), rng or np.random.default_rng(0)
-        spans = [self._stretch(self.tokenizer.plain(content), pad, rng) for content in self._contents(row)]
-        return self.tokenizer.encode(turns, spans, is_audio=False)
+        texts = [self._stretch(self.tokenizer.plain(content), pad, rng) for content in self._contents(row)]
+        return self.tokenizer.encode(turns, texts, is_audio=False)
 
     def length(self, row: Row, spans: Sequence[int]) -> int:
+        """Return the tokens of the longest wording with maximally stretched text."""
         counts = map(self.length_cache.count, self._contents(row))
         return self._longest(row, [self.REPEATS[1] * n + self.BLANKS[1] * (n + 1) for n in counts])
 
     def _contents(self, row: Row) -> list[str]:
-        """What stands in the place of each clip."""
+        """Return the text of each clip."""
         labels = row.labels
-        given = labels.get("content") or labels.get("transcript") or _text(row) or _spoken(labels)
-        if row.clips and not given:
-            raise RowError("no `content` (what is heard, as text) to stand in the audio's place")
-        contents = given if isinstance(given, list) else [given]
+        content = (
+            labels.get("content")
+            or labels.get("transcript")
+            or _transcript_label(row)
+            or _speakers_and_transcripts(labels)
+        )
+        if row.clips and not content:
+            raise RowError("the row has no `content`, the text that replaces its audio")
+        texts = content if isinstance(content, list) else [content]
         if not row.clips:
             return []
-        if len(contents) != len(row.clips) or not all(isinstance(one, str) and one for one in contents):
-            raise RowError(f"`content` is {given!r:.80}, expected a text for each of {len(row.clips)} clips")
-        return contents
+        if len(texts) != len(row.clips) or not all(isinstance(text, str) and text for text in texts):
+            raise RowError(f"`content` is {content!r:.80}, expected a text for each of {len(row.clips)} clips")
+        return texts
 
     def _stretch(self, content: Sequence[int], blank: int, rng: np.random.Generator) -> list[int]:
         blanks = rng.integers(self.BLANKS[0], self.BLANKS[1] + 1, size=len(content) + 1)
@@ -300,39 +351,42 @@ class TextSamples(Samples):
 
 
 class TranscriptSamples(Samples):
-    """What is said, as text tokens beside the clip: no prompt, nothing spliced (CTC training of the encoder)."""
+    """View of a row with its clip and transcript, without a prompt, for CTC training of the encoder."""
 
     def encode(self, row: Row, spans: Sequence[int], rng: Rng, *, prompt_only: bool = False) -> Encoded:
+        """Return the tokens of the transcript."""
         ids = np.array(self.tokenizer.plain(self._transcript(row)), dtype=np.int64)
         return Encoded(ids, np.zeros(len(ids), dtype=bool), np.zeros(len(ids), dtype=bool))
 
     def target_row(self, row: Row) -> Row:
+        """Return the row with the labels of a speech recognition task."""
         text = {"task": "asr", "language": row.labels.get("language", "en"), "text": self._transcript(row)}
         return replace(row, labels={**row.labels, **text})
 
     def length(self, row: Row, spans: Sequence[int]) -> int:
-        """Audio tokens: they, not the few text tokens, are what a step of the encoder costs."""
+        """Return the audio tokens, which determine the cost of an encoder step; text tokens do not matter."""
         self._transcript(row)
         return sum(spans)
 
     def _transcript(self, row: Row) -> str:
-        text = row.labels.get("transcript") or _text(row)
+        text = row.labels.get("transcript") or _transcript_label(row)
         if not text:
-            raise RowError("no `transcript` (what is said) to train the encoder on")
+            raise RowError("the row has no `transcript` to train the encoder on")
         if len(row.clips) != 1:
-            raise RowError(f"{len(row.clips)} clips: a transcript belongs to one")
+            raise RowError(f"the row has {len(row.clips)} clips, expected one clip for its transcript")
         return text
 
 
 class ChatSamples(AudioSamples):
-    """Dialogues in ChatML, in which all that the assistant says is trained, and plain text.
+    """View of a dialogue in ChatML, where every message of the assistant is supervised; also takes plain text.
 
-    A question alone is the dialogue up to its last message; every wording is the row's own.
+    The prompt consists of all messages but the last. There are no alternative wordings.
     """
 
     styles = (Chat,)
 
     def length(self, row: Row, spans: Sequence[int]) -> int:
+        """Return the tokens of the dialogue."""
         return len(self.encode(row, spans, None).ids)
 
     def _turns(self, row: Row, rng: Rng, prompt_only: bool) -> list[Turn]:
@@ -340,9 +394,9 @@ class ChatSamples(AudioSamples):
         if task == "text":
             return NaturalPrompt().turns(row.labels, 0)
         if task != "chat":
-            raise RowError(f"a row of task {task!r} is no dialogue with an answer: expected `messages`")
+            raise RowError(f"a row of task {task!r} is not a dialogue with an answer, expected `messages`")
         messages = row.labels["messages"]
-        return self.prompt.turns(messages[:-1]) if prompt_only else self.prompt.turns(messages, supervise=True)
+        return self._chat.turns(messages[:-1]) if prompt_only else self._chat.turns(messages, supervise=True)
 
 
 # --- checksum -----------------------------------------------------------------------------------------------------

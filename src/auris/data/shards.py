@@ -1,7 +1,8 @@
-"""`auris shards rows=FILE out=DIR`: rows and their sound files packed into Parquet shards.
+"""`auris shards rows=FILE out=DIR`: pack rows and their audio into Parquet shards.
 
-Rows are packed by several processes, and a run that was stopped goes on where it was: a shard counts once its checksum
-is written. Given again, the command reads every shard through and packs anew what is damaged or missing.
+Several processes pack in parallel. A shard is finished when its checksum has been written, so an interrupted run
+continues where it stopped. If the command is repeated, every shard is verified, and damaged or missing ones are packed
+again.
 """
 
 from __future__ import annotations
@@ -25,43 +26,53 @@ from auris.errors import UsageError, UserError
 from auris.files import digest, write_json, write_jsonl, write_text
 from auris.text.console import print_plain
 
-_SHOWN = 20  # rows that cannot be used, on the terminal; all of them are in problems.jsonl
+_SHOWN = 20  # unusable rows printed on the terminal; problems.jsonl lists all of them
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a packing process works on.
+    """Settings shared by the packing processes.
 
     Attributes:
-        source: digest of what is packed, and how.
-        known: shards of an earlier run, by name.
+        rows: Rows to pack.
+        out: Output directory.
+        rows_per_shard: Number of rows in a shard.
+        source: Digest of the rows and settings.
+        finished: Shards of earlier runs, by name.
     """
 
     rows: Selection
     out: Path
     rows_per_shard: int
     source: str
-    known: Mapping[str, File]
+    finished: Mapping[str, File]
 
 
 def pack(entry: EntryConfig, out: Path, *, rows_per_shard: int, processes: int | None, console: Console) -> Contents:
-    """Pack a manifest's rows and return what the directory holds.
+    """Pack the rows of a manifest and return the contents of the directory.
 
     Args:
-        entry: as in `data.train`: a path, or a mapping with `path`, `tasks`, `limit`, `columns`, `labels`.
-        processes: that pack side by side; None: one per core.
+        entry: A path, or a mapping with `path`, `tasks`, `limit`, `columns`, `labels`, as in `data.train`.
+        out: Output directory.
+        rows_per_shard: Number of rows in a shard.
+        processes: Number of packing processes; None: one per core.
+        console: Console for progress and unusable rows.
 
-    Raises ValueError if `out` holds shards of other rows, FileNotFoundError for a missing manifest, OSError when
-    nothing can be written.
+    Raises:
+        UserError: `out` holds shards of other rows.
+        MissingFileError: The manifest does not exist.
+        OSError: The shards cannot be written.
     """
     for name, value in (("rows_per_shard", rows_per_shard), ("processes", processes)):
         if value is not None and value < 1:
             raise UserError(f"{name}={value}: expected 1 or more")
     [manifest] = read_manifests([entry], key="rows")
+    rows = manifest.rows
+    assert isinstance(rows, Selection)
     out.mkdir(parents=True, exist_ok=True)
-    source = digest([manifest.rows_digest, repr(manifest.rows.index.form), rows_per_shard])
-    job = Job(manifest.rows, out, rows_per_shard, source, _known(out, source, console))
-    for draft in out.glob("*.tmp"):  # of a run that was killed
+    source = digest([manifest.rows_digest, repr(rows.row_index.field_map), rows_per_shard])
+    job = Job(rows, out, rows_per_shard, source, _find_finished(out, source, console))
+    for draft in out.glob("*.tmp"):  # left by a killed run
         draft.unlink()
     files = _pack_all(job, processes, console)
     index, problems = writer.write_index(out, files)
@@ -76,32 +87,33 @@ def pack(entry: EntryConfig, out: Path, *, rows_per_shard: int, processes: int |
     return contents
 
 
-def _known(out: Path, source: str, console: Console) -> dict[str, File]:
-    """What earlier runs have finished. Raises ValueError if that is something else than these rows.
+def _find_finished(out: Path, source: str, console: Console) -> dict[str, File]:
+    """Return the shards that earlier runs have finished. Those in a damaged list are packed again.
 
-    A damaged list says nothing, not even of what: its shards are packed anew.
+    Raises:
+        UserError: The shards hold other rows.
     """
-    known: dict[str, File] = {}
+    finished: dict[str, File] = {}
     for path in [*out.glob(CONTENTS), *out.glob("shard-*.json")]:
         try:
             text = path.read_text(errors="replace")
             if path.name == CONTENTS:
                 contents = Contents.parse(text, str(path))
-                packed, files = contents.source, contents.shards
+                packed_source, files = contents.source, contents.shards
             else:
                 receipt = json.loads(text)
-                packed, files = receipt.pop("source"), (File(**receipt),)
+                packed_source, files = receipt.pop("source"), (File(**receipt),)
         except (ValueError, TypeError, AttributeError, KeyError) as error:
-            print_plain(console, f"{path} is damaged ({error}), what it lists is packed anew")
+            print_plain(console, f"{path} is damaged ({error}); the shards that it lists are packed again")
             continue
-        if packed != source:
-            raise UserError(f"{out} holds shards of other rows: give this one a directory of its own (out=DIR)")
-        known |= {file.name: file for file in files}
-    return known
+        if packed_source != source:
+            raise UserError(f"{out} holds shards of other rows: choose another directory (out=DIR)")
+        finished |= {file.name: file for file in files}
+    return finished
 
 
 def _pack_all(job: Job, processes: int | None, console: Console) -> list[File]:
-    """All shards in their order, packed or found intact."""
+    """Return all shards in order, after packing those that are not finished and intact."""
     numbers = range(-(-len(job.rows) // job.rows_per_shard))
     files: dict[int, File] = {}
     with Progress(console=console) as progress:
@@ -114,9 +126,9 @@ def _pack_all(job: Job, processes: int | None, console: Console) -> list[File]:
 
 def _pack_shard(job: Job, number: int) -> File:
     name = SHARD.format(number)
-    known = job.known.get(name)
-    if known is not None and writer.find_fault(job.out, known) is None:
-        return known
+    finished = job.finished.get(name)
+    if finished is not None and writer.find_fault(job.out, finished) is None:
+        return finished
     places = slice(number * job.rows_per_shard, (number + 1) * job.rows_per_shard)
     file = writer.write_shard(job.out / name, job.rows.pairs(places))
     write_json((job.out / name).with_suffix(".json"), {"source": job.source, **asdict(file)})
@@ -133,26 +145,26 @@ def _show(console: Console, out: Path, contents: Contents, problems: list[tuple[
 
 
 def check(folder: Path, console: Console) -> list[str]:
-    """Read a directory of shards through; print and return what is wrong with it, a sentence for each file."""
+    """Verify a directory of shards; print and return one message for each damaged file."""
     _, [place] = shards.find(folder)
     contents = Contents.parse(Path(place).read_text(errors="replace"), place)
-    faults = (writer.find_fault(folder, file) for file in (*contents.shards, contents.index))
-    wrong = list(filter(None, faults))
-    for fault in wrong:
+    results = (writer.find_fault(folder, file) for file in (*contents.shards, contents.index))
+    faults = list(filter(None, results))
+    for fault in faults:
         print_plain(console, fault, style="red")
-    console.print(f"{folder}: {len(contents.shards) + 1 - len(wrong)} files are intact, {len(wrong)} are not")
-    return wrong
+    console.print(f"{folder}: {len(contents.shards) + 1 - len(faults)} files are intact, {len(faults)} are damaged")
+    return faults
 
 
 def run(config: Mapping[str, Any]) -> int | None:
-    """Run `auris shards`; returns 1 if `check` finds a damaged file."""
+    """Run `auris shards`; return 1 if `check` finds a damaged file."""
     console = Console()
     if config["check"] is not None:
         return 1 if check(Path(config["check"]), console) else 0
     if config["rows"] is None or config["out"] is None:
         raise UsageError("expected rows=FILE and out=DIR, or check=DIR")
     if shards.is_url(config["out"]):
-        raise UsageError(f"out={config['out']}: expected a local directory, to be copied where it shall be read")
+        raise UsageError(f"out={config['out']}: expected a local directory; copy it to the storage afterwards")
     settings = {name: config[name] for name in ("rows_per_shard", "processes")}
     pack(config["rows"], Path(config["out"]), console=console, **settings)
     return None

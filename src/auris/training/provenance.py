@@ -177,7 +177,7 @@ class Environment:
         data, strategy = datamodule(trainer), trainer.strategy
         device = strategy.root_device
         assert data.plan is not None  # Lightning has set up the data
-        epoch = compute_epoch_stats(data.rows, data.plan, data.samples, ranks=data.world, most=STEPS)
+        epoch = compute_epoch_stats(data.rows, data.plan, data.samples, ranks=data.world, max_steps=STEPS)
         epochs = module.max_steps / epoch.steps
         planned = epoch.total.scale(epochs)
         stage = cost.Stage.of(module.objective, module.trainable)

@@ -148,8 +148,8 @@ def test_a_stretch_is_looked_at_alone(tmp_path):
 @pytest.mark.parametrize(
     "changed, said",
     [
-        ({"duration": 2.0}, "is 1.00 s, the row says 2.00 s"),
-        ({"duration": 0.9}, "is 1.00 s, the row says 0.90 s"),
+        ({"duration": 2.0}, "has 1.00 s, but the row states 2.00 s"),
+        ({"duration": 0.9}, "has 1.00 s, but the row states 0.90 s"),
         ({"duration": 1.05}, None),  # manifests round
         ({"offset": 3.0, "duration": 1.0}, "offset 3.0 s is beyond its end"),
         ({"offset": 0.5, "duration": 2.0}, "runs past its end"),
@@ -224,7 +224,7 @@ def test_sound_of_a_training_row_contaminates_a_test_set_whatever_it_is_asked(tm
     report = look(tmp_path, [], test=test, train=train)  # in whatever order they are given
     [one] = report.findings
     assert (one.kind, one.row, one.source, one.other) == ("contaminated", "t", "test", "a")
-    assert one.reason == "the same sound as a of train"
+    assert one.reason == "the same audio as a of train"
 
 
 @pytest.mark.parametrize(

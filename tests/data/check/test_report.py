@@ -58,11 +58,11 @@ def test_what_is_wrong_is_printed_written_and_fails(tmp_path, capsys):
         "kind": "contaminated",
         "row": "test-a",
         "source": str(paths["test"]),
-        "reason": "the same sound as train-a of train",
+        "reason": "the same audio as train-a of train",
         "other": "train-a",
     }
     printed = capsys.readouterr().out
-    assert "test-a" in printed and "the same sound as train-a of train" in printed
+    assert "test-a" in printed and "the same audio as train-a of train" in printed
 
 
 def test_the_keys_of_a_data_config_name_the_sets(tmp_path):
@@ -85,7 +85,7 @@ def test_some_kinds_can_be_tolerated(tmp_path, capsys):
     code, report = call(tmp_path, f"data={path}", "tolerate=[silent]")
     assert code == 0 and report["counts"]["silent"] == 1 and report["tolerated"] == ["silent"]
     assert call(tmp_path, f"data={path}", "tolerate=[noisy]")[0] == 1
-    assert "tolerate=['noisy']: expected kinds of unusable, corrupt" in capsys.readouterr().err
+    assert "tolerate=['noisy']: expected some of unusable, corrupt" in capsys.readouterr().err
 
 
 def test_the_same_ids_in_two_manifests_do_not_stop_the_doctor(tmp_path):

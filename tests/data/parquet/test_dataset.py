@@ -193,7 +193,7 @@ def test_few_files_stay_open_and_little_is_kept(packed, monkeypatch):
     rows = read(packed).rows
     for n in np.random.default_rng(0).permutation(23):
         built(rows[int(n)])
-    reader = rows.index.reader
+    reader = rows.row_index.reader
     assert reader._opened.cache_info().currsize <= 2 and reader._tables.cache_info().currsize <= parquet.TABLES
 
 
@@ -280,7 +280,7 @@ def test_damaged_contents_or_index_end_the_run_with_their_name(copy, name):
 
 def test_a_directory_that_was_not_finished_says_so(copy):
     (copy / "shards.json").unlink()
-    with pytest.raises(FileNotFoundError, match=r"data.train: .*copy has no shards.json: its packing was not finished"):
+    with pytest.raises(FileNotFoundError, match=r"data.train: .*copy has no shards.json: packing did not finish"):
         read(copy)
 
 
@@ -298,7 +298,7 @@ def test_what_is_not_there_is_said(tmp_path):
 
 
 def test_columns_and_labels_are_refused_for_shards_of_ours(packed):
-    with pytest.raises(ValueError, match="given when they are packed"):
+    with pytest.raises(ValueError, match="must be given to `auris shards`"):
         read(packed, labels={"task": "asr"})
 
 
@@ -311,15 +311,15 @@ def test_a_list_names_its_own_files_alone_even_where_its_checksum_is_right(copy,
     entry = facts["index"] if which == "index" else facts["shards"][0]
     entry["name"] = name
     path.write_text(json.dumps(facts | {"sha256": parquet.sha256_of(json.dumps(facts).encode())}))
-    with pytest.raises(ValueError, match="is no list of shards: it names"):
+    with pytest.raises(ValueError, match="is not a valid list of shards: it lists files other than"):
         read(copy)
 
 
 @pytest.mark.parametrize("given", ["5", "[]", "null", '"x"', "{", "1" + 5000 * "0", 2000 * "[", '{"audio": 3}'])
 def test_a_row_of_a_shard_that_is_none_is_a_named_problem(packed, monkeypatch, given):
     rows = read(packed).rows
-    fields = rows.index.reader.fields
-    monkeypatch.setattr(rows.index.reader, "fields", lambda *place: fields(*place) | {"row": given})
+    fields = rows.row_index.reader.fields
+    monkeypatch.setattr(rows.row_index.reader, "fields", lambda *place: fields(*place) | {"row": given})
     assert rows[0].problem
 
 
@@ -400,7 +400,7 @@ def test_sound_is_not_looked_for_outside_the_folder_of_the_file(tmp_path, path):
     write_wave(tmp_path / "secret.wav", 0.5)
     paths = pa.array([path.format(root=tmp_path)] * 3)
     rows = read(hub(folder, n=3, audio=paths), **FORM).rows
-    assert all(row.problem and "is not below" in row.problem for row in rows)
+    assert all(row.problem and "is outside of" in row.problem for row in rows)
 
 
 @pytest.mark.parametrize("path", ["a\0b.wav", 5000 * "x", "\u202e/猫.wav", " ", "."])
@@ -411,7 +411,7 @@ def test_names_that_no_sound_can_have_are_problems(tmp_path, path):
 
 def test_beside_a_url_nothing_is_looked_for(bucket, tmp_path):
     fsspec.filesystem("memory").put(str(hub(tmp_path, n=2, audio=pa.array(["a.wav", "b.wav"]))), "/bucket/b.parquet")
-    assert all("beside a URL nothing" in row.problem for row in read(f"{bucket}/b.parquet", **FORM).rows)
+    assert all("audio paths of a URL are not read" in row.problem for row in read(f"{bucket}/b.parquet", **FORM).rows)
 
 
 def sound(seconds: float, folder: Path) -> bytes:
@@ -498,7 +498,7 @@ def test_a_null_is_a_field_that_the_row_does_not_have(tmp_path):
         **FORM,
     ).rows
     assert "needs `audio`" in built(rows[0])[0]
-    assert "no sound is stored there" in built(rows[1])[0]
+    assert "no audio is stored there" in built(rows[1])[0]
     assert "needs the label `text`" in built(rows[2])[0]
 
 

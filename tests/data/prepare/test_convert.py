@@ -105,7 +105,7 @@ def test_pairs_of_clips_stay_lists(tmp_path):
         ({"audio": Path("a" * 5000)}, "no such file"),
         ({"audio": Path("a\0b")}, "no such file"),
         ({"text": "half a \ud83d"}, "surrogates not allowed"),
-        ({"duration": 2.0}, "is 0.50 s, the row says 2.00 s"),
+        ({"duration": 2.0}, "has 0.50 s, but the row states 2.00 s"),
         ({"split": ["train"], "text": 3}, "label `text` is int"),
     ],
 )
@@ -129,7 +129,7 @@ def test_undecodable_sound_and_repeated_ids_are_named(tmp_path):
     second["audio"].write_bytes(b"no sound")
     write([first, second, {**third, "id": "a"}], tmp_path / "rows.jsonl")
     problems = [row["problem"] for row in lines(tmp_path / "rows.unusable.jsonl")]
-    assert "cannot be decoded" in problems[0] and problems[1] == "its id 'a' is that of an earlier row"
+    assert "cannot be decoded" in problems[0] and problems[1] == "its id 'a' is used by an earlier row"
 
 
 def test_reasons_are_counted_by_kind_and_some_rows_of_each_are_named(tmp_path):
@@ -202,9 +202,9 @@ def test_a_map_of_ones_own_may_be_a_file_in_the_working_directory(tmp_path, monk
 @pytest.mark.parametrize(
     "arguments, said",
     [
-        (["root=.", "out=a.jsonl"], "error: layout= is missing: expected a layout"),
-        (["layout=clotho", "out=a.jsonl"], "error: root= is missing: expected the folder of the corpus"),
-        (["layout=clotho", "root=."], "error: out= is missing: expected a new .jsonl file or a folder"),
+        (["root=.", "out=a.jsonl"], "error: layout= is missing, expected a layout"),
+        (["layout=clotho", "out=a.jsonl"], "error: root= is missing, expected the folder of the corpus"),
+        (["layout=clotho", "root=."], "error: out= is missing, expected a new .jsonl file or a folder"),
         (["layout=clotho", "root=nowhere", "out=a.jsonl"], "error: root=nowhere: there is no such folder"),
         (["layout=librispeech", "root=.", "out=a.jsonl", "layout.tasks=[er]"], "does not have the layout"),
     ],

@@ -302,7 +302,7 @@ def test_aishell2_names_a_key_that_one_of_its_lists_lacks(tmp_path):
     make(tmp_path, "aishell2")
     layouts.text(tmp_path / "AISHELL-2/iOS/test/trans.txt", "IT0011W0001\t换一首歌", "IT0011W0002\t下一首")
     row = read(tmp_path, "aishell2")["aishell2/test-iOS/IT0011W0002"]
-    assert row["problem"] == "wav.scp does not have it"
+    assert row["problem"] == "wav.scp has no line for it"
 
 
 def test_a_broken_line_of_a_table_is_a_row_with_a_problem(tmp_path):
@@ -310,7 +310,7 @@ def test_a_broken_line_of_a_table_is_a_row_with_a_problem(tmp_path):
     table = tmp_path / "cv-corpus-15.0-2023-09-08/en/test.tsv"
     table.write_text(table.read_text() + "b3\tclip.mp3\n")
     row = read(tmp_path / "cv-corpus-15.0-2023-09-08", "common_voice")["common_voice/en/test:3"]
-    assert row["problem"] == "test.tsv:3 has 2 columns, not 11"
+    assert row["problem"] == "test.tsv:3 has 2 columns, expected 11"
 
 
 def test_a_table_without_a_column_is_refused(tmp_path):
@@ -328,14 +328,14 @@ def test_a_list_of_nsynth_that_is_no_json_and_a_class_of_vocalsound_without_a_na
     make(tmp_path / "v", "vocalsound")
     layouts.text(tmp_path / "v/datafiles/te.json", '{"data": [{"wav": "b.wav", "labels": "/m/x"}]}')
     rows = read(tmp_path / "v", "vocalsound")
-    assert rows["vocalsound/test/b"]["problem"] == "its sound is not known"
+    assert rows["vocalsound/test/b"]["problem"] == "the corpus does not state its sound"
 
 
 def test_a_broken_line_in_vocalsounds_table_of_classes_is_an_error_with_its_file_and_line(tmp_path):
     make(tmp_path, "vocalsound")
     table = tmp_path / "class_labels_indices_vs.csv"
     table.write_text(table.read_text() + "4,/m/01hsr_\n")
-    with pytest.raises(ValueError, match="class_labels_indices_vs.csv:6 has 2 columns, not 3"):
+    with pytest.raises(ValueError, match="class_labels_indices_vs.csv:6 has 2 columns, expected 3"):
         read(tmp_path, "vocalsound")
 
 
@@ -344,7 +344,7 @@ def test_a_translation_of_a_clip_that_was_never_validated_is_named(tmp_path):
     table = tmp_path / "en/covost_v2.en_de.tsv"
     table.write_text(table.read_text() + "common_voice_en_five.mp3\tSatz.\ttest\n")
     row = read(tmp_path, "covost2")["covost2/en_de/test/common_voice_en_five"]
-    assert row["problem"] == "validated.tsv does not have common_voice_en_five.mp3"
+    assert row["problem"] == "validated.tsv has no line for common_voice_en_five.mp3"
 
 
 def test_the_tables_that_covosts_own_script_makes_are_read_as_well(tmp_path):
@@ -360,7 +360,7 @@ def test_videos_without_their_sound_are_told_how_to_make_it(tmp_path):
     make(tmp_path, "meld")
     for path in (tmp_path / "MELD.Raw").rglob("dia*.wav"):
         path.unlink()
-    with pytest.raises(FileNotFoundError, match="has videos and no sound.*ffmpeg"):
+    with pytest.raises(FileNotFoundError, match="has videos but no audio.*ffmpeg"):
         read(tmp_path / "MELD.Raw", "meld")
 
 

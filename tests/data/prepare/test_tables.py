@@ -112,8 +112,8 @@ def test_a_dot_leads_into_a_label_and_json_is_read_where_a_label_is_more_than_te
 @pytest.mark.parametrize(
     "line, said",
     [
-        ("a.wav,hello", "t.csv:2 has 2 columns, not 3"),
-        ("a.wav,hello,angry", "`emotion` is 'angry', layout.values.emotion has happy"),
+        ("a.wav,hello", "t.csv:2 has 2 columns, expected 3"),
+        ("a.wav,hello,angry", "`emotion` is 'angry', expected a key of layout.values.emotion: happy"),
         (",hello,happy", None),
     ],
 )
@@ -130,7 +130,7 @@ def test_what_is_wrong_with_a_line_is_the_problem_of_its_row(tmp_path, line, sai
     [
         ({"duration": "x"}, "long", "`duration` is 'long', expected a number"),
         ({"slots": "x"}, "{oops", "`slots` is '{oops', expected JSON"),
-        ({"text": "y"}, "a", "there is no column 'y'; there are audio, x"),
+        ({"text": "y"}, "a", "there is no column 'y', expected one of audio, x"),
         ({"text": "{x}/{y}"}, "a", "there is no column 'y'"),
     ],
 )
@@ -143,10 +143,14 @@ def test_a_cell_that_has_no_place_is_named(tmp_path, columns, cell, said):
 @pytest.mark.parametrize(
     "changed, error, said",
     [
-        ({"files": "none.csv"}, FileNotFoundError, "layout.files=none.csv: there is none below"),
-        ({"files": "t.xlsx"}, ValueError, "expected a table that ends in .csv, .tsv, .jsonl, .parquet"),
+        ({"files": "none.csv"}, FileNotFoundError, "layout.files=none.csv matches no file below"),
+        ({"files": "t.xlsx"}, ValueError, "expected a table with the suffix .csv, .tsv, .jsonl, .parquet"),
         ({"columns": {"text": "said"}, "values": None}, ValueError, "layout.columns has no `audio`"),
-        ({"values": {"mood": {}}}, ValueError, "layout.values has mood, which is no column: add layout.columns.mood"),
+        (
+            {"values": {"mood": {}}},
+            ValueError,
+            "layout.values has mood, but layout.columns does not: add layout.columns.mood",
+        ),
     ],
 )
 def test_a_map_that_no_row_can_follow_is_refused(tmp_path, changed, error, said):
@@ -165,7 +169,7 @@ def test_a_table_that_is_no_text_is_named(tmp_path):
 def test_a_line_of_json_that_is_no_object_is_named(tmp_path):
     layouts.text(tmp_path / "t.jsonl", "[1, 2]", "{oops", "")
     first, second = read(tmp_path, files="t.jsonl")
-    assert first["problem"] == "t.jsonl:1: a row is a JSON object, got list"
+    assert first["problem"] == "t.jsonl:1: expected a JSON object, got list"
     assert second["problem"].startswith("t.jsonl:2: not JSON")
 
 
@@ -198,7 +202,7 @@ def test_a_data_set_of_the_hub_brings_its_sound_and_the_names_of_its_classes(tmp
 def test_what_is_no_parquet_is_named(tmp_path):
     pytest.importorskip("pyarrow")
     layouts.text(tmp_path / "t.parquet", "no parquet")
-    with pytest.raises(ValueError, match="is no Parquet that can be read"):
+    with pytest.raises(ValueError, match="cannot be read as Parquet"):
         read(tmp_path, files="t.parquet")
 
 

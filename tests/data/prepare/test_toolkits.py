@@ -89,7 +89,7 @@ def changed_recording(**changed: Any) -> dict[str, Any]:
     [
         (cut(type="MixedCut"), "a MixedCut: expected a MonoCut"),
         (cut(supervisions=[]), "cut rec-1-0 has no supervision"),
-        (changed_recording(transforms=[{"name": "Speed", "kwargs": {"factor": 1.1}}]), "is changed by Speed"),
+        (changed_recording(transforms=[{"name": "Speed", "kwargs": {"factor": 1.1}}]), "has the transforms Speed"),
         (changed_recording(sources=[{"type": "command", "channels": [0], "source": "sox"}]), "of type 'command'"),
         (changed_recording(sources=[{"type": "file", "channels": [0, 1], "source": "a"}]), "several channels"),
         ({"id": "x"}, "no 'recording'"),
@@ -110,7 +110,7 @@ def test_without_alignment_there_are_no_word_times(tmp_path):
 def test_lhotse_asks_for_what_there_is(tmp_path):
     with pytest.raises(ValueError, match="layout.task=sgc: expected asr or srwt"):
         read_cuts(tmp_path, cut(), task="sgc")
-    with pytest.raises(FileNotFoundError, match="layout.files=none: there is none below"):
+    with pytest.raises(FileNotFoundError, match="layout.files=none matches no file below"):
         read_cuts(tmp_path, cut(), files="none")
 
 
@@ -153,9 +153,9 @@ def test_utterances_are_segments_of_recordings(tmp_path):
 
 def test_utterances_that_cannot_be_heard_or_have_no_text_are_named(tmp_path):
     rows = read_kaldi(kaldi_folder(tmp_path))
-    assert "wav.scp has a command for rec2, and none is executed" in rows["k/train/bob-1"]["problem"]
-    assert "segments does not have it" in rows["k/train/bob-2"]["problem"]
-    assert "segments does not have it as `cat-1 RECORDING START END`, with seconds" in rows["k/train/cat-1"]["problem"]
+    assert "wav.scp has a command for rec2, and auris runs none" in rows["k/train/bob-1"]["problem"]
+    assert "segments has no line" in rows["k/train/bob-2"]["problem"]
+    assert "segments has no line `cat-1 RECORDING START END` with times in seconds" in rows["k/train/cat-1"]["problem"]
     assert "text" not in rows["k/train/bob-3"] and "needs the label `text`" in tasks.check(rows["k/train/bob-3"])
 
 
@@ -167,7 +167,7 @@ def test_without_segments_recordings_are_utterances(tmp_path):
     rows = read_kaldi(tmp_path)
     assert rows["k/train/rec1"].items() >= {"audio": tmp_path / "wav/rec1.wav", "language": "de"}.items()
     assert "offset" not in rows["k/train/rec1"]
-    assert rows["k/train/rec9"]["problem"] == "wav.scp does not have rec9"
+    assert rows["k/train/rec9"]["problem"] == "wav.scp has no recording rec9"
 
 
 def test_kaldi_asks_for_its_folders(tmp_path):
@@ -191,7 +191,7 @@ def test_manifests_of_ours_keep_all_that_they_say(tmp_path):
 
 def test_what_is_no_task_row_is_named(tmp_path):
     layouts.text(tmp_path / "rows.jsonl", "{oops", "3", json.dumps({"messages": []}))
-    said = ["not JSON", "a row is a JSON object, got int", "a dialogue"]
+    said = ["not JSON", "expected a JSON object, got int", "the row is a dialogue"]
     assert all(a in row["problem"] for a, row in zip(said, manifest(tmp_path, files="*.jsonl"), strict=True))
 
 

@@ -1,1 +1,1 @@
-"""Checks of a data set: every row and every clip."""
+"""Checks of all rows and clips of a data set."""

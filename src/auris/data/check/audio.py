@@ -1,8 +1,8 @@
-"""The health of rows: every clip decoded, and what is wrong with it or between it and the other rows.
+"""Check of a data set: decodes every clip, and finds faults of single rows and between rows.
 
-Rows belong to sets (train, valid, test): the same sound twice in one set is a duplicate, in two sets it contaminates
-the one that is held out, as does a sentence of its own. Equal sound is told by its samples at 16 kHz: a copy as WAV or
-FLAC is found, one that went through a lossy codec or another rate is not.
+Rows belong to sets (train, valid, test). The same audio twice in one set is a duplicate. The same audio or the same
+sentence in two sets contaminates the one that is held out. Audio is compared by its samples at 16 kHz, so a copy as WAV
+or FLAC is found, but not one that was compressed lossily or resampled.
 
 Shapes: L samples, C channels.
 """
@@ -30,31 +30,41 @@ from auris.errors import AudioError
 from auris.text.tasks import TASKS
 
 KINDS = {
-    "unusable": "the row itself: no JSON, unknown task, a label missing",
-    "corrupt": "sound that is missing or cannot be decoded",
-    "silent": "samples that differ by less than one step of 16-bit audio",
-    "clipped": "sound that was cut off at its loudest",
-    "length": "sound that is not as long as its row says",
-    "duplicate": "sound of an earlier row of the same set, with the same task",
-    "contaminated": "sound or a sentence of a held-out set that stands in another set",
+    "unusable": "the row is invalid: not JSON, unknown task, missing label",
+    "corrupt": "the audio is missing or cannot be decoded",
+    "silent": "samples differ by less than one step of 16-bit audio",
+    "clipped": "the audio is clipped at its peaks",
+    "length": "the length of the audio does not match the row",
+    "duplicate": "an earlier row of the same set has the same audio and task",
+    "contaminated": "audio or a sentence of a held-out set is also in another set",
 }
 
-# Clipped sound stays for several samples at its highest or lowest value. Where that is full scale, fewer such samples
-# tell it: a low tone, too, is flat for a few samples around its peaks (1 % of them at 50 Hz and 44.1 kHz).
+# Clipped audio stays at its highest or lowest value for several samples. The threshold is lower if that value is full
+# scale. Below, it must be higher, because low tones are flat around their peaks too (1 % of the samples of a 50 Hz tone
+# at 44.1 kHz).
 FULL_SCALE = 0.99
 _FLAT_RUN = 3  # samples
-_CLIPPED_AT_FULL_SCALE, _CLIPPED_BELOW = 1e-3, 2e-2  # of all samples
+_CLIPPED_AT_FULL_SCALE, _CLIPPED_BELOW = 1e-3, 2e-2  # share of all samples
 
-# Letters in a second that nobody speaks: twice the fastest readers (about 20 in English, 7 syllables elsewhere).
-_FASTEST, _FASTEST_BY_SYLLABLE = 40, 15
+# Letters per second that exceed any speech: twice the fastest readers (about 20 letters in English, 7 syllables in
+# languages with one letter per syllable).
+_MAX_LETTERS, _MAX_SYLLABLES = 40, 15
 _SYLLABIC = ("zh", "yue", "ja", "ko")
 
-_BATCH = 1024  # clips that wait for their turn
+_BATCH = 1024  # rows whose clips are decoded together
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that is wrong with a row; `other` is the row that it stands against."""
+    """A fault of a row.
+
+    Attributes:
+        kind: One of KINDS.
+        row: Id of the row.
+        source: Name of its manifest.
+        reason: Description of the fault.
+        other: Id of the row that it conflicts with, if any.
+    """
 
     kind: str
     row: str
@@ -65,45 +75,59 @@ class Finding:
 
 @dataclass(frozen=True)
 class Source:
-    """Rows of one manifest and the set that they belong to; None: each row's `split` tells."""
+    """Rows of one manifest.
+
+    Attributes:
+        name: Name of the manifest.
+        rows: Its rows.
+        set: The set that all rows belong to; None: each row's `split` determines it.
+    """
 
     name: str
     rows: Sequence[Row]
     set: str | None = None
 
     def set_of(self, row: Row) -> str:
-        """Splits of many names are of few sets: `train-clean-100`, `train_splits`; `dev` is what others call valid."""
-        told = self.set or str(row.labels.get("split") or Path(self.name).stem)
-        starts = {"train": "train", "dev": "valid", "valid": "valid", "test": "test", "eval": "test"}
-        return next((name for start, name in starts.items() if told.lower().startswith(start)), told)
+        """Return the set of a row. Splits such as `train-clean-100` and `train_splits` belong to one set."""
+        split = self.set or str(row.labels.get("split") or Path(self.name).stem)
+        prefixes = {"train": "train", "dev": "valid", "valid": "valid", "test": "test", "eval": "test"}
+        return next((name for prefix, name in prefixes.items() if split.lower().startswith(prefix)), split)
 
 
 @dataclass(frozen=True)
 class DecodedClip:
-    """What decoding a clip tells: its length, a hash of its samples, and what is wrong with it by itself."""
+    """Result of decoding a clip.
+
+    Attributes:
+        seconds: Length of the clip.
+        digest: Hash of its samples; empty if it cannot be decoded or is silent.
+        faults: (kind, reason) of its faults.
+    """
 
     seconds: float
     digest: bytes
-    faults: tuple[tuple[str, str], ...]  # (kind, reason)
+    faults: tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
 class Report:
-    """All findings, and how many rows and hours were looked at in each set."""
+    """All findings, and the numbers of rows and seconds in each set."""
 
     findings: tuple[Finding, ...]
     rows: Mapping[str, int]
     seconds: Mapping[str, float]
 
     def counts(self) -> dict[str, int]:
-        return {kind: sum(found.kind == kind for found in self.findings) for kind in KINDS}
+        """Return the number of findings of each kind."""
+        return {kind: sum(finding.kind == kind for finding in self.findings) for kind in KINDS}
 
     def as_json(self) -> dict[str, Any]:
+        """Return the report as JSON values."""
         return {
             "rows": dict(self.rows),
             "hours": {name: round(seconds / 3600, 4) for name, seconds in self.seconds.items()},
             "counts": self.counts(),
-            "findings": [asdict(found) for found in self.findings],
+            "findings": [asdict(finding) for finding in self.findings],
         }
 
 
@@ -113,68 +137,70 @@ def check_rows(
     """Decode every clip of every row and compare all rows.
 
     Args:
-        jobs: clips that are decoded side by side; None: by the number of cores.
-        advance: called with the number of rows that are done.
+        sources: Manifests to check.
+        jobs: Number of clips decoded in parallel; None: by the number of cores.
+        advance: Called with the number of rows that are done, for progress bars.
     """
     findings: list[Finding] = []
     rows: dict[str, int] = {}
     seconds: dict[str, float] = {}
-    sounds, sentences = defaultdict(list), defaultdict(list)
-    for source, row, heard in _hear_rows(sources, jobs):
-        here = source.set_of(row)
-        rows[here] = rows.get(here, 0) + 1
-        seconds[here] = seconds.get(here, 0.0) + sum(clip.seconds for clip in heard)
-        own = [("unusable", row.problem)] if row.problem else list(_own_faults(row, heard))
-        findings += [Finding(kind, row.id, source.name, reason) for kind, reason in own]
+    by_audio: defaultdict[bytes, list[_Occurrence]] = defaultdict(list)
+    by_sentence: defaultdict[bytes, list[_Occurrence]] = defaultdict(list)
+    for source, row, clips in _decode_rows(sources, jobs):
+        set_name = source.set_of(row)
+        rows[set_name] = rows.get(set_name, 0) + 1
+        seconds[set_name] = seconds.get(set_name, 0.0) + sum(clip.seconds for clip in clips)
+        faults = [("unusable", row.problem)] if row.problem else list(_row_faults(row, clips))
+        findings += [Finding(kind, row.id, source.name, reason) for kind, reason in faults]
         if row.problem is None:
-            if heard and all(clip.digest for clip in heard):
-                place = _Place(here, row.id, source.name, _question(row))
-                sounds[b"".join(clip.digest for clip in heard)].append(place)
+            if clips and all(clip.digest for clip in clips):
+                occurrence = _Occurrence(set_name, row.id, source.name, _question(row))
+                by_audio[b"".join(clip.digest for clip in clips)].append(occurrence)
             if sentence := _sentence(row):
-                sentences[_hash(sentence.encode())].append(_Place(here, row.id, source.name))
+                by_sentence[_hash(sentence.encode())].append(_Occurrence(set_name, row.id, source.name))
         advance(1)
-    findings += _between(sounds, "the same sound", repeated=True)
-    findings += _between(sentences, "the same sentence", repeated=False)
+    findings += _compare_rows(by_audio, "the same audio", within_set=True)
+    findings += _compare_rows(by_sentence, "the same sentence", within_set=False)
     order = {source.name: number for number, source in enumerate(sources)}
-    findings.sort(key=lambda found: (list(KINDS).index(found.kind), order[found.source]))
+    findings.sort(key=lambda finding: (list(KINDS).index(finding.kind), order[finding.source]))
     return Report(tuple(findings), rows, seconds)
 
 
-def _hear_rows(sources: Sequence[Source], jobs: int | None) -> Iterator[tuple[Source, Row, list[DecodedClip]]]:
-    """Each row with what its clips tell. A clip of neighbouring rows (one for each task) is decoded once."""
+def _decode_rows(sources: Sequence[Source], jobs: int | None) -> Iterator[tuple[Source, Row, list[DecodedClip]]]:
+    """Yield each row with its decoded clips. A clip shared by neighbouring rows, one per task, is decoded once."""
     with ThreadPoolExecutor(jobs) as pool:
         pairs = ((source, row) for source in sources for row in source.rows)
         while batch := list(islice(pairs, _BATCH)):
             clips = dict.fromkeys(clip for _, row in batch if row.problem is None for clip in row.clips)
-            heard = dict(zip(clips, pool.map(decode_clip, clips), strict=True))
+            decoded = dict(zip(clips, pool.map(decode_clip, clips), strict=True))
             for source, row in batch:
-                yield source, row, [heard[clip] for clip in row.clips] if row.problem is None else []
+                yield source, row, [decoded[clip] for clip in row.clips] if row.problem is None else []
 
 
 # --- one clip -----------------------------------------------------------------------------------------------------
 
 
 def decode_clip(clip: Clip) -> DecodedClip:
-    """Decode a clip and look at it."""
+    """Decode a clip and check it."""
     try:
         native, rate = audio.decode(clip.path, *clip.segment)
-    except (AudioError, OSError) as error:  # OSError: a name that no file can have
-        return DecodedClip(0.0, b"", ((_blame(clip), str(error)),))
+    except (AudioError, OSError) as error:  # OSError: an invalid file name
+        return DecodedClip(0.0, b"", ((_read_fault(clip), str(error)),))
     wave = audio.resample(native, rate)
     seconds = len(wave) / audio.SAMPLE_RATE
     faults = list(_length_faults(clip, seconds))
-    if audio.is_silent(wave):  # and no duplicate of any other silent clip
-        faults.append(("silent", f"{clip.path}: its samples lie within {np.ptp(wave):.1e} of each other"))
+    if audio.is_silent(wave):  # without a digest, since silent clips are no duplicates of one another
+        faults.append(("silent", f"{clip.path}: its samples differ by at most {np.ptp(wave):.1e}"))
         return DecodedClip(seconds, b"", tuple(faults))
-    if (share := clipped_share(native)) > 0:  # resampling rounds off what clipping made flat
+    if (share := clipped_share(native)) > 0:  # before resampling, which would smooth the flat peaks
         faults.append(
-            ("clipped", f"{clip.path}: {100 * share:.1f} % of its samples stay at the highest or lowest value")
+            ("clipped", f"{clip.path}: {100 * share:.1f} % of its samples are at the highest or lowest value")
         )
     return DecodedClip(seconds, _hash(np.round(wave * 2**15).astype(np.int32).tobytes()), tuple(faults))
 
 
-def _blame(clip: Clip) -> str:
-    """Return the kind of fault that keeps a clip from being read: a stretch outside a good file is the row's."""
+def _read_fault(clip: Clip) -> str:
+    """Return why a clip cannot be read: the file is corrupt, or its segment is outside of the file (length)."""
     try:
         audio.n_samples(clip.path)
     except AudioError:
@@ -188,30 +214,31 @@ def _blame(clip: Clip) -> str:
 
 def _length_faults(clip: Clip, seconds: float) -> Iterator[tuple[str, str]]:
     if clip.offset is None and clip.duration is not None and abs(seconds - clip.duration) > DURATION_TOLERANCE:
-        yield "length", f"{clip.path} is {seconds:.2f} s, the row says {clip.duration:.2f} s"
-    if (stated := _stated_frames(clip.path)) is not None:
-        there = soundfile.info(str(clip.path)).frames
-        if stated > there:
-            yield "corrupt", f"{clip.path}: has {there} of {stated} samples, the file is cut off"
+        yield "length", f"{clip.path} has {seconds:.2f} s, but the row states {clip.duration:.2f} s"
+    if (header_frames := _header_frames(clip.path)) is not None:
+        frames = soundfile.info(str(clip.path)).frames
+        if header_frames > frames:
+            yield "corrupt", f"{clip.path}: the file is truncated, it has {frames} of {header_frames} samples"
 
 
-def _stated_frames(path: Path | audio.Sound) -> int | None:
-    """Samples that the header of a WAV states, which libsndfile corrects silently by the length of the file."""
-    if not isinstance(path, Path) or path.suffix.lower() != ".wav":  # shards have checksums
+def _header_frames(path: Path | audio.Sound) -> int | None:
+    """Return the number of samples in the header of a WAV; libsndfile silently replaces it by that of the file."""
+    if not isinstance(path, Path) or path.suffix.lower() != ".wav":  # audio in shards has checksums
         return None
     try:
         with wave.open(str(path)) as file:
             frames = file.getnframes()
-            is_open = frames * file.getsampwidth() * file.getnchannels() > 2**31  # as what is written to a pipe states
-            return None if is_open else frames
-    except (wave.Error, EOFError):  # a form that this module does not know; libsndfile has read it
+            # A WAV that was written to a pipe states a huge size, as its length was not known.
+            is_open_ended = frames * file.getsampwidth() * file.getnchannels() > 2**31
+            return None if is_open_ended else frames
+    except (wave.Error, EOFError):  # a WAV format that the module `wave` does not support, but libsndfile does
         return None
 
 
 def clipped_share(wave: np.ndarray) -> float:
-    """Share of (L, C) samples that stay at the highest or lowest value of the worst channel; 0: that is no clipping."""
+    """Return the share of clipped samples (L, C) in the worst channel; 0 if it is too small to be clipping."""
     worst = 0.0
-    for channel in np.clip(wave, -1.0, 1.0).T:  # lossy codecs overshoot
+    for channel in np.clip(wave, -1.0, 1.0).T:  # lossy codecs exceed full scale
         top, bottom = channel.max(), channel.min()
         share = sum(_in_runs(channel == value) for value in (top, bottom)) / len(channel)
         limit = _CLIPPED_AT_FULL_SCALE if max(top, -bottom) >= FULL_SCALE else _CLIPPED_BELOW
@@ -220,7 +247,7 @@ def clipped_share(wave: np.ndarray) -> float:
 
 
 def _in_runs(flat: np.ndarray) -> int:
-    """(L,) bool -> how many lie in runs of `_FLAT_RUN` or more."""
+    """Count the True values of (L,) bool in runs of at least `_FLAT_RUN`."""
     edges = np.flatnonzero(np.diff(np.concatenate([[False], flat, [False]]).astype(np.int8)))
     lengths = edges[1::2] - edges[0::2]
     return int(lengths[lengths >= _FLAT_RUN].sum())
@@ -233,24 +260,24 @@ def _hash(data: bytes) -> bytes:
 # --- one row ------------------------------------------------------------------------------------------------------
 
 
-def _own_faults(row: Row, heard: Sequence[DecodedClip]) -> Iterator[tuple[str, str]]:
-    for clip in heard:
+def _row_faults(row: Row, clips: Sequence[DecodedClip]) -> Iterator[tuple[str, str]]:
+    for clip in clips:
         yield from clip.faults
-    if len(heard) != 1 or not heard[0].seconds:
+    if len(clips) != 1 or not clips[0].seconds:
         return
-    [clip] = heard
+    [clip] = clips
     for label in {"words", "events", "turns"}.intersection(TASKS[row.labels["task"]].needs):
         ends = [entry["end"] for entry in row.labels[label]]
         if ends and max(ends) > clip.seconds + DURATION_TOLERANCE:
-            yield "length", f"its {label} end at {max(ends):.2f} s, the clip at {clip.seconds:.2f} s"
+            yield "length", f"`{label}` end at {max(ends):.2f} s, but the clip has {clip.seconds:.2f} s"
     letters = sum(map(str.isalnum, _transcript(row) or ""))
-    fastest = _FASTEST_BY_SYLLABLE if row.labels.get("language") in _SYLLABIC else _FASTEST
-    if letters > fastest * max(clip.seconds, 0.5):  # a word's end may be all that is left of a very short clip
-        yield "length", f"{letters} letters in {clip.seconds:.2f} s are more than anybody speaks"
+    limit = _MAX_SYLLABLES if row.labels.get("language") in _SYLLABIC else _MAX_LETTERS
+    if letters > limit * max(clip.seconds, 0.5):  # a very short clip may hold only the end of a word
+        yield "length", f"{letters} letters in {clip.seconds:.2f} s are too many for speech"
 
 
 def _transcript(row: Row) -> str | None:
-    """What is said in a row's clip, where that is what its task asks for."""
+    """Return the transcript of a row's clip if its task asks for it."""
     task = TASKS[row.labels["task"]]
     if task.metric == "wer" and "text" in task.needs:
         return row.labels["text"]
@@ -258,8 +285,10 @@ def _transcript(row: Row) -> str | None:
 
 
 def _sentence(row: Row) -> str | None:
-    """The answer of a row as letters alone, where it is a sentence of its own: neither a class, nor the answer to a
-    question, which many rows share."""
+    """Return the letters of a row's answer if it is a sentence.
+
+    Classes and answers to questions are not compared, since many rows share them.
+    """
     task = TASKS[row.labels["task"]]
     text = row.labels["text"] if "text" in task.needs else _transcript(row)
     if task.closed or not text or not {"mode", "question"}.isdisjoint(task.needs):
@@ -268,21 +297,24 @@ def _sentence(row: Row) -> str | None:
 
 
 def _question(row: Row) -> str:
-    """What a row asks about its sound: the same sound may be asked different things, and captioned several times."""
+    """Return a key of what a row asks about its audio: rows with different keys are not duplicates.
+
+    The key includes the answer if a clip may have several, such as captions.
+    """
     labels = row.labels
-    asked = [labels["task"], labels.get("question"), labels.get("target_language"), str(labels.get("messages"))]
+    parts = [labels["task"], labels.get("question"), labels.get("target_language"), str(labels.get("messages"))]
     if TASKS[labels["task"]].metric not in ("accuracy", "wer"):
-        asked.append(str(labels.get("text")))
-    return "\0".join(map(str, asked))
+        parts.append(str(labels.get("text")))
+    return "\0".join(map(str, parts))
 
 
 # --- between rows -------------------------------------------------------------------------------------------------
 
-_ORDER = ("train", "valid", "test")  # of two sets with the same sound, the later one is contaminated
+_ORDER = ("train", "valid", "test")  # if two sets have the same audio, the later one is contaminated
 
 
-class _Place(NamedTuple):
-    """Where something that must not be in two sets was met."""
+class _Occurrence(NamedTuple):
+    """A row with some audio or sentence."""
 
     set: str
     row: str
@@ -290,13 +322,13 @@ class _Place(NamedTuple):
     question: str | None = None
 
 
-def _between(seen: Mapping[bytes, Sequence[_Place]], what: str, *, repeated: bool) -> Iterable[Finding]:
-    """Findings of rows that share what was seen; `repeated`: also within a set."""
-    for places in seen.values():
-        ordered = sorted(places, key=lambda place: _ORDER.index(place.set) if place.set in _ORDER else len(_ORDER))
-        for number, (here, row, source, question) in enumerate(ordered):
-            before = ordered[:number]
-            if foreign := next((place for place in before if place.set != here), None):
-                yield Finding("contaminated", row, source, f"{what} as {foreign.row} of {foreign.set}", foreign.row)
-            elif repeated and (twin := next((place for place in before if place.question == question), None)):
-                yield Finding("duplicate", row, source, f"{what} as {twin.row}", twin.row)
+def _compare_rows(groups: Mapping[bytes, Sequence[_Occurrence]], reason: str, *, within_set: bool) -> Iterable[Finding]:
+    """Yield findings for rows with equal audio or sentences in two sets and, if `within_set`, in one set."""
+    for group in groups.values():
+        ordered = sorted(group, key=lambda entry: _ORDER.index(entry.set) if entry.set in _ORDER else len(_ORDER))
+        for number, (set_name, row, source, question) in enumerate(ordered):
+            earlier = ordered[:number]
+            if other := next((entry for entry in earlier if entry.set != set_name), None):
+                yield Finding("contaminated", row, source, f"{reason} as {other.row} of {other.set}", other.row)
+            elif within_set and (twin := next((entry for entry in earlier if entry.question == question), None)):
+                yield Finding("duplicate", row, source, f"{reason} as {twin.row}", twin.row)

@@ -1,1 +1,1 @@
-"""Rows and audio in Parquet files."""
+"""Reading and writing of rows and audio in Parquet files."""

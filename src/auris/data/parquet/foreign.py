@@ -1,12 +1,11 @@
-"""Parquet of others, as a hub data set has it: a column per field, sound as {bytes, path}, bytes or a path."""
+"""Parquet files not written by auris, such as Hugging Face datasets: one column per field, with embedded audio."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
-from functools import partial as bound
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -22,33 +21,38 @@ from auris.data.rows import FieldMap, Fields, Record, Row, TransientProblem
 
 
 class ParquetFiles(FileRows):
-    """The rows of somebody else's Parquet files: a column per field, sound as {bytes, path}, bytes or a path.
+    """Index of Parquet files with one column per field and audio as {bytes, path}, bytes or a path.
 
-    A file that cannot be opened counts as one row, which cannot be used. Sound that lies beside a file is looked for
-    below its folder alone: whoever wrote the file does not choose what else of this machine is read.
+    A file that cannot be opened counts as one unusable row. Audio paths are only followed within the folder of the
+    file, so that the author of a file cannot make auris read other files of this machine.
     """
 
-    def __init__(self, path: str, form: FieldMap, cache_dir: Path | None):
+    def __init__(self, path: str, field_map: FieldMap, cache_dir: Path | None):
         system, paths = find(path)
         self._is_local = isinstance(system, LocalFileSystem)
-        self.reader = Reader(system, paths, bound(_columns, form=form))
-        super().__init__(path, Path(paths[0].rpartition("/")[0]), form, cache_dir)
+        self.reader = Reader(system, paths, partial(_columns, field_map=field_map))
+        super().__init__(path, Path(paths[0].rpartition("/")[0]), field_map, cache_dir)
         self.ends = np.cumsum(self.columns.places)
 
     @cached_property
     def digest(self) -> str:
-        # Names, sizes and times, or what else tells a storage's versions apart: a checksum would read everything.
+        """Digest of names and versions of the files.
+
+        The version is what fsspec provides, such as size and time; a checksum would need to read all files.
+        """
         system = self.reader.system
-        return sha256_of(*(f"{path} {attempt(path, bound(system.ukey, path))}".encode() for path in self.reader.paths))
+        return sha256_of(
+            *(f"{path} {attempt(path, partial(system.ukey, path))}".encode() for path in self.reader.paths)
+        )
 
     def scan(self) -> RowColumns:
-        """`places`: rows of each file."""
+        """Compute the columns. `places` are the numbers of rows of the files."""
         builder = Builder()
         for file in range(len(self.reader.paths)):
             rows = 0
             for record in self._scan(file):
-                self.is_read &= not isinstance(record.problem, TransientProblem)
-                builder.add(record, self.folder, has_lengths=bool(record.sounds))  # in the file, which the digest tells
+                self.is_complete &= not isinstance(record.problem, TransientProblem)
+                builder.add(record, self.folder, has_lengths=bool(record.sounds))  # the digest covers embedded audio
                 rows += 1
             builder.places.append(rows)
         return builder.build()
@@ -63,60 +67,62 @@ class ParquetFiles(FileRows):
         for group, end in enumerate(opened.ends.tolist()):
             try:
                 table = self.reader.load(file, group, opened.columns.fields)
-                found = to_rows(f"row group {group}", table)
-            except ShardError:  # row by row, to name the one at fault
+                entries = to_rows(f"row group {group}", table)
+            except ShardError:  # rows are read one by one, to find the faulty one
                 yield from (self._record_at(file, row) for row in range(start, end))
             else:
-                yield from (self._record(file, row, fields) for row, fields in enumerate(found, start=start))
+                yield from (self._record(file, row, fields) for row, fields in enumerate(entries, start=start))
             start = end
 
     def decode(self, record: Record) -> Row:
+        """Decode a record; an audio path outside the folder of its file is a problem."""
         row = super().decode(record)
         paths = [clip.path for clip in row.clips if isinstance(clip.path, Path)]
         if row.problem or not paths:
             return row
         if not self._is_local:
-            return replace(row, problem="its sound does not lie in the file, and beside a URL nothing is looked for")
+            return replace(row, problem="its audio is not stored in the file, and audio paths of a URL are not read")
         root = os.path.abspath(self.folder)
         outside = [path for path in paths if os.path.commonpath([root, os.path.abspath(path)]) != root]
-        return replace(row, problem=f"{outside[0]} is not below {root}") if outside else row
+        return replace(row, problem=f"{outside[0]} is outside of {root}, the folder of its table") if outside else row
 
     def _record(self, file: int, row: int, fields: Fields) -> Record:
         name, columns = self.reader.name(file, row), self.reader.open(file).columns
-        fields = _without_nulls(fields)
+        values: dict[str, Any] = _without_nulls(fields)
         if not columns.name:
-            return Record(name, self.form.apply(fields))
-        clips = as_list(fields.pop(columns.name, [{}] if columns.is_hidden else None))
+            return Record(name, self.field_map.apply(values))
+        clips = as_list(values.pop(columns.name, [{}] if columns.is_hidden else None))
         paths = [clip.get("path") if isinstance(clip, Mapping) else None for clip in clips]
-        if not columns.sound:  # it lies elsewhere
-            return Record(name, self.form.apply({**fields, columns.name: paths}))
-        names = [path or f"{columns.name} {place}" for place, path in enumerate(paths)]
-        sounds = tuple(StoredSound(self.reader, file, row, place, called) for place, called in enumerate(names))
-        return Record(name, self.form.apply({**fields, columns.name: names} if names else fields), sounds=sounds)
+        if not columns.sound:  # the file holds paths only
+            return Record(name, self.field_map.apply({**values, columns.name: paths}))
+        names = [path or f"{columns.name} {number}" for number, path in enumerate(paths)]
+        sounds = tuple(StoredSound(self.reader, file, row, number, clip) for number, clip in enumerate(names))
+        return Record(name, self.field_map.apply({**values, columns.name: names} if names else values), sounds=sounds)
 
 
-def _columns(parquet: pq.ParquetFile, form: FieldMap) -> Columns:
-    """Of a file of others: sound is looked for in what is `audio` or `audios` here."""
+def _columns(parquet: pq.ParquetFile, field_map: FieldMap) -> Columns:
+    """Return the columns of a file. Audio is expected in the column that is mapped to `audio` or `audios`."""
     leaves = [parquet.schema.column(number).path for number in range(len(parquet.schema))]
-    for ours in ("audio", "audios"):
-        theirs = form.columns.get(ours, ours)
-        index = parquet.schema_arrow.get_field_index(theirs)
+    for field in ("audio", "audios"):
+        column = field_map.columns.get(field, field)
+        index = parquet.schema_arrow.get_field_index(column)
         if index < 0:
             continue
         kind = parquet.schema_arrow.field(index).type
         inner = kind.value_type if _is_list(kind) else kind
-        own = [leaf for leaf in leaves if leaf == theirs or leaf.startswith(f"{theirs}.")]
+        audio_leaves = [leaf for leaf in leaves if leaf == column or leaf.startswith(f"{column}.")]
         if pa.types.is_struct(inner) and inner.get_field_index("bytes") >= 0:
-            sound = [leaf for leaf in own if leaf.endswith(".bytes")]
+            sound = [leaf for leaf in audio_leaves if leaf.endswith(".bytes")]
         elif pa.types.is_binary(inner) or pa.types.is_large_binary(inner):
-            sound = own
+            sound = audio_leaves
         else:
             continue
-        beside = [leaf for leaf in own if leaf not in sound]
-        if not beside and _is_list(kind):
-            return Columns(leaves, sound, theirs)  # only the sound itself tells how many there are
+        metadata = [leaf for leaf in audio_leaves if leaf not in sound]
+        if not metadata and _is_list(kind):
+            return Columns(leaves, sound, column)  # the number of clips is only known from the audio itself
         fields = [leaf for leaf in leaves if leaf not in sound]
-        return Columns(fields, [] if beside and _are_null(parquet, sound) else sound, theirs, is_hidden=not beside)
+        is_empty = bool(metadata) and _are_null(parquet, sound)
+        return Columns(fields, [] if is_empty else sound, column, is_hidden=not metadata)
     return Columns(leaves, [])
 
 
@@ -125,16 +131,16 @@ def _is_list(kind: pa.DataType) -> bool:
 
 
 def _are_null(parquet: pq.ParquetFile, leaves: Sequence[str]) -> bool:
-    """Whether a file's statistics say that columns hold nothing."""
+    """Return whether columns contain only nulls, according to the file's statistics."""
     facts = parquet.metadata
     groups = [facts.row_group(number) for number in range(facts.num_row_groups)]
     chunks = (group.column(number) for group in groups for number in range(facts.num_columns))
-    own = [(chunk.statistics, chunk.num_values) for chunk in chunks if chunk.path_in_schema in leaves]
-    return bool(groups) and all(known is not None and known.null_count == number for known, number in own)
+    counts = [(chunk.statistics, chunk.num_values) for chunk in chunks if chunk.path_in_schema in leaves]
+    return bool(groups) and all(stats is not None and stats.null_count == number for stats, number in counts)
 
 
 def _without_nulls(value: Any) -> Any:
-    """A column that a row does not have is a null in it, and a field that it does not have."""
+    """Remove null fields at every level: in Parquet, a missing field is a null."""
     if isinstance(value, Mapping):
         return {key: _without_nulls(inner) for key, inner in value.items() if inner is not None}
     if isinstance(value, list):

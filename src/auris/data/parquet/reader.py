@@ -1,6 +1,6 @@
-"""Parquet files that hold rows and their sound, read a row group at a time.
+"""Reader of Parquet files with rows and audio, which loads one row group at a time.
 
-Whatever fails, at whichever storage, is the file's fault and named so; what failed once is asked for once more.
+Every failure, of any storage, becomes a ShardError that names the file. A failed read is repeated once.
 
 Shapes: G row groups of a file.
 """
@@ -22,41 +22,50 @@ from fsspec.implementations.local import LocalFileSystem
 from auris.data.importers import Fields
 from auris.errors import AudioError, MissingFileError, UserError
 
-OPEN_FILES = 16  # kept open by a process: a footer of a few hundred kilobytes each
-TABLES = 2  # row groups kept in memory by a process: the fields of the row at hand, and its sound
+OPEN_FILES = 16  # files that a process keeps open; each footer takes a few hundred kilobytes
+TABLES = 2  # row groups that a process keeps in memory: the fields of the current row, and its audio
 
 T = TypeVar("T")
 
 
 class ShardError(AudioError):
-    """A file of rows that cannot be read; the message names it."""
+    """A file of rows cannot be read; the message names it."""
 
 
 class UndecodableError(ShardError):
-    """What was read of a file means nothing, as bytes that are no text: reading them again is of no use."""
+    """Data of a file cannot be decoded, such as bytes that are not UTF-8. Reading it again would not help."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class File:
-    """A finished Parquet file of ours."""
+    """Description of a finished Parquet file written by auris.
+
+    Attributes:
+        name: File name.
+        rows: Number of rows.
+        bytes: Size of the file.
+        sha256: Checksum of the file.
+        footer_bytes: Size of its footer.
+        footer: SHA-256 of the footer, which holds the positions of all data.
+    """
 
     name: str
     rows: int
     bytes: int
     sha256: str
     footer_bytes: int
-    footer: str  # sha256 of its last `footer_bytes` bytes: what says where everything else stands
+    footer: str
 
 
 def _source(system: Any, path: str) -> pa.NativeFile:
-    """A file to read from at any place. Reads do not move one shared position: processes may share a local one."""
+    """Open a file for reads at explicit positions, so that forked processes can share a local file."""
     if isinstance(system, LocalFileSystem):
         return pa.OSFile(path)
     return pa.PythonFile(system.open(path, "rb", cache_type="none"), mode="r")
 
 
 def attempt(what: str, action: Callable[[], T], kind: type[ShardError] = ShardError) -> T:
-    """What an action on a file returns. Whatever fails, whichever storage library raises it, is the file's fault."""
+    """Return the result of an action on a file; turn any exception, of any storage library, into a ShardError."""
     try:
         return action()
     except (ShardError, MissingFileError):
@@ -67,9 +76,13 @@ def attempt(what: str, action: Callable[[], T], kind: type[ShardError] = ShardEr
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns of a file hold a row's fields, which its sound, and what the fields call it ("": no sound here).
+    """Columns of a file.
 
-    `is_hidden`: nothing of the sound is among the fields, not even its name.
+    Attributes:
+        fields: Columns with the fields of a row.
+        sound: Columns with the audio.
+        name: Field that the audio belongs to; empty if the file has no audio.
+        is_hidden: The fields contain nothing about the audio, not even its path.
     """
 
     fields: list[str]
@@ -79,18 +92,22 @@ class Columns:
 
 
 @dataclass(frozen=True, eq=False)
-class _Opened:
+class _OpenFile:
+    """An open file whose footer has been read and checked."""
+
     parquet: pq.ParquetFile
     columns: Columns
-    ends: np.ndarray  # (G,) rows up to the end of each group
+    ends: np.ndarray  # (G,) cumulative number of rows at the end of each row group
 
 
 class Reader:
-    """Parquet files, read a row group at a time. A few stay open, and what was read last stays in memory.
+    """Reader of Parquet files that keeps a few files open and the last row groups in memory.
 
     Args:
-        columns: of a file, told from its schema.
-        stated: what the files should be, where that is known.
+        system: File system of fsspec.
+        paths: Paths of the files.
+        columns: Returns the columns of a file, given its schema.
+        expected: Expected sizes and checksums of the files; empty if they are not known.
     """
 
     def __init__(
@@ -98,9 +115,9 @@ class Reader:
         system: Any,
         paths: Sequence[str],
         columns: Callable[[pq.ParquetFile], Columns],
-        stated: Sequence[File] = (),
+        expected: Sequence[File] = (),
     ):
-        self.system, self.paths, self.columns, self.stated = system, list(paths), columns, stated
+        self.system, self.paths, self.columns, self.expected = system, list(paths), columns, expected
         self._forget()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -111,38 +128,47 @@ class Reader:
         self._forget()
 
     def _forget(self) -> None:
-        self._owner = os.getpid()  # connections and read-ahead of fsspec do not survive a fork
+        self._owner = os.getpid()  # a forked process must open its own connections
         self._opened = lru_cache(OPEN_FILES)(self._open)
         self._tables = lru_cache(TABLES)(self._load)
 
     def name(self, file: int, row: int) -> str:
+        """Return the name of a row: file name and row number."""
         return f"{self.paths[file].rpartition('/')[2]}:{row}"
 
-    def open(self, file: int) -> _Opened:
-        """A file whose footer is read and, where it is known, compared. Raises ShardError."""
+    def open(self, file: int) -> _OpenFile:
+        """Open a file, read its footer and compare it with the expected one.
+
+        Raises:
+            ShardError: The file cannot be opened or is damaged.
+        """
         if self._owner != os.getpid():
             self._forget()
         return attempt(self.paths[file], lambda: self._opened(file))
 
-    def _open(self, file: int) -> _Opened:
+    def _open(self, file: int) -> _OpenFile:
         source = _source(self.system, self.paths[file])
         footer = None
-        if self.stated:
-            stated = self.stated[file]
-            if source.size() != stated.bytes:
-                raise UserError(f"it has {source.size()} bytes, expected {stated.bytes}")
-            source.seek(stated.bytes - stated.footer_bytes)
-            tail = source.read(stated.footer_bytes)
-            if sha256_of(tail) != stated.footer:
-                raise UserError("the checksum of its footer is another")
+        if self.expected:
+            expected = self.expected[file]
+            if source.size() != expected.bytes:
+                raise UserError(f"it has {source.size()} bytes, expected {expected.bytes}")
+            source.seek(expected.bytes - expected.footer_bytes)
+            tail = source.read(expected.footer_bytes)
+            if sha256_of(tail) != expected.footer:
+                raise UserError("its footer does not match its checksum")
             footer = pq.read_metadata(pa.BufferReader(tail))
         parquet = pq.ParquetFile(source, metadata=footer, pre_buffer=False, page_checksum_verification=True)
         facts = parquet.metadata
         ends = np.cumsum([facts.row_group(group).num_rows for group in range(facts.num_row_groups)], dtype=np.int64)
-        return _Opened(parquet, self.columns(parquet), ends)
+        return _OpenFile(parquet, self.columns(parquet), ends)
 
     def load(self, file: int, group: int, columns: Sequence[str]) -> pa.Table:
-        """Columns of a row group. Raises ShardError, also where a page does not fit its checksum."""
+        """Load columns of a row group.
+
+        Raises:
+            ShardError: They cannot be read, or a page does not match its checksum.
+        """
 
         def read() -> pa.Table:
             return self.open(file).parquet.read_row_group(group, columns=list(columns), use_threads=False)
@@ -150,24 +176,24 @@ class Reader:
         what = f"{self.paths[file]}, row group {group}"
         try:
             return attempt(what, read)
-        except ShardError:  # perhaps the connection's fault: a new one is made
+        except ShardError:  # in case the connection failed, try again with a new one
             self._opened.cache_clear()
             return attempt(what, read)
 
     def fields(self, file: int, row: int) -> Fields:
-        """A row without its sound. Raises ShardError."""
-        table, place = self._around(file, row, is_sound=False)
+        """Read a row without its audio. Raises ShardError."""
+        table, place = self._row_group(file, row, is_sound=False)
         return to_rows(self.name(file, row), table.slice(place, 1))[0]
 
     def sound(self, file: int, row: int, clip: int) -> bytes | None:
-        """A sound file, None where there is none. Raises ShardError."""
-        table, place = self._around(file, row, is_sound=True)
-        found = as_list(attempt(self.name(file, row), lambda: table.column(0)[place].as_py()))
-        content = found[clip] if clip < len(found) else None
+        """Read the audio file of a clip; None if the row has no such clip. Raises ShardError."""
+        table, place = self._row_group(file, row, is_sound=True)
+        clips = as_list(attempt(self.name(file, row), lambda: table.column(0)[place].as_py()))
+        content = clips[clip] if clip < len(clips) else None
         return content.get("bytes") if isinstance(content, Mapping) else content
 
-    def _around(self, file: int, row: int, *, is_sound: bool) -> tuple[pa.Table, int]:
-        """The row group that holds a row, and the row's place in it."""
+    def _row_group(self, file: int, row: int, *, is_sound: bool) -> tuple[pa.Table, int]:
+        """Return the row group that holds a row, and the row's position in it."""
         opened = self.open(file)
         group = int(np.searchsorted(opened.ends, row, side="right"))
         return self._tables(file, group, is_sound), row - (int(opened.ends[group - 1]) if group else 0)
@@ -177,9 +203,19 @@ class Reader:
         return self.load(file, group, columns.sound if is_sound else columns.fields)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class StoredSound:
-    """A sound file in a Parquet file: `audio.Sound`."""
+    """An audio file stored in a Parquet file (an `audio.Sound`).
+
+    Attributes:
+        reader: Reader of the Parquet file.
+        file: Number of the file.
+        row: Number of the row in the file.
+        clip: Number of the clip in the row.
+        name: File name of the audio.
+        samples: Number of samples at 16 kHz, if known.
+        problem: Why the audio could not be stored, or None.
+    """
 
     reader: Reader
     file: int
@@ -193,22 +229,25 @@ class StoredSound:
         return f"{self.name} in {self.reader.name(self.file, self.row)}"
 
     def read(self) -> bytes:
+        """Return the audio file. Raises AudioError."""
         if self.problem:
             raise AudioError(self.problem)
         content = self.reader.sound(self.file, self.row, self.clip)
         if content is None:
-            raise AudioError(f"{self}: no sound is stored there")
+            raise AudioError(f"{self}: no audio is stored there")
         return content
 
 
 def to_rows(name: str, table: pa.Table) -> list[Fields]:
-    """Raises UndecodableError."""
+    """Convert a table to rows. Raises UndecodableError."""
     return attempt(name, lambda: table.to_pylist(maps_as_pydicts="strict"), UndecodableError)
 
 
 def as_list(value: Any) -> list[Any]:
+    """Return a list unchanged, None as an empty list and any other value as a list of one."""
     return value if isinstance(value, list) else [] if value is None else [value]
 
 
 def sha256_of(*pieces: bytes) -> str:
+    """Return the hexadecimal SHA-256 of pieces joined by null bytes."""
     return hashlib.sha256(b"\0".join(pieces)).hexdigest()

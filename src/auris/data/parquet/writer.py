@@ -1,10 +1,10 @@
-"""Write shards (rows with their audio) and their index, and check written files."""
+"""Writing of shards (rows with their audio) and their index, and verification of written files."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
@@ -15,14 +15,14 @@ import pyarrow.parquet as pq
 
 from auris import audio
 from auris.data.parquet.dataset import COLUMNS, INDEX, INDEX_SCHEMA, SHARD_SCHEMA, shard_reader
-from auris.data.parquet.reader import File, sha256_of
+from auris.data.parquet.reader import File, StoredSound, sha256_of
 from auris.data.rows import Clip, Fields, Record, Row, decode, row_key
 from auris.errors import AudioError
 from auris.files import file_digest, open_atomic
 
-GROUP_BYTES = 2**19  # of sound in a row group: what reading one row costs, against footers that grow with the groups
-GROUP_ROWS = 64
-INDEX_ROWS = 8192  # of a row group of the index, which is read from one end to the other
+GROUP_BYTES = 2**19  # audio in a row group: small groups make reading a row cheap, but the footer large
+GROUP_ROWS = 64  # maximum number of rows in a row group
+INDEX_ROWS = 8192  # rows in a row group of the index, which is read as a whole
 
 
 def describe(path: Path) -> File:
@@ -39,7 +39,7 @@ def describe(path: Path) -> File:
 
 
 def find_fault(folder: Path, file: File) -> str | None:
-    """Read a file of a directory of shards through, and return what is wrong with it."""
+    """Read a whole file of a directory of shards and return what is wrong with it, or None."""
     path = folder / file.name
     if not path.is_file():
         return f"{path}: no such file"
@@ -50,7 +50,7 @@ def find_fault(folder: Path, file: File) -> str | None:
 
 
 def write_shard(path: Path, rows: Iterable[tuple[Record, Row]]) -> File:
-    """Write rows with their audio as a shard. A clip that cannot be read is stored as the reason."""
+    """Write rows with their audio as a shard. If a clip cannot be read, the reason is stored in its place."""
     with _writer(path, SHARD_SCHEMA) as write:
         group: list[Fields] = []
         size = 0
@@ -66,9 +66,9 @@ def write_shard(path: Path, rows: Iterable[tuple[Record, Row]]) -> File:
 
 
 @contextmanager
-def _writer(path: Path, schema: pa.Schema) -> Iterator[Callable[[Sequence[Fields]], None]]:
-    """Open a file that appears whole; yields a function that writes a row group."""
-    compression = {path: "zstd" for path in ("id", "row", "key", "task") if path in schema.names}  # not the audio
+def _writer(path: Path, schema: pa.Schema) -> Generator[Callable[[Sequence[Fields]], None]]:
+    """Open a file that appears under its name when it is complete; yield a function that writes a row group."""
+    compression = {name: "zstd" for name in ("id", "row", "key", "task") if name in schema.names}  # not the audio
     options = {"use_dictionary": False, "write_statistics": False, "write_page_checksum": True}
     with (
         open_atomic(path, "wb", sync=True) as file,
@@ -78,9 +78,9 @@ def _writer(path: Path, schema: pa.Schema) -> Iterator[Callable[[Sequence[Fields
 
 
 def _entry(record: Record, row: Row) -> Fields:
-    """A row by SHARD_SCHEMA; of a row that cannot be used only the reason."""
-    given = {"task": row.labels.get("task")} if row.problem else record.fields
-    fields = {key: value for key, value in given.items() if key != "id"}
+    """Return a row in SHARD_SCHEMA; of an unusable row only id, task and problem are stored."""
+    source = {"task": row.labels.get("task")} if row.problem or record.fields is None else record.fields
+    fields = {key: value for key, value in source.items() if key != "id"}
     return {
         "id": row.id,
         "row": json.dumps(fields, ensure_ascii=False, default=str),
@@ -90,20 +90,21 @@ def _entry(record: Record, row: Row) -> Fields:
 
 
 class _InMemory(BytesIO):
-    """A sound file in memory: `audio.Sound`."""
+    """An audio file in memory (an `audio.Sound`)."""
 
-    samples = None
+    samples: int | None = None
 
 
 def _sound(clip: Clip) -> Fields:
-    """A clip by SHARD_SCHEMA: its file unchanged, or the segment of it that the clip is."""
+    """Return a clip in SHARD_SCHEMA: its file unchanged, or only the segment of a clip with `offset`."""
     source = clip.path
+    assert isinstance(source, Path | StoredSound)  # the sources of rows in manifests
     name = source.name
     try:
         if clip.offset is not None:
             content = audio.cut(source, *clip.segment)
         else:
-            audio.n_samples(source)  # nothing but sound is copied
+            audio.n_samples(source)  # refuses files that are not audio
             content = source.read_bytes() if isinstance(source, Path) else source.read()
         samples = audio.n_samples(_InMemory(content))
     except OSError as error:  # the message of a failed read does not name the file

@@ -18,73 +18,86 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import Any, TextIO
+from typing import IO, Any
 
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Column, Table
 
 from auris import audio
-from auris.data.prepare.tables import EmbeddedAudio, map_audio
-from auris.data.rows import Fields, Record, decode
+from auris.data.prepare.tables import EmbeddedAudio, RowDict, map_audio
+from auris.data.rows import Record, decode
 from auris.data.samples import DURATION_TOLERANCE
 from auris.errors import MissingFileError, UsageError, UserError
 from auris.files import open_atomic
 from auris.text.answer_formats import Labels
 from auris.text.console import print_plain
 
-_BATCH = 4096  # rows whose files are looked at side by side
+_BATCH = 4096  # rows whose files are checked together
 _NEEDED = {"layout": "a layout", "root": "the folder of the corpus", "out": "a new .jsonl file or a folder"}
-_SHOWN = 5  # rows at fault that are named for each reason
+_SHOWN = 5  # unusable rows printed for each reason
 
 
 @dataclass
 class Summary:
-    """What became of all rows: how many of each split and task, their hours, and how many failed for which reason."""
+    """Counts of the written rows.
+
+    Attributes:
+        rows: Usable rows of each (split, task).
+        seconds: Seconds of audio of each (split, task).
+        unusable: Unusable rows by kind of problem.
+        examples: Some rows of each kind of problem.
+    """
 
     rows: Counter[tuple[str, str]] = field(default_factory=Counter)
     seconds: Counter[tuple[str, str]] = field(default_factory=Counter)
     unusable: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[str]] = field(default_factory=dict)
 
-    def add(self, row: Fields) -> None:
+    def add(self, row: RowDict) -> None:
+        """Count a usable row."""
         key = (str(row.get("split") or ""), row["task"])
         self.rows[key] += 1
         self.seconds[key] += row.get("duration", 0.0)
 
-    def refuse(self, row: Fields) -> None:
-        kind = _kind(row["problem"])
+    def add_unusable(self, row: RowDict) -> None:
+        """Count an unusable row."""
+        kind = _problem_kind(row["problem"])
         self.unusable[kind] += 1
-        named = self.examples.setdefault(kind, [])
-        if len(named) < _SHOWN:
-            named.append(f"{row['id']}: {row['problem']}")
+        examples = self.examples.setdefault(kind, [])
+        if len(examples) < _SHOWN:
+            examples.append(f"{row['id']}: {row['problem']}")
 
 
-def _kind(problem: str) -> str:
-    """A reason without what differs from row to row: paths, values and numbers."""
+def _problem_kind(problem: str) -> str:
+    """Return a problem without the parts that differ between rows: paths, values and numbers."""
     return re.sub(r"'[^']*'|\S*/\S*|\d+(\.\d+)?", "…", problem)[:80]
 
 
 class Writer:
-    """Manifests that appear whole: one file, or one for each split in a folder.
+    """Writer of manifests, one file or one per split in a folder, which appear when they are complete.
 
     Args:
-        out: a file that ends in `.jsonl`, or a folder.
+        out: A `.jsonl` file or a folder.
+
+    Attributes:
+        files: Open files by path.
+        folder: Folder of the manifests.
+        sounds: Folder of audio that was stored inside tables.
     """
 
     def __init__(self, out: Path):
         self._out = out
         self._single = out.suffix == ".jsonl"
-        self.files: dict[Path, TextIO] = {}
+        self.files: dict[Path, IO[str]] = {}
         self._stack = ExitStack()
         self.folder = out.parent if self._single else out
-        # Files of audio that is stored inside tables.
         self.sounds = out.with_suffix(".audio") if self._single else out / "audio"
 
     def __enter__(self) -> Writer:
-        there = [path for path in [self._out, self.sounds] if path.exists()]
-        if there and (self._single or any(self._out.iterdir())):
-            raise UserError(f"out={self._out}: {there[0]} is there already, expected the name of a new file or folder")
+        existing = [path for path in [self._out, self.sounds] if path.exists()]
+        if existing and (self._single or any(self._out.iterdir())):
+            raise UserError(f"out={self._out}: {existing[0]} already exists, expected a new file or folder")
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *error: Any) -> None:
@@ -92,32 +105,35 @@ class Writer:
         if kind is not None:
             shutil.rmtree(self.sounds, ignore_errors=True)
 
-    def write(self, row: Fields) -> None:
+    def write(self, row: RowDict) -> None:
         """Write a row to its manifest, or to the file of unusable rows if it has a `problem`."""
-        problem = "problem" in row
+        is_unusable = "problem" in row
         if self._single:
-            path = self._out.with_suffix(".unusable.jsonl") if problem else self._out
+            path = self._out.with_suffix(".unusable.jsonl") if is_unusable else self._out
         else:
-            split = re.sub(r"[^\w.-]", "-", str(row.get("split") or "rows"))  # a file name, whatever a table says
-            path = self._out / ("unusable.jsonl" if problem else f"{split}.jsonl")
+            split = re.sub(r"[^\w.-]", "-", str(row.get("split") or "rows"))  # a valid file name for any split
+            path = self._out / ("unusable.jsonl" if is_unusable else f"{split}.jsonl")
         if path not in self.files:
             self.files[path] = self._stack.enter_context(open_atomic(path))
-        # Invalid Unicode can only be written in escapes; such a row has it as its problem.
-        self.files[path].write(json.dumps(row, ensure_ascii=problem, default=str) + "\n")
+        # Invalid Unicode, which makes a row unusable, can only be written as escapes.
+        self.files[path].write(json.dumps(row, ensure_ascii=is_unusable, default=str) + "\n")
 
 
 # --- rows ---------------------------------------------------------------------------------------------------------
 
 
-def prepare(rows: Iterable[Fields], out: Path, *, labels: Labels, jobs: int | None, console: Console) -> Summary:
-    """Look at each row's sound and write it; counts what became of them.
+def prepare(rows: Iterable[RowDict], out: Path, *, labels: Labels, jobs: int | None, console: Console) -> Summary:
+    """Check the audio of each row, write the rows and return their counts.
 
     Args:
-        rows: `audio` is a path, a list of paths or an `EmbeddedAudio` file.
-        labels: of all rows that do not say otherwise.
-        jobs: files that are looked at side by side; None: one per core.
+        rows: Rows, whose `audio` is a path, a list of paths or an `EmbeddedAudio` file.
+        out: A new `.jsonl` file or folder.
+        labels: Labels added to rows that do not have them.
+        jobs: Files checked in parallel; None: by the number of cores.
+        console: Console for progress and results.
 
-    Raises ValueError if `out` is there already, or if no row can be used.
+    Raises:
+        UserError: `out` already exists, or no row can be used.
     """
     summary = Summary()
     seen: set[str] = set()
@@ -128,34 +144,36 @@ def prepare(rows: Iterable[Fields], out: Path, *, labels: Labels, jobs: int | No
         while batch := list(islice(with_files, _BATCH)):
             for row in pool.map(lambda row: _check({**labels, **row}, writer.folder), batch):
                 if "problem" not in row and row["id"] in seen:
-                    row["problem"] = f"its id {row['id']!r} is that of an earlier row"
+                    row["problem"] = f"its id {row['id']!r} is used by an earlier row"
                 seen.add(row["id"])
                 writer.write(row)
-                (summary.refuse if "problem" in row else summary.add)(row)
+                (summary.add_unusable if "problem" in row else summary.add)(row)
             progress.advance(bar, len(batch))
         if not summary.rows:
-            _explain(summary, console)
-            raise UserError(f"none of {summary.unusable.total()} rows can be used, nothing was written")
+            _show_unusable(summary, console)
+            raise UserError(f"none of the {summary.unusable.total()} rows can be used, nothing was written")
     for path in writer.files:
         print_plain(console, f"wrote {path}")
     _show(summary, console)
     return summary
 
 
-def _save_sounds(rows: Iterable[Fields], folder: Path) -> Iterator[Fields]:
-    """Rows whose sound is a file."""
+def _save_sounds(rows: Iterable[RowDict], folder: Path) -> Iterator[RowDict]:
+    """Write embedded audio to files, and yield rows with the paths of these."""
     for number, row in enumerate(rows):
         sound = row.get("audio")
         if isinstance(sound, EmbeddedAudio):
             folder.mkdir(parents=True, exist_ok=True)
-            path = folder / f"{number:08d}{sound.suffix or '.wav'}"  # soundfile goes by what is in it
+            path = (
+                folder / f"{number:08d}{sound.suffix or '.wav'}"
+            )  # a wrong suffix is no problem: soundfile detects the format
             path.write_bytes(sound.data)
             row = {**row, "audio": path}
         yield row
 
 
-def _check(row: Fields, folder: Path) -> Fields:
-    """Return a row as it is written: paths relative to its manifest, the length of its audio; or its `problem`."""
+def _check(row: RowDict, folder: Path) -> RowDict:
+    """Return a row as it is written: paths relative to its manifest, and the duration of its audio or a problem."""
     written = map_audio(row, Path, lambda path: os.path.relpath(path, folder))
     if "problem" in row:
         return written
@@ -170,13 +188,13 @@ def _check(row: Fields, folder: Path) -> Fields:
         [clip] = checked.clips
         seconds = round(lengths[0] / audio.SAMPLE_RATE, 4)
         if clip.offset is None and clip.duration is not None and abs(clip.duration - seconds) > DURATION_TOLERANCE:
-            raise UserError(f"{clip.path} is {seconds:.2f} s, the row says {clip.duration:.2f} s")
-        return {**written, "duration": seconds}  # stated, so that no run has to read it from the file
-    except (ValueError, OSError) as error:  # OSError: an impossible file name
+            raise UserError(f"{clip.path} has {seconds:.2f} s, but the row states {clip.duration:.2f} s")
+        return {**written, "duration": seconds}  # saves every run from reading it from the file
+    except (ValueError, OSError) as error:  # OSError: an invalid file name
         return {**written, "problem": str(error)}
 
 
-# --- what is shown ------------------------------------------------------------------------------------------------
+# --- output -------------------------------------------------------------------------------------------------------
 
 
 def _show(summary: Summary, console: Console) -> None:
@@ -184,10 +202,10 @@ def _show(summary: Summary, console: Console) -> None:
     for (split, task), number in sorted(summary.rows.items()):
         table.add_row(split, task, f"{number:,}", f"{summary.seconds[split, task] / 3600:,.2f}")
     console.print(table)
-    _explain(summary, console)
+    _show_unusable(summary, console)
 
 
-def _explain(summary: Summary, console: Console) -> None:
+def _show_unusable(summary: Summary, console: Console) -> None:
     for kind, number in summary.unusable.most_common():
         print_plain(console, f"{number:,} rows cannot be used: {kind}")
         for example in summary.examples[kind]:
@@ -198,7 +216,7 @@ def run(config: Mapping[str, Any]) -> None:
     """Run `auris prepare`."""
     for key, what in _NEEDED.items():
         if not config.get(key):
-            raise UsageError(f"{key}= is missing: expected {what} (auris prepare --help)")
+            raise UsageError(f"{key}= is missing, expected {what} (see auris prepare --help)")
     root = Path(config["root"])
     if not root.is_dir():
         raise MissingFileError(f"root={root}: there is no such folder")

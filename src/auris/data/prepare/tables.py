@@ -1,8 +1,8 @@
-"""Any table or folder of sound files as rows of ours, by a map of its columns.
+"""Conversion of any table, or any folder of audio files, to auris rows by a column map.
 
-A table is CSV, TSV, JSONL or Parquet (a data set of the hub is a folder of these); the columns of a folder without a
-table are what a pattern finds in the names of its files. The map says which column is which label; what is wrong with
-one line of a table is the `problem` of its row.
+A table is a CSV, TSV, JSONL or Parquet file; a Hugging Face dataset is a folder of Parquet files. In a folder without a
+table, the columns are the named groups of a pattern that matches the file names. The map assigns columns to labels. A
+fault in one line of a table becomes the `problem` of its row.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from auris.data.rows import FieldMap, Record, parse
 from auris.errors import MissingFileError, UserError
 from auris.text.answer_formats import Labels
 
-Fields = dict[str, Any]
-"""The fields of a row, in the making."""
+RowDict = dict[str, Any]
+"""The fields of a row to be written."""
 
 Cells = Mapping[str, Any]
-"""A line of a table: its cells by the names of their columns."""
+"""A line of a table: its cells by column name."""
 
 Values = Mapping[str, Mapping[Any, Any]]
-"""{our name: {what is in the table: what it becomes}}; REST stands for all others."""
+"""{auris field: {value in the table: value to write}}; REST matches all other values."""
 
 _SPLIT = "{split}"
-REST = "*"  # among `values`: all that are not named
+REST = "*"  # key in `values` that matches all values not listed
 
-# How a cell of text is read whose label is more than a string, and what it is.
+# Parsers of text cells for labels that are not strings, each with the expected content for messages.
 _STRUCTURED = ("words", "events", "turns", "entities", "texts", "slots", "choices", "notes", "notes.sonic")
 _PARSERS: dict[str, tuple[Callable[[str], Any], str]] = {
     **dict.fromkeys(("offset", "duration"), (float, "a number")),
@@ -43,12 +43,12 @@ _PARSERS: dict[str, tuple[Callable[[str], Any], str]] = {
     **dict.fromkeys(_STRUCTURED, (json.loads, "JSON")),
 }
 
-csv.field_size_limit(2**27)  # characters of a cell; the default is 131,072, less than some transcripts
+csv.field_size_limit(2**27)  # characters per cell; some transcripts exceed the default of 131,072
 
 
 @dataclass(frozen=True, eq=False)
 class EmbeddedAudio:
-    """A sound file that lies in a cell of a table."""
+    """An audio file stored in a cell of a table."""
 
     data: bytes
     suffix: str
@@ -66,15 +66,20 @@ def read_delimited(
     escape: str | None = None,
     header: list[str] | None = None,
 ) -> Iterator[tuple[int, dict[str, str] | str]]:
-    """Line number and cells by column name of each line of a CSV or TSV; a string says what is wrong with a line.
+    """Yield line number and cells by column name of each line of a CSV or TSV.
+
+    For an invalid line, a message is yielded instead of the cells.
 
     Args:
-        needs: columns that it cannot do without.
-        quoted: whether quotation marks enclose cells, or are part of the text.
-        escape: the character that takes the meaning from the one behind it.
-        header: names of the columns, where the first line does not have them.
+        path: The table.
+        delimiter: Character between cells.
+        needs: Required columns.
+        quoted: Whether quotation marks enclose cells; otherwise they are part of the text.
+        escape: Escape character.
+        header: Names of the columns, if the first line does not contain them.
 
-    Raises ValueError for a table that cannot be read, or lacks a column.
+    Raises:
+        UserError: The table cannot be read, or lacks a required column.
     """
     quoting = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
     with path.open(encoding="utf-8-sig", newline="") as lines:
@@ -87,13 +92,20 @@ def read_delimited(
                 if len(cells) == len(names):
                     yield reader.line_num, dict(zip(names, cells, strict=True))
                 elif cells:
-                    yield reader.line_num, f"{path.name}:{reader.line_num} has {len(cells)} columns, not {len(names)}"
+                    yield (
+                        reader.line_num,
+                        f"{path.name}:{reader.line_num} has {len(cells)} columns, expected {len(names)}",
+                    )
         except (csv.Error, ValueError) as error:
             raise UserError(f"{path}, after line {reader.line_num}: {error}") from error
 
 
 def read_map(path: Path) -> dict[str, str]:
-    """`key value` by line; nothing where there is no file. Raises ValueError for one that is no text."""
+    """Read a file with `key value` in each line; return an empty dict if there is no file.
+
+    Raises:
+        UserError: The file is not UTF-8.
+    """
     if not path.is_file():
         return {}
     try:
@@ -105,7 +117,7 @@ def read_map(path: Path) -> dict[str, str]:
 
 
 def read_records(path: Path) -> Iterator[tuple[int, Record]]:
-    """Yield number and content of each line of a JSONL file, except for empty ones."""
+    """Yield line number and record of each non-empty line of a JSONL file."""
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             if line.strip():
@@ -118,7 +130,7 @@ def _read_lines(path: Path) -> Iterator[tuple[int, Cells | str]]:
 
 
 def _read_parquet(path: Path) -> Iterator[tuple[int, Cells | str]]:
-    """Classes that a data set of the hub numbers come out by their names."""
+    """Yield number and cells of each row; numbered classes of Hugging Face datasets are replaced by their names."""
     try:
         file = pq.ParquetFile(path)
         classes = _class_names(file.schema_arrow.metadata or {})
@@ -126,15 +138,15 @@ def _read_parquet(path: Path) -> Iterator[tuple[int, Cells | str]]:
         for batch in file.iter_batches(batch_size=64):  # rows may hold whole sound files
             for cells in batch.to_pylist():
                 number += 1
-                numbers = {key: cells[key] for key in classes.keys() & cells.keys()}
-                named = {key: classes[key].get(number, number) for key, number in numbers.items()}  # -1: not known
+                numbered = {key: cells[key] for key in classes.keys() & cells.keys()}
+                named = {key: classes[key].get(label, label) for key, label in numbered.items()}  # -1: unknown class
                 yield number, {**cells, **named}
     except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{path} is no Parquet that can be read: {error}") from error
+        raise UserError(f"{path} cannot be read as Parquet: {error}") from error
 
 
 def _class_names(metadata: Mapping[bytes, bytes]) -> dict[str, dict[int, str]]:
-    """Return the names of the classes of each ClassLabel column by number (what `datasets` leaves in the schema)."""
+    """Return the class names of each ClassLabel column by number, from the schema metadata of `datasets`."""
     features = json.loads(metadata.get(b"huggingface", b"{}")).get("info", {}).get("features", {})
     return {key: dict(enumerate(kind["names"])) for key, kind in features.items() if kind.get("_type") == "ClassLabel"}
 
@@ -152,15 +164,15 @@ _READERS: dict[str, Callable[[Path], Iterator[tuple[int, Cells | str]]]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class ColumnMap:
-    """How the cells of a line become a row.
+    """Mapping from the cells of a line to a row.
 
     Attributes:
-        root: the folder of the corpus; an id that the table does not tell is the sound file's path below it.
-        name: what the rows' ids begin with.
-        columns: {ours: theirs}; theirs is the name of a column or a template of several (`clips/{path}.mp3`). A dot
-            leads into a label (`notes.pitch`). None: all as they are called.
-        labels: what all rows have, as {task: asr, language: en}.
-        values: {ours: {what is in the table: what it is here}}; `*` stands for all others.
+        root: Folder of the corpus. A row without an `id` column gets the path of its audio file below it as id.
+        name: Prefix of row ids.
+        columns: {auris field: column}. A column may be a template of several columns (`clips/{path}.mp3`), and a dot in
+            the field sets an entry of a label (`notes.pitch`). None: every column under its own name.
+        labels: Labels of all rows, such as {task: asr, language: en}.
+        values: {auris field: {value in the table: value to write}}; `*` matches all other values.
     """
 
     root: Path
@@ -171,15 +183,17 @@ class ColumnMap:
 
     def __post_init__(self) -> None:
         if self.columns is not None and (unmapped := sorted(set(self.values or ()) - set(self.columns))):
-            raise UserError(f"layout.values has {unmapped[0]}, which is no column: add layout.columns.{unmapped[0]}")
+            raise UserError(
+                f"layout.values has {unmapped[0]}, but layout.columns does not: add layout.columns.{unmapped[0]}"
+            )
 
-    def row(self, cells: Cells, folder: Path, place: str) -> Fields:
-        """Return the row of one line. A cell that cannot be read is its `problem`.
+    def row(self, cells: Cells, folder: Path, place: str) -> RowDict:
+        """Return the row of one line. A cell that cannot be parsed becomes its `problem`.
 
         Args:
-            cells: of the line.
-            folder: what paths of sound files are relative to.
-            place: the row's id if the line has neither an id nor a sound file.
+            cells: Cells of the line.
+            folder: Folder that audio paths are relative to.
+            place: Id of the row if the line has neither an id nor an audio file.
         """
         try:
             fields = self._fields(cells)
@@ -192,49 +206,51 @@ class ColumnMap:
             place = Path(os.path.relpath(path, self.root)).with_suffix("").as_posix()
         return {"id": f"{self.name}/{fields.pop('id', place)}", **fields}
 
-    def _fields(self, cells: Cells) -> Fields:
-        fields: Fields = {}
+    def _fields(self, cells: Cells) -> RowDict:
+        fields: RowDict = {}
         columns = {name: name for name in cells} if self.columns is None else self.columns
-        for ours, theirs in columns.items():
-            value = self._value(ours, _cell(cells, theirs))
+        for field, column in columns.items():
+            value = self._value(field, _cell(cells, column))
             if value is None or value == "":
-                continue  # a label that is needed is missed when the row is checked
-            *folders, name = ours.split(".")
+                continue  # if the label is required, checking the row will report it
+            *parents, name = field.split(".")
             inner = fields
-            for folder in folders:
-                inner = inner.setdefault(folder, {})
+            for parent in parents:
+                inner = inner.setdefault(parent, {})
             inner[name] = value
         return {**fields, **(self.labels or {})}
 
-    def _value(self, ours: str, cell: Any) -> Any:
-        if self.values and ours in self.values:
-            known = {str(theirs): value for theirs, value in self.values[ours].items()}
-            value = known.get(str(cell), known.get(REST))
+    def _value(self, field: str, cell: Any) -> Any:
+        if self.values and field in self.values:
+            mapping = {str(key): value for key, value in self.values[field].items()}
+            value = mapping.get(str(cell), mapping.get(REST))
             if value is None:
-                raise UserError(f"`{ours}` is {cell!r:.80}, layout.values.{ours} has {', '.join(known)}")
+                raise UserError(
+                    f"`{field}` is {cell!r:.80}, expected a key of layout.values.{field}: {', '.join(mapping)}"
+                )
             return value
-        if isinstance(cell, str) and ours in _PARSERS and cell.strip():
-            parse, expected = _PARSERS[ours]
+        if isinstance(cell, str) and field in _PARSERS and cell.strip():
+            parse_cell, expected = _PARSERS[field]
             try:
-                return parse(cell)
+                return parse_cell(cell)
             except ValueError:
-                raise UserError(f"`{ours}` is {cell!r:.80}, expected {expected}") from None
-        return str(cell) if isinstance(cell, (int, float)) and ours not in _PARSERS else cell
+                raise UserError(f"`{field}` is {cell!r:.80}, expected {expected}") from None
+        return str(cell) if isinstance(cell, (int, float)) and field not in _PARSERS else cell
 
 
-def _cell(cells: Cells, theirs: str) -> Any:
-    """The cell of a column, or of a template such as `clips/{path}.mp3`."""
-    names = re.findall(r"\{([^{}]+)\}", theirs) or [theirs]
+def _cell(cells: Cells, column: str) -> Any:
+    """Return the cell of a column, or the text of a template such as `clips/{path}.mp3`."""
+    names = re.findall(r"\{([^{}]+)\}", column) or [column]
     for name in names:
         if name not in cells:
-            raise UserError(f"there is no column {name!r}; there are {', '.join(map(str, cells))}")
-    if names == [theirs]:
-        return cells[theirs]
-    return re.sub(r"\{([^{}]+)\}", lambda match: str(cells[match[1]]), theirs)
+            raise UserError(f"there is no column {name!r}, expected one of {', '.join(map(str, cells))}")
+    if names == [column]:
+        return cells[column]
+    return re.sub(r"\{([^{}]+)\}", lambda match: str(cells[match[1]]), column)
 
 
 def _sound(cell: Any, folder: Path) -> Path | EmbeddedAudio:
-    """What a cell says of a sound file: a path relative to the table, or {bytes, path} as data sets of the hub have."""
+    """Return the audio file of a cell, which is a path relative to the table or {bytes, path}."""
     if isinstance(cell, Mapping):
         if isinstance(cell.get("bytes"), bytes):
             return EmbeddedAudio(cell["bytes"], Path(cell.get("path") or "").suffix)
@@ -244,47 +260,52 @@ def _sound(cell: Any, folder: Path) -> Path | EmbeddedAudio:
     return Path(os.path.normpath(folder / cell))
 
 
-def map_audio(row: Fields, kind: type, change: Callable[[Any], Any]) -> Fields:
-    """Return a row whose `audio`, one sound or a list, is changed where it is of a type."""
+def map_audio(row: RowDict, kind: type, change: Callable[[Any], Any]) -> RowDict:
+    """Return a row with `change` applied to its `audio`, or to each of a list of audio, of type `kind`."""
     if "audio" not in row:
         return dict(row)
     is_list = isinstance(row["audio"], list)
-    sounds = [change(one) if isinstance(one, kind) else one for one in (row["audio"] if is_list else [row["audio"]])]
-    return {**row, "audio": sounds if is_list else sounds[0]}
+    sources = row["audio"] if is_list else [row["audio"]]
+    changed = [change(source) if isinstance(source, kind) else source for source in sources]
+    return {**row, "audio": changed if is_list else changed[0]}
 
 
 def find_files(root: Path, pattern: str) -> list[Path]:
-    """Return the files below a folder that match `layout.files`. Raises MissingFileError if there is none."""
+    """Return the files below a folder that match `layout.files`.
+
+    Raises:
+        MissingFileError: No file matches.
+    """
     if paths := sorted(root.glob(pattern.replace(_SPLIT, "*"))):
         return paths
-    raise MissingFileError(f"layout.files={pattern}: there is none below {root}")
+    raise MissingFileError(f"layout.files={pattern} matches no file below {root}")
 
 
 # --- corpora ------------------------------------------------------------------------------------------------------
 
 
-def table(root: Path, *, files: str, **mapping: Any) -> Iterator[Fields]:
+def table(root: Path, *, files: str, **mapping: Any) -> Iterator[RowDict]:
     """Yield the rows of the tables in a folder.
 
     Args:
-        root: the folder.
-        files: the table below it, or a pattern for several (`data/train-*.parquet`); what stands in the place of
-            `{split}` is the split of a table's rows, unless a column or a label tells it.
-        mapping: the other attributes of `ColumnMap`; the column `audio` is a path relative to its table.
+        root: The folder.
+        files: Path of the table below it, or a pattern (`data/train-*.parquet`). The text that matches `{split}` is the
+            split of the table's rows, unless a column or label sets it.
+        mapping: The other attributes of `ColumnMap`. The column `audio` is a path relative to its table.
 
     Raises:
-        FileNotFoundError: there is no such table.
-        ValueError: a kind of table that is not known, or a map that no row can follow.
+        MissingFileError: There is no such table.
+        UserError: The kind of table is not supported, or the column map is invalid.
     """
     column_map = ColumnMap(root=root, **mapping)
     if column_map.columns is not None and "audio" not in column_map.columns:
         raise UserError("layout.columns has no `audio`: expected layout.columns.audio=COLUMN")
     for path in find_files(root, files):
         if path.suffix not in _READERS:
-            raise UserError(f"{path}: expected a table that ends in {', '.join(_READERS)}")
+            raise UserError(f"{path}: expected a table with the suffix {', '.join(_READERS)}")
         place = path.relative_to(root)
-        told = _split_expression(files).fullmatch(place.as_posix())
-        split = told.groupdict() if told else {}
+        match = _split_expression(files).fullmatch(place.as_posix())
+        split = match.groupdict() if match else {}
         for number, cells in _READERS[path.suffix](path):
             where = f"{place.with_suffix('')}:{number}"
             if isinstance(cells, str):
@@ -294,23 +315,23 @@ def table(root: Path, *, files: str, **mapping: Any) -> Iterator[Fields]:
 
 
 def _split_expression(pattern: str) -> re.Pattern[str]:
-    """Return a pattern of files as a regular expression with the group `split`."""
+    """Convert a file pattern to a regular expression with the group `split`."""
     pieces = (re.escape(piece).replace(r"\*", "[^/]*").replace(r"\?", "[^/]") for piece in pattern.split(_SPLIT, 1))
     return re.compile("(?P<split>[^/]+?)".join(pieces))
 
 
-def files(root: Path, *, pattern: str, **mapping: Any) -> Iterator[Fields]:
-    r"""Yield the rows of the sound files in a folder, whose names hold the labels.
+def files(root: Path, *, pattern: str, **mapping: Any) -> Iterator[RowDict]:
+    r"""Yield the rows of the audio files in a folder, with labels from their names.
 
     Args:
-        root: the folder.
-        pattern: a regular expression for paths below it, with a named group for each column:
-            `recordings/(?P<digit>\d)_(?P<speaker>\w+)_(?P<take>\d+)\.wav`. Files that it does not match are none of it.
-        mapping: the other attributes of `ColumnMap`; `audio` is the file.
+        root: The folder.
+        pattern: Regular expression for paths below it, with a named group for each column:
+            `recordings/(?P<digit>\d)_(?P<speaker>\w+)_(?P<take>\d+)\.wav`. Files that do not match are ignored.
+        mapping: The other attributes of `ColumnMap`; `audio` is the file.
 
     Raises:
-        FileNotFoundError: no file matches.
-        ValueError: the pattern is none, or a map that no row can follow.
+        MissingFileError: No file matches.
+        UserError: The pattern or the column map is invalid.
     """
     try:
         expression = re.compile(pattern)
@@ -320,7 +341,7 @@ def files(root: Path, *, pattern: str, **mapping: Any) -> Iterator[Fields]:
     paths = sorted(path for path in root.rglob("*") if path.is_file())
     matches = [(path, match) for path in paths if (match := expression.fullmatch(path.relative_to(root).as_posix()))]
     if not matches:
-        example = f", as {paths[0].relative_to(root)}" if paths else ""
+        example = f", such as {paths[0].relative_to(root)}" if paths else ""
         raise MissingFileError(f"layout.pattern={pattern} matches none of the {len(paths)} files below {root}{example}")
     for path, match in matches:
         place = path.relative_to(root).with_suffix("").as_posix()

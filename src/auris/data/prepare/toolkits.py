@@ -1,7 +1,7 @@
-"""Data folders of speech toolkits as rows: Lhotse's cuts, Kaldi's data directories, and manifests of our own.
+"""Conversion of the data of speech toolkits to rows: Lhotse's cuts, Kaldi's data directories, and auris manifests.
 
-Each of them may say that a sound is made by a command or a transform. Nothing is executed here and no sound is changed:
-such a row is named with its reason.
+Lhotse and Kaldi can define audio as the output of a transform or a command. auris does not run these: such a row is
+unusable, with the reason as its problem.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from auris.data.prepare.tables import Cells, Fields, find_files, map_audio, read_map, read_records
+from auris.data.prepare.tables import Cells, RowDict, find_files, map_audio, read_map, read_records
 from auris.data.rows import Record
 from auris.errors import MissingFileError, UserError
 
@@ -20,16 +20,16 @@ from auris.errors import MissingFileError, UserError
 
 def lhotse(
     root: Path, *, files: str, task: str, language: str | None, name: str, split: str | None
-) -> Iterator[Fields]:
-    """A row for each supervision of the cuts in a folder (`cuts.jsonl`, `.jsonl.gz`; MonoCut).
+) -> Iterator[RowDict]:
+    """Yield a row for each supervision of the cuts in a folder (`cuts.jsonl`, `.jsonl.gz`; MonoCut only).
 
     Args:
-        root: the folder; relative paths of recordings begin there.
-        files: the cuts below it, or a pattern for several.
-        task: `asr` (the supervisions' text) or `srwt` (their word alignment).
-        language: where a supervision is silent about it.
-        name: what the rows' ids begin with.
-        split: of all rows.
+        root: The folder, which relative paths of recordings start from.
+        files: Path of the cuts below it, or a pattern.
+        task: `asr` (text of the supervisions) or `srwt` (their word alignment).
+        language: Language of supervisions that state none.
+        name: Prefix of row ids.
+        split: Split of all rows.
     """
     if task not in ("asr", "srwt"):
         raise UserError(f"layout.task={task}: expected asr or srwt")
@@ -45,29 +45,32 @@ def lhotse(
                     yield {"id": f"{name}/{where}", "problem": f"{where}: {missing}"}
 
 
-def _cut_rows(cut: Cells, root: Path, task: str, language: str | None) -> Iterator[Fields]:
+def _cut_rows(cut: Cells, root: Path, task: str, language: str | None) -> Iterator[RowDict]:
     if cut.get("type", "MonoCut") != "MonoCut":
-        raise UserError(f"a {cut['type']}: expected a MonoCut, one channel of one recording")
+        raise UserError(f"the cut is a {cut['type']}, expected a MonoCut (one channel of one recording)")
     recording = cut["recording"]
-    changed = [entry.get("name") for entry in recording.get("transforms") or ()]
-    if changed:
-        raise UserError(f"its recording is changed by {', '.join(map(str, changed))}: save the audio, then the cuts")
-    [source, *others] = recording["sources"]
-    if others or len(source["channels"]) > 1:
-        raise UserError("its recording has several channels: expected one, or the cut's own saved")
+    transforms = [entry.get("name") for entry in recording.get("transforms") or ()]
+    if transforms:
+        raise UserError(
+            f"the recording has the transforms {', '.join(map(str, transforms))}: "
+            "save the transformed audio, and cuts of it"
+        )
+    [source, *more_sources] = recording["sources"]
+    if more_sources or len(source["channels"]) > 1:
+        raise UserError("the recording has several channels: save the channel of the cut as a recording of its own")
     if source["type"] != "file":
-        raise UserError(f"its sound is of type {source['type']!r}: expected a file")
+        raise UserError(f"the source of the recording is of type {source['type']!r}, expected 'file'")
     if not cut["supervisions"]:
         raise UserError(f"cut {cut['id']} has no supervision")
     for supervision in cut["supervisions"]:
-        # A supervision's times are relative to the cut, and may reach beyond it.
+        # The times of a supervision are relative to the cut, and may exceed it.
         start = max(0.0, supervision["start"])
         end = min(cut["duration"], supervision["start"] + supervision["duration"])
-        row = {"id": supervision["id"], "audio": root / source["source"], "task": task}
+        row: RowDict = {"id": supervision["id"], "audio": root / source["source"], "task": task}
         row |= {"offset": round(cut["start"] + start, 4), "duration": round(end - start, 4)}
         row |= {key: supervision[key] for key in ("speaker", "gender") if supervision.get(key)}
-        spoken = (supervision.get("language") or language or "").lower()
-        row |= {"language": _LANGUAGES.get(spoken, spoken)} if spoken else {}
+        language_name = (supervision.get("language") or language or "").lower()
+        row |= {"language": _LANGUAGES.get(language_name, language_name)} if language_name else {}
         if task == "asr":
             row |= {"text": supervision["text"]} if supervision.get("text") else {}
         else:
@@ -75,8 +78,8 @@ def _cut_rows(cut: Cells, root: Path, task: str, language: str | None) -> Iterat
         yield row
 
 
-def _aligned_words(supervision: Cells, start: float) -> list[Fields]:
-    """Words with times from the beginning of the row's clip; Lhotse counts them as it counts the supervision's."""
+def _aligned_words(supervision: Cells, start: float) -> list[RowDict]:
+    """Return words with times relative to the row's clip; in Lhotse they are relative to the cut."""
     alignment = (supervision.get("alignment") or {}).get("word")
     if not alignment:
         raise UserError(f"supervision {supervision['id']} has no word alignment")
@@ -93,18 +96,19 @@ _LANGUAGES |= {"italian": "it", "japanese": "ja", "korean": "ko", "cantonese": "
 # --- Kaldi --------------------------------------------------------------------------------------------------------
 
 
-def kaldi(root: Path, *, folders: Sequence[str], language: str | None, name: str) -> Iterator[Fields]:
-    """A row for each utterance of Kaldi's data directories: `wav.scp`, `text`, and if there are any `segments`,
-    `utt2spk`, `spk2gender` and `utt2lang`.
+def kaldi(root: Path, *, folders: Sequence[str], language: str | None, name: str) -> Iterator[RowDict]:
+    """Yield a row for each utterance of Kaldi's data directories.
+
+    They contain `wav.scp` and `text`, and optionally `segments`, `utt2spk`, `spk2gender` and `utt2lang`.
 
     Args:
-        root: the folder that relative paths of `wav.scp` begin at: where Kaldi's scripts would run.
-        folders: the directories below it, as [data/train]; each names its rows' split.
-        language: where there is no `utt2lang`.
-        name: what the rows' ids begin with.
+        root: The folder of the recipe, which relative paths in `wav.scp` start from.
+        folders: The directories below it, such as [data/train]; their names are the splits.
+        language: Language of utterances without `utt2lang`.
+        name: Prefix of row ids.
     """
     if not folders:
-        raise UserError("layout.folders=[]: expected data directories below root, as [data/train,data/test]")
+        raise UserError("layout.folders=[]: expected data directories below root, such as [data/train,data/test]")
     for folder in folders:
         for needed in ("wav.scp", "text"):
             if not (root / folder / needed).is_file():
@@ -112,14 +116,14 @@ def kaldi(root: Path, *, folders: Sequence[str], language: str | None, name: str
     return (row for folder in folders for row in _kaldi_rows(root, root / folder, language, name))
 
 
-def _kaldi_rows(root: Path, folder: Path, language: str | None, name: str) -> Iterator[Fields]:
+def _kaldi_rows(root: Path, folder: Path, language: str | None, name: str) -> Iterator[RowDict]:
     sounds, texts = read_map(folder / "wav.scp"), read_map(folder / "text")
     cuts = folder / "segments"
     segments = {key: value.split() for key, value in read_map(cuts).items()} if cuts.is_file() else None
     speakers, genders = read_map(folder / "utt2spk"), read_map(folder / "spk2gender")
     languages = read_map(folder / "utt2lang")
     for key in sorted({*texts, *(sounds if segments is None else segments)}):
-        row: Fields = {"id": f"{name}/{folder.name}/{key}", "task": "asr", "split": folder.name}
+        row: RowDict = {"id": f"{name}/{folder.name}/{key}", "task": "asr", "split": folder.name}
         try:
             row |= _kaldi_sound(root, key, sounds, segments)
             labels = {"text": texts.get(key), "language": languages.get(key, language), "speaker": speakers.get(key)}
@@ -131,42 +135,46 @@ def _kaldi_rows(root: Path, folder: Path, language: str | None, name: str) -> It
 
 def _kaldi_sound(
     root: Path, key: str, sounds: Mapping[str, str], segments: Mapping[str, Sequence[str]] | None
-) -> Fields:
-    """Where an utterance is heard. Raises ValueError for one that is nowhere, or made by a command."""
+) -> RowDict:
+    """Return audio, offset and duration of an utterance.
+
+    Raises:
+        UserError: The utterance has no audio, or its audio is the output of a command.
+    """
     recording, times = key, {}
     if segments is not None:
         try:
-            recording, *written = segments[key][:3]
-            start, end = map(float, written)
+            recording, *bounds = segments[key][:3]
+            start, end = map(float, bounds)
         except (KeyError, ValueError):
-            raise UserError(f"segments does not have it as `{key} RECORDING START END`, with seconds") from None
-        times = {"offset": start} | ({"duration": round(end - start, 4)} if end >= 0 else {})  # -1: to the end
+            raise UserError(f"segments has no line `{key} RECORDING START END` with times in seconds") from None
+        times = {"offset": start} | ({"duration": round(end - start, 4)} if end >= 0 else {})  # -1: end of the file
     if recording not in sounds:
-        raise UserError(f"wav.scp does not have {recording}")
+        raise UserError(f"wav.scp has no recording {recording}")
     if sounds[recording].endswith("|") or sounds[recording].startswith("|"):
-        raise UserError(f"wav.scp has a command for {recording}, and none is executed: write its sound to a file")
+        raise UserError(f"wav.scp has a command for {recording}, and auris runs none: write its output to a file")
     return {"audio": root / sounds[recording], **times}
 
 
-# --- our own ------------------------------------------------------------------------------------------------------
+# --- auris manifests ----------------------------------------------------------------------------------------------
 
 
-def manifest(root: Path, *, files: str) -> Iterator[Fields]:
-    """The task rows of manifests that are there already, as they are.
+def manifest(root: Path, *, files: str) -> Iterator[RowDict]:
+    """Yield the task rows of existing auris manifests unchanged.
 
     Args:
-        root: the folder.
-        files: the manifests below it, or a pattern for several; each one's paths are relative to it.
+        root: The folder.
+        files: Path of the manifests below it, or a pattern. Audio paths are relative to their manifest.
     """
     for path in find_files(root, files):
         for _, record in read_records(path):
             yield {**_own_fields(record, path.parent), "id": record.id}
 
 
-def _own_fields(record: Record, folder: Path) -> Fields:
+def _own_fields(record: Record, folder: Path) -> RowDict:
     if record.fields is None:
         return {"problem": record.problem}
     fields = dict(record.fields)
     if not {"messages", "conversations", "chosen"}.isdisjoint(fields):
-        return {**fields, "problem": "a dialogue: its manifest can be trained on as it is"}
+        return {**fields, "problem": "the row is a dialogue: train on its manifest directly, without `auris prepare`"}
     return map_audio(fields, str, lambda path: folder / path)
