@@ -225,7 +225,7 @@ def test_a_preference_has_two_answers_to_one_dialogue(tmp_path):
         ({"messages": [{"role": "user", "content": [{"type": "image"}]}, ANSWER]}, "holds {'type': 'image'}"),
         ({"messages": [{"role": "user", "content": [{"audio": 3}]}, ANSWER]}, "the audio of a message is 3"),
         ({"messages": [{"role": "user", "content": [{**HEARD, "duration": -1}]}, ANSWER]}, "`duration` is -1"),
-        ({"messages": [TYPED, ANSWER], "audio": "a.wav"}, "`audio` beside `messages`"),
+        ({"messages": [TYPED, ANSWER], "audio": "a.wav"}, "the row has `audio` and `messages`"),
         ({"messages": [TYPED, ANSWER], "task": "asr"}, "`task` is 'asr', expected 'chat'"),
         ({"messages": [TYPED, ANSWER], "mode": "loud"}, "label `mode` is 'loud'; known modes"),
         ({"messages": [TYPED, ANSWER], "key": " "}, "`key` is ' '"),

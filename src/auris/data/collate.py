@@ -116,12 +116,12 @@ _EMPTY = _Segment(np.zeros(1, np.int64), np.zeros(1, bool), np.zeros(1, bool))
 
 
 def _segments(sample: Sample) -> list[_Segment]:
-    whole = _Segment(sample.ids, sample.supervise, sample.audio_mask)
+    first = _Segment(sample.ids, sample.supervise, sample.audio_mask)
     if sample.rejected is None:
-        return [whole]
+        return [first]
     last = int(sample.supervise.argmax()) - 1  # index of the prompt's last token, which predicts both answers
     ids = np.concatenate([sample.ids[last : last + 1], sample.rejected])
-    return [whole, _Segment(ids, np.ones(len(ids), bool), np.zeros(len(ids), bool), inherited=last)]
+    return [first, _Segment(ids, np.ones(len(ids), bool), np.zeros(len(ids), bool), inherited=last)]
 
 
 def _shift(segment: _Segment) -> np.ndarray:

@@ -179,8 +179,8 @@ class AudioDataModule(L.LightningDataModule):
             return
         number, reason = next(iter(self.lengths.problems.items()))
         raise UserError(
-            f"data.train: {unusable} of {total} rows cannot be used, but data.max_unusable={self.max_unusable} is the "
-            f"largest allowed share, and not all rows may be unusable (first: {self.rows[number].id}: {reason})"
+            f"data.train: {unusable} of {total} rows cannot be used, expected fewer than all, and at most the "
+            f"share data.max_unusable={self.max_unusable} (the first is {self.rows[number].id}: {reason})"
         )
 
     def _loader(self, dataset: Dataset, start: int, stop: int) -> Loader:

@@ -136,8 +136,8 @@ class Loader:
             return
         children, handler = active_children(), signal.getsignal(signal.SIGCHLD)
         items = iter(loader)
-        # torch has installed a SIGCHLD handler, now or for an earlier loader. When a worker dies, it raises wherever the
-        # main thread is, even in a collective operation. It is removed, because `_wait` checks the workers itself.
+        # torch has installed a SIGCHLD handler, now or for an earlier loader. When a worker dies, it raises in the main
+        # thread, even within a collective operation. It is removed, because `_wait` checks the workers itself.
         is_torchs = getattr(handler, "__module__", None) == signal_handling.__name__
         signal.signal(signal.SIGCHLD, signal.SIG_DFL if is_torchs else handler or signal.SIG_DFL)
         workers = [child for child in active_children() if child not in children]

@@ -224,10 +224,10 @@ class ManifestEntry:
         """
         settings = {"path": entry_config} if isinstance(entry_config, (str, Path)) else entry_config
         values: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
-        known = [attribute.name for attribute in fields(cls)]
-        if (unknown := set(settings) - set(known)) or "path" not in values:
+        keys = [attribute.name for attribute in fields(cls)]
+        if (unknown := set(settings) - set(keys)) or "path" not in values:
             fault = f"unknown key {sorted(unknown)}" if unknown else f"no `path` in {dict(settings)}"
-            raise UserError(f"{key}: {fault}; expected {', '.join(known)}")
+            raise UserError(f"{key}: {fault}; expected {', '.join(keys)}")
         if key != "data.train" and (unused := sorted({"weight", "max_per_epoch"} & values.keys())):
             raise UserError(f"{key}: {unused[0]}={values[unused[0]]} has no effect, only data.train is a mix")
         values["path"] = str(values["path"])
@@ -304,5 +304,5 @@ def _select(index: RowIndex, keep: Sequence[str], limit: int | None) -> Selectio
     if not keep and limit is None:
         return Selection(index, None, repeated)
     chosen = [number for number, code in enumerate(columns.codes.tolist()) if not keep or code in keep]
-    taken = [np.flatnonzero(columns.tasks == number)[:limit] for number in chosen]
-    return Selection(index, np.sort(np.concatenate([np.zeros(0, np.int64), *taken])), repeated)
+    numbers = [np.flatnonzero(columns.tasks == number)[:limit] for number in chosen]
+    return Selection(index, np.sort(np.concatenate([np.zeros(0, np.int64), *numbers])), repeated)

@@ -21,8 +21,8 @@ from auris.data.manifests import Manifest, row_keys
 from auris.data.rows import row_seed
 from auris.errors import UserError
 
-# Number of rows that pack filling looks ahead in the stream for rows that fit. With 256 rows, packs are almost full, and
-# rows stay close to their random position.
+# Number of rows that pack filling looks ahead in the stream for rows that fit. With 256 rows, packs are almost full,
+# and rows stay close to their random position.
 POOL = 256
 
 Entry = tuple[int, int]
@@ -266,13 +266,13 @@ class Plan:
         """Return packs [start, stop) of the stream of full packs, which are filled epoch by epoch."""
         while not self._fill_ends or self._fill_ends[-1] < stop:
             self._epoch_packs(len(self._fill_ends))
-        packs = []
+        packs: list[list[Entry]] = []
         while start < stop:
             epoch = bisect_right(self._fill_ends, start)
             first = self._fill_ends[epoch - 1] if epoch else 0
-            taken = self._epoch_packs(epoch).take(start - first, stop - first)
-            packs += taken
-            start += len(taken)
+            packs_of_epoch = self._epoch_packs(epoch).take(start - first, stop - first)
+            packs += packs_of_epoch
+            start += len(packs_of_epoch)
         return packs
 
     def _fill(self, epoch: int) -> _Packs:

@@ -236,9 +236,10 @@ class Samples(ABC):
         seconds = len(wave) / audio.SAMPLE_RATE
         if clip.offset is None and clip.duration is not None and abs(seconds - clip.duration) > DURATION_TOLERANCE:
             raise RowError(f"{clip.path} has {seconds:.2f} s, but the manifest states {clip.duration:.2f} s")
-        return self._apply_policies(wave)
+        return self.apply_policies(wave)
 
-    def _apply_policies(self, wave: np.ndarray) -> np.ndarray:
+    def apply_policies(self, wave: np.ndarray) -> np.ndarray:
+        """Apply the policies for silent and long audio to a clip (L,). Raises RowError if they exclude it."""
         if self.silent_audio == "skip" and audio.is_silent(wave):
             raise RowError("the clip is silent; set data.silent_audio=keep to train on it")
         if len(wave) > audio.MAX_SAMPLES and self.long_audio not in ("window", "first"):

@@ -233,10 +233,10 @@ class _PromptSamples(AudioSamples):
         wave = np.asarray(clip, dtype=np.float32)
         if wave.ndim != 1 or not len(wave):
             raise UserError(f"audio of shape {wave.shape}: expected samples (L,) of one channel at 16 kHz")
-        return self._limit(wave)
+        return self.apply_policies(wave)
 
-    def _limit(self, wave: np.ndarray) -> np.ndarray:
-        start = super()._limit(wave)
+    def apply_policies(self, wave: np.ndarray) -> np.ndarray:
+        start = super().apply_policies(wave)
         if len(start) < len(wave):
             dropped = (len(wave) - len(start)) / SAMPLE_RATE
             warnings.warn(f"long_audio=first: dropped {dropped:.1f} s after the first 30 s", stacklevel=2)

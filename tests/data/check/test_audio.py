@@ -82,7 +82,7 @@ def test_a_file_that_was_cut_off_is_corrupt_though_its_row_states_no_length(tmp_
     path = tmp_path / row["audio"]
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     [one] = look_at(tmp_path, row).findings
-    assert one.kind == "corrupt" and "cut off" in one.reason or "cannot be decoded" in one.reason
+    assert one.kind == "corrupt" and "truncated" in one.reason or "cannot be decoded" in one.reason
 
 
 def test_a_wav_that_was_written_to_a_pipe_is_whole(tmp_path):
@@ -157,7 +157,7 @@ def test_a_stretch_is_looked_at_alone(tmp_path):
         ({"text": "二十三个字在一秒钟之内谁也不可能说得完的吧是吗", "language": "zh"}, "23 letters in 1.00 s"),
         (
             {"words": [{"word": "hi", "start": 0, "end": 1.5}], "task": "srwt"},
-            "its words end at 1.50 s, the clip at 1.00",
+            "`words` end at 1.50 s, but the clip has 1.00",
         ),
     ],
 )

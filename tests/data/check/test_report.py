@@ -97,7 +97,7 @@ def test_the_same_ids_in_two_manifests_do_not_stop_the_doctor(tmp_path):
 @pytest.mark.parametrize(
     "arguments, said",
     [
-        (["data=nowhere.jsonl"], "no manifest at nowhere.jsonl"),
+        (["data=nowhere.jsonl"], "there is no file nowhere.jsonl"),
         (["data=manifest"], "error: data has no rows: expected data=FILE.jsonl"),
     ],
 )

@@ -136,16 +136,16 @@ def prepare(rows: Iterable[RowDict], out: Path, *, labels: Labels, jobs: int | N
         UserError: `out` already exists, or no row can be used.
     """
     summary = Summary()
-    seen: set[str] = set()
+    ids: set[str] = set()
     columns = (SpinnerColumn(), TextColumn("{task.completed:,} rows"), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress, Writer(out) as writer, ThreadPoolExecutor(jobs) as pool:
         bar = progress.add_task("rows", total=None)
         with_files = _save_sounds(rows, writer.sounds)
         while batch := list(islice(with_files, _BATCH)):
             for row in pool.map(lambda row: _check({**labels, **row}, writer.folder), batch):
-                if "problem" not in row and row["id"] in seen:
+                if "problem" not in row and row["id"] in ids:
                     row["problem"] = f"its id {row['id']!r} is used by an earlier row"
-                seen.add(row["id"])
+                ids.add(row["id"])
                 writer.write(row)
                 (summary.add_unusable if "problem" in row else summary.add)(row)
             progress.advance(bar, len(batch))

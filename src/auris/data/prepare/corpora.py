@@ -490,8 +490,8 @@ def clotho(root: Path, *, tasks: Sequence[str], splits: Choice) -> Iterator[RowD
 
     Files: `clotho_captions_development.csv` with `file_name, caption_1, ..., caption_5`, and `development/*.wav`.
 
-    In the training split, each caption is a row. In the others, a clip is a row with the first caption as answer and all
-    captions as `references`.
+    In the training split, each caption is a row. In the others, a clip is a row with the first caption as answer and
+    all captions as `references`.
 
     Args:
         root: The folder of the unpacked archives or its parent.
