@@ -209,7 +209,7 @@ def test_a_label_of_another_task_does_not_stop_the_measurement(folder, cache):
 
 def test_a_long_clip_under_the_error_policy_stops_with_the_rows_name_and_leaves_no_cache(folder, cache):
     long = {"id": "sermon", "audio": "r0.wav", "duration": 40, "task": "asr", "language": "en", "text": "x"}
-    with pytest.raises(ValueError, match="row sermon: the clip is 40.0 s, .* set long_audio=window"):
+    with pytest.raises(ValueError, match="row sermon: the clip has 40.0 s, .* set long_audio=window"):
         measure(manifests(folder, extra=[long]), samples_of(long_audio="error"), cache)
     assert caches(cache) == set()
 
@@ -232,7 +232,7 @@ def test_many_rows_are_measured_side_by_side_as_they_are_one_after_the_other(fol
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0})
     assert equal(lengths._measure(rows, samples), alone)
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
-    with pytest.raises(ValueError, match="row long: the clip is 31.0 s"):
+    with pytest.raises(ValueError, match="row long: the clip has 31.0 s"):
         lengths._measure(rows, samples_of(long_audio="error"))
 
 

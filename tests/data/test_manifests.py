@@ -219,7 +219,7 @@ def test_a_file_indexed_in_pieces_has_the_index_of_the_whole(tmp_path, monkeypat
 
 @pytest.mark.parametrize("value", [3, None])
 def test_an_unknown_key_of_an_entry_is_refused_also_when_its_value_is_null(tmp_path, value):
-    with pytest.raises(ValueError, match=r"data.train: unknown key \['wieght'\]; an entry has path, weight"):
+    with pytest.raises(ValueError, match=r"data.train: unknown key \['wieght'\]; expected path, weight"):
         read_manifests([{"path": numbered(tmp_path), "wieght": value}])
 
 

@@ -124,10 +124,13 @@ def test_a_mix_with_temperature_and_caps_is_the_same_on_any_number_of_ranks(rows
 @pytest.mark.parametrize(
     "make, message",
     [
-        (lambda: mixed(temperature=0), "data.temperature=0: expected a number above 0"),
-        (lambda: mixed(temperature=2, weights=(1, 1, 1)), "no effect where sources have weights"),
+        (lambda: mixed(temperature=0), "data.temperature=0: expected a positive number"),
+        (lambda: mixed(temperature=2, weights=(1, 1, 1)), "no effect if sources have weights"),
         (lambda: plan(5, temperature=2), r"no effect on a single source: .*tasks: \[asr\]"),
-        (lambda: mixed(64, None, None), "s0: max_per_epoch=64, expected 1 or more and less than the 64 of its rows"),
+        (
+            lambda: mixed(64, None, None),
+            "s0: max_per_epoch=64, expected at least 1 and less than 64, the number of its rows",
+        ),
         (lambda: mixed(None, 0, None), "s1: max_per_epoch=0"),
     ],
 )

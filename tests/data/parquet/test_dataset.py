@@ -286,7 +286,7 @@ def test_a_directory_that_was_not_finished_says_so(copy):
 
 def test_what_is_not_there_is_said(tmp_path):
     for path, said in (
-        (tmp_path, "has no shards.json; Parquet of others is given as"),
+        (tmp_path, "has no shards.json; for Parquet files not written by auris, use"),
         (tmp_path / "no.parquet", "there is no file"),
         (tmp_path / "*.parquet", "there is no file"),
         ("memory://nothing/here", "has no shards.json"),

@@ -255,7 +255,7 @@ def test_another_folder_is_told_what_was_expected(tmp_path, corpus):
 
 
 def test_a_task_without_labels_is_named(tmp_path):
-    with pytest.raises(ValueError, match=r"layout.tasks=\[er\]: librispeech has labels for asr, sgc"):
+    with pytest.raises(ValueError, match=r"layout.tasks=\[er\]: expected some of asr, sgc for librispeech"):
         read(make(tmp_path, "librispeech"), "librispeech", "layout.tasks=[er]")
 
 

@@ -218,7 +218,7 @@ def test_names_of_files_hold_labels(tmp_path):
         {"id": "mine/cat/2", "audio": tmp_path / "cat/2.flac", "text": "cat", "task": "sec"},
         {"id": "mine/dog/1", "audio": tmp_path / "dog/1.wav", "text": "dog", "task": "sec"},
     ]
-    with pytest.raises(FileNotFoundError, match="matches none of the 3 files below .*, as cat/2.flac"):
+    with pytest.raises(FileNotFoundError, match="matches none of the 3 files below .*, such as cat/2.flac"):
         list(files(tmp_path, pattern="nothing", **given))
     with pytest.raises(ValueError, match="layout.pattern="):
         list(files(tmp_path, pattern="(", **given))

@@ -87,7 +87,7 @@ def changed_recording(**changed: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     "bad, said",
     [
-        (cut(type="MixedCut"), "a MixedCut: expected a MonoCut"),
+        (cut(type="MixedCut"), "a MixedCut, expected a MonoCut"),
         (cut(supervisions=[]), "cut rec-1-0 has no supervision"),
         (changed_recording(transforms=[{"name": "Speed", "kwargs": {"factor": 1.1}}]), "has the transforms Speed"),
         (changed_recording(sources=[{"type": "command", "channels": [0], "source": "sox"}]), "of type 'command'"),
