@@ -122,7 +122,7 @@ def test_what_cannot_work_is_said_at_the_start(tmp_path):
         (lambda: Noise(manifest=None, snr=[0, 9], p=1.0), "data.noise.manifest=FILE.jsonl"),
         (lambda: Noise(manifest=absent, snr=[0, 9], p=1.0), "data.noise.manifest: .*gone.wav: no such file"),
         (lambda: Noise(manifest=text, snr=[0, 9], p=1.0), "data.noise.manifest: row .* has no audio"),
-        (lambda: Noise(manifest=good, snr=[9, 0], p=1.0), r"data.noise.snr=\[9, 0\]: expected \[least, greatest\]"),
+        (lambda: Noise(manifest=good, snr=[9, 0], p=1.0), r"data.noise.snr=\[9, 0\]: expected \[minimum, maximum\]"),
         (lambda: Noise(manifest=good, snr=[0, 9], p=0), "data.noise.p=0: .*data.noise=null turns it off"),
         (lambda: SyntheticRooms(**ROOMS | {"rt60": [0, 1]}), "data.reverb.rt60"),
         (lambda: samples_of(TextSamples, reverb=SyntheticRooms(**ROOMS)), "no effect in a view without audio"),
