@@ -186,7 +186,7 @@ def test_what_is_wrong_with_a_row_of_ms_swift_is_named(tmp_path, changed, said):
         ({"instruction": "hi", "history": ["hi"], "chosen": "yes", "rejected": "no"}, "list of [question, answer]"),
         ({"instruction": "", "chosen": "yes", "rejected": "no"}, "messages[0], of the user, is empty"),
         ({"prompt": "hi", "chosen": [ANSWER, ANSWER], "rejected": "no"}, "a string or one message of the assistant"),
-        ({"prompt": "hi", "chosen": {"role": "user", "content": "yes"}, "rejected": "no"}, "is the user's"),
+        ({"prompt": "hi", "chosen": {"role": "user", "content": "yes"}, "rejected": "no"}, "`chosen` has role 'user'"),
     ],
 )
 def test_what_is_wrong_with_other_rows_is_named(tmp_path, fields, said):

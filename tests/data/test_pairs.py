@@ -129,7 +129,11 @@ def test_a_row_that_is_no_preference_is_named(tmp_path, samples):
     (manifest,) = read_manifests([write_manifest(tmp_path / "rows.jsonl", [chat, asr, equal, good])])
     lengths = measure([manifest], samples, tmp_path)
     assert (lengths.tokens > 0).tolist() == [False, False, False, True]
-    for number, said_of in ((0, "task 'chat' is no preference"), (1, "task 'asr' is no preference"), (2, "equal")):
+    for number, said_of in (
+        (0, "task 'chat' is not a preference"),
+        (1, "task 'asr' is not a preference"),
+        (2, "equal"),
+    ):
         assert said_of in lengths.problems[number]
     with pytest.raises(RowError, match="is not a preference, expected .* for data.view=pair"):
         samples.length(manifest.rows[1], [12])

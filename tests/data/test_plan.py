@@ -330,13 +330,13 @@ def test_rows_wait_little_for_a_full_pack():
 
 
 def test_a_row_over_the_budget_is_named_with_the_setting():
-    with pytest.raises(ValueError, match=r"row 's1-2' of s1 has 300 tokens.*data\.token_budget=256.*budget=300"):
+    with pytest.raises(ValueError, match=r"data\.token_budget=256.*'s1-2' of s1, has 300 tokens.*budget=300"):
         plan(5, 4, lengths=np.array([9] * 7 + [300, 9]))
 
 
 def test_processes_must_divide_the_packs_of_a_step():
     p = plan(50, rows_per_step=None, packs_per_step=4)
-    with pytest.raises(ValueError, match=r"data\.packs_per_step=4.*3 processes.*data\.packs_per_step=6"):
+    with pytest.raises(ValueError, match=r"data\.packs_per_step=4.*3 ranks.*data\.packs_per_step=6"):
         p.packs(0, world=3, rank=0)
 
 
@@ -348,7 +348,7 @@ def test_processes_must_divide_the_packs_of_a_step():
         (lambda: plan(3, rows_per_step=0), r"data\.rows_per_step=0"),
         (lambda: plan(3, token_budget=0), r"data\.token_budget=0"),
         (lambda: plan(3, 3, weights=(1.0, 0.0)), "s1: weight=0.0"),
-        (lambda: plan(3, 3, weights=(1.0, None)), "for each of them or for none"),
+        (lambda: plan(3, 3, weights=(1.0, None)), "for every source or for none"),
     ],
 )
 def test_impossible_plans_are_refused(make, reason):

@@ -101,7 +101,7 @@ def test_a_run_that_stops_goes_on_where_it_was(manifest, whole, tmp_path, monkey
         patch.setattr(writer, "open_atomic", full)
         with pytest.raises(OSError, match="No space left"):
             pack(manifest, out)
-    with pytest.raises(FileNotFoundError, match="was not finished"):
+    with pytest.raises(FileNotFoundError, match="packing did not finish"):
         read_manifests([out])
     done = {path: path.stat().st_mtime_ns for path in out.glob("shard-*.parquet")}
     assert len(done) == 3 and not list(out.glob("*.tmp"))
@@ -177,7 +177,7 @@ def test_check_reads_every_file_through(manifest, tmp_path):
     (out / "shard-00000.parquet").unlink()
     wrong = command.check(out, console)
     assert len(wrong) == 2 and "no such file" in wrong[0] and f"{path}: its checksum is" in wrong[1]
-    assert "5 files are intact, 2 are not" in console.export_text()
+    assert "5 files are intact, 2 are damaged" in console.export_text()
 
 
 @pytest.mark.parametrize(

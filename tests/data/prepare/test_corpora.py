@@ -269,7 +269,7 @@ def test_sound_without_a_transcript_and_a_speaker_without_a_line_are_named(tmp_p
     (tmp_path / "LibriSpeech/SPEAKERS.TXT").unlink()
     rows = read(tmp_path, "librispeech", "layout.tasks=[asr,sgc]")
     assert "no transcript" in rows["librispeech/dev-clean/84-121123-0002"]["problem"]
-    assert rows["librispeech/dev-clean/84-121123-0000#sgc"]["problem"] == "its gender is not known"
+    assert rows["librispeech/dev-clean/84-121123-0000#sgc"]["problem"] == "the corpus does not state its gender"
     assert "problem" not in rows["librispeech/dev-clean/84-121123-0000"]
 
 
