@@ -170,4 +170,4 @@ def test_what_cannot_align_says_so(run: Path, rows: Path, tmp_path: Path, monkey
     assert "expected a run of experiment=encoder_ctc" in fail(f"checkpoint={tmp_path}/answers")
     assert "prior_scale=-1: expected 0 or more" in fail("prior_scale=-1")
     assert "data.test=[]: expected" in fail("data.test=[]")
-    assert "is there already" in fail(f"out={rows}")
+    assert "already exists" in fail(f"out={rows}")
