@@ -325,7 +325,9 @@ def memory(
     tokens = load.tokens if stage.runs_llm else 0
     per_token = number * (8 * width + 4 * config.intermediate_size)
     blocks = net.encoder.blocks if stage.trains("encoder") else []
-    per_frame = number * (8 * net.encoder.width + 2 * cast("nn.Linear", net.encoder.blocks[0].up).out_features) if blocks else 0
+    per_frame = (
+        number * (8 * net.encoder.width + 2 * cast("nn.Linear", net.encoder.blocks[0].up).out_features) if blocks else 0
+    )
     inputs = number * (tokens * n_layers * width + load.frames * len(blocks) * net.encoder.width)
     tables = sum(_embedding_and_head_parameters(net.llm))
     return Memory(
