@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 
-class Mistake(ValueError):
-    """A setting that is not one; the message says what was expected."""
+class SettingError(ValueError):
+    """A setting that does not exist or has no such value; the message says what was expected."""
 
 
 def disagreements(errors: Mapping[str, float], limits: Mapping[str, float]) -> list[str]:

@@ -21,8 +21,8 @@ import torch
 import auris
 from benchmarks import (
     Comparison,
-    Mistake,
     Report,
+    SettingError,
     compile,
     disagreements,
     dpo_step,
@@ -106,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     try:
         chosen, rounds = _parse(argv)
-    except Mistake as error:  # the user's mistake: one sentence, no traceback
+    except SettingError as error:  # the user's mistake: one sentence, no traceback
         raise SystemExit(f"benchmarks: {error}") from None
     if len(chosen) > 1:  # one that fails does not hide the others
         return max(subprocess.run(_command(case, rounds)).returncode for case in chosen)
@@ -152,23 +152,23 @@ def _parse(argv: Sequence[str]) -> tuple[list[Case], int]:
     named = [argument for argument in argv if "=" not in argument]
     given = dict(argument.split("=", 1) for argument in argv if "=" in argument)
     if unknown := [name for name in named if name not in BENCHMARKS]:
-        raise Mistake(f"no benchmark {unknown[0]!r}; there are {', '.join(BENCHMARKS)}")
+        raise SettingError(f"no benchmark {unknown[0]!r}; there are {', '.join(BENCHMARKS)}")
     accepted = {"preset", "rounds", *(_defaults(named[0]) if named else ())}
     if len(named) > 1 or given.keys() - accepted:
         takes = " ".join(f"{name}=..." for name in sorted(accepted - {"preset", "rounds"}))
-        raise Mistake(
+        raise SettingError(
             f"cannot read {' '.join(argv)!r}; accepted: [BENCHMARK] preset=NAME rounds=N {takes}".rstrip() + " (--help)"
         )
     rounds = given.pop("rounds", "5")
     if not rounds.isdecimal() or int(rounds) < 1:
-        raise Mistake(f"rounds={rounds}: expected 1 or more (rounds=5)")
+        raise SettingError(f"rounds={rounds}: expected 1 or more (rounds=5)")
     names = named or list(BENCHMARKS)
     presets = [preset for name in names for preset in BENCHMARKS[name].PRESETS]
     if (preset := given.pop("preset", None)) not in (None, *presets):
-        raise Mistake(f"preset={preset}: expected one of {', '.join(dict.fromkeys(presets))}")
+        raise SettingError(f"preset={preset}: expected one of {', '.join(dict.fromkeys(presets))}")
     asked = [(name, one) for name in names for one in BENCHMARKS[name].PRESETS if preset in (None, one)]
     if not asked:
-        raise Mistake(f"preset={preset}: {names[0]} has {', '.join(presets)}")
+        raise SettingError(f"preset={preset}: {names[0]} has {', '.join(presets)}")
     cases = []
     for name, one in asked:
         found = _cases(name, one, {key: _read(name, key, value) for key, value in given.items()})
@@ -180,15 +180,15 @@ def _read(benchmark: str, name: str, value: str) -> Any:
     """A setting's value, of its default's type. What is wrong with one is said before any process begins."""
     choices = _choices(benchmark).get(name)
     if choices and value not in choices:
-        raise Mistake(f"{name}={value}: expected one of {', '.join(choices)}")
+        raise SettingError(f"{name}={value}: expected one of {', '.join(choices)}")
     if name == "lengths":
         seconds(value)
     if not isinstance(_defaults(benchmark)[name], int):
         return value
     if not value.isdecimal():
-        raise Mistake(f"{name}={value}: expected a whole number")
+        raise SettingError(f"{name}={value}: expected a whole number")
     if name != "seed" and int(value) < 1:
-        raise Mistake(f"{name}={value}: expected 1 or more")
+        raise SettingError(f"{name}={value}: expected 1 or more")
     return int(value)
 
 
@@ -208,7 +208,7 @@ def _run(case: Case, rounds: int) -> int:
     print(f"{case}", flush=True)
     try:
         found = _work_of(case.benchmark)(BENCHMARKS[case.benchmark].PRESETS[case.preset], **case.settings)
-    except Mistake as error:
+    except SettingError as error:
         raise SystemExit(f"benchmarks: {error}") from None
     if found.peer:
         print(f"  auris against {found.peer}")

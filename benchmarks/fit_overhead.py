@@ -22,7 +22,7 @@ from auris.data.batches import StepDataset
 from auris.training import run as train
 from auris.training.module import AudioLMModule
 from auris.training.preemption import Preemption
-from benchmarks import Mistake, Report
+from benchmarks import Report, SettingError
 from benchmarks.loader import write_rows
 from benchmarks.models import PRESETS, TRAINED, Preset, seconds
 
@@ -49,7 +49,7 @@ def report(
     The first stretch is left out: it makes the optimizer's moments.
     """
     if stretches < 2 or min(rows, stretch) < 1:
-        raise Mistake(
+        raise SettingError(
             f"stretches={stretches} stretch={stretch} rows={rows}: expected 2 or more stretches, of 1 or more"
         )
     with tempfile.TemporaryDirectory(prefix="auris-fit-") as name:
@@ -61,7 +61,10 @@ def report(
         trainer = train.build_trainer(made, Path(made["run_dir"]), Preemption())
         trainer.callbacks.append(racer)
         train.quiet()
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(Done):  # the bar is drawn, and not seen
+        with (
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.suppress(MeasuringDone),
+        ):  # the bar is drawn, and not seen
             trainer.fit(module, data)
     ours, theirs = (torch.nn.utils.parameters_to_vector(one.parameters()) for one in (module, racer.bare))
     ratios = [fit / bare - 1 for fit, bare in racer.seconds[1:]]
@@ -111,8 +114,8 @@ def _recipe(preset: Preset, folder: Path, *, trained: str, rows: int, steps: int
     return config.resolve(config.compose([f"{key}={value}" for key, value in {**sizes, **run}.items()]))
 
 
-class Done(Exception):
-    """Ends a run where it stands."""
+class MeasuringDone(Exception):  # noqa: N818  an event, not an error
+    """All stretches are measured: the run ends at this step."""
 
 
 class Racer(L.Callback):
@@ -145,7 +148,7 @@ class Racer(L.Callback):
         self.seconds.append((fit, time.process_time() - start))
         self.errors += [abs(a - b) for a, b in zip(losses, self.losses[-self.stretch :], strict=True)]
         if len(self.losses) == self.steps:
-            raise Done
+            raise MeasuringDone
         self.started = time.process_time()
 
     def _step(self, packs: list[dict]) -> float:

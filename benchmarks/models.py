@@ -28,7 +28,7 @@ from auris.model.weights import loading
 from auris.model.weights.layouts import LAYOUTS
 from auris.model.weights.tensors import StateTensors
 from auris.training import optim
-from benchmarks import Mistake
+from benchmarks import SettingError
 
 # What is trained, by stage, in our names. Pooling has no parameters.
 TRAINED = {"all": ("encoder", "projector", "llm"), "sft": ("projector", "llm"), "pretrain": ("encoder", "projector")}
@@ -124,21 +124,21 @@ def train(ours: AudioLM, theirs: Qwen2AudioForConditionalGeneration, trained: st
 
 
 def seconds(lengths: str) -> tuple[float, float]:
-    """`lengths=2-8`: the shortest and the longest clip. Raises Mistake."""
+    """`lengths=2-8`: the shortest and the longest clip. Raises SettingError."""
     shortest, _, longest = lengths.partition("-")
     try:
         low, high = float(shortest), float(longest)
     except ValueError:
         low, high = 0.0, 0.0
     if not 0 < low <= high <= MAX_SAMPLES / SAMPLE_RATE:
-        raise Mistake(f"lengths={lengths}: expected seconds, from the shortest to the longest, as 2-8, at most 30")
+        raise SettingError(f"lengths={lengths}: expected seconds, from the shortest to the longest, as 2-8, at most 30")
     return low, high
 
 
 def waves(lengths: str, clips: int, seed: int) -> list[Tensor]:
-    """Noise: `clips` of it, evenly from the shortest to the longest. Raises Mistake."""
+    """Noise: `clips` of it, evenly from the shortest to the longest. Raises SettingError."""
     if clips < 1:
-        raise Mistake(f"clips={clips}: expected 1 or more")
+        raise SettingError(f"clips={clips}: expected 1 or more")
     draw = torch.Generator().manual_seed(seed)
     return [torch.randn(int(s * SAMPLE_RATE), generator=draw) for s in np.linspace(*seconds(lengths), clips)]
 

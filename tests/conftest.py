@@ -12,6 +12,14 @@ ROOT = Path(__file__).resolve().parents[1]
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+LONGEST = ("end_to_end", "training")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the packages with the longest files first: at the end, no worker waits for one of them."""
+    tests = ROOT / "tests"
+    items.sort(key=lambda item: item.path.relative_to(tests).parts[0] not in LONGEST)
+
 
 @pytest.fixture(scope="module")
 def float64() -> Iterator[None]:
@@ -42,8 +50,9 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from auris.corpus.vocabulary import train_tokenizer
 
     path = tmp_path_factory.mktemp("embedded") / "corpus"
-    small = {"s2tt": 8, "lid": 7, "sgc": 4, "ks": 10, "sec": 10, "mic": 8, "aqa": 6}
-    sizes = {split: {"asr": {"en": 12, "zh": 6}, **small} for split in ("train", "valid", "test")}
+    train = {"asr": {"en": 12, "zh": 6}, "s2tt": 8, "lid": 7, "sgc": 4, "ks": 10, "sec": 10, "mic": 8, "aqa": 6}
+    few = {"asr": {"en": 4, "zh": 2}, "s2tt": 4, "lid": 2, "sgc": 2, "ks": 2, "sec": 2, "mic": 2, "aqa": 2}
+    sizes = {"train": train, "valid": few, "test": few}
     build(path, sizes=sizes, seed=1, processes=1, text_lines=200, directions=["de-en", "en-de"], scale=1.0)
     train_tokenizer(path, 600)
     return path

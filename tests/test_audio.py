@@ -230,7 +230,7 @@ def test_a_segment_may_end_past_the_file_by_a_rounding(tmp_path):
 
 
 @pytest.mark.parametrize("n_samples", [0, 1, 480_000, 480_001, 640_000, 960_000, 960_001, 2_000_003])
-def test_windows_hold_every_sample_once_and_none_is_a_sliver(n_samples):
+def test_windows_cover_every_sample_once_and_none_is_tiny(n_samples):
     wave = np.arange(n_samples, dtype=np.float32)
     windows = audio.windows(wave)
     lengths = [len(window) for window in windows]
@@ -365,14 +365,14 @@ def test_a_file_in_memory_reads_as_the_file_on_disk(tmp_path, form):
     assert audio.n_samples(memory) == audio.n_samples(path)
 
 
-def test_samples_that_are_known_are_not_counted():
+def test_samples_measured_before_are_not_counted_again():
     assert audio.n_samples(Memory(b"", 123)) == 123
     with pytest.raises(AudioError):
         audio.n_samples(Memory(b"", 123), offset=0.1)
 
 
 @pytest.mark.parametrize("form", FORMATS)
-@pytest.mark.parametrize("offset, duration", [(0.2, 0.3), (0.5, None), (0.9, 0.4)])
+@pytest.mark.parametrize(("offset", "duration"), [(0.2, 0.3), (0.5, None), (0.9, 0.4)])
 def test_a_stretch_as_a_file_reads_as_the_stretch_of_the_file(tmp_path, form, offset, duration):
     path = write_noise(tmp_path, form)
     stretch = Memory(audio.cut(path, offset, duration))

@@ -105,7 +105,7 @@ def test_without_a_command_the_commands_are_listed(capsys):
 
 
 @pytest.mark.parametrize(
-    "arguments, line",
+    ("arguments", "line"),
     [
         (["tran"], "there is no command tran; did you mean train? expected train, evaluate"),
         (["train", "optim.lrr=1"], "optim.lrr=1: there is no optim.lrr; did you mean optim.lr?"),
@@ -122,20 +122,20 @@ def test_without_a_command_the_commands_are_listed(capsys):
         (["export", "checkpoint=x"], "expected out=... on the command line (see --help)"),
     ],
 )
-def test_a_mistake_of_usage_is_one_line_and_has_the_exit_code_2(arguments, line, capsys):
+def test_a_usage_error_is_one_line_and_returns_2(arguments, line, capsys):
     assert cli.main(arguments) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.startswith("error: ") and line in err and err.count("\n") == 1
 
 
-def test_under_torchrun_a_mistake_of_usage_is_said_by_the_first_process_of_a_machine(capsys, monkeypatch):
+def test_under_torchrun_a_usage_error_is_printed_once_per_machine(capsys, monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert cli.main(["train", "optim.lrr=1"]) == 2
     assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("error", [UserError("out=x is full"), RunStopped("out=x is full")])
-def test_a_run_that_fails_by_the_user_s_mistake_is_one_line_and_has_the_exit_code_1(error, failing, capsys):
+def test_a_failed_run_prints_one_line_and_returns_1(error, failing, capsys):
     failing(error)
     assert cli.main(["corpus", "out=x"]) == 1
     assert capsys.readouterr().err == "error: out=x is full\n"
@@ -149,7 +149,7 @@ def test_every_other_exception_keeps_its_traceback(error, failing):
     assert raised.value is error and any(entry.name == "run" for entry in raised.traceback)
 
 
-def test_debug_shows_the_traceback_of_a_user_s_mistake(failing, monkeypatch):
+def test_debug_shows_the_traceback_of_a_user_error(failing, monkeypatch):
     failing(UserError("out=x is full"))
     with pytest.raises(UserError):
         cli.main(["corpus", "--debug", "out=x"])
@@ -166,7 +166,7 @@ def raise_value_error() -> None:
     raise ValueError("of numpy")
 
 
-def test_what_a_target_raises_is_shown_as_it_is():
+def test_an_error_raised_by_a_target_is_shown_unchanged():
     with pytest.raises(UserError, match="^p=2: expected a probability$"):
         config.build({"_target_": f"{__name__}.raise_user_error"})
     with pytest.raises(Exception, match="of numpy") as raised:
@@ -185,7 +185,7 @@ print([name for name in {heavy} if name in sys.modules], code)
 
 
 @pytest.mark.parametrize(
-    "arguments, code",
+    ("arguments", "code"),
     [
         ([], 0),
         (["train", "--help"], 0),
@@ -194,13 +194,13 @@ print([name for name in {heavy} if name in sys.modules], code)
         (["train", "--cfg", "job"], 0),
     ],
 )
-def test_what_only_prints_does_not_import_what_computes(arguments, code):
+def test_printing_commands_do_not_import_heavy_packages(arguments, code):
     script = _IMPORTED.format(heavy=HEAVY)
     done = subprocess.run([sys.executable, "-c", script, *arguments], env=ENVIRONMENT, capture_output=True, text=True)
     assert done.stdout.splitlines()[-1] == f"[] {code}", done.stderr
 
 
-@pytest.mark.parametrize("command, package", [("results", "pandas"), ("report", "jinja2")])
+@pytest.mark.parametrize(("command", "package"), [("results", "pandas"), ("report", "jinja2")])
 def test_a_package_of_an_extra_is_named_with_the_extra(command, package, tmp_path, monkeypatch, capsys):
     for module in [name for name in sys.modules if name.startswith("auris.results")]:
         monkeypatch.delitem(sys.modules, module)

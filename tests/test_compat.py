@@ -52,7 +52,7 @@ class Continue(L.Callback):
         compat.set_position(trainer, self.step, max_steps=6, validating=self.validating)
 
 
-@pytest.mark.parametrize("validating, steps, validated", [(False, [2, 3, 4, 5], 2), (True, [2, 3, 4, 5], 3)])
+@pytest.mark.parametrize(("validating", "steps", "validated"), [(False, [2, 3, 4, 5], 2), (True, [2, 3, 4, 5], 3)])
 def test_a_trainer_continues_at_a_step(tmp_path: Path, validating: bool, steps: list[int], validated: int):
     """Of 6 steps with a validation after every two; the one after step 2 is repeated if it was interrupted."""
     module, handler = Manual(), signal.getsignal(signal.SIGTERM)
@@ -103,7 +103,7 @@ def test_the_settings_of_compilation_exist():
         assert torch._dynamo.config.nested_graph_breaks is True and sizes.use_duck_shape is False
 
 
-def test_a_compiled_module_is_told_from_another():
+def test_compiled_modules_are_recognised():
     module = nn.Linear(1, 1)
     assert not compat.is_compiled(module)
     module.compile(backend="eager")

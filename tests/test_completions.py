@@ -19,16 +19,16 @@ from support import stand_in
 DOG = request("sec", "dog", 2)
 
 
-def test_an_answer_is_asked_for_once_and_then_read(tmp_path: Path) -> None:
+def test_a_reply_is_requested_once_and_then_read_from_the_recording(tmp_path: Path) -> None:
     path = tmp_path / "new" / "record.jsonl"
     with stand_in.serve() as (url, requests):
         record = Record(path, Endpoint(url=url, model="m", temperature=0.5))
-        said = [record.ask(DOG), record.ask(DOG), Record(path, record.endpoint).ask(DOG)]
+        replies = [record.ask(DOG), record.ask(DOG), Record(path, record.endpoint).ask(DOG)]
     assert len(requests) == 1
     assert requests[0]["path"] == "/v1/chat/completions"
     assert requests[0]["body"] == {"model": "m", "messages": DOG, "temperature": 0.5}
-    assert said == [Record(path).ask(DOG)] * 3
-    assert said[0] == (stand_in.reply(DOG), stand_in.MODEL)
+    assert replies == [Record(path).ask(DOG)] * 3
+    assert replies[0] == (stand_in.reply(DOG), stand_in.MODEL)
 
 
 def test_the_key_is_taken_from_the_environment_and_kept_nowhere(
@@ -42,7 +42,7 @@ def test_the_key_is_taken_from_the_environment_and_kept_nowhere(
     assert "opensesame" not in (tmp_path / "record.jsonl").read_text()
 
 
-def test_what_is_not_recorded_is_an_error_that_says_what_to_do() -> None:
+def test_a_missing_recording_is_an_error_that_says_what_to_do() -> None:
     with pytest.raises(ValueError, match=r'(?s)augmentation.jsonl holds no answer.*"label": "owl".*llm.url=.*mix.augm'):
         Record(SHIPPED).ask(request("sec", "owl", 8))
 
@@ -56,11 +56,11 @@ def test_a_recording_that_is_there_and_empty_gets_its_first_line(tmp_path: Path)
     path = tmp_path / "record.jsonl"
     path.touch()
     with stand_in.serve() as (url, _):
-        said = Record(path, Endpoint(url=url, model="m")).ask(DOG)
-    assert Record(path).ask(DOG) == said
+        reply = Record(path, Endpoint(url=url, model="m")).ask(DOG)
+    assert Record(path).ask(DOG) == reply
 
 
-def test_a_line_that_was_cut_off_is_asked_for_again_by_who_can_ask(tmp_path: Path) -> None:
+def test_a_truncated_line_is_requested_again_where_requests_are_possible(tmp_path: Path) -> None:
     path = tmp_path / "record.jsonl"
     whole = SHIPPED.read_bytes()
     path.write_bytes(whole[: whole.index(b"\n", 3000) - 5])
@@ -88,7 +88,7 @@ def test_an_endpoint_that_fails_is_named_and_earlier_answers_are_kept(tmp_path: 
     assert Record(path).ask(DOG)[0] == stand_in.reply(DOG)
 
 
-def test_an_address_that_is_none_of_an_endpoint_is_named() -> None:
+def test_an_invalid_endpoint_url_is_named() -> None:
     with stand_in.serve() as (url, _), pytest.raises(ValueError, match="elsewhere gave no chat .*404"):
         Endpoint(url=url.replace("v1", "elsewhere"), model="m").complete(DOG)
     with stand_in.serve(lambda messages: None) as (url, _), pytest.raises(ValueError, match="its content is None"):
@@ -125,7 +125,7 @@ def test_a_request_is_known_by_its_settings_too(tmp_path: Path) -> None:
         Record(path).ask(messages, {**settings, "temperature": 3})
 
 
-def test_many_are_asked_at_a_time_and_each_once(tmp_path: Path) -> None:
+def test_requests_run_concurrently_and_each_is_sent_once(tmp_path: Path) -> None:
     inside, most, lock, all_in = 0, 0, threading.Lock(), threading.Barrier(4)
 
     def answer(messages: list) -> str:
@@ -146,16 +146,19 @@ def test_many_are_asked_at_a_time_and_each_once(tmp_path: Path) -> None:
     assert [Record(path).ask(*asked(number))[0] for number in (0, 7)] == ["QUESTION 0", "QUESTION 7"]
 
 
-def test_a_server_in_trouble_is_asked_again_and_one_that_refuses_is_not(tmp_path: Path) -> None:
+def test_server_errors_are_retried_and_refusals_are_not(tmp_path: Path) -> None:
     replies = [stand_in.Refused(429, "slow down"), stand_in.Refused(503), "yes"]
     with stand_in.serve(lambda messages: replies.pop(0)) as (url, requests):
         assert Endpoint(url=url, model="m", retries=2, pause=0.01).complete(DOG).text == "yes"
     assert len(requests) == 3
     for status, tries in ((401, 1), (500, 3)):
         refused = stand_in.Refused(status, "no")
-        with stand_in.serve(lambda messages, said=refused: said) as (url, requests), pytest.raises(ValueError) as error:
+        with (
+            stand_in.serve(lambda messages, reply=refused: reply) as (url, requests),
+            pytest.raises(ValueError, match="is kept") as error,
+        ):
             Endpoint(url=url, model="m", retries=2, pause=0.01).complete(DOG)
-        assert len(requests) == tries and str(status) in str(error.value) and "is kept" in str(error.value)
+        assert len(requests) == tries and str(status) in str(error.value)
 
 
 def test_the_server_s_own_pause_counts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,7 +210,7 @@ def test_a_reply_of_nothing_is_one_where_it_counts(tmp_path: Path) -> None:
         assert reply.text == "" and reply.details == {"finish_reason": "content_filter"}
 
 
-def test_a_stand_in_says_so_in_the_first_line_and_is_not_mixed_with_a_model(tmp_path: Path) -> None:
+def test_a_stand_in_is_named_in_the_first_line_and_not_mixed_with_a_model(tmp_path: Path) -> None:
     path = tmp_path / "record.jsonl"
     with stand_in.serve(lambda messages: "yes") as (url, _):
         Record(path, Endpoint(url=url, model="m", stand_in="a script")).ask(*asked(1))
@@ -227,7 +230,7 @@ Record(Path(sys.argv[1]), Endpoint(url=sys.argv[2], model="m")).ask_all(map(aske
 """
 
 
-def test_killed_in_the_middle_nothing_that_was_answered_is_asked_twice(tmp_path: Path) -> None:
+def test_after_a_kill_no_answered_request_is_repeated(tmp_path: Path) -> None:
     path, child = tmp_path / "record.jsonl", None
 
     def answer(messages: list) -> str:

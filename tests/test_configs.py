@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from functools import cache
@@ -105,7 +106,7 @@ def unbound(made: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def test_every_file_at_the_top_is_a_known_primary():
+def test_every_top_level_file_is_a_command_config():
     assert {path.stem for path in config.CONFIGS.glob("*.yaml")} == set(PRIMARIES)
 
 
@@ -114,7 +115,7 @@ def test_each_primary_composes_and_binds(primary):
     assert unbound(compose(primary)) == []
 
 
-@pytest.mark.parametrize("primary, override", choices())
+@pytest.mark.parametrize(("primary", "override"), choices())
 def test_each_option_of_each_group_composes_and_binds(primary, override):
     assert unbound(compose(primary, override)) == []
 
@@ -192,12 +193,12 @@ def test_fine_tuning_is_that_of_qwen_audio_in_both_systems():
 def test_a_small_model_s_later_stages_are_shorter_and_gentler(system):
     stages = [stage for stage in ("pretrain", "sft", "dpo") if system == "qwen2_audio" or stage != "dpo"]
     found = [compose("train", f"experiment={system}_{stage}", "scale=small") for stage in stages]
-    for before, after in zip(found, found[1:], strict=False):
+    for before, after in itertools.pairwise(found):
         assert after["max_steps"] < before["max_steps"] and after["optim"]["lr"] < before["optim"]["lr"]
 
 
 @pytest.mark.parametrize(
-    "where, spoil",
+    ("where", "spoil"),
     [
         ("model.pooling", lambda made: made["model"]["pooling"].update(kk=made["model"]["pooling"].pop("k"))),
         ("model.encoder", lambda made: made["model"]["encoder"].pop("n_mels")),
@@ -262,10 +263,10 @@ def test_a_planted_arm_without_effect_is_refused():
 
 
 def test_a_misspelt_override_is_named_with_its_study_and_arm():
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(ValueError, match="study small") as error:
         studies.plan(small(base=["experiment=encoder_ctc"], typo=["optim.layer_dekay=0.9"]))
-    for said in ("study small", "arm typo", "optim.layer_dekay"):
-        assert said in str(error.value)
+    for part in ("study small", "arm typo", "optim.layer_dekay"):
+        assert part in str(error.value)
 
 
 def test_a_misspelt_option_is_named():

@@ -58,7 +58,7 @@ def cluster(tmp_path: Path) -> Cluster:
     return Cluster(tmp_path)
 
 
-def test_torchrun_is_told_the_machines_and_the_trainer_is_told_the_same(cluster):
+def test_torchrun_and_the_trainer_get_the_same_machines(cluster):
     done = cluster.run("torchrun.sh", "experiment=qwen2_audio_sft", GPUS="4", NODES="2", RANK="1", MASTER="node0")
     assert done.returncode == 0, done.stderr
     [call] = cluster.called()
@@ -67,12 +67,12 @@ def test_torchrun_is_told_the_machines_and_the_trainer_is_told_the_same(cluster)
 
 
 @pytest.mark.parametrize("status", [0, 1])
-def test_torchrun_s_status_is_that_of_the_script_where_nobody_told_it_to_stop(cluster, status):
+def test_without_a_signal_the_script_returns_torchrun_s_status(cluster, status):
     assert cluster.run("torchrun.sh", GPUS="1", ENDS=str(status)).returncode == status
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_script_with_torchrun_that_is_told_to_stop_ends_to_be_requeued_as_a_run_does(cluster, number):
+def test_a_signalled_torchrun_script_asks_to_be_requeued(cluster, number):
     process = cluster.start("torchrun.sh", GPUS="1", TOLD="yes")
     deadline = time.monotonic() + 60
     while not cluster.called():
@@ -82,8 +82,8 @@ def test_a_script_with_torchrun_that_is_told_to_stop_ends_to_be_requeued_as_a_ru
     assert process.wait(timeout=60) == 75
 
 
-@pytest.mark.parametrize("status, requeued", [("0", False), ("1", False), ("75", True)])
-def test_a_slurm_job_is_requeued_where_its_run_is_to_be_gone_on_with(cluster, status, requeued):
+@pytest.mark.parametrize(("status", "requeued"), [("0", False), ("1", False), ("75", True)])
+def test_a_slurm_job_is_requeued_if_its_run_is_to_continue(cluster, status, requeued):
     job = {"SLURM_NTASKS_PER_NODE": "8", "SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_ID": "123"}
     done = cluster.run("slurm.sh", "strategy=fsdp", **job, STATUS=status)
     run, *after = cluster.called()
@@ -104,7 +104,7 @@ def test_a_study_is_submitted_level_by_level(cluster):
     assert done.stdout.splitlines() == ["level 0: job 77, 3 runs", "level 1: job 77, 2 runs"]
 
 
-@pytest.mark.parametrize("status, after", [("0", []), ("1", []), ("75", ["scontrol requeue 77_1"])])
+@pytest.mark.parametrize(("status", "after"), [("0", []), ("1", []), ("75", ["scontrol requeue 77_1"])])
 def test_a_task_of_a_study_is_one_run(cluster, status, after):
     task = {"LEVEL": "1", "SLURM_ARRAY_TASK_ID": "1", "SLURM_ARRAY_JOB_ID": "77", "LISTED": LISTED, "STATUS": status}
     done = cluster.run("slurm_study.sh", "demo", "max_steps=9", **task)

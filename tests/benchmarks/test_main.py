@@ -112,7 +112,9 @@ def test_a_run_reports_parity_and_ratio_as_json(capsys: pytest.CaptureFixture, t
     assert result["settings"]["clips"] == 2 and result["settings"]["trained"] == "all"
 
 
-@pytest.mark.parametrize("benchmark, value", [("train_step", 1e-2), ("train_step", float("nan")), ("dpo_step", 1e-2)])
+@pytest.mark.parametrize(
+    ("benchmark", "value"), [("train_step", 1e-2), ("train_step", float("nan")), ("dpo_step", 1e-2)]
+)
 def test_sides_that_differ_are_not_timed(
     benchmark: str, value: float, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path
 ) -> None:
@@ -270,7 +272,7 @@ def test_an_earlier_result_does_not_outlive_a_failure(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize(
-    "arguments, message",
+    ("arguments", "message"),
     [
         (["train"], "no benchmark 'train'; there are train_step, dpo_step"),
         (["preset=huge"], "preset=huge: expected one of tiny, small, prop"),
@@ -285,16 +287,16 @@ def test_an_earlier_result_does_not_outlive_a_failure(monkeypatch: pytest.Monkey
         (["train_step", "clips=0"], "clips=0: expected 1 or more"),
     ],
 )
-def test_a_mistaken_argument_ends_it(arguments: list[str], message: str) -> None:
+def test_an_invalid_argument_ends_the_command(arguments: list[str], message: str) -> None:
     with pytest.raises(SystemExit, match=message):
         __main__.main(arguments)
 
 
 def test_help_names_every_benchmark_and_its_settings(capsys: pytest.CaptureFixture) -> None:
     assert __main__.main(["--help"]) == 0
-    said = capsys.readouterr().out
-    assert all(f"\n  {name} " in said for name in __main__.BENCHMARKS)
-    assert "preset=tiny|small|prop" in said and "trained=all|sft|pretrain" in said and "lengths=2-8" in said
+    output = capsys.readouterr().out
+    assert all(f"\n  {name} " in output for name in __main__.BENCHMARKS)
+    assert "preset=tiny|small|prop" in output and "trained=all|sft|pretrain" in output and "lengths=2-8" in output
     assert train_step.PRESETS["small"].vocab_size == 156_032
 
 

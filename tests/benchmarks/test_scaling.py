@@ -29,7 +29,7 @@ def load(released: nn.Module) -> Load:
     return Load.of_budget(8192, released.geometry.pool)
 
 
-def test_a_node_shares_what_the_performance_notes_say(released, load):
+def test_the_memory_of_a_node_equals_the_performance_notes(released, load):
     step = plan(released, TUNED, load, Processes(world=8), MACHINE)
     states = step.weights + step.gradients + step.moments
     assert states / GIB == pytest.approx(14.6, abs=0.1) and step.activations / GIB == pytest.approx(37.5, abs=0.1)
@@ -38,7 +38,7 @@ def test_a_node_shares_what_the_performance_notes_say(released, load):
     assert step.seconds == step.compute > step.communication
 
 
-def test_the_network_between_nodes_is_what_replicas_avoid(released, load):
+def test_replicas_reduce_traffic_between_nodes(released, load):
     near, far, replicas = (
         plan(released, TUNED, load, layout, MACHINE)
         for layout in (
@@ -61,15 +61,15 @@ def test_two_that_compute_together_have_half_the_arithmetic_of_the_language_mode
     assert together.weights == alone.weights and Processes(world=8, tensor_parallel=2).ranks == 4
 
 
-def test_the_command_prints_every_size_and_what_it_assumes(capsys):
+def test_the_command_prints_every_size_and_its_assumptions(capsys):
     arguments = ["experiment=qwen2_audio_dpo", "scale=full", "optim.states=bf16", "+machine.between=25e9"]
     scaling.main(arguments)
-    said = capsys.readouterr().out
-    assert all(f"│ {gpus} " in said for gpus in scaling.GPUS) and said.count("hsdp") == 6
-    assert "400 TFLOP/s" in said and "25 between nodes" in said
+    output = capsys.readouterr().out
+    assert all(f"│ {gpus} " in output for gpus in scaling.GPUS) and output.count("hsdp") == 6
+    assert "400 TFLOP/s" in output and "25 between nodes" in output
 
 
 def test_a_machine_that_has_no_such_number_and_a_model_of_unknown_size_are_refused():
-    for arguments, said in ((["+machine.gpu=4"], "gpu"), (["scale=tiny"], "vocab_rows=null")):
-        with pytest.raises(SystemExit, match=f"error: .*{said}"):
+    for arguments, message in ((["+machine.gpu=4"], "gpu"), (["scale=tiny"], "vocab_rows=null")):
+        with pytest.raises(SystemExit, match=f"error: .*{message}"):
             scaling.main(["experiment=qwen2_audio_sft", "scale=full", *arguments])

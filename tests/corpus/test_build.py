@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import json
 from collections import Counter
 from pathlib import Path
@@ -40,8 +41,8 @@ GOLDEN = {"labels_hash": "c131237c57c9248c", "audio_hash": "31db3d967d5a0b08"}
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("made") / "corpus"
+def corpus_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("corpus") / "corpus"
     build(out, **CORPUS, processes=2)
     return out
 
@@ -51,16 +52,16 @@ def read(out: Path, *splits: str) -> list[dict[str, Any]]:
     return [json.loads(line) for name in names for line in (out / f"{name}.jsonl").read_text("utf-8").splitlines()]
 
 
-def test_same_seed_gives_the_same_bytes_with_any_number_of_processes(made: Path, tmp_path: Path) -> None:
+def test_same_seed_gives_the_same_bytes_with_any_number_of_processes(corpus_dir: Path, tmp_path: Path) -> None:
     build(tmp_path / "corpus", **CORPUS, processes=1)
-    files = sorted(path.relative_to(made) for path in made.rglob("*") if path.is_file())
+    files = sorted(path.relative_to(corpus_dir) for path in corpus_dir.rglob("*") if path.is_file())
     assert files == sorted(path.relative_to(tmp_path / "corpus") for path in (tmp_path / "corpus").rglob("*.*"))
     for file in files:
-        assert (made / file).read_bytes() == (tmp_path / "corpus" / file).read_bytes(), file
+        assert (corpus_dir / file).read_bytes() == (tmp_path / "corpus" / file).read_bytes(), file
 
 
-def test_corpus_is_the_golden_one(made: Path) -> None:
-    facts = json.loads((made / "corpus.json").read_text("utf-8"))
+def test_corpus_is_the_golden_one(corpus_dir: Path) -> None:
+    facts = json.loads((corpus_dir / "corpus.json").read_text("utf-8"))
     assert {name: facts[name] for name in GOLDEN} == GOLDEN
 
 
@@ -74,22 +75,22 @@ def test_a_larger_corpus_holds_the_smaller_one() -> None:
     assert small < large
 
 
-def test_hashes_are_those_of_the_files(made: Path) -> None:
-    facts = json.loads((made / "corpus.json").read_text("utf-8"))
+def test_hashes_are_those_of_the_files(corpus_dir: Path) -> None:
+    facts = json.loads((corpus_dir / "corpus.json").read_text("utf-8"))
     names = [*(f"{split}.jsonl" for split in grammar.SPLITS), "text.txt"]
-    assert facts["labels_hash"] == hash_bytes(*((made / name).read_bytes() for name in names))
+    assert facts["labels_hash"] == hash_bytes(*((corpus_dir / name).read_bytes() for name in names))
 
 
-def test_splits_share_no_sentence_no_meaning_and_no_voice(made: Path) -> None:
-    rows = [row for row in read(made) if row["provenance"] == "tts"]
-    said = {
+def test_splits_share_no_sentence_no_meaning_and_no_voice(corpus_dir: Path) -> None:
+    rows = [row for row in read(corpus_dir) if row["provenance"] == "tts"]
+    sentences = {
         split: {row.get("transcript", row["content"]) for row in rows if row["split"] == split}
         | {row["text"] for row in rows if row["split"] == split and row["task"] == "s2tt"}
         for split in grammar.SPLITS
     }
-    said["train"] |= set((made / "text.txt").read_text("utf-8").splitlines())
-    assert not said["train"] & (said["valid"] | said["test"])
-    assert not said["valid"] & said["test"]
+    sentences["train"] |= set((corpus_dir / "text.txt").read_text("utf-8").splitlines())
+    assert not sentences["train"] & (sentences["valid"] | sentences["test"])
+    assert not sentences["valid"] & sentences["test"]
     english = [row for row in rows if row["language"] == "en"]
     assert all(grammar.split_of(row.get("transcript", row["content"])) == row["split"] for row in english)
     voices = {split: {row["speaker"] for row in rows if row["split"] == split} for split in grammar.SPLITS}
@@ -97,8 +98,8 @@ def test_splits_share_no_sentence_no_meaning_and_no_voice(made: Path) -> None:
         assert names <= {*speech.VOICES[split]["male"], *speech.VOICES[split]["female"]}
 
 
-def test_text_is_of_the_training_split_in_every_language(made: Path) -> None:
-    lines = (made / "text.txt").read_text("utf-8").splitlines()
+def test_text_is_of_the_training_split_in_every_language(corpus_dir: Path) -> None:
+    lines = (corpus_dir / "text.txt").read_text("utf-8").splitlines()
     assert lines == draw_text(400, CORPUS["seed"], SPOKEN)
     known = {language: vocabulary(language) for language in SPOKEN}
     for place, language in enumerate(SPOKEN):
@@ -107,38 +108,38 @@ def test_text_is_of_the_training_split_in_every_language(made: Path) -> None:
     assert all(grammar.split_of(line) == "train" for line in lines[0 :: len(SPOKEN) + 1])
 
 
-def test_sound_files_are_as_long_as_their_rows_say(made: Path) -> None:
-    for row in read(made):
-        clip = soundfile.info(made / row["audio"])
+def test_sound_files_are_as_long_as_their_rows_say(corpus_dir: Path) -> None:
+    for row in read(corpus_dir):
+        clip = soundfile.info(corpus_dir / row["audio"])
         assert (clip.samplerate, clip.channels, clip.format, clip.subtype) == (SAMPLE_RATE, 1, "WAV", "PCM_16")
         assert row["duration"] == clip.frames / SAMPLE_RATE
-        samples, _ = soundfile.read(made / row["audio"])
+        samples, _ = soundfile.read(corpus_dir / row["audio"])
         assert 0.1 < np.abs(samples).max() < 0.9, row["id"]
 
 
-def test_word_times_follow_each_other_inside_the_clip(made: Path) -> None:
-    spoken = [row for row in read(made) if row["provenance"] == "tts"]
+def test_word_times_follow_each_other_inside_the_clip(corpus_dir: Path) -> None:
+    spoken = [row for row in read(corpus_dir) if row["provenance"] == "tts"]
     for row in spoken:
         times = [row["words"][0]["start"], *(word["end"] for word in row["words"])]
-        assert all(a < b for a, b in zip(times[:-1], times[1:], strict=True))
+        assert all(a < b for a, b in itertools.pairwise(times))
         assert all(a["end"] == b["start"] for a, b in zip(row["words"][:-1], row["words"][1:], strict=True))
         assert times[0] > 0
         assert times[-1] < row["duration"]
-        said = row.get("transcript", row["content"])
-        assert [word["word"] for word in row["words"]] == grammar.words(said, row["language"])
+        transcript = row.get("transcript", row["content"])
+        assert [word["word"] for word in row["words"]] == grammar.words(transcript, row["language"])
 
 
-def test_word_times_point_at_the_speech(made: Path) -> None:
-    for row in read(made, "test"):
+def test_word_times_point_at_the_speech(corpus_dir: Path) -> None:
+    for row in read(corpus_dir, "test"):
         if row["task"] != "asr":
             continue
-        samples, _ = soundfile.read(made / row["audio"])
+        samples, _ = soundfile.read(corpus_dir / row["audio"])
         start, end = (round(row["words"][place][edge] * SAMPLE_RATE) for place, edge in ((0, "start"), (-1, "end")))
         assert np.mean(samples[start:end] ** 2) > 10 * np.mean(samples[: start - 160] ** 2), row["id"]
 
 
-def test_every_row_says_where_it_comes_from(made: Path) -> None:
-    rows = read(made)
+def test_every_row_has_a_provenance(corpus_dir: Path) -> None:
+    rows = read(corpus_dir)
     assert len({row["id"] for row in rows}) == len({row["seed"] for row in rows}) == len(rows)
     for row in rows:
         spoken = row["task"] in ("asr", "s2tt", "lid", "sgc", "ks")
@@ -148,8 +149,8 @@ def test_every_row_says_where_it_comes_from(made: Path) -> None:
         assert row["content"]
 
 
-def test_labels_match_their_tasks(made: Path) -> None:
-    for row in read(made):
+def test_labels_match_their_tasks(corpus_dir: Path) -> None:
+    for row in read(corpus_dir):
         task = row["task"]
         if task == "sgc":
             assert row["speaker"] in speech.VOICES[row["split"]][row["text"]]
@@ -162,7 +163,9 @@ def test_labels_match_their_tasks(made: Path) -> None:
             assert row["text"] in RECIPES[task].variants
         elif task == "aqa":
             check_answer(row)
-    assert Counter(row["language"] for row in read(made, "train") if row["task"] == "lid") == dict.fromkeys(SPOKEN, 1)
+    assert Counter(row["language"] for row in read(corpus_dir, "train") if row["task"] == "lid") == dict.fromkeys(
+        SPOKEN, 1
+    )
 
 
 def check_answer(row: dict[str, Any]) -> None:
@@ -181,28 +184,28 @@ def check_answer(row: dict[str, Any]) -> None:
         assert row["text"] == ("yes" if asked in heard else "no")
 
 
-def test_answers_to_questions_are_balanced(made: Path) -> None:
-    rows = [row for row in read(made, "train") if row["task"] == "aqa"]
+def test_answers_to_questions_are_balanced(corpus_dir: Path) -> None:
+    rows = [row for row in read(corpus_dir, "train") if row["task"] == "aqa"]
     answers = Counter(row["text"] for row in rows if row["question"].startswith("Can"))
     assert answers["yes"] == answers["no"] == 4
     assert max(Counter(row["text"] for row in rows if row["question"].startswith("How")).values()) <= 3
     assert Counter(row["question"] for row in rows if row["question"].startswith("What")).most_common(1)[0][1] == 4
 
 
-def test_building_again_says_that_it_is_there(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    before = (made / "corpus.json").stat().st_mtime_ns
-    facts = build(made, **CORPUS)
-    assert f"already in {made}" in capsys.readouterr().out
+def test_an_existing_corpus_is_reported_and_left_alone(corpus_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (corpus_dir / "corpus.json").stat().st_mtime_ns
+    facts = build(corpus_dir, **CORPUS)
+    assert f"already in {corpus_dir}" in capsys.readouterr().out
     assert facts["rows"]["valid"] == {"asr": 4, "sgc": 4}
-    assert (made / "corpus.json").stat().st_mtime_ns == before
+    assert (corpus_dir / "corpus.json").stat().st_mtime_ns == before
 
 
-def test_another_configuration_in_the_same_directory_is_refused(made: Path) -> None:
+def test_another_configuration_in_the_same_directory_is_refused(corpus_dir: Path) -> None:
     with pytest.raises(ValueError, match=r"made with seed=7, now seed=8.*out=DIR"):
-        build(made, **{**CORPUS, "seed": 8})
+        build(corpus_dir, **{**CORPUS, "seed": 8})
 
 
-def test_somebody_elses_directory_is_left_alone(tmp_path: Path) -> None:
+def test_a_directory_of_other_files_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "train.jsonl").write_text("mine")
     with pytest.raises(ValueError, match="no embedded corpus"):
         build(tmp_path, **CORPUS)

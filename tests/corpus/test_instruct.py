@@ -53,8 +53,8 @@ SILENT = OPTIONS | {"mix": {"demonstration": 3, "text": 1}}  # nobody speaks: qu
 
 
 @pytest.fixture(scope="module")
-def made(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("made") / "instruct"
+def dialogue_dir(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("dialogues") / "instruct"
     instruct(corpus, out, **OPTIONS, processes=2)
     return out
 
@@ -63,7 +63,7 @@ def read(out: Path, *names: str) -> list[dict[str, Any]]:
     return [json.loads(line) for name in names for line in (out / f"{name}.jsonl").read_text("utf-8").splitlines()]
 
 
-def said(row: dict[str, Any], role: str) -> list[str]:
+def texts_of(row: dict[str, Any], role: str) -> list[str]:
     """What a role says as text, message by message."""
     contents = [message["content"] for message in row["messages"] if message["role"] == role]
     return [
@@ -80,63 +80,65 @@ def labels(corpus: Path) -> dict[str, dict[str, Any]]:
     return {row["id"]: row for row in read(corpus, *grammar.SPLITS)}
 
 
-def test_the_manifest_reader_takes_every_row_as_it_is_meant(made: Path) -> None:
+def test_the_manifest_reader_takes_every_row_as_it_is_meant(dialogue_dir: Path) -> None:
     for name in FILES:
-        (manifest,) = read_manifests([made / f"{name}.jsonl"])
-        for row, given in zip(manifest.rows, read(made, name), strict=True):
+        (manifest,) = read_manifests([dialogue_dir / f"{name}.jsonl"])
+        for row, given in zip(manifest.rows, read(dialogue_dir, name), strict=True):
             assert row.problem is None, (row.id, row.problem)
             assert row.labels["task"] == ("preference" if "preferences" in name else "chat")
             assert (row.labels["mode"], row.labels["key"]) == (given["mode"], given["key"])
-            assert [clip.path.resolve() for clip in row.clips] == [(made / path).resolve() for path in heard(given)]
+            assert [clip.path.resolve() for clip in row.clips] == [
+                (dialogue_dir / path).resolve() for path in heard(given)
+            ]
             assert all(clip.path.is_file() for clip in row.clips)
 
 
-def test_every_kind_is_there_in_its_share_and_the_facts_say_how_often(made: Path) -> None:
-    facts = json.loads((made / "instruct.json").read_text("utf-8"))
+def test_every_kind_has_its_share_and_the_facts_count_it(dialogue_dir: Path) -> None:
+    facts = json.loads((dialogue_dir / "instruct.json").read_text("utf-8"))
     for name in FILES:
-        rows = read(made, name)
+        rows = read(dialogue_dir, name)
         kinds = Counter(row["kind"] for row in rows)
         assert kinds == facts["kinds"][name]
         assert set(kinds) == set(ALL) - ({"augmented"} if "preferences" in name else set())
         assert max(kinds.values()) - min(kinds.values()) <= 1
         assert Counter(row["mode"] for row in rows) == facts["modes"][name]
         assert {row["mode"] for row in rows} == set(MODES)
-    first = Counter(row["kind"] for row in read(made, "train")[: len(ALL)])
+    first = Counter(row["kind"] for row in read(dialogue_dir, "train")[: len(ALL)])
     assert set(first.values()) == {1}  # the first rows are a fair sample
 
 
-def test_the_key_of_a_row_stands_in_its_last_answer(made: Path) -> None:
-    for row in read(made, *grammar.SPLITS):
+def test_the_last_answer_of_a_row_contains_its_key(dialogue_dir: Path) -> None:
+    for row in read(dialogue_dir, *grammar.SPLITS):
         assert row["messages"][-1]["role"] == "assistant"
         assert contains(row["messages"][-1]["content"], row["key"], row["language"]), row
 
 
-def test_answers_take_the_form_that_the_row_says(made: Path) -> None:
-    rows = [row for row in read(made, *grammar.SPLITS) if row["kind"] != "augmented"]
+def test_answers_have_the_form_named_in_the_row(dialogue_dir: Path) -> None:
+    rows = [row for row in read(dialogue_dir, *grammar.SPLITS) if row["kind"] != "augmented"]
     assert {row["form"] for row in rows} == set(wordings.FORMS)
     for row in rows:
-        for reply in said(row, "assistant"):
+        for reply in texts_of(row, "assistant"):
             assert reply.startswith(POLITE_OPENINGS) == (row["form"] == "polite"), row
             assert reply.endswith(".") == (row["form"] != "terse"), row
 
 
-def test_the_mode_is_told_from_what_the_user_gives(made: Path) -> None:
-    for row in read(made, *FILES):
+def test_the_mode_follows_from_the_user_s_messages(dialogue_dir: Path) -> None:
+    for row in read(dialogue_dir, *FILES):
         match row["kind"]:
             case "voice":
-                assert (row["mode"], len(heard(row)), said(row, "user")) == ("voice_chat", 1, [""])
+                assert (row["mode"], len(heard(row)), texts_of(row, "user")) == ("voice_chat", 1, [""])
             case "text":
                 assert (row["mode"], heard(row)) == ("text", [])
             case "command":
-                assert (row["mode"], len(heard(row)), said(row, "user")) == ("audio_analysis", 1, [""])
+                assert (row["mode"], len(heard(row)), texts_of(row, "user")) == ("audio_analysis", 1, [""])
             case "comparison":
                 assert row["mode"] == "audio_analysis" and len(heard(row)) in (2, 3)
             case "turns":
-                assert row["mode"] == "audio_analysis" and len(heard(row)) == len(said(row, "user")) in (2, 3)
+                assert row["mode"] == "audio_analysis" and len(heard(row)) == len(texts_of(row, "user")) in (2, 3)
             case "follow_up":
-                assert len(heard(row)) == 1 and len(said(row, "user")) in (2, 3)
+                assert len(heard(row)) == 1 and len(texts_of(row, "user")) in (2, 3)
             case _:
-                assert row["mode"] == "audio_analysis" and len(heard(row)) == 1 and all(said(row, "user"))
+                assert row["mode"] == "audio_analysis" and len(heard(row)) == 1 and all(texts_of(row, "user"))
 
 
 # --- the answers, from the corpus's labels --------------------------------------------------------------------------
@@ -152,7 +154,7 @@ def table_of(task: str) -> dict[str, tuple[str, ...]]:
 
 def right(row: dict[str, Any], sources: list[dict[str, Any]]) -> str:
     """What a row's key should be, from the labels of the corpus's rows and from what the user asks."""
-    asked = (said(row, "user")[-1] or row["spoken"]).lower()
+    asked = (texts_of(row, "user")[-1] or row["spoken"]).lower()
     asked = re.sub(r" (please|tell me|i want to know|thank you)\.$", "", asked)
     first = sources[0] if sources else {}
     match row["kind"]:
@@ -224,20 +226,20 @@ def fact(asked: str) -> str:
     return next(heading for heading, items in wordings.CATEGORIES.items() if noun in items)
 
 
-def test_every_answer_is_right(made: Path, corpus: Path) -> None:
+def test_every_answer_is_right(dialogue_dir: Path, corpus: Path) -> None:
     known = labels(corpus)
-    for row in read(made, *FILES):
+    for row in read(dialogue_dir, *FILES):
         sources = [known[source] for source in row["sources"]]
         assert row["key"] == right(row, sources), row
         by_a_task = row["kind"] in ("demonstration", "turns")
         assert row.get("skill") == (sources[-1]["task"] if by_a_task else None)
 
 
-def test_earlier_answers_of_several_turns_are_right_too(made: Path, corpus: Path) -> None:
+def test_earlier_answers_of_several_turns_are_right_too(dialogue_dir: Path, corpus: Path) -> None:
     known = labels(corpus)
-    for row in read(made, *FILES):
+    for row in read(dialogue_dir, *FILES):
         if row["kind"] == "turns":
-            for source, reply in zip(row["sources"], said(row, "assistant"), strict=False):
+            for source, reply in zip(row["sources"], texts_of(row, "assistant"), strict=False):
                 assert contains(
                     reply,
                     label_of(known[source]),
@@ -248,9 +250,9 @@ def test_earlier_answers_of_several_turns_are_right_too(made: Path, corpus: Path
 # --- preferences ----------------------------------------------------------------------------------------------------
 
 
-def test_preferences_end_with_the_user_and_prefer_the_right_polite_answer(made: Path) -> None:
+def test_preferences_end_with_the_user_and_prefer_the_right_polite_answer(dialogue_dir: Path) -> None:
     faults = Counter()
-    for row in read(made, *(name for name in FILES if "preferences" in name)):
+    for row in read(dialogue_dir, *(name for name in FILES if "preferences" in name)):
         assert row["messages"][-1]["role"] == "user"
         assert row["chosen"].startswith(POLITE_OPENINGS) and contains(row["chosen"], row["key"], row["language"])
         assert row["chosen"] != row["rejected"]
@@ -274,16 +276,16 @@ def test_preferences_end_with_the_user_and_prefer_the_right_polite_answer(made: 
 # --- splits and provenance ------------------------------------------------------------------------------------------
 
 
-def test_splits_share_no_clip_no_voice_no_spoken_sentence_and_no_question(made: Path, corpus: Path) -> None:
+def test_splits_share_no_clip_no_voice_no_spoken_sentence_and_no_question(dialogue_dir: Path, corpus: Path) -> None:
     known = labels(corpus)
     seen: dict[str, dict[str, set[str]]] = {split: {} for split in grammar.SPLITS}
     for name, split in SPLITS_OF.items():
         there = seen[split]
-        for row in read(made, name):
+        for row in read(dialogue_dir, name):
             assert row["split"] == split
             assert {known[source]["split"] for source in row["sources"]} <= {split}
-            there.setdefault("clips", set()).update((made / path).resolve().name for path in heard(row))
-            there.setdefault("questions", set()).update(filter(None, said(row, "user")))
+            there.setdefault("clips", set()).update((dialogue_dir / path).resolve().name for path in heard(row))
+            there.setdefault("questions", set()).update(filter(None, texts_of(row, "user")))
             if "spoken" in row:
                 there.setdefault("spoken", set()).add(row["spoken"])
                 there.setdefault("voices", set()).add(row["speaker"])
@@ -293,9 +295,9 @@ def test_splits_share_no_clip_no_voice_no_spoken_sentence_and_no_question(made: 
         assert not (train & valid or train & test or valid & test), what
 
 
-def test_every_row_says_where_it_comes_from(made: Path, corpus: Path) -> None:
+def test_every_row_has_a_provenance(dialogue_dir: Path, corpus: Path) -> None:
     known = labels(corpus)
-    rows = read(made, *FILES)
+    rows = read(dialogue_dir, *FILES)
     assert len({row["id"] for row in rows}) == len({row["seed"] for row in rows}) == len(rows)
     for row in rows:
         origins = {known[source]["provenance"] for source in row["sources"]} | ({"tts"} if "spoken" in row else set())
@@ -304,13 +306,13 @@ def test_every_row_says_where_it_comes_from(made: Path, corpus: Path) -> None:
         assert row["licence"] == "CC0-1.0"
 
 
-def test_no_dialogue_is_there_twice(made: Path) -> None:
+def test_no_dialogue_is_there_twice(dialogue_dir: Path) -> None:
     for name in FILES:
-        rows = [row["messages"] for row in read(made, name)]
+        rows = [row["messages"] for row in read(dialogue_dir, name)]
         assert len({json.dumps(messages) for messages in rows}) == len(rows)
 
 
-def test_a_row_is_asked_in_a_wording_of_its_split(made: Path) -> None:
+def test_the_wording_of_a_question_belongs_to_the_split_of_its_row(dialogue_dir: Path) -> None:
     fillings = {"statement": r"the [a-z ]+", "noun": r"the \w+", "question": r"(?:how|what|can) [^.]+"}
 
     def pattern(wording: str) -> str:
@@ -325,9 +327,9 @@ def test_a_row_is_asked_in_a_wording_of_its_split(made: Path) -> None:
         for split in grammar.SPLITS
         for spoken in (False, True)
     }
-    for row in read(made, *FILES):
+    for row in read(dialogue_dir, *FILES):
         if row["kind"] != "augmented":
-            asked = [(row["spoken"], True)] if "spoken" in row else [(text, False) for text in said(row, "user")]
+            asked = [(row["spoken"], True)] if "spoken" in row else [(text, False) for text in texts_of(row, "user")]
             for text, spoken in asked:
                 assert any(re.fullmatch(known, text.lower()) for known in patterns[row["split"], spoken]), text
 
@@ -335,19 +337,19 @@ def test_a_row_is_asked_in_a_wording_of_its_split(made: Path) -> None:
 # --- recordings -----------------------------------------------------------------------------------------------------
 
 
-def test_only_what_is_spoken_anew_is_recorded(made: Path) -> None:
-    facts = json.loads((made / "instruct.json").read_text("utf-8"))
-    spoken = {row["id"]: heard(row) for row in read(made, *FILES) if "spoken" in row}
-    files = sorted(path.relative_to(made).as_posix() for path in (made / "audio").rglob("*.*"))
+def test_only_new_speech_is_recorded(dialogue_dir: Path) -> None:
+    facts = json.loads((dialogue_dir / "instruct.json").read_text("utf-8"))
+    spoken = {row["id"]: heard(row) for row in read(dialogue_dir, *FILES) if "spoken" in row}
+    files = sorted(path.relative_to(dialogue_dir).as_posix() for path in (dialogue_dir / "audio").rglob("*.*"))
     assert files == sorted(path for (path,) in spoken.values())
     assert len(files) == facts["recordings"]
 
 
-def test_a_command_stands_before_the_clip_that_it_is_about(made: Path, corpus: Path) -> None:
+def test_a_command_precedes_its_clip(dialogue_dir: Path, corpus: Path) -> None:
     known = labels(corpus)
-    for row in read(made, "test"):
+    for row in read(dialogue_dir, "test"):
         if row["kind"] == "command":
-            recording, rate = soundfile.read(made / heard(row)[0], dtype="int16")
+            recording, rate = soundfile.read(dialogue_dir / heard(row)[0], dtype="int16")
             (source,) = row["sources"]
             clip, _ = soundfile.read(corpus / known[source]["audio"], dtype="int16")
             assert rate == 16_000
@@ -359,24 +361,24 @@ def test_a_command_stands_before_the_clip_that_it_is_about(made: Path, corpus: P
 # --- making them ----------------------------------------------------------------------------------------------------
 
 
-def test_same_seed_gives_the_same_bytes_with_any_number_of_processes(made: Path, corpus: Path) -> None:
-    again = made.with_name("again")  # beside the first: clips are named from there
+def test_same_seed_gives_the_same_bytes_with_any_number_of_processes(dialogue_dir: Path, corpus: Path) -> None:
+    again = dialogue_dir.with_name("again")  # beside the first: clips are named from there
     instruct(corpus, again, **OPTIONS, processes=1)
-    files = sorted(path.relative_to(made) for path in made.rglob("*") if path.is_file())
+    files = sorted(path.relative_to(dialogue_dir) for path in dialogue_dir.rglob("*") if path.is_file())
     assert files == sorted(path.relative_to(again) for path in again.rglob("*") if path.is_file())
     for file in files:
-        assert (made / file).read_bytes() == (again / file).read_bytes(), file
+        assert (dialogue_dir / file).read_bytes() == (again / file).read_bytes(), file
 
 
-def test_a_larger_set_holds_the_smaller_one(made: Path, corpus: Path) -> None:
+def test_a_larger_set_holds_the_smaller_one(dialogue_dir: Path, corpus: Path) -> None:
     small = {"rows": {"train": 45}, "preferences": {"train": 24}}
-    instruct(corpus, made.with_name("small"), **{**OPTIONS, **small}, processes=1)
+    instruct(corpus, dialogue_dir.with_name("small"), **{**OPTIONS, **small}, processes=1)
     for name in ("train", "preferences_train"):
-        larger = {row["id"]: row for row in read(made, name)}
-        for row in read(made.with_name("small"), name):
+        larger = {row["id"]: row for row in read(dialogue_dir, name)}
+        for row in read(dialogue_dir.with_name("small"), name):
             assert row == larger[row["id"]]
-    for path in (made.with_name("small") / "audio").rglob("*.wav"):
-        assert path.read_bytes() == (made / path.relative_to(made.with_name("small"))).read_bytes()
+    for path in (dialogue_dir.with_name("small") / "audio").rglob("*.wav"):
+        assert path.read_bytes() == (dialogue_dir / path.relative_to(dialogue_dir.with_name("small"))).read_bytes()
 
 
 def test_another_seed_gives_other_dialogues(corpus: Path, tmp_path: Path) -> None:
@@ -387,22 +389,22 @@ def test_another_seed_gives_other_dialogues(corpus: Path, tmp_path: Path) -> Non
     assert sum(a["messages"] == b["messages"] for a, b in zip(one, other, strict=True)) < len(one) / 10
 
 
-def test_making_them_again_says_that_they_are_there(
-    made: Path, corpus: Path, capsys: pytest.CaptureFixture[str]
+def test_existing_dialogues_are_reported_and_left_alone(
+    dialogue_dir: Path, corpus: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before = (made / "instruct.json").stat().st_mtime_ns
-    facts = instruct(corpus, made, **OPTIONS)
-    assert f"already in {made}" in capsys.readouterr().out
+    before = (dialogue_dir / "instruct.json").stat().st_mtime_ns
+    facts = instruct(corpus, dialogue_dir, **OPTIONS)
+    assert f"already in {dialogue_dir}" in capsys.readouterr().out
     assert facts["kinds"]["train"]["voice"] == 20
-    assert (made / "instruct.json").stat().st_mtime_ns == before
+    assert (dialogue_dir / "instruct.json").stat().st_mtime_ns == before
 
 
-def test_other_dialogues_in_the_same_directory_are_refused(made: Path, corpus: Path) -> None:
+def test_other_dialogues_in_the_same_directory_are_refused(dialogue_dir: Path, corpus: Path) -> None:
     with pytest.raises(ValueError, match=r"made with seed=3, now seed=4.*out=DIR"):
-        instruct(corpus, made, **{**OPTIONS, "seed": 4})
+        instruct(corpus, dialogue_dir, **{**OPTIONS, "seed": 4})
 
 
-def test_somebody_elses_directory_is_left_alone(corpus: Path, tmp_path: Path) -> None:
+def test_a_directory_of_other_files_is_left_alone(corpus: Path, tmp_path: Path) -> None:
     (tmp_path / "train.jsonl").write_text("mine")
     with pytest.raises(ValueError, match="holds files but no dialogues"):
         instruct(corpus, tmp_path, **SILENT)
@@ -422,8 +424,8 @@ def test_questions_come_from_the_users_own_model_where_one_is_named(corpus: Path
     assert replayed["rows_hash"] == json.loads((tmp_path / "out" / "instruct.json").read_text())["rows_hash"]
 
 
-def test_a_table_says_who_wrote_and_who_preferred(made: Path) -> None:
-    table = instruction.tabulate(json.loads((made / "instruct.json").read_text("utf-8")))
+def test_the_provenance_of_text_and_preferences_is_in_the_table(dialogue_dir: Path) -> None:
+    table = instruction.tabulate(json.loads((dialogue_dir / "instruct.json").read_text("utf-8")))
     assert "a script of templates, not a language model" in table.caption
     assert "a rule (auris.metrics.judges.rating.rate), not a person" in table.caption
 
@@ -450,7 +452,7 @@ def test_a_table_says_who_wrote_and_who_preferred(made: Path) -> None:
         ),
     ],
 )
-def test_what_makes_no_sense_is_refused(corpus: Path, tmp_path: Path, change: Any, message: str) -> None:
+def test_invalid_settings_are_refused(corpus: Path, tmp_path: Path, change: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         instruct(corpus, tmp_path / "out", **{**SILENT, **change})
     assert not (tmp_path / "out").exists()
@@ -466,7 +468,7 @@ def test_what_makes_no_sense_is_refused(corpus: Path, tmp_path: Path, change: An
         ({"tasks": ["er"]}, r"llm.tasks is \['er'\].*no rows"),
     ],
 )
-def test_a_language_model_that_cannot_be_asked_is_said(
+def test_an_unreachable_language_model_is_reported(
     corpus: Path, tmp_path: Path, llm: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
@@ -494,7 +496,7 @@ def test_rows_that_cannot_be_used_are_counted_by_reason(corpus: Path, tmp_path: 
     assert facts["unused"]["train"] == {"label `text` is empty": 1, "task asr with 2 clips": 1}
 
 
-def test_a_corpus_that_is_not_there_is_said_with_the_command_that_makes_one(tmp_path: Path) -> None:
+def test_a_missing_corpus_names_the_command_that_builds_one(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"corpus=.*none.*auris corpus out="):
         instruct(tmp_path / "none", tmp_path / "out", **SILENT)
 
@@ -509,17 +511,17 @@ def test_counts_are_dealt_by_weight() -> None:
 
 
 def test_the_default_makes_two_thousand_rows_and_its_keys_reach_the_function() -> None:
-    made = config.resolve(config.compose([], "instruct"))
-    assert made["rows"]["train"] >= 2000
-    assert set(made) == set(inspect.signature(instruct).parameters)
-    assert set(made["mix"]) == set(KINDS)
-    assert set(made["tasks"]) == set(wordings.SENTENCES)
-    assert set(made["llm"]) == set(OPTIONS["llm"])
-    assert made["llm"]["pairs"] == stand_in.PAIRS
+    run_config = config.resolve(config.compose([], "instruct"))
+    assert run_config["rows"]["train"] >= 2000
+    assert set(run_config) == set(inspect.signature(instruct).parameters)
+    assert set(run_config["mix"]) == set(KINDS)
+    assert set(run_config["tasks"]) == set(wordings.SENTENCES)
+    assert set(run_config["llm"]) == set(OPTIONS["llm"])
+    assert run_config["llm"]["pairs"] == stand_in.PAIRS
     assert SHIPPED.is_file()
 
 
-def test_the_command_prints_its_table_and_says_what_is_wrong(
+def test_the_command_prints_its_table_and_reports_errors(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def run(*arguments: str) -> int:

@@ -11,7 +11,7 @@ import json
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
-from itertools import combinations
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +71,7 @@ def test_every_task_of_the_table_has_a_recipe() -> None:
     assert set(RECIPES) == {code for code, task in TASKS.items() if task.hours}
 
 
-def test_every_row_can_be_used_and_asked_for_under_both_styles(rows: list[Row]) -> None:
+def test_every_row_can_be_used_under_both_prompting_styles(rows: list[Row]) -> None:
     assert {row.labels["task"] for row in rows} == set(RECIPES)
     for row in rows:
         assert row.problem is None, row
@@ -81,7 +81,7 @@ def test_every_row_can_be_used_and_asked_for_under_both_styles(rows: list[Row]) 
 
 
 @pytest.mark.parametrize("tags", [True, False])
-def test_what_a_model_is_to_say_is_read_back_as_the_labels(rows: list[Row], tags: bool) -> None:
+def test_target_answers_parse_back_to_the_labels(rows: list[Row], tags: bool) -> None:
     for row in rows:
         task = TASKS[row.labels["task"]]
         read = task.answer.parse(task.render(row.labels, tags=tags))
@@ -102,7 +102,7 @@ def alike(given: Any, read: Any) -> bool:
     return abs(given - read) < 0.0051 if isinstance(read, float) else given == read
 
 
-def test_only_rows_that_test_the_format_are_named_so_and_they_have_lines_of_their_own(rows: list[Row]) -> None:
+def test_rows_that_only_test_the_format_are_marked_and_have_their_own_lines(rows: list[Row]) -> None:
     for row in rows:
         task = TASKS[row.labels["task"]]
         is_format = task.embedded == "D"
@@ -132,8 +132,8 @@ def test_splits_share_no_words_voices_sounds_or_notes(rows: list[Row]) -> None:
         mine = shared[labels["split"]]
         turns = labels.get("turns", [])
         mine["voices"] |= {labels.get("speaker"), *labels.get("speakers", []), *(turn["speaker"] for turn in turns)}
-        said = {labels.get("transcript"), *labels.get("transcripts", []), *(turn["text"] for turn in turns)}
-        mine["texts"] |= said | {labels["text"]} if labels["task"] in tasks.TRANSCRIPTS else said
+        texts = {labels.get("transcript"), *labels.get("transcripts", []), *(turn["text"] for turn in turns)}
+        mine["texts"] |= texts | {labels["text"]} if labels["task"] in tasks.TRANSCRIPTS else texts
         mine["seeds"].add(labels["seed"])
         mine["sounds"] |= {hear(row, clip).tobytes() for clip in range(len(row.clips))}
         if labels["task"] == "mna":
@@ -166,7 +166,7 @@ def test_events_and_turns_are_where_the_sound_is(rows: list[Row]) -> None:
         assert power(heard[inside]) > power(heard[~inside]) if (~inside).any() else True, row.id
 
 
-def test_overlapped_speakers_overlap_and_stand_in_the_order_in_which_they_begin(rows: list[Row]) -> None:
+def test_overlapped_speakers_overlap_and_are_ordered_by_their_start(rows: list[Row]) -> None:
     for row in of(rows, "osr"):
         first, second = row.labels["turns"]
         assert first["start"] < second["start"] < first["end"]
@@ -176,7 +176,7 @@ def test_overlapped_speakers_overlap_and_stand_in_the_order_in_which_they_begin(
 
 def test_speakers_take_turns(rows: list[Row]) -> None:
     heard = [[turn["speaker"] for turn in row.labels["turns"]] for row in of(rows, "sd")]
-    assert all(one != next_one for speakers in heard for one, next_one in zip(speakers[:-1], speakers[1:], strict=True))
+    assert all(one != next_one for speakers in heard for one, next_one in pairwise(speakers))
     assert {len(set(speakers)) for speakers in heard} == {2, 3}
 
 
@@ -204,26 +204,28 @@ def test_untimed_languages_have_no_times_and_all_others_have(rows: list[Row]) ->
 # --- requests -----------------------------------------------------------------------------------------------------
 
 
-def test_requests_say_their_slots_and_entities() -> None:
+def test_requests_contain_their_slots_and_entities() -> None:
     rng = np.random.default_rng(0)
     for intent in requests.INTENTS:
         for split in SPLITS:
             for _ in range(20):
                 request = requests.draw(rng, split, intent)
                 assert split_of(request.text) == split and request.intent == intent
-                said = request.text.split()
+                words = request.text.split()
                 assert not set("{}[]") & set(request.text)
-                places = [said.index(entity["value"]) for entity in request.entities]
+                places = [words.index(entity["value"]) for entity in request.entities]
                 assert places and places == sorted(places)
                 assert list(request.slots.values()) == [entity["value"] for entity in request.entities]
 
 
 def test_every_word_of_a_request_gets_its_time() -> None:
     rng = np.random.default_rng(1)
-    said = [requests.draw(rng, "train", intent).text.split() for intent in requests.INTENTS for _ in range(25)]
-    lines = [speech.Line(tuple(words), "en", "m3", 180, 50) for words in said]
+    requests_words = [
+        requests.draw(rng, "train", intent).text.split() for intent in requests.INTENTS for _ in range(25)
+    ]
+    lines = [speech.Line(tuple(words), "en", "m3", 180, 50) for words in requests_words]
     values = {value for _, options in requests.SLOTS.values() for value in options}
-    assert {word for words in said for word in words} >= values
+    assert {word for words in requests_words for word in words} >= values
     for line, utterance in zip(lines, speech.say(lines), strict=True):
         assert np.all(np.diff(utterance.boundaries) > 0.02), line
 
@@ -260,7 +262,7 @@ def test_an_instrument_plays_in_tune(name: str) -> None:
         assert abs(found) <= 20, (pitch, found)  # the violin's vibrato is as wide
 
 
-def test_melodies_are_what_is_said_of_them() -> None:
+def test_melodies_match_their_descriptions() -> None:
     rng = np.random.default_rng(2)
     for split in SPLITS:
         for _ in range(20):
@@ -280,7 +282,7 @@ def test_tunes_differ_and_last_about_as_long() -> None:
 
 
 @pytest.mark.parametrize("name", vocal.VOCAL_SOUNDS)
-def test_vocal_sounds_are_heard_and_vary(name: str) -> None:
+def test_vocal_sounds_are_audible_and_vary(name: str) -> None:
     one, same, other = (vocal.make(name, np.random.default_rng(seed)) for seed in (1, 1, 2))
     np.testing.assert_array_equal(one, same)
     assert np.isfinite(one).all() and power(one) > 0 and 0.2 < len(one) / SAMPLE_RATE < 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable
 
 import numpy as np
@@ -18,7 +19,7 @@ def describe(clip: np.ndarray) -> np.ndarray:
     frames = np.lib.stride_tricks.sliding_window_view(clip, 512)[::160] * np.hanning(512)
     spectrum = np.abs(np.fft.rfft(frames)) ** 2
     edges = np.geomspace(2, 257, 33).astype(int)
-    bands = np.stack([spectrum[:, a : max(b, a + 1)].mean(1) for a, b in zip(edges[:-1], edges[1:], strict=True)], 1)
+    bands = np.stack([spectrum[:, a : max(b, a + 1)].mean(1) for a, b in itertools.pairwise(edges)], 1)
     log = np.log10(bands + 1e-7 * bands.max())
     return np.concatenate((log.mean(0) - log.mean(), log.std(0), np.abs(np.diff(log, axis=0)).mean(0)))
 
@@ -46,7 +47,7 @@ def test_clips_have_their_length_and_level_and_vary_with_the_seed(make: Maker, n
         assert np.corrcoef(one, other)[0, 1] < 0.5, name
 
 
-def test_background_has_the_asked_ratio() -> None:
+def test_background_noise_has_the_requested_ratio() -> None:
     clean = np.sin(2 * np.pi * 440 * np.arange(SAMPLE_RATE) / SAMPLE_RATE)
     noisy = add_background(np.random.default_rng(0), clean, snr=20)
     assert 10 * np.log10(power(clean) / power(noisy - clean)) == pytest.approx(20)

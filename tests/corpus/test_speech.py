@@ -57,7 +57,7 @@ def test_every_word_of_the_grammar_gets_its_time(language: str) -> None:
 
 
 @pytest.mark.parametrize("language", UNTIMED)
-def test_what_cannot_be_timed_has_two_boundaries_and_is_spoken(language: str) -> None:
+def test_untimed_text_has_two_boundaries_and_is_spoken(language: str) -> None:
     lines = [line(units, language) for units in sentences_with_all_words(language)]
     for spoken, utterance in zip(lines, say(lines), strict=True):
         assert utterance.boundaries[0] == 0
@@ -66,7 +66,7 @@ def test_what_cannot_be_timed_has_two_boundaries_and_is_spoken(language: str) ->
 
 
 @pytest.mark.parametrize("accent", sorted({dialect.accent for dialect in DIALECTS.values() if dialect.accent}))
-def test_an_accent_is_known_and_sounds_other_than_the_standard(accent: str) -> None:
+def test_accents_exist_and_differ_from_the_standard_voice(accent: str) -> None:
     standard, other = say([line(), replace(line(), accent=accent)])
     assert abs(len(standard.samples) - len(other.samples)) > signal.samples(0.01)
 
@@ -80,7 +80,7 @@ def test_boundaries_enclose_the_speech() -> None:
 
 
 @pytest.mark.parametrize("variant", ["m3", "f5", "Alicia"])  # plain, with breath, with echo: each has state of its own
-def test_sounds_the_same_whatever_was_said_before(variant: str) -> None:
+def test_speech_does_not_depend_on_earlier_calls(variant: str) -> None:
     (first,) = say([line(variant=variant)])
     say([line(variant="f2"), line(("le", "roi", "chante"), "fr", "m1")])
     again, _ = say([line(variant=variant), line(variant="m8")])
@@ -94,7 +94,7 @@ def test_no_voice_is_in_two_splits() -> None:
 
 
 @pytest.mark.parametrize(("gender", "low", "high"), [("male", 70, 135), ("female", 150, 300)])
-def test_pitch_tells_the_gender_of_every_voice(gender: str, low: float, high: float) -> None:
+def test_pitch_separates_the_genders_of_all_voices(gender: str, low: float, high: float) -> None:
     lines = [
         line(variant=name, pitch=pitch) for split in VOICES.values() for name in split[gender] for pitch in (42, 58)
     ]

@@ -20,7 +20,7 @@ def test_arrays_come_back(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("left", [0, 1, 40, -1])
-def test_what_is_damaged_is_none_and_said(tmp_path: Path, left: int) -> None:
+def test_damaged_arrays_are_reported_and_ignored(tmp_path: Path, left: int) -> None:
     path = tmp_path / "a.npz"
     array_cache.save(path, numbers=np.arange(100))
     path.write_bytes(path.read_bytes()[:left])

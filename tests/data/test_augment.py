@@ -39,8 +39,8 @@ def decibels(signal: np.ndarray, noise: np.ndarray) -> float:
     return 10 * np.log10(np.square(signal, dtype=float).sum() / np.square(noise, dtype=float).sum())
 
 
-@pytest.mark.parametrize("seconds, rate", [(0.4, RATE), (1.0, RATE), (7.0, RATE), (7.0, 44_100), (0.21, 22_050)])
-def test_noise_of_any_length_is_added_at_the_ratio_that_is_asked_for(tmp_path, seconds, rate):
+@pytest.mark.parametrize(("seconds", "rate"), [(0.4, RATE), (1.0, RATE), (7.0, RATE), (7.0, 44_100), (0.21, 22_050)])
+def test_noise_of_any_length_is_added_at_the_requested_ratio(tmp_path, seconds, rate):
     noise = rng().normal(0, 0.05, round(seconds * rate)).astype(np.float32)
     distort, clip = Noise(manifest=manifest(tmp_path, noise, rate=rate), snr=[7, 7], p=1.0), tone(1.0)
     for seed in range(8):
@@ -114,7 +114,7 @@ def test_rows_are_distorted_by_seed_epoch_and_row_in_training_alone(tmp_path):
         assert not torch.equal(one.mels[0], other.mels[0])
 
 
-def test_what_cannot_work_is_said_at_the_start(tmp_path):
+def test_impossible_settings_are_refused_at_the_start(tmp_path):
     good = manifest(tmp_path, tone(0.2))
     absent = write_manifest(tmp_path / "absent.jsonl", [{"audio": "gone.wav"}])
     text = write_manifest(tmp_path / "text.jsonl", [{"task": "text", "text": "no sound"}])

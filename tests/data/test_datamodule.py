@@ -89,7 +89,7 @@ def test_a_batch_is_one_step_of_rows_per_step_rows(speech):
         assert all(len(pack["ids"]) <= 90 for pack in packs)
 
 
-def test_every_row_is_met_once_in_each_epoch(speech):
+def test_every_row_occurs_once_in_each_epoch(speech):
     batches = module(speech, rows_per_step=7).train_dataloader()
     rows = [row for packs in batches for pack in packs for row in pack["rows"]]
     assert len(rows) == STEPS * 7
@@ -97,7 +97,7 @@ def test_every_row_is_met_once_in_each_epoch(speech):
         assert sorted(rows[epoch * 14 : (epoch + 1) * 14]) == list(range(14))
 
 
-def test_a_resumed_run_goes_on_with_the_step_it_stopped_before(speech):
+def test_a_resumed_run_continues_with_the_next_step(speech):
     whole = list(module(speech).train_dataloader())
     loader = module(speech, global_step=5).train_dataloader()
     rest = list(loader)
@@ -150,7 +150,7 @@ def spoil(folder: Path, **changed: Any) -> Path:
     return folder
 
 
-def test_a_row_that_turns_out_to_be_unreadable_leaves_all_other_rows_in_their_packs(speech, tmp_path):
+def test_an_unreadable_row_does_not_move_other_rows_to_other_packs(speech, tmp_path):
     spoil(tmp_path)
     (tmp_path / "r5.wav").write_bytes(b"RIFF, but no sound")
     good, bad = module(speech), module(tmp_path)
@@ -167,7 +167,7 @@ def test_a_row_that_turns_out_to_be_unreadable_leaves_all_other_rows_in_their_pa
     assert met >= 2
 
 
-def test_a_row_known_to_be_unusable_leaves_all_other_rows_in_their_steps(speech, tmp_path):
+def test_a_row_known_to_be_unusable_does_not_move_other_rows_to_other_steps(speech, tmp_path):
     spoil(tmp_path, text="")
     good, bad = module(speech), module(tmp_path)
     assert bad.problems() == [("r5", "label `text` is empty")]
@@ -178,7 +178,7 @@ def test_a_row_known_to_be_unusable_leaves_all_other_rows_in_their_steps(speech,
         assert equal(dict(sorted(kept.items())), dict(sorted(found.items())))
 
 
-def test_a_pack_of_which_nothing_can_be_read_is_an_empty_one_with_reasons(tmp_path):
+def test_a_pack_without_readable_rows_is_empty_and_has_reasons(tmp_path):
     spoil(tmp_path)
     for path in tmp_path.glob("r*.wav"):
         path.unlink()
@@ -188,14 +188,14 @@ def test_a_pack_of_which_nothing_can_be_read_is_an_empty_one_with_reasons(tmp_pa
     assert all("no such file" in reason for pack in packs for _, reason in pack["skipped"])
 
 
-def test_training_rows_of_which_none_can_be_used_are_an_error_with_the_first_reason(tmp_path):
+def test_training_data_without_a_usable_row_is_an_error_with_the_first_reason(tmp_path):
     rows = [row | {"text": ""} for row in speech_rows(tmp_path, [0.3, 0.4])]
     write_manifest(tmp_path / "train.jsonl", rows)
     with pytest.raises(ValueError, match=r"2 of 2 rows cannot be used, .* \(the first is r0: label `text` is empty\)"):
         module(tmp_path)
 
 
-def test_more_unusable_rows_than_may_be_end_the_run_before_it_starts(speech, tmp_path):
+def test_too_many_unusable_rows_end_the_run_before_it_starts(speech, tmp_path):
     spoil(tmp_path, text="")
     said = r"1 of 14 rows cannot be used, .* data.max_unusable=0.05 \(the first is r5: label `text` is"
     with pytest.raises(ValueError, match=said):
@@ -236,14 +236,14 @@ def test_examined_rows_come_as_the_step_that_they_are_from_had_them(speech):
     assert equal(dict(sorted(alone.items())), dict(sorted(by_row([whole]).items())))
 
 
-def test_lost_workers_are_told_once(speech):
+def test_lost_workers_are_reported_once(speech):
     data = module(speech)
     with pytest.warns(UserWarning, match="workers were replaced, reading continues at 3: killed"):
         data._lose_workers(3, "killed")
     assert data.pop_lost_workers() == 1 and data.pop_lost_workers() == 0
 
 
-def test_a_lying_duration_is_named_when_the_row_is_met(tmp_path):
+def test_a_wrong_duration_is_named_when_its_row_is_read(tmp_path):
     spoil(tmp_path, duration=2.5)
     data = module(tmp_path, token_budget=150)
     skipped = [row for n in range(STEPS) for pack in steps(data, 1, 0)[n] for row in pack["skipped"]]

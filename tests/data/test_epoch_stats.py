@@ -36,17 +36,20 @@ def test_an_epoch_holds_every_usable_row_once(settings):
 
 
 def test_the_straggler_and_the_fill_are_those_of_the_packs():
-    made = plan()
-    epoch = compute_epoch_stats(ROWS, made, SAMPLES, ranks=2)
+    current_plan = plan()
+    epoch = compute_epoch_stats(ROWS, current_plan, SAMPLES, ranks=2)
     loads = [
-        [sum(TOKENS[row] for pack in made.packs(step, world=2, rank=rank) for row, _ in pack) for rank in range(2)]
+        [
+            sum(TOKENS[row] for pack in current_plan.packs(step, world=2, rank=rank) for row, _ in pack)
+            for rank in range(2)
+        ]
         for step in range(10)
     ]
-    packs = sum(len(made.packs(step, world=2, rank=rank)) for step in range(10) for rank in range(2))
+    packs = sum(len(current_plan.packs(step, world=2, rank=rank)) for step in range(10) for rank in range(2))
     assert epoch.straggler == pytest.approx(sum(map(max, loads)) / (TOKENS.sum() / 2)) and epoch.straggler > 1
     assert epoch.fill == pytest.approx(TOKENS.sum() / (packs * 64))
     assert epoch.packs == packs / 20
-    assert compute_epoch_stats(ROWS, made, SAMPLES, ranks=1).straggler == 1.0
+    assert compute_epoch_stats(ROWS, current_plan, SAMPLES, ranks=1).straggler == 1.0
 
 
 def test_a_row_that_was_altered_since_it_was_measured_is_counted_apart():

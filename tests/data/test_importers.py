@@ -127,23 +127,23 @@ def test_marks_take_the_audios_in_their_order_and_only_the_users_are_marks(tmp_p
     assert [part["type"] for part in found[3]["content"]] == ["text", "audio", "text"]
 
 
-def test_a_system_prompt_beside_the_messages_is_the_first_of_them(tmp_path):
+def test_a_separate_system_prompt_becomes_the_first_message(tmp_path):
     row = read(tmp_path, {**CHATS["LLaMA-Factory"], "system": "Be brief."})
     assert row.labels["messages"][0] == {"role": "system", "content": "Be brief."}
     assert read(tmp_path, {**CHATS["LLaMA-Factory"], "system": ""}).labels["messages"] == [*ASKED, ANSWER]
 
 
-def test_a_question_in_the_alpaca_form_follows_its_input_and_what_was_said_before(tmp_path):
+def test_an_alpaca_question_follows_its_history_and_input(tmp_path):
     fields = {"instruction": "And that?", "input": "<audio>", "history": [["<audio>What is that?", "A dog."]]}
     row = read(tmp_path, {**fields, "chosen": "Rain.", "rejected": "Snow.", "audios": ["a.wav", "b.wav"]})
     assert row.problem is None and [clip.path.name for clip in row.clips] == ["a.wav", "b.wav"]
     last = [{"type": "text", "text": "And that?\n"}, {"type": "audio", "audio": "b.wav"}]
-    said = {"role": "assistant", "content": "A dog."}
-    assert row.labels["messages"] == [*ASKED, said, {"role": "user", "content": last}]
+    reply = {"role": "assistant", "content": "A dog."}
+    assert row.labels["messages"] == [*ASKED, reply, {"role": "user", "content": last}]
 
 
 @pytest.mark.parametrize(
-    "changed, said",
+    ("changed", "message"),
     [
         ({"audios": []}, "1 audio marks (<audio>), but the row has 0 audio files"),
         ({"audios": None}, "1 audio marks (<audio>), but the row has 0 audio files"),
@@ -165,13 +165,13 @@ def test_a_question_in_the_alpaca_form_follows_its_input_and_what_was_said_befor
         ({"rejected_messages": [*MARKED, WORSE], "rejected_audios": ["b.wav"]}, "differ before the answer"),
     ],
 )
-def test_what_is_wrong_with_a_row_of_ms_swift_is_named(tmp_path, changed, said):
+def test_faults_in_ms_swift_rows_are_named(tmp_path, changed, message):
     row = read(tmp_path, {**CHATS["ms-swift"], **changed})
-    assert said in row.problem and row.id == "row"
+    assert message in row.problem and row.id == "row"
 
 
 @pytest.mark.parametrize(
-    "fields, said",
+    ("fields", "message"),
     [
         ({"conversations": "hi"}, "`conversations` is 'hi', expected a list of messages"),
         ({"conversations": [{"from": "observation", "value": "x"}]}, "expected a `role` of system, user, assistant"),
@@ -189,8 +189,8 @@ def test_what_is_wrong_with_a_row_of_ms_swift_is_named(tmp_path, changed, said):
         ({"prompt": "hi", "chosen": {"role": "user", "content": "yes"}, "rejected": "no"}, "`chosen` has role 'user'"),
     ],
 )
-def test_what_is_wrong_with_other_rows_is_named(tmp_path, fields, said):
-    assert said in read(tmp_path, fields).problem
+def test_faults_in_other_rows_are_named(tmp_path, fields, message):
+    assert message in read(tmp_path, fields).problem
 
 
 TOKENS = ["<audio>", "</audio>", "[[[AUDIO:modality]]]", "<|audio_bos|>", "<|AUDIO|>", "<|audio_eos|>"]
@@ -199,15 +199,15 @@ TOKENS = ["<audio>", "</audio>", "[[[AUDIO:modality]]]", "<|audio_bos|>", "<|AUD
 @pytest.mark.parametrize("mark", [*TOKENS, "".join(TOKENS[3:])])
 def test_a_mark_without_an_audio_is_no_text_in_any_form(tmp_path, mark):
     text = f"What is {mark}that?"
-    said = [{"from": "human", "value": text}]
+    messages = [{"from": "human", "value": text}]
     beside = [{"role": "user", "content": [CLIP, {"type": "text", "text": text}]}]
     pair = {"chosen": "Rain.", "rejected": "Snow."}
     bare = {
         "ours": {"messages": [{"role": "user", "content": text}, ANSWER]},
         "ours, a pair": {"messages": [{"role": "user", "content": text}], **pair},
         "ms-swift": {"messages": [{"role": "user", "content": text}, ANSWER], "rejected_response": "Snow."},
-        "LLaMA-Factory": {"conversations": [*said, {"from": "gpt", "value": "Rain."}]},
-        "LLaMA-Factory, a pair": {"conversations": said, **pair},
+        "LLaMA-Factory": {"conversations": [*messages, {"from": "gpt", "value": "Rain."}]},
+        "LLaMA-Factory, a pair": {"conversations": messages, **pair},
         "alpaca": {"instruction": text, **pair},
         "TRL": {"prompt": text, **pair},
         "TRL without a prompt": {
@@ -221,12 +221,12 @@ def test_a_mark_without_an_audio_is_no_text_in_any_form(tmp_path, mark):
         assert "have 2 audio marks (<audio>), but the row has 1 audio files" in read(tmp_path, fields).problem
 
 
-def test_audios_beside_those_in_the_messages_have_no_mark(tmp_path):
+def test_audios_without_a_mark_in_the_messages_are_refused(tmp_path):
     row = read(tmp_path, {**CHATS["ours"], "audios": ["b.wav"]})
     assert "have 1 audio marks (<audio>), but the row has 2 audio files" in row.problem
 
 
-def test_task_rows_and_rows_of_ours_are_left_as_they_are():
+def test_task_rows_and_our_own_rows_are_unchanged():
     for fields in ({"audio": "a.wav", "task": "sec", "text": "rain"}, CHATS["ours"], PAIRS["ours"]):
         assert convert(fields) == fields
 
@@ -235,7 +235,7 @@ def test_task_rows_and_rows_of_ours_are_left_as_they_are():
 
 
 @pytest.mark.parametrize(
-    "fields, labels",
+    ("fields", "labels"),
     [
         ({"source": "librispeech_test_clean", "gt": "hi"}, {"task": "asr", "language": "en", "text": "hi"}),
         ({"source": "aishell1_test", "gt": "你好"}, {"task": "asr", "language": "zh", "text": "你好"}),
@@ -268,7 +268,7 @@ def test_rows_of_the_official_evaluations_are_task_rows(tmp_path, fields, labels
 
 
 @pytest.mark.parametrize(
-    "fields, said",
+    ("fields", "message"),
     [
         (
             {"source": "mystery_test", "gt": "x"},
@@ -282,5 +282,5 @@ def test_rows_of_the_official_evaluations_are_task_rows(tmp_path, fields, labels
         ({"source": "clotho_test", "gt": ["one", 2]}, "`references[1]` is 2"),
     ],
 )
-def test_what_is_wrong_with_an_official_row_is_named(tmp_path, fields, said):
-    assert said in read(tmp_path, {"audio": "a.wav", **fields}).problem
+def test_faults_in_official_rows_are_named(tmp_path, fields, message):
+    assert message in read(tmp_path, {"audio": "a.wav", **fields}).problem

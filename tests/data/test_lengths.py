@@ -110,7 +110,7 @@ class Relaxed(TagPrompt):
     ],
     ids=lambda changed: next(iter(changed)),
 )
-def test_another_view_of_the_rows_is_measured_anew(folder, cache, changed):
+def test_another_view_of_the_rows_is_measured_again(folder, cache, changed):
     found = manifests(folder)
     measure(found, samples_of(), cache)
     before = caches(cache)
@@ -118,7 +118,7 @@ def test_another_view_of_the_rows_is_measured_anew(folder, cache, changed):
     assert len(caches(cache) - before) == 1
 
 
-def test_another_wording_is_measured_anew(folder, cache, monkeypatch):
+def test_another_wording_is_measured_again(folder, cache, monkeypatch):
     found = manifests(folder)
     short = measure(found, samples_of(), cache)
     asr = tasks.TASKS["asr"]
@@ -127,7 +127,7 @@ def test_another_wording_is_measured_anew(folder, cache, monkeypatch):
     assert (measure(found, samples_of(), cache).tokens > short.tokens).all()
 
 
-def test_dialogues_announced_in_another_way_are_measured_anew(folder, cache):
+def test_dialogues_with_another_audio_announcement_are_measured_again(folder, cache):
     write_wave(folder / "a.wav", 0.5)
     messages = [{"role": "user", "content": [{"audio": "a.wav"}]}, {"role": "assistant", "content": "the cat"}]
     (manifest,) = read_manifests([write_manifest(folder / "rows.jsonl", [{"id": "d", "messages": messages}])])
@@ -138,7 +138,7 @@ def test_dialogues_announced_in_another_way_are_measured_anew(folder, cache):
     assert len(caches(cache)) == 3
 
 
-def test_another_manifest_is_measured_anew(folder, cache):
+def test_another_manifest_is_measured_again(folder, cache):
     first = measure(manifests(folder), samples_of(), cache)
     rows = speech_rows(folder, [0.4, 0.6, 0.8], stated=False)
     rows[1]["text"] += " on the mat again and again"
@@ -153,14 +153,14 @@ def test_some_rows_of_a_manifest_are_not_mistaken_for_all(folder, cache):
     assert len(measure(limited, samples_of(), cache).tokens) == 2
 
 
-def test_an_unstated_file_that_changed_is_measured_anew(folder, cache):
+def test_a_file_of_unstated_duration_is_measured_again_when_it_changes(folder, cache):
     found = manifests(folder)
     first = measure(found, samples_of(), cache)
     write_wave(folder / "r1.wav", 1.2)
     assert (measure(found, samples_of(), cache).tokens - first.tokens).tolist() == [0, 15, 0]
 
 
-def test_an_unstated_file_of_the_same_size_but_another_time_is_measured_anew(folder, cache):
+def test_a_file_of_unstated_duration_is_measured_again_when_its_modification_time_changes(folder, cache):
     found = manifests(folder)
     measure(found, samples_of(), cache)
     before = caches(cache)
@@ -195,9 +195,14 @@ def test_every_problem_is_named_with_its_reason_and_has_no_length(folder, cache)
         {"id": "short", "audio": "short.wav", **asr},
     ]
     measured = measure(manifests(folder, extra=extra), samples_of(long_audio="skip"), cache)
-    said = ["cannot be decoded", "needs the label `text`", "40.0 s, the limit is 30 s", "shorter than one audio token"]
+    reasons = [
+        "cannot be decoded",
+        "needs the label `text`",
+        "40.0 s, the limit is 30 s",
+        "shorter than one audio token",
+    ]
     assert list(measured.problems) == [3, 4, 5, 6]
-    assert all(words in reason for words, reason in zip(said, measured.problems.values(), strict=True))
+    assert all(words in reason for words, reason in zip(reasons, measured.problems.values(), strict=True))
     assert (measured.tokens > 0).tolist() == [True] * 3 + [False] * 4
 
 
@@ -255,7 +260,7 @@ def test_the_tokenizer_of_the_key_includes_control_tokens_added_later(folder, ca
     assert len(before) < len(between) < len(caches(cache))
 
 
-def test_seconds_that_are_not_heard_are_said_from_the_cache_too(folder, cache):
+def test_dropped_seconds_are_reported_from_the_cache_too(folder, cache):
     write_wave(folder / "long.wav", 33.0)
     row = {"id": "long", "audio": "long.wav", "task": "asr", "language": "en", "text": "x"}
     found = manifests(folder, extra=[row])
@@ -272,9 +277,9 @@ def rows_of_all_kinds() -> list[Row]:
         labels = {name: EXAMPLE[name] for name in (*task.needs, *task.optional, *task.uses) if name in EXAMPLE}
         for extra in ({"text": "it's the 3rd  cat\n"}, {"text": "ein Hund schläft 猫", "language": "de"}):
             own = {"text": task.choices[0]} if task.choices else {"question": "Which <|en|> sound?"}
-            said = labels | {"language": "en"} | extra | own | {"task": code}
+            fields = labels | {"language": "en"} | extra | own | {"task": code}
             clips = () if code == "text" else task.clips * (Clip(Path("x.wav"), duration=1.0),)
-            rows.append(Row(code, clips, said))
+            rows.append(Row(code, clips, fields))
     return rows
 
 
@@ -307,7 +312,7 @@ def test_rows_whose_file_could_not_be_read_are_measured_again(folder, cache, mon
 
 @pytest.mark.parametrize("prompt", [TagPrompt(), NaturalPrompt(), BothPrompts()])
 @pytest.mark.parametrize("policy", ["skip", "window", "first"])
-def test_a_row_is_as_long_beside_rows_like_it_as_it_is_alone(folder, prompt, policy):
+def test_the_length_of_a_row_does_not_depend_on_its_neighbours(folder, prompt, policy):
     """Rows of one family are worded once for all of them; whatever sets a row apart has to be seen."""
     texts = ["cat", " the  cat ", "it's 3", "\tred\n", "schläft 猫", "<|en|>", " ", "", None, 7, "a\r\n b", "x" * 400]
     rows = [

@@ -45,13 +45,13 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def said() -> list[tuple[int, str]]:
+def restarts() -> list[tuple[int, str]]:
     return []
 
 
-def load(items: Items, said: list, start: int = 0, stop: int = 9, **settings) -> Loader:
+def load(items: Items, restarts: list, start: int = 0, stop: int = 9, **settings) -> Loader:
     settings = {"num_workers": 2, "timeout": 20, "restarts": 2} | settings
-    return Loader(items, start, stop, on_restart=lambda number, reason: said.append((number, reason)), **settings)
+    return Loader(items, start, stop, on_restart=lambda number, reason: restarts.append((number, reason)), **settings)
 
 
 def numbers(items: Loader) -> list[int]:
@@ -59,13 +59,13 @@ def numbers(items: Loader) -> list[int]:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_items_come_in_order_from_where_a_run_stands(workers, said):
-    items = load(Items(), said, 3, 7, num_workers=workers)
+def test_items_come_in_order_from_the_position_of_the_run(workers, restarts):
+    items = load(Items(), restarts, 3, 7, num_workers=workers)
     assert numbers(items) == [3, 4, 5, 6] and len(items) == 7
-    assert numbers(load(Items(), said, 7, 7, num_workers=workers)) == [] and said == []
+    assert numbers(load(Items(), restarts, 7, 7, num_workers=workers)) == [] and restarts == []
 
 
-def test_a_worker_that_dies_is_replaced_and_no_item_is_lost(tmp_path, said):
+def test_a_worker_that_dies_is_replaced_and_no_item_is_lost(tmp_path, restarts):
     before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     assert numbers(load(Items(tmp_path, 4, die), said)) == list(range(9))
     [(number, reason)] = said
@@ -74,29 +74,29 @@ def test_a_worker_that_dies_is_replaced_and_no_item_is_lost(tmp_path, said):
     assert active_children() == []
 
 
-def test_a_loader_of_somebody_elses_before_changes_nothing(tmp_path, said, monkeypatch):
+def test_an_earlier_loader_of_another_library_has_no_effect(tmp_path, restarts, monkeypatch):
     """torch's loader leaves a handler behind, once in a process, that raises when any worker dies."""
     monkeypatch.setattr(signal_handling, "_SIGCHLD_handler_set", False)
     assert len(list(DataLoader(range(3), num_workers=1))) == 3
     assert signal.getsignal(signal.SIGCHLD).__module__ == signal_handling.__name__
-    assert numbers(load(Items(tmp_path, 4, die), said)) == list(range(9)) and len(said) == 1
+    assert numbers(load(Items(tmp_path, 4, die), restarts)) == list(range(9)) and len(restarts) == 1
 
 
-def test_a_worker_killed_from_outside_while_the_run_computes_is_replaced(said):
+def test_a_worker_killed_from_outside_while_the_run_computes_is_replaced(restarts):
     """Its death must not raise in whatever the run is doing then."""
-    items = iter(load(Items(), said, stop=60))
+    items = iter(load(Items(), restarts, stop=60))
     taken = [int(next(items)) for _ in range(3)]
     for worker in active_children():
         os.kill(worker.pid, signal.SIGKILL)
     deadline = time.monotonic() + 10
     while active_children() and time.monotonic() < deadline:
         sum(range(1000))
-    assert taken + numbers(items) == list(range(60)) and len(said) == 1
+    assert taken + numbers(items) == list(range(60)) and len(restarts) == 1
 
 
-def test_a_worker_that_hangs_is_replaced_after_the_timeout(tmp_path, said):
+def test_a_worker_that_hangs_is_replaced_after_the_timeout(tmp_path, restarts):
     started = time.monotonic()
-    assert numbers(load(Items(tmp_path, 4, stop), said, timeout=1.0)) == list(range(9))
+    assert numbers(load(Items(tmp_path, 4, stop), restarts, timeout=1.0)) == list(range(9))
     assert 1.0 < time.monotonic() - started < 15
     [(number, reason)] = said
     assert number <= 4 and reason == "no item arrived within 1 s"
@@ -110,22 +110,22 @@ def test_an_item_that_always_costs_its_worker_ends_the_run_with_its_number(tmp_p
     assert active_children() == []
 
 
-def test_what_an_item_itself_raises_is_no_matter_of_workers(tmp_path, said):
+def test_an_error_raised_by_an_item_is_not_a_worker_failure(tmp_path, restarts):
     def fail() -> None:
         raise RuntimeError("DataLoader in name only")
 
     with pytest.raises(RuntimeError, match="Caught RuntimeError in DataLoader worker"):
-        numbers(load(Items(tmp_path, 4, fail), said))
-    assert said == []
+        numbers(load(Items(tmp_path, 4, fail), restarts))
+    assert restarts == []
 
 
-def test_the_runs_own_random_numbers_are_not_touched(said):
+def test_the_runs_own_random_numbers_are_not_touched(restarts):
     state = torch.get_rng_state()
-    numbers(load(Items(), said))
+    numbers(load(Items(), restarts))
     assert torch.equal(torch.get_rng_state(), state)
 
 
 @pytest.mark.parametrize("setting", ["num_workers", "timeout", "restarts"])
-def test_settings_below_zero_are_refused(setting, said):
+def test_settings_below_zero_are_refused(setting, restarts):
     with pytest.raises(ValueError, match=r"data\.(num_workers|worker_timeout|worker_restarts)=-1: expected 0 or more"):
-        load(Items(), said, **{setting: -1})
+        load(Items(), restarts, **{setting: -1})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ def always(row: Row) -> bool:
 def test_windows_cover_the_clip_and_share_enough(seconds: float):
     found = windows(seconds)
     assert found[0][0] == 0 and sum(found[-1]) == pytest.approx(seconds)
-    for (offset, duration), (following, _) in zip(found, found[1:], strict=False):
+    for (offset, duration), (following, _) in itertools.pairwise(found):
         assert duration == WINDOW
         assert OVERLAP - 2e-3 <= offset + duration - following < WINDOW
     assert len(windows(55.0)) == 2 and len(windows(55.01)) == 3 and windows(30.0) == []
@@ -42,11 +43,11 @@ def test_a_long_transcript_row_becomes_rows_of_windows_and_others_stay(tmp_path:
 
 
 def test_transcripts_are_joined_where_they_agree():
-    said = ["the red fox ran over the", "Over the hill, and then it", "and then it slept."]
-    assert merge_transcripts(said, "en") == "the red fox ran over the hill, and then it slept."
+    transcripts = ["the red fox ran over the", "Over the hill, and then it", "and then it slept."]
+    assert merge_transcripts(transcripts, "en") == "the red fox ran over the hill, and then it slept."
 
 
-def test_a_word_cut_by_the_window_is_taken_from_the_one_that_heard_it_whole():
+def test_a_word_cut_by_a_window_is_taken_from_the_window_that_contains_it():
     assert (
         merge_transcripts(["we went to the old harb", "the old harbour at dawn"], "en")
         == "we went to the old harbour at dawn"

@@ -54,7 +54,7 @@ def test_rows_of_several_manifests_are_one_sequence(tmp_path):
         joined[14]
 
 
-def test_a_row_is_decoded_when_it_is_asked_for(tmp_path, monkeypatch):
+def test_a_row_is_decoded_on_access(tmp_path, monkeypatch):
     decoded = []
     decode = row_index.Lines.record
     monkeypatch.setattr(row_index.Lines, "record", lambda self, n: decoded.append(n) or decode(self, n))
@@ -73,7 +73,7 @@ def test_keys_are_those_of_the_ids_also_of_rows_that_are_renamed(tmp_path):
     assert row_keys(rows).tolist() == [row_key(row.id) for row in rows] == row_keys(list(rows)).tolist()
 
 
-def test_the_index_is_kept_and_made_anew_for_another_file_or_form(tmp_path, monkeypatch):
+def test_the_index_is_cached_and_rebuilt_for_another_file_or_form(tmp_path, monkeypatch):
     path, cache = numbered(tmp_path), tmp_path / "cache"
     first = [row.id for row in read(path, cache)]
     with monkeypatch.context() as patch:
@@ -97,7 +97,7 @@ def test_a_file_that_changes_under_a_run_ends_it(tmp_path):
         rows[2]
 
 
-def test_columns_of_others_are_renamed_and_labels_added(tmp_path):
+def test_foreign_columns_are_renamed_and_labels_added(tmp_path):
     path = write_manifest(tmp_path / "rows.jsonl", [{"wav": "a.wav", "sentence": "hi", "text": "not this"}])
     form = {"columns": {"audio": "wav", "text": "sentence"}, "labels": {"task": "asr", "language": "en"}}
     (row,) = read(path, **form, tasks=["asr"])

@@ -38,7 +38,7 @@ def asked(*parts: Any) -> dict:
     return {"role": "user", "content": list(parts)}
 
 
-def said(text: str) -> dict:
+def assistant(text: str) -> dict:
     return {"role": "assistant", "content": text}
 
 
@@ -48,7 +48,7 @@ DIALOGUES = {
     "several clips and turns": [
         {"role": "system", "content": "Be brief."},
         asked(CLIP, {"type": "text", "text": "who?"}, {"type": "audio", "audio": "b.wav"}),
-        said("the cat"),
+        assistant("the cat"),
         asked(CLIP),
     ],
     "text alone": [{"role": "user", "content": "who sat?"}],
@@ -78,7 +78,7 @@ def test_both_answers_and_their_ends_are_trained_and_nothing_else(tmp_path, samp
 
 
 @pytest.mark.parametrize("dialogue", DIALOGUES)
-def test_the_prompt_is_what_is_asked_before_an_answer_is_generated(tmp_path, samples, dialogue):
+def test_the_prompt_of_a_pair_equals_the_prompt_of_generation(tmp_path, samples, dialogue):
     row = preference(tmp_path, DIALOGUES[dialogue])
     prompt = samples.build(row, 0, None, prompt_only=True)
     geometry = samples.geometry
@@ -122,7 +122,7 @@ def test_a_pair_brings_its_reference_if_there_is_one(tmp_path, samples):
 
 def test_a_row_that_is_no_preference_is_named(tmp_path, samples):
     write_wave(tmp_path / "a.wav", 0.5)
-    chat = {"id": "chat", "messages": [*DIALOGUES["one clip"], said("the cat")]}
+    chat = {"id": "chat", "messages": [*DIALOGUES["one clip"], assistant("the cat")]}
     asr = {"id": "asr", "audio": "a.wav", "task": "asr", "language": "en", "text": "a"}
     equal = {"id": "equal", "messages": DIALOGUES["one clip"], "chosen": "a", "rejected": "a"}
     good = {"id": "good", "messages": DIALOGUES["one clip"], "chosen": "a", "rejected": "b"}

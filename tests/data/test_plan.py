@@ -84,7 +84,7 @@ def quotas(p: Plan, n_epochs: int) -> list[list[int]]:
 
 
 @pytest.mark.parametrize(
-    "settings, expected",
+    ("settings", "expected"),
     [
         ({"temperature": 1}, [64, 9, 1]),
         ({"temperature": 2}, [49, 18, 6]),  # 74 rows in the shares 8 : 3 : 1, rounded
@@ -122,7 +122,7 @@ def test_a_mix_with_temperature_and_caps_is_the_same_on_any_number_of_ranks(rows
 
 
 @pytest.mark.parametrize(
-    "make, message",
+    ("make", "message"),
     [
         (lambda: mixed(temperature=0), "data.temperature=0: expected a positive number"),
         (lambda: mixed(temperature=2, weights=(1, 1, 1)), "no effect if sources have weights"),
@@ -221,7 +221,7 @@ def test_ranks_share_a_steps_rows(world, rows_per_step):
         assert max(sum(int(p.lengths[row]) for row, _ in pack) for pack in packs) <= p.token_budget
 
 
-def test_as_few_packs_as_the_budget_asks_for():
+def test_no_more_packs_than_the_budget_needs():
     p = plan(64, lengths=np.full(64, 64), rows_per_step=16)
     assert [len(p.packs(0, world=world, rank=0)) for world in (1, 2, 3, 4, 16)] == [4, 2, 2, 1, 1]
 
@@ -251,7 +251,7 @@ def test_an_unusable_row_is_left_out_and_changes_no_other_rows_step(bad):
         assert sorted(packed) == sorted(entry for entry in good.step(k) if entry[0] != bad)
 
 
-def test_any_step_is_found_without_the_ones_before_it():
+def test_any_step_can_be_computed_without_the_steps_before_it():
     """Step 10^8 has 1.28e10 rows before it: whoever counted through them would not come back."""
     settings = dict(lengths=np.full(15_000, 30), rows_per_step=128, token_budget=4096)
     p = plan(10_000, 5_000, **settings)
@@ -304,7 +304,7 @@ def test_full_packs_hold_every_row_once_an_epoch_though_epochs_differ_in_packs(w
     assert all(0 < sum(int(p.lengths[row]) for row, _ in pack) <= p.token_budget for pack in packs)
 
 
-def test_full_packs_are_found_in_any_order():
+def test_full_packs_do_not_depend_on_the_order_of_access():
     settings = dict(rows_per_step=None, packs_per_step=2)
     forward, resumed = plan(90, **settings), plan(90, **settings)
     steps = [forward.step(k) for k in range(60)]
@@ -452,10 +452,10 @@ def test_packs_without_pairs_have_no_tree():
 
 
 @pytest.mark.parametrize(
-    "supervise, audio",
+    ("supervise", "audio"),
     [("xx ", ""), ("   ", ""), (" x ", ""), ("  x", " x")],
     ids=["no prompt", "no answer", "text behind the answer", "a prompt that ends with audio"],
 )
-def test_what_is_no_pair_is_refused(supervise, audio):
+def test_samples_that_are_no_pairs_are_refused(supervise, audio):
     with pytest.raises(AssertionError):
         replace(sample(0, [1, 2, 3], supervise, audio), rejected=np.array([4]))

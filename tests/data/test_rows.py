@@ -56,7 +56,7 @@ def test_lines_of_a_text_file_are_text_rows(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "line, named",
+    ("line", "named"),
     [
         ("{not json", "not JSON"),
         ('["a", "list"]', "got list"),
@@ -96,8 +96,8 @@ def test_an_id_used_twice_is_named_and_the_first_row_stays(tmp_path):
 def test_a_missing_manifest_says_how_to_make_one(tmp_path):
     with pytest.raises(FileNotFoundError) as error:
         read_manifests([tmp_path / "train.jsonl"], key="data.valid")
-    for said in ("data.valid=[FILE.jsonl]", str(tmp_path / "train.jsonl"), f"auris corpus out={tmp_path}"):
-        assert said in str(error.value)
+    for part in ("data.valid=[FILE.jsonl]", str(tmp_path / "train.jsonl"), f"auris corpus out={tmp_path}"):
+        assert part in str(error.value)
 
 
 def test_an_unknown_key_of_an_entry_is_named(tmp_path):
@@ -180,7 +180,7 @@ TYPED = {"role": "user", "content": "What is that?"}
 
 
 @pytest.mark.parametrize(
-    "asked, mode",
+    ("asked", "mode"),
     [
         ([ASKED], "audio_analysis"),
         ([VOICE], "voice_chat"),
@@ -190,14 +190,14 @@ TYPED = {"role": "user", "content": "What is that?"}
         ([VOICE, ANSWER, TYPED], "audio_analysis"),  # of the audio that came before
     ],
 )
-def test_the_mode_of_a_dialogue_is_told_from_its_last_question(tmp_path, asked, mode):
-    chat, pair, said = read(
+def test_the_mode_of_a_dialogue_follows_from_its_last_question(tmp_path, asked, mode):
+    chat, pair, spoken = read(
         tmp_path,
         {"messages": [*asked, ANSWER]},
         {"messages": asked, "chosen": "yes", "rejected": "no"},
         {"messages": [*asked, ANSWER], "mode": "text"},
     )
-    assert [row.labels["mode"] for row in (chat, pair, said)] == [mode, mode, "text"]
+    assert [row.labels["mode"] for row in (chat, pair, spoken)] == [mode, mode, "text"]
 
 
 def test_a_preference_has_two_answers_to_one_dialogue(tmp_path):
@@ -207,7 +207,7 @@ def test_a_preference_has_two_answers_to_one_dialogue(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "fields, said",
+    ("fields", "message"),
     [
         ({"messages": []}, "`messages` is [], expected a list of messages"),
         ({"messages": "hi"}, "`messages` is 'hi'"),
@@ -255,9 +255,9 @@ def test_a_preference_has_two_answers_to_one_dialogue(tmp_path):
         ),
     ],
 )
-def test_an_unusable_dialogue_keeps_its_place_with_its_reason(tmp_path, fields, said):
+def test_an_unusable_dialogue_keeps_its_place_with_its_reason(tmp_path, fields, message):
     bad, good = read(tmp_path, {"id": "bad", **fields}, {"id": "good", "messages": [ASKED, ANSWER]})
-    assert said in bad.problem
+    assert message in bad.problem
     assert (bad.id, good.id, good.problem) == ("bad", "good", None)
     assert bad.labels["task"] in ("chat", "preference")  # it is counted among the rows of its task
 

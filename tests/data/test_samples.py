@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
 
@@ -54,14 +55,14 @@ def test_the_planned_length_is_that_of_the_longest_wording(tmp_path, prompt, poo
     assert planned(samples, row) == longest_built(samples, row)
 
 
-@pytest.mark.parametrize("seconds, rate", LENGTHS)
+@pytest.mark.parametrize(("seconds", "rate"), LENGTHS)
 def test_the_planned_length_of_an_unstated_file_is_exact(tmp_path, seconds, rate):
     row = row_of(tmp_path, seconds, rate=rate)
     samples = samples_of(prompt=TagPrompt(), long_audio="window")
     assert planned(samples, row) == len(samples.build(row, 0, epoch=0).ids)
 
 
-def test_a_row_whose_problem_is_found_late_is_not_built(tmp_path):
+def test_a_row_with_a_problem_found_late_is_not_built(tmp_path):
     row = Row("late", (), {**{"task": "asr"}}, "shard-00001.parquet: cannot be read")
     with pytest.raises(RowError, match="shard-00001"):
         samples_of().build(row, 0, 0)
@@ -144,15 +145,15 @@ def test_a_silent_clip_is_a_row_like_any_other(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content, said",
+    ("content", "message"),
     [(b"", "cannot be decoded"), (b"RIFF\x00\x00\x00\x00nonsense" * 9, "cannot be decoded"), (None, "no such file")],
 )
-def test_a_file_that_cannot_be_read_is_named(tmp_path, content, said):
+def test_a_file_that_cannot_be_read_is_named(tmp_path, content, message):
     if content is not None:
         (tmp_path / "bad.wav").write_bytes(content)
     row = read_row(tmp_path, audio="bad.wav")
     for attempt in (samples_of().spans, lambda row: samples_of().build(row, 0, 0)):
-        with pytest.raises(AudioError, match=f"bad.wav: {said}"):
+        with pytest.raises(AudioError, match=f"bad.wav: {message}"):
             attempt(row)
 
 
@@ -174,7 +175,7 @@ def test_40_seconds_are_refused_with_the_setting_to_change(tmp_path, policy, sta
             attempt(row)
 
 
-def test_40_seconds_in_windows_are_heard_whole(tmp_path):
+def test_40_seconds_are_transcribed_completely_in_windows(tmp_path):
     row = row_of(tmp_path, 40.0)
     sample = samples_of(long_audio="window").build(row, 0, None)
     assert sample.frames == (2_000, 2_000)
@@ -208,7 +209,7 @@ def test_an_unknown_policy_is_an_error():
         samples_of(long_audio="cut")
 
 
-@pytest.mark.parametrize("seconds, stated", [(1.0, 3.0), (3.0, 1.0)])
+@pytest.mark.parametrize(("seconds", "stated"), [(1.0, 3.0), (3.0, 1.0)])
 def test_a_duration_that_lies_makes_the_row_unusable(tmp_path, seconds, stated):
     row = row_of(tmp_path, seconds, duration=stated)
     with pytest.raises(RowError, match=f"clip.wav has {seconds:.2f} s, but the manifest states {stated:.2f} s"):
@@ -313,7 +314,7 @@ def test_the_planned_length_of_stretched_text_bounds_every_draw(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "fields, content",
+    ("fields", "content"),
     [
         ({"content": "rain falls", "transcript": "no", "text": "no"}, "rain falls"),
         ({"transcript": "guten Tag", "text": "no"}, "guten Tag"),
@@ -334,9 +335,9 @@ def test_a_row_without_content_for_each_of_its_clips_is_no_text_row(tmp_path):
     samples = samples_of(TextSamples)
     sound = read_row(tmp_path, audio="a.wav", task="sec", text="rain")
     pair = read_row(tmp_path, audio=["a.wav", "b.wav"])
-    for row, said in ((sound, "no `content`"), (pair, "expected a text for each of 2 clips")):
+    for row, message in ((sound, "no `content`"), (pair, "expected a text for each of 2 clips")):
         for attempt in (planned, lambda samples, row: samples.build(row, 0, 0)):
-            with pytest.raises(RowError, match=said):
+            with pytest.raises(RowError, match=message):
                 attempt(samples, row)
 
 
@@ -353,7 +354,7 @@ def test_a_plain_text_row_is_its_text_and_the_end(kind):
 # --- transcripts ---
 
 
-def test_a_transcript_sample_is_what_is_said_beside_its_clip(tmp_path):
+def test_a_transcript_sample_is_a_clip_and_its_transcript(tmp_path):
     row = row_of(tmp_path, 0.5, task="s2tt", target_language="de", transcript="the cat", text="die Katze")
     samples = samples_of(TranscriptSamples)
     sample = samples.build(row, 0, epoch=0)
@@ -363,7 +364,7 @@ def test_a_transcript_sample_is_what_is_said_beside_its_clip(tmp_path):
     assert planned(samples, row) == GEOMETRY.tokens(50)
 
 
-def test_speech_recognition_needs_no_transcript_beside_its_text_and_other_tasks_do(tmp_path):
+def test_only_tasks_other_than_asr_need_a_separate_transcript(tmp_path):
     samples = samples_of(TranscriptSamples)
     assert tokenizer().decode(samples.build(row_of(tmp_path, 0.5, text="mat"), 0, 0).ids) == "mat"
     row = row_of(tmp_path, 0.5, task="sgc", text="male")
@@ -377,7 +378,7 @@ def test_control_tokens_in_a_transcript_are_text(tmp_path):
     assert max(samples_of(TranscriptSamples).build(row, 0, 0).ids) < tokenizer().n_text
 
 
-def test_a_transcript_view_asks_for_what_is_said_whatever_the_task():
+def test_the_transcript_view_uses_the_transcript_for_every_task():
     row = Row(
         "k", (Clip(Path("a.wav")),), {"task": "ks", "language": "en", "text": "go", "transcript": "the cat says go"}
     )
@@ -408,7 +409,7 @@ def test_windows_have_boundaries_of_their_own(tmp_path):
     assert planned(samples, row) == len(samples.build(row, 0, 0).ids)
 
 
-def test_the_first_30_seconds_are_heard_and_the_rest_is_counted(tmp_path):
+def test_the_first_30_seconds_are_used_and_the_rest_is_counted(tmp_path):
     row = row_of(tmp_path, 40.0)
     samples = samples_of(long_audio="first", prompt=TagPrompt())
     sample = samples.build(row, 0, None)
@@ -442,7 +443,7 @@ def pieces(sample) -> list[tuple[str, bool]]:
     """A sample as text, cut where supervision begins and ends; audio tokens are one `*` each."""
     tok, found = tokenizer(), []
     edges = [0, *(np.flatnonzero(np.diff(sample.supervise.astype(int))) + 1).tolist(), len(sample.ids)]
-    for start, stop in zip(edges, edges[1:], strict=False):
+    for start, stop in itertools.pairwise(edges):
         heard = sample.audio_mask[start:stop]
         ids = sample.ids[start:stop]
         text = "".join("*" if mark else tok.decode([i], control=True) for i, mark in zip(ids, heard, strict=True))
@@ -450,7 +451,7 @@ def pieces(sample) -> list[tuple[str, bool]]:
     return found
 
 
-def test_exactly_what_the_assistant_says_and_its_end_is_trained_in_the_second_system(tmp_path):
+def test_v2_trains_exactly_the_assistant_s_messages_and_their_ends(tmp_path):
     sample = samples_of(ChatSamples, prompt=Qwen2AudioChat()).build(dialogue_of(tmp_path), 0, epoch=0)
     first, second = "*" * GEOMETRY.tokens(50), "*" * GEOMETRY.tokens(20)
     assert pieces(sample) == [
@@ -472,7 +473,7 @@ def test_exactly_what_the_assistant_says_and_its_end_is_trained_in_the_second_sy
     assert sample.frames == (50, 20) and len(sample.mels) == 2
 
 
-def test_exactly_what_the_assistant_says_and_its_end_is_trained_in_the_first_system(tmp_path):
+def test_v1_trains_exactly_the_assistant_s_messages_and_their_ends(tmp_path):
     """Clips are numbered anew in each message, and learned vectors take the places of the marks."""
     samples = samples_of(ChatSamples, prompt=QwenAudioChat(), geometry=V1)
     first, second = "*" * (V1.tokens(50) + 2), "*" * (V1.tokens(20) + 2)
@@ -497,10 +498,18 @@ DIALOGUES = {
     "an empty system message": [{"role": "system", "content": ""}, {"role": "user", "content": [A]}, RAIN],
     "text before the audio": [{"role": "user", "content": [SAID, A]}, RAIN],
     "several clips in a turn": [{"role": "user", "content": [A, B, SAID, A]}, RAIN],
-    "several turns": [{"role": "user", "content": [A]}, RAIN, {"role": "user", "content": "and?"}, SNOW]
-    + [{"role": "user", "content": [B, SAID]}, RAIN],
-    "an answer in parts": [{"role": "user", "content": [A]}]
-    + [{"role": "assistant", "content": [{"type": "text", "text": "ra"}, {"type": "text", "text": "in"}]}],
+    "several turns": [
+        {"role": "user", "content": [A]},
+        RAIN,
+        {"role": "user", "content": "and?"},
+        SNOW,
+        {"role": "user", "content": [B, SAID]},
+        RAIN,
+    ],
+    "an answer in parts": [
+        {"role": "user", "content": [A]},
+        {"role": "assistant", "content": [{"type": "text", "text": "ra"}, {"type": "text", "text": "in"}]},
+    ],
 }
 
 
@@ -524,7 +533,7 @@ def written(messages: list[dict], chat: Chat, geometry: audio.Geometry) -> list[
 
 
 @pytest.mark.parametrize("dialogue", DIALOGUES)
-@pytest.mark.parametrize("chat, geometry", CHATS)
+@pytest.mark.parametrize(("chat", "geometry"), CHATS)
 def test_the_assistants_words_and_their_ends_are_trained_in_every_dialogue(tmp_path, chat, geometry, dialogue):
     for name, seconds in (("a.wav", 0.5), ("b.wav", 0.2)):
         write_wave(tmp_path / name, seconds)
@@ -533,22 +542,22 @@ def test_the_assistants_words_and_their_ends_are_trained_in_every_dialogue(tmp_p
     sample = samples_of(ChatSamples, prompt=chat, geometry=geometry).build(row, 0, epoch=0)
     found = [(character, trained) for text, trained in pieces(sample) for character in text]
     assert found == written(DIALOGUES[dialogue], chat, geometry)
-    said = [text_of(message) for message in DIALOGUES[dialogue] if message["role"] == "assistant"]
+    replies = [text_of(message) for message in DIALOGUES[dialogue] if message["role"] == "assistant"]
     end = tokenizer().id("<|im_end|>")
-    assert sample.ids[sample.supervise].tolist() == [n for text in said for n in (*tokenizer().plain(text), end)]
+    assert sample.ids[sample.supervise].tolist() == [n for text in replies for n in (*tokenizer().plain(text), end)]
 
 
-@pytest.mark.parametrize("chat, geometry", CHATS)
+@pytest.mark.parametrize(("chat", "geometry"), CHATS)
 def test_the_labels_of_a_pack_are_the_supervised_tokens_one_place_earlier(tmp_path, chat, geometry):
     sample = samples_of(ChatSamples, prompt=chat, geometry=geometry).build(dialogue_of(tmp_path), 0, None)
     labels = collate([sample, sample], geometry=geometry)["labels"].numpy()
     expected = np.where(np.append(sample.supervise[1:], False), np.append(sample.ids[1:], 0), IGNORE)
     assert labels.tolist() == [*expected, *expected]
-    said = [*tokenizer().plain("a cat"), *tokenizer().plain("the mat <|im_end|>")]
-    assert (labels != IGNORE).sum() == 2 * (len(said) + 2)
+    supervised = [*tokenizer().plain("a cat"), *tokenizer().plain("the mat <|im_end|>")]
+    assert (labels != IGNORE).sum() == 2 * (len(supervised) + 2)
 
 
-@pytest.mark.parametrize("chat, geometry", CHATS)
+@pytest.mark.parametrize(("chat", "geometry"), CHATS)
 def test_a_question_alone_is_the_dialogue_up_to_its_last_answer(tmp_path, chat, geometry):
     row, samples = dialogue_of(tmp_path), samples_of(ChatSamples, prompt=chat, geometry=geometry)
     whole, prompt = (samples.build(row, 0, None, prompt_only=only) for only in (False, True))
@@ -558,7 +567,7 @@ def test_a_question_alone_is_the_dialogue_up_to_its_last_answer(tmp_path, chat, 
     assert samples.target_row(row).labels["text"] == "the mat <|im_end|>"
 
 
-@pytest.mark.parametrize("chat, geometry", CHATS)
+@pytest.mark.parametrize(("chat", "geometry"), CHATS)
 def test_the_planned_length_of_a_dialogue_is_exact(tmp_path, chat, geometry):
     row, samples = dialogue_of(tmp_path), samples_of(ChatSamples, prompt=chat, geometry=geometry)
     assert planned(samples, row) == len(samples.build(row, 0, epoch=3).ids)
@@ -589,13 +598,13 @@ def test_dialogues_and_task_rows_are_not_seen_as_each_other(tmp_path):
         (samples_of(AudioSamples), chat, "the row is a dialogue, expected a task row"),
         (samples_of(TextSamples), replace(chat, clips=()), "the row is a dialogue, expected a task row"),
     ]
-    for samples, row, said in cases:
+    for samples, row, message in cases:
         for attempt in (planned, lambda samples, row: samples.build(row, 0, 0)):
-            with pytest.raises(RowError, match=said):
+            with pytest.raises(RowError, match=message):
                 attempt(samples, row)
 
 
-def test_a_task_about_two_clips_is_not_asked_about_one(tmp_path):
+def test_a_task_on_two_clips_refuses_one(tmp_path):
     row = row_of(tmp_path, task="sv", text="yes")
     with pytest.raises(RowError, match="task 'sv' needs 2 clips, the row has 1"):
         planned(samples_of(), row)
@@ -620,7 +629,7 @@ def test_a_row_of_every_task_is_planned_and_built(tmp_path, code, prompt):
     assert answer.endswith(task.render(labels, tags=not prompt.natural) + "<|endoftext|>")
 
 
-def test_the_texts_of_several_clips_stand_each_in_its_place(tmp_path):
+def test_the_texts_of_several_clips_follow_their_clips(tmp_path):
     row = row_of(tmp_path, task="sv", text="no", content=["the cat", "a red fox"])
     samples = samples_of(TextSamples)
     two = replace(row, clips=2 * row.clips)

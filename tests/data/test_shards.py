@@ -56,7 +56,7 @@ def whole(manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_two_processes_write_what_one_does(manifest, whole, tmp_path):
+def test_two_processes_write_the_same_files_as_one(manifest, whole, tmp_path):
     pack(manifest, tmp_path / "two", processes=2)
     assert content(tmp_path / "two") == content(whole)
     names = {"index.parquet", "problems.jsonl", "shards.json", *(f"shard-0000{n}.parquet" for n in range(6))}
@@ -64,8 +64,8 @@ def test_two_processes_write_what_one_does(manifest, whole, tmp_path):
 
 
 def test_rows_that_cannot_be_used_are_counted_and_named(manifest, tmp_path):
-    said = pack(manifest, tmp_path / "out").export_text()
-    assert "1 rows cannot be used" in said and "r4: " in said and "gone.wav: no such file" in said
+    output = pack(manifest, tmp_path / "out").export_text()
+    assert "1 rows cannot be used" in output and "r4: " in output and "gone.wav: no such file" in output
     (line,) = (tmp_path / "out/problems.jsonl").read_text().splitlines()
     assert json.loads(line)["id"] == "r4"
     assert len(read_manifests([tmp_path / "out"])[0].rows) == N
@@ -86,7 +86,7 @@ def test_a_clip_that_the_disk_cannot_read_is_reported_with_its_row(manifest, tmp
     assert "r2.wav: cannot be read ([Errno 5] Input/output error)" in problems[0]["reason"]
 
 
-def test_a_run_that_stops_goes_on_where_it_was(manifest, whole, tmp_path, monkeypatch):
+def test_a_stopped_run_resumes(manifest, whole, tmp_path, monkeypatch):
     """The disk is full at the fourth shard; then it is not."""
     open_atomic, out = writer.open_atomic, tmp_path / "out"
 
@@ -110,7 +110,7 @@ def test_a_run_that_stops_goes_on_where_it_was(manifest, whole, tmp_path, monkey
     assert all(path.stat().st_mtime_ns == changed for path, changed in done.items())
 
 
-def test_a_run_that_is_killed_goes_on_where_it_was(manifest, whole, tmp_path):
+def test_a_killed_run_resumes(manifest, whole, tmp_path):
     out = tmp_path / "out"
     arguments = [f"rows={manifest}", f"out={out}", "rows_per_shard=3", "processes=2"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])}
@@ -125,7 +125,7 @@ def test_a_run_that_is_killed_goes_on_where_it_was(manifest, whole, tmp_path):
 
 
 @pytest.mark.parametrize("left", [None, 50, -1])
-def test_given_again_the_command_packs_anew_what_is_damaged_and_nothing_else(manifest, whole, tmp_path, left):
+def test_the_same_command_again_packs_only_damaged_shards(manifest, whole, tmp_path, left):
     out = tmp_path / "out"
     pack(manifest, out)
     spoilt, kept = out / "shard-00002.parquet", out / "shard-00001.parquet"
@@ -141,7 +141,7 @@ def test_given_again_the_command_packs_anew_what_is_damaged_and_nothing_else(man
 
 @pytest.mark.parametrize("name", ["shards.json", "shard-00002.json"])
 @pytest.mark.parametrize("left", [b"", b"[1]", b'{"sha256": 1', b"\xff\xfe"])
-def test_a_damaged_list_is_named_and_what_it_lists_is_packed_anew(manifest, whole, tmp_path, name, left):
+def test_a_damaged_list_is_named_and_its_shards_are_packed_again(manifest, whole, tmp_path, name, left):
     out = tmp_path / "out"
     shutil.copytree(whole, out)
     (out / name).write_bytes(left)
@@ -181,7 +181,7 @@ def test_check_reads_every_file_through(manifest, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "arguments, said",
+    ("arguments", "message"),
     [
         ([], "expected rows=FILE and out=DIR"),
         (["rows=a.jsonl", "out=s3://b/c"], "a local directory"),
@@ -189,7 +189,7 @@ def test_check_reads_every_file_through(manifest, tmp_path):
         (["check=nowhere"], "nowhere has no shards.json"),
     ],
 )
-def test_the_command_says_what_is_wrong_in_one_sentence(arguments, said, monkeypatch, tmp_path, capsys):
+def test_the_command_reports_user_errors_in_one_sentence(arguments, message, monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     assert cli.main(["shards", *arguments]) != 0
-    assert re.match(f"error: .*{said}", capsys.readouterr().err)
+    assert re.match(f"error: .*{message}", capsys.readouterr().err)

@@ -12,12 +12,30 @@ from pathlib import Path
 
 import pytest
 
+from auris import cli
 from auris.model.weights import checkpoint_dir
 from support.recipes import SMALLEST_MODEL
 
 ROOT = Path(__file__).resolve().parents[2]
 
-STUDY = """\
+EVALUATION = """\
+evaluate:
+  - ["benchmark.test=[{corpus}/test.jsonl]", benchmark.name=tiny, generation.max_new_tokens=4, bootstrap=50]
+"""
+SHORT = """\
+# @package _global_
+study: smoke
+arm: null
+seed: null
+seeds: [0]
+stages:
+  encoder: {{overrides: [experiment=encoder_ctc, model/encoder=whisper_v2, *small]}}
+arms:
+  tags:
+    overrides: [experiment=qwen_audio_pretrain, *small]
+    after: {{encoder: encoder}}
+"""
+WHOLE = """\
 # @package _global_
 study: smoke
 arm: null
@@ -33,8 +51,6 @@ arms:
   natural_conv:
     overrides: [experiment=qwen_audio_pretrain, prompt=natural, model/pooling=conv, *small]
     after: {{llm: llm_text, encoder: encoder}}
-evaluate:
-  - ["benchmark.test=[{corpus}/test.jsonl]", benchmark.name=tiny, generation.max_new_tokens=4, bootstrap=50]
 """
 
 SMALL = [
@@ -56,11 +72,11 @@ def call(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=900)
 
 
-def write_study(folder: Path, corpus: Path, more: str = "") -> Path:
+def write_study(folder: Path, corpus: Path, study: str = WHOLE) -> Path:
     (folder / "ablations").mkdir()
     small = ", ".join(f'"{override}"' for override in [*SMALL, f"data.root={corpus}"])
-    study = STUDY.replace("evaluate:", f"{more}evaluate:").replace("*small", small).format(corpus=corpus)
-    (folder / "ablations/smoke.yaml").write_text(study)
+    text = (study + EVALUATION).replace("*small", small).format(corpus=corpus)
+    (folder / "ablations/smoke.yaml").write_text(text)
     return folder
 
 
@@ -73,46 +89,72 @@ def numbers(folder: Path) -> dict[str, list]:
     return found
 
 
-@pytest.fixture(scope="module")
-def folder(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A user's folder, with the study run in it."""
-    folder = write_study(tmp_path_factory.mktemp("user"), corpus)
+def train_study(folder: Path) -> Path:
     done = call(folder, "train", "ablations=smoke", "jobs=2")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return folder
 
 
-def test_a_study_trains_and_evaluates_every_arm(folder: Path):
-    for arm in ("tags", "natural_conv"):
-        run = folder / "runs/smoke" / arm / "seed_0"
-        rows = [json.loads(line) for line in (run / "results.jsonl").read_text().splitlines()]
-        assert {"asr en", "asr zh", "s2tt de-en", "sec", "aqa"} <= {row["task"] for row in rows}
-        for row in rows:
-            assert row["low"] <= row["value"] <= row["high"], row
-            assert row["provenance"] in ("tts", "procedural") and row["n"] > 0
-        assert (run / "recipe.yaml").is_file() and checkpoint_dir.find(run, "best").step > 0
+@pytest.fixture(scope="module")
+def folder(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A user's folder, with a study of one arm run in it."""
+    return train_study(write_study(tmp_path_factory.mktemp("user"), corpus, SHORT))
+
+
+@pytest.fixture(scope="module")
+def whole(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A user's folder, with a study of two arms and two stages run in it."""
+    return train_study(write_study(tmp_path_factory.mktemp("user"), corpus))
+
+
+@pytest.fixture
+def inside(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of the short study, as working directory of commands that need no process of their own."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("COLUMNS", "200")
+    return folder
+
+
+def assert_evaluated(folder: Path, arm: str) -> None:
+    run = folder / "runs/smoke" / arm / "seed_0"
+    rows = [json.loads(line) for line in (run / "results.jsonl").read_text().splitlines()]
+    assert {"asr en", "asr zh", "s2tt de-en", "sec", "aqa"} <= {row["task"] for row in rows}
+    for row in rows:
+        assert row["low"] <= row["value"] <= row["high"], row
+        assert row["provenance"] in ("tts", "procedural") and row["n"] > 0
+    assert (run / "recipe.yaml").is_file() and checkpoint_dir.find(run, "best").step > 0
+
+
+def test_a_study_trains_its_stage_and_arm_and_evaluates_the_arm(folder: Path):
+    assert_evaluated(folder, "tags")
 
 
 @pytest.mark.slow
-def test_the_same_command_again_has_nothing_to_train(folder: Path):
-    checkpoints = folder / "runs/smoke/tags/seed_0/checkpoints"
+def test_a_study_trains_and_evaluates_every_arm(whole: Path):
+    assert_evaluated(whole, "tags")
+    assert_evaluated(whole, "natural_conv")
+
+
+@pytest.mark.slow
+def test_the_same_command_again_has_nothing_to_train(whole: Path):
+    checkpoints = whole / "runs/smoke/tags/seed_0/checkpoints"
     before = {path: path.stat().st_mtime_ns for path in checkpoints.rglob("*")}
-    done = call(folder, "train", "ablations=smoke", "arm=tags", "seed=0")
+    done = call(whole, "train", "ablations=smoke", "arm=tags", "seed=0")
     assert done.returncode == 0, done.stdout[-2000:]
     assert {path: path.stat().st_mtime_ns for path in checkpoints.rglob("*")} == before
 
 
 @pytest.mark.slow
-def test_arms_of_a_job_array_have_the_numbers_of_the_study(folder: Path, corpus: Path, tmp_path: Path):
+def test_arms_of_a_job_array_have_the_same_results_as_the_study(whole: Path, corpus: Path, tmp_path: Path):
     write_study(tmp_path, corpus)
     for arm in ("natural_conv", "tags"):
         done = call(tmp_path, "train", "ablations=smoke", f"arm={arm}", "seed=0")
         assert done.returncode == 0, done.stdout[-2000:]
-    assert numbers(tmp_path) == numbers(folder)
+    assert numbers(tmp_path) == numbers(whole)
 
 
 @pytest.mark.slow
-def test_a_study_that_was_killed_goes_on_to_the_same_numbers(folder: Path, corpus: Path, tmp_path: Path):
+def test_a_killed_study_resumes_to_the_same_results(whole: Path, corpus: Path, tmp_path: Path):
     write_study(tmp_path, corpus)
     command = [sys.executable, "-m", "auris", "train", "ablations=smoke", "jobs=2"]
     study = subprocess.Popen(command, cwd=tmp_path, env=ENVIRONMENT, start_new_session=True, stdout=subprocess.DEVNULL)
@@ -125,13 +167,13 @@ def test_a_study_that_was_killed_goes_on_to_the_same_numbers(folder: Path, corpu
     done = call(tmp_path, "train", "ablations=smoke", "jobs=2")
     assert done.returncode == 0, done.stdout[-2000:]
     assert "4 runs, 2 done before" in done.stdout
-    assert numbers(tmp_path) == numbers(folder)
+    assert numbers(tmp_path) == numbers(whole)
 
 
 @pytest.mark.slow
-def test_an_arm_that_fails_takes_none_with_it_and_is_named_with_its_reason(corpus: Path, tmp_path: Path):
+def test_a_failing_arm_is_named_with_its_reason_and_stops_no_other(corpus: Path, tmp_path: Path):
     broken = '  broken: {{overrides: [experiment=qwen_audio_pretrain, *small, "data.train=[gone.jsonl]"]}}\n'
-    write_study(tmp_path, corpus, more=broken)
+    write_study(tmp_path, corpus, WHOLE + broken)
     done = call(tmp_path, "train", "ablations=smoke", "jobs=2")
     assert done.returncode == 1 and "broken, seed 0 failed" in done.stdout and "gone.jsonl" in done.stdout
     assert {arm for arm, lines in numbers(tmp_path).items() if lines} == {"tags", "natural_conv"}
@@ -139,34 +181,34 @@ def test_an_arm_that_fails_takes_none_with_it_and_is_named_with_its_reason(corpu
     assert table.returncode == 0 and "natural_conv" in table.stdout and "broken, seed 0: waiting" in table.stdout
 
 
-def test_results_make_a_table_and_figures(folder: Path):
-    done = call(folder, "results", "study=smoke")
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "asr en" in done.stdout and "natural_conv" in done.stdout
+def test_results_make_a_table_and_figures(inside: Path, capsys: pytest.CaptureFixture):
+    assert cli.main(["results", "study=smoke"]) == 0
+    printed = capsys.readouterr().out
+    assert "asr en" in printed and "tags" in printed
     for name in ("table.csv", "bars.png", "curves.png"):
-        assert (folder / "runs/smoke" / name).stat().st_size > 0
+        assert (inside / "runs/smoke" / name).stat().st_size > 0
 
 
-def test_odd_files_are_evaluated_or_named(folder: Path, shared_data: Path):
+def test_odd_files_are_evaluated_or_named(inside: Path, shared_data: Path, capsys: pytest.CaptureFixture):
     """Real recordings beside a corrupt, an empty, a silent and a 40-second file."""
     import numpy as np
     import soundfile
 
-    (folder / "corrupt.flac").write_bytes(b"fLaC nothing")
-    (folder / "empty.wav").write_bytes(b"")
-    soundfile.write(folder / "silent.wav", np.zeros(16000), 16000)
-    soundfile.write(folder / "long.wav", np.random.default_rng(0).normal(0, 0.1, 40 * 8000), 8000)
+    (inside / "corrupt.flac").write_bytes(b"fLaC nothing")
+    (inside / "empty.wav").write_bytes(b"")
+    soundfile.write(inside / "silent.wav", np.zeros(16000), 16000)
+    soundfile.write(inside / "long.wav", np.random.default_rng(0).normal(0, 0.1, 40 * 8000), 8000)
     real = shared_data / "real/ljspeech/LJ001-0002.flac"
     names = ["corrupt.flac", "empty.wav", "silent.wav", "long.wav", str(real)]
     rows = [{"id": name, "audio": name, "task": "asr", "language": "en", "text": "a b"} for name in names]
-    (folder / "odd.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (inside / "odd.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     run = "checkpoint=runs/smoke/tags/seed_0"
-    done = call(folder, "evaluate", run, "data=manifest", "data.test=odd.jsonl", "generation.max_new_tokens=4")
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    said = [json.loads(line) for line in (folder / "runs/smoke/tags/seed_0/predictions/odd.jsonl").open()]
-    assert {row["id"] for row in said} == {"silent.wav", "long.wav", str(real)}
-    assert "2 rows could not be used" in done.stdout
-    assert "corrupt.flac" in done.stdout and "empty.wav" in done.stdout
+    assert cli.main(["evaluate", run, "data=manifest", "data.test=odd.jsonl", "generation.max_new_tokens=4"]) == 0
+    predictions = [json.loads(line) for line in (inside / "runs/smoke/tags/seed_0/predictions/odd.jsonl").open()]
+    assert {row["id"] for row in predictions} == {"silent.wav", "long.wav", str(real)}
+    printed = capsys.readouterr().out
+    assert "2 rows could not be used" in printed
+    assert "corrupt.flac" in printed and "empty.wav" in printed
 
 
 @pytest.mark.parametrize(
@@ -177,8 +219,9 @@ def test_odd_files_are_evaluated_or_named(folder: Path, shared_data: Path):
         (["results", "study=unheard"], "unheard"),
     ],
 )
-def test_a_mistake_is_one_clear_sentence(folder: Path, arguments: list[str], message: str):
-    done = call(folder, *arguments)
-    assert done.returncode != 0
-    assert message in done.stderr + done.stdout
-    assert "Traceback" not in done.stderr + done.stdout
+def test_a_user_error_is_one_clear_sentence(
+    inside: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture
+):
+    assert cli.main(arguments) != 0
+    printed = "".join(capsys.readouterr())
+    assert message in printed and "Traceback" not in printed

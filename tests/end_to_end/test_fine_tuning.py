@@ -27,16 +27,18 @@ SYSTEMS = {"qwen_audio": QwenAudioChat, "qwen2_audio": Qwen2AudioChat}
 def dialogues(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Questions about the corpus's clips, by voice, beside the audio and in text, and one row that cannot be used."""
     rows = [json.loads(line) for line in (corpus / "train.jsonl").read_text().splitlines()]
-    made = []
+    run_config = []
     for number, row in enumerate(row for row in rows if row["task"] in ("sec", "mic", "ks")):
         clip = {"type": "audio", "audio": str(corpus / row["audio"])}
         asked = [[clip, {"type": "text", "text": "what is it?"}], [clip], "say a word"][number % 3]
         messages = [{"role": "user", "content": asked}, {"role": "assistant", "content": f"it is {row['text']}"}]
         facts = {"key": row["text"], "provenance": "procedural", "written_by": "a script of templates"}
-        made.append({"id": f"d{number}", "messages": messages, **facts})
-    made.append({"id": "bad", "messages": [{"role": "user", "content": "<audio>what?"}, made[0]["messages"][1]]})
+        run_config.append({"id": f"d{number}", "messages": messages, **facts})
+    run_config.append(
+        {"id": "bad", "messages": [{"role": "user", "content": "<audio>what?"}, run_config[0]["messages"][1]]}
+    )
     path = tmp_path_factory.mktemp("dialogues") / "rows.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in made))
+    path.write_text("".join(json.dumps(row) + "\n" for row in run_config))
     return path
 
 
@@ -71,24 +73,24 @@ def weights_of(path: str) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
-def test_a_pretrained_model_is_fine_tuned_evaluated_and_asked(smallest, dialogues: Path, system: str, capsys):
+def test_a_pretrained_model_is_fine_tuned_evaluated_and_prompted(smallest, dialogues: Path, system: str, capsys):
     base = smallest(f"experiment={system}_pretrain", "arm=base")
     train.train(base)
-    made = smallest(f"experiment={system}_sft", f"checkpoint={base['run_dir']}")
-    train.train(made)
-    before, after = weights_of(base["run_dir"]), weights_of(made["run_dir"])
+    run_config = smallest(f"experiment={system}_sft", f"checkpoint={base['run_dir']}")
+    train.train(run_config)
+    before, after = weights_of(base["run_dir"]), weights_of(run_config["run_dir"])
     assert all(torch.equal(before[name], after[name]) for name in before if name.startswith("net.encoder."))
     assert any(not torch.equal(before[name], after[name]) for name in before if name.startswith("net.llm."))
-    unusable = (Path(made["run_dir"]) / "unusable_rows.jsonl").read_text()
+    unusable = (Path(run_config["run_dir"]) / "unusable_rows.jsonl").read_text()
     assert '"bad"' in unusable and "1 audio marks" in unusable
 
-    model = pretrained.load(made["run_dir"])
+    model = pretrained.load(run_config["run_dir"])
     assert model.is_chat and type(model.dialogue) is SYSTEMS[system]
     assert not pretrained.load(base["run_dir"]).is_chat
     assert isinstance(model.chat([{"role": "user", "content": "what is it?"}], max_new_tokens=3), str)
 
     given = [
-        f"checkpoint={made['run_dir']}",
+        f"checkpoint={run_config['run_dir']}",
         "data=manifest",
         f"data.test=[{dialogues}]",
         "judge=rule",
@@ -107,9 +109,9 @@ def test_a_pretrained_model_is_fine_tuned_evaluated_and_asked(smallest, dialogue
 
 
 def test_an_answer_ends_where_the_assistants_message_does(smallest):
-    made = smallest("experiment=qwen2_audio_sft")
-    train.train(made)
-    model = pretrained.load(made["run_dir"])
+    run_config = smallest("experiment=qwen2_audio_sft")
+    train.train(run_config)
+    model = pretrained.load(run_config["run_dir"])
     end = model.tokenizer.id("<|im_end|>")
     assert end in model.settings(chat=True).stop
 

@@ -46,19 +46,19 @@ def test_a_notebook_is_kept_without_outputs_and_holds_no_logic(name: str):
     assert not [cell.source for cell in code if any(word in cell.source for word in ("def ", "for ", "if ", "lambda"))]
 
 
-def test_the_report_runs_on_the_files_that_come_with_it(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.slow
+def test_the_report_runs_on_its_shipped_files(monkeypatch: pytest.MonkeyPatch):
     shown = execute("02_ablation_report", monkeypatch)
     assert "one change at a time" in shown and shown.count("image/png") == 2 and "no difference shown" in shown
 
 
 @pytest.mark.slow
-def test_the_papers_tables_are_filled_from_the_files_that_come_with_them(monkeypatch: pytest.MonkeyPatch):
+def test_the_papers_tables_are_filled_from_shipped_files(monkeypatch: pytest.MonkeyPatch):
     shown = execute("04_paper_tables", monkeypatch)
     assert shown.count("image/png") == 2 and "† synthetic" in shown and "15.5 [10.0, 21.2] ≠†" in shown
 
 
-@pytest.mark.slow
-def test_the_comparison_runs_on_another_study(study: Path, monkeypatch: pytest.MonkeyPatch):  # noqa: F811
+def test_the_comparison_runs_on_another_study(study: Path, monkeypatch: pytest.MonkeyPatch):
     for run in study.glob("*/seed_*"):
         write_events(run, {"train/audio_hours": [(0, 0.0), (298, 1.0)]})
     shown = execute("01_compare_systems", monkeypatch, STUDY=str(study))
@@ -66,13 +66,13 @@ def test_the_comparison_runs_on_another_study(study: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.slow
-def test_the_ladder_that_comes_along_is_compared_rung_by_rung(monkeypatch: pytest.MonkeyPatch):
+def test_the_shipped_ladder_is_compared_rung_by_rung(monkeypatch: pytest.MonkeyPatch):
     shown = execute("01_compare_systems", monkeypatch)
     assert shown.count("image/png") == 3 and "v2_dpo" in shown and "better" in shown
 
 
 @pytest.mark.slow
-def test_the_inside_of_a_model_is_shown_of_any_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_inside_of_any_run_s_model_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Of models that nobody has trained, on tones."""
     published.run(tmp_path / "run", "experiment=qwen_audio_pretrain")
     published.run(tmp_path / "aligner", "experiment=encoder_ctc")
@@ -80,8 +80,8 @@ def test_the_inside_of_a_model_is_shown_of_any_run(tmp_path: Path, monkeypatch: 
     rows[0]["words"] = [
         {"word": word, "start": n / 2, "end": (n + 1) / 2} for n, word in enumerate(["the", "cat", "sat"])
     ]
-    made = {"RUN": str(tmp_path / "run"), "ALIGNER": str(tmp_path / "aligner")}
-    shown = execute("03_inside_the_model", monkeypatch, ROWS=str(write_manifest(tmp_path / "rows.jsonl", rows)), **made)
+    runs = {"RUN": str(tmp_path / "run"), "ALIGNER": str(tmp_path / "aligner")}
+    shown = execute("03_inside_the_model", monkeypatch, ROWS=str(write_manifest(tmp_path / "rows.jsonl", rows)), **runs)
     assert (
         shown.count("image/png") == 5 and shown.count("text/html") >= 4
     )  # a player, two tables, and a page of players

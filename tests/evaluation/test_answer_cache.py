@@ -26,7 +26,7 @@ SETTINGS = {"kind": "task", "weights": "w", "prompt": "p", "decoding": {"max_new
 ROW = Row("r", (Clip(Path("a.wav"), 0.5, 1.0),), {"task": "sec", "text": "Bär"})
 
 
-def test_answers_are_found_again_as_they_were(tmp_path: Path):
+def test_cached_responses_equal_the_original_ones(tmp_path: Path):
     answer_cache.AnswerCache(tmp_path, SETTINGS).add(
         {"k": answer_cache.Response(ROW, "a bear\u2028", -0.25), "l": answer_cache.Response(ROW, [1.0, 2.0])}
     )
@@ -41,12 +41,12 @@ def test_answers_are_found_again_as_they_were(tmp_path: Path):
 
 
 @pytest.mark.parametrize("changed", [{"weights": "v"}, {"prompt": "q"}, {"decoding": {"max_new_tokens": 4}}])
-def test_other_weights_prompts_or_decoding_are_another_file(tmp_path: Path, changed: dict):
+def test_weights_prompts_and_decoding_select_the_cache_file(tmp_path: Path, changed: dict):
     answer_cache.AnswerCache(tmp_path, SETTINGS).add({"k": answer_cache.Response(ROW, "a bear")})
     assert "k" not in answer_cache.AnswerCache(tmp_path, SETTINGS | changed)
 
 
-def test_a_line_that_was_cut_off_is_answered_again(tmp_path: Path):
+def test_a_truncated_line_is_answered_again(tmp_path: Path):
     file = answer_cache.AnswerCache(tmp_path, SETTINGS)
     file.add({"k": answer_cache.Response(ROW, "a bear")})
     file.add({"l": answer_cache.Response(ROW, "a wolf")})
@@ -61,7 +61,7 @@ def test_a_line_that_was_cut_off_is_answered_again(tmp_path: Path):
     assert answer_cache.AnswerCache.open(empty.path)["k"].content == "a bear"
 
 
-def test_evaluations_side_by_side_lose_no_answer_of_each_other(tmp_path: Path):
+def test_concurrent_evaluations_lose_no_responses(tmp_path: Path):
     one, other = answer_cache.AnswerCache(tmp_path, SETTINGS), answer_cache.AnswerCache(tmp_path, SETTINGS)
     one.add({"k": answer_cache.Response(ROW, "a bear")})
     with one.path.open("ab") as file:
@@ -73,7 +73,7 @@ def test_evaluations_side_by_side_lose_no_answer_of_each_other(tmp_path: Path):
     assert len(one.path.read_text().splitlines()) == 5, "its first line, and an answer twice"
 
 
-def test_what_is_read_and_written_anew_is_so_in_turn(tmp_path: Path):
+def test_reading_and_rewriting_are_serialised(tmp_path: Path):
     count = tmp_path / "count"
     count.write_text("0")
 
@@ -90,7 +90,7 @@ def test_what_is_read_and_written_anew_is_so_in_turn(tmp_path: Path):
     assert count.read_text() == "120"
 
 
-def test_where_nothing_can_be_locked_it_is_said_and_written_all_the_same(tmp_path: Path, monkeypatch):
+def test_without_file_locks_a_warning_is_given_and_answers_are_written(tmp_path: Path, monkeypatch):
     def lockf(*_: object) -> None:
         raise OSError(errno.ENOLCK, "no locks available")
 
@@ -100,7 +100,7 @@ def test_where_nothing_can_be_locked_it_is_said_and_written_all_the_same(tmp_pat
     assert answer_cache.AnswerCache(tmp_path, SETTINGS)["k"].content == "a bear"
 
 
-def test_a_row_is_known_by_its_labels_and_its_sound(tmp_path: Path):
+def test_a_row_is_identified_by_its_labels_and_its_audio(tmp_path: Path):
     write_wave(tmp_path / "a.wav", 1.0)
     row = Row("r", (Clip(tmp_path / "a.wav"),), {"task": "sec", "text": "bear"})
     key = answer_cache.row_key(row)
@@ -128,7 +128,7 @@ def test_weights_and_prompts_have_checksums_of_their_own():
     assert len({prompt_digest(view) for view in views}) == 4
 
 
-def test_an_evaluation_is_found_again_with_its_responses_and_rows(tmp_path: Path):
+def test_an_evaluation_can_be_loaded_with_its_responses_and_rows(tmp_path: Path):
     cache = answer_cache.AnswerCache(tmp_path / answer_cache.CACHE_DIR, SETTINGS)
     cache.add({"k": answer_cache.Response(ROW, "a bear"), "l": answer_cache.Response(replace(ROW, id="s"), "a wolf")})
     part = answer_cache.Part(kind="task", file=cache.path.name, keys=["k"], windows={"long": ["long#0", "long#1"]})

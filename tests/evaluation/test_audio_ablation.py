@@ -31,7 +31,7 @@ def test_silence_is_as_long_as_the_clip_or_its_stretch(tmp_path: Path):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_no_row_hears_its_own_recording_and_each_clip_is_heard_once(seed: int):
+def test_no_row_gets_its_own_recording_and_each_clip_is_used_once(seed: int):
     rows = [row(number, f"clip{number // 3}-") for number in range(12)]  # three questions about each of four clips
     rows += [row(number, f"speech{number}-", "asr") for number in range(12, 17)]
     rows += [row(number, f"pair{number}-", "sv", 2) for number in range(17, 20)]
@@ -61,7 +61,7 @@ def test_a_row_without_another_recording_is_named():
     assert [one.problem is None for one in heard[1:]].count(True) == 2  # b hears c once, and c hears b
 
 
-def test_names_and_lengths_are_those_of_what_is_heard():
+def test_names_and_lengths_are_those_of_the_altered_audio():
     manifest = Manifest("rows.jsonl", (row(0, "a"), row(1, "b")), digest="d")
     assert audio_ablation.alter([manifest], "as_is", 0) == [manifest]
     digests = {

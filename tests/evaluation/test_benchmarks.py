@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from auris import config as recipe
+from auris import config as auris_config
 from auris import results
 from auris.data.manifests import read_manifests
 from auris.data.rows import Row
@@ -43,7 +43,7 @@ TASKS = {
 
 @cache
 def composed(name: str) -> dict:
-    return recipe.resolve(recipe.compose(["checkpoint=x", f"benchmark={name}"], "evaluate"))["benchmark"]
+    return auris_config.resolve(auris_config.compose(["checkpoint=x", f"benchmark={name}"], "evaluate"))["benchmark"]
 
 
 def config(name: str, **changed: object) -> dict:
@@ -73,14 +73,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_every_benchmark_asks_as_its_official_script_does():
+def test_every_benchmark_prompts_like_its_official_script():
     for name, code in TASKS.items():
-        made, task = config(name), tasks.find(code)
+        run_config, task = config(name), tasks.find(code)
         tags = task.tags.replace("{caption_style}", "clotho")
-        assert made["prompt"]["v1"] in (None, tags), name
-        assert made["prompt"]["v2"] in (None, task.natural), name
-        assert (made["prompt"]["v1"] is None) == (code == "chat"), name
-        assert made["name"] == name and made["origin"] and made["generation"]["v2"]["max_new_tokens"] == 256
+        assert run_config["prompt"]["v1"] in (None, tags), name
+        assert run_config["prompt"]["v2"] in (None, task.natural), name
+        assert (run_config["prompt"]["v1"] is None) == (code == "chat"), name
+        assert (
+            run_config["name"] == name
+            and run_config["origin"]
+            and run_config["generation"]["v2"]["max_new_tokens"] == 256
+        )
     lengths = {name: config(name)["generation"]["v1"]["max_new_tokens"] for name in TASKS}
     assert lengths["librispeech"] == lengths["covost2"] == 256
     assert lengths["clotho"] == lengths["nsynth"] == 30 and lengths["tut2017"] == 10 and lengths["meld"] == 4
@@ -98,7 +102,7 @@ def test_the_groups_hold_the_benchmarks_of_their_tables():
         benchmarks.members({**group, "members": ["libri"]})
 
 
-def test_rows_are_read_from_the_folder_or_as_given(folder: Path):
+def test_rows_are_read_from_a_folder_or_a_path(folder: Path):
     [manifest] = read_manifests(benchmark("librispeech", root=str(folder)).manifests())
     assert [row.labels["text"] for row in manifest.rows] == ["the red fox", "a garden"]
     assert not any(row.problem for row in manifest.rows)
@@ -109,18 +113,18 @@ def test_rows_are_read_from_the_folder_or_as_given(folder: Path):
         benchmark("librispeech", file="mine.jsonl")
 
 
-def test_what_is_missing_is_named_all_at_once_with_where_it_comes_from(folder: Path):
+def test_all_missing_files_are_named_at_once_with_their_source(folder: Path):
     with pytest.raises(FileNotFoundError, match=r"benchmark=meld needs the folder .*Qwen2-Audio/evaluation.*root=DIR"):
         benchmark("meld").manifests()
     found = benchmarks.members(config("qwen2_audio_table2", root=str(folder)))
     with pytest.raises(FileNotFoundError) as missing:
         benchmarks.check_files(found)
-    said = str(missing.value)
-    assert "benchmark=commonvoice15: no cv15_asr_en_eval.jsonl and no cv15_asr_zh_eval.jsonl" in said
-    assert "benchmark=covost2" in said and "Chat_meta.json" in said and "librispeech" not in said
+    message = str(missing.value)
+    assert "benchmark=commonvoice15: no cv15_asr_en_eval.jsonl and no cv15_asr_zh_eval.jsonl" in message
+    assert "benchmark=covost2" in message and "Chat_meta.json" in message and "librispeech" not in message
 
 
-def test_parts_are_told_by_source_split_languages_and_answers():
+def test_parts_are_distinguished_by_source_split_languages_and_answers():
     def parts(name: str, **labels: str) -> list[str]:
         return parts_of(Row("1", (), labels), config(name)["parts"])
 
@@ -151,14 +155,14 @@ def scores(predictions: list[Prediction], name: str) -> list[ResultRow]:
     return summary.summarise(predictions, {"study": "s", "arm": "a", "seed": 0, "benchmark": name}, 10, 0, {})
 
 
-def test_lines_carry_their_part_and_rows_of_none_stay(folder: Path):
+def test_lines_name_their_part_and_rows_without_a_part_stay(folder: Path):
     sources = ("librispeech_dev_clean", "librispeech_dev_clean", "elsewhere")
     predictions, rows = answered(folder, *(({"source": f"librispeech {one}", "gt": "a b"}, "a b") for one in sources))
     found = split_by_part(predictions, rows, config("librispeech")["parts"])
     assert [one.group for one in found] == ["asr en dev-clean", "asr en dev-clean", "asr en"]
 
 
-def test_the_script_s_own_score_stands_beside_one_that_drops_nothing(folder: Path):
+def test_the_official_score_has_a_strict_counterpart_that_drops_nothing(folder: Path):
     predictions, rows = answered(
         folder,
         ({"source": "srwt_zh", "gt": "<|zh|><|0.00|>我<|0.20|>们<|0.40|>"}, "我<|0.20|>们<|0.44|>"),
@@ -173,7 +177,10 @@ def test_the_script_s_own_score_stands_beside_one_that_drops_nothing(folder: Pat
 
 def test_notes_of_the_official_file_are_scored_both_ways(folder: Path):
     gt = "<|pitch|><|midi_pitch_{}|><|velocity|><|midi_velocity_75|><|instrument|>bass<|sonic|>dark, reverb"
-    rows = [({"source": "nsynth", "gt": gt.format(pitch)}, gt.format(said)) for pitch, said in ((60, 72), (61, 61))]
+    rows = [
+        ({"source": "nsynth", "gt": gt.format(pitch)}, gt.format(predicted))
+        for pitch, predicted in ((60, 72), (61, 61))
+    ]
     predictions, read = answered(folder, *rows)
     lines = summary.official_lines("evaluate_note_analysis", "v1", predictions, read)
     official = {line.metric: line.value for line in lines}
@@ -182,7 +189,7 @@ def test_notes_of_the_official_file_are_scored_both_ways(folder: Path):
     assert ours["chroma_accuracy"] == 1.0 and ours["pitch_accuracy"] == 0.5  # C4 and C5 are one chroma
 
 
-def test_options_are_scored_strictly_officially_and_by_what_cannot_be_read(folder: Path):
+def test_options_have_a_strict_and_an_official_score_and_a_share_of_unparsed_answers(folder: Path):
     fields = {"path": "a.wav", "question": "How does it sound?", "task_name": "mood", "dataset_name": "x"}
     options = {"choice_a": "happy", "choice_b": "sad", "answer_gt": "sad"}
     wrong = {**fields, **options, "answer_gt": "bored"}
@@ -198,7 +205,7 @@ def test_options_are_scored_strictly_officially_and_by_what_cannot_be_read(folde
     assert found["chat mood_x", "choice_official"] == 0.0  # `sad` has no letter, and is left out
 
 
-def test_a_benchmark_s_wording_replaces_the_others():
+def test_a_benchmark_s_wording_replaces_all_other_wordings():
     labels = {"task": "er", "text": "joy"}
     changed = NaturalPrompt().asking("Which emotion?")
     assert changed.turns(labels, 0)[0].text == "Which emotion?"
@@ -207,7 +214,7 @@ def test_a_benchmark_s_wording_replaces_the_others():
     assert [turn.text for turn in tags][:2] == ["<|startofanalysis|>", "joy"]
 
 
-def test_published_numbers_stand_beside_ours_with_a_mark_where_they_differ():
+def test_published_numbers_are_shown_next_to_ours_and_marked_where_they_differ():
     row = {"benchmark": "librispeech", "task": "asr en test-clean", "metric": "wer", "value": 0.0179}
     row |= {"study": "s", "arm": "a", "seed": 0, "split": "test", "low": 0.01, "high": 0.02, "n": 9, "units": "9 rows"}
     ours = [ResultRow(**row, provenance="unknown", signature=signature("wer", "en"))]
@@ -234,24 +241,28 @@ def test_published_numbers_stand_beside_ours_with_a_mark_where_they_differ():
     assert "ours wer|whisper_en+basic|word" in difference and "published wer|lower|punctuation kept|word" in difference
 
 
-def test_a_group_is_run_and_shown_beside_its_table(corpus: Path, folder: Path, tmp_path: Path, monkeypatch, capsys):
+def test_a_group_is_evaluated_and_shown_next_to_its_published_table(
+    corpus: Path, folder: Path, tmp_path: Path, monkeypatch, capsys
+):
     monkeypatch.chdir(ROOT)
-    made = recipe.resolve(
-        recipe.compose([*smallest_run(corpus, tmp_path), "experiment=qwen2_audio_pretrain", "max_steps=2"])
+    run_config = auris_config.resolve(
+        auris_config.compose([*smallest_run(corpus, tmp_path), "experiment=qwen2_audio_pretrain", "max_steps=2"])
     )
-    train.train(made)
+    train.train(run_config)
     given = ["benchmark=qwen2_audio_table2", f"benchmark.root={folder}", "benchmark.members=[librispeech,meld]"]
-    given += [f"checkpoint={made['run_dir']}", "generation.max_new_tokens=3", "accelerator=cpu", "bootstrap=10"]
+    given += [f"checkpoint={run_config['run_dir']}", "generation.max_new_tokens=3", "accelerator=cpu", "bootstrap=10"]
     capsys.readouterr()
-    rows = runner.evaluate(recipe.resolve(recipe.compose(given, "evaluate")))
-    said = capsys.readouterr().out
+    rows = runner.evaluate(auris_config.resolve(auris_config.compose(given, "evaluate")))
+    output = capsys.readouterr().out
     lines = {(row.benchmark, row.task, row.metric): row for row in rows}
     assert {key[1] for key in lines if key[0] == "librispeech"} == {"asr en test-clean", "asr en test-other"}
     assert lines["meld", "er test", "accuracy_raw"].n == 1
-    assert "max_new_tokens=3" in said and "min_new_tokens=1" in said  # the user's, the benchmark's
+    assert "max_new_tokens=3" in output and "min_new_tokens=1" in output  # the user's, the benchmark's
     assert lines["meld", "er test", "accuracy_raw"].signature.endswith("|max_new_tokens:3")
-    assert "qwen2_audio_table2: published and ours" in said and "qwen2_audio_transformers: published and ours" in said
-    run = Path(made["run_dir"])
+    assert (
+        "qwen2_audio_table2: published and ours" in output and "qwen2_audio_transformers: published and ours" in output
+    )
+    run = Path(run_config["run_dir"])
     official = [json.loads(line) for line in (run / "official/librispeech.jsonl").read_text().splitlines()]
     assert [line["source"] for line in official] == ["librispeech_test_clean", "librispeech_test_other"]
     strict = lines["librispeech", "asr en test-clean", "wer"].value
@@ -270,13 +281,13 @@ def test_a_group_is_run_and_shown_beside_its_table(corpus: Path, folder: Path, t
     monkeypatch.setattr(NextToken, "answer", counted)
     speech = json.loads((run / "answers/librispeech.json").read_text())["parts"][0]["file"]
     os.truncate(run / "answers" / speech, (run / "answers" / speech).stat().st_size - 9)  # killed while it was written
-    runner.evaluate(recipe.resolve(recipe.compose(given, "evaluate")))
+    runner.evaluate(auris_config.resolve(auris_config.compose(given, "evaluate")))
     assert len(asked) == 1 and [(run / file).read_text() for file in files] == before
     monkeypatch.setattr(NextToken, "answer", None)
-    runner.evaluate(recipe.resolve(recipe.compose(given, "evaluate")))
+    runner.evaluate(auris_config.resolve(auris_config.compose(given, "evaluate")))
     assert [(run / file).read_text() for file in files] == before
     monkeypatch.setattr("auris.inference.load.load", None)
     for file in files:
         (run / file).unlink()
-    runner.evaluate(recipe.resolve(recipe.compose([f"rescore={run}", "bootstrap=10"], "evaluate")))
+    runner.evaluate(auris_config.resolve(auris_config.compose([f"rescore={run}", "bootstrap=10"], "evaluate")))
     assert [(run / file).read_text() for file in files] == before

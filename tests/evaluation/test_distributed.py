@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -21,7 +22,7 @@ from auris.evaluation.distributed import Ranks, joined
 from auris.training import run as train
 from support.manifests import write_wave
 from support.recipes import smallest_run
-from support.runs import ROOT, environment, in_processes, said, start
+from support.runs import ROOT, environment, in_processes, read_logs, start
 
 
 class Threads(Ranks):
@@ -42,7 +43,7 @@ class Threads(Ranks):
 
 @pytest.mark.parametrize("world", [1, 2, 3, 5])
 @pytest.mark.parametrize("n_shares", [0, 1, 4, 6])
-def test_shares_are_asked_once_each_and_known_in_their_order(world: int, n_shares: int):
+def test_shares_are_answered_once_and_merged_in_order(world: int, n_shares: int):
     shares = [[10 * number, 10 * number + 1] for number in range(n_shares)]
     table, barrier, asked = [None] * world, threading.Barrier(world), []
 
@@ -74,9 +75,9 @@ def processes(work: Callable[[Ranks], object]) -> Callable[[], None]:
     return entry
 
 
-def test_an_error_of_any_process_ends_all_and_is_said_once(tmp_path: Path):
+def test_an_error_in_any_process_ends_all_and_is_reported_once(tmp_path: Path):
     def run(name: str, work: Callable[[Ranks], object]) -> tuple[list, str]:
-        return in_processes(processes(work), 2, tmp_path / name), said(tmp_path / name).strip()
+        return in_processes(processes(work), 2, tmp_path / name), read_logs(tmp_path / name).strip()
 
     def helper_fails(job: Ranks) -> None:
         assert job.exchange(job.rank) == [0, 1]
@@ -115,9 +116,9 @@ def trained(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
         options = ["experiment=qwen2_audio_pretrain", "max_steps=2", "seed=1"]
-        made = config.resolve(config.compose([*smallest_run(corpus, folder), *options]))
-        train.train(made)
-    return Path(made["run_dir"])
+        run_config = config.resolve(config.compose([*smallest_run(corpus, folder), *options]))
+        train.train(run_config)
+    return Path(run_config["run_dir"])
 
 
 @pytest.fixture(scope="module")
@@ -125,21 +126,26 @@ def rows(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Rows of every kind, with a long clip, a verdict, a preference, a file that is gone and one that breaks off."""
     folder = tmp_path_factory.mktemp("rows")
     given = [json.loads(line) for line in (corpus / "test.jsonl").read_text(encoding="utf-8").splitlines()]
-    made = [{**row, "audio": str(corpus / row["audio"])} for row in given if row["task"] in ("asr", "sec", "s2tt")]
-    clips = [{"type": "audio", "audio": row["audio"]} for row in made[:6]]
+    run_config = [
+        {**row, "audio": str(corpus / row["audio"])} for row in given if row["task"] in ("asr", "sec", "s2tt")
+    ]
+    clips = [{"type": "audio", "audio": row["audio"]} for row in run_config[:6]]
     write_wave(folder / "long.wav", 40.0)
     write_wave(folder / "broken.wav", 1.0)
     os.truncate(folder / "broken.wav", 2000)  # shorter than its header says
     asr = {"task": "asr", "language": "en", "text": "the red fox"}
-    made += [{"id": "long", "audio": "long.wav", **asr}, {"id": "gone", "audio": "gone.wav", **asr}]
-    made += [{"id": "broken", "audio": "broken.wav", "duration": 1.0, **asr}]
-    for number, (one, other) in enumerate(zip(clips, clips[1:], strict=False)):
+    run_config += [{"id": "long", "audio": "long.wav", **asr}, {"id": "gone", "audio": "gone.wav", **asr}]
+    run_config += [{"id": "broken", "audio": "broken.wav", "duration": 1.0, **asr}]
+    for number, (one, other) in enumerate(itertools.pairwise(clips)):
         pair = {"audio": [one["audio"], other["audio"]], "task": "sv", "text": ("yes", "no")[number % 2]}
         user = [{"role": "user", "content": [one, {"type": "text", "text": "what is it?"}]}]
         answer = {"role": "assistant", "content": f"it is {number}"}
-        made += [{"id": f"v{number}", **pair}, {"id": f"d{number}", "messages": [*user, answer], "key": str(number)}]
-        made += [{"id": f"p{number}", "messages": user, "chosen": "a dog barks", "rejected": "no" * (number + 1)}]
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in made), encoding="utf-8")
+        run_config += [
+            {"id": f"v{number}", **pair},
+            {"id": f"d{number}", "messages": [*user, answer], "key": str(number)},
+        ]
+        run_config += [{"id": f"p{number}", "messages": user, "chosen": "a dog barks", "rejected": "no" * (number + 1)}]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in run_config), encoding="utf-8")
     return folder / "rows.jsonl"
 
 
@@ -170,19 +176,21 @@ def files(run: Path) -> dict[str, bytes]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [["audio=all", "judge=rule"], SAMPLED], ids=["greedy", "sampled"])
-def test_any_number_of_processes_writes_what_one_writes(trained: Path, rows: Path, tmp_path: Path, options: list[str]):
+def test_any_number_of_processes_writes_the_same_files_as_one(
+    trained: Path, rows: Path, tmp_path: Path, options: list[str]
+):
     found = {}
     for world in (1, 2, 3):
         run = shutil.copytree(trained, tmp_path / f"{world}/{trained.name}")
         given = asked(run, f"benchmark.test=[{rows}]", *options)
-        assert in_processes(work_of(*given), world, tmp_path / f"log{world}") == [0] * world, said(tmp_path)
+        assert in_processes(work_of(*given), world, tmp_path / f"log{world}") == [0] * world, read_logs(tmp_path)
         found[world] = files(run)
         others = [(tmp_path / f"log{world}/{rank}.log").read_text() for rank in range(1, world)]
         assert not any(others), others
         again = tmp_path / f"again{world}"
         judged = [option for option in options if option.startswith("judge")]
         rescored = work_of(f"rescore={run}", "bootstrap=20", *judged, *options[2:])
-        assert in_processes(rescored, world, again) == [0] * world, said(again)
+        assert in_processes(rescored, world, again) == [0] * world, read_logs(again)
         lines = found[world]["results.jsonl"].splitlines()  # which stand in the order of the evaluations' names now
         assert sorted((run / "results.jsonl").read_bytes().splitlines()) == sorted(lines)
         assert files(run) | {"results.jsonl": None} == found[world] | {"results.jsonl": None}
@@ -200,21 +208,19 @@ def _tasks(found: dict[str, bytes]) -> str:
 
 
 @pytest.mark.slow
-def test_an_evaluation_that_was_killed_goes_on_on_another_number_of_processes(
-    trained: Path, rows: Path, tmp_path: Path
-):
+def test_a_killed_evaluation_resumes_on_another_number_of_processes(trained: Path, rows: Path, tmp_path: Path):
     whole, halves = (shutil.copytree(trained, tmp_path / f"{name}/{trained.name}") for name in ("whole", "halves"))
     options = [f"benchmark.test=[{rows}]", *SAMPLED]
-    assert in_processes(work_of(*asked(whole, *options)), 1, tmp_path / "one") == [0], said(tmp_path / "one")
+    assert in_processes(work_of(*asked(whole, *options)), 1, tmp_path / "one") == [0], read_logs(tmp_path / "one")
     jobs = start(work_of(*asked(halves, *options)), 3, tmp_path / "three")
     while not list(halves.glob("answers/task-*.jsonl")):  # some rows are answered
-        assert all(job.is_alive() for job in jobs), said(tmp_path / "three")
+        assert all(job.is_alive() for job in jobs), read_logs(tmp_path / "three")
     for job in jobs:
         job.kill()
         job.join()
     n_kept = len(next(halves.glob("answers/task-*.jsonl")).read_text(encoding="utf-8").splitlines()) - 1
     assert 0 < n_kept < 20 and not (halves / "predictions").exists()
-    assert in_processes(work_of(*asked(halves, *options)), 2, tmp_path / "two") == [0, 0], said(tmp_path / "two")
+    assert in_processes(work_of(*asked(halves, *options)), 2, tmp_path / "two") == [0, 0], read_logs(tmp_path / "two")
     assert f"{n_kept} are kept" in " ".join((tmp_path / "two/0.log").read_text().split())
     for name, content in files(whole).items():
         if name.endswith(".jsonl") and name.startswith("answers"):  # in the order in which they were given
@@ -233,7 +239,7 @@ def test_torchrun_starts_them(trained: Path, rows: Path, tmp_path: Path):
 
     one, two = (shutil.copytree(trained, tmp_path / f"{name}/{trained.name}") for name in ("one", "two"))
     options = [f"benchmark.test=[{rows}]", *SAMPLED]
-    assert in_processes(work_of(*asked(one, *options)), 1, tmp_path / "log") == [0], said(tmp_path / "log")
+    assert in_processes(work_of(*asked(one, *options)), 1, tmp_path / "log") == [0], read_logs(tmp_path / "log")
     done = torchrun(*asked(two, *options))
     assert done.returncode == 0, done.stderr[-3000:]
     assert files(two) == files(one)

@@ -62,7 +62,7 @@ def test_each_group_its_parts_and_the_average_have_a_line(tmp_path: Path):
     assert len(lines) == 7 * len(air_bench.METRICS)
 
 
-def test_what_has_no_points_is_counted_and_named(tmp_path: Path):
+def test_rows_without_points_are_counted_and_named(tmp_path: Path):
     rows = [row(0, "sound_QA"), row(1, "sound_QA"), row(2, "cooking_QA"), row(3, "sound_QA", meta_info=None)]
     replies = iter(["6 8", "I cannot rate this.", None, "12 3"])
     lines, unrated, printed = compared(tmp_path / "judge.jsonl", rows, lambda messages: next(replies))
@@ -73,6 +73,6 @@ def test_what_has_no_points_is_counted_and_named(tmp_path: Path):
     assert ("chat average", "judged_official") not in lines  # three of its groups have no row
 
 
-def test_dialogues_of_others_are_not_judged_so(tmp_path: Path):
+def test_other_dialogues_are_not_judged_by_air_bench(tmp_path: Path):
     with pytest.raises(ValueError, match="no dialogue is one of AIR-Bench's chat part.*judge=model"):
         compared(tmp_path / "judge.jsonl", [row(0, "sound_QA", meta_info=None)], lambda messages: "1 1")

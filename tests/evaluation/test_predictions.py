@@ -64,7 +64,7 @@ def test_word_errors_are_pooled_over_rows_not_averaged():
     assert line.low <= line.value <= line.high
 
 
-def test_a_language_without_spaces_is_scored_by_characters_and_called_so():
+def test_a_language_without_spaces_is_scored_by_characters_as_cer():
     found = results({"1": (row("1", task="asr", language="zh", text="红狐狸"), "红狐")})
     assert found["asr zh", "cer"].value == 1 / 3
 
@@ -87,7 +87,7 @@ def test_translations_are_scored_in_the_target_language():
     assert round(line.value) == 100 and "tok:zh" in line.signature
 
 
-def test_slots_are_scored_as_parsed_and_the_intent_beside_them():
+def test_slots_and_intent_are_scored_separately():
     labels = {"task": "sf", "intent": "order", "slots": {"size": "large", "drink": "tea"}}
     found = results({"1": (row("1", **labels), "order; drink: tea; size: small")})
     assert found["sf", "slot_f1"].value == 0.5
@@ -123,7 +123,7 @@ def test_a_long_transcript_is_answered_in_windows_and_joined(tmp_path: Path):
     assert split_long([manifest], samples_of(long_audio="first"))[0] == [manifest]
 
 
-def test_the_table_says_who_wrote_annotated_and_judged():
+def test_the_table_names_the_origin_of_text_annotations_and_judgements():
     script = {"written_by": "a script", "annotator": "a rule, not a person"}
     rows = [row("1", task="chat", **script), row("2", task="chat", written_by="templates"), row("3", task="sec")]
     assert credits(rows) == [
@@ -133,7 +133,7 @@ def test_the_table_says_who_wrote_annotated_and_judged():
     assert credits(rows[2:]) == []
 
 
-def test_a_judge_s_points_stand_beside_the_task_s_own_score():
+def test_a_judge_s_points_are_added_to_the_task_s_own_score():
     class ByLength(PointsJudge):
         signature = "judged|by length"
 
@@ -151,7 +151,7 @@ def test_a_judge_s_points_stand_beside_the_task_s_own_score():
     assert (line.metric, line.value, line.n, line.signature) == ("judged", 4.0, 2, "judged|by length")
 
 
-def test_a_dialogue_s_skill_has_a_line_beside_its_mode():
+def test_a_dialogue_s_skill_and_mode_each_have_a_line():
     facts = {"task": "chat", "messages": [], "key": "dog"}
     rows = [
         row("1", mode="audio_analysis", text="It is a dog.", skill="sec", **facts),
@@ -226,10 +226,10 @@ def test_captions_are_scored_against_all_their_references():
 
 
 @pytest.mark.parametrize("stage", ["audio", "chat"])
-def test_tasks_can_be_asked_in_another_style_than_the_models_own(stage):
+def test_a_model_can_be_prompted_in_another_style(stage):
     net, style = nets.build(vocab=tokenizer().size), {"_target_": "auris.text.prompts.TagPrompt"}
-    made = {"data": {"view": stage, "augment": None}, "seed": 0, "prompt": style}
-    model = SimpleNamespace(net=net, tokenizer=tokenizer(), config=made, prompt=TagPrompt(), dialogue=None)
+    config = {"data": {"view": stage, "augment": None}, "seed": 0, "prompt": style}
+    model = SimpleNamespace(net=net, tokenizer=tokenizer(), config=config, prompt=TagPrompt(), dialogue=None)
     asked = {"_target_": "auris.text.prompts.NaturalPrompt", "wordings": "unseen"}
     assert isinstance(asked_as(model, "task", "error").prompt, TagPrompt)
     assert asked_as(model, "task", "error", asked).prompt.subset == "unseen"
@@ -238,7 +238,7 @@ def test_tasks_can_be_asked_in_another_style_than_the_models_own(stage):
     assert getattr(asked_as(model, "task", "error", asked, "What?").prompt, "wording", None) is None
 
 
-def test_numbers_of_a_benchmark_that_was_asked_otherwise_say_so_and_do_not_compare():
+def test_results_under_another_prompt_are_marked_and_not_comparable():
     own = Benchmark(prompt={"v2": "What?"}, generation={"v2": {"max_new_tokens": 256}})
     unset = dict.fromkeys(("max_new_tokens", "top_k")) | {"do_sample": False}
 

@@ -34,7 +34,7 @@ from support.manifests import write_manifest, write_wave
 
 
 @pytest.mark.parametrize(
-    "metric, scores, margin, expected",
+    ("metric", "scores", "margin", "expected"),
     [
         ("wer", [0.5, 0.0, 1.5, 0.25], 0.0, (1, 2)),  # few errors are good
         ("contains", [0.0, 1.0, 0.0, 1.0], 0.0, (1, 0)),  # of equally good ones the first
@@ -71,7 +71,7 @@ def test_answers_are_scored_by_themselves_under_the_honest_name():
 # --- statistics ---
 
 
-def test_statistics_tell_lengths_and_scores():
+def test_statistics_hold_lengths_and_scores():
     def pair(chosen: str, rejected: str, scores: list[float]) -> Pair:
         return Pair(Row("r"), chosen, rejected, "wer", tuple(scores), "a run")
 
@@ -161,7 +161,7 @@ def test_a_pair_about_a_stretch_outside_its_file_is_counted(tmp_path: Path):
     asked = [
         {"role": "user", "content": [{"type": "audio", "audio": "a.wav", "offset": offset}]} for offset in (0.5, 3)
     ]
-    rows = [{"id": str(n), "messages": [said], "chosen": "a", "rejected": "b"} for n, said in enumerate(asked)]
+    rows = [{"id": str(n), "messages": [prompt], "chosen": "a", "rejected": "b"} for n, prompt in enumerate(asked)]
     found = read_pairs(write_manifest(tmp_path / "pairs.jsonl", rows))
     assert [pair.row.id for pair in found.pairs] == ["0"] and found.unusable.keys() == {"1"}
 
@@ -231,12 +231,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def sampled(command: Callable[..., Any], model: Path, out: str, *arguments: str) -> list[dict[str, Any]]:
-    made = [f"checkpoint={model}/run", f"data.test=[{model}/rows/asked.jsonl]", f"out={out}", "metric=wer"]
-    assert command(*made, "generation.max_new_tokens=16", *arguments) == 0
+    base = [f"checkpoint={model}/run", f"data.test=[{model}/rows/asked.jsonl]", f"out={out}", "metric=wer"]
+    assert command(*base, "generation.max_new_tokens=16", *arguments) == 0
     return read_lines(Path(out))
 
 
-def test_a_model_s_answers_become_pairs(command: Callable[..., Any], model: Path, capsys: pytest.CaptureFixture):
+def test_a_model_s_responses_become_pairs(command: Callable[..., Any], model: Path, capsys: pytest.CaptureFixture):
     rows = sampled(command, model, "pairs.jsonl", "n_samples=5")
     shown = capsys.readouterr().out
     counted = json.loads(Path("pairs.statistics.json").read_text())
@@ -277,8 +277,13 @@ def test_a_margin_costs_pairs(command: Callable[..., Any], model: Path, capsys: 
     assert 0 < len(kept) < len(before) and all(row in before for row in kept)
     counted = json.loads(Path("some.statistics.json").read_text())
     assert counted["without_pair"][CLOSE] == len(before) - len(kept)
-    made = [f"checkpoint={model}/run", f"data.test=[{model}/rows/asked.jsonl]", "out=none.jsonl", "metric=accuracy"]
-    assert command(*made, "generation.max_new_tokens=1") == 1
+    base = [
+        f"checkpoint={model}/run",
+        f"data.test=[{model}/rows/asked.jsonl]",
+        "out=none.jsonl",
+        "metric=accuracy",
+    ]
+    assert command(*base, "generation.max_new_tokens=1") == 1
     out, err = capsys.readouterr()
     assert "there is no pair to write" in err and TIE in out and not Path("none.jsonl").exists()
 
@@ -295,7 +300,7 @@ def test_a_judge_ranks_answers_too(command: Callable[..., Any], model: Path):
 
 
 @pytest.mark.parametrize(
-    "arguments, reason",
+    ("arguments", "reason"),
     [
         (["checkpoint=RUN", "from=a.jsonl"], "expected one of them"),
         ([], "expected one of them"),
@@ -315,12 +320,14 @@ def test_a_judge_ranks_answers_too(command: Callable[..., Any], model: Path):
         (["checkpoint=RUN", "data.test=a.jsonl"], "data.test: there is no file a.jsonl"),
     ],
 )
-def test_what_cannot_be_is_said(command: Callable[..., int], model: Path, arguments: list[str], reason: str, capsys):
+def test_impossible_settings_are_refused(
+    command: Callable[..., int], model: Path, arguments: list[str], reason: str, capsys
+):
     if "generation.do_sample=false" in arguments:  # and nothing else of sampling
         arguments = [*arguments, "generation.temperature=null", "generation.top_k=null", "generation.top_p=null"]
     assert command("out=pairs.jsonl", *(argument.replace("RUN", f"{model}/run") for argument in arguments)) != 0
-    said = capsys.readouterr().err
-    assert said.startswith("error: ") and reason in said
+    output = capsys.readouterr().err
+    assert output.startswith("error: ") and reason in output
     assert not list(Path().glob("pairs*"))
 
 
@@ -331,5 +338,10 @@ def test_no_file_is_overwritten(command: Callable[..., int], annotated: Path, ca
 
 def test_the_sampling_of_the_config_is_plain(model: Path):
     """All of the model's distribution: what it would say, not what it says best."""
-    made = config.resolve(config.compose(["out=x"], "prefer"))["generation"]
-    assert (made["do_sample"], made["temperature"], made["top_k"], made["top_p"]) == (True, 1.0, 0, 1.0)
+    run_config = config.resolve(config.compose(["out=x"], "prefer"))["generation"]
+    assert (run_config["do_sample"], run_config["temperature"], run_config["top_k"], run_config["top_p"]) == (
+        True,
+        1.0,
+        0,
+        1.0,
+    )

@@ -34,7 +34,7 @@ def scores(path: list[int], *, certain: float = 0.9) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    "text, language, words",
+    ("text", "language", "words"),
     [
         ("the cat  sat", "en", ["the", "cat", "sat"]),
         (" «Hello», it's - me... ", "en", ["Hello", "it's", "me"]),
@@ -44,7 +44,7 @@ def scores(path: list[int], *, certain: float = 0.9) -> Tensor:
         ("...", "en", []),
     ],
 )
-def test_words_carry_times_and_characters_where_there_are_none(text: str, language: str, words: list[str]):
+def test_words_have_times_and_characters_do_in_languages_without_words(text: str, language: str, words: list[str]):
     spans = split(text, language)
     assert [span.word for span in spans] == words
     assert [text[span.start : span.end] for span in spans] == words
@@ -63,7 +63,7 @@ def test_a_repeated_token_is_two_with_a_blank_between():
 
 
 @pytest.mark.parametrize("ids", [[0, 1, 2, 3], [1, 1], []])
-def test_a_text_that_cannot_be_said_in_its_clip_is_named(ids: list[int]):
+def test_a_text_too_long_for_its_clip_is_named(ids: list[int]):
     with pytest.raises(ValueError, match=r"the text needs \d frames of 20 ms, but the clip has 2"):
         token_frames(scores([0, 1]), ids, BLANK)
 
@@ -91,7 +91,7 @@ def test_tokens_of_many_characters_and_characters_of_many_tokens():
     np.testing.assert_allclose([ends for _, *ends in times], expected, atol=0.05)
 
 
-def test_tokens_cover_the_text_they_are_made_of():
+def test_tokens_cover_their_text():
     for text in ("the cat sat on the mat", "ein Hund schläft", "猫は寝る"):
         spans = tokenizer().spans(text)
         assert len(spans) == len(tokenizer().plain(text))
@@ -129,7 +129,7 @@ def rows(tmp_path: Path) -> Path:
     return write_manifest(tmp_path / "rows.jsonl", rows)
 
 
-def test_a_row_has_the_same_times_in_whatever_pack_it_stands(run: Path, rows: Path):
+def test_the_times_of_a_row_do_not_depend_on_its_pack(run: Path, rows: Path):
     aligner = Aligner(load(run), prior_scale=1.0)
     [manifest] = read_manifests([rows])
 
@@ -157,7 +157,7 @@ def test_rows_gain_times_and_none_is_lost(run: Path, rows: Path, tmp_path: Path,
     assert "the clip has 5" in beside[0]["problem"] and "no `transcript`" in beside[1]["problem"]
 
 
-def test_what_cannot_align_says_so(run: Path, rows: Path, tmp_path: Path, monkeypatch, capsys):
+def test_a_model_that_cannot_align_is_refused(run: Path, rows: Path, tmp_path: Path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
 
     def fail(*arguments: str) -> str:

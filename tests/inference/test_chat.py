@@ -43,25 +43,25 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def heard(clip: Path, text: str = "") -> dict[str, Any]:
-    said = [{"type": "text", "text": text}] if text else []
-    return {"role": "user", "content": [{"type": "audio", "audio": str(clip)}, *said]}
+    message = [{"type": "text", "text": text}] if text else []
+    return {"role": "user", "content": [{"type": "audio", "audio": str(clip)}, *message]}
 
 
 def user(text: str) -> dict[str, Any]:
     return {"role": "user", "content": text}
 
 
-def said(text: str) -> dict[str, Any]:
+def assistant(text: str) -> dict[str, Any]:
     return {"role": "assistant", "content": text}
 
 
 # --- one conversation ---
 
 
-def test_each_answer_follows_from_all_that_was_said(model: AudioModel, clip: Path, capsys: pytest.CaptureFixture):
+def test_each_response_depends_on_the_whole_conversation(model: AudioModel, clip: Path, capsys: pytest.CaptureFixture):
     talk(Conversation(model, **SETTINGS), [f'/audio "{clip}"', "what is it?", "and now?\n"])
     first = model.chat([heard(clip, "what is it?")], **SETTINGS)
-    second = model.chat([heard(clip, "what is it?"), said(first), user("and now?")], **SETTINGS)
+    second = model.chat([heard(clip, "what is it?"), assistant(first), user("and now?")], **SETTINGS)
     out, notes = capsys.readouterr()
     assert out == f"{first}\n{second}\n"
     assert first.strip() and second != model.chat([user("and now?")], **SETTINGS)
@@ -82,7 +82,7 @@ def test_several_clips_go_with_one_message(model: AudioModel, clip: Path, tmp_pa
     assert talker.messages[1]["content"] == model.chat([{"role": "user", "content": content}], **SETTINGS)
 
 
-def test_what_was_reset_has_no_say(model: AudioModel, clip: Path, capsys: pytest.CaptureFixture):
+def test_reset_forgets_the_conversation(model: AudioModel, clip: Path, capsys: pytest.CaptureFixture):
     talk(Conversation(model, **SETTINGS), ["the cat", f"/audio '{clip}'", "/reset", "and now?"])
     *_, last = capsys.readouterr().out.splitlines()
     assert last == model.chat([user("and now?")], **SETTINGS)
@@ -92,11 +92,15 @@ def test_a_system_message_opens_each_conversation(model: AudioModel):
     talker = Conversation(model, system="Be short.", **SETTINGS)
     talk(talker, ["hello", "/reset", "hello"])
     opened = [{"role": "system", "content": "Be short."}, user("hello")]
-    assert talker.messages[-1] == said(model.chat(opened, **SETTINGS)) != said(model.chat([user("hello")], **SETTINGS))
+    assert (
+        talker.messages[-1]
+        == assistant(model.chat(opened, **SETTINGS))
+        != assistant(model.chat([user("hello")], **SETTINGS))
+    )
     assert [message["role"] for message in talker.messages] == ["system", "user", "assistant"]
 
 
-def test_mistakes_are_told_and_end_nothing(
+def test_mistakes_are_reported_and_end_nothing(
     model: AudioModel, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ):
     (tmp_path / "noise.wav").write_text("no sound")
@@ -126,7 +130,7 @@ def test_help_names_every_command(model: AudioModel, capsys: pytest.CaptureFixtu
 
 
 @pytest.mark.parametrize("fault", [ValueError("no"), KeyboardInterrupt()])
-def test_a_message_that_is_not_answered_leaves_no_trace(
+def test_an_unanswered_message_is_not_part_of_the_conversation(
     model: AudioModel, clip: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, fault: BaseException
 ):
     talker = Conversation(model, **SETTINGS)
@@ -175,7 +179,7 @@ def test_a_saved_conversation_is_a_row_to_train_on(model: AudioModel, clip: Path
     assert once.labels["answered_by"] == "released/there/seed_0"
 
 
-def test_whatever_is_said_can_be_saved_as_a_row(model: AudioModel, tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_every_conversation_can_be_saved_as_a_row(model: AudioModel, tmp_path: Path, capsys: pytest.CaptureFixture):
     """Text that stands for audio is refused when it is said, and an empty system message is one like any other."""
     talker = Conversation(model, system="", **SETTINGS)
     file = tmp_path / "talks.jsonl"
@@ -197,7 +201,7 @@ def test_a_character_is_shown_when_it_is_whole():
     assert len([piece for piece in pieces if piece]) > 3
 
 
-def test_what_never_becomes_a_character_is_shown_at_the_end():
+def test_incomplete_characters_are_shown_at_the_end():
     *ids, _ = tokenizer().plain("a🎵")
     text = StreamingDecoder(tokenizer().decode)
     assert "".join(text.add(token) for token in ids) == "a"
@@ -213,7 +217,10 @@ def dialogues(clip: Path, tmp_path: Path) -> Path:
     question = {"role": "user", "content": [{"type": "audio", "audio": "here.wav"}, {"type": "text", "text": "what?"}]}
     rows = [
         {"id": "open", "messages": [question], "kind": "test"},
-        {"messages": [user("hello"), said("hi"), user("and now?"), said("the cat")], "answer": "of an earlier run"},
+        {
+            "messages": [user("hello"), assistant("hi"), user("and now?"), assistant("the cat")],
+            "answer": "of an earlier run",
+        },
         {"id": "absent", "messages": [heard(Path("no.wav"), "what?")]},
         {"id": "swift", "messages": [user("<audio>what?")], "audios": ["here.wav"]},
         {"id": "role", "messages": [{"role": "robot", "content": "hello"}]},
@@ -235,7 +242,7 @@ def test_the_dialogues_of_a_file_are_answered(model: AudioModel, dialogues: Path
     problems = answer_file(model, dialogues, out, batch_size=batch_size, **SETTINGS)
     rows = answered(out)
     heard_here = model.chat([heard(tmp_path / "here.wav", "what?")], **SETTINGS)
-    continued = model.chat([user("hello"), said("hi"), user("and now?")], **SETTINGS)
+    continued = model.chat([user("hello"), assistant("hi"), user("and now?")], **SETTINGS)
     assert [row.get("answer") for row in rows] == [heard_here, continued, None, heard_here, *[None] * 4]
     assert {name: row["problem"] for name, row in zip(problems, [rows[2], *rows[4:]], strict=True)} == problems
     assert list(problems) == ["absent", "role", "task", "handed", "dialogues.jsonl:9"]
@@ -247,12 +254,12 @@ def test_the_dialogues_of_a_file_are_answered(model: AudioModel, dialogues: Path
         "dialogues.jsonl:9": "Expecting property name",
     }.items():
         assert reason in problems[name]
-    assert rows[0]["kind"] == "test" and rows[1]["messages"][-1] == said("the cat")
+    assert rows[0]["kind"] == "test" and rows[1]["messages"][-1] == assistant("the cat")
     for row in (rows[0], rows[3]):
         assert row["messages"][0]["content"][0] == {"type": "audio", "audio": "../here.wav"}
 
 
-def test_a_system_message_is_for_dialogues_that_bring_none(model: AudioModel, tmp_path: Path):
+def test_a_system_message_is_added_only_to_dialogues_without_one(model: AudioModel, tmp_path: Path):
     own = {"role": "system", "content": "Be long."}
     source = write_manifest(tmp_path / "in.jsonl", [{"messages": [user("hello")]}, {"messages": [own, user("hello")]}])
     assert answer_file(model, source, tmp_path / "out.jsonl", batch_size=2, system="Be short.", **SETTINGS) == {}
@@ -266,21 +273,21 @@ def test_a_file_is_read_with_the_checks_of_training_in_its_words(model: AudioMod
     clip = {"type": "audio", "audio": "here.wav"}
     bad = [
         {"messages": [hello, empty]},
-        {"messages": [hello, empty, hello, said("hi")]},
-        {"messages": [said("hi")]},
-        {"messages": [hello, said("hi"), said("hi")]},
-        {"messages": [user(" "), said("hi")]},
-        {"messages": [user("<audio>what?"), said("hi")]},
-        {"messages": [user("<|AUDIO|>what?"), said("hi")]},
-        {"messages": [{"role": "user", "content": [clip | {"offset": -1}]}, said("hi")]},
-        {"messages": [hello, said("hi")], "audio": "here.wav"},
-        {"messages": [hello, said("hi")], "task": "asr"},
-        {"messages": [hello, said("hi")], "mode": "loud"},
-        {"messages": [hello, said("hi")], "key": 3},
+        {"messages": [hello, empty, hello, assistant("hi")]},
+        {"messages": [assistant("hi")]},
+        {"messages": [hello, assistant("hi"), assistant("hi")]},
+        {"messages": [user(" "), assistant("hi")]},
+        {"messages": [user("<audio>what?"), assistant("hi")]},
+        {"messages": [user("<|AUDIO|>what?"), assistant("hi")]},
+        {"messages": [{"role": "user", "content": [clip | {"offset": -1}]}, assistant("hi")]},
+        {"messages": [hello, assistant("hi")], "audio": "here.wav"},
+        {"messages": [hello, assistant("hi")], "task": "asr"},
+        {"messages": [hello, assistant("hi")], "mode": "loud"},
+        {"messages": [hello, assistant("hi")], "key": 3},
         {"messages": [hello], "chosen": "hi", "rejected": "hi "},
-        {"messages": [{"role": "system", "content": "a"}, hello, said("hi")], "system": "b"},
-        {"id": "good", "messages": [hello, said("hi")]},
-        {"id": "good", "messages": [hello, said("yo")]},
+        {"messages": [{"role": "system", "content": "a"}, hello, assistant("hi")], "system": "b"},
+        {"id": "good", "messages": [hello, assistant("hi")]},
+        {"id": "good", "messages": [hello, assistant("yo")]},
     ]
     source = write_manifest(tmp_path / "in.jsonl", bad)
     problems = answer_file(model, source, tmp_path / "out.jsonl", batch_size=4, **SETTINGS)
@@ -292,7 +299,7 @@ def test_a_file_is_read_with_the_checks_of_training_in_its_words(model: AudioMod
     assert [*reasons] == [expected[f"in.jsonl:{line}"] for line in (5, 6)]
 
 
-def test_a_stretch_of_a_file_is_what_is_heard(model: AudioModel, clip: Path, tmp_path: Path):
+def test_only_the_named_segment_of_a_file_is_used(model: AudioModel, clip: Path, tmp_path: Path):
     def asked(path: Path | str, **stretch: float) -> list[dict[str, Any]]:
         return [{"role": "user", "content": [{"type": "audio", "audio": str(path), **stretch}]}]
 
@@ -366,7 +373,7 @@ def test_a_batch_from_the_command_line(command: Callable[..., Any], there: Path,
 
 
 @pytest.mark.parametrize(
-    "arguments, reason",
+    ("arguments", "reason"),
     [
         (["input=a.jsonl"], "input=a.jsonl without output"),
         (["output=a.jsonl"], "output=a.jsonl without input"),
@@ -376,7 +383,9 @@ def test_a_batch_from_the_command_line(command: Callable[..., Any], there: Path,
         (["long_audio=never"], "long_audio='never'"),
     ],
 )
-def test_what_cannot_be_is_said_at_once(command: Callable[..., Any], there: Path, arguments: list[str], reason: str):
+def test_impossible_settings_are_refused_at_once(
+    command: Callable[..., Any], there: Path, arguments: list[str], reason: str
+):
     code, out, notes = command(f"checkpoint={there}", *arguments, lines="hello\n")
     assert code != 0 and notes.splitlines()[-1].startswith("error: ") and reason in notes and out == ""
 

@@ -13,7 +13,7 @@ from transformers import AutoProcessor, Qwen2AudioForConditionalGeneration
 
 import auris
 from auris import audio, cli
-from auris import config as recipe
+from auris import config as auris_config
 from auris.inference.audio_model import AudioModel
 from auris.inference.export import choose_format, export
 from auris.inference.export_formats import write_ranks
@@ -123,7 +123,7 @@ def test_transformers_loads_an_exported_run_with_adapters(tmp_path: Path, files:
 def test_a_chat_stays_a_chat(tmp_path: Path, files: list[Path], offline: None):
     end, im_end = tokenizer().end, tokenizer().id("<|im_end|>")
     question = [{"type": "audio", "audio": files[0]}, {"type": "text", "text": "what?"}]
-    said = [{"role": "user", "content": question}]
+    messages = [{"role": "user", "content": question}]
     for overrides, eos in ((["prompt=chat_v2"], [end, im_end]), (["prompt=chat_v1", "model=qwen_audio"], end)):
         name = overrides[0].partition("=")[2]
         published.run(tmp_path / name, "objective=sft", "data.view=chat", *overrides)
@@ -132,7 +132,7 @@ def test_a_chat_stays_a_chat(tmp_path: Path, files: list[Path], offline: None):
         assert (config["chat_format"], config["eos_token_id"]) == ("chatml", eos)
         ours, there = (auris.load(tmp_path / path) for path in (name, f"{name}-out"))
         assert there.is_chat and there.settings(chat=True).stop == ours.settings(chat=True).stop
-        assert there.chat(said, max_new_tokens=8) == ours.chat(said, max_new_tokens=8)
+        assert there.chat(messages, max_new_tokens=8) == ours.chat(messages, max_new_tokens=8)
 
 
 def test_weights_can_be_written_in_less_precision(tmp_path: Path):
@@ -144,7 +144,7 @@ def test_weights_can_be_written_in_less_precision(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    "overrides, reason",
+    ("overrides", "reason"),
     [
         (["model/pooling=conv"], "pooling is Conv, must be Mean"),
         (["model/pooling=none"], "pooling is Stack, must be Mean"),
@@ -157,9 +157,9 @@ def test_weights_can_be_written_in_less_precision(tmp_path: Path):
         (["model.llm.config.model_type=llama"], "llm.config.model_type is llama, must be qwen2"),
     ],
 )
-def test_what_has_no_counterpart_is_named(overrides: list[str], reason: str):
-    made = recipe.resolve(recipe.compose([*published.TINY, *overrides]))
-    net = recipe.build_net(made, tokenizer())
+def test_settings_without_a_counterpart_are_named(overrides: list[str], reason: str):
+    run_config = auris_config.resolve(auris_config.compose([*published.TINY, *overrides]))
+    net = auris_config.build_net(run_config, tokenizer())
     chosen, reasons = choose_format(net, tokenizer())
     assert chosen == "auris" and [why for why in reasons if why.startswith("qwen2_audio")] == [f"qwen2_audio: {reason}"]
     with pytest.raises(ValueError, match=f"format=qwen2_audio.*{reason}.*format=auris"):
@@ -181,7 +181,7 @@ def test_only_a_model_with_qwen_s_own_vocabulary_is_a_qwen_audio(tmp_path: Path,
     assert answers[0] == answers[1]
 
 
-def test_a_model_without_a_counterpart_stays_ours(tmp_path: Path, files: list[Path]):
+def test_a_model_without_a_counterpart_is_exported_in_our_format(tmp_path: Path, files: list[Path]):
     published.run(tmp_path / "run", "model/pooling=conv", "model/boundary=learned")
     chosen, [*reasons] = export(tmp_path / "run", tmp_path / "out")
     assert chosen == "auris" and all(reason in (tmp_path / "out/README.md").read_text() for reason in reasons)
@@ -196,8 +196,8 @@ def test_our_own_format_needs_nothing_of_the_run(tmp_path: Path, files: list[Pat
     published.language_model(tmp_path / "lm")
     node = "{_target_: auris.model.llm.build_llm, _partial_: true, train_length: null, config: {path: '%s'}}"
     run = tmp_path / "run"
-    made = published.run(run, "~model.llm", "+model.llm=" + node % (tmp_path / "lm"))
-    assert made["model"]["llm"]["config"] == {"path": str(tmp_path / "lm")}
+    run_config = published.run(run, "~model.llm", "+model.llm=" + node % (tmp_path / "lm"))
+    assert run_config["model"]["llm"]["config"] == {"path": str(tmp_path / "lm")}
     answers = auris.load(run).generate(files, PROMPT, max_new_tokens=6, control=True)
     export(run, tmp_path / "out", format="auris")
     for gone in (run, tmp_path / "lm"):
@@ -263,13 +263,13 @@ def test_the_card_names_recipe_data_and_results(tmp_path: Path):
     assert "| 12.5 | [10.0, 20.0] |" in later and "2 synthetic speech" in later and "arm `mine`" in later
 
 
-def test_a_run_that_was_not_evaluated_says_so(tmp_path: Path):
+def test_a_run_without_an_evaluation_says_so(tmp_path: Path):
     published.run(tmp_path / "run")
     export(tmp_path / "run", tmp_path / "out")
     assert "Not evaluated." in (tmp_path / "out/README.md").read_text()
 
 
-def test_what_cannot_be_exported_is_said(tmp_path: Path):
+def test_unsupported_exports_are_refused(tmp_path: Path):
     published.whisper(tmp_path / "whisper")
     with pytest.raises(ValueError, match="not a complete model"):
         export(tmp_path / "whisper", tmp_path / "out")

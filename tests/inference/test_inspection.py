@@ -65,7 +65,7 @@ def model(request, tmp_path_factory: pytest.TempPathFactory) -> AudioModel:
 
 
 @torch.no_grad()
-def test_attention_is_what_the_model_s_own_layers_compute(model: AudioModel, subject: inspection.Subject):
+def test_traced_attention_equals_that_of_the_model_s_own_layers(model: AudioModel, subject: inspection.Subject):
     batch = answered(model, subject.rows[0])
     n = len(batch["ids"])
     seen: list[tuple[Tensor, Tensor]] = []
@@ -156,7 +156,7 @@ def test_the_newest_run_that_answers_brings_its_rows_and_its_aligner(folder: Pat
 # --- what pooling keeps -------------------------------------------------------------------------------------------
 
 
-def test_a_readout_gets_back_what_the_tokens_hold():
+def test_a_probe_recovers_the_content_of_the_tokens():
     """Frames that come in pairs survive a mean of two and not one of four; noise keeps half its variance."""
     torch.manual_seed(0)
     pairs = [torch.randn(60, 8).repeat_interleave(2, dim=0) for _ in range(40)]
@@ -203,7 +203,7 @@ def test_words_are_matched_with_the_true_ones(subject: inspection.Subject):
     assert page.count("<audio") == 3 and page.count("data:audio/wav;base64,") == 3
 
 
-def test_a_model_that_answers_with_times_is_asked_for_them(
+def test_a_model_trained_with_timestamps_is_prompted_for_them(
     subject: inspection.Subject, monkeypatch: pytest.MonkeyPatch
 ):
     asked = []
@@ -219,7 +219,7 @@ def test_a_model_that_answers_with_times_is_asked_for_them(
     assert inspection.time_shifts(row, found)["start shift"].tolist() == [0, 100]
 
 
-def test_figures_show_what_they_are_given(subject: inspection.Subject):
+def test_figures_show_the_data_of_the_trace(subject: inspection.Subject):
     row = inspection.choose_row(subject)
     trace = inspection.trace_row(subject.model, row)
     words = row.labels["words"]
@@ -235,5 +235,5 @@ def test_figures_show_what_they_are_given(subject: inspection.Subject):
     np.testing.assert_allclose(tokens, frames[:, : tokens.shape[1]], atol=1e-4)  # `stack` keeps every frame
     times = inspection.plot_times(trace, {"true": words})
     assert [text.get_text() for text in times.axes[1].texts] == ["the", "cat", "sat"]
-    [said] = inspection.plot_times(trace, {}).axes[1].texts
-    assert said.get_text() == "no word times for this row"
+    [label] = inspection.plot_times(trace, {}).axes[1].texts
+    assert label.get_text() == "no word times for this row"

@@ -122,7 +122,7 @@ def test_a_chat_equals_that_of_transformers(ours: AudioModel, theirs, there: Pat
     assert pack["ids"].tolist() == inputs["input_ids"][0].tolist()
 
 
-def test_batches_are_lists_of_either(ours: AudioModel, files: list[Path]):
+def test_batches_accept_lists_of_clips_or_prompts(ours: AudioModel, files: list[Path]):
     def ask(clips, prompt, **settings):
         return ours.generate(audio=clips, prompt=prompt, max_new_tokens=6, **settings)
 
@@ -137,7 +137,7 @@ def test_batches_are_lists_of_either(ours: AudioModel, files: list[Path]):
     assert ask([None, files[0]], PROMPT) == [ask(None, PROMPT), alone[0]]
 
 
-def test_what_cannot_be_asked_is_said(ours: AudioModel, files: list[Path]):
+def test_invalid_prompts_are_refused(ours: AudioModel, files: list[Path]):
     with pytest.raises(ValueError, match=r"'audio': 2, 'prompt': 3"):
         ours.generate(audio=files[:2], prompt=["a", "b", "c"])
     with pytest.raises(ValueError, match="missing.wav"):
@@ -150,7 +150,7 @@ def test_what_cannot_be_asked_is_said(ours: AudioModel, files: list[Path]):
         ours.generate(audio=files[0], prompt=PROMPT, beams=4)
 
 
-def test_a_long_clip_is_heard_to_its_end(ours: AudioModel):
+def test_a_long_clip_is_processed_to_its_end(ours: AudioModel):
     wave = np.random.default_rng(0).normal(size=35 * 16_000).astype(np.float32)
     pack = ours.pack([ours.prompt.raw(PROMPT, 1)], [[wave]])
     assert pack["audio_seconds"] == 35 and len(pack["frames"]) == 2
@@ -173,7 +173,7 @@ def test_the_generation_config_is_followed_and_can_be_overruled(there: Path, tmp
     assert ask(do_sample=False, repetition_penalty=1.0) == auris.load(there).generate(files, PROMPT, max_new_tokens=9)
 
 
-def test_a_chat_model_is_asked_in_chatml(there: Path, tmp_path: Path, ours: AudioModel, files: list[Path]):
+def test_a_chat_model_is_prompted_in_chatml(there: Path, tmp_path: Path, ours: AudioModel, files: list[Path]):
     copy = linked(there, tmp_path / "copy")
     published.write_json(copy / "generation_config.json", {"chat_format": "chatml", "eos_token_id": tokenizer().end})
     model = auris.load(copy)
@@ -186,7 +186,7 @@ def test_a_chat_model_is_asked_in_chatml(there: Path, tmp_path: Path, ours: Audi
 
 
 @pytest.mark.parametrize(
-    "overrides, raw, label",
+    ("overrides", "raw", "label"),
     [
         (["objective=sft", "data.view=chat", "prompt=chat_v2"], NaturalPrompt, Qwen2AudioChat.label),
         (
@@ -197,7 +197,7 @@ def test_a_chat_model_is_asked_in_chatml(there: Path, tmp_path: Path, ours: Audi
         (["objective=dpo", "data.view=pair", "prompt=chat_v2"], NaturalPrompt, Qwen2AudioChat.label),
     ],
 )
-def test_a_model_that_was_trained_on_dialogues_is_asked_as_it_was_trained(
+def test_a_model_trained_on_dialogues_is_prompted_as_in_training(
     tmp_path: Path, files: list[Path], overrides: list[str], raw: type, label: str
 ):
     published.run(tmp_path / "run", *overrides)
@@ -241,7 +241,7 @@ def test_qwen_audio_is_loaded_with_its_vocabulary(v1: Path, files: list[Path]):
 
 
 def test_qwen_audio_forgets_what_is_beyond_its_window(v1: Path, tmp_path: Path):
-    said = [{"role": role, "content": f"{role} " * 20} for role in ("user", "assistant") * 2]
+    messages_ = [{"role": role, "content": f"{role} " * 20} for role in ("user", "assistant") * 2]
     question = {"role": "user", "content": "and now?"}
     copy = linked(v1, tmp_path / "copy")
 
@@ -249,9 +249,11 @@ def test_qwen_audio_forgets_what_is_beyond_its_window(v1: Path, tmp_path: Path):
         published.write_json(copy / "generation_config.json", {"chat_format": "chatml", "max_window_size": window})
         return auris.load(copy).chat(messages, max_new_tokens=12, control=True)
 
-    assert ask(6144, *said, question) == auris.load(v1).chat([*said, question], max_new_tokens=12, control=True)
-    forgotten = ask(60, *said, question)
-    assert forgotten == ask(6144, question) != ask(6144, *said, question)
+    assert ask(6144, *messages_, question) == auris.load(v1).chat(
+        [*messages_, question], max_new_tokens=12, control=True
+    )
+    forgotten = ask(60, *messages_, question)
+    assert forgotten == ask(6144, question) != ask(6144, *messages_, question)
 
 
 def test_the_released_code_s_greedy_ids_come_out_of_a_directory(shared_data: Path, tmp_path: Path):
@@ -275,7 +277,7 @@ def test_the_released_code_s_greedy_ids_come_out_of_a_directory(shared_data: Pat
         assert seen == io[f"{name}.greedy_ids"].tolist()
 
 
-def test_a_run_and_its_checkpoint_answer_alike(tmp_path: Path, files: list[Path]):
+def test_a_run_and_its_checkpoint_give_the_same_answers(tmp_path: Path, files: list[Path]):
     published.run(tmp_path / "run")
     answers = [
         auris.load(path).generate(files, PROMPT, max_new_tokens=6, control=True)
@@ -285,7 +287,7 @@ def test_a_run_and_its_checkpoint_answer_alike(tmp_path: Path, files: list[Path]
     assert auris.load(tmp_path / "run").config["arm"] == "default"
 
 
-def test_an_encoder_s_run_is_loaded_with_its_head_and_answers_no_prompts(tmp_path: Path, files: list[Path]):
+def test_an_encoder_run_is_loaded_with_its_head_and_accepts_no_prompts(tmp_path: Path, files: list[Path]):
     published.run(tmp_path / "ctc", "experiment=encoder_ctc")
     model = auris.load(tmp_path / "ctc")
     assert model.objective.head.weight.abs().sum() > 0
@@ -293,8 +295,8 @@ def test_an_encoder_s_run_is_loaded_with_its_head_and_answers_no_prompts(tmp_pat
         model.generate(files[0], PROMPT)
 
 
-@pytest.mark.parametrize("make, part", [(published.whisper, "encoder"), (published.language_model, "llm")])
-def test_a_part_of_a_model_is_no_model(tmp_path: Path, make, part: str):
+@pytest.mark.parametrize(("make", "part"), [(published.whisper, "encoder"), (published.language_model, "llm")])
+def test_a_part_of_a_model_cannot_be_loaded_as_a_model(tmp_path: Path, make, part: str):
     make(tmp_path / "part")
     with pytest.raises(ValueError, match=rf"not a complete model.*weights\.{part}="):
         auris.load(tmp_path / "part")
@@ -327,8 +329,10 @@ def test_a_config_that_contradicts_the_tokenizer_is_refused(there: Path, v1: Pat
 
 def test_fewer_rows_than_the_tokenizer_needs_are_refused(tmp_path: Path):
     published.qwen2_audio(tmp_path / "there", vocab_size=tokenizer().size - 1)
-    said = rf"config.json says text_config.vocab_size={tokenizer().size - 1}, but its tokenizer has {tokenizer().size}"
-    with pytest.raises(ValueError, match=said):
+    message = (
+        rf"config.json says text_config.vocab_size={tokenizer().size - 1}, but its tokenizer has {tokenizer().size}"
+    )
+    with pytest.raises(ValueError, match=message):
         auris.load(tmp_path / "there")
 
 
@@ -357,8 +361,8 @@ def test_a_long_clip_is_transcribed_in_windows_and_joined(ours: AudioModel, tmp_
     short = np.zeros(16_000, np.float32)
     assert ours.transcribe([tmp_path / "long.wav", short], "en", max_new_tokens=4) == ["a b c d", "x"]
     assert [len(clip) for [clip], _ in asked] == [480_000, 480_000, 16_000]
-    said = "".join(turn.text for turn in asked[0][1])
-    assert said == MARKS + "Detect the language and recognize the speech: <|en|>"
+    text = "".join(turn.text for turn in asked[0][1])
+    assert text == MARKS + "Detect the language and recognize the speech: <|en|>"
 
 
 def test_a_short_clip_is_transcribed_as_its_prompt_is_answered(ours: AudioModel, files: list[Path]):
@@ -367,7 +371,7 @@ def test_a_short_clip_is_transcribed_as_its_prompt_is_answered(ours: AudioModel,
     assert ours.transcribe(files, **options) == ours.generate(files, prompt, **options)
 
 
-def test_the_first_policy_says_what_it_drops(there: Path):
+def test_the_first_policy_reports_dropped_seconds(there: Path):
     model = auris.load(there, long_audio="first")
     wave = np.random.default_rng(0).normal(0, 0.1, 35 * 16_000).astype(np.float32)
     with pytest.warns(UserWarning, match="dropped 5.0 s after the first 30 s"):

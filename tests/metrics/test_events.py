@@ -51,11 +51,11 @@ def test_counts_equal_sed_eval():
     answer and 4 true ones. It was compared on 300 random cases too: equal but where floating point lifts a difference
     of 200 ms above the collar."""
     true = [event("a", 0.0, 1.0), event("a", 0.5, 3.5), event("b", 2.0, 2.4), event("b", 4.0, 9.0)]
-    said = [
+    predicted = [
         event("a", 0.15, 1.15),
         event("a", 0.55, 3.0),
         event("b", 2.0, 2.65),
         event("b", 4.1, 8.1),
         event("a", 5.0, 6.0),
     ]
-    assert count(said, true) == [3, 2, 1]
+    assert count(predicted, true) == [3, 2, 1]

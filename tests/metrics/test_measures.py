@@ -112,12 +112,12 @@ def test_raw_accuracy_equals_the_official_string_equality(golden):
 
 
 def test_error_rates_equal_jiwer_and_torchmetrics():
-    said, true = ([normalize(text, "en") for text in texts] for texts in (HYPOTHESES, REFERENCES))
+    predicted, true = ([normalize(text, "en") for text in texts] for texts in (HYPOTHESES, REFERENCES))
     wer, cer = (score(metric, HYPOTHESES, REFERENCES, "en") for metric in ("wer", "cer"))
-    assert wer == pytest.approx(jiwer.wer(true, said), abs=1e-12)
-    assert cer == pytest.approx(jiwer.cer(true, said), abs=1e-12)
-    assert wer == pytest.approx(WordErrorRate()(said, true).item(), abs=1e-6)
-    assert cer == pytest.approx(CharErrorRate()(said, true).item(), abs=1e-6)
+    assert wer == pytest.approx(jiwer.wer(true, predicted), abs=1e-12)
+    assert cer == pytest.approx(jiwer.cer(true, predicted), abs=1e-12)
+    assert wer == pytest.approx(WordErrorRate()(predicted, true).item(), abs=1e-6)
+    assert cer == pytest.approx(CharErrorRate()(predicted, true).item(), abs=1e-6)
     assert task_score("wer", HYPOTHESES, REFERENCES, "en") == pytest.approx(wer, abs=1e-6)
 
 
@@ -239,8 +239,8 @@ def test_every_measure_has_statistics_and_a_signature(metric):
     if metric == "cpwer":
         pytest.importorskip("scipy")
     form = FORMS.get(metric, "dog")
-    said, true = (("7 8", "6 5"), "speech_QA") if metric in air_bench.METRICS else (form, form)
-    stats = row_stats(metric, said, true, "en", classes=["dog"])
+    predicted, true = (("7 8", "6 5"), "speech_QA") if metric in air_bench.METRICS else (form, form)
+    stats = row_stats(metric, predicted, true, "en", classes=["dog"])
     assert len(stats) == len(MEASURES[metric].stats)
     assert json.loads(json.dumps(stats)) == stats, "written into predictions"
     if metric not in ("judged", *air_bench.METRICS):  # their judge has the signature
@@ -267,7 +267,7 @@ def test_an_answer_that_cannot_be_read_is_wrong_and_counts(metric):
     assert measures.score(metric, [stats]) == worst
 
 
-def test_signatures_say_how_a_number_was_made():
+def test_signatures_name_the_settings_of_a_score():
     assert signature("wer", "en") == f"wer|whisper_en+basic|word|jiwer{version('jiwer')}"
     assert signature("cer", "fr") == f"cer|whisper_basic|char|jiwer{version('jiwer')}"
     assert "tok:ja-mecab" in signature("bleu", "ja")
@@ -303,8 +303,8 @@ def test_an_unknown_metric_is_an_error():
 def test_ranks_add_up_to_one_process():
     whole, ranks = TaskScore("bleu"), [TaskScore("bleu"), TaskScore("bleu")]
     whole.update(GERMAN_SAID, GERMAN, ["de", "de"])
-    for rank, said, true in zip(ranks, GERMAN_SAID, GERMAN, strict=True):
-        rank.update([said], [true], ["de"])
+    for rank, predicted, true in zip(ranks, GERMAN_SAID, GERMAN, strict=True):
+        rank.update([predicted], [true], ["de"])
     summed = torch.stack([rank.metric_state["sums"] for rank in ranks]).sum(0)
     assert torch.equal(summed, whole.sums)
     ranks[0].merge_state(ranks[1])
@@ -312,13 +312,13 @@ def test_ranks_add_up_to_one_process():
 
 
 def test_measures_of_all_rows_gather_the_rows():
-    said, true = ["dog", "cat", "café", "dog"], ["dog", "dog", "café", "cat"]
+    predicted, true = ["dog", "cat", "café", "dog"], ["dog", "dog", "café", "cat"]
     whole, ranks = TaskScore("macro_f1"), [TaskScore("macro_f1"), TaskScore("macro_f1")]
-    whole.update(said, true, 4 * ["en"])
+    whole.update(predicted, true, 4 * ["en"])
     for rank, part in zip(ranks, (slice(0, 1), slice(1, 4)), strict=True):
-        rank.update(said[part], true[part], len(said[part]) * ["en"])
+        rank.update(predicted[part], true[part], len(predicted[part]) * ["en"])
     ranks[0].merge_state(ranks[1])
-    expected = measures.score("macro_f1", [list(pair) for pair in zip(said, true, strict=True)])
+    expected = measures.score("macro_f1", [list(pair) for pair in zip(predicted, true, strict=True)])
     assert ranks[0].compute() == whole.compute() == pytest.approx(expected)
 
 
@@ -339,7 +339,7 @@ def test_a_rank_without_rows_has_the_same_score():
     assert sent[True].dtype == sent[False].dtype, "or the exchange would fail"
 
 
-def test_score_starts_anew_after_reset_and_knows_its_direction():
+def test_reset_clears_the_score_and_its_direction_is_known():
     metric = TaskScore("wer")
     metric.update(["a b"], ["a c"], ["de"])
     assert metric.compute() == 0.5
@@ -354,7 +354,7 @@ def test_lists_of_unequal_length_are_an_error():
         TaskScore("wer").update(["a", "b"], ["a"], ["en"])
 
 
-def test_an_answer_holds_its_key_as_whole_words_whatever_stands_around_it():
+def test_a_key_is_matched_as_whole_words_in_any_context():
     assert row_stats("contains", "It is a Dog.", "dog", "en") == [1, 1]
     assert row_stats("contains", "It is a hotdog.", "dog", "en") == [0, 1]
     assert row_stats("contains", "The dog sleeps in the garden", "dog sleeps", "en") == [1, 1]
@@ -362,5 +362,5 @@ def test_an_answer_holds_its_key_as_whole_words_whatever_stands_around_it():
 
 
 def test_a_key_of_which_nothing_is_left_counts_no_answer_right():
-    for said, key in (("", "..."), ("it is a dog", "(dog)"), ("", "")):
-        assert row_stats("contains", said, key, "en") == [0, 0]
+    for predicted, key in (("", "..."), ("it is a dog", "(dog)"), ("", "")):
+        assert row_stats("contains", predicted, key, "en") == [0, 0]

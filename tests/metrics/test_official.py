@@ -173,10 +173,10 @@ def test_mean_average_precision_equals_scikit_learn():
     sklearn = pytest.importorskip("sklearn.metrics")
     rng = np.random.default_rng(0)
     names = sorted(official.QUALITIES)[:4]
-    true, said = rng.random((2, 12, len(names))) < 0.4
+    true, predicted = rng.random((2, 12, len(names))) < 0.4
     text = "<|pitch|><|midi_pitch_60|><|velocity|><|midi_velocity_1|><|instrument|>a<|sonic|>{}"
-    sides = [[text.format(", ".join(np.array(names)[row])) for row in side] for side in (true, said)]
-    expected = sklearn.average_precision_score(true, said.astype(float), average="macro")
+    sides = [[text.format(", ".join(np.array(names)[row])) for row in side] for side in (true, predicted)]
+    expected = sklearn.average_precision_score(true, predicted.astype(float), average="macro")
     assert official.notes([*zip(*sides, strict=True)])["qualities"] == pytest.approx(expected)
 
 
@@ -204,7 +204,7 @@ def test_letters_equal_the_script(golden):
         assert (found.total, found.correct, found.dropped) == (row["total"], row["correct"], row["fail_num"])
 
 
-def test_strict_drops_no_reply_of_the_script_s_failures(golden):
+def test_the_strict_score_keeps_replies_on_which_the_script_fails(golden):
     replies = golden("airbench_foundation", "reply")
 
     def total(metric: str) -> list[float]:
@@ -248,7 +248,7 @@ def counted(metric: str, record: dict) -> list[float]:
         ("E", None),
     ],
 )
-def test_a_reply_means_an_option_or_none(reply, expected):
+def test_a_reply_is_mapped_to_an_option_or_to_none(reply, expected):
     assert choices.parse(reply, ["happy", "sad", "angry", "calm"]) == expected
 
 

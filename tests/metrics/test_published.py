@@ -62,7 +62,7 @@ def test_a_table_has_its_other_systems_and_zeros_at_the_end():
     assert all(cell.signature is None for cell in copied), "nobody says how they were made"
 
 
-def test_the_mixed_column_is_the_leaderboard_s_and_the_paper_s_error_is_kept_apart():
+def test_the_mixed_column_is_the_leaderboard_s_and_not_the_paper_s_misprint():
     groups = ("speech", "sound", "music", "mixed")
     for system, wrong, right in (("Qwen-Audio", 6.08, 5.38), ("BLSP", 5.33, 4.52), ("Pandagpt", 4.25, 2.93)):
         assert cells("qwen2_audio_table2", system, "airbench_chat")["mixed"] == wrong
@@ -71,7 +71,7 @@ def test_the_mixed_column_is_the_leaderboard_s_and_the_paper_s_error_is_kept_apa
         assert sum(found[group] for group in groups) / 4 == pytest.approx(found["average"], abs=0.01)
 
 
-def test_values_are_in_the_units_of_ours():
+def test_published_values_use_our_units():
     (wer,) = (c for c in published() if c.table == "qwen_audio_table3" and c.printed == 1.8)
     assert wer.value == pytest.approx(0.018)
     (shift,) = (c for c in published() if c.metric == "aas_official" and c.system == "Qwen-Audio")
@@ -84,7 +84,7 @@ def of_librispeech(results: list[ResultRow], table: str) -> dict[str, Line]:
     return {line.part: line for line in lines(results, table) if line.benchmark == "librispeech"}
 
 
-def test_ours_stands_beside_the_cells_of_its_benchmark_part_and_metric():
+def test_our_score_is_matched_by_benchmark_part_and_metric():
     found = of_librispeech([result(), result(task="asr en dev-clean", metric="cer")], "qwen2_audio_table2")
     assert set(found) == {"dev-clean", "dev-other", "test-clean", "test-other"}
     assert found["test-clean"].ours.value == 0.5 and not found["test-clean"].differs
@@ -94,7 +94,7 @@ def test_ours_stands_beside_the_cells_of_its_benchmark_part_and_metric():
     assert not comparable(signature("wer", "en"), copied.signature)
 
 
-def test_numbers_made_in_another_way_are_not_alike():
+def test_numbers_with_different_signatures_are_not_comparable():
     line = of_librispeech([result()], "qwen_audio_table3")["test-clean"]
     assert line.ours and line.differs  # v1 keeps punctuation and spells no number
     assert comparable(signature("bleu", "en"), "bleu|nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:1.5.1")
@@ -104,7 +104,7 @@ def test_numbers_made_in_another_way_are_not_alike():
     assert not comparable(signature("bleu", "en"), None)
 
 
-def test_cantonese_is_made_as_published():
+def test_cantonese_is_normalised_as_published():
     pytest.importorskip("zhconv")
     assert comparable(signature("cer", "yue"), "wer|zhconv+whisper_basic|char")
 

@@ -25,10 +25,10 @@ ROWS = {
     "eer": [[2.0, 1.0], [0.5, 0.0], [1.0, 1.0], [-1.0, 0.0], [0.0, 1.0], [-2.0, 0.0]],
     "macro_f1": [["dog", "dog"], ["cat", "dog"], ["rain", "rain"], ["", "cat"], ["cat", "cat"], ["dog", "rain"]],
     "map": [[["dark"], ["dark", "bright"]], [["bright"], ["bright"]], [[], ["dark"]], [["bright"], []]],
-    **dict.fromkeys(
-        ("judged_official", "judged_strict"),
-        [["speech/speech", 6, 8], ["speech/speech", 7, 3], ["speech/speech", 5, 5], ["speech/speech", 2, 9]],
-    ),
+    **{
+        key: [["speech/speech", 6, 8], ["speech/speech", 7, 3], ["speech/speech", 5, 5], ["speech/speech", 2, 9]]
+        for key in ("judged_official", "judged_strict")
+    },
     "cider": [
         [["a", "dog", "barks"], [["a", "dog", "barks"], ["the", "dog", "is", "barking"]]],
         [["rain", "falls"], [["rain", "falls", "on", "a", "roof"]]],
@@ -120,9 +120,9 @@ def test_equal_error_rate_by_hand():
 @pytest.mark.parametrize("seed", range(3))
 def test_macro_f1_equals_torchmetrics_over_the_references_classes(seed):
     rng = np.random.default_rng(seed)
-    said, true = rng.integers(0, 5, 80), rng.integers(0, 4, 80)  # class 4 is no answer that there is
-    of_class = multiclass_f1_score(torch.tensor(said), torch.tensor(true), num_classes=5, average="none")
-    rows = [[str(a), str(b)] for a, b in zip(said, true, strict=True)]
+    predicted, true = rng.integers(0, 5, 80), rng.integers(0, 4, 80)  # class 4 is no answer that there is
+    of_class = multiclass_f1_score(torch.tensor(predicted), torch.tensor(true), num_classes=5, average="none")
+    rows = [[str(a), str(b)] for a, b in zip(predicted, true, strict=True)]
     assert score("macro_f1", rows) == pytest.approx(of_class[:4].mean().item(), abs=1e-6)
 
 
@@ -134,9 +134,11 @@ def test_macro_f1_by_hand():
 @pytest.mark.parametrize("seed", range(3))
 def test_mean_average_precision_equals_torchmetrics(seed):
     rng = np.random.default_rng(seed)
-    said, true = rng.random((2, 40, 6)) < 0.3
-    expected = multilabel_average_precision(torch.tensor(said).float(), torch.tensor(true).long(), num_labels=6).item()
-    rows = [[np.flatnonzero(row).astype(str).tolist() for row in pair] for pair in zip(said, true, strict=True)]
+    predicted, true = rng.random((2, 40, 6)) < 0.3
+    expected = multilabel_average_precision(
+        torch.tensor(predicted).float(), torch.tensor(true).long(), num_labels=6
+    ).item()
+    rows = [[np.flatnonzero(row).astype(str).tolist() for row in pair] for pair in zip(predicted, true, strict=True)]
     assert score("map", rows) == pytest.approx(expected, abs=1e-6)
 
 
@@ -175,14 +177,14 @@ def test_cider_equals_coco_caption_evaluation():
         ["a man does n't speak for 2.5 seconds then laughs", "the man is silent then he laughs -lrb- loudly -rrb-"],
         ["an old-fashioned clock ticks at 10:30 o'clock", "a clock is ticking tick tock"],
     ]
-    said = [
+    predicted = [
         "a dog barks and rain falls on a roof",
         "someone walks on gravel then stops",
         "birds sing",
         "a man laughs laughs laughs laughs",
         "the clock ticks",
     ]
-    rows = [[hyp.split(), [ref.split() for ref in refs]] for hyp, refs in zip(said, references, strict=True)]
+    rows = [[hyp.split(), [ref.split() for ref in refs]] for hyp, refs in zip(predicted, references, strict=True)]
     assert score("cider", rows) == pytest.approx(1.583339757052079, abs=1e-12)
     of_rows = scorer("cider", [dict(enumerate(rows))])(np.eye(5))  # each row alone, document frequencies of all
     np.testing.assert_allclose(of_rows, [3.0894562, 2.5181608, 0.7146855, 0.4526581, 1.1417382], atol=1e-7)

@@ -22,16 +22,16 @@ class TestTurns:
         pytest.importorskip("pyannote.metrics")
 
     def test_names_of_speakers_do_not_matter(self):
-        said = [{**t, "speaker": {"ann": "speaker 2", "bob": "speaker 1"}[t["speaker"]]} for t in TRUE]
-        assert row_stats("der", said, TRUE, "en") == pytest.approx([0.0, 11.0])
-        assert row_stats("jer", said, TRUE, "en") == pytest.approx([0.0, 2.0])
+        predicted = [{**t, "speaker": {"ann": "speaker 2", "bob": "speaker 1"}[t["speaker"]]} for t in TRUE]
+        assert row_stats("der", predicted, TRUE, "en") == pytest.approx([0.0, 11.0])
+        assert row_stats("jer", predicted, TRUE, "en") == pytest.approx([0.0, 2.0])
 
     def test_missed_false_and_confused_speech_add_up(self):
-        said = [turn("1", 0.0, 5.0), turn("2", 5.0, 8.0), turn("1", 8.0, 11.0)]
+        predicted = [turn("1", 0.0, 5.0), turn("2", 5.0, 8.0), turn("1", 8.0, 11.0)]
         # 4-5 is bob's and given to ann; 7-8 of ann's is missed; 10-11 nobody speaks.
-        assert row_stats("der", said, TRUE, "en") == pytest.approx([3.0, 11.0])
+        assert row_stats("der", predicted, TRUE, "en") == pytest.approx([3.0, 11.0])
         # ann: 6 of 9 s (7 true; 2 false, 1 missed) = 3/9; bob: 3 of 4 s = 1/4.
-        assert row_stats("jer", said, TRUE, "en") == pytest.approx([3 / 9 + 1 / 4, 2.0])
+        assert row_stats("jer", predicted, TRUE, "en") == pytest.approx([3 / 9 + 1 / 4, 2.0])
 
     def test_an_answer_without_turns_misses_all(self):
         assert row_stats("der", [], TRUE, "en") == pytest.approx([11.0, 11.0])

@@ -37,7 +37,7 @@ def rows(n: int, per_speaker: int, per_recording: int = 1) -> list[dict]:
         ([], "0 rows"),
     ],
 )
-def test_rows_are_drawn_in_the_widest_units_that_are_known_and_many(given: list[dict], expected: str):
+def test_rows_are_resampled_in_the_widest_units_of_which_there_are_enough(given: list[dict], expected: str):
     assert str(units(given)) == expected
 
 
@@ -128,7 +128,7 @@ def test_holm_by_hand():
     assert holm([]) == []
 
 
-def test_what_can_be_seen_is_what_the_closed_form_says():
+def test_the_detectable_difference_equals_the_closed_form():
     stats = [[1.0, 1.0]] * 700 + [[0.0, 1.0]] * 300
     drawn = samples(scorer("accuracy", [dict(enumerate(stats))]), 1000, 4000)
     error = np.sqrt(0.7 * 0.3 / 1000)
@@ -137,7 +137,7 @@ def test_what_can_be_seen_is_what_the_closed_form_says():
     assert np.isnan(detectable(np.array([np.nan]))) and np.isnan(detectable(np.zeros(9)))
 
 
-def test_a_difference_of_that_size_is_found_four_times_in_five():
+def test_a_detectable_difference_is_found_in_80_percent_of_cases():
     rng, n, gap = np.random.default_rng(3), 200, 0.1
     spread = detectable(rng.normal(scale=1, size=4000)) / (1.96 + 0.8416)
     assert spread == pytest.approx(1, abs=0.05)

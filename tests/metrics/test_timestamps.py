@@ -67,26 +67,30 @@ def test_shift_is_the_mean_of_both_ends_in_milliseconds():
 
 def test_the_two_shifts_differ_by_both_ends_and_the_unit():
     reference = "the<|0.20|>old<|0.45|>doctor<|0.90|>"
-    said = "the<|0.22|>old<|0.47|>doctor<|0.92|>"
+    predicted = "the<|0.22|>old<|0.47|>doctor<|0.92|>"
     # The released script does not see the answer's first word: the time before it is in the prompt.
-    assert row_stats("aas_official", said, reference, "en") == pytest.approx([0.08, 2])
-    assert row_stats("aas_official", f"<|0.00|>{said}", reference, "en") == pytest.approx([0.10, 3])
+    assert row_stats("aas_official", predicted, reference, "en") == pytest.approx([0.08, 2])
+    assert row_stats("aas_official", f"<|0.00|>{predicted}", reference, "en") == pytest.approx([0.10, 3])
     assert row_stats("aas_official", "<|sil|><|0.50|>a<|0.70|>", "<|sil|><|0.50|>a<|0.72|>", "en")[1] == 1
 
 
 def test_words_match_as_normalised_and_only_words_with_both_times():
-    said = [{**WORDS[0], "word": "The"}, {**WORDS[1], "word": "bold"}, {**WORDS[2], "word": "Doctor.", "end": None}]
-    assert row_stats("word_coverage", said, WORDS, "en") == [1, 3]
-    assert row_stats("aas_ms", said, WORDS, "en") == [0, 1]
+    predicted = [
+        {**WORDS[0], "word": "The"},
+        {**WORDS[1], "word": "bold"},
+        {**WORDS[2], "word": "Doctor.", "end": None},
+    ]
+    assert row_stats("word_coverage", predicted, WORDS, "en") == [1, 3]
+    assert row_stats("aas_ms", predicted, WORDS, "en") == [0, 1]
 
 
-def test_coverage_says_of_how_many_words_the_shift_is():
-    rows = [row_stats("word_coverage", said, WORDS, "en") for said in (WORDS, [], WORDS[:1])]
+def test_coverage_is_the_share_of_words_behind_the_mean_shift():
+    rows = [row_stats("word_coverage", predicted, WORDS, "en") for predicted in (WORDS, [], WORDS[:1])]
     assert rows == [[3, 3], [0, 3], [1, 3]]
     assert score("word_coverage", rows) == pytest.approx(4 / 9)
 
 
 def test_chinese_is_timed_by_character():
     true = [{"word": c, "start": 0.2 * i, "end": 0.2 * (i + 1)} for i, c in enumerate("面条机")]
-    said = [{"word": c, "start": 0.2 * i + 0.1, "end": 0.2 * (i + 1) + 0.1} for i, c in enumerate("面包机")]
-    assert row_stats("aas_ms", said, true, "zh") == pytest.approx([200.0, 2])
+    predicted = [{"word": c, "start": 0.2 * i + 0.1, "end": 0.2 * (i + 1) + 0.1} for i, c in enumerate("面包机")]
+    assert row_stats("aas_ms", predicted, true, "zh") == pytest.approx([200.0, 2])

@@ -107,7 +107,7 @@ def test_a_checkpoint_that_holds_tied_tables_once_is_merged_as_the_whole_state(n
 
 
 @pytest.mark.parametrize("names", [["llm.new_tokens"], ["llm.lora"], ["llm.new_tokens", "llm.lora"]])
-def test_merged_weights_compute_what_the_adapters_did(net: AudioLM, names: list[str]):
+def test_merged_weights_compute_the_same_as_the_adapters(net: AudioLM, names: list[str]):
     plain, pack = deepcopy(net), batch(net)
     attach(net, *names)
     train(net, lr=0.02)
@@ -128,7 +128,7 @@ def test_gradients_of_new_rows_are_those_of_the_tables(net: AudioLM):
         torch.testing.assert_close(ours.grad, end.weight.grad[sorted(NEW)], rtol=1e-4, atol=1e-5)
 
 
-def test_merging_is_what_peft_merges(net: AudioLM):
+def test_merging_equals_that_of_peft(net: AudioLM):
     attach(net, "llm.lora")
     train(net, lr=0.02)
     ours = adapters.merge(net.state_dict(), LORA_SETTINGS)
@@ -194,13 +194,13 @@ def test_a_copy_of_a_net_has_adapters_of_its_own(net: AudioLM):
 
 
 @pytest.mark.parametrize("name", ["llm.new_tokens", "llm.lora"])
-def test_an_adapter_beside_the_whole_llm_is_refused(net: AudioLM, name: str):
+def test_adapters_next_to_a_trainable_llm_are_refused(net: AudioLM, name: str):
     with pytest.raises(ValueError, match=f"trainable names llm and {name}: expected only one of them"):
         attach(net, "llm", name)
 
 
 @pytest.mark.parametrize(
-    "settings, said",
+    ("settings", "message"),
     [
         (None, "requires settings: for example lora.rank=8"),
         (
@@ -212,12 +212,12 @@ def test_an_adapter_beside_the_whole_llm_is_refused(net: AudioLM, name: str):
         ({**LORA_SETTINGS, "rank": 0}, "lora.rank=0: expected 1 or more"),
     ],
 )
-def test_settings_of_lora_that_make_no_sense_are_named(net: AudioLM, settings: dict | None, said: str):
-    with pytest.raises(ValueError, match=said):
+def test_settings_of_lora_that_make_no_sense_are_named(net: AudioLM, settings: dict | None, message: str):
+    with pytest.raises(ValueError, match=message):
         adapters.attach(net, ["llm.lora"], lora=settings)
 
 
-def test_a_model_whose_tables_are_others_is_named(net: AudioLM):
+def test_a_model_with_unsupported_embedding_tables_is_named(net: AudioLM):
     class Scaled(torch.nn.Embedding):
         pass
 

@@ -58,7 +58,7 @@ def test_packed_equals_each_sequence_alone(case: str, causal: bool, heads: tuple
 
 
 @pytest.mark.parametrize("heads", [(4, 4), (4, 2), (4, 1)], ids=str)
-def test_the_newest_tokens_see_what_their_slots_hold(heads: tuple[int, int]) -> None:
+def test_the_newest_tokens_attend_to_their_cache_slots(heads: tuple[int, int]) -> None:
     lengths = [7, 1, 4]
     q, k, v = tensors([1, 1, 1], lengths, heads)
     expected = attention.packed(q, k, v, cu([1, 1, 1]), cu(lengths), causal=True, scale=0.3)

@@ -73,7 +73,7 @@ def by_row(packed: torch.Tensor, batch: dict) -> list[torch.Tensor]:
 
 
 @torch.no_grad()
-def test_audio_tokens_stand_at_their_places_and_nowhere_else(net: AudioLM) -> None:
+def test_audio_embeddings_replace_the_placeholders_and_nothing_else(net: AudioLM) -> None:
     batch = pack(rows(), net.geometry)
     x, words = net.embed(batch), net.llm.get_input_embeddings()(batch["ids"])
     index = batch["audio_index"]
@@ -179,7 +179,7 @@ def test_a_model_from_the_meta_device_equals_one_built_at_once(pool: str) -> Non
 
 
 @torch.no_grad()
-def test_learned_boundaries_stand_around_each_clip() -> None:
+def test_learned_boundaries_enclose_each_clip() -> None:
     torch.manual_seed(0)
     net = build(v1=True)
     batch = pack(rows(), net.geometry)

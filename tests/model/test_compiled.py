@@ -32,15 +32,15 @@ class Counter:
     """A backend that computes by another one, which may ask for the same graph once more."""
 
     def __init__(self, backend: Callable | None = None):
-        self.made: set[object] = set()
+        self.compiled: set[object] = set()
         self.backend = backend
 
     @property
     def graphs(self) -> int:
-        return len(self.made)
+        return len(self.compiled)
 
     def __call__(self, graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable:
-        self.made.add(torch._guards.CompileContext.current_compile_id())
+        self.compiled.add(torch._guards.CompileContext.current_compile_id())
         return self.backend(graph, inputs) if self.backend else graph.forward
 
 
@@ -69,7 +69,7 @@ def kinds(net: AudioLM) -> list[nn.ModuleList]:
 
 
 @pytest.mark.parametrize(
-    "backend, tolerance",
+    ("backend", "tolerance"),
     [pytest.param(None, 0.0, id="as it is"), pytest.param(aot_eager, 1e-4, id="aot_eager", marks=pytest.mark.slow)],
 )
 def test_a_compiled_step_is_an_eager_step_in_two_graphs_for_each_kind_of_block(

@@ -103,7 +103,7 @@ def test_turning_sampling_off_leaves_the_rest_of_the_file_in_force() -> None:
     assert {"temperature", "top_k", "top_p"} < set(settings.unused)
 
 
-def test_what_is_typed_replaces_what_the_file_says() -> None:
+def test_overrides_replace_the_settings_of_the_file() -> None:
     settings = GenerationSettings.from_config(QWEN2_AUDIO, stop=[7], top_k=0, temperature=0.2)
     assert (settings.stop, settings.top_k, settings.temperature, settings.top_p) == (frozenset({7}), 0, 0.2, 0.5)
 
@@ -136,13 +136,13 @@ def test_keys_that_change_nothing_are_accepted() -> None:
     ],
     ids=lambda config: list(config)[-1],
 )
-def test_a_file_that_asks_for_what_is_not_offered_is_refused(config: dict) -> None:
+def test_a_file_with_an_unsupported_setting_is_refused(config: dict) -> None:
     with pytest.raises(ValueError, match=f"{list(config)[-1]}=.*not supported"):
         GenerationSettings.from_config(config)
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({"max_new_tokens": 0}, "max_new_tokens=0: expected 1"),
         ({"min_new_tokens": 9, "max_new_tokens": 4, "stop": frozenset({1})}, "min_new_tokens=9: expected 0 to 4"),
@@ -155,12 +155,12 @@ def test_a_file_that_asks_for_what_is_not_offered_is_refused(config: dict) -> No
         ({"min_new_tokens": 2}, "min_new_tokens=2 has no effect without a stop token"),
     ],
 )
-def test_a_value_out_of_range_or_without_effect_is_refused(settings: dict, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_a_value_out_of_range_or_without_effect_is_refused(settings: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         GenerationSettings(**settings)
 
 
-def test_a_setting_that_is_typed_and_has_no_effect_is_refused_beside_a_file() -> None:
+def test_an_override_without_effect_on_the_settings_of_a_file_is_refused() -> None:
     with pytest.raises(ValueError, match="temperature=0.3 has no effect"):
         GenerationSettings.from_config(QWEN2_AUDIO, do_sample=False, temperature=0.3)
     with pytest.raises(ValueError, match="num_beams: expected generation settings, one of"):
@@ -182,7 +182,7 @@ def test_a_draw_picks_the_token_whose_share_it_falls_into() -> None:
     assert sample(scores, draws).tolist() == [1, 1, 3, 3, 4, 4]
 
 
-def test_the_same_seed_gives_the_same_answers_and_another_one_others(net: AudioLM) -> None:
+def test_answers_depend_on_the_seed(net: AudioLM) -> None:
     batch = pack(rows(), net.geometry)
     first, again, other = (generate(net, batch, SAMPLED, generator=seeded(seed)) for seed in (1, 1, 2))
     assert first == again and all(a != b for a, b in zip(first, other, strict=True))
@@ -243,7 +243,7 @@ def test_a_prohibitive_penalty_keeps_prompt_and_answer_from_being_repeated(net: 
         assert len(set(answer)) == 12 and not set(answer) & set(prompt.tolist())
 
 
-def test_tokens_are_streamed_as_they_are_known(net: AudioLM) -> None:
+def test_tokens_are_streamed_as_soon_as_they_are_final(net: AudioLM) -> None:
     batch = pack(rows(), net.geometry)
     free = generate(net, batch, GenerationSettings(max_new_tokens=10))
     streamed: list[tuple[int, int]] = []
@@ -279,7 +279,7 @@ FREE = GenerationSettings(max_new_tokens=10)
     [FREE, SAMPLED, GenerationSettings(max_new_tokens=10, repetition_penalty=1.5)],
     ids=["greedy", "sampled", "pen"],
 )
-def test_rows_that_take_the_places_of_others_are_answered_as_alone(net: AudioLM, settings: GenerationSettings) -> None:
+def test_rows_that_refill_slots_are_answered_as_if_alone(net: AudioLM, settings: GenerationSettings) -> None:
     """One by one and several at a time, where rows have stopped at different steps; a limit of tokens ends them too."""
     all_rows = [*rows(), [text(6)], [Clip(64), text(3)], [text(2), Clip(11)], [text(5)]]
     free = generate(net, pack(all_rows, net.geometry), settings, generator=seeded(3))

@@ -63,7 +63,7 @@ def test_a_packed_row_equals_transformers_own_run_of_it(config: dict) -> None:
 
 
 @pytest.mark.parametrize("where", [[0, 6, 7, 11, 23], [23, 3], [], list(range(24))], ids=str)
-def test_some_tokens_alone_are_computed_as_they_are_among_all(config: dict, where: list[int]) -> None:
+def test_selected_tokens_equal_those_of_the_full_pass(config: dict, where: list[int]) -> None:
     torch.manual_seed(0)
     llm = lm.build_llm(config, VOCAB).eval()  # GPT-2 has dropout
     at = torch.tensor(where, dtype=torch.long)
@@ -85,7 +85,7 @@ def test_some_tokens_alone_are_computed_as_they_are_among_all(config: dict, wher
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in lm.last_tokenwise(llm))
 
 
-def test_tokens_that_nobody_asks_for_pass_the_last_layer_by() -> None:
+def test_tokens_without_a_label_skip_the_last_layer() -> None:
     llm = lm.build_llm(CONFIGS["qwen2"], VOCAB)
     embeds, cu = lm.embed(llm, torch.cat(rows())), attention.cumulate(torch.tensor(LENGTHS))
 
@@ -217,7 +217,7 @@ def test_a_missing_directory_is_named(tmp_path: Path) -> None:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_cannot_run_packed_is_refused(config: dict, reason: str) -> None:
+def test_models_that_cannot_run_packed_are_refused(config: dict, reason: str) -> None:
     with torch.device("meta"), pytest.raises(ValueError, match=reason):
         lm.build_llm(config, VOCAB)
 

@@ -75,7 +75,7 @@ def test_gradients_reach_every_parameter_and_every_frame_of_a_window(pool: torch
 
 
 def test_mean_is_the_released_average_pooling(clips: tuple) -> None:
-    out, tokens = pooling.Mean(k=2, width=WIDTH)(*clips)
+    out, _tokens = pooling.Mean(k=2, width=WIDTH)(*clips)
     long = [clip for clip in clips[0].split(clips[1].tolist()) if len(clip) > 1]
     expected = torch.cat([F.avg_pool1d(clip.T[None], 2, stride=2)[0].T for clip in long])
     torch.testing.assert_close(out[:, 0], expected)
@@ -84,7 +84,7 @@ def test_mean_is_the_released_average_pooling(clips: tuple) -> None:
 @pytest.mark.parametrize(("k", "kernel"), [(2, 3), (4, 5), (3, 1)])
 def test_conv_is_a_strided_convolution_of_each_clip(k: int, kernel: int, clips: tuple) -> None:
     part = pooling.Conv(k=k, width=WIDTH, kernel=kernel)
-    out, tokens = part(*clips)
+    out, _tokens = part(*clips)
     expected = [
         F.conv1d(clip.T[None], part.conv.weight, part.conv.bias, stride=k, padding=kernel // 2)[0].T[: len(clip) // k]
         for clip in clips[0].split(clips[1].tolist())

@@ -108,12 +108,12 @@ def test_tokens_are_sampled_with_the_probabilities_of_generate(models: tuple, na
         return_dict_in_generate=True,
         output_scores=True,
     )
-    said = out.sequences[:, inputs["input_ids"].shape[1] :].tolist()
-    batch = pack([[*row, answer] for row, answer in zip(rows, said, strict=True)], ours.geometry)
+    answers = out.sequences[:, inputs["input_ids"].shape[1] :].tolist()
+    batch = pack([[*row, answer] for row, answer in zip(rows, answers, strict=True)], ours.geometry)
     logits = ours.logits(batch).split(batch["cu_seqlens"].diff().tolist())
     settings = GenerationSettings.from_config(config)
     compared = 0
-    for row, (prompt, answer) in enumerate(zip(prompts, said, strict=True)):
+    for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
         for step in range(len(answer)):
             seen = torch.zeros(1, VOCAB, dtype=torch.bool)
             seen[0, prompt + answer[:step]] = True

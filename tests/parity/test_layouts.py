@@ -21,7 +21,7 @@ from transformers import (
     WhisperModel,
 )
 
-from auris import config as recipe
+from auris import config as auris_config
 from auris.model.audio_lm import AudioLM
 from auris.model.weights import loading
 from auris.model.weights.saving import export_tensors, write_sharded
@@ -88,10 +88,10 @@ def listed_qwen2_audio() -> dict[str, tuple[int, ...]]:
     return names
 
 
-@pytest.mark.parametrize("system, listed", [("qwen_audio", listed_qwen_audio), ("qwen2_audio", listed_qwen2_audio)])
+@pytest.mark.parametrize(("system", "listed"), [("qwen_audio", listed_qwen_audio), ("qwen2_audio", listed_qwen2_audio)])
 def test_the_full_scale_has_the_names_and_shapes_of_the_release(system: str, listed):
-    made = recipe.resolve(recipe.compose([f"experiment={system}_pretrain", "scale=full"]))
-    net = recipe.build_net(made, SimpleNamespace(size=5_000))  # on the meta device
+    run_config = auris_config.resolve(auris_config.compose([f"experiment={system}_pretrain", "scale=full"]))
+    net = auris_config.build_net(run_config, SimpleNamespace(size=5_000))  # on the meta device
     exported = {name: tuple(tensor.shape) for name, tensor in export_tensors(net.state_dict(), system)}
     assert len(exported) == {"qwen_audio": 749, "qwen2_audio": 876}[system]
     assert exported == listed()
@@ -160,9 +160,7 @@ def test_qwen2_audio_files_come_back_bit_by_bit(
     assert_equal(tensors(TensorFiles.open(out)), stored)
 
 
-def test_transformers_loads_what_we_write(
-    qwen2_audio: Qwen2AudioForConditionalGeneration, net: AudioLM, tmp_path: Path
-):
+def test_transformers_loads_our_export(qwen2_audio: Qwen2AudioForConditionalGeneration, net: AudioLM, tmp_path: Path):
     write_sharded(export_tensors(net.state_dict(), "qwen2_audio"), tmp_path, max_shard_bytes=20_000)
     qwen2_audio.config.save_pretrained(tmp_path)
     theirs, told = Qwen2AudioForConditionalGeneration.from_pretrained(
@@ -385,7 +383,7 @@ def test_tensors_of_the_golden_model_come_back_bit_by_bit(shared_data: Path):
             },
         },
     }
-    net = recipe.build(node)(vocab_size=50)
+    net = auris_config.build(node)(vocab_size=50)
     released = load_file(golden / "model.safetensors")
     assert len(released) == 65
     tables = {name: torch.randn(50, hidden) for name in ("transformer.wte.weight", "lm_head.weight")}

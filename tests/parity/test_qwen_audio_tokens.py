@@ -47,7 +47,7 @@ def test_the_released_vocabulary_has_its_size(qwen_audio):
 
 
 @pytest.mark.parametrize(
-    "key, control",
+    ("key", "control"),
     [("ids", Control.ALL), ("ids_audio_tags_only", Control.TAGS), ("ids_no_special", Control.NONE)],
 )
 def test_every_golden_string_has_the_released_ids(qwen_audio, golden, key, control):
@@ -74,11 +74,11 @@ def test_audio_spans_have_the_released_ids(qwen_audio, golden):
 
 
 def dialogue(line: dict[str, Any]) -> list[dict[str, Any]]:
-    said = [{"role": "system", "content": line["system"]}]
+    messages = [{"role": "system", "content": line["system"]}]
     for question, answer in [*line["history_list"], (line["query_list"], None)]:
-        said.append({"role": "user", "content": question})
-        said += [{"role": "assistant", "content": answer}] if answer is not None else []
-    return said
+        messages.append({"role": "user", "content": question})
+        messages += [{"role": "assistant", "content": answer}] if answer is not None else []
+    return messages
 
 
 def test_dialogues_have_the_released_ids(qwen_audio, golden):
@@ -102,7 +102,7 @@ def test_dialogues_have_the_released_ids(qwen_audio, golden):
 
 
 @pytest.mark.parametrize("text", ["\n\nhi", " hi", "\n", ""])
-def test_what_a_message_says_is_tokenised_by_itself(qwen_audio, text):
+def test_messages_are_tokenised_separately(qwen_audio, text):
     """`make_context` joins the ids of the role, of a line end and of the content."""
     begin, line_end, end = qwen_audio.id("<|im_start|>"), *qwen_audio.plain("\n"), qwen_audio.id("<|im_end|>")
     message = [begin, *qwen_audio.plain("user"), line_end, *qwen_audio.plain(text), end, line_end]
@@ -155,9 +155,9 @@ def processor() -> Qwen2AudioProcessor:
 def processed(processor: Qwen2AudioProcessor, text: str, clips: list[str]) -> tuple[list[int], list[int]]:
     """transformers' ids, and the number of audio tokens of each clip among them."""
     waves = [np.zeros(CLIPS[clip], dtype=np.float32) for clip in clips]
-    made = processor(text=text, **({"audio": waves, "sampling_rate": 16_000} if waves else {}))
-    frames = np.sum(made["feature_attention_mask"], axis=-1) if waves else []
-    return np.ravel(made["input_ids"]).tolist(), [int(((n - 1) // 2 + 1 - 2) // 2 + 1) for n in frames]
+    batch = processor(text=text, **({"audio": waves, "sampling_rate": 16_000} if waves else {}))
+    frames = np.sum(batch["feature_attention_mask"], axis=-1) if waves else []
+    return np.ravel(batch["input_ids"]).tolist(), [int(((n - 1) // 2 + 1 - 2) // 2 + 1) for n in frames]
 
 
 @pytest.mark.parametrize("name", DIALOGUES)

@@ -146,6 +146,6 @@ def test_the_loss_of_a_pair_is_trls(case: str) -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_trl_still_says_so(case: str, tmp_path: Path) -> None:
+def test_trl_still_behaves_like_this(case: str, tmp_path: Path) -> None:
     pytest.importorskip("trl", reason="needs trl (and datasets, accelerate), which is no dependency")
     assert losses_of_trl(CASES[case][1], tmp_path) == pytest.approx(LOSSES[case], rel=0, abs=ROUNDING)

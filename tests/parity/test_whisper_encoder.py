@@ -77,7 +77,7 @@ def test_valid_frames_equal_those_of_the_padded_masked_encoder(clips: tuple) -> 
 
 @torch.no_grad()
 def test_a_full_clip_equals_whisper(clips: tuple) -> None:
-    n_mels, waves, features, _ = clips
+    n_mels, _waves, features, _ = clips
     torch.manual_seed(0)
     config = WhisperConfig(num_mel_bins=n_mels, decoder_layers=1, decoder_attention_heads=2, init_std=0.2, **SIZES)
     theirs = WhisperModel(config).encoder.eval()

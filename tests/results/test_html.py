@@ -94,11 +94,11 @@ def check(page: str) -> Reader:
     return read
 
 
-def line(number: int, task: str, language: str, metric: str, said: str, true: str) -> dict:
+def line(number: int, task: str, language: str, metric: str, message: str, true: str) -> dict:
     group = f"asr {language}" if task == "asr" else task
-    stats = row_stats(metric, said, true, language)
+    stats = row_stats(metric, message, true, language)
     facts = {"id": f"{task}-{language}-{number}", "task": task, "language": language, "group": group, "metric": metric}
-    return facts | {"stats": stats, "hypothesis": said, "reference": true, "provenance": "tts", "audio_seconds": 1.0}
+    return facts | {"stats": stats, "hypothesis": message, "reference": true, "provenance": "tts", "audio_seconds": 1.0}
 
 
 LINES = [
@@ -138,7 +138,7 @@ def write_page(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return Path(capsys.readouterr().out.removeprefix("wrote ").strip()).read_text(encoding="utf-8")
 
 
-def test_whatever_was_said_a_page_is_whole_and_harmless(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_pages_are_well_formed_and_harmless_for_any_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     lines = [one | {"id": f"{one['id']}{HOSTILE}"} for one in LINES]
     lines.append(line(3, "sec", "en", "accuracy", "bell", HOSTILE) | {"group": HOSTILE})
     run = write_run(tmp_path, lines=LINES)
@@ -169,13 +169,13 @@ def test_a_run_s_page_has_its_scores_its_worst_rows_and_their_sound(tmp_path: Pa
     np.testing.assert_allclose(wave, audio.read(tmp_path / "asr-en-1.wav"), atol=1e-4)
 
 
-def test_sound_beyond_the_limit_is_left_out_and_said(tmp_path: Path, capsys):
+def test_sound_beyond_the_limit_is_left_out_and_reported(tmp_path: Path, capsys):
     page = write_page(capsys, f"run={write_run(tmp_path)}", "audio_mb=0")
     assert check(page).all("src") == []
     assert "left out: a page holds audio_mb=0 MB of sound" in page and "5 clips were left out" in page
 
 
-def test_a_clip_heard_twice_is_in_a_page_once(tmp_path: Path):
+def test_a_clip_of_two_rows_is_embedded_once(tmp_path: Path):
     write_wave(tmp_path / "a.wav", 0.4)
     players = recordings.Players(1)
     first, second = (players.play(Clip(tmp_path / "a.wav")) for _ in range(2))
@@ -184,7 +184,7 @@ def test_a_clip_heard_twice_is_in_a_page_once(tmp_path: Path):
     assert part.source and part.seconds == pytest.approx(0.2)
 
 
-def test_a_row_s_sound_is_what_it_was_answered_by(tmp_path: Path):
+def test_the_audio_of_a_row_is_the_audio_the_model_was_given(tmp_path: Path):
     write_wave(tmp_path / "other.wav", 0.3)
     labels = {"task": "sec", "text": "bell"}
     for kind, clip in (("shuffled", Clip(tmp_path / "other.wav")), ("silence", Clip(Silence(400)))):
@@ -211,7 +211,7 @@ def test_a_row_s_sound_is_what_it_was_answered_by(tmp_path: Path):
     assert recordings.heard("b@silence") and recordings.heard("b") == ""
 
 
-def test_a_row_that_is_not_found_again_is_said(tmp_path: Path, capsys):
+def test_a_row_missing_from_the_manifest_is_reported(tmp_path: Path, capsys):
     run = write_run(tmp_path)
     (tmp_path / "test.jsonl").unlink()
     page = write_page(capsys, f"run={run}")
@@ -222,13 +222,15 @@ def test_a_row_that_is_not_found_again_is_said(tmp_path: Path, capsys):
     assert "names no rows" in page
 
 
-@pytest.mark.parametrize("metric, language", [("wer", "en"), ("wer", "zh"), ("cer", "en"), ("cer", "fr")])
+@pytest.mark.parametrize(("metric", "language"), [("wer", "en"), ("wer", "zh"), ("cer", "en"), ("cer", "fr")])
 def test_an_alignment_has_the_edits_that_the_score_counts(metric: str, language: str):
     draw = random.Random(0)
     for _ in range(40):
-        said, true = (" ".join(draw.choices(["der", "Käse", "sat", "好", "on"], k=draw.randrange(6))) for _ in range(2))
-        found = edits.align(said, true, language, unit=edits.unit_of(metric, language))
-        errors, length = row_stats(metric, said, true, language)
+        predicted, true = (
+            " ".join(draw.choices(["der", "Käse", "sat", "好", "on"], k=draw.randrange(6))) for _ in range(2)
+        )
+        found = edits.align(predicted, true, language, unit=edits.unit_of(metric, language))
+        errors, length = row_stats(metric, predicted, true, language)
         assert sum(edit.kind != "equal" for edit in found) == errors
         assert sum(bool(edit.reference) for edit in found) == length
         for edit in found:
@@ -265,7 +267,9 @@ def test_measures_of_all_rows_rank_rows_too():
     nothing = examples.row_scores("wer", [[2.0, 0.0], [0.0, 0.0], [1.0, 4.0]])
     assert nothing[0] == np.inf and np.isnan(nothing[1]) and nothing[2] == 0.25
     captions = ["a dog barks loudly", "rain", "a dog barks at night"]
-    stats = [row_stats("cider", said, [true], "en") for said, true in zip(captions, captions[::-1], strict=True)]
+    stats = [
+        row_stats("cider", predicted, [true], "en") for predicted, true in zip(captions, captions[::-1], strict=True)
+    ]
     assert examples.row_scores("cider", stats)[1] == max(examples.row_scores("cider", stats)) > 0
     assert examples.row_scores("macro_f1", [["a", "a"], ["a", "b"]]).tolist() == [1.0, 0.0]
     assert np.isnan(examples.row_scores("eer", [[0.3, 1.0]])).all()
@@ -286,7 +290,7 @@ def test_a_matrix_counts_every_row_once():
     )
 
 
-def test_a_study_s_page_has_its_arms_beside_each_other(tmp_path: Path, capsys):
+def test_the_page_of_a_study_shows_its_arms_side_by_side(tmp_path: Path, capsys):
     write_run(tmp_path)
     better = [one | {"hypothesis": one["reference"], "stats": [0.0, 4.0]} for one in LINES if one["task"] == "asr"]
     write_run(tmp_path, "second", better)
@@ -297,7 +301,7 @@ def test_a_study_s_page_has_its_arms_beside_each_other(tmp_path: Path, capsys):
     assert "sec, accuracy: first was scored, second was not" in page
 
 
-def test_arms_stand_in_their_order_and_only_where_they_have_a_score(tmp_path: Path, capsys):
+def test_arms_appear_in_order_and_only_where_they_have_a_score(tmp_path: Path, capsys):
     write_run(tmp_path, "zero")
     write_run(tmp_path, "alone", [one for one in LINES if one["task"] == "asr"])
     page = write_page(capsys, "study=demo", f"runs={tmp_path / 'runs'}", "arms=[zero,alone]")
@@ -329,17 +333,17 @@ def test_an_interval_is_drawn_on_the_scale_of_its_measure():
 
 def test_a_reference_is_shown_in_the_form_of_the_answers():
     events = {"task": "sed", "events": [{"label": "bell", "start": 0.5, "end": 1.0}]}
-    said = {"id": "r", "task": "sed", "language": "en", "group": "sed", "metric": "event_f1", "stats": [0, 0, 1]}
-    said |= {"reference": "<|0.50|>bell<|1.00|>", "provenance": "tts"}
+    fields = {"id": "r", "task": "sed", "language": "en", "group": "sed", "metric": "event_f1", "stats": [0, 0, 1]}
+    fields |= {"reference": "<|0.50|>bell<|1.00|>", "provenance": "tts"}
     row, worst = Row("r", (), events), examples.Worst("event_f1", "", ["r"])
     for hypothesis, expected in (("bell (0.10-0.20)", "bell (0.50-1.00)"), ("<|0.10|>bell", "<|0.50|>bell<|1.00|>")):
-        lines = scored([said | {"hypothesis": hypothesis}], benchmark="b@silence")
+        lines = scored([fields | {"hypothesis": hypothesis}], benchmark="b@silence")
         [shown] = examples.show(lines, worst, {"r": row}, {("a", 0): "answer"}, recordings.Players(0))
         assert shown.reference == expected
 
 
 @pytest.mark.parametrize(
-    "arguments, message",
+    ("arguments", "message"),
     [
         ([], "give run=RUN or study=NAME"),
         (["run=a", "study=b"], "one of the two"),
@@ -347,10 +351,12 @@ def test_a_reference_is_shown_in_the_form_of_the_answers():
         (["run=a", "worst=many"], "worst=many: expected a whole number"),
     ],
 )
-def test_mistakes_are_said_in_a_sentence(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]):
+def test_user_errors_are_reported_in_one_sentence(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+):
     assert cli.main(["report", *arguments]) != 0
     assert message in capsys.readouterr().err
 
 
-def test_what_html_forbids_is_replaced():
+def test_characters_forbidden_in_html_are_replaced():
     assert template.clean("a\x1b[1m\ud800\x85\n\t") == "a\ufffd[1m\ufffd\ufffd\n\t"

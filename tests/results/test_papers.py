@@ -53,7 +53,7 @@ def of(frame, system: str, **line: str) -> dict:
     return row
 
 
-def test_our_numbers_stand_in_the_scale_of_the_table_with_all_seeds(study: Path):
+def test_our_numbers_use_the_scale_of_the_table_and_pool_all_seeds(study: Path):
     frame = papers.table("qwen2_audio_table2", [study])
     ours = of(frame, "s/a", benchmark="librispeech", part="test-clean")
     assert (ours["value"], ours["low"], ours["high"]) == pytest.approx((4.0, 2.0, 8.0)) and ours["seeds"] == 2
@@ -65,7 +65,7 @@ def test_our_numbers_stand_in_the_scale_of_the_table_with_all_seeds(study: Path)
     assert shift["value"] == pytest.approx(50)  # seconds in results, ms in the paper
 
 
-def test_what_must_not_be_compared_is_marked(study: Path):
+def test_incomparable_numbers_are_marked(study: Path):
     v1, v2 = (papers.table(name, [study]) for name in papers.TABLES)
     line = ("librispeech", "test-clean", "WER")
     shown = papers.readable(v2)
@@ -75,8 +75,12 @@ def test_what_must_not_be_compared_is_marked(study: Path):
         "SpeechVerse 2.1, SpeechT5 2.4"
     )
     assert papers.readable(v1).loc[line, "s/b"] == "3.0 [2.0, 4.0] ≠†"  # v1 keeps punctuation
-    said = papers.legend(v1)
-    assert "† synthetic" in said and "published wer|lower|punctuation kept|word" in said and "seeds: the mean" in said
+    legend = papers.legend(v1)
+    assert (
+        "† synthetic" in legend
+        and "published wer|lower|punctuation kept|word" in legend
+        and "seeds: the mean" in legend
+    )
     assert "≠" not in papers.legend(v2)
 
 

@@ -23,7 +23,13 @@ def study(tmp_path: Path) -> Path:
     return write_study(tmp_path / "runs" / "demo")
 
 
-def test_table_pools_seeds_and_gives_each_arm_beside_the_difference(study):
+@pytest.fixture
+def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw no figures, for tests of the files and the text next to them: drawing takes seconds."""
+    monkeypatch.setattr(terminal, "save", lambda figure, path: [])
+
+
+def test_the_table_pools_seeds_and_shows_each_arm_and_the_difference(study):
     frame = results.table(study, ARMS).set_index("group")
     row = frame.loc["asr en"]
     sums = np.zeros(2)
@@ -52,6 +58,7 @@ def test_difference_swaps_sign_with_the_arms(study):
     np.testing.assert_allclose(ab[f"{b} - {a} low"], -ba[f"{a} - {b} high"])
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_wins_count_rows_by_their_own_scores_and_ties_half(tmp_path, capsys):
     errors = {"a": [[0, 4], [2, 4], [1, 4], [0, 0]], "b": [[1, 4], [1, 4], [1, 4], [0, 0]]}  # won by a, b, none, none
     points = {"a": [[3, 1], [9, 1], [5, 1], [1, 1]], "b": [[9, 1], [7, 1], [9, 1], [5, 1]]}
@@ -79,7 +86,7 @@ def test_order_of_the_lines_does_not_matter(study):
     np.testing.assert_allclose(before[column], after[column])
 
 
-def test_rows_without_a_partner_are_left_out_counted_and_said(tmp_path):
+def test_rows_without_a_counterpart_are_left_out_counted_and_reported(tmp_path):
     root = tmp_path / "s"
     write_run(root, "a", 0, {"asr en": ("wer", [[1, 4], [0, 4], [4, 4]])})
     write_run(root, "b", 0, {"asr en": ("wer", [[2, 4], [0, 4]])})
@@ -89,7 +96,7 @@ def test_rows_without_a_partner_are_left_out_counted_and_said(tmp_path):
     assert "1 rows only in a, 0 only in b" in frame.attrs["notes"][0]
 
 
-def test_other_references_and_seeds_are_said(tmp_path):
+def test_different_references_and_seeds_are_reported(tmp_path):
     root = tmp_path / "s"
     run = write_run(root, "a", 0, {"sec": ("accuracy", [[1, 1], [0, 1]])})
     write_run(root, "b", 0, {"sec": ("accuracy", [[1, 1], [1, 1]])})
@@ -109,7 +116,7 @@ def test_arms_with_nothing_in_common_cannot_be_compared(tmp_path):
     assert "no seed in common" in table.attrs["notes"][0]
 
 
-def test_what_is_not_evaluated_is_said(tmp_path):
+def test_arms_without_an_evaluation_are_reported(tmp_path):
     root = tmp_path / "s"
     write_run(root, "a", 0, {"sec": ("accuracy", [[1, 1]]), "lid": ("accuracy", [[1, 1]])})
     write_run(root, "b", 0, {"sec": ("accuracy", [[1, 1]])})
@@ -236,7 +243,7 @@ def test_command_prints_the_table_and_writes_csv_and_figures(study, monkeypatch,
         (["study=demo", "arms=[qwen_audio,salmonn]"], "no predictions of salmonn.*qwen_audio, qwen2_audio"),
     ],
 )
-def test_the_users_mistakes_end_in_one_sentence(study, arguments, message, capsys):
+def test_user_errors_end_in_one_sentence(study, arguments, message, capsys):
     assert cli.main(["results", f"runs={study.parent}", *arguments]) != 0
     assert re.search(message, capsys.readouterr().err)
 
@@ -250,7 +257,8 @@ def test_a_study_that_is_not_evaluated_says_what_to_run(tmp_path):
 # --- a study under way ---
 
 
-def test_a_study_under_way_says_how_far_each_run_is(tmp_path, capsys):
+@pytest.mark.usefixtures("no_figures")
+def test_an_unfinished_study_reports_the_progress_of_each_run(tmp_path, capsys):
     root = tmp_path / "runs" / "s"
     write_run(root, "a", 0, {"sec": ("accuracy", [[1, 1], [0, 1]])})
     for arm, files in {
@@ -281,7 +289,7 @@ def test_a_study_of_which_nothing_is_evaluated_yet_has_a_state_and_curves(tmp_pa
     assert "1 of 1 runs are not evaluated yet" in printed and f"wrote {tmp_path}/runs/s/curves.png" in printed
 
 
-def test_the_first_arm_of_the_study_is_what_others_are_compared_with(study):
+def test_arms_are_compared_with_the_first_one_of_the_study(study):
     assert results.table(study).attrs["arms"] == ["qwen_audio", "qwen2_audio"]
     (study / "study.yaml").write_text(f"question: Which?\narms: [{', '.join(reversed(ARMS))}]\n")
     assert results.table(study).attrs["arms"] == ["qwen2_audio", "qwen_audio"]
@@ -310,10 +318,11 @@ def test_a_difference_exceeds_seed_noise_where_paired_seeds_agree_on_it(tmp_path
     head, _, line, *_, legend = results.markdown(frame, results.verdicts_in(frame)).splitlines()
     assert head == "| task | metric | n | base | steady | shaky |"
     assert line.startswith("| sec | accuracy (%) ↑ | 20 | 0.0 [0.0, 0.0] ±0.0 | 50.0 [")
-    base, steady, shaky = line.strip("| ").split(" | ")[3:]
+    _base, steady, shaky = line.strip("| ").split(" | ")[3:]
     assert steady.endswith("±0.0 ▲") and shaky.endswith("±50.0") and "worse than base" in legend
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_on_a_ladder_each_arm_is_compared_with_the_one_before_it(tmp_path, capsys):
     for arm, number in {"a": 0, "b": 10, "c": 10, "d": 4}.items():
         for seed in range(3):
@@ -339,8 +348,8 @@ def test_one_seed_shows_nothing_of_seeds(tmp_path):
 # --- curves over what was heard and computed ---
 
 
-@pytest.mark.parametrize("x, tag", [("hours", "train/audio_hours"), ("flops", "train/flops")])
-def test_curves_stand_over_what_a_run_has_counted(study, x, tag):
+@pytest.mark.parametrize(("x", "tag"), [("hours", "train/audio_hours"), ("flops", "train/flops")])
+def test_curves_can_be_plotted_over_counters_of_the_run(study, x, tag):
     with pytest.raises(ValueError, match=f"x={x}: .* has no {tag} in its events"):
         results.plot_curves(study, ARMS, x=x)
     for arm, rate in zip(ARMS, (1.0, 3.0), strict=True):
@@ -359,15 +368,15 @@ def test_an_unknown_axis_lists_those_there_are(study):
 # --- what runs were ---
 
 
-def describe(run: Path, **made: object) -> None:
-    (run / "recipe.yaml").write_text(yaml.safe_dump({"study": "demo", "seed": 0, "checkpoint": None, **made}))
+def describe(run: Path, **settings: object) -> None:
+    (run / "recipe.yaml").write_text(yaml.safe_dump({"study": "demo", "seed": 0, "checkpoint": None, **settings}))
 
 
-def test_what_differs_between_arms_is_compared_by_tensorboard(study):
+def test_settings_that_differ_between_arms_become_tensorboard_hparams(study):
     for arm in ARMS:
         for seed in (0, 1):
-            made = {"optim": {"lr": 0.1 if arm == ARMS[0] else 0.2, "clip": 1.0}, "run_dir": f"runs/{arm}/{seed}"}
-            describe(study / arm / f"seed_{seed}", arm=arm, **made)
+            settings = {"optim": {"lr": 0.1 if arm == ARMS[0] else 0.2, "clip": 1.0}, "run_dir": f"runs/{arm}/{seed}"}
+            describe(study / arm / f"seed_{seed}", arm=arm, **settings)
     assert results.hparams(study).columns.tolist() == ["arm", "seed", "optim.lr"]
     for _ in range(2):  # the same again leaves one file a run
         runs.write_hparams(study)
@@ -383,7 +392,7 @@ def test_what_differs_between_arms_is_compared_by_tensorboard(study):
     assert "test/embedded/asr en/wer" in results.curves(study)["tag"].tolist()
 
 
-def test_a_run_can_be_made_again_from_what_it_noted(tmp_path, capsys):
+def test_a_run_can_be_reproduced_from_its_recorded_command(tmp_path, capsys):
     run = write_run(tmp_path / "s", "a", 0, {"sec": ("accuracy", [[1, 1]])})
     describe(run, weights={"llm": "runs/shared/llm/seed_0", "encoder": None})
     facts = {
@@ -399,7 +408,7 @@ def test_a_run_can_be_made_again_from_what_it_noted(tmp_path, capsys):
     noted = {"command": "auris evaluate checkpoint=a", "commit": "def", "data": {"test.jsonl": "22dd"}}
     (run / "evaluations.json").write_text(json.dumps({"embedded": noted}))
     assert cli.main(["results", f"reproduce={run}"]) == 0
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     for part in (
         "git checkout abc1234  # there were changes beside",
         "00ff  rows.jsonl",
@@ -409,7 +418,7 @@ def test_a_run_can_be_made_again_from_what_it_noted(tmp_path, capsys):
         "22dd  test.jsonl",
         "auris evaluate checkpoint=a",
     ):
-        assert part in said, part
+        assert part in output, part
     assert cli.main(["results", f"reproduce={tmp_path}"]) == 1
     assert "holds no run" in capsys.readouterr().err
 
@@ -423,7 +432,8 @@ def test_costs_are_the_mean_of_an_arms_seeds(tmp_path):
     assert (row["arm"], row["minutes"], row["audio tokens per second"], row["FLOP"]) == ("a", 3.0, 25.0, 1e12)
 
 
-def test_many_arms_stand_below_each_other_in_the_terminal(tmp_path, monkeypatch, capsys):
+@pytest.mark.usefixtures("no_figures")
+def test_many_arms_are_printed_one_below_the_other(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "80")
     arms = [f"arm_of_{letter}" for letter in "abcdefgh"]
     for number, arm in enumerate(arms):
@@ -438,6 +448,7 @@ def test_many_arms_stand_below_each_other_in_the_terminal(tmp_path, monkeypatch,
     assert any(line.rstrip().endswith("to arm_of_a") for line in lines) and "…" not in "".join(lines)
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_rows_of_one_speaker_widen_the_interval_and_weaken_the_test(tmp_path: Path, capsys):
     root = tmp_path / "study"
     right = np.repeat(np.arange(20) % 4 > 0, 10)  # ten rows of each speaker, all alike
@@ -459,7 +470,8 @@ def test_rows_of_one_speaker_widen_the_interval_and_weaken_the_test(tmp_path: Pa
     assert "permutation" not in capsys.readouterr().out
 
 
-def test_what_is_lost_without_the_recordings_is_a_column(tmp_path: Path, capsys):
+@pytest.mark.usefixtures("no_figures")
+def test_the_loss_without_recordings_is_a_column(tmp_path: Path, capsys):
     root = tmp_path / "study"
     for seed in (0, 1):
         run = write_run(root, "a", seed, {"er": ("accuracy", [[1.0, 1.0]] * 40), "asr en": ("wer", [[1.0, 9.0]] * 40)})

@@ -33,14 +33,14 @@ def librispeech(root: Path) -> None:
         "1272 | M | dev-clean        |  8.01 | John Rose",
         "103  | F | train-clean-100  | 25.05 | Karen Savage",
     )
-    for split, speaker, chapter, said in (
+    for split, speaker, chapter, texts in (
         ("dev-clean", "84", "121123", ["GO DO YOU HEAR", "BUT IN LESS THAN FIVE MINUTES"]),
         ("dev-clean", "1272", "128104", ["MISTER QUILTER IS THE APOSTLE"]),
         ("train-clean-100", "103", "1240", ["CHAPTER ONE MISSUS RACHEL LYNDE IS SURPRISED"]),
     ):
         folder = home / split / speaker / chapter
-        keys = [f"{speaker}-{chapter}-{n:04d}" for n in range(len(said))]
-        text(folder / f"{speaker}-{chapter}.trans.txt", *(f"{key} {one}" for key, one in zip(keys, said, strict=True)))
+        keys = [f"{speaker}-{chapter}-{n:04d}" for n in range(len(texts))]
+        text(folder / f"{speaker}-{chapter}.trans.txt", *(f"{key} {one}" for key, one in zip(keys, texts, strict=True)))
         for key in keys:
             sound(folder / f"{key}.flac")
 
@@ -63,7 +63,7 @@ def aishell1(root: Path) -> None:
 
 
 def aishell2(root: Path) -> None:
-    for folder, key, said in (
+    for folder, key, text_ in (
         ("iOS/data", "IC0001W0001", "厨房用品"),
         ("iOS/test", "IT0011W0001", "换一首歌"),
         ("Android/test", "AT0011W0001", "换一首歌"),
@@ -71,7 +71,7 @@ def aishell2(root: Path) -> None:
         home = root / "AISHELL-2" / folder
         speaker = key[1:6]
         text(home / "wav.scp", f"{key}\twav/{speaker}/{key}.wav")
-        text(home / "trans.txt", f"{key}\t{said}")
+        text(home / "trans.txt", f"{key}\t{text_}")
         sound(home / "wav" / speaker / f"{key}.wav")
 
 

@@ -20,7 +20,7 @@ from transformers import (
     WhisperForConditionalGeneration,
 )
 
-from auris import config as recipe
+from auris import config as auris_config
 from auris.files import write_yaml
 from auris.model import adapters
 from auris.model.weights import checkpoint_io
@@ -213,24 +213,24 @@ def language_model(path: Path) -> None:
 def run(path: Path, *overrides: str, vocabulary: Tokenizer | None = None) -> dict[str, Any]:
     """A run directory with one checkpoint, of a model that nobody has trained, with adapters that are not those that a
     run starts with where `trainable` names them; returns its recipe."""
-    made = recipe.resolve(recipe.compose([*TINY, f"run_dir={path}", *overrides]))
+    run_config = auris_config.resolve(auris_config.compose([*TINY, f"run_dir={path}", *overrides]))
     vocabulary = vocabulary or tokenizer()
     vocabulary.save(path / "tokenizer")
-    made["tokenizer"] = str(path / "tokenizer")
-    net = recipe.build_net(made, vocabulary)
+    run_config["tokenizer"] = str(path / "tokenizer")
+    net = auris_config.build_net(run_config, vocabulary)
     torch.manual_seed(0)
     sharding.materialise(net, "cpu")
-    adapters.attach(net, made["trainable"], token_ids=vocabulary.audio_ids, lora=made["lora"])
+    adapters.attach(net, run_config["trainable"], token_ids=vocabulary.audio_ids, lora=run_config["lora"])
     adapters.initialise(net, seed=0)
     for name, parameter in net.named_parameters():
         if "lora_B" in name or adapters.NEW_TOKENS in name:
             nn.init.normal_(parameter, std=0.3)
-    head = recipe.build_objective(made, net, vocabulary)
+    head = auris_config.build_objective(run_config, net, vocabulary)
     sharding.materialise(head, "cpu")
     module = nn.ModuleDict({"net": net, "objective": head})
-    checkpoint_io.save(path / "checkpoints", 1, module=module, state={"recipe": made})
-    write_yaml(path / "recipe.yaml", made)
-    return made
+    checkpoint_io.save(path / "checkpoints", 1, module=module, state={"recipe": run_config})
+    write_yaml(path / "recipe.yaml", run_config)
+    return run_config
 
 
 TINY = ["scale=tiny", *SMALLEST_MODEL, "+model.llm.config.initializer_range=0.3"]

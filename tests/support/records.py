@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from auris import config
 from auris.model import dtensor
 from auris.training import run as train
-from support.runs import in_processes, said
+from support.runs import in_processes, read_logs
 
 COLLECTIVES = ("reduce_scatter_tensor",)  # what FSDP sums gradients with; DDP's own is counted by its hook
 
@@ -81,11 +81,11 @@ class Recorder(L.Callback):
         return counted
 
 
-def record(made: dict) -> Record:
+def record(run_config: dict) -> Record:
     """Train a recipe with nothing beside it: no checkpoints, no log."""
-    module, data = train.build(made)
+    module, data = train.build(run_config)
     recorder = Recorder()
-    options = train.trainer_options(made["trainer"]) | {"_partial_": True}
+    options = train.trainer_options(run_config["trainer"]) | {"_partial_": True}
     trainer = config.build(options)(logger=False, callbacks=[recorder], enable_checkpointing=False)
     with pytest.MonkeyPatch.context() as patch:
         for name in COLLECTIVES:
@@ -98,10 +98,10 @@ def record_in_processes(recipes: Mapping[str, dict], folder: Path, world: int) -
     """Train recipes one after another in the same `world` processes; what each of these saw."""
 
     def work() -> None:
-        for name, made in recipes.items():
-            torch.save(vars(record(made)), folder / f"{name}-{os.environ['LOCAL_RANK']}.pt")
+        for name, run_config in recipes.items():
+            torch.save(vars(record(run_config)), folder / f"{name}-{os.environ['LOCAL_RANK']}.pt")
 
-    assert in_processes(work, world, folder) == [0] * world, said(folder)
+    assert in_processes(work, world, folder) == [0] * world, read_logs(folder)
     return {name: [_read(folder / f"{name}-{rank}.pt") for rank in range(world)] for name in recipes}
 
 

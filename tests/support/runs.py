@@ -6,7 +6,6 @@ import multiprocessing
 import os
 import signal
 import socket
-import subprocess
 import sys
 import traceback
 from collections.abc import Callable
@@ -35,8 +34,8 @@ if __name__ == "__main__":
 """
 
 
-class Killed(Exception):
-    pass
+class Killed(Exception):  # noqa: N818  an event, not an error
+    """The process of a run has died."""
 
 
 class KillAt(L.Callback):
@@ -52,11 +51,11 @@ class KillAt(L.Callback):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def fit(made: dict, *extra: L.Callback) -> L.Trainer:
+def fit(config: dict, *extra: L.Callback) -> L.Trainer:
     """`train.train` with callbacks added."""
     with Preemption() as preemption:
-        module, data = train.build(made)
-        trainer = train.build_trainer(made, Path(made["run_dir"]), preemption)
+        module, data = train.build(config)
+        trainer = train.build_trainer(config, Path(config["run_dir"]), preemption)
         trainer.callbacks.extend(extra)
         trainer.fit(module, data)
     return trainer
@@ -67,8 +66,8 @@ def load_state(path: str | Path) -> dict[str, torch.Tensor]:
     return checkpoint_dir.find(path).tensors().read_all()
 
 
-def weights(made: dict) -> dict[str, torch.Tensor]:
-    return load_state(made["run_dir"])
+def weights(config: dict) -> dict[str, torch.Tensor]:
+    return load_state(config["run_dir"])
 
 
 def assert_equal(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor], tolerance: float = 0.0) -> None:
@@ -77,14 +76,22 @@ def assert_equal(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor], 
         torch.testing.assert_close(left[name], right[name], atol=tolerance, rtol=0.0, msg=name)
 
 
-def train_in_a_process(made: dict, folder: Path) -> None:
-    """Train a recipe in a process of its own, which may start others (`trainer.devices=2`)."""
-    write_yaml(folder / "recipe.yaml", made)
+def train_in_a_process(config: dict, folder: Path) -> None:
+    """Train a config in a process of its own, from which Lightning starts the others of `trainer.devices=2`.
+
+    The first process is forked, as its imports would take seconds. The others run a script, as they would for a user.
+    """
+    write_yaml(folder / "recipe.yaml", config)
     script = folder / "train.py"
     script.write_text(_SCRIPT)
-    command = [sys.executable, str(script), str(folder / "recipe.yaml")]
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr[-3000:]
+
+    def work() -> None:
+        os.environ.update(environment())
+        sys.argv = [str(script), str(folder / "recipe.yaml")]  # what Lightning starts the others with
+        sys.modules["__main__"].__spec__ = None
+        train.train(config)
+
+    assert in_processes(work, 1, folder) == [0], read_logs(folder)
 
 
 def in_processes(work: Callable[[], object], world: int, folder: Path) -> list[int | None]:
@@ -127,7 +134,7 @@ def _be(work: Callable[[], object], rank: int, job: dict[str, str], log: Path) -
         os._exit(code if isinstance(code, int) else 1)  # nothing of the process that it was forked from is to be ended
 
 
-def said(folder: Path) -> str:
+def read_logs(folder: Path) -> str:
     """The last words of processes."""
     return "\n".join(log.read_text(encoding="utf-8")[-3000:] for log in sorted(folder.glob("*.log")))
 

@@ -86,7 +86,7 @@ def reply(messages: list[Mapping[str, str]]) -> str:
     code = _CODES[facts["task"]]
     named = name(code, facts["label"]) if code in ("sec", "mic") else facts["label"]
     pairs = _TEMPLATES[code][: facts["pairs"]]
-    return json.dumps([{"question": asked, "answer": said.format(named)} for asked, said in pairs])
+    return json.dumps([{"question": asked, "answer": answer.format(named)} for asked, answer in pairs])
 
 
 @dataclass(frozen=True)
@@ -107,11 +107,11 @@ def serve(answer=reply) -> Iterator[tuple[str, list[dict]]]:
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             requests.append({"path": self.path, "headers": dict(self.headers), "body": body})
-            said = answer(body["messages"])
-            if isinstance(said, Refused):
-                data, status, headers = said.body.encode(), said.status, said.headers
+            answer_text = answer(body["messages"])
+            if isinstance(answer_text, Refused):
+                data, status, headers = answer_text.body.encode(), answer_text.status, answer_text.headers
             else:
-                choice = {"message": {"role": "assistant", "content": said}}
+                choice = {"message": {"role": "assistant", "content": answer_text}}
                 data, headers = json.dumps({"model": MODEL, "choices": [choice]}).encode(), {}
                 status = 200 if self.path == "/v1/chat/completions" else 404
             self.send_response(status)

@@ -27,7 +27,7 @@ TEXTS = ["good morning", "where is it?"]
 
 
 @pytest.mark.parametrize(
-    "code, labels, tagged, said",
+    ("code", "labels", "tagged", "message"),
     [
         (
             "srwt",
@@ -75,9 +75,9 @@ TEXTS = ["good morning", "where is it?"]
         ("asr", {"text": "hello"}, "hello", "hello"),
     ],
 )
-def test_an_answer_is_written_with_tags_and_in_words_alone(code, labels, tagged, said):
+def test_an_answer_is_written_with_tags_and_in_words_alone(code, labels, tagged, message):
     assert TASKS[code].render(labels) == tagged
-    assert TASKS[code].render(labels, tags=False) == said
+    assert TASKS[code].render(labels, tags=False) == message
     assert not any(isinstance(piece, Tag) for piece in TASKS[code].answer.render(labels, tags=False))
 
 
@@ -191,7 +191,7 @@ ASKED = [code for code, task in TASKS.items() if task.hours]
 
 
 @pytest.mark.parametrize("code", ASKED)
-def test_whatever_is_accepted_is_read_back_under_both_styles(code):
+def test_accepted_labels_parse_back_under_both_styles(code):
     draw, task, styles = Draw(seed=sum(code.encode())), TASKS[code], (TagPrompt(), NaturalPrompt())
     accepted = refused = 0
     while accepted < 60:
@@ -259,7 +259,7 @@ def draw_rows(code: str, number: int) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("code", ASKED)
-def test_what_is_read_back_is_read_from_the_ids_too(code):
+def test_answers_can_be_parsed_from_their_token_ids(code):
     task, tok = TASKS[code], tokenizer()
     odd = [odd_labels(code, text, language) for text in ODD for language in ("en", "zh")]
     assert [tasks.check(row) for row in odd] == [None] * len(odd)
@@ -273,7 +273,7 @@ def test_what_is_read_back_is_read_from_the_ids_too(code):
 
 
 @pytest.mark.parametrize("code", [code for code in ASKED if TASKS[code].metric not in ("bleu", "der")])
-def test_a_label_whose_accents_stand_beside_their_letters_can_be_answered(code):
+def test_a_label_in_decomposed_unicode_can_be_answered(code):
     """As file systems write them; a tokenizer composes characters, so no answer is ever in the label's own form."""
     task, text = TASKS[code], unicodedata.normalize("NFD", "ça brûle")
     row = odd_labels(code, text, "fr")
@@ -290,7 +290,7 @@ def test_a_label_whose_accents_stand_beside_their_letters_can_be_answered(code):
 
 
 @pytest.mark.parametrize("code", ASKED)
-def test_what_a_metric_compares_is_the_same_in_either_form_of_an_answer(code):
+def test_metrics_compare_the_same_content_in_both_forms_of_an_answer(code):
     draw, task = Draw(seed=2), TASKS[code]
     rows = (row for row in iter(lambda: draw.labels(code), None) if tasks.check(row) is None)
     for _, row in zip(range(10), rows, strict=False):
@@ -344,13 +344,13 @@ def test_a_word_without_times_in_brackets_has_no_end():
 
 
 @pytest.mark.parametrize("tags", [True, False])
-@pytest.mark.parametrize("code, labels", [("srwt", {"words": WORDS}), ("osr", {"texts": TEXTS})])
-def test_a_language_that_the_model_told_is_no_part_of_what_is_said(code, labels, tags):
+@pytest.mark.parametrize(("code", "labels"), [("srwt", {"words": WORDS}), ("osr", {"texts": TEXTS})])
+def test_a_predicted_language_tag_is_not_part_of_the_transcript(code, labels, tags):
     answer = TASKS[code].render(labels, tags=tags)
     assert TASKS[code].answer.parse("<|en|>" + answer) == TASKS[code].answer.parse(answer) == labels
 
 
-def test_what_is_compared_of_timed_words_is_their_text():
+def test_timed_words_are_compared_by_their_text():
     for tags in (True, False):
         assert TASKS["srwt"].compared(TASKS["srwt"].render({"words": WORDS}, tags=tags)) == "hello there"
 
@@ -361,7 +361,7 @@ def test_events_that_share_a_time_are_both_read():
 
 
 @pytest.mark.parametrize("answer_format", [Events(), Entities()])
-def test_no_list_and_a_broken_one_are_told_apart(answer_format):
+def test_a_missing_and_a_broken_list_are_distinguished(answer_format):
     assert answer_format.parse(" None ") == {answer_format.label: []}
     assert answer_format.parse("I hear a dog") == {answer_format.label: None}
 
@@ -379,7 +379,7 @@ def test_a_language_answer_is_its_english_name_and_is_read_in_any_case(language)
     assert Language().parse(f" {LANGUAGES[language].upper()} ") == {"language": language}
 
 
-def test_an_answer_outside_the_languages_is_none():
+def test_an_answer_that_is_no_language_is_none():
     assert Language().parse("Klingon") == {"language": None}
 
 
@@ -395,7 +395,7 @@ def told(code: str, **labels: Any) -> str:
 
 
 @pytest.mark.parametrize(
-    "words, said",
+    ("words", "message"),
     [
         ([], "`words` is []"),
         ("hello", "`words` is 'hello'"),
@@ -413,12 +413,12 @@ def told(code: str, **labels: Any) -> str:
         ([{"word": "a", "start": 29.0, "end": 30.01}], "between 0 and 30 s"),
     ],
 )
-def test_unusable_timed_words_are_told_why(words, said):
-    assert said in told("srwt", words=words)
+def test_unusable_timed_words_are_refused_with_a_reason(words, message):
+    assert message in told("srwt", words=words)
 
 
 @pytest.mark.parametrize(
-    "changed, said",
+    ("changed", "message"),
     [
         ({"pitch": 128}, "`notes.pitch` is 128"),
         ({"pitch": True}, "`notes.pitch` is True"),
@@ -432,13 +432,13 @@ def test_unusable_timed_words_are_told_why(words, said):
         ({"sonic": ["bright, dark"]}, "without `,`"),
     ],
 )
-def test_unusable_notes_are_told_why(changed, said):
-    assert said in told("mna", notes={**NOTES, **changed})
+def test_unusable_notes_are_refused_with_a_reason(changed, message):
+    assert message in told("mna", notes={**NOTES, **changed})
     assert "`notes` is [60]" in told("mna", notes=[60])
 
 
 @pytest.mark.parametrize(
-    "code, labels, said",
+    ("code", "labels", "message"),
     [
         ("sf", {"intent": "play", "slots": [["time", "now"]]}, "`slots` is list"),
         ("sf", {"intent": "a; b", "slots": {}}, "label `intent` is 'a; b'"),
@@ -463,5 +463,5 @@ def test_unusable_notes_are_told_why(changed, said):
         ("sv", {"text": "same"}, "'same'; task 'sv' has the answers yes, no"),
     ],
 )
-def test_other_labels_that_cannot_be_written_are_told_why(code, labels, said):
-    assert said in told(code, **labels)
+def test_labels_that_cannot_be_rendered_are_refused_with_a_reason(code, labels, message):
+    assert message in told(code, **labels)

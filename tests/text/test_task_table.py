@@ -58,6 +58,6 @@ def test_the_doctor_prints_the_table_and_needs_no_checkpoint(capsys):
     assert "hello<|0.42|><|sil|><|0.50|>there<|1.00|>" in capsys.readouterr().out
 
 
-def test_what_is_no_task_is_told_with_the_tasks_there_are(capsys):
+def test_unknown_tasks_are_refused_with_the_list_of_tasks(capsys):
     assert cli.main(["doctor", "show=opera"]) == 1
     assert "error: show=opera: expected tasks, or one of asr, s2tt" in capsys.readouterr().err

@@ -60,7 +60,7 @@ def test_the_table_is_the_published_one():
     assert all(task.code == code for code, task in TASKS.items())
 
 
-def test_every_entry_says_all_that_the_table_is_to_say():
+def test_every_entry_fills_all_columns_of_the_table():
     for code in ASKED:
         task = TASKS[code]
         assert task.needs and task.tags and task.natural and task.metric and task.group, code
@@ -70,13 +70,13 @@ def test_every_entry_says_all_that_the_table_is_to_say():
         assert task.grade in GRADES and task.embedded in ("C", "D"), code
 
 
-def test_published_tags_are_marked_so_and_no_others():
+def test_exactly_the_published_tags_are_marked_as_published():
     """A prompt of theirs is known: eval_audio/*.py of Qwen-Audio."""
     published = {"asr", "srwt", "s2tt", "er", "vsc", "aac", "asc", "mna", "aqa"}
     assert {code for code, task in TASKS.items() if task.tags_source == "published"} == published
 
 
-def test_tags_tell_tasks_apart():
+def test_tags_distinguish_tasks():
     """But for two pairs that say so, in `tasks`: speech and dialects, questions on sound and on music."""
     asked = {}
     for code in ASKED:
@@ -121,7 +121,7 @@ def test_a_paraphrase_differs_from_the_canonical_wording_and_keeps_its_tag(code)
 
 
 @pytest.mark.parametrize("code", TASKS)
-def test_parse_reads_back_what_render_wrote(code):
+def test_parse_inverts_render(code):
     task, row = TASKS[code], labels(code)
     for tags in (True, False):
         parsed = task.answer.parse(task.render(row, tags=tags))
@@ -143,7 +143,7 @@ def test_a_missing_label_is_named(code):
 
 
 @pytest.mark.parametrize(
-    "changed, named",
+    ("changed", "named"),
     [
         ({"text": "  "}, "`text` is empty"),
         ({"text": 5}, "`text` is int"),
@@ -159,7 +159,7 @@ def test_a_wrong_label_is_named_with_its_value(changed, named):
     assert named in tasks.check({"task": "asr", "text": "hello", "language": "en", **changed})
 
 
-def test_a_row_without_a_task_is_told_so():
+def test_a_row_without_a_task_is_reported():
     assert tasks.check({"text": "hello"}) == "no `task` field"
 
 
@@ -182,7 +182,7 @@ def test_the_caption_style_is_part_of_a_tag_and_plain_where_a_row_is_silent():
 
 
 @pytest.mark.parametrize(
-    "row, line",
+    ("row", "line"),
     [
         ({"task": "s2tt", "language": "de", "target_language": "en"}, "s2tt de-en"),
         ({"task": "dialect_asr", "language": "en", "dialect": "Scottish English"}, "dialect_asr Scottish English"),
@@ -193,7 +193,7 @@ def test_the_caption_style_is_part_of_a_tag_and_plain_where_a_row_is_silent():
         ({"task": "ks", "provenance": "tts"}, "ks"),
     ],
 )
-def test_what_nothing_synthetic_can_show_is_on_a_line_of_its_own(row, line):
+def test_lines_that_synthetic_data_cannot_fill_are_separate(row, line):
     assert tasks.group(row) == line
 
 
@@ -207,7 +207,7 @@ SOUND_TASK = {"name": "a task", "needs": ["text"], "metrics": {"accuracy": "answ
 
 
 @pytest.mark.parametrize(
-    "changed, said",
+    ("changed", "message"),
     [
         ({"metric": "wer"}, "unknown field 'metric'; known fields: code, family, name"),
         ({"name": None}, "expected the fields code, family, name, needs"),
@@ -218,10 +218,10 @@ SOUND_TASK = {"name": "a task", "needs": ["text"], "metrics": {"accuracy": "answ
         ({"tags_source": "somebody"}, "unknown source 'somebody'"),
     ],
 )
-def test_a_mistake_in_the_table_is_named_with_its_task(tmp_path, changed, said):
+def test_a_mistake_in_the_table_is_named_with_its_task(tmp_path, changed, message):
     entry = {name: value for name, value in {**SOUND_TASK, **changed}.items() if value is not None}
     write_yaml(tmp_path / "tasks.yaml", {"definitions": {}, "sound": {"new": entry}})
-    with pytest.raises(UserError, match=re.escape(f"tasks.yaml, task new: {said}")):
+    with pytest.raises(UserError, match=re.escape(f"tasks.yaml, task new: {message}")):
         tasks._load(tmp_path / "tasks.yaml")
 
 

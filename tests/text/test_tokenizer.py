@@ -79,7 +79,7 @@ def test_every_control_token_is_one_id_of_its_own():
     assert len({found[0] for found in ids}) == len(control_tokens()) == len(set(control_tokens()))
 
 
-def test_control_tokens_stand_in_the_order_of_the_released_vocabulary():
+def test_control_tokens_have_the_order_of_the_released_vocabulary():
     tok = tokenizer()
     start = tok.id("[[[AUDIO:modality]]]") - RELEASED["[[[AUDIO:modality]]]"]
     assert {token: tok.id(token) - start for token in RELEASED} == RELEASED
@@ -131,7 +131,7 @@ def test_a_row_that_quotes_an_audio_mark_gets_no_audio_there():
 
 
 @pytest.mark.parametrize("style", [TagPrompt(), NaturalPrompt()])
-def test_a_span_stands_between_its_marks(style):
+def test_a_span_is_enclosed_by_its_marks(style):
     tokens, supervise, audio = encode(style, ASR, n_tokens=5)
     assert tokens[:7] == [style.audio_begin, *[style.audio_pad] * 5, style.audio_end]
     assert audio.nonzero()[0].tolist() == [1, 2, 3, 4, 5]
@@ -168,14 +168,14 @@ def test_the_mask_covers_the_tags_after_the_first_the_answer_and_its_end():
 
 
 @pytest.mark.parametrize("style", [TagPrompt, NaturalPrompt])
-def test_the_mask_covers_only_the_answer_when_tags_are_given(style):
+def test_the_mask_covers_only_the_answer_when_tags_are_part_of_the_prompt(style):
     tokens, supervise, _ = encode(style(supervise_tags=False), ASR)
     answer = len(tokenizer().plain(ASR["text"])) + 1
     assert supervise.tolist() == [False] * (len(tokens) - answer) + [True] * answer
     assert tokens[-1] == "<|endoftext|>"
 
 
-def test_a_given_question_is_not_in_the_mask():
+def test_a_question_is_not_supervised():
     labels = {"task": "aqa", "text": "a dog", "question": "the cat sat on the mat"}
     tokens, supervise, _ = encode(TagPrompt(), labels)
     given = slice(tokens.index("<|question|>") + 1, tokens.index("<|answer|>"))
@@ -291,7 +291,7 @@ def test_a_dialogue_cannot_open_a_turn_or_stand_for_audio(chat):
     assert control[0] == control[1]
 
 
-def test_the_first_systems_pad_in_a_dialogue_stands_for_no_audio():
+def test_v1_s_pad_token_in_a_dialogue_is_not_audio():
     """Its released chat reads it as a token; there are no begin and end around it, and no clip belongs to it."""
     tok = tokenizer()
     turns = QwenAudioChat().turns([{"role": "user", "content": f"say {TagPrompt.audio_pad} now"}])
@@ -342,8 +342,8 @@ def test_a_language_tag_is_text_to_a_vocabulary_that_lacks_it():
 
 def test_a_vocabulary_without_an_audio_token_is_named_where_one_is_expected(tmp_path):
     plain().save_pretrained(tmp_path)
-    said = f"tokenizer={tmp_path}: its vocabulary has no audio token, expected <|AUDIO|> or [[[AUDIO:modality]]]"
-    with pytest.raises(ValueError, match=re.escape(said)):
+    message = f"tokenizer={tmp_path}: its vocabulary has no audio token, expected <|AUDIO|> or [[[AUDIO:modality]]]"
+    with pytest.raises(ValueError, match=re.escape(message)):
         Tokenizer.load(tmp_path, grow=False)
     assert Tokenizer.load(tmp_path).pads
 
@@ -362,7 +362,7 @@ def test_a_vocabulary_is_rebuilt_from_its_ranks_alone(tmp_path):
     assert tok.pad_of(TagPrompt().turns({"task": "text", "text": "no audio"}, n_clips=0)) in tok.pads
 
 
-def test_ranks_may_be_given_as_a_file_and_survive_saving(tmp_path):
+def test_bpe_ranks_can_be_read_from_a_file_and_survive_saving(tmp_path):
     tok = Tokenizer.load(write_ranks(tmp_path / "any.tiktoken", rank_lines()))
     tok.save(tmp_path / "saved")
     again = Tokenizer.load(tmp_path / "saved", grow=False)
@@ -380,7 +380,7 @@ def test_a_mark_that_joins_with_what_follows_is_not_a_token_of_the_first_system(
 
 
 @pytest.mark.parametrize(
-    "change, said",
+    ("change", "message"),
     [
         (lambda lines: [*lines[:5], "not a rank", *lines[6:]], r"line 6: b'not a rank', expected a token in base64"),
         (lambda lines: [*lines[:5], "%%% 5", *lines[6:]], r"line 6: b'%%% 5', expected"),
@@ -391,7 +391,7 @@ def test_a_mark_that_joins_with_what_follows_is_not_a_token_of_the_first_system(
         (lambda lines: [], r"256 of the 256"),
     ],
 )
-def test_a_broken_file_of_ranks_is_named_with_its_line(tmp_path, change, said):
+def test_a_broken_file_of_ranks_is_named_with_its_line(tmp_path, change, message):
     path = write_ranks(tmp_path / RANKS_FILE, change(rank_lines()))
-    with pytest.raises(ValueError, match=re.escape(str(path)) + ".*" + said):
+    with pytest.raises(ValueError, match=re.escape(str(path)) + ".*" + message):
         Tokenizer.load(tmp_path)

@@ -80,7 +80,7 @@ def test_the_loss_of_a_task_is_the_mean_over_its_tokens_since_the_last_log():
     assert curves == {"train/loss/asr": {1: 1.5, 3: 1.5}, "train/loss/aac": {1: 2.5}}
 
 
-def test_the_losses_of_tasks_go_on_in_a_resumed_run():
+def test_the_losses_of_tasks_continue_in_a_resumed_run():
     callback, resumed, curves = TaskLosses(), TaskLosses(), Curves()
     step_of_tasks(callback, curves, 1, asr=(8.0, 2))
     resumed.load_state_dict(json.loads(json.dumps(callback.state_dict())))
@@ -94,10 +94,10 @@ def test_the_losses_of_tasks_go_on_in_a_resumed_run():
 @pytest.fixture
 def report(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What is said at the end of a run."""
-    said: list[str] = []
-    monkeypatch.setattr(callbacks, "rank_zero_warn", said.append)
-    monkeypatch.setattr(callbacks, "rank_zero_info", said.append)
-    return said
+    messages: list[str] = []
+    monkeypatch.setattr(callbacks, "rank_zero_warn", messages.append)
+    monkeypatch.setattr(callbacks, "rank_zero_info", messages.append)
+    return messages
 
 
 def start(callback: UnusableRows, *problems: tuple[str, str]) -> None:
@@ -124,8 +124,8 @@ def test_each_row_is_named_once_with_its_reason_and_counted(tmp_path, report):
     callback.on_fit_end(trainer(), MODULE)
     assert [line["id"] for line in lines(tmp_path / "run")] == ["a", "b", "c", "v"]
     assert lines(tmp_path / "run")[2]["reason"] == "Stille 猫"
-    (said,) = report
-    assert said.splitlines() == [
+    (message,) = report
+    assert message.splitlines() == [
         "4 rows could not be used:",
         "  a (1x): no `task` field",
         "  b (2x): cannot be decoded",
@@ -153,7 +153,7 @@ def test_ten_rows_are_shown_and_the_file_has_all(tmp_path, report):
     assert len(lines(tmp_path)) == 13
 
 
-def test_a_resumed_run_keeps_what_it_knew_and_repeats_nothing(tmp_path, report):
+def test_a_resumed_run_keeps_its_counts_and_repeats_no_report(tmp_path, report):
     first = UnusableRows(tmp_path)
     start(first, ("a", "no `task` field"))
     skip(first, ("b", "cannot be decoded"))
@@ -179,7 +179,7 @@ def test_half_a_line_of_a_killed_run_costs_no_other_line(tmp_path, report, half)
     assert last.counts == {"a": 1, "b": 1, "c": 1}
 
 
-def test_a_rank_does_not_name_again_what_another_rank_has_named_before_a_resume(tmp_path, report):
+def test_after_a_resume_no_rank_repeats_rows_that_another_rank_reported(tmp_path, report):
     first, second = UnusableRows(tmp_path), UnusableRows(tmp_path)
     skip(first, ("a", "bad"))
     skip(second, ("b", "bad"))
@@ -193,7 +193,7 @@ def test_a_rank_does_not_name_again_what_another_rank_has_named_before_a_resume(
     assert again.counts == {"a": 1, "b": 2} and other.counts == {"a": 1}
 
 
-def test_a_run_that_starts_anew_forgets_what_an_earlier_attempt_has_named(tmp_path, report):
+def test_a_restarted_run_forgets_the_reports_of_an_earlier_attempt(tmp_path, report):
     first = UnusableRows(tmp_path)
     skip(first, ("a", "bad"))
     again = UnusableRows(tmp_path)
@@ -241,7 +241,7 @@ class Running:
 NAN, INF = float("nan"), float("inf")
 
 
-def test_faults_are_counted_over_a_resume_and_said_at_the_end(tmp_path, report):
+def test_faults_are_counted_across_a_resume_and_reported_at_the_end(tmp_path, report):
     first, log, run = Faults(tmp_path), Log(), Running()
     run.step(first, log, rows_unusable=3)
     run.step(first, log, norm=INF, lost_workers=1)

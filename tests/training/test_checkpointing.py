@@ -25,7 +25,7 @@ from auris.training import run as train
 from auris.training.preemption import REQUEUE, Preempted, Preemption, run_lock
 from support import runs
 from support.recipes import named, smallest_run
-from support.runs import ROOT, KillAt, Killed, assert_equal, environment, fit, in_processes, said, weights
+from support.runs import ROOT, KillAt, Killed, assert_equal, environment, fit, in_processes, read_logs, weights
 
 STEPS = 6  # validated after 3 and 6, saved after 2 and 4, and at the end
 TAGS = ("train/loss", "train/grad_norm", "train/lr", "train/audio_hours", "val/loss")
@@ -138,7 +138,7 @@ def test_a_process_killed_with_its_workers_under_way_leaves_curves_without_a_gap
     """kill -9: nothing is flushed, nothing is said."""
     made = small("sigkill", "data.num_workers=2")
     begin(made)
-    assert in_processes(lambda: fit(made, KillAt(5, outright=0)), 1, tmp_path) == [-signal.SIGKILL], said(tmp_path)
+    assert in_processes(lambda: fit(made, KillAt(5, outright=0)), 1, tmp_path) == [-signal.SIGKILL], read_logs(tmp_path)
     assert checkpoint_dir.list_steps(Path(made["run_dir"]) / "checkpoints")[0] == 4
     train.train(made)
     assert_alike(whole, made)
@@ -146,15 +146,15 @@ def test_a_process_killed_with_its_workers_under_way_leaves_curves_without_a_gap
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
-def test_one_process_of_a_sharded_run_is_killed_and_all_go_on(small, tmp_path: Path, rank: int):
+def test_a_sharded_run_resumes_after_one_process_is_killed(small, tmp_path: Path, rank: int):
     sharded = "strategy=fsdp", "trainer.devices=2", "data.num_workers=1"
     undisturbed, made = small(f"pair-{rank}", *sharded), small(f"broken-{rank}", *sharded)
-    assert in_processes(lambda: train.train(undisturbed), 2, tmp_path / "undisturbed") == [0, 0], said(tmp_path)
+    assert in_processes(lambda: train.train(undisturbed), 2, tmp_path / "undisturbed") == [0, 0], read_logs(tmp_path)
     begin(made)
     ends = in_processes(lambda: fit(made, KillAt(5, outright=rank)), 2, tmp_path / "killed")
-    assert ends[rank] == -signal.SIGKILL and ends[1 - rank] == 1, said(tmp_path / "killed")
+    assert ends[rank] == -signal.SIGKILL and ends[1 - rank] == 1, read_logs(tmp_path / "killed")
     assert checkpoint_dir.list_steps(Path(made["run_dir"]) / "checkpoints")[0] == 4
-    assert in_processes(lambda: train.train(made), 2, tmp_path / "again") == [0, 0], said(tmp_path / "again")
+    assert in_processes(lambda: train.train(made), 2, tmp_path / "again") == [0, 0], read_logs(tmp_path / "again")
     assert_nearly_alike(undisturbed, made)
     losses = [[loss for _, loss in curves(one)["train/loss"]] for one in (undisturbed, made)]
     assert len(losses[0]) == STEPS and losses[0] == pytest.approx(losses[1], abs=1e-6)
@@ -195,30 +195,30 @@ def test_a_process_killed_again_and_again_at_any_moment_ends_as_one_that_was_not
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_another_number_of_processes_goes_on_with_the_same_rows(small, whole, tmp_path: Path, strategy: str):
+def test_a_run_resumes_on_another_number_of_processes_with_the_same_rows(small, whole, tmp_path: Path, strategy: str):
     made = small(f"grown-{strategy}")
     begin(made)
     with pytest.raises(Killed):
         fit(made, KillAt(3))
     grown = small(f"grown-{strategy}", f"strategy={strategy}", "trainer.devices=2")
-    assert in_processes(lambda: train.train(grown), 2, tmp_path) == [0, 0], said(tmp_path)
+    assert in_processes(lambda: train.train(grown), 2, tmp_path) == [0, 0], read_logs(tmp_path)
     assert_nearly_alike(whole, grown)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_moments_in_bfloat16_go_on_on_two_processes_as_if_nothing_had_happened(small, tmp_path: Path, strategy: str):
+def test_bfloat16_moments_resume_exactly_on_two_processes(small, tmp_path: Path, strategy: str):
     options = f"strategy={strategy}", "trainer.devices=2", "optim.states=bf16", "optim.betas=[0.9,0.98]"
     undisturbed, made = small(f"half-{strategy}", *options), small(f"half-broken-{strategy}", *options)
-    assert in_processes(lambda: train.train(undisturbed), 2, tmp_path / "undisturbed") == [0, 0], said(tmp_path)
+    assert in_processes(lambda: train.train(undisturbed), 2, tmp_path / "undisturbed") == [0, 0], read_logs(tmp_path)
     begin(made)
     ends = in_processes(lambda: fit(made, KillAt(5, outright=1)), 2, tmp_path / "killed")
-    assert ends[1] == -signal.SIGKILL, said(tmp_path / "killed")
+    assert ends[1] == -signal.SIGKILL, read_logs(tmp_path / "killed")
     snapshot = checkpoint_dir.find(made["run_dir"])
     stored = snapshot.tensors("optimizer")
     assert snapshot.step == 4
     assert {stored.dtype(name) for name in sorted(stored.keys()) if "exp_avg" in name} == {torch.bfloat16}
-    assert in_processes(lambda: train.train(made), 2, tmp_path / "again") == [0, 0], said(tmp_path / "again")
+    assert in_processes(lambda: train.train(made), 2, tmp_path / "again") == [0, 0], read_logs(tmp_path / "again")
     assert_alike(undisturbed, made)
     losses = [loss for _, loss in curves(made)["train/loss"]]
     assert len(losses) == STEPS and losses[-1] < losses[0]
@@ -227,7 +227,7 @@ def test_moments_in_bfloat16_go_on_on_two_processes_as_if_nothing_had_happened(s
 # --- stopped ------------------------------------------------------------------------------------------------------
 
 
-def test_a_run_that_is_told_to_stop_saves_and_is_to_be_started_again(small, whole, monkeypatch, tmp_path: Path):
+def test_a_signalled_run_saves_and_asks_to_be_requeued(small, whole, monkeypatch, tmp_path: Path):
     """After a step, in a validation, in the same one when it is done again, and in the last one."""
     made = small("stopped", "checkpoint_every=100")
     monkeypatch.setenv("AURIS_REQUEUE", str(tmp_path / "requeue"))
@@ -248,7 +248,7 @@ def test_a_run_that_is_told_to_stop_saves_and_is_to_be_started_again(small, whol
 
 
 @pytest.mark.slow
-def test_a_job_whose_processes_are_all_told_to_stop_saves_and_exits_to_be_requeued(small, whole, folder: Path):
+def test_a_job_of_which_all_processes_are_signalled_saves_and_asks_to_be_requeued(small, whole, folder: Path):
     """As a cluster tells them: the loader's workers too."""
     made = small("job", "data.num_workers=2", "checkpoint_every=100", "trainer.val_check_interval=1.0")
     begin(made)
@@ -264,7 +264,7 @@ def test_a_job_whose_processes_are_all_told_to_stop_saves_and_exits_to_be_requeu
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_one_process_that_is_told_to_stop_stops_all_and_all_go_on(small, whole, folder: Path, strategy: str):
+def test_one_signalled_process_stops_all_and_the_run_resumes(small, whole, folder: Path, strategy: str):
     made = small(f"pair-{strategy}", f"strategy={strategy}", "trainer.devices=2", "checkpoint_every=100")
     begin(made)
     process = start(made, folder, slow=True)
@@ -278,13 +278,18 @@ def test_one_process_that_is_told_to_stop_stops_all_and_all_go_on(small, whole, 
     assert_nearly_alike(whole, made)
 
 
-def test_before_training_a_signal_ends_the_process_at_once_and_after_it_means_what_it_did(monkeypatch, tmp_path: Path):
+def test_a_signal_before_training_ends_the_process_at_once_and_handlers_are_restored(monkeypatch, tmp_path: Path):
     monkeypatch.setenv("AURIS_REQUEUE", str(tmp_path / "requeue"))
     before = [signal.getsignal(one) for one in Preemption.SIGNALS]
+
+    def receive(number: signal.Signals) -> None:
+        with Preemption():
+            os.kill(os.getpid(), number)
+            time.sleep(5)  # the signal arrives at once and ends this
+
     for one in Preemption.SIGNALS:
-        with pytest.raises(Preempted, match=f"stopped by {one.name} before the first step"), Preemption():
-            os.kill(os.getpid(), one)
-            time.sleep(5)  # it arrives at once; not to be reached
+        with pytest.raises(Preempted, match=f"stopped by {one.name} before the first step"):
+            receive(one)
         (tmp_path / "requeue").unlink()  # what a script is told by
     assert [signal.getsignal(one) for one in Preemption.SIGNALS] == before
 
@@ -318,9 +323,9 @@ class Broken(L.Callback):
 def test_a_full_disk_stops_nothing_but_saving(small, whole, monkeypatch):
     made = small("full")
     run = begin(made)
-    with pytest.warns(UserWarning) as said:
+    with pytest.warns(UserWarning, match="could not be saved") as warnings:
         trainer = fit(made, Broken(monkeypatch, OSError(28, "No space left on device"), 2, 4))
-    messages = " ".join(str(one.message) for one in said)
+    messages = " ".join(str(one.message) for one in warnings)
     assert "the checkpoint of step 2 could not be saved ([Errno 28] No space left" in messages
     assert "the curves will have a gap" in messages and "checkpoints could not be saved" in messages
     assert train.count_faults(trainer) == dict.fromkeys(("skipped_steps", "unusable_rows", "lost_workers"), 0) | {
@@ -354,7 +359,7 @@ def test_files_that_may_not_be_written_stop_nothing_but_saving_and_are_counted_a
     assert [step for step, _ in curves(made)["train/loss"]] == [0, 1, 4, 5]  # 2 was logged and dropped
 
 
-def test_a_folder_of_checkpoints_that_is_none_costs_the_run_its_checkpoints_alone(small, monkeypatch):
+def test_a_file_in_place_of_the_checkpoint_folder_only_prevents_checkpoints(small, monkeypatch):
     made = small("file")
     run = begin(made)
     with pytest.raises(Killed):
@@ -389,7 +394,7 @@ def test_a_number_of_checkpoints_that_makes_no_sense_is_refused(small, key: str)
 # --- alone --------------------------------------------------------------------------------------------------------
 
 
-def test_a_run_that_is_under_way_is_not_started_again_until_its_process_is_gone(small, whole, tmp_path: Path):
+def test_a_running_run_is_not_started_twice(small, whole, tmp_path: Path):
     run, held = Path(whole["run_dir"]), tmp_path / "held"
 
     def hold() -> None:

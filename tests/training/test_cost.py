@@ -37,8 +37,8 @@ from support.manifests import samples_of, speech_rows, tokenizer, write_manifest
 
 @pytest.fixture(scope="module")
 def released() -> nn.Module:
-    made = config.resolve(config.compose(["scale=full", "model=qwen2_audio"]))
-    return config.build_net(made, SimpleNamespace(size=1))
+    run_config = config.resolve(config.compose(["scale=full", "model=qwen2_audio"]))
+    return config.build_net(run_config, SimpleNamespace(size=1))
 
 
 def read(path: Path, **options: object) -> tuple[list[str], str]:
@@ -63,7 +63,7 @@ def test_parameters_are_those_of_the_released_system(released: nn.Module):
 
 
 @pytest.mark.parametrize(
-    "stage, expected",
+    ("stage", "expected"),
     [
         ("everything trained", (125.1, 15.6, 1.96)),
         ("fine-tuning (encoder frozen)", (116.8, 14.6, 1.83)),
@@ -76,7 +76,7 @@ def test_states_are_those_of_the_performance_notes(released: nn.Module, stage: s
         assert need.states / gpus / GIB == pytest.approx(gib, abs=0.06 if gib > 2 else 0.006)
 
 
-def test_a_pack_needs_what_the_performance_notes_say(released: nn.Module):
+def test_the_memory_of_a_pack_equals_the_performance_notes(released: nn.Module):
     """8k tokens of the LLM 37.5 GiB, recomputed 2 GiB; a second of audio 0.061 GiB; blocks and tables gathered."""
     tuned, everything = find("fine-tuning (encoder frozen)"), find("everything trained")
     text = memory(released, tuned, Load(tokens=8192, frames=0, scored=0))
@@ -92,10 +92,10 @@ def test_a_pack_needs_what_the_performance_notes_say(released: nn.Module):
     assert scored[2] == scored[3] == 4 * scored[1]  # chunks
 
 
-def test_adapters_are_counted_as_what_learns_and_the_model_under_them_as_frozen():
+def test_adapters_are_counted_as_trainable_and_the_model_under_them_as_frozen():
     """LoRA of rank r on a layer of n x m: r (n + m) parameters. A new token: a row of the embedding and of the head."""
-    made = config.resolve(config.compose(["scale=full", "model=qwen2_audio"]))
-    net = config.build_net(made, SimpleNamespace(size=1))
+    run_config = config.resolve(config.compose(["scale=full", "model=qwen2_audio"]))
+    net = config.build_net(run_config, SimpleNamespace(size=1))
     whole = count_parameters(net)
     load = Load.of_budget(8192, 2)
     frozen = memory(net, Stage(name="", trainable=("projector",)), load)
@@ -175,7 +175,7 @@ def test_other_models_are_described_too(tmp_path: Path, make):
     assert wrong == [] and "generation_config.json: none, " in text
 
 
-def test_parts_say_where_they_fit(tmp_path: Path):
+def test_the_inspection_says_into_which_part_weights_fit(tmp_path: Path):
     published.whisper(tmp_path / "whisper")
     wrong, text = read(tmp_path / "whisper")
     assert wrong == [] and f"weights.encoder={tmp_path}/whisper" in text and "encoder: blocks" in text
@@ -204,7 +204,7 @@ def test_tensors_that_do_not_fit_are_named(tmp_path: Path):
     assert all(fault in text for fault in wrong)
 
 
-def test_what_stands_beside_the_weights_is_looked_at(tmp_path: Path):
+def test_files_next_to_the_weights_are_inspected(tmp_path: Path):
     published.qwen2_audio(tmp_path / "there")
     published.write_json(tmp_path / "there/generation_config.json", {"eos_token_id": 1, "num_beams": 4})
     (tmp_path / "there/tokenizer.json").rename(tmp_path / "tokenizer.json")
@@ -227,8 +227,8 @@ def test_a_first_batch_is_shown(tmp_path: Path):
         "<|audio_bos|>[25 audio tokens]<|audio_eos|>Detect the language and recognize the speech: "
         "{<|en|>the cat sat<|endoftext|>}"
     )
-    made = config.resolve(config.compose([*published.TINY, "model.encoder.n_mels=16"]))
-    net = config.build_net(made, view.tokenizer)
+    run_config = config.resolve(config.compose([*published.TINY, "model.encoder.n_mels=16"]))
+    net = config.build_net(run_config, view.tokenizer)
     console = Console(file=io.StringIO(), width=200)
     stages = [Stage(name="this run", trainable=("projector",))]
     dry_run.print_sizes(console, net, stages, Load.of_pack(batch))

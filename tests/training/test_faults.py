@@ -24,7 +24,7 @@ from auris.training import replay
 from auris.training import run as train
 from auris.training.faults import Fault, watch_nonfinite
 from support.recipes import named, smallest_run
-from support.runs import ROOT, KillAt, Killed, assert_equal, fit, in_processes, said, weights
+from support.runs import ROOT, KillAt, Killed, assert_equal, fit, in_processes, read_logs, weights
 
 
 @pytest.fixture(scope="module")
@@ -93,9 +93,9 @@ class Weights(L.Callback):
 
 
 @pytest.mark.parametrize("kind", ["loss", "gradient"])
-def test_a_step_that_is_not_finite_moves_nothing_and_the_others_keep_their_place(smallest, kind):
+def test_a_step_that_is_not_finite_changes_nothing_and_shifts_no_other_step(smallest, kind):
     made = smallest("max_steps=5", arm=kind)
-    module, data = train.build(made)
+    _module, data = train.build(made)
     data.setup("fit")
     row = data.plan.step(2)[0][0] if kind == "loss" else None
     seen = Weights()
@@ -124,7 +124,7 @@ def test_a_resume_after_a_skipped_step_ends_as_the_run_that_was_not_stopped(smal
     assert finished["steps"] == 6 and finished["faults/skipped_steps"] == 1
 
 
-def test_a_run_that_wants_it_stops_at_the_first_fault_and_goes_on_when_told_to_skip(smallest):
+def test_a_run_can_stop_at_the_first_fault_and_continue_when_set_to_skip(smallest):
     made = smallest("max_steps=4", "checkpoint_every=1", "nonfinite=stop")
     train.claim(Path(made["run_dir"]), made)
     with pytest.raises(RunStopped, match=r"step 2: the loss is .*, the gradient norm .*auris replay fault="):
@@ -152,7 +152,7 @@ def test_sharded_processes_skip_the_step_that_one_of_them_saw_fail(smallest, lou
     options = ["max_steps=3", "data.rows_per_step=7", f"data.train=[{loud}]"]
     one, two = smallest(*options, arm="one"), smallest(*options, "strategy=fsdp", "trainer.devices=2", arm="two")
     train.train(one)
-    assert in_processes(lambda: train.train(two), 2, tmp_path / "two") == [0, 0], said(tmp_path / "two")
+    assert in_processes(lambda: train.train(two), 2, tmp_path / "two") == [0, 0], read_logs(tmp_path / "two")
     check_alike(one, two)
     [file] = Path(two["run_dir"]).glob("faults/*.json")
     wrong, words = look(file)
@@ -161,7 +161,7 @@ def test_sharded_processes_skip_the_step_that_one_of_them_saw_fail(smallest, lou
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_all_processes_come_to_the_same_decision_whatever_divides_them(smallest, loud, tmp_path, strategy):
+def test_all_processes_agree_under_every_sharding_strategy(smallest, loud, tmp_path, strategy):
     """Of a loss or a gradient that only one of them has, to skip the step or to stop."""
     options = ["max_steps=3", "data.rows_per_step=7", f"data.train=[{loud}]"]
     pair = [*options, f"strategy={strategy}", "trainer.devices=2"]
@@ -179,7 +179,7 @@ def test_all_processes_come_to_the_same_decision_whatever_divides_them(smallest,
             train.train(stopped)
         (tmp_path / f"stopped-{rank}").write_text(str(stop.value))
 
-    assert in_processes(work, 2, tmp_path / "log") == [0, 0], said(tmp_path / "log")
+    assert in_processes(work, 2, tmp_path / "log") == [0, 0], read_logs(tmp_path / "log")
     check_alike(one, two)
     assert all(torch.isfinite(tensor).all() for tensor in weights(gradient).values())
     first, second = ((tmp_path / f"stopped-{rank}").read_text() for rank in (0, 1))
@@ -251,7 +251,7 @@ def look(file: Path, **options) -> tuple[list[str], str]:
     return wrong, console.export_text()
 
 
-def test_the_row_at_fault_is_found_with_the_weights_of_the_step(smallest, loud):
+def test_replay_finds_the_faulty_row_with_the_weights_of_the_step(smallest, loud):
     made = smallest("max_steps=3", f"data.train=[{loud}]")
     train.train(made)
     [file] = Path(made["run_dir"]).glob("faults/*.json")
@@ -262,7 +262,7 @@ def test_the_row_at_fault_is_found_with_the_weights_of_the_step(smallest, loud):
     assert cli.main(["replay", f"fault={file}", "accelerator=cpu"]) == 1
 
 
-def test_a_row_that_is_fine_by_itself_is_said_to_be(smallest):
+def test_a_row_without_a_fault_of_its_own_is_reported_as_such(smallest):
     made = smallest("max_steps=3")
     train.claim(Path(made["run_dir"]), made)
     fit(made, Spoil(1))
@@ -274,7 +274,7 @@ def test_a_row_that_is_fine_by_itself_is_said_to_be(smallest):
     assert "the weights before the step were not saved" in words
 
 
-def test_rows_that_are_not_what_they_were_are_refused(smallest, tmp_path):
+def test_rows_that_have_changed_are_refused(smallest, tmp_path):
     made = smallest("max_steps=3")
     train.claim(Path(made["run_dir"]), made)
     fit(made, Spoil(1))
@@ -291,7 +291,7 @@ def test_rows_that_are_not_what_they_were_are_refused(smallest, tmp_path):
         look(tmp_path / "no.json")
 
 
-def test_the_first_module_that_puts_out_what_is_not_finite_is_named():
+def test_the_first_module_with_a_non_finite_output_is_named():
     net = nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.Linear(2, 2), nn.ReLU()))
     with torch.no_grad():
         net[1][0].bias.fill_(float("inf"))

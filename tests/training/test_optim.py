@@ -114,14 +114,14 @@ def test_a_part_may_be_deep_inside_or_one_parameter(net):
     assert trained(net) == {"encoder.blocks.1.weight", "encoder.blocks.1.bias", "llm.embed.weight"}
 
 
-def test_lora_names_the_matrices_in_a_part_and_no_weight_beside_them(net):
+def test_lora_names_only_matrices_inside_a_part(net):
     layer = nn.ModuleDict({"base_layer": nn.Linear(4, 4), "lora_A": nn.ModuleDict({"default": nn.Linear(4, 2)})})
     net.llm["q_proj"], net.encoder.blocks[0] = layer, nn.ModuleDict({"lora_A": nn.Linear(4, 2)})
     freeze(net, ["llm.lora"])
     assert trained(net) == {"llm.q_proj.lora_A.default.weight", "llm.q_proj.lora_A.default.bias"}
 
 
-def test_freezing_again_forgets_what_learned_before(net):
+def test_freezing_again_replaces_the_earlier_selection(net):
     freeze(net, ["llm"])
     freeze(net, ["encoder.norm"])
     assert trained(net) == {"encoder.norm.weight", "encoder.norm.bias"}
@@ -167,12 +167,12 @@ def test_each_group_keeps_its_share_of_the_rate(net):
 def test_a_warm_up_as_long_as_the_run_is_an_error_that_names_settings_that_exist():
     from auris import config
 
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(ValueError, match="=") as error:
         rates(1, warmup_steps=10, max_steps=10, floor=0.1)
     named = [word for word in str(error.value).split() if "=" in word]
     assert len(named) == 2
-    made = config.compose(named)
-    assert (made.optim.warmup_steps, made.max_steps) == (10, 10)
+    run_config = config.compose(named)
+    assert (run_config.optim.warmup_steps, run_config.max_steps) == (10, 10)
 
 
 def test_a_factor_scales_a_part_and_must_name_one(net: Net):
@@ -220,14 +220,16 @@ def test_one_step_is_adamws_with_its_moments_rounded():
     (_, whole), (_, half) = learn("fp32", steps=1), learn("bf16", steps=1)
     for one, two in zip(whole.state.values(), half.state.values(), strict=True):
         assert all(torch.equal(one[name].bfloat16(), two[name]) for name in ("exp_avg", "exp_avg_sq"))
-    ours, theirs = (sum((group["params"] for group in each.param_groups), []) for each in (half, whole))
+    ours, theirs = (
+        [parameter for group in each.param_groups for parameter in group["params"]] for each in (half, whole)
+    )
     assert all(torch.equal(one, two) for one, two in zip(ours, theirs, strict=True))
 
 
 @pytest.mark.parametrize(
-    "states, betas, said",
+    ("states", "betas", "message"),
     [("int8", (0.9, 0.98), "optim.states=int8: expected fp32 or bf16"), ("bf16", (0.9, 0.999), "optim.betas=.*0.99")],
 )
-def test_moments_that_cannot_be_kept_are_refused(states, betas, said):
-    with pytest.raises(ValueError, match=said):
+def test_moments_that_cannot_be_kept_are_refused(states, betas, message):
+    with pytest.raises(ValueError, match=message):
         adamw([{"params": [nn.Parameter(torch.ones(2))]}], betas=betas, eps=1e-6, states=states)

@@ -38,7 +38,7 @@ def tiny(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     return lambda *overrides: config.resolve(config.compose([*size, *overrides]))
 
 
-def test_a_run_says_what_it_runs_on_and_what_it_will_take(corpus: Path, tmp_path: Path, tiny, said):
+def test_a_run_reports_its_environment_and_its_expected_cost(corpus: Path, tmp_path: Path, tiny, said):
     steps = WINDOW + 4
     train.train(tiny(f"max_steps={steps}", "trainer.val_check_interval=1.0"))
     facts = json.loads((tmp_path / "runs/scratch/qwen2_audio_pretrain/seed_0/environment.json").read_text())
@@ -66,7 +66,7 @@ def test_a_run_says_what_it_runs_on_and_what_it_will_take(corpus: Path, tmp_path
 
 
 @pytest.mark.parametrize(
-    "trainer, expected",
+    ("trainer", "expected"),
     [
         ({"devices": 1}, 1),
         ({"devices": 8, "num_nodes": 4}, 32),
@@ -83,7 +83,7 @@ def test_ranks_are_counted_from_the_trainers_settings(trainer, expected):
 
 
 @pytest.mark.parametrize(
-    "overrides, said",
+    ("overrides", "said"),
     [
         (["trainer.devices=3"], "tensor_parallel=2 does not divide the 3 processes"),
         (["model.llm.config.num_attention_heads=3", "model.llm.config.hidden_size=48"], "num_attention_heads=3"),
@@ -103,13 +103,15 @@ def test_a_dry_run_names_what_cannot_be_divided_into_replicas(tiny):
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-def test_the_memory_of_states_is_what_is_allocated(tiny, precision):
+def test_the_estimated_memory_of_states_equals_the_allocated_memory(tiny, precision):
     """Frozen weights are stored in float32 where nothing is sharded, whatever is computed in. The encoder's position
     table, a buffer, is left out."""
-    made = tiny("max_steps=2", f"trainer.precision={precision}", f"arm={precision}", "trainer.val_check_interval=1.0")
-    train.train(made)
-    facts = json.loads((Path(made["run_dir"]) / "environment.json").read_text())
-    snapshot = checkpoint_dir.find(made["run_dir"], kinds=checkpoint_dir.KINDS)
+    run_config = tiny(
+        "max_steps=2", f"trainer.precision={precision}", f"arm={precision}", "trainer.val_check_interval=1.0"
+    )
+    train.train(run_config)
+    facts = json.loads((Path(run_config["run_dir"]) / "environment.json").read_text())
+    snapshot = checkpoint_dir.find(run_config["run_dir"], kinds=checkpoint_dir.KINDS)
     tables = [snapshot.tensors(kind).read_all() for kind in checkpoint_dir.KINDS]
     sizes = {name: one.nbytes for table in tables for name, one in table.items() if not name.startswith("step.")}
     del sizes["net.encoder.positions"]

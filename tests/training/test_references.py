@@ -112,7 +112,7 @@ def test_equal_rows_are_computed_once(net, rows, samples, tmp_path, monkeypatch)
     assert table["twin"] == table["a"]
 
 
-def test_a_row_that_cannot_be_read_has_none(net, rows, samples, tmp_path):
+def test_an_unreadable_row_has_no_length(net, rows, samples, tmp_path):
     tokens = np.array([samples.length(row, samples.spans(row)) for row in rows])
     (tmp_path / "b.wav").unlink()
     table = references.compute(net, rows, tokens, samples, file=tmp_path / "cache", token_budget=64)
@@ -122,7 +122,7 @@ def test_a_row_that_cannot_be_read_has_none(net, rows, samples, tmp_path):
 # --- when they are computed again ---
 
 
-def test_a_killed_computation_goes_on_where_it_was(net, rows, samples, tmp_path, monkeypatch):
+def test_a_killed_computation_resumes(net, rows, samples, tmp_path, monkeypatch):
     killed = Counted(monkeypatch, fail_after=2)
     one_by_one = {"token_budget": max(samples.length(row, samples.spans(row)) for row in rows)}
     with pytest.raises(KeyboardInterrupt):
@@ -245,7 +245,7 @@ def smallest(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     return lambda *overrides: config.resolve(config.compose([*size, *overrides]))
 
 
-def test_a_step_that_is_taken_apart_asks_the_reference_about_its_own_rows_alone(smallest, monkeypatch):
+def test_replaying_a_step_computes_references_of_its_own_rows_only(smallest, monkeypatch):
     made = smallest("max_steps=4")
     train.claim(Path(made["run_dir"]), made)
     _, data = train.build(made)
@@ -273,14 +273,14 @@ def test_a_cached_and_a_live_reference_train_alike(smallest, monkeypatch):
 
 @pytest.mark.parametrize("reference", ["cached", "live"])
 def test_a_killed_run_resumes_against_the_reference_that_it_started_from(smallest, monkeypatch, reference):
-    options = ["max_steps=6", "checkpoint_every=2", "optim.lr=1e-3", f"objective.reference={reference}"]
+    options = ["max_steps=4", "checkpoint_every=2", "optim.lr=1e-3", f"objective.reference={reference}"]
     whole = smallest(*options, "arm=whole")
     train.train(whole)
     counted = Counted(monkeypatch)
     broken = smallest(*options, "arm=broken")
     train.claim(Path(broken["run_dir"]), broken)
     with pytest.raises(Killed):
-        fit(broken, KillAt(5))
+        fit(broken, KillAt(3))
     train.train(broken)
     assert counted.rows == []  # the other run has computed them all
     assert_equal(weights(whole), weights(broken), 0.0)
@@ -292,8 +292,8 @@ def test_a_run_that_another_machine_fine_tuned_is_preferred_on_this_one(smallest
     shutil.copytree(corpus, there / "corpus")
     for split in ("train", "valid"):
         pairs = map(json.loads, (tmp_path / f"{split}.jsonl").read_text(encoding="utf-8").splitlines())
-        said = [{**pair, "answer": {"role": "assistant", "content": pair["chosen"]}} for pair in pairs]
-        rows = [{"id": pair["id"], "messages": [*pair["messages"], pair["answer"]]} for pair in said]
+        answered = [{**pair, "answer": {"role": "assistant", "content": pair["chosen"]}} for pair in pairs]
+        rows = [{"id": pair["id"], "messages": [*pair["messages"], pair["answer"]]} for pair in answered]
         for row in rows:
             [clip] = row["messages"][0]["content"]
             clip["audio"] = str(there / "corpus" / Path(clip["audio"]).relative_to(corpus))

@@ -95,7 +95,7 @@ def test_a_materialised_net_has_the_buffers_and_the_kind_of_weights_of_one_built
             assert ours.std().item() == pytest.approx(weights.std().item(), rel=8 / weights.numel() ** 0.5), name
 
 
-def test_a_materialised_net_computes_what_its_eager_twin_does():
+def test_a_materialised_net_equals_one_built_in_memory():
     torch.manual_seed(0)
     net = build_meta()
     materialise(net, "cpu")
@@ -106,7 +106,7 @@ def test_a_materialised_net_computes_what_its_eager_twin_does():
         torch.testing.assert_close(net.logits(batch), twin.logits(batch), rtol=0, atol=0)
 
 
-def test_the_same_seed_gives_the_same_weights_and_another_seed_others():
+def test_weights_depend_on_the_seed():
     nets = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
@@ -132,7 +132,7 @@ def test_an_objective_is_materialised_too(garbage):
     assert all(torch.isfinite(p).all() and p.std() > 0 for p in objective.parameters())
 
 
-def test_without_draws_only_what_is_not_random_is_filled(garbage):
+def test_without_random_draws_only_deterministic_weights_are_filled(garbage):
     net = build_meta("conv")
     state = torch.get_rng_state()
     materialise(net, "cpu", draw=False)
@@ -202,7 +202,7 @@ def test_a_part_is_smaller_the_more_processes_there_are(process):
     assert total / 512 <= part < 1.05 * total / 512  # rank 0 has the larger parts
 
 
-def test_what_learns_is_kept_in_float32_and_what_is_frozen_as_it_is_computed_with(process):
+def test_trainable_weights_are_float32_and_frozen_ones_have_the_computing_precision(process):
     net = build_meta()
     optim.freeze(net, ["encoder", "projector"])
     sharding.shard(net, process(0, of=2, dtype=torch.bfloat16))
@@ -215,7 +215,7 @@ def test_adapters_are_not_divided_by_tensor_parallelism():
         sharding.check_tensor_parallel(build_meta(), 2, has_adapters=True)
 
 
-def test_an_llm_that_cannot_be_computed_by_so_many_is_named():
+def test_an_llm_that_cannot_be_split_by_tensor_parallelism_is_named():
     with pytest.raises(ValueError, match="tensor_parallel=3: expected a divisor of the LLM's num_attention_heads=4"):
         sharding.check_tensor_parallel(build_meta(), 3, has_adapters=False)
     net = build_meta()

@@ -19,7 +19,7 @@ from support.recipes import SMALLEST_MODEL
 from support.records import Record, record, record_in_processes
 from support.runs import ROOT
 
-STEPS = 5
+STEPS = 3  # validated after 2 and at the end
 CLIP = 0.01  # far below the norms of these runs
 
 # What each run is about. All but `text_only` have several packs in a step of each process.
@@ -66,10 +66,10 @@ def folder(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     spoken = [row for row in rows if row["task"] == "asr"]
     clips = [{"type": "audio", "audio": str(corpus / row["audio"])} for row in spoken]
     asked = ["say a word" if number % 2 else [clip] for number, clip in enumerate(clips)]
-    said = [[{"role": "user", "content": user}] for user in asked]
+    prompts = [[{"role": "user", "content": user}] for user in asked]
     dialogues = [
         {"id": row["id"], "messages": [*messages, {"role": "assistant", "content": row["text"]}]}
-        for row, messages in zip(spoken, said, strict=True)
+        for row, messages in zip(spoken, prompts, strict=True)
     ]
     wrong = [row["text"] for row in spoken[1:] + spoken[:1]]
     pairs = [
@@ -100,7 +100,7 @@ def recipes(corpus: Path, folder: Path):
         "optim.lr=0.01",
         "optim.warmup_steps=1",
         "trainer.accelerator=cpu",
-        "trainer.val_check_interval=0.6",  # and training goes on after it
+        "trainer.val_check_interval=2",
         "max_new_tokens=3",
         "trainer.enable_progress_bar=false",
     ]
@@ -141,8 +141,8 @@ def one(recipes) -> Callable[[str], Record]:
     def run(case: str) -> Record:
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(ROOT)
-            [made] = recipes({case: CASES[case]}, 1).values()
-            return record(made)
+            [run_config] = recipes({case: CASES[case]}, 1).values()
+            return record(run_config)
 
     return run
 
@@ -167,7 +167,7 @@ def assert_same(run: Record, expected: Record) -> None:
 
 
 @pytest.mark.parametrize("name", TWO)
-def test_two_processes_train_what_one_trains(one, two, name: str):
+def test_training_on_two_processes_equals_training_on_one(one, two, name: str):
     for run in two[name.replace(" ", "-")]:
         assert_same(run, one(name.split()[1]))
 
@@ -189,14 +189,14 @@ def test_computing_in_bfloat16_learns_in_float32(one, two):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", MORE)
-def test_other_numbers_of_processes_train_what_one_trains(one, recipes, folder: Path, processes: int):
+def test_training_on_other_numbers_of_processes_equals_training_on_one(one, recipes, folder: Path, processes: int):
     found = record_in_processes(recipes(MORE[processes], processes), folder / f"{processes}", processes)
     for name in MORE[processes]:
         for run in found[name.replace(" ", "-")]:
             assert_same(run, one(name.split()[1]))
 
 
-def test_the_runs_are_what_they_are_about(two):
+def test_the_runs_have_the_properties_that_their_names_promise(two):
     for name, ranks in two.items():
         assert all(norm > CLIP for run in ranks for norm in run.norms), name  # gradients are clipped
         packs = [len(step) for run in ranks for step in run.audio]
@@ -214,26 +214,26 @@ def test_gradients_are_communicated_with_the_last_pack_of_a_step_only(two, name:
 
 
 @pytest.mark.parametrize(
-    "arguments, said",
+    ("arguments", "message"),
     [
         ({"tensor_parallel": 2, "replicas": 2}, "expected one of them to be 1"),
         ({"replicas": 0}, "trainer.strategy.replicas=0: expected one of them to be 1, and the other 1 or more"),
         ({"precision": "16-mixed"}, "trainer.precision=16-mixed: expected 32-true or bf16-mixed"),
     ],
 )
-def test_a_wrong_setting_is_named(arguments: dict, said: str):
-    with pytest.raises(ValueError, match=said):
+def test_a_wrong_setting_is_named(arguments: dict, message: str):
+    with pytest.raises(ValueError, match=message):
         ShardedStrategy(**arguments)
 
 
 def test_processes_that_cannot_be_divided_are_named_before_any_is_started(recipes):
-    [made] = recipes({"fsdp_tp encoder_frozen": TWO["fsdp_tp encoder_frozen"]}, 3).values()
+    [run_config] = recipes({"fsdp_tp encoder_frozen": TWO["fsdp_tp encoder_frozen"]}, 3).values()
     with pytest.raises(ValueError, match="trainer.strategy.tensor_parallel=2 does not divide the 3 processes"):
-        config.build(train.trainer_options(made["trainer"]))
+        config.build(train.trainer_options(run_config["trainer"]))
 
 
 def test_a_gpu_computes_in_bfloat16_and_a_cpu_in_float32(recipes, monkeypatch):
-    [made] = recipes({"fsdp llm_frozen": TWO["fsdp llm_frozen"]}, 2).values()
+    [run_config] = recipes({"fsdp llm_frozen": TWO["fsdp llm_frozen"]}, 2).values()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for accelerator, asked, expected in (
         ("cpu", "auto", "32-true"),
@@ -241,5 +241,5 @@ def test_a_gpu_computes_in_bfloat16_and_a_cpu_in_float32(recipes, monkeypatch):
         ("gpu", "auto", "bf16-mixed"),
         ("gpu", "32-true", "32-true"),
     ):
-        options = train.trainer_options(made["trainer"] | {"accelerator": accelerator, "precision": asked})
+        options = train.trainer_options(run_config["trainer"] | {"accelerator": accelerator, "precision": asked})
         assert options["precision"] == options["strategy"]["precision"] == expected

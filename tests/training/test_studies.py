@@ -9,13 +9,15 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from rich.console import Console
 
-from auris import cli
+from auris import cli, config
 from auris.training import studies
 from auris.training.studies import Job
+from support.recipes import compose_once
 from test_scripts import LISTED
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,6 +37,7 @@ STUDY = {
 @pytest.fixture(autouse=True)
 def at_root(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(config, "compose", compose_once)
 
 
 def test_a_shared_stage_is_planned_once_per_seed_and_before_its_arms():
@@ -62,7 +65,7 @@ def test_a_stage_is_the_same_run_in_every_study_that_has_its_recipe_and_another_
     assert stage(STUDY, more=["max_steps=7"]) != stage(STUDY)
 
 
-def test_one_arm_and_seed_bring_what_they_need():
+def test_one_arm_and_seed_include_their_dependencies():
     assert [job.key for job in studies.plan(STUDY, arm="b", seed=1)] == ["encoder, seed 1", "b, seed 1"]
 
 
@@ -140,7 +143,7 @@ def test_a_failed_run_blocks_what_needs_it_and_nothing_else(tmp_path: Path, monk
 class Standing:
     """Processes that stand in for runs: each does what its name says."""
 
-    CODES = {
+    CODES: ClassVar = {
         "quick": "pass",
         "stopped": "raise SystemExit(75)",
         "long": "import signal, time; signal.signal(signal.SIGUSR1, lambda *_: exit(75)); print(1); time.sleep(60)",
@@ -169,7 +172,7 @@ def test_a_signal_of_the_cluster_reaches_the_runs_and_starts_no_other(tmp_path, 
     assert signal.getsignal(signal.SIGUSR1) is handler
 
 
-def test_a_run_that_is_to_be_gone_on_with_blocks_what_needs_it_and_is_no_failure(tmp_path, monkeypatch):
+def test_a_preempted_run_blocks_its_dependents_and_is_no_failure(tmp_path, monkeypatch):
     monkeypatch.setattr(studies, "_start", Standing())
     stopped = Job("stopped", 0, [], tmp_path / "a")
     jobs = [
@@ -181,7 +184,7 @@ def test_a_run_that_is_to_be_gone_on_with_blocks_what_needs_it_and_is_no_failure
     assert [job.status for job in jobs] == ["stopped", "blocked", "done"]
 
 
-def test_what_is_done_is_started_again_only_with_another_recipe_or_evaluation(tmp_path, monkeypatch, capsys):
+def test_finished_runs_start_again_only_with_another_config_or_evaluation(tmp_path, monkeypatch, capsys):
     def jobs(steps: int = 1, asked: tuple[str, ...] = ("a", "b")) -> list[Job]:
         evaluate = [[f"benchmark={name}"] for name in asked]
         return [Job("quick", 0, [], tmp_path / "run", config={"max_steps": steps}, evaluate=evaluate)]
@@ -226,7 +229,7 @@ def test_the_table_shows_what_a_run_reports(tmp_path: Path):
     assert [column._cells[0] for column in studies._table([job], "val/asr en/wer").columns][5] == "0.250"
 
 
-def test_names_that_begin_alike_are_told_apart_on_eighty_columns(tmp_path: Path):
+def test_names_with_a_common_prefix_are_distinguishable_on_eighty_columns(tmp_path: Path):
     jobs = [Job(f"v1_encoder{rest}", 0, [], tmp_path / rest) for rest in ("", "_natural_prompts")]
     with (console := Console(width=80)).capture() as captured:
         console.print(studies._table(jobs, "val/asr en/wer"))
@@ -234,7 +237,7 @@ def test_names_that_begin_alike_are_told_apart_on_eighty_columns(tmp_path: Path)
     assert "v1_encoder_natural_prompts" in printed and "…" not in printed
 
 
-def test_a_run_can_go_on_from_another_as_a_whole():
+def test_a_run_can_start_from_the_whole_model_of_another():
     study = {
         "study": "ladder",
         "seeds": [0],

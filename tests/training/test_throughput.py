@@ -29,7 +29,7 @@ from auris.training.throughput import Throughput
 from support import nets
 from support.packs import Clip, pack, text
 from support.recipes import smallest_run
-from support.runs import ROOT, fit, in_processes, said
+from support.runs import ROOT, fit, in_processes, read_logs
 
 EVERYTHING = cost.Stage(name="", trainable=("encoder", "pooling", "projector", "boundary", "llm"))
 
@@ -61,7 +61,7 @@ def test_the_answers_of_a_tree_see_their_prompt():
     assert int(found["token_pairs"]) == (1 + 2 + 3 + 4 + 5) + (3 + 4 + 5 + 6 + 7)
 
 
-def test_what_stands_for_no_row_is_idle():
+def test_padding_tokens_count_as_idle():
     """An empty pack is a token, and a clip of 4 frames, 2 of the encoder's."""
     geometry = nets.build_meta().geometry
     empty, silent = collate([], geometry=geometry), pack([[text(7)]], geometry)
@@ -77,7 +77,7 @@ def operations(net: nn.Module, stage: cost.Stage, batch: dict) -> int:
     )
 
 
-@pytest.mark.parametrize("trainable, share", [(("encoder", "projector", "llm"), 0.01), (("projector",), 0.02)])
+@pytest.mark.parametrize(("trainable", "share"), [(("encoder", "projector", "llm"), 0.01), (("projector",), 0.02)])
 def test_useful_operations_are_those_that_torch_counts(trainable: tuple[str, ...], share: float):
     """torch does not count norms and element-wise products, nor attention on a CPU."""
     net = nets.build(vocab=96, hidden_size=128, intermediate_size=256)
@@ -97,7 +97,7 @@ def test_useful_operations_are_those_that_torch_counts(trainable: tuple[str, ...
 
 
 @pytest.mark.parametrize("kind", [pooling.Mean, pooling.Conv, partial(pooling.Attention, n_heads=4), pooling.Stack])
-def test_each_pooling_with_its_projector_costs_what_torch_counts(kind: Callable[..., nn.Module]):
+def test_the_cost_of_each_pooling_and_projector_equals_torch_s_count(kind: Callable[..., nn.Module]):
     between = SimpleNamespace(pooling=kind(k=2, width=64), geometry=SimpleNamespace(pool=2))
     between.projector = projector.Linear(in_width=64 * between.pooling.groups, out_width=32)
     frames = torch.randn(60, 64, requires_grad=True)
@@ -108,7 +108,7 @@ def test_each_pooling_with_its_projector_costs_what_torch_counts(kind: Callable[
     assert counter.get_total_flops() == pytest.approx(expected, rel=0.02)  # torch leaves out biases
 
 
-def test_attention_is_four_operations_for_each_pair_and_channel_and_twice_as_many_backward():
+def test_attention_costs_four_operations_per_pair_and_channel_and_twice_that_backward():
     net = nets.build_meta(layers=2)  # 24 channels in the encoder, 32 in the LLM
     load = {"tokens": 0, "frames": 0, "scored": 0}
     pairs, frozen = cost.Load(**load, token_pairs=10), cost.Stage(name="", trainable=("projector",))
@@ -122,7 +122,7 @@ def test_attention_is_four_operations_for_each_pair_and_channel_and_twice_as_man
 
 
 @pytest.mark.parametrize(
-    "device, precision, peak",
+    ("device", "precision", "peak"),
     [
         ("NVIDIA H100 80GB HBM3", "bf16-mixed", 989.4e12),
         ("NVIDIA H100 PCIe", "bf16-mixed", 756e12),
@@ -138,12 +138,12 @@ def test_attention_is_four_operations_for_each_pair_and_channel_and_twice_as_man
         ("x86_64", "32-true", None),
     ],
 )
-def test_a_peak_is_that_of_the_device_and_precision_or_none(device: str, precision: str, peak: float | None):
+def test_the_peak_depends_on_device_and_precision_and_may_be_unknown(device: str, precision: str, peak: float | None):
     found, why = peak_flops(device, precision)
     assert found == peak and device in why
 
 
-def test_a_peak_may_be_given():
+def test_the_peak_can_be_set():
     assert peak_flops("x86_64", "32-true", 5e10) == (5e10, "peak_flops")
     for wrong in (0, -1.0, "fast", True, float("nan")):
         with pytest.raises(ValueError, match="peak_flops=.*: expected the FLOP/s of one device"):
@@ -222,10 +222,10 @@ def test_speeds_are_work_over_time_without_the_first_step(clock):
     assert log.values["tokens/s"] == pytest.approx(100) and log.values["h/h"] == pytest.approx(10)
     assert log.values["wait"] == pytest.approx(0.15) and log.values["MFU"] == pytest.approx(expected["mfu"])
     assert callback.session() == {name: pytest.approx(value) for name, value in expected.items()}
-    said = callback.report()
+    report = callback.report()
     for part in ("over 2 steps on 2 ranks", "100 tokens/s", "10.0 hours of audio per hour", "waiting for data 15.0 %"):
-        assert part in said, part
-    assert f"MFU {100 * expected['mfu']:.1f} % of 1e-06 TFLOP/s per device (peak_flops)" in said
+        assert part in report, part
+    assert f"MFU {100 * expected['mfu']:.1f} % of 1e-06 TFLOP/s per device (peak_flops)" in report
 
 
 def test_without_a_known_peak_there_is_no_mfu_and_the_report_says_why(clock):
@@ -258,7 +258,7 @@ def test_the_time_of_validation_does_not_count(clock):
     assert log.values["tokens/s"] == pytest.approx(10) and log.values["wait"] == 0
 
 
-def test_totals_go_on_after_a_resume(clock):
+def test_totals_continue_after_a_resume(clock):
     first, log = Throughput(), Log()
     first.on_train_start(trainer(log), log)
     take(first, log, clock, 1, tokens=5.0, audio_seconds=1800.0)
@@ -313,7 +313,7 @@ def test_a_run_keeps_its_speed_in_tensorboard_and_in_its_report(smallest):
 
 
 @pytest.mark.slow
-def test_two_ranks_count_together_what_one_counts_alone(smallest, tmp_path: Path):
+def test_the_counts_of_two_ranks_add_up_to_those_of_one(smallest, tmp_path: Path):
     made = smallest("strategy=ddp", "trainer.devices=2")
     states = [tmp_path / "0.json", tmp_path / "1.json"]
 
@@ -322,7 +322,7 @@ def test_two_ranks_count_together_what_one_counts_alone(smallest, tmp_path: Path
         [found] = [one for one in done.callbacks if isinstance(one, Throughput)]
         states[done.global_rank].write_text(json.dumps([found.state_dict(), found.session(), found.peak_bytes]))
 
-    assert in_processes(run, 2, tmp_path) == [0, 0], said(tmp_path)
+    assert in_processes(run, 2, tmp_path) == [0, 0], read_logs(tmp_path)
     (first, session, peak), (second, _, other) = (json.loads(file.read_text()) for file in states)
     assert first == second and {name: first[name] for name in ("tokens", "flops")} == counted(made)
     assert session["mfu"] == pytest.approx(session["useful_tflops"] / 2)  # of two devices of 1e12

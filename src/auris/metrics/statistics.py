@@ -88,9 +88,11 @@ def samples(
     n_units, rng = int(units.max()) + 1, np.random.default_rng(seed)
     found = []
     for start in range(0, n_samples, 50):
-        draws = (rng.integers(n_units, size=n_units) for _ in range(min(50, n_samples - start)))
-        weights = np.stack([np.bincount(drawn, minlength=n_units) for drawn in draws]).astype(float)
-        found.append(of(weights[:, units]))
+        n = min(50, n_samples - start)
+        # Bins of their own for each sample: all samples are counted at once.
+        drawn = rng.integers(n_units, size=(n, n_units)) + n_units * np.arange(n)[:, None]
+        counts = np.bincount(drawn.ravel(), minlength=n * n_units).reshape(n, n_units)
+        found.append(of(counts.astype(float)[:, units]))
     return np.concatenate(found)
 
 

@@ -25,11 +25,11 @@ MARKERS = "osD^vPX*"  # of points, in the order of COLOURS
 SAID = ("accuracy", "aas_ms", "bleu", "cider")  # metrics that the panel of the bars names already
 
 
-def plot_bars(root: str | Path, arms: Sequence[str] | None = None) -> Figure:
+def plot_bars(root: str | Path, arms: Sequence[str] | None = None, frame: pd.DataFrame | None = None) -> Figure:
     """Scores per benchmark and group with 95 % intervals, the arms side by side; error rates, BLEU, accuracies and so
     on in panels of their own. Where there are more than BARS, points instead of bars, in as many columns as they need.
-    Raises ValueError as `table` does."""
-    frame = table(root, arms)
+    `frame`: the `table` of these arms, if it has been computed already. Raises ValueError as `table` does."""
+    frame = table(root, arms) if frame is None else frame
     arms = frame.attrs["arms"]
     colours = assign_colours(arms, TOO_MANY)
     several = frame["benchmark"].nunique() > 1
@@ -239,9 +239,14 @@ def _rank(tag: str) -> int:
 def save(figure: Figure, path: str | Path) -> list[Path]:
     """Write a figure as PATH.png and, as vectors, PATH.pdf and PATH.svg."""
     written = [Path(path).with_name(f"{Path(path).name}.{suffix}") for suffix in ("png", "pdf", "svg")]
-    for file in written:
-        with style_context(STYLE):  # resolution and fonts are read when the file is made
-            figure.savefig(file)
+    layout = figure.get_layout_engine()
+    try:
+        for file in written:
+            with style_context(STYLE):  # resolution and fonts are read when the file is made
+                figure.savefig(file)
+            figure.set_layout_engine("none")  # keeps the places that the first file has computed
+    finally:
+        figure.set_layout_engine(layout)
     return written
 
 

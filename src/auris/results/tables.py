@@ -13,7 +13,7 @@ import pandas as pd
 from auris.errors import UserError
 from auris.metrics import statistics
 from auris.metrics.formulas import Scorer
-from auris.metrics.measures import MEASURES, score, scorer, value
+from auris.metrics.measures import MEASURES, score, scorer
 from auris.metrics.statistics import bootstrap, difference, percentiles, samples
 from auris.results import cells
 from auris.results.runs import collect, join, ordered, predictions, runs_of
@@ -265,10 +265,11 @@ def _verdict(metric: str, difference: float, rows: tuple[float, float], seeds: t
 def _wins(a: pd.DataFrame, b: pd.DataFrame, metric: str, units: np.ndarray) -> tuple[float, float, float]:
     """Share of paired rows that `b` wins by the rows' own scores, with a 95 % interval from resampling their units;
     NaN for measures of all rows at once, by which a row has no score of its own."""
-    if MEASURES[metric].formula is None:
+    formula = MEASURES[metric].formula
+    if formula is None:
         return np.nan, np.nan, np.nan
     sign = 1 if MEASURES[metric].higher_is_better else -1
-    score_a, score_b = (np.array([value(metric, row) for row in side["stats"]]) for side in (a, b))
+    score_a, score_b = (formula(np.array(side["stats"].tolist(), dtype=float)) for side in (a, b))
     gap = sign * (score_b - score_a)  # NaN where a row holds nothing to count: a tie
     won = np.where(np.isnan(gap) | (gap == 0), 0.5, gap > 0)
     stats = pd.DataFrame({"won": won, "pairs": 1.0}).groupby(a["id"]).sum().to_numpy()
@@ -305,7 +306,8 @@ def _by_seed(rows: pd.DataFrame) -> list[Stats]:
 
 def _units(rows: pd.DataFrame) -> np.ndarray:
     """The number of each row's unit (`statistics.Units`), in the order of the sorted ids."""
-    return statistics.units(rows.drop_duplicates("id").sort_values("id").to_dict("records")).of_row
+    columns = ["id", *(key for key in statistics.KEYS if key in rows)]
+    return statistics.units(rows[columns].drop_duplicates("id").sort_values("id").to_dict("records")).of_row
 
 
 def _whole(of: Scorer, n_rows: int) -> float:

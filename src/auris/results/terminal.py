@@ -62,7 +62,7 @@ def _write(root: Path, frame: pd.DataFrame, judged: pd.DataFrame, x: str) -> lis
     write_text(written[1], markdown(frame, verdicts_in(frame)))
     judged.to_csv(written[2], index=False)
     costs(root).to_csv(written[3], index=False)
-    written += save(plot_bars(root, arms), root / "bars")
+    written += save(plot_bars(root, arms, frame), root / "bars")
     logged = set(curves(root)["arm"])
     if logged & set(arms):
         written += save(plot_curves(root, arms, x), root / "curves")

@@ -24,7 +24,7 @@ def test_the_shipped_recording_says_in_its_first_line_that_no_language_model_wro
     assert first["answered by"] == stand_in.MODEL == "a script of templates, not a language model"
 
 
-def test_the_shipped_recording_is_what_the_script_says_today(tmp_path: Path) -> None:
+def test_the_shipped_recording_equals_the_stand_in_s_current_replies(tmp_path: Path) -> None:
     stand_in.record(tmp_path / "again.jsonl")
     assert (tmp_path / "again.jsonl").read_bytes() == SHIPPED.read_bytes()
 
@@ -65,7 +65,7 @@ def test_a_bad_pair_is_refused_and_counted(tmp_path: Path, entry: object, reason
         ("[broken]", 0, {"the reply is no JSON list": 1}),
     ],
 )
-def test_a_fence_is_read_over_and_what_is_no_list_is_counted(
+def test_a_code_fence_is_ignored_and_replies_without_a_list_are_counted(
     tmp_path: Path, reply: str, pairs: int, refused: dict[str, int]
 ) -> None:
     with stand_in.serve(replying(reply)) as (url, _):

@@ -21,14 +21,14 @@ def test_every_wording_belongs_to_one_split_and_one_question(spoken: bool) -> No
 
 
 def test_dealing_gives_train_the_most_and_loses_nothing() -> None:
-    made = [f"wording {number}" for number in range(50)]
-    dealt = {split: wordings.deal(made, split) for split in SPLITS}
-    assert sorted(wording for several in dealt.values() for wording in several) == sorted(made)
+    texts = [f"wording {number}" for number in range(50)]
+    dealt = {split: wordings.deal(texts, split) for split in SPLITS}
+    assert sorted(wording for several in dealt.values() for wording in several) == sorted(texts)
     assert [len(dealt[split]) for split in SPLITS] == [41, 4, 5]
 
 
-def test_what_is_spoken_is_lower_case_words() -> None:
+def test_spoken_wordings_are_lower_case_words() -> None:
     for family in wordings.families(spoken=True):
         for split in SPLITS:
             for wording in wordings.questions(family, split, spoken=True):
-                assert all(word.isalpha() and word.islower() or word[0] == "{" for word in wording.split()), wording
+                assert all((word.isalpha() and word.islower()) or word[0] == "{" for word in wording.split()), wording

@@ -96,7 +96,7 @@ def test_a_wav_that_was_written_to_a_pipe_is_whole(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "wave, kinds",
+    ("wave", "kinds"),
     [
         (np.zeros(RATE), {"silent": ["a"]}),
         (np.full(RATE, 0.3), {"silent": ["a"]}),  # a constant is no sound
@@ -107,8 +107,8 @@ def test_silence(tmp_path, wave, kinds):
     assert found(look_at(tmp_path, write_row(tmp_path, "a", wave))) == kinds
 
 
-@pytest.mark.parametrize("rate, suffix", [(RATE, ".wav"), (8_000, ".wav"), (44_100, ".flac"), (48_000, ".wav")])
-@pytest.mark.parametrize("gain, limit, is_clipped", [(8.0, 1.0, True), (8.0, 0.4, True), (1.9, 1.0, False)])
+@pytest.mark.parametrize(("rate", "suffix"), [(RATE, ".wav"), (8_000, ".wav"), (44_100, ".flac"), (48_000, ".wav")])
+@pytest.mark.parametrize(("gain", "limit", "is_clipped"), [(8.0, 1.0, True), (8.0, 0.4, True), (1.9, 1.0, False)])
 def test_clipping_is_found_at_full_scale_and_below_it(tmp_path, rate, suffix, gain, limit, is_clipped):
     wave = np.clip(gain * speech_like(rate=rate), -limit, limit)
     report = look_at(tmp_path, write_row(tmp_path, "a", wave, rate, audio=f"a{suffix}"))
@@ -146,7 +146,7 @@ def test_a_stretch_is_looked_at_alone(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "changed, said",
+    ("changed", "message"),
     [
         ({"duration": 2.0}, "has 1.00 s, but the row states 2.00 s"),
         ({"duration": 0.9}, "has 1.00 s, but the row states 0.90 s"),
@@ -161,10 +161,10 @@ def test_a_stretch_is_looked_at_alone(tmp_path):
         ),
     ],
 )
-def test_sound_that_is_not_as_long_as_its_row_says(tmp_path, changed, said):
+def test_sound_that_is_not_as_long_as_its_row_says(tmp_path, changed, message):
     report = look_at(tmp_path, write_row(tmp_path, "a", speech_like(), **changed))
-    assert found(report) == ({"length": ["a"]} if said else {})
-    assert not said or said in report.findings[0].reason
+    assert found(report) == ({"length": ["a"]} if message else {})
+    assert not message or message in report.findings[0].reason
 
 
 def test_a_row_that_cannot_be_used_is_named_and_its_sound_left_alone(tmp_path):
@@ -194,7 +194,7 @@ def test_a_name_that_no_file_can_have_is_a_missing_file(tmp_path):
 # --- between rows ---
 
 
-def test_the_same_sound_twice_is_a_duplicate_whatever_holds_it(tmp_path):
+def test_the_same_audio_in_any_container_is_a_duplicate(tmp_path):
     wave = np.round(speech_like() * 2**15) / 2**15
     rows = [write_row(tmp_path, "a", wave), write_row(tmp_path, "b", wave, audio="b.flac", text="something else")]
     report = look(tmp_path, [*rows, write_row(tmp_path, "c", wave[:-200])])
@@ -202,7 +202,7 @@ def test_the_same_sound_twice_is_a_duplicate_whatever_holds_it(tmp_path):
     assert (one.kind, one.row, one.other) == ("duplicate", "b", "a")
 
 
-def test_the_same_sound_may_be_asked_other_things(tmp_path):
+def test_the_same_clip_in_another_task_is_no_duplicate(tmp_path):
     wave = speech_like()
     questions = ({"question": "Is it raining?", "text": "no"}, {"question": "Who speaks?", "text": "a man"})
     rows = [
@@ -217,7 +217,7 @@ def test_the_same_sound_may_be_asked_other_things(tmp_path):
     assert found(look(tmp_path, [*rows, *again])) == {"duplicate": ["c9", "q9"]}
 
 
-def test_sound_of_a_training_row_contaminates_a_test_set_whatever_it_is_asked(tmp_path):
+def test_audio_of_a_training_row_contaminates_a_test_set_for_any_task(tmp_path):
     wave = speech_like()
     train = [write_row(tmp_path, "a", wave), write_row(tmp_path, "b", speech_like(seed=1))]
     test = [write_row(tmp_path, "t", wave, task="sgc", text="male"), write_row(tmp_path, "u", speech_like(seed=2))]
@@ -228,7 +228,7 @@ def test_sound_of_a_training_row_contaminates_a_test_set_whatever_it_is_asked(tm
 
 
 @pytest.mark.parametrize(
-    "known, asked, is_contaminated",
+    ("known", "asked", "is_contaminated"),
     [
         ("The cat sat on it.", "the cat sat on it", True),
         ("他们都很好。", "他们，都很好", True),
@@ -259,14 +259,15 @@ def test_classes_and_answers_are_shared_by_all_sets(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "split, name", [("train-clean-100", "train"), ("dev", "valid"), ("test-iOS", "test"), ("Eval", "test"), ("x", "x")]
+    ("split", "name"),
+    [("train-clean-100", "train"), ("dev", "valid"), ("test-iOS", "test"), ("Eval", "test"), ("x", "x")],
 )
 def test_splits_of_many_names_are_of_few_sets(tmp_path, split, name):
     report = look(tmp_path, [write_row(tmp_path, "a", speech_like(), split=split)])
     assert list(report.rows) == [name]
 
 
-def test_the_real_recordings_beside_the_project_are_sound(shared_data):
+def test_the_shared_real_recordings_have_no_faults(shared_data):
     """Coffee orders, which are the shortest to decode; a part of ESC-50 is clipped, and says so."""
     paths = {name: shared_data / f"real/esc50.{name}.jsonl" for name in ("train", "test")}
     sources = [

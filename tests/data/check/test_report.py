@@ -19,7 +19,7 @@ from support.manifests import write_manifest
 
 def make(folder: Path, **names: str) -> dict[str, Path]:
     """A manifest for each name, with a row for each letter; a capital letter is silent."""
-    made = {}
+    paths = {}
     for name, letters in names.items():
         rows = []
         for letter in letters:
@@ -27,8 +27,8 @@ def make(folder: Path, **names: str) -> dict[str, Path]:
             if letter.isupper():
                 soundfile.write(path, np.zeros(8000), 16_000)
             rows.append({"id": f"{name}-{letter}", "audio": path.name, "task": "sec", "text": "rain"})
-        made[name] = write_manifest(folder / f"{name}.jsonl", rows)
-    return made
+        paths[name] = write_manifest(folder / f"{name}.jsonl", rows)
+    return paths
 
 
 def call(folder: Path, *arguments: str) -> tuple[object, dict[str, Any]]:
@@ -47,7 +47,7 @@ def test_good_data_passes(tmp_path, capsys):
     assert "contaminated" in capsys.readouterr().out
 
 
-def test_what_is_wrong_is_printed_written_and_fails(tmp_path, capsys):
+def test_faults_are_printed_and_written_and_fail_the_command(tmp_path, capsys):
     paths = make(tmp_path, train="abC", test="ad")
     code, report = call(tmp_path, f"data=[{paths['train']},{paths['test']}]")
     assert code == 1 and report["failed"] is True
@@ -95,15 +95,15 @@ def test_the_same_ids_in_two_manifests_do_not_stop_the_doctor(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "arguments, said",
+    ("arguments", "message"),
     [
         (["data=nowhere.jsonl"], "there is no file nowhere.jsonl"),
         (["data=manifest"], "error: data has no rows: expected data=FILE.jsonl"),
     ],
 )
-def test_what_is_missing_is_said_in_a_sentence(tmp_path, arguments, said, capsys):
+def test_missing_files_are_reported_in_one_sentence(tmp_path, arguments, message, capsys):
     assert call(tmp_path, *arguments)[0] == 1
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_many_findings_of_a_kind_are_counted_and_some_printed(tmp_path, capsys):
@@ -124,7 +124,7 @@ def test_rows_in_shards_are_looked_at_as_those_of_their_manifest(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "argument, expected",
+    ("argument", "expected"),
     [
         ("data=embedded", ["data=embedded"]),
         ("data=a.jsonl", ["data=manifest", "+data.files=[a.jsonl]"]),
@@ -136,5 +136,5 @@ def test_rows_in_shards_are_looked_at_as_those_of_their_manifest(tmp_path):
         ("checkpoint=data", ["checkpoint=data"]),
     ],
 )
-def test_paths_are_told_from_options(argument, expected):
+def test_paths_and_options_are_distinguished(argument, expected):
     assert cli.name_data([argument]) == expected

@@ -171,7 +171,7 @@ def test_tasks_and_limit_choose_rows_of_shards(packed):
     assert [row.id for row in read(packed, limit=1).rows] == ["r0", "d", "p", "t", "rows.jsonl:23"]
 
 
-def test_shards_are_packed_again_as_they_are(packed, tmp_path):
+def test_repacking_shards_gives_the_same_shards(packed, tmp_path):
     pack_shards(str(packed), tmp_path / "again", rows_per_shard=4, processes=1, console=QUIET)
     first, second = read(packed).rows, read(tmp_path / "again").rows
     assert [(row.id, built(row)) for row in first] == [(row.id, built(row)) for row in second]
@@ -188,7 +188,7 @@ def test_shards_are_read_from_a_url(packed):
         memory.rm("/bucket", recursive=True)
 
 
-def test_few_files_stay_open_and_little_is_kept(packed, monkeypatch):
+def test_few_files_stay_open_and_little_memory_is_used(packed, monkeypatch):
     monkeypatch.setattr(parquet, "OPEN_FILES", 2)
     rows = read(packed).rows
     for n in np.random.default_rng(0).permutation(23):
@@ -219,7 +219,7 @@ def test_a_flipped_byte_anywhere_leaves_a_row_as_it_was_or_makes_it_a_named_prob
     path = copy / "shard-00000.parquet"
     whole, intact = path.read_bytes(), [built(row) for row in read(packed).rows[:5]]
     noticed = 0
-    for place in np.random.default_rng(0).integers(len(whole), size=150).tolist() + [0, len(whole) - 1]:
+    for place in [*np.random.default_rng(0).integers(len(whole), size=150).tolist(), 0, len(whole) - 1]:
         flipped = bytearray(whole)
         flipped[place] ^= 0x41
         path.write_bytes(flipped)
@@ -257,7 +257,7 @@ def test_a_missing_shard_is_named_and_one_that_comes_back_is_used_again(packed, 
     assert whole.tokens.tolist() == measure([read(packed)], samples, tmp_path / "cache").tokens.tolist()
 
 
-def test_a_shard_that_is_damaged_in_flight_costs_its_rows_and_no_others(packed, copy):
+def test_a_shard_damaged_while_in_use_loses_only_its_own_rows(packed, copy):
     rows = read(copy).rows
     path = copy / "shard-00000.parquet"
     whole = bytearray(path.read_bytes())
@@ -278,7 +278,7 @@ def test_damaged_contents_or_index_end_the_run_with_their_name(copy, name):
         list(read(copy).rows)
 
 
-def test_a_directory_that_was_not_finished_says_so(copy):
+def test_an_unfinished_directory_is_reported(copy):
     (copy / "shards.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"data.train: .*copy has no shards.json: packing did not finish"):
         read(copy)
@@ -291,7 +291,7 @@ def test_what_is_not_there_is_said(tmp_path):
         (tmp_path / "*.parquet", "there is no file"),
         ("memory://nothing/here", "has no shards.json"),
     ):
-        with pytest.raises(FileNotFoundError, match=said):
+        with pytest.raises(FileNotFoundError, match=message):
             read(path)
     with pytest.raises(ValueError, match="data.train: .*[Pp]rotocol"):
         read("nonsense://bucket/x.parquet")
@@ -316,7 +316,7 @@ def test_a_list_names_its_own_files_alone_even_where_its_checksum_is_right(copy,
 
 
 @pytest.mark.parametrize("given", ["5", "[]", "null", '"x"', "{", "1" + 5000 * "0", 2000 * "[", '{"audio": 3}'])
-def test_a_row_of_a_shard_that_is_none_is_a_named_problem(packed, monkeypatch, given):
+def test_an_invalid_row_of_a_shard_is_a_named_problem(packed, monkeypatch, given):
     rows = read(packed).rows
     fields = rows.row_index.reader.fields
     monkeypatch.setattr(rows.row_index.reader, "fields", lambda *place: fields(*place) | {"row": given})
@@ -355,7 +355,7 @@ def bucket(packed, tmp_path):
     memory.rm("/bucket", recursive=True)
 
 
-def test_a_read_that_fails_once_is_done_again(packed, bucket, monkeypatch):
+def test_a_failed_read_is_retried(packed, bucket, monkeypatch):
     for path, form in ((f"{bucket}/packed", {}), (f"{bucket}/a.parquet", FORM)):
         rows = read(path, **form).rows
         expected = rows[0].clips[0].path.read()
@@ -367,9 +367,7 @@ def test_a_read_that_fails_once_is_done_again(packed, bucket, monkeypatch):
             assert rows[0].clips[0].path.read() == expected and storage.failures == 0
 
 
-def test_a_file_that_cannot_be_read_now_is_a_named_problem_and_asked_for_at_the_next_start(
-    bucket, tmp_path, monkeypatch
-):
+def test_an_unreadable_file_is_reported_and_tried_again_at_the_next_start(bucket, tmp_path, monkeypatch):
     path = f"{bucket}/a.parquet"
     with monkeypatch.context() as patch:
         Flaky(patch, "open").failures = 99
@@ -409,7 +407,7 @@ def test_names_that_no_sound_can_have_are_problems(tmp_path, path):
     assert list(measured.problems) == [0, 1, 2]
 
 
-def test_beside_a_url_nothing_is_looked_for(bucket, tmp_path):
+def test_nothing_is_searched_for_next_to_a_url(bucket, tmp_path):
     fsspec.filesystem("memory").put(str(hub(tmp_path, n=2, audio=pa.array(["a.wav", "b.wav"]))), "/bucket/b.parquet")
     assert all("audio paths of a URL are not read" in row.problem for row in read(f"{bucket}/b.parquet", **FORM).rows)
 
@@ -465,7 +463,7 @@ def audio_columns(folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("form", range(5))
-def test_sound_stands_in_several_kinds_of_columns(tmp_path, form):
+def test_audio_is_found_in_several_kinds_of_columns(tmp_path, form):
     column = list(audio_columns(tmp_path).values())[form]
     rows = read(hub(tmp_path, n=2, audio=column), **FORM).rows
     assert [row.problem for row in rows] == [None, None]
@@ -474,7 +472,7 @@ def test_sound_stands_in_several_kinds_of_columns(tmp_path, form):
 
 
 @pytest.mark.parametrize("kind", ["strings", "structs"])
-def test_sound_that_lies_beside_the_file_is_found_by_its_path(tmp_path, kind):
+def test_audio_next_to_the_file_is_found_by_its_path(tmp_path, kind):
     write_wave(tmp_path / "x.wav", 0.5)
     paths = ["x.wav", "gone.wav"]
     structs = pa.array(
@@ -510,7 +508,7 @@ def test_dialogues_name_the_sound_in_their_columns(tmp_path):
     assert row.problem is None and row.labels["task"] == "chat" and len(built(row)) == 3
 
 
-def test_empty_files_and_files_that_are_none_are_counted_and_named(tmp_path):
+def test_empty_and_missing_files_are_counted_and_named(tmp_path):
     hub(tmp_path, "a.parquet", 3)
     hub(tmp_path, "b.parquet", 0, audio=pa.array([], pa.struct({"bytes": pa.binary(), "path": pa.string()})))
     (tmp_path / "c.parquet").write_bytes(b"")

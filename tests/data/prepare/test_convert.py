@@ -47,7 +47,7 @@ def test_a_manifest_has_the_true_length_of_each_clip_and_paths_relative_to_it(tm
     assert not (tmp_path / "out/rows.unusable.jsonl").exists()
 
 
-def test_a_row_may_say_otherwise_than_the_labels_of_all(tmp_path):
+def test_a_row_may_override_the_common_labels(tmp_path):
     first, second = rows_of(tmp_path, "a", "b")
     write([{**first, "provenance": "tts"}, second], tmp_path / "rows.jsonl")
     assert [row["provenance"] for row in lines(tmp_path / "rows.jsonl")] == ["tts", "real"]
@@ -64,7 +64,7 @@ def test_each_split_has_a_file_of_its_own_in_a_folder(tmp_path):
     assert lines(tmp_path / "out/unusable.jsonl") == [{"provenance": "real", "id": "d", "problem": "gone"}]
 
 
-def test_the_length_of_a_stretch_is_what_is_left_of_its_file(tmp_path):
+def test_the_length_of_a_segment_without_duration_reaches_to_the_end_of_the_file(tmp_path):
     layouts.sound(tmp_path / "a.wav", 2.0)
     row = {"audio": tmp_path / "a.wav", "task": "asr", "language": "en", "text": "hello"}
     rows = [{**row, "id": "end", "offset": 1.5}, {**row, "id": "over", "offset": 1.5, "duration": 0.6}]
@@ -74,7 +74,7 @@ def test_the_length_of_a_stretch_is_what_is_left_of_its_file(tmp_path):
     assert bad["id"] == "beyond" and "is beyond its end at 2.000 s" in bad["problem"]
 
 
-def test_sound_from_within_a_table_is_saved_beside_the_manifest(tmp_path):
+def test_audio_embedded_in_a_table_is_saved_next_to_the_manifest(tmp_path):
     data = layouts.sound(tmp_path / "a.flac", 0.75).read_bytes()
     row = {"id": "a", "audio": EmbeddedAudio(data, ".flac"), "task": "sec", "text": "rain"}
     write([row], tmp_path / "out/rows.jsonl")
@@ -91,7 +91,7 @@ def test_pairs_of_clips_stay_lists(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "changed, said",
+    ("changed", "message"),
     [
         ({"audio": Path("/nowhere/a.wav")}, "/nowhere/a.wav: no such file"),
         ({"audio": None}, "`audio`"),
@@ -109,16 +109,16 @@ def test_pairs_of_clips_stay_lists(tmp_path):
         ({"split": ["train"], "text": 3}, "label `text` is int"),
     ],
 )
-def test_a_row_that_cannot_be_used_is_written_with_its_reason(tmp_path, changed, said):
+def test_a_row_that_cannot_be_used_is_written_with_its_reason(tmp_path, changed, message):
     bad, good = rows_of(tmp_path, "a", "b")
     summary = write([{**bad, **changed}, good], tmp_path / "rows.jsonl")
     [row] = lines(tmp_path / "rows.unusable.jsonl")
-    assert said in row["problem"] and row["id"] == "a"
+    assert message in row["problem"] and row["id"] == "a"
     assert [row["id"] for row in lines(tmp_path / "rows.jsonl")] == ["b"]
     assert summary.unusable.total() == 1
 
 
-def test_a_split_is_a_name_whatever_a_table_says(tmp_path):
+def test_splits_are_recognised_by_name(tmp_path):
     rows = [{**row, "split": "../../x"} for row in rows_of(tmp_path / "in", "a")]
     write(rows, tmp_path / "deep/out")
     assert [path.name for path in (tmp_path / "deep/out").iterdir()] == ["..-..-x.jsonl"]
@@ -139,7 +139,7 @@ def test_reasons_are_counted_by_kind_and_some_rows_of_each_are_named(tmp_path):
     assert number == 7 and "no such file" in kind and len(summary.examples[kind]) == 5
 
 
-def test_nothing_is_left_of_what_fails_half_way(tmp_path):
+def test_a_failure_half_way_leaves_nothing_behind(tmp_path):
     def failing() -> Iterator[dict[str, Any]]:
         yield from rows_of(tmp_path / "in", "a")
         raise ValueError("the table ends in the middle")
@@ -152,7 +152,7 @@ def test_nothing_is_left_of_what_fails_half_way(tmp_path):
 
 
 @pytest.mark.parametrize("out", ["rows.jsonl", "folder"])
-def test_what_is_there_is_not_overwritten(tmp_path, out):
+def test_existing_files_are_not_overwritten(tmp_path, out):
     write(rows_of(tmp_path / "in", "a"), tmp_path / out)
     with pytest.raises(ValueError, match="already exists"):
         write(rows_of(tmp_path / "in", "a"), tmp_path / out)
@@ -177,7 +177,7 @@ def test_the_command_line(tmp_path, monkeypatch, capsys):
     assert len(read_manifests([out])[0].rows) == 3
 
 
-def test_a_map_of_ones_own_is_given_on_the_command_line(tmp_path, monkeypatch):
+def test_a_custom_column_map_can_be_set_on_the_command_line(tmp_path, monkeypatch):
     layouts.text(tmp_path / "metadata.csv", "file_name,transcription", "a.wav,hello")
     layouts.sound(tmp_path / "a.wav")
     arguments = ["layout=table", "layout.columns={audio: file_name, text: transcription}"]
@@ -200,7 +200,7 @@ def test_a_map_of_ones_own_may_be_a_file_in_the_working_directory(tmp_path, monk
 
 
 @pytest.mark.parametrize(
-    "arguments, said",
+    ("arguments", "message"),
     [
         (["root=.", "out=a.jsonl"], "error: layout= is missing, expected a layout"),
         (["layout=clotho", "out=a.jsonl"], "error: root= is missing, expected the folder of the corpus"),
@@ -209,10 +209,10 @@ def test_a_map_of_ones_own_may_be_a_file_in_the_working_directory(tmp_path, monk
         (["layout=librispeech", "root=.", "out=a.jsonl", "layout.tasks=[er]"], "does not have the layout"),
     ],
 )
-def test_what_is_missing_is_said_in_a_sentence(tmp_path, monkeypatch, arguments, said, capsys):
+def test_missing_files_are_reported_in_one_sentence(tmp_path, monkeypatch, arguments, message, capsys):
     monkeypatch.chdir(tmp_path)
     assert call(*arguments) != 0
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["esc50", "speech_commands", "ravdess"])
@@ -227,7 +227,7 @@ def test_the_worked_examples_of_the_readme_are_those_that_run(name):
     assert shown.keys() == runs.keys()
     for key, value in shown.items():
         if isinstance(value, dict):
-            assert value.items() <= runs[key].items() or key == "values" and value.keys() <= runs[key].keys()
+            assert value.items() <= runs[key].items() or (key == "values" and value.keys() <= runs[key].keys())
         else:
             assert value == runs[key]
 

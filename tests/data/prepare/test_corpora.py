@@ -139,8 +139,8 @@ EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
 
 def read(root: Path, corpus: str, *options: str) -> dict[str, dict[str, Any]]:
     """Rows by id, as the command line would read them."""
-    made = config.resolve(config.compose([f"layout={corpus}", *options], "prepare"))
-    rows = list(config.build(made["layout"])(root))
+    run_config = config.resolve(config.compose([f"layout={corpus}", *options], "prepare"))
+    rows = list(config.build(run_config["layout"])(root))
     assert len({row["id"] for row in rows}) == len(rows)
     return {row["id"]: row for row in rows}
 
@@ -184,7 +184,7 @@ INNER = {
 
 
 @pytest.mark.parametrize("corpus", INNER)
-def test_the_folder_itself_may_be_given(tmp_path, corpus):
+def test_the_folder_itself_is_accepted(tmp_path, corpus):
     make(tmp_path, corpus)
     known = {name for name in EXPECTED[corpus] if corpus != "aishell2" or "iOS" in name}
     if corpus == "common_voice":
@@ -197,13 +197,13 @@ def test_the_folder_itself_may_be_given(tmp_path, corpus):
 
 
 @pytest.mark.parametrize("corpus", ["clotho", "fleurs", "vocalsound"])
-def test_the_folder_around_it_may_be_given(tmp_path, corpus):
+def test_the_parent_folder_is_accepted(tmp_path, corpus):
     make(tmp_path / "unpacked", corpus)
     assert read(tmp_path, corpus).keys() == EXPECTED[corpus].keys()
 
 
 @pytest.mark.parametrize(
-    "corpus, task, name, expected",
+    ("corpus", "task", "name", "expected"),
     [
         ("librispeech", "sgc", "librispeech/dev-clean/1272-128104-0000#sgc", {"text": "male"}),
         ("aishell1", "sgc", "aishell1/test/BAC009S0764W0121#sgc", {"text": "female"}),
@@ -221,7 +221,7 @@ def test_other_tasks_are_rows_of_their_own(tmp_path, corpus, task, name, expecte
 
 
 @pytest.mark.parametrize(
-    "corpus, option, kept",
+    ("corpus", "option", "kept"),
     [
         ("librispeech", "splits=[train-clean-100]", {"librispeech/train-clean-100/103-1240-0000"}),
         ("aishell1", "splits=[dev]", {"aishell1/dev/BAC009S0724W0121"}),
@@ -248,7 +248,7 @@ def test_a_split_that_is_not_there_is_named_with_those_that_are(tmp_path, corpus
 
 
 @pytest.mark.parametrize("corpus", EXPECTED)
-def test_another_folder_is_told_what_was_expected(tmp_path, corpus):
+def test_a_folder_of_another_kind_is_refused_with_the_expected_content(tmp_path, corpus):
     layouts.text(tmp_path / "some/notes.txt", "hello")
     with pytest.raises(FileNotFoundError, match="expected|below"):
         read(tmp_path, corpus)
@@ -356,7 +356,7 @@ def test_the_tables_that_covosts_own_script_makes_are_read_as_well(tmp_path):
     assert row.items() >= {"text": "Hallo.", "transcript": "Hi.", "split": "test", "speaker": "s3"}.items()
 
 
-def test_videos_without_their_sound_are_told_how_to_make_it(tmp_path):
+def test_videos_without_extracted_audio_name_the_command_that_extracts_it(tmp_path):
     make(tmp_path, "meld")
     for path in (tmp_path / "MELD.Raw").rglob("dia*.wav"):
         path.unlink()

@@ -67,7 +67,7 @@ def test_a_pattern_takes_several_tables_and_paths_are_relative_to_each(tmp_path)
 
 
 @pytest.mark.parametrize(
-    "pattern, paths",
+    ("pattern", "paths"),
     [
         ("{split}/metadata.csv", {"train": "train/metadata.csv", "test": "test/metadata.csv"}),
         (
@@ -77,7 +77,7 @@ def test_a_pattern_takes_several_tables_and_paths_are_relative_to_each(tmp_path)
         ("*/{split}.csv", {"x": "any/x.csv"}),
     ],
 )
-def test_the_name_of_a_table_may_tell_the_split_of_its_rows(tmp_path, pattern, paths):
+def test_the_split_of_rows_can_come_from_the_name_of_their_table(tmp_path, pattern, paths):
     for path in paths.values():
         layouts.text(tmp_path / path, "audio,text", "a.wav,hello")
     given = {"files": pattern, "values": None}
@@ -110,23 +110,23 @@ def test_a_dot_leads_into_a_label_and_json_is_read_where_a_label_is_more_than_te
 
 
 @pytest.mark.parametrize(
-    "line, said",
+    ("line", "message"),
     [
         ("a.wav,hello", "t.csv:2 has 2 columns, expected 3"),
         ("a.wav,hello,angry", "`emotion` is 'angry', expected a key of layout.values.emotion: happy"),
         (",hello,happy", None),
     ],
 )
-def test_what_is_wrong_with_a_line_is_the_problem_of_its_row(tmp_path, line, said):
+def test_a_fault_in_a_line_is_a_problem_of_its_row(tmp_path, line, message):
     layouts.text(tmp_path / "t.csv", "audio,text,emotion", line, "b.wav,hello,happy")
     columns = {"audio": "audio", "text": "text", "emotion": "emotion"}
     bad, good = read(tmp_path, columns=columns, values={"emotion": {"happy": "joy"}})
-    assert bad.get("problem") == said and good["emotion"] == "joy"
-    assert said or "audio" not in bad  # whoever writes the row says that it needs one
+    assert bad.get("problem") == message and good["emotion"] == "joy"
+    assert message or "audio" not in bad  # whoever writes the row says that it needs one
 
 
 @pytest.mark.parametrize(
-    "columns, cell, said",
+    ("columns", "cell", "message"),
     [
         ({"duration": "x"}, "long", "`duration` is 'long', expected a number"),
         ({"slots": "x"}, "{oops", "`slots` is '{oops', expected JSON"),
@@ -134,14 +134,14 @@ def test_what_is_wrong_with_a_line_is_the_problem_of_its_row(tmp_path, line, sai
         ({"text": "{x}/{y}"}, "a", "there is no column 'y'"),
     ],
 )
-def test_a_cell_that_has_no_place_is_named(tmp_path, columns, cell, said):
+def test_a_cell_that_has_no_place_is_named(tmp_path, columns, cell, message):
     layouts.text(tmp_path / "t.tsv", "audio\tx", f"a.wav\t{cell}")
     [row] = read(tmp_path, files="t.tsv", columns={"audio": "audio", **columns}, values=None)
-    assert said in row["problem"] and row["id"].startswith("mine/")
+    assert message in row["problem"] and row["id"].startswith("mine/")
 
 
 @pytest.mark.parametrize(
-    "changed, error, said",
+    ("changed", "error", "message"),
     [
         ({"files": "none.csv"}, FileNotFoundError, "layout.files=none.csv matches no file below"),
         ({"files": "t.xlsx"}, ValueError, "expected a table with the suffix .csv, .tsv, .jsonl, .parquet"),
@@ -153,10 +153,10 @@ def test_a_cell_that_has_no_place_is_named(tmp_path, columns, cell, said):
         ),
     ],
 )
-def test_a_map_that_no_row_can_follow_is_refused(tmp_path, changed, error, said):
+def test_a_map_that_no_row_can_follow_is_refused(tmp_path, changed, error, message):
     write(tmp_path, "csv")
     layouts.text(tmp_path / "t.xlsx", "no table")
-    with pytest.raises(error, match=said):
+    with pytest.raises(error, match=message):
         read(tmp_path, **changed)
 
 
@@ -183,10 +183,10 @@ def hub(folder: Path) -> None:
     sound = layouts.sound(folder / "a.wav").read_bytes()
     rows = [{"audio": {"bytes": sound, "path": "a.wav"}, "label": number} for number in (1, -1)]
     features = {"label": {"names": ["yes", "no"], "_type": "ClassLabel"}, "audio": {"_type": "Audio"}}
-    made = pa.Table.from_pylist(rows)
-    made = made.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    arrow_table = pa.Table.from_pylist(rows)
+    arrow_table = arrow_table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
     (folder / "data").mkdir()
-    parquet.write_table(made, folder / "data/train-00000-of-00001.parquet")
+    parquet.write_table(arrow_table, folder / "data/train-00000-of-00001.parquet")
 
 
 def test_a_data_set_of_the_hub_brings_its_sound_and_the_names_of_its_classes(tmp_path):
@@ -199,7 +199,7 @@ def test_a_data_set_of_the_hub_brings_its_sound_and_the_names_of_its_classes(tmp
     assert first["id"] == "mine/data/train-00000-of-00001:1"
 
 
-def test_what_is_no_parquet_is_named(tmp_path):
+def test_files_that_are_not_parquet_are_named(tmp_path):
     pytest.importorskip("pyarrow")
     layouts.text(tmp_path / "t.parquet", "no parquet")
     with pytest.raises(ValueError, match="cannot be read as Parquet"):

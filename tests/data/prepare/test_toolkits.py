@@ -85,7 +85,7 @@ def changed_recording(**changed: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    "bad, said",
+    ("bad", "message"),
     [
         (cut(type="MixedCut"), "a MixedCut, expected a MonoCut"),
         (cut(supervisions=[]), "cut rec-1-0 has no supervision"),
@@ -96,9 +96,9 @@ def changed_recording(**changed: Any) -> dict[str, Any]:
         ([], "cuts.jsonl:1"),
     ],
 )
-def test_a_cut_that_cannot_be_heard_as_it_is_gets_named(tmp_path, bad, said):
+def test_a_cut_with_an_unsupported_transformation_is_named(tmp_path, bad, message):
     first, second = read_cuts(tmp_path, bad, cut())
-    assert said in first["problem"] and "problem" not in second
+    assert message in first["problem"] and "problem" not in second
 
 
 def test_without_alignment_there_are_no_word_times(tmp_path):
@@ -107,7 +107,7 @@ def test_without_alignment_there_are_no_word_times(tmp_path):
     assert "supervision sup-1 has no word alignment" in row["problem"]
 
 
-def test_lhotse_asks_for_what_there_is(tmp_path):
+def test_lhotse_names_the_files_it_needs(tmp_path):
     with pytest.raises(ValueError, match="layout.task=sgc: expected asr or srwt"):
         read_cuts(tmp_path, cut(), task="sgc")
     with pytest.raises(FileNotFoundError, match="layout.files=none matches no file below"):
@@ -151,7 +151,7 @@ def test_utterances_are_segments_of_recordings(tmp_path):
     assert to_the_end["audio"] == Path("/abs/rec3.wav") and to_the_end["offset"] == 3 and "duration" not in to_the_end
 
 
-def test_utterances_that_cannot_be_heard_or_have_no_text_are_named(tmp_path):
+def test_utterances_without_audio_or_text_are_named(tmp_path):
     rows = read_kaldi(kaldi_folder(tmp_path))
     assert "wav.scp has a command for rec2, and auris runs none" in rows["k/train/bob-1"]["problem"]
     assert "segments has no line" in rows["k/train/bob-2"]["problem"]
@@ -170,7 +170,7 @@ def test_without_segments_recordings_are_utterances(tmp_path):
     assert rows["k/train/rec9"]["problem"] == "wav.scp has no recording rec9"
 
 
-def test_kaldi_asks_for_its_folders(tmp_path):
+def test_kaldi_names_the_folders_it_needs(tmp_path):
     with pytest.raises(ValueError, match=r"layout.folders=\[\]: expected data directories"):
         read_kaldi(tmp_path, folders=[])
     with pytest.raises(FileNotFoundError, match="there is no .*data/train/wav.scp"):
@@ -180,7 +180,7 @@ def test_kaldi_asks_for_its_folders(tmp_path):
 # --- our own ---
 
 
-def test_manifests_of_ours_keep_all_that_they_say(tmp_path):
+def test_our_own_manifests_keep_all_fields(tmp_path):
     row = {"id": "x", "audio": "a.wav", "task": "sec", "text": "rain", "fold": 3}
     pair = {"audio": ["a.wav", "b.wav"], "task": "sec", "text": "rain"}
     layouts.text(tmp_path / "sub/rows.jsonl", json.dumps(row), json.dumps(pair))
@@ -189,13 +189,13 @@ def test_manifests_of_ours_keep_all_that_they_say(tmp_path):
     assert second == {**pair, "id": "rows.jsonl:2", "audio": [tmp_path / "sub/a.wav", tmp_path / "sub/b.wav"]}
 
 
-def test_what_is_no_task_row_is_named(tmp_path):
+def test_rows_that_are_no_task_rows_are_named(tmp_path):
     layouts.text(tmp_path / "rows.jsonl", "{oops", "3", json.dumps({"messages": []}))
     said = ["not JSON", "expected a JSON object, got int", "the row is a dialogue"]
     assert all(a in row["problem"] for a, row in zip(said, manifest(tmp_path, files="*.jsonl"), strict=True))
 
 
-def test_the_real_recordings_beside_the_project_come_through_the_same_door(shared_data):
+def test_the_shared_real_recordings_can_be_read(shared_data):
     manifests = (shared_data / "real").glob("*.jsonl")
     rows = list(manifest(shared_data / "real", files="*.jsonl"))
     assert len(rows) == sum(len(path.read_text(encoding="utf-8").splitlines()) for path in manifests) > 2000

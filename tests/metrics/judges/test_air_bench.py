@@ -50,9 +50,9 @@ def test_replies_are_read_as_the_script_reads_them(golden):
     assert len(replies) == 40
     for row in replies:
         for order, name in enumerate(("normal", "swapped")):
-            said = row[name]["parsed"]
-            assert parse(row["reply"]) == (said and tuple(said)), row["reply"]
-            assert points(row["reply"], order) == (said and said[1 - order])
+            parsed = row[name]["parsed"]
+            assert parse(row["reply"]) == (parsed and tuple(parsed)), row["reply"]
+            assert points(row["reply"], order) == (parsed and parsed[1 - order])
         assert failure(row["reply"]) is not None or parse(row["reply"])
 
 
@@ -143,7 +143,7 @@ def judge_of(path: Path, url: str, **settings) -> Judge:
     return Judge(Record(path, endpoint, setting="judge"), **given)
 
 
-def test_both_orders_are_asked_with_the_settings_and_replayed(tmp_path: Path):
+def test_both_orders_are_requested_and_replayed(tmp_path: Path):
     path = tmp_path / "judge.jsonl"
     answers = [({**LABELS, "question": f"What is {n}?"}, "a cat") for n in range(20)]
     with stand_in.serve(lambda messages: "7 3") as (url, requests):
@@ -169,7 +169,7 @@ def test_both_orders_are_asked_with_the_settings_and_replayed(tmp_path: Path):
         cold.replies(answers)
 
 
-def test_what_costs_too_much_is_not_asked(tmp_path: Path):
+def test_checks_that_cost_too_much_are_skipped(tmp_path: Path):
     with stand_in.serve(lambda messages: "7 3") as (url, requests):
         judge = judge_of(tmp_path / "judge.jsonl", url, price={"input": 10, "output": 30}, max_cost=0.001)
         with pytest.raises(ValueError, match="about 0.00472 USD: more than judge.max_cost=0.001"):
@@ -186,11 +186,11 @@ def test_settings_that_cannot_work_are_named(tmp_path: Path, given: dict, messag
         judge_of(tmp_path / "judge.jsonl", "http://localhost:1/v1", **given)
 
 
-def test_a_stub_says_that_it_is_one_also_in_its_recording(tmp_path: Path):
-    made = [f"judge.recording={tmp_path}/judge.jsonl", "checkpoint=RUN"]
-    stub = config.build(config.resolve(config.compose([*made, "judge=stub"], "evaluate"))["judge"])
+def test_a_stub_is_named_as_such_in_its_recording(tmp_path: Path):
+    overrides = [f"judge.recording={tmp_path}/judge.jsonl", "checkpoint=RUN"]
+    stub = config.build(config.resolve(config.compose([*overrides, "judge=stub"], "evaluate"))["judge"])
     assert stub.replies([(LABELS, "A dog barks.")]) == [("6 7", "6 5")]
-    recorded = config.build(config.resolve(config.compose([*made, "judge=recorded"], "evaluate"))["judge"])
+    recorded = config.build(config.resolve(config.compose([*overrides, "judge=recorded"], "evaluate"))["judge"])
     assert recorded.replies([(LABELS, "A dog barks.")]) == [("6 7", "6 5")]
     assert "stand-in, a script, which counts words" in stub.signature and recorded.signature == stub.signature
     first = json.loads((tmp_path / "judge.jsonl").read_text().splitlines()[0])
@@ -198,8 +198,8 @@ def test_a_stub_says_that_it_is_one_also_in_its_recording(tmp_path: Path):
 
 
 def test_the_published_signature_is_that_of_the_published_judge(tmp_path: Path):
-    made = config.resolve(config.compose(["checkpoint=RUN", "judge=openai", f"runs_dir={tmp_path}"], "evaluate"))
-    judge = config.build(made["judge"])
+    run_config = config.resolve(config.compose(["checkpoint=RUN", "judge=openai", f"runs_dir={tmp_path}"], "evaluate"))
+    judge = config.build(run_config["judge"])
     judge.models = {judge.model}
     [theirs] = {cell.signature for cell in published() if cell.benchmark == "airbench_chat" and cell.signature}
     assert judge.signatures["judged_official"] == theirs

@@ -39,7 +39,7 @@ def test_the_rule_counts_content_sentence_and_introduction(answer: str, points: 
     assert Rule()(LABELS, answer) == points
 
 
-def test_a_model_is_told_what_was_asked_and_what_is_right() -> None:
+def test_the_judge_is_shown_the_question_and_the_reference() -> None:
     facts = json.loads(request(LABELS, "a cat")[-1]["content"])
     assert facts == {
         "conversation": [{"role": "user", "text": "[audio] What is it?"}],
@@ -48,7 +48,7 @@ def test_a_model_is_told_what_was_asked_and_what_is_right() -> None:
     }
 
 
-def test_a_model_s_points_are_kept_and_replayed(tmp_path: Path) -> None:
+def test_a_judge_s_points_are_recorded_and_replayed(tmp_path: Path) -> None:
     path = tmp_path / "judge.jsonl"
     with stand_in.serve(lambda messages: "8" if "a dog" in messages[-1]["content"] else "3.0") as (url, requests):
         judge = LanguageModel(recording=str(path), url=url, model="m")
@@ -64,8 +64,24 @@ def test_a_model_s_points_are_kept_and_replayed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "reply",
-    ["", "good", "11", "0", "between 3 and 7", "7.5", "-", "100", "-3", "\u22123"]
-    + ["3-4", "8/5", "8/100", "8/10 or 9/10", "10 out of 100", "1e1"],
+    [
+        "",
+        "good",
+        "11",
+        "0",
+        "between 3 and 7",
+        "7.5",
+        "-",
+        "100",
+        "-3",
+        "−3",
+        "3-4",
+        "8/5",
+        "8/100",
+        "8/10 or 9/10",
+        "10 out of 100",
+        "1e1",
+    ],
 )
 def test_a_reply_without_one_number_gives_no_points(tmp_path: Path, reply: str) -> None:
     with stand_in.serve(lambda messages: reply) as (url, _):
@@ -76,7 +92,7 @@ def test_a_reply_without_one_number_gives_no_points(tmp_path: Path, reply: str) 
 
 @pytest.mark.parametrize(
     "reply",
-    ["7", " 7\n", "7.0", "Rating: 7.", "7, and again 7"] + ["7/10", "**7 / 10**", "I give it 7 out of 10."],
+    ["7", " 7\n", "7.0", "Rating: 7.", "7, and again 7", "7/10", "**7 / 10**", "I give it 7 out of 10."],
 )
 def test_a_number_with_words_around_it_is_read(tmp_path: Path, reply: str) -> None:
     with stand_in.serve(lambda messages: reply) as (url, _):
@@ -84,9 +100,9 @@ def test_a_number_with_words_around_it_is_read(tmp_path: Path, reply: str) -> No
 
 
 def test_settings_that_cannot_work_are_named(tmp_path: Path) -> None:
-    made = config.resolve(config.compose(["checkpoint=RUN", "judge=model"], "evaluate"))
+    run_config = config.resolve(config.compose(["checkpoint=RUN", "judge=model"], "evaluate"))
     with pytest.raises(ValueError, match="judge.recording=null"):
-        config.build(made["judge"])
+        config.build(run_config["judge"])
     with pytest.raises(ValueError, match="judge.model=NAME"):
         LanguageModel(recording="a.jsonl", url="http://localhost:1/v1")
     with pytest.raises(FileNotFoundError, match="judge.recording=.*none.jsonl.*judge.url="):

@@ -168,20 +168,20 @@ def test_a_file_of_another_length_is_noticed(tmp_path: Path, how: str):
         file.write_bytes(content)
 
 
-def test_the_newest_whole_one_is_used_and_the_others_are_named(tmp_path: Path):
+def test_the_newest_intact_checkpoint_is_used_and_damaged_ones_are_named(tmp_path: Path):
     for step in (2, 4, 6):
         write(tmp_path / "checkpoints", step, seed=step)
-    said: list[str] = []
-    assert checkpoint_dir.find_newest(tmp_path / "checkpoints", warn=said.append).step == 6 and not said
+    messages: list[str] = []
+    assert checkpoint_dir.find_newest(tmp_path / "checkpoints", warn=messages.append).step == 6 and not messages
     file = tmp_path / "checkpoints/step_00000006/optimizer-00000-of-00001.safetensors"
     file.write_bytes(file.read_bytes()[:-4] + b"\1\2\3\4")
     (tmp_path / "checkpoints/step_00000004/manifest.json").unlink()
-    assert checkpoint_dir.find_newest(tmp_path / "checkpoints", warn=said.append).step == 2
-    assert "optimizer-00000" in said[0] and "step 6" in said[0] and "step_00000004" in said[1]
+    assert checkpoint_dir.find_newest(tmp_path / "checkpoints", warn=messages.append).step == 2
+    assert "optimizer-00000" in messages[0] and "step 6" in messages[0] and "step_00000004" in messages[1]
     assert checkpoint_dir.find(tmp_path).step == 6  # who asks for the model does not read the optimizer
     shutil.rmtree(tmp_path / "checkpoints/step_00000002")
     with pytest.raises(ValueError, match="all 2 checkpoints .* are damaged"):
-        checkpoint_dir.find_newest(tmp_path / "checkpoints", warn=said.append)
+        checkpoint_dir.find_newest(tmp_path / "checkpoints", warn=messages.append)
 
 
 def test_the_best_one_is_the_one_that_the_newest_whole_one_names(tmp_path: Path):
@@ -218,8 +218,8 @@ def test_nothing_in_a_checkpoint_is_executed(tmp_path: Path):
         file.write_bytes(pickle.dumps(Executed()))
         with pytest.raises(DamagedError):
             CheckpointDir(path).verify()
+        module, optimizer = trained()
         with pytest.raises((DamagedError, ValueError)):
-            module, optimizer = trained()
             checkpoint_io.restore(CheckpointDir(path), module=module, optimizer=optimizer)
         file.write_bytes(whole[file])
 
@@ -271,7 +271,7 @@ def test_a_process_killed_while_saving_leaves_the_checkpoint_before(tmp_path: Pa
 
 
 @pytest.mark.parametrize("at", range(12))
-def test_a_process_killed_while_a_checkpoint_is_taken_again_loses_none(tmp_path: Path, monkeypatch, at: int):
+def test_a_process_killed_while_replacing_a_checkpoint_loses_none(tmp_path: Path, monkeypatch, at: int):
     """As one taken in the middle of a validation is, when that is over."""
     write(tmp_path, 2, seed=1)
     with dying(monkeypatch, at, "rmtree"):
@@ -298,7 +298,7 @@ def test_a_disk_that_is_full_leaves_the_checkpoint_before(tmp_path: Path, monkey
 
 @pytest.mark.parametrize("wrong", [RuntimeError("out of memory"), MemoryError(), SafetensorError("no header")])
 @pytest.mark.parametrize("place", ["_tables", "_make", "_write_own", "_seal"])
-def test_whatever_goes_wrong_while_saving_is_an_error_of_saving(tmp_path: Path, monkeypatch, place: str, wrong):
+def test_every_failure_while_saving_is_a_save_error(tmp_path: Path, monkeypatch, place: str, wrong):
     def fail(*_: object) -> None:
         raise wrong
 
@@ -338,8 +338,8 @@ def sharded(folder: Path, world: int, *layouts: str) -> None:
     processes = [
         subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True) for command in commands
     ]
-    said = [process.communicate(timeout=300)[1] for process in processes]
-    assert [process.returncode for process in processes] == [0] * world, "\n".join(said)[-4000:]
+    outputs = [process.communicate(timeout=300)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0] * world, "\n".join(outputs)[-4000:]
 
 
 def check_strategies(folder: Path, rounds: dict[int, list[str]]) -> CheckpointDir:
@@ -364,7 +364,7 @@ def check_strategies(folder: Path, rounds: dict[int, list[str]]) -> CheckpointDi
     return found
 
 
-def test_two_processes_go_on_from_one_and_share_the_writing(tmp_path: Path):
+def test_two_processes_resume_from_one_and_share_the_writing(tmp_path: Path):
     """Of what both have, each writes some; of what is sharded, its own; and nothing twice. Where one fails to save
     at first, both learn of it and go on."""
     found = check_strategies(tmp_path, {2: ["replicated", "fsdp"]})
@@ -376,6 +376,6 @@ def test_two_processes_go_on_from_one_and_share_the_writing(tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_any_strategy_goes_on_from_what_any_other_has_written(tmp_path: Path):
+def test_a_checkpoint_of_any_strategy_can_be_resumed_by_any_other(tmp_path: Path):
     """Replicated, sharded, both, and sharded over tensor parallelism, on 4 and on 3 processes and on one."""
     check_strategies(tmp_path, {4: ["replicated", "fsdp", "hsdp", "fsdp_tp"], 3: ["fsdp", "replicated"]})

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from auris import config as recipe
+from auris import config as auris_config
 from auris.inference.export import export
 from auris.model.weights import loading
 from auris.model.weights.identify import KINDS, PARTS, identify
@@ -123,17 +123,17 @@ def test_a_path_is_recognised(paths: dict[str, Path], kind: str):
 def test_a_whisper_is_an_encoder_of_its_sizes(paths: dict[str, Path], kind: str):
     found = identify(paths[kind])
     with torch.device("meta"):
-        encoder = recipe.build(found.parts["encoder"])
+        encoder = auris_config.build(found.parts["encoder"])
     source, prefix = found.open_tensors(), "model.encoder" if kind == "whisper" else "encoder"
     assert tuple(encoder.conv1.weight.shape) == source.shape(f"{prefix}.conv1.weight")
     assert len(encoder.blocks) == 2 and encoder.clip_end == "silence"
 
 
 @pytest.mark.parametrize("kind", ["causal_lm", "qwen"])
-def test_a_language_model_begins_ours_and_its_vocabulary_grows(paths: dict[str, Path], kind: str):
+def test_a_language_model_initialises_ours_and_its_vocabulary_grows(paths: dict[str, Path], kind: str):
     found = identify(paths[kind])
-    preset = recipe.resolve(recipe.compose(published.TINY))["model"]
-    net = recipe.build_net({"model": preset | found.parts}, SimpleNamespace(size=5000))
+    preset = auris_config.resolve(auris_config.compose(published.TINY))["model"]
+    net = auris_config.build_net({"model": preset | found.parts}, SimpleNamespace(size=5000))
     sharding.materialise(net, "cpu")
     loading.load(net, found.open_tensors(), layout=found.layout, parts=list(found.parts), label="here")
     rows = found.config["vocab_size"]
@@ -141,15 +141,15 @@ def test_a_language_model_begins_ours_and_its_vocabulary_grows(paths: dict[str, 
     assert torch.equal(net.llm.model.embed_tokens.weight[:rows], found.open_tensors().read(names[kind]))
 
 
-@pytest.mark.parametrize("config, count", [(HUB_QWEN2_AUDIO, 8_395_174_912), (HUB_QWEN_AUDIO, 8_394_302_464)])
+@pytest.mark.parametrize(("config", "count"), [(HUB_QWEN2_AUDIO, 8_395_174_912), (HUB_QWEN_AUDIO, 8_394_302_464)])
 def test_the_published_configs_describe_the_published_systems(tmp_path: Path, config: dict, count: int):
     published.write_json(tmp_path / "config.json", config)
     save_file({"other": torch.zeros(1)}, tmp_path / "model.safetensors")
     found = identify(tmp_path)
-    net = recipe.build_net({"model": found.model}, SimpleNamespace(size=1000))
+    net = auris_config.build_net({"model": found.model}, SimpleNamespace(size=1000))
     assert sum(parameter.numel() for parameter in net.parameters()) == count
-    preset = recipe.resolve(recipe.compose(["scale=full", f"model={found.kind}"]))["model"]
-    ours = recipe.build_net({"model": preset}, SimpleNamespace(size=1000))
+    preset = auris_config.resolve(auris_config.compose(["scale=full", f"model={found.kind}"]))["model"]
+    ours = auris_config.build_net({"model": preset}, SimpleNamespace(size=1000))
     assert ours.geometry == net.geometry
     for name in ("rms_norm_eps", "rope_parameters", "hidden_size", "num_key_value_heads", "tie_word_embeddings"):
         assert getattr(ours.llm.config, name) == getattr(net.llm.config, name), name
@@ -168,7 +168,7 @@ def test_without_dynamic_ntk_there_is_no_training_length(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    "kind, keys, value",
+    ("kind", "keys", "value"),
     [
         ("qwen2_audio", ("audio_config", "num_mel_bins"), 80),
         ("qwen2_audio", ("audio_config", "d_model"), 64),
@@ -198,7 +198,7 @@ def test_a_config_that_contradicts_the_weights_is_refused(tmp_path: Path, kind: 
 
 
 @pytest.mark.parametrize(
-    "kind, keys, value",
+    ("kind", "keys", "value"),
     [
         ("qwen2_audio", ("audio_config", "activation_function"), "relu"),
         ("qwen2_audio", ("audio_config", "scale_embedding"), True),
@@ -211,7 +211,7 @@ def test_a_config_that_contradicts_the_weights_is_refused(tmp_path: Path, kind: 
         ("qwen_audio", ("audio", "output_dim"), 64),
     ],
 )
-def test_a_config_that_asks_for_what_we_lack_is_refused(tmp_path: Path, kind: str, keys: tuple, value: object):
+def test_a_config_with_an_unsupported_feature_is_refused(tmp_path: Path, kind: str, keys: tuple, value: object):
     MAKE[kind](tmp_path / "there")
     file = tmp_path / "there/config.json"
     published.edit_json(file, *keys, value=value)
@@ -270,7 +270,7 @@ def test_incomplete_weights_are_named(tmp_path: Path):
     expect_one_sentence(tmp_path / "sharded", shard.name)
 
 
-def test_a_run_without_the_checkpoint_asked_for_says_so(paths: dict[str, Path]):
+def test_a_run_without_the_requested_checkpoint_is_reported(paths: dict[str, Path]):
     with pytest.raises(FileNotFoundError, match="has no best checkpoint: expected a run directory"):
         identify(paths["run"], "best")
 

@@ -66,7 +66,7 @@ def test_a_net_is_filled_from_one_file_and_from_shards(net: AudioLM, source_net:
         assert_equal(net.state_dict(), source_net.state_dict())
 
 
-def test_the_state_of_a_run_is_read_by_part_and_the_others_stay(net: AudioLM, source_net: AudioLM):
+def test_the_state_of_a_run_is_loaded_by_part_and_other_parts_are_unchanged(net: AudioLM, source_net: AudioLM):
     state = {f"net.{name}": tensor for name, tensor in source_net.state_dict().items()}
     source = StateTensors({**state, "objective.head.weight": torch.zeros(2, 2)})
     before = copied(net)
@@ -123,7 +123,7 @@ def test_tied_tensors_need_one_name_and_must_agree_under_two():
 def refused(net: AudioLM, state: Mapping[str, Tensor], layout: str = "auris", **options: object) -> str:
     """What a load is told, after a look that it changed nothing."""
     before = copied(net)
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(ValueError, match="weights.encoder=runs/a") as error:
         loading.load(net, StateTensors(state), layout=layout, label="weights.encoder=runs/a", **options)
     assert_equal(net.state_dict(), before)
     return str(error.value)
@@ -132,8 +132,10 @@ def refused(net: AudioLM, state: Mapping[str, Tensor], layout: str = "auris", **
 def test_another_shape_is_named_with_both(net: AudioLM, source_net: AudioLM):
     state = source_net.state_dict()
     state["encoder.conv1.weight"] = torch.zeros(24, 80, 3)
-    said = "weights.encoder=runs/a (auris layout) does not fit the model: encoder.conv1.weight has shape (24, 80, 3), "
-    assert refused(net, state) == said + "expected (24, 16, 3)"
+    message = (
+        "weights.encoder=runs/a (auris layout) does not fit the model: encoder.conv1.weight has shape (24, 80, 3), "
+    )
+    assert refused(net, state) == message + "expected (24, 16, 3)"
 
 
 def test_missing_and_unexpected_tensors_are_named(net: AudioLM, source_net: AudioLM):
@@ -149,22 +151,22 @@ def test_missing_and_unexpected_tensors_are_named(net: AudioLM, source_net: Audi
 def test_names_that_a_layout_does_not_know_are_unexpected_for_every_part(net: AudioLM, source_net: AudioLM):
     theirs = dict(export_tensors(source_net.state_dict(), "qwen2_audio"))
     theirs["audio_tower.conv3.weight"] = torch.zeros(1)
-    said = refused(net, theirs, "qwen2_audio", parts=["llm"])
-    assert "(qwen2_audio layout)" in said and said.endswith("model: audio_tower.conv3.weight is unexpected")
+    message = refused(net, theirs, "qwen2_audio", parts=["llm"])
+    assert "(qwen2_audio layout)" in message and message.endswith("model: audio_tower.conv3.weight is unexpected")
 
 
 def test_more_layers_than_the_model_has_are_unexpected(net: AudioLM):
     deeper = dict(export_tensors(nets.build(layers=3).state_dict(), "qwen2_audio"))
-    said = refused(net, deeper, "qwen2_audio", parts=["encoder"])
-    assert "audio_tower.layers.2.self_attn.q_proj.weight is unexpected" in said and said.endswith("; and 10 more")
+    message = refused(net, deeper, "qwen2_audio", parts=["encoder"])
+    assert "audio_tower.layers.2.self_attn.q_proj.weight is unexpected" in message and message.endswith("; and 10 more")
 
 
 def test_many_faults_are_counted_and_five_shown(net: AudioLM):
-    said = refused(net, nets.build(layers=1).state_dict(), parts=["encoder"])
-    assert said.endswith("; and 10 more") and said.count("is missing") == 5
+    message = refused(net, nets.build(layers=1).state_dict(), parts=["encoder"])
+    assert message.endswith("; and 10 more") and message.count("is missing") == 5
 
 
-def test_what_does_not_fit_is_told_of_a_net_without_memory_too(source_net: AudioLM):
+def test_mismatches_are_reported_for_nets_on_the_meta_device_too(source_net: AudioLM):
     theirs = dict(export_tensors(source_net.state_dict(), "qwen2_audio"))
     assert loading.find_mismatches(nets.build_meta(), StateTensors(theirs), "qwen2_audio") == []
     del theirs["audio_tower.conv1.bias"]
@@ -178,10 +180,10 @@ def test_a_part_without_a_counterpart_is_named():
     assert "model: boundary.weight has no counterpart in the layout" in refused(net, theirs, "qwen2_audio")
 
 
-def test_a_part_that_the_source_cannot_have_is_said_before_anything_else(net: AudioLM):
+def test_a_part_that_the_source_cannot_have_is_reported_first(net: AudioLM):
     state = {"encoder.positional_embedding": torch.zeros(1)}
-    said = "weights.encoder=runs/a (whisper_openai layout) has no llm: expected encoder"
-    assert refused(net, state, "whisper_openai", parts=["llm"]) == said
+    message = "weights.encoder=runs/a (whisper_openai layout) has no llm: expected encoder"
+    assert refused(net, state, "whisper_openai", parts=["llm"]) == message
 
 
 # --- a vocabulary grows -------------------------------------------------------------------------------------------
@@ -193,7 +195,7 @@ def llm_alone(rows: int, **config: object) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("chunk", [7, 1024])
-def test_old_rows_stay_and_new_ones_look_like_them(monkeypatch: pytest.MonkeyPatch, chunk: int):
+def test_old_rows_stay_and_new_ones_have_their_distribution(monkeypatch: pytest.MonkeyPatch, chunk: int):
     monkeypatch.setattr(loading, "_CHUNK", chunk)
     torch.manual_seed(0)
     state = llm_alone(400)
@@ -248,7 +250,7 @@ def test_a_file_is_read_by_name_and_by_slice(source_net: AudioLM, tmp_path: Path
     assert TensorFiles.open(next(tmp_path.glob("model-00001-*"))).keys() < set(state)
 
 
-def test_what_is_not_there_is_said(tmp_path: Path):
+def test_missing_files_are_reported(tmp_path: Path):
     for path in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(FileNotFoundError, match=f"{path}: expected a safetensors file, or a directory with model"):
             TensorFiles.open(path)
@@ -316,7 +318,7 @@ def test_tensors_in_one_memory_are_written_apart(tmp_path: Path):
     assert_equal({name: TensorFiles.open(tmp_path).read(name) for name in state}, state)
 
 
-def test_weights_are_not_written_over_weights(source_net: AudioLM, tmp_path: Path):
+def test_existing_weights_are_not_overwritten(source_net: AudioLM, tmp_path: Path):
     write(tmp_path, source_net.state_dict())
     with pytest.raises(ValueError, match=rf"{tmp_path} already contains weights \(model.safetensors\): choose another"):
         write(tmp_path, source_net.state_dict(), 3)

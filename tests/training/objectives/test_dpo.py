@@ -108,7 +108,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_losses_of_three_pairs_are_what_they_are_by_hand(case: str) -> None:
+def test_the_losses_of_three_pairs_equal_hand_computed_ones(case: str) -> None:
     arguments, expected = CASES[case]
     objective = DPO(beta=0.5, **arguments)
     logps, reference, lengths = (torch.tensor(numbers) for numbers in (LOGPS, REFERENCE, LENGTHS))
@@ -307,7 +307,7 @@ def test_pairs_without_a_reference_are_refused(net: AudioLM) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments, said",
+    ("arguments", "message"),
     [
         ({"beta": 0.0}, "objective.beta=0.0: expected a number above 0"),
         ({"beta": -0.1}, "objective.beta=-0.1"),
@@ -321,8 +321,8 @@ def test_pairs_without_a_reference_are_refused(net: AudioLM) -> None:
         ({"reference": "none"}, "objective.reference=none: expected cached or live"),
     ],
 )
-def test_a_wrong_setting_is_named(arguments: dict, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_a_wrong_setting_is_named(arguments: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         DPO(**arguments)
 
 

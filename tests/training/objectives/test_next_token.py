@@ -76,7 +76,7 @@ def run(net: nn.Module, batch: dict) -> tuple[Tensor, int, int, list[Tensor]]:
     return loss.detach(), int(sums["accuracy"]), int(objective.count(batch)), gradients
 
 
-def test_the_loss_of_three_numbers_is_what_it_is_by_hand():
+def test_the_loss_of_three_numbers_equals_the_hand_computed_one():
     net = Given([[0.0, 0.0, math.log(2.0)], [9.0, 9.0, 9.0], [math.log(6.0), math.log(3.0), 0.0]])
     batch = {"labels": torch.tensor([2, IGNORE, 1])}
     loss, correct, count, (gradient,) = run(net, batch)
@@ -106,7 +106,7 @@ def test_the_loss_of_each_task_is_that_of_its_rows():
     torch.testing.assert_close(losses.sum(), loss.detach())
 
 
-def test_logits_are_computed_only_where_a_label_stands():
+def test_logits_are_computed_only_at_labels():
     net = Given([[0.0, 1.0]] * 7)
     NextToken()(net, {"labels": torch.tensor([IGNORE, 1, IGNORE, 0, IGNORE, IGNORE, 1])})
     assert net.scored == [3]
