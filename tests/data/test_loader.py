@@ -67,8 +67,8 @@ def test_items_come_in_order_from_the_position_of_the_run(workers, restarts):
 
 def test_a_worker_that_dies_is_replaced_and_no_item_is_lost(tmp_path, restarts):
     before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    assert numbers(load(Items(tmp_path, 4, die), said)) == list(range(9))
-    [(number, reason)] = said
+    assert numbers(load(Items(tmp_path, 4, die), restarts)) == list(range(9))
+    [(number, reason)] = restarts
     assert number <= 4 and "Killed (the machine may be out of memory)" in reason
     assert signal.signal(signal.SIGCHLD, before) is signal.SIG_DFL
     assert active_children() == []
@@ -98,15 +98,15 @@ def test_a_worker_that_hangs_is_replaced_after_the_timeout(tmp_path, restarts):
     started = time.monotonic()
     assert numbers(load(Items(tmp_path, 4, stop), restarts, timeout=1.0)) == list(range(9))
     assert 1.0 < time.monotonic() - started < 15
-    [(number, reason)] = said
+    [(number, reason)] = restarts
     assert number <= 4 and reason == "no item arrived within 1 s"
     assert active_children() == []
 
 
-def test_an_item_that_always_costs_its_worker_ends_the_run_with_its_number(tmp_path, said):
+def test_an_item_that_always_costs_its_worker_ends_the_run_with_its_number(tmp_path, restarts):
     with pytest.raises(LoaderError, match=r"lost 3 times at step 4 .*Killed.*data\.num_workers=0") as error:
-        numbers(load(Items(tmp_path, 4, die, times=99), said, num_workers=1))
-    assert error.value.number == 4 and [number for number, _ in said if number == 4] == [4, 4]
+        numbers(load(Items(tmp_path, 4, die, times=99), restarts, num_workers=1))
+    assert error.value.number == 4 and [number for number, _ in restarts if number == 4] == [4, 4]
     assert active_children() == []
 
 

@@ -284,8 +284,8 @@ def test_an_unfinished_directory_is_reported(copy):
         read(copy)
 
 
-def test_what_is_not_there_is_said(tmp_path):
-    for path, said in (
+def test_missing_files_are_reported(tmp_path):
+    for path, message in (
         (tmp_path, "has no shards.json; for Parquet files not written by auris, use"),
         (tmp_path / "no.parquet", "there is no file"),
         (tmp_path / "*.parquet", "there is no file"),
@@ -297,7 +297,7 @@ def test_what_is_not_there_is_said(tmp_path):
         read("nonsense://bucket/x.parquet")
 
 
-def test_columns_and_labels_are_refused_for_shards_of_ours(packed):
+def test_columns_and_labels_are_refused_for_our_own_shards(packed):
     with pytest.raises(ValueError, match="must be given to `auris shards`"):
         read(packed, labels={"task": "asr"})
 
