@@ -58,7 +58,7 @@ def test_a_row_that_was_altered_since_it_was_measured_is_counted_apart():
     assert epoch.tasks["unreadable"].rows == 1
 
 
-def test_a_part_of_the_steps_tells_nearly_the_same():
+def test_a_sample_of_the_steps_gives_nearly_the_same_statistics():
     whole, part = (compute_epoch_stats(ROWS, plan(), SAMPLES, ranks=1, max_steps=max_steps) for max_steps in (99, 4))
     assert part.sampled_steps == 4 and part.steps == whole.steps == 10
     assert part.total.tokens == pytest.approx(whole.total.tokens, rel=0.25)

@@ -63,7 +63,7 @@ def test_a_repeated_token_is_two_with_a_blank_between():
 
 
 @pytest.mark.parametrize("ids", [[0, 1, 2, 3], [1, 1], []])
-def test_a_text_that_cannot_be_said_in_its_clip_is_named(ids: list[int]):
+def test_a_text_too_long_for_its_clip_is_named(ids: list[int]):
     with pytest.raises(ValueError, match=r"the text needs \d frames of 20 ms, but the clip has 2"):
         token_frames(scores([0, 1]), ids, BLANK)
 

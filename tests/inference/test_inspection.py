@@ -235,5 +235,5 @@ def test_figures_show_the_data_of_the_trace(subject: inspection.Subject):
     np.testing.assert_allclose(tokens, frames[:, : tokens.shape[1]], atol=1e-4)  # `stack` keeps every frame
     times = inspection.plot_times(trace, {"true": words})
     assert [text.get_text() for text in times.axes[1].texts] == ["the", "cat", "sat"]
-    [said] = inspection.plot_times(trace, {}).axes[1].texts
-    assert said.get_text() == "no word times for this row"
+    [label] = inspection.plot_times(trace, {}).axes[1].texts
+    assert label.get_text() == "no word times for this row"

@@ -194,7 +194,7 @@ def test_a_copy_of_a_net_has_adapters_of_its_own(net: AudioLM):
 
 
 @pytest.mark.parametrize("name", ["llm.new_tokens", "llm.lora"])
-def test_an_adapter_beside_the_whole_llm_is_refused(net: AudioLM, name: str):
+def test_adapters_next_to_a_trainable_llm_are_refused(net: AudioLM, name: str):
     with pytest.raises(ValueError, match=f"trainable names llm and {name}: expected only one of them"):
         attach(net, "llm", name)
 

@@ -136,7 +136,7 @@ def test_keys_that_change_nothing_are_accepted() -> None:
     ],
     ids=lambda config: list(config)[-1],
 )
-def test_a_file_that_asks_for_what_is_not_offered_is_refused(config: dict) -> None:
+def test_a_file_with_an_unsupported_setting_is_refused(config: dict) -> None:
     with pytest.raises(ValueError, match=f"{list(config)[-1]}=.*not supported"):
         GenerationSettings.from_config(config)
 

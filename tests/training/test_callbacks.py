@@ -229,7 +229,7 @@ class Running:
         self.global_step = 0
         rows = [SimpleNamespace(id=f"r{n}") for n in range(4)]
         ranks = [[[(0, 0)], [(2, 0)]], [[(1, 1)], []]]
-        self.datamodule = SimpleNamespace(rows=rows, ranks=lambda step: ranks)
+        self.datamodule = SimpleNamespace(rows=rows, packs_by_rank=lambda step: ranks)
 
     def step(self, callback: Faults, log: Log, loss: float = 1.0, norm: float = 1.0, **counts: float) -> None:
         self.global_step += 1

@@ -221,8 +221,8 @@ def test_gradients_are_communicated_with_the_last_pack_of_a_step_only(two, name:
         ({"precision": "16-mixed"}, "trainer.precision=16-mixed: expected 32-true or bf16-mixed"),
     ],
 )
-def test_a_wrong_setting_is_named(arguments: dict, said: str):
-    with pytest.raises(ValueError, match=said):
+def test_a_wrong_setting_is_named(arguments: dict, message: str):
+    with pytest.raises(ValueError, match=message):
         ShardedStrategy(**arguments)
 
 

@@ -222,10 +222,10 @@ def test_speeds_are_work_over_time_without_the_first_step(clock):
     assert log.values["tokens/s"] == pytest.approx(100) and log.values["h/h"] == pytest.approx(10)
     assert log.values["wait"] == pytest.approx(0.15) and log.values["MFU"] == pytest.approx(expected["mfu"])
     assert callback.session() == {name: pytest.approx(value) for name, value in expected.items()}
-    said = callback.report()
+    report = callback.report()
     for part in ("over 2 steps on 2 ranks", "100 tokens/s", "10.0 hours of audio per hour", "waiting for data 15.0 %"):
-        assert part in said, part
-    assert f"MFU {100 * expected['mfu']:.1f} % of 1e-06 TFLOP/s per device (peak_flops)" in said
+        assert part in report, part
+    assert f"MFU {100 * expected['mfu']:.1f} % of 1e-06 TFLOP/s per device (peak_flops)" in report
 
 
 def test_without_a_known_peak_there_is_no_mfu_and_the_report_says_why(clock):

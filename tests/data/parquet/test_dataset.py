@@ -297,7 +297,7 @@ def test_what_is_not_there_is_said(tmp_path):
         read("nonsense://bucket/x.parquet")
 
 
-def test_columns_and_labels_are_refused_for_shards_of_ours(packed):
+def test_columns_and_labels_are_refused_for_our_own_shards(packed):
     with pytest.raises(ValueError, match="must be given to `auris shards`"):
         read(packed, labels={"task": "asr"})
 
