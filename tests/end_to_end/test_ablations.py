@@ -7,7 +7,6 @@ import json
 from pathlib import Path
 
 import pytest
-import yaml
 from omegaconf import OmegaConf
 
 from auris import config
@@ -69,7 +68,7 @@ def test_every_arm_takes_its_first_steps(name: str, rows: Path, tmp_path: Path):
 def test_the_readme_of_the_studies_names_each_with_its_question_and_runs():
     lines = (ROOT / "ablations/README.md").read_text().splitlines()
     for name in (name for name in STUDIES if name != "template"):
-        study = yaml.safe_load((ROOT / f"ablations/{name}.yaml").read_text())
+        study = config.compose([f"ablations={name}"])
         [line] = [line for line in lines if f"({name}.yaml)" in line]
         assert study["question"].split(", tiny")[0] in line
         assert f"| {len(study['arms'])} x {len(study['seeds'])} |" in line
