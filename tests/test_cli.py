@@ -90,8 +90,8 @@ def test_the_help_of_a_command_has_every_key_with_the_comment_of_the_yaml(name, 
 def test_comments_of_nested_keys_are_there_and_continue_on_further_lines(capsys):
     cli.main(["train", "--help"])
     page = " ".join(capsys.readouterr().out.split())
-    assert "warmup_steps: 2000" in page and "weights: initial weights of parts; also Whisper for the encoder" in page
-    assert "is counted and saved in faults/: skip (10 in a row stop the run) | stop" in page
+    assert "warmup_steps: 2000" in page and "weights: initial weights of parts; also Whisper for encoder" in page
+    assert "is recorded in faults/: skip (the run stops after 10 in a row) | stop" in page
 
 
 def test_without_a_command_the_commands_are_listed(capsys):

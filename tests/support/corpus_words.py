@@ -24,6 +24,6 @@ def cover() -> list[Meaning]:
 
 
 def vocabulary(language: str) -> set[str]:
-    """Return every unit that speech in `language` can hold (see `grammar.words`); in English with keyword phrases."""
+    """Return every unit of speech in `language` (see `grammar.split_words`), in English with keyword phrases."""
     heard = {word for meaning in cover() for word in grammar.split_words(grammar.render(meaning, language), language)}
     return heard | {"says", *KEYWORDS} if language == "en" else heard

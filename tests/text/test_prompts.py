@@ -350,7 +350,7 @@ def test_message_text_is_never_parsed_as_chatml_or_audio(chat):
         ([{"role": "user", "content": {"text": "hi"}}], "expected a string or a list"),
         ([{"role": "user", "content": [{"type": "image"}]}], "contains {'type': 'image'}"),
         ([{"role": "user", "content": [{"type": "audio"}]}], "expected {type: audio, audio: ...}"),
-        ([{"role": "user", "content": ["hi"]}], "holds 'hi'"),
+        ([{"role": "user", "content": ["hi"]}], "contains 'hi'"),
         ([{"role": "system", "content": [CLIP]}], "only messages of the user"),
     ],
 )

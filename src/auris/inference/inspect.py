@@ -123,5 +123,5 @@ def run(config: configs.Config) -> int | None:
     if config["show"] is not None:
         return task_table.show(config["show"])
     if config["checkpoint"] is None:
-        raise UsageError("nothing to report on: add checkpoint=..., data=... or show=... (see --help)")
+        raise UsageError("expected checkpoint=..., data=... or show=... on the command line (see --help)")
     return 1 if examine(config["checkpoint"], config["which"], token_budget=config["token_budget"]) else 0
