@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from support.corpora import build_corpus
+
 ROOT = Path(__file__).resolve().parents[1]
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -46,13 +48,5 @@ def shared_data() -> Path:
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small embedded corpus with its tokenizer."""
-    from auris.corpus.build import build
-    from auris.corpus.vocabulary import train_tokenizer
-
-    path = tmp_path_factory.mktemp("embedded") / "corpus"
-    train = {"asr": {"en": 12, "zh": 6}, "s2tt": 8, "lid": 7, "sgc": 4, "ks": 10, "sec": 10, "mic": 8, "aqa": 6}
     few = {"asr": {"en": 4, "zh": 2}, "s2tt": 4, "lid": 2, "sgc": 2, "ks": 2, "sec": 2, "mic": 2, "aqa": 2}
-    sizes = {"train": train, "valid": few, "test": few}
-    build(path, sizes=sizes, seed=1, processes=1, text_lines=200, directions=["de-en", "en-de"], scale=1.0)
-    train_tokenizer(path, 600)
-    return path
+    return build_corpus(tmp_path_factory.mktemp("embedded") / "corpus", few)

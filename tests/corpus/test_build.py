@@ -200,9 +200,9 @@ def test_an_existing_corpus_is_reported_and_left_alone(corpus_dir: Path, capsys:
     assert (corpus_dir / "corpus.json").stat().st_mtime_ns == before
 
 
-def test_another_configuration_in_the_same_directory_is_refused(made: Path) -> None:
+def test_another_configuration_in_the_same_directory_is_refused(corpus_dir: Path) -> None:
     with pytest.raises(ValueError, match=r"made with other settings \(seed: 7, now 8\).*out=DIR"):
-        build(made, **{**CORPUS, "seed": 8})
+        build(corpus_dir, **{**CORPUS, "seed": 8})
 
 
 def test_a_directory_of_other_files_is_left_alone(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from auris.metrics.normalize import contains
 from auris.text import chat
 from auris.text.tasks import LANGUAGES, MODES
 from support import stand_in
+from support.corpora import TRAIN_ROWS, build_corpus
 
 FILES = [f"{prefix}{split}" for split in grammar.SPLITS for prefix in ("", "preferences_")]
 SPLITS_OF = {name: name.removeprefix("preferences_") for name in FILES}
@@ -61,6 +62,12 @@ def replace(options: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
 
 
 SILENT = replace(OPTIONS, {"mix": {"demonstration": 3, "text": 1}})  # without speech, so that it takes no time
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A corpus with as many rows of each task for validation and test as for training, as dialogues need them."""
+    return build_corpus(tmp_path_factory.mktemp("embedded") / "corpus", TRAIN_ROWS)
 
 
 @pytest.fixture(scope="module")
@@ -410,9 +417,9 @@ def test_existing_dialogues_are_reported_and_left_alone(
     assert (dialogue_dir / "instruct.json").stat().st_mtime_ns == before
 
 
-def test_other_dialogues_in_the_same_directory_are_refused(made: Path, corpus: Path) -> None:
+def test_other_dialogues_in_the_same_directory_are_refused(dialogue_dir: Path, corpus: Path) -> None:
     with pytest.raises(ValueError, match=r"made with other settings \(seed: 3, now 4\).*out=DIR"):
-        instruct(corpus, made, **{**OPTIONS, "seed": 4})
+        instruct(corpus, dialogue_dir, **{**OPTIONS, "seed": 4})
 
 
 def test_a_directory_of_other_files_is_left_alone(corpus: Path, tmp_path: Path) -> None:

@@ -103,10 +103,10 @@ def test_a_worker_that_hangs_is_replaced_after_the_timeout(tmp_path, restarts):
     assert active_children() == []
 
 
-def test_an_item_that_always_costs_its_worker_ends_the_run_with_its_number(tmp_path, calls):
+def test_an_item_that_always_costs_its_worker_ends_the_run_with_its_number(tmp_path, restarts):
     with pytest.raises(LoaderError, match=r"lost 3 times at step 4 .*Killed.*data\.num_workers=0") as error:
-        numbers(load(Items(tmp_path, 4, die, times=99), calls, num_workers=1))
-    assert error.value.number == 4 and [number for number, _ in calls if number == 4] == [4, 4]
+        numbers(load(Items(tmp_path, 4, die, times=99), restarts, num_workers=1))
+    assert error.value.number == 4 and [number for number, _ in restarts if number == 4] == [4, 4]
     assert active_children() == []
 
 

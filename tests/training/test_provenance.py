@@ -126,14 +126,14 @@ def test_ddp_sums_gradients_in_memory_of_its_own():
     assert bucketed - alone == 4 * cost.trained_parameters(net, stage)
 
 
-def test_the_time_left_follows_from_the_speed_of_the_first_steps(said, tmp_path):
+def test_the_time_left_follows_from_the_speed_of_the_first_steps(announcements, tmp_path):
     callback, module = EnvironmentReport(tmp_path), SimpleNamespace(max_steps=1000, device=torch.device("cpu"))
     callback.environment = SimpleNamespace(step=100, tokens=2_000_000.0)
     for step in (100 + WINDOW - 1, 100 + WINDOW, 100 + WINDOW + 1):
         speed = {"tokens/s": torch.tensor(500.0)}
         trainer = SimpleNamespace(is_global_zero=True, global_step=step, callback_metrics=speed)
         callback.on_train_batch_end(trainer, module)
-    assert said == ["500 tokens/s: the remaining 880 steps take 59 min"]
+    assert announcements == ["500 tokens/s: the remaining 880 steps take 59 min"]
 
 
 def test_the_speed_of_a_matrix_product_is_that_of_this_machine_and_draws_nothing():
