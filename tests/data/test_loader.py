@@ -49,9 +49,9 @@ def restarts() -> list[tuple[int, str]]:
     return []
 
 
-def load(items: Items, restarts: list, start: int = 0, stop: int = 9, **settings) -> Loader:
+def load(items: Items, calls: list, /, start: int = 0, stop: int = 9, **settings) -> Loader:
     settings = {"num_workers": 2, "timeout": 20, "restarts": 2} | settings
-    return Loader(items, start, stop, on_restart=lambda number, reason: restarts.append((number, reason)), **settings)
+    return Loader(items, start, stop, on_restart=lambda number, reason: calls.append((number, reason)), **settings)
 
 
 def numbers(items: Loader) -> list[int]:

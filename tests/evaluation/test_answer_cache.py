@@ -95,7 +95,7 @@ def test_without_file_locks_a_warning_is_given_and_answers_are_written(tmp_path:
         raise OSError(errno.ENOLCK, "no locks available")
 
     monkeypatch.setattr(fcntl, "lockf", lockf)
-    with pytest.warns(UserWarning, match="lock cannot be locked .*do not start two"):
+    with pytest.warns(UserWarning, match="lock cannot be locked .*do not start a second"):
         answer_cache.AnswerCache(tmp_path, SETTINGS).add({"k": answer_cache.Response(ROW, "a bear")})
     assert answer_cache.AnswerCache(tmp_path, SETTINGS)["k"].content == "a bear"
 

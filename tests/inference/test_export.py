@@ -300,4 +300,4 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture):
     assert cli.main(["export", *arguments]) == 0
     assert f"wrote {tmp_path}/out (qwen2_audio)" in capsys.readouterr().out
     assert cli.main(["export", *arguments]) == 1
-    assert capsys.readouterr().err.startswith(f"error: out={tmp_path}/out is there already")
+    assert capsys.readouterr().err.startswith(f"error: out={tmp_path}/out already exists")
