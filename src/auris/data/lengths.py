@@ -24,7 +24,7 @@ from auris.errors import AudioError, RowError, UserError
 from auris.files import digest
 from auris.text import tasks
 
-_VERSION = 4  # of the cached arrays
+_VERSION = 4  # version of the format of cached arrays
 _CHUNK = 10_000  # rows that a process measures at a time; no progress bar is shown for fewer
 _MAX_FAMILIES = 10_000  # bounds the memory if labels differ in every row
 _HASHED_LABELS = {str, type(None)}  # unlike numbers (1 == 1.0 == True), equal values of these types are the same label

@@ -26,7 +26,7 @@ from auris.data.rows import FieldMap, Record, Row, decode, is_task_row, parse, r
 from auris.errors import UserError
 from auris.files import digest, file_digest
 
-_VERSION = 2  # of the cached arrays
+_VERSION = 2  # version of the format of cached arrays
 _READ_LINES = 64  # lines per read
 _PIECE = 2**23  # bytes that a process indexes at a time
 

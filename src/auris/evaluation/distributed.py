@@ -41,7 +41,7 @@ class Ranks:
 
     @property
     def is_first(self) -> bool:
-        """Whether this is the process that reads and writes files."""
+        """Return True on the rank that reads and writes files."""
         return self.rank == 0
 
     def exchange(self, value: Any, *, failed: bool = False) -> list[Any]:

@@ -134,7 +134,7 @@ class Line:
 
     @property
     def differs(self) -> bool:
-        """Whether our score was computed differently from every published one."""
+        """Return True if every published score was computed in another way than ours."""
         return self.ours is not None and not any(is_comparable(self.ours.signature, c.signature) for c in self.cells)
 
     @property

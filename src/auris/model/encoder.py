@@ -21,7 +21,7 @@ from auris.errors import UserError
 from auris.model import attention
 
 STEM_GAIN = 1.5  # measured on speech: makes the stem's deviation over time about equal to that of the positions
-MAX_PERIOD = 10_000  # of the position sinusoids (openai/whisper model.py `sinusoids`)
+MAX_PERIOD = 10_000  # longest period of the position sinusoids (openai/whisper model.py `sinusoids`)
 
 
 class Encoder(nn.Module):

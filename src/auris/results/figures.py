@@ -24,7 +24,7 @@ from auris.text.figure_style import CAPTION, STYLE, assign_colours
 from auris.text.tasks import is_synthetic
 
 ADVICE = "choose some of them with arms=[a,b]"  # for an error about too many arms
-MARKERS = "osD^vPX*"  # of the points of the arms
+MARKERS = "osD^vPX*"  # one marker for each arm
 UNLABELLED = ("accuracy", "aas_ms", "bleu", "cider")  # metrics that the title of their panel names
 
 Rows = list[dict[str, Any]]

@@ -103,7 +103,7 @@ def save(
 
 
 def _make(partial: Path) -> None:
-    shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
+    shutil.rmtree(partial, ignore_errors=True)  # left by a process that was killed
     partial.mkdir(parents=True)
 
 
