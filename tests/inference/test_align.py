@@ -1,4 +1,4 @@
-"""Word times: what carries them, the way from frames to words, and the command."""
+"""Word alignment: splitting text into words, times of tokens and words, and the command."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from support.manifests import speech_rows, tokenizer, write_manifest
 BLANK = 4
 
 
-def scores(path: list[int], *, certain: float = 0.9) -> Tensor:
-    """Log-probabilities (C, 5) of frames that hold the tokens of `path`."""
-    rest = (1 - certain) / BLANK
-    probabilities = torch.full((len(path), BLANK + 1), rest)
-    probabilities[torch.arange(len(path)), torch.tensor(path)] = certain
+def scores(path: list[int], *, confidence: float = 0.9) -> Tensor:
+    """Return log-probabilities (C, 5) of frames that emit the tokens of `path`."""
+    other_probability = (1 - confidence) / BLANK
+    probabilities = torch.full((len(path), BLANK + 1), other_probability)
+    probabilities[torch.arange(len(path)), torch.tensor(path)] = confidence
     return probabilities.log()
 
 
-# --- what carries times -------------------------------------------------------------------------------------------
+# --- words --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def scores(path: list[int], *, certain: float = 0.9) -> Tensor:
         ("...", "en", []),
     ],
 )
-def test_words_have_times_and_characters_do_in_languages_without_words(text: str, language: str, words: list[str]):
+def test_text_is_split_into_words_or_into_characters_for_chinese(text: str, language: str, words: list[str]):
     spans = split(text, language)
     assert [span.word for span in spans] == words
     assert [text[span.start : span.end] for span in spans] == words
@@ -54,44 +54,44 @@ def test_words_have_times_and_characters_do_in_languages_without_words(text: str
 
 
 def test_tokens_share_the_blanks_between_them():
-    found = token_frames(scores([BLANK, 0, 0, BLANK, BLANK, 1, BLANK, 2]), [0, 1, 2], BLANK)
-    assert found.tolist() == [[1, 4], [4, 6.5], [6.5, 8]]
+    frames = token_frames(scores([BLANK, 0, 0, BLANK, BLANK, 1, BLANK, 2]), [0, 1, 2], BLANK)
+    assert frames.tolist() == [[1, 4], [4, 6.5], [6.5, 8]]
 
 
-def test_a_repeated_token_is_two_with_a_blank_between():
+def test_a_repeated_token_is_aligned_twice_if_a_blank_separates_it():
     assert token_frames(scores([1, 1, BLANK, 1]), [1, 1], BLANK).tolist() == [[0, 2.5], [2.5, 4]]
 
 
 @pytest.mark.parametrize("ids", [[0, 1, 2, 3], [1, 1], []])
-def test_a_text_too_long_for_its_clip_is_named(ids: list[int]):
+def test_a_text_too_long_for_its_clip_is_refused(ids: list[int]):
     with pytest.raises(ValueError, match=r"the text needs \d frames of 20 ms, but the clip has 2"):
         token_frames(scores([0, 1]), ids, BLANK)
 
 
-def test_priors_give_tokens_the_time_around_their_spikes():
-    """Each token is likelier than anywhere else over five frames, but above the blank on one alone."""
+def test_dividing_by_priors_widens_tokens_beyond_their_spikes():
+    """Each token has a raised probability for five frames, but exceeds the blank in only one of them."""
     spiky = torch.full((12, BLANK + 1), 1e-4)
     spiky[:, BLANK] = 1.0
     spiky[1:6, 0], spiky[6:11, 1] = 0.3, 0.3
-    spiky[5, 0], spiky[7, 1] = 5.0, 5.0  # one fires late, one early
+    spiky[5, 0], spiky[7, 1] = 5.0, 5.0  # the spike of one token is late, that of the other early
     frames = (spiky / spiky.sum(1, keepdim=True)).log()
     prior = frames.exp().mean(0).log()
     assert token_frames(frames, [0, 1], BLANK).tolist() == [[5, 6.5], [6.5, 8]]
     assert token_frames(frames - prior, [0, 1], BLANK).tolist() == [[1, 6], [6, 11]]
 
 
-def test_tokens_of_many_characters_and_characters_of_many_tokens():
+def test_word_times_follow_from_tokens_of_any_number_of_characters():
     frames = np.array([[0, 10], [10, 20], [20, 30], [30, 50]], dtype=float)
-    covered = [(0, 2), (2, 3), (2, 3), (3, 6)]  # "ab", two halves of "c", " de"
+    token_spans = [(0, 2), (2, 3), (2, 3), (3, 6)]  # "ab", two halves of "c", " de"
     words = [Span("a", 0, 1), Span("b", 1, 2), Span("c", 2, 3), Span("de", 4, 6)]
-    found = word_times(frames, covered, words)
-    times = [(entry["word"], entry["start"] / FRAME_SECONDS, entry["end"] / FRAME_SECONDS) for entry in found]
+    entries = word_times(frames, token_spans, words)
+    times = [(entry["word"], entry["start"] / FRAME_SECONDS, entry["end"] / FRAME_SECONDS) for entry in entries]
     assert [word for word, _, _ in times] == ["a", "b", "c", "de"]
     expected = [(0, 5), (5, 10), (10, 30), (30 + 20 / 3, 50)]
-    np.testing.assert_allclose([ends for _, *ends in times], expected, atol=0.05)
+    np.testing.assert_allclose([interval for _, *interval in times], expected, atol=0.05)
 
 
-def test_tokens_cover_their_text():
+def test_token_spans_cover_the_text():
     for text in ("the cat sat on the mat", "ein Hund schläft", "猫は寝る"):
         spans = tokenizer().spans(text)
         assert len(spans) == len(tokenizer().plain(text))
@@ -100,13 +100,16 @@ def test_tokens_cover_their_text():
         }
 
 
-def test_errors_are_those_of_rows_with_the_same_words():
-    true = [{"word": "a", "start": 0.0, "end": 0.5}, {"word": "b", "start": 0.5, "end": 1.0}]
-    mine = [{"word": "a", "start": 0.1, "end": 0.4}, {"word": "b", "start": 0.4, "end": 1.0}]
-    rows = [Row("1", labels={"language": "en", "words": true}), Row("2", labels={"language": "en", "words": true[:1]})]
-    found = timing_errors((row, mine) for row in [*rows, Row("3", labels={"language": "en"})])
-    assert found.keys() == {"en"}
-    np.testing.assert_allclose(found["en"], [0.1, -0.1, -0.1, 0.0], atol=1e-9)
+def test_timing_errors_use_only_rows_with_the_same_words():
+    reference_words = [{"word": "a", "start": 0.0, "end": 0.5}, {"word": "b", "start": 0.5, "end": 1.0}]
+    aligned_words = [{"word": "a", "start": 0.1, "end": 0.4}, {"word": "b", "start": 0.4, "end": 1.0}]
+    rows = [
+        Row("1", labels={"language": "en", "words": reference_words}),
+        Row("2", labels={"language": "en", "words": reference_words[:1]}),
+    ]
+    errors = timing_errors((row, aligned_words) for row in [*rows, Row("3", labels={"language": "en"})])
+    assert errors.keys() == {"en"}
+    np.testing.assert_allclose(errors["en"], [0.1, -0.1, -0.1, 0.0], atol=1e-9)
 
 
 # --- a run --------------------------------------------------------------------------------------------------------
@@ -114,7 +117,7 @@ def test_errors_are_those_of_rows_with_the_same_words():
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An encoder with a CTC head, as initialised."""
+    """Return an untrained encoder run with a CTC head."""
     path = tmp_path_factory.mktemp("ctc") / "run"
     published.run(path, "experiment=encoder_ctc")
     return path
@@ -133,16 +136,18 @@ def test_the_times_of_a_row_do_not_depend_on_its_pack(run: Path, rows: Path):
     aligner = Aligner(load(run), prior_scale=1.0)
     [manifest] = read_manifests([rows])
 
-    def read(*numbers: int) -> dict:
+    def read_pack(*numbers: int) -> dict:
         return pack(manifest.rows, [(number, None) for number in numbers], aligner.view)
 
-    aligner.estimate_priors([read(0, 1, 2)])
-    together = dict(aligner.align(manifest.rows, read(2, 0, 1)))
-    alone = {number: dict(aligner.align(manifest.rows, read(number)))[number] for number in (0, 1, 2)}
-    assert together == alone
+    aligner.estimate_priors([read_pack(0, 1, 2)])
+    packed = dict(aligner.align(manifest.rows, read_pack(2, 0, 1)))
+    single = {number: dict(aligner.align(manifest.rows, read_pack(number)))[number] for number in (0, 1, 2)}
+    assert packed == single
 
 
-def test_rows_gain_times_and_none_is_lost(run: Path, rows: Path, tmp_path: Path, monkeypatch, capsys):
+def test_the_command_writes_word_times_and_lists_unusable_rows(
+    run: Path, rows: Path, tmp_path: Path, monkeypatch, capsys
+):
     monkeypatch.chdir(tmp_path)
     assert cli.main(["align", f"checkpoint={run}", f"data.test=[{rows}]", "out=new/timed.jsonl"]) == 0
     assert "median error" in capsys.readouterr().out
@@ -152,18 +157,18 @@ def test_rows_gain_times_and_none_is_lost(run: Path, rows: Path, tmp_path: Path,
         assert row.problem is None and row.labels["task"] == "srwt" and row.clips[0].path.is_file()
         assert " ".join(entry["word"] for entry in row.labels["words"]) == row.labels["text"]
         assert row.labels["words"][-1]["end"] <= row.clips[0].duration + FRAME_SECONDS
-    beside = [json.loads(line) for line in Path("new/timed.unusable.jsonl").read_text().splitlines()]
-    assert [row["id"] for row in beside] == ["r3", "bark"]
-    assert "the clip has 5" in beside[0]["problem"] and "no `transcript`" in beside[1]["problem"]
+    unusable = [json.loads(line) for line in Path("new/timed.unusable.jsonl").read_text().splitlines()]
+    assert [row["id"] for row in unusable] == ["r3", "bark"]
+    assert "the clip has 5" in unusable[0]["problem"] and "no `transcript`" in unusable[1]["problem"]
 
 
 def test_a_model_that_cannot_align_is_refused(run: Path, rows: Path, tmp_path: Path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
 
     def fail(*arguments: str) -> str:
-        given = {"checkpoint": run, "data.test": f"[{rows}]", "out": "timed.jsonl"}
-        given |= dict(argument.split("=", 1) for argument in arguments)
-        assert cli.main(["align", *(f"{key}={value}" for key, value in given.items())]) == 1
+        options = {"checkpoint": run, "data.test": f"[{rows}]", "out": "timed.jsonl"}
+        options |= dict(argument.split("=", 1) for argument in arguments)
+        assert cli.main(["align", *(f"{key}={value}" for key, value in options.items())]) == 1
         return capsys.readouterr().err
 
     published.run(tmp_path / "answers", "experiment=qwen2_audio_pretrain")

@@ -1,4 +1,4 @@
-"""A conversation is the model's chat, turn by turn; mistakes end nothing; a file is answered row by row."""
+"""Chat in the terminal and batch answers: same responses as `AudioModel.chat`, and errors that end nothing else."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ SETTINGS = {"max_new_tokens": 8, "control": True}
 
 
 @pytest.fixture(scope="module")
-def there(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("qwen2_audio") / "there"
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("qwen2_audio") / "model"
     published.qwen2_audio(path)
     published.edit_json(path / "generation_config.json", "chat_format", value="chatml")
     return path
 
 
 @pytest.fixture(scope="module")
-def model(there: Path) -> AudioModel:
-    return auris.load(there)
+def model(model_dir: Path) -> AudioModel:
+    return auris.load(model_dir)
 
 
 @pytest.fixture(scope="module")
@@ -42,9 +42,9 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_wave(tmp_path_factory.mktemp("clips") / "a clip.wav", 1.3)
 
 
-def heard(clip: Path, text: str = "") -> dict[str, Any]:
-    message = [{"type": "text", "text": text}] if text else []
-    return {"role": "user", "content": [{"type": "audio", "audio": str(clip)}, *message]}
+def user_with_audio(clip: Path, text: str = "") -> dict[str, Any]:
+    text_part = [{"type": "text", "text": text}] if text else []
+    return {"role": "user", "content": [{"type": "audio", "audio": str(clip)}, *text_part]}
 
 
 def user(text: str) -> dict[str, Any]:
@@ -60,26 +60,26 @@ def assistant(text: str) -> dict[str, Any]:
 
 def test_each_response_depends_on_the_whole_conversation(model: AudioModel, clip: Path, capsys: pytest.CaptureFixture):
     talk(Conversation(model, **SETTINGS), [f'/audio "{clip}"', "what is it?", "and now?\n"])
-    first = model.chat([heard(clip, "what is it?")], **SETTINGS)
-    second = model.chat([heard(clip, "what is it?"), assistant(first), user("and now?")], **SETTINGS)
+    first = model.chat([user_with_audio(clip, "what is it?")], **SETTINGS)
+    second = model.chat([user_with_audio(clip, "what is it?"), assistant(first), user("and now?")], **SETTINGS)
     out, notes = capsys.readouterr()
     assert out == f"{first}\n{second}\n"
     assert first.strip() and second != model.chat([user("and now?")], **SETTINGS)
     assert "(1.3 s) to the next message" in notes
 
 
-def test_an_empty_line_sends_the_clips_alone(model: AudioModel, clip: Path, capsys: pytest.CaptureFixture):
+def test_an_empty_line_sends_only_the_clips(model: AudioModel, clip: Path, capsys: pytest.CaptureFixture):
     talk(Conversation(model, **SETTINGS), ["", f"/audio '{clip}'", "", ""])
-    assert capsys.readouterr().out == model.chat([heard(clip)], **SETTINGS) + "\n"
+    assert capsys.readouterr().out == model.chat([user_with_audio(clip)], **SETTINGS) + "\n"
 
 
-def test_several_clips_go_with_one_message(model: AudioModel, clip: Path, tmp_path: Path):
+def test_several_clips_are_sent_with_one_message(model: AudioModel, clip: Path, tmp_path: Path):
     other = write_wave(tmp_path / "other.wav", 0.7)
-    talker = Conversation(model, **SETTINGS)
-    talk(talker, [f"/audio '{clip}' {other}", "both?"])
-    content = [*heard(clip)["content"], *heard(other, "both?")["content"]]
-    assert talker.messages[0]["content"] == content
-    assert talker.messages[1]["content"] == model.chat([{"role": "user", "content": content}], **SETTINGS)
+    conversation = Conversation(model, **SETTINGS)
+    talk(conversation, [f"/audio '{clip}' {other}", "both?"])
+    content = [*user_with_audio(clip)["content"], *user_with_audio(other, "both?")["content"]]
+    assert conversation.messages[0]["content"] == content
+    assert conversation.messages[1]["content"] == model.chat([{"role": "user", "content": content}], **SETTINGS)
 
 
 def test_reset_forgets_the_conversation(model: AudioModel, clip: Path, capsys: pytest.CaptureFixture):
@@ -89,22 +89,22 @@ def test_reset_forgets_the_conversation(model: AudioModel, clip: Path, capsys: p
 
 
 def test_a_system_message_opens_each_conversation(model: AudioModel):
-    talker = Conversation(model, system="Be short.", **SETTINGS)
-    talk(talker, ["hello", "/reset", "hello"])
-    opened = [{"role": "system", "content": "Be short."}, user("hello")]
+    conversation = Conversation(model, system="Be short.", **SETTINGS)
+    talk(conversation, ["hello", "/reset", "hello"])
+    messages = [{"role": "system", "content": "Be short."}, user("hello")]
     assert (
-        talker.messages[-1]
-        == assistant(model.chat(opened, **SETTINGS))
+        conversation.messages[-1]
+        == assistant(model.chat(messages, **SETTINGS))
         != assistant(model.chat([user("hello")], **SETTINGS))
     )
-    assert [message["role"] for message in talker.messages] == ["system", "user", "assistant"]
+    assert [message["role"] for message in conversation.messages] == ["system", "user", "assistant"]
 
 
-def test_mistakes_are_reported_and_end_nothing(
+def test_errors_are_reported_without_ending_the_conversation(
     model: AudioModel, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ):
     (tmp_path / "noise.wav").write_text("no sound")
-    mistakes = {
+    errors = {
         "/audio missing.wav": "missing.wav: no such file",
         f"/audio {tmp_path}/noise.wav": "noise.wav: cannot be decoded",
         "/audio": "'/audio': unknown command",
@@ -113,12 +113,12 @@ def test_mistakes_are_reported_and_end_nothing(
         "/save talk.txt": "'talk.txt': expected the name of a .jsonl file",
         f"/save {tmp_path}/talk.jsonl": "nothing to save",
     }
-    talk(Conversation(model, **SETTINGS), [*mistakes, "hello", "/quit", "not read"])
+    talk(Conversation(model, **SETTINGS), [*errors, "hello", "/quit", "not read"])
     out, notes = capsys.readouterr()
     assert out == model.chat([user("hello")], **SETTINGS) + "\n"
     lines = notes.splitlines()
-    assert len(lines) == len(mistakes)
-    for line, reason in zip(lines, mistakes.values(), strict=True):
+    assert len(lines) == len(errors)
+    for line, reason in zip(lines, errors.values(), strict=True):
         assert line.startswith("error: ") and reason in line
     assert not (tmp_path / "talk.jsonl").exists()
 
@@ -129,61 +129,61 @@ def test_help_names_every_command(model: AudioModel, capsys: pytest.CaptureFixtu
     assert not out and all(command in notes for command in ("/audio", "/reset", "/save", "/help", "/quit"))
 
 
-@pytest.mark.parametrize("fault", [ValueError("no"), KeyboardInterrupt()])
+@pytest.mark.parametrize("error", [ValueError("no"), KeyboardInterrupt()])
 def test_an_unanswered_message_is_not_part_of_the_conversation(
-    model: AudioModel, clip: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, fault: BaseException
+    model: AudioModel, clip: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, error: BaseException
 ):
-    talker = Conversation(model, **SETTINGS)
-    talk(talker, ["hello"])
-    before = list(talker.messages)
+    conversation = Conversation(model, **SETTINGS)
+    talk(conversation, ["hello"])
+    before = list(conversation.messages)
 
     def fail(*_: Any, **__: Any) -> str:
-        raise fault
+        raise error
 
-    with monkeypatch.context() as patched:
-        patched.setattr(model, "chat", fail)
-        talk(talker, [f"/audio '{clip}'", "what?"])
-    assert talker.messages == before and talker.attachments == []
+    with monkeypatch.context() as patch:
+        patch.setattr(model, "chat", fail)
+        talk(conversation, [f"/audio '{clip}'", "what?"])
+    assert conversation.messages == before and conversation.attachments == []
     assert "were not added" in (notes := capsys.readouterr().err) or "error: no" in notes
-    talk(talker, ["and now?"])
-    assert talker.messages == [
+    talk(conversation, ["and now?"])
+    assert conversation.messages == [
         *before,
-        user("and now?") | {"content": talker.messages[2]["content"]},
-        talker.messages[3],
+        user("and now?") | {"content": conversation.messages[2]["content"]},
+        conversation.messages[3],
     ]
 
 
 def test_an_empty_answer_is_an_error(model: AudioModel, monkeypatch: pytest.MonkeyPatch):
-    talker = Conversation(model, **SETTINGS)
+    conversation = Conversation(model, **SETTINGS)
     monkeypatch.setattr(model, "chat", lambda *_, **__: " ")
     with pytest.raises(ValueError, match="the response is empty"):
-        talker.send("hello", print)
-    assert talker.messages == []
+        conversation.send("hello", print)
+    assert conversation.messages == []
 
 
-def test_a_saved_conversation_is_a_row_to_train_on(model: AudioModel, clip: Path, tmp_path: Path):
-    talker = Conversation(model, **SETTINGS)
+def test_a_saved_conversation_is_a_training_row(model: AudioModel, clip: Path, tmp_path: Path):
+    conversation = Conversation(model, **SETTINGS)
     file = tmp_path / "deeper/talks.jsonl"
-    talk(talker, [f"/audio '{clip}'", "what is it?", f"/save {file}", "and now?", f"/save {file}"])
+    talk(conversation, [f"/audio '{clip}'", "what is it?", f"/save {file}", "and now?", f"/save {file}"])
     [manifest] = read_manifests([file])
     assert [(row.problem, row.labels["task"], row.labels["mode"]) for row in manifest.rows] == [
         (None, "chat", "audio_analysis")
     ] * 2
-    once, twice = manifest.rows
-    assert [len(row.labels["messages"]) for row in (once, twice)] == [2, 4]
+    first_save, second_save = manifest.rows
+    assert [len(row.labels["messages"]) for row in (first_save, second_save)] == [2, 4]
     assert (
-        once.clips[0].path.resolve() == clip.resolve()
-        and not Path(once.labels["messages"][0]["content"][0]["audio"]).is_absolute()
+        first_save.clips[0].path.resolve() == clip.resolve()
+        and not Path(first_save.labels["messages"][0]["content"][0]["audio"]).is_absolute()
     )
-    assert twice.labels["text"] == talker.messages[-1]["content"]
-    assert once.labels["answered_by"] == "released/there/seed_0"
+    assert second_save.labels["text"] == conversation.messages[-1]["content"]
+    assert first_save.labels["answered_by"] == "released/model/seed_0"
 
 
 def test_every_conversation_can_be_saved_as_a_row(model: AudioModel, tmp_path: Path, capsys: pytest.CaptureFixture):
-    """Text that stands for audio is refused when it is said, and an empty system message is one like any other."""
-    talker = Conversation(model, system="", **SETTINGS)
+    """Text with an audio mark is refused when it is sent. An empty system message is saved like any other."""
+    conversation = Conversation(model, system="", **SETTINGS)
     file = tmp_path / "talks.jsonl"
-    talk(talker, ["what is <audio>?", "what is <|AUDIO|>?", "hello", f"/save {file}"])
+    talk(conversation, ["what is <audio>?", "what is <|AUDIO|>?", "hello", f"/save {file}"])
     assert capsys.readouterr().err.count("have 1 audio marks") == 2
     [manifest] = read_manifests([file])
     [row] = manifest.rows
@@ -193,7 +193,7 @@ def test_every_conversation_can_be_saved_as_a_row(model: AudioModel, tmp_path: P
 # --- streaming ---
 
 
-def test_a_character_is_shown_when_it_is_whole():
+def test_a_character_is_shown_once_its_last_token_has_arrived():
     ids = tokenizer().plain("a猫は寝る 🎵!")
     text = StreamingDecoder(tokenizer().decode)
     pieces = [text.add(token) for token in ids]
@@ -221,7 +221,7 @@ def dialogues(clip: Path, tmp_path: Path) -> Path:
             "messages": [user("hello"), assistant("hi"), user("and now?"), assistant("the cat")],
             "answer": "of an earlier run",
         },
-        {"id": "absent", "messages": [heard(Path("no.wav"), "what?")]},
+        {"id": "absent", "messages": [user_with_audio(Path("no.wav"), "what?")]},
         {"id": "swift", "messages": [user("<audio>what?")], "audios": ["here.wav"]},
         {"id": "role", "messages": [{"role": "robot", "content": "hello"}]},
         {"id": "task", "audio": "here.wav", "task": "sec", "text": "dog"},
@@ -230,20 +230,26 @@ def dialogues(clip: Path, tmp_path: Path) -> Path:
     return write_manifest(tmp_path / "dialogues.jsonl", rows)
 
 
-def answered(path: Path) -> list[dict[str, Any]]:
+def read_answers(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 @pytest.mark.parametrize("batch_size", [1, 5])
-def test_the_dialogues_of_a_file_are_answered(model: AudioModel, dialogues: Path, tmp_path: Path, batch_size: int):
+def test_all_dialogues_of_a_file_are_answered(model: AudioModel, dialogues: Path, tmp_path: Path, batch_size: int):
     with dialogues.open("a") as file:
         file.write("\n{broken\n")
     out = tmp_path / "new/answers.jsonl"
     problems = answer_file(model, dialogues, out, batch_size=batch_size, **SETTINGS)
-    rows = answered(out)
-    heard_here = model.chat([heard(tmp_path / "here.wav", "what?")], **SETTINGS)
-    continued = model.chat([user("hello"), assistant("hi"), user("and now?")], **SETTINGS)
-    assert [row.get("answer") for row in rows] == [heard_here, continued, None, heard_here, *[None] * 4]
+    rows = read_answers(out)
+    answer_to_audio = model.chat([user_with_audio(tmp_path / "here.wav", "what?")], **SETTINGS)
+    answer_to_dialogue = model.chat([user("hello"), assistant("hi"), user("and now?")], **SETTINGS)
+    assert [row.get("answer") for row in rows] == [
+        answer_to_audio,
+        answer_to_dialogue,
+        None,
+        answer_to_audio,
+        *[None] * 4,
+    ]
     assert {name: row["problem"] for name, row in zip(problems, [rows[2], *rows[4:]], strict=True)} == problems
     assert list(problems) == ["absent", "role", "task", "handed", "dialogues.jsonl:9"]
     for name, reason in {
@@ -260,18 +266,20 @@ def test_the_dialogues_of_a_file_are_answered(model: AudioModel, dialogues: Path
 
 
 def test_a_system_message_is_added_only_to_dialogues_without_one(model: AudioModel, tmp_path: Path):
-    own = {"role": "system", "content": "Be long."}
-    source = write_manifest(tmp_path / "in.jsonl", [{"messages": [user("hello")]}, {"messages": [own, user("hello")]}])
+    own_system = {"role": "system", "content": "Be long."}
+    source = write_manifest(
+        tmp_path / "in.jsonl", [{"messages": [user("hello")]}, {"messages": [own_system, user("hello")]}]
+    )
     assert answer_file(model, source, tmp_path / "out.jsonl", batch_size=2, system="Be short.", **SETTINGS) == {}
-    short = {"role": "system", "content": "Be short."}
-    expected = [model.chat([system, user("hello")], **SETTINGS) for system in (short, own)]
-    assert [row["answer"] for row in answered(tmp_path / "out.jsonl")] == expected and len(set(expected)) == 2
+    default_system = {"role": "system", "content": "Be short."}
+    expected = [model.chat([system, user("hello")], **SETTINGS) for system in (default_system, own_system)]
+    assert [row["answer"] for row in read_answers(tmp_path / "out.jsonl")] == expected and len(set(expected)) == 2
 
 
-def test_a_file_is_read_with_the_checks_of_training_in_its_words(model: AudioModel, tmp_path: Path):
+def test_rows_are_checked_as_in_training_with_the_same_messages(model: AudioModel, tmp_path: Path):
     empty, hello = {"role": "assistant", "content": " "}, user("hello")
     clip = {"type": "audio", "audio": "here.wav"}
-    bad = [
+    dialogues = [
         {"messages": [hello, empty]},
         {"messages": [hello, empty, hello, assistant("hi")]},
         {"messages": [assistant("hi")]},
@@ -289,41 +297,41 @@ def test_a_file_is_read_with_the_checks_of_training_in_its_words(model: AudioMod
         {"id": "good", "messages": [hello, assistant("hi")]},
         {"id": "good", "messages": [hello, assistant("yo")]},
     ]
-    source = write_manifest(tmp_path / "in.jsonl", bad)
+    source = write_manifest(tmp_path / "in.jsonl", dialogues)
     problems = answer_file(model, source, tmp_path / "out.jsonl", batch_size=4, **SETTINGS)
     expected = {row.id: row.problem for row in read_manifests([source])[0].rows if row.problem}
     assert problems == expected and len(problems) == 15
-    open_ended = [{"messages": row["messages"][:-1]} for row in bad[4:6]]
+    open_ended = [{"messages": row["messages"][:-1]} for row in dialogues[4:6]]
     source = write_manifest(tmp_path / "open.jsonl", open_ended)
     reasons = answer_file(model, source, tmp_path / "answers.jsonl", batch_size=4, **SETTINGS).values()
     assert [*reasons] == [expected[f"in.jsonl:{line}"] for line in (5, 6)]
 
 
-def test_only_the_named_segment_of_a_file_is_used(model: AudioModel, clip: Path, tmp_path: Path):
-    def asked(path: Path | str, **stretch: float) -> list[dict[str, Any]]:
-        return [{"role": "user", "content": [{"type": "audio", "audio": str(path), **stretch}]}]
+def test_only_the_given_segment_of_a_file_is_used(model: AudioModel, clip: Path, tmp_path: Path):
+    def question(path: Path | str, **segment: float) -> list[dict[str, Any]]:
+        return [{"role": "user", "content": [{"type": "audio", "audio": str(path), **segment}]}]
 
-    whole, _ = soundfile.read(clip)
-    soundfile.write(tmp_path / "stretch.wav", whole[8000:12800], 16_000)
-    expected = model.chat(asked(tmp_path / "stretch.wav"), **SETTINGS)
-    stretch = {"offset": 0.5, "duration": 0.3}
-    assert model.chat(asked(clip, **stretch), **SETTINGS) == expected != model.chat(asked(clip), **SETTINGS)
+    wave, _ = soundfile.read(clip)
+    soundfile.write(tmp_path / "segment.wav", wave[8000:12800], 16_000)
+    expected = model.chat(question(tmp_path / "segment.wav"), **SETTINGS)
+    segment = {"offset": 0.5, "duration": 0.3}
+    assert model.chat(question(clip, **segment), **SETTINGS) == expected != model.chat(question(clip), **SETTINGS)
     (tmp_path / "here.wav").symlink_to(clip)
     rows = [
-        {"id": "r", "messages": asked("here.wav", **stretch)},
-        {"id": "lie", "messages": asked("here.wav", duration=9)},
+        {"id": "r", "messages": question("here.wav", **segment)},
+        {"id": "wrong duration", "messages": question("here.wav", duration=9)},
     ]
     problems = answer_file(
         model, write_manifest(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl", batch_size=2, **SETTINGS
     )
-    found = answered(tmp_path / "out.jsonl")
-    assert found[0]["answer"] == expected and found[0]["messages"] == asked("here.wav", **stretch)
-    assert "has 1.30 s, but the manifest states 9.00 s" in problems["lie"]
+    answers = read_answers(tmp_path / "out.jsonl")
+    assert answers[0]["answer"] == expected and answers[0]["messages"] == question("here.wav", **segment)
+    assert "has 1.30 s, but the manifest states 9.00 s" in problems["wrong duration"]
     with pytest.raises(ValueError, match="of samples: only files have"):
-        model.chat([{"role": "user", "content": [{"type": "audio", "audio": whole, **stretch}]}])
+        model.chat([{"role": "user", "content": [{"type": "audio", "audio": wave, **segment}]}])
 
 
-def test_no_file_is_overwritten_and_none_invented(model: AudioModel, dialogues: Path, tmp_path: Path):
+def test_an_existing_output_or_a_missing_input_is_refused(model: AudioModel, dialogues: Path, tmp_path: Path):
     with pytest.raises(ValueError, match="output=.*dialogues.jsonl already exists"):
         answer_file(model, dialogues, dialogues, batch_size=2)
     with pytest.raises(FileNotFoundError, match="input=.*no.jsonl: no such file"):
@@ -335,7 +343,7 @@ def test_no_file_is_overwritten_and_none_invented(model: AudioModel, dialogues: 
 
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path) -> Callable[..., Any]:
-    """The command in an empty folder, with lines piped in: (exit code, standard output, standard error)."""
+    """Call the command in an empty folder with piped lines. Return exit code, standard output and standard error."""
     monkeypatch.chdir(tmp_path)
 
     def call(*arguments: str, lines: str = "") -> tuple[Any, str, str]:
@@ -345,23 +353,27 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_
     return call
 
 
-def test_a_piped_conversation(command: Callable[..., Any], there: Path, model: AudioModel, clip: Path):
-    arguments = [f"checkpoint={there}", "generation.max_new_tokens=8"]
+def test_a_piped_conversation_prints_only_responses_to_stdout(
+    command: Callable[..., Any], model_dir: Path, model: AudioModel, clip: Path
+):
+    arguments = [f"checkpoint={model_dir}", "generation.max_new_tokens=8"]
     code, out, notes = command(*arguments, lines=f"/audio '{clip}'\nwhat is it?\n")
-    assert code == 0 and out == model.chat([heard(clip, "what is it?")], **SETTINGS) + "\n"
-    assert "released/there/seed_0" in notes and "max_new_tokens=8" in notes and "not trained on dialogues" not in notes
+    assert code == 0 and out == model.chat([user_with_audio(clip, "what is it?")], **SETTINGS) + "\n"
+    assert "released/model/seed_0" in notes and "max_new_tokens=8" in notes and "not trained on dialogues" not in notes
 
 
-def test_a_seed_makes_a_sampled_conversation_the_same_again(command: Callable[..., Any], there: Path):
-    sampled = [f"checkpoint={there}", "generation.do_sample=true", "generation.max_new_tokens=8"]
-    outs = [command(*sampled, f"seed={seed}", lines="hello\nhello\n")[1] for seed in (1, 1, 2)]
-    assert outs[0] == outs[1] != outs[2]
-    assert len(set(outs[0].splitlines())) == 2
+def test_the_seed_makes_a_sampled_conversation_reproducible(command: Callable[..., Any], model_dir: Path):
+    arguments = [f"checkpoint={model_dir}", "generation.do_sample=true", "generation.max_new_tokens=8"]
+    outputs = [command(*arguments, f"seed={seed}", lines="hello\nhello\n")[1] for seed in (1, 1, 2)]
+    assert outputs[0] == outputs[1] != outputs[2]
+    assert len(set(outputs[0].splitlines())) == 2
 
 
-def test_a_batch_from_the_command_line(command: Callable[..., Any], there: Path, dialogues: Path, tmp_path: Path):
+def test_the_command_answers_a_file_and_reports_rows_without_a_response(
+    command: Callable[..., Any], model_dir: Path, dialogues: Path, tmp_path: Path
+):
     code, out, notes = command(
-        f"checkpoint={there}", f"input={dialogues}", "output=out.jsonl", "generation.max_new_tokens=4"
+        f"checkpoint={model_dir}", f"input={dialogues}", "output=out.jsonl", "generation.max_new_tokens=4"
     )
     assert (
         code == 0
@@ -369,7 +381,7 @@ def test_a_batch_from_the_command_line(command: Callable[..., Any], there: Path,
         and "4 rows have no response" in notes
         and "absent: no.wav" in notes.replace(str(tmp_path) + "/", "")
     )
-    assert len(answered(tmp_path / "out.jsonl")) == 7
+    assert len(read_answers(tmp_path / "out.jsonl")) == 7
 
 
 @pytest.mark.parametrize(
@@ -383,14 +395,14 @@ def test_a_batch_from_the_command_line(command: Callable[..., Any], there: Path,
         (["long_audio=never"], "long_audio='never'"),
     ],
 )
-def test_impossible_settings_are_refused_at_once(
-    command: Callable[..., Any], there: Path, arguments: list[str], reason: str
+def test_invalid_settings_are_refused_before_the_conversation(
+    command: Callable[..., Any], model_dir: Path, arguments: list[str], reason: str
 ):
-    code, out, notes = command(f"checkpoint={there}", *arguments, lines="hello\n")
+    code, out, notes = command(f"checkpoint={model_dir}", *arguments, lines="hello\n")
     assert code != 0 and notes.splitlines()[-1].startswith("error: ") and reason in notes and out == ""
 
 
-def test_a_model_that_never_saw_a_dialogue_is_announced(command: Callable[..., Any], tmp_path: Path):
+def test_a_model_not_trained_on_dialogues_causes_a_warning(command: Callable[..., Any], tmp_path: Path):
     published.run(tmp_path / "raw")
     published.run(tmp_path / "tuned", "objective=sft", "prompt=chat_v2", "data.view=chat")
     published.run(tmp_path / "ctc", "experiment=encoder_ctc")

@@ -1,4 +1,4 @@
-"""What is shown of a model: its attention against its own layers, frames and tokens, poolings, word times."""
+"""Inspection of a model: its attention, frames and tokens, the probe of poolings, word times, and figures."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from support.manifests import samples_of, speech_rows, tokenizer, write_manifest
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Runs that nobody has trained, and rows of tones."""
+    """Return a folder with untrained runs and rows of tones."""
     path = tmp_path_factory.mktemp("inside")
-    own = ["run_dir=runs/s/a/seed_0", "data.test=[rows.jsonl]", "weights.encoder=runs/s/ctc/seed_0"]
-    published.run(path / "runs/s/a/seed_0", "experiment=qwen2_audio_pretrain", "model/pooling=stack", *own)
+    overrides = ["run_dir=runs/s/a/seed_0", "data.test=[rows.jsonl]", "weights.encoder=runs/s/ctc/seed_0"]
+    published.run(path / "runs/s/a/seed_0", "experiment=qwen2_audio_pretrain", "model/pooling=stack", *overrides)
     published.run(path / "runs/s/ctc/seed_0", "experiment=encoder_ctc")
     rows = speech_rows(path, [2.5, 2.0, 1.5, 2.2, 1.8, 2.4])
     rows[1]["words"] = [
@@ -45,7 +45,7 @@ def subject(folder: Path) -> inspection.Subject:
     return inspection.load(folder / "runs/s/a/seed_0")
 
 
-def answered(model: AudioModel, row: Row) -> dict:
+def build_batch(model: AudioModel, row: Row) -> dict:
     view = samples_of(tokenizer=model.tokenizer, prompt=model.prompt, geometry=model.net.geometry)
     return collate([view.build(row, 0, None)], geometry=model.net.geometry)
 
@@ -55,7 +55,7 @@ def answered(model: AudioModel, row: Row) -> dict:
 
 @pytest.fixture(scope="module", params=["qwen2_audio", "qwen_audio"])
 def model(request, tmp_path_factory: pytest.TempPathFactory) -> AudioModel:
-    """Grouped queries; and v1, whose rows are longer than it was trained on, so that queries are scaled."""
+    """Return a model with grouped queries, and a v1 model that scales queries of rows beyond its training length."""
     path = tmp_path_factory.mktemp("published") / request.param
     if request.param == "qwen2_audio":
         published.qwen2_audio(path)
@@ -65,17 +65,19 @@ def model(request, tmp_path_factory: pytest.TempPathFactory) -> AudioModel:
 
 
 @torch.no_grad()
-def test_traced_attention_equals_that_of_the_model_s_own_layers(model: AudioModel, subject: inspection.Subject):
-    batch = answered(model, subject.rows[0])
+def test_traced_attention_reproduces_the_output_of_the_attention_layers(model: AudioModel, subject: inspection.Subject):
+    batch = build_batch(model, subject.rows[0])
     n = len(batch["ids"])
-    seen: list[tuple[Tensor, Tensor]] = []
+    values_and_outputs: list[tuple[Tensor, Tensor]] = []
 
-    def note(module, arguments, given, out):
-        value = module.v_proj(given["hidden_states"] if "hidden_states" in given else arguments[0])
-        seen.append((rearrange(value[0], "t (h d) -> h t d", d=module.head_dim), out[0][0]))
+    def record(module, arguments, keyword_arguments, out):
+        value = module.v_proj(
+            keyword_arguments["hidden_states"] if "hidden_states" in keyword_arguments else arguments[0]
+        )
+        values_and_outputs.append((rearrange(value[0], "t (h d) -> h t d", d=module.head_dim), out[0][0]))
 
     layers = [layer.self_attn for layer in model.net.llm.get_decoder().layers]
-    hooks = [layer.register_forward_hook(note, with_kwargs=True) for layer in layers]
+    hooks = [layer.register_forward_hook(record, with_kwargs=True) for layer in layers]
     before = model.net.hidden_states(batch)
     for hook in hooks:
         hook.remove()
@@ -83,17 +85,17 @@ def test_traced_attention_equals_that_of_the_model_s_own_layers(model: AudioMode
     assert weights.shape == (len(layers), model.net.llm.config.num_attention_heads, n, n)
     torch.testing.assert_close(weights.sum(-1), torch.ones_like(weights[..., 0]))
     assert not weights.triu(1).any()
-    for layer, (value, out), of_layer in zip(layers, seen, weights, strict=True):
-        value = value.repeat_interleave(len(of_layer) // len(value), dim=0)
-        again = layer.o_proj(rearrange(of_layer @ value, "h t d -> t (h d)"))
-        torch.testing.assert_close(again, out, atol=1e-5, rtol=1e-5)
-    some = torch.tensor([3, n - 1])
-    torch.testing.assert_close(inspection.attention_weights(model.net, batch, some), weights[:, :, some])
+    for layer, (value, out), layer_weights in zip(layers, values_and_outputs, weights, strict=True):
+        value = value.repeat_interleave(len(layer_weights) // len(value), dim=0)
+        recomputed = layer.o_proj(rearrange(layer_weights @ value, "h t d -> t (h d)"))
+        torch.testing.assert_close(recomputed, out, atol=1e-5, rtol=1e-5)
+    positions = torch.tensor([3, n - 1])
+    torch.testing.assert_close(inspection.attention_weights(model.net, batch, positions), weights[:, :, positions])
     assert model.net.llm.config._attn_implementation == "packed"
     assert torch.equal(model.net.hidden_states(batch), before)
 
 
-def test_a_row_is_traced_and_answered(model: AudioModel, subject: inspection.Subject):
+def test_a_trace_has_features_pooled_frames_attention_and_the_answer(model: AudioModel, subject: inspection.Subject):
     trace = inspection.trace_row(model, subject.rows[0])
     config = model.net.llm.config
     frames = round(trace.seconds * 100)
@@ -107,11 +109,11 @@ def test_a_row_is_traced_and_answered(model: AudioModel, subject: inspection.Sub
     assert trace.attention.shape == (config.num_hidden_layers, config.num_attention_heads, n, frames // 4)
     assert n >= 1 and (trace.attention.sum(-1) > 0).all() and (trace.attention.sum(-1) < 1).all()
     assert "".join(trace.tokens) == trace.answer
-    assert model.net.llm.config._attn_implementation == "packed"  # nothing of it stays behind
+    assert model.net.llm.config._attn_implementation == "packed"  # tracing restores the attention implementation
 
 
-def test_attention_of_a_token_is_that_of_the_position_that_predicts_it(subject: inspection.Subject):
-    """Of the first token: the last position of the prompt, which has not seen the answer."""
+def test_the_attention_of_a_token_is_that_of_the_position_predicting_it(subject: inspection.Subject):
+    """The first token is predicted by the last position of the prompt, which has not seen the answer."""
     model, row = subject.model, subject.rows[0]
     view = samples_of(tokenizer=model.tokenizer, prompt=model.prompt, geometry=model.net.geometry)
     batch = collate([view.build(row, 0, None, prompt_only=True)], geometry=model.net.geometry)
@@ -120,17 +122,17 @@ def test_attention_of_a_token_is_that_of_the_position_that_predicts_it(subject: 
     np.testing.assert_allclose(inspection.trace_row(model, row).attention[:, :, 0], expected.numpy(), atol=1e-6)
 
 
-def test_rows_that_cannot_be_shown_are_named(subject: inspection.Subject):
+def test_rows_that_cannot_be_traced_are_refused(subject: inspection.Subject):
     row = subject.rows[0]
     with pytest.raises(ValueError, match="2 windows of audio, expected one clip of at most 30 s"):
         inspection.trace_row(subject.model, replace(row, clips=row.clips * 2))
     with pytest.raises(ValueError, match="no such row 'r9' with one clip among 6"):
         inspection.choose_row(subject, "r9")
-    assert inspection.choose_row(subject).id == "r1"  # the first with times
+    assert inspection.choose_row(subject).id == "r1"  # the first row with word times
     assert inspection.choose_row(subject, "r2").id == "r2"
 
 
-def test_a_token_that_ends_within_a_character_shows_nothing():
+def test_a_token_that_ends_within_a_character_has_no_text():
     vocabulary = tokenizer()
     ids = [*vocabulary.plain("the 狗 cat"), vocabulary.plain("狗")[0]]
     pieces = _pieces(vocabulary, ids)
@@ -138,26 +140,26 @@ def test_a_token_that_ends_within_a_character_shows_nothing():
     assert [piece for piece in pieces if "狗" in piece] and "" in pieces
 
 
-# --- where runs and rows are --------------------------------------------------------------------------------------
+# --- loading runs and rows ----------------------------------------------------------------------------------------
 
 
-def test_the_newest_run_that_answers_brings_its_rows_and_its_aligner(folder: Path):
+def test_the_newest_run_that_responds_to_prompts_is_loaded_with_rows_and_aligner(folder: Path):
     with pytest.raises(FileNotFoundError, match="no finished run under"):
         inspection.load(runs=folder / "runs")
-    for arm in ("a", "ctc"):  # the newer one answers nothing
+    for arm in ("a", "ctc"):  # the newer run does not respond to prompts
         (folder / f"runs/s/{arm}/seed_0/finished.json").write_text("{}")
-    found = inspection.load(runs=folder / "runs")  # its paths are relative to where it was started
-    assert found.model.config["run_dir"] == "runs/s/a/seed_0"
-    assert len(found.rows) == 6 and found.aligner == folder / "runs/s/ctc/seed_0"
+    subject = inspection.load(runs=folder / "runs")  # paths of the run are relative to its working directory
+    assert subject.model.config["run_dir"] == "runs/s/a/seed_0"
+    assert len(subject.rows) == 6 and subject.aligner == folder / "runs/s/ctc/seed_0"
     with pytest.raises(ValueError, match="does not respond to prompts"):
         inspection.load(folder / "runs/s/ctc/seed_0")
 
 
-# --- what pooling keeps -------------------------------------------------------------------------------------------
+# --- information after pooling ------------------------------------------------------------------------------------
 
 
-def test_a_probe_recovers_the_content_of_the_tokens():
-    """Frames that come in pairs survive a mean of two and not one of four; noise keeps half its variance."""
+def test_the_probe_measures_how_much_variance_pooling_keeps():
+    """Repeated frames survive a mean of two but not of four. A mean of two keeps half the variance of noise."""
     torch.manual_seed(0)
     pairs = [torch.randn(60, 8).repeat_interleave(2, dim=0) for _ in range(40)]
     noise = [torch.randn(120, 8) for _ in range(40)]
@@ -171,16 +173,18 @@ def test_a_probe_recovers_the_content_of_the_tokens():
     assert point == pytest.approx(0.5, abs=0.03) and low < point < high
 
 
-def test_every_pooling_has_its_line(subject: inspection.Subject):
+def test_every_pooling_has_a_row_in_the_comparison(subject: inspection.Subject):
     frame = inspection.compare_poolings(subject.model, subject.rows, ks=(2, 4))
-    lines = frame.set_index(["pooling", "k"])
-    assert set(lines.index) == {
+    table = frame.set_index(["pooling", "k"])
+    assert set(table.index) == {
         ("none", 1),
         *((name, k) for name in ("mean", "conv", "attention", "stack") for k in (2, 4)),
     }
-    assert lines.loc[("stack", 4), "width"] == 64 and lines.loc[("stack", 4), "tokens per second"] == 12.5
-    assert (lines.loc[[("stack", 2), ("none", 1)], "kept"] == 1).all()
-    assert lines.loc[("attention", 2), "kept"] == pytest.approx(lines.loc[("mean", 2), "kept"])  # it starts as the mean
+    assert table.loc[("stack", 4), "width"] == 64 and table.loc[("stack", 4), "tokens per second"] == 12.5
+    assert (table.loc[[("stack", 2), ("none", 1)], "kept"] == 1).all()
+    assert table.loc[("attention", 2), "kept"] == pytest.approx(
+        table.loc[("mean", 2), "kept"]
+    )  # attention is initialised to the mean
     with pytest.raises(ValueError, match="2 rows have .* use more rows"):
         inspection.compare_poolings(subject.model, subject.rows, limit=2)
 
@@ -188,35 +192,35 @@ def test_every_pooling_has_its_line(subject: inspection.Subject):
 # --- words and figures --------------------------------------------------------------------------------------------
 
 
-def test_words_are_matched_with_the_true_ones(subject: inspection.Subject):
+def test_time_shifts_compare_matching_words(subject: inspection.Subject):
     row = inspection.choose_row(subject)
-    found = inspection.word_times(subject, row)
-    assert list(found)[:2] == ["true", "forced alignment"]
-    assert [word["word"] for word in found["forced alignment"]] == ["the", "cat", "sat"]
-    late = [{**word, "start": word["start"] + 0.1, "end": word["end"] - 0.05} for word in found["true"]]
+    times = inspection.word_times(subject, row)
+    assert list(times)[:2] == ["true", "forced alignment"]
+    assert [word["word"] for word in times["forced alignment"]] == ["the", "cat", "sat"]
+    late = [{**word, "start": word["start"] + 0.1, "end": word["end"] - 0.05} for word in times["true"]]
     shifts = inspection.time_shifts(
-        row, {"true": found["true"], "late": [late[0], {**late[1], "word": "dog"}, late[2]]}
+        row, {"true": times["true"], "late": [late[0], {**late[1], "word": "dog"}, late[2]]}
     )
     assert shifts["word"].tolist() == ["the", "sat"]
     assert set(shifts["start shift"]) == {100} and set(shifts["end shift"]) == {-50}
-    page = inspection.audio_players(inspection.trace_row(subject.model, row), {"true": found["true"]}).data
+    page = inspection.audio_players(inspection.trace_row(subject.model, row), {"true": times["true"]}).data
     assert page.count("<audio") == 3 and page.count("data:audio/wav;base64,") == 3
 
 
 def test_a_model_trained_with_timestamps_is_prompted_for_them(
     subject: inspection.Subject, monkeypatch: pytest.MonkeyPatch
 ):
-    asked = []
+    tasks = []
 
     def answer(model: AudioModel, row: Row) -> SimpleNamespace:
-        asked.append(row.labels["task"])
+        tasks.append(row.labels["task"])
         return SimpleNamespace(answer="the (0.00-0.50) cat (0.70-1.10)")
 
     monkeypatch.setattr("auris.inference.inspection.timing.trace_row", answer)
     row = inspection.choose_row(subject)
-    found = inspection.word_times(replace(subject, aligner=None), row)
-    assert asked == ["srwt"] and list(found) == ["true", "answer with times"]
-    assert inspection.time_shifts(row, found)["start shift"].tolist() == [0, 100]
+    times = inspection.word_times(replace(subject, aligner=None), row)
+    assert tasks == ["srwt"] and list(times) == ["true", "answer with times"]
+    assert inspection.time_shifts(row, times)["start shift"].tolist() == [0, 100]
 
 
 def test_figures_show_the_data_of_the_trace(subject: inspection.Subject):
@@ -225,9 +229,9 @@ def test_figures_show_the_data_of_the_trace(subject: inspection.Subject):
     words = row.labels["words"]
     figure = inspection.plot_attention(trace, words, layer=0, head=1)
     assert "layer 0, head 1" in figure.axes[2].get_title(loc="left")
-    drawn = figure.axes[2].images[0].get_array()
-    np.testing.assert_allclose(drawn, 100 * trace.attention[0, 1][:60], rtol=1e-5)
-    np.testing.assert_allclose([bar.get_width() for bar in figure.axes[3].patches], drawn.sum(1), rtol=1e-4)
+    image = figure.axes[2].images[0].get_array()
+    np.testing.assert_allclose(image, 100 * trace.attention[0, 1][:60], rtol=1e-5)
+    np.testing.assert_allclose([bar.get_width() for bar in figure.axes[3].patches], image.sum(1), rtol=1e-4)
     heads = inspection.plot_heads(trace)
     assert sum(axis.get_visible() for axis in heads.axes) == trace.attention.shape[0] * trace.attention.shape[1]
     sound = inspection.plot_sound(trace, words)

@@ -1,4 +1,4 @@
-"""`auris.load`: whatever the path, the model answers as the code that published it does."""
+"""`auris.load` on any path: the model answers like the code that published it."""
 
 from __future__ import annotations
 
@@ -36,32 +36,32 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 @pytest.fixture(scope="module")
-def there(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("qwen2_audio") / "there"
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("qwen2_audio") / "model"
     published.qwen2_audio(path)
     return path
 
 
 @pytest.fixture(scope="module")
-def theirs(there: Path) -> Qwen2AudioForConditionalGeneration:
-    return Qwen2AudioForConditionalGeneration.from_pretrained(there).eval()
+def reference(model_dir: Path) -> Qwen2AudioForConditionalGeneration:
+    return Qwen2AudioForConditionalGeneration.from_pretrained(model_dir).eval()
 
 
 @pytest.fixture(scope="module")
-def ours(there: Path) -> AudioModel:
-    return auris.load(there)
+def model(model_dir: Path) -> AudioModel:
+    return auris.load(model_dir)
 
 
 @pytest.fixture(scope="module")
 def v1(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("qwen_audio") / "there"
+    path = tmp_path_factory.mktemp("qwen_audio") / "model"
     published.qwen_audio(path)
     return path
 
 
-def inputs_of(there: Path, texts: list[str], files: list[Path]) -> dict[str, Tensor]:
-    """What their processor makes of texts and clips, padded on the left."""
-    processor = AutoProcessor.from_pretrained(there)
+def inputs_of(model_dir: Path, texts: list[str], files: list[Path]) -> dict[str, Tensor]:
+    """Return what transformers' processor makes of texts and clips, padded on the left."""
+    processor = AutoProcessor.from_pretrained(model_dir)
     processor.tokenizer.padding_side = "left"
     waves = [audio.read(file) for file in files]
     return dict(processor(text=texts, audio=waves, sampling_rate=16_000, padding=True, return_tensors="pt"))
@@ -70,14 +70,14 @@ def inputs_of(there: Path, texts: list[str], files: list[Path]) -> dict[str, Ten
 def new_ids(
     model: Qwen2AudioForConditionalGeneration, inputs: dict[str, Tensor], **settings: object
 ) -> list[list[int]]:
-    """What their model adds to each row, up to the end of the text."""
+    """Return the tokens that transformers' model appends to each row, up to the end token."""
     end = tokenizer().end
-    out = model.generate(**inputs, max_new_tokens=12, eos_token_id=end, pad_token_id=end, **settings)
-    rows = out[:, inputs["input_ids"].shape[1] :].tolist()
+    ids = model.generate(**inputs, max_new_tokens=12, eos_token_id=end, pad_token_id=end, **settings)
+    rows = ids[:, inputs["input_ids"].shape[1] :].tolist()
     return [row[: row.index(end)] if end in row else row for row in rows]
 
 
-def test_importing_auris_imports_no_torch():
+def test_importing_auris_does_not_import_torch():
     code = "import sys, auris; assert 'torch' not in sys.modules and auris.__version__"
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
     subprocess.run([sys.executable, "-c", code], check=True, env=environment)
@@ -86,101 +86,105 @@ def test_importing_auris_imports_no_torch():
 
 
 @torch.no_grad()
-def test_logits_equal_those_of_transformers(ours: AudioModel, theirs, there: Path, files: list[Path]):
+def test_logits_equal_those_of_transformers(model: AudioModel, reference, model_dir: Path, files: list[Path]):
     for file in files:
-        expected = theirs(**inputs_of(there, [MARKS + PROMPT], [file])).logits[0]
-        pack = ours.pack([ours.prompt.raw(PROMPT, 1)], [[file]])
-        torch.testing.assert_close(ours.net.logits(pack), expected, atol=1e-5, rtol=0)
+        expected = reference(**inputs_of(model_dir, [MARKS + PROMPT], [file])).logits[0]
+        pack = model.pack([model.prompt.raw(PROMPT, 1)], [[file]])
+        torch.testing.assert_close(model.net.logits(pack), expected, atol=1e-5, rtol=0)
 
 
-def test_greedy_answers_equal_those_of_transformers(ours: AudioModel, theirs, there: Path, files: list[Path]):
-    expected = new_ids(theirs, inputs_of(there, [MARKS + PROMPT] * 3, files), do_sample=False)
+def test_greedy_answers_equal_those_of_transformers(model: AudioModel, reference, model_dir: Path, files: list[Path]):
+    expected = new_ids(reference, inputs_of(model_dir, [MARKS + PROMPT] * 3, files), do_sample=False)
     assert len({tuple(row) for row in expected}) > 1
-    answers = ours.generate(audio=files, prompt=PROMPT, max_new_tokens=12)
-    assert answers == [ours.tokenizer.decode(row) for row in expected]
+    answers = model.generate(audio=files, prompt=PROMPT, max_new_tokens=12)
+    assert answers == [model.tokenizer.decode(row) for row in expected]
     streamed: dict[int, list[int]] = {0: [], 1: [], 2: []}
-    ours.generate(audio=files, prompt=PROMPT, max_new_tokens=12, stream=lambda row, token: streamed[row].append(token))
+    model.generate(audio=files, prompt=PROMPT, max_new_tokens=12, stream=lambda row, token: streamed[row].append(token))
     assert list(streamed.values()) == expected
 
 
-def test_a_chat_equals_that_of_transformers(ours: AudioModel, theirs, there: Path, files: list[Path]):
+def test_a_chat_equals_that_of_transformers(model: AudioModel, reference, model_dir: Path, files: list[Path]):
     messages = [
         {"role": "user", "content": [{"type": "audio", "audio": str(files[0])}]},
         {"role": "assistant", "content": "the cat"},
         {"role": "user", "content": [{"type": "audio", "audio": str(files[1])}, {"type": "text", "text": "and this?"}]},
     ]
-    text = AutoProcessor.from_pretrained(there).apply_chat_template(
+    text = AutoProcessor.from_pretrained(model_dir).apply_chat_template(
         messages, add_generation_prompt=True, tokenize=False
     )
-    inputs = inputs_of(there, [text], files[:2])
-    expected = new_ids(theirs, inputs, do_sample=False)
-    seen: list[int] = []
-    ours.chat(messages, max_new_tokens=12, stream=lambda row, token: seen.append(token))
+    inputs = inputs_of(model_dir, [text], files[:2])
+    expected = new_ids(reference, inputs, do_sample=False)
+    streamed: list[int] = []
+    model.chat(messages, max_new_tokens=12, stream=lambda row, token: streamed.append(token))
     im_end = tokenizer().id("<|im_end|>")
-    assert seen == (expected[0][: expected[0].index(im_end)] if im_end in expected[0] else expected[0])
-    pack = ours.pack([ours.dialogue.turns(messages)], [files[:2]])
+    assert streamed == (expected[0][: expected[0].index(im_end)] if im_end in expected[0] else expected[0])
+    pack = model.pack([model.dialogue.turns(messages)], [files[:2]])
     assert pack["ids"].tolist() == inputs["input_ids"][0].tolist()
 
 
-def test_batches_accept_lists_of_clips_or_prompts(ours: AudioModel, files: list[Path]):
+def test_batches_accept_lists_of_clips_or_prompts(model: AudioModel, files: list[Path]):
     def ask(clips, prompt, **settings):
-        return ours.generate(audio=clips, prompt=prompt, max_new_tokens=6, **settings)
+        return model.generate(audio=clips, prompt=prompt, max_new_tokens=6, **settings)
 
-    alone = [ask(file, PROMPT) for file in files]
-    assert all(isinstance(answer, str) for answer in alone)
-    assert ask(files, PROMPT) == ask([str(file) for file in files], [PROMPT] * 3) == alone
-    assert ask([audio.read(file) for file in files], PROMPT) == alone
-    assert ask(torch.from_numpy(audio.read(files[0])), PROMPT) == alone[0]
-    assert ask(files[0], [PROMPT, "a"]) == [alone[0], ask(files[0], "a")]
-    assert ask([files[:2], files[2]], PROMPT) == [ask([files[:2]], PROMPT)[0], alone[2]]
+    answers = [ask(file, PROMPT) for file in files]
+    assert all(isinstance(answer, str) for answer in answers)
+    assert ask(files, PROMPT) == ask([str(file) for file in files], [PROMPT] * 3) == answers
+    assert ask([audio.read(file) for file in files], PROMPT) == answers
+    assert ask(torch.from_numpy(audio.read(files[0])), PROMPT) == answers[0]
+    assert ask(files[0], [PROMPT, "a"]) == [answers[0], ask(files[0], "a")]
+    assert ask([files[:2], files[2]], PROMPT) == [ask([files[:2]], PROMPT)[0], answers[2]]
     assert ask(None, ["the cat", "a"]) == [ask(None, "the cat"), ask(None, "a")]
-    assert ask([None, files[0]], PROMPT) == [ask(None, PROMPT), alone[0]]
+    assert ask([None, files[0]], PROMPT) == [ask(None, PROMPT), answers[0]]
 
 
-def test_invalid_prompts_are_refused(ours: AudioModel, files: list[Path]):
+def test_invalid_prompts_are_refused(model: AudioModel, files: list[Path]):
     with pytest.raises(ValueError, match=r"'audio': 2, 'prompt': 3"):
-        ours.generate(audio=files[:2], prompt=["a", "b", "c"])
+        model.generate(audio=files[:2], prompt=["a", "b", "c"])
     with pytest.raises(ValueError, match="missing.wav"):
-        ours.generate(audio="missing.wav", prompt=PROMPT)
+        model.generate(audio="missing.wav", prompt=PROMPT)
     with pytest.raises(ValueError, match=r"shape \(2, 100\)"):
-        ours.generate(audio=np.zeros((2, 100)), prompt=PROMPT)
+        model.generate(audio=np.zeros((2, 100)), prompt=PROMPT)
     with pytest.raises(ValueError, match="audio marks, but the row has"):
-        ours.generate(audio=None, prompt=MARKS)
+        model.generate(audio=None, prompt=MARKS)
     with pytest.raises(ValueError, match="beams"):
-        ours.generate(audio=files[0], prompt=PROMPT, beams=4)
+        model.generate(audio=files[0], prompt=PROMPT, beams=4)
 
 
-def test_a_long_clip_is_processed_to_its_end(ours: AudioModel):
+def test_a_long_clip_is_processed_to_its_end(model: AudioModel):
     wave = np.random.default_rng(0).normal(size=35 * 16_000).astype(np.float32)
-    pack = ours.pack([ours.prompt.raw(PROMPT, 1)], [[wave]])
+    pack = model.pack([model.prompt.raw(PROMPT, 1)], [[wave]])
     assert pack["audio_seconds"] == 35 and len(pack["frames"]) == 2
 
 
-def test_the_generation_config_is_followed_and_can_be_overruled(there: Path, tmp_path: Path, files: list[Path]):
+def test_the_generation_config_sets_defaults_that_calls_can_override(
+    model_dir: Path, tmp_path: Path, files: list[Path]
+):
     config = {"do_sample": True, "temperature": 0.9, "top_k": 20, "top_p": 0.9, "repetition_penalty": 1.1}
-    copy = linked(there, tmp_path / "copy")
+    copy = link_files(model_dir, tmp_path / "copy")
     end = tokenizer().end
     published.write_json(copy / "generation_config.json", {"eos_token_id": [end], "max_new_tokens": 9, **config})
     model = auris.load(copy)
-    chosen = model.settings()
-    assert {name: getattr(chosen, name) for name in config} == config
-    assert (chosen.stop, chosen.max_new_tokens) == (frozenset({end}), 9)
+    model_settings = model.settings()
+    assert {name: getattr(model_settings, name) for name in config} == config
+    assert (model_settings.stop, model_settings.max_new_tokens) == (frozenset({end}), 9)
 
     def ask(**settings):
         return model.generate(audio=files, prompt=PROMPT, **settings)
 
     assert ask(seed=1) == ask(seed=1) != ask(seed=2)
-    assert ask(do_sample=False, repetition_penalty=1.0) == auris.load(there).generate(files, PROMPT, max_new_tokens=9)
+    assert ask(do_sample=False, repetition_penalty=1.0) == auris.load(model_dir).generate(
+        files, PROMPT, max_new_tokens=9
+    )
 
 
-def test_a_chat_model_is_prompted_in_chatml(there: Path, tmp_path: Path, ours: AudioModel, files: list[Path]):
-    copy = linked(there, tmp_path / "copy")
+def test_a_chat_model_is_prompted_in_chatml(model_dir: Path, tmp_path: Path, model: AudioModel, files: list[Path]):
+    copy = link_files(model_dir, tmp_path / "copy")
     published.write_json(copy / "generation_config.json", {"chat_format": "chatml", "eos_token_id": tokenizer().end})
-    model = auris.load(copy)
+    chat_model = auris.load(copy)
     content = [{"type": "audio", "audio": files[0]}, {"type": "text", "text": "what?<|im_end|>"}]
-    expected = ours.chat([{"role": "user", "content": content}], max_new_tokens=6)
-    assert model.is_chat and model.generate(files[0], "what?<|im_end|>", max_new_tokens=6) == expected
-    assert auris.load(copy, chat=False).generate(files[0], PROMPT, max_new_tokens=6) == ours.generate(
+    expected = model.chat([{"role": "user", "content": content}], max_new_tokens=6)
+    assert chat_model.is_chat and chat_model.generate(files[0], "what?<|im_end|>", max_new_tokens=6) == expected
+    assert auris.load(copy, chat=False).generate(files[0], PROMPT, max_new_tokens=6) == model.generate(
         files[0], PROMPT, max_new_tokens=6
     )
 
@@ -197,7 +201,7 @@ def test_a_chat_model_is_prompted_in_chatml(there: Path, tmp_path: Path, ours: A
         (["objective=dpo", "data.view=pair", "prompt=chat_v2"], NaturalPrompt, Qwen2AudioChat.label),
     ],
 )
-def test_a_model_trained_on_dialogues_is_prompted_as_in_training(
+def test_a_model_trained_on_dialogues_is_prompted_in_its_training_format(
     tmp_path: Path, files: list[Path], overrides: list[str], raw: type, label: str
 ):
     published.run(tmp_path / "run", *overrides)
@@ -207,21 +211,21 @@ def test_a_model_trained_on_dialogues_is_prompted_as_in_training(
     options = {"max_new_tokens": 6, "control": True}
     expected = model.chat([{"role": "user", "content": content}], **options)
     assert expected and model.generate(files[0], "what?", **options) == expected
-    alone = auris.load(tmp_path / "run", chat=False)
-    assert not alone.is_chat and alone.generate(files[0], "what?", **options) != expected
+    raw_model = auris.load(tmp_path / "run", chat=False)
+    assert not raw_model.is_chat and raw_model.generate(files[0], "what?", **options) != expected
 
 
-def test_weights_keep_the_precision_that_they_are_stored_in(tmp_path: Path):
-    model = published.qwen2_audio(tmp_path / "there", dtype=torch.bfloat16)
-    stored = auris.load(tmp_path / "there").net
-    assert {p.dtype for p in stored.parameters()} == {torch.bfloat16}
-    assert torch.equal(stored.llm.lm_head.weight, model.lm_head.weight)
-    assert torch.equal(stored.encoder.positions, model.model.audio_tower.embed_positions.weight)
-    assert stored.llm.model.rotary_emb.inv_freq.dtype == torch.float32
-    single = auris.load(tmp_path / "there", dtype=torch.float32).net
-    assert {p.dtype for p in single.parameters()} == {torch.float32}
-    assert torch.equal(single.llm.lm_head.weight, model.lm_head.weight.float())
-    answer = auris.load(tmp_path / "there").generate(np.ones(16_000, np.float32), PROMPT, max_new_tokens=3)
+def test_weights_keep_their_stored_dtype_unless_another_is_requested(tmp_path: Path):
+    model = published.qwen2_audio(tmp_path / "model", dtype=torch.bfloat16)
+    net = auris.load(tmp_path / "model").net
+    assert {p.dtype for p in net.parameters()} == {torch.bfloat16}
+    assert torch.equal(net.llm.lm_head.weight, model.lm_head.weight)
+    assert torch.equal(net.encoder.positions, model.model.audio_tower.embed_positions.weight)
+    assert net.llm.model.rotary_emb.inv_freq.dtype == torch.float32
+    float32_net = auris.load(tmp_path / "model", dtype=torch.float32).net
+    assert {p.dtype for p in float32_net.parameters()} == {torch.float32}
+    assert torch.equal(float32_net.llm.lm_head.weight, model.lm_head.weight.float())
+    answer = auris.load(tmp_path / "model").generate(np.ones(16_000, np.float32), PROMPT, max_new_tokens=3)
     assert isinstance(answer, str)
 
 
@@ -236,28 +240,26 @@ def test_qwen_audio_is_loaded_with_its_vocabulary(v1: Path, files: list[Path]):
     tags = prompt.replace("><", "> <").split()
     assert ids == span + [vocabulary.id(tag) for tag in tags]
     assert isinstance(model.generate(files[0], prompt, max_new_tokens=3), str)
-    assert isinstance(model.generate(prompt="text alone", max_new_tokens=3), str)
+    assert isinstance(model.generate(prompt="text only", max_new_tokens=3), str)
     assert isinstance(model.chat([{"role": "user", "content": "hello"}], max_new_tokens=3), str)
 
 
-def test_qwen_audio_forgets_what_is_beyond_its_window(v1: Path, tmp_path: Path):
-    messages_ = [{"role": role, "content": f"{role} " * 20} for role in ("user", "assistant") * 2]
+def test_qwen_audio_drops_messages_beyond_its_history_window(v1: Path, tmp_path: Path):
+    history = [{"role": role, "content": f"{role} " * 20} for role in ("user", "assistant") * 2]
     question = {"role": "user", "content": "and now?"}
-    copy = linked(v1, tmp_path / "copy")
+    copy = link_files(v1, tmp_path / "copy")
 
     def ask(window: int, *messages: dict) -> str:
         published.write_json(copy / "generation_config.json", {"chat_format": "chatml", "max_window_size": window})
         return auris.load(copy).chat(messages, max_new_tokens=12, control=True)
 
-    assert ask(6144, *messages_, question) == auris.load(v1).chat(
-        [*messages_, question], max_new_tokens=12, control=True
-    )
-    forgotten = ask(60, *messages_, question)
-    assert forgotten == ask(6144, question) != ask(6144, *messages_, question)
+    assert ask(6144, *history, question) == auris.load(v1).chat([*history, question], max_new_tokens=12, control=True)
+    answer = ask(60, *history, question)
+    assert answer == ask(6144, question) != ask(6144, *history, question)
 
 
-def test_the_released_code_s_greedy_ids_come_out_of_a_directory(shared_data: Path, tmp_path: Path):
-    """The golden v1 model, loaded as a user loads it, asked with sound and text."""
+def test_greedy_ids_of_the_golden_model_equal_those_of_the_released_code(shared_data: Path, tmp_path: Path):
+    """Load the golden v1 model as a user does, and prompt it with audio and text."""
     golden = shared_data / "golden/qwen_audio_v1"
     published.golden_qwen_audio(golden, tmp_path / "v1")
     model = auris.load(tmp_path / "v1")
@@ -265,16 +267,16 @@ def test_the_released_code_s_greedy_ids_come_out_of_a_directory(shared_data: Pat
         waves = [stored[f"wave_{n}"].astype(np.float32) / 32768 for n in range(5)]
     with np.load(golden / "model_io.npz", allow_pickle=False) as stored:
         io = dict(stored)
-    asked = json.loads(str(io["meta"]))["prompts"]
+    prompts = json.loads(str(io["meta"]))["prompts"]
     for name in ("asr", "srwt", "aqa", "text"):
         clips = [waves[n] for n in io[f"{name}.clip_idx"]]
-        prompt = asked[name]["text"].rpartition("</audio>")[2]
+        prompt = prompts[name]["text"].rpartition("</audio>")[2]
         pack = model.pack([model.prompt.raw(prompt, len(clips))], [clips])
         assert pack["ids"].tolist() == io[f"{name}.input_ids"].tolist()
-        seen: list[int] = []
+        streamed: list[int] = []
         settings = {"max_new_tokens": 12, "stop": {model.tokenizer.end}}
-        model.generate([clips], prompt, stream=lambda row, token, seen=seen: seen.append(token), **settings)
-        assert seen == io[f"{name}.greedy_ids"].tolist()
+        model.generate([clips], prompt, stream=lambda row, token, streamed=streamed: streamed.append(token), **settings)
+        assert streamed == io[f"{name}.greedy_ids"].tolist()
 
 
 def test_a_run_and_its_checkpoint_give_the_same_answers(tmp_path: Path, files: list[Path]):
@@ -295,15 +297,15 @@ def test_an_encoder_run_is_loaded_with_its_head_and_accepts_no_prompts(tmp_path:
         model.generate(files[0], PROMPT)
 
 
-@pytest.mark.parametrize(("make", "part"), [(published.whisper, "encoder"), (published.language_model, "llm")])
-def test_a_part_of_a_model_cannot_be_loaded_as_a_model(tmp_path: Path, make, part: str):
-    make(tmp_path / "part")
+@pytest.mark.parametrize(("write", "part"), [(published.whisper, "encoder"), (published.language_model, "llm")])
+def test_a_part_of_a_model_cannot_be_loaded_as_a_model(tmp_path: Path, write, part: str):
+    write(tmp_path / "part")
     with pytest.raises(ValueError, match=rf"not a complete model.*weights\.{part}="):
         auris.load(tmp_path / "part")
 
 
-def test_a_tokenizer_without_an_audio_token_is_refused(there: Path, tmp_path: Path):
-    copy = linked(there, tmp_path / "copy", without=("tokenizer.json", "tokenizer_config.json"))
+def test_a_tokenizer_without_an_audio_token_is_refused(model_dir: Path, tmp_path: Path):
+    copy = link_files(model_dir, tmp_path / "copy", without=("tokenizer.json", "tokenizer_config.json"))
     with pytest.raises(ValueError, match=r"copy has no tokenizer: expected tokenizer.json"):
         auris.load(copy)
     plain = tokenizer().fast.backend_tokenizer.to_str().replace("<|AUDIO|>", "<|OTHER|>")
@@ -312,14 +314,14 @@ def test_a_tokenizer_without_an_audio_token_is_refused(there: Path, tmp_path: Pa
         auris.load(copy)
 
 
-def test_a_config_that_contradicts_the_tokenizer_is_refused(there: Path, v1: Path, tmp_path: Path):
-    copy = linked(there, tmp_path / "two", without=("config.json",))
+def test_a_config_that_contradicts_the_tokenizer_is_refused(model_dir: Path, v1: Path, tmp_path: Path):
+    copy = link_files(model_dir, tmp_path / "two", without=("config.json",))
     published.write_json(
-        copy / "config.json", json.loads((there / "config.json").read_text()) | {"audio_token_index": 7}
+        copy / "config.json", json.loads((model_dir / "config.json").read_text()) | {"audio_token_index": 7}
     )
     with pytest.raises(ValueError, match=r"config.json says audio_token_index=7, but <\|AUDIO\|> is \d+"):
         auris.load(copy)
-    copy = linked(v1, tmp_path / "one", without=("config.json",))
+    copy = link_files(v1, tmp_path / "one", without=("config.json",))
     config = json.loads((v1 / "config.json").read_text())
     config["audio"]["audio_start_id"] = 9
     published.write_json(copy / "config.json", config)
@@ -327,17 +329,17 @@ def test_a_config_that_contradicts_the_tokenizer_is_refused(there: Path, v1: Pat
         auris.load(copy)
 
 
-def test_fewer_rows_than_the_tokenizer_needs_are_refused(tmp_path: Path):
-    published.qwen2_audio(tmp_path / "there", vocab_size=tokenizer().size - 1)
+def test_an_embedding_with_fewer_rows_than_the_tokenizer_needs_is_refused(tmp_path: Path):
+    published.qwen2_audio(tmp_path / "model", vocab_size=tokenizer().size - 1)
     message = (
         rf"config.json says text_config.vocab_size={tokenizer().size - 1}, but its tokenizer has {tokenizer().size}"
     )
     with pytest.raises(ValueError, match=message):
-        auris.load(tmp_path / "there")
+        auris.load(tmp_path / "model")
 
 
-def linked(path: Path, copy: Path, without: tuple[str, ...] = ("generation_config.json",)) -> Path:
-    """A directory with the files of another, some left out."""
+def link_files(path: Path, copy: Path, without: tuple[str, ...] = ("generation_config.json",)) -> Path:
+    """Return a new directory with links to the files of another one, except some."""
     copy.mkdir()
     for file in path.iterdir():
         if file.name not in without:
@@ -348,32 +350,32 @@ def linked(path: Path, copy: Path, without: tuple[str, ...] = ("generation_confi
 # --- clips over 30 s ---
 
 
-def test_a_long_clip_is_transcribed_in_windows_and_joined(ours: AudioModel, tmp_path: Path, monkeypatch):
-    """Each window is asked as a row of its own; joining is tested with `data.long_audio`."""
+def test_a_long_clip_is_transcribed_in_windows_and_joined(model: AudioModel, tmp_path: Path, monkeypatch):
+    """Each window is a separate row. Tests of `data.long_audio` cover the joining."""
     write_wave(tmp_path / "long.wav", 40.0)
-    asked = []
+    calls = []
 
     def answer(clips, turns, **_):
-        asked.extend(zip(clips, turns, strict=True))
+        calls.extend(zip(clips, turns, strict=True))
         return ["a b c", "b c d", "x"]
 
-    monkeypatch.setattr(ours, "_answer", answer)
-    short = np.zeros(16_000, np.float32)
-    assert ours.transcribe([tmp_path / "long.wav", short], "en", max_new_tokens=4) == ["a b c d", "x"]
-    assert [len(clip) for [clip], _ in asked] == [480_000, 480_000, 16_000]
-    text = "".join(turn.text for turn in asked[0][1])
+    monkeypatch.setattr(model, "_answer", answer)
+    short_wave = np.zeros(16_000, np.float32)
+    assert model.transcribe([tmp_path / "long.wav", short_wave], "en", max_new_tokens=4) == ["a b c d", "x"]
+    assert [len(clip) for [clip], _ in calls] == [480_000, 480_000, 16_000]
+    text = "".join(turn.text for turn in calls[0][1])
     assert text == MARKS + "Detect the language and recognize the speech: <|en|>"
 
 
-def test_a_short_clip_is_transcribed_as_its_prompt_is_answered(ours: AudioModel, files: list[Path]):
+def test_transcribing_a_short_clip_equals_answering_the_transcription_prompt(model: AudioModel, files: list[Path]):
     prompt = "Detect the language and recognize the speech: <|en|>"
     options = {"max_new_tokens": 6, "do_sample": False}
-    assert ours.transcribe(files, **options) == ours.generate(files, prompt, **options)
+    assert model.transcribe(files, **options) == model.generate(files, prompt, **options)
 
 
-def test_the_first_policy_reports_dropped_seconds(there: Path):
-    model = auris.load(there, long_audio="first")
+def test_the_long_audio_policy_first_warns_about_dropped_seconds(model_dir: Path):
+    model = auris.load(model_dir, long_audio="first")
     wave = np.random.default_rng(0).normal(0, 0.1, 35 * 16_000).astype(np.float32)
     with pytest.warns(UserWarning, match="dropped 5.0 s after the first 30 s"):
-        cut = model.generate(wave, PROMPT, max_new_tokens=4)
-    assert cut == model.generate(wave[: 30 * 16_000], PROMPT, max_new_tokens=4)
+        answer = model.generate(wave, PROMPT, max_new_tokens=4)
+    assert answer == model.generate(wave[: 30 * 16_000], PROMPT, max_new_tokens=4)

@@ -1,4 +1,4 @@
-"""Adapters: without effect when they are attached, alone in what learns, and one with their weights when merged."""
+"""Adapters (LoRA and rows of new tokens): no effect when attached, only they are trained, and merging is exact."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from support import nets, packs
 
 pytestmark = pytest.mark.usefixtures("float64")
 
-NEW = [9, 40, 11, 95]  # tokens of the vocabulary of `packs`, in no order
+NEW = [9, 40, 11, 95]  # token ids in the vocabulary of `packs`, not sorted
 LORA_SETTINGS = {"rank": 3, "alpha": 6, "targets": ["q_proj", "v_proj", "down_proj"]}
 
 
@@ -42,7 +42,7 @@ def attach(net: AudioLM, *names: str) -> None:
 
 
 def train(net: AudioLM, steps: int = 3, **settings: float) -> None:
-    """AdamW with strong weight decay, which would move any row that it is given."""
+    """Train with AdamW. The strong weight decay would move every row that the optimizer receives."""
     numbers = {"lr": 0.1, "weight_decay": 0.5, "layer_decay": 1.0} | settings
     adamw = torch.optim.AdamW(optim.parameter_groups(net, torch.nn.Identity(), **numbers))
     for _ in range(steps):
@@ -52,19 +52,19 @@ def train(net: AudioLM, steps: int = 3, **settings: float) -> None:
         adamw.zero_grad()
 
 
-def copied(net: AudioLM) -> dict[str, Tensor]:
+def clone_state(net: AudioLM) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in net.state_dict().items()}
 
 
-def merged(net: AudioLM, like: AudioLM) -> AudioLM:
-    """A net without adapters that is loaded with the merged weights of one that has them."""
-    plain = deepcopy(like)
+def build_merged(net: AudioLM, template: AudioLM) -> AudioLM:
+    """Return a net without adapters that holds the merged weights of `net`."""
+    plain = deepcopy(template)
     loading.load(plain, StateTensors(adapters.merge(net.state_dict(), LORA_SETTINGS)), layout="auris", label="merged")
     return plain
 
 
 @pytest.mark.parametrize("names", [["llm.new_tokens"], ["llm.lora"], ["llm.new_tokens", "llm.lora"]])
-def test_attached_adapters_change_nothing(net: AudioLM, names: list[str]):
+def test_attaching_adapters_does_not_change_the_logits(net: AudioLM, names: list[str]):
     plain, pack = deepcopy(net), batch(net)
     attach(net, *names)
     with torch.no_grad():
@@ -74,18 +74,18 @@ def test_attached_adapters_change_nothing(net: AudioLM, names: list[str]):
     }
 
 
-def test_without_a_name_in_trainable_there_are_no_adapters(net: AudioLM):
+def test_adapters_are_attached_only_if_trainable_names_them(net: AudioLM):
     before = set(net.state_dict())
     adapters.attach(net, ["encoder", "projector"], token_ids=NEW, lora=LORA_SETTINGS)
     assert set(net.state_dict()) == before
 
 
-def test_rows_of_new_tokens_learn_and_all_others_stay_bit_identical(net: AudioLM):
+def test_only_the_rows_of_new_tokens_change_in_training(net: AudioLM):
     plain = deepcopy(net)
-    before = copied(net)
+    before = clone_state(net)
     attach(net, "llm.new_tokens")
     train(net)
-    after = copied(merged(net, plain))
+    after = clone_state(build_merged(net, plain))
     tables = {"llm.model.embed_tokens.weight", "llm.lm_head.weight"}
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == tables
@@ -96,14 +96,14 @@ def test_rows_of_new_tokens_learn_and_all_others_stay_bit_identical(net: AudioLM
 
 
 @pytest.mark.parametrize("net", [True], indirect=True, ids=["tied"])
-def test_a_checkpoint_that_holds_tied_tables_once_is_merged_as_the_whole_state(net: AudioLM):
+def test_merging_accepts_a_checkpoint_that_stores_tied_tables_once(net: AudioLM):
     attach(net, "llm.new_tokens")
     train(net, lr=0.02)
     state = net.state_dict()
-    once = {name: x for name, x in state.items() if name not in ("llm.lm_head.weight", "llm.new_tokens.head")}
-    whole, found = adapters.merge(state), adapters.merge(once)
-    assert found.keys() == whole.keys() - {"llm.lm_head.weight"}
-    assert all(torch.equal(found[name], whole[name]) for name in found)
+    deduplicated = {name: x for name, x in state.items() if name not in ("llm.lm_head.weight", "llm.new_tokens.head")}
+    expected, actual = adapters.merge(state), adapters.merge(deduplicated)
+    assert actual.keys() == expected.keys() - {"llm.lm_head.weight"}
+    assert all(torch.equal(actual[name], expected[name]) for name in actual)
 
 
 @pytest.mark.parametrize("names", [["llm.new_tokens"], ["llm.lora"], ["llm.new_tokens", "llm.lora"]])
@@ -113,46 +113,48 @@ def test_merged_weights_compute_the_same_as_the_adapters(net: AudioLM, names: li
     train(net, lr=0.02)
     with torch.no_grad():
         trained = net.logits(pack)
-        torch.testing.assert_close(merged(net, plain).logits(pack), trained, rtol=1e-5, atol=1e-4)
+        torch.testing.assert_close(build_merged(net, plain).logits(pack), trained, rtol=1e-5, atol=1e-4)
         assert (plain.logits(pack) - trained).abs().max() > 0.1
 
 
-def test_gradients_of_new_rows_are_those_of_the_tables(net: AudioLM):
+def test_gradients_of_new_rows_equal_those_of_the_full_tables(net: AudioLM):
     plain, pack = deepcopy(net), batch(net)
     plain.requires_grad_(True)
     NextToken()(plain, pack)[0].backward()
     attach(net, "llm.new_tokens")
     NextToken()(net, pack)[0].backward()
-    ends = (plain.llm.get_input_embeddings(), plain.llm.get_output_embeddings())
-    for end, ours in zip(ends, (net.llm.new_tokens.embedding, net.llm.new_tokens.head), strict=True):
-        torch.testing.assert_close(ours.grad, end.weight.grad[sorted(NEW)], rtol=1e-4, atol=1e-5)
+    tables = (plain.llm.get_input_embeddings(), plain.llm.get_output_embeddings())
+    for table, rows in zip(tables, (net.llm.new_tokens.embedding, net.llm.new_tokens.head), strict=True):
+        torch.testing.assert_close(rows.grad, table.weight.grad[sorted(NEW)], rtol=1e-4, atol=1e-5)
 
 
-def test_merging_equals_that_of_peft(net: AudioLM):
+def test_merging_equals_peft(net: AudioLM):
     attach(net, "llm.lora")
     train(net, lr=0.02)
-    ours = adapters.merge(net.state_dict(), LORA_SETTINGS)
+    merged = adapters.merge(net.state_dict(), LORA_SETTINGS)
     layers = [(name, module) for name, module in net.named_modules() if isinstance(module, LoraLayer)]
     assert len(layers) == len(LORA_SETTINGS["targets"]) * len(net.llm.model.layers)
     for name, module in layers:
         module.merge()
-        torch.testing.assert_close(ours[f"{name}.weight"], module.base_layer.weight, rtol=0, atol=1e-6)
+        torch.testing.assert_close(merged[f"{name}.weight"], module.base_layer.weight, rtol=0, atol=1e-6)
 
 
-def test_lora_leaves_the_weights_below_it_alone_and_its_seed_is_its_own(net: AudioLM):
-    before, other = copied(net), deepcopy(net)
+def test_lora_does_not_change_base_weights_and_depends_only_on_its_own_seed(net: AudioLM):
+    before, other = clone_state(net), deepcopy(net)
     attach(net, "llm.lora")
     torch.manual_seed(99)
     attach(other, "llm.lora")
-    first = {name: tensor for name, tensor in copied(net).items() if "lora_" in name}
-    assert all(torch.equal(tensor, other.state_dict()[name]) for name, tensor in first.items())
+    lora_weights = {name: tensor for name, tensor in clone_state(net).items() if "lora_" in name}
+    assert all(torch.equal(tensor, other.state_dict()[name]) for name, tensor in lora_weights.items())
     train(net)
-    kept = {name.replace(".base_layer", ""): tensor for name, tensor in net.state_dict().items() if "lora_" not in name}
-    assert kept.keys() == before.keys()
-    assert [name for name in before if not torch.equal(before[name], kept[name])] == []
+    base_weights = {
+        name.replace(".base_layer", ""): tensor for name, tensor in net.state_dict().items() if "lora_" not in name
+    }
+    assert base_weights.keys() == before.keys()
+    assert [name for name in before if not torch.equal(before[name], base_weights[name])] == []
 
 
-def test_half_precision_stays_half_when_merged(net: AudioLM):
+def test_merging_keeps_the_dtype(net: AudioLM):
     plain = deepcopy(net).to(torch.bfloat16)
     net = deepcopy(plain)
     attach(net, "llm.new_tokens", "llm.lora")
@@ -161,36 +163,36 @@ def test_half_precision_stays_half_when_merged(net: AudioLM):
     }
 
 
-def test_a_state_without_adapters_is_merged_into_itself(net: AudioLM):
+def test_merging_does_not_change_a_state_without_adapters(net: AudioLM):
     state = net.state_dict()
     assert adapters.merge(state) == dict(state)
 
 
 def test_answers_are_generated_with_the_adapters(net: AudioLM):
-    """Decoding with a cache reads embeddings and head too."""
+    """Decoding with a cache also reads the embeddings and the head."""
     plain, pack = deepcopy(net), batch(net)
     attach(net, "llm.new_tokens", "llm.lora")
     train(net, lr=0.02)
     settings = GenerationSettings(max_new_tokens=6, stop=frozenset({3}))
     answers = net.generate(pack, settings)
-    assert answers == merged(net, plain).generate(pack, settings)
+    assert answers == build_merged(net, plain).generate(pack, settings)
     assert answers != plain.generate(pack, settings)
 
 
-def test_a_copy_of_a_net_has_adapters_of_its_own(net: AudioLM):
-    """As a frozen reference model has."""
+def test_a_copied_net_has_separate_adapters(net: AudioLM):
+    """DPO uses such a copy as its frozen reference model."""
     pack = batch(net)
     attach(net, "llm.new_tokens", "llm.lora")
     copy = deepcopy(net)
     with torch.no_grad():
         before = copy.logits(pack)
-        train_rows = net.llm.new_tokens.embedding.add_(1.0)
+        new_rows = net.llm.new_tokens.embedding.add_(1.0)
         assert torch.equal(copy.logits(pack), before)
-        copy.llm.new_tokens.embedding.copy_(train_rows)
+        copy.llm.new_tokens.embedding.copy_(new_rows)
         assert not torch.equal(copy.logits(pack), before)
 
 
-# --- what cannot be ---
+# --- invalid settings ---
 
 
 @pytest.mark.parametrize("name", ["llm.new_tokens", "llm.lora"])
@@ -212,7 +214,7 @@ def test_adapters_next_to_a_trainable_llm_are_refused(net: AudioLM, name: str):
         ({**LORA_SETTINGS, "rank": 0}, "lora.rank=0: expected 1 or more"),
     ],
 )
-def test_settings_of_lora_that_make_no_sense_are_named(net: AudioLM, settings: dict | None, message: str):
+def test_invalid_lora_settings_are_named(net: AudioLM, settings: dict | None, message: str):
     with pytest.raises(ValueError, match=message):
         adapters.attach(net, ["llm.lora"], lora=settings)
 

@@ -1,4 +1,4 @@
-"""attention.packed against a plain softmax over each sequence."""
+"""`attention.packed` against a plain softmax over each sequence."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ pytestmark = pytest.mark.usefixtures("float64")
 
 
 def reference(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> Tensor:
-    """One sequence: q (n, Hq, Dh), k and v (m, Hk, Dh); the last query sees the last key."""
+    """Attend within one sequence: q (n, Hq, Dh), k and v (m, Hk, Dh). The last query sees the last key."""
     group = q.shape[1] // k.shape[1]
     k, v = (x.repeat_interleave(group, dim=1) for x in (k, v))
     scores = torch.einsum("qhd,khd->hqk", q, k) * scale
     if causal:
         n, m = len(q), len(k)
-        seen = torch.arange(m)[None, :] <= torch.arange(n)[:, None] + (m - n)
-        scores = scores.masked_fill(~seen, -torch.inf)
+        visible = torch.arange(m)[None, :] <= torch.arange(n)[:, None] + (m - n)
+        scores = scores.masked_fill(~visible, -torch.inf)
     return torch.einsum("hqk,khd->qhd", scores.softmax(-1), v)
 
 
@@ -37,14 +37,14 @@ CASES = {
     "square": ([5, 1, 9], [5, 1, 9]),
     "decoding": ([1, 1, 1], [7, 1, 4]),
     "chunks": ([3, 2, 1, 2, 4], [8, 5, 6, 2, 5]),
-    "one": ([6], [6]),
+    "one sequence": ([6], [6]),
 }
 
 
 @pytest.mark.parametrize("heads", [(4, 4), (4, 2), (4, 1)], ids=str)
 @pytest.mark.parametrize("causal", [True, False], ids=["causal", "full"])
 @pytest.mark.parametrize("case", CASES)
-def test_packed_equals_each_sequence_alone(case: str, causal: bool, heads: tuple[int, int]) -> None:
+def test_packed_attention_equals_attention_over_each_sequence(case: str, causal: bool, heads: tuple[int, int]) -> None:
     n_q, n_k = CASES[case]
     q, k, v = tensors(n_q, n_k, heads)
     out = attention.packed(q, k, v, cu(n_q), cu(n_k), causal=causal, scale=0.3)
@@ -53,26 +53,26 @@ def test_packed_equals_each_sequence_alone(case: str, causal: bool, heads: tuple
     torch.testing.assert_close(out, expected, atol=1e-6, rtol=1e-5)
     weights = torch.randn_like(out)
     grads = torch.autograd.grad((out * weights).sum(), (q, k, v))
-    for grad, want in zip(grads, torch.autograd.grad((expected * weights).sum(), (q, k, v)), strict=True):
-        torch.testing.assert_close(grad, want, atol=1e-5, rtol=1e-5)
+    for grad, expected_grad in zip(grads, torch.autograd.grad((expected * weights).sum(), (q, k, v)), strict=True):
+        torch.testing.assert_close(grad, expected_grad, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("heads", [(4, 4), (4, 2), (4, 1)], ids=str)
-def test_the_newest_tokens_attend_to_their_cache_slots(heads: tuple[int, int]) -> None:
+def test_single_query_attention_ignores_free_cache_slots(heads: tuple[int, int]) -> None:
     lengths = [7, 1, 4]
     q, k, v = tensors([1, 1, 1], lengths, heads)
     expected = attention.packed(q, k, v, cu([1, 1, 1]), cu(lengths), causal=True, scale=0.3)
     free = torch.arange(9) >= torch.tensor(lengths)[:, None]
     slots = []
-    for held in (k, v):
-        slot = torch.full((3, 9, heads[1], 8), 1e4)  # what a row has not reached must not matter
-        slot[~free] = held
+    for cached in (k, v):
+        slot = torch.full((3, 9, heads[1], 8), 1e4)  # values in free slots must not matter
+        slot[~free] = cached
         slots.append(slot.transpose(1, 2))
     mask = torch.zeros(3, 9).masked_fill(free, -torch.inf)
     torch.testing.assert_close(attention.single_query(q, *slots, mask, scale=0.3), expected, atol=1e-6, rtol=1e-5)
 
 
-def test_scale_defaults_to_the_head_width() -> None:
+def test_the_default_scale_is_one_over_the_root_of_the_head_width() -> None:
     q, k, v = tensors([4, 3], [4, 3], (2, 2))
     explicit = attention.packed(q, k, v, cu([4, 3]), cu([4, 3]), causal=True, scale=8**-0.5)
     torch.testing.assert_close(attention.packed(q, k, v, cu([4, 3]), cu([4, 3]), causal=True), explicit)
@@ -84,24 +84,24 @@ def test_lengths_that_do_not_cover_the_tokens_are_refused() -> None:
         attention.packed(q, k, v, cu([4, 2]), cu([4, 3]), causal=True)
 
 
-def test_autocast_chooses_the_precision() -> None:
+def test_autocast_sets_the_dtype_of_the_output() -> None:
     q, k, v = tensors([4, 3], [4, 3], (2, 2))
     exact = attention.packed(q, k, v, cu([4, 3]), cu([4, 3]), causal=True)
-    with torch.autocast("cpu", dtype=torch.bfloat16):  # rotated queries come in float32 even there
+    with torch.autocast("cpu", dtype=torch.bfloat16):  # rotated queries are float32 even under autocast
         half = attention.packed(q, k, v.bfloat16(), cu([4, 3]), cu([4, 3]), causal=True)
     assert half.dtype == torch.bfloat16
     torch.testing.assert_close(half.to(exact.dtype), exact, atol=2e-2, rtol=2e-2)
 
 
-def test_ranges_are_the_concatenated_aranges() -> None:
-    got = attention.ranges(torch.tensor([3, 10, 0, 7]), torch.tensor([2, 0, 3, 1]))
-    assert got.tolist() == [3, 4, 0, 1, 2, 7]
+def test_ranges_concatenates_one_arange_per_start() -> None:
+    ranges = attention.ranges(torch.tensor([3, 10, 0, 7]), torch.tensor([2, 0, 3, 1]))
+    assert ranges.tolist() == [3, 4, 0, 1, 2, 7]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: the flash kernel")
 @pytest.mark.parametrize("causal", [True, False], ids=["causal", "full"])
 @pytest.mark.parametrize("case", CASES)
-def test_the_flash_kernel_equals_the_loop(case: str, causal: bool) -> None:
+def test_the_flash_kernel_equals_the_loop_over_sequences(case: str, causal: bool) -> None:
     n_q, n_k = CASES[case]
     q, k, v = (x.detach().cuda() for x in tensors(n_q, n_k, (4, 2)))
     loop = attention.packed(q, k, v, cu(n_q, "cuda"), cu(n_k, "cuda"), causal=causal)

@@ -1,4 +1,4 @@
-"""AudioLM: the splice, the independence of rows, generation, and building from the meta device."""
+"""AudioLM: audio embeddings among text embeddings, independent rows, generation, and the meta device."""
 
 from __future__ import annotations
 
@@ -73,77 +73,80 @@ def by_row(packed: torch.Tensor, batch: dict) -> list[torch.Tensor]:
 
 
 @torch.no_grad()
-def test_audio_embeddings_replace_the_placeholders_and_nothing_else(net: AudioLM) -> None:
+def test_audio_embeddings_replace_only_the_placeholders(net: AudioLM) -> None:
     batch = pack(rows(), net.geometry)
-    x, words = net.embed(batch), net.llm.get_input_embeddings()(batch["ids"])
+    x, text_embeddings = net.embed(batch), net.llm.get_input_embeddings()(batch["ids"])
     index = batch["audio_index"]
     assert torch.equal(x[index], net.encode(batch["mel"], batch["frames"]))
-    others = torch.ones(len(x), dtype=torch.bool).index_fill(0, index, False)
-    assert torch.equal(x[others], words[others]) and not torch.isclose(x[index], words[index]).all(1).any()
+    is_text = torch.ones(len(x), dtype=torch.bool).index_fill(0, index, False)
+    assert (
+        torch.equal(x[is_text], text_embeddings[is_text])
+        and not torch.isclose(x[index], text_embeddings[index]).all(1).any()
+    )
 
 
 @torch.no_grad()
-def test_a_rows_output_does_not_depend_on_its_neighbours(net: AudioLM) -> None:
+def test_the_logits_of_a_row_do_not_depend_on_other_rows(net: AudioLM) -> None:
     batch = pack(rows(), net.geometry)
-    together = by_row(net.logits(batch), batch)
+    batched = by_row(net.logits(batch), batch)
     order = [2, 0, 3, 1]
     batch = pack([rows()[i] for i in order], net.geometry)
     permuted = by_row(net.logits(batch), batch)
     for position, i in enumerate(order):
-        torch.testing.assert_close(permuted[position], together[i], atol=1e-5, rtol=0)
-        alone = net.logits(pack([rows()[i]], net.geometry))
-        torch.testing.assert_close(together[i], alone, atol=1e-5, rtol=0)
+        torch.testing.assert_close(permuted[position], batched[i], atol=1e-5, rtol=0)
+        single = net.logits(pack([rows()[i]], net.geometry))
+        torch.testing.assert_close(batched[i], single, atol=1e-5, rtol=0)
 
 
-def test_a_rows_loss_reaches_its_own_clips_and_tokens_only(mean_net: AudioLM) -> None:
+def test_the_gradient_of_a_row_reaches_only_its_own_clips(mean_net: AudioLM) -> None:
     batch = pack(rows(), mean_net.geometry)
     batch["mel"].requires_grad_()
     h = by_row(mean_net(batch), batch)
     (grad,) = torch.autograd.grad(h[2].square().sum(), batch["mel"])
-    stored = [39, 102, 5, 60, 203]
-    assert [bool(part.any()) for part in grad.split(stored, dim=1)] == [False, True, True, True, False]
+    stored_frames = [39, 102, 5, 60, 203]
+    assert [bool(part.any()) for part in grad.split(stored_frames, dim=1)] == [False, True, True, True, False]
 
 
-def test_the_dummy_clip_keeps_the_encoder_in_the_graph_without_effect(mean_net: AudioLM) -> None:
+def test_the_dummy_clip_gives_the_encoder_zero_gradients(mean_net: AudioLM) -> None:
     mean_net.zero_grad()
     batch = pack([[text(9)], [text(5)]], mean_net.geometry)
     assert batch["mel"].shape[1] > 0 and len(batch["audio_index"]) == 0
     h = mean_net(batch)
     h.square().sum().backward()
-    audio = [p for part in (mean_net.encoder, mean_net.projector) for p in part.parameters()]
-    assert all(p.grad is not None and not p.grad.any() for p in audio)
-    without = {key: value for key, value in batch.items() if key not in ("mel", "frames")}
-    assert torch.equal(mean_net(without), h)
+    audio_parameters = [p for part in (mean_net.encoder, mean_net.projector) for p in part.parameters()]
+    assert all(p.grad is not None and not p.grad.any() for p in audio_parameters)
+    batch_without_audio = {key: value for key, value in batch.items() if key not in ("mel", "frames")}
+    assert torch.equal(mean_net(batch_without_audio), h)
 
 
 def test_gradients_reach_every_parameter(net: AudioLM) -> None:
     net.zero_grad()
     net.logits(pack(rows(), net.geometry)).square().sum().backward()
-    without = [n for n, p in net.named_parameters() if p.grad is None or not p.grad.any()]
-    # A query of zeros, from which attention pooling starts, gives no gradient to its keys yet.
-    assert without == (["pooling.key.weight"] if isinstance(net.pooling, pooling.Attention) else [])
+    no_gradient = [n for n, p in net.named_parameters() if p.grad is None or not p.grad.any()]
+    # Attention pooling starts with a zero query, which gives no gradient to its keys.
+    assert no_gradient == (["pooling.key.weight"] if isinstance(net.pooling, pooling.Attention) else [])
 
 
 def greedy(net: AudioLM, row: Row, n: int) -> list[int]:
-    """One row at a time, without a cache: the whole row again for every token."""
-    out: list[int] = []
+    """Decode one row greedily without a cache."""
+    tokens: list[int] = []
     for _ in range(n):
-        out.append(int(net.logits(pack([[*row, out]] if out else [row], net.geometry))[-1].argmax()))
-    return out
+        tokens.append(int(net.logits(pack([[*row, tokens]] if tokens else [row], net.geometry))[-1].argmax()))
+    return tokens
 
 
 @torch.no_grad()
-def test_generation_equals_the_argmax_of_each_row_run_alone(net: AudioLM) -> None:
+def test_batched_generation_equals_greedy_decoding_of_each_row(net: AudioLM) -> None:
     expected = [greedy(net, row, 8) for row in rows()]
     assert net.generate(pack(rows(), net.geometry), GenerationSettings(max_new_tokens=8)) == expected
 
 
 def test_a_row_stops_at_its_own_stop_token(mean_net: AudioLM) -> None:
     batch = pack(rows(), mean_net.geometry)
-    free = mean_net.generate(batch, GenerationSettings(max_new_tokens=20))
-    assert [len(answer) for answer in free] == [20] * 4
-    stop = {free[0][3], free[2][6]}
-    expected = [answer[: next((i for i, t in enumerate(answer) if t in stop), None)] for answer in free]
+    unstopped = mean_net.generate(batch, GenerationSettings(max_new_tokens=20))
+    assert [len(answer) for answer in unstopped] == [20] * 4
+    stop = {unstopped[0][3], unstopped[2][6]}
+    expected = [answer[: next((i for i, t in enumerate(answer) if t in stop), None)] for answer in unstopped]
     assert len({len(answer) for answer in expected}) > 1
     assert mean_net.generate(batch, GenerationSettings(max_new_tokens=20, stop=frozenset(stop))) == expected
 
@@ -157,7 +160,7 @@ def test_min_new_tokens_forbids_an_early_stop(mean_net: AudioLM) -> None:
 
 
 @pytest.mark.parametrize("pool", POOLINGS)
-def test_a_model_from_the_meta_device_equals_one_built_at_once(pool: str) -> None:
+def test_a_model_built_on_the_meta_device_equals_one_built_in_memory(pool: str) -> None:
     eager = build(pool)
     with torch.device("meta"):
         net = build(pool)
@@ -189,7 +192,7 @@ def test_learned_boundaries_enclose_each_clip() -> None:
         assert torch.equal(clip[[0, -1]], net.boundary.weight)
 
 
-def test_beyond_its_training_length_a_row_is_rescaled_at_inference_only_and_alone() -> None:
+def test_only_rows_beyond_the_training_length_are_rescaled_and_only_at_inference() -> None:
     torch.manual_seed(0)
     short = AudioLM(
         encoder=Encoder(n_mels=16, width=24, n_layers=2, n_heads=2, ffn=40),
@@ -201,15 +204,15 @@ def test_beyond_its_training_length_a_row_is_rescaled_at_inference_only_and_alon
     plain = build()
     plain.load_state_dict(short.state_dict())
     batch = pack([[text(40)], [text(12)]], short.geometry)
-    close = {"rtol": 1.3e-6, "atol": 1e-5}  # as float32: cosines and sines of positions are float32
-    torch.testing.assert_close(short.logits(batch), plain.logits(batch), **close)
+    tolerance = {"rtol": 1.3e-6, "atol": 1e-5}  # float32 tolerance: the rotary cosines and sines are float32
+    torch.testing.assert_close(short.logits(batch), plain.logits(batch), **tolerance)
     with torch.no_grad():
-        rescaled, usual = (by_row(net.logits(batch), batch) for net in (short, plain))
-        assert (rescaled[0] - usual[0]).abs().max() > 1e-3
-        torch.testing.assert_close(rescaled[1], usual[1], **close)
+        rescaled, unscaled = (by_row(net.logits(batch), batch) for net in (short, plain))
+        assert (rescaled[0] - unscaled[0]).abs().max() > 1e-3
+        torch.testing.assert_close(rescaled[1], unscaled[1], **tolerance)
 
 
-def test_a_training_length_is_for_qwen_only() -> None:
+def test_train_length_is_refused_for_other_llms() -> None:
     config = {**QWEN2, "model_type": "llama"}
     with pytest.raises(ValueError, match="model.llm.train_length=2048: expected null, because llama"):
         llm.build_llm(config, VOCAB, train_length=2048)

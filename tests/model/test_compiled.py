@@ -1,4 +1,4 @@
-"""Compiled blocks: the same numbers, few graphs, and none for a length that was not met before."""
+"""Compiled blocks: same numbers as eager, few graphs, and no new graph for a new length."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from support.packs import Clip, pack, text
 
 
 @pytest.fixture(autouse=True)
-def fresh() -> Iterator[None]:
-    """Graphs and settings of the process are as they were."""
+def reset_compiler() -> Iterator[None]:
+    """Reset compiled graphs and restore the global compile settings."""
     sizes = torch.fx.experimental._config
     with torch._dynamo.config.patch(nested_graph_breaks=False), sizes.patch(use_duck_shape=True):
         torch.compiler.reset()
@@ -29,7 +29,10 @@ def fresh() -> Iterator[None]:
 
 
 class Counter:
-    """A backend that computes by another one, which may ask for the same graph once more."""
+    """A backend that counts graphs and computes with another backend.
+
+    That backend may request the same graph again, which counts once.
+    """
 
     def __init__(self, backend: Callable | None = None):
         self.compiled: set[object] = set()
@@ -44,58 +47,58 @@ class Counter:
         return self.backend(graph, inputs) if self.backend else graph.forward
 
 
-def steps(net: AudioLM) -> list[tuple[Tensor, dict[str, Tensor]]]:
-    """Losses and gradients over packs of different lengths and numbers of rows, the first one of a single row."""
-    found, objective = [], NextToken()
+def run_steps(net: AudioLM) -> list[tuple[Tensor, dict[str, Tensor]]]:
+    """Return losses and gradients of packs with different lengths. The first pack has a single row."""
+    results, objective = [], NextToken()
     for clips in ([9], [30, 77], [5, 12, 64]):
         rows = [[Clip(n, n_mels=nets.N_MELS), text(11)] for n in clips]
         net.zero_grad()
         loss, _ = objective(net, pack(rows, net.geometry))
         loss.backward()
-        found.append((loss.detach(), {name: p.grad for name, p in net.named_parameters() if p.grad is not None}))
-    return found
+        results.append((loss.detach(), {name: p.grad for name, p in net.named_parameters() if p.grad is not None}))
+    return results
 
 
 def build() -> AudioLM:
     net = nets.build(vocab=96)
     with torch.no_grad():
         for parameter in net.parameters():
-            parameter.mul_(0.3)  # of less: where a softmax is all but hard, gradients are differences of rounding
+            parameter.mul_(0.3)  # with larger weights the softmax saturates, and gradients consist of rounding errors
     return net
 
 
-def kinds(net: AudioLM) -> list[nn.ModuleList]:
+def block_lists(net: AudioLM) -> list[nn.ModuleList]:
     return [net.encoder.blocks, llm.layers(net.llm)]
 
 
 @pytest.mark.parametrize(
     ("backend", "tolerance"),
-    [pytest.param(None, 0.0, id="as it is"), pytest.param(aot_eager, 1e-4, id="aot_eager", marks=pytest.mark.slow)],
+    [pytest.param(None, 0.0, id="no backend"), pytest.param(aot_eager, 1e-4, id="aot_eager", marks=pytest.mark.slow)],
 )
-def test_a_compiled_step_is_an_eager_step_in_two_graphs_for_each_kind_of_block(
+def test_a_compiled_step_equals_an_eager_step_and_needs_two_graphs_per_kind_of_block(
     backend: Callable | None, tolerance: float, monkeypatch: pytest.MonkeyPatch
 ):
     net = build()
-    monkeypatch.setattr(llm, "last_tokenwise", lambda _: [])  # the last layer, where it is compiled, leaves nothing out
-    eager = steps(net)
+    monkeypatch.setattr(llm, "last_tokenwise", lambda _: [])  # a compiled last layer computes all tokens
+    eager = run_steps(net)
     names, counters = list(net.state_dict()), [Counter(backend), Counter(backend)]
-    for blocks, counter in zip(kinds(net), counters, strict=True):
+    for blocks, counter in zip(block_lists(net), counters, strict=True):
         compile_blocks(blocks, counter)
-    compiled = steps(net)
-    for (loss, gradients), (expected, theirs) in zip(compiled, eager, strict=True):
+    compiled = run_steps(net)
+    for (loss, gradients), (expected, expected_gradients) in zip(compiled, eager, strict=True):
         torch.testing.assert_close(loss, expected, rtol=tolerance / 100, atol=0.0)
-        assert gradients.keys() == theirs.keys()
+        assert gradients.keys() == expected_gradients.keys()
         for name, gradient in gradients.items():
-            assert (gradient - theirs[name]).norm() <= tolerance * theirs[name].norm(), name
+            assert (gradient - expected_gradients[name]).norm() <= tolerance * expected_gradients[name].norm(), name
     assert [counter.graphs for counter in counters] == [2, 2] and list(net.state_dict()) == names
     batch = pack([[Clip(9, n_mels=nets.N_MELS), text(6)]], net.geometry)
     net.generate(batch, GenerationSettings(max_new_tokens=3))
-    assert [counter.graphs for counter in counters] == [2, 2]  # a cache grows: generation is not compiled
+    assert [counter.graphs for counter in counters] == [2, 2]  # generation is not compiled because its cache grows
 
 
 @pytest.mark.slow
-def test_where_the_kernel_takes_all_sequences_at_once_a_block_is_one_graph(monkeypatch: pytest.MonkeyPatch):
-    """The kernel of a GPU cannot be called here; in its place stands a product of the same shape."""
+def test_a_block_is_one_graph_if_a_kernel_attends_to_all_sequences_at_once(monkeypatch: pytest.MonkeyPatch):
+    """Replace the GPU kernel, which is not available here, with a product of the same shape."""
 
     def kernel(q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, n_q: int, n_k: int, **_: object) -> Tensor:
         return q * k.mean() + v * (n_q / n_k)
@@ -103,14 +106,14 @@ def test_where_the_kernel_takes_all_sequences_at_once_a_block_is_one_graph(monke
     monkeypatch.setattr(attention, "varlen_attn", kernel)
     monkeypatch.setattr(attention, "has_kernel", lambda q: True)
     net = build()
-    eager, counters = steps(net), [Counter(), Counter()]
-    for blocks, counter in zip(kinds(net), counters, strict=True):
+    eager, counters = run_steps(net), [Counter(), Counter()]
+    for blocks, counter in zip(block_lists(net), counters, strict=True):
         compile_blocks(blocks, counter)
-    compiled = steps(net)
+    compiled = run_steps(net)
     assert [counter.graphs for counter in counters] == [1, 1]
     torch.testing.assert_close([loss for loss, _ in compiled], [loss for loss, _ in eager])
 
 
-def test_a_backend_that_torch_does_not_have_is_refused():
+def test_an_unknown_compile_backend_is_refused():
     with pytest.raises(ValueError, match="compile=fast: expected null or one of .*inductor"):
         compile_blocks([], "fast")

@@ -1,4 +1,4 @@
-"""The encoder's packed stem and the independence of its clips (parity with transformers: tests/parity)."""
+"""The encoder's packed stem, and clips that do not affect each other (tests/parity compares with transformers)."""
 
 from __future__ import annotations
 
@@ -35,35 +35,37 @@ def encode(encoder: Encoder, mels: list[torch.Tensor], frames: list[int]) -> tup
 
 
 @torch.no_grad()
-def test_the_stem_equals_two_padded_convolutions_of_each_clip(encoder: Encoder, mels: list[torch.Tensor]) -> None:
-    encoder = copy.deepcopy(encoder).double()  # in float32, convolutions of other lengths round as each processor likes
+def test_the_packed_stem_equals_two_padded_convolutions_of_each_clip(
+    encoder: Encoder, mels: list[torch.Tensor]
+) -> None:
+    encoder = copy.deepcopy(encoder).double()  # in float32, rounding depends on the length and on the processor
     mels = [mel.double() for mel in mels]
     lengths = torch.tensor([(n - 1) // 2 + 1 for n in FRAMES])
     stem = encoder._stem(torch.cat(mels, dim=1), torch.tensor(FRAMES), lengths)
-    for mel, length, got in zip(mels, lengths.tolist(), stem.split(lengths.tolist()), strict=True):
+    for mel, length, actual in zip(mels, lengths.tolist(), stem.split(lengths.tolist()), strict=True):
         x = F.gelu(encoder.conv2(F.gelu(encoder.conv1(mel[None]))))[0].T[:length]
-        torch.testing.assert_close(got, x + encoder.positions[:length], atol=1e-13, rtol=1e-13)
+        torch.testing.assert_close(actual, x + encoder.positions[:length], atol=1e-13, rtol=1e-13)
 
 
 @torch.no_grad()
-def test_a_clip_is_encoded_as_if_it_were_alone(encoder: Encoder, mels: list[torch.Tensor]) -> None:
-    together = encode(encoder, mels, FRAMES)
-    reverse = encode(encoder, mels[::-1], FRAMES[::-1])[::-1]
-    for mel, n, a, b in zip(mels, FRAMES, together, reverse, strict=True):
-        (alone,) = encode(encoder, [mel], [n])
-        torch.testing.assert_close(a, alone, atol=1e-5, rtol=0)
-        torch.testing.assert_close(b, alone, atol=1e-5, rtol=0)
+def test_the_encoding_of_a_clip_does_not_depend_on_other_clips(encoder: Encoder, mels: list[torch.Tensor]) -> None:
+    packed = encode(encoder, mels, FRAMES)
+    reversed_order = encode(encoder, mels[::-1], FRAMES[::-1])[::-1]
+    for mel, n, in_order, in_reverse in zip(mels, FRAMES, packed, reversed_order, strict=True):
+        (single,) = encode(encoder, [mel], [n])
+        torch.testing.assert_close(in_order, single, atol=1e-5, rtol=0)
+        torch.testing.assert_close(in_reverse, single, atol=1e-5, rtol=0)
 
 
-def test_gradients_reach_every_parameter_but_the_final_norm(encoder: Encoder, mels: list[torch.Tensor]) -> None:
+def test_gradients_reach_every_parameter_except_the_final_norm(encoder: Encoder, mels: list[torch.Tensor]) -> None:
     x, _ = encoder(torch.cat(mels[:4], dim=1), torch.tensor(FRAMES[:4]))
     x.square().sum().backward()
-    without = [name for name, p in encoder.named_parameters() if p.grad is None or not p.grad.any()]
-    assert without == ["norm.weight", "norm.bias"]
+    no_gradient = [name for name, p in encoder.named_parameters() if p.grad is None or not p.grad.any()]
+    assert no_gradient == ["norm.weight", "norm.bias"]
     assert "positions" in dict(encoder.named_buffers())
 
 
-def test_mel_of_another_length_than_the_clips_is_refused(encoder: Encoder, mels: list[torch.Tensor]) -> None:
+def test_mel_frames_that_do_not_match_the_clip_lengths_are_refused(encoder: Encoder, mels: list[torch.Tensor]) -> None:
     with pytest.raises(AssertionError):
         encoder(mels[1], torch.tensor([38]))
 

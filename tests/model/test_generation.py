@@ -1,4 +1,4 @@
-"""Generation: settings and what is refused, sampling that no neighbour changes, streaming, rows that have finished."""
+"""Generation: settings and their validation, sampling that is independent of other rows, streaming, finished rows."""
 
 from __future__ import annotations
 
@@ -85,19 +85,19 @@ SAMPLED = GenerationSettings(max_new_tokens=12, do_sample=True, temperature=1.2,
 # --- settings -----------------------------------------------------------------------------------------------------
 
 
-def test_qwen_audios_settings_are_read() -> None:
+def test_the_generation_config_of_qwen_audio_is_read() -> None:
     settings = GenerationSettings.from_config(QWEN_AUDIO)
     assert settings == GenerationSettings(max_new_tokens=512, stop=frozenset({151643}), do_sample=True, top_p=0.8)
     assert settings.unused == ("chat_format", "pad_token_id", "transformers_version")
 
 
-def test_qwen2_audios_settings_are_read() -> None:
+def test_the_generation_config_of_qwen2_audio_is_read() -> None:
     assert GenerationSettings.from_config(QWEN2_AUDIO) == GenerationSettings(
         stop=frozenset({151643, 151645}), do_sample=True, repetition_penalty=1.1, temperature=0.7, top_k=20, top_p=0.5
     )
 
 
-def test_turning_sampling_off_leaves_the_rest_of_the_file_in_force() -> None:
+def test_turning_sampling_off_keeps_the_other_settings_of_the_file() -> None:
     settings = GenerationSettings.from_config(QWEN2_AUDIO, do_sample=False, min_new_tokens=1, max_new_tokens=None)
     assert settings == GenerationSettings(stop=frozenset({151643, 151645}), repetition_penalty=1.1, min_new_tokens=1)
     assert {"temperature", "top_k", "top_p"} < set(settings.unused)
@@ -108,12 +108,12 @@ def test_overrides_replace_the_settings_of_the_file() -> None:
     assert (settings.stop, settings.top_k, settings.temperature, settings.top_p) == (frozenset({7}), 0, 0.2, 0.5)
 
 
-def test_an_absent_top_k_is_the_one_of_transformers() -> None:
+def test_the_default_top_k_is_that_of_transformers() -> None:
     assert GenerationSettings.from_config({}) == GenerationSettings()
     assert GenerationSettings.from_config({"top_k": None}, do_sample=True).top_k == 50
 
 
-def test_keys_that_change_nothing_are_accepted() -> None:
+def test_unsupported_keys_with_neutral_values_are_accepted() -> None:
     neutral = {"num_beams": 1, "typical_p": 1.0, "no_repeat_ngram_size": 0, "suppress_tokens": [], "stop_strings": None}
     beams_only = {"length_penalty": 1.0, "early_stopping": False}
     settings = GenerationSettings.from_config(neutral | beams_only | {"min_p": 0.1, "do_sample": False})
@@ -167,7 +167,7 @@ def test_an_override_without_effect_on_the_settings_of_a_file_is_refused() -> No
         GenerationSettings.from_config(QWEN2_AUDIO, num_beams=4)
 
 
-def test_a_stop_token_that_the_model_does_not_have_is_refused(net: AudioLM) -> None:
+def test_a_stop_token_outside_the_vocabulary_is_refused(net: AudioLM) -> None:
     with pytest.raises(ValueError, match=rf"stop=\[151643\]: expected token ids below {VOCAB}"):
         generate(net, pack(rows(), net.geometry), GenerationSettings(stop=frozenset({3, 151643})))
 
@@ -175,36 +175,36 @@ def test_a_stop_token_that_the_model_does_not_have_is_refused(net: AudioLM) -> N
 # --- sampling -----------------------------------------------------------------------------------------------------
 
 
-def test_a_draw_picks_the_token_whose_share_it_falls_into() -> None:
+def test_sample_picks_the_token_whose_probability_interval_contains_the_draw() -> None:
     scores = torch.tensor([[-torch.inf, 0.5, -torch.inf, 0.25, 0.25, -torch.inf]]).repeat(6, 1)
-    scores[scores > 0] = scores[scores > 0].log() + 3  # logits are free of a constant
+    scores[scores > 0] = scores[scores > 0].log() + 3  # adding a constant to logits changes nothing
     draws = torch.tensor([0.0, 0.49, 0.51, 0.74, 0.76, 1 - 2**-53], dtype=torch.float64)
     assert sample(scores, draws).tolist() == [1, 1, 3, 3, 4, 4]
 
 
-def test_answers_depend_on_the_seed(net: AudioLM) -> None:
+def test_sampled_answers_are_reproducible_and_depend_on_the_seed(net: AudioLM) -> None:
     batch = pack(rows(), net.geometry)
-    first, again, other = (generate(net, batch, SAMPLED, generator=seeded(seed)) for seed in (1, 1, 2))
-    assert first == again and all(a != b for a, b in zip(first, other, strict=True))
+    first, repeated, other = (generate(net, batch, SAMPLED, generator=seeded(seed)) for seed in (1, 1, 2))
+    assert first == repeated and all(a != b for a, b in zip(first, other, strict=True))
     torch.manual_seed(5)
     unseeded = generate(net, batch, SAMPLED)
-    assert unseeded != generate(net, batch, SAMPLED)  # the global generator goes on
+    assert unseeded != generate(net, batch, SAMPLED)  # the state of the global generator has advanced
     torch.manual_seed(5)
     assert unseeded == generate(net, batch, SAMPLED)
 
 
-def test_a_sampled_answer_depends_on_the_rows_number_and_not_on_its_neighbours(net: AudioLM) -> None:
-    together = generate(net, pack(rows(), net.geometry), SAMPLED, generator=seeded(3))
+def test_a_sampled_answer_depends_on_the_row_number_but_not_on_other_rows(net: AudioLM) -> None:
+    expected = generate(net, pack(rows(), net.geometry), SAMPLED, generator=seeded(3))
     for order in ([2, 0, 3, 1], [1], [3, 2]):
         batch = pack([rows()[i] for i in order], net.geometry) | {"rows": order}
-        assert generate(net, batch, SAMPLED, generator=seeded(3)) == [together[i] for i in order]
-    twins = pack([rows()[0]] * 2, net.geometry)
-    one, two = generate(net, twins, SAMPLED, generator=seeded(3))
-    assert one == together[0] and one != two
+        assert generate(net, batch, SAMPLED, generator=seeded(3)) == [expected[i] for i in order]
+    duplicates = pack([rows()[0]] * 2, net.geometry)
+    first, second = generate(net, duplicates, SAMPLED, generator=seeded(3))
+    assert first == expected[0] and first != second
 
 
 def test_draws_are_independent_along_a_row_and_across_rows(net: AudioLM) -> None:
-    """Tokens that are all equally likely, in 4 classes: consecutive pairs, and pairs of adjacent rows, are as well."""
+    """All tokens are equally likely, and so must be all pairs of neighbours after grouping tokens into 4 classes."""
     settings = GenerationSettings(max_new_tokens=11, do_sample=True, temperature=1e9)
     answers = generate(net, pack([[text(2)]] * 200, net.geometry), settings, generator=seeded(0))
     classes = torch.tensor(answers) // (VOCAB // 4)
@@ -212,31 +212,31 @@ def test_draws_are_independent_along_a_row_and_across_rows(net: AudioLM) -> None
         counts = torch.bincount((4 * first + second).flatten(), minlength=16)
         expected = counts.sum() / 16
         chi_squared = ((counts - expected).square() / expected).sum()
-        assert chi_squared < 37.7  # exceeded once in a thousand, at 15 degrees of freedom
+        assert chi_squared < 37.7  # p = 0.001 at 15 degrees of freedom
 
 
-def test_fewer_tokens_are_the_first_ones_of_a_sampled_answer(net: AudioLM) -> None:
+def test_a_shorter_limit_truncates_the_same_sampled_answer(net: AudioLM) -> None:
     batch = pack(rows(), net.geometry)
     longer = generate(net, batch, SAMPLED, generator=seeded(3))
     short = GenerationSettings(max_new_tokens=5, do_sample=True, temperature=1.2, top_k=40, top_p=0.95)
     assert generate(net, batch, short, generator=seeded(3)) == [answer[:5] for answer in longer]
 
 
-def test_sampling_from_the_likeliest_token_alone_is_greedy(net: AudioLM) -> None:
+def test_sampling_from_only_the_most_likely_token_is_greedy(net: AudioLM) -> None:
     batch = pack(rows(), net.geometry)
     greedy = generate(net, batch, GenerationSettings(max_new_tokens=8))
-    for only in ({"top_k": 1}, {"top_p": 1e-9}, {"temperature": 1e-4}):
-        assert generate(net, batch, GenerationSettings(max_new_tokens=8, do_sample=True, **only)) == greedy
+    for restriction in ({"top_k": 1}, {"top_p": 1e-9}, {"temperature": 1e-4}):
+        assert generate(net, batch, GenerationSettings(max_new_tokens=8, do_sample=True, **restriction)) == greedy
 
 
 # --- decoding -----------------------------------------------------------------------------------------------------
 
 
-def test_a_prohibitive_penalty_keeps_prompt_and_answer_from_being_repeated(net: AudioLM) -> None:
+def test_a_huge_repetition_penalty_prevents_every_repetition(net: AudioLM) -> None:
     batch = pack(rows(), net.geometry)
     prompts = batch["ids"].split(batch["cu_seqlens"].diff().tolist())
-    free = generate(net, batch, GenerationSettings(max_new_tokens=12))
-    assert any(len(set(answer)) < len(answer) for answer in free)
+    unpenalised = generate(net, batch, GenerationSettings(max_new_tokens=12))
+    assert any(len(set(answer)) < len(answer) for answer in unpenalised)
     for prompt, answer in zip(
         prompts, generate(net, batch, GenerationSettings(max_new_tokens=12, repetition_penalty=1e6)), strict=True
     ):
@@ -245,30 +245,32 @@ def test_a_prohibitive_penalty_keeps_prompt_and_answer_from_being_repeated(net: 
 
 def test_tokens_are_streamed_as_soon_as_they_are_final(net: AudioLM) -> None:
     batch = pack(rows(), net.geometry)
-    free = generate(net, batch, GenerationSettings(max_new_tokens=10))
+    unstopped = generate(net, batch, GenerationSettings(max_new_tokens=10))
     streamed: list[tuple[int, int]] = []
-    settings = GenerationSettings(max_new_tokens=10, stop=frozenset({free[0][3], free[2][6]}))
+    settings = GenerationSettings(max_new_tokens=10, stop=frozenset({unstopped[0][3], unstopped[2][6]}))
     answers = generate(net, batch, settings, stream=lambda row, token: streamed.append((row, token)))
     assert len({len(answer) for answer in answers}) > 1
     steps = range(max(map(len, answers)))
     assert streamed == [(row, answer[i]) for i in steps for row, answer in enumerate(answers) if i < len(answer)]
 
 
-def test_finished_rows_are_computed_no_more(net: AudioLM, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_finished_rows_are_not_computed(net: AudioLM, monkeypatch: pytest.MonkeyPatch) -> None:
     batch = pack(rows(), net.geometry)
-    free = generate(net, batch, GenerationSettings(max_new_tokens=10))
+    unstopped = generate(net, batch, GenerationSettings(max_new_tokens=10))
     computed: list[int] = []
-    hidden = llm.hidden_states
+    hidden_states = llm.hidden_states
 
-    def counting(net: AudioLM, embeds: torch.Tensor, *args: object, **options: object) -> torch.Tensor:
+    def count_rows(net: AudioLM, embeds: torch.Tensor, *args: object, **options: object) -> torch.Tensor:
         computed.append(len(embeds))
-        return hidden(net, embeds, *args, **options)
+        return hidden_states(net, embeds, *args, **options)
 
-    monkeypatch.setattr(llm, "hidden_states", counting)
-    answers = generate(net, batch, GenerationSettings(max_new_tokens=10, stop=frozenset({free[0][3], free[2][6]})))
-    going = [sum(len(answer) > i for answer in answers) for i in range(9)]  # the last token is not computed with
-    assert computed == [len(batch["ids"]), *(n for n in going if n)]
-    assert sum(going) < 9 * len(answers)
+    monkeypatch.setattr(llm, "hidden_states", count_rows)
+    answers = generate(
+        net, batch, GenerationSettings(max_new_tokens=10, stop=frozenset({unstopped[0][3], unstopped[2][6]}))
+    )
+    running = [sum(len(answer) > i for answer in answers) for i in range(9)]  # the last token is never an input
+    assert computed == [len(batch["ids"]), *(n for n in running if n)]
+    assert sum(running) < 9 * len(answers)
 
 
 FREE = GenerationSettings(max_new_tokens=10)
@@ -277,25 +279,25 @@ FREE = GenerationSettings(max_new_tokens=10)
 @pytest.mark.parametrize(
     "settings",
     [FREE, SAMPLED, GenerationSettings(max_new_tokens=10, repetition_penalty=1.5)],
-    ids=["greedy", "sampled", "pen"],
+    ids=["greedy", "sampled", "penalty"],
 )
-def test_rows_that_refill_slots_are_answered_as_if_alone(net: AudioLM, settings: GenerationSettings) -> None:
-    """One by one and several at a time, where rows have stopped at different steps; a limit of tokens ends them too."""
+def test_rows_that_refill_slots_are_answered_as_in_one_batch(net: AudioLM, settings: GenerationSettings) -> None:
+    """Rows stop at different steps or at the token limit, so that slots are refilled singly and several at a time."""
     all_rows = [*rows(), [text(6)], [Clip(64), text(3)], [text(2), Clip(11)], [text(5)]]
-    free = generate(net, pack(all_rows, net.geometry), settings, generator=seeded(3))
-    stop = frozenset(answer[n] for n, answer in zip((2, 6, 1), free[:3], strict=True))
+    unstopped = generate(net, pack(all_rows, net.geometry), settings, generator=seeded(3))
+    stop = frozenset(answer[n] for n, answer in zip((2, 6, 1), unstopped[:3], strict=True))
     settings = replace(settings, stop=stop, min_new_tokens=1)
     expected = generate(net, pack(all_rows, net.geometry), settings, generator=seeded(3))
     lengths = [len(answer) for answer in expected]
     assert len(set(lengths)) > 2 and max(lengths) == settings.max_new_tokens
 
     waiting = list(range(3, len(all_rows)))
-    asked: list[int] = []
+    running_counts: list[int] = []
 
-    def more(going: int) -> dict | None:
-        asked.append(going)
-        taken = [waiting.pop(0) for _ in range(min(3 - going, len(waiting)))]
-        return pack([all_rows[row] for row in taken], net.geometry) | {"rows": taken} if taken else None
+    def next_pack(running: int) -> dict | None:
+        running_counts.append(running)
+        numbers = [waiting.pop(0) for _ in range(min(3 - running, len(waiting)))]
+        return pack([all_rows[row] for row in numbers], net.geometry) | {"rows": numbers} if numbers else None
 
     streamed: dict[int, list[int]] = {row: [] for row in range(len(all_rows))}
     answers = generate(
@@ -304,14 +306,15 @@ def test_rows_that_refill_slots_are_answered_as_if_alone(net: AudioLM, settings:
         settings,
         generator=seeded(3),
         stream=lambda row, token: streamed[row].append(token),
-        next_pack=more,
+        next_pack=next_pack,
     )
     assert answers == expected == list(streamed.values())
-    assert max(lengths) < len(asked) < sum(lengths) / 2  # steps: more than one pack would take, and full ones
+    # One call per step: more steps than one pack needs, but at least two rows per step on average.
+    assert max(lengths) < len(running_counts) < sum(lengths) / 2
 
 
-def test_a_prompts_length_is_kept_while_its_answer_is_decoded() -> None:
-    """If a model adapts to lengths it was not trained on, whether the prompt or the answer gets there (Qwen-Audio)."""
+def test_rotary_rescaling_depends_on_the_prompt_length_while_decoding() -> None:
+    """Qwen-Audio rescales rotary angles beyond its training length. The length that counts is that of the prompt."""
     net = build(train_length=16)
     batch = pack(rows(), net.geometry)
     lengths = batch["cu_seqlens"].diff()
@@ -320,10 +323,10 @@ def test_a_prompts_length_is_kept_while_its_answer_is_decoded() -> None:
     for row, n in zip(rows(), lengths, strict=True):
         answer: list[int] = []
         for _ in range(10):
-            whole = pack([[*row, answer]], net.geometry)
+            full_row = pack([[*row, answer]], net.geometry)
             with torch.no_grad():
                 h = llm.hidden_states(
-                    net.llm, net.embed(whole), whole["positions"], whole["cu_seqlens"], prompt_lengths=n[None]
+                    net.llm, net.embed(full_row), full_row["positions"], full_row["cu_seqlens"], prompt_lengths=n[None]
                 )
             answer.append(int(net.head(h[-1]).argmax()))
         expected.append(answer)
@@ -332,8 +335,8 @@ def test_a_prompts_length_is_kept_while_its_answer_is_decoded() -> None:
     assert answers != generate(build(), batch, GenerationSettings(max_new_tokens=10))
 
 
-def test_a_pack_without_rows_is_generated_from_like_any_other(net: AudioLM) -> None:
-    """Ranks of a sharded model must all take part."""
+def test_generation_runs_on_a_pack_without_rows(net: AudioLM) -> None:
+    """All ranks of a sharded model must take part in every forward pass."""
     empty = collate([], geometry=net.geometry)
     for settings in (
         GenerationSettings(max_new_tokens=3),
@@ -343,25 +346,25 @@ def test_a_pack_without_rows_is_generated_from_like_any_other(net: AudioLM) -> N
         assert [len(answer) for answer in generate(net, empty, settings)] == [settings.max_new_tokens]
 
 
-# --- beside other processes ---
+# --- several ranks ---
 
 
 @pytest.mark.parametrize(
     "settings", [GenerationSettings(max_new_tokens=12, stop=frozenset(range(0, VOCAB, 3))), SAMPLED]
 )
-def test_a_process_whose_rows_have_stopped_computes_along_until_all_have(
+def test_a_rank_whose_rows_have_stopped_continues_until_all_ranks_have_stopped(
     net: AudioLM, settings: GenerationSettings
 ) -> None:
-    """A sharded net needs all processes in each forward."""
+    """Every forward pass of a sharded net needs all ranks."""
     batch = pack(rows(), net.geometry)
-    alone = generate(net, batch, settings, generator=seeded(1))
-    told: list[bool] = []
+    expected = generate(net, batch, settings, generator=seeded(1))
+    active_flags: list[bool] = []
 
-    def another_goes(ours: bool) -> bool:
-        told.append(ours)
+    def another_rank_is_active(active: bool) -> bool:
+        active_flags.append(active)
         return True
 
-    assert generate(net, batch, settings, generator=seeded(1), any_rank_active=another_goes) == alone
-    assert len(told) == settings.max_new_tokens
-    assert told.count(True) == max(map(len, alone))
-    assert not settings.stop or told.count(True) < len(told)  # all of ours had stopped before
+    assert generate(net, batch, settings, generator=seeded(1), any_rank_active=another_rank_is_active) == expected
+    assert len(active_flags) == settings.max_new_tokens
+    assert active_flags.count(True) == max(map(len, expected))
+    assert not settings.stop or active_flags.count(True) < len(active_flags)  # the rows of this rank stopped earlier

@@ -1,4 +1,4 @@
-"""LLMs by config: run packed, refused where they cannot be, initialised on the meta device, cached."""
+"""LLMs built from a config: packed forward pass, cache, initialisation on the meta device, refused architectures."""
 
 from __future__ import annotations
 
@@ -49,39 +49,39 @@ def positions(lengths: list[int]) -> torch.Tensor:
 
 
 @torch.no_grad()
-def test_a_packed_row_equals_transformers_own_run_of_it(config: dict) -> None:
+def test_the_logits_of_a_packed_row_equal_those_of_transformers(config: dict) -> None:
     torch.manual_seed(0)
     llm = lm.build_llm(config, VOCAB).eval()
-    twin = AutoModelForCausalLM.from_config(llm.config, attn_implementation="sdpa").eval()
-    twin.load_state_dict(llm.state_dict())
+    reference = AutoModelForCausalLM.from_config(llm.config, attn_implementation="sdpa").eval()
+    reference.load_state_dict(llm.state_dict())
     cu = attention.cumulate(torch.tensor(LENGTHS))
     hidden = lm.hidden_states(llm, lm.embed(llm, torch.cat(rows())), positions(LENGTHS), cu)
     logits = llm.get_output_embeddings()(hidden)
     assert logits.shape == (sum(LENGTHS), VOCAB)
-    for row, got in zip(rows(), logits.split(LENGTHS), strict=True):
-        torch.testing.assert_close(got, twin(input_ids=row[None]).logits[0], atol=1e-5, rtol=1e-5)
+    for row, actual in zip(rows(), logits.split(LENGTHS), strict=True):
+        torch.testing.assert_close(actual, reference(input_ids=row[None]).logits[0], atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("where", [[0, 6, 7, 11, 23], [23, 3], [], list(range(24))], ids=str)
-def test_selected_tokens_equal_those_of_the_full_pass(config: dict, where: list[int]) -> None:
+@pytest.mark.parametrize("selection", [[0, 6, 7, 11, 23], [23, 3], [], list(range(24))], ids=str)
+def test_hidden_states_of_selected_tokens_equal_those_of_a_full_pass(config: dict, selection: list[int]) -> None:
     torch.manual_seed(0)
     llm = lm.build_llm(config, VOCAB).eval()  # GPT-2 has dropout
-    at = torch.tensor(where, dtype=torch.long)
+    indices = torch.tensor(selection, dtype=torch.long)
     embeds = lm.embed(llm, torch.cat(rows())).detach().requires_grad_()
-    cu, weights = attention.cumulate(torch.tensor(LENGTHS)), torch.randn(len(at), 32)
+    cu, weights = attention.cumulate(torch.tensor(LENGTHS)), torch.randn(len(indices), 32)
 
     def run(**options: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
         h = lm.hidden_states(llm, embeds, positions(LENGTHS), cu, **options)
-        h = h if options else h[at]
+        h = h if options else h[indices]
         gradients = torch.autograd.grad((h * weights).sum(), [embeds, *llm.parameters()], allow_unused=True)
-        return h, list(gradients)  # None: of the tables
+        return h, list(gradients)  # None for embedding and head
 
-    (found, gradients), (expected, others) = run(indices=at), run()
-    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
-    for mine, other in zip(gradients, others, strict=True):
-        assert (mine is None) == (other is None)
-        if mine is not None:
-            torch.testing.assert_close(mine, other, atol=1e-5, rtol=1e-4)
+    (actual, gradients), (expected, expected_gradients) = run(indices=indices), run()
+    torch.testing.assert_close(actual, expected, atol=1e-6, rtol=1e-5)
+    for gradient, expected_gradient in zip(gradients, expected_gradients, strict=True):
+        assert (gradient is None) == (expected_gradient is None)
+        if gradient is not None:
+            torch.testing.assert_close(gradient, expected_gradient, atol=1e-5, rtol=1e-4)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in lm.last_tokenwise(llm))
 
 
@@ -100,78 +100,80 @@ def test_tokens_without_a_label_skip_the_last_layer() -> None:
 
 
 @torch.no_grad()
-def test_decoding_with_the_cache_equals_running_the_row_whole(config: dict) -> None:
-    """Rows end at any place and others take theirs, longer ones than there were too."""
+def test_decoding_with_the_cache_equals_a_full_forward_pass(config: dict) -> None:
+    """Rows end at different lengths, and others take their slots, including rows longer than all earlier ones."""
     torch.manual_seed(0)
     llm = lm.build_llm(config, VOCAB).eval()
     cu = attention.cumulate(torch.tensor(LENGTHS))
-    whole = lm.hidden_states(llm, lm.embed(llm, torch.cat(rows())), positions(LENGTHS), cu).split(LENGTHS)
-    close = {"atol": 1e-5, "rtol": 1e-5}
+    full = lm.hidden_states(llm, lm.embed(llm, torch.cat(rows())), positions(LENGTHS), cu).split(LENGTHS)
+    tolerance = {"atol": 1e-5, "rtol": 1e-5}
     cache = lm.SlotCache(room=7, device=cu.device)
-    alive: list[int] = []  # the row in each slot
-    moved = 0
+    slot_rows: list[int] = []  # the number of the row in each slot
+    n_reordered = 0
 
-    def begin(first: list[int], prompts: list[int]) -> None:
+    def begin(new_rows: list[int], prompts: list[int]) -> None:
         cache.begin(torch.tensor(prompts))
-        ids = torch.cat([rows()[row][:n] for row, n in zip(first, prompts, strict=True)])
-        got = lm.hidden_states(
+        ids = torch.cat([rows()[row][:n] for row, n in zip(new_rows, prompts, strict=True)])
+        actual = lm.hidden_states(
             llm, lm.embed(llm, ids), positions(prompts), attention.cumulate(torch.tensor(prompts)), cache
         )
-        expected = [whole[row][:n] for row, n in zip(first, prompts, strict=True)]
-        torch.testing.assert_close(got, torch.cat(expected), **close)
-        alive.extend(first)
+        expected = [full[row][:n] for row, n in zip(new_rows, prompts, strict=True)]
+        torch.testing.assert_close(actual, torch.cat(expected), **tolerance)
+        slot_rows.extend(new_rows)
 
-    def extend(going: set[int]) -> None:
-        nonlocal moved
-        slots = [slot for slot, row in enumerate(alive) if row in going]
+    def extend(running: set[int]) -> None:
+        nonlocal n_reordered
+        slots = [slot for slot, row in enumerate(slot_rows) if row in running]
         order = cache.keep(slots)
         assert sorted(order) == slots
-        moved += order != [*range(len(slots))]
-        alive[:] = [alive[slot] for slot in order]
-        at = cache.lengths.clone()
+        n_reordered += order != [*range(len(slots))]
+        slot_rows[:] = [slot_rows[slot] for slot in order]
+        lengths = cache.lengths.clone()
         cache.extend()
-        new = torch.stack([rows()[row][n] for row, n in zip(alive, at.tolist(), strict=True)])
-        got = lm.hidden_states(llm, lm.embed(llm, new), at, torch.arange(len(alive) + 1, dtype=torch.int32), cache)
-        expected = torch.stack([whole[row][n] for row, n in zip(alive, at.tolist(), strict=True)])
-        torch.testing.assert_close(got, expected, **close)
+        token_ids = torch.stack([rows()[row][n] for row, n in zip(slot_rows, lengths.tolist(), strict=True)])
+        actual = lm.hidden_states(
+            llm, lm.embed(llm, token_ids), lengths, torch.arange(len(slot_rows) + 1, dtype=torch.int32), cache
+        )
+        expected = torch.stack([full[row][n] for row, n in zip(slot_rows, lengths.tolist(), strict=True)])
+        torch.testing.assert_close(actual, expected, **tolerance)
 
     begin([0, 3], [2, 1])
-    for going in ({0, 3}, {3}):
-        extend(going)
+    for running in ({0, 3}, {3}):
+        extend(running)
     begin([2, 1], [5, 1])
-    for going in ({2, 3}, {2}):
-        extend(going)
+    for running in ({2, 3}, {2}):
+        extend(running)
     begin([0], [4])
-    for going in ({0, 2}, {0}):
-        extend(going)
-    assert moved == 3 and cache.lengths.tolist() == [6]
-    begin([2], [11])  # longer than all before, while slots are free
+    for running in ({0, 2}, {0}):
+        extend(running)
+    assert n_reordered == 3 and cache.lengths.tolist() == [6]
+    begin([2], [11])  # longer than all earlier rows, while slots are free
     extend({0, 2})
     assert cache.lengths.tolist() == [7, 12]
-    assert all(len(held) == 3 for held in cache.keys.values())  # slots are used again
+    assert all(len(keys) == 3 for keys in cache.keys.values())  # slots are reused
 
 
-def test_a_model_from_the_meta_device_equals_one_built_at_once(config: dict) -> None:
+def test_a_model_built_on_the_meta_device_is_initialised_like_one_built_in_memory(config: dict) -> None:
     eager = lm.build_llm(config, VOCAB)
     with torch.device("meta"):
         llm = lm.build_llm(config, VOCAB)
     llm.to_empty(device="cpu")
     with torch.no_grad():
         for tensor in [*llm.parameters(), *llm.buffers()]:
-            tensor.fill_(7)  # memory that was never initialised may happen to look right
+            tensor.fill_(7)  # uninitialised memory may look right by chance
     lm.reset_parameters(llm)
     buffers = dict(eager.named_buffers())
     assert [name for name, _ in llm.named_buffers()] == list(buffers)
     assert all(torch.equal(buffer, buffers[name]) for name, buffer in llm.named_buffers())
     for name, parameter in llm.named_parameters():
-        twin = eager.get_parameter(name)
-        torch.testing.assert_close(parameter.mean(), twin.mean(), atol=0.01, rtol=0, msg=name)
-        torch.testing.assert_close(parameter.std(), twin.std(), atol=0.005, rtol=0.15, msg=name)
+        expected = eager.get_parameter(name)
+        torch.testing.assert_close(parameter.mean(), expected.mean(), atol=0.01, rtol=0, msg=name)
+        torch.testing.assert_close(parameter.std(), expected.std(), atol=0.005, rtol=0.15, msg=name)
     tied = llm.config.tie_word_embeddings
     assert (llm.get_input_embeddings().weight is llm.get_output_embeddings().weight) == tied
 
 
-def test_a_model_that_was_initialised_once_can_be_again() -> None:
+def test_a_model_can_be_initialised_a_second_time() -> None:
     llm = lm.build_llm(CONFIGS["llama"], VOCAB)
     llm.to_empty(device="cpu")
     with torch.no_grad():
@@ -193,7 +195,7 @@ def test_initialisation_follows_the_seed(config: dict) -> None:
     assert torch.equal(states[0], states[1]) and not torch.equal(states[0], states[2])
 
 
-def test_a_directory_gives_the_config_and_the_tokenizer_gives_the_vocabulary(tmp_path: Path) -> None:
+def test_the_config_is_read_from_a_directory_but_the_vocabulary_size_is_not(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({**CONFIGS["qwen2"], "vocab_size": 9, "dtype": "bfloat16"}))
     llm = lm.build_llm({"path": str(tmp_path)}, VOCAB)
     assert llm.get_input_embeddings().weight.shape == (VOCAB, 32)
@@ -217,7 +219,7 @@ def test_a_missing_directory_is_named(tmp_path: Path) -> None:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_models_that_cannot_run_packed_are_refused(config: dict, reason: str) -> None:
+def test_architectures_without_packed_attention_are_refused(config: dict, reason: str) -> None:
     with torch.device("meta"), pytest.raises(ValueError, match=reason):
         lm.build_llm(config, VOCAB)
 
@@ -230,7 +232,7 @@ def test_models_that_cannot_run_packed_are_refused(config: dict, reason: str) ->
     ],
     ids=["dropout", "window"],
 )
-def test_attention_that_packed_does_not_have_is_refused(extra: dict, reason: str) -> None:
+def test_attention_features_that_packed_attention_lacks_are_refused(extra: dict, reason: str) -> None:
     llm = lm.build_llm({**CONFIGS["llama"], "rope_parameters": None, **extra}, VOCAB).train()
     cu = attention.cumulate(torch.tensor(LENGTHS))
     with pytest.raises(ValueError, match=reason):

@@ -1,4 +1,4 @@
-"""Every pooling: its windows, its token count, and that clips stay apart."""
+"""Every pooling: its windows, its number of tokens, and independent clips."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ POOLINGS = {
     "stack5": partial(pooling.Stack, k=5),
     "none": partial(pooling.Stack, k=1),
 }
-MEL_FRAMES = [9, 1, 22, 23, 4, 37]  # odd and even, and one too short for a token
+MEL_FRAMES = [9, 1, 22, 23, 4, 37]  # odd and even lengths, and one clip too short for a token
 
 
 @pytest.fixture(params=POOLINGS)
 def pool(request: pytest.FixtureRequest) -> torch.nn.Module:
     torch.manual_seed(0)
     part = POOLINGS[request.param](width=WIDTH)
-    for parameter in part.parameters():  # a query of zeros would make attention blind to its keys
+    for parameter in part.parameters():  # with the initial zero query, attention ignores its keys
         torch.nn.init.normal_(parameter)
     return part
 
@@ -42,28 +42,28 @@ def clips() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(int(lengths.sum()), WIDTH, generator=torch.Generator().manual_seed(1)), lengths
 
 
-def test_tokens_are_those_of_the_geometry(pool: torch.nn.Module, clips: tuple) -> None:
+def test_the_number_of_tokens_is_that_of_the_geometry(pool: torch.nn.Module, clips: tuple) -> None:
     out, tokens = pool(*clips)
     geometry = Geometry(n_mels=80, pool=pool.k)
     assert tokens.tolist() == [geometry.tokens(n) for n in MEL_FRAMES]
     assert out.shape == (sum(tokens), pool.groups, WIDTH)
 
 
-def test_a_clip_is_pooled_as_if_it_were_alone(pool: torch.nn.Module, clips: tuple) -> None:
+def test_pooling_a_clip_does_not_depend_on_other_clips(pool: torch.nn.Module, clips: tuple) -> None:
     x, lengths = clips
     out, tokens = pool(x, lengths)
     for clip, expected in zip(x.split(lengths.tolist()), out.split(tokens.tolist()), strict=True):
         torch.testing.assert_close(pool(clip, torch.tensor([len(clip)]))[0], expected, atol=1e-6, rtol=1e-5)
 
 
-def test_a_token_sees_its_own_clip_only(pool: torch.nn.Module, clips: tuple) -> None:
+def test_gradients_of_a_token_reach_only_its_own_clip(pool: torch.nn.Module, clips: tuple) -> None:
     x, lengths = clips
     x = x.clone().requires_grad_()
     out, tokens = pool(x, lengths)
-    third = out.split(tokens.tolist())[3]
-    (grad,) = torch.autograd.grad(third.square().sum(), x)
-    seen = [bool(part.any()) for part in grad.split(lengths.tolist())]
-    assert seen == [False, False, False, True, False, False]
+    pooled_clip = out.split(tokens.tolist())[3]
+    (grad,) = torch.autograd.grad(pooled_clip.square().sum(), x)
+    has_gradient = [bool(part.any()) for part in grad.split(lengths.tolist())]
+    assert has_gradient == [False, False, False, True, False, False]
 
 
 def test_gradients_reach_every_parameter_and_every_frame_of_a_window(pool: torch.nn.Module, clips: tuple) -> None:
@@ -74,15 +74,15 @@ def test_gradients_reach_every_parameter_and_every_frame_of_a_window(pool: torch
         assert frames[: len(frames) // pool.k * pool.k].any(dim=1).all()
 
 
-def test_mean_is_the_released_average_pooling(clips: tuple) -> None:
+def test_mean_equals_average_pooling(clips: tuple) -> None:
     out, _tokens = pooling.Mean(k=2, width=WIDTH)(*clips)
-    long = [clip for clip in clips[0].split(clips[1].tolist()) if len(clip) > 1]
-    expected = torch.cat([F.avg_pool1d(clip.T[None], 2, stride=2)[0].T for clip in long])
+    long_clips = [clip for clip in clips[0].split(clips[1].tolist()) if len(clip) > 1]
+    expected = torch.cat([F.avg_pool1d(clip.T[None], 2, stride=2)[0].T for clip in long_clips])
     torch.testing.assert_close(out[:, 0], expected)
 
 
 @pytest.mark.parametrize(("k", "kernel"), [(2, 3), (4, 5), (3, 1)])
-def test_conv_is_a_strided_convolution_of_each_clip(k: int, kernel: int, clips: tuple) -> None:
+def test_conv_equals_a_strided_convolution_of_each_clip(k: int, kernel: int, clips: tuple) -> None:
     part = pooling.Conv(k=k, width=WIDTH, kernel=kernel)
     out, _tokens = part(*clips)
     expected = [
@@ -95,16 +95,16 @@ def test_conv_is_a_strided_convolution_of_each_clip(k: int, kernel: int, clips: 
 def test_stack_keeps_every_frame_of_a_window(clips: tuple) -> None:
     x, lengths = clips
     out, _ = pooling.Stack(k=2, width=WIDTH)(x, lengths)
-    kept = [clip[: len(clip) // 2 * 2] for clip in x.split(lengths.tolist())]
-    torch.testing.assert_close(out.reshape(-1, WIDTH), torch.cat(kept))
+    expected = [clip[: len(clip) // 2 * 2] for clip in x.split(lengths.tolist())]
+    torch.testing.assert_close(out.reshape(-1, WIDTH), torch.cat(expected))
 
 
-def test_attention_starts_as_the_mean(clips: tuple) -> None:
-    attend, mean = pooling.Attention(k=2, width=WIDTH, n_heads=3), pooling.Mean(k=2, width=WIDTH)
-    torch.testing.assert_close(attend(*clips)[0], mean(*clips)[0])
+def test_attention_is_initialised_to_the_mean(clips: tuple) -> None:
+    attention, mean = pooling.Attention(k=2, width=WIDTH, n_heads=3), pooling.Mean(k=2, width=WIDTH)
+    torch.testing.assert_close(attention(*clips)[0], mean(*clips)[0])
 
 
-def test_attention_weighs_a_frame_by_the_query(clips: tuple) -> None:
+def test_attention_selects_the_frame_that_matches_the_query(clips: tuple) -> None:
     part = pooling.Attention(k=2, width=4, n_heads=1)
     with torch.no_grad():
         part.key.weight.copy_(torch.eye(4))

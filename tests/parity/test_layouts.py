@@ -1,4 +1,4 @@
-"""The layouts of published weights: names and shapes at full size, and tensors there and back bit by bit."""
+"""Layouts of published weights: names and shapes at full size, and lossless conversion in both directions."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ from support import nets
 
 # --- names and shapes at full size --------------------------------------------------------------------------------
 
-D, H, FFN, MLP = 1280, 4096, 5120, 11008  # encoder, LLM and their hidden widths
+D, H, FFN, MLP = 1280, 4096, 5120, 11008  # widths of the encoder and LLM, and of their feed-forward layers
 
 
 def affine(name: str, *shape: int, bias: bool = True) -> dict[str, tuple[int, ...]]:
     return {f"{name}.weight": shape, **({f"{name}.bias": shape[:1]} if bias else {})}
 
 
-def listed_qwen_audio() -> dict[str, tuple[int, ...]]:
-    """QwenLM/Qwen-Audio modeling_qwen.py and audio.py with the released config: 259 + 490 tensors."""
+def qwen_audio_shapes() -> dict[str, tuple[int, ...]]:
+    """Return the 259 + 490 tensors of QwenLM/Qwen-Audio: modeling_qwen.py and audio.py with the released config."""
     names = {"transformer.wte.weight": (155947, H), "lm_head.weight": (155947, H), "transformer.ln_f.weight": (H,)}
     for i in range(32):
         block = f"transformer.h.{i}"
@@ -60,8 +60,8 @@ def listed_qwen_audio() -> dict[str, tuple[int, ...]]:
     return names
 
 
-def listed_qwen2_audio() -> dict[str, tuple[int, ...]]:
-    """The index of the released files: 876 tensors, the position table among them."""
+def qwen2_audio_shapes() -> dict[str, tuple[int, ...]]:
+    """Return the 876 tensors in the index of the released files. The position table is one of them."""
     names = {"audio_tower.embed_positions.weight": (1500, D)}
     names |= affine("audio_tower.conv1", D, 128, 3) | affine("audio_tower.conv2", D, D, 3)
     names |= affine("audio_tower.layer_norm", D) | affine("multi_modal_projector.linear", H, D)
@@ -88,16 +88,16 @@ def listed_qwen2_audio() -> dict[str, tuple[int, ...]]:
     return names
 
 
-@pytest.mark.parametrize(("system", "listed"), [("qwen_audio", listed_qwen_audio), ("qwen2_audio", listed_qwen2_audio)])
-def test_the_full_scale_has_the_names_and_shapes_of_the_release(system: str, listed):
+@pytest.mark.parametrize(("system", "shapes"), [("qwen_audio", qwen_audio_shapes), ("qwen2_audio", qwen2_audio_shapes)])
+def test_the_full_scale_has_the_names_and_shapes_of_the_release(system: str, shapes):
     run_config = auris_config.resolve(auris_config.compose([f"experiment={system}_pretrain", "scale=full"]))
     net = auris_config.build_net(run_config, SimpleNamespace(size=5_000))  # on the meta device
     exported = {name: tuple(tensor.shape) for name, tensor in export_tensors(net.state_dict(), system)}
     assert len(exported) == {"qwen_audio": 749, "qwen2_audio": 876}[system]
-    assert exported == listed()
+    assert exported == shapes()
 
 
-# --- there and back -----------------------------------------------------------------------------------------------
+# --- lossless conversion ------------------------------------------------------------------------------------------
 
 
 def assert_equal(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
@@ -145,17 +145,17 @@ def qwen2_audio() -> Qwen2AudioForConditionalGeneration:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shard_size", ["1GB", "20KB"])
-def test_qwen2_audio_files_come_back_bit_by_bit(
+def test_loading_and_exporting_qwen2_audio_files_is_lossless(
     qwen2_audio: Qwen2AudioForConditionalGeneration, net: AudioLM, tmp_path: Path, dtype: torch.dtype, shard_size: str
 ):
-    """What transformers writes (the hub's names) through our net and back to files."""
-    qwen2_audio.to(dtype).save_pretrained(tmp_path / "theirs", max_shard_size=shard_size)
+    """Load files as transformers writes them (with the names of the hub), export the net, and compare the files."""
+    qwen2_audio.to(dtype).save_pretrained(tmp_path / "transformers", max_shard_size=shard_size)
     qwen2_audio.float()
-    source = TensorFiles.open(tmp_path / "theirs")
+    source = TensorFiles.open(tmp_path / "transformers")
     stored = tensors(source)
     assert {name.split(".")[0] for name in stored} == {"audio_tower", "multi_modal_projector", "language_model"}
-    loading.load(net.to(dtype), source, layout="qwen2_audio", label="theirs")
-    out = tmp_path / "ours"
+    loading.load(net.to(dtype), source, layout="qwen2_audio", label="transformers")
+    out = tmp_path / "auris"
     write_sharded(export_tensors(net.state_dict(), "qwen2_audio"), out, max_shard_bytes=20_000)
     assert_equal(tensors(TensorFiles.open(out)), stored)
 
@@ -163,16 +163,16 @@ def test_qwen2_audio_files_come_back_bit_by_bit(
 def test_transformers_loads_our_export(qwen2_audio: Qwen2AudioForConditionalGeneration, net: AudioLM, tmp_path: Path):
     write_sharded(export_tensors(net.state_dict(), "qwen2_audio"), tmp_path, max_shard_bytes=20_000)
     qwen2_audio.config.save_pretrained(tmp_path)
-    theirs, told = Qwen2AudioForConditionalGeneration.from_pretrained(
+    reference, loading_info = Qwen2AudioForConditionalGeneration.from_pretrained(
         tmp_path, dtype=torch.float32, output_loading_info=True
     )
-    assert not any(told[what] for what in ("missing_keys", "unexpected_keys", "mismatched_keys"))
-    back = nets.build()
-    loading.load(back, StateTensors(theirs.state_dict()), layout="qwen2_audio", label="theirs")
-    assert_equal(back.state_dict(), net.state_dict())
+    assert not any(loading_info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    net_from_reference = nets.build()
+    loading.load(net_from_reference, StateTensors(reference.state_dict()), layout="qwen2_audio", label="transformers")
+    assert_equal(net_from_reference.state_dict(), net.state_dict())
 
 
-def test_names_of_a_model_in_memory_are_read_too(
+def test_names_of_a_transformers_model_in_memory_are_read(
     qwen2_audio: Qwen2AudioForConditionalGeneration, net: AudioLM, tmp_path: Path
 ):
     state = qwen2_audio.state_dict()
@@ -184,14 +184,14 @@ def test_names_of_a_model_in_memory_are_read_too(
     assert_equal(net.state_dict(), files.state_dict())
 
 
-def renamed_to_qwen_audio(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our tensors under the released names, written out by hand: the mapping of section 1.2 of the release's code."""
-    theirs = {}
+def rename_to_qwen_audio(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename our tensors to the released names, by a mapping written by hand from the released code (section 1.2)."""
+    renamed = {}
     for name, tensor in state.items():
         llm = re.fullmatch(r"llm\.model\.layers\.(\d+)\.(.+)\.(weight|bias)", name)
         if llm and llm[2] == "self_attn.q_proj":
             key, value = (state[name.replace("q_proj", part)] for part in ("k_proj", "v_proj"))
-            theirs[f"transformer.h.{llm[1]}.attn.c_attn.{llm[3]}"] = torch.cat([tensor, key, value])
+            renamed[f"transformer.h.{llm[1]}.attn.c_attn.{llm[3]}"] = torch.cat([tensor, key, value])
         elif llm and llm[2] not in ("self_attn.k_proj", "self_attn.v_proj"):
             part = {
                 "input_layernorm": "ln_1",
@@ -201,7 +201,7 @@ def renamed_to_qwen_audio(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
                 "mlp.up_proj": "mlp.w1",
                 "mlp.down_proj": "mlp.c_proj",
             }[llm[2]]
-            theirs[f"transformer.h.{llm[1]}.{part}.{llm[3]}"] = tensor
+            renamed[f"transformer.h.{llm[1]}.{part}.{llm[3]}"] = tensor
         elif not llm:
             for old, new in (
                 (r"llm\.model\.embed_tokens", "transformer.wte"),
@@ -219,30 +219,32 @@ def renamed_to_qwen_audio(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
                 (r"^encoder\.", "transformer.audio."),
             ):
                 name = re.sub(old, new, name)
-            theirs[name] = tensor
-    return theirs
+            renamed[name] = tensor
+    return renamed
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_qwen_audio_tensors_come_back_bit_by_bit(tmp_path: Path, dtype: torch.dtype):
+def test_loading_and_exporting_qwen_audio_tensors_is_lossless(tmp_path: Path, dtype: torch.dtype):
     torch.manual_seed(0)
-    first, net = nets.build("qwen_audio").to(dtype), nets.build("qwen_audio").to(dtype)
-    theirs = renamed_to_qwen_audio(first.state_dict())
-    write_sharded(theirs.items(), tmp_path, max_shard_bytes=20_000)
+    source_net, net = nets.build("qwen_audio").to(dtype), nets.build("qwen_audio").to(dtype)
+    released = rename_to_qwen_audio(source_net.state_dict())
+    write_sharded(released.items(), tmp_path, max_shard_bytes=20_000)
     source = TensorFiles.open(tmp_path)
-    loading.load(net, source, layout="qwen_audio", label="theirs")
-    assert_equal(net.state_dict(), first.state_dict())
-    assert_equal(dict(export_tensors(net.state_dict(), "qwen_audio")), theirs)
+    loading.load(net, source, layout="qwen_audio", label="transformers")
+    assert_equal(net.state_dict(), source_net.state_dict())
+    assert_equal(dict(export_tensors(net.state_dict(), "qwen_audio")), released)
 
 
-def test_qwen_7b_of_the_first_release_is_a_language_model_alone():
-    """What Qwen-Audio's pre-training started from: its tensors without an audio module, and fewer rows."""
+def test_qwen_7b_is_loaded_as_a_language_model_only():
+    """Qwen-Audio starts from Qwen-7B, which has the same tensors without the audio module, and fewer rows."""
     torch.manual_seed(0)
-    first, net = nets.build("qwen_audio", vocab=30), nets.build("qwen_audio")
-    theirs = renamed_to_qwen_audio({n: t for n, t in first.state_dict().items() if n.startswith("llm.")})
-    loading.load(net, StateTensors(theirs), layout="qwen_audio", parts=["llm"], label="weights.llm=qwen")
-    assert torch.equal(net.llm.lm_head.weight[:30], first.llm.lm_head.weight)
-    assert torch.equal(net.llm.model.layers[0].self_attn.k_proj.bias, first.llm.model.layers[0].self_attn.k_proj.bias)
+    source_net, net = nets.build("qwen_audio", vocab=30), nets.build("qwen_audio")
+    released = rename_to_qwen_audio({n: t for n, t in source_net.state_dict().items() if n.startswith("llm.")})
+    loading.load(net, StateTensors(released), layout="qwen_audio", parts=["llm"], label="weights.llm=qwen")
+    assert torch.equal(net.llm.lm_head.weight[:30], source_net.llm.lm_head.weight)
+    assert torch.equal(
+        net.llm.model.layers[0].self_attn.k_proj.bias, source_net.llm.model.layers[0].self_attn.k_proj.bias
+    )
 
 
 def test_a_model_without_a_counterpart_is_not_exported():
@@ -261,8 +263,8 @@ def whisper() -> WhisperForConditionalGeneration:
     return randomise(WhisperForConditionalGeneration(WhisperConfig(**encoder_sizes(), **small, **tokens)))
 
 
-def loaded_encoder(source: TensorSource, layout: str) -> dict[str, Tensor]:
-    """The encoder's tensors after a load that must leave all others alone."""
+def load_encoder(source: TensorSource, layout: str) -> dict[str, Tensor]:
+    """Return the encoder's tensors after a load, and check that all other tensors are unchanged."""
     net = nets.build()
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     loading.load(net, source, layout=layout, label="whisper")
@@ -272,19 +274,19 @@ def loaded_encoder(source: TensorSource, layout: str) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("head", [True, False])
-def test_whispers_encoder_is_read_from_transformers_files(
+def test_the_whisper_encoder_is_read_from_transformers_files(
     whisper: WhisperForConditionalGeneration, tmp_path: Path, head: bool
 ):
     (whisper if head else whisper.model).save_pretrained(tmp_path)
     source = TensorFiles.open(tmp_path)
     assert any(name.startswith("model.decoder." if head else "decoder.") for name in tensors(source))
-    encoder = loaded_encoder(source, "whisper")
-    theirs = whisper.model.encoder
-    assert len(encoder) == len(theirs.state_dict())
-    last = theirs.layers[1]
+    encoder = load_encoder(source, "whisper")
+    reference = whisper.model.encoder
+    assert len(encoder) == len(reference.state_dict())
+    last = reference.layers[1]
     for name, tensor in {
-        "conv2.bias": theirs.conv2.bias,
-        "positions": theirs.embed_positions.weight,
+        "conv2.bias": reference.conv2.bias,
+        "positions": reference.embed_positions.weight,
         "blocks.1.attention_norm.weight": last.self_attn_layer_norm.weight,
         "blocks.1.query.bias": last.self_attn.q_proj.bias,
         "blocks.1.key.weight": last.self_attn.k_proj.weight,
@@ -293,12 +295,12 @@ def test_whispers_encoder_is_read_from_transformers_files(
         "blocks.1.mlp_norm.weight": last.final_layer_norm.weight,
         "blocks.1.up.weight": last.fc1.weight,
         "blocks.1.down.weight": last.fc2.weight,
-        "norm.bias": theirs.layer_norm.bias,
+        "norm.bias": reference.layer_norm.bias,
     }.items():
         assert torch.equal(encoder[name], tensor), name
 
 
-# From transformers' convert_openai_to_hf.py: openai's names to its own.
+# From transformers' convert_openai_to_hf.py: names of openai to names of transformers.
 OPENAI = {
     "blocks": "layers",
     "mlp.0": "fc1",
@@ -314,10 +316,12 @@ OPENAI = {
 }
 
 
-def test_openais_names_mean_the_same_encoder(whisper: WhisperForConditionalGeneration, tmp_path: Path):
+def test_openai_names_and_transformers_names_give_the_same_encoder(
+    whisper: WhisperForConditionalGeneration, tmp_path: Path
+):
     def openai(name: str) -> str:
-        for theirs, transformers in OPENAI.items():
-            name = name.replace(transformers, theirs)
+        for openai_part, transformers_part in OPENAI.items():
+            name = name.replace(transformers_part, openai_part)
         return name
 
     model: WhisperModel = whisper.model
@@ -327,24 +331,24 @@ def test_openais_names_mean_the_same_encoder(whisper: WhisperForConditionalGener
     torch.save({"model_state_dict": {**state, "decoder.token_embedding.weight": torch.zeros(2, 2)}}, file)
     content = torch.load(file, weights_only=True, mmap=True)["model_state_dict"]
     assert_equal(
-        loaded_encoder(StateTensors(content), "whisper_openai"),
-        loaded_encoder(StateTensors(model.state_dict()), "whisper"),
+        load_encoder(StateTensors(content), "whisper_openai"),
+        load_encoder(StateTensors(model.state_dict()), "whisper"),
     )
 
 
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("family", ["qwen2", "llama"])
 def test_a_language_model_is_read_from_its_directory(tmp_path: Path, family: str, tied: bool):
-    """Any causal LM, of 30 rows where ours has 41; tied files lack the head."""
+    """The language model has 30 rows where ours has 41. Files with tied embeddings lack the head."""
     torch.manual_seed(0)
     net = nets.build(model_type=family, tie_word_embeddings=tied)
     config = type(net.llm.config)(**{**net.llm.config.to_dict(), "vocab_size": 30})
-    theirs = randomise(AutoModelForCausalLM.from_config(config))
-    theirs.save_pretrained(tmp_path, max_shard_size="10KB")
+    reference = randomise(AutoModelForCausalLM.from_config(config))
+    reference.save_pretrained(tmp_path, max_shard_size="10KB")
     source = TensorFiles.open(tmp_path)
     assert ("lm_head.weight" in tensors(source)) == (not tied)
-    loading.load(net, source, layout="causal_lm", label="weights.llm=theirs")
-    expected = theirs.state_dict()
+    loading.load(net, source, layout="causal_lm", label="weights.llm=transformers")
+    expected = reference.state_dict()
     for name, tensor in net.llm.state_dict().items():
         assert torch.equal(tensor[: len(expected[name])], expected[name]), name
     assert net.llm.lm_head.weight.shape == (41, 32)
@@ -353,8 +357,8 @@ def test_a_language_model_is_read_from_its_directory(tmp_path: Path, family: str
 # --- the golden files ---------------------------------------------------------------------------------------------
 
 
-def test_tensors_of_the_golden_model_come_back_bit_by_bit(shared_data: Path):
-    """Written by the released code; what they compute is tested in test_qwen_audio."""
+def test_loading_and_exporting_the_golden_model_is_lossless(shared_data: Path):
+    """The released code wrote these weights. Their outputs are tested in test_qwen_audio."""
     golden = shared_data / "golden/qwen_audio_v1"
     config = json.loads((golden / "model_config.json").read_text())
     audio, hidden = config["audio"], config["hidden_size"]
@@ -394,6 +398,6 @@ def test_tensors_of_the_golden_model_come_back_bit_by_bit(shared_data: Path):
     assert torch.equal(attention.q_proj.weight, q) and torch.equal(attention.k_proj.weight, k)
     assert torch.equal(attention.v_proj.weight, v)
     assert torch.equal(mlp.gate_proj.weight, released["transformer.h.2.mlp.w2.weight"])
-    alone = load_file(golden / "model.safetensors")
+    released_without_tables = load_file(golden / "model.safetensors")
     with pytest.raises(ValueError, match=r"transformer.wte.weight is missing; lm_head.weight is missing$"):
-        loading.load(net, StateTensors(alone), layout="qwen_audio", label="golden")
+        loading.load(net, StateTensors(released_without_tables), layout="qwen_audio", label="golden")

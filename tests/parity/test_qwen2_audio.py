@@ -1,4 +1,4 @@
-"""AudioLM, packed, against transformers' Qwen2AudioForConditionalGeneration, padded: the same function."""
+"""Our packed AudioLM against transformers' padded Qwen2AudioForConditionalGeneration."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def rows(request: pytest.FixtureRequest) -> list[Row]:
 
 
 def padded_labels(batch: dict, like: torch.Tensor) -> torch.Tensor:
-    """Our shifted, packed labels as transformers' unshifted, padded ones."""
+    """Convert our shifted, packed labels to transformers' unshifted, padded labels."""
     labels = torch.full_like(like, IGNORE)
     for row, part in zip(labels, batch["labels"].split(batch["cu_seqlens"].diff().tolist()), strict=True):
         row[1 : len(part)] = part[:-1]
@@ -35,29 +35,29 @@ def padded_labels(batch: dict, like: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def test_logits_are_equal_at_every_valid_position(models: tuple, rows: list[Row]) -> None:
-    ours, theirs = models
-    inputs = padded(rows, ours, "right")
-    expected = theirs(**inputs).logits[inputs["attention_mask"].bool()]
-    torch.testing.assert_close(ours.logits(pack(rows, ours.geometry)), expected, atol=1e-5, rtol=1e-5)
+def test_logits_equal_those_of_transformers_at_every_valid_position(models: tuple, rows: list[Row]) -> None:
+    net, reference = models
+    inputs = padded(rows, net, "right")
+    expected = reference(**inputs).logits[inputs["attention_mask"].bool()]
+    torch.testing.assert_close(net.logits(pack(rows, net.geometry)), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_loss_and_gradients_are_equal(models: tuple, rows: list[Row]) -> None:
-    ours, theirs = models
-    ours.zero_grad()
-    theirs.zero_grad()
-    batch = pack(rows, ours.geometry)
+def test_loss_and_gradients_equal_those_of_transformers(models: tuple, rows: list[Row]) -> None:
+    net, reference = models
+    net.zero_grad()
+    reference.zero_grad()
+    batch = pack(rows, net.geometry)
     scored = batch["labels"] != IGNORE
-    loss = F.cross_entropy(ours.head(ours(batch)[scored]), batch["labels"][scored])
-    inputs = padded(rows, ours, "right")
-    expected = theirs(**inputs, labels=padded_labels(batch, inputs["input_ids"])).loss
+    loss = F.cross_entropy(net.head(net(batch)[scored]), batch["labels"][scored])
+    inputs = padded(rows, net, "right")
+    expected = reference(**inputs, labels=padded_labels(batch, inputs["input_ids"])).loss
     torch.testing.assert_close(loss, expected, atol=1e-5, rtol=0)
 
     loss.backward()
     expected.backward()
-    released = LAYOUTS["qwen2_audio"]
-    grads = {released.model_names(name)[0]: p.grad for name, p in theirs.named_parameters() if p.requires_grad}
-    assert grads.keys() == dict(ours.named_parameters()).keys()
-    for name, parameter in ours.named_parameters():
+    layout = LAYOUTS["qwen2_audio"]
+    grads = {layout.model_names(name)[0]: p.grad for name, p in reference.named_parameters() if p.requires_grad}
+    assert grads.keys() == dict(net.named_parameters()).keys()
+    for name, parameter in net.named_parameters():
         error = (parameter.grad - grads[name]).norm() / grads[name].norm()
         assert grads[name].any() and error <= 1e-4, (name, error)

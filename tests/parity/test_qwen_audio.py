@@ -1,4 +1,4 @@
-"""Qwen-Audio against numbers that its released code produced at tiny random sizes (see the golden files' README)."""
+"""Qwen-Audio against outputs of its released code at tiny random sizes (see the README of the golden files)."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def build(audio: dict, hidden: int, llm: dict, vocab_size: int, clip_end: str = 
 
 @pytest.fixture(scope="module", params=["zero", "silence"])
 def encoders(request, golden: Path) -> AudioLM:
-    """The released audio module, and the same with silence behind its clips."""
+    """Return the released audio module, and the same module with silence after each clip."""
     config = json.loads((golden / "encoder_config.json").read_text())
     llm = {"intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2}
     net = build(config, config["output_dim"], llm, 16, request.param)
@@ -104,8 +104,8 @@ def net(golden: Path) -> AudioLM:
     return net
 
 
-def heard(clips: dict[str, np.ndarray], number: int, geometry: Geometry) -> tuple[Tensor, int]:
-    """A clip's released features as far as they are stored, and how many of its frames are valid."""
+def clip_features(clips: dict[str, np.ndarray], number: int, geometry: Geometry) -> tuple[Tensor, int]:
+    """Return the stored part of a clip's released features, and its number of valid frames."""
     frames = geometry.frames(len(clips[f"wave_{number}"]))
     return features(clips, number, geometry.stored(frames)), frames
 
@@ -114,19 +114,19 @@ def features(clips: dict[str, np.ndarray], number: int, n_frames: int) -> Tensor
     return torch.from_numpy(clips["log_mel"][number])[:, :n_frames].to(torch.get_default_dtype())
 
 
-def encode(net: AudioLM, heard: list[tuple[Tensor, int]]) -> Tensor:
-    mels, frames = zip(*heard, strict=True)
+def encode(net: AudioLM, clip_inputs: list[tuple[Tensor, int]]) -> Tensor:
+    mels, frames = zip(*clip_inputs, strict=True)
     with torch.no_grad():
         return net.encode(torch.cat(mels, dim=1), torch.tensor(frames))
 
 
-def as_released(net: AudioLM, clips: dict[str, np.ndarray], numbers: list[int]) -> Tensor:
-    """Clips as the released code encodes them in one call: all but the longest see one frame of silence behind them."""
+def encode_as_released(net: AudioLM, clips: dict[str, np.ndarray], numbers: list[int]) -> Tensor:
+    """Encode clips like one batch of the released code: all but the longest are followed by one frame of silence."""
     silent = replace(net.geometry, clip_end="silence")
     lengths = [len(clips[f"wave_{n}"]) for n in numbers]
     parts = []
     for number, length in zip(numbers, lengths, strict=True):
-        mel, frames = heard(clips, number, net.geometry)
+        mel, frames = clip_features(clips, number, net.geometry)
         if length == max(lengths):
             parts.append(encode(net, [(mel, frames)]))
             continue
@@ -150,7 +150,7 @@ def packed(net: AudioLM, io: dict[str, np.ndarray], clips: dict[str, np.ndarray]
     for prompt, start in zip(prompts, starts.tolist(), strict=True):
         for (first, last), number in zip(io[f"{prompt}.audio_pos"], io[f"{prompt}.clip_idx"], strict=True):
             index.append(torch.arange(start + int(first), start + int(last) + 1))
-            features.append(heard(clips, int(number), net.geometry))
+            features.append(clip_features(clips, int(number), net.geometry))
     if features:
         mels, frames = zip(*features, strict=True)
         batch |= {"mel": torch.cat(mels, dim=1), "frames": torch.tensor(frames), "audio_index": torch.cat(index)}
@@ -169,7 +169,7 @@ def check_logits(net: AudioLM, hidden: Tensor, io: dict[str, np.ndarray], prompt
 # --- the audio module ---------------------------------------------------------------------------------------------
 
 
-def test_features_and_lengths_are_the_released_ones(clips: dict[str, np.ndarray]):
+def test_features_and_lengths_equal_the_released_ones(clips: dict[str, np.ndarray]):
     geometry = Geometry(n_mels=80, pool=2, clip_end="zero", boundary=True)
     for number in range(5):
         wave = clips[f"wave_{number}"].astype(np.float32) / 32768
@@ -181,42 +181,42 @@ def test_features_and_lengths_are_the_released_ones(clips: dict[str, np.ndarray]
     for samples, n, status in zip(clips["probe_samples"], clips["probe_n"], clips["probe_single_status"], strict=True):
         tokens = geometry.tokens(geometry.frames(int(samples)))
         assert tokens == max(n, 0)
-        assert (tokens > 0) == (status == 1), samples  # what the released code cannot encode alone is an unusable row
+        assert (tokens > 0) == (status == 1), samples  # a clip that the released code cannot encode is an unusable row
 
 
 @pytest.mark.parametrize("encoders", ["zero"], indirect=True)
 def test_the_audio_module_equals_the_released_one_for_each_clip(encoders: AudioLM, clips: dict[str, np.ndarray]):
-    alone = [encode(encoders, [heard(clips, n, encoders.geometry)]) for n in range(5)]
-    for number, out in enumerate(alone):
+    single = [encode(encoders, [clip_features(clips, n, encoders.geometry)]) for n in range(5)]
+    for number, out in enumerate(single):
         expected = torch.from_numpy(clips[f"out_single_{number}"])
         torch.testing.assert_close(out, expected, rtol=0, atol=1e-4, check_dtype=False)
-    together = encode(encoders, [heard(clips, n, encoders.geometry) for n in range(5)])
-    torch.testing.assert_close(together, torch.cat(alone), rtol=0, atol=1e-5)
+    batched = encode(encoders, [clip_features(clips, n, encoders.geometry) for n in range(5)])
+    torch.testing.assert_close(batched, torch.cat(single), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("encoders", ["zero"], indirect=True)
-def test_the_released_batch_behaviour_is_one_frame_of_silence(encoders: AudioLM, clips: dict[str, np.ndarray]):
+def test_batches_of_the_released_code_add_one_frame_of_silence(encoders: AudioLM, clips: dict[str, np.ndarray]):
     expected = torch.cat([torch.from_numpy(clips[f"out_batch_{number}"]) for number in range(5)])
     torch.testing.assert_close(
-        as_released(encoders, clips, list(range(5))), expected, rtol=0, atol=1e-4, check_dtype=False
+        encode_as_released(encoders, clips, list(range(5))), expected, rtol=0, atol=1e-4, check_dtype=False
     )
 
 
 @pytest.mark.parametrize("encoders", ["silence"], indirect=True)
-def test_silence_behind_a_clip_is_another_function(encoders: AudioLM, clips: dict[str, np.ndarray]):
-    out = encode(encoders, [heard(clips, 0, encoders.geometry)])
+def test_silence_after_a_clip_changes_the_output(encoders: AudioLM, clips: dict[str, np.ndarray]):
+    out = encode(encoders, [clip_features(clips, 0, encoders.geometry)])
     expected = torch.from_numpy(clips["out_single_0"])
     assert (out[: len(expected)] - expected).abs().max() > 5e-3
 
 
-# --- the whole model ----------------------------------------------------------------------------------------------
+# --- the full model -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("prompt", [*SINGLE, "long"])
 def test_logits_equal_the_released_ones(
     net: AudioLM, io: dict[str, np.ndarray], clips: dict[str, np.ndarray], prompt: str
 ):
-    """`long` has 2048 tokens behind it: dynamic NTK and log-n act."""
+    """`long` has more than 2048 tokens, which activates dynamic NTK and log-n attention."""
     batch = packed(net, io, clips, [prompt])
     with torch.no_grad():
         hidden = net.hidden_states(batch)
@@ -226,11 +226,11 @@ def test_logits_equal_the_released_ones(
     check_logits(net, hidden, io, prompt)
 
 
-def test_a_dialogue_of_clips_encoded_as_released_equals_it(
+def test_logits_of_a_dialogue_equal_the_released_ones(
     net: AudioLM, io: dict[str, np.ndarray], clips: dict[str, np.ndarray]
 ):
     batch = packed(net, io, clips, ["chat2"])
-    audio = as_released(net, clips, io["chat2.clip_idx"].tolist())
+    audio = encode_as_released(net, clips, io["chat2.clip_idx"].tolist())
     with torch.no_grad():
         embeds = lm.embed(net.llm, batch["ids"]).index_copy(0, batch["audio_index"], audio)
         lengths = torch.tensor([len(embeds)])
@@ -239,7 +239,7 @@ def test_a_dialogue_of_clips_encoded_as_released_equals_it(
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)
-def test_greedy_answers_are_the_released_ones(
+def test_greedy_answers_equal_the_released_ones(
     net: AudioLM, io: dict[str, np.ndarray], clips: dict[str, np.ndarray], prompt: str
 ):
     kind = json.loads(str(io["meta"]))["prompts"][prompt]["kind"]
@@ -249,17 +249,19 @@ def test_greedy_answers_are_the_released_ones(
     assert answer == expected[: len(answer)] and (len(answer) == 12 or expected[len(answer)] in STOPS[kind])
 
 
-def test_a_batch_of_prompts_answers_as_each_alone(
+def test_batched_answers_equal_the_answers_to_single_prompts(
     net: AudioLM, io: dict[str, np.ndarray], clips: dict[str, np.ndarray]
 ):
-    """Ragged, one of them beyond the training length: its angles are its own."""
+    """The prompts differ in length. The one beyond the training length has its own rotary angles."""
     prompts = ["asr", "long", "text"]
     settings = GenerationSettings(max_new_tokens=5, stop=frozenset({END}))
-    together = net.generate(packed(net, io, clips, prompts), settings)
-    assert together == [net.generate(packed(net, io, clips, [prompt]), settings)[0] for prompt in prompts]
+    batched = net.generate(packed(net, io, clips, prompts), settings)
+    assert batched == [net.generate(packed(net, io, clips, [prompt]), settings)[0] for prompt in prompts]
 
 
-def test_the_epsilon_is_a_number_of_the_config(net: AudioLM, io: dict[str, np.ndarray], clips: dict[str, np.ndarray]):
+def test_a_different_norm_epsilon_gives_the_released_logits(
+    net: AudioLM, io: dict[str, np.ndarray], clips: dict[str, np.ndarray]
+):
     norms = [module for module in net.llm.modules() if hasattr(module, "variance_epsilon")]
     for norm in norms:
         norm.variance_epsilon = 1e-5

@@ -1,4 +1,4 @@
-"""Tokens and dialogues of both released systems: Qwen-Audio's own numbers, and transformers' Qwen2AudioProcessor."""
+"""Tokens and dialogues of both released systems: golden ids of Qwen-Audio, and transformers' Qwen2AudioProcessor."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ def golden(shared_data: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def qwen_audio(golden: Path) -> Tokenizer:
-    """The released vocabulary of Qwen-Audio."""
+    """Return the released vocabulary of Qwen-Audio."""
     return Tokenizer.load(golden, grow=False)
 
 
-def lines(path: Path, *kinds: str) -> list[dict[str, Any]]:
-    read = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    found = [line for line in read if not kinds or line["kind"] in kinds]
-    assert found
-    return found
+def read_lines(path: Path, *kinds: str) -> list[dict[str, Any]]:
+    all_lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    matches = [line for line in all_lines if not kinds or line["kind"] in kinds]
+    assert matches
+    return matches
 
 
 def ids_of(tok: Tokenizer, turns: list[Turn], spans: list[int]) -> list[int]:
-    """Ids of turns whose k-th clip has `spans[k]` audio tokens."""
+    """Return the ids of turns whose k-th clip has `spans[k]` audio tokens."""
     return tok.encode(turns, [[tok.pad_of(turns)] * n for n in spans]).ids.tolist()
 
 
@@ -51,21 +51,21 @@ def test_the_released_vocabulary_has_its_size(qwen_audio):
     [("ids", Control.ALL), ("ids_audio_tags_only", Control.TAGS), ("ids_no_special", Control.NONE)],
 )
 def test_every_golden_string_has_the_released_ids(qwen_audio, golden, key, control):
-    found = [line for line in lines(golden / "tokenizer.jsonl", "encode") if key in line]
-    assert len(found) > 50
-    for line in found:
+    matches = [line for line in read_lines(golden / "tokenizer.jsonl", "encode") if key in line]
+    assert len(matches) > 50
+    for line in matches:
         assert list(qwen_audio.ids(line["text"], control)) == line[key], line["text"][:100]
 
 
-def test_ids_are_read_back_as_released(qwen_audio, golden):
-    for line in lines(golden / "tokenizer.jsonl", "encode", "decode"):
+def test_decoding_equals_that_of_the_released_tokenizer(qwen_audio, golden):
+    for line in read_lines(golden / "tokenizer.jsonl", "encode", "decode"):
         assert qwen_audio.decode(line["ids"], control=True) == line["decoded"]
         assert qwen_audio.decode(line["ids"]) == line["decoded_skip_special"]
 
 
 def test_audio_spans_have_the_released_ids(qwen_audio, golden):
-    """A released span counts its begin and end token; the path between them is our pad."""
-    for line in lines(golden / "tokenizer.jsonl", "encode_audio"):
+    """A released span counts its begin and end token. The path between them becomes our pad token."""
+    for line in read_lines(golden / "tokenizer.jsonl", "encode_audio"):
         text = line["text"]
         for url in line["audio_urls"]:
             text = text.replace(f"<audio>{url}</audio>", f"<audio>{TagPrompt.audio_pad}</audio>", 1)
@@ -82,17 +82,19 @@ def dialogue(line: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def test_dialogues_have_the_released_ids(qwen_audio, golden):
-    """Golden contexts, with the history window that forgets the oldest exchanges."""
+    """The golden contexts include history windows that drop the oldest exchanges."""
     chat = QwenAudioChat()
-    found = lines(golden / "chat.jsonl")
-    known = {url: n for line in found for url, n in zip(line["audio_urls"], line["audio_span_tokens"], strict=True)}
-    for line in found:
+    golden_lines = read_lines(golden / "chat.jsonl")
+    span_tokens = {
+        url: n for line in golden_lines for url, n in zip(line["audio_urls"], line["audio_span_tokens"], strict=True)
+    }
+    for line in golden_lines:
 
         def length(turns: list[Turn], clips: list[str]) -> int:
-            return len(ids_of(qwen_audio, turns, [known[clip] - 2 for clip in clips]))
+            return len(ids_of(qwen_audio, turns, [span_tokens[clip] - 2 for clip in clips]))
 
-        kept = chat.recent(dialogue(line), length, max_window_size=line["max_window_size"])
-        turns, clips = chat.turns(kept), audios(kept)
+        recent = chat.recent(dialogue(line), length, max_window_size=line["max_window_size"])
+        turns, clips = chat.turns(recent), audios(recent)
         assert clips == line["audio_urls"], line["name"]
         assert ids_of(qwen_audio, turns, [n - 2 for n in line["audio_span_tokens"]]) == line["ids"], line["name"]
         text = "".join(turn.text for turn in turns)
@@ -102,8 +104,8 @@ def test_dialogues_have_the_released_ids(qwen_audio, golden):
 
 
 @pytest.mark.parametrize("text", ["\n\nhi", " hi", "\n", ""])
-def test_messages_are_tokenised_separately(qwen_audio, text):
-    """`make_context` joins the ids of the role, of a line end and of the content."""
+def test_role_and_content_of_a_message_are_tokenised_separately(qwen_audio, text):
+    """The released `make_context` joins the ids of the role, a line end and the content."""
     begin, line_end, end = qwen_audio.id("<|im_start|>"), *qwen_audio.plain("\n"), qwen_audio.id("<|im_end|>")
     message = [begin, *qwen_audio.plain("user"), line_end, *qwen_audio.plain(text), end, line_end]
     answer = [begin, *qwen_audio.plain("assistant"), line_end]
@@ -113,7 +115,7 @@ def test_messages_are_tokenised_separately(qwen_audio, text):
 
 def test_a_reply_ends_at_the_released_stop_words(qwen_audio, golden):
     stop = {qwen_audio.id(token) for token in QwenAudioChat.stop}
-    for line in lines(golden / "chat.jsonl"):
+    for line in read_lines(golden / "chat.jsonl"):
         end = next(n for n, number in enumerate(line["reply_ids"]) if number in stop)
         assert qwen_audio.decode(line["reply_ids"][:end]) == line["decode_tokens"]
 
@@ -122,7 +124,7 @@ CLIPS = {"short.wav": 4_000, "long.wav": 23_456}  # samples
 
 
 def user(*parts: str) -> dict[str, Any]:
-    """A message of the user; names of clips are audio."""
+    """Return a user message. Names of clips become audio."""
     kinds = ({"type": "audio", "audio": p} if p in CLIPS else {"type": "text", "text": p} for p in parts)
     return {"role": "user", "content": list(kinds)}
 
@@ -152,8 +154,8 @@ def processor() -> Qwen2AudioProcessor:
     return Qwen2AudioProcessor(WhisperFeatureExtractor(feature_size=128), qwen2_audio())
 
 
-def processed(processor: Qwen2AudioProcessor, text: str, clips: list[str]) -> tuple[list[int], list[int]]:
-    """transformers' ids, and the number of audio tokens of each clip among them."""
+def process(processor: Qwen2AudioProcessor, text: str, clips: list[str]) -> tuple[list[int], list[int]]:
+    """Return the ids of transformers, and the number of audio tokens of each clip."""
     waves = [np.zeros(CLIPS[clip], dtype=np.float32) for clip in clips]
     batch = processor(text=text, **({"audio": waves, "sampling_rate": 16_000} if waves else {}))
     frames = np.sum(batch["feature_attention_mask"], axis=-1) if waves else []
@@ -161,28 +163,28 @@ def processed(processor: Qwen2AudioProcessor, text: str, clips: list[str]) -> tu
 
 
 @pytest.mark.parametrize("name", DIALOGUES)
-def test_dialogues_equal_the_template_of_the_processor(processor, name):
+def test_dialogues_equal_the_chat_template_of_the_processor(processor, name):
     messages, chat = DIALOGUES[name], Qwen2AudioChat()
-    asks = messages[-1]["role"] == "user"
-    text = processor.apply_chat_template(messages, add_generation_prompt=asks, tokenize=False)
+    ends_with_question = messages[-1]["role"] == "user"
+    text = processor.apply_chat_template(messages, add_generation_prompt=ends_with_question, tokenize=False)
     turns, tok = chat.turns(messages), Tokenizer(qwen2_audio())
     assert "".join(turn.text for turn in turns) == text
-    expected, spans = processed(processor, text, audios(messages))
+    expected, spans = process(processor, text, audios(messages))
     assert ids_of(tok, turns, spans) == expected
 
 
 @pytest.mark.parametrize("chat", [QwenAudioChat(), Qwen2AudioChat()])
-def test_training_sees_the_released_tokens(chat: Chat):
-    """Answers that are trained are tokenised apart, as they are generated."""
+def test_training_and_inference_have_the_same_tokens(chat: Chat):
+    """Supervised answers are tokenised separately, as in generation."""
     messages = [user("one"), assistant("the cat sat"), user("two"), assistant("on the mat")]
-    trained, released = (ids_of(tokenizer(), chat.turns(messages, supervise=s), []) for s in (True, False))
-    assert trained == released
+    supervised, unsupervised = (ids_of(tokenizer(), chat.turns(messages, supervise=s), []) for s in (True, False))
+    assert supervised == unsupervised
 
 
 @pytest.mark.parametrize("prompt", ["Detect the language and recognize the speech: <|en|>", "the cat", ""])
 def test_raw_prompts_equal_those_of_the_processor(processor, prompt):
     turns = NaturalPrompt().raw(prompt, n_clips=2)
-    expected, spans = processed(processor, "".join(turn.text for turn in turns), ["short.wav", "long.wav"])
+    expected, spans = process(processor, "".join(turn.text for turn in turns), ["short.wav", "long.wav"])
     assert ids_of(Tokenizer(qwen2_audio()), turns, spans) == expected
 
 
@@ -190,5 +192,5 @@ def test_a_rows_prompt_equals_that_of_the_processor(processor):
     row = {"task": "asr", "text": "the cat", "language": "en"}
     turns = [turn for turn in NaturalPrompt().turns(row, n_clips=1) if turn.role == "prompt"]
     text = "<|audio_bos|><|AUDIO|><|audio_eos|>Detect the language and recognize the speech: <|en|>"
-    expected, spans = processed(processor, text, ["short.wav"])
+    expected, spans = process(processor, text, ["short.wav"])
     assert ids_of(Tokenizer(qwen2_audio()), turns, spans) == expected

@@ -1,8 +1,8 @@
-"""Losses of pairs against TRL's DPOTrainer: the same language model, the same tokens, the same numbers.
+"""DPO losses against TRL's DPOTrainer: same language model, same tokens, same losses.
 
-The numbers below were made by `losses_of_trl` with trl 1.16.0, transformers 5.23.0 and torch 2.11.0 on a CPU; where trl
-is installed (it is no dependency), they are made again. Weights are sines, so that no generator of random numbers comes
-into it.
+`losses_of_trl` computed the numbers below with trl 1.16.0, transformers 5.23.0 and torch 2.11.0 on a CPU. If trl is
+installed (it is not a dependency), a test computes them again. Weights are sines, so the numbers do not depend on a
+random number generator.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from support.manifests import tokenizer
 pytestmark = pytest.mark.usefixtures("float64")
 
 VOCAB = 40
-# A loss sums up to 16 log-probabilities, which TRL rounds to float32: half a unit in the last place below 16 is 2^-21.
+# TRL rounds log-probabilities to float32, and a loss sums up to 16. Half a unit in the last place below 16 is 2^-21.
 ROUNDING = 16 * 2**-21
 QWEN2 = {
     "model_type": "qwen2",
@@ -43,8 +43,8 @@ PAIRS = [
     {"prompt_ids": [1, 12, 12, 35, 7, 20, 33], "chosen_ids": [37, 10, 2], "rejected_ids": [21, 2]},
 ]
 
-# name -> (arguments of DPO, DPOConfig's own name for the loss and its settings). TRL's `sigmoid` takes no label
-# smoothing any more; its `aot_unpaired` has it, and is the same formula for a batch of one pair.
+# name -> (arguments of our DPO, arguments of TRL's DPOConfig). TRL's `sigmoid` no longer supports label smoothing.
+# Its `aot_unpaired` does, and is the same formula for a batch of one pair.
 CASES = {
     "sigmoid": ({"beta": 0.1}, {"loss_type": ["sigmoid"], "beta": 0.1}),
     "sigmoid, larger beta": ({"beta": 0.7}, {"loss_type": ["sigmoid"], "beta": 0.7}),
@@ -75,8 +75,8 @@ def fill(model: nn.Module, phase: float) -> None:
     with torch.no_grad():
         for number, (name, parameter) in enumerate(sorted(model.named_parameters())):
             values = np.sin(0.7 * np.arange(parameter.numel()) ** 1.1 + number + phase)
-            around = 1.0 if "norm" in name else 0.0
-            parameter.copy_(torch.from_numpy(around + 0.4 * values).reshape(parameter.shape))
+            mean = 1.0 if "norm" in name else 0.0
+            parameter.copy_(torch.from_numpy(mean + 0.4 * values).reshape(parameter.shape))
 
 
 def causal_lm(phase: float) -> PreTrainedModel:
@@ -87,7 +87,7 @@ def causal_lm(phase: float) -> PreTrainedModel:
 
 
 def losses_of_trl(settings: dict, folder: Path) -> list[float]:
-    """The loss of each pair, in a batch of its own."""
+    """Return the loss of each pair, computed in separate batches."""
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
 
@@ -98,21 +98,21 @@ def losses_of_trl(settings: dict, folder: Path) -> list[float]:
         train_dataset=Dataset.from_list([{"prompt": "a", "chosen": "b", "rejected": "c"}]),
         processing_class=tokenizer().fast,
     )
-    trainer.data_collator.pad_token_id = 0  # its tokenizer's is beyond the model's vocabulary
+    trainer.data_collator.pad_token_id = 0  # the pad id of the tokenizer is outside the model's vocabulary
     with torch.no_grad():
         return [float(trainer._compute_loss(trainer.model, trainer.data_collator([pair]), False)) for pair in PAIRS]
 
 
-def net(phase: float) -> AudioLM:
-    built = AudioLM(
+def build_net(phase: float) -> AudioLM:
+    net = AudioLM(
         encoder=Encoder(n_mels=8, width=8, n_layers=1, n_heads=1, ffn=8),
         pooling=partial(pooling.Mean, k=2),
         projector=projector.Linear,
         llm=partial(llm.build_llm, QWEN2),
         vocab_size=VOCAB,
     ).eval()
-    fill(built.llm, phase)
-    return built
+    fill(net.llm, phase)
+    return net
 
 
 def sample(number: int, pair: dict[str, list[int]]) -> Sample:
@@ -131,21 +131,21 @@ def sample(number: int, pair: dict[str, list[int]]) -> Sample:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_loss_of_a_pair_is_trls(case: str) -> None:
-    ours = DPO(reference="live", **CASES[case][0])
-    ours.freeze(net(1.0))
-    policy = net(0.0)
+def test_the_loss_of_a_pair_equals_that_of_trl(case: str) -> None:
+    objective = DPO(reference="live", **CASES[case][0])
+    objective.freeze(build_net(1.0))
+    policy = build_net(0.0)
     packs = [collate([sample(number, pair)], geometry=policy.geometry) for number, pair in enumerate(PAIRS)]
     with torch.no_grad():
-        losses = [float(ours(policy, pack)[0]) for pack in packs]
-        together = collate([sample(*entry) for entry in enumerate(PAIRS)], geometry=policy.geometry)
-        summed = float(ours(policy, together)[0])
+        losses = [float(objective(policy, pack)[0]) for pack in packs]
+        batch = collate([sample(*entry) for entry in enumerate(PAIRS)], geometry=policy.geometry)
+        summed = float(objective(policy, batch)[0])
     assert losses == pytest.approx(LOSSES[case], rel=0, abs=ROUNDING)
     assert summed == pytest.approx(sum(LOSSES[case]), rel=0, abs=len(PAIRS) * ROUNDING)
-    assert len(set(np.round(losses, 3))) == len(PAIRS)  # the pairs tell formulas apart
+    assert len(set(np.round(losses, 3))) == len(PAIRS)  # the pairs distinguish the formulas
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_trl_still_behaves_like_this(case: str, tmp_path: Path) -> None:
-    pytest.importorskip("trl", reason="needs trl (and datasets, accelerate), which is no dependency")
+def test_the_installed_trl_gives_the_recorded_losses(case: str, tmp_path: Path) -> None:
+    pytest.importorskip("trl", reason="needs trl (with datasets and accelerate), which is not a dependency")
     assert losses_of_trl(CASES[case][1], tmp_path) == pytest.approx(LOSSES[case], rel=0, abs=ROUNDING)

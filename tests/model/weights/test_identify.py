@@ -1,4 +1,4 @@
-"""A path is recognised for what it holds, described as a recipe would, and refused in one sentence if it is broken."""
+"""Identify a model path by its content, describe it as a config, and reject broken files with one sentence."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from auris.model.weights.layouts import LAYOUTS
 from auris.training import sharding
 from support import published
 
-MAKE: dict[str, Callable[[Path], object]] = {
+WRITERS: dict[str, Callable[[Path], object]] = {
     "qwen2_audio": published.qwen2_audio,
     "qwen_audio": published.qwen_audio,
     "whisper": published.whisper,
@@ -30,7 +30,7 @@ MAKE: dict[str, Callable[[Path], object]] = {
     "run": published.run,
 }
 
-# The hub's config.json of Qwen2-Audio, both the base and the Instruct model (853 bytes).
+# The hub's config.json of Qwen2-Audio, the same for base and Instruct model (853 bytes).
 HUB_QWEN2_AUDIO = {
     "architectures": ["Qwen2AudioForConditionalGeneration"],
     "audio_config": {
@@ -63,7 +63,7 @@ HUB_QWEN2_AUDIO = {
     "transformers_version": "4.38.1",
     "vocab_size": 156032,
 }
-# The hub's config.json of Qwen-Audio, without what its own code alone reads.
+# The hub's config.json of Qwen-Audio, without the keys that only its own code reads.
 HUB_QWEN_AUDIO = {
     "audio": {
         "add_audio_bos_eos_token": True,
@@ -98,66 +98,66 @@ HUB_QWEN_AUDIO = {
 
 @pytest.fixture(scope="module")
 def paths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """One path of each kind."""
+    """Return one path of each kind."""
     folder = tmp_path_factory.mktemp("kinds")
-    found = {kind: folder / (f"{kind}.pt" if kind == "whisper_openai" else kind) for kind in MAKE}
-    for kind, make in MAKE.items():
-        make(found[kind])
-    found["checkpoint"] = found["run"] / "checkpoints/step_00000001"
-    found["auris"] = folder / "auris"
-    export(found["run"], found["auris"], format="auris")
-    return found
+    paths = {kind: folder / (f"{kind}.pt" if kind == "whisper_openai" else kind) for kind in WRITERS}
+    for kind, write in WRITERS.items():
+        write(paths[kind])
+    paths["checkpoint"] = paths["run"] / "checkpoints/step_00000001"
+    paths["auris"] = folder / "auris"
+    export(paths["run"], paths["auris"], format="auris")
+    return paths
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_path_is_recognised(paths: dict[str, Path], kind: str):
-    found = identify(paths[kind])
-    layout = LAYOUTS[found.layout]
-    assert found.kind == kind and all(map(layout.model_names, filter(layout.uses, found.open_tensors().keys())))
-    whole = kind not in ("whisper", "whisper_openai", "causal_lm", "qwen")
-    assert (found.model is not None) == whole == (set(found.parts) == set(PARTS))
-    assert (found.tokenizer is not None) == (whole or kind == "qwen")
+def test_the_kind_of_a_path_is_recognised(paths: dict[str, Path], kind: str):
+    source = identify(paths[kind])
+    layout = LAYOUTS[source.layout]
+    assert source.kind == kind and all(map(layout.model_names, filter(layout.uses, source.open_tensors().keys())))
+    complete = kind not in ("whisper", "whisper_openai", "causal_lm", "qwen")
+    assert (source.model is not None) == complete == (set(source.parts) == set(PARTS))
+    assert (source.tokenizer is not None) == (complete or kind == "qwen")
 
 
 @pytest.mark.parametrize("kind", ["whisper", "whisper_openai"])
-def test_a_whisper_is_an_encoder_of_its_sizes(paths: dict[str, Path], kind: str):
-    found = identify(paths[kind])
+def test_whisper_is_identified_as_an_encoder_with_its_sizes(paths: dict[str, Path], kind: str):
+    identified = identify(paths[kind])
     with torch.device("meta"):
-        encoder = auris_config.build(found.parts["encoder"])
-    source, prefix = found.open_tensors(), "model.encoder" if kind == "whisper" else "encoder"
+        encoder = auris_config.build(identified.parts["encoder"])
+    source, prefix = identified.open_tensors(), "model.encoder" if kind == "whisper" else "encoder"
     assert tuple(encoder.conv1.weight.shape) == source.shape(f"{prefix}.conv1.weight")
     assert len(encoder.blocks) == 2 and encoder.clip_end == "silence"
 
 
 @pytest.mark.parametrize("kind", ["causal_lm", "qwen"])
-def test_a_language_model_initialises_ours_and_its_vocabulary_grows(paths: dict[str, Path], kind: str):
-    found = identify(paths[kind])
+def test_a_language_model_initialises_the_llm_of_a_larger_vocabulary(paths: dict[str, Path], kind: str):
+    source = identify(paths[kind])
     preset = auris_config.resolve(auris_config.compose(published.TINY))["model"]
-    net = auris_config.build_net({"model": preset | found.parts}, SimpleNamespace(size=5000))
+    net = auris_config.build_net({"model": preset | source.parts}, SimpleNamespace(size=5000))
     sharding.materialise(net, "cpu")
-    loading.load(net, found.open_tensors(), layout=found.layout, parts=list(found.parts), label="here")
-    rows = found.config["vocab_size"]
+    loading.load(net, source.open_tensors(), layout=source.layout, parts=list(source.parts), label="here")
+    rows = source.config["vocab_size"]
     names = {"causal_lm": "model.embed_tokens.weight", "qwen": "transformer.wte.weight"}
-    assert torch.equal(net.llm.model.embed_tokens.weight[:rows], found.open_tensors().read(names[kind]))
+    assert torch.equal(net.llm.model.embed_tokens.weight[:rows], source.open_tensors().read(names[kind]))
 
 
 @pytest.mark.parametrize(("config", "count"), [(HUB_QWEN2_AUDIO, 8_395_174_912), (HUB_QWEN_AUDIO, 8_394_302_464)])
-def test_the_published_configs_describe_the_published_systems(tmp_path: Path, config: dict, count: int):
+def test_the_published_configs_give_the_published_parameter_counts(tmp_path: Path, config: dict, count: int):
     published.write_json(tmp_path / "config.json", config)
     save_file({"other": torch.zeros(1)}, tmp_path / "model.safetensors")
-    found = identify(tmp_path)
-    net = auris_config.build_net({"model": found.model}, SimpleNamespace(size=1000))
+    source = identify(tmp_path)
+    net = auris_config.build_net({"model": source.model}, SimpleNamespace(size=1000))
     assert sum(parameter.numel() for parameter in net.parameters()) == count
-    preset = auris_config.resolve(auris_config.compose(["scale=full", f"model={found.kind}"]))["model"]
-    ours = auris_config.build_net({"model": preset}, SimpleNamespace(size=1000))
-    assert ours.geometry == net.geometry
+    preset = auris_config.resolve(auris_config.compose(["scale=full", f"model={source.kind}"]))["model"]
+    preset_net = auris_config.build_net({"model": preset}, SimpleNamespace(size=1000))
+    assert preset_net.geometry == net.geometry
     for name in ("rms_norm_eps", "rope_parameters", "hidden_size", "num_key_value_heads", "tie_word_embeddings"):
-        assert getattr(ours.llm.config, name) == getattr(net.llm.config, name), name
-    assert preset["llm"]["train_length"] == found.model["llm"]["train_length"]
+        assert getattr(preset_net.llm.config, name) == getattr(net.llm.config, name), name
+    assert preset["llm"]["train_length"] == source.model["llm"]["train_length"]
 
 
 @pytest.mark.parametrize("eps", [1e-5, 1e-6])
-def test_both_published_values_of_eps_are_read(tmp_path: Path, eps: float):
+def test_the_norm_epsilon_is_read_from_the_config(tmp_path: Path, eps: float):
     published.qwen_audio(tmp_path / "v1", layer_norm_epsilon=eps)
     assert identify(tmp_path / "v1").model["llm"]["config"]["rms_norm_eps"] == eps
 
@@ -191,10 +191,10 @@ def test_without_dynamic_ntk_there_is_no_training_length(tmp_path: Path):
     ],
 )
 def test_a_config_that_contradicts_the_weights_is_refused(tmp_path: Path, kind: str, keys: tuple, value: int):
-    MAKE[kind](tmp_path / "there")
-    file = tmp_path / "there/config.json"
+    WRITERS[kind](tmp_path / "model")
+    file = tmp_path / "model/config.json"
     published.edit_json(file, *keys, value=value)
-    expect_one_sentence(tmp_path / "there", str(file), f"{'.'.join(keys)}={value}")
+    expect_one_sentence(tmp_path / "model", str(file), f"{'.'.join(keys)}={value}")
 
 
 @pytest.mark.parametrize(
@@ -202,7 +202,7 @@ def test_a_config_that_contradicts_the_weights_is_refused(tmp_path: Path, kind: 
     [
         ("qwen2_audio", ("audio_config", "activation_function"), "relu"),
         ("qwen2_audio", ("audio_config", "scale_embedding"), True),
-        ("qwen2_audio", ("model_type",), "unheard_of"),
+        ("qwen2_audio", ("model_type",), "unknown_type"),
         ("qwen_audio", ("audio", "avg_pool"), False),
         ("qwen_audio", ("audio", "add_audio_bos_eos_token"), False),
         ("qwen_audio", ("no_bias",), False),
@@ -212,14 +212,14 @@ def test_a_config_that_contradicts_the_weights_is_refused(tmp_path: Path, kind: 
     ],
 )
 def test_a_config_with_an_unsupported_feature_is_refused(tmp_path: Path, kind: str, keys: tuple, value: object):
-    MAKE[kind](tmp_path / "there")
-    file = tmp_path / "there/config.json"
+    WRITERS[kind](tmp_path / "model")
+    file = tmp_path / "model/config.json"
     published.edit_json(file, *keys, value=value)
-    expect_one_sentence(tmp_path / "there", str(file), ".".join(keys), str(value))
+    expect_one_sentence(tmp_path / "model", str(file), ".".join(keys), str(value))
 
 
 @pytest.mark.parametrize("keys", [("layer_norm_epsilon",), ("audio", "n_mels")])
-def test_a_field_that_is_missing_is_named(tmp_path: Path, keys: tuple):
+def test_a_missing_config_field_is_named(tmp_path: Path, keys: tuple):
     published.qwen_audio(tmp_path / "v1")
     file = tmp_path / "v1/config.json"
     config = json.loads(file.read_text())
@@ -228,16 +228,16 @@ def test_a_field_that_is_missing_is_named(tmp_path: Path, keys: tuple):
     expect_one_sentence(tmp_path / "v1", str(file), keys[-1])
 
 
-def test_files_that_cannot_be_read_are_named(tmp_path: Path):
-    there = tmp_path / "there"
-    expect_one_sentence(there, str(there), "does not exist")
-    there.mkdir()
-    expect_one_sentence(there, str(there), "contains no model", "config.json")
-    (there / "config.json").write_text("{not json")
-    expect_one_sentence(there, str(there / "config.json"), "is not JSON")
+def test_unreadable_files_are_named(tmp_path: Path):
+    folder = tmp_path / "model"
+    expect_one_sentence(folder, str(folder), "does not exist")
+    folder.mkdir()
+    expect_one_sentence(folder, str(folder), "contains no model", "config.json")
+    (folder / "config.json").write_text("{not json")
+    expect_one_sentence(folder, str(folder / "config.json"), "is not JSON")
     for content in ("[1]", '"qwen2"', "null"):
-        (there / "config.json").write_text(content)
-        expect_one_sentence(there, str(there / "config.json"), "expected an object")
+        (folder / "config.json").write_text(content)
+        expect_one_sentence(folder, str(folder / "config.json"), "expected an object")
     (tmp_path / "x.ckpt").write_bytes(b"not a checkpoint")
     expect_one_sentence(tmp_path / "x.ckpt", str(tmp_path / "x.ckpt"), "is a file: expected a run directory")
     torch.save({"weights": torch.ones(1)}, tmp_path / "x.pt")
@@ -248,22 +248,22 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path):
     expect_one_sentence(tmp_path / "x.safetensors", str(tmp_path / "x.safetensors"), "directory")
 
 
-def test_a_broken_recipe_is_named(paths: dict[str, Path], tmp_path: Path):
+def test_a_broken_recipe_file_is_named(paths: dict[str, Path], tmp_path: Path):
     copy = tmp_path / "copy"
     shutil.copytree(paths["auris"], copy)
-    for content, what in (("a: [", "is not YAML"), ("seed: 0\n", "`model`"), ("- 1\n", "`model`")):
+    for content, reason in (("a: [", "is not YAML"), ("seed: 0\n", "`model`"), ("- 1\n", "`model`")):
         (copy / "recipe.yaml").write_text(content)
-        expect_one_sentence(copy, str(copy / "recipe.yaml"), what)
+        expect_one_sentence(copy, str(copy / "recipe.yaml"), reason)
 
 
 def test_incomplete_weights_are_named(tmp_path: Path):
-    published.qwen2_audio(tmp_path / "whole")
-    file = tmp_path / "whole/model.safetensors"
+    published.qwen2_audio(tmp_path / "complete")
+    file = tmp_path / "complete/model.safetensors"
     content = file.read_bytes()
     file.write_bytes(content[: len(content) // 2])
-    expect_one_sentence(tmp_path / "whole", str(file))
+    expect_one_sentence(tmp_path / "complete", str(file))
     file.unlink()
-    expect_one_sentence(tmp_path / "whole", str(tmp_path / "whole"), "safetensors")
+    expect_one_sentence(tmp_path / "complete", str(tmp_path / "complete"), "safetensors")
     published.qwen2_audio(tmp_path / "sharded", shard="200KB")
     shard = sorted((tmp_path / "sharded").glob("model-*.safetensors"))[1]
     shard.unlink()
@@ -275,17 +275,17 @@ def test_a_run_without_the_requested_checkpoint_is_reported(paths: dict[str, Pat
         identify(paths["run"], "best")
 
 
-def test_the_objective_keeps_its_own_weights(tmp_path: Path):
+def test_the_weights_of_the_objective_are_read_separately(tmp_path: Path):
     published.run(tmp_path / "ctc", "experiment=encoder_ctc")
-    found = identify(tmp_path / "ctc")
-    assert set(found.objective_state()) == {"head.weight", "head.bias"}
-    assert {name.partition(".")[0] for name in set(found.open_tensors().keys())} == {"encoder", "projector", "llm"}
+    source = identify(tmp_path / "ctc")
+    assert set(source.objective_state()) == {"head.weight", "head.bias"}
+    assert {name.partition(".")[0] for name in set(source.open_tensors().keys())} == {"encoder", "projector", "llm"}
 
 
 def expect_one_sentence(path: Path, *parts: str) -> None:
-    with pytest.raises((ValueError, FileNotFoundError)) as caught:
+    with pytest.raises((ValueError, FileNotFoundError)) as error:
         identify(path)
-    message = str(caught.value)
+    message = str(error.value)
     assert "\n" not in message and len(message) < 500, message
     for part in parts:
         assert part in message, (part, message)

@@ -1,4 +1,4 @@
-"""Weights between nets and files: all or nothing, slice by slice, and what is said of wrong files."""
+"""Loading weights into nets: all or nothing, slice by slice, and precise messages about wrong files."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def net() -> AudioLM:
     return nets.build()
 
 
-def copied(net: AudioLM) -> dict[str, Tensor]:
+def clone_state(net: AudioLM) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in net.state_dict().items()}
 
 
@@ -49,16 +49,16 @@ def assert_equal(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) ->
 
 
 def write(out: Path, state: Mapping[str, Tensor], n_shards: int = 1) -> Path:
-    """The tensors of a state in about `n_shards` files."""
+    """Write a state to about `n_shards` files."""
     size = sum(tensor.nbytes for tensor in state.values())
     write_sharded(state.items(), out, max_shard_bytes=1 + size // n_shards)
     return out
 
 
-# --- a load -------------------------------------------------------------------------------------------------------
+# --- loading ------------------------------------------------------------------------------------------------------
 
 
-def test_a_net_is_filled_from_one_file_and_from_shards(net: AudioLM, source_net: AudioLM, tmp_path: Path):
+def test_a_net_is_loaded_from_one_file_and_from_shards(net: AudioLM, source_net: AudioLM, tmp_path: Path):
     for n_shards in (1, 4):
         out = write(tmp_path / str(n_shards), source_net.state_dict(), n_shards)
         assert len(list(out.glob("*.safetensors"))) == n_shards
@@ -66,10 +66,10 @@ def test_a_net_is_filled_from_one_file_and_from_shards(net: AudioLM, source_net:
         assert_equal(net.state_dict(), source_net.state_dict())
 
 
-def test_the_state_of_a_run_is_loaded_by_part_and_other_parts_are_unchanged(net: AudioLM, source_net: AudioLM):
+def test_loading_some_parts_of_a_run_leaves_other_parts_unchanged(net: AudioLM, source_net: AudioLM):
     state = {f"net.{name}": tensor for name, tensor in source_net.state_dict().items()}
     source = StateTensors({**state, "objective.head.weight": torch.zeros(2, 2)})
-    before = copied(net)
+    before = clone_state(net)
     loading.load(net, source, layout="auris", parts=["encoder", "projector"], label="runs/a")
     loaded = {name for name in before if name.startswith(("encoder.", "projector."))}
     assert_equal(
@@ -77,35 +77,35 @@ def test_the_state_of_a_run_is_loaded_by_part_and_other_parts_are_unchanged(net:
     )
 
 
-def test_parameters_keep_their_type_and_numbers_are_cast_to_it(net: AudioLM, source_net: AudioLM):
+def test_loaded_weights_are_cast_to_the_dtype_of_the_parameters(net: AudioLM, source_net: AudioLM):
     half = source_net.to(torch.bfloat16).state_dict()
     loading.load(net, StateTensors(half), layout="auris", label="half")
     assert_equal(net.state_dict(), {name: tensor.float() for name, tensor in half.items()})
     assert {tensor.dtype for tensor in net.state_dict().values()} == {torch.float32}
 
 
-def test_joined_tensors_are_taken_apart_row_by_row():
-    """Queries, keys and values of different sizes too: the sizes are the net's."""
+def test_fused_attention_tensors_are_split_by_rows():
+    """The sizes of queries, keys and values come from the net and may differ."""
     torch.manual_seed(1)
     net = nets.build(num_key_value_heads=2)
     attention = net.llm.model.layers[1].self_attn
-    theirs = dict(export_tensors(nets.build(num_key_value_heads=2).llm.state_dict(prefix="llm."), "qwen_audio"))
-    joined = theirs["transformer.h.1.attn.c_attn.weight"]
-    assert joined.shape == (32 + 16 + 16, 32)
-    loading.load(net, StateTensors(theirs), layout="qwen_audio", parts=["llm"], label="qwen")
+    released = dict(export_tensors(nets.build(num_key_value_heads=2).llm.state_dict(prefix="llm."), "qwen_audio"))
+    fused = released["transformer.h.1.attn.c_attn.weight"]
+    assert fused.shape == (32 + 16 + 16, 32)
+    loading.load(net, StateTensors(released), layout="qwen_audio", parts=["llm"], label="qwen")
     for part, rows in (("q_proj", slice(0, 32)), ("k_proj", slice(32, 48)), ("v_proj", slice(48, 64))):
-        assert torch.equal(getattr(attention, part).weight, joined[rows])
+        assert torch.equal(getattr(attention, part).weight, fused[rows])
 
 
-def test_tied_tensors_need_one_name_and_must_agree_under_two():
+def test_tied_tensors_need_one_name_and_must_agree_if_both_are_present():
     torch.manual_seed(0)
     source, net = nets.build(tie_word_embeddings=True), nets.build(tie_word_embeddings=True)
     both = source.state_dict()
     assert torch.equal(both["llm.lm_head.weight"], both["llm.model.embed_tokens.weight"])
-    for left_out in ("llm.lm_head.weight", "llm.model.embed_tokens.weight", None):
+    for omitted in ("llm.lm_head.weight", "llm.model.embed_tokens.weight", None):
         torch.nn.init.zeros_(net.llm.lm_head.weight)
-        given = {n: t for n, t in both.items() if n != left_out}
-        loading.load(net, StateTensors(given), layout="auris", label="tied")
+        state = {n: t for n, t in both.items() if n != omitted}
+        loading.load(net, StateTensors(state), layout="auris", label="tied")
         assert_equal(net.state_dict(), both)
     neither = {n: t for n, t in both.items() if n not in ("llm.lm_head.weight", "llm.model.embed_tokens.weight")}
     with pytest.raises(ValueError, match=r"does not fit the model: llm.model.embed_tokens.weight is missing$"):
@@ -117,25 +117,25 @@ def test_tied_tensors_need_one_name_and_must_agree_under_two():
         loading.load(net, StateTensors(both), layout="auris", label="tied")
 
 
-# --- nothing loads half -------------------------------------------------------------------------------------------
+# --- no partial load ----------------------------------------------------------------------------------------------
 
 
-def refused(net: AudioLM, state: Mapping[str, Tensor], layout: str = "auris", **options: object) -> str:
-    """What a load is told, after a look that it changed nothing."""
-    before = copied(net)
+def load_error(net: AudioLM, state: Mapping[str, Tensor], layout: str = "auris", **options: object) -> str:
+    """Return the message of a refused load, and check that the net is unchanged."""
+    before = clone_state(net)
     with pytest.raises(ValueError, match="weights.encoder=runs/a") as error:
         loading.load(net, StateTensors(state), layout=layout, label="weights.encoder=runs/a", **options)
     assert_equal(net.state_dict(), before)
     return str(error.value)
 
 
-def test_another_shape_is_named_with_both(net: AudioLM, source_net: AudioLM):
+def test_a_shape_mismatch_names_both_shapes(net: AudioLM, source_net: AudioLM):
     state = source_net.state_dict()
     state["encoder.conv1.weight"] = torch.zeros(24, 80, 3)
     message = (
         "weights.encoder=runs/a (auris layout) does not fit the model: encoder.conv1.weight has shape (24, 80, 3), "
     )
-    assert refused(net, state) == message + "expected (24, 16, 3)"
+    assert load_error(net, state) == message + "expected (24, 16, 3)"
 
 
 def test_missing_and_unexpected_tensors_are_named(net: AudioLM, source_net: AudioLM):
@@ -143,62 +143,62 @@ def test_missing_and_unexpected_tensors_are_named(net: AudioLM, source_net: Audi
     del state["projector.bias"]
     state["projector.gate.weight"] = torch.zeros(1)
     end = "projector.bias is missing; projector.gate.weight is unexpected"
-    assert refused(net, state).endswith(end)
-    assert refused(net, state, parts=["projector"]).endswith(end)
+    assert load_error(net, state).endswith(end)
+    assert load_error(net, state, parts=["projector"]).endswith(end)
     loading.load(net, StateTensors(state), layout="auris", parts=["llm"], label="another part")
 
 
-def test_names_that_a_layout_does_not_know_are_unexpected_for_every_part(net: AudioLM, source_net: AudioLM):
-    theirs = dict(export_tensors(source_net.state_dict(), "qwen2_audio"))
-    theirs["audio_tower.conv3.weight"] = torch.zeros(1)
-    message = refused(net, theirs, "qwen2_audio", parts=["llm"])
+def test_names_unknown_to_the_layout_are_unexpected_for_every_part(net: AudioLM, source_net: AudioLM):
+    state = dict(export_tensors(source_net.state_dict(), "qwen2_audio"))
+    state["audio_tower.conv3.weight"] = torch.zeros(1)
+    message = load_error(net, state, "qwen2_audio", parts=["llm"])
     assert "(qwen2_audio layout)" in message and message.endswith("model: audio_tower.conv3.weight is unexpected")
 
 
-def test_more_layers_than_the_model_has_are_unexpected(net: AudioLM):
+def test_extra_layers_are_unexpected(net: AudioLM):
     deeper = dict(export_tensors(nets.build(layers=3).state_dict(), "qwen2_audio"))
-    message = refused(net, deeper, "qwen2_audio", parts=["encoder"])
+    message = load_error(net, deeper, "qwen2_audio", parts=["encoder"])
     assert "audio_tower.layers.2.self_attn.q_proj.weight is unexpected" in message and message.endswith("; and 10 more")
 
 
-def test_many_faults_are_counted_and_five_shown(net: AudioLM):
-    message = refused(net, nets.build(layers=1).state_dict(), parts=["encoder"])
+def test_five_mismatches_are_listed_and_the_others_counted(net: AudioLM):
+    message = load_error(net, nets.build(layers=1).state_dict(), parts=["encoder"])
     assert message.endswith("; and 10 more") and message.count("is missing") == 5
 
 
-def test_mismatches_are_reported_for_nets_on_the_meta_device_too(source_net: AudioLM):
-    theirs = dict(export_tensors(source_net.state_dict(), "qwen2_audio"))
-    assert loading.find_mismatches(nets.build_meta(), StateTensors(theirs), "qwen2_audio") == []
-    del theirs["audio_tower.conv1.bias"]
-    found = loading.find_mismatches(nets.build_meta(vocab=50), StateTensors(theirs), "qwen2_audio")
-    assert found[0] == "audio_tower.conv1.bias is missing" and len(found) == 3
+def test_mismatches_are_reported_for_nets_on_the_meta_device(source_net: AudioLM):
+    state = dict(export_tensors(source_net.state_dict(), "qwen2_audio"))
+    assert loading.find_mismatches(nets.build_meta(), StateTensors(state), "qwen2_audio") == []
+    del state["audio_tower.conv1.bias"]
+    mismatches = loading.find_mismatches(nets.build_meta(vocab=50), StateTensors(state), "qwen2_audio")
+    assert mismatches[0] == "audio_tower.conv1.bias is missing" and len(mismatches) == 3
 
 
-def test_a_part_without_a_counterpart_is_named():
+def test_a_part_without_a_counterpart_in_the_layout_is_named():
     net = nets.build("qwen_audio")
-    theirs = dict(export_tensors(nets.build().state_dict(), "qwen2_audio"))
-    assert "model: boundary.weight has no counterpart in the layout" in refused(net, theirs, "qwen2_audio")
+    state = dict(export_tensors(nets.build().state_dict(), "qwen2_audio"))
+    assert "model: boundary.weight has no counterpart in the layout" in load_error(net, state, "qwen2_audio")
 
 
-def test_a_part_that_the_source_cannot_have_is_reported_first(net: AudioLM):
+def test_a_part_that_the_layout_cannot_contain_is_refused(net: AudioLM):
     state = {"encoder.positional_embedding": torch.zeros(1)}
     message = "weights.encoder=runs/a (whisper_openai layout) has no llm: expected encoder"
-    assert refused(net, state, "whisper_openai", parts=["llm"]) == message
+    assert load_error(net, state, "whisper_openai", parts=["llm"]) == message
 
 
-# --- a vocabulary grows -------------------------------------------------------------------------------------------
+# --- growing vocabularies -----------------------------------------------------------------------------------------
 
 
-def llm_alone(rows: int, **config: object) -> dict[str, Tensor]:
-    """A language model's tensors as transformers names them."""
+def llm_tensors(rows: int, **config: object) -> dict[str, Tensor]:
+    """Return a language model's tensors as transformers names them."""
     return nets.build(vocab=rows, **config).llm.state_dict()
 
 
 @pytest.mark.parametrize("chunk", [7, 1024])
-def test_old_rows_stay_and_new_ones_have_their_distribution(monkeypatch: pytest.MonkeyPatch, chunk: int):
+def test_new_vocabulary_rows_follow_the_distribution_of_the_old_ones(monkeypatch: pytest.MonkeyPatch, chunk: int):
     monkeypatch.setattr(loading, "_CHUNK", chunk)
     torch.manual_seed(0)
-    state = llm_alone(400)
+    state = llm_tensors(400)
     channels = torch.linspace(-3, 3, 32)
     for name in ("model.embed_tokens.weight", "lm_head.weight"):
         state[name] = channels + state[name] * (1 + channels.abs())
@@ -208,16 +208,16 @@ def test_old_rows_stay_and_new_ones_have_their_distribution(monkeypatch: pytest.
     for name, table in (("model.embed_tokens.weight", net.llm.model.embed_tokens), ("lm_head.weight", net.llm.lm_head)):
         old, new = table.weight[:400], table.weight[400:]
         assert torch.equal(old, state[name])
-        error = old.std(0) / len(new) ** 0.5  # of a mean over the new rows
+        error = old.std(0) / len(new) ** 0.5  # standard error of the mean over the new rows
         assert ((new.mean(0) - old.mean(0)).abs() < 5 * error).all()
         torch.testing.assert_close(new.std(0), old.std(0, correction=0), rtol=0.1, atol=0)
         drawn.append((new - old.mean(0)) / old.std(0))
     correlation = (drawn[0] * drawn[1]).mean().abs()
-    assert correlation < 5 / drawn[0].numel() ** 0.5  # embedding and head are drawn apart
+    assert correlation < 5 / drawn[0].numel() ** 0.5  # embedding and head are drawn independently
 
 
-def test_new_rows_depend_on_the_seed_alone():
-    state = llm_alone(30)
+def test_new_vocabulary_rows_depend_only_on_the_seed():
+    state = llm_tensors(30)
     tables = []
     for seed in (1, 1, 2):
         net = nets.build()
@@ -227,10 +227,12 @@ def test_new_rows_depend_on_the_seed_alone():
     assert torch.equal(tables[0][:30], tables[2][:30])
 
 
-def test_the_tables_of_a_whole_system_do_not_grow_and_none_shrinks(net: AudioLM):
-    larger = refused(net, llm_alone(50), "causal_lm", parts=["llm"])
+def test_vocabulary_tables_never_shrink_and_grow_only_for_a_language_model(net: AudioLM):
+    larger = load_error(net, llm_tensors(50), "causal_lm", parts=["llm"])
     assert "lm_head.weight has shape (50, 32), expected (41, 32) (set model.vocab_rows=50 to match its voc" in larger
-    assert "llm.lm_head.weight has shape (30, 32), expected (41, 32)" in refused(net, nets.build(vocab=30).state_dict())
+    assert "llm.lm_head.weight has shape (30, 32), expected (41, 32)" in load_error(
+        net, nets.build(vocab=30).state_dict()
+    )
 
 
 # --- files --------------------------------------------------------------------------------------------------------
@@ -267,23 +269,23 @@ def test_a_missing_shard_is_named(source_net: AudioLM, tmp_path: Path):
 
 
 @pytest.mark.parametrize("n_shards", [1, 3])
-@pytest.mark.parametrize("left", [0, 5, 300, -1])
-def test_a_truncated_file_is_named(source_net: AudioLM, tmp_path: Path, n_shards: int, left: int):
+@pytest.mark.parametrize("n_bytes", [0, 5, 300, -1])
+def test_a_truncated_file_is_named(source_net: AudioLM, tmp_path: Path, n_shards: int, n_bytes: int):
     file = sorted(write(tmp_path, source_net.state_dict(), n_shards).glob("*.safetensors"))[-1]
-    file.write_bytes(file.read_bytes()[:left])
+    file.write_bytes(file.read_bytes()[:n_bytes])
     with pytest.raises(ValueError, match=rf"{file} is not a complete safetensors file \(.*\): copy it again$"):
         TensorFiles.open(tmp_path)
 
 
-def test_a_file_that_is_no_index_is_named(source_net: AudioLM, tmp_path: Path):
+def test_an_invalid_shard_index_is_named(source_net: AudioLM, tmp_path: Path):
     index = write(tmp_path, source_net.state_dict(), 3) / "model.safetensors.index.json"
-    for wrong in ("", "[]", "{}", '{"weight_map": '):
-        index.write_text(wrong)
+    for content in ("", "[]", "{}", '{"weight_map": '):
+        index.write_text(content)
         with pytest.raises(ValueError, match="index.json is not an index of shards: expected JSON with a weight_map"):
             TensorFiles.open(tmp_path)
 
 
-def test_a_type_that_torch_lacks_is_named(tmp_path: Path):
+def test_a_dtype_that_torch_lacks_is_named(tmp_path: Path):
     header = json.dumps({"odd": {"dtype": "F8_E8M0", "shape": [1], "data_offsets": [0, 1]}}).encode()
     file = tmp_path / "model.safetensors"
     file.write_bytes(len(header).to_bytes(8, "little") + header + b"\0")
@@ -305,13 +307,13 @@ def test_shards_have_the_published_names_and_an_index(source_net: AudioLM, tmp_p
     assert {path.name for path in tmp_path.iterdir()} == {*shards, "model.safetensors.index.json"}
     assert index["metadata"] == {"total_size": sum(tensor.nbytes for tensor in state.values())}
     for shard in shards:
-        names = [name for name, where in index["weight_map"].items() if where == shard]
+        names = [name for name, file in index["weight_map"].items() if file == shard]
         size = sum(state[name].nbytes for name in names)
         assert size <= limit or len(names) == 1
     assert_equal({name: TensorFiles.open(tmp_path).read(name) for name in state}, state)
 
 
-def test_tensors_in_one_memory_are_written_apart(tmp_path: Path):
+def test_tensors_that_share_memory_are_written_separately(tmp_path: Path):
     table = torch.randn(6, 4)
     state = {"one": table, "same": table, "transposed": table.T, "part": table[1:3]}
     write_sharded(state.items(), tmp_path)
@@ -324,13 +326,13 @@ def test_existing_weights_are_not_overwritten(source_net: AudioLM, tmp_path: Pat
         write(tmp_path, source_net.state_dict(), 3)
 
 
-def test_a_write_that_breaks_off_leaves_nothing_that_looks_like_weights(source_net: AudioLM, tmp_path: Path):
-    def broken():
+def test_an_interrupted_write_leaves_no_loadable_weights(source_net: AudioLM, tmp_path: Path):
+    def interrupted_tensors():
         yield from source_net.state_dict().items()
         raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
-        write_sharded(broken(), tmp_path, max_shard_bytes=20_000)
+        write_sharded(interrupted_tensors(), tmp_path, max_shard_bytes=20_000)
     with pytest.raises(FileNotFoundError):
         TensorFiles.open(tmp_path)
     write(tmp_path, source_net.state_dict())
@@ -339,16 +341,16 @@ def test_a_write_that_breaks_off_leaves_nothing_that_looks_like_weights(source_n
 # --- memory -------------------------------------------------------------------------------------------------------
 
 
-class Watched(TensorFiles):
-    """Notes how much is read, and how many weight files are mapped meanwhile."""
+class RecordingFiles(TensorFiles):
+    """Count the numbers that are read, and record which weight files are mapped during each read."""
 
     def __init__(self, *args: object) -> None:
         super().__init__(*args)
-        self.read_numbers, self.mapped = 0, []
+        self.n_read, self.mapped = 0, []
 
     def read(self, name: str, index: tuple[slice, ...] | None = None) -> Tensor:
         tensor = super().read(name, index)
-        self.read_numbers += tensor.numel()
+        self.n_read += tensor.numel()
         files = {line.split()[-1] for line in MAPS.read_text().splitlines() if line.endswith(".safetensors")}
         if not self.mapped or self.mapped[-1] != files:
             self.mapped.append(files)
@@ -356,21 +358,21 @@ class Watched(TensorFiles):
 
 
 @pytest.mark.skipif(not MAPS.is_file(), reason="needs Linux' list of mapped files")
-def test_one_shard_is_in_memory_at_a_time_and_each_once(
+def test_each_shard_is_opened_once_and_only_one_is_mapped_at_a_time(
     net: AudioLM, source_net: AudioLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    source = Watched.open(write(tmp_path, source_net.state_dict(), 4))
+    source = RecordingFiles.open(write(tmp_path, source_net.state_dict(), 4))
     opened, open_file = [], tensors._open
     monkeypatch.setattr(tensors, "_open", lambda file: opened.append(file) or open_file(file))
     loading.load(net, source, layout="auris", label="shards")
     assert sorted(opened) == sorted(tmp_path.glob("*.safetensors")) and len(opened) == 4
     assert [len(files) for files in source.mapped] == [1] * 4
-    assert source.read_numbers == sum(tensor.numel() for tensor in net.state_dict().values())
+    assert source.n_read == sum(tensor.numel() for tensor in net.state_dict().values())
 
 
 # --- sharded nets -------------------------------------------------------------------------------------------------
 
-VOCAB, GROWN = 41, 91  # not divisible by two; the second rank has new rows alone
+VOCAB, GROWN = 41, 91  # not divisible by two; after growing, the second rank has only new rows
 
 
 def shard(net: AudioLM) -> None:
@@ -380,13 +382,13 @@ def shard(net: AudioLM) -> None:
 
 
 def load_as_a_rank(rank: int, directory: Path, world_size: int) -> None:
-    """Load into shards, from each layout, and look at what all ranks have together."""
+    """Load into shards from each layout and compare the gathered tensors with the expected ones."""
     dist.init_process_group("gloo", init_method=f"file://{directory}/rendezvous", rank=rank, world_size=world_size)
     for case in ("auris", "qwen_audio", "causal_lm"):
         net = nets.build_meta("qwen_audio", vocab=GROWN if case == "causal_lm" else VOCAB)
         shard(net)
         sharding.materialise(net, "cpu", draw=False)
-        source = Watched.open(directory / case)
+        source = RecordingFiles.open(directory / case)
         parts = ["llm"] if case == "causal_lm" else None
         loading.load(net, source, layout=case, parts=parts, label=case, seed=7)
         expected = torch.load(directory / f"{case}.pt", weights_only=True)
@@ -398,32 +400,32 @@ def load_as_a_rank(rank: int, directory: Path, world_size: int) -> None:
                 assert torch.equal(tensor.full_tensor() if sharded else tensor, expected[name]), (case, name)
                 local += (tensor.to_local() if sharded else tensor).numel()
         if case != "causal_lm":
-            assert source.read_numbers == local  # no rank reads what another one holds
+            assert source.n_read == local  # no rank reads the slices of another rank
     dist.barrier()
     dist.destroy_process_group()
 
 
 @pytest.mark.skipif(not MAPS.is_file(), reason="needs Linux' list of mapped files")
-def test_each_of_two_ranks_reads_its_shards_alone(tmp_path: Path):
+def test_each_rank_reads_only_its_own_slices(tmp_path: Path):
     torch.manual_seed(0)
-    whole = nets.build("qwen_audio", vocab=VOCAB)
+    full_net = nets.build("qwen_audio", vocab=VOCAB)
     states = {
-        "auris": whole.state_dict(),
-        "qwen_audio": dict(export_tensors(whole.state_dict(), "qwen_audio")),
-        "causal_lm": llm_alone(VOCAB),
+        "auris": full_net.state_dict(),
+        "qwen_audio": dict(export_tensors(full_net.state_dict(), "qwen_audio")),
+        "causal_lm": llm_tensors(VOCAB),
     }
     for case, state in states.items():
         write(tmp_path / case, state, 3)
         net = nets.build("qwen_audio", vocab=GROWN if case == "causal_lm" else VOCAB)
         parts = ["llm"] if case == "causal_lm" else None
         loading.load(net, StateTensors(state), layout=case, parts=parts, label=case, seed=7)
-        kept = {name: t for name, t in net.state_dict().items() if case != "causal_lm" or name.startswith("llm.")}
-        torch.save(kept, tmp_path / f"{case}.pt")
+        expected = {name: t for name, t in net.state_dict().items() if case != "causal_lm" or name.startswith("llm.")}
+        torch.save(expected, tmp_path / f"{case}.pt")
     spawn(load_as_a_rank, args=(tmp_path, 2), nprocs=2)
 
 
-def test_float32_of_a_file_is_not_a_view_that_outlives_it(net: AudioLM, tmp_path: Path):
-    """A net owns its numbers: what becomes of the file later is nothing to it."""
+def test_loaded_weights_do_not_change_if_the_file_is_overwritten(net: AudioLM, tmp_path: Path):
+    """A net owns its memory and holds no view of the file."""
     file = tmp_path / "model.safetensors"
     save_file({name: torch.ones_like(tensor) for name, tensor in net.state_dict().items()}, file)
     loading.load(net, TensorFiles.open(file), layout="auris", label=str(file))
@@ -432,7 +434,7 @@ def test_float32_of_a_file_is_not_a_view_that_outlives_it(net: AudioLM, tmp_path
     assert all((tensor == 1).all() for tensor in net.state_dict().values())
 
 
-def test_the_digest_follows_the_weights_and_can_leave_out_adapters(net: AudioLM):
+def test_the_weights_digest_follows_the_weights_and_can_exclude_adapters(net: AudioLM):
     before = tensors.weights_digest(net)
     adapters.attach(net, [adapters.NEW_TOKENS], token_ids=[3])
     adapters.initialise(net, seed=0)
