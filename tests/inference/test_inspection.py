@@ -182,9 +182,8 @@ def test_every_pooling_has_a_row_in_the_comparison(subject: inspection.Subject):
     }
     assert table.loc[("stack", 4), "width"] == 64 and table.loc[("stack", 4), "tokens per second"] == 12.5
     assert (table.loc[[("stack", 2), ("none", 1)], "kept"] == 1).all()
-    assert table.loc[("attention", 2), "kept"] == pytest.approx(
-        table.loc[("mean", 2), "kept"]
-    )  # attention is initialised to the mean
+    # Attention pooling is initialised to the mean.
+    assert table.loc[("attention", 2), "kept"] == pytest.approx(table.loc[("mean", 2), "kept"])
     with pytest.raises(ValueError, match="2 rows have .* use more rows"):
         inspection.compare_poolings(subject.model, subject.rows, limit=2)
 

@@ -268,8 +268,8 @@ def load_encoder(source: TensorSource, layout: str) -> dict[str, Tensor]:
     net = nets.build()
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     loading.load(net, source, layout=layout, label="whisper")
-    others = {name for name in before if not name.startswith("encoder.")}
-    assert_equal({n: net.state_dict()[n] for n in others}, {n: before[n] for n in others})
+    other_names = {name for name in before if not name.startswith("encoder.")}
+    assert_equal({n: net.state_dict()[n] for n in other_names}, {n: before[n] for n in other_names})
     return net.encoder.state_dict()
 
 

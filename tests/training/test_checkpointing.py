@@ -1,4 +1,4 @@
-"""Runs that are killed, stopped, damaged or out of room end as the one that nothing happened to."""
+"""Runs that are killed, stopped, damaged or out of disk space end like an undisturbed run."""
 
 from __future__ import annotations
 
@@ -37,27 +37,27 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def small(corpus: Path, folder: Path):
-    """Compose a recipe of STEPS steps: `small("name", "key=value", ...)`."""
-    given = [*smallest_run(corpus, folder), f"max_steps={STEPS}", "checkpoint_every=2", "data.rows_per_step=5"]
-    given += [f"data.valid=[{{path: '{corpus}/valid.jsonl', limit: 6}}]"]
+def compose_run(corpus: Path, folder: Path):
+    """Compose a config with STEPS steps: `compose_run("name", "key=value", ...)`."""
+    base = [*smallest_run(corpus, folder), f"max_steps={STEPS}", "checkpoint_every=2", "data.rows_per_step=5"]
+    base += [f"data.valid=[{{path: '{corpus}/valid.jsonl', limit: 6}}]"]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
 
         @cache
-        def compose(*overrides: str) -> dict:
-            return config.resolve(config.compose([*given, *overrides]))
+        def compose_cached(*overrides: str) -> dict:
+            return config.resolve(config.compose([*base, *overrides]))
 
         def compose_named(name: str, *overrides: str) -> dict:
-            return named(compose(*overrides), name, f"{folder}/runs/scratch/{name}/seed_0")
+            return named(compose_cached(*overrides), name, f"{folder}/runs/scratch/{name}/seed_0")
 
         yield compose_named
 
 
 @pytest.fixture(scope="module")
-def whole(small) -> dict:
-    """The recipe of a run that nothing happened to."""
-    run_config = small("whole")
+def undisturbed(compose_run) -> dict:
+    """Return the config of a finished run that was not disturbed."""
+    run_config = compose_run("undisturbed")
     train.train(run_config)
     return run_config
 
@@ -69,35 +69,37 @@ def begin(run_config: dict) -> Path:
 
 
 def curves(run_config: dict) -> dict[str, list[tuple[int, float]]]:
-    """What TensorBoard shows of a run."""
+    """Return the scalar curves of a run in TensorBoard."""
     events = EventAccumulator(run_config["run_dir"], size_guidance={"scalars": 0}).Reload()
     tasks = [tag for tag in events.Tags()["scalars"] if tag.startswith("train/loss/")]
     assert tasks
     return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in (*TAGS, *sorted(tasks))}
 
 
-def assert_alike(one: dict, other: dict) -> None:
-    assert_equal(weights(one), weights(other))
-    assert curves(one) == curves(other)
-    marks = [checkpoint_dir.find(run_config["run_dir"]).state["best"] for run_config in (one, other)]
-    assert marks[0] == marks[1] and marks[0]["step"] in (3, 6)
+def assert_runs_equal(first: dict, second: dict) -> None:
+    assert_equal(weights(first), weights(second))
+    assert curves(first) == curves(second)
+    bests = [checkpoint_dir.find(run_config["run_dir"]).state["best"] for run_config in (first, second)]
+    assert bests[0] == bests[1] and bests[0]["step"] in (3, 6)
     assert all(
-        checkpoint_dir.find(run_config["run_dir"], "best").step == marks[0]["step"] for run_config in (one, other)
+        checkpoint_dir.find(run_config["run_dir"], "best").step == bests[0]["step"] for run_config in (first, second)
     )
 
 
-def assert_nearly_alike(one: dict, other: dict) -> None:
-    """For runs on different numbers of processes."""
-    assert_equal(weights(one), weights(other), tolerance=1e-6)
-    ours, theirs = curves(one), curves(other)
-    assert list(ours) == list(theirs)
-    for tag in ours:  # losses are sums over the rows of a step: other rows would show
-        assert [step for step, _ in ours[tag]] == [step for step, _ in theirs[tag]]
-        assert [value for _, value in ours[tag]] == pytest.approx([value for _, value in theirs[tag]], rel=1e-5)
+def assert_runs_close(first: dict, second: dict) -> None:
+    """Compare runs on different numbers of processes."""
+    assert_equal(weights(first), weights(second), tolerance=1e-6)
+    first_curves, second_curves = curves(first), curves(second)
+    assert list(first_curves) == list(second_curves)
+    for tag in first_curves:  # losses are sums over the rows of a step, so different rows would change them
+        assert [step for step, _ in first_curves[tag]] == [step for step, _ in second_curves[tag]]
+        assert [value for _, value in first_curves[tag]] == pytest.approx(
+            [value for _, value in second_curves[tag]], rel=1e-5
+        )
 
 
-class Do(L.Callback):
-    """Does something at the end of the training steps, or of the validations' batches, that are named."""
+class RunAction(L.Callback):
+    """Run an action at the end of the given training steps, or before each batch of the given validations."""
 
     def __init__(self, action, *, steps: tuple[int, ...] = (), validations: tuple[int, ...] = ()) -> None:
         self.action, self.steps, self.validations = action, steps, validations
@@ -119,53 +121,55 @@ def die() -> None:
     raise Killed
 
 
-def ask_to_stop() -> None:
+def send_sigterm() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
 # --- killed -------------------------------------------------------------------------------------------------------
 
 
-def test_a_run_killed_at_every_step_and_in_every_validation_ends_as_one_that_was_not(small, whole):
-    run_config = small("killed")
+def test_a_run_killed_at_every_step_and_validation_ends_like_an_undisturbed_run(compose_run, undisturbed):
+    run_config = compose_run("killed")
     begin(run_config)
     for moment in (1, 2, 3, "validation", 4, 5, 6, "validation"):
         with pytest.raises(Killed):
-            fit(run_config, Do(die, validations=(1,)) if moment == "validation" else KillAt(moment))
+            fit(run_config, RunAction(die, validations=(1,)) if moment == "validation" else KillAt(moment))
     train.train(run_config)
-    assert_alike(whole, run_config)
+    assert_runs_equal(undisturbed, run_config)
 
 
-def test_a_process_killed_with_its_workers_under_way_leaves_curves_without_a_gap(small, whole, tmp_path: Path):
-    """kill -9: nothing is flushed, nothing is said."""
-    run_config = small("sigkill", "data.num_workers=2")
+def test_a_run_killed_with_active_loader_workers_has_curves_without_a_gap(compose_run, undisturbed, tmp_path: Path):
+    """SIGKILL: the process flushes nothing and prints nothing."""
+    run_config = compose_run("sigkill", "data.num_workers=2")
     begin(run_config)
     assert in_processes(lambda: fit(run_config, KillAt(5, outright=0)), 1, tmp_path) == [-signal.SIGKILL], read_logs(
         tmp_path
     )
     assert checkpoint_dir.list_steps(Path(run_config["run_dir"]) / "checkpoints")[0] == 4
     train.train(run_config)
-    assert_alike(whole, run_config)
+    assert_runs_equal(undisturbed, run_config)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_sharded_run_resumes_after_one_process_is_killed(small, tmp_path: Path, rank: int):
+def test_a_sharded_run_resumes_after_one_process_is_killed(compose_run, tmp_path: Path, rank: int):
     sharded = "strategy=fsdp", "trainer.devices=2", "data.num_workers=1"
-    undisturbed, run_config = small(f"pair-{rank}", *sharded), small(f"broken-{rank}", *sharded)
-    assert in_processes(lambda: train.train(undisturbed), 2, tmp_path / "undisturbed") == [0, 0], read_logs(tmp_path)
+    reference_config, run_config = compose_run(f"pair-{rank}", *sharded), compose_run(f"broken-{rank}", *sharded)
+    assert in_processes(lambda: train.train(reference_config), 2, tmp_path / "undisturbed") == [0, 0], read_logs(
+        tmp_path
+    )
     begin(run_config)
-    ends = in_processes(lambda: fit(run_config, KillAt(5, outright=rank)), 2, tmp_path / "killed")
-    assert ends[rank] == -signal.SIGKILL and ends[1 - rank] == 1, read_logs(tmp_path / "killed")
+    exit_codes = in_processes(lambda: fit(run_config, KillAt(5, outright=rank)), 2, tmp_path / "killed")
+    assert exit_codes[rank] == -signal.SIGKILL and exit_codes[1 - rank] == 1, read_logs(tmp_path / "killed")
     assert checkpoint_dir.list_steps(Path(run_config["run_dir"]) / "checkpoints")[0] == 4
     assert in_processes(lambda: train.train(run_config), 2, tmp_path / "again") == [0, 0], read_logs(tmp_path / "again")
-    assert_nearly_alike(undisturbed, run_config)
-    losses = [[loss for _, loss in curves(one)["train/loss"]] for one in (undisturbed, run_config)]
+    assert_runs_close(reference_config, run_config)
+    losses = [[loss for _, loss in curves(run)["train/loss"]] for run in (reference_config, run_config)]
     assert len(losses[0]) == STEPS and losses[0] == pytest.approx(losses[1], abs=1e-6)
 
 
-def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(small, whole):
-    run_config = small("damaged")
+def test_a_damaged_checkpoint_is_named_and_the_previous_one_is_used(compose_run, undisturbed):
+    run_config = compose_run("damaged")
     run = begin(run_config)
     with pytest.raises(Killed):
         fit(run_config, KillAt(5))
@@ -175,14 +179,14 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(small, whole):
     file.write_bytes(content)
     with pytest.warns(UserWarning, match=r"step_00000004.*damaged.*trying the checkpoint before step 4"):
         train.train(run_config)
-    assert_alike(whole, run_config)
+    assert_runs_equal(undisturbed, run_config)
 
 
 @pytest.mark.slow
-def test_a_process_killed_again_and_again_at_any_moment_ends_as_one_that_was_not(small, whole, folder: Path):
-    """While it starts, trains, validates or saves, as it happens."""
-    run_config = small("again", "checkpoint_every=1", "data.num_workers=1")
-    run, dice = begin(run_config), random.Random(3)
+def test_a_run_killed_repeatedly_at_random_times_ends_like_an_undisturbed_run(compose_run, undisturbed, folder: Path):
+    """The kill may hit the start, training, validation or saving."""
+    run_config = compose_run("again", "checkpoint_every=1", "data.num_workers=1")
+    run, rng = begin(run_config), random.Random(3)
     for _ in range(5):
         process = start(run_config, folder, slow=True)
         before = checkpoint_dir.list_steps(run / "checkpoints")
@@ -190,40 +194,47 @@ def test_a_process_killed_again_and_again_at_any_moment_ends_as_one_that_was_not
         while checkpoint_dir.list_steps(run / "checkpoints") == before and process.poll() is None:
             assert time.monotonic() < deadline
             time.sleep(0.01)
-        time.sleep(dice.random() * 1.5)
+        time.sleep(rng.random() * 1.5)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     train.train(run_config)
-    assert_alike(whole, run_config)
+    assert_runs_equal(undisturbed, run_config)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_a_run_resumes_on_another_number_of_processes_with_the_same_rows(small, whole, tmp_path: Path, strategy: str):
-    run_config = small(f"grown-{strategy}")
+def test_a_run_resumes_on_another_number_of_processes_with_the_same_rows(
+    compose_run, undisturbed, tmp_path: Path, strategy: str
+):
+    run_config = compose_run(f"grown-{strategy}")
     begin(run_config)
     with pytest.raises(Killed):
         fit(run_config, KillAt(3))
-    grown = small(f"grown-{strategy}", f"strategy={strategy}", "trainer.devices=2")
+    grown = compose_run(f"grown-{strategy}", f"strategy={strategy}", "trainer.devices=2")
     assert in_processes(lambda: train.train(grown), 2, tmp_path) == [0, 0], read_logs(tmp_path)
-    assert_nearly_alike(whole, grown)
+    assert_runs_close(undisturbed, grown)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_bfloat16_moments_resume_exactly_on_two_processes(small, tmp_path: Path, strategy: str):
+def test_bfloat16_moments_resume_exactly_on_two_processes(compose_run, tmp_path: Path, strategy: str):
     options = f"strategy={strategy}", "trainer.devices=2", "optim.states=bf16", "optim.betas=[0.9,0.98]"
-    undisturbed, run_config = small(f"half-{strategy}", *options), small(f"half-broken-{strategy}", *options)
-    assert in_processes(lambda: train.train(undisturbed), 2, tmp_path / "undisturbed") == [0, 0], read_logs(tmp_path)
+    reference_config, run_config = (
+        compose_run(f"half-{strategy}", *options),
+        compose_run(f"half-broken-{strategy}", *options),
+    )
+    assert in_processes(lambda: train.train(reference_config), 2, tmp_path / "undisturbed") == [0, 0], read_logs(
+        tmp_path
+    )
     begin(run_config)
-    ends = in_processes(lambda: fit(run_config, KillAt(5, outright=1)), 2, tmp_path / "killed")
-    assert ends[1] == -signal.SIGKILL, read_logs(tmp_path / "killed")
-    snapshot = checkpoint_dir.find(run_config["run_dir"])
-    stored = snapshot.tensors("optimizer")
-    assert snapshot.step == 4
-    assert {stored.dtype(name) for name in sorted(stored.keys()) if "exp_avg" in name} == {torch.bfloat16}
+    exit_codes = in_processes(lambda: fit(run_config, KillAt(5, outright=1)), 2, tmp_path / "killed")
+    assert exit_codes[1] == -signal.SIGKILL, read_logs(tmp_path / "killed")
+    checkpoint = checkpoint_dir.find(run_config["run_dir"])
+    moments = checkpoint.tensors("optimizer")
+    assert checkpoint.step == 4
+    assert {moments.dtype(name) for name in sorted(moments.keys()) if "exp_avg" in name} == {torch.bfloat16}
     assert in_processes(lambda: train.train(run_config), 2, tmp_path / "again") == [0, 0], read_logs(tmp_path / "again")
-    assert_alike(undisturbed, run_config)
+    assert_runs_equal(reference_config, run_config)
     losses = [loss for _, loss in curves(run_config)["train/loss"]]
     assert len(losses) == STEPS and losses[-1] < losses[0]
 
@@ -231,79 +242,81 @@ def test_bfloat16_moments_resume_exactly_on_two_processes(small, tmp_path: Path,
 # --- stopped ------------------------------------------------------------------------------------------------------
 
 
-def test_a_signalled_run_saves_and_asks_to_be_requeued(small, whole, monkeypatch, tmp_path: Path):
-    """After a step, in a validation, in the same one when it is done again, and in the last one."""
-    run_config = small("stopped", "checkpoint_every=100")
+def test_a_signalled_run_saves_and_asks_to_be_requeued(compose_run, undisturbed, monkeypatch, tmp_path: Path):
+    """Signal after a step, in a validation, in the repeated validation, and in the last validation."""
+    run_config = compose_run("stopped", "checkpoint_every=100")
     monkeypatch.setenv("AURIS_REQUEUE", str(tmp_path / "requeue"))
     run = begin(run_config)
-    for where, saved in (
+    for action_times, saved_step in (
         ({"steps": (1,)}, 1),
         ({"validations": (1,)}, 3),
         ({"validations": (1,)}, 3),
         ({"validations": (2,)}, 6),
     ):
-        with pytest.raises(Preempted) as stopped:
-            fit(run_config, Do(ask_to_stop, **where))
-        assert stopped.value.code == REQUEUE == 75 and f"continues from step {saved}" in str(stopped.value)
-        assert checkpoint_dir.list_steps(run / "checkpoints")[0] == saved and not (run / "finished.json").exists()
-        (tmp_path / "requeue").unlink()  # what a script is told by
+        with pytest.raises(Preempted) as error:
+            fit(run_config, RunAction(send_sigterm, **action_times))
+        assert error.value.code == REQUEUE == 75 and f"continues from step {saved_step}" in str(error.value)
+        assert checkpoint_dir.list_steps(run / "checkpoints")[0] == saved_step and not (run / "finished.json").exists()
+        (tmp_path / "requeue").unlink()  # this file tells a job script to requeue
     train.train(run_config)
-    assert_alike(whole, run_config)
+    assert_runs_equal(undisturbed, run_config)
 
 
 @pytest.mark.slow
-def test_a_job_of_which_all_processes_are_signalled_saves_and_asks_to_be_requeued(small, whole, folder: Path):
-    """As a cluster tells them: the loader's workers too."""
-    run_config = small("job", "data.num_workers=2", "checkpoint_every=100", "trainer.val_check_interval=1.0")
+def test_a_job_whose_processes_are_all_signalled_saves_and_asks_to_be_requeued(compose_run, undisturbed, folder: Path):
+    """A cluster also signals the workers of the data loader."""
+    run_config = compose_run("job", "data.num_workers=2", "checkpoint_every=100", "trainer.val_check_interval=1.0")
     begin(run_config)
     process = start(run_config, folder, slow=True)
     wait_for(Path(run_config["run_dir"]) / "progress.json", lambda: process.poll() is None)
     os.killpg(process.pid, signal.SIGUSR1)
     assert process.wait(timeout=100) == REQUEUE, (folder / "output").read_text()[-3000:]
-    (saved,) = checkpoint_dir.list_steps(Path(run_config["run_dir"]) / "checkpoints")
-    assert 1 <= saved < STEPS
+    (saved_step,) = checkpoint_dir.list_steps(Path(run_config["run_dir"]) / "checkpoints")
+    assert 1 <= saved_step < STEPS
     train.train(run_config)
-    assert_equal(weights(whole), weights(run_config))
+    assert_equal(weights(undisturbed), weights(run_config))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_one_signalled_process_stops_all_and_the_run_resumes(small, whole, folder: Path, strategy: str):
-    run_config = small(f"pair-{strategy}", f"strategy={strategy}", "trainer.devices=2", "checkpoint_every=100")
+def test_a_signal_to_one_process_stops_all_processes_and_the_run_resumes(
+    compose_run, undisturbed, folder: Path, strategy: str
+):
+    run_config = compose_run(f"pair-{strategy}", f"strategy={strategy}", "trainer.devices=2", "checkpoint_every=100")
     begin(run_config)
     process = start(run_config, folder, slow=True)
     wait_for(Path(run_config["run_dir"]) / "progress.json", lambda: process.poll() is None)
     children = [int(line) for line in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
     os.kill(children[0], signal.SIGTERM)
     assert process.wait(timeout=100) == REQUEUE, (folder / "output").read_text()[-3000:]
-    (saved,) = checkpoint_dir.list_steps(Path(run_config["run_dir"]) / "checkpoints")
-    assert 1 <= saved < STEPS
+    (saved_step,) = checkpoint_dir.list_steps(Path(run_config["run_dir"]) / "checkpoints")
+    assert 1 <= saved_step < STEPS
     assert start(run_config, folder).wait(timeout=200) == 0, (folder / "output").read_text()[-3000:]
-    assert_nearly_alike(whole, run_config)
+    assert_runs_close(undisturbed, run_config)
 
 
-def test_a_signal_before_training_ends_the_process_at_once_and_handlers_are_restored(monkeypatch, tmp_path: Path):
+def test_a_signal_before_training_ends_the_process_and_handlers_are_restored(monkeypatch, tmp_path: Path):
     monkeypatch.setenv("AURIS_REQUEUE", str(tmp_path / "requeue"))
-    before = [signal.getsignal(one) for one in Preemption.SIGNALS]
+    before = [signal.getsignal(signal_number) for signal_number in Preemption.SIGNALS]
 
     def receive(number: signal.Signals) -> None:
         with Preemption():
             os.kill(os.getpid(), number)
             time.sleep(5)  # the signal arrives at once and ends this
 
-    for one in Preemption.SIGNALS:
-        with pytest.raises(Preempted, match=f"stopped by {one.name} before the first step"), Preemption():  # noqa: PT012
-            os.kill(os.getpid(), one)
-            time.sleep(5)  # it arrives at once; not to be reached
-        (tmp_path / "requeue").unlink()  # what a script is told by
-    assert [signal.getsignal(one) for one in Preemption.SIGNALS] == before
+    for signal_number in Preemption.SIGNALS:
+        with pytest.raises(Preempted, match=f"stopped by {signal_number.name} before the first step"), Preemption():  # noqa: PT012
+            os.kill(os.getpid(), signal_number)
+            time.sleep(5)  # the signal arrives at once and ends this
+        (tmp_path / "requeue").unlink()  # this file tells a job script to requeue
+    assert [signal.getsignal(signal_number) for signal_number in Preemption.SIGNALS] == before
 
 
-# --- out of room --------------------------------------------------------------------------------------------------
+# --- out of disk space --------------------------------------------------------------------------------------------
 
 
-class Broken(L.Callback):
-    """A disk that takes nothing from the end of one step to the end of another."""
+class BrokenDisk(L.Callback):
+    """A disk that refuses writes from the end of step `start` to the end of step `stop`."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, error: Exception, start: int, stop: int) -> None:
         self.patch, self.error, self.start, self.stop = monkeypatch, error, start, stop
@@ -325,26 +338,30 @@ class Broken(L.Callback):
             self.patch.setattr(f"tensorboard.summary.writer.event_file_writer.EventFileWriter.{name}", refuse)
 
 
-def test_a_full_disk_stops_nothing_but_saving(small, whole, monkeypatch):
-    run_config = small("full")
+def test_a_full_disk_prevents_saving_but_not_training(compose_run, undisturbed, monkeypatch):
+    run_config = compose_run("full")
     run = begin(run_config)
     with pytest.warns(UserWarning, match="could not be saved") as warnings:
-        trainer = fit(run_config, Broken(monkeypatch, OSError(28, "No space left on device"), 2, 4))
-    messages = " ".join(str(one.message) for one in warnings)
+        trainer = fit(run_config, BrokenDisk(monkeypatch, OSError(28, "No space left on device"), 2, 4))
+    messages = " ".join(str(warning.message) for warning in warnings)
     assert "the checkpoint of step 2 could not be saved ([Errno 28] No space left" in messages
     assert "the curves will have a gap" in messages and "checkpoints could not be saved" in messages
     assert train.count_faults(trainer) == dict.fromkeys(("skipped_steps", "unusable_rows", "lost_workers"), 0) | {
         "checkpoints": 2,
-        "event_files": 3,  # at each of these and after them
+        "event_files": 3,  # at both failed checkpoints and after them
     }
-    assert checkpoint_dir.list_steps(run / "checkpoints")[:2] == [STEPS, 4]  # 2, and 3 as the best
-    assert_equal(weights(whole), weights(run_config))
-    assert curves(run_config)["train/loss"][-1] == curves(whole)["train/loss"][-1]  # written again since there is room
+    # The checkpoints of step 2 and of step 3 (the best) are missing.
+    assert checkpoint_dir.list_steps(run / "checkpoints")[:2] == [STEPS, 4]
+    assert_equal(weights(undisturbed), weights(run_config))
+    # Curves are written again once the disk accepts writes.
+    assert curves(run_config)["train/loss"][-1] == curves(undisturbed)["train/loss"][-1]
 
 
-def test_files_that_may_not_be_written_stop_nothing_but_saving_and_are_counted_at_the_end(small, whole, monkeypatch):
-    """From the first moment of a run that is gone on with, until its second checkpoint."""
-    run_config = small("forbidden")
+def test_missing_write_permission_prevents_saving_but_not_training_and_is_counted(
+    compose_run, undisturbed, monkeypatch
+):
+    """Writes fail from the start of a resumed run until its second checkpoint."""
+    run_config = compose_run("forbidden")
     run = begin(run_config)
     with pytest.raises(Killed):
         fit(run_config, KillAt(3))
@@ -352,7 +369,7 @@ def test_files_that_may_not_be_written_stop_nothing_but_saving_and_are_counted_a
 
     def disturbed(*arguments: object) -> L.Trainer:
         trainer = build(*arguments)
-        trainer.callbacks.append(Broken(monkeypatch, PermissionError(13, "Permission denied"), 0, 4))
+        trainer.callbacks.append(BrokenDisk(monkeypatch, PermissionError(13, "Permission denied"), 0, 4))
         return trainer
 
     monkeypatch.setattr(train, "build_trainer", disturbed)
@@ -360,12 +377,13 @@ def test_files_that_may_not_be_written_stop_nothing_but_saving_and_are_counted_a
         train.train(run_config)
     finished = json.loads((run / "finished.json").read_text())
     assert finished["faults/checkpoints"] == 1 and finished["faults/event_files"] >= 1
-    assert_equal(weights(whole), weights(run_config))
-    assert [step for step, _ in curves(run_config)["train/loss"]] == [0, 1, 4, 5]  # 2 was logged and dropped
+    assert_equal(weights(undisturbed), weights(run_config))
+    # Step 2 was logged, but could not be written.
+    assert [step for step, _ in curves(run_config)["train/loss"]] == [0, 1, 4, 5]
 
 
-def test_a_file_in_place_of_the_checkpoint_folder_only_prevents_checkpoints(small, monkeypatch):
-    run_config = small("file")
+def test_a_run_whose_checkpoint_folder_is_a_file_is_not_finished(compose_run, monkeypatch):
+    run_config = compose_run("file")
     run = begin(run_config)
     with pytest.raises(Killed):
         fit(run_config, KillAt(1))
@@ -375,8 +393,8 @@ def test_a_file_in_place_of_the_checkpoint_folder_only_prevents_checkpoints(smal
     assert not (run / "finished.json").exists()
 
 
-def test_a_run_whose_last_weights_are_not_on_the_disk_has_not_finished(small, whole, monkeypatch):
-    run_config = small("unsaved")
+def test_a_run_whose_final_weights_cannot_be_saved_is_not_finished(compose_run, undisturbed, monkeypatch):
+    run_config = compose_run("unsaved")
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
@@ -387,39 +405,39 @@ def test_a_run_whose_last_weights_are_not_on_the_disk_has_not_finished(small, wh
             train.train(run_config)
     assert not (Path(run_config["run_dir"]) / "finished.json").exists()
     train.train(run_config)
-    assert_alike(whole, run_config)
+    assert_runs_equal(undisturbed, run_config)
 
 
 @pytest.mark.parametrize("key", ["checkpoint_every", "checkpoint_keep"])
-def test_a_number_of_checkpoints_that_makes_no_sense_is_refused(small, key: str):
+def test_zero_for_a_checkpoint_setting_is_refused(compose_run, key: str):
     with pytest.raises(ValueError, match=f"{key}=0: expected 1 or more"):
-        train.train(small("none", f"{key}=0"))
+        train.train(compose_run("none", f"{key}=0"))
 
 
-# --- alone --------------------------------------------------------------------------------------------------------
+# --- run lock -----------------------------------------------------------------------------------------------------
 
 
-def test_a_running_run_is_not_started_twice(small, whole, tmp_path: Path):
-    run, held = Path(whole["run_dir"]), tmp_path / "held"
+def test_a_run_in_progress_cannot_be_started_a_second_time(compose_run, undisturbed, tmp_path: Path):
+    run, locked = Path(undisturbed["run_dir"]), tmp_path / "locked"
 
     def hold() -> None:
         with run_lock(run):
-            os.fork()  # as loader workers are, which live on when the process is killed
-            held.touch()
+            os.fork()  # like loader workers, the child survives when its parent is killed
+            locked.touch()
             time.sleep(20)
 
     (holder,) = runs.start(hold, 1, tmp_path)
     try:
-        wait_for(held, holder.is_alive)
+        wait_for(locked, holder.is_alive)
         with (
             pytest.raises(ValueError, match=rf"is already being trained, by process {holder.pid} on "),
             run_lock(run, 0),
         ):
-            pytest.fail("two at once")
+            pytest.fail("two processes hold the lock")
     finally:
         os.kill(holder.pid, signal.SIGKILL)
         holder.join()
-    train.train(whole)  # finished already
+    train.train(undisturbed)  # already finished
 
 
 # --- processes ----------------------------------------------------------------------------------------------------
@@ -451,16 +469,16 @@ if __name__ == "__main__":
 
 
 def start(run_config: dict, folder: Path, *, kill_at: int = -1, slow: bool = False) -> subprocess.Popen:
-    """Train in processes of their own, a group that can be told something together."""
-    write_yaml(folder / "made.yaml", run_config)
+    """Train in separate processes that form a group, so that all can be signalled together."""
+    write_yaml(folder / "config.yaml", run_config)
     (folder / "disturbed.py").write_text(_SCRIPT)
-    command = [sys.executable, folder / "disturbed.py", folder / "made.yaml", str(kill_at), str(slow)]
+    command = [sys.executable, folder / "disturbed.py", folder / "config.yaml", str(kill_at), str(slow)]
     with (folder / "output").open("wb") as out:
         return subprocess.Popen(command, env=environment(), stdout=out, stderr=out, start_new_session=True)
 
 
-def wait_for(file: Path, lives: Callable[[], bool], seconds: float = 200) -> None:
+def wait_for(file: Path, is_alive: Callable[[], bool], seconds: float = 200) -> None:
     end = time.monotonic() + seconds
     while not file.is_file():
-        assert lives() and time.monotonic() < end, "it has ended, or does not begin"
+        assert is_alive() and time.monotonic() < end, "the process has ended or does not start"
         time.sleep(0.05)

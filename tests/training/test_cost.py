@@ -1,4 +1,4 @@
-"""The doctor's sizes are the published ones, and it names what a directory is, what fits and what is missing."""
+"""Cost model and inspection: published sizes, and what a directory contains, supports and lacks."""
 
 from __future__ import annotations
 
@@ -36,20 +36,20 @@ from support.manifests import samples_of, speech_rows, tokenizer, write_manifest
 
 
 @pytest.fixture(scope="module")
-def released() -> nn.Module:
+def released_net() -> nn.Module:
     run_config = config.resolve(config.compose(["scale=full", "model=qwen2_audio"]))
     return config.build_net(run_config, SimpleNamespace(size=1))
 
 
-def read(path: Path, **options: object) -> tuple[list[str], str]:
-    """What is wrong with a path, and all that is printed about it."""
+def inspect(path: Path, **options: object) -> tuple[list[str], str]:
+    """Return the problems of a path, and everything that is printed about it."""
     console = Console(file=io.StringIO(), width=200)
     return examine(str(path), console=console, **options), console.file.getvalue()
 
 
-def test_parameters_are_those_of_the_released_system(released: nn.Module):
-    """Fact sheet, section 1.7."""
-    assert parameters_by_component({part: getattr(released, part) for part in PARTS}) == {
+def test_parameter_counts_by_component_equal_those_of_the_released_system(released_net: nn.Module):
+    """The numbers are from section 1.7 of the fact sheet."""
+    assert parameters_by_component({part: getattr(released_net, part) for part in PARTS}) == {
         "encoder: convolutions": 492_800 + 4_916_480,
         "encoder: blocks": 629_637_120,
         "encoder: final norm": 2_560,
@@ -70,91 +70,109 @@ def test_parameters_are_those_of_the_released_system(released: nn.Module):
         ("pre-training (LLM frozen)", (24.0, 3.0, 0.38)),
     ],
 )
-def test_states_are_those_of_the_performance_notes(released: nn.Module, stage: str, expected: tuple):
-    need = memory(released, find(stage), Load.of_budget(8192, 2))
+def test_memory_of_states_equals_the_performance_notes(released_net: nn.Module, stage: str, expected: tuple):
+    need = memory(released_net, find_stage(stage), Load.of_budget(8192, 2))
     for gpus, gib in zip(dry_run.GPUS, expected, strict=True):
         assert need.states / gpus / GIB == pytest.approx(gib, abs=0.06 if gib > 2 else 0.006)
 
 
-def test_the_memory_of_a_pack_equals_the_performance_notes(released: nn.Module):
-    """8k tokens of the LLM 37.5 GiB, recomputed 2 GiB; a second of audio 0.061 GiB; blocks and tables gathered."""
-    tuned, everything = find("fine-tuning (encoder frozen)"), find("everything trained")
-    text = memory(released, tuned, Load(tokens=8192, frames=0, scored=0))
+def test_memory_of_a_pack_equals_the_performance_notes(released_net: nn.Module):
+    """8k tokens of the LLM take 37.5 GiB, or 2 GiB if recomputed. A second of audio takes 0.061 GiB.
+
+    The gathered weights are two blocks and two embedding tables.
+    """
+    fine_tuning, everything = find_stage("fine-tuning (encoder frozen)"), find_stage("everything trained")
+    text = memory(released_net, fine_tuning, Load(tokens=8192, frames=0, scored=0))
     assert text.activations / GIB == pytest.approx(37.5, abs=0.05)
     one_layer = text.activations / 32
     assert (text.recomputed - one_layer) / GIB == pytest.approx(2.0, abs=0.01)
     assert text.gathered / GIB == pytest.approx(2 * 0.377 + 2 * 1.19, abs=0.01)
-    heard = memory(released, everything, Load(tokens=8192, frames=50, scored=0))
-    assert (heard.activations - text.activations) / GIB == pytest.approx(0.061, abs=0.001)
-    assert memory(released, tuned, Load(tokens=8192, frames=50, scored=0)) == text  # a frozen encoder keeps nothing
-    scored = [memory(released, tuned, Load(tokens=8192, frames=0, scored=n)).logits for n in (0, 1024, 4096, 8192)]
+    with_audio = memory(released_net, everything, Load(tokens=8192, frames=50, scored=0))
+    assert (with_audio.activations - text.activations) / GIB == pytest.approx(0.061, abs=0.001)
+    # A frozen encoder stores no activations.
+    assert memory(released_net, fine_tuning, Load(tokens=8192, frames=50, scored=0)) == text
+    scored = [
+        memory(released_net, fine_tuning, Load(tokens=8192, frames=0, scored=n)).logits for n in (0, 1024, 4096, 8192)
+    ]
     assert scored[0] == 0 and scored[1] / GIB == pytest.approx(2 * 0.595, abs=0.01)
-    assert scored[2] == scored[3] == 4 * scored[1]  # chunks
+    assert scored[2] == scored[3] == 4 * scored[1]  # logits are computed in chunks
 
 
-def test_adapters_are_counted_as_trainable_and_the_model_under_them_as_frozen():
-    """LoRA of rank r on a layer of n x m: r (n + m) parameters. A new token: a row of the embedding and of the head."""
+def test_adapters_count_as_trainable_and_their_base_model_as_frozen():
+    """LoRA of rank r adds r (n + m) parameters to an n x m layer. A new token adds a row to embedding and head."""
     run_config = config.resolve(config.compose(["scale=full", "model=qwen2_audio"]))
     net = config.build_net(run_config, SimpleNamespace(size=1))
-    whole = count_parameters(net)
+    base_count = count_parameters(net)
     load = Load.of_budget(8192, 2)
     frozen = memory(net, Stage(name="", trainable=("projector",)), load)
     names = ("projector", "llm.lora", "llm.new_tokens")
     lora = {"rank": 8, "alpha": 16, "targets": ["q_proj", "v_proj"]}
     adapters.attach(net, names, token_ids=[5, 6, 7], lora=lora)
     stage = Stage(name="", trainable=names)
-    added = {"llm: LoRA": 32 * 2 * 8 * (4096 + 4096), "llm: rows of new tokens": 3 * 2 * 4096}
-    assert parameters_by_component({"llm": net.llm}).items() >= added.items()
+    added_counts = {"llm: LoRA": 32 * 2 * 8 * (4096 + 4096), "llm: rows of new tokens": 3 * 2 * 4096}
+    assert parameters_by_component({"llm": net.llm}).items() >= added_counts.items()
     assert parameters_by_component({"llm": net.llm})["llm: layers and norm"] == 6_476_660_736 + 4_096
-    learning = count_parameters(net.projector) + sum(added.values())
-    assert trained_parameters(net, stage) == learning and count_parameters(net) == whole + sum(added.values())
+    trainable_count = count_parameters(net.projector) + sum(added_counts.values())
+    assert trained_parameters(net, stage) == trainable_count and count_parameters(net) == base_count + sum(
+        added_counts.values()
+    )
     need = memory(net, stage, load)
-    assert need.states - frozen.states == 16 * sum(added.values())
+    assert need.states - frozen.states == 16 * sum(added_counts.values())
     assert need.activations == frozen.activations
     tables = Stage(name="", trainable=("llm.model.embed_tokens",))
     assert trained_parameters(net, tables) == 639_107_072
 
 
-def test_an_encoder_trained_alone_needs_no_memory_for_a_language_model_that_is_not_run(released: nn.Module):
-    alone = Stage(name="", trainable=("encoder",), runs_llm=False)
-    need = memory(released, alone, Load(tokens=8192, frames=0, scored=0))
+def test_training_only_the_encoder_needs_no_memory_for_llm_activations(released_net: nn.Module):
+    stage = Stage(name="", trainable=("encoder",), runs_llm=False)
+    need = memory(released_net, stage, Load(tokens=8192, frames=0, scored=0))
     assert need.activations == 0 and need.gathered == 0
 
 
-def test_arithmetic_is_that_of_the_performance_notes(released: nn.Module):
-    """GFLOP of a forward: 12.95 per token of the LLM, 1.278 per scored position, 1.271 per encoder frame of 20 ms and
-    0.0105 per audio token, of two frames, in the projector.
+def test_training_flops_equal_the_performance_notes(released_net: nn.Module):
+    """Compare with the GFLOP of a forward pass in the performance notes.
 
-    0.338 of a token's are queries, output and MLP of the last layer, which a token that is not scored does not need.
+    12.95 per LLM token, 1.278 per scored position, 1.271 per encoder frame of 20 ms, and 0.0105 per audio token (two
+    frames) in the projector. Of the 12.95, 0.338 are queries, output and MLP of the last layer: only scored
+    tokens need them.
     """
-    last = 2 * (2 * 4096 * 4096 + 3 * 4096 * 11008) / 1e9
-    text, heard, scored = (Load(**{"tokens": 0, "frames": 0, "scored": 0} | one) for one in LOADS)
-    everything, tuned = find("everything trained"), find("fine-tuning (encoder frozen)")
-    before = find("pre-training (LLM frozen)")
-    for stage, passes, hearing, projecting in ((everything, 3, 3, 3), (tuned, 3, 1, 2), (before, 2, 3, 3)):
-        assert training_flops(released, stage, text) / 1e9 == pytest.approx(passes * (12.95 - last), rel=1e-3)
-        assert training_flops(released, stage, scored) / 1e9 == pytest.approx(passes * (1.278 + last), rel=1e-3)
-        expected = hearing * 1.271 + projecting * 0.0105 / 2
-        assert training_flops(released, stage, heard) / 1e9 == pytest.approx(expected, rel=1e-3)
+    last_layer = 2 * (2 * 4096 * 4096 + 3 * 4096 * 11008) / 1e9
+    text, audio, scored = (Load(**{"tokens": 0, "frames": 0, "scored": 0} | load) for load in LOADS)
+    everything, fine_tuning = find_stage("everything trained"), find_stage("fine-tuning (encoder frozen)")
+    pre_training = find_stage("pre-training (LLM frozen)")
+    for stage, passes, encoder_passes, projector_passes in (
+        (everything, 3, 3, 3),
+        (fine_tuning, 3, 1, 2),
+        (pre_training, 2, 3, 3),
+    ):
+        assert training_flops(released_net, stage, text) / 1e9 == pytest.approx(passes * (12.95 - last_layer), rel=1e-3)
+        assert training_flops(released_net, stage, scored) / 1e9 == pytest.approx(
+            passes * (1.278 + last_layer), rel=1e-3
+        )
+        expected = encoder_passes * 1.271 + projector_passes * 0.0105 / 2
+        assert training_flops(released_net, stage, audio) / 1e9 == pytest.approx(expected, rel=1e-3)
 
 
 LOADS = ({"tokens": 1}, {"frames": 1}, {"scored": 1})
 
 
-def test_a_live_reference_costs_a_frozen_copy(released: nn.Module):
+def test_a_live_reference_adds_the_memory_of_a_frozen_copy(released_net: nn.Module):
     load = Load.of_budget(8192, 2)
-    alone, beside = (memory(released, find(f"DPO, reference {where}"), load) for where in ("precomputed", "in memory"))
-    assert (beside.states - alone.states) / GIB == pytest.approx(15.6, abs=0.1)
+    precomputed, live = (
+        memory(released_net, find_stage(f"DPO, reference {reference}"), load)
+        for reference in ("precomputed", "in memory")
+    )
+    assert (live.states - precomputed.states) / GIB == pytest.approx(15.6, abs=0.1)
 
 
-def find(name: str) -> Stage:
+def find_stage(name: str) -> Stage:
     return next(stage for stage in STAGES if stage.name == name)
 
 
-def test_a_good_directory_is_described(tmp_path: Path):
-    published.qwen2_audio(tmp_path / "there")
-    wrong, text = read(tmp_path / "there", token_budget=1234)
-    assert wrong == []
+def test_a_valid_directory_is_described(tmp_path: Path):
+    published.qwen2_audio(tmp_path / "model")
+    problems, text = inspect(tmp_path / "model", token_budget=1234)
+    assert problems == []
     for part in (
         "Qwen2-Audio in transformers' layout",
         "66 tensors",
@@ -168,54 +186,54 @@ def test_a_good_directory_is_described(tmp_path: Path):
         assert part in text, part
 
 
-@pytest.mark.parametrize("make", [published.qwen_audio, published.run])
-def test_other_models_are_described_too(tmp_path: Path, make):
-    make(tmp_path / "there")
-    wrong, text = read(tmp_path / "there")
-    assert wrong == [] and "generation_config.json: none, " in text
+@pytest.mark.parametrize("write", [published.qwen_audio, published.run])
+def test_other_kinds_of_models_are_described(tmp_path: Path, write):
+    write(tmp_path / "model")
+    problems, text = inspect(tmp_path / "model")
+    assert problems == [] and "generation_config.json: none, " in text
 
 
-def test_the_inspection_says_into_which_part_weights_fit(tmp_path: Path):
+def test_the_inspection_names_the_part_that_weights_can_initialise(tmp_path: Path):
     published.whisper(tmp_path / "whisper")
-    wrong, text = read(tmp_path / "whisper")
-    assert wrong == [] and f"weights.encoder={tmp_path}/whisper" in text and "encoder: blocks" in text
+    problems, text = inspect(tmp_path / "whisper")
+    assert problems == [] and f"weights.encoder={tmp_path}/whisper" in text and "encoder: blocks" in text
     published.qwen(tmp_path / "qwen")
-    wrong, text = read(tmp_path / "qwen")
-    assert wrong == [] and "weights.llm=" in text and "audio tokens are added" in text
+    problems, text = inspect(tmp_path / "qwen")
+    assert problems == [] and "weights.llm=" in text and "audio tokens are added" in text
     published.language_model(tmp_path / "llm")
-    wrong, text = read(tmp_path / "llm")
-    assert wrong == [] and f"weights.llm={tmp_path}/llm" in text and "tokenizer: none" in text
+    problems, text = inspect(tmp_path / "llm")
+    assert problems == [] and f"weights.llm={tmp_path}/llm" in text and "tokenizer: none" in text
 
 
 def test_tensors_that_do_not_fit_are_named(tmp_path: Path):
-    published.qwen2_audio(tmp_path / "there")
-    file = tmp_path / "there/model.safetensors"
+    published.qwen2_audio(tmp_path / "model")
+    file = tmp_path / "model/model.safetensors"
     state = load_file(file)
     del state["multi_modal_projector.linear.bias"]
     state["audio_tower.extra"] = state["audio_tower.conv1.bias"].clone()
     state["language_model.model.norm.weight"] = state["language_model.model.norm.weight"][:-1].clone()
     save_file(state, file)
-    wrong, text = read(tmp_path / "there")
-    assert wrong == [
+    problems, text = inspect(tmp_path / "model")
+    assert problems == [
         "multi_modal_projector.linear.bias is missing",
         "audio_tower.extra is unexpected",
         "language_model.model.norm.weight has shape (47,), expected (48,)",
     ]
-    assert all(fault in text for fault in wrong)
+    assert all(problem in text for problem in problems)
 
 
 def test_files_next_to_the_weights_are_inspected(tmp_path: Path):
-    published.qwen2_audio(tmp_path / "there")
-    published.write_json(tmp_path / "there/generation_config.json", {"eos_token_id": 1, "num_beams": 4})
-    (tmp_path / "there/tokenizer.json").rename(tmp_path / "tokenizer.json")
-    wrong, text = read(tmp_path / "there")
-    assert len(wrong) == 1 and "has no tokenizer" in wrong[0] and "llm: embedding" in text
-    (tmp_path / "tokenizer.json").rename(tmp_path / "there/tokenizer.json")
-    wrong, text = read(tmp_path / "there")
-    assert len(wrong) == 1 and "num_beams=4" in wrong[0]
+    published.qwen2_audio(tmp_path / "model")
+    published.write_json(tmp_path / "model/generation_config.json", {"eos_token_id": 1, "num_beams": 4})
+    (tmp_path / "model/tokenizer.json").rename(tmp_path / "tokenizer.json")
+    problems, text = inspect(tmp_path / "model")
+    assert len(problems) == 1 and "has no tokenizer" in problems[0] and "llm: embedding" in text
+    (tmp_path / "tokenizer.json").rename(tmp_path / "model/tokenizer.json")
+    problems, text = inspect(tmp_path / "model")
+    assert len(problems) == 1 and "num_beams=4" in problems[0]
 
 
-def test_a_first_batch_is_shown(tmp_path: Path):
+def test_a_dry_run_prints_the_first_batch_and_its_cost(tmp_path: Path):
     rows = [
         *speech_rows(tmp_path, [1.0, 2.0]),
         {"id": "bad", "audio": "no.wav", "task": "asr", "language": "en", "text": "a"},
@@ -242,7 +260,7 @@ def test_a_first_batch_is_shown(tmp_path: Path):
     assert np.isclose(memory(net, stages[0], load).states, cost.FROZEN * count_parameters(net), rtol=0.1)
 
 
-def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_the_doctor_command_describes_a_run_and_refuses_a_missing_path(tmp_path: Path, capsys: pytest.CaptureFixture):
     published.run(tmp_path / "seed_0")
 
     def call(path: Path) -> int:

@@ -1,4 +1,4 @@
-"""Learning rates by hand, what is frozen, and the schedule's numbers."""
+"""The optimizer: learning rates of layers, frozen parts, the schedule, and moments in bfloat16."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from auris.training.optim import adamw, cosine, freeze, parameter_groups
 
 
 class Encoder(nn.Module):
-    """Three blocks with a stem before them and a norm behind, named as ours."""
+    """Three blocks with a stem before and a norm after them. Names are those of the real encoder."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -33,13 +33,13 @@ def net() -> Net:
     return Net()
 
 
-def settings(net: Net, objective: nn.Module | None = None, **changed: float) -> dict[str, tuple[float, float]]:
-    """(learning rate, weight decay) of every trained parameter by name."""
+def settings(net: Net, objective: nn.Module | None = None, **overrides: float) -> dict[str, tuple[float, float]]:
+    """Return the (learning rate, weight decay) of every trained parameter by name."""
     objective = objective or nn.Identity()
-    numbers = {"lr": 1.0, "weight_decay": 0.05, "layer_decay": 0.5} | changed
+    numbers = {"lr": 1.0, "weight_decay": 0.05, "layer_decay": 0.5} | overrides
     groups = parameter_groups(net, objective, **numbers)
     by_tensor = {id(p): (group["lr"], group["weight_decay"]) for group in groups for p in group["params"]}
-    assert len(by_tensor) == sum(len(group["params"]) for group in groups)  # each in one group
+    assert len(by_tensor) == sum(len(group["params"]) for group in groups)  # each parameter is in one group
     named = [*net.named_parameters(), *objective.named_parameters(prefix="objective")]
     return {name: by_tensor[id(p)] for name, p in named if id(p) in by_tensor}
 
@@ -65,7 +65,7 @@ def test_the_learning_rate_halves_with_each_block_below_the_encoders_output(net)
     }
 
 
-def test_the_published_decay_of_32_blocks():
+def test_the_published_layer_decay_over_32_blocks():
     net = Net()
     net.encoder.blocks = nn.ModuleList(nn.Linear(4, 4) for _ in range(32))
     rates = settings(net, lr=5e-5, layer_decay=0.95)
@@ -80,11 +80,11 @@ def test_matrices_decay_and_vectors_do_not(net):
     assert {decay for _, decay in settings(net).values()} == {0.05, 0.0}
 
 
-def test_the_objectives_parameters_learn_at_the_full_rate(net):
+def test_parameters_of_the_objective_have_the_full_learning_rate(net):
     objective = nn.ModuleDict({"head": nn.Linear(4, 3)})
-    found = settings(net, objective)
-    assert found["objective.head.weight"] == (1.0, 0.05)
-    assert found["objective.head.bias"] == (1.0, 0.0)
+    parameter_settings = settings(net, objective)
+    assert parameter_settings["objective.head.weight"] == (1.0, 0.05)
+    assert parameter_settings["objective.head.bias"] == (1.0, 0.0)
 
 
 def test_frozen_parameters_are_in_no_group(net):
@@ -92,39 +92,39 @@ def test_frozen_parameters_are_in_no_group(net):
     assert set(settings(net)) == {"projector.weight", "projector.bias"}
 
 
-def test_nothing_to_train_is_an_error(net):
+def test_a_model_without_trainable_parameters_is_an_error(net):
     freeze(net, [])
     with pytest.raises(ValueError, match=r"no parameter is trainable: set trainable=\[encoder,pooling,projector\]"):
         settings(net)
 
 
-def trained(net: nn.Module) -> set[str]:
+def trainable_names(net: nn.Module) -> set[str]:
     return {name for name, p in net.named_parameters() if p.requires_grad}
 
 
-def test_only_the_named_parts_learn_and_the_others_are_in_eval_mode(net):
+def test_only_named_parts_are_trainable_and_the_others_are_in_eval_mode(net):
     freeze(net, ["encoder", "pooling", "projector"])
-    assert trained(net) == {name for name, _ in net.named_parameters() if not name.startswith("llm")}
+    assert trainable_names(net) == {name for name, _ in net.named_parameters() if not name.startswith("llm")}
     assert net.encoder.training and net.encoder.blocks[1].training and net.pooling.training
     assert not net.llm.training and not net.llm["norm"].training
 
 
-def test_a_part_may_be_deep_inside_or_one_parameter(net):
+def test_a_trainable_name_may_be_a_submodule_or_a_parameter(net):
     freeze(net, ["encoder.blocks.1", "llm.embed.weight"])
-    assert trained(net) == {"encoder.blocks.1.weight", "encoder.blocks.1.bias", "llm.embed.weight"}
+    assert trainable_names(net) == {"encoder.blocks.1.weight", "encoder.blocks.1.bias", "llm.embed.weight"}
 
 
-def test_lora_names_only_matrices_inside_a_part(net):
+def test_the_lora_name_selects_only_adapters_of_its_part(net):
     layer = nn.ModuleDict({"base_layer": nn.Linear(4, 4), "lora_A": nn.ModuleDict({"default": nn.Linear(4, 2)})})
     net.llm["q_proj"], net.encoder.blocks[0] = layer, nn.ModuleDict({"lora_A": nn.Linear(4, 2)})
     freeze(net, ["llm.lora"])
-    assert trained(net) == {"llm.q_proj.lora_A.default.weight", "llm.q_proj.lora_A.default.bias"}
+    assert trainable_names(net) == {"llm.q_proj.lora_A.default.weight", "llm.q_proj.lora_A.default.bias"}
 
 
 def test_freezing_again_replaces_the_earlier_selection(net):
     freeze(net, ["llm"])
     freeze(net, ["encoder.norm"])
-    assert trained(net) == {"encoder.norm.weight", "encoder.norm.bias"}
+    assert trainable_names(net) == {"encoder.norm.weight", "encoder.norm.bias"}
     assert not net.llm.training
 
 
@@ -137,45 +137,49 @@ def test_a_name_that_matches_nothing_is_an_error_that_lists_the_parts(net, name)
 def rates(steps: int, **schedule: float) -> list[float]:
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=2.0)
     scheduler = cosine(optimizer, **schedule)
-    found = []
+    learning_rates = []
     for _ in range(steps):
-        found.append(optimizer.param_groups[0]["lr"])
+        learning_rates.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
         scheduler.step()
-    return found
+    return learning_rates
 
 
 def test_the_schedule_warms_up_linearly_and_falls_by_a_cosine_to_its_floor():
-    found = rates(13, warmup_steps=4, max_steps=12, floor=0.2)
-    warm = [0.5, 1.0, 1.5, 2.0]
-    half = [2 * (0.2 + 0.8 * 0.5 * (1 + math.cos(math.pi * k / 8))) for k in range(9)]
-    assert found == pytest.approx(warm + half)
-    assert found[4] == pytest.approx(2.0) and found[8] == pytest.approx(1.2) and found[12] == pytest.approx(0.4)
+    learning_rates = rates(13, warmup_steps=4, max_steps=12, floor=0.2)
+    warm_up = [0.5, 1.0, 1.5, 2.0]
+    cosine_decay = [2 * (0.2 + 0.8 * 0.5 * (1 + math.cos(math.pi * k / 8))) for k in range(9)]
+    assert learning_rates == pytest.approx(warm_up + cosine_decay)
+    assert (
+        learning_rates[4] == pytest.approx(2.0)
+        and learning_rates[8] == pytest.approx(1.2)
+        and learning_rates[12] == pytest.approx(0.4)
+    )
 
 
 def test_the_schedule_stays_on_its_floor_and_needs_no_warm_up():
     assert rates(8, warmup_steps=0, max_steps=2, floor=0.1) == pytest.approx([2.0, 1.1] + 6 * [0.2])
 
 
-def test_each_group_keeps_its_share_of_the_rate(net):
+def test_the_schedule_keeps_the_ratio_of_learning_rates_between_groups(net):
     optimizer = torch.optim.AdamW(parameter_groups(net, nn.Identity(), lr=1.0, weight_decay=0.0, layer_decay=0.5))
     before = [group["lr"] for group in optimizer.param_groups]
     cosine(optimizer, warmup_steps=10, max_steps=20, floor=0.0)
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([lr / 10 for lr in before])
 
 
-def test_a_warm_up_as_long_as_the_run_is_an_error_that_names_settings_that_exist():
+def test_the_error_for_a_too_long_warm_up_names_existing_settings():
     from auris import config
 
     with pytest.raises(ValueError, match="=") as error:
         rates(1, warmup_steps=10, max_steps=10, floor=0.1)
-    named = [word for word in str(error.value).split() if "=" in word]
-    assert len(named) == 2
-    run_config = config.compose(named)
+    overrides = [word for word in str(error.value).split() if "=" in word]
+    assert len(overrides) == 2
+    run_config = config.compose(overrides)
     assert (run_config.optim.warmup_steps, run_config.max_steps) == (10, 10)
 
 
-def test_a_factor_scales_a_part_and_must_name_one(net: Net):
+def test_lr_factors_scale_a_part_and_must_name_a_part(net: Net):
     freeze(net, ["encoder", "projector"])
     numbers = {"lr": 1.0, "weight_decay": 0.0, "layer_decay": 1.0}
     groups = parameter_groups(net, nn.Identity(), **numbers, lr_factors={"encoder": 0.25})
@@ -186,11 +190,11 @@ def test_a_factor_scales_a_part_and_must_name_one(net: Net):
         parameter_groups(net, nn.Identity(), **numbers, lr_factors={"encodr": 0.1})
 
 
-# --- moments in few bytes ---
+# --- moments in bfloat16 ---
 
 
 def learn(states: str, steps: int = 60) -> tuple[list[float], torch.optim.Optimizer]:
-    """Losses of a small net, and the optimizer that it learned with."""
+    """Train a small net. Return its losses and the optimizer."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 1))
     x = torch.rand(64, 6)
@@ -207,29 +211,34 @@ def learn(states: str, steps: int = 60) -> tuple[list[float], torch.optim.Optimi
     return losses, optimizer
 
 
-def test_moments_of_half_the_bytes_learn_as_whole_ones_do():
-    (whole, _), (half, optimizer) = learn("fp32"), learn("bf16")
-    assert whole[-1] < 0.1 * whole[0]
-    assert half[0] == whole[0] and half != whole
-    assert max(abs(one - two) for one, two in zip(whole, half, strict=True)) < 0.02 * whole[0]
-    kept = [state for states in optimizer.state.values() for name, state in states.items() if name != "step"]
-    assert {one.dtype for one in kept} == {torch.bfloat16} and len(kept) == 8
+def test_bfloat16_moments_train_like_float32_moments():
+    (float32_losses, _), (bfloat16_losses, optimizer) = learn("fp32"), learn("bf16")
+    assert float32_losses[-1] < 0.1 * float32_losses[0]
+    assert bfloat16_losses[0] == float32_losses[0] and bfloat16_losses != float32_losses
+    assert max(abs(a - b) for a, b in zip(float32_losses, bfloat16_losses, strict=True)) < 0.02 * float32_losses[0]
+    moments = [state for states in optimizer.state.values() for name, state in states.items() if name != "step"]
+    assert {moment.dtype for moment in moments} == {torch.bfloat16} and len(moments) == 8
 
 
-def test_one_step_is_adamws_with_its_moments_rounded():
-    (_, whole), (_, half) = learn("fp32", steps=1), learn("bf16", steps=1)
-    for one, two in zip(whole.state.values(), half.state.values(), strict=True):
-        assert all(torch.equal(one[name].bfloat16(), two[name]) for name in ("exp_avg", "exp_avg_sq"))
-    ours, theirs = (
-        [parameter for group in each.param_groups for parameter in group["params"]] for each in (half, whole)
+def test_one_step_with_bfloat16_moments_equals_adamw_with_rounded_moments():
+    (_, float32_optimizer), (_, bfloat16_optimizer) = learn("fp32", steps=1), learn("bf16", steps=1)
+    for float32_state, bfloat16_state in zip(
+        float32_optimizer.state.values(), bfloat16_optimizer.state.values(), strict=True
+    ):
+        assert all(
+            torch.equal(float32_state[name].bfloat16(), bfloat16_state[name]) for name in ("exp_avg", "exp_avg_sq")
+        )
+    bfloat16_parameters, float32_parameters = (
+        [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        for optimizer in (bfloat16_optimizer, float32_optimizer)
     )
-    assert all(torch.equal(one, two) for one, two in zip(ours, theirs, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(bfloat16_parameters, float32_parameters, strict=True))
 
 
 @pytest.mark.parametrize(
     ("states", "betas", "message"),
     [("int8", (0.9, 0.98), "optim.states=int8: expected fp32 or bf16"), ("bf16", (0.9, 0.999), "optim.betas=.*0.99")],
 )
-def test_moments_that_cannot_be_kept_are_refused(states, betas, message):
+def test_invalid_moment_dtypes_and_betas_are_refused(states, betas, message):
     with pytest.raises(ValueError, match=message):
         adamw([{"params": [nn.Parameter(torch.ones(2))]}], betas=betas, eps=1e-6, states=states)

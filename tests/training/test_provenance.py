@@ -1,4 +1,4 @@
-"""What a run says when it starts: the facts, and how long it takes."""
+"""The report at the start of a run: its environment, its expected cost, and its remaining time."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ def announcements(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.fixture
-def tiny(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Compose a recipe small enough for a test."""
+def compose_run(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Compose a config small enough for a test."""
     monkeypatch.chdir(ROOT)
     size = [*smallest_run(corpus, tmp_path), "experiment=qwen2_audio_pretrain"]
     size += [f"data.valid=[{{path: '{corpus}/valid.jsonl', limit: 3}}]"]
     return lambda *overrides: config.resolve(config.compose([*size, *overrides]))
 
 
-def test_a_run_reports_its_environment_and_its_expected_cost(corpus: Path, tmp_path: Path, tiny, announcements):
+def test_a_run_reports_its_environment_and_its_expected_cost(corpus: Path, tmp_path: Path, compose_run, announcements):
     steps = WINDOW + 4
-    train.train(tiny(f"max_steps={steps}", "trainer.val_check_interval=1.0"))
+    train.train(compose_run(f"max_steps={steps}", "trainer.val_check_interval=1.0"))
     facts = json.loads((tmp_path / "runs/scratch/qwen2_audio_pretrain/seed_0/environment.json").read_text())
     rows = [json.loads(line) for line in (corpus / "train.jsonl").read_text().splitlines()]
     assert facts["audio_tokens_per_second"] == 25
@@ -53,16 +53,16 @@ def test_a_run_reports_its_environment_and_its_expected_cost(corpus: Path, tmp_p
     )
     assert facts["epochs"] == pytest.approx(6 * steps / len(rows), rel=0.02)
     assert set(facts["tasks"]) == {row["task"] for row in rows}
-    for what in ("rows", "hours", "tokens"):
-        assert sum(share[what] for share in facts["tasks"].values()) == pytest.approx(facts[what])
+    for unit in ("rows", "hours", "tokens"):
+        assert sum(share[unit] for share in facts["tasks"].values()) == pytest.approx(facts[unit])
     assert 0 < facts["trained"] < facts["parameters"] and facts["least_seconds"] > 0
-    start, later = announcements
+    start_message, speed_message = announcements
     largest = max(facts["tasks"], key=lambda task: facts["tasks"][task]["tokens"])
     share = 100 * facts["tasks"][largest]["tokens"] / facts["tokens"]
-    assert f"by task: {largest} {facts['tasks'][largest]['hours']:.1f} h, {share:.1f} %; " in start
+    assert f"by task: {largest} {facts['tasks'][largest]['hours']:.1f} h, {share:.1f} %; " in start_message
     for part in (f"steps 0 to {steps}", "1 ranks on 1 machines", "TFLOP/s", f"torch {version('torch')}", "GiB"):
-        assert part in start, part
-    assert "tokens/s: the remaining 4 steps take" in later
+        assert part in start_message, part
+    assert "tokens/s: the remaining 4 steps take" in speed_message
 
 
 @pytest.mark.parametrize(
@@ -92,41 +92,40 @@ def test_ranks_are_counted_from_the_trainers_settings(trainer, expected):
         (["trainable=[projector,llm.new_tokens]"], "cannot divide adapters"),
     ],
 )
-def test_a_dry_run_names_what_cannot_be_divided_by_tensor_parallelism(tiny, overrides, message):
+def test_a_dry_run_names_what_cannot_be_divided_by_tensor_parallelism(compose_run, overrides, message):
     with pytest.raises(ValueError, match=message):
-        train.train(tiny("strategy=fsdp_tp", "trainer.devices=2", *overrides, "dry_run=true"))
+        train.train(compose_run("strategy=fsdp_tp", "trainer.devices=2", *overrides, "dry_run=true"))
 
 
-def test_a_dry_run_names_what_cannot_be_divided_into_replicas(tiny):
+def test_a_dry_run_names_what_cannot_be_divided_into_replicas(compose_run):
     with pytest.raises(ValueError, match="trainer.strategy.replicas=2 does not divide the 3 processes"):
-        train.train(tiny("strategy=hsdp", "trainer.devices=3", "dry_run=true"))
+        train.train(compose_run("strategy=hsdp", "trainer.devices=3", "dry_run=true"))
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-def test_the_estimated_memory_of_states_equals_the_allocated_memory(tiny, precision):
-    """Frozen weights are stored in float32 where nothing is sharded, whatever is computed in. The encoder's position
-    table, a buffer, is left out."""
-    run_config = tiny(
+def test_the_estimated_memory_of_states_equals_the_allocated_memory(compose_run, precision):
+    """Frozen weights are stored in float32 unless they are sharded. The encoder's position buffer is not counted."""
+    run_config = compose_run(
         "max_steps=2", f"trainer.precision={precision}", f"arm={precision}", "trainer.val_check_interval=1.0"
     )
     train.train(run_config)
     facts = json.loads((Path(run_config["run_dir"]) / "environment.json").read_text())
-    snapshot = checkpoint_dir.find(run_config["run_dir"], kinds=checkpoint_dir.KINDS)
-    tables = [snapshot.tensors(kind).read_all() for kind in checkpoint_dir.KINDS]
-    sizes = {name: one.nbytes for table in tables for name, one in table.items() if not name.startswith("step.")}
+    checkpoint = checkpoint_dir.find(run_config["run_dir"], kinds=checkpoint_dir.KINDS)
+    tables = [checkpoint.tensors(kind).read_all() for kind in checkpoint_dir.KINDS]
+    sizes = {name: tensor.nbytes for table in tables for name, tensor in table.items() if not name.startswith("step.")}
     del sizes["net.encoder.positions"]
     gradients = sum(size for name, size in sizes.items() if name.startswith("exp_avg."))
     assert facts["states_bytes"] == sum(sizes.values()) + gradients
 
 
-def test_ddp_sums_gradients_in_memory_of_its_own():
+def test_ddp_needs_extra_memory_for_gradient_buckets():
     net, stage = nets.build_meta(), cost.Stage(name="", trainable=("projector",))
     load = cost.Load(tokens=1, frames=1, scored=1)
-    alone, bucketed = (cost.memory(net, stage, load, buckets=buckets).states for buckets in (False, True))
-    assert bucketed - alone == 4 * cost.trained_parameters(net, stage)
+    without_buckets, with_buckets = (cost.memory(net, stage, load, buckets=buckets).states for buckets in (False, True))
+    assert with_buckets - without_buckets == 4 * cost.trained_parameters(net, stage)
 
 
-def test_the_time_left_follows_from_the_speed_of_the_first_steps(announcements, tmp_path):
+def test_the_remaining_time_is_estimated_from_the_speed_of_the_first_steps(announcements, tmp_path):
     callback, module = EnvironmentReport(tmp_path), SimpleNamespace(max_steps=1000, device=torch.device("cpu"))
     callback.environment = SimpleNamespace(step=100, tokens=2_000_000.0)
     for step in (100 + WINDOW - 1, 100 + WINDOW, 100 + WINDOW + 1):
@@ -136,7 +135,7 @@ def test_the_time_left_follows_from_the_speed_of_the_first_steps(announcements, 
     assert announcements == ["500 tokens/s: the remaining 880 steps take 59 min"]
 
 
-def test_the_speed_of_a_matrix_product_is_that_of_this_machine_and_draws_nothing():
+def test_measuring_matmul_speed_does_not_advance_the_random_generator():
     state = torch.get_rng_state()
     assert 1e8 < provenance.matmul_speed(torch.device("cpu")) < 1e14
     assert torch.equal(torch.get_rng_state(), state)

@@ -1,4 +1,4 @@
-"""Reference log-probabilities: what they are, when they are computed again, and runs that are given them."""
+"""Reference log-probabilities: their values, when the cache is reused, and runs that use them."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ from support.runs import ROOT, KillAt, Killed, assert_equal, fit, load_state, tr
 @pytest.fixture(scope="module")
 def net() -> nn.Module:
     torch.manual_seed(0)
-    return small(nets.build(vocab=tokenizer().size))
+    return scale_down(nets.build(vocab=tokenizer().size))
 
 
-def small(net: nn.Module) -> nn.Module:
+def scale_down(net: nn.Module) -> nn.Module:
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.mul_(0.3)
@@ -55,9 +55,9 @@ def samples() -> PairSamples:
 
 def row(folder: Path, name: str, seconds: float = 0.3, rejected: str = "ein Hund") -> Row:
     write_wave(folder / f"{name}.wav", seconds)
-    asked = [{"role": "user", "content": [{"type": "audio", "audio": f"{name}.wav"}]}]
+    messages = [{"role": "user", "content": [{"type": "audio", "audio": f"{name}.wav"}]}]
     answers = {"chosen": "the cat sat", "rejected": rejected}
-    return read_row(folder, id=name, messages=asked, task="preference", language=None, text=None, **answers)
+    return read_row(folder, id=name, messages=messages, task="preference", language=None, text=None, **answers)
 
 
 @pytest.fixture
@@ -65,8 +65,8 @@ def rows(tmp_path: Path) -> list[Row]:
     return [row(tmp_path, name, seconds) for name, seconds in (("a", 0.3), ("b", 0.5), ("c", 0.4))]
 
 
-class Counted:
-    """How many rows a net was asked about: packs' rows as `answer_logps` sees them."""
+class CallRecorder:
+    """Record the rows of every pack that `answer_logps` is called with."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, fail_after: int | None = None):
         self.rows: list[list[int]] = []
@@ -80,16 +80,16 @@ class Counted:
         return answer_logps(net, batch)
 
 
-def compute(net: nn.Module, rows: list[Row], samples: PairSamples, file: Path, **changed: Any) -> references.Table:
+def compute(net: nn.Module, rows: list[Row], samples: PairSamples, file: Path, **overrides: Any) -> references.Table:
     tokens = np.array([samples.length(row, samples.spans(row)) for row in rows])
-    options = {"file": file, "token_budget": 64} | changed
+    options = {"file": file, "token_budget": 64} | overrides
     return references.by_id(references.compute(net, rows, tokens, samples, **options), rows)
 
 
-# --- what they are ---
+# --- values ---
 
 
-def test_they_are_the_answers_log_probabilities(net, rows, samples, tmp_path):
+def test_references_are_the_log_probabilities_of_the_answers(net, rows, samples, tmp_path):
     table = compute(net, rows, samples, tmp_path / "cache")
     with torch.no_grad():
         expected, _ = answer_logps(net, pack(rows, [(number, None) for number in range(3)], samples))
@@ -97,94 +97,94 @@ def test_they_are_the_answers_log_probabilities(net, rows, samples, tmp_path):
     torch.testing.assert_close(torch.tensor([*table.values()]), expected)
 
 
-def test_a_cached_number_is_the_computed_one_to_the_last_bit(net, rows, samples, tmp_path, monkeypatch):
+def test_cached_references_equal_the_computed_ones_exactly(net, rows, samples, tmp_path, monkeypatch):
     table = compute(net, rows, samples, tmp_path / "cache")
-    counted = Counted(monkeypatch)
+    calls = CallRecorder(monkeypatch)
     assert compute(net, rows, samples, tmp_path / "cache") == table
-    assert counted.rows == []
+    assert calls.rows == []
 
 
 def test_equal_rows_are_computed_once(net, rows, samples, tmp_path, monkeypatch):
-    counted = Counted(monkeypatch)
-    twin = replace(rows[0], id="twin")
-    table = compute(net, [*rows, twin], samples, tmp_path / "cache")
-    assert sum(len(numbers) for numbers in counted.rows) == 3
-    assert table["twin"] == table["a"]
+    calls = CallRecorder(monkeypatch)
+    duplicate = replace(rows[0], id="duplicate")
+    table = compute(net, [*rows, duplicate], samples, tmp_path / "cache")
+    assert sum(len(numbers) for numbers in calls.rows) == 3
+    assert table["duplicate"] == table["a"]
 
 
-def test_an_unreadable_row_has_no_length(net, rows, samples, tmp_path):
+def test_an_unreadable_row_has_no_reference(net, rows, samples, tmp_path):
     tokens = np.array([samples.length(row, samples.spans(row)) for row in rows])
     (tmp_path / "b.wav").unlink()
     table = references.compute(net, rows, tokens, samples, file=tmp_path / "cache", token_budget=64)
     assert [*references.by_id(table, rows)] == ["a", "c"]
 
 
-# --- when they are computed again ---
+# --- cache ---
 
 
 def test_a_killed_computation_resumes(net, rows, samples, tmp_path, monkeypatch):
-    killed = Counted(monkeypatch, fail_after=2)
+    killed_calls = CallRecorder(monkeypatch, fail_after=2)
     one_by_one = {"token_budget": max(samples.length(row, samples.spans(row)) for row in rows)}
     with pytest.raises(KeyboardInterrupt):
         compute(net, rows, samples, tmp_path / "cache", **one_by_one)
-    resumed = Counted(monkeypatch)
+    resumed_calls = CallRecorder(monkeypatch)
     table = compute(net, rows, samples, tmp_path / "cache", **one_by_one)
-    assert len(killed.rows) == 2 and len(resumed.rows) == 1
+    assert len(killed_calls.rows) == 2 and len(resumed_calls.rows) == 1
     assert table == compute(net, rows, samples, tmp_path / "fresh", **one_by_one)
 
 
-def test_half_a_line_is_computed_again_and_nothing_is_lost_behind_it(net, rows, samples, tmp_path, monkeypatch):
-    whole = compute(net, rows, samples, tmp_path / "cache")
+def test_only_a_truncated_line_is_computed_again(net, rows, samples, tmp_path, monkeypatch):
+    complete = compute(net, rows, samples, tmp_path / "cache")
     (file,) = tmp_path.glob("cache-*.jsonl")
     file.write_bytes(file.read_bytes()[:-20])
-    counted = Counted(monkeypatch)
+    calls = CallRecorder(monkeypatch)
     compute(net, rows, samples, tmp_path / "cache")
-    assert len(counted.rows) == 1 and len(counted.rows[0]) == 1
-    counted.rows.clear()
+    assert len(calls.rows) == 1 and len(calls.rows[0]) == 1
+    calls.rows.clear()
     table = compute(net, rows, samples, tmp_path / "cache")
-    assert all(table[name] == pytest.approx(whole[name], abs=1e-4) for name in "abc")
-    assert counted.rows == []
+    assert all(table[name] == pytest.approx(complete[name], abs=1e-4) for name in "abc")
+    assert calls.rows == []
 
 
-@pytest.mark.parametrize("change", ["answer", "sound", "sound of the same length", "order of the answers"])
-def test_a_row_that_was_changed_is_computed_again(net, rows, samples, tmp_path, monkeypatch, change):
+@pytest.mark.parametrize("change", ["answer", "audio", "audio of the same length", "order of the answers"])
+def test_a_changed_row_is_computed_again(net, rows, samples, tmp_path, monkeypatch, change):
     before = compute(net, rows, samples, tmp_path / "cache")
     if change == "answer":
         rows[1] = row(tmp_path, "b", 0.5, rejected="ein Hund schläft")
     elif change == "order of the answers":
         labels = rows[1].labels
         rows[1] = replace(rows[1], labels={**labels, "chosen": labels["rejected"], "rejected": labels["chosen"]})
-    elif change == "sound":
+    elif change == "audio":
         write_wave(tmp_path / "b.wav", 0.6)
     else:
         soundfile.write(tmp_path / "b.wav", np.random.default_rng(0).uniform(-0.3, 0.3, 8000), 16_000)
-    counted = Counted(monkeypatch)
+    calls = CallRecorder(monkeypatch)
     after = compute(net, rows, samples, tmp_path / "cache")
-    assert counted.rows == [[1]]
+    assert calls.rows == [[1]]
     assert after["a"] == before["a"] and after["b"] != before["b"]
 
 
-def test_moving_the_sound_and_renaming_the_row_changes_nothing(net, rows, samples, tmp_path, monkeypatch):
+def test_moving_the_audio_file_or_renaming_the_row_keeps_the_cache_valid(net, rows, samples, tmp_path, monkeypatch):
     compute(net, rows, samples, tmp_path / "cache")
     (tmp_path / "elsewhere").mkdir()
     moved = replace(row(tmp_path / "elsewhere", "a"), id="renamed")
-    counted = Counted(monkeypatch)
+    calls = CallRecorder(monkeypatch)
     assert [*compute(net, [moved], samples, tmp_path / "cache")] == ["renamed"]
-    assert counted.rows == []
+    assert calls.rows == []
 
 
-def test_the_key_follows_weights_architecture_template_vocabulary_and_precision(net, samples):
+def test_the_cache_key_depends_on_weights_architecture_template_audio_and_precision(net, samples):
     def key(net=net, samples=samples, model="qwen2_audio", precision="32-true") -> str:
         return references.cache_digest(net, samples, {"model": model}, precision)
 
-    other = small(nets.build(vocab=tokenizer().size))
+    other = scale_down(nets.build(vocab=tokenizer().size))
     other.load_state_dict(net.state_dict())
-    assert key(other) == key()  # wherever the weights came from
+    assert key(other) == key()  # independent of where the weights came from
     with torch.no_grad():
         next(other.parameters()).flatten()[0] += 1e-6
     released, sample = (samples_of(PairSamples, prompt=QwenAudioChat(spacing=s)) for s in ("released", "sft_sample"))
-    windows = samples_of(PairSamples, prompt=Qwen2AudioChat(), long_audio="window")
-    keys = [key(), key(other), key(samples=released), key(samples=sample), key(samples=windows)]
+    windowed = samples_of(PairSamples, prompt=Qwen2AudioChat(), long_audio="window")
+    keys = [key(), key(other), key(samples=released), key(samples=sample), key(samples=windowed)]
     keys += [key(model="qwen_audio"), key(precision="bf16-mixed")]
     assert len(set(keys)) == len(keys)
 
@@ -204,26 +204,26 @@ def test_augmentation_and_cached_references_are_refused_together(samples):
     references.check(DPO(), samples)
 
 
-# --- whole runs ---
+# --- runs ---
 
 
 @pytest.fixture
-def smallest(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Compose a preference run small enough for a test, about the corpus's own sounds."""
+def compose_run(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Compose a preference run small enough for a test, with audio of the corpus."""
     monkeypatch.chdir(ROOT)
     for split in ("train", "valid"):
         lines = (corpus / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()
-        spoken = [fields for fields in map(json.loads, lines) if fields["task"] == "asr"][:10]
-        texts = [fields["text"] for fields in spoken]
+        asr_rows = [row for row in map(json.loads, lines) if row["task"] == "asr"][:10]
+        texts = [row["text"] for row in asr_rows]
         pairs = [
             {
-                "id": fields["id"],
-                "messages": [{"role": "user", "content": [{"type": "audio", "audio": str(corpus / fields["audio"])}]}],
-                "chosen": fields["text"],
-                "rejected": wrong,
+                "id": row["id"],
+                "messages": [{"role": "user", "content": [{"type": "audio", "audio": str(corpus / row["audio"])}]}],
+                "chosen": row["text"],
+                "rejected": rejected,
             }
-            for fields, wrong in zip(spoken, texts[1:] + texts[:1], strict=True)
-            if fields["text"] != wrong
+            for row, rejected in zip(asr_rows, texts[1:] + texts[:1], strict=True)
+            if row["text"] != rejected
         ]
         write_manifest(tmp_path / f"{split}.jsonl", pairs)
     size = [
@@ -245,23 +245,23 @@ def smallest(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     return lambda *overrides: config.resolve(config.compose([*size, *overrides]))
 
 
-def test_replaying_a_step_computes_references_of_its_own_rows_only(smallest, monkeypatch):
-    run_config = smallest("max_steps=4")
+def test_replaying_a_step_computes_references_of_only_its_rows(compose_run, monkeypatch):
+    run_config = compose_run("max_steps=4")
     train.claim(Path(run_config["run_dir"]), run_config)
     _, data = train.build(run_config)
     data.setup("fit")
     numbers = data.plan.step(1)[:2]
-    places = [RowPosition(row=row, id=data.rows[row].id, epoch=epoch) for row, epoch in numbers]
-    file = Fault(step=1, reason="a test", ranks=[[places]]).save(Path(run_config["run_dir"]))
-    asked = Counted(monkeypatch)
+    positions = [RowPosition(row=row, id=data.rows[row].id, epoch=epoch) for row, epoch in numbers]
+    file = Fault(step=1, reason="a test", ranks=[[positions]]).save(Path(run_config["run_dir"]))
+    calls = CallRecorder(monkeypatch)
     assert replay.replay(file, checkpoint=None, accelerator="cpu", console=Console(quiet=True)) == []
-    assert sum(map(len, asked.rows)) == len({data.rows[row].id for row, _ in numbers}) < len(data.rows)
+    assert sum(map(len, calls.rows)) == len({data.rows[row].id for row, _ in numbers}) < len(data.rows)
 
 
-def test_a_cached_and_a_live_reference_train_alike(smallest, monkeypatch):
-    # Adam divides a gradient by its own size: with a small eps, one that is nearly zero grows its rounding to a step.
+def test_cached_and_live_references_give_the_same_training(compose_run, monkeypatch):
+    # Adam normalises gradients: with a small eps, the rounding error of a nearly zero gradient becomes a full step.
     options = ["max_steps=4", "optim.lr=1e-3", "optim.eps=1e-4"]
-    cached, live = smallest(*options, "arm=cached"), smallest(*options, "arm=live", "objective.reference=live")
+    cached, live = compose_run(*options, "arm=cached"), compose_run(*options, "arm=live", "objective.reference=live")
     for run_config in (cached, live):
         train.train(run_config)
     assert_equal(weights(cached), weights(live), 1e-5)
@@ -270,58 +270,64 @@ def test_a_cached_and_a_live_reference_train_alike(smallest, monkeypatch):
     ]
     for name in ("train/loss", "train/reward_margin", "train/kl", "val/loss", "val/accuracy", "val/logps_chosen"):
         assert finished[0][name] == pytest.approx(finished[1][name], abs=1e-4), name
-    assert abs(finished[0]["train/reward_margin"]) > 1e-3  # the policy has left its reference
+    assert abs(finished[0]["train/reward_margin"]) > 1e-3  # the policy has moved away from its reference
 
 
 @pytest.mark.parametrize("reference", ["cached", "live"])
-def test_a_killed_run_resumes_against_the_reference_that_it_started_from(smallest, monkeypatch, reference):
+def test_a_killed_run_resumes_with_its_original_reference(compose_run, monkeypatch, reference):
     options = ["max_steps=4", "checkpoint_every=2", "optim.lr=1e-3", f"objective.reference={reference}"]
-    whole = smallest(*options, "arm=whole")
-    train.train(whole)
-    counted = Counted(monkeypatch)
-    broken = smallest(*options, "arm=broken")
-    train.claim(Path(broken["run_dir"]), broken)
+    uninterrupted = compose_run(*options, "arm=uninterrupted")
+    train.train(uninterrupted)
+    calls = CallRecorder(monkeypatch)
+    killed = compose_run(*options, "arm=killed")
+    train.claim(Path(killed["run_dir"]), killed)
     with pytest.raises(Killed):
-        fit(broken, KillAt(3))
-    train.train(broken)
-    assert counted.rows == []  # the other run has computed them all
-    assert_equal(weights(whole), weights(broken), 0.0)
+        fit(killed, KillAt(3))
+    train.train(killed)
+    assert calls.rows == []  # the uninterrupted run has computed all of them
+    assert_equal(weights(uninterrupted), weights(killed), 0.0)
 
 
-def test_a_run_that_another_machine_fine_tuned_is_preferred_on_this_one(smallest, corpus, tmp_path, monkeypatch):
-    """Only the run's directory comes along; rows, recipe and tokenizer of the machine that trained it are gone."""
-    there = tmp_path / "there"
-    shutil.copytree(corpus, there / "corpus")
+def test_a_run_fine_tuned_on_another_machine_can_be_trained_on_preferences_here(
+    compose_run, corpus, tmp_path, monkeypatch
+):
+    """Only the run directory is copied. Rows, config and tokenizer of the other machine are no longer available."""
+    other_machine = tmp_path / "other_machine"
+    shutil.copytree(corpus, other_machine / "corpus")
     for split in ("train", "valid"):
         pairs = map(json.loads, (tmp_path / f"{split}.jsonl").read_text(encoding="utf-8").splitlines())
-        answered = [{**pair, "answer": {"role": "assistant", "content": pair["chosen"]}} for pair in pairs]
-        rows = [{"id": pair["id"], "messages": [*pair["messages"], pair["answer"]]} for pair in answered]
+        answered_pairs = [{**pair, "answer": {"role": "assistant", "content": pair["chosen"]}} for pair in pairs]
+        rows = [{"id": pair["id"], "messages": [*pair["messages"], pair["answer"]]} for pair in answered_pairs]
         for row in rows:
             [clip] = row["messages"][0]["content"]
-            clip["audio"] = str(there / "corpus" / Path(clip["audio"]).relative_to(corpus))
-        write_manifest(there / f"{split}.jsonl", rows)
-    tuned = smallest(
+            clip["audio"] = str(other_machine / "corpus" / Path(clip["audio"]).relative_to(corpus))
+        write_manifest(other_machine / f"{split}.jsonl", rows)
+    fine_tuned = compose_run(
         *["prompt=chat_v2", "objective=sft", "data.view=chat", "stage=sft", "max_steps=2", "arm=tuned"],
-        *[f"data.root={there}/corpus", f"data.train=[{there}/train.jsonl]", f"data.valid=[{there}/valid.jsonl]"],
+        *[
+            f"data.root={other_machine}/corpus",
+            f"data.train=[{other_machine}/train.jsonl]",
+            f"data.valid=[{other_machine}/valid.jsonl]",
+        ],
     )
-    assert str(there) in tuned["tokenizer"]
-    train.train(tuned)
-    assert "unusable_rows" not in {path.stem for path in Path(tuned["run_dir"]).iterdir()}
-    here = Path(shutil.move(tuned["run_dir"], tmp_path / "here"))
-    shutil.rmtree(there)
-    model = pretrained.load(here)
+    assert str(other_machine) in fine_tuned["tokenizer"]
+    train.train(fine_tuned)
+    assert "unusable_rows" not in {path.stem for path in Path(fine_tuned["run_dir"]).iterdir()}
+    copied_run = Path(shutil.move(fine_tuned["run_dir"], tmp_path / "copied_run"))
+    shutil.rmtree(other_machine)
+    model = pretrained.load(copied_run)
     assert model.is_chat and model.tokenizer.fast.get_vocab() == Tokenizer.load(corpus / "tokenizer").fast.get_vocab()
-    with pytest.raises(FileNotFoundError, match=f"tokenizer={tmp_path}/none/a/b: .*tokenizer={here}/tokenizer"):
-        train.train(smallest("max_steps=2", f"checkpoint={here}", f"tokenizer={tmp_path}/none/a/b"))
-    slow = ["max_steps=2", "optim.lr=1e-9", "optim.min_lr=1e-9"]
-    run_config = smallest(*slow, f"checkpoint={here}", f"tokenizer={here}/tokenizer")
+    with pytest.raises(FileNotFoundError, match=f"tokenizer={tmp_path}/none/a/b: .*tokenizer={copied_run}/tokenizer"):
+        train.train(compose_run("max_steps=2", f"checkpoint={copied_run}", f"tokenizer={tmp_path}/none/a/b"))
+    nearly_frozen = ["max_steps=2", "optim.lr=1e-9", "optim.min_lr=1e-9"]
+    run_config = compose_run(*nearly_frozen, f"checkpoint={copied_run}", f"tokenizer={copied_run}/tokenizer")
     train.train(run_config)
-    assert_equal(load_state(here), weights(run_config), 1e-6)
+    assert_equal(load_state(copied_run), weights(run_config), 1e-6)
     assert (Path(run_config["run_dir"]) / "tokenizer").is_dir()
 
 
-def test_data_in_another_folder_has_the_same_references(smallest, corpus, tmp_path, monkeypatch):
-    train.train(smallest("max_steps=2", "arm=before"))
+def test_moving_the_data_to_another_folder_keeps_the_references(compose_run, corpus, tmp_path, monkeypatch):
+    train.train(compose_run("max_steps=2", "arm=before"))
     moved = tmp_path / "moved"
     moved.mkdir()
     for split in ("train", "valid"):
@@ -331,18 +337,18 @@ def test_data_in_another_folder_has_the_same_references(smallest, corpus, tmp_pa
             file = Path(clip["audio"])
             clip["audio"] = str(shutil.copy(file, moved / f"{split}-{number}{file.suffix}"))
         write_manifest(moved / f"{split}.jsonl", rows)
-    counted = Counted(monkeypatch)
+    calls = CallRecorder(monkeypatch)
     options = ["max_steps=2", f"data.train=[{moved}/train.jsonl]", f"data.valid=[{moved}/valid.jsonl]"]
-    train.train(smallest(*options, "arm=after"))
-    assert counted.rows == []
+    train.train(compose_run(*options, "arm=after"))
+    assert calls.rows == []
     rows[0]["chosen"] += " indeed"
     write_manifest(moved / "valid.jsonl", rows)
-    train.train(smallest(*options, "arm=changed"))
-    assert [len(numbers) for numbers in counted.rows] == [1]
+    train.train(compose_run(*options, "arm=changed"))
+    assert [len(numbers) for numbers in calls.rows] == [1]
 
 
 class EncoderCalls(L.Callback):
-    """Clips that go through the encoder in each training step."""
+    """Count the clips that go through the encoder in each training step."""
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self.clips: list[int] = []
@@ -359,46 +365,46 @@ class EncoderCalls(L.Callback):
         self.clips.clear()
 
 
-def test_a_step_encodes_each_clip_once(smallest):
-    """For both answers of a pair, and with a cached reference for no other net."""
+def test_a_step_encodes_each_clip_once(compose_run):
+    """Both answers of a pair share the encoding, and a cached reference needs no other net."""
     calls = EncoderCalls()
-    run_config = smallest("max_steps=3")
+    run_config = compose_run("max_steps=3")
     train.claim(Path(run_config["run_dir"]), run_config)
     fit(run_config, calls)
-    assert calls.steps == [4] * 3  # data.rows_per_step pairs about a clip each
+    assert calls.steps == [4] * 3  # data.rows_per_step pairs with one clip each
 
 
 @pytest.mark.slow
-def test_two_processes_share_the_work_and_train_as_one(smallest, tmp_path):
+def test_two_processes_share_the_references_and_train_like_one_process(compose_run, tmp_path):
     options = ["max_steps=3", "optim.lr=1e-3"]
-    one = smallest(*options, "arm=one")
-    train.train(one)
-    (alone,) = (tmp_path / "cache").glob("references-*.jsonl")
-    pairs = len(alone.read_text().splitlines())
-    alone.unlink()
-    two = smallest(*options, "arm=two", "strategy=ddp", "trainer.devices=2", "data.token_budget=200")
-    train_in_a_process(two, tmp_path)
+    single = compose_run(*options, "arm=one")
+    train.train(single)
+    (cache_file,) = (tmp_path / "cache").glob("references-*.jsonl")
+    pairs = len(cache_file.read_text().splitlines())
+    cache_file.unlink()
+    two_processes = compose_run(*options, "arm=two", "strategy=ddp", "trainer.devices=2", "data.token_budget=200")
+    train_in_a_process(two_processes, tmp_path)
     written = sorted(path.read_text().count("\n") for path in (tmp_path / "cache").glob("references-*.jsonl"))
     assert len(written) == 2 and sum(written) == pairs and written[0] > 0
-    assert_equal(weights(one), weights(two), 1e-5)
+    assert_equal(weights(single), weights(two_processes), 1e-5)
 
 
-def test_other_initial_weights_are_another_reference(smallest, monkeypatch):
-    counted = Counted(monkeypatch)
-    train.train(smallest("max_steps=2", "arm=one"))
-    first = sum(map(len, counted.rows))
-    train.train(smallest("max_steps=2", "arm=two", "seed=1"))
-    assert first > 0 and sum(map(len, counted.rows)) == 2 * first
+def test_other_initial_weights_need_new_references(compose_run, monkeypatch):
+    calls = CallRecorder(monkeypatch)
+    train.train(compose_run("max_steps=2", "arm=one"))
+    first = sum(map(len, calls.rows))
+    train.train(compose_run("max_steps=2", "arm=two", "seed=1"))
+    assert first > 0 and sum(map(len, calls.rows)) == 2 * first
 
 
-def test_augmentation_is_refused_before_anything_is_computed(smallest, monkeypatch):
-    counted = Counted(monkeypatch)
+def test_augmentation_is_refused_before_anything_is_computed(compose_run, monkeypatch):
+    calls = CallRecorder(monkeypatch)
     with pytest.raises(ValueError, match="data.augment changes the audio"):
-        train.train(smallest("max_steps=2", "data/augment=specaugment"))
-    assert counted.rows == []
-    train.train(smallest("max_steps=2", "data/augment=specaugment", "objective.reference=live"))
+        train.train(compose_run("max_steps=2", "data/augment=specaugment"))
+    assert calls.rows == []
+    train.train(compose_run("max_steps=2", "data/augment=specaugment", "objective.reference=live"))
 
 
-def test_a_wrong_beta_is_refused_before_training(smallest):
+def test_an_invalid_beta_is_refused_before_training(compose_run):
     with pytest.raises(ValueError, match=r"^objective.beta=0.0: expected a number above 0"):
-        train.train(smallest("max_steps=2", "objective.beta=0.0"))
+        train.train(compose_run("max_steps=2", "objective.beta=0.0"))

@@ -1,4 +1,4 @@
-"""Whole runs at the smallest size: they resume exactly, see every row, and do not depend on the number of processes."""
+"""Complete runs at the smallest size: exact resuming, every row seen, and independence of the number of processes."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ from support.runs import (
 
 
 @pytest.fixture
-def smallest(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Compose a recipe small enough for a test: `smallest("max_steps=4", ...)`."""
+def compose_run(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Compose a config small enough for a test: `compose_run("max_steps=4", ...)`."""
     monkeypatch.chdir(ROOT)
     size = smallest_run(corpus, tmp_path)
     return lambda *overrides: config.resolve(config.compose([*size, *overrides]))
 
 
-class Seen(L.Callback):
-    """Rows that reached training_step, step by step."""
+class RowRecorder(L.Callback):
+    """Record the rows that reach training_step in each step."""
 
     def __init__(self) -> None:
         self.steps: list[list[int]] = []
@@ -53,52 +53,52 @@ class Seen(L.Callback):
         self.steps.append(outputs["rows"])
 
 
-# Without workers, runs are killed at every step in test_checkpointing.
+# Without workers, test_checkpointing kills runs at every step.
 @pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.slow), 2])
-def test_a_killed_run_resumes_to_the_weights_of_an_uninterrupted_one(smallest, workers: int):
+def test_a_killed_run_resumes_to_the_weights_of_an_uninterrupted_one(compose_run, workers: int):
     options = ["max_steps=6", "checkpoint_every=2", f"data.num_workers={workers}"]
-    whole = smallest(*options, "arm=whole")
-    train.train(whole)
+    uninterrupted = compose_run(*options, "arm=uninterrupted")
+    train.train(uninterrupted)
 
-    broken = smallest(*options, "arm=broken")
-    train.claim(Path(broken["run_dir"]), broken)
+    killed = compose_run(*options, "arm=killed")
+    train.claim(Path(killed["run_dir"]), killed)
     with pytest.raises(Killed):
-        fit(broken, KillAt(5))
-    train.train(broken)
+        fit(killed, KillAt(5))
+    train.train(killed)
 
-    assert_equal(weights(whole), weights(broken))
-    finished = json.loads((Path(broken["run_dir"]) / "finished.json").read_text())
+    assert_equal(weights(uninterrupted), weights(killed))
+    finished = json.loads((Path(killed["run_dir"]) / "finished.json").read_text())
     assert finished["steps"] == 6
-    first = json.loads((Path(whole["run_dir"]) / "finished.json").read_text())
-    names = [name for name in first if name.startswith(("train/", "val/"))]
-    assert names and {name: finished[name] for name in names} == {name: first[name] for name in names}
+    expected = json.loads((Path(uninterrupted["run_dir"]) / "finished.json").read_text())
+    names = [name for name in expected if name.startswith(("train/", "val/"))]
+    assert names and {name: finished[name] for name in names} == {name: expected[name] for name in names}
 
 
-def test_an_error_before_the_net_has_memory_is_the_one_that_is_seen(smallest):
+def test_an_error_before_the_net_is_materialised_is_reported(compose_run):
     with pytest.raises(ValueError, match="longer than data.token_budget=20"):
-        train.train(smallest("data.token_budget=20"))
+        train.train(compose_run("data.token_budget=20"))
 
 
-class Failing(AudioLMModule):
+class FailingModule(AudioLMModule):
     def training_step(self, *_: object) -> None:
-        raise ValueError("of a subclass")
+        raise ValueError("raised by a subclass")
 
 
 def test_an_error_of_a_subclass_keeps_its_traceback(corpus: Path, tmp_path: Path, capsys):
-    with pytest.raises(ValueError, match="of a subclass") as raised:
-        cli.main(["train", *smallest_run(corpus, tmp_path), f"module={__name__}.Failing"])
+    with pytest.raises(ValueError, match="raised by a subclass") as raised:
+        cli.main(["train", *smallest_run(corpus, tmp_path), f"module={__name__}.FailingModule"])
     assert any(entry.name == "training_step" for entry in raised.traceback)
     assert "error: " not in capsys.readouterr().err
 
 
-class OwnData(AudioDataModule):
+class CustomData(AudioDataModule):
     def __init__(self, *, extra: int, **settings: object):
         super().__init__(**settings)
         self.extra = extra
 
 
-class OwnCallback(L.Callback):
-    """Writes what a run consists of next to it."""
+class CustomCallback(L.Callback):
+    """Write the parts of a run to its directory."""
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         optimizer = type(trainer.optimizers[0]).__name__
@@ -107,22 +107,26 @@ class OwnCallback(L.Callback):
         Path(trainer.default_root_dir, "parts.json").write_text(json.dumps(parts))
 
 
-def test_data_module_optimizer_callbacks_and_logger_are_exchanged_by_override(corpus: Path, tmp_path: Path):
-    own = [f"data._target_={__name__}.OwnData", "+data.extra=3", f"+callbacks.own._target_={__name__}.OwnCallback"]
+def test_data_module_optimizer_callbacks_and_logger_are_replaced_by_overrides(corpus: Path, tmp_path: Path):
+    custom_parts = [
+        f"data._target_={__name__}.CustomData",
+        "+data.extra=3",
+        f"+callbacks.own._target_={__name__}.CustomCallback",
+    ]
     sgd = ["optim._target_=torch.optim.SGD", "+optim.momentum=0.9", "~optim.betas", "~optim.eps", "~optim.states"]
-    without = ["~callbacks.examples", "~logger", "max_steps=2", "experiment=qwen2_audio_pretrain"]
-    run_config = config.resolve(config.compose([*smallest_run(corpus, tmp_path), *own, *sgd, *without]))
+    removed_parts = ["~callbacks.examples", "~logger", "max_steps=2", "experiment=qwen2_audio_pretrain"]
+    run_config = config.resolve(config.compose([*smallest_run(corpus, tmp_path), *custom_parts, *sgd, *removed_parts]))
     metric = train.run(run_config)
     parts = json.loads(Path(run_config["run_dir"], "parts.json").read_text())
     assert parts["optimizer"] == "SGD" and parts["extra"] == 3 and "Examples" not in parts["callbacks"]
-    assert parts["callbacks"][-2:] == ["OwnCallback", "CheckpointCallback"]
+    assert parts["callbacks"][-2:] == ["CustomCallback", "CheckpointCallback"]
     assert not list(Path(run_config["run_dir"]).glob("events.*"))
     assert metric == json.loads(Path(run_config["run_dir"], "finished.json").read_text())["val/loss"]
 
 
 @pytest.mark.parametrize("fails", ["before the parts are built", "when the fit starts", "in the first step"])
-def test_a_run_that_fails_before_its_first_step_leaves_no_directory(smallest, monkeypatch, fails: str):
-    run_config = smallest("max_steps=2", *(["data.train=[nowhere.jsonl]"] if fails.startswith("before") else []))
+def test_a_run_that_fails_before_its_first_step_leaves_no_directory(compose_run, monkeypatch, fails: str):
+    run_config = compose_run("max_steps=2", *(["data.train=[nowhere.jsonl]"] if fails.startswith("before") else []))
 
     def fail(*_: object) -> None:
         raise Killed
@@ -134,11 +138,11 @@ def test_a_run_that_fails_before_its_first_step_leaves_no_directory(smallest, mo
     assert not Path(run_config["runs_dir"]).exists()
 
 
-def test_a_directory_that_was_there_or_has_a_step_stays(smallest):
-    run_config = smallest("max_steps=2", "data.train=[nowhere.jsonl]")
+def test_a_directory_that_existed_before_or_has_a_step_is_kept(compose_run):
+    run_config = compose_run("max_steps=2", "data.train=[nowhere.jsonl]")
     run_dir = Path(run_config["run_dir"])
     run_dir.mkdir(parents=True)
-    (run_dir / "log.txt").write_text("of a study")
+    (run_dir / "log.txt").write_text("log of a study")
     with pytest.raises(ValueError, match="nowhere"):
         train.train(run_config)
     assert (run_dir / "log.txt").is_file()
@@ -155,41 +159,41 @@ def test_a_directory_that_was_there_or_has_a_step_stays(smallest):
     assert other.is_dir()
 
 
-def test_training_again_under_the_same_name_is_refused_or_skipped(smallest, capsys):
-    run_config = smallest("max_steps=2")
+def test_a_finished_run_is_skipped_and_another_config_for_its_name_is_refused(compose_run, capsys):
+    run_config = compose_run("max_steps=2")
     train.train(run_config)
     before = weights(run_config)
     train.train(run_config)
     assert_equal(before, weights(run_config))
     with pytest.raises(ValueError, match=r"optim.lr: .* -> 0.5.*arm=NAME"):
-        train.train(smallest("max_steps=2", "optim.lr=0.5"))
+        train.train(compose_run("max_steps=2", "optim.lr=0.5"))
 
 
 @pytest.mark.parametrize("mode", [["data.rows_per_step=7"], ["data.rows_per_step=null", "data.token_budget=700"]])
-def test_every_row_reaches_training_step_once_per_data_epoch(smallest, mode: list[str]):
-    probe = smallest("max_steps=2", *mode, "arm=probe")
+def test_every_row_reaches_training_step_once_per_data_epoch(compose_run, mode: list[str]):
+    probe = compose_run("max_steps=2", *mode, "arm=probe")
     _, data = train.build(probe)
     data.setup("fit")
     steps = data.plan.steps_for(3)
-    seen = Seen()
-    fit(smallest(f"max_steps={steps}", *mode, "+trainer.limit_val_batches=0"), seen)
-    rows = [row for step in seen.steps for row in step]
-    assert len(seen.steps) == steps
+    recorder = RowRecorder()
+    fit(compose_run(f"max_steps={steps}", *mode, "+trainer.limit_val_batches=0"), recorder)
+    rows = [row for step in recorder.steps for row in step]
+    assert len(recorder.steps) == steps
     counts = torch.bincount(torch.tensor(rows), minlength=data.plan.epoch_rows)
     # The last step may reach into the fourth epoch.
-    assert counts.min() == 3 and len(rows) - 3 * data.plan.epoch_rows < max(len(step) for step in seen.steps)
+    assert counts.min() == 3 and len(rows) - 3 * data.plan.epoch_rows < max(len(step) for step in recorder.steps)
 
 
 @pytest.mark.slow
-def test_compiled_blocks_train_to_the_same_weights(smallest):
-    run_config = [smallest("max_steps=3", f"compile={backend}", f"arm={backend}") for backend in ("null", "eager")]
-    for one in run_config:
-        train.train(one)
-    assert_equal(*map(weights, run_config), tolerance=1e-6)
+def test_compiled_blocks_train_to_the_same_weights(compose_run):
+    run_configs = [compose_run("max_steps=3", f"compile={backend}", f"arm={backend}") for backend in ("null", "eager")]
+    for run_config in run_configs:
+        train.train(run_config)
+    assert_equal(*map(weights, run_configs), tolerance=1e-6)
 
 
-def test_only_the_listed_parts_learn(smallest):
-    run_config = smallest("max_steps=2", "trainable=[projector]")
+def test_only_trainable_parts_change(compose_run):
+    run_config = compose_run("max_steps=2", "trainable=[projector]")
     module, _data = train.build(run_config)
     module.configure_model()
     start = {name: tensor.clone() for name, tensor in module.state_dict().items()}
@@ -198,24 +202,24 @@ def test_only_the_listed_parts_learn(smallest):
         assert torch.equal(tensor, start[name]) != name.startswith("net.projector."), name
 
 
-def test_weights_of_a_part_come_from_another_run(smallest):
-    first = smallest("max_steps=2", "experiment=encoder_ctc", "arm=encoder")
+def test_weights_of_a_part_are_loaded_from_another_run(compose_run):
+    first = compose_run("max_steps=2", "experiment=encoder_ctc", "arm=encoder")
     train.train(first)
-    second = smallest("max_steps=2", "trainable=[projector]", f"weights.encoder={first['run_dir']}")
+    second = compose_run("max_steps=2", "trainable=[projector]", f"weights.encoder={first['run_dir']}")
     train.train(second)
     encoder = {name: tensor for name, tensor in weights(first).items() if name.startswith("net.encoder.")}
     assert_equal(encoder, {name: tensor for name, tensor in weights(second).items() if name in encoder})
 
 
-def test_weights_that_do_not_fit_name_the_tensor_and_both_shapes(smallest):
-    first = smallest("max_steps=2", "experiment=encoder_ctc", "arm=encoder", "model/encoder=whisper_v2")
+def test_the_error_for_weights_that_do_not_fit_names_the_tensor_and_both_shapes(compose_run):
+    first = compose_run("max_steps=2", "experiment=encoder_ctc", "arm=encoder", "model/encoder=whisper_v2")
     train.train(first)
-    second = smallest("max_steps=2", "model/encoder=whisper_v3", f"weights.encoder={first['run_dir']}")
+    second = compose_run("max_steps=2", "model/encoder=whisper_v3", f"weights.encoder={first['run_dir']}")
     with pytest.raises(ValueError, match=r"conv1.weight has shape \(16, 80, 3\), expected \(16, 128, 3\)"):
         train.train(second)
 
 
-def test_rows_that_cannot_be_read_are_named_and_the_others_keep_their_steps(smallest, corpus: Path, tmp_path: Path):
+def test_unreadable_rows_are_reported_and_the_other_rows_keep_their_steps(compose_run, corpus: Path, tmp_path: Path):
     lines = (corpus / "train.jsonl").read_text().splitlines()
     rows = [{**json.loads(line), "audio": str(corpus / json.loads(line)["audio"])} for line in lines]
     (tmp_path / "good.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -223,51 +227,51 @@ def test_rows_that_cannot_be_read_are_named_and_the_others_keep_their_steps(smal
     rows[3]["audio"] = "noise.flac"
     rows[4]["text"] = rows[4].get("text") and " "
     (tmp_path / "bad.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    seen = {}
+    recorders = {}
     for name in ("good", "bad"):
-        seen[name] = Seen()
-        run_config = smallest("max_steps=12", f"arm={name}", f"data.train=[{tmp_path}/{name}.jsonl]")
-        fit(run_config, seen[name])
-        names = Path(run_config["run_dir"]) / "unusable_rows.jsonl"
-    left_out = {3, 4} if rows[4].get("text") == " " else {3}
-    for good, bad in zip(seen["good"].steps, seen["bad"].steps, strict=True):
-        assert sorted(bad) == sorted(set(good) - left_out)
-    named = {row["id"]: row["reason"] for row in map(json.loads, names.read_text().splitlines())}
-    assert set(named) == {rows[number]["id"] for number in left_out}
-    assert "noise.flac" in named[rows[3]["id"]]
+        recorders[name] = RowRecorder()
+        run_config = compose_run("max_steps=12", f"arm={name}", f"data.train=[{tmp_path}/{name}.jsonl]")
+        fit(run_config, recorders[name])
+        report = Path(run_config["run_dir"]) / "unusable_rows.jsonl"
+    unreadable = {3, 4} if rows[4].get("text") == " " else {3}
+    for good, bad in zip(recorders["good"].steps, recorders["bad"].steps, strict=True):
+        assert sorted(bad) == sorted(set(good) - unreadable)
+    reasons = {row["id"]: row["reason"] for row in map(json.loads, report.read_text().splitlines())}
+    assert set(reasons) == {rows[number]["id"] for number in unreadable}
+    assert "noise.flac" in reasons[rows[3]["id"]]
 
 
-def test_training_on_two_processes_equals_training_on_one(smallest, corpus: Path, tmp_path: Path):
-    """DDP over gloo, uneven packs and an odd number of rows: the same weights as one process."""
+def test_training_on_two_processes_equals_training_on_one(compose_run, corpus: Path, tmp_path: Path):
+    """DDP over gloo with packs of different sizes and an odd number of rows gives the weights of one process."""
     options = ["max_steps=3", "data.rows_per_step=7", "data.token_budget=300", "optim.layer_decay=0.9"]
-    one = smallest(*options, "arm=one")
-    train.train(one)
+    single = compose_run(*options, "arm=one")
+    train.train(single)
     overrides = [*options, "arm=two", "strategy=ddp", "trainer.devices=2"]
-    two = smallest(*overrides)
-    train_in_a_process(two, tmp_path)
-    assert_equal(weights(one), weights(two), tolerance=1e-6)
+    two_processes = compose_run(*overrides)
+    train_in_a_process(two_processes, tmp_path)
+    assert_equal(weights(single), weights(two_processes), tolerance=1e-6)
 
 
-SHARED_OUT = [("ddp", 2)] + [pytest.param(*case, marks=pytest.mark.slow) for case in (("fsdp", 3), ("fsdp_tp", 2))]
+STRATEGIES = [("ddp", 2)] + [pytest.param(*case, marks=pytest.mark.slow) for case in (("fsdp", 3), ("fsdp_tp", 2))]
 
 
-@pytest.mark.parametrize(("strategy", "world"), SHARED_OUT)
-def test_validation_leaves_scores_texts_and_sounds_of_the_same_rows(
-    smallest, tmp_path: Path, strategy: str, world: int
+@pytest.mark.parametrize(("strategy", "world"), STRATEGIES)
+def test_validation_logs_scores_texts_and_audio_of_the_same_rows_on_any_number_of_processes(
+    compose_run, tmp_path: Path, strategy: str, world: int
 ):
-    """On one process and on several: WER, BLEU, accuracy of a small fixed subset, and the first rows of each."""
+    """Compare WER, BLEU and accuracy of a small fixed subset, and the first rows of each task."""
     options = [
         "experiment=qwen2_audio_pretrain",
         "max_steps=2",
         "trainer.val_check_interval=1",
         "data.token_budget=900",
     ]
-    one = smallest(*options, "arm=one")
-    train.train(one)
-    more = smallest(*options, "arm=more", f"strategy={strategy}", f"trainer.devices={world}")
-    assert in_processes(lambda: train.train(more), world, tmp_path) == [0] * world, read_logs(tmp_path)
-    found = []
-    for run_config in (one, more):
+    single = compose_run(*options, "arm=one")
+    train.train(single)
+    several = compose_run(*options, "arm=more", f"strategy={strategy}", f"trainer.devices={world}")
+    assert in_processes(lambda: train.train(several), world, tmp_path) == [0] * world, read_logs(tmp_path)
+    logged = []
+    for run_config in (single, several):
         events = EventAccumulator(run_config["run_dir"], size_guidance={"tensors": 0, "audio": 0}).Reload()
         tags = events.Tags()
         names = {tag for tag in tags["scalars"] if tag.startswith("val/")} - {"val/loss", "val/accuracy"}
@@ -275,19 +279,19 @@ def test_validation_leaves_scores_texts_and_sounds_of_the_same_rows(
         scores = {tag: [(event.step, pytest.approx(event.value)) for event in events.Scalars(tag)] for tag in names}
         texts = {}
         for tag in (tag for tag in tags["tensors"] if tag.startswith("val/")):
-            shown = events.Tensors(tag)
-            assert [event.step for event in shown] == [1, 2]
-            texts[tag] = [event.tensor_proto.string_val[0].decode() for event in shown]
+            text_events = events.Tensors(tag)
+            assert [event.step for event in text_events] == [1, 2]
+            texts[tag] = [event.tensor_proto.string_val[0].decode() for event in text_events]
             rows = [re.findall("row (.*)|reference: (.*)", text) for text in texts[tag]]
             assert rows[0] == rows[1] and 0 < len(rows[0]) <= 2 * callbacks.EXAMPLES
         sounds = {tag: [event.length_frames for event in events.Audio(tag)] for tag in tags["audio"]}
-        assert sounds and all(len(of_row) == 1 for of_row in sounds.values())
-        found.append((scores, texts, sounds))
-    assert found[0] == found[1]
+        assert sounds and all(len(lengths) == 1 for lengths in sounds.values())
+        logged.append((scores, texts, sounds))
+    assert logged[0] == logged[1]
 
 
-def test_a_dry_run_describes_the_run_and_writes_nothing(smallest, capsys: pytest.CaptureFixture):
-    run_config = smallest("experiment=qwen_audio_pretrain", "dry_run=true")
+def test_a_dry_run_describes_the_run_and_writes_nothing(compose_run, capsys: pytest.CaptureFixture):
+    run_config = compose_run("experiment=qwen_audio_pretrain", "dry_run=true")
     train.train(run_config)
     output = capsys.readouterr().out
     assert "this run" in output and "first batch:" in output and "6 rows" in output
@@ -295,7 +299,7 @@ def test_a_dry_run_describes_the_run_and_writes_nothing(smallest, capsys: pytest
     assert not Path(run_config["run_dir"]).exists()
 
 
-def test_a_dry_run_plans_an_epoch_for_the_requested_ranks(smallest, corpus, capsys, monkeypatch):
+def test_a_dry_run_plans_an_epoch_for_the_requested_ranks(compose_run, corpus, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     options = [
         "strategy=hsdp",
@@ -303,7 +307,7 @@ def test_a_dry_run_plans_an_epoch_for_the_requested_ranks(smallest, corpus, caps
         "trainer.num_nodes=2",
         "trainable=[projector,llm.new_tokens,llm.lora]",
     ]
-    run_config = smallest("experiment=qwen2_audio_pretrain", "dry_run=true", "data.rows_per_step=16", *options)
+    run_config = compose_run("experiment=qwen2_audio_pretrain", "dry_run=true", "data.rows_per_step=16", *options)
     train.train(run_config)
     output = capsys.readouterr().out
     rows = [json.loads(line) for line in (corpus / "train.jsonl").read_text().splitlines()]
@@ -320,32 +324,34 @@ def test_a_dry_run_plans_an_epoch_for_the_requested_ranks(smallest, corpus, caps
     assert {row["task"] for row in rows} <= shares.keys()
 
 
-def test_a_whole_model_starts_from_another_run(smallest):
-    first = smallest("experiment=qwen_audio_pretrain", "arm=first", "max_steps=2", "seed=3")
+def test_a_model_starts_from_the_checkpoint_of_another_run(compose_run):
+    first = compose_run("experiment=qwen_audio_pretrain", "arm=first", "max_steps=2", "seed=3")
     train.train(first)
-    module, _ = train.build(smallest("experiment=qwen_audio_pretrain", f"checkpoint={first['run_dir']}"))
+    module, _ = train.build(compose_run("experiment=qwen_audio_pretrain", f"checkpoint={first['run_dir']}"))
     module.configure_model()
     state = load_state(first["run_dir"])
     assert all(torch.equal(tensor, state[f"net.{name}"]) for name, tensor in module.net.state_dict().items())
 
 
-def test_weights_of_another_vocabulary_are_refused(smallest, tmp_path: Path):
-    first = smallest("experiment=llm_text", "arm=first", "max_steps=2")
+def test_weights_of_another_vocabulary_are_refused(compose_run, tmp_path: Path):
+    first = compose_run("experiment=llm_text", "arm=first", "max_steps=2")
     train.train(first)
     Tokenizer.train(["other words entirely"], vocab_size=300).save(tmp_path / "other")
-    made = smallest("experiment=qwen_audio_pretrain", f"weights.llm={first['run_dir']}", f"tokenizer={tmp_path}/other")
+    run_config = compose_run(
+        "experiment=qwen_audio_pretrain", f"weights.llm={first['run_dir']}", f"tokenizer={tmp_path}/other"
+    )
     with pytest.raises(
         ValueError, match="was trained with another vocabulary than that of tokenizer=.*: set tokenizer="
     ):
-        train.build(made)
+        train.build(run_config)
 
 
-def test_parts_start_from_published_directories(smallest, tmp_path: Path):
-    """Whisper's encoder, and a language model by its own config.json, whose vocabulary grows."""
+def test_parts_of_a_model_start_from_published_directories(compose_run, tmp_path: Path):
+    """Whisper's encoder, and a language model with its own config.json and a vocabulary that grows."""
     published.whisper(tmp_path / "whisper")
     published.language_model(tmp_path / "llm")
     encoder = published.ENCODER
-    run_config = smallest(
+    run_config = compose_run(
         "experiment=qwen2_audio_pretrain",
         f"weights.encoder={tmp_path}/whisper",
         f"weights.llm={tmp_path}/llm",
@@ -359,9 +365,9 @@ def test_parts_start_from_published_directories(smallest, tmp_path: Path):
     )
     module, _ = train.build(run_config)
     module.configure_model()
-    stored = load_file(tmp_path / "llm/model.safetensors")["model.embed_tokens.weight"]
+    stored_rows = load_file(tmp_path / "llm/model.safetensors")["model.embed_tokens.weight"]
     table = module.net.llm.get_input_embeddings().weight
-    assert torch.equal(table[: len(stored)], stored) and len(table) > len(stored)
+    assert torch.equal(table[: len(stored_rows)], stored_rows) and len(table) > len(stored_rows)
     whisper = load_file(tmp_path / "whisper/model.safetensors")["model.encoder.conv1.weight"]
     assert torch.equal(module.net.encoder.conv1.weight, whisper)
     train.train(run_config)

@@ -1,6 +1,7 @@
-"""Memory and initial weights for a net that was built without (weights from files: test_weights), whole or sharded.
+"""Materialising and initialising a net built on the meta device, on one process or sharded.
 
-Sharded ones without communication: one process pretends to be any of a group. Whole runs are in test_strategies.
+Sharded nets are tested without communication: one process pretends to be any rank. test_loading covers weights from
+files, and test_strategy covers complete runs.
 """
 
 from __future__ import annotations
@@ -52,9 +53,9 @@ def build(pool: str = "mean", *, tied: bool = False, layers: int = 2) -> AudioLM
     )
 
 
-def build_meta(pool: str = "mean", **changed: bool) -> AudioLM:
+def build_meta(pool: str = "mean", **options: bool) -> AudioLM:
     with torch.device("meta"):
-        return build(pool, **changed)
+        return build(pool, **options)
 
 
 def tensors(net: nn.Module) -> dict[str, torch.Tensor]:
@@ -63,11 +64,11 @@ def tensors(net: nn.Module) -> dict[str, torch.Tensor]:
 
 @pytest.fixture
 def garbage(monkeypatch: pytest.MonkeyPatch) -> None:
-    """New memory holds what no one can overlook."""
+    """Fill new memory with values that cannot be mistaken for weights."""
     empty = nn.Module.to_empty
 
-    def fill(module: nn.Module, **where: object) -> nn.Module:
-        empty(module, **where)
+    def fill(module: nn.Module, **options: object) -> nn.Module:
+        empty(module, **options)
         with torch.no_grad():
             for tensor in tensors(module).values():
                 tensor.fill_(float("nan") if tensor.is_floating_point() else 77)
@@ -77,46 +78,48 @@ def garbage(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("pool", POOLINGS)
-def test_a_materialised_net_has_the_buffers_and_the_kind_of_weights_of_one_built_in_memory(garbage, pool):
+def test_a_materialised_net_has_the_buffers_and_weight_distributions_of_one_built_in_memory(garbage, pool):
     torch.manual_seed(0)
     eager = build(pool)
     net = build_meta(pool)
     materialise(net, "cpu")
-    found, expected = tensors(net), tensors(eager)
-    assert list(found) == list(expected)
+    actual, expected = tensors(net), tensors(eager)
+    assert list(actual) == list(expected)
     for name, _ in eager.named_buffers():
-        torch.testing.assert_close(found[name], expected[name], rtol=0, atol=0, msg=name)
+        torch.testing.assert_close(actual[name], expected[name], rtol=0, atol=0, msg=name)
     for name, weights in eager.named_parameters():
-        ours = found[name]
-        assert ours.shape == weights.shape and ours.dtype == weights.dtype and torch.isfinite(ours).all(), name
+        parameter = actual[name]
+        assert (
+            parameter.shape == weights.shape and parameter.dtype == weights.dtype and torch.isfinite(parameter).all()
+        ), name
         if weights.numel() == 1 or weights.std() == 0:  # norms, zero biases, zero queries
-            torch.testing.assert_close(ours, weights, rtol=0, atol=0, msg=name)
+            torch.testing.assert_close(parameter, weights, rtol=0, atol=0, msg=name)
         else:
-            assert ours.std().item() == pytest.approx(weights.std().item(), rel=8 / weights.numel() ** 0.5), name
+            assert parameter.std().item() == pytest.approx(weights.std().item(), rel=8 / weights.numel() ** 0.5), name
 
 
 def test_a_materialised_net_equals_one_built_in_memory():
     torch.manual_seed(0)
     net = build_meta()
     materialise(net, "cpu")
-    twin = build()
-    twin.load_state_dict(net.state_dict())  # parameters and the buffers that are saved
+    in_memory = build()
+    in_memory.load_state_dict(net.state_dict())  # parameters and persistent buffers
     batch = pack([[text(3), Clip(37), text(4)], [text(9)]], net.geometry)
     with torch.no_grad():
-        torch.testing.assert_close(net.logits(batch), twin.logits(batch), rtol=0, atol=0)
+        torch.testing.assert_close(net.logits(batch), in_memory.logits(batch), rtol=0, atol=0)
 
 
-def test_weights_depend_on_the_seed():
+def test_initial_weights_depend_on_the_seed():
     nets = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
         nets.append(build_meta("conv"))
         materialise(nets[-1], "cpu")
-    first, again, other = map(tensors, nets)
-    assert all(torch.equal(first[name], again[name]) for name in first)
-    drawn = [name for name, tensor in first.items() if tensor.numel() > 1 and tensor.std() > 0]
-    changed = {name for name in drawn if not torch.equal(first[name], other[name])}
-    assert set(drawn) - changed == {"encoder.positions", *(n for n in drawn if n.endswith("inv_freq"))}
+    first, repeated, other = map(tensors, nets)
+    assert all(torch.equal(first[name], repeated[name]) for name in first)
+    random_names = [name for name, tensor in first.items() if tensor.numel() > 1 and tensor.std() > 0]
+    changed = {name for name in random_names if not torch.equal(first[name], other[name])}
+    assert set(random_names) - changed == {"encoder.positions", *(n for n in random_names if n.endswith("inv_freq"))}
 
 
 def test_tied_weights_stay_one_tensor(garbage):
@@ -125,7 +128,7 @@ def test_tied_weights_stay_one_tensor(garbage):
     assert net.llm.get_output_embeddings().weight is net.llm.get_input_embeddings().weight
 
 
-def test_an_objective_is_materialised_too(garbage):
+def test_an_objective_is_materialised(garbage):
     with torch.device("meta"):
         objective = CTC(width=8, n_text=5)
     materialise(objective, "cpu")
@@ -139,32 +142,35 @@ def test_without_random_draws_only_deterministic_weights_are_filled(garbage):
     assert torch.equal(torch.get_rng_state(), state)
     eager = build("conv")
     for name, tensor in tensors(net).items():
-        fixed = name in dict(eager.named_buffers()) or tensors(eager)[name].std() == 0  # norms, the LLM's biases
-        assert torch.equal(tensor, tensors(eager)[name]) if fixed else torch.isnan(tensor).all(), name
+        # Buffers, norms and the biases of the LLM are deterministic.
+        is_deterministic = name in dict(eager.named_buffers()) or tensors(eager)[name].std() == 0
+        assert torch.equal(tensor, tensors(eager)[name]) if is_deterministic else torch.isnan(tensor).all(), name
 
 
 # --- sharded ---
 
 
 @pytest.fixture
-def process() -> Iterator[Callable[..., Meshes]]:
-    """Be one of a number of processes: `process(rank, of=4, tensor=2)` gives the meshes that it sees."""
+def simulate_rank() -> Iterator[Callable[..., Meshes]]:
+    """Simulate one rank: `simulate_rank(rank, of=4, tensor=2)` returns the meshes that this rank sees."""
 
-    def be(rank: int, *, of: int, tensor: int = 1, replicas: int = 1, dtype: torch.dtype = torch.float32) -> Meshes:
+    def simulate(
+        rank: int, *, of: int, tensor: int = 1, replicas: int = 1, dtype: torch.dtype = torch.float32
+    ) -> Meshes:
         if dist.is_initialized():
             dist.destroy_process_group()
         dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=of)
-        # Named by the process, as torch takes equal meshes for one, with the place that it saw first.
+        # The names contain the rank, because torch caches equal meshes together with the rank that created them first.
         names = [f"{axis} of {rank}" for axis in ("processes", "replicas", "shards", "data", "tensor")]
-        whole = init_device_mesh("cpu", (of,), mesh_dim_names=(names[0],))
+        mesh = init_device_mesh("cpu", (of,), mesh_dim_names=(names[0],))
         if replicas > 1:
-            whole = init_device_mesh("cpu", (replicas, of // replicas), mesh_dim_names=tuple(names[1:3]))
+            mesh = init_device_mesh("cpu", (replicas, of // replicas), mesh_dim_names=tuple(names[1:3]))
         if tensor == 1:
-            return Meshes(whole=whole, layers=whole, dtype=dtype)
-        both = init_device_mesh("cpu", (of // tensor, tensor), mesh_dim_names=tuple(names[3:]))
-        return Meshes(whole=whole, layers=both[names[3]], tensor=both[names[4]], dtype=dtype)
+            return Meshes(whole=mesh, layers=mesh, dtype=dtype)
+        mesh_2d = init_device_mesh("cpu", (of // tensor, tensor), mesh_dim_names=tuple(names[3:]))
+        return Meshes(whole=mesh, layers=mesh_2d[names[3]], tensor=mesh_2d[names[4]], dtype=dtype)
 
-    yield be
+    yield simulate
     if dist.is_initialized():
         dist.destroy_process_group()
 
@@ -173,41 +179,41 @@ DIVISIONS = [{"of": 3}, {"of": 4, "replicas": 2}, {"of": 2, "tensor": 2}, {"of":
 
 
 @pytest.mark.parametrize("division", DIVISIONS, ids=str)
-def test_the_parts_of_all_processes_are_the_net_of_one(garbage, process, division):
+def test_the_shards_of_all_ranks_together_equal_the_net_of_one_process(garbage, simulate_rank, division):
     torch.manual_seed(5)
-    whole = build_meta("conv")
-    materialise(whole, "cpu")
-    after = torch.rand(1)
-    covered = {name: torch.zeros_like(tensor) for name, tensor in whole.state_dict().items()}
+    full_net = build_meta("conv")
+    materialise(full_net, "cpu")
+    next_random = torch.rand(1)
+    counts = {name: torch.zeros_like(tensor) for name, tensor in full_net.state_dict().items()}
     for rank in range(division["of"]):
-        meshes = process(rank, **division)
+        meshes = simulate_rank(rank, **division)
         torch.manual_seed(5)
         net = build_meta("conv")
         sharding.shard(net, meshes)
         materialise(net, "cpu")
-        assert torch.equal(torch.rand(1), after)  # what is drawn next is the same too
+        assert torch.equal(torch.rand(1), next_random)  # the random generator ends in the same state
         for name, tensor in net.state_dict().items():
-            part, index = dtensor.local_part(tensor)
-            assert torch.equal(part, whole.state_dict()[name][index]), (rank, name)
-            covered[name][index] += 1
-    assert all(times.unique().numel() == 1 for times in covered.values())  # every number as often as any other
+            shard, index = dtensor.local_part(tensor)
+            assert torch.equal(shard, full_net.state_dict()[name][index]), (rank, name)
+            counts[name][index] += 1
+    assert all(count.unique().numel() == 1 for count in counts.values())  # every element is held equally often
 
 
-def test_a_part_is_smaller_the_more_processes_there_are(process):
+def test_each_of_512_ranks_holds_about_a_512th_of_the_parameters(simulate_rank):
     tokenizer = SimpleNamespace(size=5_000)
     net = config.build_net(config.resolve(config.compose(["experiment=qwen2_audio_pretrain", "scale=full"])), tokenizer)
     total = sum(parameter.numel() for parameter in net.parameters())
-    sharding.shard(net, process(0, of=512))
-    part = sum(dtensor.local_part(parameter)[0].numel() for parameter in net.parameters())
-    assert total / 512 <= part < 1.05 * total / 512  # rank 0 has the larger parts
+    sharding.shard(net, simulate_rank(0, of=512))
+    n_local = sum(dtensor.local_part(parameter)[0].numel() for parameter in net.parameters())
+    assert total / 512 <= n_local < 1.05 * total / 512  # rank 0 has the largest shards
 
 
-def test_trainable_weights_are_float32_and_frozen_ones_have_the_computing_precision(process):
+def test_trainable_weights_are_float32_and_frozen_ones_have_the_compute_dtype(simulate_rank):
     net = build_meta()
     optim.freeze(net, ["encoder", "projector"])
-    sharding.shard(net, process(0, of=2, dtype=torch.bfloat16))
-    kinds = {(parameter.dtype, parameter.requires_grad) for parameter in net.parameters()}
-    assert kinds == {(torch.float32, True), (torch.bfloat16, False)}
+    sharding.shard(net, simulate_rank(0, of=2, dtype=torch.bfloat16))
+    dtypes = {(parameter.dtype, parameter.requires_grad) for parameter in net.parameters()}
+    assert dtypes == {(torch.float32, True), (torch.bfloat16, False)}
 
 
 def test_adapters_are_not_divided_by_tensor_parallelism():
@@ -225,19 +231,19 @@ def test_an_llm_that_cannot_be_split_by_tensor_parallelism_is_named():
 
 
 @pytest.mark.parametrize("max_norm", [0.1, 1e6])
-def test_clipping_is_torchs_after_scaling(max_norm):
+def test_clipping_equals_torch_after_scaling(max_norm):
     nets = []
     for _ in range(2):
         torch.manual_seed(0)
         nets.append(build())
         for number, parameter in enumerate(nets[-1].parameters()):
-            if number:  # one that no gradient has reached
+            if number:  # the first parameter has no gradient
                 parameter.grad = torch.randn_like(parameter)
-    ours, torchs = nets
-    norm = sharding.clip_gradients(ours.parameters(), max_norm, scale=torch.tensor(0.25))
-    for parameter in list(torchs.parameters())[1:]:
+    net, reference = nets
+    norm = sharding.clip_gradients(net.parameters(), max_norm, scale=torch.tensor(0.25))
+    for parameter in list(reference.parameters())[1:]:
         parameter.grad.mul_(0.25)
-    expected = nn.utils.clip_grad_norm_(torchs.parameters(), max_norm)
+    expected = nn.utils.clip_grad_norm_(reference.parameters(), max_norm)
     torch.testing.assert_close(norm, expected)
-    for left, right in zip(list(ours.parameters())[1:], list(torchs.parameters())[1:], strict=True):
+    for left, right in zip(list(net.parameters())[1:], list(reference.parameters())[1:], strict=True):
         torch.testing.assert_close(left.grad, right.grad)

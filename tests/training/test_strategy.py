@@ -1,4 +1,4 @@
-"""Sharded runs are the run of one process: the same losses, weights and answers, under every condition of training."""
+"""Sharded runs equal runs on one process in losses, weights and answers, for every kind of training."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from support.runs import ROOT
 STEPS = 3  # validated after 2 and at the end
 CLIP = 0.01  # far below the norms of these runs
 
-# What each run is about. All but `text_only` have several packs in a step of each process.
+# The kinds of training. In all but `text_only`, each process has several packs in a step.
 CASES = {
     "llm_frozen": ["experiment=qwen2_audio_pretrain", "optim.layer_decay=0.9"],
     "encoder_frozen": ["experiment=qwen2_audio_pretrain", "trainable=[pooling,projector,boundary,llm]"],
@@ -34,7 +34,7 @@ CASES = {
     "dpo_live": ["experiment=qwen2_audio_dpo", "data.rows_per_step=5", "objective.reference=live"],
     "published": ["experiment=qwen2_audio_pretrain"],
 }
-TWO = {  # of processes
+TWO = {  # runs on two processes
     **{
         f"fsdp {case}": ["strategy=fsdp", *overrides]
         for case, overrides in CASES.items()
@@ -45,7 +45,7 @@ TWO = {  # of processes
     "ddp llm_frozen": ["strategy=ddp", *CASES["llm_frozen"]],
 }
 HALF = {"fsdp half": ["strategy=fsdp", "trainer.precision=bf16-mixed", *CASES["llm_frozen"]]}
-MORE = {  # by their number
+MORE = {  # number of processes -> runs
     1: {"fsdp encoder_frozen": TWO["fsdp encoder_frozen"], "fsdp adapters": TWO["fsdp adapters"]},
     2: {"fsdp dpo_live": ["strategy=fsdp", *CASES["dpo_live"]]},
     3: {"fsdp encoder_frozen": TWO["fsdp encoder_frozen"], "fsdp v1": ["strategy=fsdp", *CASES["v1"]]},
@@ -60,22 +60,30 @@ MORE = {  # by their number
 
 @pytest.fixture(scope="module")
 def folder(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Dialogues, of which every second is text alone; preferences; a published encoder and language model."""
+    """Return a folder with dialogues, preferences, a published encoder and a published language model.
+
+    Every second dialogue has only text.
+    """
     folder = tmp_path_factory.mktemp("strategies")
     rows = [json.loads(line) for line in (corpus / "train.jsonl").read_text(encoding="utf-8").splitlines()]
-    spoken = [row for row in rows if row["task"] == "asr"]
-    clips = [{"type": "audio", "audio": str(corpus / row["audio"])} for row in spoken]
-    asked = ["say a word" if number % 2 else [clip] for number, clip in enumerate(clips)]
-    prompts = [[{"role": "user", "content": user}] for user in asked]
+    asr_rows = [row for row in rows if row["task"] == "asr"]
+    clips = [{"type": "audio", "audio": str(corpus / row["audio"])} for row in asr_rows]
+    user_contents = ["say a word" if number % 2 else [clip] for number, clip in enumerate(clips)]
+    prompts = [[{"role": "user", "content": user}] for user in user_contents]
     dialogues = [
         {"id": row["id"], "messages": [*messages, {"role": "assistant", "content": row["text"]}]}
-        for row, messages in zip(spoken, prompts, strict=True)
+        for row, messages in zip(asr_rows, prompts, strict=True)
     ]
-    wrong = [row["text"] for row in spoken[1:] + spoken[:1]]
+    rejected = [row["text"] for row in asr_rows[1:] + asr_rows[:1]]
     pairs = [
-        {"id": row["id"], "messages": [{"role": "user", "content": [clip]}], "chosen": row["text"], "rejected": other}
-        for row, clip, other in zip(spoken, clips, wrong, strict=True)
-        if row["text"] != other
+        {
+            "id": row["id"],
+            "messages": [{"role": "user", "content": [clip]}],
+            "chosen": row["text"],
+            "rejected": rejected_text,
+        }
+        for row, clip, rejected_text in zip(asr_rows, clips, rejected, strict=True)
+        if row["text"] != rejected_text
     ]
     write_manifest(folder / "dialogues.jsonl", dialogues)
     write_manifest(folder / "pairs.jsonl", pairs)
@@ -85,8 +93,8 @@ def folder(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def recipes(corpus: Path, folder: Path):
-    """Compose runs small enough for a test: `recipes({name: overrides}, processes)`."""
+def compose_runs(corpus: Path, folder: Path):
+    """Compose runs small enough for a test: `compose_runs({name: overrides}, processes)`."""
     size = [
         "scale=tiny",
         f"runs_dir={folder}/runs",
@@ -105,7 +113,7 @@ def recipes(corpus: Path, folder: Path):
         "trainer.enable_progress_bar=false",
     ]
     encoder = published.ENCODER
-    theirs = [
+    published_parts = [
         f"weights.encoder={folder}/whisper",
         f"weights.llm={folder}/llm",
         f"model.llm.config.path={folder}/llm",
@@ -118,14 +126,14 @@ def recipes(corpus: Path, folder: Path):
 
     def compose(name: str, overrides: list[str], processes: int) -> dict:
         kind = name.split()[-1]
-        given = []
+        data = []
         if "_sft" in " ".join(overrides) or "_dpo" in " ".join(overrides):
             file = "pairs" if "dpo" in kind else "dialogues"
-            given = [f"data.{split}=[{{path: '{folder}/{file}.jsonl', limit: 11}}]" for split in ("train", "valid")]
+            data = [f"data.{split}=[{{path: '{folder}/{file}.jsonl', limit: 11}}]" for split in ("train", "valid")]
         else:
-            given = [f"data.valid=[{{path: '{corpus}/valid.jsonl', tasks: [asr, ks], limit: 3}}]"]
-        given += theirs if kind == "published" else []
-        return config.resolve(config.compose([*size, *given, *overrides, f"trainer.devices={processes}"]))
+            data = [f"data.valid=[{{path: '{corpus}/valid.jsonl', tasks: [asr, ks], limit: 3}}]"]
+        data += published_parts if kind == "published" else []
+        return config.resolve(config.compose([*size, *data, *overrides, f"trainer.devices={processes}"]))
 
     def compose_all(runs: Mapping[str, list[str]], processes: int) -> dict[str, dict]:
         return {name.replace(" ", "-"): compose(name, overrides, processes) for name, overrides in runs.items()}
@@ -134,25 +142,25 @@ def recipes(corpus: Path, folder: Path):
 
 
 @pytest.fixture(scope="module")
-def one(recipes) -> Callable[[str], Record]:
-    """The run of one process."""
+def run_on_one(compose_runs) -> Callable[[str], Record]:
+    """Return a function that runs a case on one process and caches the record."""
 
     @cache
     def run(case: str) -> Record:
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(ROOT)
-            [run_config] = recipes({case: CASES[case]}, 1).values()
+            [run_config] = compose_runs({case: CASES[case]}, 1).values()
             return record(run_config)
 
     return run
 
 
 @pytest.fixture(scope="module")
-def two(recipes, folder: Path) -> dict[str, list[Record]]:
-    return record_in_processes(recipes({**TWO, **HALF}, 2), folder / "two", 2)
+def runs_on_two(compose_runs, folder: Path) -> dict[str, list[Record]]:
+    return record_in_processes(compose_runs({**TWO, **HALF}, 2), folder / "two", 2)
 
 
-def assert_same(run: Record, expected: Record) -> None:
+def assert_same_run(run: Record, expected: Record) -> None:
     assert len(run.losses) == len(expected.losses) == STEPS
     assert run.losses == pytest.approx(expected.losses, abs=1e-5)
     assert run.norms == pytest.approx(expected.norms, rel=1e-4)
@@ -160,56 +168,60 @@ def assert_same(run: Record, expected: Record) -> None:
     for name, tensor in expected.weights.items():
         assert run.weights[name].dtype == tensor.dtype, name
         assert (run.weights[name] - tensor).abs().max() <= 1e-5, name
-    logged = expected.metrics.keys() - {"train/accuracy", "val/accuracy"}  # which jump where two answers are as likely
+    # Accuracies change abruptly if two tokens are equally likely.
+    logged = expected.metrics.keys() - {"train/accuracy", "val/accuracy"}
     assert run.metrics.keys() == expected.metrics.keys() and any(name.startswith("val/") for name in logged)
     for name in logged:
         assert run.metrics[name] == pytest.approx(expected.metrics[name], abs=1e-4, nan_ok=True), name
 
 
 @pytest.mark.parametrize("name", TWO)
-def test_training_on_two_processes_equals_training_on_one(one, two, name: str):
-    for run in two[name.replace(" ", "-")]:
-        assert_same(run, one(name.split()[1]))
+def test_training_on_two_processes_equals_training_on_one(run_on_one, runs_on_two, name: str):
+    for run in runs_on_two[name.replace(" ", "-")]:
+        assert_same_run(run, run_on_one(name.split()[1]))
 
 
-def test_computing_in_bfloat16_learns_in_float32(one, two):
-    expected = one("llm_frozen")
-    for run in two["fsdp-half"]:
+def test_bfloat16_training_keeps_trainable_weights_in_float32(run_on_one, runs_on_two):
+    expected = run_on_one("llm_frozen")
+    for run in runs_on_two["fsdp-half"]:
         assert run.losses == pytest.approx(expected.losses, rel=2e-2) and run.losses != expected.losses
-        learned = {name: name.startswith(("net.encoder.", "net.projector.")) for name in run.weights}
+        is_trainable = {name: name.startswith(("net.encoder.", "net.projector.")) for name in run.weights}
         assert {name for name, x in run.weights.items() if x.dtype == torch.float32} == {
-            n for n in learned if learned[n]
+            n for n in is_trainable if is_trainable[n]
         }
         assert all(
             torch.equal(run.weights[n].float(), expected.weights[n].bfloat16().float())
-            for n in learned
-            if not learned[n]
+            for n in is_trainable
+            if not is_trainable[n]
         )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", MORE)
-def test_training_on_other_numbers_of_processes_equals_training_on_one(one, recipes, folder: Path, processes: int):
-    found = record_in_processes(recipes(MORE[processes], processes), folder / f"{processes}", processes)
+def test_training_on_other_numbers_of_processes_equals_training_on_one(
+    run_on_one, compose_runs, folder: Path, processes: int
+):
+    records = record_in_processes(compose_runs(MORE[processes], processes), folder / f"{processes}", processes)
     for name in MORE[processes]:
-        for run in found[name.replace(" ", "-")]:
-            assert_same(run, one(name.split()[1]))
+        for run in records[name.replace(" ", "-")]:
+            assert_same_run(run, run_on_one(name.split()[1]))
 
 
-def test_the_runs_have_the_properties_that_their_names_promise(two):
-    for name, ranks in two.items():
+def test_the_test_runs_clip_gradients_and_have_uneven_packs(runs_on_two):
+    for name, ranks in runs_on_two.items():
         assert all(norm > CLIP for run in ranks for norm in run.norms), name  # gradients are clipped
         packs = [len(step) for run in ranks for step in run.audio]
         assert max(packs) > 1 or name == "fsdp-text_only", name
-    steps = zip(*(run.audio for run in two["fsdp-text_only"]), strict=True)
-    assert any(bool(sum(left)) != bool(sum(right)) for left, right in steps)  # one hears, the other only reads
+    steps = zip(*(run.audio for run in runs_on_two["fsdp-text_only"]), strict=True)
+    # In some step, one process has audio and the other only text.
+    assert any(bool(sum(left)) != bool(sum(right)) for left, right in steps)
 
 
 @pytest.mark.parametrize("name", TWO)
-def test_gradients_are_communicated_with_the_last_pack_of_a_step_only(two, name: str):
-    for run in two[name.replace(" ", "-")]:
+def test_gradients_are_communicated_only_with_the_last_pack_of_a_step(runs_on_two, name: str):
+    for run in runs_on_two[name.replace(" ", "-")]:
         assert not any(sent for step in run.sent for sent in step[:-1])
-        if name.split()[0] in ("fsdp", "ddp"):  # the others have groups of one process here
+        if name.split()[0] in ("fsdp", "ddp"):  # the other strategies have process groups of size one in this test
             assert {step[-1] for step in run.sent} == {run.sent[0][-1]} != {0}
 
 
@@ -221,25 +233,25 @@ def test_gradients_are_communicated_with_the_last_pack_of_a_step_only(two, name:
         ({"precision": "16-mixed"}, "trainer.precision=16-mixed: expected 32-true or bf16-mixed"),
     ],
 )
-def test_a_wrong_setting_is_named(arguments: dict, message: str):
+def test_an_invalid_strategy_setting_is_named(arguments: dict, message: str):
     with pytest.raises(ValueError, match=message):
         ShardedStrategy(**arguments)
 
 
-def test_processes_that_cannot_be_divided_are_named_before_any_is_started(recipes):
-    [run_config] = recipes({"fsdp_tp encoder_frozen": TWO["fsdp_tp encoder_frozen"]}, 3).values()
+def test_an_indivisible_number_of_processes_is_refused_before_any_is_started(compose_runs):
+    [run_config] = compose_runs({"fsdp_tp encoder_frozen": TWO["fsdp_tp encoder_frozen"]}, 3).values()
     with pytest.raises(ValueError, match="trainer.strategy.tensor_parallel=2 does not divide the 3 processes"):
         config.build(train.trainer_options(run_config["trainer"]))
 
 
-def test_a_gpu_computes_in_bfloat16_and_a_cpu_in_float32(recipes, monkeypatch):
-    [run_config] = recipes({"fsdp llm_frozen": TWO["fsdp llm_frozen"]}, 2).values()
+def test_the_default_precision_is_bfloat16_on_a_gpu_and_float32_on_a_cpu(compose_runs, monkeypatch):
+    [run_config] = compose_runs({"fsdp llm_frozen": TWO["fsdp llm_frozen"]}, 2).values()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    for accelerator, asked, expected in (
+    for accelerator, precision, expected in (
         ("cpu", "auto", "32-true"),
         ("auto", "auto", "bf16-mixed"),
         ("gpu", "auto", "bf16-mixed"),
         ("gpu", "32-true", "32-true"),
     ):
-        options = train.trainer_options(run_config["trainer"] | {"accelerator": accelerator, "precision": asked})
+        options = train.trainer_options(run_config["trainer"] | {"accelerator": accelerator, "precision": precision})
         assert options["precision"] == options["strategy"]["precision"] == expected

@@ -1,4 +1,4 @@
-"""The study runner: the order of runs, shared stages, refusals, resuming, and going on after a failed arm."""
+"""The study runner: the order of runs, shared stages, refused studies, resuming, and failed arms."""
 
 from __future__ import annotations
 
@@ -46,23 +46,23 @@ def test_a_shared_stage_is_planned_once_per_seed_and_before_its_arms():
     assert names == [f"{name}, seed {seed}" for seed in (0, 1) for name in expected]
 
 
-def test_weights_come_from_the_stage_of_the_same_seed():
+def test_an_arm_starts_from_the_stage_with_the_same_seed():
     job = next(job for job in studies.plan(STUDY) if job.key == "b, seed 1")
     [start] = [override for override in job.overrides if override.startswith("weights.encoder=")]
     assert re.fullmatch(r"weights.encoder=runs/shared/encoder-[0-9a-f]{8}/seed_1", start)
-    assert [one.key for one in job.needs] == ["encoder, seed 1"]
+    assert [dependency.key for dependency in job.needs] == ["encoder, seed 1"]
 
 
-def test_a_stage_is_the_same_run_in_every_study_that_has_its_recipe_and_another_one_elsewhere():
-    def stage(study: dict, **changed: object) -> set[str]:
-        stages = {"renamed": {"overrides": ["experiment=encoder_ctc", *changed.get("more", [])]}}
+def test_studies_share_the_run_of_a_stage_only_if_its_config_is_equal():
+    def stage_digests(study: dict, **options: object) -> set[str]:
+        stages = {"renamed": {"overrides": ["experiment=encoder_ctc", *options.get("more", [])]}}
         arms = {name: {**arm, "after": {"encoder": "renamed"}} for name, arm in STUDY["arms"].items()}
         jobs = studies.plan({**study, "study": "other", "stages": stages, "arms": arms})
         return {str(job.run_dir.parent).rpartition("-")[2] for job in jobs if job.name == "renamed"}
 
     [digest] = {str(job.run_dir.parent) for job in studies.plan(STUDY) if job.name == "encoder"}
-    assert stage(STUDY) == {digest.rpartition("-")[2]}  # one for both seeds
-    assert stage(STUDY, more=["max_steps=7"]) != stage(STUDY)
+    assert stage_digests(STUDY) == {digest.rpartition("-")[2]}  # both seeds share the digest
+    assert stage_digests(STUDY, more=["max_steps=7"]) != stage_digests(STUDY)
 
 
 def test_one_arm_and_seed_include_their_dependencies():
@@ -73,54 +73,54 @@ def test_only_arms_are_evaluated():
     assert {job.name: bool(job.evaluate) for job in studies.plan(STUDY)} == {"encoder": False, "a": True, "b": True}
 
 
-def test_an_arm_with_its_own_evaluation_has_no_other():
+def test_the_evaluation_of_an_arm_replaces_that_of_the_study():
     arms = STUDY["arms"] | {"b": STUDY["arms"]["b"] | {"evaluate": [["benchmark=instruct"]]}}
     evaluated = {job.name: job.evaluate for job in studies.plan(STUDY | {"arms": arms}, seed=0)}
     assert evaluated == {"encoder": [], "a": [["benchmark=embedded"]], "b": [["benchmark=instruct"]]}
 
 
-def test_of_one_run_of_a_job_array_only_that_arm_is_evaluated():
+def test_if_one_arm_is_selected_only_that_arm_is_evaluated():
     arms = {"c": {"overrides": ["experiment=qwen2_audio_pretrain", "optim.lr=1e-3"], "after": "a"}}
     jobs = studies.plan({**STUDY, "arms": {**STUDY["arms"], **arms}}, arm="c", seed=0)
     assert {job.name: bool(job.evaluate) for job in jobs} == {"encoder": False, "a": False, "c": True}
 
 
-def test_the_command_line_wins_over_the_arm():
+def test_command_line_overrides_follow_those_of_the_arm():
     job = studies.plan(STUDY, extra=["model/pooling=stack", "max_steps=7"], arm="a", seed=0)[-1]
     assert job.overrides.index("max_steps=7") > job.overrides.index("experiment=qwen2_audio_pretrain")
 
 
-def test_arms_that_would_train_the_same_thing_are_refused():
-    twins = {**STUDY, "arms": {"a": STUDY["arms"]["a"], "c": {**STUDY["arms"]["a"]}}}
+def test_arms_with_equal_overrides_are_refused():
+    study = {**STUDY, "arms": {"a": STUDY["arms"]["a"], "c": {**STUDY["arms"]["a"]}}}
     with pytest.raises(ValueError, match="a, seed 0 and c, seed 0 are the same run: they have the same overrides"):
-        studies.plan(twins)
+        studies.plan(study)
 
 
-def test_an_override_without_effect_is_named():
-    idle = {**STUDY["arms"]["a"], "overrides": [*STUDY["arms"]["a"]["overrides"], "model/pooling=mean"]}
+def test_an_override_without_effect_is_refused():
+    arm = {**STUDY["arms"]["a"], "overrides": [*STUDY["arms"]["a"]["overrides"], "model/pooling=mean"]}
     with pytest.raises(ValueError, match="model/pooling=mean changes nothing"):
-        studies.plan({**STUDY, "arms": {"a": STUDY["arms"]["a"], "c": idle}})
+        studies.plan({**STUDY, "arms": {"a": STUDY["arms"]["a"], "c": arm}})
 
 
-def test_a_misspelt_override_names_the_arm_before_anything_starts():
-    wrong = {**STUDY, "arms": {"a": {"overrides": ["model.encoder.widht=64"]}}}
+def test_the_error_for_a_misspelt_override_names_the_arm():
+    study = {**STUDY, "arms": {"a": {"overrides": ["model.encoder.widht=64"]}}}
     with pytest.raises(ValueError, match="(?s)arm a: .*widht.*there is no .*did you mean model.encoder.width"):
-        studies.plan(wrong)
+        studies.plan(study)
 
 
-def test_an_unknown_arm_lists_those_that_exist():
+def test_the_error_for_an_unknown_arm_lists_all_arms_and_stages():
     with pytest.raises(ValueError, match="arm=z: expected an arm or stage of study letters: encoder, a, b"):
         studies.plan(STUDY, arm="z")
 
 
-def test_a_circle_is_refused():
+def test_a_circular_dependency_is_refused():
     arms = {"a": {"overrides": [], "after": {"llm": "b"}}, "b": {"overrides": [], "after": {"llm": "a"}}}
     with pytest.raises(ValueError, match="a after b after a is a circular dependency"):
         studies.plan({**STUDY, "arms": arms})
 
 
-def test_a_failed_run_blocks_what_needs_it_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
-    """Runs are stand-in processes here: what they do is not the runner's business."""
+def test_a_failed_run_blocks_only_its_dependents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    """Stand-in processes replace the runs, because the runner does not depend on what they do."""
 
     def start(job: Job, arguments: list[str], threads: int) -> None:
         job.run_dir.mkdir(parents=True, exist_ok=True)
@@ -140,8 +140,8 @@ def test_a_failed_run_blocks_what_needs_it_and_nothing_else(tmp_path: Path, monk
     assert "the reason" in capsys.readouterr().out
 
 
-class Standing:
-    """Processes that stand in for runs: each does what its name says."""
+class StandIns:
+    """Start stand-in processes whose names determine what they do."""
 
     CODES: ClassVar = {
         "quick": "pass",
@@ -149,22 +149,22 @@ class Standing:
         "long": "import signal, time; signal.signal(signal.SIGUSR1, lambda *_: exit(75)); print(1); time.sleep(60)",
     }
 
-    def __init__(self, signalled: str = "") -> None:
-        self.signalled, self.started = signalled, []
+    def __init__(self, signal_during: str = "") -> None:
+        self.signal_during, self.started = signal_during, []
 
     def __call__(self, job: Job, arguments: list[str], threads: int) -> None:
         job.run_dir.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-c", self.CODES[job.name]]
         job.process = subprocess.Popen(command, stdout=subprocess.PIPE)
         self.started.append(job.name)
-        if job.name == self.signalled:
+        if job.name == self.signal_during:
             job.process.stdout.readline()
             os.kill(os.getpid(), signal.SIGUSR1)
 
 
-def test_a_signal_of_the_cluster_reaches_the_runs_and_starts_no_other(tmp_path, monkeypatch):
+def test_a_signal_is_forwarded_to_running_runs_and_no_further_run_starts(tmp_path, monkeypatch):
     handler = signal.getsignal(signal.SIGUSR1)
-    start = Standing(signalled="long")
+    start = StandIns(signal_during="long")
     monkeypatch.setattr(studies, "_start", start)
     jobs = [Job("long", 0, [], tmp_path / "a"), Job("quick", 0, [], tmp_path / "b")]
     assert studies.run(jobs, max_parallel=1) == studies.REQUEUE == 75
@@ -172,8 +172,8 @@ def test_a_signal_of_the_cluster_reaches_the_runs_and_starts_no_other(tmp_path, 
     assert signal.getsignal(signal.SIGUSR1) is handler
 
 
-def test_a_preempted_run_blocks_its_dependents_and_is_no_failure(tmp_path, monkeypatch):
-    monkeypatch.setattr(studies, "_start", Standing())
+def test_a_preempted_run_blocks_its_dependents_but_is_not_a_failure(tmp_path, monkeypatch):
+    monkeypatch.setattr(studies, "_start", StandIns())
     stopped = Job("stopped", 0, [], tmp_path / "a")
     jobs = [
         stopped,
@@ -185,32 +185,32 @@ def test_a_preempted_run_blocks_its_dependents_and_is_no_failure(tmp_path, monke
 
 
 def test_finished_runs_start_again_only_with_another_config_or_evaluation(tmp_path, monkeypatch, capsys):
-    def jobs(steps: int = 1, asked: tuple[str, ...] = ("a", "b")) -> list[Job]:
-        evaluate = [[f"benchmark={name}"] for name in asked]
+    def make_jobs(steps: int = 1, benchmarks: tuple[str, ...] = ("a", "b")) -> list[Job]:
+        evaluate = [[f"benchmark={name}"] for name in benchmarks]
         return [Job("quick", 0, [], tmp_path / "run", config={"max_steps": steps}, evaluate=evaluate)]
 
-    def starts(of: list[Job]) -> int:
-        start = Standing()
+    def count_starts(jobs_to_run: list[Job]) -> int:
+        start = StandIns()
         monkeypatch.setattr(studies, "_start", start)
-        assert studies.run(of, max_parallel=1) == 0
+        assert studies.run(jobs_to_run, max_parallel=1) == 0
         return len(start.started)
 
-    assert starts(jobs()) == 3
-    assert starts(jobs()) == 0 and "1 runs (1 already done)" in capsys.readouterr().out
-    assert starts(jobs(asked=())) == 0  # brought along by another run of a job array
-    assert starts(jobs(asked=("a", "c"))) == 3
-    assert starts(jobs(steps=2, asked=("a", "c"))) == 3
+    assert count_starts(make_jobs()) == 3
+    assert count_starts(make_jobs()) == 0 and "1 runs (1 already done)" in capsys.readouterr().out
+    assert count_starts(make_jobs(benchmarks=())) == 0  # a dependency of another run in a job array
+    assert count_starts(make_jobs(benchmarks=("a", "c"))) == 3
+    assert count_starts(make_jobs(steps=2, benchmarks=("a", "c"))) == 3
     (tmp_path / "run" / "done.json").write_text("{")
-    assert starts(jobs(steps=2)) == 3
+    assert count_starts(make_jobs(steps=2)) == 3
 
 
-def test_a_dry_run_of_a_study_lists_its_runs_and_nothing_else(capsys):
-    """What a job array is made from (scripts/slurm_study.sh)."""
+def test_a_dry_run_of_a_study_prints_only_the_list_of_its_runs(capsys):
+    """scripts/slurm_study.sh reads this list to make a job array."""
     assert cli.main(["train", "ablations=demo", "seeds=[1]", "dry_run=true"]) == 0
     assert capsys.readouterr().out == LISTED + "\n"
 
 
-def test_the_level_of_a_run_is_how_many_come_before_it():
+def test_the_level_of_a_run_is_the_length_of_its_dependency_chain():
     arms = {
         "a": {"overrides": ["experiment=qwen2_audio_pretrain"], "after": {"encoder": "encoder"}},
         "c": {"overrides": ["experiment=qwen2_audio_pretrain", "optim.lr=1e-3"], "after": "a"},
@@ -219,7 +219,7 @@ def test_the_level_of_a_run_is_how_many_come_before_it():
     assert {job.name: job.level for job in jobs} == {"encoder": 0, "a": 1, "c": 2}
 
 
-def test_the_table_shows_what_a_run_reports(tmp_path: Path):
+def test_the_table_shows_the_progress_of_a_run(tmp_path: Path):
     job = Job("a", 0, [], tmp_path)
     report = {"step": 3, "max_steps": 9, "train/loss": 1.5}
     (tmp_path / "progress.json").write_text(json.dumps(report))
@@ -229,7 +229,7 @@ def test_the_table_shows_what_a_run_reports(tmp_path: Path):
     assert [column._cells[0] for column in studies._table([job], "val/asr en/wer").columns][5] == "0.250"
 
 
-def test_names_with_a_common_prefix_are_distinguishable_on_eighty_columns(tmp_path: Path):
+def test_long_names_are_not_truncated_at_eighty_columns(tmp_path: Path):
     jobs = [Job(f"v1_encoder{rest}", 0, [], tmp_path / rest) for rest in ("", "_natural_prompts")]
     with (console := Console(width=80)).capture() as captured:
         console.print(studies._table(jobs, "val/asr en/wer"))
@@ -237,7 +237,7 @@ def test_names_with_a_common_prefix_are_distinguishable_on_eighty_columns(tmp_pa
     assert "v1_encoder_natural_prompts" in printed and "…" not in printed
 
 
-def test_a_run_can_start_from_the_whole_model_of_another():
+def test_an_arm_can_start_from_the_model_of_another_arm():
     study = {
         "study": "ladder",
         "seeds": [0],

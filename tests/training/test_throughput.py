@@ -1,4 +1,4 @@
-"""The counters of a run: what they count, checked by hand and by torch's own counter, alone and over two ranks."""
+"""Throughput counters: hand-computed counts, comparison with torch's FLOP counter, and sums over two ranks."""
 
 from __future__ import annotations
 
@@ -34,81 +34,83 @@ from support.runs import ROOT, fit, in_processes, read_logs
 EVERYTHING = cost.Stage(name="", trainable=("encoder", "pooling", "projector", "boundary", "llm"))
 
 
-def heard(batch: dict, seconds: float = 1.0) -> dict:
+def with_audio_seconds(batch: dict, seconds: float = 1.0) -> dict:
     return {**batch, "audio_seconds": seconds}
 
 
-# --- what a pack asks for ---
+# --- counts of a pack ---
 
 
-def test_a_pack_is_counted_by_its_rows_and_clips():
-    """Clips of 9 and 40 frames of 10 ms are 5 and 20 of the encoder's, 2 and 10 tokens; the text follows."""
+def test_counts_of_a_pack_equal_the_hand_computed_ones():
+    """Clips of 9 and 40 mel frames have 5 and 20 encoder frames, and 2 and 10 audio tokens."""
     net = nets.build_meta()
-    batch = heard(pack([[Clip(9, n_mels=nets.N_MELS), text(4)], [text(3), Clip(40, n_mels=nets.N_MELS)]], net.geometry))
-    found = {name: int(value) for name, value in cost.pack_counts(batch).items()}
+    batch = with_audio_seconds(
+        pack([[Clip(9, n_mels=nets.N_MELS), text(4)], [text(3), Clip(40, n_mels=nets.N_MELS)]], net.geometry)
+    )
+    counts = {name: int(value) for name, value in cost.pack_counts(batch).items()}
     scored = int((batch["labels"] != IGNORE).sum())
-    pairs = (6 * 7 + 13 * 14) // 2  # each token sees itself and those before it
+    pairs = (6 * 7 + 13 * 14) // 2  # each token sees itself and the tokens before it
     expected = {"tokens": 6 + 13, "frames": 25, "scored": scored, "token_pairs": pairs, "frame_pairs": 5**2 + 20**2}
-    assert found == expected | {"idle": 0}
+    assert counts == expected | {"idle": 0}
 
 
-def test_the_answers_of_a_tree_see_their_prompt():
-    """A prompt of 3 tokens and a chosen answer of 2; then the prompt's last token again and a rejected one of 4."""
+def test_token_pairs_of_a_tree_include_the_prompt_for_both_answers():
+    """The tree: 3 prompt tokens, 2 chosen tokens, the last prompt token again, and 4 rejected tokens."""
     ids = torch.arange(10)
     tree = {"cu_seqlens": torch.tensor([0, 5, 10]), "cu_keys": torch.tensor([0, 5, 12])}
-    rest = {"labels": torch.full((10,), IGNORE), "rows": [0], "audio_seconds": 0.0}
-    found = cost.pack_counts({"ids": ids, **tree, **rest})
-    assert int(found["token_pairs"]) == (1 + 2 + 3 + 4 + 5) + (3 + 4 + 5 + 6 + 7)
+    fields = {"labels": torch.full((10,), IGNORE), "rows": [0], "audio_seconds": 0.0}
+    counts = cost.pack_counts({"ids": ids, **tree, **fields})
+    assert int(counts["token_pairs"]) == (1 + 2 + 3 + 4 + 5) + (3 + 4 + 5 + 6 + 7)
 
 
 def test_padding_tokens_count_as_idle():
-    """An empty pack is a token, and a clip of 4 frames, 2 of the encoder's."""
+    """An empty pack has one token and a clip of 4 mel frames, which are 2 encoder frames."""
     geometry = nets.build_meta().geometry
-    empty, silent = collate([], geometry=geometry), pack([[text(7)]], geometry)
-    found = {name: int(value) for name, value in cost.pack_counts(empty).items()}
-    assert found == dict.fromkeys(LOAD_FIELDS, 0) | {"idle": 3}
-    found = {name: int(value) for name, value in cost.pack_counts(silent).items()}
-    assert (found["tokens"], found["frames"], found["idle"]) == (7, 0, 2)
+    empty, text_only = collate([], geometry=geometry), pack([[text(7)]], geometry)
+    counts = {name: int(value) for name, value in cost.pack_counts(empty).items()}
+    assert counts == dict.fromkeys(LOAD_FIELDS, 0) | {"idle": 3}
+    counts = {name: int(value) for name, value in cost.pack_counts(text_only).items()}
+    assert (counts["tokens"], counts["frames"], counts["idle"]) == (7, 0, 2)
 
 
-def operations(net: nn.Module, stage: cost.Stage, batch: dict) -> int:
+def useful_flops(net: nn.Module, stage: cost.Stage, batch: dict) -> int:
     return cost.training_flops(
         net, stage, cost.Load(**{name: int(cost.pack_counts(batch)[name]) for name in LOAD_FIELDS})
     )
 
 
 @pytest.mark.parametrize(("trainable", "share"), [(("encoder", "projector", "llm"), 0.01), (("projector",), 0.02)])
-def test_useful_operations_are_those_that_torch_counts(trainable: tuple[str, ...], share: float):
-    """torch does not count norms and element-wise products, nor attention on a CPU."""
+def test_useful_flops_equal_the_count_of_torch(trainable: tuple[str, ...], share: float):
+    """torch does not count norms, element-wise products, or attention on a CPU."""
     net = nets.build(vocab=96, hidden_size=128, intermediate_size=256)
     net.requires_grad_(False)
     for part in trainable:
         getattr(net, part).requires_grad_(True)
-    batch = heard(
+    batch = with_audio_seconds(
         pack([[Clip(60, n_mels=nets.N_MELS), text(90)], [Clip(9, n_mels=nets.N_MELS), text(40)]], net.geometry)
     )
     with FlopCounterMode(display=False) as counter:
         NextToken()(net, batch)[0].backward()
-    alone = {name: int(cost.pack_counts(batch)[name]) for name in ("tokens", "frames", "scored")}
-    expected = cost.training_flops(net, cost.Stage(name="", trainable=trainable), cost.Load(**alone))
-    counted = counter.get_flop_counts()["Global"]
-    named = {str(op): n for op, n in counted.items() if "attention" not in str(op)}
-    assert sum(named.values()) == pytest.approx(expected, rel=share)
+    load = {name: int(cost.pack_counts(batch)[name]) for name in ("tokens", "frames", "scored")}
+    expected = cost.training_flops(net, cost.Stage(name="", trainable=trainable), cost.Load(**load))
+    flops = counter.get_flop_counts()["Global"]
+    flops_by_op = {str(op): n for op, n in flops.items() if "attention" not in str(op)}
+    assert sum(flops_by_op.values()) == pytest.approx(expected, rel=share)
 
 
 @pytest.mark.parametrize("kind", [pooling.Mean, pooling.Conv, partial(pooling.Attention, n_heads=4), pooling.Stack])
 def test_the_cost_of_each_pooling_and_projector_equals_torch_s_count(kind: Callable[..., nn.Module]):
-    between = SimpleNamespace(pooling=kind(k=2, width=64), geometry=SimpleNamespace(pool=2))
-    between.projector = projector.Linear(in_width=64 * between.pooling.groups, out_width=32)
+    net = SimpleNamespace(pooling=kind(k=2, width=64), geometry=SimpleNamespace(pool=2))
+    net.projector = projector.Linear(in_width=64 * net.pooling.groups, out_width=32)
     frames = torch.randn(60, 64, requires_grad=True)
     with FlopCounterMode(display=False) as counter:
-        pooled, _ = between.pooling(frames, torch.tensor([40, 20]))
-        between.projector(pooled.flatten(1)).sum().backward()
-    expected = 2 * cost._pooling_and_projector_products(between, EVERYTHING, 60)
-    assert counter.get_total_flops() == pytest.approx(expected, rel=0.02)  # torch leaves out biases
+        pooled, _ = net.pooling(frames, torch.tensor([40, 20]))
+        net.projector(pooled.flatten(1)).sum().backward()
+    expected = 2 * cost._pooling_and_projector_products(net, EVERYTHING, 60)
+    assert counter.get_total_flops() == pytest.approx(expected, rel=0.02)  # torch does not count biases
 
 
-def test_attention_costs_four_operations_per_pair_and_channel_and_twice_that_backward():
+def test_attention_costs_four_flops_per_pair_and_channel_forward_and_eight_backward():
     net = nets.build_meta(layers=2)  # 24 channels in the encoder, 32 in the LLM
     load = {"tokens": 0, "frames": 0, "scored": 0}
     pairs, frozen = cost.Load(**load, token_pairs=10), cost.Stage(name="", trainable=("projector",))
@@ -131,30 +133,30 @@ def test_attention_costs_four_operations_per_pair_and_channel_and_twice_that_bac
         ("NVIDIA A100-SXM4-80GB", "16-mixed", 312e12),
         ("NVIDIA L4", "bf16-mixed", 121e12),
         ("NVIDIA L40", "bf16-mixed", 181e12),
-        ("NVIDIA L40S", "bf16-mixed", None),  # another device than an L40
-        ("NVIDIA H100 80GB HBM3", "32-true", None),  # not what its table's number is for
-        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", "bf16-mixed", None),  # a part of one
+        ("NVIDIA L40S", "bf16-mixed", None),  # not an L40
+        ("NVIDIA H100 80GB HBM3", "32-true", None),  # the listed peak is for bfloat16
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", "bf16-mixed", None),  # only a part of a device
         ("NVIDIA H20", "bf16-mixed", None),
         ("x86_64", "32-true", None),
     ],
 )
 def test_the_peak_depends_on_device_and_precision_and_may_be_unknown(device: str, precision: str, peak: float | None):
-    found, why = peak_flops(device, precision)
-    assert found == peak and device in why
+    actual, reason = peak_flops(device, precision)
+    assert actual == peak and device in reason
 
 
 def test_the_peak_can_be_set():
     assert peak_flops("x86_64", "32-true", 5e10) == (5e10, "peak_flops")
-    for wrong in (0, -1.0, "fast", True, float("nan")):
+    for invalid in (0, -1.0, "fast", True, float("nan")):
         with pytest.raises(ValueError, match="peak_flops=.*: expected the FLOP/s of one device"):
-            Throughput(wrong)
+            Throughput(invalid)
 
 
 # --- speeds ---
 
 
 class Clock:
-    """Stands in for the `time` module; moves only when told to."""
+    """A stand-in for the `time` module. Tests advance it explicitly."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch):
         self.now = 50.0
@@ -166,8 +168,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return Clock(monkeypatch)
 
 
-class Log(SimpleNamespace):
-    """A module that keeps the last value of what is logged, and a logger that keeps every point."""
+class LoggingModule(SimpleNamespace):
+    """A module that records the last value of each logged name, and a logger that records every point."""
 
     def __init__(self) -> None:
         super().__init__(values={}, points={}, net=nets.build_meta(), objective=NextToken(), device=torch.device("cpu"))
@@ -180,31 +182,31 @@ class Log(SimpleNamespace):
         self.points[step] = metrics
 
 
-def trainer(log: Log, *, step: int = 1, world: int = 1) -> SimpleNamespace:
-    known = {"precision": "32-true", "log_every_n_steps": 2, "loggers": [log]}
-    return SimpleNamespace(global_step=step, world_size=world, **known)
+def trainer(log: LoggingModule, *, step: int = 1, world: int = 1) -> SimpleNamespace:
+    settings = {"precision": "32-true", "log_every_n_steps": 2, "loggers": [log]}
+    return SimpleNamespace(global_step=step, world_size=world, **settings)
 
 
-def take(callback: Throughput, log: Log, clock: Clock, seconds: float, *, step: int = 1, **counted: Any) -> None:
+def run_step(
+    callback: Throughput, log: LoggingModule, clock: Clock, seconds: float, *, step: int = 1, **counts: Any
+) -> None:
     callback.on_train_batch_start(trainer(log), log, None, 0)
     clock.now += seconds
-    sums = (
-        dict.fromkeys((*LOAD_FIELDS, "idle", "audio_seconds"), 0.0) | {"waited": [0.0], "peak_bytes": [0.0]} | counted
-    )
+    sums = dict.fromkeys((*LOAD_FIELDS, "idle", "audio_seconds"), 0.0) | {"waited": [0.0], "peak_bytes": [0.0]} | counts
     sums = {name: torch.tensor(value) for name, value in sums.items()}
     callback.on_train_batch_end(trainer(log, step=step), log, sums)
 
 
-def test_speeds_are_work_over_time_without_the_first_step(clock):
-    callback, log = Throughput(peak_flops=1e6), Log()
+def test_speeds_exclude_the_first_step(clock):
+    callback, log = Throughput(peak_flops=1e6), LoggingModule()
     callback.on_train_start(trainer(log, world=2), log)
-    take(callback, log, clock, 60, tokens=7.0)  # warm-up
+    run_step(callback, log, clock, 60, tokens=7.0)  # warm-up
     assert not log.points and "tokens/s" not in log.values
     first = {"tokens": 100.0, "frames": 50.0, "scored": 8.0, "token_pairs": 300.0, "frame_pairs": 900.0}
-    of_ranks = {"waited": [0.1, 0.5], "peak_bytes": [2.0**30, 2.0**31]}
-    take(callback, log, clock, 2, audio_seconds=30.0, idle=50.0, **first, **of_ranks)
-    take(callback, log, clock, 3, step=4, tokens=400.0, audio_seconds=20.0, waited=[0.25, 0.0])
-    found = log.points[3]
+    rank_values = {"waited": [0.1, 0.5], "peak_bytes": [2.0**30, 2.0**31]}
+    run_step(callback, log, clock, 2, audio_seconds=30.0, idle=50.0, **first, **rank_values)
+    run_step(callback, log, clock, 3, step=4, tokens=400.0, audio_seconds=20.0, waited=[0.25, 0.0])
+    logged = log.points[3]
     stage = cost.Stage(name="", trainable=("encoder", "projector", "llm"))
     numbers = {name: int(value) for name, value in first.items()}
     useful = cost.training_flops(log.net, stage, cost.Load(**numbers | {"tokens": 500}))
@@ -214,11 +216,11 @@ def test_speeds_are_work_over_time_without_the_first_step(clock):
         "seconds_per_step": 5 / 2,
         "useful_tflops": useful / 5 / 1e12,
         "padding": 50 / (500 + 50 + 50),
-        "data_wait": (0.5 + 0.25) / 5,  # of the rank that waited longest, in each step
+        "data_wait": (0.5 + 0.25) / 5,  # of the rank that waited longest in each step
         "peak_memory_gib": 2.0,
         "mfu": useful / 5 / 2 / 1e6,  # two devices
     }
-    assert found == {f"speed/{name}": pytest.approx(value) for name, value in expected.items()}
+    assert logged == {f"speed/{name}": pytest.approx(value) for name, value in expected.items()}
     assert log.values["tokens/s"] == pytest.approx(100) and log.values["h/h"] == pytest.approx(10)
     assert log.values["wait"] == pytest.approx(0.15) and log.values["MFU"] == pytest.approx(expected["mfu"])
     assert callback.session() == {name: pytest.approx(value) for name, value in expected.items()}
@@ -228,102 +230,104 @@ def test_speeds_are_work_over_time_without_the_first_step(clock):
     assert f"MFU {100 * expected['mfu']:.1f} % of 1e-06 TFLOP/s per device (peak_flops)" in report
 
 
-def test_without_a_known_peak_there_is_no_mfu_and_the_report_says_why(clock):
-    callback, log = Throughput(), Log()
+def test_without_a_known_peak_the_report_explains_the_missing_mfu(clock):
+    callback, log = Throughput(), LoggingModule()
     callback.on_train_start(trainer(log), log)
     assert callback.report() == "speed: unknown, it takes at least two steps to measure"
     for step in (1, 2):
-        take(callback, log, clock, 1, step=step, tokens=10.0)
+        run_step(callback, log, clock, 1, step=step, tokens=10.0)
     assert "MFU" not in log.values and "speed/mfu" not in log.points[1]
     assert "no MFU because the peak of " in callback.report() and " is not known (set peak_flops" in callback.report()
 
 
-def test_speed_is_that_of_the_last_steps_and_the_report_is_of_all(clock):
-    callback, log = Throughput(), Log()
+def test_logged_speed_covers_the_last_steps_and_the_report_covers_all(clock):
+    callback, log = Throughput(), LoggingModule()
     for seconds, tokens, steps in ((1, 1.0, 1), (1, 1000.0, 5), (1, 50.0, WINDOW)):
         for _ in range(steps):
-            take(callback, log, clock, seconds, tokens=tokens)
+            run_step(callback, log, clock, seconds, tokens=tokens)
     assert log.values["tokens/s"] == pytest.approx(50)
     assert callback.session()["tokens_per_s"] == pytest.approx((5 * 1000 + WINDOW * 50) / (5 + WINDOW))
 
 
-def test_the_time_of_validation_does_not_count(clock):
-    callback, log = Throughput(), Log()
+def test_validation_time_is_excluded(clock):
+    callback, log = Throughput(), LoggingModule()
     for _ in range(3):
-        take(callback, log, clock, 1, tokens=10.0)
+        run_step(callback, log, clock, 1, tokens=10.0)
     callback.on_validation_start(trainer(log), log)
     clock.now += 1000
-    take(callback, log, clock, 1, tokens=10.0, waited=[900.0])  # the loader's clock ran on
-    take(callback, log, clock, 1, tokens=10.0)
+    run_step(callback, log, clock, 1, tokens=10.0, waited=[900.0])  # the loader also counted the validation time
+    run_step(callback, log, clock, 1, tokens=10.0)
     assert log.values["tokens/s"] == pytest.approx(10) and log.values["wait"] == 0
 
 
 def test_totals_continue_after_a_resume(clock):
-    first, log = Throughput(), Log()
+    first, log = Throughput(), LoggingModule()
     first.on_train_start(trainer(log), log)
-    take(first, log, clock, 1, tokens=5.0, audio_seconds=1800.0)
+    run_step(first, log, clock, 1, tokens=5.0, audio_seconds=1800.0)
     before = log.values["train/flops"]
-    again = Throughput()
-    again.load_state_dict(json.loads(json.dumps(first.state_dict())))
-    again.on_train_start(trainer(log), log)
-    take(again, log, clock, 1, tokens=5.0, audio_seconds=1800.0)
+    resumed = Throughput()
+    resumed.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    resumed.on_train_start(trainer(log), log)
+    run_step(resumed, log, clock, 1, tokens=5.0, audio_seconds=1800.0)
     assert log.values["train/audio_hours"] == pytest.approx(1.0)
     assert log.values["train/flops"] == pytest.approx(2 * before) and before > 0
 
 
-# --- in a run ---
+# --- runs ---
 
 
 @pytest.fixture
-def smallest(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def compose_run(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(ROOT)
     size = [*smallest_run(corpus, tmp_path), "max_steps=3", "peak_flops=1e12", "trainer.val_check_interval=1.0"]
     size += [f"data.valid=[{{path: '{corpus}/valid.jsonl', limit: 3}}]"]
     return lambda *overrides: config.resolve(config.compose([*size, *overrides]))
 
 
-def counted(run_config: dict) -> dict[str, float]:
-    """Tokens and operations of a run's rows, found from its plan, in one process."""
+def planned_counts(run_config: dict) -> dict[str, float]:
+    """Return tokens and FLOPs of a run's rows, computed from its plan in one process."""
     module, data = train.build(run_config)
     data.setup("fit")
     steps = StepDataset(data.rows, data.plan, data.samples, 1, 0)
     packs = [cost.pack_counts(batch) for step in range(run_config["max_steps"]) for batch in steps[step]]
-    load = cost.Load(**{name: sum(int(found[name]) for found in packs) for name in LOAD_FIELDS})
+    load = cost.Load(**{name: sum(int(counts[name]) for counts in packs) for name in LOAD_FIELDS})
     stage = cost.Stage.of(module.objective, module.trainable)
     return {"tokens": load.tokens, "flops": cost.training_flops(module.net, stage, load)}
 
 
 def rates(run_config: dict) -> dict[str, float]:
-    kept = json.loads((Path(run_config["run_dir"]) / "finished.json").read_text())
-    return {name.removeprefix("speed/"): value for name, value in kept.items() if name.startswith("speed/")}
+    finished = json.loads((Path(run_config["run_dir"]) / "finished.json").read_text())
+    return {name.removeprefix("speed/"): value for name, value in finished.items() if name.startswith("speed/")}
 
 
-def test_a_run_keeps_its_speed_in_tensorboard_and_in_its_report(smallest):
-    run_config = smallest()
+def test_a_run_logs_its_speed_and_saves_it_in_finished_json(compose_run):
+    run_config = compose_run()
     train.train(run_config)
     logged = curves(Path(run_config["run_dir"]).parents[1])
-    found = rates(run_config)
+    speeds = rates(run_config)
     names = {"tokens_per_s", "audio_hours_per_hour", "seconds_per_step", "useful_tflops", "mfu", "padding", "data_wait"}
-    assert found.keys() == names | {"peak_memory_gib"}
-    assert {tag for tag in logged["tag"] if tag.startswith("speed/")} == {f"speed/{name}" for name in found}
-    assert found["padding"] == 0 and 0 <= found["data_wait"] < 1 and found["peak_memory_gib"] > 0.1
-    assert found["mfu"] == pytest.approx(found["useful_tflops"])  # one device of 1e12
+    assert speeds.keys() == names | {"peak_memory_gib"}
+    assert {tag for tag in logged["tag"] if tag.startswith("speed/")} == {f"speed/{name}" for name in speeds}
+    assert speeds["padding"] == 0 and 0 <= speeds["data_wait"] < 1 and speeds["peak_memory_gib"] > 0.1
+    assert speeds["mfu"] == pytest.approx(speeds["useful_tflops"])  # one device with a peak of 1e12
     flops = logged[logged["tag"] == "train/flops"]["value"].max()
-    assert flops == pytest.approx(counted(run_config)["flops"], rel=1e-6)
+    assert flops == pytest.approx(planned_counts(run_config)["flops"], rel=1e-6)
 
 
 @pytest.mark.slow
-def test_the_counts_of_two_ranks_add_up_to_those_of_one(smallest, tmp_path: Path):
-    run_config = smallest("strategy=ddp", "trainer.devices=2")
+def test_the_counts_of_two_ranks_add_up_to_those_of_one(compose_run, tmp_path: Path):
+    run_config = compose_run("strategy=ddp", "trainer.devices=2")
     states = [tmp_path / "0.json", tmp_path / "1.json"]
 
     def run() -> None:
-        done = fit(run_config)
-        [found] = [one for one in done.callbacks if isinstance(one, Throughput)]
-        states[done.global_rank].write_text(json.dumps([found.state_dict(), found.session(), found.peak_bytes]))
+        trainer = fit(run_config)
+        [callback] = [entry for entry in trainer.callbacks if isinstance(entry, Throughput)]
+        states[trainer.global_rank].write_text(
+            json.dumps([callback.state_dict(), callback.session(), callback.peak_bytes])
+        )
 
     assert in_processes(run, 2, tmp_path) == [0, 0], read_logs(tmp_path)
-    (first, session, peak), (second, _, other) = (json.loads(file.read_text()) for file in states)
-    assert first == second and {name: first[name] for name in ("tokens", "flops")} == counted(run_config)
-    assert session["mfu"] == pytest.approx(session["useful_tflops"] / 2)  # of two devices of 1e12
-    assert 0 <= session["data_wait"] < 1 and peak == other > 0.1 * cost.GIB
+    (first, session, peak), (second, _, other_peak) = (json.loads(file.read_text()) for file in states)
+    assert first == second and {name: first[name] for name in ("tokens", "flops")} == planned_counts(run_config)
+    assert session["mfu"] == pytest.approx(session["useful_tflops"] / 2)  # two devices with a peak of 1e12
+    assert 0 <= session["data_wait"] < 1 and peak == other_peak > 0.1 * cost.GIB

@@ -1,4 +1,4 @@
-"""CTC over packed clips equals torch's own, clip by clip; best-path answers; packs without rows."""
+"""CTC over packed clips against torch's CTC clip by clip, best-path decoding, and packs without rows."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TARGETS = ([3, 3, 7], [1], [10, 0, 5, 5, 2])
 
 
 class Net(nn.Module):
-    """What CTC uses of an AudioLM: its encoder."""
+    """The part of an AudioLM that CTC uses: its encoder."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,13 +48,13 @@ def objective() -> CTC:
 
 def sample(number: int, frames: int, target: list[int]) -> Sample:
     ids = np.array(target, dtype=np.int64)
-    none = np.zeros(len(ids), dtype=bool)
+    all_false = np.zeros(len(ids), dtype=bool)
     mel = torch.randn(8, stored(frames), generator=torch.Generator().manual_seed(frames))
     return Sample(
         row=number,
         ids=ids,
-        supervise=none,
-        audio_mask=none,
+        supervise=all_false,
+        audio_mask=all_false,
         mels=(mel,),
         frames=(frames,),
         audio_seconds=0.0,
@@ -68,7 +68,7 @@ def pack(frames=FRAMES, targets=TARGETS) -> dict:
 
 
 def reference(net: Net, objective: CTC, frames: int, target: list[int]) -> Tensor:
-    """torch's CTC of one clip that is encoded alone."""
+    """Return torch's CTC loss of one clip that is encoded separately."""
     batch = pack([frames], [target])
     hidden, lengths = net.encoder(batch["mel"], batch["frames"])
     scores = objective.head(net.encoder.norm(hidden)).log_softmax(-1)
@@ -81,7 +81,7 @@ def gradients(loss: Tensor, *modules: nn.Module) -> list[Tensor]:
     return list(torch.autograd.grad(loss, parameters, allow_unused=False))
 
 
-def test_the_loss_and_its_gradients_are_torchs_of_each_clip_alone(net, objective):
+def test_loss_and_gradients_equal_those_of_torch_summed_over_clips(net, objective):
     loss, sums = objective(net, pack())
     expected = sum(reference(net, objective, f, t) for f, t in zip(FRAMES, TARGETS, strict=True))
     torch.testing.assert_close(loss, expected, check_dtype=False)
@@ -91,7 +91,7 @@ def test_the_loss_and_its_gradients_are_torchs_of_each_clip_alone(net, objective
     )
 
 
-def test_the_count_is_all_target_tokens(objective):
+def test_the_count_is_the_number_of_target_tokens(objective):
     assert int(objective.count(pack())) == 9
 
 
@@ -110,25 +110,27 @@ def test_a_clip_too_short_for_its_text_is_left_out_and_counted(net, objective):
     assert all(torch.isfinite(gradient).all() for gradient in gradients(loss, net, objective))
 
 
-class Spelled(nn.Module):
-    """A net whose encoder fires one channel per frame, as given."""
+class FixedPathNet(nn.Module):
+    """A net whose encoder activates one given channel per frame."""
 
     def __init__(self, *paths: list[int]):
         super().__init__()
         self.paths = paths
 
     def encode_frames(self, mel: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
-        fired = torch.tensor([symbol for path in self.paths for symbol in path])
-        return 9.0 * F.one_hot(fired, 4).to(torch.get_default_dtype()), torch.tensor([len(path) for path in self.paths])
+        channels = torch.tensor([symbol for path in self.paths for symbol in path])
+        return 9.0 * F.one_hot(channels, 4).to(torch.get_default_dtype()), torch.tensor(
+            [len(path) for path in self.paths]
+        )
 
 
-def test_the_best_path_merges_repeats_drops_blanks_and_keeps_clips_apart():
+def test_the_best_path_merges_repeats_and_drops_blanks_within_each_clip():
     objective = CTC(width=4, n_text=3)
     with torch.no_grad():
         objective.head.weight.copy_(torch.eye(4))
         objective.head.bias.zero_()
     blank = 3
-    net = Spelled([blank, 1, 1, blank, 1, 2, 2], [2, blank, blank], [blank, blank], [0, 1, 0, 0])
+    net = FixedPathNet([blank, 1, 1, blank, 1, 2, 2], [2, blank, blank], [blank, blank], [0, 1, 0, 0])
     batch = {"mel": torch.zeros(0), "frames": torch.zeros(0), "rows": [0, 1, 2, 3]}
     answers = objective.answer(net, batch, GenerationSettings(max_new_tokens=99))
     assert answers == [[1, 1, 2], [2], [], [0, 1, 0]]
@@ -139,6 +141,6 @@ def test_the_best_path_merges_repeats_drops_blanks_and_keeps_clips_apart():
 @pytest.mark.parametrize(
     "settings", [{"do_sample": True}, {"repetition_penalty": 1.1}, {"min_new_tokens": 1, "stop": frozenset({1})}]
 )
-def test_settings_that_a_best_path_cannot_follow_are_refused(net, objective, settings):
+def test_generation_settings_that_do_not_apply_to_the_best_path_are_refused(net, objective, settings):
     with pytest.raises(ValueError, match="CTC decodes the best path"):
         objective.answer(net, pack(), GenerationSettings(**settings))

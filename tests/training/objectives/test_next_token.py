@@ -1,4 +1,4 @@
-"""Next-token cross-entropy: a case by hand, chunks, and sums that packing does not change."""
+"""Next-token cross-entropy: a hand-computed case, chunks, and sums that do not depend on packing."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ QWEN2 = {
 }
 
 
-class Given(nn.Module):
-    """A net whose hidden states are given, and are the logits."""
+class FixedLogits(nn.Module):
+    """A net with fixed hidden states, which also serve as logits."""
 
     def __init__(self, logits: list[list[float]]):
         super().__init__()
         self.logits = nn.Parameter(torch.tensor(logits))
-        self.scored: list[int] = []
+        self.n_scored: list[int] = []
 
     def hidden_states(self, pack: dict, where: Tensor) -> Tensor:
         return self.logits[where]
 
     def head(self, hidden: Tensor) -> Tensor:
-        self.scored.append(len(hidden))
+        self.n_scored.append(len(hidden))
         return hidden
 
 
@@ -67,7 +67,7 @@ def rows() -> list[Row]:
 
 
 def run(net: nn.Module, batch: dict) -> tuple[Tensor, int, int, list[Tensor]]:
-    """Loss, correct tokens, count, and gradients of a pack."""
+    """Return loss, number of correct tokens, count, and gradients of a pack."""
     objective = NextToken()
     net.zero_grad()
     loss, sums = objective(net, batch)
@@ -76,8 +76,8 @@ def run(net: nn.Module, batch: dict) -> tuple[Tensor, int, int, list[Tensor]]:
     return loss.detach(), int(sums["accuracy"]), int(objective.count(batch)), gradients
 
 
-def test_the_loss_of_three_numbers_equals_the_hand_computed_one():
-    net = Given([[0.0, 0.0, math.log(2.0)], [9.0, 9.0, 9.0], [math.log(6.0), math.log(3.0), 0.0]])
+def test_loss_and_gradient_equal_the_hand_computed_ones():
+    net = FixedLogits([[0.0, 0.0, math.log(2.0)], [9.0, 9.0, 9.0], [math.log(6.0), math.log(3.0), 0.0]])
     batch = {"labels": torch.tensor([2, IGNORE, 1])}
     loss, correct, count, (gradient,) = run(net, batch)
     # softmax: (1/4, 1/4, 1/2) and (6/10, 3/10, 1/10)
@@ -87,11 +87,13 @@ def test_the_loss_of_three_numbers_equals_the_hand_computed_one():
     torch.testing.assert_close(gradient, expected)
 
 
-def test_the_loss_of_each_task_is_that_of_its_rows():
-    """Rows of one, two and one supervised tokens; the tasks of the first and the last are the same."""
+def test_the_loss_of_a_task_sums_over_its_rows():
+    """The rows have one, two and one supervised tokens. The first and the last row have the same task."""
     asr, aac = (CURVES.index(code) for code in ("asr", "aac"))
-    chances = [1 / 2, 1 / 4, 1 / 8, 1 / 16]
-    net = Given([[math.log(p), math.log(1 - p)] for p in (chances[0], 0.5, *chances[1:3], 0.5, chances[3])])
+    probabilities = [1 / 2, 1 / 4, 1 / 8, 1 / 16]
+    net = FixedLogits(
+        [[math.log(p), math.log(1 - p)] for p in (probabilities[0], 0.5, *probabilities[1:3], 0.5, probabilities[3])]
+    )
     batch = {
         "labels": torch.tensor([0, IGNORE, 0, 0, IGNORE, 0]),
         "cu_seqlens": torch.tensor([0, 2, 5, 6], dtype=torch.int32),
@@ -107,58 +109,59 @@ def test_the_loss_of_each_task_is_that_of_its_rows():
 
 
 def test_logits_are_computed_only_at_labels():
-    net = Given([[0.0, 1.0]] * 7)
+    net = FixedLogits([[0.0, 1.0]] * 7)
     NextToken()(net, {"labels": torch.tensor([IGNORE, 1, IGNORE, 0, IGNORE, IGNORE, 1])})
-    assert net.scored == [3]
+    assert net.n_scored == [3]
 
 
 def test_chunks_change_neither_the_loss_nor_the_gradients(net, monkeypatch):
     batch = pack(rows(), net.geometry)
-    whole = run(net, batch)
+    unchunked = run(net, batch)
     monkeypatch.setattr(logps, "CHUNK", 4)
     chunked = run(net, batch)
-    assert whole[2] > 3 * 4  # several chunks, the last one shorter
-    assert whole[2] % 4
-    torch.testing.assert_close(chunked[0], whole[0])
-    assert chunked[1:3] == whole[1:3]
-    torch.testing.assert_close(chunked[3], whole[3])
+    assert unchunked[2] > 3 * 4  # several chunks
+    assert unchunked[2] % 4  # the last chunk is shorter
+    torch.testing.assert_close(chunked[0], unchunked[0])
+    assert chunked[1:3] == unchunked[1:3]
+    torch.testing.assert_close(chunked[3], unchunked[3])
 
 
-def test_a_chunk_at_a_time_is_all_that_is_scored(monkeypatch):
+def test_logits_are_computed_one_chunk_at_a_time(monkeypatch):
     monkeypatch.setattr(logps, "CHUNK", 3)
-    net = Given([[0.0, 1.0]] * 8)
+    net = FixedLogits([[0.0, 1.0]] * 8)
     NextToken()(net, {"labels": torch.ones(8, dtype=torch.long)})
-    assert net.scored == [3, 3, 2]
+    assert net.n_scored == [3, 3, 2]
 
 
-def test_a_packs_sums_are_those_of_its_rows_alone(net):
-    together = run(net, pack(rows(), net.geometry))
-    alone = [run(net, pack([row], net.geometry)) for row in rows()]
-    torch.testing.assert_close(together[0], sum(one[0] for one in alone))
-    assert together[1] == sum(one[1] for one in alone)
-    assert together[2] == sum(one[2] for one in alone)
-    added = [sum(parts) for parts in zip(*(one[3] for one in alone), strict=True)]
-    torch.testing.assert_close(together[3], added)
+def test_the_sums_of_a_pack_are_the_sums_over_its_rows(net):
+    packed = run(net, pack(rows(), net.geometry))
+    single_results = [run(net, pack([row], net.geometry)) for row in rows()]
+    torch.testing.assert_close(packed[0], sum(result[0] for result in single_results))
+    assert packed[1] == sum(result[1] for result in single_results)
+    assert packed[2] == sum(result[2] for result in single_results)
+    expected = [sum(parts) for parts in zip(*(result[3] for result in single_results), strict=True)]
+    torch.testing.assert_close(packed[3], expected)
 
 
 def test_an_empty_pack_contributes_nothing_but_reaches_every_part(net):
-    """Ranks of a sharded model must all run the same backward."""
+    """All ranks of a sharded model must run the same backward pass."""
     empty = collate([], geometry=Geometry(n_mels=16, pool=2))
     loss, correct, count, gradients = run(net, empty)
     assert (loss.item(), correct, count) == (0.0, 0, 0)
-    assert NextToken()(net, empty)[1]["tasks"].tolist() == [[0] * len(CURVES)] * 2  # ranks add sums of one shape
+    # Sums must have the same shape on all ranks.
+    assert NextToken()(net, empty)[1]["tasks"].tolist() == [[0] * len(CURVES)] * 2
     assert all(not gradient.any() for gradient in gradients)
     assert net.projector.weight.grad is not None and net.encoder.conv1.weight.grad is not None
 
 
-def test_a_text_pack_without_mel_is_scored(net):
+def test_a_text_pack_without_audio_has_the_same_loss(net):
     batch = pack([[text(9)]], net.geometry)
     with_dummy = NextToken()(net, batch)[0]
     without = NextToken()(net, {key: value for key, value in batch.items() if key not in ("mel", "frames")})[0]
     torch.testing.assert_close(with_dummy, without)
 
 
-def test_answers_are_those_of_the_net(net):
+def test_the_objective_generates_the_answers_of_the_net(net):
     batch = pack([[Clip(37), text(4)]], net.geometry)
     answers = NextToken().answer(net, batch, GenerationSettings(max_new_tokens=5, stop=frozenset({0})))
     assert answers == net.generate(batch, GenerationSettings(max_new_tokens=5, stop=frozenset({0})))
