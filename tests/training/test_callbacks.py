@@ -221,7 +221,7 @@ def test_one_unusable_row_stops_the_run_if_max_unusable_is_zero(tmp_path):
 
 
 class FakeTrainer:
-    """A trainer stand-in with two ranks whose step consists of four rows."""
+    """A trainer stand-in with fixed packs on two ranks."""
 
     is_global_zero, training = True, True
 

@@ -130,11 +130,10 @@ def test_training_only_the_encoder_needs_no_memory_for_llm_activations(released_
 
 
 def test_training_flops_equal_the_performance_notes(released_net: nn.Module):
-    """Compare with the GFLOP of a forward pass in the performance notes.
+    """Use the GFLOP of a forward pass in the performance notes.
 
-    12.95 per LLM token, 1.278 per scored position, 1.271 per encoder frame of 20 ms, and 0.0105 per audio token (two
-    frames) in the projector. Of the 12.95, 0.338 are queries, output and MLP of the last layer: only scored
-    tokens need them.
+    LLM token 12.95, scored position 1.278, encoder frame of 20 ms 1.271, audio token (two frames) in projector 0.0105.
+    The last layer's queries, output and MLP take 0.338 of the 12.95. Only scored tokens need them.
     """
     last_layer = 2 * (2 * 4096 * 4096 + 3 * 4096 * 11008) / 1e9
     text, audio, scored = (Load(**{"tokens": 0, "frames": 0, "scored": 0} | load) for load in LOADS)

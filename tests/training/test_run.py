@@ -124,14 +124,14 @@ def test_data_module_optimizer_callbacks_and_logger_are_replaced_by_overrides(co
     assert metric == json.loads(Path(run_config["run_dir"], "finished.json").read_text())["val/loss"]
 
 
-@pytest.mark.parametrize("fails", ["before the parts are built", "when the fit starts", "in the first step"])
-def test_a_run_that_fails_before_its_first_step_leaves_no_directory(compose_run, monkeypatch, fails: str):
-    run_config = compose_run("max_steps=2", *(["data.train=[nowhere.jsonl]"] if fails.startswith("before") else []))
+@pytest.mark.parametrize("moment", ["before the parts are built", "when the fit starts", "in the first step"])
+def test_a_run_that_fails_before_its_first_step_leaves_no_directory(compose_run, monkeypatch, moment: str):
+    run_config = compose_run("max_steps=2", *(["data.train=[nowhere.jsonl]"] if moment.startswith("before") else []))
 
     def fail(*_: object) -> None:
         raise Killed
 
-    hook = "on_train_start" if fails.startswith("when") else "training_step"
+    hook = "on_train_start" if moment.startswith("when") else "training_step"
     monkeypatch.setattr(AudioLMModule, hook, fail)
     with pytest.raises((Killed, ValueError)):
         train.train(run_config)

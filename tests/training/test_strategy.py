@@ -34,7 +34,7 @@ CASES = {
     "dpo_live": ["experiment=qwen2_audio_dpo", "data.rows_per_step=5", "objective.reference=live"],
     "published": ["experiment=qwen2_audio_pretrain"],
 }
-TWO = {  # runs on two processes
+TWO_PROCESS_RUNS = {
     **{
         f"fsdp {case}": ["strategy=fsdp", *overrides]
         for case, overrides in CASES.items()
@@ -44,14 +44,17 @@ TWO = {  # runs on two processes
     "fsdp_tp dpo": ["strategy=fsdp_tp", *CASES["dpo"]],
     "ddp llm_frozen": ["strategy=ddp", *CASES["llm_frozen"]],
 }
-HALF = {"fsdp half": ["strategy=fsdp", "trainer.precision=bf16-mixed", *CASES["llm_frozen"]]}
-MORE = {  # number of processes -> runs
-    1: {"fsdp encoder_frozen": TWO["fsdp encoder_frozen"], "fsdp adapters": TWO["fsdp adapters"]},
+BFLOAT16_RUNS = {"fsdp half": ["strategy=fsdp", "trainer.precision=bf16-mixed", *CASES["llm_frozen"]]}
+RUNS_BY_PROCESSES = {  # number of processes -> runs
+    1: {
+        "fsdp encoder_frozen": TWO_PROCESS_RUNS["fsdp encoder_frozen"],
+        "fsdp adapters": TWO_PROCESS_RUNS["fsdp adapters"],
+    },
     2: {"fsdp dpo_live": ["strategy=fsdp", *CASES["dpo_live"]]},
-    3: {"fsdp encoder_frozen": TWO["fsdp encoder_frozen"], "fsdp v1": ["strategy=fsdp", *CASES["v1"]]},
+    3: {"fsdp encoder_frozen": TWO_PROCESS_RUNS["fsdp encoder_frozen"], "fsdp v1": ["strategy=fsdp", *CASES["v1"]]},
     4: {
-        "fsdp_tp encoder_frozen": TWO["fsdp_tp encoder_frozen"],
-        "fsdp_tp dpo": TWO["fsdp_tp dpo"],
+        "fsdp_tp encoder_frozen": TWO_PROCESS_RUNS["fsdp_tp encoder_frozen"],
+        "fsdp_tp dpo": TWO_PROCESS_RUNS["fsdp_tp dpo"],
         "hsdp llm_frozen": ["strategy=hsdp", *CASES["llm_frozen"]],
         "hsdp adapters": ["strategy=hsdp", *CASES["adapters"]],
     },
@@ -157,7 +160,7 @@ def run_on_one(compose_runs) -> Callable[[str], Record]:
 
 @pytest.fixture(scope="module")
 def runs_on_two(compose_runs, folder: Path) -> dict[str, list[Record]]:
-    return record_in_processes(compose_runs({**TWO, **HALF}, 2), folder / "two", 2)
+    return record_in_processes(compose_runs({**TWO_PROCESS_RUNS, **BFLOAT16_RUNS}, 2), folder / "two", 2)
 
 
 def assert_same_run(run: Record, expected: Record) -> None:
@@ -175,7 +178,7 @@ def assert_same_run(run: Record, expected: Record) -> None:
         assert run.metrics[name] == pytest.approx(expected.metrics[name], abs=1e-4, nan_ok=True), name
 
 
-@pytest.mark.parametrize("name", TWO)
+@pytest.mark.parametrize("name", TWO_PROCESS_RUNS)
 def test_training_on_two_processes_equals_training_on_one(run_on_one, runs_on_two, name: str):
     for run in runs_on_two[name.replace(" ", "-")]:
         assert_same_run(run, run_on_one(name.split()[1]))
@@ -197,12 +200,14 @@ def test_bfloat16_training_keeps_trainable_weights_in_float32(run_on_one, runs_o
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("processes", MORE)
+@pytest.mark.parametrize("processes", RUNS_BY_PROCESSES)
 def test_training_on_other_numbers_of_processes_equals_training_on_one(
     run_on_one, compose_runs, folder: Path, processes: int
 ):
-    records = record_in_processes(compose_runs(MORE[processes], processes), folder / f"{processes}", processes)
-    for name in MORE[processes]:
+    records = record_in_processes(
+        compose_runs(RUNS_BY_PROCESSES[processes], processes), folder / f"{processes}", processes
+    )
+    for name in RUNS_BY_PROCESSES[processes]:
         for run in records[name.replace(" ", "-")]:
             assert_same_run(run, run_on_one(name.split()[1]))
 
@@ -217,7 +222,7 @@ def test_the_test_runs_clip_gradients_and_have_uneven_packs(runs_on_two):
     assert any(bool(sum(left)) != bool(sum(right)) for left, right in steps)
 
 
-@pytest.mark.parametrize("name", TWO)
+@pytest.mark.parametrize("name", TWO_PROCESS_RUNS)
 def test_gradients_are_communicated_only_with_the_last_pack_of_a_step(runs_on_two, name: str):
     for run in runs_on_two[name.replace(" ", "-")]:
         assert not any(sent for step in run.sent for sent in step[:-1])
@@ -239,13 +244,13 @@ def test_an_invalid_strategy_setting_is_named(arguments: dict, message: str):
 
 
 def test_an_indivisible_number_of_processes_is_refused_before_any_is_started(compose_runs):
-    [run_config] = compose_runs({"fsdp_tp encoder_frozen": TWO["fsdp_tp encoder_frozen"]}, 3).values()
+    [run_config] = compose_runs({"fsdp_tp encoder_frozen": TWO_PROCESS_RUNS["fsdp_tp encoder_frozen"]}, 3).values()
     with pytest.raises(ValueError, match="trainer.strategy.tensor_parallel=2 does not divide the 3 processes"):
         config.build(train.trainer_options(run_config["trainer"]))
 
 
 def test_the_default_precision_is_bfloat16_on_a_gpu_and_float32_on_a_cpu(compose_runs, monkeypatch):
-    [run_config] = compose_runs({"fsdp llm_frozen": TWO["fsdp llm_frozen"]}, 2).values()
+    [run_config] = compose_runs({"fsdp llm_frozen": TWO_PROCESS_RUNS["fsdp llm_frozen"]}, 2).values()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for accelerator, precision, expected in (
         ("cpu", "auto", "32-true"),

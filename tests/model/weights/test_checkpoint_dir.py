@@ -38,7 +38,7 @@ class Tied(nn.Module):
         self.empty = nn.Parameter(torch.zeros(0, 4))
         self.scale = nn.Parameter(torch.rand(()))
         self.frozen = nn.Parameter(torch.rand(7), requires_grad=False)
-        self.register_buffer("places", torch.arange(seed, seed + 4))
+        self.register_buffer("positions", torch.arange(seed, seed + 4))
 
     def loss(self) -> torch.Tensor:
         return sum(p.float().square().sum() for p in self.parameters() if p.requires_grad) * self.scale
@@ -117,7 +117,7 @@ def test_a_mismatch_with_the_model_is_reported_before_anything_is_copied(tmp_pat
     if mismatch == "missing":
         module.register_buffer("more", torch.zeros(1))
     elif mismatch == "unexpected":
-        del module.places
+        del module.positions
     elif mismatch == "shape":
         module.frozen = nn.Parameter(torch.rand(8), requires_grad=False)
     else:
@@ -125,7 +125,7 @@ def test_a_mismatch_with_the_model_is_reported_before_anything_is_copied(tmp_pat
     before = module.net[0].weight.clone()
     expected = {
         "missing": "more is missing",
-        "unexpected": "places is unexpected",
+        "unexpected": "positions is unexpected",
         "shape": r"frozen has shape \(7,\), expected \(8,\)",
         "groups": "other parameter groups",
     }
@@ -234,13 +234,13 @@ class ProcessKilled(BaseException):
 
 
 @contextmanager
-def killed_at_call(monkeypatch: pytest.MonkeyPatch, at: int, *removals: str) -> Iterator[None]:
-    """Simulate a kill in disk operation number `at`: a flush to disk, a rename or a new directory."""
+def killed_at_call(monkeypatch: pytest.MonkeyPatch, call_number: int, *removals: str) -> Iterator[None]:
+    """Simulate a kill in disk operation `call_number`: a flush to disk, a rename or a new directory."""
     calls = iter(range(100))
 
     def count(function):
         def counting(*arguments, **options):
-            if next(calls) == at:
+            if next(calls) == call_number:
                 raise ProcessKilled
             return function(*arguments, **options)
 
@@ -259,24 +259,26 @@ def killed_at_call(monkeypatch: pytest.MonkeyPatch, at: int, *removals: str) -> 
             yield
 
 
-@pytest.mark.parametrize("at", range(8))
-def test_a_process_killed_while_saving_leaves_the_previous_checkpoint(tmp_path: Path, monkeypatch, at: int):
+@pytest.mark.parametrize("call_number", range(8))
+def test_a_process_killed_while_saving_leaves_the_previous_checkpoint(tmp_path: Path, monkeypatch, call_number: int):
     """The kill hits each disk operation of the save in turn."""
     save_checkpoint(tmp_path, 2, seed=2)
-    with killed_at_call(monkeypatch, at):
+    with killed_at_call(monkeypatch, call_number):
         save_checkpoint(tmp_path, 4, seed=4)
     newest = checkpoint_dir.find_newest(tmp_path)
-    assert newest.step == (4 if at == 7 else 2)  # the last operation flushes the new name to disk
+    assert newest.step == (4 if call_number == 7 else 2)  # the last operation flushes the new name to disk
     save_checkpoint(tmp_path, 4, seed=4)  # leftover files do not disturb the next save
     assert checkpoint_dir.find_newest(tmp_path).step == 4
     assert [path.name for path in files(tmp_path)] == ["step_00000002", "step_00000004"]
 
 
-@pytest.mark.parametrize("at", range(12))
-def test_a_process_killed_while_replacing_a_checkpoint_loses_no_checkpoint(tmp_path: Path, monkeypatch, at: int):
+@pytest.mark.parametrize("call_number", range(12))
+def test_a_process_killed_while_replacing_a_checkpoint_loses_no_checkpoint(
+    tmp_path: Path, monkeypatch, call_number: int
+):
     """A checkpoint saved during a validation is replaced when the validation ends."""
     save_checkpoint(tmp_path, 2, seed=1)
-    with killed_at_call(monkeypatch, at, "rmtree"):
+    with killed_at_call(monkeypatch, call_number, "rmtree"):
         save_checkpoint(tmp_path, 2, seed=2)
     checkpoint_dir.recover(tmp_path)
     assert checkpoint_dir.find_newest(tmp_path).step == 2
@@ -369,7 +371,7 @@ def check_strategies(folder: Path, rounds: dict[int, list[str]]) -> CheckpointDi
 
 
 def test_two_processes_resume_from_one_and_each_writes_a_share(tmp_path: Path):
-    """Replicated tensors are shared out, a sharded tensor is written by its owners, and nothing is written twice.
+    """Each process writes some replicated tensors and its own part of the sharded ones. Nothing is written twice.
 
     The first save fails on one process. Both processes learn of it and continue.
     """

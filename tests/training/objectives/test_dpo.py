@@ -120,7 +120,7 @@ def test_losses_of_three_pairs_equal_the_hand_computed_ones(case: str) -> None:
 
 
 def test_the_gradient_equals_equation_7_of_the_dpo_paper() -> None:
-    """The weight is beta * sigmoid(-x), negative for the chosen and positive for the rejected log-probability."""
+    """It is -beta * sigmoid(-x) for the chosen log-probability and beta * sigmoid(-x) for the rejected one."""
     logps = torch.tensor(LOGPS, requires_grad=True)
     objective, ones = DPO(beta=0.5), torch.ones(3, 2)
     objective.losses(objective.rewards(logps, torch.tensor(REFERENCE), ones), logps, ones).sum().backward()
