@@ -220,7 +220,7 @@ def test_invalid_audio_files_are_reported_and_the_rest_is_evaluated(
     [
         (["train", "optim.lrr=1"], "lrr"),
         (["train", "data=manifest", "data.train=[missing.jsonl]"], "missing.jsonl"),
-        (["results", "study=unknown"], "unknown"),
+        (["results", "study=missing_study"], "missing_study"),
     ],
 )
 def test_a_user_error_is_reported_without_a_traceback(
