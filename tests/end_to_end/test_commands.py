@@ -185,8 +185,8 @@ def test_a_failing_arm_is_reported_and_does_not_stop_the_others(corpus: Path, tm
 
 def test_the_results_command_writes_a_table_and_figures(working_dir: Path, capsys: pytest.CaptureFixture):
     assert cli.main(["results", "study=smoke"]) == 0
-    printed = capsys.readouterr().out
-    assert "asr en" in printed and "tags" in printed
+    output = capsys.readouterr().out
+    assert "asr en" in output and "tags" in output
     for name in ("table.csv", "bars.png", "curves.png"):
         assert (working_dir / "runs/smoke" / name).stat().st_size > 0
 
@@ -210,9 +210,9 @@ def test_invalid_audio_files_are_reported_and_the_rest_is_evaluated(
     assert cli.main(["evaluate", run, "data=manifest", "data.test=odd.jsonl", "generation.max_new_tokens=4"]) == 0
     predictions = [json.loads(line) for line in (working_dir / "runs/smoke/tags/seed_0/predictions/odd.jsonl").open()]
     assert {row["id"] for row in predictions} == {"silent.wav", "long.wav", str(real)}
-    printed = capsys.readouterr().out
-    assert "2 rows could not be used" in printed
-    assert "corrupt.flac" in printed and "empty.wav" in printed
+    output = capsys.readouterr().out
+    assert "2 rows could not be used" in output
+    assert "corrupt.flac" in output and "empty.wav" in output
 
 
 @pytest.mark.parametrize(
@@ -227,5 +227,5 @@ def test_a_user_error_is_reported_without_a_traceback(
     working_dir: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture
 ):
     assert cli.main(arguments) != 0
-    printed = "".join(capsys.readouterr())
-    assert message in printed and "Traceback" not in printed
+    output = "".join(capsys.readouterr())
+    assert message in output and "Traceback" not in output

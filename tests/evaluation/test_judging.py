@@ -43,7 +43,7 @@ def test_each_group_and_the_average_have_a_result_line(tmp_path: Path):
         number = int(messages[0]["content"].partition("Sound ")[2].partition(".")[0])
         return f"5 {number + 1}" if "1s Answer]\nright" in messages[0]["content"] else f"{number + 1} 5"
 
-    lines, unrated, printed = judge_rows(tmp_path / "judge.jsonl", rows, points)
+    lines, unrated, output = judge_rows(tmp_path / "judge.jsonl", rows, points)
     official = {task: line.value for (task, metric), line in lines.items() if metric == "judged_official"}
     assert official == {
         "chat speech": 1.5,
@@ -55,7 +55,7 @@ def test_each_group_and_the_average_have_a_result_line(tmp_path: Path):
         "chat average": (1.5 + 3.5 + 5.5 + 7.5) / 4,
     }
     assert not unrated and lines["chat average", "judge_flips"].value == 0
-    assert "16 of 16 requests to send" in printed and "0 of 16 replies without points" in printed
+    assert "16 of 16 requests to send" in output and "0 of 16 replies without points" in output
     assert "stand-in, a test's script" in lines["chat mixed", "judged_strict"].signature
     by_part = {line.part: line for line in published_lines(lines.values(), "airbench_leaderboard")}
     assert by_part["mixed"].printed == "7.50" and by_part["average"].printed == "4.50" and by_part["mixed"].differs
@@ -70,10 +70,10 @@ def test_replies_without_points_are_counted_and_reported(tmp_path: Path):
         make_row(3, "sound_QA", meta_info=None),
     ]
     replies = iter(["6 8", "I cannot rate this.", None, "12 3"])
-    lines, unrated, printed = judge_rows(tmp_path / "judge.jsonl", rows, lambda messages: next(replies))
+    lines, unrated, output = judge_rows(tmp_path / "judge.jsonl", rows, lambda messages: next(replies))
     assert set(unrated) == {"q2", "q3"} and "cooking_QA" in unrated["q2"] and "meta_info" in unrated["q3"]
-    assert "3 of 4 replies without points" in printed
-    assert all(f"{kind} 1" in printed for kind in ("refusal", "empty", "a number above 10"))
+    assert "3 of 4 replies without points" in output
+    assert all(f"{kind} 1" in output for kind in ("refusal", "empty", "a number above 10"))
     assert lines["chat sound", "judge_failed"].value == 3 / 4
     assert ("chat average", "judged_official") not in lines  # three groups have no row
 

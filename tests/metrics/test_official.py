@@ -142,7 +142,7 @@ def test_accuracy_equals_the_scripts(golden):
 
 def test_question_accuracy_equals_the_script(golden):
     for row in golden("accuracy", "aqa"):
-        printed = []
+        lines = []
         for source, pairs in pairs_by_source(row["items"]).items():
             if row["error"]:
                 assert_script_error(
@@ -150,11 +150,11 @@ def test_question_accuracy_equals_the_script(golden):
                 )
                 continue
             scores = official.question_accuracy(pairs, source)
-            printed.append(f"{source} ACC_score: {scores['accuracy']} {len(pairs)}")
+            lines.append(f"{source} ACC_score: {scores['accuracy']} {len(pairs)}")
             if "binary" in scores:
                 n = sum(true.lower() in ("yes", "no") for true, _ in pairs)
-                printed.append(f"{source} bi_ACC_score: {scores['binary']} {n}")
-        assert row["error"] or printed == row["printed"]
+                lines.append(f"{source} bi_ACC_score: {scores['binary']} {n}")
+        assert row["error"] or lines == row["printed"]
 
 
 def test_note_scores_equal_the_script_including_its_chroma(golden):

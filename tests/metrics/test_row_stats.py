@@ -212,8 +212,8 @@ def test_the_bootstrap_interval_of_a_proportion_is_the_binomial_interval():
 
 def test_pairing_narrows_the_interval_if_the_same_rows_are_hard_for_both_systems():
     rng = np.random.default_rng(0)
-    hard = rng.random(400) < 0.5
-    a = np.stack([10.0 * hard + rng.binomial(2, 0.5, 400), np.full(400, 20.0)], axis=1)
+    is_hard = rng.random(400) < 0.5
+    a = np.stack([10.0 * is_hard + rng.binomial(2, 0.5, 400), np.full(400, 20.0)], axis=1)
     b = a - np.array([1.0, 0.0]) * rng.binomial(1, 0.3, 400)[:, None]
     scorer_a, scorer_b = (scorer("wer", [dict(enumerate(rows))]) for rows in (a, b))
     low, high = percentiles(samples(difference(scorer_a, scorer_b), 400))

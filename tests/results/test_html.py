@@ -187,9 +187,9 @@ def test_a_clip_used_by_two_rows_is_embedded_once(tmp_path: Path):
     write_wave(tmp_path / "a.wav", 0.4)
     players = recordings.Players(1)
     first, second = (players.play(Clip(tmp_path / "a.wav")) for _ in range(2))
-    part = players.play(Clip(tmp_path / "a.wav", 0.0, 0.2))
+    segment = players.play(Clip(tmp_path / "a.wav", 0.0, 0.2))
     assert first.source and not second.source and second.repeats == first.anchor
-    assert part.source and part.seconds == pytest.approx(0.2)
+    assert segment.source and segment.seconds == pytest.approx(0.2)
 
 
 def test_the_audio_of_a_row_on_a_page_is_the_audio_the_model_received(tmp_path: Path):

@@ -78,12 +78,12 @@ def test_win_rates_compare_row_scores_and_count_ties_as_half(tmp_path, capsys):
 
 def test_the_order_of_prediction_lines_does_not_change_the_table(study):
     column = f"{ARMS[1]} - {ARMS[0]} high"
-    before = results.table(study, ARMS).set_index("group")
+    original = results.table(study, ARMS).set_index("group")
     path = study / ARMS[0] / "seed_0/predictions/embedded.jsonl"
     lines = path.read_text().splitlines()
     path.write_text("\n".join(sorted(lines, key=lambda line: json.loads(line)["group"] + line[::-1])) + "\n")
-    after = results.table(study, ARMS).set_index("group").loc[before.index]
-    np.testing.assert_allclose(before[column], after[column])
+    reordered = results.table(study, ARMS).set_index("group").loc[original.index]
+    np.testing.assert_allclose(original[column], reordered[column])
 
 
 def test_rows_of_only_one_arm_are_excluded_and_reported(tmp_path):
@@ -225,12 +225,12 @@ def test_curves_have_one_line_per_arm(study):
 def test_the_command_prints_the_table_and_writes_csv_and_figures(study, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "160")
     assert cli.main(["results", "study=demo", f"runs={study.parent}", f"arms=[{','.join(ARMS)}]"]) == 0
-    printed = capsys.readouterr().out
-    assert "- qwen_audio" in printed and "  difference" not in printed  # side by side
-    assert "asr en" in printed
+    output = capsys.readouterr().out
+    assert "- qwen_audio" in output and "  difference" not in output  # side by side
+    assert "asr en" in output
     for name in ("table.csv", "table.md", "bars.png", "bars.pdf", "curves.png", "curves.pdf"):
         assert (study / name).stat().st_size > 200
-        assert name in printed
+        assert name in output
 
 
 @pytest.mark.parametrize(
@@ -275,8 +275,8 @@ def test_an_unfinished_study_reports_the_progress_of_each_run(tmp_path, capsys):
     assert " ".join(status["state"]) == "evaluated training trained waiting waiting"
     assert status.loc["b", ["step", "of"]].tolist() == [3, 9] and status.loc["a", "benchmarks"] == "embedded"
     assert cli.main(["results", "study=s", f"runs={root.parent}"]) == 0
-    printed = capsys.readouterr().out
-    assert "4 of 5 runs are not evaluated yet" in printed and "b, seed 0: training, step 3 of 9" in printed
+    output = capsys.readouterr().out
+    assert "4 of 5 runs are not evaluated yet" in output and "b, seed 0: training, step 3 of 9" in output
     (root / "study.yaml").write_text("question: Which?\narms: [e, d, c, b, a]\n")
     assert results.status(root)["arm"].tolist() == ["e", "d", "c", "b", "a"]
 
@@ -285,8 +285,8 @@ def test_a_study_without_evaluations_has_a_status_and_curves(tmp_path, capsys):
     run = tmp_path / "runs/s/a/seed_0"
     write_events(run, {"train/loss": [(0, 2.0), (9, 1.0)]})
     assert cli.main(["results", "study=s", f"runs={tmp_path}/runs"]) == 0
-    printed = capsys.readouterr().out
-    assert "1 of 1 runs are not evaluated yet" in printed and f"wrote {tmp_path}/runs/s/curves.png" in printed
+    output = capsys.readouterr().out
+    assert "1 of 1 runs are not evaluated yet" in output and f"wrote {tmp_path}/runs/s/curves.png" in output
 
 
 def test_arms_are_compared_with_the_first_one_of_the_study(study):
