@@ -32,7 +32,7 @@ def tone(n_samples: int, rate: int) -> np.ndarray:
     return (0.3 * np.sin(2 * np.pi * 300 * np.arange(n_samples) / rate)).astype(np.float32)
 
 
-def write(folder, codec: str, wave: np.ndarray, rate: int):
+def write_clip(folder, codec: str, wave: np.ndarray, rate: int):
     file_format, subtype, _ = CODECS[codec]
     path = folder / f"clip.{codec}"
     soundfile.write(path, wave, rate, format=file_format, subtype=subtype)
@@ -123,7 +123,7 @@ def test_any_format_rate_and_channel_count_becomes_16_khz_mono(tmp_path, codec, 
     wave = tone(rate + 13, rate)
     if channels == 2:
         wave = np.stack([1.5 * wave, 0.5 * wave], axis=1)
-    path = write(tmp_path, codec, wave, rate)
+    path = write_clip(tmp_path, codec, wave, rate)
     samples = audio.read(path)
     assert samples.dtype == np.float32 and samples.ndim == 1
     assert len(samples) == audio.n_samples(path) == int((rate + 13) * 16_000 / rate + 0.5)
@@ -133,8 +133,9 @@ def test_any_format_rate_and_channel_count_becomes_16_khz_mono(tmp_path, codec, 
 
 @pytest.mark.parametrize("codec", CODECS)
 def test_a_segment_equals_the_same_slice_of_the_whole_clip(tmp_path, codec):
-    wave = tone(32_000, 16_000) * np.linspace(1, 0.5, 32_000, dtype=np.float32)  # steady: mp3 seeks wrongly in it
-    path = write(tmp_path, codec, wave, 16_000)
+    # A tone, because libsndfile seeks wrongly in an mp3 of a tone. The changing amplitude makes any shift visible.
+    wave = tone(32_000, 16_000) * np.linspace(1, 0.5, 32_000, dtype=np.float32)
+    path = write_clip(tmp_path, codec, wave, 16_000)
     part = audio.read(path, offset=0.75, duration=0.5)
     assert len(part) == audio.n_samples(path, 0.75, 0.5) == 8000
     np.testing.assert_allclose(part, audio.read(path)[12_000:20_000], atol=1e-4)
@@ -144,7 +145,7 @@ def test_a_segment_equals_the_same_slice_of_the_whole_clip(tmp_path, codec):
 def test_length_from_the_header_equals_the_decoded_length_for_short_clips_and_odd_rates(tmp_path):
     for rate in (11_025, 16_000, 32_000, 37_800, 96_000):
         for n in [*range(6, 60), 4410, 44_101]:
-            path = write(tmp_path, "wav", np.zeros(n, np.float32), rate)
+            path = write_clip(tmp_path, "wav", np.zeros(n, np.float32), rate)
             assert audio.n_samples(path) == len(audio.read(path)), (rate, n)
 
 
@@ -180,7 +181,7 @@ def test_reading_a_file_that_is_not_audio_is_an_error_with_its_name(tmp_path, na
 
 
 def test_reading_a_truncated_flac_is_an_error_with_its_name(tmp_path):
-    path = write(tmp_path, "flac", np.random.default_rng(0).uniform(-1, 1, 48_000), 16_000)
+    path = write_clip(tmp_path, "flac", np.random.default_rng(0).uniform(-1, 1, 48_000), 16_000)
     path.write_bytes(path.read_bytes()[:40_000])
     with pytest.raises(AudioError, match=r"clip\.flac: cannot be decoded"):
         audio.read(path)
@@ -188,7 +189,7 @@ def test_reading_a_truncated_flac_is_an_error_with_its_name(tmp_path):
 
 @pytest.mark.parametrize(("n", "reason"), [(0, "holds no samples"), (1, "less than one sample")])
 def test_reading_a_file_without_a_whole_sample_is_an_error_with_its_name(tmp_path, n, reason):
-    path = write(tmp_path, "wav", np.zeros(n, np.float32), 48_000)
+    path = write_clip(tmp_path, "wav", np.zeros(n, np.float32), 48_000)
     for function in (audio.read, audio.n_samples):
         with pytest.raises(AudioError, match=rf"clip\.wav: .*{reason}"):
             function(path)
@@ -199,7 +200,7 @@ def test_samples_that_are_not_finite_are_an_error(tmp_path, value):
     wave = tone(1600, 16_000)
     wave[700] = value
     with pytest.raises(AudioError, match="not finite"):
-        audio.read(write(tmp_path, "wav-float", wave, 16_000))
+        audio.read(write_clip(tmp_path, "wav-float", wave, 16_000))
 
 
 @pytest.mark.parametrize(
@@ -212,7 +213,7 @@ def test_samples_that_are_not_finite_are_an_error(tmp_path, value):
     ],
 )
 def test_a_segment_outside_the_file_is_an_error(tmp_path, offset, duration, reason):
-    path = write(tmp_path, "wav", tone(16_000, 16_000), 16_000)
+    path = write_clip(tmp_path, "wav", tone(16_000, 16_000), 16_000)
     for call in (
         lambda: audio.read(path, offset=offset, duration=duration),
         lambda: audio.n_samples(path, offset, duration),
@@ -222,7 +223,7 @@ def test_a_segment_outside_the_file_is_an_error(tmp_path, offset, duration, reas
 
 
 def test_a_segment_may_end_slightly_after_the_file_because_durations_are_rounded(tmp_path):
-    path = write(tmp_path, "wav", tone(16_000, 16_000), 16_000)
+    path = write_clip(tmp_path, "wav", tone(16_000, 16_000), 16_000)
     assert len(audio.read(path, offset=0.5, duration=0.51)) == audio.n_samples(path, 0.5, 0.51) == 8000
 
 
@@ -324,19 +325,19 @@ def test_a_torchaudio_of_another_torch_version_is_an_error_with_both_versions():
     audio.require_pair("2.11.0+cu130", "2.11.0+cu130")
 
 
-def test_a_torchaudio_that_cannot_be_imported_says_which_pair_to_install():
+def test_the_error_for_a_missing_torchaudio_says_which_versions_to_install():
     code = "import sys; sys.modules['torchaudio'] = None; import auris.audio"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode != 0
-    assert "pip install torch==2.11.0 torchaudio==2.11.0" in done.stderr.splitlines()[-1]
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert process.returncode != 0
+    assert "pip install torch==2.11.0 torchaudio==2.11.0" in process.stderr.splitlines()[-1]
 
 
-# --- files in memory, and stretches as files ---
+# --- files in memory, and segments as files ---
 
 
 @dataclass(frozen=True)
-class Memory:
-    """A file's bytes."""
+class MemoryFile:
+    """Audio file in memory, with its number of samples if that is known."""
 
     content: bytes
     samples: int | None = None
@@ -348,44 +349,44 @@ class Memory:
 FORMATS = ["wav", "flac", "ogg", "mp3", "PCM_U8", "PCM_24", "DOUBLE"]
 
 
-def write_noise(folder: Path, form: str) -> Path:
-    """Two channels at 22,050 Hz."""
+def write_noise(folder: Path, audio_format: str) -> Path:
+    """Write noise in two channels at 22,050 Hz. The format is a suffix, or a subtype of WAV."""
     noise = np.random.default_rng(0).uniform(-0.4, 0.4, (22_050, 2))
-    path = folder / f"noise.{form if form.islower() else 'wav'}"
-    soundfile.write(path, noise, 22_050, subtype=None if form.islower() else form)
+    path = folder / f"noise.{audio_format if audio_format.islower() else 'wav'}"
+    soundfile.write(path, noise, 22_050, subtype=None if audio_format.islower() else audio_format)
     return path
 
 
-@pytest.mark.parametrize("form", FORMATS)
-def test_a_file_in_memory_reads_as_the_file_on_disk(tmp_path, form):
-    path = write_noise(tmp_path, form)
-    memory = Memory(path.read_bytes())
+@pytest.mark.parametrize("audio_format", FORMATS)
+def test_a_file_in_memory_has_the_same_samples_as_on_disk(tmp_path, audio_format):
+    path = write_noise(tmp_path, audio_format)
+    memory = MemoryFile(path.read_bytes())
     assert np.array_equal(audio.read(memory), audio.read(path))
     assert np.array_equal(audio.read(memory, offset=0.2, duration=0.3), audio.read(path, offset=0.2, duration=0.3))
     assert audio.n_samples(memory) == audio.n_samples(path)
 
 
-def test_samples_measured_before_are_not_counted_again():
-    assert audio.n_samples(Memory(b"", 123)) == 123
+def test_the_stored_number_of_samples_is_used_without_decoding():
+    assert audio.n_samples(MemoryFile(b"", 123)) == 123
     with pytest.raises(AudioError):
-        audio.n_samples(Memory(b"", 123), offset=0.1)
+        audio.n_samples(MemoryFile(b"", 123), offset=0.1)
 
 
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("audio_format", FORMATS)
 @pytest.mark.parametrize(("offset", "duration"), [(0.2, 0.3), (0.5, None), (0.9, 0.4)])
-def test_a_stretch_as_a_file_reads_as_the_stretch_of_the_file(tmp_path, form, offset, duration):
-    path = write_noise(tmp_path, form)
-    stretch = Memory(audio.cut(path, offset, duration))
+def test_a_segment_cut_to_a_file_equals_the_segment_of_the_whole_file(tmp_path, audio_format, offset, duration):
+    path = write_noise(tmp_path, audio_format)
+    segment = MemoryFile(audio.cut(path, offset, duration))
     assert np.array_equal(
-        audio.read(stretch, offset=0.0, duration=duration), audio.read(path, offset=offset, duration=duration)
+        audio.read(segment, offset=0.0, duration=duration), audio.read(path, offset=offset, duration=duration)
     )
     assert np.array_equal(
-        audio.read(Memory(audio.cut(Memory(path.read_bytes()), offset, duration))), audio.read(stretch)
+        audio.read(MemoryFile(audio.cut(MemoryFile(path.read_bytes()), offset, duration))), audio.read(segment)
     )
 
 
 @pytest.mark.parametrize("name", ["a\0b.wav", "x" * 5000, "no\nsuch.wav"])
-def test_a_name_that_no_file_has_is_an_audio_error_that_can_be_printed(tmp_path, name):
+def test_an_impossible_file_name_is_an_audio_error_with_a_printable_message(tmp_path, name):
     with pytest.raises(AudioError, match="no such file") as error:
         audio.read(tmp_path / name)
     assert str(error.value).isprintable()

@@ -191,6 +191,7 @@ def expected_key(row: dict[str, Any], sources: list[dict[str, Any]]) -> str:
 
 
 def follow_up(source: dict[str, Any], question: str) -> str:
+    """Return the key of a follow-up question."""
     if source["task"] in ("sec", "mic"):
         return next(heading for heading, items in table_of(source["task"]).items() if source["text"] in items)
     if "language" in question:
@@ -201,6 +202,7 @@ def follow_up(source: dict[str, Any], question: str) -> str:
 
 
 def speakers(gender: str) -> set[str]:
+    """Return the voices of a gender in all splits."""
     return {variant for voices in speech.VOICES.values() for variant in voices[gender]}
 
 
@@ -214,6 +216,7 @@ def slot(statement: str, question: str) -> str:
 
 
 def comparison(sources: list[dict[str, Any]], question: str) -> str:
+    """Return the key of a question that compares several clips."""
     source_labels = [label_of(source) for source in sources]
     if "same" in question:
         return "yes" if len(set(source_labels)) == 1 else "no"
@@ -226,6 +229,7 @@ def comparison(sources: list[dict[str, Any]], question: str) -> str:
 
 
 def fact(question: str) -> str:
+    """Return the key of a question of knowledge: a sum, an opposite, a translation, a category or part of a statement."""
     if match := re.search(r"(\w+) (?:plus|and) (\w+)[?.]?$", question):
         return wordings.NUMBERS[sum(wordings.NUMBERS.index(number) + 1 for number in match.groups()) - 1]
     if match := re.search(r"opposite of (\w+)", question):

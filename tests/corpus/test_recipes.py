@@ -60,6 +60,7 @@ def rows(corpus: Path) -> list[Row]:
 
 
 def rows_of(rows: list[Row], *codes: str) -> Iterator[Row]:
+    """Return the rows of some tasks."""
     return (row for row in rows if row.labels["task"] in codes)
 
 
@@ -87,18 +88,18 @@ def test_rendered_answers_are_parsed_back_to_the_labels(rows: list[Row], tags: b
         parsed = task.answer.parse(task.render(row.labels, tags=tags))
         assert parsed, row.id
         for name, answer in parsed.items():
-            assert alike(row.labels[name], answer), (row.id, answer)
+            assert equals_label(row.labels[name], answer), (row.id, answer)
 
 
-def alike(label: Any, parsed: Any) -> bool:
+def equals_label(label: Any, parsed: Any) -> bool:
     """Return whether a parsed answer equals the label, with times to 0.01 s and speakers numbered in order."""
     if isinstance(parsed, list):
         if parsed and isinstance(parsed[0], dict) and "speaker" in parsed[0]:
             names = list(dict.fromkeys(turn["speaker"] for turn in label))
             label = [{**turn, "speaker": f"speaker {names.index(turn['speaker']) + 1}"} for turn in label]
-        return len(label) == len(parsed) and all(map(alike, label, parsed))
+        return len(label) == len(parsed) and all(map(equals_label, label, parsed))
     if isinstance(parsed, dict):
-        return all(alike(label[name], answer) for name, answer in parsed.items())
+        return all(equals_label(label[name], answer) for name, answer in parsed.items())
     return abs(label - parsed) < 0.0051 if isinstance(parsed, float) else label == parsed
 
 
@@ -166,7 +167,7 @@ def test_the_audio_is_louder_inside_events_and_turns(rows: list[Row]) -> None:
         assert power(clip[inside]) > power(clip[~inside]) if (~inside).any() else True, row.id
 
 
-def test_overlapped_speakers_overlap_and_are_ordered_by_their_start(rows: list[Row]) -> None:
+def test_turns_of_overlapped_speech_overlap_and_are_sorted_by_start(rows: list[Row]) -> None:
     for row in rows_of(rows, "osr"):
         first, second = row.labels["turns"]
         assert first["start"] < second["start"] < first["end"]

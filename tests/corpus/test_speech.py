@@ -80,9 +80,8 @@ def test_boundaries_enclose_the_speech() -> None:
     assert abs(loud[-1] - utterance.boundaries[-1]) < 0.08
 
 
-@pytest.mark.parametrize(
-    "variant", ["m3", "f5", "Alicia"]
-)  # plain, breathy and echoing voices, each with its own internal state
+# Plain, breathy and echoing voices have different internal states.
+@pytest.mark.parametrize("variant", ["m3", "f5", "Alicia"])
 def test_speech_does_not_depend_on_earlier_calls(variant: str) -> None:
     (first,) = say([line(variant=variant)])
     say([line(variant="f2"), line(("le", "roi", "chante"), "fr", "m1")])
@@ -105,7 +104,7 @@ def test_pitch_separates_the_genders_of_all_voices(gender: str, low: float, high
         assert low < pitch_of(utterance.samples) < high, spoken
 
 
-def test_no_voice_clips() -> None:
+def test_no_voice_reaches_full_scale() -> None:
     lines = [line(variant=name, pitch=58) for split in VOICES.values() for names in split.values() for name in names]
     assert all(np.abs(utterance.samples).max() < 1.0 for utterance in say(lines))
 

@@ -79,7 +79,7 @@ def by_row(packs: list[dict]) -> dict[int, tuple[torch.Tensor, ...]]:
     return rows
 
 
-def equal(first: dict[int, tuple[torch.Tensor, ...]], second: dict[int, tuple[torch.Tensor, ...]]) -> bool:
+def equal_rows(first: dict[int, tuple[torch.Tensor, ...]], second: dict[int, tuple[torch.Tensor, ...]]) -> bool:
     same = (torch.equal(a, b) for row in first for a, b in zip(first[row], second[row], strict=True))
     return list(first) == list(second) and all(same)
 
@@ -113,7 +113,7 @@ def test_a_resumed_run_continues_with_the_next_step(speech):
     assert len(loader) == STEPS  # Lightning counts from step 0
     assert len(remaining) == STEPS - 5
     for expected, actual in zip(all_batches[5:], remaining, strict=True):
-        assert equal(by_row(expected), by_row(actual))
+        assert equal_rows(by_row(expected), by_row(actual))
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
@@ -124,20 +124,20 @@ def test_a_step_has_the_same_rows_on_any_number_of_ranks(speech, world):
         ranks = [steps(data, world, rank)[number] for rank in range(world)]
         assert len({len(packs) for packs in ranks}) == 1  # gradients are exchanged once per pack
         actual = by_row([pack for packs in ranks for pack in packs])
-        assert equal(dict(sorted(expected.items())), dict(sorted(actual.items())))
+        assert equal_rows(dict(sorted(expected.items())), dict(sorted(actual.items())))
 
 
 def test_the_loader_serves_the_rank_given_by_the_trainer(speech):
     data = module(speech, sampler_kwargs={"num_replicas": 3, "rank": 2})
     for packs, expected in zip(data.train_dataloader(), (steps(data, 3, 2)[n] for n in range(STEPS)), strict=True):
-        assert equal(by_row(packs), by_row(expected))
+        assert equal_rows(by_row(packs), by_row(expected))
 
 
 def test_worker_processes_do_not_change_the_batches(speech):
     without_workers = module(speech, max_steps=4).train_dataloader()
     with_workers = module(speech, max_steps=4, num_workers=2).train_dataloader()
     for expected, actual in zip(without_workers, with_workers, strict=True):
-        assert equal(by_row(expected), by_row(actual))
+        assert equal_rows(by_row(expected), by_row(actual))
 
 
 def test_full_packs_are_filled_to_the_budget(speech):
@@ -169,7 +169,7 @@ def test_an_unreadable_row_does_not_change_the_other_rows_of_a_pack(speech, tmp_
             assert damaged_pack["rows"] == [row for row in pack["rows"] if row != 5]
             expected = by_row([pack])
             expected.pop(5, None)
-            assert equal(expected, by_row([damaged_pack]))
+            assert equal_rows(expected, by_row([damaged_pack]))
             assert [row for row, _ in damaged_pack["skipped"]] == ["r5"] * (5 in pack["rows"])
             assert all("r5.wav: cannot be decoded" in reason for _, reason in damaged_pack["skipped"])
             n_affected += 5 in pack["rows"]
@@ -184,7 +184,7 @@ def test_a_row_with_invalid_labels_does_not_change_the_other_rows_of_a_step(spee
         expected = by_row(steps(reference, 1, 0)[number])
         expected.pop(5, None)
         actual = by_row(steps(damaged, 1, 0)[number])
-        assert equal(dict(sorted(expected.items())), dict(sorted(actual.items())))
+        assert equal_rows(dict(sorted(expected.items())), dict(sorted(actual.items())))
 
 
 def test_a_pack_without_readable_rows_is_empty_and_lists_the_reasons(tmp_path):
@@ -243,7 +243,7 @@ def test_the_predict_loader_builds_rows_as_their_training_step_did(speech):
     [pack] = steps(data, 1, 0)[2]
     data.predict_entries = data.plan.step(2)
     predicted = by_row(list(data.predict_dataloader()))
-    assert equal(dict(sorted(predicted.items())), dict(sorted(by_row([pack]).items())))
+    assert equal_rows(dict(sorted(predicted.items())), dict(sorted(by_row([pack]).items())))
 
 
 def test_lost_workers_are_reported_once(speech):
@@ -361,7 +361,7 @@ def test_evaluation_rows_have_the_canonical_wording_and_no_augmentation(speech):
     data = module(speech)
     with_masks = EvaluationDataset(data.valid_rows, [[0]], samples_of(augment=MASKS))
     without_masks = EvaluationDataset(data.valid_rows, [[0]], samples_of())
-    assert equal(by_row([with_masks[0]["answered"]]), by_row([without_masks[0]["answered"]]))
+    assert equal_rows(by_row([with_masks[0]["answered"]]), by_row([without_masks[0]["answered"]]))
 
 
 def test_groups_maps_every_usable_validation_group_to_its_metric(tmp_path):
@@ -382,7 +382,7 @@ def test_the_name_of_a_group_contains_the_language_only_for_some_tasks():
 # --- mixtures ---
 
 
-def hub(folder: Path) -> str:
+def write_hub_dataset(folder: Path) -> str:
     """Write the clips of valid.jsonl as a hub dataset: Parquet with embedded audio and other column names."""
     rows = [json.loads(line) for line in (folder / "valid.jsonl").read_text().splitlines()]
     table = {
@@ -395,7 +395,7 @@ def hub(folder: Path) -> str:
 
 def test_a_manifest_and_a_hub_dataset_are_mixed_with_temperature_and_cap(speech, tmp_path):
     labels = {"task": "asr", "language": "en"}
-    source = {"path": hub(speech), "columns": {"text": "sentence"}, "labels": labels}
+    source = {"path": write_hub_dataset(speech), "columns": {"text": "sentence"}, "labels": labels}
     train = [{"path": str(speech / "train.jsonl"), "max_per_epoch": 5}, source]
     data = module(speech, train=train, temperature=2.0, rows_per_step=5, cache_dir=str(tmp_path))
     # 17 rows in the ratio sqrt(14) : sqrt(3) are 12 : 5. The cap reduces that to 5 : 5.

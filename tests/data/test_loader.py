@@ -33,11 +33,11 @@ class Items(Dataset):
         return torch.tensor(number)
 
 
-def die() -> None:
+def kill_worker() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def stop() -> None:
+def hang_worker() -> None:
     """Hang in a state that only SIGKILL ends."""
     os.kill(os.getpid(), signal.SIGSTOP)
 
@@ -70,7 +70,7 @@ def test_items_come_in_order_from_the_start_position(num_workers, restarts):
 
 def test_a_worker_that_dies_is_replaced_and_no_item_is_lost(tmp_path, restarts):
     before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    assert numbers(load(Items(tmp_path, 4, die), restarts)) == list(range(9))
+    assert numbers(load(Items(tmp_path, 4, kill_worker), restarts)) == list(range(9))
     [(number, reason)] = restarts
     assert number <= 4 and "Killed (the machine may be out of memory)" in reason
     assert signal.signal(signal.SIGCHLD, before) is signal.SIG_DFL
@@ -82,7 +82,7 @@ def test_the_signal_handler_of_torchs_loader_has_no_effect(tmp_path, restarts, m
     monkeypatch.setattr(signal_handling, "_SIGCHLD_handler_set", False)
     assert len(list(DataLoader(range(3), num_workers=1))) == 3
     assert signal.getsignal(signal.SIGCHLD).__module__ == signal_handling.__name__
-    assert numbers(load(Items(tmp_path, 4, die), restarts)) == list(range(9)) and len(restarts) == 1
+    assert numbers(load(Items(tmp_path, 4, kill_worker), restarts)) == list(range(9)) and len(restarts) == 1
 
 
 def test_a_worker_killed_between_two_items_is_replaced(restarts):
@@ -99,7 +99,7 @@ def test_a_worker_killed_between_two_items_is_replaced(restarts):
 
 def test_a_worker_that_hangs_is_replaced_after_the_timeout(tmp_path, restarts):
     started = time.monotonic()
-    assert numbers(load(Items(tmp_path, 4, stop), restarts, timeout=1.0)) == list(range(9))
+    assert numbers(load(Items(tmp_path, 4, hang_worker), restarts, timeout=1.0)) == list(range(9))
     assert 1.0 < time.monotonic() - started < 15
     [(number, reason)] = restarts
     assert number <= 4 and reason == "no item arrived within 1 s"
@@ -108,7 +108,7 @@ def test_a_worker_that_hangs_is_replaced_after_the_timeout(tmp_path, restarts):
 
 def test_an_item_that_always_kills_its_worker_is_an_error_with_its_number(tmp_path, restarts):
     with pytest.raises(LoaderError, match=r"lost 3 times at step 4 .*Killed.*data\.num_workers=0") as error:
-        numbers(load(Items(tmp_path, 4, die, times=99), restarts, num_workers=1))
+        numbers(load(Items(tmp_path, 4, kill_worker, times=99), restarts, num_workers=1))
     assert error.value.number == 4 and [number for number, _ in restarts if number == 4] == [4, 4]
     assert active_children() == []
 

@@ -13,7 +13,7 @@ from auris.data.long_audio import OVERLAP, WINDOW, merge_transcripts, split_row,
 from auris.data.rows import Clip, Row
 
 
-def always(row: Row) -> bool:
+def accept_all(row: Row) -> bool:
     return True
 
 
@@ -31,14 +31,14 @@ def test_only_a_long_row_is_split_into_windows(tmp_path: Path):
     soundfile.write(tmp_path / "long.wav", np.zeros(40 * 8000), 8000)
     soundfile.write(tmp_path / "short.wav", np.zeros(8000), 8000)
     long = Row("a", (Clip(tmp_path / "long.wav"),), {"task": "asr"})
-    assert [(r.id, r.clips[0].offset, r.clips[0].duration) for r in split_row(long, always)] == [
+    assert [(r.id, r.clips[0].offset, r.clips[0].duration) for r in split_row(long, accept_all)] == [
         ("a#0", 0.0, 30.0),
         ("a#1", 10.0, 30.0),
     ]
     from_five = Row("b", (Clip(tmp_path / "long.wav", offset=5.0, duration=34.0),), {"task": "asr"})
-    assert [r.clips[0].offset for r in split_row(from_five, always)] == [5.0, 9.0]
+    assert [r.clips[0].offset for r in split_row(from_five, accept_all)] == [5.0, 9.0]
     short = Row("c", (Clip(tmp_path / "short.wav"),), {"task": "asr"})
-    assert split_row(short, always) == [short]
+    assert split_row(short, accept_all) == [short]
     assert split_row(long, lambda row: False) == [long]
 
 

@@ -28,7 +28,7 @@ def sources(*sizes: int, weights: tuple[float, ...] | None = None) -> list[Manif
     ]
 
 
-def numbers_of(manifests: Iterable[Manifest]) -> list[range]:
+def row_ranges(manifests: Iterable[Manifest]) -> list[range]:
     """Return the row numbers of each manifest. Rows are numbered consecutively over all manifests."""
     ends = accumulate((len(manifest.rows) for manifest in manifests), initial=0)
     return [range(start, end) for start, end in pairwise(ends)]
@@ -50,7 +50,7 @@ def plan(*sizes: int, weights: tuple[float, ...] | None = None, **settings) -> P
     return Plan(sources=sources(*sizes, weights=weights), **defaults | settings)
 
 
-def take(p: Plan, n_rows: int) -> list[tuple[int, int]]:
+def first_entries(p: Plan, n_rows: int) -> list[tuple[int, int]]:
     """Return the first (row, epoch) entries of the stream of rows."""
     entries = [entry for k in range(-(-n_rows // p.rows_per_step)) for entry in p.step(k)]
     return entries[:n_rows]
@@ -63,7 +63,7 @@ def take(p: Plan, n_rows: int) -> list[tuple[int, int]]:
 def test_each_epoch_of_the_stream_contains_every_row_once(sizes):
     p = plan(*sizes)
     n = p.epoch_rows
-    stream = take(p, 4 * n)
+    stream = first_entries(p, 4 * n)
     for epoch in range(4):
         assert sorted(stream[epoch * n : (epoch + 1) * n]) == [(row, epoch) for row in range(n)]
 
@@ -82,10 +82,10 @@ def mixed(*caps: int | None, sizes=(64, 9, 1), **settings) -> Plan:
     return Plan(sources=capped, **defaults | settings)
 
 
-def quotas(p: Plan, n_epochs: int) -> list[list[int]]:
+def rows_by_source(p: Plan, n_epochs: int) -> list[list[int]]:
     """Return the number of rows of each source in each epoch of the stream."""
     n, ends = p.epoch_rows, np.cumsum([len(source.rows) for source in p.sources])
-    rows = np.array([row for row, _ in take(p, n_epochs * n)]).reshape(n_epochs, n)
+    rows = np.array([row for row, _ in first_entries(p, n_epochs * n)]).reshape(n_epochs, n)
     return [
         np.bincount(np.searchsorted(ends, epoch_rows, side="right"), minlength=len(ends)).tolist()
         for epoch_rows in rows
@@ -108,14 +108,14 @@ def quotas(p: Plan, n_epochs: int) -> list[list[int]]:
 )
 def test_every_epoch_contains_exactly_the_quota_of_each_source(settings, expected):
     p = mixed(*settings.get("caps", ()), **{key: value for key, value in settings.items() if key != "caps"})
-    assert quotas(p, 7) == [expected] * 7 and p.epoch_rows == sum(expected)
+    assert rows_by_source(p, 7) == [expected] * 7 and p.epoch_rows == sum(expected)
 
 
 @pytest.mark.parametrize("settings", [{"temperature": 3}, {"caps": (10, 4, None)}])
 def test_no_row_of_a_source_repeats_before_all_its_rows_have_been_used(settings):
     p = mixed(*settings.get("caps", ()), temperature=settings.get("temperature"))
-    stream = take(p, 12 * p.epoch_rows)
-    for rows in numbers_of(p.sources):
+    stream = first_entries(p, 12 * p.epoch_rows)
+    for rows in row_ranges(p.sources):
         entries = [(row, source_epoch) for row, source_epoch in stream if row in rows]
         for source_epoch, start in enumerate(range(0, len(entries) - len(rows) + 1, len(rows))):
             assert sorted(entries[start : start + len(rows)]) == [(row, source_epoch) for row in rows]
@@ -152,10 +152,10 @@ def test_a_temperature_or_cap_without_effect_is_an_error(build, message):
 
 
 def test_epochs_and_seeds_have_different_orders():
-    stream = take(plan(50), 100)
+    stream = first_entries(plan(50), 100)
     first, second = [row for row, _ in stream[:50]], [row for row, _ in stream[50:]]
     assert first != second and first != sorted(first)
-    assert [row for row, _ in take(plan(50, seed=2), 50)] != first
+    assert [row for row, _ in first_entries(plan(50, seed=2), 50)] != first
 
 
 def test_the_stream_does_not_depend_on_the_order_of_rows_or_sources():
@@ -173,8 +173,8 @@ def test_the_stream_does_not_depend_on_the_order_of_rows_or_sources():
 
 
 def test_adding_a_row_to_a_source_does_not_change_the_order_of_the_others():
-    before = [row for row, _ in take(plan(40), 40)]
-    after = [row for row, _ in take(plan(41), 41) if row != 40]
+    before = [row for row, _ in first_entries(plan(40), 40)]
+    after = [row for row, _ in first_entries(plan(41), 41) if row != 40]
     assert after == before
 
 
@@ -183,13 +183,13 @@ def test_adding_a_row_to_a_source_does_not_change_the_order_of_the_others():
 )
 def test_the_shares_of_sources_hold_at_every_point_of_the_stream(weights, max_error):
     p = plan(*range(7, 7 + len(weights)), weights=weights)
-    stream = np.array([row for row, _ in take(p, 2000)])
+    stream = np.array([row for row, _ in first_entries(p, 2000)])
     shares = np.array(weights) / sum(weights)
-    for rows, share in zip(numbers_of(p.sources), shares, strict=True):
+    for rows, share in zip(row_ranges(p.sources), shares, strict=True):
         from_source = (stream >= rows.start) & (stream < rows.stop)
         expected = share * np.arange(1, len(stream) + 1)
         assert np.abs(np.cumsum(from_source) - expected).max() <= max_error + 1e-6
-    counts = Counter(take(p, 2000))
+    counts = Counter(first_entries(p, 2000))
     assert set(counts.values()) == {1}  # no row is repeated within one epoch of its source
 
 
@@ -285,7 +285,7 @@ def test_steps_for_returns_enough_steps_to_cover_every_row():
 # --- full packs ---
 
 
-def fill(p: Plan, steps: Iterable[int]) -> float:
+def fill_ratio(p: Plan, steps: Iterable[int]) -> float:
     """Return the number of tokens in the packs of these steps, divided by the token budget of these packs."""
     packs = [pack for k in steps for pack in p.packs(k, world=1, rank=0)]
     return sum(int(p.lengths[row]) for pack in packs for row, _ in pack) / (len(packs) * p.token_budget)
@@ -295,8 +295,8 @@ def fill(p: Plan, steps: Iterable[int]) -> float:
 def test_packs_of_speech_are_at_least_99_percent_full(token_budget):
     p = plan(5000, lengths=speech_lengths(5000), rows_per_step=None, token_budget=token_budget)
     n_packs = p.steps_for(1)
-    assert fill(p, range(n_packs)) >= 0.99
-    assert min(fill(p, [k]) for k in range(n_packs - 1)) >= 0.99
+    assert fill_ratio(p, range(n_packs)) >= 0.99
+    assert min(fill_ratio(p, [k]) for k in range(n_packs - 1)) >= 0.99
 
 
 @pytest.mark.parametrize("world", [1, 2])

@@ -111,22 +111,22 @@ def test_the_same_row_id_in_two_manifests_is_an_error(tmp_path):
         read_manifests(paths)
 
 
-def mixed(folder: Path) -> list[dict]:
+def rows_of_three_tasks(folder: Path) -> list[dict]:
     task_labels = [("asr", ASR), ("sec", {"task": "sec", "text": "rain"}), ("mic", {"task": "mic", "text": "flute"})]
     return [{"id": f"{code}{n}", "audio": "a.wav", **labels} for n in range(3) for code, labels in task_labels]
 
 
 def test_tasks_selects_rows_and_limit_the_first_of_each_task(tmp_path):
-    rows = read(tmp_path, *mixed(tmp_path), tasks=["asr", "mic"], limit=2)
+    rows = read(tmp_path, *rows_of_three_tasks(tmp_path), tasks=["asr", "mic"], limit=2)
     assert [row.id for row in rows] == ["asr0", "mic0", "asr1", "mic1"]
-    assert len(read(tmp_path, *mixed(tmp_path), limit=1)) == 3
+    assert len(read(tmp_path, *rows_of_three_tasks(tmp_path), limit=1)) == 3
 
 
 def test_tasks_without_rows_and_unknown_tasks_are_an_error(tmp_path):
     with pytest.raises(ValueError, match="has no rows of tasks"):
-        read(tmp_path, *mixed(tmp_path), tasks=["lid"])
+        read(tmp_path, *rows_of_three_tasks(tmp_path), tasks=["lid"])
     with pytest.raises(ValueError, match="unknown task 'arsr'"):
-        read(tmp_path, *mixed(tmp_path), tasks=["arsr"])
+        read(tmp_path, *rows_of_three_tasks(tmp_path), tasks=["arsr"])
 
 
 def test_an_empty_manifest_is_an_error(tmp_path):
@@ -135,7 +135,7 @@ def test_an_empty_manifest_is_an_error(tmp_path):
 
 
 def test_the_weight_of_an_entry_is_in_its_manifest(tmp_path):
-    path = write_manifest(tmp_path / "rows.jsonl", mixed(tmp_path))
+    path = write_manifest(tmp_path / "rows.jsonl", rows_of_three_tasks(tmp_path))
     weighted, plain = read_manifests([{"path": path, "weight": 3, "tasks": ["asr"]}])[0], read_manifests([path])[0]
     assert (weighted.weight, plain.weight) == (3, None)
 
@@ -144,10 +144,10 @@ def test_the_digest_changes_with_the_content_of_the_file(tmp_path):
     def digest() -> str:
         return read_manifests([tmp_path / "rows.jsonl"])[0].digest
 
-    write_manifest(tmp_path / "rows.jsonl", mixed(tmp_path))
+    write_manifest(tmp_path / "rows.jsonl", rows_of_three_tasks(tmp_path))
     before = digest()
     assert digest() == before
-    write_manifest(tmp_path / "rows.jsonl", mixed(tmp_path)[:-1])
+    write_manifest(tmp_path / "rows.jsonl", rows_of_three_tasks(tmp_path)[:-1])
     assert digest() != before
 
 
@@ -283,6 +283,6 @@ def test_dialogues_are_selected_by_task_like_other_rows(tmp_path):
     rows = [
         {"messages": [TEXT_ONLY, ANSWER]},
         {"messages": [TEXT_ONLY], "chosen": "a", "rejected": "b"},
-        *mixed(tmp_path),
+        *rows_of_three_tasks(tmp_path),
     ]
     assert [row.labels["task"] for row in read(tmp_path, *rows, tasks=["preference", "chat"])] == ["chat", "preference"]

@@ -230,7 +230,7 @@ def test_a_clip_longer_than_stated_fits_the_planned_length_or_is_an_error(tmp_pa
 # --- randomness ---
 
 
-def same(first, second) -> bool:
+def equal_samples(first, second) -> bool:
     return np.array_equal(first.ids, second.ids) and all(
         torch.equal(a, b) for a, b in zip(first.mels, second.mels, strict=True)
     )
@@ -242,7 +242,7 @@ def test_a_sample_depends_only_on_seed_epoch_and_row_id(tmp_path):
     reference = samples.build(row, 0, epoch=5)
     torch.manual_seed(99)
     np.random.seed(99)
-    assert same(reference, samples_of(prompt=BothPrompts(), augment=WARP, seed=3).build(row, 17, epoch=5))
+    assert equal_samples(reference, samples_of(prompt=BothPrompts(), augment=WARP, seed=3).build(row, 17, epoch=5))
     others = [
         samples.build(row, 0, epoch=6),
         samples_of(prompt=BothPrompts(), augment=WARP, seed=4).build(row, 0, epoch=5),
@@ -263,7 +263,7 @@ def test_augmentation_does_not_use_the_global_random_generator(tmp_path):
 def test_evaluation_has_no_augmentation_and_the_canonical_wording(tmp_path):
     row = row_of(tmp_path, 1.0)
     plain, augmented = samples_of(), samples_of(augment=WARP)
-    assert same(plain.build(row, 0, None), augmented.build(row, 0, None))
+    assert equal_samples(plain.build(row, 0, None), augmented.build(row, 0, None))
     assert not torch.equal(plain.build(row, 0, 0).mels[0], augmented.build(row, 0, 0).mels[0])
     canonical = NaturalPrompt().turns(row.labels, 1)
     pads = [[tokenizer().pad_of(canonical)] * GEOMETRY.tokens(100)]
@@ -631,16 +631,16 @@ def test_a_task_of_two_clips_with_one_clip_is_an_error(tmp_path):
 @pytest.mark.parametrize("code", [code for code, task in TASKS.items() if task.hours])
 def test_a_row_of_every_task_is_planned_and_built(tmp_path, code, prompt):
     task = TASKS[code]
-    own = {"text": task.choices[0]} if task.choices else {}
-    labels = {**{name: EXAMPLE[name] for name in task.needs}, **own}
+    answer = {"text": task.choices[0]} if task.choices else {}
+    labels = {**{name: EXAMPLE[name] for name in task.needs}, **answer}
     write_wave(tmp_path / "a.wav", 0.5)
     row = read_row(tmp_path, audio=["a.wav"] * task.clips, task=code, **labels)
     samples = samples_of(prompt=prompt)
     assert row.problem is None
     assert planned_length(samples, row) >= max_built_length(samples, row, epochs=3)
     sample = samples.build(row, 0, None)
-    answer = tokenizer().decode(sample.ids[sample.supervise].tolist(), control=True)
-    assert answer.endswith(task.render(labels, tags=not prompt.natural) + "<|endoftext|>")
+    decoded = tokenizer().decode(sample.ids[sample.supervise].tolist(), control=True)
+    assert decoded.endswith(task.render(labels, tags=not prompt.natural) + "<|endoftext|>")
 
 
 def test_in_the_text_view_each_clip_is_replaced_by_its_own_text(tmp_path):

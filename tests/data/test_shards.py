@@ -45,7 +45,7 @@ def pack(manifest: Path, out: Path, processes: int = 1, **entry: object) -> Cons
     return console
 
 
-def content(folder: Path) -> dict[str, bytes]:
+def file_contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
@@ -58,9 +58,9 @@ def packed_dir(manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 def test_two_processes_write_the_same_files_as_one(manifest, packed_dir, tmp_path):
     pack(manifest, tmp_path / "two", processes=2)
-    assert content(tmp_path / "two") == content(packed_dir)
+    assert file_contents(tmp_path / "two") == file_contents(packed_dir)
     names = {"index.parquet", "problems.jsonl", "shards.json", *(f"shard-0000{n}.parquet" for n in range(6))}
-    assert set(content(packed_dir)) == names
+    assert set(file_contents(packed_dir)) == names
 
 
 def test_unusable_rows_are_counted_and_listed(manifest, tmp_path):
@@ -86,7 +86,7 @@ def test_a_clip_that_the_disk_cannot_read_is_reported_with_its_row(manifest, tmp
     assert "r2.wav: cannot be read ([Errno 5] Input/output error)" in problems[0]["reason"]
 
 
-def test_a_stopped_run_resumes(manifest, packed_dir, tmp_path, monkeypatch):
+def test_packing_resumes_after_an_error(manifest, packed_dir, tmp_path, monkeypatch):
     """The disk is full at the fourth shard of the first run."""
     open_atomic, out = writer.open_atomic, tmp_path / "out"
 
@@ -106,11 +106,11 @@ def test_a_stopped_run_resumes(manifest, packed_dir, tmp_path, monkeypatch):
     mtimes = {path: path.stat().st_mtime_ns for path in out.glob("shard-*.parquet")}
     assert len(mtimes) == 3 and not list(out.glob("*.tmp"))
     pack(manifest, out)
-    assert content(out) == content(packed_dir)
+    assert file_contents(out) == file_contents(packed_dir)
     assert all(path.stat().st_mtime_ns == mtime for path, mtime in mtimes.items())
 
 
-def test_a_killed_run_resumes(manifest, packed_dir, tmp_path):
+def test_packing_resumes_after_being_killed(manifest, packed_dir, tmp_path):
     out = tmp_path / "out"
     arguments = [f"rows={manifest}", f"out={out}", "rows_per_shard=3", "processes=2"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])}
@@ -121,7 +121,7 @@ def test_a_killed_run_resumes(manifest, packed_dir, tmp_path):
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     pack(manifest, out)
-    assert content(out) == content(packed_dir)
+    assert file_contents(out) == file_contents(packed_dir)
 
 
 @pytest.mark.parametrize("n_bytes", [None, 50, -1])
@@ -136,7 +136,7 @@ def test_repeating_the_command_packs_only_damaged_shards(manifest, packed_dir, t
         damaged.write_bytes(damaged.read_bytes()[:n_bytes] + bytes(1))
     (out / "index.parquet").write_bytes(b"")
     pack(manifest, out)
-    assert content(out) == content(packed_dir) and intact.stat().st_mtime_ns == before
+    assert file_contents(out) == file_contents(packed_dir) and intact.stat().st_mtime_ns == before
 
 
 @pytest.mark.parametrize("name", ["shards.json", "shard-00002.json"])
@@ -148,15 +148,15 @@ def test_a_damaged_list_of_shards_is_reported_and_its_shards_are_packed_again(
     shutil.copytree(packed_dir, out)
     (out / name).write_bytes(damaged)
     assert f"{out / name} is damaged" in pack(manifest, out).export_text()
-    assert content(out) == content(packed_dir)
+    assert file_contents(out) == file_contents(packed_dir)
 
 
 @pytest.mark.parametrize("entry", [{"limit": 5}, {"tasks": ["asr"], "limit": 1}, {"labels": {"speaker": "eve"}}])
 def test_a_directory_with_shards_of_other_rows_is_an_error_and_stays_unchanged(manifest, packed_dir, entry):
-    before = content(packed_dir)
+    before = file_contents(packed_dir)
     with pytest.raises(ValueError, match="holds shards of other rows"):
         pack(manifest, packed_dir, **entry)
-    assert content(packed_dir) == before
+    assert file_contents(packed_dir) == before
 
 
 def test_invalid_settings_are_an_error(manifest, tmp_path):

@@ -350,7 +350,7 @@ def bucket(packed, tmp_path):
     """Copy `packed` and a hub dataset to the memory storage, and return its URL."""
     memory = fsspec.filesystem("memory")
     memory.put(str(packed), "/bucket/packed", recursive=True)
-    memory.put(str(hub(tmp_path, n=3)), "/bucket/a.parquet")
+    memory.put(str(write_hub_dataset(tmp_path, n=3)), "/bucket/a.parquet")
     yield "memory://bucket"
     memory.rm("/bucket", recursive=True)
 
@@ -397,18 +397,22 @@ def test_an_audio_path_outside_the_folder_of_its_file_is_not_read(tmp_path, path
     folder.mkdir()
     write_wave(tmp_path / "secret.wav", 0.5)
     paths = pa.array([path.format(root=tmp_path)] * 3)
-    rows = read(hub(folder, n=3, audio=paths), **FORM).rows
+    rows = read(write_hub_dataset(folder, n=3, audio=paths), **FORM).rows
     assert all(row.problem and "is outside of" in row.problem for row in rows)
 
 
 @pytest.mark.parametrize("path", ["a\0b.wav", 5000 * "x", "\u202e/猫.wav", " ", "."])
 def test_rows_with_impossible_audio_paths_are_unusable(tmp_path, path):
-    measured = measure([read(hub(tmp_path, n=3, audio=pa.array([path] * 3)), **FORM)], samples_of(), tmp_path / "cache")
+    measured = measure(
+        [read(write_hub_dataset(tmp_path, n=3, audio=pa.array([path] * 3)), **FORM)], samples_of(), tmp_path / "cache"
+    )
     assert list(measured.problems) == [0, 1, 2]
 
 
 def test_audio_paths_in_a_file_from_a_url_are_not_read(bucket, tmp_path):
-    fsspec.filesystem("memory").put(str(hub(tmp_path, n=2, audio=pa.array(["a.wav", "b.wav"]))), "/bucket/b.parquet")
+    fsspec.filesystem("memory").put(
+        str(write_hub_dataset(tmp_path, n=2, audio=pa.array(["a.wav", "b.wav"]))), "/bucket/b.parquet"
+    )
     assert all("audio paths of a URL are not read" in row.problem for row in read(f"{bucket}/b.parquet", **FORM).rows)
 
 
@@ -416,7 +420,7 @@ def audio_bytes(seconds: float, folder: Path) -> bytes:
     return write_wave(folder / "sound.flac", seconds).read_bytes()
 
 
-def hub(folder: Path, name: str = "a.parquet", n: int = 5, **fields: Any) -> Path:
+def write_hub_dataset(folder: Path, name: str = "a.parquet", n: int = 5, **fields: Any) -> Path:
     """Write a file as `datasets` does: audio as {bytes, path}, several rows per row group."""
     columns = {
         "audio": [{"bytes": audio_bytes(0.3 + 0.1 * k, folder), "path": f"{k}.flac"} for k in range(n)],
@@ -431,7 +435,7 @@ FORM = {"columns": {"text": "sentence"}, "labels": {"task": "asr", "language": "
 
 
 def test_a_hub_dataset_is_read_with_a_column_map(tmp_path):
-    rows = read(hub(tmp_path), **FORM).rows
+    rows = read(write_hub_dataset(tmp_path), **FORM).rows
     assert [row.problem for row in rows] == [None] * 5
     assert rows[3].labels == {"text": "the cat sat 3", "task": "asr", "language": "en"}
     assert rows[3].id == "a.parquet:3"
@@ -442,8 +446,8 @@ def test_a_hub_dataset_is_read_with_a_column_map(tmp_path):
 
 
 def test_files_that_match_a_pattern_are_read_in_the_order_of_their_names(tmp_path):
-    hub(tmp_path, "b.parquet", 3)
-    hub(tmp_path, "a.parquet", 2)
+    write_hub_dataset(tmp_path, "b.parquet", 3)
+    write_hub_dataset(tmp_path, "a.parquet", 2)
     assert [row.id for row in read(tmp_path / "*.parquet", **FORM).rows] == [
         *("a.parquet:0", "a.parquet:1"),
         *("b.parquet:0", "b.parquet:1", "b.parquet:2"),
@@ -465,7 +469,7 @@ def audio_columns(folder: Path) -> dict[str, Any]:
 @pytest.mark.parametrize("index", range(5))
 def test_audio_is_read_from_every_supported_column_type(tmp_path, index):
     column = list(audio_columns(tmp_path).values())[index]
-    rows = read(hub(tmp_path, n=2, audio=column), **FORM).rows
+    rows = read(write_hub_dataset(tmp_path, n=2, audio=column), **FORM).rows
     assert [row.problem for row in rows] == [None, None]
     assert [len(row.clips[0].path.read()) for row in rows] == [
         len(audio_bytes(0.3, tmp_path)),
@@ -481,7 +485,7 @@ def test_an_audio_path_is_relative_to_the_folder_of_its_file(tmp_path, kind):
     structs = pa.array(
         [{"bytes": None, "path": path} for path in paths], pa.struct({"bytes": pa.binary(), "path": pa.string()})
     )
-    rows = read(hub(tmp_path, n=2, audio=paths if kind == "strings" else structs), **FORM).rows
+    rows = read(write_hub_dataset(tmp_path, n=2, audio=paths if kind == "strings" else structs), **FORM).rows
     assert rows[0].clips[0].path == tmp_path / "x.wav" and len(build_row(rows[0])) == 3
     assert "gone.wav: no such file" in build_row(rows[1])[0]
     assert [row.id for row in rows.without_duration()] == ["a.parquet:0", "a.parquet:1"]
@@ -490,7 +494,7 @@ def test_an_audio_path_is_relative_to_the_folder_of_its_file(tmp_path, kind):
 def test_a_null_cell_is_a_missing_field(tmp_path):
     clip = pa.struct({"bytes": pa.binary(), "path": pa.string()})
     rows = read(
-        hub(
+        write_hub_dataset(
             tmp_path,
             n=3,
             audio=pa.array([None, {"path": "x"}, {"bytes": audio_bytes(0.3, tmp_path)}], clip),
@@ -512,8 +516,10 @@ def test_a_dialogue_uses_the_audio_of_its_column(tmp_path):
 
 
 def test_an_empty_or_damaged_file_counts_as_one_unusable_row(tmp_path):
-    hub(tmp_path, "a.parquet", 3)
-    hub(tmp_path, "b.parquet", 0, audio=pa.array([], pa.struct({"bytes": pa.binary(), "path": pa.string()})))
+    write_hub_dataset(tmp_path, "a.parquet", 3)
+    write_hub_dataset(
+        tmp_path, "b.parquet", 0, audio=pa.array([], pa.struct({"bytes": pa.binary(), "path": pa.string()}))
+    )
     (tmp_path / "c.parquet").write_bytes(b"")
     (tmp_path / "d.parquet").write_bytes(b"PAR1 and no more")
     rows = read(tmp_path / "*.parquet", **FORM).rows
@@ -537,7 +543,7 @@ HOSTILE = {
 @pytest.mark.parametrize("field", ["sentence", "audio", "id", "duration", "messages"])
 @pytest.mark.parametrize("kind", HOSTILE)
 def test_a_column_of_a_wrong_type_is_not_an_exception(tmp_path, kind, field):
-    rows = read(hub(tmp_path, n=3, **{field: HOSTILE[kind]}), **FORM).rows
+    rows = read(write_hub_dataset(tmp_path, n=3, **{field: HOSTILE[kind]}), **FORM).rows
     row_list = list(rows)
     assert [row.id for row in row_list] == [rows[n].id for n in range(3)]
     assert len(measure([read(tmp_path / "a.parquet", **FORM)], samples_of(), tmp_path / "cache").tokens) == 3
@@ -546,7 +552,7 @@ def test_a_column_of_a_wrong_type_is_not_an_exception(tmp_path, kind, field):
 
 
 def test_a_hub_dataset_can_be_packed_into_shards(tmp_path):
-    hub(tmp_path, n=5)
+    write_hub_dataset(tmp_path, n=5)
     entry = {"path": str(tmp_path / "a.parquet"), **FORM}
     pack_shards(entry, tmp_path / "out", rows_per_shard=2, processes=1, console=QUIET)
     expected, actual = read(tmp_path / "a.parquet", **FORM).rows, read(tmp_path / "out").rows

@@ -31,7 +31,7 @@ def write(rows: Any, out: Path, **settings: Any) -> Summary:
     return prepare.prepare(rows, out, **defaults | settings)
 
 
-def lines(path: Path) -> list[dict[str, Any]]:
+def read_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
@@ -39,7 +39,7 @@ def test_a_manifest_has_the_measured_duration_of_each_clip_and_relative_paths(tm
     layouts.sound(tmp_path / "in/a.flac", 1.25, 44_100)
     row = {"id": "a", "audio": tmp_path / "in/a.flac", "task": "asr", "language": "en", "text": "hé", "split": "dev"}
     summary = write([row], tmp_path / "out/rows.jsonl")
-    [written] = lines(tmp_path / "out/rows.jsonl")
+    [written] = read_lines(tmp_path / "out/rows.jsonl")
     assert written == {**row, "audio": "../in/a.flac", "duration": 1.25, "provenance": "real"}
     [manifest] = read_manifests([tmp_path / "out/rows.jsonl"])
     assert manifest.rows[0].problem is None and manifest.rows[0].clips[0].path.is_file()
@@ -50,7 +50,7 @@ def test_a_manifest_has_the_measured_duration_of_each_clip_and_relative_paths(tm
 def test_a_row_may_override_the_common_labels(tmp_path):
     first, second = rows_of(tmp_path, "a", "b")
     write([{**first, "provenance": "tts"}, second], tmp_path / "rows.jsonl")
-    assert [row["provenance"] for row in lines(tmp_path / "rows.jsonl")] == ["tts", "real"]
+    assert [row["provenance"] for row in read_lines(tmp_path / "rows.jsonl")] == ["tts", "real"]
 
 
 def test_output_to_a_folder_has_a_manifest_for_each_split(tmp_path):
@@ -59,9 +59,9 @@ def test_output_to_a_folder_has_a_manifest_for_each_split(tmp_path):
         for row, split in zip(rows_of(tmp_path, *"abc"), ("train", "test", "train"), strict=True)
     ]
     write([*rows, {"id": "d", "problem": "gone"}], tmp_path / "out")
-    assert [row["id"] for row in lines(tmp_path / "out/train.jsonl")] == ["a", "c"]
-    assert [row["id"] for row in lines(tmp_path / "out/test.jsonl")] == ["b"]
-    assert lines(tmp_path / "out/unusable.jsonl") == [{"provenance": "real", "id": "d", "problem": "gone"}]
+    assert [row["id"] for row in read_lines(tmp_path / "out/train.jsonl")] == ["a", "c"]
+    assert [row["id"] for row in read_lines(tmp_path / "out/test.jsonl")] == ["b"]
+    assert read_lines(tmp_path / "out/unusable.jsonl") == [{"provenance": "real", "id": "d", "problem": "gone"}]
 
 
 def test_a_segment_without_a_duration_ends_at_the_end_of_the_file(tmp_path):
@@ -69,8 +69,8 @@ def test_a_segment_without_a_duration_ends_at_the_end_of_the_file(tmp_path):
     row = {"audio": tmp_path / "a.wav", "task": "asr", "language": "en", "text": "hello"}
     rows = [{**row, "id": "end", "offset": 1.5}, {**row, "id": "over", "offset": 1.5, "duration": 0.6}]
     write([*rows, {**row, "id": "beyond", "offset": 3.0, "duration": 1.0}], tmp_path / "rows.jsonl")
-    assert [row["duration"] for row in lines(tmp_path / "rows.jsonl")] == [0.5, 0.5]
-    [bad] = lines(tmp_path / "rows.unusable.jsonl")
+    assert [row["duration"] for row in read_lines(tmp_path / "rows.jsonl")] == [0.5, 0.5]
+    [bad] = read_lines(tmp_path / "rows.unusable.jsonl")
     assert bad["id"] == "beyond" and "is beyond its end at 2.000 s" in bad["problem"]
 
 
@@ -78,7 +78,7 @@ def test_audio_embedded_in_a_table_is_saved_next_to_the_manifest(tmp_path):
     data = layouts.sound(tmp_path / "a.flac", 0.75).read_bytes()
     row = {"id": "a", "audio": EmbeddedAudio(data, ".flac"), "task": "sec", "text": "rain"}
     write([row], tmp_path / "out/rows.jsonl")
-    [written] = lines(tmp_path / "out/rows.jsonl")
+    [written] = read_lines(tmp_path / "out/rows.jsonl")
     assert written["duration"] == 0.75
     assert (tmp_path / "out" / written["audio"]).read_bytes() == data
 
@@ -86,7 +86,7 @@ def test_audio_embedded_in_a_table_is_saved_next_to_the_manifest(tmp_path):
 def test_rows_with_two_clips_keep_a_list_of_paths(tmp_path):
     first, second = (row["audio"] for row in rows_of(tmp_path, "a", "b"))
     write([{"id": "p", "audio": [first, second], "task": "sec", "text": "rain"}], tmp_path / "rows.jsonl")
-    [row] = lines(tmp_path / "rows.jsonl")
+    [row] = read_lines(tmp_path / "rows.jsonl")
     assert row["audio"] == ["a.wav", "b.wav"] and "duration" not in row
 
 
@@ -112,9 +112,9 @@ def test_rows_with_two_clips_keep_a_list_of_paths(tmp_path):
 def test_an_unusable_row_is_written_to_a_separate_file_with_its_reason(tmp_path, fields, message):
     bad, good = rows_of(tmp_path, "a", "b")
     summary = write([{**bad, **fields}, good], tmp_path / "rows.jsonl")
-    [row] = lines(tmp_path / "rows.unusable.jsonl")
+    [row] = read_lines(tmp_path / "rows.unusable.jsonl")
     assert message in row["problem"] and row["id"] == "a"
-    assert [row["id"] for row in lines(tmp_path / "rows.jsonl")] == ["b"]
+    assert [row["id"] for row in read_lines(tmp_path / "rows.jsonl")] == ["b"]
     assert summary.unusable.total() == 1
 
 
@@ -128,7 +128,7 @@ def test_rows_with_undecodable_audio_or_a_repeated_id_are_unusable(tmp_path):
     first, second, third = rows_of(tmp_path, "a", "b", "c")
     second["audio"].write_bytes(b"not audio")
     write([first, second, {**third, "id": "a"}], tmp_path / "rows.jsonl")
-    problems = [row["problem"] for row in lines(tmp_path / "rows.unusable.jsonl")]
+    problems = [row["problem"] for row in read_lines(tmp_path / "rows.unusable.jsonl")]
     assert "cannot be decoded" in problems[0] and problems[1] == "its id 'a' is used by an earlier row"
 
 
@@ -140,12 +140,12 @@ def test_the_summary_counts_unusable_rows_by_reason_and_gives_examples(tmp_path)
 
 
 def test_an_error_leaves_no_output_files(tmp_path):
-    def failing() -> Iterator[dict[str, Any]]:
+    def rows_with_error() -> Iterator[dict[str, Any]]:
         yield from rows_of(tmp_path / "in", "a")
         raise ValueError("the table ends in the middle")
 
     with pytest.raises(ValueError, match="in the middle"):
-        write(failing(), tmp_path / "out/rows.jsonl")
+        write(rows_with_error(), tmp_path / "out/rows.jsonl")
     with pytest.raises(ValueError, match="none of the 1 rows can be used"):
         write([{"id": "a", "problem": "gone"}], tmp_path / "out/rows.jsonl")
     assert list((tmp_path / "out").iterdir()) == []
@@ -183,7 +183,7 @@ def test_a_custom_column_map_can_be_set_on_the_command_line(tmp_path, monkeypatc
     arguments = ["layout=table", "layout.columns={audio: file_name, text: transcription}"]
     arguments += ["layout.labels={task: asr, language: en}", f"root={tmp_path}", f"out={tmp_path}/rows.jsonl"]
     assert run_prepare(*arguments) == 0
-    [row] = lines(tmp_path / "rows.jsonl")
+    [row] = read_lines(tmp_path / "rows.jsonl")
     assert (row["text"], row["duration"], row["provenance"]) == ("hello", 0.5, "real")
 
 
@@ -193,7 +193,7 @@ def test_a_layout_file_in_the_working_directory_can_be_used(tmp_path, monkeypatc
     layouts.esc50(tmp_path / "in")
     monkeypatch.chdir(tmp_path)
     assert run_prepare("layout=my_sounds", f"root={tmp_path}/in", "out=rows") == 0
-    assert {row["id"] for row in lines(tmp_path / "rows/test.jsonl")} == {
+    assert {row["id"] for row in read_lines(tmp_path / "rows/test.jsonl")} == {
         "mine/audio/5-9032-A-0",
         "mine/audio/5-181977-A-35",
     }
@@ -237,5 +237,5 @@ def test_the_layouts_in_the_readme_equal_the_config_files(name):
 def test_durations_are_those_of_the_decoded_audio(tmp_path):
     path = layouts.sound(tmp_path / "a.mp3", 1.0, 32_000)
     write([{"id": "a", "audio": path, "task": "sec", "text": "rain"}], tmp_path / "rows.jsonl")
-    [row] = lines(tmp_path / "rows.jsonl")
+    [row] = read_lines(tmp_path / "rows.jsonl")
     assert abs(row["duration"] - len(soundfile.read(path)[0]) / 32_000) < 1e-4

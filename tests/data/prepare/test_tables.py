@@ -21,7 +21,7 @@ LABELS = {"task": "asr", "language": "en"}
 VALUES = {"emotion": {3: "happy", "*": "other"}}
 
 
-def write(folder: Path, kind: str) -> str:
+def write_table(folder: Path, kind: str) -> str:
     lines = [ROWS[0].keys(), *(row.values() for row in ROWS)]
     if kind == "csv":
         quoted = (['"' + str(cell).replace('"', '""') + '"' for cell in line] for line in lines)
@@ -45,7 +45,7 @@ def read(root: Path, **settings: Any) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl", "parquet"])
 def test_every_table_format_gives_the_same_rows(tmp_path, kind):
-    first, second = read(tmp_path, files=write(tmp_path, kind))
+    first, second = read(tmp_path, files=write_table(tmp_path, kind))
     assert first == {
         "id": "mine/clips/a",
         "audio": tmp_path / "clips/a.wav",
@@ -154,7 +154,7 @@ def test_a_cell_that_cannot_be_converted_makes_its_row_unusable(tmp_path, column
     ],
 )
 def test_an_invalid_column_map_is_an_error(tmp_path, settings, error, message):
-    write(tmp_path, "csv")
+    write_table(tmp_path, "csv")
     layouts.text(tmp_path / "t.xlsx", "not a table")
     with pytest.raises(error, match=message):
         read(tmp_path, **settings)
@@ -176,7 +176,7 @@ def test_a_json_line_that_is_not_an_object_is_an_unusable_row(tmp_path):
 # --- hub datasets ---
 
 
-def hub(folder: Path) -> None:
+def write_hub_dataset(folder: Path) -> None:
     """Write a table as `datasets` does, with embedded audio and classes as numbers."""
     pa = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
@@ -190,7 +190,7 @@ def hub(folder: Path) -> None:
 
 
 def test_a_hub_dataset_gives_embedded_audio_and_class_names(tmp_path):
-    hub(tmp_path)
+    write_hub_dataset(tmp_path)
     columns = {"audio": "audio", "text": "label"}
     first, second = read(tmp_path, files="data/*.parquet", columns=columns, values=None)
     assert isinstance(first["audio"], EmbeddedAudio) and first["audio"].data == (tmp_path / "a.wav").read_bytes()
