@@ -229,7 +229,7 @@ def comparison(sources: list[dict[str, Any]], question: str) -> str:
 
 
 def fact(question: str) -> str:
-    """Return the key of a question of knowledge: a sum, an opposite, a translation, a category or part of a statement."""
+    """Return the key of a knowledge question: a sum, opposite, translation, category or part of a statement."""
     if match := re.search(r"(\w+) (?:plus|and) (\w+)[?.]?$", question):
         return wordings.NUMBERS[sum(wordings.NUMBERS.index(number) + 1 for number in match.groups()) - 1]
     if match := re.search(r"opposite of (\w+)", question):
