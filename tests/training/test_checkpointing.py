@@ -24,7 +24,7 @@ from auris.model.weights import checkpoint_dir, checkpoint_io
 from auris.training import run as train
 from auris.training.preemption import REQUEUE, Preempted, Preemption, run_lock
 from support import runs
-from support.recipes import named, smallest_run
+from support.recipes import smallest_run, with_run_dir
 from support.runs import ROOT, KillAt, Killed, assert_equal, environment, fit, in_processes, read_logs, weights
 
 STEPS = 6  # validated after 3 and 6, saved after 2 and 4, and at the end
@@ -49,7 +49,7 @@ def small(corpus: Path, folder: Path):
             return config.resolve(config.compose([*given, *overrides]))
 
         def compose_named(name: str, *overrides: str) -> dict:
-            return named(compose(*overrides), name, f"{folder}/runs/scratch/{name}/seed_0")
+            return with_run_dir(compose(*overrides), name, f"{folder}/runs/scratch/{name}/seed_0")
 
         yield compose_named
 
@@ -140,7 +140,7 @@ def test_a_process_killed_with_its_workers_under_way_leaves_curves_without_a_gap
     """kill -9: nothing is flushed, nothing is said."""
     run_config = small("sigkill", "data.num_workers=2")
     begin(run_config)
-    assert in_processes(lambda: fit(run_config, KillAt(5, outright=0)), 1, tmp_path) == [-signal.SIGKILL], read_logs(
+    assert in_processes(lambda: fit(run_config, KillAt(5, rank=0)), 1, tmp_path) == [-signal.SIGKILL], read_logs(
         tmp_path
     )
     assert checkpoint_dir.list_steps(Path(run_config["run_dir"]) / "checkpoints")[0] == 4
@@ -155,7 +155,7 @@ def test_a_sharded_run_resumes_after_one_process_is_killed(small, tmp_path: Path
     undisturbed, run_config = small(f"pair-{rank}", *sharded), small(f"broken-{rank}", *sharded)
     assert in_processes(lambda: train.train(undisturbed), 2, tmp_path / "undisturbed") == [0, 0], read_logs(tmp_path)
     begin(run_config)
-    ends = in_processes(lambda: fit(run_config, KillAt(5, outright=rank)), 2, tmp_path / "killed")
+    ends = in_processes(lambda: fit(run_config, KillAt(5, rank=rank)), 2, tmp_path / "killed")
     assert ends[rank] == -signal.SIGKILL and ends[1 - rank] == 1, read_logs(tmp_path / "killed")
     assert checkpoint_dir.list_steps(Path(run_config["run_dir"]) / "checkpoints")[0] == 4
     assert in_processes(lambda: train.train(run_config), 2, tmp_path / "again") == [0, 0], read_logs(tmp_path / "again")
@@ -216,7 +216,7 @@ def test_bfloat16_moments_resume_exactly_on_two_processes(small, tmp_path: Path,
     undisturbed, run_config = small(f"half-{strategy}", *options), small(f"half-broken-{strategy}", *options)
     assert in_processes(lambda: train.train(undisturbed), 2, tmp_path / "undisturbed") == [0, 0], read_logs(tmp_path)
     begin(run_config)
-    ends = in_processes(lambda: fit(run_config, KillAt(5, outright=1)), 2, tmp_path / "killed")
+    ends = in_processes(lambda: fit(run_config, KillAt(5, rank=1)), 2, tmp_path / "killed")
     assert ends[1] == -signal.SIGKILL, read_logs(tmp_path / "killed")
     snapshot = checkpoint_dir.find(run_config["run_dir"])
     stored = snapshot.tensors("optimizer")

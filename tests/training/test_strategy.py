@@ -208,9 +208,9 @@ def test_the_runs_have_the_properties_that_their_names_promise(two):
 @pytest.mark.parametrize("name", TWO)
 def test_gradients_are_communicated_with_the_last_pack_of_a_step_only(two, name: str):
     for run in two[name.replace(" ", "-")]:
-        assert not any(sent for step in run.sent for sent in step[:-1])
+        assert not any(n for step in run.collectives for n in step[:-1])
         if name.split()[0] in ("fsdp", "ddp"):  # the others have groups of one process here
-            assert {step[-1] for step in run.sent} == {run.sent[0][-1]} != {0}
+            assert {step[-1] for step in run.collectives} == {run.collectives[0][-1]} != {0}
 
 
 @pytest.mark.parametrize(
