@@ -164,7 +164,7 @@ def test_a_plan_that_loses_a_row_fails(monkeypatch: pytest.MonkeyPatch, capsys: 
 
     monkeypatch.setattr(packing.Plan, "all_packs", all_but_a_row)
     assert __main__.main(SMALLEST["packing"]) == 1
-    assert "rows in other than one pack" in capsys.readouterr().err
+    assert "rows not in exactly one pack" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -176,7 +176,7 @@ def test_compiled_blocks_compute_the_same_and_are_counted(capsys: pytest.Capture
 
 def test_losses_that_compiling_changes_fail(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     losses = iter(range(6))
-    monkeypatch.setattr(compiling, "step", lambda net, loss_of: float(next(losses)))
+    monkeypatch.setattr(compiling, "step", lambda net, compute_loss: float(next(losses)))
     assert __main__.main(COMPILE) == 1
     assert "differ in loss" in capsys.readouterr().err
 
@@ -185,15 +185,15 @@ def test_losses_that_compiling_changes_fail(monkeypatch: pytest.MonkeyPatch, cap
 def test_memory_of_sides_that_differ_is_not_reported(
     norm: float, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path
 ) -> None:
-    sides = {"ours": {"MB": 1.0, "loss": 9.0, "norm": norm}, "theirs": {"MB": 4.0, "loss": 9.0, "norm": 1.0}}
-    monkeypatch.setattr(memory, "_in_a_process", lambda settings: sides[settings["side"]])
+    sides = {"auris": {"MB": 1.0, "loss": 9.0, "norm": norm}, "peer": {"MB": 4.0, "loss": 9.0, "norm": 1.0}}
+    monkeypatch.setattr(memory, "_measure_in_process", lambda settings: sides[settings["side"]])
     assert __main__.main(["memory", "preset=small"]) == 1
     assert "gradient's norm" in capsys.readouterr().err and not (tmp_path / "runs").exists()
 
 
 def test_a_figure_is_held_against_gate_and_goal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    sides = {"ours": {"MB": 27.0, "loss": 9.0, "norm": 1.0}, "theirs": {"MB": 100.0, "loss": 9.0, "norm": 1.0}}
-    monkeypatch.setattr(memory, "_in_a_process", lambda settings: sides[settings["side"]])
+    sides = {"auris": {"MB": 27.0, "loss": 9.0, "norm": 1.0}, "peer": {"MB": 100.0, "loss": 9.0, "norm": 1.0}}
+    monkeypatch.setattr(memory, "_measure_in_process", lambda settings: sides[settings["side"]])
     assert __main__.main(["memory", "preset=small", "seed=3"]) == 0
     verdict = json.loads(capsys.readouterr().out.splitlines()[-1])["targets"]["ratio"]
     assert verdict == {
@@ -257,7 +257,7 @@ def test_sides_take_turns_and_are_timed_apart(monkeypatch: pytest.MonkeyPatch) -
         order.append(name)
         clock[0] += seconds
 
-    sides = Comparison(peer="", ours=lambda: work("a", 2.0), theirs=lambda: work("b", 6.0), errors={}, limits={})
+    sides = Comparison(peer="", run_auris=lambda: work("a", 2.0), run_peer=lambda: work("b", 6.0), errors={}, limits={})
     assert __main__.race(sides, 3) == ([2.0] * 3, [6.0] * 3)
     assert "".join(order) == "abbaab"
 
@@ -306,7 +306,7 @@ def test_a_plan_over_few_rows_is_reported_phase_by_phase(
 ) -> None:
     """In this process, for speed: what a phase does, not what it costs."""
     monkeypatch.setitem(plan.PRESETS, name, replace(plan.PRESETS[name], rows=30))
-    monkeypatch.setattr(plan, "_in_a_process", lambda folder, phase: plan.phase(folder, phase))
+    monkeypatch.setattr(plan, "_run_in_process", lambda folder, phase: plan.phase(folder, phase))
     assert __main__.main(["plan", f"preset={name}"]) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (result["benchmark"], result["preset"], result["rows"]) == ("plan", name, 30)
