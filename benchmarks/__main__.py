@@ -287,9 +287,8 @@ def race(comparison: Comparison, rounds: int) -> tuple[list[float], list[float]]
 
 
 def _cpu_seconds(work: Callable[[], object]) -> float:
-    start = (
-        time.process_time()
-    )  # CPU time: other processes evict the caches of both sides, but their time is not counted
+    # CPU time does not include the time of other processes, although they slow down both sides.
+    start = time.process_time()
     work()
     return time.process_time() - start
 
