@@ -30,8 +30,7 @@ def measure(task: str, rows: int) -> tuple[float, float]:
         make_rows(groups[0], Path(folder), "warm-up")
         before = _cpu_seconds()
         corpus_rows = [row for group in groups for row in make_rows(group, Path(folder), "benchmark")]
-        seconds = float(np.mean([row.seconds for row in corpus_rows]))
-        return (_cpu_seconds() - before) / len(corpus_rows), seconds
+        return (_cpu_seconds() - before) / len(corpus_rows), float(np.mean([row.seconds for row in corpus_rows]))
 
 
 def _cpu_seconds() -> float:
