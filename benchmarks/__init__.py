@@ -1,8 +1,9 @@
-"""Speed and memory against named peers, as ratios. A benchmark is a module with `PRESETS` and either
-`compare(preset, **settings) -> Comparison` or, where nothing is raced, `report(preset, **settings) -> Report`.
+"""Benchmarks of speed and memory against named peers. Results are ratios of auris and the peer.
 
-The keyword arguments are its settings on the command line, `CHOICES` the values of those that are no free text.
-`python -m benchmarks` checks that both sides compute the same, and times them only if they do.
+A benchmark is a module with `PRESETS` and one function: `compare(preset, **settings) -> Comparison` if there is a peer
+to time, otherwise `report(preset, **settings) -> Report`. The keyword arguments are its settings on the command line,
+and `CHOICES` lists the values of those settings that are not free text. `python -m benchmarks` checks that both sides
+compute the same numbers, and times them only if they do. (`auris.evaluation.benchmarks` is something else: test sets.)
 """
 
 from __future__ import annotations
@@ -13,31 +14,32 @@ from typing import Any
 
 
 class SettingError(ValueError):
-    """A setting that does not exist or has no such value; the message says what was expected."""
+    """A setting does not exist or its value is invalid. The message says what was expected."""
 
 
 def disagreements(errors: Mapping[str, float], limits: Mapping[str, float]) -> list[str]:
-    """The names of the errors above their limits; an error that is no number counts as one."""
+    """Return the names of the errors above their limits. A NaN counts as above."""
     return [name for name, error in errors.items() if not error <= limits[name]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Two ways to the same numbers, ready to be timed.
+    """Two implementations of the same computation, ready to be timed.
 
-    Both sides have run once, for `errors`, so neither pays for its first call in the first round.
+    Both have run once, to compute `errors`, so neither pays for its first call in the first round.
 
-    Args:
-        peer: who is compared with, with its version.
-        ours, theirs: each call does the whole work again.
-        errors: how far the two results are apart, by what is compared.
-        limits: what each error may be at most.
-        work: how much one call of ours does, by unit: reported per CPU second.
+    Attributes:
+        peer: Name and version of the peer.
+        run_auris: Does the whole work once per call.
+        run_peer: Does the same work with the peer.
+        errors: Differences between the two results, by name.
+        limits: The largest accepted value of each error.
+        work: Amount of work of one call of `run_auris`, by unit; reported per CPU second.
     """
 
     peer: str
-    ours: Callable[[], object]
-    theirs: Callable[[], object]
+    run_auris: Callable[[], object]
+    run_peer: Callable[[], object]
     errors: Mapping[str, float]
     limits: Mapping[str, float]
     work: Mapping[str, float] = field(default_factory=dict)
@@ -48,12 +50,13 @@ class Comparison:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """Numbers that no clock gives.
+    """Measurements of a benchmark that does not time two sides against each other.
 
-    Args:
-        figures: what is stored; those that `goals.TARGETS` names are numbers.
-        errors, limits: as in `Comparison`.
-        peer: who is compared with, if anybody.
+    Attributes:
+        figures: The measurements. Those that `goals.TARGETS` names are numbers.
+        errors: As in `Comparison`.
+        limits: As in `Comparison`.
+        peer: Name and version of the peer, if there is one.
     """
 
     figures: Mapping[str, Any]

@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: the gate, the rounds and the report that all benchmarks share; see `USAGE`."""
+"""`python -m benchmarks`: checks parity of the two sides, times them in rounds and reports the result (see `USAGE`)."""
 
 from __future__ import annotations
 
@@ -57,19 +57,19 @@ OUT = Path("runs/benchmarks")
 USAGE = """\
 Speed and memory against named peers, as ratios: above 1, auris is faster.
 
-  python -m benchmarks                                    all benchmarks, with all settings that have a goal
-  python -m benchmarks train_step                         one of them, likewise
-  python -m benchmarks train_step preset=tiny rounds=5    one preset: the first of its goals
+  python -m benchmarks                                    all benchmarks, with all settings that have a target
+  python -m benchmarks train_step                         one benchmark, with all settings that have a target
+  python -m benchmarks train_step preset=tiny rounds=5    one preset, with the settings of its first target
   python -m benchmarks train_step preset=prop lengths=3-9 trained=sft seed=1
 
 {benchmarks}
-  rounds    how often both sides run, in turn (5)
+  rounds    number of rounds; in each round both sides run once (5)
 
-Both sides run in one process, on one thread, and are timed by CPU time; of several settings each has a process of its
-own. First the sides must agree: where they do not, nothing is timed and the exit code is 1. `memory` asks each side in
-a process of its own. `packing`, `compile`, `fit_overhead`, `plan` and `startup` have no peer. What no goal names is
-run with what is given, and judged by nothing.
-The last line of each benchmark is its result as JSON, also kept in {out}/.
+Both sides run in one process, on one thread, and are timed by CPU time. If there are several settings, each has its own
+process. First the results of both sides are compared: if they differ, nothing is timed and the exit code is 1. `memory`
+runs each side in its own process. `packing`, `compile`, `fit_overhead`, `plan` and `startup` have no peer. Settings
+without a target are run, but not compared with a goal.
+The last line of each benchmark is its result as JSON, which is also saved in {out}/.
 """
 
 
@@ -82,40 +82,44 @@ class Case:
     settings: Mapping[str, Any]
 
     def __str__(self) -> str:
-        """As in the name of its file: settings that differ from the defaults behind the preset."""
+        """Return the name of the result file: benchmark, preset, and the settings that differ from their defaults."""
         defaults = _defaults(self.benchmark)
         changed = [f"{name}={value}" for name, value in self.settings.items() if value != defaults[name]]
         return "-".join([self.benchmark, self.preset, *changed])
 
     def targets(self) -> list[Target]:
-        """What it is held against. The seed does not matter to it."""
-        mine = {name: value for name, value in self.settings.items() if name != "seed"}
+        """Return the targets of this case. They are the same for every seed."""
+        settings = {name: value for name, value in self.settings.items() if name != "seed"}
         return [
             target
             for target in TARGETS
             if (target.benchmark, target.preset) == (self.benchmark, self.preset)
-            and {**_defaults(self.benchmark), **target.settings}.items() >= mine.items()
+            and {**_defaults(self.benchmark), **target.settings}.items() >= settings.items()
         ]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the benchmarks asked for; the exit code is 1 if the two sides of one of them do not agree."""
+    """Run the selected benchmarks. Return 1 if the two sides of one of them differ."""
     argv = sys.argv[1:] if argv is None else list(argv)
     if {"--help", "-h"} & set(argv):
         print(USAGE.format(benchmarks="\n".join(map(_describe, BENCHMARKS)), out=OUT), end="")
         return 0
     try:
-        chosen, rounds = _parse(argv)
-    except SettingError as error:  # the user's mistake: one sentence, no traceback
+        cases, rounds = _parse(argv)
+    except SettingError as error:  # a mistake of the user: one sentence, no traceback
         raise SystemExit(f"benchmarks: {error}") from None
-    if len(chosen) > 1:  # one that fails does not hide the others
-        return max(subprocess.run(_command(case, rounds)).returncode for case in chosen)
+    if len(cases) > 1:  # the others run even if one fails
+        return max(subprocess.run(_command(case, rounds)).returncode for case in cases)
     torch.set_num_threads(1)
-    return _run(chosen[0], rounds)
+    return _run(cases[0], rounds)
 
 
 def _command(case: Case, rounds: int) -> list[str]:
-    """One case in a process of its own: what others have allocated and freed changes how long allocating takes."""
+    """Return the command that runs one case.
+
+    Each case has its own process, because memory that other cases have allocated and freed changes the cost of
+    allocation.
+    """
     settings = {"preset": case.preset, **case.settings, "rounds": rounds}
     return [
         sys.executable,
@@ -129,11 +133,11 @@ def _command(case: Case, rounds: int) -> list[str]:
 def _describe(name: str) -> str:
     choices = {"preset": tuple(BENCHMARKS[name].PRESETS), **_choices(name)}
     free = {key: value for key, value in _defaults(name).items() if key not in choices}
-    said = [f"{key}={'|'.join(values)}" for key, values in choices.items()] + [f"{k}={v}" for k, v in free.items()]
-    return f"  {name:10}  {'  '.join(said)}"
+    parts = [f"{key}={'|'.join(values)}" for key, values in choices.items()] + [f"{k}={v}" for k, v in free.items()]
+    return f"  {name:10}  {'  '.join(parts)}"
 
 
-def _work_of(name: str) -> Callable[..., Comparison | Report]:
+def _function(name: str) -> Callable[..., Comparison | Report]:
     module = BENCHMARKS[name]
     return module.compare if hasattr(module, "compare") else module.report
 
@@ -143,41 +147,41 @@ def _choices(name: str) -> Mapping[str, Sequence[str]]:
 
 
 def _defaults(name: str) -> dict[str, Any]:
-    parameters = inspect.signature(_work_of(name)).parameters.values()
+    parameters = inspect.signature(_function(name)).parameters.values()
     return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
 
 
 def _parse(argv: Sequence[str]) -> tuple[list[Case], int]:
-    """The cases asked for, and the number of rounds."""
+    """Return the selected cases and the number of rounds."""
     named = [argument for argument in argv if "=" not in argument]
-    given = dict(argument.split("=", 1) for argument in argv if "=" in argument)
+    settings = dict(argument.split("=", 1) for argument in argv if "=" in argument)
     if unknown := [name for name in named if name not in BENCHMARKS]:
         raise SettingError(f"no benchmark {unknown[0]!r}; there are {', '.join(BENCHMARKS)}")
     accepted = {"preset", "rounds", *(_defaults(named[0]) if named else ())}
-    if len(named) > 1 or given.keys() - accepted:
-        takes = " ".join(f"{name}=..." for name in sorted(accepted - {"preset", "rounds"}))
+    if len(named) > 1 or settings.keys() - accepted:
+        keys = " ".join(f"{name}=..." for name in sorted(accepted - {"preset", "rounds"}))
         raise SettingError(
-            f"cannot read {' '.join(argv)!r}; accepted: [BENCHMARK] preset=NAME rounds=N {takes}".rstrip() + " (--help)"
+            f"cannot read {' '.join(argv)!r}; accepted: [BENCHMARK] preset=NAME rounds=N {keys}".rstrip() + " (--help)"
         )
-    rounds = given.pop("rounds", "5")
+    rounds = settings.pop("rounds", "5")
     if not rounds.isdecimal() or int(rounds) < 1:
         raise SettingError(f"rounds={rounds}: expected 1 or more (rounds=5)")
     names = named or list(BENCHMARKS)
     presets = [preset for name in names for preset in BENCHMARKS[name].PRESETS]
-    if (preset := given.pop("preset", None)) not in (None, *presets):
+    if (preset := settings.pop("preset", None)) not in (None, *presets):
         raise SettingError(f"preset={preset}: expected one of {', '.join(dict.fromkeys(presets))}")
-    asked = [(name, one) for name in names for one in BENCHMARKS[name].PRESETS if preset in (None, one)]
-    if not asked:
+    selected = [(name, option) for name in names for option in BENCHMARKS[name].PRESETS if preset in (None, option)]
+    if not selected:
         raise SettingError(f"preset={preset}: {names[0]} has {', '.join(presets)}")
     cases = []
-    for name, one in asked:
-        found = _cases(name, one, {key: _read(name, key, value) for key, value in given.items()})
-        cases += found if preset is None or not named else found[:1]
+    for name, option in selected:
+        matches = _cases(name, option, {key: _read(name, key, value) for key, value in settings.items()})
+        cases += matches if preset is None or not named else matches[:1]
     return cases, int(rounds)
 
 
 def _read(benchmark: str, name: str, value: str) -> Any:
-    """A setting's value, of its default's type. What is wrong with one is said before any process begins."""
+    """Convert a setting to the type of its default. Invalid values are reported here, before any process is started."""
     choices = _choices(benchmark).get(name)
     if choices and value not in choices:
         raise SettingError(f"{name}={value}: expected one of {', '.join(choices)}")
@@ -192,43 +196,48 @@ def _read(benchmark: str, name: str, value: str) -> Any:
     return int(value)
 
 
-def _cases(name: str, preset: str, given: Mapping[str, Any]) -> list[Case]:
-    """Those with a target that have the given settings; if there are none, the given ones and defaults. Any seed."""
+def _cases(name: str, preset: str, overrides: Mapping[str, Any]) -> list[Case]:
+    """Return the cases with a target that match the overrides; if there are none, the overrides with the defaults.
+
+    The seed is not compared.
+    """
     defaults = _defaults(name)
-    aimed = [{**defaults, **one.settings} for one in TARGETS if (one.benchmark, one.preset) == (name, preset)]
-    fixed = {key: value for key, value in given.items() if key != "seed"}.items()
-    asked = [settings | given for settings in aimed or [defaults] if fixed <= settings.items()]
-    asked = [settings for number, settings in enumerate(asked) if settings not in asked[:number]]
-    return [Case(benchmark=name, preset=preset, settings=s) for s in asked or [{**defaults, **given}]]
+    with_target = [
+        {**defaults, **target.settings} for target in TARGETS if (target.benchmark, target.preset) == (name, preset)
+    ]
+    fixed = {key: value for key, value in overrides.items() if key != "seed"}.items()
+    matches = [settings | overrides for settings in with_target or [defaults] if fixed <= settings.items()]
+    matches = [settings for number, settings in enumerate(matches) if settings not in matches[:number]]
+    return [Case(benchmark=name, preset=preset, settings=s) for s in matches or [{**defaults, **overrides}]]
 
 
 def _run(case: Case, rounds: int) -> int:
-    """Gate, time and report one case; 1 if its two sides do not agree."""
-    load = os.getloadavg()[0]  # before our own work
+    """Check parity, time and report one case. Return 1 if its two sides differ."""
+    load = os.getloadavg()[0]  # without the load of the benchmark itself
     print(f"{case}", flush=True)
     try:
-        found = _work_of(case.benchmark)(BENCHMARKS[case.benchmark].PRESETS[case.preset], **case.settings)
+        result = _function(case.benchmark)(BENCHMARKS[case.benchmark].PRESETS[case.preset], **case.settings)
     except SettingError as error:
         raise SystemExit(f"benchmarks: {error}") from None
-    if found.peer:
-        print(f"  auris against {found.peer}")
-    for name, error in found.errors.items():
-        print(f"  parity of the {name}: {error:.1e}, limit {found.limits[name]:.0e}")
-    if failed := disagreements(found.errors, found.limits):
-        (OUT / f"{case}.json").unlink(missing_ok=True)  # of an earlier run: no result of this one
+    if result.peer:
+        print(f"  auris against {result.peer}")
+    for name, error in result.errors.items():
+        print(f"  parity of the {name}: {error:.1e}, limit {result.limits[name]:.0e}")
+    if failed := disagreements(result.errors, result.limits):
+        (OUT / f"{case}.json").unlink(missing_ok=True)  # the result of an earlier run is not a result of this one
         print(f"{case}: the two sides differ in {' and '.join(failed)}, not timed", file=sys.stderr)
         return 1
-    figures = dict(found.figures) if isinstance(found, Report) else _time(found, rounds)
+    figures = dict(result.figures) if isinstance(result, Report) else _time(result, rounds)
     targets = {target.figure: target.judge(_value(figures[target.figure])) for target in case.targets()}
     for name, verdict in targets.items():
-        said = [
-            f"{what} {verdict[what]:.4g} {'met' if verdict[f'meets_{what}'] else 'MISSED'}"
-            for what in ("gate", "goal")
-            if verdict[what] is not None
+        parts = [
+            f"{bound} {verdict[bound]:.4g} {'met' if verdict[f'meets_{bound}'] else 'MISSED'}"
+            for bound in ("gate", "goal")
+            if verdict[bound] is not None
         ]
-        print(f"  {name} {_value(figures[name]):.4g}: {', '.join(said)}")
-    named = {"benchmark": case.benchmark, "preset": case.preset, "settings": dict(case.settings), "peer": found.peer}
-    _keep(str(case), {**named, **figures, "parity": dict(found.errors), "targets": targets, **_where(load)})
+        print(f"  {name} {_value(figures[name]):.4g}: {', '.join(parts)}")
+    header = {"benchmark": case.benchmark, "preset": case.preset, "settings": dict(case.settings), "peer": result.peer}
+    _save(str(case), {**header, **figures, "parity": dict(result.errors), "targets": targets, **_environment(load)})
     return 0
 
 
@@ -237,45 +246,49 @@ def _value(figure: float | Mapping[str, float]) -> float:
 
 
 def _time(comparison: Comparison, rounds: int) -> dict[str, Any]:
-    ours, theirs = race(comparison, rounds)
-    ratios = [b / a for a, b in zip(ours, theirs, strict=True)]
-    for number, (a, b, ratio) in enumerate(zip(ours, theirs, ratios, strict=True), start=1):
+    auris_times, peer_times = race(comparison, rounds)
+    ratios = [b / a for a, b in zip(auris_times, peer_times, strict=True)]
+    for number, (a, b, ratio) in enumerate(zip(auris_times, peer_times, ratios, strict=True), start=1):
         print(f"  round {number}: auris {a:.3f} s, peer {b:.3f} s, ratio {ratio:.2f}")
     return {
         "ratio": {"median": median(ratios), "min": min(ratios), "max": max(ratios)},
         "rounds": rounds,
-        "cpu_seconds": {"ours": median(ours), "peer": median(theirs)},
-        **{unit: amount / median(ours) for unit, amount in comparison.work.items()},
+        "cpu_seconds": {"ours": median(auris_times), "peer": median(peer_times)},
+        **{unit: amount / median(auris_times) for unit, amount in comparison.work.items()},
     }
 
 
-def _keep(name: str, result: Mapping[str, Any]) -> None:
+def _save(name: str, result: Mapping[str, Any]) -> None:
     OUT.mkdir(parents=True, exist_ok=True)
     line = json.dumps(result)
     (OUT / f"{name}.json").write_text(line + "\n", encoding="utf-8")
     print(line, flush=True)
 
 
-def _where(load: float) -> dict[str, Any]:
-    """Versions, and the machine with its load before our own work."""
+def _environment(load: float) -> dict[str, Any]:
+    """Return the versions, and the machine with its load before the benchmark."""
     threads = torch.get_num_threads()
     machine = {"cpu": _cpu(), "cores": os.cpu_count(), "threads": threads, "load": round(load, 2)}
     return {"versions": _versions(), "machine": machine}
 
 
 def race(comparison: Comparison, rounds: int) -> tuple[list[float], list[float]]:
-    """CPU seconds of ours and of theirs in each round. Who goes first alternates: neither gains by its place."""
-    ours: list[float] = []
-    theirs: list[float] = []
+    """Return the CPU seconds of auris and of the peer in each round.
+
+    The side that runs first alternates, so that neither side gains by the order.
+    """
+    auris_times: list[float] = []
+    peer_times: list[float] = []
     for number in range(rounds):
-        turns = [(comparison.ours, ours), (comparison.theirs, theirs)]
-        for work, taken in turns if number % 2 == 0 else reversed(turns):
-            taken.append(_cpu_seconds(work))
-    return ours, theirs
+        turns = [(comparison.run_auris, auris_times), (comparison.run_peer, peer_times)]
+        for work, times in turns if number % 2 == 0 else reversed(turns):
+            times.append(_cpu_seconds(work))
+    return auris_times, peer_times
 
 
 def _cpu_seconds(work: Callable[[], object]) -> float:
-    start = time.process_time()  # CPU time: other processes slow both sides' caches, but take no time of theirs
+    # CPU time does not include the time of other processes, although they slow down both sides.
+    start = time.process_time()
     work()
     return time.process_time() - start
 
@@ -286,7 +299,7 @@ def _versions() -> dict[str, str]:
 
 
 def _cpu() -> str:
-    """The processor's name, where Linux tells it, otherwise its architecture."""
+    """Return the name of the processor on Linux, elsewhere its architecture."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

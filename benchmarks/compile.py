@@ -1,7 +1,7 @@
-"""Graphs that `torch.compile(dynamic=True)` makes of the blocks over many packs of random lengths. No peer, no clock.
+"""Number of graphs that `torch.compile(dynamic=True)` makes of the blocks over many packs of random lengths.
 
-Each block is compiled in place, by a backend that counts and runs the graphs as they are. What is counted is the same
-under any backend.
+There is no peer, and no time is measured. Each block is compiled in place with a backend that counts the graphs and
+runs them unchanged. The number of graphs is the same with any backend.
 """
 
 from __future__ import annotations
@@ -24,47 +24,52 @@ from benchmarks.models import Preset, models, samples, step, waves
 
 PRESETS = {"tiny": SIZES["tiny"]}
 LIMITS = {"loss": 1e-5}
-WARM = 2  # steps after which nothing is to be compiled any more
+WARM_UP = 2  # steps after which no further graph should be compiled
 
 
 def report(preset: Preset, *, batches: int = 100, lengths: str = "0.5-4", clips: int = 4, seed: int = 0) -> Report:
-    """Graphs by kind of block, those added after step `WARM`, and how far losses are from those without compiling."""
+    """Report the number of graphs by kind of block, and of those added after step `WARM_UP`.
+
+    The error is the largest difference of the losses from those without compilation.
+    """
     torch.compiler.reset()
     net, _ = models(preset, seed)
     objective = NextToken()
     draw = np.random.default_rng(seed)
     packs = []
     for number in range(batches):
-        clip = waves(lengths, clips, seed + number)
-        clip = [
-            wave[: int(draw.integers(len(wave) // 2, len(wave)))] for wave in clip[: int(draw.integers(1, clips + 1))]
+        pack_waves = waves(lengths, clips, seed + number)
+        pack_waves = [
+            wave[: int(draw.integers(len(wave) // 2, len(wave)))]
+            for wave in pack_waves[: int(draw.integers(1, clips + 1))]
         ]
-        packs.append(collate(samples(clip, net.geometry, preset.vocab_size, seed), geometry=net.geometry))
+        packs.append(collate(samples(pack_waves, net.geometry, preset.vocab_size, seed), geometry=net.geometry))
 
-    def loss_of(pack: dict) -> torch.Tensor:
+    def compute_loss(pack: dict) -> torch.Tensor:
         return objective(net, pack)[0] / objective.count(pack)
 
-    losses = [step(net, partial(loss_of, pack)) for pack in packs]
+    losses = [step(net, partial(compute_loss, pack)) for pack in packs]
     graphs: Counter[str] = Counter()
     for kind, blocks in {"encoder": net.encoder.blocks, "llm": layers(net.llm)}.items():
-        compile_blocks(blocks, _counting(graphs, kind))  # one backend for all: with another, blocks share no graph
-    compiled, warm = [], 0
+        # All blocks of a kind share one backend object. With several backends they would not share graphs.
+        compile_blocks(blocks, _counting_backend(graphs, kind))
+    compiled_losses, after_warm_up = [], 0
     for number, pack in enumerate(packs):
-        compiled.append(step(net, partial(loss_of, pack)))
-        warm = graphs.total() if number + 1 == WARM else warm
+        compiled_losses.append(step(net, partial(compute_loss, pack)))
+        after_warm_up = graphs.total() if number + 1 == WARM_UP else after_warm_up
     return Report(
         figures={
             "graphs_encoder": graphs["encoder"],
             "graphs_llm": graphs["llm"],
-            "graphs_after_step_2": graphs.total() - warm,
+            "graphs_after_step_2": graphs.total() - after_warm_up,
             "batches": batches,
         },
-        errors={"loss": float(np.abs(np.subtract(losses, compiled)).max())},
+        errors={"loss": float(np.abs(np.subtract(losses, compiled_losses)).max())},
         limits=LIMITS,
     )
 
 
-def _counting(graphs: Counter[str], kind: str) -> Callable[[Any, Any], Callable]:
+def _counting_backend(graphs: Counter[str], kind: str) -> Callable[[Any, Any], Callable]:
     def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callable:
         graphs[kind] += 1
         return graph.forward

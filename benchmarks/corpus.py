@@ -1,6 +1,6 @@
-"""Rows of the embedded corpus that one core makes in a minute, by task: `python -m benchmarks.corpus [ROWS]`.
+"""Number of rows of the embedded corpus that one core makes per minute, by task: `python -m benchmarks.corpus [ROWS]`.
 
-Counted is the time that processors worked on it, eSpeak's included, so that a busy machine measures the same.
+CPU time is measured, including that of eSpeak, so the result does not depend on other processes on the machine.
 """
 
 from __future__ import annotations
@@ -19,34 +19,34 @@ from auris.corpus.build import make_rows
 from auris.corpus.plan import plan
 from auris.corpus.recipes import RECIPES
 
-_GROUP = 8  # rows that a worker makes at a time, as in a build
+_GROUP = 8  # rows that a worker makes at a time, as in `auris corpus`
 
 
 def measure(task: str, rows: int) -> tuple[float, float]:
-    """Processor seconds and seconds of sound of a row of `task`, averaged over at least `rows` rows."""
+    """Return CPU seconds and seconds of audio per row of `task`, averaged over at least `rows` rows."""
     jobs = plan({"train": {task: rows}}, ["de-en", "en-zh", "ja-en"], seed=0)
     groups = [jobs[first : first + _GROUP] for first in range(0, len(jobs), _GROUP)]
     with tempfile.TemporaryDirectory() as folder:
         make_rows(groups[0], Path(folder), "warm-up")
-        before = _worked()
-        made = [one for group in groups for one in make_rows(group, Path(folder), "benchmark")]
-        return (_worked() - before) / len(made), float(np.mean([one.seconds for one in made]))
+        before = _cpu_seconds()
+        corpus_rows = [row for group in groups for row in make_rows(group, Path(folder), "benchmark")]
+        return (_cpu_seconds() - before) / len(corpus_rows), float(np.mean([row.seconds for row in corpus_rows]))
 
 
-def _worked() -> float:
-    """Processor seconds of this process and of its children that have ended."""
+def _cpu_seconds() -> float:
+    """Return the CPU seconds of this process and of its child processes that have ended."""
     return sum(os.times()[:4])
 
 
 def main() -> None:
     rows = int(sys.argv[1]) if len(sys.argv) > 1 else 64
-    table = Table("task", "rows a minute", "seconds of sound", title=f"one core, {speech.version()}")
-    measured = {task: measure(task, rows) for task in RECIPES}
-    for task, (cost, seconds) in measured.items():
+    table = Table("task", "rows per minute", "seconds of audio", title=f"one core, {speech.version()}")
+    costs = {task: measure(task, rows) for task in RECIPES}
+    for task, (cost, seconds) in costs.items():
         table.add_row(task, f"{60 / cost:,.0f}", f"{seconds:.1f}")
     table.add_section()
-    cost, seconds = np.mean(list(measured.values()), axis=0)
-    table.add_row("all, evenly mixed", f"{60 / cost:,.0f}", f"{seconds:.1f}")
+    cost, seconds = np.mean(list(costs.values()), axis=0)
+    table.add_row("all tasks in equal shares", f"{60 / cost:,.0f}", f"{seconds:.1f}")
     rich.print(table)
 
 

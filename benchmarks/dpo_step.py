@@ -1,10 +1,12 @@
-"""One step of direct preference optimisation: a pair as a tree, against TRL's way, a sequence for each answer.
+"""One step of direct preference optimisation: pairs that share their prompt, against TRL, with one sequence per answer.
 
-The peer is written here from TRL 1.16's description, as TRL's own DPO trainer takes no audio: a batch is all prompts
-with their chosen answers, then all prompts with their rejected ones, so that each clip is encoded twice (with a live
-reference, by a frozen second model as well); logits only where a label stands. Ours has the reference precomputed.
+auris computes the clip and the prompt of a pair once and uses precomputed log-probabilities of the reference. The peer
+is written here from the description of TRL 1.16, because TRL's DPO trainer does not support audio. Its batch has all
+prompts with their chosen answers, followed by all prompts with their rejected answers, so each clip is encoded twice.
+A live reference is a frozen second model that computes the same batch. Logits are computed only at positions with a
+label.
 
-Shapes: P pairs; answers stand in the order chosen, rejected.
+Shapes: P pairs; the two answers are in the order chosen, rejected.
 """
 
 from __future__ import annotations
@@ -48,49 +50,49 @@ BETA = 0.1  # TRL's default
 def compare(
     preset: Preset, *, peer: str = "live", lengths: str = "2-8", trained: str = "all", pairs: int = 2, seed: int = 0
 ) -> Comparison:
-    """Both models on the same pairs, and how far their losses (absolute) and gradients (relative) are apart.
+    """Run both models on the same pairs. The loss has an absolute error, the gradients have a relative one.
 
-    The reference has other weights than the policy: with the same ones every loss would be log 2.
+    The reference has other weights than the policy. With the same weights every loss would be log 2.
     """
     wave = waves(lengths, pairs, seed)
-    reference, their_reference = models(preset, seed + 1)
-    ours, theirs = models(preset, seed)
-    train(ours, theirs, trained)
-    chosen = samples(wave, ours.geometry, preset.vocab_size, seed)
-    others = [_other_answer(row, preset.vocab_size, (seed, row.row, 1)) for row in chosen]
+    reference, peer_reference = models(preset, seed + 1)
+    net, peer_net = models(preset, seed)
+    train(net, peer_net, trained)
+    chosen = samples(wave, net.geometry, preset.vocab_size, seed)
+    rejected_answers = [_random_answer(row, preset.vocab_size, (seed, row.row, 1)) for row in chosen]
     objective = DPO(beta=BETA)
-    trees = [replace(row, rejected=answer) for row, answer in zip(chosen, others, strict=True)]
-    rejected = [_replace_answer(row, answer) for row, answer in zip(chosen, others, strict=True)]
+    pairs_of_answers = [replace(row, rejected=answer) for row, answer in zip(chosen, rejected_answers, strict=True)]
+    rejected = [_replace_answer(row, answer) for row, answer in zip(chosen, rejected_answers, strict=True)]
     inputs = padded([*chosen, *rejected], [*wave, *wave])
     with torch.no_grad():
-        pack = collate(trees, geometry=ours.geometry)
+        pack = collate(pairs_of_answers, geometry=net.geometry)
         pack["reference"] = answer_logps(reference, pack)[0]
-        precomputed = _their_logps(their_reference, inputs)  # (P, 2)
+        precomputed = _pair_logps(peer_reference, inputs)  # (P, 2)
 
-    def our_loss() -> Tensor:
-        total, _ = objective(ours, pack)
+    def auris_loss() -> Tensor:
+        total, _ = objective(net, pack)
         return total / objective.count(pack)
 
-    def their_loss() -> Tensor:
-        expected = precomputed
+    def peer_loss() -> Tensor:
+        reference_logps = precomputed
         if peer == "live":
             with torch.no_grad():
-                expected = _their_logps(their_reference, inputs)
-        rewards = BETA * (_their_logps(theirs, inputs) - expected)
+                reference_logps = _pair_logps(peer_reference, inputs)
+        rewards = BETA * (_pair_logps(peer_net, inputs) - reference_logps)
         return -F.logsigmoid(rewards[:, 0] - rewards[:, 1]).mean()
 
-    our_step, their_step = partial(step, ours, our_loss), partial(step, theirs, their_loss)
+    auris_step, peer_step = partial(step, net, auris_loss), partial(step, peer_net, peer_loss)
     return Comparison(
         peer=f"TRL 1.16's DPO, {peer} reference, written over transformers {transformers.__version__} Qwen2-Audio",
-        ours=our_step,
-        theirs=their_step,
-        errors={"loss": abs(our_step() - their_step()), "gradient": gradient_error(ours, theirs)},
+        run_auris=auris_step,
+        run_peer=peer_step,
+        errors={"loss": abs(auris_step() - peer_step()), "gradient": gradient_error(net, peer_net)},
         limits=LIMITS,
     )
 
 
-def _other_answer(sample: Sample, vocab_size: int, seed: tuple[int, ...]) -> np.ndarray:
-    """Random tokens, about as many as the answer has."""
+def _random_answer(sample: Sample, vocab_size: int, seed: tuple[int, ...]) -> np.ndarray:
+    """Return random tokens, about as many as the answer of the sample has."""
     length = int(sample.supervise.sum())
     draw = np.random.default_rng(seed)
     return draw.integers(AUDIO_ID + 1, vocab_size, draw.integers(max(1, length - 3), length + 4))
@@ -102,8 +104,8 @@ def _replace_answer(sample: Sample, answer: np.ndarray) -> Sample:
     return replace(sample, ids=ids, supervise=np.arange(len(ids)) >= prompt, audio_mask=ids == AUDIO_ID)
 
 
-def _their_logps(model: Qwen2AudioForConditionalGeneration, inputs: dict[str, Tensor]) -> Tensor:
-    """Summed log-probabilities (P, 2) of both answers."""
+def _pair_logps(model: Qwen2AudioForConditionalGeneration, inputs: dict[str, Tensor]) -> Tensor:
+    """Return the summed log-probabilities (P, 2) of both answers."""
     logps, row = label_logps(model, inputs)
     sums = logps.new_zeros(len(inputs["input_ids"])).index_add(0, row, logps)
     return rearrange(sums, "(two p) -> p two", two=2)

@@ -1,7 +1,8 @@
-"""What training through Lightning costs over the bare steps: loader, logging, callbacks and progress file included.
+"""Overhead of training with `trainer.fit` over plain torch: loader, logging, callbacks and progress file.
 
-Both train the same weights on the same packs, in turn within one run: after every stretch of steps of `trainer.fit`,
-its last callback takes the same steps with torch alone. Left out are start and end of a run, and validation.
+Both sides train the same weights on the same packs and take turns within one run. After each stretch of steps of
+`trainer.fit`, its last callback repeats the same steps in plain torch. The start and end of the run and validation are
+not measured.
 """
 
 from __future__ import annotations
@@ -29,8 +30,9 @@ from benchmarks.models import PRESETS, TRAINED, Preset, seconds
 __all__ = ["CHOICES", "PRESETS", "report"]
 
 CHOICES = {"trained": tuple(TRAINED)}
-# Of the loss, near 9, and of all weights together after all steps: the bare steps divide by the count before backward,
-# not behind it, and AdamW makes much of the rounding of small gradients.
+# Errors of the loss, which is near 9, and of the vector of all weights after the last step. The two sides round
+# differently, because plain torch divides by the number of tokens before backward instead of afterwards, and AdamW
+# amplifies rounding errors of small gradients.
 LIMITS = {"loss": 1e-5, "weights": 1e-4}
 
 
@@ -44,9 +46,9 @@ def report(
     stretches: int = 6,
     seed: int = 0,
 ) -> Report:
-    """CPU seconds of `trainer.fit` over those of the bare steps, less one, by stretches of steps.
+    """Report the relative overhead: CPU seconds of `trainer.fit` / CPU seconds of plain torch - 1, for each stretch.
 
-    The first stretch is left out: it makes the optimizer's moments.
+    The first stretch is not used, because the optimizer allocates its moments there.
     """
     if stretches < 2 or min(rows, stretch) < 1:
         raise SettingError(
@@ -55,18 +57,16 @@ def report(
     with tempfile.TemporaryDirectory(prefix="auris-fit-") as name:
         folder, steps = Path(name), stretch * stretches
         write_rows(folder, 2 * rows, seconds(lengths), seed)
-        made = _recipe(preset, folder, trained=trained, rows=rows, steps=steps, seed=seed)
-        racer = Racer(made, stretch)
-        module, data = train.build(made)
-        trainer = train.build_trainer(made, Path(made["run_dir"]), Preemption())
+        run_config = _run_config(preset, folder, trained=trained, rows=rows, steps=steps, seed=seed)
+        racer = Racer(run_config, stretch)
+        module, data = train.build(run_config)
+        trainer = train.build_trainer(run_config, Path(run_config["run_dir"]), Preemption())
         trainer.callbacks.append(racer)
         train.quiet()
-        with (
-            contextlib.redirect_stdout(io.StringIO()),
-            contextlib.suppress(MeasuringDone),
-        ):  # the bar is drawn, and not seen
+        # The cost of the progress bar is measured, but the bar is not shown.
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(MeasuringDone):
             trainer.fit(module, data)
-    ours, theirs = (torch.nn.utils.parameters_to_vector(one.parameters()) for one in (module, racer.bare))
+    fitted, bare_weights = (torch.nn.utils.parameters_to_vector(net.parameters()) for net in (module, racer.bare))
     ratios = [fit / bare - 1 for fit, bare in racer.seconds[1:]]
     fit, bare = (median(times) / stretch for times in zip(*racer.seconds[1:], strict=True))
     return Report(
@@ -75,13 +75,13 @@ def report(
             "rounds": len(ratios),
             "cpu_seconds_of_a_step": {"fit": fit, "bare": bare},
         },
-        errors={"loss": max(racer.errors), "weights": ((ours - theirs).norm() / theirs.norm()).item()},
+        errors={"loss": max(racer.errors), "weights": ((fitted - bare_weights).norm() / bare_weights.norm()).item()},
         limits=LIMITS,
     )
 
 
-def _recipe(preset: Preset, folder: Path, *, trained: str, rows: int, steps: int, seed: int) -> dict[str, Any]:
-    """A run as a user starts it, at the preset's sizes."""
+def _run_config(preset: Preset, folder: Path, *, trained: str, rows: int, steps: int, seed: int) -> dict[str, Any]:
+    """Return the config of a run with the sizes of the preset, composed as for `auris train`."""
     sizes = {
         "model.encoder.width": preset.encoder_width,
         "model.encoder.n_layers": preset.encoder_layers,
@@ -105,7 +105,7 @@ def _recipe(preset: Preset, folder: Path, *, trained: str, rows: int, steps: int
         "trainable": f"[{','.join(TRAINED[trained])}]",
         "optim.layer_decay": 1.0,
         "optim.warmup_steps": 1,
-        "max_steps": steps + 1,  # one that is not taken: a run's end is not timed
+        "max_steps": steps + 1,  # the additional step is not taken, so the end of the run is not timed
         "runs_dir": folder / "runs",
         "seed": seed,
         "trainer.accelerator": "cpu",
@@ -115,16 +115,23 @@ def _recipe(preset: Preset, folder: Path, *, trained: str, rows: int, steps: int
 
 
 class MeasuringDone(Exception):  # noqa: N818  an event, not an error
-    """All stretches are measured: the run ends at this step."""
+    """Raised to end the run after the last measured stretch."""
 
 
 class Racer(L.Callback):
-    """Takes the steps of a run once more, without Lightning, after every stretch of them. To stand last."""
+    """Repeats each stretch of steps without Lightning. It must be the last callback.
 
-    def __init__(self, made: dict[str, Any], stretch: int):
-        self.bare, self.data = train.build(made)
-        self.stretch, self.steps = stretch, made["max_steps"] - 1
-        self.seconds: list[tuple[float, float]] = []  # of each stretch: of fit, of the bare steps
+    Attributes:
+        bare: A second module with the same initial weights, trained in plain torch.
+        seconds: CPU seconds of `trainer.fit` and of plain torch, for each stretch.
+        losses: Losses of `trainer.fit`, for each step.
+        errors: Absolute differences of the losses, for each step.
+    """
+
+    def __init__(self, run_config: dict[str, Any], stretch: int):
+        self.bare, self.data = train.build(run_config)
+        self.stretch, self.steps = stretch, run_config["max_steps"] - 1
+        self.seconds: list[tuple[float, float]] = []
         self.losses: list[float] = []
         self.errors: list[float] = []
 
@@ -152,7 +159,7 @@ class Racer(L.Callback):
         self.started = time.process_time()
 
     def _step(self, packs: list[dict]) -> float:
-        """Forward, backward, clipping, optimizer and schedule, as torch's own tutorials have them."""
+        """Take one step in plain torch (forward, backward, clipping, optimizer, schedule) and return the loss."""
         objective, net = self.bare.objective, self.bare.net
         count = sum(objective.count(pack) for pack in packs)
         total = 0.0

@@ -1,7 +1,8 @@
-"""What each measured figure is held against: what a prototype of this design measured, and the goal.
+"""Targets of the benchmarks: the value that a prototype of this design reached, and a goal.
 
-The prototype's figures are medians of interleaved rounds on one CPU core, parity checked, with torch 2.13, transformers
-5.23 and TRL 1.16; of a row with a second peer, the quotient of the prototype's two ratios.
+The prototype's values are medians of interleaved rounds on one CPU core with checked parity, measured with torch 2.13,
+transformers 5.23 and TRL 1.16. A value written as a / b is the quotient of two ratios to a common baseline: a is the
+prototype's ratio and b is the ratio of the target's peer.
 """
 
 from __future__ import annotations
@@ -10,12 +11,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-SLACK = 0.05  # the gate is the prototype's figure less so much of it
+SLACK = 0.05  # the gate allows results that are worse than the prototype's by this fraction
 
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """A figure of one benchmark with these settings; settings that are not named have their defaults."""
+    """The target of one figure of a benchmark.
+
+    Attributes:
+        benchmark: Name of the benchmark.
+        preset: Name of the preset.
+        settings: Settings that differ from their defaults.
+        figure: Name of the figure in the result.
+        prototype: Value of the prototype, None if it was not measured.
+        goal: The goal, None if there is none.
+        smaller_is_better: The gate and the goal are upper bounds.
+    """
 
     benchmark: str
     preset: str
@@ -27,20 +38,21 @@ class Target:
 
     @property
     def gate(self) -> float | None:
+        """The worst accepted value: the prototype's value with `SLACK`."""
         if self.prototype is None:
             return None
         return self.prototype * (1 + SLACK if self.smaller_is_better else 1 - SLACK)
 
     def judge(self, value: float) -> dict[str, Any]:
-        """The gate and the goal, and whether this value meets them; None where there is none."""
+        """Return the gate and the goal, and whether the value meets them; None if they are not set."""
         verdict: dict[str, Any] = {"prototype": self.prototype}
         for name, bound in (("gate", self.gate), ("goal", self.goal)):
-            reached = None if bound is None else value <= bound if self.smaller_is_better else value >= bound
-            verdict |= {name: bound, f"meets_{name}": reached}
+            meets = None if bound is None else value <= bound if self.smaller_is_better else value >= bound
+            verdict |= {name: bound, f"meets_{name}": meets}
         return verdict
 
 
-def _of(benchmark: str, preset: str, prototype: float | None, goal: float | None, **settings: Any) -> Target:
+def _ratio(benchmark: str, preset: str, prototype: float | None, goal: float | None, **settings: Any) -> Target:
     return Target(benchmark=benchmark, preset=preset, settings=settings, prototype=prototype, goal=goal)
 
 
@@ -51,34 +63,34 @@ def _at_most(benchmark: str, preset: str, figure: str, prototype: float | None, 
 
 
 TARGETS = (
-    _of("train_step", "tiny", 12.5, 13.0),
-    _of("train_step", "small", 7.07, 8.0, clips=2),
-    _of("train_step", "prop", 3.22, 3.5),
-    _of("train_step", "prop", 2.04, 2.2, trained="sft", clips=4),
-    _of("train_step", "prop", 3.27, 3.5, trained="pretrain", clips=4),
-    _of("train_step", "prop", 1.47, 1.5, lengths="12-16", clips=2),
-    _of("train_step", "prop", 1.17, 1.10, lengths="25-30", clips=2),
-    _of("train_step", "tiny", 12.5 / 7.99, None, peer="open_mix"),
-    _of("train_step", "small", 7.07 / 6.64, None, peer="open_mix", clips=2),
-    _of("train_step", "prop", 3.22 / 2.08, 1.6, peer="open_mix"),
-    _of("train_step", "prop", 1.47 / 1.46, 1.0, peer="open_mix", lengths="12-16", clips=2),
-    _of("train_step", "prop", 1.17 / 1.10, 1.0, peer="open_mix", lengths="25-30", clips=2),
-    _of("dpo_step", "tiny", 28.0 / 1.21, None, pairs=4),
-    _of("dpo_step", "tiny", 28.0 / 1.64, None, pairs=4, peer="precomputed"),
-    _of("dpo_step", "small", 16.2 / 1.34, None),
-    _of("dpo_step", "small", 16.2 / 1.84, None, peer="precomputed"),
-    _of("dpo_step", "prop", 7.72 / 1.02, 8.0),
-    _of("dpo_step", "prop", 7.72 / 1.37, 6.0, peer="precomputed"),
-    _of("dpo_step", "prop", 3.85 / 1.03, None, lengths="10-16"),
-    _of("dpo_step", "prop", 3.85 / 1.44, None, lengths="10-16", peer="precomputed"),
-    _of("dpo_step", "prop", 3.45 / 1.08, 3.5, lengths="10-16", trained="sft"),
-    _of("dpo_step", "prop", 3.45 / 1.60, 2.3, lengths="10-16", trained="sft", peer="precomputed"),
-    _of("mel", "128", 12.4, 12.0),
-    _of("mel", "128", 4.7, 5.0, lengths="1-30"),
-    _of("mel", "80", 22.0, None),
-    _of("mel", "80", 6.8, None, lengths="1-30"),
-    _of("generate", "tiny", 10.1, 10.0),
-    _of("generate", "prop", 2.24, 2.5),
+    _ratio("train_step", "tiny", 12.5, 13.0),
+    _ratio("train_step", "small", 7.07, 8.0, clips=2),
+    _ratio("train_step", "prop", 3.22, 3.5),
+    _ratio("train_step", "prop", 2.04, 2.2, trained="sft", clips=4),
+    _ratio("train_step", "prop", 3.27, 3.5, trained="pretrain", clips=4),
+    _ratio("train_step", "prop", 1.47, 1.5, lengths="12-16", clips=2),
+    _ratio("train_step", "prop", 1.17, 1.10, lengths="25-30", clips=2),
+    _ratio("train_step", "tiny", 12.5 / 7.99, None, peer="open_mix"),
+    _ratio("train_step", "small", 7.07 / 6.64, None, peer="open_mix", clips=2),
+    _ratio("train_step", "prop", 3.22 / 2.08, 1.6, peer="open_mix"),
+    _ratio("train_step", "prop", 1.47 / 1.46, 1.0, peer="open_mix", lengths="12-16", clips=2),
+    _ratio("train_step", "prop", 1.17 / 1.10, 1.0, peer="open_mix", lengths="25-30", clips=2),
+    _ratio("dpo_step", "tiny", 28.0 / 1.21, None, pairs=4),
+    _ratio("dpo_step", "tiny", 28.0 / 1.64, None, pairs=4, peer="precomputed"),
+    _ratio("dpo_step", "small", 16.2 / 1.34, None),
+    _ratio("dpo_step", "small", 16.2 / 1.84, None, peer="precomputed"),
+    _ratio("dpo_step", "prop", 7.72 / 1.02, 8.0),
+    _ratio("dpo_step", "prop", 7.72 / 1.37, 6.0, peer="precomputed"),
+    _ratio("dpo_step", "prop", 3.85 / 1.03, None, lengths="10-16"),
+    _ratio("dpo_step", "prop", 3.85 / 1.44, None, lengths="10-16", peer="precomputed"),
+    _ratio("dpo_step", "prop", 3.45 / 1.08, 3.5, lengths="10-16", trained="sft"),
+    _ratio("dpo_step", "prop", 3.45 / 1.60, 2.3, lengths="10-16", trained="sft", peer="precomputed"),
+    _ratio("mel", "128", 12.4, 12.0),
+    _ratio("mel", "128", 4.7, 5.0, lengths="1-30"),
+    _ratio("mel", "80", 22.0, None),
+    _ratio("mel", "80", 6.8, None, lengths="1-30"),
+    _ratio("generate", "tiny", 10.1, 10.0),
+    _ratio("generate", "prop", 2.24, 2.5),
     _at_most("memory", "small", "ratio", 0.27, 0.25),
     *(
         target

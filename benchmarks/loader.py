@@ -1,7 +1,8 @@
-"""From FLAC to packed batches on one core: auris's shards and packs, against a collator that pads clips to 30 s.
+"""From FLAC to packed batches on one core: shards and packs of auris, against a collator that pads clips to 30 s.
 
-The peer is what ms-swift and LLaMA-Factory do with the same rows: the file decoded, transformers' extractor over the
-batch, ids padded to the longest (LLaMA-Factory computes the features twice; here it is once, in the peer's favour).
+The peer does the same as ms-swift and LLaMA-Factory: it decodes the files one by one, runs the extractor of
+transformers over the batch, and pads ids to the longest row. (LLaMA-Factory computes the features twice. Here they are
+computed once, which favours the peer.)
 """
 
 from __future__ import annotations
@@ -45,9 +46,12 @@ PRESETS = {"flac": Preset(128)}
 
 
 def compare(preset: Preset, *, lengths: str = "2-16", batch: int = 16, seed: int = 0) -> Comparison:
-    """Both sides over all rows once, in the steps of one plan; features are compared over the frames that ours has."""
-    kept = tempfile.TemporaryDirectory(prefix="auris-loader-")  # for as long as the two sides are
-    folder = Path(kept.name)
+    """Read all rows once on both sides, in the steps of one plan.
+
+    Features are compared on the frames that auris computes.
+    """
+    directory = tempfile.TemporaryDirectory(prefix="auris-loader-")  # exists as long as the functions that refer to it
+    folder = Path(directory.name)
     write_rows(folder, preset.rows, seconds(lengths), seed)
     samples = AudioSamples(
         tokenizer=Tokenizer.load(folder / "tokens"), prompt=NaturalPrompt(), geometry=Geometry(n_mels=N_MELS, pool=2)
@@ -67,28 +71,28 @@ def compare(preset: Preset, *, lengths: str = "2-16", batch: int = 16, seed: int
     extractor = WhisperFeatureExtractor(feature_size=N_MELS)
     batches = [[row for row, _ in data.plan.step(k)] for k in range(data.max_steps)]
 
-    def ours() -> list[list[dict]]:
+    def auris_batches() -> list[list[dict]]:
         return [steps[k] for k in range(data.max_steps)]
 
     def collate_padded(batch: list[int]) -> dict[str, Tensor]:
         rows = [data.rows[number] for number in batch]
         ids = [torch.from_numpy(samples.encode(row, samples.spans(row), None).ids) for row in rows]
-        clips = [soundfile.read(Path(kept.name) / f"{row.id}.flac", dtype="float32")[0] for row in rows]
+        clips = [soundfile.read(Path(directory.name) / f"{row.id}.flac", dtype="float32")[0] for row in rows]
         features = extractor(clips, sampling_rate=SAMPLE_RATE, return_tensors="pt").input_features
         return {"input_ids": torch.nn.utils.rnn.pad_sequence(ids, batch_first=True), "input_features": features}
 
-    def theirs() -> list[dict[str, Tensor]]:
+    def peer_batches() -> list[dict[str, Tensor]]:
         return [collate_padded(batch) for batch in batches]
 
-    packs = [pack for step in ours() for pack in step]
+    packs = [pack for step in auris_batches() for pack in step]
     expected: dict[int, Tensor] = {}
-    for batch_rows, padded in zip(batches, theirs(), strict=True):
+    for batch_rows, padded in zip(batches, peer_batches(), strict=True):
         expected |= dict(zip(batch_rows, padded["input_features"], strict=True))
     missing = expected.keys() ^ {row for pack in packs for row in pack["rows"]}
     return Comparison(
         peer=f"files, transformers {transformers.__version__} WhisperFeatureExtractor and padding, as in ms-swift",
-        ours=ours,
-        theirs=theirs,
+        run_auris=auris_batches,
+        run_peer=peer_batches,
         errors={"features": max(_difference(pack, expected) for pack in packs), "rows": float(len(missing))},
         limits=LIMITS,
         work={"audio_seconds": sum(pack["audio_seconds"] for pack in packs)},
@@ -96,7 +100,7 @@ def compare(preset: Preset, *, lengths: str = "2-16", batch: int = 16, seed: int
 
 
 def _difference(pack: dict, expected: Mapping[int, Tensor]) -> float:
-    """Largest difference of the features of a pack whose rows have a clip each; NaN where there is one."""
+    """Return the largest difference of the features of a pack with one clip per row; NaN if any feature is NaN."""
     clips = pack["mel"].split([stored(n) for n in pack["frames"].tolist()], dim=1)
     errors = [
         (clip - expected[row][:, : clip.shape[1]]).abs().max() for row, clip in zip(pack["rows"], clips, strict=True)
@@ -105,14 +109,15 @@ def _difference(pack: dict, expected: Mapping[int, Tensor]) -> float:
 
 
 def write_rows(folder: Path, rows: int, durations: tuple[float, float], seed: int) -> None:
-    """Rows of sound and text: files, a manifest and a tokenizer for them, and the same rows in shards."""
+    """Write rows with audio and text as files with a manifest, a tokenizer for them, and the same rows as shards."""
     draw = np.random.default_rng(seed)
     words = WORDS.split()
     Tokenizer.train((" ".join(draw.choice(words, 40)) for _ in range(200)), vocab_size=600).save(folder / "tokens")
     with (folder / "rows.jsonl").open("w") as lines:
         for number in range(rows):
             duration = draw.uniform(*durations)
-            wave = np.cumsum(draw.normal(0, 1e-3, int(duration * SAMPLE_RATE)))  # to FLAC, like speech: no white noise
+            # Brown noise. FLAC compresses it about as much as speech, unlike white noise.
+            wave = np.cumsum(draw.normal(0, 1e-3, int(duration * SAMPLE_RATE)))
             soundfile.write(folder / f"{number}.flac", wave.clip(-1, 1), SAMPLE_RATE)
             text = " ".join(draw.choice(words, max(1, round(2.5 * duration))))
             row = {"id": str(number), "audio": f"{number}.flac", "task": "asr", "language": "en", "text": text}

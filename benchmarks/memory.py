@@ -1,6 +1,6 @@
-"""Peak memory of a training step above weights and gradients: each side in a process of its own.
+"""Peak memory of a training step, in addition to weights and gradients. Each side has its own process.
 
-The ratio is ours over the peer's, so below 1 auris needs less.
+The ratio is the memory of auris divided by that of the peer, so below 1 auris needs less.
 """
 
 from __future__ import annotations
@@ -29,63 +29,66 @@ __all__ = ["CHOICES", "PRESETS", "report"]
 
 CHOICES = {"trained": tuple(TRAINED)}
 LIMITS = {"loss": 1e-5, "gradient's norm": 1e-4}
-# glibc gives back what is freed, large and small, so that memory in use is what the process holds.
+# glibc returns freed memory to the system, so the resident memory of the process is the memory in use.
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0", "MALLOC_ARENA_MAX": "1"}
 
 
 def report(preset: Preset, *, lengths: str = "2-8", trained: str = "all", clips: int = 4, seed: int = 0) -> Report:
-    """MB of both sides in their second step, and how far their losses and their gradients' norms are apart."""
-    waves(lengths, clips, seed)  # what is wrong with the settings is said here
+    """Report the peak memory of both sides in their second step. The errors are those of losses and gradient norms."""
+    waves(lengths, clips, seed)  # invalid settings raise SettingError here, before a process is started
     settings = {"preset": asdict(preset), "lengths": lengths, "trained": trained, "clips": clips, "seed": seed}
-    ours, theirs = (_in_a_process(settings | {"side": side}) for side in ("ours", "theirs"))
+    auris_side, peer_side = (_measure_in_process(settings | {"side": side}) for side in ("auris", "peer"))
     return Report(
         peer=f"transformers {transformers.__version__} Qwen2AudioForConditionalGeneration",
-        figures={"ratio": ours["MB"] / theirs["MB"], "MB": {"ours": ours["MB"], "peer": theirs["MB"]}},
+        figures={
+            "ratio": auris_side["MB"] / peer_side["MB"],
+            "MB": {"ours": auris_side["MB"], "peer": peer_side["MB"]},
+        },
         errors={
-            "loss": abs(ours["loss"] - theirs["loss"]),
-            "gradient's norm": abs(ours["norm"] / theirs["norm"] - 1),
+            "loss": abs(auris_side["loss"] - peer_side["loss"]),
+            "gradient's norm": abs(auris_side["norm"] / peer_side["norm"] - 1),
         },
         limits=LIMITS,
     )
 
 
-def _in_a_process(settings: Mapping[str, Any]) -> dict[str, float]:
-    done = subprocess.run(
+def _measure_in_process(settings: Mapping[str, Any]) -> dict[str, float]:
+    completed = subprocess.run(
         [sys.executable, "-m", "benchmarks.memory", json.dumps(settings)],
         stdout=subprocess.PIPE,
         check=True,
         env=os.environ | ALLOCATOR,
     )
-    return json.loads(done.stdout.splitlines()[-1])
+    return json.loads(completed.stdout.splitlines()[-1])
 
 
 def measure(*, side: str, preset: Preset, lengths: str, trained: str, clips: int, seed: int) -> dict[str, float]:
-    """Loss, norm of the gradient and peak MB of one side's step, here."""
+    """Return loss, gradient norm and peak MB of a step of one side, measured in this process."""
     wave = waves(lengths, clips, seed)
-    ours, theirs = models(preset, seed)
-    train(ours, theirs, trained)
-    rows = samples(wave, ours.geometry, preset.vocab_size, seed)
-    pack, inputs = collate(rows, geometry=ours.geometry), padded(rows, wave)
+    auris_net, peer_net = models(preset, seed)
+    train(auris_net, peer_net, trained)
+    rows = samples(wave, auris_net.geometry, preset.vocab_size, seed)
+    pack, inputs = collate(rows, geometry=auris_net.geometry), padded(rows, wave)
     objective = NextToken()
-    net: nn.Module = ours if side == "ours" else theirs
-    del ours, theirs
+    net: nn.Module = auris_net if side == "auris" else peer_net
+    del auris_net, peer_net
 
-    def loss_of() -> Tensor:
-        if side == "ours":
+    def compute_loss() -> Tensor:
+        if side == "auris":
             return objective(net, pack)[0] / objective.count(pack)
         return net(**inputs, use_cache=False).loss
 
-    loss_of().backward()  # the libraries' own buffers, and the gradients, are there from now on
-    learned = [parameter for parameter in net.parameters() if parameter.grad is not None]
-    for parameter in learned:
+    compute_loss().backward()  # allocates the gradients and the buffers of the libraries, which are not counted
+    parameters = [parameter for parameter in net.parameters() if parameter.grad is not None]
+    for parameter in parameters:
         parameter.grad.zero_()
     gc.collect()
     before = _resident()
-    _forget_peak()
-    loss = loss_of()
+    _reset_peak()
+    loss = compute_loss()
     loss.backward()
     peak = _peak() - before
-    norm = torch.stack([parameter.grad.norm() for parameter in learned]).norm()
+    norm = torch.stack([parameter.grad.norm() for parameter in parameters]).norm()
     return {"loss": loss.item(), "norm": norm.item(), "MB": peak}
 
 
@@ -93,8 +96,8 @@ def _resident() -> float:
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
 
 
-def _forget_peak() -> None:
-    Path("/proc/self/clear_refs").write_text("5")  # proc(5): the peak is what is held now
+def _reset_peak() -> None:
+    Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets the peak to the current resident memory
 
 
 def _peak() -> float:
@@ -104,5 +107,5 @@ def _peak() -> float:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    given = json.loads(sys.argv[1])
-    print(json.dumps(measure(**given | {"preset": Preset(**given["preset"])})))
+    settings = json.loads(sys.argv[1])
+    print(json.dumps(measure(**settings | {"preset": Preset(**settings["preset"])})))

@@ -1,9 +1,9 @@
-"""The same random model and the same random rows twice: as auris has them, and as transformers' Qwen2-Audio does.
+"""The same random model and the same random rows for both sides: auris, and Qwen2-Audio of transformers.
 
-The peer gets what its processor would make of the rows: features of every clip padded to 30 s, rows padded to the
-longest. `shorten` is the one change that is made to its code.
+The peer receives the rows as its processor would prepare them: the features of every clip are padded to 30 s, and rows
+are padded to the longest. `shorten` makes the only change to the peer's model.
 
-Shapes: A clips, one in each row; L samples at 16 kHz; F stored mel frames of all clips; T tokens of a row.
+Shapes: A clips, one in each row; L samples at 16 kHz; T tokens of a row; R labels.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ from auris.model.weights.tensors import StateTensors
 from auris.training import optim
 from benchmarks import SettingError
 
-# What is trained, by stage, in our names. Pooling has no parameters.
+# Trained parts of each stage, by their names in auris. Pooling has no parameters.
 TRAINED = {"all": ("encoder", "projector", "llm"), "sft": ("projector", "llm"), "pretrain": ("encoder", "projector")}
 
-# Sums of float32 in another order: a loss near 9 is rounded to 1e-6.
+# The sides add float32 numbers in different orders. A loss near 9 is rounded to 1e-6.
 LIMITS = {"loss": 1e-5, "gradient": 1e-4}
 
-N_MELS = 128  # Qwen2-Audio's
-AUDIO_ID = 0  # stands where audio tokens stand; the random text has none
-PROMPT = 12  # about the tokens of "Detect the language and recognize the speech:" and the marks around the audio
-ANSWER_RATE = 4  # tokens of transcript for a second of speech: 150 words a minute at 1.5 tokens a word, rounded up
+N_MELS = 128  # as in Qwen2-Audio
+AUDIO_ID = 0  # id at the positions of audio tokens; does not occur in the random text
+PROMPT = 12  # tokens of a prompt, as "Detect the language and recognize the speech:" with begin and end of audio
+ANSWER_RATE = 4  # transcript tokens per second of speech: 150 words per minute with 1.5 tokens per word, rounded up
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +57,7 @@ class Preset:
 
 
 PRESETS = {
-    # The sizes of scale=tiny, with a layer less in the LLM.
+    # The sizes of scale=tiny, with one layer less in the LLM.
     "tiny": Preset(
         encoder_width=128,
         encoder_layers=2,
@@ -68,7 +68,7 @@ PRESETS = {
         llm_ffn=384,
         vocab_size=8000,
     ),
-    # Small parts under the released vocabulary, which weighs more here than it does at scale.
+    # Small parts with the released vocabulary, whose share of the work is larger than in the released model.
     "small": Preset(
         encoder_width=384,
         encoder_layers=6,
@@ -79,7 +79,7 @@ PRESETS = {
         llm_ffn=1376,
         vocab_size=156_032,
     ),
-    # 84 M parameters in the proportions of the released 8.4 B: encoder, LLM and head do about its shares of the work.
+    # 84 M parameters. Encoder, LLM and head have about the same shares of the work as in the released model of 8.4 B.
     "prop": Preset(
         encoder_width=512,
         encoder_layers=2,
@@ -93,50 +93,51 @@ PRESETS = {
 }
 
 
-def step(model: nn.Module, loss_of: Callable[[], Tensor]) -> float:
-    """Forward and backward; the gradients stay in the model."""
+def step(model: nn.Module, compute_loss: Callable[[], Tensor]) -> float:
+    """Run forward and backward, and return the loss. The gradients stay in the model."""
     model.zero_grad()
-    loss = loss_of()
+    loss = compute_loss()
     loss.backward()
     return loss.item()
 
 
-def gradient_error(ours: AudioLM, theirs: Qwen2AudioForConditionalGeneration) -> float:
-    """The largest, over all trained parameters, of ||ours - theirs|| / ||theirs||."""
-    expected = {_our_name(name): p.grad for name, p in theirs.named_parameters() if p.requires_grad}
-    found = {name: p.grad for name, p in ours.named_parameters() if p.requires_grad}
-    assert expected.keys() == found.keys(), expected.keys() ^ found.keys()
-    errors = [(grad - expected[name]).norm() / expected[name].norm() for name, grad in found.items()]
-    return torch.stack(errors).max().item()  # unlike python's max, it lets a NaN through
+def gradient_error(net: AudioLM, peer_net: Qwen2AudioForConditionalGeneration) -> float:
+    """Return the largest relative error ||actual - expected|| / ||expected|| of the gradients of trained parameters."""
+    expected = {_auris_name(name): p.grad for name, p in peer_net.named_parameters() if p.requires_grad}
+    actual = {name: p.grad for name, p in net.named_parameters() if p.requires_grad}
+    assert expected.keys() == actual.keys(), expected.keys() ^ actual.keys()
+    errors = [(grad - expected[name]).norm() / expected[name].norm() for name, grad in actual.items()]
+    return torch.stack(errors).max().item()  # unlike max of Python, it returns NaN if any error is NaN
 
 
-def _our_name(name: str) -> str:
+def _auris_name(name: str) -> str:
+    """Return the name of a parameter of transformers in auris."""
     return LAYOUTS["qwen2_audio"].model_names(name)[0]
 
 
-def train(ours: AudioLM, theirs: Qwen2AudioForConditionalGeneration, trained: str) -> None:
-    """Freeze on both sides what this stage does not train."""
-    optim.freeze(ours, TRAINED[trained])
-    learns = {name for name, p in ours.named_parameters() if p.requires_grad}
-    for name, parameter in theirs.named_parameters():
-        if parameter.requires_grad:  # all but the table of positions
-            parameter.requires_grad_(_our_name(name) in learns)
+def train(net: AudioLM, peer_net: Qwen2AudioForConditionalGeneration, trained: str) -> None:
+    """Freeze the parts that a stage does not train, on both sides."""
+    optim.freeze(net, TRAINED[trained])
+    trainable = {name for name, p in net.named_parameters() if p.requires_grad}
+    for name, parameter in peer_net.named_parameters():
+        if parameter.requires_grad:  # position embeddings are never trained
+            parameter.requires_grad_(_auris_name(name) in trainable)
 
 
 def seconds(lengths: str) -> tuple[float, float]:
-    """`lengths=2-8`: the shortest and the longest clip. Raises SettingError."""
+    """Parse the durations of the shortest and the longest clip, as `2-8`. Raise SettingError if they are invalid."""
     shortest, _, longest = lengths.partition("-")
     try:
         low, high = float(shortest), float(longest)
     except ValueError:
         low, high = 0.0, 0.0
     if not 0 < low <= high <= MAX_SAMPLES / SAMPLE_RATE:
-        raise SettingError(f"lengths={lengths}: expected seconds, from the shortest to the longest, as 2-8, at most 30")
+        raise SettingError(f"lengths={lengths}: expected seconds of the shortest and longest clip, as 2-8, at most 30")
     return low, high
 
 
 def waves(lengths: str, clips: int, seed: int) -> list[Tensor]:
-    """Noise: `clips` of it, evenly from the shortest to the longest. Raises SettingError."""
+    """Return clips of noise whose durations are evenly spaced in `lengths`. Raise SettingError if there are none."""
     if clips < 1:
         raise SettingError(f"clips={clips}: expected 1 or more")
     draw = torch.Generator().manual_seed(seed)
@@ -144,7 +145,7 @@ def waves(lengths: str, clips: int, seed: int) -> list[Tensor]:
 
 
 def models(preset: Preset, seed: int) -> tuple[AudioLM, Qwen2AudioForConditionalGeneration]:
-    """Random weights, the same in both models."""
+    """Return both models with the same random weights."""
     torch.manual_seed(seed)
     text = {
         "model_type": "qwen2",
@@ -169,12 +170,12 @@ def models(preset: Preset, seed: int) -> tuple[AudioLM, Qwen2AudioForConditional
         audio_token_index=AUDIO_ID,
         attn_implementation="sdpa",
     )
-    theirs = Qwen2AudioForConditionalGeneration(config).train()
-    with torch.no_grad():  # transformers starts biases at zero, where parity could not see them
-        for name, parameter in theirs.named_parameters():
+    peer_net = Qwen2AudioForConditionalGeneration(config).train()
+    with torch.no_grad():  # transformers initialises biases with zero, which would hide an error in them
+        for name, parameter in peer_net.named_parameters():
             if name.endswith("bias"):
                 parameter.normal_(std=0.02)
-    ours = AudioLM(
+    net = AudioLM(
         encoder=Encoder(
             n_mels=N_MELS, width=preset.encoder_width, n_layers=preset.encoder_layers, n_heads=preset.encoder_heads
         ),
@@ -183,12 +184,12 @@ def models(preset: Preset, seed: int) -> tuple[AudioLM, Qwen2AudioForConditional
         llm=partial(llm.build_llm, text),
         vocab_size=preset.vocab_size,
     ).train()
-    loading.load(ours, StateTensors(theirs.state_dict()), layout="qwen2_audio", label="transformers")
-    return ours, theirs
+    loading.load(net, StateTensors(peer_net.state_dict()), layout="qwen2_audio", label="transformers")
+    return net, peer_net
 
 
 def samples(clips: Sequence[Tensor], geometry: Geometry, vocab_size: int, seed: int) -> list[Sample]:
-    """A row of each clip (L,): audio, prompt and answer, the answer supervised. Text is random tokens."""
+    """Return one row per clip (L,): audio, a prompt and a supervised answer, both of random tokens."""
     return [_sample(row, wave, geometry, vocab_size, (seed, row)) for row, wave in enumerate(clips)]
 
 
@@ -210,7 +211,7 @@ def _sample(row: int, wave: Tensor, geometry: Geometry, vocab_size: int, seed: t
 
 
 def padded(samples: Sequence[Sample], clips: Sequence[Tensor], *, side: str = "right") -> dict[str, Tensor]:
-    """The same rows as transformers' processor would have them, labels included (transformers shifts them itself)."""
+    """Return the same rows as the processor of transformers prepares them, with labels, which transformers shifts."""
     ids = [torch.from_numpy(sample.ids) for sample in samples]
     supervise = [torch.from_numpy(sample.supervise) for sample in samples]
     valid = torch.tensor([sample.frames for sample in samples])  # (A, 1)
@@ -225,25 +226,28 @@ def padded(samples: Sequence[Sample], clips: Sequence[Tensor], *, side: str = "r
     }
 
 
-def shorten(theirs: Qwen2AudioForConditionalGeneration, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Let the released encoder take features as long as the longest clip, and cut them so; its key mask it has already.
+def shorten(peer_net: Qwen2AudioForConditionalGeneration, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Cut the features to the longest clip, and change the peer's encoder so that it accepts them.
 
-    Two frames of silence stay behind that clip, which its convolutions look at: the outputs are the same.
+    Two frames of silence stay after the longest clip, because the convolutions read them. The outputs do not change.
     """
     longest = stored(int(inputs["feature_attention_mask"].sum(1).max()))
     longest += longest % 2
-    tower = theirs.model.audio_tower
+    tower = peer_net.model.audio_tower
     tower.config.max_source_positions = longest // 2
     tower.embed_positions = nn.Embedding.from_pretrained(tower.embed_positions.weight[: longest // 2])
     names = ("input_features", "feature_attention_mask")
     return inputs | {name: inputs[name][..., :longest].contiguous() for name in names}
 
 
-def label_logps(theirs: Qwen2AudioForConditionalGeneration, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Log-probabilities (R,) of the labels, logits computed only for these, and their rows (R,): TRL's head."""
-    others = {name: value for name, value in inputs.items() if name != "labels"}
-    hidden = theirs.model(**others, use_cache=False).last_hidden_state[:, :-1]
+def label_logps(peer_net: Qwen2AudioForConditionalGeneration, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Return the log-probabilities (R,) of the labels, and their rows (R,).
+
+    As in TRL, logits are computed only at positions with a label.
+    """
+    model_inputs = {name: value for name, value in inputs.items() if name != "labels"}
+    hidden = peer_net.model(**model_inputs, use_cache=False).last_hidden_state[:, :-1]
     labels = inputs["labels"][:, 1:]
     is_label = labels != IGNORE
-    logits = theirs.lm_head(hidden[is_label])
+    logits = peer_net.lm_head(hidden[is_label])
     return -F.cross_entropy(logits, labels[is_label], reduction="none"), is_label.nonzero()[:, 0]

@@ -1,4 +1,4 @@
-"""Packs filled from simulated corpora: how much of them is useful, and how long ranks wait for the slowest. No peer."""
+"""Packs filled from simulated corpora: the share of useful tokens, and the balance between ranks. There is no peer."""
 
 from __future__ import annotations
 
@@ -18,41 +18,46 @@ TOKEN_BUDGET = 8192
 WORLD = 8
 
 Draw = Callable[[np.random.Generator, int], np.ndarray]
-"""Durations (n,) in seconds."""
+"""Draws n durations (n,) in seconds."""
 
 
 @dataclass(frozen=True)
 class Preset:
-    """`durations` of `rows` rows; synthetic mixtures shaped like the corpora's, not their manifests."""
+    """A simulated corpus. Its durations are drawn from a distribution like that of the real corpus.
+
+    Attributes:
+        durations: Draws the durations.
+        rows: Number of rows.
+    """
 
     durations: Draw
     rows: int = 60_000
 
 
 def _librispeech(draw: np.random.Generator, n: int) -> np.ndarray:
-    """Mean 12.6 s: most segments near 14 s, which the corpus cuts at, and a tail of short ones."""
+    """Draw durations with a mean of 12.6 s: most near 14 s, where the corpus was segmented, and some shorter."""
     return np.where(draw.random(n) < 0.6, draw.normal(14.5, 1.2, n), draw.uniform(2, 17, n)).clip(1.4, 24)
 
 
 def _commonvoice(draw: np.random.Generator, n: int) -> np.ndarray:
-    """Mean 5.1 s."""
+    """Draw durations with a mean of 5.1 s."""
     return draw.gamma(9.0, 5.1 / 9.0, n).clip(1.0, 15)
 
 
 def _mixed(draw: np.random.Generator, n: int) -> np.ndarray:
-    """Mean 12.5 s: speech of both kinds, sounds of 10 s, music of 30 s."""
+    """Draw durations with a mean of 12.5 s: speech of both kinds, sounds of 10 s and music of 30 s."""
     kinds = [_librispeech(draw, n), _commonvoice(draw, n), np.full(n, 10.0), np.full(n, 30.0)]
     return np.choose(draw.choice(4, n, p=[0.35, 0.3, 0.15, 0.2]), kinds)
 
 
 PRESETS = {"librispeech": Preset(_librispeech), "commonvoice": Preset(_commonvoice), "mixed": Preset(_mixed)}
-LIMITS = {"rows in other than one pack": 0.0, "packs over budget": 0.0}
+LIMITS = {"rows not in exactly one pack": 0.0, "packs over budget": 0.0}
 
 
 def report(preset: Preset, *, seed: int = 0) -> Report:
-    """Useful tokens as a share of the packs, and the work of a step's heaviest rank over the mean, in the first epoch.
+    """Report the share of useful tokens, and the work of the busiest rank of a step divided by the mean of all ranks.
 
-    Steps that reach into the second epoch are left out.
+    Both are computed over the first epoch, without the last step, which reaches into the second epoch.
     """
     durations = preset.durations(np.random.default_rng(seed), preset.rows)
     valid = np.array([frames(min(round(s * SAMPLE_RATE), MAX_SAMPLES)) for s in durations])
@@ -69,13 +74,13 @@ def report(preset: Preset, *, seed: int = 0) -> Report:
     )
     steps = range(plan.steps_for(1) - 1)
     packs = [plan.all_packs(k, world=WORLD) for k in steps]
-    over = sum(lengths[[row for row, _ in pack]].sum() > TOKEN_BUDGET for step in packs for pack in step)
+    over_budget = sum(lengths[[row for row, _ in pack]].sum() > TOKEN_BUDGET for step in packs for pack in step)
     work = _work(valid, lengths)
     loads = np.array([[work[[row for row, _ in pack]].sum() for pack in step] for step in packs])  # (steps, ranks)
     rows = [row for step in packs for pack in step for row, _ in pack]
     last = plan.all_packs(len(steps), world=WORLD)
-    met = [row for step in [*packs, last] for pack in step for row, epoch in pack if epoch == 0]
-    times = np.bincount(met, minlength=preset.rows)
+    first_epoch = [row for step in [*packs, last] for pack in step for row, epoch in pack if epoch == 0]
+    counts = np.bincount(first_epoch, minlength=preset.rows)  # number of packs that contain each row
     return Report(
         figures={
             "useful": float(lengths[rows].sum() / (sum(map(len, packs)) * TOKEN_BUDGET)),
@@ -83,18 +88,18 @@ def report(preset: Preset, *, seed: int = 0) -> Report:
             "rows": preset.rows,
             "steps": len(steps),
         },
-        errors={"rows in other than one pack": float((times != 1).sum()), "packs over budget": float(over)},
+        errors={"rows not in exactly one pack": float((counts != 1).sum()), "packs over budget": float(over_budget)},
         limits=LIMITS,
     )
 
 
 def _work(frames: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-    """Relative work of rows in fine-tuning at full size: encoder forward, LLM forward and backward.
+    """Return the operations of rows in fine-tuning at full size: encoder forward, LLM forward and backward.
 
-    Linear layers, and attention by the square of a clip's frames and, causal, of a row's tokens.
+    The cost of attention grows with the square of the frames of a clip (encoder) or of the tokens of a row (LLM).
     """
-    width, ffn, blocks = 1280, 5120, 32  # of Whisper large; of Qwen-7B below
+    width, ffn, blocks = 1280, 5120, 32  # Whisper large
     t = frames / 2
     encoder = blocks * (2 * t * (4 * width**2 + 2 * width * ffn) + 4 * t**2 * width)
-    llm = 2 * tokens * 6.476e9 + 32 * 2 * tokens.astype(float) ** 2 * 4096
+    llm = 2 * tokens * 6.476e9 + 32 * 2 * tokens.astype(float) ** 2 * 4096  # Qwen-7B, with causal attention
     return encoder + 3 * llm

@@ -1,6 +1,6 @@
-"""What it takes to plan a run over very many rows, in seconds and megabytes: the first start, and every later one.
+"""Seconds and megabytes needed to plan a run over very many rows, for the first start and for later starts.
 
-Each phase runs in a process of its own, so that its peak is its own. No peer: these are numbers to plan with.
+Each phase runs in its own process, so that its peak memory can be measured. There is no peer.
 """
 
 from __future__ import annotations
@@ -36,7 +36,12 @@ WORDS = "the cat sat on a mat and red foxes jump over lazy dogs while rain falls
 
 @dataclass(frozen=True)
 class Preset:
-    """`with_sound`: the rows are packed into shards with a second of sound each, and rows are read at random."""
+    """A simulated corpus.
+
+    Attributes:
+        rows: Number of rows.
+        with_sound: The rows are packed into shards with one second of audio each, and are also read at random.
+    """
 
     rows: int
     with_sound: bool = False
@@ -46,19 +51,19 @@ PRESETS = {"1m": Preset(1_000_000), "shards": Preset(20_000, with_sound=True)}
 
 
 def report(preset: Preset) -> Report:
-    """Seconds and MB of each phase; printed as they are found."""
+    """Report the seconds and MB of each phase, and print them as soon as the phase is done."""
     with tempfile.TemporaryDirectory() as folder:
         write(Path(folder), preset)
-        found = {}
+        phases = {}
         for name in PHASES if preset.with_sound else list(PHASES)[:-1]:
-            found[name] = _in_a_process(Path(folder), name)
-            facts = ", ".join(f"{what} {value:,.4g}" for what, value in found[name].items())
-            print(f"  {name}: {facts}", flush=True)
-    return Report(figures={"rows": preset.rows, "cores": len(os.sched_getaffinity(0)), "phases": found})
+            phases[name] = _run_in_process(Path(folder), name)
+            values = ", ".join(f"{unit} {value:,.4g}" for unit, value in phases[name].items())
+            print(f"  {name}: {values}", flush=True)
+    return Report(figures={"rows": preset.rows, "cores": len(os.sched_getaffinity(0)), "phases": phases})
 
 
 def write(folder: Path, preset: Preset) -> None:
-    """Rows of 2 to 16 seconds and 5 to 40 words, a tokenizer for them, and shards if the preset has sound."""
+    """Write rows of 2 to 16 seconds and 5 to 40 words, a tokenizer for them, and shards if the preset has audio."""
     draw = random.Random(0)
     words = WORDS.split()
     Tokenizer.train((" ".join(draw.choices(words, k=40)) for _ in range(1000)), vocab_size=600).save(folder / "tokens")
@@ -75,36 +80,36 @@ def write(folder: Path, preset: Preset) -> None:
         pack(str(folder / "rows.jsonl"), folder / "shards", rows_per_shard=4096, processes=None, console=quiet)
 
 
-def _in_a_process(folder: Path, name: str) -> dict[str, float]:
-    done = subprocess.run(
+def _run_in_process(folder: Path, name: str) -> dict[str, float]:
+    completed = subprocess.run(
         [sys.executable, "-m", "benchmarks.plan", str(folder), name], stdout=subprocess.PIPE, check=True
     )
-    return json.loads(done.stdout.splitlines()[-1])
+    return json.loads(completed.stdout.splitlines()[-1])
 
 
-def _data(folder: Path, **changed: Any) -> AudioDataModule:
+def _data(folder: Path, **overrides: Any) -> AudioDataModule:
     source = folder / "shards" if (folder / "shards").is_dir() else folder / "rows.jsonl"
     samples = AudioSamples(
         tokenizer=Tokenizer.load(folder / "tokens"), prompt=NaturalPrompt(), geometry=Geometry(n_mels=128, pool=2)
     )
     settings = {"rows_per_step": 128, "token_budget": 8192, "max_steps": 1, "cache_dir": str(folder / "cache")}
-    # As many rows to validate on as a plan needs to exist.
+    # The data module requires at least one validation row.
     valid = [{"path": str(source), "limit": 1}]
     return AudioDataModule(
-        samples=samples, valid_samples=samples, train=[str(source)], valid=valid, **{**settings, **changed}
+        samples=samples, valid_samples=samples, train=[str(source)], valid=valid, **{**settings, **overrides}
     )
 
 
-def _start(folder: Path, **changed: Any) -> AudioDataModule:
-    """Up to the rows of the first step on 8 ranks."""
-    data = _data(folder, **changed)
+def _start(folder: Path, **overrides: Any) -> AudioDataModule:
+    """Do everything until the rows of the first step on 8 ranks are known."""
+    data = _data(folder, **overrides)
     data.setup("fit")
     data.plan.packs(0, world=8, rank=0)
     return data
 
 
 def _random_rows(folder: Path) -> dict[str, float]:
-    """Milliseconds of a row and of its sound, read wherever they stand, beside those of the sound as a file."""
+    """Return milliseconds per row with its audio, read in random order from shards, and per audio file."""
     data = _start(folder)
     numbers = np.random.default_rng(0).integers(len(data.rows), size=2000).tolist()
     start = time.perf_counter()
@@ -127,9 +132,9 @@ PHASES: Mapping[str, Callable[[Path], Any]] = {
 
 
 def _cpu_seconds() -> float:
-    """Of this process and of those that it has waited for."""
-    spent = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return sum(usage.ru_utime + usage.ru_stime for usage in spent)
+    """Return the CPU seconds of this process and of its child processes that have ended."""
+    usages = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
 def _megabytes() -> float:
@@ -137,17 +142,17 @@ def _megabytes() -> float:
 
 
 def phase(folder: Path, name: str) -> dict[str, float]:
-    """Go through a phase, here."""
-    before, start, spent = _megabytes(), time.perf_counter(), _cpu_seconds()
-    found = PHASES[name](folder)
+    """Run a phase in this process and return its measurements."""
+    memory_before, start, cpu_before = _megabytes(), time.perf_counter(), _cpu_seconds()
+    result = PHASES[name](folder)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    facts = {
+    measurements = {
         "seconds": time.perf_counter() - start,
-        "CPU seconds": _cpu_seconds() - spent,
-        "MB": peak - before,  # at most, beyond what was there when all modules were imported
+        "CPU seconds": _cpu_seconds() - cpu_before,
+        "MB": peak - memory_before,  # peak memory in addition to that of the imported modules
         "MB in all": peak,
     }
-    return facts | (found if isinstance(found, dict) else {})
+    return measurements | (result if isinstance(result, dict) else {})
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """`python -m benchmarks.scaling experiment=qwen2_audio_sft scale=full`: estimates a run on 8 to 512 GPUs.
 
-Memory of a GPU and arithmetic of a step come from the cost model (`auris.training.cost`), communication from the bytes
-sent. What was not measured here is a constant of `Machine`: it is printed under the table and can be set
-(`+machine.between=25e9`). No data, weights or GPU are needed.
+The memory of a GPU and the arithmetic of a step come from the cost model (`auris.training.cost`), and communication
+from the bytes sent. The speeds of the hardware are assumptions: they are fields of `Machine`, are printed under the
+table and can be set (`+machine.between=25e9`). No data, weights or GPU are needed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from auris import config as recipe
+from auris import config as configs
 from auris.audio import ENCODER_RATE
 from auris.model import adapters
 from auris.training import cost, optim
@@ -24,7 +24,7 @@ from auris.training.cost import GIB, Load, Stage
 from auris.training.strategy import Processes
 
 GPUS = (8, 16, 32, 64, 128, 256, 512)
-BF16, FP32 = 2, 4  # bytes of a number: gathered weights and activations, gradients
+BF16, FP32 = 2, 4  # bytes per number: gathered weights and activations in bf16, gradients in fp32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,10 +32,10 @@ class Machine:
     """Assumptions: H100s at 40 % of their peak, 8 on NVLink in a node, 400 Gb/s per GPU between nodes.
 
     Attributes:
-        gpus: of a node.
+        gpus: GPUs per node.
         flops: FLOP/s of a GPU in training.
-        within: bytes per second that a GPU sends to another of its node, while it receives the same.
-        between: the same between nodes.
+        within: Bytes per second that a GPU sends to another GPU of its node while it receives the same amount.
+        between: The same between nodes.
     """
 
     gpus: int = 8
@@ -45,7 +45,7 @@ class Machine:
 
 
 def layouts(gpus: int, machine: Machine) -> Iterator[tuple[str, Processes]]:
-    """Yield the three published layouts, one process on each GPU; a replica is a node."""
+    """Yield the names and layouts of the sharded strategies, with one process per GPU and one replica per node."""
     yield "fsdp", Processes(world=gpus)
     if gpus > machine.gpus:
         yield "hsdp", Processes(world=gpus, replicas=gpus // machine.gpus)
@@ -54,7 +54,7 @@ def layouts(gpus: int, machine: Machine) -> Iterator[tuple[str, Processes]]:
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """Bytes on each GPU and seconds of a step in which each rank has one full pack."""
+    """Bytes on each GPU, and seconds of compute and communication, in a step with one full pack per rank."""
 
     weights: float
     gradients: float
@@ -67,110 +67,113 @@ class Step:
 
     @property
     def memory(self) -> float:
-        return sum(getattr(self, one.name) for one in fields(self)[:6])
+        return sum(getattr(self, field.name) for field in fields(self)[:6])
 
     @property
     def seconds(self) -> float:
-        """Seconds of a step whose communication overlaps with its arithmetic, as FSDP2 prefetches."""
+        """Seconds of a step. Communication overlaps with compute, because FSDP2 prefetches weights."""
         return max(self.compute, self.communication)
 
 
 def plan(net: nn.Module, stage: Stage, load: Load, layout: Processes, machine: Machine, *, moment: int = FP32) -> Step:
     """Estimate a step of a stage.
 
-    GPUs that compute layers together each hold all inputs of the LLM's layers, which are about half of the activations,
-    and a part of the rest; each of them computes the whole encoder.
+    GPUs that share layers by tensor parallelism each hold all inputs of the layers of the LLM, which are about half of
+    its activations, and a part of the rest. Each of them computes the whole encoder.
     """
-    need = cost.memory(net, stage, load, moment=moment)
+    memory = cost.memory(net, stage, load, moment=moment)
     shards, tp = layout.world // layout.replicas, layout.tensor_parallel
     frames = Load(frames=load.frames)
-    encoder, whole = cost.training_flops(net, stage, frames), cost.training_flops(net, stage, load)
-    in_encoder = cost.memory(net, stage, frames).activations
-    in_llm = need.activations - in_encoder
+    encoder_flops, flops = cost.training_flops(net, stage, frames), cost.training_flops(net, stage, load)
+    encoder_activations = cost.memory(net, stage, frames).activations
+    llm_activations = memory.activations - encoder_activations
     return Step(
-        weights=need.weights / shards,
-        gradients=need.gradients / shards,
-        moments=need.moments / shards,
-        activations=in_encoder + in_llm * (1 + 1 / tp) / 2,
-        head=need.logits,
-        gathered=need.gathered,
-        compute=(encoder + (whole - encoder) / tp) / machine.flops,
+        weights=memory.weights / shards,
+        gradients=memory.gradients / shards,
+        moments=memory.moments / shards,
+        activations=encoder_activations + llm_activations * (1 + 1 / tp) / 2,
+        head=memory.logits,
+        gathered=memory.gathered,
+        compute=(encoder_flops + (flops - encoder_flops) / tp) / machine.flops,
         communication=_communication(net, stage, load, layout, machine),
     )
 
 
 def _communication(net: nn.Module, stage: Stage, load: Load, layout: Processes, machine: Machine) -> float:
-    """Estimate the seconds of a step's collectives, one after the other.
+    """Estimate the seconds of the collectives of a step, which run one after the other.
 
-    Each unit is gathered for forward and again for backward (a frozen encoder only for forward), gradients are reduced
-    to shards, shards are summed over replicas, and so are activations over GPUs that compute a layer together.
+    Each FSDP unit is gathered for forward and again for backward (a frozen encoder only for forward). Gradients are
+    reduced to shards, and the shards are summed over replicas. With tensor parallelism, activations are summed over
+    the GPUs that share a layer.
     """
     config = net.llm.config.get_text_config()
-    learning, tp = cost.trained_parameters(net, stage), layout.tensor_parallel
+    trained, tp = cost.trained_parameters(net, stage), layout.tensor_parallel
     encoder = cost.count_parameters(net.encoder)
     gathers = encoder * (1 + stage.trains("encoder")) + 2 * (cost.count_parameters(net) - encoder) / tp
     shards = layout.world // layout.replicas
-    is_near = shards <= machine.gpus
-    shared = shards // tp
-    moved = (BF16 * gathers + FP32 * learning / tp) * (shared - 1) / shared
-    seconds = moved / (machine.within if is_near else machine.between)
-    if layout.replicas > 1:  # a ring: reduce-scatter, then all-gather
-        summed = 2 * FP32 * learning / shards * (layout.replicas - 1) / layout.replicas
-        seconds += summed / machine.between
-    if tp > 1:  # two sums of the hidden states of each layer, in forward and in backward
+    is_within_node = shards <= machine.gpus
+    ranks = shards // tp
+    sent = (BF16 * gathers + FP32 * trained / tp) * (ranks - 1) / ranks
+    seconds = sent / (machine.within if is_within_node else machine.between)
+    if layout.replicas > 1:  # a ring all-reduce: reduce-scatter, then all-gather
+        reduced = 2 * FP32 * trained / shards * (layout.replicas - 1) / layout.replicas
+        seconds += reduced / machine.between
+    if tp > 1:  # two sums of the hidden states in each layer, in forward and again in backward
         sums = 4 * config.num_hidden_layers * BF16 * load.tokens * config.hidden_size
         seconds += sums * 2 * (tp - 1) / tp / machine.within
     return seconds
 
 
 def table(net: nn.Module, stage: Stage, load: Load, *, machine: Machine, moment: int = FP32) -> Table:
-    """Return memory and time by layout, on 8 to 512 GPUs."""
+    """Return the table of memory and time for each layout on 8 to 512 GPUs."""
     title = (
-        f"{stage.name}: each rank a pack of {load.tokens:,} tokens, {load.frames / ENCODER_RATE:,.0f} s of audio a step"
+        f"{stage.name}: one pack per rank and step, with {load.tokens:,} tokens and"
+        f" {load.frames / ENCODER_RATE:,.0f} s of audio"
     )
     caption = (
-        f"GiB of a GPU, and seconds of a step. Assumed: {machine.flops / 1e12:.0f} TFLOP/s a GPU, {machine.gpus} GPUs"
-        f" a node, {machine.within / 1e9:.0f} GB/s within it and {machine.between / 1e9:.0f} between nodes. By sizes:"
-        " what the allocator, the kernels and NCCL need (3 to 8 GiB) comes on top"
+        f"GiB per GPU and seconds per step, assuming {machine.flops / 1e12:.0f} TFLOP/s per GPU, {machine.gpus}"
+        f" GPUs per node, {machine.within / 1e9:.0f} GB/s within and {machine.between / 1e9:.0f} between nodes."
+        " The allocator, the kernels and NCCL need another 3 to 8 GiB"
     )
     sizes = ["weights", "gradients", "moments", "activations", "head", "gathered", "all"]
     names = ["GPUs", "strategy", *sizes, "compute", "comm.", "step", "comm./step"]
-    shown = Table(*names, title=title, caption=caption, title_justify="left")
-    for column in shown.columns[2:]:
+    result = Table(*names, title=title, caption=caption, title_justify="left")
+    for column in result.columns[2:]:
         column.justify = "right"
-    for name, layout in (one for gpus in GPUS for one in layouts(gpus, machine)):
+    for name, layout in (entry for gpus in GPUS for entry in layouts(gpus, machine)):
         step = plan(net, stage, load, layout, machine, moment=moment)
-        sizes = [getattr(step, one.name) for one in fields(step)[:6]] + [step.memory]
-        seconds = (step.compute, step.communication, step.seconds)
+        sizes = [getattr(step, field.name) for field in fields(step)[:6]] + [step.memory]
+        times = (step.compute, step.communication, step.seconds)
         share = f"{100 * step.communication / step.seconds:.0f} %"
-        cells = [*(f"{size / GIB:.1f}" for size in sizes), *(f"{one:.2f}" for one in seconds), share]
-        shown.add_row(str(layout.world), name, *cells)
-    return shown
+        cells = [*(f"{size / GIB:.1f}" for size in sizes), *(f"{seconds:.2f}" for seconds in times), share]
+        result.add_row(str(layout.world), name, *cells)
+    return result
 
 
-def stage_of(made: dict) -> Stage:
+def stage_of(config: configs.Config) -> Stage:
     """Return the stage that a config trains."""
-    dpo = made["stage"] == "dpo"
-    live = dpo and made["objective"].get("reference") == "live"
-    runs_llm = made["data"]["view"] != "transcript"
-    return Stage(name=made["arm"], trainable=tuple(made["trainable"]), reference=live, runs_llm=runs_llm)
+    is_dpo = config["stage"] == "dpo"
+    has_live_reference = is_dpo and config["objective"].get("reference") == "live"
+    runs_llm = config["data"]["view"] != "transcript"
+    trainable = tuple(config["trainable"])
+    return Stage(name=config["arm"], trainable=trainable, reference=has_live_reference, runs_llm=runs_llm)
 
 
 def main(overrides: Sequence[str]) -> None:
     """Print the tables of a training config, given by its overrides."""
     try:
-        made = recipe.resolve(recipe.compose(overrides))
-        machine = Machine(**{name: float(value) for name, value in made.get("machine", {}).items()})
-        rows = made["model"].get("vocab_rows")
+        config = configs.resolve(configs.compose(overrides))
+        machine = Machine(**{name: float(value) for name, value in config.get("machine", {}).items()})
+        rows = config["model"].get("vocab_rows")
         if rows is None:
-            raise ValueError("model.vocab_rows=null: expected the rows of the embedding, as scale=full has them")
-        model = {key: node for key, node in made["model"].items() if key != "vocab_rows"}
+            raise ValueError("model.vocab_rows=null: expected the number of rows of the embedding, as in scale=full")
+        model = {key: node for key, node in config["model"].items() if key != "vocab_rows"}
         with torch.device("meta"):
-            net = recipe.build(model)(vocab_size=rows)
-        adapters.attach(net, made["trainable"], token_ids=[], lora=made["lora"])
-        load = Load.of_budget(made["data"]["token_budget"], net.geometry.pool)
-        moment = optim.moment_bytes(made["optim"])
-        Console(width=160).print(table(net, stage_of(made), load, machine=machine, moment=moment))
+            net = configs.build(model)(vocab_size=rows)
+        adapters.attach(net, config["trainable"], token_ids=[], lora=config["lora"])
+        load = Load.of_budget(config["data"]["token_budget"], net.geometry.pool)
+        moment = optim.moment_bytes(config["optim"])
+        Console(width=160).print(table(net, stage_of(config), load, machine=machine, moment=moment))
     except (ValueError, TypeError) as error:
         sys.exit(f"error: {error}")
 

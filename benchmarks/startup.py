@@ -1,4 +1,7 @@
-"""CPU seconds of commands that only print something: help, a misspelt override, the list of studies. No peer."""
+"""CPU seconds of commands that only print text: help, the error for a misspelt override, the list of studies.
+
+There is no peer.
+"""
 
 from __future__ import annotations
 
@@ -19,17 +22,17 @@ PRESETS: dict[str, Sequence[str]] = {
 
 
 def report(preset: Sequence[str], *, starts: int = 5) -> Report:
-    """Return user and system time of `auris`, the least of several fresh processes."""
+    """Report the user and system time of `auris`: the minimum over several new processes."""
     return Report(figures={"cpu_seconds": min(_cpu_seconds(preset) for _ in range(starts))})
 
 
 def _cpu_seconds(arguments: Sequence[str]) -> float:
-    before = _children()
+    before = _child_cpu_seconds()
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     subprocess.run([sys.executable, "-m", "auris", *arguments], env=environment, capture_output=True, check=False)
-    return _children() - before
+    return _child_cpu_seconds() - before
 
 
-def _children() -> float:
+def _child_cpu_seconds() -> float:
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return usage.ru_utime + usage.ru_stime

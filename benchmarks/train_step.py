@@ -1,8 +1,8 @@
-"""One training step, forward and backward: auris, packed, against transformers' Qwen2-Audio, padded.
+"""Forward and backward of one training step: auris with packing, against Qwen2-Audio of transformers with padding.
 
-Peers: the released model with its own loss, and the best mix of what open trainers do (clips padded to the longest,
-keys masked, logits only where a label stands). The optimizer's step, equal on all sides, and the front end are not part
-of it.
+There are two peers: the released model with its own loss, and the same model with the best combination of what open
+trainers do (clips padded to the longest and masked, logits only at positions with a label). The log-mel front end and
+the step of the optimizer, which is the same on both sides, are not measured.
 """
 
 from __future__ import annotations
@@ -49,30 +49,30 @@ def compare(
     clips: int = 8,
     seed: int = 0,
 ) -> Comparison:
-    """Both models on the same batch, and how far their losses (absolute) and gradients (relative) are apart."""
+    """Run both models on the same batch. The loss has an absolute error, the gradients have a relative one."""
     wave = waves(lengths, clips, seed)
-    ours, theirs = models(preset, seed)
-    train(ours, theirs, trained)
-    rows = samples(wave, ours.geometry, preset.vocab_size, seed)
-    pack, inputs = collate(rows, geometry=ours.geometry), padded(rows, wave)
+    net, peer_net = models(preset, seed)
+    train(net, peer_net, trained)
+    rows = samples(wave, net.geometry, preset.vocab_size, seed)
+    pack, inputs = collate(rows, geometry=net.geometry), padded(rows, wave)
     if peer == "open_mix":
-        inputs = shorten(theirs, inputs)
+        inputs = shorten(peer_net, inputs)
     objective = NextToken()
 
-    def our_loss() -> Tensor:
-        total, _ = objective(ours, pack)
+    def auris_loss() -> Tensor:
+        total, _ = objective(net, pack)
         return total / objective.count(pack)
 
-    def their_loss() -> Tensor:
+    def peer_loss() -> Tensor:
         if peer == "open_mix":
-            return -label_logps(theirs, inputs)[0].mean()
-        return theirs(**inputs, use_cache=False).loss  # its default would fill a cache that training has no use for
+            return -label_logps(peer_net, inputs)[0].mean()
+        return peer_net(**inputs, use_cache=False).loss  # by default it would also fill a cache for generation
 
-    our_step, their_step = partial(step, ours, our_loss), partial(step, theirs, their_loss)
+    auris_step, peer_step = partial(step, net, auris_loss), partial(step, peer_net, peer_loss)
     return Comparison(
         peer=f"transformers {transformers.__version__} {PEERS[peer]}",
-        ours=our_step,
-        theirs=their_step,
-        errors={"loss": abs(our_step() - their_step()), "gradient": gradient_error(ours, theirs)},
+        run_auris=auris_step,
+        run_peer=peer_step,
+        errors={"loss": abs(auris_step() - peer_step()), "gradient": gradient_error(net, peer_net)},
         limits=LIMITS,
     )

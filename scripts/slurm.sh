@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # One run: sbatch --nodes=4 scripts/slurm.sh experiment=qwen2_audio_sft scale=full strategy=fsdp
-# These are defaults; options on the command line of sbatch win. A task is a process with one GPU.
+# Options on the command line of sbatch take precedence over those below. A task is a process with one GPU.
 #SBATCH --job-name=auris
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=8

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # All arms of a study: bash scripts/slurm_study.sh STUDY [group=option] [key=value]
-# An array of jobs for each level of the study: first the stages that others start from, then what comes after them. A
-# run is one process with one GPU; options of sbatch go into SBATCH, as SBATCH="--partition=gpu --time=8:00:00".
+# Submits an array of jobs for each level of the study: first the stages, then the arms that start from them, and so on.
+# Each run is one process with one GPU. Set options of sbatch in SBATCH, as SBATCH="--partition=gpu --time=8:00:00".
 set -euo pipefail
 PYTHON=${PYTHON:-python}
 if [ -z "${SLURM_ARRAY_TASK_ID:-}" ]; then             # submit
@@ -18,7 +18,7 @@ else                                                    # one run of the array
   run=$("$PYTHON" -m auris train ablations="$1" "${@:2}" dry_run=true | grep "^$LEVEL	" | sed -n "$((SLURM_ARRAY_TASK_ID + 1))p")
   IFS=$'\t' read -r _ arm seed <<< "$run"
   srun "$PYTHON" -m auris train ablations="$1" "${@:2}" arm="$arm" seed="$seed" && exit
-  status=$?                                             # 75: stopped by a signal, to be gone on with
+  status=$?                                             # 75: stopped by a signal, the run can be resumed
   [ "$status" -ne 75 ] || scontrol requeue "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"
   exit "$status"
 fi

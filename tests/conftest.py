@@ -1,4 +1,4 @@
-"""Fixtures: shared test data where it is at hand, and a tiny corpus made once per session."""
+"""Shared fixtures: the optional test data next to the checkout, and a tiny corpus that is built once per session."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ ROOT = Path(__file__).resolve().parents[1]
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-LONGEST = ("end_to_end", "training")
+SLOWEST_PACKAGES = ("end_to_end", "training")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run the packages with the longest files first: at the end, no worker waits for one of them."""
+    """Run the packages with the slowest files first, so that all workers finish at about the same time."""
     tests = ROOT / "tests"
-    items.sort(key=lambda item: item.path.relative_to(tests).parts[0] not in LONGEST)
+    items.sort(key=lambda item: item.path.relative_to(tests).parts[0] not in SLOWEST_PACKAGES)
 
 
 @pytest.fixture(scope="module")
 def float64() -> Iterator[None]:
-    """Compute in float64 by default, so that a comparison does not depend on how a processor rounds.
+    """Make float64 the default dtype, so that comparisons do not depend on rounding.
 
-    In float32 the kernels for other batch sizes, instruction sets and thread counts add in another order.
+    In float32 the order of summation, and so the rounding, varies with batch size, instruction set and thread count.
     """
     import torch
 
@@ -38,15 +38,15 @@ def float64() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """Real recordings and golden numbers that are not part of the project."""
+    """Return the folder of real recordings and golden numbers, which are not part of the repository."""
     path = ROOT / "../shared/data"
     if not path.is_dir():
-        pytest.skip("needs the shared test data beside the checkout, which is absent here")
+        pytest.skip("the shared test data next to the checkout is missing")
     return path
 
 
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small embedded corpus with its tokenizer."""
-    few = {"asr": {"en": 4, "zh": 2}, "s2tt": 4, "lid": 2, "sgc": 2, "ks": 2, "sec": 2, "mic": 2, "aqa": 2}
-    return build_corpus(tmp_path_factory.mktemp("embedded") / "corpus", few)
+    """Build a small embedded corpus with its tokenizer."""
+    row_counts = {"asr": {"en": 4, "zh": 2}, "s2tt": 4, "lid": 2, "sgc": 2, "ks": 2, "sec": 2, "mic": 2, "aqa": 2}
+    return build_corpus(tmp_path_factory.mktemp("embedded") / "corpus", row_counts)

@@ -1,4 +1,4 @@
-"""Reading, resampling, log-mel against transformers' WhisperFeatureExtractor, windows and SpecAugment."""
+"""Tests of reading, resampling, log-mel features (against WhisperFeatureExtractor), windows and SpecAugment."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from auris import audio
 from auris.errors import AudioError
 from support.features import check_log_mel
 
-# (suffix, libsndfile format, subtype, error that the codec may make on a soft tone)
+# suffix: (libsndfile format, subtype, tolerated error of the codec on a quiet tone)
 CODECS = {
     "wav": ("WAV", "PCM_16", 1e-4),
     "wav-float": ("WAV", "FLOAT", 1e-4),
     "flac": ("FLAC", "PCM_16", 1e-4),
     "vorbis": ("OGG", "VORBIS", 0.03),
-    "opus": ("OGG", "OPUS", 0.06),  # at 8 kHz it delays by most of a sample
+    "opus": ("OGG", "OPUS", 0.06),  # at 8 kHz the codec delays by almost a sample
     "mp3": ("MP3", "MPEG_LAYER_III", 0.03),
 }
 
@@ -32,16 +32,16 @@ def tone(n_samples: int, rate: int) -> np.ndarray:
     return (0.3 * np.sin(2 * np.pi * 300 * np.arange(n_samples) / rate)).astype(np.float32)
 
 
-def write(folder, codec: str, wave: np.ndarray, rate: int):
-    kind, subtype, _ = CODECS[codec]
+def write_clip(folder, codec: str, wave: np.ndarray, rate: int):
+    file_format, subtype, _ = CODECS[codec]
     path = folder / f"clip.{codec}"
-    soundfile.write(path, wave, rate, format=kind, subtype=subtype)
+    soundfile.write(path, wave, rate, format=file_format, subtype=subtype)
     return path
 
 
 def whisper_features(wave: np.ndarray, n_mels: int) -> torch.Tensor:
-    extract = WhisperFeatureExtractor(feature_size=n_mels)
-    return extract(wave, sampling_rate=audio.SAMPLE_RATE, return_tensors="pt").input_features[0]
+    extractor = WhisperFeatureExtractor(feature_size=n_mels)
+    return extractor(wave, sampling_rate=audio.SAMPLE_RATE, return_tensors="pt").input_features[0]
 
 
 # --- lengths ---
@@ -52,15 +52,15 @@ def whisper_features(wave: np.ndarray, n_mels: int) -> torch.Tensor:
     # transformers' Qwen2-Audio processor (reference: qwen_audio.md, 1.3)
     [(400, 1), (1600, 2), (8000, 12), (16001, 25), (93680, 146), (480_000, 750), (600_000, 750), (0, 0), (320, 0)],
 )
-def test_audio_tokens_of_the_published_geometry(n_samples, tokens):
+def test_number_of_audio_tokens_equals_the_published_model(n_samples, tokens):
     assert audio.Geometry(n_mels=128, pool=2).tokens(audio.frames(n_samples)) == tokens
 
 
-def test_every_encoder_frame_is_a_token_without_pooling():
+def test_without_pooling_every_encoder_frame_is_a_token():
     assert [audio.Geometry(n_mels=80, pool=1).tokens(n) for n in (0, 1, 2, 3, 3000)] == [0, 1, 1, 2, 1500]
 
 
-def test_two_frames_of_silence_are_stored_except_at_30_seconds():
+def test_two_frames_of_silence_are_stored_after_a_clip_except_at_30_seconds():
     assert [audio.stored(n) for n in (1, 100, 2997, 2998, 2999, 3000)] == [3, 102, 2999, 3000, 3000, 3000]
 
 
@@ -75,10 +75,10 @@ def test_log_mel_equals_whisper_features_of_the_padded_clip(n_samples, n_mels):
     noise = np.random.default_rng(n_samples).standard_normal(n_samples).astype(np.float32) * 0.1
     fading = noise * np.linspace(1, 1e-4, n_samples, dtype=np.float32)
     for wave in (noise, fading):
-        ours, theirs = audio.log_mel(wave, n_mels), whisper_features(wave, n_mels)
+        actual, reference = audio.log_mel(wave, n_mels), whisper_features(wave, n_mels)
         n_stored = audio.stored(audio.frames(n_samples))
-        assert ours.shape == (n_mels, n_stored) and ours.dtype == torch.float32
-        check_log_mel(ours, theirs[:, :n_stored])
+        assert actual.shape == (n_mels, n_stored) and actual.dtype == torch.float32
+        check_log_mel(actual, reference[:, :n_stored])
 
 
 def test_frames_that_are_not_stored_are_silence():
@@ -91,11 +91,11 @@ def test_frames_that_are_not_stored_are_silence():
 @pytest.mark.parametrize("n_samples", [320, 16_001, 480_000])
 def test_log_mel_of_silence_equals_whisper_features(n_samples):
     wave = np.zeros(n_samples, np.float32)
-    ours = audio.log_mel(wave, 128)
-    assert torch.equal(ours, whisper_features(wave, 128)[:, : ours.shape[1]])
+    actual = audio.log_mel(wave, 128)
+    assert torch.equal(actual, whisper_features(wave, 128)[:, : actual.shape[1]])
 
 
-def test_log_mel_takes_a_tensor_and_leaves_it_alone():
+def test_log_mel_accepts_a_tensor_and_does_not_change_it():
     wave = torch.randn(5000, generator=torch.Generator().manual_seed(0))
     before = wave.clone()
     assert torch.equal(audio.log_mel(wave, 80), audio.log_mel(before.numpy(), 80))
@@ -103,7 +103,7 @@ def test_log_mel_takes_a_tensor_and_leaves_it_alone():
 
 
 @pytest.mark.parametrize("n_samples", [0, 480_001])
-def test_log_mel_refuses_empty_and_long_clips_and_names_the_setting(n_samples):
+def test_log_mel_of_an_empty_or_long_clip_is_an_error_that_names_the_setting(n_samples):
     with pytest.raises(ValueError, match=r"data\.long_audio=window"):
         audio.log_mel(np.zeros(n_samples, np.float32), 80)
 
@@ -112,7 +112,7 @@ def test_log_mel_refuses_empty_and_long_clips_and_names_the_setting(n_samples):
 
 
 RATES = [8000, 16_000, 22_050, 24_000, 44_100, 48_000]
-NOT_OPUS = {22_050, 44_100}  # rates its encoder does not take
+NOT_OPUS = {22_050, 44_100}  # rates that the Opus encoder does not support
 
 
 @pytest.mark.parametrize("channels", [1, 2])
@@ -123,83 +123,84 @@ def test_any_format_rate_and_channel_count_becomes_16_khz_mono(tmp_path, codec, 
     wave = tone(rate + 13, rate)
     if channels == 2:
         wave = np.stack([1.5 * wave, 0.5 * wave], axis=1)
-    path = write(tmp_path, codec, wave, rate)
+    path = write_clip(tmp_path, codec, wave, rate)
     samples = audio.read(path)
     assert samples.dtype == np.float32 and samples.ndim == 1
     assert len(samples) == audio.n_samples(path) == int((rate + 13) * 16_000 / rate + 0.5)
-    inside = slice(2000, -2000)  # codecs and resampling ring at the ends
+    inside = slice(2000, -2000)  # codecs and the resampler ring at both ends
     assert np.abs(samples - tone(len(samples), 16_000))[inside].max() < CODECS[codec][2]
 
 
 @pytest.mark.parametrize("codec", CODECS)
-def test_a_segment_is_that_part_of_the_clip(tmp_path, codec):
-    wave = tone(32_000, 16_000) * np.linspace(1, 0.5, 32_000, dtype=np.float32)  # steady: mp3 seeks wrongly in it
-    path = write(tmp_path, codec, wave, 16_000)
+def test_a_segment_equals_the_same_slice_of_the_whole_clip(tmp_path, codec):
+    # A tone, because libsndfile seeks wrongly in an mp3 of a tone. The changing amplitude makes any shift visible.
+    wave = tone(32_000, 16_000) * np.linspace(1, 0.5, 32_000, dtype=np.float32)
+    path = write_clip(tmp_path, codec, wave, 16_000)
     part = audio.read(path, offset=0.75, duration=0.5)
     assert len(part) == audio.n_samples(path, 0.75, 0.5) == 8000
     np.testing.assert_allclose(part, audio.read(path)[12_000:20_000], atol=1e-4)
     assert len(audio.read(path, offset=1.5)) == audio.n_samples(path, offset=1.5) == 8000
 
 
-def test_length_from_the_header_for_all_short_lengths_and_odd_rates(tmp_path):
+def test_length_from_the_header_equals_the_decoded_length_for_short_clips_and_odd_rates(tmp_path):
     for rate in (11_025, 16_000, 32_000, 37_800, 96_000):
         for n in [*range(6, 60), 4410, 44_101]:
-            path = write(tmp_path, "wav", np.zeros(n, np.float32), rate)
+            path = write_clip(tmp_path, "wav", np.zeros(n, np.float32), rate)
             assert audio.n_samples(path) == len(audio.read(path)), (rate, n)
 
 
-def test_an_mp3_that_does_not_state_its_length_is_read_to_its_end(tmp_path):
+def test_an_mp3_without_a_length_header_is_read_to_its_end(tmp_path):
     path = tmp_path / "clip.mp3"
     noise = np.random.default_rng(0).uniform(-0.5, 0.5, 88_200)
     soundfile.write(path, noise, 44_100, subtype="MPEG_LAYER_III", bitrate_mode="VARIABLE", compression_level=0)
     path.write_bytes(path.read_bytes().replace(b"Xing", b"\0\0\0\0"))
     n_read = len(audio.read(path))
-    assert 32_000 <= n_read < 34_000  # the codec adds its delay
-    assert n_read < audio.n_samples(path)  # libsndfile's guess from the first bit rate
+    assert 32_000 <= n_read < 34_000  # 2 s and the delay of the codec
+    assert n_read < audio.n_samples(path)  # libsndfile extrapolates the length from the first bit rate
 
 
-def test_real_clips_have_the_length_that_their_header_says(shared_data):
-    paths = [path for kind in ("*.ogg", "*.flac") for path in sorted((shared_data / "real").rglob(kind))[::150]]
+def test_real_clips_have_the_length_in_their_header(shared_data):
+    paths = [path for pattern in ("*.ogg", "*.flac") for path in sorted((shared_data / "real").rglob(pattern))[::150]]
     assert paths
     for path in paths:
         assert len(audio.read(path)) == audio.n_samples(path)
 
 
-def test_a_missing_file_is_named(tmp_path):
-    for use in (audio.read, audio.n_samples):
+def test_reading_a_missing_file_is_an_error_with_its_name(tmp_path):
+    for function in (audio.read, audio.n_samples):
         with pytest.raises(AudioError, match=r"gone\.wav: no such file"):
-            use(tmp_path / "gone.wav")
+            function(tmp_path / "gone.wav")
 
 
 @pytest.mark.parametrize("name", ["clip.wav", "clip.mp3", "clip.raw"])
-def test_a_file_that_is_no_audio_is_named(tmp_path, name):
-    (tmp_path / name).write_text("this is no audio " * 100)
-    for use in (audio.read, audio.n_samples):
+def test_reading_a_file_that_is_not_audio_is_an_error_with_its_name(tmp_path, name):
+    (tmp_path / name).write_text("this is not audio " * 100)
+    for function in (audio.read, audio.n_samples):
         with pytest.raises(AudioError, match=rf"{name}: cannot be decoded"):
-            use(tmp_path / name)
+            function(tmp_path / name)
 
 
-def test_a_cut_off_flac_is_named(tmp_path):
-    path = write(tmp_path, "flac", np.random.default_rng(0).uniform(-1, 1, 48_000), 16_000)
+def test_reading_a_truncated_flac_is_an_error_with_its_name(tmp_path):
+    path = write_clip(tmp_path, "flac", np.random.default_rng(0).uniform(-1, 1, 48_000), 16_000)
     path.write_bytes(path.read_bytes()[:40_000])
     with pytest.raises(AudioError, match=r"clip\.flac: cannot be decoded"):
         audio.read(path)
 
 
 @pytest.mark.parametrize(("n", "reason"), [(0, "holds no samples"), (1, "less than one sample")])
-def test_an_empty_file_is_named(tmp_path, n, reason):
-    path = write(tmp_path, "wav", np.zeros(n, np.float32), 48_000)
-    for use in (audio.read, audio.n_samples):
+def test_reading_a_file_without_a_whole_sample_is_an_error_with_its_name(tmp_path, n, reason):
+    path = write_clip(tmp_path, "wav", np.zeros(n, np.float32), 48_000)
+    for function in (audio.read, audio.n_samples):
         with pytest.raises(AudioError, match=rf"clip\.wav: .*{reason}"):
-            use(path)
+            function(path)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_samples_that_are_not_finite_are_refused(tmp_path, value):
+def test_samples_that_are_not_finite_are_an_error(tmp_path, value):
     wave = tone(1600, 16_000)
     wave[700] = value
     with pytest.raises(AudioError, match="not finite"):
-        audio.read(write(tmp_path, "wav-float", wave, 16_000))
+        audio.read(write_clip(tmp_path, "wav-float", wave, 16_000))
 
 
 @pytest.mark.parametrize(
@@ -211,8 +212,8 @@ def test_samples_that_are_not_finite_are_refused(tmp_path, value):
         (0.0, 0.0, "duration > 0"),
     ],
 )
-def test_a_segment_outside_the_file_is_refused(tmp_path, offset, duration, reason):
-    path = write(tmp_path, "wav", tone(16_000, 16_000), 16_000)
+def test_a_segment_outside_the_file_is_an_error(tmp_path, offset, duration, reason):
+    path = write_clip(tmp_path, "wav", tone(16_000, 16_000), 16_000)
     for call in (
         lambda: audio.read(path, offset=offset, duration=duration),
         lambda: audio.n_samples(path, offset, duration),
@@ -221,8 +222,8 @@ def test_a_segment_outside_the_file_is_refused(tmp_path, offset, duration, reaso
             call()
 
 
-def test_a_segment_may_end_past_the_file_by_a_rounding(tmp_path):
-    path = write(tmp_path, "wav", tone(16_000, 16_000), 16_000)
+def test_a_segment_may_end_slightly_after_the_file_because_durations_are_rounded(tmp_path):
+    path = write_clip(tmp_path, "wav", tone(16_000, 16_000), 16_000)
     assert len(audio.read(path, offset=0.5, duration=0.51)) == audio.n_samples(path, 0.5, 0.51) == 8000
 
 
@@ -230,7 +231,7 @@ def test_a_segment_may_end_past_the_file_by_a_rounding(tmp_path):
 
 
 @pytest.mark.parametrize("n_samples", [0, 1, 480_000, 480_001, 640_000, 960_000, 960_001, 2_000_003])
-def test_windows_cover_every_sample_once_and_none_is_tiny(n_samples):
+def test_windows_cover_every_sample_once_and_have_equal_lengths(n_samples):
     wave = np.arange(n_samples, dtype=np.float32)
     windows = audio.windows(wave)
     lengths = [len(window) for window in windows]
@@ -250,7 +251,7 @@ def mel(frames: int, n_mels: int = 80) -> torch.Tensor:
     return torch.randn(n_mels, audio.stored(frames), generator=torch.Generator().manual_seed(frames))
 
 
-def test_specaugment_is_a_function_of_its_seed():
+def test_specaugment_depends_only_on_clip_and_seed():
     augment, clip = audio.SpecAugment(**BASIC), mel(400)
     before = clip.clone()
     assert torch.equal(augment(clip, 400, 7), augment(clip, 400, 7))
@@ -258,20 +259,20 @@ def test_specaugment_is_a_function_of_its_seed():
     assert torch.equal(clip, before)
 
 
-def test_specaugment_leaves_the_global_generator_alone():
+def test_specaugment_does_not_use_the_global_random_generator():
     state = torch.get_rng_state()
     audio.SpecAugment(**BASIC)(mel(400), 400, seed=2**62 - 1)
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_specaugment_leaves_the_silence_behind_the_clip_alone():
+def test_specaugment_does_not_change_the_silence_after_the_clip():
     augment, clip = audio.SpecAugment(**BASIC), mel(400)
     for seed in range(20):
         assert torch.equal(augment(clip, 400, seed)[:, 400:], clip[:, 400:])
 
 
-@pytest.mark.parametrize(("frames", "p", "widest"), [(400, 1.0, 100), (50, 1.0, 50), (200, 0.2, 40), (3, 0.2, 0)])
-def test_masks_are_bands_of_the_clips_mean_within_their_bounds(frames, p, widest):
+@pytest.mark.parametrize(("frames", "p", "max_width"), [(400, 1.0, 100), (50, 1.0, 50), (200, 0.2, 40), (3, 0.2, 0)])
+def test_masks_are_bands_of_the_mean_value_up_to_the_maximum_width(frames, p, max_width):
     augment, clip = audio.SpecAugment(**BASIC | dict(p=p, time_warp=0)), mel(frames)
     mean = clip[:, :frames].mean()
     widths, heights = set(), set()
@@ -280,15 +281,15 @@ def test_masks_are_bands_of_the_clips_mean_within_their_bounds(frames, p, widest
         masked = out != clip[:, :frames]
         assert torch.equal(out[masked], mean.expand(int(masked.sum())))
         times, bins = masked.all(dim=0).nonzero().flatten(), masked.all(dim=1).nonzero().flatten()
-        for band, found in ((times, widths), (bins, heights)):
-            found.add(len(band))
+        for band, sizes in ((times, widths), (bins, heights)):
+            sizes.add(len(band))
             assert len(band) == 0 or int(band[-1] - band[0]) + 1 == len(band)
         assert masked.sum() == masked.numel() - (frames - len(times)) * (80 - len(bins))
     assert max(heights) == 26 and min(heights) == 0
-    assert max(widths) < max(widest, 1) and max(widths) >= 0.9 * widest - 1
+    assert max(widths) < max(max_width, 1) and max(widths) >= 0.9 * max_width - 1
 
 
-def test_time_warp_moves_time_and_keeps_its_order_and_ends():
+def test_time_warp_shifts_frames_but_keeps_their_order_and_both_ends():
     augment = audio.SpecAugment(**BASIC | dict(n_freq_masks=0, n_time_masks=0))
     ramp = torch.arange(400.0).expand(80, 400).contiguous()
     shifts = []
@@ -300,43 +301,43 @@ def test_time_warp_moves_time_and_keeps_its_order_and_ends():
     assert 60 < max(shifts) < 80 and min(shifts) < 10
 
 
-def test_a_clip_too_short_for_the_warp_is_not_warped():
+def test_a_clip_of_at_most_twice_the_time_warp_is_not_warped():
     augment = audio.SpecAugment(**BASIC | dict(n_freq_masks=0, n_time_masks=0))
     for frames in (1, 160):
         assert torch.equal(augment(mel(frames), frames, 0), mel(frames))
     assert any(not torch.equal(augment(mel(161), 161, seed), mel(161)) for seed in range(5))
 
 
-@pytest.mark.parametrize("wrong", [dict(p=1.5), dict(time_warp=-1), dict(n_time_masks=-1)])
-def test_specaugment_refuses_impossible_settings(wrong):
-    with pytest.raises(ValueError, match=next(iter(wrong))):
-        audio.SpecAugment(**BASIC | wrong)
+@pytest.mark.parametrize("settings", [dict(p=1.5), dict(time_warp=-1), dict(n_time_masks=-1)])
+def test_invalid_specaugment_settings_are_an_error_with_their_name(settings):
+    with pytest.raises(ValueError, match=next(iter(settings))):
+        audio.SpecAugment(**BASIC | settings)
 
 
-def test_a_frequency_mask_wider_than_the_spectrogram_is_refused():
+def test_a_frequency_mask_wider_than_the_spectrogram_is_an_error():
     with pytest.raises(ValueError, match="freq_mask_param=27"):
         audio.SpecAugment(**BASIC)(mel(400, n_mels=20), 400, 0)
 
 
-def test_a_mismatched_torchaudio_says_which_pair_to_install():
+def test_a_torchaudio_of_another_torch_version_is_an_error_with_both_versions():
     with pytest.raises(ImportError, match=r"torch 2\.13\.0\+cpu and torchaudio 2\.11\.0\+cu130 do not match"):
         audio.require_pair("2.13.0+cpu", "2.11.0+cu130")
     audio.require_pair("2.11.0+cu130", "2.11.0+cu130")
 
 
-def test_a_torchaudio_that_cannot_be_imported_says_which_pair_to_install():
+def test_the_error_for_a_missing_torchaudio_says_which_versions_to_install():
     code = "import sys; sys.modules['torchaudio'] = None; import auris.audio"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode != 0
-    assert "pip install torch==2.11.0 torchaudio==2.11.0" in done.stderr.splitlines()[-1]
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert process.returncode != 0
+    assert "pip install torch==2.11.0 torchaudio==2.11.0" in process.stderr.splitlines()[-1]
 
 
-# --- files in memory, and stretches as files ---
+# --- files in memory, and segments as files ---
 
 
 @dataclass(frozen=True)
-class Memory:
-    """A file's bytes."""
+class MemoryFile:
+    """Audio file in memory, with its number of samples if that is known."""
 
     content: bytes
     samples: int | None = None
@@ -348,44 +349,44 @@ class Memory:
 FORMATS = ["wav", "flac", "ogg", "mp3", "PCM_U8", "PCM_24", "DOUBLE"]
 
 
-def write_noise(folder: Path, form: str) -> Path:
-    """Two channels at 22,050 Hz."""
+def write_noise(folder: Path, audio_format: str) -> Path:
+    """Write noise in two channels at 22,050 Hz. The format is a suffix, or a subtype of WAV."""
     noise = np.random.default_rng(0).uniform(-0.4, 0.4, (22_050, 2))
-    path = folder / f"noise.{form if form.islower() else 'wav'}"
-    soundfile.write(path, noise, 22_050, subtype=None if form.islower() else form)
+    path = folder / f"noise.{audio_format if audio_format.islower() else 'wav'}"
+    soundfile.write(path, noise, 22_050, subtype=None if audio_format.islower() else audio_format)
     return path
 
 
-@pytest.mark.parametrize("form", FORMATS)
-def test_a_file_in_memory_reads_as_the_file_on_disk(tmp_path, form):
-    path = write_noise(tmp_path, form)
-    memory = Memory(path.read_bytes())
+@pytest.mark.parametrize("audio_format", FORMATS)
+def test_a_file_in_memory_has_the_same_samples_as_on_disk(tmp_path, audio_format):
+    path = write_noise(tmp_path, audio_format)
+    memory = MemoryFile(path.read_bytes())
     assert np.array_equal(audio.read(memory), audio.read(path))
     assert np.array_equal(audio.read(memory, offset=0.2, duration=0.3), audio.read(path, offset=0.2, duration=0.3))
     assert audio.n_samples(memory) == audio.n_samples(path)
 
 
-def test_samples_measured_before_are_not_counted_again():
-    assert audio.n_samples(Memory(b"", 123)) == 123
+def test_the_stored_number_of_samples_is_used_without_decoding():
+    assert audio.n_samples(MemoryFile(b"", 123)) == 123
     with pytest.raises(AudioError):
-        audio.n_samples(Memory(b"", 123), offset=0.1)
+        audio.n_samples(MemoryFile(b"", 123), offset=0.1)
 
 
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("audio_format", FORMATS)
 @pytest.mark.parametrize(("offset", "duration"), [(0.2, 0.3), (0.5, None), (0.9, 0.4)])
-def test_a_stretch_as_a_file_reads_as_the_stretch_of_the_file(tmp_path, form, offset, duration):
-    path = write_noise(tmp_path, form)
-    stretch = Memory(audio.cut(path, offset, duration))
+def test_a_segment_cut_to_a_file_equals_the_segment_of_the_whole_file(tmp_path, audio_format, offset, duration):
+    path = write_noise(tmp_path, audio_format)
+    segment = MemoryFile(audio.cut(path, offset, duration))
     assert np.array_equal(
-        audio.read(stretch, offset=0.0, duration=duration), audio.read(path, offset=offset, duration=duration)
+        audio.read(segment, offset=0.0, duration=duration), audio.read(path, offset=offset, duration=duration)
     )
     assert np.array_equal(
-        audio.read(Memory(audio.cut(Memory(path.read_bytes()), offset, duration))), audio.read(stretch)
+        audio.read(MemoryFile(audio.cut(MemoryFile(path.read_bytes()), offset, duration))), audio.read(segment)
     )
 
 
 @pytest.mark.parametrize("name", ["a\0b.wav", "x" * 5000, "no\nsuch.wav"])
-def test_a_name_that_no_file_has_is_an_audio_error_that_can_be_printed(tmp_path, name):
+def test_an_impossible_file_name_is_an_audio_error_with_a_printable_message(tmp_path, name):
     with pytest.raises(AudioError, match="no such file") as error:
         audio.read(tmp_path / name)
     assert str(error.value).isprintable()

@@ -1,4 +1,4 @@
-"""The command line: dispatch, help, the error policy, and what is imported to print something."""
+"""The command line: dispatch, help, error messages and exit codes, and which packages are imported."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ HEAVY = ("torch", "lightning", "transformers", "pandas", "matplotlib", "pyarrow"
 
 @pytest.fixture(autouse=True)
 def without_debug(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AURIS_DEBUG", "0")  # --debug sets it for the process
+    monkeypatch.setenv("AURIS_DEBUG", "0")  # --debug sets this variable for the process
     monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
 
 
 @pytest.fixture
-def failing(monkeypatch: pytest.MonkeyPatch):
-    """Let `auris corpus` raise an exception instead of making a corpus."""
+def make_corpus_fail(monkeypatch: pytest.MonkeyPatch):
+    """Return a function that makes `auris corpus` raise an exception."""
 
     def fail_with(error: BaseException) -> None:
         def run(config: config.Config) -> None:
@@ -40,26 +40,26 @@ def failing(monkeypatch: pytest.MonkeyPatch):
 # --- dispatch -----------------------------------------------------------------------------------------------------
 
 
-def test_every_command_has_a_config_and_a_summary_and_every_config_a_command():
+def test_commands_and_top_level_configs_correspond():
     assert cli.COMMANDS.keys() == {path.stem for path in config.CONFIGS.glob("*.yaml")}
     for command in cli.COMMANDS.values():
         module, _, _ = command.function.partition(":")
         assert (ROOT / "src" / Path(*module.split("."))).with_suffix(".py").is_file() and command.summary
 
 
-def test_a_job_runs_the_function_of_its_command_with_the_resolved_config(monkeypatch):
-    given = []
-    monkeypatch.setattr("auris.corpus.command.run", lambda config: given.append(config))
+def test_a_command_calls_its_function_with_the_resolved_config(monkeypatch):
+    configs = []
+    monkeypatch.setattr("auris.corpus.command.run", lambda config: configs.append(config))
     assert cli.main(["corpus", "out=x", "seed=3"]) == 0
-    assert given[0]["out"] == "x" and given[0]["seed"] == 3 and isinstance(given[0]["sizes"]["train"], dict)
+    assert configs[0]["out"] == "x" and configs[0]["seed"] == 3 and isinstance(configs[0]["sizes"]["train"], dict)
 
 
-def test_the_exit_code_is_what_the_command_returns(monkeypatch):
+def test_the_exit_code_is_the_return_value_of_the_command(monkeypatch):
     monkeypatch.setattr("auris.corpus.command.run", lambda config: 75)
     assert cli.main(["corpus", "out=x"]) == 75
 
 
-def test_hydra_s_own_flags_work(monkeypatch, tmp_path, capsys):
+def test_hydra_flags_are_supported(monkeypatch, tmp_path, capsys):
     assert cli.main(["train", "--cfg", "job", "optim.lr=0.5", "--package", "optim"]) == 0
     assert yaml.safe_load(capsys.readouterr().out.split("\n", 1)[1])["lr"] == 0.5
     assert cli.main(["train", "--info", "defaults"]) == 0
@@ -73,7 +73,7 @@ def test_hydra_s_own_flags_work(monkeypatch, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("name", cli.COMMANDS)
-def test_the_help_of_a_command_has_every_key_with_the_comment_of_the_yaml(name, capsys):
+def test_the_help_of_a_command_lists_every_config_key(name, capsys):
     assert cli.main([name, "--help"]) == 0
     page = capsys.readouterr().out
     assert max(map(len, page.splitlines())) <= 100
@@ -87,7 +87,7 @@ def test_the_help_of_a_command_has_every_key_with_the_comment_of_the_yaml(name, 
     assert "--multirun" in page and "75" in page
 
 
-def test_comments_of_nested_keys_are_there_and_continue_on_further_lines(capsys):
+def test_the_help_includes_comments_of_nested_keys_and_multi_line_comments(capsys):
     cli.main(["train", "--help"])
     page = " ".join(capsys.readouterr().out.split())
     assert "warmup_steps: 2000" in page and "weights: initial weights of parts; also Whisper for encoder" in page
@@ -101,7 +101,7 @@ def test_without_a_command_the_commands_are_listed(capsys):
     assert max(map(len, page.splitlines())) <= 100 and "Exit codes" in page
 
 
-# --- mistakes -----------------------------------------------------------------------------------------------------
+# --- errors -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -135,22 +135,22 @@ def test_under_torchrun_a_usage_error_is_printed_once_per_machine(capsys, monkey
 
 
 @pytest.mark.parametrize("error", [UserError("out=x is full"), RunStopped("out=x is full")])
-def test_a_failed_run_prints_one_line_and_returns_1(error, failing, capsys):
-    failing(error)
+def test_a_failed_run_prints_one_line_and_returns_1(error, make_corpus_fail, capsys):
+    make_corpus_fail(error)
     assert cli.main(["corpus", "out=x"]) == 1
     assert capsys.readouterr().err == "error: out=x is full\n"
 
 
 @pytest.mark.parametrize("error", [ValueError("of torch"), OSError("of the disk"), KeyError("of a subclass")])
-def test_every_other_exception_keeps_its_traceback(error, failing):
-    failing(error)
-    with pytest.raises(type(error)) as raised:
+def test_every_other_exception_keeps_its_traceback(error, make_corpus_fail):
+    make_corpus_fail(error)
+    with pytest.raises(type(error)) as caught:
         cli.main(["corpus", "out=x"])
-    assert raised.value is error and any(entry.name == "run" for entry in raised.traceback)
+    assert caught.value is error and any(entry.name == "run" for entry in caught.traceback)
 
 
-def test_debug_shows_the_traceback_of_a_user_error(failing, monkeypatch):
-    failing(UserError("out=x is full"))
+def test_debug_shows_the_traceback_of_a_user_error(make_corpus_fail, monkeypatch):
+    make_corpus_fail(UserError("out=x is full"))
     with pytest.raises(UserError):
         cli.main(["corpus", "--debug", "out=x"])
     monkeypatch.setenv("AURIS_DEBUG", "1")
@@ -166,17 +166,17 @@ def raise_value_error() -> None:
     raise ValueError("of numpy")
 
 
-def test_an_error_raised_by_a_target_is_shown_unchanged():
+def test_a_user_error_raised_by_a_target_is_not_wrapped():
     with pytest.raises(UserError, match="^p=2: expected a probability$"):
         config.build({"_target_": f"{__name__}.raise_user_error"})
-    with pytest.raises(Exception, match="of numpy") as raised:
+    with pytest.raises(Exception, match="of numpy") as caught:
         config.build({"_target_": f"{__name__}.raise_value_error"})
-    assert not isinstance(raised.value, UserError) and isinstance(raised.value.__cause__, ValueError)
+    assert not isinstance(caught.value, UserError) and isinstance(caught.value.__cause__, ValueError)
 
 
 # --- start-up -----------------------------------------------------------------------------------------------------
 
-_IMPORTED = """
+PRINT_IMPORTED_PACKAGES = """
 import sys
 from auris import cli
 code = cli.main(sys.argv[1:])
@@ -194,14 +194,16 @@ print([name for name in {heavy} if name in sys.modules], code)
         (["train", "--cfg", "job"], 0),
     ],
 )
-def test_printing_commands_do_not_import_heavy_packages(arguments, code):
-    script = _IMPORTED.format(heavy=HEAVY)
-    done = subprocess.run([sys.executable, "-c", script, *arguments], env=ENVIRONMENT, capture_output=True, text=True)
-    assert done.stdout.splitlines()[-1] == f"[] {code}", done.stderr
+def test_commands_that_only_print_do_not_import_heavy_packages(arguments, code):
+    script = PRINT_IMPORTED_PACKAGES.format(heavy=HEAVY)
+    completed = subprocess.run(
+        [sys.executable, "-c", script, *arguments], env=ENVIRONMENT, capture_output=True, text=True
+    )
+    assert completed.stdout.splitlines()[-1] == f"[] {code}", completed.stderr
 
 
 @pytest.mark.parametrize(("command", "package"), [("results", "pandas"), ("report", "jinja2")])
-def test_a_package_of_an_extra_is_named_with_the_extra(command, package, tmp_path, monkeypatch, capsys):
+def test_the_error_for_a_missing_optional_package_names_the_extra(command, package, tmp_path, monkeypatch, capsys):
     for module in [name for name in sys.modules if name.startswith("auris.results")]:
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, package, None)

@@ -1,4 +1,4 @@
-"""Every private interface that auris relies on still exists and does what auris needs."""
+"""Every private interface of other packages that auris uses exists and behaves as expected."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from auris import compat
 from auris.training.event_files import ResumableTensorBoardLogger
 
 
-class Manual(L.LightningModule):
-    """Counts the batches that it is given."""
+class CountingModule(L.LightningModule):
+    """Module with manual optimization that records its training and validation steps."""
 
     def __init__(self) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.weight = nn.Parameter(torch.ones(1))
         self.steps: list[int] = []
-        self.validated = 0
+        self.n_validation_steps = 0
 
     def training_step(self, batch: torch.Tensor, number: int) -> None:
         self.steps.append(number)
@@ -37,13 +37,15 @@ class Manual(L.LightningModule):
         optimizer.zero_grad()
 
     def validation_step(self, batch: torch.Tensor, number: int) -> None:
-        self.validated += 1
+        self.n_validation_steps += 1
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-class Continue(L.Callback):
+class StartAtStep(L.Callback):
+    """Callback that continues a fit at a given step."""
+
     def __init__(self, step: int, *, validating: bool) -> None:
         self.step, self.validating = step, validating
 
@@ -52,10 +54,14 @@ class Continue(L.Callback):
         compat.set_position(trainer, self.step, max_steps=6, validating=self.validating)
 
 
-@pytest.mark.parametrize(("validating", "steps", "validated"), [(False, [2, 3, 4, 5], 2), (True, [2, 3, 4, 5], 3)])
-def test_a_trainer_continues_at_a_step(tmp_path: Path, validating: bool, steps: list[int], validated: int):
-    """Of 6 steps with a validation after every two; the one after step 2 is repeated if it was interrupted."""
-    module, handler = Manual(), signal.getsignal(signal.SIGTERM)
+@pytest.mark.parametrize(
+    ("validating", "steps", "n_validation_steps"), [(False, [2, 3, 4, 5], 2), (True, [2, 3, 4, 5], 3)]
+)
+def test_a_trainer_can_continue_at_a_given_step(
+    tmp_path: Path, validating: bool, steps: list[int], n_validation_steps: int
+):
+    """The run has 6 steps and validates after every second step. An interrupted validation is repeated."""
+    module, handler = CountingModule(), signal.getsignal(signal.SIGTERM)
     trainer = L.Trainer(
         accelerator="cpu",
         max_steps=6,
@@ -66,36 +72,36 @@ def test_a_trainer_continues_at_a_step(tmp_path: Path, validating: bool, steps: 
         enable_model_summary=False,
         num_sanity_val_steps=0,
         default_root_dir=tmp_path,
-        callbacks=[Continue(2, validating=validating)],
+        callbacks=[StartAtStep(2, validating=validating)],
     )
     trainer.fit(module, torch.utils.data.DataLoader(torch.zeros(6)), torch.utils.data.DataLoader(torch.zeros(1)))
-    assert module.steps == steps and module.validated == validated
+    assert module.steps == steps and module.n_validation_steps == n_validation_steps
     assert trainer.global_step == 6 and trainer.fit_loop.total_batch_idx == 5
     assert signal.getsignal(signal.SIGTERM) is handler
 
 
-def test_lightning_installs_signal_handlers_where_they_are_suppressed():
+def test_lightning_has_the_signal_connector_that_auris_disables():
     assert callable(_SignalConnector.register_signal_handlers)
     assert isinstance(L.Trainer(logger=False)._signal_connector, _SignalConnector)
 
 
-def test_a_logger_begins_a_new_event_file(tmp_path: Path):
+def test_a_logger_starts_a_new_event_file(tmp_path: Path):
     logger = ResumableTensorBoardLogger(tmp_path)
     before = logger.experiment
     compat.forget_event_file(logger)
     assert logger.experiment is not before
 
 
-def test_processes_are_divided_before_others_are_started(monkeypatch: pytest.MonkeyPatch):
-    launched = []
-    monkeypatch.setattr(ModelParallelStrategy, "_configure_launcher", lambda self: launched.append(self))
+def test_the_division_of_ranks_runs_before_processes_are_launched(monkeypatch: pytest.MonkeyPatch):
+    calls = []
+    monkeypatch.setattr(ModelParallelStrategy, "_configure_launcher", lambda self: calls.append(self))
     strategy = ModelParallelStrategy(tensor_parallel_size=2)
-    compat.divide_before_launch(strategy, lambda world: launched.append(world) or world // 2)
+    compat.divide_before_launch(strategy, lambda world: calls.append(world) or world // 2)
     L.Trainer(strategy=strategy, accelerator="cpu", devices=4, logger=False)
-    assert launched == [4, strategy] and strategy._data_parallel_size == 2
+    assert calls == [4, strategy] and strategy._data_parallel_size == 2
 
 
-def test_the_settings_of_compilation_exist():
+def test_compilation_settings_exist():
     import torch.fx.experimental._config as sizes
 
     with torch._dynamo.config.patch(nested_graph_breaks=False), sizes.patch(use_duck_shape=True):
@@ -110,8 +116,8 @@ def test_compiled_modules_are_recognised():
     assert compat.is_compiled(module)
 
 
-def test_the_part_of_a_tensor_is_located(tmp_path: Path):
-    distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
+def test_the_local_shape_and_offset_of_a_dtensor_are_known(tmp_path: Path):
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
         tensor = distribute_tensor(torch.zeros(3, 2), init_device_mesh("cpu", (1,)), [Shard(0)])
         shape, offset = compat.local_shape_and_offset(tensor)
@@ -121,24 +127,24 @@ def test_the_part_of_a_tensor_is_located(tmp_path: Path):
 
 
 def test_a_dispatch_mode_sees_operations():
-    class Seen(compat.TorchDispatchMode):
+    class RecordingMode(compat.TorchDispatchMode):
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            seen.append(function)
+            operations.append(function)
             return function(*args, **(kwargs or {}))
 
-    seen: list = []
-    with Seen():
+    operations: list = []
+    with RecordingMode():
         torch.zeros(1).normal_()
-    assert torch.ops.aten.normal_.default in seen
+    assert torch.ops.aten.normal_.default in operations
 
 
-def test_weights_are_initialised_again():
+def test_weights_can_be_initialised_again():
     sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
     llm = Qwen2ForCausalLM(Qwen2Config(vocab_size=5, num_key_value_heads=1, **sizes))
     weight = llm.model.layers[0].mlp.up_proj.weight
     before = weight.detach().clone()
     llm.init_weights()
-    assert torch.equal(weight, before)  # marked: skipped
+    assert torch.equal(weight, before)  # transformers skips modules marked as initialised
     compat.forget_initialisation(llm)
     llm.init_weights()
     assert not torch.equal(weight, before)

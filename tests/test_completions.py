@@ -1,4 +1,4 @@
-"""What a language model behind an endpoint said is asked for once, kept, and read again."""
+"""Chat completions of an endpoint: each request is sent once, recorded and replayed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from support import stand_in
 DOG = request("sec", "dog", 2)
 
 
-def test_a_reply_is_requested_once_and_then_read_from_the_recording(tmp_path: Path) -> None:
+def test_a_reply_is_requested_once_and_then_replayed(tmp_path: Path) -> None:
     path = tmp_path / "new" / "record.jsonl"
     with stand_in.serve() as (url, requests):
         record = Record(path, Endpoint(url=url, model="m", temperature=0.5))
@@ -31,7 +31,7 @@ def test_a_reply_is_requested_once_and_then_read_from_the_recording(tmp_path: Pa
     assert replies[0] == (stand_in.reply(DOG), stand_in.MODEL)
 
 
-def test_the_key_is_taken_from_the_environment_and_kept_nowhere(
+def test_the_api_key_is_read_from_the_environment_and_not_recorded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SOME_KEY", "opensesame")
@@ -42,17 +42,17 @@ def test_the_key_is_taken_from_the_environment_and_kept_nowhere(
     assert "opensesame" not in (tmp_path / "record.jsonl").read_text()
 
 
-def test_what_is_not_recorded_is_an_error_that_says_what_to_do() -> None:
+def test_the_error_for_an_unrecorded_request_says_what_to_do() -> None:
     with pytest.raises(ValueError, match=r'(?s)augmentation.jsonl holds no reply.*"label": "owl".*llm.url=.*mix.augm'):
         Record(SHIPPED).ask(request("sec", "owl", 8))
 
 
-def test_a_recording_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+def test_a_missing_recording_raises_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="llm.recording=.*none.jsonl.*llm.url="):
         Record(tmp_path / "none.jsonl")
 
 
-def test_a_recording_that_is_there_and_empty_gets_its_first_line(tmp_path: Path) -> None:
+def test_an_empty_recording_file_can_be_appended_to(tmp_path: Path) -> None:
     path = tmp_path / "record.jsonl"
     path.touch()
     with stand_in.serve() as (url, _):
@@ -60,35 +60,35 @@ def test_a_recording_that_is_there_and_empty_gets_its_first_line(tmp_path: Path)
     assert Record(path).ask(DOG) == reply
 
 
-def test_a_truncated_line_is_requested_again_where_requests_are_possible(tmp_path: Path) -> None:
+def test_a_truncated_reply_is_requested_again_if_there_is_an_endpoint(tmp_path: Path) -> None:
     path = tmp_path / "record.jsonl"
-    whole = SHIPPED.read_bytes()
-    path.write_bytes(whole[: whole.index(b"\n", 3000) - 5])
+    content = SHIPPED.read_bytes()
+    path.write_bytes(content[: content.index(b"\n", 3000) - 5])
     with stand_in.serve() as (url, requests):
         record = Record(path, Endpoint(url=url, model="m"))
-        assert len(record.replies) == whole[:3000].count(b"\n") - 1 and not requests
+        assert len(record.replies) == content[:3000].count(b"\n") - 1 and not requests
         record.ask(DOG)
     assert len(Record(path).replies) == len(record.replies)
 
 
-def test_a_line_that_was_cut_off_is_named(tmp_path: Path) -> None:
+def test_the_error_for_a_truncated_line_names_the_line(tmp_path: Path) -> None:
     path = tmp_path / "record.jsonl"
     path.write_text(SHIPPED.read_text("utf-8")[:3000])
     with pytest.raises(ValueError, match=r"record.jsonl, line 4 is not a reply \(JSONDecodeError"):
         Record(path)
 
 
-def test_an_endpoint_that_fails_is_named_and_earlier_answers_are_kept(tmp_path: Path) -> None:
+def test_the_error_for_a_failing_endpoint_names_it_and_recorded_replies_remain(tmp_path: Path) -> None:
     path = tmp_path / "record.jsonl"
     with stand_in.serve() as (url, _):
         Record(path, Endpoint(url=url, model="m")).ask(DOG)
-    gone = Record(path, Endpoint(url=url, model="m", timeout=2))
+    unreachable = Record(path, Endpoint(url=url, model="m", timeout=2))
     with pytest.raises(ValueError, match=f"llm.url={url} gave no chat completion"):
-        gone.ask(request("sec", "bell", 2))
+        unreachable.ask(request("sec", "bell", 2))
     assert Record(path).ask(DOG)[0] == stand_in.reply(DOG)
 
 
-def test_an_invalid_endpoint_url_is_named() -> None:
+def test_the_error_for_an_invalid_endpoint_names_its_url() -> None:
     with stand_in.serve() as (url, _), pytest.raises(ValueError, match="elsewhere gave no chat .*404"):
         Endpoint(url=url.replace("v1", "elsewhere"), model="m").complete(DOG)
     with stand_in.serve(lambda messages: None) as (url, _), pytest.raises(ValueError, match="its content is None"):
@@ -97,7 +97,7 @@ def test_an_invalid_endpoint_url_is_named() -> None:
         Endpoint(url="nonsense", model="m").complete(DOG)
 
 
-def test_a_reply_may_hold_line_ends_of_unicode_s_own(tmp_path: Path) -> None:
+def test_a_reply_may_contain_unicode_line_separators(tmp_path: Path) -> None:
     path = tmp_path / "record.jsonl"
     with stand_in.serve(lambda messages: "a\u2028b\x85c") as (url, _):
         Record(path, Endpoint(url=url, model="m")).ask(DOG)
@@ -107,15 +107,15 @@ def test_a_reply_may_hold_line_ends_of_unicode_s_own(tmp_path: Path) -> None:
 SETTINGS = {"model": "judge", "temperature": 1.0, "max_tokens": 8}
 
 
-def asked(number: int) -> tuple[list[dict], dict]:
+def numbered_request(number: int) -> tuple[list[dict], dict]:
     return [{"role": "user", "content": f"question {number}"}], SETTINGS
 
 
-def test_a_request_is_known_by_its_settings_too(tmp_path: Path) -> None:
+def test_requests_with_different_settings_are_recorded_separately(tmp_path: Path) -> None:
     path = tmp_path / "record.jsonl"
     with stand_in.serve(lambda messages: "yes") as (url, requests):
         record = Record(path, Endpoint(url=url, model="m"))
-        messages, settings = asked(1)
+        messages, settings = numbered_request(1)
         record.ask(messages, settings)
         record.ask(messages, {**settings, "temperature": 2.0})
     assert [call["body"]["temperature"] for call in requests] == [1.0, 2.0]
@@ -126,27 +126,27 @@ def test_a_request_is_known_by_its_settings_too(tmp_path: Path) -> None:
 
 
 def test_requests_run_concurrently_and_each_is_sent_once(tmp_path: Path) -> None:
-    inside, most, lock, all_in = 0, 0, threading.Lock(), threading.Barrier(4)
+    active, most_active, lock, barrier = 0, 0, threading.Lock(), threading.Barrier(4)
 
     def answer(messages: list) -> str:
-        nonlocal inside, most
+        nonlocal active, most_active
         with lock:
-            inside += 1
-            most = max(most, inside)
-        all_in.wait(10)  # no answer before four are asked for: they are at the same time
+            active += 1
+            most_active = max(most_active, active)
+        barrier.wait(10)  # wait until four requests are active at the same time
         with lock:
-            inside -= 1
+            active -= 1
         return messages[-1]["content"].upper()
 
     path = tmp_path / "record.jsonl"
     with stand_in.serve(answer) as (url, requests):
         record = Record(path, Endpoint(url=url, model="m"))
-        record.ask_all([*map(asked, range(8)), asked(3), asked(0)], workers=4)
-    assert most == 4 and len(requests) == 8 and len(path.read_text().splitlines()) == 9
-    assert [Record(path).ask(*asked(number))[0] for number in (0, 7)] == ["QUESTION 0", "QUESTION 7"]
+        record.ask_all([*map(numbered_request, range(8)), numbered_request(3), numbered_request(0)], workers=4)
+    assert most_active == 4 and len(requests) == 8 and len(path.read_text().splitlines()) == 9
+    assert [Record(path).ask(*numbered_request(number))[0] for number in (0, 7)] == ["QUESTION 0", "QUESTION 7"]
 
 
-def test_server_errors_are_retried_and_refusals_are_not(tmp_path: Path) -> None:
+def test_server_errors_are_retried_and_authorization_errors_are_not(tmp_path: Path) -> None:
     replies = [stand_in.Refused(429, "slow down"), stand_in.Refused(503), "yes"]
     with stand_in.serve(lambda messages: replies.pop(0)) as (url, requests):
         assert Endpoint(url=url, model="m", retries=2, pause=0.01).complete(DOG).text == "yes"
@@ -161,37 +161,37 @@ def test_server_errors_are_retried_and_refusals_are_not(tmp_path: Path) -> None:
         assert len(requests) == tries and str(status) in str(error.value)
 
 
-def test_the_server_s_own_pause_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    slept: list[float] = []
-    monkeypatch.setattr("auris.completions.time.sleep", slept.append)
+def test_the_retry_after_header_is_respected(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr("auris.completions.time.sleep", pauses.append)
     replies = [stand_in.Refused(429, headers={"Retry-After": "7"}), stand_in.Refused(500), "yes"]
     with stand_in.serve(lambda messages: replies.pop(0)) as (url, _):
         Endpoint(url=url, model="m", retries=2, pause=1).complete(DOG)
-    first, second = slept
+    first, second = pauses
     assert 7 <= first <= 7 * 1.25 and 2 <= second <= 2 * 1.25
 
 
-def test_requests_keep_their_distance(monkeypatch: pytest.MonkeyPatch) -> None:
-    slept: list[float] = []
-    monkeypatch.setattr("auris.completions.time.sleep", slept.append)
+def test_requests_respect_the_limit_per_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr("auris.completions.time.sleep", pauses.append)
     monkeypatch.setattr("auris.completions.time.monotonic", lambda: 100.0)
     with stand_in.serve(lambda messages: "yes") as (url, _):
         endpoint = Endpoint(url=url, model="m", per_minute=30)
         for _ in range(3):
             endpoint.complete(DOG)
-    assert slept == [0, 2, 4]  # seconds after the first
+    assert pauses == [0, 2, 4]  # seconds after the first request
 
 
-def test_a_key_stays_out_of_messages_recipes_and_other_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_api_key_is_not_leaked_to_messages_recipes_or_other_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOME_KEY", "opensesame")
     refused = stand_in.Refused(401, "bad key opensesame")
     with stand_in.serve(lambda messages: refused) as (url, _), pytest.raises(ValueError, match=r"bad key \[key\]"):
         Endpoint(url=url, model="m", key_env="SOME_KEY").complete(DOG)
-    with stand_in.serve(lambda messages: "yes") as (other, elsewhere):
-        away = stand_in.Refused(302, headers={"Location": f"{other}/chat/completions"})
-        with stand_in.serve(lambda messages: away) as (url, _), pytest.raises(ValueError, match="gave no chat"):
+    with stand_in.serve(lambda messages: "yes") as (other_url, other_requests):
+        redirect = stand_in.Refused(302, headers={"Location": f"{other_url}/chat/completions"})
+        with stand_in.serve(lambda messages: redirect) as (url, _), pytest.raises(ValueError, match="gave no chat"):
             Endpoint(url=url, model="m", key_env="SOME_KEY").complete(DOG)
-    assert not any("opensesame" in str(call) for call in elsewhere)
+    assert not any("opensesame" in str(call) for call in other_requests)
     with pytest.raises(ValueError, match="key_env is not the name") as error:
         Endpoint(url=url, model="m", key_env="sk-opensesame")
     assert "opensesame" not in str(error.value)
@@ -201,7 +201,7 @@ def test_a_key_stays_out_of_messages_recipes_and_other_hosts(monkeypatch: pytest
         assert "opensesame" not in str(error.value)
 
 
-def test_a_reply_of_nothing_is_one_where_it_counts(tmp_path: Path) -> None:
+def test_an_empty_reply_is_accepted_with_blank_true(tmp_path: Path) -> None:
     with stand_in.serve(lambda messages: None) as (url, _):
         assert Endpoint(url=url, model="m", blank=True).complete(DOG).text == ""
     filtered = stand_in.Refused(400, '{"error": {"code": "content_filter"}}')
@@ -210,10 +210,10 @@ def test_a_reply_of_nothing_is_one_where_it_counts(tmp_path: Path) -> None:
         assert reply.text == "" and reply.details == {"finish_reason": "content_filter"}
 
 
-def test_a_stand_in_is_named_in_the_first_line_and_not_mixed_with_a_model(tmp_path: Path) -> None:
+def test_a_stand_in_is_recorded_as_such_and_not_mixed_with_a_model(tmp_path: Path) -> None:
     path = tmp_path / "record.jsonl"
     with stand_in.serve(lambda messages: "yes") as (url, _):
-        Record(path, Endpoint(url=url, model="m", stand_in="a script")).ask(*asked(1))
+        Record(path, Endpoint(url=url, model="m", stand_in="a script")).ask(*numbered_request(1))
         assert '"answered by": "a script", "stand-in": true' in path.read_text().splitlines()[0]
         assert Record(path).stand_in == "a script"
         with pytest.raises(
@@ -226,17 +226,17 @@ CHILD = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[3])
-from test_completions import asked
+from test_completions import numbered_request
 from auris.completions import Endpoint, Record
-Record(Path(sys.argv[1]), Endpoint(url=sys.argv[2], model="m")).ask_all(map(asked, range(10)), workers=1)
+Record(Path(sys.argv[1]), Endpoint(url=sys.argv[2], model="m")).ask_all(map(numbered_request, range(10)), workers=1)
 """
 
 
-def test_after_a_kill_no_answered_request_is_repeated(tmp_path: Path) -> None:
+def test_after_a_kill_only_unanswered_requests_are_repeated(tmp_path: Path) -> None:
     path, child = tmp_path / "record.jsonl", None
 
     def answer(messages: list) -> str:
-        if len(requests) == 6 and child:  # while this one is under way
+        if len(requests) == 6 and child:  # kill the client during its sixth request
             os.kill(child.pid, signal.SIGKILL)
             child.wait()
         return "yes"
@@ -246,9 +246,11 @@ def test_after_a_kill_no_answered_request_is_repeated(tmp_path: Path) -> None:
         assert child.wait(60) == -signal.SIGKILL
         assert len(Record(path).replies) == 5
         with path.open("a") as file:
-            file.write('{"messages": [{"role": "us')  # as if the end had come a little later
+            file.write('{"messages": [{"role": "us')  # as if killed while writing this reply
         child = None
-        Record(path, Endpoint(url=url, model="m")).ask_all(map(asked, range(10)), workers=2)
+        Record(path, Endpoint(url=url, model="m")).ask_all(map(numbered_request, range(10)), workers=2)
     counts = Counter(call["body"]["messages"][0]["content"] for call in requests)
     assert len(Record(path).replies) == len(counts) == 10
-    assert [question for question, n in counts.items() if n > 1] == ["question 5"]  # which was never answered
+    assert [question for question, n in counts.items() if n > 1] == [
+        "question 5"
+    ]  # the request during which the client was killed

@@ -1,4 +1,4 @@
-"""Recipes: what a command line means, and what two of them differ in."""
+"""Configs: required settings, differences, recipe files, and the choice of the view and the prompt."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from auris.files import read_yaml, write_yaml
         ("corpus", "out=..."),
     ],
 )
-def test_missing_required_settings_are_named_in_one_sentence(command, missing, capsys):
+def test_the_error_for_missing_settings_is_one_sentence_that_names_them(command, missing, capsys):
     assert cli.main([command]) == 2
     assert capsys.readouterr() == ("", f"error: expected {missing} on the command line (see --help)\n")
 
 
-def test_differences_name_nested_keys_with_both_values():
-    old = {"optim": {"lr": 1, "eps": 2}, "seed": 0, "gone": True}
-    new = {"optim": {"lr": 3, "eps": 2}, "seed": 0, "came": 4}
-    assert config.differences(old, new) == ["optim.lr: 1 -> 3", "gone: True -> None", "came: None -> 4"]
+def test_differences_list_nested_keys_with_both_values():
+    old = {"optim": {"lr": 1, "eps": 2}, "seed": 0, "removed": True}
+    new = {"optim": {"lr": 3, "eps": 2}, "seed": 0, "added": 4}
+    assert config.differences(old, new) == ["optim.lr: 1 -> 3", "removed: True -> None", "added: None -> 4"]
 
 
-def test_a_recipe_survives_its_file(tmp_path: Path):
+def test_a_written_and_read_recipe_is_the_same(tmp_path: Path):
     run_config = config.resolve(config.compose(["experiment=qwen_audio_pretrain"]))
     write_yaml(tmp_path / "recipe.yaml", run_config)
     assert read_yaml(tmp_path / "recipe.yaml") == run_config
@@ -44,13 +44,13 @@ def test_a_recipe_survives_its_file(tmp_path: Path):
     ("view", "prompt", "expected"),
     [("chat", "natural", "chat_v1 or chat_v2"), ("audio", "chat_v2", "natural, tags or both")],
 )
-def test_a_view_that_a_prompting_style_does_not_write_says_which_do(view: str, prompt: str, expected: str):
-    made = config.resolve(config.compose([f"data.view={view}", f"prompt={prompt}"]))
+def test_the_error_for_a_view_lists_the_prompting_styles_that_support_it(view: str, prompt: str, expected: str):
+    run_config = config.resolve(config.compose([f"data.view={view}", f"prompt={prompt}"]))
     with pytest.raises(ValueError, match=f"data.view={view} cannot be used with .*: expected prompt={expected}$"):
-        config.build_samples(made, torch.nn.Identity(), None, long_audio="error", train=False)
+        config.build_samples(run_config, torch.nn.Identity(), None, long_audio="error", train=False)
 
 
-def test_an_unknown_view_lists_the_known_ones():
+def test_the_error_for_an_unknown_view_lists_the_valid_ones():
     run_config = config.resolve(config.compose(["data.view=chats"]))
     with pytest.raises(ValueError, match="data.view=chats: expected audio, text, transcript, chat"):
         config.build_samples(run_config, torch.nn.Identity(), None, long_audio="error", train=False)

@@ -1,4 +1,4 @@
-"""Configs are honest: every file composes, every target takes what it is given, every arm of a study differs."""
+"""Every config file composes, every target accepts its arguments, and the arms of every study differ."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from auris import config
 from auris.training import optim, studies
 
 ROOT = Path(__file__).resolve().parents[1]
-PRIMARIES = {  # with what each of them cannot do without
+COMMAND_CONFIGS = {  # top-level configs with their required overrides
     "train": [],
     "evaluate": ["checkpoint=runs/some/run"],
     "corpus": ["out=corpora/some"],
@@ -37,8 +37,8 @@ PRIMARIES = {  # with what each of them cannot do without
     "results": [],
     "report": [],
 }
-# The primaries in which the parts of these groups are chosen; of all others, train.
-SHARED = {
+# Commands whose configs use these groups. All other groups belong to `train`.
+GROUP_COMMANDS = {
     "data": ("train", "evaluate", "prefer", "align", "doctor"),
     "data/mix": ("train", "evaluate"),
     "benchmark": ("evaluate",),
@@ -52,32 +52,34 @@ STUDIES = sorted(path.stem for path in (ROOT / "ablations").glob("*.yaml"))
 
 @pytest.fixture(autouse=True)
 def at_the_root(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Studies are found in the working directory. No test leaves Hydra initialised."""
+    """Run a test in the root, where studies are found, and check that it does not leave Hydra initialised."""
     monkeypatch.chdir(ROOT)
     yield
     assert not GlobalHydra.instance().is_initialized()
 
 
 def choices() -> list[tuple[str, str]]:
-    """(primary, override) of every file under configs/ that belongs to a group."""
-    found = []
+    """Return (command, override) for every file under configs/ that belongs to a group."""
+    choices = []
     for path in sorted(config.CONFIGS.rglob("*.yaml")):
         group = path.parent.relative_to(config.CONFIGS).as_posix()
         is_base = path.parent.name == "base" or group == "hydra"
-        if group not in (".", "experiment", "scale") and not is_base:  # those are composed in all combinations below
-            owners = SHARED.get(group, ("train",))
-            found += [(owner, f"{group}={path.stem}") for owner in owners]
-    return found
+        if (
+            group not in (".", "experiment", "scale") and not is_base
+        ):  # the others are composed in all combinations below
+            owners = GROUP_COMMANDS.get(group, ("train",))
+            choices += [(owner, f"{group}={path.stem}") for owner in owners]
+    return choices
 
 
 @cache
-def compose(primary: str, *overrides: str) -> dict[str, Any]:
-    """The resolved config. Shared: do not change it."""
-    return config.resolve(config.compose([*PRIMARIES[primary], *overrides], primary))
+def compose(command: str, *overrides: str) -> dict[str, Any]:
+    """Return the resolved config of a command. It is cached, so callers must not change it."""
+    return config.resolve(config.compose([*COMMAND_CONFIGS[command], *overrides], command))
 
 
 def targets(node: Any, path: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Every node that says what is made of it, with its path."""
+    """Yield every node that has a `_target_`, with its path."""
     if isinstance(node, Mapping):
         if "_target_" in node:
             yield path, node
@@ -88,9 +90,9 @@ def targets(node: Any, path: str = "") -> Iterator[tuple[str, Mapping[str, Any]]
             yield from targets(value, f"{path}.{number}".lstrip("."))
 
 
-def unbound(run_config: Mapping[str, Any]) -> list[str]:
-    """Targets that do not exist or would not take their arguments, each with the reason."""
-    found = []
+def invalid_targets(run_config: Mapping[str, Any]) -> list[str]:
+    """Return the targets that do not exist or do not accept their arguments, each with the reason."""
+    problems = []
     for path, node in targets(run_config):
         arguments = {key: value for key, value in node.items() if not key.startswith("_")}
         if path == "data":
@@ -101,30 +103,30 @@ def unbound(run_config: Mapping[str, Any]) -> list[str]:
             signature = inspect.signature(get_object(node["_target_"]))
             bind = signature.bind_partial if node.get("_partial_") or path == "data" else signature.bind
             bind(**arguments)
-        except Exception as error:  # get_object raises whatever an import does
-            found.append(f"{path} ({node['_target_']}): {error}")
-    return found
+        except Exception as error:  # get_object may raise any error of an import
+            problems.append(f"{path} ({node['_target_']}): {error}")
+    return problems
 
 
 def test_every_top_level_file_is_a_command_config():
-    assert {path.stem for path in config.CONFIGS.glob("*.yaml")} == set(PRIMARIES)
+    assert {path.stem for path in config.CONFIGS.glob("*.yaml")} == set(COMMAND_CONFIGS)
 
 
-@pytest.mark.parametrize("primary", PRIMARIES)
-def test_each_primary_composes_and_binds(primary):
-    assert unbound(compose(primary)) == []
+@pytest.mark.parametrize("command", COMMAND_CONFIGS)
+def test_each_command_config_composes_with_valid_targets(command):
+    assert invalid_targets(compose(command)) == []
 
 
-@pytest.mark.parametrize(("primary", "override"), choices())
-def test_each_option_of_each_group_composes_and_binds(primary, override):
-    assert unbound(compose(primary, override)) == []
+@pytest.mark.parametrize(("command", "override"), choices())
+def test_each_option_of_each_group_composes_with_valid_targets(command, override):
+    assert invalid_targets(compose(command, override)) == []
 
 
 @pytest.mark.parametrize("scale", sorted(path.stem for path in (config.CONFIGS / "scale").glob("*.yaml")))
 @pytest.mark.parametrize("experiment", sorted(path.stem for path in (config.CONFIGS / "experiment").glob("*.yaml")))
 def test_each_experiment_composes_at_each_scale(experiment, scale):
     run_config = compose("train", f"experiment={experiment}", f"scale={scale}")
-    assert unbound(run_config) == []
+    assert invalid_targets(run_config) == []
     assert run_config["arm"] == experiment
     assert run_config["run_dir"].endswith(f"/{experiment}/seed_0")
     assert run_config["optim"]["warmup_steps"] < run_config["max_steps"]
@@ -132,7 +134,7 @@ def test_each_experiment_composes_at_each_scale(experiment, scale):
 
 
 def test_a_run_can_be_launched_through_slurm():
-    """`-m hydra/launcher=submitit_slurm seed=0,1,2`: the launcher's options stand beside ours."""
+    """`-m hydra/launcher=submitit_slurm seed=0,1,2` combines options of the launcher and of auris."""
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="the launcher, extra `slurm`, is not installed")
     with initialize_config_dir(str(config.CONFIGS), version_base="1.3"):
         options = ["hydra/launcher=submitit_slurm", "hydra.launcher.gpus_per_node=2", "experiment=qwen2_audio_pretrain"]
@@ -141,7 +143,7 @@ def test_a_run_can_be_launched_through_slurm():
     assert run_config.hydra.launcher.gpus_per_node == 2 and run_config.arm == "qwen2_audio_pretrain"
 
 
-def test_parts_can_be_exchanged_between_the_presets():
+def test_modules_can_be_exchanged_between_the_presets():
     v1 = compose("train", "experiment=qwen_audio_pretrain", "prompt=natural", "model/pooling=conv")
     v2 = compose("train", "experiment=qwen2_audio_pretrain", "model/encoder=whisper_v2", "scale=full")
     assert v1["prompt"]["_target_"].endswith("NaturalPrompt") and v1["model"]["pooling"]["_target_"].endswith("Conv")
@@ -150,7 +152,7 @@ def test_parts_can_be_exchanged_between_the_presets():
     assert v2["prompt"]["_target_"].endswith("NaturalPrompt")
 
 
-def test_the_presets_are_the_two_systems_of_the_papers():
+def test_the_presets_have_the_settings_of_the_papers():
     v1, v2 = (compose("train", f"experiment={name}_pretrain", "scale=full") for name in ("qwen_audio", "qwen2_audio"))
     encoder = {"width": 1280, "n_layers": 32, "n_heads": 20}
     for run_config, n_mels, prompt in ((v1, 80, "TagPrompt"), (v2, 128, "NaturalPrompt")):
@@ -182,7 +184,7 @@ def test_the_presets_are_the_two_systems_of_the_papers():
         assert (run_config["max_steps"], run_config["data"]["rows_per_step"]) == (500_000, 120)
 
 
-def test_fine_tuning_is_that_of_qwen_audio_in_both_systems():
+def test_both_systems_are_fine_tuned_with_the_settings_of_qwen_audio():
     for name, prompt in (("qwen_audio", "QwenAudioChat"), ("qwen2_audio", "Qwen2AudioChat")):
         run_config = compose("train", f"experiment={name}_sft", "scale=full")
         assert run_config["prompt"]["_target_"] == f"auris.text.chat.{prompt}" and run_config["data"]["view"] == "chat"
@@ -195,15 +197,15 @@ def test_fine_tuning_is_that_of_qwen_audio_in_both_systems():
 
 
 @pytest.mark.parametrize("system", ["qwen_audio", "qwen2_audio"])
-def test_a_small_model_s_later_stages_are_shorter_and_gentler(system):
+def test_later_stages_of_small_models_have_fewer_steps_and_lower_learning_rates(system):
     stages = [stage for stage in ("pretrain", "sft", "dpo") if system == "qwen2_audio" or stage != "dpo"]
-    found = [compose("train", f"experiment={system}_{stage}", "scale=small") for stage in stages]
-    for before, after in itertools.pairwise(found):
+    run_configs = [compose("train", f"experiment={system}_{stage}", "scale=small") for stage in stages]
+    for before, after in itertools.pairwise(run_configs):
         assert after["max_steps"] < before["max_steps"] and after["optim"]["lr"] < before["optim"]["lr"]
 
 
 @pytest.mark.parametrize(
-    ("where", "spoil"),
+    ("path", "add_typo"),
     [
         (
             "model.pooling",
@@ -218,11 +220,11 @@ def test_a_small_model_s_later_stages_are_shorter_and_gentler(system):
         ("trainer", lambda run_config: run_config["trainer"].update(max_step=3)),
     ],
 )
-def test_a_planted_typo_is_caught(where, spoil):
+def test_a_typo_in_a_config_makes_its_target_invalid(path, add_typo):
     run_config = deepcopy(compose("train", "scale=full"))
-    spoil(run_config)
-    (fault,) = unbound(run_config)
-    assert fault.startswith(f"{where} (")
+    add_typo(run_config)
+    (problem,) = invalid_targets(run_config)
+    assert problem.startswith(f"{path} (")
 
 
 # --- studies ---
@@ -232,54 +234,64 @@ def study(name: str) -> dict[str, Any]:
     return OmegaConf.to_container(config.compose([f"ablations={name}"]), resolve=False)
 
 
-def small(**arms: list[str]) -> dict[str, Any]:
-    return {"study": "small", "seeds": [0], "arms": {name: {"overrides": list(given)} for name, given in arms.items()}}
+def small_study(**arms: list[str]) -> dict[str, Any]:
+    return {
+        "study": "small",
+        "seeds": [0],
+        "arms": {name: {"overrides": list(overrides)} for name, overrides in arms.items()},
+    }
 
 
-def test_there_are_studies():
+def test_the_demo_study_exists():
     assert "demo" in STUDIES
 
 
 @pytest.mark.parametrize("name", STUDIES)
-def test_all_arms_of_each_study_compose_bind_and_differ(name):
-    found = study(name)
-    jobs = studies.plan(found, seed=found["seeds"][-1])  # the others differ by it alone
-    assert found["study"] == name and found["question"] and len(set(found["seeds"])) == len(found["seeds"])
-    assert [job.name for job in jobs if job.name in found["arms"]] == list(found["arms"])
+def test_all_arms_of_each_study_have_valid_and_different_configs(name):
+    definition = study(name)
+    jobs = studies.plan(definition, seed=definition["seeds"][-1])  # jobs of other seeds differ in the seed only
+    assert (
+        definition["study"] == name
+        and definition["question"]
+        and len(set(definition["seeds"])) == len(definition["seeds"])
+    )
+    assert [job.name for job in jobs if job.name in definition["arms"]] == list(definition["arms"])
     assert len({job.run_dir for job in jobs}) == len(jobs)
     run_configs = [job.config for job in jobs]
-    assert [fault for one in run_configs for fault in unbound(one)] == []
-    for job, one in zip(jobs, run_configs, strict=True):
-        shared = ("shared", one["arm"]) if job.name not in found["arms"] else (name, job.name)
-        assert (one["study"], one["arm"], one["seed"]) == (*shared, found["seeds"][-1])
-        before = {other.key for other in jobs[: jobs.index(job)]}
-        assert {one.key for one in job.needs} <= before
-    for number, one in enumerate(run_configs):
+    assert [problem for run_config in run_configs for problem in invalid_targets(run_config)] == []
+    for job, run_config in zip(jobs, run_configs, strict=True):
+        shared = ("shared", run_config["arm"]) if job.name not in definition["arms"] else (name, job.name)
+        assert (run_config["study"], run_config["arm"], run_config["seed"]) == (*shared, definition["seeds"][-1])
+        earlier = {other.key for other in jobs[: jobs.index(job)]}
+        assert {needed.key for needed in job.needs} <= earlier
+    for number, run_config in enumerate(run_configs):
         for other in run_configs[:number]:
-            changed = {line.split(":")[0] for line in config.differences(one, other)}
-            assert changed - {"arm", "run_dir", "seed"}, (one["arm"], other["arm"])
+            changed = {line.split(":")[0] for line in config.differences(run_config, other)}
+            assert changed - {"arm", "run_dir", "seed"}, (run_config["arm"], other["arm"])
 
 
 @pytest.mark.parametrize("name", STUDIES)
-def test_the_arguments_of_each_studys_evaluations_compose(name):
+def test_the_evaluations_of_each_study_compose(name):
     for arguments in study(name).get("evaluate") or []:
         run_config = compose("evaluate", *arguments)
-        assert unbound(run_config) == [] and run_config["benchmark"]["test"]
+        assert invalid_targets(run_config) == [] and run_config["benchmark"]["test"]
 
 
-def test_a_planted_arm_without_effect_is_refused():
-    noop = small(base=["experiment=encoder_ctc"], wider=["experiment=encoder_ctc", "optim.layer_decay=0.95"])
+def test_an_arm_without_effect_raises_an_error():
+    study_without_effect = small_study(
+        base=["experiment=encoder_ctc"], wider=["experiment=encoder_ctc", "optim.layer_decay=0.95"]
+    )
     with pytest.raises(ValueError, match="arms base, seed 0 and wider, seed 0 are the same run"):
-        studies.plan(noop)
+        studies.plan(study_without_effect)
 
 
-def test_a_misspelt_override_is_named_with_its_study_and_arm():
+def test_the_error_for_a_misspelt_override_names_its_study_and_arm():
     with pytest.raises(ValueError, match="study small") as error:
-        studies.plan(small(base=["experiment=encoder_ctc"], typo=["optim.layer_dekay=0.9"]))
+        studies.plan(small_study(base=["experiment=encoder_ctc"], typo=["optim.layer_dekay=0.9"]))
     for part in ("study small", "arm typo", "optim.layer_dekay"):
         assert part in str(error.value)
 
 
-def test_a_misspelt_option_is_named():
+def test_the_error_for_a_misspelt_option_names_it():
     with pytest.raises(ValueError, match="(?s)study small, arm typo: .*whisper_v9"):
-        studies.plan(small(typo=["model/encoder=whisper_v9"]))
+        studies.plan(small_study(typo=["model/encoder=whisper_v9"]))

@@ -1,4 +1,4 @@
-"""The scripts in scripts, against stand-ins of torchrun's module, `srun`, `sbatch` and `scontrol`."""
+"""The shell scripts in `scripts/`, run with stand-ins for `python`, `srun`, `sbatch` and `scontrol`."""
 
 from __future__ import annotations
 
@@ -13,27 +13,35 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = ROOT / "scripts"
 
-# A command that notes its arguments, one call a line, says what it is told to and ends with the status it is told to.
-_STAND_IN = """\
+# A command that appends its arguments to $CALLS, prints one environment variable and exits with the status in another.
+# If $WAIT is set, it runs until SIGTERM and then creates $AURIS_REQUEUE.
+STAND_IN = """\
 #!/bin/sh
-[ -z "${{TOLD:-}}" ] || trap 'touch "$AURIS_REQUEUE"; exit 1' TERM
+[ -z "${{WAIT:-}}" ] || trap 'touch "$AURIS_REQUEUE"; exit 1' TERM
 echo "{name} $*" >> "$CALLS"
-while [ -n "${{TOLD:-}}" ]; do sleep 0.05; done
-[ -z "${says}" ] || echo "${says}"
+while [ -n "${{WAIT:-}}" ]; do sleep 0.05; done
+[ -z "${output}" ] || echo "${output}"
 exit "${{{status}:-0}}"
 """
-# What `ablations=demo dry_run=true` prints (tests/test_studies.py).
-LISTED = "0\tllm_text\t1\n0\tencoder_v2\t1\n1\tqwen_audio\t1\n0\tencoder_v3\t1\n1\tqwen2_audio\t1"
+# The output of `auris train ablations=demo dry_run=true` (see tests/training/test_studies.py).
+PLAN = "0\tllm_text\t1\n0\tencoder_v2\t1\n1\tqwen_audio\t1\n0\tencoder_v3\t1\n1\tqwen2_audio\t1"
 
 
 class Cluster:
+    """Directory with stand-in commands that are used instead of those of a cluster."""
+
     def __init__(self, folder: Path):
         self.calls = folder / "calls"
         self.bin = folder / "bin"
         self.bin.mkdir()
-        told = {"srun": ("", "STATUS"), "sbatch": ("JOB", ""), "scontrol": ("", ""), "python": ("LISTED", "ENDS")}
-        for name, (says, status) in told.items():
-            stand_in = _STAND_IN.format(name=name, says=says or "NOTHING", status=status or "NOTHING")
+        variables = {
+            "srun": ("", "STATUS"),
+            "sbatch": ("JOB", ""),
+            "scontrol": ("", ""),
+            "python": ("PLAN", "PYTHON_STATUS"),
+        }
+        for name, (output, status) in variables.items():
+            stand_in = STAND_IN.format(name=name, output=output or "NOTHING", status=status or "NOTHING")
             (self.bin / name).write_text(stand_in)
             (self.bin / name).chmod(0o755)
 
@@ -49,7 +57,8 @@ class Cluster:
         pipe = subprocess.PIPE
         return subprocess.Popen(command, env=env, cwd=ROOT, stdout=pipe, stderr=pipe, text=True)
 
-    def called(self) -> list[str]:
+    def read_calls(self) -> list[str]:
+        """Return the calls of stand-ins so far, each as one line."""
         return self.calls.read_text().splitlines() if self.calls.is_file() else []
 
 
@@ -58,60 +67,60 @@ def cluster(tmp_path: Path) -> Cluster:
     return Cluster(tmp_path)
 
 
-def test_torchrun_and_the_trainer_get_the_same_machines(cluster):
-    done = cluster.run("torchrun.sh", "experiment=qwen2_audio_sft", GPUS="4", NODES="2", RANK="1", MASTER="node0")
-    assert done.returncode == 0, done.stderr
-    [call] = cluster.called()
+def test_torchrun_and_the_trainer_get_the_same_number_of_nodes_and_gpus(cluster):
+    completed = cluster.run("torchrun.sh", "experiment=qwen2_audio_sft", GPUS="4", NODES="2", RANK="1", MASTER="node0")
+    assert completed.returncode == 0, completed.stderr
+    [call] = cluster.read_calls()
     assert "-m torch.distributed.run --nnodes 2 --node-rank 1 --nproc-per-node 4 --master-addr node0" in call
     assert call.endswith("-m auris train experiment=qwen2_audio_sft trainer.devices=4 trainer.num_nodes=2")
 
 
 @pytest.mark.parametrize("status", [0, 1])
 def test_without_a_signal_the_script_returns_torchrun_s_status(cluster, status):
-    assert cluster.run("torchrun.sh", GPUS="1", ENDS=str(status)).returncode == status
+    assert cluster.run("torchrun.sh", GPUS="1", PYTHON_STATUS=str(status)).returncode == status
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_signalled_torchrun_script_asks_to_be_requeued(cluster, number):
-    process = cluster.start("torchrun.sh", GPUS="1", TOLD="yes")
+@pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGUSR1])
+def test_the_torchrun_script_requests_a_requeue_after_a_signal(cluster, signal_number):
+    process = cluster.start("torchrun.sh", GPUS="1", WAIT="yes")
     deadline = time.monotonic() + 60
-    while not cluster.called():
+    while not cluster.read_calls():
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    process.send_signal(number)
+    process.send_signal(signal_number)
     assert process.wait(timeout=60) == 75
 
 
 @pytest.mark.parametrize(("status", "requeued"), [("0", False), ("1", False), ("75", True)])
-def test_a_slurm_job_is_requeued_if_its_run_is_to_continue(cluster, status, requeued):
+def test_a_slurm_job_is_requeued_if_its_run_exits_with_75(cluster, status, requeued):
     job = {"SLURM_NTASKS_PER_NODE": "8", "SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_ID": "123"}
-    done = cluster.run("slurm.sh", "strategy=fsdp", **job, STATUS=status)
-    run, *after = cluster.called()
+    completed = cluster.run("slurm.sh", "strategy=fsdp", **job, STATUS=status)
+    run, *later_calls = cluster.read_calls()
     assert run == (
         "srun --kill-on-bad-exit=0 --wait=60 python -m auris train strategy=fsdp trainer.devices=8 trainer.num_nodes=2"
     )
-    assert after == ["scontrol requeue 123"] * requeued and done.returncode == int(status)
+    assert later_calls == ["scontrol requeue 123"] * requeued and completed.returncode == int(status)
 
 
-def test_a_study_is_submitted_level_by_level(cluster):
-    done = cluster.run("slurm_study.sh", "demo", "max_steps=9", LISTED=LISTED, JOB="77", SBATCH="--mem=9G")
-    assert done.returncode == 0, done.stderr
-    listing, stages, arms = cluster.called()
+def test_a_study_is_submitted_as_one_job_array_per_level(cluster):
+    completed = cluster.run("slurm_study.sh", "demo", "max_steps=9", PLAN=PLAN, JOB="77", SBATCH="--mem=9G")
+    assert completed.returncode == 0, completed.stderr
+    listing, stages, arms = cluster.read_calls()
     assert listing == "python -m auris train ablations=demo max_steps=9 dry_run=true"
     assert stages.startswith("sbatch --parsable --job-name=auris-demo --array=0-2 --ntasks=1")
     assert "--array=0-1 --dependency=afterok:77 " in arms
     assert arms.endswith(f"--mem=9G {SCRIPTS / 'slurm_study.sh'} demo max_steps=9")
-    assert done.stdout.splitlines() == ["level 0: job 77, 3 runs", "level 1: job 77, 2 runs"]
+    assert completed.stdout.splitlines() == ["level 0: job 77, 3 runs", "level 1: job 77, 2 runs"]
 
 
-@pytest.mark.parametrize(("status", "after"), [("0", []), ("1", []), ("75", ["scontrol requeue 77_1"])])
-def test_a_task_of_a_study_is_one_run(cluster, status, after):
-    task = {"LEVEL": "1", "SLURM_ARRAY_TASK_ID": "1", "SLURM_ARRAY_JOB_ID": "77", "LISTED": LISTED, "STATUS": status}
-    done = cluster.run("slurm_study.sh", "demo", "max_steps=9", **task)
-    _, run, *requeued = cluster.called()
+@pytest.mark.parametrize(("status", "expected_calls"), [("0", []), ("1", []), ("75", ["scontrol requeue 77_1"])])
+def test_an_array_task_of_a_study_trains_one_run(cluster, status, expected_calls):
+    task = {"LEVEL": "1", "SLURM_ARRAY_TASK_ID": "1", "SLURM_ARRAY_JOB_ID": "77", "PLAN": PLAN, "STATUS": status}
+    completed = cluster.run("slurm_study.sh", "demo", "max_steps=9", **task)
+    _, run, *later_calls = cluster.read_calls()
     assert run == "srun python -m auris train ablations=demo max_steps=9 arm=qwen2_audio seed=1"
-    assert requeued == after and done.returncode == int(status)
+    assert later_calls == expected_calls and completed.returncode == int(status)
 
 
-def test_every_script_is_looked_at_here():
+def test_this_file_covers_every_script():
     assert {path.name for path in SCRIPTS.iterdir()} == {"torchrun.sh", "slurm.sh", "slurm_study.sh"}

@@ -91,14 +91,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         name, *rest = arguments or ["--help"]
         if name in ("--help", "-h"):
-            print(overview())
+            _print_page(overview())
         elif name == "--version":
             print(f"auris {auris.__version__}")
         elif name not in COMMANDS:
             hint = did_you_mean(name, COMMANDS)
             raise UsageError(f"there is no command {name}; {hint}expected {', '.join(COMMANDS)}")
         elif {"--help", "-h"} & set(rest):
-            print(command_help(name))
+            _print_page(command_help(name))
         else:
             _compose_and_run(name, name_data(rest) if name == "doctor" else rest)
     except UserError as error:
@@ -106,6 +106,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SystemExit as error:  # raised by a job, or by Hydra's argument parser
         return error.code if isinstance(error.code, int) else int(error.code is not None)
     return 0
+
+
+def _print_page(text: str) -> None:
+    """Print a page of help. A reader like `head`, which closes the pipe early, is no error."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush when Python exits
 
 
 def _compose_and_run(name: str, arguments: Sequence[str]) -> None:
@@ -121,7 +129,8 @@ def _compose_and_run(name: str, arguments: Sequence[str]) -> None:
     overrides = [arg for arg in arguments if arg[:1] == "~" or (arg[:1] != "-" and "=" in arg)]
     rest = [arg for arg in arguments if arg not in overrides]  # Hydra's parser needs all overrides in one place
     os.environ["HYDRA_FULL_ERROR"] = "1"  # otherwise Hydra prints exceptions instead of raising them
-    argv, sys.argv[1:] = sys.argv[1:], [f"hydra.job.name={name}", config.SEARCH_PATH, *overrides, *rest]
+    overrides = [f"hydra.job.name={name}", config.SEARCH_PATH, *config.without_null_groups(overrides)]
+    argv, sys.argv[1:] = sys.argv[1:], [*overrides, *rest]
     try:
         hydra.main(config_path=str(config.CONFIGS), config_name=name, version_base="1.3")(partial(run_job, name))()
     except (ConfigCompositionException, OverrideParseException, SearchPathException) as error:

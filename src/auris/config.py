@@ -54,6 +54,12 @@ def options(group: str) -> list[str]:
     return sorted({path.stem for root in (CONFIGS, Path.cwd()) for path in (root / group).glob("*.yaml")})
 
 
+def without_null_groups(overrides: Sequence[str]) -> list[str]:
+    """Write `GROUP=null`, which Hydra rejects for a group, as `~GROUP`."""
+    pairs = [(override, *override.partition("=")[::2]) for override in overrides]
+    return [f"~{key}" if value == "null" and options(key) else override for override, key, value in pairs]
+
+
 def compose(overrides: Sequence[str], config: str = "train") -> DictConfig:
     """Compose the config of `auris COMMAND [overrides]`; `config` is the command.
 
@@ -68,7 +74,7 @@ def compose(overrides: Sequence[str], config: str = "train") -> DictConfig:
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         try:
-            return hydra_compose(config, overrides=[SEARCH_PATH, *overrides])
+            return hydra_compose(config, overrides=[SEARCH_PATH, *without_null_groups(overrides)])
         except (ConfigCompositionException, OverrideParseException) as error:
             raise explain(error, overrides, config) from error
 
@@ -86,9 +92,9 @@ def explain(error: Exception, overrides: Sequence[str], config: str) -> UsageErr
     if override := getattr(error, "override", None):
         reason = str(error).removeprefix(f"Error parsing override '{override}'").split("See https:")[0].strip()
         return UsageError(f"{override}: {reason}; expected key=value, with special characters in quotes")
-    if match := re.match(r"Could not override '(.+?)'", str(error)):
+    if match := re.match(r"Could not (?:override|delete) '(.+?)'", str(error)):
         key = match[1]
-        override = next((override for override in overrides if override.partition("=")[0] == key), key)
+        override = next((override for override in overrides if override.partition("=")[0].strip("~") == key), key)
         choices = dict(override.split("=", 1) for override in overrides if "=" in override)
         hint = did_you_mean(key, _valid_keys(config, choices))
         return UsageError(f"{override}: there is no {key}; {hint}to add a new key, type +{override}")

@@ -1,4 +1,4 @@
-"""The benchmark command: it times two implementations that agree, and refuses to time two that differ."""
+"""`python -m benchmarks`: two sides with equal results are timed, two sides with different results are not."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from benchmarks import (
 from benchmarks import compile as compiling
 from benchmarks.goals import TARGETS, Target
 
-# Clips of different lengths. The number of samples is not a multiple of a frame.
+# Clips of different lengths, which are not multiples of a frame.
 SHORT = ["preset=tiny", "lengths=0.3-0.7123", "rounds=1"]
 COMMAND = ["train_step", *SHORT, "clips=2"]
 
@@ -50,27 +50,25 @@ COMPILE = ["compile", "batches=3", "lengths=0.3-0.7123", "clips=2", "preset=tiny
 
 @pytest.fixture(autouse=True)
 def few_rows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Reduce presets whose size costs time, and write results to tmp_path."""
+    """Reduce the presets that take long; results are written to tmp_path."""
     monkeypatch.setitem(loader.PRESETS, "flac", loader.Preset(5))
     monkeypatch.setitem(packing.PRESETS, "mixed", replace(packing.PRESETS["mixed"], rows=3000))
     monkeypatch.chdir(tmp_path)
 
 
 @pytest.mark.parametrize("arguments", SMALLEST.values(), ids=SMALLEST)
-def test_every_benchmark_reports_parity_and_saves_its_result(
-    arguments: list[str], capsys: pytest.CaptureFixture, tmp_path: Path
-) -> None:
+def test_both_sides_agree_and_are_measured(arguments: list[str], capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
     assert __main__.main(arguments) == 0
-    line = capsys.readouterr().out.splitlines()[-1]
-    result = json.loads(line)
+    last = capsys.readouterr().out.splitlines()[-1]
+    result = json.loads(last)
     assert result["benchmark"] == arguments[0] and result["parity"]
     assert result["versions"]["torch"] == torch.__version__.partition("+")[0] and result["machine"]["threads"] == 1
-    [file] = (tmp_path / "runs/benchmarks").iterdir()
-    assert file.read_text(encoding="utf-8") == line + "\n"
+    [path] = (tmp_path / "runs/benchmarks").iterdir()
+    assert path.read_text(encoding="utf-8") == last + "\n"
 
 
 @pytest.mark.slow
-def test_memory_is_measured_in_separate_processes(
+def test_memory_of_each_side_is_measured_in_its_own_process(
     capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = str(Path(__main__.__file__).parents[1])
@@ -81,7 +79,7 @@ def test_memory_is_measured_in_separate_processes(
 
 
 @pytest.mark.slow
-def test_fit_overhead_compares_lightning_with_bare_training_steps(
+def test_training_with_lightning_is_compared_with_plain_torch(
     capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes = {"rows": 2, "stretch": 1, "stretches": 3, "lengths": "0.3-0.7123"}
@@ -92,65 +90,63 @@ def test_fit_overhead_compares_lightning_with_bare_training_steps(
     assert all(seconds > 0 for seconds in result["cpu_seconds_of_a_step"].values())
     step = fit_overhead.Racer._step
 
-    def step_with_another_learning_rate(self: fit_overhead.Racer, packs: list[dict]) -> float:
+    def step_with_other_learning_rate(self: fit_overhead.Racer, packs: list[dict]) -> float:
         self.adamw.param_groups[0]["lr"] *= 1.1
         return step(self, packs)
 
-    monkeypatch.setattr(fit_overhead.Racer, "_step", step_with_another_learning_rate)
+    monkeypatch.setattr(fit_overhead.Racer, "_step", step_with_other_learning_rate)
     assert __main__.main(arguments) == 1
     assert "differ in" in capsys.readouterr().err
 
 
 def test_a_run_reports_parity_and_ratio_as_json(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
     assert __main__.main(COMMAND) == 0
-    line = capsys.readouterr().out.splitlines()[-1]
-    result = json.loads(line)
+    last = capsys.readouterr().out.splitlines()[-1]
+    result = json.loads(last)
     expected = "benchmark preset settings peer ratio rounds cpu_seconds parity targets versions machine"
     assert list(result) == expected.split()
     assert (result["benchmark"], result["preset"], result["rounds"]) == ("train_step", "tiny", 1)
     assert result["ratio"].keys() == {"median", "min", "max"} and result["ratio"]["min"] > 0
     assert result["parity"]["loss"] <= 1e-5 and result["parity"]["gradient"] <= 1e-4
-    assert result["targets"] == {}  # no target exists for clips as short as these
+    assert result["targets"] == {}  # no target has clips of this length
     assert result["settings"]["clips"] == 2 and result["settings"]["trained"] == "all"
 
 
 @pytest.mark.parametrize(
     ("benchmark", "value"), [("train_step", 1e-2), ("train_step", float("nan")), ("dpo_step", 1e-2)]
 )
-def test_implementations_with_different_gradients_are_not_timed(
+def test_sides_that_differ_are_not_timed(
     benchmark: str, value: float, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path
 ) -> None:
     load = loading.load
 
-    def load_and_change_one_weight(net: torch.nn.Module, source: TensorSource, **options: str) -> None:
+    def load_and_change_weights(net: torch.nn.Module, source: TensorSource, **options: str) -> None:
         load(net, source, **options)
         with torch.no_grad():
             net.encoder.blocks[0].query.weight[0] += value
 
-    monkeypatch.setattr(loading, "load", load_and_change_one_weight)
+    monkeypatch.setattr(loading, "load", load_and_change_weights)
     assert __main__.main([benchmark, *SHORT]) == 1
     captured = capsys.readouterr()
     assert "round" not in captured.out and "gradient" in captured.err
     assert not (tmp_path / "runs").exists()
 
 
-def test_implementations_with_different_answers_are_not_timed(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
+def test_responses_that_differ_are_not_timed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     load = loading.load
 
-    def load_and_negate_the_head(net: torch.nn.Module, source: TensorSource, **options: str) -> None:
+    def load_and_negate_head(net: torch.nn.Module, source: TensorSource, **options: str) -> None:
         load(net, source, **options)
         with torch.no_grad():
             net.llm.lm_head.weight.neg_()
 
-    monkeypatch.setattr(loading, "load", load_and_negate_the_head)
+    monkeypatch.setattr(loading, "load", load_and_negate_head)
     assert __main__.main(SMALLEST["generate"]) == 1
     assert "differ in tokens, not timed" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("module", [mel, audio])
-def test_implementations_with_different_features_are_not_timed(
+def test_features_that_differ_are_not_timed(
     module: object, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     log_mel = audio.log_mel
@@ -162,46 +158,44 @@ def test_implementations_with_different_features_are_not_timed(
 def test_a_plan_that_loses_a_row_fails(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     all_packs = packing.Plan.all_packs
 
-    def all_packs_without_one_row(self: packing.Plan, k: int, *, world: int) -> list:
-        first, *other_packs = all_packs(self, k, world=world)
-        return [first[1:] if k == 0 else first, *other_packs]
+    def drop_first_row(self: packing.Plan, k: int, *, world: int) -> list:
+        first, *rest = all_packs(self, k, world=world)
+        return [first[1:] if k == 0 else first, *rest]
 
-    monkeypatch.setattr(packing.Plan, "all_packs", all_packs_without_one_row)
+    monkeypatch.setattr(packing.Plan, "all_packs", drop_first_row)
     assert __main__.main(SMALLEST["packing"]) == 1
-    assert "rows in other than one pack" in capsys.readouterr().err
+    assert "rows not in exactly one pack" in capsys.readouterr().err
 
 
 @pytest.mark.slow
-def test_the_compile_benchmark_checks_losses_and_counts_graphs(capsys: pytest.CaptureFixture) -> None:
+def test_graphs_of_compiled_blocks_are_counted(capsys: pytest.CaptureFixture) -> None:
     assert __main__.main(COMPILE) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert result["graphs_encoder"] > 0 and result["graphs_llm"] > 0 and result["batches"] == 3
 
 
-def test_losses_that_change_with_compilation_are_an_error(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
+def test_compilation_that_changes_losses_fails(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     losses = iter(range(6))
-    monkeypatch.setattr(compiling, "step", lambda net, loss_of: float(next(losses)))
+    monkeypatch.setattr(compiling, "step", lambda net, compute_loss: float(next(losses)))
     assert __main__.main(COMPILE) == 1
     assert "differ in loss" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("norm", [1.001, float("nan")])
-def test_memory_is_not_reported_if_losses_or_gradients_differ(
+def test_memory_of_sides_that_differ_is_not_reported(
     norm: float, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path
 ) -> None:
-    sides = {"ours": {"MB": 1.0, "loss": 9.0, "norm": norm}, "theirs": {"MB": 4.0, "loss": 9.0, "norm": 1.0}}
-    monkeypatch.setattr(memory, "_in_a_process", lambda settings: sides[settings["side"]])
+    sides = {"auris": {"MB": 1.0, "loss": 9.0, "norm": norm}, "peer": {"MB": 4.0, "loss": 9.0, "norm": 1.0}}
+    monkeypatch.setattr(memory, "_measure_in_process", lambda settings: sides[settings["side"]])
     assert __main__.main(["memory", "preset=small"]) == 1
     assert "gradient's norm" in capsys.readouterr().err and not (tmp_path / "runs").exists()
 
 
-def test_a_result_is_compared_with_gate_and_goal(
+def test_a_figure_is_compared_with_gate_and_goal(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    sides = {"ours": {"MB": 27.0, "loss": 9.0, "norm": 1.0}, "theirs": {"MB": 100.0, "loss": 9.0, "norm": 1.0}}
-    monkeypatch.setattr(memory, "_in_a_process", lambda settings: sides[settings["side"]])
+    sides = {"auris": {"MB": 27.0, "loss": 9.0, "norm": 1.0}, "peer": {"MB": 100.0, "loss": 9.0, "norm": 1.0}}
+    monkeypatch.setattr(memory, "_measure_in_process", lambda settings: sides[settings["side"]])
     assert __main__.main(["memory", "preset=small", "seed=3"]) == 0
     verdict = json.loads(capsys.readouterr().out.splitlines()[-1])["targets"]["ratio"]
     assert verdict == {
@@ -213,36 +207,36 @@ def test_a_result_is_compared_with_gate_and_goal(
     }
 
 
-def test_the_gate_allows_five_per_cent_worse_than_the_prototype() -> None:
-    faster = Target(benchmark="", preset="", prototype=4.0, goal=5.0)
-    assert faster.judge(3.8)["meets_gate"] and not faster.judge(3.79)["meets_gate"]
-    assert not faster.judge(float("nan"))["meets_gate"]
-    smaller = replace(faster, smaller_is_better=True)
-    assert smaller.judge(4.2)["meets_gate"] and not smaller.judge(4.21)["meets_gate"]
+def test_the_gate_is_the_prototype_less_five_per_cent() -> None:
+    lower_bound = Target(benchmark="", preset="", prototype=4.0, goal=5.0)
+    assert lower_bound.judge(3.8)["meets_gate"] and not lower_bound.judge(3.79)["meets_gate"]
+    assert not lower_bound.judge(float("nan"))["meets_gate"]
+    upper_bound = replace(lower_bound, smaller_is_better=True)
+    assert upper_bound.judge(4.2)["meets_gate"] and not upper_bound.judge(4.21)["meets_gate"]
     assert Target(benchmark="", preset="", goal=1.0).judge(2.0)["meets_gate"] is None
 
 
-def test_every_target_belongs_to_a_benchmark_case_with_valid_settings() -> None:
+def test_every_target_has_valid_settings_and_is_run_by_default() -> None:
     cases, _ = __main__._parse([])
-    case_targets = [target for case in cases for target in case.targets()]
-    assert set(map(id, case_targets)) == set(map(id, TARGETS))
-    assert len(set(map(str, cases))) == len(cases), "two cases would write the same file"
+    targets = [target for case in cases for target in case.targets()]
+    assert set(map(id, targets)) == set(map(id, TARGETS))
+    assert len(set(map(str, cases))) == len(cases), "two cases write the same file"
     for case in cases:
         for name, choices in __main__._choices(case.benchmark).items():
             assert case.settings[name] in choices
 
 
-def test_a_preset_uses_the_settings_of_its_first_target_unless_overridden() -> None:
+def test_a_preset_runs_its_first_target_that_matches_the_settings() -> None:
     [case], rounds = __main__._parse(["train_step", "preset=prop", "trained=sft", "seed=7", "rounds=2"])
     assert rounds == 2 and case.settings == {
         "peer": "transformers", "lengths": "2-8", "trained": "sft", "clips": 4, "seed": 7,
     }  # fmt: skip
     assert [target.goal for target in case.targets()] == [2.2]
-    [overridden], _ = __main__._parse(["train_step", "preset=prop", "lengths=3-9"])
-    assert overridden.settings["clips"] == 8 and overridden.targets() == []
+    [without_target], _ = __main__._parse(["train_step", "preset=prop", "lengths=3-9"])
+    assert without_target.settings["clips"] == 8 and without_target.targets() == []
 
 
-def test_several_cases_run_in_separate_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_of_several_cases_runs_in_its_own_process(monkeypatch: pytest.MonkeyPatch) -> None:
     commands: list[list[str]] = []
 
     def run(command: list[str]) -> SimpleNamespace:
@@ -257,7 +251,7 @@ def test_several_cases_run_in_separate_processes(monkeypatch: pytest.MonkeyPatch
     assert 0 < sum("peer=open_mix" in command for command in commands) < len(commands)
 
 
-def test_both_implementations_alternate_and_are_timed_separately(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sides_take_turns_and_are_timed_separately(monkeypatch: pytest.MonkeyPatch) -> None:
     clock, order = [0.0], []
     monkeypatch.setattr(time, "process_time", lambda: clock[0])
 
@@ -265,18 +259,18 @@ def test_both_implementations_alternate_and_are_timed_separately(monkeypatch: py
         order.append(name)
         clock[0] += seconds
 
-    sides = Comparison(peer="", ours=lambda: work("a", 2.0), theirs=lambda: work("b", 6.0), errors={}, limits={})
+    sides = Comparison(peer="", run_auris=lambda: work("a", 2.0), run_peer=lambda: work("b", 6.0), errors={}, limits={})
     assert __main__.race(sides, 3) == ([2.0] * 3, [6.0] * 3)
     assert "".join(order) == "abbaab"
 
 
-def test_a_failure_deletes_the_earlier_result(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_failure_deletes_an_earlier_result(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     reports = [Report(figures={"ratio": 1.0}), Report(figures={}, errors={"loss": 1.0}, limits={"loss": 0.0})]
     module = SimpleNamespace(PRESETS={"tiny": None}, report=lambda preset: reports.pop(0))
     monkeypatch.setitem(__main__.BENCHMARKS, "train_step", module)
-    file = tmp_path / "runs/benchmarks/train_step-tiny.json"
-    assert __main__.main(["train_step", "preset=tiny"]) == 0 and file.is_file()
-    assert __main__.main(["train_step", "preset=tiny"]) == 1 and not file.exists()
+    path = tmp_path / "runs/benchmarks/train_step-tiny.json"
+    assert __main__.main(["train_step", "preset=tiny"]) == 0 and path.is_file()
+    assert __main__.main(["train_step", "preset=tiny"]) == 1 and not path.exists()
 
 
 @pytest.mark.parametrize(
@@ -309,12 +303,12 @@ def test_help_names_every_benchmark_and_its_settings(capsys: pytest.CaptureFixtu
 
 
 @pytest.mark.parametrize("name", ["1m", "shards"])
-def test_the_plan_benchmark_reports_each_phase(
+def test_a_plan_over_few_rows_is_reported_phase_by_phase(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    """The phases run in this process to save time, so their cost is not realistic."""
+    """All phases run in this process, because that is faster; their cost is not tested."""
     monkeypatch.setitem(plan.PRESETS, name, replace(plan.PRESETS[name], rows=30))
-    monkeypatch.setattr(plan, "_in_a_process", lambda folder, phase: plan.phase(folder, phase))
+    monkeypatch.setattr(plan, "_run_in_process", lambda folder, phase: plan.phase(folder, phase))
     assert __main__.main(["plan", f"preset={name}"]) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (result["benchmark"], result["preset"], result["rows"]) == ("plan", name, 30)
@@ -323,6 +317,6 @@ def test_the_plan_benchmark_reports_each_phase(
     assert all(phase["seconds"] > 0 and phase["MB in all"] > 0 for phase in result["phases"].values())
 
 
-def test_the_corpus_benchmark_measures_the_rows_of_a_task() -> None:
+def test_the_cost_of_corpus_rows_is_measured_for_each_task() -> None:
     cost, seconds = corpus.measure("vsc", 40)
     assert 0 < cost < 1 and 0.5 < seconds < 1.5

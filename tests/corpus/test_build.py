@@ -1,4 +1,4 @@
-"""The corpus as built: the same bytes however it is made, splits that share nothing, rows true to their files."""
+"""Tests of the embedded corpus: reproducible bytes, disjoint splits, and labels that match the audio."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from auris.corpus.recipes import RECIPES
 from auris.corpus.signal import SAMPLE_RATE
 from support.corpus_words import vocabulary
 
-SPOKEN = grammar.LANGUAGES[:7]  # in the rows of CORPUS
+SPOKEN = grammar.LANGUAGES[:7]  # languages of the rows of CORPUS
 SMALL = {"s2tt": 4, "lid": 7, "sgc": 4, "ks": 10, "sec": 4, "mic": 4}
 CORPUS: dict[str, Any] = {
     "sizes": {
@@ -35,8 +35,8 @@ CORPUS: dict[str, Any] = {
     "text_lines": 400,
     "seed": 7,
 }
-# What CORPUS gives with espeak-ng 1.52.0 and VERSION 3. When a change is meant to alter the corpus, raise VERSION and
-# put the new hashes here.
+# Hashes of CORPUS with espeak-ng 1.52.0 and VERSION 3. If a change is meant to alter the corpus, raise VERSION and
+# update the hashes.
 GOLDEN = {"labels_hash": "c131237c57c9248c", "audio_hash": "31db3d967d5a0b08"}
 
 
@@ -52,7 +52,7 @@ def read(out: Path, *splits: str) -> list[dict[str, Any]]:
     return [json.loads(line) for name in names for line in (out / f"{name}.jsonl").read_text("utf-8").splitlines()]
 
 
-def test_same_seed_gives_the_same_bytes_with_any_number_of_processes(corpus_dir: Path, tmp_path: Path) -> None:
+def test_the_same_seed_gives_the_same_bytes_with_any_number_of_processes(corpus_dir: Path, tmp_path: Path) -> None:
     build(tmp_path / "corpus", **CORPUS, processes=1)
     files = sorted(path.relative_to(corpus_dir) for path in corpus_dir.rglob("*") if path.is_file())
     assert files == sorted(path.relative_to(tmp_path / "corpus") for path in (tmp_path / "corpus").rglob("*.*"))
@@ -60,22 +60,22 @@ def test_same_seed_gives_the_same_bytes_with_any_number_of_processes(corpus_dir:
         assert (corpus_dir / file).read_bytes() == (tmp_path / "corpus" / file).read_bytes(), file
 
 
-def test_corpus_is_the_golden_one(corpus_dir: Path) -> None:
+def test_the_corpus_has_the_golden_hashes(corpus_dir: Path) -> None:
     facts = json.loads((corpus_dir / "corpus.json").read_text("utf-8"))
     assert {name: facts[name] for name in GOLDEN} == GOLDEN
 
 
-def test_another_seed_gives_other_rows() -> None:
-    one, other = (plan(CORPUS["sizes"], CORPUS["directions"], seed) for seed in (0, 1))
-    assert not {job.seed for job in one} & {job.seed for job in other}
+def test_two_seeds_have_no_row_in_common() -> None:
+    first, second = (plan(CORPUS["sizes"], CORPUS["directions"], seed) for seed in (0, 1))
+    assert not {job.seed for job in first} & {job.seed for job in second}
 
 
-def test_a_larger_corpus_holds_the_smaller_one() -> None:
+def test_a_larger_corpus_contains_the_smaller_one() -> None:
     small, large = (set(plan({"train": {"lid": n, "ks": n}}, [], 0)) for n in (10, 35))
     assert small < large
 
 
-def test_hashes_are_those_of_the_files(corpus_dir: Path) -> None:
+def test_the_labels_hash_is_computed_from_the_files(corpus_dir: Path) -> None:
     facts = json.loads((corpus_dir / "corpus.json").read_text("utf-8"))
     names = [*(f"{split}.jsonl" for split in grammar.SPLITS), "text.txt"]
     assert facts["labels_hash"] == hash_bytes(*((corpus_dir / name).read_bytes() for name in names))
@@ -98,17 +98,17 @@ def test_splits_share_no_sentence_no_meaning_and_no_voice(corpus_dir: Path) -> N
         assert names <= {*speech.VOICES[split]["male"], *speech.VOICES[split]["female"]}
 
 
-def test_text_is_of_the_training_split_in_every_language(corpus_dir: Path) -> None:
+def test_text_lines_belong_to_the_training_split_in_every_language(corpus_dir: Path) -> None:
     lines = (corpus_dir / "text.txt").read_text("utf-8").splitlines()
     assert lines == draw_text(400, CORPUS["seed"], SPOKEN)
-    known = {language: vocabulary(language) for language in SPOKEN}
-    for place, language in enumerate(SPOKEN):
-        for line in lines[place :: len(SPOKEN) + 1]:
-            assert set(grammar.split_words(line, language)) <= known[language], line
+    words = {language: vocabulary(language) for language in SPOKEN}
+    for start, language in enumerate(SPOKEN):
+        for line in lines[start :: len(SPOKEN) + 1]:
+            assert set(grammar.split_words(line, language)) <= words[language], line
     assert all(grammar.split_of(line) == "train" for line in lines[0 :: len(SPOKEN) + 1])
 
 
-def test_sound_files_are_as_long_as_their_rows_say(corpus_dir: Path) -> None:
+def test_audio_files_have_the_duration_of_their_rows(corpus_dir: Path) -> None:
     for row in read(corpus_dir):
         clip = soundfile.info(corpus_dir / row["audio"])
         assert (clip.samplerate, clip.channels, clip.format, clip.subtype) == (SAMPLE_RATE, 1, "WAV", "PCM_16")
@@ -117,7 +117,7 @@ def test_sound_files_are_as_long_as_their_rows_say(corpus_dir: Path) -> None:
         assert 0.1 < np.abs(samples).max() < 0.9, row["id"]
 
 
-def test_word_times_follow_each_other_inside_the_clip(corpus_dir: Path) -> None:
+def test_word_times_are_contiguous_and_inside_the_clip(corpus_dir: Path) -> None:
     spoken = [row for row in read(corpus_dir) if row["provenance"] == "tts"]
     for row in spoken:
         times = [row["words"][0]["start"], *(word["end"] for word in row["words"])]
@@ -125,11 +125,11 @@ def test_word_times_follow_each_other_inside_the_clip(corpus_dir: Path) -> None:
         assert all(a["end"] == b["start"] for a, b in zip(row["words"][:-1], row["words"][1:], strict=True))
         assert times[0] > 0
         assert times[-1] < row["duration"]
-        said = row.get("transcript", row["content"])
-        assert [word["word"] for word in row["words"]] == grammar.split_words(said, row["language"])
+        sentence = row.get("transcript", row["content"])
+        assert [word["word"] for word in row["words"]] == grammar.split_words(sentence, row["language"])
 
 
-def test_word_times_point_at_the_speech(corpus_dir: Path) -> None:
+def test_word_times_enclose_the_speech(corpus_dir: Path) -> None:
     for row in read(corpus_dir, "test"):
         if row["task"] != "asr":
             continue
@@ -142,9 +142,9 @@ def test_every_row_has_a_provenance(corpus_dir: Path) -> None:
     rows = read(corpus_dir)
     assert len({row["id"] for row in rows}) == len({row["seed"] for row in rows}) == len(rows)
     for row in rows:
-        spoken = row["task"] in ("asr", "s2tt", "lid", "sgc", "ks")
-        assert row["provenance"] == ("tts" if spoken else "procedural")
-        assert row["generator"].startswith("espeak-ng 1." if spoken else "auris.corpus")
+        is_speech = row["task"] in ("asr", "s2tt", "lid", "sgc", "ks")
+        assert row["provenance"] == ("tts" if is_speech else "procedural")
+        assert row["generator"].startswith("espeak-ng 1." if is_speech else "auris.corpus")
         assert row["licence"] == "CC0-1.0"
         assert row["content"]
 
@@ -169,19 +169,20 @@ def test_labels_match_their_tasks(corpus_dir: Path) -> None:
 
 
 def check_answer(row: dict[str, Any]) -> None:
-    heard = [event["label"] for event in row["events"]]
-    assert row["content"] == ", ".join(heard)
+    """Assert that the answer of a question row follows from the events in its clip."""
+    sounds = [event["label"] for event in row["events"]]
+    assert row["content"] == ", ".join(sounds)
     assert [event["start"] for event in row["events"]] == sorted(event["start"] for event in row["events"])
     assert row["events"][-1]["end"] == pytest.approx(row["duration"], abs=1e-3)
     question = row["question"]
     if question.startswith("How many"):
-        assert row["text"] == ("one", "two", "three")[len(heard) - 1]
+        assert row["text"] == ("one", "two", "three")[len(sounds) - 1]
     elif question.startswith("What"):
-        assert row["text"] == heard[0 if "first" in question else -1]
-        assert len(heard) > 1
+        assert row["text"] == sounds[0 if "first" in question else -1]
+        assert len(sounds) > 1
     else:
-        asked = question.removeprefix("Can you hear ").removesuffix(" in the audio?").split()[-1]
-        assert row["text"] == ("yes" if asked in heard else "no")
+        queried = question.removeprefix("Can you hear ").removesuffix(" in the audio?").split()[-1]
+        assert row["text"] == ("yes" if queried in sounds else "no")
 
 
 def test_answers_to_questions_are_balanced(corpus_dir: Path) -> None:
@@ -192,7 +193,7 @@ def test_answers_to_questions_are_balanced(corpus_dir: Path) -> None:
     assert Counter(row["question"] for row in rows if row["question"].startswith("What")).most_common(1)[0][1] == 4
 
 
-def test_an_existing_corpus_is_reported_and_left_alone(corpus_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_existing_corpus_is_reported_and_not_rebuilt(corpus_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = (corpus_dir / "corpus.json").stat().st_mtime_ns
     facts = build(corpus_dir, **CORPUS)
     assert f"already in {corpus_dir}" in capsys.readouterr().out
@@ -200,21 +201,19 @@ def test_an_existing_corpus_is_reported_and_left_alone(corpus_dir: Path, capsys:
     assert (corpus_dir / "corpus.json").stat().st_mtime_ns == before
 
 
-def test_another_configuration_in_the_same_directory_is_refused(corpus_dir: Path) -> None:
+def test_another_config_in_the_same_directory_is_an_error(corpus_dir: Path) -> None:
     with pytest.raises(ValueError, match=r"made with other settings \(seed: 7, now 8\).*out=DIR"):
         build(corpus_dir, **{**CORPUS, "seed": 8})
 
 
-def test_a_directory_of_other_files_is_left_alone(tmp_path: Path) -> None:
+def test_a_directory_with_other_files_is_an_error_and_stays_unchanged(tmp_path: Path) -> None:
     (tmp_path / "train.jsonl").write_text("mine")
     with pytest.raises(ValueError, match="no embedded corpus"):
         build(tmp_path, **CORPUS)
     assert (tmp_path / "train.jsonl").read_text() == "mine"
 
 
-def test_an_interrupted_build_leaves_nothing_that_looks_complete(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_build_leaves_no_corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> list[str]:
         raise KeyboardInterrupt
 
@@ -243,12 +242,12 @@ def test_an_interrupted_build_leaves_nothing_that_looks_complete(
         ({"train": {"s2tt": 1}}, ["pl-en"], "'pl-en'"),
     ],
 )
-def test_sizes_that_make_no_sense_are_refused(sizes: Any, directions: list[str], message: str) -> None:
+def test_invalid_sizes_are_an_error(sizes: Any, directions: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         plan(sizes, directions, 0)
 
 
-def test_rows_go_to_variants_evenly_or_as_they_are_named() -> None:
+def test_rows_are_distributed_evenly_over_variants_or_as_given() -> None:
     sizes = {"train": {"asr": 10, "s2tt": {"ko-en": 2}, "srwt": {"en": 1, "de": 2}}, "test": {"s2tt": 3, "srwt": 3}}
     planned = Counter((job.split, job.task, job.variant) for job in plan(sizes, ["de-en", "yue-en"], 0))
     languages = dict.fromkeys(grammar.LANGUAGES, 1) | {"en": 2}
@@ -264,21 +263,21 @@ def test_rows_go_to_variants_evenly_or_as_they_are_named() -> None:
     }
 
 
-def test_scale_multiplies_and_keeps_what_is_there() -> None:
+def test_scale_multiplies_sizes_and_keeps_at_least_one_row() -> None:
     assert scale_sizes({"train": {"asr": {"en": 100}, "sec": 3, "mic": 0}}, 0.1) == {
         "train": {"asr": {"en": 10}, "sec": 1, "mic": 0}
     }
 
 
-def test_sample_rate_is_the_models() -> None:
+def test_the_sample_rate_equals_that_of_the_model() -> None:
     assert SAMPLE_RATE == audio.SAMPLE_RATE
 
 
-def test_every_key_of_the_config_can_be_typed_and_reaches_the_build() -> None:
+def test_every_config_key_is_an_argument_of_build_and_can_be_overridden() -> None:
     configs = Path(__file__).resolve().parents[2] / "configs"
     overrides = ["out=x", "seed=1", "processes=1", "text_lines=1", "directions=[]", "fraction=0.5", "sizes.test.sec=1"]
     with initialize_config_dir(str(configs), version_base="1.3"):
         config = compose("corpus", overrides=overrides)
     assert config.fraction == 0.5
-    keys = {str(key) for key in config} - {"vocab_size"}  # the tokenizer's
+    keys = {str(key) for key in config} - {"vocab_size"}  # an argument of the tokenizer
     assert keys - {"fraction"} | {"scale"} == set(inspect.signature(build).parameters)

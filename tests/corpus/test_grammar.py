@@ -1,4 +1,4 @@
-"""The grammar: right in every language (by hand-written examples), and dealt to splits by meaning."""
+"""Tests of the grammar: hand-written examples in every language, and the assignment of sentences to splits."""
 
 from __future__ import annotations
 
@@ -67,11 +67,11 @@ from support.corpus_words import cover, vocabulary
         ),
     ],
 )
-def test_renders_grammatical_sentences(meaning: Meaning, sentences: dict[str, str]) -> None:
+def test_rendered_sentences_equal_hand_written_ones(meaning: Meaning, sentences: dict[str, str]) -> None:
     assert {language: render(meaning, language) for language in LANGUAGES} == sentences
 
 
-def test_translation_is_a_function_both_ways() -> None:
+def test_different_meanings_have_different_sentences_in_every_language() -> None:
     rng = np.random.default_rng(0)
     meanings = {draw_meaning(rng, split) for split in SPLITS for _ in range(1000)} | set(cover())
     for language in LANGUAGES:
@@ -80,15 +80,15 @@ def test_translation_is_a_function_both_ways() -> None:
 
 def test_drawn_sentences_are_short_and_belong_to_their_split() -> None:
     rng = np.random.default_rng(1)
-    drawn = {split: [draw_meaning(rng, split) for _ in range(300)] for split in SPLITS}
-    for split, meanings in drawn.items():
+    meanings_by_split = {split: [draw_meaning(rng, split) for _ in range(300)] for split in SPLITS}
+    for split, meanings in meanings_by_split.items():
         assert all(split_of(render(meaning, "en")) == split for meaning in meanings)
         assert {len(render(meaning, "en").split()) for meaning in meanings} <= set(range(3, MAX_WORDS + 1))
-    assert not set(drawn["train"]) & set(drawn["test"])
-    assert len(set(drawn["train"])) > 250
+    assert not set(meanings_by_split["train"]) & set(meanings_by_split["test"])
+    assert len(set(meanings_by_split["train"])) > 250
 
 
-def test_keyword_phrase_holds_its_keyword_and_no_other() -> None:
+def test_a_keyword_phrase_contains_its_keyword_and_no_other() -> None:
     rng = np.random.default_rng(2)
     for keyword in KEYWORDS:
         for split in SPLITS:
@@ -97,20 +97,20 @@ def test_keyword_phrase_holds_its_keyword_and_no_other() -> None:
             assert [word for word in phrase.split() if word in KEYWORDS] == [keyword]
 
 
-def test_vocabulary_holds_all_that_can_be_drawn_and_english_has_sixty_words() -> None:
+def test_the_vocabulary_contains_every_drawn_word_and_at_least_sixty_english_words() -> None:
     rng = np.random.default_rng(3)
     for language in LANGUAGES:
-        known = vocabulary(language)
+        words = vocabulary(language)
         for _ in range(300):
-            assert set(split_words(render(draw_meaning(rng, "test"), language), language)) <= known
+            assert set(split_words(render(draw_meaning(rng, "test"), language), language)) <= words
     assert {"says", *KEYWORDS} <= vocabulary("en")
     assert len(vocabulary("en")) >= 60
 
 
-def test_text_is_lower_case_and_bare_of_punctuation() -> None:
+def test_sentences_are_lower_case_without_punctuation() -> None:
     for language in LANGUAGES:
         for meaning in cover():
             sentence = render(meaning, language)
             assert sentence == sentence.lower()
-            # Marks such as the Japanese long vowel (ー) are letters to Python; anything else must be a space.
+            # Python counts marks such as the Japanese long vowel (ー) as letters.
             assert all(character.isalpha() or character == " " for character in sentence), sentence

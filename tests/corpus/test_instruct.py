@@ -1,4 +1,4 @@
-"""The dialogues as made: right by their labels, the same bytes however they are made, splits that share nothing."""
+"""Tests of `auris instruct`: answers that follow from the labels, reproducible bytes, and disjoint splits."""
 
 from __future__ import annotations
 
@@ -54,19 +54,19 @@ OPTIONS: dict[str, Any] = {
 }
 
 
-def replace(options: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
-    """Replace options; those of the group `dialogues` are given by their own names."""
-    in_group = {key: value for key, value in change.items() if key in OPTIONS["dialogues"]}
-    others = {key: value for key, value in change.items() if key not in in_group}
-    return {**options, "dialogues": options["dialogues"] | in_group, **others}
+def replace(options: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Return options with changes. Keys of the group `dialogues` need no prefix."""
+    dialogue_changes = {key: value for key, value in changes.items() if key in OPTIONS["dialogues"]}
+    other_changes = {key: value for key, value in changes.items() if key not in dialogue_changes}
+    return {**options, "dialogues": options["dialogues"] | dialogue_changes, **other_changes}
 
 
-SILENT = replace(OPTIONS, {"mix": {"demonstration": 3, "text": 1}})  # without speech, so that it takes no time
+WITHOUT_SPEECH = replace(OPTIONS, {"mix": {"demonstration": 3, "text": 1}})  # fast, as nothing is synthesised
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A corpus with as many rows of each task for validation and test as for training, as dialogues need them."""
+    """Build a corpus whose valid and test splits are as large as train, because dialogues need that many rows."""
     return build_corpus(tmp_path_factory.mktemp("embedded") / "corpus", TRAIN_ROWS)
 
 
@@ -82,7 +82,7 @@ def read(out: Path, *names: str) -> list[dict[str, Any]]:
 
 
 def texts_of(row: dict[str, Any], role: str) -> list[str]:
-    """What a role says as text, message by message."""
+    """Return the text of each message of a role."""
     contents = [message["content"] for message in row["messages"] if message["role"] == role]
     return [
         content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
@@ -90,28 +90,28 @@ def texts_of(row: dict[str, Any], role: str) -> list[str]:
     ]
 
 
-def heard(row: dict[str, Any]) -> list[str]:
+def audio_paths(row: dict[str, Any]) -> list[str]:
     return chat.audios(row["messages"])
 
 
-def labels(corpus: Path) -> dict[str, dict[str, Any]]:
+def rows_by_id(corpus: Path) -> dict[str, dict[str, Any]]:
     return {row["id"]: row for row in read(corpus, *grammar.SPLITS)}
 
 
-def test_the_manifest_reader_takes_every_row_as_it_is_meant(dialogue_dir: Path) -> None:
+def test_every_row_is_usable_and_read_with_its_labels(dialogue_dir: Path) -> None:
     for name in FILES:
         (manifest,) = read_manifests([dialogue_dir / f"{name}.jsonl"])
-        for row, given in zip(manifest.rows, read(dialogue_dir, name), strict=True):
+        for row, written in zip(manifest.rows, read(dialogue_dir, name), strict=True):
             assert row.problem is None, (row.id, row.problem)
             assert row.labels["task"] == ("preference" if "preferences" in name else "chat")
-            assert (row.labels["mode"], row.labels["key"]) == (given["mode"], given["key"])
+            assert (row.labels["mode"], row.labels["key"]) == (written["mode"], written["key"])
             assert [clip.path.resolve() for clip in row.clips] == [
-                (dialogue_dir / path).resolve() for path in heard(given)
+                (dialogue_dir / path).resolve() for path in audio_paths(written)
             ]
             assert all(clip.path.is_file() for clip in row.clips)
 
 
-def test_every_kind_has_its_share_and_the_facts_count_it(dialogue_dir: Path) -> None:
+def test_every_kind_has_its_share_of_rows_and_instruct_json_counts_them(dialogue_dir: Path) -> None:
     facts = json.loads((dialogue_dir / "instruct.json").read_text("utf-8"))
     for name in FILES:
         rows = read(dialogue_dir, name)
@@ -122,7 +122,7 @@ def test_every_kind_has_its_share_and_the_facts_count_it(dialogue_dir: Path) -> 
         assert Counter(row["mode"] for row in rows) == facts["modes"][name]
         assert {row["mode"] for row in rows} == set(MODES)
     first = Counter(row["kind"] for row in read(dialogue_dir, "train")[: len(ALL)])
-    assert set(first.values()) == {1}  # the first rows are a fair sample
+    assert set(first.values()) == {1}  # the first rows contain every kind
 
 
 def test_the_last_answer_of_a_row_contains_its_key(dialogue_dir: Path) -> None:
@@ -140,26 +140,26 @@ def test_answers_have_the_form_named_in_the_row(dialogue_dir: Path) -> None:
             assert reply.endswith(".") == (row["form"] != "terse"), row
 
 
-def test_the_mode_follows_from_the_user_s_messages(dialogue_dir: Path) -> None:
+def test_the_mode_follows_from_the_users_messages(dialogue_dir: Path) -> None:
     for row in read(dialogue_dir, *FILES):
         match row["kind"]:
             case "voice":
-                assert (row["mode"], len(heard(row)), texts_of(row, "user")) == ("voice_chat", 1, [""])
+                assert (row["mode"], len(audio_paths(row)), texts_of(row, "user")) == ("voice_chat", 1, [""])
             case "text":
-                assert (row["mode"], heard(row)) == ("text", [])
+                assert (row["mode"], audio_paths(row)) == ("text", [])
             case "command":
-                assert (row["mode"], len(heard(row)), texts_of(row, "user")) == ("audio_analysis", 1, [""])
+                assert (row["mode"], len(audio_paths(row)), texts_of(row, "user")) == ("audio_analysis", 1, [""])
             case "comparison":
-                assert row["mode"] == "audio_analysis" and len(heard(row)) in (2, 3)
+                assert row["mode"] == "audio_analysis" and len(audio_paths(row)) in (2, 3)
             case "turns":
-                assert row["mode"] == "audio_analysis" and len(heard(row)) == len(texts_of(row, "user")) in (2, 3)
+                assert row["mode"] == "audio_analysis" and len(audio_paths(row)) == len(texts_of(row, "user")) in (2, 3)
             case "follow_up":
-                assert len(heard(row)) == 1 and len(texts_of(row, "user")) in (2, 3)
+                assert len(audio_paths(row)) == 1 and len(texts_of(row, "user")) in (2, 3)
             case _:
-                assert row["mode"] == "audio_analysis" and len(heard(row)) == 1 and all(texts_of(row, "user"))
+                assert row["mode"] == "audio_analysis" and len(audio_paths(row)) == 1 and all(texts_of(row, "user"))
 
 
-# --- the answers, from the corpus's labels --------------------------------------------------------------------------
+# --- answers, from the labels of the corpus --------------------------------------------------------------------------
 
 
 def label_of(row: dict[str, Any]) -> str:
@@ -170,105 +170,109 @@ def table_of(task: str) -> dict[str, tuple[str, ...]]:
     return {"sec": wordings.SOURCES, "mic": wordings.FAMILIES}[task]
 
 
-def right(row: dict[str, Any], sources: list[dict[str, Any]]) -> str:
-    """What a row's key should be, from the labels of the corpus's rows and from what the user asks."""
-    asked = (texts_of(row, "user")[-1] or row["spoken"]).lower()
-    asked = re.sub(r" (please|tell me|i want to know|thank you)\.$", "", asked)
+def expected_key(row: dict[str, Any], sources: list[dict[str, Any]]) -> str:
+    """Return the key of a row, derived from the labels of its source rows and from the question."""
+    question = (texts_of(row, "user")[-1] or row["spoken"]).lower()
+    question = re.sub(r" (please|tell me|i want to know|thank you)\.$", "", question)
     first = sources[0] if sources else {}
     match row["kind"]:
         case "demonstration" | "augmented" | "command" | "turns":
             return label_of(sources[-1])
         case "follow_up":
-            return follow_up(first, asked)
+            return follow_up(first, question)
         case "comparison":
-            return comparison(sources, asked)
-        case "reasoning" if "story" in asked:
+            return comparison(sources, question)
+        case "reasoning" if "story" in question:
             return SOUND_PHRASES[first["text"]] if first["task"] == "sec" else f"the {first['text']}"
         case "reasoning":
             return next(heading for heading, items in table_of(first["task"]).items() if first["text"] in items)
         case _:
-            return fact(asked)
+            return fact(question)
 
 
-def follow_up(source: dict[str, Any], asked: str) -> str:
+def follow_up(source: dict[str, Any], question: str) -> str:
+    """Return the key of a follow-up question."""
     if source["task"] in ("sec", "mic"):
         return next(heading for heading, items in table_of(source["task"]).items() if source["text"] in items)
-    if "language" in asked:
+    if "language" in question:
         return LANGUAGES[source["language"]]
-    if "male" in asked:
+    if "male" in question:
         return next(gender for gender in ("male", "female") if source["speaker"] in speakers(gender))
-    return slot(source.get("transcript") or source["text"], asked)
+    return slot(source.get("transcript") or source["text"], question)
 
 
 def speakers(gender: str) -> set[str]:
+    """Return the voices of a gender in all splits."""
     return {variant for voices in speech.VOICES.values() for variant in voices[gender]}
 
 
-def slot(statement: str, asked: str) -> str:
-    """The part of a statement that is asked for: before its verb, after it, or its place."""
+def slot(statement: str, question: str) -> str:
+    """Return the part of a statement that the question asks for: its subject, its object or its place."""
     verb = next(word for word in statement.split() if word in {**grammar.TRANSITIVE, **grammar.INTRANSITIVE})
     before, after = statement.split(f" {verb}")
-    if re.search(r"\bwho\b|the one", asked):
+    if re.search(r"\bwho\b|the one", question):
         return before
     return re.sub(r" (now|tonight|often)$", "", after.strip()) or after.strip()
 
 
-def comparison(sources: list[dict[str, Any]], asked: str) -> str:
-    found = [label_of(source) for source in sources]
-    if "same" in asked:
-        return "yes" if len(set(found)) == 1 else "no"
-    if match := re.search(r"audio (?:is |that is )(.+?)[?.]$", asked):
-        (place,) = (place for place, label in enumerate(found) if label.lower() in match[1].split())
-        return f"audio {place + 1}"
-    spoken = {"lid": "{}", "sgc": "a {} voice", "ks": "the keyword {}", "mic": "the {}"}
+def comparison(sources: list[dict[str, Any]], question: str) -> str:
+    """Return the key of a question that compares several clips."""
+    source_labels = [label_of(source) for source in sources]
+    if "same" in question:
+        return "yes" if len(set(source_labels)) == 1 else "no"
+    if match := re.search(r"audio (?:is |that is )(.+?)[?.]$", question):
+        (index,) = (index for index, label in enumerate(source_labels) if label.lower() in match[1].split())
+        return f"audio {index + 1}"
+    templates = {"lid": "{}", "sgc": "a {} voice", "ks": "the keyword {}", "mic": "the {}"}
     phrases = {source["text"]: SOUND_PHRASES[source["text"]] for source in sources if source["task"] == "sec"}
-    return ", then ".join(phrases.get(label) or spoken[sources[0]["task"]].format(label) for label in found)
+    return ", then ".join(phrases.get(label) or templates[sources[0]["task"]].format(label) for label in source_labels)
 
 
-def fact(asked: str) -> str:
-    if match := re.search(r"(\w+) (?:plus|and) (\w+)[?.]?$", asked):
+def fact(question: str) -> str:
+    """Return the key of a knowledge question: a sum, opposite, translation, category or part of a statement."""
+    if match := re.search(r"(\w+) (?:plus|and) (\w+)[?.]?$", question):
         return wordings.NUMBERS[sum(wordings.NUMBERS.index(number) + 1 for number in match.groups()) - 1]
-    if match := re.search(r"opposite of (\w+)", asked):
+    if match := re.search(r"opposite of (\w+)", question):
         (pair,) = (pair for pair in wordings.OPPOSITES if match[1] in pair)
         return pair[1 - pair.index(match[1])]
     verbs = {**grammar.TRANSITIVE, **grammar.INTRANSITIVE}
-    if any(word in verbs for word in asked.replace(".", "").split()):
-        statement, question = re.search(
-            r"(the (?:\w+ ){1,2}(?:" + "|".join(verbs) + r")\b.*?)\.? (who.*|what.*|which.*|name.*|where.*)$", asked
+    if any(word in verbs for word in question.replace(".", "").split()):
+        statement, statement_question = re.search(
+            r"(the (?:\w+ ){1,2}(?:" + "|".join(verbs) + r")\b.*?)\.? (who.*|what.*|which.*|name.*|where.*)$", question
         ).groups()
-        return slot(statement, question)
-    noun = next(word for word in re.findall(r"\w+", asked) if word in {**grammar.SUBJECTS, **grammar.OBJECTS})
+        return slot(statement, statement_question)
+    noun = next(word for word in re.findall(r"\w+", question) if word in {**grammar.SUBJECTS, **grammar.OBJECTS})
     for code in ("de", "es", "fr", "it"):
-        if LANGUAGES[code].lower() in asked:
+        if LANGUAGES[code].lower() in question:
             return grammar.SUBJECTS[noun][code]
     return next(heading for heading, items in wordings.CATEGORIES.items() if noun in items)
 
 
-def test_every_answer_is_right(dialogue_dir: Path, corpus: Path) -> None:
-    known = labels(corpus)
+def test_every_key_follows_from_the_labels(dialogue_dir: Path, corpus: Path) -> None:
+    corpus_rows = rows_by_id(corpus)
     for row in read(dialogue_dir, *FILES):
-        sources = [known[source] for source in row["sources"]]
-        assert row["key"] == right(row, sources), row
-        by_a_task = row["kind"] in ("demonstration", "turns")
-        assert row.get("skill") == (sources[-1]["task"] if by_a_task else None)
+        sources = [corpus_rows[source] for source in row["sources"]]
+        assert row["key"] == expected_key(row, sources), row
+        asks_for_a_task = row["kind"] in ("demonstration", "turns")
+        assert row.get("skill") == (sources[-1]["task"] if asks_for_a_task else None)
 
 
-def test_earlier_answers_of_several_turns_are_right_too(dialogue_dir: Path, corpus: Path) -> None:
-    known = labels(corpus)
+def test_earlier_answers_of_several_turns_follow_from_the_labels_too(dialogue_dir: Path, corpus: Path) -> None:
+    corpus_rows = rows_by_id(corpus)
     for row in read(dialogue_dir, *FILES):
         if row["kind"] == "turns":
             for source, reply in zip(row["sources"], texts_of(row, "assistant"), strict=False):
                 assert contains(
                     reply,
-                    label_of(known[source]),
-                    known[source].get("target_language") or known[source].get("language", "en"),
+                    label_of(corpus_rows[source]),
+                    corpus_rows[source].get("target_language") or corpus_rows[source].get("language", "en"),
                 )
 
 
 # --- preferences ----------------------------------------------------------------------------------------------------
 
 
-def test_preferences_end_with_the_user_and_prefer_the_right_polite_answer(dialogue_dir: Path) -> None:
+def test_preferences_end_with_the_user_and_choose_the_correct_polite_answer(dialogue_dir: Path) -> None:
     faults = Counter()
     for row in read(dialogue_dir, *(name for name in FILES if "preferences" in name)):
         assert row["messages"][-1]["role"] == "user"
@@ -294,47 +298,51 @@ def test_preferences_end_with_the_user_and_prefer_the_right_polite_answer(dialog
 # --- splits and provenance ------------------------------------------------------------------------------------------
 
 
-def test_splits_share_no_clip_no_voice_no_spoken_sentence_and_no_question(dialogue_dir: Path, corpus: Path) -> None:
-    known = labels(corpus)
-    seen: dict[str, dict[str, set[str]]] = {split: {} for split in grammar.SPLITS}
+def test_splits_share_no_clips_voices_spoken_sentences_or_questions(dialogue_dir: Path, corpus: Path) -> None:
+    corpus_rows = rows_by_id(corpus)
+    by_split: dict[str, dict[str, set[str]]] = {split: {} for split in grammar.SPLITS}
     for name, split in SPLITS_OF.items():
-        there = seen[split]
+        contents = by_split[split]
         for row in read(dialogue_dir, name):
             assert row["split"] == split
-            assert {known[source]["split"] for source in row["sources"]} <= {split}
-            there.setdefault("clips", set()).update((dialogue_dir / path).resolve().name for path in heard(row))
-            there.setdefault("questions", set()).update(filter(None, texts_of(row, "user")))
+            assert {corpus_rows[source]["split"] for source in row["sources"]} <= {split}
+            contents.setdefault("clips", set()).update(
+                (dialogue_dir / path).resolve().name for path in audio_paths(row)
+            )
+            contents.setdefault("questions", set()).update(filter(None, texts_of(row, "user")))
             if "spoken" in row:
-                there.setdefault("spoken", set()).add(row["spoken"])
-                there.setdefault("voices", set()).add(row["speaker"])
-        assert there["voices"] <= {*speech.VOICES[split]["male"], *speech.VOICES[split]["female"]}
-    for what in ("clips", "questions", "spoken", "voices"):
-        train, valid, test = (seen[split][what] for split in grammar.SPLITS)
-        assert not (train & valid or train & test or valid & test), what
+                contents.setdefault("spoken", set()).add(row["spoken"])
+                contents.setdefault("voices", set()).add(row["speaker"])
+        assert contents["voices"] <= {*speech.VOICES[split]["male"], *speech.VOICES[split]["female"]}
+    for kind in ("clips", "questions", "spoken", "voices"):
+        train, valid, test = (by_split[split][kind] for split in grammar.SPLITS)
+        assert not (train & valid or train & test or valid & test), kind
 
 
 def test_every_row_has_a_provenance(dialogue_dir: Path, corpus: Path) -> None:
-    known = labels(corpus)
+    corpus_rows = rows_by_id(corpus)
     rows = read(dialogue_dir, *FILES)
     assert len({row["id"] for row in rows}) == len({row["seed"] for row in rows}) == len(rows)
     for row in rows:
-        origins = {known[source]["provenance"] for source in row["sources"]} | ({"tts"} if "spoken" in row else set())
+        origins = {corpus_rows[source]["provenance"] for source in row["sources"]} | (
+            {"tts"} if "spoken" in row else set()
+        )
         assert row["provenance"] == ("+".join(sorted(origins)) or "templates")
         assert row["written_by"] == (stand_in.MODEL if row["kind"] == "augmented" else "templates")
         assert row["licence"] == "CC0-1.0"
 
 
-def test_no_dialogue_is_there_twice(dialogue_dir: Path) -> None:
+def test_no_dialogue_is_repeated(dialogue_dir: Path) -> None:
     for name in FILES:
         rows = [row["messages"] for row in read(dialogue_dir, name)]
         assert len({json.dumps(messages) for messages in rows}) == len(rows)
 
 
 def test_the_wording_of_a_question_belongs_to_the_split_of_its_row(dialogue_dir: Path) -> None:
-    fillings = {"statement": r"the [a-z ]+", "noun": r"the \w+", "question": r"(?:how|what|can) [^.]+"}
+    placeholders = {"statement": r"the [a-z ]+", "noun": r"the \w+", "question": r"(?:how|what|can) [^.]+"}
 
     def pattern(wording: str) -> str:
-        return re.sub(r"\\\{(\w+)\\\}", lambda match: fillings.get(match[1], r"[\w ]+"), re.escape(wording.lower()))
+        return re.sub(r"\\\{(\w+)\\\}", lambda match: placeholders.get(match[1], r"[\w ]+"), re.escape(wording.lower()))
 
     patterns = {
         (split, spoken): [
@@ -347,50 +355,54 @@ def test_the_wording_of_a_question_belongs_to_the_split_of_its_row(dialogue_dir:
     }
     for row in read(dialogue_dir, *FILES):
         if row["kind"] != "augmented":
-            asked = [(row["spoken"], True)] if "spoken" in row else [(text, False) for text in texts_of(row, "user")]
-            for text, spoken in asked:
-                assert any(re.fullmatch(known, text.lower()) for known in patterns[row["split"], spoken]), text
+            questions = (
+                [(row["spoken"], True)] if "spoken" in row else [(text, False) for text in texts_of(row, "user")]
+            )
+            for text, spoken in questions:
+                assert any(
+                    re.fullmatch(wording_pattern, text.lower()) for wording_pattern in patterns[row["split"], spoken]
+                ), text
 
 
 # --- recordings -----------------------------------------------------------------------------------------------------
 
 
-def test_only_new_speech_is_recorded(dialogue_dir: Path) -> None:
+def test_only_new_speech_has_audio_files(dialogue_dir: Path) -> None:
     facts = json.loads((dialogue_dir / "instruct.json").read_text("utf-8"))
-    spoken = {row["id"]: heard(row) for row in read(dialogue_dir, *FILES) if "spoken" in row}
+    spoken = {row["id"]: audio_paths(row) for row in read(dialogue_dir, *FILES) if "spoken" in row}
     files = sorted(path.relative_to(dialogue_dir).as_posix() for path in (dialogue_dir / "audio").rglob("*.*"))
     assert files == sorted(path for (path,) in spoken.values())
     assert len(files) == facts["recordings"]
 
 
 def test_a_command_precedes_its_clip(dialogue_dir: Path, corpus: Path) -> None:
-    known = labels(corpus)
+    corpus_rows = rows_by_id(corpus)
     for row in read(dialogue_dir, "test"):
         if row["kind"] == "command":
-            recording, rate = soundfile.read(dialogue_dir / heard(row)[0], dtype="int16")
+            recording, rate = soundfile.read(dialogue_dir / audio_paths(row)[0], dtype="int16")
             (source,) = row["sources"]
-            clip, _ = soundfile.read(corpus / known[source]["audio"], dtype="int16")
+            clip, _ = soundfile.read(corpus / corpus_rows[source]["audio"], dtype="int16")
             assert rate == 16_000
             assert (recording[-len(clip) :] == clip).all()
             assert len(recording) - len(clip) > 0.5 * rate
             assert abs(recording[: -len(clip)]).max() > 1000
 
 
-# --- making them ----------------------------------------------------------------------------------------------------
+# --- generation ----------------------------------------------------------------------------------------------------
 
 
-def test_same_seed_gives_the_same_bytes_with_any_number_of_processes(dialogue_dir: Path, corpus: Path) -> None:
-    again = dialogue_dir.with_name("again")  # beside the first: clips are named from there
-    instruct(corpus, again, **OPTIONS, processes=1)
+def test_the_same_seed_gives_the_same_bytes_with_any_number_of_processes(dialogue_dir: Path, corpus: Path) -> None:
+    second_dir = dialogue_dir.with_name("second")  # a sibling directory, because paths of clips are relative
+    instruct(corpus, second_dir, **OPTIONS, processes=1)
     files = sorted(path.relative_to(dialogue_dir) for path in dialogue_dir.rglob("*") if path.is_file())
-    assert files == sorted(path.relative_to(again) for path in again.rglob("*") if path.is_file())
+    assert files == sorted(path.relative_to(second_dir) for path in second_dir.rglob("*") if path.is_file())
     for file in files:
-        assert (dialogue_dir / file).read_bytes() == (again / file).read_bytes(), file
+        assert (dialogue_dir / file).read_bytes() == (second_dir / file).read_bytes(), file
 
 
-def test_a_larger_set_holds_the_smaller_one(dialogue_dir: Path, corpus: Path) -> None:
-    small = {"rows": {"train": 45}, "preferences": {"train": 24}}
-    instruct(corpus, dialogue_dir.with_name("small"), **replace(OPTIONS, small), processes=1)
+def test_a_larger_set_contains_the_smaller_one(dialogue_dir: Path, corpus: Path) -> None:
+    sizes = {"rows": {"train": 45}, "preferences": {"train": 24}}
+    instruct(corpus, dialogue_dir.with_name("small"), **replace(OPTIONS, sizes), processes=1)
     for name in ("train", "preferences_train"):
         larger = {row["id"]: row for row in read(dialogue_dir, name)}
         for row in read(dialogue_dir.with_name("small"), name):
@@ -399,15 +411,15 @@ def test_a_larger_set_holds_the_smaller_one(dialogue_dir: Path, corpus: Path) ->
         assert path.read_bytes() == (dialogue_dir / path.relative_to(dialogue_dir.with_name("small"))).read_bytes()
 
 
-def test_another_seed_gives_other_dialogues(corpus: Path, tmp_path: Path) -> None:
+def test_two_seeds_give_different_dialogues_of_the_same_kinds(corpus: Path, tmp_path: Path) -> None:
     for seed in (0, 1):
-        instruct(corpus, tmp_path / str(seed), **{**SILENT, "seed": seed})
-    one, other = (read(tmp_path / str(seed), "train") for seed in (0, 1))
-    assert [row["kind"] for row in one] == [row["kind"] for row in other]
-    assert sum(a["messages"] == b["messages"] for a, b in zip(one, other, strict=True)) < len(one) / 10
+        instruct(corpus, tmp_path / str(seed), **{**WITHOUT_SPEECH, "seed": seed})
+    first, second = (read(tmp_path / str(seed), "train") for seed in (0, 1))
+    assert [row["kind"] for row in first] == [row["kind"] for row in second]
+    assert sum(a["messages"] == b["messages"] for a, b in zip(first, second, strict=True)) < len(first) / 10
 
 
-def test_existing_dialogues_are_reported_and_left_alone(
+def test_existing_dialogues_are_reported_and_not_rebuilt(
     dialogue_dir: Path, corpus: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = (dialogue_dir / "instruct.json").stat().st_mtime_ns
@@ -417,42 +429,42 @@ def test_existing_dialogues_are_reported_and_left_alone(
     assert (dialogue_dir / "instruct.json").stat().st_mtime_ns == before
 
 
-def test_other_dialogues_in_the_same_directory_are_refused(dialogue_dir: Path, corpus: Path) -> None:
+def test_other_settings_in_the_same_directory_are_an_error(dialogue_dir: Path, corpus: Path) -> None:
     with pytest.raises(ValueError, match=r"made with other settings \(seed: 3, now 4\).*out=DIR"):
         instruct(corpus, dialogue_dir, **{**OPTIONS, "seed": 4})
 
 
-def test_a_directory_of_other_files_is_left_alone(corpus: Path, tmp_path: Path) -> None:
+def test_a_directory_with_other_files_is_an_error_and_stays_unchanged(corpus: Path, tmp_path: Path) -> None:
     (tmp_path / "train.jsonl").write_text("mine")
     with pytest.raises(ValueError, match="is not empty and holds no dialogues"):
-        instruct(corpus, tmp_path, **SILENT)
+        instruct(corpus, tmp_path, **WITHOUT_SPEECH)
     assert (tmp_path / "train.jsonl").read_text() == "mine"
 
 
-def test_questions_come_from_the_users_own_model_where_one_is_named(corpus: Path, tmp_path: Path) -> None:
+def test_questions_are_written_by_the_language_model_of_the_config(corpus: Path, tmp_path: Path) -> None:
     recording = tmp_path / "mine.jsonl"
     with stand_in.serve() as (url, requests):
         llm = OPTIONS["llm"] | {"url": url, "model": "m", "recording": str(recording), "tasks": ["ks"]}
-        options = replace(SILENT, {"mix": {"augmented": 1, "text": 1}, "rows": {"train": 40, "test": 8}})
+        options = replace(WITHOUT_SPEECH, {"mix": {"augmented": 1, "text": 1}, "rows": {"train": 40, "test": 8}})
         instruct(corpus, tmp_path / "out", **{**options, "llm": llm})
-    assert len(requests) == 10  # keywords: each label once
-    written = [row for row in read(tmp_path / "out", "train") if row["kind"] == "augmented"]
-    assert {source.split("-")[1] for row in written for source in row["sources"]} == {"ks"}
+    assert len(requests) == 10  # one request for each keyword
+    augmented = [row for row in read(tmp_path / "out", "train") if row["kind"] == "augmented"]
+    assert {source.split("-")[1] for row in augmented for source in row["sources"]} == {"ks"}
     replayed = instruct(corpus, tmp_path / "again", **{**options, "llm": llm | {"url": None, "model": None}})
     assert replayed["rows_hash"] == json.loads((tmp_path / "out" / "instruct.json").read_text())["rows_hash"]
 
 
-def test_the_provenance_of_text_and_preferences_is_in_the_table(dialogue_dir: Path) -> None:
+def test_the_table_states_the_provenance_of_texts_and_preferences(dialogue_dir: Path) -> None:
     table = instruction.tabulate(json.loads((dialogue_dir / "instruct.json").read_text("utf-8")))
     assert "a script of templates, not a language model" in table.caption
     assert "a rule (auris.metrics.judges.rating.rate), not a person" in table.caption
 
 
-# --- mistakes -------------------------------------------------------------------------------------------------------
+# --- errors -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("settings", "message"),
     [
         ({"mix": {"poem": 1}}, r"^dialogues.mix has \['poem'\], expected demonstration, augmented"),
         ({"mix": {"text": -1}}, r"^dialogues.mix.text is -1, expected a weight.*dialogues.mix.text=1"),
@@ -470,9 +482,9 @@ def test_the_provenance_of_text_and_preferences_is_in_the_table(dialogue_dir: Pa
         ),
     ],
 )
-def test_invalid_settings_are_refused(corpus: Path, tmp_path: Path, change: Any, message: str) -> None:
+def test_invalid_settings_are_an_error(corpus: Path, tmp_path: Path, settings: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        instruct(corpus, tmp_path / "out", **replace(SILENT, change))
+        instruct(corpus, tmp_path / "out", **replace(WITHOUT_SPEECH, settings))
     assert not (tmp_path / "out").exists()
 
 
@@ -486,58 +498,58 @@ def test_invalid_settings_are_refused(corpus: Path, tmp_path: Path, change: Any,
         ({"tasks": ["er"]}, r"llm.tasks is \['er'\].*no rows"),
     ],
 )
-def test_an_unreachable_language_model_is_reported(
+def test_invalid_language_model_settings_are_an_error(
     corpus: Path, tmp_path: Path, llm: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        instruct(corpus, tmp_path / "out", **replace(SILENT, {"mix": ALL, "llm": OPTIONS["llm"] | llm}))
+        instruct(corpus, tmp_path / "out", **replace(WITHOUT_SPEECH, {"mix": ALL, "llm": OPTIONS["llm"] | llm}))
 
 
-def test_a_corpus_without_what_a_kind_needs_is_an_error_that_names_the_kind(corpus: Path, tmp_path: Path) -> None:
+def test_a_corpus_without_the_rows_that_a_kind_needs_is_an_error_with_its_name(corpus: Path, tmp_path: Path) -> None:
     for split in grammar.SPLITS:
         rows = [row for row in read(corpus, split) if row["task"] == "s2tt"]
         (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     for kind in ("follow_up", "comparison", "reasoning", "command"):
         with pytest.raises(ValueError, match=f"train split has no rows .*kind '{kind}'.*set dialogues.mix.{kind}=0"):
-            instruct(tmp_path, tmp_path / "out", **replace(SILENT, {"mix": {kind: 1}}))
+            instruct(tmp_path, tmp_path / "out", **replace(WITHOUT_SPEECH, {"mix": {kind: 1}}))
 
 
-def test_rows_that_cannot_be_used_are_counted_by_reason(corpus: Path, tmp_path: Path) -> None:
+def test_unusable_rows_are_counted_by_reason(corpus: Path, tmp_path: Path) -> None:
     for split in grammar.SPLITS:
         rows = read(corpus, split)
         for row in rows:
             row["audio"] = str(corpus / row["audio"])
-        more = [{**rows[0], "id": "x", "text": ""}, {**rows[0], "id": "y", "audio": [rows[0]["audio"]] * 2}]
-        more[1].pop("duration")
-        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, *more]))
-    facts = instruct(tmp_path, tmp_path / "out", **SILENT)
+        unusable = [{**rows[0], "id": "x", "text": ""}, {**rows[0], "id": "y", "audio": [rows[0]["audio"]] * 2}]
+        unusable[1].pop("duration")
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, *unusable]))
+    facts = instruct(tmp_path, tmp_path / "out", **WITHOUT_SPEECH)
     assert facts["unused"]["train"] == {"label `text` is empty": 1, "task asr with 2 clips": 1}
 
 
-def test_a_missing_corpus_names_the_command_that_builds_one(tmp_path: Path) -> None:
+def test_the_error_for_a_missing_corpus_gives_the_command_that_builds_it(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"corpus=.*none.*auris corpus out="):
-        instruct(tmp_path / "none", tmp_path / "out", **SILENT)
+        instruct(tmp_path / "none", tmp_path / "out", **WITHOUT_SPEECH)
 
 
 # --- the command ----------------------------------------------------------------------------------------------------
 
 
-def test_counts_are_dealt_by_weight() -> None:
+def test_counts_are_divided_by_weight() -> None:
     assert allot(10, {"a": 1, "b": 2, "c": 0}) == {"a": 3, "b": 7}
     assert sum(allot(2400, {"a": 7, "b": 2, "c": 5.5}).values()) == 2400
     assert allot(0, {"a": 1}) == {"a": 0}
 
 
-def test_the_default_makes_two_thousand_rows_and_its_keys_reach_the_function() -> None:
-    made = config.resolve(config.compose([], "instruct"))
-    dialogues = made["dialogues"]
+def test_the_default_config_has_two_thousand_rows_and_its_keys_are_arguments() -> None:
+    defaults = config.resolve(config.compose([], "instruct"))
+    dialogues = defaults["dialogues"]
     assert dialogues["rows"]["train"] >= 2000
-    assert set(made) == set(inspect.signature(instruct).parameters)
+    assert set(defaults) == set(inspect.signature(instruct).parameters)
     assert set(dialogues) == set(OPTIONS["dialogues"])
     assert set(dialogues["mix"]) == set(KINDS)
     assert set(dialogues["tasks"]) == set(wordings.SENTENCES)
-    assert set(made["llm"]) == set(OPTIONS["llm"])
-    assert made["llm"]["pairs"] == stand_in.PAIRS
+    assert set(defaults["llm"]) == set(OPTIONS["llm"])
+    assert defaults["llm"]["pairs"] == stand_in.PAIRS
     assert SHIPPED.is_file()
 
 
@@ -547,10 +559,12 @@ def test_the_command_prints_its_table_and_reports_errors(
     def run(*arguments: str) -> int:
         return cli.main(["instruct", f"corpus={corpus}", *arguments])
 
-    nothing = [f"dialogues.{what}.{split}=0" for what in ("rows", "preferences") for split in ("valid", "test")]
-    small = ["dialogues.rows.train=28", "dialogues.preferences.train=0", *nothing, "processes=1"]
-    assert run(f"out={tmp_path / 'out'}", *small) == 0
+    no_evaluation_rows = [
+        f"dialogues.{kind}.{split}=0" for kind in ("rows", "preferences") for split in ("valid", "test")
+    ]
+    overrides = ["dialogues.rows.train=28", "dialogues.preferences.train=0", *no_evaluation_rows, "processes=1"]
+    assert run(f"out={tmp_path / 'out'}", *overrides) == 0
     assert re.search(r"voice\s+│\s+6 ", capsys.readouterr().out)
     assert len(read(tmp_path / "out", "train")) == 28
-    assert run(f"out={tmp_path / 'out'}", *small, "seed=5") == 1
+    assert run(f"out={tmp_path / 'out'}", *overrides, "seed=5") == 1
     assert re.match("error: .*made with other settings .seed: 0, now 5", capsys.readouterr().err)

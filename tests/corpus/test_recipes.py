@@ -1,7 +1,7 @@
-"""A corpus of every task: rows that can be used, labels that are true of the sound, splits that share nothing.
+"""Tests of a corpus of every task: usable rows, labels that match the audio, and disjoint splits.
 
-`python tests/corpus/test_recipes.py` writes the golden hashes anew, where a change is meant to alter the corpus (and
-`VERSION` of `auris.corpus.build` was raised).
+If a change is meant to alter the corpus, raise `VERSION` of `auris.corpus.build` and update the golden hashes with
+`python tests/corpus/test_recipes.py`.
 """
 
 from __future__ import annotations
@@ -59,11 +59,12 @@ def rows(corpus: Path) -> list[Row]:
     return [row for split in SPLITS for row in read_manifests([corpus / f"{split}.jsonl"])[0].rows]
 
 
-def of(rows: list[Row], *codes: str) -> Iterator[Row]:
+def rows_of(rows: list[Row], *codes: str) -> Iterator[Row]:
+    """Return the rows of some tasks."""
     return (row for row in rows if row.labels["task"] in codes)
 
 
-def hear(row: Row, clip: int = 0) -> np.ndarray:
+def read_clip(row: Row, clip: int = 0) -> np.ndarray:
     return soundfile.read(row.clips[clip].path)[0]
 
 
@@ -71,7 +72,7 @@ def test_every_task_of_the_table_has_a_recipe() -> None:
     assert set(RECIPES) == {code for code, task in TASKS.items() if task.hours}
 
 
-def test_every_row_can_be_used_under_both_prompting_styles(rows: list[Row]) -> None:
+def test_every_row_is_usable_with_both_prompt_styles(rows: list[Row]) -> None:
     assert {row.labels["task"] for row in rows} == set(RECIPES)
     for row in rows:
         assert row.problem is None, row
@@ -81,28 +82,28 @@ def test_every_row_can_be_used_under_both_prompting_styles(rows: list[Row]) -> N
 
 
 @pytest.mark.parametrize("tags", [True, False])
-def test_target_answers_parse_back_to_the_labels(rows: list[Row], tags: bool) -> None:
+def test_rendered_answers_are_parsed_back_to_the_labels(rows: list[Row], tags: bool) -> None:
     for row in rows:
         task = TASKS[row.labels["task"]]
-        read = task.answer.parse(task.render(row.labels, tags=tags))
-        assert read, row.id
-        for name, answer in read.items():
-            assert alike(row.labels[name], answer), (row.id, answer)
+        parsed = task.answer.parse(task.render(row.labels, tags=tags))
+        assert parsed, row.id
+        for name, answer in parsed.items():
+            assert equals_label(row.labels[name], answer), (row.id, answer)
 
 
-def alike(given: Any, read: Any) -> bool:
-    """Equal, times to the hundredths that are written; speakers are numbered as they begin."""
-    if isinstance(read, list):
-        if read and isinstance(read[0], dict) and "speaker" in read[0]:
-            names = list(dict.fromkeys(turn["speaker"] for turn in given))
-            given = [{**turn, "speaker": f"speaker {names.index(turn['speaker']) + 1}"} for turn in given]
-        return len(given) == len(read) and all(map(alike, given, read))
-    if isinstance(read, dict):
-        return all(alike(given[name], answer) for name, answer in read.items())
-    return abs(given - read) < 0.0051 if isinstance(read, float) else given == read
+def equals_label(label: Any, parsed: Any) -> bool:
+    """Return whether a parsed answer equals the label, with times to 0.01 s and speakers numbered in order."""
+    if isinstance(parsed, list):
+        if parsed and isinstance(parsed[0], dict) and "speaker" in parsed[0]:
+            names = list(dict.fromkeys(turn["speaker"] for turn in label))
+            label = [{**turn, "speaker": f"speaker {names.index(turn['speaker']) + 1}"} for turn in label]
+        return len(label) == len(parsed) and all(map(equals_label, label, parsed))
+    if isinstance(parsed, dict):
+        return all(equals_label(label[name], answer) for name, answer in parsed.items())
+    return abs(label - parsed) < 0.0051 if isinstance(parsed, float) else label == parsed
 
 
-def test_rows_that_only_test_the_format_are_marked_and_have_their_own_lines(rows: list[Row]) -> None:
+def test_rows_that_only_test_the_format_have_fmt_in_their_id_and_group(rows: list[Row]) -> None:
     for row in rows:
         task = TASKS[row.labels["task"]]
         is_format = task.embedded == "D"
@@ -112,7 +113,7 @@ def test_rows_that_only_test_the_format_are_marked_and_have_their_own_lines(rows
 
 
 @pytest.mark.parametrize("natural", [False, True])
-def test_the_right_answers_are_scored_as_right_in_all_metrics(rows: list[Row], natural: bool) -> None:
+def test_correct_answers_have_perfect_scores_in_all_metrics(rows: list[Row], natural: bool) -> None:
     answers = [Response(row, TASKS[row.labels["task"]].render(row.labels, tags=not natural)) for row in rows]
     lines: dict[tuple[str, str], list[Any]] = defaultdict(list)
     for prediction in score(answers):
@@ -121,31 +122,31 @@ def test_the_right_answers_are_scored_as_right_in_all_metrics(rows: list[Row], n
     errors = ("wer", "cer", "cpwer", "der", "jer", "aas_ms", "aas_official", "unparsed")
     assert {line.split()[0].removeprefix("fmt_") for line, _ in lines} == set(RECIPES)
     for (line, metric), value in scores.items():
-        if metric not in ("bleu", "cider"):  # which depend on how long the sentences are
+        if metric not in ("bleu", "cider"):  # a perfect score depends on the length of the sentences
             assert value == (0.0 if metric in errors else 1.0), (line, metric)
 
 
-def test_splits_share_no_words_voices_sounds_or_notes(rows: list[Row]) -> None:
-    shared: dict[str, dict[str, set[Any]]] = {split: defaultdict(set) for split in SPLITS}
+def test_splits_share_no_texts_voices_clips_or_notes(rows: list[Row]) -> None:
+    by_split: dict[str, dict[str, set[Any]]] = {split: defaultdict(set) for split in SPLITS}
     for row in rows:
         labels = row.labels
-        mine = shared[labels["split"]]
+        contents = by_split[labels["split"]]
         turns = labels.get("turns", [])
-        mine["voices"] |= {labels.get("speaker"), *labels.get("speakers", []), *(turn["speaker"] for turn in turns)}
+        contents["voices"] |= {labels.get("speaker"), *labels.get("speakers", []), *(turn["speaker"] for turn in turns)}
         texts = {labels.get("transcript"), *labels.get("transcripts", []), *(turn["text"] for turn in turns)}
-        mine["texts"] |= texts | {labels["text"]} if labels["task"] in tasks.TRANSCRIPTS else texts
-        mine["seeds"].add(labels["seed"])
-        mine["sounds"] |= {hear(row, clip).tobytes() for clip in range(len(row.clips))}
+        contents["texts"] |= texts | {labels["text"]} if labels["task"] in tasks.TRANSCRIPTS else texts
+        contents["seeds"].add(labels["seed"])
+        contents["sounds"] |= {read_clip(row, clip).tobytes() for clip in range(len(row.clips))}
         if labels["task"] == "mna":
-            mine["notes"].add(tuple(labels["notes"][key] for key in ("instrument", "pitch", "velocity")))
-    for one, other in combinations(shared.values(), 2):
-        for what in one:
-            assert not one[what] & other[what] - {None}, what
+            contents["notes"].add(tuple(labels["notes"][key] for key in ("instrument", "pitch", "velocity")))
+    for first, second in combinations(by_split.values(), 2):
+        for kind in first:
+            assert not first[kind] & second[kind] - {None}, kind
 
 
-def test_clips_are_as_long_as_their_rows_say_and_hold_their_times(rows: list[Row]) -> None:
+def test_clips_have_the_duration_of_their_rows_and_contain_all_times(rows: list[Row]) -> None:
     for row in rows:
-        seconds = len(hear(row)) / SAMPLE_RATE
+        seconds = len(read_clip(row)) / SAMPLE_RATE
         if len(row.clips) == 1:
             assert row.clips[0].duration == seconds
         assert 0.1 < seconds < 10, row.id
@@ -154,20 +155,20 @@ def test_clips_are_as_long_as_their_rows_say_and_hold_their_times(rows: list[Row
                 assert 0 <= span["start"] < span["end"] <= seconds + 1e-3, row.id
 
 
-def test_events_and_turns_are_where_the_sound_is(rows: list[Row]) -> None:
-    for row in of(rows, "sed", "sd", "osr"):
+def test_the_audio_is_louder_inside_events_and_turns(rows: list[Row]) -> None:
+    for row in rows_of(rows, "sed", "sd", "osr"):
         spans = row.labels.get("events") or row.labels["turns"]
-        heard = hear(row)
-        inside = np.zeros(len(heard), dtype=bool)
+        clip = read_clip(row)
+        inside = np.zeros(len(clip), dtype=bool)
         for span in spans:
             inside[samples(span["start"]) : samples(span["end"])] = True
-        before = heard[: samples(spans[0]["start"])]
-        assert power(heard[inside]) > 10 * power(before) if len(before) else True, row.id
-        assert power(heard[inside]) > power(heard[~inside]) if (~inside).any() else True, row.id
+        before = clip[: samples(spans[0]["start"])]
+        assert power(clip[inside]) > 10 * power(before) if len(before) else True, row.id
+        assert power(clip[inside]) > power(clip[~inside]) if (~inside).any() else True, row.id
 
 
-def test_overlapped_speakers_overlap_and_are_ordered_by_their_start(rows: list[Row]) -> None:
-    for row in of(rows, "osr"):
+def test_turns_of_overlapped_speech_overlap_and_are_sorted_by_start(rows: list[Row]) -> None:
+    for row in rows_of(rows, "osr"):
         first, second = row.labels["turns"]
         assert first["start"] < second["start"] < first["end"]
         assert row.labels["texts"] == [first["text"], second["text"]]
@@ -175,26 +176,26 @@ def test_overlapped_speakers_overlap_and_are_ordered_by_their_start(rows: list[R
 
 
 def test_speakers_take_turns(rows: list[Row]) -> None:
-    heard = [[turn["speaker"] for turn in row.labels["turns"]] for row in of(rows, "sd")]
-    assert all(one != next_one for speakers in heard for one, next_one in pairwise(speakers))
-    assert {len(set(speakers)) for speakers in heard} == {2, 3}
+    speakers_by_row = [[turn["speaker"] for turn in row.labels["turns"]] for row in rows_of(rows, "sd")]
+    assert all(speaker != next_speaker for speakers in speakers_by_row for speaker, next_speaker in pairwise(speakers))
+    assert {len(set(speakers)) for speakers in speakers_by_row} == {2, 3}
 
 
-def test_verified_speakers_are_one_or_two(rows: list[Row]) -> None:
-    found = {row.labels["text"]: [] for row in of(rows, "sv")}
-    for row in of(rows, "sv"):
-        found[row.labels["text"]].append(len(set(row.labels["speakers"])))
-    assert set(found["yes"]) == {1} and set(found["no"]) == {2}
-    assert not any(speech.TWINS.keys() & set(row.labels["speakers"]) for row in of(rows, "sv"))
+def test_speaker_verification_rows_have_one_speaker_for_yes_and_two_for_no(rows: list[Row]) -> None:
+    n_speakers = {row.labels["text"]: [] for row in rows_of(rows, "sv")}
+    for row in rows_of(rows, "sv"):
+        n_speakers[row.labels["text"]].append(len(set(row.labels["speakers"])))
+    assert set(n_speakers["yes"]) == {1} and set(n_speakers["no"]) == {2}
+    assert not any(speech.TWINS.keys() & set(row.labels["speakers"]) for row in rows_of(rows, "sv"))
 
 
 def test_dialects_are_spoken_in_their_language(rows: list[Row]) -> None:
-    for row in of(rows, "did", "dialect_asr"):
-        named = row.labels.get("dialect", row.labels["text"])
-        assert row.labels["language"] == {"Mandarin": "zh", "Cantonese": "yue"}.get(named, "en")
+    for row in rows_of(rows, "did", "dialect_asr"):
+        dialect = row.labels.get("dialect", row.labels["text"])
+        assert row.labels["language"] == {"Mandarin": "zh", "Cantonese": "yue"}.get(dialect, "en")
 
 
-def test_untimed_languages_have_no_times_and_all_others_have(rows: list[Row]) -> None:
+def test_only_languages_with_word_times_have_words(rows: list[Row]) -> None:
     spoken = [row for row in rows if "speaker" in row.labels]
     assert {row.labels["language"] for row in spoken} >= {"ko", "yue"}
     for row in spoken:
@@ -213,12 +214,12 @@ def test_requests_contain_their_slots_and_entities() -> None:
                 assert split_of(request.text) == split and request.intent == intent
                 words = request.text.split()
                 assert not set("{}[]") & set(request.text)
-                places = [words.index(entity["value"]) for entity in request.entities]
-                assert places and places == sorted(places)
+                positions = [words.index(entity["value"]) for entity in request.entities]
+                assert positions and positions == sorted(positions)
                 assert list(request.slots.values()) == [entity["value"] for entity in request.entities]
 
 
-def test_every_word_of_a_request_gets_its_time() -> None:
+def test_every_word_of_a_request_has_a_start_and_end_time() -> None:
     rng = np.random.default_rng(1)
     requests_words = [
         requests.draw(rng, "train", intent).text.split() for intent in requests.INTENTS for _ in range(25)
@@ -233,19 +234,19 @@ def test_every_word_of_a_request_gets_its_time() -> None:
 # --- sounds and music ---------------------------------------------------------------------------------------------
 
 
-def test_captions_name_the_sounds_in_their_order(rows: list[Row]) -> None:
-    for row in of(rows, "aac"):
+def test_captions_name_the_sounds_in_order(rows: list[Row]) -> None:
+    for row in rows_of(rows, "aac"):
         labels = row.labels
         assert labels["text"] in labels["references"] and len(set(labels["references"])) == 4
         for caption in labels["references"]:
-            places = [caption.index(scenes.SOUND_PHRASES[event["label"]]) for event in labels["events"]]
-            assert places == sorted(places)
+            positions = [caption.index(scenes.SOUND_PHRASES[event["label"]]) for event in labels["events"]]
+            assert positions == sorted(positions)
 
 
-def test_a_note_is_as_loud_as_its_velocity(rows: list[Row]) -> None:
-    for row in of(rows, "mna"):
-        labels, heard = row.labels["notes"], hear(row)
-        level = 20 * np.log10(np.abs(heard).max())
+def test_the_level_of_a_note_follows_from_its_velocity(rows: list[Row]) -> None:
+    for row in rows_of(rows, "mna"):
+        labels, clip = row.labels["notes"], read_clip(row)
+        level = 20 * np.log10(np.abs(clip).max())
         assert level == pytest.approx(-3 + 20 * np.log10(labels["velocity"] / 127), abs=0.05), row.id
 
 
@@ -256,10 +257,10 @@ def test_an_instrument_plays_in_tune(name: str) -> None:
     for pitch in (low, (low + high) // 2, high):
         note = music.Note(pitch, 0.05, 0.7)
         spectrum = np.abs(np.fft.rfft(music.perform(name, np.random.default_rng(pitch), [note]), size))
-        # How strong the first three harmonics are of a note so many hundredths of a semitone away.
+        # Bins of the first three harmonics of a note that is shifted by each number of cents.
         bins = np.outer(note.frequency * 2 ** (cents / 1200), (1, 2, 3)) / SAMPLE_RATE * size
-        found = cents[spectrum[np.round(bins).astype(int)].sum(1).argmax()]
-        assert abs(found) <= 20, (pitch, found)  # the violin's vibrato is as wide
+        deviation = cents[spectrum[np.round(bins).astype(int)].sum(1).argmax()]
+        assert abs(deviation) <= 20, (pitch, deviation)  # the vibrato of the violin reaches 20 cents
 
 
 def test_melodies_match_their_descriptions() -> None:
@@ -274,29 +275,29 @@ def test_melodies_match_their_descriptions() -> None:
             assert low <= melody.root and melody.root + 12 <= high and melody.root % 12 == 0
 
 
-def test_tunes_differ_and_last_about_as_long() -> None:
-    read = {title: tunes.read_tune(tune) for title, tune in tunes.TUNES.items()}
-    assert read["ode to joy"][:3] == [(4, 1.0), (4, 1.0), (5, 1.0)] and read["ode to joy"][-1] == (2, 2.0)
-    assert len({tuple(tune[:6]) for tune in read.values()}) == len(read)
-    assert all(12 <= sum(beats for _, beats in tune) <= 16 for tune in read.values())
+def test_tunes_differ_and_have_similar_lengths() -> None:
+    notes = {title: tunes.read_tune(tune) for title, tune in tunes.TUNES.items()}
+    assert notes["ode to joy"][:3] == [(4, 1.0), (4, 1.0), (5, 1.0)] and notes["ode to joy"][-1] == (2, 2.0)
+    assert len({tuple(tune[:6]) for tune in notes.values()}) == len(notes)
+    assert all(12 <= sum(beats for _, beats in tune) <= 16 for tune in notes.values())
 
 
 @pytest.mark.parametrize("name", vocal.VOCAL_SOUNDS)
 def test_vocal_sounds_are_audible_and_vary(name: str) -> None:
-    one, same, other = (vocal.make(name, np.random.default_rng(seed)) for seed in (1, 1, 2))
-    np.testing.assert_array_equal(one, same)
-    assert np.isfinite(one).all() and power(one) > 0 and 0.2 < len(one) / SAMPLE_RATE < 2
-    assert len(one) != len(other) or not np.allclose(one, other)
+    clip, repeated, other_seed = (vocal.make(name, np.random.default_rng(seed)) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(clip, repeated)
+    assert np.isfinite(clip).all() and power(clip) > 0 and 0.2 < len(clip) / SAMPLE_RATE < 2
+    assert len(clip) != len(other_seed) or not np.allclose(clip, other_seed)
 
 
-# --- the whole ----------------------------------------------------------------------------------------------------
+# --- whole corpus -------------------------------------------------------------------------------------------------
 
 
-def test_the_tokenizer_reads_and_writes_every_answer_with_few_tokens(corpus: Path, rows: list[Row]) -> None:
+def test_the_tokenizer_restores_every_answer_with_at_most_one_token_per_byte(corpus: Path, rows: list[Row]) -> None:
     from auris.text.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.load(train_tokenizer(corpus, 1024))
-    for row in of(rows, *RECIPES):
+    for row in rows_of(rows, *RECIPES):
         answer = TASKS[row.labels["task"]].render(row.labels, tags=False)
         ids = tokenizer.plain(answer)
         assert tokenizer.decode(list(ids)).strip() == answer.strip(), row.id
@@ -304,7 +305,7 @@ def test_the_tokenizer_reads_and_writes_every_answer_with_few_tokens(corpus: Pat
 
 
 def golden(out: Path) -> dict[str, dict[str, str]]:
-    """Hashes of the labels and of the 16-bit samples of each task's rows."""
+    """Return hashes of the labels and of the 16-bit samples of the rows of each task."""
     labels, sounds = defaultdict(hashlib.sha256), defaultdict(hashlib.sha256)
     for split in SPLITS:
         for line in (out / f"{split}.jsonl").read_text("utf-8").splitlines():
@@ -315,9 +316,9 @@ def golden(out: Path) -> dict[str, dict[str, str]]:
     return {task: {"labels": labels[task].hexdigest()[:16], "audio": sounds[task].hexdigest()[:16]} for task in labels}
 
 
-def test_rows_of_every_task_are_the_golden_ones(corpus: Path) -> None:
-    expected, found = json.loads(GOLDEN.read_text("utf-8")), golden(corpus)
-    assert {task for task in expected | found if expected.get(task) != found.get(task)} == set()
+def test_the_rows_of_every_task_have_the_golden_hashes(corpus: Path) -> None:
+    expected, actual = json.loads(GOLDEN.read_text("utf-8")), golden(corpus)
+    assert {task for task in expected | actual if expected.get(task) != actual.get(task)} == set()
 
 
 if __name__ == "__main__":

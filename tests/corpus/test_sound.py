@@ -1,4 +1,4 @@
-"""Sounds and instruments: no two clips alike, and classes that a very simple classifier tells apart."""
+"""Tests of synthetic sounds and instruments: clips vary, and a nearest-neighbour classifier separates the classes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Maker = Callable[[str, np.random.Generator, float], np.ndarray]
 
 
 def describe(clip: np.ndarray) -> np.ndarray:
-    """Level, spread and speed of change of the log energy in 32 bands."""
+    """Return mean, standard deviation and mean absolute change of the log energy in 32 bands."""
     frames = np.lib.stride_tricks.sliding_window_view(clip, 512)[::160] * np.hanning(512)
     spectrum = np.abs(np.fft.rfft(frames)) ** 2
     edges = np.geomspace(2, 257, 33).astype(int)
@@ -25,26 +25,26 @@ def describe(clip: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("make", "names"), [(sound.make, sound.SOUNDS), (music.play, music.INSTRUMENTS)])
-def test_classes_are_told_apart_by_their_nearest_neighbour(make: Maker, names: Iterable[str]) -> None:
+def test_a_nearest_neighbour_classifier_separates_the_classes(make: Maker, names: Iterable[str]) -> None:
     def clips(seeds: range) -> list[tuple[str, np.ndarray]]:
         return [(name, describe(make(name, np.random.default_rng(seed), 1.2))) for name in names for seed in seeds]
 
-    known, unseen = clips(range(8)), clips(range(100, 103))
-    scale = np.std([features for _, features in known], axis=0)
-    nearest = [min(known, key=lambda k: np.sum(((k[1] - features) / scale) ** 2))[0] for _, features in unseen]
-    right = np.mean([guess == name for guess, (name, _) in zip(nearest, unseen, strict=True)])
-    assert right >= 0.8
+    references, unseen = clips(range(8)), clips(range(100, 103))
+    scale = np.std([features for _, features in references], axis=0)
+    nearest = [min(references, key=lambda k: np.sum(((k[1] - features) / scale) ** 2))[0] for _, features in unseen]
+    accuracy = np.mean([guess == name for guess, (name, _) in zip(nearest, unseen, strict=True)])
+    assert accuracy >= 0.8
 
 
 @pytest.mark.parametrize(("make", "names"), [(sound.make, sound.SOUNDS), (music.play, music.INSTRUMENTS)])
-def test_clips_have_their_length_and_level_and_vary_with_the_seed(make: Maker, names: Iterable[str]) -> None:
+def test_clips_have_the_requested_length_unit_power_and_vary_with_the_seed(make: Maker, names: Iterable[str]) -> None:
     for name in names:
-        one, same, other = (make(name, np.random.default_rng(seed), 0.8) for seed in (1, 1, 2))
-        assert len(one) == samples(0.8)
-        assert np.isfinite(one).all()
-        assert power(one) == pytest.approx(1.0)
-        np.testing.assert_array_equal(one, same)
-        assert np.corrcoef(one, other)[0, 1] < 0.5, name
+        clip, repeated, other_seed = (make(name, np.random.default_rng(seed), 0.8) for seed in (1, 1, 2))
+        assert len(clip) == samples(0.8)
+        assert np.isfinite(clip).all()
+        assert power(clip) == pytest.approx(1.0)
+        np.testing.assert_array_equal(clip, repeated)
+        assert np.corrcoef(clip, other_seed)[0, 1] < 0.5, name
 
 
 def test_background_noise_has_the_requested_ratio() -> None:
@@ -53,15 +53,15 @@ def test_background_noise_has_the_requested_ratio() -> None:
     assert 10 * np.log10(power(clean) / power(noisy - clean)) == pytest.approx(20)
 
 
-def test_room_keeps_the_direct_sound_in_place_and_rings_after_it() -> None:
+def test_a_room_does_not_move_the_direct_sound_and_adds_reverberation() -> None:
     click = np.zeros(SAMPLE_RATE)
     click[1000] = 1.0
-    heard = reverberate(np.random.default_rng(0), click, seconds=0.3, ratio=0.2)
-    assert heard[1000] == pytest.approx(1.0)
-    assert np.abs(heard[:1000]).max() < 1e-9
-    assert power(heard[1001:]) * (SAMPLE_RATE - 1001) == pytest.approx(0.2, rel=0.05)
+    output = reverberate(np.random.default_rng(0), click, seconds=0.3, ratio=0.2)
+    assert output[1000] == pytest.approx(1.0)
+    assert np.abs(output[:1000]).max() < 1e-9
+    assert power(output[1001:]) * (SAMPLE_RATE - 1001) == pytest.approx(0.2, rel=0.05)
 
 
-def test_pcm_peaks_at_the_level() -> None:
+def test_pcm_has_the_requested_peak_level() -> None:
     pcm = to_pcm(np.array([0.1, -0.4, 0.2]), level=-6.0)
     assert np.abs(pcm.astype(int)).max() == round(32767 * 10 ** (-6 / 20))

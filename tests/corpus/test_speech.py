@@ -1,4 +1,4 @@
-"""The synthesiser: every word gets a time, voices are what their labels say, and history changes nothing."""
+"""Tests of the speech synthesiser: word times, the gender of voices, and no dependence on earlier calls."""
 
 from __future__ import annotations
 
@@ -25,29 +25,30 @@ def line(units: tuple[str, ...] = DOG, language: str = "en", variant: str = "m3"
 
 
 def pitch_of(samples: np.ndarray) -> float:
-    """Median fundamental frequency in Hz over the voiced 40 ms stretches, by autocorrelation."""
-    n, found = signal.samples(0.04), []
+    """Return the median fundamental frequency in Hz of the voiced 40 ms segments, by autocorrelation."""
+    n, frequencies = signal.samples(0.04), []
     shortest, longest = signal.SAMPLE_RATE // 350, signal.SAMPLE_RATE // 60
     for start in range(0, len(samples) - n, n // 2):
-        stretch = samples[start : start + n] * np.hanning(n)
-        correlation = np.fft.irfft(np.abs(np.fft.rfft(stretch, 4 * n)) ** 2)
+        segment = samples[start : start + n] * np.hanning(n)
+        correlation = np.fft.irfft(np.abs(np.fft.rfft(segment, 4 * n)) ** 2)
         lag = shortest + int(correlation[shortest:longest].argmax())
         if correlation[lag] > 0.45 * correlation[0] > 0.01:
-            found.append(signal.SAMPLE_RATE / lag)
-    return float(np.median(found))
+            frequencies.append(signal.SAMPLE_RATE / lag)
+    return float(np.median(frequencies))
 
 
 def sentences_with_all_words(language: str) -> Iterator[tuple[str, ...]]:
-    heard: set[str] = set()
+    """Yield sentences that together contain every word of a language."""
+    covered: set[str] = set()
     for meaning in cover():
         units = tuple(split_words(render(meaning, language), language))
-        if not set(units) <= heard:
-            heard |= set(units)
+        if not set(units) <= covered:
+            covered |= set(units)
             yield units
 
 
 @pytest.mark.parametrize("language", [language for language in LANGUAGES if language not in UNTIMED])
-def test_every_word_of_the_grammar_gets_its_time(language: str) -> None:
+def test_every_word_of_the_grammar_has_a_start_and_end_time(language: str) -> None:
     lines = [line(units, language) for units in sentences_with_all_words(language)]
     if language == "en":
         lines += [line((keyword, "says", "the", "dog")) for keyword in KEYWORDS]
@@ -57,7 +58,7 @@ def test_every_word_of_the_grammar_gets_its_time(language: str) -> None:
 
 
 @pytest.mark.parametrize("language", UNTIMED)
-def test_untimed_text_has_two_boundaries_and_is_spoken(language: str) -> None:
+def test_languages_without_word_times_have_two_boundaries_per_utterance(language: str) -> None:
     lines = [line(units, language) for units in sentences_with_all_words(language)]
     for spoken, utterance in zip(lines, say(lines), strict=True):
         assert utterance.boundaries[0] == 0
@@ -79,12 +80,13 @@ def test_boundaries_enclose_the_speech() -> None:
     assert abs(loud[-1] - utterance.boundaries[-1]) < 0.08
 
 
-@pytest.mark.parametrize("variant", ["m3", "f5", "Alicia"])  # plain, with breath, with echo: each has state of its own
+# Plain, breathy and echoing voices have different internal states.
+@pytest.mark.parametrize("variant", ["m3", "f5", "Alicia"])
 def test_speech_does_not_depend_on_earlier_calls(variant: str) -> None:
     (first,) = say([line(variant=variant)])
     say([line(variant="f2"), line(("le", "roi", "chante"), "fr", "m1")])
-    again, _ = say([line(variant=variant), line(variant="m8")])
-    np.testing.assert_array_equal(first.samples, again.samples)
+    repeated, _ = say([line(variant=variant), line(variant="m8")])
+    np.testing.assert_array_equal(first.samples, repeated.samples)
 
 
 def test_no_voice_is_in_two_splits() -> None:
@@ -102,36 +104,36 @@ def test_pitch_separates_the_genders_of_all_voices(gender: str, low: float, high
         assert low < pitch_of(utterance.samples) < high, spoken
 
 
-def test_no_voice_overloads() -> None:
+def test_no_voice_reaches_full_scale() -> None:
     lines = [line(variant=name, pitch=58) for split in VOICES.values() for names in split.values() for name in names]
     assert all(np.abs(utterance.samples).max() < 1.0 for utterance in say(lines))
 
 
-def test_languages_differ_for_the_same_letters() -> None:
+def test_the_same_letters_sound_different_in_two_languages() -> None:
     english, german = say([line(("table",), "en"), line(("table",), "de")])
     assert len(english.samples) != len(german.samples)
 
 
 def test_espeak_has_every_voice() -> None:
-    """It would take its default voice for one that it does not have."""
-    there = {path.name for path in (Path(espeakng_loader.get_data_path()) / "voices" / "!v").iterdir()}
-    assert {name for genders in VOICES.values() for names in genders.values() for name in names} <= there
+    """Espeak silently replaces an unknown voice by its default one."""
+    available = {path.name for path in (Path(espeakng_loader.get_data_path()) / "voices" / "!v").iterdir()}
+    assert {name for genders in VOICES.values() for names in genders.values() for name in names} <= available
 
 
-def test_failure_in_the_child_reaches_the_caller() -> None:
+def test_an_error_in_the_child_process_is_raised_in_the_caller() -> None:
     with pytest.raises(KeyError, match="pl"):
         say([line(), line(language="pl")])
 
 
-def test_missing_synthesiser_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_for_a_missing_synthesiser_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "espeakng_loader", None)
     speech._load.cache_clear()
     with pytest.raises(ImportError, match=r"pip install 'auris\[corpus\]'"):
         speech.version()
 
 
-def test_speed_raises_the_pitch_and_shortens_the_times() -> None:
-    usual, fast = say([line()]) + say([replace(line(), speed=1.12)])
-    assert pitch_of(fast.samples) == pytest.approx(1.12 * pitch_of(usual.samples), rel=0.03)
-    assert [1.12 * time for time in fast.boundaries] == pytest.approx(list(usual.boundaries))
-    assert len(fast.samples) == pytest.approx(len(usual.samples) / 1.12, abs=2)
+def test_a_higher_speed_raises_the_pitch_and_shortens_the_times() -> None:
+    normal, fast = say([line()]) + say([replace(line(), speed=1.12)])
+    assert pitch_of(fast.samples) == pytest.approx(1.12 * pitch_of(normal.samples), rel=0.03)
+    assert [1.12 * time for time in fast.boundaries] == pytest.approx(list(normal.boundaries))
+    assert len(fast.samples) == pytest.approx(len(normal.samples) / 1.12, abs=2)

@@ -1,4 +1,4 @@
-"""Noise and rooms: the ratio that was asked for, times that stay, seeds, and never in evaluation."""
+"""Tests of noise and room augmentation: signal-to-noise ratio, unchanged timing, seeds, and none in evaluation."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def tone(seconds: float, pitch: float = 300.0) -> np.ndarray:
 
 
 def manifest(folder: Path, *waves: np.ndarray, rate: int = RATE) -> Path:
-    """Sound files, and rows that say no more than where they are."""
+    """Write audio files and a manifest whose rows have no field but `audio`."""
     for number, wave in enumerate(waves):
         soundfile.write(folder / f"n{number}.wav", wave, rate, subtype="FLOAT")
     return write_manifest(folder / "noise.jsonl", [{"audio": f"n{number}.wav"} for number in range(len(waves))])
@@ -42,59 +42,59 @@ def decibels(signal: np.ndarray, noise: np.ndarray) -> float:
 @pytest.mark.parametrize(("seconds", "rate"), [(0.4, RATE), (1.0, RATE), (7.0, RATE), (7.0, 44_100), (0.21, 22_050)])
 def test_noise_of_any_length_is_added_at_the_requested_ratio(tmp_path, seconds, rate):
     noise = rng().normal(0, 0.05, round(seconds * rate)).astype(np.float32)
-    distort, clip = Noise(manifest=manifest(tmp_path, noise, rate=rate), snr=[7, 7], p=1.0), tone(1.0)
+    add_noise, clip = Noise(manifest=manifest(tmp_path, noise, rate=rate), snr=[7, 7], p=1.0), tone(1.0)
     for seed in range(8):
-        heard = distort(clip, rng(seed))
-        assert heard.shape == clip.shape and heard.dtype == np.float32
-        assert decibels(clip, heard - clip) == pytest.approx(7, abs=0.01)
+        noisy = add_noise(clip, rng(seed))
+        assert noisy.shape == clip.shape and noisy.dtype == np.float32
+        assert decibels(clip, noisy - clip) == pytest.approx(7, abs=0.01)
 
 
-def test_ratios_recordings_and_stretches_are_drawn(tmp_path):
-    low, high = tone(3.0, 1_000) * np.linspace(0.1, 1, 3 * RATE, dtype=np.float32), tone(0.5, 4_000)
-    distort, clip = Noise(manifest=manifest(tmp_path, low, high), snr=[0, 20], p=0.5), tone(1.0)
-    heard = [distort(clip, rng(seed)) for seed in range(60)]
-    noisy = [one - clip for one in heard if not np.array_equal(one, clip)]
-    assert 20 < len(noisy) < 40
-    ratios = [decibels(clip, one) for one in noisy]
+def test_ratio_recording_and_segment_of_the_noise_are_random(tmp_path):
+    low_noise, high_noise = tone(3.0, 1_000) * np.linspace(0.1, 1, 3 * RATE, dtype=np.float32), tone(0.5, 4_000)
+    add_noise, clip = Noise(manifest=manifest(tmp_path, low_noise, high_noise), snr=[0, 20], p=0.5), tone(1.0)
+    outputs = [add_noise(clip, rng(seed)) for seed in range(60)]
+    noises = [output - clip for output in outputs if not np.array_equal(output, clip)]
+    assert 20 < len(noises) < 40
+    ratios = [decibels(clip, noise) for noise in noises]
     assert 0 <= min(ratios) < 4 and 16 < max(ratios) <= 20
-    loudest = [int(np.abs(np.fft.rfft(one)).argmax()) for one in noisy]  # Hz: clips of one second
+    loudest = [int(np.abs(np.fft.rfft(noise)).argmax()) for noise in noises]  # in Hz, because the clip lasts one second
     assert set(loudest) == {1_000, 4_000}
-    assert np.array_equal(distort(clip, rng(3)), heard[3])
+    assert np.array_equal(add_noise(clip, rng(3)), outputs[3])
 
 
-def test_silence_is_neither_amplified_nor_given_noise(tmp_path):
-    silent = Noise(manifest=manifest(tmp_path, np.zeros(RATE)), snr=[0, 0], p=1.0)
-    assert np.array_equal(silent(tone(0.5), rng()), tone(0.5))
-    loud = Noise(manifest=manifest(tmp_path, tone(1.0)), snr=[0, 0], p=1.0)
-    assert not loud(np.zeros(800, np.float32), rng()).any()
+def test_silent_noise_is_not_amplified_and_a_silent_clip_gets_no_noise(tmp_path):
+    silent_noise = Noise(manifest=manifest(tmp_path, np.zeros(RATE)), snr=[0, 0], p=1.0)
+    assert np.array_equal(silent_noise(tone(0.5), rng()), tone(0.5))
+    loud_noise = Noise(manifest=manifest(tmp_path, tone(1.0)), snr=[0, 0], p=1.0)
+    assert not loud_noise(np.zeros(800, np.float32), rng()).any()
 
 
-def test_a_recorded_room_moves_no_sound(tmp_path):
-    """The response's direct sound comes 50 ms after its start; a click stays where it is, with its echo behind it."""
+def test_a_recorded_room_does_not_delay_the_clip(tmp_path):
+    """The direct sound of the response is at 50 ms. A click keeps its position and is followed by its echo."""
     response = np.zeros(4_000, np.float32)
     response[800], response[1_300] = 0.5, 0.25
     click = np.zeros(6_000, np.float32)
     click[1_000] = 1.0
-    heard = RecordedRooms(manifest=manifest(tmp_path, response), p=1.0)(click, rng())
-    assert heard.shape == click.shape and heard.dtype == np.float32
-    assert np.flatnonzero(np.abs(heard) > 1e-4).tolist() == [1_000, 1_500]
-    assert heard[1_500] / heard[1_000] == pytest.approx(0.5, rel=1e-4)
-    assert np.linalg.norm(heard) == pytest.approx(1.0, rel=1e-4)
+    output = RecordedRooms(manifest=manifest(tmp_path, response), p=1.0)(click, rng())
+    assert output.shape == click.shape and output.dtype == np.float32
+    assert np.flatnonzero(np.abs(output) > 1e-4).tolist() == [1_000, 1_500]
+    assert output[1_500] / output[1_000] == pytest.approx(0.5, rel=1e-4)
+    assert np.linalg.norm(output) == pytest.approx(1.0, rel=1e-4)
 
 
-def test_a_synthetic_room_decays_by_60_db_in_its_time():
+def test_a_synthetic_room_decays_by_60_db_in_its_reverberation_time():
     response = SyntheticRooms(**ROOMS).response(rng())
     assert response[0] == np.abs(response).max() == 1.0 and len(response) == 0.3 * RATE
     assert decibels(response[:1], response[1:]) == pytest.approx(3, abs=0.01)
-    early, late = response[1:481], response[2_401:2_881]  # 150 ms apart: half the time, half the decibels
+    early, late = response[1:481], response[2_401:2_881]  # 150 ms apart, half of rt60, so 30 dB
     assert decibels(early, late) == pytest.approx(30, abs=1.5)
 
 
-def test_silence_in_a_room_is_silence():
+def test_a_room_leaves_silence_silent():
     assert not reverberate(np.zeros(500, np.float32), np.ones(3, np.float32)).any()
 
 
-def test_rows_are_distorted_by_seed_epoch_and_row_in_training_alone(tmp_path):
+def test_augmentation_depends_on_seed_epoch_and_row_and_is_off_in_evaluation(tmp_path):
     write_wave(tmp_path / "clip.wav", 0.8)
     row = read_row(tmp_path, audio="clip.wav")
     noise = Noise(manifest=manifest(tmp_path, rng().normal(0, 0.1, RATE)), snr=[5, 5], p=1.0)
@@ -108,22 +108,22 @@ def test_rows_are_distorted_by_seed_epoch_and_row_in_training_alone(tmp_path):
     assert torch.equal(mel(noisy, 2), mel(noisy, 2))
     assert not torch.equal(mel(noisy, 2), mel(noisy, 3))
     assert not torch.equal(mel(noisy, 2), mel(samples_of(noise=noise, augment=masks), 2))
-    for epoch in range(6):  # the same wording, and lengths as they were planned
-        one, other = plain.build(row, 0, epoch), noisy.build(row, 0, epoch)
-        assert np.array_equal(one.ids, other.ids) and one.frames == other.frames
-        assert not torch.equal(one.mels[0], other.mels[0])
+    for epoch in range(6):  # the wording and the planned lengths do not change
+        without, augmented = plain.build(row, 0, epoch), noisy.build(row, 0, epoch)
+        assert np.array_equal(without.ids, augmented.ids) and without.frames == augmented.frames
+        assert not torch.equal(without.mels[0], augmented.mels[0])
 
 
-def test_impossible_settings_are_refused_at_the_start(tmp_path):
-    good = manifest(tmp_path, tone(0.2))
+def test_invalid_settings_are_an_error_at_construction(tmp_path):
+    valid = manifest(tmp_path, tone(0.2))
     absent = write_manifest(tmp_path / "absent.jsonl", [{"audio": "gone.wav"}])
     text = write_manifest(tmp_path / "text.jsonl", [{"task": "text", "text": "no sound"}])
-    for make, message in (
+    for build, message in (
         (lambda: Noise(manifest=None, snr=[0, 9], p=1.0), "data.noise.manifest=FILE.jsonl"),
         (lambda: Noise(manifest=absent, snr=[0, 9], p=1.0), "data.noise.manifest: .*gone.wav: no such file"),
         (lambda: Noise(manifest=text, snr=[0, 9], p=1.0), "data.noise.manifest: row .* has no audio"),
-        (lambda: Noise(manifest=good, snr=[9, 0], p=1.0), r"data.noise.snr=\[9, 0\]: expected \[minimum, maximum\]"),
-        (lambda: Noise(manifest=good, snr=[0, 9], p=0), "data.noise.p=0: .*data.noise=null turns it off"),
+        (lambda: Noise(manifest=valid, snr=[9, 0], p=1.0), r"data.noise.snr=\[9, 0\]: expected \[minimum, maximum\]"),
+        (lambda: Noise(manifest=valid, snr=[0, 9], p=0), "data.noise.p=0: .*data.noise=null turns it off"),
         (lambda: SyntheticRooms(**ROOMS | {"rt60": [0, 1]}), "data.reverb.rt60"),
         (lambda: samples_of(TextSamples, reverb=SyntheticRooms(**ROOMS)), "no effect in a view without audio"),
         (
@@ -132,5 +132,5 @@ def test_impossible_settings_are_refused_at_the_start(tmp_path):
         ),
     ):
         with pytest.raises(ValueError, match=message):
-            make()
+            build()
     check(DPO(reference="live"), samples_of(reverb=SyntheticRooms(**ROOMS)))

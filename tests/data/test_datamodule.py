@@ -1,4 +1,4 @@
-"""The data module: where a run stands, the same rows on any number of ranks, and what a bad row leaves untouched."""
+"""Tests of the data module: resuming, the same rows on any number of ranks, and no effect of bad rows on others."""
 
 from __future__ import annotations
 
@@ -29,16 +29,25 @@ STEPS = 9
 
 @pytest.fixture(scope="module")
 def speech(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Fourteen short clips in train.jsonl and three more in valid.jsonl."""
+    """Write fourteen short clips to train.jsonl and three others to valid.jsonl."""
     folder = tmp_path_factory.mktemp("speech")
     write_manifest(folder / "train.jsonl", speech_rows(folder, SECONDS))
     write_manifest(folder / "valid.jsonl", speech_rows(folder, [0.5, 0.9, 0.7], prefix="v"))
     return folder
 
 
-def module(folder: Path, *, global_step: int = 0, place: dict | None = None, **changed: Any) -> AudioDataModule:
-    """A data module that is set up and stands at `global_step` of its run."""
-    settings: dict[str, Any] = {
+def module(
+    folder: Path, *, global_step: int = 0, sampler_kwargs: dict | None = None, **settings: Any
+) -> AudioDataModule:
+    """Return a data module after `setup`, at step `global_step` of a run.
+
+    Args:
+        folder: Folder of train.jsonl and valid.jsonl.
+        global_step: Number of finished steps.
+        sampler_kwargs: The trainer's `distributed_sampler_kwargs`: `num_replicas` and `rank`.
+        settings: Arguments that replace the defaults.
+    """
+    defaults: dict[str, Any] = {
         "samples": samples_of(augment=MASKS, long_audio="skip"),
         "valid_samples": samples_of(long_audio="skip"),
         "train": [str(folder / "train.jsonl")],
@@ -48,9 +57,9 @@ def module(folder: Path, *, global_step: int = 0, place: dict | None = None, **c
         "token_budget": 90,
         "cache_dir": str(folder / "cache"),
     }
-    data = AudioDataModule(**settings | changed)
+    data = AudioDataModule(**defaults | settings)
     data.setup("fit")
-    data.trainer = SimpleNamespace(global_step=global_step, distributed_sampler_kwargs=place)
+    data.trainer = SimpleNamespace(global_step=global_step, distributed_sampler_kwargs=sampler_kwargs)
     return data
 
 
@@ -59,20 +68,20 @@ def steps(data: AudioDataModule, world: int, rank: int) -> StepDataset:
 
 
 def by_row(packs: list[dict]) -> dict[int, tuple[torch.Tensor, ...]]:
-    """Row number -> its tokens, its labels and its stored features, cut out of the packs."""
-    found = {}
+    """Return tokens, labels and stored features of each row of the packs, by row number."""
+    rows = {}
     for pack in packs:
         tokens = pack["cu_seqlens"].diff().tolist()
         stored = [n + 2 for n in pack["frames"].tolist()]
         parts = zip(pack["ids"].split(tokens), pack["labels"].split(tokens), pack["mel"].split(stored, 1), strict=True)
-        assert not set(pack["rows"]) & set(found)
-        found |= dict(zip(pack["rows"], parts, strict=bool(pack["rows"])))
-    return found
+        assert not set(pack["rows"]) & set(rows)
+        rows |= dict(zip(pack["rows"], parts, strict=bool(pack["rows"])))
+    return rows
 
 
-def equal(one: dict[int, tuple[torch.Tensor, ...]], two: dict[int, tuple[torch.Tensor, ...]]) -> bool:
-    same = (torch.equal(a, b) for row in one for a, b in zip(one[row], two[row], strict=True))
-    return list(one) == list(two) and all(same)
+def equal_rows(first: dict[int, tuple[torch.Tensor, ...]], second: dict[int, tuple[torch.Tensor, ...]]) -> bool:
+    same = (torch.equal(a, b) for row in first for a, b in zip(first[row], second[row], strict=True))
+    return list(first) == list(second) and all(same)
 
 
 # --- steps ---
@@ -98,37 +107,37 @@ def test_every_row_occurs_once_in_each_epoch(speech):
 
 
 def test_a_resumed_run_continues_with_the_next_step(speech):
-    whole = list(module(speech).train_dataloader())
+    all_batches = list(module(speech).train_dataloader())
     loader = module(speech, global_step=5).train_dataloader()
-    rest = list(loader)
-    assert len(loader) == STEPS  # Lightning counts from the beginning
-    assert len(rest) == STEPS - 5
-    for before, again in zip(whole[5:], rest, strict=True):
-        assert equal(by_row(before), by_row(again))
+    remaining = list(loader)
+    assert len(loader) == STEPS  # Lightning counts from step 0
+    assert len(remaining) == STEPS - 5
+    for expected, actual in zip(all_batches[5:], remaining, strict=True):
+        assert equal_rows(by_row(expected), by_row(actual))
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_a_step_has_the_same_rows_on_any_number_of_ranks(speech, world):
     data = module(speech)
     for number in range(STEPS):
-        alone = by_row(steps(data, 1, 0)[number])
+        expected = by_row(steps(data, 1, 0)[number])
         ranks = [steps(data, world, rank)[number] for rank in range(world)]
         assert len({len(packs) for packs in ranks}) == 1  # gradients are exchanged once per pack
-        together = by_row([pack for packs in ranks for pack in packs])
-        assert equal(dict(sorted(alone.items())), dict(sorted(together.items())))
+        actual = by_row([pack for packs in ranks for pack in packs])
+        assert equal_rows(dict(sorted(expected.items())), dict(sorted(actual.items())))
 
 
-def test_the_loader_serves_the_place_that_the_trainer_names(speech):
-    data = module(speech, place={"num_replicas": 3, "rank": 2})
+def test_the_loader_serves_the_rank_given_by_the_trainer(speech):
+    data = module(speech, sampler_kwargs={"num_replicas": 3, "rank": 2})
     for packs, expected in zip(data.train_dataloader(), (steps(data, 3, 2)[n] for n in range(STEPS)), strict=True):
-        assert equal(by_row(packs), by_row(expected))
+        assert equal_rows(by_row(packs), by_row(expected))
 
 
-def test_worker_processes_change_nothing(speech):
-    alone = module(speech, max_steps=4).train_dataloader()
-    helped = module(speech, max_steps=4, num_workers=2).train_dataloader()
-    for one, two in zip(alone, helped, strict=True):
-        assert equal(by_row(one), by_row(two))
+def test_worker_processes_do_not_change_the_batches(speech):
+    without_workers = module(speech, max_steps=4).train_dataloader()
+    with_workers = module(speech, max_steps=4, num_workers=2).train_dataloader()
+    for expected, actual in zip(without_workers, with_workers, strict=True):
+        assert equal_rows(by_row(expected), by_row(actual))
 
 
 def test_full_packs_are_filled_to_the_budget(speech):
@@ -141,45 +150,45 @@ def test_full_packs_are_filled_to_the_budget(speech):
 # --- rows that cannot be used ---
 
 
-def spoil(folder: Path, **changed: Any) -> Path:
-    """The same manifest with one row spoilt: row 5."""
+def write_with_bad_row(folder: Path, **fields: Any) -> Path:
+    """Write the manifests of `speech` again with changed fields in row 5 of train.jsonl."""
     rows = speech_rows(folder, SECONDS)
-    rows[5] |= changed
+    rows[5] |= fields
     write_manifest(folder / "train.jsonl", rows)
     write_manifest(folder / "valid.jsonl", speech_rows(folder, [0.5], prefix="v"))
     return folder
 
 
-def test_an_unreadable_row_does_not_move_other_rows_to_other_packs(speech, tmp_path):
-    spoil(tmp_path)
-    (tmp_path / "r5.wav").write_bytes(b"RIFF, but no sound")
-    good, bad = module(speech), module(tmp_path)
-    met = 0
+def test_an_unreadable_row_does_not_change_the_other_rows_of_a_pack(speech, tmp_path):
+    write_with_bad_row(tmp_path)
+    (tmp_path / "r5.wav").write_bytes(b"RIFF, but not audio")
+    reference, damaged = module(speech), module(tmp_path)
+    n_affected = 0
     for number in range(STEPS):
-        for pack, spoilt in zip(steps(good, 1, 0)[number], steps(bad, 1, 0)[number], strict=True):
-            assert spoilt["rows"] == [row for row in pack["rows"] if row != 5]
-            kept = by_row([pack])
-            kept.pop(5, None)
-            assert equal(kept, by_row([spoilt]))
-            assert [row for row, _ in spoilt["skipped"]] == ["r5"] * (5 in pack["rows"])
-            assert all("r5.wav: cannot be decoded" in reason for _, reason in spoilt["skipped"])
-            met += 5 in pack["rows"]
-    assert met >= 2
+        for pack, damaged_pack in zip(steps(reference, 1, 0)[number], steps(damaged, 1, 0)[number], strict=True):
+            assert damaged_pack["rows"] == [row for row in pack["rows"] if row != 5]
+            expected = by_row([pack])
+            expected.pop(5, None)
+            assert equal_rows(expected, by_row([damaged_pack]))
+            assert [row for row, _ in damaged_pack["skipped"]] == ["r5"] * (5 in pack["rows"])
+            assert all("r5.wav: cannot be decoded" in reason for _, reason in damaged_pack["skipped"])
+            n_affected += 5 in pack["rows"]
+    assert n_affected >= 2
 
 
-def test_a_row_known_to_be_unusable_does_not_move_other_rows_to_other_steps(speech, tmp_path):
-    spoil(tmp_path, text="")
-    good, bad = module(speech), module(tmp_path)
-    assert bad.problems() == [("r5", "label `text` is empty")]
+def test_a_row_with_invalid_labels_does_not_change_the_other_rows_of_a_step(speech, tmp_path):
+    write_with_bad_row(tmp_path, text="")
+    reference, damaged = module(speech), module(tmp_path)
+    assert damaged.problems() == [("r5", "label `text` is empty")]
     for number in range(STEPS):
-        kept = by_row(steps(good, 1, 0)[number])
-        kept.pop(5, None)
-        found = by_row(steps(bad, 1, 0)[number])
-        assert equal(dict(sorted(kept.items())), dict(sorted(found.items())))
+        expected = by_row(steps(reference, 1, 0)[number])
+        expected.pop(5, None)
+        actual = by_row(steps(damaged, 1, 0)[number])
+        assert equal_rows(dict(sorted(expected.items())), dict(sorted(actual.items())))
 
 
-def test_a_pack_without_readable_rows_is_empty_and_has_reasons(tmp_path):
-    spoil(tmp_path)
+def test_a_pack_without_readable_rows_is_empty_and_lists_the_reasons(tmp_path):
+    write_with_bad_row(tmp_path)
     for path in tmp_path.glob("r*.wav"):
         path.unlink()
     packs = steps(module(tmp_path), 1, 0)[0]
@@ -188,52 +197,53 @@ def test_a_pack_without_readable_rows_is_empty_and_has_reasons(tmp_path):
     assert all("no such file" in reason for pack in packs for _, reason in pack["skipped"])
 
 
-def test_training_data_without_a_usable_row_is_an_error_with_the_first_reason(tmp_path):
+def test_training_data_without_a_usable_row_is_an_error_that_gives_the_first_reason(tmp_path):
     rows = [row | {"text": ""} for row in speech_rows(tmp_path, [0.3, 0.4])]
     write_manifest(tmp_path / "train.jsonl", rows)
     with pytest.raises(ValueError, match=r"2 of 2 rows cannot be used, .* \(the first is r0: label `text` is empty\)"):
         module(tmp_path)
 
 
-def test_too_many_unusable_rows_end_the_run_before_it_starts(speech, tmp_path):
-    spoil(tmp_path, text="")
-    said = r"1 of 14 rows cannot be used, .* data.max_unusable=0.05 \(the first is r5: label `text` is"
-    with pytest.raises(ValueError, match=said):
+def test_too_many_unusable_rows_are_an_error_at_setup(speech, tmp_path):
+    write_with_bad_row(tmp_path, text="")
+    message = r"1 of 14 rows cannot be used, .* data.max_unusable=0.05 \(the first is r5: label `text` is"
+    with pytest.raises(ValueError, match=message):
         module(tmp_path, max_unusable=0.05)
     assert module(tmp_path, max_unusable=0.1).problems() and not module(speech, max_unusable=0).problems()
 
 
-def test_a_row_over_the_budget_is_named_and_left_out_by_policy(speech):
+def test_a_row_over_the_token_budget_is_skipped_or_an_error_by_policy(speech):
     lengths = module(speech).lengths.tokens
     longest = [int(n) for n in np.flatnonzero(lengths == lengths.max())]
     data = module(speech, token_budget=int(lengths.max()) - 1)  # long_audio=skip
     assert [row for row, _ in data.problems()] == [f"r{n}" for n in longest]
     assert all(
-        f"{lengths.max()} tokens, more than data.token_budget={lengths.max() - 1}" in why for _, why in data.problems()
+        f"{lengths.max()} tokens, more than data.token_budget={lengths.max() - 1}" in reason
+        for _, reason in data.problems()
     )
     assert not {row for step in range(STEPS) for row, _ in data.plan.step(step) if data.lengths.tokens[row]} & {
         *longest
     }
-    kept = samples_of(long_audio="window")
+    windows = samples_of(long_audio="window")
     with pytest.raises(
         ValueError, match="longer than data.token_budget=.* data.long_audio=skip to leave these rows out"
     ):
-        module(speech, token_budget=int(lengths.max()) - 1, samples=kept)
+        module(speech, token_budget=int(lengths.max()) - 1, samples=windows)
 
 
-def test_the_packs_of_all_ranks_are_those_that_each_is_served(speech):
-    data = module(speech, place={"num_replicas": 3, "rank": 1})
+def test_packs_by_rank_equals_the_plan_of_every_rank(speech):
+    data = module(speech, sampler_kwargs={"num_replicas": 3, "rank": 1})
     assert data.world == 3
     for step in range(3):
         assert data.packs_by_rank(step) == [data.plan.packs(step, world=3, rank=rank) for rank in range(3)]
 
 
-def test_examined_rows_come_as_the_step_that_they_are_from_had_them(speech):
+def test_the_predict_loader_builds_rows_as_their_training_step_did(speech):
     data = module(speech, token_budget=400)
-    [whole] = steps(data, 1, 0)[2]
+    [pack] = steps(data, 1, 0)[2]
     data.predict_entries = data.plan.step(2)
-    alone = by_row(list(data.predict_dataloader()))
-    assert equal(dict(sorted(alone.items())), dict(sorted(by_row([whole]).items())))
+    predicted = by_row(list(data.predict_dataloader()))
+    assert equal_rows(dict(sorted(predicted.items())), dict(sorted(by_row([pack]).items())))
 
 
 def test_lost_workers_are_reported_once(speech):
@@ -243,8 +253,8 @@ def test_lost_workers_are_reported_once(speech):
     assert data.pop_lost_workers() == 1 and data.pop_lost_workers() == 0
 
 
-def test_a_wrong_duration_is_named_when_its_row_is_read(tmp_path):
-    spoil(tmp_path, duration=2.5)
+def test_a_row_with_a_wrong_duration_is_skipped_with_the_reason(tmp_path):
+    write_with_bad_row(tmp_path, duration=2.5)
     data = module(tmp_path, token_budget=150)
     skipped = [row for n in range(STEPS) for pack in steps(data, 1, 0)[n] for row in pack["skipped"]]
     assert {row for row, _ in skipped} == {"r5"}
@@ -254,30 +264,30 @@ def test_a_wrong_duration_is_named_when_its_row_is_read(tmp_path):
 # --- sources ---
 
 
-def test_weights_set_the_share_of_a_source(speech, tmp_path):
-    few = write_manifest(tmp_path / "few.jsonl", speech_rows(tmp_path, [0.4, 0.5], prefix="few"))
-    train = [{"path": str(speech / "train.jsonl"), "weight": 1}, {"path": str(few), "weight": 3}]
+def test_the_weight_of_a_source_sets_its_share_of_rows(speech, tmp_path):
+    small_source = write_manifest(tmp_path / "few.jsonl", speech_rows(tmp_path, [0.4, 0.5], prefix="few"))
+    train = [{"path": str(speech / "train.jsonl"), "weight": 1}, {"path": str(small_source), "weight": 3}]
     data = module(speech, train=train)
-    drawn = [row for number in range(STEPS) for row, _ in data.plan.step(number)]
-    assert sum(row >= len(SECONDS) for row in drawn) == round(0.75 * len(drawn))
+    rows = [row for number in range(STEPS) for row, _ in data.plan.step(number)]
+    assert sum(row >= len(SECONDS) for row in rows) == round(0.75 * len(rows))
 
 
-def test_tasks_and_limit_of_an_entry_choose_the_rows(speech):
+def test_tasks_and_limit_of_an_entry_select_its_rows(speech):
     entry = {"path": str(speech / "train.jsonl"), "tasks": ["asr"], "limit": 3}
     assert [row.id for row in module(speech, train=[entry]).rows] == ["r0", "r1", "r2"]
 
 
-def test_one_manifest_can_be_a_source_twice_with_tasks_of_different_weight(tmp_path):
+def test_tasks_of_one_manifest_can_be_two_sources_of_different_weight(tmp_path):
     rows = speech_rows(tmp_path, [0.3, 0.4, 0.5])
     rows[2] |= {"task": "sec", "text": "rain"}
     path = str(write_manifest(tmp_path / "train.jsonl", rows))
     entries = [{"path": path, "tasks": ["asr"], "weight": 1}, {"path": path, "tasks": ["sec"], "weight": 3}]
     data = module(tmp_path, train=entries, valid=[path])
-    drawn = [row for number in range(4) for row, _ in data.plan.step(number)]
-    assert drawn.count(2) == 12
+    planned = [row for number in range(4) for row, _ in data.plan.step(number)]
+    assert planned.count(2) == 12
 
 
-def test_text_lines_and_sound_rows_mix_in_the_text_view(speech, tmp_path):
+def test_text_lines_and_audio_rows_are_mixed_in_the_text_view(speech, tmp_path):
     (tmp_path / "lines.txt").write_text("the mat\nthe cat\n")
     data = module(
         speech,
@@ -295,7 +305,7 @@ def test_text_lines_and_sound_rows_mix_in_the_text_view(speech, tmp_path):
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 5])
-def test_packs_by_length_hold_every_usable_row_once_within_the_budget(world):
+def test_pack_by_length_packs_every_usable_row_once_within_the_budget(world):
     tokens = np.random.default_rng(0).integers(5, 60, 41)
     tokens[[3, 17]] = 0
     packs = pack_by_length(Lengths(tokens, {3: "bad", 17: "bad"}, {}), 100, world)
@@ -306,39 +316,39 @@ def test_packs_by_length_hold_every_usable_row_once_within_the_budget(world):
     assert order == sorted(order, reverse=True)
 
 
-def test_validation_rows_are_shared_by_the_ranks_each_once(speech):
-    seen = []
+def test_validation_rows_are_divided_among_the_ranks(speech):
+    rows_by_rank = []
     for rank in range(2):
-        batches = list(module(speech, place={"num_replicas": 2, "rank": rank}).val_dataloader())
-        seen.append([row for batch in batches for row in batch["prompts"]["rows"]])
-    assert sorted(seen[0] + seen[1]) == [0, 1, 2]
-    assert len(list(module(speech, place={"num_replicas": 2, "rank": 0}).val_dataloader())) == len(batches)
+        batches = list(module(speech, sampler_kwargs={"num_replicas": 2, "rank": rank}).val_dataloader())
+        rows_by_rank.append([row for batch in batches for row in batch["prompts"]["rows"]])
+    assert sorted(rows_by_rank[0] + rows_by_rank[1]) == [0, 1, 2]
+    assert len(list(module(speech, sampler_kwargs={"num_replicas": 2, "rank": 0}).val_dataloader())) == len(batches)
 
 
-def test_a_validation_batch_has_the_rows_with_and_without_their_answers(speech):
+def test_a_validation_batch_contains_its_rows_with_and_without_answers(speech):
     data = module(speech, token_budget=400)
     (batch,) = data.val_dataloader()
     answered, prompts = batch["answered"], batch["prompts"]
-    assert answered["rows"] == prompts["rows"] == [1, 2, 0]  # the longest first
+    assert answered["rows"] == prompts["rows"] == [1, 2, 0]  # sorted by decreasing length
     assert torch.equal(answered["mel"], prompts["mel"])
-    whole, start = by_row([answered]), by_row([prompts])
+    full_rows, prompt_rows = by_row([answered]), by_row([prompts])
     for row in (0, 1, 2):
-        assert torch.equal(whole[row][0][: len(start[row][0])], start[row][0])
-        assert len(start[row][0]) < len(whole[row][0])
+        assert torch.equal(full_rows[row][0][: len(prompt_rows[row][0])], prompt_rows[row][0])
+        assert len(prompt_rows[row][0]) < len(full_rows[row][0])
 
 
 def test_text_rows_can_be_validation_rows(speech, tmp_path):
-    """They have no prompt to generate from: only their loss counts."""
+    """They have no prompt to generate from, so only their loss is computed."""
     (tmp_path / "lines.txt").write_text("the mat\nthe cat\n")
-    text = samples_of(TextSamples)
-    data = module(speech, valid=[str(tmp_path / "lines.txt")], valid_samples=text, token_budget=200)
+    text_samples = samples_of(TextSamples)
+    data = module(speech, valid=[str(tmp_path / "lines.txt")], valid_samples=text_samples, token_budget=200)
     (batch,) = data.val_dataloader()
     assert sorted(batch["answered"]["rows"]) == [0, 1]
     assert batch["prompts"]["rows"] == []
     assert data.groups() == {}
 
 
-def test_an_unreadable_validation_row_is_left_out_and_named(tmp_path):
+def test_an_unreadable_validation_row_is_skipped_and_reported(tmp_path):
     write_manifest(tmp_path / "valid.jsonl", speech_rows(tmp_path, [0.3, 0.4], prefix="v"))
     write_manifest(tmp_path / "train.jsonl", speech_rows(tmp_path, [0.3]))
     (tmp_path / "v1.wav").write_bytes(b"")
@@ -347,33 +357,33 @@ def test_an_unreadable_validation_row_is_left_out_and_named(tmp_path):
     assert [row for row, _ in batch["prompts"]["skipped"]] == ["v1"]
 
 
-def test_questions_have_canonical_wording_and_no_augmentation(speech):
+def test_evaluation_rows_have_the_canonical_wording_and_no_augmentation(speech):
     data = module(speech)
-    questions = EvaluationDataset(data.valid_rows, [[0]], samples_of(augment=MASKS))
-    plain = EvaluationDataset(data.valid_rows, [[0]], samples_of())
-    assert equal(by_row([questions[0]["answered"]]), by_row([plain[0]["answered"]]))
+    with_masks = EvaluationDataset(data.valid_rows, [[0]], samples_of(augment=MASKS))
+    without_masks = EvaluationDataset(data.valid_rows, [[0]], samples_of())
+    assert equal_rows(by_row([with_masks[0]["answered"]]), by_row([without_masks[0]["answered"]]))
 
 
-def test_groups_are_the_lines_of_the_validation_table_with_their_metric(tmp_path):
+def test_groups_maps_every_usable_validation_group_to_its_metric(tmp_path):
     rows = speech_rows(tmp_path, [0.3] * 4)
     rows[1] |= {"task": "s2tt", "language": "de", "target_language": "en"}
     rows[2] |= {"task": "sec", "text": "rain"}
-    rows[3] |= {"task": "mic", "text": ""}  # unusable: no line
+    rows[3] |= {"task": "mic", "text": ""}  # unusable, so it has no group
     write_manifest(tmp_path / "train.jsonl", rows)
     data = module(tmp_path, valid=[str(tmp_path / "train.jsonl")])
     assert data.groups() == {"asr en": "wer", "s2tt de-en": "bleu", "sec": "accuracy"}
 
 
-def test_a_group_names_the_languages():
+def test_the_name_of_a_group_contains_the_language_only_for_some_tasks():
     assert group(Row("a", labels={"task": "asr", "language": "zh"})) == "asr zh"
     assert group(Row("a", labels={"task": "lid", "language": "zh"})) == "lid"
 
 
-# --- a mix ---
+# --- mixtures ---
 
 
-def hub(folder: Path) -> str:
-    """The clips of valid.jsonl as a data set of the hub: Parquet with the sound inside, and columns of its own."""
+def write_hub_dataset(folder: Path) -> str:
+    """Write the clips of valid.jsonl as a hub dataset: Parquet with embedded audio and other column names."""
     rows = [json.loads(line) for line in (folder / "valid.jsonl").read_text().splitlines()]
     table = {
         "audio": [{"bytes": (folder / row["audio"]).read_bytes(), "path": row["audio"]} for row in rows],
@@ -383,16 +393,16 @@ def hub(folder: Path) -> str:
     return str(folder / "hub.parquet")
 
 
-def test_lines_and_a_hub_data_set_are_mixed_with_a_temperature_and_a_cap(speech, tmp_path):
+def test_a_manifest_and_a_hub_dataset_are_mixed_with_temperature_and_cap(speech, tmp_path):
     labels = {"task": "asr", "language": "en"}
-    source = {"path": hub(speech), "columns": {"text": "sentence"}, "labels": labels}
+    source = {"path": write_hub_dataset(speech), "columns": {"text": "sentence"}, "labels": labels}
     train = [{"path": str(speech / "train.jsonl"), "max_per_epoch": 5}, source]
     data = module(speech, train=train, temperature=2.0, rows_per_step=5, cache_dir=str(tmp_path))
-    # sqrt(14) : sqrt(3) of 17 rows are 12 : 5, of which the cap leaves 5 : 5.
+    # 17 rows in the ratio sqrt(14) : sqrt(3) are 12 : 5. The cap reduces that to 5 : 5.
     assert data.plan.epoch_rows == 10
     packs = [steps(data, 1, 0)[step] for step in range(8)]
     assert not any(pack["skipped"] for step in packs for pack in step)
-    counts = [[row < 14 for pack in step for row in pack["rows"]] for step in packs]
-    assert [sum(counts[k] + counts[k + 1]) for k in range(0, 8, 2)] == [5] * 4
+    from_manifest = [[row < 14 for pack in step for row in pack["rows"]] for step in packs]
+    assert [sum(from_manifest[k] + from_manifest[k + 1]) for k in range(0, 8, 2)] == [5] * 4
     with pytest.raises(ValueError, match="data.valid: max_per_epoch=2 has no effect"):
         module(speech, valid=[{"path": str(speech / "valid.jsonl"), "max_per_epoch": 2}])

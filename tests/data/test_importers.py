@@ -1,4 +1,4 @@
-"""Rows of other projects: each form comes out as the same row of ours, and what is wrong with one is named."""
+"""Tests of rows in the formats of other projects: each is converted to the same row, and faults are reported."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from auris.data.rows import Clip, Row
 from support.manifests import write_manifest
 
 CLIP = {"type": "audio", "audio": "a.wav"}
-ASKED = [{"role": "user", "content": [CLIP, {"type": "text", "text": "What is that?"}]}]
-MARKED = [{"role": "user", "content": "<audio>What is that?"}]
+QUESTION = [{"role": "user", "content": [CLIP, {"type": "text", "text": "What is that?"}]}]
+MARKED_QUESTION = [{"role": "user", "content": "<audio>What is that?"}]
 ANSWER = {"role": "assistant", "content": "Rain."}
-WORSE = {"role": "assistant", "content": "No idea."}
+WORSE_ANSWER = {"role": "assistant", "content": "No idea."}
 
 CHATS = {
-    "ours": {"messages": [*ASKED, ANSWER]},
-    "ms-swift": {"messages": [*MARKED, ANSWER], "audios": ["a.wav"]},
-    "one path": {"messages": [*MARKED, ANSWER], "audios": "a.wav"},
+    "auris": {"messages": [*QUESTION, ANSWER]},
+    "ms-swift": {"messages": [*MARKED_QUESTION, ANSWER], "audios": ["a.wav"]},
+    "one path": {"messages": [*MARKED_QUESTION, ANSWER], "audios": "a.wav"},
     "LLaMA-Factory": {
         "conversations": [{"from": "human", "value": "<audio>What is that?"}, {"from": "gpt", "value": "Rain."}],
         "audios": ["a.wav"],
     },
-    "parts that name no file": {
+    "audio parts without a file name": {
         "messages": [
             {"role": "user", "content": [{"type": "audio"}, {"type": "text", "text": "What is that?"}]},
             ANSWER,
@@ -36,15 +36,15 @@ CHATS = {
         "messages": [{"role": "user", "content": [{"type": "text", "text": "<audio>What is that?"}]}, ANSWER],
         "audios": ["a.wav"],
     },
-    "the first system's tokens": {
+    "tokens of Qwen-Audio": {
         "messages": [{"role": "user", "content": "<audio>[[[AUDIO:modality]]]</audio>What is that?"}, ANSWER],
         "audios": ["a.wav"],
     },
-    "the second system's tokens": {
+    "tokens of Qwen2-Audio": {
         "messages": [{"role": "user", "content": "<|audio_bos|><|AUDIO|><|audio_eos|>What is that?"}, ANSWER],
         "audios": ["a.wav"],
     },
-    "ours as Parquet has it": {
+    "auris, read from Parquet": {
         "messages": [
             {
                 "role": "user",
@@ -58,13 +58,13 @@ CHATS = {
     },
 }
 PAIRS = {
-    "ours": {"messages": ASKED, "chosen": "Rain.", "rejected": "No idea."},
-    "ours in messages": {"messages": ASKED, "chosen": [ANSWER], "rejected": [WORSE]},
-    "ms-swift": {"messages": [*MARKED, ANSWER], "rejected_response": "No idea.", "audios": ["a.wav"]},
+    "auris": {"messages": QUESTION, "chosen": "Rain.", "rejected": "No idea."},
+    "auris in messages": {"messages": QUESTION, "chosen": [ANSWER], "rejected": [WORSE_ANSWER]},
+    "ms-swift": {"messages": [*MARKED_QUESTION, ANSWER], "rejected_response": "No idea.", "audios": ["a.wav"]},
     "ms-swift in messages": {
-        "messages": [*MARKED, ANSWER],
+        "messages": [*MARKED_QUESTION, ANSWER],
         "audios": ["a.wav"],
-        "rejected_messages": [*MARKED, WORSE],
+        "rejected_messages": [*MARKED_QUESTION, WORSE_ANSWER],
         "rejected_audios": ["a.wav"],
     },
     "LLaMA-Factory": {
@@ -80,10 +80,19 @@ PAIRS = {
         "rejected": "No idea.",
         "audios": ["a.wav"],
     },
-    "LLaMA-Factory's other form": {"messages": MARKED, "chosen": ANSWER, "rejected": WORSE, "audios": ["a.wav"]},
+    "LLaMA-Factory in messages": {
+        "messages": MARKED_QUESTION,
+        "chosen": ANSWER,
+        "rejected": WORSE_ANSWER,
+        "audios": ["a.wav"],
+    },
     "TRL": {"prompt": "<audio>What is that?", "chosen": "Rain.", "rejected": "No idea.", "audios": ["a.wav"]},
-    "TRL in messages": {"prompt": ASKED, "chosen": [ANSWER], "rejected": [WORSE]},
-    "TRL without a prompt": {"chosen": [*MARKED, ANSWER], "rejected": [*MARKED, WORSE], "audios": ["a.wav"]},
+    "TRL in messages": {"prompt": QUESTION, "chosen": [ANSWER], "rejected": [WORSE_ANSWER]},
+    "TRL without a prompt": {
+        "chosen": [*MARKED_QUESTION, ANSWER],
+        "rejected": [*MARKED_QUESTION, WORSE_ANSWER],
+        "audios": ["a.wav"],
+    },
 }
 
 
@@ -92,25 +101,25 @@ def read(folder: Path, fields: dict) -> Row:
     return manifest.rows[0]
 
 
-@pytest.mark.parametrize("form", CHATS)
-def test_a_dialogue_is_the_same_row_in_every_form(tmp_path, form):
-    row = read(tmp_path, {**CHATS[form], "key": "rain"})
+@pytest.mark.parametrize("data_format", CHATS)
+def test_a_dialogue_in_every_format_becomes_the_same_row(tmp_path, data_format):
+    row = read(tmp_path, {**CHATS[data_format], "key": "rain"})
     assert row.problem is None
     assert row.clips == (Clip(tmp_path / "a.wav"),)
     labels = {"task": "chat", "mode": "audio_analysis", "text": "Rain.", "key": "rain"}
-    assert row.labels == {**labels, "messages": [*ASKED, ANSWER]}
+    assert row.labels == {**labels, "messages": [*QUESTION, ANSWER]}
 
 
-@pytest.mark.parametrize("form", PAIRS)
-def test_a_preference_is_the_same_row_in_every_form(tmp_path, form):
-    row = read(tmp_path, PAIRS[form])
+@pytest.mark.parametrize("data_format", PAIRS)
+def test_a_preference_in_every_format_becomes_the_same_row(tmp_path, data_format):
+    row = read(tmp_path, PAIRS[data_format])
     assert row.problem is None
     assert row.clips == (Clip(tmp_path / "a.wav"),)
     answers = {"chosen": "Rain.", "rejected": "No idea.", "text": "Rain."}
-    assert row.labels == {"task": "preference", "mode": "audio_analysis", "messages": ASKED, **answers}
+    assert row.labels == {"task": "preference", "mode": "audio_analysis", "messages": QUESTION, **answers}
 
 
-def test_marks_take_the_audios_in_their_order_and_only_the_users_are_marks(tmp_path):
+def test_audio_marks_of_the_user_are_replaced_by_the_audio_files_in_order(tmp_path):
     messages = [
         {"role": "system", "content": "Say <audio> for audio."},
         {"role": "user", "content": "<audio><audio>Which is longer?"},
@@ -121,16 +130,16 @@ def test_marks_take_the_audios_in_their_order_and_only_the_users_are_marks(tmp_p
     row = read(tmp_path, {"messages": messages, "audios": ["a.wav", "b.wav", "c.wav"]})
     assert row.problem is None
     assert [clip.path.name for clip in row.clips] == ["a.wav", "b.wav", "c.wav"]
-    found = row.labels["messages"]
-    assert (found[0], found[2]) == (messages[0], messages[2])
-    assert [part["type"] for part in found[1]["content"]] == ["audio", "audio", "text"]
-    assert [part["type"] for part in found[3]["content"]] == ["text", "audio", "text"]
+    converted = row.labels["messages"]
+    assert (converted[0], converted[2]) == (messages[0], messages[2])
+    assert [part["type"] for part in converted[1]["content"]] == ["audio", "audio", "text"]
+    assert [part["type"] for part in converted[3]["content"]] == ["text", "audio", "text"]
 
 
 def test_a_separate_system_prompt_becomes_the_first_message(tmp_path):
     row = read(tmp_path, {**CHATS["LLaMA-Factory"], "system": "Be brief."})
     assert row.labels["messages"][0] == {"role": "system", "content": "Be brief."}
-    assert read(tmp_path, {**CHATS["LLaMA-Factory"], "system": ""}).labels["messages"] == [*ASKED, ANSWER]
+    assert read(tmp_path, {**CHATS["LLaMA-Factory"], "system": ""}).labels["messages"] == [*QUESTION, ANSWER]
 
 
 def test_an_alpaca_question_follows_its_history_and_input(tmp_path):
@@ -139,11 +148,11 @@ def test_an_alpaca_question_follows_its_history_and_input(tmp_path):
     assert row.problem is None and [clip.path.name for clip in row.clips] == ["a.wav", "b.wav"]
     last = [{"type": "text", "text": "And that?\n"}, {"type": "audio", "audio": "b.wav"}]
     reply = {"role": "assistant", "content": "A dog."}
-    assert row.labels["messages"] == [*ASKED, reply, {"role": "user", "content": last}]
+    assert row.labels["messages"] == [*QUESTION, reply, {"role": "user", "content": last}]
 
 
 @pytest.mark.parametrize(
-    ("changed", "message"),
+    ("fields", "message"),
     [
         ({"audios": []}, "1 audio marks (<audio>), but the row has 0 audio files"),
         ({"audios": None}, "1 audio marks (<audio>), but the row has 0 audio files"),
@@ -152,21 +161,30 @@ def test_an_alpaca_question_follows_its_history_and_input(tmp_path):
         ({"audios": [3]}, "the audio of a message is 3, expected a path"),
         ({"images": ["a.png"]}, "the row has `images`"),
         (
-            {"system": "Be brief.", "messages": [{"role": "system", "content": "Be long."}, *MARKED, ANSWER]},
+            {"system": "Be brief.", "messages": [{"role": "system", "content": "Be long."}, *MARKED_QUESTION, ANSWER]},
             "`system` and",
         ),
         ({"messages": []}, "`messages` is [], expected a list of messages"),
         ({"messages": "hi"}, "`messages` is 'hi'"),
-        ({"messages": [*MARKED, {"role": "tool", "content": "x"}]}, "expected a `role` of system, user, assistant"),
-        ({"messages": [*MARKED, {"role": "assistant", "content": " "}]}, "messages[1], of the assistant, is empty"),
+        (
+            {"messages": [*MARKED_QUESTION, {"role": "tool", "content": "x"}]},
+            "expected a `role` of system, user, assistant",
+        ),
+        (
+            {"messages": [*MARKED_QUESTION, {"role": "assistant", "content": " "}]},
+            "messages[1], of the assistant, is empty",
+        ),
         ({"rejected_response": "Rain."}, "`chosen` and `rejected` are equal: 'Rain.'"),
         ({"rejected_response": ""}, "`rejected` is empty"),
-        ({"rejected_messages": [{"role": "user", "content": "hi"}, WORSE]}, "differ before the answer"),
-        ({"rejected_messages": [*MARKED, WORSE], "rejected_audios": ["b.wav"]}, "differ before the answer"),
+        ({"rejected_messages": [{"role": "user", "content": "hi"}, WORSE_ANSWER]}, "differ before the answer"),
+        (
+            {"rejected_messages": [*MARKED_QUESTION, WORSE_ANSWER], "rejected_audios": ["b.wav"]},
+            "differ before the answer",
+        ),
     ],
 )
-def test_faults_in_ms_swift_rows_are_named(tmp_path, changed, message):
-    row = read(tmp_path, {**CHATS["ms-swift"], **changed})
+def test_faults_in_ms_swift_rows_are_reported(tmp_path, fields, message):
+    row = read(tmp_path, {**CHATS["ms-swift"], **fields})
     assert message in row.problem and row.id == "row"
 
 
@@ -181,7 +199,7 @@ def test_faults_in_ms_swift_rows_are_named(tmp_path, changed, message):
             {"chosen": "yes", "rejected": "no"},
             "the row has no `prompt`: expected `chosen` and `rejected` to be lists of messages",
         ),
-        ({"chosen": [ANSWER], "rejected": [WORSE]}, "`prompt` is []"),
+        ({"chosen": [ANSWER], "rejected": [WORSE_ANSWER]}, "`prompt` is []"),
         ({"instruction": 3, "chosen": "yes", "rejected": "no"}, "`instruction` and `input` are [3], expected strings"),
         ({"instruction": "hi", "history": ["hi"], "chosen": "yes", "rejected": "no"}, "list of [question, answer]"),
         ({"instruction": "", "chosen": "yes", "rejected": "no"}, "messages[0], of the user, is empty"),
@@ -189,7 +207,7 @@ def test_faults_in_ms_swift_rows_are_named(tmp_path, changed, message):
         ({"prompt": "hi", "chosen": {"role": "user", "content": "yes"}, "rejected": "no"}, "`chosen` has role 'user'"),
     ],
 )
-def test_faults_in_other_rows_are_named(tmp_path, fields, message):
+def test_faults_in_rows_of_other_formats_are_reported(tmp_path, fields, message):
     assert message in read(tmp_path, fields).problem
 
 
@@ -197,14 +215,14 @@ TOKENS = ["<audio>", "</audio>", "[[[AUDIO:modality]]]", "<|audio_bos|>", "<|AUD
 
 
 @pytest.mark.parametrize("mark", [*TOKENS, "".join(TOKENS[3:])])
-def test_a_mark_without_an_audio_is_no_text_in_any_form(tmp_path, mark):
+def test_an_audio_mark_without_an_audio_file_is_an_error_in_every_format(tmp_path, mark):
     text = f"What is {mark}that?"
     messages = [{"from": "human", "value": text}]
-    beside = [{"role": "user", "content": [CLIP, {"type": "text", "text": text}]}]
+    with_audio = [{"role": "user", "content": [CLIP, {"type": "text", "text": text}]}]
     pair = {"chosen": "Rain.", "rejected": "Snow."}
-    bare = {
-        "ours": {"messages": [{"role": "user", "content": text}, ANSWER]},
-        "ours, a pair": {"messages": [{"role": "user", "content": text}], **pair},
+    without_audio = {
+        "auris": {"messages": [{"role": "user", "content": text}, ANSWER]},
+        "auris, a pair": {"messages": [{"role": "user", "content": text}], **pair},
         "ms-swift": {"messages": [{"role": "user", "content": text}, ANSWER], "rejected_response": "Snow."},
         "LLaMA-Factory": {"conversations": [*messages, {"from": "gpt", "value": "Rain."}]},
         "LLaMA-Factory, a pair": {"conversations": messages, **pair},
@@ -212,22 +230,28 @@ def test_a_mark_without_an_audio_is_no_text_in_any_form(tmp_path, mark):
         "TRL": {"prompt": text, **pair},
         "TRL without a prompt": {
             "chosen": [{"role": "user", "content": text}, ANSWER],
-            "rejected": [{"role": "user", "content": text}, WORSE],
+            "rejected": [{"role": "user", "content": text}, WORSE_ANSWER],
         },
     }
-    for form, fields in bare.items():
-        assert "have 1 audio marks (<audio>), but the row has 0 audio files" in read(tmp_path, fields).problem, form
-    for fields in ({"messages": [*beside, ANSWER]}, {"messages": beside, **pair}, {"prompt": beside, **pair}):
+    for data_format, fields in without_audio.items():
+        assert "have 1 audio marks (<audio>), but the row has 0 audio files" in read(tmp_path, fields).problem, (
+            data_format
+        )
+    for fields in (
+        {"messages": [*with_audio, ANSWER]},
+        {"messages": with_audio, **pair},
+        {"prompt": with_audio, **pair},
+    ):
         assert "have 2 audio marks (<audio>), but the row has 1 audio files" in read(tmp_path, fields).problem
 
 
-def test_audios_without_a_mark_in_the_messages_are_refused(tmp_path):
-    row = read(tmp_path, {**CHATS["ours"], "audios": ["b.wav"]})
+def test_an_audio_file_without_a_mark_in_the_messages_is_an_error(tmp_path):
+    row = read(tmp_path, {**CHATS["auris"], "audios": ["b.wav"]})
     assert "have 1 audio marks (<audio>), but the row has 2 audio files" in row.problem
 
 
-def test_task_rows_and_our_own_rows_are_unchanged():
-    for fields in ({"audio": "a.wav", "task": "sec", "text": "rain"}, CHATS["ours"], PAIRS["ours"]):
+def test_rows_in_the_format_of_auris_are_unchanged():
+    for fields in ({"audio": "a.wav", "task": "sec", "text": "rain"}, CHATS["auris"], PAIRS["auris"]):
         assert convert(fields) == fields
 
 
@@ -261,7 +285,7 @@ def test_task_rows_and_our_own_rows_are_unchanged():
         ),
     ],
 )
-def test_rows_of_the_official_evaluations_are_task_rows(tmp_path, fields, labels):
+def test_rows_of_the_official_evaluation_files_become_task_rows(tmp_path, fields, labels):
     row = read(tmp_path, {"audio": "a.wav", **fields})
     assert row.problem is None and row.clips == (Clip(tmp_path / "a.wav"),)
     assert row.labels.items() >= labels.items() and "gt" not in row.labels
@@ -282,5 +306,5 @@ def test_rows_of_the_official_evaluations_are_task_rows(tmp_path, fields, labels
         ({"source": "clotho_test", "gt": ["one", 2]}, "`references[1]` is 2"),
     ],
 )
-def test_faults_in_official_rows_are_named(tmp_path, fields, message):
+def test_faults_in_official_evaluation_rows_are_reported(tmp_path, fields, message):
     assert message in read(tmp_path, {"audio": "a.wav", **fields}).problem

@@ -1,4 +1,4 @@
-"""Measured lengths: equal from the cache, measured anew when anything they depend on changes, problems named."""
+"""Tests of measured lengths: reading them from the cache, measuring again after a change, and reported problems."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def manifests(folder: Path, *, stated: bool = False, extra: list[dict] | None = 
     return read_manifests([write_manifest(folder / "rows.jsonl", rows + (extra or []))])
 
 
-def caches(cache: Path) -> set[str]:
+def cache_files(cache: Path) -> set[str]:
     return {path.name for path in cache.glob("*")}
 
 
@@ -55,15 +55,15 @@ def forbid_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lengths, "_measure", fail)
 
 
-def equal(one: Lengths, two: Lengths) -> bool:
+def equal(first: Lengths, second: Lengths) -> bool:
     return (
-        np.array_equal(one.tokens, two.tokens)
-        and one.problems == two.problems
-        and one.dropped_seconds == two.dropped_seconds
+        np.array_equal(first.tokens, second.tokens)
+        and first.problems == second.problems
+        and first.dropped_seconds == second.dropped_seconds
     )
 
 
-def test_lengths_are_those_of_the_built_samples(folder, cache):
+def test_measured_lengths_equal_the_lengths_of_built_samples(folder, cache):
     (manifest,) = manifests(folder)
     samples = samples_of(prompt=TagPrompt())
     measured = measure([manifest], samples, cache)
@@ -71,19 +71,19 @@ def test_lengths_are_those_of_the_built_samples(folder, cache):
     assert measured.problems == {}
 
 
-def test_a_cache_hit_equals_the_measurement(folder, cache, monkeypatch):
+def test_lengths_from_the_cache_equal_the_measured_ones(folder, cache, monkeypatch):
     bad = {"id": "gone", "audio": "gone.wav", "task": "asr", "language": "en", "text": "x"}
-    found = manifests(folder, extra=[bad])
-    first = measure(found, samples_of(), cache)
-    (file,) = caches(cache)
+    data = manifests(folder, extra=[bad])
+    first = measure(data, samples_of(), cache)
+    (file,) = cache_files(cache)
     forbid_measuring(monkeypatch)
     again = measure(read_manifests([folder / "rows.jsonl"]), samples_of(), cache)
     assert equal(first, again) and again.tokens.dtype == np.int64
     assert list(again.problems) == [3]
-    assert caches(cache) == {file}
+    assert cache_files(cache) == {file}
 
 
-def test_rows_are_numbered_through_the_manifests(folder, cache):
+def test_rows_are_numbered_consecutively_over_all_manifests(folder, cache):
     bad = {"id": "bad", "task": "asr"}
     (folder / "b").mkdir()
     other = write_manifest(folder / "b" / "rows.jsonl", [bad, *speech_rows(folder / "b", [0.5], prefix="b")])
@@ -94,51 +94,51 @@ def test_rows_are_numbered_through_the_manifests(folder, cache):
     assert (measured.tokens[[0, 1, 2, 4]] > 0).all()
 
 
-class Relaxed(TagPrompt):
-    """Another style."""
+class OtherPrompt(TagPrompt):
+    """Prompt style that differs from `TagPrompt` only by its class."""
 
 
 @pytest.mark.parametrize(
-    "changed",
+    "settings",
     [
         {"prompt": TagPrompt()},
-        {"prompt": Relaxed()},
+        {"prompt": OtherPrompt()},
         {"tokenizer": Tokenizer.train(["other text"], vocab_size=290)},
         {"geometry": Geometry(n_mels=16, pool=4)},
         {"long_audio": "window"},
         {"kind": TextSamples},
     ],
-    ids=lambda changed: next(iter(changed)),
+    ids=lambda settings: next(iter(settings)),
 )
-def test_another_view_of_the_rows_is_measured_again(folder, cache, changed):
-    found = manifests(folder)
-    measure(found, samples_of(), cache)
-    before = caches(cache)
-    measure(found, samples_of(**changed), cache)
-    assert len(caches(cache) - before) == 1
+def test_rows_are_measured_again_if_the_view_changes(folder, cache, settings):
+    data = manifests(folder)
+    measure(data, samples_of(), cache)
+    before = cache_files(cache)
+    measure(data, samples_of(**settings), cache)
+    assert len(cache_files(cache) - before) == 1
 
 
-def test_another_wording_is_measured_again(folder, cache, monkeypatch):
-    found = manifests(folder)
-    short = measure(found, samples_of(), cache)
+def test_rows_are_measured_again_if_a_wording_changes(folder, cache, monkeypatch):
+    data = manifests(folder)
+    short = measure(data, samples_of(), cache)
     asr = tasks.TASKS["asr"]
     longer = replace(asr, paraphrases=(*asr.paraphrases, 9 * "Write down what is said. "))
     monkeypatch.setitem(tasks.TASKS, "asr", longer)
-    assert (measure(found, samples_of(), cache).tokens > short.tokens).all()
+    assert (measure(data, samples_of(), cache).tokens > short.tokens).all()
 
 
-def test_dialogues_with_another_audio_announcement_are_measured_again(folder, cache):
+def test_dialogues_are_measured_again_if_the_text_around_clips_changes(folder, cache):
     write_wave(folder / "a.wav", 0.5)
     messages = [{"role": "user", "content": [{"audio": "a.wav"}]}, {"role": "assistant", "content": "the cat"}]
     (manifest,) = read_manifests([write_manifest(folder / "rows.jsonl", [{"id": "d", "messages": messages}])])
     for chat in (QwenAudioChat(), QwenAudioChat(spacing="paper"), Qwen2AudioChat()):
         samples = samples_of(ChatSamples, prompt=chat)
-        built = len(samples.build(manifest.rows[0], 0, None).ids)
-        assert measure([manifest], samples, cache).tokens.tolist() == [built]
-    assert len(caches(cache)) == 3
+        n_tokens = len(samples.build(manifest.rows[0], 0, None).ids)
+        assert measure([manifest], samples, cache).tokens.tolist() == [n_tokens]
+    assert len(cache_files(cache)) == 3
 
 
-def test_another_manifest_is_measured_again(folder, cache):
+def test_rows_are_measured_again_if_the_manifest_changes(folder, cache):
     first = measure(manifests(folder), samples_of(), cache)
     rows = speech_rows(folder, [0.4, 0.6, 0.8], stated=False)
     rows[1]["text"] += " on the mat again and again"
@@ -147,45 +147,45 @@ def test_another_manifest_is_measured_again(folder, cache):
     assert (second.tokens > first.tokens).tolist() == [False, True, False]
 
 
-def test_some_rows_of_a_manifest_are_not_mistaken_for_all(folder, cache):
+def test_lengths_of_a_whole_manifest_are_not_used_for_a_limited_one(folder, cache):
     measure(manifests(folder), samples_of(), cache)
     limited = read_manifests([{"path": folder / "rows.jsonl", "limit": 2}])
     assert len(measure(limited, samples_of(), cache).tokens) == 2
 
 
 def test_a_file_of_unstated_duration_is_measured_again_when_it_changes(folder, cache):
-    found = manifests(folder)
-    first = measure(found, samples_of(), cache)
+    data = manifests(folder)
+    first = measure(data, samples_of(), cache)
     write_wave(folder / "r1.wav", 1.2)
-    assert (measure(found, samples_of(), cache).tokens - first.tokens).tolist() == [0, 15, 0]
+    assert (measure(data, samples_of(), cache).tokens - first.tokens).tolist() == [0, 15, 0]
 
 
 def test_a_file_of_unstated_duration_is_measured_again_when_its_modification_time_changes(folder, cache):
-    found = manifests(folder)
-    measure(found, samples_of(), cache)
-    before = caches(cache)
+    data = manifests(folder)
+    measure(data, samples_of(), cache)
+    before = cache_files(cache)
     os.utime(folder / "r1.wav", ns=(1, 1))
-    measure(found, samples_of(), cache)
-    assert len(caches(cache) - before) == 1
+    measure(data, samples_of(), cache)
+    assert len(cache_files(cache) - before) == 1
 
 
-def test_a_file_that_was_missing_is_looked_for_again(folder, cache):
-    found = manifests(folder)
+def test_a_missing_file_is_measured_once_it_exists(folder, cache):
+    data = manifests(folder)
     (folder / "r2.wav").unlink()
-    assert list(measure(found, samples_of(), cache).problems) == [2]
+    assert list(measure(data, samples_of(), cache).problems) == [2]
     write_wave(folder / "r2.wav", 0.8)
-    assert measure(found, samples_of(), cache).problems == {}
+    assert measure(data, samples_of(), cache).problems == {}
 
 
-def test_stated_durations_are_measured_without_the_files(folder, cache):
-    found = manifests(folder, stated=True)
+def test_rows_with_a_stated_duration_are_measured_without_their_files(folder, cache):
+    data = manifests(folder, stated=True)
     for path in folder.glob("*.wav"):
         path.unlink()
-    assert (measure(found, samples_of(), cache).tokens > 0).all()
+    assert (measure(data, samples_of(), cache).tokens > 0).all()
 
 
-def test_every_problem_is_named_with_its_reason_and_has_no_length(folder, cache):
-    (folder / "noise.wav").write_bytes(b"not a sound file")
+def test_an_unusable_row_has_a_reason_and_no_length(folder, cache):
+    (folder / "noise.wav").write_bytes(b"not an audio file")
     asr = {"task": "asr", "language": "en", "text": "x"}
     write_wave(folder / "short.wav", 0.02)
     extra = [
@@ -202,118 +202,118 @@ def test_every_problem_is_named_with_its_reason_and_has_no_length(folder, cache)
         "shorter than one audio token",
     ]
     assert list(measured.problems) == [3, 4, 5, 6]
-    assert all(words in reason for words, reason in zip(reasons, measured.problems.values(), strict=True))
+    assert all(part in reason for part, reason in zip(reasons, measured.problems.values(), strict=True))
     assert (measured.tokens > 0).tolist() == [True] * 3 + [False] * 4
 
 
-def test_a_label_of_another_task_does_not_stop_the_measurement(folder, cache):
-    odd = {"id": "odd", "audio": "r0.wav", "task": "sec", "text": "rain", "language": "tlh"}
-    measured = measure(manifests(folder, extra=[odd]), samples_of(), cache)
+def test_an_invalid_label_that_the_task_does_not_use_is_not_an_error(folder, cache):
+    row = {"id": "odd", "audio": "r0.wav", "task": "sec", "text": "rain", "language": "tlh"}
+    measured = measure(manifests(folder, extra=[row]), samples_of(), cache)
     assert measured.tokens[3] > 0 or 3 in measured.problems
 
 
-def test_a_long_clip_under_the_error_policy_stops_with_the_rows_name_and_leaves_no_cache(folder, cache):
+def test_a_long_clip_under_the_error_policy_is_an_error_with_the_row_id_and_leaves_no_cache(folder, cache):
     long = {"id": "sermon", "audio": "r0.wav", "duration": 40, "task": "asr", "language": "en", "text": "x"}
     with pytest.raises(ValueError, match="row sermon: the clip has 40.0 s, .* set long_audio=window"):
         measure(manifests(folder, extra=[long]), samples_of(long_audio="error"), cache)
-    assert caches(cache) == set()
+    assert cache_files(cache) == set()
 
 
-def test_many_rows_are_measured_side_by_side_as_they_are_one_after_the_other(folder, monkeypatch):
+def test_measuring_in_parallel_gives_the_same_lengths_as_in_one_process(folder, monkeypatch):
     extra = [
         {"id": "gone", "audio": "gone.wav", "task": "asr", "language": "en", "text": "x"},
         {"id": "long", "audio": "r0.wav", "duration": 31, "task": "asr", "language": "en", "text": "x"},
     ]
     rows = manifests(folder, extra=extra, stated=True)[0].rows
     samples = samples_of(long_audio="first")
-    alone = lengths._measure(rows, samples)
+    expected = lengths._measure(rows, samples)
     monkeypatch.setattr(lengths, "_CHUNK", 2)
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
     assert (
-        equal(lengths._measure(rows, samples), alone)
-        and alone.dropped_seconds == {4: 1.0}
-        and list(alone.problems) == [3]
+        equal(lengths._measure(rows, samples), expected)
+        and expected.dropped_seconds == {4: 1.0}
+        and list(expected.problems) == [3]
     )
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0})
-    assert equal(lengths._measure(rows, samples), alone)
+    assert equal(lengths._measure(rows, samples), expected)
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
     with pytest.raises(ValueError, match="row long: the clip has 31.0 s"):
         lengths._measure(rows, samples_of(long_audio="error"))
 
 
-def test_windows_of_a_long_clip_count(folder, cache):
+def test_the_length_of_a_long_clip_includes_all_its_windows(folder, cache):
     long = {"id": "sermon", "audio": "r0.wav", "duration": 40, "task": "asr", "language": "en", "text": "x"}
     measured = measure(manifests(folder, extra=[long]), samples_of(long_audio="window"), cache)
     assert measured.tokens[3] > 1_000 and measured.problems == {}
 
 
-def test_the_tokenizer_of_the_key_includes_control_tokens_added_later(folder, cache):
-    found = manifests(folder)
-    measure(found, samples_of(tokenizer=tokenizer()), cache)
-    grown = Tokenizer.train(["x"], vocab_size=300)
-    before = caches(cache)
-    measure(found, samples_of(tokenizer=grown), cache)
-    between = caches(cache)
-    grown.fast.add_tokens(["the cat sat"])
-    grown = Tokenizer(grown.fast)
-    measure(found, samples_of(tokenizer=grown), cache)
-    assert len(before) < len(between) < len(caches(cache))
+def test_rows_are_measured_again_if_tokens_are_added_to_the_tokenizer(folder, cache):
+    data = manifests(folder)
+    measure(data, samples_of(tokenizer=tokenizer()), cache)
+    other = Tokenizer.train(["x"], vocab_size=300)
+    before = cache_files(cache)
+    measure(data, samples_of(tokenizer=other), cache)
+    after_other = cache_files(cache)
+    other.fast.add_tokens(["the cat sat"])
+    other = Tokenizer(other.fast)
+    measure(data, samples_of(tokenizer=other), cache)
+    assert len(before) < len(after_other) < len(cache_files(cache))
 
 
-def test_dropped_seconds_are_reported_from_the_cache_too(folder, cache):
+def test_dropped_seconds_are_reported_on_a_cache_hit_too(folder, cache):
     write_wave(folder / "long.wav", 33.0)
     row = {"id": "long", "audio": "long.wav", "task": "asr", "language": "en", "text": "x"}
-    found = manifests(folder, extra=[row])
+    data = manifests(folder, extra=[row])
     for _ in range(2):
         with pytest.warns(UserWarning, match=r"drops 3\.0 s of audio after the first 30 s in 1 rows"):
-            assert measure(found, samples_of(long_audio="first"), cache).dropped_seconds == {3: 3.0}
+            assert measure(data, samples_of(long_audio="first"), cache).dropped_seconds == {3: 3.0}
 
 
 def rows_of_all_kinds() -> list[Row]:
-    """A row for each task, its text in several scripts; and what its labels leave open."""
+    """Return rows of each task, with texts in several scripts and every optional label."""
     rows = []
     for code in sorted(TASKS.keys() - {"chat", "preference"}):
         task = TASKS[code]
         labels = {name: EXAMPLE[name] for name in (*task.needs, *task.optional, *task.uses) if name in EXAMPLE}
-        for extra in ({"text": "it's the 3rd  cat\n"}, {"text": "ein Hund schläft 猫", "language": "de"}):
-            own = {"text": task.choices[0]} if task.choices else {"question": "Which <|en|> sound?"}
-            fields = labels | {"language": "en"} | extra | own | {"task": code}
+        for text_labels in ({"text": "it's the 3rd  cat\n"}, {"text": "ein Hund schläft 猫", "language": "de"}):
+            task_labels = {"text": task.choices[0]} if task.choices else {"question": "Which <|en|> sound?"}
+            fields = labels | {"language": "en"} | text_labels | task_labels | {"task": code}
             clips = () if code == "text" else task.clips * (Clip(Path("x.wav"), duration=1.0),)
             rows.append(Row(code, clips, fields))
     return rows
 
 
 @pytest.mark.parametrize("prompt", [TagPrompt(), NaturalPrompt(), BothPrompts()])
-def test_the_length_of_a_row_is_that_of_its_longest_wording(prompt):
+def test_the_length_of_a_row_is_the_length_of_its_longest_wording(prompt):
     samples = samples_of(prompt=prompt)
     for row in rows_of_all_kinds():
         assert tasks.check(row.labels) is None
         spans = samples.spans(row)
         pads = [[samples.tokenizer.id("<|AUDIO|>")] * n for n in spans]
-        written = [samples.tokenizer.encode(turns, pads) for turns in prompt.variants(row.labels, len(row.clips))]
-        assert samples.length(row, spans) == max(len(one.ids) for one in written), (row.id, row.labels)
+        encoded = [samples.tokenizer.encode(turns, pads) for turns in prompt.variants(row.labels, len(row.clips))]
+        assert samples.length(row, spans) == max(len(wording.ids) for wording in encoded), (row.id, row.labels)
 
 
-def test_rows_whose_file_could_not_be_read_are_measured_again(folder, cache, monkeypatch):
+def test_a_row_that_could_not_be_read_is_measured_again_at_the_next_start(folder, cache, monkeypatch):
     (manifest,) = manifests(folder, stated=True)
-    whole = measure([manifest], samples_of(), cache / "whole")
+    expected = measure([manifest], samples_of(), cache / "expected")
     decode = type(manifest.rows.row_index).decode
 
-    def fail(store: object, record: Record) -> Row:
-        return Row("r1", problem=TransientProblem("timed out")) if record.id == "r1" else decode(store, record)
+    def fail(row_index: object, record: Record) -> Row:
+        return Row("r1", problem=TransientProblem("timed out")) if record.id == "r1" else decode(row_index, record)
 
     with monkeypatch.context() as patch:
         patch.setattr(type(manifest.rows.row_index), "decode", fail)
         assert measure([manifest], samples_of(), cache).problems == {1: "timed out"}
-    assert equal(measure([manifest], samples_of(), cache), whole)
+    assert equal(measure([manifest], samples_of(), cache), expected)
     forbid_measuring(monkeypatch)
-    assert equal(measure([manifest], samples_of(), cache), whole)
+    assert equal(measure([manifest], samples_of(), cache), expected)
 
 
 @pytest.mark.parametrize("prompt", [TagPrompt(), NaturalPrompt(), BothPrompts()])
 @pytest.mark.parametrize("policy", ["skip", "window", "first"])
 def test_the_length_of_a_row_does_not_depend_on_its_neighbours(folder, prompt, policy):
-    """Rows of one family are worded once for all of them; whatever sets a row apart has to be seen."""
+    """Similar rows share the measurement of their wording, so every difference that matters must be noticed."""
     texts = ["cat", " the  cat ", "it's 3", "\tred\n", "schläft 猫", "<|en|>", " ", "", None, 7, "a\r\n b", "x" * 400]
     rows = [
         {"audio": "a.wav", "duration": seconds, "text": text, "task": task, "language": language} | extra
@@ -332,30 +332,32 @@ def test_the_length_of_a_row_does_not_depend_on_its_neighbours(folder, prompt, p
     (manifest,) = read_manifests([write_manifest(folder / "rows.jsonl", rows)])
     samples = samples_of(prompt=prompt, long_audio=policy)
     together = lengths._measure(manifest.rows, samples)
-    alone = [lengths._measure([row], samples) for row in manifest.rows]
-    assert together.tokens.tolist() == [int(one.tokens[0]) for one in alone]
-    assert together.problems == {number: one.problems[0] for number, one in enumerate(alone) if one.problems}
+    one_by_one = [lengths._measure([row], samples) for row in manifest.rows]
+    assert together.tokens.tolist() == [int(result.tokens[0]) for result in one_by_one]
+    assert together.problems == {
+        number: result.problems[0] for number, result in enumerate(one_by_one) if result.problems
+    }
     assert together.dropped_seconds == {
-        number: one.dropped_seconds[0] for number, one in enumerate(alone) if one.dropped_seconds
+        number: result.dropped_seconds[0] for number, result in enumerate(one_by_one) if result.dropped_seconds
     }
     assert 100 < np.count_nonzero(together.tokens) < len(rows)
 
 
-def test_words_are_counted_as_they_are_encoded():
-    """Texts of whatever ASCII has, where the two ways could differ, and of more than that."""
+def test_counting_tokens_word_by_word_equals_encoding_the_whole_text():
+    """Texts are random ASCII. Characters at which tokenizers split words are more frequent."""
     tokenizer = Tokenizer.train(["it's 12 o'clock, we'll go", "A b\n\n c"], vocab_size=320)
     cache = LengthCache(tokenizer)
     assert splits_into_words(tokenizer.text_encoder)
-    draw = random.Random(0)
+    rng = random.Random(0)
     alphabet = [*map(chr, range(128)), *6 * " '\n\rsS1", "'ll", "'RE", "  "]
-    texts = ["".join(draw.choices(alphabet, k=draw.randint(0, 30))) for _ in range(3000)]
+    texts = ["".join(rng.choices(alphabet, k=rng.randint(0, 30))) for _ in range(3000)]
     for text in [*texts, "über 猫 it's", "\u017f's", "<|endoftext|>"]:
         assert cache.count(text) == len(tokenizer.plain(text)), text
-    assert not splits_into_words(Tokenizer(other_pattern()).text_encoder)
+    assert not splits_into_words(Tokenizer(whitespace_tokenizer()).text_encoder)
 
 
-def other_pattern() -> PreTrainedTokenizerFast:
-    """A vocabulary that divides text at spaces alone."""
+def whitespace_tokenizer() -> PreTrainedTokenizerFast:
+    """Return a tokenizer that splits text only at whitespace."""
     fast = Tokenizer.train(["a b"], vocab_size=300).fast
     fast.backend_tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return fast

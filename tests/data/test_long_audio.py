@@ -1,4 +1,4 @@
-"""Clips over 30 s at inference: windows that cover all of it, transcripts joined where they agree."""
+"""Tests of clips over 30 s at inference: overlapping windows, and transcripts merged at their common words."""
 
 from __future__ import annotations
 
@@ -13,57 +13,57 @@ from auris.data.long_audio import OVERLAP, WINDOW, merge_transcripts, split_row,
 from auris.data.rows import Clip, Row
 
 
-def always(row: Row) -> bool:
+def accept_all(row: Row) -> bool:
     return True
 
 
 @pytest.mark.parametrize("seconds", [30.01, 31.0, 55.0, 55.01, 80.0, 137.7])
-def test_windows_cover_the_clip_and_share_enough(seconds: float):
-    found = windows(seconds)
-    assert found[0][0] == 0 and sum(found[-1]) == pytest.approx(seconds)
-    for (offset, duration), (following, _) in itertools.pairwise(found):
+def test_windows_cover_the_clip_and_overlap(seconds: float):
+    spans = windows(seconds)
+    assert spans[0][0] == 0 and sum(spans[-1]) == pytest.approx(seconds)
+    for (offset, duration), (next_offset, _) in itertools.pairwise(spans):
         assert duration == WINDOW
-        assert OVERLAP - 2e-3 <= offset + duration - following < WINDOW
+        assert OVERLAP - 2e-3 <= offset + duration - next_offset < WINDOW
     assert len(windows(55.0)) == 2 and len(windows(55.01)) == 3 and windows(30.0) == []
 
 
-def test_a_long_transcript_row_becomes_rows_of_windows_and_others_stay(tmp_path: Path):
+def test_only_a_long_row_is_split_into_windows(tmp_path: Path):
     soundfile.write(tmp_path / "long.wav", np.zeros(40 * 8000), 8000)
     soundfile.write(tmp_path / "short.wav", np.zeros(8000), 8000)
     long = Row("a", (Clip(tmp_path / "long.wav"),), {"task": "asr"})
-    assert [(r.id, r.clips[0].offset, r.clips[0].duration) for r in split_row(long, always)] == [
+    assert [(r.id, r.clips[0].offset, r.clips[0].duration) for r in split_row(long, accept_all)] == [
         ("a#0", 0.0, 30.0),
         ("a#1", 10.0, 30.0),
     ]
     from_five = Row("b", (Clip(tmp_path / "long.wav", offset=5.0, duration=34.0),), {"task": "asr"})
-    assert [r.clips[0].offset for r in split_row(from_five, always)] == [5.0, 9.0]
+    assert [r.clips[0].offset for r in split_row(from_five, accept_all)] == [5.0, 9.0]
     short = Row("c", (Clip(tmp_path / "short.wav"),), {"task": "asr"})
-    assert split_row(short, always) == [short]
+    assert split_row(short, accept_all) == [short]
     assert split_row(long, lambda row: False) == [long]
 
 
-def test_transcripts_are_joined_where_they_agree():
+def test_transcripts_are_merged_at_their_common_words():
     transcripts = ["the red fox ran over the", "Over the hill, and then it", "and then it slept."]
     assert merge_transcripts(transcripts, "en") == "the red fox ran over the hill, and then it slept."
 
 
-def test_a_word_cut_by_a_window_is_taken_from_the_window_that_contains_it():
+def test_a_word_cut_by_a_window_is_taken_from_the_other_window():
     assert (
         merge_transcripts(["we went to the old harb", "the old harbour at dawn"], "en")
         == "we went to the old harbour at dawn"
     )
 
 
-def test_where_nothing_agrees_nothing_is_lost():
+def test_transcripts_without_common_words_are_concatenated():
     assert merge_transcripts(["one two", "three four"], "en") == "one two three four"
     assert merge_transcripts(["", "three four"], "en") == "three four" and merge_transcripts(["one", ""], "en") == "one"
 
 
-def test_characters_are_the_units_of_unspaced_languages():
+def test_transcripts_in_languages_without_spaces_are_merged_by_character():
     assert merge_transcripts(["红狐狸在花园里", "花园里睡觉"], "zh") == "红狐狸在花园里睡觉"
 
 
-def test_a_repetition_far_from_the_seam_is_not_a_seam():
+def test_a_common_word_far_from_the_overlap_is_ignored():
     first = "start " + " ".join(f"w{n}" for n in range(60)) + " over the"
     second = "over the " + " ".join(f"v{n}" for n in range(60)) + " start"
     assert merge_transcripts([first, second], "en") == first + second.removeprefix("over the")

@@ -1,4 +1,4 @@
-"""Preference rows: what is asked, which tokens are trained, how long a pair is, and what cannot be used."""
+"""Tests of preference pairs: prompt, supervised tokens, planned length, and rows that cannot be used."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ STYLES = [(Qwen2AudioChat(), Geometry(n_mels=16, pool=2)), (QwenAudioChat(), V1)
 
 
 def preference(folder: Path, messages: list[dict], **fields: Any) -> Row:
-    """A row about files of 0.5 s (a.wav) and 0.2 s (b.wav)."""
+    """Return a preference row. Its messages may name a.wav (0.5 s) and b.wav (0.2 s)."""
     for name, seconds in (("a.wav", 0.5), ("b.wav", 0.2)):
         write_wave(folder / name, seconds)
     labels = {"chosen": "the cat sat on the mat", "rejected": "ein Hund", **fields}
@@ -34,7 +34,7 @@ def preference(folder: Path, messages: list[dict], **fields: Any) -> Row:
     return row
 
 
-def asked(*parts: Any) -> dict:
+def user(*parts: Any) -> dict:
     return {"role": "user", "content": list(parts)}
 
 
@@ -43,15 +43,15 @@ def assistant(text: str) -> dict:
 
 
 DIALOGUES = {
-    "one clip": [asked(CLIP, {"type": "text", "text": "who sat?"})],
-    "a voice": [asked(CLIP)],
+    "one clip": [user(CLIP, {"type": "text", "text": "who sat?"})],
+    "audio only": [user(CLIP)],
     "several clips and turns": [
         {"role": "system", "content": "Be brief."},
-        asked(CLIP, {"type": "text", "text": "who?"}, {"type": "audio", "audio": "b.wav"}),
+        user(CLIP, {"type": "text", "text": "who?"}, {"type": "audio", "audio": "b.wav"}),
         assistant("the cat"),
-        asked(CLIP),
+        user(CLIP),
     ],
-    "text alone": [{"role": "user", "content": "who sat?"}],
+    "text only": [{"role": "user", "content": "who sat?"}],
 }
 
 
@@ -66,7 +66,7 @@ def ids_of(turns: list) -> list[int]:
 
 
 @pytest.mark.parametrize("dialogue", DIALOGUES)
-def test_both_answers_and_their_ends_are_trained_and_nothing_else(tmp_path, samples, dialogue):
+def test_only_the_two_answers_and_their_end_tokens_are_supervised(tmp_path, samples, dialogue):
     row = preference(tmp_path, DIALOGUES[dialogue])
     sample = samples.build(row, 3, epoch=0)
     end = tokenizer().id("<|im_end|>")
@@ -78,7 +78,7 @@ def test_both_answers_and_their_ends_are_trained_and_nothing_else(tmp_path, samp
 
 
 @pytest.mark.parametrize("dialogue", DIALOGUES)
-def test_the_prompt_of_a_pair_equals_the_prompt_of_generation(tmp_path, samples, dialogue):
+def test_the_prompt_only_sample_is_the_encoded_dialogue(tmp_path, samples, dialogue):
     row = preference(tmp_path, DIALOGUES[dialogue])
     prompt = samples.build(row, 0, None, prompt_only=True)
     geometry = samples.geometry
@@ -92,7 +92,7 @@ def test_the_prompt_of_a_pair_equals_the_prompt_of_generation(tmp_path, samples,
 
 
 @pytest.mark.parametrize("dialogue", DIALOGUES)
-def test_the_planned_length_is_that_of_the_pair_in_a_pack(tmp_path, samples, dialogue):
+def test_the_planned_length_equals_the_length_in_a_pack(tmp_path, samples, dialogue):
     row = preference(tmp_path, DIALOGUES[dialogue])
     batch = pack([row], [(0, 0)], samples)
     assert samples.length(row, samples.spans(row)) == len(batch["ids"])
@@ -101,15 +101,15 @@ def test_the_planned_length_is_that_of_the_pair_in_a_pack(tmp_path, samples, dia
     )
 
 
-def test_a_dialogue_cannot_be_left_from_within_an_answer(tmp_path, samples):
-    row = preference(tmp_path, DIALOGUES["text alone"], chosen="a<|im_end|>", rejected="<|im_start|>b")
+def test_control_tokens_in_an_answer_are_encoded_as_text(tmp_path, samples):
+    row = preference(tmp_path, DIALOGUES["text only"], chosen="a<|im_end|>", rejected="<|im_start|>b")
     sample = samples.build(row, 0, epoch=0)
     controls = {tokenizer().id("<|im_end|>"), tokenizer().id("<|im_start|>")}
     for ids in (sample.ids[sample.supervise], sample.rejected):
         assert controls & set(ids[:-1].tolist()) == set()
 
 
-def test_a_pair_brings_its_reference_if_there_is_one(tmp_path, samples):
+def test_a_pack_has_reference_log_probabilities_if_the_view_has_them(tmp_path, samples):
     row = preference(tmp_path, DIALOGUES["one clip"])
     assert "reference" not in pack([row], [(0, 0)], samples)
     samples.references = {"row": (-4.5, -6.0)}
@@ -120,7 +120,7 @@ def test_a_pair_brings_its_reference_if_there_is_one(tmp_path, samples):
     assert batch["rows"] == [] and "no reference log-probabilities" in batch["skipped"][0][1]
 
 
-def test_a_row_that_is_no_preference_is_named(tmp_path, samples):
+def test_a_row_that_is_not_a_preference_is_an_error(tmp_path, samples):
     write_wave(tmp_path / "a.wav", 0.5)
     chat = {"id": "chat", "messages": [*DIALOGUES["one clip"], assistant("the cat")]}
     asr = {"id": "asr", "audio": "a.wav", "task": "asr", "language": "en", "text": "a"}
@@ -129,17 +129,17 @@ def test_a_row_that_is_no_preference_is_named(tmp_path, samples):
     (manifest,) = read_manifests([write_manifest(tmp_path / "rows.jsonl", [chat, asr, equal, good])])
     lengths = measure([manifest], samples, tmp_path)
     assert (lengths.tokens > 0).tolist() == [False, False, False, True]
-    for number, said_of in (
+    for number, message in (
         (0, "task 'chat' is not a preference"),
         (1, "task 'asr' is not a preference"),
         (2, "equal"),
     ):
-        assert said_of in lengths.problems[number]
+        assert message in lengths.problems[number]
     with pytest.raises(RowError, match="is not a preference, expected .* for data.view=pair"):
         samples.length(manifest.rows[1], [12])
 
 
-def test_the_view_is_written_in_chat_styles():
+def test_the_pair_view_requires_a_chat_prompt():
     assert PairSamples.styles == (Chat,)
 
 

@@ -1,4 +1,4 @@
-"""Manifests: what a row may look like, what is wrong with one that cannot be used, and which rows are taken."""
+"""Tests of manifest rows: valid rows, the reasons of unusable ones, and the selection of rows."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def read(folder: Path, *rows: dict, **entry) -> Sequence[Row]:
     return manifest.rows
 
 
-def test_a_row_is_its_clips_its_labels_and_its_id(tmp_path):
+def test_a_row_has_an_id_clips_and_labels(tmp_path):
     (row,) = read(tmp_path, {"id": "a", "audio": "wav/a.flac", "duration": 1.5, "speaker": "eve", **ASR})
     assert row == Row("a", (Clip(tmp_path / "wav/a.flac", None, 1.5),), {**ASR, "speaker": "eve"})
 
 
-def test_several_clips_a_segment_and_an_absolute_path(tmp_path):
+def test_a_row_may_have_several_clips_a_segment_or_an_absolute_path(tmp_path):
     rows = read(
         tmp_path,
         {"id": "two", "audio": ["a.wav", "b.wav"], **ASR},
@@ -39,7 +39,7 @@ def test_several_clips_a_segment_and_an_absolute_path(tmp_path):
     assert rows[2].clips == (Clip(tmp_path / "x" / "c.wav"),)
 
 
-def test_a_row_without_an_id_is_called_by_its_line_and_blank_lines_count(tmp_path):
+def test_a_row_without_an_id_is_named_by_its_line_number_which_counts_blank_lines(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text("\n" + json.dumps({"audio": "a.wav", **ASR}) + "\n\n" + json.dumps({"audio": "b.wav", **ASR}))
     (manifest,) = read_manifests([path])
@@ -56,7 +56,7 @@ def test_lines_of_a_text_file_are_text_rows(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("line", "named"),
+    ("line", "message"),
     [
         ("{not json", "not JSON"),
         ('["a", "list"]', "got list"),
@@ -76,57 +76,57 @@ def test_lines_of_a_text_file_are_text_rows(tmp_path):
         ('{"audio": ["a.wav", "b.wav"], "duration": 2, "task": "asr", "text": "x", "language": "en"}', "several"),
     ],
 )
-def test_an_unusable_row_keeps_its_place_with_its_reason(tmp_path, line, named):
+def test_an_unusable_row_keeps_its_position_and_has_a_reason(tmp_path, line, message):
     good = json.dumps({"id": "good", "audio": "a.wav", **ASR})
     path = tmp_path / "rows.jsonl"
     path.write_text(f"{line}\n{good}\n")
     (manifest,) = read_manifests([path])
-    bad, fine = manifest.rows
-    assert named in bad.problem
+    bad, usable = manifest.rows
+    assert message in bad.problem
     assert bad.id == "rows.jsonl:1"
-    assert (fine.id, fine.problem) == ("good", None)
+    assert (usable.id, usable.problem) == ("good", None)
 
 
-def test_an_id_used_twice_is_named_and_the_first_row_stays(tmp_path):
+def test_only_the_first_row_of_a_repeated_id_is_usable(tmp_path):
     first, second = read(tmp_path, *({"id": "a", "audio": f"{n}.wav", **ASR} for n in "xy"))
     assert first.problem is None
     assert "'a'" in second.problem and second.id != "a"
 
 
-def test_a_missing_manifest_says_how_to_make_one(tmp_path):
+def test_the_error_for_a_missing_manifest_says_how_to_create_one(tmp_path):
     with pytest.raises(FileNotFoundError) as error:
         read_manifests([tmp_path / "train.jsonl"], key="data.valid")
     for part in ("data.valid=[FILE.jsonl]", str(tmp_path / "train.jsonl"), f"auris corpus out={tmp_path}"):
         assert part in str(error.value)
 
 
-def test_an_unknown_key_of_an_entry_is_named(tmp_path):
+def test_an_unknown_key_of_an_entry_is_an_error(tmp_path):
     with pytest.raises(ValueError, match=r"data.train: unknown key \['wieght'\]"):
         read(tmp_path, {"id": "a", "audio": "a.wav", **ASR}, wieght=2)
 
 
-def test_rows_of_two_manifests_with_one_id_are_refused(tmp_path):
+def test_the_same_row_id_in_two_manifests_is_an_error(tmp_path):
     paths = [write_manifest(tmp_path / name, [{"id": "a", "audio": "a.wav", **ASR}]) for name in ("1.jsonl", "2.jsonl")]
     with pytest.raises(ValueError, match="row id 'a' is in .*1.jsonl and in .*2.jsonl"):
         read_manifests(paths)
 
 
-def mixed(folder: Path) -> list[dict]:
-    kinds = [("asr", ASR), ("sec", {"task": "sec", "text": "rain"}), ("mic", {"task": "mic", "text": "flute"})]
-    return [{"id": f"{code}{n}", "audio": "a.wav", **labels} for n in range(3) for code, labels in kinds]
+def rows_of_three_tasks(folder: Path) -> list[dict]:
+    task_labels = [("asr", ASR), ("sec", {"task": "sec", "text": "rain"}), ("mic", {"task": "mic", "text": "flute"})]
+    return [{"id": f"{code}{n}", "audio": "a.wav", **labels} for n in range(3) for code, labels in task_labels]
 
 
-def test_tasks_keeps_some_and_limit_the_first_of_each(tmp_path):
-    rows = read(tmp_path, *mixed(tmp_path), tasks=["asr", "mic"], limit=2)
+def test_tasks_selects_rows_and_limit_the_first_of_each_task(tmp_path):
+    rows = read(tmp_path, *rows_of_three_tasks(tmp_path), tasks=["asr", "mic"], limit=2)
     assert [row.id for row in rows] == ["asr0", "mic0", "asr1", "mic1"]
-    assert len(read(tmp_path, *mixed(tmp_path), limit=1)) == 3
+    assert len(read(tmp_path, *rows_of_three_tasks(tmp_path), limit=1)) == 3
 
 
-def test_tasks_that_leave_nothing_are_an_error_and_misspelt_ones_are_named(tmp_path):
+def test_tasks_without_rows_and_unknown_tasks_are_an_error(tmp_path):
     with pytest.raises(ValueError, match="has no rows of tasks"):
-        read(tmp_path, *mixed(tmp_path), tasks=["lid"])
+        read(tmp_path, *rows_of_three_tasks(tmp_path), tasks=["lid"])
     with pytest.raises(ValueError, match="unknown task 'arsr'"):
-        read(tmp_path, *mixed(tmp_path), tasks=["arsr"])
+        read(tmp_path, *rows_of_three_tasks(tmp_path), tasks=["arsr"])
 
 
 def test_an_empty_manifest_is_an_error(tmp_path):
@@ -134,34 +134,37 @@ def test_an_empty_manifest_is_an_error(tmp_path):
         read(tmp_path)
 
 
-def test_a_weight_is_kept(tmp_path):
-    path = write_manifest(tmp_path / "rows.jsonl", mixed(tmp_path))
+def test_the_weight_of_an_entry_is_in_its_manifest(tmp_path):
+    path = write_manifest(tmp_path / "rows.jsonl", rows_of_three_tasks(tmp_path))
     weighted, plain = read_manifests([{"path": path, "weight": 3, "tasks": ["asr"]}])[0], read_manifests([path])[0]
     assert (weighted.weight, plain.weight) == (3, None)
 
 
-def test_the_digest_follows_the_file(tmp_path):
+def test_the_digest_changes_with_the_content_of_the_file(tmp_path):
     def digest() -> str:
         return read_manifests([tmp_path / "rows.jsonl"])[0].digest
 
-    write_manifest(tmp_path / "rows.jsonl", mixed(tmp_path))
+    write_manifest(tmp_path / "rows.jsonl", rows_of_three_tasks(tmp_path))
     before = digest()
     assert digest() == before
-    write_manifest(tmp_path / "rows.jsonl", mixed(tmp_path)[:-1])
+    write_manifest(tmp_path / "rows.jsonl", rows_of_three_tasks(tmp_path)[:-1])
     assert digest() != before
 
 
 # --- dialogues ---
 
-HEARD = {"type": "audio", "audio": "wav/a.flac", "duration": 1.5}
-ASKED = {"role": "user", "content": [HEARD, {"type": "text", "text": "What is that?"}]}
+CLIP = {"type": "audio", "audio": "wav/a.flac", "duration": 1.5}
+QUESTION = {"role": "user", "content": [CLIP, {"type": "text", "text": "What is that?"}]}
 ANSWER = {"role": "assistant", "content": "Rain."}
 
 
-def test_a_dialogue_is_its_messages_the_clips_in_them_and_its_last_answer(tmp_path):
-    again = {"role": "user", "content": [{"audio_url": "b.wav", "offset": 1, "duration": 2}, {"text": "And that?"}]}
-    last = {"role": "assistant", "content": [{"type": "text", "text": "A "}, {"type": "text", "text": "dog."}]}
-    messages = [ASKED, ANSWER, again, last]
+def test_a_dialogue_has_the_clips_of_its_messages_and_its_last_answer_as_labels(tmp_path):
+    second_question = {
+        "role": "user",
+        "content": [{"audio_url": "b.wav", "offset": 1, "duration": 2}, {"text": "And that?"}],
+    }
+    last_answer = {"role": "assistant", "content": [{"type": "text", "text": "A "}, {"type": "text", "text": "dog."}]}
+    messages = [QUESTION, ANSWER, second_question, last_answer]
     (row,) = read(tmp_path, {"id": "d", "messages": messages, "key": "dog", "provenance": "tts"})
     assert row.clips == (Clip(tmp_path / "wav/a.flac", None, 1.5), Clip(tmp_path / "b.wav", 1, 2))
     assert row.labels == {
@@ -175,33 +178,33 @@ def test_a_dialogue_is_its_messages_the_clips_in_them_and_its_last_answer(tmp_pa
     assert (row.id, row.problem) == ("d", None)
 
 
-VOICE = {"role": "user", "content": [HEARD]}
-TYPED = {"role": "user", "content": "What is that?"}
+AUDIO_ONLY = {"role": "user", "content": [CLIP]}
+TEXT_ONLY = {"role": "user", "content": "What is that?"}
 
 
 @pytest.mark.parametrize(
-    ("asked", "mode"),
+    ("prompt", "mode"),
     [
-        ([ASKED], "audio_analysis"),
-        ([VOICE], "voice_chat"),
-        ([{"role": "user", "content": [HEARD, {"text": " "}]}], "voice_chat"),
-        ([TYPED], "text"),
-        ([ASKED, ANSWER, VOICE], "voice_chat"),
-        ([VOICE, ANSWER, TYPED], "audio_analysis"),  # of the audio that came before
+        ([QUESTION], "audio_analysis"),
+        ([AUDIO_ONLY], "voice_chat"),
+        ([{"role": "user", "content": [CLIP, {"text": " "}]}], "voice_chat"),
+        ([TEXT_ONLY], "text"),
+        ([QUESTION, ANSWER, AUDIO_ONLY], "voice_chat"),
+        ([AUDIO_ONLY, ANSWER, TEXT_ONLY], "audio_analysis"),  # the text asks about the earlier audio
     ],
 )
-def test_the_mode_of_a_dialogue_follows_from_its_last_question(tmp_path, asked, mode):
-    chat, pair, spoken = read(
+def test_the_mode_of_a_dialogue_follows_from_its_last_question(tmp_path, prompt, mode):
+    chat, pair, explicit = read(
         tmp_path,
-        {"messages": [*asked, ANSWER]},
-        {"messages": asked, "chosen": "yes", "rejected": "no"},
-        {"messages": [*asked, ANSWER], "mode": "text"},
+        {"messages": [*prompt, ANSWER]},
+        {"messages": prompt, "chosen": "yes", "rejected": "no"},
+        {"messages": [*prompt, ANSWER], "mode": "text"},
     )
-    assert [row.labels["mode"] for row in (chat, pair, spoken)] == [mode, mode, "text"]
+    assert [row.labels["mode"] for row in (chat, pair, explicit)] == [mode, mode, "text"]
 
 
-def test_a_preference_has_two_answers_to_one_dialogue(tmp_path):
-    (row,) = read(tmp_path, {"messages": [ASKED], "chosen": [ANSWER], "rejected": "Snow."})
+def test_a_preference_has_a_chosen_and_a_rejected_answer(tmp_path):
+    (row,) = read(tmp_path, {"messages": [QUESTION], "chosen": [ANSWER], "rejected": "Snow."})
     assert row.problem is None and row.labels["task"] == "preference"
     assert [row.labels[name] for name in ("chosen", "rejected", "text")] == ["Rain.", "Snow.", "Rain."]
 
@@ -211,65 +214,75 @@ def test_a_preference_has_two_answers_to_one_dialogue(tmp_path):
     [
         ({"messages": []}, "`messages` is [], expected a list of messages"),
         ({"messages": "hi"}, "`messages` is 'hi'"),
-        ({"messages": [ASKED]}, "the last message has role 'user', expected the assistant's answer"),
+        ({"messages": [QUESTION]}, "the last message has role 'user', expected the assistant's answer"),
         ({"messages": [ANSWER]}, "the answer is preceded by nothing"),
-        ({"messages": [ASKED, ANSWER, ANSWER]}, "the answer is preceded by a message of the assistant"),
-        ({"messages": [ASKED, {"role": "robot", "content": "hi"}]}, "expected a `role` of system, user, assistant"),
-        ({"messages": [ASKED, {"role": "assistant", "content": "\n"}]}, "messages[1], of the assistant, is empty"),
+        ({"messages": [QUESTION, ANSWER, ANSWER]}, "the answer is preceded by a message of the assistant"),
+        ({"messages": [QUESTION, {"role": "robot", "content": "hi"}]}, "expected a `role` of system, user, assistant"),
+        ({"messages": [QUESTION, {"role": "assistant", "content": "\n"}]}, "messages[1], of the assistant, is empty"),
         (
-            {"messages": [TYPED, {"role": "assistant", "content": ""}, TYPED, ANSWER]},
+            {"messages": [TEXT_ONLY, {"role": "assistant", "content": ""}, TEXT_ONLY, ANSWER]},
             "messages[1], of the assistant, is empty",
         ),
         ({"messages": [{"role": "user", "content": []}, ANSWER]}, "messages[0], of the user, is empty"),
-        ({"messages": [ASKED, {"role": "assistant", "content": [HEARD]}]}, "only messages of the user can"),
+        ({"messages": [QUESTION, {"role": "assistant", "content": [CLIP]}]}, "only messages of the user can"),
         ({"messages": [{"role": "user", "content": [{"type": "image"}]}, ANSWER]}, "contains {'type': 'image'}"),
         ({"messages": [{"role": "user", "content": [{"audio": 3}]}, ANSWER]}, "the audio of a message is 3"),
-        ({"messages": [{"role": "user", "content": [{**HEARD, "duration": -1}]}, ANSWER]}, "`duration` is -1"),
-        ({"messages": [TYPED, ANSWER], "audio": "a.wav"}, "the row has `audio` and `messages`"),
-        ({"messages": [TYPED, ANSWER], "task": "asr"}, "`task` is 'asr', expected 'chat'"),
-        ({"messages": [TYPED, ANSWER], "mode": "loud"}, "label `mode` is 'loud'; valid modes"),
-        ({"messages": [TYPED, ANSWER], "key": " "}, "`key` is ' '"),
-        ({"messages": [TYPED, ANSWER], "skill": 3}, "`skill` is 3, expected"),
+        ({"messages": [{"role": "user", "content": [{**CLIP, "duration": -1}]}, ANSWER]}, "`duration` is -1"),
+        ({"messages": [TEXT_ONLY, ANSWER], "audio": "a.wav"}, "the row has `audio` and `messages`"),
+        ({"messages": [TEXT_ONLY, ANSWER], "task": "asr"}, "`task` is 'asr', expected 'chat'"),
+        ({"messages": [TEXT_ONLY, ANSWER], "mode": "loud"}, "label `mode` is 'loud'; valid modes"),
+        ({"messages": [TEXT_ONLY, ANSWER], "key": " "}, "`key` is ' '"),
+        ({"messages": [TEXT_ONLY, ANSWER], "skill": 3}, "`skill` is 3, expected"),
         (
-            {"messages": [TYPED, ANSWER], "key": "..."},
+            {"messages": [TEXT_ONLY, ANSWER], "key": "..."},
             "`key` is '...', expected the words that a correct answer contains",
         ),
         ({"task": "chat", "audio": "a.wav"}, "task 'chat' needs `messages`"),
         (
-            {"messages": [ASKED], "chosen": "Rain.", "rejected": " Rain.\n"},
+            {"messages": [QUESTION], "chosen": "Rain.", "rejected": " Rain.\n"},
             "`chosen` and `rejected` are equal: 'Rain.'",
         ),
         (
-            {"messages": [ASKED], "chosen": "Un caf\u00e9.", "rejected": "Un cafe\u0301."},  # to a tokenizer the same
+            {
+                "messages": [QUESTION],
+                "chosen": "Un caf\u00e9.",
+                "rejected": "Un cafe\u0301.",
+            },  # equal after Unicode normalisation
             "`chosen` and `rejected` are equal",
         ),
-        ({"messages": [ASKED], "chosen": "Rain."}, "`rejected` is None"),
-        ({"messages": [ASKED], "chosen": "Rain.", "rejected": ""}, "`rejected` is empty"),
+        ({"messages": [QUESTION], "chosen": "Rain."}, "`rejected` is None"),
+        ({"messages": [QUESTION], "chosen": "Rain.", "rejected": ""}, "`rejected` is empty"),
         (
-            {"messages": [ASKED], "chosen": [ASKED], "rejected": "x"},
+            {"messages": [QUESTION], "chosen": [QUESTION], "rejected": "x"},
             "expected a string or one message of the assistant",
         ),
         (
-            {"messages": [ASKED, ANSWER], "chosen": "a", "rejected": "b"},
+            {"messages": [QUESTION, ANSWER], "chosen": "a", "rejected": "b"},
             "the answer is preceded by a message of the assistant",
         ),
     ],
 )
-def test_an_unusable_dialogue_keeps_its_place_with_its_reason(tmp_path, fields, message):
-    bad, good = read(tmp_path, {"id": "bad", **fields}, {"id": "good", "messages": [ASKED, ANSWER]})
+def test_an_unusable_dialogue_keeps_its_position_and_has_a_reason(tmp_path, fields, message):
+    bad, good = read(tmp_path, {"id": "bad", **fields}, {"id": "good", "messages": [QUESTION, ANSWER]})
     assert message in bad.problem
     assert (bad.id, good.id, good.problem) == ("bad", "good", None)
-    assert bad.labels["task"] in ("chat", "preference")  # it is counted among the rows of its task
+    assert bad.labels["task"] in ("chat", "preference")  # the row is still counted under its task
 
 
-def test_an_empty_system_message_takes_the_place_of_the_default_one(tmp_path):
+def test_an_empty_system_message_replaces_the_default_one(tmp_path):
     empty = {"role": "system", "content": ""}
     chat, pair = read(
-        tmp_path, {"messages": [empty, ASKED, ANSWER]}, {"messages": [empty, ASKED], "chosen": "a", "rejected": "b"}
+        tmp_path,
+        {"messages": [empty, QUESTION, ANSWER]},
+        {"messages": [empty, QUESTION], "chosen": "a", "rejected": "b"},
     )
     assert chat.problem is pair.problem is None and chat.labels["messages"][0] == empty
 
 
-def test_dialogues_are_chosen_by_task_like_other_rows(tmp_path):
-    rows = [{"messages": [TYPED, ANSWER]}, {"messages": [TYPED], "chosen": "a", "rejected": "b"}, *mixed(tmp_path)]
+def test_dialogues_are_selected_by_task_like_other_rows(tmp_path):
+    rows = [
+        {"messages": [TEXT_ONLY, ANSWER]},
+        {"messages": [TEXT_ONLY], "chosen": "a", "rejected": "b"},
+        *rows_of_three_tasks(tmp_path),
+    ]
     assert [row.labels["task"] for row in read(tmp_path, *rows, tasks=["preference", "chat"])] == ["chat", "preference"]

@@ -1,4 +1,4 @@
-"""Rows as samples: how long they are, what cannot be used and why, and what is random about them."""
+"""Tests of samples: planned and actual length, rows that cannot be used, random choices, and each view of a row."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from support.manifests import GEOMETRY, read_row, samples_of, tokenizer, write_m
 
 WARP = audio.SpecAugment(n_freq_masks=1, freq_mask_param=4, n_time_masks=1, time_mask_param=10, p=1.0, time_warp=5)
 
-# At 16, 22.05 and 44.1 kHz, no multiples of a mel frame; 5281 samples are one audio token more than 5280.
+# (seconds, rate): lengths that are not multiples of a mel frame. 5281 samples have one audio token more than 5280.
 LENGTHS = [(0.03, 16_000), (0.33, 16_000), (5281 / 16_000, 16_000), (1.7, 22_050), (2.345, 44_100), (31.3, 16_000)]
 
 
@@ -35,12 +35,12 @@ def row_of(folder: Path, seconds: float = 1.0, *, rate: int = audio.SAMPLE_RATE,
     return read_row(folder, audio="clip.wav", **fields)
 
 
-def planned(samples: Samples, row: Row) -> int:
+def planned_length(samples: Samples, row: Row) -> int:
     return samples.length(row, samples.spans(row))
 
 
-def longest_built(samples: Samples, row: Row, epochs: int = 40) -> int:
-    """Tokens of the longest sample of a row that training would meet; enough epochs to draw every wording."""
+def max_built_length(samples: Samples, row: Row, epochs: int = 40) -> int:
+    """Return the number of tokens of the longest sample of a row, over enough epochs to draw every wording."""
     return max(len(samples.build(row, 0, epoch).ids) for epoch in range(epochs))
 
 
@@ -49,65 +49,65 @@ def longest_built(samples: Samples, row: Row, epochs: int = 40) -> int:
 
 @pytest.mark.parametrize("prompt", [TagPrompt(), NaturalPrompt(), BothPrompts()])
 @pytest.mark.parametrize("pool", [1, 2, 4])
-def test_the_planned_length_is_that_of_the_longest_wording(tmp_path, prompt, pool):
+def test_the_planned_length_is_the_length_of_the_longest_wording(tmp_path, prompt, pool):
     row = row_of(tmp_path, 0.5)
     samples = samples_of(prompt=prompt, geometry=audio.Geometry(n_mels=8, pool=pool))
-    assert planned(samples, row) == longest_built(samples, row)
+    assert planned_length(samples, row) == max_built_length(samples, row)
 
 
 @pytest.mark.parametrize(("seconds", "rate"), LENGTHS)
-def test_the_planned_length_of_an_unstated_file_is_exact(tmp_path, seconds, rate):
+def test_the_planned_length_of_a_file_without_a_stated_duration_is_exact(tmp_path, seconds, rate):
     row = row_of(tmp_path, seconds, rate=rate)
     samples = samples_of(prompt=TagPrompt(), long_audio="window")
-    assert planned(samples, row) == len(samples.build(row, 0, epoch=0).ids)
+    assert planned_length(samples, row) == len(samples.build(row, 0, epoch=0).ids)
 
 
-def test_a_row_with_a_problem_found_late_is_not_built(tmp_path):
+def test_building_an_unusable_row_is_an_error_with_its_reason(tmp_path):
     row = Row("late", (), {**{"task": "asr"}}, "shard-00001.parquet: cannot be read")
     with pytest.raises(RowError, match="shard-00001"):
         samples_of().build(row, 0, 0)
 
 
-def test_the_planned_length_of_windows_is_exact_where_each_rounds_up(tmp_path):
-    """Equal windows of 60.07 s may make a token more than 30 s + 30 s + the rest."""
+def test_the_planned_length_of_a_clip_in_windows_is_exact(tmp_path):
+    """Three equal windows of 60.07 s may have one token more than windows of 30 s, 30 s and 0.07 s."""
     samples = samples_of(prompt=TagPrompt(), long_audio="window", geometry=audio.Geometry(n_mels=2, pool=2))
     for extra in (1, 400, 700, 1_100):
         n_samples = 2 * audio.MAX_SAMPLES + extra
         soundfile.write(tmp_path / "clip.wav", np.zeros(n_samples), audio.SAMPLE_RATE)
         row = read_row(tmp_path, audio="clip.wav")
-        assert planned(samples, row) == len(samples.build(row, 0, epoch=0).ids), extra
+        assert planned_length(samples, row) == len(samples.build(row, 0, epoch=0).ids), extra
 
 
 @pytest.mark.parametrize("digits", [1, 2, 3])
 @pytest.mark.parametrize("pool", [1, 2])
-def test_a_rounded_duration_never_plans_too_little(tmp_path, digits, pool):
+def test_a_rounded_duration_never_gives_a_planned_length_that_is_too_short(tmp_path, digits, pool):
     samples = samples_of(prompt=TagPrompt(), geometry=audio.Geometry(n_mels=2, pool=pool))
     for seconds in (0.449, 0.7349, 1.0495):
         row = row_of(tmp_path, seconds, duration=round(seconds, digits))
-        assert planned(samples, row) >= len(samples.build(row, 0, epoch=0).ids), seconds
+        assert planned_length(samples, row) >= len(samples.build(row, 0, epoch=0).ids), seconds
 
 
-def test_a_stated_duration_plans_without_the_file(tmp_path):
+def test_the_length_of_a_row_with_a_stated_duration_is_planned_without_its_file(tmp_path):
     row = read_row(tmp_path, audio="absent.wav", duration=2.0)
     (span,) = samples_of().spans(row)
-    assert 50 <= span <= 53  # 25 a second, and room for what rounding hides
+    assert 50 <= span <= 53  # 25 per second, plus a margin for rounded durations
 
 
-def test_the_length_of_a_segment_is_that_of_what_is_read(tmp_path):
+def test_the_length_of_a_segment_counts_only_the_segment(tmp_path):
     write_wave(tmp_path / "long.wav", 3.0)
-    whole = read_row(tmp_path, audio="long.wav", offset=1.0)
-    part = read_row(tmp_path, audio="long.wav", offset=1.0, duration=0.5)
+    to_the_end = read_row(tmp_path, audio="long.wav", offset=1.0)
+    half_second = read_row(tmp_path, audio="long.wav", offset=1.0, duration=0.5)
     samples = samples_of(prompt=TagPrompt())
-    assert [len(samples.build(row, 0, None).frames) for row in (whole, part)] == [1, 1]
-    assert [samples.build(row, 0, None).frames[0] for row in (whole, part)] == [200, 50]
-    assert planned(samples, whole) == len(samples.build(whole, 0, None).ids)
-    assert planned(samples, part) >= len(samples.build(part, 0, None).ids)
+    assert [len(samples.build(row, 0, None).frames) for row in (to_the_end, half_second)] == [1, 1]
+    assert [samples.build(row, 0, None).frames[0] for row in (to_the_end, half_second)] == [200, 50]
+    assert planned_length(samples, to_the_end) == len(samples.build(to_the_end, 0, None).ids)
+    assert planned_length(samples, half_second) >= len(samples.build(half_second, 0, None).ids)
 
 
 # --- a sample ---
 
 
-def test_a_sample_holds_a_pad_for_each_audio_token_and_the_clips_features(tmp_path):
+def test_a_sample_has_a_placeholder_for_each_audio_token_and_the_features_of_its_clip(tmp_path):
     sample = samples_of(prompt=NaturalPrompt()).build(row_of(tmp_path, 0.5), 7, epoch=None)
     wave = audio.read(tmp_path / "clip.wav")
     assert sample.row == 7 and sample.frames == (50,) and sample.audio_seconds == pytest.approx(0.5)
@@ -126,19 +126,19 @@ def test_each_clip_of_a_row_has_its_own_tokens_and_features(tmp_path):
     assert sample.audio_mask.sum() == GEOMETRY.tokens(50) + GEOMETRY.tokens(20)
 
 
-def test_a_prompt_alone_is_the_sample_up_to_its_answer(tmp_path):
+def test_the_prompt_only_sample_is_the_sample_without_its_answer(tmp_path):
     row = row_of(tmp_path, 0.5)
     samples = samples_of(prompt=NaturalPrompt())
-    whole, prompt = (samples.build(row, 0, None, prompt_only=only) for only in (False, True))
+    sample, prompt = (samples.build(row, 0, None, prompt_only=prompt_only) for prompt_only in (False, True))
     answer = [*tokenizer().plain(row.labels["text"]), tokenizer().end]
-    assert whole.ids.tolist() == prompt.ids.tolist() + answer
-    assert whole.frames == prompt.frames
+    assert sample.ids.tolist() == prompt.ids.tolist() + answer
+    assert sample.frames == prompt.frames
 
 
-# --- rows that cannot be used, and odd ones that can ---
+# --- unusable rows and unusual usable ones ---
 
 
-def test_a_silent_clip_is_a_row_like_any_other(tmp_path):
+def test_a_silent_clip_is_usable_by_default(tmp_path):
     soundfile.write(tmp_path / "clip.wav", np.zeros(16_000), audio.SAMPLE_RATE)
     sample = samples_of(augment=WARP).build(read_row(tmp_path, audio="clip.wav"), 0, epoch=0)
     assert sample.frames == (100,) and all(torch.isfinite(mel).all() for mel in sample.mels)
@@ -148,7 +148,7 @@ def test_a_silent_clip_is_a_row_like_any_other(tmp_path):
     ("content", "message"),
     [(b"", "cannot be decoded"), (b"RIFF\x00\x00\x00\x00nonsense" * 9, "cannot be decoded"), (None, "no such file")],
 )
-def test_a_file_that_cannot_be_read_is_named(tmp_path, content, message):
+def test_an_unreadable_file_is_an_error_with_its_name(tmp_path, content, message):
     if content is not None:
         (tmp_path / "bad.wav").write_bytes(content)
     row = read_row(tmp_path, audio="bad.wav")
@@ -157,7 +157,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, content, message):
             attempt(row)
 
 
-def test_a_file_without_samples_and_one_shorter_than_a_token_are_named(tmp_path):
+def test_a_clip_without_samples_or_shorter_than_a_token_is_an_error(tmp_path):
     soundfile.write(tmp_path / "empty.wav", np.zeros(0), audio.SAMPLE_RATE)
     with pytest.raises(AudioError, match="empty.wav: holds no samples"):
         samples_of().build(read_row(tmp_path, audio="empty.wav"), 0, 0)
@@ -167,7 +167,7 @@ def test_a_file_without_samples_and_one_shorter_than_a_token_are_named(tmp_path)
 
 @pytest.mark.parametrize("policy", ["error", "skip"])
 @pytest.mark.parametrize("stated", [{}, {"duration": 40.0}])
-def test_40_seconds_are_refused_with_the_setting_to_change(tmp_path, policy, stated):
+def test_a_clip_of_40_seconds_is_an_error_that_names_the_setting(tmp_path, policy, stated):
     row = row_of(tmp_path, 40.0, **stated)
     samples = samples_of(long_audio=policy)
     for attempt in (samples.spans, lambda row: samples.build(row, 0, 0)):
@@ -175,7 +175,7 @@ def test_40_seconds_are_refused_with_the_setting_to_change(tmp_path, policy, sta
             attempt(row)
 
 
-def test_40_seconds_are_transcribed_completely_in_windows(tmp_path):
+def test_a_clip_of_40_seconds_is_split_into_two_windows(tmp_path):
     row = row_of(tmp_path, 40.0)
     sample = samples_of(long_audio="window").build(row, 0, None)
     assert sample.frames == (2_000, 2_000)
@@ -184,22 +184,22 @@ def test_40_seconds_are_transcribed_completely_in_windows(tmp_path):
     assert sample.audio_seconds == pytest.approx(40.0)
 
 
-def test_a_silent_clip_is_named_or_kept_by_policy(tmp_path):
+def test_a_silent_clip_is_an_error_or_usable_by_policy(tmp_path):
     row = row_of(tmp_path)
-    for offset in (0.0, 0.25):  # nothing at all, and what a microphone's amplifier may add to it
+    for offset in (0.0, 0.25):  # digital silence, and the constant offset of an amplifier
         soundfile.write(tmp_path / "clip.wav", np.full(16_000, offset), 16_000)
         with pytest.raises(RowError, match="the clip is silent; set data.silent_audio=keep"):
             samples_of(silent_audio="skip").build(row, 0, None)
         assert samples_of().build(row, 0, None).audio_seconds == 1.0
     wave = np.zeros(16_000)
-    wave[5000] = 2 / 32_768  # two steps of 16 bits: faint, not silent
+    wave[5000] = 2 / 32_768  # two quantisation steps of 16 bits: quiet, but not silent
     soundfile.write(tmp_path / "clip.wav", wave, 16_000)
     assert samples_of(silent_audio="skip").build(row, 0, None).audio_seconds == 1.0
     with pytest.raises(ValueError, match="silent_audio='drop': expected keep or skip"):
         samples_of(silent_audio="drop")
 
 
-def test_30_seconds_are_not_too_long(tmp_path):
+def test_a_clip_of_30_seconds_is_not_too_long(tmp_path):
     row = row_of(tmp_path, 30.0)
     assert samples_of(long_audio="error").build(row, 0, None).frames == (3_000,)
 
@@ -210,46 +210,48 @@ def test_an_unknown_policy_is_an_error():
 
 
 @pytest.mark.parametrize(("seconds", "stated"), [(1.0, 3.0), (3.0, 1.0)])
-def test_a_duration_that_lies_makes_the_row_unusable(tmp_path, seconds, stated):
+def test_a_wrong_stated_duration_is_an_error(tmp_path, seconds, stated):
     row = row_of(tmp_path, seconds, duration=stated)
     with pytest.raises(RowError, match=f"clip.wav has {seconds:.2f} s, but the manifest states {stated:.2f} s"):
         samples_of().build(row, 0, 0)
 
 
-def test_a_clip_longer_than_stated_is_planned_for_or_refused(tmp_path):
+def test_a_clip_longer_than_stated_fits_the_planned_length_or_is_an_error(tmp_path):
     samples = samples_of(prompt=TagPrompt())
-    for hidden in (0.05, 0.1, 0.2, 0.4):
-        row = row_of(tmp_path, 1.0 + hidden, duration=1.0)
+    for extra_seconds in (0.05, 0.1, 0.2, 0.4):
+        row = row_of(tmp_path, 1.0 + extra_seconds, duration=1.0)
         try:
-            built = len(samples.build(row, 0, None).ids)
+            n_tokens = len(samples.build(row, 0, None).ids)
         except RowError:
             continue
-        assert built <= planned(samples, row), hidden
+        assert n_tokens <= planned_length(samples, row), extra_seconds
 
 
 # --- randomness ---
 
 
-def same(one, two) -> bool:
-    return np.array_equal(one.ids, two.ids) and all(torch.equal(a, b) for a, b in zip(one.mels, two.mels, strict=True))
+def equal_samples(first, second) -> bool:
+    return np.array_equal(first.ids, second.ids) and all(
+        torch.equal(a, b) for a, b in zip(first.mels, second.mels, strict=True)
+    )
 
 
-def test_a_sample_depends_on_seed_epoch_and_id_alone(tmp_path):
+def test_a_sample_depends_only_on_seed_epoch_and_row_id(tmp_path):
     row = row_of(tmp_path, 1.0)
     samples = samples_of(prompt=BothPrompts(), augment=WARP, seed=3)
-    once = samples.build(row, 0, epoch=5)
+    reference = samples.build(row, 0, epoch=5)
     torch.manual_seed(99)
     np.random.seed(99)
-    assert same(once, samples_of(prompt=BothPrompts(), augment=WARP, seed=3).build(row, 17, epoch=5))
+    assert equal_samples(reference, samples_of(prompt=BothPrompts(), augment=WARP, seed=3).build(row, 17, epoch=5))
     others = [
         samples.build(row, 0, epoch=6),
         samples_of(prompt=BothPrompts(), augment=WARP, seed=4).build(row, 0, epoch=5),
         samples.build(replace(row, id="other"), 0, epoch=5),
     ]
-    assert not any(torch.equal(once.mels[0], other.mels[0]) for other in others)
+    assert not any(torch.equal(reference.mels[0], other.mels[0]) for other in others)
 
 
-def test_the_global_generators_are_left_alone(tmp_path):
+def test_augmentation_does_not_use_the_global_random_generator(tmp_path):
     row = row_of(tmp_path, 1.0)
     torch.manual_seed(1)
     expected = torch.rand(3)
@@ -261,7 +263,7 @@ def test_the_global_generators_are_left_alone(tmp_path):
 def test_evaluation_has_no_augmentation_and_the_canonical_wording(tmp_path):
     row = row_of(tmp_path, 1.0)
     plain, augmented = samples_of(), samples_of(augment=WARP)
-    assert same(plain.build(row, 0, None), augmented.build(row, 0, None))
+    assert equal_samples(plain.build(row, 0, None), augmented.build(row, 0, None))
     assert not torch.equal(plain.build(row, 0, 0).mels[0], augmented.build(row, 0, 0).mels[0])
     canonical = NaturalPrompt().turns(row.labels, 1)
     pads = [[tokenizer().pad_of(canonical)] * GEOMETRY.tokens(100)]
@@ -275,10 +277,10 @@ def test_two_clips_of_a_row_are_augmented_differently(tmp_path):
     assert not torch.equal(first, second)
 
 
-# --- text in the place of audio ---
+# --- text instead of audio ---
 
 
-def test_text_samples_need_no_file_and_have_no_audio(tmp_path):
+def test_the_text_view_does_not_read_files_and_has_no_audio(tmp_path):
     row = read_row(tmp_path, audio="absent.wav")
     samples = samples_of(TextSamples)
     sample = samples.build(row, 0, epoch=0)
@@ -286,7 +288,7 @@ def test_text_samples_need_no_file_and_have_no_audio(tmp_path):
     assert sample.mels == () and not sample.audio_mask.any() and sample.audio_seconds == 0
 
 
-def test_stretched_text_is_the_content_with_repeats_and_blanks(tmp_path):
+def test_stretched_text_is_the_content_with_repeated_tokens_and_blanks(tmp_path):
     row = read_row(tmp_path, audio="absent.wav", text="the cat sat on the mat")
     tok, samples = tokenizer(), samples_of(TextSamples, prompt=TagPrompt())
     pad = tok.id(TagPrompt.audio_pad)
@@ -297,19 +299,23 @@ def test_stretched_text_is_the_content_with_repeats_and_blanks(tmp_path):
         end = ids.index(tok.id("</audio>"))
         span = ids[1:end]
         content = list(tok.plain(row.labels["text"]))
-        runs = [token for token, before in zip(span, [None, *span], strict=False) if token not in (before, pad)]
-        squeezed = [token for token, before in zip(content, [None, *content], strict=False) if token != before]
-        assert runs == squeezed or len(runs) > len(squeezed)  # a blank may stand between two equal tokens
+        runs = [token for token, previous in zip(span, [None, *span], strict=False) if token not in (previous, pad)]
+        content_without_repeats = [
+            token for token, previous in zip(content, [None, *content], strict=False) if token != previous
+        ]
+        assert runs == content_without_repeats or len(runs) > len(
+            content_without_repeats
+        )  # a blank may separate two equal tokens
         assert len(content) <= len(span) - span.count(pad) <= 8 * len(content)
         assert not sample.supervise[: end + 1].any()
         spans.add(tuple(span))
     assert len(spans) == 8
 
 
-def test_the_planned_length_of_stretched_text_bounds_every_draw(tmp_path):
+def test_the_planned_length_of_stretched_text_is_an_upper_bound(tmp_path):
     row = read_row(tmp_path, audio="absent.wav", text="the cat")
     samples = samples_of(TextSamples, prompt=BothPrompts())
-    bound, longest = planned(samples, row), longest_built(samples, row, epochs=200)
+    bound, longest = planned_length(samples, row), max_built_length(samples, row, epochs=200)
     assert longest <= bound < 2 * longest
 
 
@@ -322,7 +328,7 @@ def test_the_planned_length_of_stretched_text_bounds_every_draw(tmp_path):
         ({"task": "dialect_asr", "dialect": "Scottish English", "text": "hello"}, "hello"),
     ],
 )
-def test_content_is_taken_from_content_then_transcript_then_the_answer(tmp_path, fields, content):
+def test_the_content_label_is_preferred_to_the_transcript_and_that_to_the_text(tmp_path, fields, content):
     row = read_row(tmp_path, audio="absent.wav", **fields)
     sample = samples_of(TextSamples, prompt=TagPrompt()).build(row, 0, None)
     ids = sample.ids.tolist()
@@ -331,49 +337,49 @@ def test_content_is_taken_from_content_then_transcript_then_the_answer(tmp_path,
     assert set(span) - {tok.id(TagPrompt.audio_pad)} == set(tok.plain(content))
 
 
-def test_a_row_without_content_for_each_of_its_clips_is_no_text_row(tmp_path):
+def test_a_row_without_text_for_each_clip_is_an_error_in_the_text_view(tmp_path):
     samples = samples_of(TextSamples)
     sound = read_row(tmp_path, audio="a.wav", task="sec", text="rain")
     pair = read_row(tmp_path, audio=["a.wav", "b.wav"])
     for row, message in ((sound, "no `content`"), (pair, "expected a text for each of 2 clips")):
-        for attempt in (planned, lambda samples, row: samples.build(row, 0, 0)):
+        for attempt in (planned_length, lambda samples, row: samples.build(row, 0, 0)):
             with pytest.raises(RowError, match=message):
                 attempt(samples, row)
 
 
 @pytest.mark.parametrize("kind", [AudioSamples, TextSamples])
-def test_a_plain_text_row_is_its_text_and_the_end(kind):
+def test_a_text_row_is_its_text_and_an_end_token(kind):
     row = Row("line", (), {"task": "text", "text": "the cat sat"})
     samples = samples_of(kind)
     sample = samples.build(row, 0, epoch=0)
     assert sample.ids.tolist() == [*tokenizer().plain("the cat sat"), tokenizer().end]
     assert sample.supervise.all()
-    assert planned(samples, row) == len(sample.ids)
+    assert planned_length(samples, row) == len(sample.ids)
 
 
 # --- transcripts ---
 
 
-def test_a_transcript_sample_is_a_clip_and_its_transcript(tmp_path):
+def test_a_sample_of_the_transcript_view_has_the_clip_and_its_transcript(tmp_path):
     row = row_of(tmp_path, 0.5, task="s2tt", target_language="de", transcript="the cat", text="die Katze")
     samples = samples_of(TranscriptSamples)
     sample = samples.build(row, 0, epoch=0)
     assert tokenizer().decode(sample.ids) == "the cat"
     assert not sample.supervise.any() and not sample.audio_mask.any()
     assert sample.frames == (50,) and len(sample.mels) == 1
-    assert planned(samples, row) == GEOMETRY.tokens(50)
+    assert planned_length(samples, row) == GEOMETRY.tokens(50)
 
 
-def test_only_tasks_other_than_asr_need_a_separate_transcript(tmp_path):
+def test_every_task_except_asr_needs_a_transcript_label(tmp_path):
     samples = samples_of(TranscriptSamples)
     assert tokenizer().decode(samples.build(row_of(tmp_path, 0.5, text="mat"), 0, 0).ids) == "mat"
     row = row_of(tmp_path, 0.5, task="sgc", text="male")
-    for attempt in (planned, lambda samples, row: samples.build(row, 0, 0)):
+    for attempt in (planned_length, lambda samples, row: samples.build(row, 0, 0)):
         with pytest.raises(RowError, match="no `transcript`"):
             attempt(samples, row)
 
 
-def test_control_tokens_in_a_transcript_are_text(tmp_path):
+def test_control_tokens_in_a_transcript_are_encoded_as_text(tmp_path):
     row = row_of(tmp_path, 0.5, text="say <|en|>")
     assert max(samples_of(TranscriptSamples).build(row, 0, 0).ids) < tokenizer().n_text
 
@@ -390,31 +396,31 @@ def test_the_transcript_view_uses_the_transcript_for_every_task():
 # --- Qwen-Audio's clips ---
 
 
-def test_learned_boundaries_take_the_places_of_the_marks(tmp_path):
+def test_learned_boundaries_replace_the_audio_marks(tmp_path):
     row = row_of(tmp_path, 0.5)
     v1 = audio.Geometry(n_mels=8, pool=2, clip_end="zero", boundary=True)
     sample = samples_of(prompt=TagPrompt(), geometry=v1).build(row, 0, None)
     marks = [tokenizer().id(TagPrompt.audio_begin), tokenizer().id(TagPrompt.audio_end)]
-    heard = sample.ids[sample.audio_mask]
-    assert [heard[0], heard[-1]] == marks and len(heard) == v1.tokens(50) + 2
+    audio_ids = sample.ids[sample.audio_mask]
+    assert [audio_ids[0], audio_ids[-1]] == marks and len(audio_ids) == v1.tokens(50) + 2
     assert not sample.supervise[sample.audio_mask].any()
 
 
-def test_windows_have_boundaries_of_their_own(tmp_path):
+def test_each_window_has_its_own_boundaries(tmp_path):
     row = row_of(tmp_path, 40.0)
     v1 = audio.Geometry(n_mels=8, pool=2, clip_end="zero", boundary=True)
     samples = samples_of(prompt=TagPrompt(), geometry=v1, long_audio="window")
     sample = samples.build(row, 0, None)
     assert sample.frames == (2000, 2000) and sample.audio_mask.sum() == 2 * (v1.tokens(2000) + 2)
-    assert planned(samples, row) == len(samples.build(row, 0, 0).ids)
+    assert planned_length(samples, row) == len(samples.build(row, 0, 0).ids)
 
 
-def test_the_first_30_seconds_are_used_and_the_rest_is_counted(tmp_path):
+def test_long_audio_first_uses_30_seconds_and_counts_the_dropped_ones(tmp_path):
     row = row_of(tmp_path, 40.0)
     samples = samples_of(long_audio="first", prompt=TagPrompt())
     sample = samples.build(row, 0, None)
     assert sample.frames == (3000,) and sample.audio_seconds == 30 and samples.dropped_seconds(row) == 10.0
-    assert planned(samples, row) == len(samples.build(row, 0, 0).ids)
+    assert planned_length(samples, row) == len(samples.build(row, 0, 0).ids)
     assert samples_of(long_audio="window").dropped_seconds(row) == 0
 
 
@@ -425,7 +431,7 @@ CHATS = [(Qwen2AudioChat(), GEOMETRY), (QwenAudioChat(), V1)]
 
 
 def dialogue_of(folder: Path) -> Row:
-    """Two questions about two clips, and the answers."""
+    """Return a dialogue of two questions about two clips, with answers."""
     for name, seconds in (("a.wav", 0.5), ("b.wav", 0.2)):
         write_wave(folder / name, seconds)
     messages = [
@@ -439,22 +445,22 @@ def dialogue_of(folder: Path) -> Row:
     return manifest.rows[0]
 
 
-def pieces(sample) -> list[tuple[str, bool]]:
-    """A sample as text, cut where supervision begins and ends; audio tokens are one `*` each."""
-    tok, found = tokenizer(), []
+def supervised_parts(sample) -> list[tuple[str, bool]]:
+    """Return the text of a sample in parts of equal supervision. An audio token is written as `*`."""
+    tok, parts = tokenizer(), []
     edges = [0, *(np.flatnonzero(np.diff(sample.supervise.astype(int))) + 1).tolist(), len(sample.ids)]
     for start, stop in itertools.pairwise(edges):
-        heard = sample.audio_mask[start:stop]
+        is_audio = sample.audio_mask[start:stop]
         ids = sample.ids[start:stop]
-        text = "".join("*" if mark else tok.decode([i], control=True) for i, mark in zip(ids, heard, strict=True))
-        found.append((text, bool(sample.supervise[start])))
-    return found
+        text = "".join("*" if mark else tok.decode([i], control=True) for i, mark in zip(ids, is_audio, strict=True))
+        parts.append((text, bool(sample.supervise[start])))
+    return parts
 
 
-def test_v2_trains_exactly_the_assistant_s_messages_and_their_ends(tmp_path):
+def test_qwen2_audio_chat_supervises_only_the_assistants_messages_and_their_end_tokens(tmp_path):
     sample = samples_of(ChatSamples, prompt=Qwen2AudioChat()).build(dialogue_of(tmp_path), 0, epoch=0)
     first, second = "*" * GEOMETRY.tokens(50), "*" * GEOMETRY.tokens(20)
-    assert pieces(sample) == [
+    assert supervised_parts(sample) == [
         (
             "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
             f"Audio 1: <|audio_bos|>{first}<|audio_eos|>\nwhat is that?<|im_end|>\n<|im_start|>assistant\n",
@@ -469,15 +475,17 @@ def test_v2_trains_exactly_the_assistant_s_messages_and_their_ends(tmp_path):
         ("\n", False),
     ]
     end = tokenizer().id("<|im_end|>")
-    assert (sample.ids[sample.supervise] == end).sum() == 2  # what the assistant wrote is text
+    assert (
+        sample.ids[sample.supervise] == end
+    ).sum() == 2  # the end token within the assistant's text is encoded as text
     assert sample.frames == (50, 20) and len(sample.mels) == 2
 
 
-def test_v1_trains_exactly_the_assistant_s_messages_and_their_ends(tmp_path):
-    """Clips are numbered anew in each message, and learned vectors take the places of the marks."""
+def test_qwen_audio_chat_supervises_only_the_assistants_messages_and_their_end_tokens(tmp_path):
+    """The numbering of clips restarts in each message, and learned vectors replace the audio marks."""
     samples = samples_of(ChatSamples, prompt=QwenAudioChat(), geometry=V1)
     first, second = "*" * (V1.tokens(50) + 2), "*" * (V1.tokens(20) + 2)
-    assert pieces(samples.build(dialogue_of(tmp_path), 0, epoch=0)) == [
+    assert supervised_parts(samples.build(dialogue_of(tmp_path), 0, epoch=0)) == [
         (
             "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
             f"Audio 1:{first}\nwhat is that?<|im_end|>\n<|im_start|>assistant\n",
@@ -491,19 +499,23 @@ def test_v1_trains_exactly_the_assistant_s_messages_and_their_ends(tmp_path):
 
 
 A, B = ({"type": "audio", "audio": name} for name in ("a.wav", "b.wav"))
-SAID = {"type": "text", "text": "what is that?"}
+QUESTION = {"type": "text", "text": "what is that?"}
 RAIN, SNOW = ({"role": "assistant", "content": text} for text in ("rain", "snow"))
 DIALOGUES = {
-    "its own system message": [{"role": "system", "content": "be brief"}, {"role": "user", "content": [A, SAID]}, RAIN],
+    "its own system message": [
+        {"role": "system", "content": "be brief"},
+        {"role": "user", "content": [A, QUESTION]},
+        RAIN,
+    ],
     "an empty system message": [{"role": "system", "content": ""}, {"role": "user", "content": [A]}, RAIN],
-    "text before the audio": [{"role": "user", "content": [SAID, A]}, RAIN],
-    "several clips in a turn": [{"role": "user", "content": [A, B, SAID, A]}, RAIN],
+    "text before the audio": [{"role": "user", "content": [QUESTION, A]}, RAIN],
+    "several clips in a turn": [{"role": "user", "content": [A, B, QUESTION, A]}, RAIN],
     "several turns": [
         {"role": "user", "content": [A]},
         RAIN,
         {"role": "user", "content": "and?"},
         SNOW,
-        {"role": "user", "content": [B, SAID]},
+        {"role": "user", "content": [B, QUESTION]},
         RAIN,
     ],
     "an answer in parts": [
@@ -513,42 +525,44 @@ DIALOGUES = {
 }
 
 
-def written(messages: list[dict], chat: Chat, geometry: audio.Geometry) -> list[tuple[str, bool]]:
-    """A dialogue character by character, as the two systems' own code writes it, and which of it is trained."""
-    first = isinstance(chat, QwenAudioChat)
-    heard = {name: "*" * (geometry.tokens(n) + 2 * first) for name, n in (("a.wav", 50), ("b.wav", 20))}
-    clip = "Audio {}:{}\n" if first else "Audio {}: <|audio_bos|>{}<|audio_eos|>\n"  # the first's marks are vectors
-    found, count = [], 0
+def reference_characters(messages: list[dict], chat: Chat, geometry: audio.Geometry) -> list[tuple[str, bool]]:
+    """Return each character of a dialogue, as the published code formats it, and whether it is supervised."""
+    is_v1 = isinstance(chat, QwenAudioChat)
+    placeholders = {name: "*" * (geometry.tokens(n) + 2 * is_v1) for name, n in (("a.wav", 50), ("b.wav", 20))}
+    clip = "Audio {}:{}\n" if is_v1 else "Audio {}: <|audio_bos|>{}<|audio_eos|>\n"  # Qwen-Audio's marks are vectors
+    parts, count = [], 0
     if messages[0]["role"] != "system":
         messages = [{"role": "system", "content": "You are a helpful assistant."}, *messages]
     for message in messages:
-        count = 0 if first else count
+        count = 0 if is_v1 else count
         is_answer, content = message["role"] == "assistant", message["content"]
-        found.append((f"<|im_start|>{message['role']}\n", False))
+        parts.append((f"<|im_start|>{message['role']}\n", False))
         for part in [{"text": content}] if isinstance(content, str) else content:
             count += "audio" in part
-            found.append((clip.format(count, heard[part["audio"]]) if "audio" in part else part["text"], is_answer))
-        found += [("<|im_end|>", is_answer), ("\n", False)]
-    return [(character, trained) for text, trained in found for character in text]
+            parts.append(
+                (clip.format(count, placeholders[part["audio"]]) if "audio" in part else part["text"], is_answer)
+            )
+        parts += [("<|im_end|>", is_answer), ("\n", False)]
+    return [(character, supervised) for text, supervised in parts for character in text]
 
 
 @pytest.mark.parametrize("dialogue", DIALOGUES)
 @pytest.mark.parametrize(("chat", "geometry"), CHATS)
-def test_the_assistants_words_and_their_ends_are_trained_in_every_dialogue(tmp_path, chat, geometry, dialogue):
+def test_every_dialogue_is_formatted_and_supervised_as_in_the_published_code(tmp_path, chat, geometry, dialogue):
     for name, seconds in (("a.wav", 0.5), ("b.wav", 0.2)):
         write_wave(tmp_path / name, seconds)
     row = read_row(tmp_path, messages=DIALOGUES[dialogue], task="chat", language=None, text=None)
     assert row.problem is None
     sample = samples_of(ChatSamples, prompt=chat, geometry=geometry).build(row, 0, epoch=0)
-    found = [(character, trained) for text, trained in pieces(sample) for character in text]
-    assert found == written(DIALOGUES[dialogue], chat, geometry)
+    actual = [(character, supervised) for text, supervised in supervised_parts(sample) for character in text]
+    assert actual == reference_characters(DIALOGUES[dialogue], chat, geometry)
     replies = [text_of(message) for message in DIALOGUES[dialogue] if message["role"] == "assistant"]
     end = tokenizer().id("<|im_end|>")
     assert sample.ids[sample.supervise].tolist() == [n for text in replies for n in (*tokenizer().plain(text), end)]
 
 
 @pytest.mark.parametrize(("chat", "geometry"), CHATS)
-def test_the_labels_of_a_pack_are_the_supervised_tokens_one_place_earlier(tmp_path, chat, geometry):
+def test_the_labels_of_a_pack_are_the_supervised_tokens_shifted_by_one(tmp_path, chat, geometry):
     sample = samples_of(ChatSamples, prompt=chat, geometry=geometry).build(dialogue_of(tmp_path), 0, None)
     labels = collate([sample, sample], geometry=geometry)["labels"].numpy()
     expected = np.where(np.append(sample.supervise[1:], False), np.append(sample.ids[1:], 0), IGNORE)
@@ -558,38 +572,38 @@ def test_the_labels_of_a_pack_are_the_supervised_tokens_one_place_earlier(tmp_pa
 
 
 @pytest.mark.parametrize(("chat", "geometry"), CHATS)
-def test_a_question_alone_is_the_dialogue_up_to_its_last_answer(tmp_path, chat, geometry):
+def test_the_prompt_only_sample_of_a_dialogue_ends_before_the_last_answer(tmp_path, chat, geometry):
     row, samples = dialogue_of(tmp_path), samples_of(ChatSamples, prompt=chat, geometry=geometry)
-    whole, prompt = (samples.build(row, 0, None, prompt_only=only) for only in (False, True))
+    sample, prompt = (samples.build(row, 0, None, prompt_only=prompt_only) for prompt_only in (False, True))
     answer = [*tokenizer().plain("the mat <|im_end|>"), tokenizer().id("<|im_end|>"), *tokenizer().plain("\n")]
-    assert whole.ids.tolist() == [*prompt.ids, *answer]
-    assert whole.frames == prompt.frames and not prompt.supervise.any()
+    assert sample.ids.tolist() == [*prompt.ids, *answer]
+    assert sample.frames == prompt.frames and not prompt.supervise.any()
     assert samples.target_row(row).labels["text"] == "the mat <|im_end|>"
 
 
 @pytest.mark.parametrize(("chat", "geometry"), CHATS)
 def test_the_planned_length_of_a_dialogue_is_exact(tmp_path, chat, geometry):
     row, samples = dialogue_of(tmp_path), samples_of(ChatSamples, prompt=chat, geometry=geometry)
-    assert planned(samples, row) == len(samples.build(row, 0, epoch=3).ids)
+    assert planned_length(samples, row) == len(samples.build(row, 0, epoch=3).ids)
 
 
-def test_plain_text_beside_dialogues_is_its_text_and_the_end():
+def test_a_text_row_in_the_chat_view_is_its_text_and_an_end_token():
     row = Row("line", (), {"task": "text", "text": "the cat sat"})
     samples = samples_of(ChatSamples, prompt=Qwen2AudioChat())
     sample = samples.build(row, 0, epoch=0)
     assert sample.ids.tolist() == [*tokenizer().plain("the cat sat"), tokenizer().end] and sample.supervise.all()
-    assert planned(samples, row) == len(sample.ids)
+    assert planned_length(samples, row) == len(sample.ids)
 
 
-def test_a_dialogue_without_audio_is_a_row_like_any_other(tmp_path):
+def test_a_dialogue_without_audio_is_usable(tmp_path):
     messages = [{"role": "user", "content": "the cat?"}, {"role": "assistant", "content": "the mat"}]
     row = Row("typed", (), {"task": "chat", "messages": messages, "text": "the mat", "mode": "text"})
     sample = samples_of(ChatSamples, prompt=Qwen2AudioChat()).build(row, 0, None)
-    assert [text for text, trained in pieces(sample) if trained] == ["the mat<|im_end|>"]
+    assert [text for text, supervised in supervised_parts(sample) if supervised] == ["the mat<|im_end|>"]
     assert sample.mels == () and not sample.audio_mask.any()
 
 
-def test_dialogues_and_task_rows_are_not_seen_as_each_other(tmp_path):
+def test_a_row_of_the_wrong_kind_for_a_view_is_an_error(tmp_path):
     task, chat = row_of(tmp_path), dialogue_of(tmp_path)
     pair = Row("pair", (), {"task": "preference", "messages": chat.labels["messages"][:1]})
     cases = [
@@ -599,15 +613,15 @@ def test_dialogues_and_task_rows_are_not_seen_as_each_other(tmp_path):
         (samples_of(TextSamples), replace(chat, clips=()), "the row is a dialogue, expected a task row"),
     ]
     for samples, row, message in cases:
-        for attempt in (planned, lambda samples, row: samples.build(row, 0, 0)):
+        for attempt in (planned_length, lambda samples, row: samples.build(row, 0, 0)):
             with pytest.raises(RowError, match=message):
                 attempt(samples, row)
 
 
-def test_a_task_on_two_clips_refuses_one(tmp_path):
+def test_a_task_of_two_clips_with_one_clip_is_an_error(tmp_path):
     row = row_of(tmp_path, task="sv", text="yes")
     with pytest.raises(RowError, match="task 'sv' needs 2 clips, the row has 1"):
-        planned(samples_of(), row)
+        planned_length(samples_of(), row)
     two = row_of(tmp_path, task="sv", text="yes")
     two = replace(two, clips=2 * two.clips)
     assert len(samples_of().build(two, 0, None).frames) == 2
@@ -617,39 +631,39 @@ def test_a_task_on_two_clips_refuses_one(tmp_path):
 @pytest.mark.parametrize("code", [code for code, task in TASKS.items() if task.hours])
 def test_a_row_of_every_task_is_planned_and_built(tmp_path, code, prompt):
     task = TASKS[code]
-    own = {"text": task.choices[0]} if task.choices else {}
-    labels = {**{name: EXAMPLE[name] for name in task.needs}, **own}
+    answer = {"text": task.choices[0]} if task.choices else {}
+    labels = {**{name: EXAMPLE[name] for name in task.needs}, **answer}
     write_wave(tmp_path / "a.wav", 0.5)
     row = read_row(tmp_path, audio=["a.wav"] * task.clips, task=code, **labels)
     samples = samples_of(prompt=prompt)
     assert row.problem is None
-    assert planned(samples, row) >= longest_built(samples, row, epochs=3)
+    assert planned_length(samples, row) >= max_built_length(samples, row, epochs=3)
     sample = samples.build(row, 0, None)
-    answer = tokenizer().decode(sample.ids[sample.supervise].tolist(), control=True)
-    assert answer.endswith(task.render(labels, tags=not prompt.natural) + "<|endoftext|>")
+    decoded = tokenizer().decode(sample.ids[sample.supervise].tolist(), control=True)
+    assert decoded.endswith(task.render(labels, tags=not prompt.natural) + "<|endoftext|>")
 
 
-def test_the_texts_of_several_clips_follow_their_clips(tmp_path):
+def test_in_the_text_view_each_clip_is_replaced_by_its_own_text(tmp_path):
     row = row_of(tmp_path, task="sv", text="no", content=["the cat", "a red fox"])
     samples = samples_of(TextSamples)
     two = replace(row, clips=2 * row.clips)
     sample = samples.build(two, 0, epoch=3)
-    assert planned(samples, two) >= len(sample.ids)
+    assert planned_length(samples, two) >= len(sample.ids)
     stretched = tokenizer().decode([n for n in sample.ids.tolist() if n not in tokenizer().pads])
-    shortest = "".join(letter for n, letter in enumerate(stretched) if stretched[n - 1 : n] != letter)
-    assert "the cat" in shortest and shortest.index("the cat") < shortest.index("a red fox")
-    listed = {key: value for key, value in two.labels.items() if key not in ("content", "transcript")}
-    listed |= {"speakers": ["ann", "bob"], "transcripts": ["the cat", "a red fox"]}
-    spoken = replace(two, labels=listed)
+    without_repeats = "".join(letter for n, letter in enumerate(stretched) if stretched[n - 1 : n] != letter)
+    assert "the cat" in without_repeats and without_repeats.index("the cat") < without_repeats.index("a red fox")
+    labels = {key: value for key, value in two.labels.items() if key not in ("content", "transcript")}
+    labels |= {"speakers": ["ann", "bob"], "transcripts": ["the cat", "a red fox"]}
+    spoken = replace(two, labels=labels)
     assert len(samples.build(spoken, 0, None).ids) > len(samples.build(two, 0, None).ids)
-    for wrong in ("the cat", ["the cat"], ["the cat", ""], ["the cat", 7]):
+    for content in ("the cat", ["the cat"], ["the cat", ""], ["the cat", 7]):
         with pytest.raises(RowError, match="expected a text for each of 2 clips"):
-            planned(samples, replace(two, labels={**two.labels, "content": wrong}))
+            planned_length(samples, replace(two, labels={**two.labels, "content": content}))
     with pytest.raises(RowError, match="no `content`"):
-        planned(samples, replace(two, labels={**listed, "speakers": ["ann"]}))
+        planned_length(samples, replace(two, labels={**labels, "speakers": ["ann"]}))
 
 
-def test_the_loss_of_a_dialogue_counts_for_its_mode_and_of_a_row_for_its_task(tmp_path):
+def test_the_loss_curve_of_a_dialogue_is_its_mode_and_of_other_rows_their_task(tmp_path):
     chat = samples_of(ChatSamples, prompt=Qwen2AudioChat()).build(dialogue_of(tmp_path), 0, 0)
     assert chat.curve == f"chat {dialogue_of(tmp_path).labels['mode']}"
     assert samples_of().build(row_of(tmp_path), 0, 0).curve == "asr"

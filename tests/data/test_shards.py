@@ -1,4 +1,4 @@
-"""`auris shards`: packing in parallel, stopped and gone on with, refused, and read through."""
+"""Tests of `auris shards`: parallel packing, resuming after an interruption, refused settings, and verification."""
 
 from __future__ import annotations
 
@@ -45,25 +45,25 @@ def pack(manifest: Path, out: Path, processes: int = 1, **entry: object) -> Cons
     return console
 
 
-def content(folder: Path) -> dict[str, bytes]:
+def file_contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 @pytest.fixture(scope="module")
-def whole(manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("whole") / "out"
+def packed_dir(manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("packed") / "out"
     pack(manifest, out)
     return out
 
 
-def test_two_processes_write_the_same_files_as_one(manifest, whole, tmp_path):
+def test_two_processes_write_the_same_files_as_one(manifest, packed_dir, tmp_path):
     pack(manifest, tmp_path / "two", processes=2)
-    assert content(tmp_path / "two") == content(whole)
+    assert file_contents(tmp_path / "two") == file_contents(packed_dir)
     names = {"index.parquet", "problems.jsonl", "shards.json", *(f"shard-0000{n}.parquet" for n in range(6))}
-    assert set(content(whole)) == names
+    assert set(file_contents(packed_dir)) == names
 
 
-def test_rows_that_cannot_be_used_are_counted_and_named(manifest, tmp_path):
+def test_unusable_rows_are_counted_and_listed(manifest, tmp_path):
     output = pack(manifest, tmp_path / "out").export_text()
     assert "1 rows cannot be used" in output and "r4: " in output and "gone.wav: no such file" in output
     (line,) = (tmp_path / "out/problems.jsonl").read_text().splitlines()
@@ -86,78 +86,80 @@ def test_a_clip_that_the_disk_cannot_read_is_reported_with_its_row(manifest, tmp
     assert "r2.wav: cannot be read ([Errno 5] Input/output error)" in problems[0]["reason"]
 
 
-def test_a_stopped_run_resumes(manifest, whole, tmp_path, monkeypatch):
-    """The disk is full at the fourth shard; then it is not."""
+def test_packing_resumes_after_an_error(manifest, packed_dir, tmp_path, monkeypatch):
+    """The disk is full at the fourth shard of the first run."""
     open_atomic, out = writer.open_atomic, tmp_path / "out"
 
     @contextmanager
-    def full(path: Path, mode: str, **options: bool) -> Iterator[IO[bytes]]:
+    def open_on_full_disk(path: Path, mode: str, **options: bool) -> Iterator[IO[bytes]]:
         with open_atomic(path, mode, **options) as file:
             yield file
             if path.name == "shard-00003.parquet":
                 raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(writer, "open_atomic", full)
+        patch.setattr(writer, "open_atomic", open_on_full_disk)
         with pytest.raises(OSError, match="No space left"):
             pack(manifest, out)
     with pytest.raises(FileNotFoundError, match="packing did not finish"):
         read_manifests([out])
-    done = {path: path.stat().st_mtime_ns for path in out.glob("shard-*.parquet")}
-    assert len(done) == 3 and not list(out.glob("*.tmp"))
+    mtimes = {path: path.stat().st_mtime_ns for path in out.glob("shard-*.parquet")}
+    assert len(mtimes) == 3 and not list(out.glob("*.tmp"))
     pack(manifest, out)
-    assert content(out) == content(whole)
-    assert all(path.stat().st_mtime_ns == changed for path, changed in done.items())
+    assert file_contents(out) == file_contents(packed_dir)
+    assert all(path.stat().st_mtime_ns == mtime for path, mtime in mtimes.items())
 
 
-def test_a_killed_run_resumes(manifest, whole, tmp_path):
+def test_packing_resumes_after_being_killed(manifest, packed_dir, tmp_path):
     out = tmp_path / "out"
     arguments = [f"rows={manifest}", f"out={out}", "rows_per_shard=3", "processes=2"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])}
-    run = [sys.executable, "-m", "auris", "shards", *arguments]
-    started = subprocess.Popen(run, env=environment, start_new_session=True, stdout=subprocess.DEVNULL)
-    while started.poll() is None and not list(out.glob("shard-*.parquet")):
+    command_line = [sys.executable, "-m", "auris", "shards", *arguments]
+    process = subprocess.Popen(command_line, env=environment, start_new_session=True, stdout=subprocess.DEVNULL)
+    while process.poll() is None and not list(out.glob("shard-*.parquet")):
         time.sleep(0.005)
-    os.killpg(started.pid, signal.SIGKILL)
-    started.wait()
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
     pack(manifest, out)
-    assert content(out) == content(whole)
+    assert file_contents(out) == file_contents(packed_dir)
 
 
-@pytest.mark.parametrize("left", [None, 50, -1])
-def test_the_same_command_again_packs_only_damaged_shards(manifest, whole, tmp_path, left):
+@pytest.mark.parametrize("n_bytes", [None, 50, -1])
+def test_repeating_the_command_packs_only_damaged_shards(manifest, packed_dir, tmp_path, n_bytes):
     out = tmp_path / "out"
     pack(manifest, out)
-    spoilt, kept = out / "shard-00002.parquet", out / "shard-00001.parquet"
-    before = kept.stat().st_mtime_ns
-    if left is None:
-        spoilt.unlink()
+    damaged, intact = out / "shard-00002.parquet", out / "shard-00001.parquet"
+    before = intact.stat().st_mtime_ns
+    if n_bytes is None:
+        damaged.unlink()
     else:
-        spoilt.write_bytes(spoilt.read_bytes()[:left] + bytes(1))
+        damaged.write_bytes(damaged.read_bytes()[:n_bytes] + bytes(1))
     (out / "index.parquet").write_bytes(b"")
     pack(manifest, out)
-    assert content(out) == content(whole) and kept.stat().st_mtime_ns == before
+    assert file_contents(out) == file_contents(packed_dir) and intact.stat().st_mtime_ns == before
 
 
 @pytest.mark.parametrize("name", ["shards.json", "shard-00002.json"])
-@pytest.mark.parametrize("left", [b"", b"[1]", b'{"sha256": 1', b"\xff\xfe"])
-def test_a_damaged_list_is_named_and_its_shards_are_packed_again(manifest, whole, tmp_path, name, left):
+@pytest.mark.parametrize("damaged", [b"", b"[1]", b'{"sha256": 1', b"\xff\xfe"])
+def test_a_damaged_list_of_shards_is_reported_and_its_shards_are_packed_again(
+    manifest, packed_dir, tmp_path, name, damaged
+):
     out = tmp_path / "out"
-    shutil.copytree(whole, out)
-    (out / name).write_bytes(left)
+    shutil.copytree(packed_dir, out)
+    (out / name).write_bytes(damaged)
     assert f"{out / name} is damaged" in pack(manifest, out).export_text()
-    assert content(out) == content(whole)
+    assert file_contents(out) == file_contents(packed_dir)
 
 
 @pytest.mark.parametrize("entry", [{"limit": 5}, {"tasks": ["asr"], "limit": 1}, {"labels": {"speaker": "eve"}}])
-def test_a_directory_of_other_rows_is_refused(manifest, whole, entry):
-    before = content(whole)
+def test_a_directory_with_shards_of_other_rows_is_an_error_and_stays_unchanged(manifest, packed_dir, entry):
+    before = file_contents(packed_dir)
     with pytest.raises(ValueError, match="holds shards of other rows"):
-        pack(manifest, whole, **entry)
-    assert content(whole) == before
+        pack(manifest, packed_dir, **entry)
+    assert file_contents(packed_dir) == before
 
 
-def test_settings_that_make_no_sense_are_refused(manifest, tmp_path):
+def test_invalid_settings_are_an_error(manifest, tmp_path):
     console = Console(quiet=True)
     with pytest.raises(ValueError, match="rows_per_shard=0"):
         command.pack(str(manifest), tmp_path, rows_per_shard=0, processes=1, console=console)
@@ -165,7 +167,7 @@ def test_settings_that_make_no_sense_are_refused(manifest, tmp_path):
         command.pack(str(manifest), tmp_path, rows_per_shard=1, processes=0, console=console)
 
 
-def test_check_reads_every_file_through(manifest, tmp_path):
+def test_check_finds_every_damaged_or_missing_file(manifest, tmp_path):
     out = tmp_path / "out"
     pack(manifest, out)
     console = Console(record=True, width=300, file=io.StringIO())
@@ -175,8 +177,8 @@ def test_check_reads_every_file_through(manifest, tmp_path):
     flipped[40] ^= 1
     path.write_bytes(flipped)
     (out / "shard-00000.parquet").unlink()
-    wrong = command.check(out, console)
-    assert len(wrong) == 2 and "no such file" in wrong[0] and f"{path}: its checksum is" in wrong[1]
+    messages = command.check(out, console)
+    assert len(messages) == 2 and "no such file" in messages[0] and f"{path}: its checksum is" in messages[1]
     assert "5 files are intact, 2 are damaged" in console.export_text()
 
 

@@ -1,5 +1,7 @@
-"""The studies in `ablations/`, at the smallest size: every arm of each takes its first steps. That they compose and
-differ is looked at in test_configs.py."""
+"""Every arm of the studies in `ablations/` trains for a few steps at the smallest size.
+
+`test_configs.py` tests that the configs of all arms compose and differ.
+"""
 
 from __future__ import annotations
 
@@ -27,13 +29,13 @@ def at_root(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def rows(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The small corpus with the tasks that have times as well, and dialogues and pairs about it."""
+    """Write the small corpus with additional tasks with word and event times, dialogues and preference pairs."""
     folder = tmp_path_factory.mktemp("all")
     for split in ("train", "valid", "test"):
-        found = [json.loads(line) for line in (corpus / f"{split}.jsonl").read_text().splitlines()]
-        found = [row | {"audio": str(corpus / row["audio"])} for row in found]
+        records = [json.loads(line) for line in (corpus / f"{split}.jsonl").read_text().splitlines()]
+        records = [row | {"audio": str(corpus / row["audio"])} for row in records]
         timed = []
-        for row in found:
+        for row in records:
             end = row["duration"]
             if row["task"] == "asr" and row["language"] == "en":
                 words = [{"word": row["text"].split()[0], "start": 0.0, "end": round(end, 2)}]
@@ -41,31 +43,33 @@ def rows(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             elif row["task"] == "sec":
                 events = [{"label": row["text"], "start": 0.0, "end": round(end, 2)}]
                 timed.append(row | {"id": f"sed {row['id']}", "task": "sed", "events": events})
-        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*found, *timed]))
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*records, *timed]))
     (folder / "tokenizer").symlink_to(corpus / "tokenizer")
     (folder / "text.txt").symlink_to(corpus / "text.txt")
-    few = [f"dialogues.{kind}.{split}=8" for kind in ("rows", "preferences") for split in ("train", "valid", "test")]
-    options = config.resolve(config.compose([f"corpus={corpus}", f"out={folder}/dialogues", *few], "instruct"))
+    sizes = [f"dialogues.{kind}.{split}=8" for kind in ("rows", "preferences") for split in ("train", "valid", "test")]
+    options = config.resolve(config.compose([f"corpus={corpus}", f"out={folder}/dialogues", *sizes], "instruct"))
     instruct.instruct(Path(options.pop("corpus")), Path(options.pop("out")), **options)
     return folder
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", STUDIES)
-def test_every_arm_takes_its_first_steps(name: str, rows: Path, tmp_path: Path):
+def test_every_arm_trains_for_two_steps(name: str, rows: Path, tmp_path: Path):
     study = OmegaConf.to_container(config.compose([f"ablations={name}"]), resolve=False)
-    small = [*smallest_run(rows, tmp_path), "max_steps=2", "+trainer.limit_val_batches=1", "data.num_workers=0"]
-    for job in studies.plan(study, [*small, f"++data.dialogues={rows}/dialogues"], seed=study["seeds"][0]):
-        done = json.loads((train.train(job.config) / "finished.json").read_text())
-        assert done["steps"] == 2 and done["train/loss"] > 0, job.key
+    overrides = [*smallest_run(rows, tmp_path), "max_steps=2", "+trainer.limit_val_batches=1", "data.num_workers=0"]
+    for job in studies.plan(study, [*overrides, f"++data.dialogues={rows}/dialogues"], seed=study["seeds"][0]):
+        finished = json.loads((train.train(job.config) / "finished.json").read_text())
+        assert finished["steps"] == 2 and finished["train/loss"] > 0, job.key
         _, data = train.build(job.config)
         data.setup("fit")
-        first = {row.labels["task"]: number for number, row in reversed(list(enumerate(data.rows)))}
-        packs = RowDataset(data.rows, [(number, 0) for number in first.values()], data.samples)
-        assert all(packs[n]["rows"] for n in range(len(first))), f"{job.key}: of {first} none may be left out"
+        first_of_task = {row.labels["task"]: number for number, row in reversed(list(enumerate(data.rows)))}
+        packs = RowDataset(data.rows, [(number, 0) for number in first_of_task.values()], data.samples)
+        assert all(packs[n]["rows"] for n in range(len(first_of_task))), (
+            f"{job.key}: a row of {first_of_task} was dropped"
+        )
 
 
-def test_the_readme_of_the_studies_names_each_with_its_question_and_runs():
+def test_the_readme_lists_each_study_with_its_question_and_number_of_runs():
     lines = (ROOT / "ablations/README.md").read_text().splitlines()
     for name in (name for name in STUDIES if name != "template"):
         study = config.compose([f"ablations={name}"])

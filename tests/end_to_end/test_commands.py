@@ -1,4 +1,4 @@
-"""The commands of the README, as a user types them in a folder of their own: study, evaluation, table and figures."""
+"""The commands of the README in a user's directory: training a study, evaluation, tables and figures."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ EVALUATION = """\
 evaluate:
   - ["benchmark.test=[{corpus}/test.jsonl]", benchmark.name=tiny, generation.max_new_tokens=4, bootstrap=50]
 """
-SHORT = """\
+SHORT_STUDY = """\
 # @package _global_
 study: smoke
 arm: null
@@ -35,7 +35,7 @@ arms:
     overrides: [experiment=qwen_audio_pretrain, *small]
     after: {{encoder: encoder}}
 """
-WHOLE = """\
+FULL_STUDY = """\
 # @package _global_
 study: smoke
 arm: null
@@ -53,7 +53,7 @@ arms:
     after: {{llm: llm_text, encoder: encoder}}
 """
 
-SMALL = [
+SMALL_RUN = [
     "max_steps=3",
     "optim.warmup_steps=1",
     "data.rows_per_step=8",
@@ -72,44 +72,44 @@ def call(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=900)
 
 
-def write_study(folder: Path, corpus: Path, study: str = WHOLE) -> Path:
+def write_study(folder: Path, corpus: Path, study: str = FULL_STUDY) -> Path:
     (folder / "ablations").mkdir()
-    small = ", ".join(f'"{override}"' for override in [*SMALL, f"data.root={corpus}"])
-    text = (study + EVALUATION).replace("*small", small).format(corpus=corpus)
+    small_run = ", ".join(f'"{override}"' for override in [*SMALL_RUN, f"data.root={corpus}"])
+    text = (study + EVALUATION).replace("*small", small_run).format(corpus=corpus)
     (folder / "ablations/smoke.yaml").write_text(text)
     return folder
 
 
-def numbers(folder: Path) -> dict[str, list]:
-    """Of each arm all that a study says of it."""
-    found = {}
+def results_by_arm(folder: Path) -> dict[str, list]:
+    """Return all result lines and predictions of each arm."""
+    results = {}
     for run in sorted((folder / "runs/smoke").glob("*/seed_0/")):
         files = [*run.glob("results.jsonl"), *sorted(run.glob("predictions/*.jsonl"))]
-        found[run.parent.name] = [json.loads(line) for file in files for line in file.read_text().splitlines()]
-    return found
+        results[run.parent.name] = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+    return results
 
 
 def train_study(folder: Path) -> Path:
-    done = call(folder, "train", "ablations=smoke", "jobs=2")
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    completed = call(folder, "train", "ablations=smoke", "jobs=2")
+    assert completed.returncode == 0, completed.stdout[-3000:] + completed.stderr[-3000:]
     return folder
 
 
 @pytest.fixture(scope="module")
 def folder(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A user's folder, with a study of one arm run in it."""
-    return train_study(write_study(tmp_path_factory.mktemp("user"), corpus, SHORT))
+    """Return a user's directory with a completed study of one arm."""
+    return train_study(write_study(tmp_path_factory.mktemp("user"), corpus, SHORT_STUDY))
 
 
 @pytest.fixture(scope="module")
-def whole(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A user's folder, with a study of two arms and two stages run in it."""
+def full_study(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a user's directory with a completed study of two stages and two arms."""
     return train_study(write_study(tmp_path_factory.mktemp("user"), corpus))
 
 
 @pytest.fixture
-def inside(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of the short study, as working directory of commands that need no process of their own."""
+def working_dir(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Change to the directory of the short study, for commands that run in the test process."""
     monkeypatch.chdir(folder)
     monkeypatch.setenv("COLUMNS", "200")
     return folder
@@ -125,90 +125,94 @@ def assert_evaluated(folder: Path, arm: str) -> None:
     assert (run / "recipe.yaml").is_file() and checkpoint_dir.find(run, "best").step > 0
 
 
-def test_a_study_trains_its_stage_and_arm_and_evaluates_the_arm(folder: Path):
+def test_a_study_trains_its_stage_and_evaluates_its_arm(folder: Path):
     assert_evaluated(folder, "tags")
 
 
 @pytest.mark.slow
-def test_a_study_trains_and_evaluates_every_arm(whole: Path):
-    assert_evaluated(whole, "tags")
-    assert_evaluated(whole, "natural_conv")
+def test_a_study_trains_and_evaluates_every_arm(full_study: Path):
+    assert_evaluated(full_study, "tags")
+    assert_evaluated(full_study, "natural_conv")
 
 
 @pytest.mark.slow
-def test_the_same_command_again_has_nothing_to_train(whole: Path):
-    checkpoints = whole / "runs/smoke/tags/seed_0/checkpoints"
+def test_repeating_a_command_does_not_train_again(full_study: Path):
+    checkpoints = full_study / "runs/smoke/tags/seed_0/checkpoints"
     before = {path: path.stat().st_mtime_ns for path in checkpoints.rglob("*")}
-    done = call(whole, "train", "ablations=smoke", "arm=tags", "seed=0")
-    assert done.returncode == 0, done.stdout[-2000:]
+    completed = call(full_study, "train", "ablations=smoke", "arm=tags", "seed=0")
+    assert completed.returncode == 0, completed.stdout[-2000:]
     assert {path: path.stat().st_mtime_ns for path in checkpoints.rglob("*")} == before
 
 
 @pytest.mark.slow
-def test_arms_of_a_job_array_have_the_same_results_as_the_study(whole: Path, corpus: Path, tmp_path: Path):
+def test_arms_of_a_job_array_have_the_same_results_as_the_study(full_study: Path, corpus: Path, tmp_path: Path):
     write_study(tmp_path, corpus)
     for arm in ("natural_conv", "tags"):
-        done = call(tmp_path, "train", "ablations=smoke", f"arm={arm}", "seed=0")
-        assert done.returncode == 0, done.stdout[-2000:]
-    assert numbers(tmp_path) == numbers(whole)
+        completed = call(tmp_path, "train", "ablations=smoke", f"arm={arm}", "seed=0")
+        assert completed.returncode == 0, completed.stdout[-2000:]
+    assert results_by_arm(tmp_path) == results_by_arm(full_study)
 
 
 @pytest.mark.slow
-def test_a_killed_study_resumes_to_the_same_results(whole: Path, corpus: Path, tmp_path: Path):
+def test_a_killed_study_resumes_to_the_same_results(full_study: Path, corpus: Path, tmp_path: Path):
     write_study(tmp_path, corpus)
     command = [sys.executable, "-m", "auris", "train", "ablations=smoke", "jobs=2"]
     study = subprocess.Popen(command, cwd=tmp_path, env=ENVIRONMENT, start_new_session=True, stdout=subprocess.DEVNULL)
     progress = tmp_path / "runs/smoke/tags/seed_0/progress.json"
-    until = time.time() + 300
-    while not progress.exists() and time.time() < until:
+    deadline = time.time() + 300
+    while not progress.exists() and time.time() < deadline:
         time.sleep(0.05)
     os.killpg(study.pid, signal.SIGKILL)
     assert study.wait() == -signal.SIGKILL and not (progress.parent / "results.jsonl").exists()
-    done = call(tmp_path, "train", "ablations=smoke", "jobs=2")
-    assert done.returncode == 0, done.stdout[-2000:]
-    assert "4 runs, 2 done before" in done.stdout
-    assert numbers(tmp_path) == numbers(whole)
+    completed = call(tmp_path, "train", "ablations=smoke", "jobs=2")
+    assert completed.returncode == 0, completed.stdout[-2000:]
+    assert "4 runs, 2 done before" in completed.stdout
+    assert results_by_arm(tmp_path) == results_by_arm(full_study)
 
 
 @pytest.mark.slow
-def test_a_failing_arm_is_named_with_its_reason_and_stops_no_other(corpus: Path, tmp_path: Path):
-    broken = '  broken: {{overrides: [experiment=qwen_audio_pretrain, *small, "data.train=[gone.jsonl]"]}}\n'
-    write_study(tmp_path, corpus, WHOLE + broken)
-    done = call(tmp_path, "train", "ablations=smoke", "jobs=2")
-    assert done.returncode == 1 and "broken, seed 0 failed" in done.stdout and "gone.jsonl" in done.stdout
-    assert {arm for arm, lines in numbers(tmp_path).items() if lines} == {"tags", "natural_conv"}
+def test_a_failing_arm_is_reported_and_does_not_stop_the_others(corpus: Path, tmp_path: Path):
+    failing_arm = '  broken: {{overrides: [experiment=qwen_audio_pretrain, *small, "data.train=[gone.jsonl]"]}}\n'
+    write_study(tmp_path, corpus, FULL_STUDY + failing_arm)
+    completed = call(tmp_path, "train", "ablations=smoke", "jobs=2")
+    assert (
+        completed.returncode == 1 and "broken, seed 0 failed" in completed.stdout and "gone.jsonl" in completed.stdout
+    )
+    assert {arm for arm, lines in results_by_arm(tmp_path).items() if lines} == {"tags", "natural_conv"}
     table = call(tmp_path, "results", "study=smoke")
     assert table.returncode == 0 and "natural_conv" in table.stdout and "broken, seed 0: waiting" in table.stdout
 
 
-def test_results_make_a_table_and_figures(inside: Path, capsys: pytest.CaptureFixture):
+def test_the_results_command_writes_a_table_and_figures(working_dir: Path, capsys: pytest.CaptureFixture):
     assert cli.main(["results", "study=smoke"]) == 0
-    printed = capsys.readouterr().out
-    assert "asr en" in printed and "tags" in printed
+    output = capsys.readouterr().out
+    assert "asr en" in output and "tags" in output
     for name in ("table.csv", "bars.png", "curves.png"):
-        assert (inside / "runs/smoke" / name).stat().st_size > 0
+        assert (working_dir / "runs/smoke" / name).stat().st_size > 0
 
 
-def test_odd_files_are_evaluated_or_named(inside: Path, shared_data: Path, capsys: pytest.CaptureFixture):
-    """Real recordings beside a corrupt, an empty, a silent and a 40-second file."""
+def test_invalid_audio_files_are_reported_and_the_rest_is_evaluated(
+    working_dir: Path, shared_data: Path, capsys: pytest.CaptureFixture
+):
+    """Evaluate a real recording together with a corrupt, an empty, a silent and a 40-second file."""
     import numpy as np
     import soundfile
 
-    (inside / "corrupt.flac").write_bytes(b"fLaC nothing")
-    (inside / "empty.wav").write_bytes(b"")
-    soundfile.write(inside / "silent.wav", np.zeros(16000), 16000)
-    soundfile.write(inside / "long.wav", np.random.default_rng(0).normal(0, 0.1, 40 * 8000), 8000)
+    (working_dir / "corrupt.flac").write_bytes(b"fLaC nothing")
+    (working_dir / "empty.wav").write_bytes(b"")
+    soundfile.write(working_dir / "silent.wav", np.zeros(16000), 16000)
+    soundfile.write(working_dir / "long.wav", np.random.default_rng(0).normal(0, 0.1, 40 * 8000), 8000)
     real = shared_data / "real/ljspeech/LJ001-0002.flac"
     names = ["corrupt.flac", "empty.wav", "silent.wav", "long.wav", str(real)]
     rows = [{"id": name, "audio": name, "task": "asr", "language": "en", "text": "a b"} for name in names]
-    (inside / "odd.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (working_dir / "odd.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     run = "checkpoint=runs/smoke/tags/seed_0"
     assert cli.main(["evaluate", run, "data=manifest", "data.test=odd.jsonl", "generation.max_new_tokens=4"]) == 0
-    predictions = [json.loads(line) for line in (inside / "runs/smoke/tags/seed_0/predictions/odd.jsonl").open()]
+    predictions = [json.loads(line) for line in (working_dir / "runs/smoke/tags/seed_0/predictions/odd.jsonl").open()]
     assert {row["id"] for row in predictions} == {"silent.wav", "long.wav", str(real)}
-    printed = capsys.readouterr().out
-    assert "2 rows could not be used" in printed
-    assert "corrupt.flac" in printed and "empty.wav" in printed
+    output = capsys.readouterr().out
+    assert "2 rows could not be used" in output
+    assert "corrupt.flac" in output and "empty.wav" in output
 
 
 @pytest.mark.parametrize(
@@ -216,12 +220,12 @@ def test_odd_files_are_evaluated_or_named(inside: Path, shared_data: Path, capsy
     [
         (["train", "optim.lrr=1"], "lrr"),
         (["train", "data=manifest", "data.train=[missing.jsonl]"], "missing.jsonl"),
-        (["results", "study=unheard"], "unheard"),
+        (["results", "study=missing_study"], "missing_study"),
     ],
 )
-def test_a_user_error_is_one_clear_sentence(
-    inside: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture
+def test_a_user_error_is_reported_without_a_traceback(
+    working_dir: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture
 ):
     assert cli.main(arguments) != 0
-    printed = "".join(capsys.readouterr())
-    assert message in printed and "Traceback" not in printed
+    output = "".join(capsys.readouterr())
+    assert message in output and "Traceback" not in output

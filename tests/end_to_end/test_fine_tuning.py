@@ -1,4 +1,4 @@
-"""Fine-tuning on dialogues at the smallest size: what learns, what stays, what is kept of adapters."""
+"""Fine-tuning on dialogues at the smallest size: trained and frozen parameters, evaluation, and adapters."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ SYSTEMS = {"qwen_audio": QwenAudioChat, "qwen2_audio": Qwen2AudioChat}
 
 @pytest.fixture(scope="module")
 def dialogues(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Questions about the corpus's clips, by voice, beside the audio and in text, and one row that cannot be used."""
+    """Write dialogues with audio and text, audio only and text only, and one invalid row."""
     rows = [json.loads(line) for line in (corpus / "train.jsonl").read_text().splitlines()]
-    run_config = []
+    dialogues = []
     for number, row in enumerate(row for row in rows if row["task"] in ("sec", "mic", "ks")):
         clip = {"type": "audio", "audio": str(corpus / row["audio"])}
-        asked = [[clip, {"type": "text", "text": "what is it?"}], [clip], "say a word"][number % 3]
-        messages = [{"role": "user", "content": asked}, {"role": "assistant", "content": f"it is {row['text']}"}]
-        facts = {"key": row["text"], "provenance": "procedural", "written_by": "a script of templates"}
-        run_config.append({"id": f"d{number}", "messages": messages, **facts})
-    run_config.append(
-        {"id": "bad", "messages": [{"role": "user", "content": "<audio>what?"}, run_config[0]["messages"][1]]}
+        content = [[clip, {"type": "text", "text": "what is it?"}], [clip], "say a word"][number % 3]
+        messages = [{"role": "user", "content": content}, {"role": "assistant", "content": f"it is {row['text']}"}]
+        labels = {"key": row["text"], "provenance": "procedural", "written_by": "a script of templates"}
+        dialogues.append({"id": f"d{number}", "messages": messages, **labels})
+    dialogues.append(
+        {"id": "bad", "messages": [{"role": "user", "content": "<audio>what?"}, dialogues[0]["messages"][1]]}
     )
     path = tmp_path_factory.mktemp("dialogues") / "rows.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in run_config))
+    path.write_text("".join(json.dumps(row) + "\n" for row in dialogues))
     return path
 
 
@@ -60,10 +60,10 @@ def smallest(corpus: Path, dialogues: Path, tmp_path: Path, monkeypatch: pytest.
     ]
 
     def compose(*overrides: str) -> dict:
-        rows = [f"data.train=[{dialogues}]", f"data.valid=[{{path: '{dialogues}', limit: 3}}]"]
-        few = [f"data.valid=[{{path: '{corpus}/valid.jsonl', tasks: [ks], limit: 2}}]"]
+        chat_data = [f"data.train=[{dialogues}]", f"data.valid=[{{path: '{dialogues}', limit: 3}}]"]
+        audio_data = [f"data.valid=[{{path: '{corpus}/valid.jsonl', tasks: [ks], limit: 2}}]"]
         chat = any("_sft" in override for override in overrides)
-        return config.resolve(config.compose([*size, *(rows if chat else few), *overrides]))
+        return config.resolve(config.compose([*size, *(chat_data if chat else audio_data), *overrides]))
 
     return compose
 
@@ -89,26 +89,26 @@ def test_a_pretrained_model_is_fine_tuned_evaluated_and_prompted(smallest, dialo
     assert not pretrained.load(base["run_dir"]).is_chat
     assert isinstance(model.chat([{"role": "user", "content": "what is it?"}], max_new_tokens=3), str)
 
-    given = [
+    options = [
         f"checkpoint={run_config['run_dir']}",
         "data=manifest",
         f"data.test=[{dialogues}]",
         "judge=rule",
         "generation.max_new_tokens=3",
     ]
-    asked = config.resolve(config.compose([*given, "accelerator=cpu"], "evaluate"))
-    asked["benchmark"]["test"] = [dialogues]
+    evaluation = config.resolve(config.compose([*options, "accelerator=cpu"], "evaluate"))
+    evaluation["benchmark"]["test"] = [dialogues]
     capsys.readouterr()
-    rows = runner.evaluate(asked)
-    shown = capsys.readouterr().out
+    rows = runner.evaluate(evaluation)
+    output = capsys.readouterr().out
     n_rows = len(dialogues.read_text().splitlines()) - 1
-    assert f"written by: a script of templates ({n_rows} rows)" in shown and "judged: judged|1-9|stand-in" in shown
+    assert f"written by: a script of templates ({n_rows} rows)" in output and "judged: judged|1-9|stand-in" in output
     assert {row.task for row in rows} == {"chat audio_analysis", "chat voice_chat", "chat text"}
     assert {row.metric for row in rows} == {"contains", "judged"} and measure("contains").higher_is_better
     assert sum(row.n for row in rows if row.metric == "contains") == n_rows
 
 
-def test_an_answer_ends_where_the_assistants_message_does(smallest):
+def test_generation_stops_at_the_end_of_the_assistant_message(smallest):
     run_config = smallest("experiment=qwen2_audio_sft")
     train.train(run_config)
     model = pretrained.load(run_config["run_dir"])
@@ -116,7 +116,7 @@ def test_an_answer_ends_where_the_assistants_message_does(smallest):
     assert end in model.settings(chat=True).stop
 
 
-def test_a_run_with_adapters_resumes_and_is_read_merged(smallest, tmp_path: Path):
+def test_a_run_with_adapters_resumes_and_is_loaded_with_merged_weights(smallest, tmp_path: Path):
     base = smallest("experiment=qwen2_audio_pretrain", "arm=base")
     train.train(base)
     options = [
@@ -127,33 +127,35 @@ def test_a_run_with_adapters_resumes_and_is_read_merged(smallest, tmp_path: Path
         "optim.lr=0.01",
         "max_steps=4",
     ]
-    whole, halves = smallest(*options, "arm=whole"), smallest(*options, "arm=halves", "checkpoint_every=2")
-    train.train(whole)
-    train.claim(Path(halves["run_dir"]), halves)
-    module, data = train.build(halves)
-    trainer = train.build_trainer(halves, Path(halves["run_dir"]), Preemption())
+    uninterrupted, resumed = smallest(*options, "arm=whole"), smallest(*options, "arm=halves", "checkpoint_every=2")
+    train.train(uninterrupted)
+    train.claim(Path(resumed["run_dir"]), resumed)
+    module, data = train.build(resumed)
+    trainer = train.build_trainer(resumed, Path(resumed["run_dir"]), Preemption())
     trainer.callbacks.append(KillAt(3))
     with pytest.raises(Killed):
         trainer.fit(module, data)
-    train.train(halves)
-    first, second = weights_of(whole["run_dir"]), weights_of(halves["run_dir"])
-    assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+    train.train(resumed)
+    expected, actual = weights_of(uninterrupted["run_dir"]), weights_of(resumed["run_dir"])
+    assert expected.keys() == actual.keys() and all(torch.equal(expected[name], actual[name]) for name in expected)
 
-    plain, model = weights_of(base["run_dir"]), pretrained.load(whole["run_dir"])
+    base_weights, model = weights_of(base["run_dir"]), pretrained.load(uninterrupted["run_dir"])
     merged = {f"net.{name}": tensor for name, tensor in model.net.state_dict().items()}
-    assert merged.keys() == plain.keys()
-    changed = {name for name in plain if not torch.equal(plain[name], merged[name])}
+    assert merged.keys() == base_weights.keys()
+    changed = {name for name in base_weights if not torch.equal(base_weights[name], merged[name])}
     tables = {"net.llm.model.embed_tokens.weight", "net.llm.lm_head.weight"}
     projector = {"net.projector.weight", "net.projector.bias"}
     layers = {
-        name for name in plain if name.endswith(("q_proj.weight", "k_proj.weight", "v_proj.weight", "o_proj.weight"))
+        name
+        for name in base_weights
+        if name.endswith(("q_proj.weight", "k_proj.weight", "v_proj.weight", "o_proj.weight"))
     }
     assert changed == projector | tables | layers
-    old = sorted(set(range(model.tokenizer.size)) - set(model.tokenizer.audio_ids))
-    assert all(torch.equal(plain[table][old], merged[table][old]) for table in tables)
+    text_ids = sorted(set(range(model.tokenizer.size)) - set(model.tokenizer.audio_ids))
+    assert all(torch.equal(base_weights[table][text_ids], merged[table][text_ids]) for table in tables)
 
-    export.export(whole["run_dir"], tmp_path / "exported", format="auris")
-    again = pretrained.load(tmp_path / "exported")
-    assert again.is_chat and all(
-        torch.equal(x, again.net.state_dict()[name]) for name, x in model.net.state_dict().items()
+    export.export(uninterrupted["run_dir"], tmp_path / "exported", format="auris")
+    exported = pretrained.load(tmp_path / "exported")
+    assert exported.is_chat and all(
+        torch.equal(x, exported.net.state_dict()[name]) for name, x in model.net.state_dict().items()
     )

@@ -1,4 +1,4 @@
-"""The notebooks run from end to end, on the files that come with them and on those of other studies."""
+"""The notebooks run from start to end, on the files shipped with them and on other studies."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ NAMES = sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
 
 
 def execute(name: str, monkeypatch: pytest.MonkeyPatch, **parameters: object) -> str:
-    """Run a notebook with other parameters; returns all that it shows, pictures by their type."""
+    """Run a notebook with these parameters and return its text output and the MIME types of other output."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT / "src"))
     notebook = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)
-    [place] = [n for n, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", [])]
-    given = "\n".join(f"{key} = {value!r}" for key, value in parameters.items())
-    notebook.cells.insert(place + 1, nbformat.v4.new_code_cell(given))
+    [index] = [n for n, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", [])]
+    assignments = "\n".join(f"{key} = {value!r}" for key, value in parameters.items())
+    notebook.cells.insert(index + 1, nbformat.v4.new_code_cell(assignments))
     NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(NOTEBOOKS)}}).execute()
-    shown = []
+    outputs = []
     for cell in notebook.cells:
         for output in cell.get("outputs", ()):
-            shown += [output.get("text", "")] if output.output_type == "stream" else list(output.data)
-            shown.append(output.get("data", {}).get("text/plain", ""))
-    return "\n".join(shown)
+            outputs += [output.get("text", "")] if output.output_type == "stream" else list(output.data)
+            outputs.append(output.get("data", {}).get("text/plain", ""))
+    return "\n".join(outputs)
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def study(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_notebook_is_kept_without_outputs_and_holds_no_logic(name: str):
+def test_a_notebook_has_no_stored_outputs_and_no_control_flow(name: str):
     notebook = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert all(not cell.outputs and cell.execution_count is None for cell in code)
@@ -47,33 +47,33 @@ def test_a_notebook_is_kept_without_outputs_and_holds_no_logic(name: str):
 
 
 @pytest.mark.slow
-def test_the_report_runs_on_its_shipped_files(monkeypatch: pytest.MonkeyPatch):
-    shown = execute("02_ablation_report", monkeypatch)
-    assert "one change at a time" in shown and shown.count("image/png") == 2 and "no difference shown" in shown
+def test_the_ablation_report_runs_on_shipped_files(monkeypatch: pytest.MonkeyPatch):
+    output = execute("02_ablation_report", monkeypatch)
+    assert "one change at a time" in output and output.count("image/png") == 2 and "no difference shown" in output
 
 
 @pytest.mark.slow
-def test_the_papers_tables_are_filled_from_shipped_files(monkeypatch: pytest.MonkeyPatch):
-    shown = execute("04_paper_tables", monkeypatch)
-    assert shown.count("image/png") == 2 and "† synthetic" in shown and "15.5 [10.0, 21.2] ≠†" in shown
+def test_the_paper_tables_run_on_shipped_files(monkeypatch: pytest.MonkeyPatch):
+    output = execute("04_paper_tables", monkeypatch)
+    assert output.count("image/png") == 2 and "† synthetic" in output and "15.5 [10.0, 21.2] ≠†" in output
 
 
-def test_the_comparison_runs_on_another_study(study: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_comparison_of_systems_runs_on_another_study(study: Path, monkeypatch: pytest.MonkeyPatch):
     for run in study.glob("*/seed_*"):
         write_events(run, {"train/audio_hours": [(0, 0.0), (298, 1.0)]})
-    shown = execute("01_compare_systems", monkeypatch, STUDY=str(study))
-    assert shown.count("image/png") == 3 and "better" in shown
+    output = execute("01_compare_systems", monkeypatch, STUDY=str(study))
+    assert output.count("image/png") == 3 and "better" in output
 
 
 @pytest.mark.slow
-def test_the_shipped_ladder_is_compared_rung_by_rung(monkeypatch: pytest.MonkeyPatch):
-    shown = execute("01_compare_systems", monkeypatch)
-    assert shown.count("image/png") == 3 and "v2_dpo" in shown and "better" in shown
+def test_the_comparison_of_systems_runs_on_shipped_files(monkeypatch: pytest.MonkeyPatch):
+    output = execute("01_compare_systems", monkeypatch)
+    assert output.count("image/png") == 3 and "v2_dpo" in output and "better" in output
 
 
 @pytest.mark.slow
-def test_the_inside_of_any_run_s_model_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Of models that nobody has trained, on tones."""
+def test_the_model_inspection_runs_on_any_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The models are untrained and the audio consists of tones."""
     published.run(tmp_path / "run", "experiment=qwen_audio_pretrain")
     published.run(tmp_path / "aligner", "experiment=encoder_ctc")
     rows = speech_rows(tmp_path, [2.5, 2.0, 2.2, 2.4, 2.1, 2.3, 1.9, 2.6])
@@ -81,8 +81,10 @@ def test_the_inside_of_any_run_s_model_is_shown(tmp_path: Path, monkeypatch: pyt
         {"word": word, "start": n / 2, "end": (n + 1) / 2} for n, word in enumerate(["the", "cat", "sat"])
     ]
     runs = {"RUN": str(tmp_path / "run"), "ALIGNER": str(tmp_path / "aligner")}
-    shown = execute("03_inside_the_model", monkeypatch, ROWS=str(write_manifest(tmp_path / "rows.jsonl", rows)), **runs)
+    output = execute(
+        "03_inside_the_model", monkeypatch, ROWS=str(write_manifest(tmp_path / "rows.jsonl", rows)), **runs
+    )
     assert (
-        shown.count("image/png") == 5 and shown.count("text/html") >= 4
-    )  # a player, two tables, and a page of players
-    assert "forced alignment" in shown and "as initialised" in shown
+        output.count("image/png") == 5 and output.count("text/html") >= 4
+    )  # an audio player, two tables and a page of players
+    assert "forced alignment" in output and "as initialised" in output

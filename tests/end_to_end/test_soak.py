@@ -1,4 +1,4 @@
-"""A long run of tiny steps: memory stays flat in the trainer and in its workers."""
+"""Memory of the trainer and of its data loader workers stays flat in a run of thousands of small steps."""
 
 from __future__ import annotations
 
@@ -19,30 +19,31 @@ from support.recipes import SMALLEST_MODEL
 from support.runs import ROOT
 
 STEPS = 5000
-WARM = 0.6  # of the run: caches of wordings fill until about step 4,000, by 16 MB; then all stays within 1 MB
+WARM_UP = 0.6  # fraction of the run; caches of wordings grow by 16 MB until about step 4,000, then by less than 1 MB
 
 
 def memory(trainer: psutil.Process) -> tuple[float, float] | None:
-    """MB that the trainer, and on average each of the workers that it has forked, have allocated.
+    """Return the MB allocated by the trainer, and the mean MB allocated by its forked workers.
 
-    Anonymous pages alone: what a process has to itself (USS) also grows when another one on the machine ends that used
-    the same libraries, or when the trainer writes to what it shared with a worker.
+    Only anonymous pages are counted. The unique set size (USS) also grows when another process with the same libraries
+    ends, or when the trainer writes to pages that it shares with a worker.
     """
     try:
-        workers = [anonymous(one) for one in trainer.children() if one.cmdline() == trainer.cmdline()]
-        return (anonymous(trainer), sum(workers) / len(workers)) if workers else None
+        workers = [anonymous_mb(process) for process in trainer.children() if process.cmdline() == trainer.cmdline()]
+        return (anonymous_mb(trainer), sum(workers) / len(workers)) if workers else None
     except (psutil.Error, OSError):
         return None
 
 
-def anonymous(process: psutil.Process) -> float:
+def anonymous_mb(process: psutil.Process) -> float:
+    """Return the anonymous memory of a process."""
     status = Path(f"/proc/{process.pid}/status").read_text()
     return int(re.search(r"RssAnon:\s+(\d+) kB", status)[1]) / 1024
 
 
-def growth(samples: np.ndarray, values: np.ndarray) -> float:
-    """MB by which a straight line through (steps, values) rises over the whole run."""
-    return float(np.polyfit(samples, values, 1)[0] * STEPS)
+def growth(steps: np.ndarray, values: np.ndarray) -> float:
+    """Return the rise over the complete run of a line fitted to memory in MB by step."""
+    return float(np.polyfit(steps, values, 1)[0] * STEPS)
 
 
 @pytest.mark.slow
@@ -66,21 +67,21 @@ def test_memory_stays_flat_over_thousands_of_steps(corpus: Path, tmp_path: Path)
     run_dir = Path(config.resolve(config.compose(overrides))["run_dir"])
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "auris", "train", *overrides]
-    measured = []
+    samples = []
     with (tmp_path / "log.txt").open("w") as log:
         process = subprocess.Popen(command, env=environment, cwd=ROOT, stdout=log, stderr=log)
         while process.poll() is None:
             time.sleep(1.0)
             progress = run_dir / "progress.json"
-            used = memory(psutil.Process(process.pid)) if progress.is_file() else None
-            if used is not None:
-                measured.append((json.loads(progress.read_text())["step"], *used))
+            megabytes = memory(psutil.Process(process.pid)) if progress.is_file() else None
+            if megabytes is not None:
+                samples.append((json.loads(progress.read_text())["step"], *megabytes))
     assert process.returncode == 0, (tmp_path / "log.txt").read_text()[-3000:]
     finished = json.loads((run_dir / "finished.json").read_text())
     assert finished["steps"] == STEPS
-    steps, trainer, workers = np.array([one for one in measured if WARM * STEPS < one[0] < STEPS]).T
-    for at in np.linspace(0, len(steps) - 1, 8).round().astype(int):
-        print(f"step {steps[at]:.0f}: trainer {trainer[at]:.1f} MB, workers {workers[at]:.1f} MB")
+    steps, trainer, workers = np.array([sample for sample in samples if WARM_UP * STEPS < sample[0] < STEPS]).T
+    for index in np.linspace(0, len(steps) - 1, 8).round().astype(int):
+        print(f"step {steps[index]:.0f}: trainer {trainer[index]:.1f} MB, workers {workers[index]:.1f} MB")
     print(
         f"{STEPS} steps in {finished['seconds']} s: trainer {trainer.mean():.0f} MB, growing by "
         f"{growth(steps, trainer):+.1f} MB; workers {workers.mean():.0f} MB, {growth(steps, workers):+.1f} MB"

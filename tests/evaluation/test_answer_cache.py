@@ -1,4 +1,4 @@
-"""Answers are kept under what they depend on, and found again only by the same."""
+"""The answer cache: a response is reused only if everything it depends on is the same."""
 
 from __future__ import annotations
 
@@ -30,59 +30,59 @@ def test_cached_responses_equal_the_original_ones(tmp_path: Path):
     answer_cache.AnswerCache(tmp_path, SETTINGS).add(
         {"k": answer_cache.Response(ROW, "a bear\u2028", -0.25), "l": answer_cache.Response(ROW, [1.0, 2.0])}
     )
-    again = answer_cache.AnswerCache(tmp_path, SETTINGS)
+    reloaded = answer_cache.AnswerCache(tmp_path, SETTINGS)
     assert (
-        again["k"] == answer_cache.Response(ROW, "a bear\u2028", -0.25)
-        and again["l"].content == [1.0, 2.0]
-        and "m" not in again
+        reloaded["k"] == answer_cache.Response(ROW, "a bear\u2028", -0.25)
+        and reloaded["l"].content == [1.0, 2.0]
+        and "m" not in reloaded
     )
-    assert answer_cache.AnswerCache.open(again.path)["k"] == again["k"]
-    assert json.loads(again.path.read_text().split("\n")[0]) == SETTINGS
+    assert answer_cache.AnswerCache.open(reloaded.path)["k"] == reloaded["k"]
+    assert json.loads(reloaded.path.read_text().split("\n")[0]) == SETTINGS
 
 
-@pytest.mark.parametrize("changed", [{"weights": "v"}, {"prompt": "q"}, {"decoding": {"max_new_tokens": 4}}])
-def test_weights_prompts_and_decoding_select_the_cache_file(tmp_path: Path, changed: dict):
+@pytest.mark.parametrize("change", [{"weights": "v"}, {"prompt": "q"}, {"decoding": {"max_new_tokens": 4}}])
+def test_weights_prompts_and_decoding_select_the_cache_file(tmp_path: Path, change: dict):
     answer_cache.AnswerCache(tmp_path, SETTINGS).add({"k": answer_cache.Response(ROW, "a bear")})
-    assert "k" not in answer_cache.AnswerCache(tmp_path, SETTINGS | changed)
+    assert "k" not in answer_cache.AnswerCache(tmp_path, SETTINGS | change)
 
 
-def test_a_truncated_line_is_answered_again(tmp_path: Path):
-    file = answer_cache.AnswerCache(tmp_path, SETTINGS)
-    file.add({"k": answer_cache.Response(ROW, "a bear")})
-    file.add({"l": answer_cache.Response(ROW, "a wolf")})
-    os.truncate(file.path, file.path.stat().st_size - 4)
-    again = answer_cache.AnswerCache(tmp_path, SETTINGS)
-    assert "k" in again and "l" not in again
-    again.add({"l": answer_cache.Response(ROW, "a fox")})
+def test_a_truncated_line_is_dropped_and_can_be_added_again(tmp_path: Path):
+    cache = answer_cache.AnswerCache(tmp_path, SETTINGS)
+    cache.add({"k": answer_cache.Response(ROW, "a bear")})
+    cache.add({"l": answer_cache.Response(ROW, "a wolf")})
+    os.truncate(cache.path, cache.path.stat().st_size - 4)
+    reloaded = answer_cache.AnswerCache(tmp_path, SETTINGS)
+    assert "k" in reloaded and "l" not in reloaded
+    reloaded.add({"l": answer_cache.Response(ROW, "a fox")})
     assert answer_cache.AnswerCache(tmp_path, SETTINGS)["l"].content == "a fox"
-    os.truncate(file.path, 7)  # within the first line
+    os.truncate(cache.path, 7)  # within the first line
     empty = answer_cache.AnswerCache(tmp_path, SETTINGS)
     empty.add({"k": answer_cache.Response(ROW, "a bear")})
     assert answer_cache.AnswerCache.open(empty.path)["k"].content == "a bear"
 
 
 def test_concurrent_evaluations_lose_no_responses(tmp_path: Path):
-    one, other = answer_cache.AnswerCache(tmp_path, SETTINGS), answer_cache.AnswerCache(tmp_path, SETTINGS)
-    one.add({"k": answer_cache.Response(ROW, "a bear")})
-    with one.path.open("ab") as file:
-        file.write(b'{"key": "half')  # of a third that was killed
-    other.add({"l": answer_cache.Response(ROW, "a wolf")})
-    one.add({"l": answer_cache.Response(ROW, "a wolf"), "m": answer_cache.Response(ROW, "a fox")})
-    again = answer_cache.AnswerCache(tmp_path, SETTINGS)
-    assert [again[key].content for key in "klm"] == ["a bear", "a wolf", "a fox"]
-    assert len(one.path.read_text().splitlines()) == 5, "its first line, and an answer twice"
+    first, second = answer_cache.AnswerCache(tmp_path, SETTINGS), answer_cache.AnswerCache(tmp_path, SETTINGS)
+    first.add({"k": answer_cache.Response(ROW, "a bear")})
+    with first.path.open("ab") as file:
+        file.write(b'{"key": "half')  # a third evaluation was killed while writing
+    second.add({"l": answer_cache.Response(ROW, "a wolf")})
+    first.add({"l": answer_cache.Response(ROW, "a wolf"), "m": answer_cache.Response(ROW, "a fox")})
+    reloaded = answer_cache.AnswerCache(tmp_path, SETTINGS)
+    assert [reloaded[key].content for key in "klm"] == ["a bear", "a wolf", "a fox"]
+    assert len(first.path.read_text().splitlines()) == 5, "the settings, three responses and one duplicate"
 
 
-def test_reading_and_rewriting_are_serialised(tmp_path: Path):
+def test_the_evaluation_lock_excludes_other_processes(tmp_path: Path):
     count = tmp_path / "count"
     count.write_text("0")
 
-    def work() -> None:
+    def increment_repeatedly() -> None:
         for _ in range(40):
             with answer_cache.evaluation_lock(tmp_path / answer_cache.CACHE_DIR):
                 count.write_text(str(int(count.read_text()) + 1))
 
-    processes = [multiprocessing.get_context("fork").Process(target=work) for _ in range(3)]
+    processes = [multiprocessing.get_context("fork").Process(target=increment_repeatedly) for _ in range(3)]
     for process in processes:
         process.start()
     for process in processes:
@@ -90,7 +90,7 @@ def test_reading_and_rewriting_are_serialised(tmp_path: Path):
     assert count.read_text() == "120"
 
 
-def test_without_file_locks_a_warning_is_given_and_answers_are_written(tmp_path: Path, monkeypatch):
+def test_without_file_locks_responses_are_written_with_a_warning(tmp_path: Path, monkeypatch):
     def lockf(*_: object) -> None:
         raise OSError(errno.ENOLCK, "no locks available")
 
@@ -100,21 +100,21 @@ def test_without_file_locks_a_warning_is_given_and_answers_are_written(tmp_path:
     assert answer_cache.AnswerCache(tmp_path, SETTINGS)["k"].content == "a bear"
 
 
-def test_a_row_is_identified_by_its_labels_and_its_audio(tmp_path: Path):
+def test_the_key_of_a_row_depends_on_its_labels_and_its_audio(tmp_path: Path):
     write_wave(tmp_path / "a.wav", 1.0)
     row = Row("r", (Clip(tmp_path / "a.wav"),), {"task": "sec", "text": "bear"})
     key = answer_cache.row_key(row)
     assert answer_cache.row_key(row) == key
-    others = [
+    different_rows = [
         replace(row, labels={"task": "sec", "text": "wolf"}),
         replace(row, clips=(replace(row.clips[0], offset=0.1),)),
     ]
-    assert key not in map(answer_cache.row_key, others)
+    assert key not in map(answer_cache.row_key, different_rows)
     write_wave(tmp_path / "a.wav", 1.1)
     assert answer_cache.row_key(row) != key
 
 
-def test_weights_and_prompts_have_checksums_of_their_own():
+def test_digests_change_with_the_weights_and_with_the_prompt():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(3, 2), nn.LayerNorm(2).bfloat16())
     net.register_buffer("scale", torch.tensor(1.0))
@@ -149,7 +149,7 @@ def test_an_evaluation_can_be_loaded_with_its_responses_and_rows(tmp_path: Path)
     assert answer_cache.load_rows(tmp_path, "b") == {"r": ROW} and answer_cache.load_rows(tmp_path, "c") == {}
 
 
-def test_a_run_without_answers_says_how_to_get_some(tmp_path: Path):
+def test_the_error_for_a_run_without_responses_says_how_to_get_them(tmp_path: Path):
     config = {"accelerator": "cpu", "judge": None, "rescore": str(tmp_path)}
     with pytest.raises(ValueError, match="no cached responses; run auris evaluate"):
         runner.evaluate(config)

@@ -1,4 +1,4 @@
-"""Rows without their sound: as long a silence, or another row's recording, and never a row's own."""
+"""Audio ablation: replace a row's audio by silence of equal length or by another row's recording."""
 
 from __future__ import annotations
 
@@ -15,61 +15,61 @@ from auris.evaluation import audio_ablation
 from support.manifests import write_wave
 
 
-def row(number: int, recording: str, task: str = "sec", clips: int = 1) -> Row:
+def make_row(number: int, recording: str, task: str = "sec", clips: int = 1) -> Row:
     return Row(f"r{number}", tuple(Clip(Path(f"{recording}{k}.wav")) for k in range(clips)), {"task": task})
 
 
-def test_silence_is_as_long_as_the_clip_or_its_stretch(tmp_path: Path):
+def test_silence_has_the_length_of_the_clip_or_its_segment(tmp_path: Path):
     write_wave(tmp_path / "a.wav", 1.5)
-    whole, stretch = Clip(tmp_path / "a.wav", duration=1.5), Clip(tmp_path / "a.wav", offset=0.5, duration=0.25)
-    heard = audio_ablation.with_silence(Row("r", (whole, stretch), {"task": "sv"}))
-    waves = [audio.read(clip.path) for clip in heard.clips]
+    full_clip, segment = Clip(tmp_path / "a.wav", duration=1.5), Clip(tmp_path / "a.wav", offset=0.5, duration=0.25)
+    silent = audio_ablation.with_silence(Row("r", (full_clip, segment), {"task": "sv"}))
+    waves = [audio.read(clip.path) for clip in silent.clips]
     assert [len(wave) for wave in waves] == [24_000, 4_000] and not any(wave.any() for wave in waves)
-    assert audio.n_samples(heard.clips[0].path) == 24_000
+    assert audio.n_samples(silent.clips[0].path) == 24_000
     missing = Row("r", (Clip(tmp_path / "none.wav"),), {"task": "sec"})
-    assert audio_ablation.with_silence(missing) == missing  # named when it is measured
+    assert audio_ablation.with_silence(missing) == missing  # reported later, when its length is read
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_no_row_gets_its_own_recording_and_each_clip_is_used_once(seed: int):
-    rows = [row(number, f"clip{number // 3}-") for number in range(12)]  # three questions about each of four clips
-    rows += [row(number, f"speech{number}-", "asr") for number in range(12, 17)]
-    rows += [row(number, f"pair{number}-", "sv", 2) for number in range(17, 20)]
+    rows = [make_row(number, f"clip{number // 3}-") for number in range(12)]  # three rows for each of four clips
+    rows += [make_row(number, f"speech{number}-", "asr") for number in range(12, 17)]
+    rows += [make_row(number, f"pair{number}-", "sv", 2) for number in range(17, 20)]
     rows.append(Row("text", (), {"task": "text"}))
-    heard = audio_ablation.with_shuffled_audio(rows, seed)
-    for before, after in zip(rows, heard, strict=True):
+    shuffled = audio_ablation.with_shuffled_audio(rows, seed)
+    for before, after in zip(rows, shuffled, strict=True):
         assert after.id == before.id and after.labels == before.labels and after.problem is None
         assert len(after.clips) == len(before.clips)
         assert not before.clips or after.clips != before.clips
-    assert Counter(clip.path for one in heard for clip in one.clips) == Counter(
-        c.path for one in rows for c in one.clips
+    assert Counter(clip.path for row in shuffled for clip in row.clips) == Counter(
+        c.path for row in rows for c in row.clips
     )
-    assert all("speech" in str(one.clips[0].path) for one in heard[12:17])
-    assert heard == audio_ablation.with_shuffled_audio(rows, seed)
+    assert all("speech" in str(row.clips[0].path) for row in shuffled[12:17])
+    assert shuffled == audio_ablation.with_shuffled_audio(rows, seed)
 
 
-def test_the_seed_decides_who_hears_what():
-    rows = [row(number, f"clip{number}-") for number in range(30)]
-    orders = [[str(one.clips[0].path) for one in audio_ablation.with_shuffled_audio(rows, seed)] for seed in (0, 1)]
+def test_different_seeds_shuffle_the_audio_differently():
+    rows = [make_row(number, f"clip{number}-") for number in range(30)]
+    orders = [[str(row.clips[0].path) for row in audio_ablation.with_shuffled_audio(rows, seed)] for seed in (0, 1)]
     assert np.mean([a == b for a, b in zip(*orders, strict=True)]) < 0.5
 
 
-def test_a_row_without_another_recording_is_named():
-    alone, common = row(0, "a"), [row(number, "b", "er") for number in (1, 2, 3)]
-    heard = audio_ablation.with_shuffled_audio([alone, *common, row(4, "c", "er")], 0)
-    assert "too few other recordings of task 'sec'" in heard[0].problem
-    assert [one.problem is None for one in heard[1:]].count(True) == 2  # b hears c once, and c hears b
+def test_the_problem_of_a_row_without_another_recording_names_its_task():
+    single, same_recording = make_row(0, "a"), [make_row(number, "b", "er") for number in (1, 2, 3)]
+    shuffled = audio_ablation.with_shuffled_audio([single, *same_recording, make_row(4, "c", "er")], 0)
+    assert "too few other recordings of task 'sec'" in shuffled[0].problem
+    assert [row.problem is None for row in shuffled[1:]].count(True) == 2  # one row of b gets c, and c gets b
 
 
-def test_names_and_lengths_are_those_of_the_altered_audio():
-    manifest = Manifest("rows.jsonl", (row(0, "a"), row(1, "b")), digest="d")
+def test_each_kind_of_ablation_has_its_own_digest_and_name():
+    manifest = Manifest("rows.jsonl", (make_row(0, "a"), make_row(1, "b")), digest="d")
     assert audio_ablation.replace_audio([manifest], "as_is", 0) == [manifest]
     digests = {
         audio_ablation.replace_audio([manifest], kind, seed)[0].digest
         for kind in audio_ablation.KINDS
         for seed in (0, 1)
     }
-    assert len(digests) == 4  # as it is, silence, and two orders
+    assert len(digests) == 4  # unchanged, silence, and one shuffle for each seed
     assert audio_ablation.name("meld", "silence") == "meld@silence" and audio_ablation.name("meld", "as_is") == "meld"
     assert (
         audio_ablation.variants("silence") == ("as_is", "silence")

@@ -1,4 +1,4 @@
-"""Benchmarks by name on miniature folders: rows, prompts, parts, and a paper's table beside ours."""
+"""Benchmarks on small test folders: rows, prompts, parts, scores and comparison with published tables."""
 
 from __future__ import annotations
 
@@ -42,21 +42,21 @@ TASKS = {
 
 
 @cache
-def composed(name: str) -> dict:
+def benchmark_config(name: str) -> dict:
     return auris_config.resolve(auris_config.compose(["checkpoint=x", f"benchmark={name}"], "evaluate"))["benchmark"]
 
 
-def config(name: str, **changed: object) -> dict:
-    return {**composed(name), **changed}
+def config(name: str, **changes: object) -> dict:
+    return {**benchmark_config(name), **changes}
 
 
-def benchmark(name: str, **changed: object) -> Benchmark:
-    return Benchmark.from_config(config(name, **changed))
+def benchmark(name: str, **changes: object) -> Benchmark:
+    return Benchmark.from_config(config(name, **changes))
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the official evaluation files look like, two or three rows of each."""
+    """Return a folder with small files in the format of the official evaluation files."""
     path = tmp_path_factory.mktemp("official")
     (path / "audio").mkdir()
     write_wave(path / "audio/a.wav", 1.0)
@@ -90,14 +90,16 @@ def test_every_benchmark_prompts_like_its_official_script():
     assert lengths["clotho"] == lengths["nsynth"] == 30 and lengths["tut2017"] == 10 and lengths["meld"] == 4
 
 
-def test_the_groups_hold_the_benchmarks_of_their_tables():
+def test_each_group_contains_the_benchmarks_of_its_tables():
     for name in ("qwen_audio_table3", "qwen2_audio_table2"):
         group = config(name, root="data")
-        found = benchmarks.members(group)
-        assert {one.name for one in found} <= TASKS.keys() and {one.root for one in found} == {"data"}
+        members = benchmarks.members(group)
+        assert {member.name for member in members} <= TASKS.keys() and {member.root for member in members} == {"data"}
         for table in group["tables"]:
-            shown = {line.benchmark for line in lines([], table)}
-            assert shown == ({"airbench_chat"} if table == "airbench_leaderboard" else {one.name for one in found})
+            table_benchmarks = {line.benchmark for line in lines([], table)}
+            assert table_benchmarks == (
+                {"airbench_chat"} if table == "airbench_leaderboard" else {member.name for member in members}
+            )
     with pytest.raises(ValueError, match="benchmark=libri: there is no such option; expected .*librispeech"):
         benchmarks.members({**group, "members": ["libri"]})
 
@@ -113,15 +115,15 @@ def test_rows_are_read_from_a_folder_or_a_path(folder: Path):
         benchmark("librispeech", file="mine.jsonl")
 
 
-def test_what_is_missing_is_named_all_at_once_with_where_it_comes_from(folder: Path):
+def test_one_error_lists_all_missing_files_and_their_origin(folder: Path):
     with pytest.raises(
         FileNotFoundError, match=r"benchmark=meld needs the directory .*Qwen2-Audio/evaluation.*root=DIR"
     ):
         benchmark("meld").manifests()
-    found = benchmarks.members(config("qwen2_audio_table2", root=str(folder)))
-    with pytest.raises(FileNotFoundError) as missing:
-        benchmarks.check_files(found)
-    message = str(missing.value)
+    members = benchmarks.members(config("qwen2_audio_table2", root=str(folder)))
+    with pytest.raises(FileNotFoundError) as caught:
+        benchmarks.check_files(members)
+    message = str(caught.value)
     assert "benchmark=commonvoice15: no cv15_asr_en_eval.jsonl and no cv15_asr_zh_eval.jsonl" in message
     assert "benchmark=covost2" in message and "Chat_meta.json" in message and "librispeech" not in message
 
@@ -146,26 +148,28 @@ def rows_of(folder: Path, *rows: dict) -> list[Row]:
     return list(read_manifests([path])[0].rows)
 
 
-def answered(folder: Path, *rows: tuple[dict, str]) -> tuple[list[Prediction], list[Row]]:
-    """Predictions about rows of official form, given the replies."""
-    read = rows_of(folder, *({"audio": "audio/a.wav", **fields} for fields, _ in rows))
-    assert not any(row.problem for row in read), [row.problem for row in read]
-    return score([Response(row, reply) for row, (_, reply) in zip(read, rows, strict=True)]), read
+def predict(folder: Path, *rows: tuple[dict, str]) -> tuple[list[Prediction], list[Row]]:
+    """Return predictions and rows, given the fields and the model's response of each row."""
+    loaded = rows_of(folder, *({"audio": "audio/a.wav", **fields} for fields, _ in rows))
+    assert not any(row.problem for row in loaded), [row.problem for row in loaded]
+    return score([Response(row, reply) for row, (_, reply) in zip(loaded, rows, strict=True)]), loaded
 
 
 def scores(predictions: list[Prediction], name: str) -> list[ResultRow]:
     return summary.summarise(predictions, {"study": "s", "arm": "a", "seed": 0, "benchmark": name}, 10, 0, {})
 
 
-def test_lines_name_their_part_and_rows_without_a_part_stay(folder: Path):
+def test_predictions_are_grouped_by_part_and_rows_without_a_part_are_kept(folder: Path):
     sources = ("librispeech_dev_clean", "librispeech_dev_clean", "elsewhere")
-    predictions, rows = answered(folder, *(({"source": f"librispeech {one}", "gt": "a b"}, "a b") for one in sources))
-    found = split_by_part(predictions, rows, config("librispeech")["parts"])
-    assert [one.group for one in found] == ["asr en dev-clean", "asr en dev-clean", "asr en"]
+    predictions, rows = predict(
+        folder, *(({"source": f"librispeech {source}", "gt": "a b"}, "a b") for source in sources)
+    )
+    by_part = split_by_part(predictions, rows, config("librispeech")["parts"])
+    assert [prediction.group for prediction in by_part] == ["asr en dev-clean", "asr en dev-clean", "asr en"]
 
 
-def test_the_official_score_has_a_strict_counterpart_that_drops_nothing(folder: Path):
-    predictions, rows = answered(
+def test_the_strict_word_times_include_rows_on_which_the_script_stops(folder: Path):
+    predictions, rows = predict(
         folder,
         ({"source": "srwt_zh", "gt": "<|zh|><|0.00|>我<|0.20|>们<|0.40|>"}, "我<|0.20|>们<|0.44|>"),
         ({"source": "srwt_zh", "gt": "<|zh|><|0.00|>走<|0.20|>吧<|0.40|>"}, "走吧"),
@@ -177,68 +181,68 @@ def test_the_official_score_has_a_strict_counterpart_that_drops_nothing(folder: 
     assert words["word_coverage"] == 0.5 and words["aas_ms"] == pytest.approx(10.0)
 
 
-def test_notes_of_the_official_file_are_scored_both_ways(folder: Path):
+def test_official_and_strict_note_scores(folder: Path):
     gt = "<|pitch|><|midi_pitch_{}|><|velocity|><|midi_velocity_75|><|instrument|>bass<|sonic|>dark, reverb"
     rows = [
         ({"source": "nsynth", "gt": gt.format(pitch)}, gt.format(predicted))
         for pitch, predicted in ((60, 72), (61, 61))
     ]
-    predictions, read = answered(folder, *rows)
-    lines = summary.official_lines("evaluate_note_analysis", "v1", predictions, read)
+    predictions, loaded = predict(folder, *rows)
+    lines = summary.official_lines("evaluate_note_analysis", "v1", predictions, loaded)
     official = {line.metric: line.value for line in lines}
-    ours = {row.metric: row.value for row in scores(predictions, "nsynth")}
+    strict = {row.metric: row.value for row in scores(predictions, "nsynth")}
     assert official == {"instrument": 1.0, "velocity": 1.0, "qualities": 1.0, "pitch": 0.5, "chroma": 0.5}
-    assert ours["chroma_accuracy"] == 1.0 and ours["pitch_accuracy"] == 0.5  # C4 and C5 are one chroma
+    assert strict["chroma_accuracy"] == 1.0 and strict["pitch_accuracy"] == 0.5  # C4 and C5 have the same chroma
 
 
-def test_options_have_a_strict_and_an_official_score_and_a_share_of_unparsed_answers(folder: Path):
+def test_multiple_choice_has_strict_official_and_unparsed_scores(folder: Path):
     fields = {"path": "a.wav", "question": "How does it sound?", "task_name": "mood", "dataset_name": "x"}
     options = {"choice_a": "happy", "choice_b": "sad", "answer_gt": "sad"}
-    wrong = {**fields, **options, "answer_gt": "bored"}
-    row, other, bad, unknown = rows_of(folder, *[{**fields, **options}] * 2, {"answer_gt": "sad"}, wrong)
+    wrong_answer = {**fields, **options, "answer_gt": "bored"}
+    row, other, incomplete, unknown = rows_of(folder, *[{**fields, **options}] * 2, {"answer_gt": "sad"}, wrong_answer)
     assert unknown.problem == "`answer_gt` is 'bored', expected one of the choices"
-    assert bad.problem == "a row of AIR-Bench (with `answer_gt`) has no dataset_name, path, question, task_name"
+    assert incomplete.problem == "a row of AIR-Bench (with `answer_gt`) has no dataset_name, path, question, task_name"
     assert row.clips[0].path == folder / "mood_x/a.wav"
-    asked = row.labels["messages"][0]["content"][1]["text"]
-    assert asked.endswith("\nHow does it sound?\nA. happy\nB. sad\nC. None\nD. None")
+    question = row.labels["messages"][0]["content"][1]["text"]
+    assert question.endswith("\nHow does it sound?\nA. happy\nB. sad\nC. None\nD. None")
     lines = scores(score([Response(row, "sad"), Response(other, "A.")]), "airbench_foundation")
-    found = {(line.task, line.metric): line.value for line in lines}
-    assert found["chat mood_x", "choice"] == 0.5 and found["chat mood_x", "choice_unparsed"] == 0.0
-    assert found["chat mood_x", "choice_official"] == 0.0  # `sad` has no letter, and is left out
+    values = {(line.task, line.metric): line.value for line in lines}
+    assert values["chat mood_x", "choice"] == 0.5 and values["chat mood_x", "choice_unparsed"] == 0.0
+    assert values["chat mood_x", "choice_official"] == 0.0  # `sad` has no letter, so the script drops it
 
 
-def test_a_benchmark_s_wording_replaces_all_other_wordings():
+def test_the_wording_of_a_benchmark_replaces_all_other_wordings():
     labels = {"task": "er", "text": "joy"}
-    changed = NaturalPrompt().asking("Which emotion?")
-    assert changed.turns(labels, 0)[0].text == "Which emotion?"
-    assert len(changed.variants(labels, 1)) == 1 < len(NaturalPrompt().variants(labels, 1))
+    style = NaturalPrompt().asking("Which emotion?")
+    assert style.turns(labels, 0)[0].text == "Which emotion?"
+    assert len(style.variants(labels, 1)) == 1 < len(NaturalPrompt().variants(labels, 1))
     tags = TagPrompt().asking("<|startofanalysis|>{text}").turns(labels, 0)
     assert [turn.text for turn in tags][:2] == ["<|startofanalysis|>", "joy"]
 
 
-def test_published_numbers_are_shown_next_to_ours_and_marked_where_they_differ():
+def test_published_numbers_are_shown_next_to_results_and_marked_if_not_comparable():
     row = {"benchmark": "librispeech", "task": "asr en test-clean", "metric": "wer", "value": 0.0179}
     row |= {"study": "s", "arm": "a", "seed": 0, "split": "test", "low": 0.01, "high": 0.02, "n": 9, "units": "9 rows"}
-    ours = [ResultRow(**row, provenance="unknown", signature=signature("wer", "en"))]
+    own_results = [ResultRow(**row, provenance="unknown", signature=signature("wer", "en"))]
 
-    def shown(name: str, width: int) -> list[str]:
+    def printed_lines(name: str, width: int) -> list[str]:
         console = Console(file=StringIO(), width=width)
-        console.print(summary.published_table(name, lines(ours, name)))
+        console.print(summary.published_table(name, lines(own_results, name)))
         return console.file.getvalue().splitlines()
 
     [v1], [v2] = (
-        [line for line in shown(name, 200) if "test-clean" in line]
+        [line for line in printed_lines(name, 200) if "test-clean" in line]
         for name in ("qwen_audio_table3", "qwen2_audio_table2")
     )
     assert re.search(r"1\.8 +1\.6 +SpeechVerse 2\.1", v2) and "≠" not in v2 and re.search(r"1\.8 ≠ +2\.0", v1)
-    assert re.search("ours +Qwen2-Audio +others", "".join(shown("qwen2_audio_table2", 200)))
-    ours[0] = replace(ours[0], provenance="tts")
-    assert any("1.8 †" in line for line in shown("qwen2_audio_table2", 80))
-    for name in published.tables():  # and no word is broken, nor left out
-        words = " ".join(shown(name, 80)).split()
+    assert re.search("ours +Qwen2-Audio +others", "".join(printed_lines("qwen2_audio_table2", 200)))
+    own_results[0] = replace(own_results[0], provenance="tts")
+    assert any("1.8 †" in line for line in printed_lines("qwen2_audio_table2", 80))
+    for name in published.tables():  # no word is broken or truncated
+        words = " ".join(printed_lines(name, 80)).split()
         assert {cell.system.split()[-1] for cell in published.published_scores() if cell.table == name} <= set(words)
-        assert all(len(line) <= 80 for line in shown(name, 80)) and not any("…" in word for word in words)
-    source, difference = published.notes("qwen_audio_table3", ours)
+        assert all(len(line) <= 80 for line in printed_lines(name, 80)) and not any("…" in word for word in words)
+    source, difference = published.notes("qwen_audio_table3", own_results)
     assert source.startswith("Qwen-Audio, arXiv:2311.07919")
     assert "ours wer|whisper_en+basic|word" in difference and "published wer|lower|punctuation kept|word" in difference
 
@@ -251,15 +255,15 @@ def test_a_group_is_evaluated_and_shown_next_to_its_published_table(
         auris_config.compose([*smallest_run(corpus, tmp_path), "experiment=qwen2_audio_pretrain", "max_steps=2"])
     )
     train.train(run_config)
-    given = ["benchmark=qwen2_audio_table2", f"benchmark.root={folder}", "benchmark.members=[librispeech,meld]"]
-    given += [f"checkpoint={run_config['run_dir']}", "generation.max_new_tokens=3", "accelerator=cpu", "bootstrap=10"]
+    options = ["benchmark=qwen2_audio_table2", f"benchmark.root={folder}", "benchmark.members=[librispeech,meld]"]
+    options += [f"checkpoint={run_config['run_dir']}", "generation.max_new_tokens=3", "accelerator=cpu", "bootstrap=10"]
     capsys.readouterr()
-    rows = runner.evaluate(auris_config.resolve(auris_config.compose(given, "evaluate")))
+    rows = runner.evaluate(auris_config.resolve(auris_config.compose(options, "evaluate")))
     output = capsys.readouterr().out
     lines = {(row.benchmark, row.task, row.metric): row for row in rows}
     assert {key[1] for key in lines if key[0] == "librispeech"} == {"asr en test-clean", "asr en test-other"}
     assert lines["meld", "er test", "accuracy_raw"].n == 1
-    assert "max_new_tokens=3" in output and "min_new_tokens=1" in output  # the user's, the benchmark's
+    assert "max_new_tokens=3" in output and "min_new_tokens=1" in output  # set by the user and by the benchmark
     assert lines["meld", "er test", "accuracy_raw"].signature.endswith("|max_new_tokens:3")
     assert (
         "qwen2_audio_table2: published and ours" in output and "qwen2_audio_transformers: published and ours" in output
@@ -271,22 +275,22 @@ def test_a_group_is_evaluated_and_shown_next_to_its_published_table(
     assert official[0]["value"] == strict and official[0]["version"] == "v2"
     assert set(results.table(run.parents[1])["benchmark"]) == {"librispeech", "meld"}
 
-    # Done again, with what was answered: nothing is generated, nor is a model loaded to score it anew.
+    # A repeated evaluation uses cached responses, and rescoring does not load a model.
     files = ("results.jsonl", "predictions/meld.jsonl", "predictions/librispeech.jsonl", "official/librispeech.jsonl")
     before = [(run / file).read_text() for file in files]
-    asked, answer = [], NextToken.answer
+    generated, answer = [], NextToken.answer
 
-    def counted(self, net, batch, *rest, **given):
-        asked.extend(batch["rows"])
-        return answer(self, net, batch, *rest, **given)
+    def counting_answer(self, net, batch, *args, **kwargs):
+        generated.extend(batch["rows"])
+        return answer(self, net, batch, *args, **kwargs)
 
-    monkeypatch.setattr(NextToken, "answer", counted)
+    monkeypatch.setattr(NextToken, "answer", counting_answer)
     speech = json.loads((run / "answers/librispeech.json").read_text())["parts"][0]["file"]
-    os.truncate(run / "answers" / speech, (run / "answers" / speech).stat().st_size - 9)  # killed while it was written
-    runner.evaluate(auris_config.resolve(auris_config.compose(given, "evaluate")))
-    assert len(asked) == 1 and [(run / file).read_text() for file in files] == before
+    os.truncate(run / "answers" / speech, (run / "answers" / speech).stat().st_size - 9)  # as if killed while writing
+    runner.evaluate(auris_config.resolve(auris_config.compose(options, "evaluate")))
+    assert len(generated) == 1 and [(run / file).read_text() for file in files] == before
     monkeypatch.setattr(NextToken, "answer", None)
-    runner.evaluate(auris_config.resolve(auris_config.compose(given, "evaluate")))
+    runner.evaluate(auris_config.resolve(auris_config.compose(options, "evaluate")))
     assert [(run / file).read_text() for file in files] == before
     monkeypatch.setattr("auris.inference.load.load", None)
     for file in files:

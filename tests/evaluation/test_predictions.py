@@ -1,4 +1,4 @@
-"""Answers to rows become predictions and result lines: every row counts, under the right metric and its honest name."""
+"""Predictions and result lines: all responses are scored with the right metric, name and signature."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ from rich.console import Console
 from auris.data.collate import collate
 from auris.data.manifests import Manifest
 from auris.data.rows import Clip, Row
-from auris.data.rows import metric as own_metric
+from auris.data.rows import metric as row_metric
 from auris.evaluation.answer_cache import Response
-from auris.evaluation.answering import build_samples as asked_as
-from auris.evaluation.answering import split_long, yes_no_log_odds
+from auris.evaluation.answering import build_samples, split_long, yes_no_log_odds
 from auris.evaluation.benchmarks import Benchmark
 from auris.evaluation.judging import rate
 from auris.evaluation.predictions import merge_windows, score
@@ -53,32 +52,32 @@ def results(answered: dict[str, tuple[Row, str]]) -> dict[tuple[str, str], Resul
 
 def test_word_errors_are_pooled_over_rows_not_averaged():
     english = {"task": "asr", "language": "en"}
-    found = results(
+    lines = results(
         {
             "1": (row("1", text="a b c d e f g h", **english), "a b c d e f g h"),
             "2": (row("2", text="dog house", **english), "dog mouse"),
         }
     )
-    line = found["asr en", "wer"]
+    line = lines["asr en", "wer"]
     assert line.value == 1 / 10 and line.n == 2
     assert line.low <= line.value <= line.high
 
 
 def test_a_language_without_spaces_is_scored_by_characters_as_cer():
-    found = results({"1": (row("1", task="asr", language="zh", text="红狐狸"), "红狐")})
-    assert found["asr zh", "cer"].value == 1 / 3
+    lines = results({"1": (row("1", task="asr", language="zh", text="红狐狸"), "红狐")})
+    assert lines["asr zh", "cer"].value == 1 / 3
 
 
 def test_an_answer_outside_the_classes_is_wrong_and_unparsed():
-    found = results(
+    lines = results(
         {
             "1": (row("1", task="sec", text="dog"), " Dog"),
             "2": (row("2", task="sec", text="rain"), "dog"),
             "3": (row("3", task="sec", text="rain"), "thunder"),
         }
     )
-    assert found["sec", "accuracy"].value == 1 / 3
-    assert found["sec", "unparsed"].value == 1 / 3
+    assert lines["sec", "accuracy"].value == 1 / 3
+    assert lines["sec", "unparsed"].value == 1 / 3
 
 
 def test_translations_are_scored_in_the_target_language():
@@ -89,12 +88,12 @@ def test_translations_are_scored_in_the_target_language():
 
 def test_slots_and_intent_are_scored_separately():
     labels = {"task": "sf", "intent": "order", "slots": {"size": "large", "drink": "tea"}}
-    found = results({"1": (row("1", **labels), "order; drink: tea; size: small")})
-    assert found["sf", "slot_f1"].value == 0.5
-    assert found["sf", "intent_accuracy"].value == 1.0
+    lines = results({"1": (row("1", **labels), "order; drink: tea; size: small")})
+    assert lines["sf", "slot_f1"].value == 0.5
+    assert lines["sf", "intent_accuracy"].value == 1.0
 
 
-def test_provenances_of_a_line_are_all_named():
+def test_a_line_lists_all_provenances_of_its_rows():
     mixed = {
         "1": (row("1", task="sec", text="dog"), "dog"),
         "2": (row("2", task="sec", text="dog", provenance="real"), "dog"),
@@ -102,28 +101,28 @@ def test_provenances_of_a_line_are_all_named():
     assert results(mixed)["sec", "accuracy"].provenance == "real+tts"
 
 
-def test_a_long_transcript_is_answered_in_windows_and_joined(tmp_path: Path):
+def test_a_long_recording_is_transcribed_in_windows_that_are_joined(tmp_path: Path):
     write_wave(tmp_path / "long.wav", 40.0)
     write_wave(tmp_path / "short.wav", 1.0)
     long = read_row(tmp_path, id="long", audio="long.wav", task="asr", language="en", text="a b c d e")
     short = read_row(tmp_path, id="short", audio="short.wav", task="asr", language="en", text="x")
-    question = read_row(tmp_path, id="asked", audio="long.wav", task="aqa", question="What?", text="rain")
+    question = read_row(tmp_path, id="question", audio="long.wav", task="aqa", question="What?", text="rain")
     manifest = Manifest(tmp_path / "rows.jsonl", (long, short, question))
-    [cut], windows = split_long([manifest], samples_of(long_audio="window"))
-    assert [row.id for row in cut.rows] == ["long#0", "long#1", "short", "asked"]
-    answered = {row.id: (row, "x") for row in cut.rows} | {
-        "long#0": (cut.rows[0], "a b c"),
-        "long#1": (cut.rows[1], "b c d e"),
+    [split], windows = split_long([manifest], samples_of(long_audio="window"))
+    assert [row.id for row in split.rows] == ["long#0", "long#1", "short", "question"]
+    answered = {row.id: (row, "x") for row in split.rows} | {
+        "long#0": (split.rows[0], "a b c"),
+        "long#1": (split.rows[1], "b c d e"),
     }
     merged = {row.id: (row, text) for row, text, _ in merge_windows(responses(answered), windows)}
-    assert {name: text for name, (_, text) in merged.items()} == {"long": "a b c d e", "short": "x", "asked": "x"}
+    assert {name: text for name, (_, text) in merged.items()} == {"long": "a b c d e", "short": "x", "question": "x"}
     assert merged["long"][0].labels["text"] == "a b c d e"
     del answered["long#1"]
     assert "long" not in {row.id for row, *_ in merge_windows(responses(answered), windows)}
     assert split_long([manifest], samples_of(long_audio="first"))[0] == [manifest]
 
 
-def test_the_table_names_the_origin_of_text_annotations_and_judgements():
+def test_the_credits_name_the_origin_of_texts_and_annotations():
     script = {"written_by": "a script", "annotator": "a rule, not a person"}
     rows = [row("1", task="chat", **script), row("2", task="chat", written_by="templates"), row("3", task="sec")]
     assert credits(rows) == [
@@ -133,8 +132,8 @@ def test_the_table_names_the_origin_of_text_annotations_and_judgements():
     assert credits(rows[2:]) == []
 
 
-def test_a_judge_s_points_are_added_to_the_task_s_own_score():
-    class ByLength(PointsJudge):
+def test_the_points_of_a_judge_become_a_result_line():
+    class LengthJudge(PointsJudge):
         signature = "judged|by length"
 
         def __call__(self, labels, answer: str) -> float:
@@ -142,7 +141,7 @@ def test_a_judge_s_points_are_added_to_the_task_s_own_score():
                 raise UnratedError("no points")
             return float(len(answer))
 
-    judge = ByLength()
+    judge = LengthJudge()
     rows = {name: row(name, task="chat", mode="text", text="a dog", messages=[]) for name in ("q0", "q1", "q2")}
     answered = {"q0": (rows["q0"], "cat"), "q1": (rows["q1"], "a dog"), "q2": (rows["q2"], "")}
     predictions, unrated = rate(responses(answered), judge, Console(quiet=True))
@@ -152,13 +151,13 @@ def test_a_judge_s_points_are_added_to_the_task_s_own_score():
 
 
 def test_a_dialogue_s_skill_and_mode_each_have_a_line():
-    facts = {"task": "chat", "messages": [], "key": "dog"}
+    common = {"task": "chat", "messages": [], "key": "dog"}
     rows = [
-        row("1", mode="audio_analysis", text="It is a dog.", skill="sec", **facts),
-        row("2", mode="audio_analysis", text="a dog", **facts),
+        row("1", mode="audio_analysis", text="It is a dog.", skill="sec", **common),
+        row("2", mode="audio_analysis", text="a dog", **common),
     ]
-    found = results({"1": (rows[0], "a dog"), "2": (rows[1], "a cat")})
-    assert {group: (line.value, line.n) for (group, _), line in found.items()} == {
+    lines = results({"1": (rows[0], "a dog"), "2": (rows[1], "a cat")})
+    assert {group: (line.value, line.n) for (group, _), line in lines.items()} == {
         "chat audio_analysis": (0.5, 2),
         "chat sec": (1.0, 1),
     }
@@ -168,18 +167,21 @@ EXAMPLES = [(code, natural) for code, task in tasks.TASKS.items() if task.hours 
 
 
 @pytest.mark.parametrize(("code", "natural"), EXAMPLES)
-def test_a_right_answer_of_any_task_in_either_form_has_the_best_score(code, natural):
+def test_a_correct_answer_in_either_style_has_the_best_score(code, natural):
     task = tasks.TASKS[code]
     labels = {"task": code, **{name: task_table.EXAMPLE[name] for name in task.needs}}
     labels |= {"text": task.choices[0] if task.choices else "a right answer of six words"} if "text" in labels else {}
-    other = labels | {"text": "another answer, with five words"}  # captions are weighed against each other
-    answered = {str(n): (row(str(n), **of), task.render(of, tags=not natural)) for n, of in enumerate([labels, other])}
+    other = labels | {"text": "another answer, with five words"}  # CIDEr needs several rows
+    answered = {
+        str(n): (row(str(n), **row_labels), task.render(row_labels, tags=not natural))
+        for n, row_labels in enumerate([labels, other])
+    }
     if task.choices:
         del answered["1"]
-    found = results(answered)
-    metrics = {metric for _, metric in found}
-    assert metrics == {own_metric(answered["0"][0]), *list(task.metrics)[1:]} - {"eer"}
-    for (_, metric), line in found.items():
+    lines = results(answered)
+    metrics = {metric for _, metric in lines}
+    assert metrics == {row_metric(answered["0"][0]), *list(task.metrics)[1:]} - {"eer"}
+    for (_, metric), line in lines.items():
         if metric == "cider":
             assert line.value == pytest.approx(10)
         elif metric in ("aas_ms", "aas_official") or not measures.MEASURES[metric].higher_is_better:
@@ -188,28 +190,28 @@ def test_a_right_answer_of_any_task_in_either_form_has_the_best_score(code, natu
             assert line.value == pytest.approx(100 if metric == "bleu" else 1), metric
 
 
-def test_a_table_can_be_read_on_eighty_columns():
-    facts = {"study": "s", "arm": "a", "seed": 0, "benchmark": "b", "signature": "", "split": "test"}
-    facts |= {"provenance": "tts", "n": 1200, "units": "1200 rows", "detectable": 0.021}
+def test_a_table_fits_into_eighty_columns():
+    common = {"study": "s", "arm": "a", "seed": 0, "benchmark": "b", "signature": "", "split": "test"}
+    common |= {"provenance": "tts", "n": 1200, "units": "1200 rows", "detectable": 0.021}
     names = ["dialect_asr Caribbean English", "mna", "mna", "srwt zh"]
     metrics = ["wer", "instrument_accuracy", "chroma_accuracy", "aas_official"]
     score = {"value": 1.125, "low": 1.0, "high": 1.25}
-    rows = [ResultRow(**facts, **score, task=task, metric=metric) for task, metric in zip(names, metrics, strict=True)]
+    rows = [ResultRow(**common, **score, task=task, metric=metric) for task, metric in zip(names, metrics, strict=True)]
     rows[0] = replace(rows[0], units="24 speakers")
     rows[3] = replace(rows[3], provenance="real")
 
-    def shown(results: list[ResultRow]) -> str:
+    def printed(results: list[ResultRow]) -> str:
         console = Console(file=StringIO(), width=80)
         show(console, "b@silence", results, {}, [])
         return console.file.getvalue()
 
-    table, _, below = shown(rows).partition("audio:")
+    table, _, footer = printed(rows).partition("audio:")
     assert max(map(len, table.splitlines())) <= 80 and "…" not in table
     assert "112.5 [100.0, 125.0]" in table and "1200/24" in table and table.count("mna") == 1
-    assert "tts of dialect_asr Caribbean English, mna; real of srwt zh" in below and "after the slash" in below
-    lost = [replace(row, split="drop", p=p) for row, p in zip(rows, (0.001, 0.9), strict=False)]
-    table, _, below = shown([*rows, *lost]).partition("audio:")
-    assert max(map(len, table.splitlines())) <= 80 and "drop: loss relative to" in below and "MDD" not in table
+    assert "tts of dialect_asr Caribbean English, mna; real of srwt zh" in footer and "after the slash" in footer
+    losses = [replace(row, split="drop", p=p) for row, p in zip(rows, (0.001, 0.9), strict=False)]
+    table, _, footer = printed([*rows, *losses]).partition("audio:")
+    assert max(map(len, table.splitlines())) <= 80 and "drop: loss relative to" in footer and "MDD" not in table
     assert "+112.5* [+100.0, +125.0]" in table and "+112.5 [+100.0, +125.0]" in table
 
 
@@ -219,10 +221,10 @@ def test_captions_are_scored_against_all_their_references():
         "1": (row("1", **labels), "a dog is barking loudly"),
         "2": (row("2", task="aac", text="rain falls"), ""),
     }
-    stats = {(one.id, one.metric): one.stats for one in score(responses(answered))}
+    stats = {(prediction.id, prediction.metric): prediction.stats for prediction in score(responses(answered))}
     assert stats["1", "cider"][1] == [["a", "dog", "barks"], ["a", "dog", "is", "barking", "loudly"]]
     assert stats["2", "cider"][1] == [["rain", "falls"]]
-    assert 2.5 < results(answered)["aac", "cider"].value < 5, "one of its references it has word for word"
+    assert 2.5 < results(answered)["aac", "cider"].value < 5, "the answer equals one of the references"
 
 
 @pytest.mark.parametrize("stage", ["audio", "chat"])
@@ -230,33 +232,33 @@ def test_a_model_can_be_prompted_in_another_style(stage):
     net, style = nets.build(vocab=tokenizer().size), {"_target_": "auris.text.prompts.TagPrompt"}
     config = {"data": {"view": stage, "augment": None}, "seed": 0, "prompt": style}
     model = SimpleNamespace(net=net, tokenizer=tokenizer(), config=config, prompt=TagPrompt(), dialogue=None)
-    asked = {"_target_": "auris.text.prompts.NaturalPrompt", "wordings": "unseen"}
-    assert isinstance(asked_as(model, "task", "error").prompt, TagPrompt)
-    assert asked_as(model, "task", "error", asked).prompt.subset == "unseen"
-    # A benchmark's own words are for who gives no style.
-    assert asked_as(model, "task", "error", None, "<|startofanalysis|>").prompt.wording == "<|startofanalysis|>"
-    assert getattr(asked_as(model, "task", "error", asked, "What?").prompt, "wording", None) is None
+    natural = {"_target_": "auris.text.prompts.NaturalPrompt", "wordings": "unseen"}
+    assert isinstance(build_samples(model, "task", "error").prompt, TagPrompt)
+    assert build_samples(model, "task", "error", natural).prompt.subset == "unseen"
+    # The wording of a benchmark is used only if no style is given.
+    assert build_samples(model, "task", "error", None, "<|startofanalysis|>").prompt.wording == "<|startofanalysis|>"
+    assert getattr(build_samples(model, "task", "error", natural, "What?").prompt, "wording", None) is None
 
 
-def test_results_under_another_prompt_are_marked_and_not_comparable():
-    own = Benchmark(prompt={"v2": "What?"}, generation={"v2": {"max_new_tokens": 256}})
+def test_results_with_a_changed_prompt_are_marked_and_not_comparable():
+    with_settings = Benchmark(prompt={"v2": "What?"}, generation={"v2": {"max_new_tokens": 256}})
     unset = dict.fromkeys(("max_new_tokens", "top_k")) | {"do_sample": False}
 
-    def asked(prompt: dict | None = None, benchmark: Benchmark = own, **given: object) -> list[str]:
-        return benchmark.changes("v2", prompt, unset | given)
+    def changes(prompt: dict | None = None, benchmark: Benchmark = with_settings, **decoding: object) -> list[str]:
+        return benchmark.changes("v2", prompt, unset | decoding)
 
-    assert asked() == asked(max_new_tokens=256) == []
-    assert asked({"_target_": "auris.text.prompts.NaturalPrompt"}) == ["prompt:NaturalPrompt"]
-    assert asked(max_new_tokens=3, do_sample=True) == ["max_new_tokens:3", "do_sample:True"]
-    assert asked({"_target_": "auris.text.prompts.TagPrompt"}, Benchmark(), max_new_tokens=3) == [], (
-        "nobody published it"
+    assert changes() == changes(max_new_tokens=256) == []
+    assert changes({"_target_": "auris.text.prompts.NaturalPrompt"}) == ["prompt:NaturalPrompt"]
+    assert changes(max_new_tokens=3, do_sample=True) == ["max_new_tokens:3", "do_sample:True"]
+    assert changes({"_target_": "auris.text.prompts.TagPrompt"}, Benchmark(), max_new_tokens=3) == [], (
+        "a benchmark without published settings has no changes"
     )
-    ours = signature("wer", "en")
-    assert is_comparable(ours, "wer|whisper_en+basic|word")
-    assert not is_comparable("|".join([ours, *asked(max_new_tokens=3)]), "wer|whisper_en+basic|word")
+    wer_signature = signature("wer", "en")
+    assert is_comparable(wer_signature, "wer|whisper_en+basic|word")
+    assert not is_comparable("|".join([wer_signature, *changes(max_new_tokens=3)]), "wer|whisper_en+basic|word")
 
 
-def test_a_verdict_has_the_log_odds_of_both_whole_answers(tmp_path: Path):
+def test_log_odds_compare_the_log_probabilities_of_the_complete_answers(tmp_path: Path):
     net = nets.build(vocab=tokenizer().size)
     model = SimpleNamespace(net=net, device=torch.device("cpu"))
     write_wave(tmp_path / "a.wav", 0.5)
@@ -268,14 +270,14 @@ def test_a_verdict_has_the_log_odds_of_both_whole_answers(tmp_path: Path):
     for prompt in (NaturalPrompt(), TagPrompt()):
         view = samples_of(prompt=prompt)
         odds = yes_no_log_odds(model, view, rows, [0, 1])
-        assert odds[0] == pytest.approx(odds[1], abs=1e-4), "the label is no part of what is asked"
-        apart = []
+        assert odds[0] == pytest.approx(odds[1], abs=1e-4), "the label is not part of the prompt"
+        log_probs = []
         for number in (0, 1):
             sample = view.build(rows[number], number, None)
-            asked = len(view.build(rows[number], number, None, prompt_only=True).ids)
-            answer = sample.supervise & (np.arange(len(sample.ids)) >= asked)
-            alone = collate([replace(sample, supervise=answer)], geometry=view.geometry)
+            n_prompt = len(view.build(rows[number], number, None, prompt_only=True).ids)
+            answer = sample.supervise & (np.arange(len(sample.ids)) >= n_prompt)
+            batch = collate([replace(sample, supervise=answer)], geometry=view.geometry)
             with torch.no_grad():
-                apart.append(logps.score(net, alone)[0].sum().item())
-        assert odds[0] == pytest.approx(apart[0] - apart[1], abs=1e-3)
+                log_probs.append(logps.score(net, batch)[0].sum().item())
+        assert odds[0] == pytest.approx(log_probs[0] - log_probs[1], abs=1e-3)
     assert yes_no_log_odds(model, view, rows, []) == {}

@@ -1,4 +1,4 @@
-"""Scores against jiwer, sacrebleu, torchmetrics and the stored outputs of the official scripts."""
+"""Scores equal those of jiwer, sacrebleu, torchmetrics and the stored outputs of the official scripts."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from auris.training.task_score import TaskScore
 REFERENCES = ["It costs $3.50, Mr. Brown!", "The colour of the harbour was grey.", "I can't believe it.", "Turn left"]
 HYPOTHESES = ["it costs three dollars and fifty cents", "the color of a harbor was gray", "", "turn turn left now"]
 GERMAN = ["Der alte Fischer repariert sein Netz am Hafen.", "Das Museum ist geschlossen."]
-GERMAN_SAID = ["Der alte Fischer flickt sein Netz am Hafen.", "das Museum ist montags geschlossen."]
+GERMAN_HYPOTHESES = ["Der alte Fischer flickt sein Netz am Hafen.", "das Museum ist montags geschlossen."]
 
 
 @pytest.fixture(scope="module")
@@ -46,20 +46,20 @@ def task_score(metric: str, hypotheses, references, language: str) -> float:
     return metric.compute().item()
 
 
-# Golden: the official scripts
+# --- the official scripts ---
 
 
 @pytest.mark.parametrize("language", ["en", "fr", "de", "es", "it", "ko"])
 def test_word_errors_equal_the_official_distance_and_length(golden, language):
     pairs = [row for row in golden("wer") if row["kind"] == "pair" and row["language"] == language]
-    ours = [row_stats("wer", row["hyp"], row["ref"], language) for row in pairs]
+    actual = [row_stats("wer", row["hyp"], row["ref"], language) for row in pairs]
     assert len(pairs) == 25
-    assert ours == [[row["v2"]["distance"], row["v2"]["ref_length"]] for row in pairs]
+    assert actual == [[row["v2"]["distance"], row["v2"]["ref_length"]] for row in pairs]
     (corpus,) = (row for row in golden("wer") if row["kind"] == "corpus" and row["language"] == language)
-    assert value("wer", np.sum(ours, axis=0)) == corpus["v2"]["wer"]
+    assert value("wer", np.sum(actual, axis=0)) == corpus["v2"]["wer"]
 
 
-def test_chinese_without_numbers_or_brackets_equals_the_official_characters(golden):
+def test_chinese_errors_without_numbers_or_brackets_equal_the_official_ones(golden):
     pairs = [row for row in golden("wer") if row["kind"] == "pair" and row["language"] == "zh"]
     plain = [r for r in pairs if not any(c.isdigit() or c in "[(" for c in r["ref"] + r["hyp"])]
     assert len(plain) >= 8
@@ -67,7 +67,7 @@ def test_chinese_without_numbers_or_brackets_equals_the_official_characters(gold
         assert row_stats("cer", row["hyp"], row["ref"], "zh") == [row["v2"]["distance"], row["v2"]["ref_length"]]
 
 
-def test_an_empty_reference_only_adds_insertions_as_officially(golden):
+def test_an_empty_reference_adds_only_insertions(golden):
     for row in golden("wer"):
         if row["kind"] == "edge" and row["name"] in ("later_reference_empty", "first_hypothesis_empty"):
             references, hypotheses = zip(*row["pairs"], strict=True)
@@ -90,7 +90,7 @@ def test_bleu_equals_the_official_corpora(golden):
         assert value("bleu", stats) == pytest.approx(corpus["score"], abs=1e-9)
 
 
-def test_bleu_of_edge_corpora_is_official_but_for_the_smoothing_of_no_match(golden):
+def test_bleu_of_edge_cases_equals_the_official_one_if_any_ngram_matches(golden):
     edges = {row["name"]: row for row in golden("bleu") if row["kind"] == "edge"}
     for name in ("all_hypotheses_empty", "hypothesis_with_final_newline", "lower_cased_hypotheses"):
         row = edges[name]
@@ -108,23 +108,23 @@ def test_raw_accuracy_equals_the_official_string_equality(golden):
         assert row_stats("accuracy_raw", item["response"], item["gt"], "en") == [item["correct"], 1], item
 
 
-# The libraries
+# --- the libraries ---
 
 
 def test_error_rates_equal_jiwer_and_torchmetrics():
-    predicted, true = ([normalize(text, "en") for text in texts] for texts in (HYPOTHESES, REFERENCES))
+    predicted, reference = ([normalize(text, "en") for text in texts] for texts in (HYPOTHESES, REFERENCES))
     wer, cer = (score(metric, HYPOTHESES, REFERENCES, "en") for metric in ("wer", "cer"))
-    assert wer == pytest.approx(jiwer.wer(true, predicted), abs=1e-12)
-    assert cer == pytest.approx(jiwer.cer(true, predicted), abs=1e-12)
-    assert wer == pytest.approx(WordErrorRate()(predicted, true).item(), abs=1e-6)
-    assert cer == pytest.approx(CharErrorRate()(predicted, true).item(), abs=1e-6)
+    assert wer == pytest.approx(jiwer.wer(reference, predicted), abs=1e-12)
+    assert cer == pytest.approx(jiwer.cer(reference, predicted), abs=1e-12)
+    assert wer == pytest.approx(WordErrorRate()(predicted, reference).item(), abs=1e-6)
+    assert cer == pytest.approx(CharErrorRate()(predicted, reference).item(), abs=1e-6)
     assert task_score("wer", HYPOTHESES, REFERENCES, "en") == pytest.approx(wer, abs=1e-6)
 
 
 @pytest.mark.parametrize(
     ("language", "tokenizer", "hypotheses", "references"),
     [
-        ("de", "13a", GERMAN_SAID, GERMAN),
+        ("de", "13a", GERMAN_HYPOTHESES, GERMAN),
         ("zh", "zh", ["那座旧桥在去年夏天被漆成绿色。"], ["那座老桥去年夏天被漆成了绿色。"]),
         ("ja", "ja-mecab", ["祖母はバルコニーでトマトを育てています。"], ["祖母はベランダでトマトを育てている。"]),
     ],
@@ -135,20 +135,20 @@ def test_bleu_equals_sacrebleu_and_torchmetrics(language, tokenizer, hypotheses,
     assert score("bleu", hypotheses, references, language) == pytest.approx(expected, abs=1e-9)
     assert task_score("bleu", hypotheses, references, language) == pytest.approx(expected, abs=1e-4)
     if tokenizer != "ja-mecab":  # torchmetrics has no Japanese tokenizer that works offline
-        # It smooths nothing: without a matching 4-gram (a short corpus) it says 0 where sacrebleu does not.
-        theirs = SacreBLEUScore(tokenize=tokenizer)(hypotheses, [[r] for r in references])
-        assert 100 * theirs.item() == pytest.approx(expected, abs=1e-3)
+        # torchmetrics does not smooth: it returns 0 if no 4-gram matches, as in a short corpus.
+        torchmetrics_bleu = SacreBLEUScore(tokenize=tokenizer)(hypotheses, [[r] for r in references])
+        assert 100 * torchmetrics_bleu.item() == pytest.approx(expected, abs=1e-3)
 
 
-# Accuracy and slots
+# --- accuracy and slots ---
 
 
-def test_accuracy_forgives_case_and_outer_space_only():
+def test_accuracy_ignores_case_and_surrounding_space_only():
     answers = ["Dog", " dog\n", "dog.", "a dog", ""]
     assert [row_stats("accuracy", answer, "dog", "en")[0] for answer in answers] == [1, 1, 0, 0, 0]
 
 
-def test_unparsed_counts_answers_outside_the_classes():
+def test_unparsed_is_the_rate_of_answers_outside_the_classes():
     answers = ["Dog", "cat", "a dog", ""]
     assert score("unparsed", answers, ["dog"] * 4, "en", classes=["dog", "cat"]) == 0.5
     with pytest.raises(ValueError, match="classes"):
@@ -164,15 +164,15 @@ def test_slots_are_counted_as_name_and_value_pairs():
     assert row_stats("intent_accuracy", None, reference, "en") == [0, 1]
 
 
-def test_entities_of_one_type_are_counted_each():
+def test_several_entities_of_one_type_are_counted_separately():
     reference = [{"type": "person", "value": value} for value in ("Ada", "Grace", "Ada")]
     hypothesis = [{"type": "person", "value": "ada"}, {"type": "place", "value": "Grace"}]
     assert row_stats("slot_f1", hypothesis, reference, "en") == [1, 1, 2]
     assert row_stats("slot_f1", 2 * reference, reference, "en") == [3, 3, 0]
 
 
-def test_notes_equal_the_released_script_but_for_the_columns_of_its_chroma(golden):
-    """Of its fields the script takes 128 for a number that cannot be read; its chroma counts columns, not semitones."""
+def test_note_scores_equal_the_released_script_except_for_chroma(golden):
+    """The script uses 128 for a number that cannot be parsed. Its chroma counts columns instead of semitones."""
     corpora = [row for row in golden("accuracy") if row["kind"] == "note"]
     assert len(corpora) == 5
     for corpus in corpora:
@@ -185,12 +185,12 @@ def test_notes_equal_the_released_script_but_for_the_columns_of_its_chroma(golde
         assert rate("chroma_accuracy", "pitch") == corpus["chroma_by_midi_number"]
         if corpus["pitch_top1"] is not None:
             assert rate("pitch_accuracy", "pitch") == corpus["pitch_top1"]
-        if corpus["name"] != "mixed":  # where instruments differ in case and spaces
+        if corpus["name"] != "mixed":  # its instruments differ in case and spaces
             assert rate("instrument_accuracy", "instrument") == corpus["instrument_acc"]
 
 
-def test_captions_are_split_as_the_ptb_tokenizer_does():
-    """Its output (Stanford CoreNLP 3.4.1 as in pycocoevalcap 1.2) for the same captions."""
+def test_captions_are_split_like_the_ptb_tokenizer():
+    """The expected output is from Stanford CoreNLP 3.4.1, as used in pycocoevalcap 1.2."""
     for caption, expected in {
         "A woman's voice says \"hello\", then there's a beep!": "a woman 's voice says hello then there 's a beep",
         "The children can't stop; they're having fun.": "the children ca n't stop they 're having fun",
@@ -207,12 +207,12 @@ def test_captions_are_split_as_the_ptb_tokenizer_does():
     assert captions.split("狗在叫。", "zh") == list("狗在叫")
 
 
-def test_a_caption_has_one_reference_or_several():
+def test_a_caption_can_have_one_or_several_references():
     assert row_stats("cider", "A dog.", "The dog!", "en") == [["a", "dog"], [["the", "dog"]]]
     assert row_stats("cider", "", ["The dog!", "Dogs"], "en") == [[], [["the", "dog"], ["dogs"]]]
 
 
-FORMS = {
+EXAMPLE_ANSWERS = {
     "slot_f1": {"intent": "a", "slots": {"b": "c"}},
     "intent_accuracy": {"intent": "a", "slots": {"b": "c"}},
     "map": ["dark"],
@@ -238,36 +238,36 @@ def test_every_measure_has_statistics_and_a_signature(metric):
         pytest.importorskip("pyannote.metrics")
     if metric == "cpwer":
         pytest.importorskip("scipy")
-    form = FORMS.get(metric, "dog")
-    predicted, true = (("7 8", "6 5"), "speech_QA") if metric in air_bench.METRICS else (form, form)
-    stats = row_stats(metric, predicted, true, "en", classes=["dog"])
+    answer = EXAMPLE_ANSWERS.get(metric, "dog")
+    predicted, reference = (("7 8", "6 5"), "speech_QA") if metric in air_bench.METRICS else (answer, answer)
+    stats = row_stats(metric, predicted, reference, "en", classes=["dog"])
     assert len(stats) == len(MEASURES[metric].stats)
-    assert json.loads(json.dumps(stats)) == stats, "written into predictions"
-    if metric not in ("judged", *air_bench.METRICS):  # their judge has the signature
+    assert json.loads(json.dumps(stats)) == stats, "statistics are stored as JSON in the predictions"
+    if metric not in ("judged", *air_bench.METRICS):  # the judge has the signature of these
         assert signature(metric, "en").startswith(f"{metric}|")
 
 
 @pytest.mark.parametrize(
     "metric",
     ["cpwer", "slot_f1", "intent_accuracy", "event_f1", "der", "jer", "aas_ms", "word_coverage"]
-    + [f"{what}_accuracy" for what in ("pitch", "chroma", "velocity")],
+    + [f"{field}_accuracy" for field in ("pitch", "chroma", "velocity")],
 )
-def test_an_answer_that_cannot_be_read_is_wrong_and_counts(metric):
+def test_an_answer_that_cannot_be_parsed_gets_the_worst_score(metric):
     if metric in ("der", "jer"):
         pytest.importorskip("pyannote.metrics")
     if metric == "cpwer":
         pytest.importorskip("scipy")
-    form = FORMS.get(metric, "dog")
+    reference = EXAMPLE_ANSWERS.get(metric, "dog")
     measure = MEASURES[metric]
-    stats = row_stats(metric, None, form, "en")
+    stats = row_stats(metric, None, reference, "en")
     if metric == "aas_ms":
-        assert stats == [0, 0], "no word to compare, which the coverage says"
+        assert stats == [0, 0], "no word can be compared, and word_coverage reports that"
         return
     worst = 0.0 if measure.higher_is_better else 1.0
     assert measures.score(metric, [stats]) == worst
 
 
-def test_signatures_name_the_settings_of_a_score():
+def test_a_signature_lists_the_settings_of_a_metric():
     assert signature("wer", "en") == f"wer|whisper_en+basic|word|jiwer{version('jiwer')}"
     assert signature("cer", "fr") == f"cer|whisper_basic|char|jiwer{version('jiwer')}"
     assert "tok:ja-mecab" in signature("bleu", "ja")
@@ -275,7 +275,7 @@ def test_signatures_name_the_settings_of_a_score():
     assert signature("event_f1", "en") == "event_f1|event-based|micro|collar:0.2s|end:max(collar,20%)"
 
 
-def test_a_missing_package_is_named_with_the_extra_that_brings_it(monkeypatch):
+def test_the_error_for_a_missing_package_names_the_extra_to_install(monkeypatch):
     for package in ("scipy.optimize", "pyannote.metrics", "cn2an", "zhconv"):
         monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ValueError, match=r"'cpwer' needs scipy.optimize.*pip install 'auris\[speakers\]'"):
@@ -286,60 +286,60 @@ def test_a_missing_package_is_named_with_the_extra_that_brings_it(monkeypatch):
         check("cer", "yue")
     with pytest.raises(ValueError, match="cn2an"):
         row_stats("cer", "我有3只猫", "我有三只猫", "zh")
-    assert row_stats("cer", "我有三只猫", "我有三只猫", "zh") == [0, 5], "needed for digits only"
+    assert row_stats("cer", "我有三只猫", "我有三只猫", "zh") == [0, 5], "cn2an is needed for digits only"
     check("wer", "en")
 
 
-def test_an_unknown_metric_is_an_error():
+def test_an_unknown_metric_raises_an_error():
     with pytest.raises(ValueError, match="'rouge'.*wer"):
         row_stats("rouge", "a", "a", "en")
     with pytest.raises(ValueError, match="'rouge'"):
         TaskScore("rouge")
 
 
-# Inside fit
+# --- scores during training ---
 
 
-def test_ranks_add_up_to_one_process():
-    whole, ranks = TaskScore("bleu"), [TaskScore("bleu"), TaskScore("bleu")]
-    whole.update(GERMAN_SAID, GERMAN, ["de", "de"])
-    for rank, predicted, true in zip(ranks, GERMAN_SAID, GERMAN, strict=True):
-        rank.update([predicted], [true], ["de"])
+def test_the_summed_statistics_of_ranks_equal_those_of_one_process():
+    single, ranks = TaskScore("bleu"), [TaskScore("bleu"), TaskScore("bleu")]
+    single.update(GERMAN_HYPOTHESES, GERMAN, ["de", "de"])
+    for rank, predicted, reference in zip(ranks, GERMAN_HYPOTHESES, GERMAN, strict=True):
+        rank.update([predicted], [reference], ["de"])
     summed = torch.stack([rank.metric_state["sums"] for rank in ranks]).sum(0)
-    assert torch.equal(summed, whole.sums)
+    assert torch.equal(summed, single.sums)
     ranks[0].merge_state(ranks[1])
-    assert ranks[0].compute() == whole.compute() > 0
+    assert ranks[0].compute() == single.compute() > 0
 
 
-def test_measures_of_all_rows_gather_the_rows():
-    predicted, true = ["dog", "cat", "café", "dog"], ["dog", "dog", "café", "cat"]
-    whole, ranks = TaskScore("macro_f1"), [TaskScore("macro_f1"), TaskScore("macro_f1")]
-    whole.update(predicted, true, 4 * ["en"])
-    for rank, part in zip(ranks, (slice(0, 1), slice(1, 4)), strict=True):
-        rank.update(predicted[part], true[part], len(predicted[part]) * ["en"])
+def test_corpus_metrics_gather_the_rows_of_all_ranks():
+    predicted, reference = ["dog", "cat", "café", "dog"], ["dog", "dog", "café", "cat"]
+    single, ranks = TaskScore("macro_f1"), [TaskScore("macro_f1"), TaskScore("macro_f1")]
+    single.update(predicted, reference, 4 * ["en"])
+    for rank, rows in zip(ranks, (slice(0, 1), slice(1, 4)), strict=True):
+        rank.update(predicted[rows], reference[rows], len(predicted[rows]) * ["en"])
     ranks[0].merge_state(ranks[1])
-    expected = measures.score("macro_f1", [list(pair) for pair in zip(predicted, true, strict=True)])
-    assert ranks[0].compute() == whole.compute() == pytest.approx(expected)
+    expected = measures.score("macro_f1", [list(pair) for pair in zip(predicted, reference, strict=True)])
+    assert ranks[0].compute() == single.compute() == pytest.approx(expected)
 
 
-def test_a_rank_without_rows_has_the_same_score():
-    """As torchmetrics has it: a rank gives its rows as one tensor, or an empty one, and gets those of all."""
+def test_a_rank_without_rows_computes_the_same_score():
+    """`gather` mimics torchmetrics: each rank sends one tensor, which may be empty, and receives all of them."""
     sent = {}
 
-    def gather(own: torch.Tensor, group: object) -> list[torch.Tensor]:
-        sent[len(own) > 0] = own
-        return [sent[True], own] if len(own) == 0 else [own, torch.tensor([], dtype=own.dtype)]
+    def gather(local: torch.Tensor, group: object) -> list[torch.Tensor]:
+        sent[len(local) > 0] = local
+        return [sent[True], local] if len(local) == 0 else [local, torch.tensor([], dtype=local.dtype)]
 
-    together = {"dist_sync_fn": gather, "distributed_available_fn": lambda: True}
-    full, empty = TaskScore("macro_f1", **together), TaskScore("macro_f1", **together)
+    sync = {"dist_sync_fn": gather, "distributed_available_fn": lambda: True}
+    full, empty = TaskScore("macro_f1", **sync), TaskScore("macro_f1", **sync)
     full.update(["dog", "cat"], ["dog", "dog"], ["en", "en"])
     empty.update([], [], [])
     expected = measures.score("macro_f1", [["dog", "dog"], ["cat", "dog"]])
     assert full.compute() == empty.compute() == pytest.approx(expected)
-    assert sent[True].dtype == sent[False].dtype, "or the exchange would fail"
+    assert sent[True].dtype == sent[False].dtype, "torch.distributed needs equal dtypes"
 
 
-def test_reset_clears_the_score_and_its_direction_is_known():
+def test_reset_clears_the_score():
     metric = TaskScore("wer")
     metric.update(["a b"], ["a c"], ["de"])
     assert metric.compute() == 0.5
@@ -349,18 +349,18 @@ def test_reset_clears_the_score_and_its_direction_is_known():
     assert not metric.higher_is_better and TaskScore("bleu").higher_is_better
 
 
-def test_lists_of_unequal_length_are_an_error():
+def test_lists_of_unequal_length_raise_an_error():
     with pytest.raises(ValueError, match="shorter|longer"):
         TaskScore("wer").update(["a", "b"], ["a"], ["en"])
 
 
-def test_a_key_is_matched_as_whole_words_in_any_context():
+def test_contains_matches_a_key_as_whole_words():
     assert row_stats("contains", "It is a Dog.", "dog", "en") == [1, 1]
     assert row_stats("contains", "It is a hotdog.", "dog", "en") == [0, 1]
     assert row_stats("contains", "The dog sleeps in the garden", "dog sleeps", "en") == [1, 1]
     assert row_stats("contains", "我听到狗叫", "狗", "zh") == [1, 1]
 
 
-def test_a_key_of_which_nothing_is_left_counts_no_answer_right():
+def test_contains_skips_rows_whose_key_is_empty_after_normalization():
     for predicted, key in (("", "..."), ("it is a dog", "(dog)"), ("", "")):
         assert row_stats("contains", predicted, key, "en") == [0, 0]

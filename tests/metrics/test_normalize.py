@@ -1,4 +1,4 @@
-"""The normalisers against what the official Qwen2-Audio script returns for the same sentences."""
+"""The normalisers return what the official Qwen2-Audio script returns for the same sentences."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_cantonese_equals_the_official_characters(pairs):
             assert list(normalize(row[side], "yue")) == row["v2"][f"{side}_items"], row[side]
 
 
-def test_chinese_differs_from_the_official_script_in_the_sign_of_money_only(pairs):
+def test_chinese_differs_from_the_official_script_in_the_currency_sign_only(pairs):
     pytest.importorskip("cn2an")
     texts = [
         (row[side], row["v2"][f"{side}_items"]) for row in pairs if row["language"] == "zh" for side in ("ref", "hyp")
@@ -48,13 +48,16 @@ def test_chinese_differs_from_the_official_script_in_the_sign_of_money_only(pair
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("电话是 139 1234 5678。", "电话是一三九一二三四五六七八"),  # spaces go before numbers are read, as officially
+        (
+            "电话是 139 1234 5678。",
+            "电话是一三九一二三四五六七八",
+        ),  # spaces are removed before numbers are parsed, as in the official script
         ("房间007，编号12345678", "房间零零七编号一二三四五六七八"),
         ("3.05元和0.5元", "三点零五元和零点五元"),
         ("-3到+5度", "三到五度"),
     ],
 )
-def test_digits_of_a_number_that_names_something_are_read_one_by_one(text, expected):
+def test_digits_of_identifiers_are_converted_one_by_one(text, expected):
     pytest.importorskip("cn2an")
     assert normalize(text, "zh") == expected
 
@@ -69,7 +72,8 @@ def test_chinese_without_digits_needs_no_package(pairs, monkeypatch):
     assert all(list(normalize(text, "zh")) == official for text, official in plain)
 
 
-def test_japanese_is_compared_per_character_where_the_official_script_takes_whole_sentences(pairs):
+def test_japanese_is_compared_by_character_instead_of_by_sentence(pairs):
+    """The official script compares whole sentences."""
     for row in pairs:
         if row["language"] == "ja":
             assert normalize(row["ref"], "ja") == "".join("".join(row["v2"]["ref_items"]).split())
@@ -86,34 +90,34 @@ def test_japanese_is_compared_per_character_where_the_official_script_takes_whol
         ("<|nospeech|> ...", "en", ""),
     ],
 )
-def test_normal_form(text, language, expected):
+def test_normalization_of_examples(text, language, expected):
     assert normalize(text, language) == expected
 
 
-def test_unit_is_the_character_where_words_are_not_spaced():
+def test_the_unit_is_the_character_in_languages_without_spaces():
     assert [unit(language) for language in ("en", "de", "zh", "yue", "ja", "zh-TW")] == ["word"] * 2 + ["char"] * 4
 
 
-def test_description_admits_what_is_approximate():
+def test_the_description_marks_approximate_normalization():
     assert describe("en") == "whisper_en+basic|word"
     assert describe("fr") == "whisper_basic|word"
     assert describe("zh").endswith("whisper_basic(approximate)|char")
     assert describe("yue").endswith("whisper_basic|char")
 
 
-def test_description_names_the_packages():
+def test_the_description_names_the_packages():
     pytest.importorskip("cn2an"), pytest.importorskip("zhconv")
     assert describe("zh") == f"cn2an{version('cn2an')}+whisper_basic(approximate)|char"
     assert describe("yue") == f"zhconv{version('zhconv')}+whisper_basic|char"
 
 
-def test_a_missing_language_is_an_error():
+def test_a_missing_language_raises_an_error():
     with pytest.raises(ValueError, match="language"):
         normalize("hello", "")
 
 
 @pytest.mark.parametrize(
-    ("text", "key", "language", "holds"),
+    ("text", "key", "language", "expected"),
     [
         ("The speaker is female.", "male", "en", False),
         ("The speaker is male.", "male", "en", True),
@@ -126,5 +130,5 @@ def test_a_missing_language_is_an_error():
         ("Whatever is said", "...", "en", True),
     ],
 )
-def test_a_key_is_looked_for_word_by_word_or_by_the_character(text: str, key: str, language: str, holds: bool) -> None:
-    assert contains(text, key, language) is holds
+def test_a_key_is_searched_by_word_or_by_character(text: str, key: str, language: str, expected: bool) -> None:
+    assert contains(text, key, language) is expected

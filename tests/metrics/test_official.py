@@ -1,4 +1,4 @@
-"""The official scores against what the released scripts returned, and their strict neighbours by hand."""
+"""The official scores equal those of the released scripts; the strict variants equal values computed by hand."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from auris.metrics.normalize import normalize
 from auris.metrics.official import ScriptError
 from support import air_bench_scripts
 
-BY_CN_TN = {"门票￥88，学生票￥45元。"}  # the official script's cn_tn leaves the sign of money
+DIFFERENT_IN_CN_TN = {"门票￥88，学生票￥45元。"}  # cn_tn of the official script keeps the currency sign
 
 
 @pytest.fixture(scope="module")
@@ -27,10 +27,11 @@ def golden(shared_data):
     return read
 
 
-def stops(call: Callable, error: str) -> None:
-    with pytest.raises(ScriptError) as stopped:
+def assert_script_error(call: Callable, error: str) -> None:
+    """Assert that `call` raises the error on which the released script stops."""
+    with pytest.raises(ScriptError) as caught:
         call()
-    assert str(stopped.value).split(":")[0] == error.split(":")[0]
+    assert str(caught.value).split(":")[0] == error.split(":")[0]
 
 
 # --- error rates --------------------------------------------------------------------------------------------------
@@ -38,7 +39,7 @@ def stops(call: Callable, error: str) -> None:
 
 @pytest.mark.parametrize("version", ["v1", "v2"])
 @pytest.mark.parametrize("language", ["en", "zh", "yue", "fr", "ja", "de", "es", "it", "ko"])
-def test_compared_items_and_rates_equal_the_scripts(golden, language, version):
+def test_error_rates_and_compared_items_equal_the_scripts(golden, language, version):
     if version == "v2" and language in ("zh", "yue"):
         pytest.importorskip({"zh": "cn2an", "yue": "zhconv"}[language])
     pairs = [row for row in golden("wer", "pair") if row["language"] == language]
@@ -48,7 +49,7 @@ def test_compared_items_and_rates_equal_the_scripts(golden, language, version):
             if official.split_text(row[side], language, version) != row[version][f"{side}_items"]:
                 differing.add(row[side].strip())
     assert len(pairs) == 25
-    assert differing == (BY_CN_TN if (language, version) == ("zh", "v2") else set())
+    assert differing == (DIFFERENT_IN_CN_TN if (language, version) == ("zh", "v2") else set())
     if not differing:
         (corpus,) = (row for row in golden("wer", "corpus") if row["language"] == language)
         rate = official.word_error_rate([(row["ref"], row["hyp"]) for row in pairs], language, version)
@@ -56,7 +57,7 @@ def test_compared_items_and_rates_equal_the_scripts(golden, language, version):
 
 
 @pytest.mark.parametrize("version", ["v1", "v2"])
-def test_error_rates_stop_where_the_scripts_do(golden, version):
+def test_error_rates_fail_on_the_same_rows_as_the_scripts(golden, version):
     pytest.importorskip("cn2an")
     edges = golden("wer", "edge")
     assert len(edges) == 18
@@ -66,7 +67,7 @@ def test_error_rates_stop_where_the_scripts_do(golden, version):
             return official.word_error_rate(row["pairs"], row["language"], version)
 
         if row[version]["error"]:
-            stops(rate, row[version]["error"])
+            assert_script_error(rate, row[version]["error"])
         else:
             assert rate() == row[version]["wer"], row["name"]
 
@@ -74,51 +75,53 @@ def test_error_rates_stop_where_the_scripts_do(golden, version):
 # --- BLEU ---------------------------------------------------------------------------------------------------------
 
 
-def test_bleu_equals_the_scripts_also_where_nothing_matches(golden):
+def test_bleu_equals_the_scripts_even_without_a_matching_ngram(golden):
     corpora, pairs = golden("bleu", "corpus"), golden("bleu", "pair")
     assert len(corpora) == 8
     for row in corpora:
-        of_source = [(pair["ref"], pair["hyp"]) for pair in pairs if pair["source"] == row["source"]]
-        assert official.bleu(of_source, row["source"]) == pytest.approx(row["score"], abs=1e-9)
+        texts = [(pair["ref"], pair["hyp"]) for pair in pairs if pair["source"] == row["source"]]
+        assert official.bleu(texts, row["source"]) == pytest.approx(row["score"], abs=1e-9)
     for row in golden("bleu", "edge"):
-        found = official.bleu([*zip(row["refs"], row["hyps"], strict=True)], row["source"])
+        actual = official.bleu([*zip(row["refs"], row["hyps"], strict=True)], row["source"])
         assert official.bleu_tokenizer(row["source"]) == row["tokenize"]
-        assert found == pytest.approx(row["score"], abs=1e-9), row["name"]
+        assert actual == pytest.approx(row["score"], abs=1e-9), row["name"]
 
 
-def test_bleu_of_a_source_without_languages_stops():
-    stops(lambda: official.bleu([("a", "a")], "covost2"), "IndexError")
+def test_bleu_of_a_source_without_languages_raises_an_error():
+    assert_script_error(lambda: official.bleu([("a", "a")], "covost2"), "IndexError")
 
 
 # --- word times ---------------------------------------------------------------------------------------------------
 
 
-def test_alignment_shift_equals_the_script_where_it_pairs_rows_wrongly_too(golden):
+def test_alignment_shift_equals_the_script_including_its_wrong_pairing_of_rows(golden):
     pairs = {row["name"]: row for row in golden("aas", "pair")}
     corpora = [*golden("aas", "corpus"), *({**row, "members": [name]} for name, row in pairs.items())]
     assert len(corpora) == 46
     for row in corpora:
         texts = [(pairs[name]["ref"], pairs[name]["hyp"]) for name in row["members"]]
         if row["error"]:
-            stops(lambda texts=texts: official.alignment_shift(texts), row["error"])
+            assert_script_error(lambda texts=texts: official.alignment_shift(texts), row["error"])
         else:
             assert official.alignment_shift(texts) == pytest.approx(row["aas"], abs=1e-9), row["name"]
-            found = official.timed_words(texts)
-            assert row["script_result"].endswith(f"WER: {found['wer']:.4f} AAS: {found['aas']:.4f}")
+            scores = official.timed_words(texts)
+            assert row["script_result"].endswith(f"WER: {scores['wer']:.4f} AAS: {scores['aas']:.4f}")
 
 
-def test_a_tab_in_a_word_and_a_tag_among_words_are_read_as_the_script_reads_them():
-    # What evaluate_srwt.py returned of these (edit-distance 1.0.9).
+def test_tabs_and_tags_between_timed_words_are_parsed_like_the_script():
+    # The expected values are from evaluate_srwt.py with edit-distance 1.0.9.
     tabbed = "<|0.00|><|en|>a b<|0.2|>\t<|0.25|>red<|0.3|>fox<|0.51|>"
     assert official.alignment_shift([(tabbed, tabbed)]) == 0.0
     tabbed = "<|0.00|><|0.00|>the<|0.37|>\t<|0.41|>fox<|9.46|>"
-    stops(lambda: official.alignment_shift([(tabbed, "<|0.00|><|en|>the<|0.30|>fox<|9.00|>")]), "ZeroDivisionError")
+    assert_script_error(
+        lambda: official.alignment_shift([(tabbed, "<|0.00|><|en|>the<|0.30|>fox<|9.00|>")]), "ZeroDivisionError"
+    )
     plain, tagged = "<|0.00|>the<|0.37|>fox<|9.46|>", "<|0.00|><|en|>the<|0.30|>fox<|9.00|>"
     assert official.alignment_shift([(plain, tagged)]) == pytest.approx((0.07 + 0.07 + 0.46) / 2)
 
 
-def test_an_empty_reference_stops_the_script_of_translations():
-    stops(lambda: official.bleu([("a b", "a b"), ("", "c")], "covost2_en_de_test"), "EOFError")
+def test_bleu_with_an_empty_reference_raises_an_error():
+    assert_script_error(lambda: official.bleu([("a b", "a b"), ("", "c")], "covost2_en_de_test"), "EOFError")
     assert official.bleu([("a b c d e", "a b c d e"), ("f g", "")], "covost2_en_de_test") > 0
 
 
@@ -126,33 +129,35 @@ def test_an_empty_reference_stops_the_script_of_translations():
 
 
 def test_accuracy_equals_the_scripts(golden):
-    found = golden("accuracy", "classification")
-    assert len(found) == 4
-    for row in found:
+    rows = golden("accuracy", "classification")
+    assert len(rows) == 4
+    for row in rows:
         for item in row["items"]:
             assert official.accuracy([(item["gt"], item["response"])], row["version"]) == item["correct"]
         assert row["printed"] == [
             f"{source} ACC_score: {official.accuracy(pairs, row['version'])} {len(pairs)}"
-            for source, pairs in by_source(row["items"]).items()
+            for source, pairs in pairs_by_source(row["items"]).items()
         ]
 
 
-def test_answers_to_questions_equal_the_script(golden):
+def test_question_accuracy_equals_the_script(golden):
     for row in golden("accuracy", "aqa"):
-        printed = []
-        for source, pairs in by_source(row["items"]).items():
+        lines = []
+        for source, pairs in pairs_by_source(row["items"]).items():
             if row["error"]:
-                stops(lambda source=source, pairs=pairs: official.question_accuracy(pairs, source), row["error"])
+                assert_script_error(
+                    lambda source=source, pairs=pairs: official.question_accuracy(pairs, source), row["error"]
+                )
                 continue
-            found = official.question_accuracy(pairs, source)
-            printed.append(f"{source} ACC_score: {found['accuracy']} {len(pairs)}")
-            if "binary" in found:
+            scores = official.question_accuracy(pairs, source)
+            lines.append(f"{source} ACC_score: {scores['accuracy']} {len(pairs)}")
+            if "binary" in scores:
                 n = sum(true.lower() in ("yes", "no") for true, _ in pairs)
-                printed.append(f"{source} bi_ACC_score: {found['binary']} {n}")
-        assert row["error"] or printed == row["printed"]
+                lines.append(f"{source} bi_ACC_score: {scores['binary']} {n}")
+        assert row["error"] or lines == row["printed"]
 
 
-def test_notes_equal_the_script_chroma_by_column_included(golden):
+def test_note_scores_equal_the_script_including_its_chroma(golden):
     keys = {"instrument": "instrument_acc", "velocity": "velocity_acc", "qualities": "quality_map"}
     keys |= {"pitch": "pitch_top1", "chroma": "chroma_official"}
     rows = golden("accuracy", "note")
@@ -163,9 +168,9 @@ def test_notes_equal_the_script_chroma_by_column_included(golden):
             assert official.parse_note(item["gt"])._asdict() == item["gt_info"]
             assert official.parse_note(item["response"])._asdict() == item["response_info"]
         if row["error"]:
-            stops(lambda pairs=pairs: official.notes(pairs), row["error"])
+            assert_script_error(lambda pairs=pairs: official.notes(pairs), row["error"])
         else:
-            expected = {ours: row[theirs] for ours, theirs in keys.items()}
+            expected = {name: row[script_name] for name, script_name in keys.items()}
             assert official.notes(pairs) == pytest.approx(expected, abs=1e-12), row["name"]
 
 
@@ -173,52 +178,54 @@ def test_mean_average_precision_equals_scikit_learn():
     sklearn = pytest.importorskip("sklearn.metrics")
     rng = np.random.default_rng(0)
     names = sorted(official.QUALITIES)[:4]
-    true, predicted = rng.random((2, 12, len(names))) < 0.4
+    reference, predicted = rng.random((2, 12, len(names))) < 0.4
     text = "<|pitch|><|midi_pitch_60|><|velocity|><|midi_velocity_1|><|instrument|>a<|sonic|>{}"
-    sides = [[text.format(", ".join(np.array(names)[row])) for row in side] for side in (true, predicted)]
-    expected = sklearn.average_precision_score(true, predicted.astype(float), average="macro")
-    assert official.notes([*zip(*sides, strict=True)])["qualities"] == pytest.approx(expected)
+    answers = [
+        [text.format(", ".join(np.array(names)[row])) for row in qualities] for qualities in (reference, predicted)
+    ]
+    expected = sklearn.average_precision_score(reference, predicted.astype(float), average="macro")
+    assert official.notes([*zip(*answers, strict=True)])["qualities"] == pytest.approx(expected)
 
 
-def by_source(items: list[dict]) -> dict[str, list[tuple[str, str]]]:
-    found: dict[str, list[tuple[str, str]]] = {}
+def pairs_by_source(items: list[dict]) -> dict[str, list[tuple[str, str]]]:
+    pairs: dict[str, list[tuple[str, str]]] = {}
     for item in items:
-        found.setdefault(item["source"], []).append((item["gt"], item["response"]))
-    return found
+        pairs.setdefault(item["source"], []).append((item["gt"], item["response"]))
+    return pairs
 
 
 # --- AIR-Bench foundation -----------------------------------------------------------------------------------------
 
 
-def test_letters_equal_the_script(golden):
+def test_parsed_letters_equal_the_script(golden):
     replies = golden("airbench_foundation", "reply")
     assert len(replies) == 36
     for row in replies:
         assert choices.official_letter(row["record"]["response"]) == row["letter"], row["record"]["response"]
     for row in golden("airbench_foundation", "corpus"):
-        records = row.get("records") or [replies[number]["record"] for number in row["members"]]
+        records = row.get("records") or [replies[index]["record"] for index in row["members"]]
         if row["error"]:
-            stops(lambda records=records: air_bench_scripts.foundation(records), row["error"])
+            assert_script_error(lambda records=records: air_bench_scripts.foundation(records), row["error"])
             continue
-        found = air_bench_scripts.foundation(records)
-        assert (found.total, found.correct, found.dropped) == (row["total"], row["correct"], row["fail_num"])
+        result = air_bench_scripts.foundation(records)
+        assert (result.total, result.correct, result.dropped) == (row["total"], row["correct"], row["fail_num"])
 
 
-def test_the_strict_score_keeps_replies_on_which_the_script_fails(golden):
+def test_the_strict_score_includes_replies_that_the_script_drops(golden):
     replies = golden("airbench_foundation", "reply")
 
     def total(metric: str) -> list[float]:
-        return np.sum([counted(metric, row["record"]) for row in replies], axis=0).tolist()
+        return np.sum([reply_stats(metric, row["record"]) for row in replies], axis=0).tolist()
 
     assert total("choice_official") == [19, 25]
     assert total("choice")[1] == total("choice_unparsed")[1] == 36
-    # What the script drops, and a reader would not.
-    lost = [row["record"] for row in replies if row["dropped"]]
-    read = {record["response"] for record in lost if counted("choice_unparsed", record)[0] == 0}
-    assert read == {"b", "(B) sad", "The answer is B", "happy"}
+    # Replies that the script drops although they are clear.
+    dropped = [row["record"] for row in replies if row["dropped"]]
+    parsed = {record["response"] for record in dropped if reply_stats("choice_unparsed", record)[0] == 0}
+    assert parsed == {"b", "(B) sad", "The answer is B", "happy"}
 
 
-def counted(metric: str, record: dict) -> list[float]:
+def reply_stats(metric: str, record: dict) -> list[float]:
     options = [record[f"choice_{name}"] for name in "abcd" if f"choice_{name}" in record]
     return row_stats(metric, record["response"], record["answer_gt"], "en", options)
 
@@ -234,7 +241,7 @@ def counted(metric: str, record: dict) -> list[float]:
         ("The answer is: B, I think", 1),
         ("The correct choice is (C).", 2),
         ("It sounds like A", 0),
-        ("A sad voice can be heard", 1),  # an article
+        ("A sad voice can be heard", 1),  # "A" is an article here
         ("The answer is a sad voice", 1),
         ("the answer is b.", 1),
         ("C) angry because of D.", 2),
@@ -248,11 +255,11 @@ def counted(metric: str, record: dict) -> list[float]:
         ("E", None),
     ],
 )
-def test_a_reply_is_mapped_to_an_option_or_to_none(reply, expected):
+def test_a_reply_is_parsed_as_an_option_or_none(reply, expected):
     assert choices.parse(reply, ["happy", "sad", "angry", "calm"]) == expected
 
 
-def test_the_longest_option_counts_and_a_letter_beyond_them_does_not():
+def test_the_longest_matching_option_wins_and_letters_without_an_option_are_ignored():
     assert choices.parse("I hear a dog barking", ["dog", "dog barking", "cat"]) == 1
     assert choices.parse("It is (D)", ["jazz", "rock", "folk"]) is None
     assert choices.parse("Symphony in D", ["Symphony in D", "a waltz"]) == 0
@@ -260,18 +267,18 @@ def test_the_longest_option_counts_and_a_letter_beyond_them_does_not():
     assert choices.parse("D major", ["C major", "D major"]) == 1
 
 
-def test_equal_options_are_one_answer_but_to_the_script():
+def test_options_with_equal_text_are_the_same_answer_except_in_the_script():
     assert row_stats("choice", "B", "one", "en", ["one", "one", "two"]) == [1, 1]
     assert row_stats("choice_official", "B", "one", "en", ["one", "one", "two"]) == [0, 1]
     with pytest.raises(ValueError, match="'three', expected one of"):
         row_stats("choice", "B", "three", "en", ["one", "two"])
 
 
-def test_a_report_has_a_line_per_source_and_says_where_the_script_died():
-    facts = {"language": "en", "reply": "yes"}
+def test_a_report_has_a_line_per_source_and_shows_where_the_script_stops():
+    common = {"language": "en", "reply": "yes"}
     answers = [
-        official.Answer(source="clothoaqa_val", reference="yes", **facts),
-        official.Answer(source="clothoaqa_open", reference="rain", **facts),
+        official.Answer(source="clothoaqa_val", reference="yes", **common),
+        official.Answer(source="clothoaqa_open", reference="rain", **common),
     ]
     lines = official.report("evaluate_aqa", "v1", answers)
     assert [(line.source, line.metric, line.value) for line in lines] == [
@@ -284,6 +291,6 @@ def test_a_report_has_a_line_per_source_and_says_where_the_script_died():
         official.report("evaluate_caption", "v1", answers)
 
 
-def test_normalisation_keeps_words_apart_where_the_scripts_do():
+def test_only_the_official_normalisation_keeps_spaces_between_japanese_words():
     assert normalize("おはよう 彼は", "ja") == "おはよう彼は"
     assert official.split_text("おはよう 彼は", "ja", "v2") == ["おはよう", "彼は"]

@@ -1,4 +1,4 @@
-"""Published scores as data, and their comparison with our own."""
+"""Published scores as data, and their comparison with computed ones."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ def cells(table: str, system: str, benchmark: str) -> dict[str, float]:
     }
 
 
-def result(**changed) -> ResultRow:
+def result(**fields) -> ResultRow:
     row = {"benchmark": "librispeech", "task": "asr en test-clean", "metric": "wer", "value": 0.5, "n": 3}
     row |= {"study": "s", "arm": "a", "seed": 0, "split": "test", "low": 0.4, "high": 0.6, "units": "3 rows"}
-    return ResultRow(**{**row, "provenance": "real", "signature": signature("wer", "en"), **changed})
+    return ResultRow(**{**row, "provenance": "real", "signature": signature("wer", "en"), **fields})
 
 
-def test_all_tables_are_there_with_their_sources():
+def test_all_tables_exist_and_state_their_sources():
     assert tables() == [
         "qwen_audio_table3",
         "qwen_audio_tables4_5",
@@ -37,7 +37,7 @@ def test_all_tables_are_there_with_their_sources():
     assert len(set(names)) == len(names)
 
 
-def test_cells_are_as_printed():
+def test_cells_equal_the_printed_numbers():
     wer = {"dev-clean": 1.8, "dev-other": 4.0, "test-clean": 2.0, "test-other": 4.2}
     assert cells("qwen_audio_table3", "Qwen-Audio", "librispeech") == wer
     assert cells("qwen_audio_table3", "Qwen-Audio", "aishell2") == {"mic": 3.3, "ios": 3.1, "android": 3.3}
@@ -51,7 +51,7 @@ def test_cells_are_as_printed():
     assert cells("qwen_audio_table3", "SpeechT5", "clotho") == {}
 
 
-def test_a_table_has_its_other_systems_and_zeros_at_the_end():
+def test_tables_include_other_systems_and_the_number_of_printed_decimals():
     assert cells("qwen2_audio_table2", "SALMONN", "librispeech") == {"test-clean": 2.1, "test-other": 4.9}
     assert cells("qwen2_audio_table2", "SALMONN", "covost2") == {"en-zh": 33.1, "en-de": 18.6}
     assert cells("qwen2_audio_table2", "Gemini-1.5-pro", "airbench_chat")["speech"] == 6.97
@@ -62,57 +62,59 @@ def test_a_table_has_its_other_systems_and_zeros_at_the_end():
     assert all(cell.signature is None for cell in copied), "no source states how they were computed"
 
 
-def test_the_mixed_column_is_the_leaderboard_s_and_not_the_paper_s_misprint():
+def test_the_leaderboard_corrects_the_misprinted_mixed_column_of_the_paper():
     groups = ("speech", "sound", "music", "mixed")
-    for system, wrong, right in (("Qwen-Audio", 6.08, 5.38), ("BLSP", 5.33, 4.52), ("Pandagpt", 4.25, 2.93)):
-        assert cells("qwen2_audio_table2", system, "airbench_chat")["mixed"] == wrong
-        found = cells("airbench_leaderboard", system, "airbench_chat")
-        assert found["mixed"] == right
-        assert sum(found[group] for group in groups) / 4 == pytest.approx(found["average"], abs=0.01)
+    for system, misprint, expected in (("Qwen-Audio", 6.08, 5.38), ("BLSP", 5.33, 4.52), ("Pandagpt", 4.25, 2.93)):
+        assert cells("qwen2_audio_table2", system, "airbench_chat")["mixed"] == misprint
+        leaderboard = cells("airbench_leaderboard", system, "airbench_chat")
+        assert leaderboard["mixed"] == expected
+        assert sum(leaderboard[group] for group in groups) / 4 == pytest.approx(leaderboard["average"], abs=0.01)
 
 
-def test_values_are_in_the_units_of_ours():
+def test_values_are_converted_to_the_units_of_the_metrics():
     (wer,) = (c for c in published_scores() if c.table == "qwen_audio_table3" and c.printed == 1.8)
     assert wer.value == pytest.approx(0.018)
     (shift,) = (c for c in published_scores() if c.metric == "aas_official" and c.system == "Qwen-Audio")
     assert shift.value == pytest.approx(0.0515)
-    # Neither is computed here: SPICE needs a download.
+    # auris computes neither of these, because SPICE needs a download.
     assert {cell.metric for cell in published_scores()} - set(MEASURES) == {"spice", "spider"}
 
 
-def of_librispeech(results: list[ResultRow], table: str) -> dict[str, Line]:
+def librispeech_lines(results: list[ResultRow], table: str) -> dict[str, Line]:
     return {line.part: line for line in lines(results, table) if line.benchmark == "librispeech"}
 
 
-def test_our_score_is_matched_by_benchmark_part_and_metric():
-    found = of_librispeech([result(), result(task="asr en dev-clean", metric="cer")], "qwen2_audio_table2")
-    assert set(found) == {"dev-clean", "dev-other", "test-clean", "test-other"}
-    assert found["test-clean"].ours.value == 0.5 and not found["test-clean"].differs
-    assert found["test-other"].ours is None and not found["test-other"].differs
-    # Numbers that the table copies: no source states how they were computed.
-    [copied] = [cell for cell in found["test-clean"].cells if cell.system == "SpeechVerse"]
+def test_results_are_matched_to_cells_by_benchmark_part_and_metric():
+    by_part = librispeech_lines([result(), result(task="asr en dev-clean", metric="cer")], "qwen2_audio_table2")
+    assert set(by_part) == {"dev-clean", "dev-other", "test-clean", "test-other"}
+    assert by_part["test-clean"].ours.value == 0.5 and not by_part["test-clean"].differs
+    assert by_part["test-other"].ours is None and not by_part["test-other"].differs
+    # The table copies these numbers. No source states how they were computed.
+    [copied] = [cell for cell in by_part["test-clean"].cells if cell.system == "SpeechVerse"]
     assert not is_comparable(signature("wer", "en"), copied.signature)
 
 
 def test_numbers_with_different_signatures_are_not_comparable():
-    line = of_librispeech([result()], "qwen_audio_table3")["test-clean"]
-    assert line.ours and line.differs  # v1 keeps punctuation and spells no number
+    line = librispeech_lines([result()], "qwen_audio_table3")["test-clean"]
+    assert line.ours and line.differs  # Qwen-Audio keeps punctuation and does not convert numbers
     assert is_comparable(signature("bleu", "en"), "bleu|nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:1.5.1")
     assert is_comparable(signature("accuracy_raw", "en"), "accuracy_raw|lstrip|exact")
-    assert not is_comparable(signature("wer", "zh"), "wer|cn_tn|char")  # numbers of zh are approximate
+    assert not is_comparable(
+        signature("wer", "zh"), "wer|cn_tn|char"
+    )  # the conversion of Chinese numbers is approximate
     assert not is_comparable(signature("accuracy_raw", "en"), "accuracy_raw|exact")
     assert not is_comparable(signature("bleu", "en"), None)
 
 
-def test_cantonese_is_normalised_as_published():
+def test_cantonese_scores_are_comparable_with_published_ones():
     pytest.importorskip("zhconv")
     assert is_comparable(signature("cer", "yue"), "wer|zhconv+whisper_basic|char")
 
 
-def test_an_unknown_table_and_a_row_of_wrong_length_are_named():
+def test_errors_name_an_unknown_table_and_a_system_with_missing_cells():
     with pytest.raises(ValueError, match="no published table 'table9'; choose from qwen_audio_table3"):
         lines([], "table9")
-    bench = {"librispeech": {"parts": ["a"], "metric": "wer", "scale": 1, "signatures": {}}}
-    tables_of = {"t": {"source": "s", "systems": {"x": {"cells": {"librispeech": [1, 2]}}}}}
+    benchmarks = {"librispeech": {"parts": ["a"], "metric": "wer", "scale": 1, "signatures": {}}}
+    invalid_tables = {"t": {"source": "s", "systems": {"x": {"cells": {"librispeech": [1, 2]}}}}}
     with pytest.raises(ValueError, match=r"t, x, librispeech: 2 cells for parts \['a'\]"):
-        list(module._cells({"benchmarks": bench, "tables": tables_of}))
+        list(module._cells({"benchmarks": benchmarks, "tables": invalid_tables}))

@@ -1,4 +1,4 @@
-"""Lines of predictions/*.jsonl and results.jsonl: read back equal, and whatever else stands there is named."""
+"""Records of predictions/*.jsonl and results.jsonl: round trips, and errors for invalid lines."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ RESULT = {
     "signature": "wer|made up",
     "provenance": "real",
 }
-JUDGED = PREDICTION | {"replies": ["8 6", None], "failures": [None, "no reply"]}
+JUDGED_PREDICTION = PREDICTION | {"replies": ["8 6", None], "failures": [None, "no reply"]}
 
 
 @pytest.mark.parametrize(
     ("kind", "line"),
-    [(Prediction, PREDICTION), (Prediction, JUDGED), (ResultRow, RESULT), (ResultRow, RESULT | {"p": 0.25})],
+    [(Prediction, PREDICTION), (Prediction, JUDGED_PREDICTION), (ResultRow, RESULT), (ResultRow, RESULT | {"p": 0.25})],
 )
-def test_files_are_read_back_and_keys_keep_their_order(kind, line: dict, tmp_path: Path):
+def test_written_records_are_read_back_with_keys_in_order(kind, line: dict, tmp_path: Path):
     path = tmp_path / "run" / "file.jsonl"
     write(path, [kind(**line)])
     assert path.read_text(encoding="utf-8") == json.dumps(line, ensure_ascii=False) + "\n"
@@ -64,7 +64,7 @@ def test_files_are_read_back_and_keys_keep_their_order(kind, line: dict, tmp_pat
         (RESULT | {"colour": "red"}, "line 2 is no ResultRow .*'colour'"),
     ],
 )
-def test_other_lines_are_an_error_that_names_the_line(line: dict, message: str, tmp_path: Path):
+def test_the_error_for_an_invalid_line_names_its_number(line: dict, message: str, tmp_path: Path):
     path = tmp_path / "results.jsonl"
     path.write_text("".join(json.dumps(entry) + "\n" for entry in (RESULT, line)))
     with pytest.raises(ValueError, match=message):

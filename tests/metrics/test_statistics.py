@@ -1,4 +1,4 @@
-"""Chance: units of rows that depend on each other, a test between two systems, many comparisons, small differences."""
+"""Statistics: units of dependent rows, intervals, permutation tests, Holm's correction, detectable differences."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def rows(n: int, per_speaker: int, per_recording: int = 1) -> list[dict]:
 
 
 @pytest.mark.parametrize(
-    ("given", "expected"),
+    ("labels", "expected"),
     [
         (rows(40, 4), "10 speakers"),
         (rows(36, 4), "36 rows"),  # nine speakers are too few
@@ -37,46 +37,51 @@ def rows(n: int, per_speaker: int, per_recording: int = 1) -> list[dict]:
         ([], "0 rows"),
     ],
 )
-def test_rows_are_drawn_in_the_widest_units_that_are_known_and_many(given: list[dict], expected: str):
-    assert str(find_units(given)) == expected
+def test_rows_are_resampled_in_the_largest_known_units_of_which_there_are_ten(labels: list[dict], expected: str):
+    assert str(find_units(labels)) == expected
 
 
-def test_ten_equal_rows_of_a_speaker_are_one():
-    right = np.repeat(np.random.default_rng(0).permutation([1.0] * 35 + [0.0] * 15), 10)
-    stats = np.stack([right, np.ones(500)], axis=1)
-    indices = find_units(rows(500, 10)).indices
-    low, high = bootstrap(stats, "accuracy", 4000, units=indices)
-    half = 1.96 * np.sqrt(0.7 * 0.3 / 50)  # fifty speakers, not five hundred rows
-    assert (low, high) == pytest.approx((0.7 - half, 0.7 + half), abs=0.021)  # shares of fifty
-    narrow = bootstrap(stats, "accuracy", 4000)
-    assert (high - low) / (narrow[1] - narrow[0]) == pytest.approx(np.sqrt(10), rel=0.05)
+def test_ten_equal_rows_of_a_speaker_count_as_one_in_the_interval():
+    correct = np.repeat(np.random.default_rng(0).permutation([1.0] * 35 + [0.0] * 15), 10)
+    stats = np.stack([correct, np.ones(500)], axis=1)
+    units = find_units(rows(500, 10)).indices
+    low, high = bootstrap(stats, "accuracy", 4000, units=units)
+    half = 1.96 * np.sqrt(0.7 * 0.3 / 50)  # 50 speakers, not 500 rows
+    assert (low, high) == pytest.approx((0.7 - half, 0.7 + half), abs=0.021)  # accuracies are multiples of 1/50
+    row_interval = bootstrap(stats, "accuracy", 4000)
+    assert (high - low) / (row_interval[1] - row_interval[0]) == pytest.approx(np.sqrt(10), rel=0.05)
 
 
-def test_units_of_one_row_are_rows():
+def test_units_of_one_row_give_the_interval_over_rows():
     stats = [[float(i % 3), 5.0] for i in range(60)]
     assert bootstrap(stats, "wer", units=np.arange(60)) == bootstrap(stats, "wer")
 
 
-def test_error_rates_are_resampled_as_corpus_scores():
+def test_resampled_error_rates_are_corpus_error_rates():
     stats = np.array([[1.0, 2.0], [0.0, 10.0], [3.0, 4.0]])
-    drawn = samples(scorer("wer", [dict(enumerate(stats))]), 3, 3000)
+    resampled = samples(scorer("wer", [dict(enumerate(stats))]), 3, 3000)
     possible = {sum(c[0] for c in chosen) / sum(c[1] for c in chosen) for chosen in product(stats, repeat=3)}
-    assert {round(x, 9) for x in drawn} == {round(x, 9) for x in possible}
+    assert {round(x, 9) for x in resampled} == {round(x, 9) for x in possible}
 
 
-def of(values: list[float]) -> list[dict[int, list[float]]]:
+def unweighted_rows(values: list[float]) -> list[dict[int, list[float]]]:
     return [{i: [value, 1.0] for i, value in enumerate(values)}]
 
 
-def test_few_units_are_exchanged_in_all_ways():
-    # Differences 1, 2, 3 and 4 of a mean: only all as they are, and all exchanged, reach 10 / 4.
-    assert permutation_test("judged", of([0, 0, 0, 0]), of([1, 2, 3, 4])) == 2 / 16
-    # In pairs: three differences of one sign among the eight signs of (3, 7, 0): |10| twice, each with 0 both ways.
-    assert permutation_test("judged", of([0] * 6), of([1, 2, 3, 4, 0, 0]), np.array([0, 0, 1, 1, 2, 2])) == 4 / 8
-    assert permutation_test("judged", of([1, 2, 3]), of([1, 2, 3])) == 1
+def test_all_exchanges_are_enumerated_for_few_units():
+    # The differences are 1, 2, 3 and 4. Only no exchange and a full exchange reach the mean of 10 / 4.
+    assert permutation_test("judged", unweighted_rows([0, 0, 0, 0]), unweighted_rows([1, 2, 3, 4])) == 2 / 16
+    # The differences of the pairs are 3, 7 and 0: of 8 sign combinations, 4 give an absolute sum of 10.
+    assert (
+        permutation_test(
+            "judged", unweighted_rows([0] * 6), unweighted_rows([1, 2, 3, 4, 0, 0]), np.array([0, 0, 1, 1, 2, 2])
+        )
+        == 4 / 8
+    )
+    assert permutation_test("judged", unweighted_rows([1, 2, 3]), unweighted_rows([1, 2, 3])) == 1
 
 
-def test_p_equals_scipy_s():
+def test_the_p_value_equals_that_of_scipy():
     stats = pytest.importorskip("scipy.stats")
     rng = np.random.default_rng(1)
     a, b = rng.normal(size=9), rng.normal(0.8, size=9)
@@ -84,30 +89,34 @@ def test_p_equals_scipy_s():
     def mean(x: np.ndarray, y: np.ndarray, axis: int) -> np.ndarray:
         return np.mean(y, axis=axis) - np.mean(x, axis=axis)
 
-    theirs = stats.permutation_test((a, b), mean, permutation_type="samples", vectorized=True, n_resamples=np.inf)
-    assert permutation_test("judged", of(a), of(b), n_samples=512) == pytest.approx(theirs.pvalue)
-    assert permutation_test("judged", of(a), of(b), n_samples=511) == pytest.approx(theirs.pvalue, abs=0.07)
+    expected = stats.permutation_test((a, b), mean, permutation_type="samples", vectorized=True, n_resamples=np.inf)
+    assert permutation_test("judged", unweighted_rows(a), unweighted_rows(b), n_samples=512) == pytest.approx(
+        expected.pvalue
+    )
+    assert permutation_test("judged", unweighted_rows(a), unweighted_rows(b), n_samples=511) == pytest.approx(
+        expected.pvalue, abs=0.07
+    )
 
 
-def test_p_of_systems_that_do_not_differ_is_uniform():
+def test_p_values_of_equal_systems_are_uniform():
     rng = np.random.default_rng(2)
-    found = []
+    p_values = []
     for trial in range(200):
-        hard = rng.normal(size=30)
-        sides = [of(hard + rng.normal(size=30)) for _ in "ab"]
-        found.append(permutation_test("judged", *sides, n_samples=200, seed=trial))
-    assert np.mean(np.array(found) <= 0.05) <= 0.08 and 0.35 < np.mean(found) < 0.65
+        difficulty = rng.normal(size=30)
+        systems = [unweighted_rows(difficulty + rng.normal(size=30)) for _ in "ab"]
+        p_values.append(permutation_test("judged", *systems, n_samples=200, seed=trial))
+    assert np.mean(np.array(p_values) <= 0.05) <= 0.08 and 0.35 < np.mean(p_values) < 0.65
 
 
-def test_rows_of_one_speaker_are_no_evidence_of_their_own():
+def test_rows_of_one_speaker_are_not_independent_evidence():
     a, b = [0.0] * 100, [1.0] * 90 + [0.0] * 10
-    by_row = permutation_test("accuracy", of(a), of(b))
-    by_speaker = permutation_test("accuracy", of(a), of(b), np.arange(100) // 25)
+    by_row = permutation_test("accuracy", unweighted_rows(a), unweighted_rows(b))
+    by_speaker = permutation_test("accuracy", unweighted_rows(a), unweighted_rows(b), np.arange(100) // 25)
     assert by_row == 1 / 2001 and by_speaker == 2 / 16
 
 
 @pytest.mark.parametrize("metric", ["wer", "macro_f1"])
-def test_seeds_and_measures_of_all_rows_at_once_are_tested_too(metric: str):
+def test_permutation_tests_support_seeds_and_corpus_metrics(metric: str):
     words = ("dog", "cat", "rain")
     better = [{i: [words[i % 3], words[i % 3]] if metric == "macro_f1" else [0.0, 4.0] for i in range(30)}] * 2
     worse = [
@@ -120,7 +129,7 @@ def test_seeds_and_measures_of_all_rows_at_once_are_tested_too(metric: str):
     assert permutation_test(metric, better, better, n_samples=100) == 1
 
 
-def test_holm_by_hand():
+def test_holm_correction_of_examples():
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert holm([0.5, 0.6]) == [1, 1]
     corrected = holm([0.02, float("nan"), 0.01])
@@ -130,22 +139,22 @@ def test_holm_by_hand():
 
 def test_the_detectable_difference_equals_the_closed_form():
     stats = [[1.0, 1.0]] * 700 + [[0.0, 1.0]] * 300
-    drawn = samples(scorer("accuracy", [dict(enumerate(stats))]), 1000, 4000)
+    resampled = samples(scorer("accuracy", [dict(enumerate(stats))]), 1000, 4000)
     error = np.sqrt(0.7 * 0.3 / 1000)
-    assert detectable(drawn) == pytest.approx((1.96 + 0.8416) * error, rel=0.04)
-    assert detectable_alone(drawn) == pytest.approx(np.sqrt(2) * (1.96 + 0.8416) * error, rel=0.04)
+    assert detectable(resampled) == pytest.approx((1.96 + 0.8416) * error, rel=0.04)
+    assert detectable_alone(resampled) == pytest.approx(np.sqrt(2) * (1.96 + 0.8416) * error, rel=0.04)
     assert np.isnan(detectable(np.array([np.nan]))) and np.isnan(detectable(np.zeros(9)))
 
 
-def test_a_detectable_difference_is_found_in_80_percent_of_cases():
+def test_a_detectable_difference_is_significant_in_80_percent_of_cases():
     rng, n, gap = np.random.default_rng(3), 200, 0.1
     spread = detectable(rng.normal(scale=1, size=4000)) / (1.96 + 0.8416)
     assert spread == pytest.approx(1, abs=0.05)
-    scale = gap * np.sqrt(n) / (1.96 + 0.8416)  # of a row's difference, so that `gap` is just what can be seen
-    found = 0
+    scale = gap * np.sqrt(n) / (1.96 + 0.8416)  # standard deviation at which `gap` is the detectable difference
+    n_significant = 0
     for trial in range(100):
-        a, b = of(np.zeros(n)), of(rng.normal(gap, scale, n))
-        of_a, of_b = (scorer("judged", side) for side in (a, b))
-        low, high = percentiles(samples(difference(of_a, of_b), n, 400, seed=trial))
-        found += low > 0 or high < 0
-    assert 0.65 <= found / 100 <= 0.92 and score("judged", list(a[0].values())) == 0
+        a, b = unweighted_rows(np.zeros(n)), unweighted_rows(rng.normal(gap, scale, n))
+        scorer_a, scorer_b = (scorer("judged", system) for system in (a, b))
+        low, high = percentiles(samples(difference(scorer_a, scorer_b), n, 400, seed=trial))
+        n_significant += low > 0 or high < 0
+    assert 0.65 <= n_significant / 100 <= 0.92 and score("judged", list(a[0].values())) == 0

@@ -1,4 +1,4 @@
-"""Pages of runs and studies: whole, harmless whatever was said, and with the numbers of the files that they are of."""
+"""HTML pages of runs and studies: valid, safe for any text, and with the numbers of the result files."""
 
 from __future__ import annotations
 
@@ -28,104 +28,110 @@ from auris.results.runs import RunPrediction
 from support.manifests import write_wave
 
 HOSTILE = "<script>alert('1')</script> \"><img src=x onerror=alert(2)> {{ 7*7 }} </style></title>&lt;b\u202e\ufffe\0"
-SEEN = HOSTILE.replace("\ufffe", "\ufffd").replace("\0", "\ufffd")
+DISPLAYED = HOSTILE.replace("\ufffe", "\ufffd").replace("\0", "\ufffd")
 VOID = {"meta", "br", "img", "link", "input", "hr"}
-# What may stand in what, of the elements that a parser would move or close by itself.
+# Allowed parents of elements that a browser would otherwise move or close.
 PARENTS = {"tr": {"thead", "tbody"}, "td": {"tr"}, "th": {"tr"}, "li": {"ul"}, "dt": {"dl"}, "dd": {"dl"}}
 PARENTS |= {"thead": {"table"}, "tbody": {"table"}, "caption": {"table"}, "figcaption": {"figure"}}
 BLOCKS = {"p", "div", "table", "ul", "dl", "section", "article", "figure", "h1", "h2", "h3", "h4", "pre"}
 
 
-class Reader(HTMLParser):
-    """A page taken apart; anything that is not balanced or not in its place is a fault."""
+class PageParser(HTMLParser):
+    """Parser that collects tags and texts of a page and records unbalanced or misplaced elements as errors."""
 
     def __init__(self, page: str):
         super().__init__(convert_charrefs=True)
         self.open: list[str] = []
-        self.faults: list[str] = []
+        self.errors: list[str] = []
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.texts: list[str] = []
         self.feed(page)
         self.close()
-        self.faults += [f"<{tag}> is never closed" for tag in self.open]
+        self.errors += [f"<{tag}> is never closed" for tag in self.open]
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
         parent = self.open[-1] if self.open else ""
         if parent not in PARENTS.get(tag, {parent}):
-            self.faults.append(f"<{tag}> in <{parent}>")
+            self.errors.append(f"<{tag}> in <{parent}>")
         if tag in BLOCKS and {"p", "span"} & set(self.open):
-            self.faults.append(f"<{tag}> in a line of text")
+            self.errors.append(f"<{tag}> inside <p> or <span>")
         if len(dict(attributes)) < len(attributes):
-            self.faults.append(f"<{tag}> has an attribute twice")
+            self.errors.append(f"<{tag}> has an attribute twice")
         self.tags.append((tag, dict(attributes)))
         if tag not in VOID:
             self.open.append(tag)
 
     def handle_endtag(self, tag: str) -> None:
         if not self.open or self.open.pop() != tag:
-            self.faults.append(f"</{tag}> closes nothing")
+            self.errors.append(f"</{tag}> closes nothing")
 
     def handle_data(self, data: str) -> None:
         self.texts.append(data)
 
-    def all(self, name: str) -> list[str]:
+    def values(self, name: str) -> list[str]:
         return [attributes[name] or "" for _, attributes in self.tags if name in attributes]
 
 
-def check(page: str) -> Reader:
-    """That a page is whole, loads nothing and runs nothing."""
-    read = Reader(page)
+def check_page(page: str) -> PageParser:
+    """Assert that a page is valid, loads nothing and runs nothing. Return the parsed page."""
+    parsed = PageParser(page)
     assert (
-        read.faults == []
+        parsed.errors == []
         and page.startswith("<!DOCTYPE html>")
-        and {"html", "head", "body", "title"} <= {tag for tag, _ in read.tags}
+        and {"html", "head", "body", "title"} <= {tag for tag, _ in parsed.tags}
     )
-    names = read.all("id")
+    names = parsed.values("id")
     assert len(set(names)) == len(names)
-    for address in read.all("href"):
+    for address in parsed.values("href"):
         assert address[0] == "#" and address[1:] in names
-    for source in read.all("src"):
+    for source in parsed.values("src"):
         assert source.startswith("data:audio/flac;base64,")
-    assert not {"script", "img", "link", "iframe", "object", "form", "base"} & {tag for tag, _ in read.tags}
-    assert not [name for _, attributes in read.tags for name in attributes if name.startswith("on")]
+    assert not {"script", "img", "link", "iframe", "object", "form", "base"} & {tag for tag, _ in parsed.tags}
+    assert not [name for _, attributes in parsed.tags for name in attributes if name.startswith("on")]
     style = page[page.index("<style>") : page.index("</style>")]
     assert "url(" not in style and "@import" not in style
     assert not re.search("[\0-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]", page)
-    return read
+    return parsed
 
 
-def line(number: int, task: str, language: str, metric: str, message: str, true: str) -> dict:
+def prediction(number: int, task: str, language: str, metric: str, hypothesis: str, reference: str) -> dict:
     group = f"asr {language}" if task == "asr" else task
-    stats = row_stats(metric, message, true, language)
-    facts = {"id": f"{task}-{language}-{number}", "task": task, "language": language, "group": group, "metric": metric}
-    return facts | {"stats": stats, "hypothesis": message, "reference": true, "provenance": "tts", "audio_seconds": 1.0}
+    stats = row_stats(metric, hypothesis, reference, language)
+    labels = {"id": f"{task}-{language}-{number}", "task": task, "language": language, "group": group, "metric": metric}
+    return labels | {
+        "stats": stats,
+        "hypothesis": hypothesis,
+        "reference": reference,
+        "provenance": "tts",
+        "audio_seconds": 1.0,
+    }
 
 
 LINES = [
-    line(0, "asr", "en", "wer", "the cat sat", "the cat sat"),
-    line(1, "asr", "en", "wer", HOSTILE, "a dog ran off"),
-    line(2, "asr", "en", "wer", "a dog ran", "a dog ran off"),
-    line(3, "asr", "en", "wer", "", "good evening"),
-    line(0, "asr", "zh", "cer", "你好世界", "你們好世"),
-    line(0, "sec", "en", "accuracy", "bell", "bell"),
-    line(1, "sec", "en", "accuracy", "Dog ", "bell"),
-    line(2, "sec", "en", "accuracy", "a bell, I think", "dog"),
+    prediction(0, "asr", "en", "wer", "the cat sat", "the cat sat"),
+    prediction(1, "asr", "en", "wer", HOSTILE, "a dog ran off"),
+    prediction(2, "asr", "en", "wer", "a dog ran", "a dog ran off"),
+    prediction(3, "asr", "en", "wer", "", "good evening"),
+    prediction(0, "asr", "zh", "cer", "你好世界", "你們好世"),
+    prediction(0, "sec", "en", "accuracy", "bell", "bell"),
+    prediction(1, "sec", "en", "accuracy", "Dog ", "bell"),
+    prediction(2, "sec", "en", "accuracy", "a bell, I think", "dog"),
 ]
 
 
 def write_run(root: Path, arm: str = "first", lines: list[dict] = LINES) -> Path:
-    """An evaluated run, of whose recordings all but one are there."""
+    """Write an evaluated run in which one recording is missing."""
     run = root / "runs" / "demo" / arm / "seed_0"
     (run / "predictions").mkdir(parents=True)
-    (run / "predictions" / "embedded.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
+    (run / "predictions" / "embedded.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     score = {"study": "demo", "arm": arm, "seed": 0, "benchmark": "embedded", "split": "test", "n": 3}
     score |= {"value": 0.5, "low": 0.25, "high": 0.75, "provenance": "tts", "units": "3 rows", "detectable": None}
-    pairs = dict.fromkeys((one["group"], one["metric"]) for one in lines)
+    pairs = dict.fromkeys((line["group"], line["metric"]) for line in lines)
     scores = [score | {"task": group, "metric": metric, "signature": f"{metric}|x<y"} for group, metric in pairs]
-    (run / "results.jsonl").write_text("".join(json.dumps(one) + "\n" for one in scores))
+    (run / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in scores))
     rows = []
-    for name, of_row in {one["id"]: one for one in lines}.items():
-        rows.append({"id": name, "task": of_row["task"], "audio": f"{name}.wav", "text": "x", "language": "en"})
+    for name, line in {line["id"]: line for line in lines}.items():
+        rows.append({"id": name, "task": line["task"], "audio": f"{name}.wav", "text": "x", "language": "en"})
         if name != "asr-en-3":
             write_wave(root / f"{name}.wav", 0.3)
     (root / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -138,64 +144,64 @@ def write_page(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return Path(capsys.readouterr().out.removeprefix("wrote ").strip()).read_text(encoding="utf-8")
 
 
-def test_pages_are_well_formed_and_harmless_for_any_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    lines = [one | {"id": f"{one['id']}{HOSTILE}"} for one in LINES]
-    lines.append(line(3, "sec", "en", "accuracy", "bell", HOSTILE) | {"group": HOSTILE})
+def test_pages_are_well_formed_and_safe_for_any_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    lines = [line | {"id": f"{line['id']}{HOSTILE}"} for line in LINES]
+    lines.append(prediction(3, "sec", "en", "accuracy", "bell", HOSTILE) | {"group": HOSTILE})
     run = write_run(tmp_path, lines=LINES)
-    (run / "predictions" / "embedded.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
+    (run / "predictions" / "embedded.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     scores = [json.loads(row) | {"arm": HOSTILE} for row in (run / "results.jsonl").read_text().splitlines()]
-    (run / "results.jsonl").write_text("".join(json.dumps(one) + "\n" for one in scores))
+    (run / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in scores))
     (run.parent.parent / "study.yaml").write_text(yaml.safe_dump({"question": "a < b & <script>?"}))
     page = write_page(capsys, f"run={run}", "worst=9")
-    read = check(page)
-    assert sum(text.strip() == SEEN.strip() for text in read.texts) >= 2, "it is shown as it was said"
-    assert "a < b & <script>?" in read.texts and "<script" not in page
+    parsed = check_page(page)
+    assert sum(text.strip() == DISPLAYED.strip() for text in parsed.texts) >= 2, "the text is displayed unchanged"
+    assert "a < b & <script>?" in parsed.texts and "<script" not in page
 
 
-def test_a_run_s_page_has_its_scores_its_worst_rows_and_their_sound(tmp_path: Path, capsys):
+def test_the_page_of_a_run_has_scores_worst_rows_and_their_audio(tmp_path: Path, capsys):
     run = write_run(tmp_path)
     page = write_page(capsys, f"run={run}", "worst=2")
-    read = check(page)
-    assert "50.0" in read.texts and "25.0 to 75.0" in read.texts
-    shown = [text for (tag, _), text in zip(read.tags, read.tags, strict=True) if tag == "h4"]
+    parsed = check_page(page)
+    assert "50.0" in parsed.texts and "25.0 to 75.0" in parsed.texts
+    headings = [text for (tag, _), text in zip(parsed.tags, parsed.tags, strict=True) if tag == "h4"]
     ids = re.findall("<h4>(.*?)</h4>", page)
-    assert ids == ["asr-en-1", "asr-en-3", "asr-zh-0", "sec-en-1", "sec-en-2"] and len(shown) == 5
+    assert ids == ["asr-en-1", "asr-en-3", "asr-zh-0", "sec-en-1", "sec-en-2"] and len(headings) == 5
     assert "3 of 4 rows are not perfect" in page and "<li>1 clips are missing or cannot be read" in page
     assert re.search(
         r"asr-en-3\.wav\s*: <strong>its recording is missing or cannot be read: .*no such file", page, re.I
     )
-    found = [base64.b64decode(source.partition(",")[2]) for source in read.all("src")]
-    assert len(found) == 4
-    wave, rate = soundfile.read(io.BytesIO(found[0]), dtype="float32")
+    clips = [base64.b64decode(source.partition(",")[2]) for source in parsed.values("src")]
+    assert len(clips) == 4
+    wave, rate = soundfile.read(io.BytesIO(clips[0]), dtype="float32")
     assert rate == 16000
     np.testing.assert_allclose(wave, audio.read(tmp_path / "asr-en-1.wav"), atol=1e-4)
 
 
-def test_sound_beyond_the_limit_is_left_out_and_reported(tmp_path: Path, capsys):
+def test_audio_beyond_the_size_limit_is_omitted_and_reported(tmp_path: Path, capsys):
     page = write_page(capsys, f"run={write_run(tmp_path)}", "audio_mb=0")
-    assert check(page).all("src") == []
+    assert check_page(page).values("src") == []
     assert "left out: the page is limited to 0 MB of audio" in page and "5 clips were left out" in page
 
 
-def test_a_clip_of_two_rows_is_embedded_once(tmp_path: Path):
+def test_a_clip_used_by_two_rows_is_embedded_once(tmp_path: Path):
     write_wave(tmp_path / "a.wav", 0.4)
     players = recordings.Players(1)
     first, second = (players.play(Clip(tmp_path / "a.wav")) for _ in range(2))
-    part = players.play(Clip(tmp_path / "a.wav", 0.0, 0.2))
+    segment = players.play(Clip(tmp_path / "a.wav", 0.0, 0.2))
     assert first.source and not second.source and second.repeats == first.anchor
-    assert part.source and part.seconds == pytest.approx(0.2)
+    assert segment.source and segment.seconds == pytest.approx(0.2)
 
 
-def test_the_audio_of_a_row_is_the_audio_the_model_was_given(tmp_path: Path):
+def test_the_audio_of_a_row_on_a_page_is_the_audio_the_model_received(tmp_path: Path):
     write_wave(tmp_path / "other.wav", 0.3)
     labels = {"task": "sec", "text": "bell"}
     for kind, clip in (("shuffled", Clip(tmp_path / "other.wav")), ("silence", Clip(Silence(400)))):
-        answers = answer_cache.AnswerCache(tmp_path / answer_cache.CACHE_DIR, {"kind": "task", "of": kind})
-        answers.add({"k": answer_cache.Response(Row("r", (clip,), labels), "x")})
-        with answers.path.open("ab") as file:
-            file.write('{"key": "half a line ü'.encode()[:-1])  # of an evaluation under way, which goes on writing
-        before = answers.path.read_bytes()
-        part = answer_cache.Part(kind="task", file=answers.path.name, keys=["k"], windows={})
+        cache = answer_cache.AnswerCache(tmp_path / answer_cache.CACHE_DIR, {"kind": "task", "of": kind})
+        cache.add({"k": answer_cache.Response(Row("r", (clip,), labels), "x")})
+        with cache.path.open("ab") as file:
+            file.write('{"key": "half a line ü'.encode()[:-1])  # another evaluation is still writing
+        before = cache.path.read_bytes()
+        part = answer_cache.Part(kind="task", file=cache.path.name, keys=["k"], windows={})
         evaluation = answer_cache.Evaluation(
             benchmark=Benchmark(name="b"),
             version="v2",
@@ -209,7 +215,7 @@ def test_the_audio_of_a_row_is_the_audio_the_model_was_given(tmp_path: Path):
         answer_cache.save_evaluation(tmp_path / answer_cache.CACHE_DIR, f"b@{kind}", evaluation)
         rows, notes = recordings.find(tmp_path, f"b@{kind}", ["r", "gone"])
         assert notes == [] and set(rows) == {"r"} and str(rows["r"].clips[0].path) == str(clip.path)
-        assert answers.path.read_bytes() == before
+        assert cache.path.read_bytes() == before
     assert recordings.describe_replaced_audio("b@silence") and recordings.describe_replaced_audio("b") == ""
 
 
@@ -217,7 +223,7 @@ def test_a_row_missing_from_the_manifest_is_reported(tmp_path: Path, capsys):
     run = write_run(tmp_path)
     (tmp_path / "test.jsonl").unlink()
     page = write_page(capsys, f"run={run}")
-    check(page)
+    check_page(page)
     assert "there is no file" in page and page.count("the row was not found") == 6
     (run / "recipe.yaml").unlink()
     page = write_page(capsys, f"run={run}")
@@ -225,53 +231,56 @@ def test_a_row_missing_from_the_manifest_is_reported(tmp_path: Path, capsys):
 
 
 @pytest.mark.parametrize(("metric", "language"), [("wer", "en"), ("wer", "zh"), ("cer", "en"), ("cer", "fr")])
-def test_an_alignment_has_the_edits_that_the_score_counts(metric: str, language: str):
-    draw = random.Random(0)
+def test_the_edits_of_an_alignment_equal_those_counted_by_the_metric(metric: str, language: str):
+    rng = random.Random(0)
     for _ in range(40):
-        predicted, true = (
-            " ".join(draw.choices(["der", "Käse", "sat", "好", "on"], k=draw.randrange(6))) for _ in range(2)
+        predicted, reference = (
+            " ".join(rng.choices(["der", "Käse", "sat", "好", "on"], k=rng.randrange(6))) for _ in range(2)
         )
-        found = edits.align(predicted, true, language, unit=edits.unit_of(metric, language))
-        errors, length = row_stats(metric, predicted, true, language)
-        assert sum(edit.kind != "equal" for edit in found) == errors
-        assert sum(bool(edit.reference) for edit in found) == length
-        for edit in found:
+        alignment = edits.align(predicted, reference, language, unit=edits.unit_of(metric, language))
+        errors, length = row_stats(metric, predicted, reference, language)
+        assert sum(edit.kind != "equal" for edit in alignment) == errors
+        assert sum(bool(edit.reference) for edit in alignment) == length
+        for edit in alignment:
             empty = {"insert": (True, False), "delete": (False, True)}.get(edit.kind, (False, False))
             assert (edit.reference == "", edit.hypothesis == "") == empty
             assert (edit.reference == edit.hypothesis) == (edit.kind == "equal")
 
 
-def test_edits_are_marked_by_words_and_by_characters(tmp_path: Path, capsys):
+def test_edits_are_marked_per_word_and_per_character(tmp_path: Path, capsys):
     page = write_page(capsys, f"run={write_run(tmp_path)}")
     assert '<span><del>off</del><span class="gap"></span></span>' in page
     assert '<div class="edits characters" lang="zh"' in page and "<del>們</del>" in page
 
 
-def scored(lines: list[dict], *, arm: str = "a", benchmark: str = "b", **facts: object) -> list[RunPrediction]:
-    return [RunPrediction(arm, 0, benchmark, Prediction(**one | facts)) for one in lines]
+def run_predictions(
+    lines: list[dict], *, arm: str = "a", benchmark: str = "b", **changes: object
+) -> list[RunPrediction]:
+    return [RunPrediction(arm, 0, benchmark, Prediction(**line | changes)) for line in lines]
 
 
-def test_the_worst_rows_are_those_of_the_lowest_score():
-    english = [one for one in LINES if one["group"] == "asr en"]
-    worst = examples.choose(scored(english), 2)
+def test_the_worst_rows_have_the_lowest_scores():
+    english = [line for line in LINES if line["group"] == "asr en"]
+    worst = examples.choose(run_predictions(english), 2)
     assert worst.ids == ["asr-en-1", "asr-en-3"] and "ranked by WER; 3 of 4 rows" in worst.description
-    sounds = [one for one in LINES if one["group"] == "sec"]
-    worst = examples.choose(scored(sounds), 1)
+    sounds = [line for line in LINES if line["group"] == "sec"]
+    worst = examples.choose(run_predictions(sounds), 1)
     assert (
         worst.ids == ["sec-en-1"]
         and "2 rows share the score of the last one shown, of which the first 1" in worst.description
     )
-    assert examples.choose(scored(sounds[:1]), 3).ids == []
-    answers = examples.choose([*scored(sounds), *scored(sounds, arm="b", stats=[1.0, 1.0])], 3)
+    assert examples.choose(run_predictions(sounds[:1]), 3).ids == []
+    answers = examples.choose([*run_predictions(sounds), *run_predictions(sounds, arm="b", stats=[1.0, 1.0])], 3)
     assert answers.ids == ["sec-en-1", "sec-en-2"] and "mean of the systems" in answers.description
 
 
-def test_measures_of_all_rows_rank_rows_too():
-    nothing = examples.row_scores("wer", [[2.0, 0.0], [0.0, 0.0], [1.0, 4.0]])
-    assert nothing[0] == np.inf and np.isnan(nothing[1]) and nothing[2] == 0.25
+def test_rows_can_be_ranked_by_corpus_metrics():
+    error_rates = examples.row_scores("wer", [[2.0, 0.0], [0.0, 0.0], [1.0, 4.0]])
+    assert error_rates[0] == np.inf and np.isnan(error_rates[1]) and error_rates[2] == 0.25
     captions = ["a dog barks loudly", "rain", "a dog barks at night"]
     stats = [
-        row_stats("cider", predicted, [true], "en") for predicted, true in zip(captions, captions[::-1], strict=True)
+        row_stats("cider", predicted, [reference], "en")
+        for predicted, reference in zip(captions, captions[::-1], strict=True)
     ]
     assert examples.row_scores("cider", stats)[1] == max(examples.row_scores("cider", stats)) > 0
     assert examples.row_scores("macro_f1", [["a", "a"], ["a", "b"]]).tolist() == [1.0, 0.0]
@@ -287,70 +296,70 @@ def test_measures_of_all_rows_rank_rows_too():
     )
 
 
-def test_a_matrix_counts_every_row_once():
-    sounds = [one for one in LINES if one["group"] == "sec"]
-    found = confusion.build_matrix([one.prediction for one in scored(sounds)], "a", "accuracy")
-    assert found.columns == ["bell", "dog", "anything else"] and found.counts == [[1, 1, 0], [0, 0, 1]]
-    assert found.share(0, 1) == 0.5 and found.note == ""
-    many = [line(n, "sec", "en", "accuracy", "c0", f"c{n // 2 if n < 50 else 99}") for n in range(51)]
-    found = confusion.build_matrix([one.prediction for one in scored(many)], "a", "accuracy")
+def test_a_confusion_matrix_counts_every_row_once():
+    sounds = [row for row in LINES if row["group"] == "sec"]
+    matrix = confusion.build_matrix([row.prediction for row in run_predictions(sounds)], "a", "accuracy")
+    assert matrix.columns == ["bell", "dog", "anything else"] and matrix.counts == [[1, 1, 0], [0, 0, 1]]
+    assert matrix.share(0, 1) == 0.5 and matrix.note == ""
+    many_classes = [prediction(n, "sec", "en", "accuracy", "c0", f"c{n // 2 if n < 50 else 99}") for n in range(51)]
+    matrix = confusion.build_matrix([row.prediction for row in run_predictions(many_classes)], "a", "accuracy")
     assert (
-        len(found.classes) == confusion.MAX_CLASSES
-        and sum(map(sum, found.counts)) == 40
-        and "6 more, with 11" in found.note
+        len(matrix.classes) == confusion.MAX_CLASSES
+        and sum(map(sum, matrix.counts)) == 40
+        and "6 more, with 11" in matrix.note
     )
 
 
 def test_the_page_of_a_study_shows_its_arms_side_by_side(tmp_path: Path, capsys):
     write_run(tmp_path)
-    better = [one | {"hypothesis": one["reference"], "stats": [0.0, 4.0]} for one in LINES if one["task"] == "asr"]
+    better = [line | {"hypothesis": line["reference"], "stats": [0.0, 4.0]} for line in LINES if line["task"] == "asr"]
     write_run(tmp_path, "second", better)
     page = write_page(capsys, "study=demo", f"runs={tmp_path / 'runs'}", "arms=[first,second]")
-    read = check(page)
-    assert "Benchmark embedded: differences to first" in read.texts and "Responses of first; second." in read.texts
+    parsed = check_page(page)
+    assert "Benchmark embedded: differences to first" in parsed.texts and "Responses of first; second." in parsed.texts
     assert re.search(r"<dt>second: 0\.0\s%</dt>\s*<dd><span[^>]*>a dog ran off", page)
     assert "sec, accuracy: first was scored, second was not" in page
 
 
 def test_arms_appear_in_order_and_only_where_they_have_a_score(tmp_path: Path, capsys):
     write_run(tmp_path, "zero")
-    write_run(tmp_path, "alone", [one for one in LINES if one["task"] == "asr"])
-    page = write_page(capsys, "study=demo", f"runs={tmp_path / 'runs'}", "arms=[zero,alone]")
+    write_run(tmp_path, "partial", [line for line in LINES if line["task"] == "asr"])
+    page = write_page(capsys, "study=demo", f"runs={tmp_path / 'runs'}", "arms=[zero,partial]")
     groups = re.findall(r"<tbody>\s*<tr>\s*<th scope=\"rowgroup\" rowspan=\"(\d)\">(.*?)</th>(.*?)</tbody>", page, re.S)
-    arms = {task: re.findall("<td>(zero|alone)</td>", rest) for _, task, rest in groups}
-    assert arms == {"asr en": ["zero", "alone"], "asr zh": ["zero", "alone"], "sec": ["zero"]}
+    arms = {task: re.findall("<td>(zero|partial)</td>", rest) for _, task, rest in groups}
+    assert arms == {"asr en": ["zero", "partial"], "asr zh": ["zero", "partial"], "sec": ["zero"]}
     assert [int(span) for span, *_ in groups] == [2, 2, 1]
-    assert "Responses of zero; alone." in page and "<dt>zero; alone: " in page
+    assert "Responses of zero; partial." in page and "<dt>zero; partial: " in page
 
 
-def test_an_interval_is_drawn_on_the_scale_of_its_measure():
-    facts = {"study": "s", "arm": "a", "seed": 0, "benchmark": "b", "task": "t", "split": "test", "n": 3}
-    facts |= {"units": "3 rows", "provenance": "tts", "signature": "s"}
+def test_an_interval_is_drawn_on_the_scale_of_its_metric():
+    common = {"study": "s", "arm": "a", "seed": 0, "benchmark": "b", "task": "t", "split": "test", "n": 3}
+    common |= {"units": "3 rows", "provenance": "tts", "signature": "s"}
     scores = [
-        {**facts, "metric": "accuracy", "value": 0.5, "low": 0.25, "high": 0.75},
-        {**facts, "metric": "wer", "value": 1.2, "low": 0.9, "high": 1.5},
-        {**facts, "metric": "bleu", "value": 40.0, "low": 30.0, "high": 50.0},
-        {**facts, "metric": "cider", "value": 1.0, "low": 0.5, "high": 1.5},
-        {**facts, "metric": "eer", "value": float("nan"), "low": float("nan"), "high": float("nan")},
+        {**common, "metric": "accuracy", "value": 0.5, "low": 0.25, "high": 0.75},
+        {**common, "metric": "wer", "value": 1.2, "low": 0.9, "high": 1.5},
+        {**common, "metric": "bleu", "value": 40.0, "low": 30.0, "high": 50.0},
+        {**common, "metric": "cider", "value": 1.0, "low": 0.5, "high": 1.5},
+        {**common, "metric": "eer", "value": float("nan"), "low": float("nan"), "high": float("nan")},
     ]
-    [table] = tables.build_run_tables([ResultRow(**one) for one in scores])
+    [table] = tables.build_run_tables([ResultRow(**score) for score in scores])
     [group] = table.groups
-    drawn = [[cell.interval for cell in row if cell.interval] for row in group.rows]
-    assert drawn[0] == [{"value": 50.0, "low": 25.0, "high": 75.0}]
-    assert drawn[1] == [{"value": 120.0, "low": 90.0, "high": 100.0}]  # drawn as an arrow at the border
-    assert drawn[2] == [{"value": 40.0, "low": 30.0, "high": 50.0}] and drawn[3:] == [[], []]
+    intervals = [[cell.interval for cell in row if cell.interval] for row in group.rows]
+    assert intervals[0] == [{"value": 50.0, "low": 25.0, "high": 75.0}]
+    assert intervals[1] == [{"value": 120.0, "low": 90.0, "high": 100.0}]  # drawn as an arrow at the border
+    assert intervals[2] == [{"value": 40.0, "low": 30.0, "high": 50.0}] and intervals[3:] == [[], []]
     assert {len(row) + len(group.shared) for row in group.rows} == {len(table.head)} and "MDD" not in table.head
 
 
-def test_a_reference_is_shown_in_the_form_of_the_answers():
+def test_a_reference_is_shown_in_the_style_of_the_responses():
     events = {"task": "sed", "events": [{"label": "bell", "start": 0.5, "end": 1.0}]}
-    said = {"id": "r", "task": "sed", "language": "en", "group": "sed", "metric": "event_f1", "stats": [0, 0, 1]}
-    said |= {"reference": "<|0.50|>bell<|1.00|>", "provenance": "tts"}
+    fields = {"id": "r", "task": "sed", "language": "en", "group": "sed", "metric": "event_f1", "stats": [0, 0, 1]}
+    fields |= {"reference": "<|0.50|>bell<|1.00|>", "provenance": "tts"}
     row, worst = Row("r", (), events), examples.WorstRows("event_f1", "", ["r"])
     for hypothesis, expected in (("bell (0.10-0.20)", "bell (0.50-1.00)"), ("<|0.10|>bell", "<|0.50|>bell<|1.00|>")):
-        lines = scored([said | {"hypothesis": hypothesis}], benchmark="b@silence")
-        [shown] = examples.build_examples(lines, worst, {"r": row}, {("a", 0): "answer"}, recordings.Players(0))
-        assert shown.reference == expected
+        lines = run_predictions([fields | {"hypothesis": hypothesis}], benchmark="b@silence")
+        [example] = examples.build_examples(lines, worst, {"r": row}, {("a", 0): "answer"}, recordings.Players(0))
+        assert example.reference == expected
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Published tables beside results of ours: what is marked, what is pooled, what is drawn."""
+"""Published tables next to results of a study: pooling, marks and the figure."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def study(tmp_path: Path) -> Path:
     return path
 
 
-def of(frame, system: str, **line: str) -> dict:
+def find_row(frame, system: str, **line: str) -> dict:
     rows = frame[frame["system"] == system]
     for column, value in line.items():
         rows = rows[rows[column] == value]
@@ -53,30 +53,32 @@ def of(frame, system: str, **line: str) -> dict:
     return row
 
 
-def test_our_numbers_use_the_scale_of_the_table_and_pool_all_seeds(study: Path):
+def test_results_use_the_scale_of_the_table_and_pool_all_seeds(study: Path):
     frame = papers.table("qwen2_audio_table2", [study])
-    ours = of(frame, "s/a", benchmark="librispeech", part="test-clean")
-    assert (ours["value"], ours["low"], ours["high"]) == pytest.approx((4.0, 2.0, 8.0)) and ours["seeds"] == 2
-    theirs = of(frame, "Qwen2-Audio", benchmark="librispeech", part="test-clean")
-    assert theirs["value"] == 1.6 and np.isnan(theirs["low"]) and not theirs["ours"]
+    study_row = find_row(frame, "s/a", benchmark="librispeech", part="test-clean")
+    assert (study_row["value"], study_row["low"], study_row["high"]) == pytest.approx((4.0, 2.0, 8.0)) and study_row[
+        "seeds"
+    ] == 2
+    published_row = find_row(frame, "Qwen2-Audio", benchmark="librispeech", part="test-clean")
+    assert published_row["value"] == 1.6 and np.isnan(published_row["low"]) and not published_row["ours"]
     assert len(frame[~frame["ours"]]) == len(
         [c for c in published.published_scores() if c.table == "qwen2_audio_table2"]
     )
-    assert len(frame[frame["ours"]]) == 2  # what is of no benchmark of the table is not in it
-    shift = of(papers.table("qwen_audio_table3", [study]), "s/a", benchmark="srwt")
+    assert len(frame[frame["ours"]]) == 2  # results of other benchmarks are excluded
+    shift = find_row(papers.table("qwen_audio_table3", [study]), "s/a", benchmark="srwt")
     assert shift["value"] == pytest.approx(50)  # seconds in results, ms in the paper
 
 
 def test_incomparable_numbers_are_marked(study: Path):
     v1, v2 = (papers.table(name, [study]) for name in papers.TABLES)
-    line = ("librispeech", "test-clean", "WER")
-    shown = papers.readable(v2)
-    assert shown.loc[line, "s/a"] == "4.0 [2.0, 8.0]"
-    assert shown.loc[line, "s/b"] == "3.0 [2.0, 4.0] †"
-    assert shown.loc[line, "Qwen2-Audio"] == "1.6" and shown.loc[line, "others"].startswith(
+    index = ("librispeech", "test-clean", "WER")
+    table = papers.readable(v2)
+    assert table.loc[index, "s/a"] == "4.0 [2.0, 8.0]"
+    assert table.loc[index, "s/b"] == "3.0 [2.0, 4.0] †"
+    assert table.loc[index, "Qwen2-Audio"] == "1.6" and table.loc[index, "others"].startswith(
         "SpeechVerse 2.1, SpeechT5 2.4"
     )
-    assert papers.readable(v1).loc[line, "s/b"] == "3.0 [2.0, 4.0] ≠†"  # v1 keeps punctuation
+    assert papers.readable(v1).loc[index, "s/b"] == "3.0 [2.0, 4.0] ≠†"  # Qwen-Audio's script keeps punctuation
     legend = papers.legend(v1)
     assert (
         "† synthetic" in legend
@@ -86,7 +88,7 @@ def test_incomparable_numbers_are_marked(study: Path):
     assert "≠" not in papers.legend(v2)
 
 
-def test_a_study_without_results_leaves_the_published_numbers(tmp_path: Path):
+def test_a_study_without_results_shows_only_the_published_numbers(tmp_path: Path):
     (tmp_path / "s/a/seed_0").mkdir(parents=True)
     frame = papers.table("airbench_leaderboard", [tmp_path / "s"])
     assert not frame["ours"].any() and "None of our results" in papers.legend(frame)
@@ -103,13 +105,13 @@ def test_a_study_without_results_leaves_the_published_numbers(tmp_path: Path):
         papers.table("table9", [])
 
 
-def test_the_figure_draws_every_number_and_hollow_what_is_synthetic(study: Path):
+def test_the_figure_shows_every_number_and_hollow_markers_for_synthetic_data(study: Path):
     frame = papers.table("qwen_audio_table3", [study])
     figure = papers.plot(frame)
     titles = [axis.get_title(loc="left") for axis in figure.axes]
     assert titles[0] == "Error rate (%), lower is better" and "Accuracy and mAP, higher is better" in titles
-    drawn = [line for axis in figure.axes for line in axis.lines if line.get_marker() != "None"]
-    assert len(drawn) == len(frame)
-    faces = {line.get_markerfacecolor() for line in drawn if line.get_marker() == "o"}
-    assert faces == {"white", COLOURS[0]}
+    points = [line for axis in figure.axes for line in axis.lines if line.get_marker() != "None"]
+    assert len(points) == len(frame)
+    face_colours = {line.get_markerfacecolor() for line in points if line.get_marker() == "o"}
+    assert face_colours == {"white", COLOURS[0]}
     assert [text.get_text() for axis in figure.axes for text in axis.texts].count("≠") == frame["different"].sum() == 3

@@ -1,4 +1,4 @@
-"""Results, from files of made-up runs: two arms, two seeds, predictions with statistics and TensorBoard events."""
+"""Result tables and figures of synthetic runs: two arms, two seeds, predictions and TensorBoard events."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def study(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Draw no figures, for tests of the files and the text next to them: drawing takes seconds."""
+    """Do not draw figures, which takes seconds, in tests of tables and printed text."""
     monkeypatch.setattr(terminal, "save", lambda figure, path: [])
 
 
@@ -45,13 +45,13 @@ def test_the_table_pools_seeds_and_shows_each_arm_and_the_difference(study):
     assert row["signature"] == "wer|made up"
     assert row["provenance"] == "tts"
     assert row["qwen2_audio - qwen_audio"] == pytest.approx(row["qwen2_audio"] - row["qwen_audio"])
-    assert row["qwen2_audio - qwen_audio high"] < 0, "the better arm is better beyond its interval"
+    assert row["qwen2_audio - qwen_audio high"] < 0, "the interval of the difference excludes zero"
     same = frame.loc["lid"]
     assert same["qwen2_audio - qwen_audio low"] <= 0 <= same["qwen2_audio - qwen_audio high"]
     assert not results.table(study, ARMS).attrs["notes"]
 
 
-def test_difference_swaps_sign_with_the_arms(study):
+def test_the_difference_changes_sign_if_the_arms_are_swapped(study):
     a, b = ARMS
     ab, ba = (results.table(study, arms).set_index("group") for arms in (ARMS, (b, a)))
     np.testing.assert_allclose(ab[f"{b} - {a}"], -ba[f"{a} - {b}"])
@@ -59,8 +59,8 @@ def test_difference_swaps_sign_with_the_arms(study):
 
 
 @pytest.mark.usefixtures("no_figures")
-def test_wins_count_rows_by_their_own_scores_and_ties_half(tmp_path, capsys):
-    errors = {"a": [[0, 4], [2, 4], [1, 4], [0, 0]], "b": [[1, 4], [1, 4], [1, 4], [0, 0]]}  # won by a, b, none, none
+def test_win_rates_compare_row_scores_and_count_ties_as_half(tmp_path, capsys):
+    errors = {"a": [[0, 4], [2, 4], [1, 4], [0, 0]], "b": [[1, 4], [1, 4], [1, 4], [0, 0]]}  # winners: a, b, tie, tie
     points = {"a": [[3, 1], [9, 1], [5, 1], [1, 1]], "b": [[9, 1], [7, 1], [9, 1], [5, 1]]}
     for arm in "ab":
         for seed in (0, 1):
@@ -72,21 +72,21 @@ def test_wins_count_rows_by_their_own_scores_and_ties_half(tmp_path, capsys):
     assert table.loc["judged", "b wins low"] < 0.75 < table.loc["judged", "b wins high"]
     assert results.table(tmp_path / "s", ["b", "a"]).set_index("metric").loc["judged", "a wins"] == 0.25
     terminal.show_table(Console(), results.table(tmp_path / "s"), "s")
-    shown = " ".join(capsys.readouterr().out.split())
-    assert "Win rate of b over a, chat text, ties half: 75.0 % [" in shown and "(judged|made up)" in shown
+    output = " ".join(capsys.readouterr().out.split())
+    assert "Win rate of b over a, chat text, ties half: 75.0 % [" in output and "(judged|made up)" in output
 
 
-def test_order_of_the_lines_does_not_matter(study):
+def test_the_order_of_prediction_lines_does_not_change_the_table(study):
     column = f"{ARMS[1]} - {ARMS[0]} high"
-    before = results.table(study, ARMS).set_index("group")
+    original = results.table(study, ARMS).set_index("group")
     path = study / ARMS[0] / "seed_0/predictions/embedded.jsonl"
     lines = path.read_text().splitlines()
     path.write_text("\n".join(sorted(lines, key=lambda line: json.loads(line)["group"] + line[::-1])) + "\n")
-    after = results.table(study, ARMS).set_index("group").loc[before.index]
-    np.testing.assert_allclose(before[column], after[column])
+    reordered = results.table(study, ARMS).set_index("group").loc[original.index]
+    np.testing.assert_allclose(original[column], reordered[column])
 
 
-def test_rows_without_a_counterpart_are_left_out_counted_and_reported(tmp_path):
+def test_rows_of_only_one_arm_are_excluded_and_reported(tmp_path):
     root = tmp_path / "s"
     write_run(root, "a", 0, {"asr en": ("wer", [[1, 4], [0, 4], [4, 4]])})
     write_run(root, "b", 0, {"asr en": ("wer", [[2, 4], [0, 4]])})
@@ -127,24 +127,24 @@ def test_arms_without_an_evaluation_are_reported(tmp_path):
     notes = " ".join(frame.attrs["notes"])
     assert "they have no predictions: encoder_ctc" in notes
     assert "lid, accuracy: a was scored, b was not" in notes
-    answers = root / "a/seed_0/predictions/embedded.jsonl"
-    answers.with_name("spoken.jsonl").write_text(answers.read_text())
+    predictions = root / "a/seed_0/predictions/embedded.jsonl"
+    predictions.with_name("spoken.jsonl").write_text(predictions.read_text())
     notes = results.table(root).attrs["notes"]
-    assert "spoken: a was scored, b was not" in notes  # once, not for each of its lines
+    assert "spoken: a was scored, b was not" in notes  # reported once instead of once for each group
     assert not [note for note in notes if note.startswith("spoken, ")]
 
 
-def test_a_row_twice_or_with_other_statistics_is_an_error(tmp_path):
+def test_duplicate_rows_and_invalid_statistics_raise_an_error(tmp_path):
     run = write_run(tmp_path / "s", "a", 0, {"sec": ("accuracy", [[1, 1]])})
     path = run / "predictions/embedded.jsonl"
-    once = path.read_text()
-    path.write_text(once + once)
+    content = path.read_text()
+    path.write_text(content + content)
     with pytest.raises(ValueError, match="'sec-0'.*more than once"):
         results.table(tmp_path / "s")
-    path.write_text(once.replace("[1, 1]", "[1, 1, 1]"))
+    path.write_text(content.replace("[1, 1]", "[1, 1, 1]"))
     with pytest.raises(ValueError, match="correct.*rows"):
         results.table(tmp_path / "s")
-    path.write_text(once[:-20])
+    path.write_text(content[:-20])
     with pytest.raises(ValueError, match="line 1 is no Prediction .Unterminated string"):
         results.table(tmp_path / "s")
 
@@ -167,7 +167,7 @@ def test_curves_keep_every_point_and_the_last_of_a_repeated_step(tmp_path):
     assert (len(frame), frame[11_999], frame[12_000]) == (12_001, 1.0, 0.5)
 
 
-def test_bars_have_a_panel_per_kind_of_score_and_say_what_the_data_is(study):
+def test_bars_have_a_panel_per_kind_of_score_and_a_note_about_the_data(study):
     figure = results.plot_bars(study, ARMS)
     titles = [axis.get_title(loc="left") for axis in figure.axes]
     assert titles == [
@@ -183,26 +183,26 @@ def test_bars_have_a_panel_per_kind_of_score_and_say_what_the_data_is(study):
     np.testing.assert_allclose(widths, sorted(100 * errors))
 
 
-def test_too_many_bars_are_points_in_columns(study, monkeypatch):
+def test_many_scores_are_drawn_as_points_in_columns(study, monkeypatch):
     monkeypatch.setattr(figures, "MAX_BARS", 9)
     figure = results.plot_bars(study, ARMS)
     points = [[line for line in axis.lines if line.get_marker() in ("o", "s")] for axis in figure.axes]
-    assert [len(of_axis) for of_axis in points] == [4, 2, 4]
+    assert [len(axis_points) for axis_points in points] == [4, 2, 4]
     assert [handle.get_marker() for handle in figure.legends[0].legend_handles] == ["o", "s"]
 
 
 @pytest.mark.parametrize("sizes", [[19, 2, 12, 2, 26], [22], [1, 1, 1], [40, 40], [2, 90, 1]])
-@pytest.mark.parametrize("line", [0.2, 0.6])
-def test_columns_hold_every_line_once_in_order_and_are_about_as_tall(sizes, line):
+@pytest.mark.parametrize("row_height", [0.2, 0.6])
+def test_columns_contain_every_row_in_order_and_have_similar_heights(sizes, row_height):
     panels = {f"panel {i}": [{"row": (i, j)} for j in range(n)] for i, n in enumerate(sizes)}
-    columns = figures._columns(panels, line, max_height=8.0)
-    rows = [row for column in columns for _, part in column for row in part]
-    assert rows == [row for part in panels.values() for row in part]
-    assert all(sum(figures.TITLE_HEIGHT + line * len(part) for _, part in column) < 10 for column in columns)
-    assert figures._columns(panels, line, max_height=float("inf")) == [list(panels.items())]
+    columns = figures._columns(panels, row_height, max_height=8.0)
+    rows = [row for column in columns for _, panel in column for row in panel]
+    assert rows == [row for panel in panels.values() for row in panel]
+    assert all(sum(figures.TITLE_HEIGHT + row_height * len(panel) for _, panel in column) < 10 for column in columns)
+    assert figures._columns(panels, row_height, max_height=float("inf")) == [list(panels.items())]
 
 
-def test_real_and_synthetic_benchmarks_are_named_apart(tmp_path):
+def test_the_caption_lists_real_and_synthetic_benchmarks_separately(tmp_path):
     run = write_run(tmp_path / "s", "a", 0, {"sec": ("accuracy", [[1, 1]])}, provenance="procedural")
     line = (run / "predictions/embedded.jsonl").read_text()
     (run / "predictions/esc50.jsonl").write_text(line.replace("procedural", "real"))
@@ -222,15 +222,15 @@ def test_curves_have_one_line_per_arm(study):
     assert wer[0] == pytest.approx(100 * np.mean([1 + 0.05 * seed * 0.05 for seed in (0, 1)]), rel=1e-5)
 
 
-def test_command_prints_the_table_and_writes_csv_and_figures(study, monkeypatch, capsys):
+def test_the_command_prints_the_table_and_writes_csv_and_figures(study, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "160")
     assert cli.main(["results", "study=demo", f"runs={study.parent}", f"arms=[{','.join(ARMS)}]"]) == 0
-    printed = capsys.readouterr().out
-    assert "- qwen_audio" in printed and "  difference" not in printed  # side by side
-    assert "asr en" in printed
+    output = capsys.readouterr().out
+    assert "- qwen_audio" in output and "  difference" not in output  # side by side
+    assert "asr en" in output
     for name in ("table.csv", "table.md", "bars.png", "bars.pdf", "curves.png", "curves.pdf"):
         assert (study / name).stat().st_size > 200
-        assert name in printed
+        assert name in output
 
 
 @pytest.mark.parametrize(
@@ -248,13 +248,13 @@ def test_user_errors_end_in_one_sentence(study, arguments, message, capsys):
     assert re.search(message, capsys.readouterr().err)
 
 
-def test_a_study_that_is_not_evaluated_says_what_to_run(tmp_path):
+def test_the_error_for_a_study_without_evaluation_says_what_to_run(tmp_path):
     (tmp_path / "s/a/seed_0").mkdir(parents=True)
     with pytest.raises(ValueError, match="auris evaluate checkpoint=RUN"):
         results.table(tmp_path / "s")
 
 
-# --- a study under way ---
+# --- unfinished studies ---
 
 
 @pytest.mark.usefixtures("no_figures")
@@ -270,23 +270,23 @@ def test_an_unfinished_study_reports_the_progress_of_each_run(tmp_path, capsys):
         for name, content in files.items():
             (root / arm / f"seed_0/{name}.json").write_text(json.dumps(content))
     (root / "e/seed_0").mkdir(parents=True)
-    (root / "e/seed_0/progress.json").write_text('{"step": 3, "ma')  # just being written
-    found = results.status(root).set_index("arm")
-    assert " ".join(found["state"]) == "evaluated training trained waiting waiting"
-    assert found.loc["b", ["step", "of"]].tolist() == [3, 9] and found.loc["a", "benchmarks"] == "embedded"
+    (root / "e/seed_0/progress.json").write_text('{"step": 3, "ma')  # interrupted while writing
+    status = results.status(root).set_index("arm")
+    assert " ".join(status["state"]) == "evaluated training trained waiting waiting"
+    assert status.loc["b", ["step", "of"]].tolist() == [3, 9] and status.loc["a", "benchmarks"] == "embedded"
     assert cli.main(["results", "study=s", f"runs={root.parent}"]) == 0
-    printed = capsys.readouterr().out
-    assert "4 of 5 runs are not evaluated yet" in printed and "b, seed 0: training, step 3 of 9" in printed
+    output = capsys.readouterr().out
+    assert "4 of 5 runs are not evaluated yet" in output and "b, seed 0: training, step 3 of 9" in output
     (root / "study.yaml").write_text("question: Which?\narms: [e, d, c, b, a]\n")
     assert results.status(root)["arm"].tolist() == ["e", "d", "c", "b", "a"]
 
 
-def test_a_study_of_which_nothing_is_evaluated_yet_has_a_state_and_curves(tmp_path, capsys):
+def test_a_study_without_evaluations_has_a_status_and_curves(tmp_path, capsys):
     run = tmp_path / "runs/s/a/seed_0"
     write_events(run, {"train/loss": [(0, 2.0), (9, 1.0)]})
     assert cli.main(["results", "study=s", f"runs={tmp_path}/runs"]) == 0
-    printed = capsys.readouterr().out
-    assert "1 of 1 runs are not evaluated yet" in printed and f"wrote {tmp_path}/runs/s/curves.png" in printed
+    output = capsys.readouterr().out
+    assert "1 of 1 runs are not evaluated yet" in output and f"wrote {tmp_path}/runs/s/curves.png" in output
 
 
 def test_arms_are_compared_with_the_first_one_of_the_study(study):
@@ -298,20 +298,20 @@ def test_arms_are_compared_with_the_first_one_of_the_study(study):
 # --- seeds ---
 
 
-def test_a_difference_exceeds_seed_noise_where_paired_seeds_agree_on_it(tmp_path):
-    """By hand: steady is better by 0.5 in each seed; shaky by 1.0, 0.5 and 0.0, so 0.5 +- 4.303 * 0.5 / sqrt(3)."""
-    right = {"steady": (10, 10, 10), "shaky": (20, 10, 0), "base": (0, 0, 0)}
-    for arm, counts in right.items():
-        for seed, number in enumerate(counts):
-            write_run(tmp_path / "s", arm, seed, {"sec": ("accuracy", [[float(i < number), 1.0] for i in range(20)])})
-    found = results.verdicts(tmp_path / "s", ["base", "steady", "shaky"]).set_index("arm")
-    assert found.loc["steady", "verdict"] == "better"
-    assert found.loc["steady", ["seeds low", "seeds high"]].tolist() == [0.5, 0.5]
-    reach = 4.303 * 0.5 / 3**0.5
+def test_a_difference_counts_only_if_it_exceeds_the_noise_of_paired_seeds(tmp_path):
+    """The differences to base are 0.5 in each seed of steady, and 1.0, 0.5 and 0.0 in the seeds of shaky."""
+    n_correct = {"steady": (10, 10, 10), "shaky": (20, 10, 0), "base": (0, 0, 0)}
+    for arm, counts in n_correct.items():
+        for seed, count in enumerate(counts):
+            write_run(tmp_path / "s", arm, seed, {"sec": ("accuracy", [[float(i < count), 1.0] for i in range(20)])})
+    verdicts = results.verdicts(tmp_path / "s", ["base", "steady", "shaky"]).set_index("arm")
+    assert verdicts.loc["steady", "verdict"] == "better"
+    assert verdicts.loc["steady", ["seeds low", "seeds high"]].tolist() == [0.5, 0.5]
+    half_width = 4.303 * 0.5 / 3**0.5  # Student's t for 2 degrees of freedom times the standard error
     np.testing.assert_allclose(
-        found.loc["shaky", ["seeds low", "seeds high"]].astype(float), [0.5 - reach, 0.5 + reach]
+        verdicts.loc["shaky", ["seeds low", "seeds high"]].astype(float), [0.5 - half_width, 0.5 + half_width]
     )
-    assert found.loc["shaky", "verdict"] == "rows only" and found.loc["shaky", "seeds"] == 3
+    assert verdicts.loc["shaky", "verdict"] == "rows only" and verdicts.loc["shaky", "seeds"] == 3
     worse = results.verdicts(tmp_path / "s", ["steady", "base"])
     assert worse["verdict"].tolist() == ["worse"]
     frame = results.table(tmp_path / "s", ["base", "steady", "shaky"])
@@ -323,29 +323,31 @@ def test_a_difference_exceeds_seed_noise_where_paired_seeds_agree_on_it(tmp_path
 
 
 @pytest.mark.usefixtures("no_figures")
-def test_on_a_ladder_each_arm_is_compared_with_the_one_before_it(tmp_path, capsys):
-    for arm, number in {"a": 0, "b": 10, "c": 10, "d": 4}.items():
+def test_each_arm_can_be_compared_with_the_previous_one(tmp_path, capsys):
+    for arm, n_correct in {"a": 0, "b": 10, "c": 10, "d": 4}.items():
         for seed in range(3):
-            write_run(tmp_path / "s", arm, seed, {"sec": ("accuracy", [[float(i < number), 1.0] for i in range(20)])})
-    rungs = results.verdicts(tmp_path / "s", against="previous")
-    assert rungs[["arm", "against"]].to_numpy().tolist() == [["b", "a"], ["c", "b"], ["d", "c"]]
-    assert rungs["verdict"].tolist() == ["better", "no difference shown", "worse"]
-    assert rungs["difference"].tolist() == pytest.approx([0.5, 0.0, -0.3])
+            write_run(
+                tmp_path / "s", arm, seed, {"sec": ("accuracy", [[float(i < n_correct), 1.0] for i in range(20)])}
+            )
+    verdicts = results.verdicts(tmp_path / "s", against="previous")
+    assert verdicts[["arm", "against"]].to_numpy().tolist() == [["b", "a"], ["c", "b"], ["d", "c"]]
+    assert verdicts["verdict"].tolist() == ["better", "no difference shown", "worse"]
+    assert verdicts["difference"].tolist() == pytest.approx([0.5, 0.0, -0.3])
     assert results.verdicts(tmp_path / "s")["against"].tolist() == ["a", "a", "a"]
-    beyond = results.verdicts(tmp_path / "s", against="previous", beyond_noise=True)
-    assert beyond["arm"].tolist() == ["b", "d"]
+    significant = results.verdicts(tmp_path / "s", against="previous", beyond_noise=True)
+    assert significant["arm"].tolist() == ["b", "d"]
     assert cli.main(["results", "study=s", f"runs={tmp_path}", "against=previous"]) == 0
     assert "worse: d - c, embedded sec accuracy: -30.0" in capsys.readouterr().out
     assert (tmp_path / "s/differences.csv").read_text().count(",c,b,") == 1
 
 
-def test_one_seed_shows_nothing_of_seeds(tmp_path):
+def test_the_verdict_for_a_single_seed_is_one_seed(tmp_path):
     for arm in "ab":
         write_run(tmp_path / "s", arm, 0, {"sec": ("accuracy", [[float(arm == "b"), 1.0]] * 20)})
     assert results.verdicts(tmp_path / "s")["verdict"].tolist() == ["one seed"]
 
 
-# --- curves over what was heard and computed ---
+# --- curves over hours of audio and FLOPs ---
 
 
 @pytest.mark.parametrize(("x", "tag"), [("hours", "train/audio_hours"), ("flops", "train/flops")])
@@ -360,12 +362,12 @@ def test_curves_can_be_plotted_over_counters_of_the_run(study, x, tag):
     np.testing.assert_allclose(lines[0].get_xdata()[:2], [0, 50], rtol=1e-5)
 
 
-def test_an_unknown_axis_lists_those_there_are(study):
+def test_the_error_for_an_unknown_axis_lists_the_valid_ones(study):
     with pytest.raises(ValueError, match="x=days: expected steps, hours, flops"):
         results.plot_curves(study, x="days")
 
 
-# --- what runs were ---
+# --- descriptions of runs ---
 
 
 def describe(run: Path, **settings: object) -> None:
@@ -378,11 +380,11 @@ def test_settings_that_differ_between_arms_become_tensorboard_hparams(study):
             settings = {"optim": {"lr": 0.1 if arm == ARMS[0] else 0.2, "clip": 1.0}, "run_dir": f"runs/{arm}/{seed}"}
             describe(study / arm / f"seed_{seed}", arm=arm, **settings)
     assert results.hparams(study).columns.tolist() == ["arm", "seed", "optim.lr"]
-    for _ in range(2):  # the same again leaves one file a run
+    for _ in range(2):  # a repeated call replaces the file of each run
         runs.write_hparams(study)
-        written = list(study.glob("*/*/events.out.tfevents*.hparams"))
-        assert len(written) == 4 and all(len(list(file.parent.glob("*.hparams"))) == 1 for file in written)
-    [run] = [file.parent for file in written if file.parent == study / ARMS[1] / "seed_1"]
+        files = list(study.glob("*/*/events.out.tfevents*.hparams"))
+        assert len(files) == 4 and all(len(list(file.parent.glob("*.hparams"))) == 1 for file in files)
+    [run] = [file.parent for file in files if file.parent == study / ARMS[1] / "seed_1"]
     events = EventAccumulator(str(run)).Reload()
     content = events.PluginTagToContent("hparams")
     session = HParamsPluginData.FromString(content["_hparams_/session_start_info"]).session_start_info
@@ -395,7 +397,7 @@ def test_settings_that_differ_between_arms_become_tensorboard_hparams(study):
 def test_a_run_can_be_reproduced_from_its_recorded_command(tmp_path, capsys):
     run = write_run(tmp_path / "s", "a", 0, {"sec": ("accuracy", [[1, 1]])})
     describe(run, weights={"llm": "runs/shared/llm/seed_0", "encoder": None})
-    facts = {
+    environment = {
         "commit": "abc1234-dirty",
         "torch": "2.11",
         "ranks": 1,
@@ -403,10 +405,10 @@ def test_a_run_can_be_reproduced_from_its_recorded_command(tmp_path, capsys):
         "device": "x86",
         "precision": "32-true",
     }
-    facts |= {"command": "auris train arm=a", "data": {"rows.jsonl": "00ff", "shards": "11ee"}}
-    (run / "environment.json").write_text(json.dumps(facts))
-    noted = {"command": "auris evaluate checkpoint=a", "commit": "def", "data": {"test.jsonl": "22dd"}}
-    (run / "evaluations.json").write_text(json.dumps({"embedded": noted}))
+    environment |= {"command": "auris train arm=a", "data": {"rows.jsonl": "00ff", "shards": "11ee"}}
+    (run / "environment.json").write_text(json.dumps(environment))
+    evaluation = {"command": "auris evaluate checkpoint=a", "commit": "def", "data": {"test.jsonl": "22dd"}}
+    (run / "evaluations.json").write_text(json.dumps({"embedded": evaluation}))
     assert cli.main(["results", f"reproduce={run}"]) == 0
     output = capsys.readouterr().out
     for part in (
@@ -423,7 +425,7 @@ def test_a_run_can_be_reproduced_from_its_recorded_command(tmp_path, capsys):
     assert "holds no run" in capsys.readouterr().err
 
 
-def test_costs_are_the_mean_of_an_arms_seeds(tmp_path):
+def test_costs_are_means_over_the_seeds_of_an_arm(tmp_path):
     for seed, minutes in ((0, 2), (1, 4)):
         run = write_run(tmp_path / "s", "a", seed, {"sec": ("accuracy", [[1, 1]])})
         (run / "finished.json").write_text(json.dumps({"steps": 9, "seconds": 60 * minutes}))
@@ -433,13 +435,13 @@ def test_costs_are_the_mean_of_an_arms_seeds(tmp_path):
 
 
 @pytest.mark.usefixtures("no_figures")
-def test_many_arms_are_printed_one_below_the_other(tmp_path, monkeypatch, capsys):
+def test_many_arms_are_printed_as_rows(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "80")
     arms = [f"arm_of_{letter}" for letter in "abcdefgh"]
     for number, arm in enumerate(arms):
         for seed in (0, 1):
-            right = [[float(i < number), 1.0] for i in range(8)]
-            write_run(tmp_path / "s", arm, seed, {"sec": ("accuracy", right)})
+            stats = [[float(i < number), 1.0] for i in range(8)]
+            write_run(tmp_path / "s", arm, seed, {"sec": ("accuracy", stats)})
     assert cli.main(["results", "study=s", f"runs={tmp_path}"]) == 0
     lines = capsys.readouterr().out.splitlines()
     last = next(line for line in lines if "arm_of_h" in line)
@@ -449,11 +451,11 @@ def test_many_arms_are_printed_one_below_the_other(tmp_path, monkeypatch, capsys
 
 
 @pytest.mark.usefixtures("no_figures")
-def test_rows_of_one_speaker_widen_the_interval_and_weaken_the_test(tmp_path: Path, capsys):
+def test_speakers_as_units_widen_the_interval_and_increase_the_p_value(tmp_path: Path, capsys):
     root = tmp_path / "study"
-    right = np.repeat(np.arange(20) % 4 > 0, 10)  # ten rows of each speaker, all alike
-    for arm, answers in (("a", right), ("b", right | (np.arange(200) < 60))):
-        run = write_run(root, arm, 0, {"er": ("accuracy", [[float(one), 1.0] for one in answers])})
+    correct = np.repeat(np.arange(20) % 4 > 0, 10)  # ten equal rows of each speaker
+    for arm, answers in (("a", correct), ("b", correct | (np.arange(200) < 60))):
+        run = write_run(root, arm, 0, {"er": ("accuracy", [[float(value), 1.0] for value in answers])})
         lines = [json.loads(line) for line in (run / "predictions/embedded.jsonl").read_text().splitlines()]
         lines = [line | {"speaker": f"s{int(line['id'].split('-')[1]) // 10}"} for line in lines]
         (run / "spoken.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -462,7 +464,7 @@ def test_rows_of_one_speaker_widen_the_interval_and_weaken_the_test(tmp_path: Pa
         (root / arm / "seed_0/spoken.jsonl").replace(root / arm / "seed_0/predictions/embedded.jsonl")
     by_speaker = results.table(root).iloc[0]
     assert by_row["b - a"] == by_speaker["b - a"] == pytest.approx(0.1)
-    assert by_row["b - a p"] == 1 / 2001 and by_speaker["b - a p"] > 0.4  # two speakers: one way in two is as far
+    assert by_row["b - a p"] == 1 / 2001 and by_speaker["b - a p"] > 0.4  # only two speakers differ
     assert by_speaker["b - a detectable"] > 2 * by_row["b - a detectable"]
     assert by_speaker["b - a p holm"] == by_speaker["b - a p"]
     assert results.table(root, ["a"])["n"].item() == 200
@@ -471,17 +473,19 @@ def test_rows_of_one_speaker_widen_the_interval_and_weaken_the_test(tmp_path: Pa
 
 
 @pytest.mark.usefixtures("no_figures")
-def test_the_loss_without_recordings_is_a_column(tmp_path: Path, capsys):
+def test_the_score_lost_without_audio_is_a_column(tmp_path: Path, capsys):
     root = tmp_path / "study"
     for seed in (0, 1):
         run = write_run(root, "a", seed, {"er": ("accuracy", [[1.0, 1.0]] * 40), "asr en": ("wer", [[1.0, 9.0]] * 40)})
         lines = [json.loads(line) for line in (run / "predictions/embedded.jsonl").read_text().splitlines()]
-        heard = {"accuracy": [0.0, 1.0], "wer": [5.0, 9.0]}  # guessed from nothing
-        lines = [line | {"stats": heard[line["metric"]]} for line in lines if line["id"][-1] != "7"]
+        stats = {"accuracy": [0.0, 1.0], "wer": [5.0, 9.0]}  # scores of guessing
+        lines = [line | {"stats": stats[line["metric"]]} for line in lines if line["id"][-1] != "7"]
         (run / "predictions/embedded@silence.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     table = results.table(root).set_index(["benchmark", "metric"])
     assert table.loc[("embedded@silence", "accuracy"), ["a drop", "a drop low"]].tolist() == [1, 1]
-    assert table.loc[("embedded@silence", "wer"), "a drop"] == pytest.approx(4 / 9)  # worse is more, whatever the score
+    assert table.loc[("embedded@silence", "wer"), "a drop"] == pytest.approx(
+        4 / 9
+    )  # positive means worse for every metric
     assert table.loc[("embedded@silence", "wer"), "a drop p"] == 1 / 2001
     assert table.loc["embedded", "a drop"].isna().all()
     assert cli.main(["results", f"runs={tmp_path}", "study=study"]) == 0

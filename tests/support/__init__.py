@@ -1,1 +1,1 @@
-"""Helpers that several test files share: small corpora, models, runs and stand-ins."""
+"""Helpers that several test files share: small corpora, models, runs and mock servers."""

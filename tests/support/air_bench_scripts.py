@@ -1,4 +1,4 @@
-"""What AIR-Bench's released scripts count, including where they stop: the reference for our scores of the replies."""
+"""Reimplementation of AIR-Bench's released scoring scripts, crashes included, as the reference for our scores."""
 
 from __future__ import annotations
 
@@ -14,8 +14,14 @@ from auris.metrics.official import ScriptError
 
 
 @dataclass
-class Letters:
-    """By task: replies with a letter and how many were right; and how many had none and are in no denominator."""
+class LetterCounts:
+    """Counts of `score_foundation.py`.
+
+    Attributes:
+        total: Number of replies with an option letter, by task.
+        correct: Number of correct replies, by task.
+        dropped: Number of replies without a letter. They are in no denominator.
+    """
 
     total: dict[str, int] = field(default_factory=dict)
     correct: dict[str, int] = field(default_factory=dict)
@@ -25,13 +31,13 @@ class Letters:
         return {task: self.correct[task] / total for task, total in self.total.items()}
 
 
-def foundation(records: Sequence[Mapping[str, Any]]) -> Letters:
-    """Return what the script counts. (The metric `choice` drops nothing.)
+def foundation(records: Sequence[Mapping[str, Any]]) -> LetterCounts:
+    """Return the counts of the script. Our metric `choice` differs: it drops no reply.
 
     Raises:
-        ScriptError: The script crashes, at a null reply, a key that is not an option or a task without replies.
+        ScriptError: The script would crash: a reply is null, a key is not an option, or a task has no replies.
     """
-    found, tasks = Letters(), dict[str, None]()
+    counts, tasks = LetterCounts(), dict[str, None]()
     for record in records:
         if record["task_name"] is None:
             continue
@@ -41,17 +47,17 @@ def foundation(records: Sequence[Mapping[str, Any]]) -> Letters:
             raise ScriptError("AttributeError: 'NoneType' object has no attribute 'strip'")
         letter = choices.official_letter(record["response"])
         if letter is None:
-            found.dropped += 1
+            counts.dropped += 1
             continue
         options = [record.get(f"choice_{name}") for name in "abcd"]
         if record["answer_gt"] not in options:
             raise ScriptError("SystemExit: 1")
-        found.total[task] = found.total.get(task, 0) + 1
-        right = letter == choices.LETTERS[options.index(record["answer_gt"])]
-        found.correct[task] = found.correct.get(task, 0) + right
-    if lost := [task for task in tasks if task not in found.total]:
-        raise ScriptError(f"KeyError: {lost[0]!r}")
-    return found
+        counts.total[task] = counts.total.get(task, 0) + 1
+        is_correct = letter == choices.LETTERS[options.index(record["answer_gt"])]
+        counts.correct[task] = counts.correct.get(task, 0) + is_correct
+    if unanswered := [task for task in tasks if task not in counts.total]:
+        raise ScriptError(f"KeyError: {unanswered[0]!r}")
+    return counts
 
 
 # --- AIR-Bench: cal_score.py --------------------------------------------------------------------------------------
@@ -60,9 +66,17 @@ PARTS = tuple(dict.fromkeys(name.rpartition("/")[2] for name in air_bench.GROUPS
 
 
 @dataclass
-class Verdicts:
-    """By part: replies that the script reads, how often the model's answer won, and sums of the first and the second
-    number; `failed` and `counted` are what it prints as fail_num and success_num."""
+class VerdictCounts:
+    """Counts of `cal_score.py`.
+
+    Attributes:
+        total: Number of judge replies that the script can parse, by part.
+        wins: Number of replies in which the model's answer has the higher number, by part.
+        first: Sum of the first numbers, by part.
+        second: Sum of the second numbers, by part.
+        failed: The number that the script prints as fail_num.
+        counted: The number that the script prints as success_num.
+    """
 
     total: dict[str, int] = field(default_factory=lambda: dict.fromkeys(PARTS, 0))
     wins: dict[str, int] = field(default_factory=lambda: dict.fromkeys(PARTS, 0))
@@ -72,32 +86,36 @@ class Verdicts:
     counted: int = 0
 
 
-def verdicts(records: Sequence[tuple[str, str | None]], order: int) -> Verdicts:
-    """What the script counts of (task, the judge's reply) in one order; `order` 1 has the model's answer first.
+def verdicts(records: Sequence[tuple[str, str | None]], order: int) -> VerdictCounts:
+    """Return the counts of the script.
 
-    A reply of two parts that are no numbers, or one above 10, is in both `failed` and `counted`; an unknown task is
-    counted where the row before it was.
+    A reply of two parts that are not numbers, or of which one is above 10, is in both `failed` and `counted`. An
+    unknown task is counted under the part of the previous record.
+
+    Args:
+        records: Task and judge's reply of each row.
+        order: 1 if the model's answer is presented first, otherwise 0.
 
     Raises:
-        ScriptError: The script crashes, at a null reply, a first row with an unknown task or a part without any reply
+        ScriptError: The script would crash: a reply is null, the first row has an unknown task, or a part has no reply
             that can be parsed.
     """
-    found, part = Verdicts(), None
+    counts, part = VerdictCounts(), None
     for task, reply in records:
         part = air_bench.GROUPS[task].rpartition("/")[2] if task in air_bench.GROUPS else part
         if part is None:
             raise ScriptError("NameError: name 'task_id' is not defined")
         if reply is None:
             raise ScriptError("AttributeError: 'NoneType' object has no attribute 'strip'")
-        found.counted += len(reply.strip().replace("\n", "").split(" ")) == 2
+        counts.counted += len(reply.strip().replace("\n", "").split(" ")) == 2
         numbers = air_bench.parse(reply)
         if numbers is None:
-            found.failed += 1
+            counts.failed += 1
             continue
-        found.total[part] += 1
-        found.wins[part] += numbers[1 - order] > numbers[order]
-        found.first[part] += numbers[0]
-        found.second[part] += numbers[1]
-    if 0 in found.total.values():
+        counts.total[part] += 1
+        counts.wins[part] += numbers[1 - order] > numbers[order]
+        counts.first[part] += numbers[0]
+        counts.second[part] += numbers[1]
+    if 0 in counts.total.values():
         raise ScriptError("ZeroDivisionError: division by zero")
-    return found
+    return counts

@@ -9,7 +9,12 @@ TRAIN_ROWS = {"asr": {"en": 12, "zh": 6}, "s2tt": 8, "lid": 7, "sgc": 4, "ks": 1
 
 
 def build_corpus(path: Path, held_out: dict[str, Any]) -> Path:
-    """Build an embedded corpus with a tokenizer, with these numbers of rows of each task for valid and test."""
+    """Build an embedded corpus with a tokenizer.
+
+    Args:
+        path: New directory.
+        held_out: Number of rows by task, for each of valid and test.
+    """
     from auris.corpus.build import build
     from auris.corpus.vocabulary import train_tokenizer
 

@@ -1,4 +1,4 @@
-"""Sentences that together hold every word of the corpus's grammar, and its words by language."""
+"""Every word of the embedded corpus's grammar, as sentences and as a list by language."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from auris.corpus.grammar import KEYWORDS, Meaning
 
 
 def cover() -> list[Meaning]:
-    """Return a few hundred meanings whose sentences together hold every word form of every language."""
+    """Return a few hundred meanings whose sentences together contain every word form of every language."""
     meanings = [Meaning(subject, action) for subject in grammar.SUBJECTS for action in grammar.INTRANSITIVE]
     meanings += [
         Meaning(subject, "works", adjective) for subject in grammar.SUBJECTS for adjective in grammar.SUBJECT_ADJECTIVES
@@ -24,6 +24,6 @@ def cover() -> list[Meaning]:
 
 
 def vocabulary(language: str) -> set[str]:
-    """Return every unit of speech in `language` (see `grammar.split_words`), in English with keyword phrases."""
-    heard = {word for meaning in cover() for word in grammar.split_words(grammar.render(meaning, language), language)}
-    return heard | {"says", *KEYWORDS} if language == "en" else heard
+    """Return every unit of speech in a language (see `grammar.split_words`). English includes keyword phrases."""
+    units = {word for meaning in cover() for word in grammar.split_words(grammar.render(meaning, language), language)}
+    return units | {"says", *KEYWORDS} if language == "en" else units

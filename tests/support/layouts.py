@@ -1,4 +1,4 @@
-"""Published corpora in miniature: folders, tables and names as their archives unpack them, with a few short clips."""
+"""Miniature copies of published corpora: the folders, tables and names of their archives, with a few short clips."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import soundfile
 
 
 def sound(path: Path, seconds: float = 0.5, rate: int = 16_000, *, pitch: float | None = None) -> Path:
-    """A tone whose pitch tells its name, so that no two files sound the same."""
+    """Write a tone. Its pitch follows from the file name, so that no two files contain the same audio."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pitch = pitch or 200 + sum(path.name.encode()) % 997
     soundfile.write(path, 0.3 * np.sin(2 * np.pi * pitch * np.arange(round(seconds * rate)) / rate), rate)
@@ -40,7 +40,9 @@ def librispeech(root: Path) -> None:
     ):
         folder = home / split / speaker / chapter
         keys = [f"{speaker}-{chapter}-{n:04d}" for n in range(len(texts))]
-        text(folder / f"{speaker}-{chapter}.trans.txt", *(f"{key} {one}" for key, one in zip(keys, texts, strict=True)))
+        text(
+            folder / f"{speaker}-{chapter}.trans.txt", *(f"{key} {line}" for key, line in zip(keys, texts, strict=True))
+        )
         for key in keys:
             sound(folder / f"{key}.flac")
 
@@ -197,7 +199,7 @@ def esc50(root: Path) -> None:
 
 
 def speech_commands(root: Path) -> None:
-    """As `datasets` exports it: sound within the table, classes by their numbers."""
+    """Write the data set as `datasets` exports it: audio inside the table, classes as numbers."""
     import pyarrow
     import pyarrow.parquet
 

@@ -1,4 +1,4 @@
-"""Small sound files, manifests of them, and a tokenizer, made on the spot."""
+"""Small audio files, manifests of them, and a tokenizer."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ TEXTS = ["Detect the language and recognize the speech: ", "the cat sat on the m
 
 @cache
 def tokenizer() -> Tokenizer:
-    """A few merges above bytes. Shared: do not change it."""
+    """Return a byte-level tokenizer with a few merges. It is cached, so callers must not modify it."""
     return Tokenizer.train(TEXTS, vocab_size=300)
 
 
 def write_wave(path: Path, seconds: float, *, rate: int = SAMPLE_RATE) -> Path:
-    """A tone whose pitch depends on its length."""
+    """Write a tone whose pitch depends on its length."""
     time = np.arange(round(seconds * rate)) / rate
     soundfile.write(path, 0.3 * np.sin(2 * np.pi * (200 + 40 * seconds) * time), rate)
     return path
@@ -41,7 +41,14 @@ def write_manifest(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 
 def speech_rows(folder: Path, seconds: list[float], *, stated: bool = True, prefix: str = "r") -> list[dict[str, Any]]:
-    """Manifest rows of English speech recognition with their sound files in `folder`."""
+    """Write audio files to a folder and return manifest rows of English speech recognition.
+
+    Args:
+        folder: Folder of the audio files.
+        seconds: Length of each file.
+        stated: Whether rows have a `duration`.
+        prefix: Start of the row ids and file names.
+    """
     rows = []
     for number, length in enumerate(seconds):
         write_wave(folder / f"{prefix}{number}.wav", length)
@@ -52,11 +59,11 @@ def speech_rows(folder: Path, seconds: list[float], *, stated: bool = True, pref
 
 
 def read_row(folder: Path, **fields: Any) -> Row:
-    """One row as the manifest reader makes it; English speech recognition unless `fields` say otherwise."""
+    """Return one row from the manifest reader. Its defaults, English speech recognition, are overridden by `fields`."""
     row = {"id": "row", "task": "asr", "language": "en", "text": "the cat sat on the mat", **fields}
     (manifest,) = read_manifests([write_manifest(folder / "one.jsonl", [row])])
     return manifest.rows[0]
 
 
-def samples_of(kind: type[Samples] = AudioSamples, **changed: Any) -> Samples:
-    return kind(**{"tokenizer": tokenizer(), "prompt": NaturalPrompt(), "geometry": GEOMETRY} | changed)
+def samples_of(kind: type[Samples] = AudioSamples, **settings: Any) -> Samples:
+    return kind(**{"tokenizer": tokenizer(), "prompt": NaturalPrompt(), "geometry": GEOMETRY} | settings)

@@ -1,4 +1,4 @@
-"""Both systems at a size of a few thousand weights."""
+"""Qwen-Audio and Qwen2-Audio at a size of a few thousand weights."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ QWEN2 = {
     "hidden_size": 32,
     "intermediate_size": 48,
     "num_attention_heads": 4,
-    "num_key_value_heads": 4,  # as many as heads: Qwen-Audio knows no grouped queries
+    "num_key_value_heads": 4,  # equal to the number of heads: Qwen-Audio has no grouped queries
     "tie_word_embeddings": False,
     "initializer_range": 0.3,
 }
 
 
 def build(system: str = "qwen2_audio", *, vocab: int = 41, layers: int = 2, **config: object) -> AudioLM:
-    """A net with all that a file holds random, norms and positions too, so that no two tensors are alike."""
+    """Return a net whose parameters and buffers are all random, norms and positions included, so that all differ."""
     learned = system == "qwen_audio"
     net = AudioLM(
         encoder=Encoder(

@@ -1,4 +1,4 @@
-"""Rows of random text and random audio features, as packs for our model (padded twins of them are made in parity/)."""
+"""Packs of random text and random audio features. `twins.py` has the same rows as padded batches for transformers."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from torch import Tensor
 from auris.audio import MAX_FRAMES, Geometry
 from auris.data.collate import Sample, collate
 
-AUDIO_ID = 5  # stands where audio tokens stand
+AUDIO_ID = 5  # placeholder token at audio positions
 VOCAB = 96
 
 
 @dataclass(frozen=True, eq=False)
 class Clip:
-    """A clip of `frames` valid mel frames. Its features go on behind them, as those of a clip padded to 30 s do."""
+    """A clip with `frames` valid mel frames. Random features follow them, as in a clip padded to 30 s."""
 
     frames: int
     n_mels: int = 16
@@ -29,7 +29,7 @@ class Clip:
 
     @property
     def features(self) -> Tensor:
-        """The features (n_mels, 3000) in the default dtype, which is that of the nets."""
+        """Features (n_mels, 3000) in torch's default dtype, as the nets use it."""
         return self.mel.to(torch.get_default_dtype())
 
 
@@ -37,7 +37,7 @@ Row = list["list[int] | Clip"]
 
 
 def text(length: int, seed: int = 0) -> list[int]:
-    """Random text ids, none of them the audio token's."""
+    """Return random text ids, never the audio token."""
     return np.random.default_rng((length, seed)).integers(AUDIO_ID + 1, VOCAB, length).tolist()
 
 
@@ -46,23 +46,23 @@ def clips(rows: list[Row]) -> list[Clip]:
 
 
 def expand(row: Row, geometry: Geometry) -> list[int]:
-    """The row's ids, each clip as its audio tokens (and its boundaries, where they are learned)."""
-    parts = ([AUDIO_ID] * _places(p, geometry) if isinstance(p, Clip) else p for p in row)
+    """Return the ids of a row. A clip becomes its audio tokens, and its boundaries if they are learned."""
+    parts = ([AUDIO_ID] * _n_positions(p, geometry) if isinstance(p, Clip) else p for p in row)
     return [token for part in parts for token in part]
 
 
 def audio_mask(row: Row, geometry: Geometry) -> list[bool]:
-    """Where its audio tokens stand (a generated text id may be the audio token's)."""
-    parts = ([True] * _places(p, geometry) if isinstance(p, Clip) else [False] * len(p) for p in row)
-    return [mark for part in parts for mark in part]
+    """Return a mask of the audio positions. It is needed because a generated text id may equal the audio token."""
+    parts = ([True] * _n_positions(p, geometry) if isinstance(p, Clip) else [False] * len(p) for p in row)
+    return [is_audio for part in parts for is_audio in part]
 
 
-def _places(clip: Clip, geometry: Geometry) -> int:
+def _n_positions(clip: Clip, geometry: Geometry) -> int:
     return geometry.tokens(clip.frames) + 2 * geometry.boundary
 
 
 def pack(rows: list[Row], geometry: Geometry) -> dict:
-    """Rows side by side. All that follows a row's last clip, its first token excepted, is supervised."""
+    """Pack rows. Every token after a row's last clip is supervised, except the first one."""
     samples = []
     for number, row in enumerate(rows):
         ids = np.array(expand(row, geometry))

@@ -1,4 +1,4 @@
-"""Pairs of random answers to random prompts, as trees and as the two sequences that each of them stands for."""
+"""Preference pairs of random answers to random prompts, packed as trees or as independent sequences."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from support.packs import Row, audio_mask, clips, expand
 
 @dataclass(frozen=True)
 class Pair:
-    """A prompt that ends with text, and two answers to it."""
+    """Two answers to one prompt, which ends with text."""
 
     prompt: Row
     chosen: list[int]
@@ -22,7 +22,7 @@ class Pair:
 
 
 def tree(pairs: Sequence[Pair], geometry: Geometry, references: Sequence[tuple[float, float]] = ()) -> dict:
-    """One pack, each prompt in it once."""
+    """Return one pack that contains each prompt once, with both answers as branches."""
     samples = [
         replace(_sample(number, pair, pair.chosen, geometry), rejected=np.array(pair.rejected))
         for number, pair in enumerate(pairs)
@@ -33,7 +33,7 @@ def tree(pairs: Sequence[Pair], geometry: Geometry, references: Sequence[tuple[f
 
 
 def sequences(pairs: Sequence[Pair], geometry: Geometry) -> dict:
-    """The same pairs as a pack of independent rows: every prompt, and every clip, twice."""
+    """Return the same pairs as a pack of independent rows, which contains every prompt and every clip twice."""
     samples = [
         _sample(number, pair, answer, geometry)
         for number, pair in enumerate(pairs)
@@ -44,7 +44,7 @@ def sequences(pairs: Sequence[Pair], geometry: Geometry) -> dict:
 
 
 def sequence(pair: Pair, answer: list[int], geometry: Geometry) -> dict:
-    """One prompt with one answer, alone."""
+    """Return a pack of one prompt with one answer."""
     return collate([_sample(0, pair, answer, geometry)], geometry=geometry)
 
 

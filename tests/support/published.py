@@ -1,4 +1,4 @@
-"""Tiny directories as others publish them: both systems, Whisper, a language model; and a run as training leaves it."""
+"""Tiny model directories in published layouts (Qwen-Audio, Qwen2-Audio, Whisper, Qwen), and a finished run."""
 
 from __future__ import annotations
 
@@ -78,10 +78,10 @@ def qwen2_audio(
     shard: str = "5GB",
     **llm: Any,
 ) -> Qwen2AudioForConditionalGeneration:
-    """What transformers saves, and the files of the hub that its processor reads."""
+    """Write the files that transformers saves and those that its processor reads; return the model."""
     torch.manual_seed(0)
     vocabulary = vocabulary or tokenizer()
-    size = vocabulary.size + 12  # rows to spare, as released
+    size = vocabulary.size + 12  # unused rows, as in the released model
     config = Qwen2AudioConfig(
         audio_config={"model_type": "qwen2_audio_encoder", "initializer_range": 0.1, **ENCODER},
         text_config={"model_type": "qwen2", "vocab_size": size} | LLM | llm,
@@ -102,7 +102,7 @@ def qwen2_audio(
 
 
 def qwen_audio(path: Path, **config: Any) -> dict[str, Tensor]:
-    """A directory in the released v1 layout, vocabulary and all; returns its tensors."""
+    """Write a directory in the released v1 layout with its vocabulary; return its tensors."""
     path.mkdir(parents=True)
     write_ranks(path / "qwen.tiktoken", rank_lines())
     vocabulary = Tokenizer.load(path)
@@ -117,7 +117,7 @@ def qwen_audio(path: Path, **config: Any) -> dict[str, Tensor]:
 
 
 def qwen(path: Path) -> dict[str, Tensor]:
-    """Qwen-Audio's language model alone, as Qwen-7B was released."""
+    """Write Qwen-Audio's language model without the encoder, in the layout of Qwen-7B; return its tensors."""
     state = qwen_audio(path)
     state = {name: tensor for name, tensor in state.items() if not name.startswith("transformer.audio.")}
     save_file(state, path / "model.safetensors", metadata={"format": "pt"})
@@ -127,7 +127,7 @@ def qwen(path: Path) -> dict[str, Tensor]:
 
 
 def _v1_shapes(config: dict[str, Any]) -> list[tuple[str, tuple[int, ...]]]:
-    """Names and shapes as QwenLM/Qwen-Audio's classes make them (fact sheet, section 2.1)."""
+    """Return names and shapes of the tensors of QwenLM/Qwen-Audio's classes (fact sheet, section 2.1)."""
     audio, hidden, inner = config["audio"], config["hidden_size"], config["intermediate_size"] // 2
     d = audio["n_state"]
     shapes = [("transformer.wte", (config["vocab_size"], hidden)), ("lm_head", (config["vocab_size"], hidden))]
@@ -168,7 +168,7 @@ def _v1_shapes(config: dict[str, Any]) -> list[tuple[str, tuple[int, ...]]]:
 
 
 def golden_qwen_audio(golden: Path, path: Path) -> None:
-    """The golden model of the released v1 code as a directory."""
+    """Write the golden model of the released v1 code as a directory."""
     path.mkdir(parents=True)
     config = json.loads((golden / "model_config.json").read_text())
     write_json(path / "config.json", config)
@@ -180,7 +180,7 @@ def golden_qwen_audio(golden: Path, path: Path) -> None:
 
 
 def golden_table(n_rows: int, n_columns: int, seed: int, scale: float) -> Tensor:
-    """The golden README's formula for the two big matrices."""
+    """Return one of the two big matrices by the formula of the golden README."""
     row, column = np.meshgrid(np.arange(n_rows, dtype=np.uint32), np.arange(n_columns, dtype=np.uint32), indexing="ij")
     with np.errstate(over="ignore"):
         h = row * np.uint32(0x9E3779B1) + column * np.uint32(0x85EBCA77) + np.uint32(seed)
@@ -197,11 +197,11 @@ def whisper(path: Path) -> None:
 
 
 def whisper_openai(path: Path) -> None:
-    """Only what is read: the dimensions, and the encoder's tensors among the decoder's."""
+    """Write what auris reads of an OpenAI file: dimensions and encoder tensors. One decoder tensor is to be ignored."""
     dims = {"n_mels": 16, "n_audio_ctx": 1500, "n_audio_state": 24, "n_audio_head": 2, "n_audio_layer": 2}
     shapes = {name.removeprefix("transformer.audio."): shape for name, shape in _v1_shapes({**V1, "vocab_size": 1})}
-    left_out = ("proj.", "audio_bos", "transformer.", "lm_head")
-    state = {f"encoder.{n}": torch.randn(shape) for n, shape in shapes.items() if not n.startswith(left_out)}
+    not_whisper = ("proj.", "audio_bos", "transformer.", "lm_head")
+    state = {f"encoder.{n}": torch.randn(shape) for n, shape in shapes.items() if not n.startswith(not_whisper)}
     state["decoder.ln.weight"] = torch.ones(24)
     torch.save({"dims": dims, "model_state_dict": state}, path)
 
@@ -211,8 +211,10 @@ def language_model(path: Path) -> None:
 
 
 def run(path: Path, *overrides: str, vocabulary: Tokenizer | None = None) -> dict[str, Any]:
-    """A run directory with one checkpoint, of a model that nobody has trained, with adapters that are not those that a
-    run starts with where `trainable` names them; returns its recipe."""
+    """Write a run directory with one checkpoint of an untrained model; return its recipe.
+
+    LoRA matrices and new tokens, if `trainable` names them, are random instead of their initial value.
+    """
     run_config = auris_config.resolve(auris_config.compose([*TINY, f"run_dir={path}", *overrides]))
     vocabulary = vocabulary or tokenizer()
     vocabulary.save(path / "tokenizer")
@@ -241,7 +243,7 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def edit_json(path: Path, *keys: str, value: Any) -> None:
-    """Change one field of a JSON file."""
+    """Change one field of a JSON file, given by its path of keys."""
     content = json.loads(path.read_text())
     inner = content
     for key in keys[:-1]:

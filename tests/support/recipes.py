@@ -1,4 +1,4 @@
-"""Overrides that make a config small enough for a test, and a cache for tests that compose the same ones often."""
+"""Overrides that make a config small enough for a test, and a cached `compose`."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ SMALLEST_MODEL = [
 ]
 
 
-def named(config: Mapping[str, Any], arm: str, run_dir: str) -> dict[str, Any]:
-    """A resolved config with another arm and run directory, as if it were composed with these."""
-    moved = json.loads(json.dumps(config).replace(config["run_dir"], run_dir))
-    return moved | {"arm": arm}
+def with_run_dir(config: Mapping[str, Any], arm: str, run_dir: str) -> dict[str, Any]:
+    """Return a copy of a resolved config with another arm and run directory."""
+    copy = json.loads(json.dumps(config).replace(config["run_dir"], run_dir))
+    return copy | {"arm": arm}
 
 
 def smallest_run(corpus: Path, folder: Path) -> list[str]:
-    """Of a run on the small corpus that takes a second; what it writes is under `folder`."""
+    """Return overrides for a run of about a second on the small corpus, which writes below `folder`."""
     return [
         "scale=tiny",
         f"runs_dir={folder}/runs",
@@ -51,7 +51,7 @@ def smallest_run(corpus: Path, folder: Path) -> list[str]:
 
 
 def compose_once(overrides: Sequence[str], config: str = "train") -> DictConfig:
-    """`auris.config.compose` with a cache, as Hydra takes a third of a second. To be patched in its place."""
+    """Cached replacement of `auris.config.compose`, because Hydra takes a third of a second for each call."""
     return deepcopy(_composed(tuple(overrides), config, Path.cwd()))
 
 

@@ -1,4 +1,4 @@
-"""Whole runs in tests: with callbacks of one's own, killed at a step, in several processes; and what they left."""
+"""Train whole runs in tests: with extra callbacks, killed at a step, or in several processes."""
 
 from __future__ import annotations
 
@@ -35,24 +35,29 @@ if __name__ == "__main__":
 
 
 class Killed(Exception):  # noqa: N818  an event, not an error
-    """The process of a run has died."""
+    """Stands for the death of a run's process."""
 
 
 class KillAt(L.Callback):
-    """Ends a run without a word at the end of a step; with `outright`, its process, where that has this rank."""
+    """Kill a run at the end of a step.
 
-    def __init__(self, step: int, *, outright: int | None = None):
-        self.step, self.outright = step, outright
+    Args:
+        step: The step.
+        rank: Rank whose process gets SIGKILL. With None every rank raises `Killed` instead.
+    """
+
+    def __init__(self, step: int, *, rank: int | None = None):
+        self.step, self.rank = step, rank
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: object) -> None:
-        if trainer.global_step == self.step and self.outright is None:
+        if trainer.global_step == self.step and self.rank is None:
             raise Killed
-        if trainer.global_step == self.step and trainer.global_rank == self.outright:
+        if trainer.global_step == self.step and trainer.global_rank == self.rank:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
 def fit(config: dict, *extra: L.Callback) -> L.Trainer:
-    """`train.train` with callbacks added."""
+    """Train as `train.train` does, with additional callbacks."""
     with Preemption() as preemption:
         module, data = train.build(config)
         trainer = train.build_trainer(config, Path(config["run_dir"]), preemption)
@@ -62,7 +67,11 @@ def fit(config: dict, *extra: L.Callback) -> L.Trainer:
 
 
 def load_state(path: str | Path) -> dict[str, torch.Tensor]:
-    """The tensors of a run's last checkpoint, or of a checkpoint, by name (`net.encoder...`, `objective...`)."""
+    """Return tensors by name (`net.encoder...`, `objective...`).
+
+    Args:
+        path: A checkpoint, or a run, of which the last checkpoint is read.
+    """
     return checkpoint_dir.find(path).tensors().read_all()
 
 
@@ -77,33 +86,37 @@ def assert_equal(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor], 
 
 
 def train_in_a_process(config: dict, folder: Path) -> None:
-    """Train a config in a process of its own, from which Lightning starts the others of `trainer.devices=2`.
+    """Train a config in a separate process, from which Lightning starts the other ranks of `trainer.devices=2`.
 
-    The first process is forked, as its imports would take seconds. The others run a script, as they would for a user.
+    The first process is forked, because its imports would take seconds. The others run a script, as they would for a
+    user.
     """
     write_yaml(folder / "recipe.yaml", config)
     script = folder / "train.py"
     script.write_text(_SCRIPT)
 
-    def work() -> None:
+    def run() -> None:
         os.environ.update(environment())
-        sys.argv = [str(script), str(folder / "recipe.yaml")]  # what Lightning starts the others with
+        sys.argv = [str(script), str(folder / "recipe.yaml")]  # Lightning starts the other ranks with it
         sys.modules["__main__"].__spec__ = None
         train.train(config)
 
-    assert in_processes(work, 1, folder) == [0], read_logs(folder)
+    assert in_processes(run, 1, folder) == [0], read_logs(folder)
 
 
-def in_processes(work: Callable[[], object], world: int, folder: Path) -> list[int | None]:
-    """Do something in processes that Lightning takes for those of one job; how each of them ended."""
-    processes = start(work, world, folder)
+def in_processes(function: Callable[[], object], world: int, folder: Path) -> list[int | None]:
+    """Call a function in `world` processes that Lightning sees as the ranks of one job; return their exit codes."""
+    processes = start(function, world, folder)
     for process in processes:
         process.join(timeout=400)
     return [process.exitcode for process in processes]
 
 
-def start(work: Callable[[], object], world: int, folder: Path) -> list[BaseProcess]:
-    """Processes are forked, as the imports of a new one take seconds. What they say is in `folder/RANK.log`."""
+def start(function: Callable[[], object], world: int, folder: Path) -> list[BaseProcess]:
+    """Start the ranks of a job and return their processes. Each rank writes its output to `folder/RANK.log`.
+
+    Processes are forked, because the imports of a new one take seconds.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -111,35 +124,35 @@ def start(work: Callable[[], object], world: int, folder: Path) -> list[BaseProc
     job = {"NODE_RANK": "0", "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     processes = []
     for rank in range(world):
-        given = (work, rank, job if world > 1 else {}, folder / f"{rank}.log")
-        processes.append(multiprocessing.get_context("fork").Process(target=_be, args=given))
+        arguments = (function, rank, job if world > 1 else {}, folder / f"{rank}.log")
+        processes.append(multiprocessing.get_context("fork").Process(target=_run_rank, args=arguments))
         processes[-1].start()
     return processes
 
 
-def _be(work: Callable[[], object], rank: int, job: dict[str, str], log: Path) -> None:
+def _run_rank(function: Callable[[], object], rank: int, job: dict[str, str], log: Path) -> None:
     if job:
         os.environ.update(job, LOCAL_RANK=str(rank))
-        rank_zero_only.rank = rank  # Lightning has found it out once, when it was imported
+        rank_zero_only.rank = rank  # Lightning determined it at import, before the fork
     sys.stdout = sys.stderr = log.open("w", buffering=1)
     code: object = 1
     try:
-        work()
+        function()
         code = 0
     except SystemExit as end:
         code = end.code
     except BaseException:
         traceback.print_exc()
     finally:
-        os._exit(code if isinstance(code, int) else 1)  # nothing of the process that it was forked from is to be ended
+        os._exit(code if isinstance(code, int) else 1)  # skip the exit handlers inherited from the parent process
 
 
 def read_logs(folder: Path) -> str:
-    """The last words of processes."""
+    """Return the end of the log of each process."""
     return "\n".join(log.read_text(encoding="utf-8")[-3000:] for log in sorted(folder.glob("*.log")))
 
 
 def environment() -> dict[str, str]:
-    """Of a process that imports what a test does."""
+    """Return environment variables with which a new process can import the same modules as a test."""
     paths = os.pathsep.join([str(ROOT / "src"), str(ROOT / "tests")])
     return {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}

@@ -1,5 +1,6 @@
-"""A program for several processes: a small net goes on from a checkpoint under one layout after the other. Each time
-the last process fails at first to save, and all learn of it.
+"""Program for several ranks: resume a small net from its last checkpoint under a sequence of sharding layouts.
+
+Under each layout the first save fails on the last rank, and every rank must raise. The second save succeeds.
 
 python sharded.py RANK WORLD FOLDER LAYOUT...
 """
@@ -19,7 +20,7 @@ from auris.model.weights import checkpoint_dir, checkpoint_io
 
 
 class Net(nn.Module):
-    """Sizes that few numbers of processes divide, and rows that are fewer than they."""
+    """Sizes that most numbers of ranks do not divide, some of them smaller than the number of ranks."""
 
     def __init__(self, seed: int) -> None:
         super().__init__()
@@ -38,14 +39,14 @@ def make(seed: int) -> tuple[Net, torch.optim.Optimizer]:
 
 
 def learn(net: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """The same on every process, so that a mean over processes is what one of them has."""
+    """Take one optimizer step on a batch that is the same on every rank, so averaging gradients changes nothing."""
     optimizer.zero_grad()
     net(torch.rand(4, 6, generator=torch.Generator().manual_seed(7))).backward()
     optimizer.step()
 
 
-def lay_out(net: Net, layout: str) -> None:
-    """`replicated`, `fsdp`, `hsdp` (2 x the rest) or `fsdp_tp` (tensor parallel by 2)."""
+def apply_layout(net: Net, layout: str) -> None:
+    """Apply a layout: `replicated`, `fsdp`, `hsdp` (2 replicas) or `fsdp_tp` (tensor parallelism over 2 ranks)."""
     from torch.distributed.fsdp import fully_shard
     from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
@@ -55,9 +56,9 @@ def lay_out(net: Net, layout: str) -> None:
     if layout == "hsdp":
         mesh = init_device_mesh("cpu", (2, world // 2), mesh_dim_names=("replicate", "shard"))
     elif layout == "fsdp_tp":
-        both = init_device_mesh("cpu", (world // 2, 2), mesh_dim_names=("data", "tensor"))
-        parallelize_module(net, both["tensor"], {"up": ColwiseParallel(), "down": RowwiseParallel()})
-        mesh = both["data"]
+        mesh_2d = init_device_mesh("cpu", (world // 2, 2), mesh_dim_names=("data", "tensor"))
+        parallelize_module(net, mesh_2d["tensor"], {"up": ColwiseParallel(), "down": RowwiseParallel()})
+        mesh = mesh_2d["data"]
     else:
         mesh = init_device_mesh("cpu", (world,))
     fully_shard(net.up, mesh=mesh)
@@ -69,11 +70,11 @@ def fail(*_: object) -> None:
 
 
 def main(rank: int, world: int, folder: Path, layouts: list[str]) -> None:
-    meeting = f"file://{folder}/meeting-{world}"
-    distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world)
+    init_method = f"file://{folder}/rendezvous-{world}"
+    distributed.init_process_group("gloo", init_method=init_method, rank=rank, world_size=world)
     for layout in layouts:
-        net = Net(seed=rank)  # as different as can be
-        lay_out(net, layout)
+        net = Net(seed=rank)  # every rank starts from different weights
+        apply_layout(net, layout)
         optimizer = torch.optim.AdamW(net.parameters(), lr=0.1)
         last = checkpoint_dir.find_newest(folder)
         checkpoint_io.restore(last, module=net, optimizer=optimizer)

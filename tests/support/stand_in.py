@@ -1,7 +1,7 @@
-"""A script in the place of a language model: an OpenAI-compatible endpoint on this machine that answers by templates.
+"""Mock language model: a local OpenAI-compatible endpoint that answers from templates.
 
-`python tests/support/stand_in.py` asks it about every label of the embedded corpus and so makes the recording that
-comes with auris, through the same code that would ask a real model.
+`python tests/support/stand_in.py` asks it about every label of the embedded corpus and records the replies. The
+recording ships with auris. The code that asks is the one that would ask a real model.
 """
 
 from __future__ import annotations
@@ -81,17 +81,17 @@ _TEMPLATES = {
 
 
 def reply(messages: list[Mapping[str, str]]) -> str:
-    """What the script says to a request of `auris.corpus.dialogues.augmentation`."""
+    """Return the reply to a request of `auris.corpus.dialogues.augmentation`."""
     facts = json.loads(messages[-1]["content"])
     code = _CODES[facts["task"]]
-    named = name(code, facts["label"]) if code in ("sec", "mic") else facts["label"]
+    label = name(code, facts["label"]) if code in ("sec", "mic") else facts["label"]
     pairs = _TEMPLATES[code][: facts["pairs"]]
-    return json.dumps([{"question": asked, "answer": answer.format(named)} for asked, answer in pairs])
+    return json.dumps([{"question": question, "answer": answer.format(label)} for question, answer in pairs])
 
 
 @dataclass(frozen=True)
 class Refused:
-    """Instead of a reply: an HTTP status, and what comes with it."""
+    """HTTP error to send instead of a reply."""
 
     status: int
     body: str = ""
@@ -100,7 +100,11 @@ class Refused:
 
 @contextmanager
 def serve(answer=reply) -> Iterator[tuple[str, list[dict]]]:
-    """The endpoint's address, and the list of the requests that it got: each {headers, body}."""
+    """Serve replies; yield the address of the endpoint and the growing list of requests ({path, headers, body}).
+
+    Args:
+        answer: Returns a reply, or a `Refused`, to the messages of a request.
+    """
     requests: list[dict] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -136,7 +140,7 @@ def serve(answer=reply) -> Iterator[tuple[str, list[dict]]]:
 
 
 def labels() -> list[tuple[str, str]]:
-    """(task, label) of everything in the embedded corpus that belongs to a closed set, in order."""
+    """Return (task, label) of every closed label set of the embedded corpus, sorted."""
     sets = {
         "ks": KEYWORDS,
         "lid": [NAMES[language] for language in LANGUAGES],
@@ -148,11 +152,11 @@ def labels() -> list[tuple[str, str]]:
 
 
 def record(path: Path) -> None:
-    """Ask about every label and keep the answers in the new file `path`."""
+    """Ask about every label and record the replies in the new file `path`."""
     with serve() as (url, _):
-        book = Record(path, Endpoint(url=url, model="stand-in"))
+        recording = Record(path, Endpoint(url=url, model="stand-in"))
         for task, label in labels():
-            book.ask(request(task, label, PAIRS))
+            recording.ask(request(task, label, PAIRS))
 
 
 if __name__ == "__main__":

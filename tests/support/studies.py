@@ -1,4 +1,4 @@
-"""Files of studies that were never trained: result rows, predictions with statistics, TensorBoard events."""
+"""Files of a synthetic study: result rows, predictions with statistics, TensorBoard events."""
 
 from __future__ import annotations
 
@@ -15,7 +15,15 @@ ARMS = ("qwen_audio", "qwen2_audio")
 
 
 def write_run(root: Path, arm: str, seed: int, groups: dict[str, tuple[str, list]], provenance: str = "tts") -> Path:
-    """One run. groups: {group: (metric, statistics of the rows 0, 1, ...)}."""
+    """Write the predictions and results of one run.
+
+    Args:
+        root: Folder of the study.
+        arm: Arm of the run.
+        seed: Seed of the run.
+        groups: Metric and statistics of the rows, by group.
+        provenance: Label of every row.
+    """
     run = root / arm / f"seed_{seed}"
     (run / "predictions").mkdir(parents=True)
     rows, scores = [], []
@@ -32,16 +40,16 @@ def write_run(root: Path, arm: str, seed: int, groups: dict[str, tuple[str, list
             }
             rows.append({**common, **row, "language": language, "group": group})
         low, high = bootstrap(stats, metric, n_samples=50)
-        found = {
+        result = {
             "value": score(metric, stats),
             "low": low,
             "high": high,
             "n": len(stats),
             "units": f"{len(stats)} rows",
+            "signature": f"{metric}|made up",
         }
-        result = {**found, "signature": f"{metric}|made up"}
-        where = {"study": root.name, "arm": arm, "seed": seed, "benchmark": "embedded", "split": "test"}
-        scores.append({**where, **common, **result, "task": group})
+        run_labels = {"study": root.name, "arm": arm, "seed": seed, "benchmark": "embedded", "split": "test"}
+        scores.append({**run_labels, **common, **result, "task": group})
     for name, lines in (("predictions/embedded.jsonl", rows), ("results.jsonl", scores)):
         (run / name).write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     return run
@@ -70,16 +78,16 @@ def bleu_stats(rng: np.random.Generator, n: int, quality: float) -> list[list[fl
 
 
 def write_study(root: Path) -> Path:
-    """Write a study whose second arm is better in English ASR and sounds, and the same elsewhere."""
+    """Write a study whose second arm is better in English ASR and sound classification and equal elsewhere."""
     for seed in (0, 1):
         for arm in ARMS:
-            second = arm == ARMS[1]
-            rng, shift = np.random.default_rng([seed, second]), seed * 0.05 + second * 0.3
+            is_second = arm == ARMS[1]
+            rng, shift = np.random.default_rng([seed, is_second]), seed * 0.05 + is_second * 0.3
             groups = {
-                "asr en": ("wer", rates(rng, 80, 0.06 if second else 0.14, 7)),
+                "asr en": ("wer", rates(rng, 80, 0.06 if is_second else 0.14, 7)),
                 "asr zh": ("cer", rates(rng, 80, 0.15, 9)),
                 "s2tt de-en": ("bleu", bleu_stats(rng, 60, 0.7)),
-                "sec": ("accuracy", rates(rng, 60, 0.95 if second else 0.75, 1)),
+                "sec": ("accuracy", rates(rng, 60, 0.95 if is_second else 0.75, 1)),
                 "lid": ("accuracy", rates(rng, 60, 0.97, 1)),
             }
             run = write_run(root, arm, seed, groups)

@@ -1,4 +1,4 @@
-"""Our AudioLM and transformers' Qwen2Audio at the same tiny random weights, and padded twins of our packs."""
+"""AudioLM and transformers' Qwen2Audio with the same tiny random weights, and padded batches of the same rows."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ QWEN2 = {
 }
 ENCODER = {"d_model": 32, "encoder_layers": 2, "encoder_attention_heads": 2, "encoder_ffn_dim": 48, "num_mel_bins": 16}
 
-# Odd and even frame counts, 0.03 s, a clip of no token at all, 29.99 s and 30 s, several clips in a row, text alone.
+# Odd and even frame counts, 0.03 s, a clip without a token, 29.99 s and 30 s, rows of several clips, rows of text.
 BATCHES: dict[str, list[Row]] = {
     "one clip a row": [[text(3), Clip(37), text(4)], [text(5), Clip(398), text(9)], [Clip(101), text(2)]],
     "several clips": [
@@ -41,6 +41,7 @@ BATCHES: dict[str, list[Row]] = {
 
 
 def build() -> tuple[AudioLM, Qwen2AudioForConditionalGeneration]:
+    """Return both models with the same weights."""
     torch.manual_seed(0)
     config = Qwen2AudioConfig(
         audio_config={"model_type": "qwen2_audio_encoder", "initializer_range": 0.1, **ENCODER},
@@ -48,24 +49,24 @@ def build() -> tuple[AudioLM, Qwen2AudioForConditionalGeneration]:
         audio_token_index=AUDIO_ID,
         attn_implementation="sdpa",
     )
-    theirs = Qwen2AudioForConditionalGeneration(config).eval()
-    with torch.no_grad():  # transformers starts biases at zero: let parity see them
-        for name, parameter in theirs.named_parameters():
+    reference = Qwen2AudioForConditionalGeneration(config).eval()
+    with torch.no_grad():  # transformers initialises biases to 0, which would hide an error in them
+        for name, parameter in reference.named_parameters():
             if name.endswith("bias"):
                 parameter.normal_(std=0.1)
-    ours = AudioLM(
+    net = AudioLM(
         encoder=Encoder(n_mels=16, width=32, n_layers=2, n_heads=2, ffn=48),
         pooling=partial(pooling.Mean, k=2),
         projector=projector.Linear,
         llm=partial(llm.build_llm, QWEN2),
         vocab_size=VOCAB,
     ).eval()
-    loading.load(ours, StateTensors(theirs.state_dict()), layout="qwen2_audio", label="transformers")
-    return ours, theirs
+    loading.load(net, StateTensors(reference.state_dict()), layout="qwen2_audio", label="transformers")
+    return net, reference
 
 
 def pad(rows: list[list[int]], side: str) -> dict[str, torch.Tensor]:
-    """Rows of ids as transformers wants them: padded, with a mask."""
+    """Return rows of ids as transformers' padded batch with its mask."""
     ids = [torch.tensor(row) for row in rows]
     pad_sequence = partial(torch.nn.utils.rnn.pad_sequence, batch_first=True, padding_side=side)
     return {
@@ -75,9 +76,9 @@ def pad(rows: list[list[int]], side: str) -> dict[str, torch.Tensor]:
 
 
 def padded(rows: list[Row], net: AudioLM, side: str) -> dict[str, torch.Tensor]:
-    """What transformers' processor would make: padded ids and mask, features and mask of all clips at 30 s."""
-    audio = clips(rows)
+    """Return the output of transformers' processor: padded ids with mask, features of all clips at 30 s with mask."""
+    all_clips = clips(rows)
     return pad([expand(row, net.geometry) for row in rows], side) | {
-        "input_features": torch.stack([clip.features for clip in audio]),
-        "feature_attention_mask": (torch.arange(MAX_FRAMES) < torch.tensor([[c.frames] for c in audio])).long(),
+        "input_features": torch.stack([clip.features for clip in all_clips]),
+        "feature_attention_mask": (torch.arange(MAX_FRAMES) < torch.tensor([[c.frames] for c in all_clips])).long(),
     }

@@ -1,4 +1,4 @@
-"""Vocabularies made on the spot: a plain language model's, one laid out as Qwen2-Audio's, a file of BPE ranks."""
+"""Small vocabularies: of a plain language model, in the layout of Qwen2-Audio, and as a file of BPE ranks."""
 
 from __future__ import annotations
 
@@ -16,27 +16,33 @@ from auris.text.prompts import audio_tags
 from auris.text.tasks import LANGUAGES
 from support.manifests import TEXTS, tokenizer
 
-TAGGED = [code for code in LANGUAGES if f"<|{code}|>" in audio_tags()]  # those of the published vocabulary
+TAGGED = [code for code in LANGUAGES if f"<|{code}|>" in audio_tags()]  # the language tags of the published vocabulary
 
 
 def plain(special_first: bool = False) -> PreTrainedTokenizerFast:
-    """A language model's vocabulary that knows nothing of audio, with its own control tokens before or after text."""
+    """Return a vocabulary without audio tokens; its control tokens come before or after the text tokens."""
     bpe = FastTokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    own = ["<s>", "<|endoftext|>"]
+    special = ["<s>", "<|endoftext|>"]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=280, initial_alphabet=alphabet, special_tokens=own if special_first else [], show_progress=False
+        vocab_size=280,
+        initial_alphabet=alphabet,
+        special_tokens=special if special_first else [],
+        show_progress=False,
     )
     bpe.train_from_iterator(TEXTS, trainer)
     if not special_first:
-        bpe.add_special_tokens(own)
+        bpe.add_special_tokens(special)
     return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|endoftext|>", bos_token="<s>")
 
 
 def qwen2_audio(languages: Iterable[str] = TAGGED) -> Qwen2Tokenizer:
-    """The class and the order of special tokens of Qwen2-Audio over the text tokens of `tokenizer()` and one for two
-    line ends, which tells texts that are tokenised together from those that are not."""
+    """Return a tokenizer with the class and the order of special tokens of Qwen2-Audio.
+
+    Its text tokens are those of `tokenizer()` and one for two line ends. The latter shows whether two texts were
+    tokenised together.
+    """
     model = json.loads(tokenizer().fast.backend_tokenizer.to_str())["model"]
     vocabulary = model["vocab"] | {"ĊĊ": len(model["vocab"])}
     fast = Qwen2Tokenizer(vocab=vocabulary, merges=[*map(tuple, model["merges"]), ("Ċ", "Ċ")])
@@ -48,10 +54,10 @@ def qwen2_audio(languages: Iterable[str] = TAGGED) -> Qwen2Tokenizer:
 
 
 def rank_lines() -> list[str]:
-    """The text tokens of `tokenizer()` as the lines of a `qwen.tiktoken`."""
+    """Return the text tokens of `tokenizer()` as the lines of a `qwen.tiktoken`."""
     vocabulary = json.loads(tokenizer().fast.backend_tokenizer.to_str())["model"]["vocab"]
-    bytes_of = {letter: byte for byte, letter in bytes_to_unicode().items()}
-    tokens = (bytes(bytes_of[letter] for letter in token) for token in sorted(vocabulary, key=vocabulary.get))
+    byte_of = {letter: byte for byte, letter in bytes_to_unicode().items()}
+    tokens = (bytes(byte_of[letter] for letter in token) for token in sorted(vocabulary, key=vocabulary.get))
     return [f"{base64.b64encode(token).decode()} {rank}" for rank, token in enumerate(tokens)]
 
 

@@ -1,4 +1,4 @@
-"""Answers: their published forms, what broken ones still say, and that whatever is accepted is read back."""
+"""Answer formats: rendering as published, parsing of malformed answers, and exact round trips."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ TURNS = [{"speaker": "ann", "start": 0.0, "end": 3.2}, {"speaker": "bob", "start
 ENTITIES = [{"type": "person", "value": "alice"}, {"type": "place", "value": "new york"}]
 TEXTS = ["good morning", "where is it?"]
 
-# --- the two forms ------------------------------------------------------------------------------------------------
+# --- the two styles -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("code", "labels", "tagged", "message"),
+    ("code", "labels", "tagged", "natural"),
     [
         (
             "srwt",
@@ -75,23 +75,23 @@ TEXTS = ["good morning", "where is it?"]
         ("asr", {"text": "hello"}, "hello", "hello"),
     ],
 )
-def test_an_answer_is_written_with_tags_and_in_words_alone(code, labels, tagged, message):
+def test_an_answer_is_rendered_with_tags_and_as_plain_text(code, labels, tagged, natural):
     assert TASKS[code].render(labels) == tagged
-    assert TASKS[code].render(labels, tags=False) == message
+    assert TASKS[code].render(labels, tags=False) == natural
     assert not any(isinstance(piece, Tag) for piece in TASKS[code].answer.render(labels, tags=False))
 
 
-def test_timed_words_are_written_as_published():
-    """The example of Qwen-Audio's EVALUATION.md, up to its last word: the prompt ends with `<|0.00|>`."""
+def test_timed_words_are_rendered_as_published():
+    """The example is from Qwen-Audio's EVALUATION.md. Its `<|0.00|>` belongs to the prompt."""
     spans = [("面", 0.54, 0.86), ("条", 0.86, 1.17), ("机", 1.17, 1.46)]
     row = {"words": [{"word": word, "start": start, "end": end} for word, start, end in spans]}
-    written = TASKS["srwt"].answer.render(row, tags=True)
-    assert "".join(written) == "<|sil|><|0.54|>面<|0.86|>条<|1.17|>机<|1.46|>"
-    assert [piece for piece in written if not isinstance(piece, Tag)] == ["面", "条", "机"]
+    pieces = TASKS["srwt"].answer.render(row, tags=True)
+    assert "".join(pieces) == "<|sil|><|0.54|>面<|0.86|>条<|1.17|>机<|1.46|>"
+    assert [piece for piece in pieces if not isinstance(piece, Tag)] == ["面", "条", "机"]
     assert TASKS["srwt"].render(row, tags=False) == "面 (0.54-0.86) 条 (0.86-1.17) 机 (1.17-1.46)"
 
 
-def test_chinese_is_timed_by_character_and_its_foreign_words_whole():
+def test_chinese_words_need_one_time_per_character_except_foreign_words():
     row = {"task": "srwt", "words": [{"word": "面条", "start": 0, "end": 1}, {"word": "OK", "start": 1, "end": 2}]}
     for language in ("zh", "yue"):
         assert "`words[0]` is {'word': '面条'" in tasks.check({**row, "language": language})
@@ -101,9 +101,9 @@ def test_chinese_is_timed_by_character_and_its_foreign_words_whole():
     assert tasks.check({**row, "language": "ja"}) is None
 
 
-# --- what is accepted is read back --------------------------------------------------------------------------------
+# --- accepted labels survive a round trip -------------------------------------------------------------------------
 
-# Pieces of labels that look like what divides an answer, ends it, or is told apart by it.
+# Pieces of labels. Many look like the separators, end tokens or special values of an answer format.
 FRAGMENTS = (
     *("hello", "it's", "3.14", "面", "é", " ", ".", "(", "0.10-0.20)", "(0.10-0.20)", "-"),
     *("none", "speaker 1:", "Speaker 2: ", "pitch: 3", "qualities:", ":", ";", ",", "\n", "\t"),
@@ -111,8 +111,8 @@ FRAGMENTS = (
 )
 
 
-class Draw:
-    """Labels at random: of the right shape, and hostile within it."""
+class RandomLabels:
+    """Draw random labels that have the right structure but adversarial text."""
 
     def __init__(self, seed: int):
         self.rng = np.random.default_rng(seed)
@@ -121,15 +121,15 @@ class Draw:
         simple = self.rng.random() < 0.5
         return "".join(self.rng.choice(FRAGMENTS[:7] if simple else FRAGMENTS, size=self.rng.integers(1, 4)))
 
-    def several(self, make: Any, least: int = 0) -> list:
-        return [make() for _ in range(self.rng.integers(least, least + 4))]
+    def sequence(self, draw_item: Any, minimum: int = 0) -> list:
+        return [draw_item() for _ in range(self.rng.integers(minimum, minimum + 4))]
 
-    def spans(self, what: str, *, apart: bool = False, least: int = 0) -> list[dict[str, Any]]:
-        found = self.several(lambda: {what: self.text(), **self.times()}, least)
-        if apart:
-            times = np.sort(self.rng.uniform(0, 30, 2 * len(found))).tolist()
-            found = [{**entry, "start": times[2 * n], "end": times[2 * n + 1]} for n, entry in enumerate(found)]
-        return found
+    def spans(self, field: str, *, disjoint: bool = False, minimum: int = 0) -> list[dict[str, Any]]:
+        spans = self.sequence(lambda: {field: self.text(), **self.times()}, minimum)
+        if disjoint:
+            times = np.sort(self.rng.uniform(0, 30, 2 * len(spans))).tolist()
+            spans = [{**span, "start": times[2 * n], "end": times[2 * n + 1]} for n, span in enumerate(spans)]
+        return spans
 
     def times(self) -> dict[str, float]:
         start, end = np.sort(self.rng.uniform(0, 30, 2)).tolist()
@@ -137,7 +137,7 @@ class Draw:
 
     def labels(self, code: str) -> dict[str, Any]:
         language = str(self.rng.choice(list(LANGUAGES)))
-        drawn = {
+        values = {
             "language": language,
             "target_language": "de",
             "text": self.text() if not TASKS[code].choices else str(self.rng.choice(TASKS[code].choices)),
@@ -145,27 +145,29 @@ class Draw:
             "dialect": self.text(),
             "intent": self.text(),
             "slots": {self.text(): self.text() for _ in range(self.rng.integers(4))},
-            "entities": self.several(lambda: {"type": self.text(), "value": self.text()}),
-            "texts": self.several(self.text, 2),
-            "words": self.spans("word", apart=True, least=1),
+            "entities": self.sequence(lambda: {"type": self.text(), "value": self.text()}),
+            "texts": self.sequence(self.text, 2),
+            "words": self.spans("word", disjoint=True, minimum=1),
             "events": self.spans("label"),
-            "turns": self.spans("speaker", least=1),
+            "turns": self.spans("speaker", minimum=1),
             "notes": {
                 "pitch": int(self.rng.integers(128)),
                 "velocity": int(self.rng.integers(128)),
                 "instrument": self.text(),
-                "sonic": self.several(self.text),
+                "sonic": self.sequence(self.text),
             },
         }
-        return {"task": code, **{name: drawn[name] for name in TASKS[code].needs}}
+        return {"task": code, **{name: values[name] for name in TASKS[code].needs}}
 
 
-def as_read(name: str, value: Any) -> Any:
-    """What of a label an answer can give back: text without the spaces around it, times to 10 ms, lists by time,
-    speakers by number."""
+def normalized(name: str, value: Any) -> Any:
+    """Return a label as it is after a round trip.
 
-    def entry(given: Mapping[str, Any]) -> dict[str, Any]:
-        return {k: v.strip() if isinstance(v, str) else round(100 * v) / 100 for k, v in given.items()}
+    Text is stripped, times are rounded to 10 ms, lists are sorted by time and speakers are numbered.
+    """
+
+    def entry(fields: Mapping[str, Any]) -> dict[str, Any]:
+        return {k: v.strip() if isinstance(v, str) else round(100 * v) / 100 for k, v in fields.items()}
 
     if name in ("text", "intent"):
         return value.strip()
@@ -178,7 +180,7 @@ def as_read(name: str, value: Any) -> Any:
     if name == "notes":
         return {**value, "instrument": value["instrument"].strip(), "sonic": [text.strip() for text in value["sonic"]]}
     if name in ("entities", "words"):
-        return [entry(given) for given in value]
+        return [entry(fields) for fields in value]
     entries = sorted(map(entry, value), key=lambda e: (e["start"], e["end"], e.get("label", e.get("speaker"))))
     if name == "turns":
         numbers: dict[str, int] = {}
@@ -187,29 +189,29 @@ def as_read(name: str, value: Any) -> Any:
     return entries
 
 
-ASKED = [code for code, task in TASKS.items() if task.hours]
+TRAINED_TASKS = [code for code, task in TASKS.items() if task.hours]
 
 
-@pytest.mark.parametrize("code", ASKED)
+@pytest.mark.parametrize("code", TRAINED_TASKS)
 def test_accepted_labels_parse_back_under_both_styles(code):
-    draw, task, styles = Draw(seed=sum(code.encode())), TASKS[code], (TagPrompt(), NaturalPrompt())
-    accepted = refused = 0
+    random_labels, task, styles = RandomLabels(seed=sum(code.encode())), TASKS[code], (TagPrompt(), NaturalPrompt())
+    accepted = rejected = 0
     while accepted < 60:
-        row = draw.labels(code)
+        row = random_labels.labels(code)
         if tasks.check(row):
-            refused += 1
-            assert refused < 20_000
+            rejected += 1
+            assert rejected < 20_000
             continue
         accepted += 1
         for style in styles:
             *pieces, end = [turn.text for turn in style.turns(row, n_clips=task.clips) if turn.role == "answer"]
             answer = "".join(pieces) + end.removesuffix(END_OF_TEXT)
-            read = task.answer.parse(answer)
-            assert read and read == {name: as_read(name, row[name]) for name in read}, (row, answer)
+            parsed = task.answer.parse(answer)
+            assert parsed and parsed == {name: normalized(name, row[name]) for name in parsed}, (row, answer)
 
 
-# Labels as people write them.
-ODD = (
+# Unusual text that a label may contain.
+UNUSUAL_TEXTS = (
     "it's",
     "Don't stop!",
     "no.",
@@ -223,14 +225,25 @@ ODD = (
     "한국어",
     "👍",
 )
-ODD += ("none", "None.", "50%", "[noise]", "a-b", "rock'n'roll", "naïve", "speaker 2", "mm-hmm", "小猫，小狗。")
+UNUSUAL_TEXTS += (
+    "none",
+    "None.",
+    "50%",
+    "[noise]",
+    "a-b",
+    "rock'n'roll",
+    "naïve",
+    "speaker 2",
+    "mm-hmm",
+    "小猫，小狗。",
+)
 
 
-def odd_labels(code: str, text: str, language: str) -> dict[str, Any]:
-    """A row with this label wherever a label stands; times at both ends, nothing between them, and many speakers."""
+def unusual_labels(code: str, text: str, language: str) -> dict[str, Any]:
+    """Return a row with `text` in every free-text label, with times at 0 s and 30 s, empty spans and 40 speakers."""
     times = [{"start": 0.0, "end": 0.0}, {"start": 0, "end": 0.42}, {"start": 29.5, "end": 30}]
     words = list("".join(text.split())) if language == "zh" else [text]
-    given = {
+    values = {
         "text": TASKS[code].choices[0] if TASKS[code].choices else text,
         "language": language,
         "target_language": "ja",
@@ -245,54 +258,54 @@ def odd_labels(code: str, text: str, language: str) -> dict[str, Any]:
             *({"word": word, "start": 0.42, "end": 0.42} for word in words),
             {"word": words[-1], **times[2]},
         ],
-        "events": [{"label": text, **one} for one in times] if text != "none" else [],
+        "events": [{"label": text, **span} for span in times] if text != "none" else [],
         "turns": [{"speaker": f"{text}{n}", "start": n / 2, "end": n / 2 + 0.75} for n in range(40)],
         "notes": {"pitch": 0, "velocity": 127, "instrument": text, "sonic": [text, "dark"]},
     }
-    return {"task": code, **{name: given[name] for name in TASKS[code].needs}}
+    return {"task": code, **{name: values[name] for name in TASKS[code].needs}}
 
 
-def draw_rows(code: str, number: int) -> list[dict[str, Any]]:
-    draw = Draw(seed=1)
-    rows = (row for row in iter(lambda: draw.labels(code), None) if tasks.check(row) is None)
-    return [row for _, row in zip(range(number), rows, strict=False)]
+def random_rows(code: str, n_rows: int) -> list[dict[str, Any]]:
+    random_labels = RandomLabels(seed=1)
+    rows = (row for row in iter(lambda: random_labels.labels(code), None) if tasks.check(row) is None)
+    return [row for _, row in zip(range(n_rows), rows, strict=False)]
 
 
-@pytest.mark.parametrize("code", ASKED)
+@pytest.mark.parametrize("code", TRAINED_TASKS)
 def test_answers_can_be_parsed_from_their_token_ids(code):
     task, tok = TASKS[code], tokenizer()
-    odd = [odd_labels(code, text, language) for text in ODD for language in ("en", "zh")]
-    assert [tasks.check(row) for row in odd] == [None] * len(odd)
-    for row in [*draw_rows(code, 10), *odd]:
+    unusual = [unusual_labels(code, text, language) for text in UNUSUAL_TEXTS for language in ("en", "zh")]
+    assert [tasks.check(row) for row in unusual] == [None] * len(unusual)
+    for row in [*random_rows(code, 10), *unusual]:
         for style in (TagPrompt(), NaturalPrompt()):
             turns = [turn for turn in style.turns(row, n_clips=task.clips) if turn.role == "answer"]
             ids = tok.encode(turns, []).ids
             assert ids[-1] == tok.end
-            read = task.answer.parse(tok.decode(ids[:-1], control=task.answer.has_tags))
-            assert read == {name: as_read(name, row[name]) for name in read}
+            parsed = task.answer.parse(tok.decode(ids[:-1], control=task.answer.has_tags))
+            assert parsed == {name: normalized(name, row[name]) for name in parsed}
 
 
-@pytest.mark.parametrize("code", [code for code in ASKED if TASKS[code].metric not in ("bleu", "der")])
-def test_a_label_in_decomposed_unicode_can_be_answered(code):
-    """As file systems write them; a tokenizer composes characters, so no answer is ever in the label's own form."""
+@pytest.mark.parametrize("code", [code for code in TRAINED_TASKS if TASKS[code].metric not in ("bleu", "der")])
+def test_unicode_normalization_of_an_answer_does_not_change_its_score(code):
+    """File systems decompose characters and tokenizers compose them, so answer and label may differ in form."""
     task, text = TASKS[code], unicodedata.normalize("NFD", "ça brûle")
-    row = odd_labels(code, text, "fr")
+    row = unusual_labels(code, text, "fr")
     assert tasks.check(row) is None
-    true = task.render(row)
-    # Of a class set; of scores; and two that take text as it is, as the released scripts do.
-    others = ("unparsed", "eer", "aas_official", "bleu")
-    for metric in task.metrics.keys() - set(others):
-        forms = (true, unicodedata.normalize("NFC", true))
-        right, found = (
-            row_stats(metric, task.extract(answer, metric), task.extract(true, metric), "fr") for answer in forms
+    truth = task.render(row)
+    # `unparsed` and `eer` do not compare text. The other two compare it unnormalized, as the released scripts do.
+    excluded = ("unparsed", "eer", "aas_official", "bleu")
+    for metric in task.metrics.keys() - set(excluded):
+        answers = (truth, unicodedata.normalize("NFC", truth))
+        expected, actual = (
+            row_stats(metric, task.extract(answer, metric), task.extract(truth, metric), "fr") for answer in answers
         )
-        assert found == right, metric
+        assert actual == expected, metric
 
 
-@pytest.mark.parametrize("code", ASKED)
-def test_metrics_compare_the_same_content_in_both_forms_of_an_answer(code):
-    draw, task = Draw(seed=2), TASKS[code]
-    rows = (row for row in iter(lambda: draw.labels(code), None) if tasks.check(row) is None)
+@pytest.mark.parametrize("code", TRAINED_TASKS)
+def test_metrics_compare_the_same_content_in_both_styles_of_an_answer(code):
+    random_labels, task = RandomLabels(seed=2), TASKS[code]
+    rows = (row for row in iter(lambda: random_labels.labels(code), None) if tasks.check(row) is None)
     for _, row in zip(range(10), rows, strict=False):
         for metric in task.metrics:
             assert task.extract(task.render(row), metric) == task.extract(task.render(row, tags=False), metric)
@@ -301,45 +314,45 @@ def test_metrics_compare_the_same_content_in_both_forms_of_an_answer(code):
 VALUES = [None, True, -1, 1e308, float("nan"), "", " ", "x", [], {}, [[]], [{}], [1], {"a": []}, {1: 2}, b"x"]
 
 
-@pytest.mark.parametrize("code", ASKED)
-def test_a_label_that_is_missing_or_of_another_type_is_named(code):
-    good = odd_labels(code, "hello", "en")
+@pytest.mark.parametrize("code", TRAINED_TASKS)
+def test_the_error_for_a_missing_label_or_a_wrong_type_names_the_label(code):
+    valid = unusual_labels(code, "hello", "en")
     for name in TASKS[code].needs:
-        others = [value for value in VALUES if not isinstance(value, type(good[name]))]
-        rows = [good | {name: value} for value in others] + [{k: v for k, v in good.items() if k != name}]
+        wrong_type = [value for value in VALUES if not isinstance(value, type(valid[name]))]
+        rows = [valid | {name: value} for value in wrong_type] + [{k: v for k, v in valid.items() if k != name}]
         for row in rows:
             assert f"`{name}" in (tasks.check(row) or ""), row
         for value in VALUES:
-            problem = tasks.check(good | {name: value})
+            problem = tasks.check(valid | {name: value})
             assert problem is None or len(problem) < 1000
-    assert "unknown task" in tasks.check(good | {"task": f"{code}x"})
+    assert "unknown task" in tasks.check(valid | {"task": f"{code}x"})
 
 
-# --- what a model may say instead ---------------------------------------------------------------------------------
+# --- answers in other forms ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     "answer", ["", " ", "hello", "none", "<|", "(1.00-)", "a: b", ";;", "<|0.50|>", "-1", "9" * 5000]
 )
-@pytest.mark.parametrize("code", ASKED)
-def test_any_answer_can_be_read_and_compared(code, answer):
+@pytest.mark.parametrize("code", TRAINED_TASKS)
+def test_any_answer_can_be_parsed_and_scored(code, answer):
     task = TASKS[code]
     assert isinstance(task.answer.parse(answer), dict)
     for metric in task.metrics:
         task.extract(answer, metric)
 
 
-@pytest.mark.parametrize("opening", ["", "<|0.00|>"])
-def test_timed_words_are_read_with_and_without_their_opening_time(opening):
-    read = Words().parse(f"{opening}<|sil|><|0.54|> hello<|0.86|>you")
-    assert read == {
+@pytest.mark.parametrize("prefix", ["", "<|0.00|>"])
+def test_the_initial_time_of_timed_words_is_optional(prefix):
+    parsed = Words().parse(f"{prefix}<|sil|><|0.54|> hello<|0.86|>you")
+    assert parsed == {
         "words": [{"word": "hello", "start": 0.54, "end": 0.86}, {"word": "you", "start": 0.86, "end": None}]
     }
 
 
-def test_a_word_without_times_in_brackets_has_no_end():
-    read = Words().parse("hello (0.10-0.42) there")["words"]
-    assert read == [{"word": "hello", "start": 0.1, "end": 0.42}, {"word": "there", "start": 0.42, "end": None}]
+def test_a_word_without_times_has_no_end():
+    words = Words().parse("hello (0.10-0.42) there")["words"]
+    assert words == [{"word": "hello", "start": 0.1, "end": 0.42}, {"word": "there", "start": 0.42, "end": None}]
     assert Words().parse("hello there")["words"] == [{"word": "hello there", "start": 0.0, "end": None}]
 
 
@@ -355,42 +368,46 @@ def test_timed_words_are_compared_by_their_text():
         assert TASKS["srwt"].extract(TASKS["srwt"].render({"words": WORDS}, tags=tags)) == "hello there"
 
 
-def test_events_that_share_a_time_are_both_read():
-    read = Events().parse("<|0.50|>dog<|1.20|>rain<|4.00|>")["events"]
-    assert [(event["label"], event["start"], event["end"]) for event in read] == [("dog", 0.5, 1.2), ("rain", 1.2, 4.0)]
+def test_events_that_share_a_boundary_are_both_parsed():
+    events = Events().parse("<|0.50|>dog<|1.20|>rain<|4.00|>")["events"]
+    assert [(event["label"], event["start"], event["end"]) for event in events] == [
+        ("dog", 0.5, 1.2),
+        ("rain", 1.2, 4.0),
+    ]
 
 
 @pytest.mark.parametrize("answer_format", [Events(), Entities()])
-def test_a_missing_and_a_broken_list_are_distinguished(answer_format):
+def test_an_empty_list_and_an_unparsable_answer_are_distinguished(answer_format):
     assert answer_format.parse(" None ") == {answer_format.label: []}
     assert answer_format.parse("I hear a dog") == {answer_format.label: None}
 
 
-def test_a_broken_note_answer_is_read_as_far_as_it_goes():
-    read = Notes().parse("<|midi_pitch_7|> nonsense")["notes"]
-    assert read == {"pitch": 7, "velocity": None, "instrument": None, "sonic": []}
-    assert Notes().parse("velocity: 3; loud")["notes"] == {**read, "pitch": None, "velocity": 3}
+def test_the_valid_fields_of_a_malformed_note_answer_are_parsed():
+    notes = Notes().parse("<|midi_pitch_7|> nonsense")["notes"]
+    assert notes == {"pitch": 7, "velocity": None, "instrument": None, "sonic": []}
+    assert Notes().parse("velocity: 3; loud")["notes"] == {**notes, "pitch": None, "velocity": 3}
     assert Notes().extract("nonsense", "notes.instrument") == ""
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_a_language_answer_is_its_english_name_and_is_read_in_any_case(language):
+def test_a_language_is_answered_by_its_english_name_in_any_case(language):
     assert TASKS["lid"].render({"language": language}) == LANGUAGES[language]
     assert Language().parse(f" {LANGUAGES[language].upper()} ") == {"language": language}
 
 
-def test_an_answer_that_is_no_language_is_none():
+def test_an_unknown_language_is_parsed_as_none():
     assert Language().parse("Klingon") == {"language": None}
 
 
-def test_a_slot_value_may_hold_a_colon_and_a_broken_pair_loses_only_itself():
+def test_slot_values_may_contain_colons_and_malformed_slots_are_skipped():
     assert Slots().parse("wake; time: 7:30; ; : x") == {"intent": "wake", "slots": {"time": "7:30"}}
 
 
-# --- what cannot be written ---------------------------------------------------------------------------------------
+# --- labels that cannot be rendered -------------------------------------------------------------------------------
 
 
-def told(code: str, **labels: Any) -> str:
+def problem_of(code: str, **labels: Any) -> str:
+    """Return the message of `tasks.check` for an English row."""
     return tasks.check({"task": code, "language": "en", **labels}) or ""
 
 
@@ -413,12 +430,12 @@ def told(code: str, **labels: Any) -> str:
         ([{"word": "a", "start": 29.0, "end": 30.01}], "0 <= start <= end <= 30 s"),
     ],
 )
-def test_unusable_timed_words_are_refused_with_a_reason(words, message):
-    assert message in told("srwt", words=words)
+def test_invalid_timed_words_are_rejected_with_a_reason(words, message):
+    assert message in problem_of("srwt", words=words)
 
 
 @pytest.mark.parametrize(
-    ("changed", "message"),
+    ("change", "message"),
     [
         ({"pitch": 128}, "`notes.pitch` is 128"),
         ({"pitch": True}, "`notes.pitch` is True"),
@@ -432,9 +449,9 @@ def test_unusable_timed_words_are_refused_with_a_reason(words, message):
         ({"sonic": ["bright, dark"]}, "without `,`"),
     ],
 )
-def test_unusable_notes_are_refused_with_a_reason(changed, message):
-    assert message in told("mna", notes={**NOTES, **changed})
-    assert "`notes` is [60]" in told("mna", notes=[60])
+def test_invalid_notes_are_rejected_with_a_reason(change, message):
+    assert message in problem_of("mna", notes={**NOTES, **change})
+    assert "`notes` is [60]" in problem_of("mna", notes=[60])
 
 
 @pytest.mark.parametrize(
@@ -463,5 +480,5 @@ def test_unusable_notes_are_refused_with_a_reason(changed, message):
         ("sv", {"text": "same"}, "'same'; valid answers of task 'sv': yes, no"),
     ],
 )
-def test_labels_that_cannot_be_rendered_are_refused_with_a_reason(code, labels, message):
-    assert message in told(code, **labels)
+def test_labels_that_cannot_be_rendered_are_rejected_with_a_reason(code, labels, message):
+    assert message in problem_of(code, **labels)

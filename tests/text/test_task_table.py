@@ -1,4 +1,4 @@
-"""The task table as it is printed: whole on any output, and the README's word for word."""
+"""The printed task table is complete on every kind of output and equal to the one in the README."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from auris.text.tasks import TASKS
 README = Path(__file__).resolve().parents[2] / "README.md"
 
 
-def printed(what: str, *, terminal: bool, width: int = 110) -> str:
+def printed(task: str, *, terminal: bool, width: int = 110) -> str:
     out = io.StringIO()
     console = Console(file=out, width=width, force_terminal=terminal, color_system=None)
-    task_table.show(what, console)
+    task_table.show(task, console)
     return out.getvalue()
 
 
 def test_the_readme_has_the_table():
-    """If not: `auris doctor show=tasks > table.md`."""
+    """If this fails, update the README with the output of `auris doctor show=tasks`."""
     assert task_table.markdown() in README.read_text(encoding="utf-8")
 
 
@@ -35,20 +35,20 @@ def test_every_row_of_the_table_has_a_cell_in_each_column():
 
 @pytest.mark.parametrize("width", [110, 200])
 def test_a_terminal_shows_every_task_and_metric(width):
-    shown = printed("tasks", terminal=True, width=width)
+    output = printed("tasks", terminal=True, width=width)
     for task in TASKS.values():
         if task.hours:
-            assert f"task: {task.code}" in shown
-            assert task.natural.split()[0] in shown
-    assert "[caption_style]" in shown.replace("\n", "")
-    assert "speech, 30k h" in shown
+            assert f"task: {task.code}" in output
+            assert task.natural.split()[0] in output
+    assert "[caption_style]" in output.replace("\n", "")
+    assert "speech, 30k h" in output
 
 
 @pytest.mark.parametrize("code", TASKS)
 def test_a_task_is_shown_with_all_its_wordings(code):
-    task, shown = TASKS[code], printed(code, terminal=False)
-    assert shown.startswith(f"{code}: {task.name}\n")
-    assert all(wording in shown for wording in (task.tags, *task.wordings))
+    task, output = TASKS[code], printed(code, terminal=False)
+    assert output.startswith(f"{code}: {task.name}\n")
+    assert all(wording in output for wording in (task.tags, *task.wordings))
 
 
 def test_the_doctor_prints_the_table_and_needs_no_checkpoint(capsys):
@@ -58,6 +58,6 @@ def test_the_doctor_prints_the_table_and_needs_no_checkpoint(capsys):
     assert "hello<|0.42|><|sil|><|0.50|>there<|1.00|>" in capsys.readouterr().out
 
 
-def test_unknown_tasks_are_refused_with_the_list_of_tasks(capsys):
+def test_the_error_for_an_unknown_task_lists_the_tasks(capsys):
     assert cli.main(["doctor", "show=opera"]) == 1
     assert "error: show=opera: expected tasks, or one of asr, s2tt" in capsys.readouterr().err

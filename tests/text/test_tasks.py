@@ -1,4 +1,4 @@
-"""The task table: it is Qwen-Audio's, every entry is usable under both styles, unusable rows are told why."""
+"""The task table matches Qwen-Audio's, every task works in both styles, and invalid rows get a specific error."""
 
 from __future__ import annotations
 
@@ -36,32 +36,33 @@ LABELS = {
 
 
 def labels(code: str) -> dict:
-    own = {"text": TASKS[code].choices[0]} if TASKS[code].choices else {}
-    return {"task": code, **{field: LABELS[field] for field in TASKS[code].needs}, **own}
+    """Return a valid row of a task."""
+    choice = {"text": TASKS[code].choices[0]} if TASKS[code].choices else {}
+    return {"task": code, **{field: LABELS[field] for field in TASKS[code].needs}, **choice}
 
 
-ASKED = [code for code, task in TASKS.items() if task.hours]
+TRAINED_TASKS = [code for code, task in TASKS.items() if task.hours]
 
-# Qwen-Audio, Table 1: tasks and hours, in its order.
+# Tasks and hours of Qwen-Audio's Table 1, in order.
 SPEECH = """ASR 30k, S2TT 3.7k, OSR <1k, Dialect ASR 2k, SRWT en 10k, SRWT zh 11k, DID 2k, LID 11.7k, SGC 4.8k, ER <1k,
     SV 1.2k, SD <1k, SER <1k, KS <1k, IC <1k, SF <1k, SAP 4.8k, VSC <1k"""
 SOUND = "AAC 8.4k, SEC 5.4k, ASC <1k, SED <1k, AQA <1k"
 MUSIC = "SID <1k, SMER <1k, MC 25k, MIC <1k, MNA <1k, MGR 9.5k, MR <1k, MQA <1k"
 
 
-def test_the_table_is_the_published_one():
-    lines = [
-        (*line.split()[:-1], line.split()[-1], family)
-        for family, listed in (("speech", SPEECH), ("sound", SOUND), ("music", MUSIC))
-        for line in listed.split(",")
+def test_the_table_matches_the_published_one():
+    expected = [
+        (*entry.split()[:-1], entry.split()[-1], family)
+        for family, entries in (("speech", SPEECH), ("sound", SOUND), ("music", MUSIC))
+        for entry in entries.split(",")
     ]
-    ours = [(*name.split(), task.hours[name], task.family) for name, task in tasks.published()]
-    assert ours == lines and len(ours) == 31
+    actual = [(*name.split(), task.hours[name], task.family) for name, task in tasks.published()]
+    assert actual == expected and len(actual) == 31
     assert all(task.code == code for code, task in TASKS.items())
 
 
 def test_every_entry_fills_all_columns_of_the_table():
-    for code in ASKED:
+    for code in TRAINED_TASKS:
         task = TASKS[code]
         assert task.needs and task.tags and task.natural and task.metric and task.group, code
         assert len(task.paraphrases) >= 8, code
@@ -71,28 +72,30 @@ def test_every_entry_fills_all_columns_of_the_table():
 
 
 def test_exactly_the_published_tags_are_marked_as_published():
-    """A prompt of theirs is known: eval_audio/*.py of Qwen-Audio."""
-    published = {"asr", "srwt", "s2tt", "er", "vsc", "aac", "asc", "mna", "aqa"}
-    assert {code for code, task in TASKS.items() if task.tags_source == "published"} == published
+    """These are the tasks of Qwen-Audio's eval_audio/*.py."""
+    expected = {"asr", "srwt", "s2tt", "er", "vsc", "aac", "asc", "mna", "aqa"}
+    assert {code for code, task in TASKS.items() if task.tags_source == "published"} == expected
 
 
-def test_tags_distinguish_tasks():
-    """But for two pairs that say so, in `tasks`: speech and dialects, questions on sound and on music."""
-    asked = {}
-    for code in ASKED:
+def test_tags_distinguish_all_tasks_but_two_pairs():
+    """The exceptions are speech and dialects, and questions about sound and about music."""
+    codes_by_tags = {}
+    for code in TRAINED_TASKS:
         row = {"language": "en", "target_language": "en", "caption_style": "plain", **labels(code)}
-        asked.setdefault(re.sub(r"\{(\w+)\}", lambda m, row=row: str(row.get(m[1])), TASKS[code].tags), []).append(code)
-    assert [codes for codes in asked.values() if len(codes) > 1] == [["asr", "dialect_asr"], ["aqa", "mqa"]]
+        codes_by_tags.setdefault(
+            re.sub(r"\{(\w+)\}", lambda m, row=row: str(row.get(m[1])), TASKS[code].tags), []
+        ).append(code)
+    assert [codes for codes in codes_by_tags.values() if len(codes) > 1] == [["asr", "dialect_asr"], ["aqa", "mqa"]]
 
 
 def test_no_two_tasks_share_an_instruction():
-    """But for questions, which are their own instruction."""
-    wordings = [wording for code in ASKED for wording in TASKS[code].wordings if "{question}" not in wording]
+    """A question is excluded because it is the instruction itself."""
+    wordings = [wording for code in TRAINED_TASKS for wording in TASKS[code].wordings if "{question}" not in wording]
     assert len(set(wordings)) == len(wordings)
 
 
 @pytest.mark.parametrize("code", TASKS)
-def test_the_labels_a_task_needs_are_all_that_its_prompts_and_answer_use(code):
+def test_prompts_and_answers_use_only_the_required_labels(code):
     row = labels(code)
     assert tasks.check(row) is None
     for style in (TagPrompt(), NaturalPrompt()):
@@ -101,34 +104,36 @@ def test_the_labels_a_task_needs_are_all_that_its_prompts_and_answer_use(code):
 
 
 @pytest.mark.parametrize("code", TASKS)
-def test_each_tag_of_a_template_is_a_token_of_the_vocabulary(code):
+def test_each_tag_of_a_template_is_a_control_token(code):
     task = TASKS[code]
     values = [{"language": code, "target_language": code} for code in LANGUAGES]
     for value in [*values, *({"caption_style": style} for style in tasks.CAPTION_STYLES)]:
-        own = tasks.closed_fields({"task": code, "language": "en", "target_language": "en", **value})
-        filled = [re.sub(r"\{(\w+)\}", lambda m, own=own: own.get(m[1], ""), w) for w in (task.tags, *task.wordings)]
-        used = set(re.findall(r"<\|[^|]*\|>", " ".join(filled)))
-        # The second system's instructions name Cantonese; where its vocabulary lacks the tag it is text.
-        assert used <= {*control_tokens(), "<|yue|>"} and "<|yue|>" not in filled[0]
+        fields = tasks.closed_fields({"task": code, "language": "en", "target_language": "en", **value})
+        filled = [
+            re.sub(r"\{(\w+)\}", lambda m, fields=fields: fields.get(m[1], ""), w) for w in (task.tags, *task.wordings)
+        ]
+        tags = set(re.findall(r"<\|[^|]*\|>", " ".join(filled)))
+        # Qwen2-Audio's instructions name Cantonese. Without that tag in its vocabulary the tag is encoded as text.
+        assert tags <= {*control_tokens(), "<|yue|>"} and "<|yue|>" not in filled[0]
 
 
-@pytest.mark.parametrize("code", ASKED)
-def test_a_paraphrase_differs_from_the_canonical_wording_and_keeps_its_tag(code):
+@pytest.mark.parametrize("code", TRAINED_TASKS)
+def test_all_wordings_of_a_task_are_different_but_have_the_same_fields(code):
     task = TASKS[code]
     assert len(set(task.wordings)) == len(task.wordings)
-    kept = [re.findall(r"<\|.*?\|>|\{\w+\}", wording) for wording in task.wordings]
-    assert all(found == kept[0] for found in kept)
+    fields = [re.findall(r"<\|.*?\|>|\{\w+\}", wording) for wording in task.wordings]
+    assert all(wording_fields == fields[0] for wording_fields in fields)
 
 
 @pytest.mark.parametrize("code", TASKS)
-def test_parse_inverts_render(code):
+def test_parsing_a_rendered_answer_returns_its_labels(code):
     task, row = TASKS[code], labels(code)
     for tags in (True, False):
         parsed = task.answer.parse(task.render(row, tags=tags))
         assert parsed and all(parsed[field] == row[field] for field in parsed)
 
 
-def test_only_tagged_answers_hold_control_tokens():
+def test_has_tags_says_whether_an_answer_contains_control_tokens():
     for code, task in TASKS.items():
         assert task.answer.has_tags == any(
             isinstance(piece, Tag) for piece in task.answer.render(labels(code), tags=True)
@@ -136,14 +141,14 @@ def test_only_tagged_answers_hold_control_tokens():
 
 
 @pytest.mark.parametrize("code", TASKS)
-def test_a_missing_label_is_named(code):
+def test_the_error_for_a_missing_label_names_it(code):
     for field in TASKS[code].needs:
         row = {name: value for name, value in labels(code).items() if name != field}
         assert f"`{field}`" in tasks.check(row)
 
 
 @pytest.mark.parametrize(
-    ("changed", "named"),
+    ("change", "message"),
     [
         ({"text": "  "}, "`text` is empty"),
         ({"text": 5}, "`text` is int"),
@@ -155,26 +160,26 @@ def test_a_missing_label_is_named(code):
         ({"task": "chat", "mode": "opera"}, "valid modes: audio_analysis, voice_chat, text"),
     ],
 )
-def test_a_wrong_label_is_named_with_its_value(changed, named):
-    assert named in tasks.check({"task": "asr", "text": "hello", "language": "en", **changed})
+def test_the_error_for_an_invalid_label_shows_its_value(change, message):
+    assert message in tasks.check({"task": "asr", "text": "hello", "language": "en", **change})
 
 
 def test_a_row_without_a_task_is_reported():
     assert tasks.check({"text": "hello"}) == "no `task` field"
 
 
-def test_an_unknown_task_error_lists_the_known_ones():
+def test_the_error_for_an_unknown_task_lists_the_valid_ones():
     with pytest.raises(ValueError, match="unknown task 'opera'; valid tasks: asr, s2tt"):
         tasks.find("opera")
 
 
-def test_a_label_that_the_task_does_not_need_can_hold_anything():
+def test_a_label_that_the_task_does_not_need_is_not_checked():
     row = {"task": "sec", "text": "rain", "language": "tlh", "target_language": 3, "events": "rain"}
     assert tasks.check(row) is None
     assert tasks.closed_fields(row) == {}
 
 
-def test_the_caption_style_is_part_of_a_tag_and_plain_where_a_row_is_silent():
+def test_the_caption_style_defaults_to_plain():
     row = {"task": "aac", "text": "a dog"}
     assert tasks.closed_fields(row)["caption_style"] == "plain"
     assert tasks.closed_fields({**row, "caption_style": "clotho"})["caption_style"] == "clotho"
@@ -182,7 +187,7 @@ def test_the_caption_style_is_part_of_a_tag_and_plain_where_a_row_is_silent():
 
 
 @pytest.mark.parametrize(
-    ("row", "line"),
+    ("row", "group"),
     [
         ({"task": "s2tt", "language": "de", "target_language": "en"}, "s2tt de-en"),
         ({"task": "dialect_asr", "language": "en", "dialect": "Scottish English"}, "dialect_asr Scottish English"),
@@ -193,12 +198,12 @@ def test_the_caption_style_is_part_of_a_tag_and_plain_where_a_row_is_silent():
         ({"task": "ks", "provenance": "tts"}, "ks"),
     ],
 )
-def test_lines_that_synthetic_data_cannot_fill_are_separate(row, line):
-    assert tasks.group(row) == line
+def test_synthetic_rows_form_a_separate_group_where_they_only_test_the_format(row, group):
+    assert tasks.group(row) == group
 
 
-def test_every_metric_is_a_measure():
-    for code in ASKED:
+def test_every_metric_of_a_task_is_implemented():
+    for code in TRAINED_TASKS:
         task = TASKS[code]
         assert task.metrics.keys() <= set(MEASURES), code
 
@@ -207,7 +212,7 @@ SOUND_TASK = {"name": "a task", "needs": ["text"], "metrics": {"accuracy": "answ
 
 
 @pytest.mark.parametrize(
-    ("changed", "message"),
+    ("change", "message"),
     [
         ({"metric": "wer"}, "unknown field 'metric'; valid fields: code, family, name"),
         ({"name": None}, "expected the field name"),
@@ -218,14 +223,14 @@ SOUND_TASK = {"name": "a task", "needs": ["text"], "metrics": {"accuracy": "answ
         ({"tags_source": "somebody"}, "unknown source 'somebody'"),
     ],
 )
-def test_a_mistake_in_the_table_is_named_with_its_task(tmp_path, changed, message):
-    entry = {name: value for name, value in {**SOUND_TASK, **changed}.items() if value is not None}
+def test_the_error_for_an_invalid_entry_names_its_task(tmp_path, change, message):
+    entry = {name: value for name, value in {**SOUND_TASK, **change}.items() if value is not None}
     write_yaml(tmp_path / "tasks.yaml", {"definitions": {}, "sound": {"new": entry}})
     with pytest.raises(UserError, match=re.escape(f"tasks.yaml, task new: {message}")):
         tasks._load(tmp_path / "tasks.yaml")
 
 
-def test_a_new_entry_of_the_table_is_a_task(tmp_path):
+def test_an_entry_of_the_yaml_table_defines_a_task(tmp_path):
     write_yaml(tmp_path / "tasks.yaml", {"definitions": {}, "sound": {"new": {**SOUND_TASK, "grade": "A/C"}}})
     (task,) = tasks._load(tmp_path / "tasks.yaml").values()
     assert (task.code, task.family, task.group, task.metric) == ("new", "sound", "new", "accuracy")

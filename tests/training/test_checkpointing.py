@@ -24,7 +24,7 @@ from auris.model.weights import checkpoint_dir, checkpoint_io
 from auris.training import run as train
 from auris.training.preemption import REQUEUE, Preempted, Preemption, run_lock
 from support import runs
-from support.recipes import named, smallest_run
+from support.recipes import smallest_run, with_run_dir
 from support.runs import ROOT, KillAt, Killed, assert_equal, environment, fit, in_processes, read_logs, weights
 
 STEPS = 6  # validated after 3 and 6, saved after 2 and 4, and at the end
@@ -49,7 +49,7 @@ def compose_run(corpus: Path, folder: Path):
             return config.resolve(config.compose([*base, *overrides]))
 
         def compose_named(name: str, *overrides: str) -> dict:
-            return named(compose_cached(*overrides), name, f"{folder}/runs/scratch/{name}/seed_0")
+            return with_run_dir(compose_cached(*overrides), name, f"{folder}/runs/scratch/{name}/seed_0")
 
         yield compose_named
 
@@ -142,7 +142,7 @@ def test_a_run_killed_with_active_loader_workers_has_curves_without_a_gap(compos
     """SIGKILL: the process flushes nothing and prints nothing."""
     run_config = compose_run("sigkill", "data.num_workers=2")
     begin(run_config)
-    assert in_processes(lambda: fit(run_config, KillAt(5, outright=0)), 1, tmp_path) == [-signal.SIGKILL], read_logs(
+    assert in_processes(lambda: fit(run_config, KillAt(5, rank=0)), 1, tmp_path) == [-signal.SIGKILL], read_logs(
         tmp_path
     )
     assert checkpoint_dir.list_steps(Path(run_config["run_dir"]) / "checkpoints")[0] == 4
@@ -159,7 +159,7 @@ def test_a_sharded_run_resumes_after_one_process_is_killed(compose_run, tmp_path
         tmp_path
     )
     begin(run_config)
-    exit_codes = in_processes(lambda: fit(run_config, KillAt(5, outright=rank)), 2, tmp_path / "killed")
+    exit_codes = in_processes(lambda: fit(run_config, KillAt(5, rank=rank)), 2, tmp_path / "killed")
     assert exit_codes[rank] == -signal.SIGKILL and exit_codes[1 - rank] == 1, read_logs(tmp_path / "killed")
     assert checkpoint_dir.list_steps(Path(run_config["run_dir"]) / "checkpoints")[0] == 4
     assert in_processes(lambda: train.train(run_config), 2, tmp_path / "again") == [0, 0], read_logs(tmp_path / "again")
@@ -227,7 +227,7 @@ def test_bfloat16_moments_resume_exactly_on_two_processes(compose_run, tmp_path:
         tmp_path
     )
     begin(run_config)
-    exit_codes = in_processes(lambda: fit(run_config, KillAt(5, outright=1)), 2, tmp_path / "killed")
+    exit_codes = in_processes(lambda: fit(run_config, KillAt(5, rank=1)), 2, tmp_path / "killed")
     assert exit_codes[1] == -signal.SIGKILL, read_logs(tmp_path / "killed")
     checkpoint = checkpoint_dir.find(run_config["run_dir"])
     moments = checkpoint.tensors("optimizer")

@@ -23,7 +23,7 @@ from auris.errors import RunStopped
 from auris.training import replay
 from auris.training import run as train
 from auris.training.faults import Fault, watch_nonfinite
-from support.recipes import named, smallest_run
+from support.recipes import smallest_run, with_run_dir
 from support.runs import ROOT, KillAt, Killed, assert_equal, fit, in_processes, read_logs, weights
 
 
@@ -46,7 +46,7 @@ def compose_run(compose, tmp_path: Path):
     """Compose the config of a run: `compose_run("max_steps=4", ..., arm="undisturbed")`."""
 
     def compose_named(*overrides: str, arm: str = "run") -> dict:
-        return named(compose(*overrides), arm, f"{tmp_path}/runs/{arm}/seed_0")
+        return with_run_dir(compose(*overrides), arm, f"{tmp_path}/runs/{arm}/seed_0")
 
     return compose_named
 

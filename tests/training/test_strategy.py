@@ -225,9 +225,9 @@ def test_the_test_runs_clip_gradients_and_have_uneven_packs(runs_on_two):
 @pytest.mark.parametrize("name", TWO_PROCESS_RUNS)
 def test_gradients_are_communicated_only_with_the_last_pack_of_a_step(runs_on_two, name: str):
     for run in runs_on_two[name.replace(" ", "-")]:
-        assert not any(sent for step in run.sent for sent in step[:-1])
+        assert not any(n for step in run.collectives for n in step[:-1])
         if name.split()[0] in ("fsdp", "ddp"):  # the other strategies have process groups of size one in this test
-            assert {step[-1] for step in run.sent} == {run.sent[0][-1]} != {0}
+            assert {step[-1] for step in run.collectives} == {run.collectives[0][-1]} != {0}
 
 
 @pytest.mark.parametrize(

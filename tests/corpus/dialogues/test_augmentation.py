@@ -1,4 +1,4 @@
-"""A language model's questions: asked over HTTP once, recorded, replayed without a network; bad replies are counted."""
+"""Tests of questions written by a language model: recorded, replayed without a network, invalid ones counted."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from auris.corpus.grammar import SPLITS
 from support import stand_in
 
 
-def replying(text: str):
+def constant_reply(text: str):
     return lambda messages: text
 
 
-def test_the_shipped_recording_says_in_its_first_line_that_no_language_model_wrote_it() -> None:
+def test_the_first_line_of_the_shipped_recording_states_that_templates_wrote_it() -> None:
     first = json.loads(SHIPPED.read_text("utf-8").splitlines()[0])
     assert first["answered by"] == stand_in.MODEL == "a script of templates, not a language model"
 
 
-def test_the_shipped_recording_equals_the_stand_in_s_current_replies(tmp_path: Path) -> None:
+def test_the_shipped_recording_equals_the_current_replies_of_the_mock(tmp_path: Path) -> None:
     stand_in.record(tmp_path / "again.jsonl")
     assert (tmp_path / "again.jsonl").read_bytes() == SHIPPED.read_bytes()
 
 
-def test_the_shipped_recording_gives_eight_good_pairs_for_each_label() -> None:
-    written, refused = augmentation.write_questions(Record(SHIPPED), stand_in.labels(), stand_in.PAIRS)
-    assert not refused
+def test_the_shipped_recording_has_eight_valid_pairs_for_each_label() -> None:
+    written, rejected = augmentation.write_questions(Record(SHIPPED), stand_in.labels(), stand_in.PAIRS)
+    assert not rejected
     assert set(Counter((entry.task, entry.label) for entry in written).values()) == {8}
     assert {entry.model for entry in written} == {stand_in.MODEL}
 
@@ -47,17 +47,17 @@ def test_the_shipped_recording_gives_eight_good_pairs_for_each_label() -> None:
         ({"question": "Which sound can be heard?", "answer": "A dog."}, "a template asks the same"),
     ],
 )
-def test_a_bad_pair_is_refused_and_counted(tmp_path: Path, entry: object, reason: str) -> None:
-    good = {"question": "Who barks?", "answer": "It is a dog."}
-    with stand_in.serve(replying(json.dumps([entry, good]))) as (url, _):
+def test_an_invalid_pair_is_rejected_and_counted(tmp_path: Path, entry: object, reason: str) -> None:
+    valid = {"question": "Who barks?", "answer": "It is a dog."}
+    with stand_in.serve(constant_reply(json.dumps([entry, valid]))) as (url, _):
         record = Record(tmp_path / "record.jsonl", Endpoint(url=url, model="m"))
-        written, refused = augmentation.write_questions(record, [("sec", "dog")], 2)
+        written, rejected = augmentation.write_questions(record, [("sec", "dog")], 2)
     assert written == [Written("sec", "dog", "Who barks?", "It is a dog.", stand_in.MODEL)]
-    assert refused == {reason: 1}
+    assert rejected == {reason: 1}
 
 
 @pytest.mark.parametrize(
-    ("reply", "pairs", "refused"),
+    ("reply", "n_pairs", "rejected"),
     [
         ('Here you are:\n```json\n[{"question": "Who barks?", "answer": "A dog."}]\n```', 1, {}),
         ("I cannot do that.", 0, {"the reply is no JSON list": 1}),
@@ -65,24 +65,24 @@ def test_a_bad_pair_is_refused_and_counted(tmp_path: Path, entry: object, reason
         ("[broken]", 0, {"the reply is no JSON list": 1}),
     ],
 )
-def test_a_code_fence_is_ignored_and_replies_without_a_list_are_counted(
-    tmp_path: Path, reply: str, pairs: int, refused: dict[str, int]
+def test_a_code_fence_is_ignored_and_replies_without_a_json_list_are_counted(
+    tmp_path: Path, reply: str, n_pairs: int, rejected: dict[str, int]
 ) -> None:
-    with stand_in.serve(replying(reply)) as (url, _):
+    with stand_in.serve(constant_reply(reply)) as (url, _):
         record = Record(tmp_path / "record.jsonl", Endpoint(url=url, model="m"))
-        written, counted = augmentation.write_questions(record, [("sec", "dog")], 4)
-    assert (len(written), counted) == (pairs, refused)
+        written, counts = augmentation.write_questions(record, [("sec", "dog")], 4)
+    assert (len(written), counts) == (n_pairs, rejected)
 
 
-def test_a_question_belongs_to_one_split_whatever_label_it_was_written_for() -> None:
+def test_the_same_question_about_several_labels_belongs_to_one_split() -> None:
     written, _ = augmentation.write_questions(Record(SHIPPED), stand_in.labels(), stand_in.PAIRS)
-    asked = {
-        split: {entry.question for entry in several} for split, several in augmentation.split_questions(written).items()
+    questions = {
+        split: {entry.question for entry in entries} for split, entries in augmentation.split_questions(written).items()
     }
-    assert all(asked[split] for split in SPLITS)
-    assert sum(map(len, asked.values())) == len({entry.question for entry in written})
+    assert all(questions[split] for split in SPLITS)
+    assert sum(map(len, questions.values())) == len({entry.question for entry in written})
 
 
-def test_too_few_questions_for_three_splits_is_an_error() -> None:
+def test_too_few_questions_for_three_splits_are_an_error() -> None:
     with pytest.raises(ValueError, match="raise llm.pairs"):
         augmentation.split_questions([Written("sec", "dog", "Who barks?", "A dog.", "m")])

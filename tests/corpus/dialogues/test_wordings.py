@@ -1,4 +1,4 @@
-"""Wordings belong to one split, and the search for a key reads whole words."""
+"""Tests of the wordings of questions: each belongs to one split, and spoken ones are lower-case words."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ def test_every_wording_belongs_to_one_split_and_one_question(spoken: bool) -> No
     owners: dict[str, tuple[str, str]] = {}
     for family in wordings.families(spoken=spoken):
         for split in SPLITS:
-            dealt = wordings.questions(family, split, spoken=spoken)
-            assert dealt, (family, split)
-            for wording in dealt:
+            split_wordings = wordings.questions(family, split, spoken=spoken)
+            assert split_wordings, (family, split)
+            for wording in split_wordings:
                 assert wording not in owners, (wording, owners.get(wording), family)
                 owners[wording] = family, split
 
 
-def test_dealing_gives_train_the_most_and_loses_nothing() -> None:
-    made = [f"wording {number}" for number in range(50)]
-    dealt = {split: wordings.select(made, split) for split in SPLITS}
-    assert sorted(wording for several in dealt.values() for wording in several) == sorted(made)
-    assert [len(dealt[split]) for split in SPLITS] == [41, 4, 5]
+def test_wordings_are_divided_among_the_splits_and_most_are_for_training() -> None:
+    all_wordings = [f"wording {number}" for number in range(50)]
+    by_split = {split: wordings.select(all_wordings, split) for split in SPLITS}
+    assert sorted(wording for split_wordings in by_split.values() for wording in split_wordings) == sorted(all_wordings)
+    assert [len(by_split[split]) for split in SPLITS] == [41, 4, 5]
 
 
 def test_spoken_wordings_are_lower_case_words() -> None:

@@ -1,4 +1,4 @@
-"""The doctor of data reads what its command line names, writes a report for machines, and fails on what is wrong."""
+"""Tests of `auris doctor` on data: its arguments, its JSON report, and its exit code."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from support import layouts
 from support.manifests import write_manifest
 
 
-def make(folder: Path, **names: str) -> dict[str, Path]:
-    """A manifest for each name, with a row for each letter; a capital letter is silent."""
+def write_manifests(folder: Path, **letters_by_name: str) -> dict[str, Path]:
+    """Write a manifest for each name with a row for each letter. The row of a capital letter is silent."""
     paths = {}
-    for name, letters in names.items():
+    for name, letters in letters_by_name.items():
         rows = []
         for letter in letters:
             path = layouts.sound(folder / f"{name}_{letter}.wav", pitch=100 * ord(letter.lower()) % 7000)
@@ -31,25 +31,25 @@ def make(folder: Path, **names: str) -> dict[str, Path]:
     return paths
 
 
-def call(folder: Path, *arguments: str) -> tuple[object, dict[str, Any]]:
-    """Exit code, and the report."""
-    report = folder / "found.json"
+def run_doctor(folder: Path, *arguments: str) -> tuple[object, dict[str, Any]]:
+    """Return the exit code and the report."""
+    report = folder / "report.json"
     code = cli.main(["doctor", *arguments, f"report={report}", "jobs=1"])
     return code, json.loads(report.read_text()) if report.is_file() else {}
 
 
-def test_good_data_passes(tmp_path, capsys):
-    paths = make(tmp_path, rows="abc")
-    code, report = call(tmp_path, f"data={paths['rows']}")
+def test_good_data_passes_the_check(tmp_path, capsys):
+    paths = write_manifests(tmp_path, rows="abc")
+    code, report = run_doctor(tmp_path, f"data={paths['rows']}")
     assert code == 0
     assert report["failed"] is False and report["findings"] == [] and report["rows"] == {"rows": 3}
     assert set(report["counts"].values()) == {0} and report["sources"] == [str(paths["rows"])]
     assert "contaminated" in capsys.readouterr().out
 
 
-def test_faults_are_printed_and_written_and_fail_the_command(tmp_path, capsys):
-    paths = make(tmp_path, train="abC", test="ad")
-    code, report = call(tmp_path, f"data=[{paths['train']},{paths['test']}]")
+def test_faults_are_printed_and_reported_and_the_command_fails(tmp_path, capsys):
+    paths = write_manifests(tmp_path, train="abC", test="ad")
+    code, report = run_doctor(tmp_path, f"data=[{paths['train']},{paths['test']}]")
     assert code == 1 and report["failed"] is True
     assert report["counts"]["silent"] == 1 and report["counts"]["contaminated"] == 1
     silent, contaminated = report["findings"]
@@ -65,32 +65,32 @@ def test_faults_are_printed_and_written_and_fail_the_command(tmp_path, capsys):
     assert "test-a" in printed and "the same audio as train-a of train" in printed
 
 
-def test_the_keys_of_a_data_config_name_the_sets(tmp_path):
-    paths = make(tmp_path, one="ab", two="ac")
+def test_the_sets_are_named_by_the_keys_of_the_data_config(tmp_path):
+    paths = write_manifests(tmp_path, one="ab", two="ac")
     arguments = ["data=manifest", f"data.train=[{paths['two']}]", f"data.test=[{paths['one']}]"]
-    code, report = call(tmp_path, *arguments)
+    code, report = run_doctor(tmp_path, *arguments)
     assert code == 1 and report["rows"] == {"train": 2, "test": 2}
-    assert [one["row"] for one in report["findings"]] == ["one-a"]
+    assert [finding["row"] for finding in report["findings"]] == ["one-a"]
 
 
-def test_an_option_of_the_group_is_looked_at_as_training_would_read_it(tmp_path, corpus):
-    code, report = call(tmp_path, "data=embedded", f"data.root={corpus}")
+def test_data_can_be_named_by_an_option_of_the_config_group(tmp_path, corpus):
+    code, report = run_doctor(tmp_path, "data=embedded", f"data.root={corpus}")
     assert set(report["rows"]) == {"train", "valid", "test"}
     assert code == (1 if report["findings"] else 0)
     assert report["counts"]["corrupt"] == report["counts"]["silent"] == report["counts"]["length"] == 0
 
 
-def test_some_kinds_can_be_tolerated(tmp_path, capsys):
-    path = make(tmp_path, rows="aB")["rows"]
-    code, report = call(tmp_path, f"data={path}", "tolerate=[silent]")
+def test_tolerated_kinds_of_findings_do_not_fail_the_command(tmp_path, capsys):
+    path = write_manifests(tmp_path, rows="aB")["rows"]
+    code, report = run_doctor(tmp_path, f"data={path}", "tolerate=[silent]")
     assert code == 0 and report["counts"]["silent"] == 1 and report["tolerated"] == ["silent"]
-    assert call(tmp_path, f"data={path}", "tolerate=[noisy]")[0] == 1
+    assert run_doctor(tmp_path, f"data={path}", "tolerate=[noisy]")[0] == 1
     assert "tolerate=['noisy']: expected some of unusable, corrupt" in capsys.readouterr().err
 
 
-def test_the_same_ids_in_two_manifests_do_not_stop_the_doctor(tmp_path):
-    paths = make(tmp_path / "a", rows="ab") | {"again": make(tmp_path / "b", rows="cd")["rows"]}
-    code, report = call(tmp_path, f"data=[{paths['rows']},{paths['again']}]")
+def test_the_same_row_ids_in_two_manifests_are_not_an_error(tmp_path):
+    paths = write_manifests(tmp_path / "a", rows="ab") | {"again": write_manifests(tmp_path / "b", rows="cd")["rows"]}
+    code, report = run_doctor(tmp_path, f"data=[{paths['rows']},{paths['again']}]")
     assert code == 0 and report["rows"] == {"rows": 4}
 
 
@@ -102,25 +102,25 @@ def test_the_same_ids_in_two_manifests_do_not_stop_the_doctor(tmp_path):
     ],
 )
 def test_missing_files_are_reported_in_one_sentence(tmp_path, arguments, message, capsys):
-    assert call(tmp_path, *arguments)[0] == 1
+    assert run_doctor(tmp_path, *arguments)[0] == 1
     assert message in capsys.readouterr().err
 
 
-def test_many_findings_of_a_kind_are_counted_and_some_printed(tmp_path, capsys):
-    path = make(tmp_path, rows="ABCDEFGHIJKL")["rows"]
-    _, report = call(tmp_path, f"data={path}")
+def test_only_the_first_findings_of_a_kind_are_printed(tmp_path, capsys):
+    path = write_manifests(tmp_path, rows="ABCDEFGHIJKL")["rows"]
+    _, report = run_doctor(tmp_path, f"data={path}")
     assert len(report["findings"]) == 12
     printed = capsys.readouterr().out
     assert "rows-J" in printed and "rows-K" not in printed and "and 2 more" in printed
 
 
-def test_rows_in_shards_are_looked_at_as_those_of_their_manifest(tmp_path):
-    path = make(tmp_path, rows="abCa")["rows"]
-    _, expected = call(tmp_path, f"data={path}")
+def test_shards_have_the_same_findings_as_their_manifest(tmp_path):
+    path = write_manifests(tmp_path, rows="abCa")["rows"]
+    _, expected = run_doctor(tmp_path, f"data={path}")
     shards.pack(str(path), tmp_path / "packed", rows_per_shard=2, processes=1, console=Console(quiet=True))
-    code, report = call(tmp_path, f"data={tmp_path}/packed")
+    code, report = run_doctor(tmp_path, f"data={tmp_path}/packed")
     assert code == 1 and report["counts"] == expected["counts"]
-    assert [one["row"] for one in report["findings"]] == [one["row"] for one in expected["findings"]]
+    assert [finding["row"] for finding in report["findings"]] == [finding["row"] for finding in expected["findings"]]
 
 
 @pytest.mark.parametrize(

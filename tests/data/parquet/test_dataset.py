@@ -1,4 +1,4 @@
-"""Shards: the rows, lengths and samples of the manifest that they were packed from, whatever happens to their bytes."""
+"""Tests of Parquet data: our shards equal the manifest that they were packed from, damage, and files of others."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ ASR = {"task": "asr", "language": "en", "text": "the cat sat"}
 
 @pytest.fixture(scope="module")
 def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """23 rows (an odd number for any shard size): whole files, stretches, dialogues, and rows with faults."""
+    """Write 23 rows, which no shard size divides: whole files, segments, dialogues, and rows with faults."""
     folder = tmp_path_factory.mktemp("speech")
     rows = speech_rows(folder, [0.3 + 0.03 * n for n in range(18)], stated=False)
     rows[1]["duration"] = 0.33
@@ -50,17 +50,17 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows[5] |= {"audio": "gone.wav", "duration": 0.4}
     rows[6]["text"] = 3
     rows[7]["id"] = "r0"
-    (folder / "r8.wav").write_bytes(b"RIFF, but no sound")
+    (folder / "r8.wav").write_bytes(b"RIFF, but not audio")
     rows[9] |= {"offset": 7.0, "duration": 0.2}
     del rows[10]["id"]
     rows[11]["audio"] = ["r11.wav", "r12.wav"]
     write_wave(folder / "r13.flac", 0.5, rate=44_100)
     rows[13]["audio"] = "r13.flac"
-    heard = {"type": "audio", "audio": "r2.wav", "offset": 0.1, "duration": 0.2}
-    asked = {"role": "user", "content": [heard, {"type": "text", "text": "What?"}, {"audio_url": "r3.wav"}]}
+    clip = {"type": "audio", "audio": "r2.wav", "offset": 0.1, "duration": 0.2}
+    question = {"role": "user", "content": [clip, {"type": "text", "text": "What?"}, {"audio_url": "r3.wav"}]}
     rows += [
-        {"id": "d", "messages": [asked, {"role": "assistant", "content": "Rain."}]},
-        {"id": "p", "messages": [asked], "chosen": "Rain.", "rejected": "Snow."},
+        {"id": "d", "messages": [question, {"role": "assistant", "content": "Rain."}]},
+        {"id": "p", "messages": [question], "chosen": "Rain.", "rejected": "Snow."},
         {"id": "s", "messages": [{"role": "user", "content": "<audio>What?"}], "audios": ["r4.wav"], "chosen": "a"},
         {"id": "t", "task": "text", "text": "the mat"},
     ]
@@ -79,17 +79,17 @@ def packed(manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def copy(packed: Path, tmp_path: Path) -> Path:
-    """A directory of shards to be spoilt."""
+    """Copy the shards, so that a test can damage them."""
     return Path(shutil.copytree(packed, tmp_path / "copy"))
 
 
 def read(path: str | Path, **entry: Any) -> Manifest:
-    (found,) = read_manifests([{"path": str(path), **entry}])
-    return found
+    (manifest,) = read_manifests([{"path": str(path), **entry}])
+    return manifest
 
 
-def built(row: Row) -> tuple[Any, ...]:
-    """A row's tokens and features, or why there are none."""
+def build_row(row: Row) -> tuple[Any, ...]:
+    """Return tokens, frames and features of a row, or only the message of the error."""
     kind = {"prompt": Qwen2AudioChat(), "kind": ChatSamples} if "messages" in row.labels else {}
     try:
         if row.problem:
@@ -103,42 +103,42 @@ def built(row: Row) -> tuple[Any, ...]:
 # --- the same rows ---
 
 
-def test_rows_are_those_of_the_manifest_read_in_order_or_one_by_one(manifest, packed):
-    before, after = read(manifest).rows, read(packed).rows
-    assert len(after) == 23 and isinstance(after, Selection)
-    for one in (list(after), [after[n] for n in range(23)], after[:]):
-        assert [(row.id, row.problem, len(row.clips)) for row in one if not row.problem] == [
-            (row.id, row.problem, len(row.clips)) for row in before if not row.problem
+def test_rows_of_shards_equal_those_of_the_manifest_by_iteration_index_and_slice(manifest, packed):
+    expected, shard_rows = read(manifest).rows, read(packed).rows
+    assert len(shard_rows) == 23 and isinstance(shard_rows, Selection)
+    for rows in (list(shard_rows), [shard_rows[n] for n in range(23)], shard_rows[:]):
+        assert [(row.id, row.problem, len(row.clips)) for row in rows if not row.problem] == [
+            (row.id, row.problem, len(row.clips)) for row in expected if not row.problem
         ]
-        assert [(row.id, row.problem, row.labels.get("task")) for row in one] == [
-            (row.id, row.problem, row.labels.get("task")) for row in before
+        assert [(row.id, row.problem, row.labels.get("task")) for row in rows] == [
+            (row.id, row.problem, row.labels.get("task")) for row in expected
         ]
-        usable = [(a, b) for a, b in zip(one, before, strict=True) if not b.problem]
+        usable = [(a, b) for a, b in zip(rows, expected, strict=True) if not b.problem]
         assert len(usable) == 19 and all(a.labels == b.labels for a, b in usable)
 
 
-def test_samples_are_those_of_the_manifest_to_the_last_bit(manifest, packed):
-    before, after = read(manifest).rows, read(packed).rows
-    wanted = [built(row) for row in before]
-    assert sum(len(one) == 3 for one in wanted) == 14
-    found = [built(row) for row in after]
-    gone = [n for n, (a, b) in enumerate(zip(found, wanted, strict=True)) if a != b]
-    assert gone == []
+def test_samples_of_shards_equal_those_of_the_manifest(manifest, packed):
+    manifest_rows, shard_rows = read(manifest).rows, read(packed).rows
+    expected = [build_row(row) for row in manifest_rows]
+    assert sum(len(sample) == 3 for sample in expected) == 14
+    actual = [build_row(row) for row in shard_rows]
+    different = [n for n, (a, b) in enumerate(zip(actual, expected, strict=True)) if a != b]
+    assert different == []
 
 
-def test_lengths_and_keys_are_those_of_the_manifest_without_a_look_at_the_shards(manifest, packed, tmp_path):
+def test_lengths_and_row_keys_equal_those_of_the_manifest_and_need_only_the_index(manifest, packed, tmp_path):
     index_only = tmp_path / "index"
     shutil.copytree(packed, index_only)
     for path in index_only.glob("shard-*.parquet"):
         path.write_bytes(b"\0" * path.stat().st_size)
     samples = samples_of(long_audio="skip")
-    one = measure([read(manifest)], samples, tmp_path / "a")
-    two = measure([read(index_only)], samples, tmp_path / "b")
-    assert one.tokens.tolist() == two.tokens.tolist() and one.problems == two.problems
+    expected = measure([read(manifest)], samples, tmp_path / "a")
+    actual = measure([read(index_only)], samples, tmp_path / "b")
+    assert expected.tokens.tolist() == actual.tokens.tolist() and expected.problems == actual.problems
     assert np.array_equal(read(manifest).rows.row_keys, read(packed).rows.row_keys)
 
 
-def test_a_run_on_shards_has_the_same_packs_with_and_without_workers(manifest, packed, tmp_path):
+def test_training_packs_from_shards_equal_those_from_the_manifest_with_and_without_workers(manifest, packed, tmp_path):
     def module(path: Path, workers: int = 0) -> AudioDataModule:
         data = AudioDataModule(
             samples=samples_of(long_audio="skip"),
@@ -154,27 +154,27 @@ def test_a_run_on_shards_has_the_same_packs_with_and_without_workers(manifest, p
         data.setup("fit")
         return data
 
-    one, two = module(manifest), module(packed)
+    from_manifest, from_shards = module(manifest), module(packed)
     assert (packed / "shards.json").is_file()
-    dataset = StepDataset(two.rows, two.plan, two.samples, 1, 0)
-    loaded = DataLoader(dataset, sampler=range(4), batch_size=None, collate_fn=list, num_workers=2)
-    for step, packs in enumerate(loaded):
-        expected = StepDataset(one.rows, one.plan, one.samples, 1, 0)[step]
+    dataset = StepDataset(from_shards.rows, from_shards.plan, from_shards.samples, 1, 0)
+    loader = DataLoader(dataset, sampler=range(4), batch_size=None, collate_fn=list, num_workers=2)
+    for step, packs in enumerate(loader):
+        expected = StepDataset(from_manifest.rows, from_manifest.plan, from_manifest.samples, 1, 0)[step]
         assert [pack["rows"] for pack in packs] == [pack["rows"] for pack in expected]
         for a, b in zip(packs, expected, strict=True):
             assert torch.equal(a["ids"], b["ids"]) and torch.equal(a["mel"], b["mel"]) and a["skipped"] == b["skipped"]
 
 
-def test_tasks_and_limit_choose_rows_of_shards(packed):
+def test_tasks_and_limit_select_rows_of_shards(packed):
     rows = read(packed, tasks=["chat", "preference"]).rows
     assert [row.id for row in rows] == ["d", "p", "s"]
     assert [row.id for row in read(packed, limit=1).rows] == ["r0", "d", "p", "t", "rows.jsonl:23"]
 
 
-def test_repacking_shards_gives_the_same_shards(packed, tmp_path):
+def test_repacking_shards_gives_the_same_rows(packed, tmp_path):
     pack_shards(str(packed), tmp_path / "again", rows_per_shard=4, processes=1, console=QUIET)
-    first, second = read(packed).rows, read(tmp_path / "again").rows
-    assert [(row.id, built(row)) for row in first] == [(row.id, built(row)) for row in second]
+    expected, actual = read(packed).rows, read(tmp_path / "again").rows
+    assert [(row.id, build_row(row)) for row in expected] == [(row.id, build_row(row)) for row in actual]
 
 
 def test_shards_are_read_from_a_url(packed):
@@ -183,108 +183,108 @@ def test_shards_are_read_from_a_url(packed):
     try:
         for url in ("memory://bucket/shards", f"file://{packed}"):
             rows = read(url).rows
-            assert [built(row) for row in rows] == [built(row) for row in read(packed).rows]
+            assert [build_row(row) for row in rows] == [build_row(row) for row in read(packed).rows]
     finally:
         memory.rm("/bucket", recursive=True)
 
 
-def test_few_files_stay_open_and_little_memory_is_used(packed, monkeypatch):
+def test_the_numbers_of_open_files_and_tables_are_limited(packed, monkeypatch):
     monkeypatch.setattr(parquet, "OPEN_FILES", 2)
     rows = read(packed).rows
     for n in np.random.default_rng(0).permutation(23):
-        built(rows[int(n)])
+        build_row(rows[int(n)])
     reader = rows.row_index.reader
     assert reader._opened.cache_info().currsize <= 2 and reader._tables.cache_info().currsize <= parquet.TABLES
 
 
-def test_rows_of_shards_can_be_sent_to_another_process(packed):
+def test_rows_of_shards_can_be_pickled(packed):
     rows = read(packed).rows
-    built(rows[0])
-    again = pickle.loads(pickle.dumps(rows))
-    assert [built(row) for row in again] == [built(row) for row in rows]
+    build_row(rows[0])
+    unpickled = pickle.loads(pickle.dumps(rows))
+    assert [build_row(row) for row in unpickled] == [build_row(row) for row in rows]
 
 
-def test_a_shard_holds_groups_of_about_the_bytes_that_one_read_may_cost(tmp_path, monkeypatch):
+def test_row_groups_of_a_shard_are_limited_in_bytes(tmp_path, monkeypatch):
     monkeypatch.setattr(writer, "GROUP_BYTES", 30_000)
     path = write_manifest(tmp_path / "rows.jsonl", speech_rows(tmp_path, [0.4] * 10))  # 12,844 bytes each
     pack_shards(str(path), tmp_path / "out", rows_per_shard=100, processes=1, console=QUIET)
-    facts = pq.read_metadata(tmp_path / "out" / "shard-00000.parquet")
-    assert [facts.row_group(n).num_rows for n in range(facts.num_row_groups)] == [3, 3, 3, 1]
+    metadata = pq.read_metadata(tmp_path / "out" / "shard-00000.parquet")
+    assert [metadata.row_group(n).num_rows for n in range(metadata.num_row_groups)] == [3, 3, 3, 1]
 
 
 # --- damage ---
 
 
-def test_a_flipped_byte_anywhere_leaves_a_row_as_it_was_or_makes_it_a_named_problem(packed, copy):
+def test_a_flipped_byte_never_changes_a_row_without_an_error(packed, copy):
     path = copy / "shard-00000.parquet"
-    whole, intact = path.read_bytes(), [built(row) for row in read(packed).rows[:5]]
-    noticed = 0
-    for place in [*np.random.default_rng(0).integers(len(whole), size=150).tolist(), 0, len(whole) - 1]:
-        flipped = bytearray(whole)
-        flipped[place] ^= 0x41
+    content, expected_rows = path.read_bytes(), [build_row(row) for row in read(packed).rows[:5]]
+    n_detected = 0
+    for position in [*np.random.default_rng(0).integers(len(content), size=150).tolist(), 0, len(content) - 1]:
+        flipped = bytearray(content)
+        flipped[position] ^= 0x41
         path.write_bytes(flipped)
         rows = read(copy).rows
-        for number, expected in enumerate(intact):
-            found = built(rows[number])
-            if found != expected:
-                noticed += 1
-                assert len(found) == 1 and str(path) in found[0], (place, number, found[0][:200])
-    assert noticed > 100
+        for number, expected in enumerate(expected_rows):
+            actual = build_row(rows[number])
+            if actual != expected:
+                n_detected += 1
+                assert len(actual) == 1 and str(path) in actual[0], (position, number, actual[0][:200])
+    assert n_detected > 100
 
 
-@pytest.mark.parametrize("left", [0, 3, 100, -1])
-def test_a_truncated_shard_is_named_and_its_rows_are_problems(packed, copy, tmp_path, left):
+@pytest.mark.parametrize("n_bytes", [0, 3, 100, -1])
+def test_the_rows_of_a_truncated_shard_are_unusable(packed, copy, tmp_path, n_bytes):
     path = copy / "shard-00001.parquet"
-    path.write_bytes(path.read_bytes()[:left])
+    path.write_bytes(path.read_bytes()[:n_bytes])
     rows = read(copy).rows
     assert len(rows) == 23
-    for found in (list(rows), [rows[n] for n in range(23)]):
-        assert all(f"{path}: it has" in row.problem for row in found[5:10])
-        assert [row.id for row in found[10:]] == [row.id for row in read(packed).rows][10:]
+    for rows_read in (list(rows), [rows[n] for n in range(23)]):
+        assert all(f"{path}: it has" in row.problem for row in rows_read[5:10])
+        assert [row.id for row in rows_read[10:]] == [row.id for row in read(packed).rows][10:]
     measured = measure([read(copy)], samples_of(long_audio="skip"), tmp_path / "cache")
     assert set(range(5, 10)) <= set(measured.problems) and not measured.tokens[5:10].any()
 
 
-def test_a_missing_shard_is_named_and_one_that_comes_back_is_used_again(packed, copy, tmp_path):
+def test_the_rows_of_a_missing_shard_are_unusable_until_it_is_restored(packed, copy, tmp_path):
     path = copy / "shard-00003.parquet"
-    kept = path.read_bytes()
+    content = path.read_bytes()
     path.unlink()
     samples = samples_of(long_audio="skip")
-    broken = measure([read(copy)], samples, tmp_path / "cache")
-    assert f"{path}: no such shard" in broken.problems.values()
-    path.write_bytes(kept)
-    whole = measure([read(copy)], samples, tmp_path / "cache")
-    assert whole.tokens.tolist() == measure([read(packed)], samples, tmp_path / "cache").tokens.tolist()
+    incomplete = measure([read(copy)], samples, tmp_path / "cache")
+    assert f"{path}: no such shard" in incomplete.problems.values()
+    path.write_bytes(content)
+    complete = measure([read(copy)], samples, tmp_path / "cache")
+    assert complete.tokens.tolist() == measure([read(packed)], samples, tmp_path / "cache").tokens.tolist()
 
 
-def test_a_shard_damaged_while_in_use_loses_only_its_own_rows(packed, copy):
+def test_only_the_rows_of_a_shard_damaged_during_a_run_are_skipped(packed, copy):
     rows = read(copy).rows
     path = copy / "shard-00000.parquet"
-    whole = bytearray(path.read_bytes())
-    whole[200:-2000] = bytes(len(whole) - 2200)
-    path.write_bytes(whole)
-    found = pack(rows, [(n, 0) for n in (0, 1, 13)], samples_of(long_audio="skip"))
-    assert found["rows"] == [13] and len(found["skipped"]) == 2
-    assert all(str(path) in reason for _, reason in found["skipped"])
+    content = bytearray(path.read_bytes())
+    content[200:-2000] = bytes(len(content) - 2200)
+    path.write_bytes(content)
+    batch = pack(rows, [(n, 0) for n in (0, 1, 13)], samples_of(long_audio="skip"))
+    assert batch["rows"] == [13] and len(batch["skipped"]) == 2
+    assert all(str(path) in reason for _, reason in batch["skipped"])
 
 
 @pytest.mark.parametrize("name", ["shards.json", "index.parquet"])
-def test_damaged_contents_or_index_end_the_run_with_their_name(copy, name):
+def test_a_damaged_list_of_shards_or_index_is_an_error_with_its_name(copy, name):
     path = copy / name
-    whole = bytearray(path.read_bytes())
-    whole[len(whole) // 2] ^= 1
-    path.write_bytes(whole)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
     with pytest.raises(ValueError, match=name):
         list(read(copy).rows)
 
 
-def test_an_unfinished_directory_is_reported(copy):
+def test_a_directory_whose_packing_did_not_finish_is_an_error(copy):
     (copy / "shards.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"data.train: .*copy has no shards.json: packing did not finish"):
         read(copy)
 
 
-def test_what_is_not_there_is_said(tmp_path):
+def test_missing_paths_and_unknown_protocols_are_an_error(tmp_path):
     for path, message in (
         (tmp_path, "has no shards.json; for Parquet files not written by auris, use"),
         (tmp_path / "no.parquet", "there is no file"),
@@ -297,37 +297,37 @@ def test_what_is_not_there_is_said(tmp_path):
         read("nonsense://bucket/x.parquet")
 
 
-def test_columns_and_labels_are_refused_for_our_own_shards(packed):
+def test_columns_and_labels_for_shards_of_auris_are_an_error(packed):
     with pytest.raises(ValueError, match="must be given to `auris shards`"):
         read(packed, labels={"task": "asr"})
 
 
 @pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "a\0b", 300 * "x", "shard-00001.parquet", 7])
-@pytest.mark.parametrize("which", ["shards", "index"])
-def test_a_list_names_its_own_files_alone_even_where_its_checksum_is_right(copy, which, name):
+@pytest.mark.parametrize("field", ["shards", "index"])
+def test_a_list_of_shards_that_names_other_files_is_an_error_even_with_a_correct_checksum(copy, field, name):
     path = copy / "shards.json"
-    facts = json.loads(path.read_text())
-    facts.pop("sha256")
-    entry = facts["index"] if which == "index" else facts["shards"][0]
+    shard_list = json.loads(path.read_text())
+    shard_list.pop("sha256")
+    entry = shard_list["index"] if field == "index" else shard_list["shards"][0]
     entry["name"] = name
-    path.write_text(json.dumps(facts | {"sha256": parquet.sha256_of(json.dumps(facts).encode())}))
+    path.write_text(json.dumps(shard_list | {"sha256": parquet.sha256_of(json.dumps(shard_list).encode())}))
     with pytest.raises(ValueError, match="is not a valid list of shards: it lists files other than"):
         read(copy)
 
 
-@pytest.mark.parametrize("given", ["5", "[]", "null", '"x"', "{", "1" + 5000 * "0", 2000 * "[", '{"audio": 3}'])
-def test_an_invalid_row_of_a_shard_is_a_named_problem(packed, monkeypatch, given):
+@pytest.mark.parametrize("content", ["5", "[]", "null", '"x"', "{", "1" + 5000 * "0", 2000 * "[", '{"audio": 3}'])
+def test_an_invalid_row_in_a_shard_is_unusable(packed, monkeypatch, content):
     rows = read(packed).rows
     fields = rows.row_index.reader.fields
-    monkeypatch.setattr(rows.row_index.reader, "fields", lambda *place: fields(*place) | {"row": given})
+    monkeypatch.setattr(rows.row_index.reader, "fields", lambda *position: fields(*position) | {"row": content})
     assert rows[0].problem
 
 
 # --- storage that fails ---
 
 
-class Flaky:
-    """A storage of which the next `failures` of some of its methods fail."""
+class FlakyStorage:
+    """Patches methods of fsspec's memory storage, so that the next `failures` calls fail."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *methods: str):
         self.failures = 0
@@ -347,30 +347,30 @@ class Flaky:
 
 @pytest.fixture
 def bucket(packed, tmp_path):
-    """`packed`, and a file of others, in memory."""
+    """Copy `packed` and a hub dataset to the memory storage, and return its URL."""
     memory = fsspec.filesystem("memory")
     memory.put(str(packed), "/bucket/packed", recursive=True)
-    memory.put(str(hub(tmp_path, n=3)), "/bucket/a.parquet")
+    memory.put(str(write_hub_dataset(tmp_path, n=3)), "/bucket/a.parquet")
     yield "memory://bucket"
     memory.rm("/bucket", recursive=True)
 
 
-def test_a_failed_read_is_retried(packed, bucket, monkeypatch):
+def test_a_failed_read_from_storage_is_retried(packed, bucket, monkeypatch):
     for path, form in ((f"{bucket}/packed", {}), (f"{bucket}/a.parquet", FORM)):
         rows = read(path, **form).rows
         expected = rows[0].clips[0].path.read()
         rows = read(path, **form).rows
         with monkeypatch.context() as patch:
-            storage = Flaky(patch, "read")
+            storage = FlakyStorage(patch, "read")
             rows[0]
             storage.failures = 1
             assert rows[0].clips[0].path.read() == expected and storage.failures == 0
 
 
-def test_an_unreadable_file_is_reported_and_tried_again_at_the_next_start(bucket, tmp_path, monkeypatch):
+def test_the_rows_of_an_unreadable_file_are_unusable_only_until_the_next_start(bucket, tmp_path, monkeypatch):
     path = f"{bucket}/a.parquet"
     with monkeypatch.context() as patch:
-        Flaky(patch, "open").failures = 99
+        FlakyStorage(patch, "open").failures = 99
         (manifest,) = read_manifests([{"path": path, **FORM}], cache_dir=tmp_path / "cache")
         measured = measure([manifest], samples_of(), tmp_path / "cache")
         assert list(measured.problems) == [0] and "a.parquet: cannot be read (RuntimeError: 503" in measured.problems[0]
@@ -380,58 +380,62 @@ def test_an_unreadable_file_is_reported_and_tried_again_at_the_next_start(bucket
 
 
 @pytest.mark.parametrize("method", ["exists", "ls", "cat_file", "ukey"])
-def test_a_storage_that_does_not_answer_ends_the_run_with_its_name(bucket, monkeypatch, method):
+def test_a_storage_that_does_not_answer_is_an_error_with_its_url(bucket, monkeypatch, method):
     path = f"{bucket}/a.parquet" if method == "ukey" else f"{bucket}/packed"
     with monkeypatch.context() as patch:
-        Flaky(patch, method).failures = 99
+        FlakyStorage(patch, method).failures = 99
         with pytest.raises(ValueError, match="bucket.*503 slow down"):
             read(path, **(FORM if method == "ukey" else {}))
 
 
-# --- Parquet of others ---
+# --- Parquet files not written by auris ---
 
 
 @pytest.mark.parametrize("path", ["../secret.wav", "/etc/passwd", "{root}/secret.wav", "a/../../secret.wav"])
-def test_sound_is_not_looked_for_outside_the_folder_of_the_file(tmp_path, path):
+def test_an_audio_path_outside_the_folder_of_its_file_is_not_read(tmp_path, path):
     folder = tmp_path / "data"
     folder.mkdir()
     write_wave(tmp_path / "secret.wav", 0.5)
     paths = pa.array([path.format(root=tmp_path)] * 3)
-    rows = read(hub(folder, n=3, audio=paths), **FORM).rows
+    rows = read(write_hub_dataset(folder, n=3, audio=paths), **FORM).rows
     assert all(row.problem and "is outside of" in row.problem for row in rows)
 
 
 @pytest.mark.parametrize("path", ["a\0b.wav", 5000 * "x", "\u202e/猫.wav", " ", "."])
-def test_names_that_no_sound_can_have_are_problems(tmp_path, path):
-    measured = measure([read(hub(tmp_path, n=3, audio=pa.array([path] * 3)), **FORM)], samples_of(), tmp_path / "cache")
+def test_rows_with_impossible_audio_paths_are_unusable(tmp_path, path):
+    measured = measure(
+        [read(write_hub_dataset(tmp_path, n=3, audio=pa.array([path] * 3)), **FORM)], samples_of(), tmp_path / "cache"
+    )
     assert list(measured.problems) == [0, 1, 2]
 
 
-def test_nothing_is_searched_for_next_to_a_url(bucket, tmp_path):
-    fsspec.filesystem("memory").put(str(hub(tmp_path, n=2, audio=pa.array(["a.wav", "b.wav"]))), "/bucket/b.parquet")
+def test_audio_paths_in_a_file_from_a_url_are_not_read(bucket, tmp_path):
+    fsspec.filesystem("memory").put(
+        str(write_hub_dataset(tmp_path, n=2, audio=pa.array(["a.wav", "b.wav"]))), "/bucket/b.parquet"
+    )
     assert all("audio paths of a URL are not read" in row.problem for row in read(f"{bucket}/b.parquet", **FORM).rows)
 
 
-def sound(seconds: float, folder: Path) -> bytes:
+def audio_bytes(seconds: float, folder: Path) -> bytes:
     return write_wave(folder / "sound.flac", seconds).read_bytes()
 
 
-def hub(folder: Path, name: str = "a.parquet", n: int = 5, **changed: Any) -> Path:
-    """A file as the hub's `datasets` writes it: {bytes, path}, several rows to a group."""
+def write_hub_dataset(folder: Path, name: str = "a.parquet", n: int = 5, **fields: Any) -> Path:
+    """Write a file as `datasets` does: audio as {bytes, path}, several rows per row group."""
     columns = {
-        "audio": [{"bytes": sound(0.3 + 0.1 * k, folder), "path": f"{k}.flac"} for k in range(n)],
+        "audio": [{"bytes": audio_bytes(0.3 + 0.1 * k, folder), "path": f"{k}.flac"} for k in range(n)],
         "sentence": [f"the cat sat {k}" for k in range(n)],
         "speaker": pa.array([None] * n, pa.int64()),
     }
-    pq.write_table(pa.table(columns | changed), folder / name, row_group_size=2)
+    pq.write_table(pa.table(columns | fields), folder / name, row_group_size=2)
     return folder / name
 
 
 FORM = {"columns": {"text": "sentence"}, "labels": {"task": "asr", "language": "en"}}
 
 
-def test_a_hub_data_set_is_read_through_a_column_map(tmp_path):
-    rows = read(hub(tmp_path), **FORM).rows
+def test_a_hub_dataset_is_read_with_a_column_map(tmp_path):
+    rows = read(write_hub_dataset(tmp_path), **FORM).rows
     assert [row.problem for row in rows] == [None] * 5
     assert rows[3].labels == {"text": "the cat sat 3", "task": "asr", "language": "en"}
     assert rows[3].id == "a.parquet:3"
@@ -441,9 +445,9 @@ def test_a_hub_data_set_is_read_through_a_column_map(tmp_path):
     assert measured.tokens.tolist() == [len(samples.build(row, 0, 0).ids) for row in rows]
 
 
-def test_a_pattern_names_several_files_in_the_order_of_their_names(tmp_path):
-    hub(tmp_path, "b.parquet", 3)
-    hub(tmp_path, "a.parquet", 2)
+def test_files_that_match_a_pattern_are_read_in_the_order_of_their_names(tmp_path):
+    write_hub_dataset(tmp_path, "b.parquet", 3)
+    write_hub_dataset(tmp_path, "a.parquet", 2)
     assert [row.id for row in read(tmp_path / "*.parquet", **FORM).rows] == [
         *("a.parquet:0", "a.parquet:1"),
         *("b.parquet:0", "b.parquet:1", "b.parquet:2"),
@@ -451,66 +455,71 @@ def test_a_pattern_names_several_files_in_the_order_of_their_names(tmp_path):
 
 
 def audio_columns(folder: Path) -> dict[str, Any]:
-    one, two = sound(0.3, folder), sound(0.4, folder)
+    first, second = audio_bytes(0.3, folder), audio_bytes(0.4, folder)
     clip = pa.struct({"bytes": pa.binary(), "path": pa.string()})
     return {
-        "bytes without a path": pa.array([{"bytes": one}, {"bytes": two}], pa.struct({"bytes": pa.binary()})),
-        "bytes alone": pa.array([one, two], pa.binary()),
-        "lists of {bytes, path}": pa.array([[{"bytes": one}], [{"bytes": two, "path": "b.flac"}]], pa.list_(clip)),
-        "lists of bytes": pa.array([[one], [two]], pa.list_(pa.binary())),
-        "large lists": pa.array([[{"bytes": one}], [{"bytes": two}]], pa.large_list(clip)),
+        "bytes without a path": pa.array([{"bytes": first}, {"bytes": second}], pa.struct({"bytes": pa.binary()})),
+        "bytes only": pa.array([first, second], pa.binary()),
+        "lists of {bytes, path}": pa.array([[{"bytes": first}], [{"bytes": second, "path": "b.flac"}]], pa.list_(clip)),
+        "lists of bytes": pa.array([[first], [second]], pa.list_(pa.binary())),
+        "large lists": pa.array([[{"bytes": first}], [{"bytes": second}]], pa.large_list(clip)),
     }
 
 
-@pytest.mark.parametrize("form", range(5))
-def test_audio_is_found_in_several_kinds_of_columns(tmp_path, form):
-    column = list(audio_columns(tmp_path).values())[form]
-    rows = read(hub(tmp_path, n=2, audio=column), **FORM).rows
+@pytest.mark.parametrize("index", range(5))
+def test_audio_is_read_from_every_supported_column_type(tmp_path, index):
+    column = list(audio_columns(tmp_path).values())[index]
+    rows = read(write_hub_dataset(tmp_path, n=2, audio=column), **FORM).rows
     assert [row.problem for row in rows] == [None, None]
-    assert [len(row.clips[0].path.read()) for row in rows] == [len(sound(0.3, tmp_path)), len(sound(0.4, tmp_path))]
-    assert [len(built(row)) for row in rows] == [3, 3]
+    assert [len(row.clips[0].path.read()) for row in rows] == [
+        len(audio_bytes(0.3, tmp_path)),
+        len(audio_bytes(0.4, tmp_path)),
+    ]
+    assert [len(build_row(row)) for row in rows] == [3, 3]
 
 
 @pytest.mark.parametrize("kind", ["strings", "structs"])
-def test_audio_next_to_the_file_is_found_by_its_path(tmp_path, kind):
+def test_an_audio_path_is_relative_to_the_folder_of_its_file(tmp_path, kind):
     write_wave(tmp_path / "x.wav", 0.5)
     paths = ["x.wav", "gone.wav"]
     structs = pa.array(
         [{"bytes": None, "path": path} for path in paths], pa.struct({"bytes": pa.binary(), "path": pa.string()})
     )
-    rows = read(hub(tmp_path, n=2, audio=paths if kind == "strings" else structs), **FORM).rows
-    assert rows[0].clips[0].path == tmp_path / "x.wav" and len(built(rows[0])) == 3
-    assert "gone.wav: no such file" in built(rows[1])[0]
+    rows = read(write_hub_dataset(tmp_path, n=2, audio=paths if kind == "strings" else structs), **FORM).rows
+    assert rows[0].clips[0].path == tmp_path / "x.wav" and len(build_row(rows[0])) == 3
+    assert "gone.wav: no such file" in build_row(rows[1])[0]
     assert [row.id for row in rows.without_duration()] == ["a.parquet:0", "a.parquet:1"]
 
 
-def test_a_null_is_a_field_that_the_row_does_not_have(tmp_path):
+def test_a_null_cell_is_a_missing_field(tmp_path):
     clip = pa.struct({"bytes": pa.binary(), "path": pa.string()})
     rows = read(
-        hub(
+        write_hub_dataset(
             tmp_path,
             n=3,
-            audio=pa.array([None, {"path": "x"}, {"bytes": sound(0.3, tmp_path)}], clip),
+            audio=pa.array([None, {"path": "x"}, {"bytes": audio_bytes(0.3, tmp_path)}], clip),
             sentence=["a", "b", None],
         ),
         **FORM,
     ).rows
-    assert "needs `audio`" in built(rows[0])[0]
-    assert "no audio is stored there" in built(rows[1])[0]
-    assert "needs the label `text`" in built(rows[2])[0]
+    assert "needs `audio`" in build_row(rows[0])[0]
+    assert "no audio is stored there" in build_row(rows[1])[0]
+    assert "needs the label `text`" in build_row(rows[2])[0]
 
 
-def test_dialogues_name_the_sound_in_their_columns(tmp_path):
-    clip = {"bytes": sound(0.4, tmp_path), "path": "q.flac"}
+def test_a_dialogue_uses_the_audio_of_its_column(tmp_path):
+    clip = {"bytes": audio_bytes(0.4, tmp_path), "path": "q.flac"}
     messages = [[{"role": "user", "content": "<audio>What?"}, {"role": "assistant", "content": "Rain."}]]
     pq.write_table(pa.table({"messages": messages, "audios": [[clip]]}), tmp_path / "chat.parquet")
     (row,) = read(tmp_path / "chat.parquet").rows
-    assert row.problem is None and row.labels["task"] == "chat" and len(built(row)) == 3
+    assert row.problem is None and row.labels["task"] == "chat" and len(build_row(row)) == 3
 
 
-def test_empty_and_missing_files_are_counted_and_named(tmp_path):
-    hub(tmp_path, "a.parquet", 3)
-    hub(tmp_path, "b.parquet", 0, audio=pa.array([], pa.struct({"bytes": pa.binary(), "path": pa.string()})))
+def test_an_empty_or_damaged_file_counts_as_one_unusable_row(tmp_path):
+    write_hub_dataset(tmp_path, "a.parquet", 3)
+    write_hub_dataset(
+        tmp_path, "b.parquet", 0, audio=pa.array([], pa.struct({"bytes": pa.binary(), "path": pa.string()}))
+    )
     (tmp_path / "c.parquet").write_bytes(b"")
     (tmp_path / "d.parquet").write_bytes(b"PAR1 and no more")
     rows = read(tmp_path / "*.parquet", **FORM).rows
@@ -533,24 +542,26 @@ HOSTILE = {
 
 @pytest.mark.parametrize("field", ["sentence", "audio", "id", "duration", "messages"])
 @pytest.mark.parametrize("kind", HOSTILE)
-def test_hostile_types_are_problems_of_their_rows(tmp_path, kind, field):
-    rows = read(hub(tmp_path, n=3, **{field: HOSTILE[kind]}), **FORM).rows
-    found = list(rows)
-    assert [row.id for row in found] == [rows[n].id for n in range(3)]
+def test_a_column_of_a_wrong_type_is_not_an_exception(tmp_path, kind, field):
+    rows = read(write_hub_dataset(tmp_path, n=3, **{field: HOSTILE[kind]}), **FORM).rows
+    row_list = list(rows)
+    assert [row.id for row in row_list] == [rows[n].id for n in range(3)]
     assert len(measure([read(tmp_path / "a.parquet", **FORM)], samples_of(), tmp_path / "cache").tokens) == 3
     if field in ("sentence", "messages"):
-        assert sum(row.problem is not None for row in found) >= (1 if kind == "invalid UTF-8" else 2)
+        assert sum(row.problem is not None for row in row_list) >= (1 if kind == "invalid UTF-8" else 2)
 
 
-def test_hub_data_are_packed_into_shards(tmp_path):
-    hub(tmp_path, n=5)
+def test_a_hub_dataset_can_be_packed_into_shards(tmp_path):
+    write_hub_dataset(tmp_path, n=5)
     entry = {"path": str(tmp_path / "a.parquet"), **FORM}
     pack_shards(entry, tmp_path / "out", rows_per_shard=2, processes=1, console=QUIET)
-    before, after = read(tmp_path / "a.parquet", **FORM).rows, read(tmp_path / "out").rows
-    assert [(row.id, row.labels, built(row)) for row in after] == [(row.id, row.labels, built(row)) for row in before]
+    expected, actual = read(tmp_path / "a.parquet", **FORM).rows, read(tmp_path / "out").rows
+    assert [(row.id, row.labels, build_row(row)) for row in actual] == [
+        (row.id, row.labels, build_row(row)) for row in expected
+    ]
 
 
-def test_a_shard_is_an_ordinary_parquet_file_with_sound_as_a_hub_data_set_has_it(packed, manifest):
+def test_a_shard_is_a_parquet_file_with_audio_as_in_a_hub_dataset(packed, manifest):
     table = pq.read_table(packed / "shard-00000.parquet")
     clip = table.column("audio")[0].as_py()[0]
     assert clip["bytes"] == (manifest.parent / "r0.wav").read_bytes() and clip["path"] == "r0.wav"

@@ -1,4 +1,4 @@
-"""Each published layout comes out as rows that can be trained on, and what is missing from one is named."""
+"""Tests of the layouts of published corpora: the rows of each, the selection of parts, and missing files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from auris import config
 from auris.text import tasks
 from support import layouts
 
-# Of each corpus in miniature: the id of each row and what is told of it.
+# Expected rows of each miniature corpus: id and some of the labels.
 EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
     "librispeech": {
         "librispeech/dev-clean/1272-128104-0000": {
@@ -138,21 +138,22 @@ EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
 
 
 def read(root: Path, corpus: str, *options: str) -> dict[str, dict[str, Any]]:
-    """Rows by id, as the command line would read them."""
+    """Return the rows of a corpus by id, with the config of the command line."""
     run_config = config.resolve(config.compose([f"layout={corpus}", *options], "prepare"))
     rows = list(config.build(run_config["layout"])(root))
     assert len({row["id"] for row in rows}) == len(rows)
     return {row["id"]: row for row in rows}
 
 
-def make(root: Path, corpus: str) -> Path:
+def write_corpus(root: Path, corpus: str) -> Path:
+    """Write the miniature copy of a corpus."""
     getattr(layouts, corpus)(root)
     return root
 
 
 @pytest.mark.parametrize("corpus", EXPECTED)
-def test_a_layout_comes_out_as_rows(tmp_path, corpus):
-    rows = read(make(tmp_path, corpus), corpus)
+def test_every_layout_gives_the_expected_usable_rows(tmp_path, corpus):
+    rows = read(write_corpus(tmp_path, corpus), corpus)
     assert rows.keys() == EXPECTED[corpus].keys()
     for name, row in rows.items():
         assert row.items() >= EXPECTED[corpus][name].items()
@@ -160,8 +161,8 @@ def test_a_layout_comes_out_as_rows(tmp_path, corpus):
         assert tasks.check(row) is None
 
 
-def test_a_data_set_of_the_hub_comes_out_as_rows(tmp_path):
-    """The worked example for Parquet."""
+def test_a_hub_dataset_gives_usable_rows(tmp_path):
+    """It is the example for Parquet in the README."""
     pytest.importorskip("pyarrow")
     layouts.speech_commands(tmp_path)
     rows = read(tmp_path, "speech_commands")
@@ -172,7 +173,7 @@ def test_a_data_set_of_the_hub_comes_out_as_rows(tmp_path):
     assert all(row["audio"].data[:4] == b"RIFF" and tasks.check(row) is None for row in rows.values())
 
 
-# The folder that an archive unpacks to may be given instead of the one around it.
+# Folder inside the archive of each corpus. `root` may be this folder or its parent.
 INNER = {
     "librispeech": "LibriSpeech",
     "aishell1": "data_aishell",
@@ -184,21 +185,21 @@ INNER = {
 
 
 @pytest.mark.parametrize("corpus", INNER)
-def test_the_folder_itself_is_accepted(tmp_path, corpus):
-    make(tmp_path, corpus)
-    known = {name for name in EXPECTED[corpus] if corpus != "aishell2" or "iOS" in name}
+def test_root_may_be_the_folder_inside_the_archive(tmp_path, corpus):
+    write_corpus(tmp_path, corpus)
+    expected = {name for name in EXPECTED[corpus] if corpus != "aishell2" or "iOS" in name}
     if corpus == "common_voice":
         rows = read(tmp_path / INNER[corpus], corpus)
-        assert rows.keys() == known
-        [only] = read(tmp_path / INNER[corpus] / "zh-CN", corpus)
-        assert only == "common_voice/zh-CN/test/common_voice_zh-CN_c3"
+        assert rows.keys() == expected
+        [row_id] = read(tmp_path / INNER[corpus] / "zh-CN", corpus)
+        assert row_id == "common_voice/zh-CN/test/common_voice_zh-CN_c3"
     else:
-        assert read(tmp_path / INNER[corpus], corpus).keys() == known
+        assert read(tmp_path / INNER[corpus], corpus).keys() == expected
 
 
 @pytest.mark.parametrize("corpus", ["clotho", "fleurs", "vocalsound"])
-def test_the_parent_folder_is_accepted(tmp_path, corpus):
-    make(tmp_path / "unpacked", corpus)
+def test_root_may_be_the_parent_folder(tmp_path, corpus):
+    write_corpus(tmp_path / "unpacked", corpus)
     assert read(tmp_path, corpus).keys() == EXPECTED[corpus].keys()
 
 
@@ -215,13 +216,13 @@ def test_the_parent_folder_is_accepted(tmp_path, corpus):
         ("nsynth", "mic", "nsynth/test/guitar_acoustic_014-068-127#mic", {"text": "guitar"}),
     ],
 )
-def test_other_tasks_are_rows_of_their_own(tmp_path, corpus, task, name, expected):
-    row = read(make(tmp_path, corpus), corpus, f"layout.tasks=[{task}]")[name]
+def test_each_additional_task_gives_separate_rows(tmp_path, corpus, task, name, expected):
+    row = read(write_corpus(tmp_path, corpus), corpus, f"layout.tasks=[{task}]")[name]
     assert row.items() >= {"task": task, **expected}.items() and tasks.check(row) is None
 
 
 @pytest.mark.parametrize(
-    ("corpus", "option", "kept"),
+    ("corpus", "option", "expected"),
     [
         ("librispeech", "splits=[train-clean-100]", {"librispeech/train-clean-100/103-1240-0000"}),
         ("aishell1", "splits=[dev]", {"aishell1/dev/BAC009S0724W0121"}),
@@ -237,33 +238,33 @@ def test_other_tasks_are_rows_of_their_own(tmp_path, corpus, task, name, expecte
         ("nsynth", "splits=[test]", {"nsynth/test/guitar_acoustic_014-068-127"}),
     ],
 )
-def test_a_part_can_be_chosen(tmp_path, corpus, option, kept):
-    assert read(make(tmp_path, corpus), corpus, f"layout.{option}").keys() == kept
+def test_splits_and_languages_can_be_selected(tmp_path, corpus, option, expected):
+    assert read(write_corpus(tmp_path, corpus), corpus, f"layout.{option}").keys() == expected
 
 
 @pytest.mark.parametrize("corpus", [name for name in EXPECTED if name not in ("esc50", "fsdd", "ravdess")])
-def test_a_split_that_is_not_there_is_named_with_those_that_are(tmp_path, corpus):
+def test_an_unknown_split_is_an_error_with_its_name(tmp_path, corpus):
     with pytest.raises((ValueError, FileNotFoundError), match="mystery"):
-        read(make(tmp_path, corpus), corpus, "layout.splits=[mystery]")
+        read(write_corpus(tmp_path, corpus), corpus, "layout.splits=[mystery]")
 
 
 @pytest.mark.parametrize("corpus", EXPECTED)
-def test_a_folder_of_another_kind_is_refused_with_the_expected_content(tmp_path, corpus):
+def test_the_error_for_a_wrong_folder_says_which_files_are_expected(tmp_path, corpus):
     layouts.text(tmp_path / "some/notes.txt", "hello")
     with pytest.raises(FileNotFoundError, match="expected|below"):
         read(tmp_path, corpus)
 
 
-def test_a_task_without_labels_is_named(tmp_path):
+def test_a_task_that_the_corpus_has_no_labels_for_is_an_error(tmp_path):
     with pytest.raises(ValueError, match=r"layout.tasks=\[er\]: expected some of asr, sgc for librispeech"):
-        read(make(tmp_path, "librispeech"), "librispeech", "layout.tasks=[er]")
+        read(write_corpus(tmp_path, "librispeech"), "librispeech", "layout.tasks=[er]")
 
 
-# --- what can be wrong with an utterance ---
+# --- faulty corpora ---
 
 
-def test_sound_without_a_transcript_and_a_speaker_without_a_line_are_named(tmp_path):
-    make(tmp_path, "librispeech")
+def test_audio_without_a_transcript_and_speakers_without_a_gender_are_unusable(tmp_path):
+    write_corpus(tmp_path, "librispeech")
     chapter = tmp_path / "LibriSpeech/dev-clean/84/121123"
     layouts.sound(chapter / "84-121123-0002.flac")
     (tmp_path / "LibriSpeech/SPEAKERS.TXT").unlink()
@@ -273,8 +274,8 @@ def test_sound_without_a_transcript_and_a_speaker_without_a_line_are_named(tmp_p
     assert "problem" not in rows["librispeech/dev-clean/84-121123-0000"]
 
 
-def test_aishell_names_what_has_no_counterpart(tmp_path):
-    make(tmp_path, "aishell1")
+def test_aishell_rows_without_audio_or_transcript_are_unusable(tmp_path):
+    write_corpus(tmp_path, "aishell1")
     home = tmp_path / "data_aishell"
     layouts.sound(home / "wav/train/S0002/BAC009S0002W0999.wav")
     (home / "wav/dev/S0724/BAC009S0724W0121.wav").unlink()
@@ -284,71 +285,71 @@ def test_aishell_names_what_has_no_counterpart(tmp_path):
     assert len(read(tmp_path, "aishell1", "layout.splits=[test]")) == 1
 
 
-def test_archives_that_are_still_packed_are_named(tmp_path):
-    make(tmp_path, "aishell1")
+def test_archives_that_are_not_unpacked_are_an_error_with_their_name(tmp_path):
+    write_corpus(tmp_path, "aishell1")
     home = tmp_path / "data_aishell/wav"
     shutil.rmtree(home / "train")
     layouts.text(home / "S0002.tar.gz", "packed")
     with pytest.raises(FileNotFoundError, match=r"unpack .*S0002.tar.gz"):
         read(tmp_path, "aishell1")
-    make(tmp_path / "f", "fleurs")
+    write_corpus(tmp_path / "f", "fleurs")
     shutil.rmtree(tmp_path / "f/en_us/audio/train")
     layouts.text(tmp_path / "f/en_us/audio/train.tar.gz", "packed")
     with pytest.raises(FileNotFoundError, match=r"unpack .*train.tar.gz"):
         read(tmp_path / "f", "fleurs")
 
 
-def test_aishell2_names_a_key_that_one_of_its_lists_lacks(tmp_path):
-    make(tmp_path, "aishell2")
+def test_an_aishell2_row_missing_from_wav_scp_is_unusable(tmp_path):
+    write_corpus(tmp_path, "aishell2")
     layouts.text(tmp_path / "AISHELL-2/iOS/test/trans.txt", "IT0011W0001\t换一首歌", "IT0011W0002\t下一首")
     row = read(tmp_path, "aishell2")["aishell2/test-iOS/IT0011W0002"]
     assert row["problem"] == "wav.scp has no line for it"
 
 
-def test_a_broken_line_of_a_table_is_a_row_with_a_problem(tmp_path):
-    make(tmp_path, "common_voice")
+def test_an_incomplete_line_of_a_table_is_an_unusable_row(tmp_path):
+    write_corpus(tmp_path, "common_voice")
     table = tmp_path / "cv-corpus-15.0-2023-09-08/en/test.tsv"
     table.write_text(table.read_text() + "b3\tclip.mp3\n")
     row = read(tmp_path / "cv-corpus-15.0-2023-09-08", "common_voice")["common_voice/en/test:3"]
     assert row["problem"] == "test.tsv:3 has 2 columns, expected 11"
 
 
-def test_a_table_without_a_column_is_refused(tmp_path):
-    make(tmp_path, "common_voice")
+def test_a_table_without_a_required_column_is_an_error(tmp_path):
+    write_corpus(tmp_path, "common_voice")
     layouts.text(tmp_path / "cv-corpus-15.0-2023-09-08/en/test.tsv", "client_id\tpath\ttext", "a\tb.mp3\thello")
     with pytest.raises(ValueError, match=r"test.tsv, after line 1: it has no column sentence; it has client_id, path"):
         read(tmp_path, "common_voice")
 
 
-def test_a_list_of_nsynth_that_is_no_json_and_a_class_of_vocalsound_without_a_name_are_named(tmp_path):
-    make(tmp_path, "nsynth")
+def test_invalid_json_in_nsynth_is_an_error_and_an_unknown_vocalsound_class_is_unusable(tmp_path):
+    write_corpus(tmp_path, "nsynth")
     layouts.text(tmp_path / "nsynth-test/examples.json", '{"a": ')
     with pytest.raises(ValueError, match="examples.json: Expecting value"):
         read(tmp_path, "nsynth")
-    make(tmp_path / "v", "vocalsound")
+    write_corpus(tmp_path / "v", "vocalsound")
     layouts.text(tmp_path / "v/datafiles/te.json", '{"data": [{"wav": "b.wav", "labels": "/m/x"}]}')
     rows = read(tmp_path / "v", "vocalsound")
     assert rows["vocalsound/test/b"]["problem"] == "the corpus does not state its sound"
 
 
-def test_a_broken_line_in_vocalsounds_table_of_classes_is_an_error_with_its_file_and_line(tmp_path):
-    make(tmp_path, "vocalsound")
+def test_an_incomplete_line_in_the_vocalsound_class_table_is_an_error_with_its_line(tmp_path):
+    write_corpus(tmp_path, "vocalsound")
     table = tmp_path / "class_labels_indices_vs.csv"
     table.write_text(table.read_text() + "4,/m/01hsr_\n")
     with pytest.raises(ValueError, match="class_labels_indices_vs.csv:6 has 2 columns, expected 3"):
         read(tmp_path, "vocalsound")
 
 
-def test_a_translation_of_a_clip_that_was_never_validated_is_named(tmp_path):
-    make(tmp_path, "covost2")
+def test_a_covost2_translation_without_a_validated_clip_is_unusable(tmp_path):
+    write_corpus(tmp_path, "covost2")
     table = tmp_path / "en/covost_v2.en_de.tsv"
     table.write_text(table.read_text() + "common_voice_en_five.mp3\tSatz.\ttest\n")
     row = read(tmp_path, "covost2")["covost2/en_de/test/common_voice_en_five"]
     assert row["problem"] == "validated.tsv has no line for common_voice_en_five.mp3"
 
 
-def test_the_tables_that_covosts_own_script_makes_are_read_as_well(tmp_path):
-    make(tmp_path, "covost2")
+def test_tables_written_by_covost2s_script_are_read_too(tmp_path):
+    write_corpus(tmp_path, "covost2")
     (tmp_path / "en/covost_v2.en_de.tsv").unlink()
     header = "path\tsentence\ttranslation\tclient_id"
     layouts.text(tmp_path / "en/covost_v2.en_de.test.tsv", header, "common_voice_en_four.mp3\tHi.\tHallo.\ts3")
@@ -356,22 +357,22 @@ def test_the_tables_that_covosts_own_script_makes_are_read_as_well(tmp_path):
     assert row.items() >= {"text": "Hallo.", "transcript": "Hi.", "split": "test", "speaker": "s3"}.items()
 
 
-def test_videos_without_extracted_audio_name_the_command_that_extracts_it(tmp_path):
-    make(tmp_path, "meld")
+def test_the_error_for_meld_without_audio_gives_the_ffmpeg_command(tmp_path):
+    write_corpus(tmp_path, "meld")
     for path in (tmp_path / "MELD.Raw").rglob("dia*.wav"):
         path.unlink()
     with pytest.raises(FileNotFoundError, match="has videos but no audio.*ffmpeg"):
         read(tmp_path / "MELD.Raw", "meld")
 
 
-def test_text_of_fleurs_is_a_choice(tmp_path):
-    make(tmp_path, "fleurs")
+def test_fleurs_can_use_the_raw_transcription(tmp_path):
+    write_corpus(tmp_path, "fleurs")
     rows = read(tmp_path, "fleurs", "layout.text=raw_transcription")
     assert rows["fleurs/en_us/train/10004088536354799741"]["text"] == "A tornado is a column."
     with pytest.raises(ValueError, match="layout.text=words: expected transcription or raw_transcription"):
         read(tmp_path, "fleurs", "layout.text=words")
 
 
-def test_transcripts_of_librispeech_can_stay_in_capitals(tmp_path):
-    rows = read(make(tmp_path, "librispeech"), "librispeech", "layout.lower=false")
+def test_librispeech_transcripts_can_be_kept_in_upper_case(tmp_path):
+    rows = read(write_corpus(tmp_path, "librispeech"), "librispeech", "layout.lower=false")
     assert rows["librispeech/dev-clean/84-121123-0000"]["text"] == "GO DO YOU HEAR"

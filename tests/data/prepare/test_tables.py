@@ -1,4 +1,4 @@
-"""A map over any table: each kind of table gives the same rows, and a cell without a place is named."""
+"""Tests of column maps: every table format gives the same rows, and invalid cells make a row unusable."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ LABELS = {"task": "asr", "language": "en"}
 VALUES = {"emotion": {3: "happy", "*": "other"}}
 
 
-def write(folder: Path, kind: str) -> str:
+def write_table(folder: Path, kind: str) -> str:
     lines = [ROWS[0].keys(), *(row.values() for row in ROWS)]
     if kind == "csv":
         quoted = (['"' + str(cell).replace('"', '""') + '"' for cell in line] for line in lines)
         path = layouts.text(folder / "t.csv", *(",".join(line) for line in quoted))
-        path.write_bytes("\ufeff".encode() + path.read_bytes())  # as spreadsheets write it
+        path.write_bytes("\ufeff".encode() + path.read_bytes())  # spreadsheets write a byte order mark
     elif kind == "tsv":
         layouts.text(folder / "t.tsv", *("\t".join(map(str, line)) for line in lines))
     elif kind == "jsonl":
@@ -38,14 +38,14 @@ def write(folder: Path, kind: str) -> str:
     return f"t.{kind}"
 
 
-def read(root: Path, **changed: Any) -> list[dict[str, Any]]:
-    given = {"files": "t.csv", "name": "mine", "columns": COLUMNS, "labels": LABELS, "values": VALUES}
-    return list(table(root, **given | changed))
+def read(root: Path, **settings: Any) -> list[dict[str, Any]]:
+    defaults = {"files": "t.csv", "name": "mine", "columns": COLUMNS, "labels": LABELS, "values": VALUES}
+    return list(table(root, **defaults | settings))
 
 
 @pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl", "parquet"])
-def test_each_kind_of_table_gives_the_same_rows(tmp_path, kind):
-    first, second = read(tmp_path, files=write(tmp_path, kind))
+def test_every_table_format_gives_the_same_rows(tmp_path, kind):
+    first, second = read(tmp_path, files=write_table(tmp_path, kind))
     assert first == {
         "id": "mine/clips/a",
         "audio": tmp_path / "clips/a.wav",
@@ -57,7 +57,7 @@ def test_each_kind_of_table_gives_the_same_rows(tmp_path, kind):
     assert (second["text"], second["emotion"]) == ("a, b; c", "other")
 
 
-def test_a_pattern_takes_several_tables_and_paths_are_relative_to_each(tmp_path):
+def test_a_pattern_reads_several_tables_and_audio_paths_are_relative_to_each(tmp_path):
     for split in ("train", "test"):
         layouts.text(tmp_path / split / "metadata.csv", "file_name,transcription", "a.wav,hello")
     rows = read(tmp_path, files="*/metadata.csv", columns={"audio": "file_name", "text": "transcription"}, values=None)
@@ -77,16 +77,16 @@ def test_a_pattern_takes_several_tables_and_paths_are_relative_to_each(tmp_path)
         ("*/{split}.csv", {"x": "any/x.csv"}),
     ],
 )
-def test_the_split_of_rows_can_come_from_the_name_of_their_table(tmp_path, pattern, paths):
+def test_the_split_can_be_part_of_the_path_of_a_table(tmp_path, pattern, paths):
     for path in paths.values():
         layouts.text(tmp_path / path, "audio,text", "a.wav,hello")
-    given = {"files": pattern, "values": None}
-    rows = read(tmp_path, columns=None, **given)
+    settings = {"files": pattern, "values": None}
+    rows = read(tmp_path, columns=None, **settings)
     assert {row["split"] for row in rows} == set(paths)
-    assert {row["split"] for row in read(tmp_path, columns=None, **given, labels={"split": "own"})} == {"own"}
+    assert {row["split"] for row in read(tmp_path, columns=None, **settings, labels={"split": "own"})} == {"own"}
 
 
-def test_without_a_map_columns_are_labels_already(tmp_path):
+def test_without_a_column_map_columns_become_labels(tmp_path):
     layouts.text(tmp_path / "t.csv", "id,audio,text,offset,duration", "x,a.wav,hello,1.5,2")
     [row] = read(tmp_path, columns=None, values=None)
     assert row == {
@@ -99,7 +99,7 @@ def test_without_a_map_columns_are_labels_already(tmp_path):
     }
 
 
-def test_a_dot_leads_into_a_label_and_json_is_read_where_a_label_is_more_than_text(tmp_path):
+def test_a_dotted_column_is_a_field_of_a_label_and_structured_labels_are_json(tmp_path):
     cells = ["a.wav", "60", "100", "guitar", '["bright"]', '[{"word": "hi", "start": 0, "end": 0.4}]']
     layouts.text(tmp_path / "t.tsv", "audio\tmidi\tvel\tinst\tquality\twords", "\t".join(cells))
     columns = {"notes.pitch": "midi", "notes.velocity": "vel", "notes.instrument": "inst", "notes.sonic": "quality"}
@@ -117,12 +117,12 @@ def test_a_dot_leads_into_a_label_and_json_is_read_where_a_label_is_more_than_te
         (",hello,happy", None),
     ],
 )
-def test_a_fault_in_a_line_is_a_problem_of_its_row(tmp_path, line, message):
+def test_a_faulty_line_is_an_unusable_row(tmp_path, line, message):
     layouts.text(tmp_path / "t.csv", "audio,text,emotion", line, "b.wav,hello,happy")
     columns = {"audio": "audio", "text": "text", "emotion": "emotion"}
     bad, good = read(tmp_path, columns=columns, values={"emotion": {"happy": "joy"}})
     assert bad.get("problem") == message and good["emotion"] == "joy"
-    assert message or "audio" not in bad  # whoever writes the row says that it needs one
+    assert message or "audio" not in bad  # `prepare` reports the missing audio
 
 
 @pytest.mark.parametrize(
@@ -134,14 +134,14 @@ def test_a_fault_in_a_line_is_a_problem_of_its_row(tmp_path, line, message):
         ({"text": "{x}/{y}"}, "a", "there is no column 'y'"),
     ],
 )
-def test_a_cell_that_has_no_place_is_named(tmp_path, columns, cell, message):
+def test_a_cell_that_cannot_be_converted_makes_its_row_unusable(tmp_path, columns, cell, message):
     layouts.text(tmp_path / "t.tsv", "audio\tx", f"a.wav\t{cell}")
     [row] = read(tmp_path, files="t.tsv", columns={"audio": "audio", **columns}, values=None)
     assert message in row["problem"] and row["id"].startswith("mine/")
 
 
 @pytest.mark.parametrize(
-    ("changed", "error", "message"),
+    ("settings", "error", "message"),
     [
         ({"files": "none.csv"}, FileNotFoundError, "layout.files=none.csv matches no file below"),
         ({"files": "t.xlsx"}, ValueError, "expected a table with the suffix .csv, .tsv, .jsonl, .parquet"),
@@ -153,31 +153,31 @@ def test_a_cell_that_has_no_place_is_named(tmp_path, columns, cell, message):
         ),
     ],
 )
-def test_a_map_that_no_row_can_follow_is_refused(tmp_path, changed, error, message):
-    write(tmp_path, "csv")
-    layouts.text(tmp_path / "t.xlsx", "no table")
+def test_an_invalid_column_map_is_an_error(tmp_path, settings, error, message):
+    write_table(tmp_path, "csv")
+    layouts.text(tmp_path / "t.xlsx", "not a table")
     with pytest.raises(error, match=message):
-        read(tmp_path, **changed)
+        read(tmp_path, **settings)
 
 
-def test_a_table_that_is_no_text_is_named(tmp_path):
+def test_a_table_that_is_not_utf8_is_an_error(tmp_path):
     (tmp_path / "t.csv").write_bytes(b"audio,text\na.wav,\xff\xfe\n")
     with pytest.raises(ValueError, match=r"t.csv, after line 0: .*codec can't decode"):
         read(tmp_path)
 
 
-def test_a_line_of_json_that_is_no_object_is_named(tmp_path):
+def test_a_json_line_that_is_not_an_object_is_an_unusable_row(tmp_path):
     layouts.text(tmp_path / "t.jsonl", "[1, 2]", "{oops", "")
     first, second = read(tmp_path, files="t.jsonl")
     assert first["problem"] == "t.jsonl:1: expected a JSON object, got list"
     assert second["problem"].startswith("t.jsonl:2: not JSON")
 
 
-# --- data sets of the hub ---
+# --- hub datasets ---
 
 
-def hub(folder: Path) -> None:
-    """Sound within the table and classes by number, as `datasets` writes them."""
+def write_hub_dataset(folder: Path) -> None:
+    """Write a table as `datasets` does, with embedded audio and classes as numbers."""
     pa = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
     sound = layouts.sound(folder / "a.wav").read_bytes()
@@ -189,36 +189,36 @@ def hub(folder: Path) -> None:
     parquet.write_table(arrow_table, folder / "data/train-00000-of-00001.parquet")
 
 
-def test_a_data_set_of_the_hub_brings_its_sound_and_the_names_of_its_classes(tmp_path):
-    hub(tmp_path)
+def test_a_hub_dataset_gives_embedded_audio_and_class_names(tmp_path):
+    write_hub_dataset(tmp_path)
     columns = {"audio": "audio", "text": "label"}
     first, second = read(tmp_path, files="data/*.parquet", columns=columns, values=None)
     assert isinstance(first["audio"], EmbeddedAudio) and first["audio"].data == (tmp_path / "a.wav").read_bytes()
     assert first["text"] == "no" and first["audio"].suffix == ".wav"
-    assert second["text"] == "-1"  # no class: left as it is, for whoever knows what it means
+    assert second["text"] == "-1"  # -1 is not a class, so it is not converted
     assert first["id"] == "mine/data/train-00000-of-00001:1"
 
 
-def test_files_that_are_not_parquet_are_named(tmp_path):
+def test_a_file_that_is_not_parquet_is_an_error(tmp_path):
     pytest.importorskip("pyarrow")
-    layouts.text(tmp_path / "t.parquet", "no parquet")
+    layouts.text(tmp_path / "t.parquet", "not parquet")
     with pytest.raises(ValueError, match="cannot be read as Parquet"):
         read(tmp_path, files="t.parquet")
 
 
-# --- labels in the names of files ---
+# --- labels in file names ---
 
 
-def test_names_of_files_hold_labels(tmp_path):
+def test_labels_can_be_read_from_file_names(tmp_path):
     for name in ("dog/1.wav", "cat/2.flac", "dog/readme.txt"):
         layouts.text(tmp_path / name, "")
-    given = {"name": "mine", "columns": None, "labels": {"task": "sec"}, "values": None}
-    rows = list(files(tmp_path, pattern=r"(?P<text>[^/]+)/[^/]+\.(wav|flac)", **given))
+    settings = {"name": "mine", "columns": None, "labels": {"task": "sec"}, "values": None}
+    rows = list(files(tmp_path, pattern=r"(?P<text>[^/]+)/[^/]+\.(wav|flac)", **settings))
     assert rows == [
         {"id": "mine/cat/2", "audio": tmp_path / "cat/2.flac", "text": "cat", "task": "sec"},
         {"id": "mine/dog/1", "audio": tmp_path / "dog/1.wav", "text": "dog", "task": "sec"},
     ]
     with pytest.raises(FileNotFoundError, match="matches none of the 3 files below .*, such as cat/2.flac"):
-        list(files(tmp_path, pattern="nothing", **given))
+        list(files(tmp_path, pattern="nothing", **settings))
     with pytest.raises(ValueError, match="layout.pattern="):
-        list(files(tmp_path, pattern="(", **given))
+        list(files(tmp_path, pattern="(", **settings))

@@ -1,4 +1,4 @@
-"""Folders of Lhotse and Kaldi, and manifests of ours, come out as rows; what cannot be heard as it is gets named."""
+"""Tests of reading Lhotse cuts, Kaldi data directories and manifests of auris."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from auris.text import tasks
 from support import layouts
 
 
-def cut(**changed: Any) -> dict[str, Any]:
-    """What `CutSet.to_file` writes of one supervision in the middle of a recording."""
+def cut(**fields: Any) -> dict[str, Any]:
+    """Return what `CutSet.to_file` writes of a cut with one supervision, in the middle of a recording."""
     supervision = {
         "id": "sup-1",
         "recording_id": "rec-1",
@@ -35,17 +35,17 @@ def cut(**changed: Any) -> dict[str, Any]:
         "duration": 10.0,
         "channel_ids": [0],
     }
-    whole = {"id": "rec-1-0", "start": 4.0, "duration": 2.5, "channel": 0, "supervisions": [supervision]}
-    return {**whole, "recording": recording, "type": "MonoCut", **changed}
+    mono_cut = {"id": "rec-1-0", "start": 4.0, "duration": 2.5, "channel": 0, "supervisions": [supervision]}
+    return {**mono_cut, "recording": recording, "type": "MonoCut", **fields}
 
 
-def read_cuts(root: Path, *cuts: dict[str, Any], **changed: Any) -> list[dict[str, Any]]:
+def read_cuts(root: Path, *cuts: dict[str, Any], **settings: Any) -> list[dict[str, Any]]:
     layouts.text(root / "cuts.jsonl", *map(json.dumps, cuts))
-    given = {"files": "*cuts*.jsonl*", "task": "asr", "language": None, "name": "l", "split": None}
-    return list(lhotse(root, **given | changed))
+    defaults = {"files": "*cuts*.jsonl*", "task": "asr", "language": None, "name": "l", "split": None}
+    return list(lhotse(root, **defaults | settings))
 
 
-def test_a_cut_is_a_row_for_each_supervision(tmp_path):
+def test_each_supervision_of_a_cut_is_a_row(tmp_path):
     [row] = read_cuts(tmp_path, cut(), split="train")
     assert row == {
         "id": "l/sup-1",
@@ -61,27 +61,27 @@ def test_a_cut_is_a_row_for_each_supervision(tmp_path):
     assert tasks.check(row) is None
 
 
-def test_times_of_supervisions_and_words_begin_at_the_cut(tmp_path):
-    """A supervision that began before its cut is heard from the cut on."""
-    early = {**cut()["supervisions"][0], "start": -0.5, "duration": 2.0}
-    late = {**early, "id": "sup-2", "start": 1.0, "duration": 9.0}
-    late["alignment"] = {"word": [["now", 1.2, 0.3, None]]}
-    first, second = read_cuts(tmp_path, cut(supervisions=[early, late]), task="srwt")
+def test_times_of_supervisions_and_words_are_relative_to_the_cut(tmp_path):
+    """A supervision that starts before its cut is shortened to the part inside the cut."""
+    starts_early = {**cut()["supervisions"][0], "start": -0.5, "duration": 2.0}
+    ends_late = {**starts_early, "id": "sup-2", "start": 1.0, "duration": 9.0}
+    ends_late["alignment"] = {"word": [["now", 1.2, 0.3, None]]}
+    first, second = read_cuts(tmp_path, cut(supervisions=[starts_early, ends_late]), task="srwt")
     assert (first["offset"], first["duration"]) == (4.0, 1.5)
-    assert (second["offset"], second["duration"]) == (5.0, 1.5)  # to the end of the cut
+    assert (second["offset"], second["duration"]) == (5.0, 1.5)  # shortened at the end of the cut
     assert first["words"][1] == {"word": "there", "start": 0.6, "end": 1.1}
     assert second["words"] == [{"word": "now", "start": 0.2, "end": 0.5}]
     assert tasks.check(first) is None
 
 
-def test_cuts_may_be_compressed(tmp_path):
+def test_cuts_may_be_gzipped(tmp_path):
     (tmp_path / "cuts_train.jsonl.gz").write_bytes(gzip.compress(json.dumps(cut()).encode()))
-    given = {"files": "*cuts*.jsonl*", "task": "asr", "language": None, "name": "l", "split": None}
-    assert [row["id"] for row in lhotse(tmp_path, **given)] == ["l/sup-1"]
+    settings = {"files": "*cuts*.jsonl*", "task": "asr", "language": None, "name": "l", "split": None}
+    assert [row["id"] for row in lhotse(tmp_path, **settings)] == ["l/sup-1"]
 
 
-def changed_recording(**changed: Any) -> dict[str, Any]:
-    return cut(recording={**cut()["recording"], **changed})
+def cut_with_recording(**fields: Any) -> dict[str, Any]:
+    return cut(recording={**cut()["recording"], **fields})
 
 
 @pytest.mark.parametrize(
@@ -89,25 +89,25 @@ def changed_recording(**changed: Any) -> dict[str, Any]:
     [
         (cut(type="MixedCut"), "a MixedCut, expected a MonoCut"),
         (cut(supervisions=[]), "cut rec-1-0 has no supervision"),
-        (changed_recording(transforms=[{"name": "Speed", "kwargs": {"factor": 1.1}}]), "has the transforms Speed"),
-        (changed_recording(sources=[{"type": "command", "channels": [0], "source": "sox"}]), "of type 'command'"),
-        (changed_recording(sources=[{"type": "file", "channels": [0, 1], "source": "a"}]), "several channels"),
+        (cut_with_recording(transforms=[{"name": "Speed", "kwargs": {"factor": 1.1}}]), "has the transforms Speed"),
+        (cut_with_recording(sources=[{"type": "command", "channels": [0], "source": "sox"}]), "of type 'command'"),
+        (cut_with_recording(sources=[{"type": "file", "channels": [0, 1], "source": "a"}]), "several channels"),
         ({"id": "x"}, "no 'recording'"),
         ([], "cuts.jsonl:1"),
     ],
 )
-def test_a_cut_with_an_unsupported_transformation_is_named(tmp_path, bad, message):
+def test_an_unsupported_cut_is_an_unusable_row(tmp_path, bad, message):
     first, second = read_cuts(tmp_path, bad, cut())
     assert message in first["problem"] and "problem" not in second
 
 
-def test_without_alignment_there_are_no_word_times(tmp_path):
+def test_a_row_with_word_times_needs_a_word_alignment(tmp_path):
     bare = {key: value for key, value in cut()["supervisions"][0].items() if key != "alignment"}
     [row] = read_cuts(tmp_path, cut(supervisions=[bare]), task="srwt")
     assert "supervision sup-1 has no word alignment" in row["problem"]
 
 
-def test_lhotse_names_the_files_it_needs(tmp_path):
+def test_an_unsupported_task_and_missing_cuts_are_an_error(tmp_path):
     with pytest.raises(ValueError, match="layout.task=sgc: expected asr or srwt"):
         read_cuts(tmp_path, cut(), task="sgc")
     with pytest.raises(FileNotFoundError, match="layout.files=none matches no file below"):
@@ -128,12 +128,12 @@ def kaldi_folder(root: Path) -> Path:
     return root
 
 
-def read_kaldi(root: Path, **changed: Any) -> dict[str, dict[str, Any]]:
-    given = {"folders": ["data/train"], "language": "en", "name": "k"}
-    return {row["id"]: row for row in kaldi(root, **given | changed)}
+def read_kaldi(root: Path, **settings: Any) -> dict[str, dict[str, Any]]:
+    defaults = {"folders": ["data/train"], "language": "en", "name": "k"}
+    return {row["id"]: row for row in kaldi(root, **defaults | settings)}
 
 
-def test_utterances_are_segments_of_recordings(tmp_path):
+def test_kaldi_utterances_are_segments_of_recordings(tmp_path):
     rows = read_kaldi(kaldi_folder(tmp_path))
     assert rows["k/train/ann-1"] == {
         "id": "k/train/ann-1",
@@ -151,7 +151,7 @@ def test_utterances_are_segments_of_recordings(tmp_path):
     assert to_the_end["audio"] == Path("/abs/rec3.wav") and to_the_end["offset"] == 3 and "duration" not in to_the_end
 
 
-def test_utterances_without_audio_or_text_are_named(tmp_path):
+def test_kaldi_utterances_without_audio_or_text_are_unusable(tmp_path):
     rows = read_kaldi(kaldi_folder(tmp_path))
     assert "wav.scp has a command for rec2, and auris runs none" in rows["k/train/bob-1"]["problem"]
     assert "segments has no line" in rows["k/train/bob-2"]["problem"]
@@ -159,7 +159,7 @@ def test_utterances_without_audio_or_text_are_named(tmp_path):
     assert "text" not in rows["k/train/bob-3"] and "needs the label `text`" in tasks.check(rows["k/train/bob-3"])
 
 
-def test_without_segments_recordings_are_utterances(tmp_path):
+def test_without_a_segments_file_each_recording_is_an_utterance(tmp_path):
     folder = kaldi_folder(tmp_path) / "data/train"
     (folder / "segments").unlink()
     layouts.text(folder / "text", "rec1 hello there", "rec9 gone")
@@ -170,17 +170,17 @@ def test_without_segments_recordings_are_utterances(tmp_path):
     assert rows["k/train/rec9"]["problem"] == "wav.scp has no recording rec9"
 
 
-def test_kaldi_names_the_folders_it_needs(tmp_path):
+def test_missing_kaldi_folders_are_an_error(tmp_path):
     with pytest.raises(ValueError, match=r"layout.folders=\[\]: expected data directories"):
         read_kaldi(tmp_path, folders=[])
     with pytest.raises(FileNotFoundError, match="there is no .*data/train/wav.scp"):
         read_kaldi(tmp_path)
 
 
-# --- our own ---
+# --- manifests of auris ---
 
 
-def test_our_own_manifests_keep_all_fields(tmp_path):
+def test_manifests_of_auris_keep_all_fields(tmp_path):
     row = {"id": "x", "audio": "a.wav", "task": "sec", "text": "rain", "fold": 3}
     pair = {"audio": ["a.wav", "b.wav"], "task": "sec", "text": "rain"}
     layouts.text(tmp_path / "sub/rows.jsonl", json.dumps(row), json.dumps(pair))
@@ -189,10 +189,12 @@ def test_our_own_manifests_keep_all_fields(tmp_path):
     assert second == {**pair, "id": "rows.jsonl:2", "audio": [tmp_path / "sub/a.wav", tmp_path / "sub/b.wav"]}
 
 
-def test_rows_that_are_no_task_rows_are_named(tmp_path):
+def test_rows_that_are_not_task_rows_are_unusable(tmp_path):
     layouts.text(tmp_path / "rows.jsonl", "{oops", "3", json.dumps({"messages": []}))
-    said = ["not JSON", "expected a JSON object, got int", "the row is a dialogue"]
-    assert all(a in row["problem"] for a, row in zip(said, manifest(tmp_path, files="*.jsonl"), strict=True))
+    messages = ["not JSON", "expected a JSON object, got int", "the row is a dialogue"]
+    assert all(
+        message in row["problem"] for message, row in zip(messages, manifest(tmp_path, files="*.jsonl"), strict=True)
+    )
 
 
 def test_the_shared_real_recordings_can_be_read(shared_data):

@@ -1,4 +1,4 @@
-"""AIR-Bench's chat protocol against what the released scripts returned, and its broken replies by hand."""
+"""AIR-Bench's chat protocol equals the released scripts; malformed replies are classified."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def golden(shared_data):
     return read
 
 
-def test_the_message_is_the_script_s_letter_by_letter(golden):
+def test_the_judge_prompt_equals_the_prompt_of_the_script(golden):
     for row in golden("prompt"):
         if row["written"]:
             content = air_bench.build_prompt(row["row"], row["row"]["response"], 0)
@@ -45,37 +45,37 @@ def test_the_message_is_the_script_s_letter_by_letter(golden):
     assert "1s Answer]\na cat\n" in second and "2s Answer]\na dog\n" in second
 
 
-def test_replies_are_read_as_the_script_reads_them(golden):
+def test_replies_are_parsed_like_the_script(golden):
     replies = golden("reply")
     assert len(replies) == 40
     for row in replies:
         for order, name in enumerate(("normal", "swapped")):
-            said = row[name]["parsed"]
-            assert parse(row["reply"]) == (said and tuple(said)), row["reply"]
-            assert points(row["reply"], order) == (said and said[1 - order])
+            expected = row[name]["parsed"]
+            assert parse(row["reply"]) == (expected and tuple(expected)), row["reply"]
+            assert points(row["reply"], order) == (expected and expected[1 - order])
         assert find_failure(row["reply"]) is not None or parse(row["reply"])
 
 
-def test_counts_are_those_that_the_script_prints(golden):
+def test_counts_equal_those_that_the_script_prints(golden):
     for row in golden("cal_score"):
         records = [(record["task_name"], record["reply"]) for record in row["records"]]
         order = ("normal", "swapped").index(row["order"])
         if row["error"]:
-            with pytest.raises(ScriptError) as stopped:
+            with pytest.raises(ScriptError) as caught:
                 air_bench_scripts.verdicts(records, order)
-            assert str(stopped.value).split(":")[0] == row["error"].split(":")[0]
+            assert str(caught.value).split(":")[0] == row["error"].split(":")[0]
             continue
-        found = air_bench_scripts.verdicts(records, order)
-        assert (found.total, found.wins, found.first, found.second) == (
+        verdicts = air_bench_scripts.verdicts(records, order)
+        assert (verdicts.total, verdicts.wins, verdicts.first, verdicts.second) == (
             row["total"],
             row["win"],
             row["first_sum"],
             row["second_sum"],
         )
-        assert (found.failed, found.counted) == (row["fail_num"], row["total_sum"])
+        assert (verdicts.failed, verdicts.counted) == (row["fail_num"], row["total_sum"])
 
 
-def test_points_are_the_mean_of_both_orders_of_the_script_s_report(golden):
+def test_points_are_the_mean_of_the_script_s_points_in_both_orders(golden):
     [row] = [row for row in golden("cal_score") if row["name"] == "full" and row["order"] == "normal"]
     records = [(record["task_name"], record["reply"]) for record in row["records"]]
     rows = [count("judged_official", (reply, reply), task) for task, reply in records]
@@ -85,25 +85,25 @@ def test_points_are_the_mean_of_both_orders_of_the_script_s_report(golden):
         for part in air_bench_scripts.PARTS
     }
     for part in air_bench_scripts.PARTS:
-        of_part = [stats for stats in rows if stats[0].endswith(f"/{part}")]
-        assert score("judged_official", of_part) == pytest.approx(means[part])
+        part_rows = [stats for stats in rows if stats[0].endswith(f"/{part}")]
+        assert score("judged_official", part_rows) == pytest.approx(means[part])
     mixed = (means["speech_and_sound"] + means["speech_and_music"]) / 2
     average = (means["speech"] + means["sound"] + means["music"] + mixed) / 4
     assert score("judged_official", [s for s in rows if s[0].startswith("mixed/")]) == pytest.approx(mixed)
     assert score("judged_official", rows) == pytest.approx(average)
 
 
-def test_official_drops_a_broken_reply_and_strict_counts_nothing_for_it():
+def test_a_malformed_reply_is_dropped_in_official_and_zero_in_strict_points():
     rows = [("6 8", "4 6"), ("sorry", "10 2"), ("5 0", "9  9")]
 
-    def found(metric: str) -> float:
+    def score_of(metric: str) -> float:
         return score(metric, [count(metric, replies, "sound_QA") for replies in rows])
 
-    assert found("judged_official") == ((8 + 0) / 2 + (4 + 10) / 2) / 2
-    assert found("judged_strict") == (8 / 3 + 14 / 3) / 2
-    assert found("judge_failed") == 3 / 6
-    assert found("judge_wins") == 2 / 4  # the first in the first order, the second in the second
-    assert found("judge_flips") == 1 / 1  # 8 against 6, then 4 against 6: only the first row is read in both
+    assert score_of("judged_official") == ((8 + 0) / 2 + (4 + 10) / 2) / 2
+    assert score_of("judged_strict") == (8 / 3 + 14 / 3) / 2
+    assert score_of("judge_failed") == 3 / 6
+    assert score_of("judge_wins") == 2 / 4  # the first row wins in the first order, the second row in the second
+    assert score_of("judge_flips") == 1 / 1  # only the first row is parsed in both orders: 8 to 6, then 4 to 6
     assert np.isnan(score("judged_official", [count("judged_official", ("", "5 5"), "sound_QA")]))
 
 
@@ -133,14 +133,14 @@ def test_official_drops_a_broken_reply_and_strict_counts_nothing_for_it():
         ("8.5 7", "two numbers in another form"),
     ],
 )
-def test_a_broken_reply_is_named(reply: str, kind: str | None):
+def test_malformed_replies_are_classified(reply: str, kind: str | None):
     assert find_failure(reply) == kind
 
 
 def judge_of(path: Path, url: str, **settings) -> AirBenchJudge:
-    given = {"model": "m", "temperature": "published", **settings}
+    arguments = {"model": "m", "temperature": "published", **settings}
     endpoint = Endpoint(url=url, model="m", blank=True, setting="judge")
-    return AirBenchJudge(Record(path, endpoint, setting="judge"), **given)
+    return AirBenchJudge(Record(path, endpoint, setting="judge"), **arguments)
 
 
 def test_both_orders_are_requested_and_replayed(tmp_path: Path):
@@ -154,22 +154,22 @@ def test_both_orders_are_requested_and_replayed(tmp_path: Path):
         assert judge.replies(answers) == [("7 3", "7 3")] * 20
         assert judge_of(path, url).replies(answers) and len(requests) == 40
     assert judge.estimate(answers).requests == 0
-    heats = {call["body"]["temperature"] for call in requests}
-    assert heats == {1.0, 2.0} and requests[0]["body"]["max_tokens"] == 1024
+    temperatures = {call["body"]["temperature"] for call in requests}
+    assert temperatures == {1.0, 2.0} and requests[0]["body"]["max_tokens"] == 1024
     assert [message["role"] for message in requests[0]["body"]["messages"]] == ["user"]
-    again = air_bench.recorded(recording=str(path), model=None, temperature="published", max_tokens=1024, seed=0)
-    assert again.replies(answers) == judge.replies(answers) and again.signature == judge.signature
-    assert again.signatures["judged_official"] == (
+    replayed = air_bench.recorded(recording=str(path), model=None, temperature="published", max_tokens=1024, seed=0)
+    assert replayed.replies(answers) == judge.replies(answers) and replayed.signature == judge.signature
+    assert replayed.signatures["judged_official"] == (
         f"judged_official|1-10|{stand_in.MODEL}|temperature:1 or 2|both orders|failures dropped"
     )
     with pytest.raises(ValueError, match="holds no reply with .*'model': 'm'"):
-        again.replies([(LABELS, "a bird")])
-    cold = air_bench.recorded(recording=str(path), model="m", temperature=0.5, max_tokens=1024, seed=0)
+        replayed.replies([(LABELS, "a bird")])
+    other = air_bench.recorded(recording=str(path), model="m", temperature=0.5, max_tokens=1024, seed=0)
     with pytest.raises(ValueError, match="'temperature': 0.5"):
-        cold.replies(answers)
+        other.replies(answers)
 
 
-def test_checks_that_cost_too_much_are_skipped(tmp_path: Path):
+def test_no_request_is_sent_if_the_estimated_cost_is_above_max_cost(tmp_path: Path):
     with stand_in.serve(lambda messages: "7 3") as (url, requests):
         judge = judge_of(tmp_path / "judge.jsonl", url, price={"input": 10, "output": 30}, max_cost=0.001)
         with pytest.raises(ValueError, match="about 0.00472 USD: more than judge.max_cost=0.001"):
@@ -178,15 +178,15 @@ def test_checks_that_cost_too_much_are_skipped(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("settings", "message"),
     [({"temperature": "hot"}, "judge.temperature=hot"), ({"workers": 0}, "judge.concurrency=0")],
 )
-def test_settings_that_cannot_work_are_named(tmp_path: Path, given: dict, message: str):
+def test_errors_name_the_invalid_setting(tmp_path: Path, settings: dict, message: str):
     with pytest.raises(ValueError, match=message):
-        judge_of(tmp_path / "judge.jsonl", "http://localhost:1/v1", **given)
+        judge_of(tmp_path / "judge.jsonl", "http://localhost:1/v1", **settings)
 
 
-def test_a_stub_is_named_as_such_in_its_recording(tmp_path: Path):
+def test_a_recording_of_the_stub_says_that_it_is_a_stub(tmp_path: Path):
     overrides = [f"judge.recording={tmp_path}/judge.jsonl", "checkpoint=RUN"]
     stub = config.build(config.resolve(config.compose([*overrides, "judge=stub"], "evaluate"))["judge"])
     assert stub.replies([(LABELS, "A dog barks.")]) == [("6 7", "6 5")]
@@ -197,9 +197,11 @@ def test_a_stub_is_named_as_such_in_its_recording(tmp_path: Path):
     assert first["stand-in"] is True and "a script" in first["answered by"]
 
 
-def test_the_published_signature_is_that_of_the_published_judge(tmp_path: Path):
+def test_the_default_judge_has_the_signature_of_the_published_one(tmp_path: Path):
     run_config = config.resolve(config.compose(["checkpoint=RUN", "judge=openai", f"runs_dir={tmp_path}"], "evaluate"))
     judge = config.build(run_config["judge"])
     judge.models = {judge.model}
-    [theirs] = {cell.signature for cell in published_scores() if cell.benchmark == "airbench_chat" and cell.signature}
-    assert judge.signatures["judged_official"] == theirs
+    [published] = {
+        cell.signature for cell in published_scores() if cell.benchmark == "airbench_chat" and cell.signature
+    }
+    assert judge.signatures["judged_official"] == published

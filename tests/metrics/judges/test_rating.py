@@ -1,4 +1,4 @@
-"""Answers get points: by a rule, or from a language model whose replies are kept."""
+"""Judges that rate one answer with points: a rule, and a language model whose replies are recorded."""
 
 from __future__ import annotations
 
@@ -35,31 +35,31 @@ LABELS = {
         ("Sure. It is a hotdog.", 5),
     ],
 )
-def test_the_rule_counts_content_sentence_and_introduction(answer: str, points: float) -> None:
+def test_the_rule_gives_points_for_content_sentence_and_introduction(answer: str, points: float) -> None:
     assert RuleJudge()(LABELS, answer) == points
 
 
-def test_the_judge_is_shown_the_question_and_the_reference() -> None:
-    facts = json.loads(request(LABELS, "a cat")[-1]["content"])
-    assert facts == {
+def test_a_request_contains_the_question_and_the_reference() -> None:
+    content = json.loads(request(LABELS, "a cat")[-1]["content"])
+    assert content == {
         "conversation": [{"role": "user", "text": "[audio] What is it?"}],
         "right answer": "It is a dog.",
         "assistant's answer": "a cat",
     }
 
 
-def test_a_judge_s_points_are_recorded_and_replayed(tmp_path: Path) -> None:
+def test_points_of_a_language_model_are_recorded_and_replayed(tmp_path: Path) -> None:
     path = tmp_path / "judge.jsonl"
     with stand_in.serve(lambda messages: "8" if "a dog" in messages[-1]["content"] else "3.0") as (url, requests):
         judge = LanguageModelJudge(recording=str(path), url=url, model="m")
         assert [judge(LABELS, answer) for answer in ("a dog", "a dog", "It is a dog.")] == [8, 8, 8]
     assert len(requests) == 2 and requests[0]["body"]["temperature"] == 0.0
-    again = LanguageModelJudge(recording=str(path))
-    assert again(LABELS, "a dog") == 8
-    assert again.signature == judge.signature == f"judged|1-10|{stand_in.MODEL}"
+    replayed = LanguageModelJudge(recording=str(path))
+    assert replayed(LABELS, "a dog") == 8
+    assert replayed.signature == judge.signature == f"judged|1-10|{stand_in.MODEL}"
     assert "the judge" in json.loads(path.read_text().splitlines()[0])["recording"]
     with pytest.raises(ValueError, match="holds no reply .*judge.url=.*judge=null"):
-        again(LABELS, "a cat")
+        replayed(LABELS, "a cat")
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_a_judge_s_points_are_recorded_and_replayed(tmp_path: Path) -> None:
         "1e1",
     ],
 )
-def test_a_reply_without_one_number_gives_no_points(tmp_path: Path, reply: str) -> None:
+def test_a_reply_without_a_unique_valid_number_raises_an_error(tmp_path: Path, reply: str) -> None:
     with stand_in.serve(lambda messages: reply) as (url, _):
         judge = LanguageModelJudge(recording=str(tmp_path / "judge.jsonl"), url=url, model="m")
         with pytest.raises(UnratedError, match="is not one number from 1 to 10"):
@@ -94,12 +94,12 @@ def test_a_reply_without_one_number_gives_no_points(tmp_path: Path, reply: str) 
     "reply",
     ["7", " 7\n", "7.0", "Rating: 7.", "7, and again 7", "7/10", "**7 / 10**", "I give it 7 out of 10."],
 )
-def test_a_number_with_words_around_it_is_read(tmp_path: Path, reply: str) -> None:
+def test_a_number_inside_text_is_parsed(tmp_path: Path, reply: str) -> None:
     with stand_in.serve(lambda messages: reply) as (url, _):
         assert LanguageModelJudge(recording=str(tmp_path / "judge.jsonl"), url=url, model="m")(LABELS, "a dog") == 7
 
 
-def test_settings_that_cannot_work_are_named(tmp_path: Path) -> None:
+def test_errors_name_the_invalid_setting(tmp_path: Path) -> None:
     run_config = config.resolve(config.compose(["checkpoint=RUN", "judge=model"], "evaluate"))
     with pytest.raises(ValueError, match="judge.recording=null"):
         config.build(run_config["judge"])
