@@ -1,9 +1,10 @@
 """Audio front end: reading, resampling, windows, log-mel spectrograms and SpecAugment.
 
-Unlike in Whisper, features have the length of their clip. They equal the first frames of the features that Whisper
+Unlike Whisper's, the features are only as long as their clip. They equal the first frames of the features that Whisper
 computes for the clip padded to 30 s.
 
-Shapes: L samples at 16 kHz, N valid mel frames, S = stored(N) frames including the context after the clip.
+Shapes: L samples at 16 kHz, N valid mel frames, S = stored(N) computed frames, which include some silence after the
+clip.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ _REMEDY = "install matching versions: pip install torch==2.11.0 torchaudio==2.11
 
 
 def require_pair(torch_version: str, torchaudio_version: str) -> None:
-    """Raise ImportError unless torch and torchaudio have the same release and build (`2.11.0+cu130`: CUDA 13.0)."""
+    """Raise ImportError unless torch and torchaudio have the same release and build (`+cu130` is a build for CUDA)."""
     if torch_version != torchaudio_version:
         raise ImportError(f"torch {torch_version} and torchaudio {torchaudio_version} do not match; {_REMEDY}")
 
@@ -40,7 +41,7 @@ def require_pair(torch_version: str, torchaudio_version: str) -> None:
 try:
     import torchaudio
     from torchaudio.functional import mask_along_axis
-except (ImportError, OSError, RuntimeError) as error:  # OSError: its libraries need another build of torch
+except (ImportError, OSError, RuntimeError) as error:  # OSError: torchaudio was built for another torch
     raise ImportError(f"torchaudio does not work with torch {torch.__version__} ({error}); {_REMEDY}") from error
 require_pair(torch.__version__, torchaudio.__version__)
 
@@ -51,31 +52,31 @@ HOP = 160  # samples: 10 ms
 MAX_SAMPLES = 480_000  # 30 s, the longest clip that the encoder's position table covers
 MAX_FRAMES = 3_000
 ENCODER_RATE = 50  # encoder frames per second
-_CHUNK = 256  # frames transformed at a time: their samples and spectrum (0.4 MB each) fit into a core's cache
+_CHUNK = 256  # frames per FFT call: their samples and their spectrum (0.4 MB each) fit into the cache of a core
 
-SILENCE = 2**-15  # one step of 16-bit audio: samples that differ by less than this are silence
+SILENCE = 2**-15  # one step of 16-bit audio: a clip whose samples differ by less than this is silent
 
 # A segment in a manifest may end this many seconds after the end of its file, because times are rounded (Kaldi's
-# extract-segments, --max-overshoot=0.5). It is then cut at the end of the file. A larger excess is an error.
+# extract-segments, --max-overshoot=0.5). The segment then stops at the end of the file. A larger excess is an error.
 MAX_OVERSHOOT = 0.5
 
 
 class Sound(Protocol):
-    """A sound file that is not a file of its own in the file system, such as one in a shard.
+    """An audio file that is stored inside another file, such as a shard.
 
-    `str` of it is the name in messages.
+    `str(sound)` is the name that messages show.
     """
 
     @property
     def samples(self) -> int | None:
-        """Number of samples at 16 kHz, if it is known without reading the file."""
+        """Number of samples at 16 kHz; None if it is not known without reading the file."""
         ...
 
     def read(self) -> bytes:
         """Return the content of the file.
 
         Raises:
-            AudioError: It cannot be read.
+            AudioError: The file cannot be read.
         """
         ...
 
@@ -92,10 +93,10 @@ def frames(n_samples: int) -> int:
 
 
 def stored(frames: int) -> int:
-    """Return the number S of frames to compute for a clip with `frames` valid ones: two frames of silence are added.
+    """Return the number S of frames to compute for a clip: its valid frames and two frames of silence.
 
     The encoder's convolutions look past the last valid frame. Without these two frames its outputs would differ from
-    those of the clip padded to 30 s.
+    the outputs for the clip padded to 30 s.
     """
     return min(frames + 2, MAX_FRAMES)
 
@@ -110,15 +111,15 @@ def encoder_frames(frames: _Frames) -> _Frames:
 
 @dataclass(frozen=True)
 class Geometry:
-    """Sizes of a model that the data pipeline needs.
+    """Properties of a model that determine the numbers of audio frames and tokens.
 
     Attributes:
-        n_mels: Mel bins of the encoder.
-        pool: Encoder frames (20 ms) per audio token.
-        clip_end: What follows a clip. "silence" (Whisper, Qwen2-Audio): the number of frames is rounded up and two
-            frames of silence are added. "zero" (Qwen-Audio as released): the number is rounded down, the stored frames
-            are an even number, and the convolutions pad with zeros.
-        boundary: Whether learned vectors replace the embeddings of the tokens around each clip (Qwen-Audio).
+        n_mels: Number of mel bins of the encoder.
+        pool: Number of encoder frames (20 ms each) per audio token.
+        clip_end: Treatment of the end of a clip. "silence" (Whisper, Qwen2-Audio): the number of frames is rounded up
+            and two frames of silence are added. "zero" (Qwen-Audio as released): the number is rounded down, one frame
+            is added if it is odd, and the convolutions pad with zeros.
+        boundary: Whether learned vectors replace the embeddings of the begin and end token of each clip (Qwen-Audio).
     """
 
     n_mels: int
@@ -127,24 +128,25 @@ class Geometry:
     boundary: bool = False
 
     def frames(self, n_samples: int) -> int:
-        """Return the number of valid mel frames of a clip; 0 if it is too short for one."""
+        """Return the number of valid mel frames of a clip; 0 if it is shorter than one frame."""
         return frames(n_samples) if self.clip_end == "silence" else min(n_samples // HOP, MAX_FRAMES)
 
     def stored(self, frames: int) -> int:
-        """Return the number of frames to compute for a clip with `frames` valid ones."""
+        """Return the number of frames to compute for a clip with `frames` valid frames."""
         return stored(frames) if self.clip_end == "silence" else frames + frames % 2
 
     def tokens(self, frames: int) -> int:
-        """Return the number of audio tokens of a clip with `frames` valid mel frames; an incomplete one is dropped."""
+        """Return the number of complete audio tokens of a window with `frames` valid mel frames."""
         return encoder_frames(frames) // self.pool if frames > 0 else 0
 
     def span(self, windows: Sequence[int]) -> int:
-        """Return the number of audio tokens between the marks of a clip.
+        """Return the number of audio tokens between the begin and end token of a clip.
 
-        With learned boundaries every window has its own two; the outermost ones replace the clip's marks.
+        With learned boundaries, each window has a begin and an end vector. The outermost two replace the begin and end
+        token; the vectors between windows count as audio tokens.
 
         Args:
-            windows: Valid frames of each window of the clip.
+            windows: Number of valid frames of each window of the clip.
         """
         inner = 2 * (len(windows) - 1) if self.boundary else 0
         return sum(map(self.tokens, windows)) + inner
@@ -154,7 +156,7 @@ def _open(source: Source) -> soundfile.SoundFile:
     """Open a sound file.
 
     Raises:
-        AudioError: There is no such file, it cannot be decoded, or it holds no samples.
+        AudioError: The file does not exist, cannot be decoded, or holds no samples.
     """
     if isinstance(source, (str, Path)):
         path = str(source)
@@ -166,7 +168,7 @@ def _open(source: Source) -> soundfile.SoundFile:
         content = io.BytesIO(source.read())
     try:
         file = soundfile.SoundFile(content)
-    except (soundfile.SoundFileError, TypeError) as error:  # TypeError: headerless .raw
+    except (soundfile.SoundFileError, TypeError) as error:  # TypeError: a .raw file, which has no header
         raise AudioError(f"{source}: cannot be decoded ({error})") from error
     if file.frames == 0:
         file.close()
@@ -175,28 +177,28 @@ def _open(source: Source) -> soundfile.SoundFile:
 
 
 def _locate(path: Source, file: soundfile.SoundFile, offset: float, duration: float | None) -> tuple[int, int]:
-    """Return the first sample and the number of samples of a segment, at the file's own rate."""
+    """Return the position of the first sample of a segment and its number of samples, at the rate of the file."""
     rate, frames = file.samplerate, file.frames
     end_of_file = frames / rate
     if offset < 0 or (duration is not None and duration <= 0):
         raise AudioError(f"{path}: expected offset >= 0 and duration > 0 seconds, got {offset=} {duration=}")
     start = round(offset * rate)
     if start >= frames:
-        raise AudioError(f"{path}: offset {offset} s is beyond its end at {end_of_file:.3f} s")
+        raise AudioError(f"{path}: offset {offset} s is beyond the end of the file at {end_of_file:.3f} s")
     length = frames - start
     if duration is not None:
         if offset + duration > end_of_file + MAX_OVERSHOOT:
-            raise AudioError(f"{path}: segment {offset} s + {duration} s runs past its end at {end_of_file:.3f} s")
+            raise AudioError(f"{path}: segment {offset} s + {duration} s runs past the end at {end_of_file:.3f} s")
         length = min(length, round(duration * rate))
-    if _resampled(length, rate) == 0:
+    if _resampled_length(length, rate) == 0:
         raise AudioError(f"{path}: {length} samples at {rate} Hz are less than one sample at 16 kHz")
     return start, length
 
 
-def _resampled(length: int, rate: int) -> int:
-    """Return the number of samples that soxr makes of `length` samples: exact ratio, halves rounded up.
+def _resampled_length(length: int, rate: int) -> int:
+    """Return the number of samples after resampling `length` samples to 16 kHz.
 
-    Checked at 14 sampling rates.
+    Like soxr, it uses the exact ratio of the rates and rounds halves up (checked at 14 sampling rates).
     """
     return (2 * length * SAMPLE_RATE + rate) // (2 * rate)
 
@@ -204,18 +206,18 @@ def _resampled(length: int, rate: int) -> int:
 def n_samples(path: Source, offset: float = 0.0, duration: float | None = None) -> int:
     """Return the number of samples at 16 kHz that `read` returns for the same arguments, from the file's header alone.
 
-    The number is exact except for an mp3 that was cut off or has no Xing or Info frame. For these it is an upper bound:
-    libsndfile estimates the length from the file's size and first bit rate, and decodes no further.
+    The number is exact except for an mp3 that is truncated or has no Xing or Info frame. For such files it is an upper
+    bound: libsndfile estimates the length from the file's size and first bit rate, and does not decode beyond it.
 
     Raises:
-        AudioError: As in `read`, as far as the header shows it.
+        AudioError: `read` would raise this error too, and the header already shows it.
     """
     length_in_header = None if isinstance(path, (str, Path)) else path.samples
     if length_in_header is not None and offset == 0.0 and duration is None:
         return length_in_header
     with _open(path) as file:
         _, length = _locate(path, file, offset, duration)
-        return _resampled(length, file.samplerate)
+        return _resampled_length(length, file.samplerate)
 
 
 def read(path: Source, offset: float = 0.0, duration: float | None = None) -> np.ndarray:
@@ -232,23 +234,23 @@ def read(path: Source, offset: float = 0.0, duration: float | None = None) -> np
 
     Raises:
         AudioError: The file does not exist, cannot be decoded, holds no samples or samples that are not finite, ends
-            earlier than its header says (detected for flac only; to libsndfile, other files that were cut off are
-            shorter files), or does not contain the segment.
+            earlier than its header says (detected for flac only: libsndfile reports no error for other truncated
+            files), or does not contain the segment.
     """
     return resample(*decode(path, offset, duration))
 
 
 def decode(path: Source, offset: float = 0.0, duration: float | None = None) -> tuple[np.ndarray, int]:
-    """Decode a file, or a segment of it, as it was recorded: return (L, channels) float32 and its rate in Hz.
+    """Decode a file, or a segment of it, without resampling: return (L, channels) float32 and the rate in Hz.
 
     Raises:
-        AudioError: As in `read`.
+        AudioError: An error that `read` lists.
     """
     with _open(path) as file:
         rate = file.samplerate
         wave = _decode(path, file, *_locate(path, file, offset, duration), "float32")
-    if _resampled(len(wave), rate) == 0:
-        raise AudioError(f"{path}: no samples after {offset} s")
+    if _resampled_length(len(wave), rate) == 0:
+        raise AudioError(f"{path}: there are no samples after {offset} s")
     if not np.isfinite(wave).all():
         raise AudioError(f"{path}: has samples that are not finite numbers")
     return wave, rate
@@ -256,7 +258,7 @@ def decode(path: Source, offset: float = 0.0, duration: float | None = None) -> 
 
 def resample(wave: np.ndarray, rate: int) -> np.ndarray:
     """Convert (L, channels) at `rate` Hz to 16 kHz mono (L,)."""
-    length = _resampled(len(wave), rate)
+    length = _resampled_length(len(wave), rate)
     wave = wave.mean(axis=1) if wave.shape[1] > 1 else wave[:, 0]
     if rate != SAMPLE_RATE:
         wave = soxr.resample(wave, rate, SAMPLE_RATE, quality="HQ")
@@ -265,7 +267,7 @@ def resample(wave: np.ndarray, rate: int) -> np.ndarray:
 
 
 def _decode(path: Source, file: soundfile.SoundFile, start: int, length: int, dtype: _SampleType) -> np.ndarray:
-    """Return `length` samples after `start`, (L, channels) at the file's own rate."""
+    """Return `length` samples from `start` on, (L, channels) at the rate of the file."""
     # An mp3 is decoded from its beginning, because its frames depend on earlier ones: up to 0.3 s after a seek would be
     # wrong. Its length in the header may be an estimate.
     is_mp3 = file.format == "MP3"
@@ -277,12 +279,12 @@ def _decode(path: Source, file: soundfile.SoundFile, start: int, length: int, dt
     except soundfile.SoundFileError as error:
         raise AudioError(f"{path}: cannot be decoded ({error})") from error
     if len(wave) < length and not is_mp3:
-        raise AudioError(f"{path}: ends after {len(wave)} of {length} samples, the file is cut off")
+        raise AudioError(f"{path}: is truncated, it ends after {len(wave)} of {length} samples")
     return wave
 
 
-# Lossless encodings of a segment, by the subtype of its file: (numpy type, format, subtype). FLAC stores integers of up
-# to 24 bits. Every other subtype is stored as the floating-point samples that `read` returns.
+# Lossless encodings of a segment, by the subtype of the original file: (numpy type, format, subtype). FLAC stores
+# integers of up to 24 bits. Every other subtype is stored as the floating-point samples that `read` returns.
 _ENCODINGS: dict[str, tuple[_SampleType, str, str]] = {
     "PCM_U8": ("int16", "FLAC", "PCM_16"),
     "PCM_S8": ("int16", "FLAC", "PCM_16"),
@@ -294,10 +296,10 @@ _MAX_FLAC_CHANNELS = 8
 
 
 def cut(path: Source, offset: float, duration: float | None = None) -> bytes:
-    """Return a segment of a file as a file of its own, from which `read` returns the same samples.
+    """Return a segment of a file as the bytes of a new audio file, from which `read` returns the same samples.
 
     Raises:
-        AudioError: As in `read`.
+        AudioError: An error that `read` lists.
     """
     with _open(path) as file:
         encoding = _ENCODINGS.get(file.subtype, _FLOAT_ENCODING)
@@ -314,7 +316,7 @@ def is_silent(wave: np.ndarray) -> bool:
 
 
 def window_lengths(n_samples: int) -> list[int]:
-    """Return the number of samples in each window that `windows` makes of a clip with `n_samples`."""
+    """Return the number of samples in each window into which `windows` splits a clip."""
     n_windows = math.ceil(n_samples / MAX_SAMPLES)
     return [(n_samples + i) // n_windows for i in range(n_windows)]
 
@@ -335,9 +337,10 @@ def _window() -> Tensor:
 
 @cache
 def _mel_filters(n_mels: int) -> Tensor:
-    """Return Whisper's mel filters, a sparse (n_mels, N_FFT // 2 + 1); torchaudio's differ by 1e-4 in the features.
+    """Return Whisper's mel filters as a sparse matrix (n_mels, N_FFT // 2 + 1).
 
-    Each filter covers few frequencies; a dense product took half of the total time.
+    With torchaudio's filters the features would differ by 1e-4. The matrix is sparse because each filter covers few
+    frequencies; a dense product took half of the total time.
     """
     filters = WhisperFeatureExtractor(feature_size=n_mels).mel_filters
     with warnings.catch_warnings():
@@ -346,10 +349,10 @@ def _mel_filters(n_mels: int) -> Tensor:
 
 
 def log_mel(wave: np.ndarray | Tensor, n_mels: int, n_stored: int | None = None) -> Tensor:
-    """Compute Whisper's log-mel spectrogram at the clip's own length: (L,) at 16 kHz to (n_mels, S) float32.
+    """Compute Whisper's log-mel spectrogram (n_mels, S) float32 of a clip (L,) at 16 kHz, without padding it to 30 s.
 
     It equals the first S frames of transformers' WhisperFeatureExtractor(feature_size=n_mels), which pads the clip with
-    silence to 30 s. Later frames contain only silence, so they never have the maximum that scales the spectrogram.
+    silence to 30 s. Later frames contain only silence, so they never contain the maximum that scales the spectrogram.
 
     Args:
         wave: Samples.
@@ -363,10 +366,11 @@ def log_mel(wave: np.ndarray | Tensor, n_mels: int, n_stored: int | None = None)
     assert wave.ndim == 1, wave.shape
     if not 0 < len(wave) <= MAX_SAMPLES:
         raise UserError(
-            f"a clip has {len(wave) / SAMPLE_RATE:.2f} s, expected more than 0 s and at most 30 s. For longer clips "
-            "set data.long_audio=window (split them), skip (omit them) or error (stop before training)"
+            f"a clip is {len(wave) / SAMPLE_RATE:.2f} s long, expected more than 0 s and at most 30 s. For longer "
+            "clips set data.long_audio=window (split them), first (keep the first 30 s), skip (leave out their rows) "
+            "or error (stop before training)"
         )
-    n_frames = stored(frames(len(wave)))  # the maximum is taken over all of them, even if fewer are returned
+    n_frames = stored(frames(len(wave)))  # the maximum is taken over all these frames, even if fewer are returned
     half = N_FFT // 2
     end = (n_frames - 1) * HOP + half  # end of the last frame
     padded = wave.new_zeros(half + end)
@@ -374,8 +378,8 @@ def log_mel(wave: np.ndarray | Tensor, n_mels: int, n_stored: int | None = None)
     # Whisper mirrors the 30 s signal at both ends. On the right only the last of the 3000 frames extends beyond the
     # end; a shorter clip is followed by silence, not by its mirror image.
     padded[:half] = padded[half + 1 : 2 * half + 1].flip(0)
-    if (over := end - MAX_SAMPLES) > 0:
-        padded[-over:] = padded[-2 * over - 1 : -over - 1].flip(0)
+    if (excess := end - MAX_SAMPLES) > 0:
+        padded[-excess:] = padded[-2 * excess - 1 : -excess - 1].flip(0)
     window, filters = _window().to(wave.device), _mel_filters(n_mels).to(wave.device)
     parts = []
     for part in padded.unfold(0, N_FFT, HOP).split(_CHUNK):
@@ -392,9 +396,9 @@ def log_mel(wave: np.ndarray | Tensor, n_mels: int, n_stored: int | None = None)
 class SpecAugment:
     """Time warp, frequency masks and time masks on a log-mel spectrogram (Park et al. 2019, arXiv 1904.08779).
 
-    Masks are torchaudio's, filled with the clip's mean. torchaudio has no time warp, so the published one is
-    implemented here: linear interpolation between the ends of the clip and one shifted anchor. LibriSpeech Basic is
-    n_freq_masks=1, freq_mask_param=27, n_time_masks=1, time_mask_param=100, p=1.0, time_warp=80.
+    Masks are torchaudio's, filled with the clip's mean. torchaudio has no time warp, so the time warp of the paper is
+    implemented here: linear interpolation between the ends of the clip and one shifted anchor. The paper's policy
+    LibriSpeech Basic is n_freq_masks=1, freq_mask_param=27, n_time_masks=1, time_mask_param=100, p=1.0, time_warp=80.
 
     Attributes:
         n_freq_masks: Number of frequency masks.
@@ -433,7 +437,7 @@ class SpecAugment:
                 f"freq_mask_param={self.freq_mask_param}: expected at most {n_mels}, the number of mel bins"
             )
         clip, mean = mel[:, :frames], mel[:, :frames].mean().item()
-        # torchaudio draws from the global generator. torch.manual_seed would reseed those of accelerators too.
+        # torchaudio draws from the global generator. torch.manual_seed would reseed generators of accelerators too.
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             if 0 < 2 * self.time_warp < frames:
@@ -441,9 +445,9 @@ class SpecAugment:
             for _ in range(self.n_freq_masks):
                 clip = mask_along_axis(clip, self.freq_mask_param, mean, axis=0)
             # With p = 1 torchaudio does not limit a mask to the clip's length, and would start it before the clip.
-            longest = min(self.time_mask_param, math.floor(self.p * frames))
+            max_width = min(self.time_mask_param, math.floor(self.p * frames))
             for _ in range(self.n_time_masks):
-                clip = mask_along_axis(clip, longest, mean, axis=1)
+                clip = mask_along_axis(clip, max_width, mean, axis=1)
         return torch.cat([clip, mel[:, frames:]], dim=1)
 
     def _warp(self, clip: Tensor) -> Tensor:

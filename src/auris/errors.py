@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 
-# Errors of writing that a user can fix: a full disk, no permission, a wrong path.
-_FIXABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
-_FIXABLE |= {errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG}
+# Error numbers of failed writes that a user can fix: a full disk, no permission, a wrong path.
+_FIXABLE_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+_FIXABLE_ERRNOS |= {errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG}
 
 
 class UserError(ValueError):
@@ -32,7 +32,7 @@ class AudioError(UserError):
     """Audio cannot be used: it cannot be decoded, is empty, or is too long for the encoder."""
 
 
-class RunStopped(UserError, RuntimeError):  # noqa: N818  # a run may also stop for a reason that is no error
+class RunStopped(UserError, RuntimeError):  # noqa: N818  # a run may also stop for a reason that is not an error
     """A run cannot continue although its config is valid. The message gives the reason and the remedy."""
 
 
@@ -41,7 +41,7 @@ class UsageError(UserError):
 
 
 def did_you_mean(name: str, valid: Iterable[str]) -> str:
-    """Return the part of a message that suggests the valid name closest to a misspelt one; empty if none is close."""
+    """Return a phrase for a message that suggests the valid name closest to `name`; empty if none is close."""
     matches = get_close_matches(name, valid, n=1, cutoff=0.7)
     return f"did you mean {matches[0]}? " if matches else ""
 
@@ -50,12 +50,12 @@ def did_you_mean(name: str, valid: Iterable[str]) -> str:
 def user_output(key: str, path: str | None) -> Generator[None]:
     """Turn an OSError that the user can fix (a full disk, no permission) into a UserError that names `key=path`.
 
-    Errors without a path, and errors about files outside the directory of `path`, are raised unchanged.
+    The error is raised unchanged if `path` is None or if it concerns a file outside the parent directory of `path`.
     """
     try:
         yield
     except OSError as error:
-        if path is None or isinstance(error, UserError) or error.errno not in _FIXABLE:
+        if path is None or isinstance(error, UserError) or error.errno not in _FIXABLE_ERRNOS:
             raise
         if error.filename is not None and not Path(error.filename).resolve().is_relative_to(
             Path(path).resolve().parent

@@ -1,4 +1,4 @@
-"""Reading and writing of files that survive interruptions: atomic replacement, JSON Lines, locks and digests."""
+"""File helpers: atomic replacement, JSON Lines, locks and digests. An interrupted write leaves no damaged file."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ def open_atomic(path: Path, mode: str = "w", *, sync: bool = False) -> Generator
     Args:
         path: The final name. Its directory is created.
         mode: `w` (UTF-8 text) or `wb`.
-        sync: Wait until the content, and then the name, is on the disk.
+        sync: Wait until the content and then the directory entry are on the disk.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with draft.open(mode, encoding=None if "b" in mode else "utf-8") as file:
+        with temporary.open(mode, encoding=None if "b" in mode else "utf-8") as file:
             yield file
             if sync:
                 file.flush()
                 os.fsync(file.fileno())
-        draft.replace(path)
+        temporary.replace(path)
         if sync:
             sync_directory(path.parent)
     finally:
-        draft.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str, *, sync: bool = False) -> None:
@@ -55,16 +55,16 @@ def write_text(path: Path, text: str, *, sync: bool = False) -> None:
 def new_directory(path: Path) -> Generator[Path]:
     """Create a temporary directory that is renamed to `path` when the block ends without an exception.
 
-    Its name is `path` + `.partial`; one that an interrupted run has left is removed first. `path` must be empty or not
-    exist.
+    The temporary directory is called `path` + `.partial`. If an interrupted run has left one, it is removed first.
+    `path` itself must be empty or not exist.
     """
-    draft = path.with_name(path.name + ".partial")
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
-    yield draft
+    temporary = path.with_name(path.name + ".partial")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    yield temporary
     if path.exists():
         path.rmdir()
-    draft.rename(path)
+    temporary.rename(path)
 
 
 def sync_directory(path: Path) -> None:
@@ -105,12 +105,12 @@ def read_yaml(path: Path) -> Any:
 
 
 def write_yaml(path: Path, content: Mapping[str, Any]) -> None:
-    """Replace a YAML file atomically; the order of keys is kept."""
+    """Replace a YAML file atomically, with the keys in the order of `content`."""
     write_text(path, yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True))
 
 
 def read_facts(path: Path) -> Any:
-    """Read a JSON or YAML file of a run; return an empty dict if it is missing or incomplete."""
+    """Read a JSON or YAML file of a run; return an empty dict if the file is missing, empty or not valid JSON."""
     try:
         return (read_json(path) if path.suffix == ".json" else read_yaml(path)) or {}
     except (FileNotFoundError, json.JSONDecodeError):
@@ -125,7 +125,7 @@ def read_jsonl(path: Path) -> list[Any]:
 
 def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
     """Replace a JSON Lines file atomically."""
-    write_text(path, "".join(map(_line, rows)))
+    write_text(path, "".join(map(_format_line, rows)))
 
 
 def append_jsonl(path: Path, rows: Iterable[Any]) -> None:
@@ -133,10 +133,10 @@ def append_jsonl(path: Path, rows: Iterable[Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab+") as file:
         _drop_unfinished_line(file)
-        file.write("".join(map(_line, rows)).encode())
+        file.write("".join(map(_format_line, rows)).encode())
 
 
-def _line(row: Any) -> str:
+def _format_line(row: Any) -> str:
     return json.dumps(row, ensure_ascii=False, default=str) + "\n"
 
 
@@ -164,7 +164,7 @@ def file_lock(path: Path, *, timeout: float | None = None, owner: str = "") -> G
         owner: Text to write into the file, which identifies the holder to other processes.
 
     Raises:
-        TimeoutError: Another process still holds the lock. The message is its `owner`.
+        TimeoutError: Another process still holds the lock. The message is the `owner` text of that process.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+", encoding="utf-8") as file:
@@ -195,7 +195,7 @@ def _try_lock(file: IO[str]) -> bool:
 
 
 def digest(value: Any, length: int = 24) -> str:
-    """Return a hexadecimal SHA-256 digest of a JSON-like value; keys are sorted, other objects are hashed as `str`."""
+    """Return a hexadecimal SHA-256 digest of a JSON value with sorted keys; other objects are converted to `str`."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:length]
 
 

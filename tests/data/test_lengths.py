@@ -214,7 +214,7 @@ def test_an_invalid_label_that_the_task_does_not_use_is_not_an_error(folder, cac
 
 def test_a_long_clip_under_the_error_policy_is_an_error_with_the_row_id_and_leaves_no_cache(folder, cache):
     long = {"id": "sermon", "audio": "r0.wav", "duration": 40, "task": "asr", "language": "en", "text": "x"}
-    with pytest.raises(ValueError, match="row sermon: the clip has 40.0 s, .* set long_audio=window"):
+    with pytest.raises(ValueError, match="row sermon: the clip is 40.0 s long, .* set long_audio=window"):
         measure(manifests(folder, extra=[long]), samples_of(long_audio="error"), cache)
     assert cache_files(cache) == set()
 
@@ -237,7 +237,7 @@ def test_measuring_in_parallel_gives_the_same_lengths_as_in_one_process(folder, 
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0})
     assert equal(lengths._measure(rows, samples), expected)
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
-    with pytest.raises(ValueError, match="row long: the clip has 31.0 s"):
+    with pytest.raises(ValueError, match="row long: the clip is 31.0 s long"):
         lengths._measure(rows, samples_of(long_audio="error"))
 
 

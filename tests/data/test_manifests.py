@@ -208,7 +208,7 @@ def test_an_index_built_in_parallel_equals_one_built_in_one_process(tmp_path, mo
     expected = read(path)
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
     for size in (1, 100, 1000):
-        monkeypatch.setattr(row_index, "_PIECE", size)
+        monkeypatch.setattr(row_index, "_PIECE_BYTES", size)
         actual = read(path)
         for name, column in vars(expected.row_index.columns).items():
             assert np.array_equal(column, vars(actual.row_index.columns)[name]), name

@@ -212,7 +212,7 @@ def test_an_unknown_policy_is_an_error():
 @pytest.mark.parametrize(("seconds", "stated"), [(1.0, 3.0), (3.0, 1.0)])
 def test_a_wrong_stated_duration_is_an_error(tmp_path, seconds, stated):
     row = row_of(tmp_path, seconds, duration=stated)
-    with pytest.raises(RowError, match=f"clip.wav has {seconds:.2f} s, but the manifest states {stated:.2f} s"):
+    with pytest.raises(RowError, match=f"clip.wav is {seconds:.2f} s long, but the manifest states {stated:.2f} s"):
         samples_of().build(row, 0, 0)
 
 

@@ -1,6 +1,6 @@
 """Augmentation of training clips with noise and reverberation.
 
-A clip keeps its length and the times of its sounds, so time labels and planned lengths stay valid.
+The length of a clip and the times of its sounds do not change, so time labels and planned lengths stay valid.
 
 Shapes: L samples of a clip at 16 kHz.
 """
@@ -22,13 +22,13 @@ from auris.errors import AudioError, UserError
 
 
 class Distortion(ABC):
-    """Base of the augmentations, which are applied to a clip with probability `p`.
+    """Base class of the augmentations, which are applied to a clip with probability `p`.
 
     Raises:
         UserError: `p` is not in (0, 1].
     """
 
-    key: str  # config key, for messages
+    key: str  # config key of the augmentation, for messages
 
     def __init__(self, p: float):
         if not 0 < p <= 1:
@@ -39,19 +39,19 @@ class Distortion(ABC):
         """Return the clip (L,) float32, distorted with probability `p`.
 
         Raises:
-            AudioError: A recording cannot be read.
+            AudioError: A recording of noise or of a room cannot be read.
         """
         return self.apply(wave, rng) if rng.random() < self.p else wave
 
     @abstractmethod
     def apply(self, wave: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Distort a clip (L,); all randomness comes from `rng`."""
+        """Distort a clip (L,) in a random way; all random numbers are drawn from `rng`."""
 
 
 class Noise(Distortion):
     """Additive noise: a random segment of a recording, repeated if it is shorter than the clip.
 
-    If the segment or the clip is silent, nothing is added, because no signal-to-noise ratio is defined.
+    If the segment or the clip is silent, nothing is added, because the signal-to-noise ratio would be undefined.
 
     Args:
         manifest: Manifest of the recordings.
@@ -77,20 +77,20 @@ class Noise(Distortion):
     def _draw_segment(self, length: int, rng: np.random.Generator) -> np.ndarray:
         """Return `length` samples from a random position of a random recording."""
         clip = self.clips[rng.integers(len(self.clips))]
-        total = clip.n_samples()
-        first = int(rng.integers(total - length + 1 if total > length else total))
-        if total <= length:
+        n_samples = clip.n_samples()
+        start = int(rng.integers(n_samples - length + 1 if n_samples > length else n_samples))
+        if n_samples <= length:
             noise = clip.read()
-            return noise[(first + np.arange(length)) % len(noise)]
-        offset = (clip.offset or 0.0) + first / audio.SAMPLE_RATE
+            return noise[(start + np.arange(length)) % len(noise)]
+        offset = (clip.offset or 0.0) + start / audio.SAMPLE_RATE
         noise = audio.read(clip.path, offset, length / audio.SAMPLE_RATE)
-        return noise[np.arange(length) % len(noise)]  # resampling may return one sample less than asked for
+        return noise[np.arange(length) % len(noise)]  # resampling may give one sample too few
 
 
 class RecordedRooms(Distortion):
     """Reverberation of a recorded room: convolution with an impulse response.
 
-    The response is cut to start at its largest peak, the direct sound.
+    Everything before the largest peak of the response, which is the direct sound, is cut off.
 
     Args:
         manifest: Manifest of the impulse responses.
@@ -139,7 +139,7 @@ class SyntheticRooms(Distortion):
 
 
 def reverberate(wave: np.ndarray, response: np.ndarray) -> np.ndarray:
-    """Convolve a clip (L,) with an impulse response that starts with the direct sound; length and energy are kept."""
+    """Convolve a clip (L,) with an impulse response that starts with the direct sound; keep its length and energy."""
     reverberated = fftconvolve(torch.from_numpy(wave), torch.from_numpy(response))[: len(wave)].numpy()
     norm = np.linalg.norm(reverberated)
     return reverberated * (np.linalg.norm(wave) / norm) if norm > 0 else wave

@@ -1,4 +1,4 @@
-"""Map-style torch datasets of packs. An item depends only on its number."""
+"""Map-style torch datasets, whose items are packs. An item depends only on its number."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from auris.model.pack import Pack
 
 
 class StepDataset(Dataset):
-    """Dataset of the packs of one rank, by step number."""
+    """Dataset whose item k is the list of the packs of one rank in step k."""
 
     def __init__(self, rows: Sequence[Row], plan: Plan, samples: Samples, world: int, rank: int):
         self.rows, self.plan, self.samples = rows, plan, samples
@@ -31,7 +31,7 @@ class StepDataset(Dataset):
 
 
 class RowDataset(Dataset):
-    """Dataset of training rows, one per pack, with the random choices of the epoch in their entry."""
+    """Dataset of training rows, one per pack. The epoch of an entry determines the random choices about its row."""
 
     def __init__(self, rows: Sequence[Row], entries: Sequence[Entry], samples: Samples):
         self.rows, self.entries, self.samples = rows, entries, samples
@@ -41,24 +41,24 @@ class RowDataset(Dataset):
 
 
 class EvaluationBatch(TypedDict):
-    """Evaluation rows with their answers, for the loss, and prompts of the scored ones, for generation."""
+    """Evaluation rows with their answers, to compute the loss, and prompts of the scored rows, to generate answers."""
 
     answered: Pack
     prompts: Pack
 
 
 class EvaluationDataset(Dataset):
-    """Dataset of evaluation packs."""
+    """Dataset whose item k holds the rows of the k-th evaluation pack, given as row numbers."""
 
     def __init__(self, rows: Sequence[Row], packs: Sequence[Sequence[int]], samples: Samples):
         self.rows, self.packs, self.samples = rows, packs, samples
 
     def __getitem__(self, index: int) -> EvaluationBatch:
-        entries = [(row, None) for row in self.packs[index]]
-        scored = [(row, None) for row in self.packs[index] if is_scored(self.rows[row])]
+        entries = [(number, None) for number in self.packs[index]]
+        scored_entries = [(number, None) for number in self.packs[index] if is_scored(self.rows[number])]
         return {
             "answered": pack(self.rows, entries, self.samples),
-            "prompts": pack(self.rows, scored, self.samples, prompt_only=True),
+            "prompts": pack(self.rows, scored_entries, self.samples, prompt_only=True),
         }
 
 
@@ -69,10 +69,10 @@ def pack(
     *,
     prompt_only: bool = False,
 ) -> Pack:
-    """Build the pack of some rows. A row that cannot be read is left out and listed in `skipped` with the reason.
+    """Build a pack of the given rows. A row that cannot be used is left out and listed in `skipped` with the reason.
 
     Args:
-        rows: All rows.
+        rows: All rows, of which `entries` selects some.
         entries: (row number, data epoch). The epoch is None for evaluation: canonical wording, no augmentation.
         samples: Builds the samples of the rows.
         prompt_only: Leave out the answers, for generation.
@@ -90,10 +90,10 @@ def pack(
 
 def drop_over_budget(lengths: Lengths, token_budget: int) -> Lengths:
     """Mark rows that are longer than the budget as unusable."""
-    over = np.flatnonzero(lengths.tokens > token_budget)
+    too_long = np.flatnonzero(lengths.tokens > token_budget)
     problems = {
-        int(row): f"the row has {lengths.tokens[row]} tokens, more than data.token_budget={token_budget}"
-        for row in over
+        int(number): f"the row has {lengths.tokens[number]} tokens, more than data.token_budget={token_budget}"
+        for number in too_long
     }
     tokens = np.where(lengths.tokens > token_budget, 0, lengths.tokens)
     return replace(lengths, tokens=tokens, problems=lengths.problems | problems)
@@ -102,17 +102,17 @@ def drop_over_budget(lengths: Lengths, token_budget: int) -> Lengths:
 def pack_by_length(lengths: Lengths, token_budget: int, world: int = 1) -> list[list[int]]:
     """Divide usable rows, longest first, into packs within the budget.
 
-    The number of packs is a multiple of `world`; the packs that make it one are empty and come last.
+    Empty packs are appended until the number of packs is a multiple of `world`.
     """
     packs: list[list[int]] = []
-    filled = token_budget + 1
+    n_tokens = token_budget + 1  # of the last pack; at the start, no row fits
     for number in np.argsort(-lengths.tokens, kind="stable"):
         length = int(lengths.tokens[number])
         if length == 0:
             break
-        if filled + length > token_budget:
+        if n_tokens + length > token_budget:
             packs.append([])
-            filled = 0
+            n_tokens = 0
         packs[-1].append(int(number))
-        filled += length
+        n_tokens += length
     return packs + [[] for _ in range(-len(packs) % world)]

@@ -1,7 +1,7 @@
 """Collation of samples into packs: the tokens of all rows concatenated, without padding.
 
-Shapes: S segments with T tokens in total (one per row, two per pair of answers), A clips with F stored mel frames in
-total, M audio tokens, P pairs, K keys.
+Shapes: S segments with T tokens in total (one per row, two per pair of answers), A clips with F mel frames in total,
+M audio tokens, P pairs, K keys.
 """
 
 from __future__ import annotations
@@ -17,28 +17,29 @@ from auris.audio import Geometry
 from auris.model.pack import IGNORE, Pack
 from auris.text.tasks import CURVES
 
-# Valid mel frames of the silent clip in a pack without audio: two encoder frames, one audio token when pooled by 2.
+# Number of valid mel frames of the silent clip in a pack without audio. They become two encoder frames, or one audio
+# token if the encoder pools by 2.
 DUMMY_FRAMES = 4
 
-_PLACES = {name: place for place, name in enumerate(CURVES)}
+_CURVE_NUMBERS = {name: number for number, name in enumerate(CURVES)}
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Sample:
-    """One row, ready to be packed, with T tokens.
+    """One row that is ready to be packed, with T tokens.
 
     Attributes:
         row: Number of the row.
-        ids: (T,) int64, token ids. In a pair, they end with the chosen answer.
-        supervise: (T,) bool, True for tokens to predict. In a pair, exactly the tokens of the chosen answer.
+        ids: (T,) int64, token ids. In a pair of answers, they end with the chosen answer.
+        supervise: (T,) bool, True for tokens to predict. In a pair, these are exactly the tokens of the chosen answer.
         audio_mask: (T,) bool, True for audio tokens.
-        mels: Log-mel features of the clips in the order of the audio tokens, each (n_mels, geometry.stored(frames))
-            float32.
-        frames: Valid mel frames of each clip.
+        mels: Log-mel features of the clips (or their windows) in the order of the audio tokens, each (n_mels,
+            geometry.stored(frames)) float32.
+        frames: Number of valid mel frames of each of `mels`.
         audio_seconds: Seconds of audio.
-        curve: Loss curve that the row counts for (`tasks.CURVES`).
-        rejected: (N,) int64, token ids of the rejected answer of a pair.
-        reference: Log-probabilities of the chosen and the rejected answer under the reference model.
+        curve: Name of the loss curve that the row counts for (one of `tasks.CURVES`).
+        rejected: (N,) int64, token ids of the rejected answer of a pair; None for a row with one answer.
+        reference: Log-probabilities of the chosen and the rejected answer under the reference model, if it is used.
     """
 
     row: int
@@ -60,39 +61,40 @@ class Sample:
         if self.rejected is not None:
             start = int(self.supervise.argmax())
             assert len(self.rejected) and start > 0 and self.supervise[start:].all(), (start, shape)
-            assert not self.audio_mask[start - 1], "the prompt of a pair ends with text"
+            assert not self.audio_mask[start - 1], "the prompt of a pair must end with text"
 
 
 def collate(samples: Sequence[Sample], *, geometry: Geometry | None, skipped: Sequence[tuple[str, str]] = ()) -> Pack:
-    """Concatenate samples to one pack without padding.
+    """Concatenate samples into one pack without padding.
 
     Args:
-        samples: Samples; empty if all rows of the pack are unusable.
-        geometry: Audio geometry of the model; None for a model without audio, whose packs have no `mel` and `frames`.
-        skipped: (row id, reason) of rows that are missing from the pack.
+        samples: The samples. The list is empty if all rows of the pack are unusable.
+        geometry: Audio geometry of the model; None for a model without audio, whose packs have no `mel` and no
+            `frames`.
+        skipped: (row id, reason) of the rows that were left out of the pack.
     """
     segments = [segment for sample in samples for segment in _segments(sample)] or [_EMPTY]
     lengths = [len(segment.ids) for segment in segments]
     pack: Pack = {
         "ids": torch.from_numpy(np.concatenate([segment.ids for segment in segments])),
         "labels": torch.from_numpy(np.concatenate([_shift(segment) for segment in segments])),
-        "positions": torch.cat([torch.arange(len(s.ids)) + s.inherited for s in segments]),
+        "positions": torch.cat([torch.arange(len(s.ids)) + s.n_inherited for s in segments]),
         "cu_seqlens": torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32),
         "audio_index": torch.from_numpy(np.flatnonzero(np.concatenate([s.audio_mask for s in segments]))),
-        "tasks": torch.tensor([_PLACES[sample.curve] for sample in samples], dtype=torch.int64),
+        "tasks": torch.tensor([_CURVE_NUMBERS[sample.curve] for sample in samples], dtype=torch.int64),
         "rows": [sample.row for sample in samples],
         "skipped": list(skipped),
         "audio_seconds": sum(sample.audio_seconds for sample in samples),
     }
-    if any(segment.inherited for segment in segments):
+    if any(segment.n_inherited for segment in segments):
         pack["key_index"], pack["cu_keys"] = _index_keys(segments)
     references = [sample.reference for sample in samples if sample.reference is not None]
     if references:
-        assert len(references) == len(samples), "some pairs have reference log-probabilities and others have none"
+        assert len(references) == len(samples), "some pairs have reference log-probabilities, others do not"
         pack["reference"] = torch.tensor(references, dtype=torch.float32)
     mels = [mel for sample in samples for mel in sample.mels]
     if geometry is None:
-        assert not mels, "samples with clips for a model without audio"
+        assert not mels, "the samples contain clips, but the model has no audio encoder"
         return pack
     frames = [n for sample in samples for n in sample.frames] or [DUMMY_FRAMES]
     mels = mels or [torch.zeros(geometry.n_mels, geometry.stored(DUMMY_FRAMES))]
@@ -104,12 +106,12 @@ def collate(samples: Sequence[Sample], *, geometry: Geometry | None, skipped: Se
 
 @dataclass(frozen=True, eq=False)
 class _Segment:
-    """Consecutive tokens that attend to one another and to the first `inherited` tokens of the previous segment."""
+    """Consecutive tokens, which attend to one another and to the first `n_inherited` tokens of the previous segment."""
 
     ids: np.ndarray
     supervise: np.ndarray
     audio_mask: np.ndarray
-    inherited: int = 0
+    n_inherited: int = 0
 
 
 _EMPTY = _Segment(np.zeros(1, np.int64), np.zeros(1, bool), np.zeros(1, bool))
@@ -121,7 +123,7 @@ def _segments(sample: Sample) -> list[_Segment]:
         return [first]
     last = int(sample.supervise.argmax()) - 1  # index of the prompt's last token, which predicts both answers
     ids = np.concatenate([sample.ids[last : last + 1], sample.rejected])
-    return [first, _Segment(ids, np.ones(len(ids), bool), np.zeros(len(ids), bool), inherited=last)]
+    return [first, _Segment(ids, np.ones(len(ids), bool), np.zeros(len(ids), bool), n_inherited=last)]
 
 
 def _shift(segment: _Segment) -> np.ndarray:
@@ -132,12 +134,12 @@ def _shift(segment: _Segment) -> np.ndarray:
 
 
 def _index_keys(segments: Sequence[_Segment]) -> tuple[Tensor, Tensor]:
-    """Return the indices (K,) of each segment's keys, inherited ones first, and their cumulative counts (S + 1,)."""
-    places: list[Tensor] = []
-    before = start = 0
+    """Return the positions (K,) of each segment's keys, the inherited keys first, and cumulative counts (S + 1,)."""
+    positions: list[Tensor] = []
+    previous_start = start = 0
     for segment in segments:
         own = torch.arange(start, start + len(segment.ids))
-        places.append(torch.cat([torch.arange(before, before + segment.inherited), own]))
-        before, start = start, start + len(segment.ids)
-    counts = np.cumsum([len(place) for place in places])
-    return torch.cat(places), torch.tensor([0, *counts], dtype=torch.int32)
+        positions.append(torch.cat([torch.arange(previous_start, previous_start + segment.n_inherited), own]))
+        previous_start, start = start, start + len(segment.ids)
+    counts = np.cumsum([len(keys) for keys in positions])
+    return torch.cat(positions), torch.tensor([0, *counts], dtype=torch.int32)

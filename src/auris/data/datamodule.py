@@ -1,8 +1,8 @@
 """LightningDataModule that turns manifests into a training plan and the packs of this rank.
 
-A Lightning batch is one optimizer step: the list of this rank's packs. Lightning sees a single epoch of `max_steps`
-batches; data epochs exist only in the plan. The position in a run is the number of steps taken, so no rank or worker
-keeps state, and resuming needs none.
+A Lightning batch is the list of this rank's packs in one optimizer step. Lightning sees a single epoch of `max_steps`
+batches; data epochs exist only in the plan. The number of steps taken is the position in a run, so ranks and workers
+keep no state that a resumed run would have to restore.
 """
 
 from __future__ import annotations
@@ -26,29 +26,29 @@ from auris.errors import UserError
 
 
 class AudioDataModule(L.LightningDataModule):
-    """DataModule of all training stages.
+    """DataModule for all training stages.
 
     Args:
         samples: Builds samples of training rows.
         valid_samples: Builds samples of validation rows.
         train: Training manifests, each a path or a mapping (`manifests.ManifestEntry`).
         valid: Validation manifests.
-        max_steps: Optimizer steps of the run.
-        rows_per_step: Rows per step over all ranks; None fills packs for throughput instead.
+        max_steps: Number of optimizer steps of the run.
+        rows_per_step: Number of rows per step over all ranks; None: a step is `packs_per_step` full packs instead.
         token_budget: Maximum number of tokens in a pack.
-        packs_per_step: Packs per step over all ranks, if `rows_per_step` is None.
-        temperature: Temperature of the mix of training manifests (`plan.Plan`).
-        num_workers: Loader processes per rank.
+        packs_per_step: Number of packs per step over all ranks, used if `rows_per_step` is None.
+        temperature: Temperature at which training manifests are mixed (`plan.Plan`).
+        num_workers: Number of loader processes per rank.
         worker_timeout: Seconds until a worker counts as hung (`loader.Loader`).
-        worker_restarts: How often workers are replaced for one step.
+        worker_restarts: How often workers are replaced for one step before the run stops.
         max_unusable: Maximum share of training rows that are known to be unusable before the first step.
         seed: Seed of the plan.
-        cache_dir: Directory of cached indexes and lengths.
+        cache_dir: Directory for cached row indexes and lengths.
 
     Attributes:
         plan: The training plan; None before `setup`.
-        predict_entries: Training rows of `predict_dataloader`.
-        digests: Digest of each manifest's files, by path.
+        predict_entries: Training rows that `predict_dataloader` loads.
+        digests: {path of a manifest: digest of its files}.
     """
 
     def __init__(
@@ -80,16 +80,16 @@ class AudioDataModule(L.LightningDataModule):
         self.plan: Plan | None = None
         self.predict_entries: Sequence[Entry] = ()
         self.digests: dict[str, str] = {}
-        self._lost_workers = 0
+        self._n_restarts = 0
         self._train_loader: Loader | None = None
         self._reported_wait = 0.0
 
     def prepare_data(self) -> None:
-        """Index and measure the rows on one process per machine, so that the others read the caches."""
+        """Index and measure the rows in one process per machine, so that its other processes find them in the cache."""
         self.setup("fit")
 
     def setup(self, stage: str) -> None:
-        """Read the manifests, measure the rows and make the plan, once for all stages."""
+        """Read the manifests, measure the rows and make the plan. Only the first call has an effect."""
         if self.plan is not None:
             return
         manifests, self.rows, self.lengths = self._read("data.train", self.train, self.samples)
@@ -116,11 +116,11 @@ class AudioDataModule(L.LightningDataModule):
         return manifests, rows, measure(manifests, samples, self.cache_dir)
 
     def train_dataloader(self) -> Loader:
-        """Return a loader of this rank's packs, from the current step on."""
+        """Return a loader of this rank's packs for the remaining steps."""
         assert self.plan is not None and self.trainer is not None  # Lightning calls `setup` first
         world, rank = self._world_and_rank()
         dataset = StepDataset(self.rows, self.plan, self.samples, world, rank)
-        self.plan.step(self.trainer.global_step)  # computes the row order once; the forked workers share it
+        self.plan.step(self.trainer.global_step)  # computes the row order; forked workers share it
         self._train_loader = self._loader(dataset, self.trainer.global_step, self.max_steps)
         return self._train_loader
 
@@ -137,22 +137,22 @@ class AudioDataModule(L.LightningDataModule):
 
     @property
     def world(self) -> int:
-        """Number of processes that share the rows of a step."""
+        """Number of ranks that share the rows of a step."""
         return self._world_and_rank()[0]
 
     def packs_by_rank(self, step: int) -> list[list[list[Entry]]]:
-        """Return the packs of every rank in a step."""
-        assert self.plan is not None  # after `setup`
+        """Return a list of packs for each rank in a step."""
+        assert self.plan is not None  # `setup` has been called
         packs = self.plan.all_packs(step, world=self.world)
         return [packs[rank :: self.world] for rank in range(self.world)]
 
     def pop_lost_workers(self) -> int:
         """Return how often workers of this rank were replaced since the last call."""
-        count, self._lost_workers = self._lost_workers, 0
-        return count
+        n_restarts, self._n_restarts = self._n_restarts, 0
+        return n_restarts
 
     def pop_wait_seconds(self) -> float:
-        """Return the seconds that this rank has waited for training packs since the last call."""
+        """Return how many seconds this rank has waited for training packs since the last call."""
         total = 0.0 if self._train_loader is None else self._train_loader.wait_seconds
         seconds, self._reported_wait = total - self._reported_wait, total
         return seconds
@@ -163,9 +163,9 @@ class AudioDataModule(L.LightningDataModule):
         return [(rows[n].id, why) for rows, lengths in pairs for n, why in lengths.problems.items()]
 
     def groups(self) -> dict[str, str]:
-        """Return the groups of scored validation rows (`rows.group`), each with its metric."""
-        usable = [number for number, n in enumerate(self.valid_lengths.tokens) if n]
-        # A row that has changed since it was measured has no labels; it is reported when its sample is built.
+        """Return {group of scored validation rows (`rows.group`): name of its metric}."""
+        usable = [number for number, n_tokens in enumerate(self.valid_lengths.tokens) if n_tokens]
+        # A row that has changed since it was measured has no valid labels. It is reported when its sample is built.
         target_rows = [self.target_row(number) for number in usable if not self.valid_rows[number].problem]
         return {group(row): metric(row) for row in target_rows if is_scored(row)}
 
@@ -174,12 +174,12 @@ class AudioDataModule(L.LightningDataModule):
         return self.valid_samples.target_row(self.valid_rows[number])
 
     def _check_usable(self) -> None:
-        unusable, total = int(np.count_nonzero(self.lengths.tokens == 0)), len(self.rows)
-        if unusable < total and unusable <= self.max_unusable * total:
+        n_unusable, n_rows = int(np.count_nonzero(self.lengths.tokens == 0)), len(self.rows)
+        if n_unusable < n_rows and n_unusable <= self.max_unusable * n_rows:
             return
         number, reason = next(iter(self.lengths.problems.items()))
         raise UserError(
-            f"data.train: {unusable} of {total} rows cannot be used, expected fewer than all, and at most the "
+            f"data.train: {n_unusable} of {n_rows} rows cannot be used, expected fewer than all, and at most the "
             f"share data.max_unusable={self.max_unusable} (the first is {self.rows[number].id}: {reason})"
         )
 
@@ -191,14 +191,14 @@ class AudioDataModule(L.LightningDataModule):
             num_workers=self.num_workers,
             timeout=self.worker_timeout,
             restarts=self.worker_restarts,
-            on_restart=self._lose_workers,
+            on_restart=self._count_restart,
         )
 
-    def _lose_workers(self, number: int, reason: str) -> None:
-        self._lost_workers += 1
+    def _count_restart(self, number: int, reason: str) -> None:
+        self._n_restarts += 1
         warnings.warn(f"loader workers were replaced, reading continues at {number}: {reason}", stacklevel=2)
 
     def _world_and_rank(self) -> tuple[int, int]:
         assert self.trainer is not None
-        placement = self.trainer.distributed_sampler_kwargs  # also correct for tensor parallelism
+        placement = self.trainer.distributed_sampler_kwargs  # it is also correct for tensor parallelism
         return (placement["num_replicas"], placement["rank"]) if placement else (1, 0)

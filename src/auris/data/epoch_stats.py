@@ -1,4 +1,4 @@
-"""Statistics of one epoch: number of steps, hours of audio, share of each task and load balance between ranks."""
+"""Statistics of one epoch: number of steps, amount of data of each task and load balance between ranks."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ from auris.data.plan import Plan
 from auris.data.rows import Row
 from auris.data.samples import Samples
 
-# Maximum number of evenly spaced steps to sample. It takes seconds and gives shares to within a few thousandths.
+# Maximum number of evenly spaced steps that are sampled. This takes some seconds; the error of the fractions of the
+# epoch is a few thousandths.
 MAX_SAMPLED_STEPS = 2000
 
 
 class Share(NamedTuple):
-    """Part of an epoch: number of rows, tokens in their longest wordings and seconds of audio."""
+    """An amount of data: number of rows, number of tokens in their longest wordings and seconds of audio."""
 
     rows: float
     tokens: float
     seconds: float
 
     def scale(self, factor: float) -> Share:
-        """Return the share multiplied by a factor."""
+        """Return the amount multiplied by a factor."""
         return Share(*(value * factor for value in self))
 
 
@@ -35,14 +36,16 @@ class EpochStats:
 
     Attributes:
         ranks: Number of ranks that share a step.
-        rows: Rows in the manifests.
-        unusable: Unusable rows among them; no step contains these.
-        steps: Optimizer steps; the last one may reach into the next epoch.
+        rows: Number of rows in the manifests.
+        unusable: Number of rows that cannot be used; no step contains them.
+        steps: Number of optimizer steps; the last step may reach into the next epoch.
         sampled_steps: Number of steps from which the following values were estimated.
-        tasks: Share of each task in the epoch.
+        tasks: Amount of data of each task in the epoch.
         packs: Average number of packs per rank and step.
-        fill: Tokens in the packs divided by their capacity. Packs have no padding, so free capacity costs no compute.
-        straggler: Tokens of the busiest rank divided by those of the average rank: the cost of waiting.
+        fill: Number of tokens in the packs divided by their capacity. Packs have no padding, so free capacity costs no
+            compute.
+        straggler: Number of tokens of the busiest rank divided by the average number per rank. It tells how long ranks
+            wait for one another.
     """
 
     ranks: int
@@ -57,12 +60,12 @@ class EpochStats:
 
     @property
     def total(self) -> Share:
-        """The whole epoch: the sum of all tasks."""
-        shares = self.tasks.values()
+        """Amount of data in the whole epoch: the sum over all tasks."""
+        amounts = self.tasks.values()
         return Share(
-            sum(share.rows for share in shares),
-            sum(share.tokens for share in shares),
-            sum(share.seconds for share in shares),
+            sum(amount.rows for amount in amounts),
+            sum(amount.tokens for amount in amounts),
+            sum(amount.seconds for amount in amounts),
         )
 
 
@@ -73,16 +76,16 @@ def compute_epoch_stats(
     steps = plan.steps_for(1)
     sampled_steps = np.unique(np.linspace(0, steps - 1, min(steps, max_steps)).astype(int)).tolist()
     totals: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(3))
-    n_packs = busiest = total = 0
+    n_packs = busiest_tokens = all_tokens = 0
     for step in sampled_steps:
         packs = plan.all_packs(step, world=ranks)
-        tokens = [sum(int(plan.lengths[row]) for row, _ in pack) for pack in packs]
+        pack_tokens = [sum(int(plan.lengths[row]) for row, _ in pack) for pack in packs]
         n_packs += len(packs)
-        total += sum(tokens)
-        busiest += max(sum(tokens[rank::ranks]) for rank in range(ranks))
+        all_tokens += sum(pack_tokens)
+        busiest_tokens += max(sum(pack_tokens[rank::ranks]) for rank in range(ranks))
         for number in (number for pack in packs for number, _ in pack):
             row = rows[number]
-            # A row that has changed since it was measured has a problem; it is reported when its sample is built.
+            # A row that has changed since it was measured may have a problem. It is reported when its sample is built.
             seconds = 0.0 if row.problem else samples.seconds(row)
             totals["unreadable" if row.problem else row.labels["task"]] += (1, plan.lengths[number], seconds)
     epoch_steps = plan.epoch_rows / plan.rows_per_step if plan.rows_per_step else steps
@@ -95,6 +98,6 @@ def compute_epoch_stats(
         sampled_steps=len(sampled_steps),
         tasks={task: Share(*(total * factor).tolist()) for task, total in sorted(totals.items())},
         packs=n_packs / ranks / len(sampled_steps),
-        fill=total / (n_packs * plan.token_budget),
-        straggler=busiest * ranks / max(1, total),
+        fill=all_tokens / (n_packs * plan.token_budget),
+        straggler=busiest_tokens * ranks / max(1, all_tokens),
     )

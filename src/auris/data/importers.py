@@ -1,7 +1,8 @@
 """Conversion of rows in the formats of other projects to auris rows. Each format is recognised by its fields.
 
-The number of audio marks in the user's messages must equal the number of audio files. A mark without a file, or a file
-without a mark, would train something other than intended, so such a row is refused.
+An audio mark is a placeholder in a message that shows where a clip belongs, such as `<audio>`. The number of audio
+marks in the user's messages must equal the number of audio files. A mark without a file, or a file without a mark,
+would change the meaning of the prompt, so such a row is refused.
 """
 
 from __future__ import annotations
@@ -15,44 +16,44 @@ from auris.text.answer_formats import Notes, Words
 from auris.text.prompts import NaturalPrompt, TagPrompt
 from auris.text.tasks import LANGUAGES
 
-MARK = "<audio>"  # position of a clip in a text of ms-swift and LLaMA-Factory
-_UNNAMED_AUDIO = {"type": "audio"}  # position of a clip as a part of a message
+MARK = "<audio>"  # audio mark in the texts of ms-swift and LLaMA-Factory
+_UNNAMED_AUDIO = {"type": "audio"}  # audio mark that is a part of a message
 
-# The begin, pad and end tokens of one clip count as one mark if they follow one another; a lone token is a mark too.
-_TOKENS = [(style.audio_begin, style.audio_pad, style.audio_end) for style in (TagPrompt, NaturalPrompt)]
-_IN_TEXT = [*map("".join, _TOKENS), MARK, *(token for tokens in _TOKENS for token in tokens)]
-_MARKS = re.compile(f"({'|'.join(map(re.escape, _IN_TEXT))})")
+# Begin, pad and end token of a clip count as one mark if they follow one another. A single one of them is a mark too.
+_TOKEN_TRIPLES = [(style.audio_begin, style.audio_pad, style.audio_end) for style in (TagPrompt, NaturalPrompt)]
+_TEXT_MARKS = [*map("".join, _TOKEN_TRIPLES), MARK, *(token for triple in _TOKEN_TRIPLES for token in triple)]
+_MARK_PATTERN = re.compile(f"({'|'.join(map(re.escape, _TEXT_MARKS))})")
 
 Fields = Mapping[str, Any]
-"""The fields of a row as stored in its file: JSON values by name, in any known format."""
+"""The fields of a row as its file stores them: JSON values by name, in any known format."""
 
 
 def convert(fields: Fields) -> Fields:
-    """Convert the fields of a row to auris fields. Fields of auris rows are returned unchanged.
+    """Convert the fields of a row to the fields of an auris row. The fields of auris rows are returned unchanged.
 
     Raises:
         UserError: The row has a known format but is invalid.
     """
     if "conversations" in fields:
-        return _llama_factory(fields)
+        return _convert_llama_factory(fields)
     if "messages" in fields:
-        return _swift(fields)
+        return _convert_swift(fields)
     if "chosen" in fields and "rejected" in fields:
-        return _alpaca(fields) if "instruction" in fields else _trl(fields)
+        return _convert_alpaca(fields) if "instruction" in fields else _convert_trl(fields)
     if "gt" in fields and "audio" in fields:
-        return _official(fields)
+        return _convert_official(fields)
     if "answer_gt" in fields:
-        return _air_bench(fields)
+        return _convert_air_bench(fields)
     return dict(fields)
 
 
 # --- dialogues ----------------------------------------------------------------------------------------------------
 
 
-def _llama_factory(fields: Fields) -> Fields:
+def _convert_llama_factory(fields: Fields) -> Fields:
     """Convert LLaMA-Factory's sharegpt format (data/README.md): `conversations` of {from, value}.
 
-    Its other format, with `messages`, equals that of ms-swift except for `chosen` and `rejected`.
+    LLaMA-Factory's format with `messages` is the format of ms-swift except for `chosen` and `rejected`.
     """
     roles = {"human": "user", "gpt": "assistant"}
 
@@ -64,13 +65,14 @@ def _llama_factory(fields: Fields) -> Fields:
     fields = dict(fields)
     messages = [rename(entry) for entry in _as_list("conversations", fields.pop("conversations"))]
     answers = {key: rename(fields[key]) for key in ("chosen", "rejected") if key in fields}
-    return _dialogue({**fields, **answers, "messages": messages})
+    return _convert_dialogue({**fields, **answers, "messages": messages})
 
 
-def _swift(fields: Fields) -> Fields:
+def _convert_swift(fields: Fields) -> Fields:
     """Convert ms-swift's standard format (Custom-dataset.md). Auris dialogues are returned unchanged.
 
-    The chosen answer is the last message; the rejected one is `rejected_response` or the last of `rejected_messages`.
+    The chosen answer is the last message; the rejected answer is `rejected_response` or the last of
+    `rejected_messages`.
     """
     fields = dict(fields)
     messages = _as_list("messages", fields["messages"])
@@ -84,28 +86,28 @@ def _swift(fields: Fields) -> Fields:
     if rejected is not None:
         fields |= {"chosen": messages[-1], "rejected": rejected}
         messages = messages[:-1]
-    return _dialogue({**fields, "messages": messages})
+    return _convert_dialogue({**fields, "messages": messages})
 
 
-def _alpaca(fields: Fields) -> Fields:
+def _convert_alpaca(fields: Fields) -> Fields:
     """Convert LLaMA-Factory's alpaca format of preferences (data/README.md).
 
     The question is `instruction` and, on the next line, `input`; `history` holds earlier (question, answer) pairs.
     """
     fields = dict(fields)
-    question = [part for part in (fields.pop("instruction"), fields.pop("input", None)) if part]
-    if not all(isinstance(part, str) for part in question):
-        raise UserError(f"`instruction` and `input` are {question!r:.80}, expected strings")
+    question_parts = [part for part in (fields.pop("instruction"), fields.pop("input", None)) if part]
+    if not all(isinstance(part, str) for part in question_parts):
+        raise UserError(f"`instruction` and `input` are {question_parts!r:.80}, expected strings")
     history = fields.pop("history", None) or []
     if not isinstance(history, list) or any(not isinstance(pair, list) or len(pair) != 2 for pair in history):
         raise UserError(f"`history` is {history!r:.80}, expected a list of [question, answer]")
-    texts = [*(text for pair in history for text in pair), "\n".join(question)]
+    texts = [*(text for pair in history for text in pair), "\n".join(question_parts)]
     roles = ("user", "assistant")
-    return _trl({**fields, "prompt": [{"role": roles[n % 2], "content": text} for n, text in enumerate(texts)]})
+    return _convert_trl({**fields, "prompt": [{"role": roles[n % 2], "content": text} for n, text in enumerate(texts)]})
 
 
-def _trl(fields: Fields) -> Fields:
-    """Convert TRL's preferences (dataset_formats): `prompt`, `chosen` and `rejected`, each a string or messages.
+def _convert_trl(fields: Fields) -> Fields:
+    """Convert TRL's preference format (dataset_formats): `prompt`, `chosen` and `rejected`, each a string or messages.
 
     Without `prompt`, the messages that `chosen` and `rejected` have in common at the start are the prompt.
     """
@@ -115,16 +117,16 @@ def _trl(fields: Fields) -> Fields:
     if prompt is None:
         if not isinstance(chosen, list) or not isinstance(rejected, list):
             raise UserError("the row has no `prompt`: expected `chosen` and `rejected` to be lists of messages")
-        common = 0
-        while common < min(len(chosen), len(rejected)) - 1 and chosen[common] == rejected[common]:
-            common += 1
-        prompt, fields["chosen"], fields["rejected"] = chosen[:common], chosen[common:], rejected[common:]
+        n_common = 0
+        while n_common < min(len(chosen), len(rejected)) - 1 and chosen[n_common] == rejected[n_common]:
+            n_common += 1
+        prompt, fields["chosen"], fields["rejected"] = chosen[:n_common], chosen[n_common:], rejected[n_common:]
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else _as_list("prompt", prompt)
-    return _dialogue({**fields, "messages": messages})
+    return _convert_dialogue({**fields, "messages": messages})
 
 
-def _dialogue(fields: Fields) -> Fields:
-    """Put audio into the messages, and the text of a `system` field before them."""
+def _convert_dialogue(fields: Fields) -> Fields:
+    """Put the audio files into the messages, and the text of a `system` field before them as a message."""
     fields = dict(fields)
     for kind in ("images", "videos", "tools"):
         if fields.pop(kind, None):
@@ -136,7 +138,7 @@ def _dialogue(fields: Fields) -> Fields:
     messages = _place_audio(fields["messages"], audios)
     if system := fields.pop("system", None):  # an empty string means no system message in these formats
         if isinstance(messages[0], Mapping) and messages[0].get("role") == "system":
-            raise UserError("the row has `system` and a first message with role 'system', expected only one of them")
+            raise UserError("the row has `system` and a first message with role 'system', expected only one")
         messages = [{"role": "system", "content": system}, *messages]
     return {**fields, "messages": messages}
 
@@ -144,32 +146,34 @@ def _dialogue(fields: Fields) -> Fields:
 def _place_audio(messages: Sequence[Any], audios: Sequence[Any]) -> list[Any]:
     """Replace the k-th audio mark in the user's messages by the k-th of `audios`.
 
-    A mark is `MARK` or an audio token in a text, or a part {type: audio} without a path.
+    An audio mark is `MARK` or an audio token in a text, or a part {type: audio} without a path.
     """
     messages = [_split_at_marks(message) for message in messages]
-    of_user = [message for message in messages if isinstance(message, Mapping) and message.get("role") == "user"]
-    parts = [part for message in of_user if isinstance(message.get("content"), list) for part in message["content"]]
-    marks = parts.count(_UNNAMED_AUDIO)
-    if marks != len(audios):
-        named = sum(isinstance(part, Mapping) and ("audio" in part or "audio_url" in part) for part in parts)
+    user_messages = [message for message in messages if isinstance(message, Mapping) and message.get("role") == "user"]
+    parts = [
+        part for message in user_messages if isinstance(message.get("content"), list) for part in message["content"]
+    ]
+    n_marks = parts.count(_UNNAMED_AUDIO)
+    if n_marks != len(audios):
+        n_named = sum(isinstance(part, Mapping) and ("audio" in part or "audio_url" in part) for part in parts)
         raise UserError(
-            f"the user's messages have {marks + named} audio marks ({MARK}), "
-            f"but the row has {named + len(audios)} audio files"
+            f"the user's messages have {n_marks + n_named} audio marks ({MARK}), "
+            f"but the row has {n_named + len(audios)} audio files"
         )
-    remaining = iter(audios)
+    remaining_audios = iter(audios)
     for part in parts:
         if part == _UNNAMED_AUDIO:
-            part["audio"] = next(remaining)
+            part["audio"] = next(remaining_audios)
     return messages
 
 
 def _split_at_marks(message: Any) -> Any:
-    """Make each audio mark in a message of the user a part of its own.
+    """Split the texts of a user's message at audio marks, so that each mark becomes a separate part.
 
-    Null fields of parts are dropped: Parquet adds them, since all parts must have the same fields there.
+    Null fields of parts are removed: Parquet adds them, since all parts must have the same fields there.
     """
     content = message.get("content") if isinstance(message, Mapping) else None
-    if isinstance(content, str) and message.get("role") == "user" and _MARKS.search(content):
+    if isinstance(content, str) and message.get("role") == "user" and _MARK_PATTERN.search(content):
         content = [{"type": "text", "text": content}]
     if not isinstance(content, list):
         return message
@@ -184,10 +188,12 @@ def _split_at_marks(message: Any) -> Any:
 
 def _split_text(part: Any) -> list[Any]:
     text = part.get("text") if isinstance(part, Mapping) else None
-    if not isinstance(text, str) or not _MARKS.search(text):
+    if not isinstance(text, str) or not _MARK_PATTERN.search(text):
         return [part]
-    pieces = filter(None, _MARKS.split(text))
-    return [dict(_UNNAMED_AUDIO) if _MARKS.fullmatch(piece) else {"type": "text", "text": piece} for piece in pieces]
+    pieces = filter(None, _MARK_PATTERN.split(text))
+    return [
+        dict(_UNNAMED_AUDIO) if _MARK_PATTERN.fullmatch(piece) else {"type": "text", "text": piece} for piece in pieces
+    ]
 
 
 def _as_list(name: str, value: Any) -> list[Any]:
@@ -199,8 +205,8 @@ def _as_list(name: str, value: Any) -> list[Any]:
 # --- the evaluation files of the two official repositories ---------------------------------------------------------
 
 # (prefix of `source`, task, language if neither source nor prompt states it), from EVALUATION.md of Qwen-Audio and of
-# Qwen2-Audio. The first matching prefix counts.
-_SOURCES = (
+# Qwen2-Audio. If several prefixes match, the first one counts.
+_TASKS_BY_SOURCE = (
     ("librispeech", "asr", "en"),
     ("aishell", "asr", "zh"),
     ("cv15", "asr", None),
@@ -216,31 +222,32 @@ _SOURCES = (
     ("nsynth", "mna", None),
     ("srwt", "srwt", "zh"),
 )
-_LANGUAGE = re.compile(rf"<\|({'|'.join(LANGUAGES)})\|>|(?:^|_)({'|'.join(LANGUAGES)})(?=_|$)")
+_LANGUAGE_PATTERN = re.compile(rf"<\|({'|'.join(LANGUAGES)})\|>|(?:^|_)({'|'.join(LANGUAGES)})(?=_|$)")
 
 
-def _official(fields: Fields) -> Fields:
+def _convert_official(fields: Fields) -> Fields:
     """Convert evaluation rows of Qwen-Audio and Qwen2-Audio to task rows.
 
-    Qwen-Audio has `{audio, gt, source}` (and `question` for ClothoAQA), Qwen2-Audio `{audio, prompt, gt, source}`. The
-    task follows from `source`; its prompt is then written in auris's own styles.
+    Qwen-Audio's rows have `{audio, gt, source}` (and `question` for ClothoAQA), Qwen2-Audio's rows also have `prompt`.
+    `source` determines the task. `prompt` is only searched for the language of a speech recognition row, because auris
+    writes the prompt of the task in its own styles.
     """
     source = str(fields.get("source", "")).lower()
-    match = next((entry for entry in _SOURCES if source.startswith(entry[0])), None)
+    match = next((entry for entry in _TASKS_BY_SOURCE if source.startswith(entry[0])), None)
     if match is None:
-        prefixes = ", ".join(prefix for prefix, _, _ in _SOURCES)
+        prefixes = ", ".join(prefix for prefix, _, _ in _TASKS_BY_SOURCE)
         raise UserError(f"`source` is {fields.get('source')!r}, expected it to start with one of {prefixes}")
     _, task, language = match
     row = {**fields, "task": task, "text": fields["gt"]}
     del row["gt"]
-    languages = [tag or name for tag, name in _LANGUAGE.findall(source)]
+    languages = [tag or name for tag, name in _LANGUAGE_PATTERN.findall(source)]
     if task == "s2tt":
         if len(languages) < 2:
-            raise UserError(f"`source` is {fields['source']!r}, expected two languages, as in covost2_en_de_test")
+            raise UserError(f"`source` is {fields['source']!r}, expected two languages, such as in covost2_en_de_test")
         row["language"], row["target_language"] = languages[-2:]
     elif task == "asr":
-        in_prompt = [tag for tag, _ in _LANGUAGE.findall(str(fields.get("prompt", ""))) if tag]
-        row["language"] = next(iter([*in_prompt, *languages, *filter(None, [language])]), None)
+        prompt_languages = [tag for tag, _ in _LANGUAGE_PATTERN.findall(str(fields.get("prompt", ""))) if tag]
+        row["language"] = next(iter([*prompt_languages, *languages, *filter(None, [language])]), None)
     elif task == "aac":
         row["caption_style"] = "clotho" if source.startswith("clotho") else "audiocaps"
         if isinstance(row["text"], list) and row["text"]:  # all captions of a clip
@@ -248,39 +255,39 @@ def _official(fields: Fields) -> Fields:
     elif task == "mna":
         row |= Notes().parse(row.pop("text"))
     elif task == "srwt":
-        row |= {"language": (languages or [language])[0], **Words().parse(_OPENING.sub("", row.pop("text")))}
+        row |= {"language": (languages or [language])[0], **Words().parse(_OPENING_TAGS.sub("", row.pop("text")))}
     return row
 
 
-_OPENING = re.compile(r"^(?:<\|\w+\|>)*<\|0\.00\|>")  # start of a timed reference, which is part of the prompt
+_OPENING_TAGS = re.compile(r"^(?:<\|\w+\|>)*<\|0\.00\|>")  # start of a timed reference, which is part of the prompt
 
-# Inference_Foundation.py of AIR-Bench. A missing choice is written as "None", as in that script.
-_CHOOSE = (
+# From Inference_Foundation.py of AIR-Bench. As in that script, a missing choice is written as "None".
+_INSTRUCTION = (
     "Choose the most suitable answer from options A, B, C, and D to respond the question in next line, you may only "
     "choose A or B or C or D."
 )
 
 
-def _air_bench(fields: Fields) -> Fields:
+def _convert_air_bench(fields: Fields) -> Fields:
     """Convert `{path, question, answer_gt, task_name, dataset_name}` of AIR-Bench to a dialogue.
 
-    Rows of its foundation part have `choice_a` to `choice_d`, those of its chat part `meta_info`. Audio files are in
-    one folder per task.
+    Rows of the foundation part of AIR-Bench have `choice_a` to `choice_d`, rows of the chat part have `meta_info`. Each
+    task has its own folder of audio files.
     """
     missing = sorted({"path", "question", "task_name", "dataset_name"} - fields.keys())
     if missing:
         raise UserError(f"a row of AIR-Bench (with `answer_gt`) has no {', '.join(missing)}")
-    name = f"{fields['task_name']}_{fields['dataset_name']}"
-    path = f"{name}/{fields['path']}"
-    if fields["task_name"] == "Audio_Grounding":  # listed as .wav but stored as .flac
+    skill = f"{fields['task_name']}_{fields['dataset_name']}"
+    path = f"{skill}/{fields['path']}"
+    if fields["task_name"] == "Audio_Grounding":  # its files are listed as .wav but stored as .flac
         path = f"{path[:-3]}flac"
     question = fields["question"]
     if "choice_a" in fields:
         options = {letter: fields.get(f"choice_{letter.lower()}") for letter in "ABCD"}
         if fields["answer_gt"] not in options.values():
             raise UserError(f"`answer_gt` is {fields['answer_gt']!r:.80}, expected one of the choices")
-        question = "\n".join([_CHOOSE, question, *(f"{letter}. {text}" for letter, text in options.items())])
+        question = "\n".join([_INSTRUCTION, question, *(f"{letter}. {text}" for letter, text in options.items())])
     parts = [{"type": "audio", "audio": path}, {"type": "text", "text": question}]
     answer = {"role": "assistant", "content": fields["answer_gt"]}
-    rest = {key: value for key, value in fields.items() if key != "path"}
-    return {**rest, "skill": name, "messages": [{"role": "user", "content": parts}, answer]}
+    other_fields = {key: value for key, value in fields.items() if key != "path"}
+    return {**other_fields, "skill": skill, "messages": [{"role": "user", "content": parts}, answer]}

@@ -1,4 +1,4 @@
-"""Length of every row in tokens, computed from durations and text without any features, and cached on disk."""
+"""Length of every row in tokens, computed from durations and text without audio features, and cached on disk."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from auris.files import digest
 from auris.text import tasks
 
 _VERSION = 4  # version of the format of cached arrays
-_CHUNK = 10_000  # rows that a process measures at a time; no progress bar is shown for fewer
-_MAX_FAMILIES = 10_000  # bounds the memory if labels differ in every row
-_HASHED_LABELS = {str, type(None)}  # unlike numbers (1 == 1.0 == True), equal values of these types are the same label
+_CHUNK = 10_000  # rows that a process measures at a time; fewer rows are measured without a progress bar
+_MAX_FAMILIES = 10_000  # limits the memory if every row has different labels
+_LABEL_TYPES = {str, type(None)}  # types whose equal values are the same label, unlike numbers (1 == 1.0 == True)
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,10 @@ class Lengths:
     """Lengths of rows, which are numbered consecutively.
 
     Attributes:
-        tokens: (rows,) int64, tokens of each row; 0 for a row that cannot be used.
+        tokens: (rows,) int64, number of tokens of each row; 0 for a row that cannot be used.
         problems: {row number: why the row cannot be used}.
-        dropped_seconds: {row number: seconds of audio that `long_audio=first` drops}, for rows that lose any.
+        dropped_seconds: {row number: seconds of audio that `long_audio=first` drops}, only for rows that lose
+            audio.
     """
 
     tokens: np.ndarray
@@ -52,7 +53,7 @@ def measure(manifests: Sequence[Manifest], samples: Samples, cache_dir: Path) ->
         UserError: A clip is longer than 30 s and `long_audio` is `error`.
     """
     starts = [0, *accumulate(len(manifest.rows) for manifest in manifests)]
-    parts = [_cached(manifest, samples, cache_dir) for manifest in manifests]
+    parts = [_load_or_measure(manifest, samples, cache_dir) for manifest in manifests]
     lengths = _join(starts.pop(), zip(starts, parts, strict=True))
     if seconds := lengths.dropped_seconds.values():
         warnings.warn(
@@ -63,9 +64,9 @@ def measure(manifests: Sequence[Manifest], samples: Samples, cache_dir: Path) ->
     return lengths
 
 
-def _join(total: int, parts: Iterable[tuple[int, Lengths]]) -> Lengths:
+def _join(n_rows: int, parts: Iterable[tuple[int, Lengths]]) -> Lengths:
     """Join the lengths of parts, given as (number of the first row, lengths)."""
-    tokens = np.zeros(total, dtype=np.int64)
+    tokens = np.zeros(n_rows, dtype=np.int64)
     problems: dict[int, str] = {}
     dropped: dict[int, float] = {}
     for first, part in parts:
@@ -75,30 +76,30 @@ def _join(total: int, parts: Iterable[tuple[int, Lengths]]) -> Lengths:
     return Lengths(tokens, dict(sorted(problems.items())), dict(sorted(dropped.items())))
 
 
-def _cached(manifest: Manifest, samples: Samples, cache_dir: Path) -> Lengths:
-    key = digest([_VERSION, manifest.rows_digest, prompt_digest(samples), *_unstated(manifest)])
+def _load_or_measure(manifest: Manifest, samples: Samples, cache_dir: Path) -> Lengths:
+    key = digest([_VERSION, manifest.rows_digest, prompt_digest(samples), *_file_versions(manifest)])
     path = cache_dir / f"lengths-{key}.npz"
-    if stored := array_cache.load(path):
-        return Lengths(stored["tokens"], *(dict(json.loads(str(stored[name]))) for name in ("problems", "dropped")))
-    measured = _measure(manifest.rows, samples)
+    if arrays := array_cache.load(path):
+        return Lengths(arrays["tokens"], *(dict(json.loads(str(arrays[name]))) for name in ("problems", "dropped")))
+    lengths = _measure(manifest.rows, samples)
     # Nothing is cached if a file could not be read, so that its rows are measured again in the next run.
-    if not any(isinstance(problem, TransientProblem) for problem in measured.problems.values()):
-        tables = {"problems": measured.problems, "dropped": measured.dropped_seconds}
+    if not any(isinstance(problem, TransientProblem) for problem in lengths.problems.values()):
+        tables = {"problems": lengths.problems, "dropped": lengths.dropped_seconds}
         texts = {name: json.dumps(list(table.items())) for name, table in tables.items()}
-        array_cache.save(path, tokens=measured.tokens, **texts)
-    return measured
+        array_cache.save(path, tokens=lengths.tokens, **texts)
+    return lengths
 
 
 def _measure(rows: Sequence[Row], samples: Samples) -> Lengths:
     """Measure rows in chunks, on all cores that this process may use."""
     starts = range(0, len(rows), _CHUNK)
 
-    def chunk(start: int) -> Lengths:
+    def measure_from(start: int) -> Lengths:
         return _measure_chunk(undecoded(rows, start, start + _CHUNK), samples)
 
     if len(starts) <= 1:
-        return chunk(0)
-    chunks = track(parallel_map(chunk, starts), description="measuring rows", total=len(starts))
+        return measure_from(0)
+    chunks = track(parallel_map(measure_from, starts), description="measuring rows", total=len(starts))
     return _join(len(rows), ((starts[number], lengths) for number, lengths in chunks))
 
 
@@ -136,39 +137,38 @@ def _measure_chunk(rows: Iterable[UndecodedRow], samples: Samples) -> Lengths:
     return Lengths(np.array(tokens, dtype=np.int64), problems, dropped)
 
 
-def _unstated(manifest: Manifest) -> Iterator[str]:
+def _file_versions(manifest: Manifest) -> Iterator[str]:
     """Yield path, size and modification time of the audio files whose duration the manifest does not state."""
     rows = manifest.rows
     for row in rows.without_duration() if isinstance(rows, Selection) else rows:
         for clip in row.clips:
-            if clip.duration is None and isinstance(
-                clip.path, Path
-            ):  # audio in shards is covered by the manifest's digest
+            # The manifest's digest changes with the audio in shards.
+            if clip.duration is None and isinstance(clip.path, Path):
                 try:
                     status = clip.path.stat()
-                except (OSError, ValueError):  # reported when the row is measured
+                except (OSError, ValueError):  # the error is reported when the row is measured
                     continue
                 yield f"{clip.path}:{status.st_size}:{status.st_mtime_ns}"
 
 
 class RowFamilies:
-    """Lengths of rows, derived from other rows that differ only in clip duration and text.
+    """Computes the length of a row from the length of a similar row.
 
-    Such rows form a family: their lengths differ only by audio and text tokens. Nearly all rows of a large corpus
-    belong to a few families and are measured without being decoded.
+    Rows that differ only in clip duration and text form a family: they have the same number of tokens apart from audio
+    and text. Nearly all rows of a large corpus belong to a few families and are measured without being decoded.
     """
 
     def __init__(self, samples: Samples):
         self._samples = samples
         self._labels = {task.code: tasks.own_labels(task) for task in tasks.TASKS.values() if task.is_text}
-        self._without_text: dict[Hashable, int] = {}
-        self._span = lru_cache(maxsize=100_000)(lambda seconds: samples.spans(_row_of(seconds))[0])
+        self._lengths_without_text: dict[Hashable, int] = {}
+        self._n_audio_tokens = lru_cache(maxsize=100_000)(lambda seconds: samples.spans(_row_of(seconds))[0])
 
     def family(self, record: Record) -> Hashable | None:
         """Return the labels that define a row's family.
 
-        None for a row that must be measured on its own: its task needs more labels than a text, the duration of its
-        clip is not stated, or it is unusual in any other way.
+        Return None for a row that must be measured separately: its task needs more labels than a text, the duration of
+        its clip is not stated, or it differs from a plain task row in another way.
         """
         fields = record.fields
         if fields is None or record.problem is not None or len(record.sounds) > 1 or not is_task_row(fields):
@@ -185,22 +185,22 @@ class RowFamilies:
         if not 0 < seconds <= audio.MAX_SAMPLES / audio.SAMPLE_RATE:
             return None
         family = (task, *map(get, labels))
-        return family if _HASHED_LABELS.issuperset(map(type, family)) else None
+        return family if _LABEL_TYPES.issuperset(map(type, family)) else None
 
     def length(self, record: Record, family: Hashable) -> int:
-        """Return the tokens of a row; 0 if its family is not known yet or its clip is shorter than one token."""
-        without_text = self._without_text.get(family)
+        """Return the number of tokens of a row; 0 if its family is not known or its clip is shorter than a token."""
+        without_text = self._lengths_without_text.get(family)
         if without_text is None:
             return 0
         assert record.fields is not None  # `family` returns None for such records
-        span = self._span(record.fields["duration"])
-        return span and span + without_text + self._samples.length_cache.count(record.fields["text"])
+        n_audio = self._n_audio_tokens(record.fields["duration"])
+        return n_audio and n_audio + without_text + self._samples.length_cache.count(record.fields["text"])
 
     def learn(self, family: Hashable, row: Row) -> None:
-        """Store the length that a usable row shares with its family."""
+        """Store the number of tokens that a usable row has in common with its family."""
         without_text = self._samples.length_without_text(row)
-        if without_text is not None and len(self._without_text) < _MAX_FAMILIES:
-            self._without_text[family] = without_text
+        if without_text is not None and len(self._lengths_without_text) < _MAX_FAMILIES:
+            self._lengths_without_text[family] = without_text
 
 
 def _row_of(seconds: float) -> Row:

@@ -1,7 +1,7 @@
 """Data loader that replaces workers that die or hang, and continues with the item at which they stopped.
 
-This is possible because an item depends only on its number, and no worker keeps a position. torch's DataLoader instead
-ends the run when a worker dies, and waits forever for one that hangs.
+This is possible because an item depends only on its number, and no worker keeps a position. torch's DataLoader, in
+contrast, ends the run when a worker dies, and waits forever for a worker that hangs.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from auris.errors import RunStopped, UserError
 
 POLL_INTERVAL = 5.0  # seconds between checks that all workers are alive
 PREFETCH = 2  # items that a worker prepares in advance (torch's default)
-_END = object()
-# Frequent causes of a signal that ends a worker.
-_CAUSES: dict[int, str] = {
+_END = object()  # marks the end of the items
+# Frequent reasons why a worker receives a signal that ends it.
+_SIGNAL_CAUSES: dict[int, str] = {
     signal.SIGKILL: "the machine may be out of memory",
     signal.SIGBUS: "shared memory, /dev/shm, may be full",
 }
 
 
 class LoaderError(RunStopped):
-    """Workers were lost repeatedly while item `number` was prepared."""
+    """Workers died or hung repeatedly while they prepared item `number`."""
 
     def __init__(self, message: str, number: int):
         super().__init__(message)
@@ -52,20 +52,20 @@ class Loader:
     Its length is `stop`, not `stop - start`, because Lightning counts batches from the first one when it resumes.
 
     Args:
-        dataset: Maps a number to an item, always the same one.
+        dataset: Maps a number to an item; the same number always gives the same item.
         start: Number of the first item.
         stop: Number after the last item.
-        num_workers: Processes that prepare items in advance. With 0, items are prepared in this process, and nothing
-            is replaced.
-        timeout: Seconds to wait for an item before the workers count as hung; 0: no limit.
-        restarts: How often workers are replaced for one item before a LoaderError.
+        num_workers: Number of processes that prepare items in advance. With 0, items are prepared in this process, and
+            no process is replaced.
+        timeout: Seconds to wait for an item before the workers are considered to hang; 0: no limit.
+        restarts: How often workers are replaced for one item before a LoaderError is raised.
         on_restart: Called with the item's number and the reason whenever workers are replaced.
 
     Attributes:
         wait_seconds: Total time that the consumer has waited for items.
 
     Raises:
-        LoaderError: While iterating; workers were lost more often than `restarts` for one item.
+        LoaderError: During iteration, if workers died or hung more than `restarts` times at one item.
     """
 
     def __init__(
@@ -91,56 +91,56 @@ class Loader:
         return self.stop
 
     def __iter__(self) -> Iterator[Any]:
-        number, losses, careful_until = self.start, 0, self.start
-        start = time.perf_counter()
+        number, n_losses, one_by_one_until = self.start, 0, self.start
+        wait_start = time.perf_counter()
         while number < self.stop:
-            careful = number < careful_until
-            stop = min(careful_until, self.stop) if careful else self.stop
+            one_by_one = number < one_by_one_until
+            stop = min(one_by_one_until, self.stop) if one_by_one else self.stop
             try:
-                for item in self._read(number, stop, careful):
-                    self.wait_seconds += time.perf_counter() - start
+                for item in self._read(number, stop, one_by_one):
+                    self.wait_seconds += time.perf_counter() - wait_start
                     yield item
-                    start = time.perf_counter()
-                    number, losses = number + 1, 0
+                    wait_start = time.perf_counter()
+                    number, n_losses = number + 1, 0
             except _WorkersLostError as error:
-                losses += 1
-                if losses > self.restarts:
+                n_losses += 1
+                if n_losses > self.restarts:
                     raise LoaderError(
-                        f"loader workers were lost {losses} times at step {number} (last reason: {error}); set "
+                        f"loader workers were lost {n_losses} times at step {number} (last reason: {error}); set "
                         "data.num_workers=0 to see the error, data.worker_timeout=SECONDS to give slow storage more "
                         "time, or data.worker_restarts=N to allow more attempts",
                         number,
                     ) from error
-                # Any item in preparation may be the cause. One worker that prepares one item at a time finds it.
-                careful_until = number + self.num_workers * PREFETCH
+                # Any item in preparation may be the cause. One worker that prepares one item at a time finds out which.
+                one_by_one_until = number + self.num_workers * PREFETCH
                 self.on_restart(number, str(error))
 
-    def _read(self, start: int, stop: int, careful: bool) -> Iterator[Any]:
-        """Yield items from new workers; if `careful`, from one worker that prepares one item at a time.
+    def _read(self, start: int, stop: int, one_by_one: bool) -> Iterator[Any]:
+        """Yield items from new workers; if `one_by_one`, from one worker that prepares one item at a time.
 
         Raises:
             _WorkersLostError: A worker died or hung.
         """
         loader = DataLoader(
             self.dataset,
-            num_workers=1 if careful else self.num_workers,
-            prefetch_factor=1 if careful else None,
+            num_workers=1 if one_by_one else self.num_workers,
+            prefetch_factor=1 if one_by_one else None,
             sampler=range(start, stop),
             batch_size=None,
             collate_fn=lambda item: item,
-            worker_init_fn=_outlive_signals if self.num_workers else None,
+            worker_init_fn=_ignore_signals if self.num_workers else None,
             generator=torch.Generator(),  # drawing the workers' seed must not advance the global generator
         )
         if not self.num_workers:
             yield from loader
             return
-        children, handler = active_children(), signal.getsignal(signal.SIGCHLD)
+        earlier_children, handler = active_children(), signal.getsignal(signal.SIGCHLD)
         items = iter(loader)
-        # torch has installed a SIGCHLD handler, now or for an earlier loader. When a worker dies, it raises in the main
-        # thread, even within a collective operation. It is removed, because `_wait` checks the workers itself.
-        is_torchs = getattr(handler, "__module__", None) == signal_handling.__name__
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL if is_torchs else handler or signal.SIG_DFL)
-        workers = [child for child in active_children() if child not in children]
+        # torch has installed a SIGCHLD handler, now or for an earlier loader. When a worker dies, the handler raises in
+        # the main thread, even within a collective operation. It is removed, because `_wait` checks the workers.
+        is_from_torch = getattr(handler, "__module__", None) == signal_handling.__name__
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL if is_from_torch else handler or signal.SIG_DFL)
+        workers = [child for child in active_children() if child not in earlier_children]
         requests: SimpleQueue[bool] = SimpleQueue()
         replies: SimpleQueue[tuple[Any, Exception | None]] = SimpleQueue()
         # Items are fetched in a thread, because fetching from a worker that hangs never returns.
@@ -153,24 +153,24 @@ class Loader:
             requests.put(False)
 
     def _wait(self, requests: SimpleQueue, replies: SimpleQueue, workers: Collection[BaseProcess]) -> Any:
-        """Request an item and wait for it. Raises _WorkersLostError, or the error raised while preparing the item."""
+        """Request an item and wait for it. Raises _WorkersLostError, or the error raised by preparing the item."""
         deadline = time.monotonic() + (self.timeout or math.inf)
         requests.put(True)
-        item, error, dead = None, None, []
-        while error is None and not dead and time.monotonic() < deadline:
-            dead = [worker for worker in workers if not worker.is_alive()]
+        item, error, dead_workers = None, None, []
+        while error is None and not dead_workers and time.monotonic() < deadline:
+            dead_workers = [worker for worker in workers if not worker.is_alive()]
             with suppress(Empty):  # an item of a dead worker may still arrive
                 item, error = replies.get(timeout=max(0.0, min(POLL_INTERVAL, deadline - time.monotonic())))
                 if error is None:
                     return item
         for worker in workers:
             worker.join(timeout=0.1 if error else 0)  # gives a dying worker time to end
-        dead = [worker for worker in workers if not worker.is_alive()]
-        if error is not None and not dead:  # preparing the item has failed
+        dead_workers = [worker for worker in workers if not worker.is_alive()]
+        if error is not None and not dead_workers:  # preparing the item has failed
             raise error
         for worker in workers:
-            worker.kill()  # not terminate: a worker may be stopped, or wait for a lock that a dead one holds
-        reason = ", ".join(map(_describe_end, dead)) or f"no item arrived within {self.timeout:g} s"
+            worker.kill()  # not terminate: a worker may be suspended, or wait for a lock of a dead worker
+        reason = ", ".join(map(_describe_end, dead_workers)) or f"no item arrived within {self.timeout:g} s"
         raise _WorkersLostError(reason) from error
 
 
@@ -188,15 +188,15 @@ def _describe_end(worker: BaseProcess) -> str:
     code = worker.exitcode or 0
     if code >= 0:
         return f"worker {worker.pid} ended with exit code {code}"
-    cause = _CAUSES.get(-code)
+    cause = _SIGNAL_CAUSES.get(-code)
     return f"worker {worker.pid} was killed: {signal.strsignal(-code)}" + (f" ({cause})" if cause else "")
 
 
-def _outlive_signals(worker: int) -> None:
-    """Make a worker end on SIGTERM of its parent process only.
+def _ignore_signals(worker: int) -> None:
+    """Make a worker ignore SIGUSR1, and ignore SIGTERM unless its parent process has sent it.
 
-    A cluster that preempts a job signals all its processes. If workers ended then, the run would fail before it could
-    save a checkpoint.
+    A cluster that preempts a job sends a signal to all processes of the job. If workers ended at this signal, the run
+    would fail before it could save a checkpoint.
     """
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})

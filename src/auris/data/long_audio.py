@@ -1,7 +1,7 @@
-"""Transcription of clips over 30 s: one row per overlapping window, with the transcripts merged afterwards.
+"""Transcription of clips over 30 s: each overlapping window becomes a row, and the transcripts are merged afterwards.
 
-For all other tasks, the windows of a clip follow one another in one prompt (`Samples`): a transcript can be merged from
-transcripts of windows, but an answer about the whole clip cannot.
+For all other tasks, one prompt contains all windows of a clip (`Samples`), because an answer about the whole clip
+cannot be merged from answers about its windows.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from auris import audio
 from auris.data.rows import Clip, Row
 from auris.metrics.normalize import unit
 
-WINDOW = audio.MAX_SAMPLES / audio.SAMPLE_RATE  # seconds
-OVERLAP = 5.0  # minimum overlap of neighbouring windows in seconds: about a sentence, enough words to align them
+WINDOW = audio.MAX_SAMPLES / audio.SAMPLE_RATE  # length of a window in seconds
+OVERLAP = 5.0  # minimum overlap of neighbouring windows in seconds: about one sentence, enough to align transcripts
 
 
 def split_row(row: Row, is_transcript: Callable[[Row], bool]) -> list[Row]:
-    """Split a row into rows of overlapping windows; return the row itself if it is short or not a transcription.
+    """Split a row into rows of overlapping windows. A row with a short clip or another task is returned unchanged.
 
     Raises:
         AudioError: The clip's length cannot be read.
@@ -43,33 +43,34 @@ def windows(seconds: float) -> list[tuple[float, float]]:
     """
     if seconds <= WINDOW:
         return []
-    n = math.ceil((seconds - OVERLAP) / (WINDOW - OVERLAP))
-    stride = (seconds - WINDOW) / (n - 1)
-    return [(round(k * stride, 3), WINDOW) for k in range(n - 1)] + [(seconds - WINDOW, WINDOW)]
+    n_windows = math.ceil((seconds - OVERLAP) / (WINDOW - OVERLAP))
+    stride = (seconds - WINDOW) / (n_windows - 1)
+    return [(round(k * stride, 3), WINDOW) for k in range(n_windows - 1)] + [(seconds - WINDOW, WINDOW)]
 
 
 def merge_transcripts(texts: Sequence[str], language: str) -> str:
     """Merge the transcripts of overlapping windows into one.
 
-    Neighbours are joined in the middle of the longest run of units that the end of one and the start of the next have
-    in common. Without a common run, nothing is dropped. Units are words, or characters in languages without spaces.
+    Units are words, or characters in languages without spaces. Two neighbouring transcripts are joined in the middle of
+    the longest run of units that the end of the first and the start of the second have in common. If there is none,
+    they are concatenated.
     """
-    glue = " " if unit(language) == "word" else ""
-    units = [text.split() if glue else list(text.strip()) for text in texts]
+    separator = " " if unit(language) == "word" else ""
+    units = [text.split() if separator else list(text.strip()) for text in texts]
     merged = units[0] if units else []
     for following in units[1:]:
-        # The overlap has about its share of the window's units; twice that number allows for uneven speech.
-        reach = 2 * math.ceil(len(following) * OVERLAP / WINDOW) + 2
-        tail, head = merged[-reach:], following[:reach]
-        match = SequenceMatcher(None, _keys(tail), _keys(head), autojunk=False).find_longest_match()
+        # If speech were even, this share of the window's units would be in the overlap. Twice that number is searched.
+        n_searched = 2 * math.ceil(len(following) * OVERLAP / WINDOW) + 2
+        end, start = merged[-n_searched:], following[:n_searched]
+        match = SequenceMatcher(None, _fold(end), _fold(start), autojunk=False).find_longest_match()
         if match.size:
-            keep = len(merged) - len(tail) + match.a + match.size // 2
-            merged = merged[:keep] + following[match.b + match.size // 2 :]
+            n_kept = len(merged) - len(end) + match.a + match.size // 2
+            merged = merged[:n_kept] + following[match.b + match.size // 2 :]
         else:
             merged = merged + following
-    return glue.join(merged)
+    return separator.join(merged)
 
 
-def _keys(units: Sequence[str]) -> list[str]:
-    """Return units without case and punctuation, which depend on where a window ends, for comparison."""
-    return ["".join(c for c in piece.casefold() if c.isalnum()) or piece for piece in units]
+def _fold(units: Sequence[str]) -> list[str]:
+    """Return units without case and punctuation, which may differ between the transcripts of two windows."""
+    return ["".join(c for c in unit_text.casefold() if c.isalnum()) or unit_text for unit_text in units]

@@ -1,6 +1,7 @@
 """Manifests: the rows of a data config, as sequences that read a row from its file on access.
 
-The index of a million rows takes some tens of megabytes (`row_index.RowColumns`), which worker processes share.
+Only an index of the rows is kept in memory (`row_index.RowColumns`): tens of megabytes for a million rows, which worker
+processes share.
 """
 
 from __future__ import annotations
@@ -32,19 +33,19 @@ class LazyRows(Sequence[Row]):
     """Sequence of rows that are read on access."""
 
     @overload
-    def __getitem__(self, place: int) -> Row: ...
+    def __getitem__(self, position: int) -> Row: ...
     @overload
-    def __getitem__(self, place: slice) -> list[Row]: ...
-    def __getitem__(self, place: int | slice) -> Row | list[Row]:
-        if isinstance(place, slice):
-            return [self._row(number) for number in range(*place.indices(len(self)))]
-        if not -len(self) <= place < len(self):
-            raise IndexError(place)
-        return self._row(place % len(self))
+    def __getitem__(self, position: slice) -> list[Row]: ...
+    def __getitem__(self, position: int | slice) -> Row | list[Row]:
+        if isinstance(position, slice):
+            return [self._row(number) for number in range(*position.indices(len(self)))]
+        if not -len(self) <= position < len(self):
+            raise IndexError(position)
+        return self._row(position % len(self))
 
     @abstractmethod
-    def _row(self, place: int) -> Row:
-        """Return the row at a place, 0 <= place < len(self)."""
+    def _row(self, position: int) -> Row:
+        """Return the row at a position, 0 <= position < len(self)."""
 
 
 class Selection(LazyRows):
@@ -53,7 +54,7 @@ class Selection(LazyRows):
     Args:
         row_index: Index of the manifest.
         numbers: Ascending row numbers in the index; None selects all rows.
-        repeated: (R,) bool over the index: True for rows that have the id of an earlier row.
+        repeated: (R,) bool for all R rows of the index, True if an earlier row has the same id.
     """
 
     def __init__(self, row_index: RowIndex, numbers: np.ndarray | None, repeated: np.ndarray):
@@ -62,26 +63,26 @@ class Selection(LazyRows):
     def __len__(self) -> int:
         return len(self.row_index) if self._numbers is None else len(self._numbers)
 
-    def _row(self, place: int) -> Row:
-        number = place if self._numbers is None else int(self._numbers[place])
+    def _row(self, position: int) -> Row:
+        number = position if self._numbers is None else int(self._numbers[position])
         return self._decode(number, self.row_index.record(number))
 
     def __iter__(self) -> Iterator[Row]:
         return (row for _, row in self.pairs(slice(None)))
 
-    def pairs(self, places: slice) -> Iterator[tuple[Record, Row]]:
-        """Yield consecutive rows, both as records and decoded."""
-        return ((record, self._decode(number, record)) for number, record in self._records(places))
+    def pairs(self, positions: slice) -> Iterator[tuple[Record, Row]]:
+        """Yield the record and the decoded row at each position of a slice."""
+        return ((record, self._decode(number, record)) for number, record in self._records(positions))
 
-    def undecoded(self, places: slice) -> Iterator[UndecodedRow]:
-        """Yield consecutive rows without decoding them."""
-        overrides_decode = type(self.row_index).decode is not RowIndex.decode  # it may find problems of its own
-        for number, record in self._records(places):
+    def undecoded(self, positions: slice) -> Iterator[UndecodedRow]:
+        """Yield the rows at the positions of a slice without decoding them."""
+        overrides_decode = type(self.row_index).decode is not RowIndex.decode  # such an index may find more problems
+        for number, record in self._records(positions):
             must_decode = overrides_decode or self._repeated[number]
             yield UndecodedRow(None if must_decode else record, partial(self._decode, number, record))
 
-    def _records(self, places: slice) -> Iterator[tuple[int, Record]]:
-        numbers = self._chosen[places]
+    def _records(self, positions: slice) -> Iterator[tuple[int, Record]]:
+        numbers = self._selected[positions]
         return zip(numbers.tolist(), self.row_index.records(numbers), strict=True)
 
     @property
@@ -89,18 +90,19 @@ class Selection(LazyRows):
         """The `row_key` of each row's id, (rows,) uint64."""
         if self._numbers is None and not self._repeated.any():
             return self.row_index.columns.keys
-        chosen = self._chosen
-        keys = self.row_index.columns.keys[chosen]
-        for place in np.flatnonzero(self._repeated[chosen]):
-            keys[place] = row_key(self.row_index.name(int(chosen[place])))
+        selected = self._selected
+        keys = self.row_index.columns.keys[selected]
+        for position in np.flatnonzero(self._repeated[selected]):
+            keys[position] = row_key(self.row_index.name(int(selected[position])))
         return keys
 
     def without_duration(self) -> Iterator[Row]:
         """Yield the rows with a clip whose length must be read from its file."""
-        return (self[int(place)] for place in np.flatnonzero(self.row_index.columns.lacks_duration[self._chosen]))
+        lacks_duration = self.row_index.columns.lacks_duration[self._selected]
+        return (self[int(position)] for position in np.flatnonzero(lacks_duration))
 
     @property
-    def _chosen(self) -> np.ndarray:
+    def _selected(self) -> np.ndarray:
         return np.arange(len(self.row_index)) if self._numbers is None else self._numbers
 
     def _decode(self, number: int, record: Record) -> Row:
@@ -120,9 +122,9 @@ class JoinedRows(LazyRows):
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
 
-    def _row(self, place: int) -> Row:
-        part = bisect_right(self._ends, place)
-        return self._parts[part][place - self._ends[part]]  # a negative index, counted from the end of the part
+    def _row(self, position: int) -> Row:
+        part = bisect_right(self._ends, position)
+        return self._parts[part][position - self._ends[part]]  # a negative index, which counts from the end of the part
 
     def __iter__(self) -> Iterator[Row]:
         return (row for part in self._parts for row in part)
@@ -136,11 +138,11 @@ def row_keys(rows: Sequence[Row]) -> np.ndarray:
 
 
 class UndecodedRow(NamedTuple):
-    """A row that is decoded only if its record is not sufficient.
+    """A row that is decoded only if its record does not suffice.
 
     Attributes:
-        record: The record, or None if only the decoded row is valid.
-        decode: Returns the decoded row.
+        record: The record, or None if it does not suffice.
+        decode: Function that returns the decoded row.
     """
 
     record: Record | None
@@ -150,7 +152,7 @@ class UndecodedRow(NamedTuple):
 def undecoded(rows: Sequence[Row], start: int, stop: int) -> Iterator[UndecodedRow]:
     """Yield rows [start, stop) without decoding them.
 
-    They are not collected in a list: millions of live objects slow down Python's garbage collector.
+    The rows are not collected in a list: millions of live objects slow down Python's garbage collector.
     """
     if isinstance(rows, Selection):
         return rows.undecoded(slice(start, stop))
@@ -164,10 +166,10 @@ class Manifest:
     Attributes:
         path: The path as written in the entry.
         rows: The selected rows.
-        weight: Share in the training mix; None: in proportion to the number of rows.
-        tasks: Tasks that the entry selects; empty: all.
+        weight: Relative share in the training mix; None: in proportion to the number of rows.
+        tasks: Tasks that the entry selects; empty: all tasks.
         digest: Digest of the files that the rows are read from.
-        max_per_epoch: Maximum number of rows in an epoch of the mix.
+        max_per_epoch: Maximum number of rows in an epoch of the training mix.
     """
 
     path: str | Path
@@ -179,31 +181,32 @@ class Manifest:
 
     @property
     def name(self) -> str:
-        """Path and tasks, as shown in messages."""
+        """Path and tasks, by which messages refer to the manifest."""
         return " ".join([str(self.path), *self.tasks])
 
     @property
     def rows_digest(self) -> str:
-        """Digest of the files that the rows are read from, and of which rows are selected."""
+        """Digest of the files that the rows are read from, and of the ids of the selected rows."""
         return digest([self.digest, hashlib.sha256(row_keys(self.rows).data).hexdigest()])
 
 
 EntryConfig = str | Path | Mapping[str, Any]
-"""An entry of `data.train` and the like: a path, or a mapping with `path` and other attributes of `ManifestEntry`."""
+"""An entry of `data.train`, `data.valid` or another list of manifests: a path, or a mapping of `ManifestEntry`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ManifestEntry:
-    """An entry of a data config.
+    """A parsed entry of a data config.
 
     Attributes:
-        path: A JSONL or text file, a directory of shards, or a Parquet file or pattern; the last three also as URLs.
-        weight: Share in the training mix (`plan.Plan`). For training only.
+        path: A JSONL or text file, a directory of shards, a Parquet file, or a pattern of Parquet files. Shards and
+            Parquet files may also be given by URL.
+        weight: Relative share in the training mix (`plan.Plan`). For training only.
         max_per_epoch: Maximum number of rows in an epoch. For training only.
-        tasks: Select the rows of these tasks; empty: all.
+        tasks: Select the rows of these tasks; empty: all tasks.
         limit: Select the first `limit` rows of each task.
         columns: {auris field: field in the file}.
-        labels: Labels added to every row.
+        labels: Labels that are added to every row.
     """
 
     path: str
@@ -243,12 +246,12 @@ class ManifestEntry:
                 raise type(error)(f"{key}: {error}") from error
         elif not Path(self.path).is_file():
             raise MissingFileError(
-                f"{key}: there is no file {self.path}. To create the embedded corpus, run "
+                f"{key}: there is no file {self.path}. To create the synthetic corpus, run "
                 f"`auris corpus out={Path(self.path).parent}`; to use your own rows, set {key}=[FILE.jsonl]"
             )
 
     def open(self, cache_dir: Path | None) -> RowIndex:
-        """Index the rows, or load their index from the cache."""
+        """Build the index of the rows, or load it from the cache."""
         field_map = FieldMap(dict(self.columns), dict(self.labels))
         if not dataset.is_parquet(self.path):
             return Lines(Path(self.path), field_map, cache_dir)
@@ -266,43 +269,43 @@ def read_manifests(
         cache_dir: Directory of cached indexes.
 
     Raises:
-        UserError: As `ManifestEntry.parse`; an entry has no rows; or rows of different manifests share an id (ids
-            identify rows in the plan, in predictions and in comparisons).
+        UserError: `ManifestEntry.parse` refuses an entry; an entry has no rows; or rows of different manifests have the
+            same id (ids identify rows in the plan, in predictions and in comparisons).
         MissingFileError: A manifest does not exist.
     """
     manifests = []
     for entry in [ManifestEntry.parse(entry_config, key) for entry_config in entries]:
-        index = entry.open(cache_dir)
-        rows = _select(index, entry.tasks, entry.limit)
+        row_index = entry.open(cache_dir)
+        rows = _select(row_index, entry.tasks, entry.limit)
         if not rows:
             selected = f" of tasks {list(entry.tasks)}" if entry.tasks else ""
             raise UserError(f"{key}: {entry.path} has no rows{selected}")
         manifests.append(
-            Manifest(entry.path, rows, entry.weight, tuple(entry.tasks), index.digest, entry.max_per_epoch)
+            Manifest(entry.path, rows, entry.weight, tuple(entry.tasks), row_index.digest, entry.max_per_epoch)
         )
     _check_ids(manifests, key)
     return manifests
 
 
 def _check_ids(manifests: Sequence[Manifest], key: str) -> None:
-    """Check that no id is in two manifests. An id repeated within one manifest is a problem of the later row."""
-    parts = [(manifest, row_keys(manifest.rows)) for manifest in manifests]
-    for (first, before), (second, after) in combinations(parts, 2):
-        if first.name != second.name and len(common := np.intersect1d(before, after)):
-            row = second.rows[int(np.flatnonzero(after == common[0])[0])]
+    """Check that no id is in two manifests. An id repeated in one manifest is only a problem of the later row."""
+    keys_of_manifests = [(manifest, row_keys(manifest.rows)) for manifest in manifests]
+    for (first, first_keys), (second, second_keys) in combinations(keys_of_manifests, 2):
+        if first.name != second.name and len(common_keys := np.intersect1d(first_keys, second_keys)):
+            row = second.rows[int(np.flatnonzero(second_keys == common_keys[0])[0])]
             raise UserError(f"{key}: row id {row.id!r} is in {first.name} and in {second.name}, expected different ids")
 
 
-def _select(index: RowIndex, keep: Sequence[str], limit: int | None) -> Selection:
-    """Select the first `limit` rows of each of the tasks `keep`, and mark rows whose id an earlier row has."""
-    for code in keep:
+def _select(row_index: RowIndex, task_codes: Sequence[str], limit: int | None) -> Selection:
+    """Select the first `limit` rows of each of some tasks, and find the rows whose id an earlier row already has."""
+    for code in task_codes:
         tasks.find(code)  # raises UserError for an unknown task
-    columns = index.columns
+    columns = row_index.columns
     order = np.argsort(columns.keys, kind="stable")
-    repeated = np.zeros(len(index), dtype=bool)
+    repeated = np.zeros(len(row_index), dtype=bool)
     repeated[order[1:][columns.keys[order[1:]] == columns.keys[order[:-1]]]] = True
-    if not keep and limit is None:
-        return Selection(index, None, repeated)
-    chosen = [number for number, code in enumerate(columns.codes.tolist()) if not keep or code in keep]
-    numbers = [np.flatnonzero(columns.tasks == number)[:limit] for number in chosen]
-    return Selection(index, np.sort(np.concatenate([np.zeros(0, np.int64), *numbers])), repeated)
+    if not task_codes and limit is None:
+        return Selection(row_index, None, repeated)
+    chosen = [n for n, code in enumerate(columns.codes.tolist()) if not task_codes or code in task_codes]
+    numbers = [np.flatnonzero(columns.tasks == n)[:limit] for n in chosen]
+    return Selection(row_index, np.sort(np.concatenate([np.zeros(0, np.int64), *numbers])), repeated)

@@ -1,4 +1,4 @@
-"""Samples of one prompt with two answers: preference rows, and questions with the answers yes and no.
+"""Samples of one prompt with two answers, for preference rows and for yes-or-no questions.
 
 The prompt and its clips are processed once; both answers attend to them (`model.pack.Pack`).
 """
@@ -34,34 +34,33 @@ class PairSamples(AudioSamples):
         sample = super().build(row, number, epoch, prompt_only=prompt_only)
         if prompt_only:
             return sample
-        return replace(sample, rejected=self._rejected(row), reference=self._reference(row))
+        return replace(sample, rejected=self._rejected_ids(row), reference=self._reference_scores(row))
 
     def length(self, row: Row, spans: Sequence[int]) -> int:
-        """Return the tokens of the prompt and both answers."""
+        """Return the number of tokens of the prompt and both answers."""
         if row.labels["task"] != "preference":
             raise RowError(
                 f"a row of task {row.labels['task']!r} is not a preference, expected `messages`, `chosen` and "
                 "`rejected` for data.view=pair"
             )
         chosen = self.tokenizer.encode(self._turns(row, None, prompt_only=False), [[0] * n for n in spans])
-        return (
-            len(chosen.ids) + 1 + len(self._rejected(row))
-        )  # 1: the prompt's last token is repeated before the rejected answer
+        # The prompt's last token is repeated before the rejected answer.
+        return len(chosen.ids) + 1 + len(self._rejected_ids(row))
 
     def _turns(self, row: Row, rng: Rng, prompt_only: bool) -> list[Turn]:
         prompt = self._chat.turns(row.labels["messages"])
         return prompt if prompt_only else [*prompt, *self._answer(row, "chosen")]
 
     def _answer(self, row: Row, key: str) -> list[Turn]:
-        """Return the turns of an answer and its end token, without the line break of ChatML that always follows."""
+        """Return the turns of an answer and its end token, without the line break that follows in ChatML."""
         reply = {"role": "assistant", "content": row.labels[key]}
         turns = self._chat.turns([*row.labels["messages"], reply], supervise=True)
         return [turn for turn in turns if turn.role == "answer" and turn.supervise]
 
-    def _rejected(self, row: Row) -> np.ndarray:
+    def _rejected_ids(self, row: Row) -> np.ndarray:
         return self.tokenizer.encode(self._answer(row, "rejected"), []).ids
 
-    def _reference(self, row: Row) -> tuple[float, float] | None:
+    def _reference_scores(self, row: Row) -> tuple[float, float] | None:
         if self.references is None:
             return None
         if row.id not in self.references:
@@ -72,14 +71,14 @@ class PairSamples(AudioSamples):
 class VerdictSamples(AudioSamples):
     """View of a yes-or-no task row as a pair, with yes as the chosen and no as the rejected answer.
 
-    It gives the log-odds of yes over no. Only the two answers are supervised.
+    Only the two answers are supervised. Their log-probabilities give the log-odds of yes over no.
     """
 
     VERDICTS = ("yes", "no")
 
     def build(self, row: Row, number: int, epoch: int | None, *, prompt_only: bool = False) -> Sample:
         """Build the sample of a row with both answers."""
-        assert not prompt_only, "a pair has two answers"
+        assert not prompt_only, "a pair always contains its answers"
         _, no = self.VERDICTS
         rejected = self.tokenizer.encode(self._answer(row, no), []).ids
         return replace(super().build(row, number, epoch), rejected=rejected)

@@ -1,4 +1,4 @@
-"""Map a function over parts in forked processes."""
+"""Parallel map of a function over parts of the work, in forked processes."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ R = TypeVar("R")
 
 
 def parallel_map(work: Callable[[T], R], parts: Sequence[T], processes: int | None = None) -> Iterator[tuple[int, R]]:
-    """Yield (number of the part, result) as parts finish, in any order.
+    """Yield (number of the part, result) in the order in which parts finish.
 
     Args:
-        work: Function of one part. Only its result must be picklable.
-        parts: Arguments of `work`; they need not be picklable.
+        work: Function of one part. Its result must be picklable; the function itself need not be.
+        parts: Arguments of `work`. They need not be picklable.
         processes: Number of processes; None: one for each core that this process may use.
 
     Raises:
@@ -31,26 +31,26 @@ def parallel_map(work: Callable[[T], R], parts: Sequence[T], processes: int | No
         yield from ((number, work(part)) for number, part in enumerate(parts))
         return
     # Forked processes inherit `work` and the parts; only results are pickled.
-    with ProcessPoolExecutor(processes, get_context("fork"), _receive, (work, parts)) as pool:
-        numbers: dict[Future[R], int] = {pool.submit(_do, number): number for number in range(len(parts))}
+    with ProcessPoolExecutor(processes, get_context("fork"), _initialize, (work, parts)) as pool:
+        numbers: dict[Future[R], int] = {pool.submit(_run_part, number): number for number in range(len(parts))}
         try:
-            for done in as_completed(numbers):
-                yield numbers.pop(done), done.result()
+            for future in as_completed(numbers):
+                yield numbers.pop(future), future.result()
         except BrokenProcessPool as error:
             raise RunStopped(f"one of {processes} processes was killed; the machine may be out of memory") from error
         finally:
             pool.shutdown(cancel_futures=True)
 
 
-_received: tuple[Callable[[Any], Any], Sequence[Any]] | None = None  # set in each forked process
+_work_and_parts: tuple[Callable[[Any], Any], Sequence[Any]] | None = None  # set in each forked process
 
 
-def _receive(work: Callable[[Any], Any], parts: Sequence[Any]) -> None:
-    global _received
-    _received = work, parts
+def _initialize(work: Callable[[Any], Any], parts: Sequence[Any]) -> None:
+    global _work_and_parts
+    _work_and_parts = work, parts
 
 
-def _do(number: int) -> Any:
-    assert _received is not None
-    work, parts = _received
+def _run_part(number: int) -> Any:
+    assert _work_and_parts is not None
+    work, parts = _work_and_parts
     return work(parts[number])

@@ -1,7 +1,7 @@
 """Training plan: the rows of each step, and how they are divided into packs.
 
-The plan is a function of row ids, weights, seed and the step number. No process keeps a position, so resuming needs no
-state, and every world size and every arm of a study sees the same rows at the same step.
+The plan depends only on row ids, weights, seed and step number. No process keeps a position, so a resumed run needs no
+saved state, and runs with any number of ranks and all compared systems of a study see the same rows at the same step.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from auris.data.manifests import Manifest, row_keys
 from auris.data.rows import row_seed
 from auris.errors import UserError
 
-# Number of rows that pack filling looks ahead in the stream for rows that fit. With 256 rows, packs are almost full,
+# Number of rows of the stream among which the rows of the next pack are chosen. With 256 rows, packs are almost full,
 # and rows stay close to their random position.
 POOL = 256
 
 Entry = tuple[int, int]
-"""(row number, data epoch of the row's source, from 0)"""
+"""(row number, number of the row's data epoch from 0)"""
 
 
 def _mix(x: np.ndarray) -> np.ndarray:
@@ -38,9 +38,9 @@ def _mix(x: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Merge:
-    """Two streams merged into one: round(p * share) of its first p rows are from the left stream.
+    """Two streams merged into one stream: round(p * share) of its first p rows are from the left stream.
 
-    A tree of merges defines a stream of many sources in which any position can be computed directly.
+    A tree of merges defines a stream of many sources. The row at any position of it can be computed directly.
     """
 
     left: int | _Merge  # int: index of a source
@@ -49,7 +49,7 @@ class _Merge:
 
 
 def _locate(tree: int | _Merge, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return for each position (n,) of a merged stream its source (n,) and the source's number of earlier rows (n,)."""
+    """Return the source (n,) of each position (n,) of a merged stream, and the source's number of earlier rows (n,)."""
     if isinstance(tree, int):
         return np.full_like(positions, tree), positions
     before = np.floor(positions * tree.share + 0.5).astype(np.int64)
@@ -63,30 +63,32 @@ def _locate(tree: int | _Merge, positions: np.ndarray) -> tuple[np.ndarray, np.n
 class Plan:
     """The rows of every step, and their packs.
 
-    The rows form an endless stream. Each source is repeated, every time in a new order: that of a hash of (row id,
-    seed, epoch), so the order of the manifest and other rows have no influence. Sources are merged pairwise, the two
+    The rows form an endless stream. Each source (manifest) is repeated, every time in a new order. Rows are sorted by a
+    hash of (row id, seed, epoch), so their order in the manifest has no influence. Sources are merged pairwise, the two
     lightest first (Huffman tree). Among the first p rows of the stream, the number of rows of a source therefore
     differs from p times its share by at most half a row for two sources, and by less than two rows for more. Without
-    weights, shares are proportional to the number of rows, and an epoch of `epoch_rows` rows holds every row once.
+    weights, shares are proportional to the number of rows, and an epoch of `epoch_rows` rows contains every row once.
 
-    With a temperature, or if a source has a cap, an epoch holds an exact number of rows of each source, its quota: its
-    share of the total number of rows, or its cap. A cap makes the epoch shorter; the other sources do not get more
-    rows. The next epoch of a source continues where this one stopped, so no row repeats before all have been used.
+    With a temperature, or if a source has a cap (`max_per_epoch`), an epoch contains an exact number of rows of each
+    source, its quota. The quota is the source's share of the total number of rows, but at most the cap. A cap makes the
+    epoch shorter; the other sources do not get more rows. The next epoch continues each source where this epoch
+    stopped, so no row is repeated before all rows of its source have been used.
 
     A row of length 0 is unusable. It keeps its position in the stream but is in no pack, so the steps of all other
     rows do not change.
 
     Args:
-        sources: Manifests with unique names, and with weights for all or for none. Rows are numbered consecutively over
-            all sources.
+        sources: Manifests with unique names. Either all of them have weights or none has. Rows are numbered
+            consecutively over all sources.
         lengths: (rows,) maximum number of tokens of each row; 0: unusable.
         seed: Seed of the row order.
         rows_per_step: Step k is rows [k R, (k+1) R) of the stream, independent of lengths, budget and world size.
             None: a step is `packs_per_step` full packs, filled from the stream within each epoch.
         token_budget: Maximum number of tokens in a pack.
-        packs_per_step: Packs per step over all ranks; used if rows_per_step is None.
-        temperature: T of shares proportional to rows^(1/T) (Devlin's multilingual BERT; Raffel et al. 2020, section
-            3.5.2). 1 and None: proportional to rows; the larger T, the more equal the shares.
+        packs_per_step: Number of packs per step over all ranks; used if rows_per_step is None.
+        temperature: Temperature T. Shares are proportional to (number of rows)^(1/T) (Devlin's multilingual BERT;
+            Raffel et al. 2020, section 3.5.2). 1 and None: proportional to the number of rows. The larger T, the more
+            equal the shares.
 
     Raises:
         UserError: A setting is invalid, or a row is longer than the budget.
@@ -112,12 +114,12 @@ class Plan:
         self.temperature = temperature
         self._starts = list(accumulate((len(source.rows) for source in self.sources), initial=0))
         self._check()
-        self._quotas = self._share_out()
+        self._quotas = self._compute_quotas()
         self._keys = [row_keys(source.rows) for source in self.sources]
         self._merge_tree = _merge(self.sources, self._quotas or [_weight(source) for source in self.sources])
         self._order = lru_cache(2 * len(self.sources))(self._shuffle)  # a step may span two epochs of each source
-        self._epoch_packs = lru_cache(2)(self._fill)
-        self._fill_ends: list[int] = []  # number of packs in epochs 0..e
+        self._epoch_packs = lru_cache(2)(self._fill_packs)
+        self._pack_ends: list[int] = []  # entry e: number of packs in epochs 0 to e
 
     def _check(self) -> None:
         names = [source.name for source in self.sources]
@@ -156,18 +158,18 @@ class Plan:
         setting = f"data.temperature={self.temperature}"
         if not 0 < self.temperature < math.inf:
             raise UserError(
-                f"{setting}: expected a positive number (1: proportional to rows, larger: more equal shares)"
+                f"{setting}: expected a positive number (1: shares as the numbers of rows, larger: more equal shares)"
             )
         if len(self.sources) < 2:
             raise UserError(
-                f"{setting} has no effect on a single source: set it to null, or list the parts to balance, as in "
+                f"{setting} has no effect on a single source: set it to null, or list the parts to balance, such as "
                 "data.train=[{path: a.jsonl, tasks: [asr]}, {path: a.jsonl, tasks: [aac]}]"
             )
         if self.sources[0].weight is not None:
             raise UserError(f"{setting} has no effect if sources have weights: remove the temperature or the weights")
 
-    def _share_out(self) -> list[int] | None:
-        """Return the rows of each source in an epoch, or None if only weights define the mix."""
+    def _compute_quotas(self) -> list[int] | None:
+        """Return the number of rows of each source in an epoch, or None if only weights define the mix."""
         caps = [source.max_per_epoch for source in self.sources]
         if self.temperature is None and all(cap is None for cap in caps):
             return None
@@ -183,28 +185,29 @@ class Plan:
 
     @property
     def epoch_rows(self) -> int:
-        """Rows in one epoch of the stream, usable or not: all rows, or the sum of the quotas."""
+        """Number of rows in one epoch of the stream, including unusable rows: all rows, or the sum of the quotas."""
         return sum(self._quotas) if self._quotas else len(self.lengths)
 
     def steps_for(self, epochs: int) -> int:
         """Return the number of steps in `epochs` epochs; the last step may reach into the next epoch."""
         if self.rows_per_step is not None:
             return math.ceil(epochs * self.epoch_rows / self.rows_per_step)
-        while len(self._fill_ends) < epochs:
-            self._epoch_packs(len(self._fill_ends))
-        return math.ceil(self._fill_ends[epochs - 1] / self.packs_per_step) if epochs else 0
+        while len(self._pack_ends) < epochs:
+            self._epoch_packs(len(self._pack_ends))
+        return math.ceil(self._pack_ends[epochs - 1] / self.packs_per_step) if epochs else 0
 
     def step(self, k: int) -> list[Entry]:
-        """Return all rows of step k in stream order; with full packs, only usable rows, in the order of the packs."""
+        """Return all rows of step k in stream order. Steps of full packs contain only usable rows, in pack order."""
         if self.rows_per_step is not None:
             return _entries(*self._stream(k * self.rows_per_step, (k + 1) * self.rows_per_step))
         return [entry for pack in self.packs(k, world=1, rank=0) for entry in pack]
 
     def packs(self, k: int, *, world: int, rank: int) -> list[list[Entry]]:
-        """Return the packs of one rank in step k.
+        """Return the packs of one rank in step k, where `world` is the number of ranks.
 
-        Every rank has the same number of packs, balanced by tokens and each within the budget. Every usable row of the
-        step is in exactly one pack of one rank. Packs are empty if the step has fewer usable rows than packs.
+        Every rank has the same number of packs. They are within the budget and have similar numbers of tokens. Every
+        usable row of the step is in exactly one pack of one rank. Packs are empty if the step has fewer usable rows
+        than packs.
         """
         assert 0 <= rank < world, (rank, world)
         return self.all_packs(k, world=world)[rank::world]
@@ -222,36 +225,36 @@ class Plan:
         return self._balance([entry for entry in self.step(k) if self.lengths[entry[0]]], world)
 
     def _shuffle(self, source: int, epoch: int) -> np.ndarray:
-        """Return the rows of a source, numbered within the source, in the order of an epoch."""
+        """Return the row numbers of a source (from 0 within the source) in the order of an epoch."""
         salt = np.array([row_seed(self.seed, epoch, "")], dtype=np.uint64)
         order = np.argsort(_mix(self._keys[source] ^ salt), kind="stable")
-        return order.astype(np.uint32)  # half the memory of what argsort returns
+        return order.astype(np.uint32)  # argsort returns 64-bit numbers, which take twice the memory
 
     def _stream(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return rows and epochs at positions [start, stop) of the stream."""
+        """Return the row number and epoch at each of the positions [start, stop) of the stream."""
         positions = np.arange(start, stop)
         sources, counts = _locate(self._merge_tree, positions)
         rows, epochs = np.empty_like(positions), np.empty_like(positions)
         for i, source in enumerate(self.sources):
-            of_source = np.flatnonzero(sources == i)
-            epochs[of_source], places = np.divmod(counts[of_source], len(source.rows))
-            for epoch in np.unique(epochs[of_source]):
-                in_epoch = epochs[of_source] == epoch
-                rows[of_source[in_epoch]] = self._starts[i] + self._order(i, int(epoch))[places[in_epoch]]
+            indices = np.flatnonzero(sources == i)
+            epochs[indices], order_positions = np.divmod(counts[indices], len(source.rows))
+            for epoch in np.unique(epochs[indices]):
+                in_epoch = epochs[indices] == epoch
+                rows[indices[in_epoch]] = self._starts[i] + self._order(i, int(epoch))[order_positions[in_epoch]]
         return rows, epochs
 
     def _balance(self, entries: list[Entry], world: int) -> list[list[Entry]]:
-        """Divide rows into the fewest packs for which longest-processing-time-first (Graham 1969) meets the budget.
+        """Divide rows into packs of similar length by longest-processing-time-first scheduling (Graham 1969).
 
-        Packs are sorted by tokens, longest first, so that ranks work on packs of similar length at the same time.
+        The number of packs per rank is the smallest for which all packs are within the budget. Packs are sorted by
+        length, longest first, so that ranks work on packs of similar length at the same time.
         """
         lengths = [int(self.lengths[row]) for row, _ in entries]
-        longest_first = sorted(
-            range(len(entries)), key=lambda i: -lengths[i]
-        )  # a stable sort: stream order for equal lengths
-        per_rank = max(1, math.ceil(sum(lengths) / (self.token_budget * world)))
+        # The sort is stable: rows of equal length stay in stream order.
+        longest_first = sorted(range(len(entries)), key=lambda i: -lengths[i])
+        packs_per_rank = max(1, math.ceil(sum(lengths) / (self.token_budget * world)))
         while True:
-            loads = [(0, pack) for pack in range(per_rank * world)]
+            loads = [(0, pack) for pack in range(packs_per_rank * world)]
             packs: list[list[int]] = [[] for _ in loads]
             for i in longest_first:
                 load, pack = loads[0]
@@ -260,52 +263,52 @@ class Plan:
             if max(loads)[0] <= self.token_budget:
                 order = [pack for _, pack in sorted(loads, key=lambda load: (-load[0], load[1]))]
                 return [[entries[i] for i in sorted(packs[pack])] for pack in order]
-            per_rank += 1
+            packs_per_rank += 1
 
     def _full_packs(self, start: int, stop: int) -> list[list[Entry]]:
         """Return packs [start, stop) of the stream of full packs, which are filled epoch by epoch."""
-        while not self._fill_ends or self._fill_ends[-1] < stop:
-            self._epoch_packs(len(self._fill_ends))
+        while not self._pack_ends or self._pack_ends[-1] < stop:
+            self._epoch_packs(len(self._pack_ends))
         packs: list[list[Entry]] = []
         while start < stop:
-            epoch = bisect_right(self._fill_ends, start)
-            first = self._fill_ends[epoch - 1] if epoch else 0
+            epoch = bisect_right(self._pack_ends, start)
+            first = self._pack_ends[epoch - 1] if epoch else 0
             packs_of_epoch = self._epoch_packs(epoch).take(start - first, stop - first)
             packs += packs_of_epoch
             start += len(packs_of_epoch)
         return packs
 
-    def _fill(self, epoch: int) -> _Packs:
-        """Fill the packs of one epoch of the stream. Each pack starts with the first row that is not in a pack yet."""
+    def _fill_packs(self, epoch: int) -> _Packs:
+        """Fill the packs of one epoch of the stream. Each pack starts with the first remaining row of the stream."""
         rows, epochs = self._stream(epoch * self.epoch_rows, (epoch + 1) * self.epoch_rows)
         lengths = self.lengths[rows]
         usable = np.flatnonzero(lengths)
-        # Rows become Python objects a few thousand at a time; all at once would take five times the arrays' memory.
-        parts = np.array_split(np.stack([usable, lengths[usable]], axis=1), len(usable) // 4096 + 1)
-        waiting = (pair for part in parts for pair in part.tolist())
+        # Rows are converted to Python objects a few thousand at a time; all at once would take five times the memory.
+        chunks = np.array_split(np.stack([usable, lengths[usable]], axis=1), len(usable) // 4096 + 1)
+        remaining = (pair for chunk in chunks for pair in chunk.tolist())
         order, ends = array("q"), array("q", [0])
-        pool = list(islice(waiting, POOL))
+        pool = list(islice(remaining, POOL))
         while pool:
-            chosen = _fullest([length for _, length in pool], self.token_budget)
+            chosen = _choose_fullest([length for _, length in pool], self.token_budget)
             order.extend([pool.pop(i)[0] for i in reversed(chosen)][::-1])
             ends.append(len(order))
-            pool += islice(waiting, POOL - len(pool))
-        if epoch == len(self._fill_ends):
-            self._fill_ends.append(len(ends) - 1 + (self._fill_ends[-1] if epoch else 0))
-        places = np.frombuffer(order, dtype=np.int64)
-        return _Packs(rows[places], epochs[places], np.frombuffer(ends, dtype=np.int64))
+            pool += islice(remaining, POOL - len(pool))
+        if epoch == len(self._pack_ends):
+            self._pack_ends.append(len(ends) - 1 + (self._pack_ends[-1] if epoch else 0))
+        positions = np.frombuffer(order, dtype=np.int64)
+        return _Packs(rows[positions], epochs[positions], np.frombuffer(ends, dtype=np.int64))
 
 
 @dataclass(frozen=True, eq=False)
 class _Packs:
-    """Packs of one epoch. Pack p consists of `rows` and `epochs` at [ends[p], ends[p + 1])."""
+    """Packs of one epoch. Pack p consists of the entries [ends[p], ends[p + 1]) of `rows` and `epochs`."""
 
     rows: np.ndarray
     epochs: np.ndarray
     ends: np.ndarray
 
     def take(self, start: int, stop: int) -> list[list[Entry]]:
-        """Return those of the packs [start, stop) that the epoch has."""
+        """Return the packs [start, stop), or fewer if the epoch ends before `stop`."""
         bounds = [slice(*self.ends[p : p + 2]) for p in range(start, min(stop, len(self.ends) - 1))]
         return [_entries(self.rows[bound], self.epochs[bound]) for bound in bounds]
 
@@ -330,18 +333,19 @@ def _merge(sources: Sequence[Manifest], weights: Sequence[float]) -> int | _Merg
     return heap[0][2]
 
 
-def _fullest(lengths: list[int], budget: int) -> list[int]:
-    """Return indices of rows, always including the first, whose total length is the largest within the budget.
+def _choose_fullest(lengths: list[int], budget: int) -> list[int]:
+    """Return the indices of rows that fill the budget best. The first row is always among them.
 
-    Subset sums are the bits of one integer: bit t of reach[i] is set if some of rows 0..i have t tokens in total.
-    Later rows are considered only until the budget is met, and used only if earlier rows do not suffice.
+    Subset sums are the bits of one integer: bit t of reach[i] is set if a subset of rows 0 to i that contains row 0 has
+    t tokens in total. If the budget can be filled exactly, the rows after the first such i are not used. A later row is
+    used only if earlier rows cannot give the same total.
     """
-    keep = (1 << budget + 1) - 1
+    within_budget = (1 << budget + 1) - 1
     reach = [1 << lengths[0]]
     for length in lengths[1:]:
         if reach[-1] >> budget:
             break
-        reach.append((reach[-1] | reach[-1] << length) & keep)
+        reach.append((reach[-1] | reach[-1] << length) & within_budget)
     total = reach[-1].bit_length() - 1
     chosen = []
     for i in range(len(reach) - 1, 0, -1):

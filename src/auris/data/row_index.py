@@ -1,6 +1,6 @@
 """Index of the rows of a manifest: the data needed to select and plan rows, and access to each row by its number.
 
-The index consists of a few arrays of numbers, computed in one pass over the file and cached on disk.
+The index consists of a few arrays, which are computed in one pass over the file and cached on disk.
 
 Shapes: R rows of a manifest.
 """
@@ -27,21 +27,21 @@ from auris.errors import UserError
 from auris.files import digest, file_digest
 
 _VERSION = 2  # version of the format of cached arrays
-_READ_LINES = 64  # lines per read
-_PIECE = 2**23  # bytes that a process indexes at a time
+_READ_LINES = 64  # maximum number of lines per read
+_PIECE_BYTES = 2**23  # bytes that a process indexes at a time
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class RowColumns:
-    """Data of all rows that is available without decoding them.
+    """Columns of numbers that describe all rows and are available without decoding the rows.
 
     Attributes:
         keys: (R,) uint64, `row_key` of each id.
         tasks: (R,) uint32, index of each row's task in `codes`.
         codes: Task names as written in the rows.
         lacks_duration: (R,) bool, True if the length of a clip is not stated and must be read from its file.
-        places: int64, positions of the rows in their files; the meaning depends on the kind of index.
-        names: (R,) uint32, line numbers, from which the names of rows are derived; empty for some kinds of index.
+        places: int64, positions of the rows in their files. `scan` of each index says what they mean.
+        names: (R,) uint32, line numbers, from which row names are made; empty for files without lines.
     """
 
     keys: np.ndarray
@@ -53,7 +53,7 @@ class RowColumns:
 
 
 class Builder:
-    """Builder of RowColumns, row by row."""
+    """Builds RowColumns row by row."""
 
     def __init__(self) -> None:
         self.keys, self.tasks, self.lacks_duration = array("Q"), array("I"), bytearray()
@@ -64,12 +64,12 @@ class Builder:
         """Add a row.
 
         Args:
-            record: The row.
-            folder: Folder that its paths are relative to.
-            has_lengths: The lengths of its clips need no check of their files, even if they are not stated.
+            record: Record of the row.
+            folder: Folder that the audio paths of the row are relative to.
+            has_lengths: If True, `lacks_duration` is False although the row may state no duration.
         """
         fields = record.fields
-        # Decoding takes two thirds of the time, and task rows do not need it.
+        # Task rows are not decoded, because decoding takes two thirds of the time.
         if fields is not None and record.problem is None and is_task_row(fields):
             code = fields.get("task")
             lacks_duration = not has_lengths and fields.get("duration") is None and bool(fields.get("audio"))
@@ -82,7 +82,7 @@ class Builder:
         self.lacks_duration.append(lacks_duration)
 
     def extend(self, rows: RowColumns) -> None:
-        """Add the rows of another builder."""
+        """Add the rows that another builder has collected."""
         codes = [self._codes.setdefault(code, len(self._codes)) for code in rows.codes.tolist()]
         self.tasks.frombytes(np.array(codes, dtype=np.uint32)[rows.tasks].tobytes())
         for name in ("keys", "places", "names"):
@@ -102,24 +102,24 @@ class Builder:
 
 
 class RowIndex(ABC):
-    """Base of the indexes: the rows of one file, or of several files, in order.
+    """Base class of the indexes. An index gives access to the rows of one or several files in order.
 
     Args:
         path: The path as written in the config.
         folder: Folder that the rows' paths are relative to.
         field_map: Mapping of the fields in the file to auris fields.
-        cache_dir: Directory of cached columns; None disables the cache.
+        cache_dir: Directory for cached columns; None disables the cache.
     """
 
     def __init__(self, path: str, folder: Path, field_map: FieldMap, cache_dir: Path | None):
         self.path, self.folder, self.field_map = path, folder, field_map
-        self.is_complete = True  # False if a file could not be read: the columns are not cached, the next run retries
+        self.is_complete = True  # if False, a file could not be read, and the columns are not cached
         key = digest([_VERSION, type(self).__name__, self.digest, repr(field_map)])
-        file = None if cache_dir is None else cache_dir / f"rows-{key}.npz"
-        stored = None if file is None else array_cache.load(file)
-        self.columns = RowColumns(**stored) if stored else self.scan()
-        if file is not None and not stored and self.is_complete:
-            array_cache.save(file, **vars(self.columns))
+        cache_file = None if cache_dir is None else cache_dir / f"rows-{key}.npz"
+        arrays = None if cache_file is None else array_cache.load(cache_file)
+        self.columns = RowColumns(**arrays) if arrays else self.scan()
+        if cache_file is not None and not arrays and self.is_complete:
+            array_cache.save(cache_file, **vars(self.columns))
 
     def __len__(self) -> int:
         return len(self.columns.keys)
@@ -135,27 +135,27 @@ class RowIndex(ABC):
 
     @abstractmethod
     def name(self, number: int) -> str:
-        """Return the name of a row, which serves as id of a row without one."""
+        """Return the name of a row, which is used as its id if the row has no id."""
 
     @abstractmethod
     def record(self, number: int) -> Record:
-        """Read one row."""
+        """Read the record of one row."""
 
     def decode(self, record: Record) -> Row:
         """Decode a record of this index."""
         return decode(record, self.folder)
 
     def records(self, numbers: np.ndarray) -> Iterator[Record]:
-        """Yield the rows with the given ascending numbers."""
+        """Yield the records of the rows with the given numbers, which must be ascending."""
         return map(self.record, numbers.tolist())
 
 
 class Lines(RowIndex):
-    """Index of a JSONL file, or of a text file (`.txt`) whose lines are plain text for the language model."""
+    """Index of a JSONL file, or of a text file (`.txt`). Each line of a text file is a text for the language model."""
 
     def __init__(self, path: Path, field_map: FieldMap, cache_dir: Path | None):
         self._path, self._is_text = path, path.suffix == ".txt"
-        self._stamp = _stamp(os.stat(path))
+        self._version = _file_version(os.stat(path))
         self._file: Any = None
         super().__init__(str(path), path.parent, field_map, cache_dir)
 
@@ -168,15 +168,15 @@ class Lines(RowIndex):
         return file_digest(self._path)
 
     def scan(self) -> RowColumns:
-        """Compute the columns: `places` are byte offsets of the rows and the end of the last, `names` line numbers."""
-        pieces = list(_pieces(self._path))
+        """Compute the columns. `places` are the byte offsets of the rows and of the end, `names` the line numbers."""
+        pieces = list(_split_file(self._path))
         builder = Builder()
-        for _, part in sorted(parallel_map(self._scan, pieces), key=itemgetter(0)):
+        for _, part in sorted(parallel_map(self._scan_piece, pieces), key=itemgetter(0)):
             builder.extend(part)
         builder.places.append(pieces[-1].stop if pieces else 0)
         return builder.build()
 
-    def _scan(self, piece: _Piece) -> RowColumns:
+    def _scan_piece(self, piece: _Piece) -> RowColumns:
         builder = Builder()
         start = piece.start
         with self._path.open("rb") as file:
@@ -186,44 +186,44 @@ class Lines(RowIndex):
             if line.strip():
                 builder.places.append(start)
                 builder.names.append(number)
-                builder.add(self._parse(line, self._name(number)), self.folder)
+                builder.add(self._parse(line, self._line_name(number)), self.folder)
             start += len(line)
         return builder.build()
 
     def name(self, number: int) -> str:
-        """Return file name and line number."""
-        return self._name(self.columns.names[number])
+        """Return the file name and line number of a row."""
+        return self._line_name(self.columns.names[number])
 
     def record(self, number: int) -> Record:
         """Read one line."""
-        return next(self._consecutive(number, 1))
+        return next(self._read_consecutive(number, 1))
 
     def records(self, numbers: np.ndarray) -> Iterator[Record]:
-        """Yield rows; consecutive lines are read together, as a read of one line takes as long as parsing it."""
+        """Yield records. Consecutive lines are read together, because reading one line takes as long as parsing it."""
         starts = np.flatnonzero(np.diff(numbers, prepend=-2) != 1)
         for run in np.split(numbers, starts[1:]):
             for first in range(0, len(run), _READ_LINES):
-                yield from self._consecutive(int(run[first]), min(_READ_LINES, len(run) - first))
+                yield from self._read_consecutive(int(run[first]), min(_READ_LINES, len(run) - first))
 
-    def _consecutive(self, first: int, count: int) -> Iterator[Record]:
+    def _read_consecutive(self, first: int, count: int) -> Iterator[Record]:
         places = self.columns.places[first : first + count + 1].tolist()
         block = self._pread(places[0], places[-1])
-        names = self.columns.names[first : first + count].tolist()
-        for name, start, stop in zip(names, places, places[1:], strict=False):
-            yield self._parse(block[start - places[0] : stop - places[0]], self._name(name))
+        lines = self.columns.names[first : first + count].tolist()
+        for line, start, stop in zip(lines, places, places[1:], strict=False):
+            yield self._parse(block[start - places[0] : stop - places[0]], self._line_name(line))
 
     def _pread(self, start: int, stop: int) -> bytes:
         if self._file is None:
             self._file = self._path.open("rb", buffering=0)
-        stamp = _stamp(os.fstat(self._file.fileno()))
-        if stamp != self._stamp and file_digest(self._path) != self.digest:
+        version = _file_version(os.fstat(self._file.fileno()))
+        if version != self._version and file_digest(self._path) != self.digest:
             raise UserError(
                 f"{self._path} has changed since its rows were planned: restart, and put new rows into a new file"
             )
-        self._stamp = stamp
+        self._version = version
         return os.pread(self._file.fileno(), stop - start, start)
 
-    def _name(self, line: int) -> str:
+    def _line_name(self, line: int) -> str:
         return f"{self._path.name}:{line}"
 
     def _parse(self, line: bytes, name: str) -> Record:
@@ -243,14 +243,15 @@ class _Piece(NamedTuple):
     line: int
 
 
-def _pieces(path: Path) -> Iterator[_Piece]:
+def _split_file(path: Path) -> Iterator[_Piece]:
     start, line = 0, 1
     with path.open("rb") as file:
-        while block := file.read(_PIECE) + file.readline():
+        while block := file.read(_PIECE_BYTES) + file.readline():
             yield _Piece(start, start + len(block), line)
             start += len(block)
             line += block.count(b"\n")
 
 
-def _stamp(status: os.stat_result) -> tuple[int, int]:
+def _file_version(status: os.stat_result) -> tuple[int, int]:
+    """Return size and modification time, which change when the file is written."""
     return status.st_size, status.st_mtime_ns

@@ -1,7 +1,7 @@
-"""Rows: one training or evaluation example each, decoded from the fields of a manifest line.
+"""Rows. A row is one training or evaluation example, decoded from the fields of a manifest line.
 
-A row is either a task row or, if it has `messages`, a dialogue. Rows in the formats of other projects are converted to
-one of the two (`importers`).
+A row is either a task row or, if it has `messages`, a dialogue. `importers` converts rows in the formats of other
+projects to one of these.
 
 A row that cannot be used keeps its position, with the reason in `problem`. The plan of all other rows therefore does
 not change, and the row is counted and reported, never dropped silently.
@@ -29,22 +29,24 @@ from auris.text import chat, tasks
 from auris.text.answer_formats import Labels
 
 _NOT_LABELS = {"audio", "offset", "duration", "id"}
-_PAIR = {"chosen", "rejected", "rejected_response", "rejected_messages"}  # any of them makes a dialogue a preference
-_DIALOGUE = {"messages", "conversations", *_PAIR}
-_NOT_TASK_ROW = _DIALOGUE | {"gt", "answer_gt"}
+# Fields by which kinds of rows are recognised; a row has at least one of them.
+_PREFERENCE_FIELDS = {"chosen", "rejected", "rejected_response", "rejected_messages"}
+_DIALOGUE_FIELDS = {"messages", "conversations", *_PREFERENCE_FIELDS}
+_NOT_TASK_ROW = _DIALOGUE_FIELDS | {"gt", "answer_gt"}
 
-EQUAL_ANSWERS = "`chosen` and `rejected` are equal"  # start of the problem of a pair with two equal answers
+EQUAL_ANSWERS = "`chosen` and `rejected` are equal"  # start of the problem of a preference with two equal answers
 
-# Upper limit of `offset` and `duration`, about eleven days. A larger value has the wrong unit, and would be split into
-# an unbounded number of windows.
+# Upper limit of `offset` and `duration`, about eleven days. A larger value is probably not in seconds, and its clip
+# would be split into an unbounded number of windows.
 MAX_SECONDS = 1e6
 
 
 @dataclass(frozen=True)
 class Clip:
-    """An audio file or, if `offset` is set, the segment of `duration` seconds (None: to the end) that starts there.
+    """An audio file or a segment of it.
 
-    Without `offset` the whole file is read, and `duration` only states its rounded length.
+    If `offset` is set, the clip is the segment that starts there and is `duration` seconds long (None: to the end of
+    the file). Without `offset` the clip is the whole file, and `duration` only states its rounded length.
 
     Attributes:
         path: The file; a `Sound` if it is stored in a shard.
@@ -70,7 +72,7 @@ class Clip:
         return audio.read(self.path, *self.segment)
 
     def n_samples(self) -> int:
-        """Return L from the file's header, without decoding (`audio.n_samples`).
+        """Return the number of samples L from the file's header, without decoding (`audio.n_samples`).
 
         Raises:
             AudioError: The header cannot be read.
@@ -85,9 +87,10 @@ class Row:
     Attributes:
         id: Unique name.
         clips: Audio in the order in which the prompt refers to it; for a dialogue, the audio of its messages.
-        labels: The labels that the task needs. For a dialogue: `task` (chat, or preference if the row has `chosen` and
-            `rejected`), `messages`, `mode` (a key of `tasks.MODES`) and `text`, the answer to the last question. A
-            preference also has `chosen` and `rejected`, both answers to the last of its messages.
+        labels: For a task row, all its fields except the audio; the labels that the task needs are among them. For a
+            dialogue: `task` (chat, or preference if the row has `chosen` and `rejected`), `messages`, `mode` (a key of
+            `tasks.MODES`) and `text`, the answer to the last question. A preference also has `chosen` and `rejected`,
+            which are two answers to its last message.
         problem: Why the row cannot be used, or None.
     """
 
@@ -98,18 +101,18 @@ class Row:
 
 
 class TransientProblem(str):
-    """Problem of a row whose file could not be read: it may disappear at the next attempt."""
+    """Problem of a row whose file could not be read. It may not occur again at the next attempt."""
 
 
 class Record(NamedTuple):
     """A row as stored in its file, before it is decoded.
 
     Attributes:
-        name: Position in the file; used as the id of a row without one.
-        fields: None if they cannot be read.
+        name: Position in the file, which is used as the id if the row has no id.
+        fields: Fields of the row; None if they cannot be read.
         problem: Why the row cannot be used, if that is known before decoding.
         sounds: The audio of the row's clips, if it is stored with the fields.
-        is_cut: The stored audio of a clip with `offset` holds only its segment.
+        is_cut: Whether the stored audio of a clip with `offset` consists only of the segment.
     """
 
     name: str
@@ -120,7 +123,7 @@ class Record(NamedTuple):
 
     @property
     def id(self) -> str:
-        """The row's `id` field, or its name."""
+        """The row's `id` field, or its name if it has no such field."""
         row_id = None if self.fields is None else self.fields.get("id")
         return self.name if row_id is None else str(row_id)
 
@@ -131,7 +134,7 @@ class FieldMap:
 
     Attributes:
         columns: {auris field: field in the file}, such as {text: sentence}.
-        labels: Labels added to every row, such as {task: asr, language: en}.
+        labels: Labels that are added to every row, such as {task: asr, language: en}.
     """
 
     columns: Mapping[str, str] = field(default_factory=dict)
@@ -141,8 +144,8 @@ class FieldMap:
         """Return the fields renamed, with the labels added."""
         if not self.columns and not self.labels:
             return fields
-        sources = set(self.columns.values())
-        unchanged = {key: value for key, value in fields.items() if key not in sources}
+        mapped = set(self.columns.values())
+        unchanged = {key: value for key, value in fields.items() if key not in mapped}
         renamed = {target: fields[source] for target, source in self.columns.items() if source in fields}
         return {**unchanged, **renamed, **self.labels}
 
@@ -155,7 +158,7 @@ def parse(line: bytes, name: str, field_map: FieldMap) -> Record:
             json.dumps(fields, ensure_ascii=False).encode()
     except UnicodeError as error:
         return Record(name, None, f"not UTF-8: {error}")
-    except (ValueError, RecursionError) as error:  # ValueError: also an integer of thousands of digits
+    except (ValueError, RecursionError) as error:  # ValueError: also for an integer of thousands of digits
         return Record(name, None, f"not JSON: {error}")
     if not isinstance(fields, dict):
         return Record(name, None, f"expected a JSON object, got {type(fields).__name__}")
@@ -163,7 +166,7 @@ def parse(line: bytes, name: str, field_map: FieldMap) -> Record:
 
 
 def is_task_row(fields: Fields) -> bool:
-    """Return whether fields are those of an auris task row, so that `task` and `id` can be read without decoding."""
+    """Return whether fields belong to an auris task row, whose `task` and `id` can be read without decoding."""
     return _NOT_TASK_ROW.isdisjoint(fields)
 
 
@@ -171,8 +174,9 @@ def decode(record: Record, folder: Path) -> Row:
     """Decode a record, with paths relative to `folder`. A fault becomes the row's problem."""
     fields = record.fields or {}
     labels = {key: value for key, value in fields.items() if key not in _NOT_LABELS}
-    if not fields.keys().isdisjoint(_DIALOGUE):
-        labels["task"] = "preference" if fields.keys() & _PAIR else "chat"  # unusable rows are counted by task too
+    if not fields.keys().isdisjoint(_DIALOGUE_FIELDS):
+        # The task is set here, because unusable rows are counted by task too.
+        labels["task"] = "preference" if fields.keys() & _PREFERENCE_FIELDS else "chat"
     if record.problem:
         return Row(record.id, (), labels, record.problem)
     try:
@@ -201,7 +205,7 @@ def _task_row(fields: Fields, row_id: str, folder: Path) -> Row:
         raise UserError(f"`audio` is {fields['audio']!r}, expected a path or a list of paths")
     segment = parse_segment(fields)
     if segment and len(paths) > 1:
-        raise UserError("`offset` and `duration` describe one clip, but the row has several")
+        raise UserError("`offset` and `duration` describe one clip, but the row has several clips")
     clips = tuple(Clip(folder / path, **segment) for path in paths)
     if labels.get("task") in ("chat", "preference"):
         raise UserError(f"task {labels['task']!r} needs `messages`")
@@ -212,7 +216,7 @@ def _task_row(fields: Fields, row_id: str, folder: Path) -> Row:
 
 
 def parse_segment(fields: Fields) -> dict[str, float]:
-    """Return the `offset` and `duration` of a clip that are set.
+    """Return `offset` and `duration` of a clip, as far as they are set.
 
     Raises:
         UserError: A value is not a number of seconds.
@@ -238,12 +242,12 @@ def row_seed(seed: int, epoch: int, row_id: str) -> int:
 
 
 def group(row: Row) -> str:
-    """Return the line of a results table that a row belongs to, such as `asr en` or `s2tt de-en`."""
+    """Return the group (line of a results table) that a row belongs to, such as `asr en` or `s2tt de-en`."""
     return tasks.group(row.labels)
 
 
 def is_scored(row: Row) -> bool:
-    """Return whether a row's answer is scored. Plain text, preferences and unusable rows are not."""
+    """Return whether a row's answer is scored. Plain text, preferences and unusable rows are not scored."""
     return not row.problem and bool(tasks.find(row.labels["task"]).metric)
 
 
@@ -262,15 +266,15 @@ def metric(row: Row) -> str:
 
 def _chat_row(fields: Fields, row_id: str, folder: Path) -> Row:
     """Decode a dialogue. Raises UserError if it cannot be used."""
-    is_pair = "chosen" in fields or "rejected" in fields
-    task = "preference" if is_pair else "chat"
+    is_preference = "chosen" in fields or "rejected" in fields
+    task = "preference" if is_preference else "chat"
     if fields.get("task", task) != task:
         raise UserError(f"`task` is {fields['task']!r}, expected {task!r} for this row with `messages`")
     if "audio" in fields:
         raise UserError("the row has `audio` and `messages`: expected the audio of a dialogue inside its messages")
     messages = fields["messages"]  # `importers.convert` has checked that this is a list
     clips = tuple(_clip(part, folder) for part in audio_parts(messages))
-    if is_pair:
+    if is_preference:
         prompt = messages
         answers = {key: _reply(key, fields.get(key)) for key in ("chosen", "rejected")}
         if are_equal(answers["chosen"], answers["rejected"]):
@@ -310,9 +314,9 @@ def _clip(part: Fields, folder: Path) -> Clip:
 
 
 def _check_prompt(messages: Sequence[chat.Message]) -> None:
-    """Check that the messages before the answer end with the user's and that none is empty.
+    """Check that the last message before the answer is the user's and that no message is empty.
 
-    Only a system message may be empty: it replaces the default one.
+    Only a system message may be empty, because an empty one replaces the default system message.
     """
     if not messages or messages[-1]["role"] != "user":
         last = f"a message of the {messages[-1]['role']}" if messages else "nothing"
@@ -323,7 +327,7 @@ def _check_prompt(messages: Sequence[chat.Message]) -> None:
 
 
 def are_equal(answer: str, other: str) -> bool:
-    """Return whether two answers are the same text after Unicode composition (NFC) and without surrounding space."""
+    """Return whether two answers are the same text after Unicode composition (NFC), apart from surrounding spaces."""
     first, second = (unicodedata.normalize("NFC", text).strip() for text in (answer, other))
     return first == second
 
@@ -347,7 +351,7 @@ def _reply(key: str, value: Any) -> str:
 
 
 def _mode(prompt: Sequence[chat.Message]) -> str:
-    """Return the mode of a dialogue: text if it has no audio, voice chat if its last message is audio only."""
+    """Return the mode of a dialogue: `text` without audio, `voice_chat` if the last message consists only of audio."""
     if not audio_parts(prompt):
         return "text"
     return "audio_analysis" if chat.text_of(prompt[-1]).strip() else "voice_chat"

@@ -1,8 +1,8 @@
 """Samples: the prompt, answer and audio of a row as token ids, masks and log-mel features.
 
-There are three views of a task row. `AudioSamples` has the clips, the prompt and the answer. `TextSamples` has text in
-place of the audio, for pre-training the embedded language model. `TranscriptSamples` has the clip and its transcript,
-for CTC. `ChatSamples` is the view of a dialogue.
+A view determines which parts of a row are used. There are three views of a task row. `AudioSamples` uses the clips, the
+prompt and the answer. `TextSamples` uses text in place of the audio, to pre-train a small language model.
+`TranscriptSamples` uses the clip and its transcript, for CTC. `ChatSamples` is the view of a dialogue.
 
 All random choices about a row are drawn from a seed of (seed, epoch, row id).
 """
@@ -29,36 +29,36 @@ from auris.text.chat import Chat
 from auris.text.prompts import BothPrompts, NaturalPrompt, Prompt, PromptStyle, RowPromptStyle, Turn
 from auris.text.tokenizer import Encoded, Tokenizer
 
-# Maximum difference in seconds between the duration stated in a manifest, which may be rounded to tenths, and that of
-# the file. Rows are planned this much longer; otherwise a pack could exceed its budget.
+# Maximum difference in seconds between the duration stated in a manifest, which may be rounded to tenths, and the
+# duration of the file. Planned lengths include this tolerance; otherwise a pack could exceed its budget.
 DURATION_TOLERANCE = 0.06
 
 Rng = np.random.Generator | None
-"""Source of a training row's random choices; None for evaluation: canonical wording, no augmentation."""
+"""Generator for the random choices about a training row; None for evaluation: canonical wording, no augmentation."""
 
 
 class ClipTooLongError(RowError):
     """A clip is longer than 30 s, and `long_audio` does not allow it."""
 
-    def __init__(self, samples: int):
-        seconds = samples / audio.SAMPLE_RATE
+    def __init__(self, n_samples: int):
+        seconds = n_samples / audio.SAMPLE_RATE
         super().__init__(
-            f"the clip has {seconds:.1f} s, the limit is 30 s: set long_audio=window, first or skip "
-            "(in training data.long_audio=...)"
+            f"the clip is {seconds:.1f} s long, the limit is 30 s: set long_audio=window (split it), first (keep the "
+            "first 30 s) or skip (leave out its row); in training, set data.long_audio"
         )
 
 
 class Samples(ABC):
-    """Base of the views: builds the samples of rows.
+    """Base class of the views, which build the samples of rows.
 
     Args:
         tokenizer: Tokenizer of the model.
         prompt: Style in which rows are written.
         geometry: Audio geometry of the encoder; None for a language model without audio.
-        long_audio: Policy for clips over 30 s. "error" stops at start-up. "skip" reports the row as unusable. "window"
-            encodes consecutive windows of at most 30 s. "first" keeps the first 30 s, as both released systems do, and
-            warns how much is dropped.
-        silent_audio: Policy for silent clips. "keep" uses them, "skip" reports the row as unusable.
+        long_audio: Policy for clips over 30 s. "error" stops the run at its start. "skip" reports the row as unusable.
+            "window" encodes consecutive windows of at most 30 s. "first" keeps the first 30 s, like Qwen-Audio and
+            Qwen2-Audio, and a warning says how much is dropped.
+        silent_audio: Policy for silent clips. "keep" uses the clip, "skip" reports the row as unusable.
         reverb: Reverberation of training clips, applied before the noise, or None.
         noise: Additive noise on training clips, or None.
         augment: SpecAugment for training rows, or None.
@@ -66,7 +66,7 @@ class Samples(ABC):
 
     Attributes:
         has_audio: Whether samples contain audio.
-        styles: Classes of prompts that the view supports.
+        styles: Classes of prompt styles that the view supports.
     """
 
     has_audio = True
@@ -98,21 +98,21 @@ class Samples(ABC):
 
     @cached_property
     def length_cache(self) -> LengthCache:
-        """Token counts that the rows share."""
+        """Counter of tokens, with cached counts for all rows of this view."""
         return LengthCache(self.tokenizer)
 
     @property
     def _style(self) -> RowPromptStyle:
-        return cast("RowPromptStyle", self.prompt)  # `styles` of the view
+        return cast("RowPromptStyle", self.prompt)  # `styles` contains only such classes
 
     @property
     def _chat(self) -> Chat:
-        assert isinstance(self.prompt, Chat)  # `styles` of the view
+        assert isinstance(self.prompt, Chat)  # the only class in `styles`
         return self.prompt
 
     @property
     def _geometry(self) -> audio.Geometry:
-        assert self.geometry is not None  # only a view without audio has none
+        assert self.geometry is not None  # only a view without audio has no geometry
         return self.geometry
 
     @abstractmethod
@@ -121,10 +121,10 @@ class Samples(ABC):
 
     @abstractmethod
     def length(self, row: Row, spans: Sequence[int]) -> int:
-        """Return the number of tokens of the row's longest wording, which the plan uses."""
+        """Return the number of tokens of the row in its longest wording, which the plan uses."""
 
     def length_without_text(self, row: Row) -> int | None:
-        """Return the length without audio and `text`; None if it may differ between rows that only differ in these."""
+        """Return the number of tokens except audio and `text`; None if it depends on the audio or `text` of the row."""
         return None
 
     def target_row(self, row: Row) -> Row:
@@ -136,7 +136,7 @@ class Samples(ABC):
 
         Args:
             row: The row.
-            number: Its number, stored in the sample.
+            number: Number of the row, stored in the sample.
             epoch: Data epoch of a training row; None for evaluation: canonical wording, no augmentation.
             prompt_only: Leave out the answer, for generation.
 
@@ -144,24 +144,27 @@ class Samples(ABC):
             RowError: The row cannot be used.
             AudioError: A clip cannot be read.
         """
-        if row.problem:  # its file has become unreadable since the row was measured
+        if row.problem:  # the file has become unreadable since the row was measured
             raise RowError(row.problem)
         seed = None if epoch is None else row_seed(self.seed, epoch, row.id)
         rng = None if seed is None else np.random.default_rng(seed)
         waves = [self.read(clip) for clip in row.clips] if self.has_audio else []
         if seed is not None and self.distortions:
-            # A separate generator keeps wordings and masks equal to those of a run without distortions.
+            # With a separate generator, wordings and masks are the same as in a run without distortions.
             distortion_rng = np.random.default_rng((seed, 1))
             for distort in self.distortions:
                 waves = [distort(wave, distortion_rng) for wave in waves]
-        windows = [audio.windows(wave) for wave in waves]
-        clip_frames = [[self._geometry.frames(len(window)) for window in clip] for clip in windows]
-        spans = [self._geometry.span(clip) for clip in clip_frames]
+        clip_windows = [audio.windows(wave) for wave in waves]
+        clip_frames = [[self._geometry.frames(len(window)) for window in windows] for windows in clip_windows]
+        spans = [self._geometry.span(window_frames) for window_frames in clip_frames]
         self.check_spans(spans)
         encoded = self.encode(row, spans, rng, prompt_only=prompt_only)
-        frames = [n for clip in clip_frames for n in clip]
-        window_frames = zip((window for clip in windows for window in clip), frames, strict=True)
-        mels = [audio.log_mel(window, self._geometry.n_mels, self._geometry.stored(n)) for window, n in window_frames]
+        frames = [n for window_frames in clip_frames for n in window_frames]
+        windows = [window for windows in clip_windows for window in windows]
+        mels = [
+            audio.log_mel(window, self._geometry.n_mels, self._geometry.stored(n))
+            for window, n in zip(windows, frames, strict=True)
+        ]
         if rng is not None and self.augment is not None:
             seeds = rng.integers(2**62, size=len(mels))
             mels = [self.augment(mel, n, int(seed)) for mel, n, seed in zip(mels, frames, seeds, strict=True)]
@@ -177,7 +180,7 @@ class Samples(ABC):
         )
 
     def spans(self, row: Row) -> list[int]:
-        """Return the audio tokens of each clip, from stated durations or the files' headers, without decoding.
+        """Return the number of audio tokens of each clip, from stated durations or file headers, without decoding.
 
         Raises:
             ClipTooLongError: A clip is longer than 30 s and the policy does not allow it.
@@ -187,28 +190,28 @@ class Samples(ABC):
             return []
         spans = []
         for clip in row.clips:
-            samples = _stated_samples(clip)
-            if samples > audio.MAX_SAMPLES and self.long_audio not in ("window", "first"):
-                raise ClipTooLongError(samples)
+            n_samples = _n_samples(clip)
+            if n_samples > audio.MAX_SAMPLES and self.long_audio not in ("window", "first"):
+                raise ClipTooLongError(n_samples)
             if clip.duration is not None:
-                samples += round(DURATION_TOLERANCE * audio.SAMPLE_RATE)
+                n_samples += round(DURATION_TOLERANCE * audio.SAMPLE_RATE)
             if self.long_audio == "first":
-                samples = min(samples, audio.MAX_SAMPLES)
-            spans.append(self._geometry.span([self._geometry.frames(n) for n in audio.window_lengths(samples)]))
+                n_samples = min(n_samples, audio.MAX_SAMPLES)
+            spans.append(self._geometry.span([self._geometry.frames(n) for n in audio.window_lengths(n_samples)]))
         return spans
 
     def dropped_seconds(self, row: Row) -> float:
-        """Return the seconds of the row's clips that `long_audio=first` drops."""
+        """Return how many seconds of the row's clips `long_audio=first` drops."""
         if self.long_audio != "first" or not self.has_audio:
             return 0.0
-        over = (max(0, _stated_samples(clip) - audio.MAX_SAMPLES) for clip in row.clips)
-        return sum(over) / audio.SAMPLE_RATE
+        n_dropped = (max(0, _n_samples(clip) - audio.MAX_SAMPLES) for clip in row.clips)
+        return sum(n_dropped) / audio.SAMPLE_RATE
 
     def seconds(self, row: Row) -> float:
-        """Return the seconds of audio in the row's sample, from stated durations or the files' headers."""
+        """Return how many seconds of audio the row's sample contains, from stated durations or the files' headers."""
         if not self.has_audio:
             return 0.0
-        return sum(map(_stated_samples, row.clips)) / audio.SAMPLE_RATE - self.dropped_seconds(row)
+        return sum(map(_n_samples, row.clips)) / audio.SAMPLE_RATE - self.dropped_seconds(row)
 
     def _turns(self, row: Row, rng: Rng, prompt_only: bool) -> list[Turn]:
         _check_task(row)
@@ -228,13 +231,13 @@ class Samples(ABC):
         """Read a clip (L,) and apply the policies for long and silent audio.
 
         Raises:
-            RowError: The duration is wrong, or a policy excludes the clip.
+            RowError: The manifest states a wrong duration, or a policy excludes the clip.
             AudioError: The clip cannot be read.
         """
         wave = clip.read()
         seconds = len(wave) / audio.SAMPLE_RATE
         if clip.offset is None and clip.duration is not None and abs(seconds - clip.duration) > DURATION_TOLERANCE:
-            raise RowError(f"{clip.path} has {seconds:.2f} s, but the manifest states {clip.duration:.2f} s")
+            raise RowError(f"{clip.path} is {seconds:.2f} s long, but the manifest states {clip.duration:.2f} s")
         return self.apply_policies(wave)
 
     def apply_policies(self, wave: np.ndarray) -> np.ndarray:
@@ -262,14 +265,14 @@ def _transcript_label(row: Row) -> str:
 
 
 def _speakers_and_transcripts(labels: Mapping[str, Any]) -> list[str]:
-    """Return speaker and transcript of each clip, if both are listed."""
+    """Return the speaker and the transcript of each clip as one text; an empty list unless both are listed."""
     speakers, transcripts = labels.get("speakers"), labels.get("transcripts")
     if not isinstance(speakers, list) or not isinstance(transcripts, list) or len(speakers) != len(transcripts):
         return []
     return [f"{speaker} {text}" for speaker, text in zip(speakers, transcripts, strict=True)]
 
 
-def _stated_samples(clip: Clip) -> int:
+def _n_samples(clip: Clip) -> int:
     """Return the number of samples of a clip from its stated duration, or else from the file's header."""
     return clip.n_samples() if clip.duration is None else round(clip.duration * audio.SAMPLE_RATE)
 
@@ -278,23 +281,23 @@ class AudioSamples(Samples):
     """View of a task row with its clips, prompt and answer."""
 
     def encode(self, row: Row, spans: Sequence[int], rng: Rng, *, prompt_only: bool = False) -> Encoded:
-        """Return the tokens of prompt and answer, with audio pads in the place of the clips."""
+        """Return the token ids of prompt and answer, with audio pad tokens in the place of the clips."""
         turns = self._turns(row, rng, prompt_only)
         pad = self.tokenizer.pad_of(turns)
         encoded = self.tokenizer.encode(turns, [[pad] * n for n in spans])
         if not self._geometry.boundary:
             return encoded
-        marks = encoded.audio.copy()  # the tokens around a clip are replaced too, by learned boundary vectors
-        marks[:-1] |= encoded.audio[1:]
-        marks[1:] |= encoded.audio[:-1]
-        return replace(encoded, audio=marks)
+        audio_mask = encoded.audio.copy()  # learned vectors also replace the begin and end token of each clip
+        audio_mask[:-1] |= encoded.audio[1:]
+        audio_mask[1:] |= encoded.audio[:-1]
+        return replace(encoded, audio=audio_mask)
 
     def length(self, row: Row, spans: Sequence[int]) -> int:
-        """Return the tokens of the longest wording."""
+        """Return the number of tokens of the longest wording."""
         return self._longest(row, spans)
 
     def length_without_text(self, row: Row) -> int | None:
-        """Return the tokens without audio and text; None in subclasses that define another length."""
+        """Return the number of tokens except audio and `text`; None in subclasses that define another length."""
         if type(self).length is not AudioSamples.length:
             return None
         return self.length_cache.without_text(self._style, row.labels, len(row.clips))
@@ -303,23 +306,23 @@ class AudioSamples(Samples):
 class TextSamples(Samples):
     """View of a task row with text in place of its audio, which is not read.
 
-    The text of a clip is `content`, or `transcript`, or for speech recognition `text`. With several clips, `content` is
-    a list, or `speakers` and `transcripts` are. To resemble pooled audio frames, each token is repeated 1 to 8 times,
-    with 0 to 4 blanks (audio pads) around it.
+    The text of a clip is the label `content`, or else `transcript`, or else `text` of a transcription task. For several
+    clips, it is an entry of the list `content` or of the lists `speakers` and `transcripts`. To resemble pooled audio
+    frames, each token is repeated 1 to 8 times, with 0 to 4 blanks (audio pad tokens) around it.
     """
 
     has_audio = False
     REPEATS, BLANKS = (1, 8), (0, 4)
 
     def encode(self, row: Row, spans: Sequence[int], rng: Rng, *, prompt_only: bool = False) -> Encoded:
-        """Return the tokens of prompt and answer, with stretched text in the place of the clips."""
+        """Return the token ids of prompt and answer, with stretched text in the place of the clips."""
         turns = self._turns(row, rng, prompt_only)
         pad, rng = self.tokenizer.pad_of(turns), rng or np.random.default_rng(0)
         texts = [self._stretch(self.tokenizer.plain(content), pad, rng) for content in self._contents(row)]
         return self.tokenizer.encode(turns, texts, is_audio=False)
 
     def length(self, row: Row, spans: Sequence[int]) -> int:
-        """Return the tokens of the longest wording with maximally stretched text."""
+        """Return the number of tokens of the longest wording with maximally stretched text."""
         counts = map(self.length_cache.count, self._contents(row))
         return self._longest(row, [self.REPEATS[1] * n + self.BLANKS[1] * (n + 1) for n in counts])
 
@@ -342,29 +345,29 @@ class TextSamples(Samples):
         return texts
 
     def _stretch(self, content: Sequence[int], blank: int, rng: np.random.Generator) -> list[int]:
-        blanks = rng.integers(self.BLANKS[0], self.BLANKS[1] + 1, size=len(content) + 1)
-        repeats = rng.integers(self.REPEATS[0], self.REPEATS[1] + 1, size=len(content))
-        span = [blank] * int(blanks[0])
-        for token, repeat, after in zip(content, repeats, blanks[1:], strict=True):
-            span += [token] * int(repeat) + [blank] * int(after)
-        return span
+        n_blanks = rng.integers(self.BLANKS[0], self.BLANKS[1] + 1, size=len(content) + 1)
+        n_repeats = rng.integers(self.REPEATS[0], self.REPEATS[1] + 1, size=len(content))
+        stretched = [blank] * int(n_blanks[0])
+        for token, repeat, after in zip(content, n_repeats, n_blanks[1:], strict=True):
+            stretched += [token] * int(repeat) + [blank] * int(after)
+        return stretched
 
 
 class TranscriptSamples(Samples):
     """View of a row with its clip and transcript, without a prompt, for CTC training of the encoder."""
 
     def encode(self, row: Row, spans: Sequence[int], rng: Rng, *, prompt_only: bool = False) -> Encoded:
-        """Return the tokens of the transcript."""
+        """Return the token ids of the transcript."""
         ids = np.array(self.tokenizer.plain(self._transcript(row)), dtype=np.int64)
         return Encoded(ids, np.zeros(len(ids), dtype=bool), np.zeros(len(ids), dtype=bool))
 
     def target_row(self, row: Row) -> Row:
         """Return the row with the labels of a speech recognition task."""
-        text = {"task": "asr", "language": row.labels.get("language", "en"), "text": self._transcript(row)}
-        return replace(row, labels={**row.labels, **text})
+        labels = {"task": "asr", "language": row.labels.get("language", "en"), "text": self._transcript(row)}
+        return replace(row, labels={**row.labels, **labels})
 
     def length(self, row: Row, spans: Sequence[int]) -> int:
-        """Return the audio tokens, which determine the cost of an encoder step; text tokens do not matter."""
+        """Return the number of audio tokens, which determines the cost of a step. Text tokens do not matter."""
         self._transcript(row)
         return sum(spans)
 
@@ -378,15 +381,15 @@ class TranscriptSamples(Samples):
 
 
 class ChatSamples(AudioSamples):
-    """View of a dialogue in ChatML, where every message of the assistant is supervised; also takes plain text.
+    """View of a dialogue in ChatML, in which every message of the assistant is supervised. Plain text is accepted too.
 
-    The prompt consists of all messages but the last. There are no alternative wordings.
+    The prompt consists of all messages except the last. There are no alternative wordings.
     """
 
     styles = (Chat,)
 
     def length(self, row: Row, spans: Sequence[int]) -> int:
-        """Return the tokens of the dialogue."""
+        """Return the number of tokens of the dialogue."""
         return len(self.encode(row, spans, None).ids)
 
     def _turns(self, row: Row, rng: Rng, prompt_only: bool) -> list[Turn]:

@@ -1,8 +1,8 @@
 """`auris shards rows=FILE out=DIR`: pack rows and their audio into Parquet shards.
 
-Several processes pack in parallel. A shard is finished when its checksum has been written, so an interrupted run
-continues where it stopped. If the command is repeated, every shard is verified, and damaged or missing ones are packed
-again.
+Several processes pack in parallel. A shard is finished when its checksum has been written to `shard-NNNNN.json`, so an
+interrupted run can be continued. If the command is repeated, every shard is verified, and damaged or missing shards are
+packed again.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from auris.errors import UsageError, UserError
 from auris.files import digest, write_json, write_jsonl, write_text
 from auris.text.console import print_plain
 
-_SHOWN = 20  # unusable rows printed on the terminal; problems.jsonl lists all of them
+_MAX_SHOWN = 20  # number of unusable rows printed on the terminal; problems.jsonl lists all of them
 
 
 @dataclass(frozen=True)
-class Job:
+class _Job:
     """Settings shared by the packing processes.
 
     Attributes:
@@ -38,7 +38,7 @@ class Job:
         out: Output directory.
         rows_per_shard: Number of rows in a shard.
         source: Digest of the rows and settings.
-        finished: Shards of earlier runs, by name.
+        finished: {file name: shard that an earlier run has finished}.
     """
 
     rows: Selection
@@ -52,7 +52,7 @@ def pack(entry: EntryConfig, out: Path, *, rows_per_shard: int, processes: int |
     """Pack the rows of a manifest and return the contents of the directory.
 
     Args:
-        entry: A path, or a mapping with `path`, `tasks`, `limit`, `columns`, `labels`, as in `data.train`.
+        entry: A path, or a mapping with `path`, `tasks`, `limit`, `columns`, `labels`, like an entry of `data.train`.
         out: Output directory.
         rows_per_shard: Number of rows in a shard.
         processes: Number of packing processes; None: one per core.
@@ -71,24 +71,24 @@ def pack(entry: EntryConfig, out: Path, *, rows_per_shard: int, processes: int |
     assert isinstance(rows, Selection)
     out.mkdir(parents=True, exist_ok=True)
     source = digest([manifest.rows_digest, repr(rows.row_index.field_map), rows_per_shard])
-    job = Job(rows, out, rows_per_shard, source, _find_finished(out, source, console))
-    for draft in out.glob("*.tmp"):  # left by a killed run
-        draft.unlink()
+    job = _Job(rows, out, rows_per_shard, source, _find_finished(out, source, console))
+    for temporary in out.glob("*.tmp"):  # left by a killed run
+        temporary.unlink()
     files = _pack_all(job, processes, console)
     index, problems = writer.write_index(out, files)
-    write_jsonl(out / "problems.jsonl", ({"id": row, "reason": why} for row, why in problems))
+    write_jsonl(out / "problems.jsonl", ({"id": row_id, "reason": reason} for row_id, reason in problems))
     contents = Contents(
         source=job.source, rows_per_shard=rows_per_shard, problems=len(problems), index=index, shards=tuple(files)
     )
     write_text(out / CONTENTS, contents.dump(), sync=True)
     for receipt in out.glob("shard-*.json"):
         receipt.unlink()
-    _show(console, out, contents, problems)
+    _print_summary(console, out, contents, problems)
     return contents
 
 
 def _find_finished(out: Path, source: str, console: Console) -> dict[str, File]:
-    """Return the shards that earlier runs have finished. Those in a damaged list are packed again.
+    """Return the shards that earlier runs have finished, by name. Shards in a damaged list are ignored.
 
     Raises:
         UserError: The shards hold other rows.
@@ -112,7 +112,7 @@ def _find_finished(out: Path, source: str, console: Console) -> dict[str, File]:
     return finished
 
 
-def _pack_all(job: Job, processes: int | None, console: Console) -> list[File]:
+def _pack_all(job: _Job, processes: int | None, console: Console) -> list[File]:
     """Return all shards in order, after packing those that are not finished and intact."""
     numbers = range(-(-len(job.rows) // job.rows_per_shard))
     files: dict[int, File] = {}
@@ -124,30 +124,30 @@ def _pack_all(job: Job, processes: int | None, console: Console) -> list[File]:
     return [files[number] for number in numbers]
 
 
-def _pack_shard(job: Job, number: int) -> File:
+def _pack_shard(job: _Job, number: int) -> File:
     name = SHARD.format(number)
     finished = job.finished.get(name)
     if finished is not None and writer.find_fault(job.out, finished) is None:
         return finished
-    places = slice(number * job.rows_per_shard, (number + 1) * job.rows_per_shard)
-    file = writer.write_shard(job.out / name, job.rows.pairs(places))
+    positions = slice(number * job.rows_per_shard, (number + 1) * job.rows_per_shard)
+    file = writer.write_shard(job.out / name, job.rows.pairs(positions))
     write_json((job.out / name).with_suffix(".json"), {"source": job.source, **asdict(file)})
     return file
 
 
-def _show(console: Console, out: Path, contents: Contents, problems: list[tuple[str, str]]) -> None:
-    rows, size = sum(file.rows for file in contents.shards), sum(file.bytes for file in contents.shards)
-    console.print(f"{out}: {rows:,} rows in {len(contents.shards):,} shards, {size / 2**30:.2f} GiB", highlight=False)
+def _print_summary(console: Console, out: Path, contents: Contents, problems: list[tuple[str, str]]) -> None:
+    n_rows, size = sum(file.rows for file in contents.shards), sum(file.bytes for file in contents.shards)
+    console.print(f"{out}: {n_rows:,} rows in {len(contents.shards):,} shards, {size / 2**30:.2f} GiB", highlight=False)
     if problems:
         console.print(f"[yellow]{len(problems)} rows cannot be used, see {out / 'problems.jsonl'}:[/yellow]")
-        for row, why in problems[:_SHOWN]:
-            print_plain(console, f"  {row}: {why}")
+        for row_id, reason in problems[:_MAX_SHOWN]:
+            print_plain(console, f"  {row_id}: {reason}")
 
 
 def check(folder: Path, console: Console) -> list[str]:
     """Verify a directory of shards; print and return one message for each damaged file."""
-    _, [place] = shards.find(folder)
-    contents = Contents.parse(Path(place).read_text(errors="replace"), place)
+    _, [path] = shards.find(folder)
+    contents = Contents.parse(Path(path).read_text(errors="replace"), path)
     results = (writer.find_fault(folder, file) for file in (*contents.shards, contents.index))
     faults = list(filter(None, results))
     for fault in faults:

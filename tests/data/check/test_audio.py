@@ -60,7 +60,7 @@ def test_good_rows_have_no_findings_and_are_counted(tmp_path):
     )
     report = check_sets(tmp_path, rows)
     assert report.findings == () and set(report.counts()) == set(KINDS)
-    assert report.rows == {"rows": 3, "test": 1, "valid": 1}
+    assert report.n_rows == {"rows": 3, "test": 1, "valid": 1}
     assert report.seconds == pytest.approx({"rows": 3.75, "test": 1.0, "valid": 2.0})
 
 
@@ -148,16 +148,16 @@ def test_only_the_segment_of_a_row_is_checked(tmp_path):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"duration": 2.0}, "has 1.00 s, but the row states 2.00 s"),
-        ({"duration": 0.9}, "has 1.00 s, but the row states 0.90 s"),
+        ({"duration": 2.0}, "is 1.00 s long, but the row states 2.00 s"),
+        ({"duration": 0.9}, "is 1.00 s long, but the row states 0.90 s"),
         ({"duration": 1.05}, None),  # durations in manifests are rounded
-        ({"offset": 3.0, "duration": 1.0}, "offset 3.0 s is beyond its end"),
-        ({"offset": 0.5, "duration": 2.0}, "runs past its end"),
+        ({"offset": 3.0, "duration": 1.0}, "offset 3.0 s is beyond the end"),
+        ({"offset": 0.5, "duration": 2.0}, "runs past the end"),
         ({"text": "far too many words for one second of sound, whoever reads them"}, "50 letters in 1.00 s"),
         ({"text": "二十三个字在一秒钟之内谁也不可能说得完的吧是吗", "language": "zh"}, "23 letters in 1.00 s"),
         (
             {"words": [{"word": "hi", "start": 0, "end": 1.5}], "task": "srwt"},
-            "`words` end at 1.50 s, but the clip has 1.00",
+            "`words` end at 1.50 s, but the clip is 1.00",
         ),
     ],
 )
@@ -175,7 +175,7 @@ def test_an_unusable_row_is_found_and_its_audio_is_not_read(tmp_path):
     [manifest] = read_manifests([path])
     report = check_rows([Source("rows", manifest.rows)])
     assert rows_by_kind(report) == {"unusable": ["b", "rows.jsonl:3", "rows.jsonl:4", "d"]}
-    assert report.rows["rows"] == 5
+    assert report.n_rows["rows"] == 5
 
 
 @pytest.mark.parametrize(
@@ -264,7 +264,7 @@ def test_equal_classes_and_answers_are_not_contamination(tmp_path):
 )
 def test_split_names_are_mapped_to_train_valid_and_test(tmp_path, split, name):
     report = check_sets(tmp_path, [write_row(tmp_path, "a", speech_like(), split=split)])
-    assert list(report.rows) == [name]
+    assert list(report.n_rows) == [name]
 
 
 def test_the_shared_real_recordings_have_no_faults(shared_data):
@@ -274,5 +274,5 @@ def test_the_shared_real_recordings_have_no_faults(shared_data):
         Source(name, read_manifests([{"path": path, "limit": 12}])[0].rows, name) for name, path in paths.items()
     ]
     report = check_rows(sources, jobs=2)
-    assert report.rows == {"train": 12, "test": 12}
+    assert report.n_rows == {"train": 12, "test": 12}
     assert set(rows_by_kind(report)) <= {"clipped"}

@@ -189,12 +189,12 @@ def test_shards_are_read_from_a_url(packed):
 
 
 def test_the_numbers_of_open_files_and_tables_are_limited(packed, monkeypatch):
-    monkeypatch.setattr(parquet, "OPEN_FILES", 2)
+    monkeypatch.setattr(parquet, "MAX_OPEN_FILES", 2)
     rows = read(packed).rows
     for n in np.random.default_rng(0).permutation(23):
         build_row(rows[int(n)])
     reader = rows.row_index.reader
-    assert reader._opened.cache_info().currsize <= 2 and reader._tables.cache_info().currsize <= parquet.TABLES
+    assert reader._open_cached.cache_info().currsize <= 2 and reader._load_cached.cache_info().currsize <= parquet.MAX_TABLES
 
 
 def test_rows_of_shards_can_be_pickled(packed):

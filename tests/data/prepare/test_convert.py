@@ -71,7 +71,7 @@ def test_a_segment_without_a_duration_ends_at_the_end_of_the_file(tmp_path):
     write([*rows, {**row, "id": "beyond", "offset": 3.0, "duration": 1.0}], tmp_path / "rows.jsonl")
     assert [row["duration"] for row in read_lines(tmp_path / "rows.jsonl")] == [0.5, 0.5]
     [bad] = read_lines(tmp_path / "rows.unusable.jsonl")
-    assert bad["id"] == "beyond" and "is beyond its end at 2.000 s" in bad["problem"]
+    assert bad["id"] == "beyond" and "is beyond the end of the file at 2.000 s" in bad["problem"]
 
 
 def test_audio_embedded_in_a_table_is_saved_next_to_the_manifest(tmp_path):
@@ -105,7 +105,7 @@ def test_rows_with_two_clips_keep_a_list_of_paths(tmp_path):
         ({"audio": Path("a" * 5000)}, "no such file"),
         ({"audio": Path("a\0b")}, "no such file"),
         ({"text": "half a \ud83d"}, "surrogates not allowed"),
-        ({"duration": 2.0}, "has 0.50 s, but the row states 2.00 s"),
+        ({"duration": 2.0}, "is 0.50 s long, but the row states 2.00 s"),
         ({"split": ["train"], "text": 3}, "label `text` is int"),
     ],
 )

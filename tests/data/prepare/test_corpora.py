@@ -303,7 +303,7 @@ def test_an_aishell2_row_missing_from_wav_scp_is_unusable(tmp_path):
     write_corpus(tmp_path, "aishell2")
     layouts.text(tmp_path / "AISHELL-2/iOS/test/trans.txt", "IT0011W0001\t换一首歌", "IT0011W0002\t下一首")
     row = read(tmp_path, "aishell2")["aishell2/test-iOS/IT0011W0002"]
-    assert row["problem"] == "wav.scp has no line for it"
+    assert row["problem"] == "wav.scp has no line for this file"
 
 
 def test_an_incomplete_line_of_a_table_is_an_unusable_row(tmp_path):

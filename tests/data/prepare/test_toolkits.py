@@ -153,7 +153,7 @@ def test_kaldi_utterances_are_segments_of_recordings(tmp_path):
 
 def test_kaldi_utterances_without_audio_or_text_are_unusable(tmp_path):
     rows = read_kaldi(kaldi_folder(tmp_path))
-    assert "wav.scp has a command for rec2, and auris runs none" in rows["k/train/bob-1"]["problem"]
+    assert "wav.scp has a command for rec2, and auris runs no commands" in rows["k/train/bob-1"]["problem"]
     assert "segments has no line" in rows["k/train/bob-2"]["problem"]
     assert "segments has no line `cat-1 RECORDING START END` with times in seconds" in rows["k/train/cat-1"]["problem"]
     assert "text" not in rows["k/train/bob-3"] and "needs the label `text`" in tasks.check(rows["k/train/bob-3"])

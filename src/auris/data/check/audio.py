@@ -1,8 +1,8 @@
-"""Check of a data set: decodes every clip, and finds faults of single rows and between rows.
+"""Check of a data set: decodes every clip, and finds faults of single rows and conflicts between rows.
 
-Rows belong to sets (train, valid, test). The same audio twice in one set is a duplicate. The same audio or the same
-sentence in two sets contaminates the one that is held out. Audio is compared by its samples at 16 kHz, so a copy as WAV
-or FLAC is found, but not one that was compressed lossily or resampled.
+Rows belong to sets (train, valid, test). The same audio twice in one set is a duplicate. If the same audio or the same
+sentence is in two sets, the held-out set is contaminated. Audio is compared by its samples at 16 kHz, so a copy as WAV
+or FLAC is found, but not a copy that was compressed lossily or resampled.
 
 Shapes: L samples, C channels.
 """
@@ -39,29 +39,29 @@ KINDS = {
     "contaminated": "audio or a sentence of a held-out set is also in another set",
 }
 
-# Clipped audio stays at its highest or lowest value for several samples. The threshold is lower if that value is full
-# scale. Below, it must be higher, because low tones are flat around their peaks too (1 % of the samples of a 50 Hz tone
-# at 44.1 kHz).
+# Clipped audio stays at its highest or lowest value for several samples. The share of such samples from which on a
+# channel counts as clipped is low if that value is full scale. Otherwise it must be higher, because low tones are flat
+# around their peaks too (1 % of the samples of a 50 Hz tone at 44.1 kHz).
 FULL_SCALE = 0.99
-_FLAT_RUN = 3  # samples
-_CLIPPED_AT_FULL_SCALE, _CLIPPED_BELOW = 1e-3, 2e-2  # share of all samples
+_MIN_RUN = 3  # samples
+_MIN_SHARE_AT_FULL_SCALE, _MIN_SHARE_BELOW_FULL_SCALE = 1e-3, 2e-2
 
-# Letters per second that exceed any speech: twice the fastest readers (about 20 letters in English, 7 syllables in
-# languages with one letter per syllable).
+# Letters per second that no speech reaches: twice the rate of the fastest readers (about 20 letters per second in
+# English, and 7 in languages that write each syllable as one letter).
 _MAX_LETTERS, _MAX_SYLLABLES = 40, 15
-_SYLLABIC = ("zh", "yue", "ja", "ko")
+_SYLLABIC_LANGUAGES = ("zh", "yue", "ja", "ko")
 
-_BATCH = 1024  # rows whose clips are decoded together
+_BATCH_ROWS = 1024  # number of rows whose clips are decoded together
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A fault of a row.
+    """A fault of a row. The JSON report contains these attributes under the same names.
 
     Attributes:
         kind: One of KINDS.
         row: Id of the row.
-        source: Name of its manifest.
+        source: Name of the manifest that contains the row.
         reason: Description of the fault.
         other: Id of the row that it conflicts with, if any.
     """
@@ -79,7 +79,7 @@ class Source:
 
     Attributes:
         name: Name of the manifest.
-        rows: Its rows.
+        rows: Rows of the manifest.
         set: The set that all rows belong to; None: each row's `split` determines it.
     """
 
@@ -88,7 +88,7 @@ class Source:
     set: str | None = None
 
     def set_of(self, row: Row) -> str:
-        """Return the set of a row. Splits such as `train-clean-100` and `train_splits` belong to one set."""
+        """Return the set of a row. Splits such as `train-clean-100` and `train_splits` belong to the set `train`."""
         split = self.set or str(row.labels.get("split") or Path(self.name).stem)
         prefixes = {"train": "train", "dev": "valid", "valid": "valid", "test": "test", "eval": "test"}
         return next((name for prefix, name in prefixes.items() if split.lower().startswith(prefix)), split)
@@ -100,8 +100,8 @@ class DecodedClip:
 
     Attributes:
         seconds: Length of the clip.
-        digest: Hash of its samples; empty if it cannot be decoded or is silent.
-        faults: (kind, reason) of its faults.
+        digest: Hash of the samples; empty if the clip cannot be decoded or is silent.
+        faults: (kind, reason) of each fault of the clip.
     """
 
     seconds: float
@@ -111,10 +111,10 @@ class DecodedClip:
 
 @dataclass(frozen=True)
 class Report:
-    """All findings, and the numbers of rows and seconds in each set."""
+    """All findings, and the number of rows and seconds of each set."""
 
     findings: tuple[Finding, ...]
-    rows: Mapping[str, int]
+    n_rows: Mapping[str, int]
     seconds: Mapping[str, float]
 
     def counts(self) -> dict[str, int]:
@@ -124,7 +124,7 @@ class Report:
     def as_json(self) -> dict[str, Any]:
         """Return the report as JSON values."""
         return {
-            "rows": dict(self.rows),
+            "rows": dict(self.n_rows),
             "hours": {name: round(seconds / 3600, 4) for name, seconds in self.seconds.items()},
             "counts": self.counts(),
             "findings": [asdict(finding) for finding in self.findings],
@@ -138,17 +138,17 @@ def check_rows(
 
     Args:
         sources: Manifests to check.
-        jobs: Number of clips decoded in parallel; None: by the number of cores.
-        advance: Called with the number of rows that are done, for progress bars.
+        jobs: Number of clips that are decoded in parallel; None: depends on the number of cores.
+        advance: Called with the number of rows checked since the last call, for progress bars.
     """
     findings: list[Finding] = []
-    rows: dict[str, int] = {}
+    n_rows: dict[str, int] = {}
     seconds: dict[str, float] = {}
     by_audio: defaultdict[bytes, list[_Occurrence]] = defaultdict(list)
     by_sentence: defaultdict[bytes, list[_Occurrence]] = defaultdict(list)
     for source, row, clips in _decode_rows(sources, jobs):
         set_name = source.set_of(row)
-        rows[set_name] = rows.get(set_name, 0) + 1
+        n_rows[set_name] = n_rows.get(set_name, 0) + 1
         seconds[set_name] = seconds.get(set_name, 0.0) + sum(clip.seconds for clip in clips)
         faults = [("unusable", row.problem)] if row.problem else list(_row_faults(row, clips))
         findings += [Finding(kind, row.id, source.name, reason) for kind, reason in faults]
@@ -163,14 +163,14 @@ def check_rows(
     findings += _compare_rows(by_sentence, "the same sentence", within_set=False)
     order = {source.name: number for number, source in enumerate(sources)}
     findings.sort(key=lambda finding: (list(KINDS).index(finding.kind), order[finding.source]))
-    return Report(tuple(findings), rows, seconds)
+    return Report(tuple(findings), n_rows, seconds)
 
 
 def _decode_rows(sources: Sequence[Source], jobs: int | None) -> Iterator[tuple[Source, Row, list[DecodedClip]]]:
-    """Yield each row with its decoded clips. A clip shared by neighbouring rows, one per task, is decoded once."""
+    """Yield each row with its decoded clips. If neighbouring rows have the same clip, it is decoded once."""
     with ThreadPoolExecutor(jobs) as pool:
         pairs = ((source, row) for source in sources for row in source.rows)
-        while batch := list(islice(pairs, _BATCH)):
+        while batch := list(islice(pairs, _BATCH_ROWS)):
             clips = dict.fromkeys(clip for _, row in batch if row.problem is None for clip in row.clips)
             decoded = dict(zip(clips, pool.map(decode_clip, clips), strict=True))
             for source, row in batch:
@@ -181,18 +181,18 @@ def _decode_rows(sources: Sequence[Source], jobs: int | None) -> Iterator[tuple[
 
 
 def decode_clip(clip: Clip) -> DecodedClip:
-    """Decode a clip and check it."""
+    """Decode a clip and find its faults."""
     try:
-        native, rate = audio.decode(clip.path, *clip.segment)
+        original, rate = audio.decode(clip.path, *clip.segment)
     except (AudioError, OSError) as error:  # OSError: an invalid file name
         return DecodedClip(0.0, b"", ((_read_fault(clip), str(error)),))
-    wave = audio.resample(native, rate)
+    wave = audio.resample(original, rate)
     seconds = len(wave) / audio.SAMPLE_RATE
     faults = list(_length_faults(clip, seconds))
-    if audio.is_silent(wave):  # without a digest, since silent clips are no duplicates of one another
+    if audio.is_silent(wave):  # no digest, because silent clips are not duplicates of one another
         faults.append(("silent", f"{clip.path}: its samples differ by at most {np.ptp(wave):.1e}"))
         return DecodedClip(seconds, b"", tuple(faults))
-    if (share := clipped_share(native)) > 0:  # before resampling, which would smooth the flat peaks
+    if (share := clipped_share(original)) > 0:  # before resampling, which would smooth the flat peaks
         faults.append(
             ("clipped", f"{clip.path}: {100 * share:.1f} % of its samples are at the highest or lowest value")
         )
@@ -200,7 +200,7 @@ def decode_clip(clip: Clip) -> DecodedClip:
 
 
 def _read_fault(clip: Clip) -> str:
-    """Return why a clip cannot be read: the file is corrupt, or its segment is outside of the file (length)."""
+    """Return why a clip cannot be read: `length` (its segment is outside the file) or `corrupt`."""
     try:
         audio.n_samples(clip.path)
     except AudioError:
@@ -214,21 +214,22 @@ def _read_fault(clip: Clip) -> str:
 
 def _length_faults(clip: Clip, seconds: float) -> Iterator[tuple[str, str]]:
     if clip.offset is None and clip.duration is not None and abs(seconds - clip.duration) > DURATION_TOLERANCE:
-        yield "length", f"{clip.path} has {seconds:.2f} s, but the row states {clip.duration:.2f} s"
+        yield "length", f"{clip.path} is {seconds:.2f} s long, but the row states {clip.duration:.2f} s"
     if (header_frames := _header_frames(clip.path)) is not None:
         frames = soundfile.info(str(clip.path)).frames
         if header_frames > frames:
-            yield "corrupt", f"{clip.path}: the file is truncated, it has {frames} of {header_frames} samples"
+            yield "corrupt", f"{clip.path}: the file is truncated, it contains {frames} of {header_frames} samples"
 
 
 def _header_frames(path: Path | audio.Sound) -> int | None:
-    """Return the number of samples in the header of a WAV; libsndfile silently replaces it by that of the file."""
-    if not isinstance(path, Path) or path.suffix.lower() != ".wav":  # audio in shards has checksums
+    """Return the number of samples that the header of a WAV states; libsndfile reports the number in the file."""
+    # Truncated audio in shards is found by checksums instead.
+    if not isinstance(path, Path) or path.suffix.lower() != ".wav":
         return None
     try:
         with wave.open(str(path)) as file:
             frames = file.getnframes()
-            # A WAV that was written to a pipe states a huge size, as its length was not known.
+            # The header of a WAV that was written to a pipe states a huge size, because the length was not known.
             is_open_ended = frames * file.getsampwidth() * file.getnchannels() > 2**31
             return None if is_open_ended else frames
     except (wave.Error, EOFError):  # a WAV format that the module `wave` does not support, but libsndfile does
@@ -236,21 +237,21 @@ def _header_frames(path: Path | audio.Sound) -> int | None:
 
 
 def clipped_share(wave: np.ndarray) -> float:
-    """Return the share of clipped samples (L, C) in the worst channel; 0 if it is too small to be clipping."""
-    worst = 0.0
+    """Return the share of clipped samples in the worst channel of (L, C); 0 if it is too small to be clipping."""
+    max_share = 0.0
     for channel in np.clip(wave, -1.0, 1.0).T:  # lossy codecs exceed full scale
         top, bottom = channel.max(), channel.min()
-        share = sum(_in_runs(channel == value) for value in (top, bottom)) / len(channel)
-        limit = _CLIPPED_AT_FULL_SCALE if max(top, -bottom) >= FULL_SCALE else _CLIPPED_BELOW
-        worst = max(worst, share if share > limit else 0.0)
-    return worst
+        share = sum(_count_in_runs(channel == value) for value in (top, bottom)) / len(channel)
+        limit = _MIN_SHARE_AT_FULL_SCALE if max(top, -bottom) >= FULL_SCALE else _MIN_SHARE_BELOW_FULL_SCALE
+        max_share = max(max_share, share if share > limit else 0.0)
+    return max_share
 
 
-def _in_runs(flat: np.ndarray) -> int:
-    """Count the True values of (L,) bool in runs of at least `_FLAT_RUN`."""
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], flat, [False]]).astype(np.int8)))
+def _count_in_runs(is_flat: np.ndarray) -> int:
+    """Count the True values of (L,) bool in runs of at least `_MIN_RUN`."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], is_flat, [False]]).astype(np.int8)))
     lengths = edges[1::2] - edges[0::2]
-    return int(lengths[lengths >= _FLAT_RUN].sum())
+    return int(lengths[lengths >= _MIN_RUN].sum())
 
 
 def _hash(data: bytes) -> bytes:
@@ -269,11 +270,11 @@ def _row_faults(row: Row, clips: Sequence[DecodedClip]) -> Iterator[tuple[str, s
     for label in {"words", "events", "turns"}.intersection(TASKS[row.labels["task"]].needs):
         ends = [entry["end"] for entry in row.labels[label]]
         if ends and max(ends) > clip.seconds + DURATION_TOLERANCE:
-            yield "length", f"`{label}` end at {max(ends):.2f} s, but the clip has {clip.seconds:.2f} s"
-    letters = sum(map(str.isalnum, _transcript(row) or ""))
-    limit = _MAX_SYLLABLES if row.labels.get("language") in _SYLLABIC else _MAX_LETTERS
-    if letters > limit * max(clip.seconds, 0.5):  # a very short clip may hold only the end of a word
-        yield "length", f"{letters} letters in {clip.seconds:.2f} s are too many for speech"
+            yield "length", f"`{label}` end at {max(ends):.2f} s, but the clip is {clip.seconds:.2f} s long"
+    n_letters = sum(map(str.isalnum, _transcript(row) or ""))
+    limit = _MAX_SYLLABLES if row.labels.get("language") in _SYLLABIC_LANGUAGES else _MAX_LETTERS
+    if n_letters > limit * max(clip.seconds, 0.5):  # a very short clip may hold only the end of a word
+        yield "length", f"{n_letters} letters in {clip.seconds:.2f} s are too many for speech"
 
 
 def _transcript(row: Row) -> str | None:
@@ -285,9 +286,9 @@ def _transcript(row: Row) -> str | None:
 
 
 def _sentence(row: Row) -> str | None:
-    """Return the letters of a row's answer if it is a sentence.
+    """Return the letters of a row's answer if it is a sentence, otherwise None.
 
-    Classes and answers to questions are not compared, since many rows share them.
+    Classes and answers to questions are not sentences, because many rows have the same answer.
     """
     task = TASKS[row.labels["task"]]
     text = row.labels["text"] if "text" in task.needs else _transcript(row)
@@ -297,9 +298,9 @@ def _sentence(row: Row) -> str | None:
 
 
 def _question(row: Row) -> str:
-    """Return a key of what a row asks about its audio: rows with different keys are not duplicates.
+    """Return a key for the question that a row asks about its audio. Rows with different keys are not duplicates.
 
-    The key includes the answer if a clip may have several, such as captions.
+    If a clip may have several right answers, such as captions, the key includes the answer.
     """
     labels = row.labels
     parts = [labels["task"], labels.get("question"), labels.get("target_language"), str(labels.get("messages"))]
@@ -310,25 +311,26 @@ def _question(row: Row) -> str:
 
 # --- between rows -------------------------------------------------------------------------------------------------
 
-_ORDER = ("train", "valid", "test")  # if two sets have the same audio, the later one is contaminated
+_SETS = ("train", "valid", "test")  # if two sets have the same audio, the later set is contaminated
 
 
 class _Occurrence(NamedTuple):
-    """A row with some audio or sentence."""
+    """A row in which a given audio or sentence occurs."""
 
     set: str
-    row: str
-    source: str
+    row_id: str
+    source_name: str
     question: str | None = None
 
 
 def _compare_rows(groups: Mapping[bytes, Sequence[_Occurrence]], reason: str, *, within_set: bool) -> Iterable[Finding]:
-    """Yield findings for rows with equal audio or sentences in two sets and, if `within_set`, in one set."""
+    """Yield a finding for each row that repeats an earlier row of another set or, if `within_set`, of the same set."""
     for group in groups.values():
-        ordered = sorted(group, key=lambda entry: _ORDER.index(entry.set) if entry.set in _ORDER else len(_ORDER))
-        for number, (set_name, row, source, question) in enumerate(ordered):
+        ordered = sorted(group, key=lambda row: _SETS.index(row.set) if row.set in _SETS else len(_SETS))
+        for number, (set_name, row_id, source_name, question) in enumerate(ordered):
             earlier = ordered[:number]
             if other := next((entry for entry in earlier if entry.set != set_name), None):
-                yield Finding("contaminated", row, source, f"{reason} as {other.row} of {other.set}", other.row)
+                message = f"{reason} as {other.row_id} of {other.set}"
+                yield Finding("contaminated", row_id, source_name, message, other.row_id)
             elif within_set and (twin := next((entry for entry in earlier if entry.question == question), None)):
-                yield Finding("duplicate", row, source, f"{reason} as {twin.row}", twin.row)
+                yield Finding("duplicate", row_id, source_name, f"{reason} as {twin.row_id}", twin.row_id)

@@ -1,6 +1,6 @@
 """`auris doctor data=...`: check every clip and row, print the findings and write them as JSON.
 
-The command fails if there is a finding of a kind that is not in `tolerate`, so that scripts can stop.
+The command fails if there is a finding of a kind that `tolerate` does not list, so that scripts can stop.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from auris.files import write_json
 from auris.text.console import print_plain
 
 SETS = ("train", "valid", "test")  # keys of a data config
-FILES = "files"  # key of paths without a set
+FILES = "files"  # key of manifests for which no set is given
 
-_SHOWN = 10  # maximum number of printed findings of each kind
+_MAX_SHOWN = 10  # maximum number of printed findings of each kind
 
 
 def read_sources(data: Mapping[str, Any]) -> list[Source]:
     """Read the manifests of a data config.
 
     Raises:
-        UserError: The config has no manifests, or as `read_manifests`.
+        UserError: The config has no manifests, or `read_manifests` refuses one.
         MissingFileError: A manifest does not exist.
     """
     sources = []
     for key in (*SETS, FILES):
         entries = data.get(key) or []
         for entry in entries if isinstance(entries, list) else [entries]:
-            # Manifests are read one by one, because reading them together refuses ids that two of them share.
+            # Manifests are read one by one: read together, they would be refused if two of them contain the same id.
             [manifest] = read_manifests([entry], key=f"data.{key}")
             sources.append(Source(manifest.name, manifest.rows, None if key == FILES else key))
     if not sources:
@@ -58,17 +58,17 @@ def check(config: Mapping[str, Any]) -> list[Finding]:
         bar = progress.add_task("decoding", total=sum(len(source.rows) for source in sources))
         report = check_rows(sources, jobs=config["jobs"], advance=lambda n: progress.advance(bar, n))
     failing = [finding for finding in report.findings if finding.kind not in config["tolerate"]]
-    facts = {"sources": [source.name for source in sources], "tolerated": config["tolerate"], "failed": bool(failing)}
+    summary = {"sources": [source.name for source in sources], "tolerated": config["tolerate"], "failed": bool(failing)}
     path = Path(config["report"])
-    write_json(path, {**facts, **report.as_json()})
-    _show(console, report)
+    write_json(path, {**summary, **report.as_json()})
+    _print_report(console, report)
     print_plain(console, f"wrote {path}")
     return failing
 
 
-def _show(console: Console, report: Report) -> None:
+def _print_report(console: Console, report: Report) -> None:
     table = Table("set", "rows", "hours")
-    for name, number in report.rows.items():
+    for name, number in report.n_rows.items():
         table.add_row(name, f"{number:,}", f"{report.seconds[name] / 3600:,.2f}")
     table.add_section()
     for kind, number in report.counts().items():
@@ -78,7 +78,7 @@ def _show(console: Console, report: Report) -> None:
         findings = [finding for finding in report.findings if finding.kind == kind]
         if findings:
             print_plain(console, f"{kind}: {meaning}", style="red")
-        for finding in findings[:_SHOWN]:
+        for finding in findings[:_MAX_SHOWN]:
             print_plain(console, f"  {finding.row} ({finding.source}): {finding.reason}")
-        if len(findings) > _SHOWN:
-            print_plain(console, f"  and {len(findings) - _SHOWN:,} more")
+        if len(findings) > _MAX_SHOWN:
+            print_plain(console, f"  and {len(findings) - _MAX_SHOWN:,} more")

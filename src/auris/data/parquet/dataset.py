@@ -1,9 +1,9 @@
 """Directories of shards written by `auris shards`: rows and their audio in Parquet files.
 
-A directory holds `shard-NNNNN.parquet` (rows as in their manifest, with their audio files), `index.parquet` with all
+A directory contains `shard-NNNNN.parquet` (rows as in their manifest, with their audio files), `index.parquet` with all
 data needed for planning, and `shards.json` with sizes and checksums, which is written last.
 
-Row groups are unusually small, half a megabyte, so that any row costs one short read. Pages have checksums, and footers
+Row groups are unusually small, half a megabyte, so that one short read loads any row. Pages have checksums, and footers
 are compared with `shards.json` before they are used.
 """
 
@@ -39,13 +39,13 @@ from auris.errors import MissingFileError, UserError
 VERSION = 1
 CONTENTS, INDEX, SHARD = "shards.json", "index.parquet", "shard-{:05d}.parquet"
 
-SOUND = {"path": pa.string(), "samples": pa.int64(), "problem": pa.string()}
+_SOUND_FIELDS = {"path": pa.string(), "samples": pa.int64(), "problem": pa.string()}
 SHARD_SCHEMA = pa.schema(
     {
         "id": pa.string(),
         "row": pa.string(),  # fields of the row as JSON
         "problem": pa.string(),  # why the row cannot be used, or null
-        "audio": pa.list_(pa.struct({"bytes": pa.binary(), **SOUND})),  # clips in the format of Hugging Face datasets
+        "audio": pa.list_(pa.struct({"bytes": pa.binary(), **_SOUND_FIELDS})),  # clips, like in Hugging Face datasets
     }
 )
 INDEX_SCHEMA = pa.schema(
@@ -53,7 +53,7 @@ INDEX_SCHEMA = pa.schema(
         "key": pa.uint64(),
         "task": pa.string(),
         **{name: SHARD_SCHEMA.field(name).type for name in ("id", "row", "problem")},
-        "audio": pa.list_(pa.struct(SOUND)),
+        "audio": pa.list_(pa.struct(_SOUND_FIELDS)),
     }
 )
 
@@ -64,7 +64,7 @@ class Contents:
 
     Attributes:
         source: Digest of the packed rows and settings.
-        rows_per_shard: Number of rows in every shard but the last.
+        rows_per_shard: Number of rows in every shard except the last.
         problems: Number of rows that cannot be used.
         index: The index file.
         shards: The shards in order.
@@ -77,9 +77,9 @@ class Contents:
     shards: tuple[File, ...]
 
     def dump(self) -> str:
-        """Return the text of `shards.json`, which includes its own checksum."""
-        facts = {"version": VERSION, **asdict(self)}
-        return json.dumps({**facts, "sha256": sha256_of(json.dumps(facts).encode())}, indent=1)
+        """Return the text of `shards.json`, which includes a checksum of its other content."""
+        content = {"version": VERSION, **asdict(self)}
+        return json.dumps({**content, "sha256": sha256_of(json.dumps(content).encode())}, indent=1)
 
     @classmethod
     def parse(cls, text: str, path: str) -> Contents:
@@ -89,17 +89,17 @@ class Contents:
             UserError: The file is damaged or has another version.
         """
         try:
-            facts = json.loads(text)
-            expected = facts.pop("sha256")
-            if sha256_of(json.dumps(facts).encode()) != expected:
+            content = json.loads(text)
+            checksum = content.pop("sha256")
+            if sha256_of(json.dumps(content).encode()) != checksum:
                 raise UserError("its content does not match its checksum")
-            if (version := facts.pop("version")) != VERSION:
+            if (version := content.pop("version")) != VERSION:
                 raise UserError(f"its version is {version}, expected {VERSION}")
-            index, shards = File(**facts.pop("index")), tuple(File(**entry) for entry in facts.pop("shards"))
+            index, shards = File(**content.pop("index")), tuple(File(**entry) for entry in content.pop("shards"))
             names = [INDEX, *(SHARD.format(number) for number in range(len(shards)))]
             if [index.name, *(file.name for file in shards)] != names:  # prevents opening any other file
                 raise UserError(f"it lists files other than {INDEX}, {SHARD.format(0)}, {SHARD.format(1)}, ...")
-            return cls(index=index, shards=shards, **facts)
+            return cls(index=index, shards=shards, **content)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path} is not a valid list of shards: {error}") from error
 
@@ -115,71 +115,71 @@ def is_parquet(path: str | Path) -> bool:
 
 
 def find(path: str | Path) -> tuple[Any, list[str]]:
-    """Return the file system of a path or URL, and its files: `shards.json` of a directory, or Parquet files.
+    """Return the file system of a path or URL, and the paths of `shards.json` in the directory or of Parquet files.
 
     Raises:
         MissingFileError: There is no such file.
-        UserError: No installed package can read the URL, or its storage fails.
+        UserError: No installed package can read the URL, or the storage fails.
     """
     location = str(path)
     try:
-        system, place = fsspec.url_to_fs(location)
+        system, path_in_system = fsspec.url_to_fs(location)
     except ImportError as error:  # the message says what to install
         raise UserError(f"{location} cannot be read: {error}") from error
-    return system, attempt(location, lambda: _files(system, place.rstrip("/"), location))
+    return system, attempt(location, lambda: _find_files(system, path_in_system.rstrip("/"), location))
 
 
-def _files(system: Any, place: str, location: str) -> list[str]:
+def _find_files(system: Any, path: str, location: str) -> list[str]:
     if location.endswith(".parquet"):
-        matches = [place] if system.exists(place) else sorted(system.glob(place))
+        matches = [path] if system.exists(path) else sorted(system.glob(path))
         if not matches:
             raise MissingFileError(f"there is no file {location}")
         return matches
-    if not system.exists(f"{place}/{CONTENTS}"):
+    if not system.exists(f"{path}/{CONTENTS}"):
         hint = f"; for Parquet files not written by auris, use {location}/*.parquet"
-        if system.glob(f"{place}/{SHARD.format(0)[:6]}*"):
+        if system.glob(f"{path}/{SHARD.format(0)[:6]}*"):
             hint = ": packing did not finish, repeat the `auris shards` command to continue"
         raise MissingFileError(f"{location} has no {CONTENTS}{hint}")
-    return [f"{place}/{CONTENTS}"]
+    return [f"{path}/{CONTENTS}"]
 
 
 COLUMNS = Columns(
-    fields=["id", "row", "problem", *(f"audio.list.element.{name}" for name in SOUND)],
+    fields=["id", "row", "problem", *(f"audio.list.element.{name}" for name in _SOUND_FIELDS)],
     sound=["audio.list.element.bytes"],
     name="audio",
 )
 
 
-def _columns(parquet: pq.ParquetFile) -> Columns:
+def _shard_columns(parquet: pq.ParquetFile) -> Columns:
     return COLUMNS
 
 
 def shard_reader(system: Any, folder: str, files: Sequence[File]) -> Reader:
-    """Return a reader of shards, or of an index, that checks sizes and checksums of the files."""
-    return Reader(system, [f"{folder}/{file.name}" for file in files], _columns, files)
+    """Return a reader of shards or of index files, which checks the sizes and checksums of the files."""
+    return Reader(system, [f"{folder}/{file.name}" for file in files], _shard_columns, files)
 
 
 class FileRows(RowIndex):
-    """Base of the indexes of Parquet files, whose rows are numbered consecutively.
+    """Base class of the indexes of Parquet files. Rows are numbered consecutively over all files.
 
     Attributes:
         reader: Reader of the files.
-        ends: Cumulative number of rows at the end of each file.
+        ends: Number of rows up to the end of each file.
     """
 
     reader: Reader
     ends: np.ndarray
 
     def name(self, number: int) -> str:
-        """Return file name and row number."""
-        return self.reader.name(*self._place(number))
+        """Return the file name and the number of a row in the file."""
+        return self.reader.name(*self._locate(number))
 
     def record(self, number: int) -> Record:
-        """Read one row; a fault of its file is its problem."""
-        return self._record_at(*self._place(number))
+        """Read the record of one row. If its file has a fault, the record has a problem."""
+        return self._record_at(*self._locate(number))
 
-    def _place(self, number: int) -> tuple[int, int]:
-        """Return the row's file and its number in the file."""
+    def _locate(self, number: int) -> tuple[int, int]:
+        """Return the number of the row's file and the number of the row in the file."""
         file = int(np.searchsorted(self.ends, number, side="right"))
         return file, number - (int(self.ends[file - 1]) if file else 0)
 
@@ -203,16 +203,17 @@ class Shards(FileRows):
             raise UserError(
                 f"{path} holds auris shards: `columns` and `labels` must be given to `auris shards` instead"
             )
-        system, [place] = find(path)
-        folder = place.rpartition("/")[0]
-        self.contents = Contents.parse(attempt(place, lambda: system.cat_file(place)).decode(errors="replace"), place)
+        system, [contents_path] = find(path)
+        folder = contents_path.rpartition("/")[0]
+        text = attempt(contents_path, lambda: system.cat_file(contents_path)).decode(errors="replace")
+        self.contents = Contents.parse(text, contents_path)
         self.reader = shard_reader(system, folder, [*self.contents.shards, self.contents.index])
         self.faults = self._find_faults(folder)
         self.ends = np.cumsum([file.rows for file in self.contents.shards])
         super().__init__(path, Path(folder), field_map, cache_dir)
 
     def _find_faults(self, folder: str) -> dict[int, str]:
-        """Return shards that are missing or have a wrong size, from one listing of their directory."""
+        """Return {number of a shard: why it cannot be read} for shards that are missing or have a wrong size."""
         listing = attempt(folder, lambda: self.reader.system.ls(folder, detail=True))
         sizes = {entry["name"].rpartition("/")[2]: entry["size"] for entry in listing}
         faults = {}
@@ -229,7 +230,7 @@ class Shards(FileRows):
         return sha256_of(self.contents.dump().encode(), json.dumps(self.faults).encode())
 
     def scan(self) -> RowColumns:
-        """Read the columns from the index file; `places` and `names` are empty."""
+        """Read the columns from the index file. `places` and `names` are empty."""
         file = len(self.contents.shards)
         try:
             groups = range(len(self.reader.open(file).ends))
@@ -243,21 +244,21 @@ class Shards(FileRows):
             keys=table.column("key").to_numpy(),
             tasks=task.indices.to_numpy(zero_copy_only=False).astype(np.uint32),
             codes=np.array(task.dictionary.to_pylist(), dtype=np.str_),
-            lacks_duration=np.zeros(len(table), dtype=bool),  # the digest covers the audio
+            lacks_duration=np.zeros(len(table), dtype=bool),  # not needed: the digest changes with the audio
             places=np.zeros(0, dtype=np.int64),
             names=np.zeros(0, dtype=np.uint32),
         )
 
     def records(self, numbers: np.ndarray) -> Iterator[Record]:
-        """Yield rows from the index file, which holds everything except the audio."""
+        """Yield records from the index file, which contains everything except the audio."""
         start, index = 0, len(self.contents.shards)
         for group, end in enumerate(self.reader.open(index).ends.tolist()):
-            chosen = numbers[np.searchsorted(numbers, start) : np.searchsorted(numbers, end)]
-            if len(chosen):
+            in_group = numbers[np.searchsorted(numbers, start) : np.searchsorted(numbers, end)]
+            if len(in_group):
                 table = self.reader.load(index, group, ["id", "row", "problem", "audio"])
-                entries = table.take(pa.array(chosen - start)).to_pylist()
-                for number, fields in zip(chosen.tolist(), entries, strict=True):
-                    file, row = self._place(number)
+                entries = table.take(pa.array(in_group - start)).to_pylist()
+                for number, fields in zip(in_group.tolist(), entries, strict=True):
+                    file, row = self._locate(number)
                     fault = self.faults.get(file)
                     yield Record(self.name(number), None, fault) if fault else self._record(file, row, fields)
             start = end
@@ -271,10 +272,10 @@ class Shards(FileRows):
         name = self.reader.name(file, row)
         try:
             sounds = tuple(
-                StoredSound(self.reader, file, row, place, clip["path"], clip["samples"], clip["problem"])
-                for place, clip in enumerate(fields["audio"] or ())
+                StoredSound(self.reader, file, row, clip_number, clip["path"], clip["samples"], clip["problem"])
+                for clip_number, clip in enumerate(fields["audio"] or ())
             )
             row_fields = {**json.loads(fields["row"]), "id": fields["id"]}
-        except (ValueError, TypeError, RecursionError) as error:  # the checksum is right, but auris did not write this
+        except (ValueError, TypeError, RecursionError) as error:  # the checksum is right, but not the content
             return Record(name, None, f"{name}: its row was not written by auris ({error})")
         return Record(name, row_fields, fields["problem"], sounds, is_cut=True)

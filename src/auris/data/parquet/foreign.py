@@ -1,4 +1,4 @@
-"""Parquet files not written by auris, such as Hugging Face datasets: one column per field, with embedded audio."""
+"""Parquet files not written by auris, such as Hugging Face datasets: one column per field, audio in the file."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from auris.data.rows import FieldMap, Fields, Record, Row, TransientProblem
 class ParquetFiles(FileRows):
     """Index of Parquet files with one column per field and audio as {bytes, path}, bytes or a path.
 
-    A file that cannot be opened counts as one unusable row. Audio paths are only followed within the folder of the
-    file, so that the author of a file cannot make auris read other files of this machine.
+    A file that cannot be opened counts as one unusable row. Audio paths must be within the folder of the file, so that
+    the author of a file cannot make auris read other files of this machine.
     """
 
     def __init__(self, path: str, field_map: FieldMap, cache_dir: Path | None):
@@ -36,9 +36,10 @@ class ParquetFiles(FileRows):
 
     @cached_property
     def digest(self) -> str:
-        """Digest of names and versions of the files.
+        """Digest of the names and versions of the files.
 
-        The version is what fsspec provides, such as size and time; a checksum would need to read all files.
+        The version of a file is provided by fsspec, for example its size and time. Checksums would require reading all
+        files.
         """
         system = self.reader.system
         return sha256_of(
@@ -46,18 +47,18 @@ class ParquetFiles(FileRows):
         )
 
     def scan(self) -> RowColumns:
-        """Compute the columns. `places` are the numbers of rows of the files."""
+        """Compute the columns. `places` contains the number of rows of each file."""
         builder = Builder()
         for file in range(len(self.reader.paths)):
-            rows = 0
-            for record in self._scan(file):
+            n_rows = 0
+            for record in self._scan_file(file):
                 self.is_complete &= not isinstance(record.problem, TransientProblem)
-                builder.add(record, self.folder, has_lengths=bool(record.sounds))  # the digest covers embedded audio
-                rows += 1
-            builder.places.append(rows)
+                builder.add(record, self.folder, has_lengths=bool(record.sounds))  # the digest covers audio in the file
+                n_rows += 1
+            builder.places.append(n_rows)
         return builder.build()
 
-    def _scan(self, file: int) -> Iterator[Record]:
+    def _scan_file(self, file: int) -> Iterator[Record]:
         try:
             opened = self.reader.open(file)
         except ShardError as error:
@@ -68,14 +69,14 @@ class ParquetFiles(FileRows):
             try:
                 table = self.reader.load(file, group, opened.columns.fields)
                 entries = to_rows(f"row group {group}", table)
-            except ShardError:  # rows are read one by one, to find the faulty one
+            except ShardError:  # rows are read one by one to find the faulty row
                 yield from (self._record_at(file, row) for row in range(start, end))
             else:
                 yield from (self._record(file, row, fields) for row, fields in enumerate(entries, start=start))
             start = end
 
     def decode(self, record: Record) -> Row:
-        """Decode a record; an audio path outside the folder of its file is a problem."""
+        """Decode a record. An audio path outside the folder of the Parquet file is a problem."""
         row = super().decode(record)
         paths = [clip.path for clip in row.clips if isinstance(clip.path, Path)]
         if row.problem or not paths:
@@ -93,7 +94,7 @@ class ParquetFiles(FileRows):
             return Record(name, self.field_map.apply(values))
         clips = as_list(values.pop(columns.name, [{}] if columns.is_hidden else None))
         paths = [clip.get("path") if isinstance(clip, Mapping) else None for clip in clips]
-        if not columns.sound:  # the file holds paths only
+        if not columns.sound:  # the file contains only paths
             return Record(name, self.field_map.apply({**values, columns.name: paths}))
         names = [path or f"{columns.name} {number}" for number, path in enumerate(paths)]
         sounds = tuple(StoredSound(self.reader, file, row, number, clip) for number, clip in enumerate(names))
@@ -101,7 +102,7 @@ class ParquetFiles(FileRows):
 
 
 def _columns(parquet: pq.ParquetFile, field_map: FieldMap) -> Columns:
-    """Return the columns of a file. Audio is expected in the column that is mapped to `audio` or `audios`."""
+    """Return the columns of a file. The audio is expected in the column that is mapped to `audio` or `audios`."""
     leaves = [parquet.schema.column(number).path for number in range(len(parquet.schema))]
     for field in ("audio", "audios"):
         column = field_map.columns.get(field, field)
@@ -119,10 +120,10 @@ def _columns(parquet: pq.ParquetFile, field_map: FieldMap) -> Columns:
             continue
         metadata = [leaf for leaf in audio_leaves if leaf not in sound]
         if not metadata and _is_list(kind):
-            return Columns(leaves, sound, column)  # the number of clips is only known from the audio itself
+            return Columns(leaves, sound, column)  # the number of clips can only be read with the audio
         fields = [leaf for leaf in leaves if leaf not in sound]
-        is_empty = bool(metadata) and _are_null(parquet, sound)
-        return Columns(fields, [] if is_empty else sound, column, is_hidden=not metadata)
+        has_only_paths = bool(metadata) and _are_null(parquet, sound)
+        return Columns(fields, [] if has_only_paths else sound, column, is_hidden=not metadata)
     return Columns(leaves, [])
 
 
@@ -132,15 +133,15 @@ def _is_list(kind: pa.DataType) -> bool:
 
 def _are_null(parquet: pq.ParquetFile, leaves: Sequence[str]) -> bool:
     """Return whether columns contain only nulls, according to the file's statistics."""
-    facts = parquet.metadata
-    groups = [facts.row_group(number) for number in range(facts.num_row_groups)]
-    chunks = (group.column(number) for group in groups for number in range(facts.num_columns))
+    metadata = parquet.metadata
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    chunks = (group.column(number) for group in groups for number in range(metadata.num_columns))
     counts = [(chunk.statistics, chunk.num_values) for chunk in chunks if chunk.path_in_schema in leaves]
-    return bool(groups) and all(stats is not None and stats.null_count == number for stats, number in counts)
+    return bool(groups) and all(stats is not None and stats.null_count == n_values for stats, n_values in counts)
 
 
 def _without_nulls(value: Any) -> Any:
-    """Remove null fields at every level: in Parquet, a missing field is a null."""
+    """Remove null fields at every level, because in Parquet a missing field is a null."""
     if isinstance(value, Mapping):
         return {key: _without_nulls(inner) for key, inner in value.items() if inner is not None}
     if isinstance(value, list):

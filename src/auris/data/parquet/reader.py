@@ -1,6 +1,6 @@
 """Reader of Parquet files with rows and audio, which loads one row group at a time.
 
-Every failure, of any storage, becomes a ShardError that names the file. A failed read is repeated once.
+Every failure to read, from any storage, becomes a ShardError that names the file. A failed read is repeated once.
 
 Shapes: G row groups of a file.
 """
@@ -22,18 +22,18 @@ from fsspec.implementations.local import LocalFileSystem
 from auris.data.importers import Fields
 from auris.errors import AudioError, MissingFileError, UserError
 
-OPEN_FILES = 16  # files that a process keeps open; each footer takes a few hundred kilobytes
-TABLES = 2  # row groups that a process keeps in memory: the fields of the current row, and its audio
+MAX_OPEN_FILES = 16  # number of files that a process keeps open; each footer takes a few hundred kilobytes
+MAX_TABLES = 2  # number of row groups that a process keeps in memory: fields and audio of the current row
 
 T = TypeVar("T")
 
 
 class ShardError(AudioError):
-    """A file of rows cannot be read; the message names it."""
+    """A file of rows cannot be read. The message names the file."""
 
 
 class UndecodableError(ShardError):
-    """Data of a file cannot be decoded, such as bytes that are not UTF-8. Reading it again would not help."""
+    """Data in a file cannot be decoded, for example because they are not UTF-8. Reading them again would not help."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,10 +43,10 @@ class File:
     Attributes:
         name: File name.
         rows: Number of rows.
-        bytes: Size of the file.
+        bytes: Size of the file in bytes.
         sha256: Checksum of the file.
-        footer_bytes: Size of its footer.
-        footer: SHA-256 of the footer, which holds the positions of all data.
+        footer_bytes: Size of the footer in bytes.
+        footer: SHA-256 of the footer, which contains the positions of all data.
     """
 
     name: str
@@ -57,15 +57,15 @@ class File:
     footer: str
 
 
-def _source(system: Any, path: str) -> pa.NativeFile:
-    """Open a file for reads at explicit positions, so that forked processes can share a local file."""
+def _open_source(system: Any, path: str) -> pa.NativeFile:
+    """Open a file that is read at explicit positions, so that forked processes can share an open local file."""
     if isinstance(system, LocalFileSystem):
         return pa.OSFile(path)
     return pa.PythonFile(system.open(path, "rb", cache_type="none"), mode="r")
 
 
 def attempt(what: str, action: Callable[[], T], kind: type[ShardError] = ShardError) -> T:
-    """Return the result of an action on a file; turn any exception, of any storage library, into a ShardError."""
+    """Return the result of an action on a file. An exception of any storage library becomes an error of type `kind`."""
     try:
         return action()
     except (ShardError, MissingFileError):
@@ -76,13 +76,13 @@ def attempt(what: str, action: Callable[[], T], kind: type[ShardError] = ShardEr
 
 @dataclass(frozen=True)
 class Columns:
-    """Columns of a file.
+    """Columns of a file, by their paths in the schema.
 
     Attributes:
         fields: Columns with the fields of a row.
         sound: Columns with the audio.
         name: Field that the audio belongs to; empty if the file has no audio.
-        is_hidden: The fields contain nothing about the audio, not even its path.
+        is_hidden: Whether `fields` contains nothing about the audio, not even its path.
     """
 
     fields: list[str]
@@ -97,16 +97,16 @@ class _OpenFile:
 
     parquet: pq.ParquetFile
     columns: Columns
-    ends: np.ndarray  # (G,) cumulative number of rows at the end of each row group
+    ends: np.ndarray  # (G,) number of rows up to the end of each row group
 
 
 class Reader:
-    """Reader of Parquet files that keeps a few files open and the last row groups in memory.
+    """Reader of Parquet files, which keeps a few files open and the last row groups in memory.
 
     Args:
         system: File system of fsspec.
         paths: Paths of the files.
-        columns: Returns the columns of a file, given its schema.
+        columns: Function that returns the columns of an open Parquet file.
         expected: Expected sizes and checksums of the files; empty if they are not known.
     """
 
@@ -118,36 +118,36 @@ class Reader:
         expected: Sequence[File] = (),
     ):
         self.system, self.paths, self.columns, self.expected = system, list(paths), columns, expected
-        self._forget()
+        self._reset_caches()
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in vars(self).items() if not key.startswith("_")}
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         vars(self).update(state)
-        self._forget()
+        self._reset_caches()
 
-    def _forget(self) -> None:
+    def _reset_caches(self) -> None:
         self._owner = os.getpid()  # a forked process must open its own connections
-        self._opened = lru_cache(OPEN_FILES)(self._open)
-        self._tables = lru_cache(TABLES)(self._load)
+        self._open_cached = lru_cache(MAX_OPEN_FILES)(self._open)
+        self._load_cached = lru_cache(MAX_TABLES)(self._load)
 
     def name(self, file: int, row: int) -> str:
-        """Return the name of a row: file name and row number."""
+        """Return the name of a row, which consists of the file name and the number of the row."""
         return f"{self.paths[file].rpartition('/')[2]}:{row}"
 
     def open(self, file: int) -> _OpenFile:
-        """Open a file, read its footer and compare it with the expected one.
+        """Open a file, read its footer and compare it with the expected footer.
 
         Raises:
             ShardError: The file cannot be opened or is damaged.
         """
         if self._owner != os.getpid():
-            self._forget()
-        return attempt(self.paths[file], lambda: self._opened(file))
+            self._reset_caches()
+        return attempt(self.paths[file], lambda: self._open_cached(file))
 
     def _open(self, file: int) -> _OpenFile:
-        source = _source(self.system, self.paths[file])
+        source = _open_source(self.system, self.paths[file])
         footer = None
         if self.expected:
             expected = self.expected[file]
@@ -159,15 +159,16 @@ class Reader:
                 raise UserError("its footer does not match its checksum")
             footer = pq.read_metadata(pa.BufferReader(tail))
         parquet = pq.ParquetFile(source, metadata=footer, pre_buffer=False, page_checksum_verification=True)
-        facts = parquet.metadata
-        ends = np.cumsum([facts.row_group(group).num_rows for group in range(facts.num_row_groups)], dtype=np.int64)
+        metadata = parquet.metadata
+        n_rows = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+        ends = np.cumsum(n_rows, dtype=np.int64)
         return _OpenFile(parquet, self.columns(parquet), ends)
 
     def load(self, file: int, group: int, columns: Sequence[str]) -> pa.Table:
         """Load columns of a row group.
 
         Raises:
-            ShardError: They cannot be read, or a page does not match its checksum.
+            ShardError: The columns cannot be read, or a page does not match its checksum.
         """
 
         def read() -> pa.Table:
@@ -176,27 +177,27 @@ class Reader:
         what = f"{self.paths[file]}, row group {group}"
         try:
             return attempt(what, read)
-        except ShardError:  # in case the connection failed, try again with a new one
-            self._opened.cache_clear()
+        except ShardError:  # if the connection has failed, a new connection may work
+            self._open_cached.cache_clear()
             return attempt(what, read)
 
     def fields(self, file: int, row: int) -> Fields:
-        """Read a row without its audio. Raises ShardError."""
-        table, place = self._row_group(file, row, is_sound=False)
-        return to_rows(self.name(file, row), table.slice(place, 1))[0]
+        """Read the fields of a row without its audio. Raises ShardError."""
+        table, position = self._row_group(file, row, is_sound=False)
+        return to_rows(self.name(file, row), table.slice(position, 1))[0]
 
     def sound(self, file: int, row: int, clip: int) -> bytes | None:
         """Read the audio file of a clip; None if the row has no such clip. Raises ShardError."""
-        table, place = self._row_group(file, row, is_sound=True)
-        clips = as_list(attempt(self.name(file, row), lambda: table.column(0)[place].as_py()))
+        table, position = self._row_group(file, row, is_sound=True)
+        clips = as_list(attempt(self.name(file, row), lambda: table.column(0)[position].as_py()))
         content = clips[clip] if clip < len(clips) else None
         return content.get("bytes") if isinstance(content, Mapping) else content
 
     def _row_group(self, file: int, row: int, *, is_sound: bool) -> tuple[pa.Table, int]:
-        """Return the row group that holds a row, and the row's position in it."""
+        """Return the row group that contains a row, and the position of the row in the group."""
         opened = self.open(file)
         group = int(np.searchsorted(opened.ends, row, side="right"))
-        return self._tables(file, group, is_sound), row - (int(opened.ends[group - 1]) if group else 0)
+        return self._load_cached(file, group, is_sound), row - (int(opened.ends[group - 1]) if group else 0)
 
     def _load(self, file: int, group: int, is_sound: bool) -> pa.Table:
         columns = self.open(file).columns
@@ -213,7 +214,7 @@ class StoredSound:
         row: Number of the row in the file.
         clip: Number of the clip in the row.
         name: File name of the audio.
-        samples: Number of samples at 16 kHz, if known.
+        samples: Number of samples at 16 kHz; None if it is not known.
         problem: Why the audio could not be stored, or None.
     """
 
@@ -229,7 +230,7 @@ class StoredSound:
         return f"{self.name} in {self.reader.name(self.file, self.row)}"
 
     def read(self) -> bytes:
-        """Return the audio file. Raises AudioError."""
+        """Return the content of the audio file. Raises AudioError."""
         if self.problem:
             raise AudioError(self.problem)
         content = self.reader.sound(self.file, self.row, self.clip)
@@ -239,12 +240,12 @@ class StoredSound:
 
 
 def to_rows(name: str, table: pa.Table) -> list[Fields]:
-    """Convert a table to rows. Raises UndecodableError."""
+    """Convert a table to the fields of its rows. Raises UndecodableError."""
     return attempt(name, lambda: table.to_pylist(maps_as_pydicts="strict"), UndecodableError)
 
 
 def as_list(value: Any) -> list[Any]:
-    """Return a list unchanged, None as an empty list and any other value as a list of one."""
+    """Return a list unchanged, None as an empty list, and any other value as a list of one value."""
     return value if isinstance(value, list) else [] if value is None else [value]
 
 

@@ -1,4 +1,4 @@
-"""Writing of shards (rows with their audio) and their index, and verification of written files."""
+"""Writing of shards (rows with their audio) and of their index, and verification of written files."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from auris.data.rows import Clip, Fields, Record, Row, decode, row_key
 from auris.errors import AudioError
 from auris.files import file_digest, open_atomic
 
-GROUP_BYTES = 2**19  # audio in a row group: small groups make reading a row cheap, but the footer large
+GROUP_BYTES = 2**19  # bytes of audio in a row group: with small groups a row is read fast, but the footer is large
 GROUP_ROWS = 64  # maximum number of rows in a row group
-INDEX_ROWS = 8192  # rows in a row group of the index, which is read as a whole
+INDEX_ROWS = 8192  # minimum number of rows in a row group of the index, which is always read as a whole
 
 
 def describe(path: Path) -> File:
-    """Describe a finished file."""
+    """Return the description of a finished file."""
     with path.open("rb") as file:
         size = file.seek(-8, os.SEEK_END) + 8
-        footer_bytes = int.from_bytes(file.read(4), "little") + 8  # thrift, its length, PAR1 (the Parquet format)
+        footer_bytes = int.from_bytes(file.read(4), "little") + 8  # the end of a file: footer, its length, PAR1
         file.seek(-footer_bytes, os.SEEK_END)
         footer = sha256_of(file.read())
         rows = pq.read_metadata(file).num_rows
@@ -39,7 +39,7 @@ def describe(path: Path) -> File:
 
 
 def find_fault(folder: Path, file: File) -> str | None:
-    """Read a whole file of a directory of shards and return what is wrong with it, or None."""
+    """Verify a file in a directory of shards and return what is wrong with it, or None. The whole file is read."""
     path = folder / file.name
     if not path.is_file():
         return f"{path}: no such file"
@@ -67,8 +67,8 @@ def write_shard(path: Path, rows: Iterable[tuple[Record, Row]]) -> File:
 
 @contextmanager
 def _writer(path: Path, schema: pa.Schema) -> Generator[Callable[[Sequence[Fields]], None]]:
-    """Open a file that appears under its name when it is complete; yield a function that writes a row group."""
-    compression = {name: "zstd" for name in ("id", "row", "key", "task") if name in schema.names}  # not the audio
+    """Open a file, which gets its final name when it is complete; yield a function that writes a row group."""
+    compression = {name: "zstd" for name in ("id", "row", "key", "task") if name in schema.names}  # but not the audio
     options = {"use_dictionary": False, "write_statistics": False, "write_page_checksum": True}
     with (
         open_atomic(path, "wb", sync=True) as file,
@@ -78,9 +78,9 @@ def _writer(path: Path, schema: pa.Schema) -> Generator[Callable[[Sequence[Field
 
 
 def _entry(record: Record, row: Row) -> Fields:
-    """Return a row in SHARD_SCHEMA; of an unusable row only id, task and problem are stored."""
-    source = {"task": row.labels.get("task")} if row.problem or record.fields is None else record.fields
-    fields = {key: value for key, value in source.items() if key != "id"}
+    """Return a row in SHARD_SCHEMA. For an unusable row, only id, task and problem are stored."""
+    stored_fields = {"task": row.labels.get("task")} if row.problem or record.fields is None else record.fields
+    fields = {key: value for key, value in stored_fields.items() if key != "id"}
     return {
         "id": row.id,
         "row": json.dumps(fields, ensure_ascii=False, default=str),
@@ -96,9 +96,9 @@ class _InMemory(BytesIO):
 
 
 def _sound(clip: Clip) -> Fields:
-    """Return a clip in SHARD_SCHEMA: its file unchanged, or only the segment of a clip with `offset`."""
+    """Return a clip in SHARD_SCHEMA, with its unchanged file or, for a clip with `offset`, only the segment."""
     source = clip.path
-    assert isinstance(source, Path | StoredSound)  # the sources of rows in manifests
+    assert isinstance(source, Path | StoredSound)  # clips of rows in manifests have no other sources
     name = source.name
     try:
         if clip.offset is not None:
@@ -118,24 +118,24 @@ def write_index(folder: Path, files: Sequence[File]) -> tuple[File, list[tuple[s
     """Write the index of finished shards.
 
     Returns:
-        The index, and (row id, reason) of the rows that cannot be used.
+        The description of the index, and (row id, reason) of the rows that cannot be used.
     """
     path = folder / INDEX
     reader = shard_reader(fsspec.filesystem("file"), str(folder), files)
     groups = ((file, group) for file in range(len(files)) for group in range(len(reader.open(file).ends)))
     problems: list[tuple[str, str]] = []
     with _writer(path, INDEX_SCHEMA) as write:
-        waiting: list[Fields] = []
+        index_rows: list[Fields] = []
         for file, group in groups:
             for entry in reader.load(file, group, COLUMNS.fields).to_pylist():
                 reasons = [entry["problem"], *(clip["problem"] for clip in entry["audio"])]
                 if reason := next(filter(None, reasons), None):
                     problems.append((entry["id"], reason))
-                waiting.append(_index_entry(entry))
-            if len(waiting) >= INDEX_ROWS:
-                write(waiting)
-                waiting = []
-        write(waiting)
+                index_rows.append(_index_entry(entry))
+            if len(index_rows) >= INDEX_ROWS:
+                write(index_rows)
+                index_rows = []
+        write(index_rows)
     return describe(path), problems
 
 

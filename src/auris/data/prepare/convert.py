@@ -33,9 +33,9 @@ from auris.files import open_atomic
 from auris.text.answer_formats import Labels
 from auris.text.console import print_plain
 
-_BATCH = 4096  # rows whose files are checked together
-_NEEDED = {"layout": "a layout", "root": "the folder of the corpus", "out": "a new .jsonl file or a folder"}
-_SHOWN = 5  # unusable rows printed for each reason
+_BATCH_ROWS = 4096  # number of rows whose files are checked together
+_REQUIRED_OPTIONS = {"layout": "a layout", "root": "the folder of the corpus", "out": "a new .jsonl file or a folder"}
+_MAX_EXAMPLES = 5  # number of unusable rows printed for each reason
 
 
 @dataclass
@@ -43,10 +43,10 @@ class Summary:
     """Counts of the written rows.
 
     Attributes:
-        rows: Usable rows of each (split, task).
+        rows: Number of usable rows of each (split, task).
         seconds: Seconds of audio of each (split, task).
-        unusable: Unusable rows by kind of problem.
-        examples: Some rows of each kind of problem.
+        unusable: Number of unusable rows with each kind of problem.
+        examples: Ids and problems of a few rows with each kind of problem.
     """
 
     rows: Counter[tuple[str, str]] = field(default_factory=Counter)
@@ -65,7 +65,7 @@ class Summary:
         kind = _problem_kind(row["problem"])
         self.unusable[kind] += 1
         examples = self.examples.setdefault(kind, [])
-        if len(examples) < _SHOWN:
+        if len(examples) < _MAX_EXAMPLES:
             examples.append(f"{row['id']}: {row['problem']}")
 
 
@@ -75,7 +75,7 @@ def _problem_kind(problem: str) -> str:
 
 
 class Writer:
-    """Writer of manifests, one file or one per split in a folder, which appear when they are complete.
+    """Writer of a manifest file, or of a folder with a manifest for each split. Files get their names when complete.
 
     Args:
         out: A `.jsonl` file or a folder.
@@ -83,7 +83,7 @@ class Writer:
     Attributes:
         files: Open files by path.
         folder: Folder of the manifests.
-        sounds: Folder of audio that was stored inside tables.
+        sounds: Folder for audio that was stored inside tables.
     """
 
     def __init__(self, out: Path):
@@ -111,11 +111,11 @@ class Writer:
         if self._single:
             path = self._out.with_suffix(".unusable.jsonl") if is_unusable else self._out
         else:
-            split = re.sub(r"[^\w.-]", "-", str(row.get("split") or "rows"))  # a valid file name for any split
+            split = re.sub(r"[^\w.-]", "-", str(row.get("split") or "rows"))  # makes a valid file name of any split
             path = self._out / ("unusable.jsonl" if is_unusable else f"{split}.jsonl")
         if path not in self.files:
             self.files[path] = self._stack.enter_context(open_atomic(path))
-        # Invalid Unicode, which makes a row unusable, can only be written as escapes.
+        # A row may be unusable because of invalid Unicode, which can only be written as escapes.
         self.files[path].write(json.dumps(row, ensure_ascii=is_unusable, default=str) + "\n")
 
 
@@ -126,10 +126,10 @@ def prepare(rows: Iterable[RowDict], out: Path, *, labels: Labels, jobs: int | N
     """Check the audio of each row, write the rows and return their counts.
 
     Args:
-        rows: Rows, whose `audio` is a path, a list of paths or an `EmbeddedAudio` file.
+        rows: Rows. Their `audio` is a path, a list of paths or an `EmbeddedAudio` file.
         out: A new `.jsonl` file or folder.
-        labels: Labels added to rows that do not have them.
-        jobs: Files checked in parallel; None: by the number of cores.
+        labels: Labels that are added to rows without them.
+        jobs: Number of files that are checked in parallel; None: depends on the number of cores.
         console: Console for progress and results.
 
     Raises:
@@ -140,8 +140,8 @@ def prepare(rows: Iterable[RowDict], out: Path, *, labels: Labels, jobs: int | N
     columns = (SpinnerColumn(), TextColumn("{task.completed:,} rows"), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress, Writer(out) as writer, ThreadPoolExecutor(jobs) as pool:
         bar = progress.add_task("rows", total=None)
-        with_files = _save_sounds(rows, writer.sounds)
-        while batch := list(islice(with_files, _BATCH)):
+        rows_with_files = _save_sounds(rows, writer.sounds)
+        while batch := list(islice(rows_with_files, _BATCH_ROWS)):
             for row in pool.map(lambda row: _check({**labels, **row}, writer.folder), batch):
                 if "problem" not in row and row["id"] in ids:
                     row["problem"] = f"its id {row['id']!r} is used by an earlier row"
@@ -150,62 +150,61 @@ def prepare(rows: Iterable[RowDict], out: Path, *, labels: Labels, jobs: int | N
                 (summary.add_unusable if "problem" in row else summary.add)(row)
             progress.advance(bar, len(batch))
         if not summary.rows:
-            _show_unusable(summary, console)
-            raise UserError(f"none of the {summary.unusable.total()} rows can be used, nothing was written")
+            _print_unusable(summary, console)
+            raise UserError(f"none of the {summary.unusable.total()} rows can be used, no file was written")
     for path in writer.files:
         print_plain(console, f"wrote {path}")
-    _show(summary, console)
+    _print_summary(summary, console)
     return summary
 
 
 def _save_sounds(rows: Iterable[RowDict], folder: Path) -> Iterator[RowDict]:
-    """Write embedded audio to files, and yield rows with the paths of these."""
+    """Write embedded audio to files, and yield the rows with the paths of these files."""
     for number, row in enumerate(rows):
         sound = row.get("audio")
         if isinstance(sound, EmbeddedAudio):
             folder.mkdir(parents=True, exist_ok=True)
-            path = (
-                folder / f"{number:08d}{sound.suffix or '.wav'}"
-            )  # a wrong suffix is no problem: soundfile detects the format
+            # A wrong suffix does no harm, because soundfile detects the format.
+            path = folder / f"{number:08d}{sound.suffix or '.wav'}"
             path.write_bytes(sound.data)
             row = {**row, "audio": path}
         yield row
 
 
 def _check(row: RowDict, folder: Path) -> RowDict:
-    """Return a row as it is written: paths relative to its manifest, and the duration of its audio or a problem."""
-    written = map_audio(row, Path, lambda path: os.path.relpath(path, folder))
+    """Return a row as the manifest contains it: with relative paths, and the duration of its audio or a problem."""
+    output_row = map_audio(row, Path, lambda path: os.path.relpath(path, folder))
     if "problem" in row:
-        return written
+        return output_row
     try:
-        json.dumps(written, ensure_ascii=False, default=str).encode()  # UnicodeEncodeError is a ValueError
-        checked = decode(Record(row["id"], map_audio(row, Path, str)), Path())
-        if checked.problem:
-            raise UserError(checked.problem)
-        lengths = [clip.n_samples() for clip in checked.clips]
+        json.dumps(output_row, ensure_ascii=False, default=str).encode()  # UnicodeEncodeError is a ValueError
+        decoded = decode(Record(row["id"], map_audio(row, Path, str)), Path())
+        if decoded.problem:
+            raise UserError(decoded.problem)
+        lengths = [clip.n_samples() for clip in decoded.clips]
         if len(lengths) != 1:
-            return written
-        [clip] = checked.clips
+            return output_row
+        [clip] = decoded.clips
         seconds = round(lengths[0] / audio.SAMPLE_RATE, 4)
         if clip.offset is None and clip.duration is not None and abs(clip.duration - seconds) > DURATION_TOLERANCE:
-            raise UserError(f"{clip.path} has {seconds:.2f} s, but the row states {clip.duration:.2f} s")
-        return {**written, "duration": seconds}  # saves every run from reading it from the file
+            raise UserError(f"{clip.path} is {seconds:.2f} s long, but the row states {clip.duration:.2f} s")
+        return {**output_row, "duration": seconds}  # so that runs need not read it from the file
     except (ValueError, OSError) as error:  # OSError: an invalid file name
-        return {**written, "problem": str(error)}
+        return {**output_row, "problem": str(error)}
 
 
 # --- output -------------------------------------------------------------------------------------------------------
 
 
-def _show(summary: Summary, console: Console) -> None:
+def _print_summary(summary: Summary, console: Console) -> None:
     table = Table("split", "task", Column("rows", justify="right"), Column("hours", justify="right"))
     for (split, task), number in sorted(summary.rows.items()):
         table.add_row(split, task, f"{number:,}", f"{summary.seconds[split, task] / 3600:,.2f}")
     console.print(table)
-    _show_unusable(summary, console)
+    _print_unusable(summary, console)
 
 
-def _show_unusable(summary: Summary, console: Console) -> None:
+def _print_unusable(summary: Summary, console: Console) -> None:
     for kind, number in summary.unusable.most_common():
         print_plain(console, f"{number:,} rows cannot be used: {kind}")
         for example in summary.examples[kind]:
@@ -214,9 +213,9 @@ def _show_unusable(summary: Summary, console: Console) -> None:
 
 def run(config: Mapping[str, Any]) -> None:
     """Run `auris prepare`."""
-    for key, what in _NEEDED.items():
+    for key, description in _REQUIRED_OPTIONS.items():
         if not config.get(key):
-            raise UsageError(f"{key}= is missing, expected {what} (see auris prepare --help)")
+            raise UsageError(f"{key}= is missing, expected {description} (see auris prepare --help)")
     root = Path(config["root"])
     if not root.is_dir():
         raise MissingFileError(f"root={root}: there is no such folder")

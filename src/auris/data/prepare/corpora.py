@@ -17,7 +17,7 @@ from typing import Any
 from auris.data.prepare.tables import Cells, RowDict, read_delimited, read_map
 from auris.errors import MissingFileError, UserError
 
-# {task: {label of the row: fact of the utterance}}
+# {task: {label of the row: field of the utterance}}
 _LABELS: dict[str, dict[str, str]] = {
     "asr": {"text": "transcript", "language": "language"},
     "s2tt": {"text": "translation", "language": "language", "target_language": "target_language"},
@@ -36,7 +36,7 @@ _LANGUAGES = {"zh-HK": "yue", "cmn_hans_cn": "zh"}
 _SPLITS = ("train", "dev", "test")
 
 Choice = Sequence[str] | None
-"""Names of splits, languages or language pairs; None: all that exist."""
+"""Names of chosen splits, languages or language pairs; None: all existing ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,18 +46,19 @@ class Corpus:
     Attributes:
         name: Prefix of row ids.
         licence: Licence of the corpus.
-        tasks: Tasks that it has labels for; ids of the first one have no suffix.
+        tasks: Tasks for which the corpus has labels. Row ids of the first task have no suffix.
     """
 
     name: str
     licence: str
     tasks: tuple[str, ...]
 
-    def rows(self, facts: RowDict, tasks: Sequence[str]) -> Iterator[RowDict]:
+    def rows(self, utterance: RowDict, tasks: Sequence[str]) -> Iterator[RowDict]:
         """Yield a row for each task of an utterance.
 
         Args:
-            facts: Facts of the utterance, with `name`, and `audio` and `split` or `problem`.
+            utterance: Fields of the utterance: `name`; `audio` and `split`, or `problem`; and labels under the names
+                that the values of `_LABELS` list.
             tasks: The requested tasks.
         """
         if not tasks or not set(tasks) <= set(self.tasks):
@@ -67,11 +68,11 @@ class Corpus:
         for task in tasks:
             labels = _LABELS[task]
             suffix = "" if task == self.tasks[0] else f"#{task}"
-            row = {key: value for key, value in facts.items() if key not in ("name", *labels.values())}
-            row = {"id": f"{self.name}/{facts['name']}{suffix}", "task": task, **row}
-            if "problem" not in facts:
-                row |= {label: facts[fact] for label, fact in labels.items() if facts.get(fact) is not None}
-                if missing := [fact for fact in labels.values() if facts.get(fact) is None]:
+            row = {key: value for key, value in utterance.items() if key not in ("name", *labels.values())}
+            row = {"id": f"{self.name}/{utterance['name']}{suffix}", "task": task, **row}
+            if "problem" not in utterance:
+                row |= {label: utterance[field] for label, field in labels.items() if utterance.get(field) is not None}
+                if missing := [field for field in labels.values() if utterance.get(field) is None]:
                     row["problem"] = f"the corpus does not state its {' or its '.join(missing)}"
                 row |= {"provenance": "real", "licence": self.licence}
             yield row
@@ -81,22 +82,22 @@ class Corpus:
 
 
 def _find_below(root: Path, name: str) -> Path | None:
-    """Find a file or folder in a folder or up to two levels below."""
+    """Find a file or folder in `root` or up to two levels below it."""
     matches = (path for depth in range(3) for path in sorted(root.glob("*/" * depth + name)))
     return next(matches, None)
 
 
 def _tables_below(root: Path, names: Mapping[str, str]) -> dict[str, Path]:
-    """Find the tables of splits, given their names, and return those that exist."""
+    """Find the tables of splits, given as {split: file name}; return {split: path} of those that exist."""
     return {split: path for split, name in names.items() if (path := _find_below(root, name)) is not None}
 
 
 def _choose(choice: Choice, existing: Iterable[str], home: Path, layout: str, key: str = "splits") -> list[str]:
-    """Return the chosen splits (or languages or pairs, see `key`), or all that exist.
+    """Return the chosen splits (or languages or language pairs, see `key`), or all existing ones if none is chosen.
 
     Raises:
-        MissingFileError: None exists.
-        UserError: A chosen one does not exist.
+        MissingFileError: The folder contains no split.
+        UserError: A chosen split does not exist.
     """
     existing, chosen = list(existing), list(choice or ())
     if not existing:
@@ -119,7 +120,7 @@ def _remove_spaces(text: str) -> str:
 
 
 def _gender(value: str | None) -> str | None:
-    """Normalise a speaker's gender, written as M, male, male_masculine, ...; anything else is None."""
+    """Normalise a speaker's gender, written as M, male, male_masculine, ...; return None for any other value."""
     return {"m": "male", "f": "female"}.get((value or "").strip().lower()[:1])
 
 
@@ -128,9 +129,11 @@ def _language(code: str) -> str:
 
 
 def _check_unpacked(folder: Path, archives: Path, pattern: str) -> None:
-    """Raise MissingFileError if a folder does not exist, but its archives do."""
+    """Raise MissingFileError if a folder does not exist but an archive of it does."""
     if not folder.is_dir() and (packed := sorted(archives.glob(pattern))):
-        raise MissingFileError(f"{folder} is missing: unpack {packed[0]}" + (" and the others" if packed[1:] else ""))
+        raise MissingFileError(
+            f"{folder} is missing: unpack {packed[0]}" + (" and the other archives" if packed[1:] else "")
+        )
 
 
 # --- LibriSpeech --------------------------------------------------------------------------------------------------
@@ -141,12 +144,12 @@ LIBRISPEECH = Corpus(name="librispeech", licence="CC-BY-4.0", tasks=("asr", "sgc
 def librispeech(root: Path, *, tasks: Sequence[str], splits: Choice, lower: bool) -> Iterator[RowDict]:
     """Read LibriSpeech (openslr.org/12).
 
-    Files: `train-clean-100/103/1240/103-1240-0000.flac` with `103-1240.trans.txt`, `SPEAKERS.TXT`.
+    Files: `train-clean-100/103/1240/103-1240-0000.flac` with `103-1240.trans.txt` in the same folder; `SPEAKERS.TXT`.
 
     Args:
         root: The folder `LibriSpeech` or its parent.
         tasks: Tasks of the rows.
-        splits: Splits, named as the folders.
+        splits: Names of splits, which are the names of their folders.
         lower: Convert transcripts, which are published in capitals, to lower case.
     """
     home = _find_below(root, "LibriSpeech") or root
@@ -158,11 +161,11 @@ def librispeech(root: Path, *, tasks: Sequence[str], splits: Choice, lower: bool
             texts = read_map(transcripts)
             for key in sorted({*texts, *(path.stem for path in chapter.glob("*.flac"))}):
                 text = texts.get(key, "")
-                facts = {"name": f"{split}/{key}", "audio": chapter / f"{key}.flac", "split": split}
-                facts |= {"transcript": text.lower() if lower else text, "language": "en"}
-                facts |= {"speaker": speaker, "gender": genders.get(speaker)}
-                facts |= {} if key in texts else {"problem": f"{transcripts.name} has no transcript of it"}
-                yield from LIBRISPEECH.rows(facts, tasks)
+                utterance = {"name": f"{split}/{key}", "audio": chapter / f"{key}.flac", "split": split}
+                utterance |= {"transcript": text.lower() if lower else text, "language": "en"}
+                utterance |= {"speaker": speaker, "gender": genders.get(speaker)}
+                utterance |= {} if key in texts else {"problem": f"{transcripts.name} has no transcript of this file"}
+                yield from LIBRISPEECH.rows(utterance, tasks)
 
 
 def _librispeech_genders(path: Path) -> dict[str, str | None]:
@@ -181,8 +184,8 @@ AISHELL2 = Corpus(name="aishell2", licence="AISHELL-2 (academic)", tasks=("asr",
 def aishell1(root: Path, *, tasks: Sequence[str], splits: Choice) -> Iterator[RowDict]:
     """Read AISHELL-1 (openslr.org/33).
 
-    Files: `wav/train/S0002/BAC009S0002W0122.wav` and `transcript/aishell_transcript_v0.8.txt` in `data_aishell`, and
-    `speaker.info` in `resource_aishell` next to it.
+    Files: `wav/train/S0002/BAC009S0002W0122.wav` and `transcript/aishell_transcript_v0.8.txt` in `data_aishell`;
+    `speaker.info` in the folder `resource_aishell` next to `data_aishell`.
 
     Args:
         root: The folder `data_aishell` or its parent.
@@ -203,11 +206,11 @@ def aishell1(root: Path, *, tasks: Sequence[str], splits: Choice) -> Iterator[Ro
         for path in sorted((home / "wav" / split).glob("*/*.wav")):
             key, speaker = path.stem, path.parent.name
             with_audio.add(key)
-            facts = {"name": f"{split}/{key}", "audio": path, "split": split, "language": "zh"}
-            facts |= {"transcript": _remove_spaces(texts.get(key, ""))}
-            facts |= {"speaker": speaker, "gender": genders.get(speaker.removeprefix("S"))}
-            facts |= {} if key in texts else {"problem": f"{transcripts.name} has no transcript of it"}
-            yield from AISHELL1.rows(facts, tasks)
+            utterance = {"name": f"{split}/{key}", "audio": path, "split": split, "language": "zh"}
+            utterance |= {"transcript": _remove_spaces(texts.get(key, ""))}
+            utterance |= {"speaker": speaker, "gender": genders.get(speaker.removeprefix("S"))}
+            utterance |= {} if key in texts else {"problem": f"{transcripts.name} has no transcript of this file"}
+            yield from AISHELL1.rows(utterance, tasks)
     if len(chosen) == 3:  # the split of a transcript without audio is unknown
         for key in sorted(set(texts) - with_audio):
             problem = f"{transcripts.name} has a transcript, but there is no {key}.wav"
@@ -217,11 +220,11 @@ def aishell1(root: Path, *, tasks: Sequence[str], splits: Choice) -> Iterator[Ro
 def aishell2(root: Path, *, tasks: Sequence[str], splits: Choice) -> Iterator[RowDict]:
     """Read AISHELL-2 (egs/aishell2 of Kaldi).
 
-    Files: `iOS/data/wav.scp` and `iOS/data/trans.txt`, tab-separated, with `iOS/data/wav/C0001/IC0001W0001.wav`. The
+    Files: `iOS/data/wav.scp` and `iOS/data/trans.txt`, both tab-separated; `iOS/data/wav/C0001/IC0001W0001.wav`. The
     folders `dev` and `test` of iOS, Android and Mic have the same layout.
 
     Args:
-        root: The folder of the corpus, of a channel or of one set.
+        root: The folder of the corpus, of one channel, or of one split of a channel.
         tasks: Tasks of the rows.
         splits: Splits, such as `train-iOS` (folder `iOS/data`) and `dev-Mic`.
     """
@@ -233,11 +236,11 @@ def aishell2(root: Path, *, tasks: Sequence[str], splits: Choice) -> Iterator[Ro
         texts, paths = (read_map(sets[split] / name) for name in ("trans.txt", "wav.scp"))
         for key in sorted({*texts, *paths}):
             path = Path(paths.get(key, ""))
-            facts = {"name": f"{split}/{key}", "split": split, "language": "zh", "audio": sets[split] / path}
-            facts |= {"transcript": _remove_spaces(texts.get(key, "")), "speaker": path.parent.name}
+            utterance = {"name": f"{split}/{key}", "split": split, "language": "zh", "audio": sets[split] / path}
+            utterance |= {"transcript": _remove_spaces(texts.get(key, "")), "speaker": path.parent.name}
             absent = "trans.txt" if key not in texts else "wav.scp"
-            facts |= {} if key in texts and key in paths else {"problem": f"{absent} has no line for it"}
-            yield from AISHELL2.rows(facts, tasks)
+            utterance |= {} if key in texts and key in paths else {"problem": f"{absent} has no line for this file"}
+            yield from AISHELL2.rows(utterance, tasks)
 
 
 # --- Common Voice, CoVoST 2, FLEURS -------------------------------------------------------------------------------
@@ -250,8 +253,8 @@ FLEURS = Corpus(name="fleurs", licence="CC-BY-4.0", tasks=("asr", "lid", "sgc"))
 def _language_tables(root: Path, languages: Choice, splits: Choice, layout: str) -> dict[tuple[str, str], Path]:
     """Return {(language, split): table} of a corpus with one folder per language.
 
-    `root` is the folder of a language or of a release, or the parent of one release. The default splits are train, dev
-    and test.
+    `root` is the folder of a language or of a release, or the parent folder of a single release. By default, the splits
+    train, dev and test are chosen as far as they exist.
     """
     paths: list[Path] = []
     for pattern in ("", "*/", "*/*/"):
@@ -278,10 +281,11 @@ def common_voice(root: Path, *, tasks: Sequence[str], splits: Choice, languages:
     Files: `cv-corpus-15.0-2023-09-08/en/train.tsv`, a TSV without quoting, and `en/clips/*.mp3`.
 
     Args:
-        root: The folder of a release, or of one language in it.
+        root: The folder of a release, or of one language in the release.
         tasks: Tasks of the rows.
-        splits: By default `train`, `dev` and `test`. `validated`, `other` and `invalidated` overlap with these.
-        languages: Languages, named as the folders (`zh-CN`).
+        splits: By default `train`, `dev` and `test`. `validated` includes the clips of these splits, `invalidated`
+            contains rejected clips and `other` clips that were not reviewed.
+        languages: Names of languages, which are the names of their folders (`zh-CN`).
     """
     tables = _language_tables(root, languages, splits, "LANGUAGE/train.tsv with LANGUAGE/clips")
     for (language, split), path in tables.items():
@@ -290,13 +294,13 @@ def common_voice(root: Path, *, tasks: Sequence[str], splits: Choice, languages:
                 yield from COMMON_VOICE.rows({"name": f"{language}/{split}:{number}", "problem": cells}, tasks)
                 continue
             clip = Path(cells["path"])
-            facts = {"name": f"{language}/{split}/{clip.stem}", "split": split}
+            utterance = {"name": f"{language}/{split}/{clip.stem}", "split": split}
             # The tables of the first releases have no suffix in the names of clips.
-            facts |= {"audio": path.parent / "clips" / (clip if clip.suffix else f"{clip}.mp3")}
-            facts |= {"transcript": cells["sentence"], "language": _language(language)}
-            facts |= {"speaker": cells["client_id"], "gender": _gender(cells.get("gender"))}
-            facts |= {key: cells[key] for key in ("age", "accents", "accent") if cells.get(key)}
-            yield from COMMON_VOICE.rows(facts, tasks)
+            utterance |= {"audio": path.parent / "clips" / (clip if clip.suffix else f"{clip}.mp3")}
+            utterance |= {"transcript": cells["sentence"], "language": _language(language)}
+            utterance |= {"speaker": cells["client_id"], "gender": _gender(cells.get("gender"))}
+            utterance |= {key: cells[key] for key in ("age", "accents", "accent") if cells.get(key)}
+            yield from COMMON_VOICE.rows(utterance, tasks)
 
 
 # `covost_v2.en_de.tsv` has a column `split`; the script of the corpus splits it into `covost_v2.en_de.train.tsv` etc.
@@ -304,16 +308,16 @@ _COVOST_TABLE = re.compile(r"covost_v2\.(?P<pair>[^_.]+_[^_.]+)(?:\.(?P<split>\w
 
 
 def covost2(root: Path, *, tasks: Sequence[str], splits: Choice, pairs: Choice) -> Iterator[RowDict]:
-    """Read CoVoST 2, unpacked into Common Voice 4, which it translates.
+    """Read CoVoST 2. Its tables of translations are expected in the folders of Common Voice 4, which has the audio.
 
     Files: `en/covost_v2.en_de.tsv`, `en/validated.tsv`, `en/clips/*.mp3`. As in fairseq's prep_covost_data.py, `train`
-    includes the split `train_covost`, and backslash is the escape character of the tables.
+    includes the split `train_covost`, and the escape character of the tables is the backslash.
 
     Args:
-        root: The folder of a source language, or its parent.
+        root: The folder of a source language, or the parent of such folders.
         tasks: Tasks of the rows.
         splits: Some of train, dev, test.
-        pairs: Language pairs, such as `[en_de, zh-CN_en]`; all by default.
+        pairs: Language pairs, such as `[en_de, zh-CN_en]`; by default all pairs.
     """
     tables: dict[str, dict[str | None, Path]] = {}
     for path in sorted([*root.glob("covost_v2.*.tsv"), *root.glob("*/covost_v2.*.tsv")]):
@@ -323,17 +327,17 @@ def covost2(root: Path, *, tasks: Sequence[str], splits: Choice, pairs: Choice) 
     chosen_splits = _choose(splits, _SPLITS, root, "")
     for pair in chosen:
         if len(tables[pair]) > 1:
-            tables[pair].pop(None, None)  # the table of all splits repeats the rows of the others
+            tables[pair].pop(None, None)  # this table of all splits repeats the rows of the other tables
         for split, path in tables[pair].items():
-            for facts in _covost_table(pair, split, path):
-                if facts.get("split") in (*chosen_splits, None):
-                    yield from COVOST2.rows(facts, tasks)
+            for utterance in _covost_table(pair, split, path):
+                if utterance.get("split") in (*chosen_splits, None):
+                    yield from COVOST2.rows(utterance, tasks)
 
 
 def _covost_table(pair: str, split: str | None, path: Path) -> Iterator[RowDict]:
-    """Yield the facts of the utterances in a table of one split, or in one of all splits (`split` is None).
+    """Yield the fields of each utterance in a table of one split or, if `split` is None, in a table of all splits.
 
-    The latter has a column `split`, and its sentences are in Common Voice's `validated.tsv`.
+    A table of all splits has a column `split`, and its sentences are in Common Voice's `validated.tsv`.
     """
     dialect: dict[str, Any] = {"delimiter": "\t", "quoted": False, "escape": "\\"}
     source, target = pair.split("_")
@@ -348,15 +352,15 @@ def _covost_table(pair: str, split: str | None, path: Path) -> Iterator[RowDict]
             yield {"name": f"{pair}:{number}", "problem": cells}
             continue
         row_split, clip = (split or cells["split"]).removesuffix("_covost"), cells["path"]
-        facts: RowDict = {"name": f"{pair}/{row_split}/{Path(clip).stem}", "split": row_split}
-        facts |= {"audio": path.parent / "clips" / clip}
-        facts |= {"language": _language(source), "target_language": _language(target)}
-        facts |= {"translation": cells["translation"]}
+        utterance: RowDict = {"name": f"{pair}/{row_split}/{Path(clip).stem}", "split": row_split}
+        utterance |= {"audio": path.parent / "clips" / clip}
+        utterance |= {"language": _language(source), "target_language": _language(target)}
+        utterance |= {"translation": cells["translation"]}
         if sentences is not None and clip not in sentences:
-            yield facts | {"problem": f"validated.tsv has no line for {clip}"}
+            yield utterance | {"problem": f"validated.tsv has no line for {clip}"}
             continue
         source_cells = cells if sentences is None else sentences[clip]
-        yield facts | {"transcript": source_cells.get("sentence"), "speaker": source_cells.get("client_id")}
+        yield utterance | {"transcript": source_cells.get("sentence"), "speaker": source_cells.get("client_id")}
 
 
 _FLEURS_COLUMNS = ["id", "file_name", "raw_transcription", "transcription", "characters", "num_samples", "gender"]
@@ -368,10 +372,10 @@ def fleurs(root: Path, *, tasks: Sequence[str], splits: Choice, languages: Choic
     Files: `cmn_hans_cn/test.tsv`, without a header, and `cmn_hans_cn/audio/test/*.wav`.
 
     Args:
-        root: The folder of all languages, or of one.
+        root: The folder of all languages or of one language.
         tasks: Tasks of the rows.
         splits: Some of train, dev, test.
-        languages: Languages, named as the folders (`en_us`).
+        languages: Names of languages, which are the names of their folders (`en_us`).
         text: `transcription`, in lower case and without punctuation, or `raw_transcription`.
     """
     if text not in ("transcription", "raw_transcription"):
@@ -385,10 +389,10 @@ def fleurs(root: Path, *, tasks: Sequence[str], splits: Choice, languages: Choic
                 yield from FLEURS.rows({"name": f"{language}/{split}:{number}", "problem": cells}, tasks)
                 continue
             audio = path.parent / "audio" / split / cells["file_name"]
-            facts = {"name": f"{language}/{split}/{audio.stem}", "audio": audio, "split": split}
-            facts |= {"transcript": cells[text], "language": _language(language)}
-            facts |= {"sentence": cells["id"], "gender": _gender(cells["gender"])}
-            yield from FLEURS.rows(facts, tasks)
+            utterance = {"name": f"{language}/{split}/{audio.stem}", "audio": audio, "split": split}
+            utterance |= {"transcript": cells[text], "language": _language(language)}
+            utterance |= {"sentence": cells["id"], "gender": _gender(cells["gender"])}
+            yield from FLEURS.rows(utterance, tasks)
 
 
 # --- MELD, VocalSound ---------------------------------------------------------------------------------------------
@@ -405,8 +409,8 @@ _MELD_FOLDERS = {"train": "train_splits", "dev": "dev_splits_complete", "test": 
 def meld(root: Path, *, tasks: Sequence[str], splits: Choice) -> Iterator[RowDict]:
     """Read MELD.
 
-    Files: `train_sent_emo.csv` and `train_splits/dia0_utt0.mp4`. The clips are videos, whose audio is expected next to
-    them as `.wav` or `.flac`. If a folder has none, the error message contains the command that extracts it.
+    Files: `train_sent_emo.csv` and `train_splits/dia0_utt0.mp4`. The clips are videos. Their audio is expected in
+    the same folder as `.wav` or `.flac`. If a folder has no audio, the error message contains a command to extract it.
 
     Args:
         root: The folder `MELD.Raw` or its parent.
@@ -424,14 +428,18 @@ def meld(root: Path, *, tasks: Sequence[str], splits: Choice) -> Iterator[RowDic
                 yield from MELD.rows({"name": f"{split}:{number}", "problem": cells}, tasks)
                 continue
             clip = f"dia{cells['Dialogue_ID']}_utt{cells['Utterance_ID']}"
-            facts = {"name": f"{split}/{clip}", "audio": audio_files.get(clip, folder / f"{clip}.wav"), "split": split}
-            facts |= {"emotion": cells["Emotion"], "sentiment": cells["Sentiment"], "speaker": cells["Speaker"]}
-            facts |= {"transcript": cells["Utterance"], "language": "en"}
-            yield from MELD.rows(facts, tasks)
+            utterance = {
+                "name": f"{split}/{clip}",
+                "audio": audio_files.get(clip, folder / f"{clip}.wav"),
+                "split": split,
+            }
+            utterance |= {"emotion": cells["Emotion"], "sentiment": cells["Sentiment"], "speaker": cells["Speaker"]}
+            utterance |= {"transcript": cells["Utterance"], "language": "en"}
+            yield from MELD.rows(utterance, tasks)
 
 
 def _meld_sounds(root: Path, split: str) -> tuple[Path, dict[str, Path]]:
-    """Return the folder of a split's clips, and their audio files by name."""
+    """Return the folder of a split's clips, and {name of a clip: audio file}."""
     folder = _find_below(root, _MELD_FOLDERS[split])
     if folder is None:
         raise MissingFileError(f"{root} has {split}_sent_emo.csv but no {_MELD_FOLDERS[split]}: unpack {split}.tar.gz")
@@ -448,14 +456,14 @@ def _meld_sounds(root: Path, split: str) -> tuple[Path, dict[str, Path]]:
 def vocalsound(root: Path, *, tasks: Sequence[str], splits: Choice, rate: str) -> Iterator[RowDict]:
     """Read VocalSound.
 
-    Files: `datafiles/tr.json`, `val.json` and `te.json`, of whose paths only the file name is valid;
-    `audio_16k/f0003_0_cough.wav`; `class_labels_indices_vs.csv`.
+    Files: `datafiles/tr.json`, `val.json` and `te.json`; `audio_16k/f0003_0_cough.wav`; `class_labels_indices_vs.csv`.
+    Only the file names of the paths in the JSON files are used.
 
     Args:
         root: The folder of the unpacked archive or its parent.
         tasks: Tasks of the rows.
         splits: Some of train, valid, test.
-        rate: `16k` or `44k`, the version of the audio.
+        rate: Version of the audio by its sampling rate, `16k` or `44k`.
     """
     names = {"train": "datafiles/tr.json", "valid": "datafiles/val.json", "test": "datafiles/te.json"}
     lists = _tables_below(root, names)
@@ -466,15 +474,15 @@ def vocalsound(root: Path, *, tasks: Sequence[str], splits: Choice, rate: str) -
         raise MissingFileError(f"layout.rate={rate}: {home} has no {folder.name}, expected layout.rate=16k or 44k")
     classes = {}
     for _, cells in read_delimited(home / "class_labels_indices_vs.csv", ",", needs=("mid", "display_name")):
-        if isinstance(cells, str):  # without this line, all rows of its class would be unusable
+        if isinstance(cells, str):  # without this line, all rows of the class would be unusable
             raise UserError(f"{home}: {cells}")
         classes[cells["mid"]] = cells["display_name"]
     for split in chosen:
         for entry in _read_json(lists[split])["data"]:
             path = folder / Path(entry["wav"]).name
-            facts = {"name": f"{split}/{path.stem}", "audio": path, "split": split, "gender": _gender(path.stem)}
-            facts |= {"sound": classes.get(entry["labels"]), "speaker": path.stem.split("_")[0]}
-            yield from VOCALSOUND.rows(facts, tasks)
+            utterance = {"name": f"{split}/{path.stem}", "audio": path, "split": split, "gender": _gender(path.stem)}
+            utterance |= {"sound": classes.get(entry["labels"]), "speaker": path.stem.split("_")[0]}
+            yield from VOCALSOUND.rows(utterance, tasks)
 
 
 # --- Clotho, NSynth -----------------------------------------------------------------------------------------------
@@ -490,8 +498,8 @@ def clotho(root: Path, *, tasks: Sequence[str], splits: Choice) -> Iterator[RowD
 
     Files: `clotho_captions_development.csv` with `file_name, caption_1, ..., caption_5`, and `development/*.wav`.
 
-    In the training split, each caption is a row. In the others, a clip is a row with the first caption as answer and
-    all captions as `references`.
+    In the training split, each caption is a row. In the other splits, each clip is a row with the first caption as
+    answer and all captions as `references`.
 
     Args:
         root: The folder of the unpacked archives or its parent.
@@ -513,12 +521,12 @@ def clotho(root: Path, *, tasks: Sequence[str], splits: Choice) -> Iterator[RowD
                 continue
             clip = folder / cells["file_name"]
             captions = [cells[key].strip() for key in cells if key.startswith("caption_")]
-            facts = {"name": f"{split}/{clip.stem}", "audio": clip, "split": split, "caption_style": "clotho"}
+            utterance = {"name": f"{split}/{clip.stem}", "audio": clip, "split": split, "caption_style": "clotho"}
             if split != "train":
-                yield from CLOTHO.rows(facts | {"caption": captions[0], "references": captions}, tasks)
+                yield from CLOTHO.rows(utterance | {"caption": captions[0], "references": captions}, tasks)
                 continue
             for n, caption in enumerate(captions, start=1):
-                yield from CLOTHO.rows(facts | {"name": f"{facts['name']}/{n}", "caption": caption}, tasks)
+                yield from CLOTHO.rows(utterance | {"name": f"{utterance['name']}/{n}", "caption": caption}, tasks)
 
 
 def nsynth(root: Path, *, tasks: Sequence[str], splits: Choice) -> Iterator[RowDict]:
@@ -528,7 +536,7 @@ def nsynth(root: Path, *, tasks: Sequence[str], splits: Choice) -> Iterator[RowD
     the instrument family, as in Qwen-Audio's evaluation.
 
     Args:
-        root: The folder that contains `nsynth-train`, `nsynth-valid` and `nsynth-test`, or one of these.
+        root: The folder that contains `nsynth-train`, `nsynth-valid` and `nsynth-test`, or one of these three folders.
         tasks: Tasks of the rows.
         splits: Some of train, valid, test.
     """
@@ -537,9 +545,9 @@ def nsynth(root: Path, *, tasks: Sequence[str], splits: Choice) -> Iterator[RowD
     for split in _choose(splits, lists, root, "nsynth-train/examples.json with nsynth-train/audio, and so on"):
         notes: dict[str, Cells] = _read_json(lists[split] / "examples.json")
         for name, note in sorted(notes.items()):
-            facts = {"name": f"{split}/{name}", "audio": lists[split] / "audio" / f"{name}.wav", "split": split}
+            utterance = {"name": f"{split}/{name}", "audio": lists[split] / "audio" / f"{name}.wav", "split": split}
             family = note["instrument_family_str"]
             labels = {"pitch": note["pitch"], "velocity": note["velocity"], "instrument": family}
-            facts |= {"notes": labels | {"sonic": note["qualities_str"]}, "instrument": family}
-            facts |= {"source": note["instrument_source_str"]}
-            yield from NSYNTH.rows(facts, tasks)
+            utterance |= {"notes": labels | {"sonic": note["qualities_str"]}, "instrument": family}
+            utterance |= {"source": note["instrument_source_str"]}
+            yield from NSYNTH.rows(utterance, tasks)

@@ -1,8 +1,8 @@
 """Conversion of any table, or any folder of audio files, to auris rows by a column map.
 
 A table is a CSV, TSV, JSONL or Parquet file; a Hugging Face dataset is a folder of Parquet files. In a folder without a
-table, the columns are the named groups of a pattern that matches the file names. The map assigns columns to labels. A
-fault in one line of a table becomes the `problem` of its row.
+table, the columns are the named groups of a regular expression for the file names. The column map assigns columns to
+labels. A fault in a line of a table becomes the `problem` of the row.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ Cells = Mapping[str, Any]
 Values = Mapping[str, Mapping[Any, Any]]
 """{auris field: {value in the table: value to write}}; REST matches all other values."""
 
-_SPLIT = "{split}"
-REST = "*"  # key in `values` that matches all values not listed
+_SPLIT = "{split}"  # part of a file pattern that matches the name of a split
+REST = "*"  # key in `values` that matches all values that are not listed
 
-# Parsers of text cells for labels that are not strings, each with the expected content for messages.
+# Parsers of text cells for labels that are not strings, each with the expected content, which messages state.
 _STRUCTURED = ("words", "events", "turns", "entities", "texts", "slots", "choices", "notes", "notes.sonic")
 _PARSERS: dict[str, tuple[Callable[[str], Any], str]] = {
     **dict.fromkeys(("offset", "duration"), (float, "a number")),
@@ -66,15 +66,15 @@ def read_delimited(
     escape: str | None = None,
     header: list[str] | None = None,
 ) -> Iterator[tuple[int, dict[str, str] | str]]:
-    """Yield line number and cells by column name of each line of a CSV or TSV.
+    """Yield the line number and the cells, by column name, of each line of a CSV or TSV.
 
-    For an invalid line, a message is yielded instead of the cells.
+    For an invalid line, an error message is yielded instead of the cells.
 
     Args:
         path: The table.
         delimiter: Character between cells.
-        needs: Required columns.
-        quoted: Whether quotation marks enclose cells; otherwise they are part of the text.
+        needs: Names of required columns.
+        quoted: Whether quotation marks enclose cells. Otherwise they are part of the text.
         escape: Escape character.
         header: Names of the columns, if the first line does not contain them.
 
@@ -101,7 +101,7 @@ def read_delimited(
 
 
 def read_map(path: Path) -> dict[str, str]:
-    """Read a file with `key value` in each line; return an empty dict if there is no file.
+    """Read a file with `key value` in each line as {key: value}; return an empty dict if there is no file.
 
     Raises:
         UserError: The file is not UTF-8.
@@ -117,7 +117,7 @@ def read_map(path: Path) -> dict[str, str]:
 
 
 def read_records(path: Path) -> Iterator[tuple[int, Record]]:
-    """Yield line number and record of each non-empty line of a JSONL file."""
+    """Yield the line number and the record of each non-empty line of a JSONL file."""
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             if line.strip():
@@ -130,7 +130,7 @@ def _read_lines(path: Path) -> Iterator[tuple[int, Cells | str]]:
 
 
 def _read_parquet(path: Path) -> Iterator[tuple[int, Cells | str]]:
-    """Yield number and cells of each row; numbered classes of Hugging Face datasets are replaced by their names."""
+    """Yield number and cells of each row. Class numbers of Hugging Face datasets are replaced by class names."""
     try:
         file = pq.ParquetFile(path)
         classes = _class_names(file.schema_arrow.metadata or {})
@@ -138,15 +138,16 @@ def _read_parquet(path: Path) -> Iterator[tuple[int, Cells | str]]:
         for batch in file.iter_batches(batch_size=64):  # rows may hold whole sound files
             for cells in batch.to_pylist():
                 number += 1
-                numbered = {key: cells[key] for key in classes.keys() & cells.keys()}
-                named = {key: classes[key].get(label, label) for key, label in numbered.items()}  # -1: unknown class
-                yield number, {**cells, **named}
+                class_numbers = {key: cells[key] for key in classes.keys() & cells.keys()}
+                # A class without a name, such as -1 for an unknown class, stays a number.
+                class_names = {key: classes[key].get(label, label) for key, label in class_numbers.items()}
+                yield number, {**cells, **class_names}
     except (pa.ArrowInvalid, OSError) as error:
         raise UserError(f"{path} cannot be read as Parquet: {error}") from error
 
 
 def _class_names(metadata: Mapping[bytes, bytes]) -> dict[str, dict[int, str]]:
-    """Return the class names of each ClassLabel column by number, from the schema metadata of `datasets`."""
+    """Return {ClassLabel column: {class number: class name}} from the schema metadata of `datasets`."""
     features = json.loads(metadata.get(b"huggingface", b"{}")).get("info", {}).get("features", {})
     return {key: dict(enumerate(kind["names"])) for key, kind in features.items() if kind.get("_type") == "ClassLabel"}
 
@@ -167,10 +168,11 @@ class ColumnMap:
     """Mapping from the cells of a line to a row.
 
     Attributes:
-        root: Folder of the corpus. A row without an `id` column gets the path of its audio file below it as id.
+        root: Folder of the corpus. If there is no `id` column, the id of a row is the path of its audio file below the
+            folder.
         name: Prefix of row ids.
         columns: {auris field: column}. A column may be a template of several columns (`clips/{path}.mp3`), and a dot in
-            the field sets an entry of a label (`notes.pitch`). None: every column under its own name.
+            the field sets an entry of a label (`notes.pitch`). None: every column is a field of the same name.
         labels: Labels of all rows, such as {task: asr, language: en}.
         values: {auris field: {value in the table: value to write}}; `*` matches all other values.
     """
@@ -187,24 +189,24 @@ class ColumnMap:
                 f"layout.values has {unmapped[0]}, but layout.columns does not: add layout.columns.{unmapped[0]}"
             )
 
-    def row(self, cells: Cells, folder: Path, place: str) -> RowDict:
-        """Return the row of one line. A cell that cannot be parsed becomes its `problem`.
+    def row(self, cells: Cells, folder: Path, line_name: str) -> RowDict:
+        """Return the row of one line. If a cell cannot be parsed, the row has a `problem`.
 
         Args:
             cells: Cells of the line.
             folder: Folder that audio paths are relative to.
-            place: Id of the row if the line has neither an id nor an audio file.
+            line_name: Id of the row if the line has neither an id nor an audio file.
         """
         try:
             fields = self._fields(cells)
             if "audio" in fields:
                 fields["audio"] = _sound(fields["audio"], folder)
         except ValueError as error:
-            return {"id": f"{self.name}/{place}", "problem": str(error)}
+            return {"id": f"{self.name}/{line_name}", "problem": str(error)}
         path = fields.get("audio")
         if isinstance(path, Path):
-            place = Path(os.path.relpath(path, self.root)).with_suffix("").as_posix()
-        return {"id": f"{self.name}/{fields.pop('id', place)}", **fields}
+            line_name = Path(os.path.relpath(path, self.root)).with_suffix("").as_posix()
+        return {"id": f"{self.name}/{fields.pop('id', line_name)}", **fields}
 
     def _fields(self, cells: Cells) -> RowDict:
         fields: RowDict = {}
@@ -212,12 +214,12 @@ class ColumnMap:
         for field, column in columns.items():
             value = self._value(field, _cell(cells, column))
             if value is None or value == "":
-                continue  # if the label is required, checking the row will report it
+                continue  # a missing label that the task requires is reported later, when the row is checked
             *parents, name = field.split(".")
-            inner = fields
+            target = fields
             for parent in parents:
-                inner = inner.setdefault(parent, {})
-            inner[name] = value
+                target = target.setdefault(parent, {})
+            target[name] = value
         return {**fields, **(self.labels or {})}
 
     def _value(self, field: str, cell: Any) -> Any:
@@ -250,7 +252,7 @@ def _cell(cells: Cells, column: str) -> Any:
 
 
 def _sound(cell: Any, folder: Path) -> Path | EmbeddedAudio:
-    """Return the audio file of a cell, which is a path relative to the table or {bytes, path}."""
+    """Return the audio file of a cell. The cell is a path relative to the folder of the table, or {bytes, path}."""
     if isinstance(cell, Mapping):
         if isinstance(cell.get("bytes"), bytes):
             return EmbeddedAudio(cell["bytes"], Path(cell.get("path") or "").suffix)
@@ -261,7 +263,7 @@ def _sound(cell: Any, folder: Path) -> Path | EmbeddedAudio:
 
 
 def map_audio(row: RowDict, kind: type, change: Callable[[Any], Any]) -> RowDict:
-    """Return a row with `change` applied to its `audio`, or to each of a list of audio, of type `kind`."""
+    """Return a row with `change` applied to each audio of type `kind` in its `audio`, which may be a list."""
     if "audio" not in row:
         return dict(row)
     is_list = isinstance(row["audio"], list)
@@ -271,7 +273,7 @@ def map_audio(row: RowDict, kind: type, change: Callable[[Any], Any]) -> RowDict
 
 
 def find_files(root: Path, pattern: str) -> list[Path]:
-    """Return the files below a folder that match `layout.files`.
+    """Return the files below a folder that match a pattern from `layout.files`.
 
     Raises:
         MissingFileError: No file matches.
@@ -289,8 +291,8 @@ def table(root: Path, *, files: str, **mapping: Any) -> Iterator[RowDict]:
 
     Args:
         root: The folder.
-        files: Path of the table below it, or a pattern (`data/train-*.parquet`). The text that matches `{split}` is the
-            split of the table's rows, unless a column or label sets it.
+        files: Path of the table below the folder, or a pattern (`data/train-*.parquet`). The text that matches
+            `{split}` is the split of the table's rows, unless a column or label sets the split.
         mapping: The other attributes of `ColumnMap`. The column `audio` is a path relative to its table.
 
     Raises:
@@ -303,29 +305,29 @@ def table(root: Path, *, files: str, **mapping: Any) -> Iterator[RowDict]:
     for path in find_files(root, files):
         if path.suffix not in _READERS:
             raise UserError(f"{path}: expected a table with the suffix {', '.join(_READERS)}")
-        place = path.relative_to(root)
-        match = _split_expression(files).fullmatch(place.as_posix())
+        relative_path = path.relative_to(root)
+        match = _split_expression(files).fullmatch(relative_path.as_posix())
         split = match.groupdict() if match else {}
         for number, cells in _READERS[path.suffix](path):
-            where = f"{place.with_suffix('')}:{number}"
+            line_name = f"{relative_path.with_suffix('')}:{number}"
             if isinstance(cells, str):
-                yield {"id": f"{column_map.name}/{where}", "problem": cells, **split}
+                yield {"id": f"{column_map.name}/{line_name}", "problem": cells, **split}
             else:
-                yield split | column_map.row(cells, path.parent, where)
+                yield split | column_map.row(cells, path.parent, line_name)
 
 
 def _split_expression(pattern: str) -> re.Pattern[str]:
-    """Convert a file pattern to a regular expression with the group `split`."""
+    """Convert a file pattern to a regular expression, in which `{split}` is the group `split`."""
     pieces = (re.escape(piece).replace(r"\*", "[^/]*").replace(r"\?", "[^/]") for piece in pattern.split(_SPLIT, 1))
     return re.compile("(?P<split>[^/]+?)".join(pieces))
 
 
 def files(root: Path, *, pattern: str, **mapping: Any) -> Iterator[RowDict]:
-    r"""Yield the rows of the audio files in a folder, with labels from their names.
+    r"""Yield the rows of the audio files in a folder, with labels from the file names.
 
     Args:
         root: The folder.
-        pattern: Regular expression for paths below it, with a named group for each column:
+        pattern: Regular expression for paths below the folder, with a named group for each column:
             `recordings/(?P<digit>\d)_(?P<speaker>\w+)_(?P<take>\d+)\.wav`. Files that do not match are ignored.
         mapping: The other attributes of `ColumnMap`; `audio` is the file.
 
@@ -344,5 +346,5 @@ def files(root: Path, *, pattern: str, **mapping: Any) -> Iterator[RowDict]:
         example = f", such as {paths[0].relative_to(root)}" if paths else ""
         raise MissingFileError(f"layout.pattern={pattern} matches none of the {len(paths)} files below {root}{example}")
     for path, match in matches:
-        place = path.relative_to(root).with_suffix("").as_posix()
-        yield {**column_map.row(match.groupdict(), root, place), "audio": path}
+        file_name = path.relative_to(root).with_suffix("").as_posix()
+        yield {**column_map.row(match.groupdict(), root, file_name), "audio": path}

@@ -1,7 +1,7 @@
 """Conversion of the data of speech toolkits to rows: Lhotse's cuts, Kaldi's data directories, and auris manifests.
 
-Lhotse and Kaldi can define audio as the output of a transform or a command. auris does not run these: such a row is
-unusable, with the reason as its problem.
+Lhotse and Kaldi can define audio as the output of a transform or a command. auris does not run these:
+such a row is unusable, with the reason as its problem.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ def lhotse(
     """Yield a row for each supervision of the cuts in a folder (`cuts.jsonl`, `.jsonl.gz`; MonoCut only).
 
     Args:
-        root: The folder, which relative paths of recordings start from.
-        files: Path of the cuts below it, or a pattern.
+        root: The folder, to which paths of recordings are relative.
+        files: Path of the file of cuts below the folder, or a pattern.
         task: `asr` (text of the supervisions) or `srwt` (their word alignment).
-        language: Language of supervisions that state none.
+        language: Language of supervisions that state no language.
         name: Prefix of row ids.
         split: Split of all rows.
     """
@@ -36,13 +36,13 @@ def lhotse(
     for path in find_files(root, files):
         with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as lines:
             for number, line in enumerate(lines, start=1):
-                where = f"{path.name}:{number}"
+                line_name = f"{path.name}:{number}"
                 try:
                     for row in _cut_rows(json.loads(line), root, task, language):
                         yield {**row, "id": f"{name}/{row['id']}"} | ({"split": split} if split else {})
                 except (ValueError, KeyError, TypeError, AttributeError) as error:
-                    missing = f"no {error}" if isinstance(error, KeyError) else str(error)
-                    yield {"id": f"{name}/{where}", "problem": f"{where}: {missing}"}
+                    fault = f"no {error}" if isinstance(error, KeyError) else str(error)
+                    yield {"id": f"{name}/{line_name}", "problem": f"{line_name}: {fault}"}
 
 
 def _cut_rows(cut: Cells, root: Path, task: str, language: str | None) -> Iterator[RowDict]:
@@ -53,11 +53,11 @@ def _cut_rows(cut: Cells, root: Path, task: str, language: str | None) -> Iterat
     if transforms:
         raise UserError(
             f"the recording has the transforms {', '.join(map(str, transforms))}: "
-            "save the transformed audio, and cuts of it"
+            "save the transformed audio, and make cuts of it"
         )
     [source, *more_sources] = recording["sources"]
     if more_sources or len(source["channels"]) > 1:
-        raise UserError("the recording has several channels: save the channel of the cut as a recording of its own")
+        raise UserError("the recording has several channels: save the channel of the cut as a separate recording")
     if source["type"] != "file":
         raise UserError(f"the source of the recording is of type {source['type']!r}, expected 'file'")
     if not cut["supervisions"]:
@@ -79,7 +79,7 @@ def _cut_rows(cut: Cells, root: Path, task: str, language: str | None) -> Iterat
 
 
 def _aligned_words(supervision: Cells, start: float) -> list[RowDict]:
-    """Return words with times relative to the row's clip; in Lhotse they are relative to the cut."""
+    """Return words with times relative to the row's clip. In Lhotse, times are relative to the cut."""
     alignment = (supervision.get("alignment") or {}).get("word")
     if not alignment:
         raise UserError(f"supervision {supervision['id']} has no word alignment")
@@ -88,7 +88,7 @@ def _aligned_words(supervision: Cells, start: float) -> list[RowDict]:
     return [{"word": word, "start": max(0.0, begin), "end": end} for word, begin, end in times]
 
 
-# Lhotse's recipes write languages by their English names.
+# English names of languages, which Lhotse's recipes use.
 _LANGUAGES = {"english": "en", "chinese": "zh", "mandarin": "zh", "german": "de", "french": "fr", "spanish": "es"}
 _LANGUAGES |= {"italian": "it", "japanese": "ja", "korean": "ko", "cantonese": "yue"}
 
@@ -99,12 +99,12 @@ _LANGUAGES |= {"italian": "it", "japanese": "ja", "korean": "ko", "cantonese": "
 def kaldi(root: Path, *, folders: Sequence[str], language: str | None, name: str) -> Iterator[RowDict]:
     """Yield a row for each utterance of Kaldi's data directories.
 
-    They contain `wav.scp` and `text`, and optionally `segments`, `utt2spk`, `spk2gender` and `utt2lang`.
+    A data directory contains `wav.scp` and `text`, and optionally `segments`, `utt2spk`, `spk2gender`, `utt2lang`.
 
     Args:
-        root: The folder of the recipe, which relative paths in `wav.scp` start from.
-        folders: The directories below it, such as [data/train]; their names are the splits.
-        language: Language of utterances without `utt2lang`.
+        root: The folder of the recipe, to which paths in `wav.scp` are relative.
+        folders: The data directories below the folder, such as [data/train]. Their names are the splits.
+        language: Language of utterances that are not in `utt2lang`.
         name: Prefix of row ids.
     """
     if not folders:
@@ -118,8 +118,9 @@ def kaldi(root: Path, *, folders: Sequence[str], language: str | None, name: str
 
 def _kaldi_rows(root: Path, folder: Path, language: str | None, name: str) -> Iterator[RowDict]:
     sounds, texts = read_map(folder / "wav.scp"), read_map(folder / "text")
-    cuts = folder / "segments"
-    segments = {key: value.split() for key, value in read_map(cuts).items()} if cuts.is_file() else None
+    segments_file = folder / "segments"
+    segment_lines = read_map(segments_file).items()
+    segments = {key: line.split() for key, line in segment_lines} if segments_file.is_file() else None
     speakers, genders = read_map(folder / "utt2spk"), read_map(folder / "spk2gender")
     languages = read_map(folder / "utt2lang")
     for key in sorted({*texts, *(sounds if segments is None else segments)}):
@@ -148,11 +149,13 @@ def _kaldi_sound(
             start, end = map(float, bounds)
         except (KeyError, ValueError):
             raise UserError(f"segments has no line `{key} RECORDING START END` with times in seconds") from None
-        times = {"offset": start} | ({"duration": round(end - start, 4)} if end >= 0 else {})  # -1: end of the file
+        times = {"offset": start} | (
+            {"duration": round(end - start, 4)} if end >= 0 else {}
+        )  # -1: to the end of the file
     if recording not in sounds:
         raise UserError(f"wav.scp has no recording {recording}")
     if sounds[recording].endswith("|") or sounds[recording].startswith("|"):
-        raise UserError(f"wav.scp has a command for {recording}, and auris runs none: write its output to a file")
+        raise UserError(f"wav.scp has a command for {recording}, and auris runs no commands: save its output")
     return {"audio": root / sounds[recording], **times}
 
 
@@ -164,14 +167,14 @@ def manifest(root: Path, *, files: str) -> Iterator[RowDict]:
 
     Args:
         root: The folder.
-        files: Path of the manifests below it, or a pattern. Audio paths are relative to their manifest.
+        files: Path of the manifest below the folder, or a pattern. Audio paths are relative to their manifest.
     """
     for path in find_files(root, files):
         for _, record in read_records(path):
-            yield {**_own_fields(record, path.parent), "id": record.id}
+            yield {**_read_fields(record, path.parent), "id": record.id}
 
 
-def _own_fields(record: Record, folder: Path) -> RowDict:
+def _read_fields(record: Record, folder: Path) -> RowDict:
     if record.fields is None:
         return {"problem": record.problem}
     fields = dict(record.fields)
