@@ -206,8 +206,8 @@ def test_samples_that_are_not_finite_are_an_error(tmp_path, value):
 @pytest.mark.parametrize(
     ("offset", "duration", "reason"),
     [
-        (1.0, None, "beyond its end"),
-        (0.5, 1.2, "past its end"),
+        (1.0, None, "beyond the end"),
+        (0.5, 1.2, "past the end"),
         (-1.0, None, "offset >= 0"),
         (0.0, 0.0, "duration > 0"),
     ],

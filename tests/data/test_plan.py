@@ -458,7 +458,7 @@ def test_reference_log_probabilities_are_in_the_order_of_the_pairs():
     rows = [replace(sample(n, [1, 2], " x"), rejected=np.array([3]), reference=(-n - 0.5, -1.0)) for n in (3, 5)]
     pack = collate(rows, geometry=GEOMETRY)
     assert pack["reference"].tolist() == [[-3.5, -1.0], [-5.5, -1.0]] and pack["reference"].dtype == torch.float32
-    with pytest.raises(AssertionError, match="some pairs have reference log-probabilities and others have none"):
+    with pytest.raises(AssertionError, match="some pairs have reference log-probabilities, others do not"):
         collate([rows[0], replace(rows[1], reference=None)], geometry=GEOMETRY)
 
 

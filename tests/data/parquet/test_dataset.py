@@ -194,7 +194,10 @@ def test_the_numbers_of_open_files_and_tables_are_limited(packed, monkeypatch):
     for n in np.random.default_rng(0).permutation(23):
         build_row(rows[int(n)])
     reader = rows.row_index.reader
-    assert reader._open_cached.cache_info().currsize <= 2 and reader._load_cached.cache_info().currsize <= parquet.MAX_TABLES
+    assert (
+        reader._open_cached.cache_info().currsize <= 2
+        and reader._load_cached.cache_info().currsize <= parquet.MAX_TABLES
+    )
 
 
 def test_rows_of_shards_can_be_pickled(packed):
