@@ -22,7 +22,7 @@ from rich.console import Console
 from torch import Tensor
 from transformers import WhisperFeatureExtractor
 
-from auris.audio import SAMPLE_RATE, Geometry, stored
+from auris.audio import SAMPLE_RATE, Geometry, n_computed_frames
 from auris.data import shards
 from auris.data.batches import StepDataset
 from auris.data.datamodule import AudioDataModule
@@ -76,7 +76,7 @@ def compare(preset: Preset, *, lengths: str = "2-16", batch: int = 16, seed: int
 
     def collate_padded(batch: list[int]) -> dict[str, Tensor]:
         rows = [data.rows[number] for number in batch]
-        ids = [torch.from_numpy(samples.encode(row, samples.spans(row), None).ids) for row in rows]
+        ids = [torch.from_numpy(samples.encode(row, samples.audio_lengths(row), None).ids) for row in rows]
         clips = [soundfile.read(Path(directory.name) / f"{row.id}.flac", dtype="float32")[0] for row in rows]
         features = extractor(clips, sampling_rate=SAMPLE_RATE, return_tensors="pt").input_features
         return {"input_ids": torch.nn.utils.rnn.pad_sequence(ids, batch_first=True), "input_features": features}
@@ -101,7 +101,7 @@ def compare(preset: Preset, *, lengths: str = "2-16", batch: int = 16, seed: int
 
 def _difference(pack: dict, expected: Mapping[int, Tensor]) -> float:
     """Return the largest difference of the features of a pack with one clip per row; NaN if any feature is NaN."""
-    clips = pack["mel"].split([stored(n) for n in pack["frames"].tolist()], dim=1)
+    clips = pack["mel"].split([n_computed_frames(n) for n in pack["frames"].tolist()], dim=1)
     errors = [
         (clip - expected[row][:, : clip.shape[1]]).abs().max() for row, clip in zip(pack["rows"], clips, strict=True)
     ]

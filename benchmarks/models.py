@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import Qwen2AudioConfig, Qwen2AudioForConditionalGeneration
 
-from auris.audio import MAX_FRAMES, MAX_SAMPLES, SAMPLE_RATE, Geometry, frames, log_mel, stored
+from auris.audio import MAX_FRAMES, MAX_SAMPLES, SAMPLE_RATE, Geometry, log_mel, n_computed_frames, n_frames
 from auris.data.collate import Sample
 from auris.model import llm, pooling, projector
 from auris.model.audio_lm import AudioLM
@@ -194,8 +194,8 @@ def samples(clips: Sequence[Tensor], geometry: Geometry, vocab_size: int, seed: 
 
 
 def _sample(row: int, wave: Tensor, geometry: Geometry, vocab_size: int, seed: tuple[int, int]) -> Sample:
-    valid, duration = frames(len(wave)), len(wave) / SAMPLE_RATE
-    audio, answer = geometry.tokens(valid), max(1, round(ANSWER_RATE * duration))
+    valid, duration = n_frames(len(wave)), len(wave) / SAMPLE_RATE
+    audio, answer = geometry.n_tokens(valid), max(1, round(ANSWER_RATE * duration))
     text = np.random.default_rng(seed).integers(AUDIO_ID + 1, vocab_size, PROMPT + answer)
     ids = np.concatenate([np.full(audio, AUDIO_ID), text])
     return Sample(
@@ -206,7 +206,7 @@ def _sample(row: int, wave: Tensor, geometry: Geometry, vocab_size: int, seed: t
         mels=(log_mel(wave, geometry.n_mels),),
         frames=(valid,),
         audio_seconds=duration,
-        curve="asr",
+        curve_name="asr",
     )
 
 
@@ -231,7 +231,7 @@ def shorten(peer_net: Qwen2AudioForConditionalGeneration, inputs: dict[str, Tens
 
     Two frames of silence stay after the longest clip, because the convolutions read them. The outputs do not change.
     """
-    longest = stored(int(inputs["feature_attention_mask"].sum(1).max()))
+    longest = n_computed_frames(int(inputs["feature_attention_mask"].sum(1).max()))
     longest += longest % 2
     tower = peer_net.model.audio_tower
     tower.config.max_source_positions = longest // 2

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from auris.audio import MAX_SAMPLES, SAMPLE_RATE, Geometry, frames
+from auris.audio import MAX_SAMPLES, SAMPLE_RATE, Geometry, n_frames
 from auris.data.manifests import Manifest
 from auris.data.plan import Plan
 from auris.data.rows import Row
@@ -60,10 +60,10 @@ def report(preset: Preset, *, seed: int = 0) -> Report:
     Both are computed over the first epoch, without the last step, which reaches into the second epoch.
     """
     durations = preset.durations(np.random.default_rng(seed), preset.rows)
-    valid = np.array([frames(min(round(s * SAMPLE_RATE), MAX_SAMPLES)) for s in durations])
+    valid = np.array([n_frames(min(round(s * SAMPLE_RATE), MAX_SAMPLES)) for s in durations])
     geometry = Geometry(n_mels=128, pool=2)
     text = PROMPT + np.maximum(1, np.round(ANSWER_RATE * durations)).astype(int)
-    lengths = np.array([geometry.tokens(n) for n in valid]) + text
+    lengths = np.array([geometry.n_tokens(n) for n in valid]) + text
     plan = Plan(
         sources=[Manifest("simulated", [Row(str(n)) for n in range(preset.rows)])],
         lengths=lengths,

@@ -53,15 +53,15 @@ def whisper_features(wave: np.ndarray, n_mels: int) -> torch.Tensor:
     [(400, 1), (1600, 2), (8000, 12), (16001, 25), (93680, 146), (480_000, 750), (600_000, 750), (0, 0), (320, 0)],
 )
 def test_number_of_audio_tokens_equals_the_published_model(n_samples, tokens):
-    assert audio.Geometry(n_mels=128, pool=2).tokens(audio.frames(n_samples)) == tokens
+    assert audio.Geometry(n_mels=128, pool=2).n_tokens(audio.n_frames(n_samples)) == tokens
 
 
 def test_without_pooling_every_encoder_frame_is_a_token():
-    assert [audio.Geometry(n_mels=80, pool=1).tokens(n) for n in (0, 1, 2, 3, 3000)] == [0, 1, 1, 2, 1500]
+    assert [audio.Geometry(n_mels=80, pool=1).n_tokens(n) for n in (0, 1, 2, 3, 3000)] == [0, 1, 1, 2, 1500]
 
 
 def test_two_frames_of_silence_are_stored_after_a_clip_except_at_30_seconds():
-    assert [audio.stored(n) for n in (1, 100, 2997, 2998, 2999, 3000)] == [3, 102, 2999, 3000, 3000, 3000]
+    assert [audio.n_computed_frames(n) for n in (1, 100, 2997, 2998, 2999, 3000)] == [3, 102, 2999, 3000, 3000, 3000]
 
 
 # --- log-mel ---
@@ -76,7 +76,7 @@ def test_log_mel_equals_whisper_features_of_the_padded_clip(n_samples, n_mels):
     fading = noise * np.linspace(1, 1e-4, n_samples, dtype=np.float32)
     for wave in (noise, fading):
         actual, reference = audio.log_mel(wave, n_mels), whisper_features(wave, n_mels)
-        n_stored = audio.stored(audio.frames(n_samples))
+        n_stored = audio.n_computed_frames(audio.n_frames(n_samples))
         assert actual.shape == (n_mels, n_stored) and actual.dtype == torch.float32
         check_log_mel(actual, reference[:, :n_stored])
 
@@ -84,7 +84,7 @@ def test_log_mel_equals_whisper_features_of_the_padded_clip(n_samples, n_mels):
 def test_frames_that_are_not_stored_are_silence():
     wave = np.random.default_rng(0).standard_normal(16_001).astype(np.float32)
     features = whisper_features(wave, 80)
-    n_stored = audio.stored(audio.frames(len(wave)))
+    n_stored = audio.n_computed_frames(audio.n_frames(len(wave)))
     assert (features[:, n_stored:] == features.min()).all()
 
 
@@ -233,7 +233,7 @@ def test_a_segment_may_end_slightly_after_the_file_because_durations_are_rounded
 @pytest.mark.parametrize("n_samples", [0, 1, 480_000, 480_001, 640_000, 960_000, 960_001, 2_000_003])
 def test_windows_cover_every_sample_once_and_have_equal_lengths(n_samples):
     wave = np.arange(n_samples, dtype=np.float32)
-    windows = audio.windows(wave)
+    windows = audio.split_into_windows(wave)
     lengths = [len(window) for window in windows]
     assert lengths == audio.window_lengths(n_samples)
     assert len(windows) == -(-n_samples // audio.MAX_SAMPLES)
@@ -248,7 +248,7 @@ BASIC = dict(n_freq_masks=1, freq_mask_param=27, n_time_masks=1, time_mask_param
 
 
 def mel(frames: int, n_mels: int = 80) -> torch.Tensor:
-    return torch.randn(n_mels, audio.stored(frames), generator=torch.Generator().manual_seed(frames))
+    return torch.randn(n_mels, audio.n_computed_frames(frames), generator=torch.Generator().manual_seed(frames))
 
 
 def test_specaugment_depends_only_on_clip_and_seed():
@@ -321,8 +321,8 @@ def test_a_frequency_mask_wider_than_the_spectrogram_is_an_error():
 
 def test_a_torchaudio_of_another_torch_version_is_an_error_with_both_versions():
     with pytest.raises(ImportError, match=r"torch 2\.13\.0\+cpu and torchaudio 2\.11\.0\+cu130 do not match"):
-        audio.require_pair("2.13.0+cpu", "2.11.0+cu130")
-    audio.require_pair("2.11.0+cu130", "2.11.0+cu130")
+        audio.require_matching_versions("2.13.0+cpu", "2.11.0+cu130")
+    audio.require_matching_versions("2.11.0+cu130", "2.11.0+cu130")
 
 
 def test_the_error_for_a_missing_torchaudio_says_which_versions_to_install():
@@ -340,7 +340,7 @@ class MemoryFile:
     """Audio file in memory, with its number of samples if that is known."""
 
     content: bytes
-    samples: int | None = None
+    n_samples: int | None = None
 
     def read(self) -> bytes:
         return self.content
@@ -376,12 +376,12 @@ def test_the_stored_number_of_samples_is_used_without_decoding():
 @pytest.mark.parametrize(("offset", "duration"), [(0.2, 0.3), (0.5, None), (0.9, 0.4)])
 def test_a_segment_cut_to_a_file_equals_the_segment_of_the_whole_file(tmp_path, audio_format, offset, duration):
     path = write_noise(tmp_path, audio_format)
-    segment = MemoryFile(audio.cut(path, offset, duration))
+    segment = MemoryFile(audio.cut_segment(path, offset, duration))
     assert np.array_equal(
         audio.read(segment, offset=0.0, duration=duration), audio.read(path, offset=offset, duration=duration)
     )
     assert np.array_equal(
-        audio.read(MemoryFile(audio.cut(MemoryFile(path.read_bytes()), offset, duration))), audio.read(segment)
+        audio.read(MemoryFile(audio.cut_segment(MemoryFile(path.read_bytes()), offset, duration))), audio.read(segment)
     )
 
 

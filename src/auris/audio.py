@@ -3,8 +3,8 @@
 Unlike Whisper's, the features are only as long as their clip. They equal the first frames of the features that Whisper
 computes for the clip padded to 30 s.
 
-Shapes: L samples at 16 kHz, N valid mel frames, S = stored(N) computed frames, which include some silence after the
-clip.
+Shapes: L samples at 16 kHz, N valid mel frames, S = n_computed_frames(N) computed frames, which
+include some silence after the clip.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from auris.errors import AudioError, UserError
 _REMEDY = "install matching versions: pip install torch==2.11.0 torchaudio==2.11.0"
 
 
-def require_pair(torch_version: str, torchaudio_version: str) -> None:
+def require_matching_versions(torch_version: str, torchaudio_version: str) -> None:
     """Raise ImportError unless torch and torchaudio have the same release and build (`+cu130` is a build for CUDA)."""
     if torch_version != torchaudio_version:
         raise ImportError(f"torch {torch_version} and torchaudio {torchaudio_version} do not match; {_REMEDY}")
@@ -43,7 +43,7 @@ try:
     from torchaudio.functional import mask_along_axis
 except (ImportError, OSError, RuntimeError) as error:  # OSError: torchaudio was built for another torch
     raise ImportError(f"torchaudio does not work with torch {torch.__version__} ({error}); {_REMEDY}") from error
-require_pair(torch.__version__, torchaudio.__version__)
+require_matching_versions(torch.__version__, torchaudio.__version__)
 
 # Whisper's front end (Radford et al. 2022, section 2.2; transformers WhisperFeatureExtractor).
 SAMPLE_RATE = 16_000  # Hz
@@ -68,7 +68,7 @@ class Sound(Protocol):
     """
 
     @property
-    def samples(self) -> int | None:
+    def n_samples(self) -> int | None:
         """Number of samples at 16 kHz; None if it is not known without reading the file."""
         ...
 
@@ -84,29 +84,29 @@ class Sound(Protocol):
 Source = str | Path | Sound
 
 _SampleType = Literal["float32", "int16", "int32"]
-_Frames = TypeVar("_Frames", int, Tensor)
+_Count = TypeVar("_Count", int, Tensor)
 
 
-def frames(n_samples: int) -> int:
+def n_frames(n_samples: int) -> int:
     """Return the number N of valid mel frames of a clip (10 ms each; the last one may be incomplete)."""
     return min(math.ceil(n_samples / HOP), MAX_FRAMES)
 
 
-def stored(frames: int) -> int:
+def n_computed_frames(n_frames: int) -> int:
     """Return the number S of frames to compute for a clip: its valid frames and two frames of silence.
 
     The encoder's convolutions look past the last valid frame. Without these two frames its outputs would differ from
     the outputs for the clip padded to 30 s.
     """
-    return min(frames + 2, MAX_FRAMES)
+    return min(n_frames + 2, MAX_FRAMES)
 
 
-def encoder_frames(frames: _Frames) -> _Frames:
-    """Return the number of encoder frames (ENCODER_RATE per second) of clips with `frames` valid mel frames.
+def n_encoder_frames(n_frames: _Count) -> _Count:
+    """Return the number of encoder frames (ENCODER_RATE per second) of clips with `n_frames` valid mel frames.
 
     The second convolution of the encoder has stride 2.
     """
-    return (frames - 1) // 2 + 1
+    return (n_frames - 1) // 2 + 1
 
 
 @dataclass(frozen=True)
@@ -127,29 +127,29 @@ class Geometry:
     clip_end: str = "silence"
     boundary: bool = False
 
-    def frames(self, n_samples: int) -> int:
+    def n_frames(self, n_samples: int) -> int:
         """Return the number of valid mel frames of a clip; 0 if it is shorter than one frame."""
-        return frames(n_samples) if self.clip_end == "silence" else min(n_samples // HOP, MAX_FRAMES)
+        return n_frames(n_samples) if self.clip_end == "silence" else min(n_samples // HOP, MAX_FRAMES)
 
-    def stored(self, frames: int) -> int:
-        """Return the number of frames to compute for a clip with `frames` valid frames."""
-        return stored(frames) if self.clip_end == "silence" else frames + frames % 2
+    def n_computed_frames(self, n_frames: int) -> int:
+        """Return the number of frames to compute for a clip with `n_frames` valid frames."""
+        return n_computed_frames(n_frames) if self.clip_end == "silence" else n_frames + n_frames % 2
 
-    def tokens(self, frames: int) -> int:
-        """Return the number of complete audio tokens of a window with `frames` valid mel frames."""
-        return encoder_frames(frames) // self.pool if frames > 0 else 0
+    def n_tokens(self, n_frames: int) -> int:
+        """Return the number of complete audio tokens of a window with `n_frames` valid mel frames."""
+        return n_encoder_frames(n_frames) // self.pool if n_frames > 0 else 0
 
-    def span(self, windows: Sequence[int]) -> int:
+    def n_clip_tokens(self, window_frames: Sequence[int]) -> int:
         """Return the number of audio tokens between the begin and end token of a clip.
 
         With learned boundaries, each window has a begin and an end vector. The outermost two replace the begin and end
         token; the vectors between windows count as audio tokens.
 
         Args:
-            windows: Number of valid frames of each window of the clip.
+            window_frames: Number of valid frames of each window of the clip.
         """
-        inner = 2 * (len(windows) - 1) if self.boundary else 0
-        return sum(map(self.tokens, windows)) + inner
+        inner = 2 * (len(window_frames) - 1) if self.boundary else 0
+        return sum(map(self.n_tokens, window_frames)) + inner
 
 
 def _open(source: Source) -> soundfile.SoundFile:
@@ -178,14 +178,14 @@ def _open(source: Source) -> soundfile.SoundFile:
 
 def _locate(path: Source, file: soundfile.SoundFile, offset: float, duration: float | None) -> tuple[int, int]:
     """Return the position of the first sample of a segment and its number of samples, at the rate of the file."""
-    rate, frames = file.samplerate, file.frames
-    end_of_file = frames / rate
+    rate, file_length = file.samplerate, file.frames
+    end_of_file = file_length / rate
     if offset < 0 or (duration is not None and duration <= 0):
         raise AudioError(f"{path}: expected offset >= 0 and duration > 0 seconds, got {offset=} {duration=}")
     start = round(offset * rate)
-    if start >= frames:
+    if start >= file_length:
         raise AudioError(f"{path}: offset {offset} s is beyond the end of the file at {end_of_file:.3f} s")
-    length = frames - start
+    length = file_length - start
     if duration is not None:
         if offset + duration > end_of_file + MAX_OVERSHOOT:
             raise AudioError(f"{path}: segment {offset} s + {duration} s runs past the end at {end_of_file:.3f} s")
@@ -212,7 +212,7 @@ def n_samples(path: Source, offset: float = 0.0, duration: float | None = None) 
     Raises:
         AudioError: `read` would raise this error too, and the header already shows it.
     """
-    length_in_header = None if isinstance(path, (str, Path)) else path.samples
+    length_in_header = None if isinstance(path, (str, Path)) else path.n_samples
     if length_in_header is not None and offset == 0.0 and duration is None:
         return length_in_header
     with _open(path) as file:
@@ -295,7 +295,7 @@ _FLOAT_ENCODING: tuple[_SampleType, str, str] = ("float32", "WAV", "FLOAT")
 _MAX_FLAC_CHANNELS = 8
 
 
-def cut(path: Source, offset: float, duration: float | None = None) -> bytes:
+def cut_segment(path: Source, offset: float, duration: float | None = None) -> bytes:
     """Return a segment of a file as the bytes of a new audio file, from which `read` returns the same samples.
 
     Raises:
@@ -316,12 +316,12 @@ def is_silent(wave: np.ndarray) -> bool:
 
 
 def window_lengths(n_samples: int) -> list[int]:
-    """Return the number of samples in each window into which `windows` splits a clip."""
+    """Return the number of samples in each window into which `split_into_windows` splits a clip."""
     n_windows = math.ceil(n_samples / MAX_SAMPLES)
     return [(n_samples + i) // n_windows for i in range(n_windows)]
 
 
-def windows(wave: np.ndarray) -> list[np.ndarray]:
+def split_into_windows(wave: np.ndarray) -> list[np.ndarray]:
     """Split (L,) into the smallest number of windows of at most 30 s, with equal lengths (40 s gives 2 x 20 s).
 
     With equal lengths no window is shorter than one audio token, so no samples at the end are lost.
@@ -348,7 +348,7 @@ def _mel_filters(n_mels: int) -> Tensor:
         return torch.from_numpy(filters).float().T.to_sparse_csr()
 
 
-def log_mel(wave: np.ndarray | Tensor, n_mels: int, n_stored: int | None = None) -> Tensor:
+def log_mel(wave: np.ndarray | Tensor, n_mels: int, n_returned: int | None = None) -> Tensor:
     """Compute Whisper's log-mel spectrogram (n_mels, S) float32 of a clip (L,) at 16 kHz, without padding it to 30 s.
 
     It equals the first S frames of transformers' WhisperFeatureExtractor(feature_size=n_mels), which pads the clip with
@@ -357,7 +357,7 @@ def log_mel(wave: np.ndarray | Tensor, n_mels: int, n_stored: int | None = None)
     Args:
         wave: Samples.
         n_mels: Number of mel bins.
-        n_stored: Number of frames to return; None for S = `stored(frames(L))`.
+        n_returned: Number of frames to return; None for S = `n_computed_frames(n_frames(L))`.
 
     Raises:
         UserError: The clip is empty or longer than 30 s.
@@ -370,9 +370,10 @@ def log_mel(wave: np.ndarray | Tensor, n_mels: int, n_stored: int | None = None)
             "clips set data.long_audio=window (split them), first (keep the first 30 s), skip (leave out their rows) "
             "or error (stop before training)"
         )
-    n_frames = stored(frames(len(wave)))  # the maximum is taken over all these frames, even if fewer are returned
+    # The maximum is taken over all these frames, even if fewer are returned.
+    n_computed = n_computed_frames(n_frames(len(wave)))
     half = N_FFT // 2
-    end = (n_frames - 1) * HOP + half  # end of the last frame
+    end = (n_computed - 1) * HOP + half  # end of the last frame
     padded = wave.new_zeros(half + end)
     padded[half : half + len(wave)] = wave
     # Whisper mirrors the 30 s signal at both ends. On the right only the last of the 3000 frames extends beyond the
@@ -388,8 +389,8 @@ def log_mel(wave: np.ndarray | Tensor, n_mels: int, n_stored: int | None = None)
         parts.append(filters @ (spectrum.real.square() + spectrum.imag.square()).T)
     mel = torch.cat(parts, dim=1).clamp_(min=1e-10).log10_()
     mel = mel.clamp_(min=mel.max() - 8.0).add_(4.0).div_(4.0)
-    assert mel.shape == (n_mels, n_frames), (mel.shape, n_mels, n_frames)
-    return mel[:, :n_stored].contiguous()
+    assert mel.shape == (n_mels, n_computed), (mel.shape, n_mels, n_computed)
+    return mel[:, :n_returned].contiguous()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -424,31 +425,31 @@ class SpecAugment:
             if getattr(self, name) < 0:
                 raise UserError(f"{name}={getattr(self, name)}: expected 0 or more")
 
-    def __call__(self, mel: Tensor, frames: int, seed: int) -> Tensor:
-        """Augment the first `frames` frames of (n_mels, S); the silence after them is unchanged.
+    def __call__(self, mel: Tensor, n_frames: int, seed: int) -> Tensor:
+        """Augment the first `n_frames` frames of (n_mels, S); the silence after them is unchanged.
 
         Raises:
             UserError: `freq_mask_param` is greater than the number of mel bins.
         """
-        n_mels, n_stored = mel.shape
-        assert 0 < frames <= n_stored, (frames, mel.shape)
+        n_mels, n_computed = mel.shape
+        assert 0 < n_frames <= n_computed, (n_frames, mel.shape)
         if self.freq_mask_param > n_mels:
             raise UserError(
                 f"freq_mask_param={self.freq_mask_param}: expected at most {n_mels}, the number of mel bins"
             )
-        clip, mean = mel[:, :frames], mel[:, :frames].mean().item()
+        clip, mean = mel[:, :n_frames], mel[:, :n_frames].mean().item()
         # torchaudio draws from the global generator. torch.manual_seed would reseed generators of accelerators too.
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
-            if 0 < 2 * self.time_warp < frames:
+            if 0 < 2 * self.time_warp < n_frames:
                 clip = self._warp(clip)
             for _ in range(self.n_freq_masks):
                 clip = mask_along_axis(clip, self.freq_mask_param, mean, axis=0)
             # With p = 1 torchaudio does not limit a mask to the clip's length, and would start it before the clip.
-            max_width = min(self.time_mask_param, math.floor(self.p * frames))
+            max_width = min(self.time_mask_param, math.floor(self.p * n_frames))
             for _ in range(self.n_time_masks):
                 clip = mask_along_axis(clip, max_width, mean, axis=1)
-        return torch.cat([clip, mel[:, frames:]], dim=1)
+        return torch.cat([clip, mel[:, n_frames:]], dim=1)
 
     def _warp(self, clip: Tensor) -> Tensor:
         last = clip.shape[1] - 1

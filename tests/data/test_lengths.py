@@ -288,10 +288,10 @@ def test_the_length_of_a_row_is_the_length_of_its_longest_wording(prompt):
     samples = samples_of(prompt=prompt)
     for row in rows_of_all_kinds():
         assert tasks.check(row.labels) is None
-        spans = samples.spans(row)
+        spans = samples.audio_lengths(row)
         pads = [[samples.tokenizer.id("<|AUDIO|>")] * n for n in spans]
         encoded = [samples.tokenizer.encode(turns, pads) for turns in prompt.variants(row.labels, len(row.clips))]
-        assert samples.length(row, spans) == max(len(wording.ids) for wording in encoded), (row.id, row.labels)
+        assert samples.max_length(row, spans) == max(len(wording.ids) for wording in encoded), (row.id, row.labels)
 
 
 def test_a_row_that_could_not_be_read_is_measured_again_at_the_next_start(folder, cache, monkeypatch):
@@ -352,7 +352,7 @@ def test_counting_tokens_word_by_word_equals_encoding_the_whole_text():
     alphabet = [*map(chr, range(128)), *6 * " '\n\rsS1", "'ll", "'RE", "  "]
     texts = ["".join(rng.choices(alphabet, k=rng.randint(0, 30))) for _ in range(3000)]
     for text in [*texts, "über 猫 it's", "\u017f's", "<|endoftext|>"]:
-        assert cache.count(text) == len(tokenizer.plain(text)), text
+        assert cache.count_tokens(text) == len(tokenizer.plain(text)), text
     assert not splits_into_words(Tokenizer(whitespace_tokenizer()).text_encoder)
 
 

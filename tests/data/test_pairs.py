@@ -82,7 +82,7 @@ def test_the_prompt_only_sample_is_the_encoded_dialogue(tmp_path, samples, dialo
     row = preference(tmp_path, DIALOGUES[dialogue])
     prompt = samples.build(row, 0, None, prompt_only=True)
     geometry = samples.geometry
-    spans = [geometry.tokens(geometry.frames(n)) for n in [8000, 3200, 8000][: len(row.clips)]]
+    spans = [geometry.n_tokens(geometry.n_frames(n)) for n in [8000, 3200, 8000][: len(row.clips)]]
     turns = samples.prompt.turns(row.labels["messages"])
     pad = tokenizer().pad_of(turns)
     assert prompt.ids.tolist() == tokenizer().encode(turns, [[pad] * n for n in spans]).ids.tolist()
@@ -95,7 +95,7 @@ def test_the_prompt_only_sample_is_the_encoded_dialogue(tmp_path, samples, dialo
 def test_the_planned_length_equals_the_length_in_a_pack(tmp_path, samples, dialogue):
     row = preference(tmp_path, DIALOGUES[dialogue])
     batch = pack([row], [(0, 0)], samples)
-    assert samples.length(row, samples.spans(row)) == len(batch["ids"])
+    assert samples.max_length(row, samples.audio_lengths(row)) == len(batch["ids"])
     assert (batch["labels"] != IGNORE).sum() == sum(
         len(tokenizer().plain(row.labels[side])) + 1 for side in ("chosen", "rejected")
     )
@@ -136,7 +136,7 @@ def test_a_row_that_is_not_a_preference_is_an_error(tmp_path, samples):
     ):
         assert message in lengths.problems[number]
     with pytest.raises(RowError, match="is not a preference, expected .* for data.view=pair"):
-        samples.length(manifest.rows[1], [12])
+        samples.max_length(manifest.rows[1], [12])
 
 
 def test_the_pair_view_requires_a_chat_prompt():

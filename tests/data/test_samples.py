@@ -36,7 +36,7 @@ def row_of(folder: Path, seconds: float = 1.0, *, rate: int = audio.SAMPLE_RATE,
 
 
 def planned_length(samples: Samples, row: Row) -> int:
-    return samples.length(row, samples.spans(row))
+    return samples.max_length(row, samples.audio_lengths(row))
 
 
 def max_built_length(samples: Samples, row: Row, epochs: int = 40) -> int:
@@ -89,7 +89,7 @@ def test_a_rounded_duration_never_gives_a_planned_length_that_is_too_short(tmp_p
 
 def test_the_length_of_a_row_with_a_stated_duration_is_planned_without_its_file(tmp_path):
     row = read_row(tmp_path, audio="absent.wav", duration=2.0)
-    (span,) = samples_of().spans(row)
+    (span,) = samples_of().audio_lengths(row)
     assert 50 <= span <= 53  # 25 per second, plus a margin for rounded durations
 
 
@@ -111,7 +111,7 @@ def test_a_sample_has_a_placeholder_for_each_audio_token_and_the_features_of_its
     sample = samples_of(prompt=NaturalPrompt()).build(row_of(tmp_path, 0.5), 7, epoch=None)
     wave = audio.read(tmp_path / "clip.wav")
     assert sample.row == 7 and sample.frames == (50,) and sample.audio_seconds == pytest.approx(0.5)
-    assert sample.audio_mask.sum() == GEOMETRY.tokens(50) == 12
+    assert sample.audio_mask.sum() == GEOMETRY.n_tokens(50) == 12
     assert set(sample.ids[sample.audio_mask]) == {tokenizer().id("<|AUDIO|>")}
     torch.testing.assert_close(sample.mels[0], audio.log_mel(wave, GEOMETRY.n_mels), rtol=0, atol=0)
 
@@ -123,7 +123,7 @@ def test_each_clip_of_a_row_has_its_own_tokens_and_features(tmp_path):
     sample = samples_of().build(row, 0, None)
     assert sample.frames == (50, 20)
     assert np.flatnonzero(np.diff(sample.audio_mask.astype(int)) == 1).size == 2
-    assert sample.audio_mask.sum() == GEOMETRY.tokens(50) + GEOMETRY.tokens(20)
+    assert sample.audio_mask.sum() == GEOMETRY.n_tokens(50) + GEOMETRY.n_tokens(20)
 
 
 def test_the_prompt_only_sample_is_the_sample_without_its_answer(tmp_path):
@@ -179,7 +179,7 @@ def test_a_clip_of_40_seconds_is_split_into_two_windows(tmp_path):
     row = row_of(tmp_path, 40.0)
     sample = samples_of(long_audio="window").build(row, 0, None)
     assert sample.frames == (2_000, 2_000)
-    assert sample.audio_mask.sum() == 2 * GEOMETRY.tokens(2_000) == 1_000
+    assert sample.audio_mask.sum() == 2 * GEOMETRY.n_tokens(2_000) == 1_000
     assert (np.diff(np.flatnonzero(sample.audio_mask)) == 1).all()
     assert sample.audio_seconds == pytest.approx(40.0)
 
@@ -266,7 +266,7 @@ def test_evaluation_has_no_augmentation_and_the_canonical_wording(tmp_path):
     assert equal_samples(plain.build(row, 0, None), augmented.build(row, 0, None))
     assert not torch.equal(plain.build(row, 0, 0).mels[0], augmented.build(row, 0, 0).mels[0])
     canonical = NaturalPrompt().turns(row.labels, 1)
-    pads = [[tokenizer().pad_of(canonical)] * GEOMETRY.tokens(100)]
+    pads = [[tokenizer().pad_of(canonical)] * GEOMETRY.n_tokens(100)]
     assert plain.build(row, 0, None).ids.tolist() == tokenizer().encode(canonical, pads).ids.tolist()
 
 
@@ -367,7 +367,7 @@ def test_a_sample_of_the_transcript_view_has_the_clip_and_its_transcript(tmp_pat
     assert tokenizer().decode(sample.ids) == "the cat"
     assert not sample.supervise.any() and not sample.audio_mask.any()
     assert sample.frames == (50,) and len(sample.mels) == 1
-    assert planned_length(samples, row) == GEOMETRY.tokens(50)
+    assert planned_length(samples, row) == GEOMETRY.n_tokens(50)
 
 
 def test_every_task_except_asr_needs_a_transcript_label(tmp_path):
@@ -402,7 +402,7 @@ def test_learned_boundaries_replace_the_audio_marks(tmp_path):
     sample = samples_of(prompt=TagPrompt(), geometry=v1).build(row, 0, None)
     marks = [tokenizer().id(TagPrompt.audio_begin), tokenizer().id(TagPrompt.audio_end)]
     audio_ids = sample.ids[sample.audio_mask]
-    assert [audio_ids[0], audio_ids[-1]] == marks and len(audio_ids) == v1.tokens(50) + 2
+    assert [audio_ids[0], audio_ids[-1]] == marks and len(audio_ids) == v1.n_tokens(50) + 2
     assert not sample.supervise[sample.audio_mask].any()
 
 
@@ -411,7 +411,7 @@ def test_each_window_has_its_own_boundaries(tmp_path):
     v1 = audio.Geometry(n_mels=8, pool=2, clip_end="zero", boundary=True)
     samples = samples_of(prompt=TagPrompt(), geometry=v1, long_audio="window")
     sample = samples.build(row, 0, None)
-    assert sample.frames == (2000, 2000) and sample.audio_mask.sum() == 2 * (v1.tokens(2000) + 2)
+    assert sample.frames == (2000, 2000) and sample.audio_mask.sum() == 2 * (v1.n_tokens(2000) + 2)
     assert planned_length(samples, row) == len(samples.build(row, 0, 0).ids)
 
 
@@ -459,7 +459,7 @@ def supervised_parts(sample) -> list[tuple[str, bool]]:
 
 def test_qwen2_audio_chat_supervises_only_the_assistants_messages_and_their_end_tokens(tmp_path):
     sample = samples_of(ChatSamples, prompt=Qwen2AudioChat()).build(dialogue_of(tmp_path), 0, epoch=0)
-    first, second = "*" * GEOMETRY.tokens(50), "*" * GEOMETRY.tokens(20)
+    first, second = "*" * GEOMETRY.n_tokens(50), "*" * GEOMETRY.n_tokens(20)
     assert supervised_parts(sample) == [
         (
             "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
@@ -484,7 +484,7 @@ def test_qwen2_audio_chat_supervises_only_the_assistants_messages_and_their_end_
 def test_qwen_audio_chat_supervises_only_the_assistants_messages_and_their_end_tokens(tmp_path):
     """The numbering of clips restarts in each message, and learned vectors replace the audio marks."""
     samples = samples_of(ChatSamples, prompt=QwenAudioChat(), geometry=V1)
-    first, second = "*" * (V1.tokens(50) + 2), "*" * (V1.tokens(20) + 2)
+    first, second = "*" * (V1.n_tokens(50) + 2), "*" * (V1.n_tokens(20) + 2)
     assert supervised_parts(samples.build(dialogue_of(tmp_path), 0, epoch=0)) == [
         (
             "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
@@ -528,7 +528,7 @@ DIALOGUES = {
 def reference_characters(messages: list[dict], chat: Chat, geometry: audio.Geometry) -> list[tuple[str, bool]]:
     """Return each character of a dialogue, as the published code formats it, and whether it is supervised."""
     is_v1 = isinstance(chat, QwenAudioChat)
-    placeholders = {name: "*" * (geometry.tokens(n) + 2 * is_v1) for name, n in (("a.wav", 50), ("b.wav", 20))}
+    placeholders = {name: "*" * (geometry.n_tokens(n) + 2 * is_v1) for name, n in (("a.wav", 50), ("b.wav", 20))}
     clip = "Audio {}:{}\n" if is_v1 else "Audio {}: <|audio_bos|>{}<|audio_eos|>\n"  # Qwen-Audio's marks are vectors
     parts, count = [], 0
     if messages[0]["role"] != "system":
@@ -665,5 +665,5 @@ def test_in_the_text_view_each_clip_is_replaced_by_its_own_text(tmp_path):
 
 def test_the_loss_curve_of_a_dialogue_is_its_mode_and_of_other_rows_their_task(tmp_path):
     chat = samples_of(ChatSamples, prompt=Qwen2AudioChat()).build(dialogue_of(tmp_path), 0, 0)
-    assert chat.curve == f"chat {dialogue_of(tmp_path).labels['mode']}"
-    assert samples_of().build(row_of(tmp_path), 0, 0).curve == "asr"
+    assert chat.curve_name == f"chat {dialogue_of(tmp_path).labels['mode']}"
+    assert samples_of().build(row_of(tmp_path), 0, 0).curve_name == "asr"

@@ -187,7 +187,7 @@ def test_learned_boundaries_enclose_each_clip() -> None:
     net = build(v1=True)
     batch = pack(rows(), net.geometry)
     x = net.embed(batch)[batch["audio_index"]]
-    spans = [net.geometry.tokens(n) + 2 for n in batch["frames"].tolist()]
+    spans = [net.geometry.n_tokens(n) + 2 for n in batch["frames"].tolist()]
     for clip in x.split(spans):
         assert torch.equal(clip[[0, -1]], net.boundary.weight)
 

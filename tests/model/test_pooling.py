@@ -45,7 +45,7 @@ def clips() -> tuple[torch.Tensor, torch.Tensor]:
 def test_the_number_of_tokens_is_that_of_the_geometry(pool: torch.nn.Module, clips: tuple) -> None:
     out, tokens = pool(*clips)
     geometry = Geometry(n_mels=80, pool=pool.k)
-    assert tokens.tolist() == [geometry.tokens(n) for n in MEL_FRAMES]
+    assert tokens.tolist() == [geometry.n_tokens(n) for n in MEL_FRAMES]
     assert out.shape == (sum(tokens), pool.groups, WIDTH)
 
 

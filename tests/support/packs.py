@@ -58,7 +58,7 @@ def audio_mask(row: Row, geometry: Geometry) -> list[bool]:
 
 
 def _n_positions(clip: Clip, geometry: Geometry) -> int:
-    return geometry.tokens(clip.frames) + 2 * geometry.boundary
+    return geometry.n_tokens(clip.frames) + 2 * geometry.boundary
 
 
 def pack(rows: list[Row], geometry: Geometry) -> dict:
@@ -74,10 +74,10 @@ def pack(rows: list[Row], geometry: Geometry) -> dict:
                 ids=ids,
                 supervise=np.arange(len(ids)) > last + 1,
                 audio_mask=audio,
-                mels=tuple(clip.features[:, : geometry.stored(clip.frames)] for clip in clips([row])),
+                mels=tuple(clip.features[:, : geometry.n_computed_frames(clip.frames)] for clip in clips([row])),
                 frames=tuple(clip.frames for clip in clips([row])),
                 audio_seconds=0.0,
-                curve="asr",
+                curve_name="asr",
             )
         )
     return collate(samples, geometry=geometry)

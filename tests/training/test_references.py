@@ -81,7 +81,7 @@ class CallRecorder:
 
 
 def compute(net: nn.Module, rows: list[Row], samples: PairSamples, file: Path, **overrides: Any) -> references.Table:
-    tokens = np.array([samples.length(row, samples.spans(row)) for row in rows])
+    tokens = np.array([samples.max_length(row, samples.audio_lengths(row)) for row in rows])
     options = {"file": file, "token_budget": 64} | overrides
     return references.by_id(references.compute(net, rows, tokens, samples, **options), rows)
 
@@ -113,7 +113,7 @@ def test_equal_rows_are_computed_once(net, rows, samples, tmp_path, monkeypatch)
 
 
 def test_an_unreadable_row_has_no_reference(net, rows, samples, tmp_path):
-    tokens = np.array([samples.length(row, samples.spans(row)) for row in rows])
+    tokens = np.array([samples.max_length(row, samples.audio_lengths(row)) for row in rows])
     (tmp_path / "b.wav").unlink()
     table = references.compute(net, rows, tokens, samples, file=tmp_path / "cache", token_budget=64)
     assert [*references.by_id(table, rows)] == ["a", "c"]
@@ -124,7 +124,7 @@ def test_an_unreadable_row_has_no_reference(net, rows, samples, tmp_path):
 
 def test_a_killed_computation_resumes(net, rows, samples, tmp_path, monkeypatch):
     killed_calls = CallRecorder(monkeypatch, fail_after=2)
-    one_by_one = {"token_budget": max(samples.length(row, samples.spans(row)) for row in rows)}
+    one_by_one = {"token_budget": max(samples.max_length(row, samples.audio_lengths(row)) for row in rows)}
     with pytest.raises(KeyboardInterrupt):
         compute(net, rows, samples, tmp_path / "cache", **one_by_one)
     resumed_calls = CallRecorder(monkeypatch)

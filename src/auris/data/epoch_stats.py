@@ -18,16 +18,16 @@ from auris.data.samples import Samples
 MAX_SAMPLED_STEPS = 2000
 
 
-class Share(NamedTuple):
+class DataAmount(NamedTuple):
     """An amount of data: number of rows, number of tokens in their longest wordings and seconds of audio."""
 
     rows: float
     tokens: float
     seconds: float
 
-    def scale(self, factor: float) -> Share:
+    def scale(self, factor: float) -> DataAmount:
         """Return the amount multiplied by a factor."""
-        return Share(*(value * factor for value in self))
+        return DataAmount(*(value * factor for value in self))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,16 +53,16 @@ class EpochStats:
     unusable: int
     steps: int
     sampled_steps: int
-    tasks: Mapping[str, Share]
+    tasks: Mapping[str, DataAmount]
     packs: float
     fill: float
     straggler: float
 
     @property
-    def total(self) -> Share:
+    def total(self) -> DataAmount:
         """Amount of data in the whole epoch: the sum over all tasks."""
         amounts = self.tasks.values()
-        return Share(
+        return DataAmount(
             sum(amount.rows for amount in amounts),
             sum(amount.tokens for amount in amounts),
             sum(amount.seconds for amount in amounts),
@@ -86,7 +86,7 @@ def compute_epoch_stats(
         for number in (number for pack in packs for number, _ in pack):
             row = rows[number]
             # A row that has changed since it was measured may have a problem. It is reported when its sample is built.
-            seconds = 0.0 if row.problem else samples.seconds(row)
+            seconds = 0.0 if row.problem else samples.audio_seconds(row)
             totals["unreadable" if row.problem else row.labels["task"]] += (1, plan.lengths[number], seconds)
     epoch_steps = plan.epoch_rows / plan.rows_per_step if plan.rows_per_step else steps
     factor = epoch_steps / len(sampled_steps)
@@ -96,7 +96,7 @@ def compute_epoch_stats(
         unusable=int(np.count_nonzero(plan.lengths == 0)),
         steps=steps,
         sampled_steps=len(sampled_steps),
-        tasks={task: Share(*(total * factor).tolist()) for task, total in sorted(totals.items())},
+        tasks={task: DataAmount(*(total * factor).tolist()) for task, total in sorted(totals.items())},
         packs=n_packs / ranks / len(sampled_steps),
         fill=all_tokens / (n_packs * plan.token_budget),
         straggler=busiest_tokens * ranks / max(1, all_tokens),

@@ -37,25 +37,25 @@ class LengthCache:
         self._count_word = lru_cache(maxsize=100_000)(self._encode_and_count)
         self._count_after_space = lru_cache(maxsize=100_000)(lambda words: self._count_words(f" {words}"))
 
-    def longest(self, prompt: RowPromptStyle, labels: Labels, spans: Sequence[int]) -> int:
-        """Return the number of tokens of a row in its longest wording, where clip k has `spans[k]` audio tokens."""
+    def max_length(self, prompt: RowPromptStyle, labels: Labels, audio_lengths: Sequence[int]) -> int:
+        """Return the number of tokens of a row in its longest wording, given the number of tokens of each clip."""
         prompt_and_answer = (
-            max(n_shared + sum(self.count(labels[name]) for name in names) for names, n_shared in counts)
+            max(n_shared + sum(self.count_tokens(labels[name]) for name in names) for names, n_shared in counts)
             + sum(self._count_turn(turn.text, turn.control) for turn in style.answer(labels))
-            for style, counts in self._counts_by_style(prompt, labels, len(spans))
+            for style, counts in self._counts_by_style(prompt, labels, len(audio_lengths))
         )
-        return sum(spans) + max(prompt_and_answer)
+        return sum(audio_lengths) + max(prompt_and_answer)
 
-    def without_text(self, prompt: RowPromptStyle, labels: Labels, n_clips: int) -> int | None:
+    def max_length_without_text(self, prompt: RowPromptStyle, labels: Labels, n_clips: int) -> int | None:
         """Return the number of tokens that a row shares with all rows that differ only in audio and the answer `text`.
 
         Return None if a wording contains free-text labels of the row, because the number then depends on them.
         """
         if any(names for _, counts in self._counts_by_style(prompt, labels, n_clips) for names, _ in counts):
             return None
-        return self.longest(prompt, labels, [0] * n_clips) - self.count(labels["text"])
+        return self.max_length(prompt, labels, [0] * n_clips) - self.count_tokens(labels["text"])
 
-    def count(self, text: str) -> int:
+    def count_tokens(self, text: str) -> int:
         """Return the number of tokens of a text; control tokens in it count as plain text.
 
         ASCII text is counted word by word, which is 20 times as fast as the tokenizer.
@@ -75,7 +75,7 @@ class LengthCache:
         return len(self._tokenizer.text_encoder.encode(text, add_special_tokens=False))
 
     def _count_turn(self, text: str, control: Control) -> int:
-        return self.count(text) if control is Control.NONE else len(self._tokenizer.ids(text, control))
+        return self.count_tokens(text) if control is Control.NONE else len(self._tokenizer.ids(text, control))
 
     def _counts_by_style(
         self, prompt: RowPromptStyle, labels: Labels, n_clips: int

@@ -119,9 +119,9 @@ def _measure_chunk(rows: Iterable[UndecodedRow], samples: Samples) -> Lengths:
             problems[number] = row.problem
             continue
         try:
-            spans = samples.spans(row)
-            samples.check_spans(spans)
-            tokens[number] = samples.length(row, spans)
+            audio_lengths = samples.audio_lengths(row)
+            samples.check_audio_lengths(audio_lengths)
+            tokens[number] = samples.max_length(row, audio_lengths)
             if family:
                 families.learn(family, row)
             if seconds := samples.dropped_seconds(row):
@@ -162,7 +162,7 @@ class RowFamilies:
         self._samples = samples
         self._labels = {task.code: tasks.own_labels(task) for task in tasks.TASKS.values() if task.is_text}
         self._lengths_without_text: dict[Hashable, int] = {}
-        self._n_audio_tokens = lru_cache(maxsize=100_000)(lambda seconds: samples.spans(_row_of(seconds))[0])
+        self._n_audio_tokens = lru_cache(maxsize=100_000)(lambda seconds: samples.audio_lengths(_row_of(seconds))[0])
 
     def family(self, record: Record) -> Hashable | None:
         """Return the labels that define a row's family.
@@ -194,11 +194,11 @@ class RowFamilies:
             return 0
         assert record.fields is not None  # `family` returns None for such records
         n_audio = self._n_audio_tokens(record.fields["duration"])
-        return n_audio and n_audio + without_text + self._samples.length_cache.count(record.fields["text"])
+        return n_audio and n_audio + without_text + self._samples.length_cache.count_tokens(record.fields["text"])
 
     def learn(self, family: Hashable, row: Row) -> None:
         """Store the number of tokens that a usable row has in common with its family."""
-        without_text = self._samples.length_without_text(row)
+        without_text = self._samples.max_length_without_text(row)
         if without_text is not None and len(self._lengths_without_text) < _MAX_FAMILIES:
             self._lengths_without_text[family] = without_text
 

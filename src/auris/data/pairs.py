@@ -36,14 +36,14 @@ class PairSamples(AudioSamples):
             return sample
         return replace(sample, rejected=self._rejected_ids(row), reference=self._reference_scores(row))
 
-    def length(self, row: Row, spans: Sequence[int]) -> int:
+    def max_length(self, row: Row, audio_lengths: Sequence[int]) -> int:
         """Return the number of tokens of the prompt and both answers."""
         if row.labels["task"] != "preference":
             raise RowError(
                 f"a row of task {row.labels['task']!r} is not a preference, expected `messages`, `chosen` and "
                 "`rejected` for data.view=pair"
             )
-        chosen = self.tokenizer.encode(self._turns(row, None, prompt_only=False), [[0] * n for n in spans])
+        chosen = self.tokenizer.encode(self._turns(row, None, prompt_only=False), [[0] * n for n in audio_lengths])
         # The prompt's last token is repeated before the rejected answer.
         return len(chosen.ids) + 1 + len(self._rejected_ids(row))
 

@@ -116,14 +116,14 @@ class Samples(ABC):
         return self.geometry
 
     @abstractmethod
-    def encode(self, row: Row, spans: Sequence[int], rng: Rng, *, prompt_only: bool = False) -> Encoded:
-        """Return the token ids and masks of a row whose k-th clip has `spans[k]` audio tokens."""
+    def encode(self, row: Row, audio_lengths: Sequence[int], rng: Rng, *, prompt_only: bool = False) -> Encoded:
+        """Return the token ids and masks of a row whose k-th clip has `audio_lengths[k]` audio tokens."""
 
     @abstractmethod
-    def length(self, row: Row, spans: Sequence[int]) -> int:
+    def max_length(self, row: Row, audio_lengths: Sequence[int]) -> int:
         """Return the number of tokens of the row in its longest wording, which the plan uses."""
 
-    def length_without_text(self, row: Row) -> int | None:
+    def max_length_without_text(self, row: Row) -> int | None:
         """Return the number of tokens except audio and `text`; None if it depends on the audio or `text` of the row."""
         return None
 
@@ -154,15 +154,15 @@ class Samples(ABC):
             distortion_rng = np.random.default_rng((seed, 1))
             for distort in self.distortions:
                 waves = [distort(wave, distortion_rng) for wave in waves]
-        clip_windows = [audio.windows(wave) for wave in waves]
-        clip_frames = [[self._geometry.frames(len(window)) for window in windows] for windows in clip_windows]
-        spans = [self._geometry.span(window_frames) for window_frames in clip_frames]
-        self.check_spans(spans)
-        encoded = self.encode(row, spans, rng, prompt_only=prompt_only)
+        clip_windows = [audio.split_into_windows(wave) for wave in waves]
+        clip_frames = [[self._geometry.n_frames(len(window)) for window in windows] for windows in clip_windows]
+        audio_lengths = [self._geometry.n_clip_tokens(window_frames) for window_frames in clip_frames]
+        self.check_audio_lengths(audio_lengths)
+        encoded = self.encode(row, audio_lengths, rng, prompt_only=prompt_only)
         frames = [n for window_frames in clip_frames for n in window_frames]
         windows = [window for windows in clip_windows for window in windows]
         mels = [
-            audio.log_mel(window, self._geometry.n_mels, self._geometry.stored(n))
+            audio.log_mel(window, self._geometry.n_mels, self._geometry.n_computed_frames(n))
             for window, n in zip(windows, frames, strict=True)
         ]
         if rng is not None and self.augment is not None:
@@ -176,10 +176,10 @@ class Samples(ABC):
             mels=tuple(mels),
             frames=tuple(frames),
             audio_seconds=sum(len(wave) for wave in waves) / audio.SAMPLE_RATE,
-            curve=tasks.curve(row.labels),
+            curve_name=tasks.curve(row.labels),
         )
 
-    def spans(self, row: Row) -> list[int]:
+    def audio_lengths(self, row: Row) -> list[int]:
         """Return the number of audio tokens of each clip, from stated durations or file headers, without decoding.
 
         Raises:
@@ -188,7 +188,7 @@ class Samples(ABC):
         """
         if not self.has_audio:
             return []
-        spans = []
+        audio_lengths = []
         for clip in row.clips:
             n_samples = _n_samples(clip)
             if n_samples > audio.MAX_SAMPLES and self.long_audio not in ("window", "first"):
@@ -197,8 +197,10 @@ class Samples(ABC):
                 n_samples += round(DURATION_TOLERANCE * audio.SAMPLE_RATE)
             if self.long_audio == "first":
                 n_samples = min(n_samples, audio.MAX_SAMPLES)
-            spans.append(self._geometry.span([self._geometry.frames(n) for n in audio.window_lengths(n_samples)]))
-        return spans
+            audio_lengths.append(
+                self._geometry.n_clip_tokens([self._geometry.n_frames(n) for n in audio.window_lengths(n_samples)])
+            )
+        return audio_lengths
 
     def dropped_seconds(self, row: Row) -> float:
         """Return how many seconds of the row's clips `long_audio=first` drops."""
@@ -207,7 +209,7 @@ class Samples(ABC):
         n_dropped = (max(0, _n_samples(clip) - audio.MAX_SAMPLES) for clip in row.clips)
         return sum(n_dropped) / audio.SAMPLE_RATE
 
-    def seconds(self, row: Row) -> float:
+    def audio_seconds(self, row: Row) -> float:
         """Return how many seconds of audio the row's sample contains, from stated durations or the files' headers."""
         if not self.has_audio:
             return 0.0
@@ -218,13 +220,13 @@ class Samples(ABC):
         turns = self._style.turns(row.labels, len(row.clips), rng)
         return [turn for turn in turns if turn.role == "prompt"] if prompt_only else turns
 
-    def _longest(self, row: Row, spans: Sequence[int]) -> int:
+    def _max_length(self, row: Row, audio_lengths: Sequence[int]) -> int:
         _check_task(row)
-        return self.length_cache.longest(self._style, row.labels, spans)
+        return self.length_cache.max_length(self._style, row.labels, audio_lengths)
 
-    def check_spans(self, spans: Sequence[int]) -> None:
+    def check_audio_lengths(self, audio_lengths: Sequence[int]) -> None:
         """Raise RowError if a clip is too short for an audio token."""
-        if any(n == 0 for n in spans):
+        if any(n == 0 for n in audio_lengths):
             raise RowError("the clip is shorter than one audio token")
 
     def read(self, clip: Clip) -> np.ndarray:
@@ -280,11 +282,11 @@ def _n_samples(clip: Clip) -> int:
 class AudioSamples(Samples):
     """View of a task row with its clips, prompt and answer."""
 
-    def encode(self, row: Row, spans: Sequence[int], rng: Rng, *, prompt_only: bool = False) -> Encoded:
+    def encode(self, row: Row, audio_lengths: Sequence[int], rng: Rng, *, prompt_only: bool = False) -> Encoded:
         """Return the token ids of prompt and answer, with audio pad tokens in the place of the clips."""
         turns = self._turns(row, rng, prompt_only)
         pad = self.tokenizer.pad_of(turns)
-        encoded = self.tokenizer.encode(turns, [[pad] * n for n in spans])
+        encoded = self.tokenizer.encode(turns, [[pad] * n for n in audio_lengths])
         if not self._geometry.boundary:
             return encoded
         audio_mask = encoded.audio.copy()  # learned vectors also replace the begin and end token of each clip
@@ -292,15 +294,15 @@ class AudioSamples(Samples):
         audio_mask[1:] |= encoded.audio[:-1]
         return replace(encoded, audio=audio_mask)
 
-    def length(self, row: Row, spans: Sequence[int]) -> int:
+    def max_length(self, row: Row, audio_lengths: Sequence[int]) -> int:
         """Return the number of tokens of the longest wording."""
-        return self._longest(row, spans)
+        return self._max_length(row, audio_lengths)
 
-    def length_without_text(self, row: Row) -> int | None:
+    def max_length_without_text(self, row: Row) -> int | None:
         """Return the number of tokens except audio and `text`; None in subclasses that define another length."""
-        if type(self).length is not AudioSamples.length:
+        if type(self).max_length is not AudioSamples.max_length:
             return None
-        return self.length_cache.without_text(self._style, row.labels, len(row.clips))
+        return self.length_cache.max_length_without_text(self._style, row.labels, len(row.clips))
 
 
 class TextSamples(Samples):
@@ -314,17 +316,17 @@ class TextSamples(Samples):
     has_audio = False
     REPEATS, BLANKS = (1, 8), (0, 4)
 
-    def encode(self, row: Row, spans: Sequence[int], rng: Rng, *, prompt_only: bool = False) -> Encoded:
+    def encode(self, row: Row, audio_lengths: Sequence[int], rng: Rng, *, prompt_only: bool = False) -> Encoded:
         """Return the token ids of prompt and answer, with stretched text in the place of the clips."""
         turns = self._turns(row, rng, prompt_only)
         pad, rng = self.tokenizer.pad_of(turns), rng or np.random.default_rng(0)
         texts = [self._stretch(self.tokenizer.plain(content), pad, rng) for content in self._contents(row)]
         return self.tokenizer.encode(turns, texts, is_audio=False)
 
-    def length(self, row: Row, spans: Sequence[int]) -> int:
+    def max_length(self, row: Row, audio_lengths: Sequence[int]) -> int:
         """Return the number of tokens of the longest wording with maximally stretched text."""
-        counts = map(self.length_cache.count, self._contents(row))
-        return self._longest(row, [self.REPEATS[1] * n + self.BLANKS[1] * (n + 1) for n in counts])
+        counts = map(self.length_cache.count_tokens, self._contents(row))
+        return self._max_length(row, [self.REPEATS[1] * n + self.BLANKS[1] * (n + 1) for n in counts])
 
     def _contents(self, row: Row) -> list[str]:
         """Return the text of each clip."""
@@ -356,7 +358,7 @@ class TextSamples(Samples):
 class TranscriptSamples(Samples):
     """View of a row with its clip and transcript, without a prompt, for CTC training of the encoder."""
 
-    def encode(self, row: Row, spans: Sequence[int], rng: Rng, *, prompt_only: bool = False) -> Encoded:
+    def encode(self, row: Row, audio_lengths: Sequence[int], rng: Rng, *, prompt_only: bool = False) -> Encoded:
         """Return the token ids of the transcript."""
         ids = np.array(self.tokenizer.plain(self._transcript(row)), dtype=np.int64)
         return Encoded(ids, np.zeros(len(ids), dtype=bool), np.zeros(len(ids), dtype=bool))
@@ -366,10 +368,10 @@ class TranscriptSamples(Samples):
         labels = {"task": "asr", "language": row.labels.get("language", "en"), "text": self._transcript(row)}
         return replace(row, labels={**row.labels, **labels})
 
-    def length(self, row: Row, spans: Sequence[int]) -> int:
+    def max_length(self, row: Row, audio_lengths: Sequence[int]) -> int:
         """Return the number of audio tokens, which determines the cost of a step. Text tokens do not matter."""
         self._transcript(row)
-        return sum(spans)
+        return sum(audio_lengths)
 
     def _transcript(self, row: Row) -> str:
         text = row.labels.get("transcript") or _transcript_label(row)
@@ -388,9 +390,9 @@ class ChatSamples(AudioSamples):
 
     styles = (Chat,)
 
-    def length(self, row: Row, spans: Sequence[int]) -> int:
+    def max_length(self, row: Row, audio_lengths: Sequence[int]) -> int:
         """Return the number of tokens of the dialogue."""
-        return len(self.encode(row, spans, None).ids)
+        return len(self.encode(row, audio_lengths, None).ids)
 
     def _turns(self, row: Row, rng: Rng, prompt_only: bool) -> list[Turn]:
         task = row.labels["task"]

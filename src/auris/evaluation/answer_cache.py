@@ -100,7 +100,7 @@ def row_key(row: Row) -> str:
 
 def _stamp(clip: Clip) -> list[int]:
     if not isinstance(clip.path, str | Path):
-        return [clip.path.samples or 0]
+        return [clip.path.n_samples or 0]
     try:
         status = os.stat(clip.path)
     except OSError:

@@ -26,19 +26,19 @@ class Silence:
     """Sound file (`audio.Sound`) of zeros at 16 kHz.
 
     Attributes:
-        samples: Length.
+        n_samples: Length.
     """
 
-    samples: int
+    n_samples: int
 
     def read(self) -> bytes:
         """Return the file as WAV."""
         file = io.BytesIO()
-        soundfile.write(file, np.zeros(self.samples, np.int16), audio.SAMPLE_RATE, format="WAV")
+        soundfile.write(file, np.zeros(self.n_samples, np.int16), audio.SAMPLE_RATE, format="WAV")
         return file.getvalue()
 
     def __str__(self) -> str:
-        return f"silence of {self.samples} samples"
+        return f"silence of {self.n_samples} samples"
 
 
 def variants(audio: str) -> tuple[str, ...]:

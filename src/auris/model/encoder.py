@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from auris.audio import Geometry, encoder_frames
+from auris.audio import Geometry, n_encoder_frames
 from auris.errors import UserError
 from auris.model import attention
 
@@ -99,7 +99,7 @@ class Encoder(nn.Module):
         """
         frames = frames.cpu()  # the only synchronisation of the forward
         assert frames.min() > 0 and frames.max() <= 2 * self.max_positions, (frames, self.max_positions)
-        lengths = encoder_frames(frames)
+        lengths = n_encoder_frames(frames)
         x = self._stem(mel, frames, lengths)
         cu, longest = attention.cumulate(lengths).to(x.device), int(lengths.max())
         for block in self.blocks:
@@ -112,7 +112,7 @@ class Encoder(nn.Module):
         Every clip starts at an even offset, so the stride of two meets the same frames as for the clip alone. At least
         one gap frame follows it, in place of the zero padding of the convolutions.
         """
-        n_stored = torch.tensor([self.geometry.stored(n) for n in frames.tolist()])
+        n_stored = torch.tensor([self.geometry.n_computed_frames(n) for n in frames.tolist()])
         assert mel.shape == (self.n_mels, n_stored.sum()), (mel.shape, self.n_mels, n_stored)
         slots = n_stored + 2 - n_stored % 2
         starts = slots.cumsum(0) - slots

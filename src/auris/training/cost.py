@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor, nn
 
-from auris.audio import ENCODER_RATE, encoder_frames
+from auris.audio import ENCODER_RATE, n_encoder_frames
 from auris.errors import UserError
 from auris.model.llm import last_tokenwise
 from auris.model.pack import IGNORE, Pack
@@ -193,7 +193,7 @@ def pack_counts(pack: Pack) -> dict[str, Tensor]:
     queries = cu.diff()
     keys = pack["cu_keys"].long().diff() if "cu_keys" in pack else queries
     zero = torch.zeros((), dtype=torch.int64, device=ids.device)
-    frames = encoder_frames(pack["frames"].to(ids.device)) if "frames" in pack else zero[None]
+    frames = n_encoder_frames(pack["frames"].to(ids.device)) if "frames" in pack else zero[None]
     has_rows, has_audio = bool(pack["rows"]), pack["audio_seconds"] > 0
     counts = {
         "tokens": queries.sum() if has_rows else zero,

@@ -28,7 +28,7 @@ from torch.utils.benchmark import Timer
 import auris
 from auris import files
 from auris.audio import ENCODER_RATE
-from auris.data.epoch_stats import Share, compute_epoch_stats
+from auris.data.epoch_stats import DataAmount, compute_epoch_stats
 from auris.training import cost, optim
 from auris.training.cost import GIB
 from auris.training.lightning_types import AudioModule, audio_module, datamodule
@@ -251,7 +251,7 @@ class Environment:
         ]
 
 
-def _totals(share: Share) -> dict[str, float]:
+def _totals(share: DataAmount) -> dict[str, float]:
     return {"rows": share.rows, "tokens": share.tokens, "hours": share.seconds / 3600}
 
 

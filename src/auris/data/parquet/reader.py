@@ -214,7 +214,7 @@ class StoredSound:
         row: Number of the row in the file.
         clip: Number of the clip in the row.
         name: File name of the audio.
-        samples: Number of samples at 16 kHz; None if it is not known.
+        n_samples: Number of samples at 16 kHz; None if it is not known.
         problem: Why the audio could not be stored, or None.
     """
 
@@ -223,7 +223,7 @@ class StoredSound:
     row: int
     clip: int
     name: str
-    samples: int | None = None
+    n_samples: int | None = None
     problem: str | None = None
 
     def __str__(self) -> str:

@@ -92,7 +92,7 @@ def _entry(record: Record, row: Row) -> Fields:
 class _InMemory(BytesIO):
     """An audio file in memory (an `audio.Sound`)."""
 
-    samples: int | None = None
+    n_samples: int | None = None
 
 
 def _sound(clip: Clip) -> Fields:
@@ -102,7 +102,7 @@ def _sound(clip: Clip) -> Fields:
     name = source.name
     try:
         if clip.offset is not None:
-            content = audio.cut(source, *clip.segment)
+            content = audio.cut_segment(source, *clip.segment)
         else:
             audio.n_samples(source)  # refuses files that are not audio
             content = source.read_bytes() if isinstance(source, Path) else source.read()

@@ -90,8 +90,8 @@ def _frames(model: AudioModel, rows: Sequence[Row], limit: int) -> list[torch.Te
             wave = view.read(row.clips[0])
         except (RowError, AudioError):
             continue
-        n = geometry.frames(len(wave))
-        mel = log_mel(wave, geometry.n_mels, geometry.stored(n)).to(model.device)
+        n = geometry.n_frames(len(wave))
+        mel = log_mel(wave, geometry.n_mels, geometry.n_computed_frames(n)).to(model.device)
         clips.append(model.net.encoder(mel, torch.tensor([n]))[0].float().cpu())
     return clips
 
