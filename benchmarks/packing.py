@@ -72,7 +72,7 @@ def report(preset: Preset, *, seed: int = 0) -> Report:
         token_budget=TOKEN_BUDGET,
         packs_per_step=WORLD,
     )
-    steps = range(plan.steps_for(1) - 1)
+    steps = range(plan.n_steps(1) - 1)
     packs = [plan.all_packs(k, world=WORLD) for k in steps]
     over_budget = sum(lengths[[row for row, _ in pack]].sum() > TOKEN_BUDGET for step in packs for pack in step)
     work = _work(valid, lengths)

@@ -18,7 +18,7 @@ from pkgutil import resolve_name
 from typing import TYPE_CHECKING
 
 import auris
-from auris.errors import UsageError, UserError, did_you_mean, user_output
+from auris.errors import UsageError, UserError, did_you_mean, explain_write_errors
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -154,7 +154,7 @@ def run_job(name: str, cfg: DictConfig) -> float | None:
         command = COMMANDS[name]
         run: Callable[[config.Config], int | float | None] = resolve_name(command.function)
         code = 1
-        with user_output(command.output, resolved.get(command.output)):
+        with explain_write_errors(command.output, resolved.get(command.output)):
             result = run(resolved)
     except UserError as error:
         raise SystemExit(_report(error, code=code)) from error

@@ -47,7 +47,7 @@ def did_you_mean(name: str, valid: Iterable[str]) -> str:
 
 
 @contextmanager
-def user_output(key: str, path: str | None) -> Generator[None]:
+def explain_write_errors(key: str, path: str | None) -> Generator[None]:
     """Turn an OSError that the user can fix (a full disk, no permission) into a UserError that names `key=path`.
 
     The error is raised unchanged if `path` is None or if it concerns a file outside the parent directory of `path`.

@@ -52,7 +52,7 @@ def write_text(path: Path, text: str, *, sync: bool = False) -> None:
 
 
 @contextmanager
-def new_directory(path: Path) -> Generator[Path]:
+def create_directory(path: Path) -> Generator[Path]:
     """Create a temporary directory that is renamed to `path` when the block ends without an exception.
 
     The temporary directory is called `path` + `.partial`. If an interrupted run has left one, it is removed first.
@@ -109,7 +109,7 @@ def write_yaml(path: Path, content: Mapping[str, Any]) -> None:
     write_text(path, yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True))
 
 
-def read_facts(path: Path) -> Any:
+def read_metadata(path: Path) -> Any:
     """Read a JSON or YAML file of a run; return an empty dict if the file is missing, empty or not valid JSON."""
     try:
         return (read_json(path) if path.suffix == ".json" else read_yaml(path)) or {}

@@ -179,7 +179,7 @@ def test_an_unreadable_row_does_not_change_the_other_rows_of_a_pack(speech, tmp_
 def test_a_row_with_invalid_labels_does_not_change_the_other_rows_of_a_step(speech, tmp_path):
     write_with_bad_row(tmp_path, text="")
     reference, damaged = module(speech), module(tmp_path)
-    assert damaged.problems() == [("r5", "label `text` is empty")]
+    assert damaged.unusable_rows() == [("r5", "label `text` is empty")]
     for number in range(STEPS):
         expected = by_row(steps(reference, 1, 0)[number])
         expected.pop(5, None)
@@ -209,17 +209,17 @@ def test_too_many_unusable_rows_are_an_error_at_setup(speech, tmp_path):
     message = r"1 of 14 rows cannot be used, .* data.max_unusable=0.05 \(the first is r5: label `text` is"
     with pytest.raises(ValueError, match=message):
         module(tmp_path, max_unusable=0.05)
-    assert module(tmp_path, max_unusable=0.1).problems() and not module(speech, max_unusable=0).problems()
+    assert module(tmp_path, max_unusable=0.1).unusable_rows() and not module(speech, max_unusable=0).unusable_rows()
 
 
 def test_a_row_over_the_token_budget_is_skipped_or_an_error_by_policy(speech):
     lengths = module(speech).lengths.tokens
     longest = [int(n) for n in np.flatnonzero(lengths == lengths.max())]
     data = module(speech, token_budget=int(lengths.max()) - 1)  # long_audio=skip
-    assert [row for row, _ in data.problems()] == [f"r{n}" for n in longest]
+    assert [row for row, _ in data.unusable_rows()] == [f"r{n}" for n in longest]
     assert all(
         f"{lengths.max()} tokens, more than data.token_budget={lengths.max() - 1}" in reason
-        for _, reason in data.problems()
+        for _, reason in data.unusable_rows()
     )
     assert not {row for step in range(STEPS) for row, _ in data.plan.step(step) if data.lengths.tokens[row]} & {
         *longest
@@ -345,7 +345,7 @@ def test_text_rows_can_be_validation_rows(speech, tmp_path):
     (batch,) = data.val_dataloader()
     assert sorted(batch["answered"]["rows"]) == [0, 1]
     assert batch["prompts"]["rows"] == []
-    assert data.groups() == {}
+    assert data.scored_groups() == {}
 
 
 def test_an_unreadable_validation_row_is_skipped_and_reported(tmp_path):
@@ -371,7 +371,7 @@ def test_groups_maps_every_usable_validation_group_to_its_metric(tmp_path):
     rows[3] |= {"task": "mic", "text": ""}  # unusable, so it has no group
     write_manifest(tmp_path / "train.jsonl", rows)
     data = module(tmp_path, valid=[str(tmp_path / "train.jsonl")])
-    assert data.groups() == {"asr en": "wer", "s2tt de-en": "bleu", "sec": "accuracy"}
+    assert data.scored_groups() == {"asr en": "wer", "s2tt de-en": "bleu", "sec": "accuracy"}
 
 
 def test_the_name_of_a_group_contains_the_language_only_for_some_tasks():

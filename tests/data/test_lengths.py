@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from auris.audio import Geometry
 from auris.data import lengths
 from auris.data.length_cache import LengthCache, splits_into_words
-from auris.data.lengths import Lengths, measure
+from auris.data.lengths import Lengths, measure_lengths
 from auris.data.manifests import Manifest, read_manifests
 from auris.data.rows import Clip, Record, Row, TransientProblem
 from auris.data.samples import ChatSamples, TextSamples
@@ -66,7 +66,7 @@ def equal(first: Lengths, second: Lengths) -> bool:
 def test_measured_lengths_equal_the_lengths_of_built_samples(folder, cache):
     (manifest,) = manifests(folder)
     samples = samples_of(prompt=TagPrompt())
-    measured = measure([manifest], samples, cache)
+    measured = measure_lengths([manifest], samples, cache)
     assert measured.tokens.tolist() == [len(samples.build(row, 0, 0).ids) for row in manifest.rows]
     assert measured.problems == {}
 
@@ -74,10 +74,10 @@ def test_measured_lengths_equal_the_lengths_of_built_samples(folder, cache):
 def test_lengths_from_the_cache_equal_the_measured_ones(folder, cache, monkeypatch):
     bad = {"id": "gone", "audio": "gone.wav", "task": "asr", "language": "en", "text": "x"}
     data = manifests(folder, extra=[bad])
-    first = measure(data, samples_of(), cache)
+    first = measure_lengths(data, samples_of(), cache)
     (file,) = cache_files(cache)
     forbid_measuring(monkeypatch)
-    again = measure(read_manifests([folder / "rows.jsonl"]), samples_of(), cache)
+    again = measure_lengths(read_manifests([folder / "rows.jsonl"]), samples_of(), cache)
     assert equal(first, again) and again.tokens.dtype == np.int64
     assert list(again.problems) == [3]
     assert cache_files(cache) == {file}
@@ -88,7 +88,7 @@ def test_rows_are_numbered_consecutively_over_all_manifests(folder, cache):
     (folder / "b").mkdir()
     other = write_manifest(folder / "b" / "rows.jsonl", [bad, *speech_rows(folder / "b", [0.5], prefix="b")])
     (first,) = manifests(folder)
-    measured = measure([first, *read_manifests([other])], samples_of(), cache)
+    measured = measure_lengths([first, *read_manifests([other])], samples_of(), cache)
     assert len(measured.tokens) == 5
     assert list(measured.problems) == [3] and measured.tokens[3] == 0
     assert (measured.tokens[[0, 1, 2, 4]] > 0).all()
@@ -112,19 +112,19 @@ class OtherPrompt(TagPrompt):
 )
 def test_rows_are_measured_again_if_the_view_changes(folder, cache, settings):
     data = manifests(folder)
-    measure(data, samples_of(), cache)
+    measure_lengths(data, samples_of(), cache)
     before = cache_files(cache)
-    measure(data, samples_of(**settings), cache)
+    measure_lengths(data, samples_of(**settings), cache)
     assert len(cache_files(cache) - before) == 1
 
 
 def test_rows_are_measured_again_if_a_wording_changes(folder, cache, monkeypatch):
     data = manifests(folder)
-    short = measure(data, samples_of(), cache)
+    short = measure_lengths(data, samples_of(), cache)
     asr = tasks.TASKS["asr"]
     longer = replace(asr, paraphrases=(*asr.paraphrases, 9 * "Write down what is said. "))
     monkeypatch.setitem(tasks.TASKS, "asr", longer)
-    assert (measure(data, samples_of(), cache).tokens > short.tokens).all()
+    assert (measure_lengths(data, samples_of(), cache).tokens > short.tokens).all()
 
 
 def test_dialogues_are_measured_again_if_the_text_around_clips_changes(folder, cache):
@@ -134,54 +134,54 @@ def test_dialogues_are_measured_again_if_the_text_around_clips_changes(folder, c
     for chat in (QwenAudioChat(), QwenAudioChat(spacing="paper"), Qwen2AudioChat()):
         samples = samples_of(ChatSamples, prompt=chat)
         n_tokens = len(samples.build(manifest.rows[0], 0, None).ids)
-        assert measure([manifest], samples, cache).tokens.tolist() == [n_tokens]
+        assert measure_lengths([manifest], samples, cache).tokens.tolist() == [n_tokens]
     assert len(cache_files(cache)) == 3
 
 
 def test_rows_are_measured_again_if_the_manifest_changes(folder, cache):
-    first = measure(manifests(folder), samples_of(), cache)
+    first = measure_lengths(manifests(folder), samples_of(), cache)
     rows = speech_rows(folder, [0.4, 0.6, 0.8], stated=False)
     rows[1]["text"] += " on the mat again and again"
     changed = read_manifests([write_manifest(folder / "rows.jsonl", rows)])
-    second = measure(changed, samples_of(), cache)
+    second = measure_lengths(changed, samples_of(), cache)
     assert (second.tokens > first.tokens).tolist() == [False, True, False]
 
 
 def test_lengths_of_a_whole_manifest_are_not_used_for_a_limited_one(folder, cache):
-    measure(manifests(folder), samples_of(), cache)
+    measure_lengths(manifests(folder), samples_of(), cache)
     limited = read_manifests([{"path": folder / "rows.jsonl", "limit": 2}])
-    assert len(measure(limited, samples_of(), cache).tokens) == 2
+    assert len(measure_lengths(limited, samples_of(), cache).tokens) == 2
 
 
 def test_a_file_of_unstated_duration_is_measured_again_when_it_changes(folder, cache):
     data = manifests(folder)
-    first = measure(data, samples_of(), cache)
+    first = measure_lengths(data, samples_of(), cache)
     write_wave(folder / "r1.wav", 1.2)
-    assert (measure(data, samples_of(), cache).tokens - first.tokens).tolist() == [0, 15, 0]
+    assert (measure_lengths(data, samples_of(), cache).tokens - first.tokens).tolist() == [0, 15, 0]
 
 
 def test_a_file_of_unstated_duration_is_measured_again_when_its_modification_time_changes(folder, cache):
     data = manifests(folder)
-    measure(data, samples_of(), cache)
+    measure_lengths(data, samples_of(), cache)
     before = cache_files(cache)
     os.utime(folder / "r1.wav", ns=(1, 1))
-    measure(data, samples_of(), cache)
+    measure_lengths(data, samples_of(), cache)
     assert len(cache_files(cache) - before) == 1
 
 
 def test_a_missing_file_is_measured_once_it_exists(folder, cache):
     data = manifests(folder)
     (folder / "r2.wav").unlink()
-    assert list(measure(data, samples_of(), cache).problems) == [2]
+    assert list(measure_lengths(data, samples_of(), cache).problems) == [2]
     write_wave(folder / "r2.wav", 0.8)
-    assert measure(data, samples_of(), cache).problems == {}
+    assert measure_lengths(data, samples_of(), cache).problems == {}
 
 
 def test_rows_with_a_stated_duration_are_measured_without_their_files(folder, cache):
     data = manifests(folder, stated=True)
     for path in folder.glob("*.wav"):
         path.unlink()
-    assert (measure(data, samples_of(), cache).tokens > 0).all()
+    assert (measure_lengths(data, samples_of(), cache).tokens > 0).all()
 
 
 def test_an_unusable_row_has_a_reason_and_no_length(folder, cache):
@@ -194,7 +194,7 @@ def test_an_unusable_row_has_a_reason_and_no_length(folder, cache):
         {"id": "long", "audio": "r0.wav", "duration": 40, **asr},
         {"id": "short", "audio": "short.wav", **asr},
     ]
-    measured = measure(manifests(folder, extra=extra), samples_of(long_audio="skip"), cache)
+    measured = measure_lengths(manifests(folder, extra=extra), samples_of(long_audio="skip"), cache)
     reasons = [
         "cannot be decoded",
         "needs the label `text`",
@@ -208,14 +208,14 @@ def test_an_unusable_row_has_a_reason_and_no_length(folder, cache):
 
 def test_an_invalid_label_that_the_task_does_not_use_is_not_an_error(folder, cache):
     row = {"id": "odd", "audio": "r0.wav", "task": "sec", "text": "rain", "language": "tlh"}
-    measured = measure(manifests(folder, extra=[row]), samples_of(), cache)
+    measured = measure_lengths(manifests(folder, extra=[row]), samples_of(), cache)
     assert measured.tokens[3] > 0 or 3 in measured.problems
 
 
 def test_a_long_clip_under_the_error_policy_is_an_error_with_the_row_id_and_leaves_no_cache(folder, cache):
     long = {"id": "sermon", "audio": "r0.wav", "duration": 40, "task": "asr", "language": "en", "text": "x"}
     with pytest.raises(ValueError, match="row sermon: the clip is 40.0 s long, .* set long_audio=window"):
-        measure(manifests(folder, extra=[long]), samples_of(long_audio="error"), cache)
+        measure_lengths(manifests(folder, extra=[long]), samples_of(long_audio="error"), cache)
     assert cache_files(cache) == set()
 
 
@@ -243,20 +243,20 @@ def test_measuring_in_parallel_gives_the_same_lengths_as_in_one_process(folder, 
 
 def test_the_length_of_a_long_clip_includes_all_its_windows(folder, cache):
     long = {"id": "sermon", "audio": "r0.wav", "duration": 40, "task": "asr", "language": "en", "text": "x"}
-    measured = measure(manifests(folder, extra=[long]), samples_of(long_audio="window"), cache)
+    measured = measure_lengths(manifests(folder, extra=[long]), samples_of(long_audio="window"), cache)
     assert measured.tokens[3] > 1_000 and measured.problems == {}
 
 
 def test_rows_are_measured_again_if_tokens_are_added_to_the_tokenizer(folder, cache):
     data = manifests(folder)
-    measure(data, samples_of(tokenizer=tokenizer()), cache)
+    measure_lengths(data, samples_of(tokenizer=tokenizer()), cache)
     other = Tokenizer.train(["x"], vocab_size=300)
     before = cache_files(cache)
-    measure(data, samples_of(tokenizer=other), cache)
+    measure_lengths(data, samples_of(tokenizer=other), cache)
     after_other = cache_files(cache)
     other.fast.add_tokens(["the cat sat"])
     other = Tokenizer(other.fast)
-    measure(data, samples_of(tokenizer=other), cache)
+    measure_lengths(data, samples_of(tokenizer=other), cache)
     assert len(before) < len(after_other) < len(cache_files(cache))
 
 
@@ -266,7 +266,7 @@ def test_dropped_seconds_are_reported_on_a_cache_hit_too(folder, cache):
     data = manifests(folder, extra=[row])
     for _ in range(2):
         with pytest.warns(UserWarning, match=r"drops 3\.0 s of audio after the first 30 s in 1 rows"):
-            assert measure(data, samples_of(long_audio="first"), cache).dropped_seconds == {3: 3.0}
+            assert measure_lengths(data, samples_of(long_audio="first"), cache).dropped_seconds == {3: 3.0}
 
 
 def rows_of_all_kinds() -> list[Row]:
@@ -296,7 +296,7 @@ def test_the_length_of_a_row_is_the_length_of_its_longest_wording(prompt):
 
 def test_a_row_that_could_not_be_read_is_measured_again_at_the_next_start(folder, cache, monkeypatch):
     (manifest,) = manifests(folder, stated=True)
-    expected = measure([manifest], samples_of(), cache / "expected")
+    expected = measure_lengths([manifest], samples_of(), cache / "expected")
     decode = type(manifest.rows.row_index).decode
 
     def fail(row_index: object, record: Record) -> Row:
@@ -304,10 +304,10 @@ def test_a_row_that_could_not_be_read_is_measured_again_at_the_next_start(folder
 
     with monkeypatch.context() as patch:
         patch.setattr(type(manifest.rows.row_index), "decode", fail)
-        assert measure([manifest], samples_of(), cache).problems == {1: "timed out"}
-    assert equal(measure([manifest], samples_of(), cache), expected)
+        assert measure_lengths([manifest], samples_of(), cache).problems == {1: "timed out"}
+    assert equal(measure_lengths([manifest], samples_of(), cache), expected)
     forbid_measuring(monkeypatch)
-    assert equal(measure([manifest], samples_of(), cache), expected)
+    assert equal(measure_lengths([manifest], samples_of(), cache), expected)
 
 
 @pytest.mark.parametrize("prompt", [TagPrompt(), NaturalPrompt(), BothPrompts()])

@@ -53,7 +53,7 @@ def restarts() -> list[tuple[int, str]]:
 
 
 def load(items: Items, calls: list, /, start: int = 0, stop: int = 9, **settings) -> Loader:
-    settings = {"num_workers": 2, "timeout": 20, "restarts": 2} | settings
+    settings = {"num_workers": 2, "timeout": 20, "max_restarts": 2} | settings
     return Loader(items, start, stop, on_restart=lambda number, reason: calls.append((number, reason)), **settings)
 
 
@@ -128,7 +128,7 @@ def test_the_loader_does_not_use_the_global_random_generator(restarts):
     assert torch.equal(torch.get_rng_state(), state)
 
 
-@pytest.mark.parametrize("setting", ["num_workers", "timeout", "restarts"])
+@pytest.mark.parametrize("setting", ["num_workers", "timeout", "max_restarts"])
 def test_negative_settings_are_an_error(setting, restarts):
     with pytest.raises(ValueError, match=r"data\.(num_workers|worker_timeout|worker_restarts)=-1: expected 0 or more"):
         load(Items(), restarts, **{setting: -1})

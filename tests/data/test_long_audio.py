@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from auris.data.long_audio import OVERLAP, WINDOW, merge_transcripts, split_row, windows
+from auris.data.long_audio import OVERLAP, WINDOW, merge_transcripts, overlapping_windows, split_row
 from auris.data.rows import Clip, Row
 
 
@@ -19,12 +19,14 @@ def accept_all(row: Row) -> bool:
 
 @pytest.mark.parametrize("seconds", [30.01, 31.0, 55.0, 55.01, 80.0, 137.7])
 def test_windows_cover_the_clip_and_overlap(seconds: float):
-    spans = windows(seconds)
+    spans = overlapping_windows(seconds)
     assert spans[0][0] == 0 and sum(spans[-1]) == pytest.approx(seconds)
     for (offset, duration), (next_offset, _) in itertools.pairwise(spans):
         assert duration == WINDOW
         assert OVERLAP - 2e-3 <= offset + duration - next_offset < WINDOW
-    assert len(windows(55.0)) == 2 and len(windows(55.01)) == 3 and windows(30.0) == []
+    assert (
+        len(overlapping_windows(55.0)) == 2 and len(overlapping_windows(55.01)) == 3 and overlapping_windows(30.0) == []
+    )
 
 
 def test_only_a_long_row_is_split_into_windows(tmp_path: Path):

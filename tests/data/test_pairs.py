@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from auris.audio import Geometry
-from auris.data.batches import pack
-from auris.data.lengths import measure
+from auris.data.batches import build_pack
+from auris.data.lengths import measure_lengths
 from auris.data.manifests import read_manifests
 from auris.data.pairs import PairSamples
 from auris.data.rows import Row
@@ -94,7 +94,7 @@ def test_the_prompt_only_sample_is_the_encoded_dialogue(tmp_path, samples, dialo
 @pytest.mark.parametrize("dialogue", DIALOGUES)
 def test_the_planned_length_equals_the_length_in_a_pack(tmp_path, samples, dialogue):
     row = preference(tmp_path, DIALOGUES[dialogue])
-    batch = pack([row], [(0, 0)], samples)
+    batch = build_pack([row], [(0, 0)], samples)
     assert samples.max_length(row, samples.audio_lengths(row)) == len(batch["ids"])
     assert (batch["labels"] != IGNORE).sum() == sum(
         len(tokenizer().plain(row.labels[side])) + 1 for side in ("chosen", "rejected")
@@ -111,12 +111,12 @@ def test_control_tokens_in_an_answer_are_encoded_as_text(tmp_path, samples):
 
 def test_a_pack_has_reference_log_probabilities_if_the_view_has_them(tmp_path, samples):
     row = preference(tmp_path, DIALOGUES["one clip"])
-    assert "reference" not in pack([row], [(0, 0)], samples)
+    assert "reference" not in build_pack([row], [(0, 0)], samples)
     samples.references = {"row": (-4.5, -6.0)}
-    batch = pack([row, row], [(0, 0), (1, 0)], samples)
+    batch = build_pack([row, row], [(0, 0), (1, 0)], samples)
     assert batch["reference"].tolist() == [[-4.5, -6.0]] * 2
     samples.references = {"another": (-4.5, -6.0)}
-    batch = pack([row], [(0, 0)], samples)
+    batch = build_pack([row], [(0, 0)], samples)
     assert batch["rows"] == [] and "no reference log-probabilities" in batch["skipped"][0][1]
 
 
@@ -127,7 +127,7 @@ def test_a_row_that_is_not_a_preference_is_an_error(tmp_path, samples):
     equal = {"id": "equal", "messages": DIALOGUES["one clip"], "chosen": "a", "rejected": "a"}
     good = {"id": "good", "messages": DIALOGUES["one clip"], "chosen": "a", "rejected": "b"}
     (manifest,) = read_manifests([write_manifest(tmp_path / "rows.jsonl", [chat, asr, equal, good])])
-    lengths = measure([manifest], samples, tmp_path)
+    lengths = measure_lengths([manifest], samples, tmp_path)
     assert (lengths.tokens > 0).tolist() == [False, False, False, True]
     for number, message in (
         (0, "task 'chat' is not a preference"),

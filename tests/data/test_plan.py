@@ -274,12 +274,12 @@ def test_any_step_can_be_computed_without_the_steps_before_it():
     assert len(p.step(k)) == 128 and {e for _, e in p.step(k)} <= {epoch, epoch + 1}
 
 
-def test_steps_for_returns_enough_steps_to_cover_every_row():
+def test_the_number_of_steps_of_an_epoch_is_enough_to_cover_every_row():
     p = plan(30, 7)
     for epochs in (0, 1, 3):
-        counts = Counter(row for k in range(p.steps_for(epochs)) for row, _ in p.step(k))
+        counts = Counter(row for k in range(p.n_steps(epochs)) for row, _ in p.step(k))
         assert all(counts[row] >= epochs for row in range(37))
-    assert [p.steps_for(e) for e in (0, 1, 3)] == [0, 5, 14]
+    assert [p.n_steps(e) for e in (0, 1, 3)] == [0, 5, 14]
 
 
 # --- full packs ---
@@ -294,7 +294,7 @@ def fill_ratio(p: Plan, steps: Iterable[int]) -> float:
 @pytest.mark.parametrize("token_budget", [4096, 8192])
 def test_packs_of_speech_are_at_least_99_percent_full(token_budget):
     p = plan(5000, lengths=speech_lengths(5000), rows_per_step=None, token_budget=token_budget)
-    n_packs = p.steps_for(1)
+    n_packs = p.n_steps(1)
     assert fill_ratio(p, range(n_packs)) >= 0.99
     assert min(fill_ratio(p, [k]) for k in range(n_packs - 1)) >= 0.99
 
@@ -303,7 +303,7 @@ def test_packs_of_speech_are_at_least_99_percent_full(token_budget):
 def test_full_packs_contain_every_row_once_per_epoch_even_if_epochs_have_different_numbers_of_packs(world):
     n_rows = 201
     p = plan(150, 51, lengths=lengths(n_rows, max_length=150), rows_per_step=None, packs_per_step=4)
-    n_steps = p.steps_for(6)
+    n_steps = p.n_steps(6)
     packs = [
         pack for k in range(n_steps) for j in range(4 // world) for r in range(world)
         for pack in [p.packs(k, world=world, rank=r)[j]]
@@ -325,7 +325,7 @@ def test_full_packs_do_not_depend_on_the_order_of_access():
 
 def test_full_packs_leave_unusable_rows_out():
     p = plan(50, lengths=np.where(np.arange(50) % 7 == 0, 0, lengths(50)), rows_per_step=None)
-    rows = {row for k in range(p.steps_for(1)) for row, _ in p.step(k)}
+    rows = {row for k in range(p.n_steps(1)) for row, _ in p.step(k)}
     assert rows >= {row for row in range(50) if row % 7} and not rows & set(range(0, 50, 7))
 
 
@@ -334,7 +334,7 @@ def test_full_packs_keep_the_random_order_of_rows_approximately():
     p = plan(5000, lengths=speech_lengths(5000), rows_per_step=None, token_budget=8192)
     in_order = plan(5000, lengths=speech_lengths(5000), rows_per_step=5000, token_budget=8192).step(0)
     position = {entry: i for i, entry in enumerate(in_order)}
-    packed = [entry for k in range(p.steps_for(1)) for entry in p.step(k) if entry in position]
+    packed = [entry for k in range(p.n_steps(1)) for entry in p.step(k) if entry in position]
     assert max(abs(position[entry] - i) for i, entry in enumerate(packed)) < 256
 
 

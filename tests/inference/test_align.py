@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from auris import cli
-from auris.data.batches import pack
+from auris.data.batches import build_pack
 from auris.data.manifests import read_manifests
 from auris.data.rows import Row
 from auris.inference.align import FRAME_SECONDS, Aligner, Span, split, timing_errors, token_frames, word_times
@@ -137,7 +137,7 @@ def test_the_times_of_a_row_do_not_depend_on_its_pack(run: Path, rows: Path):
     [manifest] = read_manifests([rows])
 
     def read_pack(*numbers: int) -> dict:
-        return pack(manifest.rows, [(number, None) for number in numbers], aligner.view)
+        return build_pack(manifest.rows, [(number, None) for number in numbers], aligner.view)
 
     aligner.estimate_priors([read_pack(0, 1, 2)])
     packed = dict(aligner.align(manifest.rows, read_pack(2, 0, 1)))

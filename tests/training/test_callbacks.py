@@ -49,7 +49,7 @@ class LoggingModule(nn.Linear):
 
 
 def trainer(**overrides: Any) -> SimpleNamespace:
-    defaults = {"datamodule": SimpleNamespace(problems=list), "world_size": 1, "is_global_zero": True, "global_step": 1}
+    defaults = {"datamodule": SimpleNamespace(unusable_rows=list), "world_size": 1, "is_global_zero": True, "global_step": 1}
     return SimpleNamespace(**defaults | {"callback_metrics": {}} | overrides)
 
 
@@ -101,7 +101,7 @@ def report(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def start(callback: UnusableRows, *problems: tuple[str, str]) -> None:
-    callback.on_train_start(trainer(datamodule=SimpleNamespace(problems=lambda: list(problems))), MODULE)
+    callback.on_train_start(trainer(datamodule=SimpleNamespace(unusable_rows=lambda: list(problems))), MODULE)
 
 
 def skip(callback: UnusableRows, *rows: tuple[str, str], n_read: int = 1, n_unusable_elsewhere: int = 0) -> None:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from auris import cli, config
-from auris.data.batches import pack
+from auris.data.batches import build_pack
 from auris.data.manifests import read_manifests
 from auris.inference.inspect import examine
 from auris.model import adapters
@@ -239,7 +239,7 @@ def test_a_dry_run_prints_the_first_batch_and_its_cost(tmp_path: Path):
     ]
     [manifest] = read_manifests([write_manifest(tmp_path / "rows.jsonl", rows)])
     view = samples_of()
-    batch = pack(manifest.rows, [(0, None), (1, None), (2, None)], view)
+    batch = build_pack(manifest.rows, [(0, None), (1, None), (2, None)], view)
     assert dry_run.first_row_text(batch, view.tokenizer) == (
         "<|audio_bos|>[25 audio tokens]<|audio_eos|>Detect the language and recognize the speech: "
         "{<|en|>the cat sat<|endoftext|>}"

@@ -18,7 +18,7 @@ from torch import nn
 
 from auris import config
 from auris.audio import SpecAugment
-from auris.data.batches import pack
+from auris.data.batches import build_pack
 from auris.data.pairs import PairSamples
 from auris.data.rows import Row
 from auris.inference import load as pretrained
@@ -92,7 +92,7 @@ def compute(net: nn.Module, rows: list[Row], samples: PairSamples, file: Path, *
 def test_references_are_the_log_probabilities_of_the_answers(net, rows, samples, tmp_path):
     table = compute(net, rows, samples, tmp_path / "cache")
     with torch.no_grad():
-        expected, _ = answer_logps(net, pack(rows, [(number, None) for number in range(3)], samples))
+        expected, _ = answer_logps(net, build_pack(rows, [(number, None) for number in range(3)], samples))
     assert [*table] == ["a", "b", "c"]
     torch.testing.assert_close(torch.tensor([*table.values()]), expected)
 

@@ -174,7 +174,7 @@ def test_every_row_reaches_training_step_once_per_data_epoch(compose_run, mode: 
     probe = compose_run("max_steps=2", *mode, "arm=probe")
     _, data = train.build(probe)
     data.setup("fit")
-    steps = data.plan.steps_for(3)
+    steps = data.plan.n_steps(3)
     recorder = RowRecorder()
     fit(compose_run(f"max_steps={steps}", *mode, "+trainer.limit_val_batches=0"), recorder)
     rows = [row for step in recorder.steps for row in step]

@@ -24,7 +24,7 @@ from auris.corpus.recipes import RECIPES
 from auris.corpus.recording import Fields, Job, Recording, Script
 from auris.corpus.signal import SAMPLE_RATE
 from auris.errors import UserError
-from auris.files import new_directory, write_json, write_jsonl, write_text
+from auris.files import create_directory, write_json, write_jsonl, write_text
 from auris.text.tasks import TASKS
 
 VERSION = 3  # to be raised whenever the same seed gives other bytes
@@ -75,7 +75,7 @@ def build(
     if not jobs:
         raise UserError("sizes is 0 for every task; set one, for instance sizes.train.asr.en=100")
     engine = speech.version()
-    with new_directory(out) as draft:
+    with create_directory(out) as draft:
         make = partial(make_rows, folder=draft, engine=engine)
         results = make_in_groups(make, jobs, attrgetter("place"), processes=processes, title="corpus")
         by_id = {result.fields["id"]: result for result in results}

@@ -29,7 +29,7 @@ from auris.corpus.recording import Fields
 from auris.data.manifests import read_manifests
 from auris.data.rows import Row
 from auris.errors import MissingFileError, UserError
-from auris.files import new_directory, write_json, write_jsonl
+from auris.files import create_directory, write_json, write_jsonl
 
 VERSION = 2  # to be raised whenever the same seed gives other rows
 FACTS_FILE = "instruct.json"
@@ -117,7 +117,7 @@ def instruct(
         files[f"preferences_{split}"] = pairs
     rows = {name: [dialogue.row for dialogue in entries] for name, entries in files.items()}
     recordings = [dialogue.recording for entries in files.values() for dialogue in entries if dialogue.recording]
-    with new_directory(out) as draft:
+    with create_directory(out) as draft:
         digests = speak(recordings, draft, processes)
         for name in files:
             write_jsonl(draft / f"{name}.jsonl", rows[name])

@@ -27,7 +27,7 @@ class StepDataset(Dataset):
 
     def __getitem__(self, index: int) -> list[Pack]:
         packs = self.plan.packs(index, world=self.world, rank=self.rank)
-        return [pack(self.rows, entries, self.samples) for entries in packs]
+        return [build_pack(self.rows, entries, self.samples) for entries in packs]
 
 
 class RowDataset(Dataset):
@@ -37,7 +37,7 @@ class RowDataset(Dataset):
         self.rows, self.entries, self.samples = rows, entries, samples
 
     def __getitem__(self, index: int) -> Pack:
-        return pack(self.rows, [self.entries[index]], self.samples)
+        return build_pack(self.rows, [self.entries[index]], self.samples)
 
 
 class EvaluationBatch(TypedDict):
@@ -57,12 +57,12 @@ class EvaluationDataset(Dataset):
         entries = [(number, None) for number in self.packs[index]]
         scored_entries = [(number, None) for number in self.packs[index] if is_scored(self.rows[number])]
         return {
-            "answered": pack(self.rows, entries, self.samples),
-            "prompts": pack(self.rows, scored_entries, self.samples, prompt_only=True),
+            "answered": build_pack(self.rows, entries, self.samples),
+            "prompts": build_pack(self.rows, scored_entries, self.samples, prompt_only=True),
         }
 
 
-def pack(
+def build_pack(
     rows: Sequence[Row],
     entries: Sequence[tuple[int, int | None]],
     samples: Samples,

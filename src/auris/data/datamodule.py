@@ -16,11 +16,11 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from auris.data.batches import EvaluationDataset, RowDataset, StepDataset, drop_over_budget, pack_by_length
-from auris.data.lengths import Lengths, measure
+from auris.data.lengths import Lengths, measure_lengths
 from auris.data.loader import Loader
 from auris.data.manifests import EntryConfig, JoinedRows, Manifest, read_manifests
 from auris.data.plan import Entry, Plan
-from auris.data.rows import Row, group, is_scored, metric
+from auris.data.rows import Row, group, is_scored, metric_name
 from auris.data.samples import Samples
 from auris.errors import UserError
 
@@ -113,7 +113,7 @@ class AudioDataModule(L.LightningDataModule):
         manifests = read_manifests(entries, key=key, cache_dir=self.cache_dir)
         self.digests |= {str(manifest.path): manifest.digest for manifest in manifests}
         rows = JoinedRows([manifest.rows for manifest in manifests])
-        return manifests, rows, measure(manifests, samples, self.cache_dir)
+        return manifests, rows, measure_lengths(manifests, samples, self.cache_dir)
 
     def train_dataloader(self) -> Loader:
         """Return a loader of this rank's packs for the remaining steps."""
@@ -157,17 +157,17 @@ class AudioDataModule(L.LightningDataModule):
         seconds, self._reported_wait = total - self._reported_wait, total
         return seconds
 
-    def problems(self) -> list[tuple[str, str]]:
+    def unusable_rows(self) -> list[tuple[str, str]]:
         """Return (row id, reason) of the rows that are known to be unusable before training."""
         pairs = ((self.rows, self.lengths), (self.valid_rows, self.valid_lengths))
         return [(rows[n].id, why) for rows, lengths in pairs for n, why in lengths.problems.items()]
 
-    def groups(self) -> dict[str, str]:
+    def scored_groups(self) -> dict[str, str]:
         """Return {group of scored validation rows (`rows.group`): name of its metric}."""
         usable = [number for number, n_tokens in enumerate(self.valid_lengths.tokens) if n_tokens]
         # A row that has changed since it was measured has no valid labels. It is reported when its sample is built.
         target_rows = [self.target_row(number) for number in usable if not self.valid_rows[number].problem]
-        return {group(row): metric(row) for row in target_rows if is_scored(row)}
+        return {group(row): metric_name(row) for row in target_rows if is_scored(row)}
 
     def target_row(self, number: int) -> Row:
         """Return a validation row with the labels that its answer is scored against (`Samples.target_row`)."""
@@ -190,7 +190,7 @@ class AudioDataModule(L.LightningDataModule):
             stop,
             num_workers=self.num_workers,
             timeout=self.worker_timeout,
-            restarts=self.worker_restarts,
+            max_restarts=self.worker_restarts,
             on_restart=self._count_restart,
         )
 

@@ -73,7 +73,7 @@ def compute_epoch_stats(
     rows: Sequence[Row], plan: Plan, samples: Samples, *, ranks: int, max_steps: int = MAX_SAMPLED_STEPS
 ) -> EpochStats:
     """Compute the statistics of an epoch from at most `max_steps` evenly spaced steps, without decoding audio."""
-    steps = plan.steps_for(1)
+    steps = plan.n_steps(1)
     sampled_steps = np.unique(np.linspace(0, steps - 1, min(steps, max_steps)).astype(int)).tolist()
     totals: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(3))
     n_packs = busiest_tokens = all_tokens = 0

@@ -15,7 +15,7 @@ from rich.progress import track
 
 from auris import audio
 from auris.data import array_cache
-from auris.data.manifests import Manifest, Selection, UndecodedRow, undecoded
+from auris.data.manifests import Manifest, Selection, UndecodedRow, iterate_undecoded
 from auris.data.parallel_map import parallel_map
 from auris.data.parquet.reader import ShardError
 from auris.data.rows import Clip, Record, Row, TransientProblem, is_task_row
@@ -46,7 +46,7 @@ class Lengths:
     dropped_seconds: dict[int, float]
 
 
-def measure(manifests: Sequence[Manifest], samples: Samples, cache_dir: Path) -> Lengths:
+def measure_lengths(manifests: Sequence[Manifest], samples: Samples, cache_dir: Path) -> Lengths:
     """Measure all rows of the manifests, numbered consecutively.
 
     Raises:
@@ -95,7 +95,7 @@ def _measure(rows: Sequence[Row], samples: Samples) -> Lengths:
     starts = range(0, len(rows), _CHUNK)
 
     def measure_from(start: int) -> Lengths:
-        return _measure_chunk(undecoded(rows, start, start + _CHUNK), samples)
+        return _measure_chunk(iterate_undecoded(rows, start, start + _CHUNK), samples)
 
     if len(starts) <= 1:
         return measure_from(0)

@@ -58,14 +58,14 @@ class Loader:
         num_workers: Number of processes that prepare items in advance. With 0, items are prepared in this process, and
             no process is replaced.
         timeout: Seconds to wait for an item before the workers are considered to hang; 0: no limit.
-        restarts: How often workers are replaced for one item before a LoaderError is raised.
+        max_restarts: How often workers are replaced for one item before a LoaderError is raised.
         on_restart: Called with the item's number and the reason whenever workers are replaced.
 
     Attributes:
         wait_seconds: Total time that the consumer has waited for items.
 
     Raises:
-        LoaderError: During iteration, if workers died or hung more than `restarts` times at one item.
+        LoaderError: During iteration, if workers died or hung more than `max_restarts` times at one item.
     """
 
     def __init__(
@@ -76,14 +76,18 @@ class Loader:
         *,
         num_workers: int = 0,
         timeout: float = 0,
-        restarts: int = 0,
+        max_restarts: int = 0,
         on_restart: Callable[[int, str], None] = lambda number, reason: None,
     ):
-        for name, value in {"num_workers": num_workers, "worker_timeout": timeout, "worker_restarts": restarts}.items():
+        for name, value in {
+            "num_workers": num_workers,
+            "worker_timeout": timeout,
+            "worker_restarts": max_restarts,
+        }.items():
             if value < 0:
                 raise UserError(f"data.{name}={value}: expected 0 or more")
         self.dataset, self.start, self.stop = dataset, start, stop
-        self.num_workers, self.timeout, self.restarts = num_workers, timeout, restarts
+        self.num_workers, self.timeout, self.max_restarts = num_workers, timeout, max_restarts
         self.on_restart = on_restart
         self.wait_seconds = 0.0
 
@@ -104,7 +108,7 @@ class Loader:
                     number, n_losses = number + 1, 0
             except _WorkersLostError as error:
                 n_losses += 1
-                if n_losses > self.restarts:
+                if n_losses > self.max_restarts:
                     raise LoaderError(
                         f"loader workers were lost {n_losses} times at step {number} (last reason: {error}); set "
                         "data.num_workers=0 to see the error, data.worker_timeout=SECONDS to give slow storage more "

@@ -32,11 +32,11 @@ def split_row(row: Row, is_transcript: Callable[[Row], bool]) -> list[Row]:
     seconds = clip.n_samples() / audio.SAMPLE_RATE
     return [
         replace(row, id=f"{row.id}#{number}", clips=(Clip(clip.path, start + offset, duration),))
-        for number, (offset, duration) in enumerate(windows(seconds))
+        for number, (offset, duration) in enumerate(overlapping_windows(seconds))
     ] or [row]
 
 
-def windows(seconds: float) -> list[tuple[float, float]]:
+def overlapping_windows(seconds: float) -> list[tuple[float, float]]:
     """Return (offset, duration) of the fewest evenly spaced 30 s windows that overlap by at least OVERLAP.
 
     The list is empty for a clip of at most 30 s.

@@ -65,16 +65,16 @@ class Selection(LazyRows):
 
     def _row(self, position: int) -> Row:
         number = position if self._numbers is None else int(self._numbers[position])
-        return self._decode(number, self.row_index.record(number))
+        return self._decode(number, self.row_index.read_record(number))
 
     def __iter__(self) -> Iterator[Row]:
-        return (row for _, row in self.pairs(slice(None)))
+        return (row for _, row in self.records_and_rows(slice(None)))
 
-    def pairs(self, positions: slice) -> Iterator[tuple[Record, Row]]:
+    def records_and_rows(self, positions: slice) -> Iterator[tuple[Record, Row]]:
         """Yield the record and the decoded row at each position of a slice."""
         return ((record, self._decode(number, record)) for number, record in self._records(positions))
 
-    def undecoded(self, positions: slice) -> Iterator[UndecodedRow]:
+    def iterate_undecoded(self, positions: slice) -> Iterator[UndecodedRow]:
         """Yield the rows at the positions of a slice without decoding them."""
         overrides_decode = type(self.row_index).decode is not RowIndex.decode  # such an index may find more problems
         for number, record in self._records(positions):
@@ -83,7 +83,7 @@ class Selection(LazyRows):
 
     def _records(self, positions: slice) -> Iterator[tuple[int, Record]]:
         numbers = self._selected[positions]
-        return zip(numbers.tolist(), self.row_index.records(numbers), strict=True)
+        return zip(numbers.tolist(), self.row_index.read_records(numbers), strict=True)
 
     @property
     def row_keys(self) -> np.ndarray:
@@ -93,7 +93,7 @@ class Selection(LazyRows):
         selected = self._selected
         keys = self.row_index.columns.keys[selected]
         for position in np.flatnonzero(self._repeated[selected]):
-            keys[position] = row_key(self.row_index.name(int(selected[position])))
+            keys[position] = row_key(self.row_index.row_name(int(selected[position])))
         return keys
 
     def without_duration(self) -> Iterator[Row]:
@@ -109,7 +109,7 @@ class Selection(LazyRows):
         row = self.row_index.decode(record)
         if not self._repeated[number]:
             return row
-        return Row(self.row_index.name(number), row.clips, row.labels, f"id {row.id!r} is used by an earlier row")
+        return Row(self.row_index.row_name(number), row.clips, row.labels, f"id {row.id!r} is used by an earlier row")
 
 
 class JoinedRows(LazyRows):
@@ -149,13 +149,13 @@ class UndecodedRow(NamedTuple):
     decode: Callable[[], Row]
 
 
-def undecoded(rows: Sequence[Row], start: int, stop: int) -> Iterator[UndecodedRow]:
+def iterate_undecoded(rows: Sequence[Row], start: int, stop: int) -> Iterator[UndecodedRow]:
     """Yield rows [start, stop) without decoding them.
 
     The rows are not collected in a list: millions of live objects slow down Python's garbage collector.
     """
     if isinstance(rows, Selection):
-        return rows.undecoded(slice(start, stop))
+        return rows.iterate_undecoded(slice(start, stop))
     return (UndecodedRow(None, partial(rows.__getitem__, number)) for number in range(start, min(stop, len(rows))))
 
 
@@ -241,7 +241,7 @@ class ManifestEntry:
     def _check_exists(self, key: str) -> None:
         if dataset.is_parquet(self.path):
             try:
-                dataset.find(self.path)
+                dataset.find_files(self.path)
             except (FileNotFoundError, ValueError) as error:
                 raise type(error)(f"{key}: {error}") from error
         elif not Path(self.path).is_file():

@@ -188,7 +188,7 @@ class Plan:
         """Number of rows in one epoch of the stream, including unusable rows: all rows, or the sum of the quotas."""
         return sum(self._quotas) if self._quotas else len(self.lengths)
 
-    def steps_for(self, epochs: int) -> int:
+    def n_steps(self, epochs: int) -> int:
         """Return the number of steps in `epochs` epochs; the last step may reach into the next epoch."""
         if self.rows_per_step is not None:
             return math.ceil(epochs * self.epoch_rows / self.rows_per_step)

@@ -22,7 +22,7 @@ import numpy as np
 
 from auris.data import array_cache
 from auris.data.parallel_map import parallel_map
-from auris.data.rows import FieldMap, Record, Row, decode, is_task_row, parse, row_key
+from auris.data.rows import FieldMap, Record, Row, decode_record, is_task_row, parse_line, row_key
 from auris.errors import UserError
 from auris.files import digest, file_digest
 
@@ -74,7 +74,7 @@ class Builder:
             code = fields.get("task")
             lacks_duration = not has_lengths and fields.get("duration") is None and bool(fields.get("audio"))
         else:
-            row = decode(record, folder)
+            row = decode_record(record, folder)
             code = row.labels.get("task")
             lacks_duration = not has_lengths and any(clip.duration is None for clip in row.clips)
         self.keys.append(row_key(record.id))
@@ -134,20 +134,20 @@ class RowIndex(ABC):
         """Compute the columns in one pass over all rows."""
 
     @abstractmethod
-    def name(self, number: int) -> str:
+    def row_name(self, number: int) -> str:
         """Return the name of a row, which is used as its id if the row has no id."""
 
     @abstractmethod
-    def record(self, number: int) -> Record:
+    def read_record(self, number: int) -> Record:
         """Read the record of one row."""
 
     def decode(self, record: Record) -> Row:
         """Decode a record of this index."""
-        return decode(record, self.folder)
+        return decode_record(record, self.folder)
 
-    def records(self, numbers: np.ndarray) -> Iterator[Record]:
+    def read_records(self, numbers: np.ndarray) -> Iterator[Record]:
         """Yield the records of the rows with the given numbers, which must be ascending."""
-        return map(self.record, numbers.tolist())
+        return map(self.read_record, numbers.tolist())
 
 
 class Lines(RowIndex):
@@ -190,15 +190,15 @@ class Lines(RowIndex):
             start += len(line)
         return builder.build()
 
-    def name(self, number: int) -> str:
+    def row_name(self, number: int) -> str:
         """Return the file name and line number of a row."""
         return self._line_name(self.columns.names[number])
 
-    def record(self, number: int) -> Record:
+    def read_record(self, number: int) -> Record:
         """Read one line."""
         return next(self._read_consecutive(number, 1))
 
-    def records(self, numbers: np.ndarray) -> Iterator[Record]:
+    def read_records(self, numbers: np.ndarray) -> Iterator[Record]:
         """Yield records. Consecutive lines are read together, because reading one line takes as long as parsing it."""
         starts = np.flatnonzero(np.diff(numbers, prepend=-2) != 1)
         for run in np.split(numbers, starts[1:]):
@@ -228,7 +228,7 @@ class Lines(RowIndex):
 
     def _parse(self, line: bytes, name: str) -> Record:
         if not self._is_text:
-            return parse(line, name, self.field_map)
+            return parse_line(line, name, self.field_map)
         try:
             return Record(name, {"task": "text", "text": line.decode().strip()})
         except UnicodeDecodeError as error:

@@ -150,7 +150,7 @@ class FieldMap:
         return {**unchanged, **renamed, **self.labels}
 
 
-def parse(line: bytes, name: str, field_map: FieldMap) -> Record:
+def parse_line(line: bytes, name: str, field_map: FieldMap) -> Record:
     """Parse a line of JSON. A fault becomes the record's problem."""
     try:
         fields = json.loads(line.decode())
@@ -170,7 +170,7 @@ def is_task_row(fields: Fields) -> bool:
     return _NOT_TASK_ROW.isdisjoint(fields)
 
 
-def decode(record: Record, folder: Path) -> Row:
+def decode_record(record: Record, folder: Path) -> Row:
     """Decode a record, with paths relative to `folder`. A fault becomes the row's problem."""
     fields = record.fields or {}
     labels = {key: value for key, value in fields.items() if key not in _NOT_LABELS}
@@ -251,14 +251,14 @@ def is_scored(row: Row) -> bool:
     return not row.problem and bool(tasks.find(row.labels["task"]).metric)
 
 
-def language(row: Row) -> str:
+def answer_language(row: Row) -> str:
     """Return the language of a row's answer."""
     return row.labels.get("target_language") or row.labels.get("language") or "en"
 
 
-def metric(row: Row) -> str:
+def metric_name(row: Row) -> str:
     """Return the name of the metric for a row's task and language."""
-    return for_language(tasks.find(row.labels["task"]).metric, language(row))
+    return for_language(tasks.find(row.labels["task"]).metric, answer_language(row))
 
 
 # --- dialogues ----------------------------------------------------------------------------------------------------

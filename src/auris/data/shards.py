@@ -130,7 +130,7 @@ def _pack_shard(job: _Job, number: int) -> File:
     if finished is not None and writer.find_fault(job.out, finished) is None:
         return finished
     positions = slice(number * job.rows_per_shard, (number + 1) * job.rows_per_shard)
-    file = writer.write_shard(job.out / name, job.rows.pairs(positions))
+    file = writer.write_shard(job.out / name, job.rows.records_and_rows(positions))
     write_json((job.out / name).with_suffix(".json"), {"source": job.source, **asdict(file)})
     return file
 
@@ -146,7 +146,7 @@ def _print_summary(console: Console, out: Path, contents: Contents, problems: li
 
 def check(folder: Path, console: Console) -> list[str]:
     """Verify a directory of shards; print and return one message for each damaged file."""
-    _, [path] = shards.find(folder)
+    _, [path] = shards.find_files(folder)
     contents = Contents.parse(Path(path).read_text(errors="replace"), path)
     results = (writer.find_fault(folder, file) for file in (*contents.shards, contents.index))
     faults = list(filter(None, results))

@@ -20,7 +20,7 @@ from rich.progress import track
 from auris import config as configs
 from auris.config import Config
 from auris.data import long_audio
-from auris.data.batches import pack, pack_by_length
+from auris.data.batches import build_pack, pack_by_length
 from auris.data.lengths import Lengths
 from auris.data.manifests import Manifest
 from auris.data.pairs import PairSamples, VerdictSamples
@@ -248,7 +248,7 @@ def answer_share(
 
     def build(numbers: Sequence[int]) -> Pack:
         is_prompt = request.kind != "preference"
-        batch = pack(rows, [(number, None) for number in numbers], request.samples, prompt_only=is_prompt)
+        batch = build_pack(rows, [(number, None) for number in numbers], request.samples, prompt_only=is_prompt)
         skipped.update(batch["skipped"])
         return to_device(batch, model.device)
 
@@ -288,6 +288,6 @@ def yes_no_log_odds(
     verdicts = VerdictSamples(
         tokenizer=samples.tokenizer, prompt=samples.prompt, geometry=samples.geometry, long_audio=samples.long_audio
     )
-    batch = to_device(pack(rows, [(number, None) for number in numbers], verdicts), model.device)
+    batch = to_device(build_pack(rows, [(number, None) for number in numbers], verdicts), model.device)
     yes, no = answer_logps(model.net, batch)[0].unbind(1)
     return dict(zip(batch["rows"], (yes - no).tolist(), strict=True))

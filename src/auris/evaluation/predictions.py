@@ -10,8 +10,8 @@ from typing import Any
 
 from auris.data.long_audio import merge_transcripts
 from auris.data.pairs import VerdictSamples
-from auris.data.rows import Row, group, language
-from auris.data.rows import metric as main_metric
+from auris.data.rows import Row, answer_language, group
+from auris.data.rows import metric_name as main_metric
 from auris.evaluation.answer_cache import Response
 from auris.metrics.measures import check, row_stats
 from auris.metrics.records import Prediction
@@ -23,7 +23,7 @@ _CHOICE = ("choice", "choice_official", "choice_unparsed")
 
 def check_metrics(rows: Iterable[Row]) -> None:
     """Check that the packages that the rows' metrics need are installed; call it before rows are answered."""
-    for metric, code in sorted({(metric, language(row)) for row in rows for metric in _metrics(row)}):
+    for metric, code in sorted({(metric, answer_language(row)) for row in rows for metric in _metrics(row)}):
         check(metric, code)
 
 
@@ -41,7 +41,7 @@ def merge_windows(responses: Sequence[Response], windows: Mapping[str, Sequence[
         pieces = [by_id.pop(window) for window in ids if window in by_id]
         if len(pieces) == len(ids):
             row = replace(pieces[0].row, id=name)
-            by_id[name] = Response(row, merge_transcripts([piece.content for piece in pieces], language(row)))
+            by_id[name] = Response(row, merge_transcripts([piece.content for piece in pieces], answer_language(row)))
     return list(by_id.values())
 
 
@@ -79,7 +79,11 @@ def score(responses: Sequence[Response], raw_metrics: Sequence[str] = ()) -> lis
             if metric == "cider":
                 correct = labels.get("references", correct)
             stats = row_stats(
-                metric, extract(hypothesis), correct, language(row), options or sorted(classes.get(group(row), ()))
+                metric,
+                extract(hypothesis),
+                correct,
+                answer_language(row),
+                options or sorted(classes.get(group(row), ())),
             )
             predictions.append(prediction(row, metric, stats, hypothesis, reference))
             if "skill" in labels:  # a dialogue counts for its skill as well as for its mode
@@ -104,14 +108,14 @@ def _verdict(response: Response) -> Prediction:
     row, _, log_odds = response
     yes, _ = VerdictSamples.VERDICTS
     correct = row.labels["text"]
-    stats = row_stats("eer", log_odds, correct.strip().lower() == yes, language(row))
+    stats = row_stats("eer", log_odds, correct.strip().lower() == yes, answer_language(row))
     return prediction(row, "eer", stats, f"log odds {log_odds:.2f}", correct)
 
 
 def _preference(response: Response) -> Prediction:
     """Return the prediction of whether the chosen answer is more likely than the rejected one."""
     row, (chosen, rejected), _ = response
-    stats = row_stats("prefers", rejected, chosen, language(row))
+    stats = row_stats("prefers", rejected, chosen, answer_language(row))
     return prediction(row, "prefers", stats, f"log p {chosen:.2f}, rejected {rejected:.2f}", str(row.labels["chosen"]))
 
 
@@ -121,7 +125,7 @@ def prediction(row: Row, metric: str, stats: Sequence[Any], hypothesis: str, ref
     return Prediction(
         id=row.id,
         task=row.labels["task"],
-        language=language(row),
+        language=answer_language(row),
         group=group(row),
         metric=metric,
         provenance=row.labels.get("provenance", "unknown"),

@@ -21,9 +21,9 @@ from rich.progress import track
 from auris import config as configs
 from auris.config import Config
 from auris.data.batches import pack_by_length
-from auris.data.lengths import measure
+from auris.data.lengths import measure_lengths
 from auris.data.manifests import read_manifests
-from auris.data.rows import EQUAL_ANSWERS, Row, are_equal, is_scored, language, row_seed
+from auris.data.rows import EQUAL_ANSWERS, Row, answer_language, are_equal, is_scored, row_seed
 from auris.errors import AudioError, UserError
 from auris.evaluation.answering import Request, answer_share, build_samples, split_into_shares
 from auris.files import write_json, write_jsonl
@@ -117,7 +117,7 @@ def sample_pairs(config: Config, console: Console) -> Outcome:
     samples = build_samples(model, "chat", config["long_audio"])
     request = Request("chat", manifests, {}, samples, generation, config["seed"])
     rows = request.rows
-    lengths = measure(manifests, samples, Path(model.config["data"]["cache_dir"]))
+    lengths = measure_lengths(manifests, samples, Path(model.config["data"]["cache_dir"]))
     unusable = {rows[number].id: reason for number, reason in lengths.problems.items()}
     for number in np.flatnonzero(lengths.tokens):
         row = rows[number]
@@ -187,11 +187,11 @@ def score(row: Row, answers: Sequence[str], metric: str, judge: Judge | None = N
     """
     if judge is not None:
         return metric, [judge(row.labels, answer) for answer in answers]
-    name = for_language(metric, language(row))
+    name = for_language(metric, answer_language(row))
     correct = row.labels["text"]
     if metric == "contains":
         correct = row.labels.get("key") or correct
-    return name, [measures.value(name, row_stats(name, answer, correct, language(row))) for answer in answers]
+    return name, [measures.value(name, row_stats(name, answer, correct, answer_language(row))) for answer in answers]
 
 
 def choose(answers: Sequence[str], metric: str, scores: Sequence[float], margin: float) -> tuple[int, int] | str:

@@ -22,7 +22,7 @@ from rich.console import Console
 
 from auris import config as configs
 from auris.config import Config
-from auris.data.lengths import measure
+from auris.data.lengths import measure_lengths
 from auris.data.manifests import read_manifests
 from auris.data.samples import prompt_digest
 from auris.errors import UsageError, UserError
@@ -137,7 +137,7 @@ def _answer(
         Where the responses are cached, and by row id why rows have none.
     """
     kind, samples = request.kind, request.samples
-    lengths = measure(request.manifests, samples, Path(model.config["data"]["cache_dir"]))
+    lengths = measure_lengths(request.manifests, samples, Path(model.config["data"]["cache_dir"]))
     if kind != "preference":
         usable = (row for number, row in enumerate(request.rows) if number not in lengths.problems)
         predictions.check_metrics(map(samples.target_row, usable))

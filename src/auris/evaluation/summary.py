@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from auris.data.rows import Row, language
+from auris.data.rows import Row, answer_language
 from auris.evaluation.answer_cache import RunId
 from auris.metrics import measures, official, published, statistics, timestamps
 from auris.metrics.measures import signature
@@ -127,7 +127,7 @@ def official_lines(
             source=str(row.labels.get("source") or _source(row)),
             reference=prefix + responses[row.id].reference,
             reply=responses[row.id].hypothesis,
-            language=language(row),
+            language=answer_language(row),
         )
         for row in rows
         if row.id in responses

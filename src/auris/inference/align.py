@@ -27,11 +27,11 @@ from torch import Tensor
 from auris import audio
 from auris.config import Config
 from auris.data import lengths
-from auris.data.batches import pack, pack_by_length
+from auris.data.batches import build_pack, pack_by_length
 from auris.data.manifests import read_manifests
 from auris.data.prepare.convert import prepare
 from auris.data.prepare.tables import RowDict
-from auris.data.rows import Row, language
+from auris.data.rows import Row, answer_language
 from auris.data.samples import TranscriptSamples
 from auris.errors import UserError
 from auris.inference import load as pretrained
@@ -191,12 +191,12 @@ def run(config: Config) -> None:
     aligner = Aligner(model, prior_scale=config["prior_scale"])
     manifests = read_manifests(config["data"]["test"], key="data.test")
     rows = [row for manifest in manifests for row in manifest.rows]
-    measured = lengths.measure(manifests, aligner.view, Path(model.config["data"]["cache_dir"]))
+    measured = lengths.measure_lengths(manifests, aligner.view, Path(model.config["data"]["cache_dir"]))
     problems = dict(measured.problems)
     packs = pack_by_length(measured, config["token_budget"])
 
     def read(numbers: Sequence[int]) -> Pack:
-        return pack(rows, [(number, None) for number in numbers], aligner.view)
+        return build_pack(rows, [(number, None) for number in numbers], aligner.view)
 
     if packs and config["prior_scale"]:
         spread = packs[:: max(1, len(packs) // PRIOR_PACKS)]  # across all lengths, by which packs are sorted
@@ -243,7 +243,7 @@ def timing_errors(aligned: Iterable[tuple[Row, Times]]) -> dict[str, np.ndarray]
             continue
         pairs = zip(true, times, strict=True)
         deviations = [word[end] - label[end] for label, word in pairs for end in ENDS]
-        errors.setdefault(language(row), []).extend(deviations)
+        errors.setdefault(answer_language(row), []).extend(deviations)
     return {spoken: np.array(deviations) for spoken, deviations in sorted(errors.items()) if deviations}
 
 

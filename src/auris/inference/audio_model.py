@@ -20,7 +20,7 @@ from auris import config as configs
 from auris.audio import MAX_SAMPLES, SAMPLE_RATE
 from auris.config import Config
 from auris.data.collate import collate
-from auris.data.long_audio import merge_transcripts, windows
+from auris.data.long_audio import merge_transcripts, overlapping_windows
 from auris.data.rows import Clip, Row, audio_parts, parse_segment
 from auris.data.samples import AudioSamples
 from auris.errors import UserError
@@ -137,7 +137,7 @@ class AudioModel:
 
     def _windows(self, clip: Audio) -> list[np.ndarray]:
         wave = self._view.read(clip)
-        starts = [round(start * SAMPLE_RATE) for start, _ in windows(len(wave) / SAMPLE_RATE)]
+        starts = [round(start * SAMPLE_RATE) for start, _ in overlapping_windows(len(wave) / SAMPLE_RATE)]
         return [wave[start : start + MAX_SAMPLES] for start in starts] or [wave]
 
     def chat(

@@ -19,7 +19,7 @@ import torch
 from auris import audio
 from auris.config import Config
 from auris.data.importers import convert
-from auris.data.rows import FieldMap, Record, decode, parse
+from auris.data.rows import FieldMap, Record, decode_record, parse_line
 from auris.errors import MissingFileError, UsageError, UserError
 from auris.files import append_jsonl
 from auris.inference import load as pretrained
@@ -211,7 +211,7 @@ def _read_rows(source: Path) -> dict[str, dict[str, Any]]:
     # Not `splitlines`, because a message may contain Unicode line separators.
     for number, line in enumerate(source.read_bytes().split(b"\n"), start=1):
         if line.strip():
-            record = parse(line, f"{source.name}:{number}", FieldMap())
+            record = parse_line(line, f"{source.name}:{number}", FieldMap())
             name = record.id
             if name in rows:
                 name, record = record.name, record._replace(problem=f"id {name!r} is used by an earlier row")
@@ -241,7 +241,7 @@ def _check(fields: Labels) -> None:
     last = messages[-1] if isinstance(messages, list) and messages else None
     if isinstance(last, Mapping) and last.get("role") == "user" and fields.keys().isdisjoint({"chosen", "rejected"}):
         fields = {**fields, "messages": [*messages, {"role": "assistant", "content": "-"}]}
-    if problem := decode(Record("", fields), Path()).problem:
+    if problem := decode_record(Record("", fields), Path()).problem:
         raise UserError(problem)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from auris.errors import MissingFileError, UserError
-from auris.files import read_facts
+from auris.files import read_metadata
 from auris.metrics import records
 from auris.metrics.measures import measure
 from auris.metrics.records import Prediction, ResultRow
@@ -122,13 +122,13 @@ def sort_arms(root: str | Path, arms: Iterable[str]) -> list[str]:
 
     Arms that the study does not list come last, sorted by their words: qwen_audio before qwen2_audio.
     """
-    listed = list(read_facts(Path(root) / "study.yaml").get("arms", ()))
+    listed = list(read_metadata(Path(root) / "study.yaml").get("arms", ()))
     return sorted(arms, key=lambda arm: (listed.index(arm) if arm in listed else len(listed), arm.split("_")))
 
 
 def question(root: str | Path) -> str:
     """Return the question of a study; empty if none is recorded."""
-    return read_facts(Path(root) / "study.yaml").get("question", "")
+    return read_metadata(Path(root) / "study.yaml").get("question", "")
 
 
 def status(root: str | Path) -> pd.DataFrame:
@@ -140,7 +140,7 @@ def status(root: str | Path) -> pd.DataFrame:
 
     rows = []
     for arm, seed, run in list_runs(root):
-        progress, finished = (read_facts(run / f"{name}.json") for name in ("progress", "finished"))
+        progress, finished = (read_metadata(run / f"{name}.json") for name in ("progress", "finished"))
         benchmarks = sorted({row.benchmark for row in read_results(run)})
         state = "trained" if finished else "training" if progress else "waiting"
         steps = (finished.get("steps", progress.get("step", 0)), progress.get("max_steps", finished.get("steps", 0)))
@@ -167,7 +167,7 @@ def costs(root: str | Path) -> pd.DataFrame:
 
     rows = []
     for arm, seed, run in list_runs(root):
-        facts, finished = (read_facts(run / f"{name}.json") for name in ("environment", "finished"))
+        facts, finished = (read_metadata(run / f"{name}.json") for name in ("environment", "finished"))
         if finished:
             recorded = ("audio_tokens_per_second", "parameters", "trained", "operations", "tokens", "hours")
             rows.append((arm, seed, *(facts.get(name, np.nan) for name in recorded), finished["seconds"] / 60))
@@ -183,7 +183,7 @@ def hparams(root: str | Path) -> pd.DataFrame:
 
     configs = {}
     for arm, seed, run in list_runs(root):
-        [config] = lines_of(pd.json_normalize(read_facts(run / "recipe.yaml")))
+        [config] = lines_of(pd.json_normalize(read_metadata(run / "recipe.yaml")))
         configs[arm, seed] = config
     names = {"study", "arm", "seed", "run_dir", "runs_dir", "checkpoint"}
     keys = {key for config in configs.values() for key in config if key not in names and not key.startswith("weights.")}
@@ -235,7 +235,7 @@ def reproduce(run: str | Path) -> str:
     run = Path(run)
     if not (run / "recipe.yaml").is_file():
         raise MissingFileError(f"{run} holds no run (no recipe.yaml); give reproduce=runs/<study>/<arm>/seed_<n>")
-    facts, evaluations = read_facts(run / "environment.json"), read_facts(run / "evaluations.json")
+    facts, evaluations = read_metadata(run / "environment.json"), read_metadata(run / "evaluations.json")
     versions = ("python", "torch", "lightning", "transformers", "torchaudio", "hydra-core", "numpy")
     lines = [f"# {run}", f"git checkout {_commit(facts)}"]
     lines.append("# " + ", ".join(f"{name} {facts[name]}" for name in versions if name in facts))
@@ -243,7 +243,7 @@ def reproduce(run: str | Path) -> str:
         device = f"{facts['ranks']} processes, {facts['threads']} threads, {facts['device']}, {facts['precision']}"
         lines.append(f"# {device}; sums are rounded differently elsewhere")
     lines += _hashes(facts)
-    config = read_facts(run / "recipe.yaml")
+    config = read_metadata(run / "recipe.yaml")
     starts = [path for path in (config.get("checkpoint"), *(config.get("weights") or {}).values()) if path]
     lines += [f"# the run starts from this one: auris results reproduce={shlex.quote(path)}" for path in starts]
     if facts.get("command"):

@@ -177,7 +177,7 @@ class UnusableRows(L.Callback):
         for row, reason in recorded.items():  # the file holds the rows of all ranks
             self.reasons.setdefault(row, reason)
             self.counts[row] = max(1, self.counts[row])
-        self._record([row for row in datamodule(trainer).problems() if row[0] not in self.reasons])
+        self._record([row for row in datamodule(trainer).unusable_rows() if row[0] not in self.reasons])
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any = None, batch_idx: int = 0

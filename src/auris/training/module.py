@@ -21,7 +21,7 @@ from auris import config
 from auris.config import Config
 from auris.data.batches import EvaluationBatch
 from auris.data.datamodule import AudioDataModule
-from auris.data.rows import group, language
+from auris.data.rows import answer_language, group
 from auris.model import adapters, llm
 from auris.model.audio_lm import AudioLM
 from auris.model.compiled import compile_blocks
@@ -229,7 +229,7 @@ class AudioLMModule(L.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Reset the scores and sums of the validation."""
-        groups = self._data.groups()
+        groups = self._data.scored_groups()
         self.scores = {name: TaskScore(metric).to(self.device) for name, metric in groups.items()}
         self._valid = {name: torch.zeros((), device=self.device) for name in ("loss", "count")}
 
@@ -256,7 +256,7 @@ class AudioLMModule(L.LightningModule):
             if (name := group(row)) in self.scores:
                 answer = texts[row_number] = self.tokenizer.decode(ids, control=task.answer.has_tags)
                 reference, hypothesis = task.extract(task.render(row.labels)), task.extract(answer)
-                self.scores[name].update([hypothesis], [reference], [language(row)])
+                self.scores[name].update([hypothesis], [reference], [answer_language(row)])
         return {"skipped": pack["skipped"], "answers": texts}
 
     def on_validation_epoch_end(self) -> None:

@@ -24,7 +24,7 @@ from torch import nn
 from auris import files
 from auris.audio import Sound
 from auris.config import Config
-from auris.data.batches import pack, pack_by_length
+from auris.data.batches import build_pack, pack_by_length
 from auris.data.lengths import Lengths
 from auris.data.pairs import PairSamples
 from auris.data.rows import Row
@@ -167,7 +167,7 @@ def compute(
     net.eval()
     new: Table = {}
     for numbers in track(packs, description="reference log-probabilities", disable=rank > 0 or not packs):
-        batch = to_device(pack(rows, [(number, None) for number in numbers], samples), device)
+        batch = to_device(build_pack(rows, [(number, None) for number in numbers], samples), device)
         logps = answer_logps(net, batch)[0].tolist()
         pairs = {
             missing[number]: (chosen, rejected) for number, (chosen, rejected) in zip(batch["rows"], logps, strict=True)

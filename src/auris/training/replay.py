@@ -16,7 +16,7 @@ from rich.table import Table
 
 from auris import config as configs
 from auris.config import Config
-from auris.data.batches import pack
+from auris.data.batches import build_pack
 from auris.data.datamodule import AudioDataModule
 from auris.errors import UserError
 from auris.files import read_yaml
@@ -78,7 +78,7 @@ def _read_rows(fault: Fault, data: AudioDataModule, console: Console) -> list[tu
             raise UserError(f"row {position.row} is no longer {position.id!r}: the manifests of the run have changed")
         print_plain(console, f"reading {position.id}")
         entry = (position.row, position.epoch)
-        if skipped := pack(data.rows, [entry], data.samples)["skipped"]:
+        if skipped := build_pack(data.rows, [entry], data.samples)["skipped"]:
             print_plain(console, f"  skipped: {skipped[0][1]}")
         else:
             entries.append(entry)

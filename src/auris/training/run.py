@@ -161,7 +161,7 @@ def claim(run_dir: Path, config: Config) -> bool:
 def save_tokenizer(tokenizer: Tokenizer, path: Path) -> None:
     """Save the tokenizer with the run, so that the run can be moved."""
     if not path.is_dir():  # the directory of a resumed run has it already
-        with files.new_directory(path) as draft:
+        with files.create_directory(path) as draft:
             tokenizer.save(draft)
 
 

@@ -327,7 +327,7 @@ def _advance(jobs: Sequence[Job], max_parallel: int, threads: int) -> list[Job]:
 
 def _is_done(job: Job) -> bool:
     """Whether the run finished earlier, with the same config and all its evaluations."""
-    done = files.read_facts(job.run_dir / _DONE)
+    done = files.read_metadata(job.run_dir / _DONE)
     if not done or done["recipe"] != job.digest:
         return False
     return all(arguments in done["evaluate"] for arguments in job.evaluate)
@@ -349,7 +349,7 @@ def _table(jobs: Sequence[Job], metric: str | None = None) -> Table:
     for column in ("seed", "status", "step", "loss", metric, "minutes"):
         table.add_column(column, justify="left" if column == "status" else "right")
     for job in jobs:
-        progress = files.read_facts(job.run_dir / "progress.json")
+        progress = files.read_metadata(job.run_dir / "progress.json")
         step = f"{progress['step']}/{progress['max_steps']}" if progress else ""
         loss, score = (f"{progress[name]:.3f}" if name in progress else "" for name in ("train/loss", metric))
         seconds = time.time() - job.started if job.process is not None else job.seconds

@@ -20,9 +20,9 @@ from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
 from rich.console import Console
 from torch.utils.data import DataLoader
 
-from auris.data.batches import StepDataset, pack
+from auris.data.batches import StepDataset, build_pack
 from auris.data.datamodule import AudioDataModule
-from auris.data.lengths import measure
+from auris.data.lengths import measure_lengths
 from auris.data.manifests import Manifest, Selection, read_manifests
 from auris.data.parquet import reader as parquet
 from auris.data.parquet import writer
@@ -132,8 +132,8 @@ def test_lengths_and_row_keys_equal_those_of_the_manifest_and_need_only_the_inde
     for path in index_only.glob("shard-*.parquet"):
         path.write_bytes(b"\0" * path.stat().st_size)
     samples = samples_of(long_audio="skip")
-    expected = measure([read(manifest)], samples, tmp_path / "a")
-    actual = measure([read(index_only)], samples, tmp_path / "b")
+    expected = measure_lengths([read(manifest)], samples, tmp_path / "a")
+    actual = measure_lengths([read(index_only)], samples, tmp_path / "b")
     assert expected.tokens.tolist() == actual.tokens.tolist() and expected.problems == actual.problems
     assert np.array_equal(read(manifest).rows.row_keys, read(packed).rows.row_keys)
 
@@ -244,7 +244,7 @@ def test_the_rows_of_a_truncated_shard_are_unusable(packed, copy, tmp_path, n_by
     for rows_read in (list(rows), [rows[n] for n in range(23)]):
         assert all(f"{path}: it has" in row.problem for row in rows_read[5:10])
         assert [row.id for row in rows_read[10:]] == [row.id for row in read(packed).rows][10:]
-    measured = measure([read(copy)], samples_of(long_audio="skip"), tmp_path / "cache")
+    measured = measure_lengths([read(copy)], samples_of(long_audio="skip"), tmp_path / "cache")
     assert set(range(5, 10)) <= set(measured.problems) and not measured.tokens[5:10].any()
 
 
@@ -253,11 +253,11 @@ def test_the_rows_of_a_missing_shard_are_unusable_until_it_is_restored(packed, c
     content = path.read_bytes()
     path.unlink()
     samples = samples_of(long_audio="skip")
-    incomplete = measure([read(copy)], samples, tmp_path / "cache")
+    incomplete = measure_lengths([read(copy)], samples, tmp_path / "cache")
     assert f"{path}: no such shard" in incomplete.problems.values()
     path.write_bytes(content)
-    complete = measure([read(copy)], samples, tmp_path / "cache")
-    assert complete.tokens.tolist() == measure([read(packed)], samples, tmp_path / "cache").tokens.tolist()
+    complete = measure_lengths([read(copy)], samples, tmp_path / "cache")
+    assert complete.tokens.tolist() == measure_lengths([read(packed)], samples, tmp_path / "cache").tokens.tolist()
 
 
 def test_only_the_rows_of_a_shard_damaged_during_a_run_are_skipped(packed, copy):
@@ -266,7 +266,7 @@ def test_only_the_rows_of_a_shard_damaged_during_a_run_are_skipped(packed, copy)
     content = bytearray(path.read_bytes())
     content[200:-2000] = bytes(len(content) - 2200)
     path.write_bytes(content)
-    batch = pack(rows, [(n, 0) for n in (0, 1, 13)], samples_of(long_audio="skip"))
+    batch = build_pack(rows, [(n, 0) for n in (0, 1, 13)], samples_of(long_audio="skip"))
     assert batch["rows"] == [13] and len(batch["skipped"]) == 2
     assert all(str(path) in reason for _, reason in batch["skipped"])
 
@@ -375,10 +375,10 @@ def test_the_rows_of_an_unreadable_file_are_unusable_only_until_the_next_start(b
     with monkeypatch.context() as patch:
         FlakyStorage(patch, "open").failures = 99
         (manifest,) = read_manifests([{"path": path, **FORM}], cache_dir=tmp_path / "cache")
-        measured = measure([manifest], samples_of(), tmp_path / "cache")
+        measured = measure_lengths([manifest], samples_of(), tmp_path / "cache")
         assert list(measured.problems) == [0] and "a.parquet: cannot be read (RuntimeError: 503" in measured.problems[0]
     (manifest,) = read_manifests([{"path": path, **FORM}], cache_dir=tmp_path / "cache")
-    measured = measure([manifest], samples_of(), tmp_path / "cache")
+    measured = measure_lengths([manifest], samples_of(), tmp_path / "cache")
     assert len(manifest.rows) == 3 and measured.problems == {}
 
 
@@ -406,7 +406,7 @@ def test_an_audio_path_outside_the_folder_of_its_file_is_not_read(tmp_path, path
 
 @pytest.mark.parametrize("path", ["a\0b.wav", 5000 * "x", "\u202e/猫.wav", " ", "."])
 def test_rows_with_impossible_audio_paths_are_unusable(tmp_path, path):
-    measured = measure(
+    measured = measure_lengths(
         [read(write_hub_dataset(tmp_path, n=3, audio=pa.array([path] * 3)), **FORM)], samples_of(), tmp_path / "cache"
     )
     assert list(measured.problems) == [0, 1, 2]
@@ -444,7 +444,7 @@ def test_a_hub_dataset_is_read_with_a_column_map(tmp_path):
     assert rows[3].id == "a.parquet:3"
     assert str(rows[3].clips[0].path) == "3.flac in a.parquet:3"
     samples = samples_of(prompt=TagPrompt())
-    measured = measure([read(tmp_path / "a.parquet", **FORM)], samples, tmp_path / "cache")
+    measured = measure_lengths([read(tmp_path / "a.parquet", **FORM)], samples, tmp_path / "cache")
     assert measured.tokens.tolist() == [len(samples.build(row, 0, 0).ids) for row in rows]
 
 
@@ -549,7 +549,7 @@ def test_a_column_of_a_wrong_type_is_not_an_exception(tmp_path, kind, field):
     rows = read(write_hub_dataset(tmp_path, n=3, **{field: HOSTILE[kind]}), **FORM).rows
     row_list = list(rows)
     assert [row.id for row in row_list] == [rows[n].id for n in range(3)]
-    assert len(measure([read(tmp_path / "a.parquet", **FORM)], samples_of(), tmp_path / "cache").tokens) == 3
+    assert len(measure_lengths([read(tmp_path / "a.parquet", **FORM)], samples_of(), tmp_path / "cache").tokens) == 3
     if field in ("sentence", "messages"):
         assert sum(row.problem is not None for row in row_list) >= (1 if kind == "invalid UTF-8" else 2)
 

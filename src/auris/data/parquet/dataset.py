@@ -114,7 +114,7 @@ def is_parquet(path: str | Path) -> bool:
     return str(path).endswith(".parquet") or is_url(path) or Path(path).is_dir()
 
 
-def find(path: str | Path) -> tuple[Any, list[str]]:
+def find_files(path: str | Path) -> tuple[Any, list[str]]:
     """Return the file system of a path or URL, and the paths of `shards.json` in the directory or of Parquet files.
 
     Raises:
@@ -170,11 +170,11 @@ class FileRows(RowIndex):
     reader: Reader
     ends: np.ndarray
 
-    def name(self, number: int) -> str:
+    def row_name(self, number: int) -> str:
         """Return the file name and the number of a row in the file."""
-        return self.reader.name(*self._locate(number))
+        return self.reader.row_name(*self._locate(number))
 
-    def record(self, number: int) -> Record:
+    def read_record(self, number: int) -> Record:
         """Read the record of one row. If its file has a fault, the record has a problem."""
         return self._record_at(*self._locate(number))
 
@@ -185,10 +185,10 @@ class FileRows(RowIndex):
 
     def _record_at(self, file: int, row: int) -> Record:
         try:
-            return self._record(file, row, self.reader.fields(file, row))
+            return self._record(file, row, self.reader.read_fields(file, row))
         except ShardError as error:
             reason = str(error) if isinstance(error, UndecodableError) else TransientProblem(error)
-            return Record(self.reader.name(file, row), None, reason)
+            return Record(self.reader.row_name(file, row), None, reason)
 
     @abstractmethod
     def _record(self, file: int, row: int, fields: Fields) -> Record:
@@ -203,7 +203,7 @@ class Shards(FileRows):
             raise UserError(
                 f"{path} holds auris shards: `columns` and `labels` must be given to `auris shards` instead"
             )
-        system, [contents_path] = find(path)
+        system, [contents_path] = find_files(path)
         folder = contents_path.rpartition("/")[0]
         text = attempt(contents_path, lambda: system.cat_file(contents_path)).decode(errors="replace")
         self.contents = Contents.parse(text, contents_path)
@@ -249,7 +249,7 @@ class Shards(FileRows):
             names=np.zeros(0, dtype=np.uint32),
         )
 
-    def records(self, numbers: np.ndarray) -> Iterator[Record]:
+    def read_records(self, numbers: np.ndarray) -> Iterator[Record]:
         """Yield records from the index file, which contains everything except the audio."""
         start, index = 0, len(self.contents.shards)
         for group, end in enumerate(self.reader.open(index).ends.tolist()):
@@ -260,16 +260,16 @@ class Shards(FileRows):
                 for number, fields in zip(in_group.tolist(), entries, strict=True):
                     file, row = self._locate(number)
                     fault = self.faults.get(file)
-                    yield Record(self.name(number), None, fault) if fault else self._record(file, row, fields)
+                    yield Record(self.row_name(number), None, fault) if fault else self._record(file, row, fields)
             start = end
 
     def _record_at(self, file: int, row: int) -> Record:
         if file in self.faults:
-            return Record(self.reader.name(file, row), None, self.faults[file])
+            return Record(self.reader.row_name(file, row), None, self.faults[file])
         return super()._record_at(file, row)
 
     def _record(self, file: int, row: int, fields: Fields) -> Record:
-        name = self.reader.name(file, row)
+        name = self.reader.row_name(file, row)
         try:
             sounds = tuple(
                 StoredSound(self.reader, file, row, clip_number, clip["path"], clip["samples"], clip["problem"])

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
-from auris.data.parquet.dataset import FileRows, find
+from auris.data.parquet.dataset import FileRows, find_files
 from auris.data.parquet.reader import Columns, Reader, ShardError, StoredSound, as_list, attempt, sha256_of, to_rows
 from auris.data.row_index import Builder, RowColumns
 from auris.data.rows import FieldMap, Fields, Record, Row, TransientProblem
@@ -28,7 +28,7 @@ class ParquetFiles(FileRows):
     """
 
     def __init__(self, path: str, field_map: FieldMap, cache_dir: Path | None):
-        system, paths = find(path)
+        system, paths = find_files(path)
         self._is_local = isinstance(system, LocalFileSystem)
         self.reader = Reader(system, paths, partial(_columns, field_map=field_map))
         super().__init__(path, Path(paths[0].rpartition("/")[0]), field_map, cache_dir)
@@ -62,7 +62,7 @@ class ParquetFiles(FileRows):
         try:
             opened = self.reader.open(file)
         except ShardError as error:
-            yield Record(self.reader.name(file, 0), None, TransientProblem(error))
+            yield Record(self.reader.row_name(file, 0), None, TransientProblem(error))
             return
         start = 0
         for group, end in enumerate(opened.ends.tolist()):
@@ -88,7 +88,7 @@ class ParquetFiles(FileRows):
         return replace(row, problem=f"{outside[0]} is outside of {root}, the folder of its table") if outside else row
 
     def _record(self, file: int, row: int, fields: Fields) -> Record:
-        name, columns = self.reader.name(file, row), self.reader.open(file).columns
+        name, columns = self.reader.row_name(file, row), self.reader.open(file).columns
         values: dict[str, Any] = _without_nulls(fields)
         if not columns.name:
             return Record(name, self.field_map.apply(values))

@@ -132,7 +132,7 @@ class Reader:
         self._open_cached = lru_cache(MAX_OPEN_FILES)(self._open)
         self._load_cached = lru_cache(MAX_TABLES)(self._load)
 
-    def name(self, file: int, row: int) -> str:
+    def row_name(self, file: int, row: int) -> str:
         """Return the name of a row, which consists of the file name and the number of the row."""
         return f"{self.paths[file].rpartition('/')[2]}:{row}"
 
@@ -181,15 +181,15 @@ class Reader:
             self._open_cached.cache_clear()
             return attempt(what, read)
 
-    def fields(self, file: int, row: int) -> Fields:
+    def read_fields(self, file: int, row: int) -> Fields:
         """Read the fields of a row without its audio. Raises ShardError."""
         table, position = self._row_group(file, row, is_sound=False)
-        return to_rows(self.name(file, row), table.slice(position, 1))[0]
+        return to_rows(self.row_name(file, row), table.slice(position, 1))[0]
 
-    def sound(self, file: int, row: int, clip: int) -> bytes | None:
+    def read_sound(self, file: int, row: int, clip: int) -> bytes | None:
         """Read the audio file of a clip; None if the row has no such clip. Raises ShardError."""
         table, position = self._row_group(file, row, is_sound=True)
-        clips = as_list(attempt(self.name(file, row), lambda: table.column(0)[position].as_py()))
+        clips = as_list(attempt(self.row_name(file, row), lambda: table.column(0)[position].as_py()))
         content = clips[clip] if clip < len(clips) else None
         return content.get("bytes") if isinstance(content, Mapping) else content
 
@@ -227,13 +227,13 @@ class StoredSound:
     problem: str | None = None
 
     def __str__(self) -> str:
-        return f"{self.name} in {self.reader.name(self.file, self.row)}"
+        return f"{self.name} in {self.reader.row_name(self.file, self.row)}"
 
     def read(self) -> bytes:
         """Return the content of the audio file. Raises AudioError."""
         if self.problem:
             raise AudioError(self.problem)
-        content = self.reader.sound(self.file, self.row, self.clip)
+        content = self.reader.read_sound(self.file, self.row, self.clip)
         if content is None:
             raise AudioError(f"{self}: no audio is stored there")
         return content

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from auris import audio
 from auris.data.parquet.dataset import COLUMNS, INDEX, INDEX_SCHEMA, SHARD_SCHEMA, shard_reader
 from auris.data.parquet.reader import File, StoredSound, sha256_of
-from auris.data.rows import Clip, Fields, Record, Row, decode, row_key
+from auris.data.rows import Clip, Fields, Record, Row, decode_record, row_key
 from auris.errors import AudioError
 from auris.files import file_digest, open_atomic
 
@@ -25,7 +25,7 @@ GROUP_ROWS = 64  # maximum number of rows in a row group
 INDEX_ROWS = 8192  # minimum number of rows in a row group of the index, which is always read as a whole
 
 
-def describe(path: Path) -> File:
+def describe_file(path: Path) -> File:
     """Return the description of a finished file."""
     with path.open("rb") as file:
         size = file.seek(-8, os.SEEK_END) + 8
@@ -62,7 +62,7 @@ def write_shard(path: Path, rows: Iterable[tuple[Record, Row]]) -> File:
                 write(group)
                 group, size = [], 0
         write(group)
-    return describe(path)
+    return describe_file(path)
 
 
 @contextmanager
@@ -136,10 +136,10 @@ def write_index(folder: Path, files: Sequence[File]) -> tuple[File, list[tuple[s
                 write(index_rows)
                 index_rows = []
         write(index_rows)
-    return describe(path), problems
+    return describe_file(path), problems
 
 
 def _index_entry(fields: Fields) -> Fields:
     record = Record(fields["id"], json.loads(fields["row"]), fields["problem"])
-    task = decode(record, Path()).labels.get("task")
+    task = decode_record(record, Path()).labels.get("task")
     return {**fields, "key": row_key(fields["id"]), "task": f"{task!s:.80}"}

@@ -26,7 +26,7 @@ from rich.table import Column, Table
 
 from auris import audio
 from auris.data.prepare.tables import EmbeddedAudio, RowDict, map_audio
-from auris.data.rows import Record, decode
+from auris.data.rows import Record, decode_record
 from auris.data.samples import DURATION_TOLERANCE
 from auris.errors import MissingFileError, UsageError, UserError
 from auris.files import open_atomic
@@ -178,7 +178,7 @@ def _check(row: RowDict, folder: Path) -> RowDict:
         return output_row
     try:
         json.dumps(output_row, ensure_ascii=False, default=str).encode()  # UnicodeEncodeError is a ValueError
-        decoded = decode(Record(row["id"], map_audio(row, Path, str)), Path())
+        decoded = decode_record(Record(row["id"], map_audio(row, Path, str)), Path())
         if decoded.problem:
             raise UserError(decoded.problem)
         lengths = [clip.n_samples() for clip in decoded.clips]

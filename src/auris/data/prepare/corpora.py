@@ -53,7 +53,7 @@ class Corpus:
     licence: str
     tasks: tuple[str, ...]
 
-    def rows(self, utterance: RowDict, tasks: Sequence[str]) -> Iterator[RowDict]:
+    def make_rows(self, utterance: RowDict, tasks: Sequence[str]) -> Iterator[RowDict]:
         """Yield a row for each task of an utterance.
 
         Args:
@@ -165,7 +165,7 @@ def librispeech(root: Path, *, tasks: Sequence[str], splits: Choice, lower: bool
                 utterance |= {"transcript": text.lower() if lower else text, "language": "en"}
                 utterance |= {"speaker": speaker, "gender": genders.get(speaker)}
                 utterance |= {} if key in texts else {"problem": f"{transcripts.name} has no transcript of this file"}
-                yield from LIBRISPEECH.rows(utterance, tasks)
+                yield from LIBRISPEECH.make_rows(utterance, tasks)
 
 
 def _librispeech_genders(path: Path) -> dict[str, str | None]:
@@ -210,11 +210,11 @@ def aishell1(root: Path, *, tasks: Sequence[str], splits: Choice) -> Iterator[Ro
             utterance |= {"transcript": _remove_spaces(texts.get(key, ""))}
             utterance |= {"speaker": speaker, "gender": genders.get(speaker.removeprefix("S"))}
             utterance |= {} if key in texts else {"problem": f"{transcripts.name} has no transcript of this file"}
-            yield from AISHELL1.rows(utterance, tasks)
+            yield from AISHELL1.make_rows(utterance, tasks)
     if len(chosen) == 3:  # the split of a transcript without audio is unknown
         for key in sorted(set(texts) - with_audio):
             problem = f"{transcripts.name} has a transcript, but there is no {key}.wav"
-            yield from AISHELL1.rows({"name": key, "problem": problem}, tasks)
+            yield from AISHELL1.make_rows({"name": key, "problem": problem}, tasks)
 
 
 def aishell2(root: Path, *, tasks: Sequence[str], splits: Choice) -> Iterator[RowDict]:
@@ -240,7 +240,7 @@ def aishell2(root: Path, *, tasks: Sequence[str], splits: Choice) -> Iterator[Ro
             utterance |= {"transcript": _remove_spaces(texts.get(key, "")), "speaker": path.parent.name}
             absent = "trans.txt" if key not in texts else "wav.scp"
             utterance |= {} if key in texts and key in paths else {"problem": f"{absent} has no line for this file"}
-            yield from AISHELL2.rows(utterance, tasks)
+            yield from AISHELL2.make_rows(utterance, tasks)
 
 
 # --- Common Voice, CoVoST 2, FLEURS -------------------------------------------------------------------------------
@@ -291,7 +291,7 @@ def common_voice(root: Path, *, tasks: Sequence[str], splits: Choice, languages:
     for (language, split), path in tables.items():
         for number, cells in read_delimited(path, "\t", needs=_COMMON_VOICE_COLUMNS, quoted=False):
             if isinstance(cells, str):
-                yield from COMMON_VOICE.rows({"name": f"{language}/{split}:{number}", "problem": cells}, tasks)
+                yield from COMMON_VOICE.make_rows({"name": f"{language}/{split}:{number}", "problem": cells}, tasks)
                 continue
             clip = Path(cells["path"])
             utterance = {"name": f"{language}/{split}/{clip.stem}", "split": split}
@@ -300,7 +300,7 @@ def common_voice(root: Path, *, tasks: Sequence[str], splits: Choice, languages:
             utterance |= {"transcript": cells["sentence"], "language": _language(language)}
             utterance |= {"speaker": cells["client_id"], "gender": _gender(cells.get("gender"))}
             utterance |= {key: cells[key] for key in ("age", "accents", "accent") if cells.get(key)}
-            yield from COMMON_VOICE.rows(utterance, tasks)
+            yield from COMMON_VOICE.make_rows(utterance, tasks)
 
 
 # `covost_v2.en_de.tsv` has a column `split`; the script of the corpus splits it into `covost_v2.en_de.train.tsv` etc.
@@ -331,7 +331,7 @@ def covost2(root: Path, *, tasks: Sequence[str], splits: Choice, pairs: Choice) 
         for split, path in tables[pair].items():
             for utterance in _covost_table(pair, split, path):
                 if utterance.get("split") in (*chosen_splits, None):
-                    yield from COVOST2.rows(utterance, tasks)
+                    yield from COVOST2.make_rows(utterance, tasks)
 
 
 def _covost_table(pair: str, split: str | None, path: Path) -> Iterator[RowDict]:
@@ -386,13 +386,13 @@ def fleurs(root: Path, *, tasks: Sequence[str], splits: Choice, languages: Choic
     for (language, split), path in tables.items():
         for number, cells in read_delimited(path, "\t", quoted=False, header=_FLEURS_COLUMNS):
             if isinstance(cells, str):
-                yield from FLEURS.rows({"name": f"{language}/{split}:{number}", "problem": cells}, tasks)
+                yield from FLEURS.make_rows({"name": f"{language}/{split}:{number}", "problem": cells}, tasks)
                 continue
             audio = path.parent / "audio" / split / cells["file_name"]
             utterance = {"name": f"{language}/{split}/{audio.stem}", "audio": audio, "split": split}
             utterance |= {"transcript": cells[text], "language": _language(language)}
             utterance |= {"sentence": cells["id"], "gender": _gender(cells["gender"])}
-            yield from FLEURS.rows(utterance, tasks)
+            yield from FLEURS.make_rows(utterance, tasks)
 
 
 # --- MELD, VocalSound ---------------------------------------------------------------------------------------------
@@ -425,7 +425,7 @@ def meld(root: Path, *, tasks: Sequence[str], splits: Choice) -> Iterator[RowDic
         folder, audio_files = sounds[split]
         for number, cells in read_delimited(tables[split], ",", needs=_MELD_COLUMNS):
             if isinstance(cells, str):
-                yield from MELD.rows({"name": f"{split}:{number}", "problem": cells}, tasks)
+                yield from MELD.make_rows({"name": f"{split}:{number}", "problem": cells}, tasks)
                 continue
             clip = f"dia{cells['Dialogue_ID']}_utt{cells['Utterance_ID']}"
             utterance = {
@@ -435,7 +435,7 @@ def meld(root: Path, *, tasks: Sequence[str], splits: Choice) -> Iterator[RowDic
             }
             utterance |= {"emotion": cells["Emotion"], "sentiment": cells["Sentiment"], "speaker": cells["Speaker"]}
             utterance |= {"transcript": cells["Utterance"], "language": "en"}
-            yield from MELD.rows(utterance, tasks)
+            yield from MELD.make_rows(utterance, tasks)
 
 
 def _meld_sounds(root: Path, split: str) -> tuple[Path, dict[str, Path]]:
@@ -482,7 +482,7 @@ def vocalsound(root: Path, *, tasks: Sequence[str], splits: Choice, rate: str) -
             path = folder / Path(entry["wav"]).name
             utterance = {"name": f"{split}/{path.stem}", "audio": path, "split": split, "gender": _gender(path.stem)}
             utterance |= {"sound": classes.get(entry["labels"]), "speaker": path.stem.split("_")[0]}
-            yield from VOCALSOUND.rows(utterance, tasks)
+            yield from VOCALSOUND.make_rows(utterance, tasks)
 
 
 # --- Clotho, NSynth -----------------------------------------------------------------------------------------------
@@ -517,16 +517,16 @@ def clotho(root: Path, *, tasks: Sequence[str], splits: Choice) -> Iterator[RowD
     for split, folder in folders.items():
         for number, cells in read_delimited(tables[split], ",", needs=("file_name", "caption_1")):
             if isinstance(cells, str):
-                yield from CLOTHO.rows({"name": f"{split}:{number}", "problem": cells}, tasks)
+                yield from CLOTHO.make_rows({"name": f"{split}:{number}", "problem": cells}, tasks)
                 continue
             clip = folder / cells["file_name"]
             captions = [cells[key].strip() for key in cells if key.startswith("caption_")]
             utterance = {"name": f"{split}/{clip.stem}", "audio": clip, "split": split, "caption_style": "clotho"}
             if split != "train":
-                yield from CLOTHO.rows(utterance | {"caption": captions[0], "references": captions}, tasks)
+                yield from CLOTHO.make_rows(utterance | {"caption": captions[0], "references": captions}, tasks)
                 continue
             for n, caption in enumerate(captions, start=1):
-                yield from CLOTHO.rows(utterance | {"name": f"{utterance['name']}/{n}", "caption": caption}, tasks)
+                yield from CLOTHO.make_rows(utterance | {"name": f"{utterance['name']}/{n}", "caption": caption}, tasks)
 
 
 def nsynth(root: Path, *, tasks: Sequence[str], splits: Choice) -> Iterator[RowDict]:
@@ -550,4 +550,4 @@ def nsynth(root: Path, *, tasks: Sequence[str], splits: Choice) -> Iterator[RowD
             labels = {"pitch": note["pitch"], "velocity": note["velocity"], "instrument": family}
             utterance |= {"notes": labels | {"sonic": note["qualities_str"]}, "instrument": family}
             utterance |= {"source": note["instrument_source_str"]}
-            yield from NSYNTH.rows(utterance, tasks)
+            yield from NSYNTH.make_rows(utterance, tasks)

@@ -19,7 +19,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from auris.data.rows import FieldMap, Record, parse
+from auris.data.rows import FieldMap, Record, parse_line
 from auris.errors import MissingFileError, UserError
 from auris.text.answer_formats import Labels
 
@@ -121,7 +121,7 @@ def read_records(path: Path) -> Iterator[tuple[int, Record]]:
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             if line.strip():
-                yield number, parse(line, f"{path.name}:{number}", FieldMap())
+                yield number, parse_line(line, f"{path.name}:{number}", FieldMap())
 
 
 def _read_lines(path: Path) -> Iterator[tuple[int, Cells | str]]:
@@ -189,7 +189,7 @@ class ColumnMap:
                 f"layout.values has {unmapped[0]}, but layout.columns does not: add layout.columns.{unmapped[0]}"
             )
 
-    def row(self, cells: Cells, folder: Path, line_name: str) -> RowDict:
+    def make_row(self, cells: Cells, folder: Path, line_name: str) -> RowDict:
         """Return the row of one line. If a cell cannot be parsed, the row has a `problem`.
 
         Args:
@@ -313,7 +313,7 @@ def table(root: Path, *, files: str, **mapping: Any) -> Iterator[RowDict]:
             if isinstance(cells, str):
                 yield {"id": f"{column_map.name}/{line_name}", "problem": cells, **split}
             else:
-                yield split | column_map.row(cells, path.parent, line_name)
+                yield split | column_map.make_row(cells, path.parent, line_name)
 
 
 def _split_expression(pattern: str) -> re.Pattern[str]:
@@ -347,4 +347,4 @@ def files(root: Path, *, pattern: str, **mapping: Any) -> Iterator[RowDict]:
         raise MissingFileError(f"layout.pattern={pattern} matches none of the {len(paths)} files below {root}{example}")
     for path, match in matches:
         file_name = path.relative_to(root).with_suffix("").as_posix()
-        yield {**column_map.row(match.groupdict(), root, file_name), "audio": path}
+        yield {**column_map.make_row(match.groupdict(), root, file_name), "audio": path}

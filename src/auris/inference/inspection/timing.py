@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from auris.audio import SAMPLE_RATE
-from auris.data.batches import pack
-from auris.data.rows import Row, language
+from auris.data.batches import build_pack
+from auris.data.rows import Row, answer_language
 from auris.inference import load as pretrained
 from auris.inference.align import ENDS, Aligner, Times, WordTime
 from auris.inference.inspection.trace import Subject, Trace, trace_row
@@ -59,10 +59,10 @@ def _align(run: Path, candidates: Sequence[Row], row: Row, prior_rows: int) -> T
     aligner = Aligner(pretrained.load(run), prior_scale=1.0)
     transcribed = (entry for entry in candidates if entry.labels.get("task") in tasks.TRANSCRIPTS and not entry.problem)
     rows = [row, *islice(transcribed, prior_rows)]
-    batch = pack(rows, [(number, None) for number in range(1, len(rows))], aligner.view)
+    batch = build_pack(rows, [(number, None) for number in range(1, len(rows))], aligner.view)
     if batch["rows"]:
         aligner.estimate_priors([batch])
-    [(_, words)] = aligner.align(rows, pack(rows, [(0, None)], aligner.view))
+    [(_, words)] = aligner.align(rows, build_pack(rows, [(0, None)], aligner.view))
     if isinstance(words, ValueError):
         raise words
     return words
@@ -82,7 +82,7 @@ def time_shifts(row: Row, times: Mapping[str, Times]) -> pd.DataFrame:
     """
     import pandas as pd
 
-    spoken = language(row)
+    spoken = answer_language(row)
     true = times.get(TRUE, [])
     lines = []
     for source, words in times.items():
