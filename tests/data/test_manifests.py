@@ -56,8 +56,8 @@ def test_rows_of_several_manifests_behave_like_one_sequence(tmp_path):
 
 def test_a_row_is_decoded_only_on_access(tmp_path, monkeypatch):
     decoded = []
-    decode = row_index.Lines.record
-    monkeypatch.setattr(row_index.Lines, "record", lambda self, n: decoded.append(n) or decode(self, n))
+    decode = row_index.Lines.read_record
+    monkeypatch.setattr(row_index.Lines, "read_record", lambda self, n: decoded.append(n) or decode(self, n))
     rows = read(write_rows(tmp_path), limit=5)
     assert len(rows) == 5 and decoded == []
     assert rows[3].id == "r3" and decoded == [3]

@@ -152,7 +152,7 @@ def test_an_unreadable_file_is_an_error_with_its_name(tmp_path, content, message
     if content is not None:
         (tmp_path / "bad.wav").write_bytes(content)
     row = read_row(tmp_path, audio="bad.wav")
-    for attempt in (samples_of().spans, lambda row: samples_of().build(row, 0, 0)):
+    for attempt in (samples_of().audio_lengths, lambda row: samples_of().build(row, 0, 0)):
         with pytest.raises(AudioError, match=f"bad.wav: {message}"):
             attempt(row)
 
@@ -170,7 +170,7 @@ def test_a_clip_without_samples_or_shorter_than_a_token_is_an_error(tmp_path):
 def test_a_clip_of_40_seconds_is_an_error_that_names_the_setting(tmp_path, policy, stated):
     row = row_of(tmp_path, 40.0, **stated)
     samples = samples_of(long_audio=policy)
-    for attempt in (samples.spans, lambda row: samples.build(row, 0, 0)):
+    for attempt in (samples.audio_lengths, lambda row: samples.build(row, 0, 0)):
         with pytest.raises(ClipTooLongError, match="40.0 s, the limit is 30 s: set long_audio=window"):
             attempt(row)
 

@@ -15,7 +15,7 @@ from rich.console import Console
 from auris.data.collate import collate
 from auris.data.manifests import Manifest
 from auris.data.rows import Clip, Row
-from auris.data.rows import metric as row_metric
+from auris.data.rows import metric_name as row_metric
 from auris.evaluation.answer_cache import Response
 from auris.evaluation.answering import build_samples, split_long, yes_no_log_odds
 from auris.evaluation.benchmarks import Benchmark

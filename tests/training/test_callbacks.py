@@ -49,7 +49,12 @@ class LoggingModule(nn.Linear):
 
 
 def trainer(**overrides: Any) -> SimpleNamespace:
-    defaults = {"datamodule": SimpleNamespace(unusable_rows=list), "world_size": 1, "is_global_zero": True, "global_step": 1}
+    defaults = {
+        "datamodule": SimpleNamespace(unusable_rows=list),
+        "world_size": 1,
+        "is_global_zero": True,
+        "global_step": 1,
+    }
     return SimpleNamespace(**defaults | {"callback_metrics": {}} | overrides)
 
 

@@ -321,8 +321,8 @@ def test_a_list_of_shards_that_names_other_files_is_an_error_even_with_a_correct
 @pytest.mark.parametrize("content", ["5", "[]", "null", '"x"', "{", "1" + 5000 * "0", 2000 * "[", '{"audio": 3}'])
 def test_an_invalid_row_in_a_shard_is_unusable(packed, monkeypatch, content):
     rows = read(packed).rows
-    fields = rows.row_index.reader.fields
-    monkeypatch.setattr(rows.row_index.reader, "fields", lambda *position: fields(*position) | {"row": content})
+    fields = rows.row_index.reader.read_fields
+    monkeypatch.setattr(rows.row_index.reader, "read_fields", lambda *position: fields(*position) | {"row": content})
     assert rows[0].problem
 
 
