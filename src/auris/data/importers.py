@@ -243,7 +243,7 @@ def _convert_official(fields: Fields) -> Fields:
     languages = [tag or name for tag, name in _LANGUAGE_PATTERN.findall(source)]
     if task == "s2tt":
         if len(languages) < 2:
-            raise UserError(f"`source` is {fields['source']!r}, expected two languages, such as in covost2_en_de_test")
+            raise UserError(f"`source` is {fields['source']!r}, expected two languages, for example covost2_en_de_test")
         row["language"], row["target_language"] = languages[-2:]
     elif task == "asr":
         prompt_languages = [tag for tag, _ in _LANGUAGE_PATTERN.findall(str(fields.get("prompt", ""))) if tag]

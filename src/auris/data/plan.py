@@ -55,8 +55,8 @@ def _locate(tree: int | _Merge, positions: np.ndarray) -> tuple[np.ndarray, np.n
     before = np.floor(positions * tree.share + 0.5).astype(np.int64)
     is_left = np.floor((positions + 1) * tree.share + 0.5) > before
     sources, counts = np.empty_like(positions), np.empty_like(positions)
-    for branch, chosen, rank in ((tree.left, is_left, before), (tree.right, ~is_left, positions - before)):
-        sources[chosen], counts[chosen] = _locate(branch, rank[chosen])
+    for branch, is_chosen, rank in ((tree.left, is_left, before), (tree.right, ~is_left, positions - before)):
+        sources[is_chosen], counts[is_chosen] = _locate(branch, rank[is_chosen])
     return sources, counts
 
 
@@ -289,8 +289,8 @@ class Plan:
         order, ends = array("q"), array("q", [0])
         pool = list(islice(remaining, POOL))
         while pool:
-            chosen = _choose_fullest([length for _, length in pool], self.token_budget)
-            order.extend([pool.pop(i)[0] for i in reversed(chosen)][::-1])
+            indices = _choose_fullest([length for _, length in pool], self.token_budget)
+            order.extend([pool.pop(i)[0] for i in reversed(indices)][::-1])
             ends.append(len(order))
             pool += islice(remaining, POOL - len(pool))
         if epoch == len(self._pack_ends):
@@ -347,9 +347,9 @@ def _choose_fullest(lengths: list[int], budget: int) -> list[int]:
             break
         reach.append((reach[-1] | reach[-1] << length) & within_budget)
     total = reach[-1].bit_length() - 1
-    chosen = []
+    indices = []
     for i in range(len(reach) - 1, 0, -1):
         if not reach[i - 1] >> total & 1:
-            chosen.append(i)
+            indices.append(i)
             total -= lengths[i]
-    return [0, *reversed(chosen)]
+    return [0, *reversed(indices)]

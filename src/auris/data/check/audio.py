@@ -150,7 +150,7 @@ def check_rows(
         set_name = source.set_of(row)
         n_rows[set_name] = n_rows.get(set_name, 0) + 1
         seconds[set_name] = seconds.get(set_name, 0.0) + sum(clip.seconds for clip in clips)
-        faults = [("unusable", row.problem)] if row.problem else list(_row_faults(row, clips))
+        faults = [("unusable", row.problem)] if row.problem else list(_find_row_faults(row, clips))
         findings += [Finding(kind, row.id, source.name, reason) for kind, reason in faults]
         if row.problem is None:
             if clips and all(clip.digest for clip in clips):
@@ -185,10 +185,10 @@ def decode_clip(clip: Clip) -> DecodedClip:
     try:
         original, rate = audio.decode(clip.path, *clip.segment)
     except (AudioError, OSError) as error:  # OSError: an invalid file name
-        return DecodedClip(0.0, b"", ((_read_fault(clip), str(error)),))
+        return DecodedClip(0.0, b"", ((_classify_read_fault(clip), str(error)),))
     wave = audio.resample(original, rate)
     seconds = len(wave) / audio.SAMPLE_RATE
-    faults = list(_length_faults(clip, seconds))
+    faults = list(_find_length_faults(clip, seconds))
     if audio.is_silent(wave):  # no digest, because silent clips are not duplicates of one another
         faults.append(("silent", f"{clip.path}: its samples differ by at most {np.ptp(wave):.1e}"))
         return DecodedClip(seconds, b"", tuple(faults))
@@ -199,7 +199,7 @@ def decode_clip(clip: Clip) -> DecodedClip:
     return DecodedClip(seconds, _hash(np.round(wave * 2**15).astype(np.int32).tobytes()), tuple(faults))
 
 
-def _read_fault(clip: Clip) -> str:
+def _classify_read_fault(clip: Clip) -> str:
     """Return why a clip cannot be read: `length` (its segment is outside the file) or `corrupt`."""
     try:
         audio.n_samples(clip.path)
@@ -212,16 +212,16 @@ def _read_fault(clip: Clip) -> str:
     return "corrupt"
 
 
-def _length_faults(clip: Clip, seconds: float) -> Iterator[tuple[str, str]]:
+def _find_length_faults(clip: Clip, seconds: float) -> Iterator[tuple[str, str]]:
     if clip.offset is None and clip.duration is not None and abs(seconds - clip.duration) > DURATION_TOLERANCE:
         yield "length", f"{clip.path} is {seconds:.2f} s long, but the row states {clip.duration:.2f} s"
-    if (header_frames := _header_frames(clip.path)) is not None:
+    if (header_length := _read_header_length(clip.path)) is not None:
         frames = soundfile.info(str(clip.path)).frames
-        if header_frames > frames:
-            yield "corrupt", f"{clip.path}: the file is truncated, it contains {frames} of {header_frames} samples"
+        if header_length > frames:
+            yield "corrupt", f"{clip.path}: the file is truncated, it contains {frames} of {header_length} samples"
 
 
-def _header_frames(path: Path | audio.Sound) -> int | None:
+def _read_header_length(path: Path | audio.Sound) -> int | None:
     """Return the number of samples that the header of a WAV states; libsndfile reports the number in the file."""
     # Truncated audio in shards is found by checksums instead.
     if not isinstance(path, Path) or path.suffix.lower() != ".wav":
@@ -261,7 +261,7 @@ def _hash(data: bytes) -> bytes:
 # --- one row ------------------------------------------------------------------------------------------------------
 
 
-def _row_faults(row: Row, clips: Sequence[DecodedClip]) -> Iterator[tuple[str, str]]:
+def _find_row_faults(row: Row, clips: Sequence[DecodedClip]) -> Iterator[tuple[str, str]]:
     for clip in clips:
         yield from clip.faults
     if len(clips) != 1 or not clips[0].seconds:

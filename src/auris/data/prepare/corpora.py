@@ -196,13 +196,15 @@ def aishell1(root: Path, *, tasks: Sequence[str], splits: Choice) -> Iterator[Ro
     for split in _SPLITS:
         _check_unpacked(home / "wav" / split, home / "wav", "*.tar.gz")
     existing = [split for split in _SPLITS if (home / "wav" / split).is_dir()]
-    chosen = _choose(splits, existing, home, "wav/train, wav/dev, wav/test and transcript/aishell_transcript_v0.8.txt")
+    chosen_splits = _choose(
+        splits, existing, home, "wav/train, wav/dev, wav/test and transcript/aishell_transcript_v0.8.txt"
+    )
     transcripts = home / "transcript" / "aishell_transcript_v0.8.txt"
     texts = read_map(transcripts)
     info = read_map(home.parent / "resource_aishell" / "speaker.info")
     genders = {key.removeprefix("S"): _gender(sex) for key, sex in info.items()}
     with_audio: set[str] = set()
-    for split in chosen:
+    for split in chosen_splits:
         for path in sorted((home / "wav" / split).glob("*/*.wav")):
             key, speaker = path.stem, path.parent.name
             with_audio.add(key)
@@ -211,7 +213,7 @@ def aishell1(root: Path, *, tasks: Sequence[str], splits: Choice) -> Iterator[Ro
             utterance |= {"speaker": speaker, "gender": genders.get(speaker.removeprefix("S"))}
             utterance |= {} if key in texts else {"problem": f"{transcripts.name} has no transcript of this file"}
             yield from AISHELL1.make_rows(utterance, tasks)
-    if len(chosen) == 3:  # the split of a transcript without audio is unknown
+    if len(chosen_splits) == 3:  # the split of a transcript without audio is unknown
         for key in sorted(set(texts) - with_audio):
             problem = f"{transcripts.name} has a transcript, but there is no {key}.wav"
             yield from AISHELL1.make_rows({"name": key, "problem": problem}, tasks)
@@ -267,8 +269,8 @@ def _language_tables(root: Path, languages: Choice, splits: Choice, layout: str)
     languages = _choose(languages, folders, root, layout, "languages")
     tables = {(language, path.stem): path for language in languages for path in folders[language].glob("*.tsv")}
     existing = sorted({split for _, split in tables})
-    chosen = _choose(splits or [split for split in _SPLITS if split in existing], existing, root, layout)
-    return {key: tables[key] for key in product(languages, chosen) if key in tables}
+    chosen_splits = _choose(splits or [split for split in _SPLITS if split in existing], existing, root, layout)
+    return {key: tables[key] for key in product(languages, chosen_splits) if key in tables}
 
 
 # Required columns. The others differ between releases.
@@ -323,9 +325,9 @@ def covost2(root: Path, *, tasks: Sequence[str], splits: Choice, pairs: Choice) 
     for path in sorted([*root.glob("covost_v2.*.tsv"), *root.glob("*/covost_v2.*.tsv")]):
         if match := _COVOST_TABLE.fullmatch(path.name):
             tables.setdefault(match["pair"], {})[match["split"]] = path
-    chosen = _choose(pairs, sorted(tables), root, "en/covost_v2.en_de.tsv", "pairs")
+    chosen_pairs = _choose(pairs, sorted(tables), root, "en/covost_v2.en_de.tsv", "pairs")
     chosen_splits = _choose(splits, _SPLITS, root, "")
-    for pair in chosen:
+    for pair in chosen_pairs:
         if len(tables[pair]) > 1:
             tables[pair].pop(None, None)  # this table of all splits repeats the rows of the other tables
         for split, path in tables[pair].items():
@@ -419,9 +421,9 @@ def meld(root: Path, *, tasks: Sequence[str], splits: Choice) -> Iterator[RowDic
     """
     tables = _tables_below(root, {split: f"{split}_sent_emo.csv" for split in _MELD_FOLDERS})
     layout = ", ".join(f"{split}_sent_emo.csv with {folder}" for split, folder in _MELD_FOLDERS.items())
-    chosen = _choose(splits, tables, root, layout)
-    sounds = {split: _meld_sounds(root, split) for split in chosen}
-    for split in chosen:
+    chosen_splits = _choose(splits, tables, root, layout)
+    sounds = {split: _meld_sounds(root, split) for split in chosen_splits}
+    for split in chosen_splits:
         folder, audio_files = sounds[split]
         for number, cells in read_delimited(tables[split], ",", needs=_MELD_COLUMNS):
             if isinstance(cells, str):
@@ -467,8 +469,8 @@ def vocalsound(root: Path, *, tasks: Sequence[str], splits: Choice, rate: str) -
     """
     names = {"train": "datafiles/tr.json", "valid": "datafiles/val.json", "test": "datafiles/te.json"}
     lists = _tables_below(root, names)
-    chosen = _choose(splits, lists, root, "datafiles/tr.json, val.json, te.json with audio_16k or audio_44k")
-    home = lists[chosen[0]].parents[1]
+    chosen_splits = _choose(splits, lists, root, "datafiles/tr.json, val.json, te.json with audio_16k or audio_44k")
+    home = lists[chosen_splits[0]].parents[1]
     folder = home / f"audio_{rate}"
     if not folder.is_dir():
         raise MissingFileError(f"layout.rate={rate}: {home} has no {folder.name}, expected layout.rate=16k or 44k")
@@ -477,7 +479,7 @@ def vocalsound(root: Path, *, tasks: Sequence[str], splits: Choice, rate: str) -
         if isinstance(cells, str):  # without this line, all rows of the class would be unusable
             raise UserError(f"{home}: {cells}")
         classes[cells["mid"]] = cells["display_name"]
-    for split in chosen:
+    for split in chosen_splits:
         for entry in _read_json(lists[split])["data"]:
             path = folder / Path(entry["wav"]).name
             utterance = {"name": f"{split}/{path.stem}", "audio": path, "split": split, "gender": _gender(path.stem)}
@@ -507,9 +509,9 @@ def clotho(root: Path, *, tasks: Sequence[str], splits: Choice) -> Iterator[RowD
         splits: Some of train, valid, test.
     """
     tables = _tables_below(root, {split: f"clotho_captions_{name}.csv" for split, name in _CLOTHO_SPLITS.items()})
-    chosen = _choose(splits, tables, root, "clotho_captions_development.csv with development, and so on")
+    chosen_splits = _choose(splits, tables, root, "clotho_captions_development.csv with development, and so on")
     folders: dict[str, Path] = {}
-    for split in chosen:
+    for split in chosen_splits:
         name = _CLOTHO_SPLITS[split]
         if (folder := _find_below(root, name)) is None:
             raise MissingFileError(f"{root} has no {name}: unpack clotho_audio_{name}.7z")
