@@ -18,7 +18,7 @@ from auris import cli, config
 from auris.training import studies
 from auris.training.studies import Job
 from support.recipes import compose_once
-from test_scripts import LISTED
+from test_scripts import PLAN
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -207,7 +207,7 @@ def test_finished_runs_start_again_only_with_another_config_or_evaluation(tmp_pa
 def test_a_dry_run_of_a_study_prints_only_the_list_of_its_runs(capsys):
     """scripts/slurm_study.sh reads this list to make a job array."""
     assert cli.main(["train", "ablations=demo", "seeds=[1]", "dry_run=true"]) == 0
-    assert capsys.readouterr().out == LISTED + "\n"
+    assert capsys.readouterr().out == PLAN + "\n"
 
 
 def test_the_level_of_a_run_is_the_length_of_its_dependency_chain():
