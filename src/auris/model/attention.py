@@ -1,10 +1,11 @@
 """Attention over packed sequences: sequences of different lengths in one row, without padding and without a dense mask.
 
-All attention of the project is computed here. The encoder calls `packed` directly. The LLMs of transformers call it
-under the name "packed", in training, prefill and cached decoding.
+The encoder and the LLM compute their attention here. The encoder calls `packed` directly. An LLM of transformers calls
+`_transformers_attention`, which is registered under the name "packed", in training, prefill and cached decoding.
 
-Shapes: T tokens of all sequences (Tq queries, Tk keys), S sequences, H heads, Dh channels of a head.
-`cu` (S + 1,) int32 are cumulative lengths: sequence s occupies cu[s]:cu[s + 1].
+Shapes: T tokens of all sequences (Tq queries, Tk keys), S sequences, H heads (Hq of the queries, Hk of the keys),
+Dh channels of a head.
+`cu` (S + 1,) int32 contains cumulative lengths: sequence s occupies cu[s]:cu[s + 1].
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from transformers import AttentionInterface
 
 from auris.errors import UserError
 
-# Lengths as Python integers, keyed by the identity of the tensor of cumulative lengths. All layers of a forward receive
-# the same tensor, so the device synchronises once per forward instead of once per layer.
+# The lengths of sequences as Python integers, keyed by the identity of the tensor of cumulative lengths. All layers
+# receive the same tensor in a forward, so the device synchronises once per forward instead of once per layer.
 _LENGTHS: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
@@ -33,12 +34,12 @@ def lengths(cu: Tensor) -> list[int]:
 
 
 def cumulate(lengths: Tensor) -> Tensor:
-    """Return the cumulative lengths (S + 1,) int32 of lengths (S,)."""
+    """Return the cumulative lengths (S + 1,) int32 of sequences with `lengths` (S,)."""
     return F.pad(lengths.cumsum(0), (1, 0)).int()
 
 
 def ranges(starts: Tensor, lengths: Tensor) -> Tensor:
-    """Return start, ..., start + length - 1 of every sequence, concatenated: (sum of lengths,) int64."""
+    """Return the numbers start, ..., start + length - 1 of every sequence, concatenated: (sum of lengths,) int64."""
     shift = starts - (lengths.cumsum(0) - lengths)
     total = int(lengths.sum())
     return torch.repeat_interleave(shift, lengths, output_size=total) + torch.arange(total, device=lengths.device)
@@ -53,7 +54,7 @@ def packed(
     *,
     causal: bool,
     scale: float | None = None,
-    longest: tuple[int, int] | None = None,
+    max_lengths: tuple[int, int] | None = None,
 ) -> Tensor:
     """Attend within each sequence: q (Tq, Hq, Dh), k and v (Tk, Hk, Dh) -> (Tq, Hq, Dh).
 
@@ -66,29 +67,30 @@ def packed(
         causal: mask later keys. The last query of a sequence is aligned with its last key (bottom right), as responses
             to a shared prompt require.
         scale: factor on the scores; None: Dh ** -0.5.
-        longest: number of queries and of keys of the longest sequence. A compiled block must pass it, because it cannot
-            read `cu`.
+        max_lengths: maximum numbers of queries and of keys per sequence. A compiled block must pass them, because it
+            cannot read `cu_q` and `cu_k`.
     """
     assert q.ndim == k.ndim == v.ndim == 3 and q.shape[1] % k.shape[1] == 0, (q.shape, k.shape, v.shape)
-    if torch.is_autocast_enabled(q.device.type):  # it casts for torch's own attention, not for the kernel
+    if torch.is_autocast_enabled(q.device.type):  # autocast casts for torch's own attention, but not for this kernel
         q, k, v = (x.to(torch.get_autocast_dtype(q.device.type)) for x in (q, k, v))
     if has_kernel(q):
         window = (-1, 0) if causal else (-1, -1)
-        n_q, n_k = longest or (max(lengths(cu_q)), max(lengths(cu_k)))
-        out = varlen_attn(q, k, v, cu_q, cu_k, n_q, n_k, scale=scale, window_size=window)
-        assert isinstance(out, Tensor)  # a tuple only if more outputs are requested
+        max_q, max_k = max_lengths or (max(lengths(cu_q)), max(lengths(cu_k)))
+        out = varlen_attn(q, k, v, cu_q, cu_k, max_q, max_k, scale=scale, window_size=window)
+        assert isinstance(out, Tensor)  # it is a tuple only if more outputs are requested
         return out
-    return _one_by_one(q, k, v, cu_q, cu_k, causal, scale)
+    return _attend_one_by_one(q, k, v, cu_q, cu_k, causal, scale)
 
 
 def single_query(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float | None = None) -> Tensor:
-    """Attend from one query per row, its newest token, to the row's cache slot. All rows are computed in one call.
+    """Attend from the newest token of each of R rows to this row's cache slot, in one call for all rows.
 
-    q (R, Hq, Dh), k and v (R, Hk, L, Dh), mask (R, L): 0 where a slot holds a token, else -inf -> (R, Hq, Dh).
+    q (R, Hq, Dh), k and v (R, Hk, L, Dh) with L entries per slot, mask (R, L) -> (R, Hq, Dh). The mask is 0 where a
+    slot contains a token, otherwise -inf.
     """
     if torch.is_autocast_enabled(q.device.type):
         q, k, v = (x.to(torch.get_autocast_dtype(q.device.type)) for x in (q, k, v))
-    q = rearrange(q, "r (k g) d -> r k g d", k=k.shape[1])  # the queries of a group share keys, as tokens do
+    q = rearrange(q, "r (k g) d -> r k g d", k=k.shape[1])  # g query heads share a key head, as if they were g tokens
     out = F.scaled_dot_product_attention(q, k, v, mask[:, None, None].to(q.dtype), scale=scale)
     return rearrange(out, "r k g d -> r (k g) d")
 
@@ -98,8 +100,8 @@ def has_kernel(q: Tensor) -> bool:
     return q.is_cuda and q.dtype in (torch.bfloat16, torch.float16)
 
 
-@torch.compiler.disable  # splits a compiled block in two, because the number of calls depends on the data
-def _one_by_one(
+@torch.compiler.disable  # a compiled block is split in two here, because the number of calls depends on the data
+def _attend_one_by_one(
     q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, causal: bool, scale: float | None
 ) -> Tensor:
     """Compute `packed` with one call of torch's attention per sequence.
@@ -110,7 +112,7 @@ def _one_by_one(
     n_q, n_k = lengths(cu_q), lengths(cu_k)
     assert len(n_q) == len(n_k) and sum(n_q) == len(q) and sum(n_k) == len(k) == len(v), (n_q, n_k, q.shape, k.shape)
     k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) if x.shape[1] < q.shape[1] else x for x in (k, v))
-    # The backward of split is one concatenation; that of slices would be one pack-sized tensor per sequence.
+    # The backward of `split` is one concatenation. The backward of slices would be one pack-sized tensor per sequence.
     parts = zip(q.split(n_q), k.split(n_k), v.split(n_k), strict=True)
     return torch.cat([_attend(*part, causal=causal, scale=scale) for part in parts])
 
@@ -118,12 +120,13 @@ def _one_by_one(
 def _attend(q: Tensor, k: Tensor, v: Tensor, *, causal: bool, scale: float | None) -> Tensor:
     """Attend within one sequence: q (Tq, H, Dh), k and v (Tk, H, Dh) -> (Tq, H, Dh)."""
     n_q, n_k = len(q), len(k)
-    # torch's is_causal aligns top left, so it is right for the square case only. A single query sees all keys.
+    # torch's is_causal aligns queries and keys at the top left, which is correct only if their numbers are equal. A
+    # single query is the last one and attends to all keys, so it needs no mask.
     bias = causal_lower_right(n_q, n_k) if causal and 1 < n_q != n_k else None
-    square = causal and n_q == n_k
+    is_causal = causal and n_q == n_k
     # Without a leading batch axis, the CPU would not choose its flash kernel.
     q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
-    out = F.scaled_dot_product_attention(q, k, v, bias, is_causal=square, scale=scale)
+    out = F.scaled_dot_product_attention(q, k, v, bias, is_causal=is_causal, scale=scale)
     return out[0].transpose(0, 1)
 
 
@@ -163,17 +166,18 @@ def _transformers_attention(
     q = rearrange(query, "1 h t d -> t h d")
     if query_scale is not None:  # (T,): log-n scaling, see llm.LongRotary
         q = q * query_scale[:, None, None].to(q.dtype)
-    if slot_mask is not None:  # the keys are those of a cache's slots
+    if slot_mask is not None:  # in cached decoding, the keys are in slots (see llm.SlotCache)
         return single_query(q, key, value, slot_mask, scale=scaling)[None], None
     k, v = (rearrange(x, "1 h t d -> t h d") for x in (key, value))
-    if key_index is not None:  # (Tk,): positions of the keys; all responses to a prompt share its keys
-        # An embedding lookup, because its gradient adds whole rows; that of index_select adds single numbers.
+    if key_index is not None:  # (Tk,): position of each key in the row; responses to one prompt share its keys
+        # An embedding lookup, because its backward adds whole rows. index_select adds numbers one by one.
         k, v = (F.embedding(key_index, x.flatten(1)).unflatten(1, x.shape[1:]) for x in (k, v))
     causal = bool(getattr(module, "is_causal", True))
-    longest = (max_length_q, max_length_k)
-    return packed(q, k, v, cu_seq_lens_q, cu_seq_lens_k, causal=causal, scale=scaling, longest=longest)[None], None
+    max_lengths = (max_length_q, max_length_k)
+    out = packed(q, k, v, cu_seq_lens_q, cu_seq_lens_k, causal=causal, scale=scaling, max_lengths=max_lengths)
+    return out[None], None
 
 
-# The name is not registered in AttentionMaskInterface. For such a name, transformers builds no mask (otherwise it would
-# compare position ids to find out whether the row is packed) and does not ask the cache for sizes.
+# The name is not registered in AttentionMaskInterface. For such a name, transformers does not build a mask (for which
+# it would compare position ids to find out whether the row is packed) and does not ask the cache for its sizes.
 AttentionInterface.register("packed", _transformers_attention)

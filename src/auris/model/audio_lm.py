@@ -1,8 +1,8 @@
 """AudioLM, the complete model, which runs on packed batches.
 
 Shapes: T tokens of all rows, S rows, A clips, C encoder frames (20 ms) of all clips, D the encoder's width, M audio
-tokens, H the LLM's hidden width, V vocabulary rows, R selected positions.
-A batch is a `model.pack.Pack`. It lacks `mel` in text-only training, where no row has audio.
+tokens, H the LLM's hidden width, V rows of the LLM's embedding and head, R selected positions.
+A batch is a `model.pack.Pack`.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ class AudioLM(nn.Module):
 
     Args:
         encoder: the audio encoder.
-        pooling: called with `width`, that of the encoder.
-        projector: called with `in_width` and `out_width`.
-        boundary: called with `width`, that of the LLM.
-        llm: called with `vocab_size`.
+        pooling: builds the pooling. It is called with the encoder's `width`.
+        projector: builds the projector. It is called with `in_width` and `out_width`.
+        boundary: builds the boundary. It is called with the LLM's `width`.
+        llm: builds the LLM. It is called with `vocab_size`, the number of rows V.
         vocab_size: number of tokens in the tokenizer.
-        vocab_rows: V, rows of the LLM's embedding and head; None: `vocab_size`. Released tables have spare rows.
+        vocab_rows: V; None: `vocab_size`. Released models have more rows than tokens.
 
     Attributes:
         geometry: the properties of the model that the data pipeline needs.
@@ -73,14 +73,14 @@ class AudioLM(nn.Module):
         self.boundary = boundary(width=width)
         self.geometry = replace(encoder.geometry, pool=self.pooling.k, boundary=self.boundary.learned)
 
-    def encode_frames(self, mel: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the encoder's frames after its final norm: mel (n_mels, F), frames (A,) -> (C, D), lengths (A,)."""
-        x, lengths = self.encoder(mel, frames)
+    def encode_frames(self, mel: Tensor, n_frames: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the encoder's frames after its final norm; arguments and shapes as in `Encoder.forward`."""
+        x, lengths = self.encoder(mel, n_frames)
         return self.encoder.norm(x), lengths
 
-    def encode(self, mel: Tensor, frames: Tensor) -> Tensor:
-        """Return audio tokens: stored mel frames (n_mels, F), valid frames of each clip (A,) -> (M, H)."""
-        pooled, lengths = self.pooling(*self.encoder(mel, frames))
+    def encode(self, mel: Tensor, n_frames: Tensor) -> Tensor:
+        """Return the audio tokens (M, H); arguments as in `Encoder.forward`."""
+        pooled, lengths = self.pooling(*self.encoder(mel, n_frames))
         # In both released systems pooling precedes the encoder's final norm, and their weights depend on this order.
         tokens = self.projector(rearrange(self.encoder.norm(pooled), "t g d -> t (g d)"))
         return self.boundary(tokens, lengths)
@@ -91,7 +91,7 @@ class AudioLM(nn.Module):
         if "mel" not in batch:
             return x
         audio, index = self.encode(batch["mel"], batch["frames"]), batch["audio_index"]
-        # A pack without audio has a dummy clip, which has no effect but lets every rank run the encoder in this
+        # A pack without audio contains a dummy clip. It has no effect, but makes every rank run the encoder in this
         # forward.
         assert len(index) in (0, len(audio)), (audio.shape, index.shape)
         return x.index_copy(0, index, audio[: len(index)].to(x.dtype))
@@ -99,28 +99,28 @@ class AudioLM(nn.Module):
     def hidden_states(self, batch: Pack, indices: Tensor | None = None) -> Tensor:
         """Return the LLM's hidden states after its final norm: (T, H), or (R, H) if `indices` are given.
 
-        Packs of pairs are computed as trees (`Pack`).
+        In a pack of preference pairs, both responses attend to one copy of the prompt (see `Pack`).
 
         Args:
             batch: the pack.
-            indices: (R,) the tokens whose hidden states are needed, without duplicates. The last layer skips work that
-                only the others would need.
+            indices: (R,) positions of the tokens whose hidden states are needed, without duplicates. The last layer
+                skips work that only other tokens need.
         """
         cu = batch["cu_seqlens"]
-        tree: dict[str, Any] = (
+        shared_keys: dict[str, Any] = (
             {"cu_k": batch["cu_keys"], "key_index": batch["key_index"]} if "key_index" in batch else {}
         )
-        # An LLM extends its training length at inference only, that is, without gradients. Pairs are an exception: the
-        # reference model never has gradients, but must compute the same function as the model in training.
-        is_training = bool(tree) or torch.is_grad_enabled()
-        lengths = None if is_training else torch.tensor(attention.lengths(cu))
+        # An LLM extends its context beyond `train_length` only at inference, which means without gradients. Pairs are
+        # an exception: the reference model never has gradients, but must compute the same function as the trained one.
+        is_training = bool(shared_keys) or torch.is_grad_enabled()
+        prompt_lengths = None if is_training else torch.tensor(attention.lengths(cu))
         embeds = self.embed(batch)
         return lm.hidden_states(
-            self.llm, embeds, batch["positions"], cu, prompt_lengths=lengths, indices=indices, **tree
+            self.llm, embeds, batch["positions"], cu, prompt_lengths=prompt_lengths, indices=indices, **shared_keys
         )
 
     def head(self, h: Tensor) -> Tensor:
-        """Return logits (R, V) of hidden states (R, H). Select the positions that are needed first."""
+        """Return the logits (R, V) of hidden states (R, H). Logits are large, so pass only the positions needed."""
         return output_layer(self.llm)(h)
 
     def logits(self, batch: Pack) -> Tensor:
@@ -134,6 +134,6 @@ class AudioLM(nn.Module):
     def generate(self, batch: Pack, settings: GenerationSettings, **options: Any) -> list[list[int]]:
         """Return the token ids that continue each row of a batch of prompts; options as in `generation.generate`.
 
-        This is a method so that sharding can gather parameters around it.
+        This is a method so that FSDP can gather the parameters of a sharded net around it (`training.sharding`).
         """
         return generate(self, batch, settings, **options)

@@ -1,7 +1,7 @@
-"""The tokens around a clip's audio tokens in the language model's input.
+"""The begin and end of a clip in the language model's input, before and after its audio tokens.
 
-Each class is completed with the language model's width (by `AudioLM`). It maps the audio tokens of all clips (M, H) and
-the number of tokens of each clip (A,) to the embeddings that are inserted into the prompt.
+`AudioLM` constructs these modules with the language model's `width`. A module maps the audio tokens of all clips (M, H)
+and the number of tokens of each clip (A,) to the embeddings that are inserted into the prompt.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 
 class Boundary(Protocol):
-    """A module that adds what marks the beginning and the end of each clip.
+    """A module that may insert a begin and an end vector around the audio tokens of each clip.
 
     Attributes:
-        learned: Whether the marks are part of the module's output. Otherwise the prompt contains them as tokens.
+        learned: Whether the module inserts them. Otherwise the prompt contains a begin and an end token.
     """
 
     @property
@@ -26,7 +26,7 @@ class Boundary(Protocol):
 
 
 class Tokens(nn.Module):
-    """The begin and end tokens of the vocabulary, which are part of the prompt (Qwen2-Audio)."""
+    """No vectors: the prompt already contains the begin and end tokens of the vocabulary (Qwen2-Audio)."""
 
     learned = False
 
@@ -41,8 +41,8 @@ class Tokens(nn.Module):
 class Learned(nn.Module):
     """Two learned vectors, begin and end, at the positions of the begin and end tokens (Qwen-Audio).
 
-    They are released as `audio_bos_eos_token` inside the audio module. The embeddings of `<audio>` and `</audio>` in
-    the vocabulary are never used (QwenLM/Qwen-Audio modeling_qwen.py, audio.py).
+    In the released weights, the vectors are `audio_bos_eos_token` in the audio module. The embeddings of `<audio>` and
+    `</audio>` in the vocabulary are never used (QwenLM/Qwen-Audio modeling_qwen.py, audio.py).
     """
 
     learned = True
@@ -53,11 +53,11 @@ class Learned(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw both vectors from N(0, 1), torch's default for embeddings, as the released system does."""
+        """Draw both vectors from N(0, 1), torch's default for embeddings, as in the released code."""
         nn.init.normal_(self.weight)
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """Map (M, H), (A,) to (M + 2 A, H): for each clip begin, its tokens, end."""
+        """Map (M, H), (A,) to (M + 2 A, H): the begin vector, the tokens and the end vector of each clip."""
         begin, end = self.weight.to(x.dtype).split(1)
-        parts = [piece for clip in x.split(lengths.tolist()) for piece in (begin, clip, end)]
+        parts = [part for clip in x.split(lengths.tolist()) for part in (begin, clip, end)]
         return torch.cat(parts)

@@ -1,7 +1,7 @@
 """torch.compile for the blocks of the encoder and of the LLM, in place: names, weights and checkpoints do not change.
 
-All layers of a kind and all lengths of packs share one compilation. On a GPU in half precision a block is one graph.
-Elsewhere, attention splits it in two, because there attention is one call per sequence.
+All layers of a kind share one compilation for packs of any length. On a GPU in half precision, a block is one graph.
+On other devices and in other precisions, attention splits the block in two, because it is one call per sequence.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from auris.errors import UserError
 
 
 def compile_blocks(blocks: Iterable[nn.Module], backend: str | Callable = "inductor") -> None:
-    """Compile every block when it is first called. Two settings of torch change for the whole process.
+    """Compile every block when it is first called. This also changes two settings of torch for the whole process.
 
     Raises:
-        UserError: Torch does not have this backend.
+        UserError: torch does not have this backend.
     """
     available = torch.compiler.list_backends(exclude_tags=())
     if isinstance(backend, str) and backend not in available:

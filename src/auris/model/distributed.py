@@ -1,4 +1,4 @@
-"""Exchange of Python objects between the ranks of a run. A single process is a group of one."""
+"""Exchange of Python objects between the ranks of a run. A run with a single process has one rank."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _Result = TypeVar("_Result")
 
 
 def world_and_rank() -> tuple[int, int]:
-    """Return the number of processes and the rank of this one."""
+    """Return the number of processes and the rank of this process."""
     if distributed.is_available() and distributed.is_initialized():
         return distributed.get_world_size(), distributed.get_rank()
     return 1, 0
@@ -28,17 +28,17 @@ def gather(value: _Result) -> list[_Result]:
     return values
 
 
-def collectively(work: Callable[[], _Result], error: type[Exception]) -> _Result:
-    """Call `work` on every rank. If it fails on one of them, for any reason, raise `error` on all. Collective.
+def collectively(work: Callable[[], _Result], error_class: type[Exception]) -> _Result:
+    """Call `work` on every rank. If it fails on any rank, for any reason, raise `error_class` on all. Collective.
 
     Without this, the other ranks would wait forever for the failed one in their next exchange.
     """
     message, result, cause = "", None, None
     try:
         result = work()
-    except Exception as failure:
-        cause = failure
+    except Exception as error:
+        cause = error
         message = str(cause) if isinstance(cause, (OSError, UserError)) else f"{type(cause).__name__}: {cause}"
-    if first := next(filter(None, gather(message)), None):
-        raise error(first) from cause
-    return cast("_Result", result)  # None only if that is what `work` returned
+    if first_message := next(filter(None, gather(message)), None):
+        raise error_class(first_message) from cause
+    return cast("_Result", result)  # None only if `work` returned None

@@ -1,7 +1,7 @@
 """Tensors that are sharded over processes: DTensors of FSDP2 and of tensor parallelism.
 
-The functions say which part of a tensor this process holds, and fill it from the full tensor. They also take plain
-tensors, as the case of one process that holds everything.
+The functions find the part of a tensor that this process holds, copy to this part, and gather full tensors. They also
+accept plain tensors, for which this part is the full tensor.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ def lookup_rows(table: Tensor, indices: Tensor) -> Tensor:
     """Return rows `indices` (N,) of a table (V, H): (N, H). Collective; all ranks must pass the same indices."""
     if not isinstance(table, DTensor):
         return table[indices]
-    everywhere = [Replicate()] * table.device_mesh.ndim
-    indices = DTensor.from_local(indices, table.device_mesh, everywhere, run_check=False)
+    replicated = [Replicate()] * table.device_mesh.ndim
+    indices = DTensor.from_local(indices, table.device_mesh, replicated, run_check=False)
     rows = F.embedding(indices, table)  # each process looks up its own rows, so the table stays sharded
     assert isinstance(rows, DTensor)
     return rows.full_tensor()
 
 
 def count_parts(tensor: Tensor) -> int:
-    """Return the number of different parts of a tensor. Further processes hold copies of these."""
+    """Return the number of parts into which a tensor is sharded. Several processes may hold copies of the same part."""
     if not isinstance(tensor, DTensor):
         return 1
     sharded = (axis for axis, placement in enumerate(tensor.placements) if not isinstance(placement, Replicate))

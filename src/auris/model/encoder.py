@@ -1,10 +1,11 @@
-"""The Whisper encoder on packed clips of their true length.
+"""The Whisper encoder on packed clips, which are not padded to 30 s.
 
 The released systems encode 30 s for every clip and mask the part after its end. Here only the clip is encoded. The
-function is the same (weights of Whisper v2 and v3 fit), because a masked frame never affects an unmasked one. Clips
-could affect each other only in the stem, where gap frames separate them.
+function is the same (weights of Whisper v2 and v3 fit), because a masked frame never affects an unmasked one. Packed
+clips could affect each other only in the stem (the two convolutions), where gap frames separate them.
 
-Shapes: A clips, F stored mel frames (10 ms) of all clips, C encoder frames (20 ms) of all clips, D width.
+Shapes: A clips, F mel frames (10 ms) of all clips, C encoder frames (20 ms) of all clips, D width. F includes the
+frames that `audio.Geometry.n_computed_frames` adds to the valid frames of each clip.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from auris.audio import Geometry, n_encoder_frames
 from auris.errors import UserError
 from auris.model import attention
 
-STEM_GAIN = 1.5  # measured on speech: makes the stem's deviation over time about equal to that of the positions
+STEM_GAIN = 1.5  # measured on speech: the stem's output then varies over time about as much as the positions
 MAX_PERIOD = 10_000  # longest period of the position sinusoids (openai/whisper model.py `sinusoids`)
 
 
@@ -30,12 +31,13 @@ class Encoder(nn.Module):
     Args:
         n_mels: mel bins (Whisper v2: 80, v3: 128).
         width: D.
-        n_layers: transformer blocks.
-        n_heads: attention heads.
+        n_layers: number of transformer blocks.
+        n_heads: number of attention heads.
         ffn: hidden width of a block's MLP (4 * width if not given).
-        max_positions: rows of the position table, the length of the longest clip in encoder frames (1500 = 30 s).
-        clip_end: input of the convolutions after a clip (`audio.Geometry`): "silence" (Whisper, Qwen2-Audio) or "zero"
-            (Qwen-Audio).
+        max_positions: number of rows of the position table, and so the maximum length of a clip in encoder frames
+            (1500 = 30 s).
+        clip_end: what the convolutions read after the end of a clip (see `audio.Geometry`): "silence" (Whisper,
+            Qwen2-Audio) or "zero" (Qwen-Audio).
 
     Attributes:
         norm: the encoder's final LayerNorm. `forward` does not apply it, because both released systems pool first.
@@ -79,9 +81,9 @@ class Encoder(nn.Module):
     def reset_parameters(self) -> None:
         """Fill the position table (sines of all frequencies, then their cosines, not interleaved) and scale the stem.
 
-        With torch's default initialisation the output of the stem varies over time 20 times less than the positions
-        that are added to it, so an encoder trained from scratch long perceives little but positions. `STEM_GAIN` makes
-        both vary equally.
+        With torch's default initialisation, the output of the stem varies over time 20 times less than the positions
+        that are added to it. An encoder trained from scratch then sees little but positions for a long time.
+        `STEM_GAIN` makes the stem vary about as much as the positions.
         """
         for conv in (self.conv1, self.conv2):
             nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
@@ -92,38 +94,45 @@ class Encoder(nn.Module):
         angles = torch.arange(self.max_positions)[:, None] * rates
         self.positions.copy_(torch.cat([angles.sin(), angles.cos()], dim=1))
 
-    def forward(self, mel: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
-        """Encode clips: stored mel frames (n_mels, F), valid frames of each clip (A,) -> (C, D), lengths (A,).
+    def forward(self, mel: Tensor, n_frames: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode clips. The encoder's final norm is not applied.
 
-        The lengths, in encoder frames, are on the host, because pooling computes its indices from them.
+        Args:
+            mel: (n_mels, F) log-mel features of all clips.
+            n_frames: (A,) number of valid mel frames of each clip.
+
+        Returns:
+            The encoder frames (C, D), and the number of encoder frames of each clip (A,). The numbers are on the host,
+            because pooling computes its indices from them.
         """
-        frames = frames.cpu()  # the only synchronisation of the forward
-        assert frames.min() > 0 and frames.max() <= 2 * self.max_positions, (frames, self.max_positions)
-        lengths = n_encoder_frames(frames)
-        x = self._stem(mel, frames, lengths)
-        cu, longest = attention.cumulate(lengths).to(x.device), int(lengths.max())
+        n_frames = n_frames.cpu()  # the only synchronisation of the forward
+        assert n_frames.min() > 0 and n_frames.max() <= 2 * self.max_positions, (n_frames, self.max_positions)
+        lengths = n_encoder_frames(n_frames)
+        x = self._stem(mel, n_frames, lengths)
+        cu, max_length = attention.cumulate(lengths).to(x.device), int(lengths.max())
         for block in self.blocks:
-            x = block(x, cu, longest)
+            x = block(x, cu, max_length)
         return x, lengths
 
-    def _stem(self, mel: Tensor, frames: Tensor, lengths: Tensor) -> Tensor:
+    def _stem(self, mel: Tensor, n_frames: Tensor, lengths: Tensor) -> Tensor:
         """Apply both convolutions to all clips in one row and add positions: (n_mels, F) -> (C, D).
 
-        Every clip starts at an even offset, so the stride of two meets the same frames as for the clip alone. At least
-        one gap frame follows it, in place of the zero padding of the convolutions.
+        Every clip starts at an even offset, so the convolution with stride 2 is applied at the same frames as in a clip
+        alone. At least one gap frame follows every clip, in place of the zero padding of the convolutions.
         """
-        n_stored = torch.tensor([self.geometry.n_computed_frames(n) for n in frames.tolist()])
-        assert mel.shape == (self.n_mels, n_stored.sum()), (mel.shape, self.n_mels, n_stored)
-        slots = n_stored + 2 - n_stored % 2
-        starts = slots.cumsum(0) - slots
-        at = attention.ranges(starts, n_stored).to(mel.device)
-        row = mel.new_zeros(self.n_mels, int(slots.sum())).index_copy(1, at, mel).to(self.conv1.weight.dtype)
-        is_clip = row.new_zeros(row.shape[1]).index_fill(0, at, 1.0)
+        n_computed = torch.tensor([self.geometry.n_computed_frames(n) for n in n_frames.tolist()])
+        assert mel.shape == (self.n_mels, n_computed.sum()), (mel.shape, self.n_mels, n_computed)
+        slot_lengths = n_computed + 2 - n_computed % 2
+        starts = slot_lengths.cumsum(0) - slot_lengths
+        clip_index = attention.ranges(starts, n_computed).to(mel.device)
+        row = mel.new_zeros(self.n_mels, int(slot_lengths.sum()))
+        row = row.index_copy(1, clip_index, mel).to(self.conv1.weight.dtype)
+        is_clip = row.new_zeros(row.shape[1]).index_fill(0, clip_index, 1.0)
         x = F.gelu(self.conv1(row[None])) * is_clip  # the second convolution's padding is zero, not gelu(bias)
         x = F.gelu(self.conv2(x))[0]
         x = rearrange(x.index_select(1, attention.ranges(starts // 2, lengths).to(x.device)), "d c -> c d")
-        when = attention.ranges(torch.zeros_like(lengths), lengths).to(x.device)
-        return x + self.positions[when].to(x.dtype)
+        position_index = attention.ranges(torch.zeros_like(lengths), lengths).to(x.device)
+        return x + self.positions[position_index].to(x.dtype)
 
 
 class Block(nn.Module):
@@ -141,12 +150,12 @@ class Block(nn.Module):
         self.up = nn.Linear(width, ffn)
         self.down = nn.Linear(ffn, width)
 
-    def forward(self, x: Tensor, cu: Tensor, longest: int) -> Tensor:
-        """Map (C, D), cumulative lengths (A + 1,) and the frames of the longest clip to (C, D)."""
+    def forward(self, x: Tensor, cu: Tensor, max_length: int) -> Tensor:
+        """Map (C, D), cumulative lengths (A + 1,) and the number of frames of the longest clip to (C, D)."""
         h = self.attention_norm(x)
         q, k, v = (
             rearrange(part(h), "t (h d) -> t h d", h=self.n_heads) for part in (self.query, self.key, self.value)
         )
-        h = attention.packed(q, k, v, cu, cu, causal=False, longest=(longest, longest))
+        h = attention.packed(q, k, v, cu, cu, causal=False, max_lengths=(max_length, max_length))
         x = x + self.out(rearrange(h, "t h d -> t (h d)"))
         return x + self.down(F.gelu(self.up(self.mlp_norm(x))))

@@ -1,6 +1,7 @@
 """The language model: any causal LM of transformers, built from its config and run on packed rows.
 
-Shapes: T tokens of all rows, S rows, H hidden width, V vocabulary rows, K key-value heads, Dh channels of a head.
+Shapes: T tokens of all rows, S rows, R active rows or selected tokens, H hidden width, V rows of the embedding and of
+the head, K key-value heads, Dh channels of a head.
 """
 
 from __future__ import annotations
@@ -29,26 +30,28 @@ from auris.model import attention
 from auris.model.vocabulary import input_table
 
 # Config entries that scale or cap logits after the output matrix. `AudioLM.head` would silently skip them.
-_LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling")
-# Parts of a decoder layer whose output at a token affects the hidden state of that token only: all but keys and values.
+_LOGIT_TRANSFORMS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+# Parts of a decoder layer whose output at a token affects only the hidden state of this token. The projections of keys
+# and values are not among them, because later tokens attend to keys and values.
 _TOKENWISE = ("self_attn.q_proj", "self_attn.o_proj", "mlp")
 
 
 def build_llm(config: Mapping[str, Any], vocab_size: int, train_length: int | None = None) -> PreTrainedModel:
-    """Build a causal LM with new weights (without memory on the meta device).
+    """Build a causal LM with newly initialised weights, or without values if torch's default device is meta.
 
     Args:
         config: a transformers config as a dict with its `model_type`, or `path`, a directory whose config.json replaces
             all other entries.
-        vocab_size: V, rows of the embedding and of the head; replaces that of the config.
-        train_length: number of tokens beyond which, at inference, angles and queries are rescaled as in Qwen-7B
-            (`LongRotary`); None: never.
+        vocab_size: number of rows of the embedding and of the head (V); replaces the value in the config.
+        train_length: maximum number of tokens of a row in training. At inference, rotary angles and queries of longer
+            rows are rescaled as in Qwen-7B (`LongRotary`); None: rows of any length are computed as in training.
 
     Raises:
         UserError: the model cannot run on packed rows.
         MissingFileError: the directory has no config.json.
     """
-    # The tokenizer and `generate` handle special tokens. A pad id of another vocabulary would freeze an embedding.
+    # The tokenizer and `generate` handle special tokens. torch does not train the embedding of a pad id, so the pad id
+    # of another vocabulary would freeze the embedding of an ordinary token.
     overrides: dict[str, Any] = {
         "vocab_size": vocab_size,
         "pad_token_id": None,
@@ -67,10 +70,11 @@ def build_llm(config: Mapping[str, Any], vocab_size: int, train_length: int | No
         hf_config = AutoConfig.for_model(**{**fields, **overrides})
     else:
         raise UserError(
-            f"model.llm.config has {sorted(config)}: expected model_type (model.llm.config.model_type=qwen2) or path"
+            f"model.llm.config has only {sorted(config)}: expected model_type (for example "
+            "model.llm.config.model_type=qwen2) or path"
         )
     _require_packable(hf_config)
-    # Always torch's default dtype, float32, because the training strategy decides about lower precision.
+    # The config's dtype is ignored: training strategies and `inference.load` choose the precision.
     llm = AutoModelForCausalLM.from_config(hf_config, attn_implementation="packed", dtype=torch.get_default_dtype())
     if train_length is not None:
         decoder = llm.get_decoder()
@@ -86,30 +90,33 @@ def _require_packable(config: PreTrainedConfig) -> None:
     """Raise UserError for models in which packed rows would interact, or whose logits are not just a matrix product."""
     name = config.model_type
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise UserError(f"{name} is not a causal language model of transformers (model.llm=...)")
+        raise UserError(f"{name} is not a causal language model of transformers: choose one with model.llm=...")
     model_class = cast("type[PreTrainedModel]", MODEL_FOR_CAUSAL_LM_MAPPING[type(config)])  # never a tuple of classes
     if not model_class.is_backend_compatible():
         raise UserError(
             f"{name} does not use transformers' attention interface: choose an LLM that does (model.llm=...)"
         )
-    mixers = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
-    if mixers:
+    unsupported_types = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    if unsupported_types:
         raise UserError(
-            f"{name} has layers of type {sorted(mixers)}, which mix packed rows: choose an LLM with attention "
-            "only (model.llm=...)"
+            f"{name} has layers of type {sorted(unsupported_types)}, which mix packed rows: choose an LLM that has "
+            "only attention layers (model.llm=...)"
         )
-    for key in _LOGIT_CHANGES:
+    for key in _LOGIT_TRANSFORMS:
         if getattr(config, key, None) not in (None, 1.0):
-            raise UserError(f"{name} changes its logits by {key}={getattr(config, key)}: expected null (model.llm=...)")
+            raise UserError(
+                f"{name} changes its logits by {key}={getattr(config, key)}, which auris does not support: choose an "
+                "LLM that does not (model.llm=...)"
+            )
 
 
 @torch.no_grad()
 def reset_parameters(llm: PreTrainedModel) -> None:
-    """Initialise all weights and buffers after `to_empty`, including those that no checkpoint contains.
+    """Initialise all weights and buffers after `to_empty`, including buffers that no checkpoint contains.
 
     `to_empty` separates tied weights unless they are sharded, so they are tied again first. transformers marks modules
-    that it has initialised and skips them later, so the marks are removed. The value of a tied weight is the last of
-    its draws, sharded or not. All values are drawn from torch's global generator.
+    that it has initialised and skips them later, so the marks are removed. A tied weight is drawn once for each of its
+    modules and keeps the last values, whether it is sharded or not. All values are drawn from torch's global generator.
     """
     llm.tie_weights(recompute_mapping=False)
     compat.forget_initialisation(llm)
@@ -119,13 +126,13 @@ def reset_parameters(llm: PreTrainedModel) -> None:
 class LongRotary(nn.Module):
     """Qwen-7B's rotary embedding for rows longer than in training: dynamic NTK and log-n scaling, at inference only.
 
-    As released (QwenLM/Qwen-Audio modeling_qwen.py), the rotary base of a row grows in steps with the length of its
-    prompt, and does not change while the response is decoded. The query at position p is scaled by
-    log(p + 1) / log(train_length) if this is above one.
+    As in the released code (QwenLM/Qwen-Audio modeling_qwen.py), the rotary base of a row grows in steps with the
+    length of its prompt, and does not change while the response is decoded. The query at position p is scaled by
+    log(p + 1) / log(train_length) if this factor is above 1.
 
     Args:
         rotary: the rotary embedding of the model.
-        train_length: tokens of a row in training (Qwen-Audio: 2048).
+        train_length: maximum number of tokens of a row in training (Qwen-Audio: 2048).
     """
 
     def __init__(self, rotary: nn.Module, train_length: int) -> None:
@@ -138,15 +145,15 @@ class LongRotary(nn.Module):
 
         Args:
             positions: (T,) position of each token in its row.
-            prompt_lengths: (S,) tokens of each row's prompt.
-            row_lengths: (S,) tokens of each row in the next forward.
+            prompt_lengths: (S,) number of tokens of each row's prompt.
+            row_lengths: (S,) number of tokens of each row in the next forward.
 
         Returns:
-            The factors (T,) of the queries, or None if no row is longer than `train_length`.
+            A factor for the query of each token (T,), or None if no row is longer than `train_length`.
         """
         self._alpha = None
-        longest = max(int(prompt_lengths.max()), int(positions.max()) + 1)
-        if longest <= self.train_length:
+        max_length = max(int(prompt_lengths.max()), int(positions.max()) + 1)
+        if max_length <= self.train_length:
             return None
         steps = torch.ceil(torch.log2(prompt_lengths.double() / self.train_length) + 1)
         alpha = (2**steps - 1).clamp(min=1).float()
@@ -154,7 +161,7 @@ class LongRotary(nn.Module):
         return (torch.log(positions + 1) / math.log(self.train_length)).clamp(min=1)
 
     def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Return cosines and sines (1, T, Dh) for the angles that `set_angles` has set, or those of the model."""
+        """Return cosines and sines (1, T, Dh) of the angles that `set_angles` has set, or else of the usual angles."""
         if self._alpha is None:
             return self.rotary(x, position_ids)
         alpha, self._alpha = self._alpha, None
@@ -178,18 +185,18 @@ def last_tokenwise(llm: PreTrainedModel) -> list[nn.Module]:
 
 
 @contextmanager
-def _only_at(indices: Tensor, n_tokens: int, modules: Sequence[nn.Module]) -> Generator[None]:
-    """Let modules compute their outputs (1, T, ...) for tokens `indices` (R,) only; the others get zeros."""
+def _restrict_to_tokens(indices: Tensor, n_tokens: int, modules: Sequence[nn.Module]) -> Generator[None]:
+    """Let modules compute their outputs (1, T, ...) only for the tokens `indices` (R,). Other tokens get zeros."""
 
-    def take(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def select(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return args[0].index_select(1, indices), *args[1:]
 
-    def put(module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
+    def scatter(module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
         return out.new_zeros(1, n_tokens, out.shape[-1]).index_copy(1, indices, out)
 
-    # These hooks run first, so the hooks that shard a module only see the selected tokens.
-    handles = [module.register_forward_pre_hook(take, prepend=True) for module in modules]
-    handles += [module.register_forward_hook(put) for module in modules]
+    # The selection runs before other hooks, so hooks that shard a module only see the selected tokens.
+    handles = [module.register_forward_pre_hook(select, prepend=True) for module in modules]
+    handles += [module.register_forward_hook(scatter) for module in modules]
     try:
         yield
     finally:
@@ -217,33 +224,35 @@ def hidden_states(
 
     Args:
         llm: the language model.
-        embeds: (T, H) token embeddings of all rows. With a cache: the prompts that it was prepared for by `begin`, or
-            after `extend` one token of each row.
+        embeds: (T, H) token embeddings of all rows. With a cache: the prompts for which `begin` has prepared it, or one
+            token of each row after `extend`.
         positions: (T,) position of each token in its row.
         cu_seqlens: (S + 1,) cumulative lengths of the rows.
         cache: keys and values of earlier tokens.
         cu_k: (S + 1,) cumulative numbers of keys of the rows, with `key_index`.
-        prompt_lengths: (S,) tokens of each row's prompt, on the host, at inference only. An LLM with a `train_length`
-            needs them.
-        key_index: (Tk,) positions in `embeds` of each row's keys, so that rows can share a prompt. Excludes a cache.
-        indices: (R,) the tokens whose hidden states are needed, without duplicates. The last layer skips work that only
-            the others would need.
+        prompt_lengths: (S,) number of tokens of each row's prompt, on the host; None in training. An LLM with a
+            `train_length` needs them at inference.
+        key_index: (Tk,) positions in `embeds` of each row's keys, so that rows can share a prompt. It cannot be
+            combined with a cache.
+        indices: (R,) positions of the tokens whose hidden states are needed, without duplicates. The last layer skips
+            work that only other tokens need.
     """
-    assert cache is None or key_index is None, "a cache holds each row's own keys"
+    assert cache is None or key_index is None, "a cache stores separate keys for each row"
     extra: dict[str, Tensor] = {} if key_index is None else {"key_index": key_index}
     rotary = getattr(llm.get_decoder(), "rotary_emb", None)
     if isinstance(rotary, LongRotary) and prompt_lengths is not None:
-        rows = torch.tensor(attention.lengths(cu_seqlens))
-        scale = rotary.set_angles(positions, prompt_lengths, rows)
+        row_lengths = torch.tensor(attention.lengths(cu_seqlens))
+        scale = rotary.set_angles(positions, prompt_lengths, row_lengths)
         if scale is not None:
             extra["query_scale"] = scale
     cu_k = cu_seqlens if cu_k is None else cu_k
-    longest = max(attention.lengths(cu_k))
+    max_length_k = max(attention.lengths(cu_k))
     if cache is not None and cache.mask is not None:
-        extra["slot_mask"], longest = cache.mask, cache.mask.shape[1]
-    # A compiled last layer does all of its work. It would be compiled again if it alone skipped tokens.
+        extra["slot_mask"], max_length_k = cache.mask, cache.mask.shape[1]
+    # A compiled last layer computes all tokens. It shares its compilation with the other layers, and would need another
+    # one to skip tokens.
     is_partial = indices is not None and not compat.is_compiled(layers(llm)[-1])
-    with _only_at(indices, len(embeds), last_tokenwise(llm)) if is_partial else nullcontext():
+    with _restrict_to_tokens(indices, len(embeds), last_tokenwise(llm)) if is_partial else nullcontext():
         out = llm.get_decoder()(
             inputs_embeds=torch.stack([embeds]),  # not a view, for which the first layer would be compiled separately
             position_ids=positions[None],
@@ -252,67 +261,67 @@ def hidden_states(
             cu_seq_lens_q=cu_seqlens,
             cu_seq_lens_k=cu_k,
             max_length_q=max(attention.lengths(cu_seqlens)),
-            max_length_k=longest,
+            max_length_k=max_length_k,
             **extra,
         )
     return out.last_hidden_state[0] if indices is None else out.last_hidden_state[0, indices]
 
 
 class SlotCache(Cache):
-    """Key-value cache of rows of different lengths, with one slot per row.
+    """Key-value cache for rows of different lengths, with one slot per row.
 
     All slots have the same length, so the keys of all rows are read in one call. The active rows occupy the first
     slots, so their keys are read without a copy.
 
-    Before each forward, call `begin` (the forward computes prompts of new rows) or `extend` (one token of every row).
+    Before each forward, call `begin` (for the prompts of new rows) or `extend` (for one token of every row).
 
     Args:
         room: maximum number of tokens of a row after its prompt.
-        device: device of the indices.
+        device: device of the keys and values.
     """
 
     def __init__(self, room: int, device: torch.device) -> None:
         super().__init__(layers=[])
         self.room, self.device = room, device
-        self.lengths = torch.zeros(0, dtype=torch.long)  # (R,) tokens of each row, on the host
-        self.size = 0  # tokens of a slot
-        self.mask: Tensor | None = None  # (R, L) of the first L tokens of the slots; None in a forward of prompts
-        self.keys: dict[int, Tensor] = {}  # by layer: (slots, K, size, Dh)
+        self.lengths = torch.zeros(0, dtype=torch.long)  # (R,) number of tokens of each row, on the host
+        self.slot_length = 0  # maximum number of tokens in a slot
+        # (R, L): 0 where one of the first L places of a slot is used, otherwise -inf; None in a forward of prompts.
+        self.mask: Tensor | None = None
+        self.keys: dict[int, Tensor] = {}  # by layer: (number of slots, K, slot_length, Dh)
         self.values: dict[int, Tensor] = {}
 
-    def begin(self, prompts: Tensor) -> None:
-        """Prepare for a forward of new rows with prompts of these lengths (S,), on the host."""
-        first = len(self.lengths)
-        self.lengths = torch.cat([self.lengths, prompts])
-        self.size, self.mask = max(self.size, int(prompts.max()) + self.room), None
-        slot = torch.repeat_interleave(torch.arange(first, len(self.lengths)), prompts)
-        self._at = slot.to(self.device), attention.ranges(torch.zeros_like(prompts), prompts).to(self.device)
+    def begin(self, prompt_lengths: Tensor) -> None:
+        """Prepare for a forward of new rows whose prompts have these lengths (S,), on the host."""
+        first_slot = len(self.lengths)
+        self.lengths = torch.cat([self.lengths, prompt_lengths])
+        self.slot_length, self.mask = max(self.slot_length, int(prompt_lengths.max()) + self.room), None
+        slots = torch.repeat_interleave(torch.arange(first_slot, len(self.lengths)), prompt_lengths)
+        places = attention.ranges(torch.zeros_like(prompt_lengths), prompt_lengths)
+        self._index = slots.to(self.device), places.to(self.device)
 
     def extend(self) -> None:
         """Prepare for a forward of one token of each row."""
-        self._at = torch.arange(len(self.lengths), device=self.device), self.lengths.to(self.device)
+        self._index = torch.arange(len(self.lengths), device=self.device), self.lengths.to(self.device)
         self.lengths = self.lengths + 1
-        free = torch.arange(int(self.lengths.max())) >= self.lengths[:, None]
-        self.mask = (
-            torch.zeros(free.shape).masked_fill(free, -torch.inf).to(self.device)
-        )  # added to the scores, as SDPA does
+        is_unused = torch.arange(int(self.lengths.max())) >= self.lengths[:, None]
+        self.mask = torch.zeros(is_unused.shape).masked_fill(is_unused, -torch.inf).to(self.device)
 
-    def keep(self, rows: Sequence[int]) -> list[int]:
-        """Keep these rows, given by their slots, and drop the others. The last rows move into slots that become free.
+    def keep(self, slots: Sequence[int]) -> list[int]:
+        """Keep the rows in these slots and drop all others. The last rows move to slots that become free.
 
         Returns:
             For each slot, the former slot of its row.
         """
-        kept, n = set(rows), len(rows)
+        kept, n = set(slots), len(slots)
         if n == len(self.lengths):
-            return list(rows)
-        moving = torch.tensor([slot for slot in rows if slot >= n], dtype=torch.long)
+            return list(slots)
+        moved = torch.tensor([slot for slot in slots if slot >= n], dtype=torch.long)
         free = torch.tensor([slot for slot in range(n) if slot not in kept], dtype=torch.long)
-        here, there = moving.to(self.device), free.to(self.device)
+        source, target = moved.to(self.device), free.to(self.device)
         for store in (self.keys, self.values):
             for values in store.values():
-                values[there] = values[here]
-        order = torch.arange(n).index_copy(0, free, moving)
+                values[target] = values[source]
+        order = torch.arange(n).index_copy(0, free, moved)
         self.lengths = self.lengths[order]
         return order.tolist()
 
@@ -320,20 +329,20 @@ class SlotCache(Cache):
         """Store a layer's new keys and values (1, K, T, Dh).
 
         Returns:
-            The keys and values to attend to: for prompts the new ones, otherwise the slots up to the longest row
-            (R, K, L, Dh).
+            The keys and values to attend to: in a forward of prompts the new ones, otherwise the first L places of the
+            slots (R, K, L, Dh), where L is the length of the longest row.
         """
         return self._update(self.keys, key, layer), self._update(self.values, value, layer)
 
     def _update(self, store: dict[int, Tensor], new: Tensor, layer: int) -> Tensor:
         n = len(self.lengths)
         old = store.get(layer)
-        if old is None or old.shape[0] < n or old.shape[2] < self.size:
+        if old is None or old.shape[0] < n or old.shape[2] < self.slot_length:
             # Zeros, because unused entries are multiplied by attention weights of zero and must not be NaN.
-            slots = n if old is None else max(n, old.shape[0])
-            store[layer] = new.new_zeros(slots, new.shape[1], self.size, new.shape[3])
+            n_slots = n if old is None else max(n, old.shape[0])
+            store[layer] = new.new_zeros(n_slots, new.shape[1], self.slot_length, new.shape[3])
             if old is not None:
                 store[layer][: old.shape[0], :, : old.shape[2]] = old
-        slot, token = self._at
-        store[layer][slot, :, token] = rearrange(new, "1 k t d -> t k d")
+        slots, places = self._index
+        store[layer][slots, :, places] = rearrange(new, "1 k t d -> t k d")
         return new if self.mask is None else store[layer][:n, :, : self.mask.shape[1]]

@@ -1,4 +1,9 @@
-"""Projectors, which map pooled encoder frames to the LLM's width. `AudioLM` completes them with both widths."""
+"""Projectors, which map pooled encoder frames to the LLM's width.
+
+`AudioLM` constructs them with `in_width`, the width of a pooled token, and `out_width`, the LLM's width.
+
+Shapes: M audio tokens, G * D width of a pooled token, H the LLM's hidden width.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows that wait while others are decoded: they fill the slots of finished sequences (`generate(next_pack=...)`)."""
+"""Rows that wait while other rows are decoded. They fill the slots of finished rows (`generate(next_pack=...)`)."""
 
 from __future__ import annotations
 
@@ -7,22 +7,23 @@ from collections.abc import Callable, Sequence
 
 from auris.model.pack import Pack
 
-# Slots are refilled when this fraction of them is free. Prefilling single prompts would use a GPU poorly.
+# Slots are refilled when at least this fraction of them is free. Prefilling single prompts would use a GPU poorly.
 REFILL_FRACTION = 1 / 4
 
 
 class WaitingRows:
-    """A source of further packs of prompts for a decoder whose sequences finish one by one.
+    """A source of further packs of prompts for a decoder whose rows finish one by one.
 
-    Rows are taken in the order of the packs. The number of rows decoded together is the size of the next row's pack.
-    The composition of a batch thus depends on the packs and the responses only, not on the number of processes.
+    Rows are taken in the order of the packs. As many rows are decoded together as there are in the pack of the next
+    waiting row. The composition of a batch thus depends on the packs and the responses only, not on the number of
+    processes.
 
     Args:
-        packs: Numbers of the rows, in packs that fit in memory together.
-        build: Returns a pack of the prompts of the given rows, without rows that cannot be read.
+        packs: Row numbers, in packs that fit in memory together.
+        build: Takes row numbers and returns a pack of their prompts, without the rows that cannot be read.
 
     Attributes:
-        taken: Numbers of the rows whose prompts were returned, in this order.
+        taken: Numbers of the rows whose prompts were returned, in the order in which they were returned.
     """
 
     def __init__(self, packs: Sequence[Sequence[int]], build: Callable[[Sequence[int]], Pack]):
@@ -31,16 +32,16 @@ class WaitingRows:
         self.taken: list[int] = []
 
     def next_pack(self, running: int = 0) -> Pack | None:
-        """Return a pack of prompts for the free slots, or None if there are too few of them or no rows are left.
+        """Return a pack of prompts for the free slots, or None if too few slots are free or no rows are left.
 
         Args:
-            running: Number of sequences that are still being decoded.
+            running: Number of rows that are still being decoded.
         """
         while self._waiting:
-            _, slots = self._waiting[0]
-            if slots - running < REFILL_FRACTION * slots:
+            _, n_slots = self._waiting[0]
+            if n_slots - running < REFILL_FRACTION * n_slots:
                 return None
-            n = min(slots - running, len(self._waiting))
+            n = min(n_slots - running, len(self._waiting))
             pack = self._build([self._waiting.popleft()[0] for _ in range(n)])
             if pack["rows"]:
                 self.taken += pack["rows"]

@@ -1,4 +1,4 @@
-"""The two matrices of a language model that have one row per token of the vocabulary."""
+"""Access to a language model's embedding and output layer, whose weights have one row per token of the vocabulary."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ if TYPE_CHECKING:  # importing transformers takes seconds
 
 
 def input_table(llm: PreTrainedModel) -> nn.Embedding:
-    """Return the embedding table."""
+    """Return the embedding of input tokens."""
     return cast("nn.Embedding", llm.get_input_embeddings())  # transformers declares a plain module
 
 
 def output_layer(llm: PreTrainedModel) -> nn.Linear:
-    """Return the output matrix."""
+    """Return the linear layer that computes logits."""
     return cast("nn.Linear", llm.get_output_embeddings())  # transformers declares an optional module
