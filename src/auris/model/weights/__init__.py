@@ -1,1 +1,1 @@
-"""Reading and writing model weights: released layouts, checkpoint directories, exported directories."""
+"""Read and write model weights: published layouts, checkpoints of runs, exported directories."""

@@ -1,18 +1,17 @@
 """Checkpoints of a run on disk. The format does not depend on the parallel strategy that writes or reads it.
 
-A checkpoint is a directory that receives its name when it is complete. Every process writes its own pieces of the
+A checkpoint is a directory that receives its final name when it is complete. Every process writes its own pieces of the
 tensors, and the manifest records the position of each piece in the full tensor. Any number of processes can read a
-checkpoint, each the slices that it needs. Tensors are stored as safetensors, everything else as JSON; there is no
-pickle.
+checkpoint, and each process reads only the slices that it needs. Tensors are stored as safetensors and everything else
+as JSON, so that reading a checkpoint never executes code.
 
-    RUN/checkpoints/step_00000200/manifest.json             written last: sizes and checksums of all files, list of
-    pieces
+    RUN/checkpoints/step_00000200/manifest.json             written last: size and checksum of each file, all pieces
                                   trainer.json              config, step, schedules, the best checkpoint
                                   weights-00000-of-00002.safetensors
                                   optimizer-00000-of-00002.safetensors
 
 `checkpoint_io` writes checkpoints and restores modules from them. Functions marked as collective must be called by all
-processes of the group; all of them return or raise.
+processes of the group; either all of them return or all of them raise an error.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ import json
 import re
 import shutil
 import warnings
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,31 +36,31 @@ from auris.model.distributed import gather, world_and_rank
 from auris.model.weights.tensors import DTYPES, Header, TensorSource
 
 FORMAT = 1
-KINDS = ("weights", "optimizer")  # kinds of tensors; loading a model reads the weights only
+KINDS = ("weights", "optimizer")  # kinds of tensors; a model is loaded from the weights only
 FOLDER = "checkpoints"  # in a run directory
 MANIFEST, TRAINER = "manifest.json", "trainer.json"
 PARTIAL, REMOVED = "partial-", "removed-"  # name prefixes of directories that are being written or deleted
 
 _STEP = re.compile(r"step_(\d{8,})")
-_DAMAGED = "damaged-"  # name prefix of checkpoints that a run could not be resumed from
+_DAMAGED = "damaged-"  # name prefix of checkpoints from which a run could not be resumed
 
 State = Mapping[str, Any]
 """The content of trainer.json: everything in a checkpoint that is not a tensor."""
 
 
 class DamagedError(UserError):
-    """A checkpoint differs from what was written."""
+    """A checkpoint is incomplete, or differs from what was written."""
 
 
 class StoredFile(NamedTuple):
-    """Size and SHA-256 checksum of a file as it was written."""
+    """The size and the SHA-256 checksum that a file had when it was written."""
 
     bytes: int
     sha256: str
 
 
 class Piece(NamedTuple):
-    """A part of a tensor: its file, its offset in the full tensor, and its shape."""
+    """A stored part of a tensor: its file, its offset in the full tensor, and its shape."""
 
     file: str
     offset: tuple[int, ...]
@@ -88,11 +87,14 @@ class CheckpointDir:
 
     @property
     def state(self) -> State:
-        """Return everything that is not a tensor: the state of the writer, `step`, and the optimizer's `groups`."""
+        """Return everything that is not a tensor: the state that was saved, `step` and the optimizer's `groups`."""
         return read_json(self.path / TRAINER)
 
     def verify(self, kinds: Collection[str] = KINDS, *, world: int = 1, rank: int = 0) -> None:
-        """Compare the sizes of all files of these kinds, and the checksums of this rank's share of them.
+        """Compare trainer.json and the files of these kinds with the manifest.
+
+        The sizes of all files are compared on every rank. The files are divided among `world` ranks, and this rank
+        compares the checksums of its share.
 
         Raises:
             DamagedError: a file differs from what was written.
@@ -119,9 +121,9 @@ class CheckpointTensors(TensorSource):
     """Tensors of one kind in a checkpoint, each assembled from its pieces.
 
     Args:
-        folder: the checkpoint.
-        stored: its tensors by name.
-        prefix: selects the tensors whose names begin with it. The prefix is removed from their names.
+        folder: directory of the checkpoint.
+        stored: descriptions of the tensors by name.
+        prefix: only tensors whose names begin with this prefix are available. It is removed from their names.
     """
 
     def __init__(self, folder: Path, stored: Mapping[str, StoredTensor], prefix: str) -> None:
@@ -132,41 +134,46 @@ class CheckpointTensors(TensorSource):
         self._open: dict[str, safe_open] = {}
 
     def read(self, name: str, index: tuple[slice, ...] | None = None) -> Tensor:
-        """Return a tensor or a part of it; a part that is one piece is not copied."""
+        """Return a tensor or a part of it; a part that is exactly one piece is not copied."""
         stored = self._stored[name]
         index = (*(index or ()), *[slice(None)] * (len(stored.shape) - len(index or ())))
-        wanted = [part.indices(size)[:2] for part, size in zip(index, stored.shape, strict=True)]
-        shape = tuple(max(0, stop - start) for start, stop in wanted)
+        ranges = [part.indices(size)[:2] for part, size in zip(index, stored.shape, strict=True)]
+        starts = tuple(start for start, _ in ranges)
+        shape = tuple(max(0, stop - start) for start, stop in ranges)
         for piece in stored.pieces:
-            if piece.shape == shape and all(at == start for at, (start, _) in zip(piece.offset, wanted, strict=True)):
+            if piece.shape == shape and tuple(piece.offset) == starts:
                 return self._handle(piece.file).get_tensor(self._prefix + name)
         out = torch.empty(shape, dtype=stored.dtype)
         for piece in stored.pieces:
-            spans = [
-                (max(start, at), min(stop, at + size))
-                for (start, stop), at, size in zip(wanted, piece.offset, piece.shape, strict=True)
+            overlap = [
+                (max(start, offset), min(stop, offset + size))
+                for (start, stop), offset, size in zip(ranges, piece.offset, piece.shape, strict=True)
             ]
-            if all(start < stop for start, stop in spans):
-                there = tuple(slice(a - at, b - at) for (a, b), at in zip(spans, piece.offset, strict=True))
-                here = tuple(slice(a - start, b - start) for (a, b), (start, _) in zip(spans, wanted, strict=True))
-                out[here] = self._handle(piece.file).get_slice(self._prefix + name)[there]
+            if all(first < end for first, end in overlap):
+                stored_part = self._handle(piece.file).get_slice(self._prefix + name)
+                out[_shift(overlap, starts)] = stored_part[_shift(overlap, piece.offset)]
         return out
 
     def read_all(self) -> dict[str, Tensor]:
         """Return all tensors by name."""
         return {name: self.read(name) for name in self._stored}
 
-    def _handle(self, name: str) -> safe_open:
-        if name not in self._open:
+    def _handle(self, file: str) -> safe_open:
+        if file not in self._open:
             try:
-                self._open[name] = safe_open(self._folder / name, framework="pt")
+                self._open[file] = safe_open(self._folder / file, framework="pt")
             except (OSError, SafetensorError) as error:
-                raise DamagedError(f"{self._folder / name} cannot be read ({error})") from error
-        return self._open[name]
+                raise DamagedError(f"{self._folder / file} cannot be read ({error})") from error
+        return self._open[file]
+
+
+def _shift(ranges: Sequence[tuple[int, int]], offset: Sequence[int]) -> tuple[slice, ...]:
+    """Return ranges of the full tensor as slices of a part of it that begins at `offset`."""
+    return tuple(slice(start - first, stop - first) for (start, stop), first in zip(ranges, offset, strict=True))
 
 
 def _read_manifest(path: Path) -> tuple[int, dict[str, StoredFile], dict[str, dict[str, StoredTensor]]]:
-    """Return the step, the files, and the tensors of each kind."""
+    """Return the step, the files by name, and the tensors of each kind by name."""
     file = path / MANIFEST
     try:
         sealed = read_json(file)
@@ -185,7 +192,9 @@ def _read_manifest(path: Path) -> tuple[int, dict[str, StoredFile], dict[str, di
     tensors = {
         kind: {
             name: StoredTensor(
-                tuple(shape), DTYPES[code], tuple(Piece(part, tuple(at), tuple(n)) for part, at, n in pieces)
+                tuple(shape),
+                DTYPES[code],
+                tuple(Piece(piece_file, tuple(offset), tuple(size)) for piece_file, offset, size in pieces),
             )
             for name, (shape, code, pieces) in table.items()
         }
@@ -208,7 +217,7 @@ def file_size(file: Path) -> int:
 
 
 def is_checkpoint(path: str | Path) -> bool:
-    """Return whether a path looks like one checkpoint, complete or not."""
+    """Return whether a path looks like a single checkpoint, whether it is complete or not."""
     path = Path(path)
     return path.is_dir() and bool((path / MANIFEST).is_file() or _STEP.fullmatch(path.resolve().name))
 
@@ -231,7 +240,7 @@ def find_newest(
 
     Args:
         folder: `RUN/checkpoints`.
-        kinds: kinds of tensors whose files are verified, each rank a share of them.
+        kinds: kinds of tensors whose files are verified. Each rank verifies a share of the files.
         warn: called with a message for each damaged checkpoint.
 
     Raises:
@@ -258,19 +267,26 @@ def find_newest(
 
 
 def find_best(folder: str | Path) -> CheckpointDir | None:
-    """Return the best checkpoint of a folder, as recorded in the newest intact one; None if not recorded. Collective.
+    """Return the best checkpoint in a folder; None if there is none. Collective.
+
+    The newest intact checkpoint records which checkpoint is the best.
 
     Raises:
         DamagedError: the best checkpoint is damaged.
         UserError: all checkpoints are damaged.
     """
     last = find_newest(folder, ())
-    mark = last.state.get("best") if last else None
-    return CheckpointDir(step_dir(folder, mark["step"])) if mark else None
+    best = last.state.get("best") if last else None
+    return CheckpointDir(step_dir(folder, best["step"])) if best else None
 
 
 def find(path: str | Path, which: str = "last", kinds: Collection[str] = ("weights",)) -> CheckpointDir:
-    """Return the checkpoint at a path, or the last or best one of a run directory, after verifying it.
+    """Return the checkpoint at a path, after verifying it.
+
+    Args:
+        path: a checkpoint or a run directory.
+        which: the checkpoint to use if the path is a run directory, "last" or "best".
+        kinds: kinds of tensors whose files are verified.
 
     Raises:
         MissingFileError: there is no checkpoint.
@@ -288,46 +304,53 @@ def find(path: str | Path, which: str = "last", kinds: Collection[str] = ("weigh
     elif checkpoint := find_best(path / FOLDER):
         checkpoint.verify(kinds)
     if checkpoint is None:
-        what = f"has no {which} checkpoint" if path.is_dir() else "does not exist"
+        problem = f"has no {which} checkpoint" if path.is_dir() else "does not exist"
         raise MissingFileError(
-            f"{path} {what}: expected a run directory or one of its checkpoints, such as {FOLDER}/step_00000200"
+            f"{path} {problem}: expected a run directory or one of its checkpoints, such as {FOLDER}/step_00000200"
         )
     return checkpoint
 
 
 def recover(folder: str | Path) -> None:
-    """Rename a complete checkpoint to which a killed process did not give its final name.
+    """Give complete checkpoints their final names if a process was killed before it did so.
 
-    Must be called by one process at the start of a run, before anything is saved.
+    One process must call this at the start of a run, before anything is saved.
     """
     folder = Path(folder)
-    for prefix in (PARTIAL, REMOVED):  # prefer the new checkpoint, if complete, over the one it replaces
-        for left in folder.glob(f"{prefix}step_*"):
-            final = left.with_name(left.name.removeprefix(prefix))
-            if _STEP.fullmatch(final.name) and (left / MANIFEST).is_file() and not final.exists():
-                left.rename(final)
+    for prefix in (PARTIAL, REMOVED):  # a new checkpoint, if complete, is preferred to the checkpoint that it replaces
+        for leftover in folder.glob(f"{prefix}step_*"):
+            final = leftover.with_name(leftover.name.removeprefix(prefix))
+            if _STEP.fullmatch(final.name) and (leftover / MANIFEST).is_file() and not final.exists():
+                leftover.rename(final)
 
 
 def prune(folder: str | Path, step: int, keep: int, best: int | None = None) -> None:
-    """Delete old checkpoints after that of `step` was written, except the newest `keep` and that of step `best`.
+    """Delete old checkpoints and leftovers of killed processes.
 
-    Checkpoints of later steps are damaged, because the run was not resumed from them. They are renamed, not deleted.
+    Checkpoints of later steps than `step` are damaged, because the run was not resumed from them. They are renamed, not
+    deleted.
+
+    Args:
+        folder: `RUN/checkpoints`.
+        step: the step whose checkpoint was written last.
+        keep: number of the newest checkpoints to keep.
+        best: the step of the best checkpoint, which is kept as well; None if there is none.
     """
     folder = Path(folder)
     available = list_steps(folder)
-    for later in [number for number in available if number > step]:
-        set_aside(step_dir(folder, later), _DAMAGED)
-    for old in [number for number in available if number <= step][keep:]:
-        if old != best:
+    for later_step in [number for number in available if number > step]:
+        set_aside(step_dir(folder, later_step), _DAMAGED)
+    for old_step in [number for number in available if number <= step][keep:]:
+        if old_step != best:
             # Renamed first, so that a process killed while deleting leaves nothing that looks like a checkpoint.
-            shutil.rmtree(set_aside(step_dir(folder, old), REMOVED))
-    for prefix in (REMOVED, PARTIAL):  # left by processes that were killed
-        for left in folder.glob(f"{prefix}*"):
-            shutil.rmtree(left)
+            shutil.rmtree(set_aside(step_dir(folder, old_step), REMOVED))
+    for prefix in (REMOVED, PARTIAL):
+        for leftover in folder.glob(f"{prefix}*"):
+            shutil.rmtree(leftover)
 
 
 def set_aside(directory: Path, prefix: str) -> Path:
-    """Rename a checkpoint so that it is no longer recognised as one, and return its new path."""
-    aside = directory.with_name(prefix + directory.name)
-    shutil.rmtree(aside, ignore_errors=True)
-    return directory.rename(aside)
+    """Rename a checkpoint so that it is no longer recognised as a checkpoint, and return its new path."""
+    new_path = directory.with_name(prefix + directory.name)
+    shutil.rmtree(new_path, ignore_errors=True)
+    return directory.rename(new_path)

@@ -1,7 +1,7 @@
-"""Recognition of what a path contains: a run, one of its checkpoints, an exported directory or a published system.
+"""Recognise the model at a path: a run, one of its checkpoints, an exported directory or a published system.
 
-Only file names, configs and headers are read; `ModelSource.open_tensors()` opens the weights. Every model is described
-by the `model` node of a config, regardless of its origin.
+Only file names, configs and headers are read; `ModelSource.open_tensors()` opens the weights. A model of any origin is
+described by a node like `model` in the configs of auris.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from auris.model.weights.layouts import LAYOUTS
 from auris.model.weights.tensors import StateTensors, TensorFiles, TensorSource
 
 Node = Mapping[str, Any]
-"""A part of a config: `_target_` and its arguments."""
+"""A part of a config that describes an object: `_target_` and its arguments."""
 
 ConfigFile = Mapping[str, Any]
 """The content of a config.json, or a section of it."""
 
-# kind -> description for messages.
+# Kinds of models, with their descriptions in messages.
 KINDS = {
     "run": "a training run of auris",
     "checkpoint": "a checkpoint of a training run of auris",
@@ -42,9 +42,10 @@ KINDS = {
     "qwen": "Qwen in the layout of its first release, used as a language model",
     "causal_lm": "a causal language model of transformers",
 }
-_LAYOUT_OF = {"run": "auris", "checkpoint": "auris", "qwen": "qwen_audio"}  # other kinds are names of layouts
+_LAYOUT_NAMES = {"run": "auris", "checkpoint": "auris", "qwen": "qwen_audio"}  # the other kinds are names of layouts
 PARTS = ("encoder", "pooling", "projector", "boundary", "llm")
-_TOKENIZERS = ("tokenizer.json", "qwen.tiktoken", "vocab.json", "tokenizer.model")  # a tokenizer has one of these files
+# A directory with one of these files contains a tokenizer.
+_TOKENIZER_FILES = ("tokenizer.json", "qwen.tiktoken", "vocab.json", "tokenizer.model")
 
 _EXPECTED = (
     "expected a run directory, one of its checkpoints (checkpoints/step_...), a directory that auris exported "
@@ -60,14 +61,15 @@ class ModelSource:
     Attributes:
         path: the path that the user has given.
         kind: a key of `KINDS`.
-        config: the config of a run or an exported directory; otherwise the content of config.json (for Whisper's .pt:
-            `dims`).
-        model: the `model` node of a complete model, with its number of vocabulary rows; None for a part of a model.
-        parts: the node of every part in the source; by default those of `model`.
+        config: the config of a run or an exported directory; otherwise the content of config.json, or of `dims` in
+            OpenAI's .pt file of Whisper.
+        model: the `model` node of a complete model. For a published system it contains `vocab_rows`, the number of rows
+            of the embedding. None for a part of a model.
+        parts: the node of each part that the source contains. For a complete model they are taken from `model`.
         generation: the content of generation_config.json; empty if there is no such file.
-        tokenizer: directory or hub name of the tokenizer; None if there is none.
-        file: the weights, if they are one file (a .pt).
-        checkpoint: the checkpoint of a run; None for anything else.
+        tokenizer: directory or hub name of the tokenizer; None if there is no tokenizer.
+        file: the .pt file with the weights; None for all other kinds.
+        checkpoint: the checkpoint of a run; None for all other kinds.
     """
 
     path: Path
@@ -87,21 +89,21 @@ class ModelSource:
     @property
     def layout(self) -> str:
         """Return the layout of the tensors, a key of `layouts.LAYOUTS`."""
-        return _LAYOUT_OF.get(self.kind, self.kind)
+        return _LAYOUT_NAMES.get(self.kind, self.kind)
 
     def open_tensors(self) -> TensorSource:
-        """Open the tensors of the model. For a run these are the tensors of the net, with adapters merged."""
+        """Open the tensors of the model. For a run, these are the tensors of the net, with adapters merged."""
         if self.file is not None:
             return StateTensors(_load_pt(self.file)["model_state_dict"])
         if self.checkpoint is None:
             return TensorFiles.open(self.path)
-        net = self.checkpoint.tensors(prefix="net.")
-        if not adapters.has_adapters(net.keys()):
-            return net
-        return StateTensors(adapters.merge(net.read_all(), self.config.get("lora")))
+        net_tensors = self.checkpoint.tensors(prefix="net.")
+        if not adapters.has_adapters(net_tensors.keys()):
+            return net_tensors
+        return StateTensors(adapters.merge(net_tensors.read_all(), self.config.get("lora")))
 
     def objective_state(self) -> dict[str, torch.Tensor]:
-        """Read the tensors of the objective; empty unless this is a run."""
+        """Read the tensors of the objective by name. Only a run has them; for other kinds the result is empty."""
         return {} if self.checkpoint is None else self.checkpoint.tensors(prefix="objective.").read_all()
 
 
@@ -110,64 +112,65 @@ def identify(path: str | Path, which: str = "last") -> ModelSource:
 
     Args:
         path: a directory, or a Whisper .pt file.
-        which: checkpoint of a run: last or best.
+        which: the checkpoint to use if the path is a run, "last" or "best".
 
     Raises:
         MissingFileError: there is no model.
-        UserError: a file cannot be read, a config contradicts the weights, or it requires something that auris does not
-            support. The message names the file and the field.
+        UserError: a file cannot be read, or a config contradicts the weights or has a value that is not supported. The
+            message names the file and the field.
     """
     path = Path(path)
     if path.is_file():
-        return _identify_file(path)
+        return _describe_file(path)
     if checkpoint_dir.is_checkpoint(path):
-        return _run(path, "checkpoint", which)
+        return _describe_run(path, "checkpoint", which)
     if (path / checkpoint_dir.FOLDER).is_dir():
-        return _run(path, "run", which)
+        return _describe_run(path, "run", which)
     if (path / "recipe.yaml").is_file() and any(path.glob("*.safetensors")):
-        return _exported(path)
+        return _describe_exported(path)
     if (path / "config.json").is_file():
-        return _published(path)
-    what = "contains no model" if path.is_dir() else "does not exist"
-    raise MissingFileError(f"{path} {what}: {_EXPECTED}")
+        return _describe_published(path)
+    problem = "contains no model" if path.is_dir() else "does not exist"
+    raise MissingFileError(f"{path} {problem}: {_EXPECTED}")
 
 
-def _identify_file(path: Path) -> ModelSource:
+def _describe_file(path: Path) -> ModelSource:
     if path.suffix == ".safetensors":
         raise UserError(f"{path}: a file of tensors does not describe its model; give its directory instead")
     if path.suffix != ".pt":
         raise UserError(f"{path} is a file: {_EXPECTED}")
     dims = _load_pt(path)["dims"]
-    encoder = _encoder({name.replace("_audio_", "_"): size for name, size in dims.items()}, OPENAI_FIELDS)
+    encoder = _encoder_node({name.replace("_audio_", "_"): size for name, size in dims.items()}, OPENAI_FIELDS)
     return ModelSource(path=path, kind="whisper_openai", config=dims, parts={"encoder": encoder}, file=path)
 
 
 def _load_pt(path: Path) -> Mapping[str, Any]:
-    """Read Whisper as OpenAI stores it: `dims` and `model_state_dict`. Code in the file is never executed."""
+    """Read a Whisper .pt file of OpenAI, with `dims` and `model_state_dict`. Code in the file is never executed."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # readers of zip and pickle raise many kinds
+    except Exception as error:  # the readers of zip and pickle raise exceptions of many classes
         raise UserError(f"{path} cannot be read as a Whisper .pt file: {_DAMAGED}") from error
     if not isinstance(content, dict) or not {"dims", "model_state_dict"} <= content.keys():
         raise UserError(f"{path} is not a Whisper .pt file: expected `dims` and `model_state_dict` in it")
     return content
 
 
-def _run(path: Path, kind: str, which: str) -> ModelSource:
+def _describe_run(path: Path, kind: str, which: str) -> ModelSource:
     checkpoint = checkpoint_dir.find(path, which)
     config = checkpoint.state["recipe"]
-    copy = checkpoint.path.resolve().parents[1] / "tokenizer"  # the path in the config may be of another machine
+    # The run's copy of the tokenizer comes first, because the path in the config may not exist on this machine.
+    tokenizer_copy = checkpoint.path.resolve().parents[1] / "tokenizer"
     return ModelSource(
         path=path,
         kind=kind,
         config=config,
         model=config["model"],
-        tokenizer=str(copy) if copy.is_dir() else config["tokenizer"],
+        tokenizer=str(tokenizer_copy) if tokenizer_copy.is_dir() else config["tokenizer"],
         checkpoint=checkpoint,
     )
 
 
-def _exported(path: Path) -> ModelSource:
+def _describe_exported(path: Path) -> ModelSource:
     file = path / "recipe.yaml"
     try:
         config = read_yaml(file)
@@ -181,28 +184,28 @@ def _exported(path: Path) -> ModelSource:
         kind="auris",
         config=config,
         model=config["model"],
-        generation=_generation(path),
+        generation=_read_generation_config(path),
         tokenizer=str(tokenizer) if tokenizer.is_dir() else None,
     )
 
 
-def _published(path: Path) -> ModelSource:
-    """Describe the model of a directory with a config.json, after checking that the weights agree with it."""
+def _describe_published(path: Path) -> ModelSource:
+    """Describe the model in a directory with a config.json, after comparing the config with the weights."""
     file = path / "config.json"
     config = _read_json(file)
-    kind = _kind(file, config)
-    _compare(file, kind, config)
+    kind = _kind_of_config(file, config)
+    _check_sizes(file, kind, config)
     model: Node | None = None
     parts: dict[str, Node] = {}
     try:
         if kind == "qwen2_audio":
-            model = _qwen2_audio(file, config)
+            model = _qwen2_audio_node(file, config)
         elif kind == "qwen_audio":
-            model = _qwen_audio(file, config)
+            model = _qwen_audio_node(file, config)
         elif kind == "whisper":
-            parts["encoder"] = _encoder({**CONFIG_MAPPING["whisper"]().to_dict(), **config}, TRANSFORMERS_FIELDS)
+            parts["encoder"] = _encoder_node({**CONFIG_MAPPING["whisper"]().to_dict(), **config}, TRANSFORMERS_FIELDS)
         else:
-            parts["llm"] = _qwen_llm(file, config) if kind == "qwen" else _llm(config)
+            parts["llm"] = _qwen_llm_node(file, config) if kind == "qwen" else _llm_node(config)
     except KeyError as error:
         raise UserError(f"{file} lacks the field {error}, which the published config contains") from error
     return ModelSource(
@@ -211,24 +214,24 @@ def _published(path: Path) -> ModelSource:
         config=config,
         model=model,
         parts=parts,
-        generation=_generation(path),
-        tokenizer=str(path) if any((path / name).is_file() for name in _TOKENIZERS) else None,
+        generation=_read_generation_config(path),
+        tokenizer=str(path) if any((path / name).is_file() for name in _TOKENIZER_FILES) else None,
     )
 
 
-def _kind(file: Path, config: ConfigFile) -> str:
-    name = config.get("model_type")
-    if name in ("qwen2_audio", "whisper"):
-        return name
-    if name == "qwen":
+def _kind_of_config(file: Path, config: ConfigFile) -> str:
+    model_type = config.get("model_type")
+    if model_type in ("qwen2_audio", "whisper"):
+        return model_type
+    if model_type == "qwen":
         return "qwen_audio" if "audio" in config else "qwen"
-    if name in CONFIG_MAPPING and CONFIG_MAPPING[name] in MODEL_FOR_CAUSAL_LM_MAPPING:
+    if model_type in CONFIG_MAPPING and CONFIG_MAPPING[model_type] in MODEL_FOR_CAUSAL_LM_MAPPING:
         return "causal_lm"
     expected = "qwen2_audio, qwen, whisper, or a causal language model of transformers"
-    raise UserError(f"{file}: model_type={name}, expected {expected}")
+    raise UserError(f"{file}: model_type={model_type}, expected {expected}")
 
 
-def _generation(path: Path) -> ConfigFile:
+def _read_generation_config(path: Path) -> ConfigFile:
     file = path / "generation_config.json"
     return _read_json(file) if file.is_file() else {}
 
@@ -243,10 +246,11 @@ def _read_json(file: Path) -> ConfigFile:
     return content
 
 
-# --- configs to nodes ---------------------------------------------------------------------------------------------
+# --- nodes from configs -------------------------------------------------------------------------------------------
 
 
-# Arguments of `Encoder` -> fields in the configs of transformers (Whisper, Qwen2-Audio) and of OpenAI (Qwen-Audio).
+# Arguments of `Encoder` -> fields in the configs of transformers (Whisper, Qwen2-Audio) and of OpenAI (Whisper, and
+# Qwen-Audio).
 TRANSFORMERS_FIELDS = {
     "n_mels": "num_mel_bins",
     "width": "d_model",
@@ -264,17 +268,17 @@ OPENAI_FIELDS = {
 }
 
 
-def _encoder(audio: ConfigFile, fields: Mapping[str, str], clip_end: str = "silence") -> Node:
-    arguments = {argument: audio[name] for argument, name in fields.items()}
+def _encoder_node(audio_config: ConfigFile, fields: Mapping[str, str], clip_end: str = "silence") -> Node:
+    arguments = {argument: audio_config[name] for argument, name in fields.items()}
     return {"_target_": "auris.model.encoder.Encoder", **arguments, "clip_end": clip_end}
 
 
-def _llm(config: ConfigFile, train_length: int | None = None) -> Node:
+def _llm_node(config: ConfigFile, train_length: int | None = None) -> Node:
     node = {"_target_": "auris.model.llm.build_llm", "_partial_": True}
     return {**node, "config": dict(config), "train_length": train_length}
 
 
-def _whole(encoder: Node, boundary: str, llm: Node, rows: int) -> Node:
+def _model_node(encoder: Node, boundary_class: str, llm: Node, vocab_rows: int) -> Node:
     """Return the model node of a published system."""
     return {
         "_target_": "auris.model.audio_lm.AudioLM",
@@ -282,9 +286,9 @@ def _whole(encoder: Node, boundary: str, llm: Node, rows: int) -> Node:
         "encoder": encoder,
         "pooling": {"_target_": "auris.model.pooling.Mean", "_partial_": True, "k": 2},
         "projector": {"_target_": "auris.model.projector.Linear", "_partial_": True},
-        "boundary": {"_target_": f"auris.model.boundary.{boundary}", "_partial_": True},
+        "boundary": {"_target_": f"auris.model.boundary.{boundary_class}", "_partial_": True},
         "llm": llm,
-        "vocab_rows": rows,
+        "vocab_rows": vocab_rows,
     }
 
 
@@ -292,40 +296,40 @@ def _with_defaults(file: Path, config: ConfigFile) -> ConfigFile:
     """Return a transformers config with all defaults filled in."""
     try:
         return AutoConfig.for_model(**config).to_dict()
-    except Exception as error:  # the checks of each model raise different kinds
+    except Exception as error:  # the checks of different models raise exceptions of different classes
         raise UserError(f"{file} is rejected by transformers: {' '.join(str(error).split())}") from error
 
 
 def _require(file: Path, values: ConfigFile, expected: ConfigFile, prefix: str = "") -> None:
-    """Raise UserError for a field with a value that auris does not support."""
+    """Raise UserError if a field differs from the only value that auris supports. Missing fields are accepted."""
     for name, value in expected.items():
         if name in values and values[name] != value:
             raise UserError(f"{file}: {prefix}{name} is {values[name]!r}, expected {value!r}")
 
 
-def _qwen2_audio(file: Path, config: ConfigFile) -> Node:
+def _qwen2_audio_node(file: Path, config: ConfigFile) -> Node:
     filled = _with_defaults(file, config)
     audio, text = filled["audio_config"], filled["text_config"]
     _require(file, audio, {"activation_function": "gelu", "scale_embedding": False}, "audio_config.")
-    # Only the fields of config.json, so that the resulting config stays readable.
-    llm = _llm({"model_type": text["model_type"], **(config.get("text_config") or {})})
-    return _whole(_encoder(audio, TRANSFORMERS_FIELDS), "Tokens", llm, text["vocab_size"])
+    # The node gets only the fields that are in config.json, without the defaults, so that it stays readable.
+    llm = _llm_node({"model_type": text["model_type"], **(config.get("text_config") or {})})
+    return _model_node(_encoder_node(audio, TRANSFORMERS_FIELDS), "Tokens", llm, text["vocab_size"])
 
 
-# The supported values of fields in the configs of Qwen and Qwen-Audio. Their own code supports others.
+# The supported values of fields in the configs of Qwen and Qwen-Audio. The released code supports other values too.
 QWEN_LLM = {"no_bias": True, "rotary_pct": 1.0, "scale_attn_weights": True, "tie_word_embeddings": False}
 QWEN_AUDIO = {"avg_pool": True, "add_audio_bos_eos_token": True}
 
 
-def _qwen_llm(file: Path, config: ConfigFile) -> Node:
-    """Translate Qwen-7B's config (QwenLM/Qwen-Audio configuration_qwen.py) to that of qwen2.
+def _qwen_llm_node(file: Path, config: ConfigFile) -> Node:
+    """Translate Qwen-7B's config (QwenLM/Qwen-Audio configuration_qwen.py) to a config of the model type qwen2.
 
-    Its `intermediate_size` is the sum of those of gate and up. Dynamic NTK and log-n scaling are a single option here,
-    because the released systems use both.
+    `intermediate_size` of Qwen-7B is the sum of the widths of the gate and up projections. Dynamic NTK and log-n
+    scaling are a single option here, because the released systems use both.
     """
-    long = bool(config.get("use_dynamic_ntk"))
-    head = config["hidden_size"] // config["num_attention_heads"]
-    _require(file, config, QWEN_LLM | {"kv_channels": head, "use_logn_attn": long})
+    has_long_rotary = bool(config.get("use_dynamic_ntk"))
+    head_width = config["hidden_size"] // config["num_attention_heads"]
+    _require(file, config, QWEN_LLM | {"kv_channels": head_width, "use_logn_attn": has_long_rotary})
     llm = {
         "model_type": "qwen2",
         "hidden_size": config["hidden_size"],
@@ -338,19 +342,20 @@ def _qwen_llm(file: Path, config: ConfigFile) -> Node:
         "rope_theta": config["rotary_emb_base"],
         "tie_word_embeddings": False,
     }
-    return _llm(llm, config.get("seq_length", 2048) if long else None)
+    return _llm_node(llm, config.get("seq_length", 2048) if has_long_rotary else None)
 
 
-def _qwen_audio(file: Path, config: ConfigFile) -> Node:
-    audio, llm = config["audio"], _qwen_llm(file, config)
+def _qwen_audio_node(file: Path, config: ConfigFile) -> Node:
+    audio, llm = config["audio"], _qwen_llm_node(file, config)
     _require(file, audio, QWEN_AUDIO | {"output_dim": config["hidden_size"]}, "audio.")
-    return _whole(_encoder(audio, OPENAI_FIELDS, "zero"), "Learned", llm, config["vocab_size"])
+    return _model_node(_encoder_node(audio, OPENAI_FIELDS, "zero"), "Learned", llm, config["vocab_size"])
 
 
-# --- configs against weights --------------------------------------------------------------------------------------
+# --- sizes in configs and weights ---------------------------------------------------------------------------------
 
-# (argument of `Encoder` or field of the language model's config, pattern of the tensor's model name, axis). The axis
-# has the size that the field names; None means the number of layers that match the pattern.
+# (argument of `Encoder` or field of the language model's config, pattern of the tensor's model name, axis). The value
+# of the field must be the tensor's size along the axis or, if the axis is None, the number of layers with such a
+# tensor.
 _ENCODER_SIZES = (
     ("n_mels", r"encoder\.conv1\.weight", 1),
     ("width", r"encoder\.conv1\.weight", 0),
@@ -364,8 +369,8 @@ _LLM_SIZES = (
     ("num_hidden_layers", r"layers\.(\d+)\.mlp\.down_proj\.weight", None),
     ("intermediate_size", r"layers\.0\.mlp\.down_proj\.weight", 1),
 )
-# kind -> fields that have other names in its config.json.
-_FIELDS = {
+# kind -> names in config.json of the sizes above, if they differ.
+_FIELD_NAMES = {
     "whisper": TRANSFORMERS_FIELDS,
     "qwen2_audio": {
         **{argument: f"audio_config.{name}" for argument, name in TRANSFORMERS_FIELDS.items()},
@@ -375,25 +380,26 @@ _FIELDS = {
 }
 
 
-def _compare(file: Path, kind: str, config: ConfigFile) -> None:
+def _check_sizes(file: Path, kind: str, config: ConfigFile) -> None:
     """Raise UserError for the first size that differs between config.json and the weights.
 
-    Missing fields and tensors are skipped: the field has a default, and loading reports the tensor.
+    Missing fields and tensors are skipped: a missing field has a default, and loading reports a missing tensor.
     """
     source = TensorFiles.open(file.parent)
-    layout = LAYOUTS[_LAYOUT_OF.get(kind, kind)]
-    stored = source.keys()
-    names = {model_name: name for name in stored for model_name in layout.model_names(name)}
+    layout = LAYOUTS[_LAYOUT_NAMES.get(kind, kind)]
+    all_names = source.keys()
+    stored_names = {model_name: name for name in all_names for model_name in layout.model_names(name)}
     for size, pattern, axis in (*_ENCODER_SIZES, *_LLM_SIZES):
-        hits = [match for name in names if (match := re.search(rf"(?:^|\.){pattern}$", name))]
-        name = _FIELDS.get(kind, {}).get(size, size)
+        matches = [match for name in stored_names if (match := re.search(rf"(?:^|\.){pattern}$", name))]
+        field_name = _FIELD_NAMES.get(kind, {}).get(size, size)
         configured: Any = config
-        for key in name.split("."):
+        for key in field_name.split("."):
             configured = configured.get(key) if isinstance(configured, Mapping) else None
-        if not hits or configured is None or (size == "intermediate_size" and kind in ("qwen", "qwen_audio")):
-            continue  # Qwen's config adds gate and up
-        tensor = names[hits[0].string]
-        actual = len({match[1] for match in hits}) if axis is None else source.shape(tensor)[axis]
+        if not matches or configured is None or (size == "intermediate_size" and kind in ("qwen", "qwen_audio")):
+            continue  # Qwen's `intermediate_size` is the sum of two widths
+        stored_name = stored_names[matches[0].string]
+        shape = source.shape(stored_name)
+        actual = len({match[1] for match in matches}) if axis is None else shape[axis]
         if configured != actual:
-            what = f"{actual} layers such as {tensor}" if axis is None else f"{tensor} of {source.shape(tensor)}"
-            raise UserError(f"{file} says {name}={configured}, but the weights have {what}")
+            found = f"{actual} layers such as {stored_name}" if axis is None else f"{stored_name} of shape {shape}"
+            raise UserError(f"{file} says {field_name}={configured}, but the weights have {found}")

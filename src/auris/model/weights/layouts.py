@@ -1,4 +1,8 @@
-"""Layouts of model weights: tables that translate tensor names between auris and published releases, both ways."""
+"""Layouts of model weights: rules that translate tensor names between auris and published releases, in both directions.
+
+A tensor has up to three names: its model name is the name in auris, its layout name is the name in a release, and files
+may contain other spellings of the layout name.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +18,12 @@ class Layout:
     """Tensor names of one release and the corresponding names in auris.
 
     Attributes:
-        names: model name (in auris) -> layout name (in the release); the first match counts. `*` matches one dotted
-            component, `**` matches all following ones. Model tensors with the same layout name are concatenated along
-            rows, in this order.
-        parts: parts of the model that such files contain; empty for a complete model.
-        spellings: (pattern, replacement) pairs that convert other spellings of layout names into that of `names`.
-        left_out: pattern of layout names that are not used.
+        names: model name -> layout name; the first match counts. `*` matches one component between dots, `**` matches
+            all following components. Model tensors with the same layout name are concatenated along rows, in this
+            order.
+        parts: parts of the model that files in this layout contain; empty if they contain a complete model.
+        spellings: (pattern, replacement) pairs that convert other spellings of layout names to the spelling in `names`.
+        left_out: pattern of layout names that auris does not use.
     """
 
     names: Mapping[str, str]
@@ -32,21 +36,21 @@ class Layout:
         return next((layout_name for _, layout_name in _renamings(name, self.names.items())), None)
 
     def model_names(self, name: str) -> list[str]:
-        """Return the model names of a stored tensor: several if concatenated, none if it is not in the model."""
+        """Return the model names of a stored tensor: several names if it is a concatenation, none if it is not used."""
         return [model_name for _, model_name in _renamings(self.spell(name), ((b, a) for a, b in self.names.items()))]
 
     def spell(self, name: str) -> str:
-        """Return a stored name in the spelling of `names`."""
+        """Convert the name of a stored tensor to the spelling of `names`."""
         for pattern, replacement in self.spellings:
             name = re.sub(pattern, replacement, name)
         return name
 
     def uses(self, name: str) -> bool:
-        """Return whether a stored tensor is used: neither left out nor a constant that old versions stored."""
+        """Return whether a stored tensor is used: neither left out nor a constant that old versions saved."""
         return not _CONSTANTS.search(name) and not (self.left_out and re.match(self.left_out, self.spell(name)))
 
     def group(self, names: Iterable[str]) -> dict[str, list[str]]:
-        """Group model names by layout name, in the order of concatenation, without names that are not in the layout."""
+        """Group model names by layout name, in the order of concatenation. Names without a layout name are dropped."""
         groups: dict[str, list[tuple[int, str]]] = {}
         for name in names:
             for order, layout_name in islice(_renamings(name, self.names.items()), 1):
@@ -60,15 +64,16 @@ def _pattern(rule: str) -> re.Pattern[str]:
 
 
 def _renamings(name: str, rules: Iterable[tuple[str, str]]) -> Iterator[tuple[int, str]]:
-    """Yield the index of each matching rule (from, to), and the name into which it converts `name`."""
-    for number, (old, new) in enumerate(rules):
+    """Yield the index of each matching rule (old name, new name), and the name to which it converts `name`."""
+    for index, (old, new) in enumerate(rules):
         if match := _pattern(old).fullmatch(name):
-            yield number, new.replace("**", "*").replace("*", "{}").format(*match.groups())
+            yield index, new.replace("**", "*").replace("*", "{}").format(*match.groups())
 
 
 _CONSTANTS = re.compile(r"\.(rotary_emb\.inv_freq|masked_bias)$")
 
-# A Whisper encoder: names in auris, in transformers (also Qwen2-Audio), in openai-whisper (also Qwen-Audio).
+# Names of the Whisper encoder in auris, in transformers (also for Qwen2-Audio) and in openai-whisper (also for
+# Qwen-Audio).
 _ENCODER = (
     ("conv1.*", "conv1.*", "conv1.*"),
     ("conv2.*", "conv2.*", "conv2.*"),
@@ -85,7 +90,7 @@ _ENCODER = (
 )
 _TRANSFORMERS_ENCODER = {model: transformers for model, transformers, _ in _ENCODER}
 _OPENAI_ENCODER = {model: openai for model, _, openai in _ENCODER}
-# Qwen-7B as first released (modeling_qwen.py): w2 is the gate, w1 the gated projection.
+# Qwen-7B as first released (modeling_qwen.py): w2 is the gate projection, w1 the up projection.
 _QWEN_LLM = {
     "model.embed_tokens.*": "transformer.wte.*",
     "model.layers.*.input_layernorm.*": "transformer.h.*.ln_1.*",
@@ -103,18 +108,18 @@ _QWEN_LLM = {
 
 
 def _prefixed(model_prefix: str, layout_prefix: str, names: Mapping[str, str]) -> dict[str, str]:
-    return {model_prefix + a: layout_prefix + b for a, b in names.items()}
+    return {model_prefix + model_name: layout_prefix + layout_name for model_name, layout_name in names.items()}
 
 
-# The keys are values of `model_type` in config.json if there is one.
+# The keys are kinds of models (see `identify.KINDS`).
 LAYOUTS = {
-    # Names in auris. In a run's checkpoint they begin with `net.`, and those of the objective with `objective.`.
+    # Names in auris. In a run's checkpoint they begin with `net.`; names that begin with `objective.` are left out.
     "auris": Layout(
         names={"**": "**"},
         spellings=((r"^net\.", ""),),
         left_out=r"objective\.",
     ),
-    # Files use the names of the first release. In transformers >= 5 a model in memory nests them one level deeper.
+    # Files have the names of the first release. In transformers >= 5, names in memory have one more level.
     "qwen2_audio": Layout(
         names={
             **_prefixed("encoder.", "audio_tower.", _TRANSFORMERS_ENCODER),

@@ -1,4 +1,4 @@
-"""Export of weights under the names of a released layout, in one safetensors file or in shards."""
+"""Export weights under the names of a layout, to one safetensors file or to shards."""
 
 from __future__ import annotations
 
@@ -14,16 +14,21 @@ from auris.model.weights.layouts import LAYOUTS
 
 
 def export_tensors(state: Mapping[str, Tensor], layout: str) -> Iterator[tuple[str, Tensor]]:
-    """Yield tensors under the names of a layout, concatenated where it requires that. Values and dtypes do not change.
+    """Yield the layout name and the value of each tensor. Tensors with the same layout name are concatenated.
+
+    Values and dtypes do not change.
+
+    Args:
+        state: the tensors of a net by name.
+        layout: a key of LAYOUTS.
 
     Raises:
         UserError: the layout has no counterpart for some tensors.
     """
-    table = LAYOUTS[layout]
-    if unmatched := [name for name in state if table.layout_name(name) is None]:
+    if unmatched := [name for name in state if LAYOUTS[layout].layout_name(name) is None]:
         raise UserError(f"no counterpart in the {layout} layout: {', '.join(unmatched)}")
-    for layout_name, members in table.group(state).items():
-        tensors = [state[name].detach() for name in members]
+    for layout_name, names in LAYOUTS[layout].group(state).items():
+        tensors = [state[name].detach() for name in names]
         yield layout_name, tensors[0] if len(tensors) == 1 else torch.cat(tensors)
 
 
@@ -34,19 +39,22 @@ def write_sharded(tensors: Iterable[tuple[str, Tensor]], out: Path, *, max_shard
         UserError: the directory already contains weights.
     """
     out.mkdir(parents=True, exist_ok=True)
-    if taken := sorted(out.glob("model*.safetensors*")):
-        raise UserError(f"{out} already contains weights ({taken[0].name}): choose another directory (out=DIR)")
-    save_torch_state_dict(_own_memory(dict(tensors)), out, max_shard_size=max_shard_bytes)
+    if existing := sorted(out.glob("model*.safetensors*")):
+        raise UserError(f"{out} already contains weights ({existing[0].name}): choose another directory (out=DIR)")
+    save_torch_state_dict(_separate_memory(dict(tensors)), out, max_shard_size=max_shard_bytes)
 
 
-def _own_memory(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return contiguous tensors on the host that share no memory. Otherwise only one of several tied ones is saved."""
-    taken: set[int] = set()
-    own = {}
+def _separate_memory(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return contiguous tensors on the host that share no memory.
+
+    If tied tensors shared their memory, `save_torch_state_dict` would save only one of them.
+    """
+    addresses: set[int] = set()
+    separate = {}
     for name, tensor in state.items():
         tensor = tensor.cpu().contiguous()
-        if tensor.untyped_storage().data_ptr() in taken:
+        if tensor.untyped_storage().data_ptr() in addresses:
             tensor = tensor.clone()
-        taken.add(tensor.untyped_storage().data_ptr())
-        own[name] = tensor
-    return own
+        addresses.add(tensor.untyped_storage().data_ptr())
+        separate[name] = tensor
+    return separate

@@ -16,7 +16,7 @@ from auris.errors import MissingFileError, UserError
 from auris.files import read_json
 from auris.model import adapters, dtensor
 
-DTYPES = {  # by code in a safetensors header
+DTYPES = {  # by the code of a dtype in safetensors headers
     "F64": torch.float64,
     "F32": torch.float32,
     "F16": torch.float16,
@@ -41,7 +41,7 @@ class Header:
 
 
 class TensorSource(ABC):
-    """Source of named tensors, which are read one at a time or in slices.
+    """Source of named tensors, which are read one at a time, in full or in slices.
 
     Args:
         headers: shape and dtype of each tensor, or the tensors themselves.
@@ -64,7 +64,7 @@ class TensorSource(ABC):
 
     @abstractmethod
     def read(self, name: str, index: tuple[slice, ...] | None = None) -> Tensor:
-        """Return a tensor, or the part that `index` (leading dimensions) selects. It may be a view of a file."""
+        """Return a tensor, or the part that `index` selects in its first dimensions. It may be a view of a file."""
 
 
 class TensorFiles(TensorSource):
@@ -75,13 +75,13 @@ class TensorFiles(TensorSource):
     """
 
     def __init__(self, files: Mapping[str, Path]) -> None:
-        self._files = dict(files)  # in the order of the files, so that reading in this order opens each file once
+        self._files = dict(files)  # name -> file; grouped by file, so reading in this order opens each file once
         self._path: Path | None = None
         super().__init__({name: self._header(name) for name in self._files})
 
     @classmethod
     def open(cls, path: str | Path) -> TensorFiles:
-        """Open a file, or a directory with model.safetensors or with shards and their *.safetensors.index.json.
+        """Open a safetensors file, or a directory with model.safetensors or with shards and their index.
 
         Raises:
             MissingFileError: there are no such files, or a shard is missing.
@@ -97,7 +97,7 @@ class TensorFiles(TensorSource):
                 f"{path}: expected a safetensors file, or a directory with model.safetensors or with shards and their "
                 "model.safetensors.index.json"
             )
-        return cls(_shards(indices[0]))
+        return cls(_locate_tensors(indices[0]))
 
     def read(self, name: str, index: tuple[slice, ...] | None = None) -> Tensor:
         """Read a tensor or a slice of it from its file."""
@@ -124,14 +124,14 @@ def _open(file: Path) -> safe_open:
         raise UserError(f"{file} is not a complete safetensors file ({error}): copy it again") from error
 
 
-def _shards(index: Path) -> dict[str, Path]:
+def _locate_tensors(index: Path) -> dict[str, Path]:
     """Return the file of each tensor in the shards that an index names."""
     try:
-        listed = read_json(index)["weight_map"]
+        weight_map = read_json(index)["weight_map"]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{index} is not an index of shards: expected JSON with a weight_map") from error
     files: dict[str, Path] = {}
-    for shard in sorted(set(listed.values())):
+    for shard in sorted(set(weight_map.values())):
         file = index.parent / shard
         if not file.is_file():
             raise MissingFileError(f"{index} names the shard {shard}, which is missing in the same directory")
@@ -157,14 +157,14 @@ def weights_digest(module: nn.Module, *, with_adapters: bool = True) -> str:
 
     Args:
         module: a plain or sharded module. Sharding does not change the checksum.
-        with_adapters: include adapters. Without them the checksum is that of the weights they were attached to.
+        with_adapters: include adapters. If false, the checksum equals that of the same module without adapters.
     """
-    total = hashlib.sha256()
+    digest = hashlib.sha256()
     state: dict[str, Tensor] = dict(module.state_dict())
     if not with_adapters:
         state = {base: tensor for name, tensor in state.items() if (base := adapters.base_name(name)) is not None}
     for name in sorted(state):
         tensor = dtensor.full_tensor(state[name].detach())
-        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        total.update(tensor.contiguous().reshape(-1).cpu().view(torch.uint8).numpy().data)
-    return total.hexdigest()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().reshape(-1).cpu().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
