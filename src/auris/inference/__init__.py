@@ -1,1 +1,1 @@
-"""A trained model in use: loading, generating, chatting, exporting, looking inside."""
+"""Use of a trained model: load it, generate responses, chat, align words, export it, inspect it."""

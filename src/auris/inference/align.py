@@ -1,11 +1,11 @@
 """`auris align checkpoint=RUN data.test=[FILE] out=FILE.jsonl`: find the time of each word of a transcript.
 
-An encoder trained with CTC predicts a token for each frame, and `torchaudio.functional.forced_align` finds the most
-likely path through a known text. CTC predicts a token for only one or two frames of a word and blanks around it, so
-these times are inaccurate. Dividing the probabilities by the priors of the tokens makes tokens fill their actual time
-(label priors, Huang et al. 2024, "Less Peaky and More Accurate CTC Forced Alignment").
+An encoder trained with CTC predicts a token or a blank for each frame, and `torchaudio.functional.forced_align` finds
+the most likely path through a known text. CTC predicts a token in only one or two frames and blanks in all other
+frames, so the times on this path are inaccurate. If the probabilities are divided by the priors of the tokens, tokens
+fill their actual time (label priors, Huang et al. 2024, "Less Peaky and More Accurate CTC Forced Alignment").
 
-Shapes: C frames of 20 ms, V text tokens and the blank, L tokens of a transcript.
+Shapes: C frames of 20 ms, V scores per frame (text tokens and the blank), L tokens of a transcript.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from auris.text.console import numbers_table
 from auris.training.objectives.ctc import CTC
 
 FRAME_SECONDS = 1 / audio.ENCODER_RATE  # duration of an encoder frame
-PRIOR_PACKS = 16  # packs from which priors are estimated, some minutes of audio
+PRIOR_PACKS = 16  # number of packs from which priors are estimated, together some minutes of audio
 
 
 class WordTime(TypedDict):
@@ -54,15 +54,15 @@ class WordTime(TypedDict):
 
 
 Times = list[WordTime]
-"""The words of a row, in order."""
+"""The words of a row in order, with their times."""
 
 ENDS: tuple[Literal["start"], Literal["end"]] = ("start", "end")
-"""The times of a word."""
+"""The keys of a word's times in a `WordTime`."""
 
 
 @dataclass(frozen=True)
 class Span:
-    """A word at characters `start` to `end` (exclusive) of its text."""
+    """A word, and its position in a text: the characters `start` to `end` (exclusive)."""
 
     word: str
     start: int
@@ -84,9 +84,9 @@ def split(text: str, language: str) -> list[Span]:
 
 
 def token_frames(scores: Tensor, ids: Sequence[int], blank: int) -> np.ndarray:
-    """Return the first and last frame (exclusive) of each token (L, 2) on the most likely path.
+    """Return the start and end (exclusive) of each token on the most likely path, in frames (L, 2).
 
-    Blanks between two tokens are divided equally between them.
+    Blanks between two tokens are divided equally between them, so starts and ends may be fractions of a frame.
 
     Args:
         scores: (C, V) log-probabilities, minus log-priors.
@@ -97,31 +97,37 @@ def token_frames(scores: Tensor, ids: Sequence[int], blank: int) -> np.ndarray:
         UserError: there are too few frames for the tokens, or no tokens.
     """
     targets = torch.as_tensor(ids, dtype=torch.int64)
-    needed = len(targets) + int((targets.diff() == 0).sum())  # a blank separates equal tokens
-    if not len(targets) or needed > len(scores):
+    n_needed = len(targets) + int((targets.diff() == 0).sum())  # equal neighbours need a blank between them
+    if not len(targets) or n_needed > len(scores):
         raise UserError(
-            f"the text needs {needed} frames of {1000 * FRAME_SECONDS:.0f} ms, but the clip has {len(scores)}"
+            f"the text needs {n_needed} frames of {1000 * FRAME_SECONDS:.0f} ms, but the clip has {len(scores)}"
         )
     path, path_scores = F.forced_align(scores[None].contiguous(), targets[None], blank=blank)
-    spans = F.merge_tokens(path[0], path_scores[0], blank=blank)
-    frames = np.array([(token.start, token.end) for token in spans], dtype=float)
+    token_spans = F.merge_tokens(path[0], path_scores[0], blank=blank)
+    frames = np.array([(token.start, token.end) for token in token_spans], dtype=float)
     middles = (frames[:-1, 1] + frames[1:, 0]) / 2
     frames[:-1, 1] = frames[1:, 0] = middles
     return frames
 
 
-def word_times(frames: np.ndarray, covered: Sequence[tuple[int, int]], words: Sequence[Span]) -> Times:
-    """Return the times of words, given the frames of the tokens (L, 2) and the characters that each token covers.
+def word_times(frames: np.ndarray, characters: Sequence[tuple[int, int]], words: Sequence[Span]) -> Times:
+    """Return the times of words.
 
-    The characters of a token share its time equally. A character of several tokens has the time of all of them.
+    The time of a token is divided equally among its characters. A character that consists of several tokens lasts from
+    the start of the first token to the end of the last.
+
+    Args:
+        frames: (L, 2) start and end of each token in frames, as returned by `token_frames`.
+        characters: first and last character (exclusive) of each token.
+        words: the words, with their positions in the same text.
     """
     starts: dict[int, float] = {}
     ends: dict[int, float] = {}
-    for (first, last), (low, high) in zip(covered, frames * FRAME_SECONDS, strict=True):
+    for (first, last), (token_start, token_end) in zip(characters, frames * FRAME_SECONDS, strict=True):
         for position in range(first, last):
-            share = (high - low) / (last - first)
-            starts.setdefault(position, low + (position - first) * share)
-            ends[position] = low + (position - first + 1) * share
+            duration = (token_end - token_start) / (last - first)
+            starts.setdefault(position, token_start + (position - first) * duration)
+            ends[position] = token_start + (position - first + 1) * duration
     return [
         {"word": word.word, "start": round(float(starts[word.start]), 3), "end": round(float(ends[word.end - 1]), 3)}
         for word in words
@@ -133,17 +139,17 @@ class Aligner:
 
     Args:
         model: a model trained with `experiment=encoder_ctc`.
-        prior_scale: factor of the log-priors that are subtracted from the scores; 0: none.
+        prior_scale: the log-priors are multiplied by this factor and subtracted from the scores; 0: no effect.
 
     Raises:
-        UserError: the model was trained on another objective.
+        UserError: the model was not trained with CTC.
     """
 
     def __init__(self, model: AudioModel, *, prior_scale: float):
         if not isinstance(model.objective, CTC):
             raise UserError(
                 f"checkpoint={model.name} was trained on {type(model.objective).__name__}: expected a run of "
-                "experiment=encoder_ctc, which predicts tokens of frames"
+                "experiment=encoder_ctc, which predicts a token for each frame"
             )
         self.model, self.objective, self.prior_scale = model, model.objective, prior_scale
         self.view = TranscriptSamples(
@@ -161,7 +167,7 @@ class Aligner:
         self._log_prior = (total / n_frames).clamp_min(1e-12).log().float()
 
     def align(self, rows: Sequence[Row], batch: Pack) -> Iterator[tuple[int, Times | ValueError]]:
-        """Yield for each row of a pack its number and its words, or the error that explains why there are none."""
+        """Yield the number of each row in a pack, with the times of its words or with an error if they are unknown."""
         for number, scores in zip(batch["rows"], self._scores(batch), strict=True):
             row = self.view.target_row(rows[number])
             text = row.labels["text"]
@@ -175,7 +181,7 @@ class Aligner:
 
     @torch.no_grad()
     def _scores(self, batch: Pack) -> list[Tensor]:
-        """Return the log-probabilities of each clip's frames, without the dummy clip of an empty pack."""
+        """Return the log-probabilities (C, V) of each clip, without the dummy clip of an empty pack."""
         scores, n_frames = self.objective.scores(self.model.net, to_device(batch, self.model.device))
         return list(scores.cpu().split(n_frames.tolist())[: len(batch["rows"])])
 
@@ -191,36 +197,37 @@ def run(config: Config) -> None:
     aligner = Aligner(model, prior_scale=config["prior_scale"])
     manifests = read_manifests(config["data"]["test"], key="data.test")
     rows = [row for manifest in manifests for row in manifest.rows]
-    measured = lengths.measure_lengths(manifests, aligner.view, Path(model.config["data"]["cache_dir"]))
-    problems = dict(measured.problems)
-    packs = pack_by_length(measured, config["token_budget"])
+    row_lengths = lengths.measure_lengths(manifests, aligner.view, Path(model.config["data"]["cache_dir"]))
+    problems = dict(row_lengths.problems)
+    packs = pack_by_length(row_lengths, config["token_budget"])
 
-    def read(numbers: Sequence[int]) -> Pack:
+    def read_pack(numbers: Sequence[int]) -> Pack:
         return build_pack(rows, [(number, None) for number in numbers], aligner.view)
 
     if packs and config["prior_scale"]:
-        spread = packs[:: max(1, len(packs) // PRIOR_PACKS)]  # across all lengths, by which packs are sorted
+        # Packs are sorted by length, so taking every n-th pack covers all lengths.
+        prior_packs = packs[:: max(1, len(packs) // PRIOR_PACKS)]
         aligner.estimate_priors(
-            read(numbers) for numbers in track(spread, description="estimating priors", console=console)
+            read_pack(numbers) for numbers in track(prior_packs, description="estimating priors", console=console)
         )
     times: dict[int, Times] = {}
     for numbers in track(packs, description="aligning", console=console):
-        batch = read(numbers)
-        unread = dict(batch["skipped"])
-        problems |= {number: unread[rows[number].id] for number in numbers if rows[number].id in unread}
+        batch = read_pack(numbers)
+        reasons = dict(batch["skipped"])
+        problems |= {number: reasons[rows[number].id] for number in numbers if rows[number].id in reasons}
         for number, words in aligner.align(rows, batch):
             if isinstance(words, ValueError):
                 problems[number] = str(words)
             else:
                 times[number] = words
-    written = (_fields(row, config["task"], times.get(n), problems.get(n)) for n, row in enumerate(rows))
-    prepare(written, Path(config["out"]), labels={}, jobs=None, console=console)
+    output_rows = (_output_fields(row, config["task"], times.get(n), problems.get(n)) for n, row in enumerate(rows))
+    prepare(output_rows, Path(config["out"]), labels={}, jobs=None, console=console)
     if errors := timing_errors((rows[number], words) for number, words in times.items()):
         print_errors(errors, console)
 
 
-def _fields(row: Row, task: str | None, words: Times | None, problem: str | None) -> RowDict:
-    """Return the fields of a row for `prepare`."""
+def _output_fields(row: Row, task: str | None, words: Times | None, problem: str | None) -> RowDict:
+    """Return the fields of a row in the output file, with its `words`, or with the `problem` for which it has none."""
     paths = [clip.path for clip in row.clips]
     fields = {"id": row.id, **row.labels, "audio": paths[0] if len(paths) == 1 else paths}
     for clip in row.clips[:1]:
@@ -234,26 +241,27 @@ def _fields(row: Row, task: str | None, words: Times | None, problem: str | None
 def timing_errors(aligned: Iterable[tuple[Row, Times]]) -> dict[str, np.ndarray]:
     """Return, by language, the deviations of word starts and ends from the labels of the rows, in seconds.
 
-    Rows without times or with other words are skipped.
+    A row is skipped if its labels have no word times, or times of other words.
     """
     errors: dict[str, list[float]] = {}
     for row, times in aligned:
-        true = row.labels.get("words") or []
-        if [entry["word"] for entry in true] != [entry["word"] for entry in times]:
+        true_times = row.labels.get("words") or []
+        if [entry["word"] for entry in true_times] != [entry["word"] for entry in times]:
             continue
-        pairs = zip(true, times, strict=True)
-        deviations = [word[end] - label[end] for label, word in pairs for end in ENDS]
+        pairs = zip(true_times, times, strict=True)
+        deviations = [word[end] - true_word[end] for true_word, word in pairs for end in ENDS]
         errors.setdefault(answer_language(row), []).extend(deviations)
-    return {spoken: np.array(deviations) for spoken, deviations in sorted(errors.items()) if deviations}
+    return {code: np.array(deviations) for code, deviations in sorted(errors.items()) if deviations}
 
 
 def print_errors(errors: Mapping[str, np.ndarray], console: Console) -> None:
-    """Print a table of the deviations (in seconds, by language), in milliseconds."""
-    title = "word starts and ends compared with the labels, in ms"
-    table = numbers_table("language", "times", "median error", "mean", "90 % below", "median shift", title=title)
+    """Print a table of deviations in milliseconds, given in seconds by language."""
+    title = "errors of word starts and ends compared with the labels, in ms"
+    headings = ("language", "number of times", "median error", "mean error", "90 % are below", "median shift")
+    table = numbers_table(*headings, title=title)
     groups = {**errors, **({"all": np.concatenate(list(errors.values()))} if len(errors) > 1 else {})}
     for name, deviations in groups.items():
-        distances = 1000 * np.abs(deviations)
-        figures = (np.median(distances), distances.mean(), np.quantile(distances, 0.9), 1000 * np.median(deviations))
-        table.add_row(name, str(len(distances)), *(f"{figure:.0f}" for figure in figures))
+        absolute = 1000 * np.abs(deviations)
+        statistics = (np.median(absolute), absolute.mean(), np.quantile(absolute, 0.9), 1000 * np.median(deviations))
+        table.add_row(name, str(len(absolute)), *(f"{value:.0f}" for value in statistics))
     console.print(table)

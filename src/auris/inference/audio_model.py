@@ -1,7 +1,7 @@
 """`AudioModel`: a trained model that responds to prompts (`generate`), transcribes, and continues dialogues (`chat`).
 
-`generate` prompts a base model as in pre-training (audio, then the prompt) and a chat model in ChatML. `chat` always
-uses ChatML.
+`generate` prompts a base model as in pre-training (audio, then the prompt), and a chat model in ChatML, the format of
+dialogues. `chat` always uses ChatML.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ class AudioModel:
         objective: the objective that it was trained on.
         tokenizer: the tokenizer that it was trained with.
         config: the config that it was trained with.
-        generation: content of its generation_config.json; the settings of a call take precedence.
+        generation: content of its generation_config.json. Settings that are passed to a method take precedence.
         is_chat: whether `generate` prompts in ChatML.
-        long_audio: handling of clips over 30 s: "window", "first" or "error" (see `inference.load.load`).
+        long_audio: handling of clips longer than 30 s: "window", "first" or "error" (see `inference.load.load`).
     """
 
     net: AudioLM
@@ -69,7 +69,7 @@ class AudioModel:
 
     @property
     def name(self) -> str:
-        """Return the study, arm and seed of the run."""
+        """Return STUDY/ARM/seed_N of the run. An arm is one of the variants that the study compares."""
         return "{study}/{arm}/seed_{seed}".format(**self.config)
 
     def check_answers(self) -> None:
@@ -90,52 +90,56 @@ class AudioModel:
         control: bool = False,
         **settings: Any,
     ) -> str | list[str]:
-        """Respond to a prompt about audio. If audio or prompt is a list, it is a batch, and the result is a list.
+        """Respond to a prompt about audio. If audio or prompt is a list, the call is a batch and returns a list.
 
         Args:
-            audio: a file or samples (L,) at 16 kHz. A list has one entry per row, which is itself a list if the row has
-                several clips. All windows of a clip over 30 s go into one prompt. None for a prompt without audio.
-            prompt: text after the audio, control tokens included; for a chat model the user's message, as plain text.
-            seed: seed of sampling, to reproduce responses.
-            stream: called with (row, token id) as soon as a token is known.
+            audio: a file or samples (L,) at 16 kHz. A list has one entry per row; this entry is a list if the row has
+                several clips. All windows of a clip longer than 30 s go into one prompt. None for a prompt without
+                audio.
+            prompt: text after the audio, in which names of control tokens are encoded as these tokens; for a chat model
+                the user's message, which is plain text.
+            seed: seed of the sampling, to reproduce responses.
+            stream: called with (row index, token id) as soon as a token is known.
             control: keep control tokens (word times, notes) in the responses.
-            settings: fields of `GenerationSettings` that replace those of the model.
+            settings: fields of `GenerationSettings` that replace the model's own settings.
 
         Raises:
-            UserError: lists of different lengths, unusable audio, or settings that contradict each other.
+            UserError: lists have different lengths, audio cannot be used, or settings contradict each other.
         """
         is_batch = isinstance(audio, (list, tuple)) or isinstance(prompt, (list, tuple))
         options: dict[str, Any] = {"seed": seed, "stream": stream, "control": control, **settings}
-        clips, prompts = _rows(audio, prompt)
+        clips, prompts = _split_batch(audio, prompt)
         if self.is_chat:
-            dialogues = [[user_message(row, text)] for row, text in zip(clips, prompts, strict=True)]
-            answers = self._chat(dialogues, **options)
+            dialogues = [[user_message(row_clips, text)] for row_clips, text in zip(clips, prompts, strict=True)]
+            responses = self._respond_to_dialogues(dialogues, **options)
         else:
-            turns = [self.prompt.raw(text, len(row)) for row, text in zip(clips, prompts, strict=True)]
-            answers = self._answer(clips, turns, **options)
-        return answers if is_batch else answers[0]
+            turns = [self.prompt.raw(text, len(row_clips)) for row_clips, text in zip(clips, prompts, strict=True)]
+            responses = self._respond(clips, turns, **options)
+        return responses if is_batch else responses[0]
 
     def transcribe(self, audio: Audio | Sequence[Audio], language: str = "en", **settings: Any) -> str | list[str]:
         """Transcribe a clip, or each clip of a list, with the speech recognition prompt of pre-training.
 
-        A clip over 30 s is cut into overlapping windows with one prompt each, and their transcripts are joined where
-        they agree (`data.long_audio`).
+        A clip longer than 30 s is cut into overlapping windows with one prompt each. The transcripts of neighbouring
+        windows are joined where they agree (`data.long_audio`).
 
         Args:
             audio: a clip or a list of clips, as in `generate`.
-            language: code of the language.
-            settings: as in `generate`.
+            language: code of the language that is spoken.
+            settings: `seed`, `stream`, `control` and settings, as in `generate`.
         """
         clips: list[Any] = list(audio) if isinstance(audio, (list, tuple)) else [audio]
-        parts = [self._windows(clip) for clip in clips]
-        flat = [[window] for clip in parts for window in clip]
-        prompt = self.prompt.turns({"task": "asr", "language": language, "text": "-"}, 1)
-        turns = [turn for turn in prompt if turn.role == "prompt"]
-        answers = iter(self._answer(flat, [turns] * len(flat), **settings))
-        transcripts = [merge_transcripts([next(answers) for _ in clip], language) for clip in parts]
+        windows_of_clips = [self._cut_windows(clip) for clip in clips]
+        rows = [[window] for clip_windows in windows_of_clips for window in clip_windows]
+        row_turns = self.prompt.turns({"task": "asr", "language": language, "text": "-"}, 1)
+        prompt_turns = [turn for turn in row_turns if turn.role == "prompt"]
+        responses = iter(self._respond(rows, [prompt_turns] * len(rows), **settings))
+        transcripts = [
+            merge_transcripts([next(responses) for _ in clip_windows], language) for clip_windows in windows_of_clips
+        ]
         return transcripts if isinstance(audio, (list, tuple)) else transcripts[0]
 
-    def _windows(self, clip: Audio) -> list[np.ndarray]:
+    def _cut_windows(self, clip: Audio) -> list[np.ndarray]:
         wave = self._view.read(clip)
         starts = [round(start * SAMPLE_RATE) for start, _ in overlapping_windows(len(wave) / SAMPLE_RATE)]
         return [wave[start : start + MAX_SAMPLES] for start in starts] or [wave]
@@ -150,17 +154,17 @@ class AudioModel:
         Args:
             messages: `{role, content}`; content is a string, or a list of `{type: audio, audio: ...}` and
                 `{type: text, text: ...}`. A file may have an `offset` and a `duration`, as in rows. ChatML in the text
-                of a message is treated as plain characters. Qwen-Audio drops the oldest exchanges beyond
-                `max_window_size` tokens, as released.
+                of a message is treated as plain characters. Like the released code, Qwen-Audio drops the oldest
+                exchanges if a dialogue has more than `max_window_size` tokens.
             options: `seed`, `stream`, `control` and settings, as in `generate`.
 
         Raises:
-            UserError: messages have an unknown form, or as in `generate`.
+            UserError: messages have an unknown form, audio cannot be used, or settings contradict each other.
         """
         is_batch = bool(messages) and not isinstance(messages[0], Mapping)
         dialogues: Any = messages if is_batch else [messages]
-        answers = self._chat(dialogues, **options)
-        return answers if is_batch else answers[0]
+        responses = self._respond_to_dialogues(dialogues, **options)
+        return responses if is_batch else responses[0]
 
     @property
     def device(self) -> torch.device:
@@ -168,39 +172,46 @@ class AudioModel:
         return self.net.llm.device
 
     def pack(self, turns: Sequence[list[Turn]], clips: Sequence[Sequence[Audio]]) -> Pack:
-        """Return a batch of rows on the net's device. Each row has turns, and the clips that these turns contain."""
+        """Return a batch on the net's device, given the turns of each row and the clips to which its turns refer."""
+        labels = {"task": "chat", "mode": "audio_analysis"}
         rows = [
             # The clips may also be arrays, which `_PromptSamples.read` accepts.
-            Row(str(n), cast("tuple[Clip, ...]", tuple(row)), {"task": "chat", "mode": "audio_analysis", "turns": own})
-            for n, (own, row) in enumerate(zip(turns, clips, strict=True))
+            Row(str(n), cast("tuple[Clip, ...]", tuple(row_clips)), {**labels, "turns": row_turns})
+            for n, (row_turns, row_clips) in enumerate(zip(turns, clips, strict=True))
         ]
         samples = [self._view.build(row, number, None) for number, row in enumerate(rows)]
         return to_device(collate(samples, geometry=self.net.geometry), self.device)
 
     def settings(self, *, chat: bool = False, **changed: Any) -> GenerationSettings:
-        """Return the generation settings of the model with changes.
+        """Return the generation settings of the model, with some fields changed.
 
-        Unless `stop` is changed, tokens that end a response in the prompting style (in ChatML for a chat) also stop it.
+        Unless `stop` is changed, the stop tokens of the prompting style are added to the model's stop tokens.
+
+        Args:
+            chat: whether the prompting style is ChatML; otherwise it is the style of base models.
+            changed: fields of `GenerationSettings`.
         """
-        chosen = GenerationSettings.from_config(self.generation, **changed)
-        ends = self.dialogue.stop if chat else self.prompt.stop
-        return chosen if "stop" in changed else replace(chosen, stop=chosen.stop | set(map(self.tokenizer.id, ends)))
+        settings = GenerationSettings.from_config(self.generation, **changed)
+        style_stop = self.dialogue.stop if chat else self.prompt.stop
+        if "stop" in changed:
+            return settings
+        return replace(settings, stop=settings.stop | set(map(self.tokenizer.id, style_stop)))
 
-    def _chat(self, dialogues: Sequence[Sequence[Message]], **options: Any) -> list[str]:
-        dialogues = [self._recent(_with_segments(messages)) for messages in dialogues]
+    def _respond_to_dialogues(self, dialogues: Sequence[Sequence[Message]], **options: Any) -> list[str]:
+        dialogues = [self._drop_old_exchanges(_convert_segments(messages)) for messages in dialogues]
         turns = [self.dialogue.turns(messages) for messages in dialogues]
-        return self._answer([audios(messages) for messages in dialogues], turns, chat=True, **options)
+        return self._respond([audios(messages) for messages in dialogues], turns, chat=True, **options)
 
-    def _recent(self, messages: Sequence[Message]) -> Sequence[Message]:
+    def _drop_old_exchanges(self, messages: Sequence[Message]) -> Sequence[Message]:
         if not isinstance(self.dialogue, QwenAudioChat) or "max_window_size" not in self.generation:
             return messages
 
-        def length(turns: list[Turn], clips: list[Audio]) -> int:
+        def count_tokens(turns: list[Turn], clips: list[Audio]) -> int:
             return len(self.pack([turns], [clips])["ids"])
 
-        return self.dialogue.recent(messages, length, max_window_size=self.generation["max_window_size"])
+        return self.dialogue.recent(messages, count_tokens, max_window_size=self.generation["max_window_size"])
 
-    def _answer(
+    def _respond(
         self,
         clips: Sequence[Sequence[Audio]],
         turns: Sequence[list[Turn]],
@@ -212,20 +223,20 @@ class AudioModel:
         **settings: Any,
     ) -> list[str]:
         self.check_answers()
-        chosen = self.settings(chat=chat, **settings)
+        generation_settings = self.settings(chat=chat, **settings)
         generator = None if seed is None else torch.Generator().manual_seed(seed)
-        ids = generate(self.net, self.pack(turns, clips), chosen, generator=generator, stream=stream)
-        return [self.tokenizer.decode(answer, control=control) for answer in ids]
+        responses = generate(self.net, self.pack(turns, clips), generation_settings, generator=generator, stream=stream)
+        return [self.tokenizer.decode(ids, control=control) for ids in responses]
 
 
 class _PromptSamples(AudioSamples):
-    """Samples of rows with explicit turns, whose clips may be arrays."""
+    """Samples of rows that contain their turns as the label `turns`. Their clips may be arrays."""
 
     def _turns(self, row: Row, rng: np.random.Generator | None, prompt_only: bool) -> list[Turn]:
         return row.labels["turns"]
 
     def read(self, clip: Audio | Clip) -> np.ndarray:
-        """Return the samples of a clip, a file or an array."""
+        """Return the audio samples of a clip, a file or an array."""
         if isinstance(clip, (str, Path)):
             clip = Clip(Path(clip))
         if isinstance(clip, Clip):
@@ -236,18 +247,22 @@ class _PromptSamples(AudioSamples):
         return self.apply_policies(wave)
 
     def apply_policies(self, wave: np.ndarray) -> np.ndarray:
-        start = super().apply_policies(wave)
-        if len(start) < len(wave):
-            dropped = (len(wave) - len(start)) / SAMPLE_RATE
-            warnings.warn(f"long_audio=first: dropped {dropped:.1f} s after the first 30 s", stacklevel=2)
-        return start
+        kept = super().apply_policies(wave)
+        if len(kept) < len(wave):
+            seconds = (len(wave) - len(kept)) / SAMPLE_RATE
+            warnings.warn(f"long_audio=first: dropped {seconds:.1f} s after the first 30 s", stacklevel=2)
+        return kept
 
 
-def _with_segments(messages: Sequence[Message]) -> list[Message]:
-    """Return a dialogue in which files with an `offset` or a `duration` are clips. Raise UserError for such arrays."""
+def _convert_segments(messages: Sequence[Message]) -> list[Message]:
+    """Replace each audio file that has an `offset` or a `duration` by a `Clip`. Arrays with these fields are an error.
+
+    Raises:
+        UserError: an array has an `offset` or a `duration`.
+    """
     parts = iter(audio_parts(messages))
 
-    def clip(audio: Audio) -> Audio | Clip:
+    def convert(audio: Audio) -> Audio | Clip:
         segment = parse_segment(next(parts))
         if not segment:
             return audio
@@ -255,14 +270,14 @@ def _with_segments(messages: Sequence[Message]) -> list[Message]:
             raise UserError(f"{segment} of samples: only files have an offset and a duration, slice the array instead")
         return Clip(Path(audio), **segment)
 
-    return map_audios(clip, messages)
+    return map_audios(convert, messages)
 
 
 def prompt_styles(config: Config) -> tuple[Prompt, Chat]:
-    """Return the prompting styles of a model trained with this config: as a base model, and in a dialogue.
+    """Return two prompting styles of a model trained with this config: one for base models, and one for dialogues.
 
-    A fine-tuned model is prompted like the base model of its system. A model that was trained on both prompting styles
-    is prompted like Qwen2-Audio.
+    A config has only one of them. The other one is taken from the same published system, Qwen-Audio or Qwen2-Audio. A
+    model that was trained on the prompts of both systems is prompted like Qwen2-Audio.
     """
     style = configs.build(config["prompt"])
     if isinstance(style, Chat):
@@ -271,10 +286,10 @@ def prompt_styles(config: Config) -> tuple[Prompt, Chat]:
     return style, (QwenAudioChat() if isinstance(style, TagPrompt) else Qwen2AudioChat())
 
 
-def _rows(
+def _split_batch(
     audio: Audio | Sequence[Audio | Sequence[Audio]] | None, prompt: str | Sequence[str]
 ) -> tuple[list[list[Audio]], list[str]]:
-    """Return the clips and the prompt of every row; a single value is used for all rows."""
+    """Return the clips and the prompt of every row. An argument that is not a list is used for all rows."""
     values: dict[str, Any] = {"audio": audio, "prompt": prompt}
     sizes = {name: len(value) for name, value in values.items() if isinstance(value, (list, tuple))}
     if len(set(sizes.values())) > 1 or 0 in sizes.values():
@@ -286,7 +301,7 @@ def _rows(
 
 
 class StreamingDecoder:
-    """Decoder of a growing response that returns complete characters only, because a token may end within one.
+    """Decoder of a growing response. It returns only complete characters, because a token may be a part of a character.
 
     Args:
         decode: converts token ids to text.
@@ -295,21 +310,21 @@ class StreamingDecoder:
     def __init__(self, decode: Callable[[Sequence[int]], str]) -> None:
         self.decode = decode
         self.ids: list[int] = []
-        self.returned = 0  # number of characters
+        self.n_returned = 0  # number of characters that were returned
 
     def add(self, token: int) -> str:
-        """Return the new text that this token completes."""
+        """Add a token to the response, and return the text that it completes; empty if a character is incomplete."""
         self.ids.append(token)
         return "" if self.decode(self.ids).endswith(INCOMPLETE) else self.rest()
 
     def rest(self) -> str:
-        """Return the remaining text at the end of the response."""
-        text = self.decode(self.ids)[self.returned :]
-        self.returned += len(text)
+        """Return the text that was not returned yet. Call this at the end of the response."""
+        text = self.decode(self.ids)[self.n_returned :]
+        self.n_returned += len(text)
         return text
 
 
 def user_message(clips: Sequence[Audio], text: str) -> Message:
-    """Return a user's message: clips, then text unless it is empty (as in voice chat)."""
+    """Return a user's message with the clips, then the text. In voice chat the text is empty and left out."""
     parts = [{"type": "text", "text": text}] if text else []
     return {"role": "user", "content": [*({"type": "audio", "audio": clip} for clip in clips), *parts]}

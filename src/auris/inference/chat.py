@@ -35,7 +35,7 @@ HELP = """\
 /quit             quit (as does the end of the input)
 Any other line is sent as a message with the attached files. An empty line sends only the files (voice chat)."""
 
-_SHOWN = 20  # maximum number of failed rows that are listed
+_MAX_SHOWN = 20  # maximum number of failed rows that are listed
 
 
 class Conversation:
@@ -43,9 +43,9 @@ class Conversation:
 
     Args:
         model: the model.
-        system: the system message; None: the default one.
+        system: the system message; None: the default system message of the model's dialogues.
         control: keep control tokens in the responses.
-        settings: fields of `GenerationSettings` that replace those of the model.
+        settings: fields of `GenerationSettings` that replace the model's own settings.
     """
 
     def __init__(self, model: AudioModel, *, system: str | None = None, control: bool = True, **settings: Any) -> None:
@@ -59,7 +59,11 @@ class Conversation:
         self.attachments: list[Path] = []
 
     def attach(self, path: str | Path) -> float:
-        """Attach an audio file to the next message; return its seconds. Raise AudioError if it cannot be used."""
+        """Attach an audio file to the next message and return its duration in seconds.
+
+        Raises:
+            AudioError: the file cannot be used.
+        """
         path = Path(path).expanduser()
         seconds = audio.n_samples(path) / audio.SAMPLE_RATE
         self.attachments.append(path)
@@ -75,10 +79,10 @@ class Conversation:
             show: called with each piece of the response as soon as it is known.
 
         Raises:
-            UserError: the response is empty, or the conversation would not be a valid row (see `save`).
+            UserError: the response is empty, or the conversation would not be a valid row when it is saved.
         """
-        messages = [*self.messages, user_message([str(clip) for clip in self.attachments], text)]
-        _check({"messages": messages})
+        messages = [*self.messages, user_message([str(path) for path in self.attachments], text)]
+        _check_dialogue({"messages": messages})
         self.attachments = []
         decoder = StreamingDecoder(partial(self.model.tokenizer.decode, control=self.control))
 
@@ -86,7 +90,7 @@ class Conversation:
             show(decoder.add(token))
 
         response = self.model.chat(messages, stream=stream, control=self.control, **self.settings)
-        assert isinstance(response, str)  # a single dialogue has a single response
+        assert isinstance(response, str)  # `chat` returns a list only for several dialogues
         show(decoder.rest())
         if not response.strip():
             raise UserError("the response is empty: your message and the response were not added to the conversation")
@@ -94,7 +98,7 @@ class Conversation:
         return response
 
     def save(self, path: str | Path) -> None:
-        """Append the conversation to a JSONL file as a chat row, with audio paths relative to that file."""
+        """Append the conversation to a JSONL file as a row, with audio paths relative to the folder of the file."""
         path = Path(path).expanduser()
         if path.suffix != ".jsonl":
             raise UserError(f"{str(path)!r}: expected the name of a .jsonl file")
@@ -108,7 +112,12 @@ class Conversation:
 
 
 def talk(conversation: Conversation, lines: Iterable[str]) -> None:
-    """Execute commands and respond to messages until `/quit` or the last line. Errors are shown and do not end it."""
+    """Execute commands and respond to messages until `/quit` or the last line. Errors are printed and do not end this.
+
+    Args:
+        conversation: the conversation.
+        lines: the user's input.
+    """
     for line in lines:
         line = line.strip()
         try:
@@ -126,22 +135,23 @@ def talk(conversation: Conversation, lines: Iterable[str]) -> None:
 
 
 def _execute(conversation: Conversation, line: str) -> None:
-    command, *names = shlex.split(line)  # a terminal quotes the name of a file that is dropped on it
-    match command, names:
+    # `shlex`, because a terminal quotes the path of a file that the user drops on it.
+    command, *arguments = shlex.split(line)
+    match command, arguments:
         case "/audio", [_, *_]:
-            for name in names:
-                seconds = conversation.attach(name)
-                _note(f"attached {name} ({seconds:.1f} s) to the next message")
+            for path in arguments:
+                seconds = conversation.attach(path)
+                _note(f"attached {path} ({seconds:.1f} s) to the next message")
         case "/reset", []:
             conversation.reset()
             _note("started a new conversation")
-        case "/save", [name]:
-            conversation.save(name)
-            _note(f"appended the conversation to {name}")
+        case "/save", [path]:
+            conversation.save(path)
+            _note(f"appended the conversation to {path}")
         case "/help", []:
             _note(HELP)
         case _:
-            raise UserError(f"{line!r}: unknown command or wrong arguments, /help lists the commands")
+            raise UserError(f"{line!r}: unknown command or wrong arguments (/help lists the commands)")
 
 
 def read_lines() -> Iterator[str]:
@@ -149,7 +159,7 @@ def read_lines() -> Iterator[str]:
     prompt = ""
     if sys.stdin.isatty():
         prompt = "> "
-        with contextlib.suppress(ImportError):  # missing on some systems
+        with contextlib.suppress(ImportError):  # some systems do not have it
             import readline  # noqa: F401  (adds line editing and a history to `input`)
     while True:
         try:
@@ -172,21 +182,22 @@ def _note(text: str) -> None:
 def answer_file(
     model: AudioModel, source: Path, out: Path, *, batch_size: int, system: str | None = None, **options: Any
 ) -> dict[str, str]:
-    """Respond to the dialogues of a JSONL file.
+    """Respond to the dialogues in a JSONL file.
 
     The new file has the same rows in the same order, in the format of auris, each with an `answer` or a `problem`, and
-    with audio paths relative to the new file. If the last message of a row is the assistant's, it is left out.
+    with audio paths relative to the folder of the new file. If the last message of a row is from the assistant, the
+    model does not see it and responds to the messages before.
 
     Args:
         model: the model.
-        source: the file.
+        source: the JSONL file.
         out: the new file.
         batch_size: number of rows that are processed together.
-        system: system message of dialogues that have none.
+        system: system message for dialogues without a system message.
         options: options of `AudioModel.chat`.
 
     Returns:
-        The problems of rows without a response, by the row's id or line.
+        The problem of each row without a response, by the row's id, or by its line if the id is used twice.
     """
     if not source.is_file():
         raise MissingFileError(f"input={source}: no such file, expected a JSONL file of chat rows")
@@ -196,32 +207,32 @@ def answer_file(
     for start in range(0, len(rows), batch_size):
         batch = rows[start : start + batch_size]
         usable = [row for _, row in batch if "problem" not in row]
-        answers = _answer(model, [_question(row["messages"], system) for row in usable], **options)
-        for row, answer in zip(usable, answers, strict=True):
+        responses = _respond(model, [_prompt_messages(row["messages"], system) for row in usable], **options)
+        for row, response in zip(usable, responses, strict=True):
             row["messages"] = map_audios(lambda clip: os.path.relpath(clip, out.parent), row["messages"])
-            row["problem" if isinstance(answer, ValueError) else "answer"] = str(answer)
+            row["problem" if isinstance(response, ValueError) else "answer"] = str(response)
         append_jsonl(out, [row for _, row in batch])
-        _note(f"{start + len(batch)} of {len(rows)} rows")
-    return {name: row["problem"] for name, row in rows if "problem" in row}
+        _note(f"processed {start + len(batch)} of {len(rows)} rows")
+    return {key: row["problem"] for key, row in rows if "problem" in row}
 
 
 def _read_rows(source: Path) -> dict[str, dict[str, Any]]:
     """Return the fields of each row by its id, or by its line if an earlier row has the same id."""
     rows = {}
-    # Not `splitlines`, because a message may contain Unicode line separators.
+    # `splitlines` would also split at Unicode line separators, which a message may contain.
     for number, line in enumerate(source.read_bytes().split(b"\n"), start=1):
         if line.strip():
             record = parse_line(line, f"{source.name}:{number}", FieldMap())
-            name = record.id
-            if name in rows:
-                name, record = record.name, record._replace(problem=f"id {name!r} is used by an earlier row")
-            rows[name] = _read_fields(record, source.parent)
+            key = record.id
+            if key in rows:
+                key, record = record.name, record._replace(problem=f"id {key!r} is used by an earlier row")
+            rows[key] = _read_fields(record, source.parent)
     return rows
 
 
 def _read_fields(record: Record, folder: Path) -> dict[str, Any]:
     """Return a row's fields with audio paths relative to the working directory, or with its `problem`."""
-    # `answer` and `problem` are fields of an earlier run.
+    # `answer` and `problem` may have been added by an earlier call of `answer_file`.
     fields = {key: value for key, value in (record.fields or {}).items() if key not in ("answer", "problem")}
     try:
         if record.problem:
@@ -229,14 +240,14 @@ def _read_fields(record: Record, folder: Path) -> dict[str, Any]:
         fields = dict(convert(fields))
         if "messages" not in fields:
             raise UserError("the row has no `messages`")
-        _check(fields)
+        _check_dialogue(fields)
         return fields | {"messages": map_audios(lambda clip: str(folder / clip), fields["messages"])}
     except ValueError as error:
         return fields | {"problem": str(error)}
 
 
-def _check(fields: Labels) -> None:
-    """Raise UserError for a dialogue that would not be a valid row once its last message has a response."""
+def _check_dialogue(fields: Labels) -> None:
+    """Raise UserError for a dialogue that would not be a valid row once the user's last message has a response."""
     messages = fields["messages"]
     last = messages[-1] if isinstance(messages, list) and messages else None
     if isinstance(last, Mapping) and last.get("role") == "user" and fields.keys().isdisjoint({"chosen", "rejected"}):
@@ -245,28 +256,28 @@ def _check(fields: Labels) -> None:
         raise UserError(problem)
 
 
-def _question(messages: Sequence[Message], system: str | None) -> list[Message]:
-    """Return the messages to respond to, with a system message."""
-    question = list(messages[:-1] if messages[-1]["role"] == "assistant" else messages)
-    has_system = bool(question) and question[0]["role"] == "system"
-    return question if has_system or system is None else [{"role": "system", "content": system}, *question]
+def _prompt_messages(messages: Sequence[Message], system: str | None) -> list[Message]:
+    """Return the messages to which the model responds, with the system message if there was none."""
+    prompt = list(messages[:-1] if messages[-1]["role"] == "assistant" else messages)
+    has_system = bool(prompt) and prompt[0]["role"] == "system"
+    return prompt if has_system or system is None else [{"role": "system", "content": system}, *prompt]
 
 
-def _answer(model: AudioModel, dialogues: Sequence[Sequence[Message]], **options: Any) -> list[str | ValueError]:
+def _respond(model: AudioModel, dialogues: Sequence[Sequence[Message]], **options: Any) -> list[str | ValueError]:
     """Return the response to each dialogue, or its error. If a batch fails, its dialogues are processed one by one."""
     try:
         return list(model.chat(dialogues, **options)) if dialogues else []
     except ValueError as error:
         if len(dialogues) == 1:
             return [error]
-    return [answer for dialogue in dialogues for answer in _answer(model, [dialogue], **options)]
+    return [response for dialogue in dialogues for response in _respond(model, [dialogue], **options)]
 
 
 # --- the command --------------------------------------------------------------------------------------------------
 
 
 def run(config: Config) -> None:
-    """Run `auris chat`: a conversation, or responses to the dialogues of `input` that are written to `output`."""
+    """Run `auris chat`: hold a conversation, or respond to the dialogues in `input` and write them to `output`."""
     if (config["input"] is None) != (config["output"] is None):
         key, missing = ("input", "output") if config["output"] is None else ("output", "input")
         raise UsageError(
@@ -292,5 +303,5 @@ def run(config: Config) -> None:
     _note(f"wrote {out}")
     if problems:
         _note(f"{len(problems)} rows have no response:")
-        for name, reason in list(problems.items())[:_SHOWN]:
-            _note(f"  {name}: {reason}")
+        for row_key, problem in list(problems.items())[:_MAX_SHOWN]:
+            _note(f"  {row_key}: {problem}")

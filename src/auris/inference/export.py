@@ -1,7 +1,8 @@
 """`auris export checkpoint=PATH out=DIR`: write a model as a directory for other software or for `auris.load`.
 
-There are three formats: transformers' Qwen2-Audio, Qwen-Audio (v1) as released, and that of auris, which supports every
-model that auris can train. Weights keep their stored precision, so exporting an imported model is bit-identical.
+There are three formats: Qwen2-Audio as in transformers, Qwen-Audio (v1) as released, and the format of auris, which
+supports every model that auris can train. By default, weights keep their stored precision, so the export of a published
+model has bit-identical weights.
 """
 
 from __future__ import annotations
@@ -39,13 +40,14 @@ def export(
     Args:
         checkpoint: path of a complete model.
         out: the new directory.
-        format: one of `FORMATS`; "auto" for the first one that supports every part.
-        which: checkpoint of a run: last or best.
-        dtype: dtype of the weights; None to keep the stored one.
+        format: one of `FORMATS`; "auto" for the first format that supports every part.
+        which: the checkpoint to use if `checkpoint` is a run, "last" or "best".
+        dtype: dtype of the weights; None to keep their stored dtype.
         shard_bytes: maximum size of a weight file.
 
     Returns:
-        The format, and the reasons why the preceding ones in `FORMATS` do not support the model.
+        The format that was written. With "auto" also a phrase for each reason why an earlier format in `FORMATS` does
+        not support the model.
 
     Raises:
         UserError: the model is not complete, `out` exists, or the requested format does not support some part.
@@ -59,19 +61,19 @@ def export(
     model = pretrained.load(checkpoint, which=which, dtype=dtype)
     out.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f"{out.name}.partial-", dir=out.parent) as folder:
-        draft = Path(folder, out.name)  # renamed to `out` when it is complete
-        draft.mkdir()
-        WRITERS[chosen](model, source, draft)
-        write_json(draft / "generation_config.json", generation_config(model, source), indent=2)
+        partial = Path(folder, out.name)  # renamed to `out` when it is complete
+        partial.mkdir()
+        WRITERS[chosen](model, source, partial)
+        write_json(partial / "generation_config.json", generation_config(model, source), indent=2)
         tensors = export_tensors(model.net.state_dict(), chosen)
-        write_sharded(tensors, draft, max_shard_bytes=shard_bytes)
-        (draft / "README.md").write_text(render_card(model, source, out.name, chosen, reasons), encoding="utf-8")
-        draft.rename(out)
+        write_sharded(tensors, partial, max_shard_bytes=shard_bytes)
+        (partial / "README.md").write_text(render_card(model, source, out.name, chosen, reasons), encoding="utf-8")
+        partial.rename(out)
     return chosen, reasons
 
 
 def choose_format(net: AudioLM, tokenizer: Tokenizer, format: str = "auto") -> tuple[str, list[str]]:
-    """Return the format to write, and the reasons why the preceding ones do not support the model.
+    """Return the format to write, and a phrase for each reason why an earlier format does not support the model.
 
     Raises:
         UserError: the format is unknown, or the requested one does not support some part.
@@ -92,15 +94,15 @@ def choose_format(net: AudioLM, tokenizer: Tokenizer, format: str = "auto") -> t
 
 def run(config: Config) -> None:
     """Run `auris export`."""
-    dtype = _dtype(config["dtype"])
+    dtype = _parse_dtype(config["dtype"])
     options = {"format": config["format"], "which": config["which"], "shard_bytes": round(1e9 * config["shard_gb"])}
     chosen, reasons = export(config["checkpoint"], config["out"], dtype=dtype, **options)
     for reason in reasons:
-        print(f"not supported by {reason}")
+        print(f"not possible as {reason}")
     print(f"wrote {config['out']} ({chosen})")
 
 
-def _dtype(name: str | None) -> torch.dtype | None:
+def _parse_dtype(name: str | None) -> torch.dtype | None:
     dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if name is not None and name not in dtypes:
         raise UserError(f"dtype={name}: expected null (as stored), {', '.join(dtypes)}")

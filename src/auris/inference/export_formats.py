@@ -1,4 +1,4 @@
-"""The formats of exported directories: the models that each supports, and the files next to its weights."""
+"""The formats of exported directories: which models a format supports, and which files it has besides the weights."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def find_unsupported(net: AudioLM, tokenizer: Tokenizer, format: str) -> list[st
     if format == "auris":
         return []
     is_v1 = format == "qwen_audio"
-    kinds = {
+    classes = {
         "encoder": Encoder,
         "pooling": pooling.Mean,
         "projector": projector.Linear,
@@ -41,11 +41,11 @@ def find_unsupported(net: AudioLM, tokenizer: Tokenizer, format: str) -> list[st
     }
     llm = net.llm.config
     properties: dict[str, tuple[Any, Any]] = {
-        part: (type(getattr(net, part)).__name__, kind.__name__) for part, kind in kinds.items()
+        part: (type(getattr(net, part)).__name__, part_class.__name__) for part, part_class in classes.items()
     }
     properties["llm.config.model_type"] = (llm.model_type, "qwen2")
-    if unsupported := _differences(properties):
-        return unsupported  # other classes have other settings
+    if unsupported := _describe_differences(properties):
+        return unsupported  # other classes may not have the properties below
     properties = {
         "pooling.k": (net.pooling.k, 2),
         "encoder.clip_end": (net.encoder.clip_end, "zero" if is_v1 else "silence"),
@@ -60,18 +60,18 @@ def find_unsupported(net: AudioLM, tokenizer: Tokenizer, format: str) -> list[st
         }
     else:
         properties["llm.train_length"] = (_train_length(net), None)
-    unsupported = _differences(properties)
-    style = TagPrompt if is_v1 else NaturalPrompt
+    unsupported = _describe_differences(properties)
+    prompt_style = TagPrompt if is_v1 else NaturalPrompt
     vocabulary = tokenizer.fast.get_vocab()
-    marks = (style.audio_begin, style.audio_pad, style.audio_end)
-    unsupported += [f"the tokenizer has no {mark}" for mark in marks if mark not in vocabulary]
-    if is_v1 and "<|extra_204|>" not in vocabulary:  # the last of Qwen's tokens, which no other vocabulary has
+    audio_tokens = (prompt_style.audio_begin, prompt_style.audio_pad, prompt_style.audio_end)
+    unsupported += [f"the tokenizer has no {token}" for token in audio_tokens if token not in vocabulary]
+    if is_v1 and "<|extra_204|>" not in vocabulary:  # the last token of Qwen's vocabulary, which others do not have
         unsupported.append(f"the tokenizer does not come from a {RANKS_FILE}")
     return unsupported
 
 
-def _differences(properties: Mapping[str, tuple[Any, Any]]) -> list[str]:
-    """Return a phrase for each property (value of the model, value of the format) that differs."""
+def _describe_differences(properties: Mapping[str, tuple[Any, Any]]) -> list[str]:
+    """Return a phrase for each property, given as (value in the model, value in the format), that differs."""
     return [
         f"{name} is {value}, must be {expected}" for name, (value, expected) in properties.items() if value != expected
     ]
@@ -86,44 +86,47 @@ def _train_length(net: AudioLM) -> int | None:
 
 
 def _write_qwen2_audio(model: AudioModel, source: ModelSource, out: Path) -> None:
-    """Write the configs and the files of AutoProcessor: feature extractor, tokenizer and chat template."""
+    """Write config.json and the files of AutoProcessor: feature extractor, tokenizer and chat template."""
     net, tokenizer = model.net, model.tokenizer
-    text = net.llm.config.to_dict()
-    for name in ("architectures", "transformers_version", "_name_or_path", "dtype"):  # they describe the complete model
-        text.pop(name, None)
+    text_config = net.llm.config.to_dict()
+    # These fields belong to the config of the complete model.
+    for name in ("architectures", "transformers_version", "_name_or_path", "dtype"):
+        text_config.pop(name, None)
     config = Qwen2AudioConfig(
         audio_config={
             "model_type": "qwen2_audio_encoder",
             **{name: getattr(net.encoder, argument) for argument, name in identify.TRANSFORMERS_FIELDS.items()},
         },
-        text_config=text
-        | {"tie_word_embeddings": False},  # this format always stores embedding and head as two tensors
+        # This format always stores embedding and head as two tensors.
+        text_config=text_config | {"tie_word_embeddings": False},
         audio_token_index=tokenizer.id(NaturalPrompt.audio_pad),
         architectures=["Qwen2AudioForConditionalGeneration"],
         tie_word_embeddings=False,  # pyrefly: ignore[unexpected-keyword]  # any field is accepted at run time
         dtype=net.llm.dtype,
     ).to_dict()
-    config["text_config"]["rope_theta"] = text["rope_parameters"]["rope_theta"]  # for versions before 5
+    # transformers before version 5 reads this field here, and the settings of the feature extractor in a separate file.
+    config["text_config"]["rope_theta"] = text_config["rope_parameters"]["rope_theta"]
     write_json(out / "config.json", config, indent=2)
-    features = WhisperFeatureExtractor(feature_size=net.encoder.n_mels, return_attention_mask=True)
-    template = tokenizer.fast.chat_template  # None: the processor's own
-    processor = Qwen2AudioProcessor(feature_extractor=features, tokenizer=tokenizer.fast, chat_template=template)
+    extractor = WhisperFeatureExtractor(feature_size=net.encoder.n_mels, return_attention_mask=True)
+    template = tokenizer.fast.chat_template  # if None, the processor uses its default template
+    processor = Qwen2AudioProcessor(feature_extractor=extractor, tokenizer=tokenizer.fast, chat_template=template)
     processor.save_pretrained(out)
-    features.save_pretrained(out)  # for versions before 5
+    extractor.save_pretrained(out)
 
 
 def generation_config(model: AudioModel, source: ModelSource) -> ConfigFile:
-    """Return the generation config of the source; by default responses are greedy up to the end-of-text token."""
-    end = model.tokenizer.end
-    style, stop = ("chatml", model.dialogue.stop) if model.is_chat else ("raw", model.prompt.stop)
-    # transformers stops a chat only at these tokens. Qwen-Audio's code takes one number, and stops a chat by itself.
-    ends = [model.tokenizer.id(token) for token in stop] if isinstance(model.dialogue, Qwen2AudioChat) else [end]
-    eos = ends if len(ends) > 1 else end
+    """Return the source's generation config or, if it has none, a config for greedy responses."""
+    end_of_text = model.tokenizer.end
+    chat_format, stop = ("chatml", model.dialogue.stop) if model.is_chat else ("raw", model.prompt.stop)
+    # transformers stops a chat only at the tokens in `eos_token_id`. Qwen-Audio's code expects a single id there, and
+    # stops a chat by itself.
+    is_v2 = isinstance(model.dialogue, Qwen2AudioChat)
+    stop_ids = [model.tokenizer.id(token) for token in stop] if is_v2 else [end_of_text]
     default = {
-        "chat_format": style,
+        "chat_format": chat_format,
         "do_sample": False,
-        "eos_token_id": eos,
-        "pad_token_id": end,
+        "eos_token_id": stop_ids if len(stop_ids) > 1 else end_of_text,
+        "pad_token_id": end_of_text,
         "max_new_tokens": 256,
     }
     return dict(source.generation) or default
@@ -133,9 +136,9 @@ def generation_config(model: AudioModel, source: ModelSource) -> ConfigFile:
 
 
 def _write_qwen_audio(model: AudioModel, source: ModelSource, out: Path) -> None:
-    """Write the files that the released code reads besides the weights, and copy its code from an imported model."""
+    """Write the files that the released code reads. If the source is Qwen-Audio, its code is copied as well."""
     net, llm = model.net, model.net.llm.config
-    long = _train_length(net)
+    train_length = _train_length(net)
     config = {
         "architectures": ["QWenLMHeadModel"],
         "model_type": "qwen",
@@ -150,19 +153,19 @@ def _write_qwen_audio(model: AudioModel, source: ModelSource, out: Path) -> None
         "emb_dropout_prob": 0.0,
         "hidden_size": llm.hidden_size,
         "initializer_range": llm.initializer_range,
-        "intermediate_size": 2 * llm.intermediate_size,  # the sum of those of gate and up
+        "intermediate_size": 2 * llm.intermediate_size,  # the sum of the widths of the gate and up projections
         "kv_channels": llm.hidden_size // llm.num_attention_heads,
         "layer_norm_epsilon": llm.rms_norm_eps,
         "max_position_embeddings": llm.max_position_embeddings,
         "num_attention_heads": llm.num_attention_heads,
         "num_hidden_layers": llm.num_hidden_layers,
         "rotary_emb_base": llm.rope_parameters["rope_theta"],
-        "seq_length": long or llm.max_position_embeddings,
+        "seq_length": train_length or llm.max_position_embeddings,
         "tokenizer_type": "QWenTokenizer",
         "torch_dtype": str(net.llm.dtype).removeprefix("torch."),
         "use_cache": True,
-        "use_dynamic_ntk": long is not None,
-        "use_logn_attn": long is not None,
+        "use_dynamic_ntk": train_length is not None,
+        "use_logn_attn": train_length is not None,
         "vocab_size": llm.vocab_size,
     }
     if source.kind == "qwen_audio":
@@ -175,12 +178,14 @@ def _write_qwen_audio(model: AudioModel, source: ModelSource, out: Path) -> None
 
 
 def write_ranks(tokenizer: Tokenizer, path: Path) -> None:
-    """Write the text tokens of a byte-level vocabulary, one `base64 rank` per line."""
-    byte_of = {letter: byte for byte, letter in bytes_to_unicode().items()}
-    control = tokenizer.fast.get_added_vocab()
-    ranks = {rank: token for token, rank in tokenizer.fast.get_vocab().items() if token not in control}
-    tokens = (base64.b64encode(bytes(byte_of[letter] for letter in ranks[rank])).decode() for rank in sorted(ranks))
-    path.write_text("".join(f"{token} {rank}\n" for rank, token in enumerate(tokens)))
+    """Write the text tokens of a byte-level vocabulary. Each line has the bytes of a token in base64, and its rank."""
+    bytes_of_letters = {letter: byte for byte, letter in bytes_to_unicode().items()}
+    control_tokens = tokenizer.fast.get_added_vocab()
+    tokens = {rank: token for token, rank in tokenizer.fast.get_vocab().items() if token not in control_tokens}
+    encoded = (
+        base64.b64encode(bytes(bytes_of_letters[letter] for letter in tokens[rank])).decode() for rank in sorted(tokens)
+    )
+    path.write_text("".join(f"{token} {rank}\n" for rank, token in enumerate(encoded)))
 
 
 # --- auris ---------------------------------------------------------------------------------------------------------
@@ -189,7 +194,7 @@ def write_ranks(tokenizer: Tokenizer, path: Path) -> None:
 def _write_auris(model: AudioModel, source: ModelSource, out: Path) -> None:
     """Write recipe.yaml, the tokenizer in `tokenizer/`, and the results of a run."""
     config = dict(model.config) | {"tokenizer": "tokenizer"}
-    if config["model"]["llm"]["config"].get("path"):  # that directory may not exist where the export is used
+    if config["model"]["llm"]["config"].get("path"):  # this directory may not exist where the export is used
         llm = json.loads(model.net.llm.config.to_json_string(use_diff=False))
         config["model"] = {**config["model"], "llm": {**config["model"]["llm"], "config": llm}}
     config["model"] = {**config["model"], "vocab_rows": input_table(model.net.llm).num_embeddings}
@@ -204,4 +209,4 @@ WRITERS: dict[str, Callable[[AudioModel, ModelSource, Path], None]] = {
     "qwen_audio": _write_qwen_audio,
     "auris": _write_auris,
 }
-"""Functions that write the files next to the weights, by format, in order of preference."""
+"""Functions that write the files besides the weights, by format, in order of preference."""

@@ -1,6 +1,6 @@
-"""`auris doctor`: reports on a checkpoint, on data (`data/check`) or on the tasks (`text/task_table`).
+"""`auris doctor`: print a report on a checkpoint, on data (`data/check`) or on the tasks (`text/task_table`).
 
-The report on a checkpoint shows what a path contains, what it can be used for, what is missing, and the memory that
+The report on a checkpoint states what the path contains, what it can be used for, what is missing, and how much memory
 training needs.
 """
 
@@ -36,24 +36,30 @@ from auris.training.cost import GIB, STAGES, Load
 def examine(path: str, which: str = "last", *, token_budget: int = 8192, console: Console | None = None) -> list[str]:
     """Print what a path contains and what it can be used for.
 
+    Args:
+        path: the path of a model or of a part of a model.
+        which: the checkpoint to use if the path is a run, "last" or "best".
+        token_budget: number of tokens in a pack, for the memory that training needs.
+        console: where to print; None: standard output.
+
     Returns:
-        The problems, one sentence each.
+        A sentence for each problem.
     """
     console = console or Console()
     source = identify.identify(path, which)
     tensors = source.open_tensors()
     print_plain(console, f"{path}: {identify.KINDS[source.kind]}")
-    print_plain(console, _summary(tensors))
+    print_plain(console, _summarize(tensors))
     problems: list[str] = []
     if source.model is None:
         _show_part(console, source)
         return problems
-    tokenizer = _try(pretrained.load_tokenizer, source, problems=problems)
-    rows = source.model.get("vocab_rows") or (tokenizer.size if tokenizer is not None else None)
-    if rows is not None:
+    tokenizer = _call(pretrained.load_tokenizer, source, problems=problems)
+    vocab_rows = source.model.get("vocab_rows") or (tokenizer.size if tokenizer is not None else None)
+    if vocab_rows is not None:
         node = {key: value for key, value in source.model.items() if key != "vocab_rows"}
         with torch.device("meta"):
-            net = configs.build(node)(vocab_size=rows)
+            net = configs.build(node)(vocab_size=vocab_rows)
         problems += loading.find_mismatches(net, tensors, source.layout)
         if tokenizer is not None:
             _show_use(console, source, net, tokenizer, problems)
@@ -64,7 +70,7 @@ def examine(path: str, which: str = "last", *, token_budget: int = 8192, console
     return problems
 
 
-def _try(function: Callable[..., Any], *arguments: Any, problems: list[str]) -> Any:
+def _call(function: Callable[..., Any], *arguments: Any, problems: list[str]) -> Any:
     """Call a function and return its result; if it fails, append its message to `problems` and return None."""
     try:
         return function(*arguments)
@@ -73,8 +79,8 @@ def _try(function: Callable[..., Any], *arguments: Any, problems: list[str]) -> 
         return None
 
 
-def _summary(source: TensorSource) -> str:
-    """Return the number of tensors, and their size by dtype."""
+def _summarize(source: TensorSource) -> str:
+    """Return a text with the number of tensors and their total size by dtype."""
     sizes: Counter[str] = Counter()
     names = source.keys()
     for name in names:
@@ -85,14 +91,15 @@ def _summary(source: TensorSource) -> str:
 
 
 def _show_part(console: Console, source: identify.ModelSource) -> None:
-    """Print the use, the parameters and the tokenizer of a part of a model."""
+    """Print what a part of a model can be used for, its parameters and its tokenizer."""
     [(part, node)] = source.parts.items()
     print_plain(console, f"usable for training with weights.{part}={source.path}")
     with torch.device("meta"):
         module = configs.build(node)
         if part == "llm":
-            rows = source.config.get("vocab_size") or AutoConfig.for_model(**source.config).get_text_config().vocab_size
-            module = module(vocab_size=rows)
+            config = source.config
+            vocab_size = config.get("vocab_size") or AutoConfig.for_model(**config).get_text_config().vocab_size
+            module = module(vocab_size=vocab_size)
     console.print(dry_run.parameter_table({part: module}))
     if part == "llm":
         tokenizer = f"{source.tokenizer}, audio tokens are added in training" if source.tokenizer else "none"
@@ -103,11 +110,12 @@ def _show_use(
     console: Console, source: identify.ModelSource, net: AudioLM, tokenizer: Tokenizer, problems: list[str]
 ) -> None:
     """Print a model's tokenizer, its generation settings and the formats in which it can be exported."""
-    rows = input_table(net.llm).num_embeddings
-    print_plain(console, f"usable as checkpoint={source.path}, or weights.PART for {', '.join(source.parts)}")
-    print_plain(console, f"tokenizer: {tokenizer.size:,} tokens, embedding: {rows:,} rows")
+    vocab_rows = input_table(net.llm).num_embeddings
+    parts = ", ".join(source.parts)
+    print_plain(console, f"usable as checkpoint={source.path}, or as weights.PART={source.path} for PART in {parts}")
+    print_plain(console, f"tokenizer: {tokenizer.size:,} tokens, embedding: {vocab_rows:,} rows")
     if source.generation:
-        settings = _try(GenerationSettings.from_config, source.generation, problems=problems)
+        settings = _call(GenerationSettings.from_config, source.generation, problems=problems)
         print_plain(console, f"generation_config.json: {settings}")
     else:
         print_plain(console, "generation_config.json: none, responses are greedy up to the end-of-text token")
@@ -117,7 +125,7 @@ def _show_use(
 
 
 def run(config: configs.Config) -> int | None:
-    """Run `auris doctor`; return 1 if there are problems."""
+    """Run `auris doctor`. Return 1 if there are problems."""
     if "data" in config:
         return 1 if checkup.check(config) else 0
     if config["show"] is not None:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from auris.training.objectives.objective import Objective
 
 RELEASED = "released"
-"""The study name of published systems, which auris has not trained."""
+"""The `study` in the config of a published system, which auris has not trained."""
 
 
 def load(
@@ -43,13 +43,13 @@ def load(
     Args:
         path: a run directory, one of its checkpoints, a directory that auris exported, or a directory of a published
             system: Qwen2-Audio as in transformers, Qwen-Audio (v1) as released.
-        which: checkpoint of a run: last or best.
+        which: the checkpoint to use if the path is a run, "last" or "best".
         device: the device to run on; "auto" for a GPU if there is one.
-        dtype: dtype of the parameters; None to keep the stored ones.
-        chat: prompt in ChatML; None: according to `chat_format` in generation_config.json, or without it, if the model
-            was trained on dialogues.
-        long_audio: handling of clips over 30 s. "window" uses all of the audio, "first" drops the rest with a warning
-            (both released systems drop it without one), "error" raises an error.
+        dtype: dtype of the parameters; None to keep the stored dtypes.
+        chat: whether `generate` prompts in ChatML. None: `chat_format` in generation_config.json decides or, if it is
+            missing, whether the model was trained on dialogues.
+        long_audio: handling of clips longer than 30 s. "window" uses all of the audio, "first" uses the first 30 s with
+            a warning (both released systems do so without a warning), "error" raises an error.
 
     Raises:
         MissingFileError: there is no model.
@@ -64,7 +64,7 @@ def load(
     _set_dtypes(net, tensors, model_source.layout, dtype)
     sharding.materialise(net, device, draw=False)
     loading.load(net, tensors, layout=model_source.layout, label=str(path))
-    _load_objective(objective, model_source, device)
+    _load_objective_weights(objective, model_source, device)
     return AudioModel(
         net=net.eval(),
         objective=objective.eval(),
@@ -77,22 +77,28 @@ def load(
 
 
 def _is_chat(source: ModelSource, config: Config) -> bool:
-    """Return whether a model is prompted in ChatML, according to its generation config or else its training."""
+    """Return whether a model is prompted in ChatML, according to its generation config or else its training data."""
     chat_format = source.generation.get("chat_format")
     return chat_format == "chatml" if chat_format else isinstance(configs.build(config["prompt"]), Chat)
 
 
 def build(source: ModelSource) -> tuple[Config, Tokenizer, AudioLM]:
-    """Return the config and tokenizer of a complete model, and its net on the meta device. Raise as `load` does."""
-    config, tokenizer = _config(source), load_tokenizer(source)
+    """Return the config and the tokenizer of a complete model, and its net on the meta device.
+
+    Raises:
+        UserError: the model is not complete, or its files contradict each other.
+    """
+    config, tokenizer = _read_config(source), load_tokenizer(source)
     return config, tokenizer, configs.build_net(config, tokenizer)
 
 
-def _config(source: ModelSource) -> Config:
-    """Return the config of a complete model; for a published system the defaults with its model, prompts and tokenizer.
+def _read_config(source: ModelSource) -> Config:
+    """Return the config of a complete model.
+
+    A published system has no config of auris. It gets the default config, with its own model, prompts and tokenizer.
 
     Raises:
-        UserError: the source is a part of a model.
+        UserError: the source is only a part of a model.
     """
     if source.model is None:
         [part] = source.parts
@@ -108,7 +114,7 @@ def _config(source: ModelSource) -> Config:
     return config | {"tokenizer": source.tokenizer}
 
 
-# kind -> (field of an audio token's id, this token, field of the number of vocabulary rows) in config.json.
+# kind -> (field of config.json with the id of an audio token, this token, field with the number of vocabulary rows).
 _VOCABULARY_FIELDS = {
     "qwen2_audio": ("audio_token_index", NaturalPrompt.audio_pad, "text_config.vocab_size"),
     "qwen_audio": ("audio.audio_start_id", TagPrompt.audio_begin, "vocab_size"),
@@ -116,10 +122,10 @@ _VOCABULARY_FIELDS = {
 
 
 def load_tokenizer(source: ModelSource) -> Tokenizer:
-    """Load the tokenizer of a complete model. A run extends the tokenizer of a plain language model at its start.
+    """Load the tokenizer of a complete model. For a run, audio tokens are added if the tokenizer lacks them.
 
     Raises:
-        UserError: there is no tokenizer, it is not for audio, or the model's config contradicts it.
+        UserError: there is no tokenizer, it has no audio tokens, or the model's config contradicts it.
     """
     if source.tokenizer is None:
         raise UserError(f"{source.path} has no tokenizer: expected tokenizer.json or qwen.tiktoken next to its weights")
@@ -127,36 +133,48 @@ def load_tokenizer(source: ModelSource) -> Tokenizer:
     if source.kind not in _VOCABULARY_FIELDS:
         return tokenizer
     file = source.path / "config.json"
-    field, token, rows = _VOCABULARY_FIELDS[source.kind]
+    id_field, token, rows_field = _VOCABULARY_FIELDS[source.kind]
     token_id: Any = source.config
-    for key in field.split("."):
+    for key in id_field.split("."):
         token_id = token_id.get(key)
     if token_id is not None and token_id != tokenizer.id(token):
-        raise UserError(f"{file} says {field}={token_id}, but {token} is {tokenizer.id(token)} in its tokenizer")
+        raise UserError(f"{file} says {id_field}={token_id}, but {token} is {tokenizer.id(token)} in its tokenizer")
     assert source.model is not None, "kinds with these fields are complete models"
     if source.model["vocab_rows"] < tokenizer.size:
         raise UserError(
-            f"{file} says {rows}={source.model['vocab_rows']}, but its tokenizer has {tokenizer.size} tokens"
+            f"{file} says {rows_field}={source.model['vocab_rows']}, but its tokenizer has {tokenizer.size} tokens"
         )
     return tokenizer
 
 
-def _set_dtypes(net: nn.Module, source: TensorSource, layout: str, dtype: torch.dtype | None) -> None:
-    """Set the dtypes of a net on the meta device: `dtype` for all parameters, or None for the stored ones."""
-    table = LAYOUTS[layout]
+def _set_dtypes(net: nn.Module, source: TensorSource, layout_name: str, dtype: torch.dtype | None) -> None:
+    """Set the dtypes of a net on the meta device.
+
+    Args:
+        net: the net.
+        source: its stored tensors.
+        layout_name: layout of the tensors, a key of LAYOUTS.
+        dtype: dtype of all parameters; None for the dtypes of the stored tensors.
+    """
+    layout = LAYOUTS[layout_name]
     names = source.keys()
-    stored = {table.spell(name): name for name in names}
-    owners = {id(x): (x, name) for name, x in net.state_dict(keep_vars=True).items()}  # tied ones once
-    for tensor, name in owners.values():
-        layout_name = table.layout_name(name)
-        if dtype is None and layout_name in stored:
-            tensor.data = tensor.data.to(source.dtype(stored[layout_name]))
+    stored_names = {layout.spell(name): name for name in names}
+    # By identity, so that tied tensors occur once.
+    tensors = {id(tensor): (tensor, name) for name, tensor in net.state_dict(keep_vars=True).items()}
+    for tensor, name in tensors.values():
+        key = layout.layout_name(name)
+        if dtype is None and key in stored_names:
+            tensor.data = tensor.data.to(source.dtype(stored_names[key]))
         elif dtype is not None and isinstance(tensor, nn.Parameter):
             tensor.data = tensor.data.to(dtype)
 
 
-def _load_objective(objective: nn.Module, source: ModelSource, device: torch.device | str) -> None:
-    """Load the weights of the objective (such as the CTC head), which only a run has."""
+def _load_objective_weights(objective: nn.Module, source: ModelSource, device: torch.device | str) -> None:
+    """Load the weights of the objective, such as a CTC head. Only runs have them.
+
+    Raises:
+        UserError: the source lacks weights of the objective.
+    """
     state = source.objective_state()
     if objective.state_dict().keys() != state.keys():
         raise UserError(

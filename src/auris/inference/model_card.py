@@ -18,7 +18,7 @@ from auris.metrics.measures import measure
 from auris.model.audio_lm import AudioLM
 from auris.model.weights.identify import KINDS, ModelSource
 
-# `provenance` of a row -> description.
+# Values of the label `provenance` of a row (or of a result row, joined by "+") -> descriptions.
 _PROVENANCE = {
     "real": "real recordings",
     "mixed": "partly synthetic",
@@ -26,7 +26,7 @@ _PROVENANCE = {
     "procedural": "synthetic sound",
     "unknown": "of unknown origin",
 }
-_USE = {
+_USAGE = {  # Python code for each format
     "qwen2_audio": """from transformers import AutoProcessor, Qwen2AudioForConditionalGeneration
 
 model = Qwen2AudioForConditionalGeneration.from_pretrained("{name}")
@@ -43,14 +43,14 @@ model.generate(audio="clip.wav", prompt="...")""",
 
 
 def render_card(model: AudioModel, source: ModelSource, name: str, format: str, reasons: list[str]) -> str:
-    """Return the card: a description of the model, its training, its data and its results.
+    """Return the text of the card, which describes the model, its training, its data and its results.
 
     Args:
         model: the exported model.
-        source: where it was loaded from.
+        source: the source from which the model was loaded.
         name: name of the exported directory.
-        format: format of the export.
-        reasons: why the model was not exported in other formats.
+        format: format of the exported directory.
+        reasons: a phrase for each reason why the model was not exported in a published format.
     """
     config = model.config
     is_import = config["study"] == RELEASED
@@ -59,12 +59,12 @@ def render_card(model: AudioModel, source: ModelSource, name: str, format: str, 
         f"---\nlibrary_name: {library}\ntags: [auris, audio-text-to-text]\n---",
         f"# {name}",
         f"Exported by auris {auris.__version__} from {KINDS[source.kind]} (`{source.path.resolve().name}`).",
-        f"```python\n{_USE[format].format(name=name)}\n```",
+        f"```python\n{_USAGE[format].format(name=name)}\n```",
         "## Parts",
         "\n".join(_part_lines(model.net)),
     ]
     if reasons:
-        sections += ["Published layouts do not support this model:", "\n".join(f"- {reason}" for reason in reasons)]
+        sections += ["Other formats do not support this model:", "\n".join(f"- {reason}" for reason in reasons)]
     if is_import:
         sections.append("The weights are those of the source directory; the model was not trained further.")
     else:
@@ -75,7 +75,7 @@ def render_card(model: AudioModel, source: ModelSource, name: str, format: str, 
 
 
 def _part_lines(net: AudioLM) -> Iterator[str]:
-    """Yield a table of the parts."""
+    """Yield the lines of a table of the model's parts."""
     yield "| part | kind | parameters | precision |"
     yield "|---|---|---|---|"
     for part, module in net.named_children():
@@ -86,7 +86,7 @@ def _part_lines(net: AudioLM) -> Iterator[str]:
 
 
 def _recipe_lines(config: Config) -> Iterator[str]:
-    """Yield one line each about the run, the trained parts and the initial weights."""
+    """Yield a line about the run, a line about its trained parts, and a line for each part with initial weights."""
     yield f"- study `{config['study']}`, arm `{config['arm']}`, seed {config['seed']}, {config['max_steps']} steps"
     yield f"- trained: {', '.join(config['trainable'])}; all other parts frozen"
     for part, source in config["weights"].items():
@@ -95,7 +95,7 @@ def _recipe_lines(config: Config) -> Iterator[str]:
 
 
 def _data_lines(config: Config) -> Iterator[str]:
-    """Yield a line for each training manifest: rows, hours, origin of the audio, licences."""
+    """Yield a line for each training manifest: number of rows, hours, origin of the audio, licences."""
     for entry in config["data"]["train"]:
         try:
             [manifest] = read_manifests([entry])
@@ -105,31 +105,31 @@ def _data_lines(config: Config) -> Iterator[str]:
             continue
         rows = [row for row in manifest.rows if row.problem is None]
         hours = sum(clip.duration or 0.0 for row in rows for clip in row.clips) / 3600
-        origins = Counter(_origin(row) for row in rows)
-        kinds = ", ".join(f"{n:,} {origin}" for origin, n in origins.most_common())
+        n_by_origin = Counter(_describe_origin(row) for row in rows)
+        origins = ", ".join(f"{n:,} {origin}" for origin, n in n_by_origin.most_common())
         licences = sorted({str(row.labels["licence"]) for row in rows if "licence" in row.labels})
-        yield f"- `{manifest.name}`: {len(rows):,} rows, {hours:.1f} h ({kinds})" + (
+        yield f"- `{manifest.name}`: {len(rows):,} rows, {hours:.1f} h ({origins})" + (
             f"; licences: {', '.join(licences)}" if licences else ""
         )
 
 
-def _origin(row: Row) -> str:
+def _describe_origin(row: Row) -> str:
     if not row.clips:
         return "text"
     return _PROVENANCE.get(str(row.labels.get("provenance", "unknown")), _PROVENANCE["unknown"])
 
 
 def _result_lines(source: ModelSource) -> Iterator[str]:
-    """Yield a table of the results of a run."""
+    """Yield the lines of a table of a run's results."""
     file = source.path / "results.jsonl"
     if not file.is_file():
         yield "Not evaluated."
         return
-    yield "| benchmark | task | metric | value | 95 % interval | n | test audio |"
+    yield "| benchmark | task | metric | value | 95 % interval | rows | test audio |"
     yield "|---|---|---|---|---|---|---|"
     for row in read_jsonl(file):
-        how = measure(row["metric"])
-        value, low, high = (f"{how.scale * row[key]:.1f}" for key in ("value", "low", "high"))
+        metric = measure(row["metric"])
+        value, low, high = (f"{metric.scale * row[key]:.1f}" for key in ("value", "low", "high"))
         origin = ", ".join(_PROVENANCE.get(code, _PROVENANCE["unknown"]) for code in row["provenance"].split("+"))
-        cells = (row["benchmark"], row["task"], how.label, value, f"[{low}, {high}]", str(row["n"]), origin)
+        cells = (row["benchmark"], row["task"], metric.label, value, f"[{low}, {high}]", str(row["n"]), origin)
         yield f"| {' | '.join(cells)} |"

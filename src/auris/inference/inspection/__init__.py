@@ -1,7 +1,7 @@
-"""Inspection of a trained model on one row, as plain arrays and as figures.
+"""Inspect what a trained model computes for one row, as plain arrays and as figures.
 
-Shows the features and frames of the audio, the information that pooling keeps, the attention of the response to the
-audio, and the times of words. `notebooks/03_inside_the_model` shows all figures.
+The figures show the features and frames of the audio, the information that pooling keeps, the attention of the response
+to the audio, and the times of words. `notebooks/03_inside_the_model` contains all figures.
 
     subject = inspection.load("runs/demo/qwen2_audio/seed_0")
     trace = inspection.trace_row(subject.model, inspection.choose_row(subject))

@@ -1,9 +1,9 @@
-"""Probe of poolings: the share of the variance of encoder frames that can be recovered from the audio tokens.
+"""Compare poolings by the share of the variance of encoder frames that can be recovered from the audio tokens.
 
 A linear readout predicts the frames of a window from its token. It is fitted on every other row and evaluated on the
-rest, so it measures the information in the tokens and not memorisation by the readout.
+remaining rows, so it measures the information in the tokens and not memorisation by the readout.
 
-Shapes: C encoder frames, T tokens, K frames of a window, D width of the encoder.
+Shapes: C encoder frames of a clip, D width of the encoder.
 """
 
 from __future__ import annotations
@@ -28,28 +28,31 @@ from auris.model.pooling import Pooling
 if TYPE_CHECKING:
     import pandas as pd
 
-RIDGE = 1e-3  # relative to the mean variance of a token's channels; needed if channels are equal
+# Ridge penalty of the readout, relative to the mean variance of a token's channels. Without it, the fit would fail if
+# channels are equal.
+RIDGE = 1e-3
 
 
 @torch.no_grad()
 def compare_poolings(
     model: AudioModel, rows: Sequence[Row], *, ks: Sequence[int] = (2, 4, 8), limit: int = 80, seed: int = 0
 ) -> pd.DataFrame:
-    """Compare poolings by the share of the variance of encoder frames that their tokens keep.
+    """Compare poolings by the share of the variance of encoder frames that can be recovered from their tokens.
 
-    The pooling of the run has its trained weights (`weights`: "trained"). Others have no weights ("none") or initial
-    ones ("as initialised"). `stack` and `none` keep everything by construction.
+    The model's own pooling has its trained weights (column `weights`: "trained"). Other poolings have no weights
+    ("none") or random weights ("as initialised"). The poolings `stack` and `none` keep all frames, so their share is 1.
 
     Args:
         model: the model.
         rows: rows to use. Rows without exactly one readable clip of at most 30 s are skipped.
-        ks: frames per window.
+        ks: window sizes to compare, in frames.
         limit: maximum number of rows.
         seed: seed of initial weights and of the bootstrap.
 
     Returns:
-        A table with the columns pooling, k, weights, `tokens per second`, width (numbers per token), kept (the share),
-        low, high (95 % bootstrap interval over rows that the readout was not fitted on), rows (their number).
+        A table with the columns `pooling`, `k`, `weights`, `tokens per second`, `width` (numbers per token), `kept`
+        (the share), `low` and `high` (its 95 % bootstrap interval over the rows on which the readout was evaluated),
+        and `rows` (the number of these rows).
 
     Raises:
         UserError: there are too few frames to fit the readout.
@@ -64,22 +67,22 @@ def compare_poolings(
             f"{len(clips)} rows have {n_fit} windows of {max(ks)} frames to fit: expected {2 * width} or more, twice "
             f"the encoder's width; use more rows (limit={limit}) or smaller windows (ks={tuple(ks)})"
         )
-    lines = []
-    for name, k, module in _poolings(model, ks, seed):
+    records = []
+    for name, k, module in _build_poolings(model, ks, seed):
         weights = "none" if not list(module.parameters()) else "as initialised"
         if module is model.net.pooling and weights != "none":
             weights = "trained"
-        shares = (1.0, 1.0, 1.0) if k == 1 or module.groups == k else explained_variance(module, clips, k, seed)
-        cost = (1 / (k * FRAME_SECONDS), module.groups * width)
-        lines.append((name, k, weights, *cost, *shares, len(clips[1::2])))
-    names = ["pooling", "k", "weights", "tokens per second", "width", "kept", "low", "high", "rows"]
-    return pd.DataFrame(lines, columns=names)
+        share_and_interval = (1.0,) * 3 if k == 1 or module.groups == k else explained_variance(module, clips, k, seed)
+        rate_and_width = (1 / (k * FRAME_SECONDS), module.groups * width)
+        records.append((name, k, weights, *rate_and_width, *share_and_interval, len(clips[1::2])))
+    columns = ["pooling", "k", "weights", "tokens per second", "width", "kept", "low", "high", "rows"]
+    return pd.DataFrame(records, columns=columns)
 
 
 def _frames(model: AudioModel, rows: Sequence[Row], limit: int) -> list[torch.Tensor]:
-    """Return the encoder frames (C, D) of each clip before the final norm, the input of pooling."""
+    """Return the encoder frames (C, D) of each clip before the encoder's final norm, which are the input of pooling."""
     geometry = model.net.geometry
-    view = AudioSamples(tokenizer=model.tokenizer, prompt=model.prompt, geometry=geometry, long_audio="skip")
+    samples = AudioSamples(tokenizer=model.tokenizer, prompt=model.prompt, geometry=geometry, long_audio="skip")
     clips = []
     for row in rows:
         if len(clips) == limit:
@@ -87,18 +90,18 @@ def _frames(model: AudioModel, rows: Sequence[Row], limit: int) -> list[torch.Te
         if row.problem or len(row.clips) != 1:
             continue
         try:
-            wave = view.read(row.clips[0])
+            wave = samples.read(row.clips[0])
         except (RowError, AudioError):
             continue
-        n = geometry.n_frames(len(wave))
-        mel = log_mel(wave, geometry.n_mels, geometry.n_computed_frames(n)).to(model.device)
-        clips.append(model.net.encoder(mel, torch.tensor([n]))[0].float().cpu())
+        n_frames = geometry.n_frames(len(wave))
+        mel = log_mel(wave, geometry.n_mels, geometry.n_computed_frames(n_frames)).to(model.device)
+        clips.append(model.net.encoder(mel, torch.tensor([n_frames]))[0].float().cpu())
     return clips
 
 
-def _poolings(model: AudioModel, ks: Sequence[int], seed: int) -> list[tuple[str, int, Pooling]]:
-    """Return the name, window and module of each pooling, that of the model included."""
-    own = model.net.pooling
+def _build_poolings(model: AudioModel, ks: Sequence[int], seed: int) -> list[tuple[str, int, Pooling]]:
+    """Return the name, window size and module of each pooling. The model's own pooling replaces an equal one."""
+    own_pooling = model.net.pooling
     width, n_heads = model.net.encoder.width, model.net.encoder.n_heads
     torch.manual_seed(seed)
     poolings: list[tuple[str, int, Pooling]] = [("none", 1, pooling.Stack(k=1, width=width))]
@@ -109,7 +112,10 @@ def _poolings(model: AudioModel, ks: Sequence[int], seed: int) -> list[tuple[str
             ("attention", k, pooling.Attention(k=k, width=width, n_heads=n_heads)),
             ("stack", k, pooling.Stack(k=k, width=width)),
         ]
-    return [(name, k, own if type(module) is type(own) and k == own.k else module) for name, k, module in poolings]
+    return [
+        (name, k, own_pooling if type(module) is type(own_pooling) and k == own_pooling.k else module)
+        for name, k, module in poolings
+    ]
 
 
 def explained_variance(module: Pooling, clips: Sequence[torch.Tensor], k: int, seed: int) -> tuple[float, float, float]:
@@ -117,23 +123,23 @@ def explained_variance(module: Pooling, clips: Sequence[torch.Tensor], k: int, s
 
     Args:
         module: the pooling.
-        clips: frames (C, D) of each clip. The readout is fitted on every other clip and evaluated on the rest.
-        k: frames of a window.
+        clips: frames (C, D) of each clip. The readout is fitted on every other clip and evaluated on the other half.
+        k: number of frames in a window.
         seed: seed of the bootstrap over clips.
     """
     pairs = []
     for clip in clips:
-        tokens, n = module(clip, torch.tensor([len(clip)]))
-        windows = rearrange(clip[: int(n[0]) * k], "(t k) d -> t (k d)", k=k)
+        tokens, n_tokens = module(clip, torch.tensor([len(clip)]))
+        windows = rearrange(clip[: int(n_tokens[0]) * k], "(t k) d -> t (k d)", k=k)
         pairs.append((tokens[:, 0].double().numpy(), windows.double().numpy()))
     x, y = (np.concatenate([pair[side] for pair in pairs[::2]]) for side in (0, 1))
     mean_x, mean_y = x.mean(0), y.mean(0)
     gram = (x - mean_x).T @ (x - mean_x)
     gram += RIDGE * np.trace(gram) / len(gram) * np.eye(len(gram))
     readout = np.linalg.solve(gram, (x - mean_x).T @ (y - mean_y))
-    test = [(b - mean_y, (a - mean_x) @ readout) for a, b in pairs[1::2]]
-    lost = np.array([((true - predicted) ** 2).sum() for true, predicted in test])
-    whole = np.array([(true**2).sum() for true, _ in test])
-    # The lost share is a ratio of sums, like accuracy.
-    low, high = bootstrap(list(np.stack([lost, whole], axis=1)), "accuracy", seed=seed)
-    return float(1 - lost.sum() / whole.sum()), 1 - high, 1 - low
+    test_pairs = [(windows - mean_y, (tokens - mean_x) @ readout) for tokens, windows in pairs[1::2]]
+    residuals = np.array([((true - predicted) ** 2).sum() for true, predicted in test_pairs])
+    totals = np.array([(true**2).sum() for true, _ in test_pairs])
+    # The unexplained share is a ratio of two sums over clips, like accuracy.
+    low, high = bootstrap(list(np.stack([residuals, totals], axis=1)), "accuracy", seed=seed)
+    return float(1 - residuals.sum() / totals.sum()), 1 - high, 1 - low

@@ -1,4 +1,4 @@
-"""Times of words from three sources: the labels of a row, forced alignment, and the response of the model."""
+"""Times of words from three sources: the labels of a row, forced alignment, and a response of the model."""
 
 from __future__ import annotations
 
@@ -24,14 +24,15 @@ if TYPE_CHECKING:
     import pandas as pd
     from IPython.display import HTML
 
-TRUE, ALIGNED, ANSWERED = "true", "forced alignment", "answer with times"
+TRUE, ALIGNED, ANSWERED = "true", "forced alignment", "answer with times"  # names of the sources
 
 
 def word_times(subject: Subject, row: Row, *, prior_rows: int = 64) -> dict[str, Times]:
     """Return words with their times in seconds by source, without sources that are not available.
 
-    `true` is the label of the row. `forced alignment` aligns the transcript of the row with the aligner of `subject`.
-    `answer with times` is the response of the model to a prompt for times (`srwt`).
+    The source `true` is the label `words` of the row. `forced alignment` aligns the transcript of the row with the
+    aligner of `subject`. `answer with times` is the response of the model to a prompt for speech recognition with word
+    times (the task `srwt`).
 
     Args:
         subject: the model, the aligner and the rows.
@@ -47,17 +48,17 @@ def word_times(subject: Subject, row: Row, *, prior_rows: int = 64) -> dict[str,
     if subject.aligner is not None and (row.labels["task"] in tasks.TRANSCRIPTS or row.labels.get("transcript")):
         sources[ALIGNED] = _align(subject.aligner, subject.rows, row, prior_rows)
     if row.labels.get("words") and row.labels.get("language"):
-        prompt = replace(row, labels={**row.labels, "task": "srwt"})
-        words = Words().parse(trace_row(subject.model, prompt).answer)["words"]
-        if timed := [word for word in words if word["end"] is not None]:
-            sources[ANSWERED] = timed
+        srwt_row = replace(row, labels={**row.labels, "task": "srwt"})
+        words = Words().parse(trace_row(subject.model, srwt_row).answer)["words"]
+        if words_with_times := [word for word in words if word["end"] is not None]:
+            sources[ANSWERED] = words_with_times
     return sources
 
 
 def _align(run: Path, candidates: Sequence[Row], row: Row, prior_rows: int) -> Times:
-    """Align a row with the aligner of a run; its priors come from the first transcribed rows of `candidates`."""
+    """Align a row with the model of a run. Priors are estimated from the first transcribed rows of `candidates`."""
     aligner = Aligner(pretrained.load(run), prior_scale=1.0)
-    transcribed = (entry for entry in candidates if entry.labels.get("task") in tasks.TRANSCRIPTS and not entry.problem)
+    transcribed = (other for other in candidates if other.labels.get("task") in tasks.TRANSCRIPTS and not other.problem)
     rows = [row, *islice(transcribed, prior_rows)]
     batch = build_pack(rows, [(number, None) for number in range(1, len(rows))], aligner.view)
     if batch["rows"]:
@@ -69,42 +70,45 @@ def _align(run: Path, candidates: Sequence[Row], row: Row, prior_rows: int) -> T
 
 
 def time_shifts(row: Row, times: Mapping[str, Times]) -> pd.DataFrame:
-    """Return the milliseconds by which each word starts and ends after the true one.
+    """Return the milliseconds by which each word starts and ends later than in the labels.
 
-    Words are matched by minimum edit distance, as in the timestamp metric. Unmatched words are missing.
+    Words are matched with the labels by minimum edit distance, as in the timestamp metric. The table does not contain
+    words without a match.
 
     Args:
         row: the row.
         times: the result of `word_times`.
 
     Returns:
-        A table with the columns source, word, start, end (of the label), `start shift` and `end shift`.
+        A table with the columns `source`, `word`, `start` and `end` (in seconds, from the label), `start shift` and
+        `end shift` (in milliseconds).
     """
     import pandas as pd
 
-    spoken = answer_language(row)
-    true = times.get(TRUE, [])
-    lines = []
+    language_code = answer_language(row)
+    true_words = times.get(TRUE, [])
+    records = []
     for source, words in times.items():
-        keys = [[normalize(word["word"], spoken) for word in side] for side in (true, words)]
+        keys = [[normalize(word["word"], language_code) for word in side] for side in (true_words, words)]
         for i, j in matches(*keys) if source != TRUE else ():
-            shifts = [round(1000 * (words[j][end] - true[i][end])) for end in ENDS]
-            lines.append((source, true[i]["word"], true[i]["start"], true[i]["end"], *shifts))
-    return pd.DataFrame(lines, columns=["source", "word", "start", "end", "start shift", "end shift"])
+            true_word = true_words[i]
+            shifts = [round(1000 * (words[j][end] - true_word[end])) for end in ENDS]
+            records.append((source, true_word["word"], true_word["start"], true_word["end"], *shifts))
+    return pd.DataFrame(records, columns=["source", "word", "start", "end", "start shift", "end shift"])
 
 
 def audio_players(trace: Trace, times: Mapping[str, Times]) -> HTML:
-    """Return a table with an audio player for each word and each source of its times."""
+    """Return an HTML table with a row for each source, and an audio player for each word in the row."""
     from IPython.display import HTML
 
-    lines = ""
+    table_rows = ""
     for source, words in times.items():
-        cells = "".join(f"<td>{html.escape(word['word'])}<br>{_player(trace, word)}</td>" for word in words)
-        lines += f"<tr><th>{html.escape(source)}</th>{cells}</tr>"
-    return HTML(f"<table>{lines}</table>")
+        cells = "".join(f"<td>{html.escape(word['word'])}<br>{_render_player(trace, word)}</td>" for word in words)
+        table_rows += f"<tr><th>{html.escape(source)}</th>{cells}</tr>"
+    return HTML(f"<table>{table_rows}</table>")
 
 
-def _player(trace: Trace, word: WordTime) -> str:
+def _render_player(trace: Trace, word: WordTime) -> str:
     from IPython.display import Audio
 
     first, last = (round(word[end] * SAMPLE_RATE) for end in ENDS)
