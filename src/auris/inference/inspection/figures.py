@@ -69,7 +69,7 @@ def plot_sound(trace: Trace, times: Sequence[WordTime] = ()) -> Figure:
 def plot_attention(
     trace: Trace, times: Sequence[WordTime] = (), *, layer: int | None = None, head: int | None = None
 ) -> Figure:
-    """Plot the attention of each response token to the audio over time, and the share of its attention on all audio.
+    """Plot how the attention of each response token is distributed over the audio, and its total share on audio.
 
     Args:
         trace: the trace.
