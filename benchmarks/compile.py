@@ -16,7 +16,7 @@ import torch
 
 from auris.data.collate import collate
 from auris.model.compiled import compile_blocks
-from auris.model.llm import layers
+from auris.model.llm import decoder_layers
 from auris.training.objectives.next_token import NextToken
 from benchmarks import Report
 from benchmarks.models import PRESETS as SIZES
@@ -50,7 +50,7 @@ def report(preset: Preset, *, batches: int = 100, lengths: str = "0.5-4", clips:
 
     losses = [step(net, partial(compute_loss, pack)) for pack in packs]
     graphs: Counter[str] = Counter()
-    for kind, blocks in {"encoder": net.encoder.blocks, "llm": layers(net.llm)}.items():
+    for kind, blocks in {"encoder": net.encoder.blocks, "llm": decoder_layers(net.llm)}.items():
         # All blocks of a kind share one backend object. With several backends they would not share graphs.
         compile_blocks(blocks, _counting_backend(graphs, kind))
     compiled_losses, after_warm_up = [], 0

@@ -50,8 +50,8 @@ class StartAtStep(L.Callback):
         self.step, self.validating = step, validating
 
     def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        compat.leave_signals_alone(trainer)
-        compat.set_position(trainer, self.step, max_steps=6, validating=self.validating)
+        compat.disable_signal_handlers(trainer)
+        compat.set_loop_position(trainer, self.step, max_steps=6, validating=self.validating)
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_the_division_of_ranks_runs_before_processes_are_launched(monkeypatch: p
     calls = []
     monkeypatch.setattr(ModelParallelStrategy, "_configure_launcher", lambda self: calls.append(self))
     strategy = ModelParallelStrategy(tensor_parallel_size=2)
-    compat.divide_before_launch(strategy, lambda world: calls.append(world) or world // 2)
+    compat.set_data_parallel_size_before_launch(strategy, lambda world: calls.append(world) or world // 2)
     L.Trainer(strategy=strategy, accelerator="cpu", devices=4, logger=False)
     assert calls == [4, strategy] and strategy._data_parallel_size == 2
 
@@ -105,7 +105,7 @@ def test_compilation_settings_exist():
     import torch.fx.experimental._config as sizes
 
     with torch._dynamo.config.patch(nested_graph_breaks=False), sizes.patch(use_duck_shape=True):
-        compat.compile_around_graph_breaks()
+        compat.set_compile_options()
         assert torch._dynamo.config.nested_graph_breaks is True and sizes.use_duck_shape is False
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 # --- Lightning ----------------------------------------------------------------------------------------------------
 
 
-def leave_signals_alone(trainer: L.Trainer) -> None:
+def disable_signal_handlers(trainer: L.Trainer) -> None:
     """Keep Lightning from installing signal handlers.
 
     Lightning's SIGTERM handler runs a collective while another collective may be active, and its SLURM handler saves a
@@ -33,7 +33,7 @@ def leave_signals_alone(trainer: L.Trainer) -> None:
     trainer._signal_connector.register_signal_handlers = lambda: None
 
 
-def set_position(trainer: L.Trainer, step: int, *, max_steps: int, validating: bool) -> None:
+def set_loop_position(trainer: L.Trainer, step: int, *, max_steps: int, validating: bool) -> None:
     """Make Lightning's loops continue after a step.
 
     Checkpoints of auris store the number of steps. Lightning's loop counters are derived from this number here.
@@ -68,7 +68,7 @@ def forget_event_file(logger: TensorBoardLogger) -> None:
     logger._experiment = None
 
 
-def divide_before_launch(strategy: ModelParallelStrategy, data_parallel: Callable[[int], int]) -> None:
+def set_data_parallel_size_before_launch(strategy: ModelParallelStrategy, data_parallel: Callable[[int], int]) -> None:
     """Set the size of data-parallel groups when the number of processes is known, before Lightning starts processes.
 
     Lightning's constructor expects the size before the number of processes is known, and its check runs only after all
@@ -90,7 +90,7 @@ def divide_before_launch(strategy: ModelParallelStrategy, data_parallel: Callabl
 # --- torch --------------------------------------------------------------------------------------------------------
 
 
-def compile_around_graph_breaks() -> None:
+def set_compile_options() -> None:
     """Change two settings of torch.compile for the whole process.
 
     `nested_graph_breaks` is turned on: without it, a graph break in attention would also break the graph of every

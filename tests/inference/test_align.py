@@ -14,7 +14,7 @@ from auris import cli
 from auris.data.batches import build_pack
 from auris.data.manifests import read_manifests
 from auris.data.rows import Row
-from auris.inference.align import FRAME_SECONDS, Aligner, Span, split, timing_errors, token_frames, word_times
+from auris.inference.align import FRAME_SECONDS, Aligner, WordSpan, split_words, timing_errors, token_frames, word_times
 from auris.inference.load import load
 from support import published
 from support.manifests import speech_rows, tokenizer, write_manifest
@@ -45,7 +45,7 @@ def scores(path: list[int], *, confidence: float = 0.9) -> Tensor:
     ],
 )
 def test_text_is_split_into_words_or_into_characters_for_chinese(text: str, language: str, words: list[str]):
-    spans = split(text, language)
+    spans = split_words(text, language)
     assert [span.word for span in spans] == words
     assert [text[span.start : span.end] for span in spans] == words
 
@@ -83,7 +83,7 @@ def test_dividing_by_priors_widens_tokens_beyond_their_spikes():
 def test_word_times_follow_from_tokens_of_any_number_of_characters():
     frames = np.array([[0, 10], [10, 20], [20, 30], [30, 50]], dtype=float)
     token_spans = [(0, 2), (2, 3), (2, 3), (3, 6)]  # "ab", two halves of "c", " de"
-    words = [Span("a", 0, 1), Span("b", 1, 2), Span("c", 2, 3), Span("de", 4, 6)]
+    words = [WordSpan("a", 0, 1), WordSpan("b", 1, 2), WordSpan("c", 2, 3), WordSpan("de", 4, 6)]
     entries = word_times(frames, token_spans, words)
     times = [(entry["word"], entry["start"] / FRAME_SECONDS, entry["end"] / FRAME_SECONDS) for entry in entries]
     assert [word for word, _, _ in times] == ["a", "b", "c", "de"]
@@ -137,7 +137,7 @@ def test_the_times_of_a_row_do_not_depend_on_its_pack(run: Path, rows: Path):
     [manifest] = read_manifests([rows])
 
     def read_pack(*numbers: int) -> dict:
-        return build_pack(manifest.rows, [(number, None) for number in numbers], aligner.view)
+        return build_pack(manifest.rows, [(number, None) for number in numbers], aligner.samples)
 
     aligner.estimate_priors([read_pack(0, 1, 2)])
     packed = dict(aligner.align(manifest.rows, read_pack(2, 0, 1)))

@@ -197,7 +197,7 @@ def test_a_character_is_shown_once_its_last_token_has_arrived():
     ids = tokenizer().plain("a猫は寝る 🎵!")
     text = StreamingDecoder(tokenizer().decode)
     pieces = [text.add(token) for token in ids]
-    assert "".join(pieces) == "a猫は寝る 🎵!" and text.rest() == ""
+    assert "".join(pieces) == "a猫は寝る 🎵!" and text.finish() == ""
     assert len([piece for piece in pieces if piece]) > 3
 
 
@@ -205,7 +205,7 @@ def test_incomplete_characters_are_shown_at_the_end():
     *ids, _ = tokenizer().plain("a🎵")
     text = StreamingDecoder(tokenizer().decode)
     assert "".join(text.add(token) for token in ids) == "a"
-    assert "a" + text.rest() == tokenizer().decode(ids) == "a\ufffd"
+    assert "a" + text.finish() == tokenizer().decode(ids) == "a\ufffd"
 
 
 # --- a file of dialogues ---

@@ -17,7 +17,7 @@ from auris.data.rows import Row
 from auris.inference import inspection
 from auris.inference.audio_model import AudioModel
 from auris.inference.inspection.pooling_probe import explained_variance
-from auris.inference.inspection.trace import _pieces
+from auris.inference.inspection.trace import _token_texts
 from auris.inference.load import load
 from auris.model import pooling
 from support import published
@@ -135,7 +135,7 @@ def test_rows_that_cannot_be_traced_are_refused(subject: inspection.Subject):
 def test_a_token_that_ends_within_a_character_has_no_text():
     vocabulary = tokenizer()
     ids = [*vocabulary.plain("the 狗 cat"), vocabulary.plain("狗")[0]]
-    pieces = _pieces(vocabulary, ids)
+    pieces = _token_texts(vocabulary, ids)
     assert len(pieces) == len(ids) and "".join(pieces) == "the 狗 cat\ufffd"
     assert [piece for piece in pieces if "狗" in piece] and "" in pieces
 

@@ -1,4 +1,4 @@
-"""`attention.packed` against a plain softmax over each sequence."""
+"""`attention.attend_packed` against a plain softmax over each sequence."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def reference(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> Te
 
 
 def cu(lengths: list[int], device: str = "cpu") -> Tensor:
-    return attention.cumulate(torch.tensor(lengths)).to(device)
+    return attention.cumulative_lengths(torch.tensor(lengths)).to(device)
 
 
 def tensors(n_q: list[int], n_k: list[int], heads: tuple[int, int]) -> list[Tensor]:
@@ -47,7 +47,7 @@ CASES = {
 def test_packed_attention_equals_attention_over_each_sequence(case: str, causal: bool, heads: tuple[int, int]) -> None:
     n_q, n_k = CASES[case]
     q, k, v = tensors(n_q, n_k, heads)
-    out = attention.packed(q, k, v, cu(n_q), cu(n_k), causal=causal, scale=0.3)
+    out = attention.attend_packed(q, k, v, cu(n_q), cu(n_k), causal=causal, scale=0.3)
     parts = zip(q.split(n_q), k.split(n_k), v.split(n_k), strict=True)
     expected = torch.cat([reference(*part, causal, 0.3) for part in parts])
     torch.testing.assert_close(out, expected, atol=1e-6, rtol=1e-5)
@@ -61,7 +61,7 @@ def test_packed_attention_equals_attention_over_each_sequence(case: str, causal:
 def test_single_query_attention_ignores_free_cache_slots(heads: tuple[int, int]) -> None:
     lengths = [7, 1, 4]
     q, k, v = tensors([1, 1, 1], lengths, heads)
-    expected = attention.packed(q, k, v, cu([1, 1, 1]), cu(lengths), causal=True, scale=0.3)
+    expected = attention.attend_packed(q, k, v, cu([1, 1, 1]), cu(lengths), causal=True, scale=0.3)
     free = torch.arange(9) >= torch.tensor(lengths)[:, None]
     slots = []
     for cached in (k, v):
@@ -69,32 +69,34 @@ def test_single_query_attention_ignores_free_cache_slots(heads: tuple[int, int])
         slot[~free] = cached
         slots.append(slot.transpose(1, 2))
     mask = torch.zeros(3, 9).masked_fill(free, -torch.inf)
-    torch.testing.assert_close(attention.single_query(q, *slots, mask, scale=0.3), expected, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(
+        attention.attend_single_query(q, *slots, mask, scale=0.3), expected, atol=1e-6, rtol=1e-5
+    )
 
 
 def test_the_default_scale_is_one_over_the_root_of_the_head_width() -> None:
     q, k, v = tensors([4, 3], [4, 3], (2, 2))
-    explicit = attention.packed(q, k, v, cu([4, 3]), cu([4, 3]), causal=True, scale=8**-0.5)
-    torch.testing.assert_close(attention.packed(q, k, v, cu([4, 3]), cu([4, 3]), causal=True), explicit)
+    explicit = attention.attend_packed(q, k, v, cu([4, 3]), cu([4, 3]), causal=True, scale=8**-0.5)
+    torch.testing.assert_close(attention.attend_packed(q, k, v, cu([4, 3]), cu([4, 3]), causal=True), explicit)
 
 
 def test_lengths_that_do_not_cover_the_tokens_are_refused() -> None:
     q, k, v = tensors([4, 3], [4, 3], (2, 2))
     with pytest.raises(AssertionError):
-        attention.packed(q, k, v, cu([4, 2]), cu([4, 3]), causal=True)
+        attention.attend_packed(q, k, v, cu([4, 2]), cu([4, 3]), causal=True)
 
 
 def test_autocast_sets_the_dtype_of_the_output() -> None:
     q, k, v = tensors([4, 3], [4, 3], (2, 2))
-    exact = attention.packed(q, k, v, cu([4, 3]), cu([4, 3]), causal=True)
+    exact = attention.attend_packed(q, k, v, cu([4, 3]), cu([4, 3]), causal=True)
     with torch.autocast("cpu", dtype=torch.bfloat16):  # rotated queries are float32 even under autocast
-        half = attention.packed(q, k, v.bfloat16(), cu([4, 3]), cu([4, 3]), causal=True)
+        half = attention.attend_packed(q, k, v.bfloat16(), cu([4, 3]), cu([4, 3]), causal=True)
     assert half.dtype == torch.bfloat16
     torch.testing.assert_close(half.to(exact.dtype), exact, atol=2e-2, rtol=2e-2)
 
 
 def test_ranges_concatenates_one_arange_per_start() -> None:
-    ranges = attention.ranges(torch.tensor([3, 10, 0, 7]), torch.tensor([2, 0, 3, 1]))
+    ranges = attention.concatenate_ranges(torch.tensor([3, 10, 0, 7]), torch.tensor([2, 0, 3, 1]))
     assert ranges.tolist() == [3, 4, 0, 1, 2, 7]
 
 
@@ -104,9 +106,9 @@ def test_ranges_concatenates_one_arange_per_start() -> None:
 def test_the_flash_kernel_equals_the_loop_over_sequences(case: str, causal: bool) -> None:
     n_q, n_k = CASES[case]
     q, k, v = (x.detach().cuda() for x in tensors(n_q, n_k, (4, 2)))
-    loop = attention.packed(q, k, v, cu(n_q, "cuda"), cu(n_k, "cuda"), causal=causal)
+    loop = attention.attend_packed(q, k, v, cu(n_q, "cuda"), cu(n_k, "cuda"), causal=causal)
     half = [x.bfloat16().requires_grad_() for x in (q, k, v)]
-    flash = attention.packed(*half, cu(n_q, "cuda"), cu(n_k, "cuda"), causal=causal)
+    flash = attention.attend_packed(*half, cu(n_q, "cuda"), cu(n_k, "cuda"), causal=causal)
     torch.testing.assert_close(flash.float(), loop, atol=2e-2, rtol=2e-2)
     flash.sum().backward()
     assert all(x.grad.isfinite().all() for x in half)

@@ -68,7 +68,7 @@ def build() -> AudioLM:
 
 
 def block_lists(net: AudioLM) -> list[nn.ModuleList]:
-    return [net.encoder.blocks, llm.layers(net.llm)]
+    return [net.encoder.blocks, llm.decoder_layers(net.llm)]
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_a_compiled_step_equals_an_eager_step_and_needs_two_graphs_per_kind_of_b
     backend: Callable | None, tolerance: float, monkeypatch: pytest.MonkeyPatch
 ):
     net = build()
-    monkeypatch.setattr(llm, "last_tokenwise", lambda _: [])  # a compiled last layer computes all tokens
+    monkeypatch.setattr(llm, "last_tokenwise_parts", lambda _: [])  # a compiled last layer computes all tokens
     eager = run_steps(net)
     names, counters = list(net.state_dict()), [Counter(backend), Counter(backend)]
     for blocks, counter in zip(block_lists(net), counters, strict=True):
@@ -104,7 +104,7 @@ def test_a_block_is_one_graph_if_a_kernel_attends_to_all_sequences_at_once(monke
         return q * k.mean() + v * (n_q / n_k)
 
     monkeypatch.setattr(attention, "varlen_attn", kernel)
-    monkeypatch.setattr(attention, "has_kernel", lambda q: True)
+    monkeypatch.setattr(attention, "has_flash_kernel", lambda q: True)
     net = build()
     eager, counters = run_steps(net), [Counter(), Counter()]
     for blocks, counter in zip(block_lists(net), counters, strict=True):

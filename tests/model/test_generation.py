@@ -12,7 +12,7 @@ from auris.data.collate import collate
 from auris.model import llm, pooling, projector
 from auris.model.audio_lm import AudioLM
 from auris.model.encoder import Encoder
-from auris.model.generation import GenerationSettings, generate, sample
+from auris.model.generation import GenerationSettings, generate, sample_tokens
 from support.packs import VOCAB, Clip, Row, pack, text
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -179,7 +179,7 @@ def test_sample_picks_the_token_whose_probability_interval_contains_the_draw() -
     scores = torch.tensor([[-torch.inf, 0.5, -torch.inf, 0.25, 0.25, -torch.inf]]).repeat(6, 1)
     scores[scores > 0] = scores[scores > 0].log() + 3  # adding a constant to logits changes nothing
     draws = torch.tensor([0.0, 0.49, 0.51, 0.74, 0.76, 1 - 2**-53], dtype=torch.float64)
-    assert sample(scores, draws).tolist() == [1, 1, 3, 3, 4, 4]
+    assert sample_tokens(scores, draws).tolist() == [1, 1, 3, 3, 4, 4]
 
 
 def test_sampled_answers_are_reproducible_and_depend_on_the_seed(net: AudioLM) -> None:

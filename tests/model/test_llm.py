@@ -54,7 +54,7 @@ def test_the_logits_of_a_packed_row_equal_those_of_transformers(config: dict) ->
     llm = lm.build_llm(config, VOCAB).eval()
     reference = AutoModelForCausalLM.from_config(llm.config, attn_implementation="sdpa").eval()
     reference.load_state_dict(llm.state_dict())
-    cu = attention.cumulate(torch.tensor(LENGTHS))
+    cu = attention.cumulative_lengths(torch.tensor(LENGTHS))
     hidden = lm.hidden_states(llm, lm.embed(llm, torch.cat(rows())), positions(LENGTHS), cu)
     logits = llm.get_output_embeddings()(hidden)
     assert logits.shape == (sum(LENGTHS), VOCAB)
@@ -68,7 +68,7 @@ def test_hidden_states_of_selected_tokens_equal_those_of_a_full_pass(config: dic
     llm = lm.build_llm(config, VOCAB).eval()  # GPT-2 has dropout
     indices = torch.tensor(selection, dtype=torch.long)
     embeds = lm.embed(llm, torch.cat(rows())).detach().requires_grad_()
-    cu, weights = attention.cumulate(torch.tensor(LENGTHS)), torch.randn(len(indices), 32)
+    cu, weights = attention.cumulative_lengths(torch.tensor(LENGTHS)), torch.randn(len(indices), 32)
 
     def run(**options: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
         h = lm.hidden_states(llm, embeds, positions(LENGTHS), cu, **options)
@@ -82,19 +82,19 @@ def test_hidden_states_of_selected_tokens_equal_those_of_a_full_pass(config: dic
         assert (gradient is None) == (expected_gradient is None)
         if gradient is not None:
             torch.testing.assert_close(gradient, expected_gradient, atol=1e-5, rtol=1e-4)
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in lm.last_tokenwise(llm))
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in lm.last_tokenwise_parts(llm))
 
 
 def test_tokens_without_a_label_skip_the_last_layer() -> None:
     llm = lm.build_llm(CONFIGS["qwen2"], VOCAB)
-    embeds, cu = lm.embed(llm, torch.cat(rows())), attention.cumulate(torch.tensor(LENGTHS))
+    embeds, cu = lm.embed(llm, torch.cat(rows())), attention.cumulative_lengths(torch.tensor(LENGTHS))
 
     def operations(**options: torch.Tensor) -> int:
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             lm.hidden_states(llm, embeds, positions(LENGTHS), cu, **options)
         return counter.get_total_flops()
 
-    matrices = sum(p.numel() for part in lm.last_tokenwise(llm) for p in part.parameters() if p.ndim == 2)
+    matrices = sum(p.numel() for part in lm.last_tokenwise_parts(llm) for p in part.parameters() if p.ndim == 2)
     assert matrices == 2 * 32 * 32 + 3 * 32 * 48  # queries, output, MLP: all but keys and values
     assert operations() - operations(indices=torch.tensor([2, 9])) == 2 * (sum(LENGTHS) - 2) * matrices
 
@@ -104,18 +104,18 @@ def test_decoding_with_the_cache_equals_a_full_forward_pass(config: dict) -> Non
     """Rows end at different lengths, and others take their slots, including rows longer than all earlier ones."""
     torch.manual_seed(0)
     llm = lm.build_llm(config, VOCAB).eval()
-    cu = attention.cumulate(torch.tensor(LENGTHS))
+    cu = attention.cumulative_lengths(torch.tensor(LENGTHS))
     full = lm.hidden_states(llm, lm.embed(llm, torch.cat(rows())), positions(LENGTHS), cu).split(LENGTHS)
     tolerance = {"atol": 1e-5, "rtol": 1e-5}
-    cache = lm.SlotCache(room=7, device=cu.device)
+    cache = lm.SlotCache(max_new_tokens=7, device=cu.device)
     slot_rows: list[int] = []  # the number of the row in each slot
     n_reordered = 0
 
     def begin(new_rows: list[int], prompts: list[int]) -> None:
-        cache.begin(torch.tensor(prompts))
+        cache.begin_prompts(torch.tensor(prompts))
         ids = torch.cat([rows()[row][:n] for row, n in zip(new_rows, prompts, strict=True)])
         actual = lm.hidden_states(
-            llm, lm.embed(llm, ids), positions(prompts), attention.cumulate(torch.tensor(prompts)), cache
+            llm, lm.embed(llm, ids), positions(prompts), attention.cumulative_lengths(torch.tensor(prompts)), cache
         )
         expected = [full[row][:n] for row, n in zip(new_rows, prompts, strict=True)]
         torch.testing.assert_close(actual, torch.cat(expected), **tolerance)
@@ -234,6 +234,6 @@ def test_architectures_without_packed_attention_are_refused(config: dict, reason
 )
 def test_attention_features_that_packed_attention_lacks_are_refused(extra: dict, reason: str) -> None:
     llm = lm.build_llm({**CONFIGS["llama"], "rope_parameters": None, **extra}, VOCAB).train()
-    cu = attention.cumulate(torch.tensor(LENGTHS))
+    cu = attention.cumulative_lengths(torch.tensor(LENGTHS))
     with pytest.raises(ValueError, match=reason):
         lm.hidden_states(llm, lm.embed(llm, torch.cat(rows())), positions(LENGTHS), cu)

@@ -9,7 +9,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel, Qwen2AudioForConditionalGeneration, Qwen2ForCausalLM
 
 from auris.model.audio_lm import AudioLM
-from auris.model.generation import GenerationSettings, generate, process
+from auris.model.generation import GenerationSettings, generate, process_logits
 from support.packs import VOCAB, Row, expand, pack, text
 from support.twins import BATCHES, QWEN2, build, pad, padded
 
@@ -120,7 +120,7 @@ def test_processed_scores_equal_those_of_transformers_at_every_sampled_token(mod
             seen = torch.zeros(1, VOCAB, dtype=torch.bool)
             seen[0, prompt + answer[:step]] = True
             logit = logits[row][None, len(prompt) - 1 + step]
-            scores = process(logit, settings, so_far=torch.tensor([step]), seen=seen)
+            scores = process_logits(logit, settings, n_generated=torch.tensor([step]), seen=seen)
             torch.testing.assert_close(scores[0], out.scores[step][row], atol=1e-4, rtol=1e-4)
             compared += 1
             if answer[step] in settings.stop:

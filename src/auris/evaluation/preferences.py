@@ -107,7 +107,7 @@ def sample_pairs(config: Config, console: Console) -> Outcome:
     _check(config)
     judge = configs.build(config["judge"])
     model = pretrained.load(config["checkpoint"], which=config["which"], device=config["accelerator"])
-    model.check_answers()
+    model.check_can_respond()
     generation = model.settings(chat=True, **config["generation"])
     if not generation.do_sample:
         raise UserError("generation.do_sample=false: expected true, otherwise all answers to a row are the same")

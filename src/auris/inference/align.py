@@ -56,12 +56,12 @@ class WordTime(TypedDict):
 Times = list[WordTime]
 """The words of a row in order, with their times."""
 
-ENDS: tuple[Literal["start"], Literal["end"]] = ("start", "end")
+TIME_KEYS: tuple[Literal["start"], Literal["end"]] = ("start", "end")
 """The keys of a word's times in a `WordTime`."""
 
 
 @dataclass(frozen=True)
-class Span:
+class WordSpan:
     """A word, and its position in a text: the characters `start` to `end` (exclusive)."""
 
     word: str
@@ -69,7 +69,7 @@ class Span:
     end: int
 
 
-def split(text: str, language: str) -> list[Span]:
+def split_words(text: str, language: str) -> list[WordSpan]:
     """Split a text into the units that have times: words, or characters in a language written without spaces.
 
     Punctuation around a word is not part of it.
@@ -79,7 +79,7 @@ def split(text: str, language: str) -> list[Span]:
     for match in re.finditer(r"\S" if unit(language) == "char" else r"\S+", text):
         if word := match[0].strip(punctuation):
             start = match.start() + match[0].index(word)
-            spans.append(Span(word, start, start + len(word)))
+            spans.append(WordSpan(word, start, start + len(word)))
     return spans
 
 
@@ -110,7 +110,7 @@ def token_frames(scores: Tensor, ids: Sequence[int], blank: int) -> np.ndarray:
     return frames
 
 
-def word_times(frames: np.ndarray, characters: Sequence[tuple[int, int]], words: Sequence[Span]) -> Times:
+def word_times(frames: np.ndarray, characters: Sequence[tuple[int, int]], words: Sequence[WordSpan]) -> Times:
     """Return the times of words.
 
     The time of a token is divided equally among its characters. A character that consists of several tokens lasts from
@@ -152,7 +152,7 @@ class Aligner:
                 "experiment=encoder_ctc, which predicts a token for each frame"
             )
         self.model, self.objective, self.prior_scale = model, model.objective, prior_scale
-        self.view = TranscriptSamples(
+        self.samples = TranscriptSamples(
             tokenizer=model.tokenizer, prompt=model.prompt, geometry=model.net.geometry, long_audio="skip"
         )
         self._log_prior: Tensor | float = 0.0
@@ -169,7 +169,7 @@ class Aligner:
     def align(self, rows: Sequence[Row], batch: Pack) -> Iterator[tuple[int, Times | ValueError]]:
         """Yield the number of each row in a pack, with the times of its words or with an error if they are unknown."""
         for number, scores in zip(batch["rows"], self._scores(batch), strict=True):
-            row = self.view.target_row(rows[number])
+            row = self.samples.target_row(rows[number])
             text = row.labels["text"]
             tokenizer, blank = self.model.tokenizer, self.objective.blank
             try:
@@ -177,7 +177,7 @@ class Aligner:
             except ValueError as error:
                 yield number, error
             else:
-                yield number, word_times(frames, tokenizer.spans(text), split(text, row.labels["language"]))
+                yield number, word_times(frames, tokenizer.spans(text), split_words(text, row.labels["language"]))
 
     @torch.no_grad()
     def _scores(self, batch: Pack) -> list[Tensor]:
@@ -197,12 +197,12 @@ def run(config: Config) -> None:
     aligner = Aligner(model, prior_scale=config["prior_scale"])
     manifests = read_manifests(config["data"]["test"], key="data.test")
     rows = [row for manifest in manifests for row in manifest.rows]
-    row_lengths = lengths.measure_lengths(manifests, aligner.view, Path(model.config["data"]["cache_dir"]))
+    row_lengths = lengths.measure_lengths(manifests, aligner.samples, Path(model.config["data"]["cache_dir"]))
     problems = dict(row_lengths.problems)
     packs = pack_by_length(row_lengths, config["token_budget"])
 
     def read_pack(numbers: Sequence[int]) -> Pack:
-        return build_pack(rows, [(number, None) for number in numbers], aligner.view)
+        return build_pack(rows, [(number, None) for number in numbers], aligner.samples)
 
     if packs and config["prior_scale"]:
         # Packs are sorted by length, so taking every n-th pack covers all lengths.
@@ -249,7 +249,7 @@ def timing_errors(aligned: Iterable[tuple[Row, Times]]) -> dict[str, np.ndarray]
         if [entry["word"] for entry in true_times] != [entry["word"] for entry in times]:
             continue
         pairs = zip(true_times, times, strict=True)
-        deviations = [word[end] - true_word[end] for true_word, word in pairs for end in ENDS]
+        deviations = [word[key] - true_word[key] for true_word, word in pairs for key in TIME_KEYS]
         errors.setdefault(answer_language(row), []).extend(deviations)
     return {code: np.array(deviations) for code, deviations in sorted(errors.items()) if deviations}
 

@@ -63,7 +63,7 @@ class AudioModel:
 
     def __post_init__(self) -> None:
         self.prompt, self.dialogue = prompt_styles(self.config)
-        self._view = _PromptSamples(
+        self._samples = _PromptSamples(
             tokenizer=self.tokenizer, prompt=self.prompt, geometry=self.net.geometry, long_audio=self.long_audio
         )
 
@@ -72,7 +72,7 @@ class AudioModel:
         """Return STUDY/ARM/seed_N of the run. An arm is one of the variants that the study compares."""
         return "{study}/{arm}/seed_{seed}".format(**self.config)
 
-    def check_answers(self) -> None:
+    def check_can_respond(self) -> None:
         """Raise UserError if the model was not trained to respond to prompts."""
         if not {"audio", "pair"} & set(self.objective.views):
             raise UserError(
@@ -140,7 +140,7 @@ class AudioModel:
         return transcripts if isinstance(audio, (list, tuple)) else transcripts[0]
 
     def _cut_windows(self, clip: Audio) -> list[np.ndarray]:
-        wave = self._view.read(clip)
+        wave = self._samples.read(clip)
         starts = [round(start * SAMPLE_RATE) for start, _ in overlapping_windows(len(wave) / SAMPLE_RATE)]
         return [wave[start : start + MAX_SAMPLES] for start in starts] or [wave]
 
@@ -179,7 +179,7 @@ class AudioModel:
             Row(str(n), cast("tuple[Clip, ...]", tuple(row_clips)), {**labels, "turns": row_turns})
             for n, (row_turns, row_clips) in enumerate(zip(turns, clips, strict=True))
         ]
-        samples = [self._view.build(row, number, None) for number, row in enumerate(rows)]
+        samples = [self._samples.build(row, number, None) for number, row in enumerate(rows)]
         return to_device(collate(samples, geometry=self.net.geometry), self.device)
 
     def settings(self, *, chat: bool = False, **changed: Any) -> GenerationSettings:
@@ -222,7 +222,7 @@ class AudioModel:
         control: bool = False,
         **settings: Any,
     ) -> list[str]:
-        self.check_answers()
+        self.check_can_respond()
         generation_settings = self.settings(chat=chat, **settings)
         generator = None if seed is None else torch.Generator().manual_seed(seed)
         responses = generate(self.net, self.pack(turns, clips), generation_settings, generator=generator, stream=stream)
@@ -315,9 +315,9 @@ class StreamingDecoder:
     def add(self, token: int) -> str:
         """Add a token to the response, and return the text that it completes; empty if a character is incomplete."""
         self.ids.append(token)
-        return "" if self.decode(self.ids).endswith(INCOMPLETE) else self.rest()
+        return "" if self.decode(self.ids).endswith(INCOMPLETE) else self.finish()
 
-    def rest(self) -> str:
+    def finish(self) -> str:
         """Return the text that was not returned yet. Call this at the end of the response."""
         text = self.decode(self.ids)[self.n_returned :]
         self.n_returned += len(text)

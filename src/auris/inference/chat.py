@@ -91,7 +91,7 @@ class Conversation:
 
         response = self.model.chat(messages, stream=stream, control=self.control, **self.settings)
         assert isinstance(response, str)  # `chat` returns a list only for several dialogues
-        show(decoder.rest())
+        show(decoder.finish())
         if not response.strip():
             raise UserError("the response is empty: your message and the response were not added to the conversation")
         self.messages = [*messages, {"role": "assistant", "content": response}]
@@ -287,7 +287,7 @@ def run(config: Config) -> None:
         raise UsageError(f"batch_size={config['batch_size']}: expected 1 or more")
     options = {"which": config["which"], "device": config["accelerator"], "long_audio": config["long_audio"]}
     model = pretrained.load(config["checkpoint"], **options)
-    model.check_answers()
+    model.check_can_respond()
     settings = config["generation"] | {"control": config["control"]}
     _note(f"{model.name}, {model.settings(chat=True, **config['generation'])}")
     if not model.is_chat:

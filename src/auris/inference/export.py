@@ -16,7 +16,7 @@ from auris.config import Config
 from auris.errors import UserError
 from auris.files import write_json
 from auris.inference import load as pretrained
-from auris.inference.export_formats import WRITERS, find_unsupported, generation_config
+from auris.inference.export_formats import WRITERS, find_unsupported, make_generation_config
 from auris.inference.model_card import render_card
 from auris.model.audio_lm import AudioLM
 from auris.model.weights.identify import identify
@@ -64,7 +64,7 @@ def export(
         partial = Path(folder, out.name)  # renamed to `out` when it is complete
         partial.mkdir()
         WRITERS[chosen](model, source, partial)
-        write_json(partial / "generation_config.json", generation_config(model, source), indent=2)
+        write_json(partial / "generation_config.json", make_generation_config(model, source), indent=2)
         tensors = export_tensors(model.net.state_dict(), chosen)
         write_sharded(tensors, partial, max_shard_bytes=shard_bytes)
         (partial / "README.md").write_text(render_card(model, source, out.name, chosen, reasons), encoding="utf-8")

@@ -114,7 +114,7 @@ def _write_qwen2_audio(model: AudioModel, source: ModelSource, out: Path) -> Non
     extractor.save_pretrained(out)
 
 
-def generation_config(model: AudioModel, source: ModelSource) -> ConfigFile:
+def make_generation_config(model: AudioModel, source: ModelSource) -> ConfigFile:
     """Return the source's generation config or, if it has none, a config for greedy responses."""
     end_of_text = model.tokenizer.end
     chat_format, stop = ("chatml", model.dialogue.stop) if model.is_chat else ("raw", model.prompt.stop)

@@ -1,7 +1,7 @@
 """Attention over packed sequences: sequences of different lengths in one row, without padding and without a dense mask.
 
-The encoder and the LLM compute their attention here. The encoder calls `packed` directly. An LLM of transformers calls
-`_transformers_attention`, which is registered under the name "packed", in training, prefill and cached decoding.
+The encoder and the LLM compute their attention here. The encoder calls `attend_packed` directly. An LLM of transformers
+calls `_transformers_attention`, which is registered under the name "packed", in training, prefill and cached decoding.
 
 Shapes: T tokens of all sequences (Tq queries, Tk keys), S sequences, H heads (Hq of the queries, Hk of the keys),
 Dh channels of a head.
@@ -26,26 +26,26 @@ from auris.errors import UserError
 _LENGTHS: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
-def lengths(cu: Tensor) -> list[int]:
+def sequence_lengths(cu: Tensor) -> list[int]:
     """Return the lengths of the sequences that `cu` delimits. `cu` must not be changed in place afterwards."""
     if cu not in _LENGTHS:
         _LENGTHS[cu] = cu.diff().tolist()
     return _LENGTHS[cu]
 
 
-def cumulate(lengths: Tensor) -> Tensor:
+def cumulative_lengths(lengths: Tensor) -> Tensor:
     """Return the cumulative lengths (S + 1,) int32 of sequences with `lengths` (S,)."""
     return F.pad(lengths.cumsum(0), (1, 0)).int()
 
 
-def ranges(starts: Tensor, lengths: Tensor) -> Tensor:
+def concatenate_ranges(starts: Tensor, lengths: Tensor) -> Tensor:
     """Return the numbers start, ..., start + length - 1 of every sequence, concatenated: (sum of lengths,) int64."""
     shift = starts - (lengths.cumsum(0) - lengths)
     total = int(lengths.sum())
     return torch.repeat_interleave(shift, lengths, output_size=total) + torch.arange(total, device=lengths.device)
 
 
-def packed(
+def attend_packed(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -73,16 +73,16 @@ def packed(
     assert q.ndim == k.ndim == v.ndim == 3 and q.shape[1] % k.shape[1] == 0, (q.shape, k.shape, v.shape)
     if torch.is_autocast_enabled(q.device.type):  # autocast casts for torch's own attention, but not for this kernel
         q, k, v = (x.to(torch.get_autocast_dtype(q.device.type)) for x in (q, k, v))
-    if has_kernel(q):
+    if has_flash_kernel(q):
         window = (-1, 0) if causal else (-1, -1)
-        max_q, max_k = max_lengths or (max(lengths(cu_q)), max(lengths(cu_k)))
+        max_q, max_k = max_lengths or (max(sequence_lengths(cu_q)), max(sequence_lengths(cu_k)))
         out = varlen_attn(q, k, v, cu_q, cu_k, max_q, max_k, scale=scale, window_size=window)
         assert isinstance(out, Tensor)  # it is a tuple only if more outputs are requested
         return out
     return _attend_one_by_one(q, k, v, cu_q, cu_k, causal, scale)
 
 
-def single_query(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float | None = None) -> Tensor:
+def attend_single_query(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float | None = None) -> Tensor:
     """Attend from the newest token of each of R rows to this row's cache slot, in one call for all rows.
 
     q (R, Hq, Dh), k and v (R, Hk, L, Dh) with L entries per slot, mask (R, L) -> (R, Hq, Dh). The mask is 0 where a
@@ -95,7 +95,7 @@ def single_query(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float | N
     return rearrange(out, "r k g d -> r (k g) d")
 
 
-def has_kernel(q: Tensor) -> bool:
+def has_flash_kernel(q: Tensor) -> bool:
     """Return whether the flash kernel (one call for all sequences) supports this device and precision."""
     return q.is_cuda and q.dtype in (torch.bfloat16, torch.float16)
 
@@ -104,12 +104,12 @@ def has_kernel(q: Tensor) -> bool:
 def _attend_one_by_one(
     q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, causal: bool, scale: float | None
 ) -> Tensor:
-    """Compute `packed` with one call of torch's attention per sequence.
+    """Compute `attend_packed` with one call of torch's attention per sequence.
 
     On a CPU core, padding sequences of similar length into common calls was 1.3 times slower than this loop: the copies
     cost more than the calls that they save.
     """
-    n_q, n_k = lengths(cu_q), lengths(cu_k)
+    n_q, n_k = sequence_lengths(cu_q), sequence_lengths(cu_k)
     assert len(n_q) == len(n_k) and sum(n_q) == len(q) and sum(n_k) == len(k) == len(v), (n_q, n_k, q.shape, k.shape)
     k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) if x.shape[1] < q.shape[1] else x for x in (k, v))
     # The backward of `split` is one concatenation. The backward of slices would be one pack-sized tensor per sequence.
@@ -167,14 +167,14 @@ def _transformers_attention(
     if query_scale is not None:  # (T,): log-n scaling, see llm.LongRotary
         q = q * query_scale[:, None, None].to(q.dtype)
     if slot_mask is not None:  # in cached decoding, the keys are in slots (see llm.SlotCache)
-        return single_query(q, key, value, slot_mask, scale=scaling)[None], None
+        return attend_single_query(q, key, value, slot_mask, scale=scaling)[None], None
     k, v = (rearrange(x, "1 h t d -> t h d") for x in (key, value))
     if key_index is not None:  # (Tk,): position of each key in the row; responses to one prompt share its keys
         # An embedding lookup, because its backward adds whole rows. index_select adds numbers one by one.
         k, v = (F.embedding(key_index, x.flatten(1)).unflatten(1, x.shape[1:]) for x in (k, v))
     causal = bool(getattr(module, "is_causal", True))
     max_lengths = (max_length_q, max_length_k)
-    out = packed(q, k, v, cu_seq_lens_q, cu_seq_lens_k, causal=causal, scale=scaling, max_lengths=max_lengths)
+    out = attend_packed(q, k, v, cu_seq_lens_q, cu_seq_lens_k, causal=causal, scale=scaling, max_lengths=max_lengths)
     return out[None], None
 
 

@@ -113,7 +113,7 @@ class AudioLM(nn.Module):
         # An LLM extends its context beyond `train_length` only at inference, which means without gradients. Pairs are
         # an exception: the reference model never has gradients, but must compute the same function as the trained one.
         is_training = bool(shared_keys) or torch.is_grad_enabled()
-        prompt_lengths = None if is_training else torch.tensor(attention.lengths(cu))
+        prompt_lengths = None if is_training else torch.tensor(attention.sequence_lengths(cu))
         embeds = self.embed(batch)
         return lm.hidden_states(
             self.llm, embeds, batch["positions"], cu, prompt_lengths=prompt_lengths, indices=indices, **shared_keys

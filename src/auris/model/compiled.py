@@ -24,6 +24,6 @@ def compile_blocks(blocks: Iterable[nn.Module], backend: str | Callable = "induc
     available = torch.compiler.list_backends(exclude_tags=())
     if isinstance(backend, str) and backend not in available:
         raise UserError(f"compile={backend}: expected null or one of {', '.join(available)}")
-    compat.compile_around_graph_breaks()
+    compat.set_compile_options()
     for block in blocks:
         block.compile(dynamic=True, backend=backend)

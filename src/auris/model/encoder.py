@@ -109,7 +109,7 @@ class Encoder(nn.Module):
         assert n_frames.min() > 0 and n_frames.max() <= 2 * self.max_positions, (n_frames, self.max_positions)
         lengths = n_encoder_frames(n_frames)
         x = self._stem(mel, n_frames, lengths)
-        cu, max_length = attention.cumulate(lengths).to(x.device), int(lengths.max())
+        cu, max_length = attention.cumulative_lengths(lengths).to(x.device), int(lengths.max())
         for block in self.blocks:
             x = block(x, cu, max_length)
         return x, lengths
@@ -124,14 +124,14 @@ class Encoder(nn.Module):
         assert mel.shape == (self.n_mels, n_computed.sum()), (mel.shape, self.n_mels, n_computed)
         slot_lengths = n_computed + 2 - n_computed % 2
         starts = slot_lengths.cumsum(0) - slot_lengths
-        clip_index = attention.ranges(starts, n_computed).to(mel.device)
+        clip_index = attention.concatenate_ranges(starts, n_computed).to(mel.device)
         row = mel.new_zeros(self.n_mels, int(slot_lengths.sum()))
         row = row.index_copy(1, clip_index, mel).to(self.conv1.weight.dtype)
         is_clip = row.new_zeros(row.shape[1]).index_fill(0, clip_index, 1.0)
         x = F.gelu(self.conv1(row[None])) * is_clip  # the second convolution's padding is zero, not gelu(bias)
         x = F.gelu(self.conv2(x))[0]
-        x = rearrange(x.index_select(1, attention.ranges(starts // 2, lengths).to(x.device)), "d c -> c d")
-        position_index = attention.ranges(torch.zeros_like(lengths), lengths).to(x.device)
+        x = rearrange(x.index_select(1, attention.concatenate_ranges(starts // 2, lengths).to(x.device)), "d c -> c d")
+        position_index = attention.concatenate_ranges(torch.zeros_like(lengths), lengths).to(x.device)
         return x + self.positions[position_index].to(x.dtype)
 
 
@@ -156,6 +156,6 @@ class Block(nn.Module):
         q, k, v = (
             rearrange(part(h), "t (h d) -> t h d", h=self.n_heads) for part in (self.query, self.key, self.value)
         )
-        h = attention.packed(q, k, v, cu, cu, causal=False, max_lengths=(max_length, max_length))
+        h = attention.attend_packed(q, k, v, cu, cu, causal=False, max_lengths=(max_length, max_length))
         x = x + self.out(rearrange(h, "t h d -> t (h d)"))
         return x + self.down(F.gelu(self.up(self.mlp_norm(x))))

@@ -246,8 +246,8 @@ class _DecodingState:
     def prefill(self, batch: Pack) -> None:
         """Prefill a pack of prompts and append its rows to the active rows."""
         cu = batch["cu_seqlens"]
-        prompt_lengths = torch.tensor(attention.lengths(cu))
-        self.cache.begin(prompt_lengths)
+        prompt_lengths = torch.tensor(attention.sequence_lengths(cu))
+        self.cache.begin_prompts(prompt_lengths)
         last = cu[1:].long() - 1
         embeds = self.net.embed(batch)
         h = lm.hidden_states(
@@ -265,10 +265,10 @@ class _DecodingState:
     def choose_tokens(self, n_generated: Tensor) -> Tensor:
         """Return the next token of every row (R,) on the host; `n_generated` (R,) counts the tokens of its response."""
         assert self.h is not None, "there are active rows"
-        scores = process(self.net.head(self.h), self.settings, so_far=n_generated, seen=self.seen)
+        scores = process_logits(self.net.head(self.h), self.settings, n_generated=n_generated, seen=self.seen)
         if self.uniform is None:
             return scores.argmax(-1).cpu()
-        return sample(scores, self.uniform.gather(1, n_generated[:, None])[:, 0].to(scores.device)).cpu()
+        return sample_tokens(scores, self.uniform.gather(1, n_generated[:, None])[:, 0].to(scores.device)).cpu()
 
     def advance(self, active: list[int], ids: Tensor) -> None:
         """Compute the hidden states of the new tokens ids (R,) for the rows `active`, and drop the other rows."""
@@ -296,7 +296,9 @@ def _append(rows: Tensor | None, new_rows: Tensor) -> Tensor:
     return new_rows if rows is None else torch.cat([rows, new_rows])
 
 
-def process(logits: Tensor, settings: GenerationSettings, *, so_far: Tensor, seen: Tensor | None = None) -> Tensor:
+def process_logits(
+    logits: Tensor, settings: GenerationSettings, *, n_generated: Tensor, seen: Tensor | None = None
+) -> Tensor:
     """Return the scores (R, V) of each row's next token, -inf for excluded tokens.
 
     The steps and their order are the same as for the logits processors of transformers 5.23 (generation/utils.py), in
@@ -305,14 +307,14 @@ def process(logits: Tensor, settings: GenerationSettings, *, so_far: Tensor, see
     Args:
         logits: (R, V).
         settings: how tokens are chosen.
-        so_far: (R,) number of tokens in each row's response so far, on the host.
+        n_generated: (R,) number of tokens in each row's response so far, on the host.
         seen: (R, V) bool, whether the row already has this token; None: no repetition penalty.
     """
     scores = logits.float()
     if seen is not None:
         penalty = settings.repetition_penalty
         scores = torch.where(seen, torch.where(scores < 0, scores * penalty, scores / penalty), scores)
-    if (early := so_far < settings.min_new_tokens).any():
+    if (early := n_generated < settings.min_new_tokens).any():
         stop = torch.tensor(sorted(settings.stop))
         excluded = early[:, None] & torch.isin(torch.arange(scores.shape[1]), stop)
         scores = scores.masked_fill(excluded.to(scores.device), -torch.inf)
@@ -326,7 +328,7 @@ def process(logits: Tensor, settings: GenerationSettings, *, so_far: Tensor, see
     return scores
 
 
-def sample(scores: Tensor, uniform: Tensor) -> Tensor:
+def sample_tokens(scores: Tensor, uniform: Tensor) -> Tensor:
     """Sample a token of each row (R,) from its scores (R, V), with random numbers `uniform` (R,) in [0, 1)."""
     cumulative = scores.double().softmax(-1).cumsum(-1)
     # The first entry above the random number never belongs to a token of probability 0.

@@ -173,14 +173,14 @@ class LongRotary(nn.Module):
         return angles.cos().to(x.dtype), angles.sin().to(x.dtype)
 
 
-def layers(llm: PreTrainedModel) -> nn.ModuleList:
+def decoder_layers(llm: PreTrainedModel) -> nn.ModuleList:
     """Return the decoder layers, first to last."""
     return next(child for child in llm.get_decoder().children() if isinstance(child, nn.ModuleList))
 
 
-def last_tokenwise(llm: PreTrainedModel) -> list[nn.Module]:
+def last_tokenwise_parts(llm: PreTrainedModel) -> list[nn.Module]:
     """Return the parts of the last layer that may skip tokens whose hidden states are not needed."""
-    parts = dict(layers(llm)[-1].named_modules())
+    parts = dict(decoder_layers(llm)[-1].named_modules())
     return [parts[name] for name in _TOKENWISE if name in parts]
 
 
@@ -224,8 +224,8 @@ def hidden_states(
 
     Args:
         llm: the language model.
-        embeds: (T, H) token embeddings of all rows. With a cache: the prompts for which `begin` has prepared it, or one
-            token of each row after `extend`.
+        embeds: (T, H) token embeddings of all rows. With a cache: the prompts for which `begin_prompts` was called, or
+            one token of each row after `extend`.
         positions: (T,) position of each token in its row.
         cu_seqlens: (S + 1,) cumulative lengths of the rows.
         cache: keys and values of earlier tokens.
@@ -241,18 +241,18 @@ def hidden_states(
     extra: dict[str, Tensor] = {} if key_index is None else {"key_index": key_index}
     rotary = getattr(llm.get_decoder(), "rotary_emb", None)
     if isinstance(rotary, LongRotary) and prompt_lengths is not None:
-        row_lengths = torch.tensor(attention.lengths(cu_seqlens))
+        row_lengths = torch.tensor(attention.sequence_lengths(cu_seqlens))
         scale = rotary.set_angles(positions, prompt_lengths, row_lengths)
         if scale is not None:
             extra["query_scale"] = scale
     cu_k = cu_seqlens if cu_k is None else cu_k
-    max_length_k = max(attention.lengths(cu_k))
+    max_length_k = max(attention.sequence_lengths(cu_k))
     if cache is not None and cache.mask is not None:
         extra["slot_mask"], max_length_k = cache.mask, cache.mask.shape[1]
     # A compiled last layer computes all tokens. It shares its compilation with the other layers, and would need another
     # one to skip tokens.
-    is_partial = indices is not None and not compat.is_compiled(layers(llm)[-1])
-    with _restrict_to_tokens(indices, len(embeds), last_tokenwise(llm)) if is_partial else nullcontext():
+    is_partial = indices is not None and not compat.is_compiled(decoder_layers(llm)[-1])
+    with _restrict_to_tokens(indices, len(embeds), last_tokenwise_parts(llm)) if is_partial else nullcontext():
         out = llm.get_decoder()(
             inputs_embeds=torch.stack([embeds]),  # not a view, for which the first layer would be compiled separately
             position_ids=positions[None],
@@ -260,7 +260,7 @@ def hidden_states(
             use_cache=cache is not None,
             cu_seq_lens_q=cu_seqlens,
             cu_seq_lens_k=cu_k,
-            max_length_q=max(attention.lengths(cu_seqlens)),
+            max_length_q=max(attention.sequence_lengths(cu_seqlens)),
             max_length_k=max_length_k,
             **extra,
         )
@@ -273,16 +273,16 @@ class SlotCache(Cache):
     All slots have the same length, so the keys of all rows are read in one call. The active rows occupy the first
     slots, so their keys are read without a copy.
 
-    Before each forward, call `begin` (for the prompts of new rows) or `extend` (for one token of every row).
+    Before each forward, call `begin_prompts` (for the prompts of new rows) or `extend` (for one token of every row).
 
     Args:
-        room: maximum number of tokens of a row after its prompt.
+        max_new_tokens: maximum number of tokens of a row after its prompt.
         device: device of the keys and values.
     """
 
-    def __init__(self, room: int, device: torch.device) -> None:
+    def __init__(self, max_new_tokens: int, device: torch.device) -> None:
         super().__init__(layers=[])
-        self.room, self.device = room, device
+        self.max_new_tokens, self.device = max_new_tokens, device
         self.lengths = torch.zeros(0, dtype=torch.long)  # (R,) number of tokens of each row, on the host
         self.slot_length = 0  # maximum number of tokens in a slot
         # (R, L): 0 where one of the first L places of a slot is used, otherwise -inf; None in a forward of prompts.
@@ -290,13 +290,13 @@ class SlotCache(Cache):
         self.keys: dict[int, Tensor] = {}  # by layer: (number of slots, K, slot_length, Dh)
         self.values: dict[int, Tensor] = {}
 
-    def begin(self, prompt_lengths: Tensor) -> None:
+    def begin_prompts(self, prompt_lengths: Tensor) -> None:
         """Prepare for a forward of new rows whose prompts have these lengths (S,), on the host."""
         first_slot = len(self.lengths)
         self.lengths = torch.cat([self.lengths, prompt_lengths])
-        self.slot_length, self.mask = max(self.slot_length, int(prompt_lengths.max()) + self.room), None
+        self.slot_length, self.mask = max(self.slot_length, int(prompt_lengths.max()) + self.max_new_tokens), None
         slots = torch.repeat_interleave(torch.arange(first_slot, len(self.lengths)), prompt_lengths)
-        places = attention.ranges(torch.zeros_like(prompt_lengths), prompt_lengths)
+        places = attention.concatenate_ranges(torch.zeros_like(prompt_lengths), prompt_lengths)
         self._index = slots.to(self.device), places.to(self.device)
 
     def extend(self) -> None:

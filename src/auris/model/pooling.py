@@ -46,7 +46,7 @@ def _windows(x: Tensor, lengths: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """
     n_tokens = lengths // k
     if int(n_tokens.sum()) * k < len(x):  # some clip ends with an incomplete window
-        x = x[attention.ranges(lengths.cumsum(0) - lengths, n_tokens * k).to(x.device)]
+        x = x[attention.concatenate_ranges(lengths.cumsum(0) - lengths, n_tokens * k).to(x.device)]
     return rearrange(x, "(t k) d -> t k d", k=k), n_tokens
 
 
@@ -77,7 +77,7 @@ class Conv(nn.Module):
         kernel = self.conv.kernel_size[0]
         # Positions in the clip that each token's kernel covers. Positions outside the clip refer to the row of zeros
         # that is appended to x.
-        centres = self.k * attention.ranges(torch.zeros_like(n_tokens), n_tokens)[:, None]
+        centres = self.k * attention.concatenate_ranges(torch.zeros_like(n_tokens), n_tokens)[:, None]
         positions = centres + torch.arange(kernel) - kernel // 2
         start = torch.repeat_interleave(lengths.cumsum(0) - lengths, n_tokens)[:, None]
         length = torch.repeat_interleave(lengths, n_tokens)[:, None]
@@ -98,7 +98,7 @@ class Attention(nn.Module):
         if width % n_heads:
             raise UserError(f"model.pooling.n_heads={n_heads}: expected a divisor of the encoder's width, {width}")
         self.k, self.groups = k, 1
-        self.uses = k  # how often each weight is used per token, because keys are computed for every frame
+        self.weight_uses = k  # how often each weight is used per token, because keys are computed for every frame
         self.query = nn.Parameter(torch.empty(n_heads, width // n_heads))
         self.key = nn.Linear(width, width, bias=False)
         self.reset_parameters()

@@ -69,7 +69,7 @@ class CheckpointCallback(L.Callback):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Resume from the newest checkpoint, if there is one."""
-        compat.leave_signals_alone(trainer)  # `Preemption` handles them
+        compat.disable_signal_handlers(trainer)  # `Preemption` handles them
         checkpoint = checkpoint_dir.find_newest(self.folder, warn=rank_zero_warn)
         if checkpoint is not None:
             self._resume(trainer, pl_module, checkpoint)
@@ -195,7 +195,9 @@ class CheckpointCallback(L.Callback):
         for callback in trainer_callbacks(trainer):
             if callback.state_key in state["callbacks"]:
                 callback.load_state_dict(state["callbacks"][callback.state_key])
-        compat.set_position(trainer, step, max_steps=audio_module(module).max_steps, validating=state["validating"])
+        compat.set_loop_position(
+            trainer, step, max_steps=audio_module(module).max_steps, validating=state["validating"]
+        )
         self.saved = None if state["validating"] else step
         self.best = self._existing(state["best"])
         rank_zero_info(f"resuming from {checkpoint.path}")

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from auris.audio import ENCODER_RATE, n_encoder_frames
 from auris.errors import UserError
-from auris.model.llm import last_tokenwise
+from auris.model.llm import last_tokenwise_parts
 from auris.model.pack import IGNORE, Pack
 from auris.model.weights import identify
 from auris.training import optim
@@ -357,7 +357,8 @@ def training_flops(net: AudioLM, stage: Stage, load: Load) -> int:
     layers = count_parameters(net.llm) - embedding - head
     head_weight = _embedding_and_head(net.llm)[1].weight.numel()
     passes = {part: 3 if part in stage.trainable else 2 if stage.trains(part) else 1 for part in ("encoder", "llm")}
-    scored_only = sum(count_parameters(part) for part in last_tokenwise(net.llm))  # computed at scored positions only
+    # These parts are computed at scored positions only.
+    scored_only = sum(count_parameters(part) for part in last_tokenwise_parts(net.llm))
     llm = load.tokens * (layers - scored_only) + load.scored * (scored_only + head_weight) if stage.runs_llm else 0
     # The gradient always passes through the LLM: something below it, in it, or its adapters is trained.
     products = 2 * (passes["encoder"] * load.frames * count_parameters(net.encoder) + max(2, passes["llm"]) * llm)
@@ -375,11 +376,11 @@ def training_flops(net: AudioLM, stage: Stage, load: Load) -> int:
 def _pooling_and_projector_products(net: AudioLM, stage: Stage, frames: int) -> int:
     """Return the number of products of pooling and projector in forward and backward.
 
-    A weight of the projector is used once per audio token, a weight of the pooling `pooling.uses` times.
+    A weight of the projector is used once per audio token, a weight of the pooling `pooling.weight_uses` times.
     """
     products, is_trained_below = 0, stage.trains("encoder")
     for name, part, uses in (
-        ("pooling", net.pooling, getattr(net.pooling, "uses", 1)),
+        ("pooling", net.pooling, getattr(net.pooling, "weight_uses", 1)),
         ("projector", net.projector, 1),
     ):
         parameters = count_parameters(part)

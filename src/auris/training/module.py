@@ -106,7 +106,7 @@ class AudioLMModule(L.LightningModule):
             device = self.trainer.strategy.root_device
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            sharding.materialise(self.net, device, draw=not any(source.is_whole for source in self.initial))
+            sharding.materialise(self.net, device, draw=not any(source.is_complete for source in self.initial))
             sharding.materialise(self.objective, "cpu")
         if self.meshes is not None:
             sharding.shard_objective(self.objective, self.meshes)
@@ -116,7 +116,7 @@ class AudioLMModule(L.LightningModule):
             adapters.initialise(self.net, seed=self.seed)
         self._provide_reference(reference)  # at this point even a resumed run has its initial weights
         if self.compile_with is not None:
-            compile_blocks([*self.net.encoder.blocks, *llm.layers(self.net.llm)], self.compile_with)
+            compile_blocks([*self.net.encoder.blocks, *llm.decoder_layers(self.net.llm)], self.compile_with)
 
     def _provide_reference(self, reference: AudioLM | None) -> None:
         """Give preference training its reference model, or the cached log-probabilities of it.

@@ -125,7 +125,7 @@ class ShardedStrategy(ModelParallelStrategy):
             )
         self.tensor_parallel, self.replicas = tensor_parallel, replicas
         self.precision_plugin = ShardedPrecision(precision)
-        compat.divide_before_launch(self, self._data_parallel)
+        compat.set_data_parallel_size_before_launch(self, self._data_parallel)
 
     def _data_parallel(self, world: int) -> int:
         return Processes(world=world, tensor_parallel=self.tensor_parallel, replicas=self.replicas).ranks

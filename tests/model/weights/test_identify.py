@@ -113,7 +113,7 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def test_the_kind_of_a_path_is_recognised(paths: dict[str, Path], kind: str):
     source = identify(paths[kind])
     layout = LAYOUTS[source.layout]
-    assert source.kind == kind and all(map(layout.model_names, filter(layout.uses, source.open_tensors().keys())))
+    assert source.kind == kind and all(map(layout.model_names, filter(layout.is_used, source.open_tensors().keys())))
     complete = kind not in ("whisper", "whisper_openai", "causal_lm", "qwen")
     assert (source.model is not None) == complete == (set(source.parts) == set(PARTS))
     assert (source.tokenizer is not None) == (complete or kind == "qwen")

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import get_font_names
 from matplotlib.style import context as style_context
 
-from auris.inference.align import ENDS
+from auris.inference.align import TIME_KEYS
 from auris.inference.inspection.timing import TRUE
 from auris.inference.inspection.trace import FRAME_SECONDS, Trace
 from auris.text.figure_style import CAPTION, COLOURS, GREY, STYLE
@@ -195,8 +195,8 @@ def plot_times(trace: Trace, times: Mapping[str, Times]) -> Figure:
     lanes.tick_params(axis="y", length=0)
     lanes.grid(axis="y", visible=False)
     for word in times.get(TRUE, ()):
-        for end in ENDS:
-            lanes.axvline(word[end], color=GREY, linewidth=0.7, linestyle=":")
+        for key in TIME_KEYS:
+            lanes.axvline(word[key], color=GREY, linewidth=0.7, linestyle=":")
     return figure
 
 
@@ -259,7 +259,7 @@ def _draw_image(axis: Axes, values: np.ndarray, seconds: float, **options: Any) 
 
 def _draw_word_ends(axis: Axes, times: Sequence[WordTime]) -> None:
     """Draw vertical lines at the starts and ends of words."""
-    for time in sorted({word[end] for word in times for end in ENDS}):
+    for time in sorted({word[key] for word in times for key in TIME_KEYS}):
         axis.axvline(time, color="white", linewidth=1.4, alpha=0.6)
         axis.axvline(time, color="black", linewidth=0.5, alpha=0.8)
 

@@ -13,7 +13,7 @@ from auris.audio import SAMPLE_RATE
 from auris.data.batches import build_pack
 from auris.data.rows import Row, answer_language
 from auris.inference import load as pretrained
-from auris.inference.align import ENDS, Aligner, Times, WordTime
+from auris.inference.align import TIME_KEYS, Aligner, Times, WordTime
 from auris.inference.inspection.trace import Subject, Trace, trace_row
 from auris.metrics.normalize import normalize
 from auris.metrics.timestamps import matches
@@ -60,10 +60,10 @@ def _align(run: Path, candidates: Sequence[Row], row: Row, prior_rows: int) -> T
     aligner = Aligner(pretrained.load(run), prior_scale=1.0)
     transcribed = (other for other in candidates if other.labels.get("task") in tasks.TRANSCRIPTS and not other.problem)
     rows = [row, *islice(transcribed, prior_rows)]
-    batch = build_pack(rows, [(number, None) for number in range(1, len(rows))], aligner.view)
+    batch = build_pack(rows, [(number, None) for number in range(1, len(rows))], aligner.samples)
     if batch["rows"]:
         aligner.estimate_priors([batch])
-    [(_, words)] = aligner.align(rows, build_pack(rows, [(0, None)], aligner.view))
+    [(_, words)] = aligner.align(rows, build_pack(rows, [(0, None)], aligner.samples))
     if isinstance(words, ValueError):
         raise words
     return words
@@ -92,7 +92,7 @@ def time_shifts(row: Row, times: Mapping[str, Times]) -> pd.DataFrame:
         keys = [[normalize(word["word"], language_code) for word in side] for side in (true_words, words)]
         for i, j in matches(*keys) if source != TRUE else ():
             true_word = true_words[i]
-            shifts = [round(1000 * (words[j][end] - true_word[end])) for end in ENDS]
+            shifts = [round(1000 * (words[j][key] - true_word[key])) for key in TIME_KEYS]
             records.append((source, true_word["word"], true_word["start"], true_word["end"], *shifts))
     return pd.DataFrame(records, columns=["source", "word", "start", "end", "start shift", "end shift"])
 
@@ -111,7 +111,7 @@ def audio_players(trace: Trace, times: Mapping[str, Times]) -> HTML:
 def _render_player(trace: Trace, word: WordTime) -> str:
     from IPython.display import Audio
 
-    first, last = (round(word[end] * SAMPLE_RATE) for end in ENDS)
+    first, last = (round(word[key] * SAMPLE_RATE) for key in TIME_KEYS)
     segment = trace.wave[max(0, first) : max(last, first + 1)]
     if not len(segment):
         return "-"

@@ -32,7 +32,7 @@ from auris.errors import MissingFileError, UserError
 from auris.files import read_yaml
 from auris.inference import load as pretrained
 from auris.inference.audio_model import AudioModel, StreamingDecoder
-from auris.model.attention import lengths
+from auris.model.attention import sequence_lengths
 from auris.model.audio_lm import AudioLM
 from auris.model.pack import Pack, to_device
 from auris.text.tokenizer import Tokenizer
@@ -103,7 +103,7 @@ def load(
     """
     path = _newest_run(Path(runs)) if run is None else Path(run)
     model = pretrained.load(path)
-    model.check_answers()
+    model.check_can_respond()
     start_dir = _start_dir(path, model.config)
     if rows is None:
         entries = [_rebase(entry, start_dir) for entry in model.config["data"]["test"] or ()]
@@ -200,7 +200,7 @@ def trace_row(model: AudioModel, row: Row) -> Trace:
         frames=_array(x),
         pooled=_array(rearrange(pooled, "m g d -> m (g d)")),
         token_seconds=net.pooling.k * FRAME_SECONDS,
-        tokens=_pieces(tokenizer, ids),
+        tokens=_token_texts(tokenizer, ids),
         answer=tokenizer.decode(ids, control=True),
         attention=_array(attention_weights(net, batch, queries)[..., keys]),
     )
@@ -221,7 +221,7 @@ def attention_weights(net: AudioLM, batch: Pack, queries: Tensor) -> Tensor:
         batch: a pack of a single row.
         queries: positions in the row.
     """
-    assert len(lengths(batch["cu_seqlens"])) == 1, "expected a pack of one row"
+    assert len(sequence_lengths(batch["cu_seqlens"])) == 1, "expected a pack of one row"
     layers: list[Tensor] = []
     packed = AttentionInterface()["packed"]
 
@@ -259,11 +259,11 @@ def _pack(sample: Sample, model: AudioModel) -> Pack:
     return to_device(collate([sample], geometry=model.net.geometry), model.device)
 
 
-def _pieces(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
+def _token_texts(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
     """Return the text that each token adds. The last of several tokens of a character adds it."""
     decoder = StreamingDecoder(partial(tokenizer.decode, control=True))
     *pieces, last = (decoder.add(token) for token in ids)
-    return [*pieces, last + decoder.rest()]
+    return [*pieces, last + decoder.finish()]
 
 
 def _array(x: Tensor) -> np.ndarray:

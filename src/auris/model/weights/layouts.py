@@ -45,7 +45,7 @@ class Layout:
             name = re.sub(pattern, replacement, name)
         return name
 
-    def uses(self, name: str) -> bool:
+    def is_used(self, name: str) -> bool:
         """Return whether a stored tensor is used: neither left out nor a constant that old versions saved."""
         return not _CONSTANTS.search(name) and not (self.left_out and re.match(self.left_out, self.spell(name)))
 

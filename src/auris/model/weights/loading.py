@@ -41,7 +41,7 @@ class InitialWeights:
     label: str
 
     @property
-    def is_whole(self) -> bool:
+    def is_complete(self) -> bool:
         """Return whether loading replaces every tensor of a net."""
         return self.parts is None and not LAYOUTS[self.layout].parts
 
@@ -124,7 +124,7 @@ class _Match:
 def _match(net: AudioLM, source: TensorSource, layout: Layout, parts: Collection[str]) -> _Match:
     named = {adapters.base_name(name): t for name, t in net.state_dict(keep_vars=True).items()}
     targets = {name: t for name, t in named.items() if name is not None and _part(name) in parts}
-    stored_names = {layout.spell(name): name for name in filter(layout.uses, source.keys())}
+    stored_names = {layout.spell(name): name for name in filter(layout.is_used, source.keys())}
     model_names = layout.group(targets)
     faults = [f"{name} has no counterpart in the layout" for name in targets if layout.layout_name(name) is None]
     faults += _drop_tied_names(model_names, targets, stored_names, source)
