@@ -359,7 +359,7 @@ def test_a_long_clip_is_transcribed_in_windows_and_joined(model: AudioModel, tmp
         calls.extend(zip(clips, turns, strict=True))
         return ["a b c", "b c d", "x"]
 
-    monkeypatch.setattr(model, "_answer", answer)
+    monkeypatch.setattr(model, "_respond", answer)
     short_wave = np.zeros(16_000, np.float32)
     assert model.transcribe([tmp_path / "long.wav", short_wave], "en", max_new_tokens=4) == ["a b c d", "x"]
     assert [len(clip) for [clip], _ in calls] == [480_000, 480_000, 16_000]

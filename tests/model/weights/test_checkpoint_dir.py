@@ -301,7 +301,7 @@ def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path: Path, monkeypatch)
 
 
 @pytest.mark.parametrize("error", [RuntimeError("out of memory"), MemoryError(), SafetensorError("no header")])
-@pytest.mark.parametrize("function", ["_tables", "_make", "_write_own", "_seal"])
+@pytest.mark.parametrize("function", ["_collect_tensors", "_make_empty", "_write_own", "_seal"])
 def test_every_failure_while_saving_is_a_save_error(tmp_path: Path, monkeypatch, function: str, error):
     def fail(*_: object) -> None:
         raise error
