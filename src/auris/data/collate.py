@@ -69,8 +69,7 @@ def collate(samples: Sequence[Sample], *, geometry: Geometry | None, skipped: Se
 
     Args:
         samples: The samples. The list is empty if all rows of the pack are unusable.
-        geometry: Audio geometry of the model; None for a model without audio, whose packs have no `mel` and no
-            `frames`.
+        geometry: Audio geometry of the model. None for text-only training, whose packs have no `mel` and no `frames`.
         skipped: (row id, reason) of the rows that were left out of the pack.
     """
     segments = [segment for sample in samples for segment in _segments(sample)] or [_EMPTY]
@@ -94,7 +93,7 @@ def collate(samples: Sequence[Sample], *, geometry: Geometry | None, skipped: Se
         pack["reference"] = torch.tensor(references, dtype=torch.float32)
     mels = [mel for sample in samples for mel in sample.mels]
     if geometry is None:
-        assert not mels, "the samples contain clips, but the model has no audio encoder"
+        assert not mels, "the samples contain clips in text-only training"
         return pack
     frames = [n for sample in samples for n in sample.frames] or [DUMMY_FRAMES]
     mels = mels or [torch.zeros(geometry.n_mels, geometry.n_computed_frames(DUMMY_FRAMES))]

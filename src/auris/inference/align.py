@@ -98,7 +98,9 @@ def token_frames(scores: Tensor, ids: Sequence[int], blank: int) -> np.ndarray:
     """
     targets = torch.as_tensor(ids, dtype=torch.int64)
     n_needed = len(targets) + int((targets.diff() == 0).sum())  # equal neighbours need a blank between them
-    if not len(targets) or n_needed > len(scores):
+    if not len(targets):
+        raise UserError("the text has no tokens")
+    if n_needed > len(scores):
         raise UserError(
             f"the text needs {n_needed} frames of {1000 * FRAME_SECONDS:.0f} ms, but the clip has {len(scores)}"
         )
