@@ -1,4 +1,4 @@
-"""Number of rows of the embedded corpus that one core makes per minute, by task: `python -m benchmarks.corpus [ROWS]`.
+"""Number of rows of the synthetic corpus that one core makes per minute, by task: `python -m benchmarks.corpus [ROWS]`.
 
 CPU time is measured, including that of eSpeak, so the result does not depend on other processes on the machine.
 """
@@ -16,7 +16,7 @@ from rich.table import Table
 
 from auris.corpus import speech
 from auris.corpus.build import make_rows
-from auris.corpus.plan import plan
+from auris.corpus.plan import plan_rows
 from auris.corpus.recipes import RECIPES
 
 _GROUP = 8  # rows that a worker makes at a time, as in `auris corpus`
@@ -24,8 +24,8 @@ _GROUP = 8  # rows that a worker makes at a time, as in `auris corpus`
 
 def measure(task: str, rows: int) -> tuple[float, float]:
     """Return CPU seconds and seconds of audio per row of `task`, averaged over at least `rows` rows."""
-    jobs = plan({"train": {task: rows}}, ["de-en", "en-zh", "ja-en"], seed=0)
-    groups = [jobs[first : first + _GROUP] for first in range(0, len(jobs), _GROUP)]
+    specs = plan_rows({"train": {task: rows}}, ["de-en", "en-zh", "ja-en"], seed=0)
+    groups = [specs[first : first + _GROUP] for first in range(0, len(specs), _GROUP)]
     with tempfile.TemporaryDirectory() as folder:
         make_rows(groups[0], Path(folder), "warm-up")
         before = _cpu_seconds()
@@ -40,7 +40,7 @@ def _cpu_seconds() -> float:
 
 def main() -> None:
     rows = int(sys.argv[1]) if len(sys.argv) > 1 else 64
-    table = Table("task", "rows per minute", "seconds of audio", title=f"one core, {speech.version()}")
+    table = Table("task", "rows per minute", "seconds of audio", title=f"one core, {speech.get_version()}")
     costs = {task: measure(task, rows) for task in RECIPES}
     for task, (cost, seconds) in costs.items():
         table.add_row(task, f"{60 / cost:,.0f}", f"{seconds:.1f}")

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from auris.completions import Endpoint, Record
-from auris.corpus.dialogues.augmentation import SHIPPED, request
+from auris.corpus.dialogues.augmentation import SHIPPED_REPLIES, write_request
 from support import stand_in
 
-DOG = request("sec", "dog", 2)
+DOG = write_request("sec", "dog", 2)
 
 
 def test_a_reply_is_requested_once_and_then_replayed(tmp_path: Path) -> None:
@@ -44,7 +44,7 @@ def test_the_api_key_is_read_from_the_environment_and_not_recorded(
 
 def test_the_error_for_an_unrecorded_request_says_what_to_do() -> None:
     with pytest.raises(ValueError, match=r'(?s)augmentation.jsonl holds no reply.*"label": "owl".*llm.url=.*mix.augm'):
-        Record(SHIPPED).ask(request("sec", "owl", 8))
+        Record(SHIPPED_REPLIES).ask(write_request("sec", "owl", 8))
 
 
 def test_a_missing_recording_raises_an_error(tmp_path: Path) -> None:
@@ -62,7 +62,7 @@ def test_an_empty_recording_file_can_be_appended_to(tmp_path: Path) -> None:
 
 def test_a_truncated_reply_is_requested_again_if_there_is_an_endpoint(tmp_path: Path) -> None:
     path = tmp_path / "record.jsonl"
-    content = SHIPPED.read_bytes()
+    content = SHIPPED_REPLIES.read_bytes()
     path.write_bytes(content[: content.index(b"\n", 3000) - 5])
     with stand_in.serve() as (url, requests):
         record = Record(path, Endpoint(url=url, model="m"))
@@ -73,7 +73,7 @@ def test_a_truncated_reply_is_requested_again_if_there_is_an_endpoint(tmp_path: 
 
 def test_the_error_for_a_truncated_line_names_the_line(tmp_path: Path) -> None:
     path = tmp_path / "record.jsonl"
-    path.write_text(SHIPPED.read_text("utf-8")[:3000])
+    path.write_text(SHIPPED_REPLIES.read_text("utf-8")[:3000])
     with pytest.raises(ValueError, match=r"record.jsonl, line 4 is not a reply \(JSONDecodeError"):
         Record(path)
 
@@ -84,7 +84,7 @@ def test_the_error_for_a_failing_endpoint_names_it_and_recorded_replies_remain(t
         Record(path, Endpoint(url=url, model="m")).ask(DOG)
     unreachable = Record(path, Endpoint(url=url, model="m", timeout=2))
     with pytest.raises(ValueError, match=f"llm.url={url} gave no chat completion"):
-        unreachable.ask(request("sec", "bell", 2))
+        unreachable.ask(write_request("sec", "bell", 2))
     assert Record(path).ask(DOG)[0] == stand_in.reply(DOG)
 
 
@@ -155,7 +155,7 @@ def test_server_errors_are_retried_and_authorization_errors_are_not(tmp_path: Pa
         refused = stand_in.Refused(status, "no")
         with (
             stand_in.serve(lambda messages, reply=refused: reply) as (url, requests),
-            pytest.raises(ValueError, match="is kept") as error,
+            pytest.raises(ValueError, match="are saved") as error,
         ):
             Endpoint(url=url, model="m", retries=2, pause=0.01).complete(DOG)
         assert len(requests) == tries and str(status) in str(error.value)

@@ -1,6 +1,7 @@
-"""Client of OpenAI-compatible chat endpoints that records every reply in a file and replays it from there.
+"""Client of OpenAI-compatible chat endpoints that saves every reply in a file and can replay the replies from the file.
 
-The API key is read from the environment and sent in the request's header. It is written nowhere.
+The API key is read from an environment variable and sent in the header of a request. It is never written to a file or
+a message.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from typing import Any, NamedTuple, Protocol
 from auris.errors import MissingFileError, UserError
 from auris.files import append_jsonl, digest
 
-_LONGEST_PAUSE = 60.0  # seconds between two attempts
-_FILTERED = ("content_filter", "content_policy_violation")  # error codes for requests that the provider refuses
+_MAX_PAUSE = 60.0  # seconds between two attempts
+_FILTER_CODES = ("content_filter", "content_policy_violation")  # error codes for requests that the provider refuses
 
 Message = Mapping[str, str]
 Settings = Mapping[str, str | float | None]
@@ -46,7 +47,7 @@ class Reply(NamedTuple):
 
 
 class ChatModel(Protocol):
-    """Something that completes chats: an endpoint, or a script in place of one."""
+    """Something that completes chats: an endpoint, or a script that replaces it."""
 
     @property
     def stand_in(self) -> str | None:
@@ -56,13 +57,18 @@ class ChatModel(Protocol):
         """Return the reply to `messages`.
 
         Raises:
-            UserError: There is no reply.
+            UserError: No reply was given.
         """
         ...
 
 
 class _RequestError(Exception):
-    """A failed attempt. `is_temporary` says whether another one may succeed, in `wait` seconds at the earliest."""
+    """A failed attempt to get a reply.
+
+    Attributes:
+        is_temporary: Whether another attempt may succeed.
+        wait: Minimum number of seconds before the next attempt.
+    """
 
     def __init__(self, reason: str, *, is_temporary: bool, wait: float = 0.0):
         super().__init__(reason)
@@ -70,18 +76,19 @@ class _RequestError(Exception):
 
 
 class _RateLimiter:
-    """Lets the requests of all threads through at equal intervals."""
+    """Delays requests so that the requests of all threads together are sent at equal intervals."""
 
     def __init__(self) -> None:
-        self.lock, self.next = threading.Lock(), 0.0
+        self.lock, self.next_time = threading.Lock(), 0.0
 
     def wait(self, per_minute: float | None) -> None:
+        """Wait until the next request may be sent; with None, do not wait."""
         if not per_minute:
             return
         with self.lock:
-            due = max(self.next, time.monotonic())
-            self.next = due + 60 / per_minute
-        time.sleep(max(0.0, due - time.monotonic()))
+            send_time = max(self.next_time, time.monotonic())
+            self.next_time = send_time + 60 / per_minute
+        time.sleep(max(0.0, send_time - time.monotonic()))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,16 +96,17 @@ class Endpoint:
     """OpenAI-compatible endpoint for chat completions.
 
     Attributes:
-        url: Address without `/chat/completions`.
+        url: Address of the endpoint without `/chat/completions`.
         model: Name of the model.
         key_env: Environment variable that holds the API key, if the endpoint needs one.
         temperature: Sampling temperature.
         timeout: Seconds to wait for a reply.
-        retries: Further attempts after a temporary failure (network, rate limit, server error).
-        pause: Seconds before the first retry, doubled for each further one; the server may ask for more.
-        per_minute: Maximum number of requests per minute.
-        blank: Accept a reply without content, and a refusal by the provider's filter, as an empty reply.
-        stand_in: Description of the script at `url`, if it is no language model.
+        retries: Maximum number of further attempts after a temporary failure (network, rate limit, server error).
+        pause: Seconds before the first retry. The pause is doubled for each further retry, and the server may ask for a
+            longer one.
+        per_minute: Maximum number of requests per minute; None for no limit.
+        blank: Whether to accept a reply without content, and a refusal by the provider's filter, as an empty reply.
+        stand_in: Description of the script at `url`; None if a language model replies.
         setting: Config key of the endpoint, for messages.
     """
 
@@ -118,21 +126,25 @@ class Endpoint:
     def __post_init__(self) -> None:
         if self.key_env is not None and not re.fullmatch(r"[A-Za-z_]\w*", self.key_env, re.ASCII):
             raise UserError(
-                f"{self.setting}.key_env is not the name of an environment variable; set the variable to the key, and "
-                f"{self.setting}.key_env to its name"
+                f"{self.setting}.key_env is not the name of an environment variable; store the key in an environment "
+                f"variable, and set {self.setting}.key_env to the name of the variable"
             )
         parts = urllib.parse.urlsplit(self.url)
         if "@" in parts.netloc or parts.query:
             raise UserError(
-                f"{self.setting}.url contains a user or a query, which would be saved with the run: put the key into "
-                f"an environment variable ({self.setting}.key_env=NAME)"
+                f"{self.setting}.url contains a user or a query, which would be saved with the run; store the key in "
+                f"an environment variable, and set {self.setting}.key_env to the name of the variable"
             )
 
     def complete(self, messages: Sequence[Message], settings: Settings | None = None) -> Reply:
-        """Return the reply to `messages`; `settings` replace the endpoint's own.
+        """Return the reply to `messages`.
+
+        Args:
+            messages: The messages.
+            settings: Settings that replace the model and temperature of the endpoint.
 
         Raises:
-            UserError: There is no reply after all attempts.
+            UserError: All attempts failed.
         """
         defaults = {"model": self.model, "temperature": self.temperature}
         body = json.dumps({"messages": list(messages), **(settings or defaults)}).encode()
@@ -144,27 +156,32 @@ class Endpoint:
             except _RequestError as error:
                 if not retries_left or not error.is_temporary:
                     raise UserError(
-                        f"{self.setting}.url={self.url} gave no chat completion ({error}); every earlier reply is kept"
+                        f"{self.setting}.url={self.url} gave no chat completion ({error}); earlier replies are saved"
                     ) from None
-                # The random part keeps requests that were rejected together from coming back together.
-                time.sleep(min(_LONGEST_PAUSE, max(pause, error.wait) * random.uniform(1, 1.25)))
+                # The random factor prevents requests that were rejected at the same time from being repeated at once.
+                time.sleep(min(_MAX_PAUSE, max(pause, error.wait) * random.uniform(1, 1.25)))
                 pause *= 2
         raise AssertionError("the last attempt returns or raises")
 
     def _request(self, body: bytes) -> Reply:
+        """Send a request once.
+
+        Raises:
+            _RequestError: The attempt failed.
+        """
         key = os.environ.get(self.key_env) if self.key_env else None
         address = f"{self.url.rstrip('/')}/chat/completions"
         is_temporary, wait = True, 0.0
         try:
             request = urllib.request.Request(address, body, {"Content-Type": "application/json"}, method="POST")
             if key:
-                # An unredirected header does not reach other hosts.
+                # An unredirected header is not sent to the target of a redirection, which may be another host.
                 request.add_unredirected_header("Authorization", f"Bearer {key}")
             with urllib.request.urlopen(request, timeout=self.timeout) as response:
                 return self._parse(json.loads(response.read()))
         except urllib.error.HTTPError as error:
             content = error.read(2000).decode(errors="replace")
-            if self.blank and error.code == 400 and any(code in content for code in _FILTERED):
+            if self.blank and error.code == 400 and any(code in content for code in _FILTER_CODES):
                 return Reply("", self.model, {"finish_reason": "content_filter"})
             is_temporary = error.code in (408, 409, 425, 429) or error.code >= 500
             retry_after = error.headers.get("Retry-After", "")
@@ -173,7 +190,7 @@ class Endpoint:
         except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
             reason = f"{type(error).__name__}: {error}"
             is_temporary = "unknown url type" not in reason
-        # Some servers repeat the key that they reject.
+        # Some servers repeat a rejected key in their reply.
         reason = reason.replace(key, "[key]") if key else reason
         raise _RequestError(reason, is_temporary=is_temporary, wait=wait)
 
@@ -189,22 +206,29 @@ class Endpoint:
 
 
 class Record:
-    """Store of requests and replies in a JSONL file. Requests that are not in it go to the endpoint, if there is one.
+    """Record of requests and their replies in a JSONL file.
 
-    The first line describes the file and names the first model, or the script in its place; every other line is one
-    reply with the name of its model. The key of a request is its messages and, if it has any, its settings. A last
-    line that was cut off when a process died is requested again.
+    A request that is not in the file is sent to the endpoint, if there is one, and its reply is added to the file.
+
+    The first line describes the file and names the first model, or the script that replaced it. Every other line is one
+    reply with its request and the name of its model. A request is identified by its messages and, if it has any, its
+    settings. If the last line was cut off when a process died, its reply is requested again.
 
     Args:
         path: The file. It may be missing if there is an endpoint.
         endpoint: Source of replies that are not recorded.
         what: Purpose of the replies, for the first line.
         setting: Config key of the record, for messages.
-        otherwise: Advice at the end of the message about a reply that is not recorded.
+        otherwise: Advice at the end of the error message about a reply that is not recorded.
+
+    Attributes:
+        head: The first line of the file.
+        replies: The replies by the key of their request.
 
     Raises:
-        MissingFileError: There is neither the file nor an endpoint.
-        UserError: The file is broken, or was written by a script and is now to be continued by a model.
+        MissingFileError: The file does not exist, and there is no endpoint.
+        UserError: The file is broken, or its replies are from a script and new ones would be from a language model, or
+            the other way round.
     """
 
     def __init__(
@@ -219,30 +243,30 @@ class Record:
         self.path, self.endpoint = path, endpoint
         self.what, self.setting, self.otherwise = what, setting, otherwise
         self.head: dict[str, Any] = {}
-        self.replies: dict[str, Reply] = {}  # by the key of their request
+        self.replies: dict[str, Reply] = {}
         self._lock = threading.Lock()
         if path.is_file():
             self._load()
         elif endpoint is None:
             raise MissingFileError(
-                f"{setting}.recording={path}: no such file; to create it, set {setting}.url=http://HOST:PORT/v1 "
-                f"{setting}.model=NAME"
+                f"{setting}.recording={path}: there is no such file; to create it, set "
+                f"{setting}.url=http://HOST:PORT/v1 {setting}.model=NAME"
             )
         if endpoint is not None and self.head and endpoint.stand_in != self.stand_in:
             raise UserError(
                 f"{setting}.recording={path} holds replies of {self.stand_in or 'a language model'}, but new ones "
-                f"would come from {endpoint.stand_in or 'a language model'}; choose another file"
+                f"would come from {endpoint.stand_in or 'a language model'}; set {setting}.recording to another file"
             )
 
     @property
     def stand_in(self) -> str | None:
-        """Description of the script that replied; None if the file does not say that it was one."""
+        """Description of the script that replied; None if the file does not say that its replies are from a script."""
         return self.head.get("answered by") if self.head.get("stand-in") else None
 
     def _load(self) -> None:
-        *lines, unfinished = self.path.read_bytes().split(b"\n")
-        if unfinished and self.endpoint is None:  # with an endpoint it is requested again
-            lines.append(unfinished)
+        *lines, unfinished_line = self.path.read_bytes().split(b"\n")
+        if unfinished_line and self.endpoint is None:  # with an endpoint, this reply is requested again
+            lines.append(unfinished_line)
         for number, line in enumerate(lines, start=1):
             try:
                 content = json.loads(line)
@@ -257,14 +281,14 @@ class Record:
                 raise UserError(f"{self.setting}.recording={self.path}, line {number} {problem} ({reason})") from None
 
     def find(self, messages: Sequence[Message], settings: Settings | None = None) -> Reply | None:
-        """Return the recorded reply to a request, or None."""
+        """Return the recorded reply to a request; None if it is not recorded."""
         return self.replies.get(_request_key(messages, settings))
 
     def ask(self, messages: Sequence[Message], settings: Settings | None = None) -> tuple[str, str]:
-        """Return the reply to `messages`, and the model that gave it.
+        """Return the reply to `messages` and the name of its model.
 
         Raises:
-            UserError: The reply is not in the file, and there is no endpoint or the endpoint fails.
+            UserError: The reply is not in the file, and either there is no endpoint or the endpoint fails.
         """
         if (key := _request_key(messages, settings)) not in self.replies:
             if self.endpoint is None:
@@ -288,15 +312,16 @@ class Record:
         workers: int = 1,
         done: Callable[[], None] = lambda: None,
     ) -> None:
-        """Record the replies to all requests, each once.
+        """Record the replies to all requests that are not recorded yet.
 
         Args:
-            requests: Messages and settings.
-            workers: Number of requests at a time.
-            done: Called after each new reply.
+            requests: Messages and settings of each request. Equal requests are sent once.
+            workers: Number of requests that are sent in parallel.
+            done: Function that is called after each new reply.
 
         Raises:
-            UserError: As in `ask`. Requests in flight finish first, and their replies are recorded.
+            UserError: The endpoint failed, or there is none. Requests that have already been sent are finished first,
+                and their replies are recorded.
         """
         missing = {key: request for request in requests if (key := _request_key(*request)) not in self.replies}
         with ThreadPoolExecutor(max_workers=workers) as pool:

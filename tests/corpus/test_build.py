@@ -1,4 +1,4 @@
-"""Tests of the embedded corpus: reproducible bytes, disjoint splits, and labels that match the audio."""
+"""Tests of the synthetic corpus: reproducible bytes, disjoint splits, and labels that match the audio."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from auris import audio
 from auris.corpus import grammar, speech
 from auris.corpus.build import build
 from auris.corpus.output import hash_bytes
-from auris.corpus.plan import draw_text, plan, scale_sizes
+from auris.corpus.plan import draw_text, plan_rows, scale_sizes
 from auris.corpus.recipes import RECIPES
 from auris.corpus.signal import SAMPLE_RATE
 from support.corpus_words import vocabulary
@@ -66,12 +66,12 @@ def test_the_corpus_has_the_golden_hashes(corpus_dir: Path) -> None:
 
 
 def test_two_seeds_have_no_row_in_common() -> None:
-    first, second = (plan(CORPUS["sizes"], CORPUS["directions"], seed) for seed in (0, 1))
-    assert not {job.seed for job in first} & {job.seed for job in second}
+    first, second = (plan_rows(CORPUS["sizes"], CORPUS["directions"], seed) for seed in (0, 1))
+    assert not {spec.seed for spec in first} & {spec.seed for spec in second}
 
 
 def test_a_larger_corpus_contains_the_smaller_one() -> None:
-    small, large = (set(plan({"train": {"lid": n, "ks": n}}, [], 0)) for n in (10, 35))
+    small, large = (set(plan_rows({"train": {"lid": n, "ks": n}}, [], 0)) for n in (10, 35))
     assert small < large
 
 
@@ -92,7 +92,7 @@ def test_splits_share_no_sentence_no_meaning_and_no_voice(corpus_dir: Path) -> N
     assert not sentences["train"] & (sentences["valid"] | sentences["test"])
     assert not sentences["valid"] & sentences["test"]
     english = [row for row in rows if row["language"] == "en"]
-    assert all(grammar.split_of(row.get("transcript", row["content"])) == row["split"] for row in english)
+    assert all(grammar.assign_split(row.get("transcript", row["content"])) == row["split"] for row in english)
     voices = {split: {row["speaker"] for row in rows if row["split"] == split} for split in grammar.SPLITS}
     for split, names in voices.items():
         assert names <= {*speech.VOICES[split]["male"], *speech.VOICES[split]["female"]}
@@ -105,7 +105,7 @@ def test_text_lines_belong_to_the_training_split_in_every_language(corpus_dir: P
     for start, language in enumerate(SPOKEN):
         for line in lines[start :: len(SPOKEN) + 1]:
             assert set(grammar.split_words(line, language)) <= words[language], line
-    assert all(grammar.split_of(line) == "train" for line in lines[0 :: len(SPOKEN) + 1])
+    assert all(grammar.assign_split(line) == "train" for line in lines[0 :: len(SPOKEN) + 1])
 
 
 def test_audio_files_have_the_duration_of_their_rows(corpus_dir: Path) -> None:
@@ -208,7 +208,7 @@ def test_another_config_in_the_same_directory_is_an_error(corpus_dir: Path) -> N
 
 def test_a_directory_with_other_files_is_an_error_and_stays_unchanged(tmp_path: Path) -> None:
     (tmp_path / "train.jsonl").write_text("mine")
-    with pytest.raises(ValueError, match="no embedded corpus"):
+    with pytest.raises(ValueError, match="no synthetic corpus"):
         build(tmp_path, **CORPUS)
     assert (tmp_path / "train.jsonl").read_text() == "mine"
 
@@ -232,24 +232,24 @@ def test_an_interrupted_build_leaves_no_corpus(tmp_path: Path, monkeypatch: pyte
     [
         ({"dev": {"sec": 1}}, [], r"splits \['dev'\], expected train, valid, test"),
         ({"train": {"tts": 1}}, [], r"sizes.train has the tasks \['tts'\]"),
-        ({"train": {"asr": {"pl": 1}}}, [], r"sizes.train.asr has \['pl'\], expected rows by any of en, zh, de"),
-        ({"train": {"sec": {"cat": 1}}}, [], r"sizes.train.sec has \['cat'\], expected rows by any of dog, rain"),
+        ({"train": {"asr": {"pl": 1}}}, [], r"sizes.train.asr has the variants \['pl'\], expected any of en, zh, de"),
+        ({"train": {"sec": {"cat": 1}}}, [], r"sizes.train.sec has the variants \['cat'\], expected any of dog, rain"),
         ({"train": {"s2tt": {"de-de": 1}}}, [], r"\['de-de'\]"),
         ({"train": {"asr": {"en": "many"}}}, [], "sizes.train.asr.en is 'many'"),
         ({"train": {"sec": -1}}, [], "sizes.train.sec is -1"),
         ({"train": {"s2tt": 1}}, [], "directions is empty"),
-        ({"train": {"s2tt": 1}}, ["de-de"], "'de-de'.*as in de-en"),
+        ({"train": {"s2tt": 1}}, ["de-de"], "'de-de'.*for example de-en"),
         ({"train": {"s2tt": 1}}, ["pl-en"], "'pl-en'"),
     ],
 )
 def test_invalid_sizes_are_an_error(sizes: Any, directions: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        plan(sizes, directions, 0)
+        plan_rows(sizes, directions, 0)
 
 
 def test_rows_are_distributed_evenly_over_variants_or_as_given() -> None:
     sizes = {"train": {"asr": 10, "s2tt": {"ko-en": 2}, "srwt": {"en": 1, "de": 2}}, "test": {"s2tt": 3, "srwt": 3}}
-    planned = Counter((job.split, job.task, job.variant) for job in plan(sizes, ["de-en", "yue-en"], 0))
+    planned = Counter((spec.split, spec.task, spec.variant) for spec in plan_rows(sizes, ["de-en", "yue-en"], 0))
     languages = dict.fromkeys(grammar.LANGUAGES, 1) | {"en": 2}
     assert planned == {
         **{("train", "asr", language): rows for language, rows in languages.items()},

@@ -11,10 +11,10 @@ from auris.corpus.grammar import (
     MAX_WORDS,
     SPLITS,
     Meaning,
+    assign_split,
     draw_keyword_phrase,
     draw_meaning,
     render,
-    split_of,
     split_words,
 )
 from support.corpus_words import cover, vocabulary
@@ -82,7 +82,7 @@ def test_drawn_sentences_are_short_and_belong_to_their_split() -> None:
     rng = np.random.default_rng(1)
     meanings_by_split = {split: [draw_meaning(rng, split) for _ in range(300)] for split in SPLITS}
     for split, meanings in meanings_by_split.items():
-        assert all(split_of(render(meaning, "en")) == split for meaning in meanings)
+        assert all(assign_split(render(meaning, "en")) == split for meaning in meanings)
         assert {len(render(meaning, "en").split()) for meaning in meanings} <= set(range(3, MAX_WORDS + 1))
     assert not set(meanings_by_split["train"]) & set(meanings_by_split["test"])
     assert len(set(meanings_by_split["train"])) > 250
@@ -93,7 +93,7 @@ def test_a_keyword_phrase_contains_its_keyword_and_no_other() -> None:
     for keyword in KEYWORDS:
         for split in SPLITS:
             phrase = draw_keyword_phrase(rng, split, keyword)
-            assert split_of(phrase) == split
+            assert assign_split(phrase) == split
             assert [word for word in phrase.split() if word in KEYWORDS] == [keyword]
 
 

@@ -16,10 +16,10 @@ from auris import cli, config
 from auris.corpus import grammar, speech
 from auris.corpus import instruct as instruction
 from auris.corpus.dialogues import wordings
-from auris.corpus.dialogues.augmentation import SHIPPED
+from auris.corpus.dialogues.augmentation import SHIPPED_REPLIES
 from auris.corpus.dialogues.kinds import KINDS
 from auris.corpus.dialogues.rows import FAULTS
-from auris.corpus.instruct import allot, instruct
+from auris.corpus.instruct import divide_by_weight, instruct
 from auris.corpus.scenes import SOUND_PHRASES
 from auris.data.manifests import read_manifests
 from auris.metrics.judges.rating import POLITE_OPENINGS, rate
@@ -167,7 +167,7 @@ def label_of(row: dict[str, Any]) -> str:
 
 
 def table_of(task: str) -> dict[str, tuple[str, ...]]:
-    return {"sec": wordings.SOURCES, "mic": wordings.FAMILIES}[task]
+    return {"sec": wordings.SOUND_SOURCES, "mic": wordings.INSTRUMENT_FAMILIES}[task]
 
 
 def expected_key(row: dict[str, Any], sources: list[dict[str, Any]]) -> str:
@@ -347,8 +347,8 @@ def test_the_wording_of_a_question_belongs_to_the_split_of_its_row(dialogue_dir:
     patterns = {
         (split, spoken): [
             pattern(wording)
-            for family in wordings.families(spoken=spoken)
-            for wording in wordings.questions(family, split, spoken=spoken)
+            for family in wordings.question_families(spoken=spoken)
+            for wording in wordings.select_questions(family, split, spoken=spoken)
         ]
         for split in grammar.SPLITS
         for spoken in (False, True)
@@ -455,7 +455,7 @@ def test_questions_are_written_by_the_language_model_of_the_config(corpus: Path,
 
 
 def test_the_table_states_the_provenance_of_texts_and_preferences(dialogue_dir: Path) -> None:
-    table = instruction.tabulate(json.loads((dialogue_dir / "instruct.json").read_text("utf-8")))
+    table = instruction.tabulate_rows(json.loads((dialogue_dir / "instruct.json").read_text("utf-8")))
     assert "a script of templates, not a language model" in table.caption
     assert "a rule (auris.metrics.judges.rating.rate), not a person" in table.caption
 
@@ -510,7 +510,7 @@ def test_a_corpus_without_the_rows_that_a_kind_needs_is_an_error_with_its_name(c
         rows = [row for row in read(corpus, split) if row["task"] == "s2tt"]
         (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     for kind in ("follow_up", "comparison", "reasoning", "command"):
-        with pytest.raises(ValueError, match=f"train split has no rows .*kind '{kind}'.*set dialogues.mix.{kind}=0"):
+        with pytest.raises(ValueError, match=f"'{kind}' need rows .*train split has none.*set dialogues.mix.{kind}=0"):
             instruct(tmp_path, tmp_path / "out", **replace(WITHOUT_SPEECH, {"mix": {kind: 1}}))
 
 
@@ -535,9 +535,9 @@ def test_the_error_for_a_missing_corpus_gives_the_command_that_builds_it(tmp_pat
 
 
 def test_counts_are_divided_by_weight() -> None:
-    assert allot(10, {"a": 1, "b": 2, "c": 0}) == {"a": 3, "b": 7}
-    assert sum(allot(2400, {"a": 7, "b": 2, "c": 5.5}).values()) == 2400
-    assert allot(0, {"a": 1}) == {"a": 0}
+    assert divide_by_weight(10, {"a": 1, "b": 2, "c": 0}) == {"a": 3, "b": 7}
+    assert sum(divide_by_weight(2400, {"a": 7, "b": 2, "c": 5.5}).values()) == 2400
+    assert divide_by_weight(0, {"a": 1}) == {"a": 0}
 
 
 def test_the_default_config_has_two_thousand_rows_and_its_keys_are_arguments() -> None:
@@ -550,7 +550,7 @@ def test_the_default_config_has_two_thousand_rows_and_its_keys_are_arguments() -
     assert set(dialogues["tasks"]) == set(wordings.SENTENCES)
     assert set(defaults["llm"]) == set(OPTIONS["llm"])
     assert defaults["llm"]["pairs"] == stand_in.PAIRS
-    assert SHIPPED.is_file()
+    assert SHIPPED_REPLIES.is_file()
 
 
 def test_the_command_prints_its_table_and_reports_errors(

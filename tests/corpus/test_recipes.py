@@ -21,9 +21,9 @@ import soundfile
 
 from auris.corpus import music, requests, scenes, speech, tunes, vocal
 from auris.corpus.build import build
-from auris.corpus.grammar import SPLITS, split_of
+from auris.corpus.grammar import SPLITS, assign_split
 from auris.corpus.recipes import RECIPES, id_prefix
-from auris.corpus.signal import SAMPLE_RATE, power, samples
+from auris.corpus.signal import SAMPLE_RATE, n_samples, power
 from auris.corpus.vocabulary import train_tokenizer
 from auris.data.manifests import read_manifests
 from auris.data.rows import Row
@@ -106,7 +106,7 @@ def equals_label(label: Any, parsed: Any) -> bool:
 def test_rows_that_only_test_the_format_have_fmt_in_their_id_and_group(rows: list[Row]) -> None:
     for row in rows:
         task = TASKS[row.labels["task"]]
-        is_format = task.embedded == "D"
+        is_format = task.synthetic_grade == "D"
         assert row.id.split("-")[1] == ("fmt_" if is_format else "") + task.code
         assert tasks.group(row.labels).startswith("fmt_") == is_format
     assert {code for code in RECIPES if id_prefix(code)} == {"er", "sap", "vsc", "asc", "sid", "smer", "mgr"}
@@ -161,8 +161,8 @@ def test_the_audio_is_louder_inside_events_and_turns(rows: list[Row]) -> None:
         clip = read_clip(row)
         inside = np.zeros(len(clip), dtype=bool)
         for span in spans:
-            inside[samples(span["start"]) : samples(span["end"])] = True
-        before = clip[: samples(spans[0]["start"])]
+            inside[n_samples(span["start"]) : n_samples(span["end"])] = True
+        before = clip[: n_samples(spans[0]["start"])]
         assert power(clip[inside]) > 10 * power(before) if len(before) else True, row.id
         assert power(clip[inside]) > power(clip[~inside]) if (~inside).any() else True, row.id
 
@@ -210,8 +210,8 @@ def test_requests_contain_their_slots_and_entities() -> None:
     for intent in requests.INTENTS:
         for split in SPLITS:
             for _ in range(20):
-                request = requests.draw(rng, split, intent)
-                assert split_of(request.text) == split and request.intent == intent
+                request = requests.draw_request(rng, split, intent)
+                assert assign_split(request.text) == split and request.intent == intent
                 words = request.text.split()
                 assert not set("{}[]") & set(request.text)
                 positions = [words.index(entity["value"]) for entity in request.entities]
@@ -222,7 +222,7 @@ def test_requests_contain_their_slots_and_entities() -> None:
 def test_every_word_of_a_request_has_a_start_and_end_time() -> None:
     rng = np.random.default_rng(1)
     requests_words = [
-        requests.draw(rng, "train", intent).text.split() for intent in requests.INTENTS for _ in range(25)
+        requests.draw_request(rng, "train", intent).text.split() for intent in requests.INTENTS for _ in range(25)
     ]
     lines = [speech.Line(tuple(words), "en", "m3", 180, 50) for words in requests_words]
     values = {value for _, options in requests.SLOTS.values() for value in options}
@@ -256,7 +256,7 @@ def test_an_instrument_plays_in_tune(name: str) -> None:
     size, cents = 1 << 18, np.arange(-100, 101, 5)
     for pitch in (low, (low + high) // 2, high):
         note = music.Note(pitch, 0.05, 0.7)
-        spectrum = np.abs(np.fft.rfft(music.perform(name, np.random.default_rng(pitch), [note]), size))
+        spectrum = np.abs(np.fft.rfft(music.play_notes(name, np.random.default_rng(pitch), [note]), size))
         # Bins of the first three harmonics of a note that is shifted by each number of cents.
         bins = np.outer(note.frequency * 2 ** (cents / 1200), (1, 2, 3)) / SAMPLE_RATE * size
         deviation = cents[spectrum[np.round(bins).astype(int)].sum(1).argmax()]
@@ -284,7 +284,7 @@ def test_tunes_differ_and_have_similar_lengths() -> None:
 
 @pytest.mark.parametrize("name", vocal.VOCAL_SOUNDS)
 def test_vocal_sounds_are_audible_and_vary(name: str) -> None:
-    clip, repeated, other_seed = (vocal.make(name, np.random.default_rng(seed)) for seed in (1, 1, 2))
+    clip, repeated, other_seed = (vocal.make_vocal_sound(name, np.random.default_rng(seed)) for seed in (1, 1, 2))
     np.testing.assert_array_equal(clip, repeated)
     assert np.isfinite(clip).all() and power(clip) > 0 and 0.2 < len(clip) / SAMPLE_RATE < 2
     assert len(clip) != len(other_seed) or not np.allclose(clip, other_seed)

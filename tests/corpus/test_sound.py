@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from auris.corpus import music, sound
-from auris.corpus.signal import SAMPLE_RATE, add_background, power, reverberate, samples, to_pcm
+from auris.corpus.signal import SAMPLE_RATE, add_background, n_samples, power, reverberate, to_pcm
 
 Maker = Callable[[str, np.random.Generator, float], np.ndarray]
 
@@ -24,7 +24,9 @@ def describe(clip: np.ndarray) -> np.ndarray:
     return np.concatenate((log.mean(0) - log.mean(), log.std(0), np.abs(np.diff(log, axis=0)).mean(0)))
 
 
-@pytest.mark.parametrize(("make", "names"), [(sound.make, sound.SOUNDS), (music.play, music.INSTRUMENTS)])
+@pytest.mark.parametrize(
+    ("make", "names"), [(sound.make_sound, sound.SOUNDS), (music.play_random_phrase, music.INSTRUMENTS)]
+)
 def test_a_nearest_neighbour_classifier_separates_the_classes(make: Maker, names: Iterable[str]) -> None:
     def clips(seeds: range) -> list[tuple[str, np.ndarray]]:
         return [(name, describe(make(name, np.random.default_rng(seed), 1.2))) for name in names for seed in seeds]
@@ -36,11 +38,13 @@ def test_a_nearest_neighbour_classifier_separates_the_classes(make: Maker, names
     assert accuracy >= 0.8
 
 
-@pytest.mark.parametrize(("make", "names"), [(sound.make, sound.SOUNDS), (music.play, music.INSTRUMENTS)])
+@pytest.mark.parametrize(
+    ("make", "names"), [(sound.make_sound, sound.SOUNDS), (music.play_random_phrase, music.INSTRUMENTS)]
+)
 def test_clips_have_the_requested_length_unit_power_and_vary_with_the_seed(make: Maker, names: Iterable[str]) -> None:
     for name in names:
         clip, repeated, other_seed = (make(name, np.random.default_rng(seed), 0.8) for seed in (1, 1, 2))
-        assert len(clip) == samples(0.8)
+        assert len(clip) == n_samples(0.8)
         assert np.isfinite(clip).all()
         assert power(clip) == pytest.approx(1.0)
         np.testing.assert_array_equal(clip, repeated)

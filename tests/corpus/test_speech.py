@@ -26,7 +26,7 @@ def line(units: tuple[str, ...] = DOG, language: str = "en", variant: str = "m3"
 
 def pitch_of(samples: np.ndarray) -> float:
     """Return the median fundamental frequency in Hz of the voiced 40 ms segments, by autocorrelation."""
-    n, frequencies = signal.samples(0.04), []
+    n, frequencies = signal.n_samples(0.04), []
     shortest, longest = signal.SAMPLE_RATE // 350, signal.SAMPLE_RATE // 60
     for start in range(0, len(samples) - n, n // 2):
         segment = samples[start : start + n] * np.hanning(n)
@@ -69,7 +69,7 @@ def test_languages_without_word_times_have_two_boundaries_per_utterance(language
 @pytest.mark.parametrize("accent", sorted({dialect.accent for dialect in DIALECTS.values() if dialect.accent}))
 def test_accents_exist_and_differ_from_the_standard_voice(accent: str) -> None:
     standard, other = say([line(), replace(line(), accent=accent)])
-    assert abs(len(standard.samples) - len(other.samples)) > signal.samples(0.01)
+    assert abs(len(standard.samples) - len(other.samples)) > signal.n_samples(0.01)
 
 
 def test_boundaries_enclose_the_speech() -> None:
@@ -127,9 +127,9 @@ def test_an_error_in_the_child_process_is_raised_in_the_caller() -> None:
 
 def test_the_error_for_a_missing_synthesiser_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "espeakng_loader", None)
-    speech._load.cache_clear()
+    speech._load_espeak.cache_clear()
     with pytest.raises(ImportError, match=r"pip install 'auris\[corpus\]'"):
-        speech.version()
+        speech.get_version()
 
 
 def test_a_higher_speed_raises_the_pitch_and_shortens_the_times() -> None:

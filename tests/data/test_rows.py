@@ -224,7 +224,7 @@ def test_a_preference_has_a_chosen_and_a_rejected_answer(tmp_path):
             "messages[1], of the assistant, is empty",
         ),
         ({"messages": [{"role": "user", "content": []}, ANSWER]}, "messages[0], of the user, is empty"),
-        ({"messages": [QUESTION, {"role": "assistant", "content": [CLIP]}]}, "only messages of the user can"),
+        ({"messages": [QUESTION, {"role": "assistant", "content": [CLIP]}]}, "only messages of the user may"),
         ({"messages": [{"role": "user", "content": [{"type": "image"}]}, ANSWER]}, "contains {'type': 'image'}"),
         ({"messages": [{"role": "user", "content": [{"audio": 3}]}, ANSWER]}, "the audio of a message is 3"),
         ({"messages": [{"role": "user", "content": [{**CLIP, "duration": -1}]}, ANSWER]}, "`duration` is -1"),

@@ -144,7 +144,7 @@ def test_invalid_prompts_are_refused(model: AudioModel, files: list[Path]):
         model.generate(audio="missing.wav", prompt=PROMPT)
     with pytest.raises(ValueError, match=r"shape \(2, 100\)"):
         model.generate(audio=np.zeros((2, 100)), prompt=PROMPT)
-    with pytest.raises(ValueError, match="audio marks, but the row has"):
+    with pytest.raises(ValueError, match="audio placeholders, but the row has"):
         model.generate(audio=None, prompt=MARKS)
     with pytest.raises(ValueError, match="beams"):
         model.generate(audio=files[0], prompt=PROMPT, beams=4)

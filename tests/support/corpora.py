@@ -9,7 +9,7 @@ TRAIN_ROWS = {"asr": {"en": 12, "zh": 6}, "s2tt": 8, "lid": 7, "sgc": 4, "ks": 1
 
 
 def build_corpus(path: Path, held_out: dict[str, Any]) -> Path:
-    """Build an embedded corpus with a tokenizer.
+    """Build a synthetic corpus with a tokenizer.
 
     Args:
         path: New directory.

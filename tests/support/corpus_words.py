@@ -1,4 +1,4 @@
-"""Every word of the embedded corpus's grammar, as sentences and as a list by language."""
+"""Every word of the synthetic corpus's grammar, as sentences and as a list by language."""
 
 from __future__ import annotations
 

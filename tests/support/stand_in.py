@@ -1,6 +1,6 @@
 """Mock language model: a local OpenAI-compatible endpoint that answers from templates.
 
-`python tests/support/stand_in.py` asks it about every label of the embedded corpus and records the replies. The
+`python tests/support/stand_in.py` asks it about every label of the synthetic corpus and records the replies. The
 recording ships with auris. The code that asks is the one that would ask a real model.
 """
 
@@ -16,8 +16,8 @@ from pathlib import Path
 
 from auris.completions import Endpoint, Record
 from auris.corpus import music, sound
-from auris.corpus.dialogues.augmentation import SHIPPED, request
-from auris.corpus.dialogues.pool import name
+from auris.corpus.dialogues.augmentation import SHIPPED_REPLIES, write_request
+from auris.corpus.dialogues.pool import noun_phrase
 from auris.corpus.grammar import KEYWORDS, LANGUAGES
 from auris.text.tasks import LANGUAGES as NAMES
 from auris.text.tasks import TASKS
@@ -84,7 +84,7 @@ def reply(messages: list[Mapping[str, str]]) -> str:
     """Return the reply to a request of `auris.corpus.dialogues.augmentation`."""
     facts = json.loads(messages[-1]["content"])
     code = _CODES[facts["task"]]
-    label = name(code, facts["label"]) if code in ("sec", "mic") else facts["label"]
+    label = noun_phrase(code, facts["label"]) if code in ("sec", "mic") else facts["label"]
     pairs = _TEMPLATES[code][: facts["pairs"]]
     return json.dumps([{"question": question, "answer": answer.format(label)} for question, answer in pairs])
 
@@ -140,7 +140,7 @@ def serve(answer=reply) -> Iterator[tuple[str, list[dict]]]:
 
 
 def labels() -> list[tuple[str, str]]:
-    """Return (task, label) of every closed label set of the embedded corpus, sorted."""
+    """Return (task, label) of every closed label set of the synthetic corpus, sorted."""
     sets = {
         "ks": KEYWORDS,
         "lid": [NAMES[language] for language in LANGUAGES],
@@ -156,9 +156,9 @@ def record(path: Path) -> None:
     with serve() as (url, _):
         recording = Record(path, Endpoint(url=url, model="stand-in"))
         for task, label in labels():
-            recording.ask(request(task, label, PAIRS))
+            recording.ask(write_request(task, label, PAIRS))
 
 
 if __name__ == "__main__":
-    SHIPPED.unlink(missing_ok=True)
-    record(SHIPPED)
+    SHIPPED_REPLIES.unlink(missing_ok=True)
+    record(SHIPPED_REPLIES)

@@ -95,7 +95,7 @@ def test_chinese_words_need_one_time_per_character_except_foreign_words():
     row = {"task": "srwt", "words": [{"word": "面条", "start": 0, "end": 1}, {"word": "OK", "start": 1, "end": 2}]}
     for language in ("zh", "yue"):
         assert "`words[0]` is {'word': '面条'" in tasks.check({**row, "language": language})
-        assert "Chinese is timed by character" in tasks.check({**row, "language": language})
+        assert "in Chinese each character has its times" in tasks.check({**row, "language": language})
         characters = [{"word": "面", "start": 0, "end": 1}, {"word": "OK", "start": 1, "end": 2}]
         assert tasks.check({**row, "language": language, "words": characters}) is None
     assert tasks.check({**row, "language": "ja"}) is None

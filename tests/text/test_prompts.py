@@ -319,7 +319,7 @@ def test_only_assistant_messages_and_their_end_tokens_are_supervised(chat):
     turns = chat.turns(text_dialogue("one", "two", "three", "four"), supervise=True)
     assert supervised_texts(turns) == ["two", "<|im_end|>", "four", "<|im_end|>"]
     assert not any(turn.supervise for turn in chat.turns(text_dialogue("one", "two", "three", "four")))
-    with pytest.raises(ValueError, match="the last message is of the user, expected the assistant's"):
+    with pytest.raises(ValueError, match="the last message is from the user, expected a message from the assistant"):
         chat.turns(text_dialogue("one"), supervise=True)
 
 

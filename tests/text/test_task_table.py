@@ -60,4 +60,6 @@ def test_the_doctor_prints_the_table_and_needs_no_checkpoint(capsys):
 
 def test_the_error_for_an_unknown_task_lists_the_tasks(capsys):
     assert cli.main(["doctor", "show=opera"]) == 1
-    assert "error: show=opera: expected tasks, or one of asr, s2tt" in capsys.readouterr().err
+    assert (
+        "error: show=opera: expected tasks for the table, or the code of a task: asr, s2tt" in capsys.readouterr().err
+    )

@@ -68,7 +68,7 @@ def test_every_entry_fills_all_columns_of_the_table():
         assert len(task.paraphrases) >= 8, code
         assert task.tags_source in ("published", "ours"), code
         assert task.natural_source in ("published", "published (as read by third parties)", "ours"), code
-        assert task.grade in GRADES and task.embedded in ("C", "D"), code
+        assert task.grade in GRADES and task.synthetic_grade in ("C", "D"), code
 
 
 def test_exactly_the_published_tags_are_marked_as_published():
@@ -215,10 +215,10 @@ SOUND_TASK = {"name": "a task", "needs": ["text"], "metrics": {"accuracy": "answ
     ("change", "message"),
     [
         ({"metric": "wer"}, "unknown field 'metric'; valid fields: code, family, name"),
-        ({"name": None}, "expected the field name"),
+        ({"name": None}, "required fields are missing: name"),
         ({"answer": "opera"}, "unknown answer format 'opera'; valid formats: text, language"),
         ({"metrics": {"wer": "words"}}, "wer compares 'words', which answers of the format 'text' do not have"),
-        ({"choices": [True, False]}, "True is not a string: put it in quotes"),
+        ({"choices": [True, False]}, "True is not a string; put it in quotes"),
         ({"grade": "A/E"}, "unknown grade 'E'; valid grades: A, B, C, D"),
         ({"tags_source": "somebody"}, "unknown source 'somebody'"),
     ],
@@ -234,4 +234,4 @@ def test_an_entry_of_the_yaml_table_defines_a_task(tmp_path):
     write_yaml(tmp_path / "tasks.yaml", {"definitions": {}, "sound": {"new": {**SOUND_TASK, "grade": "A/C"}}})
     (task,) = tasks._load(tmp_path / "tasks.yaml").values()
     assert (task.code, task.family, task.group, task.metric) == ("new", "sound", "new", "accuracy")
-    assert (task.grade, task.embedded, task.answer) == ("A", "C", FORMATS["text"])
+    assert (task.grade, task.synthetic_grade, task.answer) == ("A", "C", FORMATS["text"])

@@ -156,7 +156,7 @@ def test_text_tokens_that_replace_audio_are_neither_audio_nor_supervised():
 
 @pytest.mark.parametrize("n_spans", [0, 2])
 def test_each_audio_mark_needs_one_clip(n_spans):
-    with pytest.raises(ValueError, match=f"has 1 audio marks, but the row has {n_spans}"):
+    with pytest.raises(ValueError, match=f"has 1 audio placeholders, but the row has {n_spans}"):
         tokenizer().encode(TagPrompt().turns(ASR, n_clips=1), [[1]] * n_spans)
 
 
@@ -342,7 +342,7 @@ def test_a_language_tag_that_is_not_in_the_vocabulary_is_encoded_as_text():
 
 def test_the_error_for_a_vocabulary_without_an_audio_token_names_its_directory(tmp_path):
     plain().save_pretrained(tmp_path)
-    message = f"tokenizer={tmp_path}: its vocabulary has no audio token, expected <|AUDIO|> or [[[AUDIO:modality]]]"
+    message = f"tokenizer={tmp_path}: the vocabulary has no audio token, expected <|AUDIO|> or [[[AUDIO:modality]]]"
     with pytest.raises(ValueError, match=re.escape(message)):
         Tokenizer.load(tmp_path, grow=False)
     assert Tokenizer.load(tmp_path).pads

@@ -1,4 +1,4 @@
-"""The embedded corpus: synthetic speech, sounds and music with labels that are exact by construction.
+"""The synthetic corpus that `auris corpus` writes: speech, sounds and music with labels that are exact by construction.
 
-It needs no network, no recordings and no torch.
+Configs and paths call it `embedded`, because it comes with auris. Making it needs no network, recordings or torch.
 """

@@ -1,4 +1,4 @@
-"""`auris corpus`: write the embedded corpus and train its tokenizer."""
+"""`auris corpus`: write the synthetic corpus and train its tokenizer."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from auris.text.tasks import TASKS
 
 
 def run(config: Mapping[str, Any]) -> None:
-    """Build the corpus and its tokenizer, and print the numbers of rows."""
+    """Build the corpus and its tokenizer, and print the number of rows of each task."""
     # Imported here because worker processes import this module too and must not load torch.
     from auris.corpus.vocabulary import train_tokenizer
 
     arguments = dict(config)
     out, vocab_size = Path(arguments.pop("out")), arguments.pop("vocab_size")
-    facts = build(out, scale=arguments.pop("fraction"), **arguments)
+    metadata = build(out, scale=arguments.pop("fraction"), **arguments)
     train_tokenizer(out, vocab_size)
-    table = Table("task", *facts["rows"], "grade", title=f"corpus {facts['hash']}")
+    table = Table("task", *metadata["rows"], "grade", title=f"corpus {metadata['hash']}")
     for task in RECIPES:
-        counts = [rows.get(task, 0) for rows in facts["rows"].values()]
+        counts = [rows.get(task, 0) for rows in metadata["rows"].values()]
         if any(counts):
-            table.add_row(id_prefix(task) + task, *map(str, counts), TASKS[task].embedded)
-    table.add_row("minutes", *(f"{seconds / 60:.1f}" for seconds in facts["seconds"].values()), "")
+            table.add_row(id_prefix(task) + task, *map(str, counts), TASKS[task].synthetic_grade)
+    table.add_row("minutes", *(f"{seconds / 60:.1f}" for seconds in metadata["seconds"].values()), "")
     rich.print(table)

@@ -16,6 +16,6 @@ def pick(rng: Rng, options: Collection[T]) -> T:
     return tuple(options)[int(rng.integers(len(options)))]
 
 
-def perhaps(rng: Rng, probability: float, options: Collection[T]) -> T | None:
-    """Return one of `options` with this probability, otherwise None."""
+def pick_or_none(rng: Rng, probability: float, options: Collection[T]) -> T | None:
+    """Return one of `options` with probability `probability`, otherwise None."""
     return pick(rng, options) if rng.random() < probability else None

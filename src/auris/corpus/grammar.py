@@ -1,13 +1,14 @@
-"""Text of the corpus: a closed grammar whose sentences have translations in nine languages, and keyword phrases.
+"""Text of the corpus: sentences of a small grammar with translations in nine languages, and keyword phrases.
 
-A sentence is a choice of slots (`Meaning`) that can be rendered in every language, which gives its translations.
-Sentences are assigned to train, valid and test by their meaning, so a test sentence is unseen in every language and
-task.
+A `Meaning` is a choice of words for the slots of a sentence (subject, action, place, ...). It can be rendered in every
+language, so every sentence has its translations. Meanings, not sentences, are assigned to train, valid and test, so a
+test sentence is unseen in every language and task.
 
-The slots make agreement easy to get right: only definite articles, verbs in the third person singular, nouns that need
-no elision in French and Italian, subjects only in the nominative and objects only in the accusative. Chinese words are
-those that eSpeak pronounces the same when it reads one character at a time. Japanese is written in kana, with spaces
-between phrases and the topic particle as it is pronounced (わ). Korean particles depend on the last sound of the noun.
+The grammar is restricted so that agreement is easy to get right. It has only definite articles, verbs in the third
+person singular, nouns that need no elision in French and Italian, subjects in the nominative and objects in the
+accusative. Its Chinese words are words that eSpeak pronounces the same when it reads one character at a time. Japanese
+is written in kana, with spaces between phrases and the topic particle as it is pronounced (わ). Korean particles depend
+on the last sound of the noun.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from auris.corpus.draws import Rng, perhaps, pick
+from auris.corpus.draws import Rng, pick, pick_or_none
 
 LANGUAGES = ("en", "zh", "de", "es", "fr", "it", "ja", "ko", "yue")
 SPLITS = ("train", "valid", "test")
@@ -24,10 +25,10 @@ KEYWORDS = ("stop", "go", "up", "down", "left", "right", "yes", "no", "on", "off
 
 _PEOPLE_AND_ANIMALS_ONLY = ("happy", "hungry", "strong")
 _THINGS_ONLY = ("new", "heavy")
-# Maximum length of the English sentence. Most clips stay under three seconds, so that a laptop can train on them.
+# Maximum length of the English sentence. It keeps most clips under three seconds, so that a laptop can train on them.
 MAX_WORDS = 7
 
-SHARES = {"train": 82, "valid": 8, "test": 10}  # percent of the meanings
+SHARES = {"train": 82, "valid": 8, "test": 10}  # percentage of the meanings in each split
 
 
 def _read_words() -> dict[str, dict[str, dict[str, str]]]:
@@ -50,7 +51,7 @@ OBJECT_ADJECTIVES = tuple(word for word in ADJECTIVES if word not in _PEOPLE_AND
 
 @dataclass(frozen=True)
 class Meaning:
-    """Slots of a sentence, each named by its English word; None for an empty slot.
+    """Words in the slots of a sentence, in English; None for an empty slot.
 
     There is an `object` if and only if `action` is a transitive verb, and a `place` only with an intransitive verb.
     """
@@ -64,18 +65,23 @@ class Meaning:
     adverb: str | None = None
 
 
-def split_of(sentence: str) -> str:
-    """Return the split of an English sentence. It depends only on the sentence's hash, not on seed and corpus size."""
-    share = int.from_bytes(hashlib.sha256(sentence.encode()).digest()[:8], "big") % 100
-    return "train" if share < SHARES["train"] else "valid" if share < SHARES["train"] + SHARES["valid"] else "test"
+def assign_split(text: str) -> str:
+    """Return the split of a text, such as an English sentence.
+
+    The split depends only on the hash of the text, not on the seed or the size of the corpus.
+    """
+    percentile = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") % 100
+    if percentile < SHARES["train"]:
+        return "train"
+    return "valid" if percentile < SHARES["train"] + SHARES["valid"] else "test"
 
 
 def draw_meaning(rng: Rng, split: str) -> Meaning:
     """Draw a meaning that belongs to `split`; its English sentence has three to seven words."""
     while True:
-        meaning = _draw(rng)
+        meaning = _draw_any_meaning(rng)
         english = render(meaning, "en")
-        if split_of(english) == split and len(english.split()) <= MAX_WORDS:
+        if assign_split(english) == split and len(english.split()) <= MAX_WORDS:
             return meaning
 
 
@@ -88,27 +94,28 @@ def draw_keyword_phrase(rng: Rng, split: str, keyword: str) -> str:
     """Draw an English phrase of `split`, such as 'the small dog says stop now' or 'stop says the small dog'."""
     while True:
         subject = pick(rng, SUBJECTS)
-        speaker = _join("the", perhaps(rng, 0.75, SUBJECT_ADJECTIVES), subject)
-        adverb = perhaps(rng, 0.5, ADVERBS)
+        speaker = _join("the", pick_or_none(rng, 0.75, SUBJECT_ADJECTIVES), subject)
+        adverb = pick_or_none(rng, 0.5, ADVERBS)
         first, last = (keyword, speaker) if rng.random() < 0.5 else (speaker, keyword)
         phrase = _join(first, "says", last, adverb)
-        if split_of(phrase) == split:
+        if assign_split(phrase) == split:
             return phrase
 
 
-def _draw(rng: Rng) -> Meaning:
+def _draw_any_meaning(rng: Rng) -> Meaning:
+    """Draw a meaning of any split and any length."""
     subject = pick(rng, SUBJECTS)
-    adjective = perhaps(rng, 0.5, SUBJECT_ADJECTIVES)
-    adverb = perhaps(rng, 0.3, ADVERBS)
+    adjective = pick_or_none(rng, 0.5, SUBJECT_ADJECTIVES)
+    adverb = pick_or_none(rng, 0.3, ADVERBS)
     if rng.random() < 0.55:
         action, thing = pick(rng, TRANSITIVE), pick(rng, OBJECTS)
-        return Meaning(subject, action, adjective, thing, perhaps(rng, 0.5, OBJECT_ADJECTIVES), adverb=adverb)
+        return Meaning(subject, action, adjective, thing, pick_or_none(rng, 0.5, OBJECT_ADJECTIVES), adverb=adverb)
     action = pick(rng, INTRANSITIVE)
-    return Meaning(subject, action, adjective, place=perhaps(rng, 0.8, PLACES), adverb=adverb)
+    return Meaning(subject, action, adjective, place=pick_or_none(rng, 0.8, PLACES), adverb=adverb)
 
 
 def render(meaning: Meaning, language: str) -> str:
-    """Render a meaning as a sentence in lower case without punctuation, in Chinese without spaces."""
+    """Render a meaning as a sentence in lower case without punctuation. Chinese sentences have no spaces."""
     verbs = TRANSITIVE if meaning.object else INTRANSITIVE
     verb = verbs[meaning.action][language]
     subject = _noun_phrase(SUBJECTS[meaning.subject][language], meaning.adjective, language)
@@ -122,14 +129,19 @@ def render(meaning: Meaning, language: str) -> str:
     if language == "ja":
         return _join(subject + "わ", adverb, place, thing + verb)
     if language == "ko":
-        return _join(_particle(subject, "은", "는"), adverb, place, thing and _particle(thing, "을", "를"), verb)
+        return _join(
+            _add_particle(subject, "은", "는"), adverb, place, thing and _add_particle(thing, "을", "를"), verb
+        )
     if language == "de":
         return _join(subject, verb, adverb, thing, place)
     return _join(subject, verb, thing, place, adverb)
 
 
 def split_words(text: str, language: str) -> list[str]:
-    """Split a sentence into the units that are timed: characters in Chinese, phrases in Japanese and Korean, words."""
+    """Split a sentence into the units that get times.
+
+    They are characters in Chinese, phrases in Japanese and Korean, and words in the other languages.
+    """
     return list(text) if language in ("zh", "yue") else text.split()
 
 
@@ -137,9 +149,9 @@ def _join(*parts: str | None) -> str:
     return " ".join(part for part in parts if part)
 
 
-def _particle(noun: str, after_consonant: str, after_vowel: str) -> str:
+def _add_particle(noun: str, after_consonant: str, after_vowel: str) -> str:
     """Append a particle to a Korean noun; its form depends on whether the last syllable ends in a consonant."""
-    # Unicode orders syllables with the same beginning by their 28 endings, of which the first is none.
+    # Unicode orders syllables with the same beginning by their 28 endings. The first ending is empty.
     ends_in_consonant = (ord(noun[-1]) - ord("가")) % 28
     return noun + (after_consonant if ends_in_consonant else after_vowel)
 

@@ -1,8 +1,8 @@
-"""`auris instruct`: instruction dialogues and preference pairs from the task rows of a corpus.
+"""`auris instruct`: make instruction dialogues and preference pairs from the task rows of a corpus.
 
-Writes chat rows for fine-tuning (`train.jsonl`, `valid.jsonl`, `test.jsonl`) and preference pairs for DPO
-(`preferences_*.jsonl`), in the splits of the corpus. Rows refer to the clips of the corpus by their paths; only
-newly spoken sentences are written as audio.
+The command writes chat rows for fine-tuning (`train.jsonl`, `valid.jsonl`, `test.jsonl`) and preference pairs for DPO
+(`preferences_*.jsonl`), in the splits of the corpus. The rows refer to the clips of the corpus by their paths; audio
+files are written only for spoken messages of the user.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from rich.table import Table
 
 from auris.completions import Endpoint, Record
 from auris.corpus.dialogues import augmentation, wordings
-from auris.corpus.dialogues.augmentation import SHIPPED, Written
+from auris.corpus.dialogues.augmentation import SHIPPED_REPLIES, WrittenQuestion
 from auris.corpus.dialogues.kinds import KINDS
-from auris.corpus.dialogues.pool import Pool, Weights, answer, is_usable
-from auris.corpus.dialogues.recordings import speak
+from auris.corpus.dialogues.pool import Pool, Weights, answer_text, is_usable
+from auris.corpus.dialogues.recordings import make_recordings
 from auris.corpus.dialogues.rows import ANNOTATOR, FAULTS, Dialogue, Writer
 from auris.corpus.grammar import SPLITS
-from auris.corpus.output import check_count, check_processes, hash_bytes, read_facts
+from auris.corpus.output import check_count, check_processes, hash_bytes, reuse_finished_directory
 from auris.corpus.recording import Fields
 from auris.data.manifests import read_manifests
 from auris.data.rows import Row
 from auris.errors import MissingFileError, UserError
 from auris.files import create_directory, write_json, write_jsonl
 
-VERSION = 2  # to be raised whenever the same seed gives other rows
-FACTS_FILE = "instruct.json"
+VERSION = 2  # raise it whenever the same seed gives different rows
+METADATA_FILE = "instruct.json"
 
 
 def instruct(
@@ -46,54 +46,58 @@ def instruct(
     seed: int = 0,
     processes: int | None = None,
 ) -> Fields:
-    """Write the dialogues and preference pairs into the directory `out`, unless it has them already.
+    """Write the dialogues and preference pairs into the directory `out`, unless they exist already.
 
     Args:
         corpus: Directory with task rows in `train.jsonl`, `valid.jsonl` and `test.jsonl`.
         out: Directory to create. It appears when it is complete; until then files are written to `out` + '.partial'.
-        dialogues: The config group: `rows` and `preferences`, the numbers of each by split; `mix`, the weights of the
-            kinds of dialogue (`dialogues.KINDS`); `tasks`, the weights of the tasks of demonstrations.
-        forms: Weights of the forms of answers.
-        faults: Weights of the faults of rejected answers.
-        llm: Settings of the language model: recording, tasks, pairs, url, model, key_env, temperature.
+        dialogues: The config group `dialogues`. `rows` and `preferences` are numbers of chat rows and preference pairs
+            by split, `mix` has the weights of the kinds of dialogue (`kinds.KINDS`), and `tasks` has the weights of the
+            tasks in dialogues of the kinds `demonstration` and `turns`.
+        forms: Weights of the forms of answers (`wordings.FORMS`).
+        faults: Weights of the faults of rejected answers (`rows.FAULTS`).
+        llm: Settings of the language model that writes questions: recording, tasks, pairs, url, model, key_env,
+            temperature.
         seed: Random seed.
         processes: Number of processes that synthesise speech; None for one per core.
 
     Returns:
-        The content of `instruct.json`: config, counts by kind, authors, corpus rows that cannot be used, hashes.
+        The content of `instruct.json`: config, numbers of rows by kind, authors of the questions, numbers of corpus
+        rows that cannot be used, hashes.
 
     Raises:
-        UserError: A weight or count is invalid, the corpus lacks the rows for a kind of dialogue, a reply is not
-            recorded, or `out` holds something else.
-        MissingFileError: A manifest of the corpus or the recording does not exist.
+        UserError: A weight or number is invalid, the corpus lacks the rows for a kind of dialogue, a reply of the
+            language model is not recorded and cannot be requested, or `out` holds other files.
+        MissingFileError: A manifest of the corpus or the file of replies does not exist.
     """
     counts, preference_counts = dialogues["rows"], dialogues["preferences"]
     mix, task_weights = dialogues["mix"], dialogues["tasks"]
     manifests = {split: corpus / f"{split}.jsonl" for split in SPLITS}
     if missing := next((path for path in manifests.values() if not path.is_file()), None):
         raise MissingFileError(
-            f"corpus={corpus}: there is no {missing}; create the embedded corpus by `auris corpus out={corpus}`, or "
-            "set corpus=DIR"
+            f"corpus={corpus}: there is no file {missing}; create the synthetic corpus with `auris corpus "
+            f"out={corpus}`, or set corpus=DIR to use another corpus"
         )
     corpus_rows = {split: read_manifests([path], key=f"corpus={corpus}")[0].rows for split, path in manifests.items()}
     _check_counts({"dialogues.rows": counts, "dialogues.preferences": preference_counts})
     check_processes(processes)
     _check_weights("dialogues.mix", mix, KINDS)
-    # No wrong answer is known for a question that a language model wrote.
+    # Preference pairs need a wrong answer, which is not known for a question that a language model wrote.
     preference_mix = {kind: weight for kind, weight in mix.items() if kind != "augmented"}
     if any(preference_counts.values()) and not any(preference_mix.values()):
         raise UserError(
             "preference pairs cannot be made from dialogues of the kind `augmented` alone; set "
-            "dialogues.mix.demonstration=1, or dialogues.preferences.train=0"
+            "dialogues.mix.demonstration=1 to add another kind, or set dialogues.preferences.SPLIT=0 for every split "
+            "to make no pairs"
         )
     _check_weights("dialogues.tasks", task_weights, wordings.SENTENCES)
     _check_weights("forms", forms, wordings.FORMS)
     _check_weights("faults", faults, FAULTS)
-    recording = Path(llm["recording"]) if llm["recording"] else SHIPPED
-    written: Sequence[Written] = ()
+    replies_file = Path(llm["recording"]) if llm["recording"] else SHIPPED_REPLIES
+    written_questions: Sequence[WrittenQuestion] = ()
     rejections: Counter[str] = Counter()
     if mix.get("augmented"):
-        written, rejections = _write_questions(recording, llm, corpus_rows)
+        written_questions, rejections = _write_questions(replies_file, llm, corpus_rows)
     config = {
         "version": VERSION,
         "seed": seed,
@@ -102,28 +106,28 @@ def instruct(
         **{key: dialogues[key] for key in ("rows", "preferences", "mix", "tasks")},
         "forms": forms,
         "faults": faults,
-        "written": hash_bytes(repr([*written]).encode()),
+        "written": hash_bytes(repr([*written_questions]).encode()),
     }
-    if facts := read_facts(out, FACTS_FILE, "dialogues", config):
-        return facts
+    if metadata := reuse_finished_directory(out, METADATA_FILE, "dialogues", config):
+        return metadata
 
-    questions = augmentation.split_questions(written) if written else dict.fromkeys(SPLITS, ())
+    questions = augmentation.split_questions(written_questions) if written_questions else dict.fromkeys(SPLITS, ())
     files: dict[str, list[Dialogue]] = {}
     for split in SPLITS:
-        pool = Pool.of(split, corpus_rows[split], task_weights=task_weights, written=questions[split])
+        pool = Pool.from_rows(split, corpus_rows[split], task_weights=task_weights, written_questions=questions[split])
         writer = Writer(pool, out.resolve(), forms, faults, seed)
-        files[split] = writer.write_chats(allot(counts.get(split, 0), mix))
-        pairs = writer.write_preferences(allot(preference_counts.get(split, 0), preference_mix))
+        files[split] = writer.write_chats(divide_by_weight(counts.get(split, 0), mix))
+        pairs = writer.write_preferences(divide_by_weight(preference_counts.get(split, 0), preference_mix))
         files[f"preferences_{split}"] = pairs
     rows = {name: [dialogue.row for dialogue in entries] for name, entries in files.items()}
     recordings = [dialogue.recording for entries in files.values() for dialogue in entries if dialogue.recording]
-    with create_directory(out) as draft:
-        digests = speak(recordings, draft, processes)
+    with create_directory(out) as folder:
+        digests = make_recordings(recordings, folder, processes)
         for name in files:
-            write_jsonl(draft / f"{name}.jsonl", rows[name])
-        rows_hash = hash_bytes(*((draft / f"{name}.jsonl").read_bytes() for name in files))
+            write_jsonl(folder / f"{name}.jsonl", rows[name])
+        rows_hash = hash_bytes(*((folder / f"{name}.jsonl").read_bytes() for name in files))
         audio_hash = hash_bytes(*digests)
-        facts = {
+        metadata = {
             "config": config,
             "kinds": {name: Counter(row["kind"] for row in entries) for name, entries in rows.items()},
             "modes": {name: Counter(row["mode"] for row in entries) for name, entries in rows.items()},
@@ -136,12 +140,12 @@ def instruct(
             "audio_hash": audio_hash,
             "hash": hash_bytes(rows_hash.encode(), audio_hash.encode()),
         }
-        write_json(draft / FACTS_FILE, facts)
-    return facts
+        write_json(folder / METADATA_FILE, metadata)
+    return metadata
 
 
-def allot(total: int, weights: Weights) -> dict[str, int]:
-    """Divide `total` rows in proportion to weights; the largest remainders are rounded up."""
+def divide_by_weight(total: int, weights: Weights) -> dict[str, int]:
+    """Divide `total` rows in proportion to weights. The numbers with the largest fractions are rounded up."""
     weight_sum = sum(weights.values()) or 1
     exact = {key: total * weight / weight_sum for key, weight in weights.items() if weight > 0}
     counts = {key: int(value) for key, value in exact.items()}
@@ -151,25 +155,26 @@ def allot(total: int, weights: Weights) -> dict[str, int]:
 
 
 def _write_questions(
-    recording: Path, llm: Mapping[str, Any], corpus_rows: Mapping[str, Sequence[Row]]
-) -> tuple[list[Written], Counter[str]]:
+    replies_file: Path, llm: Mapping[str, Any], corpus_rows: Mapping[str, Sequence[Row]]
+) -> tuple[list[WrittenQuestion], Counter[str]]:
+    """Return the questions that the language model wrote about the corpus, and the number of rejections by reason."""
     endpoint = None
     if llm["url"]:
         if not llm["model"]:
             raise UserError(f"llm.url={llm['url']} needs the name of a model: set llm.model=NAME")
-        if recording == SHIPPED:
+        if replies_file == SHIPPED_REPLIES:
             raise UserError("llm.url needs a file for the model's replies: set llm.recording=FILE.jsonl")
         endpoint = Endpoint(**{key: llm[key] for key in ("url", "model", "key_env", "temperature")})
     if not isinstance(llm["pairs"], int) or llm["pairs"] < 1:
-        raise UserError(f"llm.pairs is {llm['pairs']!r}, expected at least 1 (llm.pairs=8)")
+        raise UserError(f"llm.pairs is {llm['pairs']!r}, expected at least 1, for example llm.pairs=8")
     rows = [row for entries in corpus_rows.values() for row in entries if is_usable(row)]
-    labels = {(row.labels["task"], answer(row)) for row in rows if row.labels["task"] in llm["tasks"]}
+    labels = {(row.labels["task"], answer_text(row)) for row in rows if row.labels["task"] in llm["tasks"]}
     if not labels:
         raise UserError(
             f"llm.tasks is {list(llm['tasks'])}, but the corpus has no rows of these tasks; choose other tasks, or set "
-            "dialogues.mix.augmented=0"
+            "dialogues.mix.augmented=0 to leave these dialogues out"
         )
-    return augmentation.write_questions(Record(recording, endpoint), sorted(labels), llm["pairs"])
+    return augmentation.write_questions(Record(replies_file, endpoint), sorted(labels), llm["pairs"])
 
 
 def _check_counts(counts: Mapping[str, Mapping[str, int]]) -> None:
@@ -185,38 +190,44 @@ def _check_weights(key: str, weights: Weights, valid: Iterable[str]) -> None:
         raise UserError(f"{key} has {sorted(unknown)}, expected {', '.join(valid)}")
     for name, weight in weights.items():
         if not isinstance(weight, (int, float)) or isinstance(weight, bool) or not 0 <= weight < float("inf"):
-            raise UserError(f"{key}.{name} is {weight!r}, expected a weight of at least 0 ({key}.{name}=1)")
+            raise UserError(f"{key}.{name} is {weight!r}, expected a weight of at least 0, for example {key}.{name}=1")
     if not any(weights.values()):
-        raise UserError(f"all weights of {key} are 0; set one, for instance {key}.{next(iter(valid))}=1")
+        raise UserError(f"all weights of {key} are 0; set one, for example {key}.{next(iter(valid))}=1")
 
 
 def _count_unusable(rows: Iterable[Row]) -> Counter[str]:
-    """Count the rows that no dialogue can be made about, by reason."""
+    """Count the rows about which no dialogue can be made, by reason."""
     unusable = (row for row in rows if not is_usable(row))
     return Counter(row.problem or f"task {row.labels['task']} with {len(row.clips)} clips" for row in unusable)
 
 
-def tabulate(facts: Fields) -> Table:
-    """Return a table of the rows by kind and file. Its caption names the authors of questions and preferences."""
-    writers = ", ".join(writer for writer in facts["written_by"] if writer != "templates") or "nobody"
-    caption = f"augmented: written by {writers}. preferences: chosen by {facts['preferred_by']}."
-    columns = [name.replace("preferences_", "pairs ") for name in facts["kinds"]]
-    table = Table("kind", *columns, title=f"dialogues {facts['hash']} (synthetic)", caption=caption)
+def tabulate_rows(metadata: Fields) -> Table:
+    """Return a table of the numbers of rows by kind, mode and file.
+
+    Its caption names the authors of the questions and of the preferences.
+    """
+    writers = ", ".join(writer for writer in metadata["written_by"] if writer != "templates") or "nobody"
+    caption = (
+        f"Questions of the kind augmented were written by {writers}. "
+        f"Preferences were chosen by {metadata['preferred_by']}."
+    )
+    columns = [name.replace("preferences_", "pairs ") for name in metadata["kinds"]]
+    table = Table("kind or mode", *columns, title=f"dialogues {metadata['hash']} (synthetic)", caption=caption)
     for kind in KINDS:
-        table.add_row(kind, *(str(counts.get(kind, 0)) for counts in facts["kinds"].values()))
+        table.add_row(kind, *(str(counts.get(kind, 0)) for counts in metadata["kinds"].values()))
     table.add_section()
-    for mode in sorted({mode for counts in facts["modes"].values() for mode in counts}):
-        table.add_row(mode, *(str(counts.get(mode, 0)) for counts in facts["modes"].values()))
+    for mode in sorted({mode for counts in metadata["modes"].values() for mode in counts}):
+        table.add_row(mode, *(str(counts.get(mode, 0)) for counts in metadata["modes"].values()))
     return table
 
 
 def run(config: Mapping[str, Any]) -> None:
-    """Write the dialogues and preference pairs, and print how many there are of each kind."""
+    """Write the dialogues and preference pairs, and print the number of rows of each kind."""
     arguments = dict(config)
-    facts = instruct(Path(arguments.pop("corpus")), Path(arguments.pop("out")), **arguments)
-    rich.print(tabulate(facts))
-    for reason, count in facts["refused"].items():
+    metadata = instruct(Path(arguments.pop("corpus")), Path(arguments.pop("out")), **arguments)
+    rich.print(tabulate_rows(metadata))
+    for reason, count in metadata["refused"].items():
         print(f"rejected questions: {count} ({reason})")
-    for split, reasons in facts["unused"].items():
+    for split, reasons in metadata["unused"].items():
         for reason, count in reasons.items():
             print(f"unusable {split} rows: {count} ({reason})")

@@ -12,21 +12,21 @@ from auris.corpus.signal import (
     SAMPLE_RATE,
     Signal,
     add,
-    add_gains,
-    band,
-    clock,
+    band_gain,
     decay,
+    fade,
+    filter_spectrum,
     harmonics,
+    n_samples,
     noise,
-    peak,
-    ramp,
-    samples,
-    shape,
+    peak_gain,
+    sample_times,
     sine,
+    sum_gains,
 )
 
 _PENTATONIC = (0, 2, 4, 7, 9)  # semitones above the root; in any order they sound like a melody
-_RING = 0.25  # seconds for which a note may continue after the next one has begun
+_RING = 0.25  # seconds for which a note may continue after its duration, while the next note sounds
 
 
 @dataclass(frozen=True)
@@ -43,126 +43,147 @@ class Note:
         return 440 * 2 ** ((self.pitch - 69) / 12)
 
 
-def perform(name: str, rng: Rng, notes: Sequence[Note], touch: float | None = None) -> Signal:
-    """Play notes on the instrument `name` with a root mean square of 1; `touch` is from 0 (dull) to 1 (bright)."""
+def play_notes(name: str, rng: Rng, notes: Sequence[Note], touch: float | None = None) -> Signal:
+    """Play notes on an instrument.
+
+    Args:
+        name: Name of the instrument, a key of `INSTRUMENTS`.
+        rng: Random generator.
+        notes: Notes to play.
+        touch: Brightness from 0 (dull) to 1 (bright); None to draw it.
+
+    Returns:
+        The signal, with a root mean square of 1.
+    """
+    # Labels follow from the pitch of these notes, so a guitar must be in tune. In `play_random_phrase`, none does.
     instrument = play_guitar_in_tune if name == "guitar" else INSTRUMENTS[name][0]
     touch = rng.uniform(0, 1) if touch is None else touch
-    signal = np.zeros(samples(max(note.start + note.seconds for note in notes) + _RING))
-    cache: dict[tuple[int, float], Signal] = {}  # reusing repeated notes halves the time
+    signal = np.zeros(n_samples(max(note.start + note.seconds for note in notes) + _RING))
+    cache: dict[tuple[int, float], Signal] = {}  # a repeated note is synthesised once, which halves the time
     for note in notes:
         key = note.pitch, note.seconds
         if key not in cache:
             cache[key] = instrument(rng, note.frequency, note.seconds, touch)
         add(signal, cache[key], note.start)
-    signal = ramp(signal, 0.002, 0.03)
+    signal = fade(signal, 0.002, 0.03)
     return signal / np.sqrt(np.mean(signal**2))
 
 
-def play(name: str, rng: Rng, seconds: float) -> Signal:
-    """Play a phrase of `seconds` on the instrument `name` (a key of `INSTRUMENTS`) with a root mean square of 1."""
+def play_random_phrase(name: str, rng: Rng, seconds: float) -> Signal:
+    """Play a phrase of random notes that is `seconds` long on an instrument.
+
+    Args:
+        name: Name of the instrument, a key of `INSTRUMENTS`.
+        rng: Random generator.
+        seconds: Duration of the phrase.
+
+    Returns:
+        The signal, with a root mean square of 1.
+    """
     instrument, (low, high) = INSTRUMENTS[name]
-    touch = rng.uniform(0, 1)  # brightness, the same for all notes of the phrase
-    signal = np.zeros(samples(seconds))
+    touch = rng.uniform(0, 1)  # brightness, which is the same for all notes of the phrase
+    signal = np.zeros(n_samples(seconds))
     root = rng.integers(low, high - 9)
     at, beat = 0.02, rng.uniform(0.18, 0.36)
     while at < seconds - 0.15:
         length = min(beat * rng.choice((1, 1, 2)), seconds - at)
-        pitch = 440 * 2 ** ((root + rng.choice(_PENTATONIC) - 69) / 12)
-        add(signal, rng.uniform(0.7, 1.0) * instrument(rng, pitch, length, touch), at)
+        frequency = 440 * 2 ** ((root + rng.choice(_PENTATONIC) - 69) / 12)
+        add(signal, rng.uniform(0.7, 1.0) * instrument(rng, frequency, length, touch), at)
         at += length
-    signal = ramp(signal, 0.002, 0.03)
+    signal = fade(signal, 0.002, 0.03)
     return signal / np.sqrt(np.mean(signal**2))
 
 
-def play_piano(rng: Rng, pitch: float, seconds: float, touch: float) -> Signal:
-    """Play struck strings: slightly sharp partials, of which high ones decay first, and the knock of a hammer."""
-    n = samples(seconds + _RING)
+def play_piano(rng: Rng, frequency: float, seconds: float, touch: float) -> Signal:
+    """Play struck strings: slightly sharp partials that decay faster the higher they are, and the knock of a hammer."""
+    n = n_samples(seconds + _RING)
     # Stiffness B of the middle strings of an upright (Fletcher 1964); it sharpens partial k by sqrt(1 + B k^2).
     stiffness = 4e-4
     note = np.zeros(n)
-    for k in range(1, min(int(7000 // pitch), 16) + 1):
-        frequency = k * pitch * np.sqrt(1 + stiffness * k * k)
-        note += sine(frequency, n) * decay(n, 0.7 / (1 + 0.35 * k)) / k ** (1.6 - 0.5 * touch)
-    knock = samples(0.03)
-    note[:knock] += 0.15 * noise(rng, knock, band(100, 1200)) * decay(knock, 0.006)
-    return ramp(note, 0.003, 0.05)
+    for k in range(1, min(int(7000 // frequency), 16) + 1):
+        partial = k * frequency * np.sqrt(1 + stiffness * k * k)
+        note += sine(partial, n) * decay(n, 0.7 / (1 + 0.35 * k)) / k ** (1.6 - 0.5 * touch)
+    n_knock = n_samples(0.03)
+    note[:n_knock] += 0.15 * noise(rng, n_knock, band_gain(100, 1200)) * decay(n_knock, 0.006)
+    return fade(note, 0.003, 0.05)
 
 
-def play_guitar(rng: Rng, pitch: float, seconds: float, touch: float) -> Signal:
-    """Play a plucked string (Karplus and Strong 1983): a burst of noise in a loop that averages neighbours."""
-    n = samples(seconds + _RING)
-    period = round(SAMPLE_RATE / pitch)
-    loop = shape(rng.standard_normal(period), band(20, 2500 + 3500 * touch))
+def play_guitar(rng: Rng, frequency: float, seconds: float, touch: float) -> Signal:
+    """Play a plucked string (Karplus and Strong 1983): a burst of noise in a loop that averages adjacent samples."""
+    n = n_samples(seconds + _RING)
+    period = round(SAMPLE_RATE / frequency)
+    loop = filter_spectrum(rng.standard_normal(period), band_gain(20, 2500 + 3500 * touch))
     cycles = [loop]
     for _ in range(n // period):
         loop = 0.996 * 0.5 * (loop + np.roll(loop, 1))
         cycles.append(loop)
-    return ramp(np.concatenate(cycles)[:n], 0.001, 0.05)
+    return fade(np.concatenate(cycles)[:n], 0.001, 0.05)
 
 
-def play_guitar_in_tune(rng: Rng, pitch: float, seconds: float, touch: float) -> Signal:
+def play_guitar_in_tune(rng: Rng, frequency: float, seconds: float, touch: float) -> Signal:
     """Play a plucked string in tune.
 
-    `play_guitar` is up to half a semitone flat, because its loop has a whole number of samples and averaging adds half
-    a sample. Here its output is played faster by that ratio.
+    The output of `play_guitar` is up to half a semitone flat: the period of its loop is rounded to a whole number of
+    samples, and averaging lengthens it by half a sample. Here the output is sped up to compensate for both.
     """
-    speed = pitch * (round(SAMPLE_RATE / pitch) + 0.5) / SAMPLE_RATE
-    note = play_guitar(rng, pitch, seconds * speed, touch)
-    return np.interp(np.arange(samples(seconds + _RING)) * speed, np.arange(len(note)), note, right=0.0)
+    speed = frequency * (round(SAMPLE_RATE / frequency) + 0.5) / SAMPLE_RATE
+    note = play_guitar(rng, frequency, seconds * speed, touch)
+    return np.interp(np.arange(n_samples(seconds + _RING)) * speed, np.arange(len(note)), note, right=0.0)
 
 
-def play_organ(rng: Rng, pitch: float, seconds: float, touch: float) -> Signal:
-    """Play organ pipes: steady ranks at 8', 4', 2 2/3', 2' and 1' without decay."""
-    n = samples(seconds)
-    ranks = {1: 1.0, 2: 0.8, 3: 0.3 + 0.4 * touch, 4: 0.6, 8: 0.2 + 0.3 * touch}
-    return ramp(harmonics(pitch, n, lambda k: ranks.get(k, 0.0)), 0.02, 0.03)
+def play_organ(rng: Rng, frequency: float, seconds: float, touch: float) -> Signal:
+    """Play organ pipes, which do not decay, with stops of 8', 4', 2 2/3', 2' and 1'."""
+    n = n_samples(seconds)
+    amplitudes = {1: 1.0, 2: 0.8, 3: 0.3 + 0.4 * touch, 4: 0.6, 8: 0.2 + 0.3 * touch}
+    return fade(harmonics(frequency, n, lambda k: amplitudes.get(k, 0.0)), 0.02, 0.03)
 
 
-def play_flute(rng: Rng, pitch: float, seconds: float, touch: float) -> Signal:
+def play_flute(rng: Rng, frequency: float, seconds: float, touch: float) -> Signal:
     """Play a flute: nearly a sine, with breath noise and a slow vibrato."""
-    n = samples(seconds)
+    n = n_samples(seconds)
     vibrato = 1 + 0.006 * sine(rng.uniform(4.5, 5.5), n)
-    tone = harmonics(pitch * vibrato, n, lambda k: (1.0, 0.25 + 0.15 * touch, 0.06)[k - 1] if k <= 3 else 0.0)
-    return ramp(tone + 0.12 * noise(rng, n, peak(1.5 * pitch, 2 * pitch)), 0.06, 0.05)
+    tone = harmonics(frequency * vibrato, n, lambda k: (1.0, 0.25 + 0.15 * touch, 0.06)[k - 1] if k <= 3 else 0.0)
+    return fade(tone + 0.12 * noise(rng, n, peak_gain(1.5 * frequency, 2 * frequency)), 0.06, 0.05)
 
 
-def play_violin(rng: Rng, pitch: float, seconds: float, touch: float) -> Signal:
+def play_violin(rng: Rng, frequency: float, seconds: float, touch: float) -> Signal:
     """Play a bowed string: a sawtooth with a deep vibrato, filtered by the resonances of the body."""
-    n = samples(seconds)
-    depth = 0.012 * np.minimum(clock(n) / 0.1, 1)  # the vibrato starts after the note
-    saw = harmonics(pitch * (1 + depth * sine(rng.uniform(5.5, 7.0), n)), n, lambda k: 1 / k)
-    saw += 0.03 * noise(rng, n, band(2000, 6000))
-    resonances = (peak(480, 150), peak(1200, 500), peak(2800, 900 + 600 * touch))
-    return ramp(shape(saw, add_gains(resonances, floor=0.15)), 0.07, 0.05)
+    n = n_samples(seconds)
+    depth = 0.012 * np.minimum(sample_times(n) / 0.1, 1)  # the vibrato reaches its full depth after 0.1 s
+    saw = harmonics(frequency * (1 + depth * sine(rng.uniform(5.5, 7.0), n)), n, lambda k: 1 / k)
+    saw += 0.03 * noise(rng, n, band_gain(2000, 6000))
+    resonances = (peak_gain(480, 150), peak_gain(1200, 500), peak_gain(2800, 900 + 600 * touch))
+    return fade(filter_spectrum(saw, sum_gains(resonances, floor=0.15)), 0.07, 0.05)
 
 
-def play_trumpet(rng: Rng, pitch: float, seconds: float, touch: float) -> Signal:
-    """Play brass: louder is brighter, so harmonics appear one after the other (Risset 1966)."""
-    n = samples(seconds)
-    swell = np.minimum(clock(n) / 0.05, 1) * (0.8 + 0.2 * decay(n, 0.1))
-    note = harmonics(pitch, n, lambda k: swell ** (1 + 0.45 * k) * k**0.3 * np.exp(-k / (3.5 + 2 * touch)))
-    return ramp(shape(note, peak(1300, 1500, floor=0.3)), 0.01, 0.04)
+def play_trumpet(rng: Rng, frequency: float, seconds: float, touch: float) -> Signal:
+    """Play a trumpet. Louder brass is brighter, so the harmonics appear one after the other (Risset 1966)."""
+    n = n_samples(seconds)
+    swell = np.minimum(sample_times(n) / 0.05, 1) * (0.8 + 0.2 * decay(n, 0.1))
+    note = harmonics(frequency, n, lambda k: swell ** (1 + 0.45 * k) * k**0.3 * np.exp(-k / (3.5 + 2 * touch)))
+    return fade(filter_spectrum(note, peak_gain(1300, 1500, floor=0.3)), 0.01, 0.04)
 
 
-def play_drum(rng: Rng, pitch: float, seconds: float, touch: float) -> Signal:
-    """Play a bass drum or a snare drum; the pitch has no effect."""
-    n = samples(max(seconds, 0.2))
+def play_drum(rng: Rng, frequency: float, seconds: float, touch: float) -> Signal:
+    """Play a bass drum or a snare drum; the frequency has no effect."""
+    n = n_samples(max(seconds, 0.2))
     if rng.random() < 0.5:
         return 1.5 * sine(50 + 25 * touch + 120 * decay(n, 0.02), n) * decay(n, 0.09)
     skin = sine(170 + 50 * touch, n) * decay(n, 0.05)
-    return skin + 0.8 * noise(rng, n, band(1200, 7500)) * decay(n, 0.06)
+    return skin + 0.8 * noise(rng, n, band_gain(1200, 7500)) * decay(n, 0.06)
 
 
-def play_xylophone(rng: Rng, pitch: float, seconds: float, touch: float) -> Signal:
-    """Play a xylophone bar: high, short, with a partial at three times the frequency."""
-    n = samples(seconds + _RING)
-    bar = sine(pitch, n) * decay(n, 0.12) + 0.5 * sine(3 * pitch, n) * decay(n, 0.05)
-    click = samples(0.01)
-    bar[:click] += (0.2 + 0.4 * touch) * noise(rng, click, band(2500, 7000)) * decay(click, 0.002)
-    return ramp(bar, 0.0005, 0.02)
+def play_xylophone(rng: Rng, frequency: float, seconds: float, touch: float) -> Signal:
+    """Play a xylophone bar: a short note with a second partial at three times the frequency."""
+    n = n_samples(seconds + _RING)
+    bar = sine(frequency, n) * decay(n, 0.12) + 0.5 * sine(3 * frequency, n) * decay(n, 0.05)
+    n_click = n_samples(0.01)
+    bar[:n_click] += (0.2 + 0.4 * touch) * noise(rng, n_click, band_gain(2500, 7000)) * decay(n_click, 0.002)
+    return fade(bar, 0.0005, 0.02)
 
 
-# Instruments with their registers in MIDI note numbers (60 = middle C).
+# Each instrument: the function that plays a note (random generator, frequency in Hz, seconds, touch), and the lowest
+# and highest note as MIDI note numbers (60 = middle C).
 INSTRUMENTS: dict[str, tuple[Callable[[Rng, float, float, float], Signal], tuple[int, int]]] = {
     "piano": (play_piano, (48, 76)),
     "guitar": (play_guitar, (45, 72)),
@@ -173,4 +194,4 @@ INSTRUMENTS: dict[str, tuple[Callable[[Rng, float, float, float], Signal], tuple
     "drum": (play_drum, (48, 76)),
     "xylophone": (play_xylophone, (77, 96)),
 }
-STRUCK = ("piano", "guitar", "xylophone")  # struck or plucked instruments, whose notes decay from the beginning
+PERCUSSIVE = ("piano", "guitar", "xylophone")  # struck or plucked instruments, whose notes decay from the beginning

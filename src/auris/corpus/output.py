@@ -1,4 +1,7 @@
-"""Helpers of `auris corpus` and `auris instruct`: checks, finished directories, seeds, audio files, processes."""
+"""Functions that `auris corpus` and `auris instruct` share.
+
+They check options, reuse a finished output directory, derive seeds, write WAV files and run worker processes.
+"""
 
 from __future__ import annotations
 
@@ -9,20 +12,19 @@ import multiprocessing
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import soundfile
 from numpy.typing import NDArray
 from rich.progress import Progress
 
-from auris.corpus.recording import Fields
 from auris.corpus.signal import SAMPLE_RATE
 from auris.errors import UserError
 from auris.files import read_json
 
 LICENCE = "CC0-1.0"
-_GROUP = 8  # items that a worker makes in one call, with a single fork of eSpeak
+_GROUP_SIZE = 8  # number of items that a worker makes in one call, with a single fork of eSpeak
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -32,50 +34,55 @@ def check_count(key: str, value: object) -> int:
     """Return `value` if it is a number of rows.
 
     Raises:
-        UserError: It is not.
+        UserError: `value` is not a number of rows.
     """
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise UserError(f"{key} is {value!r}, expected a number of rows ({key}=100)")
+        raise UserError(f"{key} is {value!r}, expected a number of rows, for example {key}=100")
     return value
 
 
 def check_processes(processes: int | None) -> None:
     """Raise UserError unless `processes` is a number of processes, or None for one per core."""
     if processes is not None and processes < 1:
-        raise UserError(f"processes is {processes}, expected at least 1, or null for one per core (processes=null)")
+        raise UserError(f"processes is {processes}, expected at least 1, or null for one process per core")
 
 
-def read_facts(out: Path, name: str, kind: str, config: Fields) -> Fields | None:
-    """Return the facts of a finished directory and say that it exists; None if it is absent or empty.
+def reuse_finished_directory(
+    out: Path, metadata_file: str, content: str, config: dict[str, Any]
+) -> dict[str, Any] | None:
+    """Return the metadata of a directory that an earlier run completed, and print a message about it.
 
     Args:
         out: The directory.
-        name: Name of its file of facts.
-        kind: Content of the directory, for messages.
-        config: Settings that it must have been made with.
+        metadata_file: Name of the JSON file in the directory that holds the metadata.
+        content: What the directory contains, for messages.
+        config: Settings with which the directory must have been made.
+
+    Returns:
+        The metadata; None if the directory is absent or empty.
 
     Raises:
-        UserError: The directory holds something else, or was made with other settings.
+        UserError: The directory holds other files, or was made with other settings.
     """
     if not out.exists() or not any(out.iterdir()):
         return None
-    if not (out / name).is_file():
-        raise UserError(f"{out} is not empty and holds no {kind}; choose a new directory with out=DIR")
-    facts = read_json(out / name)
+    if not (out / metadata_file).is_file():
+        raise UserError(f"{out} is not empty and holds no {content}; choose a new directory with out=DIR")
+    metadata = read_json(out / metadata_file)
     for key, value in json.loads(json.dumps(config)).items():
-        old = facts["config"].get(key)
-        if old != value:
+        old_value = metadata["config"].get(key)
+        if old_value != value:
             raise UserError(
-                f"{out} was made with other settings ({key}: {old}, now {value}); choose another directory with "
+                f"{out} was made with other settings ({key}: {old_value}, now {value}); choose another directory with "
                 "out=DIR, or delete this one first"
             )
-    print(f"{kind}: already in {out}, hash {facts['hash']}")
-    return facts
+    print(f"{content}: already in {out}, hash {metadata['hash']}")
+    return metadata
 
 
-def derive_seed(*place: int | str) -> int:
-    """Return a seed of 63 bits for a place in the corpus, as (split, task, variant, index)."""
-    digest = hashlib.sha256("/".join(map(str, place)).encode()).digest()
+def derive_seed(*parts: int | str) -> int:
+    """Return a 63-bit seed that depends on all `parts`, such as the corpus's seed, a split, a task and an index."""
+    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 
@@ -85,9 +92,10 @@ def hash_bytes(*parts: bytes) -> str:
 
 
 def write_clips(clips: Iterable[tuple[Path, NDArray[np.int16]]]) -> bytes:
-    """Write 16-bit samples as WAV files; return the SHA-256 digest of all of them.
+    """Write 16-bit samples as WAV files; return one SHA-256 digest of all samples.
 
-    FLAC would be half as large, but decoding it takes a tenth of a tiny training step.
+    FLAC files would be half as large, but decoding them would take a tenth of the time of a training step of the
+    smallest models (scale=tiny).
     """
     digest = hashlib.sha256()
     for path, pcm in clips:
@@ -102,21 +110,21 @@ def write_clips(clips: Iterable[tuple[Path, NDArray[np.int16]]]) -> bytes:
 def make_in_groups(
     make: Callable[[Sequence[Item]], list[Result]],
     items: Iterable[Item],
-    place: Callable[[Item], tuple[str, int]],
+    position_of: Callable[[Item], tuple[str, int]],
     *,
     processes: int | None,
     title: str,
 ) -> list[Result]:
-    """Make items in worker processes, a few neighbours at a time, and show a progress bar.
+    """Make items in worker processes, in groups of neighbouring items, and show a progress bar.
 
-    eSpeak synthesises the speech of a group in one process, in order. Groups depend only on the items' places, so the
-    results are the same with any number of processes.
+    eSpeak synthesises the speech of a group in one process, in order. The groups depend only on the items' positions,
+    so the results are the same with any number of processes.
 
     Args:
         make: Takes the items of a group and returns a result for each.
         items: Items to make.
-        place: Returns the series that an item belongs to, and its index there.
-        processes: Number of workers; None for one per core.
+        position_of: Returns the name of the series to which an item belongs, and the item's index in the series.
+        processes: Number of worker processes; None for one per core.
         title: Text before the progress bar.
 
     Returns:
@@ -124,8 +132,8 @@ def make_in_groups(
     """
     groups: dict[tuple[str, int], list[Item]] = {}
     for item in items:
-        series, index = place(item)
-        groups.setdefault((series, index // _GROUP), []).append(item)
+        series, index = position_of(item)
+        groups.setdefault((series, index // _GROUP_SIZE), []).append(item)
     results: list[Result] = []
     # Workers are spawned: the caller may have threads (torch's), and a fork would copy their locks but not the threads.
     context = multiprocessing.get_context("spawn")

@@ -1,4 +1,4 @@
-"""Plan of the corpus: turns sizes by split, task and variant into one job per row, each with its own seed."""
+"""Plan of the corpus: turns sizes by split, task and variant into a `RowSpec` for each row, which includes its seed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from auris.corpus.draws import pick
 from auris.corpus.grammar import KEYWORDS, LANGUAGES, SPLITS
 from auris.corpus.output import check_count, derive_seed
 from auris.corpus.recipes import RECIPES, id_prefix
-from auris.corpus.recording import Job
+from auris.corpus.recording import RowSpec
 from auris.errors import UserError
 
 Sizes = Mapping[str, Mapping[str, int | Mapping[str, int]]]
@@ -23,22 +23,30 @@ def scale_sizes(sizes: Any, scale: float) -> Any:
     if isinstance(sizes, Mapping):
         return {key: scale_sizes(value, scale) for key, value in sizes.items()}
     if not isinstance(sizes, int):
-        return sizes  # `plan` reports values that are no counts
+        return sizes  # `plan_rows` reports values that are not numbers of rows
     return max(round(sizes * scale), min(sizes, 1))
 
 
-def plan(sizes: Sizes, directions: Sequence[str], seed: int) -> list[Job]:
-    """Return a job for every row, by split and task; the variants of a task (languages, classes) are interleaved.
+def plan_rows(sizes: Sizes, directions: Sequence[str], seed: int) -> list[RowSpec]:
+    """Return a spec for every row, ordered by split and task.
+
+    Args:
+        sizes: Numbers of rows by split and task; see `build`.
+        directions: Translation directions among which the rows of `s2tt` are divided.
+        seed: Seed of the corpus.
 
     Raises:
-        UserError: A split, task, variant or direction is unknown, or a size is no count.
+        UserError: A split, task, variant or direction is unknown, or a size is not a number of rows.
     """
     for direction in directions:
         if direction not in RECIPES["s2tt"].optional_variants:
-            raise UserError(f"directions has {direction!r}, expected two of {', '.join(LANGUAGES)}, as in de-en")
+            raise UserError(
+                f"directions contains {direction!r}, expected two different codes of {', '.join(LANGUAGES)}, "
+                "for example de-en"
+            )
     if unknown := set(sizes) - set(SPLITS):
         raise UserError(f"sizes has the splits {sorted(unknown)}, expected {', '.join(SPLITS)}")
-    jobs = []
+    specs = []
     for split in SPLITS:
         if unknown := set(sizes.get(split, {})) - set(RECIPES):
             raise UserError(f"sizes.{split} has the tasks {sorted(unknown)}, expected {', '.join(RECIPES)}")
@@ -47,39 +55,48 @@ def plan(sizes: Sizes, directions: Sequence[str], seed: int) -> list[Job]:
             size = sizes.get(split, {}).get(task, 0)
             counts = _count_by_variant(f"sizes.{split}.{task}", size, variants, recipe.optional_variants)
             # Variants are interleaved in proportion, so that the first rows are a representative sample.
-            places = sorted(
+            order = sorted(
                 (index / count, variant, index) for variant, count in counts.items() for index in range(count)
             )
-            jobs += [
-                Job(split, task, variant, index, derive_seed(seed, split, task, variant, index), id_prefix(task))
-                for _, variant, index in places
+            specs += [
+                RowSpec(split, task, variant, index, derive_seed(seed, split, task, variant, index), id_prefix(task))
+                for _, variant, index in order
             ]
-    return jobs
+    return specs
 
 
 def _count_by_variant(
     key: str, size: object, variants: Sequence[str], optional_variants: Sequence[str]
 ) -> dict[str, int]:
-    """Return the number of rows of each variant: a number is divided evenly, and the first variants are rounded up."""
+    """Return the number of rows of each variant.
+
+    If `size` is a number, it is divided evenly, and the first variants get the remainder.
+    """
     if isinstance(size, Mapping):
         valid = dict.fromkeys((*variants, *optional_variants))
         if unknown := set(size) - set(valid):
-            raise UserError(f"{key} has {sorted(unknown)}, expected rows by any of {', '.join(valid)}")
+            raise UserError(f"{key} has the variants {sorted(unknown)}, expected any of {', '.join(valid)}")
         return {variant: check_count(f"{key}.{variant}", count) for variant, count in size.items()}
     total = check_count(key, size)
     if total and not variants:
-        raise UserError(f"{key}={total}, but directions is empty; set some, or {key}=0")
+        raise UserError(
+            f"{key}={total}, but directions is empty; name translation directions, for example directions=[de-en], or "
+            f"set {key}=0 to leave these rows out"
+        )
     return {variant: (total - index + len(variants) - 1) // len(variants) for index, variant in enumerate(variants)}
 
 
-def draw_text(lines: int, seed: int, languages: Sequence[str]) -> list[str]:
-    """Draw sentences of the training split: one in each language, then a keyword phrase, and again."""
+def draw_text(n_lines: int, seed: int, languages: Sequence[str]) -> list[str]:
+    """Draw lines of text from the training split.
+
+    The lines repeat this sequence: one sentence in each language, then one English keyword phrase.
+    """
     rng = np.random.default_rng(derive_seed(seed, "text"))
-    text = []
-    for index in range(lines):
-        place = index % (len(languages) + 1)
-        if place < len(languages):
-            text.append(grammar.draw_sentence(rng, "train", languages[place]))
+    lines = []
+    for index in range(n_lines):
+        language_index = index % (len(languages) + 1)
+        if language_index < len(languages):
+            lines.append(grammar.draw_sentence(rng, "train", languages[language_index]))
         else:
-            text.append(grammar.draw_keyword_phrase(rng, "train", pick(rng, KEYWORDS)))
-    return text
+            lines.append(grammar.draw_keyword_phrase(rng, "train", pick(rng, KEYWORDS)))
+    return lines

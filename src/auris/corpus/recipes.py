@@ -1,7 +1,7 @@
-"""Recipes of the corpus: how rows of each task are made, and in which variants.
+"""Recipes of the corpus: how the rows of each task are made, and in which variants.
 
-To add a task, write a function from a row's place and its random generator to a recording (or to a script, for tasks
-with speech), and add an entry to `RECIPES`.
+To add a task, write a function that takes a `RowSpec` and the row's random generator, and returns a `Recording` (for
+tasks with speech, a `Script`). Then add an entry to `RECIPES`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from auris.corpus import conversations, music, requests, scenes, sound, speech, spoken, tunes, vocal
 from auris.corpus.draws import Rng
 from auris.corpus.grammar import KEYWORDS, LANGUAGES
-from auris.corpus.recording import Job, Recording, Script
+from auris.corpus.recording import Recording, RowSpec, Script
 from auris.text.tasks import TASKS
 
 DIRECTIONS = tuple(f"{source}-{target}" for source in LANGUAGES for target in LANGUAGES if source != target)
@@ -23,12 +23,13 @@ class Recipe:
     """Recipe for the rows of a task.
 
     Attributes:
-        make: Makes the row of a place in the corpus.
-        variants: Variants among which a number of rows is divided.
-        optional_variants: Variants that have rows only if the sizes name them.
+        make: Makes the labels and the audio of a row.
+        variants: Variants of the rows, such as languages or classes. If the size of the task is one number, the rows
+            are divided evenly among them.
+        optional_variants: Further variants, which have rows only if the sizes name them.
     """
 
-    make: Callable[[Job, Rng], Recording | Script]
+    make: Callable[[RowSpec, Rng], Recording | Script]
     variants: tuple[str, ...]
     optional_variants: tuple[str, ...] = ()
 
@@ -71,5 +72,5 @@ RECIPES = {
 
 
 def id_prefix(task: str) -> str:
-    """Return the prefix of the task in row ids: `fmt_` for tasks whose synthetic rows test only the format."""
-    return "fmt_" if TASKS[task].embedded == "D" else ""
+    """Return the prefix of a task in row ids: `fmt_` if its synthetic rows test only the format (grade D)."""
+    return "fmt_" if TASKS[task].synthetic_grade == "D" else ""

@@ -1,6 +1,6 @@
-"""Building blocks of recipes: a row's place in the corpus, the choice of a voice, and the simulated microphone.
+"""Building blocks of recipes: the specification of a row, the choice of a voice, and the simulated microphone.
 
-A recipe turns a place and its random generator into a `Recording`. For a task with speech it returns a `Script`
+A recipe turns a `RowSpec` and a random generator into a `Recording`. For a task with speech it returns a `Script`
 instead, because eSpeak synthesises the speech of several rows at a time.
 """
 
@@ -15,21 +15,22 @@ from numpy.typing import NDArray
 
 from auris.corpus import grammar, speech
 from auris.corpus.draws import Rng, pick
-from auris.corpus.signal import SAMPLE_RATE, Signal, add_background, reverberate, samples, to_pcm
+from auris.corpus.signal import SAMPLE_RATE, Signal, add_background, n_samples, reverberate, to_pcm
 
 Fields = dict[str, Any]
 
-_SPEEDS = (0.88, 1.14)
+_SPEEDS = (0.88, 1.14)  # range of the factor of the playback speed in training
 
 
 @dataclass(frozen=True)
-class Job:
-    """One row to make.
+class RowSpec:
+    """Specification of a row to make.
 
     Attributes:
         split: Split of the row.
-        task: Code of the task.
-        variant: The language (asr, lid), the direction such as 'de-en' (s2tt), or the class that is the answer.
+        task: Code of the task, or kind of a dialogue.
+        variant: What distinguishes rows of one task: for instance a language (asr, lid), a translation direction such
+            as 'de-en' (s2tt), or the class that is the answer (sec).
         index: Index among the rows of the same split, task and variant.
         seed: Random seed of the row.
         prefix: Prefix of the task in the row's id.
@@ -48,18 +49,20 @@ class Job:
         return f"{self.split}-{self.prefix}{self.task}-{self.variant.replace(' ', '_')}-{self.index:05d}"
 
     @property
-    def place(self) -> tuple[str, int]:
-        """Name of the row's series, and the row's index there."""
+    def position(self) -> tuple[str, int]:
+        """Name of the row's series (split, task and variant), and index of the row in the series."""
         return f"{self.split} {self.task} {self.variant}", self.index
 
     @property
-    def audio(self) -> str:
-        """Path of the audio of a row with one clip."""
+    def audio_path(self) -> str:
+        """Path of the audio file if the row has one clip, relative to the manifest."""
         return f"audio/{self.split}/{self.id}.wav"
 
-    def audios(self, clips: int) -> list[str]:
-        """Return the paths of the audio of a row with `clips` clips."""
-        return [self.audio] if clips == 1 else [f"audio/{self.split}/{self.id}-{n}.wav" for n in range(1, clips + 1)]
+    def audio_paths(self, n_clips: int) -> list[str]:
+        """Return the paths of the audio files if the row has `n_clips` clips, relative to the manifest."""
+        if n_clips == 1:
+            return [self.audio_path]
+        return [f"audio/{self.split}/{self.id}-{number}.wav" for number in range(1, n_clips + 1)]
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,7 @@ class Recording:
 
 @dataclass(frozen=True)
 class Script:
-    """Lines to synthesise, and the function that turns the utterances into a recording."""
+    """Lines to synthesise, and a function that turns the synthesised utterances into a recording."""
 
     lines: tuple[speech.Line, ...]
     record: Callable[[Sequence[speech.Utterance]], Recording]
@@ -87,16 +90,16 @@ class VoiceSettings(TypedDict, total=False):
     accent: str | None
 
 
-class CastSettings(VoiceSettings, total=False):
-    """Keyword arguments of `cast`."""
+class LineSettings(VoiceSettings, total=False):
+    """Keyword arguments of `draw_line`."""
 
     gender: str | None
     voice: str | None
 
 
-def cast(
+def draw_line(
     rng: Rng,
-    job: Job,
+    spec: RowSpec,
     text: str,
     language: str,
     *,
@@ -104,21 +107,22 @@ def cast(
     voice: str | None = None,
     **settings: Unpack[VoiceSettings],
 ) -> speech.Line:
-    """Draw a voice of the job's split for a text.
+    """Return a line to synthesise: a text, and a randomly drawn voice of the row's split.
 
-    In training the speed varies, because a model that hears only fifteen voices does not generalise to others.
+    In the training split the speed varies, because a model that hears only fifteen voices does not generalise to
+    others.
 
     Args:
         rng: Random generator.
-        job: The row.
+        spec: Specification of the row.
         text: Text to speak.
         language: Language of the text.
-        gender: Gender of the voice; None draws one.
-        voice: Name of the voice; None draws one.
-        **settings: Fields of the line that replace those drawn.
+        gender: Gender of the voice; None to draw one.
+        voice: Name of the voice; None to draw one.
+        **settings: Fields of the line that replace the drawn ones.
     """
-    variants = (voice,) if voice else speech.VOICES[job.split][gender or pick(rng, ("male", "female"))]
-    speed = round(float(rng.uniform(*_SPEEDS)), 2) if job.split == "train" else 1.0
+    variants = (voice,) if voice else speech.VOICES[spec.split][gender or pick(rng, ("male", "female"))]
+    speed = round(float(rng.uniform(*_SPEEDS)), 2) if spec.split == "train" else 1.0
     variant = pick(rng, variants)
     rate = round(rng.integers(160, 211) / speed)  # the tempo does not depend on the speed
     pitch = int(rng.integers(42, 59))  # eSpeak's default is 50; this range keeps male and female voices apart
@@ -127,7 +131,10 @@ def cast(
 
 
 def record_utterance(fields: Fields, line: speech.Line, utterance: speech.Utterance, rng: Rng) -> Recording:
-    """Record an utterance with silence around it; times of its words are added to `fields` if they are known."""
+    """Record an utterance with silence around it.
+
+    The fields of the recording are `fields`, the speaker and, if eSpeak reports times in this language, the words.
+    """
     lead, signal = pad_with_silence(utterance.samples, rng)
     speech_fields: Fields = {"speaker": line.variant}
     if line.language not in speech.UNTIMED:
@@ -139,9 +146,9 @@ def record_utterance(fields: Fields, line: speech.Line, utterance: speech.Uttera
 
 
 def pad_with_silence(speech: Signal, rng: Rng) -> tuple[float, Signal]:
-    """Return the time in seconds at which the speech begins, and the speech with a little silence around it."""
-    lead = samples(rng.uniform(0.04, 0.2))
-    signal = np.zeros(lead + len(speech) + samples(rng.uniform(0.08, 0.2)))
+    """Put a little silence around speech; return the time at which the speech begins in seconds, and the signal."""
+    lead = n_samples(rng.uniform(0.04, 0.2))
+    signal = np.zeros(lead + len(speech) + n_samples(rng.uniform(0.08, 0.2)))
     signal[lead : lead + len(speech)] = speech
     return lead / SAMPLE_RATE, signal
 
@@ -160,6 +167,6 @@ def record_sound(signal: Signal, rng: Rng) -> NDArray[np.int16]:
     return to_pcm(add_background(rng, signal, snr=rng.uniform(25, 45)), rng.uniform(-15, -2))
 
 
-def record_class(job: Job, signal: Signal, rng: Rng) -> Recording:
-    """Record a sound whose class is the job's variant."""
-    return Recording({"language": "en", "text": job.variant, "content": job.variant}, (record_sound(signal, rng),))
+def record_class(spec: RowSpec, signal: Signal, rng: Rng) -> Recording:
+    """Record a sound whose class is the row's variant."""
+    return Recording({"language": "en", "text": spec.variant, "content": spec.variant}, (record_sound(signal, rng),))

@@ -1,6 +1,6 @@
-"""Requests to an assistant: a closed set of sentences with an intent, slots and named entities.
+"""Requests to an assistant: a finite set of sentences with an intent, slots and named entities.
 
-As in `grammar`, the hash of a sentence decides to which split it belongs in every task.
+As in `grammar`, the split of a sentence follows from its hash and is the same in every task.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ import re
 from dataclasses import dataclass
 
 from auris.corpus.draws import Rng, pick
-from auris.corpus.grammar import split_of
+from auris.corpus.grammar import assign_split
 
-# Type of entity and values of each slot. Numbers are spelt out, as they are spoken.
+# The entity type and the possible values of each slot. Numbers are spelt out, because the sentences are spoken.
 SLOTS = {
     "person": ("person", ("anna", "peter", "maria", "david", "lisa", "tom")),
     "city": ("place", ("london", "paris", "berlin", "rome", "madrid", "tokyo")),
@@ -31,13 +31,19 @@ INTENTS = {
 }
 _OPENINGS = ("", "please ", "hello ")
 
-_FIELD = re.compile(r"{(\w+)}")
-_OPTION = re.compile(r" \[([^]]*)\]")
+_SLOT_NAME = re.compile(r"{(\w+)}")
+_OPTIONAL_TEXT = re.compile(r" \[([^]]*)\]")
 
 
 @dataclass(frozen=True)
 class Request:
-    """A sentence that requests `intent`, and its slots in the order of the sentence."""
+    """A request.
+
+    Attributes:
+        intent: Name of the intent.
+        text: The sentence.
+        slots: Values of the slots by name, in the order of the sentence.
+    """
 
     intent: str
     text: str
@@ -49,12 +55,12 @@ class Request:
         return [{"type": SLOTS[name][0], "value": value} for name, value in self.slots.items()]
 
 
-def draw(rng: Rng, split: str, intent: str) -> Request:
-    """Draw a request of an intent that belongs to `split`."""
+def draw_request(rng: Rng, split: str, intent: str) -> Request:
+    """Draw a request with the intent `intent` that belongs to `split`."""
     while True:
         template = pick(rng, _OPENINGS) + pick(rng, INTENTS[intent])
-        template = _OPTION.sub(lambda option: f" {option[1]}" if rng.random() < 0.4 else "", template)
-        slots = {name: pick(rng, SLOTS[name][1]) for name in _FIELD.findall(template)}
+        template = _OPTIONAL_TEXT.sub(lambda match: f" {match[1]}" if rng.random() < 0.4 else "", template)
+        slots = {name: pick(rng, SLOTS[name][1]) for name in _SLOT_NAME.findall(template)}
         text = template.format(**slots)
-        if split_of(text) == split:
+        if assign_split(text) == split:
             return Request(intent, text, slots)

@@ -1,4 +1,4 @@
-"""Recipes of tasks on sounds: classification, detection, captions, questions and scenes."""
+"""Recipes of tasks about sounds: classification, detection, captions, questions and scenes."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import numpy as np
 
 from auris.corpus import sound, vocal
 from auris.corpus.draws import Rng, pick
-from auris.corpus.recording import Fields, Job, Recording, record_class, record_sound
+from auris.corpus.recording import Fields, Recording, RowSpec, record_class, record_sound
 from auris.corpus.signal import SAMPLE_RATE, Signal, add
 
-COUNTS = ("one", "two", "three")
-# Noun phrases for sounds.
+NUMBERS = ("one", "two", "three")
+# The noun phrase for each sound.
 SOUND_PHRASES = {name: f"a {name}" for name in sound.SOUNDS} | {
     "rain": "rain",
     "engine": "an engine",
@@ -24,7 +24,8 @@ SOUND_PHRASES = {name: f"a {name}" for name in sound.SOUNDS} | {
 # Templates of captions; the first one is the target in training.
 _CAPTIONS = ("{} can be heard", "there is {}", "a recording of {}", "the sound of {}")
 
-# Grade D: a few typical sounds are no recording of a place.
+# The sounds of each scene. These labels have grade D (`tasks.GRADES`): a few typical sounds are not a recording of a
+# place.
 SCENES = {
     "park": ("bird", "dog", "wind"),
     "street": ("engine", "siren", "footsteps"),
@@ -33,69 +34,72 @@ SCENES = {
 }
 
 
-def record_sec(job: Job, rng: Rng) -> Recording:
+def record_sec(spec: RowSpec, rng: Rng) -> Recording:
     """Record a row of `sec`: one sound."""
-    return record_class(job, sound.make(job.variant, rng, rng.uniform(1.2, 2.2)), rng)
+    return record_class(spec, sound.make_sound(spec.variant, rng, rng.uniform(1.2, 2.2)), rng)
 
 
-def record_vsc(job: Job, rng: Rng) -> Recording:
+def record_vsc(spec: RowSpec, rng: Rng) -> Recording:
     """Record a row of `vsc`: one vocal sound."""
-    return record_class(job, vocal.make(job.variant, rng), rng)
+    return record_class(spec, vocal.make_vocal_sound(spec.variant, rng), rng)
 
 
-def record_aqa(job: Job, rng: Rng) -> Recording:
-    """Record a row of `aqa`: one to three different sounds and a question about them, with balanced answers."""
-    if job.variant == "count":
-        count = 1 + job.index % len(COUNTS)
+def record_aqa(spec: RowSpec, rng: Rng) -> Recording:
+    """Record a row of `aqa`: one to three different sounds and a question about them.
+
+    The answers are balanced: yes and no, first and last, and the numbers are equally frequent.
+    """
+    if spec.variant == "count":
+        count = 1 + spec.index % len(NUMBERS)
     else:
-        count = int(rng.integers(2 if job.variant == "order" else 1, len(COUNTS) + 1))
+        count = int(rng.integers(2 if spec.variant == "order" else 1, len(NUMBERS) + 1))
     names = _draw_names(rng, count)
-    events, signal = _compose(rng, names)
-    if job.variant == "count":
-        question, answer = "How many sounds are there?", COUNTS[count - 1]
-    elif job.variant == "order":
-        is_first = job.index % 2 == 0
+    events, signal = _mix_sounds(rng, names)
+    if spec.variant == "count":
+        question, answer = "How many sounds are there?", NUMBERS[count - 1]
+    elif spec.variant == "order":
+        is_first = spec.index % 2 == 0
         question, answer = f"What sound comes {'first' if is_first else 'last'}?", names[0 if is_first else -1]
     else:
-        is_present = job.index % 2 == 0
+        is_present = spec.index % 2 == 0
         name = pick(rng, names if is_present else [name for name in sound.SOUNDS if name not in names])
         question, answer = f"Can you hear {SOUND_PHRASES[name]} in the audio?", "yes" if is_present else "no"
     labels = {"language": "en", "question": question, "text": answer, "events": events}
     return Recording({**labels, "content": ", ".join(names)}, (record_sound(signal, rng),))
 
 
-def record_sed(job: Job, rng: Rng) -> Recording:
+def record_sed(spec: RowSpec, rng: Rng) -> Recording:
     """Record a row of `sed`: one to three different sounds, with pauses or overlapping."""
-    names = _draw_names(rng, 1 + job.index % len(COUNTS))
-    events, signal = _compose(rng, names, gaps=(-0.5, 0.8), lead=rng.uniform(0.0, 0.6))
+    names = _draw_names(rng, 1 + spec.index % len(NUMBERS))
+    events, signal = _mix_sounds(rng, names, gaps=(-0.5, 0.8), lead=rng.uniform(0.0, 0.6))
     return Recording({"language": "en", "events": events}, (record_sound(signal, rng),))
 
 
-def record_aac(job: Job, rng: Rng) -> Recording:
+def record_aac(spec: RowSpec, rng: Rng) -> Recording:
     """Record a row of `aac`: one or two sounds and captions."""
-    names = _draw_names(rng, 1 + job.index % 2)
-    events, signal = _compose(rng, names)
+    names = _draw_names(rng, 1 + spec.index % 2)
+    events, signal = _mix_sounds(rng, names)
     phrases = ", then ".join(SOUND_PHRASES[name] for name in names)
     captions = [caption.format(phrases) for caption in _CAPTIONS]
     labels = {"language": "en", "text": captions[0], "references": captions, "events": events}
     return Recording({**labels, "content": ", ".join(names)}, (record_sound(signal, rng),))
 
 
-def record_asc(job: Job, rng: Rng) -> Recording:
-    """Record a row of `asc`: overlapping sounds of a place."""
-    names = [str(name) for name in rng.permutation(SCENES[job.variant])]
-    _, signal = _compose(rng, names, gaps=(-0.6, -0.2))
-    return record_class(job, signal, rng)
+def record_asc(spec: RowSpec, rng: Rng) -> Recording:
+    """Record a row of `asc`: the overlapping sounds of a scene."""
+    names = [str(name) for name in rng.permutation(SCENES[spec.variant])]
+    _, signal = _mix_sounds(rng, names, gaps=(-0.6, -0.2))
+    return record_class(spec, signal, rng)
 
 
 def _draw_names(rng: Rng, count: int) -> list[str]:
     return [str(name) for name in rng.choice(list(sound.SOUNDS), count, replace=False)]
 
 
-def _compose(
+def _mix_sounds(
     rng: Rng, names: Sequence[str], gaps: tuple[float, float] = (-0.3, 0.15), lead: float = 0.0
 ) -> tuple[list[Fields], Signal]:
-    """Mix sounds in sequence and return their events and the signal.
+    """Mix sounds in sequence; return their events (label, start, end) and the signal.
 
     Args:
         rng: Random generator.
@@ -109,6 +113,6 @@ def _compose(
     signal = np.zeros(math.ceil(np.max(starts + lengths) * SAMPLE_RATE))
     events = []
     for name, start, length in zip(names, starts, lengths, strict=True):
-        add(signal, 10 ** (rng.uniform(-3, 3) / 20) * sound.make(name, rng, length), start)
+        add(signal, 10 ** (rng.uniform(-3, 3) / 20) * sound.make_sound(name, rng, length), start)
         events.append({"label": name, "start": round(float(start), 4), "end": round(float(start + length), 4)})
     return events, signal

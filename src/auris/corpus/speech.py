@@ -1,8 +1,8 @@
 """Speech synthesis with exact word times by eSpeak NG, from the PyPI package `espeakng-loader`.
 
-Two things are unusual. Words are joined by no-break spaces, because eSpeak merges common pairs across plain spaces ("in
-the") and loses their times. And eSpeak runs in a forked child process with a fixed seed: the flutter and breath of its
-voices depend on earlier calls and on the time of day, so only a fresh copy is reproducible.
+Two things are unusual. First, words are joined by no-break spaces, because across plain spaces eSpeak merges common
+pairs such as "in the" and loses their times. Second, eSpeak runs in a forked child process with a fixed seed: the
+flutter and breath of its voices depend on earlier calls and on the time of day, so only a fresh copy is reproducible.
 """
 
 from __future__ import annotations
@@ -30,19 +30,17 @@ VOICES = {
     "valid": {"male": ("max",), "female": ("Andrea",)},
     "test": {"male": ("m4", "m6", "victor"), "female": ("f4", "linda", "belinda")},
 }
-TWINS = {
-    "f5": "f2",
-    "belinda": "linda",
-}  # voices with the formants of another one; excluded from rows with two speakers
+# Voices with the same formants as another voice. They are excluded from rows with several speakers.
+TWINS = {"f5": "f2", "belinda": "linda"}
 _LANGUAGES = {"en": "en-us", "zh": "cmn", "de": "de", "es": "es", "fr": "fr", "it": "it", "ja": "ja"}
 _LANGUAGES |= {"ko": "ko", "yue": "yue"}
 UNTIMED = ("ko",)  # languages without word times, because eSpeak does not report all words
 
-# speak_lib.h of eSpeak NG 1.52.
+# Constants of speak_lib.h in eSpeak NG 1.52.
 _SYNCHRONOUS, _UTF8, _BY_CHARACTER = 2, 1, 1
 _RATE, _VOLUME, _PITCH = 1, 2, 3
 _WORD, _END = 1, 5
-_HEADROOM = 80  # volume; some voices clip at 100
+_VOLUME_LEVEL = 80  # some voices clip at 100
 
 
 class _Event(ctypes.Structure):
@@ -51,7 +49,7 @@ class _Event(ctypes.Structure):
         ("unique_identifier", ctypes.c_uint),
         ("text_position", ctypes.c_int),  # characters, from 1
         ("length", ctypes.c_int),
-        ("audio_position", ctypes.c_int),  # milliseconds: too coarse
+        ("audio_position", ctypes.c_int),  # milliseconds; unused, because `sample` is more exact
         ("sample", ctypes.c_int),
         ("user_data", ctypes.c_void_p),
         ("id", ctypes.c_char * 8),
@@ -66,13 +64,13 @@ class Line:
     """A sentence to synthesise, and its voice.
 
     Attributes:
-        words: Units that get times.
+        words: The units that get times (`grammar.split_words`).
         language: Language of the sentence.
-        variant: Voice of `VOICES`.
+        variant: Name of the voice in `VOICES`, which eSpeak calls a voice variant.
         rate: Words per minute.
         pitch: Pitch from 0 to 99.
-        speed: Factor of the playback speed (Ko et al. 2015). It raises formants and pitch, as for a smaller speaker.
-            Times refer to the result.
+        speed: Factor of the playback speed (Ko et al. 2015). A higher speed raises formants and pitch, as if the
+            speaker were smaller. The times of the words refer to the speech at this speed.
         accent: eSpeak's name of a variety of the language, such as 'en-gb-scotland'; None for the default.
     """
 
@@ -89,39 +87,41 @@ class Line:
 class Utterance:
     """Speech at 16 kHz with word boundaries in seconds: word i spans `boundaries[i]` to `boundaries[i+1]`.
 
-    In a language of `UNTIMED` there are two boundaries, the beginning and the end of the utterance.
+    In a language of `UNTIMED` there are only two boundaries, the beginning and the end of the utterance.
     """
 
     samples: Signal
     boundaries: tuple[float, ...]
 
 
-def version() -> str:
-    """Return the version of the synthesiser, as 'espeak-ng 1.52.0'."""
-    library, _ = _load()
+def get_version() -> str:
+    """Return the name and version of the synthesiser, such as 'espeak-ng 1.52.0'."""
+    library, _ = _load_espeak()
     return f"espeak-ng {library.espeak_Info(None).decode()}"
 
 
 def say(lines: Sequence[Line]) -> list[Utterance]:
-    """Synthesise lines in order. An utterance depends on its own line and on the lines before it, and nothing else.
+    """Synthesise lines in order. An utterance depends only on its line and on the lines before it.
 
     Raises:
-        RuntimeError: eSpeak fails, or does not report one start time per word (never happens with this grammar).
+        RuntimeError: eSpeak fails, or does not report one start time per word. It reports them for every sentence of
+            the corpus.
         ImportError: eSpeak NG is not installed.
     """
-    _, rate = _load()  # before the fork, so that every child starts from the same state
+    _, rate = _load_espeak()  # before the fork, so that every child starts from the same state
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork")) as child:
         results = list(child.map(_synthesise, lines))
     utterances = []
     for line, (events, pcm) in zip(lines, results, strict=True):
+        # Starts of words as (position in the text, sample).
         starts = [(position, sample) for kind, position, length, sample in events if kind == _WORD and length > 0]
-        expected = [1 + sum(len(word) + 1 for word in line.words[:index]) for index in range(len(line.words))]
+        expected_positions = [1 + sum(len(word) + 1 for word in line.words[:index]) for index in range(len(line.words))]
         if line.language in UNTIMED:
-            starts, expected = [(1, 0)], [1]
+            starts, expected_positions = [(1, 0)], [1]
         ends = [sample for kind, _, _, sample in events if kind == _END]
-        if [position for position, _ in starts] != expected or len(ends) != 1:
+        if [position for position, _ in starts] != expected_positions or len(ends) != 1:
             raise RuntimeError(f"eSpeak did not report a time for every word of {line}: events {events}")
-        # VHQ computes in float64; results of lower settings depend on the instruction set of the processor.
+        # VHQ computes in float64; with lower qualities the result depends on the instruction set of the processor.
         played_rate = rate * line.speed
         signal = soxr.resample(np.frombuffer(pcm, np.int16) / 32768.0, played_rate, SAMPLE_RATE, quality="VHQ")
         boundaries = [*(sample for _, sample in starts), ends[0]]
@@ -130,7 +130,7 @@ def say(lines: Sequence[Line]) -> list[Utterance]:
 
 
 @cache
-def _load() -> tuple[ctypes.CDLL, int]:
+def _load_espeak() -> tuple[ctypes.CDLL, int]:
     """Initialise the library; return it and its sample rate in Hz.
 
     Raises:
@@ -139,7 +139,7 @@ def _load() -> tuple[ctypes.CDLL, int]:
     try:
         import espeakng_loader
     except ImportError:
-        raise ImportError("the embedded corpus needs eSpeak NG: pip install 'auris[corpus]'") from None
+        raise ImportError("the synthetic corpus needs eSpeak NG: pip install 'auris[corpus]'") from None
     library = ctypes.CDLL(espeakng_loader.get_library_path())
     library.espeak_Info.restype = ctypes.c_char_p
     library.espeak_ng_SetRandSeed.argtypes = (ctypes.c_long,)
@@ -150,7 +150,8 @@ def _load() -> tuple[ctypes.CDLL, int]:
 
 
 def _synthesise(line: Line) -> tuple[list[tuple[int, int, int, int]], bytes]:
-    library, _ = _load()
+    """Return eSpeak's events as (type, position in the text, length of the word, sample), and its 16-bit samples."""
+    library, _ = _load_espeak()
     events: list[tuple[int, int, int, int]] = []
     pcm: list[bytes] = []
 
@@ -164,13 +165,13 @@ def _synthesise(line: Line) -> tuple[list[tuple[int, int, int, int]], bytes]:
             index += 1
         return 0
 
-    callback = _Callback(receive)  # this reference keeps it alive while eSpeak calls it
+    callback = _Callback(receive)  # this reference keeps the callback alive while eSpeak calls it
     library.espeak_SetSynthCallback(callback)
     library.espeak_ng_SetRandSeed(0)
     voice = f"{line.accent or _LANGUAGES[line.language]}+{line.variant}"
     if library.espeak_SetVoiceByName(voice.encode()) != 0:
         raise RuntimeError(f"eSpeak does not know the voice {voice!r}")
-    for parameter, value in ((_RATE, line.rate), (_PITCH, line.pitch), (_VOLUME, _HEADROOM)):
+    for parameter, value in ((_RATE, line.rate), (_PITCH, line.pitch), (_VOLUME, _VOLUME_LEVEL)):
         library.espeak_SetParameter(parameter, value, 0)
     text = "\u00a0".join(line.words).encode()
     if library.espeak_Synth(text, len(text) + 1, 0, _BY_CHARACTER, 0, _UTF8, None, None) != 0:

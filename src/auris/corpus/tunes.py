@@ -1,7 +1,8 @@
-"""Recipes of tasks on music: notes with exact pitch and loudness, melodies with known tempo and key, known tunes.
+"""Recipes of tasks about music: notes with exact pitch and loudness, melodies with known tempo and key, known tunes.
 
-Everything that a model could memorise is assigned to a split by its hash, as sentences are: a note of an instrument, a
-melody, a tune on an instrument from a root. Test rows therefore have known tunes in versions that training never has.
+Like sentences, everything that a model could memorise is assigned to a split by its hash: a note of an instrument, a
+melody, or a tune on an instrument with a root. The tunes of test rows therefore occur in training, but on another
+instrument or with another root.
 """
 
 from __future__ import annotations
@@ -13,16 +14,16 @@ import numpy as np
 
 from auris.corpus import music, vocal
 from auris.corpus.draws import Rng, pick
-from auris.corpus.grammar import split_of
+from auris.corpus.grammar import assign_split
 from auris.corpus.music import Note
-from auris.corpus.recording import Job, Recording, record_class, record_sound
+from auris.corpus.recording import Recording, RowSpec, record_class, record_sound
 from auris.corpus.signal import Signal, add, reverberate, to_pcm
 
 PITCHED = tuple(name for name in music.INSTRUMENTS if name != "drum")
 VELOCITIES = (25, 50, 75, 100, 127)  # as in NSynth (Engel et al. 2017)
-_LOUDEST = -3.0  # peak of a note of velocity 127 in decibels relative to full scale
+_MAX_LEVEL = -3.0  # peak of a note of velocity 127 in decibels relative to full scale
 
-# Beginnings of songs in the public domain. A note is its name and, if it is longer or shorter than one beat, its beats.
+# Beginnings of songs in the public domain. `g` is a note of one beat, `g:2` a note of two beats.
 TUNES = {
     "twinkle twinkle": "c c g g a a g:2 f f e e d d c:2",
     "ode to joy": "e e f g g f e d c c d e e:1.5 d:.5 d:2",
@@ -33,11 +34,12 @@ TUNES = {
     "jingle bells": "e e e:2 e e e:2 e g c:1.5 d:.5 e:4",
     "au clair de la lune": "c c c d e:2 d:2 c e d d c:4",
 }
+# Semitones of each note above C.
 _STEPS = {"c": 0, "d": 2, "e": 4, "f": 5, "g": 7, "a": 9, "b": 11}
 
-MODES = {"major": (0, 4, 7, 12), "minor": (0, 3, 7, 12)}  # semitones of the chord and the octave
-_BEATS = {"fast": (0.13, 0.17), "slow": (0.32, 0.4)}  # range in seconds
-_LENGTHS = {"fast": 10, "slow": 6}  # number of notes; both give melodies of similar duration
+MODES = {"major": (0, 4, 7, 12), "minor": (0, 3, 7, 12)}  # semitones of the chord's notes above the root
+_BEATS = {"fast": (0.13, 0.17), "slow": (0.32, 0.4)}  # range of the duration of a beat in seconds
+_N_NOTES = {"fast": 10, "slow": 6}  # numbers of notes that give melodies of similar duration
 DIRECTIONS = ("rising", "falling")
 
 _CAPTIONS = (
@@ -53,9 +55,11 @@ QUESTIONS = {
     "direction": "Is the melody rising or falling?",
 }
 
-# Grade D: these are settings of the synthesis. They represent neither the feelings of listeners nor real music.
+# These labels have grade D (`tasks.GRADES`): they are settings of the synthesis, and represent neither the feelings of
+# listeners nor real music.
 MOODS = {"happy": ("major", "fast"), "calm": ("major", "slow"), "tense": ("minor", "fast"), "sad": ("minor", "slow")}
-# Each genre: the eighths of a bar with a drum, the eighths with a note, the instrument, the seconds of an eighth.
+# Each genre: the positions of the drum in a bar (0 to 7, in eighths), the positions of the notes, the instrument of the
+# notes, and the duration of an eighth in seconds.
 GENRES = {
     "rock": ("0246", "036", "guitar", 0.16),
     "techno": ("0246", "01234567", "organ", 0.11),
@@ -68,7 +72,15 @@ GENRES = {
 class Melody:
     """Notes on an instrument, and their properties.
 
-    The split of a melody is the hash of its `repr`, so the names of class and fields must not change.
+    The split of a melody follows from the hash of its `repr`, so the names of the class and its fields must not change.
+
+    Attributes:
+        instrument: Name of the instrument.
+        tempo: "fast" or "slow".
+        mode: "major" or "minor".
+        direction: "rising" or "falling".
+        root: MIDI note number of the root.
+        steps: Semitones of each note above the root.
     """
 
     instrument: str
@@ -79,115 +91,121 @@ class Melody:
     steps: tuple[int, ...]
 
     @property
-    def facts(self) -> dict[str, str]:
-        """Answers to the questions of `QUESTIONS`."""
+    def answers(self) -> dict[str, str]:
+        """Answers to `QUESTIONS`, by the name of the question."""
         return {name: getattr(self, name) for name in QUESTIONS}
 
     @property
     def content(self) -> str:
-        """Description of the melody for the row."""
-        return " ".join(self.facts.values())
+        """Text that stands for the audio in the row's field `content`."""
+        return " ".join(self.answers.values())
 
     def play(self, rng: Rng) -> Signal:
         """Play the melody at a tempo drawn from its range."""
         beat = rng.uniform(*_BEATS[self.tempo])
-        return music.perform(self.instrument, rng, lay_out(self.root, [(step, 1.0) for step in self.steps], beat))
+        return music.play_notes(self.instrument, rng, lay_out(self.root, [(step, 1.0) for step in self.steps], beat))
 
 
-def draw_melody(rng: Rng, split: str, **fixed: str) -> Melody:
-    """Draw a melody in C that belongs to `split`; `fixed` sets some of its facts."""
+def draw_melody(rng: Rng, split: str, **fixed_properties: str) -> Melody:
+    """Draw a melody in C that belongs to `split`. Properties that are not fixed (tempo, mode, ...) are drawn too."""
     options = {"instrument": PITCHED, "tempo": tuple(_BEATS), "mode": tuple(MODES), "direction": DIRECTIONS}
     while True:
-        facts = {name: fixed.get(name) or pick(rng, values) for name, values in options.items()}
-        chord, length = MODES[facts["mode"]], _LENGTHS[facts["tempo"]]
-        # A melody contains all notes of the chord and further ones, in rising or falling order.
-        steps = sorted([*chord, *(int(step) for step in rng.choice(chord, length - len(chord)))])
-        if facts["direction"] == "falling":
+        properties = {name: fixed_properties.get(name) or pick(rng, values) for name, values in options.items()}
+        chord, n_notes = MODES[properties["mode"]], _N_NOTES[properties["tempo"]]
+        # A melody contains all notes of the chord, and some of them again, in rising or falling order.
+        steps = sorted([*chord, *(int(step) for step in rng.choice(chord, n_notes - len(chord)))])
+        if properties["direction"] == "falling":
             steps.reverse()
-        low, high = music.INSTRUMENTS[facts["instrument"]][1]
+        low, high = music.INSTRUMENTS[properties["instrument"]][1]
         # With the root C, major and minor differ by one note. A free root would force a small model to learn intervals.
         roots = [root for root in range(low, high - chord[-1] + 1) if root % 12 == 0]
-        melody = Melody(**facts, root=pick(rng, roots), steps=tuple(steps))
-        if split_of(repr(melody)) == split:
+        melody = Melody(**properties, root=pick(rng, roots), steps=tuple(steps))
+        if assign_split(repr(melody)) == split:
             return melody
 
 
 def lay_out(root: int, steps: Sequence[tuple[int, float]], beat: float) -> list[Note]:
-    """Place notes, given as (semitones above the root, beats), one after the other."""
+    """Return notes in sequence.
+
+    Args:
+        root: MIDI note number of the root.
+        steps: For each note, its semitones above the root and its number of beats.
+        beat: Duration of a beat in seconds.
+    """
     starts = 0.02 + beat * np.cumsum([0.0, *(beats for _, beats in steps)])
     timed_steps = zip(steps, starts[:-1], strict=True)
     return [Note(root + step, float(start), beat * beats) for (step, beats), start in timed_steps]
 
 
 def read_tune(text: str) -> list[tuple[int, float]]:
-    """Parse a tune of `TUNES` into semitones and beats."""
+    """Parse a tune of `TUNES`; return the semitones above C and the number of beats of each note."""
     notes = (note.partition(":") for note in text.split())
     return [(_STEPS[name], float(beats or 1)) for name, _, beats in notes]
 
 
-def record_mic(job: Job, rng: Rng) -> Recording:
+def record_mic(spec: RowSpec, rng: Rng) -> Recording:
     """Record a row of `mic`: a phrase on one instrument."""
-    return record_class(job, music.play(job.variant, rng, rng.uniform(1.2, 2.4)), rng)
+    return record_class(spec, music.play_random_phrase(spec.variant, rng, rng.uniform(1.2, 2.4)), rng)
 
 
-def record_mna(job: Job, rng: Rng) -> Recording:
-    """Record a row of `mna`: one note. The level of the clip depends only on the velocity."""
-    low, high = music.INSTRUMENTS[job.variant][1]
+def record_mna(spec: RowSpec, rng: Rng) -> Recording:
+    """Record a row of `mna`: one note. The peak level of the clip depends only on the velocity."""
+    low, high = music.INSTRUMENTS[spec.variant][1]
     while True:
         pitch, velocity = int(rng.integers(low, high + 1)), pick(rng, VELOCITIES)
-        if split_of(f"{job.variant} {pitch} {velocity}") == job.split:
+        if assign_split(f"{spec.variant} {pitch} {velocity}") == spec.split:
             break
     is_bright = rng.random() < 0.5
     touch = rng.uniform(0.75, 1.0) if is_bright else rng.uniform(0.0, 0.25)
-    signal = music.perform(job.variant, rng, [Note(pitch, 0.05, 0.7)], touch)
+    signal = music.play_notes(spec.variant, rng, [Note(pitch, 0.05, 0.7)], touch)
     sonic = ["bright" if is_bright else "dark"]
-    if job.variant in music.STRUCK:
+    if spec.variant in music.PERCUSSIVE:
         sonic.append("percussive")
     if rng.random() < 0.4:
         signal = reverberate(rng, signal, seconds=0.5, ratio=0.5)
         sonic.append("reverb")
-    labels = {"pitch": pitch, "velocity": velocity, "instrument": job.variant, "sonic": sonic}
-    clip = to_pcm(signal, _LOUDEST + 20 * np.log10(velocity / 127))
+    labels = {"pitch": pitch, "velocity": velocity, "instrument": spec.variant, "sonic": sonic}
+    clip = to_pcm(signal, _MAX_LEVEL + 20 * np.log10(velocity / 127))
     return Recording({"language": "en", "notes": labels}, (clip,))
 
 
-def record_mr(job: Job, rng: Rng) -> Recording:
+def record_mr(spec: RowSpec, rng: Rng) -> Recording:
     """Record a row of `mr`: the beginning of a known tune."""
     while True:
         instrument = pick(rng, PITCHED)
         low, high = music.INSTRUMENTS[instrument][1]
         root = int(rng.integers(low, high - max(_STEPS.values()) + 1))
-        if split_of(f"{job.variant} {instrument} {root}") == job.split:
+        if assign_split(f"{spec.variant} {instrument} {root}") == spec.split:
             break
-    notes = lay_out(root, read_tune(TUNES[job.variant]), rng.uniform(0.14, 0.22))
-    return record_class(job, music.perform(instrument, rng, notes), rng)
+    notes = lay_out(root, read_tune(TUNES[spec.variant]), rng.uniform(0.14, 0.22))
+    return record_class(spec, music.play_notes(instrument, rng, notes), rng)
 
 
-def record_mc(job: Job, rng: Rng) -> Recording:
+def record_mc(spec: RowSpec, rng: Rng) -> Recording:
     """Record a row of `mc`: a melody with captions."""
-    melody = draw_melody(rng, job.split, mode=job.variant)
-    captions = [caption.format(**melody.facts).replace("a organ", "an organ") for caption in _CAPTIONS]
+    melody = draw_melody(rng, spec.split, mode=spec.variant)
+    captions = [caption.format(**melody.answers).replace("a organ", "an organ") for caption in _CAPTIONS]
     labels = {"language": "en", "text": captions[0], "references": captions}
     return Recording({**labels, "content": melody.content}, (record_sound(melody.play(rng), rng),))
 
 
-def record_mqa(job: Job, rng: Rng) -> Recording:
+def record_mqa(spec: RowSpec, rng: Rng) -> Recording:
     """Record a row of `mqa`: a melody with a question."""
-    melody = draw_melody(rng, job.split)
-    labels = {"language": "en", "question": QUESTIONS[job.variant], "text": melody.facts[job.variant]}
+    melody = draw_melody(rng, spec.split)
+    labels = {"language": "en", "question": QUESTIONS[spec.variant], "text": melody.answers[spec.variant]}
     return Recording({**labels, "content": melody.content}, (record_sound(melody.play(rng), rng),))
 
 
-def record_smer(job: Job, rng: Rng) -> Recording:
+def record_smer(spec: RowSpec, rng: Rng) -> Recording:
     """Record a row of `smer`: a melody with the mode and tempo of a mood."""
-    mode, tempo = MOODS[job.variant]
-    melody = draw_melody(rng, job.split, mode=mode, tempo=tempo)
-    return record_class(job, melody.play(rng), rng)
+    mode, tempo = MOODS[spec.variant]
+    melody = draw_melody(rng, spec.split, mode=mode, tempo=tempo)
+    return record_class(spec, melody.play(rng), rng)
 
 
-def record_mgr(job: Job, rng: Rng) -> Recording:
+def record_mgr(spec: RowSpec, rng: Rng) -> Recording:
     """Record a row of `mgr`: two bars with the rhythm of a genre."""
-    drums, beats, instrument, eighth = GENRES[job.variant]
+    drums, beats, instrument, eighth = GENRES[spec.variant]
     low, high = music.INSTRUMENTS[instrument][1]
     root, chord = int(rng.integers(low, high - 12)), MODES["major"]
 
@@ -195,16 +213,16 @@ def record_mgr(job: Job, rng: Rng) -> Recording:
         positions = [8 * bar + int(position) for bar in range(2) for position in pattern]
         return [Note(draw_pitch(), 0.02 + position * eighth, eighth) for position in positions]
 
-    parts = [music.perform(instrument, rng, write_bars(beats, lambda: root + pick(rng, chord)))]
+    parts = [music.play_notes(instrument, rng, write_bars(beats, lambda: root + pick(rng, chord)))]
     if drums:
-        parts.append(music.perform("drum", rng, write_bars(drums, lambda: 60)))
+        parts.append(music.play_notes("drum", rng, write_bars(drums, lambda: 60)))
     signal = np.zeros(max(map(len, parts)))
     for part in parts:
         add(signal, part, 0.0)
-    return record_class(job, signal, rng)
+    return record_class(spec, signal, rng)
 
 
-def record_sid(job: Job, rng: Rng) -> Recording:
+def record_sid(spec: RowSpec, rng: Rng) -> Recording:
     """Record a row of `sid`: a melody sung by one singer."""
-    melody = draw_melody(rng, job.split, tempo="slow")
-    return record_class(job, vocal.sing(job.variant, rng, melody.steps, rng.uniform(0.3, 0.4)), rng)
+    melody = draw_melody(rng, spec.split, tempo="slow")
+    return record_class(spec, vocal.sing(spec.variant, rng, melody.steps, rng.uniform(0.3, 0.4)), rng)

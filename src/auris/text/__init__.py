@@ -1,1 +1,4 @@
-"""Tasks, answer formats, prompts and the tokenizer: rows and dialogues to text and back. Imports no torch."""
+"""Tasks, answer formats, prompts and the tokenizer, which turn rows and dialogues into tokens and answers into labels.
+
+The package does not import torch.
+"""

@@ -1,8 +1,10 @@
 """Answer formats: how the labels of a row are written as a model's answer, and how an answer is parsed.
 
 With hierarchical tags an answer may contain control tokens (`Tag`); in natural language it is plain text. `parse` reads
-both. Labels without `problems` survive the round trip, except that times are rounded to 10 ms and spaces around text
-are dropped. An empty list is written as `none`. If an answer contains no list, the label is parsed as None.
+both forms. If a label has no `problems`, parsing its answer gives the label back, except that times are rounded to 10
+ms, spaces around text are dropped, events are sorted by time, names of speakers become numbers, and numbers in slots
+become text. An empty list is written as `none`. If an answer should contain a list but does not, the label is parsed as
+None.
 
 To add a format, write a class with the methods of `AnswerFormat` and add it to `FORMATS`. Tasks refer to it in the
 field `answer` of `tasks.yaml`.
@@ -15,7 +17,7 @@ from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, Protocol
 
-# Languages of both systems with their names in prompts.
+# Languages of Qwen-Audio and Qwen2-Audio: code and name in prompts.
 LANGUAGES = {
     "en": "English",
     "zh": "Mandarin",
@@ -38,23 +40,23 @@ _LAST_HUNDREDTH = 3000  # <|30.00|> is the last timestamp of both vocabularies
 _LAST_MIDI = 127
 
 _TIME = re.compile(r"<\|([0-9]{1,2}\.[0-9]{2})\|>")
-_TAGGED_SPAN = re.compile(rf"{_TIME.pattern}([^<]+)(?={_TIME.pattern})")  # one tag may end a span and start the next
-_NATURAL_TIMES = re.compile(r"\(([0-9]{1,2}\.[0-9]{2})-([0-9]{1,2}\.[0-9]{2})\)")  # after the text of the span
+_TAGGED_SPAN = re.compile(rf"{_TIME.pattern}([^<]+)(?={_TIME.pattern})")  # a tag may end a span and start the next one
+_NATURAL_TIMES = re.compile(r"\(([0-9]{1,2}\.[0-9]{2})-([0-9]{1,2}\.[0-9]{2})\)")  # follow the text of the span
 _ENTITY = re.compile("(.*?)".join(map(re.escape, (_VALUE, _END_OF_VALUE + _TYPE, _END_OF_TYPE))), re.DOTALL)
 _SPEAKER = re.compile(r"speaker [0-9]+:", re.IGNORECASE)
-_LANGUAGE_TAG = re.compile(rf"\s*<\|(?:{'|'.join(LANGUAGES)})\|>")  # models may predict one before the answer
+_LANGUAGE_TAG = re.compile(rf"\s*<\|(?:{'|'.join(LANGUAGES)})\|>")  # models may predict it before the answer
 _HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003134f]")
 
 
 class Tag(str):
-    """Control tokens in an answer; the other strings of the answer are text."""
+    """A piece of an answer that consists of control tokens. The pieces that are plain `str` are text."""
 
 
 class AnswerFormat(Protocol):
     """A way to write labels as an answer and to parse an answer.
 
     Attributes:
-        label: Field of a row that is written; also the name of the format.
+        label: Field of a row that the answer contains; it is also the name of the format.
         has_tags: Whether answers with hierarchical tags contain control tokens, so that decoding has to keep them.
     """
 
@@ -63,7 +65,7 @@ class AnswerFormat(Protocol):
 
     @abstractmethod
     def render(self, labels: Labels, *, tags: bool) -> list[str]:
-        """Write the answer as a list of texts and `Tag`s, for hierarchical tags or for natural language."""
+        """Write the answer as a list of texts and `Tag`s. Without `tags`, the answer is in natural language."""
 
     @abstractmethod
     def parse(self, answer: str) -> Labels:
@@ -72,7 +74,7 @@ class AnswerFormat(Protocol):
     def problems(self, labels: Labels) -> Iterator[str]:
         """Yield the reasons why the label cannot be written.
 
-        Callers take only the first one, so each check may rely on those before it.
+        Callers take only the first reason, so each check may rely on the earlier checks.
         """
         return _text_problems(self.label, labels)
 
@@ -81,8 +83,8 @@ class AnswerFormat(Protocol):
 
         Args:
             answer: The answer.
-            part: `answer` for its text; `labels` for everything that is parsed; or the path of one label, as
-                `notes.pitch`. Formats may define further names.
+            part: `answer` for the text of the answer; `labels` for all parsed labels; or the path of one label, such as
+                `notes.pitch`. A format may define further names.
         """
         if part == "answer":
             return answer
@@ -143,7 +145,7 @@ class Intent(AnswerFormat):
 
 
 class Slots(AnswerFormat):
-    """`intent; name: value; name: value` with the slots in alphabetical order."""
+    """Intent and slots as `intent; name: value; name: value`, with the slots in alphabetical order."""
 
     label = "slots"
 
@@ -173,7 +175,10 @@ class Slots(AnswerFormat):
 
 
 class Entities(AnswerFormat):
-    """`type: value; type: value`. With tags, each value precedes its type, as Qwen-Audio's tokens require."""
+    """Entities as `type: value; type: value`.
+
+    With tags, each value precedes its type, as Qwen-Audio's tokens require.
+    """
 
     label, has_tags = "entities", True
 
@@ -199,20 +204,20 @@ class Entities(AnswerFormat):
         if not isinstance(labels["entities"], list):
             yield f"label `entities` is {labels['entities']!r:.40}, {expected}"
         for number, entity in enumerate(labels["entities"]):
-            where = f"`entities[{number}]`"
+            name = f"`entities[{number}]`"
             if not isinstance(entity, Mapping):
-                yield f"{where} is {entity!r:.80}, {expected}"
-            yield from _piece_problems(f"`type` of {where}", entity.get("type"), without="<;:")
-            yield from _piece_problems(f"`value` of {where}", entity.get("value"), without="<;")
+                yield f"{name} is {entity!r:.80}, {expected}"
+            yield from _piece_problems(f"`type` of {name}", entity.get("type"), without="<;:")
+            yield from _piece_problems(f"`value` of {name}", entity.get("value"), without="<;")
 
 
 class Texts(AnswerFormat):
-    """Transcripts in the order in which their speakers begin, each on its own line as `speaker 1: hello`."""
+    """Transcripts in the order in which their speakers begin. Each is a line such as `speaker 1: hello`."""
 
     label, has_tags = "texts", True
 
     def render(self, labels: Labels, *, tags: bool) -> list[str]:
-        """Write the transcripts, with tags separated by delimiters."""
+        """Write the transcripts; with tags, they are separated by delimiter tokens."""
         first, *rest = texts = [text.strip() for text in labels["texts"]]
         if not tags:
             return ["\n".join(f"speaker {n}: {text}" for n, text in enumerate(texts, start=1))]
@@ -220,7 +225,7 @@ class Texts(AnswerFormat):
 
     def parse(self, answer: str) -> Labels:
         """Return the transcripts."""
-        answer = _without_language(answer)
+        answer = _drop_language_tag(answer)
         if _DELIMITER in answer:
             return {"texts": [text.strip() for text in answer.split(_DELIMITER)]}
         lines = (line.strip() for line in answer.strip().split("\n"))
@@ -229,7 +234,7 @@ class Texts(AnswerFormat):
     def problems(self, labels: Labels) -> Iterator[str]:
         """Yield the reasons why the transcripts cannot be written."""
         expected = "transcripts of two or more speakers"
-        return _list_problems("texts", labels, expected=expected, least=2, without="<\n")
+        return _list_problems("texts", labels, expected=expected, min_count=2, without="<\n")
 
 
 # --- spans of time ------------------------------------------------------------------------------------------------
@@ -269,7 +274,11 @@ class Events(AnswerFormat):
         if not spans:
             pieces = _NATURAL_TIMES.split(answer)
             spans = list(zip(pieces[0::3], pieces[1::3], pieces[2::3], strict=False))
-        entries = [{self.key: t.strip(), "start": float(s), "end": float(e)} for t, s, e in spans if t.strip()]
+        entries = [
+            {self.key: text.strip(), "start": float(start), "end": float(end)}
+            for text, start, end in spans
+            if text.strip()
+        ]
         return {self.label: entries if entries or _is_none(answer) else None}
 
     def problems(self, labels: Labels) -> Iterator[str]:
@@ -278,26 +287,28 @@ class Events(AnswerFormat):
         if not isinstance(entries, list) or not (entries or self.may_be_empty):
             yield f"label `{self.label}` is {entries!r:.40}, {expected}"
         for number, entry in enumerate(entries):
-            where = f"`{self.label}[{number}]` is {entry!r:.80}"
-            if not isinstance(entry, Mapping) or not all(_is_number(entry.get(end), float) for end in ("start", "end")):
-                yield f"{where}, {expected}"
+            finding = f"`{self.label}[{number}]` is {entry!r:.80}"
+            if not isinstance(entry, Mapping) or not all(_is_number(entry.get(key), float) for key in ("start", "end")):
+                yield f"{finding}, {expected}"
             text = entry.get(self.key)
             yield from _piece_problems(f"`{self.key}` of `{self.label}[{number}]`", text, without="<")
             if _NATURAL_TIMES.search(text):
-                yield f"{where}: expected text without times in parentheses, as answers append these to the text"
+                yield f"{finding}: expected text without times in parentheses, because answers append times to the text"
             if not 0 <= round(100 * entry["start"]) <= round(100 * entry["end"]) <= _LAST_HUNDREDTH:
-                yield f"{where}: expected 0 <= start <= end <= {_LAST_HUNDREDTH // 100} s"
+                yield f"{finding}: expected 0 <= start <= end <= {_LAST_HUNDREDTH // 100} s"
 
     def _spans(self, labels: Labels) -> list[Span]:
-        entries = labels[self.label]
-        return [Span(str(e[self.key]).strip(), round(100 * e["start"]), round(100 * e["end"])) for e in entries]
+        return [
+            Span(str(entry[self.key]).strip(), round(100 * entry["start"]), round(100 * entry["end"]))
+            for entry in labels[self.label]
+        ]
 
     def _sort(self, spans: Iterable[Span]) -> Sequence[Span]:
         return sorted(spans, key=lambda span: (span.start, span.end, span.text))
 
 
 class Turns(Events):
-    """Turns of speakers, written as events. Speakers are numbered in order, because audio does not tell their names."""
+    """Turns of speakers, written like events. Speakers are numbered by their first turn, because audio has no names."""
 
     label, key, may_be_empty = "turns", "speaker", False
 
@@ -310,9 +321,10 @@ class Turns(Events):
 class Words(Events):
     """Words in sequence with their times: `hello (0.00-0.42) there (0.50-1.00)`.
 
-    With tags, an answer is time, word, time, word, ..., time. Neighbouring words share a time, and a pause is the word
-    `<|sil|>` (Qwen-Audio EVALUATION.md). The first `<|0.00|>` is the end of the prompt. Further parts for metrics are
-    `transcript`, the words without times, and `published`, the answer as the released scoring script reads it.
+    With tags, an answer is word, time, word, time, ... The time between two words is both the end of the first word and
+    the start of the second, and a pause is the word `<|sil|>` (Qwen-Audio EVALUATION.md). The start of the first word,
+    `<|0.00|>`, belongs to the prompt. Further parts for metrics are `transcript`, the words without times, and
+    `published`, the answer in the form that the released scoring script reads.
     """
 
     label, key, may_be_empty = "words", "word", False
@@ -331,8 +343,8 @@ class Words(Events):
         return pieces
 
     def parse(self, answer: str) -> Labels:
-        """Return the words with their times in seconds; `end` is None for a last word without a time."""
-        answer = _without_language(answer)
+        """Return the words with their times in seconds. `end` is None for a last word that no time follows."""
+        answer = _drop_language_tag(answer)
         if _TIME.search(answer):
             first, *rest = _TIME.split(answer)
             words, ends = [first, *rest[1::2]], [*map(float, rest[0::2])]
@@ -341,19 +353,25 @@ class Words(Events):
             pieces = _NATURAL_TIMES.split(answer)
             words, starts, ends = pieces[0::3], [*map(float, pieces[1::3])], [*map(float, pieces[2::3])]
             starts.append(ends[-1] if ends else 0.0)
-        timed = zip((word.strip() for word in words), starts, [*ends, None], strict=True)
-        return {"words": [{"word": w, "start": s, "end": e} for w, s, e in timed if w and w != _SILENCE]}
+        timed_words = zip((word.strip() for word in words), starts, [*ends, None], strict=True)
+        return {
+            "words": [
+                {"word": word, "start": start, "end": end}
+                for word, start, end in timed_words
+                if word and word != _SILENCE
+            ]
+        }
 
     def problems(self, labels: Labels) -> Iterator[str]:
         """Yield the reasons why the words cannot be written."""
         yield from super().problems(labels)
         now = 0
         for number, (word, start, end) in enumerate(self._spans(labels)):
-            where = f"`words[{number}]` is {labels['words'][number]!r:.80}"
+            finding = f"`words[{number}]` is {labels['words'][number]!r:.80}"
             if start < now:
-                yield f"{where}: expected words that do not overlap, in order"
+                yield f"{finding}: expected words that do not overlap, in order"
             if labels.get("language") in ("zh", "yue") and len(_HAN.findall(word)) > 1:
-                yield f"{where}: expected one character, because Chinese is timed by character"
+                yield f"{finding}: expected one character, because in Chinese each character has its times"
             now = end
 
     def extract(self, answer: str, part: str) -> Any:
@@ -361,9 +379,9 @@ class Words(Events):
         if part == "transcript":
             return " ".join(entry["word"] for entry in self.parse(answer)["words"])
         if part == "published":
-            timed = [word for word in self.parse(answer)["words"] if word["end"] is not None]
-            is_tagged = _TIME.search(answer) or not timed
-            return answer if is_tagged else "".join(self.render({"words": timed}, tags=True))
+            timed_words = [word for word in self.parse(answer)["words"] if word["end"] is not None]
+            is_tagged = _TIME.search(answer) or not timed_words
+            return answer if is_tagged else "".join(self.render({"words": timed_words}, tags=True))
         return super().extract(answer, part)
 
     def _sort(self, spans: Iterable[Span]) -> Sequence[Span]:
@@ -378,9 +396,9 @@ def _time(hundredths: int) -> Tag:
 
 
 class Notes(AnswerFormat):
-    """`pitch: 60; velocity: 100; instrument: guitar; qualities: bright, reverb`, pitch and velocity as in MIDI.
+    """A note as `pitch: 60; velocity: 100; instrument: guitar; qualities: bright, reverb`, with numbers as in MIDI.
 
-    With tags, an answer has the four fields that evaluate_note_analysis.py of Qwen-Audio reads, in its order.
+    With tags, an answer has the four fields that evaluate_note_analysis.py of Qwen-Audio reads, in the same order.
     """
 
     label, has_tags = "notes", True
@@ -389,28 +407,31 @@ class Notes(AnswerFormat):
         """Write the note's fields."""
         notes = labels["notes"]
         pitch, velocity, instrument = notes["pitch"], notes["velocity"], notes["instrument"].strip()
-        sonic = ", ".join(name.strip() for name in notes.get("sonic") or ())
+        qualities = ", ".join(name.strip() for name in notes.get("sonic") or ())
         if not tags:
             answer = f"pitch: {pitch}; velocity: {velocity}; instrument: {instrument}"
-            return [answer + (f"; qualities: {sonic}" if sonic else "")]
+            return [answer + (f"; qualities: {qualities}" if qualities else "")]
         numbers = f"<|pitch|><|midi_pitch_{pitch}|><|velocity|><|midi_velocity_{velocity}|>"
-        return [Tag(f"{numbers}<|instrument|>"), instrument, *([Tag("<|sonic|>"), sonic] if sonic else [])]
+        return [Tag(f"{numbers}<|instrument|>"), instrument, *([Tag("<|sonic|>"), qualities] if qualities else [])]
 
     def parse(self, answer: str) -> Labels:
-        """Return pitch and velocity as MIDI numbers, instrument and sonic qualities; None for a missing field."""
+        """Return pitch and velocity as MIDI numbers, instrument and sonic qualities.
 
-        def number(name: str) -> int | None:
+        Missing numbers and a missing instrument are None; missing qualities are an empty list.
+        """
+
+        def find_number(name: str) -> int | None:
             match = re.search(rf"(?:<\|midi_{name}_|(?:^|;)\s*{name}:\s*)([0-9]{{1,3}})(?![0-9])", answer)
             return int(match[1]) if match else None
 
-        def text(tag: str, name: str) -> str | None:
+        def find_text(tag: str, name: str) -> str | None:
             match = re.search(rf"(?:<\|{tag}\|>|(?:^|;)\s*{name}:)([^<;]+)", answer)
             return match[1].strip() if match else None
 
-        notes = {name: number(name) for name in ("pitch", "velocity")}
-        sonic = (text("sonic", "qualities") or "").split(",")
-        sonic = [name.strip() for name in sonic if name.strip()]
-        return {"notes": {**notes, "instrument": text("instrument", "instrument"), "sonic": sonic}}
+        numbers = {name: find_number(name) for name in ("pitch", "velocity")}
+        qualities = (find_text("sonic", "qualities") or "").split(",")
+        qualities = [name.strip() for name in qualities if name.strip()]
+        return {"notes": {**numbers, "instrument": find_text("instrument", "instrument"), "sonic": qualities}}
 
     def extract(self, answer: str, part: str) -> Any:
         """Return the part of an answer that a metric compares; an empty string for a missing instrument."""
@@ -426,22 +447,22 @@ class Notes(AnswerFormat):
             if not _is_number(notes.get(key), int) or not 0 <= notes[key] <= _LAST_MIDI:
                 yield f"`notes.{key}` is {notes.get(key)!r}, expected a MIDI number from 0 to {_LAST_MIDI}"
         yield from _piece_problems("`notes.instrument`", notes.get("instrument"), without="<;")
-        sonic = notes.get("sonic", [])
-        if not isinstance(sonic, list):
-            yield f"`notes.sonic` is {sonic!r:.40}, expected a list of words"
-        for name in sonic:
+        qualities = notes.get("sonic", [])
+        if not isinstance(qualities, list):
+            yield f"`notes.sonic` is {qualities!r:.40}, expected a list of words"
+        for name in qualities:
             yield from _piece_problems("a word of `notes.sonic`", name, without="<;,")
 
 
-_ALL = (Text(), Language(), Intent(), Slots(), Entities(), Texts(), Words(), Events(), Turns(), Notes())
-FORMATS: dict[str, AnswerFormat] = {answer_format.label: answer_format for answer_format in _ALL}
+_FORMATS = (Text(), Language(), Intent(), Slots(), Entities(), Texts(), Words(), Events(), Turns(), Notes())
+FORMATS: dict[str, AnswerFormat] = {answer_format.label: answer_format for answer_format in _FORMATS}
 
 
 # --- parsing ------------------------------------------------------------------------------------------------------
 
 
 def _parse_pairs(pieces: Iterable[str]) -> list[tuple[str, str]]:
-    """Return name and value of each piece `name: value` whose name is not empty."""
+    """Return the name and the value of each piece `name: value` whose name is not empty."""
     parts = ([side.strip() for side in piece.partition(":")] for piece in pieces)
     return [(name, value) for name, _, value in parts if name]
 
@@ -450,7 +471,7 @@ def _is_none(answer: str) -> bool:
     return answer.strip().lower() == _NONE
 
 
-def _without_language(answer: str) -> str:
+def _drop_language_tag(answer: str) -> str:
     match = _LANGUAGE_TAG.match(answer)
     return answer[match.end() :] if match else answer
 
@@ -467,11 +488,11 @@ _RESERVED = {
 
 
 def label_problems(name: str, labels: Labels) -> Iterator[str]:
-    """Yield the reasons why a label cannot be used. Later checks rely on earlier ones."""
+    """Yield the reasons why a label cannot be used. Later checks rely on earlier checks."""
     if name in FORMATS:
         return FORMATS[name].problems(labels)
     if name == "references":
-        return _list_problems(name, labels, expected="all right answers")
+        return _list_problems(name, labels, expected="right answers")
     return _text_problems(name, labels)
 
 
@@ -482,27 +503,34 @@ def _text_problems(name: str, labels: Labels) -> Iterator[str]:
         yield f"label `{name}` is empty"
 
 
-def _list_problems(name: str, labels: Labels, *, expected: str, least: int = 1, without: str = "") -> Iterator[str]:
-    """Yield the reasons why a list of texts cannot be used."""
+def _list_problems(name: str, labels: Labels, *, expected: str, min_count: int = 1, without: str = "") -> Iterator[str]:
+    """Yield the reasons why a list of texts cannot be used. The texts must not contain the characters `without`."""
     texts = labels[name]
-    if not isinstance(texts, list) or len(texts) < least:
+    if not isinstance(texts, list) or len(texts) < min_count:
         yield f"label `{name}` is {texts!r:.40}, expected a list of {expected}"
     for number, text in enumerate(texts):
         yield from _piece_problems(f"`{name}[{number}]`", text, without=without)
 
 
-def _piece_problems(what: str, text: object, *, without: str = "") -> Iterator[str]:
-    """Yield the reasons why a piece of an answer cannot be used. It must not contain the separators of the answer."""
+def _piece_problems(name: str, text: object, *, without: str = "") -> Iterator[str]:
+    """Yield the reasons why a piece of an answer cannot be used.
+
+    Args:
+        name: Name of the piece in messages.
+        text: The piece.
+        without: Characters that the piece must not contain, because they are separators of the answer.
+    """
     if not isinstance(text, str):
-        yield f"{what} is {text!r:.40}, expected a string"
+        yield f"{name} is {text!r:.40}, expected a string"
         return
     if not text.strip():
-        yield f"{what} is {text!r:.40}, expected a string that is not empty"
+        yield f"{name} is {text!r:.40}, expected a string that is not empty"
     for separator in without:
         if separator in text:
-            yield f"{what} is {text!r:.40}, expected text without {_RESERVED[separator]}"
+            yield f"{name} is {text!r:.40}, expected text without {_RESERVED[separator]}"
 
 
-def _is_number(value: object, kind: type) -> bool:
-    # JSON writes 2.0 as 2, and True is an int in Python. The limit excludes NaN and numbers that would overflow.
-    return isinstance(value, (int, kind)) and not isinstance(value, bool) and abs(value) < 1e6
+def _is_number(value: object, number_type: type) -> bool:
+    # An integer is accepted as a float too, because JSON may write 2.0 as 2. In Python, True is an int. The limit
+    # excludes NaN and numbers that would overflow.
+    return isinstance(value, (int, number_type)) and not isinstance(value, bool) and abs(value) < 1e6

@@ -1,4 +1,4 @@
-"""Byte-level BPE of Qwen's vocabularies, read from a file of ranks or trained. It has no control tokens."""
+"""Byte-level BPE as in Qwen's vocabularies, read from a file of ranks or trained. It has no control tokens."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ PATTERN = (
 
 
 def train(texts: Iterable[str], *, vocab_size: int) -> Tokenizer:
-    """Train a BPE of `vocab_size` tokens, which include every byte."""
-    bpe = _byte_level(models.BPE())
+    """Train a BPE of `vocab_size` tokens, including one token for every byte."""
+    bpe = _add_preprocessing(models.BPE())
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     bpe.train_from_iterator(
         texts, trainers.BpeTrainer(vocab_size=vocab_size, initial_alphabet=alphabet, show_progress=False)
@@ -30,7 +30,10 @@ def train(texts: Iterable[str], *, vocab_size: int) -> Tokenizer:
 
 
 def find_ranks(path: Path) -> Path | None:
-    """Return the file of BPE ranks at `path` or in it; None for a directory with a tokenizer.json or without ranks."""
+    """Return `path` if it is a file, or the file of BPE ranks in the directory `path`.
+
+    The result is None if there is no such file, or if the directory also has a tokenizer.json.
+    """
     if path.is_file():
         return path
     file = path / RANKS_FILE
@@ -44,11 +47,11 @@ def from_ranks(path: Path) -> Tokenizer:
         UserError: The file is broken; the message names the line.
     """
     vocabulary = _read_ranks(path)
-    return _byte_level(models.BPE(vocab=vocabulary, merges=_merges(vocabulary, path)))
+    return _add_preprocessing(models.BPE(vocab=vocabulary, merges=_find_merges(vocabulary, path)))
 
 
-def _byte_level(model: models.BPE) -> Tokenizer:
-    """Return a tokenizer with Qwen's preprocessing: NFC, its pattern, one letter per byte."""
+def _add_preprocessing(model: models.BPE) -> Tokenizer:
+    """Return a tokenizer with Qwen's preprocessing: it normalises text (NFC), splits it by `PATTERN`, encodes bytes."""
     bpe = Tokenizer(model)
     bpe.normalizer = normalizers.NFC()
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
@@ -62,7 +65,7 @@ def _byte_level(model: models.BPE) -> Tokenizer:
 
 
 def _read_ranks(path: Path) -> dict[str, int]:
-    """Read lines `base64 rank`; return the ranks of tokens, which are spelt with one letter per byte."""
+    """Read lines of a base64 token and its rank; return the rank of each token, spelt with one letter per byte."""
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
     letters = bytes_to_unicode()
@@ -73,30 +76,31 @@ def _read_ranks(path: Path) -> dict[str, int]:
             token = base64.b64decode(token, validate=True).decode("latin-1").translate(letters)
             if int(rank) != number or token in vocabulary:
                 raise ValueError
-        except ValueError as error:  # includes the errors of base64
+        except ValueError as error:  # base64's errors are ValueErrors too
             raise UserError(
                 f"{path}, line {number + 1}: {line[:40]!r}, expected a token in base64 and its rank {number}"
             ) from error
         vocabulary[token] = number
     if missing := set(letters.values()) - set(vocabulary):
-        raise UserError(f"{path}: {len(missing)} of the 256 single bytes have no rank")
+        raise UserError(f"{path}: {len(missing)} of the 256 single bytes have no rank, expected a rank for every byte")
     return vocabulary
 
 
-def _merges(ranks: Mapping[str, int], path: Path) -> list[tuple[str, str]]:
-    """Return the merge that makes each token.
+def _find_merges(ranks: Mapping[str, int], path: Path) -> list[tuple[str, str]]:
+    """Return the merge that makes each token of two or more bytes.
 
-    Ranks are both ids and priorities of merges. Merging the bytes of a token by all earlier ranks leaves its two parts.
+    The rank of a token is both its id and the priority of its merge. If the bytes of a token are merged with the merges
+    of lower rank, two parts remain, and these are the parts that the token's own merge joins.
     """
     merges = []
-    for token, limit in ranks.items():
+    for token, token_rank in ranks.items():
         if len(token) == 1:
             continue
         parts = list(token)
         while len(parts) > 2:
-            rank, at = min((ranks.get(a + b, limit), at) for at, (a, b) in enumerate(pairwise(parts)))
-            if rank >= limit:
-                raise UserError(f"{path}, line {limit + 1}: the token is not the join of two earlier tokens")
-            parts[at : at + 2] = [parts[at] + parts[at + 1]]
+            rank, index = min((ranks.get(a + b, token_rank), index) for index, (a, b) in enumerate(pairwise(parts)))
+            if rank >= token_rank:
+                raise UserError(f"{path}, line {token_rank + 1}: the token is not the join of two earlier tokens")
+            parts[index : index + 2] = [parts[index] + parts[index + 1]]
         merges.append((parts[0], parts[1]))
     return merges

@@ -1,4 +1,4 @@
-"""Dialogues in ChatML, in the formats of the two released chat models."""
+"""Dialogues in ChatML, in the formats of the two released chat models (Qwen-Audio-Chat and Qwen2-Audio-Instruct)."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from auris.text.prompts import END_OF_TEXT, IM_END, IM_START, Control, NaturalPr
 SYSTEM = "You are a helpful assistant."  # default system message of both models
 _ROLES = ("system", "user", "assistant")
 
-_AUDIO_KEYS = ("audio", "audio_url")  # keys of the clip in a part of a message
+_AUDIO_KEYS = ("audio", "audio_url")  # keys that a clip may have in a part of a message
 
-# A dialogue with every element that chat formats write differently, for the fingerprint.
-_PROBE = (
+# A dialogue with every element that chat formats write differently. It is written to compute the fingerprint.
+_FINGERPRINT_DIALOGUE = (
     {"role": "user", "content": [{"type": "audio", "audio": "a"}, {"type": "text", "text": "b"}]},
     {"role": "assistant", "content": "c"},
     {"role": "user", "content": [{"type": "audio", "audio": "d"}]},
@@ -27,22 +27,22 @@ Message = Mapping[str, Any]
 
 
 def audios(messages: Sequence[Message]) -> list[Any]:
-    """Return the clips of a dialogue (paths, arrays, ...) in the order of their marks in its turns.
+    """Return the clips of a dialogue (paths, arrays, ...) in the order in which they occur.
 
     Raises:
         UserError: The messages have an unknown structure.
     """
     _check_roles(messages)
-    return [value for message in messages for kind, value in _content(message) if kind == "audio"]
+    return [value for message in messages for kind, value in _parse_content(message) if kind == "audio"]
 
 
 def text_of(message: Message) -> str:
     """Return the text of a message without its audio."""
-    return "".join(value for kind, value in _content(message) if kind == "text")
+    return "".join(value for kind, value in _parse_content(message) if kind == "text")
 
 
 def map_audios(change: Callable[[Any], Any], messages: Sequence[Message]) -> list[Message]:
-    """Return a valid dialogue with `change` applied to each clip, in the order of `audios`."""
+    """Return a copy of a valid dialogue in which `change` is applied to each clip, in the order of `audios`."""
 
     def map_part(part: Any) -> Any:
         key = next((key for key in _AUDIO_KEYS if key in part), None)
@@ -55,17 +55,21 @@ def map_audios(change: Callable[[Any], Any], messages: Sequence[Message]) -> lis
 
 
 class Chat:
-    """ChatML format: writes a dialogue as turns, token by token as the released chat models do.
+    """ChatML format: writes a dialogue as turns, which have the same tokens as in the released chat models.
 
-    There is no switch for the mode: a message with audio only is voice chat, one with audio and text is audio analysis.
-    Text of a message remains text: names of ChatML tokens or audio marks in it are tokenised as characters, so a
-    message cannot start another one.
+    There is no switch for the mode: a message with only audio is voice chat, a message with audio and text is audio
+    analysis. Text of a message remains text: names of ChatML tokens or of audio tokens in it are tokenised as
+    characters, so a message cannot start another message.
 
     Attributes:
+        audio_begin: Token before the audio of a clip.
+        audio_pad: Token that stands for the audio of a clip.
+        audio_end: Token after the audio of a clip.
         stop: Control tokens that end an answer.
-        label: Text around a clip.
-        restarts: Whether the numbers of clips restart in each message.
-        header: `ALL` if role and line break are tokenised by themselves, `TAGS` if together with the text after them.
+        label: Text before and after a clip, with fields for the number of the clip and the audio.
+        restarts: Whether the first clip of each message has the number 1. Otherwise clips are numbered throughout.
+        header: Control tokens that role and line break may contain. With `ALL` they are tokenised by themselves, with
+            `TAGS` together with the text that follows them.
     """
 
     audio_begin: str
@@ -78,24 +82,27 @@ class Chat:
 
     def fingerprint(self) -> str:
         """Return a digest of everything that determines how dialogues are written."""
-        return digest([type(self).__name__, repr(self.turns(_PROBE, supervise=True))])
+        return digest([type(self).__name__, repr(self.turns(_FINGERPRINT_DIALOGUE, supervise=True))])
 
     def turns(self, messages: Sequence[Message], *, supervise: bool = False) -> list[Turn]:
         """Write a dialogue as turns.
 
         Args:
-            messages: Messages; the default system message is added if they begin with none.
-            supervise: Train the messages of the assistant and their ends; the last message must be the assistant's.
-                Otherwise a dialogue that ends with the user is followed by the beginning of an answer.
+            messages: Messages. If the first message is not a system message, the default system message is added.
+            supervise: Whether to train the messages of the assistant and their end tokens. The last message must be
+                from the assistant. Without it, a dialogue that ends with the user is continued by the beginning of an
+                answer.
 
         Raises:
-            UserError: The messages have an unknown structure, or `supervise` and the last one is not the assistant's.
+            UserError: The messages have an unknown structure, or `supervise` is set and the last message is not from
+                the assistant.
         """
-        messages = _with_system(messages)
+        messages = _add_system_message(messages)
         ends_with_answer = messages[-1]["role"] == "assistant"
         if supervise and not ends_with_answer:
             raise UserError(
-                f"the last message is of the {messages[-1]['role']}, expected the assistant's in a dialogue to train on"
+                f"the last message is from the {messages[-1]['role']}, expected a message from the assistant in a "
+                "dialogue to train on"
             )
         turns = [turn for message in self._write(messages, supervise) for turn in message]
         return merge(turns if ends_with_answer else [*turns, *self._open("assistant")])
@@ -103,19 +110,19 @@ class Chat:
     def _write(self, messages: Sequence[Message], supervise: bool = False) -> Iterator[list[Turn]]:
         """Yield the turns of each message."""
         before, after = self.label.split("{audio}")
-        count = 0
-        for number, message in enumerate(messages):
+        clip_number = 0
+        for index, message in enumerate(messages):
             is_trained = supervise and message["role"] == "assistant"
-            role = "answer" if is_trained and number + 1 == len(messages) else "prompt"
-            count = 0 if self.restarts else count
+            role = "answer" if is_trained and index + 1 == len(messages) else "prompt"
+            clip_number = 0 if self.restarts else clip_number
             turns = self._open(message["role"])
-            for kind, value in _content(message):
+            for kind, value in _parse_content(message):
                 if kind == "text":
                     turns.append(Turn(role, value, is_trained, Control.TAGS))
                 else:
-                    count += 1
+                    clip_number += 1
                     turns += [
-                        Turn("prompt", before.format(count), False, Control.TAGS),
+                        Turn("prompt", before.format(clip_number), False, Control.TAGS),
                         Turn("prompt", self.audio_begin + self.audio_pad + self.audio_end, False),
                         Turn("prompt", after, False, Control.TAGS),
                     ]
@@ -129,7 +136,7 @@ class QwenAudioChat(Chat):
     """Format of Qwen-Audio-Chat (qwen_generation_utils.py `make_context`, tokenization_qwen.py `from_list_format`).
 
     Args:
-        spacing: Text around a clip: a key of `SPACINGS`, which has the three published forms.
+        spacing: Which of the three published forms the text around a clip has; a key of `SPACINGS`.
     """
 
     SPACINGS: ClassVar = {
@@ -158,29 +165,29 @@ class QwenAudioChat(Chat):
 
         Args:
             messages: The dialogue.
-            length: Returns the number of tokens of turns with these clips.
+            length: Takes turns and their clips, and returns their number of tokens.
             max_window_size: Maximum number of tokens of the system message and the exchanges before the last question
                 (6144 in chat_generation_config.json).
         """
-        messages = _with_system(messages)
+        messages = _add_system_message(messages)
         turns_by_message = list(self._write(messages))
-        sizes = [length(turns, audios([message])) for turns, message in zip(turns_by_message, messages, strict=True)]
+        lengths = [length(turns, audios([message])) for turns, message in zip(turns_by_message, messages, strict=True)]
         # An exchange is a question and its answer. Messages before the first question belong to the first exchange.
-        starts = [n for n, message in enumerate(messages) if message["role"] == "user" and n > 1]
-        first = starts.pop() if starts else 1
-        size = sizes[0] - 1  # the last line break counts for the question
-        for start in reversed([1, *starts] if first > 1 else []):
-            size += sum(sizes[start:first])
-            if size >= max_window_size:
+        starts = [index for index, message in enumerate(messages) if message["role"] == "user" and index > 1]
+        first_kept = starts.pop() if starts else 1
+        total = lengths[0] - 1  # the released code counts the last line break as a part of the question
+        for start in reversed([1, *starts] if first_kept > 1 else []):
+            total += sum(lengths[start:first_kept])
+            if total >= max_window_size:
                 break
-            first = start
-        return [messages[0], *messages[first:]]
+            first_kept = start
+        return [messages[0], *messages[first_kept:]]
 
     def _write(self, messages: Sequence[Message], supervise: bool = False) -> Iterator[list[Turn]]:
-        """Yield the turns of each message; after an unanswered question, a second line break is a token of its own."""
+        """Yield the turns of each message. After an unanswered question, a second line break is a separate token."""
         roles = [message["role"] for message in messages]
-        for number, turns in enumerate(super()._write(messages, supervise)):
-            is_unanswered = roles[number : number + 2] == ["user", "user"]
+        for index, turns in enumerate(super()._write(messages, supervise)):
+            is_unanswered = roles[index : index + 2] == ["user", "user"]
             yield [*turns, Turn("prompt", "\n", False, Control.NONE)] if is_unanswered else turns
 
 
@@ -200,7 +207,7 @@ def _check_roles(messages: Sequence[Message]) -> None:
             raise UserError(f"messages[{number}] is {message!r:.80}, expected a `role` of {', '.join(_ROLES)}")
 
 
-def _with_system(messages: Sequence[Message]) -> list[Message]:
+def _add_system_message(messages: Sequence[Message]) -> list[Message]:
     if not messages:
         raise UserError("a dialogue has no messages, expected at least one {role, content}")
     _check_roles(messages)
@@ -208,24 +215,25 @@ def _with_system(messages: Sequence[Message]) -> list[Message]:
     return [*system, *messages]
 
 
-def _content(message: Message) -> list[tuple[str, Any]]:
-    """Return the content of a message in order: ("text", string) and ("audio", clip)."""
-    content, sender = message.get("content"), f"a message of the {message['role']}"
+def _parse_content(message: Message) -> list[tuple[str, Any]]:
+    """Return the parts of a message in order, as ("text", string) or ("audio", clip)."""
+    content, message_name = message.get("content"), f"a message of the {message['role']}"
     if isinstance(content, str):
         return [("text", content)]
     if not isinstance(content, Sequence):
-        raise UserError(f"the content of {sender} is {content!r:.80}, expected a string or a list")
+        raise UserError(f"the content of {message_name} is {content!r:.80}, expected a string or a list")
     parts: list[tuple[str, Any]] = []
     for part in content:
         clips = [part[key] for key in _AUDIO_KEYS if key in part] if isinstance(part, Mapping) else []
         if clips and message["role"] == "user":
             parts.append(("audio", clips[0]))
         elif clips:
-            raise UserError(f"{sender} contains audio ({clips[0]!r:.80}); only messages of the user can")
+            raise UserError(f"{message_name} contains audio ({clips[0]!r:.80}), but only messages of the user may")
         elif isinstance(part, Mapping) and isinstance(part.get("text"), str):
             parts.append(("text", part["text"]))
         else:
             raise UserError(
-                f"{sender} contains {part!r:.80}, expected {{type: audio, audio: ...}} or {{type: text, text: ...}}"
+                f"{message_name} contains {part!r:.80}, expected {{type: audio, audio: ...}} or "
+                "{type: text, text: ...}"
             )
     return parts

@@ -9,15 +9,22 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
-def numbers_table(name: str, *numbers: str, **options: Any) -> Table:
-    """Return an empty table with a column of names and right-aligned columns of numbers."""
+def numbers_table(name_header: str, *number_headers: str, **options: Any) -> Table:
+    """Return an empty table with a column of names and right-aligned columns of numbers.
+
+    Args:
+        name_header: Header of the column of names.
+        *number_headers: Headers of the columns of numbers.
+        **options: Arguments of `rich.table.Table`.
+    """
     from rich.table import Column, Table
 
-    return Table(name, *(Column(header, justify="right") for header in numbers), title_justify="left", **options)
+    number_columns = (Column(header, justify="right") for header in number_headers)
+    return Table(name_header, *number_columns, title_justify="left", **options)
 
 
 def print_plain(console: Console, text: str, *, style: str | None = None) -> None:
-    """Print a line literally: without markup in brackets, without colours for numbers, without line breaks.
+    """Print a line as it is: brackets are not markup, numbers are not coloured, and long lines are not wrapped.
 
     Characters that are not valid Unicode (lone surrogates in file names) are replaced.
     """

@@ -1,8 +1,8 @@
 """Prompt styles of the base models: hierarchical tags (Qwen-Audio) and natural language (Qwen2-Audio).
 
 A style turns the labels of a row into turns. A turn states whether it is supervised and which control tokens its text
-may contain, so masks and safety are decided here and not by later token arithmetic. Text of a row or a user cannot open
-a turn, end an answer or stand for audio.
+may contain, so masks and safety are decided here and do not have to be derived from tokens later. Text of a row or a
+user cannot open a turn, end an answer or stand for audio.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from auris.text.answer_formats import Labels, Tag
 END_OF_TEXT = "<|endoftext|>"  # ends an answer in both base models (Qwen-Audio FAQ.md; Qwen2-Audio evaluation)
 IM_START, IM_END = "<|im_start|>", "<|im_end|>"  # ChatML: begin and end of a message
 
-# Tags in the order of Qwen-Audio's tokenization_qwen.py, in three groups separated by timestamps and notes.
+# Tags in the order of Qwen-Audio's tokenization_qwen.py, in three groups. The timestamps are between the first two
+# groups, the notes between the last two.
 _TAGS = (
     "startoftranscript startofanalysis translate transcribe caption keyword unknown "
     "en zh de es ko fr ja it zh_tr notimestamps sil timestamps",
@@ -55,24 +56,24 @@ def audio_tags() -> list[str]:
 
 
 class Control(Enum):
-    """Which control tokens a text may contain."""
+    """The control tokens that a text may contain. The names of other control tokens in it are plain characters."""
 
-    NONE = "none"  # none: labels of a row
-    TAGS = "tags"  # Qwen-Audio's tags, as in its chat, but neither ChatML nor audio marks: text of dialogues
-    ALL = "all"  # every control token of the vocabulary: text written by auris
+    NONE = "none"  # no control tokens; for labels of a row
+    TAGS = "tags"  # Qwen-Audio's tags, as in its chat, but no ChatML or audio tokens; for text of dialogues
+    ALL = "all"  # every control token of the vocabulary; for text that auris writes
 
 
 @dataclass(frozen=True)
 class Turn:
     """A part of a prompt or answer.
 
-    Each turn is tokenised by itself, so that no byte-pair merge crosses its ends.
+    Each turn is tokenised by itself, so that no token contains characters of two turns.
 
     Attributes:
         role: "prompt" or "answer".
         text: Text of the turn.
-        supervise: Whether its tokens are trained.
-        control: Which control tokens the text may contain.
+        supervise: Whether the model is trained to predict the tokens of the turn.
+        control: The control tokens that the text may contain.
     """
 
     role: str
@@ -82,7 +83,7 @@ class Turn:
 
 
 def merge(turns: Iterable[Turn]) -> list[Turn]:
-    """Join neighbouring turns that differ only in their text, so that byte-pair merges see whole instructions."""
+    """Join neighbouring turns that differ only in their text, so that an instruction is tokenised as a whole."""
     merged: list[Turn] = []
     for turn in turns:
         last = merged[-1] if merged else None
@@ -94,7 +95,7 @@ def merge(turns: Iterable[Turn]) -> list[Turn]:
 
 
 class PromptStyle(Protocol):
-    """A way to write prompts, as selected by the config group `prompt`: natural, tags, both or one of the chats."""
+    """A way to write prompts: natural, tags, both or one of the chat formats. The config group `prompt` selects it."""
 
     @property
     def stop(self) -> tuple[str, ...]:
@@ -111,11 +112,11 @@ class RowPromptStyle(PromptStyle, Protocol):
 
     @property
     def styles(self) -> tuple[Prompt, ...]:
-        """The styles; each row is written in one of them."""
+        """The single styles (tags or natural language). Each row is written in one of them."""
         ...
 
     def turns(self, labels: Labels, n_clips: int, rng: np.random.Generator | None = None) -> list[Turn]:
-        """Write a row: in its canonical wording without `rng`, in a random one with it."""
+        """Write a row. Its wording is drawn with `rng`; without `rng` it is the canonical wording."""
         ...
 
     def variants(self, labels: Labels, n_clips: int) -> list[list[Turn]]:
@@ -124,48 +125,56 @@ class RowPromptStyle(PromptStyle, Protocol):
 
 
 class Prompt(ABC):
-    """Base class of the natural and the tag style. A template of the task table is filled with the labels of a row.
+    """Base class of the tag style and the natural style, which fill a template of the task table with a row's labels.
+
+    A template is also called a wording, because a task may have several in natural language.
 
     Attributes:
+        audio_begin: Token before the audio of a clip.
+        audio_pad: Token that stands for the audio of a clip. It occurs once per clip in a turn's text, and the
+            tokenizer expands it to the clip's audio tokens.
+        audio_end: Token after the audio of a clip.
+        natural: Whether answers are in natural language, without control tokens.
         stop: Control tokens that end an answer.
+        wording: A wording that replaces the wordings of all tasks (see `asking`), or None.
 
     Args:
-        supervise_tags: Also train the tags after the first one, as Qwen-Audio does (it predicts the language tag, for
-            instance). In the natural style this applies to the language tag at the end of the instruction, which the
-            Qwen2-Audio paper shows once as given and once as predicted.
+        supervise_tags: Whether to train the tags of a prompt too, except the first one. Qwen-Audio does so and
+            predicts the language tag, for instance. In the natural style this concerns the language tag at the end of
+            the instruction, which the Qwen2-Audio paper shows once as given and once as predicted.
     """
 
     audio_begin: str
-    audio_pad: str  # occurs once per clip in a turn's text; the tokenizer expands it to the clip's audio tokens
+    audio_pad: str
     audio_end: str
-    natural: bool  # whether answers are in natural language, without control tokens
+    natural: bool
     stop: tuple[str, ...] = (END_OF_TEXT,)
-    wording: str | None = None  # replaces the wordings of all tasks: see `asking`
+    wording: str | None = None
 
     def __init__(self, *, supervise_tags: bool = True):
         self.supervise_tags = supervise_tags
 
     @abstractmethod
     def templates(self, task: tasks.Task) -> tuple[str, ...]:
-        """Return the wordings of a task; the first is the canonical one, used in evaluation."""
+        """Return the wordings of a task. The first wording is the canonical one, which is used in evaluation."""
 
     @property
     def styles(self) -> tuple[Prompt, ...]:
-        """This style alone."""
+        """A tuple of only this style."""
         return (self,)
 
     def asking(self, wording: str) -> Self:
-        """Return this style with a benchmark's wording for all tasks; a wording is a template as in the task table."""
+        """Return a copy of this style that uses `wording`, for instance a benchmark's, for all tasks."""
         style = copy(self)
         style.wording = wording
         return style
 
     def wordings(self, labels: Labels) -> tuple[str, ...]:
-        """Return the wordings of a row's task; the first is the canonical one."""
+        """Return the wordings of a row's task. The first wording is the canonical one."""
         return (self.wording,) if self.wording else self.templates(tasks.find(labels["task"]))
 
     def turns(self, labels: Labels, n_clips: int, rng: np.random.Generator | None = None) -> list[Turn]:
-        """Write a row: in its canonical wording without `rng`, in a random one with it."""
+        """Write a row. Its wording is drawn with `rng`; without `rng` it is the canonical wording."""
         wordings = self.wordings(labels)
         return self._write(wordings[0] if rng is None else wordings[int(rng.integers(len(wordings)))], labels, n_clips)
 
@@ -179,9 +188,10 @@ class Prompt(ABC):
         return digest([type(self).__name__, wordings])
 
     def raw(self, prompt: str, n_clips: int) -> list[Turn]:
-        """Write a prompt after the audio without changes, as the scripts of both releases do for the base models.
+        """Write the audio followed by an unchanged prompt, as the scripts of both releases do for the base models.
 
-        Names of control tokens in it become control tokens, as they do there. For untrusted text, use a chat.
+        As in these scripts, names of control tokens in the prompt become control tokens. For untrusted text, use a chat
+        format.
         """
         return [Turn("prompt", self._audio(n_clips) + prompt, supervise=False)]
 
@@ -198,18 +208,18 @@ class Prompt(ABC):
 
         Args:
             wording: Template of the task table.
-            closed_fields: Fields whose values may be part of a control token (`tasks.closed_fields`). They are filled
-                first, so that tags and instructions are tokenised as a whole.
-            labels: Labels of the row, which fill the other fields as plain text.
+            closed_fields: Values of the fields with a finite set of values (`tasks.closed_fields`), which may be part
+                of a control token. They are filled in first, so that tags and instructions are tokenised as a whole.
+            labels: Labels of the row. They fill the other fields as plain text, in separate turns.
             n_clips: Number of clips before the instruction.
         """
         wording = FIELD.sub(lambda match: closed_fields.get(match[1], match[0]), wording)
         turns = [Turn("prompt", self._audio(n_clips), supervise=False)] if n_clips else []
-        for number, piece in enumerate(filter(None, _TAG_OR_FIELD.split(wording))):
+        for index, piece in enumerate(filter(None, _TAG_OR_FIELD.split(wording))):
             if field := FIELD.fullmatch(piece):
                 turns.append(Turn("prompt", labels[field[1]], supervise=False, control=Control.NONE))
             else:
-                is_later_tag = number > 0 and _TAG_OR_FIELD.fullmatch(piece) is not None
+                is_later_tag = index > 0 and _TAG_OR_FIELD.fullmatch(piece) is not None
                 turns.append(Turn("prompt", piece, supervise=self.supervise_tags and is_later_tag))
         return merge(turns)
 
@@ -237,9 +247,9 @@ class NaturalPrompt(Prompt):
 
     Args:
         supervise_tags: See `Prompt`.
-        wordings: Wordings to use of each task: "all"; "seen", all except the last; "unseen", only the last. If a model
-            is trained with the seen ones, evaluation with the unseen ones tests whether it reads the instruction. A
-            task with a single wording always has that wording.
+        wordings: Which wordings of each task to use: "all"; "seen", all except the last one; or "unseen", only the last
+            one. If a model is trained with the seen wordings, evaluation with the unseen wordings tests whether it
+            understands the instruction. A task with a single wording always uses that wording.
     """
 
     audio_begin, audio_pad, audio_end = "<|audio_bos|>", "<|AUDIO|>", "<|audio_eos|>"
@@ -250,15 +260,18 @@ class NaturalPrompt(Prompt):
         if wordings not in self.WORDINGS:
             raise UserError(f"prompt.wordings={wordings}: expected {', '.join(self.WORDINGS)}")
         super().__init__(supervise_tags=supervise_tags)
-        self.subset = wordings
+        self.wordings_subset = wordings
 
     def templates(self, task: tasks.Task) -> tuple[str, ...]:
         """Return the selected instructions of a task."""
-        return task.wordings[self.WORDINGS[self.subset]] if task.paraphrases else task.wordings
+        return task.wordings[self.WORDINGS[self.wordings_subset]] if task.paraphrases else task.wordings
 
 
 class BothPrompts:
-    """Tags or natural language, drawn for each row. The embedded substitute for Qwen-7B learns both styles with it.
+    """Tags or natural language, drawn for each row.
+
+    It is used to train the small language model that replaces Qwen-7B for the synthetic corpus, which thus learns both
+    styles.
 
     Args:
         supervise_tags: See `Prompt`.
@@ -272,7 +285,7 @@ class BothPrompts:
         self.styles: tuple[Prompt, ...] = (TagPrompt(supervise_tags=supervise_tags), natural)
 
     def turns(self, labels: Labels, n_clips: int, rng: np.random.Generator | None = None) -> list[Turn]:
-        """Write a row: with tags without `rng`, in a random style and wording with it."""
+        """Write a row. Its style and wording are drawn with `rng`; without `rng` it is written with tags."""
         style = self.styles[0 if rng is None else int(rng.integers(len(self.styles)))]
         return style.turns(labels, n_clips, rng)
 

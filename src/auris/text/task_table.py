@@ -1,6 +1,6 @@
-"""The task table for people: `auris doctor show=tasks` prints it on a terminal, or as Markdown into a file.
+"""The task table in readable form, as `auris doctor show=tasks` prints it.
 
-The Markdown is the table of the README.
+If the output is not a terminal, the table is printed as Markdown, as it is in the README.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from auris.text.answer_formats import Labels
 from auris.text.tasks import GRADES, Task
 
 COLUMNS = ("task", "family", "hours", "`task`", "labels", "tags", "instruction", "answer", "scored by", "grade")
-UNPUBLISHED = "*"  # marks prompts that are not published
+UNPUBLISHED_MARK = "*"  # follows prompts that are not published
 
-# Labels for the answers in the table. In Chinese, each timed word is one character.
-CHINESE = {"language": "zh", "words": [{"word": "面", "start": 0.54, "end": 0.86}]}
+# Labels from which the example answers in the table are rendered. In Chinese, each timed word is one character.
+CHINESE_EXAMPLE: Labels = {"language": "zh", "words": [{"word": "面", "start": 0.54, "end": 0.86}]}
 EXAMPLE: Labels = {
     "text": "hello",
     "language": "en",
@@ -37,71 +37,74 @@ EXAMPLE: Labels = {
 }
 
 NOTES = (
-    f"Hours are from Qwen-Audio's Table 1. Prompts marked with {UNPUBLISHED} are not published and were written for "
-    "auris. Answers are shown in natural language; with tags, times and fields are control tokens.",
-    "Grades describe evaluation data: the best that exists before the slash, the embedded corpus after it. "
+    f"Hours are from Qwen-Audio's Table 1. Prompts marked with {UNPUBLISHED_MARK} are not published and were written "
+    "for auris. Answers are shown in natural language; with tags, times and fields are control tokens.",
+    "Grades describe evaluation data. The grade before the slash is for the best existing data, the grade after it for "
+    "the synthetic corpus that `auris corpus` writes. "
     + "; ".join(f"{grade}: {meaning}" for grade, meaning in GRADES.items())
     + ".",
 )
 
 
 def rows() -> list[tuple[str, ...]]:
-    """Return the cells of the table's 31 rows, with code in backticks."""
+    """Return the cells of the table's 31 rows. Code is in backticks."""
     return [(name, *_cells(name, task)) for name, task in tasks.published()]
 
 
 def _cells(name: str, task: Task) -> tuple[str, ...]:
-    optional = (f"[`{label}`]" for label in (*task.optional, *task.uses))
+    optional_labels = (f"[`{label}`]" for label in (*task.optional, *task.uses))
     return (
         task.family,
         task.hours[name],
         f"`{task.code}`",
-        " ".join([*(f"`{label}`" for label in task.needs), *optional]) + (" 2 clips" if task.clips == 2 else ""),
-        _mark(f"`{_without_brackets(task.tags)}`", task.tags_source),
-        _mark(f"`{_without_brackets(task.natural)}`", task.natural_source),
-        f"`{_answer(task, CHINESE if name.endswith('zh') else EXAMPLE)}`",
+        " ".join([*(f"`{label}`" for label in task.needs), *optional_labels]) + (" 2 clips" if task.clips == 2 else ""),
+        _mark_unpublished(f"`{_drop_brackets(task.tags)}`", task.tags_source),
+        _mark_unpublished(f"`{_drop_brackets(task.natural)}`", task.natural_source),
+        f"`{_format_answer(task, CHINESE_EXAMPLE if name.endswith('zh') else EXAMPLE)}`",
         " ".join(f"`{metric}`" for metric in task.metrics),
-        f"{task.grade}/{task.embedded}",
+        f"{task.grade}/{task.synthetic_grade}",
     )
 
 
-def _answer(task: Task, example: Labels) -> str:
+def _format_answer(task: Task, example: Labels) -> str:
     if task.choices:
         return " / ".join(task.choices)
     return "{text}" if task.is_text else task.render(example, tags=False).replace("\n", " ⏎ ")
 
 
-def _without_brackets(template: str) -> str:
-    """Return a template in a readable form: `<|en|><|keyword|>` as `en keyword`."""
+def _drop_brackets(template: str) -> str:
+    """Return a template in a readable form, such as `en keyword` for `<|en|><|keyword|>`."""
     return re.sub(r"\s+", " ", re.sub(r"<\|(.*?)\|>", r" \1 ", template).replace("_tag}", "}")).strip()
 
 
-def _mark(cell: str, source: str) -> str:
-    return cell if source.startswith("published") else cell + UNPUBLISHED
+def _mark_unpublished(cell: str, source: str) -> str:
+    return cell if source.startswith("published") else cell + UNPUBLISHED_MARK
 
 
 def markdown() -> str:
-    """Return the table and its notes as in the README."""
-    lines = (COLUMNS, ("---",) * len(COLUMNS), *rows())
-    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    """Return the table and its notes as Markdown, as in the README."""
+    table_rows = (COLUMNS, ("---",) * len(COLUMNS), *rows())
+    table = "\n".join("| " + " | ".join(cells) + " |" for cells in table_rows)
     return "\n\n".join([table, *NOTES]) + "\n"
 
 
-def show(what: str, console: Console | None = None) -> None:
-    """Print the table, or one task.
+def show(name: str, console: Console | None = None) -> None:
+    """Print the table, or the description of one task.
 
     Args:
-        what: `tasks` for the table, or the code of a task.
+        name: `tasks` for the table, or the code of a task.
         console: Where to print; standard output by default.
 
     Raises:
-        UserError: `what` is neither.
+        UserError: `name` is neither `tasks` nor the code of a task.
     """
     console = console or Console()
-    if what != "tasks":
-        if what not in tasks.TASKS:
-            raise UserError(f"show={what}: expected tasks, or one of {', '.join(tasks.TASKS)}")
-        console.file.write(_describe(tasks.find(what)))
+    if name != "tasks":
+        if name not in tasks.TASKS:
+            raise UserError(
+                f"show={name}: expected tasks for the table, or the code of a task: {', '.join(tasks.TASKS)}"
+            )
+        console.file.write(_describe(tasks.find(name)))
     elif console.is_terminal:
         console.print(_narrow_table())
         for note in NOTES:
@@ -111,33 +114,33 @@ def show(what: str, console: Console | None = None) -> None:
 
 
 def _narrow_table() -> Table:
-    """Return the table with the same cells in half the number of columns, for a narrow terminal."""
+    """Return the table for a narrow terminal: it has the same content in half as many columns."""
     table = Table("task", "labels, answer", "tags, instruction", "scored by", "grade", show_lines=True)
-    for line in rows():
-        name, family, hours, code, labels, tags, instruction, answer, scored, grade = (
-            cell.replace("`", "").replace("[", r"\[") for cell in line
+    for cells in rows():
+        name, family, hours, code, labels, tags, instruction, answer, metrics, grade = (
+            cell.replace("`", "").replace("[", r"\[") for cell in cells
         )
-        cells = (
+        narrow_cells = (
             (name, f"task: {code}", f"{family}, {hours} h"),
             (labels, f"-> {answer}"),
             (tags, instruction),
-            scored.split(),
+            metrics.split(),
             (grade,),
         )
-        table.add_row(*("\n".join(lines) for lines in cells))
+        table.add_row(*("\n".join(lines) for lines in narrow_cells))
     return table
 
 
 def _describe(task: Task) -> str:
-    """Return a description of a task with all its wordings and both forms of its answer."""
+    """Return a description of a task with all wordings of its prompt and both forms of its answer."""
     lines = [f"{task.code}: {task.name}"]
     if task.hours:
         hours = ", ".join(f"{name} {hours} h" for name, hours in task.hours.items())
-        grades = f"{GRADES[task.grade]}; the embedded corpus: {GRADES[task.embedded]}"
+        grades = f"{GRADES[task.grade]}; the synthetic corpus: {GRADES[task.synthetic_grade]}"
         lines += [f"in Qwen-Audio's Table 1 ({task.family}): {hours}", f"evaluation data: {grades}"]
     lines += [f"needs: {', '.join(task.needs)}" + (f", and {task.clips} clips" if task.clips > 1 else "")]
     lines += [f"optional: {label} (default {value})" for label, value in task.optional.items()]
-    lines += [f"optional: {label}" for label in task.uses]
+    lines += [f"optional: {label} (no default; used for scoring)" for label in task.uses]
     if task.natural:
         lines += [f"scored by: {', '.join(task.metrics)}"]
         lines += [f"tags ({task.tags_source}): {task.tags}", f"answer with tags: {task.render(EXAMPLE)}"]

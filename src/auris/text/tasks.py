@@ -1,6 +1,7 @@
-"""The task table, read from `tasks.yaml`, and functions that relate rows to it: checks, groups, curves.
+"""The task table, read from `tasks.yaml`, and functions that look up a row's task in it.
 
-A mistake in the table is a `UserError` that names the task and the field.
+These functions check the labels of a row, and name the line of the results table and the loss curve to which the row
+belongs. A mistake in the table is a `UserError` that names the task and the field.
 """
 
 from __future__ import annotations
@@ -14,16 +15,17 @@ from auris.errors import UserError
 from auris.files import read_yaml
 from auris.text.answer_formats import FORMATS, LANGUAGES, AnswerFormat, Labels, Text, label_problems
 
-# Replacements for languages without a tag of their own (Qwen-Audio tokenization_qwen.py).
+# The nearest tag for languages that have no tag (Qwen-Audio tokenization_qwen.py).
 _NEAREST_TAG = {"yue": "zh"}
 
-CAPTION_STYLES = ("clotho", "audiocaps", "plain")  # Qwen-Audio evaluate_caption.py; plain is the style of no data set
+CAPTION_STYLES = ("clotho", "audiocaps", "plain")  # Qwen-Audio evaluate_caption.py; plain is for other data sets
 
 # Modes of a dialogue (Qwen2-Audio section 2). They follow from the messages; the prompt has no switch for them.
 MODES = ("audio_analysis", "voice_chat", "text")
 
-# Labels whose value becomes part of a control token, with a noun for messages and the valid values.
-_CLOSED: dict[str, tuple[str, Collection[str]]] = {
+# Closed labels: their values come from a finite set, so they may become part of a control token. Each has a noun for
+# messages and its valid values.
+_CLOSED_LABELS: dict[str, tuple[str, Collection[str]]] = {
     "language": ("languages", LANGUAGES),
     "target_language": ("languages", LANGUAGES),
     "caption_style": ("caption styles", CAPTION_STYLES),
@@ -50,11 +52,11 @@ class Task:
     Attributes:
         code: Name of the task in manifests.
         family: speech, sound or music; other for tasks that are not in Qwen-Audio's Table 1.
-        hours: Hours by their names in Table 1; empty for tasks of the family other.
+        hours: Hours of audio by the names of the task in Table 1; empty for tasks of the family other.
         answer: Format of the answer.
         metrics: The part of an answer that each metric compares; see `AnswerFormat.extract`.
         grade: Grade of the best existing evaluation data, a key of GRADES.
-        embedded: Grade of the data that the embedded corpus can generate.
+        synthetic_grade: Grade of the data of the synthetic corpus (`auris corpus`), a key of GRADES.
     """
 
     code: str
@@ -76,16 +78,16 @@ class Task:
     closed: bool = False
     group: str
     grade: str = ""
-    embedded: str = ""
+    synthetic_grade: str = ""
 
     @property
     def metric(self) -> str:
-        """The main metric of the task, which is its first one; empty for a task without scores."""
+        """The main metric of the task, which is the first one in `metrics`; empty for a task without scores."""
         return next(iter(self.metrics), "")
 
     @property
     def wordings(self) -> tuple[str, ...]:
-        """All instructions in natural language; the first is the canonical one."""
+        """All instructions in natural language. The first instruction is the canonical one."""
         return (self.natural, *self.paraphrases)
 
     @property
@@ -98,12 +100,15 @@ class Task:
         return "".join(self.answer.render(labels, tags=tags))
 
     def extract(self, answer: str, metric: str | None = None) -> Any:
-        """Return the part of an answer that a metric compares: for one not in `metrics`, that of the main metric."""
+        """Return the part of an answer that a metric compares.
+
+        A metric that is not in `metrics` compares the same part as the main metric.
+        """
         part = self.metrics.get(metric or self.metric) or self.metrics.get(self.metric, "answer")
         return self.answer.extract(answer, part)
 
 
-_SOURCES = ("published", "published (as read by third parties)", "ours")
+_PROMPT_SOURCES = ("published", "published (as read by third parties)", "ours")
 
 
 def _load(path: Path) -> dict[str, Task]:
@@ -125,25 +130,27 @@ def _parse_task(code: str, family: str, entry: Mapping[str, Any]) -> Task:
         raise UserError(f"tasks.yaml, task {code}: {problem}")
 
     grades = entry.get("grade", "/").split("/")
-    values = {"group": code, **entry, "code": code, "family": family, "grade": grades[0], "embedded": grades[-1]}
+    values = {"group": code, **entry, "code": code, "family": family, "grade": grades[0], "synthetic_grade": grades[-1]}
     valid = [attribute.name for attribute in fields(Task)]
     required = [a.name for a in fields(Task) if a.default is a.default_factory is MISSING]
     for name in values.keys() - valid:
         fail(f"unknown field {name!r}; valid fields: {', '.join(valid)}")
     if missing := [name for name in required if name not in values]:
-        fail(f"expected the field {', '.join(missing)}")
+        fail(f"required fields are missing: {', '.join(missing)}")
     answer = values.get("answer", "text")
     if answer not in FORMATS:
         fail(f"unknown answer format {answer!r}; valid formats: {', '.join(FORMATS)}")
-    arguments: dict[str, Any] = {k: tuple(value) if isinstance(value, list) else value for k, value in values.items()}
+    arguments: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
+    }
     task = Task(**arguments | {"answer": FORMATS[answer]})
     for text in (*task.needs, *task.uses, *task.paraphrases, *task.choices):
         if not isinstance(text, str):
-            fail(f"{text!r} is not a string: put it in quotes")
+            fail(f"{text!r} is not a string; put it in quotes to make it one")
     for source in (task.tags_source, task.natural_source):
-        if source not in _SOURCES:
-            fail(f"unknown source {source!r}; valid sources: {', '.join(_SOURCES)}")
-    for grade in (task.grade, task.embedded):
+        if source not in _PROMPT_SOURCES:
+            fail(f"unknown source {source!r}; valid sources: {', '.join(_PROMPT_SOURCES)}")
+    for grade in (task.grade, task.synthetic_grade):
         if grade not in ("", *GRADES):
             fail(f"unknown grade {grade!r}; valid grades: {', '.join(GRADES)}")
     for metric, part in task.metrics.items():
@@ -161,7 +168,7 @@ def find(code: str) -> Task:
     """Return the task with this code.
 
     Raises:
-        UserError: There is none; the message lists the valid codes.
+        UserError: There is no such task; the message lists the valid codes.
     """
     if code not in TASKS:
         raise UserError(f"unknown task {code!r}; valid tasks: {', '.join(TASKS)}")
@@ -169,26 +176,27 @@ def find(code: str) -> Task:
 
 
 def published() -> Iterator[tuple[str, Task]]:
-    """Yield the 31 rows of Qwen-Audio's Table 1 as name and task; two of them are `srwt`."""
+    """Yield the 31 rows of Qwen-Audio's Table 1 as (name in the table, task). The task `srwt` has two rows."""
     return ((name, task) for task in TASKS.values() for name in task.hours)
 
 
 def is_synthetic(provenance: object) -> bool:
-    """Return whether a `provenance`, kinds joined by `+`, names only synthetic data."""
+    """Return whether a row's `provenance` names only synthetic data. It may have several values, joined by `+`."""
     return isinstance(provenance, str) and set(provenance.split("+")) <= _SYNTHETIC
 
 
 def group(labels: Labels) -> str:
-    """Return the line of a results table to which a row belongs, as `asr en` or `s2tt de-en`.
+    """Return the name of the line of a results table to which a row belongs, such as `asr en` or `s2tt de-en`.
 
-    If synthetic data tests only the format of a task, its synthetic rows have a line of their own, `fmt_...`.
+    If synthetic data tests only the format of a task (grade D), its synthetic rows have a separate line, `fmt_...`.
     """
     task = find(labels["task"])
-    is_format = task.embedded == "D" and is_synthetic(labels.get("provenance"))
-    return ("fmt_" if is_format else "") + task.group.format(**labels)
+    tests_only_format = task.synthetic_grade == "D" and is_synthetic(labels.get("provenance"))
+    return ("fmt_" if tests_only_format else "") + task.group.format(**labels)
 
 
-# Curves of the training loss in TensorBoard: one for each task, and one for each mode of dialogues.
+# Names of the curves of the training loss in TensorBoard. There is one curve for each task and, for tasks with
+# dialogues, one for each mode.
 CURVES = tuple(
     name
     for code, task in TASKS.items()
@@ -203,22 +211,27 @@ def curve(labels: Labels) -> str:
 
 
 def closed_fields(labels: Labels) -> dict[str, str]:
-    """Return the template fields whose values come from a fixed set, so that they may be part of a control token."""
-    optional = find(labels["task"]).optional
-    closed: dict[str, str] = {}
-    for key, (_, values) in _CLOSED.items():
+    """Return the values of a row's closed fields by name.
+
+    These are the template fields whose values come from a finite set, so that they may be part of a control token: the
+    closed labels, and names and tags of their languages.
+    """
+    defaults = find(labels["task"]).optional
+    closed_labels: dict[str, str] = {}
+    for key, (_, values) in _CLOSED_LABELS.items():
         label = labels.get(key)
-        value = label if isinstance(label, str) else optional.get(key)
+        value = label if isinstance(label, str) else defaults.get(key)
         if value is not None and value in values:
-            closed[key] = value
-    languages = {key: code for key, code in closed.items() if key.endswith("language")}
+            closed_labels[key] = value
+    languages = {key: code for key, code in closed_labels.items() if key.endswith("language")}
     names = {f"{key}_name": LANGUAGES[code] for key, code in languages.items()}
-    return closed | names | {f"{key}_tag": _NEAREST_TAG.get(code, code) for key, code in languages.items()}
+    tags = {f"{key}_tag": _NEAREST_TAG.get(code, code) for key, code in languages.items()}
+    return closed_labels | names | tags
 
 
 def own_labels(task: Task) -> list[str]:
-    """Return all labels except `text` that affect a row of this task: its check, its prompts or its score."""
-    return sorted({*task.needs, *task.optional, *task.uses, *_CLOSED} - {"text"})
+    """Return the names of all labels except `text` that affect the check, the prompt or the score of a task's rows."""
+    return sorted({*task.needs, *task.optional, *task.uses, *_CLOSED_LABELS} - {"text"})
 
 
 def check(labels: Labels) -> str | None:
@@ -236,10 +249,10 @@ def check(labels: Labels) -> str | None:
 
 
 def _problems(task: Task, name: str, labels: Labels) -> Iterator[str]:
-    """Yield the reasons why a label cannot be used. Later checks rely on earlier ones."""
+    """Yield the reasons why a label cannot be used. Later checks rely on earlier checks."""
     yield from label_problems(name, labels)
     value = labels[name]
-    noun, valid = _CLOSED.get(name, ("", ()))
+    noun, valid = _CLOSED_LABELS.get(name, ("", ()))
     if noun and value not in valid:
         yield f"label `{name}` is {value!r}; valid {noun}: {', '.join(valid)}"
     if name == "text" and task.choices and value not in task.choices:

@@ -1,9 +1,9 @@
-"""Tokenizer of the language model with tokens for audio, tasks, languages and timestamps: turns to ids and masks.
+"""Tokenizer of the language model with tokens for audio, tasks, languages and timestamps. It encodes turns.
 
-A vocabulary is read from a local directory or the hub, or is built from Qwen-Audio's `qwen.tiktoken`. If it has an
-audio token it is used unchanged; control tokens are added to the vocabulary of a plain language model. The default of
-the embedded corpus is a byte-level BPE trained on its text. Control tokens follow text tokens, as in Qwen's
-vocabularies.
+A vocabulary is read from a local directory or the hub, or is built from Qwen-Audio's `qwen.tiktoken`. A vocabulary with
+an audio token is used unchanged; to the vocabulary of a plain language model, control tokens are added. The synthetic
+corpus that `auris corpus` writes has a byte-level BPE that is trained on its text. Its control tokens follow its text
+tokens, as in Qwen's vocabularies.
 """
 
 from __future__ import annotations
@@ -36,16 +36,17 @@ from auris.text.tasks import LANGUAGES
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-INCOMPLETE = "\ufffd"  # result of `decode` for the first bytes of a character
+INCOMPLETE = "\ufffd"  # what `decode` returns for an incomplete character, of which only the first bytes are decoded
 
-_PADS = (NaturalPrompt.audio_pad, TagPrompt.audio_pad)
+_AUDIO_PADS = (NaturalPrompt.audio_pad, TagPrompt.audio_pad)
 _BRACKETED = re.compile(r"(<\|[^|<>]*\|>|</?audio>|\[\[\[AUDIO:modality\]\]\])")
 
 
 def control_tokens() -> list[str]:
-    """Return every control token of both systems: ChatML, tags, languages, 10 ms timestamps, MIDI notes, audio marks.
+    """Return every control token of Qwen-Audio and Qwen2-Audio.
 
-    Qwen-Audio's tokens come first, in the order of its released vocabulary, then those that Qwen2-Audio adds.
+    These are ChatML tokens, tags, languages, 10 ms timestamps, MIDI notes and the tokens for audio. Qwen-Audio's tokens
+    come first, in the order of its released vocabulary, followed by the tokens that Qwen2-Audio adds.
     """
     return [
         END_OF_TEXT,
@@ -59,7 +60,7 @@ def control_tokens() -> list[str]:
 
 
 def _qwen_audio_tokens() -> list[str]:
-    """Return the 3,314 tokens that Qwen-Audio adds to Qwen's vocabulary, in its order."""
+    """Return the 3,314 tokens that Qwen-Audio adds to Qwen's vocabulary, in the order of its vocabulary."""
     return [TagPrompt.audio_pad, *audio_tags(), TagPrompt.audio_begin, TagPrompt.audio_end]
 
 
@@ -69,8 +70,8 @@ class Encoded:
 
     Attributes:
         ids: (T,) int64, token ids.
-        supervise: (T,) bool, whether a token is trained.
-        audio: (T,) bool, whether a token is replaced by an embedding of audio.
+        supervise: (T,) bool, whether the model is trained to predict the token.
+        audio: (T,) bool, whether the token is replaced by an embedding of audio.
     """
 
     ids: np.ndarray
@@ -79,19 +80,19 @@ class Encoded:
 
 
 class Tokenizer:
-    """Fast tokenizer of transformers with the control tokens of one or both systems.
+    """Fast tokenizer of transformers with the control tokens of Qwen-Audio, Qwen2-Audio or both.
 
-    A vocabulary with an audio token belongs to a model that was trained with it, and is not changed. To any other, all
-    missing control tokens are added.
+    A vocabulary with an audio token belongs to a model that was trained with it, and is not changed. To any other
+    vocabulary, all missing control tokens are added.
 
     Args:
         fast: The tokenizer of transformers.
 
     Attributes:
         end: Id of the token that ends an answer.
-        pads: Ids of the audio pads in the vocabulary.
+        pads: Ids of the audio pads in the vocabulary, the tokens that stand for the audio of a clip.
         text_encoder: Encoder of plain text, which knows no control tokens.
-        ids: Cached encoding of a text with a `Control`.
+        ids: Function that takes a text and a `Control` and returns token ids. It has a cache.
     """
 
     def __init__(self, fast: PreTrainedTokenizerFast):
@@ -101,13 +102,13 @@ class Tokenizer:
             missing = [token for token in control_tokens() if token not in added_tokens]
             fast.add_special_tokens({"additional_special_tokens": missing}, replace_extra_special_tokens=False)
         self.end = self.id(END_OF_TEXT)
-        self.pads = frozenset(self.id(pad) for pad in _PADS if self._has(pad))
+        self.pads = frozenset(self.id(pad) for pad in _AUDIO_PADS if self._has(pad))
         # `split_special_tokens` is not enough, because it still finds added tokens that are not marked as special.
         self.text_encoder = FastTokenizer(fast.backend_tokenizer.model)
         self.text_encoder.normalizer = fast.backend_tokenizer.normalizer
         self.text_encoder.pre_tokenizer = fast.backend_tokenizer.pre_tokenizer
-        # Tags in the text of a dialogue. As released, they include the audio pad, which is no audio without its begin
-        # and end.
+        # Control tokens that the text of a dialogue may contain. As in the released code, the audio pad is one of them;
+        # it does not stand for audio there, because the begin and end token are missing.
         self._tags = {tag: self.id(tag) for tag in (TagPrompt.audio_pad, *audio_tags()) if self._has(tag)}
         self.ids = lru_cache(maxsize=10_000)(self._encode)
         self._count_pads = lru_cache(maxsize=10_000)(self._count_pads)
@@ -121,12 +122,12 @@ class Tokenizer:
             grow: Whether control tokens may be added to a vocabulary without an audio token.
 
         Raises:
-            UserError: The tokenizer cannot be read, or has no audio token and must not grow.
+            UserError: The tokenizer cannot be read, or its vocabulary has no audio token and `grow` is False.
         """
         ranks = byte_level.find_ranks(Path(path))
-        fast = _from_pretrained(path) if ranks is None else _with_released_tokens(byte_level.from_ranks(ranks))
+        fast = _from_pretrained(path) if ranks is None else _add_released_tokens(byte_level.from_ranks(ranks))
         if not grow and not _has_audio_token(fast):
-            raise UserError(f"tokenizer={path}: its vocabulary has no audio token, expected {' or '.join(_PADS)}")
+            raise UserError(f"tokenizer={path}: the vocabulary has no audio token, expected {' or '.join(_AUDIO_PADS)}")
         try:
             return cls(fast)
         except ValueError as error:
@@ -134,8 +135,8 @@ class Tokenizer:
 
     @classmethod
     def train(cls, texts: Iterable[str], *, vocab_size: int) -> Tokenizer:
-        """Train a byte-level BPE of `vocab_size` text tokens, followed by every control token."""
-        return cls(_with_control_tokens(byte_level.train(texts, vocab_size=vocab_size), control_tokens()))
+        """Train a byte-level BPE of `vocab_size` text tokens; every control token is added after them."""
+        return cls(_add_control_tokens(byte_level.train(texts, vocab_size=vocab_size), control_tokens()))
 
     def save(self, path: str | Path) -> None:
         """Save the tokenizer to a directory."""
@@ -148,16 +149,16 @@ class Tokenizer:
 
     @property
     def n_text(self) -> int:
-        """Exclusive upper bound of the ids of text tokens.
+        """Upper bound (exclusive) of the ids of text tokens.
 
-        If a plain vocabulary has control tokens before text tokens, their ids are below this number too.
+        If a plain vocabulary has control tokens before text tokens, the ids of these control tokens are below it too.
         """
-        control = self.fast.get_added_vocab()
-        return 1 + max(number for token, number in self.fast.get_vocab().items() if token not in control)
+        control_vocab = self.fast.get_added_vocab()
+        return 1 + max(token_id for token, token_id in self.fast.get_vocab().items() if token not in control_vocab)
 
     @property
     def audio_ids(self) -> list[int]:
-        """Ids of the tokens that a plain language model does not have: audio marks and tags."""
+        """Ids of the tokens that a plain language model does not have: tags and the tokens for audio."""
         chatml = (END_OF_TEXT, IM_START, IM_END)
         return sorted(self.id(token) for token in control_tokens() if token not in chatml and self._has(token))
 
@@ -165,12 +166,12 @@ class Tokenizer:
         """Return the id of a control token.
 
         Raises:
-            UserError: It is not a token of the vocabulary.
+            UserError: The vocabulary does not contain `token`.
         """
-        number = self.fast.backend_tokenizer.token_to_id(token)
-        if number is None:
+        token_id = self.fast.backend_tokenizer.token_to_id(token)
+        if token_id is None:
             raise UserError(f"{token!r} is not a token of this vocabulary")
-        return number
+        return token_id
 
     def _has(self, token: str) -> bool:
         return self.fast.backend_tokenizer.token_to_id(token) is not None
@@ -180,32 +181,33 @@ class Tokenizer:
 
         Args:
             turns: The turns.
-            spans: Ids that replace the k-th audio pad: the pad id once per audio token, or the ids of a text.
-            is_audio: Whether the spans are audio.
+            spans: For each audio pad in the turns, the ids that replace it: the id of the pad once per audio token, or
+                the ids of a text.
+            is_audio: Whether the spans stand for audio.
 
         Raises:
-            UserError: Pads and spans differ in number, or the vocabulary lacks a control token of the turns.
+            UserError: The numbers of pads and spans differ, or the vocabulary lacks a control token of the turns.
         """
         n_pads = sum(self._count_pads(turn.text) for turn in turns if turn.control is Control.ALL)
         if n_pads != len(spans):
-            raise UserError(f"the prompt has {n_pads} audio marks, but the row has {len(spans)} clips")
+            raise UserError(f"the prompt has {n_pads} audio placeholders, but the row has {len(spans)} clips")
         ids: list[int] = []
         supervise: list[bool] = []
         audio: list[bool] = []
-        remaining = iter(spans)
+        remaining_spans = iter(spans)
         for turn in turns:
-            for number in self.ids(turn.text, turn.control):
-                is_pad = turn.control is Control.ALL and number in self.pads
-                span = next(remaining) if is_pad else (number,)
+            for token_id in self.ids(turn.text, turn.control):
+                is_pad = turn.control is Control.ALL and token_id in self.pads
+                span = next(remaining_spans) if is_pad else (token_id,)
                 ids.extend(span)
                 supervise.extend([turn.supervise and not is_pad] * len(span))
                 audio.extend([is_audio and is_pad] * len(span))
         return Encoded(np.array(ids, dtype=np.int64), np.array(supervise, dtype=bool), np.array(audio, dtype=bool))
 
     def pad_of(self, turns: Sequence[Turn]) -> int:
-        """Return the id of the audio pad in these turns; any pad of the vocabulary if they contain no audio."""
+        """Return the id of the audio pad in these turns. If they contain no audio, return any pad of the vocabulary."""
         text = "".join(turn.text for turn in turns if turn.control is Control.ALL)
-        pads = [pad for pad in _PADS if pad in text]
+        pads = [pad for pad in _AUDIO_PADS if pad in text]
         return self.id(pads[0]) if pads else min(self.pads)
 
     def plain(self, text: str) -> tuple[int, ...]:
@@ -213,14 +215,14 @@ class Tokenizer:
         return self.ids(text, Control.NONE)
 
     def spans(self, text: str) -> list[tuple[int, int]]:
-        """Return the range of characters that each token of `plain` covers, with an exclusive end.
+        """Return the range of characters that each token of `plain(text)` covers, as (start, exclusive end).
 
-        A token that is a part of a character covers the whole character.
+        The range of a token with a part of a character covers the whole character.
         """
         return self.text_encoder.encode(text, add_special_tokens=False).offsets
 
     def decode(self, ids: Sequence[int], *, control: bool = False) -> str:
-        """Return the text of an answer, with its control tokens only if `control`."""
+        """Return the text of an answer. Its control tokens are left out unless `control` is True."""
         text = self.fast.decode(list(ids), skip_special_tokens=not control, clean_up_tokenization_spaces=False)
         assert isinstance(text, str)  # one sequence of ids gives one text
         return text
@@ -234,16 +236,18 @@ class Tokenizer:
 
     def _encode_tags(self, text: str) -> tuple[int, ...]:
         normalizer = self.fast.backend_tokenizer.normalizer
-        text = normalizer.normalize_str(text) if normalizer else text  # as released, tags are searched after this
+        text = (
+            normalizer.normalize_str(text) if normalizer else text
+        )  # like the released code, search for tags after this
         ids: list[int] = []
-        plain = ""
+        plain_text = ""
         for piece in _BRACKETED.split(text):
             if piece in self._tags:
-                ids += [*self.plain(plain), self._tags[piece]]
-                plain = ""
+                ids += [*self.plain(plain_text), self._tags[piece]]
+                plain_text = ""
             else:
-                plain += piece
-        return (*ids, *self.plain(plain))
+                plain_text += piece
+        return (*ids, *self.plain(plain_text))
 
     def _count_pads(self, text: str) -> int:
         """Return the number of audio pads in a text written by auris.
@@ -251,22 +255,22 @@ class Tokenizer:
         Raises:
             UserError: The vocabulary lacks a control token of the text, which would be encoded as characters.
         """
-        missing = [token for token in _BRACKETED.findall(text) if token in _REQUIRED and not self._has(token)]
+        missing = [token for token in _BRACKETED.findall(text) if token in _REQUIRED_TOKENS and not self._has(token)]
         if missing:
             raise UserError(
-                f"the prompt needs {missing[0]!r}, which is not a token of this vocabulary: "
-                "prompt=tags is for Qwen-Audio's tokens, prompt=natural for Qwen2-Audio's"
+                f"the prompt needs {missing[0]!r}, which is not a token of this vocabulary; set prompt=tags for a "
+                "vocabulary with Qwen-Audio's tokens, or prompt=natural for a vocabulary with Qwen2-Audio's tokens"
             )
-        return sum(number in self.pads for number in self.ids(text, Control.ALL))
+        return sum(token_id in self.pads for token_id in self.ids(text, Control.ALL))
 
 
 # Control tokens that must not be encoded as characters. Language tags are excluded: if a vocabulary lacks the tag at
-# the end of an instruction of Qwen2-Audio, the tag is text, as for the model's own processor.
-_REQUIRED = frozenset(control_tokens()) - {f"<|{code}|>" for code in LANGUAGES}
+# the end of an instruction of Qwen2-Audio, the tag is encoded as text, as the processor of that model does.
+_REQUIRED_TOKENS = frozenset(control_tokens()) - {f"<|{code}|>" for code in LANGUAGES}
 
 
 def _has_audio_token(fast: PreTrainedTokenizerFast) -> bool:
-    return any(fast.backend_tokenizer.token_to_id(pad) is not None for pad in _PADS)
+    return any(fast.backend_tokenizer.token_to_id(pad) is not None for pad in _AUDIO_PADS)
 
 
 def _from_pretrained(path: str | Path) -> PreTrainedTokenizerFast:
@@ -274,26 +278,30 @@ def _from_pretrained(path: str | Path) -> PreTrainedTokenizerFast:
 
     if not Path(path).is_dir() and len(Path(path).parts) > 2:  # a hub name is `name` or `owner/name`
         raise MissingFileError(
-            f"tokenizer={path}: no such directory. To create the embedded corpus with its tokenizer, run "
-            f"`auris corpus out={Path(path).parent}`; or set tokenizer=DIR or a hub name"
+            f"tokenizer={path}: there is no such directory. To create the synthetic corpus with its tokenizer, run "
+            f"`auris corpus out={Path(path).parent}`; to use another tokenizer, set tokenizer to a directory or a hub "
+            "name"
         )
     try:
         fast = AutoTokenizer.from_pretrained(str(path))
     except (OSError, ValueError) as error:
         raise UserError(f"tokenizer={path}: no tokenizer can be read from there ({error})") from error
     if not isinstance(fast, PreTrainedTokenizerFast):
-        raise UserError(f"tokenizer={path}: {type(fast).__name__} is not a fast tokenizer (no tokenizer.json)")
+        raise UserError(
+            f"tokenizer={path}: {type(fast).__name__} is not a fast tokenizer, expected a directory with tokenizer.json"
+        )
     return fast
 
 
-def _with_released_tokens(bpe: FastTokenizer) -> PreTrainedTokenizerFast:
-    """Add the 3,522 special tokens that follow the text tokens in Qwen-Audio (tokenization_qwen.py)."""
+def _add_released_tokens(bpe: FastTokenizer) -> PreTrainedTokenizerFast:
+    """Add the 3,522 special tokens that follow the text tokens in Qwen-Audio's vocabulary (tokenization_qwen.py)."""
     extra = (f"<|extra_{number}|>" for number in range(205))
     special = [END_OF_TEXT, IM_START, IM_END, *extra, *_qwen_audio_tokens()]
-    return _with_control_tokens(bpe, special, normalized=True)  # Qwen-Audio searches them in the normalised text
+    # Qwen-Audio searches for special tokens in normalised text.
+    return _add_control_tokens(bpe, special, normalized=True)
 
 
-def _with_control_tokens(
+def _add_control_tokens(
     bpe: FastTokenizer, tokens: Iterable[str], *, normalized: bool = False
 ) -> PreTrainedTokenizerFast:
     from transformers import PreTrainedTokenizerFast

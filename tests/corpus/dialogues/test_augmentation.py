@@ -10,7 +10,7 @@ import pytest
 
 from auris.completions import Endpoint, Record
 from auris.corpus.dialogues import augmentation
-from auris.corpus.dialogues.augmentation import SHIPPED, Written
+from auris.corpus.dialogues.augmentation import SHIPPED_REPLIES, WrittenQuestion
 from auris.corpus.grammar import SPLITS
 from support import stand_in
 
@@ -20,17 +20,17 @@ def constant_reply(text: str):
 
 
 def test_the_first_line_of_the_shipped_recording_states_that_templates_wrote_it() -> None:
-    first = json.loads(SHIPPED.read_text("utf-8").splitlines()[0])
+    first = json.loads(SHIPPED_REPLIES.read_text("utf-8").splitlines()[0])
     assert first["answered by"] == stand_in.MODEL == "a script of templates, not a language model"
 
 
 def test_the_shipped_recording_equals_the_current_replies_of_the_mock(tmp_path: Path) -> None:
     stand_in.record(tmp_path / "again.jsonl")
-    assert (tmp_path / "again.jsonl").read_bytes() == SHIPPED.read_bytes()
+    assert (tmp_path / "again.jsonl").read_bytes() == SHIPPED_REPLIES.read_bytes()
 
 
 def test_the_shipped_recording_has_eight_valid_pairs_for_each_label() -> None:
-    written, rejected = augmentation.write_questions(Record(SHIPPED), stand_in.labels(), stand_in.PAIRS)
+    written, rejected = augmentation.write_questions(Record(SHIPPED_REPLIES), stand_in.labels(), stand_in.PAIRS)
     assert not rejected
     assert set(Counter((entry.task, entry.label) for entry in written).values()) == {8}
     assert {entry.model for entry in written} == {stand_in.MODEL}
@@ -52,7 +52,7 @@ def test_an_invalid_pair_is_rejected_and_counted(tmp_path: Path, entry: object, 
     with stand_in.serve(constant_reply(json.dumps([entry, valid]))) as (url, _):
         record = Record(tmp_path / "record.jsonl", Endpoint(url=url, model="m"))
         written, rejected = augmentation.write_questions(record, [("sec", "dog")], 2)
-    assert written == [Written("sec", "dog", "Who barks?", "It is a dog.", stand_in.MODEL)]
+    assert written == [WrittenQuestion("sec", "dog", "Who barks?", "It is a dog.", stand_in.MODEL)]
     assert rejected == {reason: 1}
 
 
@@ -75,7 +75,7 @@ def test_a_code_fence_is_ignored_and_replies_without_a_json_list_are_counted(
 
 
 def test_the_same_question_about_several_labels_belongs_to_one_split() -> None:
-    written, _ = augmentation.write_questions(Record(SHIPPED), stand_in.labels(), stand_in.PAIRS)
+    written, _ = augmentation.write_questions(Record(SHIPPED_REPLIES), stand_in.labels(), stand_in.PAIRS)
     questions = {
         split: {entry.question for entry in entries} for split, entries in augmentation.split_questions(written).items()
     }
@@ -85,4 +85,4 @@ def test_the_same_question_about_several_labels_belongs_to_one_split() -> None:
 
 def test_too_few_questions_for_three_splits_are_an_error() -> None:
     with pytest.raises(ValueError, match="raise llm.pairs"):
-        augmentation.split_questions([Written("sec", "dog", "Who barks?", "A dog.", "m")])
+        augmentation.split_questions([WrittenQuestion("sec", "dog", "Who barks?", "A dog.", "m")])

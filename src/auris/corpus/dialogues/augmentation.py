@@ -1,8 +1,8 @@
 """Questions and answers that a language model writes from the labels of recordings (Qwen-Audio section 3.3).
 
-There is one request for each label. Every reply is recorded (`auris.completions`), so that the rows can be reproduced
-without a network. The recording that comes with auris was written by a script, not by a language model; its first line
-and every row made from it say so.
+There is one request for each label. Every reply is saved in a file (`auris.completions`), so that the rows can be
+reproduced without a network. The file that comes with auris (`augmentation.jsonl`) was written by a script, not by a
+language model; its first line and every row made from it say so.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from auris.errors import UserError
 from auris.metrics.normalize import contains
 from auris.text.tasks import TASKS
 
-SHIPPED = Path(__file__).with_name("augmentation.jsonl")
+SHIPPED_REPLIES = Path(__file__).with_name("augmentation.jsonl")
 
 _INSTRUCTION = (
     "You write training data for an assistant that hears audio. You are told what a label says about a recording. "
@@ -34,8 +34,8 @@ _LIST = re.compile(r"\[.*\]", re.DOTALL)  # models often put a code fence or a f
 
 
 @dataclass(frozen=True)
-class Written:
-    """A question and answer that `model` wrote about recordings of `task` with the label `label`."""
+class WrittenQuestion:
+    """A question and an answer that `model` wrote about rows of `task` with the label `label`."""
 
     task: str
     label: str
@@ -43,24 +43,40 @@ class Written:
     answer: str
     model: str
 
+    def __repr__(self) -> str:
+        # The hash of this text is in instruct.json and is compared there, so the text must not change.
+        return (
+            f"Written(task={self.task!r}, label={self.label!r}, question={self.question!r}, answer={self.answer!r}, "
+            f"model={self.model!r})"
+        )
 
-def request(task: str, label: str, pairs: int) -> list[Message]:
-    """Return the messages that request questions about a label."""
-    facts = {"task": TASKS[task].name, "label": label, "pairs": pairs}
+
+def write_request(task: str, label: str, n_pairs: int) -> list[Message]:
+    """Return the messages that request `n_pairs` pairs of a question and an answer about a label."""
+    content = {"task": TASKS[task].name, "label": label, "pairs": n_pairs}
     return [
         {"role": "system", "content": _INSTRUCTION},
-        {"role": "user", "content": json.dumps(facts, ensure_ascii=False)},
+        {"role": "user", "content": json.dumps(content, ensure_ascii=False)},
     ]
 
 
 def write_questions(
-    record: Record, labels: Iterable[tuple[str, str]], pairs: int
-) -> tuple[list[Written], Counter[str]]:
-    """Return at most `pairs` questions with answers for each (task, label), and the number of rejections by reason."""
-    questions: list[Written] = []
+    record: Record, labels: Iterable[tuple[str, str]], n_pairs: int
+) -> tuple[list[WrittenQuestion], Counter[str]]:
+    """Ask a language model for questions about labels.
+
+    Args:
+        record: Source of the replies.
+        labels: The labels, as (task, label).
+        n_pairs: Maximum number of questions for each label.
+
+    Returns:
+        The questions with their answers, and the number of rejected questions by reason.
+    """
+    questions: list[WrittenQuestion] = []
     rejections: Counter[str] = Counter()
     for task, label in labels:
-        reply, model = record.ask(request(task, label, pairs))
+        reply, model = record.ask(write_request(task, label, n_pairs))
         try:
             entries = json.loads(match[0]) if (match := _LIST.search(reply)) else None
         except json.JSONDecodeError:
@@ -68,19 +84,22 @@ def write_questions(
         if not isinstance(entries, list):
             rejections["the reply is no JSON list"] += 1
             continue
-        for entry in entries[:pairs]:
-            if problem := _check(entry, label):
+        for entry in entries[:n_pairs]:
+            if problem := _find_problem(entry, label):
                 rejections[problem] += 1
             else:
-                questions.append(Written(task, label, entry["question"].strip(), entry["answer"].strip(), model))
+                questions.append(
+                    WrittenQuestion(task, label, entry["question"].strip(), entry["answer"].strip(), model)
+                )
     return questions, rejections
 
 
-def _check(entry: Any, label: str) -> str | None:
+def _find_problem(entry: Any, label: str) -> str | None:
+    """Return why a question and its answer cannot be used; None if they can."""
     question, answer = (entry.get("question"), entry.get("answer")) if isinstance(entry, Mapping) else (None, None)
     if not (isinstance(question, str) and isinstance(answer, str) and question.strip() and answer.strip()):
         return "no question with an answer"
-    if question.strip() in wordings.typed():  # its split is fixed already
+    if question.strip() in wordings.fixed_typed_questions():  # its split is already determined
         return "a template asks the same"
     if not contains(answer, label, "en"):
         return "the label is not in the answer"
@@ -89,16 +108,19 @@ def _check(entry: Any, label: str) -> str | None:
     return None
 
 
-def split_questions(written: Sequence[Written]) -> dict[str, list[Written]]:
-    """Assign questions to splits. A wording belongs to one split, whatever label it was written for.
+def split_questions(written_questions: Sequence[WrittenQuestion]) -> dict[str, list[WrittenQuestion]]:
+    """Assign questions to splits. The same question about several labels belongs to one split.
 
     Raises:
         UserError: There are too few different questions for three splits.
     """
-    questions = sorted({entry.question for entry in written})
+    questions = sorted({entry.question for entry in written_questions})
     if len(questions) < len(SPLITS):
         raise UserError(
-            f"the model wrote {len(questions)} different questions, too few for three splits: raise llm.pairs"
+            f"the model wrote {len(questions)} different questions, too few for three splits; to get more questions, "
+            "raise llm.pairs"
         )
-    split_by_question = {question: split for split in SPLITS for question in wordings.select(questions, split)}
-    return {split: [entry for entry in written if split_by_question[entry.question] == split] for split in SPLITS}
+    split_by_question = {question: split for split in SPLITS for question in wordings.select_split(questions, split)}
+    return {
+        split: [entry for entry in written_questions if split_by_question[entry.question] == split] for split in SPLITS
+    }

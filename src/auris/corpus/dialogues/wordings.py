@@ -1,6 +1,6 @@
 """Wordings of instruction dialogues, read from `wordings.yaml`.
 
-Each wording belongs to one split (`select`), so no instruction of the test split occurs in training.
+Each wording belongs to one split (`select_split`), so no instruction of the test split occurs in training.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from auris.corpus.draws import Rng, pick
 from auris.corpus.grammar import SHARES
 from auris.files import read_yaml
 
-# Forms of an answer: the bare content, a sentence, or a sentence with a polite opening.
+# Forms of an answer: only the content, a sentence, or a sentence with a polite opening.
 FORMS = ("terse", "sentence", "polite")
 
 _DATA = read_yaml(Path(__file__).with_name("wordings.yaml"))
@@ -23,43 +23,48 @@ _SPOKEN_OPENINGS: list[str] = _DATA["spoken_openings"]
 _TYPED: dict[str, list[str]] = _DATA["typed"]
 _SPOKEN: dict[str, list[str]] = _DATA["spoken"]
 SENTENCES: dict[str, str] = _DATA["sentences"]
-NAMED: dict[str, str] = _DATA["named"]
-THINGS: dict[str, str] = _DATA["things"]
+NOUN_PHRASES: dict[str, str] = _DATA["named"]
+LABEL_NOUNS: dict[str, str] = _DATA["things"]
 NUMBERS: list[str] = _DATA["numbers"]
 OPPOSITES: list[list[str]] = _DATA["opposites"]
 CATEGORIES: dict[str, list[str]] = _DATA["categories"]
-SOURCES: dict[str, list[str]] = _DATA["sources"]
-FAMILIES: dict[str, list[str]] = _DATA["families"]
+SOUND_SOURCES: dict[str, list[str]] = _DATA["sources"]
+INSTRUMENT_FAMILIES: dict[str, list[str]] = _DATA["families"]
 
 
-def select(wordings: Sequence[str], split: str) -> tuple[str, ...]:
+def select_split(wordings: Sequence[str], split: str) -> tuple[str, ...]:
     """Return the wordings that belong to `split`.
 
-    The shares of the splits are those of the corpus's sentences; valid and test get at least one wording each.
+    Each split has the same share of the wordings as of the corpus's sentences (`grammar.SHARES`), but valid and test
+    have at least one wording each.
     """
     assert len(wordings) > 2, wordings
-    ranked = sorted(set(wordings), key=lambda wording: hashlib.sha256(wording.encode()).digest())
-    valid, test = (max(1, round(SHARES[name] / 100 * len(ranked))) for name in ("valid", "test"))
-    by_split = {"test": ranked[:test], "valid": ranked[test : test + valid], "train": ranked[test + valid :]}
+    by_hash = sorted(set(wordings), key=lambda wording: hashlib.sha256(wording.encode()).digest())
+    n_valid, n_test = (max(1, round(SHARES[name] / 100 * len(by_hash))) for name in ("valid", "test"))
+    by_split = {
+        "test": by_hash[:n_test],
+        "valid": by_hash[n_test : n_test + n_valid],
+        "train": by_hash[n_test + n_valid :],
+    }
     return tuple(by_split[split])
 
 
 @cache
-def questions(family: str, split: str, *, spoken: bool = False) -> tuple[str, ...]:
-    """Return the wordings of `split` for a family of questions, as templates with braces."""
+def select_questions(family: str, split: str, *, spoken: bool = False) -> tuple[str, ...]:
+    """Return the wordings of a family of questions that belong to `split`. They are templates with braces."""
     if spoken:
-        return select([opening + body for opening in _SPOKEN_OPENINGS for body in _SPOKEN[family]], split)
-    return select([body + closing for closing in _CLOSINGS for body in _TYPED[family]], split)
+        return select_split([opening + body for opening in _SPOKEN_OPENINGS for body in _SPOKEN[family]], split)
+    return select_split([body + closing for closing in _CLOSINGS for body in _TYPED[family]], split)
 
 
-def families(*, spoken: bool = False) -> tuple[str, ...]:
+def question_families(*, spoken: bool = False) -> tuple[str, ...]:
     """Return the names of all families of questions."""
     return tuple(_SPOKEN if spoken else _TYPED)
 
 
-def ask(rng: Rng, family: str, split: str, *, spoken: bool = False, **fields: str) -> str:
+def draw_question(rng: Rng, family: str, split: str, *, spoken: bool = False, **fields: str) -> str:
     """Return a question of `family` in a random wording of `split`, with its braces filled from `fields`."""
-    question = pick(rng, questions(family, split, spoken=spoken)).format(**fields)
+    question = pick(rng, select_questions(family, split, spoken=spoken)).format(**fields)
     return question if spoken else _capitalise(question)
 
 
@@ -69,7 +74,7 @@ def _capitalise(text: str) -> str:
 
 
 @cache
-def typed() -> frozenset[str]:
-    """Return every typed question without braces, in its final form."""
+def fixed_typed_questions() -> frozenset[str]:
+    """Return the final form of every typed question whose template has no braces."""
     bodies = (_capitalise(body) for questions in _TYPED.values() for body in questions if "{" not in body)
     return frozenset(body + closing for body in bodies for closing in _CLOSINGS)
